@@ -1,0 +1,26 @@
+#!/usr/bin/env node
+'use strict';
+
+// Hands over to the native `kg`: its input, output and exit status are the ones of this process.
+
+const { spawn } = require('node:child_process');
+const { constants } = require('node:os');
+
+const { kgPath } = require('../lib/platform.js');
+
+const child = spawn(kgPath, process.argv.slice(2), { stdio: 'inherit' });
+
+// A terminal sends Ctrl-C to both; this process waits for the native one to end cleanly.
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
+  process.on(signal, () => {
+    if (signal !== 'SIGINT' || !process.stdin.isTTY) child.kill(signal);
+  });
+}
+
+child.on('error', (error) => {
+  process.stderr.write(`kg: ${kgPath} could not be started: ${error.message}\n`);
+  process.exitCode = 1;
+});
+child.on('exit', (code, signal) => {
+  process.exitCode = code ?? 128 + constants.signals[signal];
+});

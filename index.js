@@ -1,0 +1,8 @@
+'use strict';
+
+// The JavaScript face of the addon. See index.d.ts for what each export does.
+
+const { BackupManager, createBackupManager } = require('./lib/manager.js');
+const { KgError } = require('./lib/errors.js');
+
+module.exports = { BackupManager, KgError, createBackupManager };

@@ -1,0 +1,26 @@
+'use strict';
+
+/** An error of this package: see index.d.ts. */
+class KgError extends Error {
+  constructor({ code, message, remedy, cause }) {
+    super(`${message}. ${remedy}.`, cause === undefined ? undefined : { cause: new Error(cause) });
+    this.name = 'KgError';
+    this.code = code;
+    this.remedy = remedy;
+  }
+}
+
+/** What an aborted call rejects with, shaped as Node's own. */
+class AbortError extends Error {
+  constructor(reason) {
+    super('The operation was aborted', { cause: reason });
+    this.name = 'AbortError';
+    this.code = 'ABORT_ERR';
+  }
+}
+
+function invalidOption(message, remedy) {
+  return new KgError({ code: 'KG_INVALID_OPTION', message, remedy });
+}
+
+module.exports = { AbortError, KgError, invalidOption };

@@ -1,0 +1,79 @@
+'use strict';
+
+// Calls the addon: JSON in, JSON out, errors and callbacks made native to this realm.
+
+const { AbortError, KgError, invalidOption } = require('./errors.js');
+const { addonPath } = require('./platform.js');
+
+const addon = require(addonPath);
+
+/** JSON of options; what JSON would silently change (NaN to null, a function to nothing) is refused. */
+function encode(value) {
+  return JSON.stringify(value, (key, field) => {
+    const isLost =
+      ['bigint', 'function', 'symbol'].includes(typeof field) || (typeof field === 'number' && !Number.isFinite(field));
+    if (isLost) {
+      throw invalidOption(`\`${key}\` is ${String(field)}, which is no option's value`, 'See index.d.ts for the options');
+    }
+    return field;
+  });
+}
+
+function decode(text) {
+  const { ok, error } = JSON.parse(text);
+  if (error) throw new KgError(error);
+  return ok;
+}
+
+/** Calls back; what a callback throws, or its promise rejects with, becomes a warning of the process. */
+function callBack(name, callback, argument) {
+  const warn = (thrown) => {
+    const text = thrown instanceof Error ? (thrown.stack ?? thrown.message) : String(thrown);
+    process.emitWarning(`${name} threw: ${text}`, { type: 'KgWarning', code: 'KG_CALLBACK_THREW' });
+  };
+  try {
+    const returned = callback(argument);
+    if (typeof returned?.then === 'function') returned.then(undefined, warn);
+  } catch (thrown) {
+    warn(thrown);
+  }
+}
+
+function assertFunction(name, value) {
+  if (value !== undefined && value !== null && typeof value !== 'function') {
+    throw invalidOption(`\`${name}\` is not a function`, 'Give a function, or leave it out');
+  }
+}
+
+function assertSignal(signal) {
+  if (signal !== undefined && signal !== null && typeof signal.addEventListener !== 'function') {
+    throw invalidOption('`signal` is not an AbortSignal', 'Give the `signal` of an AbortController, or leave it out');
+  }
+}
+
+/** Carries out a call of the addon, off this thread. */
+async function call(request, { onProgress, signal } = {}) {
+  assertFunction('onProgress', onProgress);
+  assertSignal(signal);
+  const text = encode(request);
+  if (signal?.aborted) throw new AbortError(signal.reason);
+  const cancellation = new addon.Cancellation();
+  const onAbort = () => cancellation.cancel();
+  signal?.addEventListener('abort', onAbort, { once: true });
+  const report = onProgress && ((progress) => callBack('onProgress', onProgress, JSON.parse(progress)));
+  try {
+    return decode(await addon.run(text, cancellation, report));
+  } catch (error) {
+    throw error.code === 'KG_ABORTED' ? new AbortError(signal?.reason) : error;
+  } finally {
+    signal?.removeEventListener('abort', onAbort);
+    cancellation.release();
+  }
+}
+
+/** Throws where a configuration cannot be used. */
+function checkConfig(config) {
+  decode(addon.checkConfig(encode(config)));
+}
+
+module.exports = { assertFunction, call, callBack, checkConfig };

@@ -1,0 +1,23 @@
+// Builds the addon and `kg` and puts both into npm/<platform>/, where index.js and bin/kg.js find them.
+
+import { spawnSync } from 'node:child_process';
+import { copyFileSync, rmSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '..');
+
+const cargo = spawnSync('cargo', ['build', '--release', '--locked'], { cwd: root, stdio: 'inherit' });
+if (cargo.error) console.error(`cargo could not be started (${cargo.error.message}). Install Rust: https://rustup.rs`);
+if (cargo.status !== 0) process.exit(1);
+
+const { platformName } = createRequire(import.meta.url)('../lib/platform-name.js');
+const library = { darwin: 'libkg_backup.dylib', win32: 'kg_backup.dll' }[process.platform] ?? 'libkg_backup.so';
+const target = path.join(root, 'npm', platformName());
+for (const [built, name] of [[library, 'knowledge-graph-agent.node'], ['kg', 'kg']]) {
+  const to = path.join(target, name);
+  // Removed first: a running process keeps the old file, and a copy into it would change its code.
+  rmSync(to, { force: true });
+  copyFileSync(path.join(process.env.CARGO_TARGET_DIR ?? path.join(root, 'target'), 'release', built), to);
+}

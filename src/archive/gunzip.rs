@@ -1,0 +1,229 @@
+//! The reading half of the container: an archive's bytes go in, its tar comes out.
+//!
+//! A thread reads the file member by member and hashes it, all cores decompress, and the caller reads the result in
+//! order. A member that is damaged is noted and comes as zeros, so that a check can say what else is whole; whoever
+//! wants only whole archives asks [`Decoder::damages`] before trusting a byte.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+
+use libdeflater::{Decompressor, crc32};
+
+use super::{
+    gzip::{MEMBER_HEADER_BYTES, MEMBER_TRAILER_BYTES, member_size},
+    seal::{Container, FileFacts, SealedFile},
+};
+use crate::{
+    error::{Code, Error, Result},
+    parallel::{self, Closed, Deliver, Submit, cores},
+};
+
+/// No member of this crate holds more; bounds what a forged one can make us allocate.
+const MAX_BLOCK_BYTES: u32 = 16 * 1024 * 1024;
+/// Pieces in which a plain archive is read.
+const PLAIN_PIECE_BYTES: usize = 256 * 1024;
+
+/// Bytes of the archive that cannot be what was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// Where in the archive.
+    pub offset: u64,
+    /// Where in the tar.
+    pub tar_offset: u64,
+    pub what: &'static str,
+}
+
+/// Reads the tar of an archive.
+pub struct Decoder {
+    blocks: Deliver<Block>,
+    block: Vec<u8>,
+    read: usize,
+    /// Of `block`'s end in the archive, and in the tar.
+    archive_offset: Arc<AtomicU64>,
+    tar_offset: u64,
+    damages: Vec<Damage>,
+    file: Option<JoinHandle<io::Result<FileFacts>>>,
+}
+
+/// A piece of the tar, from so many bytes of the archive.
+struct Block {
+    archive_bytes: u64,
+    content: Result<Vec<u8>, BadBlock>,
+}
+
+struct BadBlock {
+    what: &'static str,
+    /// 0 where even that is unknown.
+    tar_bytes: u32,
+}
+
+enum Piece {
+    Member(Vec<u8>),
+    Plain(Vec<u8>),
+    Unreadable { archive_bytes: u64, what: &'static str },
+}
+
+impl Decoder {
+    pub fn new(file: File) -> io::Result<Self> {
+        let file = SealedFile::new(file)?;
+        let started = parallel::ordered(cores(), || {
+            let mut decompressor = Decompressor::new();
+            move |piece| decode(piece, &mut decompressor)
+        });
+        let (submit, blocks) = started.map_err(io::Error::other)?;
+        let file = thread::Builder::new().name("kg-input".into()).spawn(move || read_pieces(file, &submit))?;
+        Ok(Decoder {
+            blocks,
+            block: Vec::new(),
+            read: 0,
+            archive_offset: Arc::default(),
+            tar_offset: 0,
+            damages: Vec::new(),
+            file: Some(file),
+        })
+    }
+
+    /// Counts the bytes of the archive that were decoded.
+    pub fn archive_offset(&self) -> Arc<AtomicU64> {
+        self.archive_offset.clone()
+    }
+
+    /// What was found damaged so far.
+    pub fn damages(&self) -> &[Damage] {
+        &self.damages
+    }
+
+    /// Decodes what is left and tells what the whole file is; called once.
+    pub fn finish(&mut self) -> Result<FileFacts> {
+        while self.next_block()? {}
+        match self.file.take().map(JoinHandle::join) {
+            Some(Ok(facts)) => facts.map_err(|cause| Error::io("read", "the archive".as_ref(), cause)),
+            _ => Err(Error::new(Code::Internal, "The thread that reads the archive panicked", "Please report this")),
+        }
+    }
+
+    /// Goes on to the next block, counting what was not read of this one as read.
+    fn next_block(&mut self) -> Result<bool> {
+        let Some(block) = self.blocks.next() else {
+            self.read = self.block.len();
+            return Ok(false);
+        };
+        let Block { archive_bytes, content } = block?;
+        self.read = 0;
+        self.block = content.unwrap_or_else(|BadBlock { what, tar_bytes }| {
+            let offset = self.archive_offset.load(Ordering::Relaxed);
+            self.damages.push(Damage { offset, tar_offset: self.tar_offset, what });
+            vec![0; tar_bytes as usize]
+        });
+        self.archive_offset.fetch_add(archive_bytes, Ordering::Relaxed);
+        self.tar_offset += self.block.len() as u64;
+        Ok(true)
+    }
+}
+
+impl Read for Decoder {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.read == self.block.len() {
+            if !self.next_block().map_err(io::Error::other)? {
+                return Ok(0);
+            }
+        }
+        let taken = buffer.len().min(self.block.len() - self.read);
+        buffer[..taken].copy_from_slice(&self.block[self.read..self.read + taken]);
+        self.read += taken;
+        Ok(taken)
+    }
+}
+
+fn read_pieces(mut file: SealedFile, pieces: &Submit<Piece, Block>) -> io::Result<FileFacts> {
+    loop {
+        let piece = match file.container() {
+            Container::Gzip => next_member(&mut file)?,
+            Container::Plain => next_plain(&mut file)?,
+        };
+        let Some(piece) = piece else { break };
+        let is_last = matches!(piece, Piece::Unreadable { .. });
+        // Closed: the caller wants no more of the content.
+        if pieces.submit(piece) == Err(Closed) || is_last {
+            break;
+        }
+    }
+    file.finish()
+}
+
+fn next_plain(file: &mut SealedFile) -> io::Result<Option<Piece>> {
+    let mut piece = Vec::new();
+    append(&mut piece, file, PLAIN_PIECE_BYTES)?;
+    Ok((!piece.is_empty()).then_some(Piece::Plain(piece)))
+}
+
+fn next_member(file: &mut SealedFile) -> io::Result<Option<Piece>> {
+    let mut member = Vec::new();
+    append(&mut member, file, MEMBER_HEADER_BYTES)?;
+    if member.is_empty() {
+        return Ok(None);
+    }
+    let unreadable = |what, read: usize| Ok(Some(Piece::Unreadable { archive_bytes: read as u64, what }));
+    let Some(size) = member.as_slice().try_into().ok().and_then(member_size) else {
+        return unreadable("a block does not begin as blocks of this tool do", member.len());
+    };
+    let least = (MEMBER_HEADER_BYTES + MEMBER_TRAILER_BYTES) as u32;
+    // libdeflate grows data that cannot be compressed by far less than an eighth.
+    if size < least || size > MAX_BLOCK_BYTES + MAX_BLOCK_BYTES / 8 {
+        return unreadable("a block has an impossible size", member.len());
+    }
+    append(&mut member, file, size as usize - MEMBER_HEADER_BYTES)?;
+    if member.len() < size as usize {
+        return unreadable("the archive ends within a block", member.len());
+    }
+    Ok(Some(Piece::Member(member)))
+}
+
+/// Reads `count` more bytes, or as many as there are.
+fn append(bytes: &mut Vec<u8>, file: &mut SealedFile, count: usize) -> io::Result<()> {
+    let mut filled = bytes.len();
+    bytes.resize(filled + count, 0);
+    while filled < bytes.len() {
+        match file.read(&mut bytes[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+            Err(cause) => return Err(cause),
+        }
+    }
+    bytes.truncate(filled);
+    Ok(())
+}
+
+fn decode(piece: Piece, decompressor: &mut Decompressor) -> Block {
+    match piece {
+        Piece::Plain(bytes) => Block { archive_bytes: bytes.len() as u64, content: Ok(bytes) },
+        Piece::Unreadable { archive_bytes, what } => {
+            Block { archive_bytes, content: Err(BadBlock { what, tar_bytes: 0 }) }
+        }
+        Piece::Member(member) => Block { archive_bytes: member.len() as u64, content: inflate(&member, decompressor) },
+    }
+}
+
+/// `member` is at least a header and a trailer long.
+fn inflate(member: &[u8], decompressor: &mut Decompressor) -> Result<Vec<u8>, BadBlock> {
+    let (rest, trailer) = member.split_at(member.len() - MEMBER_TRAILER_BYTES);
+    let deflated = &rest[MEMBER_HEADER_BYTES..];
+    let field = |at: usize| u32::from_le_bytes([trailer[at], trailer[at + 1], trailer[at + 2], trailer[at + 3]]);
+    let (crc, tar_bytes) = (field(0), field(4));
+    if tar_bytes > MAX_BLOCK_BYTES {
+        return Err(BadBlock { what: "a block claims an impossible length", tar_bytes: 0 });
+    }
+    let mut content = vec![0; tar_bytes as usize];
+    match decompressor.deflate_decompress(deflated, &mut content) {
+        Ok(length) if length == content.len() && crc32(&content) == crc => Ok(content),
+        _ => Err(BadBlock { what: "a block is damaged", tar_bytes }),
+    }
+}

@@ -1,0 +1,212 @@
+//! What an archive says of itself: the guide's manifest, and what a restore needs beyond it.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Code, Error, Result, Warning},
+    project::Component,
+    sqlite::snapshot::Integrity,
+};
+
+/// The format that this release writes. A reader refuses a newer major one.
+pub const FORMAT_VERSION: &str = "1.0.0";
+const FORMAT_MAJOR: u64 = 1;
+
+/// The manifest's entry in the archive; last but one.
+pub const MANIFEST_ENTRY: &str = "manifest.json";
+/// What `sha256sum -c` reads; the last entry.
+pub const CHECKSUMS_ENTRY: &str = "checksums.sha256";
+/// Before the hexadecimal digest in `checksums`, as in the guide.
+pub const DIGEST_PREFIX: &str = "sha256:";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackupType {
+    /// Everything below `.kg/`, as chosen by the options.
+    Full,
+    /// The graph database alone.
+    Snapshot,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// Of the format, see [`FORMAT_VERSION`].
+    pub version: String,
+    pub id: String,
+    #[serde(rename = "type")]
+    pub kind: BackupType,
+    /// When the backup began.
+    pub timestamp: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    pub contents: Contents,
+    pub stats: Stats,
+    /// Entry to `sha256:` and the hexadecimal digest, for every entry but the manifest and the checksums.
+    pub checksums: BTreeMap<String, String>,
+    /// One record an entry, in the order of the archive.
+    pub files: Vec<FileRecord>,
+    /// What the source database's `quick_check` said.
+    pub integrity: Integrity,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Warning>,
+    /// The backup that an incremental one rests on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub based_on: Option<String>,
+    pub tool: Tool,
+    /// In the manifest beside an archive only: no archive can hold its own digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<ArchiveRecord>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contents {
+    pub database: bool,
+    pub config: bool,
+    pub vectors: bool,
+    pub plugins: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stats {
+    /// Without the manifest and the checksums.
+    pub total_files: u64,
+    /// Bytes of those files.
+    pub total_size: u64,
+    /// Beside the archive: its size. Inside it: the bytes before the manifest.
+    pub compressed_size: u64,
+    pub node_count: u64,
+    pub edge_count: u64,
+}
+
+/// One saved file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FileRecord {
+    /// Its name in the archive.
+    pub entry: String,
+    /// Where it lay, relative to the project's root, with `/`.
+    pub path: String,
+    pub component: Component,
+    /// A SQLite database: restored without a WAL, journal or index that another one left.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub database: bool,
+    /// In bytes.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    pub mtime: Timestamp,
+}
+
+/// User and group id. They stand in the tar header alone, for whoever unpacks with `tar` as root.
+pub type Owner = (u32, u32);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tool {
+    pub name: String,
+    pub version: String,
+}
+
+impl Tool {
+    pub fn this() -> Self {
+        Tool { name: env!("CARGO_PKG_NAME").to_string(), version: env!("CARGO_PKG_VERSION").to_string() }
+    }
+}
+
+/// The archive as a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchiveRecord {
+    pub name: String,
+    /// In bytes.
+    pub size: u64,
+    /// Hexadecimal.
+    pub sha256: String,
+}
+
+impl Manifest {
+    /// Reads a manifest, refusing formats that this release does not know. `name` is for the message.
+    pub fn parse(json: &[u8], name: &str) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: String,
+        }
+        let invalid = |cause: serde_json::Error| {
+            Error::new(
+                Code::NotABackup,
+                format!("The manifest of {name} cannot be read"),
+                "Use another backup: `kg diag backup --list`",
+            )
+            .with_cause(cause)
+        };
+        let Versioned { version } = serde_json::from_slice(json).map_err(invalid)?;
+        let major = version.split('.').next().and_then(|major| major.parse::<u64>().ok());
+        if major.is_none_or(|major| major > FORMAT_MAJOR) {
+            return Err(Error::new(
+                Code::FormatNewer,
+                format!("{name} is of format {version}; this release reads formats up to {FORMAT_MAJOR}.x"),
+                "Update @weavelogic/knowledge-graph-agent, or unpack a full backup with `tar -xzf`",
+            ));
+        }
+        serde_json::from_slice(json).map_err(invalid)
+    }
+
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut json =
+            serde_json::to_vec_pretty(self).unwrap_or_else(|_| unreachable!("a manifest has no map with odd keys"));
+        json.push(b'\n');
+        json
+    }
+
+    /// As it stands inside the archive.
+    pub fn without_archive(&self) -> Self {
+        Manifest { archive: None, ..self.clone() }
+    }
+
+    /// The digest that `checksums` gives for an entry, in hexadecimal.
+    pub fn digest_of(&self, entry: &str) -> Option<&str> {
+        self.checksums.get(entry)?.strip_prefix(DIGEST_PREFIX)
+    }
+}
+
+/// The text of `checksums.sha256`, as `sha256sum` writes it. Entries come in the order of the archive.
+pub fn checksums_text<'a>(digests: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    let mut text = String::new();
+    for (entry, digest) in digests {
+        // sha256sum marks a line with a backslash when the name on it is escaped.
+        if entry.contains(['\\', '\n', '\r']) {
+            let escaped = entry.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r");
+            text.push_str(&format!("\\{digest}  {escaped}\n"));
+        } else {
+            text.push_str(&format!("{digest}  {entry}\n"));
+        }
+    }
+    text
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_major_format_is_refused_before_anything_else_is_read() {
+        let error = Manifest::parse(br#"{"version":"2.0.0","files":"of another shape"}"#, "a").unwrap_err();
+        assert_eq!(error.code, Code::FormatNewer);
+        let error = Manifest::parse(br#"{"version":"1.7.0"}"#, "a").unwrap_err();
+        assert_eq!(error.code, Code::NotABackup);
+        assert_eq!(Manifest::parse(b"{}", "a").unwrap_err().code, Code::NotABackup);
+    }
+
+    #[test]
+    fn names_with_backslashes_and_line_ends_are_escaped_as_sha256sum_does() {
+        assert_eq!(checksums_text([("a b", "00"), ("c\\d\ne", "11")]), "00  a b\n\\11  c\\\\d\\ne\n");
+    }
+}

@@ -1,0 +1,253 @@
+//! Reads an archive to its end and checks every byte of it, while its entries go to whoever wants them.
+//!
+//! What is checked, in one pass: the seal; the archive's size and digest against the manifest beside it; each block's
+//! CRC; each entry's name, size and digest against the manifest inside; `checksums.sha256` against all of that; the
+//! manifest beside the archive against the one inside.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    ops::Range,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::{
+    check,
+    gunzip::Decoder,
+    manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest, hex},
+};
+use crate::{
+    error::{Code, Error, Result},
+    task::{Phase, Task},
+};
+
+/// No more of a manifest or of checksums is read into memory.
+const MAX_TEXT_BYTES: usize = 256 * 1024 * 1024;
+const COPY_BYTES: usize = 128 * 1024;
+const TAR_BLOCK_BYTES: usize = 512;
+
+/// Something in or beside an archive that is not what was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    pub code: ProblemCode,
+    pub message: String,
+    /// Entries of the archive; empty where it is the archive as a whole.
+    pub affects: Vec<String>,
+    /// What to do.
+    pub remedy: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum ProblemCode {
+    /// The file is not the one that was written: its size, digest or seal differs.
+    #[serde(rename = "KG_PROBLEM_ARCHIVE")]
+    Archive,
+    /// A compressed block is damaged or cut.
+    #[serde(rename = "KG_PROBLEM_BLOCK")]
+    Block,
+    /// The archive does not have the structure of a backup.
+    #[serde(rename = "KG_PROBLEM_STRUCTURE")]
+    Structure,
+    /// An entry is missing, added or differs from the manifest.
+    #[serde(rename = "KG_PROBLEM_ENTRY")]
+    Entry,
+    /// The manifest beside the archive differs from the one inside or cannot be read.
+    #[serde(rename = "KG_PROBLEM_SIDECAR")]
+    Sidecar,
+}
+
+impl Problem {
+    pub(super) fn of_archive(code: ProblemCode, message: String) -> Self {
+        let remedy = "Use another backup (`kg diag backup --list`) and make a new one now".to_string();
+        Problem { code, message, affects: Vec::new(), remedy }
+    }
+
+    pub(super) fn of_entry(entry: String, message: String) -> Self {
+        let remedy = "Do not restore this entry from here; use another backup (`kg diag backup --list`)".to_string();
+        Problem { code: ProblemCode::Entry, message, affects: vec![entry], remedy }
+    }
+}
+
+/// Takes the entries as they come. What it took counts only when [`read_archive`] found no problem.
+pub trait Unpack {
+    /// Where the content of entry `number` goes; `None` where it is not wanted.
+    fn entry(&mut self, number: usize, name: &str, size_bytes: u64) -> Result<Option<&mut dyn Write>>;
+}
+
+/// Takes nothing: the archive is only checked.
+pub struct Discard;
+
+impl Unpack for Discard {
+    fn entry(&mut self, _number: usize, _name: &str, _size_bytes: u64) -> Result<Option<&mut dyn Write>> {
+        Ok(None)
+    }
+}
+
+/// What an archive is.
+#[derive(Debug)]
+pub struct Report {
+    /// The manifest inside; `None` where it could not be read.
+    pub manifest: Option<Manifest>,
+    /// Empty: every byte is as it was written.
+    pub problems: Vec<Problem>,
+    pub size_bytes: u64,
+    pub sha256: String,
+}
+
+impl Report {
+    /// The manifest of a whole archive, or the first problem as an error.
+    pub fn into_manifest(self, archive: &Path) -> Result<Manifest> {
+        match (self.problems.into_iter().next(), self.manifest) {
+            (None, Some(manifest)) => Ok(manifest),
+            (problem, _) => {
+                let what = problem.map_or("it has no manifest".to_string(), |problem| problem.message);
+                Err(Error::new(
+                    Code::ChecksumMismatch,
+                    format!("Checksum mismatch: {} is not what was written: {what}", archive.display()),
+                    "Nothing was changed; see the damage with `kg diag backup --verify` and use another backup (`--list`)",
+                ))
+            }
+        }
+    }
+}
+
+/// Reads the archive at `path`. `beside` is the text of the manifest that stands beside it, if there is one.
+///
+/// Damage is in the report. Errors are a file that cannot be read, a newer format, an entry that `unpack` could not take,
+/// and a cancelled task.
+pub fn read_archive(
+    path: &Path,
+    beside: Option<&[u8]>,
+    unpack: &mut dyn Unpack,
+    task: &Task,
+    phase: Phase,
+) -> Result<Report> {
+    let failed = |cause| Error::io("read", path, cause);
+    let file = File::open(path).map_err(failed)?;
+    let size_bytes = file.metadata().map_err(failed)?.len();
+    let decoder = Decoder::new(file).map_err(failed)?;
+    let progress = Progress { task, phase, done: decoder.archive_offset(), total: size_bytes };
+    let mut contents = Contents::default();
+    let mut tar = tar::Archive::new(decoder);
+    read_entries(&mut tar, unpack, &progress, &mut contents)?;
+    let mut decoder = tar.into_inner();
+    read_rest(&mut decoder, &mut contents);
+    let facts = decoder.finish()?;
+    task.report(phase, size_bytes, size_bytes)?;
+    let manifest = match contents.manifest.as_deref().map(|json| Manifest::parse(json, &path.display().to_string())) {
+        Some(Err(error)) if error.code == Code::FormatNewer && facts.sealed => return Err(error),
+        Some(Err(error)) => {
+            contents.problems.push(Problem::of_archive(ProblemCode::Structure, error.message));
+            None
+        }
+        Some(Ok(manifest)) => Some(manifest),
+        None => {
+            contents.problems.push(Problem::of_archive(ProblemCode::Structure, "It holds no manifest".into()));
+            None
+        }
+    };
+    check::damages(decoder.damages(), &mut contents);
+    check::file(&facts, beside, &mut contents);
+    if let Some(manifest) = &manifest {
+        check::entries(manifest, &mut contents);
+    }
+    Ok(Report { manifest, problems: contents.problems, size_bytes: facts.size_bytes, sha256: hex(&facts.sha256) })
+}
+
+/// What was found in an archive.
+#[derive(Default)]
+pub(super) struct Contents {
+    pub entries: Vec<Found>,
+    pub manifest: Option<Vec<u8>>,
+    pub checksums: Option<Vec<u8>>,
+    pub problems: Vec<Problem>,
+}
+
+/// An entry as it was found.
+pub(super) struct Found {
+    pub name: String,
+    pub size_bytes: u64,
+    pub digest: String,
+    /// Its header and content in the tar.
+    pub tar_range: Range<u64>,
+}
+
+struct Progress<'a> {
+    task: &'a Task,
+    phase: Phase,
+    done: Arc<AtomicU64>,
+    total: u64,
+}
+
+impl Progress<'_> {
+    fn report(&self) -> Result<()> {
+        self.task.report(self.phase, self.done.load(Ordering::Relaxed), self.total)
+    }
+}
+
+fn read_entries(
+    tar: &mut tar::Archive<Decoder>,
+    unpack: &mut dyn Unpack,
+    progress: &Progress<'_>,
+    contents: &mut Contents,
+) -> Result<()> {
+    let mut buffer = vec![0; COPY_BYTES];
+    let entries = tar.entries().map_err(|cause| Error::io("read", "the archive".as_ref(), cause))?;
+    for (number, entry) in entries.enumerate() {
+        let mut entry = match entry {
+            Ok(entry) => entry,
+            Err(cause) => {
+                let message = format!("The tar inside is damaged: {cause}");
+                contents.problems.push(Problem::of_archive(ProblemCode::Structure, message));
+                return Ok(());
+            }
+        };
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        if entry.header().entry_type() != tar::EntryType::Regular {
+            let message = format!("{name} is not a plain file, as every entry of a backup is");
+            contents.problems.push(Problem::of_entry(name, message));
+            continue;
+        }
+        let size_bytes = entry.size();
+        let mut text = match name.as_str() {
+            MANIFEST_ENTRY => Some(contents.manifest.insert(Vec::new())),
+            CHECKSUMS_ENTRY => Some(contents.checksums.insert(Vec::new())),
+            _ => None,
+        };
+        let mut out = if text.is_some() { None } else { unpack.entry(number, &name, size_bytes)? };
+        let mut hasher = Sha256::new();
+        // An entry that ends early, or cannot be read on, shows in its digest and size.
+        while let Ok(read @ 1..) = entry.read(&mut buffer) {
+            let read = &buffer[..read];
+            hasher.update(read);
+            if let Some(text) = text.as_mut().filter(|text| text.len() < MAX_TEXT_BYTES) {
+                text.extend_from_slice(read);
+            }
+            if let Some(out) = &mut out {
+                out.write_all(read).map_err(|cause| Error::io("write", "the unpacked files".as_ref(), cause))?;
+            }
+            progress.report()?;
+        }
+        let start = entry.raw_header_position();
+        let tar_range = start..entry.raw_file_position() + size_bytes;
+        contents.entries.push(Found { name, size_bytes, digest: hex(&hasher.finalize()), tar_range });
+    }
+    Ok(())
+}
+
+/// After the entries a tar has two blocks of zeros, of which the reader has taken at least one.
+fn read_rest(decoder: &mut Decoder, contents: &mut Contents) {
+    let mut rest = Vec::new();
+    let read = decoder.take(2 * TAR_BLOCK_BYTES as u64).read_to_end(&mut rest);
+    if read.is_err() || rest.len() > TAR_BLOCK_BYTES || rest.iter().any(|byte| *byte != 0) {
+        let message = "Something follows the end of the tar inside".to_string();
+        contents.problems.push(Problem::of_archive(ProblemCode::Structure, message));
+    }
+}

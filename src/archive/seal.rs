@@ -1,0 +1,153 @@
+//! The end of every archive: the SHA-256 of all bytes before it.
+//!
+//! Checksums of entries and the CRC of gzip leave bytes uncovered: fields of headers, bits that pad a deflate stream to
+//! a byte, whole members cut off at the end. With the seal a lone archive shows any change of itself. It stands where
+//! unpackers skip it: in a gzip archive as an empty member whose digest is an extra field (RFC 1952, 2.3.1.1), in a plain tar as
+//! a block after the two that end it.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+};
+
+use sha2::{Digest, Sha256};
+
+pub const DIGEST_BYTES: usize = 32;
+
+/// How an archive wraps its tar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Container {
+    Gzip,
+    Plain,
+}
+
+impl Container {
+    /// By the first bytes, whatever the file is called.
+    pub fn of(start: &[u8]) -> Self {
+        if start.starts_with(&[0x1f, 0x8b]) { Container::Gzip } else { Container::Plain }
+    }
+
+    pub fn seal_bytes(self) -> usize {
+        match self {
+            Container::Gzip => GZIP_SEAL_START.len() + DIGEST_BYTES + GZIP_SEAL_END.len(),
+            Container::Plain => 512,
+        }
+    }
+
+    /// The seal over content of this digest.
+    pub fn seal(self, digest: &[u8; DIGEST_BYTES]) -> Vec<u8> {
+        match self {
+            Container::Gzip => [&GZIP_SEAL_START[..], digest, &GZIP_SEAL_END].concat(),
+            Container::Plain => {
+                let mut block = [PLAIN_SEAL_START, digest].concat();
+                block.resize(self.seal_bytes(), 0);
+                block
+            }
+        }
+    }
+}
+
+/// Header of a gzip member with one extra field `KS` of 32 bytes.
+const GZIP_SEAL_START: [u8; 16] = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255, 36, 0, b'K', b'S', DIGEST_BYTES as u8, 0];
+/// An empty deflate stream, the CRC and the length of nothing.
+const GZIP_SEAL_END: [u8; 10] = [3, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+const PLAIN_SEAL_START: &[u8] = b"kg-backup seal 1";
+
+/// Reads the content of an archive, which is all but its seal, and hashes every byte that passes.
+pub struct SealedFile {
+    file: File,
+    container: Container,
+    size_bytes: u64,
+    content_left: u64,
+    hasher: Sha256,
+}
+
+/// What [`SealedFile`] found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileFacts {
+    pub size_bytes: u64,
+    pub sha256: [u8; DIGEST_BYTES],
+    /// The seal is there and is the one of the content.
+    pub sealed: bool,
+}
+
+impl SealedFile {
+    pub fn new(mut file: File) -> io::Result<Self> {
+        let mut start = Vec::new();
+        file.by_ref().take(2).read_to_end(&mut start)?;
+        file.seek(SeekFrom::Start(0))?;
+        let container = Container::of(&start);
+        let size_bytes = file.metadata()?.len();
+        let content_left = size_bytes.saturating_sub(container.seal_bytes() as u64);
+        Ok(SealedFile { file, container, size_bytes, content_left, hasher: Sha256::new() })
+    }
+
+    pub fn container(&self) -> Container {
+        self.container
+    }
+
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Reads what is left and compares the seal.
+    pub fn finish(mut self) -> io::Result<FileFacts> {
+        io::copy(&mut self, &mut io::sink())?;
+        let expected = self.container.seal(&self.hasher.clone().finalize().into());
+        let mut end = Vec::new();
+        self.file.by_ref().take(2 * expected.len() as u64).read_to_end(&mut end)?;
+        self.hasher.update(&end);
+        Ok(FileFacts { size_bytes: self.size_bytes, sha256: self.hasher.finalize().into(), sealed: end == expected })
+    }
+}
+
+impl Read for SealedFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.content_left).unwrap_or(usize::MAX).min(buffer.len());
+        let read = self.file.read(&mut buffer[..most])?;
+        self.content_left -= read as u64;
+        self.hasher.update(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn facts(bytes: &[u8]) -> FileFacts {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        SealedFile::new(file).unwrap().finish().unwrap()
+    }
+
+    #[test]
+    fn every_changed_bit_and_every_cut_or_added_byte_breaks_the_seal() {
+        for (container, content) in [(Container::Gzip, &b"\x1f\x8bmembers"[..]), (Container::Plain, b"a tar")] {
+            let seal = container.seal(&Sha256::digest(content).into());
+            assert_eq!(seal.len(), container.seal_bytes());
+            let whole = [content, &seal].concat();
+            assert!(facts(&whole).sealed);
+            for bit in 0..whole.len() * 8 {
+                let mut changed = whole.clone();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                assert!(!facts(&changed).sealed, "{container:?}, bit {bit}");
+            }
+            for length in 0..whole.len() {
+                assert!(!facts(&whole[..length]).sealed, "{container:?}, cut to {length}");
+            }
+            assert!(!facts(&[&whole[..], b"x"].concat()).sealed);
+        }
+    }
+
+    #[test]
+    fn the_gzip_seal_is_an_empty_member() {
+        let seal = Container::Gzip.seal(&[7; DIGEST_BYTES]);
+        let mut content = Vec::new();
+        flate2::read::GzDecoder::new(seal.as_slice()).read_to_end(&mut content).unwrap();
+        assert!(content.is_empty());
+    }
+}

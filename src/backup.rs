@@ -1,0 +1,242 @@
+//! The verb `backup`: saves a project into a new archive of a store.
+
+use std::{
+    io::{self, Read},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use crate::{
+    archive::{
+        gzip::Compression,
+        manifest::{BackupType, Contents, FORMAT_VERSION, Manifest, Stats, Tool},
+        write::{ArchiveWriter, Totals, checksums},
+    },
+    error::{Error, Result},
+    project::{
+        Component, Project,
+        discover::{Scope, Selection},
+        exclude::Exclusion,
+    },
+    reader::{
+        client::{Answer, Launch, Reader, out_of_turn},
+        protocol::{Message, SaveRequest, Saved},
+    },
+    store::{Backup, Store},
+    task::{Phase, Task},
+};
+
+/// Of `lockTimeout`.
+pub const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+/// gzip's own.
+pub const DEFAULT_LEVEL: u8 = 6;
+
+/// What to save, and how.
+#[derive(Debug, Clone)]
+pub struct BackupOptions {
+    pub kind: BackupType,
+    pub description: Option<String>,
+    pub include_vectors: bool,
+    pub include_plugin_data: bool,
+    /// As in `.gitignore`, relative to the project's root.
+    pub exclude_patterns: Vec<String>,
+    pub compression: Compression,
+    /// Run `quick_check` on the snapshot and write its result into the manifest.
+    pub check_source: bool,
+    /// How long to wait for another writer of the store, and for a lock on a database.
+    pub lock_timeout: Duration,
+}
+
+impl Default for BackupOptions {
+    fn default() -> Self {
+        BackupOptions {
+            kind: BackupType::Full,
+            description: None,
+            include_vectors: true,
+            include_plugin_data: true,
+            exclude_patterns: Vec::new(),
+            compression: Compression::Gzip(DEFAULT_LEVEL),
+            check_source: true,
+            lock_timeout: DEFAULT_LOCK_TIMEOUT,
+        }
+    }
+}
+
+/// `type` as the caller names it; says what to do about those that this release does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RequestedType {
+    Full,
+    Snapshot,
+    Incremental,
+}
+
+impl RequestedType {
+    pub fn supported(self) -> Result<BackupType> {
+        match self {
+            RequestedType::Full => Ok(BackupType::Full),
+            RequestedType::Snapshot => Ok(BackupType::Snapshot),
+            RequestedType::Incremental => Err(Error::new(
+                crate::Code::Unsupported,
+                "This release does not make incremental backups",
+                "Use the type `full`, or `snapshot` for the database alone",
+            )),
+        }
+    }
+}
+
+/// Saves the project at `root` and returns when the backup is on the disk. A failure or an abort leaves nothing of it.
+pub fn create_backup(
+    root: &Path,
+    store: &Store,
+    launch: &Launch,
+    options: &BackupOptions,
+    task: &Task,
+) -> Result<Backup> {
+    // The reader opens and checks these too; here they fail before a directory is made.
+    let project = Project::open(root)?;
+    Exclusion::new(project.root(), &options.exclude_patterns)?;
+    store.assert_outside(&project)?;
+    let lock = store.lock(options.lock_timeout, task)?;
+    let store_warnings = store.sweep(&lock, task)?;
+    let at = Timestamp::now();
+    let new = store.begin(&lock, at, options.compression)?;
+    let mut archive = ArchiveWriter::new(new.sink()?, options.compression)?;
+    let request = save_request(project.root().to_path_buf(), new.scratch(), options);
+    let mut reader = Reader::save(launch, request, &task.cancel)?;
+    let saved = receive(&mut reader, &mut archive, task)?;
+    drop(reader);
+    let (manifest, written) = archive.finish(|totals| describe(&new.id, at, options, totals, saved))?;
+    task.cancel.check()?;
+    let mut backup = new.publish(manifest, written)?;
+    backup.warnings.extend(store_warnings);
+    Ok(backup)
+}
+
+fn save_request(root: PathBuf, scratch: &Path, options: &BackupOptions) -> SaveRequest {
+    let selection = Selection {
+        scope: match options.kind {
+            BackupType::Full => Scope::Full,
+            BackupType::Snapshot => Scope::Database,
+        },
+        include_vectors: options.include_vectors,
+        include_plugin_data: options.include_plugin_data,
+        exclude_patterns: options.exclude_patterns.clone(),
+    };
+    SaveRequest {
+        root,
+        selection,
+        check_source: options.check_source,
+        scratch: scratch.to_path_buf(),
+        lock_timeout_ms: options.lock_timeout.as_millis() as u64,
+    }
+}
+
+/// Moves everything that the reader sends into the archive.
+fn receive(reader: &mut Reader, archive: &mut ArchiveWriter, task: &Task) -> Result<Saved> {
+    let mut progress = SavingProgress { task, done: 0, total: 0 };
+    loop {
+        match reader.next()? {
+            Answer::Message(Message::Planned { bytes_total }) => progress.plan(bytes_total)?,
+            Answer::Message(Message::Entry { record, owner }) => {
+                let data =
+                    EntryData { left: record.size, reader, piece: Vec::new(), taken: 0, progress: &mut progress };
+                archive.add(record, owner, data)?;
+            }
+            Answer::Message(Message::Saved(saved)) => return Ok(saved),
+            _ => return Err(out_of_turn()),
+        }
+    }
+}
+
+struct SavingProgress<'a> {
+    task: &'a Task,
+    done: u64,
+    total: u64,
+}
+
+impl SavingProgress<'_> {
+    fn plan(&mut self, bytes_total: u64) -> Result<()> {
+        self.total = bytes_total;
+        self.advance(0)
+    }
+
+    fn advance(&mut self, bytes: u64) -> Result<()> {
+        self.done += bytes;
+        // A file that grew after it was planned must not lead to more than all.
+        self.total = self.total.max(self.done);
+        self.task.report(Phase::Saving, self.done, self.total)
+    }
+}
+
+/// The bytes of one entry, as the reader sends them.
+struct EntryData<'a, 'b> {
+    reader: &'a mut Reader,
+    left: u64,
+    piece: Vec<u8>,
+    taken: usize,
+    progress: &'a mut SavingProgress<'b>,
+}
+
+impl EntryData<'_, '_> {
+    fn next_piece(&mut self) -> Result<()> {
+        match self.reader.next()? {
+            Answer::Data(piece) if piece.len() as u64 <= self.left && !piece.is_empty() => {
+                self.left -= piece.len() as u64;
+                self.progress.advance(piece.len() as u64)?;
+                (self.piece, self.taken) = (piece, 0);
+                Ok(())
+            }
+            _ => Err(out_of_turn()),
+        }
+    }
+}
+
+impl Read for EntryData<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.taken == self.piece.len() {
+            if self.left == 0 {
+                return Ok(0);
+            }
+            self.next_piece().map_err(io::Error::other)?;
+        }
+        let count = buffer.len().min(self.piece.len() - self.taken);
+        buffer[..count].copy_from_slice(&self.piece[self.taken..self.taken + count]);
+        self.taken += count;
+        Ok(count)
+    }
+}
+
+fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, saved: Saved) -> Manifest {
+    let holds = |component| totals.files.iter().any(|record| record.component == component);
+    Manifest {
+        version: FORMAT_VERSION.to_string(),
+        id: id.to_string(),
+        kind: options.kind,
+        timestamp: at,
+        description: options.description.clone(),
+        contents: Contents {
+            database: holds(Component::Database),
+            config: holds(Component::Config),
+            vectors: holds(Component::Vectors),
+            plugins: holds(Component::Plugins),
+        },
+        stats: Stats {
+            total_files: totals.files.len() as u64,
+            total_size: totals.bytes,
+            compressed_size: totals.compressed_bytes,
+            node_count: saved.node_count,
+            edge_count: saved.edge_count,
+        },
+        checksums: checksums(&totals),
+        files: totals.files,
+        integrity: saved.integrity,
+        warnings: saved.warnings,
+        based_on: None,
+        tool: Tool::this(),
+        archive: None,
+    }
+}

@@ -1,0 +1,238 @@
+//! `kg diag backup`: make a backup, list them, verify one, tell how things stand.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use jiff::{Timestamp, tz::TimeZone};
+use serde_json::json;
+
+use super::{
+    Common,
+    output::{Output, code_of, size},
+    watch::Watched,
+};
+use crate::{
+    archive::gzip::Compression,
+    backup::{BackupOptions, DEFAULT_LEVEL, RequestedType, create_backup},
+    error::{Code, Result},
+    reader::client::Launch,
+    sqlite::snapshot::IntegrityStatus,
+    store::{Backup, Store},
+    verify::check_backup,
+};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kg diag backup --output ./backups                save the project into ./backups
+  kg diag backup --type snapshot                   the database alone, into .kg/backups
+  kg diag backup --list                            the backups that exist, newest first
+  kg diag backup --verify ./backups/latest.tar.gz  check every byte of one")]
+pub struct BackupArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// The directory of the backups [default: .kg/backups of the project]
+    #[arg(long, short, value_name = "DIR", alias = "backup-dir")]
+    output: Option<PathBuf>,
+    /// What to save
+    #[arg(long = "type", value_name = "TYPE", default_value = "full")]
+    kind: Kind,
+    /// Save vector embeddings (this is the default)
+    #[arg(long)]
+    include_vectors: bool,
+    /// Leave vector embeddings out
+    #[arg(long, conflicts_with = "include_vectors")]
+    no_vectors: bool,
+    /// Leave plugin data out
+    #[arg(long)]
+    no_plugins: bool,
+    /// Leave out what matches, as in .gitignore, relative to the project; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    exclude: Vec<String>,
+    /// A note that is kept with the backup
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// How hard to compress: 1 (fast) to 9 (small)
+    #[arg(long, value_name = "LEVEL", default_value_t = DEFAULT_LEVEL, value_parser = clap::value_parser!(u8).range(1..=9))]
+    level: u8,
+    /// Do not compress: write a plain .tar
+    #[arg(long, conflicts_with = "level")]
+    no_compression: bool,
+    /// Do not check the database that is saved
+    #[arg(long)]
+    no_check: bool,
+    /// Tell how the backups of this project stand
+    #[arg(long, group = "look")]
+    status: bool,
+    /// List the backups, newest first
+    #[arg(long, group = "look")]
+    list: bool,
+    /// Check every byte of a backup: a file, an id, or `latest`
+    #[arg(long, value_name = "FILE", group = "look")]
+    verify: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Kind {
+    /// Everything below .kg/
+    Full,
+    /// The database alone
+    Snapshot,
+    /// Not in this release
+    #[value(hide = true)]
+    Incremental,
+}
+
+pub fn run(args: &BackupArgs, output: &Output) -> Result<bool> {
+    let root = args.common.root()?;
+    let store = Store::at(&args.output.clone().unwrap_or_else(|| Store::default_dir(&root)))?;
+    if let Some(reference) = &args.verify {
+        return verify(&store, reference, output);
+    }
+    if args.list {
+        list(&store, output)?;
+    } else if args.status {
+        status(&store, output)?;
+    } else {
+        let watched = Watched::new(output);
+        let backup = create_backup(&root, &store, &Launch::Thread, &args.options()?, &watched.task)?;
+        drop(watched);
+        tell(&backup, output);
+    }
+    Ok(true)
+}
+
+impl BackupArgs {
+    fn options(&self) -> Result<BackupOptions> {
+        let kind = match self.kind {
+            Kind::Full => RequestedType::Full,
+            Kind::Snapshot => RequestedType::Snapshot,
+            Kind::Incremental => RequestedType::Incremental,
+        };
+        Ok(BackupOptions {
+            kind: kind.supported()?,
+            description: self.description.clone(),
+            include_vectors: !self.no_vectors,
+            include_plugin_data: !self.no_plugins,
+            exclude_patterns: self.exclude.clone(),
+            compression: if self.no_compression { Compression::None } else { Compression::Gzip(self.level) },
+            check_source: !self.no_check,
+            ..BackupOptions::default()
+        })
+    }
+}
+
+fn tell(backup: &Backup, output: &Output) {
+    output.result(backup);
+    output.warnings(&backup.warnings);
+    output.line(format!("Backup created: {}", backup.path.display()));
+    output.line(format!("  id        {}", backup.id));
+    let (files, from) = (backup.stats.total_files, size(backup.stats.total_size));
+    output.line(format!("  size      {} ({files} files, {from} before compression)", size(backup.size)));
+    output.line(format!("  holds     {}", holds(backup)));
+    output.line(format!("  database  {}", integrity(backup)));
+    output.line(format!("  checksum  {}", backup.checksum));
+}
+
+fn holds(backup: &Backup) -> String {
+    let contents = &backup.contents;
+    let parts = [
+        (contents.database, "database"),
+        (contents.config, "config"),
+        (contents.vectors, "vectors"),
+        (contents.plugins, "plugins"),
+    ];
+    let held: Vec<&str> = parts.iter().filter(|(held, _)| *held).map(|(_, name)| *name).collect();
+    let stats = &backup.stats;
+    format!("{}; {} nodes, {} edges", held.join(", "), stats.node_count, stats.edge_count)
+}
+
+fn integrity(backup: &Backup) -> &'static str {
+    match backup.integrity.status {
+        IntegrityStatus::Ok => "ok when it was saved",
+        IntegrityStatus::Failed => "DAMAGED when it was saved",
+        IntegrityStatus::Skipped => "not checked",
+    }
+}
+
+fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {
+    let watched = Watched::new(output);
+    let report = check_backup(store, reference, &watched.task)?;
+    drop(watched);
+    output.result(&report);
+    let path = report.path.display();
+    if report.valid {
+        output.line(format!(
+            "{path}: every byte is as it was written ({}, {} ms)",
+            size(report.size),
+            report.duration_ms
+        ));
+        return Ok(true);
+    }
+    output.line(format!("{path}: checksum mismatch, this backup is DAMAGED"));
+    for problem in &report.problems {
+        output.line(format!("  {} [{}]", problem.message, code_of(&problem.code)));
+        if !problem.affects.is_empty() {
+            output.line(format!("    affects: {}", problem.affects.join(", ")));
+        }
+        output.line(format!("    to do: {}", problem.remedy));
+    }
+    Ok(false)
+}
+
+fn list(store: &Store, output: &Output) -> Result<()> {
+    let backups = store.list()?;
+    output.result(&backups);
+    if backups.is_empty() {
+        output.line(format!("{} holds no backup", store.dir().display()));
+        return Ok(());
+    }
+    output.line(format!("{:32} {:9} {:>9} {:20} {}", "ID", "TYPE", "SIZE", "MADE (UTC)", "DESCRIPTION"));
+    for backup in backups {
+        let description = backup.description.as_deref().unwrap_or("");
+        let damaged = if backup.integrity.status == IntegrityStatus::Failed { "[source damaged] " } else { "" };
+        output.line(format!(
+            "{:32} {:9} {:>9} {:20} {damaged}{description}",
+            backup.id,
+            code_of(&backup.kind),
+            size(backup.size),
+            made(&backup),
+        ));
+    }
+    Ok(())
+}
+
+fn made(backup: &Backup) -> String {
+    let at = Timestamp::from_millisecond(backup.timestamp).unwrap_or(Timestamp::UNIX_EPOCH);
+    at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+fn status(store: &Store, output: &Output) -> Result<()> {
+    let backups = store.list()?;
+    let latest = match store.latest() {
+        Err(error) if error.code == Code::NoBackups => None,
+        latest => Some(latest?),
+    };
+    let total: u64 = backups.iter().map(|backup| backup.size).sum();
+    output.result(&json!({ "backupDir": store.dir(), "count": backups.len(), "totalSize": total, "latest": latest }));
+    output.line(format!("Backups in {}", store.dir().display()));
+    match &latest {
+        None => output.line("  none yet: make one with `kg diag backup`"),
+        Some(backup) => {
+            output.line(format!("  last      {} UTC, {} ({})", made(backup), age(backup.timestamp), backup.id));
+            output.line(format!("  database  {}", integrity(backup)));
+            output.line(format!("  kept      {} backups, {}", backups.len(), size(total)));
+        }
+    }
+    Ok(())
+}
+
+/// `3 h ago`.
+fn age(timestamp: i64) -> String {
+    let seconds = (Timestamp::now().as_millisecond() - timestamp).max(0) / 1000;
+    let units = [(86_400, "d"), (3_600, "h"), (60, "min")];
+    match units.iter().find(|(length, _)| seconds >= *length) {
+        Some((length, unit)) => format!("{} {unit} ago", seconds / length),
+        None => format!("{seconds} s ago"),
+    }
+}

@@ -1,0 +1,116 @@
+//! `kg`, the command.
+//!
+//! Each subcommand is a file: it turns its arguments into a call of a verb and tells the result. [`output`] is how
+//! anything gets onto the terminal, [`watch`] ties Ctrl-C and a progress bar to a task.
+
+mod backup;
+mod output;
+mod restore;
+mod watch;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use self::output::Output;
+use crate::{
+    error::{Code, Error, Result},
+    project::Project,
+};
+
+/// Back up and restore knowledge-graph projects.
+#[derive(Debug, Parser)]
+#[command(name = "kg", version, propagate_version = true, max_term_width = 100, arg_required_else_help = true)]
+struct Kg {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Backup, verification and recovery
+    #[command(subcommand, arg_required_else_help = true)]
+    Diag(Diag),
+    /// Print a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Subcommand)]
+enum Diag {
+    /// Make a backup, or look at those that exist
+    Backup(backup::BackupArgs),
+    /// Bring a project, or a part of it, back from a backup
+    Restore(restore::RestoreArgs),
+}
+
+/// What every subcommand of `diag` takes.
+#[derive(Debug, Args)]
+struct Common {
+    /// The project: the directory that holds .kg/ [default: the nearest one at or above the working directory]
+    #[arg(long, value_name = "DIR")]
+    project: Option<PathBuf>,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but errors
+    #[arg(long, short, conflicts_with = "json")]
+    quiet: bool,
+}
+
+impl Common {
+    /// The project's root, which may not exist yet for a restore.
+    fn root(&self) -> Result<PathBuf> {
+        if let Some(project) = &self.project {
+            return Ok(project.clone());
+        }
+        let here = working_dir()?;
+        Ok(Project::find_root(&here).unwrap_or(here))
+    }
+}
+
+fn working_dir() -> Result<PathBuf> {
+    std::env::current_dir().map_err(|cause| Error::io("find", Path::new("the working directory"), cause))
+}
+
+/// Exit status: 0 done, 1 error, 2 usage, 3 database, 4 file system or store, 5 verification failed, 130 interrupted.
+pub fn main() -> ExitCode {
+    let kg = match Kg::try_parse() {
+        Ok(kg) => kg,
+        Err(stop) => {
+            // Help and version are no errors; nobody may be left to read them.
+            let _ = stop.print();
+            return ExitCode::from(if stop.use_stderr() { Code::InvalidOption.exit_status() } else { 0 });
+        }
+    };
+    match kg.command {
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Kg::command(), "kg", &mut script);
+            Output::default().raw(&script);
+            ExitCode::SUCCESS
+        }
+        Command::Diag(Diag::Backup(args)) => {
+            let output = Output::new(&args.common);
+            finish(&output, backup::run(&args, &output))
+        }
+        Command::Diag(Diag::Restore(args)) => {
+            let output = Output::new(&args.common);
+            finish(&output, restore::run(&args, &output))
+        }
+    }
+}
+
+/// `Ok(false)` is a verification that found damage.
+fn finish(output: &Output, result: Result<bool>) -> ExitCode {
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(Code::ChecksumMismatch.exit_status()),
+        Err(error) => {
+            output.error(&error);
+            ExitCode::from(error.code.exit_status())
+        }
+    }
+}

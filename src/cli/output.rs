@@ -1,0 +1,98 @@
+//! How anything gets onto the terminal.
+//!
+//! Whoever reads may be gone (`kg … | head`): then lines are dropped and the work goes on to its end.
+
+use std::io::{self, IsTerminal, Write};
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::Common;
+use crate::error::{Error, Warning};
+
+/// Where and how results are told.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Output {
+    pub json: bool,
+    quiet: bool,
+}
+
+impl Output {
+    pub fn new(common: &Common) -> Self {
+        Output { json: common.json, quiet: common.quiet }
+    }
+
+    /// Whether a person watches: then there is a progress bar.
+    pub fn shows_progress(&self) -> bool {
+        !self.json && !self.quiet && io::stderr().is_terminal()
+    }
+
+    /// A line for a person; none with `--json` or `--quiet`.
+    pub fn line(&self, text: impl AsRef<str>) {
+        if !self.json && !self.quiet {
+            self.raw(format!("{}\n", text.as_ref()).as_bytes());
+        }
+    }
+
+    /// The result, with `--json`.
+    pub fn result(&self, result: &impl Serialize) {
+        if self.json {
+            let text = serde_json::to_string_pretty(result).unwrap_or_default();
+            self.raw(format!("{text}\n").as_bytes());
+        }
+    }
+
+    pub fn raw(&self, bytes: &[u8]) {
+        let mut out = io::stdout().lock();
+        let _ = out.write_all(bytes).and_then(|()| out.flush());
+    }
+
+    /// Warnings go to standard error; with `--json` they are part of the result.
+    pub fn warnings(&self, warnings: &[Warning]) {
+        if !self.json {
+            for warning in warnings {
+                complain(&format!("warning: {} [{}]", warning.message, code_of(&warning.code)));
+            }
+        }
+    }
+
+    pub fn error(&self, error: &Error) {
+        if self.json {
+            self.result(&json!({ "error": error }));
+        }
+        complain(&format!("kg: {} [{}]\n    {}.", error.message, error.code, error.remedy));
+    }
+}
+
+fn complain(text: &str) {
+    let mut err = io::stderr().lock();
+    let _ = writeln!(err, "{text}");
+}
+
+/// The stable name of a code, as JSON has it.
+pub fn code_of(code: &impl Serialize) -> String {
+    serde_json::to_value(code).ok().and_then(|code| code.as_str().map(str::to_string)).unwrap_or_default()
+}
+
+/// `12.3 MB`; decimal, as disks are sold.
+pub fn size(bytes: u64) -> String {
+    let units = ["B", "kB", "MB", "GB", "TB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_four_characters_at_most_before_their_unit() {
+        let told: Vec<String> = [0, 999, 1000, 15_728_640, 999_960_000].map(size).to_vec();
+        assert_eq!(told, ["0 B", "999 B", "1.0 kB", "15.7 MB", "1.0 GB"]);
+    }
+}

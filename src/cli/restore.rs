@@ -1,0 +1,128 @@
+//! `kg diag restore`: bring a project, or a part of it, back from a backup.
+
+use std::{
+    io::{self, BufRead, IsTerminal, Write},
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+
+use super::{
+    Common,
+    output::{Output, size},
+    watch::Watched,
+};
+use crate::{
+    error::{Error, Result},
+    project::{Component, STATE_DIR},
+    reader::client::Launch,
+    restore::{RestoreOptions, RestoreResult, restore},
+    store::Store,
+};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kg diag restore --file latest                          the newest backup, into this project
+  kg diag restore --file ./backups/latest.tar.gz         from another directory of backups
+  kg diag restore --file latest.tar.gz --target ./test   into another directory
+  kg diag restore --file latest --db-only                the database alone
+  kg diag restore --file latest --dry-run                check it and say what would happen
+
+What a restore replaces is kept in .kg/restore-undo/ of the target.")]
+pub struct RestoreArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// The backup: a file, an id, or `latest`
+    #[arg(long, short, value_name = "FILE")]
+    file: String,
+    /// The directory to restore into [default: the project]
+    #[arg(long, value_name = "DIR")]
+    target: Option<PathBuf>,
+    /// The directory of the backups, for an id or `latest` [default: .kg/backups of the project]
+    #[arg(long, value_name = "DIR")]
+    backup_dir: Option<PathBuf>,
+    /// Restore only the configuration
+    #[arg(long)]
+    config_only: bool,
+    /// Restore only the database
+    #[arg(long, conflicts_with = "config_only")]
+    db_only: bool,
+    /// Replace what exists without asking
+    #[arg(long)]
+    overwrite: bool,
+    /// Check everything and say what would happen, without changing anything
+    #[arg(long)]
+    dry_run: bool,
+    /// Answer every question with yes
+    #[arg(long, short)]
+    yes: bool,
+}
+
+pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
+    let root = args.common.root()?;
+    let store = Store::at(&args.backup_dir.clone().unwrap_or_else(|| Store::default_dir(&root)))?;
+    let target = args.target.clone().unwrap_or(root);
+    // Found first, so that nobody is asked about a backup that does not exist.
+    store.locate(&args.file)?;
+    if args.must_ask(&target) && !confirmed(&target)? {
+        return Err(Error::aborted());
+    }
+    let options = RestoreOptions {
+        target,
+        only: args.only(),
+        // What is replaced is kept, and the result says where.
+        overwrite: true,
+        dry_run: args.dry_run,
+    };
+    let watched = Watched::new(output);
+    let result = restore(&store, &args.file, &Launch::Thread, &options, &watched.task)?;
+    drop(watched);
+    tell(&result, output);
+    Ok(true)
+}
+
+impl RestoreArgs {
+    fn only(&self) -> Option<Vec<Component>> {
+        match (self.config_only, self.db_only) {
+            (true, _) => Some(vec![Component::Config]),
+            (_, true) => Some(vec![Component::Database]),
+            _ => None,
+        }
+    }
+
+    fn must_ask(&self, target: &Path) -> bool {
+        let is_silent = self.yes || self.overwrite || self.dry_run;
+        !is_silent && target.join(STATE_DIR).exists() && io::stdin().is_terminal() && io::stderr().is_terminal()
+    }
+}
+
+fn confirmed(target: &Path) -> Result<bool> {
+    let mut err = io::stderr().lock();
+    let question = format!("Restore over the project in {}? What is replaced is kept. [y/N] ", target.display());
+    let _ = write!(err, "{question}").and_then(|()| err.flush());
+    let mut answer = String::new();
+    let terminal = Path::new("the terminal");
+    io::stdin().lock().read_line(&mut answer).map_err(|cause| Error::io("read", terminal, cause))?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+}
+
+fn tell(result: &RestoreResult, output: &Output) {
+    output.result(result);
+    output.warnings(&result.warnings);
+    let (files, bytes) = (result.files_restored, size(result.bytes_restored));
+    let target = result.target_dir.display();
+    if result.dry_run {
+        output.line(format!("{} is whole. A restore would write {files} files ({bytes}) to {target}", result.id));
+        output.line(format!("  and replace {} of them. Nothing was changed.", result.files_replaced));
+        return;
+    }
+    output.line(format!("Restored {files} files ({bytes}) of {} to {target} in {} ms", result.id, result.duration_ms));
+    if let Some(kept) = &result.safety_copy {
+        output.line(format!(
+            "  {} files were replaced; what they were is kept in {}",
+            result.files_replaced,
+            kept.display()
+        ));
+    }
+}

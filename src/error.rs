@@ -1,0 +1,230 @@
+//! Errors are part of the interface: a stable code, what happened, what to do about it.
+//!
+//! One plain, serialisable type serves every layer, because an error may cross the pipe from the reader
+//! process, the border to JavaScript, or end as a line on a terminal. Rules:
+//!
+//! * `message` says what happened, with the path or value it is about; `remedy` is the next step for the
+//!   person who reads it. Neither ends up empty.
+//! * The code is chosen where the cause is known. Callers match on codes, never on text.
+//! * Errors are returned, never logged and swallowed. What does not stop an operation is a [`Warning`] of its result.
+
+use std::{fmt, io, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+macro_rules! codes {
+    ($($(#[doc = $doc:literal])+ $name:ident = $text:literal, exit $exit:literal;)+) => {
+        /// What went wrong, as a name that programs may rely on. `docs/errors.md` explains each one.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum Code { $($(#[doc = $doc])+ #[serde(rename = $text)] $name,)+ }
+
+        impl Code {
+            /// Every code, in the order of `docs/errors.md`.
+            pub const ALL: &[Code] = &[$(Code::$name),+];
+
+            pub fn as_str(self) -> &'static str {
+                match self { $(Code::$name => $text),+ }
+            }
+
+            /// The exit status of `kg` that this code leads to: 1 error, 2 usage, 3 database,
+            /// 4 file system or store, 5 verification failed, 130 interrupted.
+            pub fn exit_status(self) -> u8 {
+                match self { $(Code::$name => $exit),+ }
+            }
+        }
+    };
+}
+
+codes! {
+    /// An option or value that does not exist or is out of range.
+    InvalidOption = "KG_INVALID_OPTION", exit 2;
+    /// Something that this release does not do.
+    Unsupported = "KG_UNSUPPORTED", exit 2;
+    /// The directory holds no `.kg/`.
+    NoProject = "KG_NO_PROJECT", exit 2;
+    /// The project has no database.
+    NoDatabase = "KG_NO_DATABASE", exit 3;
+    /// A lock on the source database was not to be had in time.
+    DatabaseBusy = "KG_DATABASE_BUSY", exit 3;
+    /// SQLite says that the file is malformed or no database.
+    DatabaseDamaged = "KG_DATABASE_DAMAGED", exit 3;
+    /// SQLite could not open or read the file.
+    DatabaseUnreadable = "KG_DATABASE_UNREADABLE", exit 3;
+    /// Another process has the database open that a restore would replace.
+    DatabaseInUse = "KG_DATABASE_IN_USE", exit 3;
+    /// The backup directory is a file or cannot be used.
+    BackupDirInvalid = "KG_BACKUP_DIR_INVALID", exit 4;
+    /// The backup directory lies where it would be backed up into itself.
+    BackupDirInProject = "KG_BACKUP_DIR_IN_PROJECT", exit 2;
+    /// Another backup or deletion holds the store.
+    StoreLocked = "KG_STORE_LOCKED", exit 4;
+    /// The store holds no backup.
+    NoBackups = "KG_NO_BACKUPS", exit 4;
+    /// No backup of that id, or no file of that name.
+    BackupNotFound = "KG_BACKUP_NOT_FOUND", exit 4;
+    /// The file is not an archive of this tool.
+    NotABackup = "KG_NOT_A_BACKUP", exit 5;
+    /// The archive, or what stands beside it, is not what was written.
+    ChecksumMismatch = "KG_CHECKSUM_MISMATCH", exit 5;
+    /// The archive was written in a newer format than this release reads.
+    FormatNewer = "KG_FORMAT_NEWER", exit 1;
+    /// The restore would replace files and `overwrite` is off.
+    TargetExists = "KG_TARGET_EXISTS", exit 4;
+    /// The target directory cannot take a restore.
+    TargetInvalid = "KG_TARGET_INVALID", exit 4;
+    /// The operating system refused access.
+    PermissionDenied = "KG_PERMISSION_DENIED", exit 4;
+    /// The disk or quota is full.
+    NoSpace = "KG_NO_SPACE", exit 4;
+    /// Another failure of the file system.
+    Io = "KG_IO", exit 4;
+    /// The reader process could not be started.
+    ReaderStart = "KG_READER_START", exit 1;
+    /// The reader process ended before its work did.
+    ReaderDied = "KG_READER_DIED", exit 1;
+    /// The reader process is of another release than the addon.
+    ReaderVersion = "KG_READER_VERSION", exit 1;
+    /// The reader process said something that is not of the protocol.
+    ReaderProtocol = "KG_READER_PROTOCOL", exit 1;
+    /// The caller's signal, or Ctrl-C, ended the operation.
+    Aborted = "KG_ABORTED", exit 130;
+    /// A defect of this software.
+    Internal = "KG_INTERNAL", exit 1;
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What happened and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}. {remedy}.")]
+pub struct Error {
+    pub code: Code,
+    /// What happened, without a full stop.
+    pub message: String,
+    /// What to do, without a full stop.
+    pub remedy: String,
+    /// The text of the error beneath, as the operating system or SQLite gave it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+}
+
+impl Error {
+    pub fn new(code: Code, message: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Error { code, message: message.into(), remedy: remedy.into(), cause: None }
+    }
+
+    pub fn with_cause(mut self, cause: impl fmt::Display) -> Self {
+        self.cause = Some(cause.to_string());
+        self
+    }
+
+    pub fn invalid(message: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Error::new(Code::InvalidOption, message, remedy)
+    }
+
+    pub fn aborted() -> Self {
+        Error::new(Code::Aborted, "The operation was aborted", "Nothing was changed; run it again when you are ready")
+    }
+
+    /// A failed call on `path`; `action` completes "Could not …", for example "write".
+    pub fn io(action: &str, path: &Path, cause: io::Error) -> Self {
+        let (code, remedy) = match cause.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                (Code::NoSpace, "Free some space there, or choose another directory, and run it again")
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                (Code::PermissionDenied, "Give this user access to it, or run as a user that has it")
+            }
+            io::ErrorKind::NotFound => (Code::Io, "Check that the path exists"),
+            _ => (Code::Io, "Check the disk and the system's log, then run it again"),
+        };
+        Error::new(code, format!("Could not {action} {}: {}", path.display(), plain(&cause)), remedy).with_cause(cause)
+    }
+
+    /// A failed SQLite call on the database at `path`; `action` completes "Could not …".
+    pub fn sqlite(action: &str, path: &Path, cause: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode::*;
+        let (code, remedy) = match cause.sqlite_error_code() {
+            Some(DatabaseBusy | DatabaseLocked) => (
+                Code::DatabaseBusy,
+                "Another process keeps a lock on it: wait for that process or stop it, then run it again",
+            ),
+            Some(DatabaseCorrupt | NotADatabase) => {
+                (Code::DatabaseDamaged, "Restore the newest good backup with `kg diag restore --file latest`")
+            }
+            Some(DiskFull) => (Code::NoSpace, "Free some space on that disk and run it again"),
+            Some(OperationInterrupted) => return Error::aborted(),
+            _ => (Code::DatabaseUnreadable, "Check that this user may read the file and write its directory"),
+        };
+        Error::new(code, format!("Could not {action} {}: {cause}", path.display()), remedy).with_cause(cause)
+    }
+}
+
+/// The operating system's sentence without Rust's "(os error N)".
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(at) => text[..at].to_string(),
+        None => text,
+    }
+}
+
+/// What did not stop an operation but belongs before a person's eyes; part of the operation's result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// `KG_WARN_…`, stable.
+    pub code: WarningCode,
+    pub message: String,
+    /// What it is about, relative to the project, where that is one file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WarningCode {
+    /// The source database failed its integrity check; the backup holds it as it is.
+    #[serde(rename = "KG_WARN_SOURCE_DAMAGED")]
+    SourceDamaged,
+    /// A file changed while it was read; what was read is in the backup.
+    #[serde(rename = "KG_WARN_FILE_CHANGED")]
+    FileChanged,
+    /// A file or directory could not be read and is not in the backup.
+    #[serde(rename = "KG_WARN_FILE_UNREADABLE")]
+    FileUnreadable,
+    /// A symbolic link, socket or device, which is not saved.
+    #[serde(rename = "KG_WARN_NOT_A_FILE")]
+    NotAFile,
+    /// Something in the project's configuration could not be used.
+    #[serde(rename = "KG_WARN_CONFIG")]
+    Config,
+    /// The backup is good, but a link or file beside it could not be written.
+    #[serde(rename = "KG_WARN_STORE")]
+    Store,
+}
+
+impl WarningCode {
+    pub const ALL: &[WarningCode] = &[
+        WarningCode::SourceDamaged,
+        WarningCode::FileChanged,
+        WarningCode::FileUnreadable,
+        WarningCode::NotAFile,
+        WarningCode::Config,
+        WarningCode::Store,
+    ];
+}
+
+impl Warning {
+    pub fn new(code: WarningCode, message: impl Into<String>) -> Self {
+        Warning { code, message: message.into(), path: None }
+    }
+
+    pub fn about(code: WarningCode, path: impl fmt::Display, message: impl Into<String>) -> Self {
+        Warning { code, message: message.into(), path: Some(path.to_string()) }
+    }
+}

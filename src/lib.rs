@@ -1,0 +1,38 @@
+//! Backup and recovery of knowledge-graph projects: the Rust core of `@weavelogic/knowledge-graph-agent`.
+//!
+//! A project keeps its state in `.kg/`: a SQLite database that several processes write, configuration, embeddings,
+//! plugin data. This crate saves it, while it is in use, into archives that `tar` and `sqlite3` can open, verifies
+//! them, and brings the project back.
+//!
+//! ```text
+//! backup    project ─▶ reader ─pages, files─▶ tar ─▶ gzip, all cores ─▶ store ─▶ manifest
+//! restore   store ─▶ gunzip, all cores ─▶ tar ─▶ checked against the manifest ─▶ staging ─▶ reader applies it
+//! ```
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`node`], [`cli`] | the two faces: the addon and the command `kg` |
+//! | [`backup`], [`restore`], [`verify`] | the verbs |
+//! | [`reader`] | the one place that opens files of a live project; a process of its own inside a host |
+//! | [`archive`] | the container: tar, gzip, manifest, checksums, seal |
+//! | [`store`] | the directory where archives are kept: catalog, lock, atomic writing |
+//! | [`project`], [`sqlite`] | what a project holds; databases at one commit. Called by the reader alone |
+//! | [`task`], [`parallel`], [`error`] | cancellation and progress; work on all cores; errors |
+//!
+//! Dependencies point down this table, never up. `docs/architecture.md` says why things are as they are.
+
+pub mod archive;
+pub mod backup;
+pub mod cli;
+pub mod error;
+pub mod node;
+pub mod parallel;
+pub mod project;
+pub mod reader;
+pub mod restore;
+pub mod sqlite;
+pub mod store;
+pub mod task;
+pub mod verify;
+
+pub use error::{Code, Error, Result};

@@ -1,0 +1,144 @@
+//! The JavaScript face: the only code that knows napi.
+//!
+//! The border is one function, [`run`]: a call goes in as JSON, and a promise of JSON comes out, which is either the
+//! result or an [`Error`]. `index.js` makes a class, real `Error`s and callbacks of that. So nothing here depends on the
+//! realm that calls (jest has several), no argument can make an `async` function throw, and [`options`] is the one place
+//! that reads what JavaScript gave.
+//!
+//! Every call runs on a thread of its own: neither the JavaScript thread nor libuv's pool, which the host needs for its
+//! files and names, waits for a backup.
+
+mod options;
+
+use std::{panic, sync::Arc, thread};
+
+use napi::{
+    Env, Result as NapiResult,
+    bindgen_prelude::{Function, Object},
+    threadsafe_function::ThreadsafeFunctionCallMode,
+};
+use napi_derive::napi;
+use serde_json::{Value, json};
+
+use self::options::Call;
+use crate::{
+    backup::create_backup,
+    error::{Code, Error, Result},
+    restore::restore,
+    task::{Cancel, Progress, Task},
+    verify::check_backup,
+};
+
+/// Ends one operation. An operation whose `Cancellation` is dropped before `release` is ended too: its environment (a
+/// worker thread, say) is gone.
+#[napi]
+pub struct Cancellation {
+    cancel: Option<Cancel>,
+}
+
+#[napi]
+impl Cancellation {
+    #[napi(constructor)]
+    #[allow(clippy::new_without_default, reason = "JavaScript has no Default")]
+    pub fn new() -> Self {
+        Cancellation { cancel: Some(Cancel::default()) }
+    }
+
+    #[napi]
+    pub fn cancel(&self) {
+        if let Some(cancel) = &self.cancel {
+            cancel.cancel();
+        }
+    }
+
+    /// The operation has ended.
+    #[napi]
+    pub fn release(&mut self) {
+        self.cancel = None;
+    }
+}
+
+impl Drop for Cancellation {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+/// Carries out a call on a thread of its own. Resolves to `{"ok": …}` or `{"error": {code, message, remedy, cause?}}`.
+#[napi(ts_return_type = "Promise<string>")]
+pub fn run<'env>(
+    env: &'env Env,
+    call: String,
+    cancellation: &Cancellation,
+    #[napi(ts_arg_type = "((progress: string) => void) | undefined | null")] on_progress: Option<
+        Function<'_, String, ()>,
+    >,
+) -> NapiResult<Object<'env>> {
+    let (deferred, promise) = env.create_deferred()?;
+    let mut task = Task::new(cancellation.cancel.clone().unwrap_or_default(), None);
+    if let Some(on_progress) = on_progress {
+        // Weak: progress alone does not keep Node running; the promise does.
+        let listener =
+            on_progress.build_threadsafe_function::<String>().callee_handled::<false>().weak::<true>().build()?;
+        let report = move |progress: Progress| {
+            let text = serde_json::to_string(&progress).unwrap_or_default();
+            // Only a JavaScript thread that is ending refuses it.
+            let _ = listener.call(text, ThreadsafeFunctionCallMode::NonBlocking);
+        };
+        task = Task::new(task.cancel, Some(Arc::new(report)));
+    }
+    let started = thread::Builder::new().name("kg-call".into()).spawn(move || {
+        let outcome = outcome(|| dispatch(&call, &task));
+        deferred.resolve(move |_| Ok(outcome));
+    });
+    started.map_err(|cause| napi::Error::from_reason(format!("No thread could be started: {cause}")))?;
+    Ok(promise)
+}
+
+/// Checks the configuration of a manager. Returns `{"ok": null}` or `{"error": …}`.
+#[napi]
+pub fn check_config(config: String) -> String {
+    outcome(|| options::Config::parse(&config).map(|_| Value::Null))
+}
+
+/// JSON of a result; a panic is an error of the code `KG_INTERNAL`.
+fn outcome(work: impl FnOnce() -> Result<Value>) -> String {
+    let done = panic::catch_unwind(panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        let message = format!("A defect of this software: {}", said.unwrap_or("a panic"));
+        Err(Error::new(Code::Internal, message, "Please report this"))
+    });
+    match done {
+        Ok(value) => json!({ "ok": value }).to_string(),
+        Err(error) => json!({ "error": error }).to_string(),
+    }
+}
+
+fn dispatch(call: &str, task: &Task) -> Result<Value> {
+    match Call::parse(call)? {
+        Call::CreateBackup { config, options } => {
+            let options = options.resolve(&config)?;
+            value(create_backup(&config.project_root, &config.store()?, &config.launch(), &options, task)?)
+        }
+        Call::ListBackups { config } => value(config.store()?.list()?),
+        Call::GetBackup { config, id } => value(config.store()?.get(&id)?),
+        Call::GetLatestBackup { config } => value(config.store()?.latest()?),
+        Call::DeleteBackup { config, id } => {
+            let store = config.store()?;
+            store.get(&id)?;
+            store.delete(&store.lock(config.lock_timeout(), task)?, &id)?;
+            Ok(Value::Null)
+        }
+        Call::CheckBackup { config, backup } => value(check_backup(&config.store()?, &backup, task)?),
+        Call::Restore { config, options } => {
+            let (reference, options) = options.resolve(&config)?;
+            value(restore(&config.store()?, &reference, &config.launch(), &options, task)?)
+        }
+    }
+}
+
+fn value(result: impl serde::Serialize) -> Result<Value> {
+    serde_json::to_value(result).map_err(|cause| {
+        Error::new(Code::Internal, "The result cannot be told", "Please report this").with_cause(cause)
+    })
+}

@@ -1,0 +1,211 @@
+//! What JavaScript gives: configuration and options, checked field by field.
+//!
+//! Unknown fields are refused: an option that is misspelt must not be ignored in a backup tool.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{
+    archive::gzip::Compression,
+    backup::{BackupOptions, DEFAULT_LEVEL, DEFAULT_LOCK_TIMEOUT, RequestedType},
+    error::{Code, Error, Result},
+    project::Component,
+    reader::client::Launch,
+    restore::RestoreOptions,
+    store::Store,
+};
+
+/// One call of a `BackupManager`.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "call", rename_all = "camelCase")]
+pub enum Call {
+    CreateBackup { config: Config, options: CreateOptions },
+    ListBackups { config: Config },
+    GetBackup { config: Config, id: String },
+    GetLatestBackup { config: Config },
+    DeleteBackup { config: Config, id: String },
+    CheckBackup { config: Config, backup: String },
+    Restore { config: Config, options: Restoration },
+}
+
+impl Call {
+    pub fn parse(json: &str) -> Result<Self> {
+        parse(json)
+    }
+}
+
+/// The configuration of a manager.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    pub project_root: PathBuf,
+    backup_dir: Option<PathBuf>,
+    compression: Option<bool>,
+    compression_level: Option<f64>,
+    include_vectors: Option<bool>,
+    include_plugin_data: Option<bool>,
+    exclude_patterns: Option<Vec<String>>,
+    check_source: Option<bool>,
+    /// In milliseconds.
+    lock_timeout: Option<f64>,
+    retention_days: Option<f64>,
+    max_backups: Option<f64>,
+    schedule: Option<Value>,
+    storage_options: Option<Value>,
+    encryption: Option<Value>,
+    /// The `kg` executable that serves as reader.
+    kg_path: PathBuf,
+}
+
+impl Config {
+    pub fn parse(json: &str) -> Result<Self> {
+        let config: Config = parse(json)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let later =
+            [("schedule", &self.schedule), ("storageOptions", &self.storage_options), ("encryption", &self.encryption)];
+        for (name, value) in later {
+            if value.is_some() {
+                return Err(Error::new(
+                    Code::Unsupported,
+                    format!("This release does not know `{name}`"),
+                    "Leave it out",
+                ));
+            }
+        }
+        compression(self.compression, self.compression_level)?;
+        whole("lockTimeout", self.lock_timeout, 0, "a number of milliseconds")?;
+        whole("retentionDays", self.retention_days, 1, "a number of days")?;
+        whole("maxBackups", self.max_backups, 1, "a number of backups")?;
+        self.store().map(|_| ())
+    }
+
+    pub fn store(&self) -> Result<Store> {
+        match &self.backup_dir {
+            Some(dir) if dir.as_os_str().is_empty() => {
+                Err(Error::invalid("`backupDir` is empty", "Name a directory, or leave it out for .kg/backups"))
+            }
+            Some(dir) => Store::at(dir),
+            None => Store::at(&Store::default_dir(&self.project_root)),
+        }
+    }
+
+    pub fn launch(&self) -> Launch {
+        Launch::Process(self.kg_path.clone())
+    }
+
+    pub fn lock_timeout(&self) -> Duration {
+        self.lock_timeout.map_or(DEFAULT_LOCK_TIMEOUT, |milliseconds| Duration::from_millis(milliseconds as u64))
+    }
+}
+
+/// The argument of `createBackup`; each field that is absent comes from the configuration.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CreateOptions {
+    #[serde(rename = "type")]
+    kind: Option<RequestedType>,
+    description: Option<String>,
+    include_vectors: Option<bool>,
+    include_plugin_data: Option<bool>,
+    exclude_patterns: Option<Vec<String>>,
+    compression: Option<bool>,
+    compression_level: Option<f64>,
+    check_source: Option<bool>,
+    based_on: Option<String>,
+}
+
+impl CreateOptions {
+    pub fn resolve(self, config: &Config) -> Result<BackupOptions> {
+        let kind = self.kind.unwrap_or(RequestedType::Full).supported()?;
+        if self.based_on.is_some() {
+            return Err(Error::invalid("`basedOn` goes with the type `incremental`", "Leave it out"));
+        }
+        let level = self.compression_level.or(config.compression_level);
+        Ok(BackupOptions {
+            kind,
+            description: self.description,
+            include_vectors: self.include_vectors.or(config.include_vectors).unwrap_or(true),
+            include_plugin_data: self.include_plugin_data.or(config.include_plugin_data).unwrap_or(true),
+            exclude_patterns: self.exclude_patterns.or_else(|| config.exclude_patterns.clone()).unwrap_or_default(),
+            compression: compression(self.compression.or(config.compression), level)?,
+            check_source: self.check_source.or(config.check_source).unwrap_or(true),
+            lock_timeout: config.lock_timeout(),
+        })
+    }
+}
+
+/// The argument of `restore`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Restoration {
+    backup_path: Option<String>,
+    backup_id: Option<String>,
+    target_dir: Option<PathBuf>,
+    overwrite: Option<bool>,
+    only: Option<Vec<Component>>,
+    dry_run: Option<bool>,
+}
+
+impl Restoration {
+    /// Which backup, and how.
+    pub fn resolve(self, config: &Config) -> Result<(String, RestoreOptions)> {
+        let reference = match (self.backup_path, self.backup_id) {
+            (Some(reference), None) | (None, Some(reference)) => reference,
+            _ => {
+                return Err(Error::invalid(
+                    "A restore needs either `backupPath` or `backupId`",
+                    "Give one of them; `latest` as the id means the newest backup",
+                ));
+            }
+        };
+        if self.only.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Error::invalid("`only` is empty", "Name the parts to restore, or leave it out for all"));
+        }
+        let options = RestoreOptions {
+            target: self.target_dir.unwrap_or_else(|| config.project_root.clone()),
+            only: self.only,
+            overwrite: self.overwrite.unwrap_or(false),
+            dry_run: self.dry_run.unwrap_or(false),
+        };
+        Ok((reference, options))
+    }
+}
+
+fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
+    serde_json::from_str(json).map_err(|cause| {
+        // serde_json ends its sentence with a place in the text, which JavaScript's caller never saw.
+        let text = cause.to_string();
+        let what = text.split(" at line ").next().unwrap_or(&text);
+        Error::invalid(format!("The options cannot be used: {what}"), "See index.d.ts for the options and their types")
+    })
+}
+
+/// `compression` and `compressionLevel` together.
+pub fn compression(compress: Option<bool>, level: Option<f64>) -> Result<Compression> {
+    let level = match level {
+        None => DEFAULT_LEVEL,
+        Some(level) if level.fract() == 0.0 && (1.0..=9.0).contains(&level) => level as u8,
+        Some(level) => {
+            return Err(Error::invalid(
+                format!("`compressionLevel` is {level}, not a whole number from 1 to 9"),
+                "Use 1 for speed, 9 for size, or leave it out for 6",
+            ));
+        }
+    };
+    Ok(if compress.unwrap_or(true) { Compression::Gzip(level) } else { Compression::None })
+}
+
+fn whole(name: &str, value: Option<f64>, least: u32, what: &str) -> Result<()> {
+    match value {
+        Some(value) if value.fract() != 0.0 || value < f64::from(least) || value > f64::from(u32::MAX) => {
+            Err(Error::invalid(format!("`{name}` is {value}, not {what} of at least {least}"), "Give a whole number"))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,77 @@
+//! Which files stay out of a backup: the project's own by-products, and what the caller's patterns name.
+
+use std::path::Path;
+
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
+
+use super::{BACKUPS_DIR, STAGING_PREFIX, UNDO_DIR};
+use crate::error::{Error, Result};
+
+/// Directories directly below `.kg/` that hold nothing worth a backup.
+const DIRECTORIES: &[&str] = &[BACKUPS_DIR, UNDO_DIR, "cache", "caches", ".cache", "logs", "tmp"];
+/// Endings of files directly below `.kg/` that mean something only while their process lives.
+const ENDINGS: &[&str] = &[".lock", ".pid", ".log", ".sock"];
+
+/// `excludePatterns`, compiled.
+#[derive(Debug)]
+pub struct Exclusion {
+    patterns: Gitignore,
+}
+
+impl Exclusion {
+    /// Patterns as in `.gitignore`, relative to the project's root: `*.tmp` matches anywhere, `.kg/plugins/cache/` one
+    /// directory, and a later `!pattern` takes back what an earlier one named.
+    pub fn new(root: &Path, patterns: &[String]) -> Result<Self> {
+        let mut builder = GitignoreBuilder::new(root);
+        for pattern in patterns {
+            builder.add_line(None, pattern).map_err(|cause| {
+                Error::invalid(
+                    format!("`{pattern}` in excludePatterns is not a pattern: {cause}"),
+                    "Write it as in a .gitignore file, for example `*.tmp` or `.kg/plugins/cache/`",
+                )
+            })?;
+        }
+        let patterns = builder.build().map_err(|cause| {
+            Error::invalid(format!("excludePatterns cannot be used: {cause}"), "Use fewer patterns")
+        })?;
+        Ok(Exclusion { patterns })
+    }
+
+    /// `path` is relative to the project's root; its parents were asked before it.
+    pub fn excludes(&self, path: &Path, is_dir: bool) -> bool {
+        self.patterns.matched(path, is_dir).is_ignore()
+    }
+}
+
+/// By-products of the host and of this tool; `name` stands directly below `.kg/`.
+pub fn is_by_product(name: &str, is_dir: bool) -> bool {
+    if is_dir {
+        DIRECTORIES.contains(&name) || name.starts_with(STAGING_PREFIX)
+    } else {
+        ENDINGS.iter().any(|ending| name.ends_with(ending))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_mean_what_they_mean_in_gitignore() {
+        let patterns = ["*.tmp", "/.kg/plugins/a/", "secret/**", "!keep.tmp"].map(String::from);
+        let exclusion = Exclusion::new(Path::new("/project"), &patterns).unwrap();
+        let excludes = |path: &str, is_dir| exclusion.excludes(Path::new(path), is_dir);
+        assert!(excludes(".kg/plugins/x/scratch.tmp", false));
+        assert!(excludes(".kg/plugins/a", true));
+        assert!(!excludes(".kg/plugins/ab", true));
+        assert!(!excludes(".kg/plugins/keep.tmp", false));
+        assert!(!excludes(".kg/config.json", false));
+    }
+
+    #[test]
+    fn a_pattern_that_is_none_is_refused() {
+        let error = Exclusion::new(Path::new("/project"), &["{a".to_string()]).unwrap_err();
+        assert_eq!(error.code.as_str(), "KG_INVALID_OPTION");
+        assert!(error.message.contains("{a"));
+    }
+}

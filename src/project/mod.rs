@@ -1,0 +1,82 @@
+//! What a project holds: where its parts lie, which of them a backup takes.
+//!
+//! A project is the directory that holds `.kg/`. [`Project`] itself only asks for paths (`stat`), so a host process may
+//! use it. [`config`] and [`discover`] open files of the live project: only the reader may call them (`src/reader`).
+
+pub mod config;
+pub mod discover;
+pub mod exclude;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Code, Error, Result};
+
+/// The directory of a project's state, below its root.
+pub const STATE_DIR: &str = ".kg";
+/// The configuration, below the state directory.
+pub const CONFIG_FILE: &str = "config.json";
+/// The database where the configuration names none, relative to the root.
+pub const DEFAULT_DATABASE: &str = ".kg/knowledge.db";
+/// Backups where no other directory is given, below the state directory.
+pub const BACKUPS_DIR: &str = "backups";
+/// What restores replaced, below the state directory.
+pub const UNDO_DIR: &str = "restore-undo";
+/// Where a restore unpacks before it touches anything, below the state directory; a random suffix follows.
+pub const STAGING_PREFIX: &str = "restore-staging-";
+
+/// The parts that a backup may hold and a restore may choose from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Component {
+    /// The graph database.
+    Database,
+    /// `config.json` and the other JSON files directly below `.kg/`.
+    Config,
+    /// `.kg/vectors/`, `.kg/vectors.db`, `.kg/reasoning-bank/`.
+    Vectors,
+    /// `.kg/plugins/`.
+    Plugins,
+    /// Everything else below `.kg/`.
+    Files,
+}
+
+/// An existing project.
+#[derive(Debug, Clone)]
+pub struct Project {
+    root: PathBuf,
+}
+
+impl Project {
+    /// The project at `root`; `KG_NO_PROJECT` where that holds no `.kg/`.
+    pub fn open(root: &Path) -> Result<Self> {
+        let resolved = root.canonicalize().map_err(|cause| no_project(root).with_cause(cause))?;
+        if !resolved.join(STATE_DIR).is_dir() {
+            return Err(no_project(root));
+        }
+        Ok(Project { root: resolved })
+    }
+
+    /// The nearest directory at or above `start` that holds `.kg/`, as `git` finds its repository.
+    pub fn find_root(start: &Path) -> Option<PathBuf> {
+        start.ancestors().find(|dir| dir.join(STATE_DIR).is_dir()).map(Path::to_path_buf)
+    }
+
+    /// Absolute, without symbolic links.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.root.join(STATE_DIR)
+    }
+}
+
+fn no_project(root: &Path) -> Error {
+    Error::new(
+        Code::NoProject,
+        format!("{} is not a knowledge-graph project: it has no {STATE_DIR} directory", root.display()),
+        "Run it inside a project, or name one with `projectRoot` (`--project` on the command line)",
+    )
+}

@@ -1,0 +1,345 @@
+//! Puts an unpacked, checked backup into its place.
+//!
+//! Everything that could refuse is asked first: where each file goes, whether something would be replaced, whether a
+//! database is in use. Then every file that is in the way is moved to a directory that keeps it, and the new one is moved
+//! in. A failure half way puts everything back. A database goes and comes as a set: beside the new one there is no WAL,
+//! index or journal of the old.
+//!
+//! Not guaranteed: when the machine loses power between the first and the last move, some files are the old and some the
+//! new; each of them is whole, and the old ones are in the directory that keeps them.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs::{self, File, FileTimes, Permissions},
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Component as PathComponent, Path, PathBuf},
+    time::SystemTime,
+};
+
+use jiff::{Timestamp, tz::TimeZone};
+
+use super::protocol::{Applied, ApplyRequest};
+use crate::{
+    archive::manifest::{FileRecord, MANIFEST_ENTRY, Manifest},
+    error::{Code, Error, Result, Warning, WarningCode},
+    project::{
+        CONFIG_FILE, Component, DEFAULT_DATABASE, STATE_DIR, UNDO_DIR,
+        config::{self, DatabasePath},
+        discover::DATABASE_ENTRY,
+    },
+    sqlite::{
+        files::{COMPANIONS, companion},
+        in_use,
+    },
+};
+
+/// How many paths a message names.
+const NAMED_PATHS: usize = 3;
+
+pub fn apply(request: &ApplyRequest) -> Result<Applied> {
+    let manifest = read_manifest(&request.staging)?;
+    let mut warnings = Vec::new();
+    let placements = place(request, &manifest, &mut warnings)?;
+    let replaced: Vec<&Placement> = placements.iter().filter(|placement| placement.is_taken()).collect();
+    if !replaced.is_empty() && !request.overwrite {
+        return Err(target_exists(&replaced));
+    }
+    for placement in &placements {
+        placement.assert_replaceable()?;
+    }
+    let mut applied = Applied {
+        files_restored: placements.len() as u64,
+        bytes_restored: placements.iter().map(|placement| placement.record.size).sum(),
+        files_replaced: replaced.len() as u64,
+        safety_copy: None,
+        warnings,
+    };
+    if request.dry_run {
+        return Ok(applied);
+    }
+    if !replaced.is_empty() {
+        applied.safety_copy = Some(make_undo_dir(&request.target)?);
+    }
+    let mut moves = Moves::default();
+    let moved = placements.iter().try_for_each(|placement| {
+        let staged = request.staging.join(placement.number.to_string());
+        placement.carry_out(&staged, applied.safety_copy.as_deref(), &mut moves)
+    });
+    match moved.and_then(|()| moves.sync()) {
+        Ok(()) => Ok(applied),
+        Err(error) => Err(moves.take_back(error, applied.safety_copy.as_deref())),
+    }
+}
+
+fn read_manifest(staging: &Path) -> Result<Manifest> {
+    let path = staging.join(MANIFEST_ENTRY);
+    let json = fs::read(&path).map_err(|cause| Error::io("read", &path, cause))?;
+    Manifest::parse(&json, "the backup")
+}
+
+/// One file and where it goes.
+struct Placement<'a> {
+    /// Of the staged file.
+    number: usize,
+    record: &'a FileRecord,
+    to: PathBuf,
+}
+
+fn place<'a>(
+    request: &ApplyRequest,
+    manifest: &'a Manifest,
+    warnings: &mut Vec<Warning>,
+) -> Result<Vec<Placement<'a>>> {
+    let wanted = |record: &FileRecord| request.only.as_ref().is_none_or(|only| only.contains(&record.component));
+    let database = database_target(request, manifest, &wanted, warnings)?;
+    let mut taken = HashSet::new();
+    let mut placements = Vec::new();
+    for (number, record) in manifest.files.iter().enumerate().filter(|(_, record)| wanted(record)) {
+        let to = match record.entry.strip_prefix(DATABASE_ENTRY) {
+            Some(suffix) if record.component == Component::Database => companion(&database, suffix),
+            _ => inside(&request.target, &record.path)?,
+        };
+        if !taken.insert(to.clone()) {
+            return Err(not_ours(&record.path, "is named twice"));
+        }
+        placements.push(Placement { number, record, to });
+    }
+    Ok(placements)
+}
+
+/// Where the graph database goes: where the configuration says that holds after the restore, but never to a place
+/// outside the project that only the archive names.
+fn database_target(
+    request: &ApplyRequest,
+    manifest: &Manifest,
+    wanted: &dyn Fn(&FileRecord) -> bool,
+    warnings: &mut Vec<Warning>,
+) -> Result<PathBuf> {
+    let target = &request.target;
+    let Some(record) = manifest.files.iter().find(|record| record.entry == DATABASE_ENTRY) else {
+        return Ok(target.join(DEFAULT_DATABASE));
+    };
+    let recorded = inside(target, &record.path)?;
+    let own_config = target.join(STATE_DIR).join(CONFIG_FILE);
+    let own = own_config.exists().then(|| config::database_path(target, warnings));
+    let restores_config = manifest.files.iter().any(|record| record.entry == CONFIG_FILE && wanted(record));
+    match own {
+        Some(DatabasePath { absolute, relative: Some(relative) }) if !restores_config => {
+            inside(target, &relative).map(|_| absolute)
+        }
+        // Outside the project, and the target itself says so: then that is where its database lies.
+        Some(DatabasePath { absolute, relative: None }) if !restores_config || record.path == DEFAULT_DATABASE => {
+            let message =
+                format!("The database was restored to {}, where the target's configuration has it", absolute.display());
+            warnings.push(Warning::new(WarningCode::Config, message));
+            Ok(absolute)
+        }
+        _ => Ok(recorded),
+    }
+}
+
+/// `path`, relative with `/`, below `target`; refused where it leaves the target, by its name or through a link.
+fn inside(target: &Path, path: &str) -> Result<PathBuf> {
+    let is_plain = |part: PathComponent<'_>| matches!(part, PathComponent::Normal(_));
+    if path.is_empty() || path.contains(['\0', '\\']) || !Path::new(path).components().all(is_plain) {
+        return Err(not_ours(path, "does not stay inside the project"));
+    }
+    let to = target.join(path);
+    let parents = to.ancestors().skip(1).take_while(|parent| parent.starts_with(target) && *parent != target);
+    for parent in parents {
+        match fs::symlink_metadata(parent) {
+            Ok(found) if !found.is_dir() => {
+                return Err(Error::new(
+                    Code::TargetInvalid,
+                    format!(
+                        "{} is in the way: it is a link or a file where the backup has a directory",
+                        parent.display()
+                    ),
+                    "Move it away, or restore into another directory with `targetDir` (`--target`)",
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(to)
+}
+
+fn not_ours(path: &str, what: &str) -> Error {
+    Error::new(
+        Code::NotABackup,
+        format!("The archive was not made by this tool: the path {path:?} {what}"),
+        "Nothing was changed; do not use this archive",
+    )
+}
+
+fn target_exists(replaced: &[&Placement<'_>]) -> Error {
+    let named: Vec<String> =
+        replaced.iter().take(NAMED_PATHS).map(|placement| placement.to.display().to_string()).collect();
+    let more = replaced.len().saturating_sub(NAMED_PATHS);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    Error::new(
+        Code::TargetExists,
+        format!("The restore would replace {}{more}", named.join(", ")),
+        "Nothing was changed; allow it with `overwrite` (what is replaced is kept), or restore into another directory",
+    )
+}
+
+impl Placement<'_> {
+    /// What stands where this goes: the file itself, and what belongs to a database of its name.
+    fn in_the_way(&self) -> Vec<PathBuf> {
+        let suffixes: &[&str] =
+            if self.record.database { &["", COMPANIONS[0], COMPANIONS[1], COMPANIONS[2]] } else { &[""] };
+        let paths = suffixes.iter().map(|suffix| companion(&self.to, suffix));
+        paths.filter(|path| fs::symlink_metadata(path).is_ok()).collect()
+    }
+
+    fn is_taken(&self) -> bool {
+        !self.in_the_way().is_empty()
+    }
+
+    fn assert_replaceable(&self) -> Result<()> {
+        if fs::symlink_metadata(&self.to).is_ok_and(|found| found.is_dir()) {
+            return Err(Error::new(
+                Code::TargetInvalid,
+                format!("{} is a directory where the backup has a file", self.to.display()),
+                "Move it away, or restore into another directory with `targetDir` (`--target`)",
+            ));
+        }
+        if !self.record.database {
+            return Ok(());
+        }
+        match in_use::holder(&self.to)? {
+            None => Ok(()),
+            Some(process) => Err(Error::new(
+                Code::DatabaseInUse,
+                format!(
+                    "{} is open in {}; replacing it now would lose what that process writes",
+                    self.to.display(),
+                    name(process)
+                ),
+                "Close it there (`kg serve --stop` stops the services), then run it again",
+            )),
+        }
+    }
+
+    fn carry_out(&self, staged: &Path, keep_in: Option<&Path>, moves: &mut Moves) -> Result<()> {
+        dress(staged, self.record)?;
+        for old in self.in_the_way() {
+            // The suffix of a companion comes after the path that the file has in the project.
+            let suffix = old.as_os_str().to_string_lossy()[self.to.as_os_str().len()..].to_string();
+            let Some(keep_in) = keep_in else {
+                let message = format!("{} appeared during the restore", old.display());
+                return Err(Error::new(Code::TargetExists, message, "Nothing was changed; run it again"));
+            };
+            moves.make(&old, &companion(&keep_in.join(&self.record.path), &suffix))?;
+        }
+        moves.make(staged, &self.to)
+    }
+}
+
+/// Gives a staged file the permissions and the time of the original, and writes that to the disk.
+fn dress(staged: &Path, record: &FileRecord) -> Result<()> {
+    let failed = |cause| Error::io("set the attributes of", staged, cause);
+    let file = File::options().write(true).open(staged).map_err(failed)?;
+    file.set_times(FileTimes::new().set_modified(SystemTime::from(record.mtime))).map_err(failed)?;
+    file.set_permissions(Permissions::from_mode(record.mode & 0o777)).map_err(failed)?;
+    file.sync_all().map_err(failed)
+}
+
+/// `.kg/restore-undo/20240115-020000`, with a number where that second is taken.
+fn make_undo_dir(target: &Path) -> Result<PathBuf> {
+    let all = target.join(STATE_DIR).join(UNDO_DIR);
+    let failed = |cause| Error::io("create", &all, cause);
+    fs::create_dir_all(&all).map_err(failed)?;
+    let stamp = Timestamp::now().to_zoned(TimeZone::UTC).strftime("%Y%m%d-%H%M%S").to_string();
+    for number in 1.. {
+        let name = if number == 1 { stamp.clone() } else { format!("{stamp}-{number}") };
+        match fs::create_dir(all.join(&name)) {
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
+            created => return created.map(|()| all.join(&name)).map_err(failed),
+        }
+    }
+    unreachable!("some number is free")
+}
+
+/// The moves that were made, so that they can be taken back.
+#[derive(Default)]
+struct Moves {
+    made: Vec<(PathBuf, PathBuf)>,
+    made_dirs: Vec<PathBuf>,
+}
+
+impl Moves {
+    fn make(&mut self, from: &Path, to: &Path) -> Result<()> {
+        if let Some(parent) = to.parent() {
+            self.make_dirs(parent)?;
+        }
+        move_file(from, to)?;
+        self.made.push((from.to_path_buf(), to.to_path_buf()));
+        Ok(())
+    }
+
+    fn make_dirs(&mut self, dir: &Path) -> Result<()> {
+        let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+        for dir in missing.into_iter().rev() {
+            fs::create_dir(dir).map_err(|cause| Error::io("create", dir, cause))?;
+            self.made_dirs.push(dir.to_path_buf());
+        }
+        Ok(())
+    }
+
+    /// Makes the moves durable.
+    fn sync(&self) -> Result<()> {
+        let paths = self.made.iter().flat_map(|(from, to)| [from, to]).chain(&self.made_dirs);
+        let dirs: BTreeSet<&Path> = paths.filter_map(|path| path.parent()).collect();
+        dirs.into_iter().try_for_each(|dir| {
+            File::open(dir).and_then(|dir| dir.sync_all()).map_err(|cause| Error::io("sync", dir, cause))
+        })
+    }
+
+    /// Takes everything back after `error`; what cannot be taken back is named.
+    fn take_back(self, mut error: Error, keep_in: Option<&Path>) -> Error {
+        for (from, to) in self.made.iter().rev() {
+            if let Err(second) = move_file(to, from) {
+                error.message = format!("{}; and then: {}", error.message, second.message);
+                error.remedy = format!("Move {} back to {} by hand", to.display(), from.display());
+                return error;
+            }
+        }
+        for dir in self.made_dirs.iter().rev().map(PathBuf::as_path).chain(keep_in) {
+            // One that holds something by now is somebody else's.
+            let _ = fs::remove_dir(dir);
+        }
+        error
+    }
+}
+
+/// Renames; where the two lie on different file systems, copies under a temporary name first.
+fn move_file(from: &Path, to: &Path) -> Result<()> {
+    let failed = |cause| Error::io("move", from, cause);
+    match fs::rename(from, to) {
+        Err(cause) if cause.kind() == io::ErrorKind::CrossesDevices => {
+            let parent = to.parent().unwrap_or(to);
+            let mut copy = tempfile::NamedTempFile::new_in(parent).map_err(failed)?;
+            let mut source = File::open(from).map_err(failed)?;
+            io::copy(&mut source, &mut copy).map_err(failed)?;
+            let found = source.metadata().map_err(failed)?;
+            copy.as_file().set_permissions(found.permissions()).map_err(failed)?;
+            let modified = found.modified().map_err(failed)?;
+            copy.as_file().set_times(FileTimes::new().set_modified(modified)).map_err(failed)?;
+            copy.as_file().sync_all().map_err(failed)?;
+            copy.persist(to).map_err(|cause| failed(cause.error))?;
+            fs::remove_file(from).map_err(failed)
+        }
+        moved => moved.map_err(failed),
+    }
+}
+
+/// A process as a person knows it.
+fn name(process: i32) -> String {
+    match fs::read_to_string(format!("/proc/{process}/comm")) {
+        Ok(command) => format!("process {process} ({})", command.trim()),
+        Err(_) => format!("process {process}"),
+    }
+}

@@ -1,0 +1,313 @@
+//! Starts a reader and receives its answers.
+
+use std::{
+    io::{self, Read},
+    os::{fd::AsFd, unix::process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+
+use super::{
+    protocol::{
+        Applied, ApplyRequest, Frame, Greeting, Message, PROTOCOL, READER_ARGUMENT, RELEASE, Request, SaveRequest,
+        read_frame, write_json,
+    },
+    server::{self, Answers},
+};
+use crate::{
+    error::{Code, Error, Result},
+    task::{Cancel, POLL_INTERVAL},
+};
+
+/// A reader greets within milliseconds; a machine that is swapping may take longer.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much of the reader's standard error an error message carries.
+const MAX_STDERR_BYTES: u64 = 4096;
+/// Answers that may wait on the channel between threads.
+const CHANNEL_ANSWERS: usize = 8;
+
+/// Where the reader runs.
+#[derive(Debug, Clone)]
+pub enum Launch {
+    /// On a thread of this process, which therefore must not have databases of the project open: `kg` itself.
+    Thread,
+    /// In a process of its own: the given `kg` executable. The only choice inside a host.
+    Process(PathBuf),
+}
+
+/// What the reader said.
+pub enum Answer {
+    Message(Message),
+    Data(Vec<u8>),
+}
+
+/// A reader at work on one request. Dropping it ends the reader.
+pub struct Reader {
+    link: Link,
+    cancel: Cancel,
+}
+
+enum Link {
+    Thread(Thread),
+    Process(Process),
+}
+
+impl Reader {
+    pub fn save(launch: &Launch, request: SaveRequest, cancel: &Cancel) -> Result<Self> {
+        Reader::start(launch, Request::Save(request), cancel)
+    }
+
+    /// Applies a restore and waits for its end; it cannot be cancelled half way.
+    pub fn apply(launch: &Launch, request: ApplyRequest) -> Result<Applied> {
+        let mut reader = Reader::start(launch, Request::Apply(request), &Cancel::default())?;
+        match reader.next()? {
+            Answer::Message(Message::Applied(applied)) => Ok(applied),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    fn start(launch: &Launch, request: Request, cancel: &Cancel) -> Result<Self> {
+        let link = match launch {
+            Launch::Thread => Link::Thread(Thread::start(request, cancel.clone())?),
+            Launch::Process(executable) => Link::Process(Process::start(executable, &request, cancel)?),
+        };
+        Ok(Reader { link, cancel: cancel.clone() })
+    }
+
+    /// Waits for the next answer. A failure that the reader reports is this call's error.
+    #[allow(clippy::should_implement_trait, reason = "it fails, and it has no end of its own")]
+    pub fn next(&mut self) -> Result<Answer> {
+        let answer = match &mut self.link {
+            Link::Thread(thread) => thread.next(&self.cancel)?,
+            Link::Process(process) => process.next(&self.cancel)?,
+        };
+        match answer {
+            Answer::Message(Message::Failed { error }) => Err(error),
+            answer => Ok(answer),
+        }
+    }
+}
+
+/// The reader said something that does not belong there.
+pub fn out_of_turn() -> Error {
+    Error::new(
+        Code::ReaderProtocol,
+        "The reader process answered out of turn",
+        "Install @weavelogic/knowledge-graph-agent again, so that all its parts are of one release",
+    )
+}
+
+/// The server on a thread of this process.
+struct Thread {
+    /// `None` once this is being dropped, which tells the server to end.
+    answers: Option<Receiver<Answer>>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl Thread {
+    fn start(request: Request, cancel: Cancel) -> Result<Self> {
+        let (sender, receiver) = bounded(CHANNEL_ANSWERS);
+        let handle = thread::Builder::new()
+            .name("kg-reader".into())
+            // When an answer cannot be sent, nobody waits for the result either.
+            .spawn(move || drop(server::answer(request, &mut Channel(sender), &cancel)))
+            .map_err(|cause| {
+                Error::new(Code::ReaderStart, "No thread could be started", "Run it again").with_cause(cause)
+            })?;
+        Ok(Thread { answers: Some(receiver), handle: Some(handle) })
+    }
+
+    fn next(&mut self, cancel: &Cancel) -> Result<Answer> {
+        loop {
+            cancel.check()?;
+            match self.answers.as_ref().map(|answers| answers.recv_timeout(POLL_INTERVAL)) {
+                Some(Ok(answer)) => return Ok(answer),
+                Some(Err(RecvTimeoutError::Timeout)) => {}
+                Some(Err(RecvTimeoutError::Disconnected)) | None => {
+                    return Err(Error::new(Code::Internal, "The reader's thread ended early", "Please report this"));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.answers = None;
+        if let Some(handle) = self.handle.take() {
+            // A panic was reported when the channel broke.
+            let _ = handle.join();
+        }
+    }
+}
+
+struct Channel(Sender<Answer>);
+
+impl Channel {
+    fn send(&mut self, answer: Answer) -> Result<()> {
+        self.0.send(answer).map_err(|_| Error::aborted())
+    }
+}
+
+impl Answers for Channel {
+    fn message(&mut self, message: Message) -> Result<()> {
+        self.send(Answer::Message(message))
+    }
+
+    fn data(&mut self, data: Vec<u8>) -> Result<()> {
+        self.send(Answer::Data(data))
+    }
+}
+
+/// `kg __reader` and its pipes.
+struct Process {
+    child: Child,
+    executable: PathBuf,
+    answers: ChildStdout,
+    /// Held open: its end tells the reader that this process is gone.
+    _requests: ChildStdin,
+    stderr: Option<JoinHandle<String>>,
+}
+
+impl Process {
+    fn start(executable: &Path, request: &Request, cancel: &Cancel) -> Result<Self> {
+        let mut child = Command::new(executable)
+            .arg(READER_ARGUMENT)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // Ctrl-C in the host's terminal is the host's to handle.
+            .process_group(0)
+            .spawn()
+            .map_err(|cause| cannot_start(executable, "could not be started", &cause.to_string()))?;
+        let (Some(requests), Some(answers), Some(stderr)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(cannot_start(executable, "has no pipes", ""));
+        };
+        widen(&answers);
+        let stderr = thread::spawn(move || first_lines(stderr));
+        let mut process =
+            Process { child, executable: executable.to_path_buf(), answers, _requests: requests, stderr: Some(stderr) };
+        process.expect_greeting(cancel)?;
+        // An error here means that the reader died; the next read says why.
+        let _ = write_json(&mut process._requests, request);
+        Ok(process)
+    }
+
+    fn expect_greeting(&mut self, cancel: &Cancel) -> Result<()> {
+        let greeting = match self.receive(cancel, Some(Instant::now() + GREETING_TIMEOUT)) {
+            Ok(Frame::Json(json)) => serde_json::from_slice::<Greeting>(&json).ok(),
+            Ok(Frame::Data(_)) => None,
+            Err(error) if error.code == Code::ReaderDied => {
+                let said = self.end();
+                return Err(cannot_start(&self.executable, "ended at once", &said));
+            }
+            Err(error) if error.code == Code::ReaderProtocol => None,
+            Err(error) => return Err(error),
+        };
+        let found = match greeting {
+            Some(Greeting { protocol: PROTOCOL, release }) if release == RELEASE => return Ok(()),
+            Some(greeting) => format!("is release {}, the addon is {RELEASE}", greeting.release),
+            None => "does not answer as a reader does".to_string(),
+        };
+        let said = self.end();
+        Err(Error::new(
+            Code::ReaderVersion,
+            format!("The reader {} {found}{}", self.executable.display(), quoted(&said)),
+            "Install @weavelogic/knowledge-graph-agent again, so that all its parts are of one release",
+        ))
+    }
+
+    fn next(&mut self, cancel: &Cancel) -> Result<Answer> {
+        match self.receive(cancel, None)? {
+            Frame::Data(data) => Ok(Answer::Data(data)),
+            Frame::Json(json) => {
+                serde_json::from_slice(&json).map(Answer::Message).map_err(|cause| out_of_turn().with_cause(cause))
+            }
+        }
+    }
+
+    fn receive(&mut self, cancel: &Cancel, deadline: Option<Instant>) -> Result<Frame> {
+        self.wait_readable(cancel, deadline)?;
+        read_frame(&mut self.answers).map_err(|cause| match cause.kind() {
+            io::ErrorKind::InvalidData => out_of_turn().with_cause(cause),
+            _ => {
+                let said = self.end();
+                let status = self.child.wait().map(|status| format!(" ({status})")).unwrap_or_default();
+                Error::new(
+                    Code::ReaderDied,
+                    format!("The reader process ended before its work did{status}{}", quoted(&said)),
+                    "Nothing was changed; run it again, and look at the memory limits of this machine if it happens again",
+                )
+                .with_cause(cause)
+            }
+        })
+    }
+
+    fn wait_readable(&self, cancel: &Cancel, deadline: Option<Instant>) -> Result<()> {
+        loop {
+            cancel.check()?;
+            if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                return Err(cannot_start(&self.executable, "did not answer", ""));
+            }
+            let timeout = PollTimeout::from(POLL_INTERVAL.as_millis() as u16);
+            match poll(&mut [PollFd::new(self.answers.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(cause) => return Err(out_of_turn().with_cause(cause)),
+            }
+        }
+    }
+
+    /// Ends the reader and returns what it said on standard error.
+    fn end(&mut self) -> String {
+        // Both fail only where the process is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.stderr.take().and_then(|said| said.join().ok()).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A larger pipe means fewer switches between the processes; a refusal only costs speed.
+#[cfg(target_os = "linux")]
+fn widen(pipe: &ChildStdout) {
+    let _ = nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
+}
+
+#[cfg(not(target_os = "linux"))]
+fn widen(_pipe: &ChildStdout) {}
+
+/// Reads standard error to its end, so that the reader never waits for it, and keeps its beginning.
+fn first_lines(mut stderr: impl Read) -> String {
+    let mut said = Vec::new();
+    let _ = stderr.by_ref().take(MAX_STDERR_BYTES).read_to_end(&mut said);
+    let _ = io::copy(&mut stderr, &mut io::sink());
+    String::from_utf8_lossy(&said).trim().to_string()
+}
+
+fn quoted(said: &str) -> String {
+    if said.is_empty() { String::new() } else { format!("; it said: {said}") }
+}
+
+fn cannot_start(executable: &Path, what: &str, said: &str) -> Error {
+    Error::new(
+        Code::ReaderStart,
+        format!("The reader {} {what}{}", executable.display(), quoted(said)),
+        "Check that the file exists and may be executed, or install @weavelogic/knowledge-graph-agent again",
+    )
+}

@@ -1,0 +1,176 @@
+//! What the reader and its client say to each other.
+//!
+//! A frame is a kind (one byte), a length (four bytes, little endian) and that many bytes: JSON for a message, raw bytes
+//! for data. The server greets first, so that a client never sends a request to another release. Then the client
+//! sends one request, and the server answers until `Saved`, `Applied` or `Failed`. The client keeps the server's
+//! standard input open: its end means that the client is gone.
+
+use std::{
+    io::{self, Read, Write},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    archive::manifest::{FileRecord, Owner},
+    error::{Error, Warning},
+    project::{Component, discover::Selection},
+    sqlite::snapshot::Integrity,
+};
+
+/// Changes with every incompatible change of the frames or messages.
+pub const PROTOCOL: u32 = 1;
+/// The release of this crate; addon and reader come from one build.
+pub const RELEASE: &str = env!("CARGO_PKG_VERSION");
+/// The argument that makes `kg` a reader.
+pub const READER_ARGUMENT: &str = "__reader";
+/// Data comes in pieces of at most this size, which bounds the memory of both sides.
+pub const DATA_CHUNK_BYTES: usize = 256 * 1024;
+/// A longer frame is not of this protocol.
+const MAX_FRAME_BYTES: u32 = 16 * 1024 * 1024;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Greeting {
+    pub protocol: u32,
+    pub release: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "camelCase")]
+pub enum Request {
+    Save(SaveRequest),
+    Apply(ApplyRequest),
+}
+
+/// Stream what a backup holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SaveRequest {
+    pub root: PathBuf,
+    pub selection: Selection,
+    /// Run `quick_check` on every snapshot.
+    pub check_source: bool,
+    /// A directory with room for a copy of a database that is not in WAL mode.
+    pub scratch: PathBuf,
+    pub lock_timeout_ms: u64,
+}
+
+/// Put an unpacked backup into its place.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ApplyRequest {
+    /// The target's root.
+    pub target: PathBuf,
+    /// Holds `manifest.json` and, unless `dry_run`, the file of each record of the manifest, named by its number.
+    pub staging: PathBuf,
+    /// `None` for everything.
+    pub only: Option<Vec<Component>>,
+    pub overwrite: bool,
+    /// Only say what would happen.
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "camelCase")]
+pub enum Message {
+    /// What `Save` is about to stream; files may still change.
+    Planned {
+        bytes_total: u64,
+    },
+    /// An entry of `record.size` bytes, which follow as data.
+    Entry {
+        record: FileRecord,
+        owner: Owner,
+    },
+    Saved(Saved),
+    Applied(Applied),
+    Failed {
+        error: Error,
+    },
+}
+
+/// The end of a `Save`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Saved {
+    pub integrity: Integrity,
+    /// Rows of `nodes` and `edges` in the snapshot of the graph database; 0 where there is no such table.
+    pub node_count: u64,
+    pub edge_count: u64,
+    pub warnings: Vec<Warning>,
+}
+
+/// The end of an `Apply`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    pub files_restored: u64,
+    pub bytes_restored: u64,
+    /// How many files were (or, in a dry run, would be) replaced.
+    pub files_replaced: u64,
+    /// Where what was replaced is kept.
+    pub safety_copy: Option<PathBuf>,
+    pub warnings: Vec<Warning>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Frame {
+    Json(Vec<u8>),
+    Data(Vec<u8>),
+}
+
+const JSON: u8 = b'J';
+const DATA: u8 = b'D';
+
+pub fn write_json(out: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    write_frame(out, JSON, &serde_json::to_vec(message)?)
+}
+
+pub fn write_data(out: &mut impl Write, data: &[u8]) -> io::Result<()> {
+    write_frame(out, DATA, data)
+}
+
+fn write_frame(out: &mut impl Write, kind: u8, payload: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(payload.len()).ok().filter(|length| *length <= MAX_FRAME_BYTES);
+    let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the frame is too long"))?;
+    out.write_all(&[kind])?;
+    out.write_all(&length.to_le_bytes())?;
+    out.write_all(payload)?;
+    out.flush()
+}
+
+/// The next frame; `UnexpectedEof` where the other side ended, `InvalidData` where it does not speak this protocol.
+pub fn read_frame(input: &mut impl Read) -> io::Result<Frame> {
+    let mut head = [0; 5];
+    input.read_exact(&mut head)?;
+    let [kind, length @ ..] = head;
+    let length = u32::from_le_bytes(length);
+    if length > MAX_FRAME_BYTES || !matches!(kind, JSON | DATA) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a frame of this protocol"));
+    }
+    let mut payload = vec![0; length as usize];
+    input.read_exact(&mut payload)?;
+    Ok(if kind == JSON { Frame::Json(payload) } else { Frame::Data(payload) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_read_as_they_were_written() {
+        let mut pipe = Vec::new();
+        write_json(&mut pipe, &Greeting { protocol: 1, release: "1.2.3".into() }).unwrap();
+        write_data(&mut pipe, b"").unwrap();
+        write_data(&mut pipe, b"pages").unwrap();
+        let mut input = pipe.as_slice();
+        assert_eq!(read_frame(&mut input).unwrap(), Frame::Json(br#"{"protocol":1,"release":"1.2.3"}"#.to_vec()));
+        assert_eq!(read_frame(&mut input).unwrap(), Frame::Data(vec![]));
+        assert_eq!(read_frame(&mut input).unwrap(), Frame::Data(b"pages".to_vec()));
+        assert_eq!(read_frame(&mut input).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn other_output_and_endless_frames_are_refused_before_memory_is_taken() {
+        for input in [b"usage: kg [OPTIONS]".as_slice(), b"D\xff\xff\xff\xff", b"J\x00\x00\x00\x02"] {
+            assert_eq!(read_frame(&mut &*input).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Answers one request: as a process of its own ([`main`]), or on a thread of `kg` ([`answer`]).
+
+use std::{
+    io::{self, Read, Stdout, Write},
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use super::{
+    apply::apply,
+    protocol::{Frame, Greeting, Message, PROTOCOL, RELEASE, Request, read_frame, write_data, write_json},
+    save::save,
+};
+use crate::{
+    error::{Code, Error, Result},
+    sqlite,
+    task::Cancel,
+};
+
+/// Where answers go. A failure means that the client is gone.
+pub trait Answers {
+    fn message(&mut self, message: Message) -> Result<()>;
+    /// At most `DATA_CHUNK_BYTES` of the current entry.
+    fn data(&mut self, data: Vec<u8>) -> Result<()>;
+}
+
+/// Carries out `request`; a failure of it is an answer too.
+pub fn answer(request: Request, answers: &mut dyn Answers, cancel: &Cancel) -> Result<()> {
+    let done = sqlite::assert_capabilities().and_then(|()| match request {
+        Request::Save(request) => save(&request, answers, cancel).map(Message::Saved),
+        Request::Apply(request) => apply(&request).map(Message::Applied),
+    });
+    answers.message(done.unwrap_or_else(|error| Message::Failed { error }))
+}
+
+/// `kg __reader`. The exit status only says whether the conversation came to its end.
+pub fn main() -> ExitCode {
+    let mut out = io::stdout();
+    let greeting = Greeting { protocol: PROTOCOL, release: RELEASE.to_string() };
+    if write_json(&mut out, &greeting).is_err() {
+        return ExitCode::FAILURE;
+    }
+    let request = match read_frame(&mut io::stdin().lock()) {
+        Ok(Frame::Json(json)) => serde_json::from_slice::<Request>(&json),
+        // The client went away, or found that this is another release.
+        _ => return ExitCode::FAILURE,
+    };
+    let request = match request {
+        Ok(request) => request,
+        Err(cause) => {
+            eprintln!("kg {RELEASE}: not a request: {cause}");
+            return ExitCode::FAILURE;
+        }
+    };
+    // A restore that has begun is carried to its end even when nobody waits for it any more.
+    let may_end = Arc::new(AtomicBool::new(!matches!(request, Request::Apply(_))));
+    end_with_client(may_end);
+    match answer(request, &mut Pipe { out }, &Cancel::default()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Ends this process when the client's side of standard input closes: the client ended, however it did.
+fn end_with_client(may_end: Arc<AtomicBool>) {
+    thread::spawn(move || {
+        // Nothing more is ever said on standard input, so this returns at its end.
+        let _ = io::stdin().lock().read(&mut [0]);
+        if may_end.load(Ordering::Acquire) {
+            std::process::exit(1);
+        }
+    });
+}
+
+struct Pipe {
+    out: Stdout,
+}
+
+impl Answers for Pipe {
+    fn message(&mut self, message: Message) -> Result<()> {
+        write_json(&mut self.out, &message).map_err(client_gone)
+    }
+
+    fn data(&mut self, data: Vec<u8>) -> Result<()> {
+        let mut out = self.out.lock();
+        write_data(&mut out, &data).and_then(|()| out.flush()).map_err(client_gone)
+    }
+}
+
+fn client_gone(cause: io::Error) -> Error {
+    Error::new(Code::ReaderDied, "The other side of the reader's pipe is gone", "Run it again").with_cause(cause)
+}

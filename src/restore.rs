@@ -1,0 +1,236 @@
+//! The verb `restore`: brings a project, or a part of it, back from an archive.
+//!
+//! Everything is unpacked into a staging directory inside the target's `.kg/` (so that putting it into place is a rename
+//! on one file system) and every byte of the archive is checked, before the reader touches a file of the project.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use serde::Serialize;
+use tempfile::TempDir;
+
+use crate::{
+    archive::{
+        manifest::{MANIFEST_ENTRY, Manifest},
+        read::{Unpack, read_archive},
+    },
+    error::{Code, Error, Result, Warning},
+    project::{Component, STAGING_PREFIX, STATE_DIR, discover::component_of_entry},
+    reader::{
+        client::{Launch, Reader},
+        protocol::ApplyRequest,
+    },
+    store::{Store, manifest_beside},
+    task::{Phase, Task},
+    verify::duration_ms,
+};
+
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    /// The project's root to restore into; made where it does not exist.
+    pub target: PathBuf,
+    /// `None` for everything that the backup holds.
+    pub only: Option<Vec<Component>>,
+    /// Replace files that exist, keeping what they were.
+    pub overwrite: bool,
+    /// Check everything and say what would happen, without changing anything.
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RestoreResult {
+    /// The backup that was restored.
+    pub id: String,
+    /// Its archive.
+    pub backup_path: PathBuf,
+    pub target_dir: PathBuf,
+    pub dry_run: bool,
+    pub files_restored: u64,
+    pub bytes_restored: u64,
+    /// How many of them took the place of an existing file.
+    pub files_replaced: u64,
+    /// The directory that keeps what was replaced, under the paths it had in the project.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub safety_copy: Option<PathBuf>,
+    pub warnings: Vec<Warning>,
+    pub duration_ms: u64,
+}
+
+/// Restores the backup that `reference` means (a path, an id, `latest`).
+pub fn restore(
+    store: &Store,
+    reference: &str,
+    launch: &Launch,
+    options: &RestoreOptions,
+    task: &Task,
+) -> Result<RestoreResult> {
+    let began = Instant::now();
+    let archive = store.locate(reference)?;
+    let target = std::path::absolute(&options.target).map_err(|cause| Error::io("resolve", &options.target, cause))?;
+    let mut staging = Staging::prepare(&target, options.dry_run)?;
+    let mut unpacking = Unpacking { dir: staging.path(), options, current: None, written: Vec::new() };
+    let beside = manifest_beside(&archive);
+    let report = read_archive(&archive, beside.as_deref(), &mut unpacking, task, Phase::Unpacking)?;
+    let manifest = report.into_manifest(&archive)?;
+    unpacking.sync()?;
+    assert_holds(&manifest, options)?;
+    write_manifest(staging.path(), &manifest)?;
+    task.report(Phase::Applying, 0, 0)?;
+    let applied = Reader::apply(
+        launch,
+        ApplyRequest {
+            target: target.clone(),
+            staging: staging.path().to_path_buf(),
+            only: options.only.clone(),
+            overwrite: options.overwrite,
+            dry_run: options.dry_run,
+        },
+    )?;
+    staging.succeeded();
+    Ok(RestoreResult {
+        id: manifest.id,
+        backup_path: archive,
+        target_dir: target,
+        dry_run: options.dry_run,
+        files_restored: applied.files_restored,
+        bytes_restored: applied.bytes_restored,
+        files_replaced: applied.files_replaced,
+        safety_copy: applied.safety_copy,
+        warnings: applied.warnings,
+        duration_ms: duration_ms(began.elapsed()),
+    })
+}
+
+fn assert_holds(manifest: &Manifest, options: &RestoreOptions) -> Result<()> {
+    let Some(only) = &options.only else { return Ok(()) };
+    if manifest.files.iter().any(|record| only.contains(&record.component)) {
+        return Ok(());
+    }
+    let wanted: Vec<String> = only.iter().map(|component| format!("{component:?}").to_lowercase()).collect();
+    Err(Error::invalid(
+        format!("{} holds nothing of: {}", manifest.id, wanted.join(", ")),
+        "Restore another part, or choose another backup with `kg diag backup --list`",
+    ))
+}
+
+fn write_manifest(staging: &Path, manifest: &Manifest) -> Result<()> {
+    let path = staging.join(MANIFEST_ENTRY);
+    fs::write(&path, manifest.to_json()).map_err(|cause| Error::io("write", &path, cause))
+}
+
+/// Where a restore unpacks. Whatever it made in the target is gone again unless the restore succeeded.
+struct Staging {
+    dir: Option<TempDir>,
+    /// Locked while this process lives, so that another one can tell what a killed restore left.
+    _lock: File,
+    /// Directories that did not exist before, innermost first.
+    made: Vec<PathBuf>,
+}
+
+/// In each staging directory.
+const LOCK_FILE: &str = "lock";
+
+impl Staging {
+    fn prepare(target: &Path, dry_run: bool) -> Result<Self> {
+        let state = target.join(STATE_DIR);
+        for dir in [target, &state] {
+            if fs::metadata(dir).is_ok_and(|found| !found.is_dir()) {
+                return Err(Error::new(
+                    Code::TargetInvalid,
+                    format!("{} is a file", dir.display()),
+                    "Name a directory as the target of the restore",
+                ));
+            }
+        }
+        let mut made = Vec::new();
+        let parent = if dry_run { std::env::temp_dir() } else { state.clone() };
+        if !dry_run {
+            made = state.ancestors().take_while(|dir| !dir.exists()).map(Path::to_path_buf).collect();
+            fs::create_dir_all(&state).map_err(|cause| Error::io("create", &state, cause))?;
+            sweep(&state)?;
+        }
+        let dir = tempfile::Builder::new()
+            .prefix(STAGING_PREFIX)
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(&parent)
+            .map_err(|cause| Error::io("create a directory in", &parent, cause))?;
+        let lock = dir.path().join(LOCK_FILE);
+        let locked = File::create_new(&lock).and_then(|file| file.lock().map(|()| file));
+        let lock = locked.map_err(|cause| Error::io("lock", &lock, cause))?;
+        Ok(Staging { dir: Some(dir), _lock: lock, made })
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.as_ref().map_or(Path::new(""), |dir| dir.path())
+    }
+
+    fn succeeded(&mut self) {
+        self.made.clear();
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        self.dir = None;
+        for dir in &self.made {
+            // One that holds something by now is somebody else's.
+            let _ = fs::remove_dir(dir);
+        }
+    }
+}
+
+/// Removes the staging directories that killed restores left.
+fn sweep(state: &Path) -> Result<()> {
+    let entries = fs::read_dir(state).map_err(|cause| Error::io("read", state, cause))?;
+    for entry in entries.flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX) {
+            continue;
+        }
+        let dir = entry.path();
+        let is_live = match File::open(dir.join(LOCK_FILE)) {
+            Ok(lock) => lock.try_lock().is_err(),
+            Err(_) => false,
+        };
+        if !is_live {
+            fs::remove_dir_all(&dir).map_err(|cause| Error::io("remove", &dir, cause))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes each wanted entry into a file that is called by its number: no name from an archive is used as a path here.
+struct Unpacking<'a> {
+    dir: &'a Path,
+    options: &'a RestoreOptions,
+    current: Option<File>,
+    written: Vec<PathBuf>,
+}
+
+impl Unpack for Unpacking<'_> {
+    fn entry(&mut self, number: usize, name: &str, _size_bytes: u64) -> Result<Option<&mut dyn Write>> {
+        let wanted = match &self.options.only {
+            Some(only) => component_of_entry(name).is_some_and(|component| only.contains(&component)),
+            None => true,
+        };
+        if self.options.dry_run || !wanted {
+            return Ok(None);
+        }
+        let path = self.dir.join(number.to_string());
+        let file = File::create_new(&path).map_err(|cause| Error::io("write", &path, cause))?;
+        self.written.push(path);
+        Ok(Some(self.current.insert(file)))
+    }
+}
+
+impl Unpacking<'_> {
+    fn sync(&self) -> Result<()> {
+        let sync = |path: &PathBuf| -> io::Result<()> { File::open(path)?.sync_all() };
+        self.written.iter().try_for_each(|path| sync(path).map_err(|cause| Error::io("sync", path, cause)))
+    }
+}

@@ -1,0 +1,63 @@
+//! SQLite databases of a live project. Only the reader may call into this module (`src/reader`).
+//!
+//! [`snapshot`] takes the pages of a database at one commit beside any number of writers. [`aside`] copies a database
+//! with its WAL or journal to where SQLite can recover it, or to save a damaged one as it is. [`in_use`] tells which
+//! process has a database open.
+
+pub mod aside;
+pub mod files;
+pub mod in_use;
+pub mod snapshot;
+
+use std::{path::Path, time::Duration};
+
+use rusqlite::{Connection, OpenFlags, config::DbConfig};
+
+use crate::error::{Code, Error, Result};
+
+/// How long one attempt to get a lock waits inside SQLite, before cancellation is looked at.
+const BUSY_SLICE: Duration = Duration::from_millis(200);
+
+/// Opens a database that others are using so that nothing of theirs changes: read-only, no checkpoint when it closes.
+fn open_harmless(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(|cause| Error::sqlite("open", path, cause))?;
+    prepare(&connection, path)?;
+    Ok(connection)
+}
+
+fn prepare(connection: &Connection, path: &Path) -> Result<()> {
+    let prepared = || {
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+        connection.busy_timeout(BUSY_SLICE)
+    };
+    prepared().map_err(|cause| Error::sqlite("open", path, cause))
+}
+
+/// Fails where this build's SQLite lacks `sqlite_dbpage`, which `.cargo/config.toml` asks for.
+pub fn assert_capabilities() -> Result<()> {
+    let has_dbpage = || -> rusqlite::Result<bool> {
+        let connection = Connection::open_in_memory()?;
+        connection.query_row("SELECT sqlite_compileoption_used('ENABLE_DBPAGE_VTAB')", [], |row| row.get(0))
+    };
+    match has_dbpage() {
+        Ok(true) => Ok(()),
+        _ => Err(Error::new(
+            Code::Internal,
+            "This build's SQLite cannot read pages (ENABLE_DBPAGE_VTAB is off)",
+            "Build inside the repository, so that .cargo/config.toml applies",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bundled_sqlite_reads_pages_and_is_free_of_the_wal_reset_race() {
+        assert_capabilities().unwrap();
+        assert!(rusqlite::version_number() >= 3_051_003, "SQLite {}", rusqlite::version());
+    }
+}

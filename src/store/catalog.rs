@@ -1,0 +1,116 @@
+//! Which backups a store holds. Nothing here writes or waits for a lock.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Backup, Store,
+    names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
+};
+use crate::{
+    archive::manifest::Manifest,
+    error::{Code, Error, Result},
+};
+
+impl Store {
+    /// All backups, newest first. One is listed while its manifest and its archive, of the size that the manifest gives,
+    /// are both there.
+    pub fn list(&self) -> Result<Vec<Backup>> {
+        let mut backups: Vec<Backup> =
+            self.archive_names()?.into_iter().filter_map(|name| self.listed(&name)).collect();
+        backups.sort_by(|a, b| (b.timestamp, &b.id).cmp(&(a.timestamp, &a.id)));
+        Ok(backups)
+    }
+
+    /// The backup of that id.
+    pub fn get(&self, id: &str) -> Result<Backup> {
+        names::archives_of_id(id).iter().find_map(|name| self.listed(name)).ok_or_else(|| {
+            Error::new(
+                Code::BackupNotFound,
+                format!("{} holds no backup {id}", self.dir.display()),
+                "See the ids with `kg diag backup --list` or listBackups()",
+            )
+        })
+    }
+
+    /// The newest backup.
+    pub fn latest(&self) -> Result<Backup> {
+        self.list()?.into_iter().next().ok_or_else(|| {
+            Error::new(
+                Code::NoBackups,
+                format!("{} holds no backup", self.dir.display()),
+                "Make one with `kg diag backup`, or name the directory that holds them",
+            )
+        })
+    }
+
+    /// The archive that `reference` means: a path, `latest`, an id, or the name of an archive of this store.
+    pub fn locate(&self, reference: &str) -> Result<PathBuf> {
+        let path = Path::new(reference);
+        if reference.is_empty() {
+            return Err(Error::invalid("An empty backup name was given", "Name an archive, an id, or `latest`"));
+        }
+        if path.is_file() {
+            return fs::canonicalize(path).map_err(|cause| Error::io("read", path, cause));
+        }
+        let ending = reference.strip_prefix(LATEST);
+        if ending.is_some_and(|ending| ending.is_empty() || ENDINGS.contains(&ending)) {
+            return self.latest().map(|backup| backup.path);
+        }
+        if !names::archives_of_id(reference).is_empty() {
+            return self.get(reference).map(|backup| backup.path);
+        }
+        if names::id_of_archive(reference).is_some() && self.dir.join(reference).is_file() {
+            return Ok(self.dir.join(reference));
+        }
+        Err(Error::new(
+            Code::BackupNotFound,
+            format!("There is no file {reference} and no such backup in {}", self.dir.display()),
+            "Check the path, or see the backups with `kg diag backup --list`",
+        ))
+    }
+
+    /// File names of all archives, listed or not; none where the directory does not exist.
+    pub(super) fn archive_names(&self) -> Result<Vec<String>> {
+        let failed = |cause| Error::io("read", &self.dir, cause);
+        let entries = match fs::read_dir(&self.dir) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed)?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            if let Ok(name) = entry.file_name().into_string()
+                && names::id_of_archive(&name).is_some()
+                && entry.file_type().is_ok_and(|kind| kind.is_file())
+            {
+                found.push(name);
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// The archive of that name as its manifest describes it; `None` unless both are there and fit.
+    pub(super) fn listed(&self, archive_name: &str) -> Option<Backup> {
+        let path = self.dir.join(archive_name);
+        let size = fs::metadata(&path).ok().filter(|found| found.is_file())?.len();
+        let json = manifest_beside(&path)?;
+        let backup = Backup::new(path, Manifest::parse(&json, archive_name).ok()?)?;
+        (backup.size == size && names::id_of_archive(archive_name).as_ref() == Some(&backup.id)).then_some(backup)
+    }
+}
+
+/// Where the manifest of the archive at `archive` stands.
+pub fn manifest_path(archive: &Path) -> PathBuf {
+    let mut path = archive.as_os_str().to_os_string();
+    path.push(MANIFEST_SUFFIX);
+    path.into()
+}
+
+/// The text of the manifest beside an archive, if it can be read.
+pub fn manifest_beside(archive: &Path) -> Option<Vec<u8>> {
+    fs::read(manifest_path(archive)).ok()
+}

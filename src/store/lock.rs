@@ -1,0 +1,89 @@
+//! One writer a store.
+//!
+//! The lock is an operating system's lock (`flock`) on a file in the directory: a holder that is killed leaves none. It
+//! belongs to the open file, so two managers in one process exclude each other as two processes do. Who holds it
+//! stands in the file, for the message of whoever waits in vain.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io::{Read, Seek, Write},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+
+use super::names::LOCK_FILE;
+use crate::{
+    error::{Code, Error, Result},
+    task::{POLL_INTERVAL, Phase, Task},
+};
+
+/// Held until it is dropped.
+#[derive(Debug)]
+pub struct StoreLock {
+    _file: File,
+}
+
+impl StoreLock {
+    pub fn acquire(dir: &Path, timeout: Duration, task: &Task) -> Result<Self> {
+        let path = dir.join(LOCK_FILE);
+        let failed = |cause| Error::io("lock", &path, cause);
+        let mut options = OpenOptions::new();
+        let mut file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let deadline = Instant::now() + timeout;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::Error(cause)) => return Err(failed(cause)),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                    return Err(held(dir, &mut file, timeout));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    task.report(Phase::Waiting, 0, 0)?;
+                    thread::sleep(POLL_INTERVAL);
+                }
+            }
+        }
+        let holder = format!("process {} on {} since {}\n", std::process::id(), host_name(), Timestamp::now());
+        file.rewind()
+            .and_then(|()| file.set_len(0))
+            .and_then(|()| file.write_all(holder.as_bytes()))
+            .map_err(failed)?;
+        Ok(StoreLock { _file: file })
+    }
+}
+
+fn held(dir: &Path, file: &mut File, waited: Duration) -> Error {
+    let mut holder = String::new();
+    // Who holds it is only for the message; the holder may be writing it this very moment.
+    let _ = file.rewind().and_then(|()| file.read_to_string(&mut holder));
+    let holder = if holder.trim().is_empty() { "another process" } else { holder.trim() };
+    Error::new(
+        Code::StoreLocked,
+        format!("{} is in use by {holder}; waited {} s", dir.display(), waited.as_secs_f32()),
+        "Wait until it ends, or raise `lockTimeout`",
+    )
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "this host".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_writer_of_the_same_process_is_told_who_holds_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let acquire = || StoreLock::acquire(dir.path(), Duration::ZERO, &Task::default());
+        let first = acquire().unwrap();
+        let error = acquire().unwrap_err();
+        assert_eq!(error.code, Code::StoreLocked);
+        assert!(error.message.contains(&format!("process {}", std::process::id())), "{}", error.message);
+        drop(first);
+        acquire().unwrap();
+    }
+}

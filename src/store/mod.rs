@@ -1,0 +1,164 @@
+//! Where archives are kept: a directory.
+//!
+//! ```text
+//! kg-backup-20240115-020000.tar.gz                  an archive
+//! kg-backup-20240115-020000.tar.gz.manifest.json    its manifest, with the archive's size and digest
+//! latest.tar.gz                                     a link to the newest archive
+//! .kg-store.lock                                    locked by the one process that writes
+//! .kg-partial-…, .kg-snapshot-…                     what a run is writing; the next run removes what a killed one left
+//! ```
+//!
+//! Everything is written under a temporary name, synced, renamed, and the directory synced; the manifest comes last. A
+//! backup is listed while both archive and manifest are there, so at every instant a listed backup is whole, and what a
+//! killed run leaves is not listed. Readers need no lock.
+
+pub mod atomic;
+mod catalog;
+mod lock;
+mod names;
+mod write;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Serialize;
+
+pub use self::{catalog::manifest_beside, lock::StoreLock, write::NewBackup};
+use crate::{
+    archive::manifest::{Contents, Manifest, Stats},
+    error::{Code, Error, Result, Warning},
+    project::{BACKUPS_DIR, Project, STATE_DIR},
+    sqlite::snapshot::Integrity,
+    task::Task,
+};
+
+/// A directory of backups.
+#[derive(Debug, Clone)]
+pub struct Store {
+    dir: PathBuf,
+}
+
+/// A backup of the store, as its manifest describes it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Backup {
+    pub id: String,
+    #[serde(rename = "type")]
+    pub kind: crate::archive::manifest::BackupType,
+    /// Of the archive, absolute.
+    pub path: PathBuf,
+    /// Of the archive, in bytes.
+    pub size: u64,
+    /// Of the archive: `sha256:` and the hexadecimal digest.
+    pub checksum: String,
+    /// When the backup began, in milliseconds since the epoch.
+    pub timestamp: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    pub contents: Contents,
+    pub stats: Stats,
+    pub integrity: Integrity,
+    pub warnings: Vec<Warning>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub based_on: Option<String>,
+}
+
+impl Store {
+    /// The store at `dir`, which need not exist yet.
+    pub fn at(dir: &Path) -> Result<Self> {
+        if dir.to_str().is_some_and(|dir| dir.contains("://")) {
+            return Err(Error::new(
+                Code::Unsupported,
+                format!("{} is not a directory: this release keeps backups in local directories only", dir.display()),
+                "Give a directory as `backupDir`, for example one that is synchronised to the object store",
+            ));
+        }
+        let dir = std::path::absolute(dir).map_err(|cause| Error::io("resolve", dir, cause))?;
+        match fs::metadata(&dir) {
+            Ok(found) if !found.is_dir() => Err(Error::new(
+                Code::BackupDirInvalid,
+                format!("The backup directory {} is a file", dir.display()),
+                "Name a directory, or remove that file",
+            )),
+            _ => Ok(Store { dir }),
+        }
+    }
+
+    /// `.kg/backups` of the project.
+    pub fn default_dir(project_root: &Path) -> PathBuf {
+        project_root.join(STATE_DIR).join(BACKUPS_DIR)
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Refuses a directory below `.kg/` whose archives the next backup would save.
+    pub fn assert_outside(&self, project: &Project) -> Result<()> {
+        let dir = resolve(&self.dir);
+        let inside = dir.strip_prefix(project.state_dir()).ok();
+        if inside.is_none_or(|inside| inside.starts_with(BACKUPS_DIR)) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Code::BackupDirInProject,
+            format!("Backups in {} would be backed up into themselves", self.dir.display()),
+            format!("Use a directory outside {STATE_DIR}, or {STATE_DIR}/{BACKUPS_DIR}"),
+        ))
+    }
+
+    /// Makes the directory and waits, at most `timeout`, until this process is the only one that writes to it.
+    pub fn lock(&self, timeout: Duration, task: &Task) -> Result<StoreLock> {
+        self.create()?;
+        StoreLock::acquire(&self.dir, timeout, task)
+    }
+
+    fn create(&self) -> Result<()> {
+        fs::create_dir_all(&self.dir).map_err(|cause| match cause.kind() {
+            io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => Error::new(
+                Code::BackupDirInvalid,
+                format!("The backup directory {} lies below a file", self.dir.display()),
+                "Name a directory",
+            ),
+            _ => Error::io("create", &self.dir, cause),
+        })
+    }
+}
+
+impl Backup {
+    /// `manifest` is one that stood beside the archive at `path`.
+    fn new(path: PathBuf, manifest: Manifest) -> Option<Self> {
+        let archive = manifest.archive?;
+        Some(Backup {
+            id: manifest.id,
+            kind: manifest.kind,
+            path,
+            size: archive.size,
+            checksum: format!("{}{}", crate::archive::manifest::DIGEST_PREFIX, archive.sha256),
+            timestamp: manifest.timestamp.as_millisecond(),
+            description: manifest.description,
+            contents: manifest.contents,
+            stats: manifest.stats,
+            integrity: manifest.integrity,
+            warnings: manifest.warnings,
+            based_on: manifest.based_on,
+        })
+    }
+}
+
+/// Without symbolic links, as far as the path exists.
+fn resolve(path: &Path) -> PathBuf {
+    for ancestor in path.ancestors() {
+        if let Ok(resolved) = ancestor.canonicalize() {
+            return match path.strip_prefix(ancestor) {
+                Ok(rest) if rest.as_os_str().is_empty() => resolved,
+                Ok(rest) => resolved.join(rest),
+                Err(_) => resolved,
+            };
+        }
+    }
+    path.to_path_buf()
+}

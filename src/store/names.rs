@@ -1,0 +1,93 @@
+//! Names of backups and of the files that hold them.
+
+use jiff::{Timestamp, tz::TimeZone};
+
+use crate::archive::gzip::Compression;
+
+pub const MANIFEST_SUFFIX: &str = ".manifest.json";
+pub const PARTIAL_PREFIX: &str = ".kg-partial-";
+pub const LOCK_FILE: &str = ".kg-store.lock";
+/// The link to the newest archive; its ending follows.
+pub const LATEST: &str = "latest";
+
+const ARCHIVE_PREFIX: &str = "kg-backup-";
+const ID_PREFIX: &str = "backup-";
+/// Of archives, most usual first.
+pub const ENDINGS: [&str; 2] = [".tar.gz", ".tar"];
+
+/// `20240115-020000`, in UTC; the `number`th of that second gets a suffix from the second on.
+pub fn stamp(at: Timestamp, number: u32) -> String {
+    let stamp = at.to_zoned(TimeZone::UTC).strftime("%Y%m%d-%H%M%S").to_string();
+    if number > 1 { format!("{stamp}-{number}") } else { stamp }
+}
+
+pub fn id(stamp: &str) -> String {
+    format!("{ID_PREFIX}{stamp}")
+}
+
+pub fn archive(stamp: &str, compression: Compression) -> String {
+    let ending = match compression {
+        Compression::Gzip(_) => ENDINGS[0],
+        Compression::None => ENDINGS[1],
+    };
+    format!("{ARCHIVE_PREFIX}{stamp}{ending}")
+}
+
+/// The id of the archive of that name; `None` where it is not named like one.
+pub fn id_of_archive(name: &str) -> Option<String> {
+    let stamp = name.strip_prefix(ARCHIVE_PREFIX)?;
+    let stamp = ENDINGS.iter().find_map(|ending| stamp.strip_suffix(ending))?;
+    is_stamp(stamp).then(|| id(stamp))
+}
+
+/// The possible archives of a backup; empty where `id` is not one.
+pub fn archives_of_id(id: &str) -> Vec<String> {
+    match id.strip_prefix(ID_PREFIX) {
+        Some(stamp) if is_stamp(stamp) => {
+            ENDINGS.iter().map(|ending| format!("{ARCHIVE_PREFIX}{stamp}{ending}")).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn is_stamp(stamp: &str) -> bool {
+    let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    let mut parts = stamp.split('-');
+    let (date, time, number) = (parts.next(), parts.next(), parts.next());
+    date.is_some_and(|date| date.len() == 8 && digits(date))
+        && time.is_some_and(|time| time.len() == 6 && digits(time))
+        && number.is_none_or(|number| !number.is_empty() && digits(number))
+        && parts.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_guide() {
+        let at: Timestamp = "2024-01-15T02:00:00.5Z".parse().unwrap();
+        let gzip = Compression::Gzip(6);
+        assert_eq!(id(&stamp(at, 1)), "backup-20240115-020000");
+        assert_eq!(archive(&stamp(at, 1), gzip), "kg-backup-20240115-020000.tar.gz");
+        assert_eq!(archive(&stamp(at, 2), Compression::None), "kg-backup-20240115-020000-2.tar");
+    }
+
+    #[test]
+    fn ids_and_archives_lead_to_each_other_and_nothing_else_does() {
+        for stamp in ["20240115-020000", "20240115-020000-12"] {
+            for archive in archives_of_id(&id(stamp)) {
+                assert_eq!(id_of_archive(&archive), Some(id(stamp)));
+            }
+        }
+        for name in [
+            "kg-backup-2024.tar.gz",
+            "kg-backup-20240115-020000.zip",
+            "kg-backup-../../etc/passwd.tar",
+            "latest.tar.gz",
+        ] {
+            assert_eq!(id_of_archive(name), None, "{name}");
+        }
+        assert!(archives_of_id("backup-../../x").is_empty());
+    }
+}

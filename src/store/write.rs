@@ -1,0 +1,165 @@
+//! Everything that changes a store. Each function takes the lock as proof that this is the only writer.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use tempfile::{NamedTempFile, TempDir};
+
+use super::{
+    Backup, Store, StoreLock, atomic,
+    catalog::manifest_path,
+    names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX, PARTIAL_PREFIX},
+};
+use crate::{
+    archive::{
+        gzip::{Compression, Sink, Written},
+        manifest::{ArchiveRecord, Manifest, hex},
+        read::{Discard, read_archive},
+    },
+    error::{Error, Result, Warning, WarningCode},
+    sqlite::aside,
+    task::{Phase, Task},
+};
+
+/// A backup being written. Dropping it leaves nothing.
+pub struct NewBackup<'a> {
+    store: &'a Store,
+    pub id: String,
+    archive: PathBuf,
+    file: NamedTempFile,
+    scratch: TempDir,
+}
+
+impl Store {
+    /// Chooses an id and opens a temporary file for the archive.
+    pub fn begin<'a>(&'a self, _lock: &'a StoreLock, at: Timestamp, compression: Compression) -> Result<NewBackup<'a>> {
+        let free = |stamp: &String| {
+            let id = names::id(stamp);
+            names::archives_of_id(&id).iter().all(|name| !self.dir.join(name).exists())
+        };
+        let stamp = (1..).map(|number| names::stamp(at, number)).find(free).unwrap_or_default();
+        Ok(NewBackup {
+            store: self,
+            id: names::id(&stamp),
+            archive: self.dir.join(names::archive(&stamp, compression)),
+            file: atomic::partial(&self.dir)?,
+            scratch: aside::scratch_dir(&self.dir)?,
+        })
+    }
+
+    /// Removes a backup: its archive first gets a temporary name, so that it is never listed without being whole.
+    pub fn delete(&self, _lock: &StoreLock, id: &str) -> Result<()> {
+        let backup = self.get(id)?;
+        let doomed = self.dir.join(format!("{PARTIAL_PREFIX}deleted-{id}"));
+        fs::rename(&backup.path, &doomed).map_err(|cause| Error::io("remove", &backup.path, cause))?;
+        atomic::remove(&manifest_path(&backup.path))?;
+        atomic::remove(&doomed)?;
+        atomic::sync_dir(&self.dir)?;
+        self.update_latest()
+    }
+
+    /// Finishes or removes what killed runs left, and writes the manifest of whole archives that have none.
+    pub fn sweep(&self, _lock: &StoreLock, task: &Task) -> Result<Vec<Warning>> {
+        let entries = fs::read_dir(&self.dir).map_err(|cause| Error::io("read", &self.dir, cause))?;
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if name.starts_with(aside::SCRATCH_PREFIX) {
+                fs::remove_dir_all(&path).map_err(|cause| Error::io("remove", &path, cause))?;
+            } else if name.starts_with(PARTIAL_PREFIX) {
+                atomic::remove(&path)?;
+            } else if let Some(archive) = name.strip_suffix(MANIFEST_SUFFIX)
+                && names::id_of_archive(archive).is_some()
+                && !self.dir.join(archive).exists()
+            {
+                atomic::remove(&path)?;
+            }
+        }
+        let mut warnings = Vec::new();
+        for name in self.archive_names()? {
+            if self.listed(&name).is_none() {
+                warnings.extend(self.adopt(&name, task)?);
+            }
+        }
+        Ok(warnings)
+    }
+
+    /// Writes the manifest of an archive that has no usable one: a run was killed just before its end, or the archive was
+    /// copied here alone. One that is not whole, or is called otherwise than it calls itself, stays as it is.
+    fn adopt(&self, name: &str, task: &Task) -> Result<Option<Warning>> {
+        let path = self.dir.join(name);
+        let warning = |why: &str| {
+            let message = format!("{} is not listed: {why}; remove it if you do not need it", path.display());
+            Ok(Some(Warning::new(WarningCode::Store, message)))
+        };
+        let report = match read_archive(&path, None, &mut Discard, task, Phase::Verifying) {
+            Ok(report) => report,
+            Err(error) if error.code == crate::Code::Aborted => return Err(error),
+            Err(error) => return warning(&error.message),
+        };
+        let (size, sha256) = (report.size_bytes, report.sha256.clone());
+        match report.into_manifest(&path) {
+            Ok(manifest) if names::id_of_archive(name).as_ref() == Some(&manifest.id) => {
+                let manifest = beside(manifest, ArchiveRecord { name: name.to_string(), size, sha256 });
+                atomic::write(&manifest_path(&path), &manifest.to_json())?;
+                Ok(None)
+            }
+            Ok(manifest) => warning(&format!("it calls itself {}", manifest.id)),
+            Err(error) => warning(&error.message),
+        }
+    }
+
+    /// Points `latest.tar.gz` (`latest.tar` for a plain archive) to the newest archive.
+    fn update_latest(&self) -> Result<()> {
+        let newest = self.list()?.into_iter().next();
+        let newest = newest.as_ref().and_then(|backup| backup.path.file_name()?.to_str());
+        for ending in ENDINGS {
+            let link = self.dir.join(format!("{LATEST}{ending}"));
+            match newest {
+                Some(name) if name.ends_with(ending) => atomic::relink(Path::new(name), &link)?,
+                _ => atomic::remove(&link)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl NewBackup<'_> {
+    /// Where the archive's bytes go.
+    pub fn sink(&self) -> Result<Sink> {
+        let file = self.file.as_file().try_clone().map_err(|cause| Error::io("write", &self.archive, cause))?;
+        Ok(Box::new(file))
+    }
+
+    /// A directory for copies of databases, on the disk that holds the archives; removed with this.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// Publishes the archive, then its manifest. When this returns both are on the disk.
+    pub fn publish(self, manifest: Manifest, written: Written) -> Result<Backup> {
+        let name = self.archive.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let record = ArchiveRecord { name, size: written.size_bytes, sha256: hex(&written.sha256) };
+        let manifest = beside(manifest, record);
+        atomic::publish(self.file, &self.archive)?;
+        atomic::write(&manifest_path(&self.archive), &manifest.to_json())?;
+        let mut backup = Backup::new(self.archive, manifest)
+            .ok_or_else(|| Error::new(crate::Code::Internal, "The manifest has no archive", "Please report this"))?;
+        backup.warnings.extend(self.store.update_latest().err().map(latest_warning));
+        Ok(backup)
+    }
+}
+
+/// The manifest as it stands beside the archive.
+fn beside(mut manifest: Manifest, archive: ArchiveRecord) -> Manifest {
+    manifest.stats.compressed_size = archive.size;
+    manifest.archive = Some(archive);
+    manifest
+}
+
+fn latest_warning(error: Error) -> Warning {
+    Warning::new(WarningCode::Store, format!("The link to the latest backup could not be written: {}", error.message))
+}

@@ -1,0 +1,58 @@
+//! The verb `verify`: reads an archive to its end and says what of it is not as it was written.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use crate::{
+    archive::{
+        manifest::Manifest,
+        read::{Discard, Problem, read_archive},
+    },
+    error::Result,
+    store::{Store, manifest_beside},
+    task::{Phase, Task},
+};
+
+/// What a check of a backup found.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckReport {
+    /// Every byte of the archive is as it was written, and what stands beside it agrees.
+    pub valid: bool,
+    pub problems: Vec<Problem>,
+    pub path: PathBuf,
+    /// The manifest inside; absent where it could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<Manifest>,
+    /// Bytes of the archive that were read.
+    pub size: u64,
+    /// Of the archive as it is now, hexadecimal.
+    pub sha256: String,
+    pub duration_ms: u64,
+}
+
+/// Checks the backup that `reference` means (a path, an id, `latest`). A damaged one is a report, not an error.
+pub fn check_backup(store: &Store, reference: &str, task: &Task) -> Result<CheckReport> {
+    let began = Instant::now();
+    let path = store.locate(reference)?;
+    let beside = manifest_beside(&path);
+    let report = read_archive(&path, beside.as_deref(), &mut Discard, task, Phase::Verifying)?;
+    Ok(CheckReport {
+        valid: report.problems.is_empty() && report.manifest.is_some(),
+        problems: report.problems,
+        path,
+        manifest: report.manifest,
+        size: report.size_bytes,
+        sha256: report.sha256,
+        duration_ms: duration_ms(began.elapsed()),
+    })
+}
+
+/// Whole milliseconds, for results.
+pub fn duration_ms(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
