@@ -1,0 +1,106 @@
+// The rule that everything bends to (docs/architecture.md): a host that has the database open keeps its locks, its WAL and
+// its commits through every call.
+
+import { closeSync, existsSync, openSync, readFileSync, statSync } from 'node:fs';
+
+import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import Database from 'better-sqlite3';
+import { describe, expect, onTestFinished, test } from 'vitest';
+
+import { run } from './support/processes.mjs';
+import { makeProject, temporaryDirectory } from './support/project.mjs';
+
+/** The locks that this process holds on the database and what lies beside it, as the kernel lists them. */
+function locks(database) {
+  const inodes = ['', '-wal', '-shm'].map((suffix) => database + suffix).filter(existsSync).map((file) => statSync(file).ino);
+  return readFileSync('/proc/locks', 'utf8')
+    .split('\n')
+    .map((line) => line.split(/\s+/).slice(1))
+    .filter(([, , , pid, where]) => pid === String(process.pid) && inodes.includes(Number(where?.split(':')[2])))
+    .map((fields) => fields.join(' '))
+    .sort();
+}
+
+/** Whether another process can take the write lock. */
+function othersCanWrite(database) {
+  try {
+    run('sqlite3', ['-cmd', '.timeout 0', database, 'BEGIN IMMEDIATE; ROLLBACK;']);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function hold(database) {
+  const db = new Database(database);
+  onTestFinished(() => db.close());
+  db.prepare('SELECT count(*) FROM nodes').get();
+  db.exec("BEGIN IMMEDIATE; INSERT INTO metadata VALUES ('held', 'yes')");
+  return db;
+}
+
+describe('while this process has the database open and holds its write lock', () => {
+  for (const journalMode of ['wal', 'delete']) {
+    test(`every call leaves its locks as they are, in ${journalMode} mode`, async () => {
+      const { root, database, backups } = makeProject({ journalMode });
+      const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+      const db = hold(database);
+      const before = locks(database);
+      expect(before.length).toBeGreaterThan(0);
+
+      const calls = {
+        createBackup: () => manager.createBackup(),
+        snapshot: () => manager.createBackup({ type: 'snapshot' }),
+        listBackups: () => manager.listBackups(),
+        getBackup: async () => manager.getBackup((await manager.getLatestBackup()).id),
+        verifyBackup: () => manager.verifyBackup('latest'),
+        checkBackup: () => manager.checkBackup('latest'),
+        restoreElsewhere: () => manager.restore({ backupId: 'latest', targetDir: temporaryDirectory() }),
+        dryRun: () => manager.restore({ backupId: 'latest', overwrite: true, dryRun: true }).catch((error) => error.code),
+        restoreHere: () => manager.restore({ backupId: 'latest', overwrite: true }).catch((error) => error.code),
+        refusedRestore: () => manager.restore({ backupId: 'latest' }).catch((error) => error.code),
+        deleteBackup: async () => manager.deleteBackup((await manager.getLatestBackup()).id),
+      };
+      for (const [name, call] of Object.entries(calls)) {
+        const result = await call();
+        expect(locks(database), name).toEqual(before);
+        expect(othersCanWrite(database), name).toBe(false);
+        if (name === 'restoreHere') expect(result).toBe('KG_DATABASE_IN_USE');
+      }
+
+      db.exec('COMMIT');
+      if (journalMode === 'wal') expect(statSync(`${database}-wal`).size).toBeGreaterThan(0);
+      expect(run('sqlite3', [database, "SELECT value FROM metadata WHERE key = 'held'"]).trim()).toBe('yes');
+    });
+  }
+
+  test('opening and closing the file in this process takes the locks away: this test can tell', () => {
+    const { database } = makeProject({ journalMode: 'delete' });
+    const db = hold(database);
+    const before = locks(database);
+    closeSync(openSync(database, 'r'));
+    expect(locks(database)).not.toEqual(before);
+    expect(othersCanWrite(database)).toBe(true);
+    db.exec('ROLLBACK');
+  });
+});
+
+test('a WAL that nobody has checkpointed is still there after a backup', async () => {
+  const { root, database, backups } = makeProject();
+  const db = new Database(database);
+  db.exec("INSERT INTO metadata VALUES ('in', 'the WAL')");
+  // As after a crash: the WAL holds the commit, and no process has the database open.
+  const crashed = makeProject();
+  for (const suffix of ['', '-wal']) run('cp', [database + suffix, crashed.database + suffix]);
+  db.close();
+  const size = statSync(`${crashed.database}-wal`).size;
+  expect(size).toBeGreaterThan(0);
+
+  const manager = createBackupManager({ projectRoot: crashed.root, backupDir: backups });
+  await manager.createBackup();
+  expect(statSync(`${crashed.database}-wal`).size).toBe(size);
+
+  const target = temporaryDirectory();
+  await manager.restore({ backupId: 'latest', targetDir: target });
+  expect(run('sqlite3', [`${target}/.kg/knowledge.db`, 'SELECT value FROM metadata']).trim()).toBe('the WAL');
+});

@@ -1,0 +1,57 @@
+// Other processes: a writer, `kg`, tools of the system.
+
+import { execFile, execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { createRequire } from 'node:module';
+import path from 'node:path';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+
+import { onTestFinished } from 'vitest';
+
+const here = path.dirname(fileURLToPath(import.meta.url));
+export const repository = path.join(here, '..', '..');
+export const { kgPath } = createRequire(import.meta.url)('../../lib/platform.js');
+
+/** Starts support/writer.mjs and waits until it writes. `stop()` resolves to what it did. */
+export async function startWriter(database) {
+  const child = spawn(process.execPath, [path.join(here, 'writer.mjs'), database], { stdio: ['pipe', 'pipe', 'inherit'] });
+  onTestFinished(() => child.kill('SIGKILL'));
+  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+  await lines.next();
+  return {
+    async stop() {
+      child.stdin.end();
+      const { value } = await lines.next();
+      return JSON.parse(value);
+    },
+  };
+}
+
+/** Runs a command and returns what it printed. */
+export function run(command, args, options = {}) {
+  return execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], ...options });
+}
+
+/** Runs the native `kg`; resolves to its exit status and output, whatever the status is. */
+export function kg(args, options = {}) {
+  return new Promise((resolve) => {
+    const child = execFile(kgPath, args, options, (error, stdout, stderr) => {
+      resolve({ status: error ? error.code : 0, signal: error?.signal, stdout, stderr });
+    });
+    child.stdin.end();
+  });
+}
+
+/** Resolves when `condition` returns something true; asks again after each tick of the clock. */
+export async function until(condition, what = 'the condition', timeoutMs = 30_000) {
+  const deadline = Date.now() + timeoutMs;
+  for (;;) {
+    const value = await condition();
+    if (value) return value;
+    if (Date.now() > deadline) throw new Error(`${what} did not come true within ${timeoutMs} ms`);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+}
+
+export { once, spawn };

@@ -1,0 +1,110 @@
+// Makes projects as the host makes them: its schema, its triggers, its directories.
+
+import { createHash } from 'node:crypto';
+import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+
+import Database from 'better-sqlite3';
+import { onTestFinished } from 'vitest';
+
+export const SCHEMA = `
+  CREATE TABLE nodes (
+    id TEXT PRIMARY KEY, path TEXT, filename TEXT, title TEXT, type TEXT, status TEXT, content TEXT,
+    frontmatter TEXT, word_count INTEGER, created_at TEXT, updated_at TEXT
+  );
+  CREATE TABLE edges (
+    id INTEGER PRIMARY KEY, source_id TEXT NOT NULL REFERENCES nodes(id) ON DELETE CASCADE, target_id TEXT NOT NULL,
+    type TEXT, weight REAL, context TEXT
+  );
+  CREATE TABLE tags (id INTEGER PRIMARY KEY, name TEXT UNIQUE);
+  CREATE TABLE node_tags (node_id TEXT, tag_id INTEGER, PRIMARY KEY (node_id, tag_id));
+  CREATE TABLE metadata (key TEXT PRIMARY KEY, value TEXT);
+  CREATE VIRTUAL TABLE nodes_fts USING fts5(title, content, content='nodes', content_rowid='rowid');
+  CREATE TRIGGER nodes_ai AFTER INSERT ON nodes BEGIN
+    INSERT INTO nodes_fts(rowid, title, content) VALUES (new.rowid, new.title, new.content);
+  END;
+  CREATE TRIGGER nodes_ad AFTER DELETE ON nodes BEGIN
+    INSERT INTO nodes_fts(nodes_fts, rowid, title, content) VALUES ('delete', old.rowid, old.title, old.content);
+  END;
+  CREATE TRIGGER nodes_au AFTER UPDATE ON nodes BEGIN
+    INSERT INTO nodes_fts(nodes_fts, rowid, title, content) VALUES ('delete', old.rowid, old.title, old.content);
+    INSERT INTO nodes_fts(rowid, title, content) VALUES (new.rowid, new.title, new.content);
+  END;`;
+
+/** A temporary directory that goes with the test. */
+export function temporaryDirectory() {
+  const dir = mkdtempSync(path.join(os.tmpdir(), 'kg-test-'));
+  onTestFinished(() => rmSync(dir, { recursive: true, force: true }));
+  return dir;
+}
+
+const WORDS = 'graph node edge vector memory agent page commit reader writer snapshot archive restore verify'.split(' ');
+
+/** Text that differs from one `seed` to the next. */
+export function text(seed, words = 60) {
+  let state = seed + 1;
+  return Array.from({ length: words }, () => {
+    state = (state * 1103515245 + 12345) % 2147483648;
+    return WORDS[state % WORDS.length] + (state % 97);
+  }).join(' ');
+}
+
+/** Fills a database with the host's schema and `nodes` rows. Closed again before this returns. */
+export function fillDatabase(file, { nodes = 200, journalMode = 'wal' } = {}) {
+  const db = new Database(file);
+  db.pragma(`journal_mode = ${journalMode}`);
+  db.exec(SCHEMA);
+  const insert = db.prepare('INSERT INTO nodes (id, path, title, type, content) VALUES (?, ?, ?, ?, ?)');
+  const link = db.prepare('INSERT INTO edges (source_id, target_id, type, weight) VALUES (?, ?, ?, 1.0)');
+  db.transaction(() => {
+    for (let n = 0; n < nodes; n += 1) insert.run(`n${n}`, `docs/${n}.md`, `Node ${n}`, 'document', text(n));
+    for (let n = 1; n < nodes; n += 1) link.run(`n${n}`, `n${n - 1}`, 'links');
+  })();
+  db.close();
+}
+
+/** A project with a database, configuration, vectors and a plugin. */
+export function makeProject({ nodes, journalMode } = {}) {
+  const base = temporaryDirectory();
+  const root = path.join(base, 'project');
+  for (const dir of ['.kg/vectors', '.kg/plugins/glossary']) mkdirSync(path.join(root, dir), { recursive: true });
+  fillDatabase(path.join(root, '.kg/knowledge.db'), { nodes, journalMode });
+  writeFileSync(path.join(root, '.kg/config.json'), '{"database":{"path":".kg/knowledge.db"},"theme":"dark"}\n');
+  writeFileSync(path.join(root, '.kg/vectors/a.f32'), Buffer.from(new Float32Array([0.25, 0.5, 1]).buffer));
+  writeFileSync(path.join(root, '.kg/plugins/glossary/terms.json'), '["graph","node"]\n');
+  return { root, database: path.join(root, '.kg/knowledge.db'), backups: path.join(base, 'backups') };
+}
+
+/** What SQLite and FTS5 say of a database: 'ok', or what is wrong. */
+export function integrityOf(file) {
+  const db = new Database(file);
+  try {
+    const [{ integrity_check: found }] = db.pragma('integrity_check');
+    db.exec("INSERT INTO nodes_fts(nodes_fts, rank) VALUES ('integrity-check', 1)");
+    return found;
+  } catch (error) {
+    return String(error);
+  } finally {
+    db.close();
+  }
+}
+
+/** Runs `work` on the database in this process, and closes it. */
+export function withDatabase(file, work) {
+  const db = new Database(file);
+  try {
+    return work(db);
+  } finally {
+    db.close();
+  }
+}
+
+/** Every file below a directory with its content, to see that nothing changed. */
+export function fingerprint(root) {
+  const files = readdirSync(root, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile());
+  return files
+    .map((entry) => path.join(entry.parentPath, entry.name))
+    .map((file) => `${path.relative(root, file)} ${createHash('sha256').update(readFileSync(file)).digest('hex')}`)
+    .sort();
+}

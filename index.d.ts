@@ -1,0 +1,381 @@
+/**
+ * Backup and recovery for knowledge-graph projects.
+ *
+ * A project is a directory that holds `.kg/`: a SQLite database that several processes write, configuration,
+ * embeddings, plugin data. A {@link BackupManager} saves it while it is in use, verifies archives, and brings it back.
+ *
+ * ```ts
+ * import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
+ *
+ * const manager = createBackupManager({ projectRoot: '/path/to/project', backupDir: '/path/to/backups' });
+ * const backup = await manager.createBackup({ description: 'Pre-migration backup' });
+ * if (await manager.verifyBackup(backup.path)) console.log(`${backup.id}: ${backup.size} bytes`);
+ * ```
+ *
+ * Calls are safe while this very process has the database open (better-sqlite3, node:sqlite): every file of the project is
+ * read in a process of its own. Work happens off the JavaScript thread. All errors are {@link KgError}s with a stable
+ * `code`, except that an aborted call rejects with an `AbortError`; `docs/errors.md` explains each code.
+ */
+
+/**
+ * Makes a manager. Nothing is opened or created until a call needs it.
+ *
+ * @throws {KgError} `KG_INVALID_OPTION` for an unknown option or an impossible value; `KG_UNSUPPORTED` for what this release
+ * does not do; `KG_BACKUP_DIR_INVALID` where `backupDir` is a file.
+ */
+export declare function createBackupManager(config?: BackupManagerConfig): BackupManager;
+
+/** What a manager backs up, where to, and how. The guide's section "Backup Configuration". */
+export interface BackupConfig {
+  /**
+   * The directory of the backups, made when it is needed. Relative paths start at the working directory of the moment.
+   * It may not lie inside `.kg/`, except as `.kg/backups`. Default: `.kg/backups` of the project.
+   */
+  backupDir: string;
+  /** Compress with gzip (`.tar.gz`); otherwise archives are plain (`.tar`). Default: true. */
+  compression: boolean;
+  /** 1 (fast) to 9 (small), as gzip means them. Default: 6. */
+  compressionLevel: number;
+  /** A whole number of days from 1. This release removes no backup by itself: the value is only checked. */
+  retentionDays: number;
+  /** A whole number from 1. This release removes no backup by itself: the value is only checked. */
+  maxBackups: number;
+  /** Save `.kg/vectors/`, `.kg/vectors.db` and `.kg/reasoning-bank/` in full backups. Default: true. */
+  includeVectors: boolean;
+  /** Save `.kg/plugins/` in full backups. Default: true. */
+  includePluginData: boolean;
+  /**
+   * Files to leave out of full backups, as in a `.gitignore` at the project's root: `*.tmp`, `.kg/plugins/cache/`,
+   * `!keep.tmp`. They never apply to the graph database. Default: none.
+   */
+  excludePatterns: string[];
+  /** Not in this release: setting it is `KG_UNSUPPORTED`. */
+  schedule: string;
+  /** Called after each backup. What it throws becomes a warning of the process and changes nothing. */
+  onSuccess: (backup: Backup) => void;
+  /** Called after each `createBackup` that rejects, with what it rejects with. */
+  onFailure: (error: Error) => void;
+}
+
+/** The argument of {@link createBackupManager}: any part of a {@link BackupConfig}, and the following. */
+export interface BackupManagerConfig extends Partial<BackupConfig> {
+  /** The directory that holds `.kg/`. Default: the working directory of the moment. */
+  projectRoot?: string;
+  /** Run SQLite's `quick_check` on what is saved (0.7 s a GB). Default: true. */
+  checkSource?: boolean;
+  /**
+   * How long, in milliseconds, a call waits for another writer of the same `backupDir`, and for a lock that another process
+   * holds on a database. Default: 60000.
+   */
+  lockTimeout?: number;
+  /** For object stores, which this release does not have: setting it is `KG_UNSUPPORTED`. */
+  storageOptions?: Record<string, string | undefined>;
+  /** The `kg` executable that reads the project's files. Default: the one of this installation. For bundlers. */
+  kgPath?: string;
+}
+
+/** Backs up and restores one project. */
+export declare class BackupManager {
+  /** As {@link createBackupManager}. */
+  constructor(config?: BackupManagerConfig);
+
+  /** Absolute. */
+  readonly projectRoot: string;
+  /** Absolute. */
+  readonly backupDir: string;
+
+  /**
+   * Saves the project as it is at one moment, while others write to it. When the promise resolves, archive and manifest are
+   * on the disk; when it rejects, nothing of the attempt is left.
+   *
+   * A database that fails its check is saved all the same: see `integrity` and `warnings` of the result.
+   *
+   * @throws {KgError} `KG_NO_PROJECT`, `KG_NO_DATABASE`, `KG_DATABASE_BUSY`, `KG_DATABASE_UNREADABLE`, `KG_BACKUP_DIR_INVALID`,
+   * `KG_BACKUP_DIR_IN_PROJECT`, `KG_STORE_LOCKED`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`, `KG_READER_…`,
+   * `KG_INVALID_OPTION`, `KG_UNSUPPORTED`
+   */
+  createBackup(options?: CreateBackupOptions): Promise<Backup>;
+
+  /** All backups of `backupDir`, newest first; none where the directory does not exist. */
+  listBackups(): Promise<Backup[]>;
+
+  /** @throws {KgError} `KG_BACKUP_NOT_FOUND` */
+  getBackup(id: string): Promise<Backup>;
+
+  /** @throws {KgError} `KG_NO_BACKUPS` where there is none */
+  getLatestBackup(): Promise<Backup>;
+
+  /**
+   * Removes a backup, its archive and manifest.
+   *
+   * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_STORE_LOCKED`, `KG_PERMISSION_DENIED`, `KG_IO`
+   */
+  deleteBackup(id: string): Promise<void>;
+
+  /**
+   * Whether every byte of an archive is as it was written, and the manifest beside it (if there is one) agrees.
+   *
+   * @param backup path of an archive, id of a backup, or `'latest'`
+   * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_FORMAT_NEWER`, `KG_PERMISSION_DENIED`, `KG_IO`
+   */
+  verifyBackup(backup: string, options?: LongCallOptions): Promise<boolean>;
+
+  /** As {@link verifyBackup}, with a report of what is wrong, what it affects, and what to do. */
+  checkBackup(backup: string, options?: LongCallOptions): Promise<CheckReport>;
+
+  /**
+   * Restores a backup, or parts of it. The archive is unpacked beside its place and every byte checked before the target is
+   * touched. Files that the backup does not hold stay as they are.
+   *
+   * With `overwrite`, what is replaced is moved to `safetyCopy` of the result. A database that another process (or this
+   * one) has open is not replaced.
+   *
+   * @throws {KgError} `KG_TARGET_EXISTS`, `KG_DATABASE_IN_USE`, `KG_CHECKSUM_MISMATCH`, `KG_BACKUP_NOT_FOUND`,
+   * `KG_NO_BACKUPS`, `KG_FORMAT_NEWER`, `KG_TARGET_INVALID`, `KG_NOT_A_BACKUP`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`,
+   * `KG_READER_…`, `KG_INVALID_OPTION`
+   */
+  restore(options: RestoreOptions): Promise<RestoreResult>;
+}
+
+/** What every long call takes. */
+export interface LongCallOptions {
+  /** Told how far the call is, at most ten times in any second. What it throws becomes a warning of the process. */
+  onProgress?: (progress: Progress) => void;
+  /** Ends the call: it rejects with an `AbortError` (`code` `'ABORT_ERR'`, `cause` the signal's reason) and leaves nothing. */
+  signal?: AbortSignal;
+}
+
+export interface Progress {
+  /** `waiting` for another writer, `saving`, `verifying`, `unpacking`, `applying` what was unpacked. */
+  phase: 'waiting' | 'saving' | 'verifying' | 'unpacking' | 'applying';
+  /** Bytes of the project when saving, of the archive otherwise. */
+  bytesDone: number;
+  /** 0 while it is not known. */
+  bytesTotal: number;
+}
+
+/** The guide's section "Backup Types". An incremental backup is `KG_UNSUPPORTED` in this release. */
+export type BackupType = 'full' | 'snapshot' | 'incremental';
+
+/** The argument of {@link BackupManager.createBackup}. What is absent comes from the manager's configuration. */
+export interface CreateBackupOptions
+  extends LongCallOptions,
+    Partial<
+      Pick<
+        BackupManagerConfig,
+        'compression' | 'compressionLevel' | 'includeVectors' | 'includePluginData' | 'excludePatterns' | 'checkSource'
+      >
+    > {
+  /** `full` is everything below `.kg/`, `snapshot` the graph database alone. Default: `full`. */
+  type?: BackupType;
+  /** A note that is kept with the backup. */
+  description?: string;
+  /** The id of the backup that an incremental one rests on. */
+  basedOn?: string;
+}
+
+/** A backup. */
+export interface Backup {
+  /** `backup-{YYYYMMDD-HHMMSS}`, in UTC, with a suffix `-2`, `-3` … where that second is taken. */
+  id: string;
+  type: BackupType;
+  /** Of the archive, absolute. */
+  path: string;
+  /** Of the archive, in bytes. */
+  size: number;
+  /** Of the archive: `sha256:` and 64 hexadecimal digits. */
+  checksum: string;
+  /** When the backup began, in milliseconds since the epoch. */
+  timestamp: number;
+  description?: string;
+  /** Which parts the backup holds. */
+  contents: BackupContents;
+  stats: BackupStats;
+  /** What `quick_check` said of the databases as they were saved. */
+  integrity: SourceIntegrity;
+  /** What did not stop the backup but should be seen. */
+  warnings: Warning[];
+  /** The backup that an incremental one rests on. */
+  basedOn?: string;
+}
+
+export interface BackupContents {
+  database: boolean;
+  config: boolean;
+  vectors: boolean;
+  plugins: boolean;
+}
+
+export interface BackupStats {
+  totalFiles: number;
+  /** Bytes before compression. */
+  totalSize: number;
+  /** Bytes of the archive. */
+  compressedSize: number;
+  /** Rows of `nodes` in the saved database; 0 where there is no such table. */
+  nodeCount: number;
+  /** Rows of `edges` in the saved database; 0 where there is no such table. */
+  edgeCount: number;
+}
+
+export interface SourceIntegrity {
+  /** `skipped` where `checkSource` is off. */
+  status: 'ok' | 'failed' | 'skipped';
+  /** SQLite's findings, each after the path of its database; at most 100 a database. */
+  messages: string[];
+}
+
+export interface Warning {
+  code:
+    | 'KG_WARN_SOURCE_DAMAGED'
+    | 'KG_WARN_FILE_CHANGED'
+    | 'KG_WARN_FILE_UNREADABLE'
+    | 'KG_WARN_NOT_A_FILE'
+    | 'KG_WARN_CONFIG'
+    | 'KG_WARN_STORE';
+  message: string;
+  /** What it is about, relative to the project, where that is one file. */
+  path?: string;
+}
+
+/** The result of {@link BackupManager.checkBackup}. */
+export interface CheckReport {
+  /** No problem was found. */
+  valid: boolean;
+  problems: Problem[];
+  /** Of the archive. */
+  path: string;
+  /** The manifest inside the archive; absent where it could not be read. */
+  manifest?: Manifest;
+  /** Bytes of the archive. */
+  size: number;
+  /** Of the archive as it is, 64 hexadecimal digits. */
+  sha256: string;
+  durationMs: number;
+}
+
+export interface Problem {
+  code:
+    | 'KG_PROBLEM_ARCHIVE'
+    | 'KG_PROBLEM_BLOCK'
+    | 'KG_PROBLEM_STRUCTURE'
+    | 'KG_PROBLEM_ENTRY'
+    | 'KG_PROBLEM_SIDECAR';
+  message: string;
+  /** Entries of the archive; empty where it is the archive as a whole. */
+  affects: string[];
+  /** What to do. */
+  remedy: string;
+}
+
+/** `manifest.json` of an archive: the guide's section "Backup Manifest", and `docs/format.md`. */
+export interface Manifest {
+  /** Of the format. */
+  version: string;
+  id: string;
+  type: BackupType;
+  /** RFC 3339, in UTC. */
+  timestamp: string;
+  description?: string;
+  contents: BackupContents;
+  /** Here `compressedSize` is the size of the archive before its manifest. */
+  stats: BackupStats;
+  /** Entry to `sha256:` and 64 hexadecimal digits. */
+  checksums: Record<string, string>;
+  /** In the order of the archive. */
+  files: ManifestFile[];
+  integrity: SourceIntegrity;
+  warnings?: Warning[];
+  basedOn?: string;
+  tool: { name: string; version: string };
+}
+
+export interface ManifestFile {
+  /** Its name in the archive. */
+  entry: string;
+  /** Where it lay, relative to the project's root, with `/`. */
+  path: string;
+  component: Component;
+  /** Present and true for a SQLite database. */
+  database?: boolean;
+  /** In bytes. */
+  size: number;
+  /** Permission bits. */
+  mode: number;
+  /** RFC 3339, in UTC. */
+  mtime: string;
+}
+
+/** A part of a project that can be restored by itself; `files` is everything below `.kg/` that is none of the others. */
+export type Component = 'database' | 'config' | 'vectors' | 'plugins' | 'files';
+
+/** The argument of {@link BackupManager.restore}: one of `backupPath` and `backupId` is needed. */
+export interface RestoreOptions extends LongCallOptions {
+  /** Path of an archive. Its neighbours are not needed. */
+  backupPath?: string;
+  /** Id of a backup of `backupDir`, or `'latest'`. */
+  backupId?: string;
+  /** The project's root to restore into, made where it does not exist. Default: the manager's `projectRoot`. */
+  targetDir?: string;
+  /** Replace files that exist, keeping what they were. Default: false, which rejects with `KG_TARGET_EXISTS`. */
+  overwrite?: boolean;
+  /** Restore only these parts. Default: all that the backup holds. */
+  only?: Component[];
+  /** Check everything and report what would happen, without changing anything. Default: false. */
+  dryRun?: boolean;
+}
+
+/** The result of {@link BackupManager.restore}. With `dryRun`, what a restore would do. */
+export interface RestoreResult {
+  /** Of the backup. */
+  id: string;
+  /** Its archive. */
+  backupPath: string;
+  targetDir: string;
+  dryRun: boolean;
+  filesRestored: number;
+  bytesRestored: number;
+  /** How many of them took the place of an existing file. */
+  filesReplaced: number;
+  /** The directory that keeps what was replaced, under the paths it had in the project. */
+  safetyCopy?: string;
+  warnings: Warning[];
+  durationMs: number;
+}
+
+/** The codes of {@link KgError}; `docs/errors.md` gives cause and remedy of each. */
+export type KgErrorCode =
+  | 'KG_INVALID_OPTION'
+  | 'KG_UNSUPPORTED'
+  | 'KG_NO_PROJECT'
+  | 'KG_NO_DATABASE'
+  | 'KG_DATABASE_BUSY'
+  | 'KG_DATABASE_DAMAGED'
+  | 'KG_DATABASE_UNREADABLE'
+  | 'KG_DATABASE_IN_USE'
+  | 'KG_BACKUP_DIR_INVALID'
+  | 'KG_BACKUP_DIR_IN_PROJECT'
+  | 'KG_STORE_LOCKED'
+  | 'KG_NO_BACKUPS'
+  | 'KG_BACKUP_NOT_FOUND'
+  | 'KG_NOT_A_BACKUP'
+  | 'KG_CHECKSUM_MISMATCH'
+  | 'KG_FORMAT_NEWER'
+  | 'KG_TARGET_EXISTS'
+  | 'KG_TARGET_INVALID'
+  | 'KG_PERMISSION_DENIED'
+  | 'KG_NO_SPACE'
+  | 'KG_IO'
+  | 'KG_READER_START'
+  | 'KG_READER_DIED'
+  | 'KG_READER_VERSION'
+  | 'KG_READER_PROTOCOL'
+  | 'KG_INTERNAL';
+
+/** What happened and what to do about it. The message holds both. */
+export declare class KgError extends Error {
+  readonly name: 'KgError';
+  readonly code: KgErrorCode;
+  /** What to do. */
+  readonly remedy: string;
+}
