@@ -142,7 +142,7 @@ fn database_target(
 /// `path`, relative with `/`, below `target`; refused where it leaves the target, by its name or through a link.
 fn inside(target: &Path, path: &str) -> Result<PathBuf> {
     let is_plain = |part: PathComponent<'_>| matches!(part, PathComponent::Normal(_));
-    if path.is_empty() || path.contains(['\0', '\\']) || !Path::new(path).components().all(is_plain) {
+    if path.is_empty() || path.contains('\0') || !Path::new(path).components().all(is_plain) {
         return Err(not_ours(path, "does not stay inside the project"));
     }
     let to = target.join(path);

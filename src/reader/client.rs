@@ -13,6 +13,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
 };
 
 use super::{
@@ -29,6 +31,8 @@ use crate::{
 
 /// A reader greets within milliseconds; a machine that is swapping may take longer.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a reader may take from the end of its output to its exit.
+const EXIT_GRACE: Duration = Duration::from_millis(500);
 /// How much of the reader's standard error an error message carries.
 const MAX_STDERR_BYTES: u64 = 4096;
 /// Answers that may wait on the channel between threads.
@@ -173,8 +177,10 @@ struct Process {
     executable: PathBuf,
     answers: ChildStdout,
     /// Held open: its end tells the reader that this process is gone.
-    _requests: ChildStdin,
+    requests: ChildStdin,
     stderr: Option<JoinHandle<String>>,
+    /// What it said on standard error, once it has ended.
+    said: String,
 }
 
 impl Process {
@@ -187,7 +193,7 @@ impl Process {
             // Ctrl-C in the host's terminal is the host's to handle.
             .process_group(0)
             .spawn()
-            .map_err(|cause| cannot_start(executable, "could not be started", &cause.to_string()))?;
+            .map_err(|cause| cannot_start(executable, "could not be started", &format!(": {cause}")))?;
         let (Some(requests), Some(answers), Some(stderr)) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
@@ -195,11 +201,17 @@ impl Process {
         };
         widen(&answers);
         let stderr = thread::spawn(move || first_lines(stderr));
-        let mut process =
-            Process { child, executable: executable.to_path_buf(), answers, _requests: requests, stderr: Some(stderr) };
+        let mut process = Process {
+            child,
+            executable: executable.to_path_buf(),
+            answers,
+            requests,
+            stderr: Some(stderr),
+            said: String::new(),
+        };
         process.expect_greeting(cancel)?;
         // An error here means that the reader died; the next read says why.
-        let _ = write_json(&mut process._requests, request);
+        let _ = write_json(&mut process.requests, request);
         Ok(process)
     }
 
@@ -222,7 +234,7 @@ impl Process {
         let said = self.end();
         Err(Error::new(
             Code::ReaderVersion,
-            format!("The reader {} {found}{}", self.executable.display(), quoted(&said)),
+            format!("The reader {} {found}{said}", self.executable.display()),
             "Install @weavelogic/knowledge-graph-agent again, so that all its parts are of one release",
         ))
     }
@@ -241,11 +253,12 @@ impl Process {
         read_frame(&mut self.answers).map_err(|cause| match cause.kind() {
             io::ErrorKind::InvalidData => out_of_turn().with_cause(cause),
             _ => {
+                self.wait_for_exit();
                 let said = self.end();
                 let status = self.child.wait().map(|status| format!(" ({status})")).unwrap_or_default();
                 Error::new(
                     Code::ReaderDied,
-                    format!("The reader process ended before its work did{status}{}", quoted(&said)),
+                    format!("The reader process ended before its work did{status}{said}"),
                     "Nothing was changed; run it again, and look at the memory limits of this machine if it happens again",
                 )
                 .with_cause(cause)
@@ -268,12 +281,25 @@ impl Process {
         }
     }
 
-    /// Ends the reader and returns what it said on standard error.
+    /// It has closed its output: gives it the time to end by itself, for the sake of its exit status.
+    fn wait_for_exit(&mut self) {
+        let deadline = Instant::now() + EXIT_GRACE;
+        while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Ends the reader and returns what it said on standard error, as part of a message.
     fn end(&mut self) -> String {
-        // Both fail only where the process is gone already.
-        let _ = self.child.kill();
+        // Its whole group: `kgPath` may be a script that started it. These fail only where the process is gone already.
+        if let Ok(group) = i32::try_from(self.child.id()) {
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
         let _ = self.child.wait();
-        self.stderr.take().and_then(|said| said.join().ok()).unwrap_or_default()
+        if let Some(said) = self.stderr.take() {
+            self.said = said.join().unwrap_or_default();
+        }
+        if self.said.is_empty() { String::new() } else { format!("; it said: {}", self.said) }
     }
 }
 
@@ -300,14 +326,10 @@ fn first_lines(mut stderr: impl Read) -> String {
     String::from_utf8_lossy(&said).trim().to_string()
 }
 
-fn quoted(said: &str) -> String {
-    if said.is_empty() { String::new() } else { format!("; it said: {said}") }
-}
-
 fn cannot_start(executable: &Path, what: &str, said: &str) -> Error {
     Error::new(
         Code::ReaderStart,
-        format!("The reader {} {what}{}", executable.display(), quoted(said)),
+        format!("The reader {} {what}{said}", executable.display()),
         "Check that the file exists and may be executed, or install @weavelogic/knowledge-graph-agent again",
     )
 }

@@ -1,0 +1,131 @@
+// The reader process: what its client says when it cannot start, dies, or is another release; and that it never outlives
+// the host.
+
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { chmodSync, existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+
+import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import { expect, onTestFinished, test } from 'vitest';
+
+import { kgPath, repository, until } from './support/processes.mjs';
+import { makeProject, temporaryDirectory } from './support/project.mjs';
+
+/** A stand-in for `kg` that is a shell script. */
+function script(text) {
+  const file = path.join(temporaryDirectory(), 'kg');
+  writeFileSync(file, `#!/bin/sh\n${text}\n`);
+  chmodSync(file, 0o755);
+  return file;
+}
+
+const GREETING = (protocol, release) => {
+  const json = JSON.stringify({ protocol, release });
+  return `printf 'J\\${json.length.toString(8)}\\0\\0\\0%s' '${json}'`;
+};
+const { version } = JSON.parse(readFileSync(path.join(repository, 'package.json'), 'utf8'));
+
+const broken = {
+  'does not exist': ['KG_READER_START', () => '/no/such/kg', /could not be started/],
+  'is not executable': ['KG_READER_START', () => path.join(repository, 'README.md'), /could not be started/],
+  'ends at once': ['KG_READER_START', () => script('echo out of memory >&2; exit 3'), /out of memory/],
+  'is an older kg': ['KG_READER_VERSION', () => script('echo "error: unrecognized subcommand"'), /does not answer/],
+  'is another release': ['KG_READER_VERSION', () => script(`${GREETING(1, '0.0.1')}; cat > /dev/null`), /release 0\.0\.1/],
+  'speaks another protocol': ['KG_READER_VERSION', () => script(`${GREETING(9, version)}; cat > /dev/null`), /release/],
+  'dies at work': ['KG_READER_DIED', () => script(`${GREETING(1, version)}; head -c 5 > /dev/null; echo killed >&2; exit 9`), /killed/],
+  'talks nonsense': ['KG_READER_PROTOCOL', () => script(`${GREETING(1, version)}; head -c 5 > /dev/null; echo hello world`), /out of turn/],
+};
+for (const [what, [code, kg, message]] of Object.entries(broken)) {
+  test(`a reader that ${what} is ${code}, and nothing is left of the backup`, async () => {
+    const { root, backups } = makeProject();
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups, kgPath: kg() });
+    await expect(manager.createBackup()).rejects.toMatchObject({ code, message: expect.stringMatching(message) });
+    expect(readdirSync(backups)).toEqual(['.kg-store.lock']);
+  });
+}
+
+/** Ids of the readers that process `parent` started. */
+function readersOf(parent) {
+  return readdirSync('/proc')
+    .filter((id) => /^\d+$/.test(id))
+    .filter((id) => {
+      try {
+        const [, ppid] = readFileSync(`/proc/${id}/stat`, 'utf8').split(') ')[1].split(' ');
+        return Number(ppid) === parent && readFileSync(`/proc/${id}/cmdline`, 'utf8').includes('__reader');
+      } catch {
+        return false;
+      }
+    });
+}
+
+function startHost(project) {
+  const host = `
+    const { createBackupManager } = require(process.argv[1]);
+    const manager = createBackupManager({ projectRoot: process.argv[2], backupDir: process.argv[3], compressionLevel: 9 });
+    manager.createBackup({ onProgress: () => console.log('working') }).then(() => console.log('done'), (error) => console.log(error.code));`;
+  const child = spawn(process.execPath, ['-e', host, repository, project.root, project.backups], { stdio: ['ignore', 'pipe', 'inherit'] });
+  onTestFinished(() => child.kill('SIGKILL'));
+  return child;
+}
+
+test('a reader ends with its host, and the next run removes what both left', async () => {
+  const project = makeProject({ nodes: 60_000 });
+  const host = startHost(project);
+  await once(host.stdout, 'data');
+  const readers = readersOf(host.pid);
+  expect(readers).toHaveLength(1);
+  host.kill('SIGKILL');
+  await once(host, 'exit');
+  await until(() => !existsSync(`/proc/${readers[0]}`), 'the end of the reader');
+
+  const left = readdirSync(project.backups).filter((name) => name !== '.kg-store.lock');
+  expect(left.length).toBeGreaterThan(0);
+  const manager = createBackupManager({ projectRoot: project.root, backupDir: project.backups });
+  expect(await manager.listBackups()).toEqual([]);
+  const { path: file } = await manager.createBackup({ type: 'snapshot' });
+  const name = path.basename(file);
+  expect(readdirSync(project.backups).sort()).toEqual(['.kg-store.lock', name, `${name}.manifest.json`, 'latest.tar.gz']);
+});
+
+test('a reader that is killed at work is an error of the host with nothing left', async () => {
+  const project = makeProject({ nodes: 60_000 });
+  const host = startHost(project);
+  await once(host.stdout, 'data');
+  for (const reader of readersOf(host.pid)) process.kill(Number(reader), 'SIGKILL');
+  let said = '';
+  host.stdout.on('data', (text) => (said += text));
+  await once(host, 'exit');
+  expect(said).toContain('KG_READER_DIED');
+  expect(readdirSync(project.backups)).toEqual(['.kg-store.lock']);
+});
+
+test('a worker thread that is terminated ends its call', async () => {
+  const { Worker } = await import('node:worker_threads');
+  const project = makeProject({ nodes: 60_000 });
+  const code = `
+    const { workerData, parentPort } = require('node:worker_threads');
+    const { createBackupManager } = require(workerData.repository);
+    const manager = createBackupManager({ projectRoot: workerData.root, backupDir: workerData.backups, compressionLevel: 9 });
+    manager.createBackup({ onProgress: () => parentPort.postMessage('working') });`;
+  const worker = new Worker(code, { eval: true, workerData: { repository, ...project } });
+  await once(worker, 'message');
+  await worker.terminate();
+  await until(() => readersOf(process.pid).length === 0, 'the end of the reader');
+  await until(() => readdirSync(project.backups).join() === '.kg-store.lock', 'an empty store');
+});
+
+test('the reader has no argument but its name and gets nothing through the environment', async () => {
+  const project = makeProject({ nodes: 60_000 });
+  const manager = createBackupManager({ projectRoot: project.root, backupDir: project.backups });
+  let seen;
+  await manager.createBackup({
+    onProgress: () => {
+      const [reader] = readersOf(process.pid);
+      if (reader) seen ??= ['cmdline', 'environ'].map((name) => readFileSync(`/proc/${reader}/${name}`, 'utf8'));
+    },
+  });
+  expect(seen[0].split('\0').filter(Boolean)).toEqual([kgPath, '__reader']);
+  const own = Object.entries(process.env).map(([name, value]) => `${name}=${value}`);
+  expect(own).toEqual(expect.arrayContaining(seen[1].split('\0').filter(Boolean)));
+});

@@ -1,0 +1,1 @@
+module.exports = { testMatch: ['<rootDir>/__test__/jest/*.test.cjs'], transform: {} };

@@ -1,0 +1,69 @@
+//! Every single byte of an archive matters: each one changed, and every length it can be cut to, is caught.
+
+use std::{fs, path::Path};
+
+use kg_backup::{
+    archive::{
+        gzip::Compression,
+        read::{Discard, read_archive},
+    },
+    backup::{BackupOptions, create_backup},
+    reader::client::Launch,
+    store::Store,
+    task::{Phase, Task},
+};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+/// A small archive, alone in a directory.
+fn small_archive(compression: Compression) -> (TempDir, Vec<u8>) {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("project");
+    fs::create_dir_all(root.join(".kg")).unwrap();
+    let connection = Connection::open(root.join(".kg/knowledge.db")).unwrap();
+    connection
+        .execute_batch("PRAGMA page_size = 512; CREATE TABLE nodes (id TEXT); INSERT INTO nodes VALUES ('a')")
+        .unwrap();
+    drop(connection);
+    fs::write(root.join(".kg/config.json"), "{}").unwrap();
+    let store = Store::at(&dir.path().join("backups")).unwrap();
+    let options = BackupOptions { compression, ..BackupOptions::default() };
+    let backup = create_backup(&root, &store, &Launch::Thread, &options, &Task::default()).unwrap();
+    let bytes = fs::read(backup.path).unwrap();
+    (dir, bytes)
+}
+
+fn is_whole(path: &Path, bytes: &[u8]) -> bool {
+    fs::write(path, bytes).unwrap();
+    match read_archive(path, None, &mut Discard, &Task::default(), Phase::Verifying) {
+        Ok(report) => report.problems.is_empty() && report.manifest.is_some(),
+        Err(_) => false,
+    }
+}
+
+fn assert_every_byte_matters(compression: Compression) {
+    let (dir, whole) = small_archive(compression);
+    let path = dir.path().join("changed");
+    assert!(is_whole(&path, &whole));
+    for at in 0..whole.len() {
+        let mut changed = whole.clone();
+        changed[at] ^= 1 << (at % 8);
+        assert!(!is_whole(&path, &changed), "a changed byte {at} of {} went unnoticed", whole.len());
+    }
+    for length in 0..whole.len() {
+        assert!(!is_whole(&path, &whole[..length]), "a cut to {length} of {} went unnoticed", whole.len());
+    }
+    for added in [&b"\0"[..], &[0; 512], &whole] {
+        assert!(!is_whole(&path, &[&whole, added].concat()), "{} added bytes went unnoticed", added.len());
+    }
+}
+
+#[test]
+fn of_a_compressed_archive() {
+    assert_every_byte_matters(Compression::Gzip(6));
+}
+
+#[test]
+fn of_a_plain_archive() {
+    assert_every_byte_matters(Compression::None);
+}

@@ -1,0 +1,91 @@
+//! What goes into an archive comes out of it, whatever the files are called and however long they are.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use kg_backup::{
+    archive::gzip::{BLOCK_BYTES, Compression},
+    backup::{BackupOptions, create_backup},
+    reader::client::Launch,
+    restore::{RestoreOptions, restore},
+    store::Store,
+    task::Task,
+    verify::check_backup,
+};
+use proptest::prelude::*;
+use rusqlite::Connection;
+
+fn name() -> impl Strategy<Value = String> {
+    "[a-zA-Z0-9 äß漢._\\\\'\"\n~-]{1,40}".prop_filter("no special directory", |name| name != "." && name != "..")
+}
+
+/// Contents around the sizes where something changes: empty, a tar block, a compressed block.
+fn content() -> impl Strategy<Value = Vec<u8>> {
+    let size = prop_oneof![Just(0), 1..2000_usize, Just(512), BLOCK_BYTES - 2..BLOCK_BYTES + 2];
+    (size, any::<u64>(), any::<bool>()).prop_map(|(size, seed, random)| {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            if random { (state >> 33) as u8 } else { b'a' + ((state >> 60) as u8) % 4 }
+        };
+        (0..size).map(|_| next()).collect()
+    })
+}
+
+fn files_below(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_string();
+        if path.is_dir() {
+            found.extend(files_below(&path).into_iter().map(|(below, content)| (format!("{name}/{below}"), content)));
+        } else {
+            found.insert(name, fs::read(path).unwrap());
+        }
+    }
+    found
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_restore_gives_back_every_file(
+        plugins in prop::collection::btree_map(name(), content(), 0..6),
+        others in prop::collection::btree_map(name(), content(), 0..4),
+        level in prop_oneof![Just(Compression::None), (1..=9_u8).prop_map(Compression::Gzip)],
+        page_size in prop_oneof![Just(512_u32), Just(4096), Just(65536)],
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, target) = (dir.path().join("project"), dir.path().join("restored"));
+        fs::create_dir_all(root.join(".kg/plugins/p")).unwrap();
+        fs::create_dir_all(root.join(".kg/others")).unwrap();
+        for (name, content) in &plugins {
+            fs::write(root.join(".kg/plugins/p").join(name), content).unwrap();
+        }
+        for (name, content) in &others {
+            fs::write(root.join(".kg/others").join(name), content).unwrap();
+        }
+        let connection = Connection::open(root.join(".kg/knowledge.db")).unwrap();
+        connection.execute_batch(&format!("PRAGMA page_size = {page_size}; CREATE TABLE nodes (id); INSERT INTO nodes VALUES (1)")).unwrap();
+        drop(connection);
+
+        let store = Store::at(&dir.path().join("backups")).unwrap();
+        let task = Task::default();
+        let options = BackupOptions { compression: level, ..BackupOptions::default() };
+        let backup = create_backup(&root, &store, &Launch::Thread, &options, &task).unwrap();
+        prop_assert_eq!(&backup.warnings, &vec![]);
+        prop_assert!(check_backup(&store, &backup.id, &task).unwrap().valid);
+        let options = RestoreOptions { target: target.clone(), only: None, overwrite: false, dry_run: false };
+        restore(&store, &backup.id, &Launch::Thread, &options, &task).unwrap();
+
+        let count: u64 = Connection::open(target.join(".kg/knowledge.db")).unwrap()
+            .query_row("SELECT count(*) FROM nodes", [], |row| row.get(0)).unwrap();
+        prop_assert_eq!(count, 1);
+        let without_database = |dir: &Path| {
+            let mut files = files_below(dir);
+            files.retain(|name, _| !name.starts_with(".kg/knowledge.db"));
+            files
+        };
+        prop_assert_eq!(without_database(&target), without_database(&root));
+    }
+}
