@@ -27,6 +27,10 @@ pub const MEMBER_HEADER_BYTES: usize = 20;
 pub const MEMBER_TRAILER_BYTES: usize = 8;
 const MEMBER_START: [u8; 16] = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255, 8, 0, b'K', b'G', 4, 0];
 
+/// libdeflate's level for each of gzip's from 1 on: the fastest one whose archives are no larger than gzip's, as measured
+/// on databases of text (`docs/performance.md`).
+const LIBDEFLATE_LEVELS: [i32; 9] = [1, 2, 3, 4, 5, 5, 6, 7, 9];
+
 /// Whether and how hard to compress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
@@ -136,8 +140,8 @@ fn member_maker(compression: Compression) -> impl FnMut(Item) -> Item + Send + '
     let mut compressor = match compression {
         Compression::None => None,
         Compression::Gzip(level) => {
-            let level = CompressionLvl::new(i32::from(level)).unwrap_or_default();
-            Some(Compressor::new(level))
+            let own = LIBDEFLATE_LEVELS[usize::from(level.clamp(1, 9)) - 1];
+            Some(Compressor::new(CompressionLvl::new(own).unwrap_or_default()))
         }
     };
     move |item| match (item, &mut compressor) {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Code, Error, Result, Warning},
     project::Component,
-    sqlite::snapshot::Integrity,
+    sqlite::check::Integrity,
 };
 
 /// The format that this release writes. A reader refuses a newer major one.

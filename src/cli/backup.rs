@@ -16,7 +16,7 @@ use crate::{
     backup::{BackupOptions, DEFAULT_LEVEL, RequestedType, create_backup},
     error::{Code, Result},
     reader::client::Launch,
-    sqlite::snapshot::IntegrityStatus,
+    sqlite::check::IntegrityStatus,
     store::{Backup, Store},
     verify::check_backup,
 };

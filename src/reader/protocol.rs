@@ -16,7 +16,7 @@ use crate::{
     archive::manifest::{FileRecord, Owner},
     error::{Error, Warning},
     project::{Component, discover::Selection},
-    sqlite::snapshot::Integrity,
+    sqlite::check::Integrity,
 };
 
 /// Changes with every incompatible change of the frames or messages.

@@ -9,6 +9,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::Path,
+    thread,
     time::Duration,
 };
 
@@ -20,12 +21,15 @@ use super::{
 };
 use crate::{
     archive::manifest::FileRecord,
-    error::{Error, Result, Warning, WarningCode},
+    error::{Code, Error, Result, Warning, WarningCode},
     project::{
         Component, Project,
         discover::{Source, discover, open_plain},
     },
-    sqlite::snapshot::{self, Integrity, IntegrityStatus, Snapshot, Taken},
+    sqlite::{
+        check::{Integrity, IntegrityStatus, quick_check},
+        snapshot::{self, Conditions, Snapshot, Taken},
+    },
     task::Cancel,
 };
 
@@ -80,8 +84,17 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
     Ok(saving.saved)
 }
 
+fn check_panicked() -> Error {
+    Error::new(Code::Internal, "The check of the database panicked", "Please report this")
+}
+
 fn take(source: &Source, request: &SaveRequest, cancel: &Cancel) -> Result<Taken> {
-    snapshot::take(&source.absolute, &request.scratch, Duration::from_millis(request.lock_timeout_ms), cancel)
+    let conditions = Conditions {
+        scratch: &request.scratch,
+        lock_timeout: Duration::from_millis(request.lock_timeout_ms),
+        with_twin: request.check_source,
+    };
+    snapshot::take(&source.absolute, conditions, cancel)
 }
 
 /// The WAL or journal of a damaged database, saved as a file beside it.
@@ -103,6 +116,31 @@ struct Saving<'a> {
 
 impl Saving<'_> {
     fn snapshot(&mut self, source: &Source, mut snapshot: Snapshot) -> Result<()> {
+        let cancel = self.cancel;
+        let check = self.check_source;
+        // The check costs most of a second a gigabyte: beside the compression of the pages nobody waits for it.
+        let twin = snapshot.twin();
+        let (sent, checked) = thread::scope(|threads| {
+            let checking = twin.map(|twin| threads.spawn(|| quick_check(twin, cancel)));
+            let sent = self.pages(source, &snapshot);
+            (sent, checking.map(|checking| checking.join().unwrap_or_else(|_| Err(check_panicked()))))
+        });
+        sent?;
+        let integrity = match checked {
+            Some(checked) => checked?,
+            None if check => {
+                let (connection, _scratch) = snapshot.into_connection();
+                quick_check(connection, cancel)?
+            }
+            None => return Ok(()),
+        };
+        if integrity.status == IntegrityStatus::Failed {
+            self.damaged(&source.path, integrity.messages);
+        }
+        Ok(())
+    }
+
+    fn pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<()> {
         let found = fs::metadata(&source.absolute).map_err(|cause| Error::io("read", &source.absolute, cause))?;
         self.entry(source, &found, snapshot.size_bytes())?;
         let mut chunk = Vec::with_capacity(DATA_CHUNK_BYTES);
@@ -119,12 +157,6 @@ impl Saving<'_> {
         if source.component == Component::Database {
             self.saved.node_count = snapshot.count_rows("nodes");
             self.saved.edge_count = snapshot.count_rows("edges");
-        }
-        if self.check_source {
-            let integrity = snapshot.quick_check(self.cancel)?;
-            if integrity.status == IntegrityStatus::Failed {
-                self.damaged(&source.path, integrity.messages);
-            }
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! process has a database open.
 
 pub mod aside;
+pub mod check;
 pub mod files;
 pub mod in_use;
 pub mod snapshot;

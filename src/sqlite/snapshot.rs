@@ -15,8 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, ErrorCode};
-use serde::{Deserialize, Serialize};
+use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::{
@@ -28,10 +27,8 @@ use crate::{
     task::Cancel,
 };
 
-/// `quick_check` stops after this many findings.
-const MAX_FINDINGS: u32 = 100;
-/// SQLite calls back after this many virtual machine instructions, to see whether the task was cancelled.
-const INSTRUCTIONS_PER_CALLBACK: i32 = 100_000;
+/// How often two connections are pinned before one of them has to do for a busy database.
+const TWIN_ATTEMPTS: u32 = 10;
 
 /// One commit of a database. Dropping it ends the read transaction.
 pub struct Snapshot {
@@ -40,7 +37,8 @@ pub struct Snapshot {
     path: PathBuf,
     page_size_bytes: u64,
     page_count: u64,
-    _scratch: Option<TempDir>,
+    twin: Option<Connection>,
+    scratch: Option<TempDir>,
 }
 
 /// What could be had of a database.
@@ -50,50 +48,74 @@ pub enum Taken {
     Damaged(Aside, Error),
 }
 
-/// What `PRAGMA quick_check` said of a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Integrity {
-    pub status: IntegrityStatus,
-    /// What is wrong, in SQLite's words; at most 100 lines a database.
-    pub messages: Vec<String>,
+/// How a snapshot is taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Conditions<'a> {
+    /// A directory with room for a copy of the database.
+    pub scratch: &'a Path,
+    /// Bounds the wait for a lock that another process holds.
+    pub lock_timeout: Duration,
+    /// Pin a second connection to the same commit, see [`Snapshot::twin`].
+    pub with_twin: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum IntegrityStatus {
-    Ok,
-    Failed,
-    /// The check was turned off.
-    Skipped,
-}
-
-/// Takes a snapshot of the database at `path`. `scratch` is a directory with room for a copy; `lock_timeout` bounds
-/// the wait for a lock that another process holds.
-pub fn take(path: &Path, scratch: &Path, lock_timeout: Duration, cancel: &Cancel) -> Result<Taken> {
-    let deadline = Instant::now() + lock_timeout;
-    let taken = take_live(path, scratch, deadline, cancel).or_else(|error| match error.code {
+/// Takes a snapshot of the database at `path`.
+pub fn take(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result<Taken> {
+    let taken = take_live(path, conditions, cancel).or_else(|error| match error.code {
         // A hot journal needs recovery, a directory may not be writable: SQLite can do with a copy what it cannot here.
-        Code::DatabaseUnreadable => take_copy(path, scratch),
+        Code::DatabaseUnreadable => take_copy(path, conditions),
         _ => Err(error),
     });
     match taken {
         Ok(snapshot) => Ok(Taken::Snapshot(snapshot)),
-        Err(error) if error.code == Code::DatabaseDamaged => Ok(Taken::Damaged(aside::copy(path, scratch)?, error)),
+        Err(error) if error.code == Code::DatabaseDamaged => {
+            Ok(Taken::Damaged(aside::copy(path, conditions.scratch)?, error))
+        }
         Err(error) => Err(error),
     }
 }
 
-fn take_live(path: &Path, scratch: &Path, deadline: Instant, cancel: &Cancel) -> Result<Snapshot> {
-    let snapshot = until(deadline, cancel, || Snapshot::pin(open_harmless(path)?, path, None))?;
-    if snapshot.is_wal()? { Ok(snapshot) } else { snapshot.copied_out(scratch, cancel) }
+fn take_live(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result<Snapshot> {
+    let deadline = Instant::now() + conditions.lock_timeout;
+    let snapshot = until(deadline, cancel, || Snapshot::pin(open_harmless(path)?, path))?;
+    if !snapshot.is_wal()? {
+        return snapshot.copied_out(conditions, cancel);
+    }
+    if !conditions.with_twin {
+        return Ok(snapshot);
+    }
+    drop(snapshot);
+    until(deadline, cancel, || pin_twins(path))
 }
 
-fn take_copy(path: &Path, scratch: &Path) -> Result<Snapshot> {
-    let copy = aside::copy(path, scratch)?;
+/// Pins two connections to one commit. A third one tells whether there was a commit meanwhile
+/// (<https://sqlite.org/pragma.html#pragma_data_version>); where there always is, one connection has to do.
+fn pin_twins(path: &Path) -> Result<Snapshot> {
+    let watch = open_harmless(path)?;
+    let version = || -> Result<u64> {
+        let version = watch.query_row("PRAGMA data_version", [], |row| row.get(0));
+        version.map_err(|cause| Error::sqlite("read", path, cause))
+    };
+    for _ in 0..TWIN_ATTEMPTS {
+        let before = version()?;
+        let mut snapshot = Snapshot::pin(open_harmless(path)?, path)?;
+        let twin = Snapshot::pin(open_harmless(path)?, path)?;
+        if version()? == before {
+            snapshot.twin = Some(twin.connection);
+            return Ok(snapshot);
+        }
+    }
+    Snapshot::pin(open_harmless(path)?, path)
+}
+
+fn take_copy(path: &Path, conditions: Conditions<'_>) -> Result<Snapshot> {
+    let copy = aside::copy(path, conditions.scratch)?;
     let connection =
         Connection::open(copy.database()).map_err(|cause| Error::sqlite("recover a copy of", path, cause))?;
     prepare(&connection, path)?;
-    Snapshot::pin(connection, path, Some(copy.into_dir()))
+    let mut snapshot = Snapshot::pin(connection, path)?;
+    snapshot.scratch = Some(copy.into_dir());
+    Ok(snapshot)
 }
 
 /// Tries again while the database is busy, until the deadline or a cancellation.
@@ -109,7 +131,7 @@ fn until<T>(deadline: Instant, cancel: &Cancel, mut attempt: impl FnMut() -> Res
 
 impl Snapshot {
     /// Begins a read transaction and pins it: `BEGIN` alone pins nothing, the first read does.
-    fn pin(connection: Connection, path: &Path, scratch: Option<TempDir>) -> Result<Self> {
+    fn pin(connection: Connection, path: &Path) -> Result<Self> {
         let pinned = || -> rusqlite::Result<(u64, u64)> {
             connection.execute_batch("BEGIN")?;
             connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
@@ -118,7 +140,7 @@ impl Snapshot {
             Ok((page_size, page_count))
         };
         let (page_size_bytes, page_count) = pinned().map_err(|cause| Error::sqlite("read", path, cause))?;
-        Ok(Snapshot { connection, path: path.to_path_buf(), page_size_bytes, page_count, _scratch: scratch })
+        Ok(Snapshot { connection, path: path.to_path_buf(), page_size_bytes, page_count, twin: None, scratch: None })
     }
 
     fn is_wal(&self) -> Result<bool> {
@@ -130,8 +152,8 @@ impl Snapshot {
     }
 
     /// Copies the pages to a scratch file, which takes as long as the lock on the source is held.
-    fn copied_out(self, scratch: &Path, cancel: &Cancel) -> Result<Self> {
-        let dir = aside::scratch_dir(scratch)?;
+    fn copied_out(self, conditions: Conditions<'_>, cancel: &Cancel) -> Result<Self> {
+        let dir = aside::scratch_dir(conditions.scratch)?;
         let copy = dir.path().join("database");
         let failed = |cause| Error::io("write", &copy, cause);
         let mut file = BufWriter::with_capacity(1 << 20, File::create_new(&copy).map_err(failed)?);
@@ -139,7 +161,12 @@ impl Snapshot {
         file.flush().map_err(failed)?;
         let path = self.path.clone();
         drop(self);
-        Snapshot::pin(open_harmless(&copy)?, &path, Some(dir))
+        let mut snapshot = Snapshot::pin(open_harmless(&copy)?, &path)?;
+        if conditions.with_twin {
+            snapshot.twin = Some(Snapshot::pin(open_harmless(&copy)?, &path)?.connection);
+        }
+        snapshot.scratch = Some(dir);
+        Ok(snapshot)
     }
 
     pub fn size_bytes(&self) -> u64 {
@@ -188,25 +215,15 @@ impl Snapshot {
         }
     }
 
-    /// Runs `PRAGMA quick_check` on this very commit. A database that is found damaged is a result, not an error.
-    pub fn quick_check(&mut self, cancel: &Cancel) -> Result<Integrity> {
-        let stop = cancel.clone();
-        let guarded = self.connection.progress_handler(INSTRUCTIONS_PER_CALLBACK, Some(move || stop.is_cancelled()));
-        guarded.map_err(|cause| self.sqlite_error(cause))?;
-        let findings = || -> rusqlite::Result<Vec<String>> {
-            let mut statement = self.connection.prepare(&format!("PRAGMA quick_check({MAX_FINDINGS})"))?;
-            statement.query_map([], |row| row.get(0))?.collect()
-        };
-        let messages = match findings() {
-            Ok(lines) if lines == ["ok"] => Vec::new(),
-            Ok(lines) => lines,
-            Err(cause) if cause.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => {
-                return Err(Error::aborted());
-            }
-            Err(cause) => vec![format!("quick_check could not finish: {cause}")],
-        };
-        let status = if messages.is_empty() { IntegrityStatus::Ok } else { IntegrityStatus::Failed };
-        Ok(Integrity { status, messages })
+    /// A second connection at this very commit, for a check beside the reading of pages. There is one if it was asked for
+    /// and writers left a moment between two commits.
+    pub fn twin(&mut self) -> Option<Connection> {
+        self.twin.take()
+    }
+
+    /// Its own connection, for a check after the reading of pages. A scratch copy goes with the last connection.
+    pub fn into_connection(self) -> (Connection, Option<TempDir>) {
+        (self.connection, self.scratch)
     }
 
     fn sqlite_error(&self, cause: rusqlite::Error) -> Error {

@@ -31,7 +31,7 @@ use crate::{
     archive::manifest::{Contents, Manifest, Stats},
     error::{Code, Error, Result, Warning},
     project::{BACKUPS_DIR, Project, STATE_DIR},
-    sqlite::snapshot::Integrity,
+    sqlite::check::Integrity,
     task::Task,
 };
 

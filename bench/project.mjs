@@ -1,0 +1,90 @@
+// Makes a project of real text: the documentation and sources that a build of this repository has on its disk.
+
+import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+
+import Database from 'better-sqlite3';
+
+import { root } from '../scripts/setup.mjs';
+
+const MEGABYTE = 1e6;
+/** Enough that no part comes again within the window of any compressor measured here. */
+const CORPUS_BYTES = 120 * MEGABYTE;
+/** Nodes between two looks at the size. */
+const BATCH = 200;
+const TEXT = /\.(md|markdown|txt|rs|ts|js|c|h)$/;
+
+/** Numbers from 0 to 1, the same in every run. */
+function numbers(seed) {
+  let state = seed;
+  return () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return state / 2 ** 32;
+  };
+}
+
+function corpus() {
+  const places = [root, path.join(process.env.CARGO_HOME ?? path.join(os.homedir(), '.cargo'), 'registry/src')];
+  const texts = [];
+  let bytes = 0;
+  const visit = (dir) => {
+    for (const entry of readdirSync(dir, { withFileTypes: true }).sort((a, b) => (a.name < b.name ? -1 : 1))) {
+      if (bytes >= CORPUS_BYTES || ['target', '.git', 'data'].includes(entry.name)) continue;
+      const full = path.join(dir, entry.name);
+      if (entry.isDirectory()) visit(full);
+      else if (TEXT.test(entry.name) && statSync(full).size < MEGABYTE) {
+        const text = readFileSync(full, 'utf8');
+        texts.push(text);
+        bytes += text.length;
+      }
+    }
+  };
+  places.filter(existsSync).forEach(visit);
+  return texts.join('\n');
+}
+
+/** A project whose database has about `megabytes`; made once and kept in bench/data. */
+export function project(megabytes) {
+  const dir = path.join(root, 'bench/data', `project-${megabytes}`);
+  const database = path.join(dir, '.kg/knowledge.db');
+  if (existsSync(path.join(dir, 'ready'))) return dir;
+  console.log(`Making a project of ${megabytes} MB of text …`);
+  rmSync(dir, { recursive: true, force: true });
+  mkdirSync(path.join(dir, '.kg/plugins/notes'), { recursive: true });
+  writeFileSync(path.join(dir, '.kg/config.json'), '{"database":{"path":".kg/knowledge.db"}}\n');
+  const text = corpus();
+  const next = numbers(megabytes);
+  const db = new Database(database);
+  db.exec(`PRAGMA journal_mode = wal;
+    CREATE TABLE nodes (id TEXT PRIMARY KEY, path TEXT, filename TEXT, title TEXT, type TEXT, status TEXT, content TEXT,
+      frontmatter TEXT, word_count INTEGER, created_at TEXT, updated_at TEXT);
+    CREATE TABLE edges (id INTEGER PRIMARY KEY, source_id TEXT REFERENCES nodes(id), target_id TEXT, type TEXT, weight REAL);
+    CREATE INDEX edges_source ON edges(source_id);
+    CREATE TABLE metadata (key TEXT PRIMARY KEY, value TEXT);
+    CREATE VIRTUAL TABLE nodes_fts USING fts5(title, content, content='nodes', content_rowid='rowid');
+    CREATE TRIGGER nodes_ai AFTER INSERT ON nodes BEGIN
+      INSERT INTO nodes_fts(rowid, title, content) VALUES (new.rowid, new.title, new.content);
+    END;`);
+  const node = db.prepare('INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)');
+  const edge = db.prepare('INSERT INTO edges (source_id, target_id, type, weight) VALUES (?, ?, ?, ?)');
+  const add = db.transaction((first, count) => {
+    for (let n = first; n < first + count; n += 1) {
+      const at = Math.floor(next() * (text.length - 10_000));
+      const content = text.slice(at, at + 1000 + Math.floor(next() ** 2 * 9000));
+      const name = `${n.toString(36)}.md`;
+      const [title] = content.split('\n', 1);
+      const at_ = `2026-01-01T00:00:${String(n % 60).padStart(2, '0')}Z`;
+      const frontmatter = JSON.stringify({ title, order: n });
+      node.run(`node-${n}`, `docs/${name}`, name, title, 'document', 'active', content, frontmatter, content.length, at_, at_);
+      for (let e = 0; e < 3 && n > 0; e += 1) edge.run(`node-${n}`, `node-${Math.floor(next() * n)}`, 'links', next());
+    }
+  });
+  for (let n = 0; statSync(database).size < megabytes * MEGABYTE; n += BATCH) {
+    add(n, BATCH);
+    db.pragma('wal_checkpoint(TRUNCATE)');
+  }
+  db.close();
+  writeFileSync(path.join(dir, 'ready'), '');
+  return dir;
+}
