@@ -203,8 +203,9 @@ fn read_entries(
     for (number, entry) in entries.enumerate() {
         let mut entry = match entry {
             Ok(entry) => entry,
-            Err(cause) => {
-                let message = format!("The tar inside is damaged: {cause}");
+            // The cause quotes what it could not read, which may be anything.
+            Err(_) => {
+                let message = format!("The tar inside is damaged after {} entries", contents.entries.len());
                 contents.problems.push(Problem::of_archive(ProblemCode::Structure, message));
                 return Ok(());
             }

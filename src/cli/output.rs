@@ -30,7 +30,7 @@ impl Output {
     /// A line for a person; none with `--json` or `--quiet`.
     pub fn line(&self, text: impl AsRef<str>) {
         if !self.json && !self.quiet {
-            self.raw(format!("{}\n", text.as_ref()).as_bytes());
+            self.raw(format!("{}\n", printable(text.as_ref())).as_bytes());
         }
     }
 
@@ -66,7 +66,17 @@ impl Output {
 
 fn complain(text: &str) {
     let mut err = io::stderr().lock();
-    let _ = writeln!(err, "{text}");
+    let _ = writeln!(err, "{}", printable(text));
+}
+
+/// Names come from archives and file systems: what would command the terminal is shown instead.
+fn printable(text: &str) -> String {
+    let show = |character: char| match character {
+        '\n' => "\n".to_string(),
+        control if control.is_control() => control.escape_default().to_string(),
+        other => other.to_string(),
+    };
+    text.chars().map(show).collect()
 }
 
 /// The stable name of a code, as JSON has it.
@@ -89,6 +99,11 @@ pub fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_command_the_terminal_is_shown_instead() {
+        assert_eq!(printable("a\u{1b}[31mb\nc\r"), "a\\u{1b}[31mb\nc\\r");
+    }
 
     #[test]
     fn sizes_have_four_characters_at_most_before_their_unit() {

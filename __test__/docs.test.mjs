@@ -1,0 +1,62 @@
+// The documents say what is so: their commands run, their codes are those of the source, their links lead somewhere.
+
+import { existsSync, readFileSync, readdirSync, symlinkSync } from 'node:fs';
+import path from 'node:path';
+
+import { expect, test } from 'vitest';
+
+import { kgPath, repository, run } from './support/processes.mjs';
+import { makeProject, temporaryDirectory } from './support/project.mjs';
+
+const read = (file) => readFileSync(path.join(repository, file), 'utf8');
+const own = ['README.md', ...readdirSync(path.join(repository, 'docs')).map((name) => `docs/${name}`)].filter(
+  (file) => file.endsWith('.md') && file !== 'docs/guide.md',
+);
+
+for (const file of own) {
+  const blocks = [...read(file).matchAll(/^```bash\n([^]*?)^```$/gm)].map(([, block]) => block);
+  if (blocks.length === 0) continue;
+  test(`the commands of ${file} run as they are written`, () => {
+    const bin = temporaryDirectory();
+    symlinkSync(kgPath, path.join(bin, 'kg'));
+    for (const block of blocks) {
+      const { root } = makeProject();
+      const env = { ...process.env, PATH: `${bin}:${process.env.PATH}` };
+      run('sh', ['-ec', 'kg diag backup --quiet --output ./backups'], { cwd: root, env });
+      const said = run('sh', ['-ec', block], { cwd: root, env });
+      expect(said, block).not.toMatch(/DAMAGED|FAILED|malformed/);
+    }
+  });
+}
+
+test('links between documents lead somewhere', () => {
+  for (const file of own) {
+    for (const [, target] of read(file).matchAll(/\]\((?!https?:)([^)#]+)/g)) {
+      expect(existsSync(path.join(repository, path.dirname(file), target)), `${file}: ${target}`).toBe(true);
+    }
+  }
+});
+
+test('docs/errors.md and index.d.ts list every code of the source, and only those', () => {
+  const sources = read('src/error.rs') + read('src/archive/read.rs');
+  const codes = (text) => [...new Set(text.match(/\bKG_[A-Z_]+[A-Z]\b/g))].sort();
+  const inSource = codes([...sources.matchAll(/"(KG_[A-Z_]+)"/g)].map(([, code]) => code).join(' '));
+  expect(codes([...read('docs/errors.md').matchAll(/^\| `(KG_[A-Z_]+)`/gm)].map(([, code]) => code).join(' '))).toEqual(inSource);
+  const unions = [...read('index.d.ts').matchAll(/\| '(KG_[A-Z_]+)'/g)].map(([, code]) => code).join(' ');
+  // An aborted call rejects with an AbortError instead.
+  expect(codes(unions)).toEqual(inSource.filter((code) => code !== 'KG_ABORTED'));
+});
+
+test('docs/errors.md gives the exit status of the source', () => {
+  const documented = [...read('docs/errors.md').matchAll(/^\| `(KG_[A-Z_]+)` \| (\d+) /gm)].map(([, code, exit]) => [code, exit]);
+  const inSource = [...read('src/error.rs').matchAll(/= "(KG_[A-Z_]+)", exit (\d+);/g)].map(([, code, exit]) => [code, exit]);
+  expect(documented).toEqual(inSource);
+});
+
+test('the packages of all platforms are of the release of the main one', () => {
+  const { version } = JSON.parse(read('package.json'));
+  for (const platform of readdirSync(path.join(repository, 'npm'))) {
+    expect(JSON.parse(read(`npm/${platform}/package.json`)).version, platform).toBe(version);
+  }
+  expect(read('Cargo.toml')).toContain(`version = "${version}"`);
+});
