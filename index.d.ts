@@ -131,7 +131,7 @@ export declare class BackupManager {
    * one) has open is not replaced.
    *
    * @throws {KgError} `KG_TARGET_EXISTS`, `KG_DATABASE_IN_USE`, `KG_CHECKSUM_MISMATCH`, `KG_BACKUP_NOT_FOUND`,
-   * `KG_NO_BACKUPS`, `KG_FORMAT_NEWER`, `KG_TARGET_INVALID`, `KG_NOT_A_BACKUP`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`,
+   * `KG_NO_BACKUPS`, `KG_FORMAT_NEWER`, `KG_TARGET_INVALID`, `KG_TARGET_LOCKED`, `KG_NOT_A_BACKUP`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`,
    * `KG_READER_…`, `KG_INVALID_OPTION`
    */
   restore(options: RestoreOptions): Promise<RestoreResult>;
@@ -363,6 +363,7 @@ export type KgErrorCode =
   | 'KG_FORMAT_NEWER'
   | 'KG_TARGET_EXISTS'
   | 'KG_TARGET_INVALID'
+  | 'KG_TARGET_LOCKED'
   | 'KG_PERMISSION_DENIED'
   | 'KG_NO_SPACE'
   | 'KG_IO'

@@ -74,6 +74,8 @@ codes! {
     TargetExists = "KG_TARGET_EXISTS", exit 4;
     /// The target directory cannot take a restore.
     TargetInvalid = "KG_TARGET_INVALID", exit 4;
+    /// Another restore into the target is running.
+    TargetLocked = "KG_TARGET_LOCKED", exit 4;
     /// The operating system refused access.
     PermissionDenied = "KG_PERMISSION_DENIED", exit 4;
     /// The disk or quota is full.

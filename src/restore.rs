@@ -4,11 +4,12 @@
 //! on one file system) and every byte of the archive is checked, before the reader touches a file of the project.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, File, Permissions, TryLockError},
     io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use serde::Serialize;
@@ -26,7 +27,7 @@ use crate::{
         protocol::ApplyRequest,
     },
     store::{Store, manifest_beside},
-    task::{Phase, Task},
+    task::{POLL_INTERVAL, Phase, Task},
     verify::duration_ms,
 };
 
@@ -40,6 +41,8 @@ pub struct RestoreOptions {
     pub overwrite: bool,
     /// Check everything and say what would happen, without changing anything.
     pub dry_run: bool,
+    /// How long to wait for another restore into the target.
+    pub lock_timeout: Duration,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -73,7 +76,7 @@ pub fn restore(
     let began = Instant::now();
     let archive = store.locate(reference)?;
     let target = std::path::absolute(&options.target).map_err(|cause| Error::io("resolve", &options.target, cause))?;
-    let mut staging = Staging::prepare(&target, options.dry_run)?;
+    let mut staging = Staging::prepare(&target, options, task)?;
     let mut unpacking = Unpacking { dir: staging.path(), options, current: None, written: Vec::new() };
     let beside = manifest_beside(&archive);
     let report = read_archive(&archive, beside.as_deref(), &mut unpacking, task, Phase::Unpacking)?;
@@ -127,17 +130,14 @@ fn write_manifest(staging: &Path, manifest: &Manifest) -> Result<()> {
 /// Where a restore unpacks. Whatever it made in the target is gone again unless the restore succeeded.
 struct Staging {
     dir: Option<TempDir>,
-    /// Locked while this process lives, so that another one can tell what a killed restore left.
-    _lock: File,
     /// Directories that did not exist before, innermost first.
     made: Vec<PathBuf>,
+    /// Of the target's state directory, which is locked while this restore runs; none in a dry run.
+    _lock: Option<File>,
 }
 
-/// In each staging directory.
-const LOCK_FILE: &str = "lock";
-
 impl Staging {
-    fn prepare(target: &Path, dry_run: bool) -> Result<Self> {
+    fn prepare(target: &Path, options: &RestoreOptions, task: &Task) -> Result<Self> {
         let state = target.join(STATE_DIR);
         for dir in [target, &state] {
             if fs::metadata(dir).is_ok_and(|found| !found.is_dir()) {
@@ -148,22 +148,17 @@ impl Staging {
                 ));
             }
         }
-        let mut made = Vec::new();
-        let parent = if dry_run { std::env::temp_dir() } else { state.clone() };
-        if !dry_run {
-            made = state.ancestors().take_while(|dir| !dir.exists()).map(Path::to_path_buf).collect();
-            fs::create_dir_all(&state).map_err(|cause| Error::io("create", &state, cause))?;
-            sweep(&state)?;
+        if options.dry_run {
+            return Ok(Staging { dir: Some(staging_dir(&std::env::temp_dir())?), made: Vec::new(), _lock: None });
         }
-        let dir = tempfile::Builder::new()
-            .prefix(STAGING_PREFIX)
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir_in(&parent)
-            .map_err(|cause| Error::io("create a directory in", &parent, cause))?;
-        let lock = dir.path().join(LOCK_FILE);
-        let locked = File::create_new(&lock).and_then(|file| file.lock().map(|()| file));
-        let lock = locked.map_err(|cause| Error::io("lock", &lock, cause))?;
-        Ok(Staging { dir: Some(dir), _lock: lock, made })
+        let made: Vec<_> = state.ancestors().take_while(|dir| !dir.exists()).map(Path::to_path_buf).collect();
+        // From here on a failure removes what was made.
+        let mut staging = Staging { dir: None, made, _lock: None };
+        fs::create_dir_all(&state).map_err(|cause| Error::io("create", &state, cause))?;
+        staging._lock = Some(lock(&state, options.lock_timeout, task)?);
+        sweep(&state)?;
+        staging.dir = Some(staging_dir(&state)?);
+        Ok(staging)
     }
 
     fn path(&self) -> &Path {
@@ -185,19 +180,45 @@ impl Drop for Staging {
     }
 }
 
-/// Removes the staging directories that killed restores left.
+/// A directory that only this user may enter.
+fn staging_dir(parent: &Path) -> Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix(STAGING_PREFIX)
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(parent)
+        .map_err(|cause| Error::io("create a directory in", parent, cause))
+}
+
+/// Locks the directory itself, which leaves no file behind: one restore a target.
+fn lock(state: &Path, timeout: Duration, task: &Task) -> Result<File> {
+    let failed = |cause| Error::io("lock", state, cause);
+    let dir = File::open(state).map_err(failed)?;
+    let deadline = Instant::now() + timeout;
+    loop {
+        match dir.try_lock() {
+            Ok(()) => return Ok(dir),
+            Err(TryLockError::Error(cause)) => return Err(failed(cause)),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(Error::new(
+                    Code::TargetLocked,
+                    format!("Another restore into {} is running", state.display()),
+                    "Wait until it ends, or raise `lockTimeout`",
+                ));
+            }
+            Err(TryLockError::WouldBlock) => {
+                task.report(Phase::Waiting, 0, 0)?;
+                thread::sleep(POLL_INTERVAL);
+            }
+        }
+    }
+}
+
+/// Removes the staging directories that killed restores left; the target is locked.
 fn sweep(state: &Path) -> Result<()> {
     let entries = fs::read_dir(state).map_err(|cause| Error::io("read", state, cause))?;
     for entry in entries.flatten() {
-        if !entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX) {
-            continue;
-        }
-        let dir = entry.path();
-        let is_live = match File::open(dir.join(LOCK_FILE)) {
-            Ok(lock) => lock.try_lock().is_err(),
-            Err(_) => false,
-        };
-        if !is_live {
+        if entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX) {
+            let dir = entry.path();
             fs::remove_dir_all(&dir).map_err(|cause| Error::io("remove", &dir, cause))?;
         }
     }

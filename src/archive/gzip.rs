@@ -63,6 +63,8 @@ enum Item {
     Bytes(Vec<u8>),
     /// Answered with the number of bytes that were written before it.
     Mark(Sender<u64>),
+    /// Nothing follows: the archive is sealed.
+    End,
 }
 
 impl Encoder {
@@ -101,7 +103,7 @@ impl Encoder {
     /// Writes what is left and the seal.
     pub fn finish(&mut self) -> Result<Written> {
         // Where this fails the output has ended, with the cause that is returned below.
-        let _ = self.end_block();
+        let _ = self.end_block().and_then(|()| self.submit(Item::End));
         self.pipeline = None;
         match self.output.take().map(JoinHandle::join) {
             Some(Ok(written)) => written,
@@ -172,11 +174,12 @@ pub fn member_size(header: &[u8; MEMBER_HEADER_BYTES]) -> Option<u32> {
     (start == &MEMBER_START).then(|| u32::from_le_bytes([*a, *b, *c, *d]))
 }
 
-/// The output thread: everything in order, hashed, then the seal.
+/// The output thread: everything in order, hashed, then the seal, unless the producer gave up.
 fn write_all(items: impl Iterator<Item = Result<Item>>, mut sink: Sink, container: Container) -> Result<Written> {
     let failed = |cause| Error::io("write", "the archive".as_ref(), cause);
     let mut hasher = Sha256::new();
     let mut size_bytes = 0;
+    let mut is_whole = false;
     for item in items {
         match item? {
             Item::Bytes(bytes) => {
@@ -186,7 +189,11 @@ fn write_all(items: impl Iterator<Item = Result<Item>>, mut sink: Sink, containe
             }
             // Where nobody waits for it any more, the producer has given up, and the items end.
             Item::Mark(mark) => drop(mark.send(size_bytes)),
+            Item::End => is_whole = true,
         }
+    }
+    if !is_whole {
+        return Err(Error::aborted());
     }
     let seal = container.seal(&hasher.clone().finalize().into());
     hasher.update(&seal);

@@ -13,6 +13,7 @@ use super::{
     watch::Watched,
 };
 use crate::{
+    backup::DEFAULT_LOCK_TIMEOUT,
     error::{Error, Result},
     project::{Component, STATE_DIR},
     reader::client::Launch,
@@ -74,6 +75,7 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
         // What is replaced is kept, and the result says where.
         overwrite: true,
         dry_run: args.dry_run,
+        lock_timeout: DEFAULT_LOCK_TIMEOUT,
     };
     let watched = Watched::new(output);
     let result = restore(&store, &args.file, &Launch::Thread, &options, &watched.task)?;

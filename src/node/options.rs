@@ -172,6 +172,7 @@ impl Restoration {
             only: self.only,
             overwrite: self.overwrite.unwrap_or(false),
             dry_run: self.dry_run.unwrap_or(false),
+            lock_timeout: config.lock_timeout(),
         };
         Ok((reference, options))
     }

@@ -59,7 +59,7 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
         return Ok(applied);
     }
     if !replaced.is_empty() {
-        applied.safety_copy = Some(make_undo_dir(&request.target)?);
+        applied.safety_copy = Some(free_undo_dir(&request.target));
     }
     let mut moves = Moves::default();
     let moved = placements.iter().try_for_each(|placement| {
@@ -68,7 +68,7 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     });
     match moved.and_then(|()| moves.sync()) {
         Ok(()) => Ok(applied),
-        Err(error) => Err(moves.take_back(error, applied.safety_copy.as_deref())),
+        Err(error) => Err(moves.take_back(error)),
     }
 }
 
@@ -247,20 +247,12 @@ fn dress(staged: &Path, record: &FileRecord) -> Result<()> {
     file.sync_all().map_err(failed)
 }
 
-/// `.kg/restore-undo/20240115-020000`, with a number where that second is taken.
-fn make_undo_dir(target: &Path) -> Result<PathBuf> {
+/// `.kg/restore-undo/20240115-020000`, with a number where that second is taken. The target is locked by the caller.
+fn free_undo_dir(target: &Path) -> PathBuf {
     let all = target.join(STATE_DIR).join(UNDO_DIR);
-    let failed = |cause| Error::io("create", &all, cause);
-    fs::create_dir_all(&all).map_err(failed)?;
     let stamp = Timestamp::now().to_zoned(TimeZone::UTC).strftime("%Y%m%d-%H%M%S").to_string();
-    for number in 1.. {
-        let name = if number == 1 { stamp.clone() } else { format!("{stamp}-{number}") };
-        match fs::create_dir(all.join(&name)) {
-            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
-            created => return created.map(|()| all.join(&name)).map_err(failed),
-        }
-    }
-    unreachable!("some number is free")
+    let numbered = (2..).map(|number| all.join(format!("{stamp}-{number}")));
+    std::iter::once(all.join(&stamp)).chain(numbered).find(|dir| !dir.exists()).unwrap_or(all)
 }
 
 /// The moves that were made, so that they can be taken back.
@@ -299,7 +291,7 @@ impl Moves {
     }
 
     /// Takes everything back after `error`; what cannot be taken back is named.
-    fn take_back(self, mut error: Error, keep_in: Option<&Path>) -> Error {
+    fn take_back(self, mut error: Error) -> Error {
         for (from, to) in self.made.iter().rev() {
             if let Err(second) = move_file(to, from) {
                 error.message = format!("{}; and then: {}", error.message, second.message);
@@ -307,7 +299,7 @@ impl Moves {
                 return error;
             }
         }
-        for dir in self.made_dirs.iter().rev().map(PathBuf::as_path).chain(keep_in) {
+        for dir in self.made_dirs.iter().rev() {
             // One that holds something by now is somebody else's.
             let _ = fs::remove_dir(dir);
         }
