@@ -1,5 +1,7 @@
 // What a restore puts where, what it refuses, and what it leaves as it was.
 
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { gunzipSync } from 'node:zlib';
@@ -197,6 +199,19 @@ describe('an archive that was forged', () => {
       expect(existsSync('/tmp/kg-forged')).toBe(false);
     });
   }
+});
+
+test('restores into one target wait for each other', async () => {
+  const { manager, root, database, backups } = await setUp();
+  const results = await Promise.all([1, 2, 3].map(() => manager.restore({ backupId: 'latest', overwrite: true })));
+  expect(new Set(results.map((result) => result.safetyCopy)).size).toBe(3);
+  expect(integrityOf(database)).toBe('ok');
+
+  const holder = spawn('flock', ['--no-fork', path.join(root, '.kg'), 'sh', '-c', 'echo held; exec sleep 60']);
+  onTestFinished(() => holder.kill('SIGKILL'));
+  await once(holder.stdout, 'data');
+  const impatient = createBackupManager({ projectRoot: root, backupDir: backups, lockTimeout: 100 });
+  await expect(impatient.restore({ backupId: 'latest', overwrite: true })).rejects.toMatchObject({ code: 'KG_TARGET_LOCKED' });
 });
 
 test('a staging directory that a killed restore left is removed by the next one', async () => {

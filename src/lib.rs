@@ -17,7 +17,7 @@
 //! | [`archive`] | the container: tar, gzip, manifest, checksums, seal |
 //! | [`store`] | the directory where archives are kept: catalog, lock, atomic writing |
 //! | [`project`], [`sqlite`] | what a project holds; databases at one commit. Called by the reader alone |
-//! | [`task`], [`parallel`], [`error`] | cancellation and progress; work on all cores; errors |
+//! | [`task`], [`parallel`], [`lock`], [`error`] | cancellation and progress; work on all cores; waiting; errors |
 //!
 //! Dependencies point down this table, never up. `docs/architecture.md` says why things are as they are.
 
@@ -25,6 +25,7 @@ pub mod archive;
 pub mod backup;
 pub mod cli;
 pub mod error;
+pub mod lock;
 pub mod node;
 pub mod parallel;
 pub mod project;

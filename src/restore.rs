@@ -4,11 +4,10 @@
 //! on one file system) and every byte of the archive is checked, before the reader touches a file of the project.
 
 use std::{
-    fs::{self, File, Permissions, TryLockError},
+    fs::{self, File, Permissions},
     io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -21,13 +20,14 @@ use crate::{
         read::{Unpack, read_archive},
     },
     error::{Code, Error, Result, Warning},
+    lock,
     project::{Component, STAGING_PREFIX, STATE_DIR, discover::component_of_entry},
     reader::{
         client::{Launch, Reader},
         protocol::ApplyRequest,
     },
     store::{Store, manifest_beside},
-    task::{POLL_INTERVAL, Phase, Task},
+    task::{Phase, Task},
     verify::duration_ms,
 };
 
@@ -155,7 +155,7 @@ impl Staging {
         // From here on a failure removes what was made.
         let mut staging = Staging { dir: None, made, _lock: None };
         fs::create_dir_all(&state).map_err(|cause| Error::io("create", &state, cause))?;
-        staging._lock = Some(lock(&state, options.lock_timeout, task)?);
+        staging._lock = Some(lock_target(&state, options.lock_timeout, task)?);
         sweep(&state)?;
         staging.dir = Some(staging_dir(&state)?);
         Ok(staging)
@@ -190,27 +190,17 @@ fn staging_dir(parent: &Path) -> Result<TempDir> {
 }
 
 /// Locks the directory itself, which leaves no file behind: one restore a target.
-fn lock(state: &Path, timeout: Duration, task: &Task) -> Result<File> {
+fn lock_target(state: &Path, timeout: Duration, task: &Task) -> Result<File> {
     let failed = |cause| Error::io("lock", state, cause);
     let dir = File::open(state).map_err(failed)?;
-    let deadline = Instant::now() + timeout;
-    loop {
-        match dir.try_lock() {
-            Ok(()) => return Ok(dir),
-            Err(TryLockError::Error(cause)) => return Err(failed(cause)),
-            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
-                return Err(Error::new(
-                    Code::TargetLocked,
-                    format!("Another restore into {} is running", state.display()),
-                    "Wait until it ends, or raise `lockTimeout`",
-                ));
-            }
-            Err(TryLockError::WouldBlock) => {
-                task.report(Phase::Waiting, 0, 0)?;
-                thread::sleep(POLL_INTERVAL);
-            }
-        }
+    if lock::wait(&dir, timeout, task, failed)? {
+        return Ok(dir);
     }
+    Err(Error::new(
+        Code::TargetLocked,
+        format!("Another restore into {} is running", state.display()),
+        "Wait until it ends, or raise `lockTimeout`",
+    ))
 }
 
 /// Removes the staging directories that killed restores left; the target is locked.

@@ -1,15 +1,13 @@
 //! One writer a store.
 //!
-//! The lock is an operating system's lock (`flock`) on a file in the directory: a holder that is killed leaves none. It
-//! belongs to the open file, so two managers in one process exclude each other as two processes do. Who holds it
-//! stands in the file, for the message of whoever waits in vain.
+//! The lock is an operating system's lock on a file in the directory (see [`crate::lock`]). Who holds it stands in the
+//! file, for the message of whoever waits in vain.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{File, OpenOptions},
     io::{Read, Seek, Write},
     path::Path,
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -17,7 +15,8 @@ use jiff::Timestamp;
 use super::names::LOCK_FILE;
 use crate::{
     error::{Code, Error, Result},
-    task::{POLL_INTERVAL, Phase, Task},
+    lock,
+    task::Task,
 };
 
 /// Held until it is dropped.
@@ -32,19 +31,8 @@ impl StoreLock {
         let failed = |cause| Error::io("lock", &path, cause);
         let mut options = OpenOptions::new();
         let mut file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-        let deadline = Instant::now() + timeout;
-        loop {
-            match file.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::Error(cause)) => return Err(failed(cause)),
-                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
-                    return Err(held(dir, &mut file, timeout));
-                }
-                Err(TryLockError::WouldBlock) => {
-                    task.report(Phase::Waiting, 0, 0)?;
-                    thread::sleep(POLL_INTERVAL);
-                }
-            }
+        if !lock::wait(&file, timeout, task, failed)? {
+            return Err(held(dir, &mut file, timeout));
         }
         let holder = format!("process {} on {} since {}\n", std::process::id(), host_name(), Timestamp::now());
         file.rewind()

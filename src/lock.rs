@@ -1,0 +1,32 @@
+//! Waiting for a lock that another process, or another manager of this one, holds.
+//!
+//! `flock` belongs to the open file: a holder that is killed leaves none, and two holders in one process exclude each
+//! other as two processes do.
+
+use std::{
+    fs::{File, TryLockError},
+    io, thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    error::Result,
+    task::{POLL_INTERVAL, Phase, Task},
+};
+
+/// Locks `file` (or directory) until it is closed. `Ok(false)` where somebody else held it all the time; `failed`
+/// makes the error of a file system that cannot lock.
+pub fn wait(file: &File, timeout: Duration, task: &Task, failed: impl Fn(io::Error) -> crate::Error) -> Result<bool> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::Error(cause)) => return Err(failed(cause)),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Ok(false),
+            Err(TryLockError::WouldBlock) => {
+                task.report(Phase::Waiting, 0, 0)?;
+                thread::sleep(POLL_INTERVAL);
+            }
+        }
+    }
+}
