@@ -36,9 +36,12 @@ export interface BackupConfig {
   compression: boolean;
   /** 1 (fast) to 9 (small), as gzip means them. Default: 6. */
   compressionLevel: number;
-  /** A whole number of days from 1. This release removes no backup by itself: the value is only checked. */
+  /**
+   * After each backup, remove those that are older than this whole number of days, from 1. The newest backup whose source
+   * was not damaged always stays. Default: nothing is removed.
+   */
   retentionDays: number;
-  /** A whole number from 1. This release removes no backup by itself: the value is only checked. */
+  /** After each backup, keep only this many, from 1. The newest good one always stays. Default: no limit. */
   maxBackups: number;
   /** Save `.kg/vectors/`, `.kg/vectors.db` and `.kg/reasoning-bank/` in full backups. Default: true. */
   includeVectors: boolean;
@@ -94,7 +97,7 @@ export declare class BackupManager {
    * `KG_BACKUP_DIR_IN_PROJECT`, `KG_STORE_LOCKED`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`, `KG_READER_…`,
    * `KG_INVALID_OPTION`, `KG_UNSUPPORTED`
    */
-  createBackup(options?: CreateBackupOptions): Promise<Backup>;
+  createBackup(options?: CreateBackupOptions): Promise<CreatedBackup>;
 
   /** All backups of `backupDir`, newest first; none where the directory does not exist. */
   listBackups(): Promise<Backup[]>;
@@ -111,6 +114,13 @@ export declare class BackupManager {
    * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_STORE_LOCKED`, `KG_PERMISSION_DENIED`, `KG_IO`
    */
   deleteBackup(id: string): Promise<void>;
+
+  /**
+   * Removes what `retentionDays` and `maxBackups` of the configuration do not keep. Each successful backup does so too.
+   *
+   * @throws {KgError} `KG_INVALID_OPTION` where neither is set; `KG_STORE_LOCKED`, `KG_IO`
+   */
+  prune(options?: PruneOptions): Promise<PruneResult>;
 
   /**
    * Whether every byte of an archive is as it was written, and the manifest beside it (if there is one) agrees.
@@ -197,6 +207,36 @@ export interface Backup {
   warnings: Warning[];
   /** The backup that an incremental one rests on. */
   basedOn?: string;
+}
+
+/** The result of {@link BackupManager.createBackup}. */
+export interface CreatedBackup extends Backup {
+  /** What the success of this backup removed; absent where no limit is set. */
+  retention?: PruneResult;
+}
+
+/** The argument of {@link BackupManager.prune}. */
+export interface PruneOptions extends LongCallOptions {
+  /** Only say what would be removed. Default: false. */
+  dryRun?: boolean;
+}
+
+export interface PruneResult {
+  dryRun: boolean;
+  /** One for every backup, newest first. */
+  decisions: PruneDecision[];
+  /** Bytes of the archives that were (with `dryRun`, would be) removed. */
+  bytesFreed: number;
+}
+
+export interface PruneDecision {
+  /** Of the backup. */
+  id: string;
+  kept: boolean;
+  /** `newest-good` and `within-limits` keep a backup; `too-old` and `too-many` remove it. */
+  reason: 'newest-good' | 'within-limits' | 'too-old' | 'too-many';
+  /** Why it should have been removed and could not be. */
+  error?: { code: KgErrorCode; message: string; remedy: string };
 }
 
 export interface BackupContents {

@@ -91,6 +91,11 @@ class BackupManager {
     await call({ call: 'deleteBackup', config: this.#config, id });
   }
 
+  async prune(options) {
+    const [given, control] = split('prune', options);
+    return call({ call: 'prune', config: this.#config, options: given }, control);
+  }
+
   async verifyBackup(backup, options) {
     const { valid } = await this.#check('verifyBackup', backup, options);
     return valid;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     archive::{
@@ -15,7 +15,7 @@ use crate::{
         manifest::{BackupType, Contents, FORMAT_VERSION, Manifest, Stats, Tool},
         write::{ArchiveWriter, Totals, checksums},
     },
-    error::{Error, Result},
+    error::{Error, Result, Warning, WarningCode},
     project::{
         Component, Project,
         discover::{Scope, Selection},
@@ -25,7 +25,8 @@ use crate::{
         client::{Answer, Launch, Reader, out_of_turn},
         protocol::{Message, SaveRequest, Saved},
     },
-    store::{Backup, Store},
+    retention::{self, Policy, PruneResult},
+    store::{Backup, Store, StoreLock},
     task::{Phase, Task},
 };
 
@@ -48,6 +49,8 @@ pub struct BackupOptions {
     pub check_source: bool,
     /// How long to wait for another writer of the store, and for a lock on a database.
     pub lock_timeout: Duration,
+    /// What to keep after this backup succeeded.
+    pub retention: Policy,
 }
 
 impl Default for BackupOptions {
@@ -61,8 +64,19 @@ impl Default for BackupOptions {
             compression: Compression::Gzip(DEFAULT_LEVEL),
             check_source: true,
             lock_timeout: DEFAULT_LOCK_TIMEOUT,
+            retention: Policy::default(),
         }
     }
+}
+
+/// A new backup, and what its success removed.
+#[derive(Debug, Clone, Serialize)]
+pub struct Created {
+    #[serde(flatten)]
+    pub backup: Backup,
+    /// Absent where no limit is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention: Option<PruneResult>,
 }
 
 /// `type` as the caller names it; says what to do about those that this release does not know.
@@ -95,7 +109,7 @@ pub fn create_backup(
     launch: &Launch,
     options: &BackupOptions,
     task: &Task,
-) -> Result<Backup> {
+) -> Result<Created> {
     // The reader opens and checks these too; here they fail before a directory is made.
     let project = Project::open(root)?;
     Exclusion::new(project.root(), &options.exclude_patterns)?;
@@ -113,7 +127,27 @@ pub fn create_backup(
     task.cancel.check()?;
     let mut backup = new.publish(manifest, written)?;
     backup.warnings.extend(store_warnings);
-    Ok(backup)
+    let retention =
+        if options.retention.keeps_everything() { None } else { prune_after(store, &lock, options, &mut backup) };
+    Ok(Created { backup, retention })
+}
+
+/// The backup is there: what goes wrong with the old ones is a warning.
+fn prune_after(store: &Store, lock: &StoreLock, options: &BackupOptions, backup: &mut Backup) -> Option<PruneResult> {
+    let mut warn = |error: &Error| {
+        let message = format!("An old backup could not be removed: {error}");
+        backup.warnings.push(Warning::new(WarningCode::Store, message));
+    };
+    match retention::apply(store, lock, options.retention) {
+        Ok(result) => {
+            result.decisions.iter().filter_map(|decision| decision.error.as_ref()).for_each(warn);
+            Some(result)
+        }
+        Err(error) => {
+            warn(&error);
+            None
+        }
+    }
 }
 
 fn save_request(root: PathBuf, scratch: &Path, options: &BackupOptions) -> SaveRequest {

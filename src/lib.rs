@@ -12,7 +12,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`node`], [`cli`] | the two faces: the addon and the command `kg` |
-//! | [`backup`], [`restore`], [`verify`] | the verbs |
+//! | [`backup`], [`restore`], [`verify`], [`retention`] | the verbs |
 //! | [`reader`] | the one place that opens files of a live project; a process of its own inside a host |
 //! | [`archive`] | the container: tar, gzip, manifest, checksums, seal |
 //! | [`store`] | the directory where archives are kept: catalog, lock, atomic writing |
@@ -31,6 +31,7 @@ pub mod parallel;
 pub mod project;
 pub mod reader;
 pub mod restore;
+pub mod retention;
 pub mod sqlite;
 pub mod store;
 pub mod task;

@@ -29,7 +29,7 @@ fn small_archive(compression: Compression) -> (TempDir, Vec<u8>) {
     let store = Store::at(&dir.path().join("backups")).unwrap();
     let options = BackupOptions { compression, ..BackupOptions::default() };
     let backup = create_backup(&root, &store, &Launch::Thread, &options, &Task::default()).unwrap();
-    let bytes = fs::read(backup.path).unwrap();
+    let bytes = fs::read(backup.backup.path).unwrap();
     (dir, bytes)
 }
 

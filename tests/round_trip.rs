@@ -72,7 +72,7 @@ proptest! {
         let store = Store::at(&dir.path().join("backups")).unwrap();
         let task = Task::default();
         let options = BackupOptions { compression: level, ..BackupOptions::default() };
-        let backup = create_backup(&root, &store, &Launch::Thread, &options, &task).unwrap();
+        let backup = create_backup(&root, &store, &Launch::Thread, &options, &task).unwrap().backup;
         prop_assert_eq!(&backup.warnings, &vec![]);
         prop_assert!(check_backup(&store, &backup.id, &task).unwrap().valid);
         let options = RestoreOptions { target: target.clone(), only: None, overwrite: false, dry_run: false, lock_timeout: Duration::ZERO };

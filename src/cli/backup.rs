@@ -7,13 +7,13 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde_json::json;
 
 use super::{
-    Common,
+    Common, Keep,
     output::{Output, code_of, size},
     watch::Watched,
 };
 use crate::{
     archive::gzip::Compression,
-    backup::{BackupOptions, DEFAULT_LEVEL, RequestedType, create_backup},
+    backup::{BackupOptions, Created, DEFAULT_LEVEL, RequestedType, create_backup},
     error::{Code, Result},
     reader::client::Launch,
     sqlite::check::IntegrityStatus,
@@ -61,6 +61,8 @@ pub struct BackupArgs {
     /// Do not check the database that is saved
     #[arg(long)]
     no_check: bool,
+    #[command(flatten)]
+    keep: Keep,
     /// Tell how the backups of this project stand
     #[arg(long, group = "look")]
     status: bool,
@@ -95,9 +97,9 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<bool> {
         status(&store, output)?;
     } else {
         let watched = Watched::new(output);
-        let backup = create_backup(&root, &store, &Launch::Thread, &args.options()?, &watched.task)?;
+        let created = create_backup(&root, &store, &Launch::Thread, &args.options()?, &watched.task)?;
         drop(watched);
-        tell(&backup, output);
+        tell(&created, output);
     }
     Ok(true)
 }
@@ -117,13 +119,15 @@ impl BackupArgs {
             exclude_patterns: self.exclude.clone(),
             compression: if self.no_compression { Compression::None } else { Compression::Gzip(self.level) },
             check_source: !self.no_check,
+            retention: self.keep.policy(),
             ..BackupOptions::default()
         })
     }
 }
 
-fn tell(backup: &Backup, output: &Output) {
-    output.result(backup);
+fn tell(created: &Created, output: &Output) {
+    output.result(created);
+    let backup = &created.backup;
     output.warnings(&backup.warnings);
     output.line(format!("Backup created: {}", backup.path.display()));
     output.line(format!("  id        {}", backup.id));
@@ -132,6 +136,11 @@ fn tell(backup: &Backup, output: &Output) {
     output.line(format!("  holds     {}", holds(backup)));
     output.line(format!("  database  {}", integrity(backup)));
     output.line(format!("  checksum  {}", backup.checksum));
+    if let Some(retention) = &created.retention {
+        let removed = retention.decisions.iter().filter(|decision| !decision.kept).count();
+        let kept = retention.decisions.len() - removed;
+        output.line(format!("  kept      {kept} backups; {removed} removed, {} freed", size(retention.bytes_freed)));
+    }
 }
 
 fn holds(backup: &Backup) -> String {

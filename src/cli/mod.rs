@@ -5,6 +5,7 @@
 
 mod backup;
 mod output;
+mod prune;
 mod restore;
 mod watch;
 
@@ -19,6 +20,7 @@ use self::output::Output;
 use crate::{
     error::{Code, Error, Result},
     project::Project,
+    retention::Policy,
 };
 
 /// Back up and restore knowledge-graph projects.
@@ -44,6 +46,8 @@ enum Diag {
     Backup(backup::BackupArgs),
     /// Bring a project, or a part of it, back from a backup
     Restore(restore::RestoreArgs),
+    /// Remove backups that are too old or too many
+    Prune(prune::PruneArgs),
 }
 
 /// What every subcommand of `diag` takes.
@@ -68,6 +72,23 @@ impl Common {
         }
         let here = working_dir()?;
         Ok(Project::find_root(&here).unwrap_or(here))
+    }
+}
+
+/// Which backups stay.
+#[derive(Debug, Args)]
+struct Keep {
+    /// Remove backups that are older; the newest good one always stays
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..))]
+    retention_days: Option<u32>,
+    /// Keep at most this many backups
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    max_backups: Option<u32>,
+}
+
+impl Keep {
+    fn policy(&self) -> Policy {
+        Policy { retention_days: self.retention_days, max_backups: self.max_backups }
     }
 }
 
@@ -99,6 +120,10 @@ pub fn main() -> ExitCode {
         Command::Diag(Diag::Restore(args)) => {
             let output = Output::new(&args.common);
             finish(&output, restore::run(&args, &output))
+        }
+        Command::Diag(Diag::Prune(args)) => {
+            let output = Output::new(&args.common);
+            finish(&output, prune::run(&args, &output))
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     backup::create_backup,
     error::{Code, Error, Result},
     restore::restore,
+    retention::prune,
     task::{Cancel, Progress, Task},
     verify::check_backup,
 };
@@ -133,6 +134,9 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
         Call::Restore { config, options } => {
             let (reference, options) = options.resolve(&config)?;
             value(restore(&config.store()?, &reference, &config.launch(), &options, task)?)
+        }
+        Call::Prune { config, options } => {
+            value(prune(&config.store()?, config.retention(), options.dry_run(), config.lock_timeout(), task)?)
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     project::Component,
     reader::client::Launch,
     restore::RestoreOptions,
+    retention::Policy,
     store::Store,
 };
 
@@ -28,6 +29,7 @@ pub enum Call {
     DeleteBackup { config: Config, id: String },
     CheckBackup { config: Config, backup: String },
     Restore { config: Config, options: Restoration },
+    Prune { config: Config, options: PruneOptions },
 }
 
 impl Call {
@@ -95,6 +97,12 @@ impl Config {
         }
     }
 
+    /// Both numbers were checked to be whole.
+    pub fn retention(&self) -> Policy {
+        let whole = |value: Option<f64>| value.map(|value| value as u32);
+        Policy { retention_days: whole(self.retention_days), max_backups: whole(self.max_backups) }
+    }
+
     pub fn launch(&self) -> Launch {
         Launch::Process(self.kg_path.clone())
     }
@@ -136,7 +144,21 @@ impl CreateOptions {
             compression: compression(self.compression.or(config.compression), level)?,
             check_source: self.check_source.or(config.check_source).unwrap_or(true),
             lock_timeout: config.lock_timeout(),
+            retention: config.retention(),
         })
+    }
+}
+
+/// The argument of `prune`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PruneOptions {
+    dry_run: Option<bool>,
+}
+
+impl PruneOptions {
+    pub fn dry_run(&self) -> bool {
+        self.dry_run.unwrap_or(false)
     }
 }
 

@@ -1,0 +1,106 @@
+// What retention removes, keeps and says. Which backups are decided on is tested in src/retention.rs, over random histories.
+
+import { existsSync, readFileSync, readdirSync, renameSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+
+import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import { expect, onTestFinished, test } from 'vitest';
+
+import { kg, run } from './support/processes.mjs';
+import { makeProject } from './support/project.mjs';
+
+const DAY = 24 * 60 * 60 * 1000;
+
+/** Makes a backup that says it is so many days old. Its archive is left alone: only lists are asked here. */
+async function aged(manager, days) {
+  const backup = await manager.createBackup({ type: 'snapshot' });
+  const timestamp = new Date(Date.now() - days * DAY).toISOString();
+  const id = `backup-${timestamp.slice(0, 19).replace(/[-:]/g, '').replace('T', '-')}`;
+  const archive = path.join(path.dirname(backup.path), `kg-${id}.tar.gz`);
+  const manifest = JSON.parse(readFileSync(`${backup.path}.manifest.json`, 'utf8'));
+  renameSync(backup.path, archive);
+  writeFileSync(`${archive}.manifest.json`, JSON.stringify({ ...manifest, id, timestamp }));
+  run('rm', [`${backup.path}.manifest.json`]);
+  return id;
+}
+
+function setUp(config = {}) {
+  const { root, backups, database } = makeProject();
+  const plain = createBackupManager({ projectRoot: root, backupDir: backups });
+  return { root, backups, database, plain, manager: createBackupManager({ projectRoot: root, backupDir: backups, ...config }) };
+}
+
+test('each backup removes what is older than retentionDays or beyond maxBackups, and says so', async () => {
+  const { plain, manager, backups } = setUp({ retentionDays: 30, maxBackups: 3 });
+  const ids = [];
+  for (const days of [100, 31, 20, 10, 5]) ids.push(await aged(plain, days));
+  const made = await manager.createBackup();
+  expect(made.warnings).toEqual([]);
+  expect(made.retention.decisions.map(({ id, kept, reason }) => [id, kept, reason])).toEqual([
+    [made.id, true, 'newest-good'],
+    [ids[4], true, 'within-limits'],
+    [ids[3], true, 'within-limits'],
+    [ids[2], false, 'too-many'],
+    [ids[1], false, 'too-many'],
+    [ids[0], false, 'too-many'],
+  ]);
+  expect((await plain.listBackups()).map((backup) => backup.id)).toEqual([made.id, ids[4], ids[3]]);
+  expect(readdirSync(backups).filter((name) => name.endsWith('.tar.gz'))).toHaveLength(4);
+});
+
+test('prune says in a dry run exactly what it then does', async () => {
+  const { plain, manager } = setUp({ retentionDays: 7 });
+  for (const days of [9, 8, 6]) await aged(plain, days);
+  const before = await plain.listBackups();
+  const { decisions: planned, ...dry } = await manager.prune({ dryRun: true });
+  expect(dry.dryRun).toBe(true);
+  expect(await plain.listBackups()).toEqual(before);
+  const { decisions, bytesFreed } = await manager.prune();
+  expect([decisions, bytesFreed]).toEqual([planned, dry.bytesFreed]);
+  expect(decisions.map((decision) => decision.reason)).toEqual(['newest-good', 'too-old', 'too-old']);
+  expect(await plain.listBackups()).toHaveLength(1);
+  expect((await manager.prune()).decisions.every((decision) => decision.kept)).toBe(true);
+});
+
+test('the newest backup of a sound database survives newer ones of a damaged database', async () => {
+  const { plain, manager, database } = setUp({ maxBackups: 1 });
+  const good = await aged(plain, 3);
+  writeFileSync(database, 'noise');
+  const damaged = await manager.createBackup();
+  expect(damaged.integrity.status).toBe('failed');
+  const again = await manager.createBackup();
+  expect((await plain.listBackups()).map((backup) => backup.id)).toEqual([again.id, good]);
+});
+
+test('what cannot be removed is said, and does not fail the backup', async () => {
+  const { plain, manager, backups } = setUp({ retentionDays: 1 });
+  const old = await aged(plain, 2);
+  const archive = path.join(backups, `kg-${old}.tar.gz`);
+  run('chattr', ['+i', archive]);
+  onTestFinished(() => run('chattr', ['-i', archive]));
+  const made = await manager.createBackup();
+  expect(made.warnings).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringContaining(old) }]);
+  expect(made.retention.decisions.at(-1)).toMatchObject({ id: old, kept: true, error: { code: 'KG_PERMISSION_DENIED' } });
+  expect(existsSync(archive)).toBe(true);
+});
+
+test('without a limit nothing is ever removed, and prune is refused', async () => {
+  const { plain } = setUp();
+  await aged(plain, 4000);
+  expect((await plain.createBackup()).retention).toBeUndefined();
+  expect(await plain.listBackups()).toHaveLength(2);
+  await expect(plain.prune()).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
+});
+
+test('kg takes the limits with a backup, and kg diag prune shows and does it', async () => {
+  const { plain, root, backups } = setUp();
+  for (const days of [40, 35, 3]) await aged(plain, days);
+  const at = ['--output', backups];
+  const dry = await kg(['diag', 'prune', ...at, '--retention-days', '36', '--dry-run'], { cwd: root });
+  expect(dry).toMatchObject({ status: 0, stdout: expect.stringMatching(/would be removed: too-old\n[\d.]+ kB freed\n$/) });
+  const pruned = await kg(['diag', 'prune', ...at, '--retention-days', '36', '--json'], { cwd: root });
+  expect(JSON.parse(pruned.stdout)).toMatchObject({ dryRun: false, decisions: [{ kept: true }, { kept: true }, { kept: false }] });
+  const made = await kg(['diag', 'backup', ...at, '--max-backups', '1'], { cwd: root });
+  expect(made.stdout).toMatch(/kept {6}1 backups; 2 removed/);
+  expect(await kg(['diag', 'prune', ...at], { cwd: root })).toMatchObject({ status: 2 });
+});

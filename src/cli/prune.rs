@@ -1,0 +1,61 @@
+//! `kg diag prune`: remove backups that are too old or too many.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{
+    Common, Keep,
+    output::{Output, code_of, size},
+    watch::Watched,
+};
+use crate::{
+    backup::DEFAULT_LOCK_TIMEOUT,
+    error::{Error, Result},
+    retention::{PruneResult, prune},
+    store::Store,
+};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kg diag prune --retention-days 30 --dry-run   what would be removed, and why
+  kg diag prune --max-backups 5                 keep the five newest")]
+pub struct PruneArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// The directory of the backups [default: .kg/backups of the project]
+    #[arg(long, short, value_name = "DIR", alias = "backup-dir")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    keep: Keep,
+    /// Only say what would be removed
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
+    let root = args.common.root()?;
+    let store = Store::at(&args.output.clone().unwrap_or_else(|| Store::default_dir(&root)))?;
+    let watched = Watched::new(output);
+    let result = prune(&store, args.keep.policy(), args.dry_run, DEFAULT_LOCK_TIMEOUT, &watched.task)?;
+    drop(watched);
+    tell(&result, output);
+    match result.decisions.iter().find_map(|decision| decision.error.clone()) {
+        Some(error) => Err(Error { message: format!("Not everything could be removed: {}", error.message), ..error }),
+        None => Ok(true),
+    }
+}
+
+fn tell(result: &PruneResult, output: &Output) {
+    output.result(result);
+    for decision in &result.decisions {
+        let fate = match (decision.kept, result.dry_run) {
+            (true, _) => "kept",
+            (false, true) => "would be removed",
+            (false, false) => "removed",
+        };
+        output.line(format!("{:32} {fate}: {}", decision.id, code_of(&decision.reason)));
+    }
+    output.line(format!("{} freed", size(result.bytes_freed)));
+}

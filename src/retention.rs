@@ -1,0 +1,208 @@
+//! The verb `prune`: which backups a store keeps.
+//!
+//! [`decide`] is a pure function of the backups, the policy and the time; [`prune`] carries its decisions out, oldest
+//! first. So a dry run says exactly what the run does.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{
+    error::{Error, Result},
+    sqlite::check::IntegrityStatus,
+    store::{Backup, Store, StoreLock},
+    task::Task,
+};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What to keep; without any limit, everything.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Remove what is older than this many days.
+    pub retention_days: Option<u32>,
+    /// Keep at most this many.
+    pub max_backups: Option<u32>,
+}
+
+impl Policy {
+    pub fn keeps_everything(&self) -> bool {
+        self.retention_days.is_none() && self.max_backups.is_none()
+    }
+}
+
+/// Why a backup is kept or removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// Kept: the newest backup whose source was not damaged stays, whatever the limits are.
+    NewestGood,
+    /// Kept: no limit speaks against it.
+    WithinLimits,
+    /// Removed: older than `retentionDays`.
+    TooOld,
+    /// Removed: `maxBackups` newer ones exist.
+    TooMany,
+}
+
+/// What happens to one backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Decision {
+    pub id: String,
+    pub kept: bool,
+    pub reason: Reason,
+    /// Why it should have been removed and could not be; `kept` is true then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Error>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PruneResult {
+    pub dry_run: bool,
+    /// One for every backup, newest first.
+    pub decisions: Vec<Decision>,
+    /// Bytes of the archives that were (or, in a dry run, would be) removed.
+    pub bytes_freed: u64,
+}
+
+/// Decides about `backups`, which come newest first.
+pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp) -> Vec<Decision> {
+    let newest_good = backups.iter().position(|backup| backup.integrity.status != IntegrityStatus::Failed);
+    let decide = |(place, backup): (usize, &Backup)| {
+        let age_ms = now.as_millisecond().saturating_sub(backup.timestamp).max(0) as u128;
+        let reason = if newest_good == Some(place) {
+            Reason::NewestGood
+        } else if policy.max_backups.is_some_and(|most| place as u64 >= u64::from(most)) {
+            Reason::TooMany
+        } else if policy.retention_days.is_some_and(|days| age_ms > u128::from(days) * DAY.as_millis()) {
+            Reason::TooOld
+        } else {
+            Reason::WithinLimits
+        };
+        let kept = matches!(reason, Reason::NewestGood | Reason::WithinLimits);
+        Decision { id: backup.id.clone(), kept, reason, error: None }
+    };
+    backups.iter().enumerate().map(decide).collect()
+}
+
+/// Waits for the store and applies the policy to it.
+pub fn prune(store: &Store, policy: Policy, dry_run: bool, lock_timeout: Duration, task: &Task) -> Result<PruneResult> {
+    if policy.keeps_everything() {
+        return Err(Error::invalid(
+            "There is no limit to prune by",
+            "Give `retentionDays` or `maxBackups` (`--retention-days`, `--max-backups`)",
+        ));
+    }
+    if dry_run {
+        let backups = store.list()?;
+        let decisions = decide(&backups, policy, Timestamp::now());
+        return Ok(result(&backups, decisions, dry_run));
+    }
+    apply(store, &store.lock(lock_timeout, task)?, policy)
+}
+
+/// Applies the policy. What cannot be removed is said in its decision; the others are removed all the same.
+pub fn apply(store: &Store, lock: &StoreLock, policy: Policy) -> Result<PruneResult> {
+    let backups = store.list()?;
+    let mut decisions = decide(&backups, policy, Timestamp::now());
+    for decision in decisions.iter_mut().rev().filter(|decision| !decision.kept) {
+        if let Err(error) = store.delete(lock, &decision.id) {
+            decision.kept = store.get(&decision.id).is_ok();
+            decision.error = Some(error);
+        }
+    }
+    Ok(result(&backups, decisions, false))
+}
+
+fn result(backups: &[Backup], decisions: Vec<Decision>, dry_run: bool) -> PruneResult {
+    let removed = backups.iter().zip(&decisions).filter(|(_, decision)| !decision.kept);
+    let bytes_freed = removed.map(|(backup, _)| backup.size).sum();
+    PruneResult { dry_run, decisions, bytes_freed }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        archive::manifest::{BackupType, Contents, Stats},
+        sqlite::check::Integrity,
+    };
+
+    const NOW: i64 = 1_800_000_000_000;
+
+    fn backup(hours_old: i64, good: bool) -> Backup {
+        let status = if good { IntegrityStatus::Ok } else { IntegrityStatus::Failed };
+        Backup {
+            id: format!("backup-{hours_old}"),
+            kind: BackupType::Full,
+            path: "archive".into(),
+            size: 1,
+            checksum: String::new(),
+            timestamp: NOW - hours_old * 3_600_000,
+            description: None,
+            contents: Contents::default(),
+            stats: Stats::default(),
+            integrity: Integrity { status, messages: Vec::new() },
+            warnings: Vec::new(),
+            based_on: None,
+        }
+    }
+
+    fn reasons(ages: &[(i64, bool)], policy: Policy) -> Vec<Reason> {
+        let backups: Vec<Backup> = ages.iter().map(|(hours, good)| backup(*hours, *good)).collect();
+        let now = Timestamp::from_millisecond(NOW).unwrap();
+        decide(&backups, policy, now).into_iter().map(|decision| decision.reason).collect()
+    }
+
+    #[test]
+    fn a_backup_is_removed_when_it_is_older_than_the_days_or_beyond_the_number() {
+        use Reason::*;
+        let week = Policy { retention_days: Some(7), max_backups: None };
+        assert_eq!(
+            reasons(&[(1, true), (167, true), (168, true), (169, true)], week),
+            [NewestGood, WithinLimits, WithinLimits, TooOld]
+        );
+        let two = Policy { retention_days: None, max_backups: Some(2) };
+        assert_eq!(reasons(&[(1, true), (2, true), (3, true)], two), [NewestGood, WithinLimits, TooMany]);
+    }
+
+    #[test]
+    fn the_newest_good_backup_stays_even_when_newer_damaged_ones_fill_the_limit() {
+        use Reason::*;
+        let one = Policy { retention_days: Some(1), max_backups: Some(1) };
+        assert_eq!(
+            reasons(&[(1, false), (2, false), (900, true), (901, true)], one),
+            [WithinLimits, TooMany, NewestGood, TooMany]
+        );
+        assert_eq!(reasons(&[(900, false)], one), [TooOld]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_newest_good_one_stays_and_deciding_again_changes_nothing(
+            history in prop::collection::vec((0..2000_i64, any::<bool>()), 0..60),
+            retention_days in prop::option::of(1..60_u32),
+            max_backups in prop::option::of(1..30_u32),
+        ) {
+            let mut history = history;
+            history.sort();
+            history.dedup_by_key(|(hours, _)| *hours);
+            let backups: Vec<Backup> = history.iter().map(|(hours, good)| backup(*hours, *good)).collect();
+            let policy = Policy { retention_days, max_backups };
+            let now = Timestamp::from_millisecond(NOW).unwrap();
+            let first = decide(&backups, policy, now);
+            let kept: Vec<Backup> = backups
+                .iter().zip(&first).filter(|(_, decision)| decision.kept).map(|(backup, _)| backup.clone()).collect();
+            let good = |backup: &&Backup| backup.integrity.status != IntegrityStatus::Failed;
+            prop_assert_eq!(backups.iter().find(good), kept.iter().find(good));
+            prop_assert!(decide(&kept, policy, now).iter().all(|decision| decision.kept));
+            if let Some(most) = max_backups {
+                prop_assert!(kept.len() <= most as usize + 1);
+            }
+        }
+    }
+}
