@@ -137,8 +137,9 @@ export declare class BackupManager {
    * Restores a backup, or parts of it. The archive is unpacked beside its place and every byte checked before the target is
    * touched. Files that the backup does not hold stay as they are.
    *
-   * With `overwrite`, what is replaced is moved to `safetyCopy` of the result. A database that another process (or this
-   * one) has open is not replaced.
+   * With `overwrite`, what is replaced is kept in `safetyCopy` of the result. A sound database gets its new content through
+   * SQLite, in one transaction: whoever has it open, this process too, keeps its connection and sees the new content. A
+   * damaged one, or one of another page size, is replaced as a file, which is refused while a process has it open.
    *
    * @throws {KgError} `KG_TARGET_EXISTS`, `KG_DATABASE_IN_USE`, `KG_CHECKSUM_MISMATCH`, `KG_BACKUP_NOT_FOUND`,
    * `KG_NO_BACKUPS`, `KG_FORMAT_NEWER`, `KG_TARGET_INVALID`, `KG_TARGET_LOCKED`, `KG_NOT_A_BACKUP`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`,

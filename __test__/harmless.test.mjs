@@ -43,7 +43,7 @@ describe('while this process has the database open and holds its write lock', ()
   for (const journalMode of ['wal', 'delete']) {
     test(`every call leaves its locks as they are, in ${journalMode} mode`, async () => {
       const { root, database, backups } = makeProject({ journalMode });
-      const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+      const manager = createBackupManager({ projectRoot: root, backupDir: backups, lockTimeout: 300 });
       const db = hold(database);
       const before = locks(database);
       expect(before.length).toBeGreaterThan(0);
@@ -65,7 +65,7 @@ describe('while this process has the database open and holds its write lock', ()
         const result = await call();
         expect(locks(database), name).toEqual(before);
         expect(othersCanWrite(database), name).toBe(false);
-        if (name === 'restoreHere') expect(result).toBe('KG_DATABASE_IN_USE');
+        if (name === 'restoreHere') expect(result).toBe('KG_DATABASE_BUSY');
       }
 
       db.exec('COMMIT');

@@ -41,7 +41,7 @@ pub struct RestoreOptions {
     pub overwrite: bool,
     /// Check everything and say what would happen, without changing anything.
     pub dry_run: bool,
-    /// How long to wait for another restore into the target.
+    /// How long to wait for another restore into the target, and for a lock on a database.
     pub lock_timeout: Duration,
 }
 
@@ -93,6 +93,7 @@ pub fn restore(
             only: options.only.clone(),
             overwrite: options.overwrite,
             dry_run: options.dry_run,
+            lock_timeout_ms: options.lock_timeout.as_millis() as u64,
         },
     )?;
     staging.succeeded();

@@ -2,8 +2,9 @@
 //!
 //! Everything that could refuse is asked first: where each file goes, whether something would be replaced, whether a
 //! database is in use. Then every file that is in the way is moved to a directory that keeps it, and the new one is moved
-//! in. A failure half way puts everything back. A database goes and comes as a set: beside the new one there is no WAL,
-//! index or journal of the old.
+//! in. A sound database is not moved but gets its new content through SQLite, last, so that whoever has it open sees
+//! it. A damaged one goes as a set: beside the new one there is no WAL, index or journal of the old. A failure half way
+//! puts everything back.
 //!
 //! Not guaranteed: when the machine loses power between the first and the last move, some files are the old and some the
 //! new; each of them is whole, and the old ones are in the directory that keeps them.
@@ -14,7 +15,7 @@ use std::{
     io,
     os::unix::fs::PermissionsExt,
     path::{Component as PathComponent, Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use jiff::{Timestamp, tz::TimeZone};
@@ -30,7 +31,7 @@ use crate::{
     },
     sqlite::{
         files::{COMPANIONS, companion},
-        in_use,
+        in_use, replace,
     },
 };
 
@@ -45,8 +46,16 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     if !replaced.is_empty() && !request.overwrite {
         return Err(target_exists(&replaced));
     }
+    // A sound database is replaced through SQLite, after all files were moved.
+    let mut live = Vec::new();
+    let mut moved = Vec::new();
     for placement in &placements {
-        placement.assert_replaceable()?;
+        if placement.goes_through_sqlite(request)? {
+            live.push(placement);
+        } else {
+            placement.assert_movable()?;
+            moved.push(placement);
+        }
     }
     let mut applied = Applied {
         files_restored: placements.len() as u64,
@@ -61,14 +70,18 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     if !replaced.is_empty() {
         applied.safety_copy = Some(free_undo_dir(&request.target));
     }
-    let mut moves = Moves::default();
-    let moved = placements.iter().try_for_each(|placement| {
-        let staged = request.staging.join(placement.number.to_string());
-        placement.carry_out(&staged, applied.safety_copy.as_deref(), &mut moves)
-    });
-    match moved.and_then(|()| moves.sync()) {
+    let mut changes = Changes { lock_timeout: Duration::from_millis(request.lock_timeout_ms), ..Changes::default() };
+    let keep_in = applied.safety_copy.as_deref();
+    let done = moved
+        .iter()
+        .try_for_each(|placement| placement.move_in(&request.staging, keep_in, &mut changes))
+        .and_then(|()| {
+            live.iter().try_for_each(|placement| placement.write_in(&request.staging, keep_in, &mut changes))
+        })
+        .and_then(|()| changes.sync());
+    match done {
         Ok(()) => Ok(applied),
-        Err(error) => Err(moves.take_back(error)),
+        Err(error) => Err(changes.take_back(error)),
     }
 }
 
@@ -198,7 +211,19 @@ impl Placement<'_> {
         !self.in_the_way().is_empty()
     }
 
-    fn assert_replaceable(&self) -> Result<()> {
+    fn staged(&self, staging: &Path) -> PathBuf {
+        staging.join(self.number.to_string())
+    }
+
+    fn goes_through_sqlite(&self, request: &ApplyRequest) -> Result<bool> {
+        if !self.record.database || !fs::metadata(&self.to).is_ok_and(|found| found.is_file()) {
+            return Ok(false);
+        }
+        let staged = (!request.dry_run).then(|| self.staged(&request.staging));
+        replace::is_possible(&self.to, staged.as_deref(), Duration::from_millis(request.lock_timeout_ms))
+    }
+
+    fn assert_movable(&self) -> Result<()> {
         if fs::symlink_metadata(&self.to).is_ok_and(|found| found.is_dir()) {
             return Err(Error::new(
                 Code::TargetInvalid,
@@ -214,28 +239,38 @@ impl Placement<'_> {
             Some(process) => Err(Error::new(
                 Code::DatabaseInUse,
                 format!(
-                    "{} is open in {}; replacing it now would lose what that process writes",
+                    "{} is damaged or of another page size, and open in {}; what that process writes would be lost",
                     self.to.display(),
                     name(process)
                 ),
-                "Close it there (`kg serve --stop` stops the services), then run it again",
+                "Close it there or stop that process, then run it again",
             )),
         }
     }
 
-    fn carry_out(&self, staged: &Path, keep_in: Option<&Path>, moves: &mut Moves) -> Result<()> {
-        dress(staged, self.record)?;
+    /// Moves the staged file into its place, and what is there to where it is kept.
+    fn move_in(&self, staging: &Path, keep_in: Option<&Path>, changes: &mut Changes) -> Result<()> {
+        let staged = self.staged(staging);
+        dress(&staged, self.record)?;
         for old in self.in_the_way() {
             // The suffix of a companion comes after the path that the file has in the project.
             let suffix = old.as_os_str().to_string_lossy()[self.to.as_os_str().len()..].to_string();
-            let Some(keep_in) = keep_in else {
-                let message = format!("{} appeared during the restore", old.display());
-                return Err(Error::new(Code::TargetExists, message, "Nothing was changed; run it again"));
-            };
-            moves.make(&old, &companion(&keep_in.join(&self.record.path), &suffix))?;
+            let keep_in = keep_in.ok_or_else(|| appeared(&old))?;
+            changes.rename(&old, &companion(&keep_in.join(&self.record.path), &suffix))?;
         }
-        moves.make(staged, &self.to)
+        changes.rename(&staged, &self.to)
     }
+
+    /// Writes the staged database into the live one, and keeps what that held.
+    fn write_in(&self, staging: &Path, keep_in: Option<&Path>, changes: &mut Changes) -> Result<()> {
+        let keep_in = keep_in.ok_or_else(|| appeared(&self.to))?;
+        changes.write(&self.staged(staging), &self.to, &keep_in.join(&self.record.path))
+    }
+}
+
+fn appeared(path: &Path) -> Error {
+    let message = format!("{} appeared during the restore", path.display());
+    Error::new(Code::TargetExists, message, "Nothing was changed; run it again")
 }
 
 /// Gives a staged file the permissions and the time of the original, and writes that to the disk.
@@ -255,21 +290,46 @@ fn free_undo_dir(target: &Path) -> PathBuf {
     std::iter::once(all.join(&stamp)).chain(numbered).find(|dir| !dir.exists()).unwrap_or(all)
 }
 
-/// The moves that were made, so that they can be taken back.
+/// What was changed, in order, so that it can be taken back.
 #[derive(Default)]
-struct Moves {
-    made: Vec<(PathBuf, PathBuf)>,
+struct Changes {
+    made: Vec<Change>,
     made_dirs: Vec<PathBuf>,
+    lock_timeout: Duration,
 }
 
-impl Moves {
-    fn make(&mut self, from: &Path, to: &Path) -> Result<()> {
-        if let Some(parent) = to.parent() {
-            self.make_dirs(parent)?;
-        }
+enum Change {
+    Renamed {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    /// New content was written into `database`; `kept` holds what it was.
+    Written {
+        database: PathBuf,
+        kept: PathBuf,
+    },
+}
+
+impl Changes {
+    fn rename(&mut self, from: &Path, to: &Path) -> Result<()> {
+        self.make_parents(to)?;
         move_file(from, to)?;
-        self.made.push((from.to_path_buf(), to.to_path_buf()));
+        self.made.push(Change::Renamed { from: from.to_path_buf(), to: to.to_path_buf() });
         Ok(())
+    }
+
+    fn write(&mut self, staged: &Path, database: &Path, kept: &Path) -> Result<()> {
+        self.make_parents(kept)?;
+        replace::replace(database, staged, kept, self.lock_timeout).inspect_err(|_| {
+            // What was kept of an unchanged database is of no use.
+            let _ = fs::remove_file(kept);
+        })?;
+        self.made.push(Change::Written { database: database.to_path_buf(), kept: kept.to_path_buf() });
+        Ok(())
+    }
+
+    fn make_parents(&mut self, path: &Path) -> Result<()> {
+        path.parent().map_or(Ok(()), |parent| self.make_dirs(parent))
     }
 
     fn make_dirs(&mut self, dir: &Path) -> Result<()> {
@@ -281,10 +341,13 @@ impl Moves {
         Ok(())
     }
 
-    /// Makes the moves durable.
+    /// Makes the renames durable; what SQLite wrote is.
     fn sync(&self) -> Result<()> {
-        let paths = self.made.iter().flat_map(|(from, to)| [from, to]).chain(&self.made_dirs);
-        let dirs: BTreeSet<&Path> = paths.filter_map(|path| path.parent()).collect();
+        let paths = self.made.iter().flat_map(|change| match change {
+            Change::Renamed { from, to } => [from, to],
+            Change::Written { kept, .. } => [kept, kept],
+        });
+        let dirs: BTreeSet<&Path> = paths.chain(&self.made_dirs).filter_map(|path| path.parent()).collect();
         dirs.into_iter().try_for_each(|dir| {
             File::open(dir).and_then(|dir| dir.sync_all()).map_err(|cause| Error::io("sync", dir, cause))
         })
@@ -292,10 +355,19 @@ impl Moves {
 
     /// Takes everything back after `error`; what cannot be taken back is named.
     fn take_back(self, mut error: Error) -> Error {
-        for (from, to) in self.made.iter().rev() {
-            if let Err(second) = move_file(to, from) {
+        for change in self.made.iter().rev() {
+            let (taken_back, remedy) = match change {
+                Change::Renamed { from, to } => {
+                    (move_file(to, from), format!("Move {} back to {} by hand", to.display(), from.display()))
+                }
+                Change::Written { database, kept } => {
+                    let (from, to) = (kept.display(), database.display());
+                    (write_back(database, kept, self.lock_timeout), format!("Copy {from} back into {to} by hand"))
+                }
+            };
+            if let Err(second) = taken_back {
                 error.message = format!("{}; and then: {}", error.message, second.message);
-                error.remedy = format!("Move {} back to {} by hand", to.display(), from.display());
+                error.remedy = remedy;
                 return error;
             }
         }
@@ -305,6 +377,13 @@ impl Moves {
         }
         error
     }
+}
+
+fn write_back(database: &Path, kept: &Path, lock_timeout: Duration) -> Result<()> {
+    let replaced = companion(kept, "-replaced");
+    replace::replace(database, kept, &replaced, lock_timeout)?;
+    let removed = fs::remove_file(&replaced).and_then(|()| fs::remove_file(kept));
+    removed.map_err(|cause| Error::io("remove", &replaced, cause))
 }
 
 /// Renames; where the two lie on different file systems, copies under a temporary name first.

@@ -67,6 +67,8 @@ pub struct ApplyRequest {
     pub overwrite: bool,
     /// Only say what would happen.
     pub dry_run: bool,
+    /// Bounds the wait for a lock that another process holds on a database.
+    pub lock_timeout_ms: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -2,12 +2,13 @@
 //!
 //! [`snapshot`] takes the pages of a database at one commit beside any number of writers. [`aside`] copies a database
 //! with its WAL or journal to where SQLite can recover it, or to save a damaged one as it is. [`in_use`] tells which
-//! process has a database open.
+//! process has a database open. [`replace`] puts new content into a database that others have open.
 
 pub mod aside;
 pub mod check;
 pub mod files;
 pub mod in_use;
+pub mod replace;
 pub mod snapshot;
 
 use std::{path::Path, time::Duration};

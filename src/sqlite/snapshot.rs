@@ -119,7 +119,7 @@ fn take_copy(path: &Path, conditions: Conditions<'_>) -> Result<Snapshot> {
 }
 
 /// Tries again while the database is busy, until the deadline or a cancellation.
-fn until<T>(deadline: Instant, cancel: &Cancel, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+pub(super) fn until<T>(deadline: Instant, cancel: &Cancel, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     loop {
         cancel.check()?;
         match attempt() {
@@ -131,7 +131,7 @@ fn until<T>(deadline: Instant, cancel: &Cancel, mut attempt: impl FnMut() -> Res
 
 impl Snapshot {
     /// Begins a read transaction and pins it: `BEGIN` alone pins nothing, the first read does.
-    fn pin(connection: Connection, path: &Path) -> Result<Self> {
+    pub(super) fn pin(connection: Connection, path: &Path) -> Result<Self> {
         let pinned = || -> rusqlite::Result<(u64, u64)> {
             connection.execute_batch("BEGIN")?;
             connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
@@ -167,6 +167,10 @@ impl Snapshot {
         }
         snapshot.scratch = Some(dir);
         Ok(snapshot)
+    }
+
+    pub fn page_size_bytes(&self) -> u64 {
+        self.page_size_bytes
     }
 
     pub fn size_bytes(&self) -> u64 {
