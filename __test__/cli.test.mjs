@@ -148,6 +148,7 @@ describe('exit status and errors', () => {
     [4, 'KG_BACKUP_NOT_FOUND', ['diag', 'restore', '--file', 'no-such-file.tar.gz']],
     [4, 'KG_NO_BACKUPS', ['diag', 'restore', '--file', 'latest']],
     [4, 'KG_BACKUP_DIR_INVALID', ['diag', 'backup', '--output', '/etc/passwd']],
+    [5, 'KG_NOT_A_BACKUP', ['diag', 'restore', '--file', () => path.join(repository, 'README.md')]],
     [5, 'KG_CHECKSUM_MISMATCH', ['diag', 'restore', '--file', () => notABackup()]],
   ];
   for (const [status, code, args] of cases) {
@@ -167,7 +168,9 @@ describe('exit status and errors', () => {
   }
 
   function notABackup() {
-    return path.join(repository, 'README.md');
+    const file = path.join(temporaryDirectory(), 'backup.tar.gz');
+    copyFileSync(path.join(repository, 'README.md'), file);
+    return file;
   }
 
   test('--json gives the error as an object', async () => {

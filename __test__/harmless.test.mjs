@@ -58,6 +58,8 @@ describe('while this process has the database open and holds its write lock', ()
         restoreElsewhere: () => manager.restore({ backupId: 'latest', targetDir: temporaryDirectory() }),
         dryRun: () => manager.restore({ backupId: 'latest', overwrite: true, dryRun: true }).catch((error) => error.code),
         restoreHere: () => manager.restore({ backupId: 'latest', overwrite: true }).catch((error) => error.code),
+        verifyTheDatabase: () => manager.verifyBackup(database).catch((error) => error.code),
+        restoreTheDatabase: () => manager.restore({ backupPath: database, overwrite: true }).catch((error) => error.code),
         refusedRestore: () => manager.restore({ backupId: 'latest' }).catch((error) => error.code),
         deleteBackup: async () => manager.deleteBackup((await manager.getLatestBackup()).id),
       };
@@ -65,6 +67,7 @@ describe('while this process has the database open and holds its write lock', ()
         const result = await call();
         expect(locks(database), name).toEqual(before);
         expect(othersCanWrite(database), name).toBe(false);
+        if (name.endsWith('TheDatabase')) expect(result).toBe('KG_NOT_A_BACKUP');
         if (name === 'restoreHere') expect(result).toBe('KG_DATABASE_BUSY');
       }
 

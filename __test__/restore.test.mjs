@@ -2,7 +2,7 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { gunzipSync } from 'node:zlib';
 
@@ -127,6 +127,16 @@ describe('parts', () => {
     await expect(refused).rejects.toMatchObject({ code: 'KG_INVALID_OPTION', message: expect.stringContaining('config') });
   });
 
+  test('the database goes where the configuration has it that is restored with it', async () => {
+    const { manager, root, database } = await setUp();
+    writeFileSync(path.join(root, '.kg/config.json'), '{"database":{"path":".kg/moved.db"}}');
+    run('cp', [database, path.join(root, '.kg/moved.db')]);
+    withDatabase(path.join(root, '.kg/moved.db'), (db) => db.exec("DELETE FROM nodes WHERE id <> 'n1'"));
+    await manager.restore({ backupId: 'latest', overwrite: true });
+    expect(nodes(database)).toBe(200);
+    expect(nodes(path.join(root, '.kg/moved.db'))).toBe(1);
+  });
+
   test('the database alone goes where the configuration of the target has it', async () => {
     const { manager } = await setUp();
     const target = temporaryDirectory();
@@ -150,6 +160,15 @@ describe('a target that cannot take it', () => {
       symlinkSync('/tmp', path.join(target, '.kg/plugins'));
     },
   };
+  test('whose .kg is a link of the user is restored behind it', async () => {
+    const { manager } = await setUp();
+    const target = temporaryDirectory();
+    const real = temporaryDirectory();
+    symlinkSync(real, path.join(target, '.kg'));
+    await manager.restore({ backupId: 'latest', targetDir: target });
+    expect(readdirSync(real).sort()).toEqual(['config.json', 'knowledge.db', 'plugins', 'vectors']);
+  });
+
   for (const [what, obstruct] of Object.entries(obstacles)) {
     test(`because it ${what} is refused and left as it was`, async () => {
       const { manager } = await setUp();
@@ -185,6 +204,13 @@ describe('an archive that was forged', () => {
     'an empty path': (manifest) => (manifest.files[1].path = ''),
     'one path twice': (manifest) => (manifest.files[2].path = manifest.files[1].path),
     'a database path that climbs': (manifest) => (manifest.files[0].path = '../kg-forged'),
+    'a path outside .kg': (manifest) => (manifest.files[1].path = '.git/hooks/post-commit'),
+    'an entry of the database that climbs': (manifest, entries) => {
+      const entry = 'database.sqlite-d/../../../kg-forged';
+      manifest.files[1] = { ...manifest.files[1], entry, component: 'database', path: '.kg/other' };
+      manifest.checksums[entry] = manifest.checksums['config.json'];
+      entries[1].name = entry;
+    },
   };
   for (const [what, forge] of Object.entries(forgeries)) {
     test(`with ${what} is refused and touches nothing`, async () => {
@@ -198,6 +224,16 @@ describe('an archive that was forged', () => {
       expect(readdirSync(base)).toEqual([]);
       expect(existsSync('/tmp/kg-forged')).toBe(false);
     });
+  }
+});
+
+test('a manifest of another shape is a problem, not a panic', async () => {
+  const { manager, backup } = await setUp();
+  const forged = path.join(temporaryDirectory(), 'forged.tar.gz');
+  for (const change of [(manifest) => (manifest.stats = 'none'), (manifest) => delete manifest.files]) {
+    writeFileSync(forged, seal(rewriteManifest(gunzipSync(readFileSync(backup.path)), change)));
+    copyFileSync(`${backup.path}.manifest.json`, `${forged}.manifest.json`);
+    expect(await manager.verifyBackup(forged)).toBe(false);
   }
 });
 

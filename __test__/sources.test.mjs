@@ -137,6 +137,52 @@ test('a database outside the project is saved, and restored elsewhere into .kg',
   expect(run('sqlite3', [outside, 'SELECT count(*) FROM edges'])).toBe('199\n');
 });
 
+test('neither a linked .kg nor an old database beside one outside makes a backup that cannot be restored', async () => {
+  const linked = makeProject();
+  const real = path.join(temporaryDirectory(), 'state');
+  run('mv', [path.join(linked.root, '.kg'), real]);
+  symlinkSync(real, path.join(linked.root, '.kg'));
+  const fromLink = await roundTrip(linked);
+  expect(fromLink.backup.stats.totalFiles).toBe(4);
+  expect(integrityOf(fromLink.restored)).toBe('ok');
+
+  const project = makeProject();
+  const outside = path.join(temporaryDirectory(), 'graph.db');
+  run('cp', [project.database, outside]);
+  run('sqlite3', [outside, "DELETE FROM nodes WHERE id <> 'n1'"]);
+  writeFileSync(path.join(project.root, '.kg/config.json'), JSON.stringify({ database: { path: outside } }));
+  const { restored } = await roundTrip(project);
+  const count = (file) => run('sqlite3', [file, 'SELECT count(*) FROM nodes']);
+  expect(count(restored)).toBe('200\n');
+  expect(count(path.join(path.dirname(restored), 'graph-1.db'))).toBe('1\n');
+});
+
+test('the WAL of a database that is left out is left out too', async () => {
+  const project = makeProject();
+  const other = path.join(project.root, '.kg/other.db');
+  const db = new Database(other);
+  onTestFinished(() => db.close());
+  db.exec('PRAGMA journal_mode = wal; CREATE TABLE t (a); INSERT INTO t VALUES (1)');
+  writeFileSync(path.join(project.root, '.kg/notes-journal'), 'a diary, not a journal of SQLite');
+  const manager = managerOf(project);
+  const { path: archive } = await manager.createBackup({ excludePatterns: ['other.db'] });
+  const entries = run('tar', ['-tzf', archive]);
+  expect(entries).not.toContain('other.db');
+  expect(entries).toContain('files/notes-journal');
+});
+
+test('a project of hundreds of databases is saved whole', async () => {
+  const project = makeProject();
+  const dir = path.join(project.root, '.kg/plugins/many');
+  mkdirSync(dir);
+  const db = new Database(path.join(dir, '0.db'));
+  db.exec('PRAGMA journal_mode = wal; CREATE TABLE t (a); INSERT INTO t VALUES (1)');
+  db.close();
+  for (let n = 1; n < 300; n += 1) copyFileSync(path.join(dir, '0.db'), path.join(dir, `${n}.db`));
+  const { stats, warnings } = await managerOf(project).createBackup();
+  expect([stats.totalFiles, warnings]).toEqual([304, []]);
+});
+
 test('files of every size come back with content, mode and time', async () => {
   const project = makeProject();
   const dir = path.join(project.root, '.kg/plugins/sizes');

@@ -25,6 +25,7 @@ use crate::{
         client::{Answer, Launch, Reader, out_of_turn},
         protocol::{Message, SaveRequest, Saved},
     },
+    restore,
     retention::{self, Policy, PruneResult},
     store::{Backup, Store, StoreLock},
     task::{Phase, Task},
@@ -114,6 +115,7 @@ pub fn create_backup(
     let project = Project::open(root)?;
     Exclusion::new(project.root(), &options.exclude_patterns)?;
     store.assert_outside(&project)?;
+    restore::recover(&project.state_dir(), options.lock_timeout, task)?;
     let lock = store.lock(options.lock_timeout, task)?;
     let store_warnings = store.sweep(&lock, task)?;
     let at = Timestamp::now();

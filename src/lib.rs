@@ -17,13 +17,14 @@
 //! | [`archive`] | the container: tar, gzip, manifest, checksums, seal |
 //! | [`store`] | the directory where archives are kept: catalog, lock, atomic writing |
 //! | [`project`], [`sqlite`] | what a project holds; databases at one commit. Called by the reader alone |
-//! | [`task`], [`parallel`], [`lock`], [`error`] | cancellation and progress; work on all cores; waiting; errors |
+//! | [`task`], [`parallel`], [`lock`], [`durable`], [`error`] | cancellation and progress; work on all cores; waiting; files that are there whole or not at all; errors |
 //!
 //! Dependencies point down this table, never up. `docs/architecture.md` says why things are as they are.
 
 pub mod archive;
 pub mod backup;
 pub mod cli;
+pub mod durable;
 pub mod error;
 pub mod lock;
 pub mod node;

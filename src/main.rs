@@ -3,8 +3,17 @@
 use std::process::ExitCode;
 
 use kg_backup::{cli, reader};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 fn main() -> ExitCode {
+    allow_many_files();
     let is_reader = std::env::args_os().nth(1).is_some_and(|first| first == reader::protocol::READER_ARGUMENT);
     if is_reader { reader::server::main() } else { cli::main() }
+}
+
+/// Every database of a project is open at once, with three descriptors a connection. A refusal only keeps the old limit.
+fn allow_many_files() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
 }

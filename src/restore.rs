@@ -19,11 +19,13 @@ use crate::{
         manifest::{MANIFEST_ENTRY, Manifest},
         read::{Unpack, read_archive},
     },
+    durable::{self, PARTIAL_PREFIX},
     error::{Code, Error, Result, Warning},
     lock,
     project::{Component, STAGING_PREFIX, STATE_DIR, discover::component_of_entry},
     reader::{
         client::{Launch, Reader},
+        journal,
         protocol::ApplyRequest,
     },
     store::{Store, manifest_beside},
@@ -82,9 +84,13 @@ pub fn restore(
     let report = read_archive(&archive, beside.as_deref(), &mut unpacking, task, Phase::Unpacking)?;
     let manifest = report.into_manifest(&archive)?;
     unpacking.sync()?;
+    // No descriptor of a file that becomes part of the live project may be open here when it does.
+    drop(unpacking);
     assert_holds(&manifest, options)?;
     write_manifest(staging.path(), &manifest)?;
     task.report(Phase::Applying, 0, 0)?;
+    // From here on it is carried to its end, or taken back.
+    task.cancel.protect();
     let applied = Reader::apply(
         launch,
         ApplyRequest {
@@ -155,9 +161,9 @@ impl Staging {
         let made: Vec<_> = state.ancestors().take_while(|dir| !dir.exists()).map(Path::to_path_buf).collect();
         // From here on a failure removes what was made.
         let mut staging = Staging { dir: None, made, _lock: None };
-        fs::create_dir_all(&state).map_err(|cause| Error::io("create", &state, cause))?;
+        durable::create_dirs(&state).map_err(|cause| Error::io("create", &state, cause))?;
         staging._lock = Some(lock_target(&state, options.lock_timeout, task)?);
-        sweep(&state)?;
+        clear(&state, options.lock_timeout, task)?;
         staging.dir = Some(staging_dir(&state)?);
         Ok(staging)
     }
@@ -204,16 +210,33 @@ fn lock_target(state: &Path, timeout: Duration, task: &Task) -> Result<File> {
     ))
 }
 
-/// Removes the staging directories that killed restores left; the target is locked.
-fn sweep(state: &Path) -> Result<()> {
-    let entries = fs::read_dir(state).map_err(|cause| Error::io("read", state, cause))?;
-    for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX) {
-            let dir = entry.path();
-            fs::remove_dir_all(&dir).map_err(|cause| Error::io("remove", &dir, cause))?;
-        }
+/// Takes back what an interrupted restore had begun, if there was one.
+pub fn recover(state: &Path, lock_timeout: Duration, task: &Task) -> Result<()> {
+    if !journal::is_pending(state) {
+        return Ok(());
     }
-    Ok(())
+    let _lock = lock_target(state, lock_timeout, task)?;
+    clear(state, lock_timeout, task)
+}
+
+/// Takes back and removes what killed restores left; the target is locked. A reader that outlived its host is waited for.
+fn clear(state: &Path, timeout: Duration, task: &Task) -> Result<()> {
+    let entries = fs::read_dir(state).map_err(|cause| Error::io("read", state, cause))?;
+    let left: Vec<PathBuf> = entries
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            name.starts_with(STAGING_PREFIX) || name.starts_with(PARTIAL_PREFIX)
+        })
+        .map(|entry| entry.path())
+        .collect();
+    let (dirs, files): (Vec<_>, Vec<_>) = left.iter().partition(|path| path.is_dir());
+    let _none_at_work: Vec<File> = dirs.iter().map(|dir| lock_target(dir, timeout, task)).collect::<Result<_>>()?;
+    journal::recover(state)?;
+    for dir in dirs {
+        fs::remove_dir_all(dir).map_err(|cause| Error::io("remove", dir, cause))?;
+    }
+    files.into_iter().try_for_each(|file| durable::remove(file))
 }
 
 /// Writes each wanted entry into a file that is called by its number: no name from an archive is used as a path here.

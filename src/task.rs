@@ -25,15 +25,27 @@ pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A flag that several threads share; once set it stays set.
 #[derive(Clone, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel {
+    cancelled: Arc<AtomicBool>,
+    protected: Arc<AtomicBool>,
+}
 
 impl Cancel {
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.cancelled.store(true, Ordering::Relaxed);
     }
 
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// From now on the process should not be ended: files are being put into place.
+    pub fn protect(&self) {
+        self.protected.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_protected(&self) -> bool {
+        self.protected.load(Ordering::Relaxed)
     }
 
     /// `KG_ABORTED` once the operation was cancelled.

@@ -68,7 +68,7 @@ export function tarOf(entries) {
 export function rewriteManifest(tar, change) {
   const entries = entriesOf(tar).slice(0, -1);
   const manifest = JSON.parse(entries.at(-1).content);
-  change(manifest);
+  change(manifest, entries);
   entries.at(-1).content = Buffer.from(JSON.stringify(manifest));
   const digest = (content) => createHash('sha256').update(content).digest('hex');
   const checksums = entries.map(({ name, content }) => `${digest(content)}  ${name}\n`).join('');

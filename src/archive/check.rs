@@ -36,6 +36,7 @@ pub fn file(facts: &FileFacts, beside: Option<&[u8]>, contents: &mut Contents) {
         contents.problems.push(sidecar("The manifest beside the archive cannot be read"));
         return;
     };
+    // Whatever else it is, indexing a value that is no object gives null.
     let archive = beside.as_object_mut().and_then(|manifest| manifest.remove("archive")).unwrap_or_default();
     if archive["size"] != facts.size_bytes || archive["sha256"] != hex(&facts.sha256) {
         let message = format!(
@@ -50,7 +51,9 @@ pub fn file(facts: &FileFacts, beside: Option<&[u8]>, contents: &mut Contents) {
     let inside = contents.manifest.as_deref().and_then(|json| serde_json::from_slice::<Value>(json).ok());
     if let Some(mut inside) = inside {
         // The one field that differs by its nature: see `Stats::compressed_size`.
-        inside["stats"]["compressedSize"] = json!(facts.size_bytes);
+        if let Some(size) = inside.pointer_mut("/stats/compressedSize") {
+            *size = json!(facts.size_bytes);
+        }
         if inside != beside {
             contents.problems.push(sidecar("The manifest beside the archive is not the one inside"));
         }

@@ -12,6 +12,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use libdeflater::{Decompressor, crc32};
@@ -23,12 +24,15 @@ use super::{
 use crate::{
     error::{Code, Error, Result},
     parallel::{self, Closed, Deliver, Submit, cores},
+    task::Cancel,
 };
 
 /// No member of this crate holds more; bounds what a forged one can make us allocate.
 const MAX_BLOCK_BYTES: u32 = 16 * 1024 * 1024;
 /// Pieces in which a plain archive is read.
 const PLAIN_PIECE_BYTES: usize = 256 * 1024;
+/// How often the end of a file whose content is not wanted is asked for.
+const REST_POLL: Duration = Duration::from_millis(1);
 
 /// Bytes of the archive that cannot be what was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +54,8 @@ pub struct Decoder {
     tar_offset: u64,
     damages: Vec<Damage>,
     file: Option<JoinHandle<io::Result<FileFacts>>>,
+    /// Set when nobody wants the rest any more.
+    stop: Cancel,
 }
 
 /// A piece of the tar, from so many bytes of the archive.
@@ -78,7 +84,10 @@ impl Decoder {
             move |piece| decode(piece, &mut decompressor)
         });
         let (submit, blocks) = started.map_err(io::Error::other)?;
-        let file = thread::Builder::new().name("kg-input".into()).spawn(move || read_pieces(file, &submit))?;
+        let stop = Cancel::default();
+        let stopped = stop.clone();
+        let file =
+            thread::Builder::new().name("kg-input".into()).spawn(move || read_pieces(file, &submit, &stopped))?;
         Ok(Decoder {
             blocks,
             block: Vec::new(),
@@ -87,6 +96,7 @@ impl Decoder {
             tar_offset: 0,
             damages: Vec::new(),
             file: Some(file),
+            stop,
         })
     }
 
@@ -100,9 +110,16 @@ impl Decoder {
         &self.damages
     }
 
-    /// Decodes what is left and tells what the whole file is; called once.
-    pub fn finish(&mut self) -> Result<FileFacts> {
-        while self.next_block()? {}
+    /// Decodes what is left and tells what the whole file is; called once. `tick` is called now and then and may fail.
+    pub fn finish(&mut self, mut tick: impl FnMut() -> Result<()>) -> Result<FileFacts> {
+        while self.next_block()? {
+            tick()?;
+        }
+        // Where the blocks ended early, the rest of the file is still read for its digest.
+        while self.file.as_ref().is_some_and(|file| !file.is_finished()) {
+            tick()?;
+            thread::sleep(REST_POLL);
+        }
         match self.file.take().map(JoinHandle::join) {
             Some(Ok(facts)) => facts.map_err(|cause| Error::io("read", "the archive".as_ref(), cause)),
             _ => Err(Error::new(Code::Internal, "The thread that reads the archive panicked", "Please report this")),
@@ -142,7 +159,13 @@ impl Read for Decoder {
     }
 }
 
-fn read_pieces(mut file: SealedFile, pieces: &Submit<Piece, Block>) -> io::Result<FileFacts> {
+impl Drop for Decoder {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn read_pieces(mut file: SealedFile, pieces: &Submit<Piece, Block>, stop: &Cancel) -> io::Result<FileFacts> {
     loop {
         let piece = match file.container() {
             Container::Gzip => next_member(&mut file)?,
@@ -155,7 +178,7 @@ fn read_pieces(mut file: SealedFile, pieces: &Submit<Piece, Block>) -> io::Resul
             break;
         }
     }
-    file.finish()
+    file.finish(|| stop.is_cancelled())
 }
 
 fn next_plain(file: &mut SealedFile) -> io::Result<Option<Piece>> {

@@ -139,7 +139,7 @@ pub fn read_archive(
     read_entries(&mut tar, unpack, &progress, &mut contents)?;
     let mut decoder = tar.into_inner();
     read_rest(&mut decoder, &mut contents);
-    let facts = decoder.finish()?;
+    let facts = decoder.finish(|| progress.report())?;
     task.report(phase, size_bytes, size_bytes)?;
     let manifest = match contents.manifest.as_deref().map(|json| Manifest::parse(json, &path.display().to_string())) {
         Some(Err(error)) if error.code == Code::FormatNewer && facts.sealed => return Err(error),

@@ -23,8 +23,12 @@ pub struct DatabasePath {
 /// A configuration that is missing or names no database means the default. One that cannot be read does too, and
 /// a warning says so: a damaged configuration must not keep anyone from a backup of the database.
 pub fn database_path(root: &Path, warnings: &mut Vec<Warning>) -> DatabasePath {
-    let path = root.join(STATE_DIR).join(CONFIG_FILE);
-    let configured = match fs::read(&path) {
+    database_path_in(&root.join(STATE_DIR).join(CONFIG_FILE), root, warnings)
+}
+
+/// As [`database_path`], from a configuration that lies elsewhere.
+pub fn database_path_in(config: &Path, root: &Path, warnings: &mut Vec<Warning>) -> DatabasePath {
+    let configured = match fs::read(config) {
         Ok(text) => match serde_json::from_slice::<Value>(&text) {
             Ok(config) => configured_path(&config, warnings),
             Err(cause) => {

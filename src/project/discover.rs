@@ -100,12 +100,13 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Sour
         Err(cause) => return Err(Error::io("read", &located.absolute, cause)),
     }
     let path = located.relative.unwrap_or_else(|| {
+        let place = free_place(project);
         let message = format!(
-            "The database lies outside the project, at {}; a restore into another project puts it at {DEFAULT_DATABASE}",
+            "The database lies outside the project, at {}; a restore into another project puts it at {place}",
             located.absolute.display()
         );
         warnings.push(Warning::new(WarningCode::Config, message));
-        DEFAULT_DATABASE.to_string()
+        place
     });
     Ok(Source {
         path,
@@ -115,6 +116,13 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Sour
         component: Component::Database,
         is_database: true,
     })
+}
+
+/// Where a database from outside would go in the project: the default, or beside a file that is there already.
+fn free_place(project: &Project) -> String {
+    let others = (1..).map(|number| format!("{STATE_DIR}/graph-{number}.db"));
+    let mut places = std::iter::once(DEFAULT_DATABASE.to_string()).chain(others);
+    places.find(|place| !project.root().join(place).exists()).unwrap_or_default()
 }
 
 struct Walk<'a> {
@@ -176,7 +184,7 @@ impl Walk<'_> {
 
     fn file(&mut self, absolute: PathBuf, path: String) {
         let component = component_of(&path, false);
-        if !self.wants(component) || absolute == self.graph.absolute {
+        if !self.wants(component) || self.is_graph(&absolute) || belongs_to_database(&absolute) {
             return;
         }
         match starts_like_sqlite(&absolute) {
@@ -193,6 +201,12 @@ impl Walk<'_> {
                 );
             }
         }
+    }
+
+    /// Also where `.kg` is a symbolic link, and the path that was walked is not the one that SQLite opens.
+    fn is_graph(&self, path: &Path) -> bool {
+        let graph = self.graph.absolute.as_path();
+        path.file_name() == graph.file_name() && path.canonicalize().is_ok_and(|path| path == graph)
     }
 
     fn wants(&self, component: Component) -> bool {
@@ -246,6 +260,14 @@ pub fn component_of_entry(entry: &str) -> Option<Component> {
         None if entry.starts_with(DATABASE_ENTRY) => Some(Component::Database),
         None => None,
     }
+}
+
+/// Whether the file is the WAL, index or journal of a database beside it, be that saved or not: restored without its
+/// database it would hide or undo what that holds by then.
+fn belongs_to_database(path: &Path) -> bool {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
+    let mut databases = COMPANIONS.iter().filter_map(|suffix| name.strip_suffix(suffix));
+    databases.any(|database| starts_like_sqlite(&path.with_file_name(database)).unwrap_or(false))
 }
 
 /// Whether the file starts like a database; a link or device in its place is an error.

@@ -5,8 +5,13 @@ use std::path::Path;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use super::{BACKUPS_DIR, STAGING_PREFIX, UNDO_DIR};
-use crate::error::{Error, Result};
+use crate::{
+    durable::PARTIAL_PREFIX,
+    error::{Error, Result},
+};
 
+/// Of a restore that is at work; written by the reader.
+pub const JOURNAL_FILE: &str = "restore-journal.json";
 /// Directories directly below `.kg/` that hold nothing worth a backup.
 const DIRECTORIES: &[&str] = &[BACKUPS_DIR, UNDO_DIR, "cache", "caches", ".cache", "logs", "tmp"];
 /// Endings of files directly below `.kg/` that mean something only while their process lives.
@@ -45,7 +50,9 @@ impl Exclusion {
 
 /// By-products of the host and of this tool; `name` stands directly below `.kg/`.
 pub fn is_by_product(name: &str, is_dir: bool) -> bool {
-    if is_dir {
+    if name.starts_with(PARTIAL_PREFIX) || name == JOURNAL_FILE {
+        true
+    } else if is_dir {
         DIRECTORIES.contains(&name) || name.starts_with(STAGING_PREFIX)
     } else {
         ENDINGS.iter().any(|ending| name.ends_with(ending))

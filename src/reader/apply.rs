@@ -6,8 +6,10 @@
 //! it. A damaged one goes as a set: beside the new one there is no WAL, index or journal of the old. A failure half way
 //! puts everything back.
 //!
-//! Not guaranteed: when the machine loses power between the first and the last move, some files are the old and some the
-//! new; each of them is whole, and the old ones are in the directory that keeps them.
+//! A kill at any instant is taken back by the next restore or backup of the project (see [`journal`]).
+//!
+//! Not guaranteed: databases that are replaced through SQLite are one transaction each. A kill in the instant between the
+//! commit of the last one and the removal of the journal leaves the new database with the old files.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -20,7 +22,10 @@ use std::{
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::protocol::{Applied, ApplyRequest};
+use super::{
+    journal::{self, Rename},
+    protocol::{Applied, ApplyRequest},
+};
 use crate::{
     archive::manifest::{FileRecord, MANIFEST_ENTRY, Manifest},
     error::{Code, Error, Result, Warning, WarningCode},
@@ -35,6 +40,8 @@ use crate::{
     },
 };
 
+/// What every path but that of the graph database begins with.
+const STATE_PREFIX: &str = ".kg/";
 /// How many paths a message names.
 const NAMED_PATHS: usize = 3;
 
@@ -70,19 +77,33 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     if !replaced.is_empty() {
         applied.safety_copy = Some(free_undo_dir(&request.target));
     }
-    let mut changes = Changes { lock_timeout: Duration::from_millis(request.lock_timeout_ms), ..Changes::default() };
+    // A later restore that finds this staging directory waits for it: this process may outlive whoever started it.
+    let _at_work = lock_dir(&request.staging)?;
+    let state = request.target.join(STATE_DIR);
     let keep_in = applied.safety_copy.as_deref();
-    let done = moved
+    let mut renames = Vec::new();
+    for placement in &moved {
+        dress(&placement.staged(&request.staging), placement.record)?;
+        renames.extend(placement.renames(&request.staging, keep_in)?);
+    }
+    journal::begin(&state, &renames)?;
+    let mut changes = Changes { lock_timeout: Duration::from_millis(request.lock_timeout_ms), ..Changes::default() };
+    let done = renames
         .iter()
-        .try_for_each(|placement| placement.move_in(&request.staging, keep_in, &mut changes))
+        .try_for_each(|rename| changes.rename(&rename.from, &rename.to))
         .and_then(|()| {
             live.iter().try_for_each(|placement| placement.write_in(&request.staging, keep_in, &mut changes))
         })
         .and_then(|()| changes.sync());
     match done {
-        Ok(()) => Ok(applied),
-        Err(error) => Err(changes.take_back(error)),
+        Ok(()) => journal::end(&state).map(|()| applied),
+        Err(error) => Err(changes.take_back(error, &state)),
     }
+}
+
+fn lock_dir(dir: &Path) -> Result<File> {
+    let locked = File::open(dir).and_then(|dir| dir.lock().map(|()| dir));
+    locked.map_err(|cause| Error::io("lock", dir, cause))
 }
 
 fn read_manifest(staging: &Path) -> Result<Manifest> {
@@ -109,9 +130,13 @@ fn place<'a>(
     let mut taken = HashSet::new();
     let mut placements = Vec::new();
     for (number, record) in manifest.files.iter().enumerate().filter(|(_, record)| wanted(record)) {
-        let to = match record.entry.strip_prefix(DATABASE_ENTRY) {
-            Some(suffix) if record.component == Component::Database => companion(&database, suffix),
-            _ => inside(&request.target, &record.path)?,
+        let recorded = inside(&request.target, &record.path)?;
+        let to = match (record.component, record.entry.strip_prefix(DATABASE_ENTRY)) {
+            (Component::Database, Some("")) => database.clone(),
+            (Component::Database, Some(suffix)) if COMPANIONS.contains(&suffix) => companion(&database, suffix),
+            (Component::Database, _) => return Err(not_ours(&record.entry, "is no part of a database")),
+            _ if record.path.starts_with(STATE_PREFIX) => recorded,
+            _ => return Err(not_ours(&record.path, "does not lie in .kg")),
         };
         if !taken.insert(to.clone()) {
             return Err(not_ours(&record.path, "is named twice"));
@@ -121,8 +146,8 @@ fn place<'a>(
     Ok(placements)
 }
 
-/// Where the graph database goes: where the configuration says that holds after the restore, but never to a place
-/// outside the project that only the archive names.
+/// Where the graph database goes: where the configuration has it that is in force after the restore. A place outside the
+/// project is only believed when the target itself names it already.
 fn database_target(
     request: &ApplyRequest,
     manifest: &Manifest,
@@ -136,19 +161,30 @@ fn database_target(
     let recorded = inside(target, &record.path)?;
     let own_config = target.join(STATE_DIR).join(CONFIG_FILE);
     let own = own_config.exists().then(|| config::database_path(target, warnings));
-    let restores_config = manifest.files.iter().any(|record| record.entry == CONFIG_FILE && wanted(record));
-    match own {
-        Some(DatabasePath { absolute, relative: Some(relative) }) if !restores_config => {
-            inside(target, &relative).map(|_| absolute)
-        }
-        // Outside the project, and the target itself says so: then that is where its database lies.
-        Some(DatabasePath { absolute, relative: None }) if !restores_config || record.path == DEFAULT_DATABASE => {
-            let message =
-                format!("The database was restored to {}, where the target's configuration has it", absolute.display());
+    let restored = manifest.files.iter().position(|record| record.entry == CONFIG_FILE && wanted(record));
+    let restored = restored.map(|number| request.staging.join(number.to_string())).filter(|staged| staged.exists());
+    let in_force = match &restored {
+        Some(staged) => Some(config::database_path_in(staged, target, warnings)),
+        None => own.clone(),
+    };
+    match in_force {
+        Some(DatabasePath { relative: Some(relative), .. }) => inside(target, &relative),
+        Some(DatabasePath { absolute, relative: None }) if own.is_some_and(|own| own.absolute == absolute) => {
+            let place = absolute.display();
+            let message = format!("The database was restored to {place}, where the target's configuration has it");
             warnings.push(Warning::new(WarningCode::Config, message));
             Ok(absolute)
         }
-        _ => Ok(recorded),
+        Some(DatabasePath { absolute, relative: None }) => {
+            let (place, named) = (recorded.display(), absolute.display());
+            let message = format!(
+                "The database was restored to {place}; the restored configuration names {named}, outside the project: \
+                 set `database.path`"
+            );
+            warnings.push(Warning::new(WarningCode::Config, message));
+            Ok(recorded)
+        }
+        None => Ok(recorded),
     }
 }
 
@@ -159,8 +195,10 @@ fn inside(target: &Path, path: &str) -> Result<PathBuf> {
         return Err(not_ours(path, "does not stay inside the project"));
     }
     let to = target.join(path);
+    // `.kg` itself may be a link of the user's.
+    let state = target.join(STATE_DIR);
     let parents = to.ancestors().skip(1).take_while(|parent| parent.starts_with(target) && *parent != target);
-    for parent in parents {
+    for parent in parents.filter(|parent| *parent != state) {
         match fs::symlink_metadata(parent) {
             Ok(found) if !found.is_dir() => {
                 return Err(Error::new(
@@ -248,17 +286,18 @@ impl Placement<'_> {
         }
     }
 
-    /// Moves the staged file into its place, and what is there to where it is kept.
-    fn move_in(&self, staging: &Path, keep_in: Option<&Path>, changes: &mut Changes) -> Result<()> {
-        let staged = self.staged(staging);
-        dress(&staged, self.record)?;
+    /// What is in the way goes where it is kept, then the staged file into its place.
+    fn renames(&self, staging: &Path, keep_in: Option<&Path>) -> Result<Vec<Rename>> {
+        let mut renames = Vec::new();
         for old in self.in_the_way() {
             // The suffix of a companion comes after the path that the file has in the project.
             let suffix = old.as_os_str().to_string_lossy()[self.to.as_os_str().len()..].to_string();
             let keep_in = keep_in.ok_or_else(|| appeared(&old))?;
-            changes.rename(&old, &companion(&keep_in.join(&self.record.path), &suffix))?;
+            let to = companion(&keep_in.join(&self.record.path), &suffix);
+            renames.push(Rename { from: old, to });
         }
-        changes.rename(&staged, &self.to)
+        renames.push(Rename { from: self.staged(staging), to: self.to.clone() });
+        Ok(renames)
     }
 
     /// Writes the staged database into the live one, and keeps what that held.
@@ -354,7 +393,8 @@ impl Changes {
     }
 
     /// Takes everything back after `error`; what cannot be taken back is named.
-    fn take_back(self, mut error: Error) -> Error {
+    fn take_back(self, mut error: Error, state: &Path) -> Error {
+        let mut by_hand = Vec::new();
         for change in self.made.iter().rev() {
             let (taken_back, remedy) = match change {
                 Change::Renamed { from, to } => {
@@ -367,9 +407,15 @@ impl Changes {
             };
             if let Err(second) = taken_back {
                 error.message = format!("{}; and then: {}", error.message, second.message);
-                error.remedy = remedy;
-                return error;
+                by_hand.push(remedy);
             }
+        }
+        if by_hand.is_empty() {
+            by_hand.extend(journal::end(state).err().map(|error| error.remedy));
+        }
+        if !by_hand.is_empty() {
+            error.remedy = by_hand.join("; ");
+            return error;
         }
         for dir in self.made_dirs.iter().rev() {
             // One that holds something by now is somebody else's.
@@ -401,6 +447,7 @@ fn move_file(from: &Path, to: &Path) -> Result<()> {
             copy.as_file().set_times(FileTimes::new().set_modified(modified)).map_err(failed)?;
             copy.as_file().sync_all().map_err(failed)?;
             copy.persist(to).map_err(|cause| failed(cause.error))?;
+            File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)?;
             fs::remove_file(from).map_err(failed)
         }
         moved => moved.map_err(failed),

@@ -72,9 +72,15 @@ impl Reader {
     /// Applies a restore and waits for its end; it cannot be cancelled half way.
     pub fn apply(launch: &Launch, request: ApplyRequest) -> Result<Applied> {
         let mut reader = Reader::start(launch, Request::Apply(request), &Cancel::default())?;
-        match reader.next()? {
-            Answer::Message(Message::Applied(applied)) => Ok(applied),
-            _ => Err(out_of_turn()),
+        match reader.next() {
+            Ok(Answer::Message(Message::Applied(applied))) => Ok(applied),
+            Ok(_) => Err(out_of_turn()),
+            Err(error) if error.code == Code::ReaderDied => Err(Error {
+                remedy: "Run it again: the next restore or backup of this project first takes back what was begun"
+                    .into(),
+                ..error
+            }),
+            Err(error) => Err(error),
         }
     }
 

@@ -11,10 +11,11 @@
 //! client ◀── Message, data … ──    [`apply`]: puts an unpacked backup into its place
 //! ```
 //!
-//! [`protocol`] defines the frames, [`server`] answers one request and ends, [`client`] is what the verbs use.
+//! [`journal`] makes an interrupted `apply` one that can be taken back. [`protocol`] defines the frames, [`server`] answers one request and ends, [`client`] is what the verbs use.
 
 pub mod apply;
 pub mod client;
+pub mod journal;
 pub mod protocol;
 pub mod save;
 pub mod server;

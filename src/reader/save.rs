@@ -45,7 +45,11 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
     let mut planned = Vec::new();
     let mut bytes_total = 0;
     for source in sources {
-        let content = if source.is_database { Some(take(&source, request, cancel)?) } else { None };
+        let content = match source.is_database.then(|| take(&source, request, cancel)) {
+            // Removed since it was found: it is not part of the project any more.
+            Some(Err(_)) if source.component != Component::Database && !source.absolute.exists() => continue,
+            taken => taken.transpose()?,
+        };
         bytes_total += match &content {
             Some(Taken::Snapshot(snapshot)) => snapshot.size_bytes(),
             _ => fs::metadata(&source.absolute).map_or(0, |found| found.len()),
@@ -141,8 +145,7 @@ impl Saving<'_> {
     }
 
     fn pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<()> {
-        let found = fs::metadata(&source.absolute).map_err(|cause| Error::io("read", &source.absolute, cause))?;
-        self.entry(source, &found, snapshot.size_bytes())?;
+        self.entry(source, snapshot.metadata(), snapshot.size_bytes())?;
         let mut chunk = Vec::with_capacity(DATA_CHUNK_BYTES);
         snapshot.pages(self.cancel, |page| {
             if chunk.len() + page.len() > DATA_CHUNK_BYTES {

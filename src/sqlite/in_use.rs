@@ -6,7 +6,7 @@
 //!
 //! Not guaranteed: a connection in rollback mode that does nothing at the moment holds no lock and is not seen.
 
-use std::{fs::OpenOptions, io, path::Path};
+use std::{fs::File, io, path::Path};
 
 use nix::{
     errno::Errno,
@@ -25,7 +25,7 @@ const LOCK_BYTES_LENGTH: i64 = 512;
 /// Opens and closes the file, which drops the locks that this process itself holds on it.
 pub fn holder(database: &Path) -> Result<Option<i32>> {
     let failed = |cause: io::Error| Error::io("look at the locks of", database, cause);
-    let file = match OpenOptions::new().read(true).write(true).open(database) {
+    let file = match File::open(database) {
         Ok(file) => file,
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(cause) => return Err(failed(cause)),

@@ -51,22 +51,28 @@ pub fn is_possible(live: &Path, staged: Option<&Path>, lock_timeout: Duration) -
 /// Replaces the content of `live` by that of `staged`, and writes what it was to `keep`. The journal mode stays as it is.
 pub fn replace(live: &Path, staged: &Path, keep: &Path, lock_timeout: Duration) -> Result<()> {
     let failed = |cause| Error::sqlite("replace the content of", live, cause);
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut destination = Connection::open_with_flags(live, flags).map_err(failed)?;
-    destination.busy_timeout(BUSY_SLICE).map_err(failed)?;
-    let mode: String = destination.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(failed)?;
+    let deadline = Instant::now() + lock_timeout;
+    let (mut destination, mode) = until(deadline, &Cancel::default(), || open_live(live).map_err(failed))?;
     let source = Connection::open(staged).map_err(failed)?;
     let source_mode = if mode == "wal" { "wal" } else { "delete" };
     source.query_row(&format!("PRAGMA journal_mode = {source_mode}"), [], |_| Ok(())).map_err(failed)?;
 
     let backup = Backup::new(&source, &mut destination).map_err(failed)?;
-    let deadline = Instant::now() + lock_timeout;
     // A step of no pages takes the write lock: what is kept is the last commit before the replacement.
     step(&backup, 0, live, deadline)?;
     // In rollback mode the lock keeps readers out, so the file itself is copied; closing it would drop the lock.
     let _open_until_done =
         if mode == "wal" { keep_snapshot(live, keep).map(|()| None)? } else { keep_file(live, keep).map(Some)? };
     step(&backup, -1, live, deadline)
+}
+
+/// The live database and its journal mode.
+fn open_live(live: &Path) -> rusqlite::Result<(Connection, String)> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(live, flags)?;
+    connection.busy_timeout(BUSY_SLICE)?;
+    let mode = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
+    Ok((connection, mode))
 }
 
 fn step(backup: &Backup<'_, '_>, pages: i32, live: &Path, deadline: Instant) -> Result<()> {

@@ -9,7 +9,7 @@
 //! at one commit.
 
 use std::{
-    fs::File,
+    fs::{self, File, Metadata},
     io::{BufWriter, Write},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -37,6 +37,8 @@ pub struct Snapshot {
     path: PathBuf,
     page_size_bytes: u64,
     page_count: u64,
+    /// Of the file when it was pinned.
+    metadata: Box<Metadata>,
     twin: Option<Connection>,
     scratch: Option<TempDir>,
 }
@@ -139,8 +141,17 @@ impl Snapshot {
             let page_count = connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
             Ok((page_size, page_count))
         };
+        let metadata = fs::metadata(path).map_err(|cause| Error::io("read", path, cause))?;
         let (page_size_bytes, page_count) = pinned().map_err(|cause| Error::sqlite("read", path, cause))?;
-        Ok(Snapshot { connection, path: path.to_path_buf(), page_size_bytes, page_count, twin: None, scratch: None })
+        Ok(Snapshot {
+            connection,
+            path: path.to_path_buf(),
+            page_size_bytes,
+            page_count,
+            metadata: Box::new(metadata),
+            twin: None,
+            scratch: None,
+        })
     }
 
     fn is_wal(&self) -> Result<bool> {
@@ -167,6 +178,10 @@ impl Snapshot {
         }
         snapshot.scratch = Some(dir);
         Ok(snapshot)
+    }
+
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
     }
 
     pub fn page_size_bytes(&self) -> u64 {

@@ -14,6 +14,9 @@ use crate::{
     error::{Code, Error, Result},
 };
 
+/// What an archive may be called elsewhere; in a store it is one of `names::ENDINGS`.
+const ARCHIVE_ENDINGS: [&str; 3] = [".tar.gz", ".tgz", ".tar"];
+
 impl Store {
     /// All backups, newest first. One is listed while its manifest and its archive, of the size that the manifest gives,
     /// are both there.
@@ -53,7 +56,7 @@ impl Store {
             return Err(Error::invalid("An empty backup name was given", "Name an archive, an id, or `latest`"));
         }
         if path.is_file() {
-            return fs::canonicalize(path).map_err(|cause| Error::io("read", path, cause));
+            return archive_at(path);
         }
         let ending = reference.strip_prefix(LATEST);
         if ending.is_some_and(|ending| ending.is_empty() || ENDINGS.contains(&ending)) {
@@ -101,6 +104,21 @@ impl Store {
         let backup = Backup::new(path, Manifest::parse(&json, archive_name).ok()?)?;
         (backup.size == size && names::id_of_archive(archive_name).as_ref() == Some(&backup.id)).then_some(backup)
     }
+}
+
+/// The archive at `path`, without links. What is not named like one is never opened: it could be a database that this
+/// process has open, whose locks would be lost.
+fn archive_at(path: &Path) -> Result<PathBuf> {
+    let resolved = fs::canonicalize(path).map_err(|cause| Error::io("read", path, cause))?;
+    let name = resolved.to_string_lossy();
+    if ARCHIVE_ENDINGS.iter().any(|ending| name.ends_with(ending)) {
+        return Ok(resolved);
+    }
+    Err(Error::new(
+        Code::NotABackup,
+        format!("{} is not a backup: archives end in {}", path.display(), ARCHIVE_ENDINGS.join(", ")),
+        "Name an archive, or see the backups with `kg diag backup --list`",
+    ))
 }
 
 /// Where the manifest of the archive at `archive` stands.

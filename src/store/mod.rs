@@ -12,7 +12,6 @@
 //! backup is listed while both archive and manifest are there, so at every instant a listed backup is whole, and what a
 //! killed run leaves is not listed. Readers need no lock.
 
-pub mod atomic;
 mod catalog;
 mod lock;
 mod names;
@@ -29,6 +28,7 @@ use serde::Serialize;
 pub use self::{catalog::manifest_beside, lock::StoreLock, write::NewBackup};
 use crate::{
     archive::manifest::{Contents, Manifest, Stats},
+    durable,
     error::{Code, Error, Result, Warning},
     project::{BACKUPS_DIR, Project, STATE_DIR},
     sqlite::check::Integrity,
@@ -99,7 +99,7 @@ impl Store {
     /// Refuses a directory below `.kg/` whose archives the next backup would save.
     pub fn assert_outside(&self, project: &Project) -> Result<()> {
         let dir = resolve(&self.dir);
-        let inside = dir.strip_prefix(project.state_dir()).ok();
+        let inside = dir.strip_prefix(resolve(&project.state_dir())).ok().map(Path::to_path_buf);
         if inside.is_none_or(|inside| inside.starts_with(BACKUPS_DIR)) {
             return Ok(());
         }
@@ -117,7 +117,7 @@ impl Store {
     }
 
     fn create(&self) -> Result<()> {
-        fs::create_dir_all(&self.dir).map_err(|cause| match cause.kind() {
+        durable::create_dirs(&self.dir).map_err(|cause| match cause.kind() {
             io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => Error::new(
                 Code::BackupDirInvalid,
                 format!("The backup directory {} lies below a file", self.dir.display()),

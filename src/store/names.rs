@@ -5,7 +5,6 @@ use jiff::{Timestamp, tz::TimeZone};
 use crate::archive::gzip::Compression;
 
 pub const MANIFEST_SUFFIX: &str = ".manifest.json";
-pub const PARTIAL_PREFIX: &str = ".kg-partial-";
 pub const LOCK_FILE: &str = ".kg-store.lock";
 /// The link to the newest archive; its ending follows.
 pub const LATEST: &str = "latest";

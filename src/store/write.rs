@@ -9,9 +9,9 @@ use jiff::Timestamp;
 use tempfile::{NamedTempFile, TempDir};
 
 use super::{
-    Backup, Store, StoreLock, atomic,
+    Backup, Store, StoreLock,
     catalog::manifest_path,
-    names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX, PARTIAL_PREFIX},
+    names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
 };
 use crate::{
     archive::{
@@ -19,6 +19,7 @@ use crate::{
         manifest::{ArchiveRecord, Manifest, hex},
         read::{Discard, read_archive},
     },
+    durable::{self, PARTIAL_PREFIX},
     error::{Error, Result, Warning, WarningCode},
     sqlite::aside,
     task::{Phase, Task},
@@ -45,7 +46,7 @@ impl Store {
             store: self,
             id: names::id(&stamp),
             archive: self.dir.join(names::archive(&stamp, compression)),
-            file: atomic::partial(&self.dir)?,
+            file: durable::partial(&self.dir)?,
             scratch: aside::scratch_dir(&self.dir)?,
         })
     }
@@ -55,9 +56,9 @@ impl Store {
         let backup = self.get(id)?;
         let doomed = self.dir.join(format!("{PARTIAL_PREFIX}deleted-{id}"));
         fs::rename(&backup.path, &doomed).map_err(|cause| Error::io("remove", &backup.path, cause))?;
-        atomic::remove(&manifest_path(&backup.path))?;
-        atomic::remove(&doomed)?;
-        atomic::sync_dir(&self.dir)?;
+        durable::remove(&manifest_path(&backup.path))?;
+        durable::remove(&doomed)?;
+        durable::sync_dir(&self.dir)?;
         self.update_latest()
     }
 
@@ -70,12 +71,12 @@ impl Store {
             if name.starts_with(aside::SCRATCH_PREFIX) {
                 fs::remove_dir_all(&path).map_err(|cause| Error::io("remove", &path, cause))?;
             } else if name.starts_with(PARTIAL_PREFIX) {
-                atomic::remove(&path)?;
+                durable::remove(&path)?;
             } else if let Some(archive) = name.strip_suffix(MANIFEST_SUFFIX)
                 && names::id_of_archive(archive).is_some()
                 && !self.dir.join(archive).exists()
             {
-                atomic::remove(&path)?;
+                durable::remove(&path)?;
             }
         }
         let mut warnings = Vec::new();
@@ -104,7 +105,7 @@ impl Store {
         match report.into_manifest(&path) {
             Ok(manifest) if names::id_of_archive(name).as_ref() == Some(&manifest.id) => {
                 let manifest = beside(manifest, ArchiveRecord { name: name.to_string(), size, sha256 });
-                atomic::write(&manifest_path(&path), &manifest.to_json())?;
+                durable::write(&manifest_path(&path), &manifest.to_json())?;
                 Ok(None)
             }
             Ok(manifest) => warning(&format!("it calls itself {}", manifest.id)),
@@ -119,8 +120,8 @@ impl Store {
         for ending in ENDINGS {
             let link = self.dir.join(format!("{LATEST}{ending}"));
             match newest {
-                Some(name) if name.ends_with(ending) => atomic::relink(Path::new(name), &link)?,
-                _ => atomic::remove(&link)?,
+                Some(name) if name.ends_with(ending) => durable::relink(Path::new(name), &link)?,
+                _ => durable::remove(&link)?,
             }
         }
         Ok(())
@@ -144,8 +145,12 @@ impl NewBackup<'_> {
         let name = self.archive.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let record = ArchiveRecord { name, size: written.size_bytes, sha256: hex(&written.sha256) };
         let manifest = beside(manifest, record);
-        atomic::publish(self.file, &self.archive)?;
-        atomic::write(&manifest_path(&self.archive), &manifest.to_json())?;
+        durable::publish(self.file, &self.archive)?;
+        if let Err(error) = durable::write(&manifest_path(&self.archive), &manifest.to_json()) {
+            // Without its manifest the archive would be adopted by the next run, as a backup that was said to have failed.
+            durable::remove(&self.archive)?;
+            return Err(error);
+        }
         let mut backup = Backup::new(self.archive, manifest)
             .ok_or_else(|| Error::new(crate::Code::Internal, "The manifest has no archive", "Please report this"))?;
         backup.warnings.extend(self.store.update_latest().err().map(latest_warning));

@@ -8,8 +8,10 @@ use std::{
 
 use tempfile::{Builder, NamedTempFile};
 
-use super::names::PARTIAL_PREFIX;
 use crate::error::{Error, Result};
+
+/// What the names of unfinished files start with, so that the next run finds what a killed one left.
+pub const PARTIAL_PREFIX: &str = ".kg-partial-";
 
 /// A temporary file in `dir`, removed when it is dropped.
 pub fn partial(dir: &Path) -> Result<NamedTempFile> {
@@ -46,6 +48,13 @@ pub fn remove(path: &Path) -> Result<()> {
         Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, cause)),
         _ => Ok(()),
     }
+}
+
+/// Creates a directory and its parents durably.
+pub fn create_dirs(dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    fs::create_dir_all(dir)?;
+    missing.iter().filter_map(|made| made.parent()).try_for_each(|parent| File::open(parent)?.sync_all())
 }
 
 /// Makes a rename or removal in the directory of `path` durable.
