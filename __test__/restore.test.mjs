@@ -183,7 +183,8 @@ describe('a target that cannot take it', () => {
     });
   }
 
-  test('because a file cannot be put there has everything taken back', async () => {
+  // Only root can make a directory that refuses root too.
+  test.runIf(process.getuid() === 0)('because a file cannot be put there has everything taken back', async () => {
     const { manager, root } = await setUp();
     writeFileSync(path.join(root, '.kg/config.json'), '{"theme":"light"}');
     // Nobody, not even root, writes into an immutable directory.

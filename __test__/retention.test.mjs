@@ -72,7 +72,8 @@ test('the newest backup of a sound database survives newer ones of a damaged dat
   expect((await plain.listBackups()).map((backup) => backup.id)).toEqual([again.id, good]);
 });
 
-test('what cannot be removed is said, and does not fail the backup', async () => {
+// Only root can make a file that refuses root too.
+test.runIf(process.getuid() === 0)('what cannot be removed is said, and does not fail the backup', async () => {
   const { plain, manager, backups } = setUp({ retentionDays: 1 });
   const old = await aged(plain, 2);
   const archive = path.join(backups, `kg-${old}.tar.gz`);

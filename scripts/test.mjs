@@ -8,6 +8,7 @@ import path from 'node:path';
 import { build, packages, root, tools } from './setup.mjs';
 
 tools({
+  chattr: 'e2fsprogs',
   flock: 'util-linux',
   pigz: 'pigz',
   python3: 'python3',
@@ -15,6 +16,7 @@ tools({
   sha256sum: 'coreutils',
   sqlite3: 'sqlite3',
   tar: 'tar',
+  unshare: 'util-linux',
 });
 packages();
 build();
