@@ -18,7 +18,7 @@ pub fn partial(dir: &Path) -> Result<NamedTempFile> {
     Builder::new().prefix(PARTIAL_PREFIX).tempfile_in(dir).map_err(|cause| Error::io("create a file in", dir, cause))
 }
 
-/// Gives a written temporary file its name and makes that durable. `mode` are its permission bits.
+/// Gives a written temporary file its name and makes that durable.
 pub fn publish(file: NamedTempFile, to: &Path) -> Result<()> {
     let failed = |cause| Error::io("write", to, cause);
     file.as_file().sync_all().map_err(failed)?;

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File, Permissions},
-    io::{self, Write},
+    io::Write,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -79,11 +79,10 @@ pub fn restore(
     let archive = store.locate(reference)?;
     let target = std::path::absolute(&options.target).map_err(|cause| Error::io("resolve", &options.target, cause))?;
     let mut staging = Staging::prepare(&target, options, task)?;
-    let mut unpacking = Unpacking { dir: staging.path(), options, current: None, written: Vec::new() };
+    let mut unpacking = Unpacking { dir: staging.path(), options, current: None };
     let beside = manifest_beside(&archive);
     let report = read_archive(&archive, beside.as_deref(), &mut unpacking, task, Phase::Unpacking)?;
     let manifest = report.into_manifest(&archive)?;
-    unpacking.sync()?;
     // No descriptor of a file that becomes part of the live project may be open here when it does.
     drop(unpacking);
     assert_holds(&manifest, options)?;
@@ -239,12 +238,12 @@ fn clear(state: &Path, timeout: Duration, task: &Task) -> Result<()> {
     files.into_iter().try_for_each(|file| durable::remove(file))
 }
 
-/// Writes each wanted entry into a file that is called by its number: no name from an archive is used as a path here.
+/// Writes each wanted entry into a file that is called by its number: no name from an archive is used as a path here. The
+/// reader syncs those that it moves into place.
 struct Unpacking<'a> {
     dir: &'a Path,
     options: &'a RestoreOptions,
     current: Option<File>,
-    written: Vec<PathBuf>,
 }
 
 impl Unpack for Unpacking<'_> {
@@ -258,14 +257,6 @@ impl Unpack for Unpacking<'_> {
         }
         let path = self.dir.join(number.to_string());
         let file = File::create_new(&path).map_err(|cause| Error::io("write", &path, cause))?;
-        self.written.push(path);
         Ok(Some(self.current.insert(file)))
-    }
-}
-
-impl Unpacking<'_> {
-    fn sync(&self) -> Result<()> {
-        let sync = |path: &PathBuf| -> io::Result<()> { File::open(path)?.sync_all() };
-        self.written.iter().try_for_each(|path| sync(path).map_err(|cause| Error::io("sync", path, cause)))
     }
 }

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     archive::manifest::{FileRecord, MANIFEST_ENTRY, Manifest},
+    durable,
     error::{Code, Error, Result, Warning, WarningCode},
     project::{
         CONFIG_FILE, Component, DEFAULT_DATABASE, STATE_DIR, UNDO_DIR,
@@ -387,9 +388,7 @@ impl Changes {
             Change::Written { kept, .. } => [kept, kept],
         });
         let dirs: BTreeSet<&Path> = paths.chain(&self.made_dirs).filter_map(|path| path.parent()).collect();
-        dirs.into_iter().try_for_each(|dir| {
-            File::open(dir).and_then(|dir| dir.sync_all()).map_err(|cause| Error::io("sync", dir, cause))
-        })
+        dirs.into_iter().try_for_each(durable::sync_dir)
     }
 
     /// Takes everything back after `error`; what cannot be taken back is named.
@@ -447,7 +446,7 @@ fn move_file(from: &Path, to: &Path) -> Result<()> {
             copy.as_file().set_times(FileTimes::new().set_modified(modified)).map_err(failed)?;
             copy.as_file().sync_all().map_err(failed)?;
             copy.persist(to).map_err(|cause| failed(cause.error))?;
-            File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)?;
+            durable::sync_dir(parent)?;
             fs::remove_file(from).map_err(failed)
         }
         moved => moved.map_err(failed),
