@@ -47,6 +47,13 @@ export interface BackupConfig {
   includeVectors: boolean;
   /** Save `.kg/plugins/` in full backups. Default: true. */
   includePluginData: boolean;
+  /** What a restore replaced is kept for this whole number of days, from 1. Default: 7. */
+  undoRetentionDays: number;
+  /**
+   * Reject with `KG_INCOMPLETE` where a backup would not hold the project as it is: a file that cannot be read or changed
+   * meanwhile, a link out of the project, a damaged database. Default: false, which reports them in `warnings`.
+   */
+  strict: boolean;
   /**
    * Files to leave out of full backups, as in a `.gitignore` at the project's root: `*.tmp`, `.kg/plugins/cache/`,
    * `!keep.tmp`. They never apply to the graph database. Default: none.
@@ -94,8 +101,8 @@ export declare class BackupManager {
    * A database that fails its check is saved all the same: see `integrity` and `warnings` of the result.
    *
    * @throws {KgError} `KG_NO_PROJECT`, `KG_NO_DATABASE`, `KG_DATABASE_BUSY`, `KG_DATABASE_UNREADABLE`, `KG_BACKUP_DIR_INVALID`,
-   * `KG_BACKUP_DIR_IN_PROJECT`, `KG_STORE_LOCKED`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`, `KG_READER_…`,
-   * `KG_INVALID_OPTION`, `KG_UNSUPPORTED`
+   * `KG_BACKUP_DIR_IN_PROJECT`, `KG_STORE_LOCKED`, `KG_INCOMPLETE`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`,
+   * `KG_READER_…`, `KG_INVALID_OPTION`, `KG_UNSUPPORTED`
    */
   createBackup(options?: CreateBackupOptions): Promise<CreatedBackup>;
 
@@ -141,11 +148,23 @@ export declare class BackupManager {
    * SQLite, in one transaction: whoever has it open, this process too, keeps its connection and sees the new content. A
    * damaged one, or one of another page size, is replaced as a file, which is refused while a process has it open.
    *
+   * It is done as a whole or not at all: a failure puts everything back, and after a kill at any instant the next backup or
+   * restore of the project puts everything back or completes it (`KG_WARN_RECOVERED`). No symbolic link is followed.
+   *
    * @throws {KgError} `KG_TARGET_EXISTS`, `KG_DATABASE_IN_USE`, `KG_CHECKSUM_MISMATCH`, `KG_BACKUP_NOT_FOUND`,
    * `KG_NO_BACKUPS`, `KG_FORMAT_NEWER`, `KG_TARGET_INVALID`, `KG_TARGET_LOCKED`, `KG_NOT_A_BACKUP`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`,
    * `KG_READER_…`, `KG_INVALID_OPTION`
    */
   restore(options: RestoreOptions): Promise<RestoreResult>;
+
+  /**
+   * Puts back what the newest restore into a project replaced, and takes away what it added; into a database that is open,
+   * through SQLite, as {@link restore} does. What is there before is kept in its turn: undoing twice leads back.
+   *
+   * @throws {KgError} `KG_NOTHING_TO_UNDO`, `KG_NO_PROJECT`, `KG_DATABASE_IN_USE`, `KG_DATABASE_BUSY`, `KG_TARGET_INVALID`,
+   * `KG_TARGET_LOCKED`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`, `KG_READER_…`, `KG_INVALID_OPTION`
+   */
+  undoRestore(options?: UndoOptions): Promise<UndoResult>;
 }
 
 /** What every long call takes. */
@@ -174,7 +193,7 @@ export interface CreateBackupOptions
     Partial<
       Pick<
         BackupManagerConfig,
-        'compression' | 'compressionLevel' | 'includeVectors' | 'includePluginData' | 'excludePatterns' | 'checkSource'
+        'compression' | 'compressionLevel' | 'includeVectors' | 'includePluginData' | 'excludePatterns' | 'checkSource' | 'strict'
       >
     > {
   /** `full` is everything below `.kg/`, `snapshot` the graph database alone. Default: `full`. */
@@ -272,8 +291,10 @@ export interface Warning {
     | 'KG_WARN_FILE_CHANGED'
     | 'KG_WARN_FILE_UNREADABLE'
     | 'KG_WARN_NOT_A_FILE'
+    | 'KG_WARN_LINK_OUTSIDE'
     | 'KG_WARN_CONFIG'
-    | 'KG_WARN_STORE';
+    | 'KG_WARN_STORE'
+    | 'KG_WARN_RECOVERED';
   message: string;
   /** What it is about, relative to the project, where that is one file. */
   path?: string;
@@ -323,7 +344,7 @@ export interface Manifest {
   stats: BackupStats;
   /** Entry to `sha256:` and 64 hexadecimal digits. */
   checksums: Record<string, string>;
-  /** In the order of the archive. */
+  /** Files, directories and links, in the order of the archive. */
   files: ManifestFile[];
   integrity: SourceIntegrity;
   warnings?: Warning[];
@@ -334,9 +355,13 @@ export interface Manifest {
 export interface ManifestFile {
   /** Its name in the archive. */
   entry: string;
-  /** Where it lay, relative to the project's root, with `/`. */
+  /** Where it lay, relative to the project's root, with `/`; `%` and bytes that are not UTF-8 as `%XX`. */
   path: string;
   component: Component;
+  /** Absent for a file. */
+  type?: 'directory' | 'link';
+  /** Of a link: where it points to, written like `path`. */
+  target?: string;
   /** Present and true for a SQLite database. */
   database?: boolean;
   /** In bytes. */
@@ -362,8 +387,43 @@ export interface RestoreOptions extends LongCallOptions {
   overwrite?: boolean;
   /** Restore only these parts. Default: all that the backup holds. */
   only?: Component[];
+  /**
+   * Restore only what matches one of these patterns, relative to `.kg`: `['plugins/glossary/**', 'vectors/*.f32']`. `*` stays
+   * within a name, `**` crosses directories, and a directory's name takes all that is in it. Default: everything.
+   */
+  paths?: string[];
+  /** Replace a database that cannot be replaced through SQLite even while another process has it open. Default: false. */
+  force?: boolean;
   /** Check everything and report what would happen, without changing anything. Default: false. */
   dryRun?: boolean;
+}
+
+/** The argument of {@link BackupManager.undoRestore}. */
+export interface UndoOptions extends LongCallOptions {
+  /** The project's root. Default: the manager's `projectRoot`. */
+  targetDir?: string;
+  /** As for {@link RestoreOptions}. Default: false. */
+  force?: boolean;
+  /** Report what would happen, without changing anything. Default: false. */
+  dryRun?: boolean;
+}
+
+/** The result of {@link BackupManager.undoRestore}. With `dryRun`, what it would do. */
+export interface UndoResult {
+  /** The backup whose restore was undone. */
+  id: string;
+  /** When that was restored, in milliseconds since the epoch. */
+  restoredAt: number;
+  targetDir: string;
+  dryRun: boolean;
+  /** Files that were put back. */
+  filesRestored: number;
+  /** Files that the restore had added. */
+  filesRemoved: number;
+  /** The directory that keeps what was there before this undo; absent in a dry run. */
+  safetyCopy?: string;
+  warnings: Warning[];
+  durationMs: number;
 }
 
 /** The result of {@link BackupManager.restore}. With `dryRun`, what a restore would do. */
@@ -389,6 +449,7 @@ export type KgErrorCode =
   | 'KG_INVALID_OPTION'
   | 'KG_UNSUPPORTED'
   | 'KG_NO_PROJECT'
+  | 'KG_INCOMPLETE'
   | 'KG_NO_DATABASE'
   | 'KG_DATABASE_BUSY'
   | 'KG_DATABASE_DAMAGED'
@@ -405,6 +466,7 @@ export type KgErrorCode =
   | 'KG_TARGET_EXISTS'
   | 'KG_TARGET_INVALID'
   | 'KG_TARGET_LOCKED'
+  | 'KG_NOTHING_TO_UNDO'
   | 'KG_PERMISSION_DENIED'
   | 'KG_NO_SPACE'
   | 'KG_IO'

@@ -35,13 +35,16 @@ for (const compression of [true, false]) {
     expect(run('tar', ['-tf', made.path]).trim().split('\n')).toEqual([
       'database.sqlite',
       'config.json',
+      'vectors',
       'vectors/a.f32',
+      'plugins',
+      'plugins/glossary',
       'plugins/glossary/terms.json',
       'manifest.json',
       'checksums.sha256',
     ]);
     const python = "import sys, tarfile; print(len(tarfile.open(sys.argv[1]).getmembers()))";
-    expect(run('python3', ['-c', python, made.path]).trim()).toBe('6');
+    expect(run('python3', ['-c', python, made.path]).trim()).toBe('9');
   });
 }
 

@@ -123,6 +123,12 @@ class BackupManager {
     };
     return call({ call: 'restore', config: this.#config, options: resolved }, control);
   }
+
+  async undoRestore(options) {
+    const [given, control] = split('undoRestore', options);
+    const resolved = { ...given, targetDir: given.targetDir === undefined ? undefined : toAbsolute(given.targetDir) };
+    return call({ call: 'undoRestore', config: this.#config, options: resolved }, control);
+  }
 }
 
 function createBackupManager(config) {

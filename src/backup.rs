@@ -15,17 +15,17 @@ use crate::{
         manifest::{BackupType, Contents, FORMAT_VERSION, Manifest, Stats, Tool},
         write::{ArchiveWriter, Totals, checksums},
     },
-    error::{Error, Result, Warning, WarningCode},
+    error::{Code, Error, Result, Warning, WarningCode},
     project::{
         Component, Project,
         discover::{Scope, Selection},
         exclude::Exclusion,
     },
     reader::{
+        apply::undo::DEFAULT_RETENTION_DAYS,
         client::{Answer, Launch, Reader, out_of_turn},
         protocol::{Message, SaveRequest, Saved},
     },
-    restore,
     retention::{self, Policy, PruneResult},
     store::{Backup, Store, StoreLock},
     task::{Phase, Task},
@@ -52,6 +52,10 @@ pub struct BackupOptions {
     pub lock_timeout: Duration,
     /// What to keep after this backup succeeded.
     pub retention: Policy,
+    /// Fail where something of the project would not be in the backup as it is.
+    pub strict: bool,
+    /// What restores replaced longer ago than this is removed.
+    pub undo_retention_days: u32,
 }
 
 impl Default for BackupOptions {
@@ -66,6 +70,8 @@ impl Default for BackupOptions {
             check_source: true,
             lock_timeout: DEFAULT_LOCK_TIMEOUT,
             retention: Policy::default(),
+            strict: false,
+            undo_retention_days: DEFAULT_RETENTION_DAYS,
         }
     }
 }
@@ -95,7 +101,7 @@ impl RequestedType {
             RequestedType::Full => Ok(BackupType::Full),
             RequestedType::Snapshot => Ok(BackupType::Snapshot),
             RequestedType::Incremental => Err(Error::new(
-                crate::Code::Unsupported,
+                Code::Unsupported,
                 "This release does not make incremental backups",
                 "Use the type `full`, or `snapshot` for the database alone",
             )),
@@ -115,7 +121,7 @@ pub fn create_backup(
     let project = Project::open(root)?;
     Exclusion::new(project.root(), &options.exclude_patterns)?;
     store.assert_outside(&project)?;
-    restore::recover(&project.state_dir(), options.lock_timeout, task)?;
+    let recovered = Reader::tidy(launch, project.root(), options.lock_timeout, options.undo_retention_days, task)?;
     let lock = store.lock(options.lock_timeout, task)?;
     let store_warnings = store.sweep(&lock, task)?;
     let at = Timestamp::now();
@@ -125,13 +131,31 @@ pub fn create_backup(
     let mut reader = Reader::save(launch, request, &task.cancel)?;
     let saved = receive(&mut reader, &mut archive, task)?;
     drop(reader);
+    if options.strict {
+        assert_complete(&saved.warnings)?;
+    }
     let (manifest, written) = archive.finish(|totals| describe(&new.id, at, options, totals, saved))?;
     task.cancel.check()?;
     let mut backup = new.publish(manifest, written)?;
-    backup.warnings.extend(store_warnings);
+    backup.warnings.extend(recovered.into_iter().chain(store_warnings));
     let retention =
         if options.retention.keeps_everything() { None } else { prune_after(store, &lock, options, &mut backup) };
     Ok(Created { backup, retention })
+}
+
+/// Fails where something of the project is not in the backup as it is. A socket or device holds nothing to save.
+fn assert_complete(warnings: &[Warning]) -> Result<()> {
+    use WarningCode::{FileChanged, FileUnreadable, LinkOutside, SourceDamaged};
+    let is_less =
+        |warning: &&Warning| matches!(warning.code, FileChanged | FileUnreadable | LinkOutside | SourceDamaged);
+    let lacking: Vec<&Warning> = warnings.iter().filter(is_less).collect();
+    let Some(first) = lacking.first() else { return Ok(()) };
+    let more = if lacking.len() > 1 { format!(", and {} more", lacking.len() - 1) } else { String::new() };
+    Err(Error::new(
+        Code::Incomplete,
+        format!("The backup would not hold the project as it is: {}{more}", first.message),
+        "No backup was made; mend that, leave it out with `excludePatterns`, or back up without `strict`",
+    ))
 }
 
 /// The backup is there: what goes wrong with the old ones is a warning.
@@ -261,7 +285,7 @@ fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, sa
             plugins: holds(Component::Plugins),
         },
         stats: Stats {
-            total_files: totals.files.len() as u64,
+            total_files: totals.digests.len() as u64,
             total_size: totals.bytes,
             compressed_size: totals.compressed_bytes,
             node_count: saved.node_count,

@@ -44,6 +44,8 @@ codes! {
     Unsupported = "KG_UNSUPPORTED", exit 2;
     /// The directory holds no `.kg/`.
     NoProject = "KG_NO_PROJECT", exit 2;
+    /// With `strict`: something of the project is not in the backup as it is.
+    Incomplete = "KG_INCOMPLETE", exit 4;
     /// The project has no database.
     NoDatabase = "KG_NO_DATABASE", exit 3;
     /// A lock on the source database was not to be had in time.
@@ -76,6 +78,8 @@ codes! {
     TargetInvalid = "KG_TARGET_INVALID", exit 4;
     /// Another restore into the target is running.
     TargetLocked = "KG_TARGET_LOCKED", exit 4;
+    /// No restore is kept that could be undone.
+    NothingToUndo = "KG_NOTHING_TO_UNDO", exit 4;
     /// The operating system refused access.
     PermissionDenied = "KG_PERMISSION_DENIED", exit 4;
     /// The disk or quota is full.
@@ -199,15 +203,21 @@ pub enum WarningCode {
     /// A file or directory could not be read and is not in the backup.
     #[serde(rename = "KG_WARN_FILE_UNREADABLE")]
     FileUnreadable,
-    /// A symbolic link, socket or device, which is not saved.
+    /// A socket or device, which is not saved.
     #[serde(rename = "KG_WARN_NOT_A_FILE")]
     NotAFile,
+    /// A symbolic link that leads out of the project, which is not saved.
+    #[serde(rename = "KG_WARN_LINK_OUTSIDE")]
+    LinkOutside,
     /// Something in the project's configuration could not be used.
     #[serde(rename = "KG_WARN_CONFIG")]
     Config,
-    /// The backup is good, but a link or file beside it could not be written.
+    /// The backup is good, but something beside it could not be written or removed.
     #[serde(rename = "KG_WARN_STORE")]
     Store,
+    /// An interrupted restore was found, and was taken back or completed.
+    #[serde(rename = "KG_WARN_RECOVERED")]
+    Recovered,
 }
 
 impl WarningCode {
@@ -216,8 +226,10 @@ impl WarningCode {
         WarningCode::FileChanged,
         WarningCode::FileUnreadable,
         WarningCode::NotAFile,
+        WarningCode::LinkOutside,
         WarningCode::Config,
         WarningCode::Store,
+        WarningCode::Recovered,
     ];
 }
 

@@ -12,17 +12,18 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`node`], [`cli`] | the two faces: the addon and the command `kg` |
-//! | [`backup`], [`restore`], [`verify`], [`retention`] | the verbs |
+//! | [`backup`], [`restore`], [`undo`], [`verify`], [`retention`] | the verbs |
 //! | [`reader`] | the one place that opens files of a live project; a process of its own inside a host |
 //! | [`archive`] | the container: tar, gzip, manifest, checksums, seal |
 //! | [`store`] | the directory where archives are kept: catalog, lock, atomic writing |
 //! | [`project`], [`sqlite`] | what a project holds; databases at one commit. Called by the reader alone |
-//! | [`task`], [`parallel`], [`lock`], [`durable`], [`error`] | cancellation and progress; work on all cores; waiting; files that are there whole or not at all; errors |
+//! | [`task`], [`parallel`], [`lock`], [`durable`], [`beneath`], [`error`] | cancellation and progress; work on all cores; waiting; files that are there whole or not at all; paths without links; errors |
 //!
 //! Dependencies point down this table, never up. `docs/architecture.md` says why things are as they are.
 
 pub mod archive;
 pub mod backup;
+pub mod beneath;
 pub mod cli;
 pub mod durable;
 pub mod error;
@@ -36,6 +37,7 @@ pub mod retention;
 pub mod sqlite;
 pub mod store;
 pub mod task;
+pub mod undo;
 pub mod verify;
 
 pub use error::{Code, Error, Result};

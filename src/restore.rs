@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File, Permissions},
-    io::Write,
+    io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -17,15 +17,17 @@ use tempfile::TempDir;
 use crate::{
     archive::{
         manifest::{MANIFEST_ENTRY, Manifest},
-        read::{Unpack, read_archive},
+        pick::Pick,
+        read::read_archive,
+        unpack::Unpacking,
     },
-    durable::{self, PARTIAL_PREFIX},
+    backup::DEFAULT_LOCK_TIMEOUT,
+    durable,
     error::{Code, Error, Result, Warning},
-    lock,
-    project::{Component, STAGING_PREFIX, STATE_DIR, discover::component_of_entry},
+    project::{Component, STAGING_PREFIX, STATE_DIR},
     reader::{
+        apply::{lock_target, undo::DEFAULT_RETENTION_DAYS},
         client::{Launch, Reader},
-        journal,
         protocol::ApplyRequest,
     },
     store::{Store, manifest_beside},
@@ -39,12 +41,34 @@ pub struct RestoreOptions {
     pub target: PathBuf,
     /// `None` for everything that the backup holds.
     pub only: Option<Vec<Component>>,
+    /// Patterns for paths, see [`Pick`]; `None` for everything.
+    pub paths: Option<Vec<String>>,
+    /// Replace a damaged database even while another process has it open.
+    pub force: bool,
     /// Replace files that exist, keeping what they were.
     pub overwrite: bool,
     /// Check everything and say what would happen, without changing anything.
     pub dry_run: bool,
     /// How long to wait for another restore into the target, and for a lock on a database.
     pub lock_timeout: Duration,
+    /// What earlier restores replaced longer ago than this is removed.
+    pub undo_retention_days: u32,
+}
+
+impl RestoreOptions {
+    /// Everything into `target`, replacing nothing.
+    pub fn new(target: PathBuf) -> Self {
+        RestoreOptions {
+            target,
+            only: None,
+            paths: None,
+            force: false,
+            overwrite: false,
+            dry_run: false,
+            lock_timeout: DEFAULT_LOCK_TIMEOUT,
+            undo_retention_days: DEFAULT_RETENTION_DAYS,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -76,18 +100,29 @@ pub fn restore(
     task: &Task,
 ) -> Result<RestoreResult> {
     let began = Instant::now();
+    let pick = Pick::new(options.only.clone(), options.paths.as_deref())?;
     let archive = store.locate(reference)?;
     let target = std::path::absolute(&options.target).map_err(|cause| Error::io("resolve", &options.target, cause))?;
-    let mut staging = Staging::prepare(&target, options, task)?;
-    let mut unpacking = Unpacking { dir: staging.path(), options, current: None };
+    let state = target.join(STATE_DIR);
+    let mut staging = Staging::prepare(&target, options.dry_run)?;
+    let mut warnings = Vec::new();
+    if !options.dry_run {
+        warnings = Reader::tidy(launch, &target, options.lock_timeout, options.undo_retention_days, task)?;
+    }
     let beside = manifest_beside(&archive);
+    let unpack_to = (!options.dry_run).then(|| staging.path());
+    let mut unpacking = Unpacking::new(unpack_to, &pick, beside.as_deref());
     let report = read_archive(&archive, beside.as_deref(), &mut unpacking, task, Phase::Unpacking)?;
     let manifest = report.into_manifest(&archive)?;
     // No descriptor of a file that becomes part of the live project may be open here when it does.
     drop(unpacking);
-    assert_holds(&manifest, options)?;
+    assert_holds(&manifest, &pick, options)?;
     write_manifest(staging.path(), &manifest)?;
     task.report(Phase::Applying, 0, 0)?;
+    if !options.dry_run {
+        // The reader waits too, but cannot be told to stop.
+        drop(lock_target(&state, options.lock_timeout, task)?);
+    }
     // From here on it is carried to its end, or taken back.
     task.cancel.protect();
     let applied = Reader::apply(
@@ -96,12 +131,28 @@ pub fn restore(
             target: target.clone(),
             staging: staging.path().to_path_buf(),
             only: options.only.clone(),
+            paths: options.paths.clone(),
             overwrite: options.overwrite,
+            force: options.force,
             dry_run: options.dry_run,
             lock_timeout_ms: options.lock_timeout.as_millis() as u64,
         },
-    )?;
+    );
+    let applied = match applied {
+        Ok(applied) => applied,
+        Err(error) => {
+            // What was unpacked may be what completes an interrupted restore.
+            return Err(match Reader::tidy(launch, &target, options.lock_timeout, options.undo_retention_days, task) {
+                Ok(warnings) => with_warnings(error, &warnings),
+                Err(_) => {
+                    staging.keep();
+                    error
+                }
+            });
+        }
+    };
     staging.succeeded();
+    warnings.extend(applied.warnings);
     Ok(RestoreResult {
         id: manifest.id,
         backup_path: archive,
@@ -111,20 +162,30 @@ pub fn restore(
         bytes_restored: applied.bytes_restored,
         files_replaced: applied.files_replaced,
         safety_copy: applied.safety_copy,
-        warnings: applied.warnings,
+        warnings,
         duration_ms: duration_ms(began.elapsed()),
     })
 }
 
-fn assert_holds(manifest: &Manifest, options: &RestoreOptions) -> Result<()> {
-    let Some(only) = &options.only else { return Ok(()) };
-    if manifest.files.iter().any(|record| only.contains(&record.component)) {
+/// What a second reader did about the work of one that died.
+fn with_warnings(error: Error, warnings: &[Warning]) -> Error {
+    match warnings.first() {
+        Some(warning) => {
+            Error { remedy: format!("{}; look at the project, and run it again", warning.message), ..error }
+        }
+        None => error,
+    }
+}
+
+fn assert_holds(manifest: &Manifest, pick: &Pick, options: &RestoreOptions) -> Result<()> {
+    if pick.is_everything() || !pick.select(manifest).is_empty() {
         return Ok(());
     }
-    let wanted: Vec<String> = only.iter().map(|component| format!("{component:?}").to_lowercase()).collect();
+    let parts = options.only.iter().flatten().map(|part| format!("{part:?}").to_lowercase());
+    let wanted: Vec<String> = parts.chain(options.paths.iter().flatten().cloned()).collect();
     Err(Error::invalid(
         format!("{} holds nothing of: {}", manifest.id, wanted.join(", ")),
-        "Restore another part, or choose another backup with `kg diag backup --list`",
+        "See what it holds with `tar -tzf`, or choose another backup with `kg diag backup --list`",
     ))
 }
 
@@ -138,12 +199,12 @@ struct Staging {
     dir: Option<TempDir>,
     /// Directories that did not exist before, innermost first.
     made: Vec<PathBuf>,
-    /// Of the target's state directory, which is locked while this restore runs; none in a dry run.
-    _lock: Option<File>,
+    /// Of `dir`: while it is held, nobody takes that for left behind.
+    lock: Option<File>,
 }
 
 impl Staging {
-    fn prepare(target: &Path, options: &RestoreOptions, task: &Task) -> Result<Self> {
+    fn prepare(target: &Path, dry_run: bool) -> Result<Self> {
         let state = target.join(STATE_DIR);
         for dir in [target, &state] {
             if fs::metadata(dir).is_ok_and(|found| !found.is_dir()) {
@@ -154,16 +215,25 @@ impl Staging {
                 ));
             }
         }
-        if options.dry_run {
-            return Ok(Staging { dir: Some(staging_dir(&std::env::temp_dir())?), made: Vec::new(), _lock: None });
+        if dry_run {
+            let dir = Some(staging_dir(&std::env::temp_dir())?);
+            return Ok(Staging { dir, made: Vec::new(), lock: None });
         }
         let made: Vec<_> = state.ancestors().take_while(|dir| !dir.exists()).map(Path::to_path_buf).collect();
         // From here on a failure removes what was made.
-        let mut staging = Staging { dir: None, made, _lock: None };
+        let mut staging = Staging { dir: None, made, lock: None };
         durable::create_dirs(&state).map_err(|cause| Error::io("create", &state, cause))?;
-        staging._lock = Some(lock_target(&state, options.lock_timeout, task)?);
-        clear(&state, options.lock_timeout, task)?;
-        staging.dir = Some(staging_dir(&state)?);
+        while staging.lock.is_none() {
+            let dir = staging_dir(&state)?;
+            // Between its making and its locking another restore may take it for left behind: then another is made.
+            staging.lock = match File::open(dir.path()).and_then(|file| file.lock().map(|()| file)) {
+                Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("lock", dir.path(), cause));
+                }
+                lock => lock.ok().filter(|_| dir.path().exists()),
+            };
+            staging.dir = Some(dir);
+        }
         Ok(staging)
     }
 
@@ -174,11 +244,20 @@ impl Staging {
     fn succeeded(&mut self) {
         self.made.clear();
     }
+
+    /// Leaves everything to the next run.
+    fn keep(&mut self) {
+        self.made.clear();
+        if let Some(dir) = self.dir.take() {
+            let _path = dir.keep();
+        }
+    }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
         self.dir = None;
+        self.lock = None;
         for dir in &self.made {
             // One that holds something by now is somebody else's.
             let _ = fs::remove_dir(dir);
@@ -193,70 +272,4 @@ fn staging_dir(parent: &Path) -> Result<TempDir> {
         .permissions(Permissions::from_mode(0o700))
         .tempdir_in(parent)
         .map_err(|cause| Error::io("create a directory in", parent, cause))
-}
-
-/// Locks the directory itself, which leaves no file behind: one restore a target.
-fn lock_target(state: &Path, timeout: Duration, task: &Task) -> Result<File> {
-    let failed = |cause| Error::io("lock", state, cause);
-    let dir = File::open(state).map_err(failed)?;
-    if lock::wait(&dir, timeout, task, failed)? {
-        return Ok(dir);
-    }
-    Err(Error::new(
-        Code::TargetLocked,
-        format!("Another restore into {} is running", state.display()),
-        "Wait until it ends, or raise `lockTimeout`",
-    ))
-}
-
-/// Takes back what an interrupted restore had begun, if there was one.
-pub fn recover(state: &Path, lock_timeout: Duration, task: &Task) -> Result<()> {
-    if !journal::is_pending(state) {
-        return Ok(());
-    }
-    let _lock = lock_target(state, lock_timeout, task)?;
-    clear(state, lock_timeout, task)
-}
-
-/// Takes back and removes what killed restores left; the target is locked. A reader that outlived its host is waited for.
-fn clear(state: &Path, timeout: Duration, task: &Task) -> Result<()> {
-    let entries = fs::read_dir(state).map_err(|cause| Error::io("read", state, cause))?;
-    let left: Vec<PathBuf> = entries
-        .flatten()
-        .filter(|entry| {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            name.starts_with(STAGING_PREFIX) || name.starts_with(PARTIAL_PREFIX)
-        })
-        .map(|entry| entry.path())
-        .collect();
-    let (dirs, files): (Vec<_>, Vec<_>) = left.iter().partition(|path| path.is_dir());
-    let _none_at_work: Vec<File> = dirs.iter().map(|dir| lock_target(dir, timeout, task)).collect::<Result<_>>()?;
-    journal::recover(state)?;
-    for dir in dirs {
-        fs::remove_dir_all(dir).map_err(|cause| Error::io("remove", dir, cause))?;
-    }
-    files.into_iter().try_for_each(|file| durable::remove(file))
-}
-
-/// Writes each wanted entry into a file that is called by its number: no name from an archive is used as a path here. The
-/// reader syncs those that it moves into place.
-struct Unpacking<'a> {
-    dir: &'a Path,
-    options: &'a RestoreOptions,
-    current: Option<File>,
-}
-
-impl Unpack for Unpacking<'_> {
-    fn entry(&mut self, number: usize, name: &str, _size_bytes: u64) -> Result<Option<&mut dyn Write>> {
-        let wanted = match &self.options.only {
-            Some(only) => component_of_entry(name).is_some_and(|component| only.contains(&component)),
-            None => true,
-        };
-        if self.options.dry_run || !wanted {
-            return Ok(None);
-        }
-        let path = self.dir.join(number.to_string());
-        let file = File::create_new(&path).map_err(|cause| Error::io("write", &path, cause))?;
-        Ok(Some(self.current.insert(file)))
-    }
 }

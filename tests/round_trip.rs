@@ -1,6 +1,6 @@
 //! What goes into an archive comes out of it, whatever the files are called and however long they are.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use kg_backup::{
     archive::gzip::{BLOCK_BYTES, Compression},
@@ -75,7 +75,7 @@ proptest! {
         let backup = create_backup(&root, &store, &Launch::Thread, &options, &task).unwrap().backup;
         prop_assert_eq!(&backup.warnings, &vec![]);
         prop_assert!(check_backup(&store, &backup.id, &task).unwrap().valid);
-        let options = RestoreOptions { target: target.clone(), only: None, overwrite: false, dry_run: false, lock_timeout: Duration::ZERO };
+        let options = RestoreOptions::new(target.clone());
         restore(&store, &backup.id, &Launch::Thread, &options, &task).unwrap();
 
         let count: u64 = Connection::open(target.join(".kg/knowledge.db")).unwrap()

@@ -1,7 +1,7 @@
 // Makes projects as the host makes them: its schema, its triggers, its directories.
 
 import { createHash } from 'node:crypto';
-import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, readdirSync, readlinkSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 
@@ -107,4 +107,32 @@ export function fingerprint(root) {
     .map((entry) => path.join(entry.parentPath, entry.name))
     .map((file) => `${path.relative(root, file)} ${createHash('sha256').update(readFileSync(file)).digest('hex')}`)
     .sort();
+}
+
+/**
+ * What a project holds, as one would compare it: databases by their rows, other files by their bytes, directories and links;
+ * without what restores keep, unless `all` is asked for.
+ */
+export function contents(root, { all = false } = {}) {
+  const ours = /^\.kg\/(restore-undo|restore-staging-|restore-journal|\.kg-partial-)/;
+  const entries = readdirSync(root, { recursive: true, withFileTypes: true });
+  return entries
+    .map((entry) => ({ entry, file: path.join(entry.parentPath, entry.name) }))
+    .map(({ entry, file }) => ({ entry, file, name: path.relative(root, file) }))
+    .filter(({ name }) => (all || !ours.test(name)) && !/-(wal|shm)$/.test(name))
+    .map(({ entry, file, name }) => `${name} ${describeEntry(entry, file)}`)
+    .sort();
+}
+
+function describeEntry(entry, file) {
+  if (entry.isDirectory()) return 'directory';
+  if (entry.isSymbolicLink()) return `-> ${readlinkSync(file)}`;
+  const bytes = readFileSync(file);
+  const digest = (value) => createHash('sha256').update(value).digest('hex');
+  if (!bytes.subarray(0, 16).equals(Buffer.from('SQLite format 3\0'))) return digest(bytes);
+  return withDatabase(file, (db) => {
+    const tables = db.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE '%fts%' ORDER BY name");
+    const rows = tables.pluck().all().map((table) => [table, db.prepare(`SELECT * FROM "${table}" ORDER BY rowid`).raw().all()]);
+    return digest(JSON.stringify(rows));
+  });
 }

@@ -1,15 +1,16 @@
 //! Compares what was found in an archive with what the manifests say.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, os::unix::ffi::OsStrExt};
 
 use serde_json::{Value, json};
 
 use super::{
     gunzip::Damage,
-    manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest, checksums_text, hex},
-    read::{Contents, Problem, ProblemCode},
+    manifest::{CHECKSUMS_ENTRY, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, checksums_text, hex},
+    read::{Contents, Found, Problem, ProblemCode},
     seal::FileFacts,
 };
+use crate::project::names;
 
 /// Damaged blocks, as one problem with the entries that they hold.
 pub fn damages(damages: &[Damage], contents: &mut Contents) {
@@ -17,8 +18,8 @@ pub fn damages(damages: &[Damage], contents: &mut Contents) {
     let affects = contents
         .entries
         .iter()
-        .filter(|entry| damages.iter().any(|damage| entry.tar_range.contains(&damage.tar_offset)))
-        .map(|entry| entry.name.clone())
+        .filter(|entry| damages.iter().any(|damage| entry.tar_range().contains(&damage.tar_offset)))
+        .map(|entry| entry.head.name.clone())
         .collect();
     let more = if damages.len() > 1 { format!(", and {} more", damages.len() - 1) } else { String::new() };
     let message = format!("At byte {} {}{more}", first.offset, first.what);
@@ -66,29 +67,23 @@ fn sidecar(message: &str) -> Problem {
     Problem { remedy: remedy.into(), ..Problem::of_archive(ProblemCode::Sidecar, message.into()) }
 }
 
-/// Names, order, sizes and digests of all entries.
+/// Names, order, kinds, sizes and digests of all entries.
 pub fn entries(manifest: &Manifest, contents: &mut Contents) {
     let mut problems = Vec::new();
     let mut found = HashMap::new();
     for entry in &contents.entries {
-        if found.insert(entry.name.as_str(), entry).is_some() {
-            problems.push(Problem::of_entry(entry.name.clone(), format!("{} is there twice", entry.name)));
+        let name = entry.head.name.as_str();
+        if found.insert(name, entry).is_some() {
+            problems.push(Problem::of_entry(name.into(), format!("{name} is there twice")));
         }
     }
     for record in &manifest.files {
-        let name = &record.entry;
-        let message = match (found.remove(name.as_str()), manifest.digest_of(name)) {
-            (None, _) => format!("{name} is missing"),
-            (_, None) => format!("The manifest gives no digest of {name}"),
-            (Some(entry), _) if entry.size_bytes != record.size => {
-                format!("{name} has {} bytes; the manifest says {}", entry.size_bytes, record.size)
-            }
-            (Some(entry), Some(digest)) if entry.digest != digest => {
-                format!("{name} has SHA-256 {}; the manifest says {digest}", entry.digest)
-            }
-            _ => continue,
+        let problem = match found.remove(record.entry.as_str()) {
+            Some(entry) => difference(manifest, record, entry),
+            None => Some("is missing".to_string()),
         };
-        problems.push(Problem::of_entry(name.clone(), message));
+        let name = &record.entry;
+        problems.extend(problem.map(|what| Problem::of_entry(name.clone(), format!("{name} {what}"))));
     }
     found.retain(|name, _| ![MANIFEST_ENTRY, CHECKSUMS_ENTRY].contains(name));
     for name in found.into_keys() {
@@ -98,15 +93,43 @@ pub fn entries(manifest: &Manifest, contents: &mut Contents) {
         let message = "The entries are not in the order of the manifest".to_string();
         problems.push(Problem::of_archive(ProblemCode::Structure, message));
     }
-    let digests = contents.entries.iter().filter(|entry| entry.name != CHECKSUMS_ENTRY);
-    let expected = checksums_text(digests.map(|entry| (entry.name.as_str(), entry.digest.as_str())));
+    let files = contents.entries.iter().filter(|entry| entry.head.kind.is_file());
+    let digests: Vec<_> = files.map(|entry| (entry.head.name.as_str(), hex(&entry.digest))).collect();
+    let digests = digests.iter().filter(|(name, _)| *name != CHECKSUMS_ENTRY);
+    let expected = checksums_text(digests.map(|(name, digest)| (*name, digest.as_str())));
     if problems.is_empty() && contents.checksums.as_deref() != Some(expected.as_bytes()) {
         problems.push(Problem::of_entry(CHECKSUMS_ENTRY.into(), "The checksums are not those of the entries".into()));
     }
     contents.problems.extend(problems);
 }
 
+/// How an entry differs from its record.
+fn difference(manifest: &Manifest, record: &FileRecord, Found { head, digest }: &Found) -> Option<String> {
+    if head.kind != record.kind {
+        return Some("is not of the type that the manifest says".into());
+    }
+    if head.size_bytes != record.size {
+        return Some(format!("has {} bytes; the manifest says {}", head.size_bytes, record.size));
+    }
+    match record.kind {
+        EntryKind::Directory => None,
+        EntryKind::Link => {
+            let target = record.target.as_deref().and_then(names::decode);
+            let is_same = target.is_some_and(|target| target.as_os_str().as_bytes() == head.link);
+            (!is_same).then(|| "points elsewhere than the manifest says".into())
+        }
+        EntryKind::File => match (manifest.digest_of(&record.entry), hex(digest)) {
+            (None, _) => Some("has no digest in the manifest".into()),
+            (Some(expected), digest) if digest != expected => {
+                Some(format!("has SHA-256 {digest}; the manifest says {expected}"))
+            }
+            _ => None,
+        },
+    }
+}
+
 fn is_in_order(manifest: &Manifest, contents: &Contents) -> bool {
     let expected = manifest.files.iter().map(|record| record.entry.as_str());
-    contents.entries.iter().map(|entry| entry.name.as_str()).eq(expected.chain([MANIFEST_ENTRY, CHECKSUMS_ENTRY]))
+    let found = contents.entries.iter().map(|entry| entry.head.name.as_str());
+    found.eq(expected.chain([MANIFEST_ENTRY, CHECKSUMS_ENTRY]))
 }

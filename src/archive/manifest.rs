@@ -45,7 +45,7 @@ pub struct Manifest {
     pub description: Option<String>,
     pub contents: Contents,
     pub stats: Stats,
-    /// Entry to `sha256:` and the hexadecimal digest, for every entry but the manifest and the checksums.
+    /// Entry to `sha256:` and the hexadecimal digest, for every file but the manifest and the checksums.
     pub checksums: BTreeMap<String, String>,
     /// One record an entry, in the order of the archive.
     pub files: Vec<FileRecord>,
@@ -73,7 +73,7 @@ pub struct Contents {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Stats {
-    /// Without the manifest and the checksums.
+    /// Without directories, links, the manifest and the checksums.
     pub total_files: u64,
     /// Bytes of those files.
     pub total_size: u64,
@@ -83,15 +83,37 @@ pub struct Stats {
     pub edge_count: u64,
 }
 
-/// One saved file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EntryKind {
+    #[default]
+    File,
+    Directory,
+    /// A symbolic link.
+    Link,
+}
+
+impl EntryKind {
+    pub fn is_file(&self) -> bool {
+        *self == EntryKind::File
+    }
+}
+
+/// One saved file, directory or link. Only a file has a size and a digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FileRecord {
     /// Its name in the archive.
     pub entry: String,
-    /// Where it lay, relative to the project's root, with `/`.
+    /// Where it lay, relative to the project's root, as [`crate::project::names`] writes it.
     pub path: String,
     pub component: Component,
+    /// Absent for a file.
+    #[serde(rename = "type", default, skip_serializing_if = "EntryKind::is_file")]
+    pub kind: EntryKind,
+    /// Of a link: where it points to, written like `path`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
     /// A SQLite database: restored without a WAL, journal or index that another one left.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub database: bool,

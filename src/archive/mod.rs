@@ -6,15 +6,18 @@
 //!
 //! ```text
 //! write   entries ─▶ tar ─▶ blocks ─▶ gzip members, all cores ─▶ in order, hashed ─▶ file      [`write`], [`gzip`]
-//! read    file ─▶ members, hashed ─▶ gunzip, all cores ─▶ in order ─▶ tar ─▶ entries, hashed   [`read`], [`gunzip`]
+//! read    file ─▶ members, hashed ─▶ gunzip, all cores ─▶ in order ─▶ tar ─▶ entries, hashed   [`read`], [`gunzip`], [`unpack`]
 //! ```
 //!
 //! Nothing here knows where archives are kept or what a project is made of, beyond the names of its components.
 
 mod check;
+mod entries;
 pub mod gunzip;
 pub mod gzip;
 pub mod manifest;
+pub mod pick;
 pub mod read;
 pub mod seal;
+pub mod unpack;
 pub mod write;

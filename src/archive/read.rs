@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     check,
+    entries::{self, Entries, Head},
     gunzip::Decoder,
     manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest, hex},
 };
@@ -28,8 +29,12 @@ use crate::{
     task::{Phase, Task},
 };
 
-/// No more of a manifest or of checksums is read into memory.
-const MAX_TEXT_BYTES: usize = 256 * 1024 * 1024;
+/// No archive has more entries: together with `MAX_TEXT_BYTES` it bounds the memory that a forged one can take.
+pub const MAX_ENTRIES: usize = 1 << 20;
+/// No manifest or list of checksums is longer.
+const MAX_TEXT_BYTES: u64 = 512 * 1024 * 1024;
+/// More problems than this are counted as one.
+const MAX_PROBLEMS: usize = 100;
 const COPY_BYTES: usize = 128 * 1024;
 const TAR_BLOCK_BYTES: usize = 512;
 
@@ -77,7 +82,7 @@ impl Problem {
 
 /// Takes the entries as they come. What it took counts only when [`read_archive`] found no problem.
 pub trait Unpack {
-    /// Where the content of entry `number` goes; `None` where it is not wanted.
+    /// Where the content of the file that is entry `number` goes; `None` where it is not wanted.
     fn entry(&mut self, number: usize, name: &str, size_bytes: u64) -> Result<Option<&mut dyn Write>>;
 }
 
@@ -172,11 +177,15 @@ pub(super) struct Contents {
 
 /// An entry as it was found.
 pub(super) struct Found {
-    pub name: String,
-    pub size_bytes: u64,
-    pub digest: String,
+    pub head: Head,
+    pub digest: [u8; 32],
+}
+
+impl Found {
     /// Its header and content in the tar.
-    pub tar_range: Range<u64>,
+    pub fn tar_range(&self) -> Range<u64> {
+        self.head.start..self.head.end
+    }
 }
 
 struct Progress<'a> {
@@ -199,36 +208,51 @@ fn read_entries(
     contents: &mut Contents,
 ) -> Result<()> {
     let mut buffer = vec![0; COPY_BYTES];
-    let entries = tar.entries().map_err(|cause| Error::io("read", "the archive".as_ref(), cause))?;
-    for (number, entry) in entries.enumerate() {
-        let mut entry = match entry {
-            Ok(entry) => entry,
+    let mut entries = Entries::new(tar).map_err(|cause| Error::io("read", "the archive".as_ref(), cause))?;
+    for number in 0.. {
+        let stop = |contents: &mut Contents, what: &str| {
+            let message = format!("The tar inside {what} after {number} entries");
+            contents.problems.push(Problem::of_archive(ProblemCode::Structure, message));
+        };
+        let (head, mut entry) = match entries.next() {
+            Ok(None) => return Ok(()),
+            Ok(Some(_)) if number == MAX_ENTRIES + 2 => {
+                stop(contents, "goes on");
+                return Ok(());
+            }
+            Ok(Some((entries::Found::Entry(head), entry))) => (head, entry),
+            Ok(Some((entries::Found::Foreign { name, what }, _))) => {
+                if contents.problems.len() < MAX_PROBLEMS {
+                    let message = format!("{name} {what}, which no entry of a backup is");
+                    contents.problems.push(Problem::of_entry(name, message));
+                }
+                continue;
+            }
             // The cause quotes what it could not read, which may be anything.
             Err(_) => {
-                let message = format!("The tar inside is damaged after {} entries", contents.entries.len());
-                contents.problems.push(Problem::of_archive(ProblemCode::Structure, message));
+                stop(contents, "is damaged");
                 return Ok(());
             }
         };
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        if entry.header().entry_type() != tar::EntryType::Regular {
-            let message = format!("{name} is not a plain file, as every entry of a backup is");
-            contents.problems.push(Problem::of_entry(name, message));
-            continue;
-        }
-        let size_bytes = entry.size();
-        let mut text = match name.as_str() {
+        let mut text = match head.name.as_str() {
             MANIFEST_ENTRY => Some(contents.manifest.insert(Vec::new())),
             CHECKSUMS_ENTRY => Some(contents.checksums.insert(Vec::new())),
             _ => None,
         };
-        let mut out = if text.is_some() { None } else { unpack.entry(number, &name, size_bytes)? };
+        if text.is_some() && head.size_bytes > MAX_TEXT_BYTES {
+            stop(contents, "has a manifest of an impossible size");
+            return Ok(());
+        }
+        let mut out = None;
+        if text.is_none() && head.kind.is_file() {
+            out = unpack.entry(number, &head.name, head.size_bytes)?;
+        }
         let mut hasher = Sha256::new();
         // An entry that ends early, or cannot be read on, shows in its digest and size.
         while let Ok(read @ 1..) = entry.read(&mut buffer) {
             let read = &buffer[..read];
             hasher.update(read);
-            if let Some(text) = text.as_mut().filter(|text| text.len() < MAX_TEXT_BYTES) {
+            if let Some(text) = &mut text {
                 text.extend_from_slice(read);
             }
             if let Some(out) = &mut out {
@@ -236,9 +260,7 @@ fn read_entries(
             }
             progress.report()?;
         }
-        let start = entry.raw_header_position();
-        let tar_range = start..entry.raw_file_position() + size_bytes;
-        contents.entries.push(Found { name, size_bytes, digest: hex(&hasher.finalize()), tar_range });
+        contents.entries.push(Found { head, digest: hasher.finalize().into() });
     }
     Ok(())
 }

@@ -1,28 +1,38 @@
 //! Writes an archive: entries as they come, then what they were, then the seal.
 
-use std::io::{self, Read};
+use std::{
+    io::{self, Read},
+    os::unix::ffi::OsStrExt,
+};
 
 use sha2::{Digest, Sha256};
 
 use super::{
     gzip::{BLOCK_BYTES, Compression, Encoder, Sink, Written},
-    manifest::{CHECKSUMS_ENTRY, DIGEST_PREFIX, FileRecord, MANIFEST_ENTRY, Manifest, Owner, checksums_text, hex},
+    manifest::{
+        CHECKSUMS_ENTRY, DIGEST_PREFIX, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Owner, checksums_text, hex,
+    },
+    read::MAX_ENTRIES,
 };
-use crate::error::{Code, Error, Result};
+use crate::{
+    error::{Code, Error, Result},
+    project::names,
+};
 
 /// An archive being written. Without [`ArchiveWriter::finish`] it is none.
 pub struct ArchiveWriter {
     tar: tar::Builder<Encoder>,
     files: Vec<FileRecord>,
-    /// In the order of the archive, in hexadecimal.
-    digests: Vec<String>,
+    /// Entry and hexadecimal digest of each file, in the order of the archive.
+    digests: Vec<(String, String)>,
 }
 
 /// What [`ArchiveWriter::finish`] fills into the manifest.
 #[derive(Debug)]
 pub struct Totals {
     pub files: Vec<FileRecord>,
-    pub digests: Vec<String>,
+    /// Entry and hexadecimal digest of each file.
+    pub digests: Vec<(String, String)>,
     pub bytes: u64,
     pub compressed_bytes: u64,
 }
@@ -33,8 +43,16 @@ impl ArchiveWriter {
         Ok(ArchiveWriter { tar, files: Vec::new(), digests: Vec::new() })
     }
 
-    /// Adds a file of `record.size` bytes. An error of `data` that carries an [`Error`] is returned as that.
+    /// Adds a file of `record.size` bytes, or a directory or link of none. An error of `data` that carries an [`Error`] is
+    /// returned as that.
     pub fn add(&mut self, record: FileRecord, owner: Owner, data: impl Read) -> Result<()> {
+        if self.files.len() >= MAX_ENTRIES {
+            return Err(Error::new(
+                Code::Unsupported,
+                format!("The project has more than {MAX_ENTRIES} files and directories, which no archive takes"),
+                "Leave directories of by-products out with `excludePatterns` (`--exclude`)",
+            ));
+        }
         let mut content = Hashed { data, hasher: Sha256::new(), bytes: 0 };
         let added = self.append(&record, owner, &mut content);
         self.explain(added)?;
@@ -45,7 +63,9 @@ impl ArchiveWriter {
                 "Please report this",
             ));
         }
-        self.digests.push(hex(&content.hasher.finalize()));
+        if record.kind.is_file() {
+            self.digests.push((record.entry.clone(), hex(&content.hasher.finalize())));
+        }
         self.files.push(record);
         Ok(())
     }
@@ -59,8 +79,7 @@ impl ArchiveWriter {
             files: std::mem::take(&mut self.files),
             digests: std::mem::take(&mut self.digests),
         };
-        let mut checksums: Vec<(String, String)> =
-            totals.files.iter().map(|record| record.entry.clone()).zip(totals.digests.iter().cloned()).collect();
+        let mut checksums = totals.digests.clone();
         let manifest = describe(totals);
         let json = manifest.to_json();
         checksums.push((MANIFEST_ENTRY.into(), hex(&Sha256::digest(&json))));
@@ -82,7 +101,23 @@ impl ArchiveWriter {
             self.tar.get_mut().end_block()?;
         }
         let mut header = header(record.size, record.mode, record.mtime.as_second(), owner);
-        self.tar.append_data(&mut header, &record.entry, content)
+        match record.kind {
+            EntryKind::File => self.tar.append_data(&mut header, &record.entry, content),
+            EntryKind::Directory => {
+                header.set_entry_type(tar::EntryType::Directory);
+                self.tar.append_data(&mut header, &record.entry, content)
+            }
+            EntryKind::Link => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                let target = record.target.as_deref().and_then(names::decode).unwrap_or_default();
+                let target = target.as_os_str().as_bytes();
+                // Byte by byte: the crate's own way leaves out what it finds redundant.
+                if header.set_link_name_literal(target).is_err() {
+                    self.tar.append(&long_link(target.len()), target.chain(&[0][..]))?;
+                }
+                self.tar.append_data(&mut header, &record.entry, content)
+            }
+        }
     }
 
     /// The cause behind a failed write is the output's, behind a failed read the source's.
@@ -108,6 +143,16 @@ fn header(size: u64, mode: u32, mtime: i64, (uid, gid): Owner) -> tar::Header {
     header
 }
 
+/// What stands before an entry whose link is too long for its header, as GNU tar writes it.
+fn long_link(bytes: usize) -> tar::Header {
+    let mut long = header(bytes as u64 + 1, 0o644, 0, (0, 0));
+    long.set_entry_type(tar::EntryType::GNULongLink);
+    let name = b"././@LongLink";
+    long.as_old_mut().name[..name.len()].copy_from_slice(name);
+    long.set_cksum();
+    long
+}
+
 struct Hashed<R> {
     data: R,
     hasher: Sha256,
@@ -123,8 +168,7 @@ impl<R: Read> Read for Hashed<R> {
     }
 }
 
-/// `sha256:` and the digest, for each entry: the manifest's `checksums`.
+/// `sha256:` and the digest, for each file: the manifest's `checksums`.
 pub fn checksums(totals: &Totals) -> std::collections::BTreeMap<String, String> {
-    let prefixed = totals.digests.iter().map(|digest| format!("{DIGEST_PREFIX}{digest}"));
-    totals.files.iter().map(|record| record.entry.clone()).zip(prefixed).collect()
+    totals.digests.iter().map(|(entry, digest)| (entry.clone(), format!("{DIGEST_PREFIX}{digest}"))).collect()
 }

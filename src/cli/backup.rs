@@ -58,6 +58,9 @@ pub struct BackupArgs {
     /// Do not compress: write a plain .tar
     #[arg(long, conflicts_with = "level")]
     no_compression: bool,
+    /// Fail where a file could not be read, changed meanwhile, or a database is damaged
+    #[arg(long)]
+    strict: bool,
     /// Do not check the database that is saved
     #[arg(long)]
     no_check: bool,
@@ -119,6 +122,7 @@ impl BackupArgs {
             exclude_patterns: self.exclude.clone(),
             compression: if self.no_compression { Compression::None } else { Compression::Gzip(self.level) },
             check_source: !self.no_check,
+            strict: self.strict,
             retention: self.keep.policy(),
             ..BackupOptions::default()
         })

@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::Args;
+use jiff::{Timestamp, tz::TimeZone};
 
 use super::{
     Common,
@@ -16,9 +17,10 @@ use crate::{
     backup::DEFAULT_LOCK_TIMEOUT,
     error::{Error, Result},
     project::{Component, STATE_DIR},
-    reader::client::Launch,
+    reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
     restore::{RestoreOptions, RestoreResult, restore},
     store::Store,
+    undo::{UndoOptions, undo_restore},
 };
 
 #[derive(Debug, Args)]
@@ -28,15 +30,21 @@ Examples:
   kg diag restore --file ./backups/latest.tar.gz         from another directory of backups
   kg diag restore --file latest.tar.gz --target ./test   into another directory
   kg diag restore --file latest --db-only                the database alone
+  kg diag restore --file latest --path 'plugins/glossary/**'
+                                                         one plugin's data
   kg diag restore --file latest --dry-run                check it and say what would happen
+  kg diag restore --undo                                 put back what the last restore replaced
 
-What a restore replaces is kept in .kg/restore-undo/ of the target.")]
+What a restore replaces is kept in .kg/restore-undo/ of the target for 7 days.")]
 pub struct RestoreArgs {
     #[command(flatten)]
     pub common: Common,
     /// The backup: a file, an id, or `latest`
-    #[arg(long, short, value_name = "FILE")]
-    file: String,
+    #[arg(long, short, value_name = "FILE", required_unless_present = "undo")]
+    file: Option<String>,
+    /// Put back what the last restore replaced, and take away what it added
+    #[arg(long, conflicts_with_all = ["file", "config_only", "db_only", "path", "backup_dir"])]
+    undo: bool,
     /// The directory to restore into [default: the project]
     #[arg(long, value_name = "DIR")]
     target: Option<PathBuf>,
@@ -49,6 +57,12 @@ pub struct RestoreArgs {
     /// Restore only the database
     #[arg(long, conflicts_with = "config_only")]
     db_only: bool,
+    /// Restore only what matches, relative to .kg, such as 'plugins/glossary/**'; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    path: Vec<String>,
+    /// Replace a damaged database even while another process has it open
+    #[arg(long)]
+    force: bool,
     /// Replace what exists without asking
     #[arg(long)]
     overwrite: bool,
@@ -62,26 +76,66 @@ pub struct RestoreArgs {
 
 pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     let root = args.common.root()?;
+    let Some(file) = &args.file else { return undo(args, root, output) };
     let store = Store::at(&args.backup_dir.clone().unwrap_or_else(|| Store::default_dir(&root)))?;
     let target = args.target.clone().unwrap_or(root);
     // Found first, so that nobody is asked about a backup that does not exist.
-    store.locate(&args.file)?;
-    if args.must_ask(&target) && !confirmed(&target)? {
+    store.locate(file)?;
+    let question = format!("Restore over the project in {}?", target.display());
+    if args.must_ask(&target) && !confirmed(&question)? {
         return Err(Error::aborted());
     }
     let options = RestoreOptions {
-        target,
         only: args.only(),
+        paths: (!args.path.is_empty()).then(|| args.path.clone()),
+        force: args.force,
         // What is replaced is kept, and the result says where.
         overwrite: true,
         dry_run: args.dry_run,
-        lock_timeout: DEFAULT_LOCK_TIMEOUT,
+        ..RestoreOptions::new(target)
     };
     let watched = Watched::new(output);
-    let result = restore(&store, &args.file, &Launch::Thread, &options, &watched.task)?;
+    let result = restore(&store, file, &Launch::Thread, &options, &watched.task)?;
     drop(watched);
     tell(&result, output);
     Ok(true)
+}
+
+fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {
+    let target = args.target.clone().unwrap_or(root);
+    let question = format!("Undo the last restore into {}?", target.display());
+    if args.must_ask(&target) && !confirmed(&question)? {
+        return Err(Error::aborted());
+    }
+    let options = UndoOptions {
+        force: args.force,
+        dry_run: args.dry_run,
+        lock_timeout: DEFAULT_LOCK_TIMEOUT,
+        undo_retention_days: DEFAULT_RETENTION_DAYS,
+    };
+    let watched = Watched::new(output);
+    let result = undo_restore(&target, &Launch::Thread, &options, &watched.task)?;
+    drop(watched);
+    output.result(&result);
+    output.warnings(&result.warnings);
+    let (back, away) = (result.files_restored, result.files_removed);
+    if result.dry_run {
+        output.line(format!("An undo would put back {back} files and take away {away}, as they were before the"));
+        output.line(format!("  restore of {} at {}. Nothing was changed.", result.id, time(result.restored_at)));
+        return Ok(true);
+    }
+    output.line(format!("Undid the restore of {} at {}", result.id, time(result.restored_at)));
+    output.line(format!("  {back} files were put back, {away} taken away"));
+    if let Some(kept) = &result.safety_copy {
+        output.line(format!("  what was there is kept in {}; run it again to have it back", kept.display()));
+    }
+    Ok(true)
+}
+
+/// RFC 3339, in UTC, to the second.
+fn time(milliseconds: i64) -> String {
+    let at = Timestamp::from_millisecond(milliseconds).unwrap_or(Timestamp::UNIX_EPOCH);
+    at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
 impl RestoreArgs {
@@ -99,10 +153,9 @@ impl RestoreArgs {
     }
 }
 
-fn confirmed(target: &Path) -> Result<bool> {
+fn confirmed(question: &str) -> Result<bool> {
     let mut err = io::stderr().lock();
-    let question = format!("Restore over the project in {}? What is replaced is kept. [y/N] ", target.display());
-    let _ = write!(err, "{question}").and_then(|()| err.flush());
+    let _ = write!(err, "{question} What is replaced is kept. [y/N] ").and_then(|()| err.flush());
     let mut answer = String::new();
     let terminal = Path::new("the terminal");
     io::stdin().lock().read_line(&mut answer).map_err(|cause| Error::io("read", terminal, cause))?;
@@ -126,5 +179,6 @@ fn tell(result: &RestoreResult, output: &Output) {
             result.files_replaced,
             kept.display()
         ));
+        output.line("  `kg diag restore --undo` puts it back");
     }
 }

@@ -27,6 +27,7 @@ use crate::{
     restore::restore,
     retention::prune,
     task::{Cancel, Progress, Task},
+    undo::undo_restore,
     verify::check_backup,
 };
 
@@ -134,6 +135,10 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
         Call::Restore { config, options } => {
             let (reference, options) = options.resolve(&config)?;
             value(restore(&config.store()?, &reference, &config.launch(), &options, task)?)
+        }
+        Call::UndoRestore { config, options } => {
+            let (root, options) = options.resolve(&config);
+            value(undo_restore(&root, &config.launch(), &options, task)?)
         }
         Call::Prune { config, options } => {
             value(prune(&config.store()?, config.retention(), options.dry_run(), config.lock_timeout(), task)?)

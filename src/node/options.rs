@@ -12,10 +12,11 @@ use crate::{
     backup::{BackupOptions, DEFAULT_LEVEL, DEFAULT_LOCK_TIMEOUT, RequestedType},
     error::{Code, Error, Result},
     project::Component,
-    reader::client::Launch,
+    reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
     restore::RestoreOptions,
     retention::Policy,
     store::Store,
+    undo::UndoOptions,
 };
 
 /// One call of a `BackupManager`.
@@ -29,6 +30,7 @@ pub enum Call {
     DeleteBackup { config: Config, id: String },
     CheckBackup { config: Config, backup: String },
     Restore { config: Config, options: Restoration },
+    UndoRestore { config: Config, options: UndoRestoration },
     Prune { config: Config, options: PruneOptions },
 }
 
@@ -54,6 +56,8 @@ pub struct Config {
     lock_timeout: Option<f64>,
     retention_days: Option<f64>,
     max_backups: Option<f64>,
+    undo_retention_days: Option<f64>,
+    strict: Option<bool>,
     schedule: Option<Value>,
     storage_options: Option<Value>,
     encryption: Option<Value>,
@@ -84,6 +88,7 @@ impl Config {
         whole("lockTimeout", self.lock_timeout, 0, "a number of milliseconds")?;
         whole("retentionDays", self.retention_days, 1, "a number of days")?;
         whole("maxBackups", self.max_backups, 1, "a number of backups")?;
+        whole("undoRetentionDays", self.undo_retention_days, 1, "a number of days")?;
         self.store().map(|_| ())
     }
 
@@ -101,6 +106,10 @@ impl Config {
     pub fn retention(&self) -> Policy {
         let whole = |value: Option<f64>| value.map(|value| value as u32);
         Policy { retention_days: whole(self.retention_days), max_backups: whole(self.max_backups) }
+    }
+
+    fn undo_retention_days(&self) -> u32 {
+        self.undo_retention_days.map_or(DEFAULT_RETENTION_DAYS, |days| days as u32)
     }
 
     pub fn launch(&self) -> Launch {
@@ -125,6 +134,7 @@ pub struct CreateOptions {
     compression: Option<bool>,
     compression_level: Option<f64>,
     check_source: Option<bool>,
+    strict: Option<bool>,
     based_on: Option<String>,
 }
 
@@ -145,6 +155,8 @@ impl CreateOptions {
             check_source: self.check_source.or(config.check_source).unwrap_or(true),
             lock_timeout: config.lock_timeout(),
             retention: config.retention(),
+            strict: self.strict.or(config.strict).unwrap_or(false),
+            undo_retention_days: config.undo_retention_days(),
         })
     }
 }
@@ -171,6 +183,8 @@ pub struct Restoration {
     target_dir: Option<PathBuf>,
     overwrite: Option<bool>,
     only: Option<Vec<Component>>,
+    paths: Option<Vec<String>>,
+    force: Option<bool>,
     dry_run: Option<bool>,
 }
 
@@ -189,14 +203,42 @@ impl Restoration {
         if self.only.as_ref().is_some_and(Vec::is_empty) {
             return Err(Error::invalid("`only` is empty", "Name the parts to restore, or leave it out for all"));
         }
+        if self.paths.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Error::invalid("`paths` is empty", "Name what to restore, or leave it out for all"));
+        }
         let options = RestoreOptions {
             target: self.target_dir.unwrap_or_else(|| config.project_root.clone()),
             only: self.only,
+            paths: self.paths,
+            force: self.force.unwrap_or(false),
             overwrite: self.overwrite.unwrap_or(false),
             dry_run: self.dry_run.unwrap_or(false),
             lock_timeout: config.lock_timeout(),
+            undo_retention_days: config.undo_retention_days(),
         };
         Ok((reference, options))
+    }
+}
+
+/// The argument of `undoRestore`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UndoRestoration {
+    target_dir: Option<PathBuf>,
+    force: Option<bool>,
+    dry_run: Option<bool>,
+}
+
+impl UndoRestoration {
+    /// Into which project, and how.
+    pub fn resolve(self, config: &Config) -> (PathBuf, UndoOptions) {
+        let options = UndoOptions {
+            force: self.force.unwrap_or(false),
+            dry_run: self.dry_run.unwrap_or(false),
+            lock_timeout: config.lock_timeout(),
+            undo_retention_days: config.undo_retention_days(),
+        };
+        (self.target_dir.unwrap_or_else(|| config.project_root.clone()), options)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Finds everything that a backup saves, in the order in which the archive holds it.
 //!
 //! Walks `.kg/`, leaves out what [`super::exclude`] names, recognises SQLite databases by their header wherever they
-//! lie, and names the entry of each source in the archive. A database's `-wal`, `-shm` and `-journal` belong to its
+//! lie, and names the entry of each source in the archive. Directories are sources too, and so are symbolic links that
+//! lead to somewhere inside the project; no link is followed. A database's `-wal`, `-shm` and `-journal` belong to its
 //! snapshot and are not sources themselves.
 //!
 //! Every header is looked at before any database is opened: closing a plain descriptor of a file drops the locks
@@ -18,7 +19,7 @@ use std::{
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
-use super::{CONFIG_FILE, Component, DEFAULT_DATABASE, Project, STATE_DIR, config, exclude};
+use super::{CONFIG_FILE, Component, DEFAULT_DATABASE, Project, STATE_DIR, config, exclude, names};
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
     sqlite::files::{COMPANIONS, MAGIC, companion},
@@ -48,13 +49,28 @@ pub struct Selection {
 /// One thing to save.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// Relative to the project's root, with `/`: where a restore puts it.
+    /// Relative to the project's root, as [`names`] writes it: where a restore puts it.
     pub path: String,
     pub absolute: PathBuf,
     /// Its name in the archive.
     pub entry: String,
     pub component: Component,
-    pub is_database: bool,
+    pub kind: Kind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    Database,
+    File,
+    Directory,
+    /// Where it points to, as [`names`] writes it.
+    Link(String),
+}
+
+impl Source {
+    pub fn is_database(&self) -> bool {
+        self.kind == Kind::Database
+    }
 }
 
 /// What [`discover`] found: the graph database first.
@@ -114,7 +130,7 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Sour
         absolute: located.absolute.canonicalize().map_err(|cause| Error::io("read", &located.absolute, cause))?,
         entry: DATABASE_ENTRY.to_string(),
         component: Component::Database,
-        is_database: true,
+        kind: Kind::Database,
     })
 }
 
@@ -149,37 +165,35 @@ impl Walk<'_> {
         let at_top = path == STATE_DIR;
         for entry in entries {
             let name = entry.file_name();
-            let Some(name) = name.to_str() else {
-                let lossy = format!("{path}/{}", name.to_string_lossy());
-                self.warn(
-                    WarningCode::FileUnreadable,
-                    &lossy,
-                    format!("The name of {lossy} is not UTF-8; it was left out"),
-                );
-                continue;
-            };
-            let child = format!("{path}/{name}");
+            let child = format!("{path}/{}", names::encode(Path::new(&name)));
             let Ok(kind) = entry.file_type() else { continue };
-            if at_top && exclude::is_by_product(name, kind.is_dir())
-                || self.exclusion.excludes(Path::new(&child), kind.is_dir())
-            {
+            let is_ours = at_top && name.to_str().is_some_and(|name| exclude::is_by_product(name, kind.is_dir()));
+            if is_ours || self.exclusion.excludes(&Path::new(path).join(&name), kind.is_dir()) {
                 continue;
             }
-            if kind.is_dir() {
-                if self.wants(component_of(&child, true)) {
+            if !names::stays_below(&Path::new(path).join(&name)) {
+                let message = format!("{child} was left out: on other systems its name leads out of the project");
+                self.warn(WarningCode::FileUnreadable, &child, message);
+            } else if kind.is_dir() {
+                let component = component_of(&child, true);
+                if self.wants(component) {
+                    self.add(child.clone(), entry.path(), component, Kind::Directory);
                     self.directory(&entry.path(), &child)?;
                 }
             } else if kind.is_file() {
                 self.file(entry.path(), child);
+            } else if kind.is_symlink() {
+                self.link(entry.path(), child);
             } else {
-                self.warn(
-                    WarningCode::NotAFile,
-                    &child,
-                    format!("{child} is a symbolic link, socket or device and was left out"),
-                );
+                self.warn(WarningCode::NotAFile, &child, format!("{child} is a socket or device and was left out"));
             }
         }
         Ok(())
+    }
+
+    fn add(&mut self, path: String, absolute: PathBuf, component: Component, kind: Kind) {
+        let entry = entry_name(&path, component);
+        self.found.push(Source { path, absolute, entry, component, kind });
     }
 
     fn file(&mut self, absolute: PathBuf, path: String) {
@@ -188,10 +202,8 @@ impl Walk<'_> {
             return;
         }
         match starts_like_sqlite(&absolute) {
-            Ok(is_database) => {
-                let entry = entry_name(&path, component);
-                self.found.push(Source { path, absolute, entry, component, is_database });
-            }
+            Ok(true) => self.add(path, absolute, component, Kind::Database),
+            Ok(false) => self.add(path, absolute, component, Kind::File),
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
             Err(cause) => {
                 self.warn(
@@ -203,10 +215,26 @@ impl Walk<'_> {
         }
     }
 
+    fn link(&mut self, absolute: PathBuf, path: String) {
+        let component = component_of(&path, false);
+        // What is behind it is saved as the graph database.
+        if !self.wants(component) || self.is_graph(&absolute) {
+            return;
+        }
+        let Ok(target) = fs::read_link(&absolute) else { return };
+        if names::decode(&path).is_some_and(|path| names::link_stays_below(&path, &target)) {
+            self.add(path, absolute, component, Kind::Link(names::encode(&target)));
+        } else {
+            let message =
+                format!("{path} is a symbolic link out of the project, to {}; it was left out", target.display());
+            self.warn(WarningCode::LinkOutside, &path, message);
+        }
+    }
+
     /// Also where `.kg` is a symbolic link, and the path that was walked is not the one that SQLite opens.
     fn is_graph(&self, path: &Path) -> bool {
         let graph = self.graph.absolute.as_path();
-        path.file_name() == graph.file_name() && path.canonicalize().is_ok_and(|path| path == graph)
+        path.canonicalize().is_ok_and(|path| path == graph)
     }
 
     fn wants(&self, component: Component) -> bool {
@@ -235,30 +263,19 @@ fn component_of(path: &str, is_dir: bool) -> Component {
     }
 }
 
-/// `config.json`, `config/…`, `vectors/…`, `plugins/…`, `files/…`.
+/// `config.json`, `config/…`, `vectors/…`, `plugins/…`, `files/…`. A name that is UTF-8 stands as it is.
 fn entry_name(path: &str, component: Component) -> String {
+    let decoded = names::decode(path);
+    let path = decoded.as_deref().and_then(Path::to_str).unwrap_or(path);
     let below = path.strip_prefix(".kg/").unwrap_or(path);
     match component {
         Component::Database => DATABASE_ENTRY.to_string(),
         Component::Config if below == CONFIG_FILE => CONFIG_FILE.to_string(),
         Component::Config => format!("config/{below}"),
+        Component::Vectors if below == "vectors" => below.to_string(),
         Component::Vectors => format!("vectors/{}", below.strip_prefix("vectors/").unwrap_or(below)),
         Component::Plugins => below.to_string(),
         Component::Files => format!("files/{below}"),
-    }
-}
-
-/// The component of an entry of an archive, by its name; `None` for the manifest and the checksums.
-pub fn component_of_entry(entry: &str) -> Option<Component> {
-    match entry.split_once('/') {
-        Some(("config", _)) => Some(Component::Config),
-        Some(("vectors", _)) => Some(Component::Vectors),
-        Some(("plugins", _)) => Some(Component::Plugins),
-        Some(("files", _)) => Some(Component::Files),
-        Some(_) => None,
-        None if entry.starts_with(CONFIG_FILE) => Some(Component::Config),
-        None if entry.starts_with(DATABASE_ENTRY) => Some(Component::Database),
-        None => None,
     }
 }
 
@@ -294,10 +311,10 @@ pub fn open_plain(path: &Path) -> io::Result<fs::File> {
 fn drop_companions(sources: &mut Vec<Source>) {
     let companions: HashSet<PathBuf> = sources
         .iter()
-        .filter(|source| source.is_database)
+        .filter(|source| source.is_database())
         .flat_map(|source| COMPANIONS.map(|suffix| companion(&source.absolute, suffix)))
         .collect();
-    sources.retain(|source| source.is_database || !companions.contains(&source.absolute));
+    sources.retain(|source| source.is_database() || !companions.contains(&source.absolute));
 }
 
 /// Two sources can want one entry name (`.kg/vectors.db` and `.kg/vectors/vectors.db`): the later gets a suffix.
@@ -369,9 +386,13 @@ mod tests {
                 "database.sqlite",
                 "config.json",
                 "config/agents.json",
+                "vectors/reasoning-bank",
                 "vectors/reasoning-bank/b",
+                "vectors",
                 "vectors/vectors.db",
                 "vectors/a.f32",
+                "plugins",
+                "plugins/p",
                 "plugins/p/data.json",
                 "plugins/p/state",
                 "plugins/p/yarn.lock",
@@ -403,17 +424,38 @@ mod tests {
     fn two_sources_never_share_an_entry() {
         let (_dir, project) =
             project(&[(".kg/knowledge.db", DATABASE), (".kg/vectors.db", DATABASE), (".kg/vectors/vectors.db", b"x")]);
-        assert_eq!(entries(&project, &everything()), ["database.sqlite", "vectors/vectors.db", "vectors/vectors.db~2"]);
+        let expected = ["database.sqlite", "vectors", "vectors/vectors.db", "vectors/vectors.db~2"];
+        assert_eq!(entries(&project, &everything()), expected);
     }
 
     #[test]
-    fn links_are_reported_and_not_followed() {
-        let (dir, project) = project(&[(".kg/knowledge.db", DATABASE), ("outside", b"x")]);
-        std::os::unix::fs::symlink(dir.path().join("outside"), dir.path().join(".kg/link")).unwrap();
+    fn links_are_not_followed_and_kept_where_they_stay_inside() {
+        let (dir, project) = project(&[(".kg/knowledge.db", DATABASE), ("inside", b"x")]);
+        let link = |target: &Path, name: &str| std::os::unix::fs::symlink(target, dir.path().join(name)).unwrap();
+        link(Path::new("../inside"), ".kg/link");
+        link(&dir.path().join("inside"), ".kg/absolute");
+        link(Path::new("../../outside"), ".kg/outside");
+        link(Path::new("knowledge.db"), ".kg/graph");
         let mut warnings = Vec::new();
         let found = discover(&project, &everything(), &mut warnings).unwrap();
-        assert_eq!(found.len(), 1);
-        assert_eq!((warnings[0].code, warnings[0].path.as_deref()), (WarningCode::NotAFile, Some(".kg/link")));
+        let kinds: Vec<_> = found.iter().map(|source| (source.entry.as_str(), source.kind.clone())).collect();
+        assert_eq!(kinds, [("database.sqlite", Kind::Database), ("files/link", Kind::Link("../inside".into()))]);
+        let mut warned: Vec<_> =
+            warnings.iter().map(|warning| (warning.code, warning.path.as_deref().unwrap())).collect();
+        warned.sort_by_key(|(_, path)| *path);
+        assert_eq!(warned, [(WarningCode::LinkOutside, ".kg/absolute"), (WarningCode::LinkOutside, ".kg/outside")]);
+    }
+
+    #[test]
+    fn names_that_are_not_utf8_are_written_as_text_and_keep_their_place() {
+        use std::os::unix::ffi::OsStrExt;
+        let (dir, project) = project(&[(".kg/knowledge.db", DATABASE), (".kg/50%", b"")]);
+        fs::write(dir.path().join(".kg").join(std::ffi::OsStr::from_bytes(b"caf\xe9")), b"x").unwrap();
+        let found = discover(&project, &everything(), &mut Vec::new()).unwrap();
+        let named: Vec<_> = found.iter().map(|source| (source.path.as_str(), source.entry.as_str())).collect();
+        let expected =
+            [(".kg/knowledge.db", "database.sqlite"), (".kg/50%25", "files/50%"), (".kg/caf%E9", "files/caf%E9")];
+        assert_eq!(named, expected);
     }
 
     #[test]

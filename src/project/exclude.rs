@@ -13,7 +13,7 @@ use crate::{
 /// Of a restore that is at work; written by the reader.
 pub const JOURNAL_FILE: &str = "restore-journal.json";
 /// Directories directly below `.kg/` that hold nothing worth a backup.
-const DIRECTORIES: &[&str] = &[BACKUPS_DIR, UNDO_DIR, "cache", "caches", ".cache", "logs", "tmp"];
+const DIRECTORIES: &[&str] = &[BACKUPS_DIR, "cache", "caches", ".cache", "logs", "tmp"];
 /// Endings of files directly below `.kg/` that mean something only while their process lives.
 const ENDINGS: &[&str] = &[".lock", ".pid", ".log", ".sock"];
 
@@ -48,12 +48,17 @@ impl Exclusion {
     }
 }
 
+/// What a restore itself keeps; `name` stands directly below `.kg/`.
+pub fn is_of_restore(name: &str) -> bool {
+    name == JOURNAL_FILE || name == UNDO_DIR || name.starts_with(STAGING_PREFIX) || name.starts_with(PARTIAL_PREFIX)
+}
+
 /// By-products of the host and of this tool; `name` stands directly below `.kg/`.
 pub fn is_by_product(name: &str, is_dir: bool) -> bool {
-    if name.starts_with(PARTIAL_PREFIX) || name == JOURNAL_FILE {
+    if is_of_restore(name) {
         true
     } else if is_dir {
-        DIRECTORIES.contains(&name) || name.starts_with(STAGING_PREFIX)
+        DIRECTORIES.contains(&name)
     } else {
         ENDINGS.iter().any(|ending| name.ends_with(ending))
     }

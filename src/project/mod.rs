@@ -1,11 +1,12 @@
 //! What a project holds: where its parts lie, which of them a backup takes.
 //!
 //! A project is the directory that holds `.kg/`. [`Project`] itself only asks for paths (`stat`), so a host process may
-//! use it. [`config`] and [`discover`] open files of the live project: only the reader may call them (`src/reader`).
+//! use it, and [`names`]. [`config`] and [`discover`] open files of the live project: only the reader may call them (`src/reader`).
 
 pub mod config;
 pub mod discover;
 pub mod exclude;
+pub mod names;
 
 use std::path::{Path, PathBuf};
 

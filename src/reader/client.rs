@@ -18,15 +18,17 @@ use nix::{
 };
 
 use super::{
+    apply::{is_untidy, lock_target},
     protocol::{
         Applied, ApplyRequest, Frame, Greeting, Message, PROTOCOL, READER_ARGUMENT, RELEASE, Request, SaveRequest,
-        read_frame, write_json,
+        TidyRequest, UndoRequest, Undone, read_frame, write_json,
     },
     server::{self, Answers},
 };
 use crate::{
-    error::{Code, Error, Result},
-    task::{Cancel, POLL_INTERVAL},
+    error::{Code, Error, Result, Warning},
+    project::STATE_DIR,
+    task::{Cancel, POLL_INTERVAL, Task},
 };
 
 /// A reader greets within milliseconds; a machine that is swapping may take longer.
@@ -71,12 +73,49 @@ impl Reader {
 
     /// Applies a restore and waits for its end; it cannot be cancelled half way.
     pub fn apply(launch: &Launch, request: ApplyRequest) -> Result<Applied> {
-        let mut reader = Reader::start(launch, Request::Apply(request), &Cancel::default())?;
-        match reader.next() {
-            Ok(Answer::Message(Message::Applied(applied))) => Ok(applied),
-            Ok(_) => Err(out_of_turn()),
+        match Reader::change(launch, Request::Apply(request))? {
+            Message::Applied(applied) => Ok(applied),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    /// Undoes a restore; as [`Reader::apply`].
+    pub fn undo(launch: &Launch, request: UndoRequest) -> Result<Undone> {
+        match Reader::change(launch, Request::Undo(request))? {
+            Message::Undone(undone) => Ok(undone),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    /// Makes whole what killed restores of the project at `root` left, and removes what restores replaced longer ago than
+    /// `undo_retention_days`.
+    pub fn tidy(
+        launch: &Launch,
+        root: &Path,
+        lock_timeout: Duration,
+        undo_retention_days: u32,
+        task: &Task,
+    ) -> Result<Vec<Warning>> {
+        let state = root.join(STATE_DIR);
+        if !is_untidy(&state, undo_retention_days)? {
+            return Ok(Vec::new());
+        }
+        // The reader waits too, but cannot be told to stop.
+        drop(lock_target(&state, lock_timeout, task)?);
+        let lock_timeout_ms = lock_timeout.as_millis() as u64;
+        let request = TidyRequest { target: root.to_path_buf(), undo_retention_days, lock_timeout_ms };
+        match Reader::change(launch, Request::Tidy(request))? {
+            Message::Tidied { warnings } => Ok(warnings),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    fn change(launch: &Launch, request: Request) -> Result<Message> {
+        match Reader::start(launch, request, &Cancel::default())?.next() {
+            Ok(Answer::Message(message)) => Ok(message),
+            Ok(Answer::Data(_)) => Err(out_of_turn()),
             Err(error) if error.code == Code::ReaderDied => Err(Error {
-                remedy: "Run it again: the next restore or backup of this project first takes back what was begun"
+                remedy: "Run it again: the next restore or backup of this project first takes back, or completes, what was begun"
                     .into(),
                 ..error
             }),

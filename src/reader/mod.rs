@@ -8,14 +8,13 @@
 //!
 //! ```text
 //! client ── Request ──▶ server     [`save`]: walks the project, streams entries
-//! client ◀── Message, data … ──    [`apply`]: puts an unpacked backup into its place
+//! client ◀── Message, data … ──    [`apply`]: puts an unpacked backup into its place, undoes that, clears up
 //! ```
 //!
-//! [`journal`] makes an interrupted `apply` one that can be taken back. [`protocol`] defines the frames, [`server`] answers one request and ends, [`client`] is what the verbs use.
+//! [`protocol`] defines the frames, [`server`] answers one request and ends, [`client`] is what the verbs use.
 
 pub mod apply;
 pub mod client;
-pub mod journal;
 pub mod protocol;
 pub mod save;
 pub mod server;

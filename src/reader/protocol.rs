@@ -2,7 +2,7 @@
 //!
 //! A frame is a kind (one byte), a length (four bytes, little endian) and that many bytes: JSON for a message, raw bytes
 //! for data. The server greets first, so that a client never sends a request to another release. Then the client
-//! sends one request, and the server answers until `Saved`, `Applied` or `Failed`. The client keeps the server's
+//! sends one request, and the server answers until `Saved`, `Applied`, `Undone`, `Tidied` or `Failed`. The client keeps the server's
 //! standard input open: its end means that the client is gone.
 
 use std::{
@@ -10,6 +10,7 @@ use std::{
     path::PathBuf,
 };
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -41,6 +42,8 @@ pub struct Greeting {
 pub enum Request {
     Save(SaveRequest),
     Apply(ApplyRequest),
+    Undo(UndoRequest),
+    Tidy(TidyRequest),
 }
 
 /// Stream what a backup holds.
@@ -64,10 +67,34 @@ pub struct ApplyRequest {
     pub staging: PathBuf,
     /// `None` for everything.
     pub only: Option<Vec<Component>>,
+    /// Patterns, see [`crate::archive::pick`]; `None` for everything.
+    pub paths: Option<Vec<String>>,
     pub overwrite: bool,
+    /// Replace a database as a file even while another process has it open.
+    pub force: bool,
     /// Only say what would happen.
     pub dry_run: bool,
-    /// Bounds the wait for a lock that another process holds on a database.
+    /// Bounds each wait: for another restore, for a lock that another process holds on a database.
+    pub lock_timeout_ms: u64,
+}
+
+/// Put back what the newest restore replaced.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UndoRequest {
+    /// The target's root.
+    pub target: PathBuf,
+    pub force: bool,
+    pub dry_run: bool,
+    pub lock_timeout_ms: u64,
+}
+
+/// Make whole what killed restores left.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TidyRequest {
+    /// The target's root.
+    pub target: PathBuf,
+    /// What restores replaced longer ago than this is removed.
+    pub undo_retention_days: u32,
     pub lock_timeout_ms: u64,
 }
 
@@ -85,6 +112,10 @@ pub enum Message {
     },
     Saved(Saved),
     Applied(Applied),
+    Undone(Undone),
+    Tidied {
+        warnings: Vec<Warning>,
+    },
     Failed {
         error: Error,
     },
@@ -110,6 +141,17 @@ pub struct Applied {
     /// Where what was replaced is kept.
     pub safety_copy: Option<PathBuf>,
     pub warnings: Vec<Warning>,
+}
+
+/// The end of an `Undo`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undone {
+    /// The backup whose restore was undone, and when that was.
+    pub of: String,
+    pub at: Timestamp,
+    /// Files that the restore had added.
+    pub files_removed: u64,
+    pub applied: Applied,
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -20,11 +20,11 @@ use super::{
     server::Answers,
 };
 use crate::{
-    archive::manifest::FileRecord,
+    archive::manifest::{EntryKind, FileRecord},
     error::{Code, Error, Result, Warning, WarningCode},
     project::{
         Component, Project,
-        discover::{Source, discover, open_plain},
+        discover::{Kind, Source, discover, open_plain},
     },
     sqlite::{
         check::{Integrity, IntegrityStatus, quick_check},
@@ -45,13 +45,14 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
     let mut planned = Vec::new();
     let mut bytes_total = 0;
     for source in sources {
-        let content = match source.is_database.then(|| take(&source, request, cancel)) {
+        let content = match source.is_database().then(|| take(&source, request, cancel)) {
             // Removed since it was found: it is not part of the project any more.
             Some(Err(_)) if source.component != Component::Database && !source.absolute.exists() => continue,
             taken => taken.transpose()?,
         };
-        bytes_total += match &content {
-            Some(Taken::Snapshot(snapshot)) => snapshot.size_bytes(),
+        bytes_total += match (&content, &source.kind) {
+            (Some(Taken::Snapshot(snapshot)), _) => snapshot.size_bytes(),
+            (_, Kind::Directory | Kind::Link(_)) => 0,
             _ => fs::metadata(&source.absolute).map_or(0, |found| found.len()),
         };
         planned.push((source, content));
@@ -79,7 +80,8 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
                     saving.file(&beside(&source, suffix), &file)?;
                 }
             }
-            None => saving.file(&source, &source.absolute)?,
+            None if source.kind == Kind::File => saving.file(&source, &source.absolute)?,
+            None => saving.node(&source)?,
         }
     }
     if !request.check_source && saving.saved.integrity.status == IntegrityStatus::Ok {
@@ -106,7 +108,7 @@ fn beside(source: &Source, suffix: &str) -> Source {
     Source {
         path: format!("{}{suffix}", source.path),
         entry: format!("{}{suffix}", source.entry),
-        is_database: false,
+        kind: Kind::File,
         ..source.clone()
     }
 }
@@ -168,6 +170,18 @@ impl Saving<'_> {
     fn entry(&mut self, source: &Source, found: &Metadata, size: u64) -> Result<()> {
         let record = record(source, found, size);
         self.answers.message(Message::Entry { record, owner: (found.uid(), found.gid()) })
+    }
+
+    /// A directory or a link, which have no data.
+    fn node(&mut self, source: &Source) -> Result<()> {
+        match fs::symlink_metadata(&source.absolute) {
+            Ok(found) => self.entry(source, &found, 0),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(cause) => {
+                self.unreadable(source, &cause);
+                Ok(())
+            }
+        }
     }
 
     fn damaged(&mut self, path: &str, messages: Vec<String>) {
@@ -281,7 +295,16 @@ fn record(source: &Source, found: &Metadata, size: u64) -> FileRecord {
         entry: source.entry.clone(),
         path: source.path.clone(),
         component: source.component,
-        database: source.is_database,
+        kind: match source.kind {
+            Kind::Database | Kind::File => EntryKind::File,
+            Kind::Directory => EntryKind::Directory,
+            Kind::Link(_) => EntryKind::Link,
+        },
+        target: match &source.kind {
+            Kind::Link(target) => Some(target.clone()),
+            _ => None,
+        },
+        database: source.is_database(),
         size,
         mode: found.mode() & 0o7777,
         mtime: Timestamp::new(found.mtime(), found.mtime_nsec() as i32).unwrap_or(Timestamp::UNIX_EPOCH),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    apply::apply,
+    apply::{apply, tidy, undo},
     protocol::{Frame, Greeting, Message, PROTOCOL, RELEASE, Request, read_frame, write_data, write_json},
     save::save,
 };
@@ -33,6 +33,8 @@ pub fn answer(request: Request, answers: &mut dyn Answers, cancel: &Cancel) -> R
     let done = sqlite::assert_capabilities().and_then(|()| match request {
         Request::Save(request) => save(&request, answers, cancel).map(Message::Saved),
         Request::Apply(request) => apply(&request).map(Message::Applied),
+        Request::Undo(request) => undo(&request).map(Message::Undone),
+        Request::Tidy(request) => tidy(&request).map(|warnings| Message::Tidied { warnings }),
     });
     answers.message(done.unwrap_or_else(|error| Message::Failed { error }))
 }
@@ -57,7 +59,7 @@ pub fn main() -> ExitCode {
         }
     };
     // A restore that has begun is carried to its end even when nobody waits for it any more.
-    let may_end = Arc::new(AtomicBool::new(!matches!(request, Request::Apply(_))));
+    let may_end = Arc::new(AtomicBool::new(matches!(request, Request::Save(_))));
     end_with_client(may_end);
     match answer(request, &mut Pipe { out }, &Cancel::default()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,8 +1,8 @@
-//! Who else has a database open.
+//! Who else has a database open, and keeping others out while its file is replaced.
 //!
 //! Every connection to a database in WAL mode holds a shared lock on the database file for as long as it is open, and
-//! one in rollback mode while it reads or writes (<https://sqlite.org/lockingv3.html>). Asking for a conflicting lock,
-//! without taking it, names a process that holds one.
+//! one in rollback mode while it reads or writes (<https://sqlite.org/lockingv3.html>). Taking a conflicting lock on the
+//! same bytes fails while there is one, and keeps new ones waiting.
 //!
 //! Not guaranteed: a connection in rollback mode that does nothing at the moment holds no lock and is not seen.
 
@@ -11,7 +11,7 @@ use std::{fs::File, io, path::Path};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, fcntl},
-    libc::{F_UNLCK, F_WRLCK, SEEK_SET, flock},
+    libc::{F_WRLCK, SEEK_SET, flock},
 };
 
 use crate::error::{Error, Result};
@@ -20,16 +20,15 @@ use crate::error::{Error, Result};
 const LOCK_BYTES_START: i64 = 0x4000_0000;
 const LOCK_BYTES_LENGTH: i64 = 512;
 
-/// The id of another process that holds a lock on the database, if any; 0 where the system does not name it.
+/// Keeps connections of other processes out of a database while it lives.
 ///
-/// Opens and closes the file, which drops the locks that this process itself holds on it.
-pub fn holder(database: &Path) -> Result<Option<i32>> {
-    let failed = |cause: io::Error| Error::io("look at the locks of", database, cause);
-    let file = match File::open(database) {
-        Ok(file) => file,
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(cause) => return Err(failed(cause)),
-    };
+/// Closing any descriptor of the file in this process ends it early.
+pub struct Claim(#[expect(dead_code, reason = "closing it is what ends the claim")] File);
+
+/// Claims the database behind `file`, which must be open for writing. `Err` in the result is a process that has it open;
+/// 0 where the system does not name it.
+pub fn claim(file: File, path: &Path) -> Result<std::result::Result<Claim, i32>> {
+    let failed = |cause: Errno| Error::io("lock", path, io::Error::from(cause));
     let mut lock = flock {
         l_type: F_WRLCK as i16,
         l_whence: SEEK_SET as i16,
@@ -37,11 +36,13 @@ pub fn holder(database: &Path) -> Result<Option<i32>> {
         l_len: LOCK_BYTES_LENGTH,
         l_pid: 0,
     };
-    match fcntl(&file, FcntlArg::F_GETLK(&mut lock)) {
-        Ok(_) if lock.l_type == F_UNLCK as i16 => Ok(None),
-        Ok(_) => Ok(Some(lock.l_pid.max(0))),
+    match fcntl(&file, FcntlArg::F_SETLK(&lock)) {
         // A file system without locks: nobody holds one.
-        Err(Errno::ENOLCK | Errno::ENOSYS) => Ok(None),
-        Err(cause) => Err(failed(cause.into())),
+        Ok(_) | Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(Ok(Claim(file))),
+        Err(Errno::EAGAIN | Errno::EACCES) => {
+            fcntl(&file, FcntlArg::F_GETLK(&mut lock)).map_err(failed)?;
+            Ok(Err(lock.l_pid.max(0)))
+        }
+        Err(cause) => Err(failed(cause)),
     }
 }

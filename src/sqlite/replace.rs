@@ -1,14 +1,17 @@
-//! Replaces the content of a database that other processes may have open.
+//! Replaces the content of databases that other processes may have open.
 //!
 //! SQLite's backup API writes the new content in one transaction of the live database
 //! (<https://sqlite.org/backup.html>). Whoever has it open keeps its connection, sees the new content, and its next
 //! commits are seen by all. A rename would leave them with a file that nobody else sees.
 //!
+//! Several databases are replaced as one: all are locked, what they hold is written away, the caller decides, and only then
+//! is the first of them changed.
+//!
 //! Not possible where the page sizes differ or either of the two is damaged: [`is_possible`] says so.
 
 use std::{
     fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, Seek, Write},
     path::Path,
     time::{Duration, Instant},
 };
@@ -16,6 +19,7 @@ use std::{
 use rusqlite::{
     Connection, OpenFlags,
     backup::{Backup, StepResult},
+    config::DbConfig,
 };
 
 use super::{
@@ -29,50 +33,134 @@ use crate::{
     task::Cancel,
 };
 
-/// Whether `live` is a sound database with content, and `staged` (where there is one already) fits it.
-pub fn is_possible(live: &Path, staged: Option<&Path>, lock_timeout: Duration) -> Result<bool> {
+/// One database to replace.
+pub struct Swap<'a> {
+    pub live: &'a Path,
+    /// Holds the new content, and is nobody else's.
+    pub new: &'a Path,
+    /// Takes what the live database held.
+    pub keep: Option<&'a File>,
+}
+
+/// Whether `live` is a sound database with content, and `new` fits it. Without `new`, nothing is written at all.
+pub fn is_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> Result<bool> {
     let deadline = Instant::now() + lock_timeout;
     let cancel = Cancel::default();
     let pinned = |path: &Path| until(deadline, &cancel, || Snapshot::pin(open_harmless(path)?, path));
-    let snapshot = match pinned(live) {
+    // One that a killed writer left half written is rolled back first, which only a connection that writes can do.
+    let recovered = || until(deadline, &cancel, || Snapshot::pin(open_live(live)?, live));
+    let snapshot = match if new.is_some() { recovered() } else { pinned(live) } {
         Ok(snapshot) if snapshot.size_bytes() > 0 => snapshot,
         Err(error) if error.code == Code::DatabaseBusy => return Err(error),
         _ => return Ok(false),
     };
-    let fits = match staged.map(pinned) {
+    let fits = match new.map(pinned) {
         None => true,
-        Some(Ok(staged)) => staged.size_bytes() > 0 && staged.page_size_bytes() == snapshot.page_size_bytes(),
+        Some(Ok(new)) => new.size_bytes() > 0 && new.page_size_bytes() == snapshot.page_size_bytes(),
         Some(Err(_)) => false,
     };
     let (connection, _scratch) = snapshot.into_connection();
     Ok(fits && quick_check(connection, &cancel)?.status == IntegrityStatus::Ok)
 }
 
-/// Replaces the content of `live` by that of `staged`, and writes what it was to `keep`. The journal mode stays as it is.
-pub fn replace(live: &Path, staged: &Path, keep: &Path, lock_timeout: Duration) -> Result<()> {
-    let failed = |cause| Error::sqlite("replace the content of", live, cause);
+/// Replaces the content of each live database. Until `decide` has returned, nothing was changed; `done` is called after
+/// each commit, in order. The journal modes stay as they are.
+pub fn replace(
+    swaps: &[Swap<'_>],
+    lock_timeout: Duration,
+    decide: impl FnOnce() -> Result<()>,
+    mut done: impl FnMut(usize) -> Result<()>,
+) -> Result<()> {
     let deadline = Instant::now() + lock_timeout;
-    let (mut destination, mode) = until(deadline, &Cancel::default(), || open_live(live).map_err(failed))?;
-    let source = Connection::open(staged).map_err(failed)?;
-    let source_mode = if mode == "wal" { "wal" } else { "delete" };
-    source.query_row(&format!("PRAGMA journal_mode = {source_mode}"), [], |_| Ok(())).map_err(failed)?;
-
-    let backup = Backup::new(&source, &mut destination).map_err(failed)?;
-    // A step of no pages takes the write lock: what is kept is the last commit before the replacement.
-    step(&backup, 0, live, deadline)?;
-    // In rollback mode the lock keeps readers out, so the file itself is copied; closing it would drop the lock.
-    let _open_until_done =
-        if mode == "wal" { keep_snapshot(live, keep).map(|()| None)? } else { keep_file(live, keep).map(Some)? };
-    step(&backup, -1, live, deadline)
+    // Declared first, so that these are closed last, whatever happens.
+    let mut open_until_done = Vec::new();
+    let mut pairs = swaps.iter().map(|swap| Pair::open(swap, deadline)).collect::<Result<Vec<_>>>()?;
+    let mut locked = Vec::new();
+    for (pair, swap) in pairs.iter_mut().zip(swaps) {
+        let failed = |cause| Error::sqlite("replace the content of", swap.live, cause);
+        let backup = Backup::new(&pair.new, &mut pair.live).map_err(failed)?;
+        // A step of no pages takes the write lock: what is kept is the last commit before the replacement.
+        step(&backup, 0, swap.live, deadline)?;
+        locked.push((backup, pair.is_wal));
+    }
+    for (swap, (_, is_wal)) in swaps.iter().zip(&locked) {
+        match swap.keep {
+            Some(keep) if *is_wal => keep_snapshot(swap.live, keep)?,
+            // In rollback mode the lock keeps readers out, so the file itself is copied; closing it would drop the lock.
+            Some(keep) => open_until_done.push(keep_file(swap.live, keep)?),
+            None => {}
+        }
+    }
+    decide()?;
+    for (number, (swap, (backup, _))) in swaps.iter().zip(&locked).enumerate() {
+        step(backup, -1, swap.live, deadline)?;
+        done(number)?;
+    }
+    drop(locked);
+    for pair in pairs.iter().filter(|pair| pair.is_wal) {
+        // Others may be reading: then it is for them to do, as ever.
+        let _ = pair.live.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+    }
+    Ok(())
 }
 
-/// The live database and its journal mode.
-fn open_live(live: &Path) -> rusqlite::Result<(Connection, String)> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(live, flags)?;
-    connection.busy_timeout(BUSY_SLICE)?;
-    let mode = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
-    Ok((connection, mode))
+/// Whether `live` has the content of `new`: all pages, but for what SQLite changes in the first of them when it replaces
+/// the content (versions, change counter, schema cookie; <https://sqlite.org/fileformat2.html#the_database_header>).
+pub fn has_content_of(live: &Path, new: &Path) -> Result<bool> {
+    const OWN: [std::ops::Range<usize>; 4] = [18..20, 24..32, 40..44, 92..100];
+    let cancel = Cancel::default();
+    let mut pages = Vec::new();
+    for (connection, path) in [(open_live(live)?, live), (open_harmless(new)?, new)] {
+        let snapshot = Snapshot::pin(connection, path)?;
+        let mut hasher = sha2::Sha256::default();
+        let mut is_first = true;
+        snapshot.pages(&cancel, |page| {
+            let mut page = page.to_vec();
+            if std::mem::take(&mut is_first) {
+                OWN.into_iter().for_each(|range| page[range].fill(0));
+            }
+            sha2::Digest::update(&mut hasher, &page);
+            Ok(())
+        })?;
+        pages.push(sha2::Digest::finalize(hasher));
+    }
+    Ok(pages[0] == pages[1])
+}
+
+/// A live database and its new content, open.
+struct Pair {
+    live: Connection,
+    new: Connection,
+    is_wal: bool,
+}
+
+impl Pair {
+    fn open(swap: &Swap<'_>, deadline: Instant) -> Result<Self> {
+        let failed = |cause| Error::sqlite("replace the content of", swap.live, cause);
+        let live = until(deadline, &Cancel::default(), || open_live(swap.live))?;
+        let mode: String = until(deadline, &Cancel::default(), || {
+            live.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(failed)
+        })?;
+        let is_wal = mode == "wal";
+        let new = Connection::open(swap.new).map_err(failed)?;
+        let mode = if is_wal { "wal" } else { "delete" };
+        new.query_row(&format!("PRAGMA journal_mode = {mode}"), [], |_| Ok(())).map_err(failed)?;
+        Ok(Pair { live, new, is_wal })
+    }
+}
+
+/// A live database that is about to be replaced. A link in its place is refused.
+fn open_live(live: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let opened = || -> rusqlite::Result<Connection> {
+        let connection = Connection::open_with_flags(live, flags)?;
+        connection.busy_timeout(BUSY_SLICE)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+        // A checkpoint of everything that was replaced would stand between the commit and the caller's note of it.
+        connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+        Ok(connection)
+    };
+    opened().map_err(|cause| Error::sqlite("open", live, cause))
 }
 
 fn step(backup: &Backup<'_, '_>, pages: i32, live: &Path, deadline: Instant) -> Result<()> {
@@ -88,19 +176,17 @@ fn step(backup: &Backup<'_, '_>, pages: i32, live: &Path, deadline: Instant) -> 
     })
 }
 
-fn keep_snapshot(live: &Path, keep: &Path) -> Result<()> {
-    let failed = |cause| Error::io("write", keep, cause);
-    let mut file = BufWriter::with_capacity(1 << 20, File::create_new(keep).map_err(failed)?);
-    Snapshot::pin(open_harmless(live)?, live)?
-        .pages(&Cancel::default(), |page| file.write_all(page).map_err(failed))?;
-    file.into_inner().map_err(|cause| failed(cause.into_error()))?.sync_all().map_err(failed)
+fn keep_snapshot(live: &Path, keep: &File) -> Result<()> {
+    let failed = |cause| Error::io("keep a copy of", live, cause);
+    let mut out = BufWriter::with_capacity(1 << 20, keep);
+    Snapshot::pin(open_harmless(live)?, live)?.pages(&Cancel::default(), |page| out.write_all(page).map_err(failed))?;
+    out.flush().and_then(|()| keep.sync_all()).map_err(failed)
 }
 
 /// Returns the open file of the database.
-fn keep_file(live: &Path, keep: &Path) -> Result<File> {
-    let failed = |cause| Error::io("write", keep, cause);
-    let mut file = File::open(live).map_err(|cause| Error::io("read", live, cause))?;
-    let mut copy = File::create_new(keep).map_err(failed)?;
-    io::copy(&mut file, &mut copy).and_then(|_| copy.sync_all()).map_err(failed)?;
+fn keep_file(live: &Path, mut keep: &File) -> Result<File> {
+    let failed = |cause| Error::io("keep a copy of", live, cause);
+    let mut file = File::open(live).map_err(failed)?;
+    keep.rewind().and_then(|()| io::copy(&mut file, &mut keep)).and_then(|_| keep.sync_all()).map_err(failed)?;
     Ok(file)
 }

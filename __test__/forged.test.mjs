@@ -1,0 +1,734 @@
+// Archives that somebody forged: sealed and summed up as this tool would, so that nothing but the one hostile thing is
+// wrong with them. Each is refused with its code; nothing is written, and a project that is there stays as it is.
+
+import { execFileSync } from 'node:child_process';
+import { existsSync, readFileSync, readdirSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { gunzipSync } from 'node:zlib';
+
+import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import { describe, expect, test } from 'vitest';
+
+import * as forge from './support/forge.mjs';
+import { kg, kgPath } from './support/processes.mjs';
+import { fingerprint, integrityOf, makeProject, temporaryDirectory } from './support/project.mjs';
+
+const MB = 1024 * 1024;
+const NODES = 20;
+/** Where forged absolute paths lead; nothing may ever be there. */
+const OUTSIDE = '/tmp/kg-forged';
+
+// ---- What is forged ----
+
+let tar;
+
+/** The tar of a true backup, from which every forgery is made. */
+async function genuine() {
+  if (!tar) {
+    const { root, backups } = makeProject({ nodes: NODES });
+    const { path: archive } = await createBackupManager({ projectRoot: root, backupDir: backups }).createBackup();
+    tar = gunzipSync(readFileSync(archive));
+  }
+  return tar;
+}
+
+/** A forgery whose manifest and entries are changed together, so that they agree. */
+const changed = (change) => (tar) => forge.seal(forge.rewriteManifest(tar, change));
+/** A forgery whose manifest is another text. */
+const worded = (text, change) => (tar) => forge.seal(forge.tarOf(forge.changedEntries(tar, { change, text })));
+/** A forgery whose tar has other entries than its manifest and checksums say. */
+const rearranged = (rearrange, change) => (tar) => {
+  const entries = forge.changedEntries(tar, { change });
+  return forge.seal(forge.tarOf(rearrange(entries) ?? entries));
+};
+
+const at = (entries, name) => entries.find((entry) => entry.name === name);
+const recordOf = (manifest, entry) => manifest.files.find((record) => record.entry === entry);
+const vectors = 'vectors/a.f32';
+
+/** Forgeries in which a file, a directory, a link or the graph database goes to `path`. */
+const placed = {
+  file: (to) => changed((manifest) => (recordOf(manifest, vectors).path = to)),
+  directory: (to) => changed((m, e) => forge.addEntry(m, e, { entry: 'files/forged', path: to, directory: true })),
+  link: (to) => changed((m, e) => forge.addEntry(m, e, { entry: 'files/forged', path: to, target: 'config.json' })),
+  database: (to) => changed((manifest) => (recordOf(manifest, 'database.sqlite').path = to)),
+};
+/** A forgery with a link to `target`. */
+const linked = (target, more) =>
+  changed((m, e) => forge.addEntry(m, e, { entry: 'files/forged', path: '.kg/plugins/forged', target, ...more }));
+/** A forgery with one more file. */
+const added = (...files) =>
+  changed((m, e) => {
+    files.forEach((file, n) => forge.addEntry(m, e, { entry: `files/forged${n}`, content: Buffer.from('forged'), ...file }));
+  });
+/** A forgery in which the record of a file is changed. */
+const recorded = (change, entry = vectors) => changed((manifest) => change(recordOf(manifest, entry), manifest));
+
+// ---- What is expected ----
+
+/** Every name below a directory. */
+const namesIn = (dir) => readdirSync(dir, { recursive: true }).sort();
+
+/** The archive `forged` under the name of one; `beside` is the text of the manifest beside it. */
+function store({ archive, beside }, ending = 'tar.gz') {
+  const file = path.join(temporaryDirectory(), `forged.${ending}`);
+  writeFileSync(file, archive);
+  if (beside !== undefined) writeFileSync(`${file}.manifest.json`, beside);
+  return file;
+}
+
+/** Restores `archive` into nothing, and over a project: both are refused with `code` and leave no trace. */
+async function expectRefused(archive, code) {
+  const { root } = makeProject({ nodes: NODES });
+  const manager = createBackupManager({ projectRoot: root });
+  const base = temporaryDirectory();
+  const intoNothing = manager.restore({ backupPath: archive, targetDir: path.join(base, 'target') });
+  await expect.soft(intoNothing, 'into nothing').rejects.toMatchObject({ code });
+  expect.soft(readdirSync(base), 'beside what did not exist').toEqual([]);
+  const before = [namesIn(path.dirname(root)), fingerprint(root)];
+  const overProject = manager.restore({ backupPath: archive, overwrite: true });
+  await expect.soft(overProject, 'over a project').rejects.toMatchObject({ code });
+  expect.soft([namesIn(path.dirname(root)), fingerprint(root)], 'the project').toEqual(before);
+  expect(existsSync(OUTSIDE)).toBe(false);
+}
+
+/** Each of `forgeries` is refused by a restore with `code`; a check of it says whether it is `valid` in itself. */
+function refuses(code, { valid, ending }, forgeries) {
+  for (const [what, forgery] of Object.entries(forgeries)) {
+    test(`${what}: refused`, async () => {
+      const forged = forgery(await genuine());
+      const archive = store(Buffer.isBuffer(forged) ? { archive: forged } : forged, ending);
+      const report = await createBackupManager({ projectRoot: temporaryDirectory() }).checkBackup(archive);
+      expect.soft(report.valid, JSON.stringify(report.problems)).toBe(valid);
+      await expectRefused(archive, code);
+    });
+  }
+}
+
+/** Hostile in what it asks for, and true to itself: for a restore to see. */
+const NOT_OURS = ['KG_NOT_A_BACKUP', { valid: true }];
+/** Its parts disagree. */
+const MISMATCH = ['KG_CHECKSUM_MISMATCH', { valid: false }];
+
+const each = (texts, forgery) => Object.fromEntries(texts.map((text) => [JSON.stringify(text), forgery(text)]));
+
+// ---- Where things go ----
+
+const LEADING_OUT = [
+  OUTSIDE,
+  '.kg/../../kg-forged',
+  '../kg-forged',
+  'C:\\kg-forged',
+  '\\\\host\\share\\x',
+  '.kg\\..\\..\\kg-forged',
+  '.kg/%2e%2e/%2e%2e/kg-forged',
+  '.kg/forged\0',
+  '.kg/restore-undo/x',
+  '.kg/restore-journal.json',
+];
+const ODD_PATHS = [
+  ...['', '.', '..', '/', '.kg', '.kg/', '.kg/.', '.kg/..', './.kg/x', '.kg/./x', '.kg//x', '.kg/x/', '//x', '.kg/x/../y'],
+  ...['C:x', 'c:/x', '\\x', '..\\..\\x', '.kg/plugins\\..\\..\\..\\x', '.kg/..\\x'],
+  ...['%2e%2e/x', '%2E%2E/x', '.kg%2Fx', '.kg/%2Fx', '.kg/caf%c3%a9', '.kg/caf%C3%A9', '.kg/%ff', '.kg/%61', '.kg/%25%', '.kg/%', '.kg/%4'],
+  ...['.kg/%zz', '.kg/%+1', '.kg/% 1', '.kg/%00', '\0', '.kg/a\0/../../x'],
+  ...['.git/hooks/post-commit', 'package.json', '.KG/x', '.kgx/y', '.kg '],
+  ...['.kg/restore-undo', '.kg/restore-staging-x', '.kg/restore-staging-x/0', '.kg/.kg-partial-x', '.kg/.kg-partial-x/y'],
+  ...['.kg/backups/kg-backup-20240101-000000.tar.gz', '.kg/cache/x', '.kg/logs/x', '.kg/tmp/x'],
+  ...['.kg/x.lock', '.kg/x.pid', '.kg/x.log', '.kg/x.sock', '.kg/.kg-store.lock'],
+];
+
+describe('a file at', () => {
+  refuses(...NOT_OURS, each([...LEADING_OUT, ...ODD_PATHS], placed.file));
+});
+
+describe('a directory at', () => {
+  refuses(...NOT_OURS, each([...LEADING_OUT, '.kg', '.git/hooks', '.kg/backups', '.kg/restore-staging-x'], placed.directory));
+});
+
+describe('a link at', () => {
+  refuses(...NOT_OURS, each([...LEADING_OUT, '.kg', '.git/hooks/post-commit', '.kg/x.lock'], placed.link));
+});
+
+describe('the graph database', () => {
+  const configured = (to) => (manifest, entries) => {
+    const config = at(entries, 'config.json');
+    config.content = Buffer.from(JSON.stringify({ database: { path: to } }));
+    recordOf(manifest, 'config.json').size = config.content.length;
+    manifest.checksums['config.json'] = forge.digestOf(config.content);
+  };
+  const withoutConfig = (manifest, entries) => {
+    for (const list of [manifest.files, entries]) list.splice(1, 1);
+    delete manifest.checksums['config.json'];
+  };
+  const companion = (suffix, more) => added({ entry: `database.sqlite${suffix}`, component: 'database', ...more });
+
+  refuses(...NOT_OURS, each([...LEADING_OUT, '.kg', '.kg/', '.kg/restore-staging-x/0'], placed.database));
+  refuses(...NOT_OURS, {
+    'without the mark of a database': recorded((record) => delete record.database, 'database.sqlite'),
+    'as a companion that SQLite does not have': companion('-forged', { path: '.kg/knowledge.db-forged' }),
+    'as a companion whose name climbs': companion('-d/../../../kg-forged', { path: '.kg/other' }),
+    'as a companion whose path climbs': companion('-wal', { path: '../kg-forged-wal' }),
+    'as a companion whose path is absolute': companion('-journal', { path: `${OUTSIDE}-journal` }),
+    'as a companion that is a link': companion('-wal', { path: '.kg/knowledge.db-wal', target: 'config.json' }),
+    'as a companion that is a directory': companion('-journal', { path: '.kg/knowledge.db-journal', directory: true }),
+    'as something that is called otherwise': added({ component: 'database', path: '.kg/x' }),
+    'where the configuration of the archive has it, if that is a file of a restore': changed(configured('.kg/restore-journal.json')),
+    'where the configuration of the archive has it, if that is what a restore keeps': changed(configured('.kg/restore-undo/x')),
+    'where the configuration of the archive has it, if that is the project': changed(configured('.')),
+    'where the configuration of the archive has it, if that is its configuration': changed(configured('.kg/config.json')),
+    'where the configuration of the archive has it, if that is below a file': changed(configured('.kg/config.json/x')),
+    'where the configuration of the archive has it, if that has a zero byte': changed(configured('.kg/a\0b')),
+    'where the configuration of the archive has it, if that is a hook of git': changed(configured('.git/hooks/post-commit')),
+    'as a hook of git, without a configuration': changed((manifest, entries) => {
+      recordOf(manifest, 'database.sqlite').path = '.git/hooks/post-commit';
+      withoutConfig(manifest, entries);
+    }),
+  });
+  refuses('KG_TARGET_INVALID', { valid: true }, {
+    'where the configuration of the archive has it, if that is the state directory': changed(configured('.kg')),
+  });
+
+  // SQLite makes of them, and of the database that lies there, what whoever forged them wants.
+  refuses(...NOT_OURS, {
+    'with a file that is its WAL': added({ path: '.kg/knowledge.db-wal' }),
+    'with a file that is its journal': added({ path: '.kg/knowledge.db-journal' }),
+    'with a file that is its index': added({ path: '.kg/knowledge.db-shm' }),
+    'with a WAL, though it is sound': companion('-wal', { path: '.kg/knowledge.db-wal' }),
+    'with a journal, though it is sound': companion('-journal', { path: '.kg/knowledge.db-journal' }),
+  });
+
+  test('outside the project where the configuration of the archive has it goes to its own place', async () => {
+    const forged = changed(configured(path.join(OUTSIDE, 'graph.db')))(await genuine());
+    const target = path.join(temporaryDirectory(), 'target');
+    const { warnings } = await createBackupManager().restore({ backupPath: store({ archive: forged }), targetDir: target });
+    expect(warnings).toMatchObject([{ code: 'KG_WARN_CONFIG' }]);
+    expect(integrityOf(path.join(target, '.kg/knowledge.db'))).toBe('ok');
+    expect(existsSync(OUTSIDE)).toBe(false);
+  });
+});
+
+describe('one place for two things, because', () => {
+  refuses(...NOT_OURS, {
+    'two files have it': changed((manifest) => (recordOf(manifest, vectors).path = '.kg/config.json')),
+    'a file has that of the database': changed((manifest) => (recordOf(manifest, vectors).path = '.kg/knowledge.db')),
+    'a file and a directory have it': placed.directory('.kg/config.json'),
+    'a link and a directory have it': placed.link('.kg/plugins'),
+    'a file lies below a file': added({ path: '.kg/config.json/x' }),
+    'a file lies far below a file': added({ path: '.kg/config.json/x/y/z' }),
+    'a directory lies below a file': placed.directory('.kg/config.json/x'),
+    'a file lies below a link': changed((m, e) => {
+      forge.addEntry(m, e, { entry: 'files/link', path: '.kg/link', target: 'plugins' });
+      forge.addEntry(m, e, { entry: 'files/x', path: '.kg/link/x' });
+    }),
+    'a link lies below a link': changed((m, e) => {
+      forge.addEntry(m, e, { entry: 'files/link', path: '.kg/link', target: 'plugins' });
+      forge.addEntry(m, e, { entry: 'files/x', path: '.kg/link/x', target: 'y' });
+    }),
+  });
+});
+
+describe('a link', () => {
+  refuses(...NOT_OURS, {
+    'to an absolute path': linked('/etc/passwd'),
+    'to the root': linked('/'),
+    'that climbs out': linked('../../../kg-forged'),
+    'that climbs out and comes back': linked('../../../project/.kg/config.json'),
+    'that goes down before it climbs out': linked('a/b/../../../../../kg-forged'),
+    'to nothing': linked(''),
+    'that is called a database': linked('terms.json', { database: true }),
+    'that leads out through another link': changed((m, e) => {
+      mkdirRecord(m, e, '.kg/plugins/a');
+      forge.addEntry(m, e, { entry: 'files/up', path: '.kg/plugins/a/up', target: '../..' });
+      forge.addEntry(m, e, { entry: 'files/out', path: '.kg/out', target: 'plugins/a/up/../../kg-forged' });
+    }),
+    'that is a file with a target': recorded((record) => (record.target = 'x')),
+    'that is a directory with a target': recorded((record) => (record.target = 'x'), 'vectors'),
+  });
+  refuses(...MISMATCH, {
+    'that leads elsewhere in the tar than in the manifest': linked('terms.json', { tar: { link: '../../../etc/passwd' } }),
+    'that leads elsewhere in the manifest than in the tar': linked('../../../etc/passwd', { tar: { link: 'terms.json' } }),
+    'whose target is written in another way': linked('%74erms.json', { tar: { link: 'terms.json' } }),
+    'whose target climbs with percent signs': linked('%2e%2e/%2e%2e/%2e%2e/x', { tar: { link: '../../../x' } }),
+    'whose target has a zero byte': linked('a\0b'),
+    'without a target': linked('x', { target: undefined, type: 'link', tar: { type: '2', link: 'x' } }),
+    'with content': linked('x', { tar: { content: Buffer.from('content') } }),
+    'whose long target has no end': rearranged((entries) => {
+      entries.splice(1, 0, { name: '././@LongLink', type: 'K', content: Buffer.from('no end') });
+    }),
+    'whose long target has a zero byte': rearranged((entries) => void entries.splice(1, 0, forge.longName('a\0b', 'K'))),
+    'whose long target is there twice': rearranged((entries) => {
+      entries.splice(1, 0, forge.longName('a', 'K'), forge.longName('a', 'K'));
+    }),
+  });
+});
+
+function mkdirRecord(manifest, entries, to) {
+  forge.addEntry(manifest, entries, { entry: `files/${to}`, path: to, directory: true });
+}
+
+// ---- What the tar is made of ----
+
+const TYPES = {
+  'a hard link': '1',
+  'a character device': '3',
+  'a block device': '4',
+  'a FIFO': '6',
+  'a contiguous file': '7',
+  'a GNU sparse file': 'S',
+  'a GNU volume name': 'V',
+  'a GNU continuation of another volume': 'M',
+  'a GNU list of names': 'D',
+  'an extended header of a file': 'x',
+  'an extended header of all files': 'g',
+  'an extended header of Solaris': 'X',
+  'an unknown type': 'Z',
+};
+
+describe('an entry of a type that no backup has:', () => {
+  const typed = (type) => rearranged((entries) => void Object.assign(at(entries, vectors), { type, link: 'config.json' }));
+  const extra = (type) =>
+    rearranged((entries) => void entries.splice(3, 0, { name: 'config.json', type, link: 'database.sqlite', content: Buffer.alloc(0) }));
+  const listed = (table, forgery, suffix) =>
+    Object.fromEntries(Object.entries(table).map(([what, type]) => [`${what}${suffix}`, forgery(type)]));
+  refuses(...MISMATCH, listed(TYPES, typed, ' instead of a file'));
+  refuses(...MISMATCH, listed(TYPES, extra, ' between the others'));
+  refuses(...MISMATCH, {
+    'a path in an extended header': rearranged((entries) => {
+      entries.splice(1, 0, { name: 'pax', type: 'x', content: Buffer.from('27 path=../../kg-forged.x\n') });
+    }),
+    'a size in an extended header': rearranged((entries) => {
+      entries.splice(1, 0, { name: 'pax', type: 'x', content: Buffer.from('13 size=1000\n') });
+    }),
+    'a directory with content': rearranged((entries) => void (at(entries, 'vectors').content = Buffer.from('content'))),
+    'a directory where the manifest has a file': rearranged((entries) => {
+      Object.assign(at(entries, vectors), { type: '5', content: Buffer.alloc(0) });
+    }),
+    'a link where the manifest has a file': rearranged((entries) => {
+      Object.assign(at(entries, vectors), { type: '2', link: 'x', content: Buffer.alloc(0) });
+    }),
+    'a file where the manifest has a directory': rearranged((entries) => void (at(entries, 'vectors').type = '0')),
+    'a file where the manifest has a link': linked('x', { tar: { type: '0' } }),
+  });
+});
+
+describe('a name', () => {
+  const before = (...entries) => rearranged((all) => void all.splice(1, 0, ...entries));
+  const named = (name) => rearranged((entries) => void (at(entries, vectors).name = name));
+  refuses(...MISMATCH, {
+    'that is not UTF-8': named(Buffer.from([0x66, 0xff, 0xfe])),
+    'that is none': named(''),
+    'that climbs where the manifest has another': named('../../kg-forged'),
+    'that is absolute where the manifest has another': named(OUTSIDE),
+    'that is long and not UTF-8': before(forge.longName(Buffer.from([0x66, 0xff]))),
+    'that is long and empty': before(forge.longName('')),
+    'that is long and hides another': before(forge.longName(OUTSIDE)),
+    'that is long and does not end': before({ name: '././@LongLink', type: 'L', content: Buffer.from('config.json') }),
+    'that is long and has a zero byte': before(forge.longName('config.json\0../../x')),
+    'that is long and of no bytes': before({ name: '././@LongLink', type: 'L', content: Buffer.alloc(0) }),
+    'that is longer than a path': before(forge.longName('a'.repeat(4097))),
+    'that is long and there twice': before(forge.longName('config.json'), forge.longName('config.json')),
+    'that is long and of nothing': rearranged((entries) => void entries.push(forge.longName('config.json'))),
+    'that is long and of a manifest that comes later': rearranged((entries) => {
+      entries.splice(1, 0, forge.longName('manifest.json'));
+    }),
+  });
+
+  test('of an entry is never used as a path', async () => {
+    const names = ['../../kg-forged', OUTSIDE, '.git/hooks/post-commit', 'C:\\x', 'a//b/./c/'];
+    const content = Buffer.from('forged');
+    const files = names.map((entry, n) => ({ entry, path: `.kg/forged${n}`, content }));
+    const base = temporaryDirectory();
+    const archive = store({ archive: added(...files)(await genuine()) });
+    await createBackupManager().restore({ backupPath: archive, targetDir: path.join(base, 'target') });
+    for (const file of files) expect(readFileSync(path.join(base, 'target', file.path))).toEqual(content);
+    expect([readdirSync(base), readdirSync(path.join(base, 'target')), existsSync(OUTSIDE)]).toEqual([['target'], ['.kg'], false]);
+  });
+});
+
+describe('entries that', () => {
+  const swap = (list, a, b) => ([list[a], list[b]] = [list[b], list[a]]);
+  const move = (name, to) =>
+    rearranged((entries) => {
+      const [entry] = entries.splice(entries.indexOf(at(entries, name)), 1);
+      entries.splice(to, 0, entry);
+    });
+  refuses(...MISMATCH, {
+    'are there twice': rearranged((entries) => void entries.splice(3, 0, at(entries, vectors))),
+    'are there twice, with other content': rearranged((entries) => {
+      entries.splice(3, 0, { ...at(entries, vectors), content: Buffer.from('forged') });
+    }),
+    'are not in the manifest': rearranged((entries) => void entries.splice(3, 0, { name: 'x', content: Buffer.from('x') })),
+    'are not in the tar': rearranged((entries) => entries.filter((entry) => entry.name !== vectors)),
+    'are in another order': rearranged((entries) => void swap(entries, 0, 1)),
+    'are in another order in the manifest': rearranged(() => {}, (manifest) => swap(manifest.files, 0, 1)),
+    'are one for two records': changed((manifest) => manifest.files.push({ ...recordOf(manifest, vectors), path: '.kg/x' })),
+    'are the manifest itself': changed((manifest) => manifest.files.push({ ...recordOf(manifest, vectors), entry: 'manifest.json' })),
+    'are none': () => forge.seal(forge.tarOf([])),
+    'are a manifest alone': rearranged((entries) => [at(entries, 'manifest.json')]),
+    'are no manifest': rearranged((entries) => entries.filter((entry) => entry.name !== 'manifest.json')),
+    'are no checksums': rearranged((entries) => entries.slice(0, -1)),
+    'are two manifests': rearranged((entries) => void entries.splice(-1, 0, at(entries, 'manifest.json'))),
+    'are two manifests that differ': rearranged((entries) => {
+      const { content } = at(entries, 'manifest.json');
+      entries.unshift({ name: 'manifest.json', content: Buffer.from(String(content).replace('.kg/vectors', '.kg/forged')) });
+    }),
+    'are two lists of checksums': rearranged((entries) => void entries.push(entries.at(-1))),
+    'come after the manifest': move(vectors, -1),
+    'come after the checksums': rearranged((entries) => void entries.push({ name: 'x', content: Buffer.from('x') })),
+    'come after the checksums, as in the manifest': move(vectors, 99),
+    'have the manifest first': move('manifest.json', 0),
+    'have the checksums first': move('checksums.sha256', 0),
+    'have the manifest as a link': rearranged((entries) => {
+      entries.splice(-1, 0, { name: 'manifest.json', type: '2', link: '/etc/passwd' });
+    }),
+    'have the manifest as a directory': rearranged((entries) => void entries.splice(-2, 1, { name: 'manifest.json', type: '5' })),
+  });
+});
+
+describe('checksums that', () => {
+  const summed = (checksums) => (tar) => forge.seal(forge.tarOf(forge.changedEntries(tar, { checksums })));
+  refuses(...MISMATCH, {
+    'are empty': summed(() => ''),
+    'lack a line': summed((lines) => lines.slice(lines.indexOf('\n') + 1)),
+    'have a line too many': summed((lines) => `${lines}${'0'.repeat(64)}  x\n`),
+    'have another digest': summed((lines) => lines.replace(/^./, (digit) => (digit === '0' ? '1' : '0'))),
+    'have capital letters': summed((lines) => lines.toUpperCase()),
+    'are in another order': summed((lines) => `${lines.trimEnd().split('\n').reverse().join('\n')}\n`),
+    'end lines as Windows does': summed((lines) => lines.replaceAll('\n', '\r\n')),
+    'are not text': summed(() => Buffer.from([0xff, 0, 0xfe])),
+  });
+});
+
+describe('a tar that', () => {
+  const genuineTar = (tar) => forge.tarOf(forge.changedEntries(tar, {}));
+  const rewritten = (rewrite) => (tar) => forge.seal(rewrite(genuineTar(tar)));
+  const vectorsWith = (fields) => rearranged((entries) => void Object.assign(at(entries, vectors), fields));
+  refuses(...MISMATCH, {
+    'ends within an entry': rewritten((tar) => tar.subarray(0, 3 * forge.BLOCK + 100)),
+    'ends within a header': rewritten((tar) => tar.subarray(0, tar.length - 5 * forge.BLOCK + 100)),
+    'ends without its two blocks of zeros': rewritten((tar) => tar.subarray(0, -2 * forge.BLOCK)),
+    'is nothing': rewritten(() => Buffer.alloc(0)),
+    'is a single byte': rewritten(() => Buffer.from([1])),
+    'begins with its end': rewritten((tar) => Buffer.concat([Buffer.alloc(2 * forge.BLOCK), tar])),
+    'goes on behind its end': rewritten((tar) => Buffer.concat([tar, tar])),
+    'goes on with zeros behind its end': rewritten((tar) => Buffer.concat([tar, Buffer.alloc(64 * forge.BLOCK)])),
+    'has a header of a wrong checksum': vectorsWith({ damage: (header) => (header[0] ^= 1) }),
+    'has a header whose checksum is no number': vectorsWith({ damage: (header) => header.fill('x', 148, 156) }),
+    'has a size that is no number': vectorsWith({ size: Buffer.from('99999999999\0') }),
+    'has a negative size': vectorsWith({ size: -512 }),
+    'has the largest size of all': vectorsWith({ size: 2n ** 64n - 1n }),
+    'has a size that ends at the largest number': vectorsWith({ size: 2n ** 64n - 4096n }),
+    'says that an entry is smaller than it is': vectorsWith({ size: 1 }),
+    'says that an entry is larger than it is': vectorsWith({ size: 2 * forge.BLOCK }),
+    'says that a directory is gigantic': rearranged((entries) => void (at(entries, 'vectors').size = 2n ** 62n)),
+    'says that the manifest is gigantic': rearranged((entries) => void (at(entries, 'manifest.json').size = 2n ** 40n)),
+    'says that the checksums are gigantic': rearranged((entries) => void (entries.at(-1).size = 2n ** 40n)),
+    'says that a long name is gigantic': rearranged((entries) => {
+      entries.splice(1, 0, { name: '././@LongLink', type: 'L', size: 2n ** 62n });
+    }),
+  });
+  refuses('KG_CHECKSUM_MISMATCH', { valid: false, ending: 'tar' }, {
+    'is plain and has a FIFO': (tar) => forge.sealPlain(forge.tarOf([...forge.changedEntries(tar, {}), { name: 'x', type: '6' }])),
+    'is plain and goes on behind its end': (tar) => forge.sealPlain(Buffer.concat([genuineTar(tar), tar])),
+    'is plain and has a seal alone': () => forge.sealPlain(Buffer.alloc(0)),
+  });
+  refuses('KG_NOT_A_BACKUP', { valid: true, ending: 'tar' }, {
+    'is plain and climbs': (tar) => forge.sealPlain(forge.rewriteManifest(tar, (manifest) => (manifest.files[3].path = '../x'))),
+  });
+});
+
+describe('a block that', () => {
+  const withMember = (member) => (tar) => {
+    const members = forge.membersOf(forge.tarOf(forge.changedEntries(tar, {})));
+    return forge.sealMembers([...members, member]);
+  };
+  const content = Buffer.alloc(forge.BLOCK);
+  const sized = (size) => {
+    const member = forge.member(content);
+    member.writeUInt32LE(size, 16);
+    return member;
+  };
+  refuses(...MISMATCH, {
+    'claims an impossible length': withMember(forge.member(content, { length: 2 ** 32 - 1 })),
+    'claims the largest length': withMember(forge.member(content, { length: forge.MAX_MEMBER })),
+    'holds more than it says': withMember(forge.member(content, { length: 1 })),
+    'has another CRC': withMember(forge.member(content, { crc: 1 })),
+    'is no deflate stream': withMember(forge.member(content, { deflated: Buffer.alloc(64, 0xff) })),
+    'is of no size': withMember(sized(0)),
+    'is smaller than its header': withMember(sized(20)),
+    'is of a gigantic size': withMember(sized(2 ** 32 - 1)),
+    'goes on behind the end of the archive': withMember(sized(10_000)),
+    'does not begin as blocks do': withMember(Buffer.from('not a gzip member at all')),
+    'is a seal in the middle': withMember(forge.seal(Buffer.alloc(0)).subarray(-58)),
+  });
+});
+
+// ---- What the manifest says ----
+
+describe('a manifest that', () => {
+  refuses(...MISMATCH, {
+    'has a smaller size': recorded((record) => (record.size -= 1)),
+    'has a larger size': recorded((record) => (record.size += 1)),
+    'has a huge size': worded((json) => json.replace('"size":12,', '"size":18446744073709551615,')),
+    'has a size that no number holds': worded((json) => json.replace('"size":12,', '"size":18446744073709551616,')),
+    'has a negative size': recorded((record) => (record.size = -1)),
+    'has half a byte': recorded((record) => (record.size = 11.5)),
+    'has a size for a directory': recorded((record) => (record.size = 1), 'vectors'),
+    'has another digest': recorded((record, manifest) => (manifest.checksums[vectors] = `sha256:${'0'.repeat(64)}`)),
+    'has no digest': recorded((record, manifest) => delete manifest.checksums[vectors]),
+    'has a digest of another kind': recorded((record, { checksums }) => (checksums[vectors] = checksums[vectors].replace('sha256', 'md5'))),
+    'has a digest in capital letters': recorded((record, { checksums }) => {
+      checksums[vectors] = `sha256:${checksums[vectors].slice(7).toUpperCase()}`;
+    }),
+    'has an unknown component': recorded((record) => (record.component = 'forged')),
+    'has an unknown type of entry': recorded((record) => (record.type = 'device')),
+    'has a file as a directory': recorded((record) => (record.type = 'directory')),
+    'has a file as a link': recorded((record) => Object.assign(record, { type: 'link', target: 'x' })),
+    'has a directory as a file': recorded((record) => delete record.type, 'vectors'),
+    'has no files': changed((manifest) => (manifest.files = [])),
+    'has files of another shape': changed((manifest) => (manifest.files = { 0: 'x' })),
+    'has a path that is a number': recorded((record) => (record.path = 7)),
+    'has a path that is a list': recorded((record) => (record.path = ['.kg', 'x'])),
+    'has negative permissions': recorded((record) => (record.mode = -1)),
+    'has a time that is none': recorded((record) => (record.mtime = '9999999-99-99')),
+    'lacks a field': changed((manifest) => delete manifest.stats),
+    'has a field of another type': changed((manifest) => (manifest.integrity = [])),
+    'has a field twice': worded((json) => json.replace('{"version"', '{"id":"x","version"')),
+    'is a list': worded(() => '[]'),
+    'is null': worded(() => 'null'),
+    'is a number': worded(() => '1e999'),
+    'is nothing': worded(() => ''),
+    'is not UTF-8': worded((json) => Buffer.concat([Buffer.from([0xff]), Buffer.from(json)])),
+    'is followed by another': worded((json) => json + json),
+    'is cut': worded((json) => json.slice(0, -10)),
+    'has lists in lists in lists': worded((json) => json.replace('"files":[', `"files":[${'['.repeat(1_000_000)}`)),
+    'has lists in lists in its version': worded((json) => json.replace('"version":', `"version":${'['.repeat(1_000_000)}`)),
+    'has objects in objects': worded((json) => json.replace('"contents":{', `"contents":{${'"x":{'.repeat(1_000_000)}`)),
+  });
+  refuses(...NOT_OURS, {
+    'calls a directory a database': recorded((record) => (record.database = true), 'vectors'),
+    'calls a file a part of the graph database': recorded((record) => (record.component = 'database')),
+    'calls a plugin configuration': recorded((record) => (record.component = 'config'), 'plugins/glossary/terms.json'),
+    'calls the graph database vectors': recorded((record) => (record.component = 'vectors'), 'database.sqlite'),
+  });
+
+  test('is of a later format is told apart', async () => {
+    for (const version of ['2.0.0', '99999999999999999999.0.0', 'x', '']) {
+      const archive = store({ archive: changed((manifest) => (manifest.version = version))(await genuine()) });
+      const check = createBackupManager().checkBackup(archive);
+      await expect(check).rejects.toMatchObject({ code: 'KG_FORMAT_NEWER' });
+      await expectRefused(archive, 'KG_FORMAT_NEWER');
+    }
+  });
+
+  test('has fields of a later release, however deep, can be restored', async () => {
+    const deep = `"later":${'['.repeat(100_000)}${']'.repeat(100_000)},`;
+    const archive = store({ archive: worded((json) => json.replace('{', `{${deep}`))(await genuine()) });
+    expect((await createBackupManager().checkBackup(archive)).problems).toEqual([]);
+    const target = path.join(temporaryDirectory(), 'target');
+    expect(await createBackupManager().restore({ backupPath: archive, targetDir: target })).toMatchObject({ filesRestored: 4 });
+  });
+
+  test('asks for every permission gets those of the file alone', async () => {
+    const archive = store({ archive: recorded((record) => (record.mode = 0xffffffff))(await genuine()) });
+    const target = path.join(temporaryDirectory(), 'target');
+    await createBackupManager().restore({ backupPath: archive, targetDir: target });
+    expect(statSync(path.join(target, '.kg', vectors)).mode & 0o7000).toBe(0);
+  });
+});
+
+describe('a manifest beside the archive that', () => {
+  /** A true archive and a manifest beside it that lies. */
+  const lies = (change, text = (json) => json) => (tar) => {
+    const entries = forge.changedEntries(tar, {});
+    const archive = forge.seal(forge.tarOf(entries));
+    return { archive, beside: text(forge.manifestBeside(archive, JSON.parse(at(entries, 'manifest.json').content), change)) };
+  };
+  refuses(...MISMATCH, {
+    'has another size of a file': lies((manifest) => (recordOf(manifest, vectors).size = 10)),
+    'has another path of a file': lies((manifest) => (recordOf(manifest, vectors).path = '.kg/forged')),
+    'has a path that climbs': lies((manifest) => (recordOf(manifest, vectors).path = '../../kg-forged')),
+    'lacks a file': lies((manifest) => void manifest.files.pop()),
+    'has a file too many': lies((manifest) => void manifest.files.push({ ...manifest.files[3], entry: 'x', path: '.kg/x' })),
+    'has another digest of the archive': lies((manifest) => (manifest.archive.sha256 = '0'.repeat(64))),
+    'has another size of the archive': lies((manifest) => (manifest.archive.size += 1)),
+    'does not know the archive': lies((manifest) => delete manifest.archive),
+    'knows the archive as a number': lies((manifest) => (manifest.archive = 7)),
+    'is of a later format': lies((manifest) => (manifest.version = '2.0.0')),
+    'is a list': lies(undefined, () => '[]'),
+    'is nothing': lies(undefined, () => ''),
+    'is lists in lists in lists': lies(undefined, () => '['.repeat(1_000_000)),
+  });
+
+  test('is a pipe keeps nobody waiting', async () => {
+    const archive = store(lies()(await genuine()));
+    execFileSync('rm', [`${archive}.manifest.json`]);
+    execFileSync('mkfifo', [`${archive}.manifest.json`]);
+    const { signal } = await kg(['diag', 'backup', '--verify', archive], { timeout: 5_000, killSignal: 'SIGKILL' });
+    expect(signal).toBeFalsy();
+  });
+
+  test('is gigantic takes no memory', async () => {
+    const archive = store(lies()(await genuine()));
+    truncateSync(`${archive}.manifest.json`, 1024 * MB);
+    expect(measured(['diag', 'backup', '--verify', archive])).toMatchObject({ peakBytes: expect.toBeBelow(MEMORY) });
+  });
+});
+
+// ---- What is large ----
+
+/** What a forged archive may take, unless a text in it is itself as large. */
+const MEMORY = 256 * MB;
+const DISK = 64 * MB;
+const SECONDS = 10;
+
+const MEASURE = `
+import json, os, sys, time
+began = time.monotonic()
+null = os.open(os.devnull, os.O_RDWR)
+streams = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
+pid = os.posix_spawn('/usr/bin/env', ['env', *sys.argv[1:]], os.environ, file_actions=streams)
+_, status, usage = os.wait4(pid, 0)
+print(json.dumps({'status': os.waitstatus_to_exitcode(status), 'seconds': time.monotonic() - began,
+                  'peakBytes': usage.ru_maxrss * 1024, 'writtenBytes': usage.ru_oublock * 512}))`;
+
+/** Runs the native `kg`: its exit status, how long it took, its peak of memory and what it wrote to disks. */
+function measured(args, cwd = temporaryDirectory()) {
+  const command = ['timeout', '--signal=KILL', String(SECONDS), kgPath, ...args];
+  return JSON.parse(execFileSync('python3', ['-c', MEASURE, ...command], { encoding: 'utf8', cwd }));
+}
+
+/** The archive with these members behind its first entry. */
+const between = (members, { change, entries = forge.changedEntries(tar, { change }) } = {}) => {
+  const [first, ...rest] = entries.map(forge.blocksOf);
+  const last = Buffer.concat([...rest, Buffer.alloc(2 * forge.BLOCK)]);
+  return forge.sealMembers([...forge.membersOf(first), ...members, ...forge.membersOf(last)]);
+};
+
+/** The members of an entry of so many zeros. */
+const zeros = (bytes, fields) => [forge.member(forge.headerOf({ ...fields, size: bytes })), ...forge.zeros(bytes)];
+
+/** The archive with a manifest or checksums (`name`) whose content are these members, of so many bytes. */
+const withText = (tar, name, members, size) => {
+  const blocks = forge.changedEntries(tar, {}).map((entry) =>
+    entry.name === name
+      ? [forge.member(forge.headerOf({ name, size })), ...members, ...forge.zeros((forge.BLOCK - (size % forge.BLOCK)) % forge.BLOCK)]
+      : forge.membersOf(forge.blocksOf(entry)),
+  );
+  return forge.sealMembers([...blocks.flat(), ...forge.zeros(2 * forge.BLOCK)]);
+};
+
+/** Each of `forgeries` is refused with little memory, in little time, and without filling the disk. */
+function refusesSoon({ memory = MEMORY, code = 'KG_CHECKSUM_MISMATCH', valid = false }, forgeries) {
+  for (const [what, forgery] of Object.entries(forgeries)) {
+    test(`${what}: refused soon`, async () => {
+      const forged = forgery(await genuine());
+      const archive = store(Buffer.isBuffer(forged) ? { archive: forged } : forged);
+      const limits = { peakBytes: expect.toBeBelow(memory), writtenBytes: expect.toBeBelow(DISK) };
+      const checked = measured(['diag', 'backup', '--verify', archive]);
+      expect.soft(checked, 'check').toMatchObject({ ...limits, status: valid ? 0 : 5 });
+      const base = temporaryDirectory();
+      const restored = measured(['diag', 'restore', '--file', archive, '--target', path.join(base, 'target')], base);
+      expect.soft(restored, 'restore').toMatchObject({ ...limits, status: code === 'KG_NO_SPACE' ? 4 : 5 });
+      expect.soft(readdirSync(base)).toEqual([]);
+      if (checked.seconds + restored.seconds < SECONDS) await expectRefused(archive, code);
+    });
+  }
+}
+
+expect.extend({
+  toBeBelow: (actual, limit) => ({ pass: actual < limit, message: () => `${actual} is not below ${limit}` }),
+});
+
+describe('gigabytes in', () => {
+  const name = 'files/forged';
+  const terabyte = (tar, more) => {
+    const change = (manifest) => (recordOf(manifest, vectors).size = 2 ** 50);
+    const entries = forge.changedEntries(tar, { change });
+    at(entries, vectors).size = 2 ** 50;
+    return { archive: forge.seal(forge.tarOf(entries)), entries, ...more };
+  };
+  refusesSoon({}, {
+    'an extended header': () => between(zeros(400 * MB, { name, type: 'x' })),
+    'an extended header for all files': () => between(zeros(400 * MB, { name, type: 'g' })),
+    'a long name': () => between(zeros(400 * MB, { name, type: 'L' })),
+    'a long link': () => between(zeros(400 * MB, { name, type: 'K' })),
+    'an entry of an unknown type': () => between(zeros(400 * MB, { name, type: 'Z' })),
+    'a directory': () => between(zeros(400 * MB, { name, type: '5' })),
+    'a file of which the manifest beside says 10 bytes': (tar) => {
+      const archive = between(zeros(300 * MB, { name }), {});
+      const manifest = JSON.parse(at(forge.changedEntries(tar, {}), 'manifest.json').content);
+      const add = ({ files }) => files.splice(1, 0, { ...files[1], entry: name, path: '.kg/forged', size: 10 });
+      return { archive, beside: forge.manifestBeside(archive, manifest, add) };
+    },
+    'a file that the manifest beside does not have': (tar) => {
+      const archive = between(zeros(300 * MB, { name }));
+      const manifest = JSON.parse(at(forge.changedEntries(tar, {}), 'manifest.json').content);
+      return { archive, beside: forge.manifestBeside(archive, manifest) };
+    },
+    'blocks that only claim to hold them': () => {
+      const claim = forge.member(Buffer.alloc(0), { length: forge.MAX_MEMBER, crc: 1, deflated: Buffer.alloc(1) });
+      return between([forge.member(forge.headerOf({ name, size: 1024 * MB })), ...new Array(64).fill(claim)]);
+    },
+    'a file that is larger than the disk, which the manifest beside knows better': (tar) => {
+      const { archive, entries } = terabyte(tar);
+      const manifest = JSON.parse(at(entries, 'manifest.json').content);
+      return { archive, beside: forge.manifestBeside(archive, manifest, ({ files }) => (files[3].size = 12)) };
+    },
+    'a manifest that is longer than any': (tar) => withText(tar, 'manifest.json', forge.zeros(600 * MB), 600 * MB),
+    'checksums that are longer than any': (tar) => withText(tar, 'checksums.sha256', forge.zeros(600 * MB), 600 * MB),
+  });
+  refusesSoon({ code: 'KG_NO_SPACE' }, {
+    'a file that is larger than the disk': terabyte,
+    'a file that is larger than the disk, as its manifest beside says': (tar) => {
+      const { archive, entries } = terabyte(tar);
+      return { archive, beside: forge.manifestBeside(archive, JSON.parse(at(entries, 'manifest.json').content)) };
+    },
+  });
+  refusesSoon({ memory: 640 * MB }, {
+    'a manifest of blanks': (tar) => withText(tar, 'manifest.json', forge.repeated(Buffer.alloc(forge.BLOCK, ' '), 800_000), 400 * MB),
+    'checksums of zeros': (tar) => withText(tar, 'checksums.sha256', forge.zeros(400 * MB), 400 * MB),
+  });
+});
+
+describe('a million of', () => {
+  refusesSoon({}, {
+    'entries that the manifest does not have': () => between(forge.repeated(forge.headerOf({ name: 'x', type: '5' }), 1_000_000)),
+    'entries more than any backup has': () => between(forge.repeated(forge.headerOf({ name: 'x', type: '5' }), 1_200_000)),
+    'entries of another type': () => between(forge.repeated(forge.headerOf({ name: 'x', type: 'Z' }), 1_000_000)),
+    'bytes of names, hundreds of times': () => {
+      const link = [forge.longName('n'.repeat(4096)), forge.longName('l'.repeat(4095), 'K'), { name: 'x', type: '2' }];
+      return between(forge.repeated(Buffer.concat(link.map(forge.blocksOf)), 60_000));
+    },
+    'blocks that are damaged and entries that may be in them': () => {
+      const damaged = forge.member(Buffer.alloc(0), { crc: 1, deflated: Buffer.alloc(1) });
+      const entries = forge.repeated(forge.headerOf({ name: 'x', type: '5' }), 200_000);
+      return between([...entries, ...new Array(200_000).fill(damaged)]);
+    },
+  });
+  refusesSoon({ memory: 1024 * MB }, {
+    'records of one entry': (tar) => {
+      const text = String(at(forge.changedEntries(tar, {}), 'manifest.json').content);
+      const files = text.indexOf('"files":[') + '"files":['.length;
+      const record = '{"entry":"x","path":".kg/x","component":"files","size":0,"mode":420,"mtime":"2024-01-01T00:00:00Z"},';
+      const parts = [Buffer.from(text.slice(0, files)), Buffer.from(record.padEnd(128)), Buffer.from(text.slice(files))];
+      const members = [forge.member(parts[0]), ...forge.repeated(parts[1], 1_000_000), forge.member(parts[2])];
+      return withText(tar, 'manifest.json', members, parts[0].length + 128 * 1_000_000 + parts[2].length);
+    },
+  });
+  refusesSoon({ code: 'KG_NOT_A_BACKUP', valid: true }, {
+    'directories in a path, or nearly': added({ path: `.kg/${'a/'.repeat(30_000)}x` }),
+    'letters in a name': added({ path: `.kg/${'a'.repeat(1_000_000)}` }),
+    'letters in the target of a link': changed((m, e) => {
+      e.push(forge.longName('l'.repeat(4096), 'K'));
+      forge.addEntry(m, e, { entry: 'files/forged', path: '.kg/forged', target: 'l'.repeat(4096) });
+    }),
+  });
+});
+
+test('files beyond the manifest by the ten thousands are refused', async () => {
+  await genuine();
+  const archive = store({ archive: between(forge.repeated(forge.headerOf({ name: 'x' }), 20_000)) });
+  expect((await createBackupManager().checkBackup(archive)).valid).toBe(false);
+  await expectRefused(archive, 'KG_CHECKSUM_MISMATCH');
+});

@@ -1,0 +1,90 @@
+//! Unpacks an archive into a directory: each wanted file under its number, so that no name from an archive is ever used as
+//! a path.
+//!
+//! An archive may be forged to fill the disk. The manifest beside it, where there is one, says how large each entry is;
+//! and none is begun for which there is no room, with some left for whoever else writes there.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io::Write,
+    path::Path,
+};
+
+use nix::sys::statvfs::statvfs;
+
+use super::{manifest::Manifest, pick::Pick, read::Unpack};
+use crate::error::{Code, Error, Result};
+
+/// What stays free: a 64th of the file system, at most this much.
+const MAX_RESERVE_BYTES: u64 = 64 * 1024 * 1024;
+const RESERVE_SHARE: u64 = 64;
+
+/// The reader syncs the files that it moves into place.
+pub struct Unpacking<'a> {
+    /// Absent where the archive is only checked.
+    dir: Option<&'a Path>,
+    /// Sizes of all files, where the manifest beside the archive can be read.
+    expected: Option<HashMap<String, u64>>,
+    /// Entries to unpack; absent for all.
+    wanted: Option<HashSet<String>>,
+    current: Option<File>,
+}
+
+impl<'a> Unpacking<'a> {
+    /// `beside` is the manifest beside the archive. It only serves to refuse and to leave out: what it says is
+    /// checked at the end.
+    pub fn new(dir: Option<&'a Path>, pick: &Pick, beside: Option<&[u8]>) -> Self {
+        let manifest = beside.and_then(|json| Manifest::parse(json, "the manifest beside the archive").ok());
+        let files = |manifest: &Manifest| {
+            manifest.files.iter().map(|record| (record.entry.clone(), record.size)).collect::<HashMap<_, _>>()
+        };
+        let picked = |manifest: &Manifest| {
+            pick.select(manifest).into_iter().map(|(_, record)| record.entry.clone()).collect::<HashSet<_>>()
+        };
+        Unpacking {
+            dir,
+            expected: manifest.as_ref().map(files),
+            wanted: manifest.as_ref().filter(|_| !pick.is_everything()).map(picked),
+            current: None,
+        }
+    }
+}
+
+impl Unpack for Unpacking<'_> {
+    fn entry(&mut self, number: usize, name: &str, size_bytes: u64) -> Result<Option<&mut dyn Write>> {
+        if let Some(expected) = &self.expected
+            && expected.get(name) != Some(&size_bytes)
+        {
+            return Err(Error::new(
+                Code::ChecksumMismatch,
+                format!(
+                    "Checksum mismatch: {name} has {size_bytes} bytes, not what the manifest beside the archive says"
+                ),
+                "Nothing was changed; see the damage with `kg diag backup --verify` and use another backup (`--list`)",
+            ));
+        }
+        let Some(dir) = self.dir.filter(|_| self.wanted.as_ref().is_none_or(|wanted| wanted.contains(name))) else {
+            return Ok(None);
+        };
+        assert_room(dir, name, size_bytes)?;
+        let path = dir.join(number.to_string());
+        let file = File::create_new(&path).map_err(|cause| Error::io("write", &path, cause))?;
+        Ok(Some(self.current.insert(file)))
+    }
+}
+
+fn assert_room(dir: &Path, name: &str, size_bytes: u64) -> Result<()> {
+    let found = statvfs(dir).map_err(|cause| Error::io("look at the free space of", dir, cause.into()))?;
+    let unit = found.fragment_size();
+    let (free, all) = (found.blocks_available() * unit, found.blocks() * unit);
+    let usable = free.saturating_sub(MAX_RESERVE_BYTES.min(all / RESERVE_SHARE));
+    if size_bytes <= usable {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::NoSpace,
+        format!("{name} has {size_bytes} bytes, and {usable} can be used in {}", dir.display()),
+        "Nothing was changed; free some space there, or restore into another directory (`--target`), and run it again",
+    ))
+}

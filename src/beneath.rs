@@ -1,0 +1,244 @@
+//! Files below a directory, reached without following a symbolic link.
+//!
+//! A path is walked one name at a time, each opened below the one before it (openat(2)) and refused where it is a link.
+//! So a link that somebody put into a project, before or while a restore runs, never leads a restore out of it.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    io::{self, Read},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{AtFlags, OFlag, openat, renameat},
+    sys::{
+        stat::{FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstatat, mkdirat, utimensat},
+        time::TimeSpec,
+    },
+    unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat},
+};
+
+use crate::error::{Code, Error, Result};
+
+/// An open directory.
+pub struct Dir {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
+
+impl Dir {
+    /// `path` itself may lead through links: whoever names it means what is behind them.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let path = path.canonicalize()?;
+        let fd = nix::fcntl::open(&path, DIRECTORY, Mode::empty())?;
+        Ok(Dir { fd, path })
+    }
+
+    /// Without symbolic links, when it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The place of `relative`, which is made of plain names; `None` where a directory on the way does not exist.
+    pub fn place(&self, relative: &Path) -> Result<Option<Place>> {
+        let mut names = relative.iter();
+        let Some(name) = names.next_back() else {
+            return Err(in_the_way(&self.path));
+        };
+        let mut dir = Dir { fd: self.again()?, path: self.path.clone() };
+        for name in names {
+            let path = dir.path.join(name);
+            match openat(&dir.fd, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()) {
+                Ok(fd) => dir = Dir { fd, path },
+                Err(Errno::ENOENT) => return Ok(None),
+                Err(Errno::ELOOP | Errno::ENOTDIR) => return Err(in_the_way(&path)),
+                Err(cause) => return Err(Error::io("open", &path, cause.into())),
+            }
+        }
+        Ok(Some(Place { dir, name: name.to_os_string() }))
+    }
+
+    /// Makes what changed in the directory durable.
+    pub fn sync(&self) -> Result<()> {
+        nix::unistd::fsync(&self.fd).map_err(|cause| Error::io("sync", &self.path, cause.into()))
+    }
+
+    fn again(&self) -> Result<OwnedFd> {
+        self.fd.try_clone().map_err(|cause| Error::io("open", &self.path, cause))
+    }
+}
+
+fn in_the_way(path: &Path) -> Error {
+    Error::new(
+        Code::TargetInvalid,
+        format!("{} is in the way: it is a link or a file where the backup has a directory", path.display()),
+        "Move it away, or restore into another directory with `targetDir` (`--target`)",
+    )
+}
+
+/// A name in an open directory, whether something is there or not.
+pub struct Place {
+    dir: Dir,
+    name: OsString,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occupant {
+    File,
+    Directory,
+    Link,
+    Other,
+}
+
+impl Place {
+    pub fn dir(&self) -> &Dir {
+        &self.dir
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.dir.path.join(&self.name)
+    }
+
+    /// The place in the same directory whose name goes on with `suffix`.
+    pub fn with_suffix(&self, suffix: &str) -> Result<Place> {
+        let mut name = self.name.clone();
+        name.push(suffix);
+        Ok(Place { dir: Dir { fd: self.dir.again()?, path: self.dir.path.clone() }, name })
+    }
+
+    pub fn stat(&self) -> Result<Option<FileStat>> {
+        match fstatat(&self.dir.fd, self.name(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(found) => Ok(Some(found)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(cause) => Err(self.failed("look at", cause)),
+        }
+    }
+
+    pub fn occupant(&self) -> Result<Option<Occupant>> {
+        let found = self.stat()?;
+        Ok(found.map(|found| match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
+            SFlag::S_IFREG => Occupant::File,
+            SFlag::S_IFDIR => Occupant::Directory,
+            SFlag::S_IFLNK => Occupant::Link,
+            _ => Occupant::Other,
+        }))
+    }
+
+    /// Opens a file there, and no link.
+    pub fn open(&self, flags: OFlag, mode: u32) -> io::Result<File> {
+        let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        Ok(openat(&self.dir.fd, self.name(), flags, mode_of(mode))?.into())
+    }
+
+    /// A new file, which only this user may read.
+    pub fn create(&self) -> Result<File> {
+        let created = self.open(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o600);
+        created.map_err(|cause| Error::io("write", &self.path(), cause))
+    }
+
+    pub fn starts_with(&self, magic: &[u8]) -> bool {
+        let mut start = vec![0; magic.len()];
+        self.open(OFlag::O_RDONLY, 0).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == magic
+    }
+
+    /// Renames; over what is there. The caller deals with two file systems.
+    pub fn rename(&self, to: &Place) -> io::Result<()> {
+        Ok(renameat(&self.dir.fd, self.name(), &to.dir.fd, to.name())?)
+    }
+
+    pub fn make_dir(&self, mode: u32) -> Result<()> {
+        match mkdirat(&self.dir.fd, self.name(), mode_of(mode)) {
+            Err(Errno::EEXIST) if self.occupant()? == Some(Occupant::Directory) => Ok(()),
+            made => made.map_err(|cause| self.failed("create", cause)),
+        }
+    }
+
+    pub fn make_link(&self, target: &Path) -> Result<()> {
+        symlinkat(target, &self.dir.fd, self.name()).map_err(|cause| self.failed("create", cause))
+    }
+
+    /// Something that is not there is fine.
+    pub fn remove_file(&self) -> Result<()> {
+        match unlinkat(&self.dir.fd, self.name(), UnlinkatFlags::NoRemoveDir) {
+            Err(cause) if cause != Errno::ENOENT => Err(self.failed("remove", cause)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it was empty and is gone.
+    pub fn remove_dir(&self) -> bool {
+        unlinkat(&self.dir.fd, self.name(), UnlinkatFlags::RemoveDir).is_ok()
+    }
+
+    pub fn set_mode(&self, mode: u32) -> Result<()> {
+        let set = fchmodat(&self.dir.fd, self.name(), mode_of(mode), FchmodatFlags::FollowSymlink);
+        set.map_err(|cause| self.failed("set the permissions of", cause))
+    }
+
+    pub fn set_modified(&self, seconds: i64, nanoseconds: i64) -> Result<()> {
+        let time = TimeSpec::new(seconds, nanoseconds);
+        let set = utimensat(&self.dir.fd, self.name(), &time, &time, UtimensatFlags::NoFollowSymlink);
+        set.map_err(|cause| self.failed("set the time of", cause))
+    }
+
+    pub fn set_owner(&self, user: u32, group: u32) -> Result<()> {
+        let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+        let set = fchownat(&self.dir.fd, self.name(), Some(user), Some(group), AtFlags::AT_SYMLINK_NOFOLLOW);
+        set.map_err(|cause| self.failed("set the owner of", cause))
+    }
+
+    fn name(&self) -> &OsStr {
+        &self.name
+    }
+
+    fn failed(&self, action: &str, cause: Errno) -> Error {
+        Error::io(action, &self.path(), cause.into())
+    }
+}
+
+fn mode_of(mode: u32) -> Mode {
+    Mode::from_bits_truncate(mode & 0o777)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    #[test]
+    fn no_link_on_the_way_is_followed_and_the_last_name_is_the_link_itself() {
+        let outside = tempfile::tempdir().unwrap();
+        let inside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("file"), "outside").unwrap();
+        fs::create_dir(inside.path().join("real")).unwrap();
+        symlink(outside.path(), inside.path().join("real/link")).unwrap();
+        symlink("real", inside.path().join("short")).unwrap();
+        let dir = Dir::open(inside.path()).unwrap();
+        let refused = |path: &str| dir.place(Path::new(path)).map(|_| ()).unwrap_err().code == Code::TargetInvalid;
+        assert!(refused("real/link/file") && refused("short/x") && refused(""));
+        assert!(dir.place(Path::new("missing/x")).unwrap().is_none());
+        let link = dir.place(Path::new("real/link")).unwrap().unwrap();
+        assert_eq!(link.occupant().unwrap(), Some(Occupant::Link));
+        assert!(link.open(OFlag::O_RDONLY, 0).is_err());
+        link.remove_file().unwrap();
+        assert_eq!(fs::read(outside.path().join("file")).unwrap(), b"outside");
+    }
+
+    #[test]
+    fn a_directory_that_is_swapped_for_a_link_after_it_was_opened_is_still_the_one_that_was_opened() {
+        let outside = tempfile::tempdir().unwrap();
+        let inside = tempfile::tempdir().unwrap();
+        fs::create_dir(inside.path().join("real")).unwrap();
+        let place = Dir::open(inside.path()).unwrap().place(Path::new("real/file")).unwrap().unwrap();
+        fs::rename(inside.path().join("real"), inside.path().join("moved")).unwrap();
+        symlink(outside.path(), inside.path().join("real")).unwrap();
+        place.create().unwrap();
+        assert!(inside.path().join("moved/file").exists() && !outside.path().join("file").exists());
+    }
+}

@@ -1,0 +1,139 @@
+//! Paths as text: how manifests, journals and messages write the path of a file, whatever its bytes are.
+//!
+//! A path is relative to the project's root, with `/` between its parts. Bytes that are not UTF-8, and the percent sign,
+//! are written as `%XX`; everything else stands for itself. So every path has exactly one text, and the text is UTF-8.
+
+use std::{
+    ffi::OsString,
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::{Component, Path, PathBuf},
+};
+
+/// The text of a path or of a part of one.
+pub fn encode(path: &Path) -> String {
+    let mut text = String::new();
+    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
+        text.push_str(&chunk.valid().replace('%', "%25"));
+        for byte in chunk.invalid() {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}
+
+/// The path of a text; `None` where [`encode`] does not write that text.
+pub fn decode(text: &str) -> Option<PathBuf> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        if *first == b'%' {
+            let digits = std::str::from_utf8(after.get(..2)?).ok()?;
+            bytes.push(u8::from_str_radix(digits, 16).ok()?);
+            rest = &after[2..];
+        } else {
+            bytes.push(*first);
+            rest = after;
+        }
+    }
+    let path = PathBuf::from(OsString::from_vec(bytes));
+    (encode(&path) == text).then_some(path)
+}
+
+/// Whether a relative path stays below where it starts, on every system, and is written in the one plain way.
+pub fn stays_below(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    let is_plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+    // `a//b`, `a/./b` and `a/` name the same file as another text does.
+    let is_canonical = path.components().collect::<PathBuf>().as_os_str() == path.as_os_str();
+    // `\` divides and `C:` leads away on Windows.
+    let is_drive = matches!(bytes, [letter, b':', ..] if letter.is_ascii_alphabetic());
+    let climbs = bytes.split(|byte| matches!(byte, b'/' | b'\\')).any(|part| part == b"..");
+    !bytes.is_empty() && is_plain && is_canonical && !is_drive && !climbs && bytes[0] != b'\\' && !bytes.contains(&0)
+}
+
+/// Whether a link at `path` that points to `target` leads to somewhere below where `path` starts, by their names alone.
+pub fn link_stays_below(path: &Path, target: &Path) -> bool {
+    let mut depth = path.components().count().saturating_sub(1);
+    for part in target.components() {
+        match part {
+            Component::CurDir => {}
+            Component::Normal(_) => depth += 1,
+            Component::ParentDir if depth > 0 => depth -= 1,
+            _ => return false,
+        }
+    }
+    !target.as_os_str().is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn only_plain_paths_below_stay_below() {
+        for good in ["a", "a/b", ".kg/x y", "a\\b", "..a/b..", "é", "ab:c"] {
+            assert!(stays_below(Path::new(good)), "{good}");
+        }
+        let bad = [
+            "",
+            "/",
+            "/a",
+            "..",
+            "a/..",
+            "../a",
+            "a/../../b",
+            ".",
+            "a/.",
+            "./a",
+            "a//b",
+            "a/",
+            "C:\\x",
+            "C:x",
+            "c:/x",
+            "\\\\host\\share",
+            "\\x",
+            "a\\..\\..\\b",
+            "..\\x",
+            "a\0b",
+        ];
+        for bad in bad {
+            assert!(!stays_below(Path::new(bad)), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_link_may_lead_anywhere_below_and_nowhere_else() {
+        let stays = |path: &str, target: &str| link_stays_below(Path::new(path), Path::new(target));
+        assert!(stays(".kg/plugins/a", "b") && stays(".kg/plugins/a", "../../docs/./x") && stays("a", "."));
+        for target in ["../../../x", "/etc/passwd", "", "../../.kg/../../x"] {
+            assert!(!stays(".kg/plugins/a", target), "{target}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_names_a_path_in_another_way_is_none() {
+        for text in ["%", "%4", "%zz", "%2e%2e", "%2F", "%41", "caf%c3%a9", "50%"] {
+            assert_eq!(decode(text), None, "{text}");
+        }
+        assert_eq!(encode(Path::new("50%/é")), "50%25/é");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn every_path_has_one_text(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let path = PathBuf::from(OsString::from_vec(bytes));
+            prop_assert_eq!(decode(&encode(&path)), Some(path));
+        }
+
+        #[test]
+        fn no_text_reads_as_a_path_of_another_text(text in "[a%2Ecf0-9é]{0,12}") {
+            if let Some(path) = decode(&text) {
+                prop_assert_eq!(encode(&path), text);
+            }
+        }
+    }
+}

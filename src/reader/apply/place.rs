@@ -1,0 +1,237 @@
+//! What goes where: from the manifest of a backup, or from the record of a restore that is undone.
+//!
+//! Nothing here changes anything. Whatever an archive says is refused unless it stays inside the project, and inside that
+//! part of it which backups save.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
+
+use super::{
+    folding::Folding,
+    journal::MadeDir,
+    target::{Target, not_ours, parent},
+    undo::Record,
+};
+use crate::{
+    archive::manifest::{EntryKind, FileRecord, Manifest},
+    error::{Result, Warning, WarningCode},
+    project::{
+        CONFIG_FILE, Component, DEFAULT_DATABASE, STATE_DIR,
+        config::{self, DatabasePath},
+        discover::DATABASE_ENTRY,
+        exclude, names,
+    },
+    sqlite::files::COMPANIONS,
+};
+
+/// What every path but that of the graph database begins with.
+const STATE_PREFIX: &str = ".kg/";
+/// Where a graph database from outside the project is kept, below the directory of an undo.
+const OUTSIDE_PREFIX: &str = "outside/";
+
+/// A file or link, and where it goes. All but `kept_as` are locations.
+pub struct Placement<'a> {
+    /// Where it lies now; absent where there is only something to be taken away.
+    pub from: Option<String>,
+    pub to: String,
+    /// Where what it replaces is kept, below the directory for that.
+    pub kept_as: String,
+    pub is_database: bool,
+    /// What a backup says of it.
+    pub record: Option<&'a FileRecord>,
+}
+
+/// Everything that goes somewhere.
+pub struct Placements<'a> {
+    /// Databases before what belongs to them.
+    pub files: Vec<Placement<'a>>,
+    /// Directories that a backup holds.
+    pub directories: Vec<MadeDir>,
+}
+
+/// The places of the records that were picked from a backup, which was unpacked into `staging`.
+pub fn of_backup<'a>(
+    target: &mut Target,
+    root: &Path,
+    staging: &Path,
+    manifest: &Manifest,
+    picked: &[(usize, &'a FileRecord)],
+    warnings: &mut Vec<Warning>,
+) -> Result<Placements<'a>> {
+    let database = database_location(target, root, staging, manifest, picked, warnings)?;
+    let staged_in = staging.file_name().map(|name| format!("{STATE_PREFIX}{}", name.to_string_lossy()));
+    let staged_in = staged_in.unwrap_or_default();
+    let folding = Folding::of(staging);
+    let mut taken = HashSet::new();
+    let mut placements = Placements { files: Vec::new(), directories: Vec::new() };
+    for (number, record) in picked {
+        assert_ours(record)?;
+        let to = match record.entry.strip_prefix(DATABASE_ENTRY).filter(|_| record.component == Component::Database) {
+            Some(suffix) => format!("{database}{suffix}"),
+            None => record.path.clone(),
+        };
+        if !taken.insert(folding.key(&to)) {
+            return Err(not_ours(&record.path, "is named twice, or differs from another one only in case or accents"));
+        }
+        if record.kind == EntryKind::Directory {
+            let mtime = (record.mtime.as_second(), record.mtime.subsec_nanosecond().into());
+            placements.directories.push(MadeDir { at: to, mode: Some(record.mode), mtime: Some(mtime) });
+            continue;
+        }
+        placements.files.push(Placement {
+            from: Some(format!("{staged_in}/{number}")),
+            kept_as: kept_as(&to),
+            to,
+            is_database: record.database,
+            record: Some(record),
+        });
+    }
+    placements.files.sort_by_key(|placement| !placement.is_database);
+    assert_no_file_is_a_directory(&placements, &folding)?;
+    Ok(placements)
+}
+
+/// The places of what a restore replaced, whose record lies in the directory `dir`.
+pub fn of_undo<'a>(dir: &str, record: &Record) -> Placements<'a> {
+    let placement = |touched: &super::undo::Touched| Placement {
+        from: touched.kept.as_ref().map(|kept| format!("{dir}/{kept}")),
+        kept_as: kept_as(&touched.path),
+        to: touched.path.clone(),
+        is_database: touched.database,
+        record: None,
+    };
+    let mut files: Vec<_> = record.files.iter().map(placement).collect();
+    files.sort_by_key(|placement| !placement.is_database);
+    Placements { files, directories: Vec::new() }
+}
+
+fn kept_as(location: &str) -> String {
+    match location.rsplit_once('/') {
+        Some((_, name)) if location.starts_with('/') => format!("{OUTSIDE_PREFIX}{name}"),
+        _ => location.to_string(),
+    }
+}
+
+/// Refuses a record that no backup of this tool has.
+fn assert_ours(record: &FileRecord) -> Result<()> {
+    let refuse = |what: &str| Err(not_ours(&record.path, what));
+    let Some(path) = names::decode(&record.path).filter(|path| names::stays_below(path)) else {
+        return refuse("does not stay inside the project");
+    };
+    if record.database && !record.kind.is_file() {
+        return refuse("is no file, and called a database");
+    }
+    let target = record.target.as_deref().and_then(names::decode);
+    if (record.kind == EntryKind::Link) != target.as_ref().is_some_and(|to| names::link_stays_below(&path, to)) {
+        return refuse("is no link that stays inside the project");
+    }
+    let below = path.strip_prefix(STATE_DIR).ok().filter(|below| !below.as_os_str().is_empty());
+    let top = below.and_then(|below| below.iter().next()).and_then(|name| name.to_str()).unwrap_or_default();
+    if exclude::is_of_restore(top) {
+        return refuse("is where restores keep their own");
+    }
+    if record.component == Component::Database {
+        return match record.entry.strip_prefix(DATABASE_ENTRY) {
+            Some("") if record.database => Ok(()),
+            Some(suffix) if COMPANIONS.contains(&suffix) && record.kind.is_file() => Ok(()),
+            _ => refuse("is no part of a graph database"),
+        };
+    }
+    match below {
+        None => refuse("does not lie in .kg"),
+        Some(below) => {
+            let is_dir = record.kind == EntryKind::Directory || below.components().count() > 1;
+            if exclude::is_by_product(top, is_dir) { refuse("is no part of a backup") } else { Ok(()) }
+        }
+    }
+}
+
+/// A place that is a file for one record and a directory for another.
+fn assert_no_file_is_a_directory(placements: &Placements<'_>, folding: &Folding) -> Result<()> {
+    let files: HashSet<String> = placements.files.iter().map(|placement| folding.key(&placement.to)).collect();
+    let directories = placements.directories.iter().map(|directory| directory.at.as_str());
+    for location in placements.files.iter().map(|placement| placement.to.as_str()).chain(directories) {
+        let mut above = parent(location);
+        while !above.is_empty() {
+            if files.contains(&folding.key(above)) {
+                return Err(not_ours(above, "is a file and a directory"));
+            }
+            above = parent(above);
+        }
+    }
+    Ok(())
+}
+
+/// Where the graph database goes: where the configuration has it that is in force after the restore. A place outside the
+/// project is only believed when the target itself names it already.
+fn database_location(
+    target: &mut Target,
+    root: &Path,
+    staging: &Path,
+    manifest: &Manifest,
+    picked: &[(usize, &FileRecord)],
+    warnings: &mut Vec<Warning>,
+) -> Result<String> {
+    let record = manifest.files.iter().find(|record| record.entry == DATABASE_ENTRY);
+    let recorded = record.map_or(DEFAULT_DATABASE, |record| record.path.as_str()).to_string();
+    if record.is_none() {
+        return Ok(recorded);
+    }
+    let own_config = root.join(STATE_DIR).join(CONFIG_FILE);
+    let own = own_config.exists().then(|| config::database_path(root, warnings));
+    let restored = picked.iter().find(|(_, record)| record.entry == CONFIG_FILE && record.kind.is_file());
+    let restored = restored.map(|(number, _)| staging.join(number.to_string())).filter(|staged| staged.exists());
+    let in_force = match &restored {
+        Some(staged) => Some(config::database_path_in(staged, root, warnings)),
+        None => own.clone(),
+    };
+    let warn = |message: String| Warning::new(WarningCode::Config, message);
+    match in_force {
+        Some(DatabasePath { relative: Some(relative), .. }) => Ok(names::encode(Path::new(&relative))),
+        Some(DatabasePath { absolute, relative: None }) if own.is_some_and(|own| own.absolute == absolute) => {
+            let place = absolute.display();
+            warnings.push(warn(format!("The database goes to {place}, where the target's configuration has it")));
+            let location = names::encode(&absolute);
+            target.allow(Some(absolute));
+            Ok(location)
+        }
+        Some(DatabasePath { absolute, relative: None }) => {
+            let (place, named) = (root.join(&recorded), absolute);
+            let message = format!(
+                "The database goes to {}; the restored configuration names {}, outside the project: set `database.path`",
+                place.display(),
+                named.display()
+            );
+            warnings.push(warn(message));
+            Ok(recorded)
+        }
+        None => Ok(recorded),
+    }
+}
+
+/// Directories on the way to these locations that do not exist yet, parents first, as the backup has them.
+pub fn missing_dirs<'a>(
+    target: &Target,
+    locations: impl Iterator<Item = &'a str>,
+    recorded: &[MadeDir],
+) -> Result<Vec<MadeDir>> {
+    let recorded: HashMap<&str, &MadeDir> = recorded.iter().map(|dir| (dir.at.as_str(), dir)).collect();
+    let mut seen = HashSet::new();
+    let mut missing = Vec::new();
+    for location in locations {
+        let mut above = Vec::new();
+        let mut dir = parent(location);
+        // The directory of a database outside the project is there, or the restore fails.
+        while !dir.is_empty() && !dir.starts_with('/') && dir != STATE_DIR && seen.insert(dir.to_string()) {
+            if !target.is_taken(dir)? {
+                let plain = MadeDir { at: dir.to_string(), mode: None, mtime: None };
+                above.push(recorded.get(dir).map_or(plain, |dir| (*dir).clone()));
+            }
+            dir = parent(dir);
+        }
+        missing.extend(above.into_iter().rev());
+    }
+    Ok(missing)
+}

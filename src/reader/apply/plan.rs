@@ -1,0 +1,251 @@
+//! From places to changes: what is in the way, what is kept of it, which databases are replaced through SQLite.
+//!
+//! Everything that could refuse is asked here, and nothing is changed.
+
+use std::{collections::HashSet, fs, time::Duration};
+
+use nix::fcntl::OFlag;
+
+use super::{
+    journal::{Intent, MadeDir, Move, Swapped},
+    place::{Placement, Placements, missing_dirs},
+    target::Target,
+    undo::Touched,
+};
+use crate::{
+    beneath::{Occupant, Place},
+    error::{Code, Error, Result},
+    project::{STATE_DIR, UNDO_DIR},
+    sqlite::{
+        files::{COMPANIONS, MAGIC},
+        in_use::{self, Claim},
+        replace,
+    },
+};
+
+/// An index of a WAL: of no use without the very WAL that it was made of.
+const SHARED_MEMORY: &str = COMPANIONS[1];
+
+pub struct Conditions<'a> {
+    /// The location of the directory for what is replaced.
+    pub undo_dir: &'a str,
+    /// Replace a database even while another process has it open.
+    pub force: bool,
+    pub dry_run: bool,
+    pub lock_timeout: Duration,
+}
+
+pub struct Plan {
+    /// All but what becomes of it afterwards.
+    pub intent: Intent,
+    pub touched: Vec<Touched>,
+    /// Held until the restore is done.
+    pub claims: Vec<Claim>,
+}
+
+pub fn plan(target: &Target, placements: &Placements<'_>, conditions: &Conditions<'_>) -> Result<Plan> {
+    let mut planning = Planning { target, conditions, plan: Plan::new(), gone: HashSet::new() };
+    for placement in &placements.files {
+        planning.file(placement)?;
+    }
+    let mut plan = planning.plan;
+    // Looked at after all databases: opening one drops this process's locks on it.
+    for placement in placements.files.iter().filter(|placement| placement.from.is_some()) {
+        plan.claims.extend(claim(target, placement, &plan, conditions)?);
+    }
+    plan.directories(target, placements, conditions)?;
+    Ok(plan)
+}
+
+/// Locations of files where something is in the way: the file itself, or what belongs to a database of its name.
+pub fn taken(target: &Target, placements: &Placements<'_>) -> Result<Vec<String>> {
+    let mut taken = Vec::new();
+    for placement in &placements.files {
+        for suffix in parts(placement.is_database) {
+            if target.is_taken(&format!("{}{suffix}", placement.to))? {
+                taken.push(placement.to.clone());
+                break;
+            }
+        }
+    }
+    Ok(taken)
+}
+
+struct Planning<'a> {
+    target: &'a Target,
+    conditions: &'a Conditions<'a>,
+    plan: Plan,
+    /// Locations that are empty once the moves so far are made.
+    gone: HashSet<String>,
+}
+
+impl Planning<'_> {
+    fn file(&mut self, placement: &Placement<'_>) -> Result<()> {
+        let place = self.target.place(&placement.to)?;
+        let occupant = place.as_ref().map_or(Ok(None), Place::occupant)?;
+        let occupant = occupant.filter(|_| !self.gone.contains(&placement.to));
+        if let Some(place) = &place {
+            assert_replaceable(place, occupant, placement)?;
+            if occupant == Some(Occupant::File) && self.is_live(place, placement)? {
+                self.swap(placement);
+                return Ok(());
+            }
+        }
+        let is_database = is_database(placement, place.as_ref());
+        for suffix in parts(is_database) {
+            self.move_away(placement, suffix, is_database && suffix.is_empty())?;
+        }
+        if let Some(from) = &placement.from {
+            if occupant.is_none() {
+                self.plan.touched.push(Touched { path: placement.to.clone(), kept: None, database: is_database });
+            }
+            self.plan.intent.moves.push(Move { from: from.clone(), to: placement.to.clone() });
+            self.gone.remove(&placement.to);
+        }
+        Ok(())
+    }
+
+    /// Whether a sound database is there that can get the new content through SQLite.
+    fn is_live(&self, place: &Place, placement: &Placement<'_>) -> Result<bool> {
+        let Some(from) = placement.from.as_ref().filter(|_| placement.is_database) else { return Ok(false) };
+        let new = if self.conditions.dry_run { None } else { Some(self.target.existing(from)?.path()) };
+        replace::is_possible(&place.path(), new.as_deref(), self.conditions.lock_timeout)
+    }
+
+    fn swap(&mut self, placement: &Placement<'_>) {
+        let (live, kept) = (placement.to.clone(), placement.kept_as.clone());
+        self.plan.touched.push(Touched { path: live.clone(), kept: Some(kept.clone()), database: true });
+        let kept = format!("{}/{kept}", self.conditions.undo_dir);
+        let new = placement.from.clone().unwrap_or_default();
+        self.plan.intent.swaps.push(Swapped { new, live, kept });
+    }
+
+    fn move_away(&mut self, placement: &Placement<'_>, suffix: &str, database: bool) -> Result<()> {
+        let path = format!("{}{suffix}", placement.to);
+        if self.gone.contains(&path) || !self.target.is_taken(&path)? {
+            return Ok(());
+        }
+        let kept = format!("{}{suffix}", placement.kept_as);
+        let to = format!("{}/{kept}", self.conditions.undo_dir);
+        self.plan.intent.moves.push(Move { from: path.clone(), to });
+        if suffix != SHARED_MEMORY {
+            self.plan.touched.push(Touched { path: path.clone(), kept: Some(kept), database });
+        }
+        self.gone.insert(path);
+        Ok(())
+    }
+}
+
+impl Plan {
+    fn new() -> Self {
+        Plan { intent: Intent::default(), touched: Vec::new(), claims: Vec::new() }
+    }
+
+    /// Directories that the changes need, and those that a backup holds.
+    fn directories(&mut self, target: &Target, placements: &Placements<'_>, conditions: &Conditions<'_>) -> Result<()> {
+        let held = &placements.directories;
+        for dir in held {
+            if let Some(place) = target.place(&dir.at)?
+                && place.occupant()?.is_some_and(|occupant| occupant != Occupant::Directory)
+            {
+                return Err(in_the_way(&place, "is in the way: the backup has a directory there"));
+            }
+        }
+        // The name of a file in a held directory is not looked at.
+        let inside_held: Vec<String> = held.iter().map(|dir| format!("{}/x", dir.at)).collect();
+        let moved = self.intent.moves.iter().map(|change| change.to.as_str());
+        let kept = self.intent.swaps.iter().map(|swapped| swapped.kept.as_str());
+        let record = format!("{}/{}", conditions.undo_dir, super::undo::RECORD_FILE);
+        let locations = moved.chain(kept).chain(inside_held.iter().map(String::as_str)).chain([record.as_str()]);
+        self.intent.made = missing_dirs(target, locations, held)?;
+        // What is kept may be secret.
+        let undo_root = format!("{STATE_DIR}/{UNDO_DIR}");
+        for dir in self.intent.made.iter_mut().filter(|dir| dir.at == undo_root || dir.at == conditions.undo_dir) {
+            dir.mode = Some(0o700);
+        }
+        Ok(())
+    }
+
+    /// Whether something goes to the directory for what is replaced.
+    pub fn keeps_in(&self, undo_dir: &str) -> bool {
+        let mut places = self.intent.moves.iter().map(|change| &change.to);
+        !self.intent.swaps.is_empty() || places.any(|to| to.starts_with(undo_dir))
+    }
+
+    /// Directories that are made in the project itself.
+    pub fn made_in_project(&self) -> Vec<String> {
+        let undo_root = format!("{STATE_DIR}/{UNDO_DIR}");
+        let in_project = |dir: &&MadeDir| !dir.at.starts_with(&undo_root);
+        self.intent.made.iter().filter(in_project).map(|dir| dir.at.clone()).collect()
+    }
+}
+
+fn assert_replaceable(place: &Place, occupant: Option<Occupant>, placement: &Placement<'_>) -> Result<()> {
+    match occupant {
+        Some(Occupant::Directory) => Err(in_the_way(place, "is a directory where the backup has a file")),
+        Some(Occupant::Link) if placement.is_database => Err(in_the_way(
+            place,
+            "is a symbolic link, and nothing is restored through one: name the database itself in `database.path`, or",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn in_the_way(place: &Place, what: &str) -> Error {
+    Error::new(
+        Code::TargetInvalid,
+        format!("{} {what}", place.path().display()),
+        "Move it away, or restore into another directory with `targetDir` (`--target`)",
+    )
+}
+
+/// Suffixes of a file and of what belongs to it.
+fn parts(is_database: bool) -> &'static [&'static str] {
+    if is_database { &["", COMPANIONS[0], COMPANIONS[1], COMPANIONS[2]] } else { &[""] }
+}
+
+/// What the backup has as a plain file may be a database by now.
+fn is_database(placement: &Placement<'_>, place: Option<&Place>) -> bool {
+    placement.is_database || place.is_some_and(|place| place.starts_with(MAGIC))
+}
+
+/// Keeps other processes out of a database whose file is replaced.
+fn claim(
+    target: &Target,
+    placement: &Placement<'_>,
+    plan: &Plan,
+    conditions: &Conditions<'_>,
+) -> Result<Option<Claim>> {
+    let is_moved = plan.intent.moves.iter().any(|change| change.from == placement.to);
+    let is_database = || plan.touched.iter().any(|touched| touched.path == placement.to && touched.database);
+    if conditions.force || !is_moved || !is_database() {
+        return Ok(None);
+    }
+    let place = target.existing(&placement.to)?;
+    if place.occupant()? != Some(Occupant::File) {
+        return Ok(None);
+    }
+    let path = place.path();
+    // Only a file that may be written can be locked; whoever may not write it could not have it open for writing here.
+    let Ok(file) = place.open(OFlag::O_RDWR, 0) else { return Ok(None) };
+    match in_use::claim(file, &path)? {
+        Ok(claim) => Ok(Some(claim)),
+        Err(process) => Err(Error::new(
+            Code::DatabaseInUse,
+            format!(
+                "{} cannot be replaced through SQLite, and is open in {}; what that process writes would be lost",
+                path.display(),
+                name(process)
+            ),
+            "Close it there or stop that process, then run it again; `force` (`--force`) replaces it all the same",
+        )),
+    }
+}
+
+/// A process as a person knows it.
+fn name(process: i32) -> String {
+    match fs::read_to_string(format!("/proc/{process}/comm")) {
+        Ok(command) => format!("process {process} ({})", command.trim()),
+        Err(_) => format!("process {process}"),
+    }
+}

@@ -1,0 +1,125 @@
+//! The project that a restore writes into: where its files are, reached without following a link.
+//!
+//! A *location* is the text of a path relative to the project's root ([`names`]), or the absolute path of a graph database
+//! that lies outside the project because the project's own configuration says so.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    beneath::{Dir, Place},
+    error::{Code, Error, Result},
+    project::{STATE_DIR, names},
+    sqlite::files::{COMPANIONS, companion},
+};
+
+pub struct Target {
+    /// Absent where there is no project yet, as in a dry run.
+    root: Option<Dir>,
+    /// `.kg`, which may be a link of the user's.
+    state: Option<Dir>,
+    path: PathBuf,
+    /// The one place outside that may be written.
+    outside: Option<PathBuf>,
+}
+
+impl Target {
+    pub fn open(path: &Path) -> Result<Self> {
+        let open = |path: &Path| match Dir::open(path) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(Error::io("open", path, cause)),
+        };
+        let (root, state) = (open(path)?, open(&path.join(STATE_DIR))?);
+        Ok(Target { root, state, path: path.to_path_buf(), outside: None })
+    }
+
+    /// Lets the database at `outside`, an absolute path, be written.
+    pub fn allow(&mut self, outside: Option<PathBuf>) {
+        self.outside = outside;
+    }
+
+    pub fn outside(&self) -> Option<&Path> {
+        self.outside.as_deref()
+    }
+
+    /// The place of a location; `None` where a directory on the way does not exist.
+    pub fn place(&self, location: &str) -> Result<Option<Place>> {
+        let path = names::decode(location).ok_or_else(|| not_ours(location, "is not written as a path is"))?;
+        if path.is_absolute() {
+            return self.place_outside(&path);
+        }
+        if !names::stays_below(&path) {
+            return Err(not_ours(location, "does not stay inside the project"));
+        }
+        let (dir, below) = match path.strip_prefix(STATE_DIR) {
+            Ok(below) if !below.as_os_str().is_empty() => (&self.state, below),
+            _ => (&self.root, path.as_path()),
+        };
+        dir.as_ref().map_or(Ok(None), |dir| dir.place(below))
+    }
+
+    /// As [`Target::place`], for what must be there.
+    pub fn existing(&self, location: &str) -> Result<Place> {
+        self.place(location)?.ok_or_else(|| {
+            let path = self.path.join(location);
+            Error::io("find", &path, io::ErrorKind::NotFound.into())
+        })
+    }
+
+    pub fn is_taken(&self, location: &str) -> Result<bool> {
+        Ok(match self.place(location)? {
+            Some(place) => place.occupant()?.is_some(),
+            None => false,
+        })
+    }
+
+    /// For messages.
+    pub fn absolute(&self, location: &str) -> PathBuf {
+        self.path.join(names::decode(location).unwrap_or_default())
+    }
+
+    /// Makes what changed at these locations durable: one sync a directory.
+    pub fn sync<'a>(&self, locations: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        let mut synced = BTreeSet::new();
+        for location in locations {
+            if synced.insert(parent(location))
+                && let Some(place) = self.place(location)?
+            {
+                place.dir().sync()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn place_outside(&self, path: &Path) -> Result<Option<Place>> {
+        let names_it =
+            |outside: &Path| path == outside || COMPANIONS.iter().any(|suffix| path == companion(outside, suffix));
+        let (true, Some(parent), Some(name)) =
+            (self.outside.as_deref().is_some_and(names_it), path.parent(), path.file_name())
+        else {
+            return Err(not_ours(&path.to_string_lossy(), "does not stay inside the project"));
+        };
+        match Dir::open(parent) {
+            Ok(dir) => dir.place(Path::new(name)),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(Error::io("open", parent, cause)),
+        }
+    }
+}
+
+/// The location of the directory that holds `location`; empty for the root.
+pub fn parent(location: &str) -> &str {
+    location.rsplit_once('/').map_or("", |(parent, _)| parent)
+}
+
+pub fn not_ours(path: &str, what: &str) -> Error {
+    Error::new(
+        Code::NotABackup,
+        format!("The archive was not made by this tool: the path {path:?} {what}"),
+        "Nothing was changed; do not use this archive",
+    )
+}
