@@ -2,7 +2,8 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, renameSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import os from 'node:os';
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
@@ -144,6 +145,32 @@ test('a database outside the project is put back where it was', async () => {
   await manager.undoRestore();
   expect(readFileSync(outside, 'utf8')).toBe('noise');
 });
+
+// What lies on another file system cannot be renamed into the project.
+test.runIf(statSync('/dev/shm', { throwIfNoEntry: false }) && statSync('/dev/shm').dev !== statSync(os.tmpdir()).dev)(
+  'a database on another file system is replaced, kept and put back',
+  async () => {
+    const { root, backups, database } = makeProject();
+    const elsewhere = mkdtempSync('/dev/shm/kg-test-');
+    onTestFinished(() => rmSync(elsewhere, { recursive: true }));
+    const outside = path.join(elsewhere, 'graph.db');
+    copyFileSync(database, outside);
+    for (const suffix of ['', '-wal', '-shm']) rmSync(database + suffix, { force: true });
+    writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: outside } }));
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+    await manager.createBackup();
+    for (const [state, expected] of [['noise', 'noise'], [null, null]]) {
+      for (const suffix of ['', '-wal', '-shm']) rmSync(outside + suffix, { force: true });
+      if (state) writeFileSync(outside, state);
+      const { safetyCopy } = await manager.restore({ backupId: 'latest', overwrite: true });
+      expect(titles(outside)[0]).toBe(200);
+      if (state) expect(readFileSync(path.join(safetyCopy, 'outside/graph.db'), 'utf8')).toBe(expected);
+      await manager.undoRestore();
+      expect(existsSync(outside) ? readFileSync(outside, 'utf8') : null).toBe(expected);
+      expect(readdirSync(elsewhere)).toEqual(state ? ['graph.db'] : []);
+    }
+  },
+);
 
 test('a dry run says what would happen and changes nothing', async () => {
   const { manager, root } = await setUp();

@@ -1,10 +1,17 @@
 //! What goes into an archive comes out of it, whatever the files are called and however long they are.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs,
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::Path,
+};
 
 use kg_backup::{
     archive::gzip::{BLOCK_BYTES, Compression},
     backup::{BackupOptions, create_backup},
+    project::names,
     reader::client::Launch,
     restore::{RestoreOptions, restore},
     store::Store,
@@ -14,8 +21,13 @@ use kg_backup::{
 use proptest::prelude::*;
 use rusqlite::Connection;
 
-fn name() -> impl Strategy<Value = String> {
-    "[a-zA-Z0-9 äß漢._\\\\'\"\n~-]{1,40}".prop_filter("no special directory", |name| name != "." && name != "..")
+/// Any bytes that a file system takes, text more often than not; but nothing that leads out of a directory somewhere.
+fn name() -> impl Strategy<Value = OsString> {
+    let text = "[a-zA-Z0-9 äß漢._\\\\'\"\n%~-]{1,40}".prop_map(OsString::from);
+    let bytes = prop::collection::vec(any::<u8>().prop_filter("ends a name", |byte| !matches!(byte, 0 | b'/')), 1..40);
+    prop_oneof![3 => text, 1 => bytes.prop_map(OsString::from_vec)].prop_filter("leads out", |name| {
+        name != "." && !name.as_bytes().split(|byte| *byte == b'\\').any(|part| part == b"..")
+    })
 }
 
 /// Contents around the sizes where something changes: empty, a tar block, a compressed block.
@@ -35,7 +47,7 @@ fn files_below(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap().to_string();
+        let name = names::encode(Path::new(path.file_name().unwrap()));
         if path.is_dir() {
             found.extend(files_below(&path).into_iter().map(|(below, content)| (format!("{name}/{below}"), content)));
         } else {
