@@ -47,9 +47,13 @@ pub fn is_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> R
     let deadline = Instant::now() + lock_timeout;
     let cancel = Cancel::default();
     let pinned = |path: &Path| until(deadline, &cancel, || Snapshot::pin(open_harmless(path)?, path));
-    // One that a killed writer left half written is rolled back first, which only a connection that writes can do.
-    let recovered = || until(deadline, &cancel, || Snapshot::pin(open_live(live)?, live));
-    let snapshot = match if new.is_some() { recovered() } else { pinned(live) } {
+    let found = match pinned(live) {
+        Err(error) if error.code == Code::DatabaseUnreadable && new.is_some() => {
+            until(deadline, &cancel, || pin_recovered(live))
+        }
+        found => found,
+    };
+    let snapshot = match found {
         Ok(snapshot) if snapshot.size_bytes() > 0 => snapshot,
         Err(error) if error.code == Code::DatabaseBusy => return Err(error),
         _ => return Ok(false),
@@ -110,8 +114,11 @@ pub fn has_content_of(live: &Path, new: &Path) -> Result<bool> {
     const OWN: [std::ops::Range<usize>; 4] = [18..20, 24..32, 40..44, 92..100];
     let cancel = Cancel::default();
     let mut pages = Vec::new();
-    for (connection, path) in [(open_live(live)?, live), (open_harmless(new)?, new)] {
-        let snapshot = Snapshot::pin(connection, path)?;
+    for path in [live, new] {
+        let snapshot = match open_harmless(path).and_then(|connection| Snapshot::pin(connection, path)) {
+            Err(error) if error.code == Code::DatabaseUnreadable => pin_recovered(path)?,
+            pinned => pinned?,
+        };
         let mut hasher = sha2::Sha256::default();
         let mut is_first = true;
         snapshot.pages(&cancel, |page| {
@@ -125,6 +132,15 @@ pub fn has_content_of(live: &Path, new: &Path) -> Result<bool> {
         pages.push(sha2::Digest::finalize(hasher));
     }
     Ok(pages[0] == pages[1])
+}
+
+/// A database that a killed writer left half written is rolled back first, which only a connection that writes can do.
+fn pin_recovered(live: &Path) -> Result<Snapshot> {
+    let connection = open_live(live)?;
+    // Of one that turns out to be damaged, the WAL may be all that is left.
+    let kept = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+    kept.map_err(|cause| Error::sqlite("open", live, cause))?;
+    Snapshot::pin(connection, live)
 }
 
 /// A live database and its new content, open.
