@@ -294,6 +294,8 @@ export interface Warning {
     | 'KG_WARN_LINK_OUTSIDE'
     | 'KG_WARN_CONFIG'
     | 'KG_WARN_STORE'
+    | 'KG_WARN_ATTRIBUTES'
+    | 'KG_WARN_FULL'
     | 'KG_WARN_RECOVERED';
   message: string;
   /** What it is about, relative to the project, where that is one file. */
@@ -322,6 +324,7 @@ export interface Problem {
     | 'KG_PROBLEM_BLOCK'
     | 'KG_PROBLEM_STRUCTURE'
     | 'KG_PROBLEM_ENTRY'
+    | 'KG_PROBLEM_CHAIN'
     | 'KG_PROBLEM_SIDECAR';
   message: string;
   /** Entries of the archive; empty where it is the archive as a whole. */
@@ -462,6 +465,9 @@ export type KgErrorCode =
   | 'KG_BACKUP_NOT_FOUND'
   | 'KG_NOT_A_BACKUP'
   | 'KG_CHECKSUM_MISMATCH'
+  | 'KG_CHAIN_BROKEN'
+  | 'KG_BASE_UNUSABLE'
+  | 'KG_BACKUP_NEEDED'
   | 'KG_FORMAT_NEWER'
   | 'KG_TARGET_EXISTS'
   | 'KG_TARGET_INVALID'

@@ -86,9 +86,10 @@ class BackupManager {
     return call({ call: 'getLatestBackup', config: this.#config });
   }
 
-  async deleteBackup(id) {
+  async deleteBackup(id, options) {
     assertReference('deleteBackup', id);
-    await call({ call: 'deleteBackup', config: this.#config, id });
+    const [given, control] = split('deleteBackup', options);
+    return call({ call: 'deleteBackup', config: this.#config, id, options: given }, control);
   }
 
   async prune(options) {

@@ -1,13 +1,15 @@
 //! The verb `backup`: saves a project into a new archive of a store.
 
 use std::{
+    fs,
     io::{self, Read},
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::{
     archive::{
@@ -15,6 +17,7 @@ use crate::{
         manifest::{BackupType, Contents, FORMAT_VERSION, Manifest, Stats, Tool},
         write::{ArchiveWriter, Totals, checksums},
     },
+    base::{self, Chosen, project_id},
     error::{Code, Error, Result, Warning, WarningCode},
     project::{
         Component, Project,
@@ -24,7 +27,7 @@ use crate::{
     reader::{
         apply::undo::DEFAULT_RETENTION_DAYS,
         client::{Answer, Launch, Reader, out_of_turn},
-        protocol::{Message, SaveRequest, Saved},
+        protocol::{Message, PAGE_HASHES_FILE, SaveRequest, Saved},
     },
     retention::{self, Policy, PruneResult},
     store::{Backup, Store, StoreLock},
@@ -40,6 +43,8 @@ pub const DEFAULT_LEVEL: u8 = 6;
 #[derive(Debug, Clone)]
 pub struct BackupOptions {
     pub kind: BackupType,
+    /// The id of the backup that an incremental one rests on; the newest good one where absent.
+    pub based_on: Option<String>,
     pub description: Option<String>,
     pub include_vectors: bool,
     pub include_plugin_data: bool,
@@ -62,6 +67,7 @@ impl Default for BackupOptions {
     fn default() -> Self {
         BackupOptions {
             kind: BackupType::Full,
+            based_on: None,
             description: None,
             include_vectors: true,
             include_plugin_data: true,
@@ -86,29 +92,6 @@ pub struct Created {
     pub retention: Option<PruneResult>,
 }
 
-/// `type` as the caller names it; says what to do about those that this release does not know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RequestedType {
-    Full,
-    Snapshot,
-    Incremental,
-}
-
-impl RequestedType {
-    pub fn supported(self) -> Result<BackupType> {
-        match self {
-            RequestedType::Full => Ok(BackupType::Full),
-            RequestedType::Snapshot => Ok(BackupType::Snapshot),
-            RequestedType::Incremental => Err(Error::new(
-                Code::Unsupported,
-                "This release does not make incremental backups",
-                "Use the type `full`, or `snapshot` for the database alone",
-            )),
-        }
-    }
-}
-
 /// Saves the project at `root` and returns when the backup is on the disk. A failure or an abort leaves nothing of it.
 pub fn create_backup(
     root: &Path,
@@ -124,23 +107,75 @@ pub fn create_backup(
     let recovered = Reader::tidy(launch, project.root(), options.lock_timeout, options.undo_retention_days, task)?;
     let lock = store.lock(options.lock_timeout, task)?;
     let store_warnings = store.sweep(&lock, task)?;
+    let mut options = options.clone();
+    let mut warnings: Vec<Warning> = recovered.into_iter().chain(store_warnings).collect();
+    let base = choose_base(store, &project, &mut options, &mut warnings, task)?;
     let at = Timestamp::now();
     let new = store.begin(&lock, at, options.compression)?;
     let mut archive = ArchiveWriter::new(new.sink()?, options.compression)?;
-    let request = save_request(project.root().to_path_buf(), new.scratch(), options);
+    let base_file = base.as_ref().map(|base| base.prepare(&project, new.scratch(), task)).transpose()?;
+    let request = save_request(project.root().to_path_buf(), new.scratch(), base_file, &options);
     let mut reader = Reader::save(launch, request, &task.cancel)?;
-    let saved = receive(&mut reader, &mut archive, task)?;
+    // Reading the chain to its end takes as long as reading the project: the one beside the other.
+    let (saved, whole) = thread::scope(|threads| {
+        let checking = base.as_ref().map(|base| threads.spawn(|| base.assert_whole(task)));
+        let saved = receive(&mut reader, &mut archive, task);
+        (saved, checking.map_or(Ok(()), |checking| checking.join().unwrap_or_else(|_| Err(check_panicked()))))
+    });
+    let saved = saved?;
+    whole?;
     drop(reader);
     if options.strict {
         assert_complete(&saved.warnings)?;
     }
-    let (manifest, written) = archive.finish(|totals| describe(&new.id, at, options, totals, saved))?;
+    let hashes = new.scratch().join(PAGE_HASHES_FILE);
+    let (manifest, written) = archive.finish(|totals| {
+        let mut manifest = describe(&new.id, at, &options, totals, saved);
+        manifest.project = Some(project_id(&project));
+        if let Some(base) = &base {
+            manifest.based_on = Some(base.backup.id.clone());
+            manifest.deleted = base.deleted(&manifest);
+        }
+        manifest
+    })?;
     task.cancel.check()?;
+    let hashes = fs::read(&hashes).ok();
     let mut backup = new.publish(manifest, written)?;
-    backup.warnings.extend(recovered.into_iter().chain(store_warnings));
+    if let Some(hashes) = hashes {
+        base::remember(&project, &backup, &hashes);
+    }
+    backup.warnings.extend(warnings);
     let retention =
-        if options.retention.keeps_everything() { None } else { prune_after(store, &lock, options, &mut backup) };
+        if options.retention.keeps_everything() { None } else { prune_after(store, &lock, &options, &mut backup) };
     Ok(Created { backup, retention })
+}
+
+/// What an incremental backup rests on. Where there is nothing, it becomes a full one, and a warning says so.
+fn choose_base(
+    store: &Store,
+    project: &Project,
+    options: &mut BackupOptions,
+    warnings: &mut Vec<Warning>,
+    task: &Task,
+) -> Result<Option<Chosen>> {
+    if options.kind != BackupType::Incremental {
+        return match options.based_on {
+            None => Ok(None),
+            Some(_) => Err(Error::invalid("`basedOn` goes with the type `incremental`", "Leave it out")),
+        };
+    }
+    let chosen = base::choose(store, project, options.based_on.as_deref(), task)?;
+    if chosen.is_none() {
+        options.kind = BackupType::Full;
+        let message =
+            "There is no good backup of this project that an incremental one could rest on: a full one was made";
+        warnings.push(Warning::new(WarningCode::Full, message));
+    }
+    Ok(chosen)
+}
+
+fn check_panicked() -> Error {
+    Error::new(Code::Internal, "The check of the chain panicked", "Please report this")
 }
 
 /// Fails where something of the project is not in the backup as it is. A socket or device holds nothing to save.
@@ -176,10 +211,10 @@ fn prune_after(store: &Store, lock: &StoreLock, options: &BackupOptions, backup:
     }
 }
 
-fn save_request(root: PathBuf, scratch: &Path, options: &BackupOptions) -> SaveRequest {
+fn save_request(root: PathBuf, scratch: &Path, base: Option<PathBuf>, options: &BackupOptions) -> SaveRequest {
     let selection = Selection {
         scope: match options.kind {
-            BackupType::Full => Scope::Full,
+            BackupType::Full | BackupType::Incremental => Scope::Full,
             BackupType::Snapshot => Scope::Database,
         },
         include_vectors: options.include_vectors,
@@ -191,6 +226,7 @@ fn save_request(root: PathBuf, scratch: &Path, options: &BackupOptions) -> SaveR
         selection,
         check_source: options.check_source,
         scratch: scratch.to_path_buf(),
+        base,
         lock_timeout_ms: options.lock_timeout.as_millis() as u64,
     }
 }
@@ -202,9 +238,16 @@ fn receive(reader: &mut Reader, archive: &mut ArchiveWriter, task: &Task) -> Res
         match reader.next()? {
             Answer::Message(Message::Planned { bytes_total }) => progress.plan(bytes_total)?,
             Answer::Message(Message::Entry { record, owner }) => {
-                let data =
-                    EntryData { left: record.size, reader, piece: Vec::new(), taken: 0, progress: &mut progress };
+                let left = record.entry_size().ok_or_else(out_of_turn)?;
+                let data = EntryData { left, reader, piece: Vec::new(), taken: 0, progress: &mut progress };
+                // What of a database did not change was read all the same.
+                let skipped = record.size.saturating_sub(left);
                 archive.add(record, owner, data)?;
+                progress.advance(skipped)?;
+            }
+            Answer::Message(Message::Unchanged { record }) => {
+                progress.advance(record.size)?;
+                archive.add_unchanged(record)?;
             }
             Answer::Message(Message::Saved(saved)) => return Ok(saved),
             _ => return Err(out_of_turn()),
@@ -296,6 +339,8 @@ fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, sa
         integrity: saved.integrity,
         warnings: saved.warnings,
         based_on: None,
+        deleted: Vec::new(),
+        project: None,
         tool: Tool::this(),
         archive: None,
     }

@@ -5,9 +5,9 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::File,
+    fs::{File, Permissions},
     io::{self, Read},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -15,7 +15,7 @@ use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, openat, renameat},
     sys::{
-        stat::{FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstatat, mkdirat, utimensat},
+        stat::{FileStat, Mode, SFlag, UtimensatFlags, fstatat, mkdirat, utimensat},
         time::TimeSpec,
     },
     unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat},
@@ -104,11 +104,9 @@ impl Place {
         self.dir.path.join(&self.name)
     }
 
-    /// The place in the same directory whose name goes on with `suffix`.
-    pub fn with_suffix(&self, suffix: &str) -> Result<Place> {
-        let mut name = self.name.clone();
-        name.push(suffix);
-        Ok(Place { dir: Dir { fd: self.dir.again()?, path: self.dir.path.clone() }, name })
+    /// The place of another name in the same directory.
+    pub fn beside(&self, name: &str) -> Result<Place> {
+        Ok(Place { dir: Dir { fd: self.dir.again()?, path: self.dir.path.clone() }, name: name.into() })
     }
 
     pub fn stat(&self) -> Result<Option<FileStat>> {
@@ -175,9 +173,11 @@ impl Place {
         unlinkat(&self.dir.fd, self.name(), UnlinkatFlags::RemoveDir).is_ok()
     }
 
+    /// Of a file or directory, which this user must be able to read; never of what a link leads to.
     pub fn set_mode(&self, mode: u32) -> Result<()> {
-        let set = fchmodat(&self.dir.fd, self.name(), mode_of(mode), FchmodatFlags::FollowSymlink);
-        set.map_err(|cause| self.failed("set the permissions of", cause))
+        let set =
+            self.open(OFlag::O_RDONLY, 0).and_then(|file| file.set_permissions(Permissions::from_mode(mode & 0o777)));
+        set.map_err(|cause| Error::io("set the permissions of", &self.path(), cause))
     }
 
     pub fn set_modified(&self, seconds: i64, nanoseconds: i64) -> Result<()> {

@@ -70,6 +70,12 @@ codes! {
     NotABackup = "KG_NOT_A_BACKUP", exit 5;
     /// The archive, or what stands beside it, is not what was written.
     ChecksumMismatch = "KG_CHECKSUM_MISMATCH", exit 5;
+    /// A backup that this one rests on is not there.
+    ChainBroken = "KG_CHAIN_BROKEN", exit 5;
+    /// The backup cannot be the base of an incremental one.
+    BaseUnusable = "KG_BASE_UNUSABLE", exit 2;
+    /// Other backups rest on the one that was to be deleted.
+    BackupNeeded = "KG_BACKUP_NEEDED", exit 4;
     /// The archive was written in a newer format than this release reads.
     FormatNewer = "KG_FORMAT_NEWER", exit 1;
     /// The restore would replace files and `overwrite` is off.
@@ -215,6 +221,12 @@ pub enum WarningCode {
     /// The backup is good, but something beside it could not be written or removed.
     #[serde(rename = "KG_WARN_STORE")]
     Store,
+    /// The mode or time of a restored directory could not be set.
+    #[serde(rename = "KG_WARN_ATTRIBUTES")]
+    Attributes,
+    /// There was nothing that an incremental backup could rest on: a full one was made.
+    #[serde(rename = "KG_WARN_FULL")]
+    Full,
     /// An interrupted restore was found, and was taken back or completed.
     #[serde(rename = "KG_WARN_RECOVERED")]
     Recovered,
@@ -229,6 +241,8 @@ impl WarningCode {
         WarningCode::LinkOutside,
         WarningCode::Config,
         WarningCode::Store,
+        WarningCode::Attributes,
+        WarningCode::Full,
         WarningCode::Recovered,
     ];
 }

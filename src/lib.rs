@@ -13,20 +13,24 @@
 //! | --- | --- |
 //! | [`node`], [`cli`] | the two faces: the addon and the command `kg` |
 //! | [`backup`], [`restore`], [`undo`], [`verify`], [`retention`] | the verbs |
+//! | [`chain`], [`base`] | a full backup and the incremental ones that rest on it; what the next one may rest on |
 //! | [`reader`] | the one place that opens files of a live project; a process of its own inside a host |
 //! | [`archive`] | the container: tar, gzip, manifest, checksums, seal |
 //! | [`store`] | the directory where archives are kept: catalog, lock, atomic writing |
 //! | [`project`], [`sqlite`] | what a project holds; databases at one commit. Called by the reader alone |
-//! | [`task`], [`parallel`], [`lock`], [`durable`], [`beneath`], [`error`] | cancellation and progress; work on all cores; waiting; files that are there whole or not at all; paths without links; errors |
+//! | [`task`], [`parallel`], [`lock`], [`durable`], [`beneath`], [`limits`], [`error`] | cancellation and progress; work on all cores; waiting; files that are there whole or not at all; paths without links; what a forged archive may take; errors |
 //!
 //! Dependencies point down this table, never up. `docs/architecture.md` says why things are as they are.
 
 pub mod archive;
 pub mod backup;
+pub mod base;
 pub mod beneath;
+pub mod chain;
 pub mod cli;
 pub mod durable;
 pub mod error;
+pub mod limits;
 pub mod lock;
 pub mod node;
 pub mod parallel;

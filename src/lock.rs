@@ -17,9 +17,28 @@ use crate::{
 /// Locks `file` (or directory) until it is closed. `Ok(false)` where somebody else held it all the time; `failed`
 /// makes the error of a file system that cannot lock.
 pub fn wait(file: &File, timeout: Duration, task: &Task, failed: impl Fn(io::Error) -> crate::Error) -> Result<bool> {
+    wait_for(|| file.try_lock(), timeout, task, failed)
+}
+
+/// As [`wait`], with others who only read.
+pub fn wait_shared(
+    file: &File,
+    timeout: Duration,
+    task: &Task,
+    failed: impl Fn(io::Error) -> crate::Error,
+) -> Result<bool> {
+    wait_for(|| file.try_lock_shared(), timeout, task, failed)
+}
+
+fn wait_for(
+    attempt: impl Fn() -> std::result::Result<(), TryLockError>,
+    timeout: Duration,
+    task: &Task,
+    failed: impl Fn(io::Error) -> crate::Error,
+) -> Result<bool> {
     let deadline = Instant::now() + timeout;
     loop {
-        match file.try_lock() {
+        match attempt() {
             Ok(()) => return Ok(true),
             Err(TryLockError::Error(cause)) => return Err(failed(cause)),
             Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Ok(false),

@@ -18,11 +18,9 @@ use crate::{
     archive::{
         manifest::{MANIFEST_ENTRY, Manifest},
         pick::Pick,
-        read::read_archive,
-        unpack::Unpacking,
     },
     backup::DEFAULT_LOCK_TIMEOUT,
-    durable,
+    chain, durable,
     error::{Code, Error, Result, Warning},
     project::{Component, STAGING_PREFIX, STATE_DIR},
     reader::{
@@ -30,7 +28,7 @@ use crate::{
         client::{Launch, Reader},
         protocol::ApplyRequest,
     },
-    store::{Store, manifest_beside},
+    store::Store,
     task::{Phase, Task},
     verify::duration_ms,
 };
@@ -109,13 +107,9 @@ pub fn restore(
     if !options.dry_run {
         warnings = Reader::tidy(launch, &target, options.lock_timeout, options.undo_retention_days, task)?;
     }
-    let beside = manifest_beside(&archive);
     let unpack_to = (!options.dry_run).then(|| staging.path());
-    let mut unpacking = Unpacking::new(unpack_to, &pick, beside.as_deref());
-    let report = read_archive(&archive, beside.as_deref(), &mut unpacking, task, Phase::Unpacking)?;
-    let manifest = report.into_manifest(&archive)?;
-    // No descriptor of a file that becomes part of the live project may be open here when it does.
-    drop(unpacking);
+    // No descriptor of a file that becomes part of the live project is open here when it does.
+    let manifest = chain::unpack(&chain::links(&archive, task)?, unpack_to, &pick, task)?;
     assert_holds(&manifest, &pick, options)?;
     write_manifest(staging.path(), &manifest)?;
     task.report(Phase::Applying, 0, 0)?;

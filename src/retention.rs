@@ -3,7 +3,7 @@
 //! [`decide`] is a pure function of the backups, the policy and the time; [`prune`] carries its decisions out, oldest
 //! first. So a dry run says exactly what the run does.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -40,6 +40,8 @@ pub enum Reason {
     NewestGood,
     /// Kept: no limit speaks against it.
     WithinLimits,
+    /// Kept: a backup that is kept rests on it.
+    Needed,
     /// Removed: older than `retentionDays`.
     TooOld,
     /// Removed: `maxBackups` newer ones exist.
@@ -84,7 +86,25 @@ pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp) -> Vec<Decisio
         let kept = matches!(reason, Reason::NewestGood | Reason::WithinLimits);
         Decision { id: backup.id.clone(), kept, reason, error: None }
     };
-    backups.iter().enumerate().map(decide).collect()
+    let mut decisions: Vec<Decision> = backups.iter().enumerate().map(decide).collect();
+    keep_needed(backups, &mut decisions);
+    decisions
+}
+
+/// Whatever a kept backup rests on is kept.
+fn keep_needed(backups: &[Backup], decisions: &mut [Decision]) {
+    let places: HashMap<&str, usize> =
+        backups.iter().enumerate().map(|(place, backup)| (backup.id.as_str(), place)).collect();
+    let kept: Vec<usize> = (0..decisions.len()).filter(|place| decisions[*place].kept).collect();
+    for mut place in kept {
+        while let Some(base) = backups[place].based_on.as_deref().and_then(|id| places.get(id)) {
+            place = *base;
+            if decisions[place].kept {
+                break;
+            }
+            decisions[place] = Decision { kept: true, reason: Reason::Needed, ..decisions[place].clone() };
+        }
+    }
 }
 
 /// Waits for the store and applies the policy to it.
@@ -107,8 +127,19 @@ pub fn prune(store: &Store, policy: Policy, dry_run: bool, lock_timeout: Duratio
 pub fn apply(store: &Store, lock: &StoreLock, policy: Policy) -> Result<PruneResult> {
     let backups = store.list()?;
     let mut decisions = decide(&backups, policy, Timestamp::now());
-    for decision in decisions.iter_mut().rev().filter(|decision| !decision.kept) {
-        if let Err(error) = store.delete(lock, &decision.id) {
+    let doomed: Vec<usize> = (0..decisions.len()).filter(|place| !decisions[*place].kept).collect();
+    // Oldest first, but none before one that rests on it.
+    let depth = |place: &usize| {
+        let links = std::iter::successors(backups[*place].based_on.as_ref(), |id| {
+            backups.iter().find(|backup| backup.id == **id).and_then(|base| base.based_on.as_ref())
+        });
+        links.take(backups.len()).count()
+    };
+    let mut order: Vec<(usize, usize)> = doomed.iter().map(|place| (depth(place), *place)).collect();
+    order.sort_by(|a, b| b.cmp(a));
+    for (_, place) in order {
+        let decision = &mut decisions[place];
+        if let Err(error) = store.delete(lock, &decision.id, false) {
             decision.kept = store.get(&decision.id).is_ok();
             decision.error = Some(error);
         }

@@ -74,7 +74,12 @@ pub fn undo_restore(root: &Path, launch: &Launch, options: &UndoOptions, task: &
             dry_run: options.dry_run,
             lock_timeout_ms: options.lock_timeout.as_millis() as u64,
         },
-    )?;
+    );
+    if undone.is_err() && !options.dry_run {
+        // What it could not take back itself; it would say again what is wrong.
+        let _ = Reader::tidy(launch, project.root(), options.lock_timeout, options.undo_retention_days, task);
+    }
+    let undone = undone?;
     warnings.extend(undone.applied.warnings);
     Ok(UndoResult {
         id: undone.of,

@@ -10,9 +10,10 @@ use serde::Serialize;
 use crate::{
     archive::{
         manifest::Manifest,
-        read::{Discard, Problem, read_archive},
+        read::{Discard, Problem, ProblemCode, read_archive},
     },
-    error::Result,
+    chain,
+    error::{Code, Result},
     store::{Store, manifest_beside},
     task::{Phase, Task},
 };
@@ -39,8 +40,22 @@ pub struct CheckReport {
 pub fn check_backup(store: &Store, reference: &str, task: &Task) -> Result<CheckReport> {
     let began = Instant::now();
     let path = store.locate(reference)?;
-    let beside = manifest_beside(&path);
-    let report = read_archive(&path, beside.as_deref(), &mut Discard, task, Phase::Verifying)?;
+    let (report, of_chain) = match chain::links(&path, task) {
+        Ok(links) if links.len() > 1 => {
+            let (mut reports, hashes) = chain::hash_pages(&links, task)?;
+            let of_chain = chain::problems(&links, &reports, hashes.is_some());
+            (reports.pop(), of_chain)
+        }
+        Err(error) if error.code == Code::ChainBroken => {
+            (None, vec![Problem::of_archive(ProblemCode::Chain, error.message)])
+        }
+        links => links.map(|_| (None, Vec::new()))?,
+    };
+    let mut report = match report {
+        Some(report) => report,
+        None => read_archive(&path, manifest_beside(&path).as_deref(), &mut Discard, task, Phase::Verifying)?,
+    };
+    report.problems.extend(of_chain);
     Ok(CheckReport {
         valid: report.problems.is_empty() && report.manifest.is_some(),
         problems: report.problems,

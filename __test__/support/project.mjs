@@ -100,9 +100,10 @@ export function withDatabase(file, work) {
   }
 }
 
-/** Every file below a directory with its content, to see that nothing changed. */
+/** Every file below a directory with its content, to see that nothing changed; what backups remember aside. */
 export function fingerprint(root) {
-  const files = readdirSync(root, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile());
+  const isKept = (entry) => entry.isFile() && !entry.parentPath.endsWith('/cache/backup-pages');
+  const files = readdirSync(root, { recursive: true, withFileTypes: true }).filter(isKept);
   return files
     .map((entry) => path.join(entry.parentPath, entry.name))
     .map((file) => `${path.relative(root, file)} ${createHash('sha256').update(readFileSync(file)).digest('hex')}`)
@@ -114,12 +115,12 @@ export function fingerprint(root) {
  * without what restores keep, unless `all` is asked for.
  */
 export function contents(root, { all = false } = {}) {
-  const ours = /^\.kg\/(restore-undo|restore-staging-|restore-journal|\.kg-partial-)/;
+  const ours = /^\.kg\/(cache|restore-undo|restore-staging-|restore-journal|\.kg-partial-)/;
   const entries = readdirSync(root, { recursive: true, withFileTypes: true });
   return entries
     .map((entry) => ({ entry, file: path.join(entry.parentPath, entry.name) }))
     .map(({ entry, file }) => ({ entry, file, name: path.relative(root, file) }))
-    .filter(({ name }) => (all || !ours.test(name)) && !/-(wal|shm)$/.test(name))
+    .filter(({ name }) => (all || !ours.test(name)) && !/-(wal|shm|journal)$/.test(name))
     .map(({ entry, file, name }) => `${name} ${describeEntry(entry, file)}`)
     .sort();
 }

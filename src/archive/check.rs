@@ -2,12 +2,10 @@
 
 use std::{collections::HashMap, os::unix::ffi::OsStrExt};
 
-use serde_json::{Value, json};
-
 use super::{
     gunzip::Damage,
-    manifest::{CHECKSUMS_ENTRY, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, checksums_text, hex},
-    read::{Contents, Found, Problem, ProblemCode},
+    manifest::{CHECKSUMS_ENTRY, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Stored, checksums_text, hex},
+    read::{Contents, Found, MAX_PROBLEMS, Problem, ProblemCode},
     seal::FileFacts,
 };
 use crate::project::names;
@@ -15,47 +13,48 @@ use crate::project::names;
 /// Damaged blocks, as one problem with the entries that they hold.
 pub fn damages(damages: &[Damage], contents: &mut Contents) {
     let Some(first) = damages.first() else { return };
-    let affects = contents
-        .entries
-        .iter()
-        .filter(|entry| damages.iter().any(|damage| entry.tar_range().contains(&damage.tar_offset)))
-        .map(|entry| entry.head.name.clone())
-        .collect();
+    let mut places: Vec<u64> = damages.iter().map(|damage| damage.tar_offset).collect();
+    places.sort_unstable();
+    let is_damaged = |entry: &&Found| {
+        let range = entry.tar_range();
+        let next = places.partition_point(|place| *place < range.start);
+        places.get(next).is_some_and(|place| *place < range.end)
+    };
+    let affected = contents.entries.iter().filter(is_damaged).take(MAX_PROBLEMS);
+    let affects = affected.map(|entry| entry.head.name.clone()).collect();
     let more = if damages.len() > 1 { format!(", and {} more", damages.len() - 1) } else { String::new() };
     let message = format!("At byte {} {}{more}", first.offset, first.what);
     contents.problems.push(Problem { affects, ..Problem::of_archive(ProblemCode::Block, message) });
 }
 
 /// The file against its seal and against the manifest beside it, whose text is `beside`.
-pub fn file(facts: &FileFacts, beside: Option<&[u8]>, contents: &mut Contents) {
+pub fn file(facts: &FileFacts, inside: Option<&Manifest>, beside: Option<&[u8]>, contents: &mut Contents) {
     if !facts.sealed {
         let message = "The digest at its end is not that of its content: bytes were changed, cut or added".to_string();
         contents.problems.push(Problem::of_archive(ProblemCode::Archive, message));
     }
     let Some(beside) = beside else { return };
-    let Ok(mut beside) = serde_json::from_slice::<Value>(beside) else {
+    let parsed = Manifest::parse(beside, "the manifest beside the archive").ok();
+    let Some((mut beside, archive)) = parsed.and_then(|manifest| Some((manifest.without_archive(), manifest.archive?)))
+    else {
         contents.problems.push(sidecar("The manifest beside the archive cannot be read"));
         return;
     };
-    // Whatever else it is, indexing a value that is no object gives null.
-    let archive = beside.as_object_mut().and_then(|manifest| manifest.remove("archive")).unwrap_or_default();
-    if archive["size"] != facts.size_bytes || archive["sha256"] != hex(&facts.sha256) {
+    if archive.size != facts.size_bytes || archive.sha256 != hex(&facts.sha256) {
         let message = format!(
             "The archive has {} bytes of SHA-256 {}; the manifest beside it says {} bytes of SHA-256 {}",
             facts.size_bytes,
             hex(&facts.sha256),
-            archive["size"],
-            archive["sha256"].as_str().unwrap_or("none")
+            archive.size,
+            archive.sha256
         );
         contents.problems.push(Problem::of_archive(ProblemCode::Archive, message));
     }
-    let inside = contents.manifest.as_deref().and_then(|json| serde_json::from_slice::<Value>(json).ok());
-    if let Some(mut inside) = inside {
+    if let Some(inside) = inside {
         // The one field that differs by its nature: see `Stats::compressed_size`.
-        if let Some(size) = inside.pointer_mut("/stats/compressedSize") {
-            *size = json!(facts.size_bytes);
-        }
-        if inside != beside {
+        let expected = beside.stats.compressed_size == archive.size;
+        beside.stats.compressed_size = inside.stats.compressed_size;
+        if !expected || *inside != beside {
             contents.problems.push(sidecar("The manifest beside the archive is not the one inside"));
         }
     }
@@ -69,38 +68,66 @@ fn sidecar(message: &str) -> Problem {
 
 /// Names, order, kinds, sizes and digests of all entries.
 pub fn entries(manifest: &Manifest, contents: &mut Contents) {
-    let mut problems = Vec::new();
-    let mut found = HashMap::new();
+    let mut problems = Problems::default();
+    let mut found = HashMap::with_capacity(contents.entries.len());
     for entry in &contents.entries {
-        let name = entry.head.name.as_str();
-        if found.insert(name, entry).is_some() {
-            problems.push(Problem::of_entry(name.into(), format!("{name} is there twice")));
+        if found.insert(entry.head.name.as_str(), entry).is_some() {
+            problems.add(&entry.head.name, "is there twice");
         }
     }
-    for record in &manifest.files {
-        let problem = match found.remove(record.entry.as_str()) {
-            Some(entry) => difference(manifest, record, entry),
-            None => Some("is missing".to_string()),
-        };
-        let name = &record.entry;
-        problems.extend(problem.map(|what| Problem::of_entry(name.clone(), format!("{name} {what}"))));
+    for record in manifest.files.iter().filter(|record| record.stored != Stored::Base) {
+        match found.remove(record.entry.as_str()) {
+            Some(entry) => {
+                difference(manifest, record, entry).iter().for_each(|what| problems.add(&record.entry, what))
+            }
+            None => problems.add(&record.entry, "is missing"),
+        }
     }
     found.retain(|name, _| ![MANIFEST_ENTRY, CHECKSUMS_ENTRY].contains(name));
-    for name in found.into_keys() {
-        problems.push(Problem::of_entry(name.into(), format!("{name} is not in the manifest")));
+    found.into_keys().for_each(|name| problems.add(name, "is not in the manifest"));
+    if problems.list.is_empty() {
+        problems.list.extend(checksums(manifest, contents));
     }
-    if problems.is_empty() && !is_in_order(manifest, contents) {
+    contents.problems.extend(problems.finish());
+}
+
+/// The order of the entries and what `checksums.sha256` says.
+fn checksums(manifest: &Manifest, contents: &Contents) -> Option<Problem> {
+    if !is_in_order(manifest, contents) {
         let message = "The entries are not in the order of the manifest".to_string();
-        problems.push(Problem::of_archive(ProblemCode::Structure, message));
+        return Some(Problem::of_archive(ProblemCode::Structure, message));
     }
     let files = contents.entries.iter().filter(|entry| entry.head.kind.is_file());
     let digests: Vec<_> = files.map(|entry| (entry.head.name.as_str(), hex(&entry.digest))).collect();
     let digests = digests.iter().filter(|(name, _)| *name != CHECKSUMS_ENTRY);
     let expected = checksums_text(digests.map(|(name, digest)| (*name, digest.as_str())));
-    if problems.is_empty() && contents.checksums.as_deref() != Some(expected.as_bytes()) {
-        problems.push(Problem::of_entry(CHECKSUMS_ENTRY.into(), "The checksums are not those of the entries".into()));
+    (contents.checksums.as_deref() != Some(expected.as_bytes()))
+        .then(|| Problem::of_entry(CHECKSUMS_ENTRY.into(), "The checksums are not those of the entries".into()))
+}
+
+/// The first problems of entries; the others are counted.
+#[derive(Default)]
+struct Problems {
+    list: Vec<Problem>,
+    more: usize,
+}
+
+impl Problems {
+    fn add(&mut self, entry: &str, what: &str) {
+        if self.list.len() < MAX_PROBLEMS {
+            self.list.push(Problem::of_entry(entry.into(), format!("{entry} {what}")));
+        } else {
+            self.more += 1;
+        }
     }
-    contents.problems.extend(problems);
+
+    fn finish(mut self) -> Vec<Problem> {
+        if self.more > 0 {
+            let message = format!("{} more entries are missing, added or other than the manifest says", self.more);
+            self.list.push(Problem::of_archive(ProblemCode::Entry, message));
+        }
+        self.list
+    }
 }
 
 /// How an entry differs from its record.
@@ -108,8 +135,9 @@ fn difference(manifest: &Manifest, record: &FileRecord, Found { head, digest }: 
     if head.kind != record.kind {
         return Some("is not of the type that the manifest says".into());
     }
-    if head.size_bytes != record.size {
-        return Some(format!("has {} bytes; the manifest says {}", head.size_bytes, record.size));
+    let expected = record.entry_size().unwrap_or_default();
+    if head.size_bytes != expected {
+        return Some(format!("has {} bytes; the manifest says {expected}", head.size_bytes));
     }
     match record.kind {
         EntryKind::Directory => None,
@@ -129,7 +157,8 @@ fn difference(manifest: &Manifest, record: &FileRecord, Found { head, digest }: 
 }
 
 fn is_in_order(manifest: &Manifest, contents: &Contents) -> bool {
-    let expected = manifest.files.iter().map(|record| record.entry.as_str());
+    let in_tar = manifest.files.iter().filter(|record| record.stored != Stored::Base);
+    let expected = in_tar.map(|record| record.entry.as_str());
     let found = contents.entries.iter().map(|entry| entry.head.name.as_str());
     found.eq(expected.chain([MANIFEST_ENTRY, CHECKSUMS_ENTRY]))
 }

@@ -83,6 +83,8 @@ fn found<R: Read>(kind: EntryType, name: Vec<u8>, link: Vec<u8>, entry: &tar::En
         _ => return Found::Foreign { name, what: "is neither a file nor a directory nor a link" },
     };
     let size_bytes = entry.size();
+    // Others carry one for no reason but to fill the memory.
+    let link = if kind == EntryKind::Link { link } else { Vec::new() };
     if !kind.is_file() && size_bytes > 0 {
         return Found::Foreign { name, what: "is a directory or link with content" };
     }

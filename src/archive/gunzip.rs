@@ -9,7 +9,7 @@ use std::{
     io::{self, Read},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -53,6 +53,7 @@ pub struct Decoder {
     archive_offset: Arc<AtomicU64>,
     tar_offset: u64,
     damages: Vec<Damage>,
+    is_damaged: Arc<AtomicBool>,
     file: Option<JoinHandle<io::Result<FileFacts>>>,
     /// Set when nobody wants the rest any more.
     stop: Cancel,
@@ -95,6 +96,7 @@ impl Decoder {
             archive_offset: Arc::default(),
             tar_offset: 0,
             damages: Vec::new(),
+            is_damaged: Arc::default(),
             file: Some(file),
             stop,
         })
@@ -103,6 +105,11 @@ impl Decoder {
     /// Counts the bytes of the archive that were decoded.
     pub fn archive_offset(&self) -> Arc<AtomicU64> {
         self.archive_offset.clone()
+    }
+
+    /// Set once something was found damaged.
+    pub fn is_damaged(&self) -> Arc<AtomicBool> {
+        self.is_damaged.clone()
     }
 
     /// What was found damaged so far.
@@ -136,6 +143,7 @@ impl Decoder {
         self.read = 0;
         self.block = content.unwrap_or_else(|BadBlock { what, tar_bytes }| {
             let offset = self.archive_offset.load(Ordering::Relaxed);
+            self.is_damaged.store(true, Ordering::Relaxed);
             self.damages.push(Damage { offset, tar_offset: self.tar_offset, what });
             vec![0; tar_bytes as usize]
         });

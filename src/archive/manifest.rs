@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Code, Error, Result, Warning},
+    limits::bounded,
     project::Component,
     sqlite::check::Integrity,
 };
@@ -29,6 +30,8 @@ pub enum BackupType {
     Full,
     /// The graph database alone.
     Snapshot,
+    /// What differs from an earlier backup, see `based_on`.
+    Incremental,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,14 +51,21 @@ pub struct Manifest {
     /// Entry to `sha256:` and the hexadecimal digest, for every file but the manifest and the checksums.
     pub checksums: BTreeMap<String, String>,
     /// One record an entry, in the order of the archive.
+    #[serde(deserialize_with = "bounded")]
     pub files: Vec<FileRecord>,
     /// What the source database's `quick_check` said.
     pub integrity: Integrity,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "bounded")]
     pub warnings: Vec<Warning>,
     /// The backup that an incremental one rests on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub based_on: Option<String>,
+    /// Paths of that backup that are no more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "bounded")]
+    pub deleted: Vec<String>,
+    /// Tells projects apart that share a store: a digest of where it lies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
     pub tool: Tool,
     /// In the manifest beside an archive only: no archive can hold its own digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -99,12 +109,50 @@ impl EntryKind {
     }
 }
 
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stored {
+    #[default]
+    Whole,
+    /// As it is in the backup that this one is based on; the archive has no entry for it.
+    Base,
+    /// As the pages that differ from that backup's, see [`super::delta`].
+    Pages,
+}
+
+impl Stored {
+    fn is_whole(&self) -> bool {
+        *self == Stored::Whole
+    }
+}
+
+/// The pages that an entry holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pages {
+    /// Of one page, in bytes.
+    pub page_size: u64,
+    /// How many the entry holds.
+    pub changed: u64,
+    /// Of the whole database, see [`crate::sqlite::pages`].
+    pub root: String,
+}
+
 /// One saved file, directory or link. Only a file has a size and a digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FileRecord {
     /// Its name in the archive.
     pub entry: String,
+    /// Where its content is to be found; absent for an entry that holds all of it.
+    #[serde(default, skip_serializing_if = "Stored::is_whole")]
+    pub stored: Stored,
+    /// Of the content as it is restored, hexadecimal. Where `stored` is absent, the digest of the entry says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Of a database whose entry holds pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pages: Option<Pages>,
     /// Where it lay, relative to the project's root, as [`crate::project::names`] writes it.
     pub path: String,
     pub component: Component,
@@ -117,11 +165,22 @@ pub struct FileRecord {
     /// A SQLite database: restored without a WAL, journal or index that another one left.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub database: bool,
-    /// In bytes.
+    /// As it is restored, in bytes.
     pub size: u64,
     /// Permission bits.
     pub mode: u32,
     pub mtime: Timestamp,
+}
+
+impl FileRecord {
+    /// The size of its entry; `None` where the archive has none.
+    pub fn entry_size(&self) -> Option<u64> {
+        match (self.stored, &self.pages) {
+            (Stored::Whole, _) => Some(self.size),
+            (Stored::Base, _) | (Stored::Pages, None) => None,
+            (Stored::Pages, Some(pages)) => Some(super::delta::size_bytes(pages.page_size, pages.changed)),
+        }
+    }
 }
 
 /// User and group id. They stand in the tar header alone, for whoever unpacks with `tar` as root.
@@ -186,6 +245,14 @@ impl Manifest {
     /// As it stands inside the archive.
     pub fn without_archive(&self) -> Self {
         Manifest { archive: None, ..self.clone() }
+    }
+
+    /// The digest of a file as it is restored, in hexadecimal.
+    pub fn content_digest<'a>(&'a self, record: &'a FileRecord) -> Option<&'a str> {
+        match record.stored {
+            Stored::Whole => self.digest_of(&record.entry),
+            Stored::Base | Stored::Pages => record.sha256.as_deref(),
+        }
     }
 
     /// The digest that `checksums` gives for an entry, in hexadecimal.

@@ -12,6 +12,7 @@
 //! Nothing here knows where archives are kept or what a project is made of, beyond the names of its components.
 
 mod check;
+pub mod delta;
 mod entries;
 pub mod gunzip;
 pub mod gzip;

@@ -11,7 +11,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -30,11 +30,13 @@ use crate::{
 };
 
 /// No archive has more entries: together with `MAX_TEXT_BYTES` it bounds the memory that a forged one can take.
-pub const MAX_ENTRIES: usize = 1 << 20;
+pub const MAX_ENTRIES: usize = 1 << 19;
+/// All names and links of an archive together are no longer.
+const MAX_NAMES_BYTES: usize = 64 * 1024 * 1024;
 /// No manifest or list of checksums is longer.
-const MAX_TEXT_BYTES: u64 = 512 * 1024 * 1024;
+pub const MAX_TEXT_BYTES: u64 = 256 * 1024 * 1024;
 /// More problems than this are counted as one.
-const MAX_PROBLEMS: usize = 100;
+pub(super) const MAX_PROBLEMS: usize = 100;
 const COPY_BYTES: usize = 128 * 1024;
 const TAR_BLOCK_BYTES: usize = 512;
 
@@ -63,13 +65,16 @@ pub enum ProblemCode {
     /// An entry is missing, added or differs from the manifest.
     #[serde(rename = "KG_PROBLEM_ENTRY")]
     Entry,
+    /// A backup that this one rests on is missing, damaged or not the one it was made from.
+    #[serde(rename = "KG_PROBLEM_CHAIN")]
+    Chain,
     /// The manifest beside the archive differs from the one inside or cannot be read.
     #[serde(rename = "KG_PROBLEM_SIDECAR")]
     Sidecar,
 }
 
 impl Problem {
-    pub(super) fn of_archive(code: ProblemCode, message: String) -> Self {
+    pub fn of_archive(code: ProblemCode, message: String) -> Self {
         let remedy = "Use another backup (`kg diag backup --list`) and make a new one now".to_string();
         Problem { code, message, affects: Vec::new(), remedy }
     }
@@ -84,6 +89,11 @@ impl Problem {
 pub trait Unpack {
     /// Where the content of the file that is entry `number` goes; `None` where it is not wanted.
     fn entry(&mut self, number: usize, name: &str, size_bytes: u64) -> Result<Option<&mut dyn Write>>;
+
+    /// Whether a damaged archive is of no use at all, so that nothing more of it is read.
+    fn wants_whole(&self) -> bool {
+        false
+    }
 }
 
 /// Takes nothing: the archive is only checked.
@@ -138,7 +148,8 @@ pub fn read_archive(
     let file = File::open(path).map_err(failed)?;
     let size_bytes = file.metadata().map_err(failed)?.len();
     let decoder = Decoder::new(file).map_err(failed)?;
-    let progress = Progress { task, phase, done: decoder.archive_offset(), total: size_bytes };
+    let (done, damaged) = (decoder.archive_offset(), decoder.is_damaged());
+    let progress = Progress { task, phase, done, damaged, total: size_bytes };
     let mut contents = Contents::default();
     let mut tar = tar::Archive::new(decoder);
     read_entries(&mut tar, unpack, &progress, &mut contents)?;
@@ -159,7 +170,7 @@ pub fn read_archive(
         }
     };
     check::damages(decoder.damages(), &mut contents);
-    check::file(&facts, beside, &mut contents);
+    check::file(&facts, manifest.as_ref(), beside, &mut contents);
     if let Some(manifest) = &manifest {
         check::entries(manifest, &mut contents);
     }
@@ -192,6 +203,7 @@ struct Progress<'a> {
     task: &'a Task,
     phase: Phase,
     done: Arc<AtomicU64>,
+    damaged: Arc<AtomicBool>,
     total: u64,
 }
 
@@ -208,6 +220,8 @@ fn read_entries(
     contents: &mut Contents,
 ) -> Result<()> {
     let mut buffer = vec![0; COPY_BYTES];
+    let unpack_whole = unpack.wants_whole();
+    let mut names_bytes = 0;
     let mut entries = Entries::new(tar).map_err(|cause| Error::io("read", "the archive".as_ref(), cause))?;
     for number in 0.. {
         let stop = |contents: &mut Contents, what: &str| {
@@ -234,6 +248,11 @@ fn read_entries(
                 return Ok(());
             }
         };
+        names_bytes += head.name.len() + head.link.len();
+        if names_bytes > MAX_NAMES_BYTES {
+            stop(contents, "has names of an impossible length");
+            return Ok(());
+        }
         let mut text = match head.name.as_str() {
             MANIFEST_ENTRY => Some(contents.manifest.insert(Vec::new())),
             CHECKSUMS_ENTRY => Some(contents.checksums.insert(Vec::new())),
@@ -244,6 +263,10 @@ fn read_entries(
             return Ok(());
         }
         let mut out = None;
+        if unpack_whole && progress.damaged.load(Ordering::Relaxed) {
+            stop(contents, "is damaged");
+            return Ok(());
+        }
         if text.is_none() && head.kind.is_file() {
             out = unpack.entry(number, &head.name, head.size_bytes)?;
         }
@@ -254,6 +277,9 @@ fn read_entries(
             hasher.update(read);
             if let Some(text) = &mut text {
                 text.extend_from_slice(read);
+            }
+            if unpack_whole && progress.damaged.load(Ordering::Relaxed) {
+                break;
             }
             if let Some(out) = &mut out {
                 out.write_all(read).map_err(|cause| Error::io("write", "the unpacked files".as_ref(), cause))?;
@@ -269,8 +295,8 @@ fn read_entries(
 fn read_rest(decoder: &mut Decoder, contents: &mut Contents) {
     let mut rest = Vec::new();
     let read = decoder.take(2 * TAR_BLOCK_BYTES as u64).read_to_end(&mut rest);
-    if read.is_err() || rest.len() > TAR_BLOCK_BYTES || rest.iter().any(|byte| *byte != 0) {
-        let message = "Something follows the end of the tar inside".to_string();
+    if read.is_err() || rest.len() != TAR_BLOCK_BYTES || rest.iter().any(|byte| *byte != 0) {
+        let message = "The tar inside does not end as it should".to_string();
         contents.problems.push(Problem::of_archive(ProblemCode::Structure, message));
     }
 }

@@ -37,7 +37,8 @@ impl<'a> Unpacking<'a> {
     pub fn new(dir: Option<&'a Path>, pick: &Pick, beside: Option<&[u8]>) -> Self {
         let manifest = beside.and_then(|json| Manifest::parse(json, "the manifest beside the archive").ok());
         let files = |manifest: &Manifest| {
-            manifest.files.iter().map(|record| (record.entry.clone(), record.size)).collect::<HashMap<_, _>>()
+            let sizes = manifest.files.iter().filter_map(|record| Some((record.entry.clone(), record.entry_size()?)));
+            sizes.collect::<HashMap<_, _>>()
         };
         let picked = |manifest: &Manifest| {
             pick.select(manifest).into_iter().map(|(_, record)| record.entry.clone()).collect::<HashSet<_>>()
@@ -71,6 +72,10 @@ impl Unpack for Unpacking<'_> {
         let path = dir.join(number.to_string());
         let file = File::create_new(&path).map_err(|cause| Error::io("write", &path, cause))?;
         Ok(Some(self.current.insert(file)))
+    }
+
+    fn wants_whole(&self) -> bool {
+        true
     }
 }
 

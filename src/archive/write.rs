@@ -46,22 +46,13 @@ impl ArchiveWriter {
     /// Adds a file of `record.size` bytes, or a directory or link of none. An error of `data` that carries an [`Error`] is
     /// returned as that.
     pub fn add(&mut self, record: FileRecord, owner: Owner, data: impl Read) -> Result<()> {
-        if self.files.len() >= MAX_ENTRIES {
-            return Err(Error::new(
-                Code::Unsupported,
-                format!("The project has more than {MAX_ENTRIES} files and directories, which no archive takes"),
-                "Leave directories of by-products out with `excludePatterns` (`--exclude`)",
-            ));
-        }
+        self.assert_room()?;
+        let Some(size) = record.entry_size() else { return Err(unannounced(&record, 0)) };
         let mut content = Hashed { data, hasher: Sha256::new(), bytes: 0 };
-        let added = self.append(&record, owner, &mut content);
+        let added = self.append(&record, size, owner, &mut content);
         self.explain(added)?;
-        if content.bytes != record.size {
-            return Err(Error::new(
-                Code::Internal,
-                format!("{} has {} bytes where {} were announced", record.entry, content.bytes, record.size),
-                "Please report this",
-            ));
+        if content.bytes != size {
+            return Err(unannounced(&record, content.bytes));
         }
         if record.kind.is_file() {
             self.digests.push((record.entry.clone(), hex(&content.hasher.finalize())));
@@ -70,11 +61,18 @@ impl ArchiveWriter {
         Ok(())
     }
 
+    /// Adds a record of a file that is as it is in the backup that this one is based on.
+    pub fn add_unchanged(&mut self, record: FileRecord) -> Result<()> {
+        self.assert_room()?;
+        self.files.push(record);
+        Ok(())
+    }
+
     /// Adds the manifest that `describe` makes of the totals, and the checksums, and seals the archive.
     pub fn finish(mut self, describe: impl FnOnce(Totals) -> Manifest) -> Result<(Manifest, Written)> {
         let so_far = self.tar.get_mut().size_so_far();
         let totals = Totals {
-            bytes: self.files.iter().map(|record| record.size).sum(),
+            bytes: self.files.iter().filter_map(FileRecord::entry_size).sum(),
             compressed_bytes: self.explain(so_far)?,
             files: std::mem::take(&mut self.files),
             digests: std::mem::take(&mut self.digests),
@@ -95,12 +93,23 @@ impl ArchiveWriter {
         Ok((manifest, written))
     }
 
-    fn append(&mut self, record: &FileRecord, owner: Owner, content: &mut impl Read) -> io::Result<()> {
-        if record.size >= BLOCK_BYTES as u64 {
+    fn assert_room(&self) -> Result<()> {
+        if self.files.len() < MAX_ENTRIES {
+            return Ok(());
+        }
+        Err(Error::new(
+            Code::Unsupported,
+            format!("The project has more than {MAX_ENTRIES} files and directories, which no archive takes"),
+            "Leave directories of by-products out with `excludePatterns` (`--exclude`)",
+        ))
+    }
+
+    fn append(&mut self, record: &FileRecord, size: u64, owner: Owner, content: &mut impl Read) -> io::Result<()> {
+        if size >= BLOCK_BYTES as u64 {
             // A large file begins a block, so that equal content makes equal blocks in every archive.
             self.tar.get_mut().end_block()?;
         }
-        let mut header = header(record.size, record.mode, record.mtime.as_second(), owner);
+        let mut header = header(size, record.mode, record.mtime.as_second(), owner);
         match record.kind {
             EntryKind::File => self.tar.append_data(&mut header, &record.entry, content),
             EntryKind::Directory => {
@@ -130,6 +139,11 @@ impl ArchiveWriter {
             },
         })
     }
+}
+
+fn unannounced(record: &FileRecord, bytes: u64) -> Error {
+    let what = format!("{} has {bytes} bytes where {:?} were announced", record.entry, record.entry_size());
+    Error::new(Code::Internal, what, "Please report this")
 }
 
 fn header(size: u64, mode: u32, mtime: i64, (uid, gid): Owner) -> tar::Header {

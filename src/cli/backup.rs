@@ -12,8 +12,8 @@ use super::{
     watch::Watched,
 };
 use crate::{
-    archive::gzip::Compression,
-    backup::{BackupOptions, Created, DEFAULT_LEVEL, RequestedType, create_backup},
+    archive::{gzip::Compression, manifest::BackupType},
+    backup::{BackupOptions, Created, DEFAULT_LEVEL, create_backup},
     error::{Code, Result},
     reader::client::Launch,
     sqlite::check::IntegrityStatus,
@@ -37,6 +37,9 @@ pub struct BackupArgs {
     /// What to save
     #[arg(long = "type", value_name = "TYPE", default_value = "full")]
     kind: Kind,
+    /// The backup that an incremental one rests on [default: the newest good one]
+    #[arg(long, value_name = "ID")]
+    base_backup: Option<String>,
     /// Save vector embeddings (this is the default)
     #[arg(long)]
     include_vectors: bool,
@@ -83,8 +86,7 @@ enum Kind {
     Full,
     /// The database alone
     Snapshot,
-    /// Not in this release
-    #[value(hide = true)]
+    /// What changed since another backup
     Incremental,
 }
 
@@ -100,7 +102,7 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<bool> {
         status(&store, output)?;
     } else {
         let watched = Watched::new(output);
-        let created = create_backup(&root, &store, &Launch::Thread, &args.options()?, &watched.task)?;
+        let created = create_backup(&root, &store, &Launch::Thread, &args.options(), &watched.task)?;
         drop(watched);
         tell(&created, output);
     }
@@ -108,14 +110,14 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<bool> {
 }
 
 impl BackupArgs {
-    fn options(&self) -> Result<BackupOptions> {
-        let kind = match self.kind {
-            Kind::Full => RequestedType::Full,
-            Kind::Snapshot => RequestedType::Snapshot,
-            Kind::Incremental => RequestedType::Incremental,
-        };
-        Ok(BackupOptions {
-            kind: kind.supported()?,
+    fn options(&self) -> BackupOptions {
+        BackupOptions {
+            kind: match self.kind {
+                Kind::Full => BackupType::Full,
+                Kind::Snapshot => BackupType::Snapshot,
+                Kind::Incremental => BackupType::Incremental,
+            },
+            based_on: self.base_backup.clone(),
             description: self.description.clone(),
             include_vectors: !self.no_vectors,
             include_plugin_data: !self.no_plugins,
@@ -125,7 +127,7 @@ impl BackupArgs {
             strict: self.strict,
             retention: self.keep.policy(),
             ..BackupOptions::default()
-        })
+        }
     }
 }
 

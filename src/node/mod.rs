@@ -125,11 +125,10 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
         Call::ListBackups { config } => value(config.store()?.list()?),
         Call::GetBackup { config, id } => value(config.store()?.get(&id)?),
         Call::GetLatestBackup { config } => value(config.store()?.latest()?),
-        Call::DeleteBackup { config, id } => {
+        Call::DeleteBackup { config, id, options } => {
             let store = config.store()?;
             store.get(&id)?;
-            store.delete(&store.lock(config.lock_timeout(), task)?, &id)?;
-            Ok(Value::Null)
+            value(store.delete(&store.lock(config.lock_timeout(), task)?, &id, options.cascade())?)
         }
         Call::CheckBackup { config, backup } => value(check_backup(&config.store()?, &backup, task)?),
         Call::Restore { config, options } => {

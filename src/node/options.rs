@@ -8,8 +8,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
-    archive::gzip::Compression,
-    backup::{BackupOptions, DEFAULT_LEVEL, DEFAULT_LOCK_TIMEOUT, RequestedType},
+    archive::{gzip::Compression, manifest::BackupType},
+    backup::{BackupOptions, DEFAULT_LEVEL, DEFAULT_LOCK_TIMEOUT},
     error::{Code, Error, Result},
     project::Component,
     reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
@@ -27,7 +27,7 @@ pub enum Call {
     ListBackups { config: Config },
     GetBackup { config: Config, id: String },
     GetLatestBackup { config: Config },
-    DeleteBackup { config: Config, id: String },
+    DeleteBackup { config: Config, id: String, options: DeleteOptions },
     CheckBackup { config: Config, backup: String },
     Restore { config: Config, options: Restoration },
     UndoRestore { config: Config, options: UndoRestoration },
@@ -126,7 +126,7 @@ impl Config {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateOptions {
     #[serde(rename = "type")]
-    kind: Option<RequestedType>,
+    kind: Option<BackupType>,
     description: Option<String>,
     include_vectors: Option<bool>,
     include_plugin_data: Option<bool>,
@@ -140,13 +140,10 @@ pub struct CreateOptions {
 
 impl CreateOptions {
     pub fn resolve(self, config: &Config) -> Result<BackupOptions> {
-        let kind = self.kind.unwrap_or(RequestedType::Full).supported()?;
-        if self.based_on.is_some() {
-            return Err(Error::invalid("`basedOn` goes with the type `incremental`", "Leave it out"));
-        }
         let level = self.compression_level.or(config.compression_level);
         Ok(BackupOptions {
-            kind,
+            kind: self.kind.unwrap_or(BackupType::Full),
+            based_on: self.based_on,
             description: self.description,
             include_vectors: self.include_vectors.or(config.include_vectors).unwrap_or(true),
             include_plugin_data: self.include_plugin_data.or(config.include_plugin_data).unwrap_or(true),
@@ -158,6 +155,19 @@ impl CreateOptions {
             strict: self.strict.or(config.strict).unwrap_or(false),
             undo_retention_days: config.undo_retention_days(),
         })
+    }
+}
+
+/// The second argument of `deleteBackup`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeleteOptions {
+    cascade: Option<bool>,
+}
+
+impl DeleteOptions {
+    pub fn cascade(&self) -> bool {
+        self.cascade.unwrap_or(false)
     }
 }
 

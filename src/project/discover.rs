@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::{CONFIG_FILE, Component, DEFAULT_DATABASE, Project, STATE_DIR, config, exclude, names};
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
-    sqlite::files::{COMPANIONS, MAGIC, companion},
+    sqlite::files::{COMPANIONS, INDEX_MAGIC, JOURNAL_MAGIC, MAGIC, WAL_MAGIC, companion},
 };
 
 /// The graph database in every archive.
@@ -167,7 +167,9 @@ impl Walk<'_> {
             let name = entry.file_name();
             let child = format!("{path}/{}", names::encode(Path::new(&name)));
             let Ok(kind) = entry.file_type() else { continue };
-            let is_ours = at_top && name.to_str().is_some_and(|name| exclude::is_by_product(name, kind.is_dir()));
+            // A directory of by-products may be a link to somewhere else.
+            let may_be_dir = kind.is_dir() || kind.is_symlink();
+            let is_ours = at_top && name.to_str().is_some_and(|name| exclude::is_by_product(name, may_be_dir));
             if is_ours || self.exclusion.excludes(&Path::new(path).join(&name), kind.is_dir()) {
                 continue;
             }
@@ -203,6 +205,10 @@ impl Walk<'_> {
         }
         match starts_like_sqlite(&absolute) {
             Ok(true) => self.add(path, absolute, component, Kind::Database),
+            Ok(false) if is_orphan(&absolute) => {
+                let message = format!("{path} is the WAL or journal of a database that is gone, and was left out");
+                self.warn(WarningCode::FileUnreadable, &path, message);
+            }
             Ok(false) => self.add(path, absolute, component, Kind::File),
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
             Err(cause) => {
@@ -251,7 +257,8 @@ impl Walk<'_> {
     }
 }
 
-fn component_of(path: &str, is_dir: bool) -> Component {
+/// The component of what lies at `path`, unless it is the graph database.
+pub fn component_of(path: &str, is_dir: bool) -> Component {
     let below = path.strip_prefix(".kg/").unwrap_or(path);
     match below.split('/').next().unwrap_or(below) {
         "vectors" | "vectors.db" | "vectors.db-wal" | "vectors.db-shm" | "vectors.db-journal" | "reasoning-bank" => {
@@ -287,14 +294,23 @@ fn belongs_to_database(path: &Path) -> bool {
     databases.any(|database| starts_like_sqlite(&path.with_file_name(database)).unwrap_or(false))
 }
 
+/// Whether the file is the WAL, index or journal of a database that is gone: restored beside another one of that name it
+/// would change that.
+fn is_orphan(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    COMPANIONS.iter().any(|suffix| name.ends_with(suffix))
+        && starts_with(path, &[WAL_MAGIC, INDEX_MAGIC, JOURNAL_MAGIC]).unwrap_or(false)
+}
+
 /// Whether the file starts like a database; a link or device in its place is an error.
 fn starts_like_sqlite(path: &Path) -> io::Result<bool> {
-    let mut start = [0; MAGIC.len()];
-    match open_plain(path)?.read_exact(&mut start) {
-        Ok(()) => Ok(start == *MAGIC),
-        Err(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        Err(cause) => Err(cause),
-    }
+    starts_with(path, &[MAGIC])
+}
+
+fn starts_with(path: &Path, magics: &[&[u8]]) -> io::Result<bool> {
+    let mut start = Vec::new();
+    open_plain(path)?.take(MAGIC.len() as u64).read_to_end(&mut start)?;
+    Ok(magics.iter().any(|magic| start.starts_with(magic)))
 }
 
 /// Opens a regular file without following a link and without waiting for the other end of a pipe.

@@ -39,6 +39,12 @@ pub fn decode(text: &str) -> Option<PathBuf> {
     (encode(&path) == text).then_some(path)
 }
 
+/// As long as a path can be on Linux, without the zero that ends it; and one name in it.
+const MAX_PATH_BYTES: usize = 4095;
+const MAX_NAME_BYTES: usize = 255;
+/// Directories in directories that a backup holds. What a restore does for a path grows with the square of it.
+const MAX_DEPTH: usize = 255;
+
 /// Whether a relative path stays below where it starts, on every system, and is written in the one plain way.
 pub fn stays_below(path: &Path) -> bool {
     let bytes = path.as_os_str().as_bytes();
@@ -48,21 +54,29 @@ pub fn stays_below(path: &Path) -> bool {
     // `\` divides and `C:` leads away on Windows.
     let is_drive = matches!(bytes, [letter, b':', ..] if letter.is_ascii_alphabetic());
     let climbs = bytes.split(|byte| matches!(byte, b'/' | b'\\')).any(|part| part == b"..");
-    !bytes.is_empty() && is_plain && is_canonical && !is_drive && !climbs && bytes[0] != b'\\' && !bytes.contains(&0)
+    !bytes.is_empty() && is_plain && is_canonical && !is_drive && !climbs && bytes[0] != b'\\' && !is_too_long(path)
 }
 
-/// Whether a link at `path` that points to `target` leads to somewhere below where `path` starts, by their names alone.
+fn is_too_long(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    let has_long_name = path.iter().any(|name| name.len() > MAX_NAME_BYTES);
+    bytes.len() > MAX_PATH_BYTES || bytes.contains(&0) || has_long_name || path.iter().nth(MAX_DEPTH).is_some()
+}
+
+/// Whether a link at `path` that points to `target` leads to somewhere below where `path` starts, by their names alone: up
+/// first, then down. Up again from a directory that is a link itself would lead elsewhere than the names say.
 pub fn link_stays_below(path: &Path, target: &Path) -> bool {
     let mut depth = path.components().count().saturating_sub(1);
+    let mut goes_down = false;
     for part in target.components() {
         match part {
             Component::CurDir => {}
-            Component::Normal(_) => depth += 1,
-            Component::ParentDir if depth > 0 => depth -= 1,
+            Component::Normal(_) => goes_down = true,
+            Component::ParentDir if depth > 0 && !goes_down => depth -= 1,
             _ => return false,
         }
     }
-    !target.as_os_str().is_empty()
+    !target.as_os_str().is_empty() && target.as_os_str().len() <= MAX_PATH_BYTES
 }
 
 #[cfg(test)]
@@ -107,7 +121,7 @@ mod tests {
     fn a_link_may_lead_anywhere_below_and_nowhere_else() {
         let stays = |path: &str, target: &str| link_stays_below(Path::new(path), Path::new(target));
         assert!(stays(".kg/plugins/a", "b") && stays(".kg/plugins/a", "../../docs/./x") && stays("a", "."));
-        for target in ["../../../x", "/etc/passwd", "", "../../.kg/../../x"] {
+        for target in ["../../../x", "/etc/passwd", "", "../../.kg/../../x", "b/../c"] {
             assert!(!stays(".kg/plugins/a", target), "{target}");
         }
     }

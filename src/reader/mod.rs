@@ -14,6 +14,7 @@
 //! [`protocol`] defines the frames, [`server`] answers one request and ends, [`client`] is what the verbs use.
 
 pub mod apply;
+pub mod base;
 pub mod client;
 pub mod protocol;
 pub mod save;

@@ -20,6 +20,8 @@ use crate::{
     sqlite::check::Integrity,
 };
 
+/// Where a reader that saves leaves a [`crate::sqlite::pages::PageFile`], in its scratch directory.
+pub const PAGE_HASHES_FILE: &str = "page-hashes";
 /// Changes with every incompatible change of the frames or messages.
 pub const PROTOCOL: u32 = 1;
 /// The release of this crate; addon and reader come from one build.
@@ -53,8 +55,11 @@ pub struct SaveRequest {
     pub selection: Selection,
     /// Run `quick_check` on every snapshot.
     pub check_source: bool,
-    /// A directory with room for a copy of a database that is not in WAL mode.
+    /// A directory with room for a copy of a database that is not in WAL mode. The hashes of all pages are left in its
+    /// `PAGE_HASHES_FILE`.
     pub scratch: PathBuf,
+    /// What the backup is that an incremental one rests on: a file of a [`super::base::Base`].
+    pub base: Option<PathBuf>,
     pub lock_timeout_ms: u64,
 }
 
@@ -105,10 +110,14 @@ pub enum Message {
     Planned {
         bytes_total: u64,
     },
-    /// An entry of `record.size` bytes, which follow as data.
+    /// An entry of `record.entry_size()` bytes, which follow as data.
     Entry {
         record: FileRecord,
         owner: Owner,
+    },
+    /// A file that is as it is in the base: nothing follows.
+    Unchanged {
+        record: FileRecord,
     },
     Saved(Saved),
     Applied(Applied),

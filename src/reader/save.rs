@@ -6,7 +6,7 @@
 
 use std::{
     fs::{self, File, Metadata},
-    io::{self, Read},
+    io::{self, Read, Seek},
     os::unix::fs::MetadataExt,
     path::Path,
     thread,
@@ -14,13 +14,19 @@ use std::{
 };
 
 use jiff::Timestamp;
+use sha2::{Digest, Sha256};
 
 use super::{
-    protocol::{DATA_CHUNK_BYTES, Message, SaveRequest, Saved},
+    apply::lock_against_restores,
+    base::Known,
+    protocol::{DATA_CHUNK_BYTES, Message, PAGE_HASHES_FILE, SaveRequest, Saved},
     server::Answers,
 };
 use crate::{
-    archive::manifest::{EntryKind, FileRecord},
+    archive::{
+        delta,
+        manifest::{EntryKind, FileRecord, Pages, Stored, hex},
+    },
     error::{Code, Error, Result, Warning, WarningCode},
     project::{
         Component, Project,
@@ -28,6 +34,8 @@ use crate::{
     },
     sqlite::{
         check::{Integrity, IntegrityStatus, quick_check},
+        files::names_super_journal,
+        pages::{PageFile, PageHashes},
         snapshot::{self, Conditions, Snapshot, Taken},
     },
     task::Cancel,
@@ -39,7 +47,10 @@ const WHOLE_FILE_BYTES: u64 = 8 * 1024 * 1024;
 const READ_ATTEMPTS: u32 = 5;
 
 pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -> Result<Saved> {
+    let base = request.base.as_deref().map(Known::read).transpose()?;
     let project = Project::open(&request.root)?;
+    let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
+    let _no_restore = lock_against_restores(&project.state_dir(), lock_timeout, cancel)?;
     let mut warnings = Vec::new();
     let sources = discover(&project, &request.selection, &mut warnings)?;
     let mut planned = Vec::new();
@@ -62,6 +73,8 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
         answers,
         cancel,
         check_source: request.check_source,
+        base: base.as_ref(),
+        hashes: PageFile::default(),
         saved: Saved {
             integrity: Integrity { status: IntegrityStatus::Ok, messages: Vec::new() },
             node_count: 0,
@@ -77,6 +90,10 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
                 saving.damaged(&source.path, vec![error.message]);
                 saving.file(&source, &copy.database())?;
                 for (suffix, file) in copy.companions() {
+                    if File::open(&file).is_ok_and(|journal| names_super_journal(&journal).unwrap_or(true)) {
+                        saving.super_journal(&beside(&source, suffix));
+                        continue;
+                    }
                     saving.file(&beside(&source, suffix), &file)?;
                 }
             }
@@ -84,6 +101,8 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
             None => saving.node(&source)?,
         }
     }
+    let hashes = request.scratch.join(PAGE_HASHES_FILE);
+    fs::write(&hashes, saving.hashes.encode()).map_err(|cause| Error::io("write", &hashes, cause))?;
     if !request.check_source && saving.saved.integrity.status == IntegrityStatus::Ok {
         saving.saved.integrity.status = IntegrityStatus::Skipped;
     }
@@ -117,6 +136,10 @@ struct Saving<'a> {
     answers: &'a mut dyn Answers,
     cancel: &'a Cancel,
     check_source: bool,
+    /// Of an incremental backup.
+    base: Option<&'a Known>,
+    /// Of all databases so far.
+    hashes: PageFile,
     saved: Saved,
 }
 
@@ -147,23 +170,76 @@ impl Saving<'_> {
     }
 
     fn pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<()> {
-        self.entry(source, snapshot.metadata(), snapshot.size_bytes())?;
-        let mut chunk = Vec::with_capacity(DATA_CHUNK_BYTES);
-        snapshot.pages(self.cancel, |page| {
-            if chunk.len() + page.len() > DATA_CHUNK_BYTES {
-                self.answers.data(std::mem::replace(&mut chunk, Vec::with_capacity(DATA_CHUNK_BYTES)))?;
-            }
-            chunk.extend_from_slice(page);
-            Ok(())
-        })?;
-        if !chunk.is_empty() {
-            self.answers.data(chunk)?;
-        }
+        let hashes = match self.base.and_then(|base| base.pages(&source.path)) {
+            Some(base) => self.changed_pages(source, snapshot, base)?,
+            None => self.all_pages(source, snapshot)?,
+        };
+        self.hashes.databases.insert(source.path.clone(), hashes);
         if source.component == Component::Database {
             self.saved.node_count = snapshot.count_rows("nodes");
             self.saved.edge_count = snapshot.count_rows("edges");
         }
         Ok(())
+    }
+
+    fn all_pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<PageHashes> {
+        self.entry(source, snapshot.metadata(), snapshot.size_bytes())?;
+        let mut hashes = PageHashes::new(snapshot.page_size_bytes());
+        let mut out = Chunks { answers: self.answers, chunk: Vec::new() };
+        snapshot.pages(self.cancel, |page| {
+            hashes.push(page);
+            out.push(page)
+        })?;
+        out.finish()?;
+        Ok(hashes)
+    }
+
+    /// The pages are read twice in the one transaction: first to see which of them changed, then those.
+    fn changed_pages(&mut self, source: &Source, snapshot: &Snapshot, base: &PageHashes) -> Result<PageHashes> {
+        let page_size = snapshot.page_size_bytes();
+        let mut hashes = PageHashes::new(page_size);
+        let mut whole = Sha256::new();
+        snapshot.pages(self.cancel, |page| {
+            hashes.push(page);
+            whole.update(page);
+            Ok(())
+        })?;
+        let size = snapshot.size_bytes();
+        let changed = hashes.changed_since(base).unwrap_or_default();
+        let is_other = base.page_size_bytes != page_size || delta::size_bytes(page_size, changed.len() as u64) >= size;
+        if is_other {
+            return self.all_pages(source, snapshot);
+        }
+        let mut record = record(source, snapshot.metadata(), size);
+        record.sha256 = Some(hex(&whole.finalize()));
+        if changed.is_empty() && hashes.hashes.len() == base.hashes.len() {
+            record.stored = Stored::Base;
+            self.answers.message(Message::Unchanged { record })?;
+            return Ok(hashes);
+        }
+        record.stored = Stored::Pages;
+        record.pages = Some(Pages { page_size, changed: changed.len() as u64, root: hashes.root() });
+        let owner = (snapshot.metadata().uid(), snapshot.metadata().gid());
+        self.answers.message(Message::Entry { record, owner })?;
+        let mut out = Chunks { answers: self.answers, chunk: Vec::new() };
+        out.push(&delta::header(page_size))?;
+        snapshot.pages_of(&changed, self.cancel, |number, page| {
+            out.push(&number.to_le_bytes())?;
+            out.push(page)
+        })?;
+        out.finish()?;
+        Ok(hashes)
+    }
+
+    /// Tells that a file is as it is in the base, where it is.
+    fn is_unchanged(&mut self, source: &Source, found: &Metadata, size: u64, sha256: &str) -> Result<bool> {
+        if !self.base.is_some_and(|base| base.has(&source.path, size, sha256)) {
+            return Ok(false);
+        }
+        let record =
+            FileRecord { stored: Stored::Base, sha256: Some(sha256.to_string()), ..record(source, found, size) };
+        self.answers.message(Message::Unchanged { record })?;
+        Ok(true)
     }
 
     /// Announces `size` bytes of data; everything else is taken from `found`.
@@ -175,7 +251,14 @@ impl Saving<'_> {
     /// A directory or a link, which have no data.
     fn node(&mut self, source: &Source) -> Result<()> {
         match fs::symlink_metadata(&source.absolute) {
-            Ok(found) => self.entry(source, &found, 0),
+            Ok(found) => {
+                let record = record(source, &found, 0);
+                if self.base.is_some_and(|base| base.has_node(&record)) {
+                    let record = FileRecord { stored: Stored::Base, ..record };
+                    return self.answers.message(Message::Unchanged { record });
+                }
+                self.entry(source, &found, 0)
+            }
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(cause) => {
                 self.unreadable(source, &cause);
@@ -228,7 +311,12 @@ impl Saving<'_> {
             if changed {
                 self.changed(source);
             }
-            self.entry(source, &after, content.len() as u64)?;
+            let size = content.len() as u64;
+            let may_be_unchanged = self.base.is_some_and(|base| base.size(&source.path) == Some(size));
+            if may_be_unchanged && self.is_unchanged(source, &after, size, &hex(&Sha256::digest(&content)))? {
+                return Ok(());
+            }
+            self.entry(source, &after, size)?;
             for chunk in content.chunks(DATA_CHUNK_BYTES) {
                 self.answers.data(chunk.to_vec())?;
             }
@@ -239,6 +327,19 @@ impl Saving<'_> {
 
     /// Sends as many bytes as the file had when it was opened, padded with zeros where it shrank.
     fn large_file(&mut self, source: &Source, mut file: File, found: &Metadata) -> Result<()> {
+        if self.base.is_some_and(|base| base.size(&source.path) == Some(found.len())) {
+            let mut whole = Sha256::new();
+            let hashed =
+                io::copy(&mut file.by_ref().take(found.len()), &mut Hashing { whole: &mut whole, cancel: self.cancel });
+            let same_size = hashed.map_err(|cause| Error::io("read", &source.absolute, cause))? == found.len();
+            self.cancel.check()?;
+            let after = file.metadata().map_err(|cause| Error::io("read", &source.absolute, cause))?;
+            let is_still = same_size && !has_changed(found, &after);
+            if is_still && self.is_unchanged(source, found, found.len(), &hex(&whole.finalize()))? {
+                return Ok(());
+            }
+            file.rewind().map_err(|cause| Error::io("read", &source.absolute, cause))?;
+        }
         self.entry(source, found, found.len())?;
         let mut left = found.len();
         let mut shrank = false;
@@ -269,9 +370,54 @@ impl Saving<'_> {
         self.saved.warnings.push(Warning::about(WarningCode::FileUnreadable, &source.path, message));
     }
 
+    fn super_journal(&mut self, source: &Source) {
+        let message = format!("{} was left out: it belongs to a transaction over several databases", source.path);
+        self.saved.warnings.push(Warning::about(WarningCode::FileUnreadable, &source.path, message));
+    }
+
     fn changed(&mut self, source: &Source) {
         let message = format!("{} changed while it was read; the backup may hold half of the change", source.path);
         self.saved.warnings.push(Warning::about(WarningCode::FileChanged, &source.path, message));
+    }
+}
+
+/// Collects data into pieces of `DATA_CHUNK_BYTES`.
+struct Chunks<'a> {
+    answers: &'a mut dyn Answers,
+    chunk: Vec<u8>,
+}
+
+impl Chunks<'_> {
+    fn push(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.chunk.len() + bytes.len() > DATA_CHUNK_BYTES {
+            self.answers.data(std::mem::take(&mut self.chunk))?;
+        }
+        if self.chunk.capacity() == 0 {
+            self.chunk.reserve(DATA_CHUNK_BYTES);
+        }
+        self.chunk.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<()> {
+        if self.chunk.is_empty() { Ok(()) } else { self.answers.data(self.chunk) }
+    }
+}
+
+struct Hashing<'a> {
+    whole: &'a mut Sha256,
+    cancel: &'a Cancel,
+}
+
+impl io::Write for Hashing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.cancel.check().map_err(io::Error::other)?;
+        self.whole.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -293,6 +439,9 @@ fn has_changed(before: &Metadata, after: &Metadata) -> bool {
 fn record(source: &Source, found: &Metadata, size: u64) -> FileRecord {
     FileRecord {
         entry: source.entry.clone(),
+        stored: Stored::Whole,
+        sha256: None,
+        pages: None,
         path: source.path.clone(),
         component: source.component,
         kind: match source.kind {

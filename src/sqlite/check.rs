@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
+    limits::bounded,
     task::Cancel,
 };
 
@@ -18,6 +19,7 @@ const INSTRUCTIONS_PER_CALLBACK: i32 = 100_000;
 pub struct Integrity {
     pub status: IntegrityStatus,
     /// What is wrong, in SQLite's words; at most 100 lines a database.
+    #[serde(deserialize_with = "bounded")]
     pub messages: Vec<String>,
 }
 

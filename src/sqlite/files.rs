@@ -1,11 +1,34 @@
 //! How SQLite's files are recognised and named.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+};
 
 /// The first bytes of every database (<https://sqlite.org/fileformat2.html#the_database_header>).
 pub const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+/// What the index of a WAL begins with (<https://sqlite.org/walformat.html#walidxfmt>).
+pub const INDEX_MAGIC: &[u8] = &3_007_000_u32.to_ne_bytes();
 /// Suffixes of what SQLite keeps beside a database (<https://sqlite.org/tempfiles.html>).
 pub const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+/// What a journal begins with, and what one ends with that names a super-journal
+/// (<https://sqlite.org/fileformat2.html#the_rollback_journal>).
+pub const JOURNAL_MAGIC: &[u8] = &[0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+/// What a WAL begins with, but for the last bit of its fourth byte (<https://sqlite.org/fileformat2.html#walformat>).
+pub const WAL_MAGIC: &[u8] = &[0x37, 0x7f, 0x06];
+
+/// Whether a journal names a file that SQLite removes once the journal was rolled back.
+pub fn names_super_journal(mut journal: &File) -> io::Result<bool> {
+    let mut end = [0; 8];
+    if journal.metadata()?.len() < 2 * end.len() as u64 {
+        return Ok(false);
+    }
+    journal.seek(SeekFrom::End(-(end.len() as i64)))?;
+    journal.read_exact(&mut end)?;
+    Ok(end == JOURNAL_MAGIC)
+}
 
 /// The path of what SQLite keeps beside `database`, for one of [`COMPANIONS`].
 pub fn companion(database: &Path, suffix: &str) -> PathBuf {

@@ -8,6 +8,7 @@ pub mod aside;
 pub mod check;
 pub mod files;
 pub mod in_use;
+pub mod pages;
 pub mod replace;
 pub mod snapshot;
 

@@ -42,18 +42,13 @@ pub struct Swap<'a> {
     pub keep: Option<&'a File>,
 }
 
-/// Whether `live` is a sound database with content, and `new` fits it. Without `new`, nothing is written at all.
+/// Whether `live` is a sound database with content, and `new` (where there is one already) fits it. One that a killed writer
+/// left half written is not: what lies beside it is kept as it is.
 pub fn is_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> Result<bool> {
     let deadline = Instant::now() + lock_timeout;
     let cancel = Cancel::default();
     let pinned = |path: &Path| until(deadline, &cancel, || Snapshot::pin(open_harmless(path)?, path));
-    let found = match pinned(live) {
-        Err(error) if error.code == Code::DatabaseUnreadable && new.is_some() => {
-            until(deadline, &cancel, || pin_recovered(live))
-        }
-        found => found,
-    };
-    let snapshot = match found {
+    let snapshot = match pinned(live) {
         Ok(snapshot) if snapshot.size_bytes() > 0 => snapshot,
         Err(error) if error.code == Code::DatabaseBusy => return Err(error),
         _ => return Ok(false),
@@ -115,8 +110,9 @@ pub fn has_content_of(live: &Path, new: &Path) -> Result<bool> {
     let cancel = Cancel::default();
     let mut pages = Vec::new();
     for path in [live, new] {
+        // The transaction of a killed replacement is rolled back first, which only a connection that writes can do.
         let snapshot = match open_harmless(path).and_then(|connection| Snapshot::pin(connection, path)) {
-            Err(error) if error.code == Code::DatabaseUnreadable => pin_recovered(path)?,
+            Err(error) if error.code == Code::DatabaseUnreadable => Snapshot::pin(open_live(path)?, path)?,
             pinned => pinned?,
         };
         let mut hasher = sha2::Sha256::default();
@@ -132,15 +128,6 @@ pub fn has_content_of(live: &Path, new: &Path) -> Result<bool> {
         pages.push(sha2::Digest::finalize(hasher));
     }
     Ok(pages[0] == pages[1])
-}
-
-/// A database that a killed writer left half written is rolled back first, which only a connection that writes can do.
-fn pin_recovered(live: &Path) -> Result<Snapshot> {
-    let connection = open_live(live)?;
-    // Of one that turns out to be damaged, the WAL may be all that is left.
-    let kept = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
-    kept.map_err(|cause| Error::sqlite("open", live, cause))?;
-    Snapshot::pin(connection, live)
 }
 
 /// A live database and its new content, open.

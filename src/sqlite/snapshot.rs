@@ -214,6 +214,28 @@ impl Snapshot {
         if visited != self.page_count { Err(self.short(visited)) } else { Ok(()) }
     }
 
+    /// Calls `visit` with each of these pages, which count from 1.
+    pub fn pages_of(
+        &self,
+        numbers: &[u64],
+        cancel: &Cancel,
+        mut visit: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let failed = |cause| self.sqlite_error(cause);
+        let sql = "SELECT data FROM sqlite_dbpage('main') WHERE pgno = ?1";
+        let mut statement = self.connection.prepare(sql).map_err(failed)?;
+        for (visited, number) in numbers.iter().enumerate() {
+            let mut rows = statement.query([*number]).map_err(failed)?;
+            let row = rows.next().map_err(failed)?.ok_or_else(|| self.short(*number))?;
+            let page = row.get_ref(0).map_err(failed)?.as_blob().map_err(|cause| failed(cause.into()))?;
+            visit(*number, page)?;
+            if visited % 256 == 0 {
+                cancel.check()?;
+            }
+        }
+        Ok(())
+    }
+
     fn short(&self, visited: u64) -> Error {
         Error::new(
             Code::DatabaseDamaged,

@@ -1,7 +1,8 @@
 //! Which backups a store holds. Nothing here writes or waits for a lock.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -10,7 +11,7 @@ use super::{
     names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
 };
 use crate::{
-    archive::manifest::Manifest,
+    archive::{manifest::Manifest, read::MAX_TEXT_BYTES},
     error::{Code, Error, Result},
 };
 
@@ -128,7 +129,14 @@ pub fn manifest_path(archive: &Path) -> PathBuf {
     path.into()
 }
 
-/// The text of the manifest beside an archive, if it can be read.
+/// The text of the manifest beside an archive, if there is one. What is no file, or too long for a manifest, has none.
 pub fn manifest_beside(archive: &Path) -> Option<Vec<u8>> {
-    fs::read(manifest_path(archive)).ok()
+    let path = manifest_path(archive);
+    let found = fs::metadata(&path).ok()?;
+    if !found.is_file() || found.len() > MAX_TEXT_BYTES {
+        return Some(Vec::new());
+    }
+    let mut text = Vec::new();
+    fs::File::open(path).ok()?.take(MAX_TEXT_BYTES).read_to_end(&mut text).ok()?;
+    Some(text)
 }

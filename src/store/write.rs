@@ -20,7 +20,7 @@ use crate::{
         read::{Discard, read_archive},
     },
     durable::{self, PARTIAL_PREFIX},
-    error::{Error, Result, Warning, WarningCode},
+    error::{Code, Error, Result, Warning, WarningCode},
     sqlite::aside,
     task::{Phase, Task},
 };
@@ -32,6 +32,20 @@ pub struct NewBackup<'a> {
     archive: PathBuf,
     file: NamedTempFile,
     scratch: TempDir,
+}
+
+/// The ids of all backups that rest on `id`, directly or not, none before one that rests on it.
+pub fn dependants(backups: &[Backup], id: &str) -> Vec<String> {
+    let mut found = vec![id.to_string()];
+    let mut next = 0;
+    while next < found.len() {
+        let direct = backups.iter().filter(|backup| backup.based_on.as_deref() == Some(found[next].as_str()));
+        let direct: Vec<String> = direct.map(|backup| backup.id.clone()).filter(|id| !found.contains(id)).collect();
+        found.extend(direct);
+        next += 1;
+    }
+    // The one that was found last is the farthest away.
+    found.drain(1..).rev().collect()
 }
 
 impl Store {
@@ -51,8 +65,27 @@ impl Store {
         })
     }
 
-    /// Removes a backup: its archive first gets a temporary name, so that it is never listed without being whole.
-    pub fn delete(&self, _lock: &StoreLock, id: &str) -> Result<()> {
+    /// Removes a backup, and with `cascade` those that rest on it; without, such a backup is refused.
+    pub fn delete(&self, lock: &StoreLock, id: &str, cascade: bool) -> Result<Vec<String>> {
+        self.get(id)?;
+        let dependants = dependants(&self.list()?, id);
+        if let (false, Some(first)) = (cascade, dependants.first()) {
+            let more =
+                if dependants.len() > 1 { format!(" and {} more rest", dependants.len() - 1) } else { " rests".into() };
+            return Err(Error::new(
+                Code::BackupNeeded,
+                format!("{first}{more} on {id} and could not be restored without it"),
+                "Delete those first, or all at once with `cascade` (`--cascade`)",
+            ));
+        }
+        // Whatever rests on another one goes before it, so that a kill leaves no broken chain.
+        let doomed: Vec<String> = dependants.into_iter().chain([id.to_string()]).collect();
+        doomed.iter().try_for_each(|id| self.remove(lock, id))?;
+        Ok(doomed)
+    }
+
+    /// Removes one backup: its archive first gets a temporary name, so that it is never listed without being whole.
+    pub fn remove(&self, _lock: &StoreLock, id: &str) -> Result<()> {
         let backup = self.get(id)?;
         let doomed = self.dir.join(format!("{PARTIAL_PREFIX}deleted-{id}"));
         fs::rename(&backup.path, &doomed).map_err(|cause| Error::io("remove", &backup.path, cause))?;
@@ -98,7 +131,7 @@ impl Store {
         };
         let report = match read_archive(&path, None, &mut Discard, task, Phase::Verifying) {
             Ok(report) => report,
-            Err(error) if error.code == crate::Code::Aborted => return Err(error),
+            Err(error) if error.code == Code::Aborted => return Err(error),
             Err(error) => return warning(&error.message),
         };
         let (size, sha256) = (report.size_bytes, report.sha256.clone());

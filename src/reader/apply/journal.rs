@@ -1,11 +1,14 @@
 //! What a restore is about to do, written down before it begins, so that a kill at any instant leaves a project that the
 //! next run makes whole again.
 //!
-//! The journal lists every change in order. Until it says `decided`, everything in it can be taken back: directories
-//! and renames. From then on the rest can be done again: the content of live databases, the record for undo. Both ways
-//! look at what is there, so both can be killed and begun again.
+//! The journal lists every change in order. Until it says `decided`, everything in it is taken back: directories and
+//! renames. From then on a database may have its new content; if one has, the rest is done too ([`super::transaction`]).
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,8 +23,12 @@ use crate::{
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Intent {
-    /// The renames are made: whatever happens now, this restore is carried to its end.
+    /// The renames are made, and the first commit may be: once one is, this restore is carried to its end.
     pub decided: bool,
+    /// Part of the names of temporary files: no other restore has the same.
+    pub token: String,
+    /// Where the backup was unpacked, with a slash.
+    pub staging: Option<String>,
     /// Directories that do not exist yet, parents first.
     pub made: Vec<MadeDir>,
     /// In order.
@@ -35,7 +42,7 @@ pub struct Intent {
     /// Directories that go if nothing is in them by then.
     pub emptied: Vec<String>,
     /// The graph database, where it lies outside the project.
-    pub outside: Option<std::path::PathBuf>,
+    pub outside: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -51,6 +58,8 @@ pub struct MadeDir {
 pub struct Move {
     pub from: String,
     pub to: String,
+    /// Device and inode of what is moved, by which it is known again.
+    pub identity: (u64, u64),
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -60,13 +69,8 @@ pub struct Swapped {
     pub live: String,
     /// Gets what the live database held; there once the new content is committed.
     pub kept: String,
-}
-
-impl Swapped {
-    /// What becomes `kept`, until the commit.
-    pub fn before(&self) -> String {
-        format!("{}-before", self.kept)
-    }
+    /// What becomes `kept`, until then: in a directory of its own, where nothing of a project is kept.
+    pub pending: String,
 }
 
 /// Whether a restore was interrupted, or is at work. Asks for a path only, so a host may call it.
@@ -74,16 +78,31 @@ pub fn is_pending(state: &Path) -> bool {
     state.join(JOURNAL_FILE).exists()
 }
 
+pub fn path(root: &Path) -> PathBuf {
+    root.join(STATE_DIR).join(JOURNAL_FILE)
+}
+
 /// Writes the journal, durably.
 pub fn write(root: &Path, intent: &Intent) -> Result<()> {
-    let path = root.join(STATE_DIR).join(JOURNAL_FILE);
+    let path = path(root);
     let json = serde_json::to_vec(intent).map_err(|cause| Error::io("write", &path, io::Error::other(cause)))?;
-    durable::write(&path, &json)
+    durable::write(&path, &json)?;
+    give_to_owner(root, &path)
+}
+
+/// A file of a project that root writes belongs to the project's owner, who may be the next to need it.
+pub fn give_to_owner(root: &Path, path: &Path) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    let given = fs::metadata(root.join(STATE_DIR))
+        .and_then(|owner| std::os::unix::fs::lchown(path, Some(owner.uid()), Some(owner.gid())));
+    given.map_err(|cause| Error::io("change the owner of", path, cause))
 }
 
 /// The journal of an interrupted restore.
 pub fn read(root: &Path) -> Result<Option<Intent>> {
-    let path = root.join(STATE_DIR).join(JOURNAL_FILE);
+    let path = path(root);
     let json = match fs::read(&path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
         read => read.map_err(|cause| Error::io("read", &path, cause))?,
@@ -100,7 +119,7 @@ pub fn read(root: &Path) -> Result<Option<Intent>> {
 
 /// The restore is complete, or was taken back.
 pub fn end(root: &Path) -> Result<()> {
-    let path = root.join(STATE_DIR).join(JOURNAL_FILE);
+    let path = path(root);
     durable::remove(&path)?;
     durable::sync_parent(&path)
 }

@@ -23,11 +23,15 @@ mod transaction;
 pub mod undo;
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use jiff::Timestamp;
+use nix::fcntl::OFlag;
 
 use self::{
     place::Placements,
@@ -46,7 +50,8 @@ use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
     lock,
     project::{STAGING_PREFIX, STATE_DIR, UNDO_DIR, exclude, names},
-    task::Task,
+    sqlite::files::names_super_journal,
+    task::{Cancel, Task},
 };
 
 /// How many paths a message names.
@@ -79,13 +84,15 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     if request.dry_run {
         return Ok(applied);
     }
+    assert_no_super_journal(&target, &placements)?;
     dress(&target, &placements)?;
     // Of a restore into an empty place there is nothing to bring back.
     let can_undo = holds_something(&root.join(STATE_DIR)) || plan.keeps_in(&undo_dir);
     if can_undo && applied.files_replaced > 0 {
         applied.safety_copy = Some(root.join(&undo_dir));
     }
-    change(&target, root, plan, can_undo.then_some((undo_dir, manifest.id)), None, lock_timeout)?;
+    let undo = can_undo.then_some((undo_dir, manifest.id));
+    applied.warnings.extend(change(&target, root, plan, undo, None, Some(&request.staging), lock_timeout)?);
     Ok(applied)
 }
 
@@ -99,6 +106,7 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
     let mut target = Target::open(root)?;
     target.allow(record.outside.clone());
     let placements = place::of_undo(&dir, &record);
+    assert_kept(&target, &dir, &placements)?;
     let undo_dir = undo::free_dir(root)?;
     let conditions = Conditions { undo_dir: &undo_dir, force: request.force, dry_run: request.dry_run, lock_timeout };
     let plan = plan(&target, &placements, &conditions)?;
@@ -111,9 +119,10 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
         warnings,
     };
     let files_removed = placements.files.len() as u64 - put_back;
-    let undone = Undone { of: record.of.clone(), at: record.at, files_removed, applied };
+    let mut undone = Undone { of: record.of.clone(), at: record.at, files_removed, applied };
     if !request.dry_run {
-        change(&target, root, plan, Some((undo_dir, record.of.clone())), Some((dir, record)), lock_timeout)?;
+        let undo = Some((undo_dir, record.of.clone()));
+        undone.applied.warnings.extend(change(&target, root, plan, undo, Some((dir, record)), None, lock_timeout)?);
     }
     Ok(undone)
 }
@@ -126,7 +135,10 @@ pub fn tidy(request: &TidyRequest) -> Result<Vec<Warning>> {
     let state = root.join(STATE_DIR);
     for name in undo::expired(&state, request.undo_retention_days)? {
         let dir = state.join(UNDO_DIR).join(name);
-        fs::remove_dir_all(&dir).map_err(|cause| Error::io("remove", &dir, cause))?;
+        if let Err(cause) = fs::remove_dir_all(&dir) {
+            let error = Error::io("remove", &dir, cause);
+            warnings.push(Warning::new(WarningCode::Store, format!("{}: it is older than is kept", error.message)));
+        }
     }
     // Stays where something is in it.
     let _ = fs::remove_dir(state.join(UNDO_DIR));
@@ -147,11 +159,22 @@ pub fn lock_target(state: &Path, timeout: Duration, task: &Task) -> Result<File>
     if lock::wait(&dir, timeout, task, failed)? {
         return Ok(dir);
     }
-    Err(Error::new(
-        Code::TargetLocked,
-        format!("Another restore into {} is running", state.display()),
-        "Wait until it ends, or raise `lockTimeout`",
-    ))
+    Err(locked(state, "A restore into it, or a backup of it, is running"))
+}
+
+/// Keeps restores out while a project is read: half of the one and half of the other would be no state of it.
+pub fn lock_against_restores(state: &Path, timeout: Duration, cancel: &Cancel) -> Result<File> {
+    let failed = |cause| Error::io("lock", state, cause);
+    let dir = File::open(state).map_err(failed)?;
+    if lock::wait_shared(&dir, timeout, &Task::new(cancel.clone(), None), failed)? {
+        return Ok(dir);
+    }
+    Err(locked(state, "A restore into it is running"))
+}
+
+fn locked(state: &Path, who: &str) -> Error {
+    let message = format!("{} is in use: {who}", state.display());
+    Error::new(Code::TargetLocked, message, "Wait until it ends, or raise `lockTimeout`")
 }
 
 fn lock_and_recover(root: &Path, lock_timeout: Duration, warnings: &mut Vec<Warning>) -> Result<File> {
@@ -160,32 +183,35 @@ fn lock_and_recover(root: &Path, lock_timeout: Duration, warnings: &mut Vec<Warn
     if journal::is_pending(&state)
         && let Some(recovered) = recover(&mut Target::open(root)?, root, lock_timeout)?
     {
-        let what = match recovered {
-            Recovered::TakenBack => "had been interrupted and was taken back",
-            Recovered::Completed => "had been interrupted and was completed",
-        };
-        warnings.push(Warning::new(WarningCode::Recovered, format!("An earlier restore into this project {what}")));
+        let Recovered { completed, warnings: seen } = recovered;
+        let what = if completed { "completed" } else { "taken back" };
+        let message = format!("An earlier restore into this project had been interrupted and was {what}");
+        warnings.push(Warning::new(WarningCode::Recovered, message));
+        warnings.extend(seen);
     }
-    for path in left_behind(&state)? {
-        remove_left_behind(&path)?;
-    }
+    left_behind(&state)?.iter().try_for_each(remove_left_behind)?;
     Ok(lock)
 }
 
-/// What killed restores unpacked into, and temporary files. A directory in which a restore is at work is locked by that.
-fn left_behind(state: &Path) -> Result<Vec<PathBuf>> {
+/// What killed restores left: temporary files, and directories that they unpacked into. A directory in which a restore is at
+/// work is locked by that; the others are locked from here on.
+fn left_behind(state: &Path) -> Result<Vec<(PathBuf, Option<File>)>> {
     let entries = fs::read_dir(state).map_err(|cause| Error::io("read", state, cause))?;
-    let paths = entries.flatten().filter(|entry| {
-        let name = entry.file_name();
-        let is_staging = name.to_str().is_some_and(|name| name.starts_with(STAGING_PREFIX));
-        let is_partial = name.to_str().is_some_and(|name| name.starts_with(PARTIAL_PREFIX));
-        is_partial || is_staging && File::open(entry.path()).is_ok_and(|dir| dir.try_lock().is_ok())
+    let left = entries.flatten().filter_map(|entry| {
+        let (name, kind) = (entry.file_name(), entry.file_type().ok()?);
+        let name = name.to_str()?;
+        if kind.is_file() && name.starts_with(PARTIAL_PREFIX) {
+            return Some((entry.path(), None));
+        }
+        let dir = (kind.is_dir() && name.starts_with(STAGING_PREFIX)).then(|| File::open(entry.path()).ok())??;
+        dir.try_lock().ok()?;
+        Some((entry.path(), Some(dir)))
     });
-    Ok(paths.map(|entry| entry.path()).collect())
+    Ok(left.collect())
 }
 
-fn remove_left_behind(path: &Path) -> Result<()> {
-    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+fn remove_left_behind((path, lock): &(PathBuf, Option<File>)) -> Result<()> {
+    let removed = if lock.is_some() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match removed {
         Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, cause)),
         _ => Ok(()),
@@ -216,6 +242,19 @@ fn target_exists(target: &Target, replaced: &[String]) -> Error {
     )
 }
 
+/// Refuses a journal that names other files: SQLite would remove those when it opens the database.
+fn assert_no_super_journal(target: &Target, placements: &Placements<'_>) -> Result<()> {
+    for placement in placements.files.iter().filter(|placement| placement.to.ends_with("-journal")) {
+        let Some(from) = &placement.from else { continue };
+        let staged = target.place(from)?.map(|place| place.open(OFlag::O_RDONLY, 0));
+        let Some(Ok(file)) = staged else { continue };
+        if names_super_journal(&file).map_err(|cause| Error::io("read", &target.absolute(from), cause))? {
+            return Err(target::not_ours(&placement.to, "is a journal that names other files"));
+        }
+    }
+    Ok(())
+}
+
 /// Gives what was unpacked the permissions and the time of the original, makes links, and writes that to the disk.
 ///
 /// Owners are not restored; but root gives a file to whoever owns what it replaces, or else the project.
@@ -226,20 +265,41 @@ fn dress(target: &Target, placements: &Placements<'_>) -> Result<()> {
     for placement in &placements.files {
         let (Some(from), Some(record)) = (&placement.from, placement.record) else { continue };
         let staged = target.existing(from)?;
-        if record.kind == EntryKind::Link {
-            let to = record.target.as_deref().and_then(names::decode).unwrap_or_default();
-            staged.make_link(&to)?;
+        // Open before its mode is set, which may keep this user out.
+        let file = if record.kind == EntryKind::Link {
+            staged.make_link(&record.target.as_deref().and_then(names::decode).unwrap_or_default())?;
+            None
         } else {
-            staged.set_mode(record.mode)?;
-        }
+            let opened = staged.open(OFlag::O_WRONLY, 0);
+            Some(opened.map_err(|cause| Error::io("open", &staged.path(), cause))?)
+        };
         if let Some(owner) = owner_of(&placement.to)?.or(project).filter(|_| is_root) {
             staged.set_owner(owner.st_uid, owner.st_gid)?;
         }
-        staged.set_modified(record.mtime.as_second(), record.mtime.subsec_nanosecond().into())?;
-        if record.kind.is_file() {
-            let path = staged.path();
-            let synced = staged.open(nix::fcntl::OFlag::O_WRONLY, 0).and_then(|file| file.sync_all());
-            synced.map_err(|cause| Error::io("sync", &path, cause))?;
+        let (seconds, nanoseconds) = place::seconds_and_nanoseconds(record.mtime);
+        staged.set_modified(seconds, nanoseconds)?;
+        if let Some(file) = file {
+            // A database is data, whatever is said of it.
+            let mode = if record.database { record.mode & 0o666 } else { record.mode & 0o777 };
+            let dressed = file.set_permissions(Permissions::from_mode(mode)).and_then(|()| file.sync_all());
+            dressed.map_err(|cause| Error::io("set the permissions of", &staged.path(), cause))?;
+        }
+    }
+    Ok(())
+}
+
+/// Fails where something that was kept is gone: then nothing of that restore is undone.
+fn assert_kept(target: &Target, dir: &str, placements: &Placements<'_>) -> Result<()> {
+    for from in placements.files.iter().filter_map(|placement| placement.from.as_ref()) {
+        if !target.is_taken(from)? {
+            return Err(Error::new(
+                Code::NothingToUndo,
+                format!("{} is gone, which the newest restore had replaced", target.absolute(from).display()),
+                format!(
+                    "Nothing was changed; move {} away to undo the restore before it",
+                    target.absolute(dir).display()
+                ),
+            ));
         }
     }
     Ok(())
@@ -252,20 +312,29 @@ fn change(
     plan: Plan,
     undo: Option<(String, String)>,
     undone: Option<(String, Record)>,
+    staging: Option<&Path>,
     lock_timeout: Duration,
-) -> Result<()> {
+) -> Result<Vec<Warning>> {
     let made = plan.made_in_project();
-    let outside = target.outside().map(Path::to_path_buf);
     let mut intent = plan.intent;
+    intent.outside = target.outside().map(Path::to_path_buf);
+    intent.token = format!("{}-{}", std::process::id(), Timestamp::now().as_nanosecond());
+    let staging = staging.and_then(Path::file_name).and_then(|name| name.to_str());
+    intent.staging = staging.map(|name| format!("{STATE_DIR}/{name}/"));
     match undo {
-        Some((dir, of)) => intent.undo = Some((dir, Record::new(of, plan.touched, made, outside.clone()))),
-        None => intent.made.retain(|dir| made.contains(&dir.at)),
+        Some((dir, of)) => {
+            let mut record = Record::new(of, plan.touched);
+            record.made = made;
+            record.taken = undone.as_ref().map_or(Vec::new(), |(_, undone)| undone.made.clone());
+            record.outside.clone_from(&intent.outside);
+            intent.undo = Some((dir, record));
+        }
+        None => intent.made = made,
     }
     if let Some((dir, record)) = undone {
         intent.retired = Some(dir);
-        intent.emptied = record.made;
+        intent.emptied = record.made.into_iter().map(|dir| dir.at).collect();
     }
-    intent.outside = outside;
     // The claims on databases that are replaced as files are held until here.
-    carry_out(target, root, intent, lock_timeout).map(|()| drop(plan.claims))
+    carry_out(target, root, intent, lock_timeout).inspect(|_| drop(plan.claims))
 }

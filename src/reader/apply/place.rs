@@ -5,8 +5,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fs::File,
+    io::Read,
     path::Path,
 };
+
+use jiff::Timestamp;
 
 use super::{
     folding::Folding,
@@ -18,12 +22,12 @@ use crate::{
     archive::manifest::{EntryKind, FileRecord, Manifest},
     error::{Result, Warning, WarningCode},
     project::{
-        CONFIG_FILE, Component, DEFAULT_DATABASE, STATE_DIR,
+        BACKUPS_DIR, CONFIG_FILE, Component, DEFAULT_DATABASE, STATE_DIR,
         config::{self, DatabasePath},
-        discover::DATABASE_ENTRY,
+        discover::{DATABASE_ENTRY, component_of},
         exclude, names,
     },
-    sqlite::files::COMPANIONS,
+    sqlite::files::{COMPANIONS, MAGIC},
 };
 
 /// What every path but that of the graph database begins with.
@@ -68,6 +72,7 @@ pub fn of_backup<'a>(
     let mut placements = Placements { files: Vec::new(), directories: Vec::new() };
     for (number, record) in picked {
         assert_ours(record)?;
+        assert_companion_belongs(manifest, record)?;
         let to = match record.entry.strip_prefix(DATABASE_ENTRY).filter(|_| record.component == Component::Database) {
             Some(suffix) => format!("{database}{suffix}"),
             None => record.path.clone(),
@@ -76,7 +81,7 @@ pub fn of_backup<'a>(
             return Err(not_ours(&record.path, "is named twice, or differs from another one only in case or accents"));
         }
         if record.kind == EntryKind::Directory {
-            let mtime = (record.mtime.as_second(), record.mtime.subsec_nanosecond().into());
+            let mtime = seconds_and_nanoseconds(record.mtime);
             placements.directories.push(MadeDir { at: to, mode: Some(record.mode), mtime: Some(mtime) });
             continue;
         }
@@ -104,7 +109,14 @@ pub fn of_undo<'a>(dir: &str, record: &Record) -> Placements<'a> {
     };
     let mut files: Vec<_> = record.files.iter().map(placement).collect();
     files.sort_by_key(|placement| !placement.is_database);
-    Placements { files, directories: Vec::new() }
+    Placements { files, directories: record.taken.clone() }
+}
+
+/// As the system counts: nanoseconds are never negative.
+pub fn seconds_and_nanoseconds(at: Timestamp) -> (i64, i64) {
+    const BILLION: i128 = 1_000_000_000;
+    let nanoseconds = at.as_nanosecond();
+    (nanoseconds.div_euclid(BILLION) as i64, nanoseconds.rem_euclid(BILLION) as i64)
 }
 
 fn kept_as(location: &str) -> String {
@@ -129,10 +141,25 @@ fn assert_ours(record: &FileRecord) -> Result<()> {
     }
     let below = path.strip_prefix(STATE_DIR).ok().filter(|below| !below.as_os_str().is_empty());
     let top = below.and_then(|below| below.iter().next()).and_then(|name| name.to_str()).unwrap_or_default();
+    // Also where the file system ignores case: nothing of a project is called so in other letters.
+    let top = &top.to_lowercase();
     if exclude::is_of_restore(top) {
         return refuse("is where restores keep their own");
     }
+    if path == Path::new(STATE_DIR)
+        || target.is_some_and(|to| record.kind != EntryKind::Link || to.as_os_str().is_empty())
+    {
+        return refuse("is no place of a file");
+    }
+    let is_graph =
+        record.entry.strip_prefix(DATABASE_ENTRY).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+    if is_graph != (record.component == Component::Database) {
+        return refuse("is not of the part that it is said to be of");
+    }
     if record.component == Component::Database {
+        if below.is_none() && is_hidden(&path) {
+            return refuse("is no place for a database");
+        }
         return match record.entry.strip_prefix(DATABASE_ENTRY) {
             Some("") if record.database => Ok(()),
             Some(suffix) if COMPANIONS.contains(&suffix) && record.kind.is_file() => Ok(()),
@@ -143,9 +170,38 @@ fn assert_ours(record: &FileRecord) -> Result<()> {
         None => refuse("does not lie in .kg"),
         Some(below) => {
             let is_dir = record.kind == EntryKind::Directory || below.components().count() > 1;
-            if exclude::is_by_product(top, is_dir) { refuse("is no part of a backup") } else { Ok(()) }
+            // A link may stand for either.
+            let is_by_product =
+                exclude::is_by_product(top, is_dir) || exclude::is_by_product(top, record.kind == EntryKind::Link);
+            if is_by_product {
+                refuse("is no part of a backup")
+            } else if component_of(&record.path, record.kind == EntryKind::Directory) != record.component {
+                refuse("is not of the part that it is said to be of")
+            } else {
+                Ok(())
+            }
         }
     }
+}
+
+/// Whether something on the way is called as what a directory listing leaves out, and what tools keep their own in.
+fn is_hidden(path: &Path) -> bool {
+    path.iter().any(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+/// A WAL or journal is only saved with a database that was found damaged: beside a sound one it would change that.
+fn assert_companion_belongs(manifest: &Manifest, record: &FileRecord) -> Result<()> {
+    for suffix in COMPANIONS {
+        let Some(owner) = record.path.strip_suffix(suffix) else { continue };
+        if !manifest.files.iter().any(|record| record.database && record.path == owner) {
+            continue;
+        }
+        let said = manifest.integrity.messages.iter().any(|message| message.starts_with(&format!("{owner}: ")));
+        if !said || suffix == COMPANIONS[1] {
+            return Err(not_ours(&record.path, "belongs to a database that is sound"));
+        }
+    }
+    Ok(())
 }
 
 /// A place that is a file for one record and a directory for another.
@@ -188,8 +244,14 @@ fn database_location(
         None => own.clone(),
     };
     let warn = |message: String| Warning::new(WarningCode::Config, message);
+    let own_location = own.as_ref().and_then(|own| own.relative.as_deref()).map(|path| names::encode(Path::new(path)));
+    let believed = |location: String| {
+        let is_own = own_location.as_ref() == Some(&location);
+        assert_place_for_database(&location, is_own, staging, manifest)?;
+        Ok(location)
+    };
     match in_force {
-        Some(DatabasePath { relative: Some(relative), .. }) => Ok(names::encode(Path::new(&relative))),
+        Some(DatabasePath { relative: Some(relative), .. }) => believed(names::encode(Path::new(&relative))),
         Some(DatabasePath { absolute, relative: None }) if own.is_some_and(|own| own.absolute == absolute) => {
             let place = absolute.display();
             warnings.push(warn(format!("The database goes to {place}, where the target's configuration has it")));
@@ -205,10 +267,44 @@ fn database_location(
                 named.display()
             );
             warnings.push(warn(message));
-            Ok(recorded)
+            believed(recorded)
         }
-        None => Ok(recorded),
+        None => believed(recorded),
     }
+}
+
+/// Refuses a place for the graph database that is none: what restores and backups keep; and, where only the archive names
+/// it, a hidden directory (`.git/hooks`), or, outside `.kg`, content that is no database.
+fn assert_place_for_database(location: &str, is_own: bool, staging: &Path, manifest: &Manifest) -> Result<()> {
+    let refuse = |what: &str| Err(not_ours(location, what));
+    let Some(path) = names::decode(location).filter(|path| names::stays_below(path)) else {
+        return refuse("does not stay inside the project");
+    };
+    let below = path.strip_prefix(STATE_DIR).ok();
+    if let Some(below) = below {
+        let top = below.iter().next().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
+        let is_taken = exclude::is_of_restore(&top) || top == BACKUPS_DIR || below == Path::new(CONFIG_FILE);
+        if is_taken || top.is_empty() || !is_own && is_hidden(below) {
+            return refuse("is no place for a database");
+        }
+        return Ok(());
+    }
+    if is_own {
+        return Ok(());
+    }
+    if is_hidden(&path) {
+        return refuse("is no place for a database");
+    }
+    let number = manifest.files.iter().position(|record| record.entry == DATABASE_ENTRY);
+    // A dry run unpacks nothing.
+    let staged = number.and_then(|number| File::open(staging.join(number.to_string())).ok());
+    let mut start = Vec::new();
+    let read = staged.map(|file| file.take(MAGIC.len() as u64).read_to_end(&mut start));
+    // An empty file is an empty database.
+    if read.is_none() || start.is_empty() || start == *MAGIC {
+        return Ok(());
+    }
+    refuse("lies outside .kg, and what it holds is no database")
 }
 
 /// Directories on the way to these locations that do not exist yet, parents first, as the backup has them.

@@ -23,6 +23,8 @@ use crate::{
     },
 };
 
+/// Below the directory of an undo: what live databases held, until the new content is committed.
+const PENDING_DIR: &str = ".kg-pending";
 /// An index of a WAL: of no use without the very WAL that it was made of.
 const SHARED_MEMORY: &str = COMPANIONS[1];
 
@@ -44,13 +46,14 @@ pub struct Plan {
 }
 
 pub fn plan(target: &Target, placements: &Placements<'_>, conditions: &Conditions<'_>) -> Result<Plan> {
-    let mut planning = Planning { target, conditions, plan: Plan::new(), gone: HashSet::new() };
+    let owners = placements.files.iter().map(|placement| placement.to.as_str()).collect();
+    let mut planning = Planning { target, conditions, owners, plan: Plan::new(), gone: HashSet::new() };
     for placement in &placements.files {
         planning.file(placement)?;
     }
     let mut plan = planning.plan;
     // Looked at after all databases: opening one drops this process's locks on it.
-    for placement in placements.files.iter().filter(|placement| placement.from.is_some()) {
+    for placement in &placements.files {
         plan.claims.extend(claim(target, placement, &plan, conditions)?);
     }
     plan.directories(target, placements, conditions)?;
@@ -74,6 +77,8 @@ pub fn taken(target: &Target, placements: &Placements<'_>) -> Result<Vec<String>
 struct Planning<'a> {
     target: &'a Target,
     conditions: &'a Conditions<'a>,
+    /// Locations of everything that is placed.
+    owners: HashSet<&'a str>,
     plan: Plan,
     /// Locations that are empty once the moves so far are made.
     gone: HashSet<String>,
@@ -81,6 +86,7 @@ struct Planning<'a> {
 
 impl Planning<'_> {
     fn file(&mut self, placement: &Placement<'_>) -> Result<()> {
+        self.assert_no_companion(placement)?;
         let place = self.target.place(&placement.to)?;
         let occupant = place.as_ref().map_or(Ok(None), Place::occupant)?;
         let occupant = occupant.filter(|_| !self.gone.contains(&placement.to));
@@ -96,11 +102,28 @@ impl Planning<'_> {
             self.move_away(placement, suffix, is_database && suffix.is_empty())?;
         }
         if let Some(from) = &placement.from {
-            if occupant.is_none() {
+            let is_new = !self.gone.contains(&placement.to);
+            if is_new {
                 self.plan.touched.push(Touched { path: placement.to.clone(), kept: None, database: is_database });
             }
-            self.plan.intent.moves.push(Move { from: from.clone(), to: placement.to.clone() });
+            self.plan.intent.moves.push(self.moved(from, placement.to.clone())?);
             self.gone.remove(&placement.to);
+        }
+        Ok(())
+    }
+
+    /// Refuses a file that would become the WAL, index or journal of a database that stays.
+    fn assert_no_companion(&self, placement: &Placement<'_>) -> Result<()> {
+        for owner in COMPANIONS.iter().filter_map(|suffix| placement.to.strip_suffix(suffix)) {
+            let stays = !self.owners.contains(owner);
+            if let Some(place) = self.target.place(owner)?.filter(|_| stays)
+                && place.starts_with(MAGIC)
+            {
+                return Err(in_the_way(
+                    &place,
+                    "is a database, and the backup has a file that would be taken for its WAL or journal",
+                ));
+            }
         }
         Ok(())
     }
@@ -115,9 +138,18 @@ impl Planning<'_> {
     fn swap(&mut self, placement: &Placement<'_>) {
         let (live, kept) = (placement.to.clone(), placement.kept_as.clone());
         self.plan.touched.push(Touched { path: live.clone(), kept: Some(kept.clone()), database: true });
-        let kept = format!("{}/{kept}", self.conditions.undo_dir);
+        let undo_dir = self.conditions.undo_dir;
+        let (kept, number) = (format!("{undo_dir}/{kept}"), self.plan.intent.swaps.len());
+        let pending = format!("{undo_dir}/{PENDING_DIR}/{number}");
         let new = placement.from.clone().unwrap_or_default();
-        self.plan.intent.swaps.push(Swapped { new, live, kept });
+        self.plan.intent.swaps.push(Swapped { new, live, kept, pending });
+    }
+
+    fn moved(&self, from: &str, to: String) -> Result<Move> {
+        let found = self.target.place(from)?.map_or(Ok(None), |place| place.stat())?;
+        // In a dry run nothing was unpacked.
+        let identity = found.map_or((0, 0), |found| (found.st_dev, found.st_ino));
+        Ok(Move { from: from.to_string(), to, identity })
     }
 
     fn move_away(&mut self, placement: &Placement<'_>, suffix: &str, database: bool) -> Result<()> {
@@ -127,7 +159,7 @@ impl Planning<'_> {
         }
         let kept = format!("{}{suffix}", placement.kept_as);
         let to = format!("{}/{kept}", self.conditions.undo_dir);
-        self.plan.intent.moves.push(Move { from: path.clone(), to });
+        self.plan.intent.moves.push(self.moved(&path, to)?);
         if suffix != SHARED_MEMORY {
             self.plan.touched.push(Touched { path: path.clone(), kept: Some(kept), database });
         }
@@ -154,7 +186,7 @@ impl Plan {
         // The name of a file in a held directory is not looked at.
         let inside_held: Vec<String> = held.iter().map(|dir| format!("{}/x", dir.at)).collect();
         let moved = self.intent.moves.iter().map(|change| change.to.as_str());
-        let kept = self.intent.swaps.iter().map(|swapped| swapped.kept.as_str());
+        let kept = self.intent.swaps.iter().flat_map(|swapped| [swapped.kept.as_str(), swapped.pending.as_str()]);
         let record = format!("{}/{}", conditions.undo_dir, super::undo::RECORD_FILE);
         let locations = moved.chain(kept).chain(inside_held.iter().map(String::as_str)).chain([record.as_str()]);
         self.intent.made = missing_dirs(target, locations, held)?;
@@ -169,14 +201,13 @@ impl Plan {
     /// Whether something goes to the directory for what is replaced.
     pub fn keeps_in(&self, undo_dir: &str) -> bool {
         let mut places = self.intent.moves.iter().map(|change| &change.to);
-        !self.intent.swaps.is_empty() || places.any(|to| to.starts_with(undo_dir))
+        !self.intent.swaps.is_empty() || places.any(|to| is_below(to, undo_dir))
     }
 
     /// Directories that are made in the project itself.
-    pub fn made_in_project(&self) -> Vec<String> {
+    pub fn made_in_project(&self) -> Vec<MadeDir> {
         let undo_root = format!("{STATE_DIR}/{UNDO_DIR}");
-        let in_project = |dir: &&MadeDir| !dir.at.starts_with(&undo_root);
-        self.intent.made.iter().filter(in_project).map(|dir| dir.at.clone()).collect()
+        self.intent.made.iter().filter(|dir| !is_below(&dir.at, &undo_root)).cloned().collect()
     }
 }
 
@@ -197,6 +228,11 @@ fn in_the_way(place: &Place, what: &str) -> Error {
         format!("{} {what}", place.path().display()),
         "Move it away, or restore into another directory with `targetDir` (`--target`)",
     )
+}
+
+/// Whether a location is that directory or lies in it.
+fn is_below(location: &str, dir: &str) -> bool {
+    location.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Suffixes of a file and of what belongs to it.

@@ -2,10 +2,17 @@
 //!
 //! ```text
 //! journal ─▶ directories ─▶ renames ─▶ databases locked, their content kept ─▶ "decided" ─▶ new content committed ─▶ record ─▶ end
-//!            └────────────── a failure or kill here is taken back ───────────┘             └── from here on it is completed ──┘
+//!            └────────────── a failure or kill here is taken back ───────────┘             └── from a commit on it is completed ─┘
 //! ```
+//!
+//! Taking back and completing look at what is there: a file is only moved or removed where its identity, or what is kept of it,
+//! says that it is the one that was moved. So both may be killed and begun again.
 
-use std::{fs, io, path::Path, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use nix::fcntl::OFlag;
 
@@ -15,25 +22,20 @@ use super::{
 };
 use crate::{
     beneath::{Occupant, Place},
-    error::{Error, Result},
+    durable::PARTIAL_PREFIX,
+    error::{Error, Result, Warning, WarningCode},
     project::STATE_DIR,
     sqlite::replace::{self, Swap},
 };
 
-/// Of a file that is copied from another file system, until it is whole.
-const COPY_SUFFIX: &str = ".kg-partial";
-/// Of what a database held when a killed restore was about to replace it, and was found changed again.
-const INTERRUPTED_SUFFIX: &str = "-interrupted";
-
-/// What became of an interrupted restore.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recovered {
-    TakenBack,
-    Completed,
+/// What became of an interrupted restore, and what should be seen of it.
+pub struct Recovered {
+    pub completed: bool,
+    pub warnings: Vec<Warning>,
 }
 
 /// Makes all changes, or none. The target is locked by the caller.
-pub fn carry_out(target: &Target, root: &Path, mut intent: Intent, lock_timeout: Duration) -> Result<()> {
+pub fn carry_out(target: &Target, root: &Path, mut intent: Intent, lock_timeout: Duration) -> Result<Vec<Warning>> {
     journal::write(root, &intent)?;
     let mut committed = 0;
     let done =
@@ -44,11 +46,11 @@ pub fn carry_out(target: &Target, root: &Path, mut intent: Intent, lock_timeout:
                 format!("The files are restored; the next backup or restore completes the rest. {}", error.remedy);
             Error { remedy, ..error }
         }),
-        Err(error) => Err(match take_back(target, root, &mut intent, committed, lock_timeout) {
+        Err(error) => Err(match take_back(target, root, &intent, committed, lock_timeout) {
             Ok(()) => error,
             Err(second) => Error {
                 message: format!("{}; and then, taking it back: {}", error.message, second.message),
-                remedy: format!("{}; the next backup or restore of this project takes the rest back", second.remedy),
+                remedy: format!("{}; the next backup or restore of this project makes it whole", second.remedy),
                 ..error
             },
         }),
@@ -59,13 +61,24 @@ pub fn carry_out(target: &Target, root: &Path, mut intent: Intent, lock_timeout:
 pub fn recover(target: &mut Target, root: &Path, lock_timeout: Duration) -> Result<Option<Recovered>> {
     let Some(intent) = journal::read(root)? else { return Ok(None) };
     target.allow(intent.outside.clone());
-    if !intent.decided {
-        roll_back(target, root, &intent)?;
-        return Ok(Some(Recovered::TakenBack));
-    }
-    swap_again(target, &intent, lock_timeout)?;
-    finish(root, target, &intent)?;
-    Ok(Some(Recovered::Completed))
+    let recovered = if intent.decided {
+        complete(target, root, &intent, lock_timeout)
+    } else {
+        roll_back(target, root, &intent).map(|()| Recovered { completed: false, warnings: Vec::new() })
+    };
+    recovered.map(Some).map_err(|error| {
+        let (journal, undo) = (journal::path(root), intent.undo.as_ref().map_or("", |(dir, _)| dir));
+        Error {
+            message: format!("An earlier restore was interrupted, and cannot be made whole: {}", error.message),
+            remedy: format!(
+                "{}; or, to leave everything as it is, look for the old files in {}, then move {} away",
+                error.remedy,
+                root.join(undo).display(),
+                journal.display()
+            ),
+            ..error
+        }
+    })
 }
 
 fn make_moves(target: &Target, intent: &Intent) -> Result<()> {
@@ -77,8 +90,9 @@ fn make_moves(target: &Target, intent: &Intent) -> Result<()> {
             place.set_owner(owner.st_uid, owner.st_gid)?;
         }
     }
-    for Move { from, to } in &intent.moves {
-        move_file(&target.existing(from)?, &target.existing(to)?)?;
+    for (number, change) in intent.moves.iter().enumerate() {
+        let (from, to) = (target.existing(&change.from)?, target.existing(&change.to)?);
+        move_file(&from, &to, &intent.copy_name(number))?;
     }
     let renamed = intent.moves.iter().flat_map(|change| [change.from.as_str(), change.to.as_str()]);
     target.sync(renamed.chain(intent.made.iter().map(|dir| dir.at.as_str())))
@@ -99,41 +113,44 @@ fn make_swaps(
     if swaps.is_empty() {
         return decide();
     }
-    swap(target, &swaps, lock_timeout, decide, |_| {
-        *committed += 1;
-        Ok(())
-    })
+    let all: Vec<&Swapped> = swaps.iter().collect();
+    swap(target, &all, lock_timeout, decide, |_| *committed += 1)
 }
 
-/// Replaces the content of live databases; what each held is kept from the moment of its commit on.
+/// Replaces the content of live databases; `done` is called after each commit.
 fn swap(
     target: &Target,
-    swaps: &[Swapped],
+    swaps: &[&Swapped],
     lock_timeout: Duration,
     decide: impl FnOnce() -> Result<()>,
-    mut done: impl FnMut(usize) -> Result<()>,
+    mut done: impl FnMut(usize),
 ) -> Result<()> {
     let mut places = Vec::new();
     for swapped in swaps {
-        let (live, before) = (target.existing(&swapped.live)?, target.existing(&swapped.before())?);
-        let keep = before.create()?;
+        let (live, pending) = (target.existing(&swapped.live)?, target.existing(&swapped.pending)?);
+        let keep = pending.create()?;
+        dress_as(&pending, &live)?;
         places.push((
             live.path(),
             target.existing(&swapped.new)?.path(),
             keep,
-            before,
+            pending,
             target.existing(&swapped.kept)?,
         ));
-        dress_as(&places[places.len() - 1].3, &live)?;
     }
     let databases: Vec<Swap<'_>> =
         places.iter().map(|(live, new, keep, ..)| Swap { live, new, keep: Some(keep) }).collect();
     replace::replace(&databases, lock_timeout, decide, |number| {
-        let (.., before, kept) = &places[number];
-        before.rename(kept).map_err(|cause| Error::io("keep", &kept.path(), cause))?;
-        kept.dir().sync()?;
-        done(number)
+        done(number);
+        let (.., pending, kept) = &places[number];
+        keep(pending, kept)
     })
+}
+
+/// What a database held gets its name: the new content is committed.
+fn keep(pending: &Place, kept: &Place) -> Result<()> {
+    pending.rename(kept).map_err(|cause| Error::io("keep", &kept.path(), cause))?;
+    kept.dir().sync()
 }
 
 /// What is kept of a database may be put back as a file.
@@ -143,50 +160,98 @@ fn dress_as(kept: &Place, live: &Place) -> Result<()> {
     if nix::unistd::geteuid().is_root() { kept.set_owner(found.st_uid, found.st_gid) } else { Ok(()) }
 }
 
-/// After a kill: replaces what was not replaced yet.
-fn swap_again(target: &Target, intent: &Intent, lock_timeout: Duration) -> Result<()> {
-    let mut left = Vec::new();
-    for swapped in &intent.swaps {
-        let kept = target.existing(&swapped.kept)?;
-        if kept.occupant()?.is_some() {
-            continue;
-        }
-        let (before, live, new) =
-            (target.existing(&swapped.before())?, target.existing(&swapped.live)?, target.existing(&swapped.new)?);
-        let is_before = before.occupant()?.is_some();
-        if live.occupant()?.is_none() {
-            // Somebody removed the database meanwhile.
-            move_file(&new, &live)?;
-        } else if is_before && replace::has_content_of(&live.path(), &new.path())? {
-            before.rename(&kept).map_err(|cause| Error::io("keep", &kept.path(), cause))?;
+/// What a killed restore left of a live database.
+#[derive(Clone, Copy, PartialEq)]
+enum Left {
+    /// The new content was committed.
+    New,
+    /// It still has the old.
+    Old,
+    /// Somebody wrote to it since, or removed or damaged it.
+    Other,
+}
+
+fn left(target: &Target, swapped: &Swapped) -> Result<Left> {
+    if target.is_taken(&swapped.kept)? {
+        return Ok(Left::New);
+    }
+    let path = |location: &str| -> Result<Option<PathBuf>> {
+        let place = target.place(location)?;
+        let is_file = place.as_ref().map_or(Ok(None), Place::occupant)? == Some(Occupant::File);
+        Ok(place.filter(|_| is_file).map(|place| place.path()))
+    };
+    let Some(live) = path(&swapped.live)? else { return Ok(Left::Other) };
+    let has = |content: Option<PathBuf>| {
+        // One that cannot be read is another one by now.
+        content.is_some_and(|content| replace::has_content_of(&live, &content).unwrap_or(false))
+    };
+    if has(path(&swapped.new)?) {
+        return Ok(Left::New);
+    }
+    Ok(if has(path(&swapped.pending)?) { Left::Old } else { Left::Other })
+}
+
+/// After a kill once it was decided: without a commit everything is taken back, otherwise the rest is done.
+fn complete(target: &Target, root: &Path, intent: &Intent, lock_timeout: Duration) -> Result<Recovered> {
+    let lefts = intent.swaps.iter().map(|swapped| left(target, swapped)).collect::<Result<Vec<_>>>()?;
+    if !lefts.is_empty() && lefts.iter().all(|left| *left == Left::Old) {
+        roll_back(target, root, intent)?;
+        return Ok(Recovered { completed: false, warnings: Vec::new() });
+    }
+    let mut warnings = Vec::new();
+    let mut to_do = Vec::new();
+    for (swapped, left) in intent.swaps.iter().zip(lefts) {
+        let new_is_there = target.is_taken(&swapped.new)?;
+        let (pending, kept) = (target.place(&swapped.pending)?, target.place(&swapped.kept)?);
+        let is_pending = pending.as_ref().map_or(Ok(None), Place::occupant)?.is_some();
+        if left == Left::Old && new_is_there {
+            // It is locked and read once more.
+            pending.map_or(Ok(()), |pending| pending.remove_file())?;
+            to_do.push(swapped);
         } else {
-            if is_before {
-                let interrupted = kept.with_suffix(INTERRUPTED_SUFFIX)?;
-                before.rename(&interrupted).map_err(|cause| Error::io("keep", &interrupted.path(), cause))?;
+            if let (true, Some(pending), Some(kept)) = (is_pending, pending, kept) {
+                keep(&pending, &kept)?;
             }
-            left.push(swapped.clone());
+            if left != Left::New {
+                let message = format!(
+                    "{} was written by others after the restore had been interrupted, and was left as it is; what it held \
+                     before is {}",
+                    target.absolute(&swapped.live).display(),
+                    target.absolute(&swapped.kept).display()
+                );
+                warnings.push(Warning::about(WarningCode::Recovered, &swapped.live, message));
+            }
         }
     }
-    if left.is_empty() { Ok(()) } else { swap(target, &left, lock_timeout, || Ok(()), |_| Ok(())) }
+    if !to_do.is_empty() {
+        swap(target, &to_do, lock_timeout, || Ok(()), |_| {})?;
+    }
+    warnings.extend(finish(root, target, intent)?);
+    Ok(Recovered { completed: true, warnings })
 }
 
 /// What comes after the changes; may be done twice.
-fn finish(root: &Path, target: &Target, intent: &Intent) -> Result<()> {
+fn finish(root: &Path, target: &Target, intent: &Intent) -> Result<Vec<Warning>> {
+    let mut warnings = Vec::new();
     // Innermost first: nothing changes in a directory any more when it gets its time.
     for dir in intent.made.iter().rev() {
-        let place = target.existing(&dir.at)?;
-        if let Some(mode) = dir.mode {
-            place.set_mode(mode)?;
+        let Some(place) = target.place(&dir.at)? else { continue };
+        if place.occupant()? != Some(Occupant::Directory) {
+            continue;
         }
-        if let Some((seconds, nanoseconds)) = dir.mtime {
-            place.set_modified(seconds, nanoseconds)?;
+        let dressed = dir.mtime.map_or(Ok(()), |(seconds, nanoseconds)| place.set_modified(seconds, nanoseconds));
+        // The mode last: it may keep this user out.
+        if let Err(error) = dressed.and_then(|()| dir.mode.map_or(Ok(()), |mode| place.set_mode(mode))) {
+            warnings.push(Warning::about(WarningCode::Attributes, &dir.at, error.message));
         }
     }
     if let Some((dir, record)) = &intent.undo {
-        record.write(&root.join(dir))?;
+        let path = root.join(dir);
+        fs::create_dir_all(&path).map_err(|cause| Error::io("create", &path, cause))?;
+        record.write(root, &path)?;
         target.sync([dir.as_str()])?;
     }
-    if let Some(retired) = &intent.retired {
+    if let Some(retired) = intent.retired.as_ref().filter(|retired| super::undo::is_dir(retired)) {
         let dir = root.join(retired);
         match fs::remove_dir_all(&dir) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", &dir, cause)),
@@ -199,41 +264,35 @@ fn finish(root: &Path, target: &Target, intent: &Intent) -> Result<()> {
             place.remove_dir();
         }
     }
-    journal::end(root)
+    journal::end(root)?;
+    Ok(warnings)
 }
 
 /// After a failure: the first `committed` databases have their new content.
-fn take_back(
-    target: &Target,
-    root: &Path,
-    intent: &mut Intent,
-    committed: usize,
-    lock_timeout: Duration,
-) -> Result<()> {
+///
+/// What they held stays under a name that the journal knows until everything is back.
+fn take_back(target: &Target, root: &Path, intent: &Intent, committed: usize, lock_timeout: Duration) -> Result<()> {
     for swapped in intent.swaps[..committed].iter().rev() {
-        let (live, before, kept) =
-            (target.existing(&swapped.live)?, target.existing(&swapped.before())?, target.existing(&swapped.kept)?);
-        // Under its other name it says that the commit is to be made: as long as the journal says `decided`, it is made again.
-        kept.rename(&before).map_err(|cause| Error::io("put back", &kept.path(), cause))?;
-        let old = Swap { live: &live.path(), new: &before.path(), keep: None };
+        let (live, pending, kept) =
+            (target.existing(&swapped.live)?, target.existing(&swapped.pending)?, target.existing(&swapped.kept)?);
+        if kept.occupant()?.is_some() {
+            kept.rename(&pending).map_err(|cause| Error::io("put back", &kept.path(), cause))?;
+        }
+        let old = Swap { live: &live.path(), new: &pending.path(), keep: None };
         replace::replace(&[old], lock_timeout, || Ok(()), |_| Ok(()))?;
-    }
-    if intent.decided {
-        intent.decided = false;
-        journal::write(root, intent)?;
     }
     roll_back(target, root, intent)
 }
 
 /// Takes back what was renamed and made; may be done twice.
 fn roll_back(target: &Target, root: &Path, intent: &Intent) -> Result<()> {
-    for swapped in &intent.swaps {
-        if let Some(before) = target.place(&swapped.before())? {
-            before.remove_file()?;
-        }
+    for number in (0..intent.moves.len()).rev() {
+        move_back(target, intent, number)?;
     }
-    for change in intent.moves.iter().rev() {
-        move_back(target, intent, change)?;
+    for swapped in &intent.swaps {
+        if let Some(pending) = target.place(&swapped.pending)? {
+            pending.remove_file()?;
+        }
     }
     for dir in intent.made.iter().rev() {
         if let Some(place) = target.place(&dir.at)? {
@@ -244,30 +303,48 @@ fn roll_back(target: &Target, root: &Path, intent: &Intent) -> Result<()> {
     journal::end(root)
 }
 
-fn move_back(target: &Target, intent: &Intent, Move { from, to }: &Move) -> Result<()> {
+fn move_back(target: &Target, intent: &Intent, number: usize) -> Result<()> {
+    let Move { from, to, identity } = &intent.moves[number];
     let Some(now) = target.place(to)? else { return Ok(()) };
-    now.with_suffix(COPY_SUFFIX)?.remove_file()?;
-    if now.occupant()?.is_none() {
+    let copy = now.beside(&intent.copy_name(number))?;
+    copy.remove_file()?;
+    let Some(found) = now.stat()? else {
         // Not made yet, or taken back already.
         return Ok(());
-    }
-    match target.place(from)? {
+    };
+    let is_renamed = ({ found.st_dev }, { found.st_ino }) == *identity;
+    let was = target.place(from)?;
+    let original = was.as_ref().map_or(Ok(None), Place::stat)?;
+    let is_at_home = original.is_some_and(|found| ({ found.st_dev }, { found.st_ino }) == *identity);
+    // A copy from another file system has an identity of its own; what stood in its place tells that it is one.
+    let is_copied = found.st_dev != identity.0 && is_vacated(target, intent, number)?;
+    match (was, original) {
+        // Copied, and not removed where it came from.
+        (_, Some(_)) if is_at_home && is_copied => now.remove_file(),
+        // Not made yet; or something else is there by now, and what was moved stays where it is kept.
+        (_, Some(_)) => Ok(()),
+        (Some(was), None) if is_renamed || is_copied => move_file(&now, &was, &intent.copy_name(number)),
         // The directory that it was unpacked into is gone: it is still in the archive.
-        None => now.remove_file(),
-        Some(was) if was.occupant()?.is_none() => move_file(&now, &was),
-        // Copied from another file system, and not removed there yet.
-        Some(_) if intent.undo.as_ref().is_some_and(|(dir, _)| to.starts_with(dir)) => now.remove_file(),
-        // Not made yet.
-        Some(_) => Ok(()),
+        (None, None) if (is_renamed || is_copied) && intent.is_staged(from) => now.remove_file(),
+        _ => Ok(()),
+    }
+}
+
+/// Whether what had stood at the destination of this move was moved away, or nothing had.
+fn is_vacated(target: &Target, intent: &Intent, number: usize) -> Result<bool> {
+    let to = &intent.moves[number].to;
+    match intent.moves[..number].iter().find(|earlier| earlier.from == *to) {
+        Some(earlier) => target.is_taken(&earlier.to),
+        None => Ok(true),
     }
 }
 
 /// Renames; where the two lie on different file systems, copies under a temporary name first.
-fn move_file(from: &Place, to: &Place) -> Result<()> {
+fn move_file(from: &Place, to: &Place, copy_name: &str) -> Result<()> {
     let failed = |cause| Error::io("move", &from.path(), cause);
     match from.rename(to) {
         Err(cause) if cause.kind() == io::ErrorKind::CrossesDevices => {
-            let copy = to.with_suffix(COPY_SUFFIX)?;
+            let copy = to.beside(copy_name)?;
             copy.remove_file()?;
             if from.occupant()? == Some(Occupant::Link) {
                 copy.make_link(&fs::read_link(from.path()).map_err(failed)?)?;
@@ -286,5 +363,16 @@ fn move_file(from: &Place, to: &Place) -> Result<()> {
             from.remove_file()
         }
         moved => moved.map_err(failed),
+    }
+}
+
+impl Intent {
+    /// Of a file that is copied from another file system, until it is whole.
+    fn copy_name(&self, number: usize) -> String {
+        format!("{PARTIAL_PREFIX}{}-{number}", self.token)
+    }
+
+    fn is_staged(&self, location: &str) -> bool {
+        self.staging.as_ref().is_some_and(|staging| location.starts_with(staging))
     }
 }

@@ -7,6 +7,7 @@ use std::{fs, io, path::Path};
 use jiff::{SignedDuration, Timestamp, civil::DateTime, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 
+use super::journal::{MadeDir, give_to_owner};
 use crate::{
     durable,
     error::{Code, Error, Result},
@@ -30,8 +31,11 @@ pub struct Record {
     pub of: String,
     pub at: Timestamp,
     pub files: Vec<Touched>,
-    /// Directories that were made.
-    pub made: Vec<String>,
+    /// Directories that were made, parents first.
+    pub made: Vec<MadeDir>,
+    /// Directories that were taken away, parents first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taken: Vec<MadeDir>,
     /// The graph database, where it lies outside the project.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outside: Option<std::path::PathBuf>,
@@ -50,15 +54,17 @@ pub struct Touched {
 }
 
 impl Record {
-    pub fn new(of: String, files: Vec<Touched>, made: Vec<String>, outside: Option<std::path::PathBuf>) -> Self {
-        Record { version: RECORD_VERSION, of, at: Timestamp::now(), files, made, outside }
+    pub fn new(of: String, files: Vec<Touched>) -> Self {
+        let (at, version) = (Timestamp::now(), RECORD_VERSION);
+        Record { version, of, at, files, made: Vec::new(), taken: Vec::new(), outside: None }
     }
 
-    pub fn write(&self, dir: &Path) -> Result<()> {
+    pub fn write(&self, root: &Path, dir: &Path) -> Result<()> {
         let path = dir.join(RECORD_FILE);
         let json =
             serde_json::to_vec_pretty(self).map_err(|cause| Error::io("write", &path, io::Error::other(cause)))?;
-        durable::write(&path, &json)
+        durable::write(&path, &json)?;
+        give_to_owner(root, &path)
     }
 }
 
@@ -110,8 +116,20 @@ pub fn expired(state: &Path, days: u32) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Whether a location is that of a directory of a restore.
+pub fn is_dir(location: &str) -> bool {
+    let name = location.strip_prefix(STATE_DIR).and_then(|below| below.strip_prefix('/'));
+    let name = name.and_then(|below| below.strip_prefix(UNDO_DIR)).and_then(|below| below.strip_prefix('/'));
+    name.is_some_and(|name| time_of(name).is_some())
+}
+
 /// When the restore of a directory of this name began.
 fn time_of(name: &str) -> Option<Timestamp> {
+    let number = name.get(STAMP_BYTES..)?;
+    let is_number = |digits: &str| digits.len() == 6 && digits.bytes().all(|digit| digit.is_ascii_digit());
+    if !number.is_empty() && !number.strip_prefix('-').is_some_and(is_number) {
+        return None;
+    }
     let at = DateTime::strptime(STAMP, name.get(..STAMP_BYTES)?).ok()?;
     Some(at.to_zoned(TimeZone::UTC).ok()?.timestamp())
 }
@@ -122,11 +140,8 @@ fn names(state: &Path) -> Result<Vec<String>> {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(|cause| Error::io("read", &dir, cause))?,
     };
-    Ok(entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| time_of(name).is_some())
-        .collect())
+    let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    Ok(dirs.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| time_of(name).is_some()).collect())
 }
 
 #[cfg(test)]
@@ -154,8 +169,8 @@ mod tests {
             let at = Timestamp::now().saturating_sub(SignedDuration::from_hours(24 * days)).unwrap();
             at.to_zoned(TimeZone::UTC).strftime(STAMP).to_string()
         };
-        let (old, new) = (format!("{}-002", days_ago(8)), days_ago(6));
-        for name in [&old, &new, "mine", "20240230-000000"] {
+        let (old, new) = (format!("{}-000002", days_ago(8)), days_ago(6));
+        for name in [&old, &new, "mine", "20240230-000000", "20240101-000000~"] {
             fs::create_dir_all(dir.path().join(UNDO_DIR).join(name)).unwrap();
         }
         assert_eq!(expired(dir.path(), 7).unwrap(), [old]);

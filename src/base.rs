@@ -1,0 +1,155 @@
+//! What an incremental backup rests on: which backup, whether it can be one, and what is known of its pages.
+//!
+//! The hashes of the newest backup's pages are kept in `.kg/cache/backup-pages/`. They only save time: where they are missing,
+//! damaged or of another archive, the chain itself is read.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+use crate::{
+    archive::{
+        manifest::{Manifest, hex},
+        seal::SealedFile,
+    },
+    chain, durable,
+    error::{Code, Error, Result},
+    project::{Project, STATE_DIR},
+    reader::base::Base,
+    sqlite::{check::IntegrityStatus, pages::PageFile},
+    store::{Backup, Store, manifest_beside},
+    task::Task,
+};
+
+const CACHE: &str = "cache/backup-pages";
+const BASE_FILE: &str = "base.json";
+const BASE_HASHES_FILE: &str = "base-page-hashes";
+
+/// Tells projects apart that share a store, without naming them: a digest of where the project lies.
+pub fn project_id(project: &Project) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    hex(&Sha256::digest(project.root().as_os_str().as_bytes())[..8])
+}
+
+/// A backup that an incremental one can rest on.
+pub struct Chosen {
+    pub backup: Backup,
+    manifest: Manifest,
+    /// Full backup first.
+    links: Vec<PathBuf>,
+}
+
+/// The backup of that id, or the newest good one of this project; `None` where there is none.
+pub fn choose(store: &Store, project: &Project, id: Option<&str>, task: &Task) -> Result<Option<Chosen>> {
+    let own = project_id(project);
+    if let Some(id) = id {
+        return open(store.get(id)?, &own, task).map(Some);
+    }
+    for backup in store.list()?.into_iter().filter(|backup| backup.integrity.status != IntegrityStatus::Failed) {
+        match open(backup, &own, task) {
+            Err(error) if error.code == Code::Aborted => return Err(error),
+            // One that cannot be rested on: perhaps the one before it can.
+            Err(_) => {}
+            chosen => return chosen.map(Some),
+        }
+    }
+    Ok(None)
+}
+
+fn open(backup: Backup, project: &str, task: &Task) -> Result<Chosen> {
+    let unusable = |what: &str| {
+        let remedy = "Leave `basedOn` (`--base-backup`) out, or make a full backup";
+        Error::new(Code::BaseUnusable, format!("Nothing can rest on {}: {what}", backup.id), remedy)
+    };
+    let json = manifest_beside(&backup.path).ok_or_else(|| unusable("its manifest is gone"))?;
+    let manifest = Manifest::parse(&json, &backup.id)?;
+    if manifest.project.as_deref() != Some(project) {
+        return Err(unusable("it is of another project, or this one was moved since"));
+    }
+    let links = chain::links(&backup.path, task)?;
+    Ok(Chosen { backup, manifest, links })
+}
+
+impl Chosen {
+    /// Fails where an archive of the chain is not what was written: whatever rested on it could never be restored.
+    pub fn assert_whole(&self, task: &Task) -> Result<()> {
+        for link in &self.links {
+            let failed = |cause| Error::io("read", link, cause);
+            let expected = manifest_beside(link).and_then(|json| Manifest::parse(&json, "its manifest").ok());
+            let file = fs::File::open(link).and_then(SealedFile::new).map_err(failed)?;
+            let facts = file.finish(|| task.cancel.is_cancelled());
+            task.cancel.check()?;
+            let facts = facts.map_err(failed)?;
+            let expected = expected.and_then(|manifest| manifest.archive).map(|archive| archive.sha256);
+            if !facts.sealed || expected.as_deref() != Some(hex(&facts.sha256).as_str()) {
+                return Err(Error::new(
+                    Code::ChecksumMismatch,
+                    format!(
+                        "Checksum mismatch: {} is not what was written, and nothing may rest on it",
+                        link.display()
+                    ),
+                    "Make a full backup now; see the damage with `kg diag backup --verify`",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what the reader compares with into `scratch`; the file for its request.
+    pub fn prepare(&self, project: &Project, scratch: &Path, task: &Task) -> Result<PathBuf> {
+        let hashes = match self.cached(project) {
+            Some(hashes) => hashes,
+            None => self.read_hashes(task)?,
+        };
+        let (base, page_hashes) = (scratch.join(BASE_FILE), scratch.join(BASE_HASHES_FILE));
+        fs::write(&page_hashes, hashes.encode()).map_err(|cause| Error::io("write", &page_hashes, cause))?;
+        Base::new(&self.manifest, page_hashes).write(&base)?;
+        Ok(base)
+    }
+
+    /// Paths of this backup that are not among those of `newer`.
+    pub fn deleted(&self, newer: &Manifest) -> Vec<String> {
+        let kept: std::collections::HashSet<&str> = newer.files.iter().map(|record| record.path.as_str()).collect();
+        let paths = self.manifest.files.iter().map(|record| record.path.as_str());
+        paths.filter(|path| !kept.contains(path)).map(str::to_string).collect()
+    }
+
+    fn cached(&self, project: &Project) -> Option<PageFile> {
+        let bytes = fs::read(cache_file(project, &self.backup.id)).ok()?;
+        PageFile::decode(&bytes).filter(|hashes| hashes.archive == self.backup.checksum)
+    }
+
+    fn read_hashes(&self, task: &Task) -> Result<PageFile> {
+        let (reports, hashes) = chain::hash_pages(&self.links, task)?;
+        for (report, link) in reports.into_iter().zip(&self.links) {
+            report.into_manifest(link)?;
+        }
+        hashes.ok_or_else(|| {
+            let message = format!("The backups that {} rests on do not fit it", self.backup.id);
+            Error::new(Code::BaseUnusable, message, "Make a full backup")
+        })
+    }
+}
+
+/// Keeps the hashes that a reader left for the next incremental backup, in the place of older ones.
+///
+/// They are no more than a saving of time, so a project that cannot take them is no reason to fail.
+pub fn remember(project: &Project, backup: &Backup, hashes: &[u8]) {
+    let Some(mut file) = PageFile::decode(hashes) else { return };
+    file.archive.clone_from(&backup.checksum);
+    let path = cache_file(project, &backup.id);
+    let Some(dir) = path.parent() else { return };
+    let older: Vec<PathBuf> = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    if durable::create_dirs(dir).is_ok() && durable::write(&path, &file.encode()).is_ok() {
+        for old in older.iter().filter(|old| **old != path) {
+            let _ = fs::remove_file(old);
+        }
+    }
+}
+
+fn cache_file(project: &Project, id: &str) -> PathBuf {
+    project.root().join(STATE_DIR).join(CACHE).join(id)
+}

@@ -1,0 +1,85 @@
+//! What an incremental backup compares with: the files of the backup that it rests on.
+//!
+//! The client writes it to a file, for it can be longer than a frame; the reader reads it.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    archive::manifest::{FileRecord, Manifest, Stored},
+    error::{Code, Error, Result},
+    sqlite::pages::{PageFile, PageHashes},
+};
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Base {
+    files: Vec<FileRecord>,
+    /// A [`PageFile`] of its databases.
+    page_hashes: PathBuf,
+}
+
+impl Base {
+    /// The files that `manifest` describes, each with the digest of its content.
+    pub fn new(manifest: &Manifest, page_hashes: PathBuf) -> Self {
+        let described = |record: &FileRecord| FileRecord {
+            sha256: manifest.content_digest(record).map(str::to_string),
+            stored: Stored::Whole,
+            pages: None,
+            ..record.clone()
+        };
+        Base { files: manifest.files.iter().map(described).collect(), page_hashes }
+    }
+
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let json = serde_json::to_vec(self).unwrap_or_default();
+        fs::write(path, json).map_err(|cause| Error::io("write", path, cause))
+    }
+}
+
+/// A base, ready to be asked.
+#[derive(Debug, Default)]
+pub struct Known {
+    files: HashMap<String, FileRecord>,
+    databases: PageFile,
+}
+
+impl Known {
+    pub fn read(path: &Path) -> Result<Self> {
+        let json = fs::read(path).map_err(|cause| Error::io("read", path, cause))?;
+        let wrong = || Error::new(Code::Internal, "What the backup rests on cannot be read", "Please report this");
+        let base: Base = serde_json::from_slice(&json).map_err(|cause| wrong().with_cause(cause))?;
+        let bytes = fs::read(&base.page_hashes).map_err(|cause| Error::io("read", &base.page_hashes, cause))?;
+        let databases = PageFile::decode(&bytes).ok_or_else(wrong)?;
+        Ok(Known { files: base.files.into_iter().map(|record| (record.path.clone(), record)).collect(), databases })
+    }
+
+    /// Hashes of the pages of the database that is at `path` in the base.
+    pub fn pages(&self, path: &str) -> Option<&PageHashes> {
+        self.file(path)?;
+        self.databases.databases.get(path)
+    }
+
+    /// Whether a file of that content would be the same there.
+    pub fn has(&self, path: &str, size: u64, sha256: &str) -> bool {
+        self.file(path).is_some_and(|record| record.size == size && record.sha256.as_deref() == Some(sha256))
+    }
+
+    /// Whether the directory or link of `record` is the same there.
+    pub fn has_node(&self, record: &FileRecord) -> bool {
+        self.files.get(&record.path) == Some(record)
+    }
+
+    /// The size of a file there.
+    pub fn size(&self, path: &str) -> Option<u64> {
+        self.file(path).map(|record| record.size)
+    }
+
+    fn file(&self, path: &str) -> Option<&FileRecord> {
+        self.files.get(path).filter(|record| record.kind.is_file())
+    }
+}
