@@ -11,7 +11,7 @@ import Database from 'better-sqlite3';
 import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { kg, kgPath, run } from './support/processes.mjs';
-import { contents, integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import { contents, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
 async function setUp(prepare = () => {}) {
   const project = makeProject();
@@ -59,7 +59,7 @@ test('times before 1970 come back', async () => {
   const { manager, backup } = await setUp((at) => {
     mkdirSync(at('old'));
     writeFileSync(at('old/file'), 'x');
-    for (const place of ['old/file', 'old']) utimesSync(at(place), -1.5, -1.5);
+    for (const place of ['old/file', 'old']) run('touch', ['-d', '1969-12-31 23:59:58.5 UTC', at(place)]);
   });
   const target = path.join(temporaryDirectory(), 'target');
   await manager.restore({ backupPath: backup.path, targetDir: target });
@@ -93,7 +93,7 @@ test('the WAL of a database that is gone is left out, and never lands beside ano
   const second = await manager.createBackup();
   expect(second.warnings).toEqual([]);
   withDatabase(at('plugins/notes'), (db) => db.exec('CREATE TABLE notes (a); INSERT INTO notes VALUES (7)'));
-  rmSync(at('plugins/notes-wal'));
+  rmSync(at('plugins/notes-wal'), { force: true });
   const before = contents(root);
   await expect(manager.restore({ backupId: second.id, overwrite: true })).rejects.toMatchObject({ code: 'KG_TARGET_INVALID' });
   expect(contents(root)).toEqual(before);
@@ -218,29 +218,4 @@ describe('a restore that was killed', () => {
       message: expect.stringContaining('restore-journal.json'),
     });
   });
-});
-
-test('a failure right after the commit of a live database puts the old content back', async () => {
-  const { root, manager, database, at } = await setUp();
-  withDatabase(database, (db) => db.exec("INSERT INTO metadata VALUES ('precious', 'row')"));
-  writeFileSync(at('config.json'), '{"theme":"light"}');
-  const before = contents(root);
-  // The rename that gives the kept content its name is the first after the commit, and the only one into this directory.
-  const script = `
-    import os, sys, time
-    undo = sys.argv[1]
-    while True:
-        for name in os.listdir(undo) if os.path.isdir(undo) else []:
-            pending = os.path.join(undo, name, '.kg-pending')
-            if os.path.isdir(pending):
-                os.makedirs(os.path.join(undo, name, '.kg', 'knowledge.db', 'x'), exist_ok=True)
-                print('ready'); sys.exit()
-  `;
-  const saboteur = spawn('python3', ['-c', script.replace(/^ {4}/gm, ''), at('restore-undo')], { stdio: ['ignore', 'pipe', 'inherit'] });
-  onTestFinished(() => saboteur.kill('SIGKILL'));
-  const outcome = await manager.restore({ backupId: 'latest', overwrite: true }).then(() => 'done', (error) => error.code);
-  saboteur.kill('SIGKILL');
-  await once(saboteur, 'exit').catch(() => {});
-  if (outcome !== 'done') expect(contents(root)).toEqual(before);
-  expect(integrityOf(database)).toBe('ok');
 });

@@ -49,18 +49,16 @@ impl Exclusion {
 }
 
 /// What a restore itself keeps; `name` stands directly below `.kg/`.
-pub fn is_of_restore(name: &str) -> bool {
-    name == JOURNAL_FILE || name == UNDO_DIR || name.starts_with(STAGING_PREFIX) || name.starts_with(PARTIAL_PREFIX)
-}
-
-/// Of the same, what a backup leaves out.
-fn is_kept_by_restore(name: &str, is_dir: bool) -> bool {
-    is_of_restore(name) && (is_dir || !name.starts_with(STAGING_PREFIX))
+pub fn is_of_restore(name: &str, is_dir: bool) -> bool {
+    name == JOURNAL_FILE
+        || name == UNDO_DIR
+        || name.starts_with(PARTIAL_PREFIX)
+        || is_dir && name.starts_with(STAGING_PREFIX)
 }
 
 /// By-products of the host and of this tool; `name` stands directly below `.kg/`.
 pub fn is_by_product(name: &str, is_dir: bool) -> bool {
-    if is_kept_by_restore(name, is_dir) {
+    if is_of_restore(name, is_dir) {
         true
     } else if is_dir {
         DIRECTORIES.contains(&name)

@@ -221,7 +221,10 @@ fn remove_left_behind((path, lock): &(PathBuf, Option<File>)) -> Result<()> {
 /// Whether there is a project that an undo could bring back, rather than nothing.
 fn holds_something(state: &Path) -> bool {
     let Ok(entries) = fs::read_dir(state) else { return false };
-    entries.flatten().any(|entry| !entry.file_name().to_str().is_some_and(exclude::is_of_restore))
+    entries.flatten().any(|entry| {
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        !entry.file_name().to_str().is_some_and(|name| exclude::is_of_restore(name, is_dir))
+    })
 }
 
 fn read_manifest(staging: &Path) -> Result<Manifest> {

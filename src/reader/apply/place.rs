@@ -143,7 +143,8 @@ fn assert_ours(record: &FileRecord) -> Result<()> {
     let top = below.and_then(|below| below.iter().next()).and_then(|name| name.to_str()).unwrap_or_default();
     // Also where the file system ignores case: nothing of a project is called so in other letters.
     let top = &top.to_lowercase();
-    if exclude::is_of_restore(top) {
+    let is_dir = record.kind == EntryKind::Directory || below.is_some_and(|below| below.components().count() > 1);
+    if exclude::is_of_restore(top, is_dir) {
         return refuse("is where restores keep their own");
     }
     if path == Path::new(STATE_DIR)
@@ -168,8 +169,7 @@ fn assert_ours(record: &FileRecord) -> Result<()> {
     }
     match below {
         None => refuse("does not lie in .kg"),
-        Some(below) => {
-            let is_dir = record.kind == EntryKind::Directory || below.components().count() > 1;
+        Some(_) => {
             // A link may stand for either.
             let is_by_product =
                 exclude::is_by_product(top, is_dir) || exclude::is_by_product(top, record.kind == EntryKind::Link);
@@ -283,7 +283,9 @@ fn assert_place_for_database(location: &str, is_own: bool, staging: &Path, manif
     let below = path.strip_prefix(STATE_DIR).ok();
     if let Some(below) = below {
         let top = below.iter().next().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
-        let is_taken = exclude::is_of_restore(&top) || top == BACKUPS_DIR || below == Path::new(CONFIG_FILE);
+        let is_taken = exclude::is_of_restore(&top, below.components().count() > 1)
+            || top == BACKUPS_DIR
+            || below == Path::new(CONFIG_FILE);
         if is_taken || top.is_empty() || !is_own && is_hidden(below) {
             return refuse("is no place for a database");
         }

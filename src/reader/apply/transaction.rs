@@ -275,7 +275,7 @@ fn take_back(target: &Target, root: &Path, intent: &Intent, committed: usize, lo
     for swapped in intent.swaps[..committed].iter().rev() {
         let (live, pending, kept) =
             (target.existing(&swapped.live)?, target.existing(&swapped.pending)?, target.existing(&swapped.kept)?);
-        if kept.occupant()?.is_some() {
+        if pending.occupant()?.is_none() {
             kept.rename(&pending).map_err(|cause| Error::io("put back", &kept.path(), cause))?;
         }
         let old = Swap { live: &live.path(), new: &pending.path(), keep: None };
@@ -374,5 +374,115 @@ impl Intent {
 
     fn is_staged(&self, location: &str) -> bool {
         self.staging.as_ref().is_some_and(|staging| location.starts_with(staging))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::reader::apply::undo::Record;
+
+    /// A database with one row, which says what it is.
+    fn make(path: &Path, row: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let connection = Connection::open(path).unwrap();
+        connection
+            .execute_batch(&format!("PRAGMA journal_mode = wal; CREATE TABLE t (a); INSERT INTO t VALUES ('{row}')"))
+            .unwrap();
+    }
+
+    fn row(path: &Path) -> String {
+        Connection::open(path).unwrap().query_row("SELECT a FROM t", [], |row| row.get(0)).unwrap()
+    }
+
+    const UNDO: &str = ".kg/restore-undo/20240101-000000";
+
+    /// A project whose two live databases are about to be replaced.
+    fn project() -> (tempfile::TempDir, Intent) {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            make(&dir.path().join(format!(".kg/{name}.db")), &format!("old {name}"));
+            make(&dir.path().join(format!(".kg/restore-staging-1/{name}")), &format!("new {name}"));
+        }
+        for made in [".kg-pending", ".kg"] {
+            fs::create_dir_all(dir.path().join(UNDO).join(made)).unwrap();
+        }
+        let swapped = |name: &str| Swapped {
+            new: format!(".kg/restore-staging-1/{name}"),
+            live: format!(".kg/{name}.db"),
+            kept: format!("{UNDO}/.kg/{name}.db"),
+            pending: format!("{UNDO}/.kg-pending/{name}"),
+        };
+        let undo = Some((UNDO.to_string(), Record::new("backup-1".into(), Vec::new())));
+        let intent = Intent { swaps: vec![swapped("a"), swapped("b")], undo, ..Intent::default() };
+        (dir, intent)
+    }
+
+    fn rows(root: &Path) -> [String; 2] {
+        ["a", "b"].map(|name| row(&root.join(format!(".kg/{name}.db"))))
+    }
+
+    #[test]
+    fn a_failure_after_any_commit_puts_the_old_content_of_all_databases_back() {
+        for blocked in ["a", "b"] {
+            let (dir, intent) = project();
+            let root = dir.path();
+            // Nothing can be kept under a name that a directory has.
+            fs::create_dir_all(root.join(UNDO).join(format!(".kg/{blocked}.db/x"))).unwrap();
+            let target = Target::open(root).unwrap();
+            assert!(carry_out(&target, root, intent, Duration::from_secs(1)).is_err());
+            assert_eq!(rows(root), ["old a", "old b"]);
+            assert!(!journal::is_pending(&root.join(STATE_DIR)));
+            assert_eq!(fs::read_dir(root.join(UNDO).join(".kg-pending")).unwrap().count(), 0);
+        }
+    }
+
+    /// What is there when a restore of two databases was killed after so many commits, decided.
+    fn killed(commits: usize, kept: usize) -> (tempfile::TempDir, Target) {
+        let (dir, mut intent) = project();
+        let root = dir.path().to_path_buf();
+        let target = Target::open(&root).unwrap();
+        for (number, swapped) in intent.swaps.iter().enumerate() {
+            let at = |location: &str| root.join(location);
+            make(&at(&swapped.pending), &format!("old {}", ["a", "b"][number]));
+            if number < commits {
+                let swap = Swap { live: &at(&swapped.live), new: &at(&swapped.new), keep: None };
+                replace::replace(&[swap], Duration::from_secs(1), || Ok(()), |_| Ok(())).unwrap();
+            }
+            if number < kept {
+                fs::rename(at(&swapped.pending), at(&swapped.kept)).unwrap();
+            }
+        }
+        intent.decided = true;
+        journal::write(&root, &intent).unwrap();
+        (dir, target)
+    }
+
+    #[test]
+    fn a_restore_that_was_killed_before_its_first_commit_is_taken_back_and_after_it_completed() {
+        for (commits, kept) in [(0, 0), (1, 0), (1, 1), (2, 1), (2, 2)] {
+            let (dir, mut target) = killed(commits, kept);
+            let recovered = recover(&mut target, dir.path(), Duration::from_secs(1)).unwrap().unwrap();
+            let expected = if commits == 0 { ["old a", "old b"] } else { ["new a", "new b"] };
+            assert_eq!(rows(dir.path()), expected, "{commits} commits, {kept} kept");
+            assert_eq!((recovered.completed, recovered.warnings), (commits > 0, vec![]));
+            for name in ["a", "b"].iter().filter(|_| commits > 0) {
+                assert_eq!(row(&dir.path().join(UNDO).join(format!(".kg/{name}.db"))), format!("old {name}"));
+            }
+            assert!(recover(&mut target, dir.path(), Duration::ZERO).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn what_others_wrote_after_the_kill_is_left_alone_and_said() {
+        let (dir, mut target) = killed(1, 0);
+        let written = dir.path().join(".kg/b.db");
+        Connection::open(&written).unwrap().execute_batch("UPDATE t SET a = 'mine'").unwrap();
+        let recovered = recover(&mut target, dir.path(), Duration::from_secs(1)).unwrap().unwrap();
+        assert_eq!(rows(dir.path()), ["new a", "mine"]);
+        assert_eq!(recovered.warnings.len(), 1);
+        assert_eq!(row(&dir.path().join(UNDO).join(".kg/b.db")), "old b");
     }
 }
