@@ -101,7 +101,8 @@ export declare class BackupManager {
    * A database that fails its check is saved all the same: see `integrity` and `warnings` of the result.
    *
    * @throws {KgError} `KG_NO_PROJECT`, `KG_NO_DATABASE`, `KG_DATABASE_BUSY`, `KG_DATABASE_UNREADABLE`, `KG_BACKUP_DIR_INVALID`,
-   * `KG_BACKUP_DIR_IN_PROJECT`, `KG_STORE_LOCKED`, `KG_INCOMPLETE`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`,
+   * `KG_BACKUP_DIR_IN_PROJECT`, `KG_STORE_LOCKED`, `KG_TARGET_LOCKED`, `KG_INCOMPLETE`, `KG_BACKUP_NOT_FOUND`,
+   * `KG_BASE_UNUSABLE`, `KG_CHAIN_BROKEN`, `KG_CHECKSUM_MISMATCH`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`,
    * `KG_READER_…`, `KG_INVALID_OPTION`, `KG_UNSUPPORTED`
    */
   createBackup(options?: CreateBackupOptions): Promise<CreatedBackup>;
@@ -116,11 +117,12 @@ export declare class BackupManager {
   getLatestBackup(): Promise<Backup>;
 
   /**
-   * Removes a backup, its archive and manifest.
+   * Removes a backup, its archive and manifest. One that incremental backups rest on is refused, or removed with them.
    *
-   * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_STORE_LOCKED`, `KG_PERMISSION_DENIED`, `KG_IO`
+   * @returns the ids of what was removed
+   * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_BACKUP_NEEDED`, `KG_STORE_LOCKED`, `KG_PERMISSION_DENIED`, `KG_IO`
    */
-  deleteBackup(id: string): Promise<void>;
+  deleteBackup(id: string, options?: DeleteOptions): Promise<string[]>;
 
   /**
    * Removes what `retentionDays` and `maxBackups` of the configuration do not keep. Each successful backup does so too.
@@ -151,7 +153,7 @@ export declare class BackupManager {
    * It is done as a whole or not at all: a failure puts everything back, and after a kill at any instant the next backup or
    * restore of the project puts everything back or completes it (`KG_WARN_RECOVERED`). No symbolic link is followed.
    *
-   * @throws {KgError} `KG_TARGET_EXISTS`, `KG_DATABASE_IN_USE`, `KG_CHECKSUM_MISMATCH`, `KG_BACKUP_NOT_FOUND`,
+   * @throws {KgError} `KG_TARGET_EXISTS`, `KG_DATABASE_IN_USE`, `KG_CHECKSUM_MISMATCH`, `KG_CHAIN_BROKEN`, `KG_BACKUP_NOT_FOUND`,
    * `KG_NO_BACKUPS`, `KG_FORMAT_NEWER`, `KG_TARGET_INVALID`, `KG_TARGET_LOCKED`, `KG_NOT_A_BACKUP`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`,
    * `KG_READER_…`, `KG_INVALID_OPTION`
    */
@@ -184,7 +186,10 @@ export interface Progress {
   bytesTotal: number;
 }
 
-/** The guide's section "Backup Types". An incremental backup is `KG_UNSUPPORTED` in this release. */
+/**
+ * The guide's section "Backup Types". `full` is everything below `.kg/`, `snapshot` the graph database alone, `incremental` what
+ * differs from another backup: files whose content changed, and the changed pages of databases.
+ */
 export type BackupType = 'full' | 'snapshot' | 'incremental';
 
 /** The argument of {@link BackupManager.createBackup}. What is absent comes from the manager's configuration. */
@@ -196,11 +201,14 @@ export interface CreateBackupOptions
         'compression' | 'compressionLevel' | 'includeVectors' | 'includePluginData' | 'excludePatterns' | 'checkSource' | 'strict'
       >
     > {
-  /** `full` is everything below `.kg/`, `snapshot` the graph database alone. Default: `full`. */
+  /** Default: `full`. */
   type?: BackupType;
   /** A note that is kept with the backup. */
   description?: string;
-  /** The id of the backup that an incremental one rests on. */
+  /**
+   * The id of the backup that an incremental one rests on. Default: the newest good one of this project; where there is none, a
+   * full backup is made, with `KG_WARN_FULL`.
+   */
   basedOn?: string;
 }
 
@@ -235,6 +243,12 @@ export interface CreatedBackup extends Backup {
   retention?: PruneResult;
 }
 
+/** The second argument of {@link BackupManager.deleteBackup}. */
+export interface DeleteOptions extends LongCallOptions {
+  /** Remove the backups that rest on it too. Default: false. */
+  cascade?: boolean;
+}
+
 /** The argument of {@link BackupManager.prune}. */
 export interface PruneOptions extends LongCallOptions {
   /** Only say what would be removed. Default: false. */
@@ -253,8 +267,8 @@ export interface PruneDecision {
   /** Of the backup. */
   id: string;
   kept: boolean;
-  /** `newest-good` and `within-limits` keep a backup; `too-old` and `too-many` remove it. */
-  reason: 'newest-good' | 'within-limits' | 'too-old' | 'too-many';
+  /** `newest-good`, `within-limits` and `needed` (by one that is kept) keep a backup; `too-old` and `too-many` remove it. */
+  reason: 'newest-good' | 'within-limits' | 'needed' | 'too-old' | 'too-many';
   /** Why it should have been removed and could not be. */
   error?: { code: KgErrorCode; message: string; remedy: string };
 }
@@ -352,6 +366,9 @@ export interface Manifest {
   integrity: SourceIntegrity;
   warnings?: Warning[];
   basedOn?: string;
+  /** Of an incremental backup: paths of the one it rests on that are no more. */
+  deleted?: string[];
+  project?: string;
   tool: { name: string; version: string };
 }
 
@@ -371,6 +388,12 @@ export interface ManifestFile {
   size: number;
   /** Permission bits. */
   mode: number;
+  /** Of an incremental backup: `base` where the file is as it is there, `pages` where the entry has the changed pages alone. */
+  stored?: 'base' | 'pages';
+  /** Where `stored` is there: of the restored content, 64 hexadecimal digits. */
+  sha256?: string;
+  /** Where `stored` is `pages`: see `docs/format.md`. */
+  pages?: { pageSize: number; changed: number; root: string };
   /** RFC 3339, in UTC. */
   mtime: string;
 }

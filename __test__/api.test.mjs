@@ -210,7 +210,7 @@ describe('callbacks', () => {
     const { manager } = setUp({ onSuccess: async () => throws(), onFailure: throws });
     const backup = await manager.createBackup({ onProgress: throws });
     expect(await manager.verifyBackup(backup.id)).toBe(true);
-    await expect(manager.createBackup({ type: 'incremental' })).rejects.toMatchObject({ code: 'KG_UNSUPPORTED' });
+    await expect(manager.createBackup({ basedOn: 'backup-1' })).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
     await vi.waitFor(() => expect(new Set(warned.map((warning) => warning.message.split(' ')[0])).size).toBe(3));
     expect(warned.every((warning) => warning.code === 'KG_CALLBACK_THREW')).toBe(true);
   });
@@ -283,7 +283,8 @@ describe('bad input', () => {
       ['KG_INVALID_OPTION', () => manager.createBackup({ onProgress: 7 })],
       ['KG_INVALID_OPTION', () => manager.createBackup({ signal: true })],
       ['KG_INVALID_OPTION', () => manager.createBackup({ description: 7n })],
-      ['KG_UNSUPPORTED', () => manager.createBackup({ type: 'incremental' })],
+      ['KG_INVALID_OPTION', () => manager.createBackup({ type: 'differential' })],
+      ['KG_INVALID_OPTION', () => manager.deleteBackup('backup-20240101-000000', { force: true })],
       ['KG_INVALID_OPTION', () => manager.getBackup()],
       ['KG_BACKUP_NOT_FOUND', () => manager.getBackup('../../etc/passwd')],
       ['KG_INVALID_OPTION', () => manager.deleteBackup('')],

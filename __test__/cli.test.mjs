@@ -104,7 +104,7 @@ describe('kg diag restore', () => {
     const { kg, root, database } = setUp();
     await kg('diag', 'backup', '--output', 'backups');
     rmSync(path.join(root, '.kg'), { recursive: true });
-    const files = () => readdirSync(path.join(root, '.kg')).sort();
+    const files = () => readdirSync(path.join(root, '.kg')).filter((name) => name !== 'restore-undo').sort();
     await kg('diag', 'restore', '--file', 'backups/latest.tar.gz', '--config-only');
     expect(files()).toEqual(['config.json']);
     await kg('diag', 'restore', '--file', 'backups/latest.tar.gz', '--db-only');
@@ -141,7 +141,7 @@ describe('exit status and errors', () => {
     [2, 'KG_NO_PROJECT', ['diag', 'backup', '--project', '/tmp/no-such-project']],
     [2, null, ['diag', 'backup', '--type', 'partial']],
     [2, null, ['diag', 'backup', '--level', '12']],
-    [2, 'KG_UNSUPPORTED', ['diag', 'backup', '--type', 'incremental']],
+    [4, 'KG_BACKUP_NOT_FOUND', ['diag', 'backup', '--type', 'incremental', '--base-backup', 'backup-20200101-000000']],
     [2, null, ['diag', 'restore']],
     [2, null, ['no-such-command']],
     [3, 'KG_NO_DATABASE', ['diag', 'backup', '--project', () => withoutDatabase()]],

@@ -314,7 +314,8 @@ impl Read for EntryData<'_, '_> {
 }
 
 fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, saved: Saved) -> Manifest {
-    let holds = |component| totals.files.iter().any(|record| record.component == component);
+    let files = || totals.files.iter().filter(|record| record.kind.is_file());
+    let holds = |component| files().any(|record| record.component == component);
     Manifest {
         version: FORMAT_VERSION.to_string(),
         id: id.to_string(),
@@ -328,8 +329,8 @@ fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, sa
             plugins: holds(Component::Plugins),
         },
         stats: Stats {
-            total_files: totals.digests.len() as u64,
-            total_size: totals.bytes,
+            total_files: files().count() as u64,
+            total_size: files().map(|record| record.size).sum(),
             compressed_size: totals.compressed_bytes,
             node_count: saved.node_count,
             edge_count: saved.edge_count,

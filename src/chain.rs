@@ -33,9 +33,9 @@ const MAX_LINKS: usize = 10_000;
 /// The archives that the one at `archive` rests on and that one itself, full backup first.
 pub fn links(archive: &Path, task: &Task) -> Result<Vec<PathBuf>> {
     let mut links = vec![archive.to_path_buf()];
-    let mut based_on = based_on(archive, task)?;
+    let mut next = based_on(archive, task)?;
     let store = Store::at(archive.parent().unwrap_or(archive))?;
-    while let Some(id) = based_on {
+    while let Some(id) = next {
         let missing = |why: &str| {
             Error::new(
                 Code::ChainBroken,
@@ -43,14 +43,13 @@ pub fn links(archive: &Path, task: &Task) -> Result<Vec<PathBuf>> {
                 format!("Put the archive of {id} back beside it, or use another backup: `kg diag backup --list`"),
             )
         };
-        let Ok(base) = store.get(&id) else {
-            return Err(missing(&format!("is not in {}", store.dir().display())));
-        };
-        if links.contains(&base.path) || links.len() == MAX_LINKS {
+        let base = store.archive_of(&id);
+        let base = base.ok_or_else(|| missing(&format!("is not in {}", store.dir().display())))?;
+        if links.contains(&base) || links.len() == MAX_LINKS {
             return Err(missing("rests on it in turn"));
         }
-        links.push(base.path);
-        based_on = base.based_on;
+        next = based_on(&base, task)?;
+        links.push(base);
     }
     links.reverse();
     Ok(links)

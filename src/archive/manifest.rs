@@ -85,7 +85,7 @@ pub struct Contents {
 pub struct Stats {
     /// Without directories, links, the manifest and the checksums.
     pub total_files: u64,
-    /// Bytes of those files.
+    /// Bytes of those files, as they are restored.
     pub total_size: u64,
     /// Beside the archive: its size. Inside it: the bytes before the manifest.
     pub compressed_size: u64,

@@ -33,7 +33,6 @@ pub struct Totals {
     pub files: Vec<FileRecord>,
     /// Entry and hexadecimal digest of each file.
     pub digests: Vec<(String, String)>,
-    pub bytes: u64,
     pub compressed_bytes: u64,
 }
 
@@ -72,7 +71,6 @@ impl ArchiveWriter {
     pub fn finish(mut self, describe: impl FnOnce(Totals) -> Manifest) -> Result<(Manifest, Written)> {
         let so_far = self.tar.get_mut().size_so_far();
         let totals = Totals {
-            bytes: self.files.iter().filter_map(FileRecord::entry_size).sum(),
             compressed_bytes: self.explain(so_far)?,
             files: std::mem::take(&mut self.files),
             digests: std::mem::take(&mut self.digests),

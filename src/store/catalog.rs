@@ -39,6 +39,11 @@ impl Store {
         })
     }
 
+    /// The archive of that id, whether it is listed or came here without its manifest.
+    pub fn archive_of(&self, id: &str) -> Option<PathBuf> {
+        names::archives_of_id(id).iter().map(|name| self.dir.join(name)).find(|path| path.is_file())
+    }
+
     /// The newest backup.
     pub fn latest(&self) -> Result<Backup> {
         self.list()?.into_iter().next().ok_or_else(|| {

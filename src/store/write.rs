@@ -1,6 +1,7 @@
 //! Everything that changes a store. Each function takes the lock as proof that this is the only writer.
 
 use std::{
+    collections::HashSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -51,9 +52,11 @@ pub fn dependants(backups: &[Backup], id: &str) -> Vec<String> {
 impl Store {
     /// Chooses an id and opens a temporary file for the archive.
     pub fn begin<'a>(&'a self, _lock: &'a StoreLock, at: Timestamp, compression: Compression) -> Result<NewBackup<'a>> {
+        // A backup whose base is gone must not find another one under its name.
+        let needed: HashSet<String> = self.list()?.into_iter().filter_map(|backup| backup.based_on).collect();
         let free = |stamp: &String| {
             let id = names::id(stamp);
-            names::archives_of_id(&id).iter().all(|name| !self.dir.join(name).exists())
+            !needed.contains(&id) && names::archives_of_id(&id).iter().all(|name| !self.dir.join(name).exists())
         };
         let stamp = (1..).map(|number| names::stamp(at, number)).find(free).unwrap_or_default();
         Ok(NewBackup {
