@@ -71,7 +71,12 @@ pub struct PruneResult {
 
 /// Decides about `backups`, which come newest first.
 pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp) -> Vec<Decision> {
-    let newest_good = backups.iter().position(|backup| backup.integrity.status != IntegrityStatus::Failed);
+    let places = places(backups);
+    let is_good = |place: &usize| {
+        let is_sound = backups[*place].integrity.status != IntegrityStatus::Failed;
+        is_sound && bases(backups, &places, *place).last().is_none_or(|base| base.is_some())
+    };
+    let newest_good = (0..backups.len()).find(is_good);
     let decide = |(place, backup): (usize, &Backup)| {
         let age_ms = now.as_millisecond().saturating_sub(backup.timestamp).max(0) as u128;
         let reason = if newest_good == Some(place) {
@@ -87,24 +92,32 @@ pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp) -> Vec<Decisio
         Decision { id: backup.id.clone(), kept, reason, error: None }
     };
     let mut decisions: Vec<Decision> = backups.iter().enumerate().map(decide).collect();
-    keep_needed(backups, &mut decisions);
+    let kept: Vec<usize> = (0..decisions.len()).filter(|place| decisions[*place].kept).collect();
+    for base in kept.into_iter().flat_map(|place| bases(backups, &places, place)).flatten() {
+        if !decisions[base].kept {
+            decisions[base] = Decision { kept: true, reason: Reason::Needed, ..decisions[base].clone() };
+        }
+    }
     decisions
 }
 
-/// Whatever a kept backup rests on is kept.
-fn keep_needed(backups: &[Backup], decisions: &mut [Decision]) {
-    let places: HashMap<&str, usize> =
-        backups.iter().enumerate().map(|(place, backup)| (backup.id.as_str(), place)).collect();
-    let kept: Vec<usize> = (0..decisions.len()).filter(|place| decisions[*place].kept).collect();
-    for mut place in kept {
-        while let Some(base) = backups[place].based_on.as_deref().and_then(|id| places.get(id)) {
-            place = *base;
-            if decisions[place].kept {
-                break;
-            }
-            decisions[place] = Decision { kept: true, reason: Reason::Needed, ..decisions[place].clone() };
-        }
+/// Where in the list each backup is, by its id.
+fn places(backups: &[Backup]) -> HashMap<&str, usize> {
+    backups.iter().enumerate().map(|(place, backup)| (backup.id.as_str(), place)).collect()
+}
+
+/// The places of what a backup rests on, nearest first; `None` at the end where one is missing.
+fn bases(backups: &[Backup], places: &HashMap<&str, usize>, place: usize) -> impl Iterator<Item = Option<usize>> {
+    let base_of = |place: usize| backups[place].based_on.as_deref().map(|id| places.get(id).copied());
+    let mut found = Vec::new();
+    let mut next = base_of(place);
+    while let Some(base) = next {
+        // A circle, which only forged manifests make, is no chain.
+        let base = base.filter(|base| found.len() < backups.len() && *base != place);
+        found.push(base);
+        next = base.and_then(base_of);
     }
+    found.into_iter()
 }
 
 /// Waits for the store and applies the policy to it.
@@ -127,15 +140,10 @@ pub fn prune(store: &Store, policy: Policy, dry_run: bool, lock_timeout: Duratio
 pub fn apply(store: &Store, lock: &StoreLock, policy: Policy) -> Result<PruneResult> {
     let backups = store.list()?;
     let mut decisions = decide(&backups, policy, Timestamp::now());
-    let doomed: Vec<usize> = (0..decisions.len()).filter(|place| !decisions[*place].kept).collect();
     // Oldest first, but none before one that rests on it.
-    let depth = |place: &usize| {
-        let links = std::iter::successors(backups[*place].based_on.as_ref(), |id| {
-            backups.iter().find(|backup| backup.id == **id).and_then(|base| base.based_on.as_ref())
-        });
-        links.take(backups.len()).count()
-    };
-    let mut order: Vec<(usize, usize)> = doomed.iter().map(|place| (depth(place), *place)).collect();
+    let places = places(&backups);
+    let doomed = (0..decisions.len()).filter(|place| !decisions[*place].kept);
+    let mut order: Vec<(usize, usize)> = doomed.map(|place| (bases(&backups, &places, place).count(), place)).collect();
     order.sort_by(|a, b| b.cmp(a));
     for (_, place) in order {
         let decision = &mut decisions[place];
@@ -212,17 +220,31 @@ mod tests {
         assert_eq!(reasons(&[(900, false)], one), [TooOld]);
     }
 
+    /// A history of backups, newest first: how old each is, whether its source was sound, and on which older one it rests.
+    fn history() -> impl Strategy<Value = Vec<Backup>> {
+        let one = (0..2000_i64, any::<bool>(), prop::option::of(any::<prop::sample::Index>()));
+        prop::collection::vec(one, 0..60).prop_map(|mut history| {
+            history.sort_by_key(|(hours, ..)| *hours);
+            history.dedup_by_key(|(hours, ..)| *hours);
+            let mut backups: Vec<Backup> = history.iter().map(|(hours, good, _)| backup(*hours, *good)).collect();
+            for (place, (_, _, base)) in history.iter().enumerate() {
+                let older = &backups[place + 1..];
+                let base = base.filter(|_| !older.is_empty()).map(|base| older[base.index(older.len())].id.clone());
+                backups[place].based_on = base;
+            }
+            backups
+        })
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
-        fn the_newest_good_one_stays_and_deciding_again_changes_nothing(
-            history in prop::collection::vec((0..2000_i64, any::<bool>()), 0..60),
+        fn the_newest_good_one_and_all_that_is_needed_stay_and_deciding_again_changes_nothing(
+            backups in history(),
             retention_days in prop::option::of(1..60_u32),
             max_backups in prop::option::of(1..30_u32),
         ) {
-            let mut history = history;
-            history.sort();
-            history.dedup_by_key(|(hours, _)| *hours);
-            let backups: Vec<Backup> = history.iter().map(|(hours, good)| backup(*hours, *good)).collect();
             let policy = Policy { retention_days, max_backups };
             let now = Timestamp::from_millisecond(NOW).unwrap();
             let first = decide(&backups, policy, now);
@@ -231,9 +253,23 @@ mod tests {
             let good = |backup: &&Backup| backup.integrity.status != IntegrityStatus::Failed;
             prop_assert_eq!(backups.iter().find(good), kept.iter().find(good));
             prop_assert!(decide(&kept, policy, now).iter().all(|decision| decision.kept));
+            for base in kept.iter().filter_map(|backup| backup.based_on.as_ref()) {
+                prop_assert!(kept.iter().any(|backup| backup.id == *base), "{base} is needed");
+            }
             if let Some(most) = max_backups {
-                prop_assert!(kept.len() <= most as usize + 1);
+                let needed = first.iter().filter(|decision| decision.reason == Reason::Needed).count();
+                prop_assert!(kept.len() - needed <= most as usize + 1);
             }
         }
+    }
+
+    #[test]
+    fn a_backup_whose_base_is_gone_is_not_the_newest_good_one() {
+        let mut backups = vec![backup(1, true), backup(2, true), backup(3, true)];
+        backups[0].based_on = Some("backup-gone".into());
+        let one = Policy { retention_days: None, max_backups: Some(1) };
+        let decided = decide(&backups, one, Timestamp::from_millisecond(NOW).unwrap());
+        let reasons: Vec<Reason> = decided.into_iter().map(|decision| decision.reason).collect();
+        assert_eq!(reasons, [Reason::WithinLimits, Reason::NewestGood, Reason::TooMany]);
     }
 }

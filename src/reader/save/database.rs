@@ -1,0 +1,140 @@
+//! Sends a database: the pages of one snapshot, all of them or those that changed since the base.
+
+use std::{os::unix::fs::MetadataExt, thread};
+
+use sha2::{Digest, Sha256};
+
+use super::{Saving, record};
+use crate::{
+    archive::{
+        delta,
+        manifest::{Pages, Stored, hex},
+    },
+    error::{Code, Error, Result},
+    project::{Component, discover::Source},
+    reader::{
+        protocol::{DATA_CHUNK_BYTES, Message},
+        server::Answers,
+    },
+    sqlite::{
+        check::{IntegrityStatus, quick_check},
+        pages::PageHashes,
+        snapshot::Snapshot,
+    },
+};
+
+impl Saving<'_> {
+    pub(super) fn snapshot(&mut self, source: &Source, mut snapshot: Snapshot) -> Result<()> {
+        let cancel = self.cancel;
+        let check = self.check_source;
+        // The check costs most of a second a gigabyte: beside the compression of the pages nobody waits for it.
+        let twin = snapshot.twin();
+        let (sent, checked) = thread::scope(|threads| {
+            let checking = twin.map(|twin| threads.spawn(|| quick_check(twin, cancel)));
+            let sent = self.pages(source, &snapshot);
+            (sent, checking.map(|checking| checking.join().unwrap_or_else(|_| Err(check_panicked()))))
+        });
+        sent?;
+        let integrity = match checked {
+            Some(checked) => checked?,
+            None if check => {
+                let (connection, _scratch) = snapshot.into_connection();
+                quick_check(connection, cancel)?
+            }
+            None => return Ok(()),
+        };
+        if integrity.status == IntegrityStatus::Failed {
+            self.damaged(&source.path, integrity.messages);
+        }
+        Ok(())
+    }
+
+    fn pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<()> {
+        let hashes = match self.base.and_then(|base| base.pages(&source.path)) {
+            Some(base) => self.changed_pages(source, snapshot, base)?,
+            None => self.all_pages(source, snapshot)?,
+        };
+        self.hashes.databases.insert(source.path.clone(), hashes);
+        if source.component == Component::Database {
+            self.saved.node_count = snapshot.count_rows("nodes");
+            self.saved.edge_count = snapshot.count_rows("edges");
+        }
+        Ok(())
+    }
+
+    fn all_pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<PageHashes> {
+        self.entry(source, snapshot.metadata(), snapshot.size_bytes())?;
+        let mut hashes = PageHashes::new(snapshot.page_size_bytes());
+        let mut out = Chunks { answers: self.answers, chunk: Vec::new() };
+        snapshot.pages(self.cancel, |page| {
+            hashes.push(page);
+            out.push(page)
+        })?;
+        out.finish()?;
+        Ok(hashes)
+    }
+
+    /// The pages are read twice in the one transaction: first to see which of them changed, then those.
+    fn changed_pages(&mut self, source: &Source, snapshot: &Snapshot, base: &PageHashes) -> Result<PageHashes> {
+        let page_size = snapshot.page_size_bytes();
+        let mut hashes = PageHashes::new(page_size);
+        let mut whole = Sha256::new();
+        snapshot.pages(self.cancel, |page| {
+            hashes.push(page);
+            whole.update(page);
+            Ok(())
+        })?;
+        let size = snapshot.size_bytes();
+        let changed = hashes.changed_since(base).unwrap_or_default();
+        let is_other = base.page_size_bytes != page_size || delta::size_bytes(page_size, changed.len() as u64) >= size;
+        if is_other {
+            return self.all_pages(source, snapshot);
+        }
+        let mut record = record(source, snapshot.metadata(), size);
+        record.sha256 = Some(hex(&whole.finalize()));
+        if changed.is_empty() && hashes.hashes.len() == base.hashes.len() {
+            record.stored = Stored::Base;
+            self.answers.message(Message::Unchanged { record })?;
+            return Ok(hashes);
+        }
+        record.stored = Stored::Pages;
+        record.pages = Some(Pages { page_size, changed: changed.len() as u64, root: hashes.root() });
+        let owner = (snapshot.metadata().uid(), snapshot.metadata().gid());
+        self.answers.message(Message::Entry { record, owner })?;
+        let mut out = Chunks { answers: self.answers, chunk: Vec::new() };
+        out.push(&delta::header(page_size))?;
+        snapshot.pages_of(&changed, self.cancel, |number, page| {
+            out.push(&number.to_le_bytes())?;
+            out.push(page)
+        })?;
+        out.finish()?;
+        Ok(hashes)
+    }
+}
+
+fn check_panicked() -> Error {
+    Error::new(Code::Internal, "The check of the database panicked", "Please report this")
+}
+
+/// Collects data into pieces of `DATA_CHUNK_BYTES`.
+struct Chunks<'a> {
+    answers: &'a mut dyn Answers,
+    chunk: Vec<u8>,
+}
+
+impl Chunks<'_> {
+    fn push(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.chunk.len() + bytes.len() > DATA_CHUNK_BYTES {
+            self.answers.data(std::mem::take(&mut self.chunk))?;
+        }
+        if self.chunk.capacity() == 0 {
+            self.chunk.reserve(DATA_CHUNK_BYTES);
+        }
+        self.chunk.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<()> {
+        if self.chunk.is_empty() { Ok(()) } else { self.answers.data(self.chunk) }
+    }
+}

@@ -1,0 +1,206 @@
+//! Streams what a backup holds: [`database`] sends databases, [`file`] plain files.
+//!
+//! All headers are looked at first, then all databases are opened and pinned to a commit, then everything is sent in the
+//! order of the archive. A database is closed as soon as its pages are out and checked, so that a WAL is held up no
+//! longer than needed.
+
+mod database;
+mod file;
+
+use std::{
+    fs::{self, File, Metadata},
+    io,
+    os::unix::fs::MetadataExt,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+use super::{
+    apply::lock_against_restores,
+    base::Known,
+    protocol::{Message, PAGE_HASHES_FILE, SaveRequest, Saved},
+    server::Answers,
+};
+use crate::{
+    archive::manifest::{EntryKind, FileRecord, Stored},
+    error::{Error, Result, Warning, WarningCode},
+    project::{
+        Component, Project,
+        discover::{Kind, Source, discover},
+    },
+    sqlite::{
+        check::{Integrity, IntegrityStatus},
+        files::names_super_journal,
+        pages::PageFile,
+        snapshot::{self, Conditions, Taken},
+    },
+    task::Cancel,
+};
+
+pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -> Result<Saved> {
+    let base = request.base.as_deref().map(Known::read).transpose()?;
+    let project = Project::open(&request.root)?;
+    let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
+    let _no_restore = lock_against_restores(&project.state_dir(), lock_timeout, cancel)?;
+    let mut warnings = Vec::new();
+    let sources = discover(&project, &request.selection, &mut warnings)?;
+    let mut planned = Vec::new();
+    let mut bytes_total = 0;
+    for source in sources {
+        let content = match source.is_database().then(|| take(&source, request, cancel)) {
+            // Removed since it was found: it is not part of the project any more.
+            Some(Err(_)) if source.component != Component::Database && !source.absolute.exists() => continue,
+            taken => taken.transpose()?,
+        };
+        bytes_total += match (&content, &source.kind) {
+            (Some(Taken::Snapshot(snapshot)), _) => snapshot.size_bytes(),
+            (_, Kind::Directory | Kind::Link(_)) => 0,
+            _ => fs::metadata(&source.absolute).map_or(0, |found| found.len()),
+        };
+        planned.push((source, content));
+    }
+    answers.message(Message::Planned { bytes_total })?;
+    let mut saving = Saving {
+        answers,
+        cancel,
+        check_source: request.check_source,
+        base: base.as_ref(),
+        hashes: PageFile::default(),
+        saved: Saved {
+            integrity: Integrity { status: IntegrityStatus::Ok, messages: Vec::new() },
+            node_count: 0,
+            edge_count: 0,
+            warnings,
+        },
+    };
+    for (source, content) in planned {
+        cancel.check()?;
+        match content {
+            Some(Taken::Snapshot(snapshot)) => saving.snapshot(&source, snapshot)?,
+            Some(Taken::Damaged(copy, error)) => {
+                saving.damaged(&source.path, vec![error.message]);
+                saving.file(&source, &copy.database())?;
+                for (suffix, file) in copy.companions() {
+                    if File::open(&file).is_ok_and(|journal| names_super_journal(&journal).unwrap_or(true)) {
+                        saving.super_journal(&beside(&source, suffix));
+                        continue;
+                    }
+                    saving.file(&beside(&source, suffix), &file)?;
+                }
+            }
+            None if source.kind == Kind::File => saving.file(&source, &source.absolute)?,
+            None => saving.node(&source)?,
+        }
+    }
+    let hashes = request.scratch.join(PAGE_HASHES_FILE);
+    fs::write(&hashes, saving.hashes.encode()).map_err(|cause| Error::io("write", &hashes, cause))?;
+    if !request.check_source && saving.saved.integrity.status == IntegrityStatus::Ok {
+        saving.saved.integrity.status = IntegrityStatus::Skipped;
+    }
+    Ok(saving.saved)
+}
+
+fn take(source: &Source, request: &SaveRequest, cancel: &Cancel) -> Result<Taken> {
+    let conditions = Conditions {
+        scratch: &request.scratch,
+        lock_timeout: Duration::from_millis(request.lock_timeout_ms),
+        with_twin: request.check_source,
+    };
+    snapshot::take(&source.absolute, conditions, cancel)
+}
+
+/// The WAL or journal of a damaged database, saved as a file beside it.
+fn beside(source: &Source, suffix: &str) -> Source {
+    Source {
+        path: format!("{}{suffix}", source.path),
+        entry: format!("{}{suffix}", source.entry),
+        kind: Kind::File,
+        ..source.clone()
+    }
+}
+
+struct Saving<'a> {
+    answers: &'a mut dyn Answers,
+    cancel: &'a Cancel,
+    check_source: bool,
+    /// Of an incremental backup.
+    base: Option<&'a Known>,
+    /// Of all databases so far.
+    hashes: PageFile,
+    saved: Saved,
+}
+
+impl Saving<'_> {
+    /// Announces `size` bytes of data; everything else is taken from `found`.
+    fn entry(&mut self, source: &Source, found: &Metadata, size: u64) -> Result<()> {
+        let record = record(source, found, size);
+        self.answers.message(Message::Entry { record, owner: (found.uid(), found.gid()) })
+    }
+
+    /// A directory or a link, which have no data.
+    fn node(&mut self, source: &Source) -> Result<()> {
+        match fs::symlink_metadata(&source.absolute) {
+            Ok(found) => {
+                let record = record(source, &found, 0);
+                if self.base.is_some_and(|base| base.has_node(&record)) {
+                    let record = FileRecord { stored: Stored::Base, ..record };
+                    return self.answers.message(Message::Unchanged { record });
+                }
+                self.entry(source, &found, 0)
+            }
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(cause) => {
+                self.unreadable(source, &cause);
+                Ok(())
+            }
+        }
+    }
+
+    fn damaged(&mut self, path: &str, messages: Vec<String>) {
+        let first = messages.first().map_or("", String::as_str);
+        let message = format!("{path} is damaged ({first}); the backup holds it as it is");
+        self.saved.warnings.push(Warning::about(WarningCode::SourceDamaged, path, message));
+        self.saved.integrity.status = IntegrityStatus::Failed;
+        self.saved.integrity.messages.extend(messages.into_iter().map(|message| format!("{path}: {message}")));
+    }
+
+    fn unreadable(&mut self, source: &Source, cause: &io::Error) {
+        let message = format!("{} could not be read and was left out: {cause}", source.path);
+        self.saved.warnings.push(Warning::about(WarningCode::FileUnreadable, &source.path, message));
+    }
+
+    fn super_journal(&mut self, source: &Source) {
+        let message = format!("{} was left out: it belongs to a transaction over several databases", source.path);
+        self.saved.warnings.push(Warning::about(WarningCode::FileUnreadable, &source.path, message));
+    }
+
+    fn changed(&mut self, source: &Source) {
+        let message = format!("{} changed while it was read; the backup may hold half of the change", source.path);
+        self.saved.warnings.push(Warning::about(WarningCode::FileChanged, &source.path, message));
+    }
+}
+
+fn record(source: &Source, found: &Metadata, size: u64) -> FileRecord {
+    FileRecord {
+        entry: source.entry.clone(),
+        stored: Stored::Whole,
+        sha256: None,
+        pages: None,
+        path: source.path.clone(),
+        component: source.component,
+        kind: match source.kind {
+            Kind::Database | Kind::File => EntryKind::File,
+            Kind::Directory => EntryKind::Directory,
+            Kind::Link(_) => EntryKind::Link,
+        },
+        target: match &source.kind {
+            Kind::Link(target) => Some(target.clone()),
+            _ => None,
+        },
+        database: source.is_database(),
+        size,
+        mode: found.mode() & 0o7777,
+        mtime: Timestamp::new(found.mtime(), found.mtime_nsec() as i32).unwrap_or(Timestamp::UNIX_EPOCH),
+    }
+}
