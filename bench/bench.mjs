@@ -126,6 +126,36 @@ for (const megabytes of sizes) {
   console.log(`\n${tables.at(-1)}`);
 }
 
+/** Incremental backups of a copy of the project: after 1 % of the rows changed, spread out, and after nothing changed. */
+function incrementals(megabytes) {
+  const dir = path.join(root, 'bench/data/changing');
+  const out = path.join(root, 'bench/data/out');
+  const results = { full: [], changed: [], unchanged: [] };
+  for (let round = 0; round < runs; round += 1) {
+    for (const place of [dir, out]) rmSync(place, { recursive: true, force: true });
+    mkdirSync(out);
+    sh(`cp -r ${project(megabytes)} ${dir}`);
+    results.full.push(host(dir, out, 'backup'));
+    sh(`sqlite3 ${dir}/.kg/knowledge.db "UPDATE nodes SET content = 'changed ' || content WHERE rowid % 100 = ${round}"`);
+    results.changed.push(host(dir, out, 'incremental'));
+    results.unchanged.push(host(dir, out, 'incremental'));
+  }
+  for (const place of [dir, out]) rmSync(place, { recursive: true, force: true });
+  const of = (name, field) => results[name].map((run) => run[field]);
+  const lines = ['| | s | of the full | MB kept | of the full |', '| --- '.repeat(5) + '|'];
+  for (const [name, label] of [['full', 'full'], ['changed', 'incremental, 1 % of the rows changed'], ['unchanged', 'incremental, nothing changed']]) {
+    const share = (field) => `${((100 * median(of(name, field))) / median(of('full', field))).toFixed(1)} %`;
+    const kept = (median(of(name, 'bytes')) / 1e6).toFixed(name === 'unchanged' ? 4 : 1);
+    lines.push(`| ${[label, spread(of(name, 'seconds')), share('seconds'), kept, share('bytes')].join(' | ')} |`);
+  }
+  return lines.join('\n');
+}
+
+for (const megabytes of sizes) {
+  tables.push(incrementals(megabytes));
+  console.log(`\n${tables.at(-1)}`);
+}
+
 // A small project by the command, as cron runs it.
 const small = project(2);
 const times = [];

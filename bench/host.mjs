@@ -27,6 +27,7 @@ function readers() {
 const manager = createBackupManager({ projectRoot, backupDir });
 const calls = {
   backup: () => manager.createBackup(),
+  incremental: () => manager.createBackup({ type: 'incremental' }),
   verify: () => manager.verifyBackup('latest'),
   restore: () => manager.restore({ backupId: 'latest', targetDir: `${backupDir}/restored` }),
 };

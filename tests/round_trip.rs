@@ -9,7 +9,10 @@ use std::{
 };
 
 use kg_backup::{
-    archive::gzip::{BLOCK_BYTES, Compression},
+    archive::{
+        gzip::{BLOCK_BYTES, Compression},
+        manifest::BackupType,
+    },
     backup::{BackupOptions, create_backup},
     project::names,
     reader::client::Launch,
@@ -87,17 +90,37 @@ proptest! {
         let backup = create_backup(&root, &store, &Launch::Thread, &options, &task).unwrap().backup;
         prop_assert_eq!(&backup.warnings, &vec![]);
         prop_assert!(check_backup(&store, &backup.id, &task).unwrap().valid);
-        let options = RestoreOptions::new(target.clone());
-        restore(&store, &backup.id, &Launch::Thread, &options, &task).unwrap();
+        restore(&store, &backup.id, &Launch::Thread, &RestoreOptions::new(target.clone()), &task).unwrap();
 
         let count: u64 = Connection::open(target.join(".kg/knowledge.db")).unwrap()
             .query_row("SELECT count(*) FROM nodes", [], |row| row.get(0)).unwrap();
         prop_assert_eq!(count, 1);
         let without_database = |dir: &Path| {
             let mut files = files_below(dir);
-            files.retain(|name, _| !name.starts_with(".kg/knowledge.db"));
+            files.retain(|name, _| !name.starts_with(".kg/knowledge.db") && !name.starts_with(".kg/cache/"));
             files
         };
         prop_assert_eq!(without_database(&target), without_database(&root));
+
+        // Some files go, some become others, and what changed is saved on top of that.
+        for (number, name) in plugins.keys().enumerate() {
+            let file = root.join(".kg/plugins/p").join(name);
+            match number % 3 {
+                0 => fs::remove_file(&file).unwrap(),
+                1 => fs::write(&file, b"other").unwrap(),
+                _ => {}
+            }
+        }
+        Connection::open(root.join(".kg/knowledge.db")).unwrap().execute_batch("INSERT INTO nodes VALUES (2)").unwrap();
+        let options = BackupOptions { kind: BackupType::Incremental, ..options };
+        let second = create_backup(&root, &store, &Launch::Thread, &options, &task).unwrap().backup;
+        prop_assert_eq!(second.based_on.as_ref(), Some(&backup.id));
+        prop_assert!(check_backup(&store, &second.id, &task).unwrap().valid);
+        let again = dir.path().join("again");
+        restore(&store, &second.id, &Launch::Thread, &RestoreOptions::new(again.clone()), &task).unwrap();
+        prop_assert_eq!(without_database(&again), without_database(&root));
+        let count: u64 = Connection::open(again.join(".kg/knowledge.db")).unwrap()
+            .query_row("SELECT count(*) FROM nodes", [], |row| row.get(0)).unwrap();
+        prop_assert_eq!(count, 2);
     }
 }
