@@ -47,6 +47,12 @@ export interface BackupConfig {
   includeVectors: boolean;
   /** Save `.kg/plugins/` in full backups. Default: true. */
   includePluginData: boolean;
+  /**
+   * Of the good backups, keep the newest of each of the last so many hours, days, ISO weeks, months and years (in UTC) that have one, and the
+   * `last` so many at all, as restic's `forget` does; whatever `retentionDays` and `maxBackups` say. Where neither of those is set,
+   * everything else is removed. Default: no rules.
+   */
+  keep: KeepRules;
   /** What a restore replaced is kept for this whole number of days, from 1. Default: 7. */
   undoRetentionDays: number;
   /**
@@ -65,6 +71,16 @@ export interface BackupConfig {
   onSuccess: (backup: Backup) => void;
   /** Called after each `createBackup` that rejects, with what it rejects with. */
   onFailure: (error: Error) => void;
+}
+
+/** How many backups to keep of each period: whole numbers from 1. A rule that is not used up keeps the oldest backup too. */
+export interface KeepRules {
+  last?: number;
+  hourly?: number;
+  daily?: number;
+  weekly?: number;
+  monthly?: number;
+  yearly?: number;
 }
 
 /** The argument of {@link createBackupManager}: any part of a {@link BackupConfig}, and the following. */
@@ -125,9 +141,9 @@ export declare class BackupManager {
   deleteBackup(id: string, options?: DeleteOptions): Promise<string[]>;
 
   /**
-   * Removes what `retentionDays` and `maxBackups` of the configuration do not keep. Each successful backup does so too.
+   * Removes what `retentionDays`, `maxBackups` and `keep` of the configuration do not keep. Each successful backup does so too.
    *
-   * @throws {KgError} `KG_INVALID_OPTION` where neither is set; `KG_STORE_LOCKED`, `KG_IO`
+   * @throws {KgError} `KG_INVALID_OPTION` where none is set; `KG_STORE_LOCKED`, `KG_IO`
    */
   prune(options?: PruneOptions): Promise<PruneResult>;
 
@@ -267,8 +283,23 @@ export interface PruneDecision {
   /** Of the backup. */
   id: string;
   kept: boolean;
-  /** `newest-good`, `within-limits` and `needed` (by one that is kept) keep a backup; `too-old` and `too-many` remove it. */
-  reason: 'newest-good' | 'within-limits' | 'needed' | 'too-old' | 'too-many';
+  /**
+   * `newest-good`, `keep-…` (a rule), `within-limits` and `needed` (by one that is kept) keep a backup; `too-old`, `too-many` and `no-rule`
+   * remove it.
+   */
+  reason:
+    | 'newest-good'
+    | 'keep-last'
+    | 'keep-hourly'
+    | 'keep-daily'
+    | 'keep-weekly'
+    | 'keep-monthly'
+    | 'keep-yearly'
+    | 'within-limits'
+    | 'needed'
+    | 'too-old'
+    | 'too-many'
+    | 'no-rule';
   /** Why it should have been removed and could not be. */
   error?: { code: KgErrorCode; message: string; remedy: string };
 }
@@ -366,6 +397,8 @@ export interface Manifest {
   integrity: SourceIntegrity;
   warnings?: Warning[];
   basedOn?: string;
+  /** Of an incremental backup: `sha256:` and the digest of the archive that it rests on. */
+  basedOnChecksum?: string;
   /** Of an incremental backup: paths of the one it rests on that are no more. */
   deleted?: string[];
   project?: string;

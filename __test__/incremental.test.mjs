@@ -2,11 +2,13 @@
 
 import { copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
+import { gunzipSync } from 'node:zlib';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
 import Database from 'better-sqlite3';
 import { describe, expect, onTestFinished, test } from 'vitest';
 
+import { rewriteManifest, seal } from './support/forge.mjs';
 import { kg, repository, run, startWriter } from './support/processes.mjs';
 import { contents, fillDatabase, integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
@@ -196,6 +198,11 @@ describe('a base', () => {
     writeFileSync(full.path, damaged);
     await expect(incremental({ basedOn: full.id })).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH' });
     expect(readdirSync(backups).filter((name) => name.startsWith('.kg-partial') || name.startsWith('.kg-snapshot'))).toEqual([]);
+    // Nobody chose it: then a full backup is what helps.
+    const instead = await incremental();
+    expect(instead).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL' }] });
+    expect(await manager.verifyBackup(instead.path)).toBe(true);
+    await manager.deleteBackup(instead.id);
     writeFileSync(full.path, whole);
     expect((await incremental()).basedOn).toBe(full.id);
   });
@@ -285,6 +292,8 @@ describe('a chain', () => {
     for (const suffix of ['', '.manifest.json']) copyFileSync(other.path + suffix, made[2].path + suffix);
     const { valid } = await manager.checkBackup(made[3].path);
     expect(valid).toBe(false);
+    const next = await incremental();
+    expect(await manager.verifyBackup(next.path), 'nothing rests on it from now on').toBe(true);
     await expect(manager.restore({ backupId: made[3].id, targetDir: path.join(temporaryDirectory(), 't') })).rejects.toMatchObject({
       code: expect.stringMatching(/KG_CHAIN_BROKEN|KG_CHECKSUM_MISMATCH/),
     });
@@ -315,6 +324,37 @@ describe('a chain', () => {
     expect(next.retention.decisions.filter(({ kept }) => !kept).map(({ id }) => id)).toEqual(made.map(({ id }) => id).reverse());
     expect((await manager.listBackups()).map(({ id }) => id)).toEqual([next.id, full.id]);
   });
+});
+
+test('an archive that says it rests on another one, and does not, is no backup', async () => {
+  const { manager, incremental, database } = setUp();
+  await manager.createBackup();
+  change(database, "UPDATE nodes SET title = 'changed' WHERE rowid % 100 = 0");
+  const { path: archive } = await incremental();
+  const tar = gunzipSync(readFileSync(archive));
+  const graph = (manifest) => manifest.files.find((file) => file.path === '.kg/knowledge.db');
+  const forgeries = {
+    'pages of nothing': (manifest) => delete manifest.basedOn,
+    'pages of another archive': (manifest) => (manifest.basedOnChecksum = `sha256:${'0'.repeat(64)}`),
+    'pages without a digest': (manifest) => delete graph(manifest).sha256,
+    'pages with another digest': (manifest) => (graph(manifest).sha256 = '0'.repeat(64)),
+    'pages of another root': (manifest) => (graph(manifest).pages.root = '0'.repeat(64)),
+    'a database of terabytes': (manifest) => (graph(manifest).size = 2 ** 43),
+    'half a page': (manifest) => (graph(manifest).size += 1),
+    'pages of size zero': (manifest) => (graph(manifest).pages.pageSize = 0),
+    'a file that its base does not have': (manifest) =>
+      manifest.files.unshift({ ...graph(manifest), pages: undefined, stored: 'base', entry: 'plugins/x', path: '.kg/plugins/x', component: 'plugins', database: false }),
+  };
+  for (const [what, forge] of Object.entries(forgeries)) {
+    const forged = path.join(path.dirname(archive), 'kg-backup-20200101-000000.tar.gz');
+    writeFileSync(forged, seal(rewriteManifest(tar, forge)));
+    // That digest is of the database put together, which only a restore does; the root is of its pages.
+    if (what !== 'pages with another digest') expect(await manager.verifyBackup(forged), what).toBe(false);
+    if (what === 'pages of another root') continue;
+    const target = path.join(temporaryDirectory(), 'target');
+    await expect(manager.restore({ backupPath: forged, targetDir: target }), what).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH' });
+    expect(existsSync(target), what).toBe(false);
+  }
 });
 
 test('random changes over a long chain come back, each of them', async () => {

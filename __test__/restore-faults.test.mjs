@@ -11,7 +11,7 @@ import Database from 'better-sqlite3';
 import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { kg, kgPath, run } from './support/processes.mjs';
-import { contents, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import { contents, integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
 async function setUp(prepare = () => {}) {
   const project = makeProject();
@@ -43,6 +43,16 @@ test.runIf(isRoot)('a file and a database that their owner may not write are res
   expect([done.status, done.stderr]).toEqual([0, '']);
   expect(statSync(path.join(target, '.kg/fixed')).mode & 0o777).toBe(0o444);
   expect(statSync(path.join(target, '.kg/closed')).mode & 0o777).toBe(0o555);
+
+  // The same into the project, where the database may be written by now, and where it may not.
+  for (const mode of [0o644, 0o444]) {
+    chmodSync(database, mode);
+    const back = await asUser(root, ['diag', 'restore', '--file', backup.path, '--db-only', '--json']);
+    expect([back.status, back.stderr]).toEqual([0, '']);
+    const undone = await asUser(root, ['diag', 'restore', '--undo', '--json']);
+    expect([undone.status, undone.stderr]).toEqual([0, '']);
+    expect(integrityOf(database)).toBe('ok');
+  }
 });
 
 test.runIf(isRoot)('what root restored can be undone by the owner of the project', async () => {

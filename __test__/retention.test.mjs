@@ -105,3 +105,19 @@ test('kg takes the limits with a backup, and kg diag prune shows and does it', a
   expect(made.stdout).toMatch(/kept {6}1 backups; 2 removed/);
   expect(await kg(['diag', 'prune', ...at], { cwd: root })).toMatchObject({ status: 2 });
 });
+
+test('rules keep the newest of each period, by the API and by the command alike', async () => {
+  const { root, backups, plain, manager } = setUp({ keep: { daily: 2, weekly: 2 } });
+  const ids = [];
+  for (const days of [30, 29, 15, 14, 1.02, 1, 0.001]) ids.unshift(await aged(plain, days));
+  const { decisions } = await manager.prune({ dryRun: true });
+  expect(decisions.map(({ id }) => id)).toEqual(ids);
+  expect(decisions[0]).toMatchObject({ kept: true, reason: 'newest-good' });
+  expect(decisions.filter(({ reason }) => reason === 'keep-daily')).toHaveLength(1);
+  expect(decisions.filter(({ reason }) => reason === 'no-rule').length).toBeGreaterThan(2);
+  const dry = await kg(['diag', 'prune', '--output', backups, '--keep-daily', '2', '--keep-weekly', '2', '--dry-run', '--json'], { cwd: root });
+  expect(JSON.parse(dry.stdout).decisions).toEqual(decisions);
+  await manager.prune();
+  expect((await plain.listBackups()).map(({ id }) => id)).toEqual(decisions.filter(({ kept }) => kept).map(({ id }) => id));
+  expect((await manager.prune()).decisions.every(({ kept }) => kept)).toBe(true);
+});

@@ -110,44 +110,77 @@ pub fn create_backup(
     let mut options = options.clone();
     let mut warnings: Vec<Warning> = recovered.into_iter().chain(store_warnings).collect();
     let base = choose_base(store, &project, &mut options, &mut warnings, task)?;
-    let at = Timestamp::now();
-    let new = store.begin(&lock, at, options.compression)?;
-    let mut archive = ArchiveWriter::new(new.sink()?, options.compression)?;
-    let base_file = base.as_ref().map(|base| base.prepare(&project, new.scratch(), task)).transpose()?;
-    let request = save_request(project.root().to_path_buf(), new.scratch(), base_file, &options);
-    let mut reader = Reader::save(launch, request, &task.cancel)?;
-    // Reading the chain to its end takes as long as reading the project: the one beside the other.
-    let (saved, whole) = thread::scope(|threads| {
-        let checking = base.as_ref().map(|base| threads.spawn(|| base.assert_whole(task)));
-        let saved = receive(&mut reader, &mut archive, task);
-        (saved, checking.map_or(Ok(()), |checking| checking.join().unwrap_or_else(|_| Err(check_panicked()))))
-    });
-    let saved = saved?;
-    whole?;
-    drop(reader);
-    if options.strict {
-        assert_complete(&saved.warnings)?;
-    }
-    let hashes = new.scratch().join(PAGE_HASHES_FILE);
-    let (manifest, written) = archive.finish(|totals| {
-        let mut manifest = describe(&new.id, at, &options, totals, saved);
-        manifest.project = Some(project_id(&project));
-        if let Some(base) = &base {
-            manifest.based_on = Some(base.backup.id.clone());
-            manifest.deleted = base.deleted(&manifest);
+    let run = Run { project: &project, store, lock: &lock, launch, task };
+    let mut backup = match run.save(&options, base.as_ref()) {
+        // Nobody chose that base: a full backup is what helps now.
+        Err(error) if base.is_some() && options.based_on.is_none() && is_of_base(&error) => {
+            let message = format!("A full backup was made, for nothing can rest on the newest one: {}", error.message);
+            warnings.push(Warning::new(WarningCode::Full, message));
+            options.kind = BackupType::Full;
+            run.save(&options, None)?
         }
-        manifest
-    })?;
-    task.cancel.check()?;
-    let hashes = fs::read(&hashes).ok();
-    let mut backup = new.publish(manifest, written)?;
-    if let Some(hashes) = hashes {
-        base::remember(&project, &backup, &hashes);
-    }
+        saved => saved?,
+    };
     backup.warnings.extend(warnings);
     let retention =
         if options.retention.keeps_everything() { None } else { prune_after(store, &lock, &options, &mut backup) };
     Ok(Created { backup, retention })
+}
+
+/// Where one backup is made, and with what.
+struct Run<'a> {
+    project: &'a Project,
+    store: &'a Store,
+    lock: &'a StoreLock,
+    launch: &'a Launch,
+    task: &'a Task,
+}
+
+impl Run<'_> {
+    fn save(&self, options: &BackupOptions, base: Option<&Chosen>) -> Result<Backup> {
+        let Run { project, store, lock, launch, task } = *self;
+        let at = Timestamp::now();
+        let new = store.begin(lock, at, options.compression)?;
+        let mut archive = ArchiveWriter::new(new.sink()?, options.compression)?;
+        let base_file = base.map(|base| base.prepare(project, new.scratch(), task)).transpose()?;
+        let request = save_request(project.root().to_path_buf(), new.scratch(), base_file, options);
+        let mut reader = Reader::save(launch, request, &task.cancel)?;
+        // Reading the chain to its end takes as long as reading the project: the one beside the other.
+        let (saved, whole) = thread::scope(|threads| {
+            let checking = base.map(|base| threads.spawn(|| base.assert_whole(task)));
+            let saved = receive(&mut reader, &mut archive, task);
+            (saved, checking.map_or(Ok(()), |checking| checking.join().unwrap_or_else(|_| Err(check_panicked()))))
+        });
+        let saved = saved?;
+        whole?;
+        drop(reader);
+        if options.strict {
+            assert_complete(&saved.warnings)?;
+        }
+        let hashes = new.scratch().join(PAGE_HASHES_FILE);
+        let (manifest, written) = archive.finish(|totals| {
+            let mut manifest = describe(&new.id, at, options, totals, saved);
+            manifest.project = Some(project_id(project));
+            if let Some(base) = base {
+                manifest.based_on = Some(base.backup.id.clone());
+                manifest.based_on_checksum = Some(base.backup.checksum.clone());
+                manifest.deleted = base.deleted(&manifest);
+            }
+            manifest
+        })?;
+        task.cancel.check()?;
+        let hashes = fs::read(&hashes).ok();
+        let backup = new.publish(manifest, written)?;
+        if let Some(hashes) = hashes {
+            base::remember(project, &backup, &hashes);
+        }
+        Ok(backup)
+    }
+}
+
+/// Whether it is what a backup would have rested on that failed.
+fn is_of_base(error: &Error) -> bool {
+    matches!(error.code, Code::ChecksumMismatch | Code::BaseUnusable | Code::ChainBroken)
 }
 
 /// What an incremental backup rests on. Where there is nothing, it becomes a full one, and a warning says so.
@@ -340,6 +373,7 @@ fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, sa
         integrity: saved.integrity,
         warnings: saved.warnings,
         based_on: None,
+        based_on_checksum: None,
         deleted: Vec::new(),
         project: None,
         tool: Tool::this(),

@@ -12,15 +12,15 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     archive::{
-        manifest::{Manifest, hex},
+        manifest::{DIGEST_PREFIX, Manifest, hex},
         seal::SealedFile,
     },
     chain, durable,
     error::{Code, Error, Result},
     project::{Project, STATE_DIR},
-    reader::base::Base,
+    reader::{apply::journal::give_to_owner, base::Base},
     sqlite::{check::IntegrityStatus, pages::PageFile},
-    store::{Backup, Store, manifest_beside},
+    store::{Backup, Store, is_id, manifest_beside},
     task::Task,
 };
 
@@ -76,6 +76,7 @@ fn open(backup: Backup, project: &str, task: &Task) -> Result<Chosen> {
 impl Chosen {
     /// Fails where an archive of the chain is not what was written: whatever rested on it could never be restored.
     pub fn assert_whole(&self, task: &Task) -> Result<()> {
+        let mut before: Option<String> = None;
         for link in &self.links {
             let failed = |cause| Error::io("read", link, cause);
             let expected = manifest_beside(link).and_then(|json| Manifest::parse(&json, "its manifest").ok());
@@ -83,8 +84,13 @@ impl Chosen {
             let facts = file.finish(|| task.cancel.is_cancelled());
             task.cancel.check()?;
             let facts = facts.map_err(failed)?;
-            let expected = expected.and_then(|manifest| manifest.archive).map(|archive| archive.sha256);
-            if !facts.sealed || expected.as_deref() != Some(hex(&facts.sha256).as_str()) {
+            let found = hex(&facts.sha256);
+            let is_as_written = expected.is_some_and(|manifest| {
+                let own = manifest.archive.as_ref().is_some_and(|archive| archive.sha256 == found);
+                own && manifest.based_on_checksum == before
+            });
+            before = Some(format!("{DIGEST_PREFIX}{found}"));
+            if !facts.sealed || !is_as_written {
                 return Err(Error::new(
                     Code::ChecksumMismatch,
                     format!(
@@ -106,7 +112,7 @@ impl Chosen {
         };
         let (base, page_hashes) = (scratch.join(BASE_FILE), scratch.join(BASE_HASHES_FILE));
         fs::write(&page_hashes, hashes.encode()).map_err(|cause| Error::io("write", &page_hashes, cause))?;
-        Base::new(&self.manifest, page_hashes).write(&base)?;
+        Base::new(&self.manifest, BASE_HASHES_FILE.to_string()).write(&base)?;
         Ok(base)
     }
 
@@ -143,10 +149,16 @@ pub fn remember(project: &Project, backup: &Backup, hashes: &[u8]) {
     let path = cache_file(project, &backup.id);
     let Some(dir) = path.parent() else { return };
     let older: Vec<PathBuf> = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-    if durable::create_dirs(dir).is_ok() && durable::write(&path, &file.encode()).is_ok() {
-        for old in older.iter().filter(|old| **old != path) {
-            let _ = fs::remove_file(old);
-        }
+    if durable::create_dirs(dir).is_err() || durable::write(&path, &file.encode()).is_err() {
+        return;
+    }
+    for made in [&path, dir].into_iter().chain(dir.parent()) {
+        let _ = give_to_owner(project.root(), made);
+    }
+    let is_old =
+        |old: &&PathBuf| **old != path && old.file_name().is_some_and(|name| is_id(name.to_string_lossy().as_ref()));
+    for old in older.iter().filter(is_old) {
+        let _ = fs::remove_file(old);
     }
 }
 

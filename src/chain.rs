@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File},
-    io::Write,
+    io::{self, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -16,9 +16,9 @@ use sha2::{Digest, Sha256};
 use crate::{
     archive::{
         delta::{self, Collected, PageCollector},
-        manifest::{FileRecord, Manifest, Stored, hex},
+        manifest::{DIGEST_PREFIX, FileRecord, Manifest, Stored, hex},
         pick::Pick,
-        read::{Problem, ProblemCode, Report, Unpack, read_archive},
+        read::{Discard, Problem, ProblemCode, Report, Unpack, read_archive},
         unpack::Unpacking,
     },
     error::{Code, Error, Result},
@@ -29,11 +29,12 @@ use crate::{
 
 /// Longer ones are taken for forged: they would lead in a circle.
 const MAX_LINKS: usize = 10_000;
+const PIECE_BYTES: usize = 1 << 20;
 
 /// The archives that the one at `archive` rests on and that one itself, full backup first.
 pub fn links(archive: &Path, task: &Task) -> Result<Vec<PathBuf>> {
     let mut links = vec![archive.to_path_buf()];
-    let mut next = based_on(archive, task)?;
+    let mut next = base_of(archive, task)?.based_on;
     let store = Store::at(archive.parent().unwrap_or(archive))?;
     while let Some(id) = next {
         let missing = |why: &str| {
@@ -48,21 +49,34 @@ pub fn links(archive: &Path, task: &Task) -> Result<Vec<PathBuf>> {
         if links.contains(&base) || links.len() == MAX_LINKS {
             return Err(missing("rests on it in turn"));
         }
-        next = based_on(&base, task)?;
+        let found = base_of(&base, task)?;
+        if found.id != id {
+            return Err(missing("is not what the archive of that name holds"));
+        }
+        next = found.based_on;
         links.push(base);
     }
     links.reverse();
     Ok(links)
 }
 
-/// The backup that an archive rests on, from the manifest beside it, or inside where there is none.
-fn based_on(archive: &Path, task: &Task) -> Result<Option<String>> {
+/// What an archive is and rests on, as its manifest says, beside it or inside where there is none.
+struct Link {
+    id: String,
+    based_on: Option<String>,
+}
+
+fn base_of(archive: &Path, task: &Task) -> Result<Link> {
     let name = archive.display().to_string();
-    if let Some(manifest) = manifest_beside(archive).and_then(|json| Manifest::parse(&json, &name).ok()) {
-        return Ok(manifest.based_on);
-    }
-    let report = read_archive(archive, None, &mut crate::archive::read::Discard, task, Phase::Verifying)?;
-    Ok(report.manifest.and_then(|manifest| manifest.based_on))
+    let beside = manifest_beside(archive).and_then(|json| Manifest::parse(&json, &name).ok());
+    let manifest = match beside {
+        Some(manifest) => Some(manifest),
+        None => read_archive(archive, None, &mut Discard, task, Phase::Verifying)?.manifest,
+    };
+    Ok(manifest.map_or(Link { id: String::new(), based_on: None }, |manifest| Link {
+        id: manifest.id,
+        based_on: manifest.based_on,
+    }))
 }
 
 /// Unpacks what the newest of `links` describes into `dir`: each file under the number of its record. Without `dir`
@@ -70,41 +84,48 @@ fn based_on(archive: &Path, task: &Task) -> Result<Option<String>> {
 pub fn unpack(links: &[PathBuf], dir: Option<&Path>, pick: &Pick, task: &Task) -> Result<Manifest> {
     let Some((newest, bases)) = links.split_last() else { return Err(no_links()) };
     if bases.is_empty() {
-        return read_link(newest, dir, pick, task);
+        return read_link(newest, dir, pick, task).map(|(manifest, _)| manifest);
     }
+    let own_dir = |number: usize| dir.map(|dir| dir.join(format!("link-{number}")));
     let mut state = HashMap::new();
+    let mut before: Option<String> = None;
+    let mut newest_manifest = None;
     for (number, link) in links.iter().enumerate() {
-        let own = dir.map(|dir| dir.join(format!("link-{number}")));
+        let own = own_dir(number);
         if let Some(own) = &own {
             fs::create_dir(own).map_err(|cause| Error::io("create", own, cause))?;
         }
         // What a later link needs of it is not known yet.
-        let manifest = read_link(link, own.as_deref(), &Pick::default(), task)?;
-        state = next_state(state, &manifest, own.as_deref(), link)?;
-        if number + 1 < links.len() {
-            continue;
+        let (manifest, checksum) = read_link(link, own.as_deref(), &Pick::default(), task)?;
+        if manifest.based_on_checksum != before {
+            return Err(broken(link, "it was made from another archive of that name".into()));
         }
-        for (record_number, record) in manifest.files.iter().enumerate() {
-            if let (Some(dir), Some(Content { file: Some(file), .. })) = (dir, state.get(&record.path)) {
-                let to = dir.join(record_number.to_string());
+        before = Some(checksum);
+        state = next_state(state, &manifest, own.as_deref(), link, number + 1 == links.len(), task)?;
+        newest_manifest = Some(manifest);
+    }
+    let manifest = newest_manifest.ok_or_else(no_links)?;
+    if let Some(dir) = dir {
+        for (number, record) in manifest.files.iter().enumerate() {
+            if let Some(Content { file: Some(file), .. }) = state.get(&record.path) {
+                let to = dir.join(number.to_string());
                 fs::rename(file, &to).map_err(|cause| Error::io("move", file, cause))?;
             }
         }
-        if let Some(dir) = dir {
-            for number in 0..links.len() {
-                let own = dir.join(format!("link-{number}"));
-                fs::remove_dir_all(&own).map_err(|cause| Error::io("remove", &own, cause))?;
-            }
-        }
-        return Ok(manifest);
     }
-    Err(no_links())
+    for own in (0..links.len()).filter_map(own_dir) {
+        fs::remove_dir_all(&own).map_err(|cause| Error::io("remove", &own, cause))?;
+    }
+    Ok(manifest)
 }
 
-fn read_link(archive: &Path, dir: Option<&Path>, pick: &Pick, task: &Task) -> Result<Manifest> {
+/// The manifest of a whole archive, and its digest with the prefix.
+fn read_link(archive: &Path, dir: Option<&Path>, pick: &Pick, task: &Task) -> Result<(Manifest, String)> {
     let beside = manifest_beside(archive);
     let mut unpacking = Unpacking::new(dir, pick, beside.as_deref());
-    read_archive(archive, beside.as_deref(), &mut unpacking, task, Phase::Unpacking)?.into_manifest(archive)
+    let report = read_archive(archive, beside.as_deref(), &mut unpacking, task, Phase::Unpacking)?;
+    let checksum = format!("{DIGEST_PREFIX}{}", report.sha256);
+    Ok((report.into_manifest(archive)?, checksum))
 }
 
 /// What a file is at one link of a chain.
@@ -120,6 +141,8 @@ fn next_state(
     manifest: &Manifest,
     dir: Option<&Path>,
     link: &Path,
+    is_newest: bool,
+    task: &Task,
 ) -> Result<HashMap<String, Content>> {
     let mut state = HashMap::new();
     let mut entry = 0;
@@ -144,41 +167,62 @@ fn next_state(
             Stored::Pages => {
                 let base = before.remove(&record.path).ok_or_else(|| lost("is not in the backup before it"))?;
                 if let (Some(database), Some(pages)) = (&base.file, own) {
-                    apply(record, database, &pages, &digest, link)?;
+                    put_pages(record, database, &pages, link)?;
+                    // What is between is checked with what comes of it.
+                    if is_newest {
+                        assert_digest(record, database, &digest, link, task)?;
+                    }
+                    fs::remove_file(&pages).map_err(|cause| Error::io("remove", &pages, cause))?;
                 }
                 Content { file: base.file, sha256: digest }
             }
         };
         state.insert(record.path.clone(), content);
     }
+    // What is no more, or was saved anew, needs its room no longer.
+    for file in before.into_values().filter_map(|content| content.file) {
+        fs::remove_file(&file).map_err(|cause| Error::io("remove", &file, cause))?;
+    }
     Ok(state)
 }
 
-fn apply(record: &FileRecord, database: &Path, pages: &Path, digest: &str, link: &Path) -> Result<()> {
+fn put_pages(record: &FileRecord, database: &Path, pages: &Path, link: &Path) -> Result<()> {
     let failed = |cause| Error::io("write", database, cause);
-    let file = File::options().read(true).write(true).open(database).map_err(failed)?;
+    let file = File::options().write(true).open(database).map_err(failed)?;
     let delta = File::open(pages).map_err(failed)?;
-    delta::apply(delta, &file, record.size).map_err(failed)?;
-    let mut hasher = Hasher(Sha256::new());
-    std::io::copy(&mut &file, &mut hasher).map_err(failed)?;
-    let found = hex(&hasher.0.finalize());
+    // A forged size must not make a file that takes for ever to read.
+    let most = file.metadata().map_err(failed)?.len() + delta.metadata().map_err(failed)?.len();
+    if record.size > most {
+        return Err(broken(link, format!("{} would have more bytes than its pages give", record.path)));
+    }
+    delta::apply(delta, &file, record.size).map_err(|cause| match cause.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+            broken(link, format!("the pages of {} are none of a database", record.path))
+        }
+        _ => failed(cause),
+    })
+}
+
+fn assert_digest(record: &FileRecord, database: &Path, digest: &str, link: &Path, task: &Task) -> Result<()> {
+    let failed = |cause| Error::io("read", database, cause);
+    let mut file = File::open(database).map_err(failed)?;
+    let mut hasher = Sha256::new();
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut done = 0;
+    loop {
+        let read = file.read(&mut piece).map_err(failed)?;
+        hasher.update(&piece[..read]);
+        done += read as u64;
+        task.report(Phase::Unpacking, done, record.size)?;
+        if read == 0 {
+            break;
+        }
+    }
+    let found = hex(&hasher.finalize());
     if found == digest {
         return Ok(());
     }
     Err(broken(link, format!("{} has SHA-256 {found} once put together; the manifest says {digest}", record.path)))
-}
-
-struct Hasher(Sha256);
-
-impl Write for Hasher {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 fn broken(link: &Path, what: String) -> Error {
@@ -197,59 +241,62 @@ fn no_links() -> Error {
 /// problems, the hashes are none.
 pub fn hash_pages(links: &[PathBuf], task: &Task) -> Result<(Vec<Report>, Option<PageFile>)> {
     let mut reports = Vec::new();
-    let mut state = Some(BTreeMap::new());
+    let mut state = Some(Known::default());
+    let mut before: Option<String> = None;
     for link in links {
         let beside = manifest_beside(link);
         let mut collecting = Collecting::default();
         let report = read_archive(link, beside.as_deref(), &mut collecting, task, Phase::Verifying)?;
         let manifest = report.manifest.as_ref().filter(|_| report.problems.is_empty());
-        state = match (manifest, state) {
-            (Some(manifest), Some(before)) => next_hashes(before, manifest, collecting.finish()),
+        state = match (manifest.filter(|manifest| manifest.based_on_checksum == before), state) {
+            (Some(manifest), Some(known)) => next_known(known, manifest, collecting.finish()),
             _ => None,
         };
+        before = Some(format!("{DIGEST_PREFIX}{}", report.sha256));
         reports.push(report);
     }
-    Ok((reports, state.map(|databases| PageFile { archive: String::new(), databases })))
+    let hashes = state.map(|known| PageFile { archive: String::new(), databases: known.databases });
+    Ok((reports, hashes))
+}
+
+/// What is known of the state at one link without putting it together.
+#[derive(Default)]
+struct Known {
+    /// Digest of each file.
+    files: HashMap<String, String>,
+    databases: BTreeMap<String, PageHashes>,
 }
 
 /// `None` where the link does not fit the one before it.
-fn next_hashes(
-    mut before: BTreeMap<String, PageHashes>,
-    manifest: &Manifest,
-    mut entries: HashMap<String, Collected>,
-) -> Option<BTreeMap<String, PageHashes>> {
-    let mut state = BTreeMap::new();
+fn next_known(mut before: Known, manifest: &Manifest, mut entries: HashMap<String, Collected>) -> Option<Known> {
+    let mut known = Known::default();
     for record in manifest.files.iter().filter(|record| record.kind.is_file()) {
-        match (record.stored, entries.remove(&record.entry)) {
-            (Stored::Base, _) => {
-                if let Some(pages) = before.remove(&record.path) {
-                    state.insert(record.path.clone(), pages);
-                }
-            }
-            (Stored::Whole, Some(Collected::Database(pages))) if record.database => {
-                state.insert(record.path.clone(), pages);
-            }
-            (Stored::Whole, _) => {}
+        let digest = manifest.content_digest(record)?;
+        let base = before.files.get(&record.path);
+        let pages = match (record.stored, entries.remove(&record.entry)) {
+            (Stored::Base, _) if base.is_none_or(|base| base != digest) => return None,
+            (Stored::Base, _) => before.databases.remove(&record.path),
+            (Stored::Whole, Some(Collected::Database(pages))) if record.database => Some(pages),
+            (Stored::Whole, _) => None,
             (Stored::Pages, Some(Collected::Delta { page_size_bytes, pages })) => {
-                let mut hashes = before.remove(&record.path).filter(|base| base.page_size_bytes == page_size_bytes)?;
-                let count = usize::try_from(record.size / page_size_bytes).ok()?;
-                hashes.hashes.truncate(count);
-                for (number, hash) in pages {
-                    if number == 0 || number > count as u64 {
-                        return None;
-                    }
-                    hashes.set(number, hash);
-                }
-                let root = &record.pages.as_ref()?.root;
-                if hashes.hashes.len() != count || hashes.root() != *root {
+                let mut hashes = before.databases.remove(&record.path)?;
+                if hashes.page_size_bytes != page_size_bytes {
                     return None;
                 }
-                state.insert(record.path.clone(), hashes);
+                let count = usize::try_from(record.size / page_size_bytes).ok()?;
+                hashes.hashes.truncate(count);
+                pages.into_iter().try_for_each(|(number, hash)| hashes.set(number, hash))?;
+                if hashes.hashes.len() != count || hashes.root() != record.pages.as_ref()?.root {
+                    return None;
+                }
+                Some(hashes)
             }
             (Stored::Pages, _) => return None,
-        }
+        };
+        known.files.insert(record.path.clone(), digest.to_string());
+        known.databases.extend(pages.map(|pages| (record.path.clone(), pages)));
     }
-    Some(state)
+    Some(known)
 }
 
 /// Hashes the pages of everything that streams by.

@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
 
 use crate::{
@@ -24,12 +24,31 @@ pub struct Policy {
     pub retention_days: Option<u32>,
     /// Keep at most this many.
     pub max_backups: Option<u32>,
+    /// Keep what these rules name, whatever the limits say.
+    pub keep: Keep,
 }
 
 impl Policy {
     pub fn keeps_everything(&self) -> bool {
-        self.retention_days.is_none() && self.max_backups.is_none()
+        !self.has_limits() && self.keep == Keep::default()
     }
+
+    fn has_limits(&self) -> bool {
+        self.retention_days.is_some() || self.max_backups.is_some()
+    }
+}
+
+/// For the last so many hours, days, ISO weeks, months and years (in UTC) that have a good backup, keep the newest of each,
+/// and the last so many at all: what restic's `forget` does
+/// (<https://restic.readthedocs.io/en/stable/060_forget.html>). Where a rule is not used up, it keeps the oldest too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Keep {
+    pub last: Option<u32>,
+    pub hourly: Option<u32>,
+    pub daily: Option<u32>,
+    pub weekly: Option<u32>,
+    pub monthly: Option<u32>,
+    pub yearly: Option<u32>,
 }
 
 /// Why a backup is kept or removed.
@@ -42,6 +61,14 @@ pub enum Reason {
     WithinLimits,
     /// Kept: a backup that is kept rests on it.
     Needed,
+    KeepLast,
+    KeepHourly,
+    KeepDaily,
+    KeepWeekly,
+    KeepMonthly,
+    KeepYearly,
+    /// Removed: no rule of `keep` names it, and there are no limits.
+    NoRule,
     /// Removed: older than `retentionDays`.
     TooOld,
     /// Removed: `maxBackups` newer ones exist.
@@ -76,11 +103,17 @@ pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp) -> Vec<Decisio
         let is_sound = backups[*place].integrity.status != IntegrityStatus::Failed;
         is_sound && bases(backups, &places, *place).last().is_none_or(|base| base.is_some())
     };
-    let newest_good = (0..backups.len()).find(is_good);
+    let good: Vec<usize> = (0..backups.len()).filter(is_good).collect();
+    let newest_good = good.first().copied();
+    let by_rule = by_rule(backups, &good, policy.keep);
     let decide = |(place, backup): (usize, &Backup)| {
         let age_ms = now.as_millisecond().saturating_sub(backup.timestamp).max(0) as u128;
         let reason = if newest_good == Some(place) {
             Reason::NewestGood
+        } else if let Some(rule) = by_rule.get(&place) {
+            *rule
+        } else if !policy.has_limits() && policy.keep != Keep::default() {
+            Reason::NoRule
         } else if policy.max_backups.is_some_and(|most| place as u64 >= u64::from(most)) {
             Reason::TooMany
         } else if policy.retention_days.is_some_and(|days| age_ms > u128::from(days) * DAY.as_millis()) {
@@ -88,7 +121,7 @@ pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp) -> Vec<Decisio
         } else {
             Reason::WithinLimits
         };
-        let kept = matches!(reason, Reason::NewestGood | Reason::WithinLimits);
+        let kept = !matches!(reason, Reason::TooMany | Reason::TooOld | Reason::NoRule);
         Decision { id: backup.id.clone(), kept, reason, error: None }
     };
     let mut decisions: Vec<Decision> = backups.iter().enumerate().map(decide).collect();
@@ -99,6 +132,42 @@ pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp) -> Vec<Decisio
         }
     }
     decisions
+}
+
+/// The rule that keeps each backup, of those at the places of `good`: the first that does.
+fn by_rule(backups: &[Backup], good: &[usize], keep: Keep) -> HashMap<usize, Reason> {
+    const HOUR_SECONDS: i64 = 60 * 60;
+    const DAY_SECONDS: i64 = 24 * HOUR_SECONDS;
+    // 1970 began on a Thursday, weeks begin on Mondays.
+    let week = |at: Timestamp| (at.as_second() + 3 * DAY_SECONDS).div_euclid(7 * DAY_SECONDS);
+    let month = |at: Timestamp| {
+        i64::from(at.to_zoned(TimeZone::UTC).year()) * 12 + i64::from(at.to_zoned(TimeZone::UTC).month())
+    };
+    // Each rule with the period that a backup is of, as a number; for `last` each is one of its own.
+    type PeriodOf<'a> = &'a dyn Fn(usize, Timestamp) -> i64;
+    let rules: [(Option<u32>, Reason, PeriodOf<'_>); 6] = [
+        (keep.last, Reason::KeepLast, &|place, _| place as i64),
+        (keep.hourly, Reason::KeepHourly, &|_, at| at.as_second().div_euclid(HOUR_SECONDS)),
+        (keep.daily, Reason::KeepDaily, &|_, at| at.as_second().div_euclid(DAY_SECONDS)),
+        (keep.weekly, Reason::KeepWeekly, &|_, at| week(at)),
+        (keep.monthly, Reason::KeepMonthly, &|_, at| month(at)),
+        (keep.yearly, Reason::KeepYearly, &|_, at| at.to_zoned(TimeZone::UTC).year().into()),
+    ];
+    let mut kept = HashMap::new();
+    for (count, reason, period_of) in rules {
+        let mut left = count.unwrap_or(0);
+        let mut last = None;
+        for place in good {
+            let at = Timestamp::from_millisecond(backups[*place].timestamp).unwrap_or(Timestamp::UNIX_EPOCH);
+            let period = period_of(*place, at);
+            if left > 0 && (last != Some(period) || good.last() == Some(place)) {
+                kept.entry(*place).or_insert(reason);
+                last = Some(period);
+                left -= 1;
+            }
+        }
+    }
+    kept
 }
 
 /// Where in the list each backup is, by its id.
@@ -125,7 +194,7 @@ pub fn prune(store: &Store, policy: Policy, dry_run: bool, lock_timeout: Duratio
     if policy.keeps_everything() {
         return Err(Error::invalid(
             "There is no limit to prune by",
-            "Give `retentionDays` or `maxBackups` (`--retention-days`, `--max-backups`)",
+            "Give `retentionDays`, `maxBackups` or `keep` (`--retention-days`, `--max-backups`, `--keep-daily` …)",
         ));
     }
     if dry_run {
@@ -200,19 +269,19 @@ mod tests {
     #[test]
     fn a_backup_is_removed_when_it_is_older_than_the_days_or_beyond_the_number() {
         use Reason::*;
-        let week = Policy { retention_days: Some(7), max_backups: None };
+        let week = Policy { retention_days: Some(7), ..Policy::default() };
         assert_eq!(
             reasons(&[(1, true), (167, true), (168, true), (169, true)], week),
             [NewestGood, WithinLimits, WithinLimits, TooOld]
         );
-        let two = Policy { retention_days: None, max_backups: Some(2) };
+        let two = Policy { max_backups: Some(2), ..Policy::default() };
         assert_eq!(reasons(&[(1, true), (2, true), (3, true)], two), [NewestGood, WithinLimits, TooMany]);
     }
 
     #[test]
     fn the_newest_good_backup_stays_even_when_newer_damaged_ones_fill_the_limit() {
         use Reason::*;
-        let one = Policy { retention_days: Some(1), max_backups: Some(1) };
+        let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
         assert_eq!(
             reasons(&[(1, false), (2, false), (900, true), (901, true)], one),
             [WithinLimits, TooMany, NewestGood, TooMany]
@@ -236,6 +305,45 @@ mod tests {
         })
     }
 
+    fn keep() -> impl Strategy<Value = Keep> {
+        let count = || prop::option::of(1..8_u32);
+        (count(), count(), count(), count(), count(), count()).prop_map(
+            |(last, hourly, daily, weekly, monthly, yearly)| Keep { last, hourly, daily, weekly, monthly, yearly },
+        )
+    }
+
+    /// The hours of age that a rule keeps, of a backup every so many hours for so many of them.
+    fn kept_of(keep: Keep, every_hours: i64, count: i64) -> Vec<i64> {
+        let ages: Vec<(i64, bool)> = (0..count).map(|number| (number * every_hours, true)).collect();
+        let reasons = reasons(&ages, Policy { keep, ..Policy::default() });
+        let kept = ages.iter().zip(reasons).filter(|(_, reason)| *reason != Reason::NoRule);
+        kept.map(|((hours, _), _)| *hours).collect()
+    }
+
+    #[test]
+    fn a_rule_keeps_the_newest_of_each_of_its_last_periods() {
+        // NOW is 2027-01-15T08:00:00Z, a Friday.
+        let none = Keep::default;
+        assert_eq!(kept_of(Keep { last: Some(3), ..none() }, 5, 100), [0, 5, 10]);
+        assert_eq!(kept_of(Keep { hourly: Some(3), ..none() }, 1, 100), [0, 1, 2]);
+        assert_eq!(kept_of(Keep { daily: Some(3), ..none() }, 1, 100), [0, 9, 33]);
+        assert_eq!(kept_of(Keep { weekly: Some(3), ..none() }, 24, 100), [0, 5 * 24, 12 * 24]);
+        assert_eq!(kept_of(Keep { monthly: Some(3), ..none() }, 24, 100), [0, 15 * 24, 46 * 24]);
+        assert_eq!(kept_of(Keep { yearly: Some(2), ..none() }, 24, 100), [0, 15 * 24]);
+        assert_eq!(kept_of(Keep { daily: Some(2), last: Some(2), ..none() }, 4, 50), [0, 4, 12]);
+        // Years to come are not there yet: the oldest stands for them.
+        assert_eq!(kept_of(Keep { yearly: Some(9), ..none() }, 24, 100), [0, 15 * 24, 99 * 24]);
+    }
+
+    #[test]
+    fn limits_keep_beside_the_rules_and_damaged_backups_fill_none() {
+        use Reason::*;
+        let policy =
+            Policy { retention_days: Some(1), keep: Keep { daily: Some(2), ..Keep::default() }, max_backups: None };
+        let ages = [(0, false), (1, true), (2, true), (30, true), (31, true), (60, true)];
+        assert_eq!(reasons(&ages, policy), [WithinLimits, NewestGood, WithinLimits, KeepDaily, TooOld, TooOld]);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -244,8 +352,9 @@ mod tests {
             backups in history(),
             retention_days in prop::option::of(1..60_u32),
             max_backups in prop::option::of(1..30_u32),
+            keep in keep(),
         ) {
-            let policy = Policy { retention_days, max_backups };
+            let policy = Policy { retention_days, max_backups, keep };
             let now = Timestamp::from_millisecond(NOW).unwrap();
             let first = decide(&backups, policy, now);
             let kept: Vec<Backup> = backups
@@ -257,8 +366,8 @@ mod tests {
                 prop_assert!(kept.iter().any(|backup| backup.id == *base), "{base} is needed");
             }
             if let Some(most) = max_backups {
-                let needed = first.iter().filter(|decision| decision.reason == Reason::Needed).count();
-                prop_assert!(kept.len() - needed <= most as usize + 1);
+                let within = first.iter().filter(|decision| decision.reason == Reason::WithinLimits).count();
+                prop_assert!(within <= most as usize);
             }
         }
     }
@@ -267,7 +376,7 @@ mod tests {
     fn a_backup_whose_base_is_gone_is_not_the_newest_good_one() {
         let mut backups = vec![backup(1, true), backup(2, true), backup(3, true)];
         backups[0].based_on = Some("backup-gone".into());
-        let one = Policy { retention_days: None, max_backups: Some(1) };
+        let one = Policy { max_backups: Some(1), ..Policy::default() };
         let decided = decide(&backups, one, Timestamp::from_millisecond(NOW).unwrap());
         let reasons: Vec<Reason> = decided.into_iter().map(|decision| decision.reason).collect();
         assert_eq!(reasons, [Reason::WithinLimits, Reason::NewestGood, Reason::TooMany]);

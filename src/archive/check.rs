@@ -75,6 +75,10 @@ pub fn entries(manifest: &Manifest, contents: &mut Contents) {
             problems.add(&entry.head.name, "is there twice");
         }
     }
+    let rests_on_another = manifest.based_on.is_some() && manifest.based_on_checksum.is_some();
+    for record in manifest.files.iter().filter(|record| !is_plausible(record, rests_on_another)) {
+        problems.add(&record.entry, "is described as no backup describes it");
+    }
     for record in manifest.files.iter().filter(|record| record.stored != Stored::Base) {
         match found.remove(record.entry.as_str()) {
             Some(entry) => {
@@ -89,6 +93,20 @@ pub fn entries(manifest: &Manifest, contents: &mut Contents) {
         problems.list.extend(checksums(manifest, contents));
     }
     contents.problems.extend(problems.finish());
+}
+
+/// Whether a record says all that its kind of storage needs.
+fn is_plausible(record: &FileRecord, rests_on_another: bool) -> bool {
+    let is_file = record.kind.is_file();
+    match (record.stored, &record.pages) {
+        (Stored::Whole, pages) => pages.is_none() && record.sha256.is_none(),
+        (Stored::Base, pages) => rests_on_another && pages.is_none() && is_file == record.sha256.is_some(),
+        (Stored::Pages, Some(pages)) => {
+            let is_whole = pages.page_size > 0 && record.size.is_multiple_of(pages.page_size);
+            rests_on_another && is_file && record.database && record.sha256.is_some() && is_whole
+        }
+        (Stored::Pages, None) => false,
+    }
 }
 
 /// The order of the entries and what `checksums.sha256` says.

@@ -60,6 +60,9 @@ pub struct Manifest {
     /// The backup that an incremental one rests on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub based_on: Option<String>,
+    /// The digest of that backup's archive, with its prefix: another one of its name is none to rest on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub based_on_checksum: Option<String>,
     /// Paths of that backup that are no more.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "bounded")]
     pub deleted: Vec<String>,

@@ -20,7 +20,7 @@ use self::output::Output;
 use crate::{
     error::{Code, Error, Result},
     project::Project,
-    retention::Policy,
+    retention::{self, Policy},
 };
 
 /// Back up and restore knowledge-graph projects.
@@ -32,6 +32,7 @@ struct Kg {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, for as long as the process lives")]
 enum Command {
     /// Backup, verification and recovery
     #[command(subcommand, arg_required_else_help = true)]
@@ -84,11 +85,37 @@ struct Keep {
     /// Keep at most this many backups
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     max_backups: Option<u32>,
+    /// Keep the newest so many good backups, whatever the limits say
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    keep_last: Option<u32>,
+    /// Keep the newest of each of the last so many hours that have one
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    keep_hourly: Option<u32>,
+    /// The same for days, in UTC
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    keep_daily: Option<u32>,
+    /// The same for ISO weeks
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    keep_weekly: Option<u32>,
+    /// The same for months
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    keep_monthly: Option<u32>,
+    /// The same for years
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    keep_yearly: Option<u32>,
 }
 
 impl Keep {
     fn policy(&self) -> Policy {
-        Policy { retention_days: self.retention_days, max_backups: self.max_backups }
+        let keep = retention::Keep {
+            last: self.keep_last,
+            hourly: self.keep_hourly,
+            daily: self.keep_daily,
+            weekly: self.keep_weekly,
+            monthly: self.keep_monthly,
+            yearly: self.keep_yearly,
+        };
+        Policy { retention_days: self.retention_days, max_backups: self.max_backups, keep }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     project::Component,
     reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
     restore::RestoreOptions,
-    retention::Policy,
+    retention::{Keep, Policy},
     store::Store,
     undo::UndoOptions,
 };
@@ -56,6 +56,7 @@ pub struct Config {
     lock_timeout: Option<f64>,
     retention_days: Option<f64>,
     max_backups: Option<f64>,
+    keep: Option<KeepOptions>,
     undo_retention_days: Option<f64>,
     strict: Option<bool>,
     schedule: Option<Value>,
@@ -88,6 +89,7 @@ impl Config {
         whole("lockTimeout", self.lock_timeout, 0, "a number of milliseconds")?;
         whole("retentionDays", self.retention_days, 1, "a number of days")?;
         whole("maxBackups", self.max_backups, 1, "a number of backups")?;
+        self.keep.as_ref().map_or(Ok(()), KeepOptions::check)?;
         whole("undoRetentionDays", self.undo_retention_days, 1, "a number of days")?;
         self.store().map(|_| ())
     }
@@ -102,10 +104,11 @@ impl Config {
         }
     }
 
-    /// Both numbers were checked to be whole.
+    /// All numbers were checked to be whole.
     pub fn retention(&self) -> Policy {
         let whole = |value: Option<f64>| value.map(|value| value as u32);
-        Policy { retention_days: whole(self.retention_days), max_backups: whole(self.max_backups) }
+        let keep = self.keep.as_ref().map_or(Keep::default(), KeepOptions::resolve);
+        Policy { retention_days: whole(self.retention_days), max_backups: whole(self.max_backups), keep }
     }
 
     fn undo_retention_days(&self) -> u32 {
@@ -118,6 +121,42 @@ impl Config {
 
     pub fn lock_timeout(&self) -> Duration {
         self.lock_timeout.map_or(DEFAULT_LOCK_TIMEOUT, |milliseconds| Duration::from_millis(milliseconds as u64))
+    }
+}
+
+/// `keep` of the configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeepOptions {
+    last: Option<f64>,
+    hourly: Option<f64>,
+    daily: Option<f64>,
+    weekly: Option<f64>,
+    monthly: Option<f64>,
+    yearly: Option<f64>,
+}
+
+impl KeepOptions {
+    fn named(&self) -> [(&'static str, Option<f64>); 6] {
+        let KeepOptions { last, hourly, daily, weekly, monthly, yearly } = *self;
+        [
+            ("keep.last", last),
+            ("keep.hourly", hourly),
+            ("keep.daily", daily),
+            ("keep.weekly", weekly),
+            ("keep.monthly", monthly),
+            ("keep.yearly", yearly),
+        ]
+    }
+
+    fn check(&self) -> Result<()> {
+        self.named().into_iter().try_for_each(|(name, value)| whole(name, value, 1, "a number of backups"))
+    }
+
+    fn resolve(&self) -> Keep {
+        let [last, hourly, daily, weekly, monthly, yearly] =
+            self.named().map(|(_, value)| value.map(|value| value as u32));
+        Keep { last, hourly, daily, weekly, monthly, yearly }
     }
 }
 

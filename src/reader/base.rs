@@ -2,41 +2,43 @@
 //!
 //! The client writes it to a file, for it can be longer than a frame; the reader reads it.
 
-use std::{
-    collections::HashMap,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, fs, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     archive::manifest::{FileRecord, Manifest, Stored},
     error::{Code, Error, Result},
-    sqlite::pages::{PageFile, PageHashes},
+    sqlite::{
+        check::IntegrityStatus,
+        pages::{PageFile, PageHashes},
+    },
 };
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Base {
     files: Vec<FileRecord>,
-    /// A [`PageFile`] of its databases.
-    page_hashes: PathBuf,
+    /// The name of a [`PageFile`] of its databases, in the same directory.
+    page_hashes: String,
+    /// Its databases were checked, and nothing was wrong.
+    is_sound: bool,
 }
 
 impl Base {
     /// The files that `manifest` describes, each with the digest of its content.
-    pub fn new(manifest: &Manifest, page_hashes: PathBuf) -> Self {
+    pub fn new(manifest: &Manifest, page_hashes: String) -> Self {
         let described = |record: &FileRecord| FileRecord {
             sha256: manifest.content_digest(record).map(str::to_string),
             stored: Stored::Whole,
             pages: None,
             ..record.clone()
         };
-        Base { files: manifest.files.iter().map(described).collect(), page_hashes }
+        let is_sound = manifest.integrity.status == IntegrityStatus::Ok;
+        Base { files: manifest.files.iter().map(described).collect(), page_hashes, is_sound }
     }
 
     pub fn write(&self, path: &Path) -> Result<()> {
-        let json = serde_json::to_vec(self).unwrap_or_default();
+        let json = serde_json::to_vec(self).map_err(|cause| Error::io("write", path, io::Error::other(cause)))?;
         fs::write(path, json).map_err(|cause| Error::io("write", path, cause))
     }
 }
@@ -46,6 +48,7 @@ impl Base {
 pub struct Known {
     files: HashMap<String, FileRecord>,
     databases: PageFile,
+    is_sound: bool,
 }
 
 impl Known {
@@ -53,9 +56,16 @@ impl Known {
         let json = fs::read(path).map_err(|cause| Error::io("read", path, cause))?;
         let wrong = || Error::new(Code::Internal, "What the backup rests on cannot be read", "Please report this");
         let base: Base = serde_json::from_slice(&json).map_err(|cause| wrong().with_cause(cause))?;
-        let bytes = fs::read(&base.page_hashes).map_err(|cause| Error::io("read", &base.page_hashes, cause))?;
+        let hashes = path.with_file_name(&base.page_hashes);
+        let bytes = fs::read(&hashes).map_err(|cause| Error::io("read", &hashes, cause))?;
         let databases = PageFile::decode(&bytes).ok_or_else(wrong)?;
-        Ok(Known { files: base.files.into_iter().map(|record| (record.path.clone(), record)).collect(), databases })
+        let files = base.files.into_iter().map(|record| (record.path.clone(), record)).collect();
+        Ok(Known { files, databases, is_sound: base.is_sound })
+    }
+
+    /// Whether its databases were checked, and nothing was wrong.
+    pub fn is_sound(&self) -> bool {
+        self.is_sound
     }
 
     /// Hashes of the pages of the database that is at `path` in the base.
@@ -72,6 +82,11 @@ impl Known {
     /// Whether the directory or link of `record` is the same there.
     pub fn has_node(&self, record: &FileRecord) -> bool {
         self.files.get(&record.path) == Some(record)
+    }
+
+    /// Whether a file there has the size and the time of `record`.
+    pub fn looks_like(&self, record: &FileRecord) -> bool {
+        self.file(&record.path).is_some_and(|base| (base.size, base.mtime) == (record.size, record.mtime))
     }
 
     /// The size of a file there.

@@ -27,13 +27,15 @@ impl PageHashes {
         self.hashes.push(hash(page));
     }
 
-    /// Of the page of that number, which counts from 1. Pages between the end and that one are zeros until they are set.
-    pub fn set(&mut self, number: u64, hash: PageHash) {
-        let index = number.saturating_sub(1) as usize;
-        if index >= self.hashes.len() {
-            self.hashes.resize(index + 1, PageHash::default());
+    /// Of the page of that number, which counts from 1, or the one after the last. `None` for any other.
+    pub fn set(&mut self, number: u64, hash: PageHash) -> Option<()> {
+        let index = usize::try_from(number.checked_sub(1)?).ok()?;
+        if index == self.hashes.len() {
+            self.hashes.push(hash);
+        } else {
+            *self.hashes.get_mut(index)? = hash;
         }
-        self.hashes[index] = hash;
+        Some(())
     }
 
     /// Numbers of the pages that differ from `base`, or are not in it; `None` where the page sizes differ.

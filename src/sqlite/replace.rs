@@ -105,14 +105,17 @@ pub fn replace(
 
 /// Whether `live` has the content of `new`: all pages, but for what SQLite changes in the first of them when it replaces
 /// the content (versions, change counter, schema cookie; <https://sqlite.org/fileformat2.html#the_database_header>).
-pub fn has_content_of(live: &Path, new: &Path) -> Result<bool> {
+pub fn has_content_of(live: &Path, new: &Path, lock_timeout: Duration) -> Result<bool> {
     const OWN: [std::ops::Range<usize>; 4] = [18..20, 24..32, 40..44, 92..100];
-    let cancel = Cancel::default();
+    let (cancel, deadline) = (Cancel::default(), Instant::now() + lock_timeout);
     let mut pages = Vec::new();
     for path in [live, new] {
         // The transaction of a killed replacement is rolled back first, which only a connection that writes can do.
-        let snapshot = match open_harmless(path).and_then(|connection| Snapshot::pin(connection, path)) {
-            Err(error) if error.code == Code::DatabaseUnreadable => Snapshot::pin(open_live(path)?, path)?,
+        let pinned = until(deadline, &cancel, || Snapshot::pin(open_harmless(path)?, path));
+        let snapshot = match pinned {
+            Err(error) if error.code == Code::DatabaseUnreadable => {
+                until(deadline, &cancel, || Snapshot::pin(open_live(path)?, path))?
+            }
             pinned => pinned?,
         };
         let mut hasher = sha2::Sha256::default();

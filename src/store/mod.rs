@@ -25,7 +25,7 @@ use std::{
 
 use serde::Serialize;
 
-pub use self::{catalog::manifest_beside, lock::StoreLock, write::NewBackup};
+pub use self::{catalog::manifest_beside, lock::StoreLock, names::is_id, write::NewBackup};
 use crate::{
     archive::manifest::{Contents, Manifest, Stats},
     durable,

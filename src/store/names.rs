@@ -49,6 +49,10 @@ pub fn archives_of_id(id: &str) -> Vec<String> {
     }
 }
 
+pub fn is_id(id: &str) -> bool {
+    !archives_of_id(id).is_empty()
+}
+
 fn is_stamp(stamp: &str) -> bool {
     let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
     let mut parts = stamp.split('-');

@@ -73,6 +73,13 @@ pub struct Swapped {
     pub pending: String,
 }
 
+impl Swapped {
+    /// What becomes `pending`, until it is whole.
+    pub fn growing(&self) -> String {
+        format!("{}~", self.pending)
+    }
+}
+
 /// Whether a restore was interrupted, or is at work. Asks for a path only, so a host may call it.
 pub fn is_pending(state: &Path) -> bool {
     state.join(JOURNAL_FILE).exists()

@@ -23,6 +23,7 @@ mod transaction;
 pub mod undo;
 
 use std::{
+    collections::HashSet,
     fs::{self, File, Permissions},
     io,
     os::unix::fs::PermissionsExt,
@@ -85,7 +86,7 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
         return Ok(applied);
     }
     assert_no_super_journal(&target, &placements)?;
-    dress(&target, &placements)?;
+    dress(&target, &placements, &plan)?;
     // Of a restore into an empty place there is nothing to bring back.
     let can_undo = holds_something(&root.join(STATE_DIR)) || plan.keeps_in(&undo_dir);
     if can_undo && applied.files_replaced > 0 {
@@ -261,12 +262,18 @@ fn assert_no_super_journal(target: &Target, placements: &Placements<'_>) -> Resu
 /// Gives what was unpacked the permissions and the time of the original, makes links, and writes that to the disk.
 ///
 /// Owners are not restored; but root gives a file to whoever owns what it replaces, or else the project.
-fn dress(target: &Target, placements: &Placements<'_>) -> Result<()> {
+///
+/// A database whose content goes into a live one stays as it is: SQLite writes to it too.
+fn dress(target: &Target, placements: &Placements<'_>, plan: &Plan) -> Result<()> {
+    let swapped: HashSet<&str> = plan.intent.swaps.iter().map(|swapped| swapped.new.as_str()).collect();
     let is_root = nix::unistd::geteuid().is_root();
     let owner_of = |location: &str| -> Result<_> { target.place(location)?.map_or(Ok(None), |place| place.stat()) };
     let project = owner_of(STATE_DIR)?;
     for placement in &placements.files {
         let (Some(from), Some(record)) = (&placement.from, placement.record) else { continue };
+        if swapped.contains(from.as_str()) {
+            continue;
+        }
         let staged = target.existing(from)?;
         // Open before its mode is set, which may keep this user out.
         let file = if record.kind == EntryKind::Link {

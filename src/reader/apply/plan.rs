@@ -131,6 +131,10 @@ impl Planning<'_> {
     /// Whether a sound database is there that can get the new content through SQLite.
     fn is_live(&self, place: &Place, placement: &Placement<'_>) -> Result<bool> {
         let Some(from) = placement.from.as_ref().filter(|_| placement.is_database) else { return Ok(false) };
+        // One that this user may not write can only be replaced as a file.
+        if place.open(OFlag::O_RDWR, 0).is_err() {
+            return Ok(false);
+        }
         let new = if self.conditions.dry_run { None } else { Some(self.target.existing(from)?.path()) };
         replace::is_possible(&place.path(), new.as_deref(), self.conditions.lock_timeout)
     }

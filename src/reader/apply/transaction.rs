@@ -23,7 +23,7 @@ use super::{
 use crate::{
     beneath::{Occupant, Place},
     durable::PARTIAL_PREFIX,
-    error::{Error, Result, Warning, WarningCode},
+    error::{Code, Error, Result, Warning, WarningCode},
     project::STATE_DIR,
     sqlite::replace::{self, Swap},
 };
@@ -127,19 +127,20 @@ fn swap(
 ) -> Result<()> {
     let mut places = Vec::new();
     for swapped in swaps {
-        let (live, pending) = (target.existing(&swapped.live)?, target.existing(&swapped.pending)?);
-        let keep = pending.create()?;
-        dress_as(&pending, &live)?;
-        places.push((
-            live.path(),
-            target.existing(&swapped.new)?.path(),
-            keep,
-            pending,
-            target.existing(&swapped.kept)?,
-        ));
+        let (live, growing) = (target.existing(&swapped.live)?, target.existing(&swapped.growing())?);
+        growing.remove_file()?;
+        let file = growing.create()?;
+        dress_as(&growing, &live)?;
+        let (new, pending) = (target.existing(&swapped.new)?, target.existing(&swapped.pending)?);
+        places.push((live.path(), new.path(), file, growing, pending, target.existing(&swapped.kept)?));
     }
     let databases: Vec<Swap<'_>> =
-        places.iter().map(|(live, new, keep, ..)| Swap { live, new, keep: Some(keep) }).collect();
+        places.iter().map(|(live, new, file, ..)| Swap { live, new, keep: Some(file) }).collect();
+    let decide = || {
+        // Whole from here on, and only what is whole has this name.
+        places.iter().try_for_each(|(.., growing, pending, _)| keep(growing, pending))?;
+        decide()
+    };
     replace::replace(&databases, lock_timeout, decide, |number| {
         done(number);
         let (.., pending, kept) = &places[number];
@@ -156,7 +157,8 @@ fn keep(pending: &Place, kept: &Place) -> Result<()> {
 /// What is kept of a database may be put back as a file.
 fn dress_as(kept: &Place, live: &Place) -> Result<()> {
     let Some(found) = live.stat()? else { return Ok(()) };
-    kept.set_mode(found.st_mode)?;
+    // An undo may have to write to it.
+    kept.set_mode(found.st_mode | 0o200)?;
     if nix::unistd::geteuid().is_root() { kept.set_owner(found.st_uid, found.st_gid) } else { Ok(()) }
 }
 
@@ -171,7 +173,7 @@ enum Left {
     Other,
 }
 
-fn left(target: &Target, swapped: &Swapped) -> Result<Left> {
+fn left(target: &Target, swapped: &Swapped, lock_timeout: Duration) -> Result<Left> {
     if target.is_taken(&swapped.kept)? {
         return Ok(Left::New);
     }
@@ -182,18 +184,22 @@ fn left(target: &Target, swapped: &Swapped) -> Result<Left> {
     };
     let Some(live) = path(&swapped.live)? else { return Ok(Left::Other) };
     let has = |content: Option<PathBuf>| {
-        // One that cannot be read is another one by now.
-        content.is_some_and(|content| replace::has_content_of(&live, &content).unwrap_or(false))
+        let Some(content) = content else { return Ok(false) };
+        match replace::has_content_of(&live, &content, lock_timeout) {
+            // A damaged one is another one by now. What is only locked, or cannot be read, may be anything.
+            Err(error) if error.code == Code::DatabaseDamaged => Ok(false),
+            has => has,
+        }
     };
-    if has(path(&swapped.new)?) {
+    if has(path(&swapped.new)?)? {
         return Ok(Left::New);
     }
-    Ok(if has(path(&swapped.pending)?) { Left::Old } else { Left::Other })
+    Ok(if has(path(&swapped.pending)?)? { Left::Old } else { Left::Other })
 }
 
 /// After a kill once it was decided: without a commit everything is taken back, otherwise the rest is done.
 fn complete(target: &Target, root: &Path, intent: &Intent, lock_timeout: Duration) -> Result<Recovered> {
-    let lefts = intent.swaps.iter().map(|swapped| left(target, swapped)).collect::<Result<Vec<_>>>()?;
+    let lefts = intent.swaps.iter().map(|swapped| left(target, swapped, lock_timeout)).collect::<Result<Vec<_>>>()?;
     if !lefts.is_empty() && lefts.iter().all(|left| *left == Left::Old) {
         roll_back(target, root, intent)?;
         return Ok(Recovered { completed: false, warnings: Vec::new() });
@@ -205,8 +211,6 @@ fn complete(target: &Target, root: &Path, intent: &Intent, lock_timeout: Duratio
         let (pending, kept) = (target.place(&swapped.pending)?, target.place(&swapped.kept)?);
         let is_pending = pending.as_ref().map_or(Ok(None), Place::occupant)?.is_some();
         if left == Left::Old && new_is_there {
-            // It is locked and read once more.
-            pending.map_or(Ok(()), |pending| pending.remove_file())?;
             to_do.push(swapped);
         } else {
             if let (true, Some(pending), Some(kept)) = (is_pending, pending, kept) {
@@ -286,12 +290,16 @@ fn take_back(target: &Target, root: &Path, intent: &Intent, committed: usize, lo
 
 /// Takes back what was renamed and made; may be done twice.
 fn roll_back(target: &Target, root: &Path, intent: &Intent) -> Result<()> {
+    if intent.decided {
+        // A full disk may refuse it. It is needed only where this is killed between the last removal and the end.
+        let _ = journal::write(root, &Intent { decided: false, ..intent.clone() });
+    }
     for number in (0..intent.moves.len()).rev() {
         move_back(target, intent, number)?;
     }
     for swapped in &intent.swaps {
-        if let Some(pending) = target.place(&swapped.pending)? {
-            pending.remove_file()?;
+        for kept in [swapped.growing(), swapped.pending.clone()] {
+            target.place(&kept)?.map_or(Ok(()), |kept| kept.remove_file())?;
         }
     }
     for dir in intent.made.iter().rev() {
@@ -473,6 +481,30 @@ mod tests {
             }
             assert!(recover(&mut target, dir.path(), Duration::ZERO).unwrap().is_none());
         }
+    }
+
+    #[test]
+    fn a_recovery_that_is_killed_while_it_keeps_a_database_loses_nothing() {
+        let (dir, mut target) = killed(1, 0);
+        // What a kill leaves of a copy that was not whole yet.
+        fs::write(dir.path().join(UNDO).join(".kg-pending/b~"), "half").unwrap();
+        let recovered = recover(&mut target, dir.path(), Duration::from_secs(1)).unwrap().unwrap();
+        assert_eq!((rows(dir.path()), recovered.warnings), (["new a", "new b"].map(String::from), vec![]));
+        assert_eq!(row(&dir.path().join(UNDO).join(".kg/b.db")), "old b");
+    }
+
+    #[test]
+    fn a_database_that_is_only_locked_is_waited_for_and_never_taken_for_another_one() {
+        let (dir, mut target) = killed(0, 0);
+        let connection = Connection::open(dir.path().join(".kg/b.db")).unwrap();
+        connection.execute_batch("PRAGMA journal_mode = delete; BEGIN EXCLUSIVE").unwrap();
+        let refused = recover(&mut target, dir.path(), Duration::from_millis(100));
+        assert_eq!(refused.err().map(|error| error.code), Some(Code::DatabaseBusy));
+        assert!(journal::is_pending(&dir.path().join(STATE_DIR)));
+        connection.execute_batch("COMMIT").unwrap();
+        drop(connection);
+        let recovered = recover(&mut target, dir.path(), Duration::from_secs(1)).unwrap().unwrap();
+        assert_eq!((rows(dir.path()), recovered.completed), (["old a", "old b"].map(String::from), false));
     }
 
     #[test]

@@ -18,28 +18,44 @@ use crate::{
     },
     sqlite::{
         check::{IntegrityStatus, quick_check},
+        files::{COMPANIONS, companion},
         pages::PageHashes,
         snapshot::Snapshot,
     },
 };
 
+/// What is known of a database's soundness once its pages were read.
+#[derive(PartialEq)]
+enum Fate {
+    /// It has the very pages of the base, which were found sound.
+    AsInSoundBase,
+    Unknown,
+}
+
 impl Saving<'_> {
     pub(super) fn snapshot(&mut self, source: &Source, mut snapshot: Snapshot) -> Result<()> {
-        let cancel = self.cancel;
-        let check = self.check_source;
-        // The check costs most of a second a gigabyte: beside the compression of the pages nobody waits for it.
-        let twin = snapshot.twin();
-        let (sent, checked) = thread::scope(|threads| {
-            let checking = twin.map(|twin| threads.spawn(|| quick_check(twin, cancel)));
-            let sent = self.pages(source, &snapshot);
-            (sent, checking.map(|checking| checking.join().unwrap_or_else(|_| Err(check_panicked()))))
-        });
-        sent?;
+        let checked = if self.looks_unchanged(source, &snapshot) {
+            // Then it has the very pages that were found sound, and is not checked again.
+            if self.pages(source, &snapshot)? == Fate::AsInSoundBase {
+                return Ok(());
+            }
+            None
+        } else {
+            // The check costs a second and more a gigabyte: beside the compression of the pages nobody waits for it.
+            let (twin, cancel) = (snapshot.twin(), self.cancel);
+            let (sent, checked) = thread::scope(|threads| {
+                let checking = twin.map(|twin| threads.spawn(|| quick_check(twin, cancel)));
+                let sent = self.pages(source, &snapshot);
+                (sent, checking.map(|checking| checking.join().unwrap_or_else(|_| Err(check_panicked()))))
+            });
+            sent?;
+            checked
+        };
         let integrity = match checked {
             Some(checked) => checked?,
-            None if check => {
+            None if self.check_source => {
                 let (connection, _scratch) = snapshot.into_connection();
-                quick_check(connection, cancel)?
+                quick_check(connection, self.cancel)?
             }
             None => return Ok(()),
         };
@@ -49,17 +65,27 @@ impl Saving<'_> {
         Ok(())
     }
 
-    fn pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<()> {
+    /// Whether the files of the database look as they did when a base was made that was found sound. This only decides what
+    /// is done beside what: its pages are compared.
+    fn looks_unchanged(&self, source: &Source, snapshot: &Snapshot) -> bool {
+        let now = record(source, snapshot.metadata(), snapshot.size_bytes());
+        let wal = std::fs::metadata(companion(&source.absolute, COMPANIONS[0])).map_or(0, |wal| wal.len());
+        wal == 0 && self.base.is_some_and(|base| base.is_sound() && base.looks_like(&now))
+    }
+
+    fn pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<Fate> {
+        let base = self.base.filter(|base| base.is_sound()).and_then(|base| base.pages(&source.path));
         let hashes = match self.base.and_then(|base| base.pages(&source.path)) {
             Some(base) => self.changed_pages(source, snapshot, base)?,
             None => self.all_pages(source, snapshot)?,
         };
+        let fate = if base == Some(&hashes) { Fate::AsInSoundBase } else { Fate::Unknown };
         self.hashes.databases.insert(source.path.clone(), hashes);
         if source.component == Component::Database {
             self.saved.node_count = snapshot.count_rows("nodes");
             self.saved.edge_count = snapshot.count_rows("edges");
         }
-        Ok(())
+        Ok(fate)
     }
 
     fn all_pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<PageHashes> {

@@ -39,7 +39,8 @@ impl Saving<'_> {
         if found.len() <= WHOLE_FILE_BYTES {
             self.whole_file(source, from)
         } else {
-            self.large_file(source, file, &found)
+            let shown = attributes(source, from, found.clone());
+            self.large_file(source, file, &found, &shown)
         }
     }
 
@@ -60,6 +61,7 @@ impl Saving<'_> {
             if changed {
                 self.changed(source);
             }
+            let after = attributes(source, from, after);
             let size = content.len() as u64;
             let may_be_unchanged = self.base.is_some_and(|base| base.size(&source.path) == Some(size));
             if may_be_unchanged && self.is_unchanged(source, &after, size, &hex(&Sha256::digest(&content)))? {
@@ -75,7 +77,7 @@ impl Saving<'_> {
     }
 
     /// Sends as many bytes as the file had when it was opened, padded with zeros where it shrank.
-    fn large_file(&mut self, source: &Source, mut file: File, found: &Metadata) -> Result<()> {
+    fn large_file(&mut self, source: &Source, mut file: File, found: &Metadata, shown: &Metadata) -> Result<()> {
         if self.base.is_some_and(|base| base.size(&source.path) == Some(found.len())) {
             let mut whole = Sha256::new();
             let hashed =
@@ -84,12 +86,12 @@ impl Saving<'_> {
             self.cancel.check()?;
             let after = file.metadata().map_err(|cause| Error::io("read", &source.absolute, cause))?;
             let is_still = same_size && !has_changed(found, &after);
-            if is_still && self.is_unchanged(source, found, found.len(), &hex(&whole.finalize()))? {
+            if is_still && self.is_unchanged(source, shown, found.len(), &hex(&whole.finalize()))? {
                 return Ok(());
             }
             file.rewind().map_err(|cause| Error::io("read", &source.absolute, cause))?;
         }
-        self.entry(source, found, found.len())?;
+        self.entry(source, shown, found.len())?;
         let mut left = found.len();
         let mut shrank = false;
         while left > 0 {
@@ -141,6 +143,11 @@ impl io::Write for Hashing<'_> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Of the file where it lies: the copy of a damaged database has others.
+fn attributes(source: &Source, from: &Path, found: Metadata) -> Metadata {
+    if from == source.absolute { found } else { std::fs::metadata(&source.absolute).unwrap_or(found) }
 }
 
 fn read_whole(path: &Path) -> io::Result<(Vec<u8>, Metadata, Metadata)> {
