@@ -17,8 +17,8 @@ use std::{
 use nix::fcntl::OFlag;
 
 use super::{
-    journal::{self, Intent, Move, Swapped},
-    target::Target,
+    journal::{self, Intent, MadeDir, Move, Swapped},
+    target::{Target, parent},
 };
 use crate::{
     beneath::{Occupant, Place},
@@ -204,6 +204,11 @@ fn complete(target: &Target, root: &Path, intent: &Intent, lock_timeout: Duratio
         roll_back(target, root, intent)?;
         return Ok(Recovered { completed: false, warnings: Vec::new() });
     }
+    // Somebody may have tidied them away.
+    for location in intent.swaps.iter().flat_map(|swapped| [&swapped.pending, &swapped.kept]) {
+        let dir = root.join(parent(location));
+        fs::create_dir_all(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
+    }
     let mut warnings = Vec::new();
     let mut to_do = Vec::new();
     for (swapped, left) in intent.swaps.iter().zip(lefts) {
@@ -239,13 +244,7 @@ fn finish(root: &Path, target: &Target, intent: &Intent) -> Result<Vec<Warning>>
     let mut warnings = Vec::new();
     // Innermost first: nothing changes in a directory any more when it gets its time.
     for dir in intent.made.iter().rev() {
-        let Some(place) = target.place(&dir.at)? else { continue };
-        if place.occupant()? != Some(Occupant::Directory) {
-            continue;
-        }
-        let dressed = dir.mtime.map_or(Ok(()), |(seconds, nanoseconds)| place.set_modified(seconds, nanoseconds));
-        // The mode last: it may keep this user out.
-        if let Err(error) = dressed.and_then(|()| dir.mode.map_or(Ok(()), |mode| place.set_mode(mode))) {
+        if let Err(error) = dress_dir(target, dir) {
             warnings.push(Warning::about(WarningCode::Attributes, &dir.at, error.message));
         }
     }
@@ -270,6 +269,16 @@ fn finish(root: &Path, target: &Target, intent: &Intent) -> Result<Vec<Warning>>
     }
     journal::end(root)?;
     Ok(warnings)
+}
+
+fn dress_dir(target: &Target, dir: &MadeDir) -> Result<()> {
+    let Some(place) = target.place(&dir.at)? else { return Ok(()) };
+    if place.occupant()? != Some(Occupant::Directory) {
+        return Ok(());
+    }
+    dir.mtime.map_or(Ok(()), |(seconds, nanoseconds)| place.set_modified(seconds, nanoseconds))?;
+    // The mode last: it may keep this user out.
+    dir.mode.map_or(Ok(()), |mode| place.set_mode(mode))
 }
 
 /// After a failure: the first `committed` databases have their new content.
@@ -491,6 +500,15 @@ mod tests {
         let recovered = recover(&mut target, dir.path(), Duration::from_secs(1)).unwrap().unwrap();
         assert_eq!((rows(dir.path()), recovered.warnings), (["new a", "new b"].map(String::from), vec![]));
         assert_eq!(row(&dir.path().join(UNDO).join(".kg/b.db")), "old b");
+    }
+
+    #[test]
+    fn a_recovery_does_without_directories_that_were_tidied_away() {
+        let (dir, mut target) = killed(1, 0);
+        fs::remove_dir(dir.path().join(UNDO).join(".kg")).unwrap();
+        assert!(recover(&mut target, dir.path(), Duration::from_secs(1)).unwrap().unwrap().completed);
+        assert_eq!(rows(dir.path()), ["new a", "new b"]);
+        assert_eq!(row(&dir.path().join(UNDO).join(".kg/a.db")), "old a");
     }
 
     #[test]
