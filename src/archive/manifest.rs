@@ -1,6 +1,6 @@
 //! What an archive says of itself: the guide's manifest, and what a restore needs beyond it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -248,6 +248,11 @@ impl Manifest {
     /// As it stands inside the archive.
     pub fn without_archive(&self) -> Self {
         Manifest { archive: None, ..self.clone() }
+    }
+
+    /// The paths of all databases.
+    pub fn databases(&self) -> HashSet<&str> {
+        self.files.iter().filter(|record| record.database).map(|record| record.path.as_str()).collect()
     }
 
     /// The digest of a file as it is restored, in hexadecimal.

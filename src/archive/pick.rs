@@ -1,6 +1,6 @@
 //! Which part of a backup a restore takes: whole components, or paths.
 
-use std::{collections::HashSet, path::Path};
+use std::path::Path;
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
@@ -49,8 +49,7 @@ impl Pick {
     /// The records that are wanted, by their number. The WAL or journal of a damaged database goes with that.
     pub fn select<'a>(&self, manifest: &'a Manifest) -> Vec<(usize, &'a FileRecord)> {
         let files = &manifest.files;
-        let databases: HashSet<&str> =
-            files.iter().filter(|record| record.database).map(|record| record.path.as_str()).collect();
+        let databases = manifest.databases();
         let owner = |record: &'a FileRecord| {
             let mut owners = COMPANIONS.iter().filter_map(|suffix| record.path.strip_suffix(suffix));
             owners.find(|owner| databases.contains(owner)).unwrap_or(&record.path)

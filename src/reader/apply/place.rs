@@ -68,11 +68,12 @@ pub fn of_backup<'a>(
     let staged_in = staging.file_name().map(|name| format!("{STATE_PREFIX}{}", name.to_string_lossy()));
     let staged_in = staged_in.unwrap_or_default();
     let folding = Folding::of(staging);
+    let databases = manifest.databases();
     let mut taken = HashSet::new();
     let mut placements = Placements { files: Vec::new(), directories: Vec::new() };
     for (number, record) in picked {
         assert_ours(record)?;
-        assert_companion_belongs(manifest, record)?;
+        assert_companion_belongs(manifest, &databases, record)?;
         let to = match record.entry.strip_prefix(DATABASE_ENTRY).filter(|_| record.component == Component::Database) {
             Some(suffix) => format!("{database}{suffix}"),
             None => record.path.clone(),
@@ -190,10 +191,10 @@ fn is_hidden(path: &Path) -> bool {
 }
 
 /// A WAL or journal is only saved with a database that was found damaged: beside a sound one it would change that.
-fn assert_companion_belongs(manifest: &Manifest, record: &FileRecord) -> Result<()> {
+fn assert_companion_belongs(manifest: &Manifest, databases: &HashSet<&str>, record: &FileRecord) -> Result<()> {
     for suffix in COMPANIONS {
         let Some(owner) = record.path.strip_suffix(suffix) else { continue };
-        if !manifest.files.iter().any(|record| record.database && record.path == owner) {
+        if !databases.contains(owner) {
             continue;
         }
         let said = manifest.integrity.messages.iter().any(|message| message.starts_with(&format!("{owner}: ")));

@@ -52,9 +52,9 @@ pub fn plan(target: &Target, placements: &Placements<'_>, conditions: &Condition
         planning.file(placement)?;
     }
     let mut plan = planning.plan;
-    // Looked at after all databases: opening one drops this process's locks on it.
-    for placement in &placements.files {
-        plan.claims.extend(claim(target, placement, &plan, conditions)?);
+    // Claimed after all databases were looked at: opening one drops this process's locks on it.
+    if !conditions.force {
+        plan.claims = claims(target, &plan)?;
     }
     plan.directories(target, placements, conditions)?;
     Ok(plan)
@@ -249,19 +249,17 @@ fn is_database(placement: &Placement<'_>, place: Option<&Place>) -> bool {
     placement.is_database || place.is_some_and(|place| place.starts_with(MAGIC))
 }
 
-/// Keeps other processes out of a database whose file is replaced.
-fn claim(
-    target: &Target,
-    placement: &Placement<'_>,
-    plan: &Plan,
-    conditions: &Conditions<'_>,
-) -> Result<Option<Claim>> {
-    let is_moved = plan.intent.moves.iter().any(|change| change.from == placement.to);
-    let is_database = || plan.touched.iter().any(|touched| touched.path == placement.to && touched.database);
-    if conditions.force || !is_moved || !is_database() {
-        return Ok(None);
-    }
-    let place = target.existing(&placement.to)?;
+/// Keeps other processes out of the databases whose files are replaced or taken away.
+fn claims(target: &Target, plan: &Plan) -> Result<Vec<Claim>> {
+    let swapped: HashSet<&str> = plan.intent.swaps.iter().map(|swapped| swapped.live.as_str()).collect();
+    let is_moved =
+        |touched: &&Touched| touched.database && touched.kept.is_some() && !swapped.contains(touched.path.as_str());
+    let moved = plan.touched.iter().filter(is_moved);
+    moved.filter_map(|touched| claim(target, &touched.path).transpose()).collect()
+}
+
+fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
+    let place = target.existing(database)?;
     if place.occupant()? != Some(Occupant::File) {
         return Ok(None);
     }
