@@ -32,9 +32,12 @@ export interface BackupConfig {
    * It may not lie inside `.kg/`, except as `.kg/backups`. Default: `.kg/backups` of the project.
    */
   backupDir: string;
-  /** Compress with gzip (`.tar.gz`); otherwise archives are plain (`.tar`). Default: true. */
-  compression: boolean;
-  /** 1 (fast) to 9 (small), as gzip means them. Default: 6. */
+  /**
+   * `true` and `'gzip'` write `.tar.gz`, which every system opens; `'zstd'` writes `.tar.zst`, faster and smaller, for systems that
+   * have zstd; `false` writes a plain `.tar`. Default: true.
+   */
+  compression: boolean | 'gzip' | 'zstd';
+  /** 1 (fast) to 9 (small), as gzip and zstd mean them. Default: 6 for gzip, 3 for zstd. */
   compressionLevel: number;
   /**
    * After each backup, remove those that are older than this whole number of days, from 1. The newest backup whose source
@@ -255,6 +258,11 @@ export interface Backup {
 
 /** The result of {@link BackupManager.createBackup}. */
 export interface CreatedBackup extends Backup {
+  /**
+   * Bytes of the archive that were taken over from an earlier one of the store, because what they hold did not change. The archive is
+   * none the less whole by itself. 0 where there was none of the same compression.
+   */
+  reusedBytes: number;
   /** What the success of this backup removed; absent where no limit is set. */
   retention?: PruneResult;
 }

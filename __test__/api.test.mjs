@@ -23,6 +23,9 @@ test('import and require give every export by name', () => {
   for (const name of names) expect(esm[name]).toBe(cjs[name]);
 });
 
+/** A created backup as it is listed afterwards. */
+const listed = ({ reusedBytes, ...backup }) => backup;
+
 describe('createBackup', () => {
   test('resolves to the backup, which is then listed, found and the latest', async () => {
     const { manager, root, backups } = setUp();
@@ -43,9 +46,9 @@ describe('createBackup', () => {
     expect(backup.timestamp).toBeGreaterThanOrEqual(before);
     expect(backup.timestamp).toBeLessThanOrEqual(Date.now());
     const second = await manager.createBackup();
-    expect(await manager.listBackups()).toEqual([second, backup]);
-    expect(await manager.getBackup(backup.id)).toEqual(backup);
-    expect(await manager.getLatestBackup()).toEqual(second);
+    expect(await manager.listBackups()).toEqual([second, backup].map(listed));
+    expect(await manager.getBackup(backup.id)).toEqual(listed(backup));
+    expect(await manager.getLatestBackup()).toEqual(listed(second));
     expect(readdirSync(root)).toEqual(['.kg']);
   });
 
@@ -140,7 +143,7 @@ describe('the other calls', () => {
     const first = await manager.createBackup();
     const second = await manager.createBackup();
     await manager.deleteBackup(second.id);
-    expect(await manager.listBackups()).toEqual([first]);
+    expect(await manager.listBackups()).toEqual([listed(first)]);
     await manager.deleteBackup(first.id);
     expect(readdirSync(backups)).toEqual(['.kg-store.lock']);
     await expect(manager.deleteBackup(first.id)).rejects.toMatchObject({ code: 'KG_BACKUP_NOT_FOUND' });

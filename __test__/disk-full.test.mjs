@@ -21,7 +21,7 @@ test('a backup that does not fit leaves the earlier ones and gives its space bac
   const said = onSmallDisk(
     root,
     `made=0
-     while kg diag backup --quiet --no-compression --output "$disk/b" 2> "$disk/said"; do made=$((made + 1)); before=$(used); done
+     while kg diag backup --quiet --compression none --output "$disk/b" 2> "$disk/said"; do made=$((made + 1)); before=$(used); done
      echo "made $made"
      grep -o KG_NO_SPACE "$disk/said"
      test "$(used)" -le "$((before + 8))" && echo 'space given back'

@@ -43,7 +43,7 @@ test(`a backup, killed ${KILLS} times`, async () => {
   const before = digest(first.path);
   let interrupted = 0;
   for (let n = 0; n < KILLS; n += 1) {
-    const args = ['diag', 'backup', '--output', backups, '--quiet', ...(n % 3 ? [] : ['--no-compression'])];
+    const args = ['diag', 'backup', '--output', backups, '--quiet', ...(n % 3 ? [] : ['--compression', 'none'])];
     if (await killed(args, { cwd: root, afterMs: (n / KILLS) * 60 })) interrupted += 1;
     const listed = await manager.listBackups();
     expect(listed.map(({ id }) => id)).toContain(first.id);

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -13,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     archive::{
-        gzip::Compression,
+        block::Compression,
         manifest::{BackupType, Contents, FORMAT_VERSION, Manifest, Stats, Tool},
         write::{ArchiveWriter, Totals, checksums},
     },
@@ -36,8 +37,6 @@ use crate::{
 
 /// Of `lockTimeout`.
 pub const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
-/// gzip's own.
-pub const DEFAULT_LEVEL: u8 = 6;
 
 /// What to save, and how.
 #[derive(Debug, Clone)]
@@ -72,7 +71,7 @@ impl Default for BackupOptions {
             include_vectors: true,
             include_plugin_data: true,
             exclude_patterns: Vec::new(),
-            compression: Compression::Gzip(DEFAULT_LEVEL),
+            compression: Compression::GZIP,
             check_source: true,
             lock_timeout: DEFAULT_LOCK_TIMEOUT,
             retention: Policy::default(),
@@ -87,6 +86,9 @@ impl Default for BackupOptions {
 pub struct Created {
     #[serde(flatten)]
     pub backup: Backup,
+    /// How much of the archive was taken over from an earlier one.
+    #[serde(rename = "reusedBytes")]
+    pub reused_bytes: u64,
     /// Absent where no limit is set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention: Option<PruneResult>,
@@ -111,7 +113,7 @@ pub fn create_backup(
     let mut warnings: Vec<Warning> = recovered.into_iter().chain(store_warnings).collect();
     let base = choose_base(store, &project, &mut options, &mut warnings, task)?;
     let run = Run { project: &project, store, lock: &lock, launch, task };
-    let mut backup = match run.save(&options, base.as_ref()) {
+    let (mut backup, reused_bytes) = match run.save(&options, base.as_ref()) {
         // Nobody chose that base: a full backup is what helps now.
         Err(error) if base.is_some() && options.based_on.is_none() && is_of_base(&error) => {
             let message = format!("A full backup was made, for nothing can rest on the newest one: {}", error.message);
@@ -124,7 +126,7 @@ pub fn create_backup(
     backup.warnings.extend(warnings);
     let retention =
         if options.retention.keeps_everything() { None } else { prune_after(store, &lock, &options, &mut backup) };
-    Ok(Created { backup, retention })
+    Ok(Created { backup, reused_bytes, retention })
 }
 
 /// Where one backup is made, and with what.
@@ -137,13 +139,17 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn save(&self, options: &BackupOptions, base: Option<&Chosen>) -> Result<Backup> {
+    fn save(&self, options: &BackupOptions, base: Option<&Chosen>) -> Result<(Backup, u64)> {
         let Run { project, store, lock, launch, task } = *self;
         let at = Timestamp::now();
         let new = store.begin(lock, at, options.compression)?;
-        let mut archive = ArchiveWriter::new(new.sink()?, options.compression)?;
-        let base_file = base.map(|base| base.prepare(project, new.scratch(), task)).transpose()?;
-        let request = save_request(project.root().to_path_buf(), new.scratch(), base_file, options);
+        let earlier = base::earlier(store, project, options.kind, options.compression, &task.cancel)?;
+        let mut archive = ArchiveWriter::new(new.sink()?, options.compression, earlier.map(Arc::new))?;
+        let known = match base {
+            Some(base) => Some(base.prepare(project, new.scratch(), task)?),
+            None => base::prepare_known(store, project, new.scratch())?,
+        };
+        let request = save_request(project.root().to_path_buf(), new.scratch(), known, options);
         let mut reader = Reader::save(launch, request, &task.cancel)?;
         // Reading the chain to its end takes as long as reading the project: the one beside the other.
         let (saved, whole) = thread::scope(|threads| {
@@ -174,7 +180,7 @@ impl Run<'_> {
         if let Some(hashes) = hashes {
             base::remember(project, &backup, &hashes);
         }
-        Ok(backup)
+        Ok((backup, written.reused_bytes))
     }
 }
 
@@ -244,7 +250,7 @@ fn prune_after(store: &Store, lock: &StoreLock, options: &BackupOptions, backup:
     }
 }
 
-fn save_request(root: PathBuf, scratch: &Path, base: Option<PathBuf>, options: &BackupOptions) -> SaveRequest {
+fn save_request(root: PathBuf, scratch: &Path, known: Option<PathBuf>, options: &BackupOptions) -> SaveRequest {
     let selection = Selection {
         scope: match options.kind {
             BackupType::Full | BackupType::Incremental => Scope::Full,
@@ -259,7 +265,7 @@ fn save_request(root: PathBuf, scratch: &Path, base: Option<PathBuf>, options: &
         selection,
         check_source: options.check_source,
         scratch: scratch.to_path_buf(),
-        base,
+        known,
         lock_timeout_ms: options.lock_timeout.as_millis() as u64,
     }
 }
@@ -375,6 +381,7 @@ fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, sa
         based_on: None,
         based_on_checksum: None,
         deleted: Vec::new(),
+        compression: options.compression.name(),
         project: None,
         tool: Tool::this(),
         archive: None,

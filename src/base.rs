@@ -1,4 +1,5 @@
-//! What an incremental backup rests on: which backup, whether it can be one, and what is known of its pages.
+//! What a backup takes from earlier ones: which one an incremental backup rests on, whether it can be one, what is known of its
+//! pages; and which archive a full one takes unchanged blocks from.
 //!
 //! The hashes of the newest backup's pages are kept in `.kg/cache/backup-pages/`. They only save time: where they are missing,
 //! damaged or of another archive, the chain itself is read.
@@ -12,7 +13,9 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     archive::{
-        manifest::{DIGEST_PREFIX, Manifest, hex},
+        block::Compression,
+        earlier::Earlier,
+        manifest::{BackupType, DIGEST_PREFIX, Manifest, hex},
         seal::SealedFile,
     },
     chain, durable,
@@ -21,7 +24,7 @@ use crate::{
     reader::{apply::journal::give_to_owner, base::Base},
     sqlite::{check::IntegrityStatus, pages::PageFile},
     store::{Backup, Store, is_id, manifest_beside},
-    task::Task,
+    task::{Cancel, Task},
 };
 
 const CACHE: &str = "cache/backup-pages";
@@ -106,14 +109,11 @@ impl Chosen {
 
     /// Writes what the reader compares with into `scratch`; the file for its request.
     pub fn prepare(&self, project: &Project, scratch: &Path, task: &Task) -> Result<PathBuf> {
-        let hashes = match self.cached(project) {
+        let hashes = match cached(project, &self.backup) {
             Some(hashes) => hashes,
             None => self.read_hashes(task)?,
         };
-        let (base, page_hashes) = (scratch.join(BASE_FILE), scratch.join(BASE_HASHES_FILE));
-        fs::write(&page_hashes, hashes.encode()).map_err(|cause| Error::io("write", &page_hashes, cause))?;
-        Base::new(&self.manifest, BASE_HASHES_FILE.to_string()).write(&base)?;
-        Ok(base)
+        write(&self.manifest, &hashes, true, scratch)
     }
 
     /// Paths of this backup that are not among those of `newer`.
@@ -121,11 +121,6 @@ impl Chosen {
         let kept: std::collections::HashSet<&str> = newer.files.iter().map(|record| record.path.as_str()).collect();
         let paths = self.manifest.files.iter().map(|record| record.path.as_str());
         paths.filter(|path| !kept.contains(path)).map(str::to_string).collect()
-    }
-
-    fn cached(&self, project: &Project) -> Option<PageFile> {
-        let bytes = fs::read(cache_file(project, &self.backup.id)).ok()?;
-        PageFile::decode(&bytes).filter(|hashes| hashes.archive == self.backup.checksum)
     }
 
     fn read_hashes(&self, task: &Task) -> Result<PageFile> {
@@ -138,6 +133,61 @@ impl Chosen {
             Error::new(Code::BaseUnusable, message, "Make a full backup")
         })
     }
+}
+
+/// Writes what is known of the newest backup's databases into `scratch`, for a backup that leaves nothing out: one that has the
+/// very pages that were found sound is not checked again. The file for the reader's request; `None` where nothing is known.
+pub fn prepare_known(store: &Store, project: &Project, scratch: &Path) -> Result<Option<PathBuf>> {
+    let own = project_id(project);
+    for backup in store.list()? {
+        if let Some(hashes) = cached(project, &backup) {
+            let manifest = manifest_of(&backup).filter(|manifest| manifest.project.as_ref() == Some(&own));
+            return manifest.map(|manifest| write(&manifest, &hashes, false, scratch)).transpose();
+        }
+    }
+    Ok(None)
+}
+
+/// The newest archive that can hold the same blocks as a backup of that kind and compression.
+pub fn earlier(
+    store: &Store,
+    project: &Project,
+    kind: BackupType,
+    compression: Compression,
+    cancel: &Cancel,
+) -> Result<Option<Earlier>> {
+    let Some(name) = compression.name() else { return Ok(None) };
+    let own = project_id(project);
+    for backup in store.list()? {
+        let holds_all = backup.kind == BackupType::Full || backup.kind == kind;
+        if kind == BackupType::Incremental || backup.kind == BackupType::Incremental || !holds_all {
+            continue;
+        }
+        let is_alike = |manifest: &Manifest| {
+            manifest.project.as_ref() == Some(&own) && manifest.compression.as_ref() == Some(&name)
+        };
+        if let Some(archive) = manifest_of(&backup).filter(is_alike).and_then(|manifest| manifest.archive) {
+            return Ok(Some(Earlier::new(backup.path, archive.sha256, cancel.clone())));
+        }
+    }
+    Ok(None)
+}
+
+fn manifest_of(backup: &Backup) -> Option<Manifest> {
+    manifest_beside(&backup.path).and_then(|json| Manifest::parse(&json, &backup.id).ok())
+}
+
+fn write(manifest: &Manifest, hashes: &PageFile, leave_out: bool, scratch: &Path) -> Result<PathBuf> {
+    let (base, page_hashes) = (scratch.join(BASE_FILE), scratch.join(BASE_HASHES_FILE));
+    fs::write(&page_hashes, hashes.encode()).map_err(|cause| Error::io("write", &page_hashes, cause))?;
+    Base::new(manifest, BASE_HASHES_FILE.to_string(), leave_out).write(&base)?;
+    Ok(base)
+}
+
+/// The hashes of the pages of `backup`, where they were kept.
+fn cached(project: &Project, backup: &Backup) -> Option<PageFile> {
+    let bytes = fs::read(cache_file(project, &backup.id)).ok()?;
+    PageFile::decode(&bytes).filter(|hashes| hashes.archive == backup.checksum)
 }
 
 /// Keeps the hashes that a reader left for the next incremental backup, in the place of older ones.

@@ -87,7 +87,7 @@ fn saved(size: usize, when: When, change: impl Fn(&Path)) -> (Option<(u64, usize
         },
         check_source: true,
         scratch: scratch.path().to_path_buf(),
-        base: None,
+        known: None,
         lock_timeout_ms: 1000,
     };
     let mut receiver = Receiver { change: Some(|| change(&file)), when, entries: Vec::new() };

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use kg_backup::{
     archive::{
-        gzip::Compression,
+        block::Compression,
         read::{Discard, read_archive},
     },
     backup::{BackupOptions, create_backup},
@@ -61,6 +61,11 @@ fn assert_every_byte_matters(compression: Compression) {
 #[test]
 fn of_a_compressed_archive() {
     assert_every_byte_matters(Compression::Gzip(6));
+}
+
+#[test]
+fn of_an_archive_of_zstd() {
+    assert_every_byte_matters(Compression::Zstd(3));
 }
 
 #[test]

@@ -9,10 +9,7 @@ use std::{
 };
 
 use kg_backup::{
-    archive::{
-        gzip::{BLOCK_BYTES, Compression},
-        manifest::BackupType,
-    },
+    archive::{block::Compression, manifest::BackupType},
     backup::{BackupOptions, create_backup},
     project::names,
     reader::client::Launch,
@@ -35,7 +32,8 @@ fn name() -> impl Strategy<Value = OsString> {
 
 /// Contents around the sizes where something changes: empty, a tar block, a compressed block.
 fn content() -> impl Strategy<Value = Vec<u8>> {
-    let size = prop_oneof![Just(0), 1..2000_usize, Just(512), BLOCK_BYTES - 2..BLOCK_BYTES + 2];
+    let block = Compression::GZIP.block_bytes();
+    let size = prop_oneof![Just(0), 1..2000_usize, Just(512), block - 2..block + 2];
     (size, any::<u64>(), any::<bool>()).prop_map(|(size, seed, random)| {
         let mut state = seed;
         let mut next = || {
@@ -67,7 +65,11 @@ proptest! {
     fn a_restore_gives_back_every_file(
         plugins in prop::collection::btree_map(name(), content(), 0..6),
         others in prop::collection::btree_map(name(), content(), 0..4),
-        level in prop_oneof![Just(Compression::None), (1..=9_u8).prop_map(Compression::Gzip)],
+        level in prop_oneof![
+            Just(Compression::None),
+            (1..=9_u8).prop_map(Compression::Gzip),
+            (1..=9_u8).prop_map(Compression::Zstd)
+        ],
         page_size in prop_oneof![Just(512_u32), Just(4096), Just(65536)],
     ) {
         let dir = tempfile::tempdir().unwrap();
@@ -122,5 +124,16 @@ proptest! {
         let count: u64 = Connection::open(again.join(".kg/knowledge.db")).unwrap()
             .query_row("SELECT count(*) FROM nodes", [], |row| row.get(0)).unwrap();
         prop_assert_eq!(count, 2);
+
+        // A full backup takes over what the first one has, and stands alone.
+        let options = BackupOptions { kind: BackupType::Full, ..options };
+        let third = create_backup(&root, &store, &Launch::Thread, &options, &task).unwrap().backup;
+        let lock = store.lock(options.lock_timeout, &task).unwrap();
+        store.delete(&lock, &backup.id, true).unwrap();
+        drop(lock);
+        prop_assert!(check_backup(&store, &third.id, &task).unwrap().valid);
+        let alone = dir.path().join("alone");
+        restore(&store, &third.id, &Launch::Thread, &RestoreOptions::new(alone.clone()), &task).unwrap();
+        prop_assert_eq!(without_database(&alone), without_database(&root));
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, os::unix::ffi::OsStrExt};
 
 use super::{
-    gunzip::Damage,
+    decoder::Damage,
     manifest::{CHECKSUMS_ENTRY, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Stored, checksums_text, hex},
     read::{Contents, Found, MAX_PROBLEMS, Problem, ProblemCode},
     seal::FileFacts,

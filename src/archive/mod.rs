@@ -1,21 +1,23 @@
 //! The container: what a backup is as bytes.
 //!
-//! An archive is a tar of entries, then `manifest.json`, then `checksums.sha256`, as a gzip stream of independent
-//! members (or plain), closed by a seal: the digest of everything before it, where every unpacker skips it.
+//! An archive is a tar of entries, then `manifest.json`, then `checksums.sha256`, as a gzip or zstd stream of independent
+//! blocks (or plain), closed by a seal: the digest of everything before it, where every unpacker skips it.
 //! `docs/format.md` has it to the byte.
 //!
 //! ```text
-//! write   entries ─▶ tar ─▶ blocks ─▶ gzip members, all cores ─▶ in order, hashed ─▶ file      [`write`], [`gzip`]
-//! read    file ─▶ members, hashed ─▶ gunzip, all cores ─▶ in order ─▶ tar ─▶ entries, hashed   [`read`], [`gunzip`], [`unpack`]
+//! write   entries ─▶ tar ─▶ blocks, all cores ─▶ in order, hashed ─▶ file             [`write`], [`encoder`], [`block`], [`earlier`]
+//! read    file ─▶ blocks, hashed ─▶ unpacked, all cores ─▶ tar ─▶ entries, hashed     [`read`], [`decoder`], [`block`], [`unpack`]
 //! ```
 //!
 //! Nothing here knows where archives are kept or what a project is made of, beyond the names of its components.
 
+pub mod block;
 mod check;
+pub mod decoder;
 pub mod delta;
+pub mod earlier;
+pub mod encoder;
 mod entries;
-pub mod gunzip;
-pub mod gzip;
 pub mod manifest;
 pub mod pick;
 pub mod read;

@@ -20,8 +20,8 @@ use sha2::{Digest, Sha256};
 
 use super::{
     check,
+    decoder::Decoder,
     entries::{self, Entries, Head},
-    gunzip::Decoder,
     manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest, hex},
 };
 use crate::{

@@ -2,8 +2,8 @@
 //!
 //! Checksums of entries and the CRC of gzip leave bytes uncovered: fields of headers, bits that pad a deflate stream to
 //! a byte, whole members cut off at the end. With the seal a lone archive shows any change of itself. It stands where
-//! unpackers skip it: in a gzip archive as an empty member whose digest is an extra field (RFC 1952, 2.3.1.1), in a plain tar as
-//! a block after the two that end it.
+//! unpackers skip it: in a gzip archive as an empty member whose digest is an extra field (RFC 1952, 2.3.1.1), in a zstd archive
+//! as a skippable frame (RFC 8878, 3.1.2), in a plain tar as a block after the two that end it.
 
 use std::{
     fs::File,
@@ -19,18 +19,26 @@ const REST_PIECE_BYTES: usize = 256 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Container {
     Gzip,
+    Zstd,
     Plain,
 }
 
 impl Container {
     /// By the first bytes, whatever the file is called.
     pub fn of(start: &[u8]) -> Self {
-        if start.starts_with(&[0x1f, 0x8b]) { Container::Gzip } else { Container::Plain }
+        if start.starts_with(&GZIP_SEAL_START[..2]) {
+            Container::Gzip
+        } else if start.starts_with(&ZSTD_SEAL_START[..4]) {
+            Container::Zstd
+        } else {
+            Container::Plain
+        }
     }
 
     pub fn seal_bytes(self) -> usize {
         match self {
             Container::Gzip => GZIP_SEAL_START.len() + DIGEST_BYTES + GZIP_SEAL_END.len(),
+            Container::Zstd => ZSTD_SEAL_START.len() + DIGEST_BYTES,
             Container::Plain => 512,
         }
     }
@@ -39,6 +47,7 @@ impl Container {
     pub fn seal(self, digest: &[u8; DIGEST_BYTES]) -> Vec<u8> {
         match self {
             Container::Gzip => [&GZIP_SEAL_START[..], digest, &GZIP_SEAL_END].concat(),
+            Container::Zstd => [&ZSTD_SEAL_START[..], digest].concat(),
             Container::Plain => {
                 let mut block = [PLAIN_SEAL_START, digest].concat();
                 block.resize(self.seal_bytes(), 0);
@@ -52,6 +61,8 @@ impl Container {
 const GZIP_SEAL_START: [u8; 16] = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255, 36, 0, b'K', b'S', DIGEST_BYTES as u8, 0];
 /// An empty deflate stream, the CRC and the length of nothing.
 const GZIP_SEAL_END: [u8; 10] = [3, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+/// Header of a skippable frame of 40 bytes, and the first 8 of them.
+const ZSTD_SEAL_START: [u8; 16] = *b"\x50\x2a\x4d\x18\x28\0\0\0kg-seal1";
 const PLAIN_SEAL_START: &[u8] = b"kg-backup seal 1";
 
 /// Reads the content of an archive, which is all but its seal, and hashes every byte that passes.
@@ -75,7 +86,7 @@ pub struct FileFacts {
 impl SealedFile {
     pub fn new(mut file: File) -> io::Result<Self> {
         let mut start = Vec::new();
-        file.by_ref().take(2).read_to_end(&mut start)?;
+        file.by_ref().take(4).read_to_end(&mut start)?;
         file.seek(SeekFrom::Start(0))?;
         let container = Container::of(&start);
         let size_bytes = file.metadata()?.len();
@@ -132,7 +143,11 @@ mod tests {
 
     #[test]
     fn every_changed_bit_and_every_cut_or_added_byte_breaks_the_seal() {
-        for (container, content) in [(Container::Gzip, &b"\x1f\x8bmembers"[..]), (Container::Plain, b"a tar")] {
+        for (container, content) in [
+            (Container::Gzip, &b"\x1f\x8bmembers"[..]),
+            (Container::Zstd, b"\x50\x2a\x4d\x18frames"),
+            (Container::Plain, b"a tar"),
+        ] {
             let seal = container.seal(&Sha256::digest(content).into());
             assert_eq!(seal.len(), container.seal_bytes());
             let whole = [content, &seal].concat();

@@ -1,14 +1,17 @@
 //! Writes an archive: entries as they come, then what they were, then the seal.
 
 use std::{
-    io::{self, Read},
+    io::{self, Read, Write},
     os::unix::ffi::OsStrExt,
+    sync::Arc,
 };
 
 use sha2::{Digest, Sha256};
 
 use super::{
-    gzip::{BLOCK_BYTES, Compression, Encoder, Sink, Written},
+    block::Compression,
+    earlier::Earlier,
+    encoder::{Encoder, Sink, Written},
     manifest::{
         CHECKSUMS_ENTRY, DIGEST_PREFIX, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Owner, checksums_text, hex,
     },
@@ -18,6 +21,8 @@ use crate::{
     error::{Code, Error, Result},
     project::names,
 };
+
+const TAR_BLOCK_BYTES: u64 = 512;
 
 /// An archive being written. Without [`ArchiveWriter::finish`] it is none.
 pub struct ArchiveWriter {
@@ -37,8 +42,9 @@ pub struct Totals {
 }
 
 impl ArchiveWriter {
-    pub fn new(sink: Sink, compression: Compression) -> Result<Self> {
-        let tar = tar::Builder::new(Encoder::new(sink, compression)?);
+    /// Blocks that `earlier` has are taken over from there.
+    pub fn new(sink: Box<dyn Sink>, compression: Compression, earlier: Option<Arc<Earlier>>) -> Result<Self> {
+        let tar = tar::Builder::new(Encoder::new(sink, compression, earlier)?);
         Ok(ArchiveWriter { tar, files: Vec::new(), digests: Vec::new() })
     }
 
@@ -103,12 +109,11 @@ impl ArchiveWriter {
     }
 
     fn append(&mut self, record: &FileRecord, size: u64, owner: Owner, content: &mut impl Read) -> io::Result<()> {
-        if size >= BLOCK_BYTES as u64 {
-            // A large file begins a block, so that equal content makes equal blocks in every archive.
-            self.tar.get_mut().end_block()?;
-        }
         let mut header = header(size, record.mode, record.mtime.as_second(), owner);
         match record.kind {
+            EntryKind::File if size >= self.tar.get_mut().block_bytes() as u64 => {
+                self.append_large(&mut header, &record.entry, content)
+            }
             EntryKind::File => self.tar.append_data(&mut header, &record.entry, content),
             EntryKind::Directory => {
                 header.set_entry_type(tar::EntryType::Directory);
@@ -125,6 +130,18 @@ impl ArchiveWriter {
                 self.tar.append_data(&mut header, &record.entry, content)
             }
         }
+    }
+
+    /// The content of a large file begins and ends blocks of its own, so that equal content makes equal blocks in every
+    /// archive, whatever is around it.
+    fn append_large(&mut self, header: &mut tar::Header, entry: &str, content: &mut impl Read) -> io::Result<()> {
+        self.tar.append_data(header, entry, io::empty())?;
+        let encoder = self.tar.get_mut();
+        encoder.end_block()?;
+        let copied = io::copy(content, encoder)?;
+        let padding = copied.next_multiple_of(TAR_BLOCK_BYTES) - copied;
+        encoder.write_all(&[0; TAR_BLOCK_BYTES as usize][..padding as usize])?;
+        encoder.end_block()
     }
 
     /// The cause behind a failed write is the output's, behind a failed read the source's.

@@ -12,8 +12,8 @@ use super::{
     watch::Watched,
 };
 use crate::{
-    archive::{gzip::Compression, manifest::BackupType},
-    backup::{BackupOptions, Created, DEFAULT_LEVEL, create_backup},
+    archive::{block::Compression, manifest::BackupType},
+    backup::{BackupOptions, Created, create_backup},
     error::{Code, Result},
     reader::client::Launch,
     sqlite::check::IntegrityStatus,
@@ -55,12 +55,12 @@ pub struct BackupArgs {
     /// A note that is kept with the backup
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// How hard to compress: 1 (fast) to 9 (small)
-    #[arg(long, value_name = "LEVEL", default_value_t = DEFAULT_LEVEL, value_parser = clap::value_parser!(u8).range(1..=9))]
-    level: u8,
-    /// Do not compress: write a plain .tar
-    #[arg(long, conflicts_with = "level")]
-    no_compression: bool,
+    /// How to compress
+    #[arg(long, value_name = "FORMAT", default_value = "gzip")]
+    compression: Format,
+    /// How hard to compress: 1 (fast) to 9 (small) [default: 6 for gzip, 3 for zstd]
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u8).range(1..=9))]
+    level: Option<u8>,
     /// Fail where a file could not be read, changed meanwhile, or a database is damaged
     #[arg(long)]
     strict: bool,
@@ -88,6 +88,26 @@ enum Kind {
     Snapshot,
     /// What changed since another backup
     Incremental,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    /// .tar.gz, which every system reads
+    Gzip,
+    /// .tar.zst: faster and smaller, for systems with zstd
+    Zstd,
+    /// A plain .tar
+    None,
+}
+
+impl Format {
+    fn compression(self) -> Compression {
+        match self {
+            Format::Gzip => Compression::GZIP,
+            Format::Zstd => Compression::ZSTD,
+            Format::None => Compression::None,
+        }
+    }
 }
 
 pub fn run(args: &BackupArgs, output: &Output) -> Result<bool> {
@@ -122,7 +142,9 @@ impl BackupArgs {
             include_vectors: !self.no_vectors,
             include_plugin_data: !self.no_plugins,
             exclude_patterns: self.exclude.clone(),
-            compression: if self.no_compression { Compression::None } else { Compression::Gzip(self.level) },
+            compression: self
+                .level
+                .map_or(self.compression.compression(), |level| self.compression.compression().at(level)),
             check_source: !self.no_check,
             strict: self.strict,
             retention: self.keep.policy(),
@@ -142,6 +164,9 @@ fn tell(created: &Created, output: &Output) {
     output.line(format!("  holds     {}", holds(backup)));
     output.line(format!("  database  {}", integrity(backup)));
     output.line(format!("  checksum  {}", backup.checksum));
+    if created.reused_bytes > 0 {
+        output.line(format!("  unchanged {} taken over from an earlier backup", size(created.reused_bytes)));
+    }
     if let Some(retention) = &created.retention {
         let removed = retention.decisions.iter().filter(|decision| !decision.kept).count();
         let kept = retention.decisions.len() - removed;

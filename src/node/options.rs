@@ -8,8 +8,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
-    archive::{gzip::Compression, manifest::BackupType},
-    backup::{BackupOptions, DEFAULT_LEVEL, DEFAULT_LOCK_TIMEOUT},
+    archive::{block::Compression, manifest::BackupType},
+    backup::{BackupOptions, DEFAULT_LOCK_TIMEOUT},
     error::{Code, Error, Result},
     project::Component,
     reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
@@ -46,7 +46,7 @@ impl Call {
 pub struct Config {
     pub project_root: PathBuf,
     backup_dir: Option<PathBuf>,
-    compression: Option<bool>,
+    compression: Option<Value>,
     compression_level: Option<f64>,
     include_vectors: Option<bool>,
     include_plugin_data: Option<bool>,
@@ -85,7 +85,7 @@ impl Config {
                 ));
             }
         }
-        compression(self.compression, self.compression_level)?;
+        compression(self.compression.as_ref(), self.compression_level)?;
         whole("lockTimeout", self.lock_timeout, 0, "a number of milliseconds")?;
         whole("retentionDays", self.retention_days, 1, "a number of days")?;
         whole("maxBackups", self.max_backups, 1, "a number of backups")?;
@@ -170,7 +170,7 @@ pub struct CreateOptions {
     include_vectors: Option<bool>,
     include_plugin_data: Option<bool>,
     exclude_patterns: Option<Vec<String>>,
-    compression: Option<bool>,
+    compression: Option<Value>,
     compression_level: Option<f64>,
     check_source: Option<bool>,
     strict: Option<bool>,
@@ -187,7 +187,7 @@ impl CreateOptions {
             include_vectors: self.include_vectors.or(config.include_vectors).unwrap_or(true),
             include_plugin_data: self.include_plugin_data.or(config.include_plugin_data).unwrap_or(true),
             exclude_patterns: self.exclude_patterns.or_else(|| config.exclude_patterns.clone()).unwrap_or_default(),
-            compression: compression(self.compression.or(config.compression), level)?,
+            compression: compression(self.compression.as_ref().or(config.compression.as_ref()), level)?,
             check_source: self.check_source.or(config.check_source).unwrap_or(true),
             lock_timeout: config.lock_timeout(),
             retention: config.retention(),
@@ -301,18 +301,27 @@ fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
 }
 
 /// `compression` and `compressionLevel` together.
-pub fn compression(compress: Option<bool>, level: Option<f64>) -> Result<Compression> {
-    let level = match level {
-        None => DEFAULT_LEVEL,
-        Some(level) if level.fract() == 0.0 && (1.0..=9.0).contains(&level) => level as u8,
-        Some(level) => {
+fn compression(kind: Option<&Value>, level: Option<f64>) -> Result<Compression> {
+    let kind = match kind.unwrap_or(&Value::Bool(true)) {
+        Value::Bool(true) => Compression::GZIP,
+        Value::Bool(false) => Compression::None,
+        Value::String(name) if name == "gzip" => Compression::GZIP,
+        Value::String(name) if name == "zstd" => Compression::ZSTD,
+        other => {
             return Err(Error::invalid(
-                format!("`compressionLevel` is {level}, not a whole number from 1 to 9"),
-                "Use 1 for speed, 9 for size, or leave it out for 6",
+                format!("`compression` is {other}, none of true, false, \"gzip\" and \"zstd\""),
+                "Leave it out for gzip",
             ));
         }
     };
-    Ok(if compress.unwrap_or(true) { Compression::Gzip(level) } else { Compression::None })
+    match level {
+        None => Ok(kind),
+        Some(level) if level.fract() == 0.0 && (1.0..=9.0).contains(&level) => Ok(kind.at(level as u8)),
+        Some(level) => Err(Error::invalid(
+            format!("`compressionLevel` is {level}, not a whole number from 1 to 9"),
+            "Use 1 for speed, 9 for size, or leave it out",
+        )),
+    }
 }
 
 fn whole(name: &str, value: Option<f64>, least: u32, what: &str) -> Result<()> {

@@ -1,4 +1,4 @@
-//! What an incremental backup compares with: the files of the backup that it rests on.
+//! What a backup compares with: the files of the one that it rests on, or for a full one, of the newest.
 //!
 //! The client writes it to a file, for it can be longer than a frame; the reader reads it.
 
@@ -22,11 +22,13 @@ pub struct Base {
     page_hashes: String,
     /// Its databases were checked, and nothing was wrong.
     is_sound: bool,
+    /// What is as it was there is left out: the backup is incremental.
+    leave_out: bool,
 }
 
 impl Base {
     /// The files that `manifest` describes, each with the digest of its content.
-    pub fn new(manifest: &Manifest, page_hashes: String) -> Self {
+    pub fn new(manifest: &Manifest, page_hashes: String, leave_out: bool) -> Self {
         let described = |record: &FileRecord| FileRecord {
             sha256: manifest.content_digest(record).map(str::to_string),
             stored: Stored::Whole,
@@ -34,7 +36,7 @@ impl Base {
             ..record.clone()
         };
         let is_sound = manifest.integrity.status == IntegrityStatus::Ok;
-        Base { files: manifest.files.iter().map(described).collect(), page_hashes, is_sound }
+        Base { files: manifest.files.iter().map(described).collect(), page_hashes, is_sound, leave_out }
     }
 
     pub fn write(&self, path: &Path) -> Result<()> {
@@ -49,6 +51,7 @@ pub struct Known {
     files: HashMap<String, FileRecord>,
     databases: PageFile,
     is_sound: bool,
+    leave_out: bool,
 }
 
 impl Known {
@@ -60,7 +63,12 @@ impl Known {
         let bytes = fs::read(&hashes).map_err(|cause| Error::io("read", &hashes, cause))?;
         let databases = PageFile::decode(&bytes).ok_or_else(wrong)?;
         let files = base.files.into_iter().map(|record| (record.path.clone(), record)).collect();
-        Ok(Known { files, databases, is_sound: base.is_sound })
+        Ok(Known { files, databases, is_sound: base.is_sound, leave_out: base.leave_out })
+    }
+
+    /// Whether the backup leaves out what is as it was there.
+    pub fn leaves_out(&self) -> bool {
+        self.leave_out
     }
 
     /// Whether its databases were checked, and nothing was wrong.

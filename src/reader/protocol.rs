@@ -58,8 +58,8 @@ pub struct SaveRequest {
     /// A directory with room for a copy of a database that is not in WAL mode. The hashes of all pages are left in its
     /// `PAGE_HASHES_FILE`.
     pub scratch: PathBuf,
-    /// What the backup is that an incremental one rests on: a file of a [`super::base::Base`].
-    pub base: Option<PathBuf>,
+    /// What an earlier backup holds: a file of a [`super::base::Base`].
+    pub known: Option<PathBuf>,
     pub lock_timeout_ms: u64,
 }
 

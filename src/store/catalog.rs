@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What an archive may be called elsewhere; in a store it is one of `names::ENDINGS`.
-const ARCHIVE_ENDINGS: [&str; 3] = [".tar.gz", ".tgz", ".tar"];
+const ARCHIVE_ENDINGS: [&str; 4] = [".tar.gz", ".tgz", ".tar.zst", ".tar"];
 
 impl Store {
     /// All backups, newest first. One is listed while its manifest and its archive, of the size that the manifest gives,

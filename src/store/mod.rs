@@ -15,6 +15,7 @@
 mod catalog;
 mod lock;
 mod names;
+mod sink;
 mod write;
 
 use std::{

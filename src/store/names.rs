@@ -2,7 +2,7 @@
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use crate::archive::gzip::Compression;
+use crate::archive::block::Compression;
 
 pub const MANIFEST_SUFFIX: &str = ".manifest.json";
 pub const LOCK_FILE: &str = ".kg-store.lock";
@@ -12,7 +12,7 @@ pub const LATEST: &str = "latest";
 const ARCHIVE_PREFIX: &str = "kg-backup-";
 const ID_PREFIX: &str = "backup-";
 /// Of archives, most usual first.
-pub const ENDINGS: [&str; 2] = [".tar.gz", ".tar"];
+pub const ENDINGS: [&str; 3] = [".tar.gz", ".tar.zst", ".tar"];
 
 /// `20240115-020000`, in UTC; the `number`th of that second gets a suffix from the second on.
 pub fn stamp(at: Timestamp, number: u32) -> String {
@@ -27,7 +27,8 @@ pub fn id(stamp: &str) -> String {
 pub fn archive(stamp: &str, compression: Compression) -> String {
     let ending = match compression {
         Compression::Gzip(_) => ENDINGS[0],
-        Compression::None => ENDINGS[1],
+        Compression::Zstd(_) => ENDINGS[1],
+        Compression::None => ENDINGS[2],
     };
     format!("{ARCHIVE_PREFIX}{stamp}{ending}")
 }

@@ -13,10 +13,12 @@ use super::{
     Backup, Store, StoreLock,
     catalog::manifest_path,
     names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
+    sink::ArchiveFile,
 };
 use crate::{
     archive::{
-        gzip::{Compression, Sink, Written},
+        block::Compression,
+        encoder::{Sink, Written},
         manifest::{ArchiveRecord, Manifest, hex},
         read::{Discard, read_archive},
     },
@@ -166,9 +168,9 @@ impl Store {
 
 impl NewBackup<'_> {
     /// Where the archive's bytes go.
-    pub fn sink(&self) -> Result<Sink> {
+    pub fn sink(&self) -> Result<Box<dyn Sink>> {
         let file = self.file.as_file().try_clone().map_err(|cause| Error::io("write", &self.archive, cause))?;
-        Ok(Box::new(file))
+        Ok(Box::new(ArchiveFile::new(file)))
     }
 
     /// A directory for copies of databases, on the disk that holds the archives; removed with this.

@@ -27,8 +27,8 @@ use crate::{
 /// What is known of a database's soundness once its pages were read.
 #[derive(PartialEq)]
 enum Fate {
-    /// It has the very pages of the base, which were found sound.
-    AsInSoundBase,
+    /// It has the very pages that it had in an earlier backup, which were found sound.
+    AsFoundSound,
     Unknown,
 }
 
@@ -36,7 +36,7 @@ impl Saving<'_> {
     pub(super) fn snapshot(&mut self, source: &Source, mut snapshot: Snapshot) -> Result<()> {
         let checked = if self.looks_unchanged(source, &snapshot) {
             // Then it has the very pages that were found sound, and is not checked again.
-            if self.pages(source, &snapshot)? == Fate::AsInSoundBase {
+            if self.pages(source, &snapshot)? == Fate::AsFoundSound {
                 return Ok(());
             }
             None
@@ -65,21 +65,21 @@ impl Saving<'_> {
         Ok(())
     }
 
-    /// Whether the files of the database look as they did when a base was made that was found sound. This only decides what
+    /// Whether the files of the database look as they did at an earlier backup that was found sound. This only decides what
     /// is done beside what: its pages are compared.
     fn looks_unchanged(&self, source: &Source, snapshot: &Snapshot) -> bool {
         let now = record(source, snapshot.metadata(), snapshot.size_bytes());
         let wal = std::fs::metadata(companion(&source.absolute, COMPANIONS[0])).map_or(0, |wal| wal.len());
-        wal == 0 && self.base.is_some_and(|base| base.is_sound() && base.looks_like(&now))
+        wal == 0 && self.known.is_some_and(|known| known.is_sound() && known.looks_like(&now))
     }
 
     fn pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<Fate> {
-        let base = self.base.filter(|base| base.is_sound()).and_then(|base| base.pages(&source.path));
+        let sound = self.known.filter(|known| known.is_sound()).and_then(|known| known.pages(&source.path));
         let hashes = match self.base.and_then(|base| base.pages(&source.path)) {
             Some(base) => self.changed_pages(source, snapshot, base)?,
             None => self.all_pages(source, snapshot)?,
         };
-        let fate = if base == Some(&hashes) { Fate::AsInSoundBase } else { Fate::Unknown };
+        let fate = if sound == Some(&hashes) { Fate::AsFoundSound } else { Fate::Unknown };
         self.hashes.databases.insert(source.path.clone(), hashes);
         if source.component == Component::Database {
             self.saved.node_count = snapshot.count_rows("nodes");

@@ -39,7 +39,7 @@ use crate::{
 };
 
 pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -> Result<Saved> {
-    let base = request.base.as_deref().map(Known::read).transpose()?;
+    let known = request.known.as_deref().map(Known::read).transpose()?;
     let project = Project::open(&request.root)?;
     let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
     let _no_restore = lock_against_restores(&project.state_dir(), lock_timeout, cancel)?;
@@ -65,7 +65,8 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
         answers,
         cancel,
         check_source: request.check_source,
-        base: base.as_ref(),
+        known: known.as_ref(),
+        base: known.as_ref().filter(|known| known.leaves_out()),
         hashes: PageFile::default(),
         saved: Saved {
             integrity: Integrity { status: IntegrityStatus::Ok, messages: Vec::new() },
@@ -124,7 +125,9 @@ struct Saving<'a> {
     answers: &'a mut dyn Answers,
     cancel: &'a Cancel,
     check_source: bool,
-    /// Of an incremental backup.
+    /// An earlier backup.
+    known: Option<&'a Known>,
+    /// The same, of an incremental backup.
     base: Option<&'a Known>,
     /// Of all databases so far.
     hashes: PageFile,

@@ -1,7 +1,7 @@
 //! The reading half of the container: an archive's bytes go in, its tar comes out.
 //!
-//! A thread reads the file member by member and hashes it, all cores decompress, and the caller reads the result in
-//! order. A member that is damaged is noted and comes as zeros, so that a check can say what else is whole; whoever
+//! A thread reads the file block by block and hashes it, all cores decompress, and the caller reads the result in
+//! order. A block that is damaged is noted and comes as zeros, so that a check can say what else is whole; whoever
 //! wants only whole archives asks [`Decoder::damages`] before trusting a byte.
 
 use std::{
@@ -15,10 +15,8 @@ use std::{
     time::Duration,
 };
 
-use libdeflater::{Decompressor, crc32};
-
 use super::{
-    gzip::{MEMBER_HEADER_BYTES, MEMBER_TRAILER_BYTES, member_size},
+    block::{BadBlock, HEAD_BYTES, Head, Unpacker},
     seal::{Container, FileFacts, SealedFile},
 };
 use crate::{
@@ -27,8 +25,6 @@ use crate::{
     task::Cancel,
 };
 
-/// No member of this crate holds more; bounds what a forged one can make us allocate.
-const MAX_BLOCK_BYTES: u32 = 16 * 1024 * 1024;
 /// Pieces in which a plain archive is read.
 const PLAIN_PIECE_BYTES: usize = 256 * 1024;
 /// How often the end of a file whose content is not wanted is asked for.
@@ -65,14 +61,8 @@ struct Block {
     content: Result<Vec<u8>, BadBlock>,
 }
 
-struct BadBlock {
-    what: &'static str,
-    /// 0 where even that is unknown.
-    tar_bytes: u32,
-}
-
 enum Piece {
-    Member(Vec<u8>),
+    Packed { block: Vec<u8>, head: Head, container: Container },
     Plain(Vec<u8>),
     Unreadable { archive_bytes: u64, what: &'static str },
 }
@@ -81,8 +71,8 @@ impl Decoder {
     pub fn new(file: File) -> io::Result<Self> {
         let file = SealedFile::new(file)?;
         let started = parallel::ordered(cores(), || {
-            let mut decompressor = Decompressor::new();
-            move |piece| decode(piece, &mut decompressor)
+            let mut unpacker = Unpacker::default();
+            move |piece| decode(piece, &mut unpacker)
         });
         let (submit, blocks) = started.map_err(io::Error::other)?;
         let stop = Cancel::default();
@@ -176,8 +166,8 @@ impl Drop for Decoder {
 fn read_pieces(mut file: SealedFile, pieces: &Submit<Piece, Block>, stop: &Cancel) -> io::Result<FileFacts> {
     loop {
         let piece = match file.container() {
-            Container::Gzip => next_member(&mut file)?,
             Container::Plain => next_plain(&mut file)?,
+            Container::Gzip | Container::Zstd => next_block(&mut file)?,
         };
         let Some(piece) = piece else { break };
         let is_last = matches!(piece, Piece::Unreadable { .. });
@@ -195,30 +185,28 @@ fn next_plain(file: &mut SealedFile) -> io::Result<Option<Piece>> {
     Ok((!piece.is_empty()).then_some(Piece::Plain(piece)))
 }
 
-fn next_member(file: &mut SealedFile) -> io::Result<Option<Piece>> {
-    let mut member = Vec::new();
-    append(&mut member, file, MEMBER_HEADER_BYTES)?;
-    if member.is_empty() {
+fn next_block(file: &mut SealedFile) -> io::Result<Option<Piece>> {
+    let container = file.container();
+    let mut block = Vec::new();
+    append(&mut block, file, HEAD_BYTES)?;
+    if block.is_empty() {
         return Ok(None);
     }
     let unreadable = |what, read: usize| Ok(Some(Piece::Unreadable { archive_bytes: read as u64, what }));
-    let Some(size) = member.as_slice().try_into().ok().and_then(member_size) else {
-        return unreadable("a block does not begin as blocks of this tool do", member.len());
+    let head = match Head::parse(&block, container) {
+        Ok(Some(head)) => head,
+        Ok(None) => return unreadable("a block does not begin as blocks of this tool do", block.len()),
+        Err(what) => return unreadable(what, block.len()),
     };
-    let least = (MEMBER_HEADER_BYTES + MEMBER_TRAILER_BYTES) as u32;
-    // libdeflate grows data that cannot be compressed by far less than an eighth.
-    if size < least || size > MAX_BLOCK_BYTES + MAX_BLOCK_BYTES / 8 {
-        return unreadable("a block has an impossible size", member.len());
+    append(&mut block, file, head.size - HEAD_BYTES)?;
+    if block.len() < head.size {
+        return unreadable("the archive ends within a block", block.len());
     }
-    append(&mut member, file, size as usize - MEMBER_HEADER_BYTES)?;
-    if member.len() < size as usize {
-        return unreadable("the archive ends within a block", member.len());
-    }
-    Ok(Some(Piece::Member(member)))
+    Ok(Some(Piece::Packed { block, head, container }))
 }
 
 /// Reads `count` more bytes, or as many as there are.
-fn append(bytes: &mut Vec<u8>, file: &mut SealedFile, count: usize) -> io::Result<()> {
+pub(super) fn append(bytes: &mut Vec<u8>, file: &mut SealedFile, count: usize) -> io::Result<()> {
     let mut filled = bytes.len();
     bytes.resize(filled + count, 0);
     while filled < bytes.len() {
@@ -233,28 +221,14 @@ fn append(bytes: &mut Vec<u8>, file: &mut SealedFile, count: usize) -> io::Resul
     Ok(())
 }
 
-fn decode(piece: Piece, decompressor: &mut Decompressor) -> Block {
+fn decode(piece: Piece, unpacker: &mut Unpacker) -> Block {
     match piece {
         Piece::Plain(bytes) => Block { archive_bytes: bytes.len() as u64, content: Ok(bytes) },
         Piece::Unreadable { archive_bytes, what } => {
             Block { archive_bytes, content: Err(BadBlock { what, tar_bytes: 0 }) }
         }
-        Piece::Member(member) => Block { archive_bytes: member.len() as u64, content: inflate(&member, decompressor) },
-    }
-}
-
-/// `member` is at least a header and a trailer long.
-fn inflate(member: &[u8], decompressor: &mut Decompressor) -> Result<Vec<u8>, BadBlock> {
-    let (rest, trailer) = member.split_at(member.len() - MEMBER_TRAILER_BYTES);
-    let deflated = &rest[MEMBER_HEADER_BYTES..];
-    let field = |at: usize| u32::from_le_bytes([trailer[at], trailer[at + 1], trailer[at + 2], trailer[at + 3]]);
-    let (crc, tar_bytes) = (field(0), field(4));
-    if tar_bytes > MAX_BLOCK_BYTES {
-        return Err(BadBlock { what: "a block claims an impossible length", tar_bytes: 0 });
-    }
-    let mut content = vec![0; tar_bytes as usize];
-    match decompressor.deflate_decompress(deflated, &mut content) {
-        Ok(length) if length == content.len() && crc32(&content) == crc => Ok(content),
-        _ => Err(BadBlock { what: "a block is damaged", tar_bytes }),
+        Piece::Packed { block, head, container } => {
+            Block { archive_bytes: block.len() as u64, content: unpacker.unpack(&block, head, container) }
+        }
     }
 }

@@ -1,0 +1,123 @@
+// Full backups that take over what did not change from an earlier archive, and archives of zstd.
+
+import { execFileSync } from 'node:child_process';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+
+import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import Database from 'better-sqlite3';
+import { expect, test } from 'vitest';
+
+import { makeProject, temporaryDirectory } from './support/project.mjs';
+
+/** A project whose database has some megabytes, in a store of its own. */
+function large() {
+  const { root: projectRoot, database, backups: backupDir } = makeProject();
+  const db = new Database(database);
+  db.exec('CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)');
+  const add = db.prepare('INSERT INTO notes (text) VALUES (?)');
+  db.transaction(() => {
+    for (let n = 0; n < 4000; n += 1) add.run(Array.from({ length: 60 }, (_, k) => `word-${(n * 7919 + k * 104729) % 9973}`).join(' '));
+  })();
+  db.close();
+  return { projectRoot, backupDir, manager: (config) => createBackupManager({ projectRoot, backupDir, ...config }) };
+}
+
+function change(projectRoot, sql) {
+  const db = new Database(path.join(projectRoot, '.kg/knowledge.db'));
+  db.exec(sql);
+  db.close();
+}
+
+function dump(file) {
+  return execFileSync('sqlite3', [file, '.dump'], { encoding: 'utf8', maxBuffer: 2 ** 28 });
+}
+
+for (const compression of ['gzip', 'zstd']) {
+  test(`a full backup takes over what did not change, and is whole without the one that it took it from: ${compression}`, async () => {
+    const { projectRoot, manager } = large();
+    const backups = manager({ compression });
+    const first = await backups.createBackup();
+    expect(first.reusedBytes).toBe(0);
+    change(projectRoot, `UPDATE notes SET text = 'changed' WHERE id = 2000; INSERT INTO notes (text) VALUES ('one more')`);
+    const second = await backups.createBackup();
+    expect(second.reusedBytes).toBeGreaterThan(second.size / 3);
+    await backups.deleteBackup(first.id);
+    expect(await backups.verifyBackup(second.id)).toBe(true);
+    const targetDir = path.join(temporaryDirectory(), 'restored');
+    await backups.restore({ backupId: second.id, targetDir });
+    expect(dump(path.join(targetDir, '.kg/knowledge.db'))).toBe(dump(path.join(projectRoot, '.kg/knowledge.db')));
+  });
+}
+
+test('where nothing changed, nearly everything is taken over, by a snapshot too', async () => {
+  const { manager } = large();
+  const backups = manager();
+  await backups.createBackup();
+  for (const type of ['full', 'snapshot']) {
+    const again = await backups.createBackup({ type });
+    expect(again.reusedBytes).toBeGreaterThan(again.size * 0.9);
+    expect(again.integrity).toEqual({ status: 'ok', messages: [] });
+    expect(await backups.verifyBackup(again.id)).toBe(true);
+  }
+});
+
+test('nothing is taken over from an archive that was damaged, or that is compressed otherwise', async () => {
+  const { manager } = large();
+  const first = await manager().createBackup();
+  for (const config of [{ compressionLevel: 9 }, { compression: 'zstd' }, { compression: false }]) {
+    expect((await manager(config).createBackup()).reusedBytes).toBe(0);
+  }
+  rmSync(`${first.path}.manifest.json`);
+  const archive = readFileSync(first.path);
+  archive[archive.length >> 1] ^= 1;
+  writeFileSync(first.path, archive);
+  const next = await manager().createBackup();
+  expect(next.reusedBytes).toBe(0);
+  expect(await manager().verifyBackup(next.id)).toBe(true);
+});
+
+test('an archive damaged behind its manifest gives nothing to the next backup', async () => {
+  const { manager } = large();
+  const first = await manager().createBackup();
+  const archive = readFileSync(first.path);
+  archive[archive.length >> 1] ^= 1;
+  writeFileSync(first.path, archive);
+  const next = await manager().createBackup();
+  expect(next.reusedBytes).toBe(0);
+  expect(await manager().verifyBackup(next.id)).toBe(true);
+  expect(await manager().verifyBackup(first.id)).toBe(false);
+});
+
+test('an archive of zstd opens with zstd and tar, and its checksums agree', async () => {
+  const { projectRoot, manager } = large();
+  const { path: archive } = await manager({ compression: 'zstd' }).createBackup();
+  expect(archive).toMatch(/kg-backup-[0-9-]+\.tar\.zst$/);
+  const dir = temporaryDirectory();
+  execFileSync('sh', ['-c', `zstd -dc "$1" | tar -xf - && sha256sum -c --quiet checksums.sha256`, 'sh', archive], { cwd: dir });
+  expect(dump(path.join(dir, 'database.sqlite'))).toBe(dump(path.join(projectRoot, '.kg/knowledge.db')));
+});
+
+test('an incremental backup may rest on one of another compression', async () => {
+  const { projectRoot, manager } = large();
+  await manager({ compression: 'zstd' }).createBackup();
+  change(projectRoot, `UPDATE notes SET text = 'changed' WHERE id = 7`);
+  const next = await manager().createBackup({ type: 'incremental' });
+  expect([next.type, await manager().verifyBackup(next.id)]).toEqual(['incremental', true]);
+  const targetDir = path.join(temporaryDirectory(), 'restored');
+  await manager().restore({ backupId: 'latest', targetDir });
+  expect(dump(path.join(targetDir, '.kg/knowledge.db'))).toBe(dump(path.join(projectRoot, '.kg/knowledge.db')));
+});
+
+test('every changed byte of an archive of zstd is found', async () => {
+  const { backupDir, manager } = large();
+  const { path: archive } = await manager({ compression: 'zstd', compressionLevel: 1 }).createBackup({ type: 'snapshot' });
+  const whole = readFileSync(archive);
+  const copy = path.join(backupDir, 'copy.tar.zst');
+  for (let at = 0; at < whole.length; at += Math.floor(whole.length / 60)) {
+    const changed = Buffer.from(whole);
+    changed[at] ^= 0x10;
+    writeFileSync(copy, changed);
+    expect([at, await manager().verifyBackup(copy)]).toEqual([at, false]);
+  }
+});

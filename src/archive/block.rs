@@ -1,0 +1,303 @@
+//! One block of an archive: a piece of the tar that is compressed by itself.
+//!
+//! A block is a gzip member (RFC 1952, 2.2) or a zstd frame (RFC 8878), and the stream of them is what every gzip or zstd
+//! reads. Where those skip it, a block begins with its size, by which this crate finds the next one and works on all cores,
+//! and with a hash of what it holds, by which a later archive takes it over (see [`super::earlier`]).
+
+use libdeflater::{CompressionLvl, Compressor, Decompressor, crc32};
+
+use super::seal::Container;
+use crate::error::{Code, Error, Result};
+
+/// No block of this crate holds more; bounds what a forged one can make us allocate.
+pub const MAX_BLOCK_BYTES: u32 = 16 * 1024 * 1024;
+/// What is needed of a block to know its size.
+pub const HEAD_BYTES: usize = 20;
+const HASH_BYTES: usize = 16;
+const WHOLE_HEAD_BYTES: usize = HEAD_BYTES + HASH_BYTES;
+/// CRC and length.
+const GZIP_TRAILER_BYTES: usize = 8;
+/// A gzip header with an extra field (RFC 1952, 2.3.1.1), whose length follows.
+const GZIP_MAGIC: [u8; 10] = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255];
+/// The first part of the extra field: size and hash, or, in the oldest archives, the size alone.
+const GZIP_SIZE_AND_HASH: [u8; 4] = *b"KG\x14\0";
+const GZIP_SIZE: [u8; 4] = *b"KG\x04\0";
+/// A skippable frame (RFC 8878, 3.1.2), whose length follows; the frame that holds the data comes after it.
+const ZSTD_MAGIC: [u8; 4] = *b"\x50\x2a\x4d\x18";
+const ZSTD_SIZE_AND_HASH: [u8; 8] = *b"kg-block";
+
+/// libdeflate's level for each of gzip's from 1 on: the fastest one whose archives are no larger than gzip's, as measured
+/// on databases of text (`docs/performance.md`).
+const LIBDEFLATE_LEVELS: [i32; 9] = [1, 2, 3, 4, 5, 6, 6, 7, 9];
+
+/// Whether and how hard to compress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    /// 1 (fast) to 9 (small), as gzip means them.
+    Gzip(u8),
+    /// 1 (fast) to 9 (small), as zstd means them.
+    Zstd(u8),
+}
+
+impl Compression {
+    /// gzip's own default level.
+    pub const GZIP: Compression = Compression::Gzip(6);
+    /// zstd's own default level.
+    pub const ZSTD: Compression = Compression::Zstd(3);
+
+    /// The same at another level, from 1 to 9.
+    pub fn at(self, level: u8) -> Self {
+        match self {
+            Compression::None => Compression::None,
+            Compression::Gzip(_) => Compression::Gzip(level),
+            Compression::Zstd(_) => Compression::Zstd(level),
+        }
+    }
+
+    /// What one block holds. Smaller ones cost size, larger ones leave less to take over: `docs/performance.md` has figures.
+    pub fn block_bytes(self) -> usize {
+        match self {
+            Compression::None | Compression::Gzip(_) => 192 * 1024,
+            Compression::Zstd(_) => 1024 * 1024,
+        }
+    }
+
+    pub fn container(self) -> Container {
+        match self {
+            Compression::None => Container::Plain,
+            Compression::Gzip(_) => Container::Gzip,
+            Compression::Zstd(_) => Container::Zstd,
+        }
+    }
+
+    /// As the manifest names it: `gzip -6`.
+    pub fn name(self) -> Option<String> {
+        match self {
+            Compression::None => None,
+            Compression::Gzip(level) => Some(format!("gzip -{level}")),
+            Compression::Zstd(level) => Some(format!("zstd -{level}")),
+        }
+    }
+}
+
+/// The first bytes of the BLAKE3 of what a block holds.
+pub type BlockHash = [u8; HASH_BYTES];
+
+pub fn hash(content: &[u8]) -> BlockHash {
+    let mut hash = BlockHash::default();
+    hash.copy_from_slice(&blake3::hash(content).as_bytes()[..HASH_BYTES]);
+    hash
+}
+
+/// What the first bytes of a block say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// Of the whole block, in bytes; it can be one.
+    pub size: usize,
+    has_hash: bool,
+    content_start: usize,
+}
+
+impl Head {
+    /// `None` where it does not begin as blocks do, an error where its size is impossible.
+    pub fn parse(start: &[u8], container: Container) -> Result<Option<Self>, &'static str> {
+        let Some(start) = start.first_chunk::<HEAD_BYTES>() else { return Ok(None) };
+        let number = |at: usize| u32::from_le_bytes([start[at], start[at + 1], start[at + 2], start[at + 3]]);
+        let (has_hash, content_start) = match container {
+            Container::Gzip if start.starts_with(&GZIP_MAGIC) => {
+                let extra = usize::from(u16::from_le_bytes([start[10], start[11]]));
+                let has_hash = start[12..16] == GZIP_SIZE_AND_HASH;
+                if !has_hash && start[12..16] != GZIP_SIZE {
+                    return Ok(None);
+                }
+                (has_hash, 12 + extra)
+            }
+            Container::Zstd if start.starts_with(&ZSTD_MAGIC) && start[8..16] == ZSTD_SIZE_AND_HASH => {
+                (true, 8 + number(4) as usize)
+            }
+            _ => return Ok(None),
+        };
+        let size = number(16);
+        let head = Head { size: size as usize, has_hash, content_start };
+        let least = if has_hash { WHOLE_HEAD_BYTES } else { HEAD_BYTES };
+        // Data that cannot be compressed grows by far less than an eighth.
+        let most = MAX_BLOCK_BYTES + MAX_BLOCK_BYTES / 8;
+        if content_start < least || head.size < content_start.saturating_add(GZIP_TRAILER_BYTES) || size > most {
+            return Err("a block has an impossible size");
+        }
+        Ok(Some(head))
+    }
+
+    /// Of what `block`, which begins with this, says that it holds.
+    pub fn hash(self, block: &[u8]) -> Option<BlockHash> {
+        if self.has_hash { block.get(HEAD_BYTES..)?.first_chunk().copied() } else { None }
+    }
+}
+
+/// Makes blocks, one after the other.
+pub enum Packer {
+    Gzip(Compressor),
+    Zstd(zstd::bulk::Compressor<'static>),
+}
+
+impl Packer {
+    /// `None` where nothing is compressed.
+    pub fn new(compression: Compression) -> Result<Option<Self>> {
+        match compression {
+            Compression::None => Ok(None),
+            Compression::Gzip(level) => {
+                let own = LIBDEFLATE_LEVELS[usize::from(level.clamp(1, 9)) - 1];
+                Ok(Some(Packer::Gzip(Compressor::new(CompressionLvl::new(own).unwrap_or_default()))))
+            }
+            Compression::Zstd(level) => {
+                let mut compressor = zstd::bulk::Compressor::new(level.into()).map_err(refused)?;
+                compressor.include_checksum(true).map_err(refused)?;
+                Ok(Some(Packer::Zstd(compressor)))
+            }
+        }
+    }
+
+    /// The block that holds `content`, whose hash is `hash`.
+    pub fn pack(&mut self, content: &[u8], hash: &BlockHash) -> Result<Vec<u8>> {
+        self.pack_after(0, content, hash)
+    }
+
+    /// A block of `size` bytes that holds nothing; of a few more where that is too little.
+    pub fn filler(&mut self, size: usize) -> Result<Vec<u8>> {
+        let nothing = hash(&[]);
+        let least = self.pack(&[], &nothing)?.len();
+        self.pack_after(size.saturating_sub(least), &[], &nothing)
+    }
+
+    /// The same with so many zeros between head and content.
+    fn pack_after(&mut self, zeros: usize, content: &[u8], hash: &BlockHash) -> Result<Vec<u8>> {
+        let start = WHOLE_HEAD_BYTES + zeros;
+        let bound = match self {
+            Packer::Gzip(compressor) => compressor.deflate_compress_bound(content.len()) + GZIP_TRAILER_BYTES,
+            Packer::Zstd(_) => zstd::zstd_safe::compress_bound(content.len()),
+        };
+        let mut block = vec![0; start + bound];
+        let packed = &mut block[start..];
+        let written = match self {
+            Packer::Gzip(compressor) => {
+                let deflated = compressor.deflate_compress(content, packed);
+                let deflated = deflated.map_err(|cause| refused(std::io::Error::other(cause)))?;
+                packed[deflated..deflated + 4].copy_from_slice(&crc32(content).to_le_bytes());
+                packed[deflated + 4..deflated + 8].copy_from_slice(&(content.len() as u32).to_le_bytes());
+                block[..10].copy_from_slice(&GZIP_MAGIC);
+                block[10..12].copy_from_slice(&((start - 12) as u16).to_le_bytes());
+                block[12..16].copy_from_slice(&GZIP_SIZE_AND_HASH);
+                deflated + GZIP_TRAILER_BYTES
+            }
+            Packer::Zstd(compressor) => {
+                let compressed = compressor.compress_to_buffer(content, packed).map_err(refused)?;
+                block[..4].copy_from_slice(&ZSTD_MAGIC);
+                block[4..8].copy_from_slice(&((start - 8) as u32).to_le_bytes());
+                block[8..16].copy_from_slice(&ZSTD_SIZE_AND_HASH);
+                compressed
+            }
+        };
+        block.truncate(start + written);
+        let size = (block.len() as u32).to_le_bytes();
+        block[16..HEAD_BYTES].copy_from_slice(&size);
+        block[HEAD_BYTES..WHOLE_HEAD_BYTES].copy_from_slice(hash);
+        Ok(block)
+    }
+}
+
+fn refused(cause: std::io::Error) -> Error {
+    Error::new(Code::Internal, "The compressor gave up", "Run it again").with_cause(cause)
+}
+
+/// A block that is not what was written.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BadBlock {
+    pub what: &'static str,
+    /// What it says that it holds; 0 where even that is unknown.
+    pub tar_bytes: u32,
+}
+
+/// Opens blocks, one after the other.
+#[derive(Default)]
+pub struct Unpacker {
+    inflate: Option<Decompressor>,
+    zstd: Option<zstd::bulk::Decompressor<'static>>,
+}
+
+impl Unpacker {
+    /// What `block` holds. It is as long as its `head` says.
+    pub fn unpack(&mut self, block: &[u8], head: Head, container: Container) -> Result<Vec<u8>, BadBlock> {
+        let packed = &block[head.content_start..];
+        if container == Container::Zstd { self.unzstd(packed) } else { self.inflate(packed) }
+    }
+
+    fn inflate(&mut self, packed: &[u8]) -> Result<Vec<u8>, BadBlock> {
+        let Some((deflated, trailer)) = packed.split_last_chunk::<GZIP_TRAILER_BYTES>() else {
+            return Err(BadBlock { what: "a block has no end", tar_bytes: 0 });
+        };
+        let [a, b, c, d, length @ ..] = *trailer;
+        let (crc, tar_bytes) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes(length));
+        let mut content = room(tar_bytes.into())?;
+        let decompressor = self.inflate.get_or_insert_with(Decompressor::new);
+        match decompressor.deflate_decompress(deflated, &mut content) {
+            Ok(length) if length == content.len() && crc32(&content) == crc => Ok(content),
+            _ => Err(BadBlock { what: DAMAGED, tar_bytes }),
+        }
+    }
+
+    fn unzstd(&mut self, packed: &[u8]) -> Result<Vec<u8>, BadBlock> {
+        let length = zstd::zstd_safe::get_frame_content_size(packed).ok().flatten();
+        let mut content = room(length.unwrap_or(u64::MAX))?;
+        let tar_bytes = content.len() as u32;
+        let bad = BadBlock { what: DAMAGED, tar_bytes };
+        if self.zstd.is_none() {
+            self.zstd = zstd::bulk::Decompressor::new().ok();
+        }
+        match self.zstd.as_mut().map(|zstd| zstd.decompress_to_buffer(packed, &mut content[..])) {
+            Some(Ok(length)) if length == content.len() => Ok(content),
+            _ => Err(bad),
+        }
+    }
+}
+
+const DAMAGED: &str = "a block is damaged";
+
+fn room(tar_bytes: u64) -> Result<Vec<u8>, BadBlock> {
+    if tar_bytes > MAX_BLOCK_BYTES.into() {
+        return Err(BadBlock { what: "a block claims an impossible length", tar_bytes: 0 });
+    }
+    Ok(vec![0; tar_bytes as usize])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_holds_what_was_packed_and_says_its_size_and_hash() {
+        let content: Vec<u8> = (0..200_000_usize).map(|n| (n * n % 251) as u8).collect();
+        for compression in [Compression::Gzip(6), Compression::Zstd(3)] {
+            for content in [&content[..], b"", b"x"] {
+                let block = Packer::new(compression).unwrap().unwrap().pack(content, &hash(content)).unwrap();
+                let container = compression.container();
+                let head = Head::parse(&block, container).unwrap().unwrap();
+                assert_eq!((head.size, head.hash(&block)), (block.len(), Some(hash(content))));
+                assert_eq!(Unpacker::default().unpack(&block, head, container).unwrap(), content);
+                assert_eq!(Head::parse(&block, Container::Plain), Ok(None));
+            }
+        }
+    }
+
+    #[test]
+    fn a_filler_has_the_size_that_was_asked_for_and_holds_nothing() {
+        for compression in [Compression::Gzip(6), Compression::Zstd(3)] {
+            for size in [100, 4095, 4096, 5000] {
+                let filler = Packer::new(compression).unwrap().unwrap().filler(size).unwrap();
+                let head = Head::parse(&filler, compression.container()).unwrap().unwrap();
+                assert_eq!((filler.len(), head.size), (size, size));
+                assert_eq!(Unpacker::default().unpack(&filler, head, compression.container()), Ok(Vec::new()));
+            }
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The writing half of the container: bytes go in, a sealed archive comes out.
+//!
+//! ```text
+//! tar ─▶ pieces ─▶ on any core: taken over from an earlier archive, or compressed ─▶ in order, hashed ─▶ file ─▶ seal
+//! ```
+
+use std::{
+    io::{self, Write},
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use sha2::{Digest, Sha256};
+
+use super::{
+    block::{self, Compression, Packer},
+    earlier::{Earlier, Taken},
+    seal::{Container, DIGEST_BYTES},
+};
+use crate::{
+    error::{Code, Error, Result},
+    parallel::{self, Submit, cores},
+    task::POLL_INTERVAL,
+};
+
+/// More than an empty block takes.
+const LEAST_FILLER_BYTES: u64 = 128;
+
+/// An archive as it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    pub size_bytes: u64,
+    pub sha256: [u8; DIGEST_BYTES],
+    /// How much of it was taken over from an earlier archive.
+    pub reused_bytes: u64,
+}
+
+/// A file or a connection that an archive is written to.
+pub trait Sink: Write + Send {
+    /// The size of the pieces that it can share with an earlier archive instead of holding them twice, where it can.
+    fn shared_piece_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// Writes a block that an earlier archive has.
+    fn write_taken(&mut self, taken: &Taken) -> io::Result<()> {
+        self.write_all(&taken.block)
+    }
+}
+
+/// Writes one archive's bytes. Without [`Encoder::finish`] there is no seal, and so no archive.
+///
+/// After an error of [`Write`], `finish` tells the cause.
+pub struct Encoder {
+    block: Vec<u8>,
+    block_bytes: usize,
+    pipeline: Option<Submit<Item, Item>>,
+    output: Option<JoinHandle<Result<Written>>>,
+}
+
+/// What travels from the producer through the workers to the output.
+enum Item {
+    Bytes(Vec<u8>),
+    Taken(Taken),
+    /// Answered with the number of bytes that were written before it.
+    Mark(Sender<u64>),
+    /// Nothing follows: the archive is sealed.
+    End,
+    Failed(Error),
+}
+
+impl Encoder {
+    /// Blocks that `earlier` has are taken over from there.
+    pub fn new(sink: Box<dyn Sink>, compression: Compression, earlier: Option<Arc<Earlier>>) -> Result<Self> {
+        let container = compression.container();
+        let workers = if container == Container::Plain { 1 } else { cores() };
+        let packers = (0..workers).map(|_| Packer::new(compression)).collect::<Result<Vec<_>>>()?;
+        let packers = std::cell::RefCell::new(packers);
+        let worker = || packing(packers.borrow_mut().pop().flatten(), earlier.clone());
+        let (submit, deliver) = parallel::ordered(workers, worker)?;
+        let output = thread::Builder::new()
+            .name("kg-output".into())
+            .spawn(move || Output::new(sink, compression)?.write_all(deliver))
+            .map_err(|cause| {
+                Error::new(Code::Internal, "No thread could be started", "Run it again").with_cause(cause)
+            })?;
+        let block_bytes = compression.block_bytes();
+        let block = Vec::with_capacity(block_bytes);
+        Ok(Encoder { block, block_bytes, pipeline: Some(submit), output: Some(output) })
+    }
+
+    /// What the largest block holds.
+    pub fn block_bytes(&self) -> usize {
+        self.block_bytes
+    }
+
+    /// Ends the current block, so that what comes next begins a member of its own.
+    pub fn end_block(&mut self) -> io::Result<()> {
+        if self.block.is_empty() {
+            return Ok(());
+        }
+        let block = std::mem::replace(&mut self.block, Vec::with_capacity(self.block_bytes));
+        self.submit(Item::Bytes(block))
+    }
+
+    /// How many bytes of the archive everything takes that was written until now.
+    pub fn size_so_far(&mut self) -> io::Result<u64> {
+        self.end_block()?;
+        let (mark, size) = bounded(1);
+        self.submit(Item::Mark(mark))?;
+        // An output that failed may leave the mark in a queue that nobody empties.
+        while self.output.as_ref().is_some_and(|output| !output.is_finished()) {
+            match size.recv_timeout(POLL_INTERVAL) {
+                Err(RecvTimeoutError::Timeout) => {}
+                answer => return answer.map_err(|_| gave_up()),
+            }
+        }
+        size.try_recv().map_err(|_| gave_up())
+    }
+
+    /// Writes what is left and the seal.
+    pub fn finish(&mut self) -> Result<Written> {
+        // Where this fails the output has ended, with the cause that is returned below.
+        let _ = self.end_block().and_then(|()| self.submit(Item::End));
+        self.pipeline = None;
+        match self.output.take().map(JoinHandle::join) {
+            Some(Ok(written)) => written,
+            _ => Err(Error::new(Code::Internal, "The thread that writes the archive panicked", "Please report this")),
+        }
+    }
+
+    fn submit(&self, item: Item) -> io::Result<()> {
+        let pipeline = self.pipeline.as_ref().ok_or_else(gave_up)?;
+        pipeline.submit(item).map_err(|_| gave_up())
+    }
+}
+
+impl Write for Encoder {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(self.block_bytes - self.block.len());
+        self.block.extend_from_slice(&bytes[..taken]);
+        if self.block.len() == self.block_bytes {
+            self.end_block()?;
+        }
+        Ok(taken)
+    }
+
+    /// Blocks end where they are full, not where a caller flushes.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn gave_up() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "the archive's output ended early")
+}
+
+/// The function of one worker.
+fn packing(mut packer: Option<Packer>, earlier: Option<Arc<Earlier>>) -> impl FnMut(Item) -> Item + Send + 'static {
+    move |item| match (item, &mut packer) {
+        (Item::Bytes(content), Some(packer)) => {
+            let hash = block::hash(&content);
+            match earlier.as_ref().and_then(|earlier| earlier.block(&hash)) {
+                Some(taken) => Item::Taken(taken),
+                None => packer.pack(&content, &hash).map_or_else(Item::Failed, Item::Bytes),
+            }
+        }
+        (item, _) => item,
+    }
+}
+
+/// The output thread: everything in order, hashed, then the seal, unless the producer gave up.
+struct Output {
+    sink: Box<dyn Sink>,
+    container: Container,
+    hasher: Sha256,
+    written: u64,
+    reused: u64,
+    /// Makes fillers, where the sink can share pieces of an earlier archive.
+    fillers: Option<(Packer, u64)>,
+    /// Where in the earlier archive the block ends that was written last.
+    taken_end: Option<u64>,
+}
+
+impl Output {
+    fn new(sink: Box<dyn Sink>, compression: Compression) -> Result<Self> {
+        let fillers = Packer::new(compression)?.zip(sink.shared_piece_bytes());
+        let container = compression.container();
+        Ok(Output { sink, container, hasher: Sha256::new(), written: 0, reused: 0, fillers, taken_end: None })
+    }
+
+    fn write_all(mut self, items: impl Iterator<Item = Result<Item>>) -> Result<Written> {
+        let mut is_whole = false;
+        for item in items {
+            match item? {
+                Item::Bytes(bytes) => self.write(&bytes)?,
+                Item::Taken(taken) => self.write_taken(&taken)?,
+                // Where nobody waits for it any more, the producer has given up, and the items end.
+                Item::Mark(mark) => drop(mark.send(self.written)),
+                Item::End => is_whole = true,
+                Item::Failed(error) => return Err(error),
+            }
+        }
+        if !is_whole {
+            return Err(Error::aborted());
+        }
+        let seal = self.container.seal(&self.hasher.clone().finalize().into());
+        self.write(&seal)?;
+        self.sink.flush().map_err(failed)?;
+        Ok(Written { size_bytes: self.written, sha256: self.hasher.finalize().into(), reused_bytes: self.reused })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.hasher.update(bytes);
+        self.written += bytes.len() as u64;
+        self.taken_end = None;
+        self.sink.write_all(bytes).map_err(failed)
+    }
+
+    /// Pieces can be shared where they are at places of the same kind in both files, so the first block of a row is moved there.
+    fn write_taken(&mut self, taken: &Taken) -> Result<()> {
+        if let Some((packer, piece_bytes)) = &mut self.fillers
+            && self.taken_end != Some(taken.offset)
+        {
+            let (here, there) = (self.written % *piece_bytes, taken.offset % *piece_bytes);
+            let gap = (there + *piece_bytes - here) % *piece_bytes;
+            // Any filler takes some bytes.
+            let size = if gap > 0 && gap < LEAST_FILLER_BYTES { gap + *piece_bytes } else { gap };
+            if size > 0 {
+                let filler = packer.filler(size as usize)?;
+                self.write(&filler)?;
+            }
+        }
+        let size = taken.block.len() as u64;
+        self.hasher.update(&taken.block);
+        self.written += size;
+        self.reused += size;
+        self.taken_end = Some(taken.offset + size);
+        self.sink.write_taken(taken).map_err(failed)
+    }
+}
+
+fn failed(cause: io::Error) -> Error {
+    Error::io("write", "the archive".as_ref(), cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails from the `writes_left`th write on, as a full disk does.
+    struct Full {
+        writes_left: usize,
+    }
+
+    impl Sink for Full {}
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.writes_left = self.writes_left.checked_sub(1).ok_or(io::ErrorKind::StorageFull)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_disk_that_is_full_at_any_write_is_an_error_and_never_a_wait() {
+        for compression in [Compression::None, Compression::Gzip(1), Compression::Zstd(1)] {
+            let block: Vec<u8> = (0..compression.block_bytes()).map(|n| (n * n % 251) as u8).collect();
+            for writes_left in 0..12 {
+                let mut encoder = Encoder::new(Box::new(Full { writes_left }), compression, None).unwrap();
+                let written = (0..10).try_for_each(|_| encoder.write_all(&block));
+                let size = encoder.size_so_far();
+                let finished = encoder.finish();
+                if writes_left <= 10 {
+                    assert_eq!(finished.unwrap_err().code, Code::NoSpace, "{compression:?}, {writes_left}");
+                } else {
+                    assert!(written.is_ok() && size.is_ok() && finished.is_ok(), "{compression:?}, {writes_left}");
+                }
+            }
+        }
+    }
+}
