@@ -36,6 +36,9 @@ use crate::{
 
 /// Of `lockTimeout`.
 pub const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Of `maxChainLength`: a restore and each further backup read all archives of a chain, and none of them can be removed before the
+/// last one is.
+pub const DEFAULT_MAX_CHAIN_LENGTH: u32 = 64;
 /// gzip's own.
 pub const DEFAULT_LEVEL: u8 = 6;
 
@@ -45,6 +48,8 @@ pub struct BackupOptions {
     pub kind: BackupType,
     /// The id of the backup that an incremental one rests on; the newest good one where absent.
     pub based_on: Option<String>,
+    /// Where nobody chose the base, no chain gets longer than this many archives: a full backup is made instead.
+    pub max_chain_length: u32,
     pub description: Option<String>,
     pub include_vectors: bool,
     pub include_plugin_data: bool,
@@ -68,6 +73,7 @@ impl Default for BackupOptions {
         BackupOptions {
             kind: BackupType::Full,
             based_on: None,
+            max_chain_length: DEFAULT_MAX_CHAIN_LENGTH,
             description: None,
             include_vectors: true,
             include_plugin_data: true,
@@ -198,13 +204,19 @@ fn choose_base(
         };
     }
     let chosen = base::choose(store, project, options.based_on.as_deref(), task)?;
-    if chosen.is_none() {
-        options.kind = BackupType::Full;
-        let message =
-            "There is no good backup of this project that an incremental one could rest on: a full one was made";
-        warnings.push(Warning::new(WarningCode::Full, message));
-    }
-    Ok(chosen)
+    let message = match &chosen {
+        None => {
+            "There is no good backup of this project that an incremental one could rest on: a full one was made".into()
+        }
+        Some(base) if options.based_on.is_none() && base.chain_links() >= options.max_chain_length as usize => {
+            let (newest, links) = (&base.backup.id, base.chain_links());
+            format!("{newest} ends a chain of {links} backups, as many as are allowed: a full one was made")
+        }
+        Some(_) => return Ok(chosen),
+    };
+    options.kind = BackupType::Full;
+    warnings.push(Warning::new(WarningCode::Full, message));
+    Ok(None)
 }
 
 fn check_panicked() -> Error {
@@ -375,6 +387,7 @@ fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, sa
         based_on: None,
         based_on_checksum: None,
         deleted: Vec::new(),
+        consolidated_from: None,
         project: None,
         tool: Tool::this(),
         archive: None,

@@ -74,6 +74,11 @@ fn open(backup: Backup, project: &str, task: &Task) -> Result<Chosen> {
 }
 
 impl Chosen {
+    /// Of how many archives its chain is.
+    pub fn chain_links(&self) -> usize {
+        self.links.len()
+    }
+
     /// Fails where an archive of the chain is not what was written: whatever rested on it could never be restored.
     pub fn assert_whole(&self, task: &Task) -> Result<()> {
         let mut before: Option<String> = None;
