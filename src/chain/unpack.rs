@@ -252,3 +252,53 @@ fn assert_digest(record: &FileRecord, database: &Path, digest: &str, link: &Path
     }
     Err(broken(link, format!("{} has SHA-256 {found} once put together; the manifest says {digest}", record.path)))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    const STORED: [&str; 3] = ["whole", "base", "pages"];
+
+    /// The manifest of a backup that stores each of its files in one of those ways; `None` for a file that it does not have.
+    fn manifest(stored: &[Option<usize>]) -> Manifest {
+        let record = |(number, how): (usize, &Option<usize>)| {
+            how.map(|how| {
+                json!({ "entry": format!("e{number}"), "path": format!("p{number}"), "stored": STORED[how], "component": "files",
+                    "size": 0, "mode": 0, "mtime": "2024-01-15T02:00:00Z" })
+            })
+        };
+        let files: Vec<_> = stored.iter().enumerate().filter_map(record).collect();
+        let contents = json!({ "database": false, "config": false, "vectors": false, "plugins": false });
+        let stats = json!({ "totalFiles": 0, "totalSize": 0, "compressedSize": 0, "nodeCount": 0, "edgeCount": 0 });
+        let manifest = json!({ "version": "1.0.0", "id": "b", "type": "full", "timestamp": "2024-01-15T02:00:00Z", "contents": contents,
+            "stats": stats, "checksums": {}, "files": files, "integrity": { "status": "ok", "messages": [] },
+            "tool": { "name": "", "version": "" } });
+        serde_json::from_value(manifest).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_file_is_wanted_where_it_is_whole_and_its_pages_after_that_and_nowhere_else(
+            chain in prop::collection::vec(prop::collection::vec(prop::option::of(0..3_usize), 4), 1..12),
+            picked in prop::collection::hash_set(0..4_usize, 0..5),
+        ) {
+            let mut needed: HashSet<String> = picked.iter().map(|number| format!("p{number}")).collect();
+            // Newest first.
+            let wanted: Vec<HashSet<String>> =
+                chain.iter().map(|stored| wanted_of(&manifest(stored), &mut needed)).collect();
+            for number in 0..4 {
+                let whole = chain.iter().position(|stored| stored[number] == Some(0)).unwrap_or(chain.len());
+                for (link, stored) in chain.iter().enumerate() {
+                    let has_some = matches!(stored[number], Some(0 | 2));
+                    let expected = picked.contains(&number) && link <= whole && has_some;
+                    prop_assert_eq!(wanted[link].contains(&format!("e{number}")), expected, "file {}, link {}", number, link);
+                }
+            }
+        }
+    }
+}
