@@ -44,7 +44,7 @@ export interface BackupConfig {
    * was not damaged always stays. Default: nothing is removed.
    */
   retentionDays: number;
-  /** After each backup, keep only this many, from 1. The newest good one always stays. Default: no limit. */
+  /** After each backup, keep only this many, from 1. The newest good one always stays, and pinned ones do not count. Default: no limit. */
   maxBackups: number;
   /** Save `.kg/vectors/`, `.kg/vectors.db` and `.kg/reasoning-bank/` in full backups. Default: true. */
   includeVectors: boolean;
@@ -56,6 +56,11 @@ export interface BackupConfig {
    * everything else is removed. Default: no rules.
    */
   keep: KeepRules;
+  /**
+   * How many backups a chain may have, the full one included, from 1. An incremental backup without `basedOn` that would make a longer one becomes
+   * a full backup, with `KG_WARN_FULL`: a restore reads the whole chain, and none of it can be removed before its last. Default: 64.
+   */
+  maxChainLength: number;
   /** What a restore replaced is kept for this whole number of days, from 1. Default: 7. */
   undoRetentionDays: number;
   /**
@@ -139,9 +144,42 @@ export declare class BackupManager {
    * Removes a backup, its archive and manifest. One that incremental backups rest on is refused, or removed with them.
    *
    * @returns the ids of what was removed
-   * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_BACKUP_NEEDED`, `KG_STORE_LOCKED`, `KG_PERMISSION_DENIED`, `KG_IO`
+   * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_BACKUP_NEEDED`, `KG_BACKUP_PINNED` (then nothing is removed), `KG_STORE_LOCKED`,
+   * `KG_PERMISSION_DENIED`, `KG_IO`
    */
   deleteBackup(id: string, options?: DeleteOptions): Promise<string[]>;
+
+  /**
+   * Keeps a backup, and what it rests on, until it is unpinned: retention keeps it beside those that its limits and rules keep, and
+   * {@link deleteBackup} refuses it. The pin is a file beside the archive. Pinned again, it gets the new reason.
+   *
+   * ```ts
+   * await manager.pin(backup.id, 'the state that the audit saw');
+   * ```
+   *
+   * @param reason at most 4096 bytes
+   * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_INVALID_OPTION`, `KG_STORE_LOCKED`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`
+   */
+  pin(id: string, reason?: string): Promise<Backup>;
+
+  /**
+   * Takes the pin of a backup away; one that has none stays as it is.
+   *
+   * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_STORE_LOCKED`, `KG_PERMISSION_DENIED`, `KG_IO`
+   */
+  unpin(id: string): Promise<Backup>;
+
+  /**
+   * Writes a full backup of what an incremental one and those that it rests on describe, without the project. It has the `timestamp`,
+   * `description` and `integrity` of the incremental one, an id of the same second, and `consolidatedFrom`. Every byte of the chain is
+   * checked; nothing that exists is changed, and no retention runs. `backupDir` needs room for the project as it is restored, and the new archive.
+   *
+   * Afterwards the chain can be deleted, as far as no other incremental backup rests on it.
+   *
+   * @throws {KgError} `KG_INVALID_OPTION` where the backup rests on no other; `KG_BACKUP_NOT_FOUND`, `KG_CHAIN_BROKEN`, `KG_CHECKSUM_MISMATCH`,
+   * `KG_NOT_A_BACKUP`, `KG_FORMAT_NEWER`, `KG_STORE_LOCKED`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`
+   */
+  consolidate(id: string, options?: ConsolidateOptions): Promise<Backup>;
 
   /**
    * Removes what `retentionDays`, `maxBackups` and `keep` of the configuration do not keep. Each successful backup does so too.
@@ -197,7 +235,7 @@ export interface LongCallOptions {
 }
 
 export interface Progress {
-  /** `waiting` for another writer, `saving`, `verifying`, `unpacking`, `applying` what was unpacked. */
+  /** `waiting` for another writer, `saving` (also what is consolidated), `verifying`, `unpacking`, `applying` what was unpacked. */
   phase: 'waiting' | 'saving' | 'verifying' | 'unpacking' | 'applying';
   /** Bytes of the project when saving, of the archive otherwise. */
   bytesDone: number;
@@ -225,8 +263,8 @@ export interface CreateBackupOptions
   /** A note that is kept with the backup. */
   description?: string;
   /**
-   * The id of the backup that an incremental one rests on. Default: the newest good one of this project; where there is none, a
-   * full backup is made, with `KG_WARN_FULL`.
+   * The id of the backup that an incremental one rests on, however long the chain gets. Default: the newest good one of this project; where
+   * there is none, or its chain has `maxChainLength` backups, a full backup is made, with `KG_WARN_FULL`.
    */
   basedOn?: string;
 }
@@ -254,6 +292,10 @@ export interface Backup {
   warnings: Warning[];
   /** The backup that an incremental one rests on. */
   basedOn?: string;
+  /** The incremental backup that this full one was made of. */
+  consolidatedFrom?: string;
+  /** Present while nothing removes it: why, and since when, in milliseconds since the epoch. */
+  pinned?: { reason?: string; at: number };
 }
 
 /** The result of {@link BackupManager.createBackup}. */
@@ -273,6 +315,11 @@ export interface DeleteOptions extends LongCallOptions {
   cascade?: boolean;
 }
 
+/** The second argument of {@link BackupManager.consolidate}. What is absent comes from the manager's configuration. */
+export interface ConsolidateOptions
+  extends LongCallOptions,
+    Partial<Pick<BackupManagerConfig, 'compression' | 'compressionLevel'>> {}
+
 /** The argument of {@link BackupManager.prune}. */
 export interface PruneOptions extends LongCallOptions {
   /** Only say what would be removed. Default: false. */
@@ -285,6 +332,8 @@ export interface PruneResult {
   decisions: PruneDecision[];
   /** Bytes of the archives that were (with `dryRun`, would be) removed. */
   bytesFreed: number;
+  /** Archives that could not be decided on: they are not whole. */
+  warnings: Warning[];
 }
 
 export interface PruneDecision {
@@ -292,10 +341,11 @@ export interface PruneDecision {
   id: string;
   kept: boolean;
   /**
-   * `newest-good`, `keep-…` (a rule), `within-limits` and `needed` (by one that is kept) keep a backup; `too-old`, `too-many` and `no-rule`
+   * `pinned`, `newest-good`, `keep-…` (a rule), `within-limits` and `needed` (by one that is kept) keep a backup; `too-old`, `too-many` and `no-rule`
    * remove it.
    */
   reason:
+    | 'pinned'
     | 'newest-good'
     | 'keep-last'
     | 'keep-hourly'
@@ -405,10 +455,14 @@ export interface Manifest {
   integrity: SourceIntegrity;
   warnings?: Warning[];
   basedOn?: string;
+  /** Of a full backup that was made of an incremental one: the id of that. */
+  consolidatedFrom?: string;
   /** Of an incremental backup: `sha256:` and the digest of the archive that it rests on. */
   basedOnChecksum?: string;
   /** Of an incremental backup: paths of the one it rests on that are no more. */
   deleted?: string[];
+  /** `gzip -6` and so on; absent for a plain archive. */
+  compression?: string;
   project?: string;
   tool: { name: string; version: string };
 }
@@ -461,7 +515,7 @@ export interface RestoreOptions extends LongCallOptions {
   paths?: string[];
   /** Replace a database that cannot be replaced through SQLite even while another process has it open. Default: false. */
   force?: boolean;
-  /** Check everything and report what would happen, without changing anything. Default: false. */
+  /** Check everything that {@link BackupManager.verifyBackup} does, and report what would happen, without changing anything. Default: false. */
   dryRun?: boolean;
 }
 
@@ -532,6 +586,7 @@ export type KgErrorCode =
   | 'KG_CHAIN_BROKEN'
   | 'KG_BASE_UNUSABLE'
   | 'KG_BACKUP_NEEDED'
+  | 'KG_BACKUP_PINNED'
   | 'KG_FORMAT_NEWER'
   | 'KG_TARGET_EXISTS'
   | 'KG_TARGET_INVALID'

@@ -92,6 +92,22 @@ class BackupManager {
     return call({ call: 'deleteBackup', config: this.#config, id, options: given }, control);
   }
 
+  async pin(id, reason) {
+    assertReference('pin', id);
+    return call({ call: 'pin', config: this.#config, id, reason });
+  }
+
+  async unpin(id) {
+    assertReference('unpin', id);
+    return call({ call: 'unpin', config: this.#config, id });
+  }
+
+  async consolidate(id, options) {
+    assertReference('consolidate', id);
+    const [given, control] = split('consolidate', options);
+    return call({ call: 'consolidate', config: this.#config, id, options: given }, control);
+  }
+
   async prune(options) {
     const [given, control] = split('prune', options);
     return call({ call: 'prune', config: this.#config, options: given }, control);

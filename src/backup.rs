@@ -37,6 +37,9 @@ use crate::{
 
 /// Of `lockTimeout`.
 pub const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Of `maxChainLength`: a restore and each further backup read all archives of a chain, and none of them can be removed before the
+/// last one is.
+pub const DEFAULT_MAX_CHAIN_LENGTH: u32 = 64;
 
 /// What to save, and how.
 #[derive(Debug, Clone)]
@@ -44,6 +47,8 @@ pub struct BackupOptions {
     pub kind: BackupType,
     /// The id of the backup that an incremental one rests on; the newest good one where absent.
     pub based_on: Option<String>,
+    /// Where nobody chose the base, no chain gets longer than this many archives: a full backup is made instead.
+    pub max_chain_length: u32,
     pub description: Option<String>,
     pub include_vectors: bool,
     pub include_plugin_data: bool,
@@ -67,6 +72,7 @@ impl Default for BackupOptions {
         BackupOptions {
             kind: BackupType::Full,
             based_on: None,
+            max_chain_length: DEFAULT_MAX_CHAIN_LENGTH,
             description: None,
             include_vectors: true,
             include_plugin_data: true,
@@ -143,7 +149,8 @@ impl Run<'_> {
         let Run { project, store, lock, launch, task } = *self;
         let at = Timestamp::now();
         let new = store.begin(lock, at, options.compression)?;
-        let earlier = base::earlier(store, project, options.kind, options.compression, &task.cancel)?;
+        let earlier =
+            base::earlier(store, Some(&project_id(project)), options.kind, options.compression, &task.cancel)?;
         let mut archive = ArchiveWriter::new(new.sink()?, options.compression, earlier.map(Arc::new))?;
         let known = match base {
             Some(base) => Some(base.prepare(project, new.scratch(), task)?),
@@ -204,13 +211,19 @@ fn choose_base(
         };
     }
     let chosen = base::choose(store, project, options.based_on.as_deref(), task)?;
-    if chosen.is_none() {
-        options.kind = BackupType::Full;
-        let message =
-            "There is no good backup of this project that an incremental one could rest on: a full one was made";
-        warnings.push(Warning::new(WarningCode::Full, message));
-    }
-    Ok(chosen)
+    let message = match &chosen {
+        None => {
+            "There is no good backup of this project that an incremental one could rest on: a full one was made".into()
+        }
+        Some(base) if options.based_on.is_none() && base.chain_links() >= options.max_chain_length as usize => {
+            let (newest, links) = (&base.backup.id, base.chain_links());
+            format!("{newest} ends a chain of {links} backups, as many as are allowed: a full one was made")
+        }
+        Some(_) => return Ok(chosen),
+    };
+    options.kind = BackupType::Full;
+    warnings.push(Warning::new(WarningCode::Full, message));
+    Ok(None)
 }
 
 fn check_panicked() -> Error {
@@ -382,6 +395,7 @@ fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, sa
         based_on_checksum: None,
         deleted: Vec::new(),
         compression: options.compression.name(),
+        consolidated_from: None,
         project: None,
         tool: Tool::this(),
         archive: None,

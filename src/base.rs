@@ -77,6 +77,11 @@ fn open(backup: Backup, project: &str, task: &Task) -> Result<Chosen> {
 }
 
 impl Chosen {
+    /// Of how many archives its chain is.
+    pub fn chain_links(&self) -> usize {
+        self.links.len()
+    }
+
     /// Fails where an archive of the chain is not what was written: whatever rested on it could never be restored.
     pub fn assert_whole(&self, task: &Task) -> Result<()> {
         let mut before: Option<String> = None;
@@ -148,23 +153,22 @@ pub fn prepare_known(store: &Store, project: &Project, scratch: &Path) -> Result
     Ok(None)
 }
 
-/// The newest archive that can hold the same blocks as a backup of that kind and compression.
+/// The newest archive of that project that can hold the same blocks as a backup of that kind and compression.
 pub fn earlier(
     store: &Store,
-    project: &Project,
+    project: Option<&str>,
     kind: BackupType,
     compression: Compression,
     cancel: &Cancel,
 ) -> Result<Option<Earlier>> {
     let Some(name) = compression.name() else { return Ok(None) };
-    let own = project_id(project);
     for backup in store.list()? {
         let holds_all = backup.kind == BackupType::Full || backup.kind == kind;
         if kind == BackupType::Incremental || backup.kind == BackupType::Incremental || !holds_all {
             continue;
         }
         let is_alike = |manifest: &Manifest| {
-            manifest.project.as_ref() == Some(&own) && manifest.compression.as_ref() == Some(&name)
+            manifest.project.as_deref() == project && manifest.compression.as_ref() == Some(&name)
         };
         if let Some(archive) = manifest_of(&backup).filter(is_alike).and_then(|manifest| manifest.archive) {
             return Ok(Some(Earlier::new(backup.path, archive.sha256, cancel.clone())));

@@ -76,6 +76,8 @@ codes! {
     BaseUnusable = "KG_BASE_UNUSABLE", exit 2;
     /// Other backups rest on the one that was to be deleted.
     BackupNeeded = "KG_BACKUP_NEEDED", exit 4;
+    /// A deletion would remove a pinned backup.
+    BackupPinned = "KG_BACKUP_PINNED", exit 4;
     /// The archive was written in a newer format than this release reads.
     FormatNewer = "KG_FORMAT_NEWER", exit 1;
     /// The restore would replace files and `overwrite` is off.

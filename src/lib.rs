@@ -12,7 +12,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`node`], [`cli`] | the two faces: the addon and the command `kg` |
-//! | [`backup`], [`restore`], [`undo`], [`verify`], [`retention`] | the verbs |
+//! | [`backup`], [`restore`], [`undo`], [`verify`], [`retention`], [`manage`], [`consolidate`] | the verbs |
 //! | [`chain`], [`base`] | a full backup and the incremental ones that rest on it; what the next one may rest on |
 //! | [`reader`] | the one place that opens files of a live project; a process of its own inside a host |
 //! | [`archive`] | the container: tar, gzip, manifest, checksums, seal |
@@ -28,10 +28,12 @@ pub mod base;
 pub mod beneath;
 pub mod chain;
 pub mod cli;
+pub mod consolidate;
 pub mod durable;
 pub mod error;
 pub mod limits;
 pub mod lock;
+pub mod manage;
 pub mod node;
 pub mod parallel;
 pub mod project;

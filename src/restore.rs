@@ -109,7 +109,7 @@ pub fn restore(
     }
     let unpack_to = (!options.dry_run).then(|| staging.path());
     // No descriptor of a file that becomes part of the live project is open here when it does.
-    let manifest = chain::unpack(&chain::links(&archive, task)?, unpack_to, &pick, task)?;
+    let manifest = chain::unpack(&chain::plan(&archive, &pick, task)?, unpack_to, task)?.manifest;
     assert_holds(&manifest, &pick, options)?;
     write_manifest(staging.path(), &manifest)?;
     task.report(Phase::Applying, 0, 0)?;

@@ -9,7 +9,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, Warning},
     sqlite::check::IntegrityStatus,
     store::{Backup, Store, StoreLock},
     task::Task,
@@ -57,6 +57,8 @@ pub struct Keep {
 pub enum Reason {
     /// Kept: the newest backup whose source was not damaged stays, whatever the limits are.
     NewestGood,
+    /// Kept: somebody pinned it. It takes no place of a limit or rule.
+    Pinned,
     /// Kept: no limit speaks against it.
     WithinLimits,
     /// Kept: a backup that is kept rests on it.
@@ -94,27 +96,38 @@ pub struct PruneResult {
     pub decisions: Vec<Decision>,
     /// Bytes of the archives that were (or, in a dry run, would be) removed.
     pub bytes_freed: u64,
+    /// Archives that could not be decided on.
+    pub warnings: Vec<Warning>,
 }
 
-/// Decides about `backups`, which come newest first.
+/// Decides about `backups`, which come newest first. Those that are pinned stay, and the others are decided on as if there were
+/// no pinned ones, except that a pinned one can be the newest good one.
 pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp) -> Vec<Decision> {
     let places = places(backups);
     let is_good = |place: &usize| {
         let is_sound = backups[*place].integrity.status != IntegrityStatus::Failed;
         is_sound && bases(backups, &places, *place).last().is_none_or(|base| base.is_some())
     };
+    let is_pinned = |place: &usize| backups[*place].pinned.is_some();
     let good: Vec<usize> = (0..backups.len()).filter(is_good).collect();
     let newest_good = good.first().copied();
+    let good: Vec<usize> = good.into_iter().filter(|place| !is_pinned(place)).collect();
     let by_rule = by_rule(backups, &good, policy.keep);
+    // How many come before each that count towards `max_backups`.
+    let ranks: Vec<u64> = (0..backups.len())
+        .scan(0, |rank, place| Some(std::mem::replace(rank, *rank + u64::from(!is_pinned(&place)))))
+        .collect();
     let decide = |(place, backup): (usize, &Backup)| {
         let age_ms = now.as_millisecond().saturating_sub(backup.timestamp).max(0) as u128;
-        let reason = if newest_good == Some(place) {
+        let reason = if is_pinned(&place) {
+            Reason::Pinned
+        } else if newest_good == Some(place) {
             Reason::NewestGood
         } else if let Some(rule) = by_rule.get(&place) {
             *rule
         } else if !policy.has_limits() && policy.keep != Keep::default() {
             Reason::NoRule
-        } else if policy.max_backups.is_some_and(|most| place as u64 >= u64::from(most)) {
+        } else if policy.max_backups.is_some_and(|most| ranks[place] >= u64::from(most)) {
             Reason::TooMany
         } else if policy.retention_days.is_some_and(|days| age_ms > u128::from(days) * DAY.as_millis()) {
             Reason::TooOld
@@ -198,14 +211,17 @@ pub fn prune(store: &Store, policy: Policy, dry_run: bool, lock_timeout: Duratio
         ));
     }
     if dry_run {
-        let backups = store.list()?;
+        let (backups, warnings) = store.foresee(task)?;
         let decisions = decide(&backups, policy, Timestamp::now());
-        return Ok(result(&backups, decisions, dry_run));
+        return Ok(PruneResult { warnings, ..result(&backups, decisions, dry_run) });
     }
-    apply(store, &store.lock(lock_timeout, task)?, policy)
+    let lock = store.lock(lock_timeout, task)?;
+    // What came here without its manifest may rest on what would be removed.
+    let warnings = store.sweep(&lock, task)?;
+    Ok(PruneResult { warnings, ..apply(store, &lock, policy)? })
 }
 
-/// Applies the policy. What cannot be removed is said in its decision; the others are removed all the same.
+/// Applies the policy to a store that was swept. What cannot be removed is said in its decision; the others are removed all the same.
 pub fn apply(store: &Store, lock: &StoreLock, policy: Policy) -> Result<PruneResult> {
     let backups = store.list()?;
     let mut decisions = decide(&backups, policy, Timestamp::now());
@@ -227,7 +243,7 @@ pub fn apply(store: &Store, lock: &StoreLock, policy: Policy) -> Result<PruneRes
 fn result(backups: &[Backup], decisions: Vec<Decision>, dry_run: bool) -> PruneResult {
     let removed = backups.iter().zip(&decisions).filter(|(_, decision)| !decision.kept);
     let bytes_freed = removed.map(|(backup, _)| backup.size).sum();
-    PruneResult { dry_run, decisions, bytes_freed }
+    PruneResult { dry_run, decisions, bytes_freed, warnings: Vec::new() }
 }
 
 #[cfg(test)]
@@ -238,6 +254,7 @@ mod tests {
     use crate::{
         archive::manifest::{BackupType, Contents, Stats},
         sqlite::check::Integrity,
+        store::Pin,
     };
 
     const NOW: i64 = 1_800_000_000_000;
@@ -257,6 +274,8 @@ mod tests {
             integrity: Integrity { status, messages: Vec::new() },
             warnings: Vec::new(),
             based_on: None,
+            consolidated_from: None,
+            pinned: None,
         }
     }
 
@@ -289,17 +308,24 @@ mod tests {
         assert_eq!(reasons(&[(900, false)], one), [TooOld]);
     }
 
-    /// A history of backups, newest first: how old each is, whether its source was sound, and on which older one it rests.
+    fn pin() -> Option<Pin> {
+        Some(Pin { reason: None, at: NOW })
+    }
+
+    /// A history of backups, newest first: how old each is, whether its source was sound, on which older one it rests, and
+    /// whether it is pinned.
     fn history() -> impl Strategy<Value = Vec<Backup>> {
-        let one = (0..2000_i64, any::<bool>(), prop::option::of(any::<prop::sample::Index>()));
+        let base = prop::option::of(any::<prop::sample::Index>());
+        let one = (0..2000_i64, any::<bool>(), base, prop::bool::weighted(0.15));
         prop::collection::vec(one, 0..60).prop_map(|mut history| {
             history.sort_by_key(|(hours, ..)| *hours);
             history.dedup_by_key(|(hours, ..)| *hours);
-            let mut backups: Vec<Backup> = history.iter().map(|(hours, good, _)| backup(*hours, *good)).collect();
-            for (place, (_, _, base)) in history.iter().enumerate() {
+            let mut backups: Vec<Backup> = history.iter().map(|(hours, good, ..)| backup(*hours, *good)).collect();
+            for (place, (_, _, base, pinned)) in history.iter().enumerate() {
                 let older = &backups[place + 1..];
                 let base = base.filter(|_| !older.is_empty()).map(|base| older[base.index(older.len())].id.clone());
                 backups[place].based_on = base;
+                backups[place].pinned = pin().filter(|_| *pinned);
             }
             backups
         })
@@ -362,6 +388,9 @@ mod tests {
             let good = |backup: &&Backup| backup.integrity.status != IntegrityStatus::Failed;
             prop_assert_eq!(backups.iter().find(good), kept.iter().find(good));
             prop_assert!(decide(&kept, policy, now).iter().all(|decision| decision.kept));
+            for (backup, decision) in backups.iter().zip(&first) {
+                prop_assert_eq!(backup.pinned.is_some(), decision.reason == Reason::Pinned);
+            }
             for base in kept.iter().filter_map(|backup| backup.based_on.as_ref()) {
                 prop_assert!(kept.iter().any(|backup| backup.id == *base), "{base} is needed");
             }
@@ -370,6 +399,46 @@ mod tests {
                 prop_assert!(within <= most as usize);
             }
         }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_pin_keeps_its_backup_and_takes_no_other_from_a_limit_or_rule(
+            backups in history(),
+            retention_days in prop::option::of(1..60_u32),
+            max_backups in prop::option::of(1..30_u32),
+            keep in keep(),
+        ) {
+            let policy = Policy { retention_days, max_backups, keep };
+            let now = Timestamp::from_millisecond(NOW).unwrap();
+            // Without chains: what rests on another one could not be decided on alone.
+            let alone = |backup: &Backup| Backup { based_on: None, ..backup.clone() };
+            let backups: Vec<Backup> = backups.iter().map(alone).collect();
+            let others: Vec<Backup> = backups.iter().filter(|backup| backup.pinned.is_none()).cloned().collect();
+            let with_pins = decide(&backups, policy, now);
+            let with_pins = with_pins.iter().filter(|decision| decision.reason != Reason::Pinned);
+            let newest_good = |decision: &&Decision| decision.reason == Reason::NewestGood;
+            for (with, without) in with_pins.zip(&decide(&others, policy, now)) {
+                prop_assert_eq!(&with.id, &without.id);
+                // A newer pinned one may be the newest good one in its stead.
+                prop_assert!(with.reason == without.reason || newest_good(&without), "{with:?} {without:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_pinned_backup_and_what_it_rests_on_stay_beside_those_that_the_limits_keep() {
+        use Reason::*;
+        let mut backups: Vec<Backup> = (0..6).map(|number| backup(100 * number, true)).collect();
+        backups[4].based_on = Some(backups[5].id.clone());
+        backups[4].pinned = pin();
+        backups[1].pinned = pin();
+        let two = Policy { max_backups: Some(2), ..Policy::default() };
+        let decided = decide(&backups, two, Timestamp::from_millisecond(NOW).unwrap());
+        let reasons: Vec<Reason> = decided.iter().map(|decision| decision.reason).collect();
+        assert_eq!(reasons, [NewestGood, Pinned, WithinLimits, TooMany, Pinned, Needed]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::io::{self, Read};
 
 use tar::EntryType;
 
-use super::manifest::EntryKind;
+use super::manifest::{EntryKind, Owner};
 
 /// As long as a path can be on Linux.
 const MAX_NAME_BYTES: u64 = 4096;
@@ -28,6 +28,7 @@ pub struct Head {
     /// Of a link: where it points to.
     pub link: Vec<u8>,
     pub size_bytes: u64,
+    pub owner: Owner,
     /// Where its first header and its end are in the tar.
     pub start: u64,
     pub end: u64,
@@ -88,7 +89,9 @@ fn found<R: Read>(kind: EntryType, name: Vec<u8>, link: Vec<u8>, entry: &tar::En
     if !kind.is_file() && size_bytes > 0 {
         return Found::Foreign { name, what: "is a directory or link with content" };
     }
-    Found::Entry(Head { name, kind, link, size_bytes, start, end: entry.raw_file_position() + size_bytes })
+    let number = |id: io::Result<u64>| id.ok().and_then(|id| u32::try_from(id).ok()).unwrap_or_default();
+    let owner = (number(entry.header().uid()), number(entry.header().gid()));
+    Found::Entry(Head { name, kind, link, size_bytes, owner, start, end: entry.raw_file_position() + size_bytes })
 }
 
 /// Two long names before one entry: readers disagree on which of them counts.

@@ -66,6 +66,9 @@ pub struct Manifest {
     /// Paths of that backup that are no more.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "bounded")]
     pub deleted: Vec<String>,
+    /// The incremental backup that this full one was put together from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consolidated_from: Option<String>,
     /// How the archive is compressed: `gzip -6`. Absent where it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<String>,

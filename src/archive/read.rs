@@ -22,7 +22,7 @@ use super::{
     check,
     decoder::Decoder,
     entries::{self, Entries, Head},
-    manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest, hex},
+    manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest, Owner, hex},
 };
 use crate::{
     error::{Code, Error, Result},
@@ -89,6 +89,9 @@ impl Problem {
 pub trait Unpack {
     /// Where the content of the file that is entry `number` goes; `None` where it is not wanted.
     fn entry(&mut self, number: usize, name: &str, size_bytes: u64) -> Result<Option<&mut dyn Write>>;
+
+    /// Who owned the next entry, be it a file, a directory or a link.
+    fn owner(&mut self, _owner: Owner) {}
 
     /// Whether a damaged archive is of no use at all, so that nothing more of it is read.
     fn wants_whole(&self) -> bool {
@@ -263,6 +266,7 @@ fn read_entries(
             return Ok(());
         }
         let mut out = None;
+        unpack.owner(head.owner);
         if unpack_whole && progress.damaged.load(Ordering::Relaxed) {
             stop(contents, "is damaged");
             return Ok(());

@@ -13,7 +13,10 @@ use std::{
 
 use nix::sys::statvfs::statvfs;
 
-use super::{manifest::Manifest, pick::Pick, read::Unpack};
+use super::{
+    manifest::{Manifest, Owner},
+    read::Unpack,
+};
 use crate::error::{Code, Error, Result};
 
 /// What stays free: a 64th of the file system, at most this much.
@@ -27,28 +30,25 @@ pub struct Unpacking<'a> {
     /// Sizes of all files, where the manifest beside the archive can be read.
     expected: Option<HashMap<String, u64>>,
     /// Entries to unpack; absent for all.
-    wanted: Option<HashSet<String>>,
+    wanted: Option<&'a HashSet<String>>,
     current: Option<File>,
+    owners: Vec<Owner>,
 }
 
 impl<'a> Unpacking<'a> {
-    /// `beside` is the manifest beside the archive. It only serves to refuse and to leave out: what it says is
-    /// checked at the end.
-    pub fn new(dir: Option<&'a Path>, pick: &Pick, beside: Option<&[u8]>) -> Self {
+    /// `beside` is the manifest beside the archive. It only serves to refuse: what it says is checked at the end.
+    pub fn new(dir: Option<&'a Path>, wanted: Option<&'a HashSet<String>>, beside: Option<&[u8]>) -> Self {
         let manifest = beside.and_then(|json| Manifest::parse(json, "the manifest beside the archive").ok());
         let files = |manifest: &Manifest| {
             let sizes = manifest.files.iter().filter_map(|record| Some((record.entry.clone(), record.entry_size()?)));
             sizes.collect::<HashMap<_, _>>()
         };
-        let picked = |manifest: &Manifest| {
-            pick.select(manifest).into_iter().map(|(_, record)| record.entry.clone()).collect::<HashSet<_>>()
-        };
-        Unpacking {
-            dir,
-            expected: manifest.as_ref().map(files),
-            wanted: manifest.as_ref().filter(|_| !pick.is_everything()).map(picked),
-            current: None,
-        }
+        Unpacking { dir, expected: manifest.as_ref().map(files), wanted, current: None, owners: Vec::new() }
+    }
+
+    /// Of all entries, in their order.
+    pub fn into_owners(self) -> Vec<Owner> {
+        self.owners
     }
 }
 
@@ -65,13 +65,17 @@ impl Unpack for Unpacking<'_> {
                 "Nothing was changed; see the damage with `kg diag backup --verify` and use another backup (`--list`)",
             ));
         }
-        let Some(dir) = self.dir.filter(|_| self.wanted.as_ref().is_none_or(|wanted| wanted.contains(name))) else {
+        let Some(dir) = self.dir.filter(|_| self.wanted.is_none_or(|wanted| wanted.contains(name))) else {
             return Ok(None);
         };
         assert_room(dir, name, size_bytes)?;
         let path = dir.join(number.to_string());
         let file = File::create_new(&path).map_err(|cause| Error::io("write", &path, cause))?;
         Ok(Some(self.current.insert(file)))
+    }
+
+    fn owner(&mut self, owner: Owner) {
+        self.owners.push(owner);
     }
 
     fn wants_whole(&self) -> bool {

@@ -8,12 +8,13 @@ use serde_json::json;
 
 use super::{
     Common, Keep,
+    manage::Manage,
     output::{Output, code_of, size},
     watch::Watched,
 };
 use crate::{
     archive::{block::Compression, manifest::BackupType},
-    backup::{BackupOptions, Created, create_backup},
+    backup::{BackupOptions, Created, DEFAULT_MAX_CHAIN_LENGTH, create_backup},
     error::{Code, Result},
     reader::client::Launch,
     sqlite::check::IntegrityStatus,
@@ -27,6 +28,9 @@ Examples:
   kg diag backup --output ./backups                save the project into ./backups
   kg diag backup --type snapshot                   the database alone, into .kg/backups
   kg diag backup --list                            the backups that exist, newest first
+  kg diag backup --pin ID --reason 'before 2.0'    nothing removes it until it is unpinned
+  kg diag backup --consolidate ID                  a full backup out of an incremental one
+  kg diag backup --delete ID --cascade             remove one, and those that rest on it
   kg diag backup --verify ./backups/latest.tar.gz  check every byte of one")]
 pub struct BackupArgs {
     #[command(flatten)]
@@ -69,15 +73,20 @@ pub struct BackupArgs {
     no_check: bool,
     #[command(flatten)]
     keep: Keep,
+    /// Make a full backup where an incremental one would make a chain of more backups than this
+    #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_MAX_CHAIN_LENGTH, value_parser = clap::value_parser!(u32).range(1..))]
+    max_chain: u32,
     /// Tell how the backups of this project stand
-    #[arg(long, group = "look")]
+    #[arg(long, group = "instead")]
     status: bool,
     /// List the backups, newest first
-    #[arg(long, group = "look")]
+    #[arg(long, group = "instead")]
     list: bool,
     /// Check every byte of a backup: a file, an id, or `latest`
-    #[arg(long, value_name = "FILE", group = "look")]
+    #[arg(long, value_name = "FILE", group = "instead")]
     verify: Option<String>,
+    #[command(flatten)]
+    manage: Manage,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -116,6 +125,9 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<bool> {
     if let Some(reference) = &args.verify {
         return verify(&store, reference, output);
     }
+    if let Some(done) = args.manage.run(&store, args.compression(), output) {
+        return done.map(|()| true);
+    }
     if args.list {
         list(&store, output)?;
     } else if args.status {
@@ -130,6 +142,11 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<bool> {
 }
 
 impl BackupArgs {
+    fn compression(&self) -> Compression {
+        let compression = self.compression.compression();
+        self.level.map_or(compression, |level| compression.at(level))
+    }
+
     fn options(&self) -> BackupOptions {
         BackupOptions {
             kind: match self.kind {
@@ -138,13 +155,12 @@ impl BackupArgs {
                 Kind::Incremental => BackupType::Incremental,
             },
             based_on: self.base_backup.clone(),
+            max_chain_length: self.max_chain,
             description: self.description.clone(),
             include_vectors: !self.no_vectors,
             include_plugin_data: !self.no_plugins,
             exclude_patterns: self.exclude.clone(),
-            compression: self
-                .level
-                .map_or(self.compression.compression(), |level| self.compression.compression().at(level)),
+            compression: self.compression(),
             check_source: !self.no_check,
             strict: self.strict,
             retention: self.keep.policy(),
@@ -231,8 +247,13 @@ fn list(store: &Store, output: &Output) -> Result<()> {
     for backup in backups {
         let description = backup.description.as_deref().unwrap_or("");
         let damaged = if backup.integrity.status == IntegrityStatus::Failed { "[source damaged] " } else { "" };
+        let pinned = match backup.pinned.as_ref().map(|pin| &pin.reason) {
+            None => String::new(),
+            Some(None) => "[pinned] ".into(),
+            Some(Some(reason)) => format!("[pinned: {reason}] "),
+        };
         output.line(format!(
-            "{:32} {:9} {:>9} {:20} {damaged}{description}",
+            "{:32} {:9} {:>9} {:20} {damaged}{pinned}{description}",
             backup.id,
             code_of(&backup.kind),
             size(backup.size),

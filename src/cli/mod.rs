@@ -4,6 +4,7 @@
 //! anything gets onto the terminal, [`watch`] ties Ctrl-C and a progress bar to a task.
 
 mod backup;
+mod manage;
 mod output;
 mod prune;
 mod restore;
@@ -42,6 +43,7 @@ enum Command {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, for as long as the process lives")]
 enum Diag {
     /// Make a backup, or look at those that exist
     Backup(backup::BackupArgs),

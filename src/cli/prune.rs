@@ -49,6 +49,7 @@ pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
 
 fn tell(result: &PruneResult, output: &Output) {
     output.result(result);
+    output.warnings(&result.warnings);
     for decision in &result.decisions {
         let fate = match (decision.kept, result.dry_run) {
             (true, _) => "kept",

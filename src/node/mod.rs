@@ -23,7 +23,9 @@ use serde_json::{Value, json};
 use self::options::Call;
 use crate::{
     backup::create_backup,
+    consolidate::consolidate,
     error::{Code, Error, Result},
+    manage::{delete, pin, unpin},
     restore::restore,
     retention::prune,
     task::{Cancel, Progress, Task},
@@ -126,9 +128,13 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
         Call::GetBackup { config, id } => value(config.store()?.get(&id)?),
         Call::GetLatestBackup { config } => value(config.store()?.latest()?),
         Call::DeleteBackup { config, id, options } => {
-            let store = config.store()?;
-            store.get(&id)?;
-            value(store.delete(&store.lock(config.lock_timeout(), task)?, &id, options.cascade())?)
+            value(delete(&config.store()?, &id, options.cascade(), config.lock_timeout(), task)?)
+        }
+        Call::Pin { config, id, reason } => value(pin(&config.store()?, &id, reason, config.lock_timeout(), task)?),
+        Call::Unpin { config, id } => value(unpin(&config.store()?, &id, config.lock_timeout(), task)?),
+        Call::Consolidate { config, id, options } => {
+            let compression = options.compression(&config)?;
+            value(consolidate(&config.store()?, &id, compression, config.lock_timeout(), task)?)
         }
         Call::CheckBackup { config, backup } => value(check_backup(&config.store()?, &backup, task)?),
         Call::Restore { config, options } => {

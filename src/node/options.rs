@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     archive::{block::Compression, manifest::BackupType},
-    backup::{BackupOptions, DEFAULT_LOCK_TIMEOUT},
+    backup::{BackupOptions, DEFAULT_LOCK_TIMEOUT, DEFAULT_MAX_CHAIN_LENGTH},
     error::{Code, Error, Result},
     project::Component,
     reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
@@ -28,6 +28,9 @@ pub enum Call {
     GetBackup { config: Config, id: String },
     GetLatestBackup { config: Config },
     DeleteBackup { config: Config, id: String, options: DeleteOptions },
+    Pin { config: Config, id: String, reason: Option<String> },
+    Unpin { config: Config, id: String },
+    Consolidate { config: Config, id: String, options: ConsolidateOptions },
     CheckBackup { config: Config, backup: String },
     Restore { config: Config, options: Restoration },
     UndoRestore { config: Config, options: UndoRestoration },
@@ -57,6 +60,7 @@ pub struct Config {
     retention_days: Option<f64>,
     max_backups: Option<f64>,
     keep: Option<KeepOptions>,
+    max_chain_length: Option<f64>,
     undo_retention_days: Option<f64>,
     strict: Option<bool>,
     schedule: Option<Value>,
@@ -90,6 +94,7 @@ impl Config {
         whole("retentionDays", self.retention_days, 1, "a number of days")?;
         whole("maxBackups", self.max_backups, 1, "a number of backups")?;
         self.keep.as_ref().map_or(Ok(()), KeepOptions::check)?;
+        whole("maxChainLength", self.max_chain_length, 1, "a number of backups")?;
         whole("undoRetentionDays", self.undo_retention_days, 1, "a number of days")?;
         self.store().map(|_| ())
     }
@@ -183,6 +188,7 @@ impl CreateOptions {
         Ok(BackupOptions {
             kind: self.kind.unwrap_or(BackupType::Full),
             based_on: self.based_on,
+            max_chain_length: config.max_chain_length.map_or(DEFAULT_MAX_CHAIN_LENGTH, |length| length as u32),
             description: self.description,
             include_vectors: self.include_vectors.or(config.include_vectors).unwrap_or(true),
             include_plugin_data: self.include_plugin_data.or(config.include_plugin_data).unwrap_or(true),
@@ -207,6 +213,21 @@ pub struct DeleteOptions {
 impl DeleteOptions {
     pub fn cascade(&self) -> bool {
         self.cascade.unwrap_or(false)
+    }
+}
+
+/// The second argument of `consolidate`; what is absent comes from the configuration.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConsolidateOptions {
+    compression: Option<Value>,
+    compression_level: Option<f64>,
+}
+
+impl ConsolidateOptions {
+    pub fn compression(&self, config: &Config) -> Result<Compression> {
+        let level = self.compression_level.or(config.compression_level);
+        compression(self.compression.as_ref().or(config.compression.as_ref()), level)
     }
 }
 

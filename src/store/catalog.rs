@@ -24,7 +24,7 @@ impl Store {
     pub fn list(&self) -> Result<Vec<Backup>> {
         let mut backups: Vec<Backup> =
             self.archive_names()?.into_iter().filter_map(|name| self.listed(&name)).collect();
-        backups.sort_by(|a, b| (b.timestamp, &b.id).cmp(&(a.timestamp, &a.id)));
+        sort(&mut backups);
         Ok(backups)
     }
 
@@ -125,6 +125,11 @@ fn archive_at(path: &Path) -> Result<PathBuf> {
         format!("{} is not a backup: archives end in {}", path.display(), ARCHIVE_ENDINGS.join(", ")),
         "Name an archive, or see the backups with `kg diag backup --list`",
     ))
+}
+
+/// Newest first; of the same time, the one that was made last.
+pub(super) fn sort(backups: &mut [Backup]) {
+    backups.sort_by(|a, b| (b.timestamp, b.id.len(), &b.id).cmp(&(a.timestamp, a.id.len(), &a.id)));
 }
 
 /// Where the manifest of the archive at `archive` stands.

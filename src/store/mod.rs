@@ -4,6 +4,7 @@
 //! kg-backup-20240115-020000.tar.gz                  an archive
 //! kg-backup-20240115-020000.tar.gz.manifest.json    its manifest, with the archive's size and digest
 //! latest.tar.gz                                     a link to the newest archive
+//! kg-backup-20240115-020000.tar.gz.pin.json         it is pinned: nothing removes it
 //! .kg-store.lock                                    locked by the one process that writes
 //! .kg-partial-…, .kg-snapshot-…                     what a run is writing; the next run removes what a killed one left
 //! ```
@@ -15,6 +16,7 @@
 mod catalog;
 mod lock;
 mod names;
+mod pins;
 mod sink;
 mod write;
 
@@ -26,7 +28,7 @@ use std::{
 
 use serde::Serialize;
 
-pub use self::{catalog::manifest_beside, lock::StoreLock, names::is_id, write::NewBackup};
+pub use self::{catalog::manifest_beside, lock::StoreLock, names::is_id, pins::Pin, write::NewBackup};
 use crate::{
     archive::manifest::{Contents, Manifest, Stats},
     durable,
@@ -65,6 +67,12 @@ pub struct Backup {
     pub warnings: Vec<Warning>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub based_on: Option<String>,
+    /// The incremental backup that this full one was put together from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consolidated_from: Option<String>,
+    /// Nothing removes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<Pin>,
 }
 
 impl Store {
@@ -133,6 +141,7 @@ impl Backup {
     /// `manifest` is one that stood beside the archive at `path`.
     fn new(path: PathBuf, manifest: Manifest) -> Option<Self> {
         let archive = manifest.archive?;
+        let pinned = pins::pin_beside(&path);
         Some(Backup {
             id: manifest.id,
             kind: manifest.kind,
@@ -146,6 +155,8 @@ impl Backup {
             integrity: manifest.integrity,
             warnings: manifest.warnings,
             based_on: manifest.based_on,
+            consolidated_from: manifest.consolidated_from,
+            pinned,
         })
     }
 }

@@ -11,8 +11,9 @@ use tempfile::{NamedTempFile, TempDir};
 
 use super::{
     Backup, Store, StoreLock,
-    catalog::manifest_path,
+    catalog::{self, manifest_path},
     names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
+    pins::pin_path,
     sink::ArchiveFile,
 };
 use crate::{
@@ -56,9 +57,13 @@ impl Store {
     pub fn begin<'a>(&'a self, _lock: &'a StoreLock, at: Timestamp, compression: Compression) -> Result<NewBackup<'a>> {
         // A backup whose base is gone must not find another one under its name.
         let needed: HashSet<String> = self.list()?.into_iter().filter_map(|backup| backup.based_on).collect();
+        let is_taken = |name: &String| {
+            let archive = self.dir.join(name);
+            archive.exists() || pin_path(&archive).exists()
+        };
         let free = |stamp: &String| {
             let id = names::id(stamp);
-            !needed.contains(&id) && names::archives_of_id(&id).iter().all(|name| !self.dir.join(name).exists())
+            !needed.contains(&id) && !names::archives_of_id(&id).iter().any(is_taken)
         };
         let stamp = (1..).map(|number| names::stamp(at, number)).find(free).unwrap_or_default();
         Ok(NewBackup {
@@ -70,7 +75,8 @@ impl Store {
         })
     }
 
-    /// Removes a backup, and with `cascade` those that rest on it; without, such a backup is refused.
+    /// Removes a backup, and with `cascade` those that rest on it; without, such a backup is refused. Where one of them is
+    /// pinned, none is removed.
     pub fn delete(&self, lock: &StoreLock, id: &str, cascade: bool) -> Result<Vec<String>> {
         self.get(id)?;
         let dependants = dependants(&self.list()?, id);
@@ -85,6 +91,7 @@ impl Store {
         }
         // Whatever rests on another one goes before it, so that a kill leaves no broken chain.
         let doomed: Vec<String> = dependants.into_iter().chain([id.to_string()]).collect();
+        doomed.iter().try_for_each(|id| self.assert_unpinned(id))?;
         doomed.iter().try_for_each(|id| self.remove(lock, id))?;
         Ok(doomed)
     }
@@ -117,38 +124,57 @@ impl Store {
                 durable::remove(&path)?;
             }
         }
+        self.adopt(task, |archive, manifest| durable::write(&manifest_path(archive), &manifest.to_json()))
+    }
+
+    /// The backups as they will be listed after a sweep, newest first.
+    pub fn foresee(&self, task: &Task) -> Result<(Vec<Backup>, Vec<Warning>)> {
+        let mut backups = self.list()?;
+        let warnings = self.adopt(task, |archive, manifest| {
+            backups.extend(Backup::new(archive.to_path_buf(), manifest));
+            Ok(())
+        })?;
+        catalog::sort(&mut backups);
+        Ok((backups, warnings))
+    }
+
+    /// Gives `take` each archive that has no usable manifest beside it, with the one that belongs there: a run was killed just
+    /// before its end, or the archive was copied here alone. One that is not whole, or is called otherwise than it calls
+    /// itself, is only warned of.
+    fn adopt(&self, task: &Task, mut take: impl FnMut(&Path, Manifest) -> Result<()>) -> Result<Vec<Warning>> {
         let mut warnings = Vec::new();
         for name in self.archive_names()? {
-            if self.listed(&name).is_none() {
-                warnings.extend(self.adopt(&name, task)?);
+            if self.listed(&name).is_some() {
+                continue;
+            }
+            let path = self.dir.join(&name);
+            match self.manifest_for(&name, task)? {
+                Ok(manifest) => take(&path, manifest)?,
+                Err(why) => {
+                    let message = format!("{} is not listed: {why}; remove it if you do not need it", path.display());
+                    warnings.push(Warning::new(WarningCode::Store, message));
+                }
             }
         }
         Ok(warnings)
     }
 
-    /// Writes the manifest of an archive that has no usable one: a run was killed just before its end, or the archive was
-    /// copied here alone. One that is not whole, or is called otherwise than it calls itself, stays as it is.
-    fn adopt(&self, name: &str, task: &Task) -> Result<Option<Warning>> {
+    /// The manifest that belongs beside a whole archive, or why it has none.
+    fn manifest_for(&self, name: &str, task: &Task) -> Result<std::result::Result<Manifest, String>> {
         let path = self.dir.join(name);
-        let warning = |why: &str| {
-            let message = format!("{} is not listed: {why}; remove it if you do not need it", path.display());
-            Ok(Some(Warning::new(WarningCode::Store, message)))
-        };
         let report = match read_archive(&path, None, &mut Discard, task, Phase::Verifying) {
             Ok(report) => report,
             Err(error) if error.code == Code::Aborted => return Err(error),
-            Err(error) => return warning(&error.message),
+            Err(error) => return Ok(Err(error.message)),
         };
         let (size, sha256) = (report.size_bytes, report.sha256.clone());
-        match report.into_manifest(&path) {
+        Ok(match report.into_manifest(&path) {
             Ok(manifest) if names::id_of_archive(name).as_ref() == Some(&manifest.id) => {
-                let manifest = beside(manifest, ArchiveRecord { name: name.to_string(), size, sha256 });
-                durable::write(&manifest_path(&path), &manifest.to_json())?;
-                Ok(None)
+                Ok(beside(manifest, ArchiveRecord { name: name.to_string(), size, sha256 }))
             }
-            Ok(manifest) => warning(&format!("it calls itself {}", manifest.id)),
-            Err(error) => warning(&error.message),
-        }
+            Ok(manifest) => Err(format!("it calls itself {}", manifest.id)),
+            Err(error) => Err(error.message),
+        })
     }
 
     /// Points `latest.tar.gz` (`latest.tar` for a plain archive) to the newest archive.

@@ -1,0 +1,89 @@
+//! What `kg diag backup` does with single backups that exist: delete, pin, unpin, consolidate.
+
+use clap::Args;
+use serde_json::json;
+
+use super::{
+    output::{Output, size},
+    watch::Watched,
+};
+use crate::{
+    archive::block::Compression,
+    backup::DEFAULT_LOCK_TIMEOUT as TIMEOUT,
+    consolidate::consolidate,
+    error::Result,
+    manage::{delete, pin, unpin},
+    store::Store,
+};
+
+#[derive(Debug, Args)]
+pub struct Manage {
+    /// Remove a backup
+    #[arg(long, value_name = "ID", group = "instead")]
+    delete: Option<String>,
+    /// Remove the backups that rest on it too
+    #[arg(long, requires = "delete")]
+    cascade: bool,
+    /// Keep a backup, whatever retention and deletion want, until it is unpinned
+    #[arg(long, value_name = "ID", group = "instead")]
+    pin: Option<String>,
+    /// Why it is pinned
+    #[arg(long, value_name = "TEXT", requires = "pin")]
+    reason: Option<String>,
+    /// Take the pin of a backup away
+    #[arg(long, value_name = "ID", group = "instead")]
+    unpin: Option<String>,
+    /// Write a full backup out of an incremental one and those that it rests on
+    #[arg(long, value_name = "ID", group = "instead")]
+    consolidate: Option<String>,
+}
+
+impl Manage {
+    /// Does what was asked for; `None` where that is nothing.
+    pub fn run(&self, store: &Store, compression: Compression, output: &Output) -> Option<Result<()>> {
+        if let Some(id) = &self.delete {
+            return Some(self.delete(store, id, output));
+        }
+        if let Some(id) = &self.consolidate {
+            return Some(run_consolidate(store, id, compression, output));
+        }
+        (self.pin.is_some() || self.unpin.is_some()).then(|| self.pin(store, output))
+    }
+
+    fn delete(&self, store: &Store, id: &str, output: &Output) -> Result<()> {
+        let watched = Watched::new(output);
+        let deleted = delete(store, id, self.cascade, TIMEOUT, &watched.task)?;
+        drop(watched);
+        output.result(&json!({ "deleted": deleted }));
+        deleted.iter().for_each(|id| output.line(format!("Deleted {id}")));
+        Ok(())
+    }
+
+    fn pin(&self, store: &Store, output: &Output) -> Result<()> {
+        let watched = Watched::new(output);
+        let backup = match (&self.pin, &self.unpin) {
+            (Some(id), _) => pin(store, id, self.reason.clone(), TIMEOUT, &watched.task)?,
+            (None, id) => unpin(store, id.as_deref().unwrap_or_default(), TIMEOUT, &watched.task)?,
+        };
+        drop(watched);
+        output.result(&backup);
+        output.line(match backup.pinned {
+            Some(_) => format!("Pinned {}: nothing removes it until `kg diag backup --unpin {0}`", backup.id),
+            None => format!("Unpinned {}", backup.id),
+        });
+        Ok(())
+    }
+}
+
+fn run_consolidate(store: &Store, id: &str, compression: Compression, output: &Output) -> Result<()> {
+    let watched = Watched::new(output);
+    let backup = consolidate(store, id, compression, TIMEOUT, &watched.task)?;
+    drop(watched);
+    output.result(&backup);
+    output.line(format!("Backup created: {}", backup.path.display()));
+    output.line(format!("  id        {}, the same as {id} and whole in itself", backup.id));
+    let (files, from) = (backup.stats.total_files, size(backup.stats.total_size));
+    output.line(format!("  size      {} ({files} files, {from} before compression)", size(backup.size)));
+    output.line(format!("  checksum  {}", backup.checksum));
+    Ok(())
+}

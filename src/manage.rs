@@ -1,0 +1,37 @@
+//! The verbs `delete`, `pin` and `unpin`: what a person decides about single backups.
+//!
+//! Each waits for the store and first finishes what killed runs left. An archive that came here without its manifest is listed
+//! from then on, so whatever it rests on is known to be needed.
+
+use std::time::Duration;
+
+use crate::{
+    error::Result,
+    store::{Backup, Store, StoreLock},
+    task::Task,
+};
+
+/// Removes a backup, and with `cascade` those that rest on it; the ids of what was removed.
+pub fn delete(store: &Store, id: &str, cascade: bool, lock_timeout: Duration, task: &Task) -> Result<Vec<String>> {
+    store.delete(&lock_known(store, id, lock_timeout, task)?, id, cascade)
+}
+
+/// Keeps retention and deletion from a backup, until it is unpinned.
+pub fn pin(store: &Store, id: &str, reason: Option<String>, lock_timeout: Duration, task: &Task) -> Result<Backup> {
+    store.pin(&lock_known(store, id, lock_timeout, task)?, id, reason)
+}
+
+pub fn unpin(store: &Store, id: &str, lock_timeout: Duration, task: &Task) -> Result<Backup> {
+    store.unpin(&lock_known(store, id, lock_timeout, task)?, id)
+}
+
+/// Locks the store that holds an archive of that id. Where there is none, not even the directory is made.
+pub fn lock_known(store: &Store, id: &str, lock_timeout: Duration, task: &Task) -> Result<StoreLock> {
+    if store.archive_of(id).is_none() {
+        store.get(id)?;
+    }
+    let lock = store.lock(lock_timeout, task)?;
+    // What cannot be listed protects nothing, and the next backup says so.
+    store.sweep(&lock, task)?;
+    Ok(lock)
+}
