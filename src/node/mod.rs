@@ -24,6 +24,8 @@ use self::options::Call;
 use crate::{
     backup::create_backup,
     error::{Code, Error, Result},
+    inspect::{inspect, repair},
+    rehearse::rehearse,
     restore::restore,
     retention::prune,
     task::{Cancel, Progress, Task},
@@ -141,6 +143,20 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
         }
         Call::Prune { config, options } => {
             value(prune(&config.store()?, config.retention(), options.dry_run(), config.lock_timeout(), task)?)
+        }
+        Call::Rehearse { config, options } => {
+            value(rehearse(&config.store()?, &options.resolve(&config), &config.launch(), task)?)
+        }
+        Call::RunChecks { config, options } => match options.scope()? {
+            Some(scope) => value(inspect(&config.subject(), scope, config.lock_timeout()?, &config.launch(), task)?),
+            None => {
+                let store = config.store()?;
+                value(repair(&config.subject(), None, store.as_ref(), config.lock_timeout()?, &config.launch(), task)?)
+            }
+        },
+        Call::Repair { config, codes } => {
+            let (subject, store) = (config.subject(), config.store()?);
+            value(repair(&subject, Some(&codes), store.as_ref(), config.lock_timeout()?, &config.launch(), task)?)
         }
     }
 }

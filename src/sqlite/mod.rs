@@ -2,13 +2,15 @@
 //!
 //! [`snapshot`] takes the pages of a database at one commit beside any number of writers. [`aside`] copies a database
 //! with its WAL or journal to where SQLite can recover it, or to save a damaged one as it is. [`in_use`] tells which
-//! process has a database open. [`replace`] puts new content into a database that others have open.
+//! process has a database open. [`replace`] puts new content into a database that others have open. [`private`] copies one
+//! commit for checks that take their time.
 
 pub mod aside;
 pub mod check;
 pub mod files;
 pub mod in_use;
 pub mod pages;
+pub mod private;
 pub mod replace;
 pub mod snapshot;
 
