@@ -84,11 +84,13 @@ fn wal(database: &Path, named: &Named) -> Option<Issue> {
     None
 }
 
-/// For a damaged database: whether it is sound without its WAL.
+/// Of a database that is sound without its WAL, and not with it.
 pub fn wal_is_foreign(named: &Named) -> Issue {
     let shown = format!("{}-wal", named.path);
-    let message =
-        format!("{} is sound without {shown}, and damaged with it: that is not its WAL, or a damaged one", named.path);
+    let message = format!(
+        "{} is as it should be without {shown}, and not with it: that is not its WAL, or a damaged one",
+        named.path
+    );
     named.issue(IssueCode::WalForeign, message, LET_SQLITE).path(shown)
 }
 

@@ -46,6 +46,7 @@ use crate::{
     project::{Project, STATE_DIR, names},
     sqlite::{
         check::quick_check,
+        forget_fulltext,
         private::{self, Private},
         snapshot::{self, Conditions, Taken},
     },
@@ -252,7 +253,7 @@ fn thoroughly(
     }
     let connection = open(private.database(), size, check)?;
     if scope.database {
-        found.extend(structure_and_fulltext(&connection, &private, named, size, check)?);
+        found.extend(structure_and_fulltext(&private, named, size, check)?);
     } else if found.is_empty() && has_damage(&connection) {
         // Nobody asked for what is wrong with it, only not to be told nonsense.
         return Ok(None);
@@ -260,7 +261,7 @@ fn thoroughly(
     let is_sound =
         found.iter().all(|issue| issue.code == IssueCode::FullTextDamaged || issue.code == IssueCode::NotChecked);
     let is_damaged = found.iter().any(repair::is_damage);
-    if is_damaged && beside::has_wal(path) && is_sound_without_wal(path, check) {
+    if is_damaged && beside::has_wal(path) && without_wal(path, check).is_some() {
         found.push(beside::wal_is_foreign(named));
     }
     add_new(&mut report.issues, found);
@@ -275,20 +276,23 @@ fn thoroughly(
     report.checked.nodes = rows::count(&connection, "nodes").unwrap_or(0);
     report.checked.edges = rows::count(&connection, "edges").unwrap_or(0);
     if scope.database && (resolved.is_graph || rows::is_graph(&connection).unwrap_or(false)) {
-        report.issues.extend(rows::check(&connection, named, check)?);
+        let found = rows::check(&connection, named, check)?;
+        // With a first page in it, the WAL of another database makes this one that other one.
+        let is_other = found.iter().any(|issue| issue.code == IssueCode::TableMissing) && beside::has_wal(path);
+        if is_other
+            && without_wal(path, check)
+                .is_some_and(|alone| rows::missing(&alone, named).is_ok_and(|lacks| lacks.is_empty()))
+        {
+            report.issues.push(beside::wal_is_foreign(named));
+        }
+        report.issues.extend(found);
     }
     check.gauge.add(size);
     Ok(Some(Graph { connection, private }))
 }
 
 /// The two that take longest, beside each other.
-fn structure_and_fulltext(
-    connection: &Connection,
-    private: &Private,
-    named: &Named,
-    size: u64,
-    check: &Check,
-) -> Result<Vec<Issue>> {
+fn structure_and_fulltext(private: &Private, named: &Named, size: u64, check: &Check) -> Result<Vec<Issue>> {
     let fulltext = || -> Result<Vec<Issue>> {
         let own = open(private.database(), size, check)?;
         // Nothing of it is to be written, not even to the copy.
@@ -299,7 +303,9 @@ fn structure_and_fulltext(
     };
     thread::scope(|threads| {
         let beside = threads.spawn(fulltext);
-        let mut found = structure::integrity_check(connection, named, check)?;
+        let own = open(private.database(), size, check)?;
+        forget_fulltext(&own);
+        let mut found = structure::integrity_check(&own, named, check)?;
         check.gauge.add(size);
         let panicked =
             |_| Err(Error::new(Code::Internal, "The check of full-text indexes panicked", "Please report this"));
@@ -322,10 +328,11 @@ fn has_damage(connection: &Connection) -> bool {
     said.map_or(true, |said| said != "ok")
 }
 
-fn is_sound_without_wal(path: &Path, check: &Check) -> bool {
+/// The database as it is without its WAL, if that is sound.
+fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
     let alone = check.scratch.join("without-wal");
-    let copied = std::fs::copy(path, &alone).map_err(|cause| Error::io("copy", path, cause));
-    copied.and_then(|size| open(&alone, size, check)).is_ok_and(|connection| !has_damage(&connection))
+    let size = std::fs::copy(path, &alone).ok()?;
+    open(&alone, size, check).ok().filter(|connection| !has_damage(connection))
 }
 
 /// `quick_check` and the tables, in a read transaction of the database itself.

@@ -324,18 +324,25 @@ fn a_wal_of_another_database_is_recognised_and_one_that_cannot_be_read_too() {
     fs::write(&wal, [7; 5000]).unwrap();
     assert_eq!(fixture.only(IssueCode::WalUnreadable).path.as_deref(), Some(".kg/knowledge.db-wal"));
 
-    // The WAL of another database, as when somebody copies one of the files.
+    // The WALs of another database, as when somebody copies one of the files: with a first page in it, and without.
     let other = tempfile::tempdir().unwrap();
     let path = other.path().join("other.db");
     let connection = Connection::open(&path).unwrap();
-    let filled = "PRAGMA journal_mode = wal; CREATE TABLE t (x); WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 500)
-        INSERT INTO t SELECT hex(randomblob(300)) FROM n; DELETE FROM t WHERE rowid > 250; CREATE INDEX i ON t(x)";
+    let foreign = || {
+        fs::copy(path.with_file_name("other.db-wal"), &wal).unwrap();
+        let _ = fs::remove_file(fixture.path(".kg/knowledge.db-shm"));
+        fixture.codes()
+    };
+    let filled = "PRAGMA journal_mode = wal; CREATE TABLE t (x);
+        WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 500) INSERT INTO t SELECT hex(zeroblob(300)) FROM n";
     connection.execute_batch(filled).unwrap();
-    fs::copy(path.with_file_name("other.db-wal"), &wal).unwrap();
-    let _ = fs::remove_file(fixture.path(".kg/knowledge.db-shm"));
-    // A first page from there makes it the other database altogether: this one begins later.
-    let codes = fixture.codes();
-    assert!(codes.contains("KG_ISSUE_WAL_FOREIGN") || codes.contains("KG_ISSUE_TABLE_MISSING"), "{codes:?}");
+    let codes = foreign();
+    assert!(codes.contains("KG_ISSUE_WAL_FOREIGN") && codes.contains("KG_ISSUE_TABLE_MISSING"), "{codes:?}");
+    connection
+        .execute_batch("PRAGMA wal_checkpoint(TRUNCATE); UPDATE t SET x = hex(randomblob(300)) WHERE rowid < 300")
+        .unwrap();
+    let codes = foreign();
+    assert!(codes.contains("KG_ISSUE_WAL_FOREIGN") && codes.contains("KG_ISSUE_DATABASE_DAMAGED"), "{codes:?}");
 
     // Of another page size.
     let path = other.path().join("small.db");
