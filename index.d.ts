@@ -224,6 +224,14 @@ export declare class BackupManager {
    * `KG_TARGET_LOCKED`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`, `KG_READER_…`, `KG_INVALID_OPTION`
    */
   undoRestore(options?: UndoOptions): Promise<UndoResult>;
+
+  /**
+   * Proves that a backup can be restored: restores it into a temporary directory, checks what comes of it, counts its nodes and edges, and
+   * says how long that took. The project is not touched and nothing is left; what a killed process leaves, the next one removes.
+   *
+   * @throws {KgError} what {@link restore} and {@link IntegrityChecker.runChecks} reject with
+   */
+  rehearse(options?: RehearseOptions): Promise<Rehearsal>;
 }
 
 /** What every long call takes. */
@@ -235,9 +243,12 @@ export interface LongCallOptions {
 }
 
 export interface Progress {
-  /** `waiting` for another writer, `saving` (also what is consolidated), `verifying`, `unpacking`, `applying` what was unpacked. */
-  phase: 'waiting' | 'saving' | 'verifying' | 'unpacking' | 'applying';
-  /** Bytes of the project when saving, of the archive otherwise. */
+  /**
+   * `waiting` for another writer, `saving` (also what is consolidated), `verifying`, `unpacking`, `applying` what was unpacked, `checking`,
+   * `repairing`.
+   */
+  phase: 'waiting' | 'saving' | 'verifying' | 'unpacking' | 'applying' | 'checking' | 'repairing';
+  /** Bytes of the project when saving, bytes to read when checking, bytes of the archive otherwise. */
   bytesDone: number;
   /** 0 while it is not known. */
   bytesTotal: number;
@@ -563,6 +574,265 @@ export interface RestoreResult {
   safetyCopy?: string;
   warnings: Warning[];
   durationMs: number;
+}
+
+/**
+ * Checks a database, the files of its project and its vectors, and repairs what can be repaired without guessing. The guide's section
+ * "Recovery Verification".
+ *
+ * Everything happens in a process of its own, on a private copy of one commit: whoever writes the database goes on, the host's
+ * connections and locks stay as they are, and a check changes nothing.
+ *
+ * ```ts
+ * const checker = new IntegrityChecker(db);
+ * const { healthy, issues } = await checker.runChecks();
+ * if (!healthy) console.log(await checker.repair(issues));
+ * ```
+ */
+export declare class IntegrityChecker {
+  /**
+   * @param db the path of a database or of a project's root; or a better-sqlite3 handle, a node:sqlite handle or the host's
+   * `KnowledgeGraphDatabase`, of which only the path is asked for. A database that lies in `.kg/`, or that the configuration of the
+   * nearest project above it names, is checked with that project, any other one alone.
+   * @throws {KgError} `KG_INVALID_OPTION` for a database in memory, which has no file, and for what is no database
+   */
+  constructor(db: string | object, options?: IntegrityCheckerOptions);
+
+  /** What is checked: the absolute path of a database or of a project's root. */
+  readonly path: string;
+
+  /**
+   * Runs the checks. Whatever is wrong is an issue of the result; it rejects only where checks could not be run at all.
+   *
+   * A check of a database takes a copy of it in the system's directory for temporary files (`TMPDIR`), which is gone afterwards.
+   *
+   * @throws {KgError} `KG_NO_PROJECT`, `KG_DATABASE_BUSY`, `KG_DATABASE_UNREADABLE`, `KG_TARGET_LOCKED`, `KG_NO_SPACE`,
+   * `KG_PERMISSION_DENIED`, `KG_IO`, `KG_READER_…`, `KG_INVALID_OPTION`; with `repairMode` also what {@link repair} rejects with
+   */
+  runChecks(options?: CheckOptions): Promise<IntegrityResult>;
+
+  /**
+   * Repairs. First a backup is made: a snapshot, or a full one where vectors are to be changed. Then indexes and full-text indexes are
+   * built again, and edges, rows of `node_tags` and vectors that lead nowhere are moved to the table `kg_repair_removed` of the same
+   * database, as JSON with time and reason; in one transaction a database, through SQLite, so that open connections go on with what is
+   * right. Then everything is checked again.
+   *
+   * Of the issues that are handed in only the codes count: what they stand for is searched for again. What cannot be repaired is left as
+   * it is. Where there is nothing to repair, nothing is changed and no backup is made.
+   *
+   * @throws {KgError} `KG_NO_PROJECT` where the database belongs to no project, so that no backup of it can be made;
+   * `KG_DATABASE_BUSY`, and what {@link runChecks} and {@link BackupManager.createBackup} reject with
+   */
+  repair(issues: Pick<Issue, 'code'>[], options?: LongCallOptions): Promise<RepairResult>;
+}
+
+/** The second argument of {@link IntegrityChecker}. */
+export interface IntegrityCheckerOptions {
+  /** The project's root, where the database's path does not tell. */
+  projectRoot?: string;
+  /** Where the backup before a repair goes. Default: `.kg/backups` of the project. */
+  backupDir?: string;
+  /** How long, in milliseconds, to wait for a lock that another process holds. Default: 60000. */
+  lockTimeout?: number;
+  /** As in {@link BackupManagerConfig}. */
+  kgPath?: string;
+}
+
+/** The argument of {@link IntegrityChecker.runChecks}. */
+export interface CheckOptions extends LongCallOptions {
+  /** Pages, indexes, full-text indexes, references, rows, the WAL. Default: true. */
+  checkDatabase?: boolean;
+  /** Configuration, documents of nodes, what cannot be read, permissions. Default: true. */
+  checkFiles?: boolean;
+  /** `.kg/vectors.db`, and `NAME.f32` with `index.json` in `.kg/vectors/`. Default: true. */
+  checkVectors?: boolean;
+  /** Repair everything that can be repaired, as {@link IntegrityChecker.repair}; goes with all of the checks. Default: false. */
+  repairMode?: boolean;
+}
+
+/** The result of {@link IntegrityChecker.runChecks}; with `repairMode`, what is so after the repair. */
+export interface IntegrityResult {
+  /** No issue is of the severity `error`. */
+  healthy: boolean;
+  /** Errors first. */
+  issues: Issue[];
+  checked: Checked;
+  durationMs: number;
+  /** With `repairMode`. */
+  repair?: RepairSummary;
+}
+
+/** What was checked. */
+export interface Checked {
+  /** The project's root; absent for a database that belongs to none. */
+  project?: string;
+  database: string;
+  /** Of the database, in bytes. */
+  databaseSize: number;
+  /** Rows; 0 where the structure is damaged or was not looked at. */
+  nodes: number;
+  edges: number;
+  /** How many nodes name a document. */
+  documents: number;
+  /** Files below `.kg/`. */
+  files: number;
+  vectors: number;
+}
+
+/** One kind of thing that is wrong in one place, however often. */
+export interface Issue {
+  code: IssueCode;
+  /** `error`: not healthy; `warning`: somebody should see to it; `info`: good to know. */
+  severity: 'error' | 'warning' | 'info';
+  component: 'database' | 'files' | 'vectors' | 'backups';
+  /** What is wrong, without a full stop. */
+  message: string;
+  /** What to do, without a full stop. */
+  remedy: string;
+  table?: string;
+  index?: string;
+  /** Of the first row. */
+  rowid?: number;
+  /** The first page, from 1. */
+  page?: number;
+  /** The file, relative to the project where it lies in it. */
+  path?: string;
+  /** How often. */
+  count: number;
+  /** The first ten of them. */
+  examples: string[];
+  repairable: boolean;
+  /** What repair would do; present where it can do something. */
+  repair?: string;
+}
+
+/** The codes of {@link Issue}; `docs/errors.md` explains each. */
+export type IssueCode =
+  | 'KG_ISSUE_DATABASE_MISSING'
+  | 'KG_ISSUE_NOT_A_DATABASE'
+  | 'KG_ISSUE_DATABASE_DAMAGED'
+  | 'KG_ISSUE_INDEX_DAMAGED'
+  | 'KG_ISSUE_FTS_DAMAGED'
+  | 'KG_ISSUE_CONSTRAINT'
+  | 'KG_ISSUE_FOREIGN_KEY'
+  | 'KG_ISSUE_EDGE_SOURCE'
+  | 'KG_ISSUE_EDGE_TARGET'
+  | 'KG_ISSUE_TAG_ORPHAN'
+  | 'KG_ISSUE_FRONTMATTER'
+  | 'KG_ISSUE_DUPLICATE_PATH'
+  | 'KG_ISSUE_TABLE_MISSING'
+  | 'KG_ISSUE_TRIGGER_MISSING'
+  | 'KG_ISSUE_WAL_UNREADABLE'
+  | 'KG_ISSUE_WAL_FOREIGN'
+  | 'KG_ISSUE_NETWORK_FILE_SYSTEM'
+  | 'KG_ISSUE_DATABASE_LINKED'
+  | 'KG_ISSUE_NOT_CHECKED'
+  | 'KG_ISSUE_CONFIG_INVALID'
+  | 'KG_ISSUE_CONFIG_VALUE'
+  | 'KG_ISSUE_DOCUMENT_MISSING'
+  | 'KG_ISSUE_DOCUMENT_UNINDEXED'
+  | 'KG_ISSUE_FILE_UNREADABLE'
+  | 'KG_ISSUE_PERMISSIONS'
+  | 'KG_ISSUE_KEY_EXPOSED'
+  | 'KG_ISSUE_VECTOR_LENGTH'
+  | 'KG_ISSUE_VECTOR_DIMENSIONS'
+  | 'KG_ISSUE_VECTOR_NOT_FINITE'
+  | 'KG_ISSUE_VECTOR_ZERO'
+  | 'KG_ISSUE_VECTOR_ORPHAN'
+  | 'KG_ISSUE_VECTOR_MISSING'
+  | 'KG_ISSUE_VECTOR_FILE'
+  | 'KG_ISSUE_VECTOR_INDEX'
+  | 'KG_ISSUE_BACKUP_NONE'
+  | 'KG_ISSUE_BACKUP_OLD'
+  | 'KG_ISSUE_BACKUP_CHAIN'
+  | 'KG_ISSUE_BACKUP_UNLISTED'
+  | 'KG_ISSUE_BACKUP_DIR'
+  | 'KG_ISSUE_DISK_SPACE';
+
+/** What a repair did. */
+export interface RepairSummary {
+  /** Issues that are gone. */
+  fixed: number;
+  /** Issues that were worked on and are still there. */
+  failed: number;
+  /** Issues that repair can do nothing about, and codes of which there is no issue. */
+  skipped: number;
+  /** The backup from before; absent where there was nothing to repair, and nothing was changed. */
+  safetyBackup?: { id: string; path: string };
+  actions: RepairAction[];
+}
+
+/** The result of {@link IntegrityChecker.repair}: what was done, and what is wrong after that. */
+export interface RepairResult extends RepairSummary, Omit<IntegrityResult, 'repair'> {}
+
+export interface RepairAction {
+  code: IssueCode;
+  component: Issue['component'];
+  /** What was done, or was to be done. */
+  action: string;
+  done: boolean;
+  /** Rows that were moved to `kg_repair_removed`. */
+  rowsRemoved: number;
+  /** Why it was not done. */
+  error?: { code: KgErrorCode; message: string; remedy: string };
+}
+
+/** The argument of {@link BackupManager.rehearse}. */
+export interface RehearseOptions extends LongCallOptions {
+  /** Path of an archive, id of a backup, or `'latest'`. Default: `latest`. */
+  backup?: string;
+  /** Where to restore to, in a directory of its own. Default: the system's directory for temporary files. */
+  directory?: string;
+}
+
+/** The result of {@link BackupManager.rehearse}. */
+export interface Rehearsal {
+  /** The restored project is healthy, and has the nodes and edges that the manifest promises. */
+  passed: boolean;
+  /** Of the backup. */
+  id: string;
+  backupPath: string;
+  /** How old the backup is: what was written since would be lost. */
+  ageMs: number;
+  filesRestored: number;
+  bytesRestored: number;
+  /** The time to recover: how long the restore took. */
+  restoreMs: number;
+  /** How long the checks took. */
+  checkMs: number;
+  nodes: { expected: number; found: number };
+  edges: { expected: number; found: number };
+  issues: Issue[];
+  warnings: Warning[];
+  durationMs: number;
+}
+
+/**
+ * A check for the guide's health monitor: whether the newest good backup is young enough.
+ *
+ * ```ts
+ * healthMonitor.addCheck(backupFreshnessCheck(manager, { maxAge: '24h' }));
+ * ```
+ *
+ * `check` resolves to false where there is no good backup, and rejects where `backupDir` cannot be read.
+ *
+ * @throws {KgError} `KG_INVALID_OPTION`
+ */
+export declare function backupFreshnessCheck(manager: BackupManager, options?: FreshnessOptions): FreshnessCheck;
+
+export interface FreshnessOptions {
+  /** Milliseconds, or a number and `s`, `m`, `h` or `d`. Default: `'24h'`. */
+  maxAge?: number | string;
+  /** How often the monitor should ask. Default: `'1h'`. */
+  interval?: string;
+  /** Default: `'backup-freshness'`. */
+  name?: string;
+}
+
+export interface FreshnessCheck {
+  name: string;
+  interval: string;
+  check: () => Promise<boolean>;
 }
 
 /** The codes of {@link KgError}; `docs/errors.md` gives cause and remedy of each. */

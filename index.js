@@ -4,5 +4,6 @@
 
 const { BackupManager, createBackupManager } = require('./lib/manager.js');
 const { KgError } = require('./lib/errors.js');
+const { IntegrityChecker, backupFreshnessCheck } = require('./lib/integrity.js');
 
-module.exports = { BackupManager, KgError, createBackupManager };
+module.exports = { BackupManager, IntegrityChecker, KgError, backupFreshnessCheck, createBackupManager };

@@ -18,7 +18,7 @@ function setUp(config = {}, project = makeProject()) {
 
 test('import and require give every export by name', () => {
   const cjs = createRequire(import.meta.url)('@weavelogic/knowledge-graph-agent');
-  const names = ['BackupManager', 'KgError', 'createBackupManager'];
+  const names = ['BackupManager', 'IntegrityChecker', 'KgError', 'backupFreshnessCheck', 'createBackupManager'];
   expect(Object.keys(cjs).sort()).toEqual(names);
   for (const name of names) expect(esm[name]).toBe(cjs[name]);
 });

@@ -3,7 +3,7 @@
 
 import { closeSync, existsSync, openSync, readFileSync, statSync } from 'node:fs';
 
-import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import { backupFreshnessCheck, createBackupManager, IntegrityChecker } from '@weavelogic/knowledge-graph-agent';
 import Database from 'better-sqlite3';
 import { describe, expect, onTestFinished, test } from 'vitest';
 
@@ -43,10 +43,14 @@ describe('while this process has the database open and holds its write lock', ()
   for (const journalMode of ['wal', 'delete']) {
     test(`every call leaves its locks as they are, in ${journalMode} mode`, async () => {
       const { root, database, backups } = makeProject({ journalMode });
+      // Something that a repair would change.
+      run('sqlite3', [database, "INSERT INTO edges (source_id, target_id) VALUES ('n1', 'lost')"]);
       const manager = createBackupManager({ projectRoot: root, backupDir: backups, lockTimeout: 300 });
       const db = hold(database);
       const before = locks(database);
       expect(before.length).toBeGreaterThan(0);
+      const checker = new IntegrityChecker(db, { backupDir: backups, lockTimeout: 300 });
+      const orphan = [{ code: 'KG_ISSUE_EDGE_TARGET' }];
 
       const calls = {
         createBackup: () => manager.createBackup(),
@@ -61,6 +65,14 @@ describe('while this process has the database open and holds its write lock', ()
         verifyTheDatabase: () => manager.verifyBackup(database).catch((error) => error.code),
         restoreTheDatabase: () => manager.restore({ backupPath: database, overwrite: true }).catch((error) => error.code),
         refusedRestore: () => manager.restore({ backupId: 'latest' }).catch((error) => error.code),
+        rehearse: () => manager.rehearse(),
+        freshness: () => backupFreshnessCheck(manager).check(),
+        makeChecker: async () => [db, database, root, { location: () => database }].map((of) => new IntegrityChecker(of).path),
+        runChecks: () => checker.runChecks(),
+        checkFilesAlone: () => checker.runChecks({ checkDatabase: false, checkVectors: false }),
+        repairNothing: () => checker.repair([]),
+        repairHere: () => checker.repair(orphan).catch((error) => error.code),
+        repairMode: () => checker.runChecks({ repairMode: true }).catch((error) => error.code),
         deleteBackup: async () => manager.deleteBackup((await manager.getLatestBackup()).id),
       };
       for (const [name, call] of Object.entries(calls)) {
@@ -68,7 +80,8 @@ describe('while this process has the database open and holds its write lock', ()
         expect(locks(database), name).toEqual(before);
         expect(othersCanWrite(database), name).toBe(false);
         if (name.endsWith('TheDatabase')) expect(result).toBe('KG_NOT_A_BACKUP');
-        if (name === 'restoreHere') expect(result).toBe('KG_DATABASE_BUSY');
+        if (['restoreHere', 'repairHere', 'repairMode'].includes(name)) expect(result).toBe('KG_DATABASE_BUSY');
+        if (name === 'runChecks') expect(result).toMatchObject({ healthy: true, checked: { nodes: 200 } });
       }
 
       db.exec('COMMIT');

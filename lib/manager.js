@@ -1,31 +1,11 @@
 'use strict';
 
 const path = require('node:path');
-const { fileURLToPath } = require('node:url');
 
 const { invalidOption } = require('./errors.js');
 const { assertFunction, call, callBack, checkConfig } = require('./native.js');
+const { split, toAbsolute, toPath } = require('./options.js');
 const { kgPath } = require('./platform.js');
-
-/** An options object without the fields that do not go to the addon. */
-function split(name, options = {}) {
-  if (options === null || typeof options !== 'object' || Array.isArray(options)) {
-    throw invalidOption(`${name} takes an object of options`, 'See index.d.ts for the options');
-  }
-  const { onProgress, signal, ...rest } = options;
-  return [rest, { onProgress, signal }];
-}
-
-function toPath(value) {
-  return value instanceof URL && value.protocol === 'file:' ? fileURLToPath(value) : value;
-}
-
-/** Absolute, so that a later change of the working directory means nothing. */
-function toAbsolute(value) {
-  const given = toPath(value);
-  const isLocal = typeof given === 'string' && given !== '' && !given.includes('://');
-  return isLocal ? path.resolve(given) : given;
-}
 
 function assertReference(name, value) {
   if (typeof value !== 'string' || value === '') {
@@ -145,6 +125,16 @@ class BackupManager {
     const [given, control] = split('undoRestore', options);
     const resolved = { ...given, targetDir: given.targetDir === undefined ? undefined : toAbsolute(given.targetDir) };
     return call({ call: 'undoRestore', config: this.#config, options: resolved }, control);
+  }
+
+  async rehearse(options) {
+    const [given, control] = split('rehearse', options);
+    const resolved = {
+      ...given,
+      backup: toPath(given.backup),
+      directory: given.directory === undefined ? undefined : toAbsolute(given.directory),
+    };
+    return call({ call: 'rehearse', config: this.#config, options: resolved }, control);
   }
 }
 

@@ -12,13 +12,14 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`node`], [`cli`] | the two faces: the addon and the command `kg` |
-//! | [`backup`], [`restore`], [`undo`], [`verify`], [`retention`], [`manage`], [`consolidate`] | the verbs |
+//! | [`backup`], [`restore`], [`undo`], [`verify`], [`retention`], [`manage`], [`consolidate`], [`inspect`], [`health`], [`rehearse`] | the verbs |
 //! | [`chain`], [`base`] | a full backup and the incremental ones that rest on it; what the next one may rest on |
 //! | [`reader`] | the one place that opens files of a live project; a process of its own inside a host |
 //! | [`archive`] | the container: tar, gzip, manifest, checksums, seal |
 //! | [`store`] | the directory where archives are kept: catalog, lock, atomic writing |
+//! | [`integrity`] | what can be wrong with a project, and what repair does about it. Called by the reader alone |
 //! | [`project`], [`sqlite`] | what a project holds; databases at one commit. Called by the reader alone |
-//! | [`task`], [`parallel`], [`lock`], [`durable`], [`beneath`], [`limits`], [`error`] | cancellation and progress; work on all cores; waiting; files that are there whole or not at all; paths without links; what a forged archive may take; errors |
+//! | [`task`], [`parallel`], [`lock`], [`durable`], [`scratch`], [`beneath`], [`limits`], [`error`] | cancellation and progress; work on all cores; waiting; files that are there whole or not at all; directories that are thrown away; paths without links; what a forged archive may take; errors |
 //!
 //! Dependencies point down this table, never up. `docs/architecture.md` says why things are as they are.
 
@@ -31,6 +32,9 @@ pub mod cli;
 pub mod consolidate;
 pub mod durable;
 pub mod error;
+pub mod health;
+pub mod inspect;
+pub mod integrity;
 pub mod limits;
 pub mod lock;
 pub mod manage;
@@ -38,8 +42,10 @@ pub mod node;
 pub mod parallel;
 pub mod project;
 pub mod reader;
+pub mod rehearse;
 pub mod restore;
 pub mod retention;
+pub mod scratch;
 pub mod sqlite;
 pub mod store;
 pub mod task;

@@ -68,13 +68,17 @@ pub enum Phase {
     Unpacking,
     /// Putting what was unpacked into its place.
     Applying,
+    /// Checking a project.
+    Checking,
+    /// Repairing a database.
+    Repairing,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Progress {
     pub phase: Phase,
-    /// Uncompressed bytes for a backup, bytes of the archive otherwise.
+    /// Uncompressed bytes for a backup, bytes to read for a check, bytes of the archive otherwise.
     pub bytes_done: u64,
     /// 0 where it is not known yet.
     pub bytes_total: u64,

@@ -4,6 +4,9 @@
 //! anything gets onto the terminal, [`watch`] ties Ctrl-C and a progress bar to a task.
 
 mod backup;
+mod drill;
+mod health;
+mod integrity;
 mod manage;
 mod output;
 mod prune;
@@ -51,6 +54,14 @@ enum Diag {
     Restore(restore::RestoreArgs),
     /// Remove backups that are too old or too many
     Prune(prune::PruneArgs),
+    /// Tell how the project and its backups stand
+    Health(health::HealthArgs),
+    /// Check database, files and vectors
+    Integrity(integrity::IntegrityArgs),
+    /// Repair what can be repaired, after a backup
+    Repair(integrity::RepairArgs),
+    /// Rehearse a recovery: restore a backup aside and check it
+    Drill(drill::DrillArgs),
 }
 
 /// What every subcommand of `diag` takes.
@@ -154,14 +165,34 @@ pub fn main() -> ExitCode {
             let output = Output::new(&args.common);
             finish(&output, prune::run(&args, &output))
         }
+        Command::Diag(Diag::Health(args)) => {
+            let output = Output::new(&args.common);
+            finish_with(&output, health::run(&args, &output))
+        }
+        Command::Diag(Diag::Integrity(args)) => {
+            let output = Output::new(&args.common);
+            finish_with(&output, integrity::run(&args, &output))
+        }
+        Command::Diag(Diag::Repair(args)) => {
+            let output = Output::new(&args.common);
+            finish_with(&output, integrity::run_repair(&args, &output))
+        }
+        Command::Diag(Diag::Drill(args)) => {
+            let output = Output::new(&args.common);
+            finish_with(&output, drill::run(&args, &output))
+        }
     }
 }
 
 /// `Ok(false)` is a verification that found damage.
 fn finish(output: &Output, result: Result<bool>) -> ExitCode {
+    finish_with(output, result.map(|good| if good { 0 } else { Code::ChecksumMismatch.exit_status() }))
+}
+
+/// Ends with the status that a command chose.
+fn finish_with(output: &Output, result: Result<u8>) -> ExitCode {
     match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(Code::ChecksumMismatch.exit_status()),
+        Ok(status) => ExitCode::from(status),
         Err(error) => {
             output.error(&error);
             ExitCode::from(error.code.exit_status())

@@ -81,7 +81,7 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     let target = args.target.clone().unwrap_or(root);
     // Found first, so that nobody is asked about a backup that does not exist.
     store.locate(file)?;
-    let question = format!("Restore over the project in {}?", target.display());
+    let question = format!("Restore over the project in {}? What is replaced is kept.", target.display());
     if args.must_ask(&target) && !confirmed(&question)? {
         return Err(Error::aborted());
     }
@@ -103,7 +103,7 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
 
 fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {
     let target = args.target.clone().unwrap_or(root);
-    let question = format!("Undo the last restore into {}?", target.display());
+    let question = format!("Undo the last restore into {}? What is replaced is kept.", target.display());
     if args.must_ask(&target) && !confirmed(&question)? {
         return Err(Error::aborted());
     }
@@ -153,9 +153,9 @@ impl RestoreArgs {
     }
 }
 
-fn confirmed(question: &str) -> Result<bool> {
+pub fn confirmed(question: &str) -> Result<bool> {
     let mut err = io::stderr().lock();
-    let _ = write!(err, "{question} What is replaced is kept. [y/N] ").and_then(|()| err.flush());
+    let _ = write!(err, "{question} [y/N] ").and_then(|()| err.flush());
     let mut answer = String::new();
     let terminal = Path::new("the terminal");
     io::stdin().lock().read_line(&mut answer).map_err(|cause| Error::io("read", terminal, cause))?;

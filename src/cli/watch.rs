@@ -66,5 +66,7 @@ fn name(phase: Phase) -> &'static str {
         Phase::Verifying => "Verifying",
         Phase::Unpacking => "Unpacking",
         Phase::Applying => "Applying",
+        Phase::Checking => "Checking",
+        Phase::Repairing => "Repairing",
     }
 }

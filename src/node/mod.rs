@@ -25,7 +25,9 @@ use crate::{
     backup::create_backup,
     consolidate::consolidate,
     error::{Code, Error, Result},
+    inspect::{inspect, repair},
     manage::{delete, pin, unpin},
+    rehearse::rehearse,
     restore::restore,
     retention::prune,
     task::{Cancel, Progress, Task},
@@ -147,6 +149,20 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
         }
         Call::Prune { config, options } => {
             value(prune(&config.store()?, config.retention(), options.dry_run(), config.lock_timeout(), task)?)
+        }
+        Call::Rehearse { config, options } => {
+            value(rehearse(&config.store()?, &options.resolve(&config), &config.launch(), task)?)
+        }
+        Call::RunChecks { config, options } => match options.scope()? {
+            Some(scope) => value(inspect(&config.subject(), scope, config.lock_timeout()?, &config.launch(), task)?),
+            None => {
+                let store = config.store()?;
+                value(repair(&config.subject(), None, store.as_ref(), config.lock_timeout()?, &config.launch(), task)?)
+            }
+        },
+        Call::Repair { config, codes } => {
+            let (subject, store) = (config.subject(), config.store()?);
+            value(repair(&subject, Some(&codes), store.as_ref(), config.lock_timeout()?, &config.launch(), task)?)
         }
     }
 }

@@ -11,8 +11,10 @@ use crate::{
     archive::{block::Compression, manifest::BackupType},
     backup::{BackupOptions, DEFAULT_LOCK_TIMEOUT, DEFAULT_MAX_CHAIN_LENGTH},
     error::{Code, Error, Result},
+    integrity::{Scope, subject::Subject},
     project::Component,
     reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
+    rehearse::RehearseOptions,
     restore::RestoreOptions,
     retention::{Keep, Policy},
     store::Store,
@@ -35,6 +37,9 @@ pub enum Call {
     Restore { config: Config, options: Restoration },
     UndoRestore { config: Config, options: UndoRestoration },
     Prune { config: Config, options: PruneOptions },
+    Rehearse { config: Config, options: Rehearsal },
+    RunChecks { config: Checker, options: Checks },
+    Repair { config: Checker, codes: Vec<String> },
 }
 
 impl Call {
@@ -309,6 +314,90 @@ impl UndoRestoration {
             undo_retention_days: config.undo_retention_days(),
         };
         (self.target_dir.unwrap_or_else(|| config.project_root.clone()), options)
+    }
+}
+
+/// The argument of `rehearse`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rehearsal {
+    backup: Option<String>,
+    directory: Option<PathBuf>,
+}
+
+impl Rehearsal {
+    pub fn resolve(self, config: &Config) -> RehearseOptions {
+        RehearseOptions {
+            backup: self.backup.unwrap_or_else(|| "latest".into()),
+            directory: self.directory,
+            lock_timeout: config.lock_timeout(),
+        }
+    }
+}
+
+/// What an `IntegrityChecker` was made of.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Checker {
+    /// A database, or the root of a project.
+    path: PathBuf,
+    project_root: Option<PathBuf>,
+    backup_dir: Option<PathBuf>,
+    /// In milliseconds.
+    lock_timeout: Option<f64>,
+    kg_path: PathBuf,
+}
+
+impl Checker {
+    pub fn subject(&self) -> Subject {
+        match &self.project_root {
+            Some(root) => Subject::of(root, Subject::at(&self.path).database),
+            None => Subject::at(&self.path),
+        }
+    }
+
+    /// Of the backup before a repair; `None` for the project's own.
+    pub fn store(&self) -> Result<Option<Store>> {
+        self.backup_dir.as_deref().map(Store::at).transpose()
+    }
+
+    pub fn lock_timeout(&self) -> Result<Duration> {
+        whole("lockTimeout", self.lock_timeout, 0, "a number of milliseconds")?;
+        Ok(self.lock_timeout.map_or(DEFAULT_LOCK_TIMEOUT, |milliseconds| Duration::from_millis(milliseconds as u64)))
+    }
+
+    pub fn launch(&self) -> Launch {
+        Launch::Process(self.kg_path.clone())
+    }
+}
+
+/// The argument of `runChecks`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Checks {
+    check_database: Option<bool>,
+    check_files: Option<bool>,
+    check_vectors: Option<bool>,
+    repair_mode: Option<bool>,
+}
+
+impl Checks {
+    /// `None` where everything is checked and then repaired.
+    pub fn scope(&self) -> Result<Option<Scope>> {
+        let scope = Scope {
+            database: self.check_database.unwrap_or(true),
+            files: self.check_files.unwrap_or(true),
+            vectors: self.check_vectors.unwrap_or(true),
+            quick: false,
+        };
+        match self.repair_mode {
+            Some(true) if scope != Scope::ALL => Err(Error::invalid(
+                "`repairMode` goes with all of the checks",
+                "Leave `checkDatabase`, `checkFiles` and `checkVectors` out, or hand what you want repaired to repair()",
+            )),
+            Some(true) => Ok(None),
+            _ => Ok(Some(scope)),
+        }
     }
 }
 

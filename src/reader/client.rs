@@ -20,15 +20,16 @@ use nix::{
 use super::{
     apply::{is_untidy, lock_target},
     protocol::{
-        Applied, ApplyRequest, Frame, Greeting, Message, PROTOCOL, READER_ARGUMENT, RELEASE, Request, SaveRequest,
-        TidyRequest, UndoRequest, Undone, read_frame, write_json,
+        Applied, ApplyRequest, CheckRequest, Frame, Greeting, Message, PROTOCOL, READER_ARGUMENT, RELEASE,
+        RepairRequest, Request, SaveRequest, TidyRequest, UndoRequest, Undone, read_frame, write_json,
     },
     server::{self, Answers},
 };
 use crate::{
     error::{Code, Error, Result, Warning},
+    integrity::{Report, repair::Done},
     project::STATE_DIR,
-    task::{Cancel, POLL_INTERVAL, Task},
+    task::{Cancel, POLL_INTERVAL, Phase, Task},
 };
 
 /// A reader greets within milliseconds; a machine that is swapping may take longer.
@@ -106,6 +107,28 @@ impl Reader {
         let request = TidyRequest { target: root.to_path_buf(), undo_retention_days, lock_timeout_ms };
         match Reader::change(launch, Request::Tidy(request))? {
             Message::Tidied { warnings } => Ok(warnings),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    /// Runs checks, and reports how far they are.
+    pub fn check(launch: &Launch, request: CheckRequest, task: &Task) -> Result<Report> {
+        let mut reader = Reader::start(launch, Request::Check(request), &task.cancel)?;
+        loop {
+            match reader.next()? {
+                Answer::Message(Message::Checking { bytes_done, bytes_total }) => {
+                    task.report(Phase::Checking, bytes_done, bytes_total)?;
+                }
+                Answer::Message(Message::Checked(report)) => return Ok(report),
+                _ => return Err(out_of_turn()),
+            }
+        }
+    }
+
+    /// Repairs and waits for the end; as [`Reader::apply`].
+    pub fn repair(launch: &Launch, request: RepairRequest) -> Result<Vec<Done>> {
+        match Reader::change(launch, Request::Repair(request))? {
+            Message::Repaired { done } => Ok(done),
             _ => Err(out_of_turn()),
         }
     }

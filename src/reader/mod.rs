@@ -9,6 +9,7 @@
 //! ```text
 //! client ── Request ──▶ server     [`save`]: walks the project, streams entries
 //! client ◀── Message, data … ──    [`apply`]: puts an unpacked backup into its place, undoes that, clears up
+//!                                  [`inspect`]: runs checks and repairs
 //! ```
 //!
 //! [`protocol`] defines the frames, [`server`] answers one request and ends, [`client`] is what the verbs use.
@@ -16,6 +17,7 @@
 pub mod apply;
 pub mod base;
 pub mod client;
+pub mod inspect;
 pub mod protocol;
 pub mod save;
 pub mod server;

@@ -2,7 +2,7 @@
 //!
 //! A frame is a kind (one byte), a length (four bytes, little endian) and that many bytes: JSON for a message, raw bytes
 //! for data. The server greets first, so that a client never sends a request to another release. Then the client
-//! sends one request, and the server answers until `Saved`, `Applied`, `Undone`, `Tidied` or `Failed`. The client keeps the server's
+//! sends one request, and the server answers until `Saved`, `Applied`, `Undone`, `Tidied`, `Checked`, `Repaired` or `Failed`. The client keeps the server's
 //! standard input open: its end means that the client is gone.
 
 use std::{
@@ -16,6 +16,11 @@ use serde::{Deserialize, Serialize};
 use crate::{
     archive::manifest::{FileRecord, Owner},
     error::{Error, Warning},
+    integrity::{
+        Report, Scope,
+        repair::{Action, Done},
+        subject::Subject,
+    },
     project::{Component, discover::Selection},
     sqlite::check::Integrity,
 };
@@ -46,6 +51,8 @@ pub enum Request {
     Apply(ApplyRequest),
     Undo(UndoRequest),
     Tidy(TidyRequest),
+    Check(CheckRequest),
+    Repair(RepairRequest),
 }
 
 /// Stream what a backup holds.
@@ -103,6 +110,24 @@ pub struct TidyRequest {
     pub lock_timeout_ms: u64,
 }
 
+/// Run the checks of [`crate::integrity`]. Nothing is changed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CheckRequest {
+    pub subject: Subject,
+    pub scope: Scope,
+    /// A directory with room for copies of the databases.
+    pub scratch: PathBuf,
+    pub lock_timeout_ms: u64,
+}
+
+/// Carry out repairs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RepairRequest {
+    pub subject: Subject,
+    pub actions: Vec<Action>,
+    pub lock_timeout_ms: u64,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "camelCase")]
 pub enum Message {
@@ -124,6 +149,16 @@ pub enum Message {
     Undone(Undone),
     Tidied {
         warnings: Vec<Warning>,
+    },
+    /// How far a `Check` is.
+    Checking {
+        bytes_done: u64,
+        bytes_total: u64,
+    },
+    Checked(Report),
+    /// One for each action.
+    Repaired {
+        done: Vec<Done>,
     },
     Failed {
         error: Error,

@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     apply::{apply, tidy, undo},
+    inspect::{inspect, repair},
     protocol::{Frame, Greeting, Message, PROTOCOL, RELEASE, Request, read_frame, write_data, write_json},
     save::save,
 };
@@ -35,6 +36,8 @@ pub fn answer(request: Request, answers: &mut dyn Answers, cancel: &Cancel) -> R
         Request::Apply(request) => apply(&request).map(Message::Applied),
         Request::Undo(request) => undo(&request).map(Message::Undone),
         Request::Tidy(request) => tidy(&request).map(|warnings| Message::Tidied { warnings }),
+        Request::Check(request) => inspect(&request, answers, cancel).map(Message::Checked),
+        Request::Repair(request) => repair(&request).map(|done| Message::Repaired { done }),
     });
     answers.message(done.unwrap_or_else(|error| Message::Failed { error }))
 }
@@ -58,8 +61,8 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    // A restore that has begun is carried to its end even when nobody waits for it any more.
-    let may_end = Arc::new(AtomicBool::new(matches!(request, Request::Save(_))));
+    // A restore or repair that has begun is carried to its end even when nobody waits for it any more.
+    let may_end = Arc::new(AtomicBool::new(matches!(request, Request::Save(_) | Request::Check(_))));
     end_with_client(may_end);
     match answer(request, &mut Pipe { out }, &Cancel::default()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,13 +2,15 @@
 //!
 //! [`snapshot`] takes the pages of a database at one commit beside any number of writers. [`aside`] copies a database
 //! with its WAL or journal to where SQLite can recover it, or to save a damaged one as it is. [`in_use`] tells which
-//! process has a database open. [`replace`] puts new content into a database that others have open.
+//! process has a database open. [`replace`] puts new content into a database that others have open. [`private`] copies one
+//! commit for checks that take their time.
 
 pub mod aside;
 pub mod check;
 pub mod files;
 pub mod in_use;
 pub mod pages;
+pub mod private;
 pub mod replace;
 pub mod snapshot;
 
@@ -36,6 +38,18 @@ fn prepare(connection: &Connection, path: &Path) -> Result<()> {
         connection.busy_timeout(BUSY_SLICE)
     };
     prepared().map_err(|cause| Error::sqlite("open", path, cause))
+}
+
+/// Makes `integrity_check` on this connection leave full-text indexes out, whose tables it otherwise reads as a whole: for whoever
+/// checks those more strictly anyway. The connection cannot use them any more.
+#[allow(unsafe_code, reason = "rusqlite has no such call")]
+pub fn forget_fulltext(connection: &Connection) {
+    use std::{ffi::c_char, ptr::null};
+    let keep = [c"rtree", c"rtree_i32", c"fts3", c"fts4"];
+    let mut keep: [*const c_char; 5] = [keep[0].as_ptr(), keep[1].as_ptr(), keep[2].as_ptr(), keep[3].as_ptr(), null()];
+    // SAFETY: the handle is open for as long as `connection` is borrowed; the list outlives the call, is of C strings, and ends
+    // with a null. SQLite only reads it.
+    unsafe { rusqlite::ffi::sqlite3_drop_modules(connection.handle(), keep.as_mut_ptr()) };
 }
 
 /// Fails where this build's SQLite lacks `sqlite_dbpage`, which `.cargo/config.toml` asks for.

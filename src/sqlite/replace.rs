@@ -155,8 +155,8 @@ impl Pair {
     }
 }
 
-/// A live database that is about to be replaced. A link in its place is refused.
-fn open_live(live: &Path) -> Result<Connection> {
+/// A live database that is about to be changed. A link in its place is refused.
+pub fn open_live(live: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let opened = || -> rusqlite::Result<Connection> {
         let connection = Connection::open_with_flags(live, flags)?;

@@ -267,6 +267,12 @@ impl Snapshot {
         (self.connection, self.scratch)
     }
 
+    /// The scratch file that it was copied out to, where it was, and has no WAL.
+    pub(super) fn copied_file(&self) -> Result<Option<PathBuf>> {
+        let file = self.connection.path().map(PathBuf::from);
+        Ok(if self.scratch.is_some() && !self.is_wal()? { file } else { None })
+    }
+
     fn sqlite_error(&self, cause: rusqlite::Error) -> Error {
         Error::sqlite("read", &self.path, cause)
     }

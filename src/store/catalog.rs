@@ -81,6 +81,17 @@ impl Store {
         ))
     }
 
+    /// Archives that are not listed, and whether that is because they are not of the size that their manifest gives. Told by
+    /// names and manifests alone.
+    pub fn unlisted(&self) -> Result<Vec<(PathBuf, bool)>> {
+        let unlisted = self.archive_names()?.into_iter().filter(|name| self.listed(name).is_none());
+        let judged = unlisted.map(|name| self.dir.join(name)).map(|path| {
+            let has_manifest = manifest_beside(&path).is_some();
+            (path, has_manifest)
+        });
+        Ok(judged.collect())
+    }
+
     /// File names of all archives, listed or not; none where the directory does not exist.
     pub(super) fn archive_names(&self) -> Result<Vec<String>> {
         let failed = |cause| Error::io("read", &self.dir, cause);

@@ -1,0 +1,441 @@
+// IntegrityChecker as a host uses it: beside its own connection, with the guide's words, repairing what was broken.
+
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { pathToFileURL } from 'node:url';
+
+import { backupFreshnessCheck, createBackupManager, IntegrityChecker } from '@weavelogic/knowledge-graph-agent';
+import Database from 'better-sqlite3';
+import { describe, expect, onTestFinished, test } from 'vitest';
+
+import { kg, kgPath, run, startWriter, until } from './support/processes.mjs';
+import { contents, fillDatabase, fingerprint, integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+
+const codes = ({ issues }) => issues.map((issue) => issue.code);
+
+/** What is left in the directory for temporary files of this kind of work. */
+const left = (dir) => readdirSync(dir).filter((name) => /^\.kg-(check|drill|snapshot)-/.test(name));
+
+/** Edges from and to nowhere, a tag of no node, and a full-text index that lies. */
+function breakRows(database) {
+  withDatabase(database, (db) => {
+    db.pragma('foreign_keys = off');
+    db.exec(`INSERT INTO edges (source_id, target_id) VALUES ('gone', 'n1'), ('n1', 'lost');
+             INSERT INTO node_tags VALUES ('gone', 5);
+             DROP TRIGGER nodes_au;
+             UPDATE nodes SET title = 'Other words' WHERE id = 'n3'`);
+  });
+}
+
+const BROKEN = ['KG_ISSUE_EDGE_SOURCE', 'KG_ISSUE_EDGE_TARGET', 'KG_ISSUE_FTS_DAMAGED', 'KG_ISSUE_TAG_ORPHAN'];
+const broken = (result) => codes(result).filter((code) => BROKEN.includes(code)).sort();
+
+describe('what is checked', () => {
+  test('a path, a URL, a project, every kind of handle and the host\'s own class lead to the same project', async () => {
+    const { root, database } = makeProject();
+    const handle = new Database(database);
+    onTestFinished(() => handle.close());
+    const relative = new Database(path.relative(process.cwd(), database));
+    onTestFinished(() => relative.close());
+    const subjects = [
+      database,
+      pathToFileURL(database),
+      root,
+      handle,
+      relative,
+      { location: () => database, exec() {} },
+      { getDatabase: () => handle },
+      { dbPath: database },
+    ];
+    for (const subject of subjects) {
+      const result = await new IntegrityChecker(subject).runChecks();
+      expect(result).toMatchObject({ healthy: true, checked: { project: root, database, nodes: 200, edges: 199, documents: 200, vectors: 0 } });
+      expect(codes(result)).toEqual(['KG_ISSUE_DOCUMENT_MISSING']);
+      expect(result.issues[0]).toMatchObject({ severity: 'info', component: 'files', count: 200, repairable: false });
+      expect(result.issues[0].examples).toHaveLength(10);
+    }
+  });
+
+  test('a database of no project is checked alone', async () => {
+    const file = path.join(temporaryDirectory(), 'alone.db');
+    fillDatabase(file);
+    const { healthy, issues, checked } = await new IntegrityChecker(file).runChecks();
+    expect([healthy, issues, checked.project, checked.nodes]).toEqual([true, [], undefined, 200]);
+    breakRows(file);
+    const result = await new IntegrityChecker(file).runChecks();
+    await expect(new IntegrityChecker(file).repair(result.issues)).rejects.toMatchObject({ code: 'KG_NO_PROJECT' });
+  });
+
+  test('what has no file is refused with a sentence', () => {
+    const memory = new Database(':memory:');
+    onTestFinished(() => memory.close());
+    for (const db of [':memory:', memory, { location: () => null }, { getDatabase: () => memory }]) {
+      expect(() => new IntegrityChecker(db)).toThrow(expect.objectContaining({ code: 'KG_INVALID_OPTION', message: expect.stringMatching(/in memory/) }));
+    }
+    for (const db of [undefined, null, {}, 7]) {
+      expect(() => new IntegrityChecker(db)).toThrow(expect.objectContaining({ code: 'KG_INVALID_OPTION' }));
+    }
+  });
+
+  test('options that do not exist are refused', async () => {
+    const { database } = makeProject();
+    const refused = { code: 'KG_INVALID_OPTION' };
+    expect(() => new IntegrityChecker(database, { projectroot: '.' })).toThrow(expect.objectContaining(refused));
+    const checker = new IntegrityChecker(database);
+    await expect(checker.runChecks({ checkDb: true })).rejects.toMatchObject(refused);
+    await expect(checker.runChecks({ checkFiles: false, repairMode: true })).rejects.toMatchObject(refused);
+    await expect(checker.repair('all')).rejects.toMatchObject(refused);
+    await expect(checker.repair([{ message: 'no code' }])).rejects.toMatchObject(refused);
+    await expect(new IntegrityChecker(path.join(path.dirname(database), '..', '..')).runChecks()).rejects.toMatchObject({ code: 'KG_NO_PROJECT' });
+  });
+
+  test('only what is asked for is checked', async () => {
+    const { root, database } = makeProject();
+    breakRows(database);
+    writeFileSync(path.join(root, '.kg/config.json'), 'not JSON');
+    const checker = new IntegrityChecker(root);
+    const of = async (database, files) => codes(await checker.runChecks({ checkDatabase: database, checkFiles: files, checkVectors: false }));
+    expect(await of(false, true)).toEqual(['KG_ISSUE_CONFIG_INVALID', 'KG_ISSUE_DOCUMENT_MISSING']);
+    expect(broken({ issues: (await of(true, false)).map((code) => ({ code })) })).toEqual(BROKEN);
+    expect(await of(false, false)).toEqual([]);
+  });
+});
+
+describe('beside writers', () => {
+  test('writers of this and of another process go on, and a check finds one sound commit of theirs', async () => {
+    const { database } = makeProject({ nodes: 3000 });
+    const writer = await startWriter(database);
+    const db = new Database(database);
+    onTestFinished(() => db.close());
+    const checker = new IntegrityChecker(db);
+    let written = 0;
+    for (let round = 0; round < 5; round += 1) {
+      const checking = checker.runChecks();
+      let done = false;
+      void checking.finally(() => (done = true));
+      while (!done) {
+        db.prepare('INSERT INTO metadata VALUES (?, ?)').run(`own ${(written += 1)}`, 'x');
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      expect((await checking).healthy).toBe(true);
+    }
+    const other = await writer.stop();
+    expect(written).toBeGreaterThan(0);
+    expect(other.written).toBeGreaterThan(0);
+    expect(db.prepare("SELECT count(*) FROM metadata WHERE key LIKE 'own %'").pluck().get()).toBe(written);
+    expect(integrityOf(database)).toBe('ok');
+  });
+
+  test('a writer that holds the write lock is waited for by nobody, in both journal modes', async () => {
+    for (const journalMode of ['wal', 'delete']) {
+      const { database } = makeProject({ journalMode });
+      const db = new Database(database);
+      onTestFinished(() => db.close());
+      db.exec("BEGIN IMMEDIATE; INSERT INTO metadata VALUES ('held', 'yes')");
+      const { healthy } = await new IntegrityChecker(db, { lockTimeout: 1000 }).runChecks();
+      expect(healthy).toBe(true);
+      db.exec('COMMIT');
+    }
+  });
+
+  test('an abort ends a check at once and leaves nothing', async () => {
+    const { database } = makeProject({ nodes: 20_000 });
+    const controller = new AbortController();
+    const checking = new IntegrityChecker(database).runChecks({
+      signal: controller.signal,
+      onProgress: ({ phase, bytesTotal }) => phase === 'checking' && bytesTotal > 0 && controller.abort('enough'),
+    });
+    await expect(checking).rejects.toMatchObject({ name: 'AbortError', code: 'ABORT_ERR' });
+    expect(left(os.tmpdir()).filter((name) => name.startsWith('.kg-snapshot-'))).toEqual([]);
+  });
+});
+
+describe('damage', () => {
+  const damages = {
+    'noise in the middle': (bytes) => bytes.fill(0xa5, bytes.length / 2, bytes.length / 2 + 9000),
+    'a header of zeros': (bytes) => bytes.fill(0, 0, 100),
+    'a file that was cut': (bytes) => bytes.subarray(0, Math.floor(bytes.length * 0.6)),
+    'a text': () => Buffer.from('not a database at all\n'.repeat(500)),
+    'nothing at all': () => Buffer.alloc(0),
+  };
+  for (const [name, damage] of Object.entries(damages)) {
+    test(`${name} is reported, and the file stays as it is`, async () => {
+      const { root, database } = makeProject({ nodes: 2000, journalMode: 'delete' });
+      const bytes = readFileSync(database);
+      writeFileSync(database, damage(bytes) ?? bytes);
+      const before = fingerprint(root);
+      const checker = new IntegrityChecker(database);
+      const result = await checker.runChecks();
+      expect(result.healthy).toBe(false);
+      expect(result.issues[0]).toMatchObject({ severity: 'error', component: 'database', path: '.kg/knowledge.db' });
+      const repaired = await checker.repair(result.issues);
+      expect(repaired).toMatchObject({ fixed: 0, failed: 0, skipped: result.issues.length, actions: [] });
+      expect(repaired.safetyBackup).toBeUndefined();
+      expect(fingerprint(root)).toEqual(before);
+      const health = await kg(['diag', 'health'], { cwd: root });
+      expect(health.status).toBe(3);
+    });
+  }
+});
+
+describe('repair', () => {
+  test('fixes what it can while the host has the database open, after a backup that brings the old state back', async () => {
+    const { root, database } = makeProject();
+    breakRows(database);
+    const before = contents(root);
+    const db = new Database(database);
+    onTestFinished(() => db.close());
+    const checker = new IntegrityChecker(db);
+    const found = await checker.runChecks();
+    expect(found.healthy).toBe(false);
+    expect(broken(found)).toEqual(BROKEN);
+    // What is handed in is not trusted: the rows are searched for again.
+    const forged = found.issues.map((issue) => ({ ...issue, rowid: 1, table: 'nodes', examples: ['n1'] }));
+    const repaired = await checker.repair(forged);
+    expect(repaired).toMatchObject({ fixed: 4, failed: 0, healthy: true, safetyBackup: { id: expect.stringMatching(/^backup-/) } });
+    expect(broken(repaired)).toEqual([]);
+    expect(repaired.actions.map((action) => [action.code, action.done, action.rowsRemoved]).sort()).toEqual([
+      ['KG_ISSUE_EDGE_SOURCE', true, 1],
+      ['KG_ISSUE_EDGE_TARGET', true, 1],
+      ['KG_ISSUE_FTS_DAMAGED', true, 0],
+      ['KG_ISSUE_TAG_ORPHAN', true, 1],
+    ]);
+    // The host's connection sees it, and what was removed.
+    expect(db.prepare('SELECT count(*) FROM edges').pluck().get()).toBe(199);
+    expect(db.prepare("SELECT rowid FROM nodes_fts WHERE nodes_fts MATCH 'Other'").all()).toHaveLength(1);
+    const removed = db.prepare('SELECT * FROM kg_repair_removed ORDER BY id').all();
+    expect(removed.map((row) => [row.table, row.reason, JSON.parse(row.row)])).toEqual([
+      ['edges', 'KG_ISSUE_EDGE_SOURCE', expect.objectContaining({ source_id: 'gone', target_id: 'n1' })],
+      ['edges', 'KG_ISSUE_EDGE_TARGET', expect.objectContaining({ source_id: 'n1', target_id: 'lost' })],
+      ['node_tags', 'KG_ISSUE_TAG_ORPHAN', { node_id: 'gone', tag_id: 5 }],
+    ]);
+    expect(new Date(removed[0].removed_at).getTime()).toBeGreaterThan(Date.now() - 60_000);
+    expect(integrityOf(database)).toBe('ok');
+
+    const manager = createBackupManager({ projectRoot: root });
+    expect(await manager.verifyBackup(repaired.safetyBackup.path)).toBe(true);
+    await manager.restore({ backupId: repaired.safetyBackup.id, overwrite: true });
+    expect(contents(root).filter((line) => line.includes('knowledge.db'))).toEqual(before.filter((line) => line.includes('knowledge.db')));
+  });
+
+  test('repairs only the codes that are handed in, and counts what is not there as skipped', async () => {
+    const { database, backups } = makeProject();
+    breakRows(database);
+    const checker = new IntegrityChecker(database, { backupDir: backups });
+    const repaired = await checker.repair([{ code: 'KG_ISSUE_TAG_ORPHAN' }, { code: 'KG_ISSUE_INDEX_DAMAGED' }, { code: 'KG_ISSUE_NO_SUCH' }]);
+    expect(repaired).toMatchObject({ fixed: 1, failed: 0, skipped: 2 });
+    expect(broken(repaired)).toEqual(BROKEN.slice(0, 3));
+    expect(readdirSync(backups)).toContain(path.basename(repaired.safetyBackup.path));
+  });
+
+  test('repairMode repairs everything that it can, and a second time there is nothing to do', async () => {
+    const { root } = makeProject();
+    breakRows(path.join(root, '.kg/knowledge.db'));
+    const checker = new IntegrityChecker(root);
+    const first = await checker.runChecks({ repairMode: true });
+    expect(first).toMatchObject({ healthy: true, repair: { fixed: 4, failed: 0 } });
+    const second = await checker.runChecks({ repairMode: true });
+    expect(second.repair).toEqual({ fixed: 0, failed: 0, skipped: second.issues.length, actions: [] });
+  });
+
+  test('a lock that somebody keeps is an error that changes nothing', async () => {
+    const { root, database } = makeProject();
+    breakRows(database);
+    const db = new Database(database);
+    onTestFinished(() => db.close());
+    db.exec("BEGIN IMMEDIATE; INSERT INTO metadata VALUES ('held', 'yes')");
+    const checker = new IntegrityChecker(root, { lockTimeout: 300 });
+    await expect(checker.runChecks({ repairMode: true })).rejects.toMatchObject({ code: 'KG_DATABASE_BUSY', remedy: expect.stringMatching(/backup-/) });
+    db.exec('COMMIT');
+    expect(broken(await checker.runChecks())).toEqual(BROKEN);
+  });
+});
+
+describe('drills', () => {
+  test('a backup is restored aside, checked and counted, and nothing is left', async () => {
+    const { root, backups, database } = makeProject();
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+    await manager.createBackup();
+    withDatabase(database, (db) => db.exec("INSERT INTO nodes (id) VALUES ('later')"));
+    await manager.createBackup({ type: 'incremental' });
+    const directory = temporaryDirectory();
+    const before = fingerprint(root);
+    const rehearsal = await manager.rehearse({ directory });
+    expect(rehearsal).toMatchObject({ passed: true, nodes: { expected: 201, found: 201 }, edges: { expected: 199, found: 199 }, filesRestored: 4 });
+    expect(rehearsal.restoreMs).toBeGreaterThan(0);
+    expect(rehearsal.durationMs).toBeGreaterThanOrEqual(rehearsal.restoreMs);
+    expect(readdirSync(directory)).toEqual([]);
+    expect(fingerprint(root)).toEqual(before);
+  });
+
+  test('a backup of a damaged database fails the drill, and a damaged backup rejects', async () => {
+    const { root, backups, database } = makeProject({ nodes: 2000, journalMode: 'delete' });
+    const bytes = readFileSync(database);
+    writeFileSync(database, bytes.fill(0xa5, bytes.length / 2, bytes.length / 2 + 9000));
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+    const backup = await manager.createBackup();
+    const directory = temporaryDirectory();
+    const rehearsal = await manager.rehearse({ directory });
+    expect(rehearsal.passed).toBe(false);
+    expect(codes(rehearsal)).toContain('KG_ISSUE_DATABASE_DAMAGED');
+    const archive = readFileSync(backup.path);
+    archive[archive.length >> 1] ^= 1;
+    writeFileSync(backup.path, archive);
+    await expect(manager.rehearse({ directory })).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH' });
+    expect(readdirSync(directory)).toEqual([]);
+  });
+
+  test('a database that lies outside is checked where the drill restored it, not where it lives', async () => {
+    const { root, backups, database } = makeProject();
+    const outside = path.join(temporaryDirectory(), 'graph.db');
+    fillDatabase(outside, { nodes: 7 });
+    rmSync(database);
+    writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: outside } }));
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+    await manager.createBackup();
+    withDatabase(outside, (db) => db.exec('DELETE FROM edges; DELETE FROM nodes'));
+    expect(await manager.rehearse()).toMatchObject({ passed: true, nodes: { expected: 7, found: 7 } });
+  });
+
+  for (const signal of ['SIGTERM', 'SIGKILL']) {
+    test(`${signal} during a drill leaves nothing${signal === 'SIGKILL' ? ' after the next one' : ''}`, async () => {
+      const { root } = makeProject({ nodes: 30_000 });
+      await createBackupManager({ projectRoot: root }).createBackup();
+      const directory = temporaryDirectory();
+      const env = { ...process.env, TMPDIR: temporaryDirectory() };
+      const child = spawn(kgPath, ['diag', 'drill', '--directory', directory], { cwd: root, env, stdio: 'ignore' });
+      onTestFinished(() => child.kill('SIGKILL'));
+      await until(() => readdirSync(directory).length > 0, 'a directory of the drill');
+      child.kill(signal);
+      await once(child, 'exit');
+      if (signal === 'SIGKILL') expect((await kg(['diag', 'drill', '--directory', directory], { cwd: root, env })).status).toBe(0);
+      expect(readdirSync(directory)).toEqual([]);
+      expect(left(env.TMPDIR)).toEqual([]);
+    });
+  }
+});
+
+describe('freshness', () => {
+  test('is what the guide\'s monitor takes, and tells a young good backup from an old one and from none', async () => {
+    const { root, backups } = makeProject();
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+    const day = backupFreshnessCheck(manager, { maxAge: '24h' });
+    expect(day).toEqual({ name: 'backup-freshness', interval: '1h', check: expect.any(Function) });
+    expect(await day.check()).toBe(false);
+    const { timestamp } = await manager.createBackup();
+    expect(await day.check()).toBe(true);
+    await until(() => Date.now() > timestamp + 1);
+    expect(await backupFreshnessCheck(manager, { maxAge: 1, interval: '5m', name: 'x' }).check()).toBe(false);
+    for (const maxAge of ['soon', 0, -1, NaN, '1.5h']) expect(() => backupFreshnessCheck(manager, { maxAge })).toThrow(expect.objectContaining({ code: 'KG_INVALID_OPTION' }));
+    expect(() => backupFreshnessCheck({})).toThrow(expect.objectContaining({ code: 'KG_INVALID_OPTION' }));
+  });
+
+  test('does not count a backup of a damaged database', async () => {
+    const { root, backups, database } = makeProject({ nodes: 2000, journalMode: 'delete' });
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+    const bytes = readFileSync(database);
+    writeFileSync(database, bytes.fill(0xa5, bytes.length / 2, bytes.length / 2 + 9000));
+    await manager.createBackup();
+    expect(await backupFreshnessCheck(manager).check()).toBe(false);
+  });
+});
+
+describe('kg', () => {
+  test('diag health says how things stand, and its exit status what is wrong', async () => {
+    const { root, database } = makeProject();
+    const health = async (...args) => {
+      const { status, stdout } = await kg(['diag', 'health', '--json', ...args], { cwd: root });
+      return { status, ...JSON.parse(stdout) };
+    };
+    expect(await health()).toMatchObject({ status: 0, healthy: true, backups: { count: 0 } });
+    expect(codes(await health())).toContain('KG_ISSUE_BACKUP_NONE');
+    const manager = createBackupManager({ projectRoot: root });
+    const full = await manager.createBackup();
+    withDatabase(database, (db) => db.exec("INSERT INTO nodes (id) VALUES ('later')"));
+    const incremental = await manager.createBackup({ type: 'incremental' });
+    expect(await health('--check-db')).toMatchObject({ status: 0, backups: { count: 2, newestGood: incremental.id, freeBytes: expect.any(Number) } });
+    expect(codes(await health('--max-age', '0s'))).toContain('KG_ISSUE_BACKUP_OLD');
+    expect((await kg(['diag', 'health'], { cwd: root })).stdout).toMatch(/^Database .*\nBackups .*\nDisk .*\n[^]*Healthy\n$/);
+
+    rmSync(`${full.path}.manifest.json`);
+    expect(await health()).toMatchObject({ status: 5 });
+    rmSync(full.path);
+    const chain = await health();
+    expect([chain.status, codes(chain)]).toEqual([5, expect.arrayContaining(['KG_ISSUE_BACKUP_CHAIN'])]);
+    writeFileSync(incremental.path, readFileSync(incremental.path).subarray(0, -1));
+    const cut = await health();
+    expect([cut.status, codes(cut)]).toEqual([5, expect.arrayContaining(['KG_ISSUE_BACKUP_UNLISTED'])]);
+    writeFileSync(path.join(root, 'file'), '');
+    expect((await kg(['diag', 'health', '--json', '--backup-dir', 'file/below'], { cwd: root })).status).toBe(4);
+
+    breakRows(database);
+    expect((await health()).status).toBe(5);
+    expect(await health('--check-db')).toMatchObject({ status: 3, healthy: false });
+  });
+
+  test('diag health --watch tells it again and again until it is interrupted', async () => {
+    const { root } = makeProject();
+    const child = spawn(kgPath, ['diag', 'health', '--watch', '--interval', '1', '--json'], { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] });
+    onTestFinished(() => child.kill('SIGKILL'));
+    let told = '';
+    child.stdout.on('data', (text) => (told += text));
+    await until(() => told.split('\n').length > 2, 'a second report');
+    child.kill('SIGINT');
+    expect((await once(child, 'exit'))[0]).toBe(130);
+    for (const line of told.trim().split('\n').slice(0, 2)) expect(JSON.parse(line)).toMatchObject({ healthy: true });
+  });
+
+  test('diag integrity lists, diag repair says what it would do, and --auto does it', async () => {
+    const { root, database } = makeProject();
+    expect(await kg(['diag', 'integrity'], { cwd: root })).toMatchObject({ status: 0, stdout: expect.stringMatching(/knowledge\.db is healthy/) });
+    breakRows(database);
+    // SQLite makes an empty WAL and its index when it opens a database in WAL mode.
+    const data = () => fingerprint(root).filter((line) => !/-(shm|wal) /.test(line));
+    const before = data();
+    const listed = await kg(['diag', 'integrity', database], { cwd: '/' });
+    expect(listed).toMatchObject({ status: 3, stdout: expect.stringMatching(/error +1 edges .*\[KG_ISSUE_EDGE_SOURCE\]\n.*\n +repair would: /) });
+    const asked = await kg(['diag', 'repair'], { cwd: root });
+    expect(asked).toMatchObject({ status: 3, stdout: expect.stringMatching(/Nothing was changed; `kg diag repair --auto` does it\n$/) });
+    expect(data()).toEqual(before);
+    const done = await kg(['diag', 'repair', '--auto'], { cwd: root });
+    expect(done).toMatchObject({ status: 0, stdout: expect.stringMatching(/^Saved before the repair: .*\n[^]*4 fixed, 0 failed/) });
+    const again = JSON.parse((await kg(['diag', 'integrity', '--repair', '--json'], { cwd: root })).stdout);
+    expect(again.repair).toMatchObject({ fixed: 0, actions: [] });
+  });
+
+  test('diag repair asks on a terminal', () => {
+    const { root, database } = makeProject();
+    breakRows(database);
+    const answer = (text) =>
+      execFileSync('script', ['-qec', `${kgPath} diag repair`, '/dev/null'], { cwd: root, input: text, encoding: 'utf8', stdio: ['pipe', 'pipe', 'pipe'] });
+    expect(() => answer('n\n')).toThrow(expect.objectContaining({ status: 3, stdout: expect.stringMatching(/Repair 4 of these, after a backup\? \[y\/N\]/) }));
+    expect(answer('y\n')).toMatch(/4 fixed/);
+  });
+
+  test('diag drill passes with 0 and fails with 5', async () => {
+    const { root, database } = makeProject({ nodes: 2000, journalMode: 'delete' });
+    await kg(['diag', 'backup'], { cwd: root });
+    expect(await kg(['diag', 'drill'], { cwd: root })).toMatchObject({ status: 0, stdout: expect.stringMatching(/nodes {5}2000 of 2000\n[^]*Passed\n$/) });
+    const bytes = readFileSync(database);
+    writeFileSync(database, bytes.fill(0xa5, bytes.length / 2, bytes.length / 2 + 9000));
+    await kg(['diag', 'backup'], { cwd: root });
+    const failed = await kg(['diag', 'drill', '--json'], { cwd: root });
+    expect([failed.status, JSON.parse(failed.stdout).passed]).toEqual([5, false]);
+  });
+
+  test('a restored copy is healthy as the guide\'s monthly test has it, and Level 1 ends healthy', async () => {
+    const { root, database } = makeProject();
+    await kg(['diag', 'backup', '--output', './backups'], { cwd: root });
+    mkdirSync(path.join(root, 'test-restore'));
+    run(kgPath, ['diag', 'restore', '--file', './backups/latest.tar.gz', '--target', './test-restore'], { cwd: root });
+    expect(await kg(['diag', 'health', '--project', './test-restore'], { cwd: root })).toMatchObject({ status: 0 });
+    for (const suffix of ['-wal', '-shm']) rmSync(database + suffix, { force: true });
+    writeFileSync(database, 'damaged');
+    expect(await kg(['diag', 'health', '--check-db'], { cwd: root })).toMatchObject({ status: 3 });
+    await kg(['diag', 'restore', '--file', './backups/latest.tar.gz'], { cwd: root });
+    expect(await kg(['diag', 'health', '--check-db'], { cwd: root })).toMatchObject({ status: 0 });
+  });
+});

@@ -1,0 +1,97 @@
+'use strict';
+
+const { invalidOption } = require('./errors.js');
+const { call } = require('./native.js');
+const { split, toAbsolute } = require('./options.js');
+const { kgPath } = require('./platform.js');
+
+const SUBJECTS =
+  'Give the path of a database or project, a better-sqlite3 or node:sqlite handle, or the host\'s KnowledgeGraphDatabase';
+
+/** Where the database of a handle lies; the handle itself is only asked for its name. */
+function fileOf(db) {
+  if (typeof db.getDatabase === 'function') return fileOf(db.getDatabase());
+  if (typeof db.location === 'function') return db.location();
+  if (typeof db.name === 'string') return db.memory === true ? ':memory:' : db.name;
+  return db.dbPath;
+}
+
+function subjectOf(db) {
+  if (db === null || db === undefined) throw invalidOption(`${String(db)} is no database`, SUBJECTS);
+  const isHandle = typeof db === 'object' && !(db instanceof URL);
+  const file = isHandle ? fileOf(db) : db;
+  // node:sqlite tells null, and better-sqlite3 an empty name, of a database that is nowhere but in memory.
+  if (file === ':memory:' || file === null || file === '') {
+    throw invalidOption('A database in memory has no file that could be checked', 'Write it to a file first, with VACUUM INTO');
+  }
+  const absolute = toAbsolute(file);
+  if (typeof absolute !== 'string') throw invalidOption(`${String(file)} names no database`, SUBJECTS);
+  return absolute;
+}
+
+class IntegrityChecker {
+  #config;
+
+  constructor(db, options = {}) {
+    const [{ projectRoot, backupDir, lockTimeout, kgPath: executable, ...unknown }] = split('IntegrityChecker', options);
+    const [name] = Object.keys(unknown);
+    if (name !== undefined) throw invalidOption(`IntegrityChecker has no option \`${name}\``, 'See index.d.ts for the options');
+    this.#config = {
+      path: subjectOf(db),
+      projectRoot: projectRoot === undefined ? undefined : toAbsolute(projectRoot),
+      backupDir: backupDir === undefined ? undefined : toAbsolute(backupDir),
+      lockTimeout,
+      kgPath: executable ?? kgPath,
+    };
+  }
+
+  /** Of the database, or of the project that it was given. */
+  get path() {
+    return this.#config.path;
+  }
+
+  async runChecks(options) {
+    const [given, control] = split('runChecks', options);
+    return call({ call: 'runChecks', config: this.#config, options: given }, control);
+  }
+
+  async repair(issues, options) {
+    if (!Array.isArray(issues) || !issues.every((issue) => typeof issue?.code === 'string')) {
+      throw invalidOption('repair takes a list of issues', 'Give `issues` of the result of runChecks()');
+    }
+    const [given, control] = split('repair', options);
+    const [name] = Object.keys(given);
+    if (name !== undefined) throw invalidOption(`repair has no option \`${name}\``, 'See index.d.ts for the options');
+    const codes = [...new Set(issues.map((issue) => issue.code))];
+    const { repair, ...after } = await call({ call: 'repair', config: this.#config, codes }, control);
+    return { ...repair, ...after };
+  }
+}
+
+const UNITS = { s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };
+
+/** Milliseconds of a number of them, or of a text such as `24h`. */
+function milliseconds(name, time) {
+  const [, number, unit] = /^(\d+)([smhd])$/.exec(time) ?? [];
+  const value = typeof time === 'number' ? time : Number(number) * UNITS[unit];
+  if (Number.isFinite(value) && value > 0) return value;
+  throw invalidOption(`\`${name}\` is ${String(time)}, which is no time`, 'Give milliseconds, or a text such as `24h`, `30m`, `7d`');
+}
+
+function backupFreshnessCheck(manager, options = {}) {
+  const [{ maxAge = '24h', interval = '1h', name = 'backup-freshness', ...unknown }] = split('backupFreshnessCheck', options);
+  const [extra] = Object.keys(unknown);
+  if (extra !== undefined) throw invalidOption(`backupFreshnessCheck has no option \`${extra}\``, 'See index.d.ts for the options');
+  if (typeof manager?.listBackups !== 'function') {
+    throw invalidOption('backupFreshnessCheck takes a BackupManager', 'Make one with createBackupManager()');
+  }
+  const limit = milliseconds('maxAge', maxAge);
+  milliseconds('interval', interval);
+  const check = async () => {
+    const good = (await manager.listBackups()).find((backup) => backup.integrity.status !== 'failed');
+    return good !== undefined && Date.now() - good.timestamp < limit;
+  };
+  return { name, interval, check };
+}
+
+module.exports = { IntegrityChecker, backupFreshnessCheck };

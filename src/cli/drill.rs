@@ -1,0 +1,72 @@
+//! `kg diag drill`: restore a backup aside, check what comes of it, and say how long a recovery takes.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{
+    Common,
+    integrity::tell_issues,
+    output::{Output, size},
+    watch::Watched,
+};
+use crate::{
+    backup::DEFAULT_LOCK_TIMEOUT,
+    error::{Code, Result},
+    reader::client::Launch,
+    rehearse::{Rehearsal, RehearseOptions, rehearse},
+    store::Store,
+};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kg diag drill                                 rehearse a recovery from the newest backup
+  kg diag drill --file ./backups/latest.tar.gz  from this one
+  kg diag drill --directory /mnt/large          where there is room for the restored project
+
+The project is not touched, and nothing is left. Exit status: 0 passed, 5 failed.")]
+pub struct DrillArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// The backup: a file, an id, or `latest`
+    #[arg(long, short, value_name = "FILE", default_value = "latest")]
+    file: String,
+    /// The directory of the backups [default: .kg/backups of the project]
+    #[arg(long, value_name = "DIR")]
+    backup_dir: Option<PathBuf>,
+    /// Where to restore to, in a directory of its own [default: the system's for temporary files]
+    #[arg(long, value_name = "DIR")]
+    directory: Option<PathBuf>,
+}
+
+pub fn run(args: &DrillArgs, output: &Output) -> Result<u8> {
+    let root = args.common.root()?;
+    let store = Store::at(&args.backup_dir.clone().unwrap_or_else(|| Store::default_dir(&root)))?;
+    let options = RehearseOptions {
+        backup: args.file.clone(),
+        directory: args.directory.clone(),
+        lock_timeout: DEFAULT_LOCK_TIMEOUT,
+    };
+    let watched = Watched::new(output);
+    let rehearsal = rehearse(&store, &options, &Launch::Thread, &watched.task)?;
+    drop(watched);
+    output.result(&rehearsal);
+    tell(&rehearsal, output);
+    Ok(if rehearsal.passed { 0 } else { Code::ChecksumMismatch.exit_status() })
+}
+
+fn tell(rehearsal: &Rehearsal, output: &Output) {
+    let Rehearsal { id, nodes, edges, .. } = rehearsal;
+    output.warnings(&rehearsal.warnings);
+    let (files, bytes) = (rehearsal.files_restored, size(rehearsal.bytes_restored));
+    output.line(format!("Rehearsed a recovery from {id}"));
+    output.line(format!("  restored  {files} files ({bytes}) in {} ms", rehearsal.restore_ms));
+    output.line(format!("  checked   in {} ms", rehearsal.check_ms));
+    output.line(format!("  nodes     {} of {}", nodes.found, nodes.expected));
+    output.line(format!("  edges     {} of {}", edges.found, edges.expected));
+    let hours = rehearsal.age_ms as f64 / 3_600_000.0;
+    output.line(format!("  lost      what was written in the {hours:.1} h since that backup"));
+    tell_issues(&rehearsal.issues, output);
+    output.line(if rehearsal.passed { "Passed" } else { "FAILED: do not rely on this backup" });
+}

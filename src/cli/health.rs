@@ -1,0 +1,153 @@
+//! `kg diag health`: how the project and its backups stand, once or again and again.
+
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::{
+    Common,
+    integrity::{status_of, tell_issues},
+    output::{Output, size},
+    watch::Watched,
+};
+use crate::{
+    backup::DEFAULT_LOCK_TIMEOUT,
+    error::{Error, Result},
+    health::{DEFAULT_MAX_AGE, Health, HealthOptions, health},
+    integrity::subject::Subject,
+    reader::client::Launch,
+    store::Store,
+    task::Cancel,
+};
+
+/// How often a wait looks whether it was interrupted.
+const TICK: Duration = Duration::from_millis(50);
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kg diag health                            database, files, backups and disk at a glance
+  kg diag health --check-db                 everything of the database, as after a restore
+  kg diag health --project ./test-restore   of a restored copy
+  kg diag health --watch --interval 60      every minute, until Ctrl-C
+
+Exit status: 0 healthy, 3 database, 4 files, disk or the directory of the backups, 5 backups that cannot be restored.
+With --watch --json, one object a line.")]
+pub struct HealthArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// Check everything of the database: its structure, full-text index and rows
+    #[arg(long)]
+    check_db: bool,
+    /// The directory of the backups [default: .kg/backups of the project]
+    #[arg(long, value_name = "DIR")]
+    backup_dir: Option<PathBuf>,
+    /// How old the newest good backup may be, such as 90s, 30m, 24h, 7d [default: 8d]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    max_age: Option<Duration>,
+    /// Tell it again and again, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+    /// Seconds from one report to the next
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
+    interval: u64,
+}
+
+/// `24h`: a whole number and a unit.
+fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
+    let at = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let seconds = match &text[at..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err("write a number and s, m, h or d, such as 24h".into()),
+    };
+    let number: u64 = text[..at].parse().map_err(|_| "write a number and s, m, h or d, such as 24h")?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| "that is too long".into())
+}
+
+pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
+    let root = args.common.root()?;
+    let store = Store::at(&args.backup_dir.clone().unwrap_or_else(|| Store::default_dir(&root)))?;
+    let options = HealthOptions {
+        subject: Subject::of(&root, None),
+        check_database: args.check_db,
+        max_age: args.max_age.unwrap_or(DEFAULT_MAX_AGE),
+        lock_timeout: DEFAULT_LOCK_TIMEOUT,
+    };
+    let watched = Watched::new(output);
+    loop {
+        let began = Instant::now();
+        let found = health(&store, &options, &Launch::Thread, &watched.task);
+        if !args.watch {
+            let found = found?;
+            drop(watched);
+            output.result(&found);
+            tell(&found, output);
+            return Ok(status_of(&found.issues));
+        }
+        match found {
+            Ok(found) if output.json => output.raw(format!("{}\n", json!(found)).as_bytes()),
+            Ok(found) => {
+                output.line(format!("── {}", Timestamp::now().strftime("%Y-%m-%d %H:%M:%S UTC")));
+                tell(&found, output);
+            }
+            // A database that is locked, or a project that is gone for a moment, is what somebody watches for.
+            Err(error) if !watched.task.cancel.is_cancelled() && output.json => {
+                output.raw(format!("{}\n", json!({ "error": error })).as_bytes());
+            }
+            Err(error) if !watched.task.cancel.is_cancelled() => output.error(&error),
+            Err(error) => return Err(error),
+        }
+        wait(began + Duration::from_secs(args.interval), &watched.task.cancel)?;
+    }
+}
+
+fn wait(until: Instant, cancel: &Cancel) -> Result<()> {
+    while Instant::now() < until {
+        cancel.check().map_err(|error| Error { message: "The watch was ended".into(), ..error })?;
+        thread::sleep(TICK);
+    }
+    Ok(())
+}
+
+fn tell(health: &Health, output: &Output) {
+    let (checked, backups) = (&health.checked, &health.backups);
+    let of_database = format!("{} nodes, {} edges", checked.nodes, checked.edges);
+    output.line(format!("Database  {} ({}; {of_database})", checked.database.display(), size(checked.database_size)));
+    let newest = match (&backups.newest_good, backups.age_ms) {
+        (Some(id), Some(age)) => format!("newest good one {id}, {:.1} h old", age as f64 / 3_600_000.0),
+        _ => "no good one".to_string(),
+    };
+    output.line(format!("Backups   {} in {}; {newest}", backups.count, backups.backup_dir.display()));
+    if let Some(free) = backups.free_bytes {
+        output.line(format!(
+            "Disk      {} free; the next backup is likely to take {}",
+            size(free),
+            size(backups.next_bytes)
+        ));
+    }
+    tell_issues(&health.issues, output);
+    output.line(if health.healthy { "Healthy" } else { "NOT HEALTHY" });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_a_number_and_a_unit() {
+        let seconds = |text: &str| parse_duration(text).map(|time| time.as_secs());
+        assert_eq!(["90s", "30m", "24h", "7d"].map(seconds), [Ok(90), Ok(1_800), Ok(86_400), Ok(604_800)]);
+        for text in ["", "h", "24", "1.5h", "-1h", "24 h", "99999999999999999d"] {
+            assert!(seconds(text).is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! `kg diag integrity` and `kg diag repair`: what is wrong with a project, and mending what can be mended.
+
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+};
+
+use clap::Args;
+
+use super::{
+    Common,
+    output::{Output, code_of},
+    restore::confirmed,
+    watch::Watched,
+};
+use crate::{
+    backup::DEFAULT_LOCK_TIMEOUT,
+    error::{Code, Result},
+    inspect::{Inspection, Repair, inspect, repair},
+    integrity::{
+        Scope,
+        issue::{Issue, Part, Severity},
+        subject::Subject,
+    },
+    reader::client::Launch,
+    store::Store,
+};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kg diag integrity                      check database, files and vectors of this project
+  kg diag integrity .kg/knowledge.db     check one database, and the project that it belongs to
+  kg diag integrity --repair             and repair what can be repaired, after a backup
+
+Nothing is changed without --repair. Exit status: 0 healthy, 3 database or vectors, 4 files.")]
+pub struct IntegrityArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// A database, or the directory of a project [default: the project]
+    #[arg(value_name = "PATH", conflicts_with = "project")]
+    path: Option<PathBuf>,
+    /// Leave the database out
+    #[arg(long)]
+    no_database: bool,
+    /// Leave configuration, documents and permissions out
+    #[arg(long)]
+    no_files: bool,
+    /// Leave vectors out
+    #[arg(long)]
+    no_vectors: bool,
+    /// Repair what can be repaired; a backup is made first
+    #[arg(long, conflicts_with_all = ["no_database", "no_files", "no_vectors"])]
+    repair: bool,
+    /// Where the backup before a repair goes [default: .kg/backups of the project]
+    #[arg(long, value_name = "DIR")]
+    backup_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kg diag repair           check, say what can be done, and ask on a terminal
+  kg diag repair --auto    without asking
+
+A backup is made first. Rows that are removed are kept in the table kg_repair_removed.
+Exit status: 0 healthy afterwards, 3 database or vectors, 4 files.")]
+pub struct RepairArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// A database, or the directory of a project [default: the project]
+    #[arg(value_name = "PATH", conflicts_with = "project")]
+    path: Option<PathBuf>,
+    /// Repair without asking
+    #[arg(long)]
+    auto: bool,
+    /// Where the backup before the repair goes [default: .kg/backups of the project]
+    #[arg(long, value_name = "DIR")]
+    backup_dir: Option<PathBuf>,
+}
+
+pub fn run(args: &IntegrityArgs, output: &Output) -> Result<u8> {
+    let subject = subject(&args.common, args.path.as_ref())?;
+    let watched = Watched::new(output);
+    let inspection = if args.repair {
+        let store = args.backup_dir.as_deref().map(Store::at).transpose()?;
+        repair(&subject, None, store.as_ref(), DEFAULT_LOCK_TIMEOUT, &Launch::Thread, &watched.task)?
+    } else {
+        let scope =
+            Scope { database: !args.no_database, files: !args.no_files, vectors: !args.no_vectors, quick: false };
+        inspect(&subject, scope, DEFAULT_LOCK_TIMEOUT, &Launch::Thread, &watched.task)?
+    };
+    drop(watched);
+    output.result(&inspection);
+    inspection.repair.iter().for_each(|repair| tell_repair(repair, output));
+    tell(&inspection, output);
+    Ok(status_of(&inspection.issues))
+}
+
+pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
+    let subject = subject(&args.common, args.path.as_ref())?;
+    let store = args.backup_dir.as_deref().map(Store::at).transpose()?;
+    let watched = Watched::new(output);
+    if !args.auto {
+        let before = inspect(&subject, Scope::ALL, DEFAULT_LOCK_TIMEOUT, &Launch::Thread, &watched.task)?;
+        let can_do = before.issues.iter().filter(|issue| issue.repairable).count();
+        let may_ask = can_do > 0 && !output.json && io::stdin().is_terminal() && io::stderr().is_terminal();
+        if may_ask {
+            tell(&before, output);
+        }
+        if !may_ask || !confirmed(&format!("Repair {can_do} of these, after a backup?"))? {
+            drop(watched);
+            if !may_ask {
+                output.result(&before);
+                tell(&before, output);
+            }
+            output.line(if can_do > 0 {
+                "Nothing was changed; `kg diag repair --auto` does it"
+            } else {
+                "There is nothing to repair"
+            });
+            return Ok(status_of(&before.issues));
+        }
+    }
+    let after = repair(&subject, None, store.as_ref(), DEFAULT_LOCK_TIMEOUT, &Launch::Thread, &watched.task)?;
+    drop(watched);
+    output.result(&after);
+    after.repair.iter().for_each(|repair| tell_repair(repair, output));
+    tell(&after, output);
+    Ok(status_of(&after.issues))
+}
+
+fn subject(common: &Common, path: Option<&PathBuf>) -> Result<Subject> {
+    Ok(match path {
+        Some(path) => Subject::at(path),
+        None => Subject::of(&common.root()?, None),
+    })
+}
+
+/// The exit status that errors among the issues lead to.
+pub fn status_of(issues: &[Issue]) -> u8 {
+    let error = issues.iter().find(|issue| issue.severity == Severity::Error);
+    error.map_or(0, |issue| {
+        match issue.component {
+            Part::Database | Part::Vectors => Code::DatabaseDamaged,
+            Part::Files => Code::Io,
+            Part::Backups => issue.code.of_backups(),
+        }
+        .exit_status()
+    })
+}
+
+fn tell(inspection: &Inspection, output: &Output) {
+    tell_issues(&inspection.issues, output);
+    let checked = &inspection.checked;
+    let what = format!("{} nodes, {} edges, {} vectors", checked.nodes, checked.edges, checked.vectors);
+    let verdict = if inspection.healthy { "is healthy" } else { "is NOT HEALTHY" };
+    output.line(format!("{} {verdict} ({what}; {} ms)", checked.database.display(), inspection.duration_ms));
+}
+
+pub fn tell_issues(issues: &[Issue], output: &Output) {
+    for issue in issues {
+        output.line(format!("{:7} {} [{}]", code_of(&issue.severity), issue.message, issue.code.as_str()));
+        for example in issue.examples.iter().take(3) {
+            output.line(format!("          {example}"));
+        }
+        if issue.examples.len() > 3 {
+            output.line(format!("          … of {}", issue.count));
+        }
+        let repair = issue.repair.as_ref().map(|repair| format!("repair would: {repair}"));
+        output.line(format!("        {}", repair.unwrap_or_else(|| format!("to do: {}", issue.remedy))));
+    }
+}
+
+fn tell_repair(repair: &Repair, output: &Output) {
+    if let Some(backup) = &repair.safety_backup {
+        output.line(format!("Saved before the repair: {}", backup.path.display()));
+    }
+    for action in &repair.actions {
+        let moved = if action.rows_removed > 0 { format!(": {} rows", action.rows_removed) } else { String::new() };
+        output.line(format!("  {} {}{moved}", if action.done { "done  " } else { "FAILED" }, action.action));
+        if let Some(error) = &action.error {
+            output.line(format!("         {error}"));
+        }
+    }
+    output.line(format!(
+        "{} fixed, {} failed, {} that repair can do nothing about",
+        repair.fixed, repair.failed, repair.skipped
+    ));
+}

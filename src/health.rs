@@ -1,0 +1,209 @@
+//! The verb `health`: how a project and its backups stand, told without reading archives.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use nix::unistd::{AccessFlags, access};
+use serde::Serialize;
+
+use crate::{
+    archive::manifest::{BackupType, Manifest},
+    error::Result,
+    inspect::{inspect, is_healthy},
+    integrity::{
+        Checked, Scope,
+        issue::{Found, Issue, IssueCode, Part, Severity},
+        subject::Subject,
+    },
+    reader::client::Launch,
+    scratch::free_bytes,
+    sqlite::check::IntegrityStatus,
+    store::{Backup, Store, manifest_beside},
+    task::Task,
+    verify::duration_ms,
+};
+
+/// A backup that is older than this is worth a warning: the guide's table has a full backup at least weekly.
+pub const DEFAULT_MAX_AGE: Duration = Duration::from_secs(8 * 24 * 60 * 60);
+
+#[derive(Debug, Clone)]
+pub struct HealthOptions {
+    pub subject: Subject,
+    /// Everything of the database, not only what `quick_check` finds.
+    pub check_database: bool,
+    /// Of the newest good backup.
+    pub max_age: Duration,
+    pub lock_timeout: Duration,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Health {
+    /// No issue is an error.
+    pub healthy: bool,
+    /// Errors first.
+    pub issues: Vec<Issue>,
+    pub checked: Checked,
+    pub backups: Backups,
+    pub duration_ms: u64,
+}
+
+/// How the backups stand.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Backups {
+    pub backup_dir: PathBuf,
+    pub count: usize,
+    /// The newest one whose source was not damaged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub newest_good: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
+    /// What the disk has left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub free_bytes: Option<u64>,
+    /// What the next full backup is likely to take.
+    pub next_bytes: u64,
+}
+
+pub fn health(store: &Store, options: &HealthOptions, launch: &Launch, task: &Task) -> Result<Health> {
+    let began = Instant::now();
+    let scope = Scope { vectors: false, quick: !options.check_database, ..Scope::ALL };
+    let inspection = inspect(&options.subject, scope, options.lock_timeout, launch, task)?;
+    let mut issues = inspection.issues;
+    let backups = of_store(store, &inspection.checked, options.max_age, &mut issues);
+    issues.sort_by_key(|issue| (issue.severity, issue.component, issue.code));
+    Ok(Health {
+        healthy: is_healthy(&issues),
+        issues,
+        checked: inspection.checked,
+        backups,
+        duration_ms: duration_ms(began.elapsed()),
+    })
+}
+
+fn of_store(store: &Store, checked: &Checked, max_age: Duration, issues: &mut Vec<Issue>) -> Backups {
+    let dir = store.dir();
+    let issue = |code, message: String, remedy: &str| {
+        Issue::new(code, Part::Backups, message, remedy).path(dir.to_string_lossy())
+    };
+    let listed = store.list().and_then(|backups| store.unlisted().map(|unlisted| (backups, unlisted)));
+    let (backups, unlisted) = listed.unwrap_or_else(|error| {
+        issues.push(issue(
+            IssueCode::BackupDir,
+            error.message,
+            "Give this user access to it, or name another directory",
+        ));
+        (Vec::new(), Vec::new())
+    });
+    let newest = backups.iter().find(|backup| backup.integrity.status != IntegrityStatus::Failed);
+    let age_ms = newest.map(|newest| (Timestamp::now().as_millisecond() - newest.timestamp).max(0) as u64);
+    match age_ms {
+        None => {
+            let message = format!("There is no good backup in {}", dir.display());
+            issues.push(issue(IssueCode::BackupNone, message, "Make one with `kg diag backup`"));
+        }
+        Some(age) if age > max_age.as_millis() as u64 => {
+            let days = |milliseconds: u64| milliseconds as f64 / 86_400_000.0;
+            let limit = days(max_age.as_millis() as u64);
+            let message = format!("The newest good backup is {:.1} days old; {limit:.1} are allowed", days(age));
+            issues.push(issue(IssueCode::BackupOld, message, "Make one with `kg diag backup`"));
+        }
+        Some(_) => {}
+    }
+    issues.extend(broken_chains(&backups).map(|found| {
+        let message = format!("{} incremental backups in {} cannot be restored", found.count, dir.display());
+        let remedy = "Put the archives back that they rest on, or make a full backup and delete these";
+        issue(IssueCode::BackupChain, message, remedy).found(found)
+    }));
+    for (archive, is_cut) in unlisted {
+        let what = if is_cut { "is not as long as its manifest says" } else { "has no manifest beside it" };
+        let message = format!("{} is not listed: it {what}", archive.display());
+        let remedy = "Check it with `kg diag backup --verify FILE`; the next backup lists it if it is whole";
+        let severity = if is_cut { Severity::Error } else { Severity::Warning };
+        issues
+            .push(issue(IssueCode::BackupUnlisted, message, remedy).severity(severity).path(archive.to_string_lossy()));
+    }
+    let next_bytes = next_size(&backups, checked.database_size);
+    let free_bytes = room(dir, next_bytes, issues);
+    Backups {
+        backup_dir: dir.to_path_buf(),
+        count: backups.len(),
+        newest_good: newest.map(|newest| newest.id.clone()),
+        age_ms,
+        free_bytes,
+        next_bytes,
+    }
+}
+
+/// Incremental backups whose base is gone, or is another one of that name.
+fn broken_chains(backups: &[Backup]) -> Option<Found> {
+    let mut found = Found::default();
+    for backup in backups {
+        let Some(base) = &backup.based_on else { continue };
+        let name = backup.path.display().to_string();
+        let manifest = manifest_beside(&backup.path).and_then(|json| Manifest::parse(&json, &name).ok());
+        let expected = manifest.and_then(|manifest| manifest.based_on_checksum);
+        match backups.iter().find(|other| other.id == *base) {
+            None => found.add(format!("{} rests on {base}, which is not there", backup.id)),
+            Some(other) if expected.as_ref() != Some(&other.checksum) => {
+                found.add(format!("{} rests on another {base} than the one that is there", backup.id));
+            }
+            Some(_) => {}
+        }
+    }
+    (!found.is_empty()).then_some(found)
+}
+
+/// As large as the newest full backup; as the database where there is none.
+fn next_size(backups: &[Backup], database_size: u64) -> u64 {
+    backups.iter().find(|backup| backup.kind == BackupType::Full).map_or(database_size, |backup| backup.size)
+}
+
+/// Whether backups can be written, and how much the disk has left for them.
+fn room(dir: &Path, next_bytes: u64, issues: &mut Vec<Issue>) -> Option<u64> {
+    let exists = dir.ancestors().find(|dir| dir.exists())?;
+    let issue = |code, message: String, remedy: &str| {
+        Issue::new(code, Part::Backups, message, remedy).path(dir.to_string_lossy())
+    };
+    if !exists.is_dir() || access(exists, AccessFlags::W_OK).is_err() {
+        let message = format!("Backups cannot be written to {}", dir.display());
+        issues.push(issue(
+            IssueCode::BackupDir,
+            message,
+            "Give this user the right to write there, or name another directory",
+        ));
+    }
+    let free = free_bytes(exists)?;
+    issues.extend(space(dir, free, next_bytes));
+    Some(free)
+}
+
+/// An error where the next backup does not fit, a warning where the one after that would not.
+fn space(dir: &Path, free: u64, next_bytes: u64) -> Option<Issue> {
+    if free >= next_bytes.saturating_mul(2) {
+        return None;
+    }
+    let message = format!("{} has {free} bytes left; the next backup is likely to take {next_bytes}", dir.display());
+    let remedy = "Remove old backups with `kg diag prune`, or use another disk";
+    let severity = if free < next_bytes { Severity::Error } else { Severity::Warning };
+    let issue = Issue::new(IssueCode::DiskSpace, Part::Backups, message, remedy).severity(severity);
+    Some(issue.path(dir.to_string_lossy()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_the_next_backup_does_not_fit_on_is_an_error_and_one_for_two_is_fine() {
+        let told = |free, next| space(Path::new("/backups"), free, next).map(|issue| issue.severity);
+        assert_eq!(told(99, 100), Some(Severity::Error));
+        assert_eq!(told(100, 100), Some(Severity::Warning));
+        assert_eq!(told(200, 100), None);
+        assert_eq!(told(0, 0), None);
+    }
+}

@@ -1,0 +1,219 @@
+//! The verbs `inspect` and `repair`: what is wrong with a project's database, files and vectors, and mending what can be.
+//!
+//! A repair checks first, backs up, repairs, and checks again. It works on what it found itself: of the issues that a caller
+//! hands in only the codes count.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use crate::{
+    archive::manifest::BackupType,
+    backup::{BackupOptions, create_backup},
+    error::{Code, Error, Result},
+    integrity::{
+        Checked, Report, SCRATCH_PREFIX, Scope,
+        issue::{Issue, Part, Severity},
+        repair::{Action, Done, action_for},
+        subject::Subject,
+    },
+    reader::{
+        client::{Launch, Reader},
+        protocol::{CheckRequest, RepairRequest},
+    },
+    scratch::Scratch,
+    store::Store,
+    task::{Phase, Task},
+    verify::duration_ms,
+};
+
+/// What checks found.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Inspection {
+    /// No issue is an error.
+    pub healthy: bool,
+    /// Errors first.
+    pub issues: Vec<Issue>,
+    pub checked: Checked,
+    pub duration_ms: u64,
+    /// With `repairMode`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repair: Option<Repair>,
+    /// Whether the database is the one of the project's configuration.
+    #[serde(skip)]
+    is_graph: bool,
+}
+
+impl Inspection {
+    fn new(report: Report, began: Instant) -> Self {
+        Inspection {
+            healthy: is_healthy(&report.issues),
+            issues: report.issues,
+            checked: report.checked,
+            is_graph: report.is_graph,
+            duration_ms: duration_ms(began.elapsed()),
+            repair: None,
+        }
+    }
+}
+
+pub fn is_healthy(issues: &[Issue]) -> bool {
+    issues.iter().all(|issue| issue.severity != Severity::Error)
+}
+
+/// Where the safety backup of a repair is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SafetyBackup {
+    pub id: String,
+    pub path: PathBuf,
+}
+
+/// What a repair did.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Repair {
+    /// Issues that are gone.
+    pub fixed: usize,
+    /// Issues that were worked on and are still there.
+    pub failed: usize,
+    /// Issues that repair can do nothing about, and codes of which there is no issue.
+    pub skipped: usize,
+    /// Absent where there was nothing to repair, and nothing was changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub safety_backup: Option<SafetyBackup>,
+    pub actions: Vec<ActionResult>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ActionResult {
+    pub code: crate::integrity::issue::IssueCode,
+    pub component: Part,
+    /// What was done, or was to be done.
+    pub action: String,
+    pub done: bool,
+    /// Rows that were moved to the table `kg_repair_removed`.
+    pub rows_removed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Error>,
+}
+
+/// Runs the checks of `scope`. Nothing is changed.
+pub fn inspect(
+    subject: &Subject,
+    scope: Scope,
+    lock_timeout: Duration,
+    launch: &Launch,
+    task: &Task,
+) -> Result<Inspection> {
+    let began = Instant::now();
+    let scratch = Scratch::new(&std::env::temp_dir(), SCRATCH_PREFIX)?;
+    task.report(Phase::Checking, 0, 0)?;
+    let request = CheckRequest {
+        subject: subject.clone(),
+        scope,
+        scratch: scratch.path().to_path_buf(),
+        lock_timeout_ms: lock_timeout.as_millis() as u64,
+    };
+    Ok(Inspection::new(Reader::check(launch, request, task)?, began))
+}
+
+/// Repairs the issues of these codes, or of all where `codes` is `None`. The result holds what is wrong after that.
+pub fn repair(
+    subject: &Subject,
+    codes: Option<&[String]>,
+    store: Option<&Store>,
+    lock_timeout: Duration,
+    launch: &Launch,
+    task: &Task,
+) -> Result<Inspection> {
+    let began = Instant::now();
+    let before = inspect(subject, Scope::ALL, lock_timeout, launch, task)?;
+    let is_meant = |issue: &&Issue| codes.is_none_or(|codes| codes.iter().any(|code| code == issue.code.as_str()));
+    let meant: Vec<&Issue> = before.issues.iter().filter(is_meant).collect();
+    let repairable: Vec<&Issue> = meant.iter().copied().filter(|issue| issue.repairable).collect();
+    let actions: Vec<Action> = repairable.iter().filter_map(|issue| action_for(issue)).collect();
+    let found: HashSet<&str> = meant.iter().map(|issue| issue.code.as_str()).collect();
+    let gone = codes.unwrap_or_default().iter().filter(|code| !found.contains(code.as_str()));
+    let skipped = meant.len() - repairable.len() + gone.collect::<HashSet<_>>().len();
+    let mut repair = Repair { fixed: 0, failed: 0, skipped, safety_backup: None, actions: Vec::new() };
+    if actions.is_empty() {
+        return Ok(Inspection { repair: Some(repair), duration_ms: duration_ms(began.elapsed()), ..before });
+    }
+    repair.safety_backup = Some(back_up(&before, &actions, store, lock_timeout, launch, task)?);
+    task.report(Phase::Repairing, 0, 0)?;
+    // From here on it is carried to its end, or taken back.
+    task.cancel.protect();
+    let lock_timeout_ms = lock_timeout.as_millis() as u64;
+    let request = RepairRequest { subject: subject.clone(), actions, lock_timeout_ms };
+    let done = Reader::repair(launch, request).map_err(|error| with_backup(error, &repair))?;
+    let after = inspect(subject, Scope::ALL, lock_timeout, launch, task)?;
+    let is_left = |issue: &&&Issue| after.issues.iter().any(|left| left.key() == issue.key());
+    repair.failed = repairable.iter().filter(is_left).count();
+    repair.fixed = repairable.len() - repair.failed;
+    repair.actions = done.into_iter().map(ActionResult::from).collect();
+    Ok(Inspection { repair: Some(repair), duration_ms: duration_ms(began.elapsed()), ..after })
+}
+
+/// Saves what is about to be changed.
+fn back_up(
+    before: &Inspection,
+    actions: &[Action],
+    store: Option<&Store>,
+    lock_timeout: Duration,
+    launch: &Launch,
+    task: &Task,
+) -> Result<SafetyBackup> {
+    let Some(root) = &before.checked.project else { return Err(without_project(&before.checked.database)) };
+    let default;
+    let store = match store {
+        Some(store) => store,
+        None => {
+            default = Store::at(&Store::default_dir(root))?;
+            &default
+        }
+    };
+    let is_graph_alone = before.is_graph && actions.iter().all(|action| action.part == Part::Database);
+    let options = BackupOptions {
+        kind: if is_graph_alone { BackupType::Snapshot } else { BackupType::Full },
+        description: Some("Before a repair".into()),
+        lock_timeout,
+        ..BackupOptions::default()
+    };
+    let backup = create_backup(root, store, launch, &options, task)?.backup;
+    Ok(SafetyBackup { id: backup.id, path: backup.path })
+}
+
+fn without_project(database: &Path) -> Error {
+    Error::new(
+        Code::NoProject,
+        format!("{} belongs to no project, so no backup of it can be made before a repair", database.display()),
+        "Nothing was changed; repair it where its project is, or copy it into one",
+    )
+}
+
+fn with_backup(error: Error, repair: &Repair) -> Error {
+    let kept = repair
+        .safety_backup
+        .as_ref()
+        .map_or(String::new(), |backup| format!("; the backup from before is {}", backup.id));
+    Error { remedy: format!("{}{kept}", error.remedy), ..error }
+}
+
+impl From<Done> for ActionResult {
+    fn from(done: Done) -> Self {
+        ActionResult {
+            code: done.action.code,
+            component: done.action.part,
+            action: done.action.says(),
+            done: done.error.is_none(),
+            rows_removed: done.rows_removed,
+            error: done.error,
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! What lies beside a database and around it: its WAL, its names, its file system. Nothing here opens it with SQLite.
+
+use std::{
+    fs::{self, File},
+    io::Read,
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
+
+use super::{
+    Named,
+    issue::{Issue, IssueCode},
+};
+use crate::sqlite::files::{MAGIC, WAL_MAGIC, companion};
+
+/// <https://sqlite.org/fileformat2.html#the_write_ahead_log>
+const WAL_HEADER_BYTES: usize = 32;
+const WAL_CHECKED_BYTES: usize = 24;
+/// The read version that the header of a database in WAL mode has.
+const WAL_VERSION: u8 = 2;
+const LET_SQLITE: &str = "Stop what uses the database, move the -wal and -shm away, and look at what is missing; or restore \
+                          the newest good backup";
+
+pub fn check(database: &Path, named: &Named) -> Vec<Issue> {
+    let mut issues = Vec::new();
+    issues.extend(wal(database, named));
+    if let Ok(found) = fs::metadata(database)
+        && found.nlink() > 1
+    {
+        let message = format!("{} has {} names (hard links)", named.path, found.nlink());
+        let remedy = "Remove all but one: processes that use another name do not see each other's WAL";
+        issues.push(named.issue(IssueCode::DatabaseLinked, message, remedy));
+    }
+    if let Some(name) = network_file_system(database) {
+        let message = format!(
+            "{} lies on a network file system ({name}), where SQLite's locks and its WAL may not work",
+            named.path
+        );
+        let remedy = "Move it to a local disk";
+        issues.push(named.issue(IssueCode::NetworkFileSystem, message, remedy));
+    }
+    issues
+}
+
+/// Whether the WAL can be used, and by this database.
+fn wal(database: &Path, named: &Named) -> Option<Issue> {
+    let path = companion(database, "-wal");
+    let length = fs::metadata(&path).ok().filter(|found| found.is_file())?.len();
+    if length == 0 {
+        return None;
+    }
+    let shown = format!("{}-wal", named.path);
+    let unreadable = |why: &str| {
+        let message = format!("SQLite ignores {shown}, which {why}: what was committed to it is lost");
+        Some(named.issue(IssueCode::WalUnreadable, message, LET_SQLITE).path(&shown))
+    };
+    // Its writer may be at work on it: what is torn once is read again.
+    let header = match (read_start::<WAL_HEADER_BYTES>(&path), read_start::<WAL_HEADER_BYTES>(&path)) {
+        (Some(_), Some(header)) => header,
+        _ => return unreadable("is shorter than its header or cannot be read"),
+    };
+    if !header.starts_with(WAL_MAGIC) {
+        return unreadable("does not begin as a WAL does");
+    }
+    if !is_header_whole(&header) {
+        return unreadable("has a header whose checksum is wrong");
+    }
+    let start = read_start::<20>(database).filter(|start| start.starts_with(MAGIC))?;
+    let foreign = |why: String| {
+        let message = format!("{shown} is not of the database beside it: {why}");
+        Some(named.issue(IssueCode::WalForeign, message, LET_SQLITE).path(&shown))
+    };
+    let page_size = match u16::from_be_bytes([start[16], start[17]]) {
+        1 => 65_536,
+        size => u32::from(size),
+    };
+    let of_wal = word(&header, 2);
+    if of_wal != page_size {
+        return foreign(format!("its pages are of {of_wal} bytes, those of the database of {page_size}"));
+    }
+    if start[19] != WAL_VERSION {
+        return foreign("the database is not in WAL mode".into());
+    }
+    None
+}
+
+/// Of a database that is sound without its WAL, and not with it.
+pub fn wal_is_foreign(named: &Named) -> Issue {
+    let shown = format!("{}-wal", named.path);
+    let message = format!(
+        "{} is as it should be without {shown}, and not with it: that is not its WAL, or a damaged one",
+        named.path
+    );
+    named.issue(IssueCode::WalForeign, message, LET_SQLITE).path(shown)
+}
+
+pub fn has_wal(database: &Path) -> bool {
+    fs::metadata(companion(database, "-wal")).is_ok_and(|found| found.len() > 0)
+}
+
+fn read_start<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
+    let mut start = [0; LENGTH];
+    File::open(path).ok()?.read_exact(&mut start).ok()?;
+    Some(start)
+}
+
+fn word(bytes: &[u8], number: usize) -> u32 {
+    let at = number * 4;
+    bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_be_bytes)
+}
+
+/// The checksum of a WAL's header, in the byte order that its first word gives.
+fn is_header_whole(header: &[u8; WAL_HEADER_BYTES]) -> bool {
+    let is_big_endian = word(header, 0) & 1 == 1;
+    let read = |number| if is_big_endian { word(header, number) } else { word(header, number).swap_bytes() };
+    let (mut first, mut second) = (0_u32, 0_u32);
+    for pair in (0..WAL_CHECKED_BYTES / 4).step_by(2) {
+        first = first.wrapping_add(read(pair)).wrapping_add(second);
+        second = second.wrapping_add(read(pair + 1)).wrapping_add(first);
+    }
+    (first, second) == (word(header, 6), word(header, 7))
+}
+
+#[cfg(target_os = "linux")]
+fn network_file_system(path: &Path) -> Option<&'static str> {
+    let found = nix::sys::statfs::statfs(path).ok()?;
+    name_of(found.filesystem_type().0 as u32)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn network_file_system(_path: &Path) -> Option<&'static str> {
+    None
+}
+
+/// Network file systems by their number in `statfs`.
+#[cfg(any(target_os = "linux", test))]
+fn name_of(file_system: u32) -> Option<&'static str> {
+    Some(match file_system {
+        0x6969 => "NFS",
+        0x517b => "SMB",
+        0xff53_4d42 => "CIFS",
+        0xfe53_4d42 => "SMB 2",
+        0x5346_414f => "AFS",
+        0x00c3_6400 => "Ceph",
+        0x0102_1997 => "9P",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_file_systems_are_known_by_their_number_and_local_ones_are_none() {
+        assert_eq!(name_of(0x6969), Some("NFS"));
+        assert_eq!(name_of(0xff53_4d42), Some("CIFS"));
+        for local in [0xef53, 0x0102_1994, 0x9123_683e, 0x5846_5342, 0x794c_7630] {
+            assert_eq!(name_of(local), None);
+        }
+    }
+}

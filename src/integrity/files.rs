@@ -1,0 +1,330 @@
+//! The files of a project: configuration, documents of nodes, what cannot be read, who may write and read.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::{self, Metadata},
+    io::Read,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use nix::unistd::{AccessFlags, access};
+use rusqlite::Connection;
+use serde_json::Value;
+
+use super::{
+    issue::{Found, Issue, IssueCode, Part, Severity},
+    rows::{columns_of, has_table},
+};
+use crate::{
+    error::Result,
+    project::{CONFIG_FILE, Project, STATE_DIR, discover::open_plain, exclude, names},
+    sqlite::files::{COMPANIONS, companion},
+    task::Cancel,
+};
+
+/// A longer configuration is none.
+const MAX_CONFIG_BYTES: u64 = 16 * 1024 * 1024;
+const OTHERS_WRITE: u32 = 0o002;
+const STICKY: u32 = 0o1000;
+const OTHERS_READ: u32 = 0o044;
+/// Of files that hold keys, whatever else is in their name.
+const KEY_ENDINGS: [&str; 4] = [".key", ".pem", ".p12", ".age"];
+/// Parts of names, of files and of settings, that stand for something secret.
+const SECRET_NAMES: [&str; 5] = ["passphrase", "password", "secret", "private_key", "token"];
+
+/// What a setting must be.
+enum Kind {
+    Text,
+    Flag,
+    Texts,
+    /// A whole number from 1 to this.
+    Whole(u64),
+}
+
+/// The settings that the guide documents.
+const SETTINGS: [(&str, Kind); 12] = [
+    ("/database/path", Kind::Text),
+    ("/backup/enabled", Kind::Flag),
+    ("/backup/schedule", Kind::Text),
+    ("/backup/retention", Kind::Whole(u32::MAX as u64)),
+    ("/backup/retentionDays", Kind::Whole(u32::MAX as u64)),
+    ("/backup/maxBackups", Kind::Whole(u32::MAX as u64)),
+    ("/backup/backupDir", Kind::Text),
+    ("/backup/compression", Kind::Flag),
+    ("/backup/compressionLevel", Kind::Whole(9)),
+    ("/backup/includeVectors", Kind::Flag),
+    ("/backup/includePluginData", Kind::Flag),
+    ("/backup/excludePatterns", Kind::Texts),
+];
+
+/// The files of a project below `.kg/`. Returns how many there are.
+pub fn check(project: &Project, database: &Path, cancel: &Cancel, issues: &mut Vec<Issue>) -> Result<u64> {
+    issues.extend(configuration(project));
+    let mut walk = Walk { cancel, count: 0, unreadable: Found::default(), exposed: Found::default() };
+    walk.directory(&project.state_dir(), STATE_DIR)?;
+    let remedy = "Give this user access to them, or remove what leads nowhere";
+    issues.extend(issue_of(walk.unreadable, IssueCode::FileUnreadable, "files cannot be read", remedy));
+    let remedy = "Take the right to read from group and others: chmod go= FILE";
+    issues.extend(issue_of(
+        walk.exposed,
+        IssueCode::KeyExposed,
+        "files that look like keys can be read by others",
+        remedy,
+    ));
+    issues.extend(writable_by_others(project, database));
+    Ok(walk.count)
+}
+
+fn issue_of(found: Found, code: IssueCode, what: &str, remedy: &str) -> Option<Issue> {
+    let message = format!("{} {what}", found.count);
+    let path = found.examples.first().cloned().unwrap_or_default();
+    (!found.is_empty()).then(|| Issue::new(code, Part::Files, message, remedy).path(path).found(found))
+}
+
+// ---- Configuration ----
+
+fn configuration(project: &Project) -> Vec<Issue> {
+    let mut issues = Vec::new();
+    for entry in fs::read_dir(project.state_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.ends_with(".json") || exclude::is_by_product(&name, false) || !entry.path().is_file() {
+            continue;
+        }
+        let path = format!("{STATE_DIR}/{}", names::encode(Path::new(&entry.file_name())));
+        match parse(&entry.path()) {
+            Ok(value) if name == CONFIG_FILE => issues.extend(settings(&value, &path, &entry.path())),
+            Ok(_) => {}
+            Err(why) => {
+                let severity = if name == CONFIG_FILE { Severity::Error } else { Severity::Warning };
+                let remedy = "Correct it, or restore it with `kg diag restore --file latest --config-only`";
+                let message = format!("{path} is not JSON: {why}");
+                let issue = Issue::new(IssueCode::ConfigInvalid, Part::Files, message, remedy);
+                issues.push(issue.severity(severity).path(path));
+            }
+        }
+    }
+    issues
+}
+
+fn parse(path: &Path) -> std::result::Result<Value, String> {
+    let mut text = Vec::new();
+    let file = open_plain(path).map_err(|cause| cause.to_string())?;
+    file.take(MAX_CONFIG_BYTES).read_to_end(&mut text).map_err(|cause| cause.to_string())?;
+    serde_json::from_slice(&text).map_err(|cause| cause.to_string())
+}
+
+fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
+    let mut wrong = Found::default();
+    if !config.is_object() {
+        wrong.add("the whole file: it should be an object");
+    }
+    for (pointer, kind) in &SETTINGS {
+        let Some(value) = config.pointer(pointer) else { continue };
+        let (fits, should) = match kind {
+            Kind::Text => (value.as_str().is_some_and(|text| !text.is_empty()), "a text".to_string()),
+            Kind::Flag => (value.is_boolean(), "true or false".to_string()),
+            Kind::Texts => {
+                let list = value.as_array();
+                (list.is_some_and(|list| list.iter().all(Value::is_string)), "a list of texts".to_string())
+            }
+            Kind::Whole(most) => {
+                let fits = value.as_u64().is_some_and(|value| (1..=*most).contains(&value));
+                let limit = if *most < 100 { format!(" to {most}") } else { String::new() };
+                (fits, format!("a whole number from 1{limit}"))
+            }
+        };
+        if !fits {
+            wrong.add(format!("`{}` is {value}: it should be {should}", pointer[1..].replace('/', ".")));
+        }
+    }
+    let mut issues = Vec::new();
+    if !wrong.is_empty() {
+        let message = format!("{} settings in {path} cannot be used", wrong.count);
+        let remedy = "Set them again with `kg config set`, or edit the file";
+        issues.push(Issue::new(IssueCode::ConfigValue, Part::Files, message, remedy).path(path).found(wrong));
+    }
+    let is_open = fs::metadata(file).is_ok_and(|found| found.permissions().mode() & OTHERS_READ != 0);
+    let mut secrets = Found::default();
+    secret_settings(config, "", &mut secrets);
+    if is_open && !secrets.is_empty() {
+        let message = format!("{path} holds {} secrets, and others can read it", secrets.count);
+        let remedy = format!("Take the right to read from group and others: chmod go= {path}");
+        issues.push(Issue::new(IssueCode::KeyExposed, Part::Files, message, remedy).path(path).found(secrets));
+    }
+    issues
+}
+
+/// Names of settings that look like secrets and have a text. Their values are never shown.
+fn secret_settings(value: &Value, name: &str, found: &mut Found) {
+    let Value::Object(fields) = value else { return };
+    for (key, field) in fields {
+        let full = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+        let is_text = field.as_str().is_some_and(|text| !text.is_empty());
+        if is_text && is_secret(key) && !key.to_lowercase().ends_with("file") {
+            found.add(&full);
+        }
+        secret_settings(field, &full, found);
+    }
+}
+
+fn is_secret(name: &str) -> bool {
+    let name = name.to_lowercase().replace(['-', ' '], "_");
+    SECRET_NAMES.iter().any(|secret| name.contains(secret)) || name.ends_with("apikey") || name.ends_with("api_key")
+}
+
+// ---- What can be read and written ----
+
+struct Walk<'a> {
+    cancel: &'a Cancel,
+    count: u64,
+    unreadable: Found,
+    exposed: Found,
+}
+
+impl Walk<'_> {
+    fn directory(&mut self, directory: &Path, path: &str) -> Result<()> {
+        self.cancel.check()?;
+        let Ok(entries) = fs::read_dir(directory) else {
+            self.unreadable.add(path);
+            return Ok(());
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let child = format!("{path}/{}", names::encode(Path::new(&name)));
+            let Ok(kind) = entry.file_type() else { continue };
+            if path == STATE_DIR && name.to_str().is_some_and(|name| exclude::is_by_product(name, kind.is_dir())) {
+                continue;
+            }
+            if kind.is_dir() {
+                self.directory(&entry.path(), &child)?;
+                continue;
+            }
+            self.count += 1;
+            match fs::metadata(entry.path()) {
+                Ok(found) => {
+                    if found.is_file() && access(&entry.path(), AccessFlags::R_OK).is_err() {
+                        self.unreadable.add(&child);
+                    }
+                    if is_key(&name.to_string_lossy(), &found) {
+                        self.exposed.add(child);
+                    }
+                }
+                // Removed meanwhile, unless it is a link.
+                Err(_) if kind.is_symlink() => self.unreadable.add(format!("{child} (a link that leads nowhere)")),
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether it looks like a key that others can read.
+fn is_key(name: &str, found: &Metadata) -> bool {
+    let name = name.to_lowercase();
+    let looks = KEY_ENDINGS.iter().any(|ending| name.ends_with(ending))
+        || name == "key"
+        || name == ".env"
+        || name.starts_with("id_") && !name.contains('.')
+        || !name.ends_with(".json") && is_secret(&name);
+    looks && found.is_file() && found.permissions().mode() & OTHERS_READ != 0
+}
+
+fn writable_by_others(project: &Project, database: &Path) -> Option<Issue> {
+    let state = project.state_dir();
+    let mut paths = vec![state.clone(), state.join(CONFIG_FILE), database.to_path_buf()];
+    paths.extend(COMPANIONS.iter().map(|suffix| companion(database, suffix)));
+    paths.extend(database.parent().map(Path::to_path_buf));
+    paths.dedup();
+    let mut found = Found::default();
+    let mut seen = HashSet::new();
+    for path in paths {
+        let Ok(of) = fs::metadata(&path) else { continue };
+        let mode = of.permissions().mode();
+        // In a sticky directory only its owner removes a file.
+        let is_open = mode & OTHERS_WRITE != 0 && !(of.is_dir() && mode & STICKY != 0);
+        if is_open && seen.insert(path.clone()) {
+            found.add(shown(project, &path));
+        }
+    }
+    let remedy = "Take the right to write from others: chmod o-w FILE";
+    issue_of(found, IssueCode::Permissions, "files or directories of the database can be written by everyone", remedy)
+}
+
+/// Relative to the project where it lies in it.
+fn shown(project: &Project, path: &Path) -> String {
+    names::encode(path.strip_prefix(project.root()).unwrap_or(path))
+}
+
+// ---- Documents ----
+
+/// Documents of nodes that are gone, and documents beside those of nodes that have no node. Returns how many nodes name one.
+pub fn documents(connection: &Connection, project: &Project, cancel: &Cancel, issues: &mut Vec<Issue>) -> Result<u64> {
+    let mut paths = HashSet::new();
+    let read = |paths: &mut HashSet<PathBuf>| -> rusqlite::Result<()> {
+        if !has_table(connection, "nodes")? || !columns_of(connection, "nodes")?.contains("path") {
+            return Ok(());
+        }
+        let sql = "SELECT path FROM nodes WHERE typeof(path) = 'text' AND path <> ''";
+        let mut statement = connection.prepare(sql)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            paths.insert(PathBuf::from(row.get::<_, String>(0)?));
+        }
+        Ok(())
+    };
+    if let Err(cause) = read(&mut paths) {
+        cancel.check()?;
+        let message = format!("The documents of nodes could not be checked: {cause}");
+        issues.push(Issue::new(IssueCode::NotChecked, Part::Files, message, "Check the database first"));
+        return Ok(0);
+    }
+    let mut gone = Found::default();
+    let mut beside: BTreeMap<PathBuf, HashSet<String>> = BTreeMap::new();
+    for path in &paths {
+        cancel.check()?;
+        if fs::metadata(project.root().join(path)).is_err() {
+            gone.add(path.to_string_lossy());
+        } else if let (Some(dir), Some(ending)) = (path.parent(), path.extension()) {
+            beside.entry(dir.to_path_buf()).or_default().insert(ending.to_string_lossy().into_owned());
+        }
+    }
+    let all_gone = gone.count == paths.len() as u64;
+    if !gone.is_empty() {
+        let message = format!("The documents of {} of {} nodes are not there", gone.count, paths.len());
+        let remedy = if all_gone {
+            "Nothing to do in a copy of a project, which holds no documents"
+        } else {
+            "Put the documents back, or let the host read the project again"
+        };
+        let severity = if all_gone { Severity::Info } else { Severity::Warning };
+        issues
+            .push(Issue::new(IssueCode::DocumentMissing, Part::Files, message, remedy).severity(severity).found(gone));
+    }
+    issues.extend(unindexed(project, &paths, &beside));
+    Ok(paths.len() as u64)
+}
+
+/// In directories where nodes have documents, files of the same endings.
+fn unindexed(
+    project: &Project,
+    paths: &HashSet<PathBuf>,
+    beside: &BTreeMap<PathBuf, HashSet<String>>,
+) -> Option<Issue> {
+    let mut found = Found::default();
+    for (dir, endings) in beside {
+        let mut new: Vec<PathBuf> = Vec::new();
+        for entry in fs::read_dir(project.root().join(dir)).into_iter().flatten().flatten() {
+            let path = dir.join(entry.file_name());
+            let fits = path.extension().is_some_and(|ending| endings.contains(&*ending.to_string_lossy()));
+            let is_hidden = entry.file_name().to_string_lossy().starts_with('.');
+            if fits && !is_hidden && !paths.contains(&path) && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                new.push(path);
+            }
+        }
+        new.sort();
+        new.iter().for_each(|path| found.add(path.to_string_lossy()));
+    }
+    let remedy = "Let the host read the project again if they should be in the graph";
+    issue_of(found, IssueCode::DocumentUnindexed, "documents lie beside those of nodes and have no node", remedy)
+}

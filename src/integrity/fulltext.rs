@@ -1,0 +1,66 @@
+//! Whether full-text indexes agree with what they are of.
+//!
+//! `PRAGMA integrity_check` does not compare an FTS5 index with the table of its content; FTS5's own `integrity-check` of
+//! rank 1 does. It is written as an INSERT and takes a write lock, so it runs on a private copy.
+
+use rusqlite::{Connection, ErrorCode};
+
+use super::{
+    Check, Named,
+    issue::{Issue, IssueCode},
+};
+use crate::error::Result;
+
+/// An FTS5 table, and whether it can be built again from its content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FullText {
+    pub name: String,
+    pub has_content: bool,
+}
+
+/// All FTS5 tables; none where the schema cannot be read, which others report.
+pub fn tables(connection: &Connection) -> Vec<FullText> {
+    let found = || -> rusqlite::Result<Vec<FullText>> {
+        let sql = "SELECT name, sql FROM sqlite_schema WHERE type = 'table' AND rootpage = 0";
+        let mut statement = connection.prepare(sql)?;
+        let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+        let all = rows.collect::<rusqlite::Result<Vec<_>>>()?.into_iter();
+        Ok(all.filter_map(|(name, sql)| full_text(name, &sql)).collect())
+    };
+    found().unwrap_or_default()
+}
+
+fn full_text(name: String, sql: &str) -> Option<FullText> {
+    let plain: String = sql.to_lowercase().split_whitespace().collect();
+    let has_content = !plain.contains("content=''") && !plain.contains("content=\"\"");
+    plain.contains("usingfts5(").then_some(FullText { name, has_content })
+}
+
+/// Compares every full-text index with its content. `connection` is to a private copy.
+pub fn check(connection: &Connection, named: &Named, check: &Check) -> Result<Vec<Issue>> {
+    let mut issues = Vec::new();
+    for FullText { name, has_content } in tables(connection) {
+        check.cancel.check()?;
+        let quoted = quote(&name);
+        let sql = format!("INSERT INTO {quoted}({quoted}, rank) VALUES ('integrity-check', 1)");
+        let Err(cause) = connection.execute(&sql, []) else { continue };
+        check.cancel.check()?;
+        issues.push(match cause.sqlite_error_code() {
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::OperationInterrupted) => {
+                let message = format!("The full-text index {name} in {} does not agree with its table", named.path);
+                let remedy = if has_content { "Run `kg diag repair`" } else { "Let the host build it again" };
+                named.issue(IssueCode::FullTextDamaged, message, remedy).table(name)
+            }
+            _ => {
+                let message = format!("The full-text index {name} in {} could not be checked: {cause}", named.path);
+                named.issue(IssueCode::NotChecked, message, "Check it in the host, which has what it needs").table(name)
+            }
+        });
+    }
+    Ok(issues)
+}
+
+/// A name as SQL writes it.
+pub fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

@@ -1,0 +1,397 @@
+//! Checks and repairs. Only the reader calls what opens files here (`src/reader/inspect.rs`).
+//!
+//! ```text
+//! database ─▶ private copy of one commit ─▶ structure ─▶ rows ─▶ documents, vectors     ─▶ issues ─▶ actions of repair
+//!                                       └─▶ full-text indexes, on another connection ─┘
+//! ```
+//!
+//! A check holds nothing of the live database but for the moment in which its pages are copied, so writers go on, and FTS5 may
+//! "write" what its own check is written as. What a check finds is an [`Issue`]; whether [`repair`] can do something about
+//! it is decided in one place, after everything was found.
+//!
+//! Not guaranteed: a check sees one commit of each database; what was written since is not in it. A process that opens a
+//! database with `synchronous=off`, or that copies one while it is written, cannot be seen from outside.
+
+mod beside;
+mod files;
+mod fulltext;
+pub mod issue;
+pub mod repair;
+mod rows;
+mod structure;
+pub mod subject;
+#[cfg(test)]
+mod tests;
+mod vectors;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags, config::DbConfig};
+use serde::{Deserialize, Serialize};
+
+use self::{
+    issue::{Issue, IssueCode, Part},
+    subject::{Resolved, Subject},
+};
+use crate::{
+    error::{Code, Error, Result},
+    project::{Project, STATE_DIR, names},
+    sqlite::{
+        check::quick_check,
+        forget_fulltext,
+        private::{self, Private},
+        snapshot::{self, Conditions, Taken},
+    },
+    task::Cancel,
+};
+
+/// What the names of scratch directories of checks start with.
+pub const SCRATCH_PREFIX: &str = ".kg-check-";
+/// SQLite calls back after this many instructions of its virtual machine.
+const INSTRUCTIONS_PER_CALLBACK: i32 = 100_000;
+/// A sound database takes a fraction of this many instructions; damaged pages can lead in a circle.
+const LEAST_INSTRUCTIONS: u64 = 1_000_000_000;
+const INSTRUCTIONS_PER_BYTE: u64 = 100;
+/// How often the database is read: copied, its structure, its full-text indexes, its rows.
+const READINGS: u64 = 4;
+
+/// What to check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scope {
+    pub database: bool,
+    pub files: bool,
+    pub vectors: bool,
+    /// Of the database only what `quick_check` finds, without a copy.
+    pub quick: bool,
+}
+
+impl Scope {
+    pub const ALL: Scope = Scope { database: true, files: true, vectors: true, quick: false };
+}
+
+/// What was checked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Checked {
+    /// The project's root; absent for a database that belongs to none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project: Option<PathBuf>,
+    pub database: PathBuf,
+    /// Of the database, in bytes.
+    pub database_size: u64,
+    pub nodes: u64,
+    pub edges: u64,
+    /// How many nodes name a document.
+    pub documents: u64,
+    /// Files below `.kg/`.
+    pub files: u64,
+    pub vectors: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Errors first.
+    pub issues: Vec<Issue>,
+    pub checked: Checked,
+    /// Whether the database is the one of the project's configuration.
+    pub is_graph: bool,
+}
+
+/// How far a check is, in bytes to read.
+#[derive(Debug, Clone, Default)]
+pub struct Gauge {
+    pub done: Arc<AtomicU64>,
+    pub total: Arc<AtomicU64>,
+}
+
+impl Gauge {
+    fn add(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// What every check is given.
+pub struct Check<'a> {
+    pub cancel: &'a Cancel,
+    pub gauge: &'a Gauge,
+    pub lock_timeout: Duration,
+    /// A directory of the caller's with room for copies of databases.
+    pub scratch: &'a Path,
+}
+
+/// A file as issues name it.
+struct Named {
+    path: String,
+    part: Part,
+}
+
+impl Named {
+    fn issue(&self, code: IssueCode, message: impl Into<String>, remedy: impl Into<String>) -> Issue {
+        Issue::new(code, self.part, message, remedy).path(&self.path)
+    }
+}
+
+/// Runs the checks. Whatever is wrong with the subject is an issue; an error is what kept the checks from running.
+pub fn check(subject: &Subject, scope: Scope, check: &Check) -> Result<Report> {
+    let resolved = subject.resolve()?;
+    let mut report = Report { is_graph: resolved.is_graph, ..Report::default() };
+    let found = std::fs::metadata(&resolved.database).ok().filter(|found| found.is_file());
+    report.checked.project = resolved.project.as_ref().map(|project| project.root().to_path_buf());
+    report.checked.database.clone_from(&resolved.database);
+    report.checked.database_size = found.as_ref().map_or(0, |found| found.len());
+    let named = Named { path: shown(resolved.project.as_ref(), &resolved.database), part: Part::Database };
+    if found.is_none() {
+        let message = format!("There is no database at {}", resolved.database.display());
+        let remedy = "Set `database.path` in .kg/config.json, or restore a backup with `kg diag restore --file latest`";
+        report.issues.push(named.issue(IssueCode::DatabaseMissing, message, remedy));
+    }
+    let size = report.checked.database_size;
+    check.gauge.total.store(size * if scope.quick { 1 } else { READINGS }, Ordering::Relaxed);
+    if found.is_some() && scope.quick {
+        quick(&resolved, &named, check, &mut report)?;
+        check.gauge.add(size);
+    }
+    if scope.files
+        && let Some(project) = &resolved.project
+    {
+        report.checked.files = files::check(project, &resolved.database, check.cancel, &mut report.issues)?;
+    }
+    if !scope.quick {
+        let graph = match found {
+            Some(_) => thoroughly(&resolved, &named, scope, check, &mut report)?,
+            None => None,
+        };
+        if let Some(project) = &resolved.project {
+            compare(project, graph.as_ref(), scope, check, &mut report)?;
+        }
+    }
+    let repairable = |issues: &mut Vec<Issue>| {
+        let damaged: Vec<Option<String>> =
+            issues.iter().filter(|issue| repair::is_damage(issue)).map(|issue| issue.path.clone()).collect();
+        for issue in issues.iter_mut().filter(|issue| !damaged.contains(&issue.path)) {
+            issue.repair = repair::action_for(issue).map(|action| action.says());
+            issue.repairable = issue.repair.is_some();
+        }
+    };
+    repairable(&mut report.issues);
+    report.issues.sort_by_key(|issue| (issue.severity, issue.component, issue.code));
+    Ok(report)
+}
+
+/// Documents and vectors, against the nodes where those can be trusted.
+fn compare(project: &Project, graph: Option<&Graph>, scope: Scope, check: &Check, report: &mut Report) -> Result<()> {
+    let Report { issues, checked, .. } = report;
+    if scope.files
+        && let Some(graph) = graph
+    {
+        checked.documents = files::documents(&graph.connection, project, check.cancel, issues)?;
+    }
+    if !scope.vectors {
+        return Ok(());
+    }
+    let dir = project.state_dir().join(vectors::DIRECTORY);
+    let path = format!("{STATE_DIR}/{}", vectors::DIRECTORY);
+    let nodes = graph.map(|graph| &graph.connection);
+    checked.vectors = vectors::check_files(&dir, &path, nodes, check.cancel, issues)?;
+    let database = project.state_dir().join(vectors::DATABASE);
+    if !database.is_file() || database == checked.database {
+        return Ok(());
+    }
+    let named = Named { path: format!("{STATE_DIR}/{}", vectors::DATABASE), part: Part::Vectors };
+    issues.extend(beside::check(&database, &named));
+    let private = private::copy(&database, check.scratch, check.lock_timeout, check.cancel, &|_| ())?;
+    if let Some(error) = &private.refused {
+        issues.push(structure::refused_to_open(&named, error));
+    }
+    let connection = open(private.database(), checked.database_size, check)?;
+    let found = structure::integrity_check(&connection, &named, check)?;
+    let is_sound = found.is_empty() && private.refused.is_none();
+    add_new(issues, found);
+    if is_sound {
+        let attached = graph.map(|graph| {
+            let path = graph.private.database().to_string_lossy().into_owned();
+            connection.execute(&format!("ATTACH ?1 AS {}", vectors::ATTACHED), [path])
+        });
+        let has_graph = matches!(attached, Some(Ok(_)));
+        checked.vectors += vectors::check_database(&connection, &named, has_graph, check.cancel, issues)?;
+    }
+    Ok(())
+}
+
+/// A sound copy of the graph database.
+struct Graph {
+    connection: Connection,
+    private: Private,
+}
+
+/// Everything about the database, on a copy. Returns that, where its rows can be trusted.
+fn thoroughly(
+    resolved: &Resolved,
+    named: &Named,
+    scope: Scope,
+    check: &Check,
+    report: &mut Report,
+) -> Result<Option<Graph>> {
+    let path = &resolved.database;
+    if scope.database {
+        report.issues.extend(beside::check(path, named));
+    }
+    let size = report.checked.database_size;
+    let private =
+        private::copy(path, check.scratch, check.lock_timeout, check.cancel, &|bytes| check.gauge.add(bytes))?;
+    let mut found = Vec::new();
+    if let Some(error) = &private.refused {
+        found.push(structure::refused_to_open(named, error));
+    }
+    let connection = open(private.database(), size, check)?;
+    if scope.database {
+        found.extend(structure_and_fulltext(&private, named, size, check)?);
+    } else if found.is_empty() && has_damage(&connection) {
+        // Nobody asked for what is wrong with it, only not to be told nonsense.
+        return Ok(None);
+    }
+    let is_sound =
+        found.iter().all(|issue| issue.code == IssueCode::FullTextDamaged || issue.code == IssueCode::NotChecked);
+    let is_damaged = found.iter().any(repair::is_damage);
+    if is_damaged && beside::has_wal(path) && without_wal(path, check).is_some() {
+        found.push(beside::wal_is_foreign(named));
+    }
+    add_new(&mut report.issues, found);
+    if !is_sound {
+        if scope.database {
+            let message = format!("The rows of {} were not checked, for its structure is damaged", named.path);
+            let issue = named.issue(IssueCode::NotChecked, message, "Repair that first, then check again");
+            report.issues.push(issue);
+        }
+        return Ok(None);
+    }
+    report.checked.nodes = rows::count(&connection, "nodes").unwrap_or(0);
+    report.checked.edges = rows::count(&connection, "edges").unwrap_or(0);
+    if scope.database && (resolved.is_graph || rows::is_graph(&connection).unwrap_or(false)) {
+        let found = rows::check(&connection, named, check)?;
+        // With a first page in it, the WAL of another database makes this one that other one.
+        let is_other = found.iter().any(|issue| issue.code == IssueCode::TableMissing) && beside::has_wal(path);
+        if is_other
+            && without_wal(path, check)
+                .is_some_and(|alone| rows::missing(&alone, named).is_ok_and(|lacks| lacks.is_empty()))
+        {
+            report.issues.push(beside::wal_is_foreign(named));
+        }
+        report.issues.extend(found);
+    }
+    check.gauge.add(size);
+    Ok(Some(Graph { connection, private }))
+}
+
+/// The two that take longest, beside each other.
+fn structure_and_fulltext(private: &Private, named: &Named, size: u64, check: &Check) -> Result<Vec<Issue>> {
+    let fulltext = || -> Result<Vec<Issue>> {
+        let own = open(private.database(), size, check)?;
+        // Nothing of it is to be written, not even to the copy.
+        let began = own.execute_batch("BEGIN");
+        let found = if began.is_ok() { fulltext::check(&own, named, check)? } else { Vec::new() };
+        check.gauge.add(size);
+        Ok(found)
+    };
+    thread::scope(|threads| {
+        let beside = threads.spawn(fulltext);
+        let own = open(private.database(), size, check)?;
+        forget_fulltext(&own);
+        let mut found = structure::integrity_check(&own, named, check)?;
+        check.gauge.add(size);
+        let panicked =
+            |_| Err(Error::new(Code::Internal, "The check of full-text indexes panicked", "Please report this"));
+        add_new(&mut found, beside.join().unwrap_or_else(panicked)?);
+        Ok(found)
+    })
+}
+
+/// Only what is no issue yet: two checks may find the same.
+fn add_new(issues: &mut Vec<Issue>, found: Vec<Issue>) {
+    for issue in found {
+        if !issues.iter().any(|known| known.key() == issue.key()) {
+            issues.push(issue);
+        }
+    }
+}
+
+fn has_damage(connection: &Connection) -> bool {
+    let said = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+    said.map_or(true, |said| said != "ok")
+}
+
+/// The database as it is without its WAL, if that is sound.
+fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
+    let alone = check.scratch.join("without-wal");
+    let size = std::fs::copy(path, &alone).ok()?;
+    open(&alone, size, check).ok().filter(|connection| !has_damage(connection))
+}
+
+/// `quick_check` and the tables, in a read transaction of the database itself.
+fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report) -> Result<()> {
+    let path = &resolved.database;
+    report.issues.extend(beside::check(path, named));
+    let conditions = Conditions { scratch: check.scratch, lock_timeout: check.lock_timeout, with_twin: true };
+    let mut snapshot = match snapshot::take(path, conditions, check.cancel)? {
+        Taken::Snapshot(snapshot) => snapshot,
+        Taken::Damaged(_, error) => {
+            report.issues.push(structure::refused_to_open(named, &error));
+            return Ok(());
+        }
+    };
+    report.checked.nodes = snapshot.count_rows("nodes");
+    report.checked.edges = snapshot.count_rows("edges");
+    let twin = snapshot.twin();
+    let (connection, _scratch) = snapshot.into_connection();
+    let tables = rows::missing(&connection, named);
+    let integrity = match twin {
+        Some(twin) => quick_check(twin, check.cancel)?,
+        None => quick_check(connection, check.cancel)?,
+    };
+    if let Some(first) = integrity.messages.first() {
+        let mut found = issue::Found::default();
+        integrity.messages.iter().for_each(|message| found.add(message));
+        let message = format!("{} is damaged: {first}", named.path);
+        report.issues.push(named.issue(IssueCode::DatabaseDamaged, message, structure::RESTORE).found(found));
+    } else if let Ok(tables) = tables {
+        report.issues.extend(tables);
+    }
+    Ok(())
+}
+
+/// Opens a private copy. Its checks end when they are cancelled, and when damaged pages lead them in a circle.
+fn open(database: &Path, size: u64, check: &Check) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let opened = || -> rusqlite::Result<Connection> {
+        let mut connection = Connection::open_with_flags(database, flags)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false)?;
+        let left =
+            AtomicU64::new((LEAST_INSTRUCTIONS + size * INSTRUCTIONS_PER_BYTE) / INSTRUCTIONS_PER_CALLBACK as u64);
+        let cancel = check.cancel.clone();
+        let must_end = move || {
+            let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+            cancel.is_cancelled() || before.is_err()
+        };
+        connection.progress_handler(INSTRUCTIONS_PER_CALLBACK, Some(must_end))?;
+        Ok(connection)
+    };
+    let connection = opened().map_err(|cause| Error::sqlite("open a copy of", database, cause))?;
+    // Only speed: a damaged copy may refuse these.
+    let _ = connection.execute_batch("PRAGMA mmap_size = 1099511627776; PRAGMA cache_size = -16384");
+    Ok(connection)
+}
+
+/// Relative to the project where it lies in it.
+fn shown(project: Option<&Project>, path: &Path) -> String {
+    let relative = project.and_then(|project| path.strip_prefix(project.root()).ok());
+    relative.map_or_else(|| path.display().to_string(), names::encode)
+}

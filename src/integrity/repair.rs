@@ -1,0 +1,215 @@
+//! Repairs what can be repaired without guessing: indexes and full-text indexes are built again from their tables, rows that
+//! lead nowhere are moved aside.
+//!
+//! [`action_for`] is the one place that decides what can be done about an issue; [`perform`] does it, through SQLite, in one
+//! transaction a database, so that whoever has it open goes on with what is right. An action that fails is taken back and
+//! the others stay; where SQLite finds damage meanwhile, all of it is taken back.
+//!
+//! What is removed is kept as JSON in the table `kg_repair_removed` of the same database.
+
+use std::{path::Path, time::Duration};
+
+use rusqlite::{Connection, ErrorCode};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    fulltext::quote,
+    issue::{Issue, IssueCode, Part},
+    rows,
+    subject::Subject,
+    vectors,
+};
+use crate::{
+    error::{Code, Error, Result},
+    sqlite::replace::open_live,
+};
+
+/// Takes what repairs remove.
+pub const REMOVED: &str = "kg_repair_removed";
+const KEEP: &str = "CREATE TABLE IF NOT EXISTS kg_repair_removed (
+    id INTEGER PRIMARY KEY, removed_at TEXT NOT NULL, reason TEXT NOT NULL, \"table\" TEXT NOT NULL, \"row\" TEXT NOT NULL
+)";
+
+/// One thing that repair does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Action {
+    pub code: IssueCode,
+    /// Which database: the graph's or the vectors'.
+    pub part: Part,
+    pub work: Work,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Work {
+    /// Builds an index again.
+    Reindex { index: String },
+    /// Builds a full-text index again.
+    Rebuild { table: String },
+    /// Moves rows of `table` whose reference in one of `columns` leads nowhere.
+    Remove { table: String, columns: Vec<String> },
+}
+
+/// What became of an action.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    pub action: Action,
+    /// Rows that were moved to `kg_repair_removed`.
+    pub rows_removed: u64,
+    pub error: Option<Error>,
+}
+
+/// Whether pages themselves are damaged: then nothing else about that file is repaired.
+pub fn is_damage(issue: &Issue) -> bool {
+    matches!(issue.code, IssueCode::DatabaseDamaged | IssueCode::NotADatabase)
+}
+
+/// What repair does about an issue; `None` where it can do nothing.
+pub fn action_for(issue: &Issue) -> Option<Action> {
+    let remove = |columns: &[&str]| {
+        let columns = columns.iter().map(|column| column.to_string()).collect();
+        issue.table.clone().map(|table| Work::Remove { table, columns })
+    };
+    let work = match issue.code {
+        IssueCode::IndexDamaged => issue.index.clone().map(|index| Work::Reindex { index }),
+        IssueCode::FullTextDamaged => issue.table.clone().map(|table| Work::Rebuild { table }),
+        IssueCode::EdgeSource => remove(&["source_id"]),
+        IssueCode::EdgeTarget => remove(&["target_id"]),
+        IssueCode::TagOrphan => remove(&["node_id", "tag_id"]),
+        // Only those in SQLite name their table.
+        IssueCode::VectorOrphan => remove(&["id"]),
+        // Damaged pages: what can still be read would be salvaged from here. Until then only a backup helps.
+        IssueCode::DatabaseDamaged | IssueCode::NotADatabase => None,
+        _ => None,
+    };
+    Some(Action { code: issue.code, part: issue.component, work: work? })
+}
+
+impl Action {
+    /// As a sentence on what it would do, without its full stop.
+    pub fn says(&self) -> String {
+        match &self.work {
+            Work::Reindex { index } => format!("Build the index {index} again (REINDEX)"),
+            Work::Rebuild { table } => format!("Build the full-text index {table} again from its table"),
+            Work::Remove { table, .. } => format!("Move these rows of {table} to {REMOVED}"),
+        }
+    }
+}
+
+/// Carries out `actions` on the databases of `subject`.
+pub fn perform(subject: &Subject, actions: &[Action], lock_timeout: Duration) -> Result<Vec<Done>> {
+    let resolved = subject.resolve()?;
+    let vectors = resolved.project.as_ref().map(|project| project.state_dir().join(vectors::DATABASE));
+    let mut done = Vec::new();
+    for part in [Part::Database, Part::Vectors] {
+        let of_part: Vec<&Action> = actions.iter().filter(|action| action.part == part).collect();
+        let (database, graph) = match (part, &vectors) {
+            _ if of_part.is_empty() => continue,
+            (Part::Vectors, Some(vectors)) => (vectors.as_path(), Some(resolved.database.as_path())),
+            _ => (resolved.database.as_path(), None),
+        };
+        match change(database, graph, &of_part, lock_timeout) {
+            Ok(of_part) => done.extend(of_part),
+            Err(error) if done.is_empty() => return Err(error),
+            // The first database has been changed, and that is to be told.
+            Err(error) => done.extend(of_part.into_iter().map(|action| failed(action, &error))),
+        }
+    }
+    Ok(done)
+}
+
+fn failed(action: &Action, error: &Error) -> Done {
+    Done { action: action.clone(), rows_removed: 0, error: Some(error.clone()) }
+}
+
+fn change(database: &Path, graph: Option<&Path>, actions: &[&Action], lock_timeout: Duration) -> Result<Vec<Done>> {
+    let refused = |cause| Error::sqlite("repair", database, cause);
+    let connection = open_live(database)?;
+    begin(&connection, graph, lock_timeout).map_err(refused)?;
+    let mut done = Vec::new();
+    for action in actions {
+        connection.execute_batch("SAVEPOINT action").map_err(refused)?;
+        let carried_out = carry_out(&connection, action);
+        let end = if carried_out.is_ok() { "RELEASE action" } else { "ROLLBACK TO action; RELEASE action" };
+        let is_damage =
+            carried_out.as_ref().err().and_then(rusqlite::Error::sqlite_error_code) == Some(ErrorCode::DatabaseCorrupt);
+        if is_damage || connection.execute_batch(end).is_err() {
+            // Ending the connection takes everything back, whatever its state.
+            let message = format!("{} turned out to be damaged while it was repaired", database.display());
+            let remedy = "Nothing was changed; restore the newest good backup";
+            let error = Error::new(Code::DatabaseDamaged, message, remedy);
+            return Ok(actions.iter().map(|action| failed(action, &error)).collect());
+        }
+        done.push(match carried_out {
+            Ok(rows_removed) => Done { action: (*action).clone(), rows_removed, error: None },
+            Err(cause) => failed(action, &refused(cause)),
+        });
+    }
+    connection.execute_batch("COMMIT").map_err(refused)?;
+    Ok(done)
+}
+
+/// Begins a transaction that may write, and attaches the graph where its nodes are asked for.
+fn begin(connection: &Connection, graph: Option<&Path>, lock_timeout: Duration) -> rusqlite::Result<()> {
+    connection.busy_timeout(lock_timeout)?;
+    // Rows are removed because their parents are gone: nothing may cascade from them.
+    connection.pragma_update(None, "foreign_keys", false)?;
+    let Some(graph) = graph else {
+        return connection.execute_batch("BEGIN IMMEDIATE");
+    };
+    connection.execute(&format!("ATTACH ?1 AS {}", vectors::ATTACHED), [graph.to_string_lossy()])?;
+    // IMMEDIATE would lock the graph too. Made outside of the transaction, so that its first statement is one that writes.
+    connection.execute_batch(&format!("{KEEP}; BEGIN; DELETE FROM {REMOVED} WHERE 0"))
+}
+
+/// Returns how many rows were moved.
+fn carry_out(connection: &Connection, action: &Action) -> rusqlite::Result<u64> {
+    match &action.work {
+        Work::Reindex { index } => connection.execute_batch(&format!("REINDEX {}", quote(index))).map(|()| 0),
+        Work::Rebuild { table } => rebuild(connection, table).map(|()| 0),
+        Work::Remove { table, columns } => {
+            let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+            let condition = match action.part {
+                Part::Vectors => Some(vectors::orphan(vectors::ATTACHED)),
+                _ => rows::orphans(connection, table, &columns)?,
+            };
+            condition.map_or(Ok(0), |condition| remove(connection, table, &condition, action.code))
+        }
+    }
+}
+
+fn rebuild(connection: &Connection, table: &str) -> rusqlite::Result<()> {
+    let quoted = quote(table);
+    connection.execute_batch(&format!("INSERT INTO {quoted}({quoted}) VALUES ('rebuild')"))?;
+    let check = format!("INSERT INTO {quoted}({quoted}, rank) VALUES ('integrity-check', 1)");
+    connection.execute_batch(&check)
+}
+
+/// Moves rows aside, each as a JSON object of its columns. JSON has no bytes: a BLOB becomes the text `X'…'`.
+fn remove(connection: &Connection, table: &str, condition: &str, code: IssueCode) -> rusqlite::Result<u64> {
+    let mut columns: Vec<String> = rows::columns_of(connection, table)?.into_iter().collect();
+    columns.sort();
+    let fields: Vec<String> = columns
+        .iter()
+        .map(|column| {
+            let (text, name) = (column.replace('\'', "''"), quote(column));
+            format!("'{text}', CASE typeof({name}) WHEN 'blob' THEN quote({name}) ELSE {name} END")
+        })
+        .collect();
+    connection.execute_batch(KEEP)?;
+    let quoted = quote(table);
+    let kept = connection.execute(
+        &format!(
+            "INSERT INTO {REMOVED} (removed_at, reason, \"table\", \"row\")
+             SELECT strftime('%Y-%m-%dT%H:%M:%SZ', 'now'), ?1, ?2, json_object({}) FROM {quoted} WHERE {condition}",
+            fields.join(", ")
+        ),
+        (code.as_str(), table),
+    )?;
+    let removed = connection.execute(&format!("DELETE FROM {quoted} WHERE {condition}"), [])?;
+    if removed != kept {
+        // A trigger of the host's interfered: take it back rather than lose a row.
+        return Err(rusqlite::Error::StatementChangedRows(removed));
+    }
+    Ok(removed as u64)
+}

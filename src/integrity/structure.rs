@@ -1,0 +1,221 @@
+//! Whether a database is made as SQLite makes them: `PRAGMA integrity_check`, each line of which is mapped to a page, an
+//! index or a table.
+
+use std::collections::{BTreeMap, HashMap};
+
+use rusqlite::Connection;
+
+use super::{
+    Check, Named,
+    issue::{Found, Issue, IssueCode},
+};
+use crate::error::{Code, Error, Result};
+
+/// `integrity_check` stops after this many findings.
+const MAX_FINDINGS: u32 = 1000;
+pub const RESTORE: &str = "Restore the newest good backup with `kg diag restore --file latest`";
+
+/// Whose root page is which: the name of the table or index, and of the table that it belongs to.
+#[derive(Default)]
+struct Trees {
+    tables: HashMap<u64, String>,
+    indexes: HashMap<u64, String>,
+    table_of: HashMap<String, String>,
+}
+
+/// What one line of `integrity_check` is about.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Finding {
+    code: Option<IssueCode>,
+    table: Option<String>,
+    index: Option<String>,
+    page: Option<u64>,
+    rowid: Option<i64>,
+}
+
+/// The error that a check ended with, as an issue. `KG_ABORTED` stays an error.
+pub fn refused(named: &Named, cause: rusqlite::Error, check: &Check) -> Result<Issue> {
+    check.cancel.check()?;
+    let (code, message) = match cause.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::NotADatabase) => {
+            (IssueCode::NotADatabase, format!("{} is not a database", named.path))
+        }
+        Some(rusqlite::ErrorCode::OperationInterrupted) => {
+            (IssueCode::DatabaseDamaged, format!("{} has pages that lead in a circle", named.path))
+        }
+        _ => (IssueCode::DatabaseDamaged, format!("{} is damaged: {cause}", named.path)),
+    };
+    Ok(named.issue(code, message, RESTORE))
+}
+
+/// As [`refused`], for a file that SQLite did not even open.
+pub fn refused_to_open(named: &Named, error: &Error) -> Issue {
+    let is_none = error.cause.as_deref().is_some_and(|cause| cause.contains("not a database"));
+    let code = if is_none || error.code != Code::DatabaseDamaged {
+        IssueCode::NotADatabase
+    } else {
+        IssueCode::DatabaseDamaged
+    };
+    named.issue(code, error.message.clone(), RESTORE)
+}
+
+/// Runs the check. Damage is what it returns, not an error.
+pub fn integrity_check(connection: &Connection, named: &Named, check: &Check) -> Result<Vec<Issue>> {
+    let trees = trees(connection).unwrap_or_default();
+    let lines = || -> rusqlite::Result<Vec<String>> {
+        let mut statement = connection.prepare(&format!("PRAGMA integrity_check({MAX_FINDINGS})"))?;
+        statement.query_map([], |row| row.get(0))?.collect()
+    };
+    let lines = match lines() {
+        Ok(lines) => lines,
+        Err(cause) => return Ok(vec![refused(named, cause, check)?]),
+    };
+    Ok(issues(named, &trees, lines.iter().flat_map(|lines| lines.lines())))
+}
+
+fn issues<'a>(named: &Named, trees: &Trees, lines: impl Iterator<Item = &'a str>) -> Vec<Issue> {
+    let mut grouped: BTreeMap<_, (Finding, Found)> = BTreeMap::new();
+    for line in lines.filter(|line| *line != "ok" && !line.is_empty() && !line.starts_with("***")) {
+        let finding = classify(line, trees);
+        let key = (finding.code, finding.table.clone(), finding.index.clone());
+        let (first, found) = grouped.entry(key).or_insert_with(|| (finding, Found::default()));
+        found.rowid = first.rowid;
+        found.add(line);
+    }
+    grouped.into_values().map(|(finding, found)| describe(named, finding, found)).collect()
+}
+
+fn describe(named: &Named, finding: Finding, found: Found) -> Issue {
+    let code = finding.code.unwrap_or(IssueCode::DatabaseDamaged);
+    let path = &named.path;
+    let of_table = finding.table.as_ref().map_or(String::new(), |table| format!(" of the table {table}"));
+    let (message, remedy) = match code {
+        IssueCode::IndexDamaged => {
+            let index = finding.index.as_deref().unwrap_or_default();
+            (format!("The index {index}{of_table} in {path} does not agree with its table"), "Run `kg diag repair`")
+        }
+        IssueCode::Constraint => {
+            let message = format!("Rows{of_table} in {path} break what the table declares");
+            (message, "Correct the rows that are named, or restore the newest good backup")
+        }
+        IssueCode::FullTextDamaged => {
+            let table = finding.table.as_deref().unwrap_or_default();
+            (format!("The full-text index {table} in {path} is damaged"), "Run `kg diag repair`")
+        }
+        _ => (format!("{path} has damaged pages{of_table}"), RESTORE),
+    };
+    let issue = named.issue(code, message, remedy).found(found);
+    Issue { table: finding.table, index: finding.index, page: finding.page, ..issue }
+}
+
+fn trees(connection: &Connection) -> rusqlite::Result<Trees> {
+    let mut trees = Trees::default();
+    let mut statement =
+        connection.prepare("SELECT type, name, tbl_name, rootpage FROM sqlite_schema WHERE rootpage > 0")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let (kind, name, table, root): (String, String, String, u64) =
+            (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+        if kind == "index" {
+            trees.indexes.insert(root, name.clone());
+            trees.table_of.insert(name, table);
+        } else {
+            trees.tables.insert(root, name);
+        }
+    }
+    Ok(trees)
+}
+
+/// The lines are those of SQLite 3.45 and later.
+fn classify(line: &str, trees: &Trees) -> Finding {
+    use IssueCode::{Constraint, DatabaseDamaged, FullTextDamaged, IndexDamaged};
+    let index = |name: &str, rowid: Option<i64>| Finding {
+        code: Some(IndexDamaged),
+        table: trees.table_of.get(name).cloned(),
+        index: Some(name.to_string()),
+        rowid,
+        page: None,
+    };
+    let row = || line.strip_prefix("row ")?.split(' ').next()?.parse().ok();
+    let after = |text: &str| line.split_once(text).map(|(_, rest)| rest);
+    if let Some(tree) = number_after(line, "Tree ") {
+        let page = number_after(line, " page ");
+        return match trees.indexes.get(&tree) {
+            Some(name) => Finding { page, ..index(name, None) },
+            None => Finding {
+                code: Some(DatabaseDamaged),
+                table: trees.tables.get(&tree).cloned(),
+                page,
+                ..Finding::default()
+            },
+        };
+    }
+    if let Some(name) = after(" missing from index ").or_else(|| after("wrong # of entries in index ")) {
+        return index(name, row());
+    }
+    if let Some(name) = after(" values differ from index ") {
+        return index(name, row());
+    }
+    if let Some(rest) = line.strip_prefix("rowid not at end-of-record for row ") {
+        let (rowid, name) = rest.split_once(" of index ").unwrap_or((rest, ""));
+        return index(name, rowid.parse().ok());
+    }
+    if let Some(table) = after(" for FTS5 table ") {
+        let table = table.split(':').next().unwrap_or(table);
+        let table = table.split_once('.').map_or(table, |(_, table)| table);
+        return Finding { code: Some(FullTextDamaged), table: Some(table.to_string()), ..Finding::default() };
+    }
+    if let Some(name) = after("non-unique entry in index ") {
+        let table = trees.table_of.get(name).cloned();
+        return Finding { code: Some(Constraint), table, index: Some(name.to_string()), ..Finding::default() };
+    }
+    let of_table = [" value in ", "CHECK constraint failed in "].iter().find_map(|text| after(text));
+    if let Some(table) = of_table {
+        let table = table.split('.').next().unwrap_or(table).to_string();
+        return Finding { code: Some(Constraint), table: Some(table), ..Finding::default() };
+    }
+    Finding { code: Some(DatabaseDamaged), page: number_after(line, "Page "), ..Finding::default() }
+}
+
+fn number_after(line: &str, text: &str) -> Option<u64> {
+    let rest = line.split_once(text)?.1;
+    rest.split(|character: char| !character.is_ascii_digit()).next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_of_sqlite_leads_to_a_page_an_index_or_a_table() {
+        let trees = Trees {
+            tables: HashMap::from([(2, "nodes".into())]),
+            indexes: HashMap::from([(3, "by_path".into())]),
+            table_of: HashMap::from([("by_path".into(), "nodes".into())]),
+        };
+        let told = |line: &str| {
+            let found = classify(line, &trees);
+            let name = |name: Option<String>| name.unwrap_or_default();
+            (found.code.unwrap().as_str(), name(found.table), name(found.index), found.page, found.rowid)
+        };
+        let expect =
+            |line: &str, code: &'static str, table: &str, index: &str, page: Option<u64>, rowid: Option<i64>| {
+                assert_eq!(told(line), (code, table.into(), index.into(), page, rowid), "{line}");
+            };
+        let (damaged, index) = ("KG_ISSUE_DATABASE_DAMAGED", "KG_ISSUE_INDEX_DAMAGED");
+        expect("Tree 2 page 7 cell 3: 2nd reference to page 9", damaged, "nodes", "", Some(7), None);
+        expect("Tree 3 page 8: btreeInitPage() returns error code 11", index, "nodes", "by_path", Some(8), None);
+        expect("Page 12: never used", damaged, "", "", Some(12), None);
+        expect("Freelist: size is 3 but should be 5", damaged, "", "", None, None);
+        expect("row 5 missing from index by_path", index, "nodes", "by_path", None, Some(5));
+        expect("wrong # of entries in index by_path", index, "nodes", "by_path", None, None);
+        expect("row 6 values differ from index by_path", index, "nodes", "by_path", None, Some(6));
+        expect("rowid not at end-of-record for row 4 of index by_path", index, "nodes", "by_path", None, Some(4));
+        expect("non-unique entry in index by_path", "KG_ISSUE_CONSTRAINT", "nodes", "by_path", None, None);
+        expect("NULL value in edges.source_id", "KG_ISSUE_CONSTRAINT", "edges", "", None, None);
+        expect("CHECK constraint failed in nodes", "KG_ISSUE_CONSTRAINT", "nodes", "", None, None);
+        let fts = "KG_ISSUE_FTS_DAMAGED";
+        expect("malformed inverted index for FTS5 table main.nodes_fts", fts, "nodes_fts", "", None, None);
+        expect("something that no release has said yet", damaged, "", "", None, None);
+    }
+}

@@ -1,0 +1,71 @@
+//! What is checked: a database, and the project that it belongs to.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::Result,
+    project::{Project, STATE_DIR, config},
+};
+
+/// How a caller names what is to be checked. Paths alone tell which project a database may belong to, so a host makes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subject {
+    /// `None` for the one of the project's configuration.
+    pub database: Option<PathBuf>,
+    /// The project's root. Where `is_given` is false, the nearest one above the database, which may be of another.
+    pub root: Option<PathBuf>,
+    pub is_given: bool,
+}
+
+impl Subject {
+    /// What lies at `path`: a project's root, or a database.
+    pub fn at(path: &Path) -> Self {
+        if path.is_dir() {
+            return Subject { database: None, root: Some(path.to_path_buf()), is_given: true };
+        }
+        let root = path.parent().and_then(Project::find_root);
+        Subject { database: Some(path.to_path_buf()), root, is_given: false }
+    }
+
+    /// A database of the project at `root`.
+    pub fn of(root: &Path, database: Option<PathBuf>) -> Self {
+        Subject { database, root: Some(root.to_path_buf()), is_given: true }
+    }
+
+    /// Reads the configuration, so this is for the reader alone.
+    pub fn resolve(&self) -> Result<Resolved> {
+        let project = match &self.root {
+            Some(root) if self.is_given => Some(Project::open(root)?),
+            Some(root) => Project::open(root).ok(),
+            None => None,
+        };
+        let mut warnings = Vec::new();
+        let configured = project.as_ref().map(|project| config::database_path(project.root(), &mut warnings).absolute);
+        let configured = configured.map(|path| path.canonicalize().unwrap_or(path));
+        let given = self.database.as_ref().map(|path| {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            // SQLite opens the file behind a link, and looks for the WAL beside that.
+            path.canonicalize().unwrap_or(path)
+        });
+        let database = given.or_else(|| configured.clone()).unwrap_or_default();
+        let belongs = |project: &Project| {
+            let state = project.root().join(STATE_DIR);
+            let state = state.canonicalize().unwrap_or(state);
+            self.is_given || database.starts_with(state) || configured.as_ref() == Some(&database)
+        };
+        let project = project.filter(belongs);
+        let is_graph = project.is_some() && configured.as_ref() == Some(&database);
+        Ok(Resolved { database, project, is_graph })
+    }
+}
+
+/// What is checked, as the files say.
+pub struct Resolved {
+    /// Absolute, without links where it exists.
+    pub database: PathBuf,
+    pub project: Option<Project>,
+    /// Whether it is the project's graph database.
+    pub is_graph: bool,
+}

@@ -1,0 +1,62 @@
+//! Runs checks and repairs while no restore is at work, and tells how far a check is.
+
+use std::{fs::File, sync::atomic::Ordering, thread, time::Duration};
+
+use crossbeam_channel::{RecvTimeoutError, bounded};
+
+use super::{
+    apply::lock_against_restores,
+    protocol::{CheckRequest, Message, RepairRequest},
+    server::Answers,
+};
+use crate::{
+    error::{Code, Error, Result},
+    integrity::{
+        Check, Gauge, Report, check,
+        repair::{Done, perform},
+        subject::Subject,
+    },
+    project::STATE_DIR,
+    task::Cancel,
+};
+
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+
+pub fn inspect(request: &CheckRequest, answers: &mut dyn Answers, cancel: &Cancel) -> Result<Report> {
+    let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
+    let _no_restore = keep_restores_out(&request.subject, lock_timeout, cancel)?;
+    let gauge = Gauge::default();
+    let conditions = Check { cancel, gauge: &gauge, lock_timeout, scratch: &request.scratch };
+    thread::scope(|threads| {
+        let (sender, receiver) = bounded(1);
+        // Where it cannot be sent, nobody waits for it.
+        threads.spawn(move || drop(sender.send(check(&request.subject, request.scope, &conditions))));
+        loop {
+            match receiver.recv_timeout(REPORT_INTERVAL) {
+                Ok(report) => return report,
+                Err(RecvTimeoutError::Timeout) => {
+                    let (bytes_done, bytes_total) =
+                        (gauge.done.load(Ordering::Relaxed), gauge.total.load(Ordering::Relaxed));
+                    let checking = Message::Checking { bytes_done: bytes_done.min(bytes_total), bytes_total };
+                    // Nobody waits for the result any more: the check is to end too.
+                    answers.message(checking).inspect_err(|_| cancel.cancel())?;
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Error::new(Code::Internal, "The checks panicked", "Please report this"));
+                }
+            }
+        }
+    })
+}
+
+pub fn repair(request: &RepairRequest) -> Result<Vec<Done>> {
+    let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
+    let _no_restore = keep_restores_out(&request.subject, lock_timeout, &Cancel::default())?;
+    perform(&request.subject, &request.actions, lock_timeout)
+}
+
+/// A project that is half restored is no state of it. A database of no project has nothing to lock.
+fn keep_restores_out(subject: &Subject, lock_timeout: Duration, cancel: &Cancel) -> Result<Option<File>> {
+    let state = subject.root.as_ref().map(|root| root.join(STATE_DIR)).filter(|state| state.is_dir());
+    state.map(|state| lock_against_restores(&state, lock_timeout, cancel)).transpose()
+}

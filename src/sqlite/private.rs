@@ -1,0 +1,116 @@
+//! A copy of a database that is nobody else's: checks may hold it for as long as they take, and SQLite may write to it.
+//!
+//! Taking the copy is the only thing that is done with the original, at the speed of reading it once.
+
+use std::{
+    fs::{self, File},
+    io::{BufWriter, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use super::{
+    aside,
+    files::companion,
+    snapshot::{self, Conditions, Snapshot, Taken},
+};
+use crate::{
+    error::{Code, Error, Result},
+    scratch::free_bytes,
+    task::Cancel,
+};
+
+/// Where the header tells of a WAL (<https://sqlite.org/fileformat2.html#file_format_version_numbers>).
+const VERSIONS: std::ops::Range<usize> = 18..20;
+const ROLLBACK_VERSION: u8 = 1;
+
+/// A private copy, removed when this is dropped.
+pub struct Private {
+    _dir: TempDir,
+    database: PathBuf,
+    /// Why SQLite refused the original: then this is its bytes, with its WAL or journal.
+    pub refused: Option<Error>,
+}
+
+impl Private {
+    pub fn database(&self) -> &Path {
+        &self.database
+    }
+}
+
+/// Copies one commit of the database at `path` into a directory below `scratch`. `copied` is told of each so many bytes.
+pub fn copy(
+    path: &Path,
+    scratch: &Path,
+    lock_timeout: Duration,
+    cancel: &Cancel,
+    copied: &dyn Fn(u64),
+) -> Result<Private> {
+    assert_room(path, scratch)?;
+    let dir = aside::scratch_dir(scratch)?;
+    let conditions = Conditions { scratch, lock_timeout, with_twin: false };
+    let written = match snapshot::take(path, conditions, cancel)? {
+        Taken::Snapshot(snapshot) => snapshot.write_to(&dir.path().join("database"), cancel, copied),
+        Taken::Damaged(copy, error) => return Ok(refused(copy, error)),
+    };
+    match written {
+        Ok(database) => Ok(Private { _dir: dir, database, refused: None }),
+        Err(error) if error.code == Code::DatabaseDamaged => Ok(refused(aside::copy(path, scratch)?, error)),
+        Err(error) => Err(error),
+    }
+}
+
+fn refused(copy: aside::Aside, error: Error) -> Private {
+    let database = copy.database();
+    Private { database, _dir: copy.into_dir(), refused: Some(error) }
+}
+
+/// Fails before the disk is filled.
+fn assert_room(path: &Path, scratch: &Path) -> Result<()> {
+    let size = |path: &Path| fs::metadata(path).map_or(0, |found| found.len());
+    let needed = size(path) + size(&companion(path, "-wal"));
+    let Some(free) = free_bytes(scratch) else { return Ok(()) };
+    if needed <= free {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::NoSpace,
+        format!(
+            "A check of {} takes a copy of {needed} bytes, and {} has {free} free",
+            path.display(),
+            scratch.display()
+        ),
+        "Set TMPDIR to a directory with that much space, and run it again",
+    ))
+}
+
+impl Snapshot {
+    /// Writes its pages to `to`, in rollback-journal mode whatever the original's is.
+    fn write_to(self, to: &Path, cancel: &Cancel, copied: &dyn Fn(u64)) -> Result<PathBuf> {
+        let failed = |cause| Error::io("write", to, cause);
+        if let Some(file) = self.copied_file()? {
+            copied(self.size_bytes());
+            // Closed first, so that no journal is made for the old name.
+            let (connection, dir) = self.into_connection();
+            drop(connection);
+            fs::rename(&file, to).map_err(failed)?;
+            drop(dir);
+            return Ok(to.to_path_buf());
+        }
+        let mut file = BufWriter::with_capacity(1 << 20, File::create_new(to).map_err(failed)?);
+        let mut is_first = true;
+        self.pages(cancel, |page| {
+            copied(page.len() as u64);
+            if !std::mem::take(&mut is_first) {
+                return file.write_all(page).map_err(failed);
+            }
+            let mut page = page.to_vec();
+            page[VERSIONS].fill(ROLLBACK_VERSION);
+            file.write_all(&page).map_err(failed)
+        })?;
+        file.flush().map_err(failed)?;
+        Ok(to.to_path_buf())
+    }
+}
