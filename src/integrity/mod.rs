@@ -45,7 +45,7 @@ use crate::{
     error::{Code, Error, Result},
     project::{Project, STATE_DIR, names},
     sqlite::{
-        check::quick_check,
+        check::{quick_check, quick_check_on_two},
         forget_fulltext,
         private::{self, Private},
         snapshot::{self, Conditions, Taken},
@@ -339,7 +339,7 @@ fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
 fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report) -> Result<()> {
     let path = &resolved.database;
     report.issues.extend(beside::check(path, named));
-    let conditions = Conditions { scratch: check.scratch, lock_timeout: check.lock_timeout, with_twin: true };
+    let conditions = Conditions { scratch: check.scratch, lock_timeout: check.lock_timeout, with_twins: true };
     let mut snapshot = match snapshot::take(path, conditions, check.cancel)? {
         Taken::Snapshot(snapshot) => snapshot,
         Taken::Damaged(_, error) => {
@@ -349,11 +349,11 @@ fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report)
     };
     report.checked.nodes = snapshot.count_rows("nodes");
     report.checked.edges = snapshot.count_rows("edges");
-    let twin = snapshot.twin();
+    let twins = snapshot.twins();
     let (connection, _scratch) = snapshot.into_connection();
     let tables = rows::missing(&connection, named);
-    let integrity = match twin {
-        Some(twin) => quick_check(twin, check.cancel)?,
+    let integrity = match twins {
+        Some(twins) => quick_check_on_two(*twins, check.cancel)?,
         None => quick_check(connection, check.cancel)?,
     };
     if let Some(first) = integrity.messages.first() {

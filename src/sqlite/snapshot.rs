@@ -27,7 +27,7 @@ use crate::{
     task::Cancel,
 };
 
-/// How often two connections are pinned before one of them has to do for a busy database.
+/// How often connections are pinned before one of them has to do for a busy database.
 const TWIN_ATTEMPTS: u32 = 10;
 
 /// One commit of a database. Dropping it ends the read transaction.
@@ -39,7 +39,7 @@ pub struct Snapshot {
     page_count: u64,
     /// Of the file when it was pinned.
     metadata: Box<Metadata>,
-    twin: Option<Connection>,
+    twins: Option<Box<[Connection; 2]>>,
     scratch: Option<TempDir>,
 }
 
@@ -57,8 +57,8 @@ pub struct Conditions<'a> {
     pub scratch: &'a Path,
     /// Bounds the wait for a lock that another process holds.
     pub lock_timeout: Duration,
-    /// Pin a second connection to the same commit, see [`Snapshot::twin`].
-    pub with_twin: bool,
+    /// Pin more connections to the same commit, see [`Snapshot::twins`].
+    pub with_twins: bool,
 }
 
 /// Takes a snapshot of the database at `path`.
@@ -83,14 +83,14 @@ fn take_live(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result
     if !snapshot.is_wal()? {
         return snapshot.copied_out(conditions, cancel);
     }
-    if !conditions.with_twin {
+    if !conditions.with_twins {
         return Ok(snapshot);
     }
     drop(snapshot);
     until(deadline, cancel, || pin_twins(path))
 }
 
-/// Pins two connections to one commit. A third one tells whether there was a commit meanwhile
+/// Pins three connections to one commit. A fourth one tells whether there was a commit meanwhile
 /// (<https://sqlite.org/pragma.html#pragma_data_version>); where there always is, one connection has to do.
 fn pin_twins(path: &Path) -> Result<Snapshot> {
     let watch = open_harmless(path)?;
@@ -101,13 +101,19 @@ fn pin_twins(path: &Path) -> Result<Snapshot> {
     for _ in 0..TWIN_ATTEMPTS {
         let before = version()?;
         let mut snapshot = Snapshot::pin(open_harmless(path)?, path)?;
-        let twin = Snapshot::pin(open_harmless(path)?, path)?;
+        let twins = pin_two(path, path)?;
         if version()? == before {
-            snapshot.twin = Some(twin.connection);
+            snapshot.twins = Some(twins);
             return Ok(snapshot);
         }
     }
     Snapshot::pin(open_harmless(path)?, path)
+}
+
+/// Two connections to `file`, which holds the database that is at `path`.
+fn pin_two(file: &Path, path: &Path) -> Result<Box<[Connection; 2]>> {
+    let pin = || Snapshot::pin(open_harmless(file)?, path);
+    Ok(Box::new([pin()?.connection, pin()?.connection]))
 }
 
 fn take_copy(path: &Path, conditions: Conditions<'_>) -> Result<Snapshot> {
@@ -149,7 +155,7 @@ impl Snapshot {
             page_size_bytes,
             page_count,
             metadata: Box::new(metadata),
-            twin: None,
+            twins: None,
             scratch: None,
         })
     }
@@ -173,8 +179,8 @@ impl Snapshot {
         let path = self.path.clone();
         drop(self);
         let mut snapshot = Snapshot::pin(open_harmless(&copy)?, &path)?;
-        if conditions.with_twin {
-            snapshot.twin = Some(Snapshot::pin(open_harmless(&copy)?, &path)?.connection);
+        if conditions.with_twins {
+            snapshot.twins = Some(pin_two(&copy, &path)?);
         }
         snapshot.scratch = Some(dir);
         Ok(snapshot)
@@ -256,10 +262,10 @@ impl Snapshot {
         }
     }
 
-    /// A second connection at this very commit, for a check beside the reading of pages. There is one if it was asked for
+    /// Two more connections at this very commit, for a check beside the reading of pages. They are there if they were asked for
     /// and writers left a moment between two commits.
-    pub fn twin(&mut self) -> Option<Connection> {
-        self.twin.take()
+    pub fn twins(&mut self) -> Option<Box<[Connection; 2]>> {
+        self.twins.take()
     }
 
     /// Its own connection, for a check after the reading of pages. A scratch copy goes with the last connection.

@@ -17,7 +17,7 @@ use crate::{
         server::Answers,
     },
     sqlite::{
-        check::{IntegrityStatus, quick_check},
+        check::{IntegrityStatus, quick_check, quick_check_on_two},
         files::{COMPANIONS, companion},
         pages::PageHashes,
         snapshot::Snapshot,
@@ -42,9 +42,9 @@ impl Saving<'_> {
             None
         } else {
             // The check costs a second and more a gigabyte: beside the compression of the pages nobody waits for it.
-            let (twin, cancel) = (snapshot.twin(), self.cancel);
+            let (twins, cancel) = (snapshot.twins(), self.cancel);
             let (sent, checked) = thread::scope(|threads| {
-                let checking = twin.map(|twin| threads.spawn(|| quick_check(twin, cancel)));
+                let checking = twins.map(|twins| threads.spawn(|| quick_check_on_two(*twins, cancel)));
                 let sent = self.pages(source, &snapshot);
                 (sent, checking.map(|checking| checking.join().unwrap_or_else(|_| Err(check_panicked()))))
             });
