@@ -38,7 +38,7 @@ test('the benchmark has a row for each contender in each table, and figures in e
 
 test('the curves are measured and drawn as well-formed SVG', async () => {
   const data = temporaryDirectory();
-  await bench(data, '--sweep', '--plots', '--only', 'ours');
+  await bench(data, '--sweep', '--changes', '0,100', '--plots', '--only', 'ours');
   const plots = path.join(data, 'plots');
   expect(readdirSync(plots).sort()).toEqual(['backup-throughput.svg', 'next-backup.svg']);
   for (const name of readdirSync(plots)) {

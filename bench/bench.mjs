@@ -27,6 +27,7 @@ const HELP = `npm run bench -- [options]
   --runs 5            measured runs; one more before them is not counted (with --sweep: 3)
   --only ours,pigz    these contenders alone
   --sweep             instead of the tables, measure the curves: backup over size, incremental backups over what changed
+  --changes 0,0.1,…   the points of the latter curve: per cent of the pages, default 0,0.1,1,5,20,100
   --plots             draw the curves that were measured (docs/plots, or plots below --data)
   --data bench/data   where projects, result.md and result.json are kept
   --no-build          measure the build that is installed
@@ -41,6 +42,7 @@ const { values } = parseArgs({
     runs: { type: 'string' },
     only: { type: 'string' },
     sweep: { type: 'boolean', default: false },
+    changes: { type: 'string', default: '0,0.1,1,5,20,100' },
     plots: { type: 'boolean', default: false },
     data: { type: 'string' },
     'no-build': { type: 'boolean', default: false },
@@ -57,13 +59,18 @@ const plotsDir = values.data ? path.join(data, 'plots') : path.join(root, 'docs/
 const resultFile = path.join(data, 'result.json');
 const runs = wholeNumbers('runs', values.runs ?? (values.sweep ? '3' : '5'))[0];
 const sizes = wholeNumbers('sizes', values.sizes ?? (values.sweep ? '10,50,200,500' : '50,500'));
+const changes = numbers('changes', values.changes, (number) => number >= 0 && number <= 100, 'numbers from 0 to 100');
 const work = path.join(data, 'work');
 
-function wholeNumbers(name, list) {
-  const numbers = list.split(',').map(Number);
-  if (numbers.every((number) => Number.isInteger(number) && number > 0)) return numbers;
-  console.error(`--${name} takes whole numbers from 1, not ${list}\n\n${HELP}`);
+function numbers(name, list, isPossible, what) {
+  const given = list.split(',').map(Number);
+  if (given.every(isPossible)) return given;
+  console.error(`--${name} takes ${what}, not ${list}\n\n${HELP}`);
   process.exit(2);
+}
+
+function wholeNumbers(name, list) {
+  return numbers(name, list, (number) => Number.isInteger(number) && number > 0, 'whole numbers from 1');
 }
 
 /** What was measured before stays: tables and curves are measured by different runs. */
@@ -111,7 +118,7 @@ async function commandLine(project) {
 }
 
 async function measureCurves(contenders) {
-  const { BACKUP_ALONE, CHANGED_PERCENT, changeSteps } = await import('./steps.mjs');
+  const { BACKUP_ALONE, changeSteps } = await import('./steps.mjs');
   const { project } = await import('./project.mjs');
   const { rounds } = await import('./measure.mjs');
   const bySize = [];
@@ -123,7 +130,7 @@ async function measureCurves(contenders) {
   const pages = project(data, curveMegabytes, 'pages');
   const incremental = contenders.filter(({ incremental }) => incremental);
   const byChange = [];
-  for (const changedPercent of CHANGED_PERCENT) {
+  for (const changedPercent of changes) {
     byChange.push({ changedPercent, contenders: await rounds(incremental, changeSteps(changedPercent), pages, work, runs) });
   }
   keep({ sweep: { machine: machine(), runs, bySize, byChange: { megabytes: curveMegabytes, points: byChange } } });

@@ -97,9 +97,13 @@ async function besideWriter(env, work) {
   child.stdout.on('data', (text) => (printed += text));
   const closed = once(child, 'close');
   await Promise.race([once(child.stdout, 'data'), closed]);
-  const result = await work();
-  child.stdin.end();
-  await closed;
+  let result;
+  try {
+    result = await work();
+  } finally {
+    child.stdin.end();
+    await closed;
+  }
   return { ...result, longestMs: JSON.parse(printed.trim().split('\n').at(-1)).longestMs };
 }
 

@@ -25,6 +25,3 @@ export function changeSteps(changePercent) {
     { key: 'incrementalChanged', call: 'incremental', changePercent },
   ];
 }
-
-/** The points of that curve. */
-export const CHANGED_PERCENT = [0, 0.1, 1, 5, 20, 100];

@@ -76,7 +76,7 @@ function costs({ contenders, writerAloneMs }) {
 /** All of one size. */
 export function tablesOf(measured) {
   const { databaseBytes, runs, contenders } = measured;
-  const head = `## ${(databaseBytes / 1e6).toFixed(0)} MB\n\n${runs} runs. Ratios are to ${contenders[0].name}; larger is slower, or larger in size.`;
+  const head = `### ${(databaseBytes / 1e6).toFixed(0)} MB\n\n${runs} runs. Ratios are to ${contenders[0].name}; larger is slower, or larger in size.`;
   return [
     head,
     calls(contenders),
