@@ -1,174 +1,175 @@
-// `npm run bench [-- --sizes 50,500 --runs 3]`: this project beside the usual ways, interleaved in one run.
+// `npm run bench`: this project beside the usual ways, interleaved in one run. `--help` tells the options.
 //
-// Every number is the median of the runs with its spread; only the ratios of one run mean anything. Files are in the page
-// cache for everyone. A tool that is not installed is named and left out.
+// steps.mjs       what is asked for
+// contenders.mjs  who is asked, and what each does
+// measure.mjs     the rounds; run.mjs one command; writer.mjs somebody who writes meanwhile
+// tables.mjs, plots.mjs   what is shown
+//
+// Every number is the median of the runs with its spread; only ratios of one run mean anything. Everyone reads from the page cache,
+// and what is kept or restored is synced to the disk inside the measured time. Times of this project and of npm's tar are those of
+// the call in a Node process that is there already; the others' are those of their commands. Memory is the sum over all processes
+// of a contender (host and reader; shell, tar, compressor), sampled from /proc every 5 ms in a round of its own, pages that several share
+// counted once.
 
-import { execFileSync, spawnSync } from 'node:child_process';
-import { mkdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 
 import { build, packages, root } from '../scripts/setup.mjs';
+import { CONTENDERS, available } from './contenders.mjs';
 
-packages();
-build();
-const { project } = await import('./project.mjs');
-const { kgPath } = (await import('../lib/platform.js')).default;
+const HELP = `npm run bench -- [options]
 
-const { values } = parseArgs({ options: { sizes: { type: 'string', default: '50,500' }, runs: { type: 'string', default: '3' } } });
-const sizes = values.sizes.split(',').map(Number);
-const runs = Number(values.runs);
+  --sizes 50,500      sizes of the projects' databases in MB; 5000 needs 25 GB of disk and hours
+                      (with --sweep: 10,50,200,500)
+  --runs 5            measured runs; one more before them is not counted (with --sweep: 3)
+  --only ours,pigz    these contenders alone
+  --sweep             instead of the tables, measure the curves: backup over size, incremental backups over what changed
+  --changes 0,0.1,…   the points of the latter curve: per cent of the pages, default 0,0.1,1,5,20,100
+  --plots             draw the curves that were measured (docs/plots, or plots below --data)
+  --data bench/data   where projects, result.md and result.json are kept
+  --no-build          measure the build that is installed
+  --help
 
-function has(tool) {
-  return spawnSync('sh', ['-c', `command -v ${tool}`]).status === 0;
-}
+Contenders, of which those that are not available are named and left out:
+${CONTENDERS.map(({ key, name }) => `  ${key.padEnd(18)}  ${name}`).join('\n')}`;
 
-function seconds(work) {
-  const began = performance.now();
-  work();
-  return (performance.now() - began) / 1000;
-}
-
-function sh(script) {
-  execFileSync('sh', ['-ec', script], { stdio: ['ignore', 'ignore', 'inherit'] });
-}
-
-function host(dir, out, call) {
-  const text = execFileSync(process.execPath, ['--expose-gc', path.join(root, 'bench/host.mjs'), dir, out, call], { encoding: 'utf8' });
-  return JSON.parse(text);
-}
-
-/** `sqlite3 .backup`, then tar of the copy and the rest, through a compressor. */
-function pipeline(name, tool, compress, ending, test, decompress) {
-  const archive = (out) => path.join(out, `archive.${ending}`);
-  return {
-    name,
-    needs: ['sqlite3', tool],
-    backup(dir, out) {
-      const taken = seconds(() =>
-        sh(`mkdir ${out}/copy; sqlite3 ${dir}/.kg/knowledge.db '.backup ${out}/copy/knowledge.db'
-            cp ${dir}/.kg/config.json ${out}/copy/; tar -C ${out}/copy -c . | ${compress} > ${archive(out)}; sync ${archive(out)}
-            rm -r ${out}/copy`),
-      );
-      return { seconds: taken, bytes: statSync(archive(out)).size };
-    },
-    verify: (dir, out) => ({ seconds: seconds(() => sh(`${test} ${archive(out)}; sha256sum ${archive(out)}`)) }),
-    restore: (dir, out) => ({ seconds: seconds(() => sh(`mkdir ${out}/restored; ${decompress} ${archive(out)} | tar -C ${out}/restored -x`)) }),
-  };
-}
-
-const ours = {
-  name: 'this project',
-  needs: [],
-  backup: (dir, out) => host(dir, out, 'backup'),
-  verify: (dir, out) => host(dir, out, 'verify'),
-  restore: (dir, out) => host(dir, out, 'restore'),
-};
-const peers = [
-  pipeline('.backup + tar | pigz -6', 'pigz', 'pigz -6', 'tar.gz', 'pigz -t', 'pigz -dc'),
-  pipeline('.backup + tar | gzip -6', 'gzip', 'gzip -6', 'tar.gz', 'gzip -t', 'gzip -dc'),
-  pipeline('.backup + tar | zstd -3 -T0', 'zstd', 'zstd -q -3 -T0', 'tar.zst', 'zstd -q -t', 'zstd -q -dc'),
-];
-const contestants = [ours, ...peers].filter(({ name, needs }) => {
-  const missing = needs.filter((tool) => !has(tool));
-  if (missing.length > 0) console.log(`left out, ${missing.join(' and ')} not installed: ${name}`);
-  return missing.length === 0;
+const { values } = parseArgs({
+  options: {
+    sizes: { type: 'string' },
+    runs: { type: 'string' },
+    only: { type: 'string' },
+    sweep: { type: 'boolean', default: false },
+    changes: { type: 'string', default: '0,0.1,1,5,20,100' },
+    plots: { type: 'boolean', default: false },
+    data: { type: 'string' },
+    'no-build': { type: 'boolean', default: false },
+    help: { type: 'boolean', default: false },
+  },
 });
-
-function median(numbers) {
-  const sorted = [...numbers].sort((a, b) => a - b);
-  return sorted[Math.floor(sorted.length / 2)];
+if (values.help) {
+  console.log(HELP);
+  process.exit();
 }
 
-function spread(numbers, digits = 2) {
-  const [least, most] = [Math.min(...numbers), Math.max(...numbers)].map((number) => number.toFixed(digits));
-  return `${median(numbers).toFixed(digits)} (${least}–${most})`;
+const data = path.resolve(values.data ?? path.join(root, 'bench/data'));
+const plotsDir = values.data ? path.join(data, 'plots') : path.join(root, 'docs/plots');
+const resultFile = path.join(data, 'result.json');
+const runs = wholeNumbers('runs', values.runs ?? (values.sweep ? '3' : '5'))[0];
+const sizes = wholeNumbers('sizes', values.sizes ?? (values.sweep ? '10,50,200,500' : '50,500'));
+const changes = numbers('changes', values.changes, (number) => number >= 0 && number <= 100, 'numbers from 0 to 100');
+const work = path.join(data, 'work');
+
+function numbers(name, list, isPossible, what) {
+  const given = list.split(',').map(Number);
+  if (given.every(isPossible)) return given;
+  console.error(`--${name} takes ${what}, not ${list}\n\n${HELP}`);
+  process.exit(2);
 }
 
-const tables = [];
-for (const megabytes of sizes) {
-  const dir = project(megabytes);
-  const size = statSync(path.join(dir, '.kg/knowledge.db')).size;
-  const results = new Map(contestants.map(({ name }) => [name, { backup: [], verify: [], restore: [], bytes: [], host: [] }]));
-  // The first round warms the caches and is not counted.
-  for (let round = 0; round <= runs; round += 1) {
-    for (const contestant of contestants) {
-      const out = path.join(root, 'bench/data/out');
-      rmSync(out, { recursive: true, force: true });
-      mkdirSync(out, { recursive: true });
-      const [backup, verify, restore] = ['backup', 'verify', 'restore'].map((call) => contestant[call](dir, out));
-      rmSync(out, { recursive: true });
-      if (round === 0) continue;
-      const result = results.get(contestant.name);
-      result.backup.push(backup.seconds);
-      result.verify.push(verify.seconds);
-      result.restore.push(restore.seconds);
-      result.bytes.push(backup.bytes);
-      result.host.push(backup);
+function wholeNumbers(name, list) {
+  return numbers(name, list, (number) => Number.isInteger(number) && number > 0, 'whole numbers from 1');
+}
+
+/** What was measured before stays: tables and curves are measured by different runs. */
+function keep(part) {
+  const before = existsSync(resultFile) ? JSON.parse(readFileSync(resultFile, 'utf8')) : {};
+  writeFileSync(resultFile, `${JSON.stringify({ ...before, ...part }, null, 2)}\n`);
+}
+
+const databaseBytes = (dir) => statSync(path.join(dir, '.kg/knowledge.db')).size;
+
+async function measureTables(contenders) {
+  const { STEPS } = await import('./steps.mjs');
+  const { project } = await import('./project.mjs');
+  const { rounds, writers } = await import('./measure.mjs');
+  const { tablesOf } = await import('./tables.mjs');
+  const measured = [];
+  const texts = [];
+  for (const megabytes of sizes) {
+    const dir = project(data, megabytes);
+    const results = await rounds(contenders, STEPS, dir, work, runs);
+    const writerAloneMs = await writers(contenders, results, dir, work, runs);
+    measured.push({ megabytes, databaseBytes: databaseBytes(dir), runs, writerAloneMs, contenders: results });
+    texts.push(tablesOf(measured.at(-1)));
+    console.log(`${texts.at(-1)}\n`);
+  }
+  texts.push(await commandLine(project(data, 2)), machine());
+  console.log(texts.slice(-2).join('\n\n'));
+  writeFileSync(path.join(data, 'result.md'), `${texts.join('\n\n')}\n`);
+  keep({ tables: { machine: machine(), sizes: measured } });
+}
+
+/** A small project by the command, as cron runs it. */
+async function commandLine(project) {
+  const { kgPath } = (await import('../lib/platform.js')).default;
+  const { spread } = await import('./tables.mjs');
+  const times = [];
+  for (let round = 0; round <= 10; round += 1) {
+    rmSync(work, { recursive: true, force: true });
+    const began = performance.now();
+    execFileSync(kgPath, ['diag', 'backup', '--quiet', '--output', work], { cwd: project });
+    if (round > 0) times.push((performance.now() - began) / 1000);
+  }
+  rmSync(work, { recursive: true });
+  return `\`kg diag backup\` of a project of 2 MB: ${spread(times, 3)} s, 10 runs`;
+}
+
+async function measureCurves(contenders) {
+  const { BACKUP_ALONE, changeSteps } = await import('./steps.mjs');
+  const { project } = await import('./project.mjs');
+  const { rounds } = await import('./measure.mjs');
+  const bySize = [];
+  for (const megabytes of sizes) {
+    const dir = project(data, megabytes);
+    bySize.push({ megabytes, databaseBytes: databaseBytes(dir), contenders: await rounds(contenders, BACKUP_ALONE, dir, work, runs) });
+  }
+  const curveMegabytes = Math.min(200, Math.max(...sizes));
+  const pages = project(data, curveMegabytes, 'pages');
+  const incremental = contenders.filter(({ incremental }) => incremental);
+  const byChange = [];
+  for (const changedPercent of changes) {
+    byChange.push({ changedPercent, contenders: await rounds(incremental, changeSteps(changedPercent), pages, work, runs) });
+  }
+  keep({ sweep: { machine: machine(), runs, bySize, byChange: { megabytes: curveMegabytes, points: byChange } } });
+}
+
+async function drawPlots() {
+  const { plotsOf } = await import('./plots.mjs');
+  const { sweep } = existsSync(resultFile) ? JSON.parse(readFileSync(resultFile, 'utf8')) : {};
+  if (!sweep) throw new Error(`${resultFile} has no curves yet: measure them with --sweep`);
+  mkdirSync(plotsDir, { recursive: true });
+  for (const [name, svg] of Object.entries(plotsOf(sweep))) {
+    writeFileSync(path.join(plotsDir, name), svg);
+    console.log(path.join(plotsDir, name));
+  }
+}
+
+function machine() {
+  const memory = (os.totalmem() / 2 ** 30).toFixed(0);
+  const tools = [['restic', 'version'], ['borg', '--version'], ['pigz', '--version'], ['zstd', '--version'], ['sqlite3', '--version']];
+  const versions = tools.map(([tool, flag]) => {
+    try {
+      const said = execFileSync(tool, [flag], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
+      return `, ${tool} ${said.match(/\d+(\.\d+)+/)?.[0] ?? ''}`;
+    } catch {
+      return '';
     }
-  }
-  const own = results.get(ours.name);
-  const lines = [`Database of ${(size / 1e6).toFixed(0)} MB, ${runs} runs; ratios are to this project, larger is slower`, ''];
-  lines.push('| | backup s | ratio | verify s | ratio | restore s | ratio | MB kept | ratio |', '| --- '.repeat(9) + '|');
-  for (const [name, result] of results) {
-    const cells = ['backup', 'verify', 'restore'].flatMap((call) => [
-      spread(result[call]),
-      (median(result[call]) / median(own[call])).toFixed(2),
-    ]);
-    const bytes = [(median(result.bytes) / 1e6).toFixed(1), (median(result.bytes) / median(own.bytes)).toFixed(3)];
-    lines.push(`| ${[name, ...cells, ...bytes].join(' | ')} |`);
-  }
-  const of = (field) => own.host.map((run) => run[field]);
-  lines.push('', `JavaScript thread during a backup: stalls of ${spread(of('stallP99'))} ms at p99, ${spread(of('stallMax'))} ms at most`);
-  lines.push(`Memory of host and reader together grew by ${spread(of('grown').map((bytes) => bytes / 2 ** 20), 0)} MiB`);
-  tables.push(lines.join('\n'));
-  console.log(`\n${tables.at(-1)}`);
+  });
+  const date = new Date().toISOString().slice(0, 10);
+  return `${date}: ${os.cpus().length} × ${os.cpus()[0].model}, ${memory} GiB, Linux ${os.release()}, Node ${process.versions.node}${versions.join('')}`;
 }
 
-/** Incremental backups of a copy of the project: after 1 % of the rows changed, spread out, and after nothing changed. */
-function incrementals(megabytes) {
-  const dir = path.join(root, 'bench/data/changing');
-  const out = path.join(root, 'bench/data/out');
-  const results = { full: [], changed: [], unchanged: [] };
-  for (let round = 0; round < runs; round += 1) {
-    for (const place of [dir, out]) rmSync(place, { recursive: true, force: true });
-    mkdirSync(out);
-    sh(`cp -r ${project(megabytes)} ${dir}`);
-    results.full.push(host(dir, out, 'backup'));
-    sh(`sqlite3 ${dir}/.kg/knowledge.db "UPDATE nodes SET content = 'changed ' || content WHERE rowid % 100 = ${round}"`);
-    results.changed.push(host(dir, out, 'incremental'));
-    results.unchanged.push(host(dir, out, 'incremental'));
+mkdirSync(data, { recursive: true });
+if (values.sweep || !values.plots) {
+  if (!values['no-build']) {
+    packages();
+    build();
   }
-  for (const place of [dir, out]) rmSync(place, { recursive: true, force: true });
-  const of = (name, field) => results[name].map((run) => run[field]);
-  const lines = ['| | s | of the full | MB kept | of the full |', '| --- '.repeat(5) + '|'];
-  for (const [name, label] of [['full', 'full'], ['changed', 'incremental, 1 % of the rows changed'], ['unchanged', 'incremental, nothing changed']]) {
-    const share = (field) => `${((100 * median(of(name, field))) / median(of('full', field))).toFixed(1)} %`;
-    const kept = (median(of(name, 'bytes')) / 1e6).toFixed(name === 'unchanged' ? 4 : 1);
-    lines.push(`| ${[label, spread(of(name, 'seconds')), share('seconds'), kept, share('bytes')].join(' | ')} |`);
-  }
-  return lines.join('\n');
+  const contenders = available(values.only?.split(','));
+  if (contenders.length === 0) throw new Error('Nobody is left to measure');
+  await (values.sweep ? measureCurves : measureTables)(contenders);
 }
-
-for (const megabytes of sizes) {
-  tables.push(incrementals(megabytes));
-  console.log(`\n${tables.at(-1)}`);
-}
-
-// A small project by the command, as cron runs it.
-const small = project(2);
-const times = [];
-for (let round = 0; round <= 10; round += 1) {
-  const out = path.join(root, 'bench/data/out');
-  rmSync(out, { recursive: true, force: true });
-  const taken = seconds(() => execFileSync(kgPath, ['diag', 'backup', '--quiet', '--output', out], { cwd: small }));
-  if (round > 0) times.push(taken);
-}
-rmSync(path.join(root, 'bench/data/out'), { recursive: true, force: true });
-tables.push(`\`kg diag backup\` of a project of 2 MB: ${spread(times, 3)} s, 10 runs`);
-console.log(`\n${tables.at(-1)}`);
-
-const machine = `${os.cpus().length} × ${os.cpus()[0].model}, ${(os.totalmem() / 2 ** 30).toFixed(0)} GiB, Linux ${os.release()}, Node ${process.version}`;
-console.log(`\n${machine}`);
-writeFileSync(path.join(root, 'bench/data/result.md'), `${[...tables, machine].join('\n\n')}\n`);
+if (values.plots) await drawPlots();

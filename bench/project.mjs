@@ -9,8 +9,10 @@ import Database from 'better-sqlite3';
 import { root } from '../scripts/setup.mjs';
 
 const MEGABYTE = 1e6;
-/** Enough that no part comes again within the window of any compressor measured here. */
+/** Enough that no part comes again within the window of any compressor measured here; for a small project, a few times its size. */
 const CORPUS_BYTES = 120 * MEGABYTE;
+const LEAST_CORPUS_BYTES = 4 * MEGABYTE;
+const CORPUS_PER_PROJECT = 4;
 /** Nodes between two looks at the size. */
 const BATCH = 200;
 const TEXT = /\.(md|markdown|txt|rs|ts|js|c|h)$/;
@@ -24,13 +26,13 @@ function numbers(seed) {
   };
 }
 
-function corpus() {
+function corpus(wantedBytes) {
   const places = [root, path.join(process.env.CARGO_HOME ?? path.join(os.homedir(), '.cargo'), 'registry/src')];
   const texts = [];
   let bytes = 0;
   const visit = (dir) => {
     for (const entry of readdirSync(dir, { withFileTypes: true }).sort((a, b) => (a.name < b.name ? -1 : 1))) {
-      if (bytes >= CORPUS_BYTES || ['target', '.git', 'data'].includes(entry.name)) continue;
+      if (bytes >= wantedBytes || ['target', '.git', 'data'].includes(entry.name)) continue;
       const full = path.join(dir, entry.name);
       if (entry.isDirectory()) visit(full);
       else if (TEXT.test(entry.name) && statSync(full).size < MEGABYTE) {
@@ -44,44 +46,75 @@ function corpus() {
   return texts.join('\n');
 }
 
-/** A project whose database has about `megabytes`; made once and kept in bench/data. */
-export function project(megabytes) {
-  const dir = path.join(root, 'bench/data', `project-${megabytes}`);
+/** As the host makes its database: a graph with a full-text index that follows the text. */
+const GRAPH = `
+  CREATE TABLE nodes (id TEXT PRIMARY KEY, path TEXT, filename TEXT, title TEXT, type TEXT, status TEXT, content TEXT,
+    frontmatter TEXT, word_count INTEGER, created_at TEXT, updated_at TEXT);
+  CREATE TABLE edges (id INTEGER PRIMARY KEY, source_id TEXT REFERENCES nodes(id), target_id TEXT, type TEXT, weight REAL);
+  CREATE INDEX edges_source ON edges(source_id);
+  CREATE TABLE metadata (key TEXT PRIMARY KEY, value TEXT);
+  CREATE VIRTUAL TABLE nodes_fts USING fts5(title, content, content='nodes', content_rowid='rowid');
+  CREATE TRIGGER nodes_ai AFTER INSERT ON nodes BEGIN
+    INSERT INTO nodes_fts(rowid, title, content) VALUES (new.rowid, new.title, new.content);
+  END;
+  CREATE TRIGGER nodes_au AFTER UPDATE OF title, content ON nodes BEGIN
+    INSERT INTO nodes_fts(nodes_fts, rowid, title, content) VALUES ('delete', old.rowid, old.title, old.content);
+    INSERT INTO nodes_fts(rowid, title, content) VALUES (new.rowid, new.title, new.content);
+  END;`;
+
+function graphFiller(db, text, next) {
+  const node = db.prepare('INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)');
+  const edge = db.prepare('INSERT INTO edges (source_id, target_id, type, weight) VALUES (?, ?, ?, ?)');
+  return (n) => {
+    const start = Math.floor(next() * (text.length - 10_000));
+    const content = text.slice(start, start + 1000 + Math.floor(next() ** 2 * 9000));
+    const name = `${n.toString(36)}.md`;
+    const [title] = content.split('\n', 1);
+    const time = `2026-01-01T00:00:${String(n % 60).padStart(2, '0')}Z`;
+    const frontmatter = JSON.stringify({ title, order: n });
+    node.run(`node-${n}`, `docs/${name}`, name, title, 'document', 'active', content, frontmatter, content.length, time, time);
+    for (let e = 0; e < 3 && n > 0; e += 1) edge.run(`node-${n}`, `node-${Math.floor(next() * n)}`, 'links', next());
+  };
+}
+
+/** Nodes that fill a page each, so that a share of the rows is that share of the pages. */
+const PAGES = `
+  CREATE TABLE nodes (id INTEGER PRIMARY KEY, content TEXT);
+  CREATE TABLE edges (id INTEGER PRIMARY KEY, source_id TEXT, target_id TEXT);`;
+/** More than half of a page of 4,096 bytes, and no more than goes into one without an overflow page. */
+const PAGE_TEXT_BYTES = 4000;
+
+function pageFiller(db, text, next) {
+  const node = db.prepare('INSERT INTO nodes (content) VALUES (?)');
+  return () => {
+    const start = Math.floor(next() * (text.length - PAGE_TEXT_BYTES));
+    node.run(text.slice(start, start + PAGE_TEXT_BYTES).replace(/[^\x00-\x7f]/g, '?'));
+  };
+}
+
+const SHAPES = { graph: [GRAPH, graphFiller], pages: [PAGES, pageFiller] };
+
+/** A project whose database has about `megabytes`, below the directory `data`; made once and kept there. */
+export function project(data, megabytes, shape = 'graph') {
+  const dir = path.join(data, `${shape}-${megabytes}`);
   const database = path.join(dir, '.kg/knowledge.db');
   if (existsSync(path.join(dir, 'ready'))) return dir;
-  console.log(`Making a project of ${megabytes} MB of text …`);
+  console.error(`Making a project of ${megabytes} MB of text …`);
   rmSync(dir, { recursive: true, force: true });
   mkdirSync(path.join(dir, '.kg/plugins/notes'), { recursive: true });
   writeFileSync(path.join(dir, '.kg/config.json'), '{"database":{"path":".kg/knowledge.db"}}\n');
-  const text = corpus();
-  const next = numbers(megabytes);
+  const text = corpus(Math.min(CORPUS_BYTES, Math.max(LEAST_CORPUS_BYTES, CORPUS_PER_PROJECT * megabytes * MEGABYTE)));
+  const [schema, filler] = SHAPES[shape];
   const db = new Database(database);
-  db.exec(`PRAGMA journal_mode = wal;
-    CREATE TABLE nodes (id TEXT PRIMARY KEY, path TEXT, filename TEXT, title TEXT, type TEXT, status TEXT, content TEXT,
-      frontmatter TEXT, word_count INTEGER, created_at TEXT, updated_at TEXT);
-    CREATE TABLE edges (id INTEGER PRIMARY KEY, source_id TEXT REFERENCES nodes(id), target_id TEXT, type TEXT, weight REAL);
-    CREATE INDEX edges_source ON edges(source_id);
-    CREATE TABLE metadata (key TEXT PRIMARY KEY, value TEXT);
-    CREATE VIRTUAL TABLE nodes_fts USING fts5(title, content, content='nodes', content_rowid='rowid');
-    CREATE TRIGGER nodes_ai AFTER INSERT ON nodes BEGIN
-      INSERT INTO nodes_fts(rowid, title, content) VALUES (new.rowid, new.title, new.content);
-    END;`);
-  const node = db.prepare('INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)');
-  const edge = db.prepare('INSERT INTO edges (source_id, target_id, type, weight) VALUES (?, ?, ?, ?)');
-  const add = db.transaction((first, count) => {
-    for (let n = first; n < first + count; n += 1) {
-      const at = Math.floor(next() * (text.length - 10_000));
-      const content = text.slice(at, at + 1000 + Math.floor(next() ** 2 * 9000));
-      const name = `${n.toString(36)}.md`;
-      const [title] = content.split('\n', 1);
-      const at_ = `2026-01-01T00:00:${String(n % 60).padStart(2, '0')}Z`;
-      const frontmatter = JSON.stringify({ title, order: n });
-      node.run(`node-${n}`, `docs/${name}`, name, title, 'document', 'active', content, frontmatter, content.length, at_, at_);
-      for (let e = 0; e < 3 && n > 0; e += 1) edge.run(`node-${n}`, `node-${Math.floor(next() * n)}`, 'links', next());
-    }
+  db.pragma('page_size = 4096');
+  db.pragma('journal_mode = wal');
+  db.exec(schema);
+  const fill = filler(db, text, numbers(megabytes));
+  const add = db.transaction((first) => {
+    for (let n = first; n < first + BATCH; n += 1) fill(n);
   });
   for (let n = 0; statSync(database).size < megabytes * MEGABYTE; n += BATCH) {
-    add(n, BATCH);
+    add(n);
     db.pragma('wal_checkpoint(TRUNCATE)');
   }
   db.close();

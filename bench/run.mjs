@@ -1,0 +1,52 @@
+// Runs one command and says what it took: time, and the memory of all its processes together.
+
+import { spawn } from 'node:child_process';
+import { readFileSync, readdirSync } from 'node:fs';
+
+import { memoryBytes } from './in-host.mjs';
+
+/** Between two looks at the memory. */
+const SAMPLE_INTERVAL_MS = 5;
+
+/** The process and everything it started, by /proc: a reader of ours is in a process group of its own. */
+function tree(pid) {
+  try {
+    const tasks = readdirSync(`/proc/${pid}/task`);
+    const children = tasks.flatMap((task) => readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8').split(' ').filter(Boolean));
+    return [pid, ...children.flatMap((child) => tree(Number(child)))];
+  } catch {
+    return [];
+  }
+}
+
+/**
+ * Runs `script` in bash with `env`. `sampled` looks at the memory meanwhile, which slows it down a little. After `limitSeconds` it
+ * is ended, which `isUnfinished` of the result tells. What the script printed as JSON is part of the result.
+ */
+export function run(script, env, { sampled = false, limitSeconds } = {}) {
+  return new Promise((resolve, reject) => {
+    const began = performance.now();
+    const child = spawn('bash', ['-eo', 'pipefail', '-c', script], { env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
+    let printed = '';
+    let complaints = '';
+    let peakBytes = 0;
+    let isUnfinished = false;
+    child.stdout.on('data', (text) => (printed += text));
+    child.stderr.on('data', (text) => (complaints += text));
+    const sample = () => (peakBytes = Math.max(peakBytes, memoryBytes(tree(child.pid))));
+    const sampler = sampled ? setInterval(sample, SAMPLE_INTERVAL_MS) : undefined;
+    const end = () => {
+      isUnfinished = true;
+      for (const pid of tree(child.pid)) process.kill(pid, 'SIGKILL');
+    };
+    const limit = limitSeconds === undefined ? undefined : setTimeout(end, limitSeconds * 1000);
+    child.on('error', reject);
+    child.on('close', (status) => {
+      clearInterval(sampler);
+      clearTimeout(limit);
+      const seconds = (performance.now() - began) / 1000;
+      if (status !== 0 && !isUnfinished) reject(new Error(`${script}\nfailed (${status}): ${complaints || printed}`));
+      else resolve({ seconds, ...(sampled && { peakBytes }), isUnfinished, ...(printed.startsWith('{') && JSON.parse(printed)) });
+    });
+  });
+}

@@ -1,0 +1,205 @@
+//! `cargo bench`: the parts that a backup spends its time in, each by itself, over the text of this repository.
+//!
+//! These show what a change of one part does. What the whole costs beside other tools is measured by `npm run bench`.
+
+use std::{
+    fs,
+    hint::black_box,
+    io::{self, Write},
+    path::Path,
+};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use jiff::Timestamp;
+use kg_backup::{
+    archive::{
+        gzip::{BLOCK_BYTES, Compression, Encoder, Sink, member},
+        manifest::{BackupType, Contents, EntryKind, FORMAT_VERSION, FileRecord, Manifest, Stats, Stored, Tool},
+        read::{Discard, read_archive},
+        write::{ArchiveWriter, Totals, checksums},
+    },
+    project::Component,
+    sqlite::{
+        check::{Integrity, IntegrityStatus},
+        pages::{PageHashes, hash},
+    },
+    task::{Phase, Task},
+};
+use libdeflater::{CompressionLvl, Compressor};
+
+const MEBIBYTE: usize = 1024 * 1024;
+/// Of a database as the tar path sees it.
+const DATABASE_BYTES: usize = 16 * MEBIBYTE;
+const PAGE_BYTES: usize = 4096;
+/// What a project of many small files has.
+const SMALL_FILES: usize = 2000;
+const SMALL_FILE_BYTES: usize = 2048;
+
+/// Sources and documents of this repository, again and again: the distance is larger than deflate's window.
+fn text(bytes: usize) -> Vec<u8> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut text = Vec::new();
+    ["src", "docs", "tests", "__test__"].iter().for_each(|dir| add_files(&root.join(dir), &mut text));
+    assert!(text.len() > BLOCK_BYTES, "the repository has more text than this");
+    text.iter().copied().cycle().take(bytes).collect()
+}
+
+fn add_files(dir: &Path, text: &mut Vec<u8>) {
+    let mut paths: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    for path in paths {
+        if path.is_dir() {
+            add_files(&path, text);
+        } else {
+            text.extend(fs::read(path).unwrap());
+        }
+    }
+}
+
+/// One member, which is what one core does.
+fn gzip_member(criterion: &mut Criterion) {
+    let block = text(BLOCK_BYTES);
+    let mut group = criterion.benchmark_group("gzip member of 512 KiB, libdeflate level");
+    group.throughput(Throughput::Bytes(block.len() as u64));
+    for level in [1, 5, 9] {
+        let mut compressor = Compressor::new(CompressionLvl::new(level).unwrap());
+        group.bench_function(level.to_string(), |bencher| bencher.iter(|| member(black_box(&block), &mut compressor)));
+    }
+}
+
+/// Blocks, workers, output in order, its digest and the seal; all cores.
+fn encoder(criterion: &mut Criterion) {
+    let database = text(DATABASE_BYTES);
+    let mut group = criterion.benchmark_group("encoder, 16 MiB");
+    group.throughput(Throughput::Bytes(database.len() as u64)).sample_size(20);
+    for (name, compression) in
+        [("plain", Compression::None), ("gzip 1", Compression::Gzip(1)), ("gzip 6", Compression::Gzip(6))]
+    {
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let mut encoder = Encoder::new(Box::new(io::sink()), compression).unwrap();
+                encoder.write_all(black_box(&database)).unwrap();
+                encoder.finish().unwrap()
+            });
+        });
+    }
+}
+
+/// What an incremental backup does with each page, and then with all of them.
+fn pages(criterion: &mut Criterion) {
+    let database = text(DATABASE_BYTES);
+    let hash_all = || {
+        let mut hashes = PageHashes::new(PAGE_BYTES as u64);
+        database.chunks(PAGE_BYTES).for_each(|page| hashes.push(page));
+        hashes
+    };
+    let base = hash_all();
+    let mut changed = base.clone();
+    for number in (1..=base.hashes.len() as u64).step_by(100) {
+        changed.set(number, hash(&number.to_le_bytes())).unwrap();
+    }
+    let mut group = criterion.benchmark_group("pages, 4,096 of 4 KiB");
+    group.throughput(Throughput::Bytes(database.len() as u64));
+    group.bench_function("hash", |bencher| bencher.iter(hash_all));
+    group.bench_function("find 1 % changed", |bencher| bencher.iter(|| black_box(&changed).changed_since(&base)));
+    group.bench_function("root", |bencher| bencher.iter(|| black_box(&base).root()));
+}
+
+fn record(entry: String, size: usize) -> FileRecord {
+    FileRecord {
+        path: format!(".kg/{entry}"),
+        entry,
+        stored: Stored::Whole,
+        sha256: None,
+        pages: None,
+        component: Component::Files,
+        kind: EntryKind::File,
+        target: None,
+        database: false,
+        size: size as u64,
+        mode: 0o644,
+        mtime: Timestamp::UNIX_EPOCH,
+    }
+}
+
+fn manifest(totals: Totals) -> Manifest {
+    Manifest {
+        version: FORMAT_VERSION.into(),
+        id: "backup-20260101-000000".into(),
+        kind: BackupType::Full,
+        timestamp: Timestamp::UNIX_EPOCH,
+        description: None,
+        contents: Contents::default(),
+        stats: Stats {
+            total_files: totals.files.len() as u64,
+            total_size: totals.files.iter().map(|file| file.size).sum(),
+            compressed_size: totals.compressed_bytes,
+            ..Stats::default()
+        },
+        checksums: checksums(&totals),
+        files: totals.files,
+        integrity: Integrity { status: IntegrityStatus::Skipped, messages: Vec::new() },
+        warnings: Vec::new(),
+        based_on: None,
+        based_on_checksum: None,
+        deleted: Vec::new(),
+        project: None,
+        tool: Tool::this(),
+        archive: None,
+    }
+}
+
+/// A file's name in the archive, and its content.
+type Named<'a> = (String, &'a [u8]);
+
+fn write_archive(sink: Sink, files: &[Named<'_>], compression: Compression) {
+    let mut writer = ArchiveWriter::new(sink, compression).unwrap();
+    for (entry, content) in files {
+        writer.add(record(entry.clone(), content.len()), (0, 0), *content).unwrap();
+    }
+    writer.finish(manifest).unwrap();
+}
+
+/// One large file, and many small ones.
+fn projects(text: &[u8]) -> [(&'static str, Vec<Named<'_>>); 2] {
+    let small = text.chunks(SMALL_FILE_BYTES).take(SMALL_FILES).enumerate();
+    [
+        ("one file of 16 MiB", vec![("database.sqlite".to_string(), text)]),
+        ("2,000 files of 2 KiB", small.map(|(n, content)| (format!("files/{n}.md"), content)).collect()),
+    ]
+}
+
+/// Without compression, so that the tar, its digests and the manifest show.
+fn write(criterion: &mut Criterion) {
+    let text = text(DATABASE_BYTES);
+    let mut group = criterion.benchmark_group("write an archive, plain");
+    group.sample_size(20);
+    for (name, files) in projects(&text) {
+        group.throughput(Throughput::Bytes(files.iter().map(|(_, content)| content.len() as u64).sum()));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| write_archive(Box::new(io::sink()), &files, Compression::None));
+        });
+    }
+}
+
+/// What a verification does: every byte of a file is read, decompressed and compared.
+fn read(criterion: &mut Criterion) {
+    let text = text(DATABASE_BYTES);
+    let dir = tempfile::tempdir().unwrap();
+    let mut group = criterion.benchmark_group("read an archive, gzip 6");
+    group.sample_size(20);
+    for (name, files) in projects(&text) {
+        let path = dir.path().join("archive.tar.gz");
+        write_archive(Box::new(fs::File::create(&path).unwrap()), &files, Compression::Gzip(6));
+        group.throughput(Throughput::Bytes(files.iter().map(|(_, content)| content.len() as u64).sum()));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let report = read_archive(&path, None, &mut Discard, &Task::default(), Phase::Verifying).unwrap();
+                assert_eq!(report.problems, []);
+            });
+        });
+    }
+}
+
+criterion_group!(benches, gzip_member, encoder, pages, write, read);
+criterion_main!(benches);
