@@ -173,15 +173,7 @@ pub fn check(subject: &Subject, scope: Scope, check: &Check) -> Result<Report> {
             compare(project, graph.as_ref(), scope, check, &mut report)?;
         }
     }
-    let repairable = |issues: &mut Vec<Issue>| {
-        let damaged: Vec<Option<String>> =
-            issues.iter().filter(|issue| repair::is_damage(issue)).map(|issue| issue.path.clone()).collect();
-        for issue in issues.iter_mut().filter(|issue| !damaged.contains(&issue.path)) {
-            issue.repair = repair::action_for(issue).map(|action| action.says());
-            issue.repairable = issue.repair.is_some();
-        }
-    };
-    repairable(&mut report.issues);
+    repair::offer(&mut report.issues);
     report.issues.sort_by_key(|issue| (issue.severity, issue.component, issue.code));
     Ok(report)
 }
@@ -339,8 +331,8 @@ fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
 fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report) -> Result<()> {
     let path = &resolved.database;
     report.issues.extend(beside::check(path, named));
-    let conditions = Conditions { scratch: check.scratch, lock_timeout: check.lock_timeout, with_twin: true };
-    let mut snapshot = match snapshot::take(path, conditions, check.cancel)? {
+    let conditions = Conditions { scratch: check.scratch, lock_timeout: check.lock_timeout, with_twin: false };
+    let snapshot = match snapshot::take(path, conditions, check.cancel)? {
         Taken::Snapshot(snapshot) => snapshot,
         Taken::Damaged(_, error) => {
             report.issues.push(structure::refused_to_open(named, &error));
@@ -349,13 +341,9 @@ fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report)
     };
     report.checked.nodes = snapshot.count_rows("nodes");
     report.checked.edges = snapshot.count_rows("edges");
-    let twin = snapshot.twin();
     let (connection, _scratch) = snapshot.into_connection();
     let tables = rows::missing(&connection, named);
-    let integrity = match twin {
-        Some(twin) => quick_check(twin, check.cancel)?,
-        None => quick_check(connection, check.cancel)?,
-    };
+    let integrity = quick_check(connection, check.cancel)?;
     if let Some(first) = integrity.messages.first() {
         let mut found = issue::Found::default();
         integrity.messages.iter().for_each(|message| found.add(message));

@@ -375,15 +375,22 @@ fn configuration_that_cannot_be_used_is_told_by_setting() {
     let fixture = Fixture::new();
     fixture.write(
         ".kg/config.json",
-        br#"{"backup":{"enabled":"yes","compressionLevel":12,"excludePatterns":[1],"schedule":""}}"#,
+        br#"{"database":[],"backup":{"enabled":"yes","compressionLevel":12,"excludePatterns":[1],"schedule":""}}"#,
     );
     let issue = fixture.only(IssueCode::ConfigValue);
-    assert_eq!((issue.count, issue.path.as_deref()), (4, Some(".kg/config.json")));
-    assert_eq!(issue.examples[0], r#"`backup.enabled` is "yes": it should be true or false"#);
+    assert_eq!((issue.count, issue.path.as_deref()), (5, Some(".kg/config.json")));
+    assert_eq!(issue.examples[1], r#"`backup.enabled` is "yes": it should be true or false"#);
     fixture.write(".kg/config.json", b"{ not JSON");
     fixture.write(".kg/agents.json", b"[1,");
     let told: Vec<_> = fixture.check().issues.iter().map(|issue| (issue.code, issue.severity)).collect();
     assert_eq!(told, [(IssueCode::ConfigInvalid, Severity::Error), (IssueCode::ConfigInvalid, Severity::Warning)]);
+}
+
+#[test]
+fn a_restore_that_was_killed_is_told_until_it_is_completed() {
+    let fixture = Fixture::new();
+    fixture.write(".kg/restore-journal.json", b"{}");
+    fixture.only(IssueCode::RestorePending);
 }
 
 #[test]
