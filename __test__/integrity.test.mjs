@@ -333,6 +333,21 @@ describe('freshness', () => {
     expect(() => backupFreshnessCheck({})).toThrow(expect.objectContaining({ code: 'KG_INVALID_OPTION' }));
   });
 
+  test('does not count an incremental backup whose base is gone', async () => {
+    const { root, backups } = makeProject();
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+    const full = await manager.createBackup();
+    await manager.createBackup({ type: 'incremental' });
+    await manager.createBackup({ type: 'incremental' });
+    const { check } = backupFreshnessCheck(manager);
+    expect(await check()).toBe(true);
+    rmSync(full.path);
+    expect(await check()).toBe(false);
+    const health = JSON.parse((await kg(['diag', 'health', '--json', '--backup-dir', backups], { cwd: root })).stdout);
+    expect(health.issues.find((issue) => issue.code === 'KG_ISSUE_BACKUP_CHAIN').count).toBe(2);
+    expect(codes(health)).toContain('KG_ISSUE_BACKUP_NONE');
+  });
+
   test('does not count a backup of a damaged database', async () => {
     const { root, backups, database } = makeProject({ nodes: 2000, journalMode: 'delete' });
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
@@ -369,7 +384,8 @@ describe('kg', () => {
     const cut = await health();
     expect([cut.status, codes(cut)]).toEqual([5, expect.arrayContaining(['KG_ISSUE_BACKUP_UNLISTED'])]);
     writeFileSync(path.join(root, 'file'), '');
-    expect((await kg(['diag', 'health', '--json', '--backup-dir', 'file/below'], { cwd: root })).status).toBe(4);
+    const unusable = await kg(['diag', 'health', '--json', '--backup-dir', 'file/below'], { cwd: root });
+    expect([unusable.status, codes(JSON.parse(unusable.stdout))]).toEqual([4, expect.arrayContaining(['KG_ISSUE_BACKUP_DIR'])]);
 
     breakRows(database);
     expect((await health()).status).toBe(5);

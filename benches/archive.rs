@@ -13,7 +13,8 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use jiff::Timestamp;
 use kg_backup::{
     archive::{
-        gzip::{BLOCK_BYTES, Compression, Encoder, Sink, member},
+        block::{self, Compression, Packer},
+        encoder::{Encoder, Sink},
         manifest::{BackupType, Contents, EntryKind, FORMAT_VERSION, FileRecord, Manifest, Stats, Stored, Tool},
         read::{Discard, read_archive},
         write::{ArchiveWriter, Totals, checksums},
@@ -23,9 +24,9 @@ use kg_backup::{
         check::{Integrity, IntegrityStatus},
         pages::{PageHashes, hash},
     },
+    store::ArchiveFile,
     task::{Phase, Task},
 };
-use libdeflater::{CompressionLvl, Compressor};
 
 const MEBIBYTE: usize = 1024 * 1024;
 /// Of a database as the tar path sees it.
@@ -35,12 +36,27 @@ const PAGE_BYTES: usize = 4096;
 const SMALL_FILES: usize = 2000;
 const SMALL_FILE_BYTES: usize = 2048;
 
+/// Takes everything and keeps nothing.
+struct Memory;
+
+impl Sink for Memory {}
+
+impl Write for Memory {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Sources and documents of this repository, again and again: the distance is larger than deflate's window.
 fn text(bytes: usize) -> Vec<u8> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut text = Vec::new();
     ["src", "docs", "tests", "__test__"].iter().for_each(|dir| add_files(&root.join(dir), &mut text));
-    assert!(text.len() > BLOCK_BYTES, "the repository has more text than this");
+    assert!(text.len() > Compression::ZSTD.block_bytes(), "the repository has more text than this");
     text.iter().copied().cycle().take(bytes).collect()
 }
 
@@ -56,14 +72,17 @@ fn add_files(dir: &Path, text: &mut Vec<u8>) {
     }
 }
 
-/// One member, which is what one core does.
-fn gzip_member(criterion: &mut Criterion) {
-    let block = text(BLOCK_BYTES);
-    let mut group = criterion.benchmark_group("gzip member of 512 KiB, libdeflate level");
-    group.throughput(Throughput::Bytes(block.len() as u64));
-    for level in [1, 5, 9] {
-        let mut compressor = Compressor::new(CompressionLvl::new(level).unwrap());
-        group.bench_function(level.to_string(), |bencher| bencher.iter(|| member(black_box(&block), &mut compressor)));
+/// One block, which is what one core does.
+fn blocks(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("one block");
+    for (name, compression) in
+        [("gzip 1", Compression::Gzip(1)), ("gzip 6", Compression::Gzip(6)), ("zstd 3", Compression::Zstd(3))]
+    {
+        let content = text(compression.block_bytes());
+        let hash = block::hash(&content);
+        let mut packer = Packer::new(compression).unwrap().unwrap();
+        group.throughput(Throughput::Bytes(content.len() as u64));
+        group.bench_function(name, |bencher| bencher.iter(|| packer.pack(black_box(&content), &hash)));
     }
 }
 
@@ -77,7 +96,7 @@ fn encoder(criterion: &mut Criterion) {
     {
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let mut encoder = Encoder::new(Box::new(io::sink()), compression).unwrap();
+                let mut encoder = Encoder::new(Box::new(Memory), compression, None).unwrap();
                 encoder.write_all(black_box(&database)).unwrap();
                 encoder.finish().unwrap()
             });
@@ -143,6 +162,8 @@ fn manifest(totals: Totals) -> Manifest {
         based_on: None,
         based_on_checksum: None,
         deleted: Vec::new(),
+        compression: None,
+        consolidated_from: None,
         project: None,
         tool: Tool::this(),
         archive: None,
@@ -152,8 +173,8 @@ fn manifest(totals: Totals) -> Manifest {
 /// A file's name in the archive, and its content.
 type Named<'a> = (String, &'a [u8]);
 
-fn write_archive(sink: Sink, files: &[Named<'_>], compression: Compression) {
-    let mut writer = ArchiveWriter::new(sink, compression).unwrap();
+fn write_archive(sink: Box<dyn Sink>, files: &[Named<'_>], compression: Compression) {
+    let mut writer = ArchiveWriter::new(sink, compression, None).unwrap();
     for (entry, content) in files {
         writer.add(record(entry.clone(), content.len()), (0, 0), *content).unwrap();
     }
@@ -177,7 +198,7 @@ fn write(criterion: &mut Criterion) {
     for (name, files) in projects(&text) {
         group.throughput(Throughput::Bytes(files.iter().map(|(_, content)| content.len() as u64).sum()));
         group.bench_function(name, |bencher| {
-            bencher.iter(|| write_archive(Box::new(io::sink()), &files, Compression::None));
+            bencher.iter(|| write_archive(Box::new(Memory), &files, Compression::None));
         });
     }
 }
@@ -190,7 +211,7 @@ fn read(criterion: &mut Criterion) {
     group.sample_size(20);
     for (name, files) in projects(&text) {
         let path = dir.path().join("archive.tar.gz");
-        write_archive(Box::new(fs::File::create(&path).unwrap()), &files, Compression::Gzip(6));
+        write_archive(Box::new(ArchiveFile::new(fs::File::create(&path).unwrap())), &files, Compression::Gzip(6));
         group.throughput(Throughput::Bytes(files.iter().map(|(_, content)| content.len() as u64).sum()));
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
@@ -201,5 +222,5 @@ fn read(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, gzip_member, encoder, pages, write, read);
+criterion_group!(benches, blocks, encoder, pages, write, read);
 criterion_main!(benches);

@@ -78,6 +78,17 @@ function milliseconds(name, time) {
   throw invalidOption(`\`${name}\` is ${String(time)}, which is no time`, 'Give milliseconds, or a text such as `24h`, `30m`, `7d`');
 }
 
+/** Whether everything is there that an incremental backup rests on. */
+function hasChain(backup, backups) {
+  const seen = new Set();
+  let link = backup;
+  while (link?.basedOn !== undefined && !seen.has(link.id)) {
+    seen.add(link.id);
+    link = backups.find(({ id }) => id === link.basedOn);
+  }
+  return link !== undefined && !seen.has(link.id);
+}
+
 function backupFreshnessCheck(manager, options = {}) {
   const [{ maxAge = '24h', interval = '1h', name = 'backup-freshness', ...unknown }] = split('backupFreshnessCheck', options);
   const [extra] = Object.keys(unknown);
@@ -88,7 +99,8 @@ function backupFreshnessCheck(manager, options = {}) {
   const limit = milliseconds('maxAge', maxAge);
   milliseconds('interval', interval);
   const check = async () => {
-    const good = (await manager.listBackups()).find((backup) => backup.integrity.status !== 'failed');
+    const backups = await manager.listBackups();
+    const good = backups.find((backup) => backup.integrity.status !== 'failed' && hasChain(backup, backups));
     return good !== undefined && Date.now() - good.timestamp < limit;
   };
   return { name, interval, check };

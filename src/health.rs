@@ -1,6 +1,7 @@
 //! The verb `health`: how a project and its backups stand, told without reading archives.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -99,7 +100,10 @@ fn of_store(store: &Store, checked: &Checked, max_age: Duration, issues: &mut Ve
         ));
         (Vec::new(), Vec::new())
     });
-    let newest = backups.iter().find(|backup| backup.integrity.status != IntegrityStatus::Failed);
+    let broken = broken_chains(&backups);
+    let is_good =
+        |backup: &&Backup| backup.integrity.status != IntegrityStatus::Failed && !broken.contains_key(&backup.id);
+    let newest = backups.iter().find(is_good);
     let age_ms = newest.map(|newest| (Timestamp::now().as_millisecond() - newest.timestamp).max(0) as u64);
     match age_ms {
         None => {
@@ -114,11 +118,13 @@ fn of_store(store: &Store, checked: &Checked, max_age: Duration, issues: &mut Ve
         }
         Some(_) => {}
     }
-    issues.extend(broken_chains(&backups).map(|found| {
+    if !broken.is_empty() {
+        let mut found = Found::default();
+        broken.values().for_each(|why| found.add(why));
         let message = format!("{} incremental backups in {} cannot be restored", found.count, dir.display());
         let remedy = "Put the archives back that they rest on, or make a full backup and delete these";
-        issue(IssueCode::BackupChain, message, remedy).found(found)
-    }));
+        issues.push(issue(IssueCode::BackupChain, message, remedy).found(found));
+    }
     for (archive, is_cut) in unlisted {
         let what = if is_cut { "is not as long as its manifest says" } else { "has no manifest beside it" };
         let message = format!("{} is not listed: it {what}", archive.display());
@@ -139,23 +145,26 @@ fn of_store(store: &Store, checked: &Checked, max_age: Duration, issues: &mut Ve
     }
 }
 
-/// Incremental backups whose base is gone, or is another one of that name.
-fn broken_chains(backups: &[Backup]) -> Option<Found> {
-    let mut found = Found::default();
-    for backup in backups {
+/// Incremental backups that rest, directly or not, on one that is gone or is another one of that name: id, and why.
+fn broken_chains(backups: &[Backup]) -> BTreeMap<String, String> {
+    let mut broken: BTreeMap<String, String> = BTreeMap::new();
+    // A base is older than what rests on it.
+    for backup in backups.iter().rev() {
         let Some(base) = &backup.based_on else { continue };
         let name = backup.path.display().to_string();
         let manifest = manifest_beside(&backup.path).and_then(|json| Manifest::parse(&json, &name).ok());
         let expected = manifest.and_then(|manifest| manifest.based_on_checksum);
-        match backups.iter().find(|other| other.id == *base) {
-            None => found.add(format!("{} rests on {base}, which is not there", backup.id)),
+        let why = match backups.iter().find(|other| other.id == *base) {
+            None => format!("{} rests on {base}, which is not there", backup.id),
             Some(other) if expected.as_ref() != Some(&other.checksum) => {
-                found.add(format!("{} rests on another {base} than the one that is there", backup.id));
+                format!("{} rests on another {base} than the one that is there", backup.id)
             }
-            Some(_) => {}
-        }
+            Some(_) if broken.contains_key(base) => format!("{} rests on {base}, which cannot be restored", backup.id),
+            Some(_) => continue,
+        };
+        broken.insert(backup.id.clone(), why);
     }
-    (!found.is_empty()).then_some(found)
+    broken
 }
 
 /// As large as the newest full backup; as the database where there is none.
@@ -200,9 +209,9 @@ mod tests {
 
     #[test]
     fn a_disk_that_the_next_backup_does_not_fit_on_is_an_error_and_one_for_two_is_fine() {
-        let told = |free, next| space(Path::new("/backups"), free, next).map(|issue| issue.severity);
-        assert_eq!(told(99, 100), Some(Severity::Error));
-        assert_eq!(told(100, 100), Some(Severity::Warning));
+        let told = |free, next| space(Path::new("/backups"), free, next).map(|issue| (issue.code, issue.severity));
+        assert_eq!(told(99, 100), Some((IssueCode::DiskSpace, Severity::Error)));
+        assert_eq!(told(100, 100), Some((IssueCode::DiskSpace, Severity::Warning)));
         assert_eq!(told(200, 100), None);
         assert_eq!(told(0, 0), None);
     }

@@ -31,14 +31,7 @@ pub fn check(database: &Path, named: &Named) -> Vec<Issue> {
         let remedy = "Remove all but one: processes that use another name do not see each other's WAL";
         issues.push(named.issue(IssueCode::DatabaseLinked, message, remedy));
     }
-    if let Some(name) = network_file_system(database) {
-        let message = format!(
-            "{} lies on a network file system ({name}), where SQLite's locks and its WAL may not work",
-            named.path
-        );
-        let remedy = "Move it to a local disk";
-        issues.push(named.issue(IssueCode::NetworkFileSystem, message, remedy));
-    }
+    issues.extend(file_system_of(database).and_then(|file_system| on_network(named, file_system)));
     issues
 }
 
@@ -121,21 +114,19 @@ fn is_header_whole(header: &[u8; WAL_HEADER_BYTES]) -> bool {
     (first, second) == (word(header, 6), word(header, 7))
 }
 
+/// Its number, as `statfs` gives it.
 #[cfg(target_os = "linux")]
-fn network_file_system(path: &Path) -> Option<&'static str> {
-    let found = nix::sys::statfs::statfs(path).ok()?;
-    name_of(found.filesystem_type().0 as u32)
+fn file_system_of(path: &Path) -> Option<u32> {
+    nix::sys::statfs::statfs(path).ok().map(|found| found.filesystem_type().0 as u32)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn network_file_system(_path: &Path) -> Option<&'static str> {
+fn file_system_of(_path: &Path) -> Option<u32> {
     None
 }
 
-/// Network file systems by their number in `statfs`.
-#[cfg(any(target_os = "linux", test))]
-fn name_of(file_system: u32) -> Option<&'static str> {
-    Some(match file_system {
+fn on_network(named: &Named, file_system: u32) -> Option<Issue> {
+    let name = match file_system {
         0x6969 => "NFS",
         0x517b => "SMB",
         0xff53_4d42 => "CIFS",
@@ -144,19 +135,26 @@ fn name_of(file_system: u32) -> Option<&'static str> {
         0x00c3_6400 => "Ceph",
         0x0102_1997 => "9P",
         _ => return None,
-    })
+    };
+    let message =
+        format!("{} lies on a network file system ({name}), where SQLite's locks and its WAL may not work", named.path);
+    Some(named.issue(IssueCode::NetworkFileSystem, message, "Move it to a local disk"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::issue::Part, *};
 
     #[test]
     fn network_file_systems_are_known_by_their_number_and_local_ones_are_none() {
-        assert_eq!(name_of(0x6969), Some("NFS"));
-        assert_eq!(name_of(0xff53_4d42), Some("CIFS"));
+        let named = Named { path: "a.db".into(), part: Part::Database };
+        for (number, name) in [(0x6969, "NFS"), (0xff53_4d42, "CIFS"), (0xfe53_4d42, "SMB 2"), (0x0102_1997, "9P")] {
+            let issue = on_network(&named, number).unwrap();
+            assert_eq!(issue.code, IssueCode::NetworkFileSystem);
+            assert!(issue.message.contains(name), "{}", issue.message);
+        }
         for local in [0xef53, 0x0102_1994, 0x9123_683e, 0x5846_5342, 0x794c_7630] {
-            assert_eq!(name_of(local), None);
+            assert_eq!(on_network(&named, local), None);
         }
     }
 }

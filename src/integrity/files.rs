@@ -38,13 +38,16 @@ enum Kind {
     Text,
     Flag,
     Texts,
+    Section,
     /// A whole number from 1 to this.
     Whole(u64),
 }
 
 /// The settings that the guide documents.
-const SETTINGS: [(&str, Kind); 12] = [
+const SETTINGS: [(&str, Kind); 14] = [
+    ("/database", Kind::Section),
     ("/database/path", Kind::Text),
+    ("/backup", Kind::Section),
     ("/backup/enabled", Kind::Flag),
     ("/backup/schedule", Kind::Text),
     ("/backup/retention", Kind::Whole(u32::MAX as u64)),
@@ -60,6 +63,12 @@ const SETTINGS: [(&str, Kind); 12] = [
 
 /// The files of a project below `.kg/`. Returns how many there are.
 pub fn check(project: &Project, database: &Path, cancel: &Cancel, issues: &mut Vec<Issue>) -> Result<u64> {
+    let journal = project.state_dir().join(exclude::JOURNAL_FILE);
+    if fs::symlink_metadata(&journal).is_ok() {
+        let message = "A restore was interrupted: the project is half of what it was and half of a backup";
+        let remedy = "Run `kg diag backup`, which first takes the restore back or completes it";
+        issues.push(Issue::new(IssueCode::RestorePending, Part::Files, message, remedy).path(shown(project, &journal)));
+    }
     issues.extend(configuration(project));
     let mut walk = Walk { cancel, count: 0, unreadable: Found::default(), exposed: Found::default() };
     walk.directory(&project.state_dir(), STATE_DIR)?;
@@ -123,6 +132,7 @@ fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
         let Some(value) = config.pointer(pointer) else { continue };
         let (fits, should) = match kind {
             Kind::Text => (value.as_str().is_some_and(|text| !text.is_empty()), "a text".to_string()),
+            Kind::Section => (value.is_object(), "an object".to_string()),
             Kind::Flag => (value.is_boolean(), "true or false".to_string()),
             Kind::Texts => {
                 let list = value.as_array();

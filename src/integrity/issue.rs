@@ -67,6 +67,8 @@ issue_codes! {
     DatabaseLinked = "KG_ISSUE_DATABASE_LINKED", Warning;
     /// Something that could not be checked.
     NotChecked = "KG_ISSUE_NOT_CHECKED", Info;
+    /// A restore was interrupted: the project is half of what it was and half of a backup.
+    RestorePending = "KG_ISSUE_RESTORE_PENDING", Error;
     /// A configuration file that is not JSON.
     ConfigInvalid = "KG_ISSUE_CONFIG_INVALID", Error;
     /// A setting of the wrong type, or out of range.

@@ -45,7 +45,7 @@ use crate::{
     error::{Code, Error, Result},
     project::{Project, STATE_DIR, names},
     sqlite::{
-        check::{quick_check, quick_check_on_two},
+        check::{bound, quick_check_on},
         forget_fulltext,
         private::{self, Private},
         snapshot::{self, Conditions, Taken},
@@ -55,11 +55,6 @@ use crate::{
 
 /// What the names of scratch directories of checks start with.
 pub const SCRATCH_PREFIX: &str = ".kg-check-";
-/// SQLite calls back after this many instructions of its virtual machine.
-const INSTRUCTIONS_PER_CALLBACK: i32 = 100_000;
-/// A sound database takes a fraction of this many instructions; damaged pages can lead in a circle.
-const LEAST_INSTRUCTIONS: u64 = 1_000_000_000;
-const INSTRUCTIONS_PER_BYTE: u64 = 100;
 /// How often the database is read: copied, its structure, its full-text indexes, its rows.
 const READINGS: u64 = 4;
 
@@ -173,15 +168,7 @@ pub fn check(subject: &Subject, scope: Scope, check: &Check) -> Result<Report> {
             compare(project, graph.as_ref(), scope, check, &mut report)?;
         }
     }
-    let repairable = |issues: &mut Vec<Issue>| {
-        let damaged: Vec<Option<String>> =
-            issues.iter().filter(|issue| repair::is_damage(issue)).map(|issue| issue.path.clone()).collect();
-        for issue in issues.iter_mut().filter(|issue| !damaged.contains(&issue.path)) {
-            issue.repair = repair::action_for(issue).map(|action| action.says());
-            issue.repairable = issue.repair.is_some();
-        }
-    };
-    repairable(&mut report.issues);
+    repair::offer(&mut report.issues);
     report.issues.sort_by_key(|issue| (issue.severity, issue.component, issue.code));
     Ok(report)
 }
@@ -293,13 +280,15 @@ fn thoroughly(
 
 /// The two that take longest, beside each other.
 fn structure_and_fulltext(private: &Private, named: &Named, size: u64, check: &Check) -> Result<Vec<Issue>> {
+    // Pages that lead in a circle would keep it for as long as its content seems to be.
+    let stop = Cancel::default();
     let fulltext = || -> Result<Vec<Issue>> {
-        let own = open(private.database(), size, check)?;
+        let own = open_until(private.database(), size, check, &stop)?;
         // Nothing of it is to be written, not even to the copy.
         let began = own.execute_batch("BEGIN");
         let found = if began.is_ok() { fulltext::check(&own, named, check)? } else { Vec::new() };
         check.gauge.add(size);
-        Ok(found)
+        Ok(if stop.is_cancelled() { Vec::new() } else { found })
     };
     thread::scope(|threads| {
         let beside = threads.spawn(fulltext);
@@ -307,6 +296,9 @@ fn structure_and_fulltext(private: &Private, named: &Named, size: u64, check: &C
         forget_fulltext(&own);
         let mut found = structure::integrity_check(&own, named, check)?;
         check.gauge.add(size);
+        if found.iter().any(repair::is_damage) {
+            stop.cancel();
+        }
         let panicked =
             |_| Err(Error::new(Code::Internal, "The check of full-text indexes panicked", "Please report this"));
         add_new(&mut found, beside.join().unwrap_or_else(panicked)?);
@@ -339,49 +331,43 @@ fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
 fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report) -> Result<()> {
     let path = &resolved.database;
     report.issues.extend(beside::check(path, named));
-    let conditions = Conditions { scratch: check.scratch, lock_timeout: check.lock_timeout, with_twins: true };
-    let mut snapshot = match snapshot::take(path, conditions, check.cancel)? {
+    let conditions = Conditions { scratch: check.scratch, lock_timeout: check.lock_timeout, with_twins: false };
+    let snapshot = match snapshot::take(path, conditions, check.cancel)? {
         Taken::Snapshot(snapshot) => snapshot,
         Taken::Damaged(_, error) => {
             report.issues.push(structure::refused_to_open(named, &error));
             return Ok(());
         }
     };
-    report.checked.nodes = snapshot.count_rows("nodes");
-    report.checked.edges = snapshot.count_rows("edges");
-    let twins = snapshot.twins();
-    let (connection, _scratch) = snapshot.into_connection();
-    let tables = rows::missing(&connection, named);
-    let integrity = match twins {
-        Some(twins) => quick_check_on_two(*twins, check.cancel)?,
-        None => quick_check(connection, check.cancel)?,
-    };
+    let (mut connection, _scratch) = snapshot.into_connection();
+    let integrity = quick_check_on(&mut connection, check.cancel)?;
     if let Some(first) = integrity.messages.first() {
         let mut found = issue::Found::default();
         integrity.messages.iter().for_each(|message| found.add(message));
         let message = format!("{} is damaged: {first}", named.path);
         report.issues.push(named.issue(IssueCode::DatabaseDamaged, message, structure::RESTORE).found(found));
-    } else if let Ok(tables) = tables {
-        report.issues.extend(tables);
+    } else {
+        report.checked.nodes = rows::count(&connection, "nodes").unwrap_or(0);
+        report.checked.edges = rows::count(&connection, "edges").unwrap_or(0);
+        report.issues.extend(rows::missing(&connection, named).unwrap_or_default());
     }
     Ok(())
 }
 
 /// Opens a private copy. Its checks end when they are cancelled, and when damaged pages lead them in a circle.
 fn open(database: &Path, size: u64, check: &Check) -> Result<Connection> {
+    open_until(database, size, check, &Cancel::default())
+}
+
+/// As [`open`]; `stop` ends it too.
+fn open_until(database: &Path, size: u64, check: &Check, stop: &Cancel) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened = || -> rusqlite::Result<Connection> {
         let mut connection = Connection::open_with_flags(database, flags)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false)?;
-        let left =
-            AtomicU64::new((LEAST_INSTRUCTIONS + size * INSTRUCTIONS_PER_BYTE) / INSTRUCTIONS_PER_CALLBACK as u64);
-        let cancel = check.cancel.clone();
-        let must_end = move || {
-            let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
-            cancel.is_cancelled() || before.is_err()
-        };
-        connection.progress_handler(INSTRUCTIONS_PER_CALLBACK, Some(must_end))?;
+        let (cancel, stop) = (check.cancel.clone(), stop.clone());
+        bound(&mut connection, size, move || cancel.is_cancelled() || stop.is_cancelled())?;
         Ok(connection)
     };
     let connection = opened().map_err(|cause| Error::sqlite("open a copy of", database, cause))?;

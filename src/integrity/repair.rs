@@ -59,9 +59,22 @@ pub struct Done {
     pub error: Option<Error>,
 }
 
-/// Whether pages themselves are damaged: then nothing else about that file is repaired.
+/// Whether pages themselves are damaged.
 pub fn is_damage(issue: &Issue) -> bool {
     matches!(issue.code, IssueCode::DatabaseDamaged | IssueCode::NotADatabase)
+}
+
+/// Says of each issue whether repair can do something about it, and what. Where pages of a file are damaged, nothing else in it
+/// is worked on.
+pub fn offer(issues: &mut [Issue]) {
+    let damaged: Vec<Option<String>> =
+        issues.iter().filter(|issue| is_damage(issue)).map(|issue| issue.path.clone()).collect();
+    for issue in issues {
+        let is_left = !is_damage(issue) && damaged.contains(&issue.path);
+        let action = action_for(issue).filter(|_| !is_left);
+        issue.repair = action.map(|action| action.says());
+        issue.repairable = issue.repair.is_some();
+    }
 }
 
 /// What repair does about an issue; `None` where it can do nothing.
@@ -78,7 +91,7 @@ pub fn action_for(issue: &Issue) -> Option<Action> {
         IssueCode::TagOrphan => remove(&["node_id", "tag_id"]),
         // Only those in SQLite name their table.
         IssueCode::VectorOrphan => remove(&["id"]),
-        // Damaged pages: what can still be read would be salvaged from here. Until then only a backup helps.
+        // Salvage: what can still be read of damaged pages would be an action from here. Until then only a backup helps.
         IssueCode::DatabaseDamaged | IssueCode::NotADatabase => None,
         _ => None,
     };

@@ -316,6 +316,50 @@ fn no_damage_makes_a_check_fail_hang_or_find_nothing() {
     }
 }
 
+/// Interior pages of a table, each of which leads a hundred times to the next: more rows than anyone can read.
+#[test]
+fn pages_that_lead_in_circles_end_a_check_and_are_reported() {
+    const LEVELS: u32 = 6;
+    let fixture = Fixture::new();
+    let root = Connection::open(fixture.path(".kg/knowledge.db"))
+        .unwrap()
+        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'nodes'", [], |row| row.get::<_, u32>(0))
+        .unwrap();
+    let interior = |child: u32| {
+        let mut page = vec![0; 4096];
+        let cells = 100_u16;
+        let start = 4096 - 5 * cells;
+        page[0] = 5;
+        page[3..5].copy_from_slice(&cells.to_be_bytes());
+        page[5..7].copy_from_slice(&start.to_be_bytes());
+        page[8..12].copy_from_slice(&child.to_be_bytes());
+        for cell in 0..cells {
+            let at = start + 5 * cell;
+            page[12 + 2 * usize::from(cell)..][..2].copy_from_slice(&at.to_be_bytes());
+            page[usize::from(at)..][..4].copy_from_slice(&child.to_be_bytes());
+            page[usize::from(at) + 4] = cell as u8 + 1;
+        }
+        page
+    };
+    fixture.damage(|bytes| {
+        let pages = bytes.len() as u32 / 4096;
+        let at = (root as usize - 1) * 4096;
+        assert_eq!(bytes[at], 5, "the root of the table is an interior page");
+        let leaf = u32::from_be_bytes(bytes[at + 8..at + 12].try_into().unwrap());
+        bytes[at..at + 4096].copy_from_slice(&interior(pages + 1));
+        for level in 1..=LEVELS {
+            bytes.extend(interior(if level == LEVELS { leaf } else { pages + level + 1 }));
+        }
+        bytes[28..32].copy_from_slice(&(pages + LEVELS).to_be_bytes());
+    });
+    let began = std::time::Instant::now();
+    assert!(fixture.codes().contains("KG_ISSUE_DATABASE_DAMAGED"));
+    let quick = Scope { quick: true, ..Scope::ALL };
+    let report = fixture.check_as(&Subject::of(fixture.dir.path(), None), quick);
+    assert!(report.issues.iter().any(|issue| issue.code == IssueCode::DatabaseDamaged), "{report:?}");
+    assert!(began.elapsed() < Duration::from_secs(300));
+}
+
 #[test]
 fn a_wal_of_another_database_is_recognised_and_one_that_cannot_be_read_too() {
     let fixture = Fixture::new();
@@ -375,15 +419,22 @@ fn configuration_that_cannot_be_used_is_told_by_setting() {
     let fixture = Fixture::new();
     fixture.write(
         ".kg/config.json",
-        br#"{"backup":{"enabled":"yes","compressionLevel":12,"excludePatterns":[1],"schedule":""}}"#,
+        br#"{"database":[],"backup":{"enabled":"yes","compressionLevel":12,"excludePatterns":[1],"schedule":""}}"#,
     );
     let issue = fixture.only(IssueCode::ConfigValue);
-    assert_eq!((issue.count, issue.path.as_deref()), (4, Some(".kg/config.json")));
-    assert_eq!(issue.examples[0], r#"`backup.enabled` is "yes": it should be true or false"#);
+    assert_eq!((issue.count, issue.path.as_deref()), (5, Some(".kg/config.json")));
+    assert_eq!(issue.examples[1], r#"`backup.enabled` is "yes": it should be true or false"#);
     fixture.write(".kg/config.json", b"{ not JSON");
     fixture.write(".kg/agents.json", b"[1,");
     let told: Vec<_> = fixture.check().issues.iter().map(|issue| (issue.code, issue.severity)).collect();
     assert_eq!(told, [(IssueCode::ConfigInvalid, Severity::Error), (IssueCode::ConfigInvalid, Severity::Warning)]);
+}
+
+#[test]
+fn a_restore_that_was_killed_is_told_until_it_is_completed() {
+    let fixture = Fixture::new();
+    fixture.write(".kg/restore-journal.json", b"{}");
+    fixture.only(IssueCode::RestorePending);
 }
 
 #[test]

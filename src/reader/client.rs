@@ -127,9 +127,14 @@ impl Reader {
 
     /// Repairs and waits for the end; as [`Reader::apply`].
     pub fn repair(launch: &Launch, request: RepairRequest) -> Result<Vec<Done>> {
-        match Reader::change(launch, Request::Repair(request))? {
-            Message::Repaired { done } => Ok(done),
-            _ => Err(out_of_turn()),
+        match Reader::start(launch, Request::Repair(request), &Cancel::default())?.next() {
+            Ok(Answer::Message(Message::Repaired { done })) => Ok(done),
+            Ok(_) => Err(out_of_turn()),
+            Err(error) if error.code == Code::ReaderDied => Err(Error {
+                remedy: "Each database is repaired as a whole or not at all: check again to see which".into(),
+                ..error
+            }),
+            Err(error) => Err(error),
         }
     }
 

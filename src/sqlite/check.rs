@@ -1,6 +1,9 @@
 //! What SQLite says of the health of a snapshot.
 
-use std::thread;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
 
 use rusqlite::{Connection, ErrorCode};
 use serde::{Deserialize, Serialize};
@@ -16,6 +19,25 @@ use crate::{
 const MAX_FINDINGS: u32 = 100;
 /// SQLite calls back after this many virtual machine instructions, to see whether the task was cancelled.
 const INSTRUCTIONS_PER_CALLBACK: i32 = 100_000;
+/// A check of a sound database takes a fraction of this many instructions; damaged pages can lead in a circle.
+const LEAST_INSTRUCTIONS: u64 = 200_000_000;
+const INSTRUCTIONS_PER_BYTE: u64 = 50;
+
+/// Ends what `connection` does (with `SQLITE_INTERRUPT`) when `must_end` says so, or when all that was done on it is more than
+/// checks of a sound database of that size can take.
+pub fn bound(
+    connection: &mut Connection,
+    size_bytes: u64,
+    must_end: impl Fn() -> bool + Send + 'static,
+) -> rusqlite::Result<()> {
+    let instructions = LEAST_INSTRUCTIONS + size_bytes.saturating_mul(INSTRUCTIONS_PER_BYTE);
+    let left = AtomicU64::new(instructions / INSTRUCTIONS_PER_CALLBACK as u64);
+    let is_spent = move || {
+        let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        must_end() || before.is_err()
+    };
+    connection.progress_handler(INSTRUCTIONS_PER_CALLBACK, Some(is_spent))
+}
 
 /// What `PRAGMA quick_check` said.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,16 +58,21 @@ pub enum IntegrityStatus {
 }
 
 /// Runs `PRAGMA quick_check` in the read transaction of `connection`. Damage is a result, not an error.
-pub fn quick_check(connection: Connection, cancel: &Cancel) -> Result<Integrity> {
+pub fn quick_check(mut connection: Connection, cancel: &Cancel) -> Result<Integrity> {
+    quick_check_on(&mut connection, cancel)
+}
+
+/// As [`quick_check`], for a connection that is used again.
+pub fn quick_check_on(connection: &mut Connection, cancel: &Cancel) -> Result<Integrity> {
     findings(connection, |_| Ok(vec![format!("PRAGMA quick_check({MAX_FINDINGS})")]), cancel).map(Integrity::of)
 }
 
 /// The same, on two connections at one commit beside each other: SQLite reads all of every full-text index, which takes longer than
 /// everything else together.
-pub fn quick_check_on_two([structure, fulltext]: [Connection; 2], cancel: &Cancel) -> Result<Integrity> {
+pub fn quick_check_on_two([structure, mut fulltext]: [Connection; 2], cancel: &Cancel) -> Result<Integrity> {
     forget_fulltext(&structure);
     let (structure, fulltext) = thread::scope(|threads| {
-        let beside = threads.spawn(|| findings(fulltext, fulltext_checks, cancel));
+        let beside = threads.spawn(|| findings(&mut fulltext, fulltext_checks, cancel));
         (quick_check(structure, cancel), beside.join())
     });
     let panicked = |_| Err(Error::new(Code::Internal, "The check of full-text indexes panicked", "Please report this"));
@@ -63,15 +90,17 @@ fn fulltext_checks(connection: &Connection) -> rusqlite::Result<Vec<String>> {
 
 /// What the pragmas say that `pragmas` names; nothing where all is well.
 fn findings(
-    mut connection: Connection,
+    connection: &mut Connection,
     pragmas: impl FnOnce(&Connection) -> rusqlite::Result<Vec<String>>,
     cancel: &Cancel,
 ) -> Result<Vec<String>> {
     let stop = cancel.clone();
     let found = || -> rusqlite::Result<Vec<String>> {
-        connection.progress_handler(INSTRUCTIONS_PER_CALLBACK, Some(move || stop.is_cancelled()))?;
+        let size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
+        let size = connection.query_row(size, [], |row| row.get(0))?;
+        bound(connection, size, move || stop.is_cancelled())?;
         let mut lines = Vec::new();
-        for pragma in pragmas(&connection)? {
+        for pragma in pragmas(connection)? {
             let mut statement = connection.prepare(&pragma)?;
             let said: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
             lines.extend(said.into_iter().filter(|line| line != "ok"));
@@ -79,7 +108,10 @@ fn findings(
         Ok(lines)
     };
     match found() {
-        Err(cause) if cause.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => Err(Error::aborted()),
+        Err(cause) if cause.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => {
+            cancel.check()?;
+            Ok(vec!["quick_check could not finish: pages lead in a circle".to_string()])
+        }
         Err(cause) => Ok(vec![format!("quick_check could not finish: {cause}")]),
         lines => Ok(lines.unwrap_or_default()),
     }

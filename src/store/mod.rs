@@ -28,7 +28,9 @@ use std::{
 
 use serde::Serialize;
 
-pub use self::{catalog::manifest_beside, lock::StoreLock, names::is_id, pins::Pin, write::NewBackup};
+pub use self::{
+    catalog::manifest_beside, lock::StoreLock, names::is_id, pins::Pin, sink::ArchiveFile, write::NewBackup,
+};
 use crate::{
     archive::manifest::{Contents, Manifest, Stats},
     durable,
