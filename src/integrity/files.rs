@@ -31,7 +31,11 @@ const OTHERS_READ: u32 = 0o044;
 /// Of files that hold keys, whatever else is in their name.
 const KEY_ENDINGS: [&str; 4] = [".key", ".pem", ".p12", ".age"];
 /// Parts of names, of files and of settings, that stand for something secret.
-const SECRET_NAMES: [&str; 5] = ["passphrase", "password", "secret", "private_key", "token"];
+const SECRET_NAMES: [&str; 4] = ["passphrase", "password", "secret", "private_key"];
+/// The same at the end of names only: a tokenizer is no token.
+const SECRET_ENDINGS: [&str; 3] = ["token", "apikey", "api_key"];
+/// Endings of files that are data or text, whatever they are about.
+const PLAIN_ENDINGS: [&str; 3] = [".json", ".md", ".txt"];
 
 /// What a setting must be.
 enum Kind {
@@ -180,7 +184,8 @@ fn secret_settings(value: &Value, name: &str, found: &mut Found) {
 
 fn is_secret(name: &str) -> bool {
     let name = name.to_lowercase().replace(['-', ' '], "_");
-    SECRET_NAMES.iter().any(|secret| name.contains(secret)) || name.ends_with("apikey") || name.ends_with("api_key")
+    SECRET_NAMES.iter().any(|secret| name.contains(secret))
+        || SECRET_ENDINGS.iter().any(|secret| name.ends_with(secret))
 }
 
 // ---- What can be read and written ----
@@ -236,7 +241,7 @@ fn is_key(name: &str, found: &Metadata) -> bool {
         || name == "key"
         || name == ".env"
         || name.starts_with("id_") && !name.contains('.')
-        || !name.ends_with(".json") && is_secret(&name);
+        || !PLAIN_ENDINGS.iter().any(|ending| name.ends_with(ending)) && is_secret(&name);
     looks && found.is_file() && found.permissions().mode() & OTHERS_READ != 0
 }
 

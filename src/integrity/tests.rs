@@ -472,7 +472,10 @@ fn what_cannot_be_read_and_what_others_may_read_or_write_is_told() {
     set(".kg/signing.key", 0o640);
     assert_eq!(fixture.only(IssueCode::KeyExposed).path.as_deref(), Some(".kg/signing.key"));
     set(".kg/signing.key", 0o600);
-    fixture.write(".kg/config.json", br#"{"storage":{"secretAccessKey":"do-not-show"}}"#);
+    for harmless in ["tokenizer.bin", "secret-santa.md", "keynote"] {
+        fixture.write(&format!(".kg/{harmless}"), b"text");
+    }
+    fixture.write(".kg/config.json", br#"{"tokenizer":"plain","storage":{"secretAccessKey":"do-not-show"}}"#);
     set(".kg/config.json", 0o644);
     let issue = fixture.only(IssueCode::KeyExposed);
     assert_eq!(issue.examples, ["storage.secretAccessKey"]);
