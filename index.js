@@ -3,6 +3,7 @@
 // The JavaScript face of the addon. See index.d.ts for what each export does.
 
 const { BackupManager, createBackupManager } = require('./lib/manager.js');
+const { BackupScheduler } = require('./lib/scheduler.js');
 const { KgError } = require('./lib/errors.js');
 
-module.exports = { BackupManager, KgError, createBackupManager };
+module.exports = { BackupManager, BackupScheduler, KgError, createBackupManager };

@@ -6,6 +6,7 @@ const { fileURLToPath } = require('node:url');
 const { invalidOption } = require('./errors.js');
 const { assertFunction, call, callBack, checkConfig } = require('./native.js');
 const { kgPath } = require('./platform.js');
+const { BackupScheduler, NEXT_RUN } = require('./scheduler.js');
 
 /** An options object without the fields that do not go to the addon. */
 function split(name, options = {}) {
@@ -129,6 +130,16 @@ class BackupManager {
     const [given, control] = split('undoRestore', options);
     const resolved = { ...given, targetDir: given.targetDir === undefined ? undefined : toAbsolute(given.targetDir) };
     return call({ call: 'undoRestore', config: this.#config, options: resolved }, control);
+  }
+
+  scheduler(options = {}) {
+    const [given] = split('scheduler', options);
+    return new BackupScheduler({ schedule: this.#config.schedule, ...given, backupManager: this });
+  }
+
+  /** For a scheduler: what its next run makes, and when the last one was. */
+  async [NEXT_RUN](options) {
+    return call({ call: 'nextRun', config: this.#config, options });
   }
 }
 

@@ -76,4 +76,9 @@ function checkConfig(config) {
   decode(addon.checkConfig(encode(config)));
 }
 
-module.exports = { assertFunction, call, callBack, checkConfig };
+/** What a scheduler does next: see src/node/schedule.rs. */
+function planSchedule(request) {
+  return decode(addon.planSchedule(encode(request)));
+}
+
+module.exports = { assertFunction, call, callBack, checkConfig, planSchedule };

@@ -14,6 +14,7 @@
 //! | [`node`], [`cli`] | the two faces: the addon and the command `kg` |
 //! | [`backup`], [`restore`], [`undo`], [`verify`], [`retention`] | the verbs |
 //! | [`chain`], [`base`] | a full backup and the incremental ones that rest on it; what the next one may rest on |
+//! | [`schedule`] | when backups happen by themselves: a plan that is told the time |
 //! | [`reader`] | the one place that opens files of a live project; a process of its own inside a host |
 //! | [`archive`] | the container: tar, gzip, manifest, checksums, seal |
 //! | [`store`] | the directory where archives are kept: catalog, lock, atomic writing |
@@ -38,6 +39,7 @@ pub mod project;
 pub mod reader;
 pub mod restore;
 pub mod retention;
+pub mod schedule;
 pub mod sqlite;
 pub mod store;
 pub mod task;

@@ -257,6 +257,7 @@ mod tests {
             integrity: Integrity { status, messages: Vec::new() },
             warnings: Vec::new(),
             based_on: None,
+            project: None,
         }
     }
 

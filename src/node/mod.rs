@@ -9,6 +9,7 @@
 //! files and names, waits for a backup.
 
 mod options;
+mod schedule;
 
 use std::{panic, sync::Arc, thread};
 
@@ -103,6 +104,12 @@ pub fn check_config(config: String) -> String {
     outcome(|| options::Config::parse(&config).map(|_| Value::Null))
 }
 
+/// What a scheduler does next. Returns `{"ok": {state, action, retryAt}}` or `{"error": …}`; touches no file.
+#[napi]
+pub fn plan_schedule(request: String) -> String {
+    outcome(|| schedule::plan(&request))
+}
+
 /// JSON of a result; a panic is an error of the code `KG_INTERNAL`.
 fn outcome(work: impl FnOnce() -> Result<Value>) -> String {
     let done = panic::catch_unwind(panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
@@ -142,6 +149,7 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
         Call::Prune { config, options } => {
             value(prune(&config.store()?, config.retention(), options.dry_run(), config.lock_timeout(), task)?)
         }
+        Call::NextRun { config, options } => schedule::next_run(&config, &options),
     }
 }
 

@@ -7,6 +7,7 @@ use std::{path::PathBuf, time::Duration};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use super::schedule::NextRun;
 use crate::{
     archive::{gzip::Compression, manifest::BackupType},
     backup::{BackupOptions, DEFAULT_LEVEL, DEFAULT_LOCK_TIMEOUT},
@@ -15,6 +16,7 @@ use crate::{
     reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
     restore::RestoreOptions,
     retention::{Keep, Policy},
+    schedule::cron::Cadence,
     store::Store,
     undo::UndoOptions,
 };
@@ -32,6 +34,7 @@ pub enum Call {
     Restore { config: Config, options: Restoration },
     UndoRestore { config: Config, options: UndoRestoration },
     Prune { config: Config, options: PruneOptions },
+    NextRun { config: Config, options: NextRun },
 }
 
 impl Call {
@@ -59,7 +62,7 @@ pub struct Config {
     keep: Option<KeepOptions>,
     undo_retention_days: Option<f64>,
     strict: Option<bool>,
-    schedule: Option<Value>,
+    schedule: Option<String>,
     storage_options: Option<Value>,
     encryption: Option<Value>,
     /// The `kg` executable that serves as reader.
@@ -74,8 +77,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
-        let later =
-            [("schedule", &self.schedule), ("storageOptions", &self.storage_options), ("encryption", &self.encryption)];
+        let later = [("storageOptions", &self.storage_options), ("encryption", &self.encryption)];
         for (name, value) in later {
             if value.is_some() {
                 return Err(Error::new(
@@ -90,6 +92,7 @@ impl Config {
         whole("retentionDays", self.retention_days, 1, "a number of days")?;
         whole("maxBackups", self.max_backups, 1, "a number of backups")?;
         self.keep.as_ref().map_or(Ok(()), KeepOptions::check)?;
+        self.schedule.as_ref().map_or(Ok(()), |schedule| Cadence::parse(schedule, None).map(|_| ()))?;
         whole("undoRetentionDays", self.undo_retention_days, 1, "a number of days")?;
         self.store().map(|_| ())
     }
@@ -291,7 +294,7 @@ impl UndoRestoration {
     }
 }
 
-fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
+pub(super) fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
     serde_json::from_str(json).map_err(|cause| {
         // serde_json ends its sentence with a place in the text, which JavaScript's caller never saw.
         let text = cause.to_string();
@@ -315,7 +318,7 @@ pub fn compression(compress: Option<bool>, level: Option<f64>) -> Result<Compres
     Ok(if compress.unwrap_or(true) { Compression::Gzip(level) } else { Compression::None })
 }
 
-fn whole(name: &str, value: Option<f64>, least: u32, what: &str) -> Result<()> {
+pub(super) fn whole(name: &str, value: Option<f64>, least: u32, what: &str) -> Result<()> {
     match value {
         Some(value) if value.fract() != 0.0 || value < f64::from(least) || value > f64::from(u32::MAX) => {
             Err(Error::invalid(format!("`{name}` is {value}, not {what} of at least {least}"), "Give a whole number"))

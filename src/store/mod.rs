@@ -64,6 +64,9 @@ pub struct Backup {
     pub warnings: Vec<Warning>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub based_on: Option<String>,
+    /// Tells projects apart that share a store.
+    #[serde(skip)]
+    pub project: Option<String>,
 }
 
 impl Store {
@@ -145,6 +148,7 @@ impl Backup {
             integrity: manifest.integrity,
             warnings: manifest.warnings,
             based_on: manifest.based_on,
+            project: manifest.project,
         })
     }
 }
