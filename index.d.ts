@@ -25,11 +25,15 @@
  */
 export declare function createBackupManager(config?: BackupManagerConfig): BackupManager;
 
-/** What a manager backs up, where to, and how. The guide's section "Backup Configuration". */
+/**
+ * What a manager backs up, where to, and how. The guide's section "Backup Configuration". What is absent is as the project's
+ * `.kg/config.json` has it (`kg config show --all`, `docs/schedule.md`), and otherwise as the defaults here say. A setting there that cannot be
+ * used does not count, and is a `KG_WARN_CONFIG` of each backup.
+ */
 export interface BackupConfig {
   /**
    * The directory of the backups, made when it is needed. Relative paths start at the working directory of the moment.
-   * It may not lie inside `.kg/`, except as `.kg/backups`. Default: `.kg/backups` of the project.
+   * It may not lie inside `.kg/`, except as `.kg/backups`. Default: `backup.dir` of `.kg/config.json`, else `.kg/backups` of the project.
    */
   backupDir: string;
   /** Compress with gzip (`.tar.gz`); otherwise archives are plain (`.tar`). Default: true. */
@@ -107,7 +111,7 @@ export declare class BackupManager {
 
   /** Absolute. */
   readonly projectRoot: string;
-  /** Absolute. */
+  /** Absolute. Where neither the configuration nor `.kg/config.json` names one: `.kg/backups`. The latter is looked up each time. */
   readonly backupDir: string;
 
   /**
@@ -332,7 +336,7 @@ export interface CreateBackupOptions
         'compression' | 'compressionLevel' | 'includeVectors' | 'includePluginData' | 'excludePatterns' | 'checkSource' | 'strict'
       >
     > {
-  /** Default: `full`. */
+  /** Default: `backup.type` of `.kg/config.json`, else `full`. */
   type?: BackupType;
   /** A note that is kept with the backup. */
   description?: string;
@@ -622,6 +626,7 @@ export interface RestoreResult {
 export type KgErrorCode =
   | 'KG_INVALID_OPTION'
   | 'KG_UNSUPPORTED'
+  | 'KG_CONFIG_INVALID'
   | 'KG_NO_PROJECT'
   | 'KG_INCOMPLETE'
   | 'KG_NO_DATABASE'
@@ -651,6 +656,7 @@ export type KgErrorCode =
   | 'KG_READER_DIED'
   | 'KG_READER_VERSION'
   | 'KG_READER_PROTOCOL'
+  | 'KG_SERVICE'
   | 'KG_INTERNAL';
 
 /** What happened and what to do about it. The message holds both. */

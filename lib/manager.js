@@ -4,7 +4,7 @@ const path = require('node:path');
 const { fileURLToPath } = require('node:url');
 
 const { invalidOption } = require('./errors.js');
-const { assertFunction, call, callBack, checkConfig } = require('./native.js');
+const { assertFunction, backupDir, call, callBack, checkConfig } = require('./native.js');
 const { kgPath } = require('./platform.js');
 const { BackupScheduler, NEXT_RUN } = require('./scheduler.js');
 
@@ -59,7 +59,7 @@ class BackupManager {
   }
 
   get backupDir() {
-    return this.#config.backupDir ?? path.join(this.projectRoot, '.kg', 'backups');
+    return this.#config.backupDir ?? backupDir(this.#config);
   }
 
   async createBackup(options) {

@@ -24,9 +24,11 @@ use serde_json::{Value, json};
 use self::options::Call;
 use crate::{
     backup::create_backup,
-    error::{Code, Error, Result},
+    error::{Code, Error, Result, Warning},
+    reader::client::Reader,
     restore::restore,
     retention::prune,
+    store::Store,
     task::{Cancel, Progress, Task},
     undo::undo_restore,
     verify::check_backup,
@@ -110,6 +112,27 @@ pub fn plan_schedule(request: String) -> String {
     outcome(|| schedule::plan(&request))
 }
 
+/// The absolute directory of a manager whose configuration names none: `{"ok": …}` or `{"error": …}`. Asks a reader, for some
+/// milliseconds.
+#[napi]
+pub fn backup_dir(config: String) -> String {
+    outcome(|| value(settled(options::Config::parse(&config)?)?.0.store()?.dir()))
+}
+
+/// The configuration with what the project's settings add to it, and what of those cannot be used.
+fn settled(mut config: options::Config) -> Result<(options::Config, Vec<Warning>)> {
+    let (settings, warnings) = Reader::settings(&config.launch(), &config.project_root)?;
+    config.complete(&settings);
+    Ok((config, warnings))
+}
+
+/// As [`settled`], where only the store is needed: without a reader where the configuration names it.
+fn store(config: options::Config) -> Result<(options::Config, Store)> {
+    let config = if config.names_a_store() { config } else { settled(config)?.0 };
+    let store = config.store()?;
+    Ok((config, store))
+}
+
 /// JSON of a result; a panic is an error of the code `KG_INTERNAL`.
 fn outcome(work: impl FnOnce() -> Result<Value>) -> String {
     let done = panic::catch_unwind(panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
@@ -126,30 +149,38 @@ fn outcome(work: impl FnOnce() -> Result<Value>) -> String {
 fn dispatch(call: &str, task: &Task) -> Result<Value> {
     match Call::parse(call)? {
         Call::CreateBackup { config, options } => {
+            let (config, warnings) = settled(config)?;
             let options = options.resolve(&config)?;
-            value(create_backup(&config.project_root, &config.store()?, &config.launch(), &options, task)?)
+            let mut created = create_backup(&config.project_root, &config.store()?, &config.launch(), &options, task)?;
+            created.backup.warnings.extend(warnings);
+            value(created)
         }
-        Call::ListBackups { config } => value(config.store()?.list()?),
-        Call::GetBackup { config, id } => value(config.store()?.get(&id)?),
-        Call::GetLatestBackup { config } => value(config.store()?.latest()?),
+        Call::ListBackups { config } => value(store(config)?.1.list()?),
+        Call::GetBackup { config, id } => value(store(config)?.1.get(&id)?),
+        Call::GetLatestBackup { config } => value(store(config)?.1.latest()?),
         Call::DeleteBackup { config, id, options } => {
-            let store = config.store()?;
+            let (config, store) = store(config)?;
             store.get(&id)?;
             value(store.delete(&store.lock(config.lock_timeout(), task)?, &id, options.cascade())?)
         }
-        Call::CheckBackup { config, backup } => value(check_backup(&config.store()?, &backup, task)?),
+        Call::CheckBackup { config, backup } => value(check_backup(&store(config)?.1, &backup, task)?),
         Call::Restore { config, options } => {
             let (reference, options) = options.resolve(&config)?;
-            value(restore(&config.store()?, &reference, &config.launch(), &options, task)?)
+            let (config, store) = store(config)?;
+            value(restore(&store, &reference, &config.launch(), &options, task)?)
         }
         Call::UndoRestore { config, options } => {
             let (root, options) = options.resolve(&config);
             value(undo_restore(&root, &config.launch(), &options, task)?)
         }
         Call::Prune { config, options } => {
+            let (config, _) = settled(config)?;
             value(prune(&config.store()?, config.retention(), options.dry_run(), config.lock_timeout(), task)?)
         }
-        Call::NextRun { config, options } => schedule::next_run(&config, &options),
+        Call::NextRun { config, options } => {
+            let (config, store) = store(config)?;
+            schedule::next_run(&config, &store, &options)
+        }
     }
 }
 

@@ -11,12 +11,13 @@ use super::schedule::NextRun;
 use crate::{
     archive::{gzip::Compression, manifest::BackupType},
     backup::{BackupOptions, DEFAULT_LEVEL, DEFAULT_LOCK_TIMEOUT},
+    cron::Cadence,
     error::{Code, Error, Result},
     project::Component,
     reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
     restore::RestoreOptions,
     retention::{Keep, Policy},
-    schedule::cron::Cadence,
+    settings::Settings,
     store::Store,
     undo::UndoOptions,
 };
@@ -62,6 +63,9 @@ pub struct Config {
     keep: Option<KeepOptions>,
     undo_retention_days: Option<f64>,
     strict: Option<bool>,
+    /// Of the settings: a manager has no type of its own.
+    #[serde(skip)]
+    kind: Option<BackupType>,
     schedule: Option<String>,
     storage_options: Option<Value>,
     encryption: Option<Value>,
@@ -107,6 +111,30 @@ impl Config {
         }
     }
 
+    /// What is not configured, as the settings of the project have it; relative paths there start at its root.
+    pub fn complete(&mut self, settings: &Settings) {
+        let set = settings.policy();
+        let number = |value: Option<u32>| value.map(f64::from);
+        self.backup_dir = self.backup_dir.take().or_else(|| settings.dir(&self.project_root));
+        self.kind = settings.kind();
+        self.compression = self.compression.or(settings.bool("backup.compression"));
+        self.compression_level = self.compression_level.or(number(settings.whole("backup.compressionLevel")));
+        self.include_vectors = self.include_vectors.or(settings.bool("backup.includeVectors"));
+        self.include_plugin_data = self.include_plugin_data.or(settings.bool("backup.includePluginData"));
+        self.exclude_patterns = self.exclude_patterns.take().or_else(|| settings.list("backup.excludePatterns"));
+        self.check_source = self.check_source.or(settings.bool("backup.checkSource"));
+        self.strict = self.strict.or(settings.bool("backup.strict"));
+        self.retention_days = self.retention_days.or(number(set.retention_days));
+        self.max_backups = self.max_backups.or(number(set.max_backups));
+        if self.keep.is_none() && set.keep != Keep::default() {
+            self.keep = Some(KeepOptions::from(set.keep));
+        }
+    }
+
+    pub fn names_a_store(&self) -> bool {
+        self.backup_dir.is_some()
+    }
+
     /// All numbers were checked to be whole.
     pub fn retention(&self) -> Policy {
         let whole = |value: Option<f64>| value.map(|value| value as u32);
@@ -137,6 +165,15 @@ pub struct KeepOptions {
     weekly: Option<f64>,
     monthly: Option<f64>,
     yearly: Option<f64>,
+}
+
+impl From<Keep> for KeepOptions {
+    fn from(keep: Keep) -> Self {
+        let [last, hourly, daily, weekly, monthly, yearly] =
+            [keep.last, keep.hourly, keep.daily, keep.weekly, keep.monthly, keep.yearly]
+                .map(|value| value.map(f64::from));
+        KeepOptions { last, hourly, daily, weekly, monthly, yearly }
+    }
 }
 
 impl KeepOptions {
@@ -184,7 +221,7 @@ impl CreateOptions {
     pub fn resolve(self, config: &Config) -> Result<BackupOptions> {
         let level = self.compression_level.or(config.compression_level);
         Ok(BackupOptions {
-            kind: self.kind.unwrap_or(BackupType::Full),
+            kind: self.kind.or(config.kind).unwrap_or(BackupType::Full),
             based_on: self.based_on,
             description: self.description,
             include_vectors: self.include_vectors.or(config.include_vectors).unwrap_or(true),

@@ -6,14 +6,15 @@ use serde_json::{Value, json};
 use super::options::{Config, parse, whole};
 use crate::{
     archive::manifest::BackupType,
-    base::project_id,
+    base::own_backups,
+    cron::{Cadence, time_zone},
     error::{Error, Result},
     project::Project,
     schedule::{
-        cron::{Cadence, time_zone},
         kind,
         plan::{DEFAULT_RETRIES, DEFAULT_RETRY_DELAY_MS, Plan, State},
     },
+    store::Store,
 };
 
 /// The options of a scheduler that make its plan.
@@ -114,10 +115,8 @@ pub struct NextRun {
     now: f64,
 }
 
-pub fn next_run(config: &Config, request: &NextRun) -> Result<Value> {
-    let own = project_id(&Project::open(&config.project_root)?);
-    let is_own = |backup: &crate::store::Backup| backup.project.as_ref() == Some(&own);
-    let backups: Vec<_> = config.store()?.list()?.into_iter().filter(is_own).collect();
+pub fn next_run(config: &Config, store: &Store, request: &NextRun) -> Result<Value> {
+    let backups = own_backups(store, &Project::open(&config.project_root)?)?;
     let zone = time_zone(request.timezone.as_deref())?;
     let full_every = request.full_backup_interval.map(|days| days as u32);
     let kind = kind::choose(&backups, request.kind, full_every, &zone, request.now as i64);

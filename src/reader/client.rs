@@ -21,13 +21,14 @@ use super::{
     apply::{is_untidy, lock_target},
     protocol::{
         Applied, ApplyRequest, Frame, Greeting, Message, PROTOCOL, READER_ARGUMENT, RELEASE, Request, SaveRequest,
-        TidyRequest, UndoRequest, Undone, read_frame, write_json,
+        SettingsRequest, TidyRequest, UndoRequest, Undone, read_frame, write_json,
     },
     server::{self, Answers},
 };
 use crate::{
     error::{Code, Error, Result, Warning},
     project::STATE_DIR,
+    settings::Settings,
     task::{Cancel, POLL_INTERVAL, Task},
 };
 
@@ -106,6 +107,15 @@ impl Reader {
         let request = TidyRequest { target: root.to_path_buf(), undo_retention_days, lock_timeout_ms };
         match Reader::change(launch, Request::Tidy(request))? {
             Message::Tidied { warnings } => Ok(warnings),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    /// What the configuration of the project at `root` says of backups, and what of it cannot be used.
+    pub fn settings(launch: &Launch, root: &Path) -> Result<(Settings, Vec<Warning>)> {
+        let request = Request::Settings(SettingsRequest { root: root.to_path_buf() });
+        match Reader::start(launch, request, &Cancel::default())?.next()? {
+            Answer::Message(Message::Settings { settings, warnings }) => Ok((settings, warnings)),
             _ => Err(out_of_turn()),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A frame is a kind (one byte), a length (four bytes, little endian) and that many bytes: JSON for a message, raw bytes
 //! for data. The server greets first, so that a client never sends a request to another release. Then the client
-//! sends one request, and the server answers until `Saved`, `Applied`, `Undone`, `Tidied` or `Failed`. The client keeps the server's
+//! sends one request, and the server answers until `Saved`, `Applied`, `Undone`, `Tidied`, `Settings` or `Failed`. The client keeps the server's
 //! standard input open: its end means that the client is gone.
 
 use std::{
@@ -17,6 +17,7 @@ use crate::{
     archive::manifest::{FileRecord, Owner},
     error::{Error, Warning},
     project::{Component, discover::Selection},
+    settings::Settings,
     sqlite::check::Integrity,
 };
 
@@ -46,6 +47,7 @@ pub enum Request {
     Apply(ApplyRequest),
     Undo(UndoRequest),
     Tidy(TidyRequest),
+    Settings(SettingsRequest),
 }
 
 /// Stream what a backup holds.
@@ -103,6 +105,12 @@ pub struct TidyRequest {
     pub lock_timeout_ms: u64,
 }
 
+/// Tell what the configuration of a project says of backups.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SettingsRequest {
+    pub root: PathBuf,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "camelCase")]
 pub enum Message {
@@ -123,6 +131,10 @@ pub enum Message {
     Applied(Applied),
     Undone(Undone),
     Tidied {
+        warnings: Vec<Warning>,
+    },
+    Settings {
+        settings: Settings,
         warnings: Vec<Warning>,
     },
     Failed {

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
+    settings::Settings,
     sqlite,
     task::Cancel,
 };
@@ -35,6 +36,10 @@ pub fn answer(request: Request, answers: &mut dyn Answers, cancel: &Cancel) -> R
         Request::Apply(request) => apply(&request).map(Message::Applied),
         Request::Undo(request) => undo(&request).map(Message::Undone),
         Request::Tidy(request) => tidy(&request).map(|warnings| Message::Tidied { warnings }),
+        Request::Settings(request) => {
+            let mut warnings = Vec::new();
+            Ok(Message::Settings { settings: Settings::read(&request.root, &mut warnings), warnings })
+        }
     });
     answers.message(done.unwrap_or_else(|error| Message::Failed { error }))
 }

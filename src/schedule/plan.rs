@@ -12,8 +12,10 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::cron::Cadence;
-use crate::error::{Error, Result};
+use crate::{
+    cron::Cadence,
+    error::{Error, Result},
+};
 
 /// A run that begins later than this after its time is one that was missed.
 pub const GRACE_MS: i64 = 90_000;
@@ -82,6 +84,13 @@ impl State {
     pub fn new(plan: &Plan, last: Option<i64>, now: i64) -> Self {
         let covered = last.filter(|_| plan.catch_up).map_or(now, |last| last.min(now));
         State { covered, failures: 0, retry_at: None }
+    }
+}
+
+impl State {
+    /// Every time up to this one, in milliseconds since the epoch, is dealt with.
+    pub fn covered(&self) -> i64 {
+        self.covered
     }
 }
 
