@@ -5,6 +5,7 @@
 
 mod backup;
 mod config;
+mod graph;
 mod output;
 mod prune;
 mod restore;
@@ -44,6 +45,8 @@ enum Command {
     Diag(Diag),
     /// Settings of backups, kept in .kg/config.json
     Config(config::ConfigArgs),
+    /// Vectors of the graph
+    Graph(graph::GraphArgs),
     /// Run the project's services: backups on its schedule
     Serve(serve::ServeArgs),
     /// Print a completion script for a shell
@@ -159,6 +162,7 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Command::Config(args) => config::run(&args),
+        Command::Graph(args) => graph::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Diag(Diag::Backup(args)) => {
             let output = Output::new(&args.common);
