@@ -12,13 +12,13 @@ use std::{
 };
 
 use clap::Args;
-use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
 use super::{Common, finish, output::Output};
 use crate::{
     error::{Code, Error, Result},
     project::{Project, config},
+    sqlite::open_harmless,
 };
 
 const COMMAND_VARIABLE: &str = "KG_VECTORS_COMMAND";
@@ -111,7 +111,7 @@ impl Nodes {
 /// The column `id` of a table; none where there is no such table.
 fn ids(database: &Path, table: &str) -> Result<HashSet<String>> {
     let failed = |cause| Error::sqlite("read", database, cause);
-    let connection = Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed)?;
+    let connection = open_harmless(database)?;
     connection.busy_timeout(crate::backup::DEFAULT_LOCK_TIMEOUT).map_err(failed)?;
     if !connection.table_exists(None, table).map_err(failed)? {
         return Ok(HashSet::new());
