@@ -25,11 +25,15 @@
  */
 export declare function createBackupManager(config?: BackupManagerConfig): BackupManager;
 
-/** What a manager backs up, where to, and how. The guide's section "Backup Configuration". */
+/**
+ * What a manager backs up, where to, and how. The guide's section "Backup Configuration". What is absent is as the project's
+ * `.kg/config.json` has it (`kg config show --all`, `docs/schedule.md`), and otherwise as the defaults here say. A setting there that cannot be
+ * used does not count, and is a `KG_WARN_CONFIG` of each backup.
+ */
 export interface BackupConfig {
   /**
    * The directory of the backups, made when it is needed. Relative paths start at the working directory of the moment.
-   * It may not lie inside `.kg/`, except as `.kg/backups`. Default: `.kg/backups` of the project.
+   * It may not lie inside `.kg/`, except as `.kg/backups`. Default: `backup.dir` of `.kg/config.json`, else `.kg/backups` of the project.
    */
   backupDir: string;
   /**
@@ -73,7 +77,7 @@ export interface BackupConfig {
    * `!keep.tmp`. They never apply to the graph database. Default: none.
    */
   excludePatterns: string[];
-  /** Not in this release: setting it is `KG_UNSUPPORTED`. */
+  /** A cron expression, for {@link BackupManager.scheduler}. By itself it starts nothing. Default: none. */
   schedule: string;
   /** Called after each backup. What it throws becomes a warning of the process and changes nothing. */
   onSuccess: (backup: Backup) => void;
@@ -115,7 +119,7 @@ export declare class BackupManager {
 
   /** Absolute. */
   readonly projectRoot: string;
-  /** Absolute. */
+  /** Absolute. Where neither the configuration nor `.kg/config.json` names one: `.kg/backups`. The latter is looked up each time. */
   readonly backupDir: string;
 
   /**
@@ -232,6 +236,121 @@ export declare class BackupManager {
    * @throws {KgError} what {@link restore} and {@link IntegrityChecker.runChecks} reject with
    */
   rehearse(options?: RehearseOptions): Promise<Rehearsal>;
+
+  /**
+   * A scheduler of this manager, with the `schedule` of its configuration unless `options` has one. The `onSuccess` and `onFailure` of
+   * the configuration are called for each backup as ever, also for an attempt that is retried; those of `options` belong to the scheduler.
+   *
+   * @throws {KgError} `KG_INVALID_OPTION` for a wrong option, or where there is no schedule
+   */
+  scheduler(options?: Partial<Omit<BackupSchedulerOptions, 'backupManager'>>): BackupScheduler;
+}
+
+/**
+ * Makes backups on a schedule, in this process, from `start()` to `stop()`. `kg serve` does the same without one.
+ *
+ * ```ts
+ * const scheduler = new BackupScheduler({ backupManager, schedule: '0 2 * * *', type: 'incremental', fullBackupInterval: 7 });
+ * scheduler.start();
+ * ```
+ *
+ * A run is one backup, with the wait for another writer of the store. Runs never overlap; times of the schedule that pass during a run
+ * are dealt with by it. See `docs/schedule.md` for what happens when clocks change, machines sleep and backups fail.
+ */
+export declare class BackupScheduler {
+  /** @throws {KgError} `KG_INVALID_OPTION`: a wrong expression is refused here, with the field that is wrong. */
+  constructor(options: BackupSchedulerOptions);
+
+  /** From now on, until `stop()`. Does nothing where it is started already. */
+  start(): void;
+
+  /** Resolves when no run is in progress; nothing begins any more. A failure that would have been retried is reported now. */
+  stop(options?: StopOptions): Promise<void>;
+
+  /**
+   * A backup as the schedule makes them, at once, whether started or not; where a run is in progress, after it (calls that wait share one).
+   * A failure is not retried: it is reported and rejects.
+   */
+  runNow(): Promise<CreatedBackup>;
+
+  /** When the next run begins, with its jitter; `null` while stopped. */
+  nextRun(): Date | null;
+
+  status(): SchedulerStatus;
+}
+
+/** The argument of {@link BackupScheduler}. */
+export interface BackupSchedulerOptions {
+  backupManager: BackupManager;
+  /**
+   * Cron: minute, hour, day of the month, month, day of the week, with an optional field for seconds before them. Names (`MON`), lists,
+   * ranges, steps, `L` (last), `#` (`FRI#2`, the second Friday), `W` (the nearest weekday), `@hourly` to `@yearly`.
+   */
+  schedule: string;
+  /** Default: `full`. An incremental backup with nothing whole to rest on becomes a full one. */
+  type?: BackupType;
+  /**
+   * With `incremental`: a full backup where the newest one was made this whole number of days ago or more, from 1; days of the calendar in
+   * `timezone`. Default: never for its age.
+   */
+  fullBackupInterval?: number;
+  /** A name of the IANA database: `Europe/Berlin`. Default: the time zone of the system. */
+  timezone?: string;
+  /**
+   * Make up, with one run, for times that were missed while the machine slept or no process ran: those since the newest backup of this
+   * project (for other types than `snapshot`, the newest that is not one). Default: true.
+   */
+  catchUp?: boolean;
+  /** Begin each run up to this many milliseconds after its time, to spread load; up to one day. Default: 0. */
+  jitter?: number;
+  /** How often a failed run is tried again before it is reported, up to 100. Default: 3. */
+  retries?: number;
+  /** Before the first retry, in milliseconds; it doubles with each, up to one hour. Default: 60000. */
+  retryDelay?: number;
+  /** Keep Node running while the scheduler is started. Default: false. A run in progress always does. */
+  keepAlive?: boolean;
+  /** For tests: where the time comes from. Default: that of the system. */
+  clock?: SchedulerClock;
+  /** Called after each run. What it throws becomes a warning of the process and changes nothing. */
+  onSuccess?: (backup: CreatedBackup) => void;
+  /** Called for each failed run once its retries have failed too. An aborted run is no failure. */
+  onFailure?: (error: Error) => void;
+}
+
+export interface SchedulerClock {
+  /** Milliseconds since the epoch. */
+  now(): number;
+  setTimeout(callback: () => void, ms: number): unknown;
+  clearTimeout(timer: unknown): void;
+}
+
+export interface StopOptions {
+  /** End a run in progress instead of waiting for it. It leaves nothing. Default: false. */
+  abort?: boolean;
+}
+
+/** `catch-up`: its time had been missed. `manual`: {@link BackupScheduler.runNow}. */
+export type RunTrigger = 'schedule' | 'catch-up' | 'retry' | 'manual';
+
+/** Times are milliseconds since the epoch. Counts are of this object. */
+export interface SchedulerStatus {
+  started: boolean;
+  running: { trigger: RunTrigger; startedAt: number } | null;
+  nextRun: number | null;
+  lastRun: SchedulerRun | null;
+  /** Each attempt counts. */
+  runs: number;
+  failures: number;
+  consecutiveFailures: number;
+}
+
+/** Has `backup` or `error`. */
+export interface SchedulerRun {
+  trigger: RunTrigger;
+  startedAt: number;
+  durationMs: number;
+  backup?: CreatedBackup;
+  error?: Error;
 }
 
 /** What every long call takes. */
@@ -269,7 +388,7 @@ export interface CreateBackupOptions
         'compression' | 'compressionLevel' | 'includeVectors' | 'includePluginData' | 'excludePatterns' | 'checkSource' | 'strict'
       >
     > {
-  /** Default: `full`. */
+  /** Default: `backup.type` of `.kg/config.json`, else `full`. */
   type?: BackupType;
   /** A note that is kept with the backup. */
   description?: string;
@@ -840,6 +959,7 @@ export interface FreshnessCheck {
 export type KgErrorCode =
   | 'KG_INVALID_OPTION'
   | 'KG_UNSUPPORTED'
+  | 'KG_CONFIG_INVALID'
   | 'KG_NO_PROJECT'
   | 'KG_INCOMPLETE'
   | 'KG_NO_DATABASE'
@@ -870,6 +990,7 @@ export type KgErrorCode =
   | 'KG_READER_DIED'
   | 'KG_READER_VERSION'
   | 'KG_READER_PROTOCOL'
+  | 'KG_SERVICE'
   | 'KG_INTERNAL';
 
 /** What happened and what to do about it. The message holds both. */

@@ -18,7 +18,7 @@ function setUp(config = {}, project = makeProject()) {
 
 test('import and require give every export by name', () => {
   const cjs = createRequire(import.meta.url)('@weavelogic/knowledge-graph-agent');
-  const names = ['BackupManager', 'IntegrityChecker', 'KgError', 'backupFreshnessCheck', 'createBackupManager'];
+  const names = ['BackupManager', 'BackupScheduler', 'IntegrityChecker', 'KgError', 'backupFreshnessCheck', 'createBackupManager'];
   expect(Object.keys(cjs).sort()).toEqual(names);
   for (const name of names) expect(esm[name]).toBe(cjs[name]);
 });
@@ -267,7 +267,7 @@ describe('bad input', () => {
   }
 
   test('what this release does not do is refused when the manager is made', () => {
-    const unsupported = [{ schedule: '0 2 * * *' }, { backupDir: 's3://bucket/kg' }, { storageOptions: {} }];
+    const unsupported = [{ backupDir: 's3://bucket/kg' }, { storageOptions: {} }];
     for (const config of unsupported) {
       expect(() => createBackupManager(config)).toThrow(expect.objectContaining({ code: 'KG_UNSUPPORTED' }));
     }

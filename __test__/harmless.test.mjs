@@ -1,7 +1,8 @@
 // The rule that everything bends to (docs/architecture.md): a host that has the database open keeps its locks, its WAL and
 // its commits through every call.
 
-import { closeSync, existsSync, openSync, readFileSync, statSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readFileSync, rmSync, statSync, symlinkSync } from 'node:fs';
+import path from 'node:path';
 
 import { backupFreshnessCheck, createBackupManager, IntegrityChecker } from '@weavelogic/knowledge-graph-agent';
 import Database from 'better-sqlite3';
@@ -46,6 +47,7 @@ describe('while this process has the database open and holds its write lock', ()
       // Something that a repair would change.
       run('sqlite3', [database, "INSERT INTO edges (source_id, target_id) VALUES ('n1', 'lost')"]);
       const manager = createBackupManager({ projectRoot: root, backupDir: backups, lockTimeout: 300 });
+      const config = path.join(root, '.kg/config.json');
       const db = hold(database);
       const before = locks(database);
       expect(before.length).toBeGreaterThan(0);
@@ -73,6 +75,20 @@ describe('while this process has the database open and holds its write lock', ()
         repairNothing: () => checker.repair([]),
         repairHere: () => checker.repair(orphan).catch((error) => error.code),
         repairMode: () => checker.runChecks({ repairMode: true }).catch((error) => error.code),
+        schedule: async () => {
+          const scheduler = manager.scheduler({ schedule: '0 2 * * *' });
+          scheduler.start();
+          await scheduler.runNow();
+          await scheduler.stop();
+        },
+        defaultDirectory: () => createBackupManager({ projectRoot: root }).backupDir,
+        settings: () => createBackupManager({ projectRoot: root }).listBackups(),
+        configurationThatLeadsToIt: async () => {
+          rmSync(config);
+          symlinkSync(database, config);
+          const manager = createBackupManager({ projectRoot: root, lockTimeout: 300 });
+          return [manager.backupDir, await manager.listBackups(), await manager.createBackup({ type: 'snapshot' })];
+        },
         deleteBackup: async () => manager.deleteBackup((await manager.getLatestBackup()).id),
       };
       for (const [name, call] of Object.entries(calls)) {

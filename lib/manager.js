@@ -3,9 +3,10 @@
 const path = require('node:path');
 
 const { invalidOption } = require('./errors.js');
-const { assertFunction, call, callBack, checkConfig } = require('./native.js');
+const { assertFunction, backupDir, call, callBack, checkConfig } = require('./native.js');
 const { split, toAbsolute, toPath } = require('./options.js');
 const { kgPath } = require('./platform.js');
+const { BackupScheduler, NEXT_RUN } = require('./scheduler.js');
 
 function assertReference(name, value) {
   if (typeof value !== 'string' || value === '') {
@@ -38,7 +39,7 @@ class BackupManager {
   }
 
   get backupDir() {
-    return this.#config.backupDir ?? path.join(this.projectRoot, '.kg', 'backups');
+    return this.#config.backupDir ?? backupDir(this.#config);
   }
 
   async createBackup(options) {
@@ -135,6 +136,16 @@ class BackupManager {
       directory: given.directory === undefined ? undefined : toAbsolute(given.directory),
     };
     return call({ call: 'rehearse', config: this.#config, options: resolved }, control);
+  }
+
+  scheduler(options = {}) {
+    const [given] = split('scheduler', options);
+    return new BackupScheduler({ schedule: this.#config.schedule, ...given, backupManager: this });
+  }
+
+  /** For a scheduler: what its next run makes, and when the last one was. */
+  async [NEXT_RUN](options) {
+    return call({ call: 'nextRun', config: this.#config, options });
   }
 }
 

@@ -76,4 +76,14 @@ function checkConfig(config) {
   decode(addon.checkConfig(encode(config)));
 }
 
-module.exports = { assertFunction, call, callBack, checkConfig };
+/** Where the backups of a configuration without `backupDir` are. */
+function backupDir(config) {
+  return decode(addon.backupDir(encode(config)));
+}
+
+/** What a scheduler does next: see src/node/schedule.rs. */
+function planSchedule(request) {
+  return decode(addon.planSchedule(encode(request)));
+}
+
+module.exports = { assertFunction, backupDir, call, callBack, checkConfig, planSchedule };

@@ -37,6 +37,12 @@ pub fn project_id(project: &Project) -> String {
     hex(&Sha256::digest(project.root().as_os_str().as_bytes())[..8])
 }
 
+/// The backups of one project in a store that others may share, newest first.
+pub fn own_backups(store: &Store, project: &Project) -> Result<Vec<Backup>> {
+    let own = project_id(project);
+    Ok(store.list()?.into_iter().filter(|backup| backup.project.as_ref() == Some(&own)).collect())
+}
+
 /// A backup that an incremental one can rest on.
 pub struct Chosen {
     pub backup: Backup,

@@ -42,6 +42,8 @@ codes! {
     InvalidOption = "KG_INVALID_OPTION", exit 2;
     /// Something that this release does not do.
     Unsupported = "KG_UNSUPPORTED", exit 2;
+    /// `.kg/config.json` is not a JSON object, so that nothing can be set in it.
+    ConfigInvalid = "KG_CONFIG_INVALID", exit 2;
     /// The directory holds no `.kg/`.
     NoProject = "KG_NO_PROJECT", exit 2;
     /// With `strict`: something of the project is not in the backup as it is.
@@ -102,6 +104,8 @@ codes! {
     ReaderVersion = "KG_READER_VERSION", exit 1;
     /// The reader process said something that is not of the protocol.
     ReaderProtocol = "KG_READER_PROTOCOL", exit 1;
+    /// The service of `kg serve` could not be started or stopped.
+    Service = "KG_SERVICE", exit 1;
     /// The caller's signal, or Ctrl-C, ended the operation.
     Aborted = "KG_ABORTED", exit 130;
     /// A defect of this software.

@@ -14,12 +14,15 @@
 //! | [`node`], [`cli`] | the two faces: the addon and the command `kg` |
 //! | [`backup`], [`restore`], [`undo`], [`verify`], [`retention`], [`manage`], [`consolidate`], [`inspect`], [`health`], [`rehearse`] | the verbs |
 //! | [`chain`], [`base`] | a full backup and the incremental ones that rest on it; what the next one may rest on |
+//! | [`service`] | the process of `kg serve`, which makes backups on the project's schedule |
+//! | [`schedule`] | when backups happen by themselves: a plan that is told the time |
 //! | [`reader`] | the one place that opens files of a live project; a process of its own inside a host |
 //! | [`archive`] | the container: tar, gzip, manifest, checksums, seal |
 //! | [`store`] | the directory where archives are kept: catalog, lock, atomic writing |
 //! | [`integrity`] | what can be wrong with a project, and what repair does about it. Called by the reader alone |
 //! | [`project`], [`sqlite`] | what a project holds; databases at one commit. Called by the reader alone |
-//! | [`task`], [`parallel`], [`lock`], [`durable`], [`scratch`], [`beneath`], [`limits`], [`error`] | cancellation and progress; work on all cores; waiting; files that are there whole or not at all; directories that are thrown away; paths without links; what a forged archive may take; errors |
+//! | [`settings`] | the part of `.kg/config.json` that is about backups; opened by the reader alone, or by `kg config` |
+//! | [`cron`], [`task`], [`parallel`], [`lock`], [`durable`], [`scratch`], [`beneath`], [`limits`], [`error`] | the times that a cron expression names; cancellation and progress; work on all cores; waiting; files that are there whole or not at all; directories that are thrown away; paths without links; what a forged archive may take; errors |
 //!
 //! Dependencies point down this table, never up. `docs/architecture.md` says why things are as they are.
 
@@ -30,6 +33,7 @@ pub mod beneath;
 pub mod chain;
 pub mod cli;
 pub mod consolidate;
+pub mod cron;
 pub mod durable;
 pub mod error;
 pub mod health;
@@ -45,7 +49,10 @@ pub mod reader;
 pub mod rehearse;
 pub mod restore;
 pub mod retention;
+pub mod schedule;
 pub mod scratch;
+pub mod service;
+pub mod settings;
 pub mod sqlite;
 pub mod store;
 pub mod task;

@@ -276,6 +276,7 @@ mod tests {
             based_on: None,
             consolidated_from: None,
             pinned: None,
+            project: None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! `kg diag backup`: make a backup, list them, verify one, tell how things stand.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use jiff::{Timestamp, tz::TimeZone};
@@ -10,13 +10,25 @@ use super::{
     Common, Keep,
     manage::Manage,
     output::{Output, code_of, size},
+    status::date,
+    store,
     watch::Watched,
 };
 use crate::{
     archive::{block::Compression, manifest::BackupType},
-    backup::{BackupOptions, Created, DEFAULT_MAX_CHAIN_LENGTH, create_backup},
-    error::{Code, Result},
+    backup::{BackupOptions, Created, create_backup},
+    error::{Code, Result, Warning, WarningCode},
+    project::Project,
     reader::client::Launch,
+    schedule::{
+        automatic,
+        history::{History, Run},
+        metrics,
+        plan::Trigger,
+        status,
+    },
+    service::Holder,
+    settings::Settings,
     sqlite::check::IntegrityStatus,
     store::{Backup, Store},
     verify::check_backup,
@@ -38,9 +50,9 @@ pub struct BackupArgs {
     /// The directory of the backups [default: .kg/backups of the project]
     #[arg(long, short, value_name = "DIR", alias = "backup-dir")]
     output: Option<PathBuf>,
-    /// What to save
-    #[arg(long = "type", value_name = "TYPE", default_value = "full")]
-    kind: Kind,
+    /// What to save [default: full]
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<Kind>,
     /// The backup that an incremental one rests on [default: the newest good one]
     #[arg(long, value_name = "ID")]
     base_backup: Option<String>,
@@ -59,9 +71,9 @@ pub struct BackupArgs {
     /// A note that is kept with the backup
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// How to compress
-    #[arg(long, value_name = "FORMAT", default_value = "gzip")]
-    compression: Format,
+    /// How to compress [default: gzip]
+    #[arg(long, value_name = "FORMAT")]
+    compression: Option<Format>,
     /// How hard to compress: 1 (fast) to 9 (small) [default: 6 for gzip, 3 for zstd]
     #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u8).range(1..=9))]
     level: Option<u8>,
@@ -71,11 +83,14 @@ pub struct BackupArgs {
     /// Do not check the database that is saved
     #[arg(long)]
     no_check: bool,
+    /// Write metrics for node_exporter's textfile collector after the backup
+    #[arg(long, value_name = "FILE")]
+    metrics_file: Option<PathBuf>,
     #[command(flatten)]
     keep: Keep,
-    /// Make a full backup where an incremental one would make a chain of more backups than this
-    #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_MAX_CHAIN_LENGTH, value_parser = clap::value_parser!(u32).range(1..))]
-    max_chain: u32,
+    /// Make a full backup where an incremental one would make a chain of more backups than this [default: 64]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    max_chain: Option<u32>,
     /// Tell how the backups of this project stand
     #[arg(long, group = "instead")]
     status: bool,
@@ -121,51 +136,83 @@ impl Format {
 
 pub fn run(args: &BackupArgs, output: &Output) -> Result<bool> {
     let root = args.common.root()?;
-    let store = Store::at(&args.output.clone().unwrap_or_else(|| Store::default_dir(&root)))?;
+    let mut unusable = Vec::new();
+    let settings = Settings::read(&root, &mut unusable);
+    let store = store(args.output.as_ref(), &root, &settings)?;
     if let Some(reference) = &args.verify {
         return verify(&store, reference, output);
     }
-    if let Some(done) = args.manage.run(&store, args.compression(), output) {
+    if let Some(done) = args.manage.run(&store, args.compression(Compression::GZIP), output) {
         return done.map(|()| true);
     }
     if args.list {
         list(&store, output)?;
     } else if args.status {
-        status(&store, output)?;
+        status(&root, &store, &settings, &unusable, output)?;
     } else {
         let watched = Watched::new(output);
-        let created = create_backup(&root, &store, &Launch::Thread, &args.options(), &watched.task)?;
+        let options = args.options(&settings, &root, &store)?;
+        let started_at = Timestamp::now();
+        let made = create_backup(&root, &store, &Launch::Thread, &options, &watched.task);
+        remember(&root, &made, options.kind, started_at);
+        let unwritten = args.metrics_file.as_ref().and_then(|path| measure(path, &root, &store, &settings).err());
+        if let Some(error) = unwritten {
+            let message = format!("The metrics could not be written: {}", error.message);
+            output.warnings(&[Warning::new(WarningCode::Store, message)]);
+        }
+        let mut created = made?;
+        created.backup.warnings.extend(unusable);
         drop(watched);
         tell(&created, output);
     }
     Ok(true)
 }
 
+/// For `--status`. An interrupted run is none, and a run that is not written down was one all the same.
+fn remember(root: &Path, made: &Result<Created>, kind: BackupType, started_at: Timestamp) {
+    let [started_at, now] = [started_at, Timestamp::now()].map(Timestamp::as_millisecond);
+    if made.as_ref().is_err_and(|error| error.code == Code::Aborted) {
+        return;
+    }
+    let run = Run::of(made, kind, Trigger::Manual, started_at, now);
+    if let Ok(project) = Project::open(root) {
+        let _ = History::update(&project, |history| history.runs.push(run));
+    }
+}
+
+fn measure(path: &Path, root: &Path, store: &Store, settings: &Settings) -> Result<()> {
+    metrics::write(path, &Project::open(root)?, store, settings)
+}
+
 impl BackupArgs {
-    fn compression(&self) -> Compression {
-        let compression = self.compression.compression();
+    fn compression(&self, otherwise: Compression) -> Compression {
+        let compression = self.compression.map_or(otherwise, Format::compression);
         self.level.map_or(compression, |level| compression.at(level))
     }
 
-    fn options(&self) -> BackupOptions {
-        BackupOptions {
+    /// What is not asked for is as the settings have it.
+    fn options(&self, settings: &Settings, root: &Path, store: &Store) -> Result<BackupOptions> {
+        let set = automatic::options(settings, root, store, Timestamp::now())?;
+        let include_vectors = self.include_vectors.then_some(true).or(self.no_vectors.then_some(false));
+        Ok(BackupOptions {
             kind: match self.kind {
-                Kind::Full => BackupType::Full,
-                Kind::Snapshot => BackupType::Snapshot,
-                Kind::Incremental => BackupType::Incremental,
+                Some(Kind::Full) => BackupType::Full,
+                Some(Kind::Snapshot) => BackupType::Snapshot,
+                Some(Kind::Incremental) => BackupType::Incremental,
+                None => set.kind,
             },
             based_on: self.base_backup.clone(),
-            max_chain_length: self.max_chain,
+            max_chain_length: self.max_chain.unwrap_or(set.max_chain_length),
             description: self.description.clone(),
-            include_vectors: !self.no_vectors,
-            include_plugin_data: !self.no_plugins,
-            exclude_patterns: self.exclude.clone(),
-            compression: self.compression(),
-            check_source: !self.no_check,
-            strict: self.strict,
-            retention: self.keep.policy(),
-            ..BackupOptions::default()
-        }
+            include_vectors: include_vectors.unwrap_or(set.include_vectors),
+            include_plugin_data: !self.no_plugins && set.include_plugin_data,
+            exclude_patterns: if self.exclude.is_empty() { set.exclude_patterns } else { self.exclude.clone() },
+            compression: self.compression(set.compression),
+            check_source: !self.no_check && set.check_source,
+            strict: self.strict || set.strict,
+            retention: self.keep.policy(settings),
+            ..set
+        })
     }
 }
 
@@ -203,7 +250,7 @@ fn holds(backup: &Backup) -> String {
     format!("{}; {} nodes, {} edges", held.join(", "), stats.node_count, stats.edge_count)
 }
 
-fn integrity(backup: &Backup) -> &'static str {
+pub(super) fn integrity(backup: &Backup) -> &'static str {
     match backup.integrity.status {
         IntegrityStatus::Ok => "ok when it was saved",
         IntegrityStatus::Failed => "DAMAGED when it was saved",
@@ -257,43 +304,21 @@ fn list(store: &Store, output: &Output) -> Result<()> {
             backup.id,
             code_of(&backup.kind),
             size(backup.size),
-            made(&backup),
+            date(backup.timestamp, &TimeZone::UTC),
         ));
     }
     Ok(())
 }
 
-fn made(backup: &Backup) -> String {
-    let at = Timestamp::from_millisecond(backup.timestamp).unwrap_or(Timestamp::UNIX_EPOCH);
-    at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S").to_string()
-}
-
-fn status(store: &Store, output: &Output) -> Result<()> {
-    let backups = store.list()?;
-    let latest = match store.latest() {
-        Err(error) if error.code == Code::NoBackups => None,
-        latest => Some(latest?),
-    };
-    let total: u64 = backups.iter().map(|backup| backup.size).sum();
-    output.result(&json!({ "backupDir": store.dir(), "count": backups.len(), "totalSize": total, "latest": latest }));
-    output.line(format!("Backups in {}", store.dir().display()));
-    match &latest {
-        None => output.line("  none yet: make one with `kg diag backup`"),
-        Some(backup) => {
-            output.line(format!("  last      {} UTC, {} ({})", made(backup), age(backup.timestamp), backup.id));
-            output.line(format!("  database  {}", integrity(backup)));
-            output.line(format!("  kept      {} backups, {}", backups.len(), size(total)));
-        }
-    }
+fn status(root: &Path, store: &Store, settings: &Settings, warnings: &[Warning], output: &Output) -> Result<()> {
+    let project = Project::open(root).ok();
+    let status = status::status(project.as_ref(), store, settings, Timestamp::now())?;
+    let service = project.as_ref().map(Holder::find).transpose()?.flatten();
+    let mut told = serde_json::to_value(&status).unwrap_or_default();
+    told["service"] = json!(service);
+    told["warnings"] = json!(warnings);
+    output.result(&told);
+    output.warnings(warnings);
+    super::status::tell(&status, service.as_ref(), output);
     Ok(())
-}
-
-/// `3 h ago`.
-fn age(timestamp: i64) -> String {
-    let seconds = (Timestamp::now().as_millisecond() - timestamp).max(0) / 1000;
-    let units = [(86_400, "d"), (3_600, "h"), (60, "min")];
-    match units.iter().find(|(length, _)| seconds >= *length) {
-        Some((length, unit)) => format!("{} {unit} ago", seconds / length),
-        None => format!("{seconds} s ago"),
-    }
 }

@@ -4,13 +4,17 @@
 //! anything gets onto the terminal, [`watch`] ties Ctrl-C and a progress bar to a task.
 
 mod backup;
+mod config;
 mod drill;
+mod graph;
 mod health;
 mod integrity;
 mod manage;
 mod output;
 mod prune;
 mod restore;
+mod serve;
+mod status;
 mod watch;
 
 use std::{
@@ -25,6 +29,8 @@ use crate::{
     error::{Code, Error, Result},
     project::Project,
     retention::{self, Policy},
+    settings::Settings,
+    store::Store,
 };
 
 /// Back up and restore knowledge-graph projects.
@@ -41,6 +47,12 @@ enum Command {
     /// Backup, verification and recovery
     #[command(subcommand, arg_required_else_help = true)]
     Diag(Diag),
+    /// Settings of backups, kept in .kg/config.json
+    Config(config::ConfigArgs),
+    /// Vectors of the graph
+    Graph(graph::GraphArgs),
+    /// Run the project's services: backups on its schedule
+    Serve(serve::ServeArgs),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }
@@ -89,6 +101,12 @@ impl Common {
     }
 }
 
+/// The store that the arguments name, or the settings, or `.kg/backups`.
+fn store(output: Option<&PathBuf>, root: &Path, settings: &Settings) -> Result<Store> {
+    let dir = output.cloned().or_else(|| settings.dir(root));
+    Store::at(&dir.unwrap_or_else(|| Store::default_dir(root)))
+}
+
 /// Which backups stay.
 #[derive(Debug, Args)]
 struct Keep {
@@ -119,16 +137,19 @@ struct Keep {
 }
 
 impl Keep {
-    fn policy(&self) -> Policy {
+    /// What the settings say where no argument does.
+    fn policy(&self, settings: &Settings) -> Policy {
+        let set = settings.policy();
         let keep = retention::Keep {
-            last: self.keep_last,
-            hourly: self.keep_hourly,
-            daily: self.keep_daily,
-            weekly: self.keep_weekly,
-            monthly: self.keep_monthly,
-            yearly: self.keep_yearly,
+            last: self.keep_last.or(set.keep.last),
+            hourly: self.keep_hourly.or(set.keep.hourly),
+            daily: self.keep_daily.or(set.keep.daily),
+            weekly: self.keep_weekly.or(set.keep.weekly),
+            monthly: self.keep_monthly.or(set.keep.monthly),
+            yearly: self.keep_yearly.or(set.keep.yearly),
         };
-        Policy { retention_days: self.retention_days, max_backups: self.max_backups, keep }
+        let retention_days = self.retention_days.or(set.retention_days);
+        Policy { retention_days, max_backups: self.max_backups.or(set.max_backups), keep }
     }
 }
 
@@ -153,6 +174,9 @@ pub fn main() -> ExitCode {
             Output::default().raw(&script);
             ExitCode::SUCCESS
         }
+        Command::Config(args) => config::run(&args),
+        Command::Graph(args) => graph::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Diag(Diag::Backup(args)) => {
             let output = Output::new(&args.common);
             finish(&output, backup::run(&args, &output))

@@ -7,13 +7,14 @@ use clap::Args;
 use super::{
     Common, Keep,
     output::{Output, code_of, size},
+    store,
     watch::Watched,
 };
 use crate::{
     backup::DEFAULT_LOCK_TIMEOUT,
     error::{Error, Result},
     retention::{PruneResult, prune},
-    store::Store,
+    settings::Settings,
 };
 
 #[derive(Debug, Args)]
@@ -36,9 +37,12 @@ pub struct PruneArgs {
 
 pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
     let root = args.common.root()?;
-    let store = Store::at(&args.output.clone().unwrap_or_else(|| Store::default_dir(&root)))?;
+    let mut warnings = Vec::new();
+    let settings = Settings::read(&root, &mut warnings);
+    output.warnings(&warnings);
+    let store = store(args.output.as_ref(), &root, &settings)?;
     let watched = Watched::new(output);
-    let result = prune(&store, args.keep.policy(), args.dry_run, DEFAULT_LOCK_TIMEOUT, &watched.task)?;
+    let result = prune(&store, args.keep.policy(&settings), args.dry_run, DEFAULT_LOCK_TIMEOUT, &watched.task)?;
     drop(watched);
     tell(&result, output);
     match result.decisions.iter().find_map(|decision| decision.error.clone()) {

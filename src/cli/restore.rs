@@ -11,6 +11,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use super::{
     Common,
     output::{Output, size},
+    store,
     watch::Watched,
 };
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
     project::{Component, STATE_DIR},
     reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
     restore::{RestoreOptions, RestoreResult, restore},
-    store::Store,
+    settings::Settings,
     undo::{UndoOptions, undo_restore},
 };
 
@@ -77,7 +78,8 @@ pub struct RestoreArgs {
 pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     let root = args.common.root()?;
     let Some(file) = &args.file else { return undo(args, root, output) };
-    let store = Store::at(&args.backup_dir.clone().unwrap_or_else(|| Store::default_dir(&root)))?;
+    let settings = Settings::read(&root, &mut Vec::new());
+    let store = store(args.backup_dir.as_ref(), &root, &settings)?;
     let target = args.target.clone().unwrap_or(root);
     // Found first, so that nobody is asked about a backup that does not exist.
     store.locate(file)?;

@@ -20,6 +20,13 @@ fn end_on_interrupt(cancel: Cancel) {
     let _ = ctrlc::set_handler(interrupted);
 }
 
+/// For what runs until a signal ends it.
+pub fn cancel_on_interrupt() -> Cancel {
+    let cancel = Cancel::default();
+    end_on_interrupt(cancel.clone());
+    cancel
+}
+
 /// A bar on a terminal; it is gone when this is dropped.
 pub struct Watched {
     pub task: Task,

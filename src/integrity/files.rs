@@ -19,6 +19,7 @@ use super::{
 use crate::{
     error::Result,
     project::{CONFIG_FILE, Project, STATE_DIR, discover::open_plain, exclude, names},
+    settings::keys,
     sqlite::files::{COMPANIONS, companion},
     task::Cancel,
 };
@@ -36,34 +37,6 @@ const SECRET_NAMES: [&str; 4] = ["passphrase", "password", "secret", "private_ke
 const SECRET_ENDINGS: [&str; 3] = ["token", "apikey", "api_key"];
 /// Endings of files that are data or text, whatever they are about.
 const PLAIN_ENDINGS: [&str; 3] = [".json", ".md", ".txt"];
-
-/// What a setting must be.
-enum Kind {
-    Text,
-    Flag,
-    Texts,
-    Section,
-    /// A whole number from 1 to this.
-    Whole(u64),
-}
-
-/// The settings that the guide documents.
-const SETTINGS: [(&str, Kind); 14] = [
-    ("/database", Kind::Section),
-    ("/database/path", Kind::Text),
-    ("/backup", Kind::Section),
-    ("/backup/enabled", Kind::Flag),
-    ("/backup/schedule", Kind::Text),
-    ("/backup/retention", Kind::Whole(u32::MAX as u64)),
-    ("/backup/retentionDays", Kind::Whole(u32::MAX as u64)),
-    ("/backup/maxBackups", Kind::Whole(u32::MAX as u64)),
-    ("/backup/backupDir", Kind::Text),
-    ("/backup/compression", Kind::Flag),
-    ("/backup/compressionLevel", Kind::Whole(9)),
-    ("/backup/includeVectors", Kind::Flag),
-    ("/backup/includePluginData", Kind::Flag),
-    ("/backup/excludePatterns", Kind::Texts),
-];
 
 /// The files of a project below `.kg/`. Returns how many there are.
 pub fn check(project: &Project, database: &Path, cancel: &Cancel, issues: &mut Vec<Issue>) -> Result<u64> {
@@ -132,24 +105,18 @@ fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
     if !config.is_object() {
         wrong.add("the whole file: it should be an object");
     }
-    for (pointer, kind) in &SETTINGS {
-        let Some(value) = config.pointer(pointer) else { continue };
-        let (fits, should) = match kind {
-            Kind::Text => (value.as_str().is_some_and(|text| !text.is_empty()), "a text".to_string()),
-            Kind::Section => (value.is_object(), "an object".to_string()),
-            Kind::Flag => (value.is_boolean(), "true or false".to_string()),
-            Kind::Texts => {
-                let list = value.as_array();
-                (list.is_some_and(|list| list.iter().all(Value::is_string)), "a list of texts".to_string())
-            }
-            Kind::Whole(most) => {
-                let fits = value.as_u64().is_some_and(|value| (1..=*most).contains(&value));
-                let limit = if *most < 100 { format!(" to {most}") } else { String::new() };
-                (fits, format!("a whole number from 1{limit}"))
-            }
-        };
-        if !fits {
-            wrong.add(format!("`{}` is {value}: it should be {should}", pointer[1..].replace('/', ".")));
+    for name in ["database", "backup"] {
+        if let Some(value) = config.get(name).filter(|value| !value.is_object()) {
+            wrong.add(format!("`{name}` is {value}: it should be an object"));
+        }
+    }
+    let database = config.pointer("/database/path");
+    if let Some(value) = database.filter(|value| value.as_str().is_none_or(str::is_empty)) {
+        wrong.add(format!("`database.path` is {value}: it should be a text"));
+    }
+    for key in keys::ALL {
+        if let Some(Err(error)) = key.find(config).map(|value| key.check(value)) {
+            wrong.add(error.message);
         }
     }
     let mut issues = Vec::new();

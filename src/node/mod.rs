@@ -9,6 +9,7 @@
 //! files and names, waits for a backup.
 
 mod options;
+mod schedule;
 
 use std::{panic, sync::Arc, thread};
 
@@ -24,12 +25,14 @@ use self::options::Call;
 use crate::{
     backup::create_backup,
     consolidate::consolidate,
-    error::{Code, Error, Result},
+    error::{Code, Error, Result, Warning},
     inspect::{inspect, repair},
     manage::{delete, pin, unpin},
+    reader::client::Reader,
     rehearse::rehearse,
     restore::restore,
     retention::prune,
+    store::Store,
     task::{Cancel, Progress, Task},
     undo::undo_restore,
     verify::check_backup,
@@ -107,6 +110,33 @@ pub fn check_config(config: String) -> String {
     outcome(|| options::Config::parse(&config).map(|_| Value::Null))
 }
 
+/// What a scheduler does next. Returns `{"ok": {state, action, retryAt}}` or `{"error": …}`; touches no file.
+#[napi]
+pub fn plan_schedule(request: String) -> String {
+    outcome(|| schedule::plan(&request))
+}
+
+/// The absolute directory of a manager whose configuration names none: `{"ok": …}` or `{"error": …}`. Asks a reader, for some
+/// milliseconds.
+#[napi]
+pub fn backup_dir(config: String) -> String {
+    outcome(|| value(settled(options::Config::parse(&config)?)?.0.store()?.dir()))
+}
+
+/// The configuration with what the project's settings add to it, and what of those cannot be used.
+fn settled(mut config: options::Config) -> Result<(options::Config, Vec<Warning>)> {
+    let (settings, warnings) = Reader::settings(&config.launch(), &config.project_root)?;
+    config.complete(&settings);
+    Ok((config, warnings))
+}
+
+/// As [`settled`], where only the store is needed: without a reader where the configuration names it.
+fn store(config: options::Config) -> Result<(options::Config, Store)> {
+    let config = if config.names_a_store() { config } else { settled(config)?.0 };
+    let store = config.store()?;
+    Ok((config, store))
+}
+
 /// JSON of a result; a panic is an error of the code `KG_INTERNAL`.
 fn outcome(work: impl FnOnce() -> Result<Value>) -> String {
     let done = panic::catch_unwind(panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
@@ -123,35 +153,49 @@ fn outcome(work: impl FnOnce() -> Result<Value>) -> String {
 fn dispatch(call: &str, task: &Task) -> Result<Value> {
     match Call::parse(call)? {
         Call::CreateBackup { config, options } => {
+            let (config, warnings) = settled(config)?;
             let options = options.resolve(&config)?;
-            value(create_backup(&config.project_root, &config.store()?, &config.launch(), &options, task)?)
+            let mut created = create_backup(&config.project_root, &config.store()?, &config.launch(), &options, task)?;
+            created.backup.warnings.extend(warnings);
+            value(created)
         }
-        Call::ListBackups { config } => value(config.store()?.list()?),
-        Call::GetBackup { config, id } => value(config.store()?.get(&id)?),
-        Call::GetLatestBackup { config } => value(config.store()?.latest()?),
+        Call::ListBackups { config } => value(store(config)?.1.list()?),
+        Call::GetBackup { config, id } => value(store(config)?.1.get(&id)?),
+        Call::GetLatestBackup { config } => value(store(config)?.1.latest()?),
         Call::DeleteBackup { config, id, options } => {
-            value(delete(&config.store()?, &id, options.cascade(), config.lock_timeout(), task)?)
+            let (config, store) = store(config)?;
+            value(delete(&store, &id, options.cascade(), config.lock_timeout(), task)?)
         }
-        Call::Pin { config, id, reason } => value(pin(&config.store()?, &id, reason, config.lock_timeout(), task)?),
-        Call::Unpin { config, id } => value(unpin(&config.store()?, &id, config.lock_timeout(), task)?),
+        Call::Pin { config, id, reason } => {
+            let (config, store) = store(config)?;
+            value(pin(&store, &id, reason, config.lock_timeout(), task)?)
+        }
+        Call::Unpin { config, id } => {
+            let (config, store) = store(config)?;
+            value(unpin(&store, &id, config.lock_timeout(), task)?)
+        }
         Call::Consolidate { config, id, options } => {
+            let (config, store) = store(config)?;
             let compression = options.compression(&config)?;
-            value(consolidate(&config.store()?, &id, compression, config.lock_timeout(), task)?)
+            value(consolidate(&store, &id, compression, config.lock_timeout(), task)?)
         }
-        Call::CheckBackup { config, backup } => value(check_backup(&config.store()?, &backup, task)?),
+        Call::CheckBackup { config, backup } => value(check_backup(&store(config)?.1, &backup, task)?),
         Call::Restore { config, options } => {
             let (reference, options) = options.resolve(&config)?;
-            value(restore(&config.store()?, &reference, &config.launch(), &options, task)?)
+            let (config, store) = store(config)?;
+            value(restore(&store, &reference, &config.launch(), &options, task)?)
         }
         Call::UndoRestore { config, options } => {
             let (root, options) = options.resolve(&config);
             value(undo_restore(&root, &config.launch(), &options, task)?)
         }
         Call::Prune { config, options } => {
+            let (config, _) = settled(config)?;
             value(prune(&config.store()?, config.retention(), options.dry_run(), config.lock_timeout(), task)?)
         }
         Call::Rehearse { config, options } => {
-            value(rehearse(&config.store()?, &options.resolve(&config), &config.launch(), task)?)
+            let (config, store) = store(config)?;
+            value(rehearse(&store, &options.resolve(&config), &config.launch(), task)?)
         }
         Call::RunChecks { config, options } => match options.scope()? {
             Some(scope) => value(inspect(&config.subject(), scope, config.lock_timeout()?, &config.launch(), task)?),
@@ -163,6 +207,10 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
         Call::Repair { config, codes } => {
             let (subject, store) = (config.subject(), config.store()?);
             value(repair(&subject, Some(&codes), store.as_ref(), config.lock_timeout()?, &config.launch(), task)?)
+        }
+        Call::NextRun { config, options } => {
+            let (config, store) = store(config)?;
+            schedule::next_run(&config, &store, &options)
         }
     }
 }

@@ -7,9 +7,11 @@ use std::{path::PathBuf, time::Duration};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use super::schedule::NextRun;
 use crate::{
     archive::{block::Compression, manifest::BackupType},
     backup::{BackupOptions, DEFAULT_LOCK_TIMEOUT, DEFAULT_MAX_CHAIN_LENGTH},
+    cron::Cadence,
     error::{Code, Error, Result},
     integrity::{Scope, subject::Subject},
     project::Component,
@@ -17,6 +19,7 @@ use crate::{
     rehearse::RehearseOptions,
     restore::RestoreOptions,
     retention::{Keep, Policy},
+    settings::{self, Settings},
     store::Store,
     undo::UndoOptions,
 };
@@ -40,6 +43,7 @@ pub enum Call {
     Rehearse { config: Config, options: Rehearsal },
     RunChecks { config: Checker, options: Checks },
     Repair { config: Checker, codes: Vec<String> },
+    NextRun { config: Config, options: NextRun },
 }
 
 impl Call {
@@ -68,7 +72,10 @@ pub struct Config {
     max_chain_length: Option<f64>,
     undo_retention_days: Option<f64>,
     strict: Option<bool>,
-    schedule: Option<Value>,
+    /// Of the settings: a manager has no type of its own.
+    #[serde(skip)]
+    kind: Option<BackupType>,
+    schedule: Option<String>,
     storage_options: Option<Value>,
     encryption: Option<Value>,
     /// The `kg` executable that serves as reader.
@@ -83,8 +90,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
-        let later =
-            [("schedule", &self.schedule), ("storageOptions", &self.storage_options), ("encryption", &self.encryption)];
+        let later = [("storageOptions", &self.storage_options), ("encryption", &self.encryption)];
         for (name, value) in later {
             if value.is_some() {
                 return Err(Error::new(
@@ -100,6 +106,7 @@ impl Config {
         whole("maxBackups", self.max_backups, 1, "a number of backups")?;
         self.keep.as_ref().map_or(Ok(()), KeepOptions::check)?;
         whole("maxChainLength", self.max_chain_length, 1, "a number of backups")?;
+        self.schedule.as_ref().map_or(Ok(()), |schedule| Cadence::parse(schedule, None).map(|_| ()))?;
         whole("undoRetentionDays", self.undo_retention_days, 1, "a number of days")?;
         self.store().map(|_| ())
     }
@@ -112,6 +119,31 @@ impl Config {
             Some(dir) => Store::at(dir),
             None => Store::at(&Store::default_dir(&self.project_root)),
         }
+    }
+
+    /// What is not configured, as the settings of the project have it; relative paths there start at its root.
+    pub fn complete(&mut self, settings: &Settings) {
+        let set = settings.policy();
+        let number = |value: Option<u32>| value.map(f64::from);
+        self.backup_dir = self.backup_dir.take().or_else(|| settings.dir(&self.project_root));
+        self.kind = settings.kind();
+        self.compression = self.compression.take().or_else(|| settings.get("backup.compression").cloned());
+        self.compression_level = self.compression_level.or(number(settings.whole("backup.compressionLevel")));
+        self.max_chain_length = self.max_chain_length.or(number(settings.whole("backup.maxChainLength")));
+        self.include_vectors = self.include_vectors.or(settings.bool("backup.includeVectors"));
+        self.include_plugin_data = self.include_plugin_data.or(settings.bool("backup.includePluginData"));
+        self.exclude_patterns = self.exclude_patterns.take().or_else(|| settings.list("backup.excludePatterns"));
+        self.check_source = self.check_source.or(settings.bool("backup.checkSource"));
+        self.strict = self.strict.or(settings.bool("backup.strict"));
+        self.retention_days = self.retention_days.or(number(set.retention_days));
+        self.max_backups = self.max_backups.or(number(set.max_backups));
+        if self.keep.is_none() && set.keep != Keep::default() {
+            self.keep = Some(KeepOptions::from(set.keep));
+        }
+    }
+
+    pub fn names_a_store(&self) -> bool {
+        self.backup_dir.is_some()
     }
 
     /// All numbers were checked to be whole.
@@ -144,6 +176,15 @@ pub struct KeepOptions {
     weekly: Option<f64>,
     monthly: Option<f64>,
     yearly: Option<f64>,
+}
+
+impl From<Keep> for KeepOptions {
+    fn from(keep: Keep) -> Self {
+        let [last, hourly, daily, weekly, monthly, yearly] =
+            [keep.last, keep.hourly, keep.daily, keep.weekly, keep.monthly, keep.yearly]
+                .map(|value| value.map(f64::from));
+        KeepOptions { last, hourly, daily, weekly, monthly, yearly }
+    }
 }
 
 impl KeepOptions {
@@ -191,7 +232,7 @@ impl CreateOptions {
     pub fn resolve(self, config: &Config) -> Result<BackupOptions> {
         let level = self.compression_level.or(config.compression_level);
         Ok(BackupOptions {
-            kind: self.kind.unwrap_or(BackupType::Full),
+            kind: self.kind.or(config.kind).unwrap_or(BackupType::Full),
             based_on: self.based_on,
             max_chain_length: config.max_chain_length.map_or(DEFAULT_MAX_CHAIN_LENGTH, |length| length as u32),
             description: self.description,
@@ -401,7 +442,7 @@ impl Checks {
     }
 }
 
-fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
+pub(super) fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
     serde_json::from_str(json).map_err(|cause| {
         // serde_json ends its sentence with a place in the text, which JavaScript's caller never saw.
         let text = cause.to_string();
@@ -412,17 +453,12 @@ fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
 
 /// `compression` and `compressionLevel` together.
 fn compression(kind: Option<&Value>, level: Option<f64>) -> Result<Compression> {
-    let kind = match kind.unwrap_or(&Value::Bool(true)) {
-        Value::Bool(true) => Compression::GZIP,
-        Value::Bool(false) => Compression::None,
-        Value::String(name) if name == "gzip" => Compression::GZIP,
-        Value::String(name) if name == "zstd" => Compression::ZSTD,
-        other => {
-            return Err(Error::invalid(
-                format!("`compression` is {other}, none of true, false, \"gzip\" and \"zstd\""),
-                "Leave it out for gzip",
-            ));
-        }
+    let kind = match kind {
+        None => Compression::GZIP,
+        Some(given) => settings::compression(given).ok_or_else(|| {
+            let message = format!("`compression` is {given}, none of true, false, \"gzip\" and \"zstd\"");
+            Error::invalid(message, "Leave it out for gzip")
+        })?,
     };
     match level {
         None => Ok(kind),
@@ -434,7 +470,7 @@ fn compression(kind: Option<&Value>, level: Option<f64>) -> Result<Compression> 
     }
 }
 
-fn whole(name: &str, value: Option<f64>, least: u32, what: &str) -> Result<()> {
+pub(super) fn whole(name: &str, value: Option<f64>, least: u32, what: &str) -> Result<()> {
     match value {
         Some(value) if value.fract() != 0.0 || value < f64::from(least) || value > f64::from(u32::MAX) => {
             Err(Error::invalid(format!("`{name}` is {value}, not {what} of at least {least}"), "Give a whole number"))

@@ -21,7 +21,7 @@ use super::{
     apply::{is_untidy, lock_target},
     protocol::{
         Applied, ApplyRequest, CheckRequest, Frame, Greeting, Message, PROTOCOL, READER_ARGUMENT, RELEASE,
-        RepairRequest, Request, SaveRequest, TidyRequest, UndoRequest, Undone, read_frame, write_json,
+        RepairRequest, Request, SaveRequest, SettingsRequest, TidyRequest, UndoRequest, Undone, read_frame, write_json,
     },
     server::{self, Answers},
 };
@@ -29,6 +29,7 @@ use crate::{
     error::{Code, Error, Result, Warning},
     integrity::{Report, repair::Done},
     project::STATE_DIR,
+    settings::Settings,
     task::{Cancel, POLL_INTERVAL, Phase, Task},
 };
 
@@ -107,6 +108,15 @@ impl Reader {
         let request = TidyRequest { target: root.to_path_buf(), undo_retention_days, lock_timeout_ms };
         match Reader::change(launch, Request::Tidy(request))? {
             Message::Tidied { warnings } => Ok(warnings),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    /// What the configuration of the project at `root` says of backups, and what of it cannot be used.
+    pub fn settings(launch: &Launch, root: &Path) -> Result<(Settings, Vec<Warning>)> {
+        let request = Request::Settings(SettingsRequest { root: root.to_path_buf() });
+        match Reader::start(launch, request, &Cancel::default())?.next()? {
+            Answer::Message(Message::Settings { settings, warnings }) => Ok((settings, warnings)),
             _ => Err(out_of_turn()),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A frame is a kind (one byte), a length (four bytes, little endian) and that many bytes: JSON for a message, raw bytes
 //! for data. The server greets first, so that a client never sends a request to another release. Then the client
-//! sends one request, and the server answers until `Saved`, `Applied`, `Undone`, `Tidied`, `Checked`, `Repaired` or `Failed`. The client keeps the server's
+//! sends one request, and the server answers until `Saved`, `Applied`, `Undone`, `Tidied`, `Checked`, `Repaired`, `Settings` or `Failed`. The client keeps the server's
 //! standard input open: its end means that the client is gone.
 
 use std::{
@@ -22,6 +22,7 @@ use crate::{
         subject::Subject,
     },
     project::{Component, discover::Selection},
+    settings::Settings,
     sqlite::check::Integrity,
 };
 
@@ -53,6 +54,7 @@ pub enum Request {
     Tidy(TidyRequest),
     Check(CheckRequest),
     Repair(RepairRequest),
+    Settings(SettingsRequest),
 }
 
 /// Stream what a backup holds.
@@ -128,6 +130,12 @@ pub struct RepairRequest {
     pub lock_timeout_ms: u64,
 }
 
+/// Tell what the configuration of a project says of backups.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SettingsRequest {
+    pub root: PathBuf,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "camelCase")]
 pub enum Message {
@@ -159,6 +167,10 @@ pub enum Message {
     /// One for each action.
     Repaired {
         done: Vec<Done>,
+    },
+    Settings {
+        settings: Settings,
+        warnings: Vec<Warning>,
     },
     Failed {
         error: Error,

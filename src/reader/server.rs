@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
+    settings::Settings,
     sqlite,
     task::Cancel,
 };
@@ -38,6 +39,10 @@ pub fn answer(request: Request, answers: &mut dyn Answers, cancel: &Cancel) -> R
         Request::Tidy(request) => tidy(&request).map(|warnings| Message::Tidied { warnings }),
         Request::Check(request) => inspect(&request, answers, cancel).map(Message::Checked),
         Request::Repair(request) => repair(&request).map(|done| Message::Repaired { done }),
+        Request::Settings(request) => {
+            let mut warnings = Vec::new();
+            Ok(Message::Settings { settings: Settings::read(&request.root, &mut warnings), warnings })
+        }
     });
     answers.message(done.unwrap_or_else(|error| Message::Failed { error }))
 }

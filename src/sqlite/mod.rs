@@ -24,7 +24,7 @@ use crate::error::{Code, Error, Result};
 const BUSY_SLICE: Duration = Duration::from_millis(200);
 
 /// Opens a database that others are using so that nothing of theirs changes: read-only, no checkpoint when it closes.
-fn open_harmless(path: &Path) -> Result<Connection> {
+pub fn open_harmless(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(|cause| Error::sqlite("open", path, cause))?;
     prepare(&connection, path)?;

@@ -75,6 +75,9 @@ pub struct Backup {
     /// Nothing removes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pinned: Option<Pin>,
+    /// Tells projects apart that share a store.
+    #[serde(skip)]
+    pub project: Option<String>,
 }
 
 impl Store {
@@ -159,6 +162,7 @@ impl Backup {
             based_on: manifest.based_on,
             consolidated_from: manifest.consolidated_from,
             pinned,
+            project: manifest.project,
         })
     }
 }

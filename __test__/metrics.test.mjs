@@ -1,0 +1,92 @@
+// `--metrics-file`: what a collector reads after each backup.
+
+import { readFileSync, readdirSync, renameSync, statSync } from 'node:fs';
+import path from 'node:path';
+
+import { expect, test } from 'vitest';
+
+import { kg, until } from './support/processes.mjs';
+import { makeProject } from './support/project.mjs';
+
+/** Values by metric and labels; fails on a line that no collector would take. */
+function parse(file) {
+  const lines = readFileSync(file, 'utf8').split('\n');
+  expect(lines.splice(-2)).toEqual(['# EOF', '']);
+  const values = {};
+  for (const line of lines) {
+    if (line.startsWith('#')) {
+      expect(line).toMatch(/^# (HELP kg_backup_\w+ \S.*\.|TYPE kg_backup_\w+ gauge)$/);
+      continue;
+    }
+    const [, name, labels, value] = line.match(/^kg_backup_(\w+)\{project="[^"\n]+"(?:,(\w+="\w+"))?\} (\d+(?:\.\d+)?)$/);
+    values[labels ? `${name} ${labels}` : name] = Number(value);
+  }
+  return values;
+}
+
+function setUp() {
+  const { root, database } = makeProject();
+  const file = path.join(root, 'kg.prom');
+  return { root, database, file, kg: (...args) => kg(args, { cwd: root }) };
+}
+
+test('a backup leaves metrics that everybody may read, whole or not at all', async () => {
+  const { root, file, kg } = setUp();
+  const before = Date.now() / 1000;
+  const made = JSON.parse((await kg('diag', 'backup', '--metrics-file', 'kg.prom', '--json')).stdout);
+  const values = parse(file);
+  expect(values).toMatchObject({
+    last_size_bytes: made.size,
+    last_source_size_bytes: made.stats.totalSize,
+    'kept type="full"': 1,
+    'kept type="incremental"': 0,
+    kept_size_bytes: made.size,
+    chain_length: 1,
+    retention_failures: 0,
+    healthy: 1,
+  });
+  expect(values.last_success_timestamp_seconds).toBeGreaterThanOrEqual(before);
+  expect(values.last_duration_seconds).toBeLessThan(60);
+  expect(values).not.toHaveProperty('last_failure_timestamp_seconds');
+  expect(values).not.toHaveProperty('next_run_timestamp_seconds');
+  expect(statSync(file).mode & 0o777).toBe(0o644);
+  expect(readdirSync(root).filter((name) => name.startsWith('.kg-partial'))).toEqual([]);
+});
+
+test('a backup that fails leaves metrics too', async () => {
+  const { file, database, kg } = setUp();
+  await kg('diag', 'backup', '--metrics-file', file);
+  renameSync(database, `${database}.away`);
+  expect((await kg('diag', 'backup', '--metrics-file', file)).status).toBe(3);
+  const { healthy, last_failure_timestamp_seconds: failed, last_success_timestamp_seconds: succeeded } = parse(file);
+  expect(healthy).toBe(0);
+  expect(failed).toBeGreaterThan(succeeded);
+});
+
+test('metrics that cannot be written are a warning, and the backup is made', async () => {
+  const { kg } = setUp();
+  const { status, stdout, stderr } = await kg('diag', 'backup', '--metrics-file', '/no/such/directory/kg.prom');
+  expect([status, stdout]).toEqual([0, expect.stringContaining('Backup created')]);
+  expect(stderr).toContain('The metrics could not be written');
+});
+
+test('the service writes them after each run, with the time of the next', async () => {
+  const { file, kg } = setUp();
+  await kg('config', 'set', 'backup.enabled', 'true');
+  await kg('config', 'set', 'backup.schedule', '* * * * * *');
+  await kg('serve', '--all', '--metrics-file', 'kg.prom');
+  try {
+    const has = () => {
+      try {
+        return parse(file);
+      } catch (error) {
+        if (error.code === 'ENOENT') return {};
+        throw error;
+      }
+    };
+    const values = await until(() => (has()['kept type="full"'] >= 1 ? has() : undefined), 'metrics of a run');
+    expect(values.next_run_timestamp_seconds).toBeGreaterThan(values.last_success_timestamp_seconds - 2);
+  } finally {
+    await kg('serve', '--stop');
+  }
+});

@@ -1,0 +1,367 @@
+// BackupScheduler with real backups and a clock that the tests set.
+
+import { execFileSync } from 'node:child_process';
+import { existsSync, readdirSync, rmSync } from 'node:fs';
+import path from 'node:path';
+
+import { BackupScheduler, createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
+
+import { FakeClock } from './support/clock.mjs';
+import { repository, until } from './support/processes.mjs';
+import { makeProject } from './support/project.mjs';
+
+const MINUTE = 60_000;
+const HOUR = 60 * MINUTE;
+const DAY = 24 * HOUR;
+
+/** A project, its manager, and a scheduler with a clock of its own; its callbacks are recorded. */
+function setUp({ config = {}, start, ...options } = {}) {
+  const project = makeProject();
+  const manager = createBackupManager({ projectRoot: project.root, backupDir: project.backups, checkSource: false, ...config });
+  const clock = new FakeClock(start);
+  const told = { successes: [], failures: [] };
+  const scheduler = new BackupScheduler({
+    backupManager: manager,
+    schedule: '0 * * * *',
+    timezone: 'UTC',
+    clock,
+    onSuccess: (backup) => told.successes.push(backup),
+    onFailure: (error) => told.failures.push(error),
+    ...options,
+  });
+  onTestFinished(() => scheduler.stop({ abort: true }));
+  const settled = (runs) => until(() => scheduler.status().runs === runs && !scheduler.status().running, `run ${runs}`);
+  return { ...project, manager, clock, told, scheduler, settled, begin: () => begin(scheduler, clock) };
+}
+
+/** Starts it and waits until it has looked at what exists. */
+async function begin(scheduler, clock) {
+  scheduler.start();
+  await until(() => clock.timers.size > 0 || scheduler.status().running || scheduler.status().runs > 0, 'a timer or a run');
+}
+
+const nextHour = (time) => Math.floor(time / HOUR + 1) * HOUR;
+
+describe('a started scheduler', () => {
+  test('makes a backup at each time that the schedule names', async () => {
+    const { scheduler, clock, settled, told, manager, begin } = setUp();
+    await begin();
+    const first = nextHour(clock.time);
+    expect(scheduler.nextRun()).toEqual(new Date(first));
+    clock.advance(first - clock.time - 1);
+    expect(scheduler.status()).toMatchObject({ started: true, running: null, runs: 0 });
+    clock.advance(1);
+    expect(scheduler.status().running).toMatchObject({ trigger: 'schedule', startedAt: first });
+    expect(scheduler.nextRun()).toEqual(new Date(first + HOUR));
+    await settled(1);
+    clock.advance(HOUR);
+    await settled(2);
+    expect(told.failures).toEqual([]);
+    const ids = (await manager.listBackups()).map((backup) => backup.id);
+    expect(told.successes.map((backup) => backup.id).reverse()).toEqual(ids);
+    expect(told.successes[0]).toMatchObject({ type: 'full', description: 'Scheduled backup' });
+    expect(scheduler.status().lastRun).toMatchObject({ trigger: 'schedule', startedAt: first + HOUR, backup: { id: ids[0] } });
+  });
+
+  test('never waits longer than a minute, so that long waits, sleeps and clocks that are set do no harm', async () => {
+    const { scheduler, clock, settled, begin } = setUp({ schedule: '0 0 1 1 *' });
+    await begin();
+    clock.advance(3 * HOUR);
+    expect(clock.asked.length).toBeGreaterThan(170);
+    expect(Math.max(...clock.asked)).toBeLessThanOrEqual(MINUTE);
+    clock.jump(400 * DAY);
+    expect(scheduler.status().running).toMatchObject({ trigger: 'catch-up' });
+    await settled(1);
+    clock.advance(DAY);
+    expect(scheduler.status().runs).toBe(1);
+  });
+
+  test('makes up once for all that was missed while the machine slept, or not at all where that is not wanted', async () => {
+    for (const [catchUp, runs] of [[true, 1], [false, 0]]) {
+      const { scheduler, clock, settled, begin } = setUp({ catchUp, start: nextHour(Date.now()) + 30 * MINUTE });
+      await begin();
+      clock.jump(5 * HOUR);
+      await settled(runs);
+      expect(scheduler.nextRun()).toEqual(new Date(nextHour(clock.time)));
+    }
+  });
+
+  test('makes up at its start for what was missed while no process ran', async () => {
+    const { scheduler, clock, settled, manager, begin } = setUp();
+    await manager.createBackup();
+    clock.time += 2 * DAY;
+    await begin();
+    await settled(1);
+    expect(scheduler.status().lastRun).toMatchObject({ trigger: 'catch-up' });
+    expect(await manager.listBackups()).toHaveLength(2);
+  });
+
+  test('leaves the backups of other projects in the same directory out of account', async () => {
+    const other = makeProject();
+    const { clock, begin, scheduler, backups } = setUp();
+    await createBackupManager({ projectRoot: other.root, backupDir: backups }).createBackup();
+    clock.time += 2 * DAY;
+    await begin();
+    expect(scheduler.status()).toMatchObject({ running: null, runs: 0 });
+  });
+
+  test('makes incremental backups, and a full one every so many days', async () => {
+    const { clock, settled, told, begin } = setUp({ schedule: '0 0 * * *', type: 'incremental', fullBackupInterval: 3 });
+    await begin();
+    for (let run = 1; run <= 4; run += 1) {
+      clock.advance(DAY);
+      await settled(run);
+    }
+    // Archives bear the real time: by the clock of the scheduler the first one is from today, then a day older each day.
+    expect(told.successes.map((backup) => backup.type)).toEqual(['full', 'incremental', 'full', 'full']);
+  });
+
+  test('makes a full backup where the chain is not whole', async () => {
+    const { clock, settled, told, begin, manager } = setUp({ type: 'incremental' });
+    await begin();
+    for (let run = 1; run <= 3; run += 1) {
+      if (run === 3) rmSync((await manager.listBackups()).at(-1).path);
+      clock.advance(HOUR);
+      await settled(run);
+    }
+    expect(told.successes.map((backup) => backup.type)).toEqual(['full', 'incremental', 'full']);
+  });
+
+  test('waits in one run for another writer of the store, however many times pass', async () => {
+    const { scheduler, clock, settled, manager, begin } = setUp({ schedule: '* * * * *' });
+    await begin();
+    let begun = false;
+    await manager.createBackup({
+      onProgress: () => {
+        if (begun) return;
+        begun = true;
+        clock.advance(5 * MINUTE);
+        expect(scheduler.status().running).not.toBeNull();
+      },
+    });
+    expect(begun).toBe(true);
+    await settled(1);
+    expect(scheduler.status()).toMatchObject({ runs: 1, failures: 0 });
+    expect(await manager.listBackups()).toHaveLength(2);
+  });
+
+  test('jitter delays each run by less than it says, and nextRun() tells the delayed time', async () => {
+    const { scheduler, clock, begin } = setUp({ jitter: 30 * MINUTE });
+    await begin();
+    const time = nextHour(clock.time);
+    const next = scheduler.nextRun().getTime();
+    expect(next).toBeGreaterThanOrEqual(time);
+    expect(next).toBeLessThanOrEqual(time + 30 * MINUTE);
+    clock.advance(next - clock.time - 1);
+    expect(scheduler.status().running).toBeNull();
+    clock.advance(1);
+    expect(scheduler.status().running).not.toBeNull();
+  });
+});
+
+describe('failures', () => {
+  /** Backups fail until `mend` is called. */
+  function broken(options) {
+    const state = setUp({ retries: 2, retryDelay: MINUTE, ...options });
+    const hidden = path.join(state.root, 'hidden');
+    execFileSync('mv', [path.join(state.root, '.kg'), hidden]);
+    return { ...state, mend: () => execFileSync('mv', [hidden, path.join(state.root, '.kg')]) };
+  }
+
+  test('are retried, each time after twice the delay, and then reported once', async () => {
+    const { scheduler, clock, settled, told, begin } = broken();
+    await begin();
+    clock.advance(HOUR);
+    await settled(1);
+    expect(told.failures).toEqual([]);
+    const delays = [];
+    for (const run of [2, 3]) {
+      delays.push(scheduler.nextRun().getTime() - clock.time);
+      clock.advance(delays.at(-1));
+      await settled(run);
+    }
+    expect(delays.map((delay) => Math.round(delay / MINUTE))).toEqual([1, 2]);
+    expect(told.failures).toMatchObject([{ code: 'KG_NO_PROJECT' }]);
+    expect(scheduler.status()).toMatchObject({ failures: 3, consecutiveFailures: 3, lastRun: { trigger: 'retry' } });
+    expect(scheduler.nextRun().getTime() % HOUR).toBe(0);
+  });
+
+  test('that a retry mends are not reported', async () => {
+    const { scheduler, clock, settled, told, begin, mend } = broken();
+    await begin();
+    clock.advance(HOUR);
+    await settled(1);
+    mend();
+    clock.advance(MINUTE);
+    await settled(2);
+    expect(told).toMatchObject({ failures: [], successes: [{ type: 'full' }] });
+    expect(scheduler.status().consecutiveFailures).toBe(0);
+  });
+
+  test('are reported when the next time comes before their retry, and when stop() prevents it', async () => {
+    const { scheduler, clock, settled, told, begin } = broken({ retryDelay: HOUR });
+    await begin();
+    clock.advance(HOUR);
+    await settled(1);
+    expect(told.failures).toHaveLength(0);
+    clock.advance(HOUR);
+    await settled(2);
+    expect(told.failures).toHaveLength(1);
+    await scheduler.stop();
+    expect(told.failures).toHaveLength(2);
+  });
+
+  test('of a callback become a warning of the process and change nothing', async () => {
+    const warnings = [];
+    const onWarning = (warning) => warnings.push(warning);
+    process.on('warning', onWarning);
+    onTestFinished(() => process.off('warning', onWarning));
+    const { clock, settled, begin } = setUp({
+      onSuccess: () => {
+        throw new Error('a defect of the host');
+      },
+    });
+    await begin();
+    for (const run of [1, 2]) {
+      clock.advance(HOUR);
+      await settled(run);
+    }
+    await until(() => warnings.length === 2, 'two warnings');
+    expect(warnings[0]).toMatchObject({ name: 'KgWarning', code: 'KG_CALLBACK_THREW', message: expect.stringContaining('a defect of the host') });
+  });
+});
+
+describe('runNow', () => {
+  test('makes a backup at once, also before the start, and resolves to it', async () => {
+    const { scheduler, told, clock } = setUp();
+    const backup = await scheduler.runNow();
+    expect(told.successes).toEqual([backup]);
+    expect(clock.timers.size).toBe(0);
+    expect(scheduler.status()).toMatchObject({ started: false, runs: 1, lastRun: { trigger: 'manual' } });
+  });
+
+  test('never overlaps: a call during a run waits for it, and calls that wait share one', async () => {
+    const { scheduler, manager } = setUp();
+    const backups = await Promise.all([scheduler.runNow(), scheduler.runNow(), scheduler.runNow()]);
+    expect(backups[2]).toBe(backups[1]);
+    expect(backups[1].id).not.toBe(backups[0].id);
+    expect(await manager.listBackups()).toHaveLength(2);
+  });
+
+  test('rejects with what went wrong, without a retry', async () => {
+    const { scheduler, root, told } = setUp();
+    rmSync(path.join(root, '.kg'), { recursive: true });
+    await expect(scheduler.runNow()).rejects.toMatchObject({ code: 'KG_NO_PROJECT' });
+    expect(told.failures).toHaveLength(1);
+    expect(scheduler.status()).toMatchObject({ runs: 1 });
+  });
+});
+
+describe('stop', () => {
+  test('waits for the run in progress, and nothing happens after it', async () => {
+    const { scheduler, clock, told, begin } = setUp();
+    await begin();
+    clock.advance(HOUR);
+    await scheduler.stop();
+    expect(told.successes).toHaveLength(1);
+    expect(clock.timers.size).toBe(0);
+    clock.advance(DAY);
+    expect(scheduler.status()).toMatchObject({ started: false, running: null, runs: 1, nextRun: null });
+    expect(scheduler.nextRun()).toBeNull();
+  });
+
+  test('with abort ends the run in progress, which leaves nothing and is no failure', async () => {
+    const { scheduler, clock, told, begin, backups } = setUp();
+    await begin();
+    clock.advance(HOUR);
+    const waiting = scheduler.runNow();
+    const refused = expect(waiting).rejects.toMatchObject({ name: 'AbortError' });
+    await scheduler.stop({ abort: true });
+    await refused;
+    expect(told).toEqual({ successes: [], failures: [] });
+    const left = existsSync(backups) ? readdirSync(backups) : [];
+    expect(left.filter((name) => name !== '.kg-store.lock')).toEqual([]);
+    expect(scheduler.status().lastRun.error).toMatchObject({ name: 'AbortError' });
+  });
+
+  test('right after start() prevents everything, and a scheduler can be started again', async () => {
+    const { scheduler, clock, settled, begin } = setUp();
+    scheduler.start();
+    await scheduler.stop();
+    await begin();
+    clock.advance(HOUR);
+    await settled(1);
+  });
+});
+
+describe('a wrong option is refused at once', () => {
+  const cases = [
+    [{ schedule: '61 * * * *' }, /Field 1 .* the minute `61`/],
+    [{ schedule: 'daily' }, /1 fields instead of five or six/],
+    [{ schedule: undefined }, /needs a `schedule`/],
+    [{ timezone: 'Mars/Olympus' }, /`Mars\/Olympus` is no time zone/],
+    [{ type: 'partial' }, /unknown variant `partial`/],
+    [{ fullBackupInterval: 7 }, /goes with the type `incremental`/],
+    [{ type: 'incremental', fullBackupInterval: 0.5 }, /`fullBackupInterval` is 0.5/],
+    [{ jitter: -1 }, /`jitter`/],
+    [{ retries: 1.5 }, /`retries` is 1.5/],
+    [{ retryDelay: Infinity }, /`retryDelay` is Infinity/],
+    [{ keepAlive: 'yes' }, /`keepAlive`/],
+    [{ clock: {} }, /`clock` has no function `now`/],
+    [{ onSuccess: 'print' }, /`onSuccess` is not a function/],
+    [{ backupManager: {} }, /`backupManager` is not a BackupManager/],
+    [{ scedule: '* * * * *' }, /unknown field `scedule`/],
+  ];
+  for (const [options, message] of cases) {
+    test(JSON.stringify(options), () => {
+      let thrown;
+      try {
+        setUp(options);
+      } catch (error) {
+        thrown = error;
+      }
+      expect(thrown).toMatchObject({ name: 'KgError', code: 'KG_INVALID_OPTION', message: expect.stringMatching(message) });
+    });
+  }
+});
+
+describe('manager.scheduler()', () => {
+  test('takes schedule from the configuration, whose callbacks are called once for each backup', async () => {
+    const [onSuccess, onFailure] = [vi.fn(), vi.fn()];
+    const { root, backups } = makeProject();
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups, schedule: '0 2 * * *', onSuccess, onFailure });
+    const scheduler = manager.scheduler({ timezone: 'UTC', clock: new FakeClock(Date.UTC(2026, 0, 1)) });
+    onTestFinished(() => scheduler.stop());
+    scheduler.start();
+    expect(scheduler.nextRun()).toEqual(new Date(Date.UTC(2026, 0, 1, 2)));
+    const backup = await scheduler.runNow();
+    expect(onSuccess.mock.calls).toEqual([[backup]]);
+    expect(onFailure).not.toHaveBeenCalled();
+  });
+
+  test('needs a schedule, and the configuration refuses a wrong one', () => {
+    const { root } = makeProject();
+    expect(() => createBackupManager({ projectRoot: root }).scheduler()).toThrow(/needs a `schedule`/);
+    expect(() => createBackupManager({ projectRoot: root, schedule: '0 2 * *' })).toThrow(/4 fields/);
+  });
+});
+
+describe('the process', () => {
+  const script = (keepAlive) => `
+    const { BackupScheduler, createBackupManager } = require('@weavelogic/knowledge-graph-agent');
+    const backupManager = createBackupManager({ projectRoot: process.argv[1] });
+    const scheduler = new BackupScheduler({ backupManager, schedule: '0 2 * * *', keepAlive: ${keepAlive} });
+    scheduler.start();
+    console.log(scheduler.nextRun().toISOString());`;
+  const start = (keepAlive, options) =>
+    execFileSync(process.execPath, ['-e', script(keepAlive), makeProject().root], { cwd: repository, encoding: 'utf8', ...options });
+
+  test('ends though a scheduler is started, as the guide starts one', () => {
+    expect(start(false, { timeout: 30_000 })).toMatch(/^\d{4}-.*Z\n$/);
+  });
+
+  test('goes on with keepAlive', () => {
+    expect(() => start(true, { timeout: 2000 })).toThrow(expect.objectContaining({ code: 'ETIMEDOUT' }));
+  });
+});

@@ -1,0 +1,183 @@
+// The service of `kg serve`: real processes, real backups, a schedule of seconds.
+
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+
+import { afterEach, describe, expect, onTestFinished, test } from 'vitest';
+
+import { kg, kgPath, run, until } from './support/processes.mjs';
+import { fillDatabase, makeProject } from './support/project.mjs';
+
+const started = new Set();
+afterEach(async () => {
+  for (const root of started) await kg(['serve', '--stop'], { cwd: root });
+  started.clear();
+});
+
+/** A project with these settings of backups; whatever service a test starts is ended with it. */
+function setUp(settings = { enabled: true, schedule: '* * * * * *' }, options) {
+  const project = makeProject(options);
+  const configure = (backup) =>
+    writeFileSync(path.join(project.root, '.kg/config.json'), JSON.stringify({ database: { path: '.kg/knowledge.db' }, backup }));
+  configure({ dir: '../backups', ...settings });
+  started.add(project.root);
+  const archives = () => (existsSync(project.backups) ? readdirSync(project.backups).filter((name) => /^kg-backup.*\.gz$/.test(name)) : []);
+  const log = () => readFileSync(path.join(project.root, '.kg/logs/backup-service.log'), 'utf8');
+  return { ...project, archives, configure, log, kg: (...args) => kg(args, { cwd: project.root }) };
+}
+
+const json = async (promise) => JSON.parse((await promise).stdout);
+const isAlive = (pid) => existsSync(`/proc/${pid}`) && !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+
+/** The service in the foreground, as a service manager runs it. */
+function foreground(root) {
+  const child = spawn(kgPath, ['serve', '--foreground'], { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] });
+  onTestFinished(() => child.kill('SIGKILL'));
+  const service = { child, said: '' };
+  child.stdout.on('data', (text) => (service.said += text));
+  return service;
+}
+
+describe('kg serve', () => {
+  test('--all makes backups on the schedule until --stop, which waits for its end', async () => {
+    const { kg, archives, root, log } = setUp();
+    const begun = await kg('serve', '--all');
+    expect([begun.status, begun.stderr]).toEqual([0, '']);
+    expect(begun.stdout).toMatch(/^The service runs: process \d+ on .*\n {2}log .*backup-service\.log\n$/);
+    const pid = Number(begun.stdout.match(/process (\d+)/)[1]);
+    await until(() => archives().length >= 3, 'three backups');
+    expect(await json(kg('serve', '--status', '--json'))).toMatchObject({ running: true, service: { pid }, lastRun: { trigger: 'schedule' } });
+    expect((await kg('diag', 'backup', '--status')).stdout).toMatch(new RegExp(`the service runs as process ${pid}`));
+    const stopped = await kg('serve', '--stop');
+    expect(stopped).toMatchObject({ status: 0, stdout: expect.stringContaining('The service was stopped') });
+    expect(isAlive(pid)).toBe(false);
+    const kept = archives();
+    for (const archive of kept) {
+      expect(await kg('diag', 'backup', '--verify', path.join(root, '../backups', archive))).toMatchObject({ status: 0 });
+    }
+    expect(archives()).toEqual(kept);
+    expect(log()).toMatch(/started as process[^]*made .*kg-backup-[^]*stopped\n$/);
+    expect(await kg('serve', '--status')).toMatchObject({ status: 1, stdout: expect.stringContaining('No service') });
+  });
+
+  test('is none of its terminal or of the process that started it', async () => {
+    const { kg } = setUp();
+    const { service } = await json(kg('serve', '--all', '--json'));
+    const [, , , , session] = readFileSync(`/proc/${service.pid}/stat`, 'utf8').replace(/\(.*\)/, 'kg').split(' ').slice(1);
+    expect(Number(session)).toBe(service.pid);
+  });
+
+  test('--stop is no error where nothing runs, and --all says what to type where nothing is enabled', async () => {
+    const { kg } = setUp({});
+    expect(await kg('serve', '--stop')).toMatchObject({ status: 0, stdout: 'No service of this project runs\n', stderr: '' });
+    const { status, stdout } = await kg('serve', '--all');
+    expect(status).toBe(0);
+    expect(stdout).toMatch(/^Nothing to serve[^]*kg config set backup\.schedule "0 2 \* \* \*"[^]*kg config set backup\.enabled true[^]*kg serve --all\n$/);
+    expect(await json(kg('serve', '--status', '--json'))).toMatchObject({ running: false, service: null });
+  });
+
+  test('runs once a project: the second one says which is the first', async () => {
+    const { kg, root } = setUp({ enabled: true, schedule: '0 2 * * *' });
+    const all = await Promise.all([kg('serve', '--all'), kg('serve', '--all'), kg('serve', '--all')]);
+    const pids = all.map(({ stdout }) => stdout.match(/process (\d+)/)[1]);
+    expect(new Set(pids).size).toBe(1);
+    expect(all.map(({ status }) => status)).toEqual([0, 0, 0]);
+    const { child, said } = foreground(root);
+    const [status] = await once(child, 'exit');
+    expect(status).toBe(0);
+    expect(said + (await kg('serve', '--all')).stdout).toContain(`The service runs already: process ${pids[0]}`);
+  });
+
+  test('takes up changed settings, and waits where they enable nothing', async () => {
+    const { archives, configure, root } = setUp({ enabled: false, schedule: '0 2 * * *' });
+    const service = foreground(root);
+    await until(() => service.said.includes('no backups are made'), 'the first settings');
+    configure({ dir: '../backups', enabled: true, schedule: '* * * * * *', type: 'snapshot', maxBackups: 2 });
+    await until(() => archives().length === 2 && (service.said.match(/made /g) ?? []).length >= 3, 'backups by the new settings');
+    configure({ dir: '../backups', enabled: false });
+    await until(() => service.said.match(/no backups are made/g).length === 2, 'the last settings');
+    service.child.kill('SIGTERM');
+    expect(await once(service.child, 'exit')).toEqual([0, null]);
+  });
+
+  test('tries a failed backup again, tells of it, and goes on when it can', async () => {
+    const { archives, root, kg, database } = setUp({ enabled: true, schedule: '*/2 * * * * *', retryDelay: 100 });
+    rmSync(database);
+    const service = foreground(root);
+    await until(() => /a backup failed, again at .*KG_NO_DATABASE/.test(service.said), 'a failure');
+    expect((await kg('diag', 'backup', '--status')).stdout).toMatch(/health .*the last run failed: .*\[KG_NO_DATABASE\]/);
+    fillDatabase(database);
+    await until(() => archives().length > 0, 'a backup');
+    await until(async () => (await json(kg('diag', 'backup', '--status', '--json'))).health.ok, 'health');
+  });
+
+  test('ends soon after SIGTERM in the midst of a backup, and nothing of that is left', async () => {
+    const { archives, backups, root } = setUp({ enabled: true, schedule: '* * * * * *', compressionLevel: 9 }, { nodes: 60_000 });
+    const service = foreground(root);
+    await until(() => existsSync(backups) && readdirSync(backups).some((name) => name.startsWith('.kg-partial-')), 'a partial archive');
+    const at = Date.now();
+    service.child.kill('SIGTERM');
+    expect(await once(service.child, 'exit')).toEqual([0, null]);
+    expect(Date.now() - at).toBeLessThan(10_000);
+    expect(readdirSync(backups).filter((name) => name.startsWith('.kg-partial-') || name.startsWith('.kg-snapshot-'))).toEqual([]);
+    for (const archive of archives()) run(kgPath, ['diag', 'backup', '--verify', path.join(backups, archive)]);
+  });
+
+  test('that is killed in the midst of a backup is made up for by the next one, which clears up first', async () => {
+    const { archives, backups, root, kg, configure } = setUp({ enabled: true, schedule: '* * * * * *', compressionLevel: 9 }, { nodes: 60_000 });
+    const service = foreground(root);
+    await until(() => existsSync(backups) && readdirSync(backups).some((name) => name.startsWith('.kg-partial-')), 'a partial archive');
+    service.child.kill('SIGKILL');
+    await once(service.child, 'exit');
+    expect(await json(kg('serve', '--status', '--json'))).toMatchObject({ running: false });
+    for (const name of archives()) rmSync(path.join(backups, name));
+    // The time of the killed run is longer ago than the next one of this schedule: only what was missed leads to a backup now.
+    const history = path.join(root, '.kg/cache/backup-runs.json');
+    const known = JSON.parse(readFileSync(history, 'utf8'));
+    known.state.covered -= 3 * 86_400_000;
+    writeFileSync(history, JSON.stringify(known));
+    configure({ dir: '../backups', enabled: true, schedule: '0 0 * * *', compressionLevel: 1 });
+    const next = foreground(root);
+    await until(() => archives().length === 1 && next.said.includes('made '), 'the backup that was missed');
+    expect(readdirSync(backups).filter((name) => name.startsWith('.kg-partial-'))).toEqual([]);
+    await until(() => JSON.parse(readFileSync(history, 'utf8')).runs.at(-1)?.trigger === 'catch-up', 'what is remembered of it');
+    expect(await kg('diag', 'backup', '--verify', path.join(backups, archives()[0]))).toMatchObject({ status: 0 });
+  });
+
+  test('ends where its project is gone', async () => {
+    const { root } = setUp({ enabled: true, schedule: '0 2 * * *' });
+    const service = foreground(root);
+    await until(() => service.said.includes('the schedule is'), 'its start');
+    rmSync(path.join(root, '.kg'), { recursive: true });
+    expect(await once(service.child, 'exit')).toEqual([0, null]);
+  });
+
+  test('leaves nothing of itself in a backup', async () => {
+    const { kg, root, archives } = setUp();
+    await kg('serve', '--all');
+    await until(() => archives().length >= 2, 'two backups');
+    await kg('serve', '--stop');
+    const entries = run('tar', ['-tzf', path.join(root, '../backups/latest.tar.gz')]);
+    expect(entries).not.toMatch(/backup-service|backup-runs|logs/);
+    expect(statSync(path.join(root, '.kg/backup-service.lock')).size).toBeGreaterThan(0);
+  });
+});
+
+describe('the procedures of the guide', () => {
+  test('Level 1 works as it is written, with and without a schedule', () => {
+    for (const settings of [{ enabled: true, schedule: '0 2 * * *' }, {}]) {
+      const { root } = setUp(settings);
+      const said = run('sh', ['-ec', `PATH="${path.dirname(kgPath)}:$PATH"
+        kg diag backup --output ./backups
+        kg serve --all
+        kg serve --stop
+        kg diag restore --file ./backups/latest.tar.gz --yes
+        kg serve --all
+        kg serve --stop
+        kg diag backup`], { cwd: root });
+      expect(said).toContain(settings.enabled ? 'The service was stopped' : 'Nothing to serve');
+    }
+  });
+});

@@ -1,0 +1,57 @@
+// `kg graph --regenerate-vectors`: what is missing is found, and made by the host's own command.
+
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+
+import { expect, test } from 'vitest';
+
+import { kg, run } from './support/processes.mjs';
+import { makeProject } from './support/project.mjs';
+
+const TABLE = 'CREATE TABLE IF NOT EXISTS embeddings (id TEXT PRIMARY KEY, embedding BLOB, dimensions INTEGER)';
+const embed = `sqlite3 .kg/vectors.db "${TABLE}; ATTACH '.kg/knowledge.db' AS g; INSERT OR IGNORE INTO embeddings SELECT id, x'0000803f', 1 FROM g.nodes"`;
+
+function setUp() {
+  const { root } = makeProject({ nodes: 20 });
+  return { root, regenerate: (args = [], env = {}) => kg(['graph', '--regenerate-vectors', ...args], { cwd: root, env: { ...process.env, ...env } }) };
+}
+
+test('without a command it says what is missing, that this package cannot make it, and who can', async () => {
+  const { regenerate } = setUp();
+  const { status, stdout, stderr } = await regenerate();
+  expect([status, stdout]).toEqual([2, '']);
+  expect(stderr).toMatch(/20 of 20 nodes have no vector .* no model that could make them \[KG_UNSUPPORTED\]\n {4}Restore them with .*--command/);
+});
+
+test('a command makes what is missing, and is not run where nothing is', async () => {
+  const { root, regenerate } = setUp();
+  const command = `${embed} && echo ran >> ran.txt`;
+  expect(await regenerate(['--command', command])).toMatchObject({ status: 0, stdout: expect.stringContaining('Each of 20 nodes has its vector') });
+  const again = await regenerate(['--json'], { KG_VECTORS_COMMAND: command });
+  expect(JSON.parse(again.stdout)).toEqual({ nodes: 20, missing: 0, ran: false });
+  expect(readFileSync(path.join(root, 'ran.txt'), 'utf8')).toBe('ran\n');
+  run('sqlite3', [path.join(root, '.kg/vectors.db'), "DELETE FROM embeddings WHERE id IN ('n3', 'n4')"]);
+  expect((await regenerate([], { KG_VECTORS_COMMAND: command })).stdout).toMatch(/^2 of 20 nodes have no vector; running: /);
+  expect(readFileSync(path.join(root, 'ran.txt'), 'utf8')).toBe('ran\nran\n');
+});
+
+test('vectors in files count by their index', async () => {
+  const { root, regenerate } = setUp();
+  const ids = Array.from({ length: 20 }, (_, at) => `n${at}`);
+  mkdirSync(path.join(root, '.kg/vectors'), { recursive: true });
+  writeFileSync(path.join(root, '.kg/vectors/index.json'), JSON.stringify({ model: 'm', dimensions: 1, ids }));
+  expect((await regenerate()).status).toBe(0);
+});
+
+test('a command that fails, or does not do what it should, is an error', async () => {
+  const { regenerate } = setUp();
+  expect(await regenerate(['--command', 'exit 7'])).toMatchObject({ status: 4, stderr: expect.stringContaining('`exit 7` failed (exit status: 7)') });
+  expect(await regenerate(['--command', 'true'])).toMatchObject({ status: 4, stderr: expect.stringContaining('even after the command') });
+});
+
+test('a command is never taken from the configuration, which an archive may have brought', async () => {
+  const { root, regenerate } = setUp();
+  writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ vectors: { command: 'touch harmed' }, graph: { command: 'touch harmed' } }));
+  expect((await regenerate()).status).toBe(2);
+  expect(run('ls', [root])).not.toContain('harmed');
+});

@@ -1,0 +1,288 @@
+//! Sets one key of `.kg/config.json`, or takes it out, and keeps every other byte of the file: what is outside of the object that
+//! the key belongs to is not even written anew.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    os::unix::fs::MetadataExt,
+    path::Path,
+    time::Duration,
+};
+
+use serde::{Deserialize, Deserializer, de};
+use serde_json::{Map, Serializer, Value, ser::PrettyFormatter, value::RawValue};
+
+use crate::{
+    durable,
+    error::{Code, Error, Result},
+    lock,
+    project::{CONFIG_FILE, Project},
+    reader::apply::{journal::give_to_owner, lock_against_restores},
+    settings::{keys::Key, read_text},
+    task::Task,
+};
+
+const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Locked while the file is changed: of two who set different keys, none must be lost.
+const LOCK_FILE: &str = "config.lock";
+const DEFAULT_INDENT: &str = "  ";
+
+/// Sets `key`, or takes it out; returns whether that changed anything. A restore of the configuration is waited for.
+pub fn set(project: &Project, key: &Key, value: Option<Value>, task: &Task) -> Result<bool> {
+    let _no_restore = lock_against_restores(&project.state_dir(), LOCK_TIMEOUT, &task.cancel)?;
+    let _lock = lock(project, task)?;
+    let path = project.state_dir().join(CONFIG_FILE);
+    let before = read(&path)?;
+    let text = before.as_deref().unwrap_or("{}\n");
+    let after = edited(text, key.name, value).map_err(|what| invalid(&path, &what))?;
+    if after == text {
+        return Ok(false);
+    }
+    write(project, &path, after.as_bytes(), before.is_some())?;
+    Ok(true)
+}
+
+fn lock(project: &Project, task: &Task) -> Result<File> {
+    let path = project.state_dir().join(LOCK_FILE);
+    let failed = |cause| Error::io("lock", &path, cause);
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    if lock::wait(&file, LOCK_TIMEOUT, task, failed)? {
+        return Ok(file);
+    }
+    let message = format!("{} is being changed by another process", project.state_dir().join(CONFIG_FILE).display());
+    Err(Error::new(Code::TargetLocked, message, "Wait until it ends"))
+}
+
+/// The whole configuration; an empty object where there is none.
+pub fn load(project: &Project) -> Result<Value> {
+    let path = project.state_dir().join(CONFIG_FILE);
+    let Some(text) = read(&path)? else { return Ok(Value::Object(Map::new())) };
+    match serde_json::from_str::<Value>(&text) {
+        Ok(config) if config.is_object() => Ok(config),
+        Ok(_) => Err(invalid(&path, "it is no object")),
+        Err(cause) => Err(invalid(&path, &cause.to_string())),
+    }
+}
+
+fn read(path: &Path) -> Result<Option<String>> {
+    let text = read_text(path).map_err(|cause| Error::io("read", path, cause))?;
+    text.map(|text| String::from_utf8(text).map_err(|_| invalid(path, "it is not UTF-8"))).transpose()
+}
+
+fn write(project: &Project, path: &Path, content: &[u8], exists: bool) -> Result<()> {
+    use std::io::Write;
+    // A link stays one: the file that it leads to is replaced.
+    let path = if exists { path.canonicalize().map_err(|cause| Error::io("find", path, cause))? } else { path.into() };
+    let failed = |cause| Error::io("write", &path, cause);
+    let mut file = durable::partial(path.parent().unwrap_or(&path))?;
+    file.write_all(content).map_err(failed)?;
+    if exists {
+        let old = fs::metadata(&path).map_err(failed)?;
+        fs::set_permissions(file.path(), old.permissions()).map_err(failed)?;
+        let new = file.as_file().metadata().map_err(failed)?;
+        if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
+            std::os::unix::fs::chown(file.path(), Some(old.uid()), Some(old.gid())).map_err(failed)?;
+        }
+        return durable::publish(file, &path);
+    }
+    fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644)).map_err(failed)?;
+    durable::publish(file, &path)?;
+    give_to_owner(project.root(), &path)
+}
+
+fn invalid(path: &Path, what: &str) -> Error {
+    Error::new(
+        Code::ConfigInvalid,
+        format!("{} is not a configuration: {what}", path.display()),
+        "Mend it, or bring it back with `kg diag restore --file latest --config-only`; nothing was changed",
+    )
+}
+
+/// The members of the outermost object, each with the text of its value.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<M: de::MapAccess<'de>>(self, mut map: M) -> std::result::Result<Members<'de>, M::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
+}
+
+/// `text` with the key set to `value`.
+fn edited(text: &str, name: &str, value: Option<Value>) -> std::result::Result<String, String> {
+    let Members(members) = serde_json::from_str(text).map_err(|cause| cause.to_string())?;
+    let mut path = name.split('.');
+    let outer = path.next().unwrap_or_default();
+    let path: Vec<&str> = path.collect();
+    // Of members of one name the last counts, as everywhere.
+    let member = members.iter().rev().find(|(name, _)| name == outer);
+    let mut object = match member {
+        Some((_, raw)) => serde_json::from_str::<Value>(raw.get()).map_err(|cause| cause.to_string())?,
+        None => Value::Object(Map::new()),
+    };
+    let before = object.clone();
+    let is_set = value.is_some();
+    place(&mut object, &path, value).map_err(|part| format!("`{outer}{part}` is no object"))?;
+    if object == before && (is_set || member.is_some() || object == Value::Object(Map::new())) {
+        return Ok(text.to_string());
+    }
+    let style = Style::of(text);
+    let written = style.write(&object)?;
+    Ok(match (member, members.last()) {
+        (Some((_, raw)), _) => splice(text, range_of(text, raw), &written),
+        (None, Some((_, last))) => {
+            let (_, end) = range_of(text, last);
+            splice(text, (end, end), &format!(",{}{}:{}{written}", style.newline(), Value::from(outer), style.space()))
+        }
+        (None, None) => {
+            let open = text.find('{').map_or(0, |open| open + 1);
+            let close = text.rfind('}').unwrap_or(text.len());
+            let end = if style.indent.is_some() { "\n" } else { "" };
+            let member = format!("{}{}:{}{written}{end}", style.newline(), Value::from(outer), style.space());
+            splice(text, (open, close), &member)
+        }
+    })
+}
+
+/// Sets what `path` names in `object`, or takes it out along with objects that this leaves empty.
+fn place(object: &mut Value, path: &[&str], value: Option<Value>) -> std::result::Result<(), String> {
+    let Some(map) = object.as_object_mut() else { return Err(String::new()) };
+    match (path, value) {
+        ([name], Some(value)) => {
+            // One name for one thing.
+            match *name {
+                "retention" => drop(map.shift_remove("retentionDays")),
+                "retentionDays" => drop(map.shift_remove("retention")),
+                _ => {}
+            }
+            map.insert((*name).to_string(), value);
+        }
+        ([name], None) => drop(map.shift_remove(*name)),
+        ([name, rest @ ..], value) => {
+            if value.is_none() && !map.contains_key(*name) {
+                return Ok(());
+            }
+            let inner = map.entry(*name).or_insert_with(|| Value::Object(Map::new()));
+            place(inner, rest, value).map_err(|part| format!(".{name}{part}"))?;
+            if inner.as_object().is_some_and(Map::is_empty) {
+                map.shift_remove(*name);
+            }
+        }
+        ([], _) => {}
+    }
+    Ok(())
+}
+
+/// Where the text of a value lies in `text`, which it was read from.
+fn range_of(text: &str, raw: &RawValue) -> (usize, usize) {
+    let start = raw.get().as_ptr() as usize - text.as_ptr() as usize;
+    (start, start + raw.get().len())
+}
+
+fn splice(text: &str, (start, end): (usize, usize), with: &str) -> String {
+    format!("{}{with}{}", &text[..start], &text[end..])
+}
+
+/// How the file is laid out.
+struct Style {
+    /// Of one level; `None` where everything stands in one line.
+    indent: Option<String>,
+}
+
+impl Style {
+    fn of(text: &str) -> Self {
+        let inside = text.trim();
+        if inside.len() > 2 && !inside.contains('\n') {
+            return Style { indent: None };
+        }
+        let first = text.lines().find(|line| line.trim_start().starts_with('"'));
+        let indent = first.map(|line| &line[..line.len() - line.trim_start().len()]);
+        Style { indent: Some(indent.filter(|indent| !indent.is_empty()).unwrap_or(DEFAULT_INDENT).to_string()) }
+    }
+
+    fn newline(&self) -> String {
+        self.indent.as_ref().map(|indent| format!("\n{indent}")).unwrap_or_default()
+    }
+
+    fn space(&self) -> &'static str {
+        if self.indent.is_some() { " " } else { "" }
+    }
+
+    /// The value, as a member of the outermost object.
+    fn write(&self, value: &Value) -> std::result::Result<String, String> {
+        use serde::Serialize;
+        let Some(indent) = &self.indent else { return Ok(value.to_string()) };
+        let mut out = Vec::new();
+        let mut serializer = Serializer::with_formatter(&mut out, PrettyFormatter::with_indent(indent.as_bytes()));
+        value.serialize(&mut serializer).map_err(|cause| cause.to_string())?;
+        let text = String::from_utf8(out).map_err(|cause| cause.to_string())?;
+        Ok(text.replace('\n', &format!("\n{indent}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn set(text: &str, name: &str, value: Value) -> String {
+        edited(text, name, Some(value)).unwrap()
+    }
+
+    #[test]
+    fn every_other_byte_of_the_file_stays() {
+        let text = "{\n    \"zeta\": 1.50e3,\n    \"backup\": {\n        \"mine\": [1, 2]\n    },\n    \"a\":   {\"b\":null}\n}";
+        let after = set(text, "backup.retention", json!(30));
+        let expected = "{\n    \"zeta\": 1.50e3,\n    \"backup\": {\n        \"mine\": [\n            1,\n            2\n        ],\n        \
+                        \"retention\": 30\n    },\n    \"a\":   {\"b\":null}\n}";
+        assert_eq!(after, expected);
+    }
+
+    #[test]
+    fn a_file_keeps_its_indentation_tabs_and_single_line() {
+        assert_eq!(
+            set("{\n\t\"a\": 1\n}\n", "backup.enabled", json!(true)),
+            "{\n\t\"a\": 1,\n\t\"backup\": {\n\t\t\"enabled\": true\n\t}\n}\n"
+        );
+        assert_eq!(set("{\"a\":1}\n", "backup.enabled", json!(true)), "{\"a\":1,\"backup\":{\"enabled\":true}}\n");
+        assert_eq!(set("{}\n", "backup.enabled", json!(true)), "{\n  \"backup\": {\n    \"enabled\": true\n  }\n}\n");
+        assert_eq!(set("{\n}\n", "backup.enabled", json!(true)), "{\n  \"backup\": {\n    \"enabled\": true\n  }\n}\n");
+    }
+
+    #[test]
+    fn what_is_set_already_changes_nothing_and_what_is_taken_out_is_gone() {
+        let text = "{\"backup\": { \"keep\": {\"daily\":7}, \"enabled\":true }}";
+        assert_eq!(set(text, "backup.enabled", json!(true)), text);
+        assert_eq!(edited(text, "backup.dir", None).unwrap(), text);
+        assert_eq!(edited("{}", "backup.keep.daily", None).unwrap(), "{}");
+        assert_eq!(edited(text, "backup.keep.daily", None).unwrap(), "{\"backup\": {\"enabled\":true}}");
+    }
+
+    #[test]
+    fn the_two_names_of_the_retention_do_not_stand_beside_each_other() {
+        let text = "{\"backup\":{\"retention\":30}}";
+        assert_eq!(set(text, "backup.retentionDays", json!(7)), "{\"backup\":{\"retentionDays\":7}}");
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused() {
+        for text in ["", "not json", "[]", "{\"backup\": 7}", "{\"a\": 1,}", "{\"backup\":{\"keep\":1}}"] {
+            assert!(edited(text, "backup.keep.daily", Some(json!(1))).is_err(), "{text}");
+        }
+    }
+}

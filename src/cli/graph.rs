@@ -1,0 +1,146 @@
+//! `kg graph --regenerate-vectors`: finds nodes without a vector, and has them made by whoever can.
+//!
+//! This package saves embeddings, it makes none: that takes the model of the host. So the command that does is named by whoever types
+//! this one, by a flag or the environment. It is not a setting of `.kg/config.json`: that comes back with a restore, and no archive
+//! may say what is run here.
+
+use std::{
+    collections::HashSet,
+    fs,
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{Common, finish, output::Output};
+use crate::{
+    error::{Code, Error, Result},
+    project::{Project, config},
+    sqlite::open_harmless,
+};
+
+const COMMAND_VARIABLE: &str = "KG_VECTORS_COMMAND";
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kg graph --regenerate-vectors                                   whether every node has its vector
+  kg graph --regenerate-vectors --command 'npm run embed'         have those made that are missing")]
+pub struct GraphArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Find the nodes that have no vector, and run the command that makes them
+    #[arg(long, required = true)]
+    regenerate_vectors: bool,
+    /// What makes vectors: run by `sh` in the project's root, only where some are missing [default: $KG_VECTORS_COMMAND]
+    #[arg(long, value_name = "COMMAND")]
+    command: Option<String>,
+}
+
+pub fn run(args: &GraphArgs) -> ExitCode {
+    let output = Output::new(&args.common);
+    let command = args.command.clone().or_else(|| std::env::var(COMMAND_VARIABLE).ok()).filter(|text| !text.is_empty());
+    let done = args.common.root().and_then(|root| Project::open(&root));
+    finish(&output, done.and_then(|project| regenerate(&project, command.as_deref(), &output)).map(|()| true))
+}
+
+fn regenerate(project: &Project, command: Option<&str>, output: &Output) -> Result<()> {
+    let mut nodes = Nodes::count(project)?;
+    let ran = match command {
+        Some(command) if nodes.without > 0 => {
+            output.line(format!("{} of {} nodes have no vector; running: {command}", nodes.without, nodes.all));
+            execute(project, command, output)?;
+            nodes = Nodes::count(project)?;
+            true
+        }
+        _ => false,
+    };
+    if nodes.without > 0 {
+        return Err(nodes.missing(ran));
+    }
+    output.result(&json!({ "nodes": nodes.all, "missing": nodes.without, "ran": ran }));
+    output.line(format!("Each of {} nodes has its vector", nodes.all));
+    Ok(())
+}
+
+struct Nodes {
+    all: usize,
+    without: usize,
+}
+
+impl Nodes {
+    fn count(project: &Project) -> Result<Self> {
+        let database = config::database_path(project.root(), &mut Vec::new()).absolute;
+        if !database.is_file() {
+            return Err(Error::new(
+                Code::NoDatabase,
+                format!("The project has no database at {}", database.display()),
+                "Restore it first: `kg diag restore --file latest --db-only`",
+            ));
+        }
+        let nodes = ids(&database, "nodes")?;
+        let state = project.state_dir();
+        let mut known = HashSet::new();
+        if state.join("vectors.db").is_file() {
+            known.extend(ids(&state.join("vectors.db"), "embeddings")?);
+        }
+        known.extend(index_ids(&state.join("vectors/index.json")));
+        Ok(Nodes { all: nodes.len(), without: nodes.iter().filter(|id| !known.contains(*id)).count() })
+    }
+
+    fn missing(&self, ran: bool) -> Error {
+        let found = format!(
+            "{} of {} nodes have no vector in .kg/vectors.db or .kg/vectors/index.json",
+            self.without, self.all
+        );
+        if ran {
+            let remedy = "Look at what the command said; it ended without an error";
+            return Error::new(Code::Incomplete, format!("{found}, even after the command"), remedy);
+        }
+        Error::new(
+            Code::Unsupported,
+            format!("{found}, and this package has no model that could make them"),
+            "Restore them with `kg diag restore --file latest --path 'vectors*'` where a backup holds them, or name the command of your \
+             application that makes them with `--command`",
+        )
+    }
+}
+
+/// The column `id` of a table; none where there is no such table.
+fn ids(database: &Path, table: &str) -> Result<HashSet<String>> {
+    let failed = |cause| Error::sqlite("read", database, cause);
+    let connection = open_harmless(database)?;
+    connection.busy_timeout(crate::backup::DEFAULT_LOCK_TIMEOUT).map_err(failed)?;
+    if !connection.table_exists(None, table).map_err(failed)? {
+        return Ok(HashSet::new());
+    }
+    let mut rows =
+        connection.prepare(&format!("SELECT CAST(id AS TEXT) FROM {table} WHERE id IS NOT NULL")).map_err(failed)?;
+    let ids = rows.query_map([], |row| row.get(0)).map_err(failed)?;
+    ids.collect::<std::result::Result<_, _>>().map_err(failed)
+}
+
+/// `ids` of the index beside vectors that are kept as files.
+fn index_ids(path: &Path) -> Vec<String> {
+    let index = fs::read(path).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+    let ids = index.as_ref().and_then(|index| index.get("ids")).and_then(Value::as_array);
+    ids.into_iter().flatten().filter_map(|id| id.as_str().map(str::to_string)).collect()
+}
+
+fn execute(project: &Project, command: &str, output: &Output) -> Result<()> {
+    let failed = |cause| Error::io("run", Path::new(command), cause);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command]).current_dir(project.root()).stdin(Stdio::null());
+    if output.json {
+        // Standard output is for the result alone.
+        shell.stdout(Stdio::null());
+    }
+    let status = shell.status().map_err(failed)?;
+    if status.success() {
+        return Ok(());
+    }
+    let remedy = "Look at what it said above, mend that, and run this again";
+    Err(Error::new(Code::Incomplete, format!("`{command}` failed ({status})"), remedy))
+}

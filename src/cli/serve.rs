@@ -1,0 +1,203 @@
+//! `kg serve`: the service that makes a project's backups.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use jiff::tz::TimeZone;
+use serde_json::json;
+
+use super::{
+    Common, finish,
+    output::Output,
+    status::{ago, date},
+    watch::cancel_on_interrupt,
+};
+use crate::{
+    error::{Code, Error, Result},
+    project::Project,
+    schedule::{automatic, status::status},
+    service::{self, Held, Holder, Log},
+    settings::Settings,
+};
+
+/// A service ends within a moment; one that puts files into place may take longer.
+const STOP_PATIENCE: Duration = Duration::from_secs(15);
+const START_PATIENCE: Duration = Duration::from_secs(15);
+const POLL: Duration = Duration::from_millis(20);
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kg serve --all          make backups on the project's schedule, in the background
+  kg serve --status       whether that runs, and what comes next
+  kg serve --stop         end it
+  kg serve --foreground   stay in the foreground, for systemd and containers")]
+pub struct ServeArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Start all services of this package: backups on schedule (this is the default)
+    #[arg(long, group = "what")]
+    all: bool,
+    /// Stop them, and wait until they have ended
+    #[arg(long, group = "what")]
+    stop: bool,
+    /// Tell whether they run; exits with 1 where they do not
+    #[arg(long, group = "what")]
+    status: bool,
+    /// Run here until a signal ends it, and log to standard output
+    #[arg(long, group = "what")]
+    foreground: bool,
+    /// Write metrics for node_exporter's textfile collector after each backup
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["stop", "status"])]
+    metrics_file: Option<PathBuf>,
+    /// As --foreground, detached: what --all starts
+    #[arg(long, hide = true, group = "what")]
+    detached: bool,
+}
+
+pub fn run(args: &ServeArgs) -> ExitCode {
+    let output = Output::new(&args.common);
+    let done = args.common.root().and_then(|root| Project::open(&root)).and_then(|project| {
+        if args.stop {
+            stop(&project, &output)
+        } else if args.status {
+            tell(&project, &output)
+        } else if args.foreground || args.detached {
+            serve(&project, args, &output)
+        } else {
+            start(&project, args, &output)
+        }
+    });
+    match done {
+        Ok(code) => code,
+        Err(error) => finish(&output, Err(error)),
+    }
+}
+
+fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCode> {
+    if let Some(holder) = Holder::find(project)? {
+        output.result(&json!({ "running": true, "started": false, "service": holder }));
+        output.line(format!("The service runs already: {}", describe(&holder)));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut warnings = Vec::new();
+    let settings = Settings::read(project.root(), &mut warnings);
+    output.warnings(&warnings);
+    let plan = automatic::plan(&settings, project.root())?;
+    if plan.is_none() || !automatic::is_enabled(&settings) {
+        output.result(&json!({ "running": false, "started": false, "service": null }));
+        output.line("Nothing to serve: automated backups are not enabled for this project. To enable them:");
+        if plan.is_none() {
+            output.line("  kg config set backup.schedule \"0 2 * * *\"");
+        }
+        output.line("  kg config set backup.enabled true");
+        output.line("  kg serve --all");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let holder = launch(project, args.metrics_file.as_deref())?;
+    output.result(&json!({ "running": true, "started": true, "service": holder }));
+    output.line(format!("The service runs: {}", describe(&holder)));
+    output.line(format!("  log       {}", service::log_path(project).display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts this executable once more, detached, and waits until it has taken over.
+fn launch(project: &Project, metrics_file: Option<&Path>) -> Result<Holder> {
+    let failed = |cause| Error::io("start", Path::new("the service"), cause);
+    let executable = std::env::current_exe().map_err(failed)?;
+    let mut command = Command::new(executable);
+    command.args(["serve", "--detached", "--project"]).arg(project.root());
+    if let Some(path) = metrics_file {
+        command.arg("--metrics-file").arg(std::path::absolute(path).map_err(failed)?);
+    }
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(failed)?;
+    let deadline = Instant::now() + START_PATIENCE;
+    loop {
+        let ended = child.try_wait().map_err(failed)?;
+        match Holder::find(project)? {
+            // Another one may have been quicker; then this project has its service all the same.
+            Some(holder) if holder.pid != 0 && (is(&holder, &child) || ended.is_some()) => return Ok(holder),
+            _ if ended.is_some() || Instant::now() > deadline => return Err(not_started(project)),
+            _ => thread::sleep(POLL),
+        }
+    }
+}
+
+fn is(holder: &Holder, child: &Child) -> bool {
+    u32::try_from(holder.pid).is_ok_and(|pid| pid == child.id())
+}
+
+fn not_started(project: &Project) -> Error {
+    Error::new(
+        Code::Service,
+        "The service did not start",
+        format!("See {}, or run `kg serve --foreground`", service::log_path(project).display()),
+    )
+}
+
+fn stop(project: &Project, output: &Output) -> Result<ExitCode> {
+    let Some(holder) = Holder::find(project)? else {
+        output.result(&json!({ "running": false, "stopped": false, "service": null }));
+        output.line("No service of this project runs");
+        return Ok(ExitCode::SUCCESS);
+    };
+    let by_force = holder.stop(project, STOP_PATIENCE)?;
+    output.result(&json!({ "running": false, "stopped": true, "byForce": by_force, "service": holder }));
+    let how = if by_force { ", by force: it did not end by itself" } else { "" };
+    output.line(format!("The service was stopped{how} ({})", describe(&holder)));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
+    let holder = Holder::find(project)?;
+    let mut warnings = Vec::new();
+    let settings = Settings::read(project.root(), &mut warnings);
+    let store = super::store(None, project.root(), &settings)?;
+    let status = status(Some(project), &store, &settings, jiff::Timestamp::now())?;
+    output.result(&json!({ "running": holder.is_some(), "service": holder, "nextRun": status.next_run, "lastRun": status.last_run }));
+    output.warnings(&warnings);
+    match &holder {
+        Some(holder) => output.line(format!("The service runs: {}", describe(holder))),
+        None => output.line("No service of this project runs"),
+    }
+    if let Some(next) = status.next_run {
+        output.line(format!("  next      {} UTC", date(next, &TimeZone::UTC)));
+    }
+    if let Some(run) = &status.last_run {
+        let result = match (&run.backup, &run.error) {
+            (Some(backup), _) => backup.clone(),
+            (None, Some(error)) => format!("failed: {} [{}]", error.message, error.code),
+            (None, None) => String::new(),
+        };
+        output.line(format!("  last      {}, {result}", ago(run.started_at)));
+    }
+    Ok(if holder.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCode> {
+    if args.detached {
+        // Of a session of its own, so that the end of the terminal is not its end. It fails only for whoever has one already.
+        let _ = nix::unistd::setsid();
+        std::env::set_current_dir("/").map_err(|cause| Error::io("enter", Path::new("/"), cause))?;
+    }
+    let held = match Held::take(project)? {
+        Ok(held) => held,
+        Err(holder) => {
+            output.result(&json!({ "running": true, "started": false, "service": holder }));
+            output.line(format!("The service runs already: {}", describe(&holder)));
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    let log = if args.detached { Log::of(project)? } else { Log::Output };
+    service::serve(project, &held, &log, args.metrics_file.as_deref(), &cancel_on_interrupt());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(holder: &Holder) -> String {
+    format!("process {} on {}, since {} UTC", holder.pid, holder.host, date(holder.since, &TimeZone::UTC))
+}

@@ -1,0 +1,92 @@
+//! `kg diag backup --status`, for people.
+
+use jiff::{Timestamp, tz::TimeZone};
+
+use super::output::{Output, code_of, size};
+use crate::{cron::time_zone, schedule::status::Status, service::Holder};
+
+const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
+pub fn tell(status: &Status, service: Option<&Holder>, output: &Output) {
+    let row = |name: &str, text: String| output.line(format!("  {name:9} {text}"));
+    output.line(format!("Backups in {}", status.backup_dir.display()));
+    row("schedule", schedule(status, service));
+    match &status.latest {
+        None => row("last", "none yet: make one with `kg diag backup`".into()),
+        Some(latest) => {
+            let took = status.last_run.as_ref().filter(|run| run.backup.as_ref() == Some(&latest.id));
+            let took = took.map(|run| format!(", took {:.1} s", run.duration_ms as f64 / 1000.0)).unwrap_or_default();
+            let made = date(latest.timestamp, &TimeZone::UTC);
+            row(
+                "last",
+                format!("{made} UTC, {} ({}, {}{took})", ago(latest.timestamp), latest.id, code_of(&latest.kind)),
+            );
+            row("database", super::backup::integrity(latest).into());
+        }
+    }
+    if let Some(next) = status.next_run {
+        let zone = time_zone(status.timezone.as_deref()).unwrap_or(TimeZone::UTC);
+        let name = zone.iana_name().unwrap_or("local time").to_string();
+        row("next", format!("{} {name}", date(next, &zone)));
+    }
+    if status.count > 0 {
+        let kinds = &status.by_type;
+        let kinds = [(kinds.full, "full"), (kinds.incremental, "incremental"), (kinds.snapshot, "snapshot")];
+        let kinds: Vec<String> =
+            kinds.iter().filter(|(count, _)| *count > 0).map(|(count, kind)| format!("{count} {kind}")).collect();
+        row("kept", format!("{} backups, {}: {}", status.count, size(status.total_size), kinds.join(", ")));
+        row("sizes", format!("{}  newest {}", bars(&status.sizes), size(*status.sizes.last().unwrap_or(&0))));
+    }
+    if status.chains.count > 0 {
+        let length = status.chains.newest_length;
+        row("chains", format!("{}; a restore of the newest backup reads {length}", status.chains.count));
+    }
+    row("health", if status.health.ok { "ok".into() } else { status.health.messages.join("; ") });
+}
+
+fn schedule(status: &Status, service: Option<&Holder>) -> String {
+    let Some(schedule) = &status.schedule else {
+        return "none: set one with `kg config set backup.schedule \"0 2 * * *\"`".into();
+    };
+    let zone = status.timezone.as_ref().map(|zone| format!(" in {zone}")).unwrap_or_default();
+    let schedule = format!("{schedule}{zone}, {}", code_of(&status.kind));
+    match (status.enabled, service) {
+        (false, _) => format!("{schedule}; not enabled: `kg config set backup.enabled true`"),
+        (true, Some(holder)) => format!("{schedule}; the service runs as process {}", holder.pid),
+        (true, None) => format!("{schedule}; no service runs: `kg serve --all`"),
+    }
+}
+
+/// One bar for each size, the largest the highest.
+fn bars(sizes: &[u64]) -> String {
+    let most = sizes.iter().copied().max().unwrap_or(0).max(1);
+    sizes.iter().map(|size| BARS[(size * (BARS.len() as u64 - 1)).div_ceil(most) as usize % BARS.len()]).collect()
+}
+
+pub fn date(timestamp: i64, zone: &TimeZone) -> String {
+    let at = Timestamp::from_millisecond(timestamp).unwrap_or(Timestamp::UNIX_EPOCH);
+    at.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// `3 h ago`.
+pub fn ago(timestamp: i64) -> String {
+    let seconds = (Timestamp::now().as_millisecond() - timestamp).max(0) / 1000;
+    let units = [(86_400, "d"), (3_600, "h"), (60, "min")];
+    match units.iter().find(|(length, _)| seconds >= *length) {
+        Some((length, unit)) => format!("{} {unit} ago", seconds / length),
+        None => format!("{seconds} s ago"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_size_has_the_highest_bar_and_nothing_the_lowest() {
+        assert_eq!(bars(&[0, 1, 50, 100]), "▁▂▅█");
+        assert_eq!(bars(&[7]), "█");
+        assert_eq!(bars(&[]), "");
+        assert_eq!(bars(&[0]), "▁");
+    }
+}

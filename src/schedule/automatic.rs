@@ -1,0 +1,79 @@
+//! What the settings of a project make of its backups: when they are due, and how each is made.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+
+use super::{
+    kind,
+    plan::{DEFAULT_RETRIES, DEFAULT_RETRY_DELAY_MS, Plan},
+};
+use crate::{
+    archive::{block::Compression, manifest::BackupType},
+    backup::{BackupOptions, DEFAULT_MAX_CHAIN_LENGTH},
+    base::own_backups,
+    cron::{Cadence, time_zone},
+    error::Result,
+    project::Project,
+    settings::{self, Settings},
+    store::Store,
+};
+
+/// The plan of a project; `None` where no schedule is set. Whether it is enabled is another question.
+pub fn plan(settings: &Settings, root: &Path) -> Result<Option<Plan>> {
+    let Some(schedule) = settings.text("backup.schedule") else { return Ok(None) };
+    let number = |name: &str| settings.whole(name);
+    Ok(Some(Plan {
+        cadence: Cadence::parse(schedule, settings.text("backup.timezone"))?,
+        catch_up: settings.bool("backup.catchUp").unwrap_or(true),
+        jitter_ms: number("backup.jitter").unwrap_or(0).into(),
+        seed: root.display().to_string(),
+        retries: number("backup.retries").unwrap_or(DEFAULT_RETRIES),
+        retry_delay_ms: number("backup.retryDelay").map_or(DEFAULT_RETRY_DELAY_MS, i64::from),
+    }))
+}
+
+pub fn is_enabled(settings: &Settings) -> bool {
+    settings.bool("backup.enabled").unwrap_or(false)
+}
+
+/// What a run makes.
+pub fn wanted_kind(settings: &Settings) -> BackupType {
+    settings.kind().unwrap_or(BackupType::Full)
+}
+
+/// When the newest backup was made that a run on schedule would have made.
+pub fn last_run(settings: &Settings, project: &Project) -> Result<Option<i64>> {
+    Ok(kind::last_run(&own_backups(&store(settings, project.root())?, project)?, wanted_kind(settings)))
+}
+
+/// Where the project keeps its backups.
+pub fn store(settings: &Settings, root: &Path) -> Result<Store> {
+    Store::at(&settings.dir(root).unwrap_or_else(|| Store::default_dir(root)))
+}
+
+/// How a backup is made at `now` where nobody asks for something else.
+pub fn options(settings: &Settings, root: &Path, store: &Store, now: Timestamp) -> Result<BackupOptions> {
+    let level = settings.whole("backup.compressionLevel").and_then(|level| u8::try_from(level).ok());
+    let compression = settings.get("backup.compression").and_then(settings::compression).unwrap_or(Compression::GZIP);
+    let on = |name: &str| settings.bool(name).unwrap_or(true);
+    let mut kind = wanted_kind(settings);
+    if kind == BackupType::Incremental {
+        let backups = own_backups(store, &Project::open(root)?)?;
+        let zone = time_zone(settings.text("backup.timezone"))?;
+        let full_every = settings.whole("backup.fullBackupInterval");
+        kind = kind::choose(&backups, kind, full_every, &zone, now.as_millisecond());
+    }
+    Ok(BackupOptions {
+        kind,
+        include_vectors: on("backup.includeVectors"),
+        include_plugin_data: on("backup.includePluginData"),
+        exclude_patterns: settings.list("backup.excludePatterns").unwrap_or_default(),
+        compression: level.map_or(compression, |level| compression.at(level)),
+        max_chain_length: settings.whole("backup.maxChainLength").unwrap_or(DEFAULT_MAX_CHAIN_LENGTH),
+        check_source: on("backup.checkSource"),
+        strict: settings.bool("backup.strict").unwrap_or(false),
+        retention: settings.policy(),
+        ..BackupOptions::default()
+    })
+}

@@ -1,0 +1,116 @@
+//! The last runs of a project's backups, by `kg` and its service: `.kg/cache/backup-runs.json`.
+//!
+//! It is for people and monitors: no decision rests on it but when a service that was down takes up its plan. It is written by `kg`
+//! itself alone, never inside a host.
+
+use std::{
+    fs::{self, OpenOptions},
+    path::PathBuf,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::{State, Trigger};
+use crate::{
+    archive::manifest::BackupType,
+    backup::Created,
+    durable,
+    error::{Error, Result},
+    lock,
+    project::Project,
+    reader::apply::journal::give_to_owner,
+    task::Task,
+};
+
+const FILE: &str = "backup-runs.json";
+const LOCK_FILE: &str = "backup-runs.lock";
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+const MOST_RUNS: usize = 50;
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct History {
+    /// Newest last.
+    pub runs: Vec<Run>,
+    /// Where the plan of the service stands.
+    pub state: Option<State>,
+}
+
+/// One attempt. Times are milliseconds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Run {
+    /// Since the epoch.
+    pub started_at: i64,
+    pub duration_ms: i64,
+    pub trigger: Trigger,
+    #[serde(rename = "type")]
+    pub kind: BackupType,
+    /// Its id, where it succeeded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup: Option<String>,
+    /// Of the archive, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Error>,
+    /// How many old backups could not be removed after it.
+    #[serde(default)]
+    pub retention_failures: u32,
+}
+
+impl Run {
+    /// `made` is what the attempt led to, which was to be of `kind`.
+    pub fn of(made: &Result<Created>, kind: BackupType, trigger: Trigger, started_at: i64, ended_at: i64) -> Self {
+        let backup = made.as_ref().ok().map(|created| &created.backup);
+        Run {
+            started_at,
+            duration_ms: ended_at - started_at,
+            trigger,
+            kind: backup.map_or(kind, |backup| backup.kind),
+            backup: backup.map(|backup| backup.id.clone()),
+            size: backup.map(|backup| backup.size),
+            error: made.as_ref().err().cloned(),
+            retention_failures: made.as_ref().map_or(0, retention_failures),
+        }
+    }
+}
+
+fn retention_failures(created: &Created) -> u32 {
+    let decisions = created.retention.iter().flat_map(|retention| &retention.decisions);
+    decisions.filter(|decision| decision.error.is_some()).count() as u32
+}
+
+impl History {
+    /// What is known; nothing where the file is missing or damaged.
+    pub fn read(project: &Project) -> Self {
+        let text = fs::read(dir(project).join(FILE)).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// Adds to it. Where that fails, the backup that it is about is as good.
+    pub fn update(project: &Project, change: impl FnOnce(&mut History)) -> Result<()> {
+        let dir = dir(project);
+        durable::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
+        let path = dir.join(LOCK_FILE);
+        let failed = |cause| Error::io("lock", &path, cause);
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        lock::wait(&file, LOCK_TIMEOUT, &Task::default(), failed)?;
+        let mut history = History::read(project);
+        change(&mut history);
+        let surplus = history.runs.len().saturating_sub(MOST_RUNS);
+        history.runs.drain(..surplus);
+        let text = serde_json::to_vec_pretty(&history).unwrap_or_default();
+        durable::write(&dir.join(FILE), &text)?;
+        [dir.clone(), path, dir.join(FILE)].iter().try_for_each(|made| give_to_owner(project.root(), made))
+    }
+
+    pub fn last(&self) -> Option<&Run> {
+        self.runs.last()
+    }
+}
+
+fn dir(project: &Project) -> PathBuf {
+    project.state_dir().join("cache")
+}

@@ -1,0 +1,115 @@
+//! A full or an incremental backup.
+
+use jiff::{Timestamp, tz::TimeZone};
+
+use crate::{archive::manifest::BackupType, sqlite::check::IntegrityStatus, store::Backup};
+
+/// What the next run makes where the schedule wants `kind`: an incremental one becomes a full one where there is nothing whole to rest
+/// on, or where the newest full one was made `full_every` days ago or more: days of the calendar in `zone`, so that a run that begins
+/// a second earlier than last week's makes a full one all the same.
+///
+/// `backups` are those of one project, newest first.
+pub fn choose(backups: &[Backup], kind: BackupType, full_every: Option<u32>, zone: &TimeZone, now: i64) -> BackupType {
+    if kind != BackupType::Incremental {
+        return kind;
+    }
+    let Some(chain) = newest_chain(backups) else { return BackupType::Full };
+    let date = |at| Timestamp::from_millisecond(at).map(|at: Timestamp| zone.to_datetime(at).date());
+    let is_old = match (date(chain.timestamp), date(now), full_every) {
+        (Ok(made), Ok(today), Some(days)) => {
+            made.until(today).is_ok_and(|age| age.get_days() >= i32::try_from(days).unwrap_or(i32::MAX))
+        }
+        _ => false,
+    };
+    if is_old { BackupType::Full } else { kind }
+}
+
+/// When the newest backup was made that a run of `kind` would have made.
+pub fn last_run(backups: &[Backup], kind: BackupType) -> Option<i64> {
+    let counts = |backup: &&Backup| kind == BackupType::Snapshot || backup.kind != BackupType::Snapshot;
+    backups.iter().find(counts).map(|backup| backup.timestamp)
+}
+
+/// The full backup that the newest good one rests on, where all between them are there.
+fn newest_chain(backups: &[Backup]) -> Option<&Backup> {
+    let is_good =
+        |backup: &&Backup| backup.kind != BackupType::Snapshot && backup.integrity.status != IntegrityStatus::Failed;
+    let mut link = backups.iter().find(is_good)?;
+    // No chain is longer than there are backups; a longer one leads in a circle.
+    for _ in 0..backups.len() {
+        match &link.based_on {
+            None => return Some(link),
+            Some(base) => link = backups.iter().find(|backup| backup.id == *base)?,
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        archive::manifest::{Contents, Stats},
+        sqlite::check::Integrity,
+    };
+
+    const DAY: i64 = 24 * 60 * 60 * 1000;
+    /// 2024-03-01, 2:00 in UTC.
+    const NOW: i64 = 1_709_258_400_000;
+
+    fn backup(id: &str, kind: BackupType, age_ms: i64, based_on: Option<&str>) -> Backup {
+        Backup {
+            id: id.into(),
+            kind,
+            path: "archive".into(),
+            size: 1,
+            checksum: String::new(),
+            timestamp: NOW - age_ms,
+            description: None,
+            contents: Contents::default(),
+            stats: Stats::default(),
+            integrity: Integrity { status: IntegrityStatus::Ok, messages: Vec::new() },
+            warnings: Vec::new(),
+            based_on: based_on.map(str::to_string),
+            consolidated_from: None,
+            pinned: None,
+            project: None,
+        }
+    }
+
+    fn chosen(backups: &[Backup]) -> BackupType {
+        choose(backups, BackupType::Incremental, Some(7), &TimeZone::UTC, NOW)
+    }
+
+    #[test]
+    fn a_full_one_is_due_after_so_many_days_of_the_calendar_even_when_the_run_begins_a_little_early() {
+        use BackupType::{Full, Incremental};
+        let chain = |age| [backup("b", Incremental, DAY, Some("a")), backup("a", Full, age, None)];
+        assert_eq!(chosen(&chain(6 * DAY)), Incremental);
+        assert_eq!(chosen(&chain(7 * DAY - 60_000)), Full);
+        assert_eq!(chosen(&chain(30 * DAY)), Full);
+        let never = choose(&chain(900 * DAY), Incremental, None, &TimeZone::UTC, NOW);
+        assert_eq!(never, Incremental);
+    }
+
+    #[test]
+    fn a_full_one_is_due_where_the_chain_is_not_whole() {
+        use BackupType::{Full, Incremental, Snapshot};
+        assert_eq!(chosen(&[]), Full);
+        assert_eq!(chosen(&[backup("b", Incremental, DAY, Some("gone"))]), Full);
+        assert_eq!(chosen(&[backup("b", Incremental, DAY, Some("b"))]), Full);
+        assert_eq!(chosen(&[backup("s", Snapshot, DAY, None)]), Full);
+        let mut damaged = backup("a", Full, DAY, None);
+        damaged.integrity.status = IntegrityStatus::Failed;
+        assert_eq!(chosen(&[damaged]), Full);
+    }
+
+    #[test]
+    fn other_kinds_are_made_as_they_are_wanted_and_a_snapshot_is_no_run_of_theirs() {
+        let snapshot = backup("s", BackupType::Snapshot, DAY, None);
+        let backups = [snapshot, backup("a", BackupType::Full, 3 * DAY, None)];
+        assert_eq!(choose(&backups, BackupType::Snapshot, Some(1), &TimeZone::UTC, NOW), BackupType::Snapshot);
+        assert_eq!(last_run(&backups, BackupType::Full), Some(NOW - 3 * DAY));
+        assert_eq!(last_run(&backups, BackupType::Snapshot), Some(NOW - DAY));
+    }
+}

@@ -1,0 +1,190 @@
+//! What to do now: run, or wait until when.
+//!
+//! ```text
+//! State::new(last backup) ─▶ decide(now) ─▶ Run ─▶ succeeded(now), or failed(now): a retry, or given up
+//!                                 └───────▶ Wait { until } ─▶ decide(now) again, at the latest then
+//! ```
+//!
+//! The state holds one time, up to which every time that the schedule names is dealt with. So however many were missed while
+//! the machine slept, one run makes up for them; and a run deals with the times that pass while it works, so that runs
+//! never queue. A clock that is set back by more than [`CLOCK_TOLERANCE_MS`] does not leave the schedule waiting for the past.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cron::Cadence,
+    error::{Error, Result},
+};
+
+/// A run that begins later than this after its time is one that was missed.
+pub const GRACE_MS: i64 = 90_000;
+/// How far a clock may be set back, as time servers do, without a time being run again.
+pub const CLOCK_TOLERANCE_MS: i64 = 60 * 60 * 1000;
+pub const DEFAULT_RETRIES: u32 = 3;
+pub const DEFAULT_RETRY_DELAY_MS: i64 = 60_000;
+/// The delay doubles with each retry, up to this.
+pub const MAX_RETRY_DELAY_MS: i64 = 60 * 60 * 1000;
+/// Of delays and jitter: whatever is larger was a mistake.
+const MAX_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// When to run, and what to do about times that were missed and runs that failed.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub cadence: Cadence,
+    /// Make up for missed times.
+    pub catch_up: bool,
+    /// Each run begins up to this many milliseconds after its time; how many depends on the time and `seed` alone.
+    pub jitter_ms: i64,
+    pub seed: String,
+    pub retries: u32,
+    /// Before the first retry, in milliseconds.
+    pub retry_delay_ms: i64,
+}
+
+/// What has been done. All times are milliseconds since the epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct State {
+    /// Every time that the schedule names up to this one is dealt with.
+    covered: i64,
+    /// How often the run that is under way has failed.
+    failures: u32,
+    retry_at: Option<i64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(tag = "action", rename_all = "camelCase")]
+pub enum Action {
+    Run {
+        trigger: Trigger,
+    },
+    Wait {
+        until: i64,
+    },
+    /// The schedule names no further time.
+    Never,
+}
+
+/// Why a run happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trigger {
+    Schedule,
+    /// Its time was missed.
+    CatchUp,
+    /// The run before it failed.
+    Retry,
+    /// Somebody asked for it.
+    Manual,
+}
+
+impl State {
+    /// At the start of a scheduler. `last` is when the newest backup was made that a run would have made.
+    pub fn new(plan: &Plan, last: Option<i64>, now: i64) -> Self {
+        let covered = last.filter(|_| plan.catch_up).map_or(now, |last| last.min(now));
+        State { covered, failures: 0, retry_at: None }
+    }
+}
+
+impl State {
+    /// Every time up to this one, in milliseconds since the epoch, is dealt with.
+    pub fn covered(&self) -> i64 {
+        self.covered
+    }
+}
+
+impl Plan {
+    pub fn check(&self) -> Result<()> {
+        for (name, value, least) in [("jitter", self.jitter_ms, 0), ("retryDelay", self.retry_delay_ms, 1)] {
+            if !(least..=MAX_MS).contains(&value) {
+                return Err(Error::invalid(
+                    format!("`{name}` is {value}, not a number of milliseconds from {least} to a day"),
+                    "Give a whole number",
+                ));
+            }
+        }
+        if self.retries > 100 {
+            return Err(Error::invalid(format!("`retries` is {}, more than 100", self.retries), "Give fewer"));
+        }
+        Ok(())
+    }
+
+    pub fn decide(&self, state: &mut State, now: i64) -> Action {
+        if state.covered > now.saturating_add(CLOCK_TOLERANCE_MS) {
+            state.covered = now;
+        }
+        if let Some(at) = state.retry_at {
+            state.retry_at = Some(at.min(now.saturating_add(MAX_RETRY_DELAY_MS)));
+        }
+        if !self.catch_up {
+            self.skip_missed(state, now);
+        }
+        match (self.due(state.covered), state.retry_at) {
+            (Some(due), _) if due <= now => {
+                state.failures = 0;
+                state.retry_at = None;
+                let trigger = if now - due > GRACE_MS { Trigger::CatchUp } else { Trigger::Schedule };
+                Action::Run { trigger }
+            }
+            (_, Some(retry)) if retry <= now => Action::Run { trigger: Trigger::Retry },
+            (Some(due), retry) => Action::Wait { until: due.min(retry.unwrap_or(due)) },
+            (None, Some(until)) => Action::Wait { until },
+            (None, None) => Action::Never,
+        }
+    }
+
+    /// A run has ended well.
+    pub fn succeeded(&self, state: &mut State, now: i64) {
+        *state = State { covered: state.covered.max(now), failures: 0, retry_at: None };
+    }
+
+    /// A run has failed; the time of its retry, or `None` where it is given up.
+    pub fn failed(&self, state: &mut State, now: i64) -> Option<i64> {
+        let failures = state.failures + 1;
+        let delay = self.retry_delay_ms.saturating_mul(1 << (failures - 1).min(30)).min(MAX_RETRY_DELAY_MS);
+        let retry_at = (failures <= self.retries).then(|| now.saturating_add(delay));
+        let failures = if retry_at.is_some() { failures } else { 0 };
+        *state = State { covered: state.covered.max(now), failures, retry_at };
+        retry_at
+    }
+
+    /// Takes the times that were missed for dealt with; one that is on time may come after them.
+    fn skip_missed(&self, state: &mut State, now: i64) {
+        let missed = |due: i64| now - due > GRACE_MS;
+        if !self.due(state.covered).is_some_and(missed) {
+            return;
+        }
+        state.covered = state.covered.max(now - GRACE_MS - self.jitter_ms);
+        while let Some(time) = self.after(state.covered)
+            && missed(time + self.jitter(time))
+        {
+            state.covered = time;
+        }
+    }
+
+    /// The first time that the schedule names after `covered`.
+    fn after(&self, covered: i64) -> Option<i64> {
+        self.cadence.next(Timestamp::from_millisecond(covered).ok()?).map(Timestamp::as_millisecond)
+    }
+
+    /// When that is due.
+    fn due(&self, covered: i64) -> Option<i64> {
+        self.after(covered).map(|time| time.saturating_add(self.jitter(time)))
+    }
+
+    fn jitter(&self, time: i64) -> i64 {
+        if self.jitter_ms == 0 {
+            return 0;
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&time.to_le_bytes()).update(self.seed.as_bytes());
+        let mut first = [0; 8];
+        first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+        (u64::from_le_bytes(first) % (self.jitter_ms as u64 + 1)) as i64
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

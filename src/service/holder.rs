@@ -1,0 +1,170 @@
+//! One service a project, by an operating system's lock on `.kg/backup-service.lock`. Who holds it stands in the file.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{Read, Seek, Write},
+    os::unix::fs::MetadataExt,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Code, Error, Result},
+    project::Project,
+    reader::apply::journal::give_to_owner,
+};
+
+/// Below `.kg/`; no backup holds it.
+pub const LOCK_FILE: &str = "backup-service.lock";
+const POLL: Duration = Duration::from_millis(20);
+
+/// The process that runs a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Holder {
+    pub pid: i32,
+    pub host: String,
+    /// In milliseconds since the epoch.
+    pub since: i64,
+}
+
+/// The lock, until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    file: File,
+}
+
+impl Holder {
+    /// Who runs the service of `project`; `None` where nobody does.
+    pub fn find(project: &Project) -> Result<Option<Holder>> {
+        let path = project.state_dir().join(LOCK_FILE);
+        let failed = |cause| Error::io("lock", &path, cause);
+        let Ok(mut file) = File::open(&path) else { return Ok(None) };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(None),
+            Err(TryLockError::Error(cause)) => Err(failed(cause)),
+            Err(TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                file.read_to_string(&mut text).map_err(failed)?;
+                // It has only just taken the lock: nothing is known of it yet.
+                let unknown = Holder { pid: 0, host: String::new(), since: 0 };
+                Ok(Some(serde_json::from_str(&text).unwrap_or(unknown)))
+            }
+        }
+    }
+
+    /// Ends the service, and waits until it has; by force after `patience`, which leaves nothing that the next run does not clear up.
+    /// `Ok(true)` where force was needed.
+    pub fn stop(&self, project: &Project, patience: Duration) -> Result<bool> {
+        if self.host != host_name() {
+            return Err(self.out_of_reach(&format!("on {}", self.host)));
+        }
+        self.signal(Signal::SIGTERM)?;
+        if self.wait_for_end(project, patience)? {
+            return Ok(false);
+        }
+        self.signal(Signal::SIGKILL)?;
+        if self.wait_for_end(project, patience)? { Ok(true) } else { Err(self.out_of_reach("which does not end")) }
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        if self.pid <= 1 {
+            return Err(self.out_of_reach("which has not said who it is"));
+        }
+        match kill(Pid::from_raw(self.pid), signal) {
+            Ok(()) => Ok(()),
+            // It has ended, or is of another container: the wait tells.
+            Err(Errno::ESRCH) => Ok(()),
+            Err(cause) => Err(self.out_of_reach(cause.desc())),
+        }
+    }
+
+    fn wait_for_end(&self, project: &Project, patience: Duration) -> Result<bool> {
+        let deadline = Instant::now() + patience;
+        while Holder::find(project)?.as_ref() == Some(self) {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            thread::sleep(POLL);
+        }
+        Ok(true)
+    }
+
+    fn out_of_reach(&self, what: &str) -> Error {
+        Error::new(
+            Code::Service,
+            format!("The service of this project, process {}, could not be stopped: {what}", self.pid),
+            "Stop it as the user, and on the machine, that started it",
+        )
+    }
+}
+
+impl Held {
+    /// Takes the lock; `Err` of who has it.
+    pub fn take(project: &Project) -> Result<std::result::Result<Held, Holder>> {
+        let path = project.state_dir().join(LOCK_FILE);
+        let failed = |cause| Error::io("lock", &path, cause);
+        let mut options = OpenOptions::new();
+        let mut file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::Error(cause)) => return Err(failed(cause)),
+            Err(TryLockError::WouldBlock) => {
+                return match Holder::find(project)? {
+                    Some(holder) => Ok(Err(holder)),
+                    None => Held::take(project),
+                };
+            }
+        }
+        let holder =
+            Holder { pid: std::process::id() as i32, host: host_name(), since: Timestamp::now().as_millisecond() };
+        let text = serde_json::to_string(&holder).unwrap_or_default();
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{text}")).map_err(failed)?;
+        give_to_owner(project.root(), &path)?;
+        Ok(Ok(Held { file }))
+    }
+
+    /// Whether the file that is locked is still the one of the project: a project that is removed needs no service.
+    pub fn is_in(&self, state_dir: &Path) -> bool {
+        let (Ok(here), Ok(there)) = (self.file.metadata(), fs::metadata(state_dir.join(LOCK_FILE))) else {
+            return false;
+        };
+        (here.dev(), here.ino()) == (there.dev(), there.ino())
+    }
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "this host".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_service_is_told_who_is_the_first_and_the_next_one_may_follow_it() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(".kg")).unwrap();
+        let project = Project::open(dir.path()).unwrap();
+        assert_eq!(Holder::find(&project).unwrap(), None);
+        let first = Held::take(&project).unwrap().unwrap();
+        let holder = Held::take(&project).unwrap().unwrap_err();
+        assert_eq!(holder.pid, std::process::id() as i32);
+        assert_eq!(Holder::find(&project).unwrap(), Some(holder));
+        assert!(first.is_in(&project.state_dir()));
+        fs::remove_dir_all(project.state_dir()).unwrap();
+        assert!(!first.is_in(&project.state_dir()));
+        fs::create_dir(project.state_dir()).unwrap();
+        drop(first);
+        Held::take(&project).unwrap().unwrap();
+    }
+}

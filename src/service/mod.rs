@@ -1,0 +1,205 @@
+//! The service that `kg serve` runs: one process a project, which makes the backups that the project's settings ask for.
+//!
+//! ```text
+//! holder    one service a project: a lock, and who has it
+//! log       .kg/logs/backup-service.log, with a limit
+//! ```
+//!
+//! [`serve`] is a loop on one thread: read the settings when they have changed, ask the plan (`crate::schedule`), make a backup or
+//! wait for a moment. It reads the project's files between backups only, never beside one (`docs/architecture.md`, the rule).
+//! It ends at the end of a moment, or of a backup that it cancels: nothing of that is left.
+
+mod holder;
+mod log;
+
+use std::{
+    fs,
+    panic::{self, AssertUnwindSafe},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use jiff::Timestamp;
+
+pub use self::{
+    holder::{Held, Holder},
+    log::Log,
+};
+use crate::{
+    backup::{Created, create_backup},
+    error::{Code, Error, Result},
+    project::{CONFIG_FILE, Project},
+    reader::client::Launch,
+    schedule::{
+        automatic,
+        history::{self, History},
+        metrics,
+        plan::{Action, Plan, State, Trigger},
+    },
+    settings::Settings,
+    task::{Cancel, Task},
+};
+
+/// How soon a signal, a changed configuration or a clock that was set is noticed.
+const MOMENT: Duration = Duration::from_millis(200);
+const DESCRIPTION: &str = "Scheduled backup";
+
+/// Runs until `cancel` is set, or the project is gone.
+pub fn serve(project: &Project, held: &Held, log: &Log, metrics_file: Option<&Path>, cancel: &Cancel) {
+    let mut service =
+        Service { project, log, metrics_file, cancel, settings: Settings::default(), plan: None, state: None };
+    log.line(&format!("started as process {} for {}", std::process::id(), project.root().display()));
+    let mut seen = None;
+    while !cancel.is_cancelled() && held.is_in(&project.state_dir()) {
+        let mark = mark(project);
+        if seen.as_ref() != Some(&mark) {
+            service.load(seen.is_none());
+            seen = Some(mark);
+        }
+        match service.due() {
+            Some(trigger) => service.run(trigger),
+            None => thread::sleep(MOMENT),
+        }
+    }
+    log.line("stopped");
+}
+
+struct Service<'a> {
+    project: &'a Project,
+    log: &'a Log,
+    /// Written after each run.
+    metrics_file: Option<&'a Path>,
+    cancel: &'a Cancel,
+    settings: Settings,
+    /// `None` while nothing is to be done.
+    plan: Option<Plan>,
+    state: Option<State>,
+}
+
+impl Service<'_> {
+    /// Takes up the settings. What was missed before the start counts; a schedule that is new begins now.
+    fn load(&mut self, is_start: bool) {
+        let mut warnings = Vec::new();
+        let settings = Settings::read(self.project.root(), &mut warnings);
+        for warning in warnings {
+            self.log.line(&format!("warning: {}", warning.message));
+        }
+        let is_other = |name: &str| settings.get(name) != self.settings.get(name);
+        let is_new = ["backup.enabled", "backup.schedule", "backup.timezone"].into_iter().any(is_other);
+        self.settings = settings;
+        if !is_new && !is_start {
+            self.plan = self.planned();
+            return;
+        }
+        self.plan = self.planned();
+        let Some(plan) = &self.plan else {
+            self.state = None;
+            self.log.line("no backups are made: `backup.enabled` is not true, or there is no `backup.schedule`");
+            return;
+        };
+        let now = now();
+        let last = if is_start { self.last() } else { None };
+        self.state = Some(State::new(plan, last, now));
+        let next = plan.cadence.next(Timestamp::now()).map(|next| next.to_string()).unwrap_or_default();
+        let schedule = self.settings.text("backup.schedule").unwrap_or_default();
+        self.log.line(&format!("the schedule is `{schedule}`; it names {next} next"));
+        self.remember(None);
+    }
+
+    fn planned(&self) -> Option<Plan> {
+        if !automatic::is_enabled(&self.settings) {
+            return None;
+        }
+        automatic::plan(&self.settings, self.project.root()).unwrap_or_else(|error| {
+            self.log.line(&format!("the schedule cannot be used: {error}"));
+            None
+        })
+    }
+
+    /// Up to when everything is dealt with, as an earlier service or the backups that exist say.
+    fn last(&self) -> Option<i64> {
+        let known = History::read(self.project).state.as_ref().map(State::covered);
+        known.max(automatic::last_run(&self.settings, self.project).ok().flatten())
+    }
+
+    fn due(&mut self) -> Option<Trigger> {
+        let (Some(plan), Some(state)) = (&self.plan, &mut self.state) else { return None };
+        match plan.decide(state, now()) {
+            Action::Run { trigger } => Some(trigger),
+            Action::Wait { .. } | Action::Never => None,
+        }
+    }
+
+    fn run(&mut self, trigger: Trigger) {
+        let started_at = now();
+        let made = panic::catch_unwind(AssertUnwindSafe(|| self.back_up())).unwrap_or_else(|_| {
+            Err(Error::new(Code::Internal, "The backup panicked", "Please report this, with the log of the service"))
+        });
+        if self.cancel.is_cancelled() && made.is_err() {
+            self.log.line("a backup was ended by the stop; nothing of it is left");
+            return;
+        }
+        let ended = now();
+        let (Some(plan), Some(state)) = (&self.plan, &mut self.state) else { return };
+        match &made {
+            Ok(created) => {
+                plan.succeeded(state, ended);
+                let backup = &created.backup;
+                let took = (ended - started_at) as f64 / 1000.0;
+                self.log.line(&format!("made {}, {} bytes in {took:.1} s", backup.path.display(), backup.size));
+                for warning in &backup.warnings {
+                    self.log.line(&format!("warning: {}", warning.message));
+                }
+            }
+            Err(error) => {
+                let retry = plan.failed(state, ended).and_then(|at| Timestamp::from_millisecond(at).ok());
+                let retry = retry.map_or("it is given up until its next time".into(), |at| format!("again at {at:.0}"));
+                self.log.line(&format!("a backup failed, {retry}: {error} [{}]", error.code));
+            }
+        }
+        let kind = automatic::wanted_kind(&self.settings);
+        self.remember(Some(history::Run::of(&made, kind, trigger, started_at, ended)));
+    }
+
+    fn back_up(&self) -> Result<Created> {
+        let root = self.project.root();
+        let store = automatic::store(&self.settings, root)?;
+        let mut options = automatic::options(&self.settings, root, &store, Timestamp::now())?;
+        options.description = Some(DESCRIPTION.into());
+        create_backup(root, &store, &Launch::Thread, &options, &Task::new(self.cancel.clone(), None))
+    }
+
+    fn measure(&self, path: &Path) -> Result<()> {
+        metrics::write(path, self.project, &automatic::store(&self.settings, self.project.root())?, &self.settings)
+    }
+
+    fn remember(&self, run: Option<history::Run>) {
+        let updated = History::update(self.project, |history| {
+            history.runs.extend(run);
+            history.state.clone_from(&self.state);
+        });
+        if let Err(error) = updated {
+            self.log.line(&format!("warning: what happened could not be written down: {error}"));
+        }
+        if let Some(Err(error)) = self.metrics_file.map(|path| self.measure(path)) {
+            self.log.line(&format!("warning: the metrics could not be written: {error}"));
+        }
+    }
+}
+
+fn now() -> i64 {
+    Timestamp::now().as_millisecond()
+}
+
+/// What changes when the configuration does.
+fn mark(project: &Project) -> Option<(SystemTime, u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let found = fs::metadata(project.state_dir().join(CONFIG_FILE)).ok()?;
+    Some((found.modified().ok()?, found.len(), found.ino()))
+}
+
+/// The log of the service of a project, for messages that name it.
+pub fn log_path(project: &Project) -> PathBuf {
+    project.state_dir().join(log::DIR).join(log::FILE)
+}
