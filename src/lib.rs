@@ -15,6 +15,7 @@
 //! | [`backup`], [`restore`], [`undo`], [`verify`], [`retention`] | the verbs |
 //! | [`chain`], [`base`] | a full backup and the incremental ones that rest on it; what the next one may rest on |
 //! | [`reader`] | the one place that opens files of a live project; a process of its own inside a host |
+//! | [`integrity`] | repairs of databases. Called by the reader alone |
 //! | [`archive`] | the container: tar, gzip, manifest, checksums, seal |
 //! | [`store`] | the directory where archives are kept: catalog, lock, atomic writing |
 //! | [`project`], [`sqlite`] | what a project holds; databases at one commit. Called by the reader alone |
@@ -30,6 +31,7 @@ pub mod chain;
 pub mod cli;
 pub mod durable;
 pub mod error;
+pub mod integrity;
 pub mod limits;
 pub mod lock;
 pub mod node;
