@@ -246,4 +246,16 @@ proptest! {
         bytes[start..end].copy_from_slice(&noise(seed, end - start));
         judge(&intact, &bytes);
     }
+
+    #[test]
+    fn several_lost_pages_invent_no_row(seed in any::<u64>(), pages in prop::collection::vec((any::<u32>(), any::<bool>()), 1..9)) {
+        let intact = intact(VARIANTS[if seed % 2 == 0 { 0 } else { 3 }]);
+        let mut bytes = intact.bytes.clone();
+        for (page, is_noise) in pages {
+            let start = page as usize % (bytes.len() / intact.page_size) * intact.page_size;
+            let content = if is_noise { noise(seed ^ u64::from(page), intact.page_size) } else { vec![0; intact.page_size] };
+            bytes[start..start + intact.page_size].copy_from_slice(&content);
+        }
+        prop_assert_eq!(judge(&intact, &bytes).0.invented, 0);
+    }
 }
