@@ -17,6 +17,7 @@
 //! | [`service`] | the process of `kg serve`, which makes backups on the project's schedule |
 //! | [`schedule`] | when backups happen by themselves: a plan that is told the time |
 //! | [`reader`] | the one place that opens files of a live project; a process of its own inside a host |
+//! | [`integrity`] | repairs of databases. Called by the reader alone |
 //! | [`archive`] | the container: tar, gzip, manifest, checksums, seal |
 //! | [`store`] | the directory where archives are kept: catalog, lock, atomic writing |
 //! | [`integrity`] | what can be wrong with a project, and what repair does about it. Called by the reader alone |

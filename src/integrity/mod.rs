@@ -18,6 +18,7 @@ mod fulltext;
 pub mod issue;
 pub mod repair;
 mod rows;
+pub mod salvage;
 mod structure;
 pub mod subject;
 #[cfg(test)]

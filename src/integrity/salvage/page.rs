@@ -1,0 +1,277 @@
+//! B-tree pages and their cells (<https://www.sqlite.org/fileformat2.html#b_tree_pages>).
+//!
+//! Every byte of a sound page is accounted for: header, cell pointers, the gap, cells, free blocks and fragments add up to
+//! the page. [`Page::exact`] says that they do, which noise, or a page of another kind, practically never achieves. Of a page
+//! where they do not, those cells are read that contradict nothing: they lie in the cell area, overlap neither each other
+//! nor a free block, and their keys ascend. Where that is less than half of them, the page is taken for noise.
+//! Deleted rows are never read: only the cell pointers say what a row is.
+
+use super::record::varint;
+
+/// The smallest place that SQLite gives to a cell.
+const MIN_CELL_BYTES: usize = 4;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    IndexInterior,
+    TableInterior,
+    IndexLeaf,
+    TableLeaf,
+}
+
+impl Kind {
+    fn of(byte: u8) -> Option<Kind> {
+        match byte {
+            2 => Some(Kind::IndexInterior),
+            5 => Some(Kind::TableInterior),
+            10 => Some(Kind::IndexLeaf),
+            13 => Some(Kind::TableLeaf),
+            _ => None,
+        }
+    }
+
+    pub fn is_interior(self) -> bool {
+        matches!(self, Kind::IndexInterior | Kind::TableInterior)
+    }
+
+    pub fn is_table(self) -> bool {
+        matches!(self, Kind::TableInterior | Kind::TableLeaf)
+    }
+}
+
+/// What the parser has to know of the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// A page without the bytes that are reserved at its end.
+    pub usable_bytes: usize,
+    pub page_count: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cell {
+    /// Of an interior page: the page to the left.
+    pub child: u32,
+    /// Of a table's page.
+    pub rowid: i64,
+    /// The whole payload, of which `local_bytes` from `local_start` are in the page.
+    pub payload_bytes: u64,
+    pub local_start: usize,
+    pub local_bytes: usize,
+    /// The first page of the rest, or 0.
+    pub overflow: u32,
+}
+
+impl Cell {
+    pub fn local<'a>(&self, page: &'a [u8]) -> &'a [u8] {
+        page.get(self.local_start..self.local_start + self.local_bytes).unwrap_or_default()
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Page {
+    pub kind: Kind,
+    /// In the order of their keys.
+    pub cells: Vec<Cell>,
+    /// Of an interior page: the child to the right of all cells.
+    pub right_child: u32,
+    pub exact: bool,
+    /// Cells that could not be read.
+    pub bad_cells: u32,
+}
+
+/// Reads a b-tree page. `None` where it is none, or hardly one.
+pub fn parse(bytes: &[u8], number: u32, geometry: Geometry) -> Option<Page> {
+    let usable = geometry.usable_bytes;
+    let bytes = bytes.get(..usable)?;
+    let start = if number == 1 { 100 } else { 0 };
+    let kind = Kind::of(*bytes.get(start)?)?;
+    let header = if kind.is_interior() { 12 } else { 8 };
+    let count = usize::from(u16_at(bytes, start + 3)?);
+    let pointers_end = start + header + 2 * count;
+    if pointers_end > usable {
+        return None;
+    }
+    let content_start = match usize::from(u16_at(bytes, start + 5)?) {
+        0 => 65_536,
+        other => other,
+    };
+    let fragments = usize::from(bytes[start + 7]);
+    let right_child = if kind.is_interior() { u32_at(bytes, start + 8)? } else { 0 };
+    let free = free_blocks(bytes, start, content_start);
+
+    let mut found: Vec<(Cell, usize, usize)> = Vec::with_capacity(count);
+    for index in 0..count {
+        let at = usize::from(u16_at(bytes, start + header + 2 * index)?);
+        if at < pointers_end || at >= usable {
+            continue;
+        }
+        if let Some((cell, length)) = cell_at(bytes, at, kind, geometry) {
+            found.push((cell, at, at + length.max(MIN_CELL_BYTES)));
+        }
+    }
+    let is_exact = found.len() == count
+        && (pointers_end..=usable).contains(&content_start)
+        && free.as_ref().is_some_and(|free| fills(&found, free, content_start, fragments, usable))
+        && (!kind.is_table() || found.windows(2).all(|pair| pair[0].0.rowid < pair[1].0.rowid))
+        && (!kind.is_interior() || is_page(right_child, geometry));
+    if !is_exact {
+        let free = free.unwrap_or_default();
+        let content_start = Some(content_start).filter(|at| (pointers_end..=usable).contains(at)).unwrap_or(0);
+        keep_consistent(&mut found, &free, content_start, kind);
+    }
+    let cells: Vec<Cell> = found.into_iter().map(|(cell, ..)| cell).collect();
+    let bad = count - cells.len();
+    if !is_exact && (count == 0 || bad > cells.len()) {
+        return None;
+    }
+    Some(Page { kind, cells, right_child, exact: is_exact, bad_cells: bad as u32 })
+}
+
+/// A cell and its length in the page.
+fn cell_at(bytes: &[u8], at: usize, kind: Kind, geometry: Geometry) -> Option<(Cell, usize)> {
+    let mut cell = Cell { child: 0, rowid: 0, payload_bytes: 0, local_start: 0, local_bytes: 0, overflow: 0 };
+    let mut next = at;
+    if kind.is_interior() {
+        cell.child = u32_at(bytes, next).filter(|child| is_page(*child, geometry))?;
+        next += 4;
+    }
+    if kind != Kind::TableInterior {
+        let (payload, length) = varint(bytes.get(next..)?)?;
+        cell.payload_bytes = payload;
+        next += length;
+    }
+    if kind.is_table() {
+        let (rowid, length) = varint(bytes.get(next..)?)?;
+        cell.rowid = rowid as i64;
+        next += length;
+    }
+    if kind == Kind::TableInterior {
+        return (next <= bytes.len()).then_some((cell, next - at));
+    }
+    // A record has a header of at least one byte.
+    if cell.payload_bytes == 0 || cell.payload_bytes > i32::MAX as u64 {
+        return None;
+    }
+    cell.local_start = next;
+    cell.local_bytes = local_bytes(cell.payload_bytes as usize, kind, geometry.usable_bytes);
+    next = next.checked_add(cell.local_bytes).filter(|end| *end <= bytes.len())?;
+    if (cell.local_bytes as u64) < cell.payload_bytes {
+        cell.overflow = u32_at(bytes, next).filter(|page| is_page(*page, geometry))?;
+        next += 4;
+    }
+    Some((cell, next - at))
+}
+
+/// How much of a payload stays in the page.
+fn local_bytes(payload: usize, kind: Kind, usable: usize) -> usize {
+    let most = if kind == Kind::TableLeaf { usable - 35 } else { (usable - 12) * 64 / 255 - 23 };
+    if payload <= most {
+        return payload;
+    }
+    let least = (usable - 12) * 32 / 255 - 23;
+    let kept = least + (payload - least) % (usable - 4);
+    if kept <= most { kept } else { least }
+}
+
+fn is_page(number: u32, geometry: Geometry) -> bool {
+    (2..=geometry.page_count).contains(&number)
+}
+
+/// Start and end of each free block, in order; `None` where the chain is broken.
+fn free_blocks(bytes: &[u8], start: usize, content_start: usize) -> Option<Vec<(usize, usize)>> {
+    let mut blocks = Vec::new();
+    let mut next = usize::from(u16_at(bytes, start + 1)?);
+    let mut end = content_start;
+    while next != 0 {
+        let length = usize::from(u16_at(bytes, next + 2)?);
+        if next < end || length < 4 || next + length > bytes.len() {
+            return None;
+        }
+        end = next + length;
+        blocks.push((next, end));
+        next = usize::from(u16_at(bytes, next)?);
+    }
+    Some(blocks)
+}
+
+/// Whether cells, free blocks and fragments fill the cell area without overlap.
+fn fills(
+    found: &[(Cell, usize, usize)],
+    free: &[(usize, usize)],
+    content_start: usize,
+    fragments: usize,
+    usable: usize,
+) -> bool {
+    let mut spans: Vec<(usize, usize)> = found.iter().map(|(_, start, end)| (*start, *end)).collect();
+    spans.extend_from_slice(free);
+    spans.sort_unstable();
+    let mut at = content_start;
+    let mut gaps = 0;
+    for (start, end) in spans {
+        if start < at || end > usable {
+            return false;
+        }
+        gaps += start - at;
+        at = end;
+    }
+    gaps + (usable - at) == fragments
+}
+
+/// Drops cells that lie outside the cell area, overlap something, or are out of order.
+fn keep_consistent(found: &mut Vec<(Cell, usize, usize)>, free: &[(usize, usize)], content_start: usize, kind: Kind) {
+    let mut spans: Vec<(usize, usize)> = found.iter().map(|(_, start, end)| (*start, *end)).collect();
+    spans.extend_from_slice(free);
+    spans.sort_unstable();
+    let mut clashing = std::collections::HashSet::new();
+    let mut longest = (0, 0);
+    for span in spans {
+        if span.0 < longest.1 {
+            clashing.insert(span.0);
+            clashing.insert(longest.0);
+        }
+        if span.1 > longest.1 {
+            longest = span;
+        }
+    }
+    found.retain(|(_, start, _)| *start >= content_start && !clashing.contains(start));
+    if kind.is_table() {
+        let kept = longest_ascending(&found.iter().map(|(cell, ..)| cell.rowid).collect::<Vec<_>>());
+        let mut kept = kept.into_iter().peekable();
+        let mut index = 0;
+        found.retain(|_| {
+            index += 1;
+            kept.next_if_eq(&(index - 1)).is_some()
+        });
+    }
+}
+
+/// Positions of a longest strictly ascending subsequence.
+fn longest_ascending(keys: &[i64]) -> Vec<usize> {
+    let mut tails: Vec<usize> = Vec::new();
+    let mut before = vec![usize::MAX; keys.len()];
+    for (index, key) in keys.iter().enumerate() {
+        let place = tails.partition_point(|tail| keys[*tail] < *key);
+        before[index] = if place > 0 { tails[place - 1] } else { usize::MAX };
+        if place == tails.len() {
+            tails.push(index);
+        } else {
+            tails[place] = index;
+        }
+    }
+    let mut chain = Vec::with_capacity(tails.len());
+    let mut next = tails.last().copied().unwrap_or(usize::MAX);
+    while next != usize::MAX {
+        chain.push(next);
+        next = before[next];
+    }
+    chain.reverse();
+    chain
+}
+
+pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(bytes.get(at..at.checked_add(2)?)?.try_into().ok()?))
+}
+
+pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
+}

@@ -1,0 +1,146 @@
+//! Records: the rows inside cells (<https://www.sqlite.org/fileformat2.html#record_format>).
+//!
+//! SQLite writes a record without a gap: the header says how long each value is, and all of them together are as long as
+//! the payload. What does not add up is no record, which tells rows from noise.
+
+use super::file::Encoding;
+
+/// More columns than any build of SQLite allows.
+const MAX_FIELDS: usize = 32_767;
+/// So many zero bytes within a text are a sign that a sector was lost, not something that somebody wrote.
+const ZERO_RUN: usize = 8;
+
+/// One value of a record.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value<'a> {
+    Null,
+    Integer(i64),
+    Real(f64),
+    Text(String),
+    Blob(&'a [u8]),
+    /// Text that is not valid in the database's encoding, or holds what a lost sector leaves.
+    DoubtfulText(&'a [u8]),
+}
+
+/// The kinds of values, for comparing a record with the columns of a table without reading its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    Null,
+    Integer,
+    Real,
+    Text,
+    Blob,
+}
+
+/// A variable-length integer and how many bytes it takes.
+pub fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
+    let mut value = 0_u64;
+    for (at, byte) in bytes.iter().take(8).enumerate() {
+        value = (value << 7) | u64::from(byte & 0x7f);
+        if byte & 0x80 == 0 {
+            return Some((value, at + 1));
+        }
+    }
+    bytes.get(8).map(|byte| ((value << 8) | u64::from(*byte), 9))
+}
+
+/// The serial types of a record, of which `bytes` is the beginning, and how long the header is. `None` where they do not
+/// add up to `payload_bytes`, or where the header goes on beyond `bytes`.
+pub fn serial_types(bytes: &[u8], payload_bytes: u64) -> Option<(Vec<u64>, usize)> {
+    let (header, mut at) = varint(bytes)?;
+    let header = usize::try_from(header).ok().filter(|header| *header >= at && *header <= bytes.len())?;
+    let mut types = Vec::new();
+    let mut body = 0_u64;
+    while at < header {
+        let (serial, length) = varint(&bytes[at..header])?;
+        body = body.checked_add(size_of(serial)?)?;
+        types.push(serial);
+        at += length;
+        if types.len() > MAX_FIELDS {
+            return None;
+        }
+    }
+    (body.checked_add(header as u64)? == payload_bytes).then_some((types, header))
+}
+
+/// How many bytes a value of that serial type takes; `None` for the two that are never written.
+pub fn size_of(serial: u64) -> Option<u64> {
+    match serial {
+        0 | 8 | 9 => Some(0),
+        1..=4 => Some(serial),
+        5 => Some(6),
+        6 | 7 => Some(8),
+        10 | 11 => None,
+        _ => Some((serial - 12) / 2),
+    }
+}
+
+pub fn class_of(serial: u64) -> Class {
+    match serial {
+        0 => Class::Null,
+        7 => Class::Real,
+        1..=9 => Class::Integer,
+        _ if serial.is_multiple_of(2) => Class::Blob,
+        _ => Class::Text,
+    }
+}
+
+/// The values of a whole record.
+pub fn values(payload: &[u8], encoding: Encoding) -> Option<Vec<Value<'_>>> {
+    let (types, mut at) = serial_types(payload, payload.len() as u64)?;
+    let mut values = Vec::with_capacity(types.len());
+    for serial in types {
+        let length = usize::try_from(size_of(serial)?).ok()?;
+        let bytes = payload.get(at..at.checked_add(length)?)?;
+        at += length;
+        values.push(match serial {
+            0 => Value::Null,
+            8 => Value::Integer(0),
+            9 => Value::Integer(1),
+            1..=6 => Value::Integer(integer(bytes)),
+            7 => match f64::from_bits(integer(bytes) as u64) {
+                // SQLite stores NULL instead.
+                real if real.is_nan() => return None,
+                real => Value::Real(real),
+            },
+            _ if serial.is_multiple_of(2) => Value::Blob(bytes),
+            _ => text(bytes, encoding),
+        });
+    }
+    Some(values)
+}
+
+/// Big-endian, with a sign, of up to eight bytes.
+fn integer(bytes: &[u8]) -> i64 {
+    let start = if bytes.first().is_some_and(|byte| byte & 0x80 != 0) { -1 } else { 0 };
+    bytes.iter().fold(start, |value, byte| (value << 8) | i64::from(*byte))
+}
+
+fn text(bytes: &[u8], encoding: Encoding) -> Value<'_> {
+    let decoded = match encoding {
+        Encoding::Utf8 => std::str::from_utf8(bytes).ok().map(str::to_string),
+        Encoding::Utf16Le => utf16(bytes, u16::from_le_bytes),
+        Encoding::Utf16Be => utf16(bytes, u16::from_be_bytes),
+    };
+    match decoded {
+        Some(text) if !has_zero_run(bytes) => Value::Text(text),
+        _ => Value::DoubtfulText(bytes),
+    }
+}
+
+fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> Option<String> {
+    let pairs = bytes.chunks_exact(2);
+    if !pairs.remainder().is_empty() {
+        return None;
+    }
+    let units: Vec<u16> = pairs.map(|pair| unit([pair[0], pair[1]])).collect();
+    String::from_utf16(&units).ok()
+}
+
+fn has_zero_run(bytes: &[u8]) -> bool {
+    let mut run = 0;
+    bytes.iter().any(|byte| {
+        run = if *byte == 0 { run + 1 } else { 0 };
+        run >= ZERO_RUN
+    })
+}

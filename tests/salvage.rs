@@ -1,0 +1,261 @@
+//! Databases that are damaged in every way that the format has: what is whole comes back, and nothing else.
+
+mod support;
+
+use std::{collections::BTreeMap, fs};
+
+use kg_backup::{
+    error::Code,
+    integrity::salvage::{report::Salvaged, salvage},
+    task::Cancel,
+};
+use proptest::prelude::*;
+use rusqlite::Connection;
+use support::{Intact, SCHEMA, TABLES, Variant, all_rows, build};
+
+const VARIANTS: [Variant; 6] = [
+    Variant { page_size: 512, encoding: "UTF-8", auto_vacuum: false },
+    Variant { page_size: 1024, encoding: "UTF-16le", auto_vacuum: true },
+    Variant { page_size: 4096, encoding: "UTF-8", auto_vacuum: false },
+    Variant { page_size: 4096, encoding: "UTF-8", auto_vacuum: true },
+    Variant { page_size: 8192, encoding: "UTF-16be", auto_vacuum: false },
+    Variant { page_size: 65536, encoding: "UTF-8", auto_vacuum: false },
+];
+
+/// Rows wholly on untouched pages, those of them that came back, and rows that were never there.
+#[derive(Default, Clone, Copy, Debug)]
+struct Tally {
+    cases: usize,
+    whole: usize,
+    saved: usize,
+    invented: usize,
+}
+
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed;
+    (0..length)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as u8
+        })
+        .collect()
+}
+
+/// Salvages the bytes and compares what comes out with what was there. `None` where there was nothing to recover.
+fn judge(intact: &Intact, damaged: &[u8]) -> (Tally, Option<Salvaged>) {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, target) = (dir.path().join("damaged.db"), dir.path().join("salvaged.db"));
+    fs::write(&source, damaged).unwrap();
+    let salvaged = salvage(&source, &target, SCHEMA, &Cancel::default());
+    assert!(fs::read(&source).unwrap() == damaged, "the source is as it was");
+    let (rows, salvaged) = match salvaged {
+        Ok(salvaged) => {
+            let connection = Connection::open(&target).unwrap();
+            let check: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+            assert_eq!(check, "ok");
+            (all_rows(&connection), Some(salvaged))
+        }
+        Err(error) => {
+            assert_eq!(error.code, Code::DatabaseDamaged, "{error}");
+            assert!(!target.exists());
+            (BTreeMap::new(), None)
+        }
+    };
+    let page = |number: u32| {
+        let start = (number as usize - 1) * intact.page_size;
+        start..start + intact.page_size
+    };
+    let is_untouched = |number: &u32| damaged.get(page(*number)) == Some(&intact.bytes[page(*number)]);
+    let mut tally = Tally { cases: 1, ..Tally::default() };
+    for table in TABLES {
+        let (was, is) = (&intact.rows[table], rows.get(table).cloned().unwrap_or_default());
+        tally.invented += is.iter().filter(|row| !was.contains(row)).count();
+        for (row, pages) in was.iter().zip(intact.places.get(table).into_iter().flatten()) {
+            if pages.iter().all(is_untouched) {
+                tally.whole += 1;
+                tally.saved += usize::from(is.contains(row));
+            }
+        }
+    }
+    (tally, salvaged)
+}
+
+fn with_page(intact: &Intact, number: u32, content: &[u8]) -> Vec<u8> {
+    let mut bytes = intact.bytes.clone();
+    let start = (number as usize - 1) * intact.page_size;
+    bytes[start..start + content.len()].copy_from_slice(content);
+    bytes
+}
+
+fn intact(variant: Variant) -> Intact {
+    let dir = tempfile::tempdir().unwrap();
+    build(&dir.path().join("intact.db"), variant, if variant.page_size < 4096 { 90 } else { 150 })
+}
+
+#[test]
+fn an_intact_database_comes_back_as_it_was() {
+    for variant in VARIANTS {
+        let intact = intact(variant);
+        let (tally, salvaged) = judge(&intact, &intact.bytes);
+        let salvaged = salvaged.unwrap();
+        let rows: usize = intact.rows.values().map(Vec::len).sum();
+        assert_eq!((tally.whole, tally.invented), (tally.saved, 0), "{variant:?}");
+        assert_eq!(salvaged.rows_recovered as usize, rows, "{variant:?}: {salvaged:?}");
+        assert_eq!(salvaged.lost_and_found, None, "{variant:?}");
+        assert!(salvaged.objects.iter().all(|object| object.failed.is_none()), "{:?}", salvaged.objects);
+    }
+}
+
+#[test]
+fn damaged_pages_cost_no_row_on_another_page_and_invent_none() {
+    let mut tallies: BTreeMap<String, Tally> = BTreeMap::new();
+    for (seed, variant) in VARIANTS.into_iter().enumerate() {
+        let intact = intact(variant);
+        for kind in ["schema", "table leaf", "table interior", "index", "overflow", "full text", "free"] {
+            let pages: Vec<u32> =
+                intact.kinds.iter().filter(|(page, of)| **of == kind && **page > 1).map(|(page, _)| *page).collect();
+            for (index, page) in pages.iter().step_by(pages.len().div_ceil(3).max(1)).enumerate() {
+                let zeros = vec![0; intact.page_size];
+                for (how, content) in [("zeros", zeros), ("noise", noise((seed * 9 + index) as u64, intact.page_size))]
+                {
+                    let (tally, _) = judge(&intact, &with_page(&intact, *page, &content));
+                    assert_eq!(tally.invented, 0, "{variant:?}, {kind} {page}, {how}");
+                    let sum = tallies.entry(format!("{kind}, {how}")).or_default();
+                    sum.cases += 1;
+                    sum.whole += tally.whole;
+                    sum.saved += tally.saved;
+                }
+            }
+        }
+    }
+    let table: String = tallies
+        .iter()
+        .map(|(kind, tally)| format!("| {kind} | {} | {} | {} |\n", tally.cases, tally.whole, tally.saved))
+        .collect();
+    println!("{table}");
+    assert!(tallies.values().map(|tally| tally.cases).sum::<usize>() >= 60);
+    for (kind, tally) in &tallies {
+        assert_eq!(tally.saved, tally.whole, "{kind}");
+    }
+    assert!(include_str!("../docs/salvage-results.md").contains(&table), "the document says what happens");
+}
+
+#[test]
+fn a_damaged_header_costs_no_row() {
+    for variant in VARIANTS {
+        let intact = intact(variant);
+        for (from, to) in [
+            (0, 100),
+            (0, 16),
+            (16, 18),
+            (20, 21),
+            (24, 28),
+            (28, 32),
+            (32, 36),
+            (36, 40),
+            (44, 48),
+            (56, 60),
+            (92, 96),
+        ] {
+            for value in [0, 0xff] {
+                let content = [&intact.bytes[..from], &vec![value; to - from]].concat();
+                let (tally, _) = judge(&intact, &with_page(&intact, 1, &content));
+                assert_eq!(tally.invented, 0, "{variant:?}: {from}..{to} = {value}");
+                // Page 1 itself is touched, but holds no row of a table.
+                assert_eq!(tally.saved, tally.whole, "{variant:?}: {from}..{to} = {value}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_that_was_cut_invents_nothing() {
+    let intact = intact(VARIANTS[2]);
+    for part in 0..12 {
+        let (tally, _) = judge(&intact, &intact.bytes[..intact.bytes.len() * part / 12]);
+        assert_eq!(tally.invented, 0, "cut to {part} twelfths");
+    }
+}
+
+#[test]
+fn what_is_no_database_is_refused() {
+    let intact = intact(VARIANTS[2]);
+    for content in [Vec::new(), b"just a text\n".repeat(2000), noise(7, 200_000), vec![0; 100_000]] {
+        assert!(judge(&intact, &content).1.is_none());
+    }
+}
+
+#[test]
+fn deleted_rows_do_not_come_back_when_the_list_of_free_pages_is_lost() {
+    for variant in VARIANTS {
+        let intact = intact(variant);
+        let (tally, _) = judge(&intact, &with_page(&intact, 1, &vec![0; intact.page_size]));
+        assert_eq!(tally.invented, 0, "{variant:?}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_changes_at_most_one_row() {
+    for variant in [VARIANTS[0], VARIANTS[3]] {
+        let intact = intact(variant);
+        for (index, offset) in noise(11, 160).chunks(4).enumerate() {
+            let at = u32::from_le_bytes([offset[0], offset[1], offset[2], offset[3]]) as usize % intact.bytes.len();
+            let mut bytes = intact.bytes.clone();
+            bytes[at] ^= 1 << (index % 8);
+            let (tally, _) = judge(&intact, &bytes);
+            // What changed inside a value cannot be told: at most the one row that it is a part of.
+            assert!(tally.invented <= 1, "{variant:?}: bit at {at}, {tally:?}");
+        }
+    }
+}
+
+#[test]
+fn committed_changes_in_the_wal_are_there_and_those_of_a_foreign_wal_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let live = dir.path().join("live.db");
+    let connection = Connection::open(&live).unwrap();
+    connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE a (x INTEGER); INSERT INTO a VALUES (1)").unwrap();
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    connection.execute_batch("INSERT INTO a VALUES (2)").unwrap();
+    let other = Connection::open(dir.path().join("other.db")).unwrap();
+    other
+        .execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE b (y); INSERT INTO b VALUES (9); CREATE TABLE c (z)")
+        .unwrap();
+    for (wal, expected) in [("live.db-wal", 2), ("other.db-wal", 1)] {
+        let source = dir.path().join("source.db");
+        fs::copy(&live, &source).unwrap();
+        fs::copy(dir.path().join(wal), dir.path().join("source.db-wal")).unwrap();
+        let target = dir.path().join(format!("salvaged-{expected}.db"));
+        let salvaged = salvage(&source, &target, &[], &Cancel::default()).unwrap();
+        let read = Connection::open(&target).unwrap();
+        let rows: i64 = read.query_row("SELECT count(*) FROM a", [], |row| row.get(0)).unwrap();
+        assert_eq!(rows, expected, "{wal}: {salvaged:?}");
+        assert_eq!(salvaged.warnings.len(), usize::from(wal.starts_with("other")));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn random_bytes_never_stop_it(seed in any::<u64>(), at in 0..60_usize, length in 1..9000_usize) {
+        let intact = intact(VARIANTS[0]);
+        let mut bytes = intact.bytes.clone();
+        let start = at * bytes.len() / 60;
+        let end = (start + length).min(bytes.len());
+        bytes[start..end].copy_from_slice(&noise(seed, end - start));
+        judge(&intact, &bytes);
+    }
+
+    #[test]
+    fn several_lost_pages_invent_no_row(seed in any::<u64>(), pages in prop::collection::vec((any::<u32>(), any::<bool>()), 1..9)) {
+        let intact = intact(VARIANTS[if seed % 2 == 0 { 0 } else { 3 }]);
+        let mut bytes = intact.bytes.clone();
+        for (page, is_noise) in pages {
+            let start = page as usize % (bytes.len() / intact.page_size) * intact.page_size;
+            let content = if is_noise { noise(seed ^ u64::from(page), intact.page_size) } else { vec![0; intact.page_size] };
+            bytes[start..start + intact.page_size].copy_from_slice(&content);
+        }
+        prop_assert_eq!(judge(&intact, &bytes).0.invented, 0);
+    }
+}

@@ -1,0 +1,157 @@
+//! Databases to damage, and which pages each of their rows lies on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use rusqlite::{Connection, types::Value};
+
+pub const SCHEMA: &[(&str, &str)] = &[
+    (
+        "nodes",
+        "CREATE TABLE nodes (id TEXT PRIMARY KEY, path TEXT NOT NULL, title TEXT, type TEXT, content TEXT, word_count INTEGER, created_at TEXT)",
+    ),
+    (
+        "edges",
+        "CREATE TABLE edges (id INTEGER PRIMARY KEY AUTOINCREMENT, source_id TEXT NOT NULL REFERENCES nodes(id), target_id TEXT NOT NULL, type TEXT, weight REAL, context TEXT)",
+    ),
+    ("tags", "CREATE TABLE tags (id INTEGER PRIMARY KEY, name TEXT NOT NULL, used INTEGER NOT NULL)"),
+    ("node_tags", "CREATE TABLE node_tags (node_id TEXT, tag_id INTEGER, PRIMARY KEY (node_id, tag_id)) WITHOUT ROWID"),
+    ("metadata", "CREATE TABLE metadata (key TEXT PRIMARY KEY, value TEXT)"),
+    ("edges_source", "CREATE INDEX edges_source ON edges (source_id)"),
+    ("nodes_fts", "CREATE VIRTUAL TABLE nodes_fts USING fts5(title, content, content='nodes', content_rowid='rowid')"),
+    (
+        "nodes_ai",
+        "CREATE TRIGGER nodes_ai AFTER INSERT ON nodes BEGIN INSERT INTO nodes_fts(rowid, title, content) VALUES (new.rowid, new.title, new.content); END",
+    ),
+    (
+        "nodes_ad",
+        "CREATE TRIGGER nodes_ad AFTER DELETE ON nodes BEGIN INSERT INTO nodes_fts(nodes_fts, rowid, title, content) VALUES ('delete', old.rowid, old.title, old.content); END",
+    ),
+];
+pub const TABLES: [&str; 5] = ["nodes", "edges", "tags", "node_tags", "metadata"];
+
+#[derive(Debug, Clone, Copy)]
+pub struct Variant {
+    pub page_size: usize,
+    pub encoding: &'static str,
+    pub auto_vacuum: bool,
+}
+
+/// Rowid (0 where there is none) and values.
+pub type Row = (i64, Vec<Value>);
+
+pub struct Intact {
+    pub bytes: Vec<u8>,
+    pub page_size: usize,
+    pub rows: BTreeMap<&'static str, Vec<Row>>,
+    /// By table, for each of its rows in order: the pages it lies on.
+    pub places: BTreeMap<&'static str, Vec<BTreeSet<u32>>>,
+    /// Kind (`schema`, `table leaf`, `table interior`, `index`, `overflow`, `full text`, `free`) of each page.
+    pub kinds: BTreeMap<u32, &'static str>,
+}
+
+/// A database of the host's schema with long texts, deleted rows and free pages.
+pub fn build(path: &Path, variant: Variant, rows: usize) -> Intact {
+    let connection = Connection::open(path).unwrap();
+    let (size, vacuum) = (variant.page_size, if variant.auto_vacuum { 1 } else { 0 });
+    let encoding = variant.encoding;
+    connection
+        .execute_batch(&format!(
+            "PRAGMA foreign_keys = OFF; PRAGMA page_size = {size}; PRAGMA auto_vacuum = {vacuum}; PRAGMA encoding = '{encoding}';
+             PRAGMA user_version = 7; PRAGMA application_id = 99; BEGIN"
+        ))
+        .unwrap();
+    SCHEMA.iter().for_each(|(_, sql)| connection.execute_batch(sql).unwrap());
+    for n in 0..rows {
+        let id = format!("node-{:05}", (n * 7919) % 100_003);
+        let content = format!("text {n} ").repeat(if n % 9 == 0 { size / 5 } else { 3 + n % 11 });
+        connection
+            .execute(
+                "INSERT INTO nodes VALUES (?1, ?2, ?3, 'note', ?4, ?5, '2026-01-01')",
+                rusqlite::params![id, format!("docs/{n}.md"), format!("Title ä {n}"), content, n],
+            )
+            .unwrap();
+        connection
+            .execute(
+                "INSERT INTO edges (source_id, target_id, type, weight, context) VALUES (?1, ?2, 'link', ?3, 'c')",
+                rusqlite::params![id, format!("node-{n}"), n as f64 / 3.0],
+            )
+            .unwrap();
+        connection
+            .execute("INSERT INTO tags VALUES (?1, ?2, 3)", rusqlite::params![n * 3, format!("tag {n}")])
+            .unwrap();
+        connection.execute("INSERT INTO node_tags VALUES (?1, ?2)", rusqlite::params![id, n]).unwrap();
+        connection.execute("INSERT INTO metadata VALUES (?1, 'v')", [format!("key {n}")]).unwrap();
+    }
+    connection
+        .execute_batch(&format!(
+            "COMMIT; DELETE FROM edges WHERE id > {0} AND id < {1}; DELETE FROM nodes WHERE rowid % 13 = 5; DELETE FROM tags WHERE id % 5 = 1",
+            rows / 3,
+            rows / 2
+        ))
+        .unwrap();
+    let rows = all_rows(&connection);
+    let (mut places, mut kinds) = (BTreeMap::new(), BTreeMap::new());
+    let mut statement =
+        connection.prepare("SELECT name, path, pageno, pagetype, ncell FROM dbstat ORDER BY name, path").unwrap();
+    let stat: Vec<(String, String, u32, String, usize)> = statement
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))
+        .unwrap()
+        .collect::<rusqlite::Result<_>>()
+        .unwrap();
+    for (name, _, page, kind, _) in &stat {
+        let is_table = TABLES.contains(&name.as_str()) && name != "node_tags";
+        kinds.insert(
+            *page,
+            match (name.as_str(), kind.as_str()) {
+                ("sqlite_schema", _) => "schema",
+                (name, _) if name.starts_with("nodes_fts") => "full text",
+                (_, "overflow") => "overflow",
+                (_, "internal") if is_table => "table interior",
+                (_, "leaf") if is_table => "table leaf",
+                _ => "index",
+            },
+        );
+    }
+    for table in TABLES.into_iter().filter(|table| *table != "node_tags") {
+        let mut of_table = Vec::new();
+        for (_, path, page, ..) in stat.iter().filter(|entry| entry.0 == table && entry.3 == "leaf") {
+            let cells = stat.iter().find(|entry| entry.2 == *page).unwrap().4;
+            for cell in 0..cells {
+                let prefix = format!("{path}{cell:03x}+");
+                let overflow = stat.iter().filter(|entry| entry.0 == table && entry.1.starts_with(&prefix));
+                of_table.push(overflow.map(|entry| entry.2).chain([*page]).collect());
+            }
+        }
+        places.insert(table, of_table);
+        assert_eq!(places[table].len(), rows[table].len(), "dbstat and the rows of {table} agree");
+    }
+    drop(statement);
+    connection.close().unwrap();
+    let bytes = std::fs::read(path).unwrap();
+    for page in 2..=(bytes.len() / size) as u32 {
+        kinds.entry(page).or_insert("free");
+    }
+    Intact { bytes, page_size: size, rows, places, kinds }
+}
+
+pub fn all_rows(connection: &Connection) -> BTreeMap<&'static str, Vec<Row>> {
+    let mut all = BTreeMap::new();
+    for table in TABLES {
+        let sql = match table {
+            "node_tags" => "SELECT 0, * FROM node_tags".to_string(),
+            _ => format!("SELECT rowid, * FROM {table} ORDER BY rowid"),
+        };
+        let Ok(mut statement) = connection.prepare(&sql) else { continue };
+        let columns = statement.column_count();
+        let rows = statement
+            .query_map([], |row| Ok((row.get(0)?, (1..columns).map(|at| row.get(at)).collect::<Result<_, _>>()?)))
+            .unwrap()
+            .collect::<rusqlite::Result<_>>()
+            .unwrap();
+        all.insert(table, rows);
+    }
+    all
+}
