@@ -2,7 +2,7 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, copyFileSync, existsSync, readFileSync, readdirSync, statSync, writeFileSync } from 'node:fs';
+import { chmodSync, copyFileSync, existsSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager, IntegrityChecker } from '@weavelogic/knowledge-graph-agent';
@@ -10,7 +10,7 @@ import Database from 'better-sqlite3';
 import { expect, onTestFinished, test } from 'vitest';
 
 import { kg, kgPath, until } from './support/processes.mjs';
-import { integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import { fillDatabase, integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
 const rowsOf = (file, table = 'nodes') => withDatabase(file, (db) => db.prepare(`SELECT rowid, * FROM ${table} ORDER BY rowid`).all());
 
@@ -137,6 +137,22 @@ test('what was committed to the WAL is saved too, and the WAL is kept beside the
   expect(byText(rowsOf(database))).toEqual(byText(whole));
   expect(readFileSync(salvage.kept).equals(damaged)).toBe(true);
   expect(readFileSync(`${salvage.kept}-wal`).equals(wal)).toBe(true);
+  expect(result.healthy).toBe(true);
+});
+
+test('a database outside the project is replaced where it lies', async () => {
+  const { root, database } = makeProject({ nodes: 1 });
+  const outside = path.join(temporaryDirectory(), 'graph.db');
+  fillDatabase(outside, { nodes: 2000 });
+  const { pages, whole } = middleOfNodes(outside);
+  rmSync(database);
+  writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: outside } }));
+  const damaged = damagePages(outside, pages);
+  const result = await new IntegrityChecker(root).runChecks({ repairMode: true });
+  const [{ salvage }] = result.repair.actions;
+  expect(salvage.kept.startsWith(path.join(root, '.kg/restore-undo/'))).toBe(true);
+  expect(readFileSync(salvage.kept).equals(damaged)).toBe(true);
+  expect(byText(rowsOf(outside))).toEqual(byText(whole));
   expect(result.healthy).toBe(true);
 });
 
