@@ -661,7 +661,7 @@ export interface UndoOptions extends LongCallOptions {
 
 /** The result of {@link BackupManager.undoRestore}. With `dryRun`, what it would do. */
 export interface UndoResult {
-  /** The backup whose restore was undone. */
+  /** The backup whose restore was undone; `'repair'` where a repair had replaced a damaged database. */
   id: string;
   /** When that was restored, in milliseconds since the epoch. */
   restoredAt: number;
@@ -736,11 +736,16 @@ export declare class IntegrityChecker {
    * database, as JSON with time and reason; in one transaction a database, through SQLite, so that open connections go on with what is
    * right. Then everything is checked again.
    *
+   * Of a damaged database what can be read is saved in a new one, which takes its place while nothing has it open; the damaged one is
+   * kept in `.kg/restore-undo/`, and {@link BackupManager.undoRestore} puts it back. What leads nowhere because its row was lost is
+   * moved aside in the same call where it is an error. Where a newer good backup exists, restoring it brings back more.
+   *
    * Of the issues that are handed in only the codes count: what they stand for is searched for again. What cannot be repaired is left as
    * it is. Where there is nothing to repair, nothing is changed and no backup is made.
    *
    * @throws {KgError} `KG_NO_PROJECT` where the database belongs to no project, so that no backup of it can be made;
-   * `KG_DATABASE_BUSY`, and what {@link runChecks} and {@link BackupManager.createBackup} reject with
+   * `KG_DATABASE_BUSY`; `KG_DATABASE_IN_USE` where a damaged database is open in this process or another one: close it first; and
+   * what {@link runChecks} and {@link BackupManager.createBackup} reject with
    */
   repair(issues: Pick<Issue, 'code'>[], options?: LongCallOptions): Promise<RepairResult>;
 }
@@ -893,8 +898,58 @@ export interface RepairAction {
   done: boolean;
   /** Rows that were moved to `kg_repair_removed`. */
   rowsRemoved: number;
+  /** What was saved of a damaged database. */
+  salvage?: Salvage;
   /** Why it was not done. */
   error?: { code: KgErrorCode; message: string; remedy: string };
+}
+
+/** What was saved of a damaged database. */
+export interface Salvage {
+  /** Where the damaged database is kept, with its WAL or journal: an absolute path. */
+  kept: string;
+  /** In bytes. */
+  pageSizeBytes: number;
+  /** Pages of the damaged database, those of its WAL included. */
+  pageCount: number;
+  /** Whether the header could be believed. Without it the user version, application id and journal mode are SQLite's defaults. */
+  headerReadable: boolean;
+  /** Whether the schema was there as a whole. Where it was not, the host's own tables were made as they are documented. */
+  schemaReadable: boolean;
+  /** `ignored` where it is damaged or of another database; a warning says why. */
+  wal: 'none' | 'applied' | 'ignored';
+  tables: SalvagedTable[];
+  /** Over all tables, without what was put aside. */
+  rowsRecovered: number;
+  /** `page` counts from 1; `first` names the first 100. */
+  unreadablePages: { count: number; first: { page: number; reason: string }[] };
+  /** Everything of the schema but the tables that were made; `failed` says why one is not there, or not with its content. */
+  objects: { kind: string; name: string; failed?: string }[];
+  /** The table for rows that could not be given to a table with certainty; `null` where there are none. */
+  lostAndFound: { table: string; rows: number } | null;
+  /** Pages with old content, of deleted rows or earlier versions, that were left where they are. */
+  leftoverPages: number;
+  /** Sentences for a person. */
+  warnings: string[];
+}
+
+/** A table of {@link Salvage}. */
+export interface SalvagedTable {
+  name: string;
+  rowsRecovered: number;
+  /** Rows that are known or supposed to be lost. */
+  rowsLost: number;
+  /**
+   * How that number came about: `index` names exactly these, a damaged index `atLeast` these; `estimate` counts for each lost page as
+   * many rows as the others hold.
+   */
+  rowsLostBy: 'nothing' | 'index' | 'atLeast' | 'estimate';
+  /** Rows of this table that are in `lostAndFound`. */
+  rowsAside: number;
+  /** Pages that were to be parts of this table, but could not be read. */
+  pagesLost: number;
+  /** Pages that had lost their parent, and were found to belong here. */
+  pagesReassigned: number;
 }
 
 /** The argument of {@link BackupManager.rehearse}. */

@@ -1,7 +1,7 @@
 // The rule that everything bends to (docs/architecture.md): a host that has the database open keeps its locks, its WAL and
 // its commits through every call.
 
-import { closeSync, existsSync, openSync, readFileSync, rmSync, statSync, symlinkSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { backupFreshnessCheck, createBackupManager, IntegrityChecker } from '@weavelogic/knowledge-graph-agent';
@@ -115,6 +115,31 @@ describe('while this process has the database open and holds its write lock', ()
     expect(othersCanWrite(database)).toBe(true);
     db.exec('ROLLBACK');
   });
+});
+
+test('a repair that would replace a damaged database is refused while this process has it open', async () => {
+  const { root, database } = makeProject({ nodes: 2000 });
+  const bytes = readFileSync(database);
+  writeFileSync(database, bytes.fill(0xa5, bytes.length / 2, bytes.length / 2 + 9000));
+  const files = ['', '-wal'].map((suffix) => database + suffix);
+  const db = new Database(database);
+  onTestFinished(() => db.close());
+  db.prepare("INSERT INTO metadata VALUES ('held', 'yes')").run();
+  const held = locks(database);
+  expect(held.length).toBeGreaterThan(0);
+  const wal = statSync(files[1]).size;
+  const checker = new IntegrityChecker(db, { lockTimeout: 300 });
+  const { issues } = await checker.runChecks();
+  expect(issues[0]).toMatchObject({ code: 'KG_ISSUE_DATABASE_DAMAGED', repairable: true });
+  const refused = { code: 'KG_DATABASE_IN_USE', message: expect.stringContaining(String(process.pid)), remedy: expect.stringMatching(/close it.*backup-/) };
+  await expect(checker.repair(issues)).rejects.toMatchObject(refused);
+  await expect(new IntegrityChecker(root).runChecks({ repairMode: true })).rejects.toMatchObject(refused);
+  expect(locks(database)).toEqual(held);
+  expect(statSync(files[1]).size).toBe(wal);
+  expect(db.prepare('SELECT value FROM metadata').pluck().get()).toBe('yes');
+  expect(existsSync(path.join(root, '.kg/restore-undo'))).toBe(false);
+  // Compared last: reading the file here takes the locks away.
+  expect(readFileSync(database).equals(bytes)).toBe(true);
 });
 
 test('a WAL that nobody has checkpointed is still there after a backup', async () => {

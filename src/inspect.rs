@@ -1,7 +1,7 @@
 //! The verbs `inspect` and `repair`: what is wrong with a project's database, files and vectors, and mending what can be.
 //!
-//! A repair checks first, backs up, repairs, and checks again. It works on what it found itself: of the issues that a caller
-//! hands in only the codes count.
+//! A repair checks first, backs up, repairs, and checks again; after a salvage also what the lost rows left behind. It works on
+//! what it found itself: of the issues that a caller hands in only the codes count.
 
 use std::{
     collections::HashSet,
@@ -18,7 +18,7 @@ use crate::{
     integrity::{
         Checked, Report, SCRATCH_PREFIX, Scope,
         issue::{Issue, Part, Severity},
-        repair::{Action, Done, action_for},
+        repair::{Action, Done, Salvage, actions_for, failed, is_damage},
         subject::Subject,
     },
     reader::{
@@ -99,6 +99,9 @@ pub struct ActionResult {
     pub done: bool,
     /// Rows that were moved to the table `kg_repair_removed`.
     pub rows_removed: u64,
+    /// What was saved of a damaged database.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub salvage: Option<Salvage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Error>,
 }
@@ -137,7 +140,7 @@ pub fn repair(
     let is_meant = |issue: &&Issue| codes.is_none_or(|codes| codes.iter().any(|code| code == issue.code.as_str()));
     let meant: Vec<&Issue> = before.issues.iter().filter(is_meant).collect();
     let repairable: Vec<&Issue> = meant.iter().copied().filter(|issue| issue.repairable).collect();
-    let actions: Vec<Action> = repairable.iter().filter_map(|issue| action_for(issue)).collect();
+    let actions = actions_for(repairable.iter().copied());
     let found: HashSet<&str> = meant.iter().map(|issue| issue.code.as_str()).collect();
     let gone = codes.unwrap_or_default().iter().filter(|code| !found.contains(code.as_str()));
     let skipped = meant.len() - repairable.len() + gone.collect::<HashSet<_>>().len();
@@ -152,12 +155,36 @@ pub fn repair(
     let lock_timeout_ms = lock_timeout.as_millis() as u64;
     let request = RepairRequest { subject: subject.clone(), actions, lock_timeout_ms };
     let done = Reader::repair(launch, request).map_err(|error| with_backup(error, &repair))?;
-    let after = inspect(subject, Scope::ALL, lock_timeout, launch, task)?;
-    let is_left = |issue: &&&Issue| after.issues.iter().any(|left| left.key() == issue.key());
-    repair.failed = repairable.iter().filter(is_left).count();
-    repair.fixed = repairable.len() - repair.failed;
-    repair.actions = done.into_iter().map(ActionResult::from).collect();
+    let mut after = inspect(subject, Scope::ALL, lock_timeout, launch, task)?;
+    let has_salvaged = done.iter().any(|done| done.salvage.is_some());
+    repair.count(&repairable, done, &after);
+    // Of rows that were lost with their page others know the name: an edge whose node is gone breaks what its table declares.
+    let is_orphaned = |issue: &&Issue| {
+        let is_wanted = is_meant(issue) || issue.severity == Severity::Error;
+        has_salvaged && issue.repairable && is_wanted && !is_damage(issue)
+    };
+    let orphaned: Vec<Issue> = after.issues.iter().filter(is_orphaned).cloned().collect();
+    if !orphaned.is_empty() {
+        let actions = actions_for(&orphaned);
+        let request = RepairRequest { subject: subject.clone(), actions: actions.clone(), lock_timeout_ms };
+        // The database has been replaced by now, and that is to be told.
+        let done = Reader::repair(launch, request)
+            .unwrap_or_else(|error| actions.iter().map(|action| failed(action, &error)).collect());
+        after = inspect(subject, Scope::ALL, lock_timeout, launch, task)?;
+        repair.count(&orphaned.iter().collect::<Vec<_>>(), done, &after);
+    }
     Ok(Inspection { repair: Some(repair), duration_ms: duration_ms(began.elapsed()), ..after })
+}
+
+impl Repair {
+    /// Adds what was done about `worked_on`, of which `after` tells what is left.
+    fn count(&mut self, worked_on: &[&Issue], done: Vec<Done>, after: &Inspection) {
+        let is_left = |issue: &&&Issue| after.issues.iter().any(|left| left.key() == issue.key());
+        let failed = worked_on.iter().filter(is_left).count();
+        self.failed += failed;
+        self.fixed += worked_on.len() - failed;
+        self.actions.extend(done.into_iter().map(ActionResult::from));
+    }
 }
 
 /// Saves what is about to be changed.
@@ -213,6 +240,7 @@ impl From<Done> for ActionResult {
             action: done.action.says(),
             done: done.error.is_none(),
             rows_removed: done.rows_removed,
+            salvage: done.salvage,
             error: done.error,
         }
     }

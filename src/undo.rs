@@ -36,7 +36,7 @@ pub struct UndoOptions {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UndoResult {
-    /// The backup whose restore was undone.
+    /// The backup whose restore was undone; `repair` where a repair had replaced a damaged database.
     pub id: String,
     /// When that was, in milliseconds since the epoch.
     pub restored_at: i64,

@@ -169,11 +169,14 @@ fn a_damaged_header_costs_no_row() {
 }
 
 #[test]
-fn a_file_that_was_cut_invents_nothing() {
-    let intact = intact(VARIANTS[2]);
-    for part in 0..12 {
-        let (tally, _) = judge(&intact, &intact.bytes[..intact.bytes.len() * part / 12]);
-        assert_eq!(tally.invented, 0, "cut to {part} twelfths");
+fn a_file_that_was_cut_keeps_what_is_before_the_cut_and_invents_nothing() {
+    for variant in [VARIANTS[0], VARIANTS[2], VARIANTS[3]] {
+        let intact = intact(variant);
+        for part in 0..12 {
+            let (tally, _) = judge(&intact, &intact.bytes[..intact.bytes.len() * part / 12]);
+            assert_eq!(tally.invented, 0, "{variant:?}, cut to {part} twelfths");
+            assert_eq!(tally.saved, tally.whole, "{variant:?}, cut to {part} twelfths");
+        }
     }
 }
 

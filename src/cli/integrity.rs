@@ -20,6 +20,8 @@ use crate::{
     integrity::{
         Scope,
         issue::{Issue, Part, Severity},
+        repair::{Salvage, is_damage},
+        salvage::report::LostBy,
         subject::Subject,
     },
     reader::client::Launch,
@@ -64,6 +66,8 @@ Examples:
   kg diag repair --auto    without asking
 
 A backup is made first. Rows that are removed are kept in the table kg_repair_removed.
+Of a damaged database what can be read is saved in a new one, while nothing has it open; the
+damaged one is kept in .kg/restore-undo for 7 days, and `kg diag restore --undo` puts it back.
 Exit status: 0 healthy afterwards, 3 database or vectors, 4 files.")]
 pub struct RepairArgs {
     #[command(flatten)]
@@ -167,8 +171,13 @@ pub fn tell_issues(issues: &[Issue], output: &Output) {
         if issue.examples.len() > 3 {
             output.line(format!("          … of {}", issue.count));
         }
-        let repair = issue.repair.as_ref().map(|repair| format!("repair would: {repair}"));
-        output.line(format!("        {}", repair.unwrap_or_else(|| format!("to do: {}", issue.remedy))));
+        if let Some(repair) = &issue.repair {
+            output.line(format!("        repair would: {repair}"));
+        }
+        // Of damaged pages a backup brings back more than a repair.
+        if issue.repair.is_none() || is_damage(issue) {
+            output.line(format!("        to do: {}", issue.remedy));
+        }
     }
 }
 
@@ -179,6 +188,7 @@ fn tell_repair(repair: &Repair, output: &Output) {
     for action in &repair.actions {
         let moved = if action.rows_removed > 0 { format!(": {} rows", action.rows_removed) } else { String::new() };
         output.line(format!("  {} {}{moved}", if action.done { "done  " } else { "FAILED" }, action.action));
+        action.salvage.iter().for_each(|salvage| tell_salvage(salvage, output));
         if let Some(error) = &action.error {
             output.line(format!("         {error}"));
         }
@@ -187,4 +197,28 @@ fn tell_repair(repair: &Repair, output: &Output) {
         "{} fixed, {} failed, {} that repair can do nothing about",
         repair.fixed, repair.failed, repair.skipped
     ));
+}
+
+/// What came back of each table, and what did not.
+fn tell_salvage(salvage: &Salvage, output: &Output) {
+    let report = &salvage.report;
+    for table in &report.tables {
+        let lost = match table.rows_lost_by {
+            LostBy::Nothing => "none lost".to_string(),
+            LostBy::Index => format!("{} lost", table.rows_lost),
+            LostBy::AtLeast => format!("at least {} lost", table.rows_lost),
+            LostBy::Estimate => format!("about {} lost", table.rows_lost),
+        };
+        output.line(format!("         {}: {} rows saved, {lost}", table.name, table.rows_recovered));
+    }
+    if let Some(found) = &report.lost_and_found {
+        output.line(format!("         {}: {} rows that may be of any table", found.table, found.rows));
+    }
+    for object in &report.objects {
+        if let Some(reason) = &object.failed {
+            output.line(format!("         the {} {} was not made: {reason}", object.kind, object.name));
+        }
+    }
+    report.warnings.iter().for_each(|warning| output.line(format!("         {warning}")));
+    output.line(format!("         The damaged database is {}", salvage.kept.display()));
 }

@@ -18,10 +18,13 @@ use crate::{
     backup::DEFAULT_LOCK_TIMEOUT,
     error::{Error, Result},
     project::{Component, STATE_DIR},
-    reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
+    reader::{
+        apply::{salvage::UNDO_OF, undo::DEFAULT_RETENTION_DAYS},
+        client::Launch,
+    },
     restore::{RestoreOptions, RestoreResult, restore},
     settings::Settings,
-    undo::{UndoOptions, undo_restore},
+    undo::{UndoOptions, UndoResult, undo_restore},
 };
 
 #[derive(Debug, Args)]
@@ -123,15 +126,21 @@ fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {
     let (back, away) = (result.files_restored, result.files_removed);
     if result.dry_run {
         output.line(format!("An undo would put back {back} files and take away {away}, as they were before the"));
-        output.line(format!("  restore of {} at {}. Nothing was changed.", result.id, time(result.restored_at)));
+        output.line(format!("  {}. Nothing was changed.", undone(&result)));
         return Ok(true);
     }
-    output.line(format!("Undid the restore of {} at {}", result.id, time(result.restored_at)));
+    output.line(format!("Undid the {}", undone(&result)));
     output.line(format!("  {back} files were put back, {away} taken away"));
     if let Some(kept) = &result.safety_copy {
         output.line(format!("  what was there is kept in {}; run it again to have it back", kept.display()));
     }
     Ok(true)
+}
+
+/// What was undone, and when that had been done.
+fn undone(result: &UndoResult) -> String {
+    let at = time(result.restored_at);
+    if result.id == UNDO_OF { format!("repair at {at}") } else { format!("restore of {} at {at}", result.id) }
 }
 
 /// RFC 3339, in UTC, to the second.

@@ -13,6 +13,7 @@
 //! database with `synchronous=off`, or that copies one while it is written, cannot be seen from outside.
 
 mod beside;
+pub mod documented;
 mod files;
 mod fulltext;
 pub mod issue;

@@ -1,5 +1,5 @@
 //! Repairs what can be repaired without guessing: indexes and full-text indexes are built again from their tables, rows that
-//! lead nowhere are moved aside.
+//! lead nowhere are moved aside, and of a damaged database what can be read is saved in a new one ([`super::salvage`]).
 //!
 //! [`action_for`] is the one place that decides what can be done about an issue; [`perform`] does it, through SQLite, in one
 //! transaction a database, so that whoever has it open goes on with what is right. An action that fails is taken back and
@@ -7,7 +7,10 @@
 //!
 //! What is removed is kept as JSON in the table `kg_repair_removed` of the same database.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use rusqlite::{Connection, ErrorCode};
 use serde::{Deserialize, Serialize};
@@ -16,7 +19,8 @@ use super::{
     fulltext::quote,
     issue::{Issue, IssueCode, Part},
     rows,
-    subject::Subject,
+    salvage::report::Salvaged,
+    subject::{Resolved, Subject},
     vectors,
 };
 use crate::{
@@ -48,6 +52,8 @@ pub enum Work {
     Rebuild { table: String },
     /// Moves rows of `table` whose reference in one of `columns` leads nowhere.
     Remove { table: String, columns: Vec<String> },
+    /// Replaces a damaged database by a new one with what can be read of it.
+    Salvage,
 }
 
 /// What became of an action.
@@ -56,8 +62,22 @@ pub struct Done {
     pub action: Action,
     /// Rows that were moved to `kg_repair_removed`.
     pub rows_removed: u64,
+    pub salvage: Option<Salvage>,
     pub error: Option<Error>,
 }
+
+/// What a salvage brought back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Salvage {
+    #[serde(flatten)]
+    pub report: Salvaged,
+    /// Where the damaged database is kept, with its WAL or journal.
+    pub kept: PathBuf,
+}
+
+/// Replaces the damaged database at a path by what can be read of it. Only the reader knows how.
+pub type Salvaging<'a> = &'a dyn Fn(&Resolved, &Path, Part) -> Result<Salvage>;
 
 /// Whether pages themselves are damaged.
 pub fn is_damage(issue: &Issue) -> bool {
@@ -91,11 +111,22 @@ pub fn action_for(issue: &Issue) -> Option<Action> {
         IssueCode::TagOrphan => remove(&["node_id", "tag_id"]),
         // Only those in SQLite name their table.
         IssueCode::VectorOrphan => remove(&["id"]),
-        // Salvage: what can still be read of damaged pages would be an action from here. Until then only a backup helps.
-        IssueCode::DatabaseDamaged | IssueCode::NotADatabase => None,
+        IssueCode::DatabaseDamaged | IssueCode::NotADatabase => Some(Work::Salvage),
         _ => None,
     };
     Some(Action { code: issue.code, part: issue.component, work: work? })
+}
+
+/// What repair does about these issues. A damaged database is salvaged once, however many of them it has.
+pub fn actions_for<'a>(issues: impl IntoIterator<Item = &'a Issue>) -> Vec<Action> {
+    let mut actions: Vec<Action> = Vec::new();
+    for action in issues.into_iter().filter_map(action_for) {
+        let is_known = |known: &Action| known.part == action.part && known.work == Work::Salvage;
+        if action.work != Work::Salvage || !actions.iter().any(is_known) {
+            actions.push(action);
+        }
+    }
+    actions
 }
 
 impl Action {
@@ -105,12 +136,18 @@ impl Action {
             Work::Reindex { index } => format!("Build the index {index} again (REINDEX)"),
             Work::Rebuild { table } => format!("Build the full-text index {table} again from its table"),
             Work::Remove { table, .. } => format!("Move these rows of {table} to {REMOVED}"),
+            Work::Salvage => "Save what can be read in a new database, and keep the damaged one".to_string(),
         }
     }
 }
 
 /// Carries out `actions` on the databases of `subject`.
-pub fn perform(subject: &Subject, actions: &[Action], lock_timeout: Duration) -> Result<Vec<Done>> {
+pub fn perform(
+    subject: &Subject,
+    actions: &[Action],
+    lock_timeout: Duration,
+    salvaging: Salvaging<'_>,
+) -> Result<Vec<Done>> {
     let resolved = subject.resolve()?;
     let vectors = resolved.project.as_ref().map(|project| project.state_dir().join(vectors::DATABASE));
     let mut done = Vec::new();
@@ -121,7 +158,12 @@ pub fn perform(subject: &Subject, actions: &[Action], lock_timeout: Duration) ->
             (Part::Vectors, Some(vectors)) => (vectors.as_path(), Some(resolved.database.as_path())),
             _ => (resolved.database.as_path(), None),
         };
-        match change(database, graph, &of_part, lock_timeout) {
+        // Beside a salvage there is nothing else to do in a database: see [`offer`].
+        let changed = match of_part.iter().find(|action| action.work == Work::Salvage) {
+            Some(action) => salvage(action, salvaging(&resolved, database, part)),
+            None => change(database, graph, &of_part, lock_timeout),
+        };
+        match changed {
             Ok(of_part) => done.extend(of_part),
             Err(error) if done.is_empty() => return Err(error),
             // The first database has been changed, and that is to be told.
@@ -131,8 +173,17 @@ pub fn perform(subject: &Subject, actions: &[Action], lock_timeout: Duration) ->
     Ok(done)
 }
 
-fn failed(action: &Action, error: &Error) -> Done {
-    Done { action: action.clone(), rows_removed: 0, error: Some(error.clone()) }
+pub fn failed(action: &Action, error: &Error) -> Done {
+    Done { action: action.clone(), rows_removed: 0, salvage: None, error: Some(error.clone()) }
+}
+
+fn salvage(action: &Action, salvaged: Result<Salvage>) -> Result<Vec<Done>> {
+    match salvaged {
+        Ok(salvage) => Ok(vec![Done { action: action.clone(), rows_removed: 0, salvage: Some(salvage), error: None }]),
+        // Nothing can be saved: that is a result.
+        Err(error) if error.code == Code::DatabaseDamaged => Ok(vec![failed(action, &error)]),
+        Err(error) => Err(error),
+    }
 }
 
 fn change(database: &Path, graph: Option<&Path>, actions: &[&Action], lock_timeout: Duration) -> Result<Vec<Done>> {
@@ -154,7 +205,7 @@ fn change(database: &Path, graph: Option<&Path>, actions: &[&Action], lock_timeo
             return Ok(actions.iter().map(|action| failed(action, &error)).collect());
         }
         done.push(match carried_out {
-            Ok(rows_removed) => Done { action: (*action).clone(), rows_removed, error: None },
+            Ok(rows_removed) => Done { action: (*action).clone(), rows_removed, salvage: None, error: None },
             Err(cause) => failed(action, &refused(cause)),
         });
     }
@@ -188,6 +239,8 @@ fn carry_out(connection: &Connection, action: &Action) -> rusqlite::Result<u64> 
             };
             condition.map_or(Ok(0), |condition| remove(connection, table, &condition, action.code))
         }
+        // No work within a database.
+        Work::Salvage => Ok(0),
     }
 }
 

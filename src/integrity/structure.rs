@@ -13,7 +13,8 @@ use crate::error::{Code, Error, Result};
 
 /// `integrity_check` stops after this many findings.
 const MAX_FINDINGS: u32 = 1000;
-pub const RESTORE: &str = "Restore the newest good backup with `kg diag restore --file latest`";
+pub const RESTORE: &str = "Restore the newest good backup with `kg diag restore --file latest`, or save what can be read with \
+                           `kg diag repair`";
 
 /// Whose root page is which: the name of the table or index, and of the table that it belongs to.
 #[derive(Default)]

@@ -135,9 +135,18 @@ impl Fixture {
     }
 
     fn repair(&self) -> Vec<repair::Done> {
-        let actions: Vec<_> =
-            self.check().issues.iter().filter(|issue| issue.repairable).filter_map(repair::action_for).collect();
-        repair::perform(&Subject::of(self.dir.path(), None), &actions, Duration::from_secs(5)).unwrap()
+        let issues = self.check().issues;
+        let actions = repair::actions_for(issues.iter().filter(|issue| issue.repairable));
+        self.perform(&actions)
+    }
+
+    /// As the reader does it.
+    fn perform(&self, actions: &[repair::Action]) -> Vec<repair::Done> {
+        let lock_timeout = Duration::from_secs(5);
+        let salvaging = |resolved: &Resolved, database: &Path, part| {
+            crate::reader::apply::salvage::salvage(resolved, database, part, lock_timeout)
+        };
+        repair::perform(&Subject::of(self.dir.path(), None), actions, lock_timeout, &salvaging).unwrap()
     }
 
     fn removed(&self, database: &str) -> Vec<(String, String, String)> {
@@ -280,11 +289,13 @@ fn a_database_that_is_gone_or_none_is_an_issue_and_not_an_error() {
     let fixture = Fixture::new();
     fixture.damage(|bytes| bytes[..100].fill(0));
     assert!(fixture.codes().contains("KG_ISSUE_NOT_A_DATABASE"));
-    assert!(fixture.check().issues.iter().all(|issue| !issue.repairable));
+    let repairable = |issues: Vec<Issue>| issues.into_iter().filter(|issue| issue.repairable).map(|issue| issue.code);
+    assert!(repairable(fixture.check().issues).eq([IssueCode::NotADatabase]));
     for suffix in ["", "-wal", "-shm"] {
         let _ = fs::remove_file(fixture.path(&format!(".kg/knowledge.db{suffix}")));
     }
     assert!(fixture.codes().contains("KG_ISSUE_DATABASE_MISSING"));
+    assert_eq!(repairable(fixture.check().issues).count(), 0);
 }
 
 #[test]
@@ -563,6 +574,41 @@ fn a_damaged_vector_store_is_of_the_vectors() {
 }
 
 #[test]
+fn what_can_be_read_of_a_damaged_vector_store_is_saved_and_the_graph_stays_as_it_is() {
+    let fixture = Fixture::new();
+    let (path, graph) = (fixture.path(".kg/vectors.db"), fs::read(fixture.path(".kg/knowledge.db")).unwrap());
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[..100].fill(0);
+    fs::write(&path, &bytes).unwrap();
+    let count = || -> u64 {
+        let connection = Connection::open(&path).unwrap();
+        connection.query_row("SELECT count(*) FROM embeddings", [], |row| row.get(0)).unwrap()
+    };
+    let done = fixture.repair();
+    let salvage = done[0].salvage.as_ref().unwrap();
+    assert_eq!((done.len(), done[0].action.part, &done[0].error), (1, Part::Vectors, &None));
+    assert_eq!(fs::read(&salvage.kept).unwrap(), bytes);
+    assert!(count() > 0 && salvage.report.rows_recovered == count(), "{salvage:?}");
+    assert_eq!(fixture.codes(), BTreeSet::new());
+    assert_eq!(fs::read(fixture.path(".kg/knowledge.db")).unwrap(), graph);
+}
+
+#[test]
+fn a_damaged_database_is_salvaged_once_however_many_issues_it_has() {
+    let issue = |code, table: &str| Issue::new(code, Part::Database, "", "").table(table);
+    let issues = [
+        issue(IssueCode::DatabaseDamaged, "nodes"),
+        issue(IssueCode::DatabaseDamaged, "edges"),
+        issue(IssueCode::NotADatabase, ""),
+        issue(IssueCode::EdgeSource, "edges"),
+        issue(IssueCode::TagOrphan, "node_tags"),
+    ];
+    let actions = repair::actions_for(&issues);
+    assert_eq!(actions.iter().filter(|action| action.work == repair::Work::Salvage).count(), 1);
+    assert_eq!(actions.len(), 3);
+}
+
+#[test]
 fn a_database_is_of_the_project_above_it_or_of_none() {
     let fixture = Fixture::new();
     let of = |path: PathBuf| fixture.check_as(&Subject::at(&path), Scope::ALL).checked.project.is_some();
@@ -596,8 +642,7 @@ fn an_action_that_fails_is_taken_back_and_the_others_stay() {
             repair::Work::Remove { table: "edges".into(), columns: vec!["source_id".into()] },
         ),
     ];
-    let subject = Subject::of(fixture.dir.path(), None);
-    let done = repair::perform(&subject, &actions, Duration::from_secs(5)).unwrap();
+    let done = fixture.perform(&actions);
     assert_eq!(done.iter().map(|done| done.error.is_none()).collect::<Vec<_>>(), [false, true]);
     assert_eq!(fixture.codes(), BTreeSet::new());
 }

@@ -1,11 +1,11 @@
 //! Runs checks and repairs while no restore is at work, and tells how far a check is.
 
-use std::{fs::File, sync::atomic::Ordering, thread, time::Duration};
+use std::{fs::File, path::Path, sync::atomic::Ordering, thread, time::Duration};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use super::{
-    apply::lock_against_restores,
+    apply::{lock_against_restores, lock_and_recover, salvage},
     protocol::{CheckRequest, Message, RepairRequest},
     server::Answers,
 };
@@ -13,8 +13,9 @@ use crate::{
     error::{Code, Error, Result},
     integrity::{
         Check, Gauge, Report, check,
-        repair::{Done, perform},
-        subject::Subject,
+        issue::Part,
+        repair::{Done, Work, perform},
+        subject::{Resolved, Subject},
     },
     project::STATE_DIR,
     task::Cancel,
@@ -51,8 +52,16 @@ pub fn inspect(request: &CheckRequest, answers: &mut dyn Answers, cancel: &Cance
 
 pub fn repair(request: &RepairRequest) -> Result<Vec<Done>> {
     let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
-    let _no_restore = keep_restores_out(&request.subject, lock_timeout, &Cancel::default())?;
-    perform(&request.subject, &request.actions, lock_timeout)
+    // A salvage replaces files as a restore does, and so has the project to itself.
+    let replaces = request.actions.iter().any(|action| action.work == Work::Salvage);
+    let project = request.subject.resolve()?.project.filter(|_| replaces);
+    let _alone = match &project {
+        Some(project) => Some(lock_and_recover(project.root(), lock_timeout, &mut Vec::new())?),
+        None => keep_restores_out(&request.subject, lock_timeout, &Cancel::default())?,
+    };
+    let salvaging =
+        |resolved: &Resolved, database: &Path, part: Part| salvage::salvage(resolved, database, part, lock_timeout);
+    perform(&request.subject, &request.actions, lock_timeout, &salvaging)
 }
 
 /// A project that is half restored is no state of it. A database of no project has nothing to lock.

@@ -90,7 +90,7 @@ fn copy_file(from: &Path, to: &Path) -> Result<()> {
 type Fingerprint = io::Result<(u64, u64, i64, i64)>;
 
 /// Inode, size and time of change of the database and of what travels with it.
-fn fingerprints(path: &Path) -> Vec<Option<(u64, u64, i64, i64)>> {
+pub fn fingerprints(path: &Path) -> Vec<Option<(u64, u64, i64, i64)>> {
     let of = |path: &Path| -> Fingerprint {
         let found = fs::metadata(path)?;
         Ok((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))

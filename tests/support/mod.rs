@@ -42,6 +42,7 @@ pub struct Variant {
 /// Rowid (0 where there is none) and values.
 pub type Row = (i64, Vec<Value>);
 
+#[allow(dead_code, reason = "each test needs some of it")]
 pub struct Intact {
     pub bytes: Vec<u8>,
     pub page_size: usize,

@@ -14,7 +14,8 @@
 //!   and what SQLite caches.
 //!
 //! Not guaranteed: a bit that flipped inside a value, and leaves a record that adds up, is not noticed: SQLite's pages have no
-//! checksums. A rollback journal is not applied; a warning says that there is one.
+//! checksums. A rollback journal is not applied; a warning says that there is one. A page that a tree and a list of free pages
+//! without other faults both claim counts as free: the rows on it are lost.
 
 mod file;
 mod freelist;

@@ -13,11 +13,14 @@
 //!
 //! A failure half way puts everything back. A kill at any instant leaves a journal with which the next restore or backup of
 //! the project takes everything back, or completes it: either the old state or the backup's.
+//!
+//! A repair that saves what can be read of a damaged database replaces it in the same way ([`salvage`]).
 
 mod folding;
 pub mod journal;
 mod place;
 mod plan;
+pub mod salvage;
 mod target;
 mod transaction;
 pub mod undo;
@@ -178,7 +181,8 @@ fn locked(state: &Path, who: &str) -> Error {
     Error::new(Code::TargetLocked, message, "Wait until it ends, or raise `lockTimeout`")
 }
 
-fn lock_and_recover(root: &Path, lock_timeout: Duration, warnings: &mut Vec<Warning>) -> Result<File> {
+/// Locks the target, and makes whole what killed restores left.
+pub fn lock_and_recover(root: &Path, lock_timeout: Duration, warnings: &mut Vec<Warning>) -> Result<File> {
     let state = root.join(STATE_DIR);
     let lock = lock_target(&state, lock_timeout, &Task::default())?;
     if journal::is_pending(&state)

@@ -113,6 +113,13 @@ pub fn of_undo<'a>(dir: &str, record: &Record) -> Placements<'a> {
     Placements { files, directories: record.taken.clone() }
 }
 
+/// The place of one database, which lies at `from`.
+pub fn of_database<'a>(from: String, to: String) -> Placements<'a> {
+    let kept_as = kept_as(&to);
+    let placement = Placement { from: Some(from), to, kept_as, is_database: true, record: None };
+    Placements { files: vec![placement], directories: Vec::new() }
+}
+
 /// As the system counts: nanoseconds are never negative.
 pub fn seconds_and_nanoseconds(at: Timestamp) -> (i64, i64) {
     const BILLION: i128 = 1_000_000_000;
@@ -120,7 +127,8 @@ pub fn seconds_and_nanoseconds(at: Timestamp) -> (i64, i64) {
     (nanoseconds.div_euclid(BILLION) as i64, nanoseconds.rem_euclid(BILLION) as i64)
 }
 
-fn kept_as(location: &str) -> String {
+/// Where what is replaced at a location is kept, below the directory for that.
+pub fn kept_as(location: &str) -> String {
     match location.rsplit_once('/') {
         Some((_, name)) if location.starts_with('/') => format!("{OUTSIDE_PREFIX}{name}"),
         _ => location.to_string(),

@@ -258,7 +258,8 @@ fn claims(target: &Target, plan: &Plan) -> Result<Vec<Claim>> {
     moved.filter_map(|touched| claim(target, &touched.path).transpose()).collect()
 }
 
-fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
+/// Keeps other processes out of the database at a location; `KG_DATABASE_IN_USE` while one has it open.
+pub fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
     let place = target.existing(database)?;
     if place.occupant()? != Some(Occupant::File) {
         return Ok(None);
