@@ -17,6 +17,7 @@ tools({
   sqlite3: 'sqlite3',
   tar: 'tar',
   unshare: 'util-linux',
+  zstd: 'zstd',
 });
 packages();
 build();

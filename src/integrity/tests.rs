@@ -434,7 +434,7 @@ fn configuration_that_cannot_be_used_is_told_by_setting() {
     );
     let issue = fixture.only(IssueCode::ConfigValue);
     assert_eq!((issue.count, issue.path.as_deref()), (5, Some(".kg/config.json")));
-    assert_eq!(issue.examples[1], r#"`backup.enabled` is "yes": it should be true or false"#);
+    assert_eq!(issue.examples[1], r#"`backup.enabled` is "yes", not true or false"#);
     fixture.write(".kg/config.json", b"{ not JSON");
     fixture.write(".kg/agents.json", b"[1,");
     let told: Vec<_> = fixture.check().issues.iter().map(|issue| (issue.code, issue.severity)).collect();
