@@ -186,6 +186,9 @@ fn measure(path: &Path, root: &Path, store: &Store, settings: &Settings) -> Resu
 
 impl BackupArgs {
     fn compression(&self, otherwise: Compression) -> Compression {
+        // Whoever names a level wants compression, whatever the settings are.
+        let is_off = self.level.is_some() && otherwise == Compression::None;
+        let otherwise = if is_off { Compression::GZIP } else { otherwise };
         let compression = self.compression.map_or(otherwise, Format::compression);
         self.level.map_or(compression, |level| compression.at(level))
     }
