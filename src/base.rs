@@ -16,6 +16,7 @@ use crate::{
         block::Compression,
         earlier::Earlier,
         manifest::{BackupType, DIGEST_PREFIX, Manifest, hex},
+        read::unreadable,
         seal::SealedFile,
     },
     chain, durable,
@@ -92,7 +93,7 @@ impl Chosen {
     pub fn assert_whole(&self, task: &Task) -> Result<()> {
         let mut before: Option<String> = None;
         for link in &self.links {
-            let failed = |cause| Error::io("read", link, cause);
+            let failed = |cause| unreadable(link, cause);
             let expected = manifest_beside(link).and_then(|json| Manifest::parse(&json, "its manifest").ok());
             let file = fs::File::open(link).and_then(SealedFile::new).map_err(failed)?;
             let facts = file.finish(|| task.cancel.is_cancelled());

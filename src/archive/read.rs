@@ -6,7 +6,7 @@
 
 use std::{
     fs::File,
-    io::{Read, Write},
+    io::{self, Read, Write},
     ops::Range,
     path::Path,
     sync::{
@@ -147,7 +147,7 @@ pub fn read_archive(
     task: &Task,
     phase: Phase,
 ) -> Result<Report> {
-    let failed = |cause| Error::io("read", path, cause);
+    let failed = |cause| unreadable(path, cause);
     let file = File::open(path).map_err(failed)?;
     let size_bytes = file.metadata().map_err(failed)?.len();
     let decoder = Decoder::new(file).map_err(failed)?;
@@ -178,6 +178,15 @@ pub fn read_archive(
         check::entries(manifest, &mut contents);
     }
     Ok(Report { manifest, problems: contents.problems, size_bytes: facts.size_bytes, sha256: hex(&facts.sha256) })
+}
+
+/// An archive that could not be read. One that another process removed a moment ago is a backup that is not there.
+pub fn unreadable(archive: &Path, cause: io::Error) -> Error {
+    if cause.kind() != io::ErrorKind::NotFound {
+        return Error::io("read", archive, cause);
+    }
+    let message = format!("{} is not there any more", archive.display());
+    Error::new(Code::BackupNotFound, message, "See the backups with `kg diag backup --list`").with_cause(cause)
 }
 
 /// What was found in an archive.
@@ -302,5 +311,19 @@ fn read_rest(decoder: &mut Decoder, contents: &mut Contents) {
     if read.is_err() || rest.len() != TAR_BLOCK_BYTES || rest.iter().any(|byte| *byte != 0) {
         let message = "The tar inside does not end as it should".to_string();
         contents.problems.push(Problem::of_archive(ProblemCode::Structure, message));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_that_was_removed_meanwhile_is_a_backup_that_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let read =
+            |path: &Path| read_archive(path, None, &mut Discard, &Task::default(), Phase::Verifying).unwrap_err();
+        assert_eq!(read(&dir.path().join("kg-backup-20240115-020000.tar.gz")).code, Code::BackupNotFound);
+        assert_eq!(read(dir.path()).code, Code::Io);
     }
 }

@@ -11,7 +11,10 @@ use super::{
     names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
 };
 use crate::{
-    archive::{manifest::Manifest, read::MAX_TEXT_BYTES},
+    archive::{
+        manifest::Manifest,
+        read::{MAX_TEXT_BYTES, unreadable},
+    },
     error::{Code, Error, Result},
 };
 
@@ -126,7 +129,7 @@ impl Store {
 /// The archive at `path`, without links. What is not named like one is never opened: it could be a database that this
 /// process has open, whose locks would be lost.
 fn archive_at(path: &Path) -> Result<PathBuf> {
-    let resolved = fs::canonicalize(path).map_err(|cause| Error::io("read", path, cause))?;
+    let resolved = fs::canonicalize(path).map_err(|cause| unreadable(path, cause))?;
     let name = resolved.to_string_lossy();
     if ARCHIVE_ENDINGS.iter().any(|ending| name.ends_with(ending)) {
         return Ok(resolved);
