@@ -40,7 +40,7 @@ describe('createBackup', () => {
       description: 'first',
       contents: { database: true, config: true, vectors: true, plugins: true },
       stats: { totalFiles: 4, compressedSize: backup.size, nodeCount: 200, edgeCount: 199 },
-      integrity: { status: 'ok', messages: [] },
+      integrity: { status: 'ok', messages: [], fullText: true },
       warnings: [],
     });
     expect(backup.timestamp).toBeGreaterThanOrEqual(before);
@@ -127,7 +127,7 @@ describe('createBackup', () => {
 
   test('can leave the check of the source out', async () => {
     const { manager } = setUp({ checkSource: false });
-    expect((await manager.createBackup()).integrity).toEqual({ status: 'skipped', messages: [] });
+    expect((await manager.createBackup()).integrity).toEqual({ status: 'skipped', messages: [], fullText: false });
   });
 });
 

@@ -140,6 +140,38 @@ describe('the database as pages', () => {
   });
 });
 
+describe('the check of the source', () => {
+  const unsafely = (database, sql) => withDatabase(database, (db) => db.unsafeMode().exec(sql));
+  const tearIndex = (database) => unsafely(database, 'DELETE FROM nodes_fts_data WHERE id > 10');
+  const found = ({ integrity: { status, fullText } }) => [status, fullText];
+
+  test('leaves the full-text indexes of a database that was sound to the next full backup', async () => {
+    const { manager, incremental, database } = setUp();
+    expect(found(await manager.createBackup())).toEqual(['ok', true]);
+    tearIndex(database);
+    expect(found(await incremental())).toEqual(['ok', false]);
+    expect(found(await incremental()), 'of the very same pages').toEqual(['ok', false]);
+    expect(found(await manager.createBackup()), 'of the very same pages').toEqual(['failed', true]);
+  });
+
+  test('finds damage on any page beside an incremental backup', async () => {
+    const { manager, incremental, database } = setUp();
+    await manager.createBackup();
+    unsafely(database, "PRAGMA writable_schema = on; UPDATE sqlite_schema SET rootpage = 5 WHERE name = 'edges'");
+    const second = await incremental();
+    expect(second.integrity).toMatchObject({ status: 'failed', fullText: false });
+    expect(second.warnings).toMatchObject([{ code: 'KG_WARN_SOURCE_DAMAGED' }]);
+  });
+
+  test('reads everything where the base was not checked', async () => {
+    const { manager, incremental, database, root, backups } = setUp();
+    await createBackupManager({ projectRoot: root, backupDir: backups, checkSource: false }).createBackup();
+    tearIndex(database);
+    expect(found(await incremental())).toEqual(['failed', true]);
+    expect(found(await manager.createBackup())).toEqual(['failed', true]);
+  });
+});
+
 test('a file of the same size and time is compared by its content', async () => {
   const { root, manager, incremental, at } = setUp();
   writeFileSync(at('plugins/state'), 'aaaa');

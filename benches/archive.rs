@@ -157,7 +157,7 @@ fn manifest(totals: Totals) -> Manifest {
         },
         checksums: checksums(&totals),
         files: totals.files,
-        integrity: Integrity { status: IntegrityStatus::Skipped, messages: Vec::new() },
+        integrity: Integrity { status: IntegrityStatus::Skipped, messages: Vec::new(), full_text: false },
         warnings: Vec::new(),
         based_on: None,
         based_on_checksum: None,

@@ -271,7 +271,7 @@ mod tests {
             description: None,
             contents: Contents::default(),
             stats: Stats::default(),
-            integrity: Integrity { status, messages: Vec::new() },
+            integrity: Integrity { status, messages: Vec::new(), full_text: true },
             warnings: Vec::new(),
             based_on: None,
             consolidated_from: None,

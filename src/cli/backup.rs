@@ -255,7 +255,8 @@ fn holds(backup: &Backup) -> String {
 
 pub(super) fn integrity(backup: &Backup) -> &'static str {
     match backup.integrity.status {
-        IntegrityStatus::Ok => "ok when it was saved",
+        IntegrityStatus::Ok if backup.integrity.full_text => "ok when it was saved",
+        IntegrityStatus::Ok => "ok when it was saved (full-text indexes are read with the next full backup)",
         IntegrityStatus::Failed => "DAMAGED when it was saved",
         IntegrityStatus::Skipped => "not checked",
     }

@@ -10,18 +10,20 @@ use crate::{
     archive::manifest::{FileRecord, Manifest, Stored},
     error::{Code, Error, Result},
     sqlite::{
-        check::IntegrityStatus,
+        check::{Depth, IntegrityStatus},
         pages::{PageFile, PageHashes},
     },
 };
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Base {
     files: Vec<FileRecord>,
     /// The name of a [`PageFile`] of its databases, in the same directory.
     page_hashes: String,
-    /// Its databases were checked, and nothing was wrong.
-    is_sound: bool,
+    /// What the check of its databases found.
+    integrity: IntegrityStatus,
+    /// The check read full-text indexes too.
+    full_text: bool,
     /// What is as it was there is left out: the backup is incremental.
     leave_out: bool,
 }
@@ -35,8 +37,13 @@ impl Base {
             pages: None,
             ..record.clone()
         };
-        let is_sound = manifest.integrity.status == IntegrityStatus::Ok;
-        Base { files: manifest.files.iter().map(described).collect(), page_hashes, is_sound, leave_out }
+        Base {
+            files: manifest.files.iter().map(described).collect(),
+            page_hashes,
+            integrity: manifest.integrity.status,
+            full_text: manifest.integrity.full_text,
+            leave_out,
+        }
     }
 
     pub fn write(&self, path: &Path) -> Result<()> {
@@ -46,11 +53,11 @@ impl Base {
 }
 
 /// A base, ready to be asked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Known {
     files: HashMap<String, FileRecord>,
     databases: PageFile,
-    is_sound: bool,
+    sound: Option<Depth>,
     leave_out: bool,
 }
 
@@ -63,7 +70,10 @@ impl Known {
         let bytes = fs::read(&hashes).map_err(|cause| Error::io("read", &hashes, cause))?;
         let databases = PageFile::decode(&bytes).ok_or_else(wrong)?;
         let files = base.files.into_iter().map(|record| (record.path.clone(), record)).collect();
-        Ok(Known { files, databases, is_sound: base.is_sound, leave_out: base.leave_out })
+        let depth = if base.full_text { Depth::All } else { Depth::Structure };
+        let is_enough = depth == Depth::All || base.leave_out;
+        let sound = (base.integrity == IntegrityStatus::Ok && is_enough).then_some(depth);
+        Ok(Known { files, databases, sound, leave_out: base.leave_out })
     }
 
     /// Whether the backup leaves out what is as it was there.
@@ -71,9 +81,9 @@ impl Known {
         self.leave_out
     }
 
-    /// Whether its databases were checked, and nothing was wrong.
-    pub fn is_sound(&self) -> bool {
-        self.is_sound
+    /// How far its databases were checked, if nothing was wrong. For a backup that leaves nothing out only a check of all counts.
+    pub fn sound(&self) -> Option<Depth> {
+        self.sound
     }
 
     /// Hashes of the pages of the database that is at `path` in the base.

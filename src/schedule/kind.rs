@@ -68,7 +68,7 @@ mod tests {
             description: None,
             contents: Contents::default(),
             stats: Stats::default(),
-            integrity: Integrity { status: IntegrityStatus::Ok, messages: Vec::new() },
+            integrity: Integrity { status: IntegrityStatus::Ok, messages: Vec::new(), full_text: true },
             warnings: Vec::new(),
             based_on: based_on.map(str::to_string),
             consolidated_from: None,

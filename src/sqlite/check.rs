@@ -41,11 +41,27 @@ pub fn bound(
 
 /// What `PRAGMA quick_check` said.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Integrity {
     pub status: IntegrityStatus,
     /// What is wrong, in SQLite's words; at most 100 lines a database.
     #[serde(deserialize_with = "bounded")]
     pub messages: Vec<String>,
+    /// Full-text indexes were read through too, see [`Depth`]. Earlier releases always did.
+    #[serde(default = "yes")]
+    pub full_text: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// How much of a database is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Every page, table and index, the tables of full-text indexes among them, but not whether what those hold is an index.
+    Structure,
+    All,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,22 +74,32 @@ pub enum IntegrityStatus {
 }
 
 /// Runs `PRAGMA quick_check` in the read transaction of `connection`. Damage is a result, not an error.
-pub fn quick_check(mut connection: Connection, cancel: &Cancel) -> Result<Integrity> {
-    quick_check_on(&mut connection, cancel)
+pub fn quick_check(mut connection: Connection, depth: Depth, cancel: &Cancel) -> Result<Integrity> {
+    if depth == Depth::Structure {
+        forget_fulltext(&connection);
+    }
+    let integrity = quick_check_on(&mut connection, cancel)?;
+    Ok(Integrity { full_text: depth == Depth::All, ..integrity })
 }
 
-/// As [`quick_check`], for a connection that is used again.
+/// As [`quick_check`] of all, for a connection that is used again.
 pub fn quick_check_on(connection: &mut Connection, cancel: &Cancel) -> Result<Integrity> {
     findings(connection, |_| Ok(vec![format!("PRAGMA quick_check({MAX_FINDINGS})")]), cancel).map(Integrity::of)
 }
 
 /// The same, on two connections at one commit beside each other: SQLite reads all of every full-text index, which takes longer than
 /// everything else together.
-pub fn quick_check_on_two([structure, mut fulltext]: [Connection; 2], cancel: &Cancel) -> Result<Integrity> {
-    forget_fulltext(&structure);
+pub fn quick_check_on_two(
+    [structure, mut fulltext]: [Connection; 2],
+    depth: Depth,
+    cancel: &Cancel,
+) -> Result<Integrity> {
+    if depth == Depth::Structure {
+        return quick_check(structure, depth, cancel);
+    }
     let (structure, fulltext) = thread::scope(|threads| {
         let beside = threads.spawn(|| findings(&mut fulltext, fulltext_checks, cancel));
-        (quick_check(structure, cancel), beside.join())
+        (quick_check(structure, Depth::Structure, cancel), beside.join())
     });
     let panicked = |_| Err(Error::new(Code::Internal, "The check of full-text indexes panicked", "Please report this"));
     let mut messages = structure?.messages;
@@ -120,7 +146,7 @@ fn findings(
 impl Integrity {
     fn of(messages: Vec<String>) -> Self {
         let status = if messages.is_empty() { IntegrityStatus::Ok } else { IntegrityStatus::Failed };
-        Integrity { status, messages }
+        Integrity { status, messages, full_text: true }
     }
 }
 
@@ -133,8 +159,8 @@ mod tests {
         connection.execute_batch(sql).unwrap();
         drop(connection);
         let open = || Connection::open(file).unwrap();
-        let one = quick_check(open(), &Cancel::default()).unwrap();
-        let two = quick_check_on_two([open(), open()], &Cancel::default()).unwrap();
+        let one = quick_check(open(), Depth::All, &Cancel::default()).unwrap();
+        let two = quick_check_on_two([open(), open()], Depth::All, &Cancel::default()).unwrap();
         assert_eq!(one.status, two.status, "{one:?}, {two:?}");
         two
     }
@@ -148,6 +174,9 @@ mod tests {
         assert_eq!(damaged(&file, made).status, IntegrityStatus::Ok);
         let lost = r#"DELETE FROM "my ""index""_data" WHERE id > 10"#;
         let found = damaged(&file, lost);
+        let open = || Connection::open(&file).unwrap();
+        let structure = quick_check_on_two([open(), open()], Depth::Structure, &Cancel::default()).unwrap();
+        assert_eq!((structure.status, structure.full_text, found.full_text), (IntegrityStatus::Ok, false, true));
         assert!(found.messages.iter().any(|message| message.contains("index")), "{found:?}");
         let null = "PRAGMA writable_schema = 1; UPDATE sqlite_schema SET sql = replace(sql, ', x NOT NULL', ', x NOT NULL, y NOT NULL') WHERE name = 't'";
         let found = damaged(&file, null);

@@ -2,6 +2,7 @@
 
 use std::{os::unix::fs::MetadataExt, thread};
 
+use crossbeam_channel::bounded;
 use sha2::{Digest, Sha256};
 
 use super::{Saving, record};
@@ -13,30 +14,29 @@ use crate::{
     error::{Code, Error, Result},
     project::{Component, discover::Source},
     reader::{
+        base::Known,
         protocol::{DATA_CHUNK_BYTES, Message},
         server::Answers,
     },
     sqlite::{
-        check::{IntegrityStatus, quick_check, quick_check_on_two},
+        check::{Depth, IntegrityStatus, quick_check, quick_check_on_two},
         files::{COMPANIONS, companion},
         pages::PageHashes,
         snapshot::Snapshot,
     },
+    task::Cancel,
 };
 
-/// What is known of a database's soundness once its pages were read.
-#[derive(PartialEq)]
-enum Fate {
-    /// It has the very pages that it had in an earlier backup, which were found sound.
-    AsFoundSound,
-    Unknown,
-}
+/// Pieces of a database that wait to be hashed, at most.
+const PIECES_WAITING: usize = 4;
 
 impl Saving<'_> {
     pub(super) fn snapshot(&mut self, source: &Source, mut snapshot: Snapshot) -> Result<()> {
+        let depth = self.depth(source);
         let checked = if self.looks_unchanged(source, &snapshot) {
             // Then it has the very pages that were found sound, and is not checked again.
-            if self.pages(source, &snapshot)? == Fate::AsFoundSound {
+            if let Some(found) = self.pages(source, &snapshot)? {
+                self.saved.integrity.full_text &= found == Depth::All;
                 return Ok(());
             }
             None
@@ -44,7 +44,7 @@ impl Saving<'_> {
             // The check costs a second and more a gigabyte: beside the compression of the pages nobody waits for it.
             let (twins, cancel) = (snapshot.twins(), self.cancel);
             let (sent, checked) = thread::scope(|threads| {
-                let checking = twins.map(|twins| threads.spawn(|| quick_check_on_two(*twins, cancel)));
+                let checking = twins.map(|twins| threads.spawn(move || quick_check_on_two(*twins, depth, cancel)));
                 let sent = self.pages(source, &snapshot);
                 (sent, checking.map(|checking| checking.join().unwrap_or_else(|_| Err(check_panicked()))))
             });
@@ -55,14 +55,22 @@ impl Saving<'_> {
             Some(checked) => checked?,
             None if self.check_source => {
                 let (connection, _scratch) = snapshot.into_connection();
-                quick_check(connection, self.cancel)?
+                quick_check(connection, depth, self.cancel)?
             }
             None => return Ok(()),
         };
+        self.saved.integrity.full_text &= integrity.full_text;
         if integrity.status == IntegrityStatus::Failed {
             self.damaged(&source.path, integrity.messages);
         }
         Ok(())
+    }
+
+    /// An incremental backup of a database that was found sound leaves its full-text indexes to the next full one: to read them takes
+    /// longer than all else together, and they can be made again from their tables.
+    fn depth(&self, source: &Source) -> Depth {
+        let was_sound = self.base.is_some_and(|base| base.sound().is_some() && base.pages(&source.path).is_some());
+        if was_sound { Depth::Structure } else { Depth::All }
     }
 
     /// Whether the files of the database look as they did at an earlier backup that was found sound. This only decides what
@@ -70,22 +78,24 @@ impl Saving<'_> {
     fn looks_unchanged(&self, source: &Source, snapshot: &Snapshot) -> bool {
         let now = record(source, snapshot.metadata(), snapshot.size_bytes());
         let wal = std::fs::metadata(companion(&source.absolute, COMPANIONS[0])).map_or(0, |wal| wal.len());
-        wal == 0 && self.known.is_some_and(|known| known.is_sound() && known.looks_like(&now))
+        wal == 0 && self.known.is_some_and(|known| known.sound().is_some() && known.looks_like(&now))
     }
 
-    fn pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<Fate> {
-        let sound = self.known.filter(|known| known.is_sound()).and_then(|known| known.pages(&source.path));
+    /// Sends what is to be saved of the database. Where it has the very pages that were found sound at an earlier backup, how far they
+    /// were checked then.
+    fn pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<Option<Depth>> {
         let hashes = match self.base.and_then(|base| base.pages(&source.path)) {
             Some(base) => self.changed_pages(source, snapshot, base)?,
             None => self.all_pages(source, snapshot)?,
         };
-        let fate = if sound == Some(&hashes) { Fate::AsFoundSound } else { Fate::Unknown };
+        let is_as_then = self.known.and_then(|known| known.pages(&source.path)) == Some(&hashes);
+        let found = self.known.filter(|_| is_as_then).and_then(Known::sound);
         self.hashes.databases.insert(source.path.clone(), hashes);
         if source.component == Component::Database {
             self.saved.node_count = snapshot.count_rows("nodes");
             self.saved.edge_count = snapshot.count_rows("edges");
         }
-        Ok(fate)
+        Ok(found)
     }
 
     fn all_pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<PageHashes> {
@@ -103,13 +113,7 @@ impl Saving<'_> {
     /// The pages are read twice in the one transaction: first to see which of them changed, then those.
     fn changed_pages(&mut self, source: &Source, snapshot: &Snapshot, base: &PageHashes) -> Result<PageHashes> {
         let page_size = snapshot.page_size_bytes();
-        let mut hashes = PageHashes::new(page_size);
-        let mut whole = Sha256::new();
-        snapshot.pages(self.cancel, |page| {
-            hashes.push(page);
-            whole.update(page);
-            Ok(())
-        })?;
+        let (hashes, digest) = hash_pages(snapshot, self.cancel)?;
         let size = snapshot.size_bytes();
         let changed = hashes.changed_since(base).unwrap_or_default();
         let is_other = base.page_size_bytes != page_size || delta::size_bytes(page_size, changed.len() as u64) >= size;
@@ -117,7 +121,7 @@ impl Saving<'_> {
             return self.all_pages(source, snapshot);
         }
         let mut record = record(source, snapshot.metadata(), size);
-        record.sha256 = Some(hex(&whole.finalize()));
+        record.sha256 = Some(digest);
         if changed.is_empty() && hashes.hashes.len() == base.hashes.len() {
             record.stored = Stored::Base;
             self.answers.message(Message::Unchanged { record })?;
@@ -136,6 +140,35 @@ impl Saving<'_> {
         out.finish()?;
         Ok(hashes)
     }
+}
+
+/// The hashes of all pages, and the SHA-256 of the whole, hexadecimal. The latter has a thread of its own: it takes as long as the reading.
+fn hash_pages(snapshot: &Snapshot, cancel: &Cancel) -> Result<(PageHashes, String)> {
+    let mut hashes = PageHashes::new(snapshot.page_size_bytes());
+    let (pieces, received) = bounded::<Vec<u8>>(PIECES_WAITING);
+    // The sender moves in, so that a failure in here ends the thread that this waits for.
+    thread::scope(move |threads| {
+        let hashing = threads.spawn(move || {
+            let mut whole = Sha256::new();
+            received.iter().for_each(|piece| whole.update(piece));
+            hex(&whole.finalize())
+        });
+        let mut piece = Vec::with_capacity(DATA_CHUNK_BYTES);
+        let panicked = || Error::new(Code::Internal, "The hashing of the database panicked", "Please report this");
+        snapshot.pages(cancel, |page| {
+            hashes.push(page);
+            piece.extend_from_slice(page);
+            if piece.len() < DATA_CHUNK_BYTES {
+                return Ok(());
+            }
+            let full = std::mem::replace(&mut piece, Vec::with_capacity(DATA_CHUNK_BYTES));
+            pieces.send(full).map_err(|_| panicked())
+        })?;
+        let sent = pieces.send(piece);
+        drop(pieces);
+        let digest = hashing.join().ok().filter(|_| sent.is_ok()).ok_or_else(panicked)?;
+        Ok((hashes, digest))
+    })
 }
 
 fn check_panicked() -> Error {

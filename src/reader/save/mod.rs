@@ -69,7 +69,7 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
         base: known.as_ref().filter(|known| known.leaves_out()),
         hashes: PageFile::default(),
         saved: Saved {
-            integrity: Integrity { status: IntegrityStatus::Ok, messages: Vec::new() },
+            integrity: Integrity { status: IntegrityStatus::Ok, messages: Vec::new(), full_text: true },
             node_count: 0,
             edge_count: 0,
             warnings,
@@ -98,6 +98,7 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
     fs::write(&hashes, saving.hashes.encode()).map_err(|cause| Error::io("write", &hashes, cause))?;
     if !request.check_source && saving.saved.integrity.status == IntegrityStatus::Ok {
         saving.saved.integrity.status = IntegrityStatus::Skipped;
+        saving.saved.integrity.full_text = false;
     }
     Ok(saving.saved)
 }
