@@ -19,6 +19,7 @@ mod names;
 mod pins;
 mod sink;
 mod write;
+mod write_behind;
 
 use std::{
     fs, io,

@@ -14,6 +14,7 @@ use std::{
 
 use nix::{errno::Errno, fcntl::copy_file_range, libc::loff_t, sys::statfs};
 
+use super::write_behind::WriteBehind;
 use crate::archive::{earlier::Taken, encoder::Sink};
 
 /// Extents begin and end there on both file systems, unless they were made otherwise: then nothing is shared.
@@ -21,12 +22,15 @@ const PIECE_BYTES: u64 = 4096;
 const COPY_BYTES: usize = 1 << 20;
 
 pub struct ArchiveFile {
-    file: File,
+    file: Arc<File>,
+    behind: WriteBehind<Sync>,
     /// Where the next byte goes, after the row.
     position: u64,
     shares: bool,
     row: Option<Row>,
 }
+
+type Sync = Box<dyn FnMut() -> io::Result<()> + Send>;
 
 /// Neighbouring blocks of an earlier archive that are to be written before anything else.
 struct Row {
@@ -39,7 +43,10 @@ impl ArchiveFile {
     pub fn new(file: File) -> Self {
         let kind = statfs::fstatfs(&file).map(|found| found.filesystem_type());
         let shares = kind.is_ok_and(|kind| kind == statfs::BTRFS_SUPER_MAGIC || kind == statfs::XFS_SUPER_MAGIC);
-        ArchiveFile { file, position: 0, shares, row: None }
+        let file = Arc::new(file);
+        let synced = file.clone();
+        let behind = WriteBehind::new(Box::new(move || synced.sync_data()) as Sync);
+        ArchiveFile { file, behind, position: 0, shares, row: None }
     }
 
     fn end_row(&mut self) -> io::Result<()> {
@@ -71,9 +78,14 @@ impl ArchiveFile {
                 Err(cause) => return Err(cause.into()),
             };
             range.start += copied as u64;
-            self.position += copied as u64;
+            self.advance(copied as u64)?;
         }
         Ok(())
+    }
+
+    fn advance(&mut self, bytes: u64) -> io::Result<()> {
+        self.position += bytes;
+        self.behind.wrote(bytes)
     }
 }
 
@@ -102,12 +114,13 @@ impl Write for ArchiveFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.end_row()?;
         let written = self.file.write_at(bytes, self.position)?;
-        self.position += written as u64;
+        self.advance(written as u64)?;
         Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.end_row()
+        self.end_row()?;
+        self.behind.finish()
     }
 }
 
