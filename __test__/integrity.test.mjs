@@ -433,8 +433,8 @@ describe('kg', () => {
     expect(await kg(['diag', 'drill'], { cwd: root })).toMatchObject({ status: 0, stdout: expect.stringMatching(/nodes {5}2000 of 2000\n[^]*Passed\n$/) });
     const bytes = readFileSync(database);
     writeFileSync(database, bytes.fill(0xa5, bytes.length / 2, bytes.length / 2 + 9000));
-    await kg(['diag', 'backup'], { cwd: root });
-    const failed = await kg(['diag', 'drill', '--json'], { cwd: root });
+    const { id } = JSON.parse((await kg(['diag', 'backup', '--json'], { cwd: root })).stdout);
+    const failed = await kg(['diag', 'drill', '--file', id, '--json'], { cwd: root });
     expect([failed.status, JSON.parse(failed.stdout).passed]).toEqual([5, false]);
   });
 

@@ -25,6 +25,7 @@ use crate::{
         client::{Launch, Reader},
         protocol::{CheckRequest, RepairRequest},
     },
+    schedule::automatic,
     scratch::Scratch,
     store::Store,
     task::{Phase, Task},
@@ -201,7 +202,8 @@ fn back_up(
     let store = match store {
         Some(store) => store,
         None => {
-            default = Store::at(&Store::default_dir(root))?;
+            let (settings, _) = Reader::settings(launch, root)?;
+            default = automatic::store(&settings, root)?;
             &default
         }
     };
@@ -209,6 +211,7 @@ fn back_up(
     let options = BackupOptions {
         kind: if is_graph_alone { BackupType::Snapshot } else { BackupType::Full },
         description: Some("Before a repair".into()),
+        is_safety_backup: true,
         lock_timeout,
         ..BackupOptions::default()
     };

@@ -54,7 +54,7 @@ pub struct IntegrityArgs {
     /// Repair what can be repaired; a backup is made first
     #[arg(long, conflicts_with_all = ["no_database", "no_files", "no_vectors"])]
     repair: bool,
-    /// Where the backup before a repair goes [default: .kg/backups of the project]
+    /// Where the backup before a repair goes [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
 }
@@ -78,7 +78,7 @@ pub struct RepairArgs {
     /// Repair without asking
     #[arg(long)]
     auto: bool,
-    /// Where the backup before the repair goes [default: .kg/backups of the project]
+    /// Where the backup before the repair goes [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
 }
