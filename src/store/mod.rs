@@ -180,6 +180,12 @@ impl Backup {
             project: manifest.project,
         })
     }
+
+    /// With what is to be said of the store that it is in.
+    pub fn with_warnings(mut self, warnings: Vec<Warning>) -> Self {
+        self.warnings.extend(warnings);
+        self
+    }
 }
 
 /// Without symbolic links, as far as the path exists.
