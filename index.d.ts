@@ -752,7 +752,7 @@ export declare class IntegrityChecker {
    * Of the issues that are handed in only the codes count: what they stand for is searched for again. What cannot be repaired is left as
    * it is. Where there is nothing to repair, nothing is changed and no backup is made.
    *
-   * @throws {KgError} `KG_NO_PROJECT` where the database belongs to no project, so that no backup of it can be made;
+   * @throws {KgError} `KG_NO_PROJECT` where pages of a database are damaged that belongs to no project, so that nothing could keep the damaged one;
    * `KG_DATABASE_BUSY`; `KG_DATABASE_IN_USE` where a damaged database is open in this process or another one: close it first; and
    * what {@link runChecks} and {@link BackupManager.createBackup} reject with
    */
@@ -895,6 +895,11 @@ export interface RepairSummary {
   skipped: number;
   /** The backup from before; absent where there was nothing to repair, and nothing was changed. */
   safetyBackup?: { id: string; path: string };
+  /**
+   * Instead of a backup, where the database belongs to no project: the path of a copy of it from before, beside it,
+   * `NAME-before-repair-{YYYYMMDD-HHMMSS}.sqlite`. Nothing removes it.
+   */
+  safetyCopy?: string;
   actions: RepairAction[];
 }
 

@@ -185,6 +185,9 @@ fn tell_repair(repair: &Repair, output: &Output) {
     if let Some(backup) = &repair.safety_backup {
         output.line(format!("Saved before the repair: {}", backup.path.display()));
     }
+    if let Some(copy) = &repair.safety_copy {
+        output.line(format!("Saved before the repair: {}", copy.display()));
+    }
     for action in &repair.actions {
         let moved = if action.rows_removed > 0 { format!(": {} rows", action.rows_removed) } else { String::new() };
         output.line(format!("  {} {}{moved}", if action.done { "done  " } else { "FAILED" }, action.action));
