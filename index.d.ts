@@ -141,7 +141,12 @@ export declare class BackupManager {
   /** @throws {KgError} `KG_BACKUP_NOT_FOUND` */
   getBackup(id: string): Promise<Backup>;
 
-  /** @throws {KgError} `KG_NO_BACKUPS` where there is none */
+  /**
+   * The newest good backup, which is what `latest` and `latest.tar.gz` mean too: its source was not found damaged, all that it rests on is there,
+   * and it is not the safety backup of a repair. Where there is no such one, the newest.
+   *
+   * @throws {KgError} `KG_NO_BACKUPS` where there is none
+   */
   getLatestBackup(): Promise<Backup>;
 
   /**
@@ -424,6 +429,8 @@ export interface Backup {
   basedOn?: string;
   /** The incremental backup that this full one was made of. */
   consolidatedFrom?: string;
+  /** Made before a repair, of what was about to be repaired: never what `latest` means while there is another good backup. */
+  safetyBackup?: true;
   /** Present while nothing removes it: why, and since when, in milliseconds since the epoch. */
   pinned?: { reason?: string; at: number };
 }
@@ -593,6 +600,8 @@ export interface Manifest {
   basedOn?: string;
   /** Of a full backup that was made of an incremental one: the id of that. */
   consolidatedFrom?: string;
+  /** Of a backup that was made before a repair, of what was about to be repaired. */
+  safetyBackup?: true;
   /** Of an incremental backup: `sha256:` and the digest of the archive that it rests on. */
   basedOnChecksum?: string;
   /** Of an incremental backup: paths of the one it rests on that are no more. */
@@ -749,7 +758,7 @@ export declare class IntegrityChecker {
    * Of the issues that are handed in only the codes count: what they stand for is searched for again. What cannot be repaired is left as
    * it is. Where there is nothing to repair, nothing is changed and no backup is made.
    *
-   * @throws {KgError} `KG_NO_PROJECT` where the database belongs to no project, so that no backup of it can be made;
+   * @throws {KgError} `KG_NO_PROJECT` where pages of a database are damaged that belongs to no project, so that nothing could keep the damaged one;
    * `KG_DATABASE_BUSY`; `KG_DATABASE_IN_USE` where a damaged database is open in this process or another one: close it first; and
    * what {@link runChecks} and {@link BackupManager.createBackup} reject with
    */
@@ -878,6 +887,8 @@ export type IssueCode =
   | 'KG_ISSUE_BACKUP_CHAIN'
   | 'KG_ISSUE_BACKUP_UNLISTED'
   | 'KG_ISSUE_BACKUP_DIR'
+  | 'KG_ISSUE_BACKUP_FAILED'
+  | 'KG_ISSUE_SERVICE_STOPPED'
   | 'KG_ISSUE_DISK_SPACE';
 
 /** What a repair did. */
@@ -890,6 +901,11 @@ export interface RepairSummary {
   skipped: number;
   /** The backup from before; absent where there was nothing to repair, and nothing was changed. */
   safetyBackup?: { id: string; path: string };
+  /**
+   * Instead of a backup, where the database belongs to no project: the path of a copy of it from before, beside it,
+   * `NAME-before-repair-{YYYYMMDD-HHMMSS}.sqlite`. Nothing removes it.
+   */
+  safetyCopy?: string;
   actions: RepairAction[];
 }
 

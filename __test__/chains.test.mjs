@@ -124,6 +124,20 @@ describe('a pinned backup', () => {
   });
 });
 
+test('whoever pins, unpins or consolidates is told of an archive that cannot be listed, as whoever makes a backup is', async () => {
+  const { manager, made, root, backups } = await chain(2);
+  const [full, incremental] = made;
+  const cut = path.join(backups, 'kg-backup-20200101-000000.tar.gz');
+  writeFileSync(cut, readFileSync(full.path).subarray(0, -1));
+  const warned = [expect.objectContaining({ code: 'KG_WARN_STORE', message: expect.stringContaining(`${cut} is not listed`) })];
+  expect((await manager.pin(full.id)).warnings).toEqual(warned);
+  expect((await manager.unpin(full.id)).warnings).toEqual(warned);
+  expect((await manager.consolidate(incremental.id)).warnings).toEqual(warned);
+  expect((await manager.getBackup(full.id)).warnings).toEqual([]);
+  const { stderr } = await kg(['diag', 'backup', '--output', backups, '--pin', full.id], { cwd: root });
+  expect(stderr).toMatch(/^warning: .*is not listed.*\n$/);
+});
+
 test('kg pins, lists, unpins and deletes, with the exit status of each error', async () => {
   const { root, backups, made } = await chain(2);
   const diag = (...args) => kg(['diag', 'backup', '--output', backups, ...args], { cwd: root });

@@ -3,10 +3,10 @@
 import { existsSync, readFileSync, readdirSync, symlinkSync } from 'node:fs';
 import path from 'node:path';
 
-import { expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 
 import { kgPath, repository, run } from './support/processes.mjs';
-import { makeProject, temporaryDirectory } from './support/project.mjs';
+import { makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
 const read = (file) => readFileSync(path.join(repository, file), 'utf8');
 const own = ['README.md', ...readdirSync(path.join(repository, 'docs')).map((name) => `docs/${name}`)].filter(
@@ -28,6 +28,27 @@ for (const file of own) {
     }
   });
 }
+
+describe('the commands between the blocks of docs/recovery.md run', () => {
+  const outside = read('docs/recovery.md').replace(/^```bash\n[^]*?^```$/gm, '');
+  const commands = new Set([...outside.matchAll(/`((?:kg|sqlite3) [^`]+)`/g)].map(([, command]) => command));
+  test('there are some', () => expect(commands.size).toBeGreaterThan(8));
+  test.each([...commands])('%s', async (command) => {
+    // A project that has been backed up, restored and repaired.
+    const { root, database } = makeProject();
+    const kg = (...args) => run(kgPath, args, { cwd: root });
+    kg('diag', 'backup');
+    kg('diag', 'restore', '--file', 'latest');
+    withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
+    const { repair } = JSON.parse(kg('diag', 'repair', '--auto', '--json'));
+    const bin = temporaryDirectory();
+    symlinkSync(kgPath, path.join(bin, 'kg'));
+    const env = { ...process.env, PATH: `${bin}:${process.env.PATH}` };
+    const said = run('sh', ['-ec', command.replace(/\bID\b/, repair.safetyBackup.id)], { cwd: root, env });
+    expect(said).not.toBe('');
+    expect(said).not.toMatch(/DAMAGED|FAILED|malformed/);
+  });
+});
 
 test('links between documents lead somewhere', () => {
   for (const file of own) {

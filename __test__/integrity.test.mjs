@@ -2,7 +2,7 @@
 
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -65,8 +65,7 @@ describe('what is checked', () => {
     const { healthy, issues, checked } = await new IntegrityChecker(file).runChecks();
     expect([healthy, issues, checked.project, checked.nodes]).toEqual([true, [], undefined, 200]);
     breakRows(file);
-    const result = await new IntegrityChecker(file).runChecks();
-    await expect(new IntegrityChecker(file).repair(result.issues)).rejects.toMatchObject({ code: 'KG_NO_PROJECT' });
+    expect((await new IntegrityChecker(file).runChecks()).healthy).toBe(false);
   });
 
   test('what has no file is refused with a sentence', () => {
@@ -225,6 +224,42 @@ describe('repair', () => {
     expect(repaired).toMatchObject({ fixed: 1, failed: 0, skipped: 2 });
     expect(broken(repaired)).toEqual(BROKEN.slice(0, 3));
     expect(readdirSync(backups)).toContain(path.basename(repaired.safetyBackup.path));
+  });
+
+  test('a database of no project is repaired, after a copy beside it that holds what it was', async () => {
+    const dir = temporaryDirectory();
+    const file = path.join(dir, 'alone.db');
+    fillDatabase(file);
+    breakRows(file);
+    chmodSync(file, 0o640);
+    const rows = (database) => withDatabase(database, (db) => ['nodes', 'edges', 'node_tags'].map((table) => db.prepare(`SELECT * FROM ${table}`).all()));
+    const before = rows(file);
+    const db = new Database(file);
+    onTestFinished(() => db.close());
+    const checker = new IntegrityChecker(db);
+    const { repair, healthy } = await checker.runChecks({ repairMode: true });
+    expect(healthy).toBe(true);
+    expect(repair).toMatchObject({ fixed: 4, failed: 0, safetyCopy: expect.stringMatching(/\/alone\.db-before-repair-\d{8}-\d{6}\.sqlite$/) });
+    expect(repair.safetyBackup).toBe(undefined);
+    expect(statSync(repair.safetyCopy).mode & 0o777).toBe(0o640);
+    expect(rows(repair.safetyCopy)).toEqual(before);
+    expect(db.prepare('SELECT count(*) FROM edges').pluck().get()).toBe(199);
+    // Nothing else is left, and what is there is not replaced.
+    db.exec("INSERT INTO node_tags VALUES ('gone', 6)");
+    const said = (await kg(['diag', 'repair', '--auto', file], { cwd: '/' })).stdout;
+    expect(said).toMatch(/^Saved before the repair: .*before-repair-.*\.sqlite\n/);
+    expect(readdirSync(dir).filter((name) => !/^alone\.db(-wal|-shm)?$/.test(name))).toHaveLength(2);
+  });
+
+  test('a damaged database of no project is left as it is, for nothing could keep it', async () => {
+    const dir = temporaryDirectory();
+    const file = path.join(dir, 'alone.db');
+    fillDatabase(file, { nodes: 2000, journalMode: 'delete' });
+    const bytes = readFileSync(file);
+    writeFileSync(file, bytes.fill(0xa5, bytes.length / 2, bytes.length / 2 + 9000));
+    await expect(new IntegrityChecker(file).runChecks({ repairMode: true })).rejects.toMatchObject({ code: 'KG_NO_PROJECT', remedy: expect.stringContaining('copy it into a project') });
+    expect(readdirSync(dir)).toEqual(['alone.db']);
+    expect(readFileSync(file).equals(bytes)).toBe(true);
   });
 
   test('repairMode repairs everything that it can, and a second time there is nothing to do', async () => {
@@ -433,8 +468,8 @@ describe('kg', () => {
     expect(await kg(['diag', 'drill'], { cwd: root })).toMatchObject({ status: 0, stdout: expect.stringMatching(/nodes {5}2000 of 2000\n[^]*Passed\n$/) });
     const bytes = readFileSync(database);
     writeFileSync(database, bytes.fill(0xa5, bytes.length / 2, bytes.length / 2 + 9000));
-    await kg(['diag', 'backup'], { cwd: root });
-    const failed = await kg(['diag', 'drill', '--json'], { cwd: root });
+    const { id } = JSON.parse((await kg(['diag', 'backup', '--json'], { cwd: root })).stdout);
+    const failed = await kg(['diag', 'drill', '--file', id, '--json'], { cwd: root });
     expect([failed.status, JSON.parse(failed.stdout).passed]).toEqual([5, false]);
   });
 

@@ -164,6 +164,7 @@ fn manifest(totals: Totals) -> Manifest {
         deleted: Vec::new(),
         compression: None,
         consolidated_from: None,
+        safety_backup: false,
         project: None,
         tool: Tool::this(),
         archive: None,

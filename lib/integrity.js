@@ -100,7 +100,8 @@ function backupFreshnessCheck(manager, options = {}) {
   milliseconds('interval', interval);
   const check = async () => {
     const backups = await manager.listBackups();
-    const good = backups.find((backup) => backup.integrity.status !== 'failed' && hasChain(backup, backups));
+    const sound = backups.filter((backup) => backup.integrity.status !== 'failed' && hasChain(backup, backups));
+    const good = sound.find((backup) => !backup.safetyBackup) ?? sound[0];
     return good !== undefined && Date.now() - good.timestamp < limit;
   };
   return { name, interval, check };

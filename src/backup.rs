@@ -50,6 +50,8 @@ pub struct BackupOptions {
     /// Where nobody chose the base, no chain gets longer than this many archives: a full backup is made instead.
     pub max_chain_length: u32,
     pub description: Option<String>,
+    /// It holds what is about to be repaired: nothing takes it for the newest backup.
+    pub is_safety_backup: bool,
     pub include_vectors: bool,
     pub include_plugin_data: bool,
     /// As in `.gitignore`, relative to the project's root.
@@ -74,6 +76,7 @@ impl Default for BackupOptions {
             based_on: None,
             max_chain_length: DEFAULT_MAX_CHAIN_LENGTH,
             description: None,
+            is_safety_backup: false,
             include_vectors: true,
             include_plugin_data: true,
             exclude_patterns: Vec::new(),
@@ -184,7 +187,8 @@ impl Run<'_> {
         task.cancel.check()?;
         let hashes = fs::read(&hashes).ok();
         let backup = new.publish(manifest, written)?;
-        if let Some(hashes) = hashes {
+        // What is known of the backup that the next incremental one rests on is worth more than this.
+        if let Some(hashes) = hashes.filter(|_| !options.is_safety_backup) {
             base::remember(project, &backup, &hashes);
         }
         Ok((backup, written.reused_bytes))
@@ -396,6 +400,7 @@ fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, sa
         deleted: Vec::new(),
         compression: options.compression.name(),
         consolidated_from: None,
+        safety_backup: options.is_safety_backup,
         project: None,
         tool: Tool::this(),
         archive: None,

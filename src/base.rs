@@ -23,7 +23,7 @@ use crate::{
     error::{Code, Error, Result},
     project::{Project, STATE_DIR},
     reader::{apply::journal::give_to_owner, base::Base},
-    sqlite::{check::IntegrityStatus, pages::PageFile},
+    sqlite::pages::PageFile,
     store::{Backup, Store, is_id, manifest_beside},
     task::{Cancel, Task},
 };
@@ -58,7 +58,7 @@ pub fn choose(store: &Store, project: &Project, id: Option<&str>, task: &Task) -
     if let Some(id) = id {
         return open(store.get(id)?, &own, task).map(Some);
     }
-    for backup in store.list()?.into_iter().filter(|backup| backup.integrity.status != IntegrityStatus::Failed) {
+    for backup in store.list()?.into_iter().filter(|backup| backup.is_sound() && !backup.safety_backup) {
         match open(backup, &own, task) {
             Err(error) if error.code == Code::Aborted => return Err(error),
             // One that cannot be rested on: perhaps the one before it can.

@@ -42,7 +42,7 @@ pub fn consolidate(
     lock_timeout: Duration,
     task: &Task,
 ) -> Result<Backup> {
-    let lock = lock_known(store, id, lock_timeout, task)?;
+    let (lock, warnings) = lock_known(store, id, lock_timeout, task)?;
     let backup = store.get(id)?;
     if backup.based_on.is_none() {
         let message = format!("{id} rests on no other backup: there is nothing to consolidate");
@@ -60,7 +60,7 @@ pub fn consolidate(
     let (manifest, written) = write(archive, &new.id, compression, &state, &dir, task).map_err(no_room)?;
     assert_same(&state.manifest, &manifest)?;
     task.cancel.check()?;
-    new.publish(manifest, written)
+    Ok(new.publish(manifest, written)?.with_warnings(warnings))
 }
 
 /// The advice of a restore, to choose another directory, does not help here.

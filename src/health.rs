@@ -1,7 +1,8 @@
 //! The verb `health`: how a project and its backups stand, told without reading archives.
 
 use std::{
-    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -11,7 +12,7 @@ use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
 
 use crate::{
-    archive::manifest::{BackupType, Manifest},
+    archive::manifest::BackupType,
     error::Result,
     inspect::{inspect, is_healthy},
     integrity::{
@@ -19,10 +20,16 @@ use crate::{
         issue::{Found, Issue, IssueCode, Part, Severity},
         subject::Subject,
     },
+    project::Project,
     reader::client::Launch,
+    schedule::{
+        automatic,
+        history::{History, Run},
+    },
     scratch::free_bytes,
-    sqlite::check::IntegrityStatus,
-    store::{Backup, Store, manifest_beside},
+    service::Holder,
+    settings::Settings,
+    store::{Backup, Store, broken_chains, newest_good},
     task::Task,
     verify::duration_ms,
 };
@@ -30,9 +37,15 @@ use crate::{
 /// A backup that is older than this is worth a warning: the guide's table has a full backup at least weekly.
 pub const DEFAULT_MAX_AGE: Duration = Duration::from_secs(8 * 24 * 60 * 60);
 
+const OTHERS_WRITE: u32 = 0o002;
+const STICKY: u32 = 0o1000;
+
 #[derive(Debug, Clone)]
 pub struct HealthOptions {
-    pub subject: Subject,
+    /// The project's root.
+    pub root: PathBuf,
+    /// Of the project.
+    pub settings: Settings,
     /// Everything of the database, not only what `quick_check` finds.
     pub check_database: bool,
     /// Of the newest good backup.
@@ -49,6 +62,7 @@ pub struct Health {
     pub issues: Vec<Issue>,
     pub checked: Checked,
     pub backups: Backups,
+    pub service: Service,
     pub duration_ms: u64,
 }
 
@@ -58,7 +72,7 @@ pub struct Health {
 pub struct Backups {
     pub backup_dir: PathBuf,
     pub count: usize,
-    /// The newest one whose source was not damaged.
+    /// What `latest` means: its source was not damaged, and all that it rests on is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub newest_good: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -70,18 +84,37 @@ pub struct Backups {
     pub next_bytes: u64,
 }
 
+/// How backups come about by themselves.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    /// A schedule is set and enabled.
+    pub is_enabled: bool,
+    /// The process that makes backups on the schedule, where one does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process: Option<Holder>,
+    /// The last attempt of `kg`, which may have failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_run: Option<Run>,
+}
+
+/// Opens files of the project: for `kg` itself alone.
 pub fn health(store: &Store, options: &HealthOptions, launch: &Launch, task: &Task) -> Result<Health> {
     let began = Instant::now();
     let scope = Scope { vectors: false, quick: !options.check_database, ..Scope::ALL };
-    let inspection = inspect(&options.subject, scope, options.lock_timeout, launch, task)?;
+    let project = Project::open(&options.root)?;
+    let subject = Subject::of(&options.root, None);
+    let inspection = inspect(&subject, scope, options.lock_timeout, launch, task)?;
     let mut issues = inspection.issues;
     let backups = of_store(store, &inspection.checked, options.max_age, &mut issues);
+    let service = of_service(&project, &options.settings, backups.age_ms, &mut issues)?;
     issues.sort_by_key(|issue| (issue.severity, issue.component, issue.code));
     Ok(Health {
         healthy: is_healthy(&issues),
         issues,
         checked: inspection.checked,
         backups,
+        service,
         duration_ms: duration_ms(began.elapsed()),
     })
 }
@@ -101,10 +134,8 @@ fn of_store(store: &Store, checked: &Checked, max_age: Duration, issues: &mut Ve
         (Vec::new(), Vec::new())
     });
     let broken = broken_chains(&backups);
-    let is_good =
-        |backup: &&Backup| backup.integrity.status != IntegrityStatus::Failed && !broken.contains_key(&backup.id);
-    let newest = backups.iter().find(is_good);
-    let age_ms = newest.map(|newest| (Timestamp::now().as_millisecond() - newest.timestamp).max(0) as u64);
+    let newest = newest_good(&backups);
+    let age_ms = newest.map(|newest| age_ms(newest.timestamp));
     match age_ms {
         None => {
             let message = format!("There is no good backup in {}", dir.display());
@@ -145,26 +176,34 @@ fn of_store(store: &Store, checked: &Checked, max_age: Duration, issues: &mut Ve
     }
 }
 
-/// Incremental backups that rest, directly or not, on one that is gone or is another one of that name: id, and why.
-fn broken_chains(backups: &[Backup]) -> BTreeMap<String, String> {
-    let mut broken: BTreeMap<String, String> = BTreeMap::new();
-    // A base is older than what rests on it.
-    for backup in backups.iter().rev() {
-        let Some(base) = &backup.based_on else { continue };
-        let name = backup.path.display().to_string();
-        let manifest = manifest_beside(&backup.path).and_then(|json| Manifest::parse(&json, &name).ok());
-        let expected = manifest.and_then(|manifest| manifest.based_on_checksum);
-        let why = match backups.iter().find(|other| other.id == *base) {
-            None => format!("{} rests on {base}, which is not there", backup.id),
-            Some(other) if expected.as_ref() != Some(&other.checksum) => {
-                format!("{} rests on another {base} than the one that is there", backup.id)
-            }
-            Some(_) if broken.contains_key(base) => format!("{} rests on {base}, which cannot be restored", backup.id),
-            Some(_) => continue,
-        };
-        broken.insert(backup.id.clone(), why);
+/// The last run that failed, unless there is a good backup since; a schedule that nobody keeps.
+fn of_service(
+    project: &Project,
+    settings: &Settings,
+    newest_age_ms: Option<u64>,
+    issues: &mut Vec<Issue>,
+) -> Result<Service> {
+    // What is wrong with a schedule is an issue of the configuration.
+    let has_plan = matches!(automatic::plan(settings, project.root()), Ok(Some(_)));
+    let is_enabled = has_plan && automatic::is_enabled(settings);
+    let process = Holder::find(project)?;
+    if is_enabled && process.is_none() {
+        let message = "Backups are to be made on a schedule, and no service of this project runs";
+        issues.push(Issue::new(IssueCode::ServiceStopped, Part::Backups, message, "Start it with `kg serve --all`"));
     }
-    broken
+    let last_run = History::read(project).last().cloned();
+    let failure = last_run.as_ref().and_then(|run| Some((age_ms(run.started_at), run.error.as_ref()?)));
+    if let Some((age, error)) = failure.filter(|(age, _)| newest_age_ms.is_none_or(|newest| newest > *age)) {
+        let hours = age as f64 / 3_600_000.0;
+        let message = format!("The last backup failed, {hours:.1} h ago: {} [{}]", error.message, error.code);
+        let remedy = if error.remedy.is_empty() { "Make one with `kg diag backup`" } else { &error.remedy };
+        issues.push(Issue::new(IssueCode::BackupFailed, Part::Backups, message, remedy));
+    }
+    Ok(Service { is_enabled, process, last_run })
+}
+
+fn age_ms(timestamp: i64) -> u64 {
+    (Timestamp::now().as_millisecond() - timestamp).max(0) as u64
 }
 
 /// As large as the newest full backup; as the database where there is none.
@@ -186,9 +225,21 @@ fn room(dir: &Path, next_bytes: u64, issues: &mut Vec<Issue>) -> Option<u64> {
             "Give this user the right to write there, or name another directory",
         ));
     }
+    issues.extend(exposed(dir));
     let free = free_bytes(exists)?;
     issues.extend(space(dir, free, next_bytes));
     Some(free)
+}
+
+/// A warning where everyone may put another archive in the place of one.
+fn exposed(dir: &Path) -> Option<Issue> {
+    let mode = fs::metadata(dir).ok()?.permissions().mode();
+    if mode & OTHERS_WRITE == 0 || mode & STICKY != 0 {
+        return None;
+    }
+    let message = format!("Everyone may write to {}, and so replace or remove backups", dir.display());
+    let remedy = format!("Take that right away: chmod o-w '{}'", dir.display());
+    Some(Issue::new(IssueCode::Permissions, Part::Backups, message, remedy).path(dir.to_string_lossy()))
 }
 
 /// An error where the next backup does not fit, a warning where the one after that would not.

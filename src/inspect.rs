@@ -5,10 +5,12 @@
 
 use std::{
     collections::HashSet,
+    iter,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
@@ -18,13 +20,14 @@ use crate::{
     integrity::{
         Checked, Report, SCRATCH_PREFIX, Scope,
         issue::{Issue, Part, Severity},
-        repair::{Action, Done, Salvage, actions_for, failed, is_damage},
+        repair::{Action, Done, Salvage, Work, actions_for, failed, is_damage},
         subject::Subject,
     },
     reader::{
         client::{Launch, Reader},
         protocol::{CheckRequest, RepairRequest},
     },
+    schedule::automatic,
     scratch::Scratch,
     store::Store,
     task::{Phase, Task},
@@ -86,6 +89,9 @@ pub struct Repair {
     /// Absent where there was nothing to repair, and nothing was changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub safety_backup: Option<SafetyBackup>,
+    /// Instead of a backup, where the database belongs to no project: a copy of it, beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub safety_copy: Option<PathBuf>,
     pub actions: Vec<ActionResult>,
 }
 
@@ -144,16 +150,24 @@ pub fn repair(
     let found: HashSet<&str> = meant.iter().map(|issue| issue.code.as_str()).collect();
     let gone = codes.unwrap_or_default().iter().filter(|code| !found.contains(code.as_str()));
     let skipped = meant.len() - repairable.len() + gone.collect::<HashSet<_>>().len();
-    let mut repair = Repair { fixed: 0, failed: 0, skipped, safety_backup: None, actions: Vec::new() };
+    let mut repair =
+        Repair { fixed: 0, failed: 0, skipped, safety_backup: None, safety_copy: None, actions: Vec::new() };
     if actions.is_empty() {
         return Ok(Inspection { repair: Some(repair), duration_ms: duration_ms(began.elapsed()), ..before });
     }
-    repair.safety_backup = Some(back_up(&before, &actions, store, lock_timeout, launch, task)?);
+    match &before.checked.project {
+        Some(root) => {
+            let saved = back_up(root, &before, &actions, store, lock_timeout, launch, task)?;
+            repair.safety_backup = Some(saved);
+        }
+        None => repair.safety_copy = Some(copy_beside(&before.checked.database, &actions)?),
+    }
     task.report(Phase::Repairing, 0, 0)?;
     // From here on it is carried to its end, or taken back.
     task.cancel.protect();
     let lock_timeout_ms = lock_timeout.as_millis() as u64;
-    let request = RepairRequest { subject: subject.clone(), actions, lock_timeout_ms };
+    let safety_copy = repair.safety_copy.clone();
+    let request = RepairRequest { subject: subject.clone(), actions, safety_copy, lock_timeout_ms };
     let done = Reader::repair(launch, request).map_err(|error| with_backup(error, &repair))?;
     let mut after = inspect(subject, Scope::ALL, lock_timeout, launch, task)?;
     let has_salvaged = done.iter().any(|done| done.salvage.is_some());
@@ -166,7 +180,8 @@ pub fn repair(
     let orphaned: Vec<Issue> = after.issues.iter().filter(is_orphaned).cloned().collect();
     if !orphaned.is_empty() {
         let actions = actions_for(&orphaned);
-        let request = RepairRequest { subject: subject.clone(), actions: actions.clone(), lock_timeout_ms };
+        let request =
+            RepairRequest { subject: subject.clone(), actions: actions.clone(), safety_copy: None, lock_timeout_ms };
         // The database has been replaced by now, and that is to be told.
         let done = Reader::repair(launch, request)
             .unwrap_or_else(|error| actions.iter().map(|action| failed(action, &error)).collect());
@@ -189,6 +204,7 @@ impl Repair {
 
 /// Saves what is about to be changed.
 fn back_up(
+    root: &Path,
     before: &Inspection,
     actions: &[Action],
     store: Option<&Store>,
@@ -196,12 +212,12 @@ fn back_up(
     launch: &Launch,
     task: &Task,
 ) -> Result<SafetyBackup> {
-    let Some(root) = &before.checked.project else { return Err(without_project(&before.checked.database)) };
     let default;
     let store = match store {
         Some(store) => store,
         None => {
-            default = Store::at(&Store::default_dir(root))?;
+            let (settings, _) = Reader::settings(launch, root)?;
+            default = automatic::store(&settings, root)?;
             &default
         }
     };
@@ -209,6 +225,7 @@ fn back_up(
     let options = BackupOptions {
         kind: if is_graph_alone { BackupType::Snapshot } else { BackupType::Full },
         description: Some("Before a repair".into()),
+        is_safety_backup: true,
         lock_timeout,
         ..BackupOptions::default()
     };
@@ -216,20 +233,29 @@ fn back_up(
     Ok(SafetyBackup { id: backup.id, path: backup.path })
 }
 
+/// Where a database of no project is copied to before its rows are repaired. The reader makes the copy.
+fn copy_beside(database: &Path, actions: &[Action]) -> Result<PathBuf> {
+    if actions.iter().any(|action| action.work == Work::Salvage) {
+        return Err(without_project(database));
+    }
+    let name = database.file_name().unwrap_or_default().to_string_lossy();
+    let time = Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
+    let named = |suffix: String| database.with_file_name(format!("{name}-before-repair-{time}{suffix}.sqlite"));
+    let suffixes = iter::once(String::new()).chain((2..).map(|number| format!("-{number}")));
+    Ok(suffixes.map(named).find(|path| !path.exists()).unwrap_or_default())
+}
+
 fn without_project(database: &Path) -> Error {
     Error::new(
         Code::NoProject,
-        format!("{} belongs to no project, so no backup of it can be made before a repair", database.display()),
-        "Nothing was changed; repair it where its project is, or copy it into one",
+        format!("{} is damaged, and belongs to no project that could keep what is replaced", database.display()),
+        "Nothing was changed; copy it into a project, as .kg/knowledge.db, and repair it there",
     )
 }
 
 fn with_backup(error: Error, repair: &Repair) -> Error {
-    let kept = repair
-        .safety_backup
-        .as_ref()
-        .map_or(String::new(), |backup| format!("; the backup from before is {}", backup.id));
-    Error { remedy: format!("{}{kept}", error.remedy), ..error }
+    let kept = repair.safety_backup.as_ref().map(|backup| format!("; the backup from before is {}", backup.id));
+    Error { remedy: format!("{}{}", error.remedy, kept.unwrap_or_default()), ..error }
 }
 
 impl From<Done> for ActionResult {

@@ -6,32 +6,36 @@
 use std::time::Duration;
 
 use crate::{
-    error::Result,
+    error::{Result, Warning},
     store::{Backup, Store, StoreLock},
     task::Task,
 };
 
 /// Removes a backup, and with `cascade` those that rest on it; the ids of what was removed.
 pub fn delete(store: &Store, id: &str, cascade: bool, lock_timeout: Duration, task: &Task) -> Result<Vec<String>> {
-    store.delete(&lock_known(store, id, lock_timeout, task)?, id, cascade)
+    // What the sweep warns of, the next backup says: there is no backup here that could.
+    let (lock, _) = lock_known(store, id, lock_timeout, task)?;
+    store.delete(&lock, id, cascade)
 }
 
 /// Keeps retention and deletion from a backup, until it is unpinned.
 pub fn pin(store: &Store, id: &str, reason: Option<String>, lock_timeout: Duration, task: &Task) -> Result<Backup> {
-    store.pin(&lock_known(store, id, lock_timeout, task)?, id, reason)
+    let (lock, warnings) = lock_known(store, id, lock_timeout, task)?;
+    store.pin(&lock, id, reason).map(|backup| backup.with_warnings(warnings))
 }
 
 pub fn unpin(store: &Store, id: &str, lock_timeout: Duration, task: &Task) -> Result<Backup> {
-    store.unpin(&lock_known(store, id, lock_timeout, task)?, id)
+    let (lock, warnings) = lock_known(store, id, lock_timeout, task)?;
+    store.unpin(&lock, id).map(|backup| backup.with_warnings(warnings))
 }
 
-/// Locks the store that holds an archive of that id. Where there is none, not even the directory is made.
-pub fn lock_known(store: &Store, id: &str, lock_timeout: Duration, task: &Task) -> Result<StoreLock> {
+/// Locks the store that holds an archive of that id, and says what cannot be listed there. Where there is none, not even the directory is made.
+pub fn lock_known(store: &Store, id: &str, lock_timeout: Duration, task: &Task) -> Result<(StoreLock, Vec<Warning>)> {
     if store.archive_of(id).is_none() {
         store.get(id)?;
     }
     let lock = store.lock(lock_timeout, task)?;
-    // What cannot be listed protects nothing, and the next backup says so.
-    store.sweep(&lock, task)?;
-    Ok(lock)
+    // What cannot be listed protects nothing.
+    let warnings = store.sweep(&lock, task)?;
+    Ok((lock, warnings))
 }

@@ -10,8 +10,7 @@ use serde::Serialize;
 
 use crate::{
     error::{Error, Result, Warning},
-    sqlite::check::IntegrityStatus,
-    store::{Backup, Store, StoreLock},
+    store::{Backup, Store, StoreLock, good},
     task::Task,
 };
 
@@ -55,7 +54,7 @@ pub struct Keep {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// Kept: the newest backup whose source was not damaged stays, whatever the limits are.
+    /// Kept: the newest good backup stays, whatever the limits are.
     NewestGood,
     /// Kept: somebody pinned it. It takes no place of a limit or rule.
     Pinned,
@@ -104,12 +103,8 @@ pub struct PruneResult {
 /// no pinned ones, except that a pinned one can be the newest good one.
 pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp) -> Vec<Decision> {
     let places = places(backups);
-    let is_good = |place: &usize| {
-        let is_sound = backups[*place].integrity.status != IntegrityStatus::Failed;
-        is_sound && bases(backups, &places, *place).last().is_none_or(|base| base.is_some())
-    };
     let is_pinned = |place: &usize| backups[*place].pinned.is_some();
-    let good: Vec<usize> = (0..backups.len()).filter(is_good).collect();
+    let good = good(backups);
     let newest_good = good.first().copied();
     let good: Vec<usize> = good.into_iter().filter(|place| !is_pinned(place)).collect();
     let by_rule = by_rule(backups, &good, policy.keep);
@@ -253,7 +248,7 @@ mod tests {
     use super::*;
     use crate::{
         archive::manifest::{BackupType, Contents, Stats},
-        sqlite::check::Integrity,
+        sqlite::check::{Integrity, IntegrityStatus},
         store::Pin,
     };
 
@@ -274,7 +269,10 @@ mod tests {
             integrity: Integrity { status, messages: Vec::new(), full_text: true },
             warnings: Vec::new(),
             based_on: None,
+            // As the one that it rests on has it.
+            based_on_checksum: Some(String::new()),
             consolidated_from: None,
+            safety_backup: false,
             pinned: None,
             project: None,
         }
@@ -307,6 +305,21 @@ mod tests {
             [WithinLimits, TooMany, NewestGood, TooMany]
         );
         assert_eq!(reasons(&[(900, false)], one), [TooOld]);
+    }
+
+    #[test]
+    fn the_safety_backup_of_a_repair_is_the_newest_good_one_only_where_there_is_no_other() {
+        let now = Timestamp::from_millisecond(NOW).unwrap();
+        let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
+        let kept = |backups: &[Backup]| -> Vec<Reason> {
+            decide(backups, one, now).into_iter().map(|decision| decision.reason).collect()
+        };
+        let safety = |hours| Backup { safety_backup: true, ..backup(hours, true) };
+        assert_eq!(kept(&[safety(1), backup(900, true)]), [Reason::WithinLimits, Reason::NewestGood]);
+        assert_eq!(
+            kept(&[safety(900), backup(901, false), safety(902)]),
+            [Reason::NewestGood, Reason::TooMany, Reason::TooMany]
+        );
     }
 
     fn pin() -> Option<Pin> {

@@ -69,6 +69,9 @@ pub struct Manifest {
     /// The incremental backup that this full one was put together from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consolidated_from: Option<String>,
+    /// It was made before a repair, of what was about to be repaired.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub safety_backup: bool,
     /// How the archive is compressed: `gzip -6`. Absent where it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<String>,

@@ -47,7 +47,7 @@ Examples:
 pub struct BackupArgs {
     #[command(flatten)]
     pub common: Common,
-    /// The directory of the backups [default: .kg/backups of the project]
+    /// The directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, short, value_name = "DIR", alias = "backup-dir")]
     output: Option<PathBuf>,
     /// What to save [default: full]
@@ -297,14 +297,15 @@ fn list(store: &Store, output: &Output) -> Result<()> {
     output.line(format!("{:32} {:9} {:>9} {:20} {}", "ID", "TYPE", "SIZE", "MADE (UTC)", "DESCRIPTION"));
     for backup in backups {
         let description = backup.description.as_deref().unwrap_or("");
-        let damaged = if backup.integrity.status == IntegrityStatus::Failed { "[source damaged] " } else { "" };
+        let damaged = if backup.is_sound() { "" } else { "[source damaged] " };
+        let safety = if backup.safety_backup { "[safety backup] " } else { "" };
         let pinned = match backup.pinned.as_ref().map(|pin| &pin.reason) {
             None => String::new(),
             Some(None) => "[pinned] ".into(),
             Some(Some(reason)) => format!("[pinned: {reason}] "),
         };
         output.line(format!(
-            "{:32} {:9} {:>9} {:20} {damaged}{pinned}{description}",
+            "{:32} {:9} {:>9} {:20} {safety}{damaged}{pinned}{description}",
             backup.id,
             code_of(&backup.kind),
             size(backup.size),

@@ -8,6 +8,7 @@ use super::{
     Common,
     integrity::tell_issues,
     output::{Output, size},
+    store,
     watch::Watched,
 };
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
     error::{Code, Result},
     reader::client::Launch,
     rehearse::{Rehearsal, RehearseOptions, rehearse},
-    store::Store,
+    settings::Settings,
 };
 
 #[derive(Debug, Args)]
@@ -32,7 +33,7 @@ pub struct DrillArgs {
     /// The backup: a file, an id, or `latest`
     #[arg(long, short, value_name = "FILE", default_value = "latest")]
     file: String,
-    /// The directory of the backups [default: .kg/backups of the project]
+    /// The directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
     /// Where to restore to, in a directory of its own [default: the system's for temporary files]
@@ -42,7 +43,7 @@ pub struct DrillArgs {
 
 pub fn run(args: &DrillArgs, output: &Output) -> Result<u8> {
     let root = args.common.root()?;
-    let store = Store::at(&args.backup_dir.clone().unwrap_or_else(|| Store::default_dir(&root)))?;
+    let store = store(args.backup_dir.as_ref(), &root, &Settings::read(&root, &mut Vec::new()))?;
     let options = RehearseOptions {
         backup: args.file.clone(),
         directory: args.directory.clone(),

@@ -14,15 +14,15 @@ use super::{
     Common,
     integrity::{status_of, tell_issues},
     output::{Output, size},
+    store,
     watch::Watched,
 };
 use crate::{
     backup::DEFAULT_LOCK_TIMEOUT,
     error::{Error, Result},
-    health::{DEFAULT_MAX_AGE, Health, HealthOptions, health},
-    integrity::subject::Subject,
+    health::{DEFAULT_MAX_AGE, Health, HealthOptions, Service, health},
     reader::client::Launch,
-    store::Store,
+    settings::Settings,
     task::Cancel,
 };
 
@@ -45,7 +45,7 @@ pub struct HealthArgs {
     /// Check everything of the database: its structure, full-text index and rows
     #[arg(long)]
     check_db: bool,
-    /// The directory of the backups [default: .kg/backups of the project]
+    /// The directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
     /// How old the newest good backup may be, such as 90s, 30m, 24h, 7d [default: 8d]
@@ -75,9 +75,11 @@ fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
 
 pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
     let root = args.common.root()?;
-    let store = Store::at(&args.backup_dir.clone().unwrap_or_else(|| Store::default_dir(&root)))?;
+    let settings = Settings::read(&root, &mut Vec::new());
+    let store = store(args.backup_dir.as_ref(), &root, &settings)?;
     let options = HealthOptions {
-        subject: Subject::of(&root, None),
+        root,
+        settings,
         check_database: args.check_db,
         max_age: args.max_age.unwrap_or(DEFAULT_MAX_AGE),
         lock_timeout: DEFAULT_LOCK_TIMEOUT,
@@ -134,6 +136,11 @@ fn tell(health: &Health, output: &Output) {
             size(backups.next_bytes)
         ));
     }
+    output.line(match &health.service {
+        Service { process: Some(holder), .. } => format!("Service   runs as process {}", holder.pid),
+        Service { is_enabled: true, .. } => "Service   does not run".to_string(),
+        Service { .. } => "Service   none: automated backups are not enabled".to_string(),
+    });
     tell_issues(&health.issues, output);
     output.line(if health.healthy { "Healthy" } else { "NOT HEALTHY" });
 }

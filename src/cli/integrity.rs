@@ -54,7 +54,7 @@ pub struct IntegrityArgs {
     /// Repair what can be repaired; a backup is made first
     #[arg(long, conflicts_with_all = ["no_database", "no_files", "no_vectors"])]
     repair: bool,
-    /// Where the backup before a repair goes [default: .kg/backups of the project]
+    /// Where the backup before a repair goes [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
 }
@@ -78,7 +78,7 @@ pub struct RepairArgs {
     /// Repair without asking
     #[arg(long)]
     auto: bool,
-    /// Where the backup before the repair goes [default: .kg/backups of the project]
+    /// Where the backup before the repair goes [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
 }
@@ -184,6 +184,9 @@ pub fn tell_issues(issues: &[Issue], output: &Output) {
 fn tell_repair(repair: &Repair, output: &Output) {
     if let Some(backup) = &repair.safety_backup {
         output.line(format!("Saved before the repair: {}", backup.path.display()));
+    }
+    if let Some(copy) = &repair.safety_copy {
+        output.line(format!("Saved before the repair: {}", copy.display()));
     }
     for action in &repair.actions {
         let moved = if action.rows_removed > 0 { format!(": {} rows", action.rows_removed) } else { String::new() };

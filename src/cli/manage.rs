@@ -11,9 +11,9 @@ use crate::{
     archive::block::Compression,
     backup::DEFAULT_LOCK_TIMEOUT as TIMEOUT,
     consolidate::consolidate,
-    error::Result,
+    error::{Result, WarningCode},
     manage::{delete, pin, unpin},
-    store::Store,
+    store::{Backup, Store},
 };
 
 #[derive(Debug, Args)]
@@ -67,6 +67,7 @@ impl Manage {
         };
         drop(watched);
         output.result(&backup);
+        tell_of_store(&backup, output);
         output.line(match backup.pinned {
             Some(_) => format!("Pinned {}: nothing removes it until `kg diag backup --unpin {0}`", backup.id),
             None => format!("Unpinned {}", backup.id),
@@ -75,11 +76,18 @@ impl Manage {
     }
 }
 
+/// What is wrong with the store. What was said when the backup was made is not said again.
+fn tell_of_store(backup: &Backup, output: &Output) {
+    let warnings = backup.warnings.iter().filter(|warning| warning.code == WarningCode::Store);
+    output.warnings(&warnings.cloned().collect::<Vec<_>>());
+}
+
 fn run_consolidate(store: &Store, id: &str, compression: Compression, output: &Output) -> Result<()> {
     let watched = Watched::new(output);
     let backup = consolidate(store, id, compression, TIMEOUT, &watched.task)?;
     drop(watched);
     output.result(&backup);
+    tell_of_store(&backup, output);
     output.line(format!("Backup created: {}", backup.path.display()));
     output.line(format!("  id        {}, the same as {id} and whole in itself", backup.id));
     let (files, from) = (backup.stats.total_files, size(backup.stats.total_size));

@@ -29,6 +29,7 @@ use crate::{
     error::{Code, Error, Result},
     project::Project,
     retention::{self, Policy},
+    schedule::automatic,
     settings::Settings,
     store::Store,
 };
@@ -103,8 +104,7 @@ impl Common {
 
 /// The store that the arguments name, or the settings, or `.kg/backups`.
 fn store(output: Option<&PathBuf>, root: &Path, settings: &Settings) -> Result<Store> {
-    let dir = output.cloned().or_else(|| settings.dir(root));
-    Store::at(&dir.unwrap_or_else(|| Store::default_dir(root)))
+    output.map_or_else(|| automatic::store(settings, root), |dir| Store::at(dir))
 }
 
 /// Which backups stay.

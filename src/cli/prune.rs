@@ -25,7 +25,7 @@ Examples:
 pub struct PruneArgs {
     #[command(flatten)]
     pub common: Common,
-    /// The directory of the backups [default: .kg/backups of the project]
+    /// The directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, short, value_name = "DIR", alias = "backup-dir")]
     output: Option<PathBuf>,
     #[command(flatten)]

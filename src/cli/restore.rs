@@ -52,7 +52,7 @@ pub struct RestoreArgs {
     /// The directory to restore into [default: the project]
     #[arg(long, value_name = "DIR")]
     target: Option<PathBuf>,
-    /// The directory of the backups, for an id or `latest` [default: .kg/backups of the project]
+    /// The directory of the backups, for an id or `latest` [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
     /// Restore only the configuration

@@ -109,6 +109,10 @@ issue_codes! {
     BackupUnlisted = "KG_ISSUE_BACKUP_UNLISTED", Error;
     /// The directory of the backups cannot be used.
     BackupDir = "KG_ISSUE_BACKUP_DIR", Error;
+    /// The last run that was to make a backup failed.
+    BackupFailed = "KG_ISSUE_BACKUP_FAILED", Warning;
+    /// Backups are to be made on a schedule, and nothing makes them.
+    ServiceStopped = "KG_ISSUE_SERVICE_STOPPED", Warning;
     /// The disk has too little space for the next backup.
     DiskSpace = "KG_ISSUE_DISK_SPACE", Warning;
 }

@@ -232,6 +232,7 @@ impl CreateOptions {
     pub fn resolve(self, config: &Config) -> Result<BackupOptions> {
         let level = self.compression_level.or(config.compression_level);
         Ok(BackupOptions {
+            is_safety_backup: false,
             kind: self.kind.or(config.kind).unwrap_or(BackupType::Full),
             based_on: self.based_on,
             max_chain_length: config.max_chain_length.map_or(DEFAULT_MAX_CHAIN_LENGTH, |length| length as u32),

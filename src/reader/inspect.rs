@@ -18,6 +18,7 @@ use crate::{
         subject::{Resolved, Subject},
     },
     project::STATE_DIR,
+    sqlite::private,
     task::Cancel,
 };
 
@@ -59,6 +60,9 @@ pub fn repair(request: &RepairRequest) -> Result<Vec<Done>> {
         Some(project) => Some(lock_and_recover(project.root(), lock_timeout, &mut Vec::new())?),
         None => keep_restores_out(&request.subject, lock_timeout, &Cancel::default())?,
     };
+    if let Some(to) = &request.safety_copy {
+        private::keep(&request.subject.resolve()?.database, to, lock_timeout)?;
+    }
     let salvaging =
         |resolved: &Resolved, database: &Path, part: Part| salvage::salvage(resolved, database, part, lock_timeout);
     perform(&request.subject, &request.actions, lock_timeout, &salvaging)

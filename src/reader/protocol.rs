@@ -127,6 +127,8 @@ pub struct CheckRequest {
 pub struct RepairRequest {
     pub subject: Subject,
     pub actions: Vec<Action>,
+    /// Where the database is copied to before, where it is of no project that could be backed up.
+    pub safety_copy: Option<PathBuf>,
     pub lock_timeout_ms: u64,
 }
 

@@ -2,7 +2,7 @@
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use crate::{archive::manifest::BackupType, sqlite::check::IntegrityStatus, store::Backup};
+use crate::{archive::manifest::BackupType, store::Backup};
 
 /// What the next run makes where the schedule wants `kind`: an incremental one becomes a full one where there is nothing whole to rest
 /// on, or where the newest full one was made `full_every` days ago or more: days of the calendar in `zone`, so that a run that begins
@@ -26,14 +26,15 @@ pub fn choose(backups: &[Backup], kind: BackupType, full_every: Option<u32>, zon
 
 /// When the newest backup was made that a run of `kind` would have made.
 pub fn last_run(backups: &[Backup], kind: BackupType) -> Option<i64> {
-    let counts = |backup: &&Backup| kind == BackupType::Snapshot || backup.kind != BackupType::Snapshot;
+    let counts = |backup: &&Backup| {
+        !backup.safety_backup && (kind == BackupType::Snapshot || backup.kind != BackupType::Snapshot)
+    };
     backups.iter().find(counts).map(|backup| backup.timestamp)
 }
 
 /// The full backup that the newest good one rests on, where all between them are there.
 fn newest_chain(backups: &[Backup]) -> Option<&Backup> {
-    let is_good =
-        |backup: &&Backup| backup.kind != BackupType::Snapshot && backup.integrity.status != IntegrityStatus::Failed;
+    let is_good = |backup: &&Backup| backup.kind != BackupType::Snapshot && backup.is_sound() && !backup.safety_backup;
     let mut link = backups.iter().find(is_good)?;
     // No chain is longer than there are backups; a longer one leads in a circle.
     for _ in 0..backups.len() {
@@ -50,7 +51,7 @@ mod tests {
     use super::*;
     use crate::{
         archive::manifest::{Contents, Stats},
-        sqlite::check::Integrity,
+        sqlite::check::{Integrity, IntegrityStatus},
     };
 
     const DAY: i64 = 24 * 60 * 60 * 1000;
@@ -71,7 +72,9 @@ mod tests {
             integrity: Integrity { status: IntegrityStatus::Ok, messages: Vec::new(), full_text: true },
             warnings: Vec::new(),
             based_on: based_on.map(str::to_string),
+            based_on_checksum: None,
             consolidated_from: None,
+            safety_backup: false,
             pinned: None,
             project: None,
         }
@@ -111,5 +114,13 @@ mod tests {
         assert_eq!(choose(&backups, BackupType::Snapshot, Some(1), &TimeZone::UTC, NOW), BackupType::Snapshot);
         assert_eq!(last_run(&backups, BackupType::Full), Some(NOW - 3 * DAY));
         assert_eq!(last_run(&backups, BackupType::Snapshot), Some(NOW - DAY));
+    }
+
+    #[test]
+    fn the_safety_backup_of_a_repair_is_no_run_and_begins_no_chain() {
+        let safety = Backup { safety_backup: true, ..backup("s", BackupType::Full, DAY, None) };
+        let backups = [safety.clone(), backup("a", BackupType::Full, 3 * DAY, None)];
+        assert_eq!(last_run(&backups, BackupType::Full), Some(NOW - 3 * DAY));
+        assert_eq!(chosen(&[safety]), BackupType::Full);
     }
 }

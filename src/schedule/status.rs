@@ -15,7 +15,6 @@ use crate::{
     error::Result,
     project::Project,
     settings::Settings,
-    sqlite::check::IntegrityStatus,
     store::{Backup, Store},
 };
 
@@ -147,9 +146,10 @@ fn chains(backups: &[Backup]) -> Chains {
 
 fn health(backups: &[Backup], chains: &Chains, history: &History, is_late: bool) -> Health {
     let mut messages = Vec::new();
-    match backups.first() {
+    // What a repair saved of a damaged database is no sign that it is damaged now.
+    match backups.iter().find(|backup| !backup.safety_backup) {
         None => messages.push("there is no backup: make one with `kg diag backup`".to_string()),
-        Some(newest) if newest.integrity.status == IntegrityStatus::Failed => {
+        Some(newest) if !newest.is_sound() => {
             messages.push(format!("the database was damaged when {} was made", newest.id));
         }
         Some(_) => {}

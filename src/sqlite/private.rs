@@ -17,14 +17,17 @@ use super::{
     snapshot::{self, Conditions, Snapshot, Taken},
 };
 use crate::{
+    durable,
     error::{Code, Error, Result},
-    scratch::free_bytes,
+    scratch::{Scratch, free_bytes},
     task::Cancel,
 };
 
 /// Where the header tells of a WAL (<https://sqlite.org/fileformat2.html#file_format_version_numbers>).
 const VERSIONS: std::ops::Range<usize> = 18..20;
 const ROLLBACK_VERSION: u8 = 1;
+/// What the names of directories start with in which a copy is made that stays.
+const KEPT_PREFIX: &str = ".kg-kept-";
 
 /// A private copy, removed when this is dropped.
 pub struct Private {
@@ -62,9 +65,38 @@ pub fn copy(
     }
 }
 
+/// Keeps a copy of the database at `path` as the new file `to` beside it: a database in itself, without a WAL.
+///
+/// `KG_DATABASE_DAMAGED` and others where SQLite refuses the original, `KG_NO_SPACE`. Then there is no such file.
+pub fn keep(path: &Path, to: &Path, lock_timeout: Duration) -> Result<()> {
+    let failed = |cause| Error::io("write", to, cause);
+    let dir = to.parent().unwrap_or(to);
+    let scratch = Scratch::new(dir, KEPT_PREFIX)?;
+    let copy = copy(path, scratch.path(), lock_timeout, &Cancel::default(), &|_| {}).map_err(no_room)?;
+    if let Some(error) = copy.refused {
+        return Err(error);
+    }
+    let file = File::open(copy.database()).map_err(failed)?;
+    let permissions = fs::metadata(path).map_err(failed)?.permissions();
+    file.set_permissions(permissions).and_then(|()| file.sync_all()).map_err(failed)?;
+    // Fails where something of that name is there, which a rename would replace.
+    fs::hard_link(copy.database(), to).map_err(failed)?;
+    durable::sync_dir(dir)
+}
+
 fn refused(copy: aside::Aside, error: Error) -> Private {
     let database = copy.database();
     Private { database, _dir: copy.into_dir(), refused: Some(error) }
+}
+
+/// The advice of a check, to choose another directory, does not help here.
+fn no_room(error: Error) -> Error {
+    match error.code {
+        Code::NoSpace => {
+            Error { remedy: "Nothing was changed; free that much space there, and run it again".into(), ..error }
+        }
+        _ => error,
+    }
 }
 
 /// Fails before the disk is filled.

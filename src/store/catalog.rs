@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Backup, Store,
+    Backup, Store, good,
     names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
 };
 use crate::{
@@ -47,9 +47,9 @@ impl Store {
         names::archives_of_id(id).iter().map(|name| self.dir.join(name)).find(|path| path.is_file())
     }
 
-    /// The newest backup.
+    /// The newest good backup; where there is none, the newest.
     pub fn latest(&self) -> Result<Backup> {
-        self.list()?.into_iter().next().ok_or_else(|| {
+        good::latest(&self.list()?).cloned().ok_or_else(|| {
             Error::new(
                 Code::NoBackups,
                 format!("{} holds no backup", self.dir.display()),

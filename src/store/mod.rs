@@ -3,7 +3,7 @@
 //! ```text
 //! kg-backup-20240115-020000.tar.gz                  an archive
 //! kg-backup-20240115-020000.tar.gz.manifest.json    its manifest, with the archive's size and digest
-//! latest.tar.gz                                     a link to the newest archive
+//! latest.tar.gz                                     a link to the newest good archive
 //! kg-backup-20240115-020000.tar.gz.pin.json         it is pinned: nothing removes it
 //! .kg-store.lock                                    locked by the one process that writes
 //! .kg-partial-…, .kg-snapshot-…                     what a run is writing; the next run removes what a killed one left
@@ -14,6 +14,7 @@
 //! killed run leaves is not listed. Readers need no lock.
 
 mod catalog;
+mod good;
 mod lock;
 mod names;
 mod pins;
@@ -30,7 +31,13 @@ use std::{
 use serde::Serialize;
 
 pub use self::{
-    catalog::manifest_beside, lock::StoreLock, names::is_id, pins::Pin, sink::ArchiveFile, write::NewBackup,
+    catalog::manifest_beside,
+    good::{broken_chains, good, newest_good},
+    lock::StoreLock,
+    names::is_id,
+    pins::Pin,
+    sink::ArchiveFile,
+    write::NewBackup,
 };
 use crate::{
     archive::manifest::{Contents, Manifest, Stats},
@@ -70,9 +77,15 @@ pub struct Backup {
     pub warnings: Vec<Warning>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub based_on: Option<String>,
+    /// The digest of that archive, with its prefix.
+    #[serde(skip)]
+    pub based_on_checksum: Option<String>,
     /// The incremental backup that this full one was put together from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consolidated_from: Option<String>,
+    /// It was made before a repair, of what was about to be repaired.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub safety_backup: bool,
     /// Nothing removes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pinned: Option<Pin>,
@@ -161,10 +174,18 @@ impl Backup {
             integrity: manifest.integrity,
             warnings: manifest.warnings,
             based_on: manifest.based_on,
+            based_on_checksum: manifest.based_on_checksum,
             consolidated_from: manifest.consolidated_from,
+            safety_backup: manifest.safety_backup,
             pinned,
             project: manifest.project,
         })
+    }
+
+    /// With what is to be said of the store that it is in.
+    pub fn with_warnings(mut self, warnings: Vec<Warning>) -> Self {
+        self.warnings.extend(warnings);
+        self
     }
 }
 

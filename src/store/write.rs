@@ -12,6 +12,7 @@ use tempfile::{NamedTempFile, TempDir};
 use super::{
     Backup, Store, StoreLock,
     catalog::{self, manifest_path},
+    good,
     names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
     pins::pin_path,
     sink::ArchiveFile,
@@ -177,10 +178,10 @@ impl Store {
         })
     }
 
-    /// Points `latest.tar.gz` (`latest.tar` for a plain archive) to the newest archive.
+    /// Points `latest.tar.gz` (`latest.tar` for a plain archive) to the archive that `latest` means.
     fn update_latest(&self) -> Result<()> {
-        let newest = self.list()?.into_iter().next();
-        let newest = newest.as_ref().and_then(|backup| backup.path.file_name()?.to_str());
+        let backups = self.list()?;
+        let newest = good::latest(&backups).and_then(|backup| backup.path.file_name()?.to_str());
         for ending in ENDINGS {
             let link = self.dir.join(format!("{LATEST}{ending}"));
             match newest {
