@@ -26,6 +26,8 @@ test('the benchmark has a row for each contender in each table, and figures in e
     expect(rows[0]).not.toContain('| – |');
     expect(rows.join('\n')).not.toMatch(/NaN|undefined|Infinity/);
   }
+  expect(written).toMatch(/^`kg diag integrity .*`: [\d.]+ .* in the sqlite3 shell: [\d.]+ .*; [\d.]+ times that$/m);
+  expect(written).toMatch(/^`kg diag backup` of a project of 2 MB: [\d.]+ /m);
   const [size] = JSON.parse(readFileSync(path.join(data, 'result.json'), 'utf8')).tables.sizes;
   expect(size.contenders.map(({ key }) => key)).toEqual(['ours', 'pigz']);
   for (const { key, steps, writer } of size.contenders) {

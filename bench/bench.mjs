@@ -3,6 +3,7 @@
 // steps.mjs       what is asked for
 // contenders.mjs  who is asked, and what each does
 // measure.mjs     the rounds; run.mjs one command; writer.mjs somebody who writes meanwhile
+// commands.mjs    what single commands of ours take
 // tables.mjs, plots.mjs   what is shown
 //
 // Every number is the median of the runs with its spread; only ratios of one run mean anything. Everyone reads from the page cache,
@@ -86,6 +87,7 @@ async function measureTables(contenders) {
   const { project } = await import('./project.mjs');
   const { rounds, writers } = await import('./measure.mjs');
   const { tablesOf } = await import('./tables.mjs');
+  const { checks, commandLine } = await import('./commands.mjs');
   const measured = [];
   const texts = [];
   for (const megabytes of sizes) {
@@ -93,28 +95,13 @@ async function measureTables(contenders) {
     const results = await rounds(contenders, STEPS, dir, work, runs);
     const writerAloneMs = await writers(contenders, results, dir, work, runs);
     measured.push({ megabytes, databaseBytes: databaseBytes(dir), runs, writerAloneMs, contenders: results });
-    texts.push(tablesOf(measured.at(-1)));
-    console.log(`${texts.at(-1)}\n`);
+    texts.push(tablesOf(measured.at(-1)), checks(dir, runs));
+    console.log(`${texts.slice(-2).join('\n\n')}\n`);
   }
-  texts.push(await commandLine(project(data, 2)), machine());
+  texts.push(commandLine(project(data, 2), work), machine());
   console.log(texts.slice(-2).join('\n\n'));
   writeFileSync(path.join(data, 'result.md'), `${texts.join('\n\n')}\n`);
   keep({ tables: { machine: machine(), sizes: measured } });
-}
-
-/** A small project by the command, as cron runs it. */
-async function commandLine(project) {
-  const { kgPath } = (await import('../lib/platform.js')).default;
-  const { spread } = await import('./tables.mjs');
-  const times = [];
-  for (let round = 0; round <= 10; round += 1) {
-    rmSync(work, { recursive: true, force: true });
-    const began = performance.now();
-    execFileSync(kgPath, ['diag', 'backup', '--quiet', '--output', work], { cwd: project });
-    if (round > 0) times.push((performance.now() - began) / 1000);
-  }
-  rmSync(work, { recursive: true });
-  return `\`kg diag backup\` of a project of 2 MB: ${spread(times, 3)} s, 10 runs`;
 }
 
 async function measureCurves(contenders) {

@@ -1,0 +1,50 @@
+// Figures of single commands of ours, each a line of the result.
+
+import { execFileSync, spawnSync } from 'node:child_process';
+import { rmSync } from 'node:fs';
+import path from 'node:path';
+
+import platform from '../lib/platform.js';
+import { median } from './measure.mjs';
+import { spread } from './tables.mjs';
+
+const SMALL_RUNS = 10;
+/** What SQLite's own shell has to be asked for the same answers. */
+const SHELL_CHECKS = `PRAGMA integrity_check; PRAGMA foreign_key_check;
+  INSERT INTO nodes_fts(nodes_fts, rank) VALUES ('integrity-check', 1);`;
+
+/** How long each of `works` took in each of `runs` rounds, in seconds, in turn; one more round before them is not counted. */
+function timed(works, runs) {
+  const times = works.map(() => []);
+  for (let round = 0; round <= runs; round += 1) {
+    for (const [index, work] of works.entries()) {
+      const began = performance.now();
+      work();
+      if (round > 0) times[index].push((performance.now() - began) / 1000);
+    }
+  }
+  return times;
+}
+
+/** A small project, as cron backs it up. */
+export function commandLine(project, store) {
+  const backUp = () => {
+    rmSync(store, { recursive: true, force: true });
+    execFileSync(platform.kgPath, ['diag', 'backup', '--quiet', '--output', store], { cwd: project });
+  };
+  const [times] = timed([backUp], SMALL_RUNS);
+  rmSync(store, { recursive: true });
+  return `\`kg diag backup\` of a project of 2 MB: ${spread(times, 3)} s, ${SMALL_RUNS} runs`;
+}
+
+/** A check of the whole database, beside the same checks by the sqlite3 shell. */
+export function checks(project, runs) {
+  const quiet = { stdio: ['ignore', 'ignore', 'inherit'] };
+  const ours = () => execFileSync(platform.kgPath, ['diag', 'integrity', '--no-files', '--no-vectors', '--project', project], quiet);
+  const label = '`kg diag integrity --no-files --no-vectors`';
+  if (spawnSync('sqlite3', ['--version']).error) return `${label}: ${spread(timed([ours], runs)[0])} s (no sqlite3 here to compare with)`;
+  const shell = () => execFileSync('sqlite3', [path.join(project, '.kg/knowledge.db'), SHELL_CHECKS], quiet);
+  const [own, others] = timed([ours, shell], runs);
+  const ratio = (median(own) / median(others)).toFixed(2);
+  return `${label}: ${spread(own)} s; integrity_check, foreign_key_check and FTS5's integrity-check in the sqlite3 shell: ${spread(others)} s; ${ratio} times that`;
+}
