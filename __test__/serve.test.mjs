@@ -20,7 +20,7 @@ afterEach(async () => {
 function setUp(settings = { enabled: true, schedule: '* * * * * *' }, options) {
   const project = makeProject(options);
   const configure = (backup) =>
-    writeFileSync(path.join(project.root, '.kg/config.json'), JSON.stringify({ database: { path: '.kg/knowledge.db' }, backup }));
+    writeFileSync(path.join(project.root, '.kg/config.json'), JSON.stringify({ database: { path: '.kg/knowledge.db' }, backup: { listen: 'off', ...backup } }));
   configure({ dir: '../backups', ...settings });
   started.add(project.root);
   const archives = () => (existsSync(project.backups) ? readdirSync(project.backups).filter((name) => /^kg-backup.*\.gz$/.test(name)) : []);
@@ -45,7 +45,7 @@ describe('kg serve', () => {
     const { kg, archives, root, log } = setUp();
     const begun = await kg('serve', '--all');
     expect([begun.status, begun.stderr]).toEqual([0, '']);
-    expect(begun.stdout).toMatch(/^The service runs: process \d+ on .*\n {2}log .*backup-service\.log\n$/);
+    expect(begun.stdout).toMatch(/^The service runs: process \d+ on .*\n {2}answers   nowhere over HTTP\n {2}log .*backup-service\.log\n$/);
     const pid = Number(begun.stdout.match(/process (\d+)/)[1]);
     await until(() => archives().length >= 3, 'three backups');
     expect(await json(kg('serve', '--status', '--json'))).toMatchObject({ running: true, service: { pid }, lastRun: { trigger: 'schedule' } });
@@ -149,7 +149,7 @@ describe('kg serve', () => {
   test('ends where its project is gone', async () => {
     const { root } = setUp({ enabled: true, schedule: '0 2 * * *' });
     const service = foreground(root);
-    await until(() => service.said.includes('the schedule is'), 'its start');
+    await until(() => service.said.includes('answers no HTTP'), 'all that its start writes');
     rmSync(path.join(root, '.kg'), { recursive: true });
     expect(await once(service.child, 'exit')).toEqual([0, null]);
   });

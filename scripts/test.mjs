@@ -11,6 +11,7 @@ tools({
   chattr: 'e2fsprogs',
   flock: 'util-linux',
   pigz: 'pigz',
+  promtool: 'prometheus',
   python3: 'python3',
   script: 'bsdutils',
   sha256sum: 'coreutils',

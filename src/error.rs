@@ -185,7 +185,7 @@ impl Error {
 }
 
 /// The operating system's sentence without Rust's "(os error N)".
-fn plain(error: &io::Error) -> String {
+pub(crate) fn plain(error: &io::Error) -> String {
     let text = error.to_string();
     match text.find(" (os error") {
         Some(at) => text[..at].to_string(),

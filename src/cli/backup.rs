@@ -181,7 +181,8 @@ fn remember(root: &Path, made: &Result<Created>, kind: BackupType, started_at: T
 }
 
 fn measure(path: &Path, root: &Path, store: &Store, settings: &Settings) -> Result<()> {
-    metrics::write(path, &Project::open(root)?, store, settings)
+    let project = Project::open(root)?;
+    metrics::write(path, &project, &status::status(Some(&project), store, settings, Timestamp::now())?)
 }
 
 impl BackupArgs {

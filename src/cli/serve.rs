@@ -21,22 +21,26 @@ use crate::{
     error::{Code, Error, Result},
     project::Project,
     schedule::{automatic, status::status},
-    service::{self, Held, Holder, Log},
-    settings::Settings,
+    service::{self, Held, Holder, Listening, Log},
+    settings::{Settings, listen::Listen},
 };
 
 /// A service ends within a moment; one that puts files into place may take longer.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 const START_PATIENCE: Duration = Duration::from_secs(15);
+const LISTEN_PATIENCE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   kg serve --all          make backups on the project's schedule, in the background
-  kg serve --status       whether that runs, and what comes next
+  kg serve --status       whether that runs, where it answers, and what comes next
   kg serve --stop         end it
-  kg serve --foreground   stay in the foreground, for systemd and containers")]
+  kg serve --foreground   stay in the foreground, for systemd and containers
+  kg serve --foreground --listen 0.0.0.0:9821   and answer other machines
+
+It answers /healthz, /readyz and /metrics over HTTP.")]
 pub struct ServeArgs {
     #[command(flatten)]
     common: Common,
@@ -55,6 +59,9 @@ pub struct ServeArgs {
     /// Write metrics for node_exporter's textfile collector after each backup
     #[arg(long, value_name = "FILE", conflicts_with_all = ["stop", "status"])]
     metrics_file: Option<PathBuf>,
+    /// Answer there instead of where `backup.listen` says: a port of this machine, an address and port, or off
+    #[arg(long, value_name = "ADDR", conflicts_with_all = ["stop", "status"])]
+    listen: Option<Listen>,
     /// As --foreground, detached: what --all starts
     #[arg(long, hide = true, group = "what")]
     detached: bool,
@@ -81,8 +88,7 @@ pub fn run(args: &ServeArgs) -> ExitCode {
 
 fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCode> {
     if let Some(holder) = Holder::find(project)? {
-        output.result(&json!({ "running": true, "started": false, "service": holder }));
-        output.line(format!("The service runs already: {}", describe(&holder)));
+        tell_running(project, &holder, output);
         return Ok(ExitCode::SUCCESS);
     }
     let mut warnings = Vec::new();
@@ -90,7 +96,7 @@ fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
     output.warnings(&warnings);
     let plan = automatic::plan(&settings, project.root())?;
     if plan.is_none() || !automatic::is_enabled(&settings) {
-        output.result(&json!({ "running": false, "started": false, "service": null }));
+        output.result(&json!({ "running": false, "started": false, "service": null, "listen": null }));
         output.line("Nothing to serve: automated backups are not enabled for this project. To enable them:");
         if plan.is_none() {
             output.line("  kg config set backup.schedule \"0 2 * * *\"");
@@ -99,21 +105,33 @@ fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
         output.line("  kg serve --all");
         return Ok(ExitCode::SUCCESS);
     }
-    let holder = launch(project, args.metrics_file.as_deref())?;
-    output.result(&json!({ "running": true, "started": true, "service": holder }));
+    let holder = launch(project, args)?;
+    let listening = settled(project, &holder);
+    output.result(&json!({ "running": true, "started": true, "service": holder, "listen": listening }));
     output.line(format!("The service runs: {}", describe(&holder)));
+    output.line(format!("  answers   {}", address(listening.as_ref())));
     output.line(format!("  log       {}", service::log_path(project).display()));
     Ok(ExitCode::SUCCESS)
 }
 
+fn tell_running(project: &Project, holder: &Holder, output: &Output) {
+    let listening = Listening::find(project, holder).flatten();
+    output.result(&json!({ "running": true, "started": false, "service": holder, "listen": listening }));
+    output.line(format!("The service runs already: {}", describe(holder)));
+    output.line(format!("  answers   {}", address(listening.as_ref())));
+}
+
 /// Starts this executable once more, detached, and waits until it has taken over.
-fn launch(project: &Project, metrics_file: Option<&Path>) -> Result<Holder> {
+fn launch(project: &Project, args: &ServeArgs) -> Result<Holder> {
     let failed = |cause| Error::io("start", Path::new("the service"), cause);
     let executable = std::env::current_exe().map_err(failed)?;
     let mut command = Command::new(executable);
     command.args(["serve", "--detached", "--project"]).arg(project.root());
-    if let Some(path) = metrics_file {
+    if let Some(path) = &args.metrics_file {
         command.arg("--metrics-file").arg(std::path::absolute(path).map_err(failed)?);
+    }
+    if let Some(listen) = args.listen {
+        command.arg("--listen").arg(listen.to_string());
     }
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(failed)?;
     let deadline = Instant::now() + START_PATIENCE;
@@ -124,6 +142,27 @@ fn launch(project: &Project, metrics_file: Option<&Path>) -> Result<Holder> {
             Some(holder) if holder.pid != 0 && (is(&holder, &child) || ended.is_some()) => return Ok(holder),
             _ if ended.is_some() || Instant::now() > deadline => return Err(not_started(project)),
             _ => thread::sleep(POLL),
+        }
+    }
+}
+
+/// Where a service that has just started answers, as soon as it knows.
+fn settled(project: &Project, holder: &Holder) -> Option<Listening> {
+    let deadline = Instant::now() + LISTEN_PATIENCE;
+    loop {
+        match Listening::find(project, holder) {
+            None if Instant::now() < deadline => thread::sleep(POLL),
+            found => return found.flatten(),
+        }
+    }
+}
+
+fn address(listening: Option<&Listening>) -> String {
+    match listening {
+        None => "nowhere over HTTP".into(),
+        Some(Listening { address, error: None }) => format!("on http://{address}"),
+        Some(Listening { address, error: Some(error) }) => {
+            format!("not on {address} yet: {error}. Another port: `kg config set backup.listen PORT`")
         }
     }
 }
@@ -155,14 +194,21 @@ fn stop(project: &Project, output: &Output) -> Result<ExitCode> {
 
 fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
     let holder = Holder::find(project)?;
+    let listening = holder.as_ref().and_then(|holder| Listening::find(project, holder)).flatten();
     let mut warnings = Vec::new();
     let settings = Settings::read(project.root(), &mut warnings);
     let store = super::store(None, project.root(), &settings)?;
     let status = status(Some(project), &store, &settings, jiff::Timestamp::now())?;
-    output.result(&json!({ "running": holder.is_some(), "service": holder, "nextRun": status.next_run, "lastRun": status.last_run }));
+    output.result(&json!({
+        "running": holder.is_some(), "service": holder, "listen": listening,
+        "nextRun": status.next_run, "lastRun": status.last_run,
+    }));
     output.warnings(&warnings);
     match &holder {
-        Some(holder) => output.line(format!("The service runs: {}", describe(holder))),
+        Some(holder) => {
+            output.line(format!("The service runs: {}", describe(holder)));
+            output.line(format!("  answers   {}", address(listening.as_ref())));
+        }
         None => output.line("No service of this project runs"),
     }
     if let Some(next) = status.next_run {
@@ -188,13 +234,13 @@ fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
     let held = match Held::take(project)? {
         Ok(held) => held,
         Err(holder) => {
-            output.result(&json!({ "running": true, "started": false, "service": holder }));
-            output.line(format!("The service runs already: {}", describe(&holder)));
+            tell_running(project, &holder, output);
             return Ok(ExitCode::SUCCESS);
         }
     };
     let log = if args.detached { Log::of(project)? } else { Log::Output };
-    service::serve(project, &held, &log, args.metrics_file.as_deref(), &cancel_on_interrupt());
+    let options = service::Options { metrics_file: args.metrics_file.clone(), listen: args.listen };
+    service::serve(project, &held, &log, &options, &cancel_on_interrupt());
     Ok(ExitCode::SUCCESS)
 }
 

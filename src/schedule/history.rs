@@ -75,6 +75,10 @@ impl Run {
             retention_failures: made.as_ref().map_or(0, retention_failures),
         }
     }
+
+    pub fn ended_at(&self) -> i64 {
+        self.started_at + self.duration_ms
+    }
 }
 
 fn retention_failures(created: &Created) -> u32 {
@@ -83,9 +87,13 @@ fn retention_failures(created: &Created) -> u32 {
 }
 
 impl History {
+    pub fn path(project: &Project) -> PathBuf {
+        dir(project).join(FILE)
+    }
+
     /// What is known; nothing where the file is missing or damaged.
     pub fn read(project: &Project) -> Self {
-        let text = fs::read(dir(project).join(FILE)).unwrap_or_default();
+        let text = fs::read(History::path(project)).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
@@ -102,8 +110,8 @@ impl History {
         let surplus = history.runs.len().saturating_sub(MOST_RUNS);
         history.runs.drain(..surplus);
         let text = serde_json::to_vec_pretty(&history).unwrap_or_default();
-        durable::write(&dir.join(FILE), &text)?;
-        [dir.clone(), path, dir.join(FILE)].iter().try_for_each(|made| give_to_owner(project.root(), made))
+        durable::write(&History::path(project), &text)?;
+        [dir, path, History::path(project)].iter().try_for_each(|made| give_to_owner(project.root(), made))
     }
 
     pub fn last(&self) -> Option<&Run> {

@@ -41,9 +41,14 @@ pub struct Status {
     pub latest: Option<Backup>,
     /// The last attempt of `kg`, which may have failed.
     pub last_run: Option<Run>,
+    pub last_success: Option<Run>,
+    pub last_failure: Option<Run>,
     /// Of the newest backups, oldest first.
     pub sizes: Vec<u64>,
     pub health: Health,
+    /// What to see to, whatever the time is.
+    #[serde(skip)]
+    problems: Vec<String>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -74,6 +79,32 @@ pub struct Health {
     pub messages: Vec<String>,
 }
 
+impl Status {
+    /// The health at a later time. Nothing else changes by itself than that a run is late.
+    pub fn health_when(&self, is_late: bool) -> Health {
+        Health::of(&self.problems, is_late)
+    }
+
+    /// When the newest backup was made, by whomever.
+    pub fn succeeded_at(&self) -> Option<i64> {
+        self.last_success.as_ref().map(Run::ended_at).max(self.latest.as_ref().map(|latest| latest.timestamp))
+    }
+
+    pub fn failed_at(&self) -> Option<i64> {
+        self.last_failure.as_ref().map(Run::ended_at)
+    }
+}
+
+impl Health {
+    fn of(problems: &[String], is_late: bool) -> Self {
+        let mut messages = problems.to_vec();
+        if is_late {
+            messages.push("a run is due; does the service run? See `kg serve --status`".into());
+        }
+        Health { ok: messages.is_empty(), messages }
+    }
+}
+
 /// `project` is `None` where there is none: then only the store is told of.
 pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now: Timestamp) -> Result<Status> {
     let now = now.as_millisecond();
@@ -96,7 +127,7 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
     sizes.reverse();
     let count = |kind| backups.iter().filter(|backup| backup.kind == kind).count();
     let chains = chains(&backups);
-    let health = health(&backups, &chains, &history, next_run.is_some_and(|next| next <= now));
+    let problems = problems(&backups, &chains, &history);
     Ok(Status {
         backup_dir: store.dir().to_path_buf(),
         enabled,
@@ -113,8 +144,11 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         },
         chains,
         last_run: history.last().cloned(),
+        last_success: history.runs.iter().rev().find(|run| run.backup.is_some()).cloned(),
+        last_failure: history.runs.iter().rev().find(|run| run.error.is_some()).cloned(),
         sizes,
-        health,
+        health: Health::of(&problems, next_run.is_some_and(|next| next <= now)),
+        problems,
         latest: backups.into_iter().next(),
     })
 }
@@ -144,7 +178,7 @@ fn chains(backups: &[Backup]) -> Chains {
     chains
 }
 
-fn health(backups: &[Backup], chains: &Chains, history: &History, is_late: bool) -> Health {
+fn problems(backups: &[Backup], chains: &Chains, history: &History) -> Vec<String> {
     let mut messages = Vec::new();
     // What a repair saved of a damaged database is no sign that it is damaged now.
     match backups.iter().find(|backup| !backup.safety_backup) {
@@ -160,8 +194,5 @@ fn health(backups: &[Backup], chains: &Chains, history: &History, is_late: bool)
     if let Some(error) = history.last().and_then(|run| run.error.as_ref()) {
         messages.push(format!("the last run failed: {} [{}]", error.message, error.code));
     }
-    if is_late {
-        messages.push("a run is due; does the service run? See `kg serve --status`".into());
-    }
-    Health { ok: messages.is_empty(), messages }
+    messages
 }

@@ -41,6 +41,7 @@ pub struct Holder {
 #[derive(Debug)]
 pub struct Held {
     file: File,
+    holder: Holder,
 }
 
 impl Holder {
@@ -130,7 +131,12 @@ impl Held {
         let text = serde_json::to_string(&holder).unwrap_or_default();
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{text}")).map_err(failed)?;
         give_to_owner(project.root(), &path)?;
-        Ok(Ok(Held { file }))
+        Ok(Ok(Held { file, holder }))
+    }
+
+    /// Who has it: this process.
+    pub fn holder(&self) -> &Holder {
+        &self.holder
     }
 
     /// Whether the file that is locked is still the one of the project: a project that is removed needs no service.

@@ -3,27 +3,33 @@
 //! ```text
 //! holder    one service a project: a lock, and who has it
 //! log       .kg/logs/backup-service.log, with a limit
+//! board     what the loop tells of itself ─▶ http: health and metrics, on a thread of their own
 //! ```
 //!
 //! [`serve`] is a loop on one thread: read the settings when they have changed, ask the plan (`crate::schedule`), make a backup or
 //! wait for a moment. It reads the project's files between backups only, never beside one (`docs/architecture.md`, the rule).
 //! It ends at the end of a moment, or of a backup that it cancels: nothing of that is left.
 
+mod board;
 mod holder;
+mod http;
 mod log;
 
 use std::{
     fs,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use jiff::Timestamp;
 
+use self::{board::Board, http::Http};
 pub use self::{
     holder::{Held, Holder},
+    http::Listening,
     log::Log,
 };
 use crate::{
@@ -36,8 +42,9 @@ use crate::{
         history::{self, History},
         metrics,
         plan::{Action, Plan, State, Trigger},
+        status::{Status, status},
     },
-    settings::Settings,
+    settings::{Settings, listen::Listen},
     task::{Cancel, Task},
 };
 
@@ -45,36 +52,71 @@ use crate::{
 const MOMENT: Duration = Duration::from_millis(200);
 const DESCRIPTION: &str = "Scheduled backup";
 
+/// How long what is told over HTTP may be behind a store that somebody else changed.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// What whoever starts a service chooses for it alone.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Written after each run.
+    pub metrics_file: Option<PathBuf>,
+    /// Instead of what the settings say.
+    pub listen: Option<Listen>,
+}
+
 /// Runs until `cancel` is set, or the project is gone.
-pub fn serve(project: &Project, held: &Held, log: &Log, metrics_file: Option<&Path>, cancel: &Cancel) {
-    let mut service =
-        Service { project, log, metrics_file, cancel, settings: Settings::default(), plan: None, state: None };
+pub fn serve(project: &Project, held: &Held, log: &Log, options: &Options, cancel: &Cancel) {
+    let board = Arc::new(Board::new(project.root().display().to_string()));
+    let mut http = Http::new(project, held.holder(), log, Arc::clone(&board));
+    let mut service = Service {
+        project,
+        log,
+        options,
+        cancel,
+        board,
+        settings: Settings::default(),
+        plan: None,
+        state: None,
+        looked: None,
+    };
     log.line(&format!("started as process {} for {}", std::process::id(), project.root().display()));
     let mut seen = None;
     while !cancel.is_cancelled() && held.is_in(&project.state_dir()) {
-        let mark = mark(project);
+        let mark = mark(&project.state_dir().join(CONFIG_FILE));
         if seen.as_ref() != Some(&mark) {
             service.load(seen.is_none());
             seen = Some(mark);
         }
+        if service.is_behind() {
+            service.look();
+        }
+        service.board.moved();
+        http.follow(options.listen.unwrap_or_else(|| service.settings.listen()));
         match service.due() {
-            Some(trigger) => service.run(trigger),
+            Some(trigger) => {
+                service.board.began(now());
+                service.run(trigger);
+                service.board.ended();
+            }
             None => thread::sleep(MOMENT),
         }
     }
+    drop(http);
     log.line("stopped");
 }
 
 struct Service<'a> {
     project: &'a Project,
     log: &'a Log,
-    /// Written after each run.
-    metrics_file: Option<&'a Path>,
+    options: &'a Options,
     cancel: &'a Cancel,
+    board: Arc<Board>,
     settings: Settings,
     /// `None` while nothing is to be done.
     plan: Option<Plan>,
     state: Option<State>,
+    /// When the backups were looked at last, and what the history was like.
+    looked: Option<(Instant, Option<Mark>)>,
 }
 
 impl Service<'_> {
@@ -88,6 +130,7 @@ impl Service<'_> {
         let is_other = |name: &str| settings.get(name) != self.settings.get(name);
         let is_new = ["backup.enabled", "backup.schedule", "backup.timezone"].into_iter().any(is_other);
         self.settings = settings;
+        self.looked = None;
         if !is_new && !is_start {
             self.plan = self.planned();
             return;
@@ -140,6 +183,7 @@ impl Service<'_> {
             self.log.line("a backup was ended by the stop; nothing of it is left");
             return;
         }
+        self.board.counts(made.is_ok());
         let ended = now();
         let (Some(plan), Some(state)) = (&self.plan, &mut self.state) else { return };
         match &made {
@@ -170,11 +214,28 @@ impl Service<'_> {
         create_backup(root, &store, &Launch::Thread, &options, &Task::new(self.cancel.clone(), None))
     }
 
-    fn measure(&self, path: &Path) -> Result<()> {
-        metrics::write(path, self.project, &automatic::store(&self.settings, self.project.root())?, &self.settings)
+    /// Whether somebody else made a backup, or may have changed the store in another way.
+    fn is_behind(&self) -> bool {
+        let is_current =
+            |(at, of): &(Instant, Option<Mark>)| at.elapsed() < LOOK_EVERY && *of == mark(&History::path(self.project));
+        !self.looked.as_ref().is_some_and(is_current)
     }
 
-    fn remember(&self, run: Option<history::Run>) {
+    /// Tells over HTTP how the backups stand.
+    fn look(&mut self) -> Arc<Result<Status>> {
+        self.looked = Some((Instant::now(), mark(&History::path(self.project))));
+        let store = automatic::store(&self.settings, self.project.root());
+        let found = store.and_then(|store| status(Some(self.project), &store, &self.settings, Timestamp::now()));
+        let found = Arc::new(found);
+        self.board.publish(Arc::clone(&found));
+        found
+    }
+
+    fn measure(&self, path: &Path, status: &Result<Status>) -> Result<()> {
+        metrics::write(path, self.project, status.as_ref().map_err(Error::clone)?)
+    }
+
+    fn remember(&mut self, run: Option<history::Run>) {
         let updated = History::update(self.project, |history| {
             history.runs.extend(run);
             history.state.clone_from(&self.state);
@@ -182,7 +243,8 @@ impl Service<'_> {
         if let Err(error) = updated {
             self.log.line(&format!("warning: what happened could not be written down: {error}"));
         }
-        if let Some(Err(error)) = self.metrics_file.map(|path| self.measure(path)) {
+        let status = self.look();
+        if let Some(Err(error)) = self.options.metrics_file.as_ref().map(|path| self.measure(path, &status)) {
             self.log.line(&format!("warning: the metrics could not be written: {error}"));
         }
     }
@@ -192,10 +254,12 @@ fn now() -> i64 {
     Timestamp::now().as_millisecond()
 }
 
-/// What changes when the configuration does.
-fn mark(project: &Project) -> Option<(SystemTime, u64, u64)> {
+/// What changes when a file does.
+type Mark = (SystemTime, u64, u64);
+
+fn mark(path: &Path) -> Option<Mark> {
     use std::os::unix::fs::MetadataExt;
-    let found = fs::metadata(project.state_dir().join(CONFIG_FILE)).ok()?;
+    let found = fs::metadata(path).ok()?;
     Some((found.modified().ok()?, found.len(), found.ino()))
 }
 

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::listen::Listen;
 use crate::{
     cron::{Cadence, time_zone},
     error::{Error, Result},
@@ -28,6 +29,7 @@ enum Rule {
     Zone,
     Text,
     Patterns,
+    Listen,
 }
 
 const MOST: u64 = u32::MAX as u64;
@@ -70,6 +72,12 @@ pub const ALL: &[Key] = &[
     key("backup.jitter", Rule::Whole(0, DAY_MS), "begin up to so many milliseconds later [default: 0]"),
     key("backup.retries", Rule::Whole(0, 100), "try a failed backup again so often [default: 3]"),
     key("backup.retryDelay", Rule::Whole(1, DAY_MS), "milliseconds before the first retry [default: 60000]"),
+    key(
+        "backup.listen",
+        Rule::Listen,
+        "where `kg serve` answers /healthz, /readyz and /metrics: a port of this machine, an address and port, or off \
+         [default: 127.0.0.1:9821]",
+    ),
 ];
 
 /// The key of that name.
@@ -100,7 +108,7 @@ impl Key {
             Rule::Bool => text.parse::<bool>().ok().map(Value::from),
             Rule::Compression => text.parse::<bool>().ok().map(Value::from).or_else(|| Some(Value::from(text))),
             Rule::Whole(..) => text.parse::<u64>().ok().map(Value::from),
-            Rule::Choice(_) | Rule::Schedule | Rule::Zone | Rule::Text => Some(Value::from(text)),
+            Rule::Choice(_) | Rule::Schedule | Rule::Zone | Rule::Text | Rule::Listen => Some(Value::from(text)),
             Rule::Patterns if text.starts_with('[') => serde_json::from_str(text).ok(),
             Rule::Patterns => Some(text.split(',').map(str::trim).filter(|one| !one.is_empty()).collect()),
         };
@@ -118,6 +126,7 @@ impl Key {
             Rule::Schedule | Rule::Zone => value.is_string(),
             Rule::Text => value.as_str().is_some_and(|value| !value.is_empty()),
             Rule::Patterns => value.as_array().is_some_and(|list| list.iter().all(Value::is_string)),
+            Rule::Listen => Listen::of(value).is_ok(),
         };
         if !fits {
             return Err(self.refuse(value));
@@ -155,6 +164,7 @@ impl Key {
             Rule::Zone => "the name of a time zone".into(),
             Rule::Text => "a text".into(),
             Rule::Patterns => "a list of patterns".into(),
+            Rule::Listen => "a port such as 9821, an address and port such as 0.0.0.0:9821, or off".into(),
         }
     }
 }
@@ -177,6 +187,7 @@ mod tests {
             ("backup.type", "partial", "not one of full, incremental, snapshot"),
             ("backup.schedule", "0 25 * * *", "`backup.schedule`: Field 2 of the schedule"),
             ("backup.timezone", "Mars", "`Mars` is no time zone"),
+            ("backup.listen", "localhost", "`backup.listen` is \"localhost\", not a port such as 9821"),
             ("backup.excludePatterns", "{a", "is not a pattern"),
             ("backup.retension", "30", "`backup.retension` is no setting"),
         ];

@@ -1,6 +1,6 @@
 //! What `.kg/config.json` says of backups: its `backup` object.
 //!
-//! [`keys`] has every key, what it may be, and what that means.
+//! [`keys`] has every key, what it may be, and what that means; [`listen`] is the one value with a type of its own.
 //!
 //! An explicit argument comes before the configuration of a manager, that before these settings, and they before what is built in. A
 //! value that cannot be used is a warning, and means that nothing was set: it must not keep anyone from a backup.
@@ -8,6 +8,7 @@
 //! [`Settings::read`] opens a file of the live project: only the reader (`src/reader`) and `kg` itself may call it.
 
 pub mod keys;
+pub mod listen;
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,7 @@ use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use self::listen::Listen;
 use crate::{
     archive::{block::Compression, manifest::BackupType},
     error::{Warning, WarningCode},
@@ -105,6 +107,10 @@ impl Settings {
 
     pub fn kind(&self) -> Option<BackupType> {
         serde_json::from_value(self.get("backup.type")?.clone()).ok()
+    }
+
+    pub fn listen(&self) -> Listen {
+        self.get("backup.listen").and_then(|value| Listen::of(value).ok()).unwrap_or_default()
     }
 
     pub fn retention_days(&self) -> Option<u32> {

@@ -1,0 +1,199 @@
+// The service over HTTP: real services, real backups, real scrapes.
+
+import { spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { readFileSync, renameSync, writeFileSync } from 'node:fs';
+import http from 'node:http';
+import net from 'node:net';
+import path from 'node:path';
+
+import { afterEach, expect, test } from 'vitest';
+
+import { kg, until } from './support/processes.mjs';
+import { makeProject, temporaryDirectory } from './support/project.mjs';
+
+const started = new Set();
+afterEach(async () => {
+  for (const root of started) await kg(['serve', '--stop'], { cwd: root });
+  started.clear();
+});
+
+const NIGHTLY = { enabled: true, schedule: '0 2 * * *' };
+const EACH_SECOND = { enabled: true, schedule: '* * * * * *', maxBackups: 3 };
+
+/** A project whose service listens on any free port, unless told otherwise. */
+async function setUp(backup = NIGHTLY, options = {}) {
+  const project = makeProject(options);
+  const run = (...args) => kg(args, { cwd: project.root });
+  const file = path.join(project.root, '.kg/config.json');
+  const configure = (settings) =>
+    writeFileSync(file, JSON.stringify({ database: { path: '.kg/knowledge.db' }, backup: { dir: '../backups', listen: 0, ...settings } }));
+  const listening = async () => JSON.parse((await run('serve', '--status', '--json')).stdout).listen;
+  const ask = async (where, options) => fetch(`http://${(await listening()).address}${where}`, options);
+  const isReady = async () => (await ask('/readyz')).status === 200;
+  const log = () => readFileSync(path.join(project.root, '.kg/logs/backup-service.log'), 'utf8');
+  configure(backup);
+  started.add(project.root);
+  const begin = (...args) => run('serve', '--all', ...args);
+  return { ...project, kg: run, configure, listening, ask, isReady, log, begin };
+}
+
+/** A server that keeps a port until it is closed. */
+async function occupy(port = 0) {
+  const server = net.createServer().listen(port, '127.0.0.1');
+  await once(server, 'listening');
+  return { port: server.address().port, free: () => new Promise((resolve) => server.close(resolve)) };
+}
+
+/** A port that was free a moment ago. */
+async function freePort() {
+  const { port, free } = await occupy();
+  await free();
+  return port;
+}
+
+function promtool(args, input) {
+  const { status, stdout, stderr } = spawnSync('promtool', args, { input, encoding: 'utf8' });
+  return { status, said: stdout + stderr };
+}
+
+test('a service that makes backups lives, is ready, and has metrics that promtool finds nothing about', async () => {
+  const { ask, begin, isReady, root } = await setUp(EACH_SECOND);
+  expect((await begin()).stdout).toMatch(/^ {2}answers {3}on http:\/\/127\.0\.0\.1:\d+$/m);
+  await until(isReady, 'readiness');
+  expect(await (await ask('/healthz')).json()).toEqual({ ok: true, messages: [], pid: expect.any(Number) });
+  const ready = await (await ask('/readyz')).json();
+  expect(ready).toMatchObject({ ok: true, messages: [], project: root, lastFailure: null });
+  expect(ready.lastSuccess).toBeGreaterThan(Date.now() - 60_000);
+
+  const scraped = await ask('/metrics');
+  expect(scraped.headers.get('content-type')).toBe('text/plain; version=0.0.4; charset=utf-8');
+  expect(scraped.headers.get('cache-control')).toBe('no-store');
+  const text = await scraped.text();
+  expect(promtool(['check', 'metrics'], text)).toEqual({ status: 0, said: '' });
+  expect(text).toMatch(/^kg_backup_info\{project=".+",version="\d+\.\d+\.\d+"\} 1$/m);
+  expect(text).toMatch(/^kg_backup_healthy\{project=".+"\} 1$/m);
+  expect(text).toMatch(/^kg_backup_running\{project=".+"\} [01]$/m);
+  expect(Number(text.match(/^kg_backup_runs_total\{project=".+",result="success"\} (\d+)$/m)[1])).toBeGreaterThan(0);
+  expect(Number(text.match(/^kg_backup_kept\{project=".+",type="full"\} (\d+)$/m)[1])).toBeGreaterThan(0);
+});
+
+test("who asks for OpenMetrics gets it, and Prometheus' own parser reads it", async () => {
+  const { ask, begin, isReady } = await setUp(EACH_SECOND);
+  await begin();
+  await until(isReady, 'readiness');
+  const scraped = await ask('/metrics', { headers: { accept: 'application/openmetrics-text;version=1.0.0,text/plain;q=0.5' } });
+  expect(scraped.headers.get('content-type')).toBe('application/openmetrics-text; version=1.0.0; charset=utf-8');
+  const text = await scraped.text();
+  expect(text).toContain('# UNIT kg_backup_last_duration_seconds seconds\n');
+  // Its importer wants to know when each sample was taken; else it is the parser that reads scrapes.
+  const dir = temporaryDirectory();
+  writeFileSync(path.join(dir, 'scrape'), text.replace(/^(kg_backup.*)$/gm, '$1 1700000000'));
+  const { status, said } = promtool(['tsdb', 'create-blocks-from', 'openmetrics', path.join(dir, 'scrape'), path.join(dir, 'blocks')]);
+  expect(status, said).toBe(0);
+});
+
+test('readiness says what is wrong: no schedule, no backup, a run that failed; a backup that anybody makes mends it', async () => {
+  const { ask, begin, configure, database, isReady, kg } = await setUp();
+  await begin();
+  const told = async () => {
+    const response = await ask('/readyz');
+    return `${response.status} ${(await response.json()).messages.join('; ')}`;
+  };
+  expect(await told()).toMatch(/^503 there is no backup: make one/);
+  configure({ enabled: false });
+  await until(async () => /^503 .*no backups are made: `kg config set.*there is no schedule: `kg config set/.test(await told()), 'no schedule');
+  expect((await ask('/healthz')).status).toBe(200);
+  configure(NIGHTLY);
+  expect((await kg('diag', 'backup', '--quiet')).status).toBe(0);
+  await until(isReady, 'readiness after a backup');
+  renameSync(database, `${database}.away`);
+  expect((await kg('diag', 'backup', '--quiet')).status).toBe(3);
+  await until(async () => /^503 the last run failed: .*\[KG_NO_DATABASE\]$/.test(await told()), 'the failure');
+  expect(await (await ask('/metrics')).text()).toMatch(/^kg_backup_healthy\{.*\} 0$/m);
+  renameSync(`${database}.away`, database);
+  expect((await kg('diag', 'backup', '--quiet')).status).toBe(0);
+  await until(isReady, 'readiness again');
+});
+
+test('it answers while a backup is made, and says that one is', async () => {
+  const { ask, begin, listening } = await setUp({ ...EACH_SECOND, compressionLevel: 9 }, { nodes: 60_000 });
+  await begin();
+  const { address } = await listening();
+  const seen = async () => ({ ready: await (await ask('/readyz')).json(), text: await (await fetch(`http://${address}/metrics`)).text() });
+  const during = await until(async () => {
+    const now = await seen();
+    return now.ready.runningSince && /^kg_backup_running\{.*\} 1$/m.test(now.text) ? now : undefined;
+  }, 'an answer beside a backup');
+  expect(during.ready.messages.join()).not.toContain('a run is due');
+  expect((await fetch(`http://${address}/healthz`)).status).toBe(200);
+});
+
+test('an address that is taken keeps no backup from being made, is said once, and is tried again until it is free', async () => {
+  const { port, free } = await occupy();
+  const { ask, begin, kg, listening, log } = await setUp({ ...EACH_SECOND, listen: port });
+  expect((await begin()).stdout).toContain(`answers   not on 127.0.0.1:${port} yet: Address already in use`);
+  await until(() => (log().match(/made /g) ?? []).length >= 4, 'backups');
+  expect(await listening()).toEqual({ address: `127.0.0.1:${port}`, error: 'Address already in use' });
+  expect((await kg('serve', '--status')).stdout).toContain(`not on 127.0.0.1:${port} yet: Address already in use`);
+  expect(log().match(/could not listen/g)).toHaveLength(1);
+  await free();
+  await until(async () => (await listening()).error === undefined, 'the address');
+  expect((await ask('/healthz')).status).toBe(200);
+});
+
+test('another address is taken up without a restart, and off ends it; the flag comes before the settings', async () => {
+  const { begin, configure, kg, listening } = await setUp();
+  await begin();
+  const first = await listening();
+  const port = await freePort();
+  configure({ ...NIGHTLY, listen: port });
+  await until(async () => (await listening()).address === `127.0.0.1:${port}`, 'the second address');
+  expect((await fetch(`http://127.0.0.1:${port}/healthz`)).status).toBe(200);
+  await expect(fetch(`http://${first.address}/healthz`)).rejects.toThrow();
+  configure({ ...NIGHTLY, listen: `0.0.0.0:${port}` });
+  await until(async () => (await listening()).address === `0.0.0.0:${port}`, 'the same port for every address');
+  configure({ ...NIGHTLY, listen: 'off' });
+  await until(async () => (await listening()) === null, 'its end');
+  await expect(fetch(`http://127.0.0.1:${port}/healthz`)).rejects.toThrow();
+  expect((await kg('serve', '--status')).stdout).toContain('answers   nowhere over HTTP');
+  await kg('serve', '--stop');
+  await begin('--listen', String(port));
+  expect(await listening()).toEqual({ address: `127.0.0.1:${port}` });
+  expect(await kg('serve', '--listen', 'everywhere')).toMatchObject({ status: 2, stderr: expect.stringContaining('no address to listen on') });
+});
+
+test('nothing but GET and HEAD of its three paths is answered, and no name but one of this machine', async () => {
+  const { ask, begin, listening } = await setUp();
+  await begin();
+  const head = await ask('/metrics', { method: 'HEAD' });
+  expect([head.status, await head.text()]).toEqual([200, '']);
+  const posted = await ask('/readyz', { method: 'POST', body: 'x'.repeat(1000) });
+  expect([posted.status, posted.headers.get('allow')]).toEqual([405, 'GET, HEAD']);
+  expect((await ask('/.kg/config.json')).status).toBe(404);
+  const { address } = await listening();
+  const request = http.get(`http://${address}/metrics`, { headers: { host: 'rebound.example' } });
+  const [response] = await once(request, 'response');
+  response.resume();
+  expect(response.statusCode).toBe(403);
+});
+
+test('clients that never finish what they ask lose their connection, and delay neither backups nor others nor the stop', async () => {
+  const { ask, begin, kg, listening, log } = await setUp(EACH_SECOND);
+  await begin();
+  const [host, port] = (await listening()).address.split(':');
+  const slow = Array.from({ length: 40 }, () => net.connect(Number(port), host));
+  for (const socket of slow) socket.on('error', () => {}).write('GET /metrics HTTP/1.1\r\nhost: local');
+  await Promise.all(slow.map((socket) => socket.connecting && once(socket, 'connect')));
+  const made = () => (log().match(/made /g) ?? []).length;
+  const before = made();
+  await until(() => made() >= before + 2, 'backups beside them');
+  expect((await ask('/healthz')).status).toBe(200);
+  for (const socket of slow.slice(0, 5)) socket.destroy();
+  const stuck = net.connect(Number(port), host);
+  stuck.on('error', () => {}).write('GET /');
+  const at = Date.now();
+  expect((await kg('serve', '--stop')).stdout).not.toContain('by force');
+  expect(Date.now() - at).toBeLessThan(3000);
+  for (const socket of [...slow, stuck]) socket.destroy();
+});
