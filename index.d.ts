@@ -529,7 +529,8 @@ export interface Warning {
     | 'KG_WARN_STORE'
     | 'KG_WARN_ATTRIBUTES'
     | 'KG_WARN_FULL'
-    | 'KG_WARN_RECOVERED';
+    | 'KG_WARN_RECOVERED'
+    | 'KG_WARN_VECTORS';
   message: string;
   /** What it is about, relative to the project, where that is one file. */
   path?: string;

@@ -236,6 +236,9 @@ pub enum WarningCode {
     /// An interrupted restore was found, and was taken back or completed.
     #[serde(rename = "KG_WARN_RECOVERED")]
     Recovered,
+    /// Nodes have no vector.
+    #[serde(rename = "KG_WARN_VECTORS")]
+    Vectors,
 }
 
 impl WarningCode {
@@ -250,6 +253,7 @@ impl WarningCode {
         WarningCode::Attributes,
         WarningCode::Full,
         WarningCode::Recovered,
+        WarningCode::Vectors,
     ];
 }
 
