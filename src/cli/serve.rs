@@ -14,7 +14,7 @@ use serde_json::json;
 use super::{
     Common, finish,
     output::Output,
-    status::{ago, date},
+    status::{ago, date, hook_failure},
     watch::cancel_on_interrupt,
 };
 use crate::{
@@ -159,7 +159,7 @@ fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
     let settings = Settings::read(project.root(), &mut warnings);
     let store = super::store(None, project.root(), &settings)?;
     let status = status(Some(project), &store, &settings, jiff::Timestamp::now())?;
-    output.result(&json!({ "running": holder.is_some(), "service": holder, "nextRun": status.next_run, "lastRun": status.last_run }));
+    output.result(&json!({ "running": holder.is_some(), "service": holder, "nextRun": status.next_run, "lastRun": status.last_run, "hookFailures": status.hook_failures }));
     output.warnings(&warnings);
     match &holder {
         Some(holder) => output.line(format!("The service runs: {}", describe(holder))),
@@ -175,6 +175,9 @@ fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
             (None, None) => String::new(),
         };
         output.line(format!("  last      {}, {result}", ago(run.started_at)));
+    }
+    for failure in &status.hook_failures {
+        output.line(format!("  hook      {}", hook_failure(failure)));
     }
     Ok(if holder.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     automatic,
-    history::{History, Run},
+    history::{History, HookFailure, Run},
     kind,
     plan::{Action, State},
 };
@@ -42,6 +42,8 @@ pub struct Status {
     pub latest: Option<Backup>,
     /// The last attempt of `kg`, which may have failed.
     pub last_run: Option<Run>,
+    /// Hooks that failed when they ran last.
+    pub hook_failures: Vec<HookFailure>,
     /// Of the newest backups, oldest first.
     pub sizes: Vec<u64>,
     pub health: Health,
@@ -114,6 +116,7 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         },
         chains,
         last_run: history.last().cloned(),
+        hook_failures: history.hook_failures,
         sizes,
         health,
         latest: backups.into_iter().next(),

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! holder    one service a project: a lock, and who has it
+//! hooks     who is told of each run, on a thread of their own
 //! log       .kg/logs/backup-service.log, with a limit
 //! ```
 //!
@@ -10,6 +11,7 @@
 //! It ends at the end of a moment, or of a backup that it cancels: nothing of that is left.
 
 mod holder;
+mod hooks;
 mod log;
 
 use std::{
@@ -22,6 +24,7 @@ use std::{
 
 use jiff::Timestamp;
 
+use self::hooks::Told;
 pub use self::{
     holder::{Held, Holder},
     log::Log,
@@ -29,6 +32,7 @@ pub use self::{
 use crate::{
     backup::{Created, create_backup},
     error::{Code, Error, Result},
+    hooks::Event,
     project::{CONFIG_FILE, Project},
     reader::client::Launch,
     schedule::{
@@ -47,8 +51,9 @@ const DESCRIPTION: &str = "Scheduled backup";
 
 /// Runs until `cancel` is set, or the project is gone.
 pub fn serve(project: &Project, held: &Held, log: &Log, metrics_file: Option<&Path>, cancel: &Cancel) {
-    let mut service =
-        Service { project, log, metrics_file, cancel, settings: Settings::default(), plan: None, state: None };
+    let hooks = Told::start(project, log);
+    let settings = Settings::default();
+    let mut service = Service { project, log, metrics_file, cancel, hooks, settings, plan: None, state: None };
     log.line(&format!("started as process {} for {}", std::process::id(), project.root().display()));
     let mut seen = None;
     while !cancel.is_cancelled() && held.is_in(&project.state_dir()) {
@@ -57,11 +62,13 @@ pub fn serve(project: &Project, held: &Held, log: &Log, metrics_file: Option<&Pa
             service.load(seen.is_none());
             seen = Some(mark);
         }
+        service.hooks.note();
         match service.due() {
             Some(trigger) => service.run(trigger),
             None => thread::sleep(MOMENT),
         }
     }
+    service.hooks.finish();
     log.line("stopped");
 }
 
@@ -71,6 +78,7 @@ struct Service<'a> {
     /// Written after each run.
     metrics_file: Option<&'a Path>,
     cancel: &'a Cancel,
+    hooks: Told<'a>,
     settings: Settings,
     /// `None` while nothing is to be done.
     plan: Option<Plan>,
@@ -133,6 +141,7 @@ impl Service<'_> {
 
     fn run(&mut self, trigger: Trigger) {
         let started_at = now();
+        let hooks = self.hooks.begin(trigger);
         let made = panic::catch_unwind(AssertUnwindSafe(|| self.back_up())).unwrap_or_else(|_| {
             Err(Error::new(Code::Internal, "The backup panicked", "Please report this, with the log of the service"))
         });
@@ -142,6 +151,7 @@ impl Service<'_> {
         }
         let ended = now();
         let (Some(plan), Some(state)) = (&self.plan, &mut self.state) else { return };
+        let mut event = Event::of_run(self.project, &made, trigger, ended - started_at);
         match &made {
             Ok(created) => {
                 plan.succeeded(state, ended);
@@ -154,12 +164,14 @@ impl Service<'_> {
             }
             Err(error) => {
                 let retry = plan.failed(state, ended).and_then(|at| Timestamp::from_millisecond(at).ok());
+                event.retry_at = retry;
                 let retry = retry.map_or("it is given up until its next time".into(), |at| format!("again at {at:.0}"));
                 self.log.line(&format!("a backup failed, {retry}: {error} [{}]", error.code));
             }
         }
         let kind = automatic::wanted_kind(&self.settings);
         self.remember(Some(history::Run::of(&made, kind, trigger, started_at, ended)));
+        self.hooks.tell(&hooks, event);
     }
 
     fn back_up(&self) -> Result<Created> {
