@@ -542,7 +542,9 @@ export interface Warning {
     | 'KG_WARN_STORE'
     | 'KG_WARN_ATTRIBUTES'
     | 'KG_WARN_FULL'
-    | 'KG_WARN_RECOVERED';
+    | 'KG_WARN_RECOVERED'
+    | 'KG_WARN_HOOK'
+    | 'KG_WARN_VECTORS';
   message: string;
   /** What it is about, relative to the project, where that is one file. */
   path?: string;
@@ -1037,6 +1039,7 @@ export type KgErrorCode =
   | 'KG_INVALID_OPTION'
   | 'KG_UNSUPPORTED'
   | 'KG_CONFIG_INVALID'
+  | 'KG_HOOKS_INVALID'
   | 'KG_NO_PROJECT'
   | 'KG_INCOMPLETE'
   | 'KG_NO_DATABASE'

@@ -142,6 +142,20 @@ describe('a file at', () => {
   refuses(...NOT_OURS, each([...LEADING_OUT, ...ODD_PATHS], placed.file));
 });
 
+describe('what would be called or run here after a backup, as', () => {
+  /** A forgery with one more file, of the part that its path belongs to: nothing but its name is wrong. */
+  const named = (to) => added({ path: to, component: /^\.kg\/[^/]+\.json$/.test(to) ? 'config' : 'files' });
+  // Also where the file system takes it for that name: `ſ` is a small S to those that ignore case.
+  refuses(...NOT_OURS, each(['.kg/hooks.json', '.kg/HOOKS.json', '.kg/Hooks.JSON', '.kg/hook\u017f.json', '.kg/hooks.json/x'], named));
+
+  test('another file of that kind is restored, so it is the name that is refused', async () => {
+    const target = path.join(temporaryDirectory(), 'target');
+    const archive = store({ archive: named('.kg/hook.json')(await genuine()) });
+    await createBackupManager().restore({ backupPath: archive, targetDir: target });
+    expect(readFileSync(path.join(target, '.kg/hook.json'), 'utf8')).toBe('forged');
+  });
+});
+
 describe('a directory at', () => {
   refuses(...NOT_OURS, each([...LEADING_OUT, '.kg', '.git/hooks', '.kg/backups', '.kg/restore-staging-x'], placed.directory));
 });
@@ -191,6 +205,7 @@ describe('the graph database', () => {
     'as a companion that is a directory': companion('-journal', { path: '.kg/knowledge.db-journal', directory: true, content: NOTHING }),
     'as something that is called otherwise': added({ component: 'database', path: '.kg/x' }),
     'where the configuration of the archive has it, if that is a file of a restore': changed(configured('.kg/restore-journal.json')),
+    'where the configuration of the archive has it, if that is what runs after backups': changed(configured('.kg/Hooks.json')),
     'where the configuration of the archive has it, if that is what a restore keeps': changed(configured('.kg/restore-undo/x')),
     'where the configuration of the archive has it, if that is the project': changed(configured('.')),
     'where the configuration of the archive has it, if that is the state directory': changed(configured('.kg')),

@@ -1,12 +1,12 @@
 // `kg graph --regenerate-vectors`: what is missing is found, and made by the host's own command.
 
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { expect, test } from 'vitest';
 
-import { kg, run } from './support/processes.mjs';
-import { makeProject } from './support/project.mjs';
+import { kg, kgPath, repository, run } from './support/processes.mjs';
+import { integrityOf, makeProject, temporaryDirectory } from './support/project.mjs';
 
 const TABLE = 'CREATE TABLE IF NOT EXISTS embeddings (id TEXT PRIMARY KEY, embedding BLOB, dimensions INTEGER)';
 const embed = `sqlite3 .kg/vectors.db "${TABLE}; ATTACH '.kg/knowledge.db' AS g; INSERT OR IGNORE INTO embeddings SELECT id, x'0000803f', 1 FROM g.nodes"`;
@@ -16,11 +16,19 @@ function setUp() {
   return { root, regenerate: (args = [], env = {}) => kg(['graph', '--regenerate-vectors', ...args], { cwd: root, env: { ...process.env, ...env } }) };
 }
 
-test('without a command it says what is missing, that this package cannot make it, and who can', async () => {
+test('without a command it warns of what is missing, that this package cannot make it, and who can', async () => {
   const { regenerate } = setUp();
   const { status, stdout, stderr } = await regenerate();
-  expect([status, stdout]).toEqual([2, '']);
-  expect(stderr).toMatch(/20 of 20 nodes have no vector .* no model that could make them \[KG_UNSUPPORTED\]\n {4}Restore them with .*--command/);
+  expect([status, stdout]).toEqual([0, '']);
+  expect(stderr).toMatch(/^warning: 20 of 20 nodes have no vector .* no model that could make them\. Restore them with .*--command`\. \[KG_WARN_VECTORS\]\n$/);
+  const told = JSON.parse((await regenerate(['--json'])).stdout);
+  expect(told).toMatchObject({ nodes: 20, missing: 20, ran: false, warnings: [{ code: 'KG_WARN_VECTORS' }] });
+});
+
+test('with --strict, what is missing is an error', async () => {
+  const { regenerate } = setUp();
+  expect(await regenerate(['--strict'])).toMatchObject({ status: 4, stdout: '', stderr: expect.stringMatching(/20 of 20 nodes have no vector .*\[KG_INCOMPLETE\]/) });
+  expect(await regenerate(['--strict', '--command', embed])).toMatchObject({ status: 0, stderr: '' });
 });
 
 test('a command makes what is missing, and is not run where nothing is', async () => {
@@ -28,7 +36,7 @@ test('a command makes what is missing, and is not run where nothing is', async (
   const command = `${embed} && echo ran >> ran.txt`;
   expect(await regenerate(['--command', command])).toMatchObject({ status: 0, stdout: expect.stringContaining('Each of 20 nodes has its vector') });
   const again = await regenerate(['--json'], { KG_VECTORS_COMMAND: command });
-  expect(JSON.parse(again.stdout)).toEqual({ nodes: 20, missing: 0, ran: false });
+  expect(JSON.parse(again.stdout)).toEqual({ nodes: 20, missing: 0, ran: false, warnings: [] });
   expect(readFileSync(path.join(root, 'ran.txt'), 'utf8')).toBe('ran\n');
   run('sqlite3', [path.join(root, '.kg/vectors.db'), "DELETE FROM embeddings WHERE id IN ('n3', 'n4')"]);
   expect((await regenerate([], { KG_VECTORS_COMMAND: command })).stdout).toMatch(/^2 of 20 nodes have no vector; running: /);
@@ -49,9 +57,22 @@ test('a command that fails, or does not do what it should, is an error', async (
   expect(await regenerate(['--command', 'true'])).toMatchObject({ status: 4, stderr: expect.stringContaining('even after the command') });
 });
 
+test('a script that goes through level 2 of the guide gets to its end without vectors', () => {
+  const { root } = setUp();
+  run(kgPath, ['diag', 'backup', '--no-vectors', '--output', '../backups'], { cwd: root });
+  const [, block] = readFileSync(path.join(repository, 'docs/guide.md'), 'utf8').match(/^#### Level 2.*\n\n```bash\n([^]*?)^```$/m);
+  const [install, ...steps] = block.split('\n').filter((line) => line && !line.startsWith('#'));
+  expect(install).toMatch(/^npm install/);
+  const machine = temporaryDirectory();
+  cpSync(path.join(root, '../backups/latest.tar.gz'), path.join(machine, 'backup.tar.gz'), { dereference: true });
+  const said = run('sh', ['-ec', `${steps.join('\n')}\necho the end`], { cwd: machine, env: { ...process.env, PATH: `${path.dirname(kgPath)}:${process.env.PATH}` } });
+  expect(said).toMatch(/Healthy\n[^]*the end\n$/);
+  expect(integrityOf(path.join(machine, '.kg/knowledge.db'))).toBe('ok');
+});
+
 test('a command is never taken from the configuration, which an archive may have brought', async () => {
   const { root, regenerate } = setUp();
   writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ vectors: { command: 'touch harmed' }, graph: { command: 'touch harmed' } }));
-  expect((await regenerate()).status).toBe(2);
+  expect((await regenerate()).stderr).toContain('[KG_WARN_VECTORS]');
   expect(run('ls', [root])).not.toContain('harmed');
 });

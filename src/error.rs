@@ -44,6 +44,8 @@ codes! {
     Unsupported = "KG_UNSUPPORTED", exit 2;
     /// `.kg/config.json` is not a JSON object, so that nothing can be set in it.
     ConfigInvalid = "KG_CONFIG_INVALID", exit 2;
+    /// `.kg/hooks.json` is no list of hooks, or others could have written it.
+    HooksInvalid = "KG_HOOKS_INVALID", exit 2;
     /// The directory holds no `.kg/`.
     NoProject = "KG_NO_PROJECT", exit 2;
     /// With `strict`: something of the project is not in the backup as it is.
@@ -236,6 +238,12 @@ pub enum WarningCode {
     /// An interrupted restore was found, and was taken back or completed.
     #[serde(rename = "KG_WARN_RECOVERED")]
     Recovered,
+    /// A hook failed, or could not be used. The backup is as good.
+    #[serde(rename = "KG_WARN_HOOK")]
+    Hook,
+    /// Nodes have no vector.
+    #[serde(rename = "KG_WARN_VECTORS")]
+    Vectors,
 }
 
 impl WarningCode {
@@ -250,6 +258,8 @@ impl WarningCode {
         WarningCode::Attributes,
         WarningCode::Full,
         WarningCode::Recovered,
+        WarningCode::Hook,
+        WarningCode::Vectors,
     ];
 }
 

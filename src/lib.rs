@@ -15,6 +15,7 @@
 //! | [`backup`], [`restore`], [`undo`], [`verify`], [`retention`], [`manage`], [`consolidate`], [`inspect`], [`health`], [`rehearse`] | the verbs |
 //! | [`chain`], [`base`] | a full backup and the incremental ones that rest on it; what the next one may rest on |
 //! | [`service`] | the process of `kg serve`, which makes backups on the project's schedule |
+//! | [`hooks`] | who is told how a backup went: commands, webhooks, heartbeats |
 //! | [`schedule`] | when backups happen by themselves: a plan that is told the time |
 //! | [`reader`] | the one place that opens files of a live project; a process of its own inside a host |
 //! | [`integrity`] | repairs of databases. Called by the reader alone |
@@ -38,6 +39,7 @@ pub mod cron;
 pub mod durable;
 pub mod error;
 pub mod health;
+pub mod hooks;
 pub mod inspect;
 pub mod integrity;
 pub mod limits;

@@ -30,6 +30,11 @@ pub fn wait_shared(
     wait_for(|| file.try_lock_shared(), timeout, task, failed)
 }
 
+/// This machine, as messages about locks and backups name it.
+pub fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "this host".into())
+}
+
 fn wait_for(
     attempt: impl Fn() -> std::result::Result<(), TryLockError>,
     timeout: Duration,

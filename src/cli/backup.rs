@@ -12,6 +12,7 @@ use super::{
     output::{Output, code_of, size},
     status::date,
     store,
+    told::Told,
     watch::Watched,
 };
 use crate::{
@@ -31,6 +32,7 @@ use crate::{
     settings::Settings,
     sqlite::check::IntegrityStatus,
     store::{Backup, Store},
+    task::Task,
     verify::check_backup,
 };
 
@@ -134,38 +136,66 @@ impl Format {
     }
 }
 
-pub fn run(args: &BackupArgs, output: &Output) -> Result<bool> {
+/// The exit status.
+pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
     let root = args.common.root()?;
     let mut unusable = Vec::new();
     let settings = Settings::read(&root, &mut unusable);
+    if !args.is_about_others() {
+        return Ok(make(args, &root, &settings, unusable, output));
+    }
     let store = store(args.output.as_ref(), &root, &settings)?;
     if let Some(reference) = &args.verify {
-        return verify(&store, reference, output);
+        let is_good = verify(&store, reference, output)?;
+        return Ok(if is_good { 0 } else { Code::ChecksumMismatch.exit_status() });
     }
     if let Some(done) = args.manage.run(&store, args.compression(Compression::GZIP), output) {
-        return done.map(|()| true);
+        return done.map(|()| 0);
     }
     if args.list {
         list(&store, output)?;
-    } else if args.status {
-        status(&root, &store, &settings, &unusable, output)?;
     } else {
-        let watched = Watched::new(output);
-        let options = args.options(&settings, &root, &store)?;
-        let started_at = Timestamp::now();
-        let made = create_backup(&root, &store, &Launch::Thread, &options, &watched.task);
-        remember(&root, &made, options.kind, started_at);
-        let unwritten = args.metrics_file.as_ref().and_then(|path| measure(path, &root, &store, &settings).err());
-        if let Some(error) = unwritten {
-            let message = format!("The metrics could not be written: {}", error.message);
-            output.warnings(&[Warning::new(WarningCode::Store, message)]);
-        }
-        let mut created = made?;
-        created.backup.warnings.extend(unusable);
-        drop(watched);
-        tell(&created, output);
+        status(&root, &store, &settings, &unusable, output)?;
     }
-    Ok(true)
+    Ok(0)
+}
+
+/// Makes a backup and tells of it: first here, then the hooks, which change nothing of the exit status.
+fn make(args: &BackupArgs, root: &Path, settings: &Settings, unusable: Vec<Warning>, output: &Output) -> u8 {
+    let watched = Watched::new(output);
+    let cancel = watched.task.cancel.clone();
+    let hooks = Told::start(root);
+    let started_at = Timestamp::now();
+    let mut made = attempt(args, root, settings, &watched.task, output);
+    let duration_ms = Timestamp::now().as_millisecond() - started_at.as_millisecond();
+    drop(watched);
+    let status = match &mut made {
+        Ok(created) => {
+            created.backup.warnings.extend(unusable);
+            tell(created, output);
+            0
+        }
+        Err(error) => {
+            output.error(error);
+            error.code.exit_status()
+        }
+    };
+    hooks.end(&made, duration_ms, &cancel, output);
+    status
+}
+
+fn attempt(args: &BackupArgs, root: &Path, settings: &Settings, task: &Task, output: &Output) -> Result<Created> {
+    let store = store(args.output.as_ref(), root, settings)?;
+    let options = args.options(settings, root, &store)?;
+    let started_at = Timestamp::now();
+    let made = create_backup(root, &store, &Launch::Thread, &options, task);
+    remember(root, &made, options.kind, started_at);
+    let unwritten = args.metrics_file.as_ref().and_then(|path| measure(path, root, &store, settings).err());
+    if let Some(error) = unwritten {
+        let message = format!("The metrics could not be written: {}", error.message);
+        output.warnings(&[Warning::new(WarningCode::Store, message)]);
+    }
+    made
 }
 
 /// For `--status`. An interrupted run is none, and a run that is not written down was one all the same.
@@ -186,6 +216,11 @@ fn measure(path: &Path, root: &Path, store: &Store, settings: &Settings) -> Resu
 }
 
 impl BackupArgs {
+    /// Whether it is about backups that exist.
+    fn is_about_others(&self) -> bool {
+        self.list || self.status || self.verify.is_some() || self.manage.is_asked_for()
+    }
+
     fn compression(&self, otherwise: Compression) -> Compression {
         // Whoever names a level wants compression, whatever the settings are.
         let is_off = self.level.is_some() && otherwise == Compression::None;

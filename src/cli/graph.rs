@@ -3,6 +3,9 @@
 //! This package saves embeddings, it makes none: that takes the model of the host. So the command that does is named by whoever types
 //! this one, by a flag or the environment. It is not a setting of `.kg/config.json`: that comes back with a restore, and no archive
 //! may say what is run here.
+//!
+//! Vectors that are missing are a warning: a recovery without them is whole in everything else, and a script that goes through one
+//! (`sh -e`) is to go on. `--strict` makes an error of it, for scripts that want to know.
 
 use std::{
     collections::HashSet,
@@ -16,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::{Common, finish, output::Output};
 use crate::{
-    error::{Code, Error, Result},
+    error::{Code, Error, Result, Warning, WarningCode},
     project::{Project, config},
     sqlite::open_harmless,
 };
@@ -27,7 +30,8 @@ const COMMAND_VARIABLE: &str = "KG_VECTORS_COMMAND";
 #[command(after_help = "\
 Examples:
   kg graph --regenerate-vectors                                   whether every node has its vector
-  kg graph --regenerate-vectors --command 'npm run embed'         have those made that are missing")]
+  kg graph --regenerate-vectors --command 'npm run embed'         have those made that are missing
+  kg graph --regenerate-vectors --strict                          exit with 4 where one is missing")]
 pub struct GraphArgs {
     #[command(flatten)]
     common: Common,
@@ -37,16 +41,22 @@ pub struct GraphArgs {
     /// What makes vectors: run by `sh` in the project's root, only where some are missing [default: $KG_VECTORS_COMMAND]
     #[arg(long, value_name = "COMMAND")]
     command: Option<String>,
+    /// Fail where a node has no vector, rather than warn
+    #[arg(long)]
+    strict: bool,
 }
 
 pub fn run(args: &GraphArgs) -> ExitCode {
     let output = Output::new(&args.common);
     let command = args.command.clone().or_else(|| std::env::var(COMMAND_VARIABLE).ok()).filter(|text| !text.is_empty());
     let done = args.common.root().and_then(|root| Project::open(&root));
-    finish(&output, done.and_then(|project| regenerate(&project, command.as_deref(), &output)).map(|()| true))
+    finish(
+        &output,
+        done.and_then(|project| regenerate(&project, command.as_deref(), args.strict, &output)).map(|()| true),
+    )
 }
 
-fn regenerate(project: &Project, command: Option<&str>, output: &Output) -> Result<()> {
+fn regenerate(project: &Project, command: Option<&str>, strict: bool, output: &Output) -> Result<()> {
     let mut nodes = Nodes::count(project)?;
     let ran = match command {
         Some(command) if nodes.without > 0 => {
@@ -57,11 +67,18 @@ fn regenerate(project: &Project, command: Option<&str>, output: &Output) -> Resu
         }
         _ => false,
     };
-    if nodes.without > 0 {
-        return Err(nodes.missing(ran));
+    let missing = (nodes.without > 0).then(|| nodes.missing(ran));
+    // Who named a command was promised vectors.
+    if let Some(error) = missing.as_ref().filter(|_| ran || strict) {
+        return Err(error.clone());
     }
-    output.result(&json!({ "nodes": nodes.all, "missing": nodes.without, "ran": ran }));
-    output.line(format!("Each of {} nodes has its vector", nodes.all));
+    let warnings: Vec<Warning> =
+        missing.iter().map(|error| Warning::new(WarningCode::Vectors, error.to_string())).collect();
+    output.warnings(&warnings);
+    output.result(&json!({ "nodes": nodes.all, "missing": nodes.without, "ran": ran, "warnings": warnings }));
+    if warnings.is_empty() {
+        output.line(format!("Each of {} nodes has its vector", nodes.all));
+    }
     Ok(())
 }
 
@@ -100,7 +117,7 @@ impl Nodes {
             return Error::new(Code::Incomplete, format!("{found}, even after the command"), remedy);
         }
         Error::new(
-            Code::Unsupported,
+            Code::Incomplete,
             format!("{found}, and this package has no model that could make them"),
             "Restore them with `kg diag restore --file latest --path 'vectors*'` where a backup holds them, or name the command of your \
              application that makes them with `--command`",

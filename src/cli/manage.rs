@@ -39,6 +39,10 @@ pub struct Manage {
 }
 
 impl Manage {
+    pub fn is_asked_for(&self) -> bool {
+        [&self.delete, &self.pin, &self.unpin, &self.consolidate].iter().any(|id| id.is_some())
+    }
+
     /// Does what was asked for; `None` where that is nothing.
     pub fn run(&self, store: &Store, compression: Compression, output: &Output) -> Option<Result<()>> {
         if let Some(id) = &self.delete {

@@ -15,6 +15,7 @@ mod prune;
 mod restore;
 mod serve;
 mod status;
+mod told;
 mod watch;
 
 use std::{
@@ -48,7 +49,7 @@ enum Command {
     /// Backup, verification and recovery
     #[command(subcommand, arg_required_else_help = true)]
     Diag(Diag),
-    /// Settings of backups, kept in .kg/config.json
+    /// Settings of backups, kept in .kg/config.json, and their hooks
     Config(config::ConfigArgs),
     /// Vectors of the graph
     Graph(graph::GraphArgs),
@@ -179,7 +180,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Diag(Diag::Backup(args)) => {
             let output = Output::new(&args.common);
-            finish(&output, backup::run(&args, &output))
+            finish_with(&output, backup::run(&args, &output))
         }
         Command::Diag(Diag::Restore(args)) => {
             let output = Output::new(&args.common);

@@ -50,9 +50,14 @@ impl Output {
     /// Warnings go to standard error; with `--json` they are part of the result.
     pub fn warnings(&self, warnings: &[Warning]) {
         if !self.json {
-            for warning in warnings {
-                complain(&format!("warning: {} [{}]", warning.message, code_of(&warning.code)));
-            }
+            self.late_warnings(warnings);
+        }
+    }
+
+    /// What was not known yet when the result was told: to standard error, with `--json` too.
+    pub fn late_warnings(&self, warnings: &[Warning]) {
+        for warning in warnings {
+            complain(&format!("warning: {} [{}]", warning.message, code_of(&warning.code)));
         }
     }
 

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::{
     Common, finish,
     output::Output,
-    status::{ago, date},
+    status::{ago, date, hook_failure},
     watch::cancel_on_interrupt,
 };
 use crate::{
@@ -201,7 +201,7 @@ fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
     let status = status(Some(project), &store, &settings, jiff::Timestamp::now())?;
     output.result(&json!({
         "running": holder.is_some(), "service": holder, "listen": listening,
-        "nextRun": status.next_run, "lastRun": status.last_run,
+        "nextRun": status.next_run, "lastRun": status.last_run, "hookFailures": status.hook_failures,
     }));
     output.warnings(&warnings);
     match &holder {
@@ -221,6 +221,9 @@ fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
             (None, None) => String::new(),
         };
         output.line(format!("  last      {}, {result}", ago(run.started_at)));
+    }
+    for failure in &status.hook_failures {
+        output.line(format!("  hook      {}", hook_failure(failure)));
     }
     Ok(if holder.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

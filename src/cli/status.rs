@@ -3,7 +3,11 @@
 use jiff::{Timestamp, tz::TimeZone};
 
 use super::output::{Output, code_of, size};
-use crate::{cron::time_zone, schedule::status::Status, service::Holder};
+use crate::{
+    cron::time_zone,
+    schedule::{history::HookFailure, status::Status},
+    service::Holder,
+};
 
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
@@ -41,7 +45,14 @@ pub fn tell(status: &Status, service: Option<&Holder>, output: &Output) {
         let length = status.chains.newest_length;
         row("chains", format!("{}; a restore of the newest backup reads {length}", status.chains.count));
     }
+    for failure in &status.hook_failures {
+        row("hook", hook_failure(failure));
+    }
     row("health", if status.health.ok { "ok".into() } else { status.health.messages.join("; ") });
+}
+
+pub fn hook_failure(failure: &HookFailure) -> String {
+    format!("{} failed {}: {}", failure.hook, ago(failure.at), failure.message)
 }
 
 fn schedule(status: &Status, service: Option<&Holder>) -> String {

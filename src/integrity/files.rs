@@ -19,7 +19,7 @@ use super::{
 use crate::{
     error::Result,
     project::{CONFIG_FILE, Project, STATE_DIR, discover::open_plain, exclude, names},
-    settings::keys,
+    settings::keys::{self, Home},
     sqlite::files::{COMPANIONS, companion},
     task::Cancel,
 };
@@ -114,7 +114,7 @@ fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
     if let Some(value) = database.filter(|value| value.as_str().is_none_or(str::is_empty)) {
         wrong.add(format!("`database.path` is {value}: it should be a text"));
     }
-    for key in keys::ALL {
+    for key in keys::ALL.iter().filter(|key| key.home() == Home::Config) {
         if let Some(Err(error)) = key.find(config).map(|value| key.check(value)) {
             wrong.add(error.message);
         }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
-use super::{BACKUPS_DIR, STAGING_PREFIX, UNDO_DIR};
+use super::{BACKUPS_DIR, HOOKS_FILE, STAGING_PREFIX, UNDO_DIR};
 use crate::{
     durable::PARTIAL_PREFIX,
     error::{Error, Result},
@@ -56,9 +56,15 @@ pub fn is_of_restore(name: &str, is_dir: bool) -> bool {
         || is_dir && name.starts_with(STAGING_PREFIX)
 }
 
+/// What no archive may bring, and no restore touches: what restores keep, and what decides what runs here.
+/// `name` stands directly below `.kg/`.
+pub fn is_reserved(name: &str, is_dir: bool) -> bool {
+    name == HOOKS_FILE || is_of_restore(name, is_dir)
+}
+
 /// By-products of the host and of this tool; `name` stands directly below `.kg/`.
 pub fn is_by_product(name: &str, is_dir: bool) -> bool {
-    if is_of_restore(name, is_dir) {
+    if is_reserved(name, is_dir) {
         true
     } else if is_dir {
         DIRECTORIES.contains(&name)

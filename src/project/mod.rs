@@ -18,6 +18,8 @@ use crate::error::{Code, Error, Result};
 pub const STATE_DIR: &str = ".kg";
 /// The configuration, below the state directory.
 pub const CONFIG_FILE: &str = "config.json";
+/// What is called and run after a backup, below the state directory. It belongs to this place: no backup holds it.
+pub const HOOKS_FILE: &str = "hooks.json";
 /// The database where the configuration names none, relative to the root.
 pub const DEFAULT_DATABASE: &str = ".kg/knowledge.db";
 /// Backups where no other directory is given, below the state directory.

@@ -35,6 +35,17 @@ pub struct History {
     pub runs: Vec<Run>,
     /// Where the plan of the service stands.
     pub state: Option<State>,
+    /// Hooks that failed when they ran last.
+    pub hook_failures: Vec<HookFailure>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HookFailure {
+    /// The key that it is the value of.
+    pub hook: String,
+    /// In milliseconds since the epoch.
+    pub at: i64,
+    pub message: String,
 }
 
 /// One attempt. Times are milliseconds.

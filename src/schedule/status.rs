@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     automatic,
-    history::{History, Run},
+    history::{History, HookFailure, Run},
     kind,
     plan::{Action, State},
 };
@@ -43,6 +43,8 @@ pub struct Status {
     pub last_run: Option<Run>,
     pub last_success: Option<Run>,
     pub last_failure: Option<Run>,
+    /// Hooks that failed when they ran last.
+    pub hook_failures: Vec<HookFailure>,
     /// Of the newest backups, oldest first.
     pub sizes: Vec<u64>,
     pub health: Health,
@@ -146,6 +148,7 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         last_run: history.last().cloned(),
         last_success: history.runs.iter().rev().find(|run| run.backup.is_some()).cloned(),
         last_failure: history.runs.iter().rev().find(|run| run.error.is_some()).cloned(),
+        hook_failures: history.hook_failures,
         sizes,
         health: Health::of(&problems, next_run.is_some_and(|next| next <= now)),
         problems,

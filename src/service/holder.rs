@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Code, Error, Result},
+    lock::host_name,
     project::Project,
     reader::apply::journal::give_to_owner,
 };
@@ -146,10 +147,6 @@ impl Held {
         };
         (here.dev(), here.ino()) == (there.dev(), there.ino())
     }
-}
-
-fn host_name() -> String {
-    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "this host".into())
 }
 
 #[cfg(test)]

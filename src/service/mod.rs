@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! holder    one service a project: a lock, and who has it
+//! hooks     who is told of each run, on a thread of their own
 //! log       .kg/logs/backup-service.log, with a limit
 //! board     what the loop tells of itself ─▶ http: health and metrics, on a thread of their own
 //! ```
@@ -12,6 +13,7 @@
 
 mod board;
 mod holder;
+mod hooks;
 mod http;
 mod log;
 
@@ -26,7 +28,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use self::{board::Board, http::Http};
+use self::{board::Board, hooks::Told, http::Http};
 pub use self::{
     holder::{Held, Holder},
     http::Listening,
@@ -35,6 +37,7 @@ pub use self::{
 use crate::{
     backup::{Created, create_backup},
     error::{Code, Error, Result},
+    hooks::Event,
     project::{CONFIG_FILE, Project},
     reader::client::Launch,
     schedule::{
@@ -74,6 +77,7 @@ pub fn serve(project: &Project, held: &Held, log: &Log, options: &Options, cance
         options,
         cancel,
         board,
+        hooks: Told::start(project, log),
         settings: Settings::default(),
         plan: None,
         state: None,
@@ -92,6 +96,7 @@ pub fn serve(project: &Project, held: &Held, log: &Log, options: &Options, cance
         }
         service.board.moved();
         http.follow(options.listen.unwrap_or_else(|| service.settings.listen()));
+        service.hooks.note();
         match service.due() {
             Some(trigger) => {
                 service.board.began(now());
@@ -101,6 +106,7 @@ pub fn serve(project: &Project, held: &Held, log: &Log, options: &Options, cance
             None => thread::sleep(MOMENT),
         }
     }
+    service.hooks.finish();
     drop(http);
     log.line("stopped");
 }
@@ -111,6 +117,7 @@ struct Service<'a> {
     options: &'a Options,
     cancel: &'a Cancel,
     board: Arc<Board>,
+    hooks: Told<'a>,
     settings: Settings,
     /// `None` while nothing is to be done.
     plan: Option<Plan>,
@@ -176,6 +183,7 @@ impl Service<'_> {
 
     fn run(&mut self, trigger: Trigger) {
         let started_at = now();
+        let hooks = self.hooks.begin(trigger);
         let made = panic::catch_unwind(AssertUnwindSafe(|| self.back_up())).unwrap_or_else(|_| {
             Err(Error::new(Code::Internal, "The backup panicked", "Please report this, with the log of the service"))
         });
@@ -186,6 +194,7 @@ impl Service<'_> {
         self.board.counts(made.is_ok());
         let ended = now();
         let (Some(plan), Some(state)) = (&self.plan, &mut self.state) else { return };
+        let mut event = Event::of_run(self.project, &made, trigger, ended - started_at);
         match &made {
             Ok(created) => {
                 plan.succeeded(state, ended);
@@ -198,12 +207,14 @@ impl Service<'_> {
             }
             Err(error) => {
                 let retry = plan.failed(state, ended).and_then(|at| Timestamp::from_millisecond(at).ok());
+                event.retry_at = retry;
                 let retry = retry.map_or("it is given up until its next time".into(), |at| format!("again at {at:.0}"));
                 self.log.line(&format!("a backup failed, {retry}: {error} [{}]", error.code));
             }
         }
         let kind = automatic::wanted_kind(&self.settings);
         self.remember(Some(history::Run::of(&made, kind, trigger, started_at, ended)));
+        self.hooks.tell(&hooks, event);
     }
 
     fn back_up(&self) -> Result<Created> {

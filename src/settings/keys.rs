@@ -1,15 +1,34 @@
 //! Every key that `kg config` sets, and what its value may be.
 
 use serde_json::Value;
+use ureq::http::Uri;
 
 use super::listen::Listen;
 use crate::{
     cron::{Cadence, time_zone},
     error::{Error, Result},
-    project::exclude::Exclusion,
+    project::{CONFIG_FILE, HOOKS_FILE, exclude::Exclusion},
 };
 
-/// One key of `.kg/config.json`.
+/// The file of `.kg/` that a key stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    /// `config.json`, which a restore brings back.
+    Config,
+    /// `hooks.json`, which no backup holds: an archive must not decide what is called or run here.
+    Hooks,
+}
+
+impl Home {
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Home::Config => CONFIG_FILE,
+            Home::Hooks => HOOKS_FILE,
+        }
+    }
+}
+
+/// One key.
 #[derive(Debug)]
 pub struct Key {
     /// Its path in the file.
@@ -30,8 +49,12 @@ enum Rule {
     Text,
     Patterns,
     Listen,
+    Command,
+    Url,
 }
 
+/// What the names of all keys of [`Home::Hooks`] begin with.
+const HOOKS_PREFIX: &str = "backup.hooks.";
 const MOST: u64 = u32::MAX as u64;
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -78,6 +101,16 @@ pub const ALL: &[Key] = &[
         "where `kg serve` answers /healthz, /readyz and /metrics: a port of this machine, an address and port, or off \
          [default: 127.0.0.1:9821]",
     ),
+    key("backup.hooks.onSuccess.command", Rule::Command, "run after a backup: a program, or a list with its arguments"),
+    key("backup.hooks.onSuccess.url", Rule::Url, "gets a POST of what happened"),
+    key("backup.hooks.onFailure.command", Rule::Command, "run after a backup that failed"),
+    key("backup.hooks.onFailure.url", Rule::Url, "gets a POST of it"),
+    key("backup.hooks.heartbeat", Rule::Url, "gets a GET after a backup"),
+    key("backup.hooks.heartbeatStart", Rule::Url, "gets a GET when a backup begins"),
+    key("backup.hooks.heartbeatFailure", Rule::Url, "gets a GET after a backup that failed"),
+    key("backup.hooks.secretFile", Rule::Text, "a file with the key that signs each POST, from the project's root"),
+    key("backup.hooks.timeout", Rule::Whole(1, 300), "seconds that a hook may take, retries included [default: 10]"),
+    key("backup.hooks.retries", Rule::Whole(0, 10), "call a URL again so often [default: 3]"),
 ];
 
 /// The key of that name.
@@ -97,6 +130,10 @@ pub fn find(name: &str) -> Result<&'static Key> {
 }
 
 impl Key {
+    pub fn home(&self) -> Home {
+        if self.name.starts_with(HOOKS_PREFIX) { Home::Hooks } else { Home::Config }
+    }
+
     /// Its value in the whole configuration.
     pub fn find<'a>(&self, config: &'a Value) -> Option<&'a Value> {
         self.name.split('.').try_fold(config, |object, part| object.get(part))
@@ -108,8 +145,12 @@ impl Key {
             Rule::Bool => text.parse::<bool>().ok().map(Value::from),
             Rule::Compression => text.parse::<bool>().ok().map(Value::from).or_else(|| Some(Value::from(text))),
             Rule::Whole(..) => text.parse::<u64>().ok().map(Value::from),
-            Rule::Choice(_) | Rule::Schedule | Rule::Zone | Rule::Text | Rule::Listen => Some(Value::from(text)),
-            Rule::Patterns if text.starts_with('[') => serde_json::from_str(text).ok(),
+            Rule::Choice(_) | Rule::Schedule | Rule::Zone | Rule::Text | Rule::Listen | Rule::Url => {
+                Some(Value::from(text))
+            }
+            Rule::Patterns | Rule::Command if text.starts_with('[') => serde_json::from_str(text).ok(),
+            // No shell: whoever writes arguments after it must say where each ends.
+            Rule::Command => (!text.contains(char::is_whitespace)).then(|| Value::from(vec![text])),
             Rule::Patterns => Some(text.split(',').map(str::trim).filter(|one| !one.is_empty()).collect()),
         };
         let value = value.ok_or_else(|| self.refuse(&Value::from(text)))?;
@@ -127,6 +168,8 @@ impl Key {
             Rule::Text => value.as_str().is_some_and(|value| !value.is_empty()),
             Rule::Patterns => value.as_array().is_some_and(|list| list.iter().all(Value::is_string)),
             Rule::Listen => Listen::of(value).is_ok(),
+            Rule::Command => value.as_array().is_some_and(|list| is_command(list)),
+            Rule::Url => value.as_str().is_some_and(is_url),
         };
         if !fits {
             return Err(self.refuse(value));
@@ -149,7 +192,16 @@ impl Key {
         }
     }
 
+    /// The value as it may be told: of a URL, what may be secret is left out.
+    pub fn shown(&self, value: &Value) -> Value {
+        match (self.rule, value.as_str()) {
+            (Rule::Url, Some(url)) => Value::from(masked(url)),
+            _ => value.clone(),
+        }
+    }
+
     fn refuse(&self, value: &Value) -> Error {
+        let value = self.shown(value);
         Error::invalid(format!("`{}` is {value}, not {}", self.name, self.allowed()), "Give one that is allowed")
     }
 
@@ -165,8 +217,29 @@ impl Key {
             Rule::Text => "a text".into(),
             Rule::Patterns => "a list of patterns".into(),
             Rule::Listen => "a port such as 9821, an address and port such as 0.0.0.0:9821, or off".into(),
+            Rule::Command => r#"a program, or a list such as ["mail", "-s", "Backup", "ops"]"#.into(),
+            Rule::Url => "an http or https URL".into(),
         }
     }
+}
+
+fn is_command(list: &[Value]) -> bool {
+    let is_argument = |one: &Value| one.as_str().is_some_and(|text| !text.contains('\0'));
+    list.iter().all(is_argument) && list.first().and_then(Value::as_str).is_some_and(|program| !program.is_empty())
+}
+
+fn is_url(text: &str) -> bool {
+    let parsed = text.parse::<Uri>().ok();
+    parsed.is_some_and(|url| {
+        matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some_and(|host| !host.is_empty())
+    })
+}
+
+/// A URL as logs and terminals may show it: names, passwords and tokens may stand anywhere but in scheme, host and port.
+pub fn masked(url: &str) -> String {
+    let Ok(parsed) = url.parse::<Uri>() else { return "…".into() };
+    let port = parsed.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{}://{}{port}/…", parsed.scheme_str().unwrap_or_default(), parsed.host().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -190,11 +263,20 @@ mod tests {
             ("backup.listen", "localhost", "`backup.listen` is \"localhost\", not a port such as 9821"),
             ("backup.excludePatterns", "{a", "is not a pattern"),
             ("backup.retension", "30", "`backup.retension` is no setting"),
+            ("backup.hooks.onFailure.command", "mail ops", "is \"mail ops\", not a program, or a list such as"),
+            ("backup.hooks.onFailure.command", "[]", "is [], not a program"),
+            ("backup.hooks.onFailure.command", "[\"a\", 1]", "not a program, or a list"),
+            ("backup.hooks.heartbeat", "ftp://user:secret@host/x", "is \"ftp://host/…\", not an http or https URL"),
+            ("backup.hooks.heartbeat", "not a url", "is \"…\", not an http or https URL"),
+            ("backup.hooks.heartbeat", "/path", "not an http or https URL"),
+            ("backup.hooks.timeout", "0", "`backup.hooks.timeout` is 0, not a whole number from 1 to 300"),
         ];
         for (name, text, said) in cases {
             let error = parse(name, text).unwrap_err();
             assert!(error.message.contains(said), "{}", error.message);
         }
+        assert_eq!(parse("backup.hooks.onFailure.command", "/bin/tell").unwrap(), Value::from(vec!["/bin/tell"]));
+        assert_eq!(parse("backup.hooks.onFailure.command", r#"["a b", ""]"#).unwrap(), Value::from(vec!["a b", ""]));
         assert!(find("maxbackups").unwrap_err().remedy.contains("backup.maxBackups"));
     }
 }

@@ -1,4 +1,4 @@
-//! What `.kg/config.json` says of backups: its `backup` object.
+//! What `.kg/config.json` says of backups: its `backup` object. And what `.kg/hooks.json` says of hooks, in the same form.
 //!
 //! [`keys`] has every key, what it may be, and what that means; [`listen`] is the one value with a type of its own.
 //!
@@ -22,7 +22,7 @@ use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use self::listen::Listen;
+use self::{keys::Home, listen::Listen};
 use crate::{
     archive::{block::Compression, manifest::BackupType},
     error::{Warning, WarningCode},
@@ -64,10 +64,21 @@ impl Settings {
         }
     }
 
-    /// `config` is the whole file.
+    /// `config` is the whole configuration.
     pub fn of(config: &Value, warn: &mut impl FnMut(String)) -> Self {
+        if config.pointer("/backup/hooks").is_some() {
+            warn(
+                "`backup.hooks` does not count here, as a restore brings this file back: set it with `kg config set`"
+                    .into(),
+            );
+        }
+        Settings::in_home(Home::Config, config, warn)
+    }
+
+    /// `config` is the whole file that is the home of the keys.
+    pub fn in_home(home: Home, config: &Value, warn: &mut impl FnMut(String)) -> Self {
         let mut values = BTreeMap::new();
-        for key in keys::ALL {
+        for key in keys::ALL.iter().filter(|key| key.home() == home) {
             let Some(value) = key.find(config) else { continue };
             match key.check(value) {
                 Ok(()) => {

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use super::names::LOCK_FILE;
 use crate::{
     error::{Code, Error, Result},
-    lock,
+    lock::{self, host_name},
     task::Task,
 };
 
@@ -53,10 +53,6 @@ fn held(dir: &Path, file: &mut File, waited: Duration) -> Error {
         format!("{} is in use by {holder}; waited {} s", dir.display(), waited.as_secs_f32()),
         "Wait until it ends, or raise `lockTimeout`",
     )
-}
-
-fn host_name() -> String {
-    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "this host".into())
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! Sets one key of `.kg/config.json`, or takes it out, and keeps every other byte of the file: what is outside of the object that
+//! Sets one key of `.kg/config.json` or `.kg/hooks.json`, or takes it out, and keeps every other byte of the file: what is outside of the object that
 //! the key belongs to is not even written anew.
 
 use std::{
     fs::{self, File, OpenOptions},
     os::unix::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -14,10 +14,13 @@ use serde_json::{Map, Serializer, Value, ser::PrettyFormatter, value::RawValue};
 use crate::{
     durable,
     error::{Code, Error, Result},
-    lock,
-    project::{CONFIG_FILE, Project},
+    hooks, lock,
+    project::Project,
     reader::apply::{journal::give_to_owner, lock_against_restores},
-    settings::{keys::Key, read_text},
+    settings::{
+        keys::{Home, Key},
+        read_text,
+    },
     task::Task,
 };
 
@@ -30,14 +33,19 @@ const DEFAULT_INDENT: &str = "  ";
 pub fn set(project: &Project, key: &Key, value: Option<Value>, task: &Task) -> Result<bool> {
     let _no_restore = lock_against_restores(&project.state_dir(), LOCK_TIMEOUT, &task.cancel)?;
     let _lock = lock(project, task)?;
-    let path = project.state_dir().join(CONFIG_FILE);
-    let before = read(&path)?;
+    let home = key.home();
+    let path = path(project, home);
+    let before = read(project, home)?;
     let text = before.as_deref().unwrap_or("{}\n");
-    let after = edited(text, key.name, value).map_err(|what| invalid(&path, &what))?;
+    let after = edited(text, key.name, value).map_err(|what| invalid(home, &path, &what))?;
     if after == text {
         return Ok(false);
     }
-    write(project, &path, after.as_bytes(), before.is_some())?;
+    match home {
+        Home::Config => write(project, &path, after.as_bytes(), before.is_some())?,
+        // For its owner alone. It stays with whoever set it: only they, or root, may say what runs as them.
+        Home::Hooks => durable::write(&path, after.as_bytes())?,
+    }
     Ok(true)
 }
 
@@ -48,24 +56,32 @@ fn lock(project: &Project, task: &Task) -> Result<File> {
     if lock::wait(&file, LOCK_TIMEOUT, task, failed)? {
         return Ok(file);
     }
-    let message = format!("{} is being changed by another process", project.state_dir().join(CONFIG_FILE).display());
+    let message = format!("The settings in {} are being changed by another process", project.state_dir().display());
     Err(Error::new(Code::TargetLocked, message, "Wait until it ends"))
 }
 
-/// The whole configuration; an empty object where there is none.
-pub fn load(project: &Project) -> Result<Value> {
-    let path = project.state_dir().join(CONFIG_FILE);
-    let Some(text) = read(&path)? else { return Ok(Value::Object(Map::new())) };
+/// The whole file; an empty object where there is none.
+pub fn load(project: &Project, home: Home) -> Result<Value> {
+    let path = path(project, home);
+    let Some(text) = read(project, home)? else { return Ok(Value::Object(Map::new())) };
     match serde_json::from_str::<Value>(&text) {
         Ok(config) if config.is_object() => Ok(config),
-        Ok(_) => Err(invalid(&path, "it is no object")),
-        Err(cause) => Err(invalid(&path, &cause.to_string())),
+        Ok(_) => Err(invalid(home, &path, "it is no object")),
+        Err(cause) => Err(invalid(home, &path, &cause.to_string())),
     }
 }
 
-fn read(path: &Path) -> Result<Option<String>> {
-    let text = read_text(path).map_err(|cause| Error::io("read", path, cause))?;
-    text.map(|text| String::from_utf8(text).map_err(|_| invalid(path, "it is not UTF-8"))).transpose()
+fn path(project: &Project, home: Home) -> PathBuf {
+    project.state_dir().join(home.file_name())
+}
+
+fn read(project: &Project, home: Home) -> Result<Option<String>> {
+    if home == Home::Hooks {
+        return hooks::file::read(project);
+    }
+    let path = path(project, home);
+    let text = read_text(&path).map_err(|cause| Error::io("read", &path, cause))?;
+    text.map(|text| String::from_utf8(text).map_err(|_| invalid(home, &path, "it is not UTF-8"))).transpose()
 }
 
 fn write(project: &Project, path: &Path, content: &[u8], exists: bool) -> Result<()> {
@@ -89,12 +105,13 @@ fn write(project: &Project, path: &Path, content: &[u8], exists: bool) -> Result
     give_to_owner(project.root(), &path)
 }
 
-fn invalid(path: &Path, what: &str) -> Error {
-    Error::new(
-        Code::ConfigInvalid,
-        format!("{} is not a configuration: {what}", path.display()),
-        "Mend it, or bring it back with `kg diag restore --file latest --config-only`; nothing was changed",
-    )
+fn invalid(home: Home, path: &Path, what: &str) -> Error {
+    let (code, remedy) = match home {
+        Home::Config => (Code::ConfigInvalid, "bring it back with `kg diag restore --file latest --config-only`"),
+        Home::Hooks => (Code::HooksInvalid, "remove it and set the hooks again"),
+    };
+    let message = format!("{} is not a configuration: {what}", path.display());
+    Error::new(code, message, format!("Mend it, or {remedy}; nothing was changed"))
 }
 
 /// The members of the outermost object, each with the text of its value.

@@ -1,17 +1,21 @@
-//! `kg config`: the settings of backups in `.kg/config.json`.
+//! `kg config`: the settings of backups in `.kg/config.json`, and their hooks in `.kg/hooks.json`.
 
 mod edit;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::{Common, finish, output::Output};
+use super::{Common, finish, output::Output, watch::cancel_on_interrupt};
 use crate::{
-    error::Result,
+    error::{Result, Warning, WarningCode},
+    hooks::{self, Hooks},
     project::Project,
-    settings::{Settings, keys},
+    settings::{
+        Settings,
+        keys::{self, Home},
+    },
     task::Task,
 };
 
@@ -21,7 +25,13 @@ Examples:
   kg config set backup.enabled true
   kg config set backup.schedule \"0 2 * * *\"   every day at 2:00
   kg config set backup.retention 30           remove backups after 30 days
-  kg config show --all                        every key, and what it means")]
+  kg config show --all                        every key, and what it means
+  kg config set backup.hooks.heartbeat https://hc.example/ping/abc
+  kg config set backup.hooks.onFailure.command '[\"mail\", \"-s\", \"Backup failed\", \"ops\"]'
+  kg config test-hooks                        run every hook now, and tell what came of it
+
+Keys of `backup.hooks` are kept in .kg/hooks.json: no backup holds that file and no restore writes it,
+so that an archive cannot decide what is called or run here.")]
 pub struct ConfigArgs {
     #[command(subcommand)]
     command: Command,
@@ -57,19 +67,26 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// Run every hook now with an event `backup.test`; exits with 1 where one fails, or there is none
+    TestHooks {
+        #[command(flatten)]
+        common: Common,
+    },
 }
 
 pub fn run(args: &ConfigArgs) -> ExitCode {
     let (Command::Set { common, .. }
     | Command::Get { common, .. }
     | Command::Unset { common, .. }
-    | Command::Show { common, .. }) = &args.command;
+    | Command::Show { common, .. }
+    | Command::TestHooks { common }) = &args.command;
     let output = Output::new(common);
     let done = common.root().and_then(|root| Project::open(&root)).and_then(|project| match &args.command {
         Command::Set { key, value, .. } => set(&project, key, Some(value), &output),
         Command::Unset { key, .. } => set(&project, key, None, &output),
         Command::Get { key, .. } => get(&project, key, &output),
         Command::Show { all, .. } => show(&project, *all, &output),
+        Command::TestHooks { .. } => Ok(test_hooks(&project, &output)),
     });
     match done {
         Ok(code) => code,
@@ -81,12 +98,13 @@ fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -
     let key = keys::find(name)?;
     let value = value.map(|value| key.parse(value)).transpose()?;
     let changed = edit::set(project, key, value.clone(), &Task::default())?;
-    output.result(&serde_json::json!({ "key": key.name, "value": value, "changed": changed }));
-    let file = PathBuf::from(".kg/config.json");
+    let value = value.map(|value| key.shown(&value));
+    output.result(&json!({ "key": key.name, "value": value, "changed": changed }));
+    let file = format!(".kg/{}", key.home().file_name());
     output.line(match (&value, changed) {
-        (Some(value), true) => format!("{name} = {} in {}", plain(value), file.display()),
+        (Some(value), true) => format!("{name} = {} in {file}", plain(value)),
         (Some(value), false) => format!("{name} is {} already", plain(value)),
-        (None, true) => format!("{name} was taken out of {}", file.display()),
+        (None, true) => format!("{name} was taken out of {file}"),
         (None, false) => format!("{name} is not set"),
     });
     Ok(ExitCode::SUCCESS)
@@ -94,7 +112,7 @@ fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -
 
 fn get(project: &Project, name: &str, output: &Output) -> Result<ExitCode> {
     let key = keys::find(name)?;
-    let config = edit::load(project)?;
+    let config = edit::load(project, key.home())?;
     let Some(value) = key.find(&config) else {
         output.result(&Value::Null);
         return Ok(ExitCode::FAILURE);
@@ -105,20 +123,21 @@ fn get(project: &Project, name: &str, output: &Output) -> Result<ExitCode> {
 }
 
 fn show(project: &Project, all: bool, output: &Output) -> Result<ExitCode> {
-    let config = edit::load(project)?;
     let mut wrong = Vec::new();
-    let settings = Settings::of(&config, &mut |message| wrong.push(message));
+    let mut warn = |message| wrong.push(message);
+    let settings = Settings::of(&edit::load(project, Home::Config)?, &mut warn);
+    let hooks = Settings::in_home(Home::Hooks, &edit::load(project, Home::Hooks)?, &mut warn);
     let mut told = Map::new();
     for key in keys::ALL {
-        let value = settings.get(key.name);
-        if let Some(value) = value {
-            told.insert(key.name.to_string(), value.clone());
-        }
-        let value = value.map_or_else(|| "not set".to_string(), plain);
+        let value = settings.get(key.name).or(hooks.get(key.name)).map(|value| key.shown(value));
+        let text = value.as_ref().map_or_else(|| "not set".to_string(), plain);
         if all {
-            output.line(format!("{:27} {value:20} {}", key.name, key.meaning));
-        } else if settings.get(key.name).is_some() {
-            output.line(format!("{} = {value}", key.name));
+            output.line(format!("{:32} {text:20} {}", key.name, key.meaning));
+        } else if value.is_some() {
+            output.line(format!("{} = {text}", key.name));
+        }
+        if let Some(value) = value {
+            told.insert(key.name.to_string(), value);
         }
     }
     if told.is_empty() && !all {
@@ -129,6 +148,34 @@ fn show(project: &Project, all: bool, output: &Output) -> Result<ExitCode> {
         output.line(format!("warning: {message}"));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn test_hooks(project: &Project, output: &Output) -> ExitCode {
+    let mut warnings = Vec::new();
+    let hooks = Hooks::load(project, &mut warnings);
+    let mut told = Vec::new();
+    let mut outcomes = Vec::new();
+    hooks.try_out(project, &cancel_on_interrupt(), |outcome| {
+        let (ok, said) = match &outcome.result {
+            Ok(said) => (true, said),
+            Err(said) => (false, said),
+        };
+        let word = if ok { "ok" } else { "FAILED" };
+        output.line(format!("{:31} {word}: {said} ({} ms)", outcome.hook, outcome.duration_ms));
+        told.push(json!({ "hook": outcome.hook, "ok": ok, "said": said, "durationMs": outcome.duration_ms }));
+        outcomes.push(outcome);
+    });
+    if let Err(error) = hooks::remember(project, &outcomes) {
+        let message = format!("What hooks did could not be written down: {}", error.message);
+        warnings.push(Warning::new(WarningCode::Hook, message));
+    }
+    if told.is_empty() && warnings.is_empty() {
+        output.line("No hook is set; see those that can be with `kg config show --all`");
+    }
+    let is_good = !told.is_empty() && warnings.is_empty() && told.iter().all(|one| one["ok"] == true);
+    output.warnings(&warnings);
+    output.result(&json!({ "hooks": told, "warnings": warnings }));
+    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// As a person would write it.

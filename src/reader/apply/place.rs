@@ -151,10 +151,10 @@ fn assert_ours(record: &FileRecord) -> Result<()> {
     let below = path.strip_prefix(STATE_DIR).ok().filter(|below| !below.as_os_str().is_empty());
     let top = below.and_then(|below| below.iter().next()).and_then(|name| name.to_str()).unwrap_or_default();
     // Also where the file system ignores case: nothing of a project is called so in other letters.
-    let top = &top.to_lowercase();
+    let top = &folded(top);
     let is_dir = record.kind == EntryKind::Directory || below.is_some_and(|below| below.components().count() > 1);
-    if exclude::is_of_restore(top, is_dir) {
-        return refuse("is where restores keep their own");
+    if exclude::is_reserved(top, is_dir) {
+        return refuse("is what no backup may bring");
     }
     if path == Path::new(STATE_DIR)
         || target.is_some_and(|to| record.kind != EntryKind::Link || to.as_os_str().is_empty())
@@ -191,6 +191,11 @@ fn assert_ours(record: &FileRecord) -> Result<()> {
             }
         }
     }
+}
+
+/// Without case: up and down again, as some letters have two small forms.
+fn folded(name: &str) -> String {
+    name.to_uppercase().to_lowercase()
 }
 
 /// Whether something on the way is called as what a directory listing leaves out, and what tools keep their own in.
@@ -291,8 +296,9 @@ fn assert_place_for_database(location: &str, is_own: bool, staging: &Path, manif
     };
     let below = path.strip_prefix(STATE_DIR).ok();
     if let Some(below) = below {
-        let top = below.iter().next().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
-        let is_taken = exclude::is_of_restore(&top, below.components().count() > 1)
+        let top = below.iter().next().and_then(|name| name.to_str()).unwrap_or_default();
+        let top = folded(top);
+        let is_taken = exclude::is_reserved(&top, below.components().count() > 1)
             || top == BACKUPS_DIR
             || below == Path::new(CONFIG_FILE);
         if is_taken || top.is_empty() || !is_own && is_hidden(below) {
