@@ -1,7 +1,7 @@
 //! Salvage: a new, sound database of what can be read of a damaged one.
 //!
 //! ```text
-//! file + WAL ─▶ schema ─▶ trees ─▶ overflow chains ─▶ pages without parents ─▶ rows ─▶ new database ─▶ checked
+//! file + journal or WAL ─▶ schema ─▶ trees ─▶ overflow chains ─▶ pages without parents ─▶ rows ─▶ new database ─▶ checked
 //! ```
 //!
 //! The source is only read, page by page, never through SQLite. Rules:
@@ -14,17 +14,19 @@
 //!   and what SQLite caches.
 //!
 //! Not guaranteed: a bit that flipped inside a value, and leaves a record that adds up, is not noticed: SQLite's pages have no
-//! checksums. A rollback journal is not applied; a warning says that there is one. A page that a tree and a list of free pages
-//! without other faults both claim counts as free: the rows on it are lost.
+//! checksums. A page that a tree without
+//! rowids and the list of free pages both claim is nobody's: the rows on it go to `lost_and_found`.
 
 mod file;
 mod fill;
 mod freelist;
+mod journal;
 mod losses;
 mod objects;
 mod open;
 mod orphans;
 mod overflow;
+mod overlay;
 mod page;
 mod rebuild;
 mod record;
@@ -140,7 +142,7 @@ fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel:
         count: walk.bad_pages.len() as u64,
         first: walk.bad_pages.iter().take(MAX_NAMED_PAGES).map(|bad| named(bad.page, bad.reason)).collect(),
     };
-    warn(&mut salvaged, path, &freelist, &orphans, &target)?;
+    warn(&mut salvaged, &freelist, &orphans, &target)?;
     salvaged.objects = target.finish(&source.header)?;
     Ok(salvaged)
 }
@@ -148,13 +150,7 @@ fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel:
 fn named(page: u32, reason: &str) -> UnreadablePage {
     UnreadablePage { page, reason: reason.to_string() }
 }
-fn warn(salvaged: &mut Salvaged, path: &Path, freelist: &Freelist, orphans: &Orphans, target: &Target) -> Result<()> {
-    if fs::metadata(companion(path, "-journal")).is_ok_and(|journal| journal.len() > 0) {
-        salvaged.warnings.push(
-            "A rollback journal lies beside the database: a transaction that was never committed may be half in it. The journal was not applied"
-                .to_string(),
-        );
-    }
+fn warn(salvaged: &mut Salvaged, freelist: &Freelist, orphans: &Orphans, target: &Target) -> Result<()> {
     if !freelist.is_sound && !orphans.freelist_was_certain && !orphans.aside.is_empty() {
         salvaged.warnings.push(
             "The list of free pages is damaged: rows on pages without a parent may have been deleted, and are in lost_and_found".to_string(),
