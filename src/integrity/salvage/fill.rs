@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{
     orphans::{Group, Orphans},
-    overflow::{Chains, Owner},
+    overflow::{Chains, Owner, Unread},
     rebuild::Target,
     report::{Salvaged, TableReport},
     rows::{Filler, LostAndFound, Place, of_leaf},
@@ -85,6 +85,12 @@ impl Rows<'_, '_> {
             of_leaf(self.walk, self.chains, leaf, tree.by_rowid, *owner, |cell, payload| {
                 let payload = match payload {
                     Ok(payload) => payload,
+                    Err(Unread { reason, contested: Some(payload) }) => {
+                        report.rows_aside += 1;
+                        let place =
+                            Place { table: &tree.name, page: leaf.page, rowid: tree.by_rowid.then_some(cell.rowid) };
+                        return lost.put(target, place, &payload, encoding, reason);
+                    }
                     Err(_) => {
                         report.rows_lost += 1;
                         return Ok(());
@@ -115,7 +121,11 @@ impl Rows<'_, '_> {
         for leaf in &group.leaves {
             self.cancel.check()?;
             of_leaf(self.walk, self.chains, leaf, group.by_rowid, Owner::Orphan, |cell, payload| {
-                let Ok(payload) = payload else { return Ok(()) };
+                let (payload, reason) = match payload {
+                    Ok(payload) => (payload, reason),
+                    Err(Unread { reason, contested: Some(payload) }) => (payload, reason),
+                    Err(_) => return Ok(()),
+                };
                 let place = Place { table: "", page: leaf.page, rowid: group.by_rowid.then_some(cell.rowid) };
                 lost.put(target, place, &payload, self.walk.source.encoding, reason)
             })?;
