@@ -942,6 +942,8 @@ export interface Salvage {
   schemaReadable: boolean;
   /** `ignored` where it is damaged or of another database; a warning says why. */
   wal: 'none' | 'applied' | 'ignored';
+  /** The rollback journal that a killed writer left: `applied` is the database as it was before that transaction. */
+  journal: 'none' | 'applied' | 'ignored';
   tables: SalvagedTable[];
   /** Over all tables, without what was put aside. */
   rowsRecovered: number;

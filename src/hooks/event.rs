@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
-    archive::manifest::BackupType,
+    archive::manifest::{BackupType, hex},
     backup::Created,
     error::{Error, Result, Warning},
     lock::host_name,
@@ -161,8 +161,4 @@ fn unique() -> String {
         bytes = now.map(|byte| byte ^ std::process::id().to_le_bytes()[0]);
     }
     hex(&bytes)
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -24,8 +24,8 @@ use ureq::{
     tls::{PemItem, RootCerts, TlsConfig, parse_pem},
 };
 
-use super::event::{Event, hex};
-use crate::task::Cancel;
+use super::event::Event;
+use crate::{archive::manifest::hex, task::Cancel};
 
 const USER_AGENT: &str = concat!("kg/", env!("CARGO_PKG_VERSION"));
 const CERTIFICATES_VARIABLE: &str = "SSL_CERT_FILE";

@@ -1,5 +1,8 @@
 //! Databases to damage, and which pages each of their rows lies on.
 
+#[allow(dead_code, reason = "each test needs some of it")]
+pub mod damage;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -37,6 +40,17 @@ pub struct Variant {
     pub page_size: usize,
     pub encoding: &'static str,
     pub auto_vacuum: bool,
+    /// Bytes at the end of each page that are not SQLite's.
+    pub reserved: u8,
+    /// Whether the last commits are in a WAL alone.
+    pub in_wal: bool,
+}
+
+impl Variant {
+    #[allow(dead_code, reason = "each test needs some of it")]
+    pub const fn new(page_size: usize, encoding: &'static str, auto_vacuum: bool) -> Variant {
+        Variant { page_size, encoding, auto_vacuum, reserved: 0, in_wal: false }
+    }
 }
 
 /// Rowid (0 where there is none) and values.
@@ -45,6 +59,7 @@ pub type Row = (i64, Vec<Value>);
 #[allow(dead_code, reason = "each test needs some of it")]
 pub struct Intact {
     pub bytes: Vec<u8>,
+    pub wal: Option<Vec<u8>>,
     pub page_size: usize,
     pub rows: BTreeMap<&'static str, Vec<Row>>,
     /// By table, for each of its rows in order: the pages it lies on.
@@ -58,12 +73,16 @@ pub fn build(path: &Path, variant: Variant, rows: usize) -> Intact {
     let connection = Connection::open(path).unwrap();
     let (size, vacuum) = (variant.page_size, if variant.auto_vacuum { 1 } else { 0 });
     let encoding = variant.encoding;
+    reserve(&connection, variant.reserved);
     connection
         .execute_batch(&format!(
             "PRAGMA foreign_keys = OFF; PRAGMA page_size = {size}; PRAGMA auto_vacuum = {vacuum}; PRAGMA encoding = '{encoding}';
              PRAGMA user_version = 7; PRAGMA application_id = 99; BEGIN"
         ))
         .unwrap();
+    if variant.in_wal {
+        connection.execute_batch("COMMIT; PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; BEGIN").unwrap();
+    }
     SCHEMA.iter().for_each(|(_, sql)| connection.execute_batch(sql).unwrap());
     for n in 0..rows {
         let id = format!("node-{:05}", (n * 7919) % 100_003);
@@ -86,6 +105,9 @@ pub fn build(path: &Path, variant: Variant, rows: usize) -> Intact {
         connection.execute("INSERT INTO node_tags VALUES (?1, ?2)", rusqlite::params![id, n]).unwrap();
         connection.execute("INSERT INTO metadata VALUES (?1, 'v')", [format!("key {n}")]).unwrap();
     }
+    if variant.in_wal {
+        connection.execute_batch("COMMIT; PRAGMA wal_checkpoint; BEGIN").unwrap();
+    }
     connection
         .execute_batch(&format!(
             "COMMIT; DELETE FROM edges WHERE id > {0} AND id < {1}; DELETE FROM nodes WHERE rowid % 13 = 5; DELETE FROM tags WHERE id % 5 = 1",
@@ -97,7 +119,7 @@ pub fn build(path: &Path, variant: Variant, rows: usize) -> Intact {
     let (mut places, mut kinds) = (BTreeMap::new(), BTreeMap::new());
     let mut statement =
         connection.prepare("SELECT name, path, pageno, pagetype, ncell FROM dbstat ORDER BY name, path").unwrap();
-    let stat: Vec<(String, String, u32, String, usize)> = statement
+    let stat: Vec<Stat> = statement
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))
         .unwrap()
         .collect::<rusqlite::Result<_>>()
@@ -116,33 +138,75 @@ pub fn build(path: &Path, variant: Variant, rows: usize) -> Intact {
             },
         );
     }
-    for table in TABLES.into_iter().filter(|table| *table != "node_tags") {
+    for table in TABLES {
+        let tree =
+            Tree { stat: stat.iter().filter(|entry| entry.0 == table).collect(), holds_all: table == "node_tags" };
         let mut of_table = Vec::new();
-        for (_, path, page, ..) in stat.iter().filter(|entry| entry.0 == table && entry.3 == "leaf") {
-            let cells = stat.iter().find(|entry| entry.2 == *page).unwrap().4;
-            for cell in 0..cells {
-                let prefix = format!("{path}{cell:03x}+");
-                let overflow = stat.iter().filter(|entry| entry.0 == table && entry.1.starts_with(&prefix));
-                of_table.push(overflow.map(|entry| entry.2).chain([*page]).collect());
-            }
-        }
+        tree.places("/", &mut of_table);
         places.insert(table, of_table);
         assert_eq!(places[table].len(), rows[table].len(), "dbstat and the rows of {table} agree");
     }
     drop(statement);
-    connection.close().unwrap();
     let bytes = std::fs::read(path).unwrap();
+    // Before it is closed, which empties it.
+    let wal = variant.in_wal.then(|| std::fs::read(path.with_extension("db-wal")).unwrap());
+    connection.close().unwrap();
     for page in 2..=(bytes.len() / size) as u32 {
         kinds.entry(page).or_insert("free");
     }
-    Intact { bytes, page_size: size, rows, places, kinds }
+    Intact { bytes, wal, page_size: size, rows, places, kinds }
+}
+
+fn reserve(connection: &Connection, bytes: u8) {
+    let mut bytes = std::ffi::c_int::from(bytes);
+    // SAFETY: the handle is that of an open connection, and the control takes a pointer to an int.
+    let status = unsafe {
+        rusqlite::ffi::sqlite3_file_control(
+            connection.handle(),
+            c"main".as_ptr(),
+            rusqlite::ffi::SQLITE_FCNTL_RESERVE_BYTES,
+            (&raw mut bytes).cast(),
+        )
+    };
+    assert_eq!(status, rusqlite::ffi::SQLITE_OK);
+}
+
+/// Name, path, page, kind and number of cells.
+type Stat = (String, String, u32, String, usize);
+
+/// What dbstat says of a tree.
+struct Tree<'s> {
+    stat: Vec<&'s Stat>,
+    /// Whether interior pages hold rows too, as in a table without rowid.
+    holds_all: bool,
+}
+
+impl Tree<'_> {
+    /// Adds the pages of each row below a page, in the order of their keys.
+    fn places(&self, path: &str, places: &mut Vec<BTreeSet<u32>>) {
+        let (_, _, page, kind, cells) = self.stat.iter().find(|entry| entry.1 == path).unwrap();
+        let is_interior = kind == "internal";
+        for cell in 0..*cells {
+            if is_interior {
+                self.places(&format!("{path}{cell:03x}/"), places);
+            }
+            if !is_interior || self.holds_all {
+                let prefix = format!("{path}{cell:03x}+");
+                let overflow = self.stat.iter().filter(|entry| entry.1.starts_with(&prefix));
+                places.push(overflow.map(|entry| entry.2).chain([*page]).collect());
+            }
+        }
+        if is_interior {
+            self.places(&format!("{path}{cells:03x}/"), places);
+        }
+    }
 }
 
 pub fn all_rows(connection: &Connection) -> BTreeMap<&'static str, Vec<Row>> {
     let mut all = BTreeMap::new();
     for table in TABLES {
         let sql = match table {
-            "node_tags" => "SELECT 0, * FROM node_tags".to_string(),
+            "node_tags" => "SELECT 0, * FROM node_tags ORDER BY node_id, tag_id".to_string(),
             _ => format!("SELECT rowid, * FROM {table} ORDER BY rowid"),
         };
         let Ok(mut statement) = connection.prepare(&sql) else { continue };

@@ -6,9 +6,9 @@
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
 use super::{
+    overlay::Overlay,
     page::{Geometry, Kind, Page, parse, u16_at, u32_at},
     record::{Class, class_of, serial_types, size_of},
-    wal::Wal,
 };
 use crate::{
     error::{Error, Result},
@@ -75,10 +75,10 @@ impl Header {
     }
 }
 
-/// A database file, read-only, with the committed pages of its WAL.
+/// A database file, read-only, with the pages of the log beside it.
 pub struct Source {
     file: File,
-    wal: Option<Wal>,
+    overlay: Option<Overlay>,
     pub header: Header,
     pub page_size: usize,
     pub geometry: Geometry,
@@ -92,13 +92,13 @@ pub struct Source {
 }
 
 impl Source {
-    pub fn open(path: &Path, wal: Option<Wal>, cancel: &Cancel) -> Result<Source> {
+    pub fn open(path: &Path, overlay: Option<Overlay>, cancel: &Cancel) -> Result<Source> {
         let failed = |cause| Error::io("read", path, cause);
         let file = File::open(path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
         let mut source = Source {
             file,
-            wal: None,
+            overlay: None,
             header: Header::default(),
             page_size: 4096,
             geometry: Geometry { usable_bytes: 4096, page_count: 0 },
@@ -108,19 +108,19 @@ impl Source {
             recognised: 0,
         };
         source.header = Header::read(&source.read_at(0, HEADER_BYTES));
-        let (size, reserved) = source.find_page_size(length, wal.as_ref(), cancel)?;
+        let (size, reserved) = source.find_page_size(length, overlay.as_ref(), cancel)?;
         source.page_size = size;
         let in_file = u32::try_from(length / size as u64).unwrap_or(u32::MAX - 1);
-        if let Some(wal) = wal.filter(|wal| wal.page_size_bytes == size) {
-            // The newest header is in the log.
-            if let Some(offset) = wal.offsets.get(&1) {
+        if let Some(overlay) = overlay.filter(|overlay| overlay.page_size_bytes == size) {
+            // The header that counts is in the log.
+            if let Some(offset) = overlay.offsets.get(&1) {
                 let mut bytes = vec![0; HEADER_BYTES];
-                wal.file.read_exact_at(&mut bytes, *offset).map_err(failed)?;
+                overlay.file.read_exact_at(&mut bytes, *offset).map_err(failed)?;
                 source.header = Header::read(&bytes);
             }
-            let beyond = wal.offsets.keys().copied().max().unwrap_or(0);
-            source.present = in_file.max(beyond).min(wal.page_count.max(beyond));
-            source.wal = Some(wal);
+            let beyond = overlay.offsets.keys().copied().max().unwrap_or(0);
+            source.present = in_file.max(beyond).min(overlay.page_count.max(beyond));
+            source.overlay = Some(overlay);
         } else {
             source.present = in_file;
         }
@@ -133,32 +133,33 @@ impl Source {
         Ok(source)
     }
 
-    pub fn wal_pages(&self) -> usize {
-        self.wal.as_ref().map_or(0, |wal| wal.offsets.len())
+    pub fn has_overlay(&self) -> bool {
+        self.overlay.is_some()
+    }
+
+    pub fn overlay_has(&self, number: u32) -> bool {
+        self.overlay.as_ref().is_some_and(|overlay| overlay.offsets.contains_key(&number))
     }
 
     /// The bytes of a page; `None` where it is not there or the disk does not give it.
     pub fn page(&self, number: u32) -> Option<Vec<u8>> {
-        if number == 0 || number > self.present {
-            return None;
-        }
         let mut bytes = vec![0; self.page_size];
-        let in_wal = self.wal.as_ref().and_then(|wal| Some((&wal.file, *wal.offsets.get(&number)?)));
-        let (file, at) = in_wal.unwrap_or((&self.file, u64::from(number - 1) * self.page_size as u64));
-        file.read_exact_at(&mut bytes, at).ok()?;
-        Some(bytes)
+        self.read_page(number, &mut bytes).then_some(bytes)
     }
 
     /// The first four bytes of a page: what an overflow page says comes next.
     pub fn first_word(&self, number: u32) -> Option<u32> {
-        if number == 0 || number > self.present {
-            return None;
-        }
         let mut bytes = [0; 4];
-        let in_wal = self.wal.as_ref().and_then(|wal| Some((&wal.file, *wal.offsets.get(&number)?)));
-        let (file, at) = in_wal.unwrap_or((&self.file, u64::from(number - 1) * self.page_size as u64));
-        file.read_exact_at(&mut bytes, at).ok()?;
-        Some(u32::from_be_bytes(bytes))
+        self.read_page(number, &mut bytes).then(|| u32::from_be_bytes(bytes))
+    }
+
+    fn read_page(&self, number: u32, bytes: &mut [u8]) -> bool {
+        if number == 0 || number > self.present {
+            return false;
+        }
+        let in_log = self.overlay.as_ref().and_then(|log| Some((&log.file, *log.offsets.get(&number)?)));
+        let (file, at) = in_log.unwrap_or((&self.file, u64::from(number - 1) * self.page_size as u64));
+        file.read_exact_at(bytes, at).is_ok()
     }
 
     /// Whether the page is no data by its place alone: the lock page, or one of the pointer map
@@ -211,7 +212,7 @@ impl Source {
     }
 
     /// Page size and reserved bytes: what the header says where pages agree, else what most bytes agree with.
-    fn find_page_size(&self, length: u64, wal: Option<&Wal>, cancel: &Cancel) -> Result<(usize, usize)> {
+    fn find_page_size(&self, length: u64, overlay: Option<&Overlay>, cancel: &Cancel) -> Result<(usize, usize)> {
         let header = &self.header;
         let said = (header.page_size, header.reserved);
         let is_legal = |size: usize, reserved: usize| {
@@ -235,8 +236,8 @@ impl Source {
                 return Ok(best.1);
             }
         }
-        let of_wal = wal.map(|wal| wal.page_size_bytes);
-        let size = of_wal.unwrap_or(if is_legal(said.0, said.1) { said.0 } else { 4096 });
+        let of_log = overlay.map(|overlay| overlay.page_size_bytes);
+        let size = of_log.unwrap_or(if is_legal(said.0, said.1) { said.0 } else { 4096 });
         Ok((size, if is_legal(size, header.reserved) && header.is_sound { header.reserved } else { 0 }))
     }
 

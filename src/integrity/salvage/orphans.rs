@@ -5,14 +5,14 @@
 //! a hole that its keys fit into; its rows fit the columns; and no other table could take it. All else goes to `lost_and_found`.
 //!
 //! *Certain* means that the freelist is sound, or that the pointer map names the parent, or that every page of the file is
-//! explained without it, so that what is free has been found page by page. Where no tree misses anything, pages without a
-//! parent are leftovers, and are left.
+//! explained without it, so that what is free has been found page by page. Where no tree misses anything and the freelist is not
+//! sound, pages without a parent are leftovers, and are left.
 
 use super::{
     freelist::{Freelist, trunk},
     overflow::{Chains, Owner},
     page::Kind,
-    walk::{Leaf, Walk},
+    walk::{Leaf, Tree, Walk},
 };
 use crate::{error::Result, task::Cancel};
 
@@ -108,7 +108,11 @@ pub fn find(
             || is_empty_trunk(walk, number)
     };
     let header_count = walk.source.header.page_count;
-    let is_sound = freelist.is_sound && !has_strange_trunk && (header_count == 0 || header_count >= pages);
+    // A list that names what a tree holds is not right about other pages either.
+    let is_contradicted =
+        (1..=pages as usize).any(|page| freelist.is_free[page] && (walk.is_owned[page] || chains.in_trees[page] > 0));
+    let is_sound =
+        freelist.is_sound && !is_contradicted && !has_strange_trunk && (header_count == 0 || header_count >= pages);
     let is_certain = is_sound || (2..=pages).all(is_explained);
     let misses_something = !schema_is_whole || walk.found.iter().any(|found| !found.holes.is_empty());
 
@@ -120,7 +124,9 @@ pub fn find(
     for group in groups {
         cancel.check()?;
         let by_map = walk.source.pointer(group.top);
-        if !group.is_disputed && (!misses_something || by_map.is_some_and(|(kind, _)| kind == 2)) {
+        // SQLite loses no page: beside a sound freelist a page without a parent is no leftover.
+        let is_leftover = !misses_something && !is_sound;
+        if !group.is_disputed && (is_leftover || by_map.is_some_and(|(kind, _)| kind == 2)) {
             orphans.left += group.leaves.len() as u64;
             continue;
         }
@@ -236,8 +242,12 @@ fn owner(
             could_be.push(index);
         }
     }
+    let are_rows = |tree: &Tree| {
+        !tree.by_rowid && !tree.is_index && tree.shape.as_ref().is_some_and(|shape| fits(walk, group, shape))
+    };
     if !group.by_rowid && could_be.iter().all(|index| walk.trees[*index].is_index) {
-        return Ok(None);
+        let is_of_index = !could_be.is_empty() || !walk.trees.iter().any(are_rows);
+        return if is_of_index { Ok(None) } else { Err("its table misses nothing") };
     }
     if group.is_disputed {
         return Err("the page is claimed from more than one place");

@@ -6,6 +6,7 @@
 
 use super::{
     file::Source,
+    freelist::trunk,
     page::{Cell, Page},
     walk::Walk,
 };
@@ -14,7 +15,26 @@ use super::{
 pub struct Chains {
     pub in_trees: Vec<u8>,
     pub in_orphans: Vec<u8>,
+    /// In those chains of trees that are as long as their payload: a broken one takes no page from another.
+    in_whole: Vec<u8>,
+    /// By page: how many pages it is to the end of the chain, itself included; [`NO_END`], or 0 where nobody has looked yet.
+    to_end: Vec<u32>,
 }
+
+/// Why the payload of a cell could not be read.
+pub struct Unread {
+    pub reason: &'static str,
+    /// What its chain leads to, where another chain leads there too: one of the two is wrong.
+    pub contested: Option<Vec<u8>>,
+}
+
+impl From<&'static str> for Unread {
+    fn from(reason: &'static str) -> Unread {
+        Unread { reason, contested: None }
+    }
+}
+
+const NO_END: u32 = u32::MAX;
 
 /// Whose cell it is that a chain starts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,28 +46,53 @@ pub enum Owner {
 impl Chains {
     pub fn new(source: &Source) -> Self {
         let pages = source.present as usize + 1;
-        Chains { in_trees: vec![0; pages], in_orphans: vec![0; pages] }
+        Chains {
+            in_trees: vec![0; pages],
+            in_orphans: vec![0; pages],
+            in_whole: vec![0; pages],
+            to_end: vec![0; pages],
+        }
     }
 
     /// Notes the pages of all chains of a page's cells.
     pub fn claim(&mut self, walk: &Walk<'_>, page: &Page, owner: Owner) {
-        let uses = match owner {
-            Owner::Tree => &mut self.in_trees,
-            Owner::Orphan => &mut self.in_orphans,
-        };
         for cell in page.cells.iter().filter(|cell| cell.overflow > 0) {
-            let mut next = cell.overflow;
-            for _ in 0..length(walk.source, cell) {
-                let Some(used) = uses.get_mut(next as usize).filter(|used| **used < 2) else { break };
-                *used += 1;
-                match walk.source.first_word(next) {
-                    // The rest is that of another chain already: it is walked once.
-                    Some(_) if *used == 2 => break,
-                    Some(following) if following > 0 => next = following,
-                    _ => break,
-                }
+            let length = length(walk.source, cell);
+            let uses = match owner {
+                Owner::Tree => &mut self.in_trees,
+                Owner::Orphan => &mut self.in_orphans,
+            };
+            note(uses, walk.source, cell.overflow, length);
+            if owner == Owner::Tree && u64::from(self.find_end(walk.source, cell.overflow)) == length {
+                note(&mut self.in_whole, walk.source, cell.overflow, length);
             }
         }
+    }
+
+    /// How many pages the chain from here has, or [`NO_END`]. Each page is looked at once.
+    fn find_end(&mut self, source: &Source, first: u32) -> u32 {
+        let (mut passed, mut next) = (Vec::new(), first);
+        let after = loop {
+            match self.to_end.get_mut(next as usize) {
+                _ if next == 0 => break 0,
+                None => break NO_END,
+                Some(known) if *known > 0 => break *known,
+                // Until its end is found it has none: then a circle has none either.
+                Some(unknown) => *unknown = NO_END,
+            }
+            passed.push(next);
+            match source.first_word(next) {
+                Some(following) => next = following,
+                None => break NO_END,
+            }
+        };
+        if after == NO_END {
+            return NO_END;
+        }
+        for (count, page) in (after + 1..).zip(passed.iter().rev()) {
+            self.to_end[*page as usize] = count;
+        }
+        after + passed.len() as u32
     }
 
     /// The whole payload of a cell, or why there is none.
@@ -58,44 +103,74 @@ impl Chains {
         bytes: &[u8],
         cell: &Cell,
         owner: Owner,
-    ) -> Result<Vec<u8>, &'static str> {
+    ) -> Result<Vec<u8>, Unread> {
         let mut payload = cell.local(bytes).to_vec();
         if cell.overflow == 0 {
             return Ok(payload);
         }
         let total = cell.payload_bytes as usize;
+        let is_whole = |to_end: &u32| u64::from(*to_end) == length(walk.source, cell);
+        if owner == Owner::Tree && !self.to_end.get(cell.overflow as usize).is_some_and(is_whole) {
+            return Err("its chain of overflow pages is broken".into());
+        }
+        let mut is_contested = false;
         let (mut before, mut next) = (number, cell.overflow);
         while payload.len() < total {
             let index = next as usize;
-            let used = *self.in_trees.get(index).ok_or("its chain of overflow pages leads out of the file")?;
+            let in_trees = *self.in_trees.get(index).ok_or("its chain of overflow pages leads out of the file")?;
             let used = match owner {
-                Owner::Tree => used,
-                Owner::Orphan if used > 0 => 2,
+                Owner::Tree => self.in_whole[index],
+                Owner::Orphan if in_trees > 0 => 2,
                 Owner::Orphan => self.in_orphans[index],
             };
             // The pointer map knows whose page it is.
-            let by_map = before != number && walk.source.pointer(next) == Some((4, before));
+            let kind = if before == number { 3 } else { 4 };
+            let by_map = walk.source.pointer(next) == Some((kind, before));
             if used != 1 && !(owner == Owner::Tree && by_map) {
-                return Err("an overflow page of it is claimed by another row too");
+                is_contested = true;
             }
-            if next < 2 || walk.is_owned[index] || walk.is_free[index] || walk.source.is_reserved(next) {
-                return Err("its chain of overflow pages leads to a page of another kind");
+            if next < 2 || walk.is_owned[index] || walk.source.is_reserved(next) {
+                return Err("its chain of overflow pages leads to a page of another kind".into());
             }
             let page = walk.source.page(next).ok_or("an overflow page of it could not be read")?;
+            // A leaf of the freelist keeps its content: where a tree leads to it, the list is wrong. A trunk does not.
+            if walk.is_free[index] && (owner == Owner::Orphan || trunk(walk.source, &page).is_some()) {
+                return Err("its chain of overflow pages leads to a free page".into());
+            }
             let content = &page[4..walk.source.geometry.usable_bytes];
             let wanted = content.len().min(total - payload.len());
             payload.extend_from_slice(&content[..wanted]);
             let following = u32::from_be_bytes([page[0], page[1], page[2], page[3]]);
             let is_last = payload.len() == total;
             if is_last != (following == 0) {
-                return Err("its chain of overflow pages is broken");
+                return Err("its chain of overflow pages is broken".into());
             }
             if is_last && page.iter().all(|byte| *byte == 0) {
-                return Err("its last overflow page is nothing but zeros");
+                return Err("its last overflow page is nothing but zeros".into());
             }
             (before, next) = (next, following);
         }
-        Ok(payload)
+        match is_contested {
+            true => {
+                Err(Unread { reason: "an overflow page of it is claimed by another row too", contested: Some(payload) })
+            }
+            false => Ok(payload),
+        }
+    }
+}
+
+/// Counts the pages of a chain.
+fn note(uses: &mut [u8], source: &Source, first: u32, length: u64) {
+    let mut next = first;
+    for _ in 0..length {
+        let Some(used) = uses.get_mut(next as usize).filter(|used| **used < 2) else { break };
+        *used += 1;
+        match source.first_word(next) {
+            // The rest is that of another chain already: it is walked once.
+            Some(_) if *used == 2 => break,
+            Some(following) if following > 0 => next = following,
+            _ => break,
+        }
     }
 }
 

@@ -15,7 +15,9 @@ pub struct Salvaged {
     pub header_readable: bool,
     /// Whether the schema was there as a whole.
     pub schema_readable: bool,
-    pub wal: WalUse,
+    pub wal: LogUse,
+    /// The rollback journal of a transaction that was never committed.
+    pub journal: LogUse,
     pub tables: Vec<TableReport>,
     /// Over all tables, without what was put aside.
     pub rows_recovered: u64,
@@ -29,10 +31,11 @@ pub struct Salvaged {
     pub warnings: Vec<String>,
 }
 
+/// What became of a log beside the database.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum WalUse {
-    /// There was none, or nothing committed in it.
+pub enum LogUse {
+    /// There was none, or nothing in it that counts.
     #[default]
     None,
     Applied,

@@ -6,7 +6,7 @@ use rusqlite::{Connection, Statement, ToSql, types::ToSqlOutput, types::ValueRef
 
 use super::{
     file::Encoding,
-    overflow::{Chains, Owner},
+    overflow::{Chains, Owner, Unread},
     page::Cell,
     rebuild::{Target, is_fatal, quoted},
     record::{Value, serial_types, values},
@@ -48,14 +48,14 @@ pub fn of_leaf(
     leaf: &Leaf,
     by_rowid: bool,
     owner: Owner,
-    mut row: impl FnMut(&Cell, Result<Vec<u8>, &'static str>) -> Result<()>,
+    mut row: impl FnMut(&Cell, Result<Vec<u8>, Unread>) -> Result<()>,
 ) -> Result<()> {
     let Some((bytes, page)) = walk.read(leaf.page, by_rowid) else { return Ok(()) };
     for cell in &page.cells {
         let is_inside = !by_rowid || (leaf.lowest..=leaf.highest).contains(&cell.rowid);
         let payload = match is_inside {
             true => chains.payload(walk, leaf.page, &bytes, cell, owner),
-            false => Err("its key is out of order"),
+            false => Err("its key is out of order".into()),
         };
         row(cell, payload)?;
     }

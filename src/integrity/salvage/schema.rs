@@ -247,6 +247,14 @@ impl Shape {
             && self.columns.iter().skip(types.len()).all(may_lack)
     }
 
+    /// Whether a cell is allowed, as far as its page tells.
+    pub fn allows_cell(&self, bytes: &[u8], cell: &Cell) -> bool {
+        match serial_types(cell.local(bytes), cell.payload_bytes) {
+            Some((types, _)) => self.allows(&types),
+            None => cell.overflow > 0,
+        }
+    }
+
     /// Whether a cell fits, as far as its page tells.
     pub fn fits_cell(&self, bytes: &[u8], cell: &Cell) -> bool {
         match serial_types(cell.local(bytes), cell.payload_bytes) {

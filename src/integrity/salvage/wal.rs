@@ -2,11 +2,11 @@
 //! (<https://www.sqlite.org/fileformat2.html#walformat>).
 //!
 //! Frames count up to the last commit before the first one whose salts or checksum are not right, as in SQLite. What cannot be
-//! told from the log itself is whether it is of this database; [`super`] compares the two.
+//! told from the log itself is whether it is of this database; [`super::open`] compares the two.
 
 use std::{collections::HashMap, fs::File, os::unix::fs::FileExt, path::Path};
 
-use super::page::u32_at;
+use super::{overlay::Overlay, page::u32_at};
 use crate::{
     error::{Error, Result},
     sqlite::files::{WAL_MAGIC, companion},
@@ -17,71 +17,59 @@ const HEADER_BYTES: usize = 32;
 const FRAME_HEADER_BYTES: usize = 24;
 const FRAMES_PER_CANCEL_CHECK: u64 = 256;
 
-/// The committed pages of a log.
-pub struct Wal {
-    pub file: File,
-    pub page_size_bytes: usize,
-    /// Where the newest version of each page is.
-    pub offsets: HashMap<u32, u64>,
-    /// The size of the database after the last commit.
-    pub page_count: u32,
-}
-
-impl Wal {
-    /// `Ok(Err(why))` where the log cannot be used, `Ok(Ok(None))` where there is none, or nothing is in it.
-    pub fn open(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Option<Wal>, String>> {
-        let path = companion(database, "-wal");
-        let file = match File::open(&path) {
-            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(Ok(None)),
-            Err(cause) => return Ok(Err(format!("it could not be opened: {cause}"))),
-            Ok(file) => file,
-        };
-        let length = file.metadata().map_err(|cause| Error::io("read", &path, cause))?.len();
-        let mut header = [0; HEADER_BYTES];
-        if length == 0 {
-            return Ok(Ok(None));
-        }
-        if file.read_exact_at(&mut header, 0).is_err() || !header.starts_with(WAL_MAGIC) || header[3] & 0xfe != 0x82 {
-            return Ok(Err("its header is none of a WAL".to_string()));
-        }
-        let is_big_endian = header[3] & 1 == 1;
-        let page_size = u32_at(&header, 8).unwrap_or(0) as usize;
-        let mut sum = checksum((0, 0), &header[..24], is_big_endian);
-        if (Some(sum.0), Some(sum.1)) != (u32_at(&header, 24), u32_at(&header, 28))
-            || !page_size.is_power_of_two()
-            || !(512..=65_536).contains(&page_size)
-        {
-            return Ok(Err("the checksum of its header is wrong".to_string()));
-        }
-        let mut wal = Wal { file, page_size_bytes: page_size, offsets: HashMap::new(), page_count: 0 };
-        let mut pending = Vec::new();
-        let mut frame = vec![0; FRAME_HEADER_BYTES + page_size];
-        let frames = (length - HEADER_BYTES as u64) / frame.len() as u64;
-        for index in 0..frames {
-            if index % FRAMES_PER_CANCEL_CHECK == 0 {
-                cancel.check()?;
-            }
-            let at = HEADER_BYTES as u64 + index * frame.len() as u64;
-            if wal.file.read_exact_at(&mut frame, at).is_err() || frame[8..16] != header[16..24] {
-                break;
-            }
-            sum = checksum(sum, &frame[..8], is_big_endian);
-            sum = checksum(sum, &frame[FRAME_HEADER_BYTES..], is_big_endian);
-            let number = u32_at(&frame, 0).unwrap_or(0);
-            if (Some(sum.0), Some(sum.1)) != (u32_at(&frame, 16), u32_at(&frame, 20)) || number == 0 {
-                break;
-            }
-            pending.push((number, at + FRAME_HEADER_BYTES as u64));
-            let committed_size = u32_at(&frame, 4).unwrap_or(0);
-            if committed_size > 0 {
-                wal.offsets.extend(pending.drain(..));
-                wal.page_count = committed_size;
-            }
-        }
-        let page_count = wal.page_count;
-        wal.offsets.retain(|number, _| *number <= page_count);
-        Ok(Ok(Some(wal).filter(|wal| !wal.offsets.is_empty())))
+/// `Ok(Err(why))` where the log cannot be used, `Ok(Ok(None))` where there is none, or nothing is in it.
+pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Option<Overlay>, String>> {
+    let path = companion(database, "-wal");
+    let file = match File::open(&path) {
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(Ok(None)),
+        Err(cause) => return Ok(Err(format!("it could not be opened: {cause}"))),
+        Ok(file) => file,
+    };
+    let length = file.metadata().map_err(|cause| Error::io("read", &path, cause))?.len();
+    let mut header = [0; HEADER_BYTES];
+    if length == 0 {
+        return Ok(Ok(None));
     }
+    if file.read_exact_at(&mut header, 0).is_err() || !header.starts_with(WAL_MAGIC) || header[3] & 0xfe != 0x82 {
+        return Ok(Err("its header is none of a WAL".to_string()));
+    }
+    let is_big_endian = header[3] & 1 == 1;
+    let page_size = u32_at(&header, 8).unwrap_or(0) as usize;
+    let mut sum = checksum((0, 0), &header[..24], is_big_endian);
+    if (Some(sum.0), Some(sum.1)) != (u32_at(&header, 24), u32_at(&header, 28))
+        || !page_size.is_power_of_two()
+        || !(512..=65_536).contains(&page_size)
+    {
+        return Ok(Err("the checksum of its header is wrong".to_string()));
+    }
+    let mut wal = Overlay { file, page_size_bytes: page_size, offsets: HashMap::new(), page_count: 0 };
+    let mut pending = Vec::new();
+    let mut frame = vec![0; FRAME_HEADER_BYTES + page_size];
+    let frames = (length - HEADER_BYTES as u64) / frame.len() as u64;
+    for index in 0..frames {
+        if index % FRAMES_PER_CANCEL_CHECK == 0 {
+            cancel.check()?;
+        }
+        let at = HEADER_BYTES as u64 + index * frame.len() as u64;
+        if wal.file.read_exact_at(&mut frame, at).is_err() || frame[8..16] != header[16..24] {
+            break;
+        }
+        sum = checksum(sum, &frame[..8], is_big_endian);
+        sum = checksum(sum, &frame[FRAME_HEADER_BYTES..], is_big_endian);
+        let number = u32_at(&frame, 0).unwrap_or(0);
+        if (Some(sum.0), Some(sum.1)) != (u32_at(&frame, 16), u32_at(&frame, 20)) || number == 0 {
+            break;
+        }
+        pending.push((number, at + FRAME_HEADER_BYTES as u64));
+        let committed_size = u32_at(&frame, 4).unwrap_or(0);
+        if committed_size > 0 {
+            wal.offsets.extend(pending.drain(..));
+            wal.page_count = committed_size;
+        }
+    }
+    let page_count = wal.page_count;
+    wal.offsets.retain(|number, _| *number <= page_count);
+    Ok(Ok(Some(wal).filter(|wal| !wal.offsets.is_empty())))
 }
 
 /// SQLite's checksum, carried on from `sum`.

@@ -225,17 +225,31 @@ impl<'a> Walk<'a> {
             self.claims[page as usize] = winner.unwrap_or(NO_CLAIM);
         }
         for page in 1..self.is_free.len() {
-            let by_map = self.source.pointer(page as u32);
-            if self.is_free[page]
-                && self.claims[page].tree > 0
-                && !by_map.is_some_and(|(kind, _)| matches!(kind, 1 | 5))
-            {
+            let claim = self.claims[page];
+            if self.is_free[page] && claim.tree > 0 && !self.outweighs_freelist(page as u32, claim) {
                 self.disputed.push(page as u32);
                 self.more_claims.entry(page as u32).or_default();
                 self.claims[page] = NO_CLAIM;
             }
         }
         Ok(())
+    }
+
+    /// Whether a page is its tree's although the freelist names it: the pointer map says so, or it adds up to the last byte and holds
+    /// the columns and the keys that are expected there. Keys of records are not compared, so for those only the map counts.
+    fn outweighs_freelist(&self, page: u32, claim: Claim) -> bool {
+        let tree = &self.trees[claim.tree as usize - 1];
+        match self.source.pointer(page) {
+            Some((1 | 5, _)) => return true,
+            Some((2, _)) => return false,
+            _ => {}
+        }
+        let is_exact = |page: u32| self.read(page, true).is_some_and(|(_, page)| page.exact);
+        tree.by_rowid
+            && claim.fits
+            && is_exact(page)
+            && (claim.parent == 0 || is_exact(claim.parent))
+            && tree.shape.as_ref().is_some_and(|shape| self.looks_like(page, true, shape))
     }
 
     fn winner(&self, page: u32, mut claims: Vec<Claim>) -> Option<Claim> {
@@ -267,6 +281,13 @@ impl<'a> Walk<'a> {
             next = page.cells.first().map_or(page.right_child, |cell| cell.child);
         }
         false
+    }
+
+    /// Whether a leaf holds rows, and none that the table could hold: then it was written to the wrong place.
+    fn is_of_another_table(&self, tree: usize, number: u32, page: &Page) -> bool {
+        let (Some(shape), Kind::TableLeaf) = (&self.trees[tree].shape, page.kind) else { return false };
+        let Some(bytes) = self.source.page(number) else { return false };
+        !page.cells.is_empty() && !page.cells.iter().any(|cell| shape.allows_cell(&bytes, cell))
     }
 
     /// The second walk of a tree, in the order of its keys.
@@ -307,6 +328,10 @@ impl<'a> Walk<'a> {
                 lose(self, "it is no page of a b-tree of its kind");
                 continue;
             };
+            if self.is_of_another_table(tree, number, &page) {
+                lose(self, "its rows are none of its table");
+                continue;
+            }
             self.is_owned[number as usize] = true;
             if page.bad_cells > 0 {
                 self.bad_pages.push(BadPage { page: number, reason: "some of its cells could not be read" });

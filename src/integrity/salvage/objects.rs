@@ -1,0 +1,138 @@
+//! The schema in the new database: tables, to learn their columns and be filled; what rests on their rows afterwards.
+
+use std::collections::HashSet;
+
+use super::{
+    FallbackSchema,
+    rebuild::{Target, is_virtual, module_of, quoted},
+    report::ObjectReport,
+    schema::{Object, Schema, Shape},
+    walk::Tree,
+};
+use crate::error::Result;
+
+/// Adds what the database should have, and the schema lacks.
+pub fn add_fallback(schema: &mut Schema, fallback: FallbackSchema<'_>, warnings: &mut Vec<String>) {
+    let known: HashSet<String> = schema.objects.iter().map(|object| object.name.to_ascii_lowercase()).collect();
+    let mut added = Vec::new();
+    for (name, sql) in fallback.iter().filter(|(name, _)| !known.contains(&name.to_ascii_lowercase())) {
+        let words: Vec<String> = sql.split_whitespace().take(3).map(str::to_ascii_lowercase).collect();
+        let kinds = ["table", "index", "view", "trigger"];
+        let kind = kinds.into_iter().find(|kind| words.iter().any(|word| word == kind)).unwrap_or("table");
+        schema.objects.push(Object {
+            kind: kind.to_string(),
+            name: name.to_string(),
+            table: name.to_string(),
+            root: 0,
+            sql: sql.to_string(),
+        });
+        added.push(*name);
+    }
+    if !added.is_empty() {
+        warnings.push(format!("The schema is damaged; these were made as they are known to be: {}", added.join(", ")));
+    }
+}
+
+/// Creates the tables, and lists all trees. The second list names the tables that belong to virtual tables.
+pub fn create_tables(target: &mut Target, schema: &mut Schema) -> Result<(Vec<Tree>, HashSet<String>)> {
+    let mut contents = HashSet::new();
+    let objects = schema.objects.clone();
+    for object in objects.iter().filter(|object| is_virtual(object)) {
+        if target.create_object(object)? && module_of(object).starts_with("fts") {
+            contents.insert(format!("{}_content", object.name));
+        }
+    }
+    // What exists now are the tables of virtual tables.
+    let shadows: HashSet<String> = names(target, "table")?.into_iter().collect();
+    let mut made: HashSet<String> = shadows.clone();
+    for object in objects.iter().filter(|object| is_ordinary_table(object) && !shadows.contains(&object.name)) {
+        if !object.name.starts_with("sqlite_") && target.create_object(object)? {
+            made.insert(object.name.clone());
+        }
+    }
+    made.extend(names(target, "table")?);
+    for object in objects.iter().filter(|object| object.kind == "index" && !object.sql.is_empty()) {
+        target.create_object(object)?;
+    }
+    for name in shadows.iter().filter(|name| !objects.iter().any(|object| object.name == **name)) {
+        if !objects.iter().any(|object| is_virtual(object) && object.name == *name) {
+            let (table, name) = (name.clone(), name.clone());
+            schema.objects.push(Object { kind: "table".to_string(), name, table, root: 0, sql: String::new() });
+        }
+    }
+    let mut trees = vec![Tree {
+        name: "sqlite_schema".to_string(),
+        root: 1,
+        by_rowid: true,
+        is_index: false,
+        shape: Some(Shape::of_schema()),
+    }];
+    for object in schema.objects.iter().filter(|object| !is_virtual(object)) {
+        let shape = match object.kind.as_str() {
+            "table" if made.contains(&object.name) => Shape::of_table(&target.connection, &object.name).ok(),
+            "index" => Shape::of_index(&target.connection, &object.name).ok().map(|shape| (shape, false)),
+            _ => None,
+        };
+        let is_index = object.kind == "index";
+        let by_rowid = shape.as_ref().map_or(!is_index, |(_, by_rowid)| *by_rowid);
+        if (object.kind == "table" || is_index) && (object.root > 1 || shape.is_some()) {
+            let (name, root) = (object.name.clone(), object.root);
+            trees.push(Tree { name, root, by_rowid, is_index, shape: shape.map(|(shape, _)| shape) });
+        }
+    }
+    // Filling an index row by row is slow; unique ones have to be there to see which rows break them.
+    let failed = |target: &Target, cause| target.error(cause);
+    for object in objects.iter().filter(|object| object.kind == "index" && !is_unique(object) && !object.sql.is_empty())
+    {
+        if target.has("index", &object.name)? {
+            let sql = format!("DROP INDEX {}", quoted(&object.name));
+            target.connection.execute_batch(&sql).map_err(|cause| failed(target, cause))?;
+        }
+    }
+    target.reports.retain(|report| report.kind != "index" || report.failed.is_some());
+    let shadows = shadows.into_iter().filter(|name| !contents.contains(name)).collect();
+    Ok((trees, shadows))
+}
+
+fn is_ordinary_table(object: &Object) -> bool {
+    object.kind == "table" && !is_virtual(object)
+}
+
+fn is_unique(object: &Object) -> bool {
+    object.sql.split_whitespace().nth(1).is_some_and(|word| word.eq_ignore_ascii_case("UNIQUE"))
+}
+
+fn names(target: &Target, kind: &str) -> Result<Vec<String>> {
+    let listed = || -> rusqlite::Result<Vec<String>> {
+        let mut statement = target.connection.prepare("SELECT name FROM sqlite_schema WHERE type = ?1")?;
+        statement.query_map([kind], |row| row.get(0))?.collect()
+    };
+    listed().map_err(|cause| target.error(cause))
+}
+
+/// Indexes, views, full-text indexes and triggers, after the rows.
+pub fn finish(target: &mut Target, schema: &Schema) -> Result<()> {
+    for object in schema.objects.iter().filter(|object| object.kind == "index" && !object.sql.is_empty()) {
+        let has_failed = target.reports.iter().any(|report| report.kind == "index" && report.name == object.name);
+        if is_unique(object) && !has_failed {
+            let report = ObjectReport { kind: "index".to_string(), name: object.name.clone(), failed: None };
+            target.reports.push(report);
+        } else if !has_failed {
+            target.create_object(object)?;
+        }
+    }
+    for object in schema.objects.iter().filter(|object| object.kind == "view") {
+        target.create_object(object)?;
+    }
+    for object in schema.objects.iter().filter(|object| is_virtual(object)) {
+        target.rebuild_full_text(object)?;
+    }
+    for object in schema.objects.iter().filter(|object| object.kind == "trigger") {
+        target.create_object(object)?;
+    }
+    if schema.objects.iter().any(|object| object.name == "sqlite_stat1") {
+        // Statistics are of the rows that are there now.
+        target.in_savepoint(|connection| connection.execute_batch("ANALYZE"))?;
+    }
+    Ok(())
+}

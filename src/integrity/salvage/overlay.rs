@@ -1,0 +1,13 @@
+//! Pages that a log beside the database holds, and that count instead of the file's: those of a WAL are newer, those of a
+//! rollback journal are what the file held before a transaction that was never committed.
+
+use std::{collections::HashMap, fs::File};
+
+pub struct Overlay {
+    pub file: File,
+    pub page_size_bytes: usize,
+    /// Where the page that counts lies in the log.
+    pub offsets: HashMap<u32, u64>,
+    /// The size of the database with the log.
+    pub page_count: u32,
+}
