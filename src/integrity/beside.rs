@@ -16,6 +16,10 @@ use crate::sqlite::files::{MAGIC, WAL_MAGIC, companion};
 /// <https://sqlite.org/fileformat2.html#the_write_ahead_log>
 const WAL_HEADER_BYTES: usize = 32;
 const WAL_CHECKED_BYTES: usize = 24;
+/// Of a database, and where in it the version of the SQLite stands that changed it last
+/// (<https://sqlite.org/fileformat2.html#the_database_header>).
+const HEADER_BYTES: usize = 100;
+const WRITER_VERSION: usize = 96;
 /// The read version that the header of a database in WAL mode has.
 const WAL_VERSION: u8 = 2;
 const LET_SQLITE: &str = "Stop what uses the database, move the -wal and -shm away, and look at what is missing; or restore \
@@ -31,8 +35,31 @@ pub fn check(database: &Path, named: &Named) -> Vec<Issue> {
         let remedy = "Remove all but one: processes that use another name do not see each other's WAL";
         issues.push(named.issue(IssueCode::DatabaseLinked, message, remedy));
     }
+    issues.extend(old_writer(database, named));
     issues.extend(file_system_of(database).and_then(|file_system| on_network(named, file_system)));
     issues
+}
+
+/// Whether the SQLite that wrote the first page last, as its header says, can corrupt a database in WAL mode
+/// (<https://sqlite.org/wal.html#walresetbug>). Which SQLite others use now cannot be seen.
+fn old_writer(database: &Path, named: &Named) -> Option<Issue> {
+    let start = read_start::<HEADER_BYTES>(database).filter(|start| start.starts_with(MAGIC))?;
+    let version = word(&start[WRITER_VERSION..], 0);
+    if start[19] != WAL_VERSION || !resets_wal_wrongly(version) {
+        return None;
+    }
+    let shown = format!("{}.{}.{}", version / 1_000_000, version / 1000 % 1000, version % 1000);
+    let message = format!(
+        "{} is in WAL mode and was written by SQLite {shown}, which can corrupt it where two processes write and checkpoint at once",
+        named.path
+    );
+    Some(named.issue(IssueCode::SqliteOld, message, "Let everything that writes to it use SQLite 3.51.3 or newer"))
+}
+
+/// From 3.7.0, which brought the WAL, to the release that mended it, and the older series that it was mended in.
+fn resets_wal_wrongly(version: u32) -> bool {
+    let is_mended = version >= 3_051_003 || matches!(version, 3_050_007..=3_050_999 | 3_044_006..=3_044_999);
+    version >= 3_007_000 && !is_mended
 }
 
 /// Whether the WAL can be used, and by this database.
@@ -144,6 +171,29 @@ fn on_network(named: &Named, file_system: u32) -> Option<Issue> {
 #[cfg(test)]
 mod tests {
     use super::{super::issue::Part, *};
+
+    #[test]
+    fn a_writer_that_can_corrupt_a_wal_is_told_by_the_header_and_only_in_wal_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("a.db");
+        let named = Named { path: "a.db".into(), part: Part::Database };
+        let found = |version: u32, mode: u8| {
+            let mut header = [0; HEADER_BYTES];
+            header[..16].copy_from_slice(MAGIC);
+            header[18..20].fill(mode);
+            header[WRITER_VERSION..].copy_from_slice(&version.to_be_bytes());
+            fs::write(&database, header).unwrap();
+            old_writer(&database, &named).map(|issue| issue.message)
+        };
+        assert!(found(3_040_001, WAL_VERSION).unwrap().contains("SQLite 3.40.1,"));
+        assert_eq!(found(3_040_001, 1), None);
+        for version in [3_007_000, 3_044_005, 3_045_000, 3_050_006, 3_051_002] {
+            assert!(found(version, WAL_VERSION).is_some(), "{version}");
+        }
+        for version in [0, 3_006_023, 3_044_006, 3_050_007, 3_051_003, 3_053_002] {
+            assert_eq!(found(version, WAL_VERSION), None, "{version}");
+        }
+    }
 
     #[test]
     fn network_file_systems_are_known_by_their_number_and_local_ones_are_none() {

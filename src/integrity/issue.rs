@@ -63,6 +63,8 @@ issue_codes! {
     WalForeign = "KG_ISSUE_WAL_FOREIGN", Error;
     /// The database lies where file locks may not work.
     NetworkFileSystem = "KG_ISSUE_NETWORK_FILE_SYSTEM", Warning;
+    /// It was written by a SQLite that can corrupt a database in WAL mode.
+    SqliteOld = "KG_ISSUE_SQLITE_OLD", Warning;
     /// The database has several names, and processes that use different ones do not see each other's WAL.
     DatabaseLinked = "KG_ISSUE_DATABASE_LINKED", Warning;
     /// Something that could not be checked.
