@@ -91,6 +91,46 @@ fn damaged_pages_cost_no_row_on_another_page_and_invent_none() {
 }
 
 #[test]
+fn a_page_that_was_also_written_over_another_brings_no_row_into_a_second_table() {
+    for variant in [VARIANTS[1], VARIANTS[2], VARIANTS[4]] {
+        let intact = intact(variant);
+        // The first and the last leaf of each table that has rows of its own, and some others.
+        let mut pages: Vec<u32> = Vec::new();
+        for places in intact.places.values() {
+            let leaves = places.iter().filter_map(|pages| pages.iter().find(|page| intact.kinds[page] == "table leaf"));
+            pages.extend(leaves.clone().next().into_iter().chain(leaves.last()));
+        }
+        let inner = intact.kinds.iter().filter(|(page, kind)| **kind == "table interior" && **page > 1);
+        pages.extend(inner.map(|(page, _)| *page).take(2));
+        pages.sort_unstable();
+        pages.dedup();
+        for from in &pages {
+            let start = (*from as usize - 1) * intact.page_size;
+            let content = intact.bytes[start..start + intact.page_size].to_vec();
+            for over in pages.iter().filter(|over| *over != from) {
+                let (tally, _) = judge(&intact, &with_page(&intact, *over, &content));
+                assert_eq!(tally.invented, 0, "{variant:?}, {from} over {over}: {tally:?}");
+                assert_eq!(tally.saved + tally.aside, tally.whole, "{variant:?}, {from} over {over}: {tally:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_table_that_is_a_copy_of_another_is_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, target) = (dir.path().join("a.db"), dir.path().join("b.db"));
+    let connection = Connection::open(&source).unwrap();
+    let made = "CREATE TABLE a (id INTEGER PRIMARY KEY, x TEXT); CREATE TABLE b (id INTEGER PRIMARY KEY, x TEXT);
+        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000)
+        INSERT INTO a SELECT i, 'row ' || i FROM n; INSERT INTO b SELECT * FROM a;";
+    connection.execute_batch(made).unwrap();
+    drop(connection);
+    let salvaged = salvage(&source, &target, &[], &Cancel::default()).unwrap();
+    assert_eq!((salvaged.rows_recovered, salvaged.lost_and_found), (4000, None));
+}
+
+#[test]
 fn a_damaged_header_costs_no_row() {
     for variant in VARIANTS {
         let intact = intact(variant);

@@ -14,7 +14,7 @@
 //!   and what SQLite caches.
 //!
 //! Not guaranteed: a bit that flipped inside a value, and leaves a record that adds up, is not noticed: SQLite's pages have no
-//! checksums. Nor is a whole page that was also written in place of another, where that other's table could hold its rows. A page that a tree without
+//! checksums. A whole page that was also written in place of another is noticed as long as the original is there too (`twins`). A page that a tree without
 //! rowids and the list of free pages both claim is nobody's: the rows on it go to `lost_and_found`.
 
 mod file;
@@ -33,6 +33,7 @@ mod record;
 pub mod report;
 mod rows;
 mod schema;
+mod twins;
 mod wal;
 mod walk;
 

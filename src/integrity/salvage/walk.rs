@@ -12,6 +12,7 @@ use super::{
     file::Source,
     page::{Kind, Page, parse},
     schema::Shape,
+    twins,
 };
 use crate::{error::Result, task::Cancel};
 
@@ -227,12 +228,37 @@ impl<'a> Walk<'a> {
         for page in 1..self.is_free.len() {
             let claim = self.claims[page];
             if self.is_free[page] && claim.tree > 0 && !self.outweighs_freelist(page as u32, claim) {
-                self.disputed.push(page as u32);
-                self.more_claims.entry(page as u32).or_default();
-                self.claims[page] = NO_CLAIM;
+                self.dispossess(page as u32);
             }
         }
+        let twins = twins::find(self.source, |page| self.claims[page as usize].tree > 0, self.cancel)?;
+        for group in twins::accidents(twins, |page| self.claims[page as usize].tree) {
+            self.part(&group);
+        }
         Ok(())
+    }
+
+    /// Gives equal pages to the one place that they fit, or, where they fit more trees than one, to none.
+    fn part(&mut self, twins: &[u32]) {
+        let is_at_home = |page: &u32| {
+            let claim = self.claims[*page as usize];
+            let tree = &self.trees[claim.tree as usize - 1];
+            claim.fits && tree.shape.as_ref().is_none_or(|shape| self.looks_like(*page, tree.by_rowid, shape))
+        };
+        let (at_home, strangers): (Vec<u32>, Vec<u32>) = twins.iter().copied().partition(is_at_home);
+        let Some(first) = at_home.first() else { return };
+        let tree = self.claims[*first as usize].tree;
+        let is_clear = at_home.iter().all(|page| self.claims[*page as usize].tree == tree);
+        strangers.into_iter().for_each(|page| self.dispossess(page));
+        if !is_clear {
+            at_home.into_iter().for_each(|page| self.dispossess(page));
+        }
+    }
+
+    fn dispossess(&mut self, page: u32) {
+        self.disputed.push(page);
+        self.more_claims.entry(page).or_default();
+        self.claims[page as usize] = NO_CLAIM;
     }
 
     /// Whether a page is its tree's although the freelist names it: the pointer map says so, or it adds up to the last byte and holds
