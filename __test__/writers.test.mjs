@@ -24,7 +24,7 @@ for (const journalMode of ['wal', 'delete']) {
     let previous = 0;
     for (const backup of made) {
       expect(backup.warnings).toEqual([]);
-      expect(backup.integrity).toEqual({ status: 'ok', messages: [] });
+      expect(backup.integrity).toEqual({ status: 'ok', messages: [], fullText: true });
       const target = temporaryDirectory();
       await manager.restore({ backupId: backup.id, targetDir: target, only: ['database'] });
       const restored = path.join(target, '.kg/knowledge.db');

@@ -83,7 +83,6 @@ pub fn run<'env>(
         Function<'_, String, ()>,
     >,
 ) -> NapiResult<Object<'env>> {
-    let (deferred, promise) = env.create_deferred()?;
     let mut task = Task::new(cancellation.cancel.clone().unwrap_or_default(), None);
     if let Some(on_progress) = on_progress {
         // Weak: progress alone does not keep Node running; the promise does.
@@ -96,6 +95,8 @@ pub fn run<'env>(
         };
         task = Task::new(task.cancel, Some(Arc::new(report)));
     }
+    // After the listener: where both have something to say, Node asks whoever was there first, and progress comes before the result.
+    let (deferred, promise) = env.create_deferred()?;
     let started = thread::Builder::new().name("kg-call".into()).spawn(move || {
         let outcome = outcome(|| dispatch(&call, &task));
         deferred.resolve(move |_| Ok(outcome));
