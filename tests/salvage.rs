@@ -97,8 +97,9 @@ fn a_page_that_was_also_written_over_another_brings_no_row_into_a_second_table()
         // The first and the last leaf of each table that has rows of its own, and some others.
         let mut pages: Vec<u32> = Vec::new();
         for places in intact.places.values() {
-            let leaves = places.iter().filter_map(|pages| pages.iter().find(|page| intact.kinds[page] == "table leaf"));
-            pages.extend(leaves.clone().next().into_iter().chain(leaves.last()));
+            let mut leaves =
+                places.iter().filter_map(|pages| pages.iter().find(|page| intact.kinds[page] == "table leaf"));
+            pages.extend(leaves.next().into_iter().chain(leaves.next_back()));
         }
         let inner = intact.kinds.iter().filter(|(page, kind)| **kind == "table interior" && **page > 1);
         pages.extend(inner.map(|(page, _)| *page).take(2));
