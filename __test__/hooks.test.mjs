@@ -328,6 +328,20 @@ describe('a hooks file', () => {
     expect((await backup()).stderr).toMatch(/No hook runs: .*hooks\.json is not a configuration/);
   });
 
+
+  test('a hook that is set anew or taken out has not failed', async () => {
+    const { kg, file } = setUp({ onFailure: { command: ['false'] }, onSuccess: { command: ['false'] }, heartbeat: await deadUrl(), retries: 0 });
+    const failures = async () => JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout).hookFailures.map(({ hook }) => hook).sort();
+    await kg('config', 'test-hooks');
+    expect(await failures()).toEqual(['backup.hooks.heartbeat', 'backup.hooks.onFailure.command', 'backup.hooks.onSuccess.command']);
+    await kg('config', 'set', 'backup.hooks.onFailure.command', '/usr/bin/true');
+    await kg('config', 'unset', 'backup.hooks.onSuccess.command');
+    expect(await failures()).toEqual(['backup.hooks.heartbeat']);
+    // Whoever removed the file by hand has this to say so.
+    rmSync(file);
+    await kg('config', 'unset', 'backup.hooks.heartbeat');
+    expect(await failures()).toEqual([]);
+  });
   test('is in no backup, and no restore or undo touches it', async () => {
     const { root, kg, backup, file, at } = setUp({ heartbeat: 'http://127.0.0.1:9/' , retries: 0 });
     const { path: archive } = JSON.parse((await backup('--json')).stdout);
