@@ -353,13 +353,19 @@ fn list(store: &Store, output: &Output) -> Result<()> {
 
 fn status(root: &Path, store: &Store, settings: &Settings, warnings: &[Warning], output: &Output) -> Result<()> {
     let project = Project::open(root).ok();
-    let status = status::status(project.as_ref(), store, settings, Timestamp::now())?;
+    let mut status = status::status(project.as_ref(), store, settings, Timestamp::now())?;
     let service = project.as_ref().map(Holder::find).transpose()?.flatten();
+    // The run that is due, or whatever that waits for.
+    let is_in_progress = service.is_some() && store.is_in_use();
+    if is_in_progress {
+        status.health = status.health_when(false);
+    }
     let mut told = serde_json::to_value(&status).unwrap_or_default();
+    told["inProgress"] = json!(is_in_progress);
     told["service"] = json!(service);
     told["warnings"] = json!(warnings);
     output.result(&told);
     output.warnings(warnings);
-    super::status::tell(&status, service.as_ref(), output);
+    super::status::tell(&status, service.as_ref(), is_in_progress, output);
     Ok(())
 }
