@@ -3,6 +3,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import net from 'node:net';
 import path from 'node:path';
 
 import { afterEach, describe, expect, onTestFinished, test } from 'vitest';
@@ -125,7 +126,6 @@ describe('kg serve', () => {
     for (const archive of archives()) run(kgPath, ['diag', 'backup', '--verify', path.join(backups, archive)]);
   });
 
-  test('that is killed in the midst of a backup is made up for by the next one, which clears up first', async () => {
   test('ends within ten seconds whoever hangs: hooks, what they left behind, a client, who writes down what ran', async () => {
     const { archives, configure, root } = setUp({ enabled: true, schedule: '* * * * * *' });
     const silent = net.createServer().listen(0, '127.0.0.1');
@@ -178,6 +178,7 @@ describe('kg serve', () => {
     expect((await kg('diag', 'backup', '--status')).stdout).toMatch(/^ {2}now {7}a backup is being made, or waits for another writer$/m);
   });
 
+  test('that is killed in the midst of a backup is made up for by the next one, which clears up first', async () => {
     const { archives, backups, root, kg, configure } = setUp({ enabled: true, schedule: '* * * * * *', compressionLevel: 9 }, { nodes: 60_000 });
     const service = foreground(root);
     await until(() => existsSync(backups) && readdirSync(backups).some((name) => name.startsWith('.kg-partial-')), 'a partial archive');

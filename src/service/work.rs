@@ -22,7 +22,7 @@ use crate::{
     reader::client::Launch,
     schedule::{
         automatic,
-        history::{self, History},
+        history::{self, Began, History},
         metrics,
         plan::{Action, Plan, State, Trigger},
         status::{Status, status},
@@ -128,8 +128,8 @@ impl<'a> Service<'a> {
     }
 
     pub fn run(&mut self, trigger: Trigger) {
-        let started_at = now();
         let hooks = self.hooks.begin(trigger);
+        let began = Began::now();
         let made = panic::catch_unwind(AssertUnwindSafe(|| self.back_up())).unwrap_or_else(|_| {
             Err(Error::new(Code::Internal, "The backup panicked", "Please report this, with the log of the service"))
         });
@@ -140,12 +140,14 @@ impl<'a> Service<'a> {
         self.board.counts(made.is_ok());
         let ended = now();
         let (Some(plan), Some(state)) = (&self.plan, &mut self.state) else { return };
-        let mut event = Event::of_run(self.project, &made, trigger, ended - started_at);
+        let kind = automatic::wanted_kind(&self.settings);
+        let run = history::Run::of(&made, kind, trigger, began);
+        let mut event = Event::of_run(self.project, &made, trigger, run.duration_ms);
         match &made {
             Ok(created) => {
                 plan.succeeded(state, ended);
                 let backup = &created.backup;
-                let took = (ended - started_at) as f64 / 1000.0;
+                let took = run.duration_ms as f64 / 1000.0;
                 self.log.line(&format!("made {}, {} bytes in {took:.1} s", backup.path.display(), backup.size));
                 for warning in &backup.warnings {
                     self.log.line(&format!("warning: {}", warning.message));
@@ -158,8 +160,7 @@ impl<'a> Service<'a> {
                 self.log.line(&format!("a backup failed, {retry}: {error} [{}]", error.code));
             }
         }
-        let kind = automatic::wanted_kind(&self.settings);
-        self.remember(Some(history::Run::of(&made, kind, trigger, started_at, ended)));
+        self.remember(Some(run));
         self.hooks.tell(&hooks, event);
     }
 
