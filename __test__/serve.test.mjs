@@ -108,7 +108,8 @@ describe('kg serve', () => {
     rmSync(database);
     const service = foreground(root);
     await until(() => /a backup failed, again at .*KG_NO_DATABASE/.test(service.said), 'a failure');
-    expect((await kg('diag', 'backup', '--status')).stdout).toMatch(/health .*the last run failed: .*\[KG_NO_DATABASE\]/);
+    // The log is first, the history after it.
+    await until(async () => /health .*the last run failed: .*\[KG_NO_DATABASE\]/.test((await kg('diag', 'backup', '--status')).stdout), 'the failure in --status');
     fillDatabase(database);
     await until(() => archives().length > 0, 'a backup');
     await until(async () => (await json(kg('diag', 'backup', '--status', '--json'))).health.ok, 'health');
