@@ -3,7 +3,9 @@
 import { execFileSync, spawn } from 'node:child_process';
 import { createHmac } from 'node:crypto';
 import { once } from 'node:events';
-import { chmodSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { chmodSync, chownSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:http';
+import net from 'node:net';
 import path from 'node:path';
 
 import { describe, expect, onTestFinished, test } from 'vitest';
@@ -130,7 +132,9 @@ describe('a webhook', () => {
     expect(await backup()).toMatchObject({ status: 0, stderr: '' });
     expect(new Set(receiver.got.map(({ headers }) => headers['kg-delivery'])).size).toBe(1);
     const [first, second, third] = receiver.got.map(({ at }) => at);
-    expect(third - second).toBeGreaterThan(second - first);
+    // What passes beyond the pauses, half a second and one, is the machine's.
+    expect(second - first).toBeGreaterThan(450);
+    expect(third - second).toBeGreaterThan(950);
     expect(receiver.got).toHaveLength(3);
   });
 
@@ -176,12 +180,36 @@ describe('a webhook', () => {
   });
 });
 
+test('a URL is called through the proxy of the environment, but for hosts that NO_PROXY names', async () => {
+  const receiver = await startReceiver();
+  const asked = [];
+  const proxy = createServer();
+  proxy.on('connect', ({ url }, socket) => {
+    asked.push(url);
+    const { hostname, port } = new URL(receiver.url);
+    const onward = net.connect(Number(port), hostname, () => socket.write('HTTP/1.1 200 \r\n\r\n') && onward.pipe(socket).pipe(onward));
+    for (const end of [socket, onward]) end.on('error', () => {});
+  });
+  proxy.listen(0, '127.0.0.1');
+  await once(proxy, 'listening');
+  onTestFinished(() => proxy.close());
+  const { root, env } = setUp({ heartbeat: 'http://hooks.invalid/beat', retries: 0 });
+  const HTTP_PROXY = `http://me:hidden@127.0.0.1:${proxy.address().port}`;
+  const proxied = await kg(['config', 'test-hooks'], { cwd: root, env: { ...env, HTTP_PROXY } });
+  expect([proxied.status, asked, receiver.got.map(({ path }) => path)]).toEqual([0, ['hooks.invalid:80'], ['/beat']]);
+  const direct = await kg(['config', 'test-hooks'], { cwd: root, env: { ...env, HTTP_PROXY, NO_PROXY: '.invalid' } });
+  expect([direct.status, asked.length]).toEqual([1, 1]);
+  const gone = await kg(['config', 'test-hooks'], { cwd: root, env: { ...env, HTTP_PROXY: (await deadUrl()).replace('http://', 'http://me:hidden@') } });
+  expect(gone).toMatchObject({ status: 1, stdout: expect.stringContaining('FAILED') });
+  expect(gone.stdout + gone.stderr).not.toContain('hidden');
+});
+
 describe('a hook that hangs', () => {
   test('is killed with its children at its time, when the backup is made and told already', async () => {
     const receiver = await startReceiver(['hang']);
     const { root, env, at, kg } = setUp({
       onSuccess: { command: ['sh', '-c', 'sleep 600 & echo $! > child; echo $$ > parent; echo waiting; wait'], url: receiver.url },
-      timeout: 2,
+      timeout: 6,
     });
     const child = spawn(kgPath, ['diag', 'backup'], { cwd: root, env, stdio: ['ignore', 'pipe', 'pipe'] });
     let [said, warned] = ['', ''];
@@ -195,11 +223,11 @@ describe('a hook that hangs', () => {
     const [status] = await once(child, 'close');
     expect(status).toBe(0);
     expect(pids.map(isAlive)).toEqual([false, false]);
-    expect(warned).toMatch(/`backup\.hooks\.onSuccess\.command` failed: was killed after 2 s: waiting \[KG_WARN_HOOK\]/);
+    expect(warned).toMatch(/`backup\.hooks\.onSuccess\.command` failed: was killed after 6 s: waiting \[KG_WARN_HOOK\]/);
     expect(warned).toMatch(/`backup\.hooks\.onSuccess\.url` failed: .* did not answer in time/);
     const { hookFailures } = JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout);
     expect(hookFailures.map(({ hook }) => hook).sort()).toEqual(['backup.hooks.onSuccess.command', 'backup.hooks.onSuccess.url']);
-    expect((await kg('diag', 'backup', '--status')).stdout).toMatch(/hook +backup\.hooks\.onSuccess\.command failed .* ago: was killed after 2 s/);
+    expect((await kg('diag', 'backup', '--status')).stdout).toMatch(/hook +backup\.hooks\.onSuccess\.command failed .* ago: was killed after 6 s/);
   });
 
   test('does not keep the service from its schedule, and ends with it', async () => {
@@ -210,8 +238,7 @@ describe('a hook that hangs', () => {
     );
     const service = foreground(project);
     await until(() => (service.said.match(/made /g) ?? []).length >= 4, 'four backups beside a hook that hangs');
-    const made = [...service.said.matchAll(/^(\S+) made /gm)].map(([, at]) => Date.parse(at));
-    expect(made.at(-1) - made[0]).toBeLessThan(10_000);
+    // It hangs still, for far longer than the four took.
     const [pid] = readFileSync(project.at('parents'), 'utf8').split('\n').map(Number);
     expect(isAlive(pid)).toBe(true);
     // The service holds a lock there.
@@ -221,7 +248,7 @@ describe('a hook that hangs', () => {
     const stopped = Date.now();
     service.child.kill('SIGTERM');
     expect(await once(service.child, 'exit')).toEqual([0, null]);
-    expect(Date.now() - stopped).toBeLessThan(5_000);
+    expect(Date.now() - stopped).toBeLessThan(10_000);
     await until(() => !isAlive(pid), 'the end of the command');
     expect(service.said).toMatch(/the hook `backup\.hooks\.onSuccess\.url` ran in \d+ ms: answered 200/);
     expect(service.said).toMatch(/hooks that were not done yet were ended by the stop/);
@@ -301,6 +328,20 @@ describe('kg config', () => {
     rmSync(file);
     expect(await kg('config', 'test-hooks')).toMatchObject({ status: 1, stdout: expect.stringContaining('No hook is set') });
   });
+
+  test('a hook that is set anew or taken out has not failed', async () => {
+    const { kg, file } = setUp({ onFailure: { command: ['false'] }, onSuccess: { command: ['false'] }, heartbeat: await deadUrl(), retries: 0 });
+    const failures = async () => JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout).hookFailures.map(({ hook }) => hook).sort();
+    await kg('config', 'test-hooks');
+    expect(await failures()).toEqual(['backup.hooks.heartbeat', 'backup.hooks.onFailure.command', 'backup.hooks.onSuccess.command']);
+    await kg('config', 'set', 'backup.hooks.onFailure.command', '/usr/bin/true');
+    await kg('config', 'unset', 'backup.hooks.onSuccess.command');
+    expect(await failures()).toEqual(['backup.hooks.heartbeat']);
+    // Whoever removed the file by hand has this to say so.
+    rmSync(file);
+    await kg('config', 'unset', 'backup.hooks.heartbeat');
+    expect(await failures()).toEqual([]);
+  });
 });
 
 describe('a hooks file', () => {
@@ -313,6 +354,16 @@ describe('a hooks file', () => {
     expect(existsSync(at('success.json'))).toBe(false);
     expect(await kg('config', 'test-hooks')).toMatchObject({ status: 1 });
     expect(await kg('config', 'set', 'backup.hooks.timeout', '5')).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_HOOKS_INVALID]') });
+  });
+
+  test.skipIf(process.getuid() !== 0)('of another user is not used', async () => {
+    const { backup, file, at } = setUp({ onSuccess: { command: noting('success') } });
+    chownSync(file, 12_345, 12_345);
+    expect(await backup()).toMatchObject({ status: 0, stderr: expect.stringMatching(/No hook runs: .*it belongs to user 12345, and this is user 0.*\[KG_WARN_HOOK\]/) });
+    chownSync(file, 0, 0);
+    expect(existsSync(at('success.json'))).toBe(false);
+    expect((await backup()).stderr).toBe('');
+    expect(existsSync(at('success.json'))).toBe(true);
   });
 
   test('says what is wrong in it, and the rest of it counts', async () => {

@@ -1,12 +1,13 @@
 // `--metrics-file`: what a collector reads after each backup.
 
-import { readFileSync, readdirSync, renameSync, statSync } from 'node:fs';
+import { readFileSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs';
 import path from 'node:path';
 
+import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
 import { expect, test } from 'vitest';
 
 import { kg, until } from './support/processes.mjs';
-import { makeProject } from './support/project.mjs';
+import { makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
 /** Values by metric and labels; fails on a line that no collector would take. */
 function parse(file) {
@@ -62,6 +63,52 @@ test('a backup that fails leaves metrics too', async () => {
   const { healthy, last_failure_timestamp_seconds: failed, last_success_timestamp_seconds: succeeded } = parse(file);
   expect(healthy).toBe(0);
   expect(failed).toBeGreaterThan(succeeded);
+});
+
+test('backups of another project in the same directory are no backups of this one', async () => {
+  const [ours, theirs] = [setUp(), setUp()];
+  const store = path.join(temporaryDirectory(), 'shared');
+  const made = await ours.kg('diag', 'backup', '--output', store, '--json');
+  const first = JSON.parse(made.stdout);
+  await ours.kg('config', 'set', 'backup.dir', store);
+  rmSync(ours.database);
+  expect((await ours.kg('diag', 'backup', '--quiet', '--metrics-file', ours.file)).status).toBe(3);
+  const { last_success_timestamp_seconds: succeeded } = parse(ours.file);
+  expect((await theirs.kg('diag', 'backup', '--output', store, '--quiet')).status).toBe(0);
+  expect((await ours.kg('diag', 'backup', '--quiet', '--metrics-file', ours.file)).status).toBe(3);
+  const values = parse(ours.file);
+  expect(values).toMatchObject({ last_success_timestamp_seconds: succeeded, last_size_bytes: first.size, 'kept type="full"': 2, chain_length: 1 });
+  const third = setUp();
+  await third.kg('config', 'set', 'backup.dir', store);
+  const { health } = JSON.parse((await third.kg('diag', 'backup', '--status', '--json')).stdout);
+  expect(health).toEqual({ ok: false, messages: [expect.stringContaining('there is no backup of this project')] });
+});
+
+test('what a repair saved is no backup that succeeded', async () => {
+  const { root, database, file, kg } = setUp();
+  await kg('diag', 'backup', '--quiet');
+  const succeeded = async () => {
+    renameSync(database, `${database}.away`);
+    await kg('diag', 'backup', '--quiet', '--metrics-file', file);
+    renameSync(`${database}.away`, database);
+    return parse(file).last_success_timestamp_seconds;
+  };
+  const before = await succeeded();
+  withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
+  const { repair } = JSON.parse((await kg('diag', 'repair', '--auto', '--json')).stdout);
+  expect(repair.safetyBackup.path).toContain(root);
+  expect(await succeeded()).toBe(before);
+});
+
+test('a run that failed is told until there is a good backup, whoever makes it', async () => {
+  const { root, database, kg } = setUp();
+  const health = async () => JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout).health;
+  renameSync(database, `${database}.away`);
+  await kg('diag', 'backup', '--quiet');
+  renameSync(`${database}.away`, database);
+  expect((await health()).messages.join()).toContain('the last run failed');
+  await createBackupManager({ projectRoot: root }).createBackup();
+  expect(await health()).toEqual({ ok: true, messages: [] });
 });
 
 test('metrics that cannot be written are a warning, and the backup is made', async () => {

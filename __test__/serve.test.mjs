@@ -3,6 +3,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import net from 'node:net';
 import path from 'node:path';
 
 import { afterEach, describe, expect, onTestFinished, test } from 'vitest';
@@ -107,7 +108,8 @@ describe('kg serve', () => {
     rmSync(database);
     const service = foreground(root);
     await until(() => /a backup failed, again at .*KG_NO_DATABASE/.test(service.said), 'a failure');
-    expect((await kg('diag', 'backup', '--status')).stdout).toMatch(/health .*the last run failed: .*\[KG_NO_DATABASE\]/);
+    // The log is first, the history after it.
+    await until(async () => /health .*the last run failed: .*\[KG_NO_DATABASE\]/.test((await kg('diag', 'backup', '--status')).stdout), 'the failure in --status');
     fillDatabase(database);
     await until(() => archives().length > 0, 'a backup');
     await until(async () => (await json(kg('diag', 'backup', '--status', '--json'))).health.ok, 'health');
@@ -123,6 +125,58 @@ describe('kg serve', () => {
     expect(Date.now() - at).toBeLessThan(10_000);
     expect(readdirSync(backups).filter((name) => name.startsWith('.kg-partial-') || name.startsWith('.kg-snapshot-'))).toEqual([]);
     for (const archive of archives()) run(kgPath, ['diag', 'backup', '--verify', path.join(backups, archive)]);
+  });
+
+  test('ends within ten seconds whoever hangs: hooks, what they left behind, a client, who writes down what ran', async () => {
+    const { archives, configure, root } = setUp({ enabled: true, schedule: '* * * * * *' });
+    const silent = net.createServer().listen(0, '127.0.0.1');
+    await once(silent, 'listening');
+    const hooks = { onSuccess: { command: ['sh', '-c', 'setsid sleep 30 & echo $! > left; exec sleep 600'], url: `http://127.0.0.1:${silent.address().port}/` }, timeout: 300 };
+    writeFileSync(path.join(root, '.kg/hooks.json'), JSON.stringify({ backup: { hooks } }), { mode: 0o600 });
+    configure({ dir: '../backups', enabled: true, schedule: '* * * * * *', listen: 0 });
+    const service = foreground(root);
+    await until(() => existsSync(path.join(root, 'left')) && archives().length > 1, 'hooks that hang');
+    const client = net.connect(Number(service.said.match(/answers on http:\/\/127\.0\.0\.1:(\d+)/)[1]), '127.0.0.1');
+    client.on('error', () => {}).write('GET /');
+    const holder = spawn('flock', ['--no-fork', path.join(root, '.kg/cache/backup-runs.lock'), 'sh', '-c', 'echo held; exec sleep 60'], { stdio: ['ignore', 'pipe', 'inherit'] });
+    onTestFinished(() => {
+      holder.kill('SIGKILL');
+      client.destroy();
+      silent.close();
+    });
+    await once(holder.stdout, 'data');
+    const at = Date.now();
+    service.child.kill('SIGTERM');
+    expect(await once(service.child, 'exit')).toEqual([0, null]);
+    expect(Date.now() - at).toBeLessThan(10_000);
+    expect(service.said).toMatch(/hooks that were not done yet were ended by the stop[^]*stopped\n$/);
+    process.kill(Number(readFileSync(path.join(root, 'left'), 'utf8')));
+  });
+
+  test('that makes the run which is due is not said to be missing, and one that makes none is', async () => {
+    const { backups, kg, root } = setUp({ enabled: true, schedule: '0 0 * * *' });
+    await kg('diag', 'backup', '--quiet');
+    const history = path.join(root, '.kg/cache/backup-runs.json');
+    const status = async () => json(kg('diag', 'backup', '--status', '--json'));
+    expect(await status()).toMatchObject({ health: { ok: true }, inProgress: false });
+    // Days have passed: the newest backup is that old too.
+    const [name] = readdirSync(backups).filter((file) => file.endsWith('.manifest.json'));
+    const manifest = JSON.parse(readFileSync(path.join(backups, name), 'utf8'));
+    manifest.timestamp = new Date(Date.parse(manifest.timestamp) - 3 * 86_400_000).toISOString();
+    writeFileSync(path.join(backups, name), JSON.stringify(manifest));
+    const known = JSON.parse(readFileSync(history, 'utf8'));
+    known.runs = [];
+    writeFileSync(history, JSON.stringify(known));
+    expect((await status()).health.messages).toEqual([expect.stringContaining('a run is due')]);
+    // As a run of hours: another process has the store, and the run waits for it.
+    const holder = spawn('flock', ['--no-fork', path.join(backups, '.kg-store.lock'), 'sh', '-c', 'echo held; exec sleep 60'], { stdio: ['ignore', 'pipe', 'inherit'] });
+    onTestFinished(() => holder.kill('SIGKILL'));
+    await once(holder.stdout, 'data');
+    expect((await status()).health.messages).toEqual([expect.stringContaining('a run is due')]);
+    const service = foreground(root);
+    await until(() => service.said.includes('answers no HTTP'), 'its start');
+    expect(await status()).toMatchObject({ health: { ok: true, messages: [] }, inProgress: true, service: { pid: service.child.pid } });
+    expect((await kg('diag', 'backup', '--status')).stdout).toMatch(/^ {2}now {7}a backup is being made, or waits for another writer$/m);
   });
 
   test('that is killed in the midst of a backup is made up for by the next one, which clears up first', async () => {

@@ -10,6 +10,7 @@ import { build, packages, root, tools } from './setup.mjs';
 tools({
   chattr: 'e2fsprogs',
   flock: 'util-linux',
+  openssl: 'openssl',
   pigz: 'pigz',
   promtool: 'prometheus',
   python3: 'python3',

@@ -40,8 +40,13 @@ pub fn project_id(project: &Project) -> String {
 
 /// The backups of one project in a store that others may share, newest first.
 pub fn own_backups(store: &Store, project: &Project) -> Result<Vec<Backup>> {
+    Ok(own_among(store.list()?, project))
+}
+
+/// Those of `backups` that are of this project.
+pub fn own_among(backups: Vec<Backup>, project: &Project) -> Vec<Backup> {
     let own = project_id(project);
-    Ok(store.list()?.into_iter().filter(|backup| backup.project.as_ref() == Some(&own)).collect())
+    backups.into_iter().filter(|backup| backup.project.as_ref() == Some(&own)).collect()
 }
 
 /// A backup that an incremental one can rest on.

@@ -23,7 +23,7 @@ use crate::{
     reader::client::Launch,
     schedule::{
         automatic,
-        history::{History, Run},
+        history::{Began, History, Run},
         metrics,
         plan::Trigger,
         status,
@@ -165,9 +165,9 @@ fn make(args: &BackupArgs, root: &Path, settings: &Settings, unusable: Vec<Warni
     let watched = Watched::new(output);
     let cancel = watched.task.cancel.clone();
     let hooks = Told::start(root);
-    let started_at = Timestamp::now();
+    let began = Began::now();
     let mut made = attempt(args, root, settings, &watched.task, output);
-    let duration_ms = Timestamp::now().as_millisecond() - started_at.as_millisecond();
+    let duration_ms = began.duration_ms();
     drop(watched);
     let status = match &mut made {
         Ok(created) => {
@@ -187,9 +187,9 @@ fn make(args: &BackupArgs, root: &Path, settings: &Settings, unusable: Vec<Warni
 fn attempt(args: &BackupArgs, root: &Path, settings: &Settings, task: &Task, output: &Output) -> Result<Created> {
     let store = store(args.output.as_ref(), root, settings)?;
     let options = args.options(settings, root, &store)?;
-    let started_at = Timestamp::now();
+    let began = Began::now();
     let made = create_backup(root, &store, &Launch::Thread, &options, task);
-    remember(root, &made, options.kind, started_at);
+    remember(root, &made, options.kind, began);
     let unwritten = args.metrics_file.as_ref().and_then(|path| measure(path, root, &store, settings).err());
     if let Some(error) = unwritten {
         let message = format!("The metrics could not be written: {}", error.message);
@@ -199,12 +199,11 @@ fn attempt(args: &BackupArgs, root: &Path, settings: &Settings, task: &Task, out
 }
 
 /// For `--status`. An interrupted run is none, and a run that is not written down was one all the same.
-fn remember(root: &Path, made: &Result<Created>, kind: BackupType, started_at: Timestamp) {
-    let [started_at, now] = [started_at, Timestamp::now()].map(Timestamp::as_millisecond);
+fn remember(root: &Path, made: &Result<Created>, kind: BackupType, began: Began) {
     if made.as_ref().is_err_and(|error| error.code == Code::Aborted) {
         return;
     }
-    let run = Run::of(made, kind, Trigger::Manual, started_at, now);
+    let run = Run::of(made, kind, Trigger::Manual, began);
     if let Ok(project) = Project::open(root) {
         let _ = History::update(&project, |history| history.runs.push(run));
     }
@@ -353,13 +352,19 @@ fn list(store: &Store, output: &Output) -> Result<()> {
 
 fn status(root: &Path, store: &Store, settings: &Settings, warnings: &[Warning], output: &Output) -> Result<()> {
     let project = Project::open(root).ok();
-    let status = status::status(project.as_ref(), store, settings, Timestamp::now())?;
+    let mut status = status::status(project.as_ref(), store, settings, Timestamp::now())?;
     let service = project.as_ref().map(Holder::find).transpose()?.flatten();
+    // The run that is due, or whatever that waits for.
+    let is_in_progress = service.is_some() && store.is_in_use();
+    if is_in_progress {
+        status.health = status.health_when(false);
+    }
     let mut told = serde_json::to_value(&status).unwrap_or_default();
     told["service"] = json!(service);
+    told["inProgress"] = json!(is_in_progress);
     told["warnings"] = json!(warnings);
     output.result(&told);
     output.warnings(warnings);
-    super::status::tell(&status, service.as_ref(), output);
+    super::status::tell(&status, service.as_ref(), is_in_progress, output);
     Ok(())
 }

@@ -107,18 +107,18 @@ fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
     }
     let holder = launch(project, args)?;
     let listening = settled(project, &holder);
-    output.result(&json!({ "running": true, "started": true, "service": holder, "listen": listening }));
+    output.result(&json!({ "running": true, "started": true, "service": holder, "listen": known(&listening) }));
     output.line(format!("The service runs: {}", describe(&holder)));
-    output.line(format!("  answers   {}", address(listening.as_ref())));
+    output.line(format!("  answers   {}", address(&listening)));
     output.line(format!("  log       {}", service::log_path(project).display()));
     Ok(ExitCode::SUCCESS)
 }
 
 fn tell_running(project: &Project, holder: &Holder, output: &Output) {
-    let listening = Listening::find(project, holder).flatten();
-    output.result(&json!({ "running": true, "started": false, "service": holder, "listen": listening }));
+    let listening = Listening::find(project, holder);
+    output.result(&json!({ "running": true, "started": false, "service": holder, "listen": known(&listening) }));
     output.line(format!("The service runs already: {}", describe(holder)));
-    output.line(format!("  answers   {}", address(listening.as_ref())));
+    output.line(format!("  answers   {}", address(&listening)));
 }
 
 /// Starts this executable once more, detached, and waits until it has taken over.
@@ -146,22 +146,31 @@ fn launch(project: &Project, args: &ServeArgs) -> Result<Holder> {
     }
 }
 
-/// Where a service that has just started answers, as soon as it knows.
-fn settled(project: &Project, holder: &Holder) -> Option<Listening> {
+/// Where a service answers: the outer `None` where it has not said so, the inner one where that is turned off.
+type Answers = Option<Option<Listening>>;
+
+/// Of a service that has just started, as soon as it knows.
+fn settled(project: &Project, holder: &Holder) -> Answers {
     let deadline = Instant::now() + LISTEN_PATIENCE;
     loop {
         match Listening::find(project, holder) {
             None if Instant::now() < deadline => thread::sleep(POLL),
-            found => return found.flatten(),
+            found => return found,
         }
     }
 }
 
-fn address(listening: Option<&Listening>) -> String {
-    match listening {
-        None => "nowhere over HTTP".into(),
-        Some(Listening { address, error: None }) => format!("on http://{address}"),
-        Some(Listening { address, error: Some(error) }) => {
+/// For `--json`.
+fn known(answers: &Answers) -> Option<&Listening> {
+    answers.as_ref()?.as_ref()
+}
+
+fn address(answers: &Answers) -> String {
+    match answers {
+        None => "it is not known where: see its log".into(),
+        Some(None) => "nowhere over HTTP".into(),
+        Some(Some(Listening { address, error: None })) => format!("on http://{address}"),
+        Some(Some(Listening { address, error: Some(error) })) => {
             format!("not on {address} yet: {error}. Another port: `kg config set backup.listen PORT`")
         }
     }
@@ -194,20 +203,20 @@ fn stop(project: &Project, output: &Output) -> Result<ExitCode> {
 
 fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
     let holder = Holder::find(project)?;
-    let listening = holder.as_ref().and_then(|holder| Listening::find(project, holder)).flatten();
+    let listening = holder.as_ref().and_then(|holder| Listening::find(project, holder));
     let mut warnings = Vec::new();
     let settings = Settings::read(project.root(), &mut warnings);
     let store = super::store(None, project.root(), &settings)?;
     let status = status(Some(project), &store, &settings, jiff::Timestamp::now())?;
     output.result(&json!({
-        "running": holder.is_some(), "service": holder, "listen": listening,
+        "running": holder.is_some(), "service": holder, "listen": known(&listening),
         "nextRun": status.next_run, "lastRun": status.last_run, "hookFailures": status.hook_failures,
     }));
     output.warnings(&warnings);
     match &holder {
         Some(holder) => {
             output.line(format!("The service runs: {}", describe(holder)));
-            output.line(format!("  answers   {}", address(listening.as_ref())));
+            output.line(format!("  answers   {}", address(&listening)));
         }
         None => output.line("No service of this project runs"),
     }

@@ -11,7 +11,7 @@ use crate::{
 
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-pub fn tell(status: &Status, service: Option<&Holder>, output: &Output) {
+pub fn tell(status: &Status, service: Option<&Holder>, is_in_progress: bool, output: &Output) {
     let row = |name: &str, text: String| output.line(format!("  {name:9} {text}"));
     output.line(format!("Backups in {}", status.backup_dir.display()));
     row("schedule", schedule(status, service));
@@ -27,6 +27,9 @@ pub fn tell(status: &Status, service: Option<&Holder>, output: &Output) {
             );
             row("database", super::backup::integrity(latest).into());
         }
+    }
+    if is_in_progress {
+        row("now", "a backup is being made, or waits for another writer".into());
     }
     if let Some(next) = status.next_run {
         let zone = time_zone(status.timezone.as_deref()).unwrap_or(TimeZone::UTC);

@@ -47,6 +47,11 @@ fn start(command: &[String], event: &Event, dir: &Path) -> io::Result<(Child, Re
     let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let (input, mut to_input) = io::pipe()?;
     let (output, to_output) = io::pipe()?;
+    // Threads before the process: where there are none to be had, nothing runs that nobody watches. Each ends with its pipe.
+    let json = event.json();
+    // A command that reads nothing must not hold us up. That it did not is its own business.
+    thread::Builder::new().spawn(move || drop(to_input.write_all(json.as_bytes())))?;
+    let said = collect(output)?;
     // A path starts at the project's root too; a name is looked for in `PATH`.
     let program = if program.contains('/') { dir.join(program) } else { program.into() };
     let mut command = Command::new(program);
@@ -59,23 +64,20 @@ fn start(command: &[String], event: &Event, dir: &Path) -> io::Result<(Child, Re
     let child = command.spawn()?;
     // Our ends of what is the child's are closed now, or neither side would see an end.
     drop(command);
-    let json = event.json();
-    // On a thread: a command that reads nothing must not hold us up. That it did not is its own business.
-    thread::spawn(move || drop(to_input.write_all(json.as_bytes())));
-    Ok((child, collect(output)))
+    Ok((child, said))
 }
 
 /// Reads to the end, and keeps the start.
-fn collect(mut output: PipeReader) -> Receiver<String> {
+fn collect(mut output: PipeReader) -> io::Result<Receiver<String>> {
     let (send, receive) = channel();
-    thread::spawn(move || {
+    thread::Builder::new().spawn(move || {
         let mut kept = Vec::new();
         let _ = output.by_ref().take(MOST_OUTPUT).read_to_end(&mut kept);
         let _ = send.send(String::from_utf8_lossy(&kept).into_owned());
         // Whoever prints more is not stopped by a full pipe.
         let _ = io::copy(&mut output, &mut io::sink());
-    });
-    receive
+    })?;
+    Ok(receive)
 }
 
 /// `None` where it had to be killed.

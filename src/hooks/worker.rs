@@ -9,6 +9,7 @@
 //! Hooks of one event run beside each other, so an event takes no longer than one hook may; events are told in their order.
 
 use std::{
+    panic::{self, AssertUnwindSafe},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel},
     thread,
     time::{Duration, Instant},
@@ -33,13 +34,15 @@ impl Worker {
         let (send, outcomes) = channel();
         let cancel = Cancel::default();
         let cancelled = cancel.clone();
-        thread::spawn(move || {
+        let work = move || {
             for (hooks, event) in waiting {
                 if !cancelled.is_cancelled() {
                     run_all(&hooks, &event, &send, &cancelled);
                 }
             }
-        });
+        };
+        // Where there is no thread to be had, the queue is closed, and each event says so.
+        let _ = thread::Builder::new().name("hooks".into()).spawn(work);
         Worker { queue, outcomes, cancel }
     }
 
@@ -92,18 +95,26 @@ fn drain(outcomes: &Receiver<Outcome>, all: &mut Vec<Outcome>, patience: Duratio
 fn run_all(hooks: &Hooks, event: &Event, outcomes: &Sender<Outcome>, cancel: &Cancel) {
     thread::scope(|scope| {
         for hook in hooks.of(event.event) {
-            let outcomes = outcomes.clone();
-            scope.spawn(move || {
-                // Nobody may be left to be told.
-                let _ = outcomes.send(run_one(hooks, hook, event, cancel));
-            });
+            let told = outcomes.clone();
+            // Nobody may be left to be told.
+            let run = move || drop(told.send(run_one(hooks, hook, event, cancel)));
+            if let Err(cause) = thread::Builder::new().spawn_scoped(scope, run) {
+                let failed = || Err(format!("there is no thread to run it on: {cause}"));
+                let _ = outcomes.send(outcome_of(hook, failed));
+            }
         }
     });
 }
 
 pub fn run_one(hooks: &Hooks, hook: &Hook, event: &Event, cancel: &Cancel) -> Outcome {
+    outcome_of(hook, || hook.run(hooks, event, cancel))
+}
+
+/// A panic is a failure of this hook: the thread goes on with the next event.
+fn outcome_of(hook: &Hook, run: impl FnOnce() -> Result<String, String>) -> Outcome {
     let began = Instant::now();
-    let result = hook.run(hooks, event, cancel);
+    let panicked = |_| Err("it panicked; please report this".to_string());
+    let result = panic::catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(panicked);
     Outcome {
         hook: hook.key.to_string(),
         at: jiff::Timestamp::now().as_millisecond(),
@@ -117,7 +128,10 @@ mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
-    use crate::{hooks::Kind, project::Project};
+    use crate::{
+        hooks::{ALL, Kind, What},
+        project::Project,
+    };
 
     #[test]
     fn hooks_that_hang_hold_up_no_one_and_end_with_the_worker() {
@@ -144,5 +158,13 @@ mod tests {
         assert_eq!(outcomes.len(), 1);
         assert_eq!(outcomes[0].result, Err("was killed, as this process ends".to_string()));
         assert!(began.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_hook_that_panics_has_failed_and_says_so() {
+        let (key, on, _) = ALL[0];
+        let hook = Hook { key, on, what: What::Heartbeat("http://localhost/".into()) };
+        let outcome = outcome_of(&hook, || panic!("as a thread that cannot be had does"));
+        assert_eq!((outcome.hook.as_str(), outcome.result), (key, Err("it panicked; please report this".to_string())));
     }
 }

@@ -6,9 +6,10 @@
 use std::{
     fs::{self, OpenOptions},
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{State, Trigger};
@@ -25,7 +26,8 @@ use crate::{
 
 const FILE: &str = "backup-runs.json";
 const LOCK_FILE: &str = "backup-runs.lock";
-const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Whoever holds it has two files to sync. No longer: the end of the service waits for this too (`docs/schedule.md`).
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 const MOST_RUNS: usize = 50;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -71,13 +73,31 @@ pub struct Run {
     pub retention_failures: u32,
 }
 
+/// When something began. How long it takes is measured by a clock that nobody sets.
+#[derive(Debug, Clone, Copy)]
+pub struct Began {
+    /// In milliseconds since the epoch.
+    pub at: i64,
+    instant: Instant,
+}
+
+impl Began {
+    pub fn now() -> Self {
+        Began { at: Timestamp::now().as_millisecond(), instant: Instant::now() }
+    }
+
+    pub fn duration_ms(&self) -> i64 {
+        i64::try_from(self.instant.elapsed().as_millis()).unwrap_or(i64::MAX)
+    }
+}
+
 impl Run {
-    /// `made` is what the attempt led to, which was to be of `kind`.
-    pub fn of(made: &Result<Created>, kind: BackupType, trigger: Trigger, started_at: i64, ended_at: i64) -> Self {
+    /// `made` is what the attempt led to, which was to be of `kind` and has ended now.
+    pub fn of(made: &Result<Created>, kind: BackupType, trigger: Trigger, began: Began) -> Self {
         let backup = made.as_ref().ok().map(|created| &created.backup);
         Run {
-            started_at,
-            duration_ms: ended_at - started_at,
+            started_at: began.at,
+            duration_ms: began.duration_ms(),
             trigger,
             kind: backup.map_or(kind, |backup| backup.kind),
             backup: backup.map(|backup| backup.id.clone()),
@@ -88,7 +108,7 @@ impl Run {
     }
 
     pub fn ended_at(&self) -> i64 {
-        self.started_at + self.duration_ms
+        self.started_at.saturating_add(self.duration_ms)
     }
 }
 

@@ -101,18 +101,18 @@ impl Facts<'_> {
 
 fn of_status(status: &Status) -> [Metric; 10] {
     let seconds = |ms: i64| ms as f64 / 1000.0;
-    let (latest, success) = (status.latest.as_ref(), status.last_success.as_ref());
+    let (newest, success) = (status.newest.as_ref(), status.last_success.as_ref());
     let kinds = &status.by_type;
     let kept = [("full", kinds.full), ("incremental", kinds.incremental), ("snapshot", kinds.snapshot)];
     [
         gauge("last_success_timestamp_seconds", "When the newest backup was made.", status.succeeded_at().map(seconds)),
         gauge("last_failure_timestamp_seconds", "When the last attempt failed.", status.failed_at().map(seconds)),
         gauge("last_duration_seconds", "How long the last backup took.", success.map(|run| seconds(run.duration_ms))),
-        gauge("last_size_bytes", "Size of the newest archive.", latest.map(|latest| latest.size as f64)),
+        gauge("last_size_bytes", "Size of the newest archive.", newest.map(|newest| newest.size as f64)),
         gauge(
             "last_source_size_bytes",
             "Size of what the newest backup saved, before compression.",
-            latest.map(|latest| latest.stats.total_size as f64),
+            newest.map(|newest| newest.source_size as f64),
         ),
         Metric {
             name: "kept",
@@ -124,7 +124,7 @@ fn of_status(status: &Status) -> [Metric; 10] {
         gauge(
             "chain_length",
             "Archives that a restore of the newest backup reads.",
-            latest.map(|_| status.chains.newest_length as f64),
+            newest.map(|newest| newest.chain_length as f64),
         ),
         gauge(
             "retention_failures",

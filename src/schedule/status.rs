@@ -1,5 +1,7 @@
 //! How the backups of a project stand.
 
+use std::iter;
+
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -7,15 +9,15 @@ use super::{
     automatic,
     history::{History, HookFailure, Run},
     kind,
-    plan::{Action, State},
+    plan::{Action, State, Trigger},
 };
 use crate::{
     archive::manifest::BackupType,
-    base::own_backups,
+    base::own_among,
     error::Result,
     project::Project,
     settings::Settings,
-    store::{Backup, Store},
+    store::{Backup, Store, broken_chains},
 };
 
 /// So many of the newest sizes are told.
@@ -48,9 +50,23 @@ pub struct Status {
     /// Of the newest backups, oldest first.
     pub sizes: Vec<u64>,
     pub health: Health,
+    /// Of this project, where others share the store; not what a repair saved.
+    #[serde(skip)]
+    pub newest: Option<Newest>,
     /// What to see to, whatever the time is.
     #[serde(skip)]
     problems: Vec<String>,
+}
+
+/// The newest backup that a project made for itself.
+#[derive(Debug)]
+pub struct Newest {
+    pub timestamp: i64,
+    pub size: u64,
+    /// Before compression.
+    pub source_size: u64,
+    /// How many backups a restore of it reads.
+    pub chain_length: usize,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -68,7 +84,7 @@ pub struct Chains {
     pub count: usize,
     /// How many backups a restore of the newest one reads.
     pub newest_length: usize,
-    /// Incremental backups that rest on one that is gone.
+    /// Incremental backups that cannot be restored, as one that they rest on is gone.
     pub broken: usize,
 }
 
@@ -87,9 +103,9 @@ impl Status {
         Health::of(&self.problems, is_late)
     }
 
-    /// When the newest backup was made, by whomever.
+    /// When the newest backup of the project was made, by whomever.
     pub fn succeeded_at(&self) -> Option<i64> {
-        self.last_success.as_ref().map(Run::ended_at).max(self.latest.as_ref().map(|latest| latest.timestamp))
+        self.last_success.as_ref().map(Run::ended_at).max(self.newest.as_ref().map(|newest| newest.timestamp))
     }
 
     pub fn failed_at(&self) -> Option<i64> {
@@ -107,29 +123,39 @@ impl Health {
     }
 }
 
-/// `project` is `None` where there is none: then only the store is told of.
+/// `project` is `None` where there is none: then only the store is told of, and each of its backups counts.
 pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now: Timestamp) -> Result<Status> {
     let now = now.as_millisecond();
     let backups = store.list()?;
-    let own = project.map(|project| own_backups(store, project)).transpose()?.unwrap_or_default();
+    let own = project.map_or_else(|| backups.clone(), |project| own_among(backups.clone(), project));
     let history = project.map(History::read).unwrap_or_default();
     let enabled = automatic::is_enabled(settings);
     let plan = project.map(|project| automatic::plan(settings, project.root())).transpose()?.flatten();
     let kind = automatic::wanted_kind(settings);
-    let next_run = plan.as_ref().filter(|_| enabled).and_then(|plan| {
+    let next = plan.as_ref().filter(|_| enabled).map(|plan| {
         let known = history.state.as_ref().map(State::covered);
         let mut state = State::new(plan, known.max(kind::last_run(&own, kind)), now);
-        match plan.decide(&mut state, now) {
-            Action::Run { .. } => Some(now),
-            Action::Wait { until } => Some(until),
-            Action::Never => None,
-        }
+        plan.decide(&mut state, now)
     });
+    let next_run = match next {
+        Some(Action::Run { .. }) => Some(now),
+        Some(Action::Wait { until }) => Some(until),
+        Some(Action::Never) | None => None,
+    };
+    // One that is on time is about to begin, or has just begun.
+    let is_late = matches!(next, Some(Action::Run { trigger: Trigger::CatchUp }));
     let mut sizes: Vec<u64> = backups.iter().take(MOST_SIZES).map(|backup| backup.size).collect();
     sizes.reverse();
     let count = |kind| backups.iter().filter(|backup| backup.kind == kind).count();
     let chains = chains(&backups);
-    let problems = problems(&backups, &chains, &history);
+    let regular = own.iter().find(|backup| !backup.safety_backup);
+    let newest = regular.map(|backup| Newest {
+        timestamp: backup.timestamp,
+        size: backup.size,
+        source_size: backup.stats.total_size,
+        chain_length: chain_length(backup, &backups),
+    });
+    let problems = problems(regular, backups.is_empty(), &chains, &history);
     Ok(Status {
         backup_dir: store.dir().to_path_buf(),
         enabled,
@@ -150,42 +176,47 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         last_failure: history.runs.iter().rev().find(|run| run.error.is_some()).cloned(),
         hook_failures: history.hook_failures,
         sizes,
-        health: Health::of(&problems, next_run.is_some_and(|next| next <= now)),
+        health: Health::of(&problems, is_late),
+        newest,
         problems,
         latest: backups.into_iter().next(),
     })
 }
 
 fn chains(backups: &[Backup]) -> Chains {
-    let base_of = |backup: &Backup| {
-        let id = backup.based_on.as_ref()?;
-        backups.iter().find(|base| base.id == *id)
-    };
-    let mut chains = Chains::default();
-    let mut rested_on: Vec<&str> = Vec::new();
-    for backup in backups.iter().filter(|backup| backup.based_on.is_some()) {
-        match base_of(backup) {
-            None => chains.broken += 1,
-            Some(base) if base.based_on.is_none() => rested_on.push(&base.id),
-            Some(_) => {}
-        }
-    }
+    let mut rested_on: Vec<&str> = backups
+        .iter()
+        .filter_map(|backup| base_of(backup, backups))
+        .filter(|base| base.based_on.is_none())
+        .map(|base| base.id.as_str())
+        .collect();
     rested_on.sort_unstable();
     rested_on.dedup();
-    chains.count = rested_on.len();
-    let mut link = backups.first();
-    while let Some(backup) = link.filter(|_| chains.newest_length < backups.len()) {
-        chains.newest_length += 1;
-        link = base_of(backup);
+    Chains {
+        count: rested_on.len(),
+        newest_length: backups.first().map_or(0, |newest| chain_length(newest, backups)),
+        broken: broken_chains(backups).len(),
     }
-    chains
 }
 
-fn problems(backups: &[Backup], chains: &Chains, history: &History) -> Vec<String> {
+fn base_of<'a>(backup: &Backup, backups: &'a [Backup]) -> Option<&'a Backup> {
+    let id = backup.based_on.as_ref()?;
+    backups.iter().find(|base| base.id == *id)
+}
+
+fn chain_length(backup: &Backup, backups: &[Backup]) -> usize {
+    // No chain is longer than there are backups; a longer one leads in a circle.
+    iter::successors(Some(backup), |link| base_of(link, backups)).take(backups.len()).count()
+}
+
+/// `newest` is the one that the project made last for itself: what a repair saved of a damaged database is no sign that it is damaged now.
+fn problems(newest: Option<&Backup>, is_empty: bool, chains: &Chains, history: &History) -> Vec<String> {
     let mut messages = Vec::new();
-    // What a repair saved of a damaged database is no sign that it is damaged now.
-    match backups.iter().find(|backup| !backup.safety_backup) {
-        None => messages.push("there is no backup: make one with `kg diag backup`".to_string()),
+    match newest {
+        None => {
+            let others = if is_empty { "" } else { " of this project" };
+            messages.push(format!("there is no backup{others}: make one with `kg diag backup`"));
+        }
         Some(newest) if !newest.is_sound() => {
             messages.push(format!("the database was damaged when {} was made", newest.id));
         }
@@ -194,7 +225,10 @@ fn problems(backups: &[Backup], chains: &Chains, history: &History) -> Vec<Strin
     if chains.broken > 0 {
         messages.push(format!("{} incremental backups rest on one that is gone", chains.broken));
     }
-    if let Some(error) = history.last().and_then(|run| run.error.as_ref()) {
+    // Somebody else, an application, may have made one since.
+    let is_mended = |run: &&Run| newest.is_some_and(|newest| newest.is_sound() && newest.timestamp > run.started_at);
+    let failure = history.last().filter(|run| !is_mended(run)).and_then(|run| run.error.as_ref());
+    if let Some(error) = failure {
         messages.push(format!("the last run failed: {} [{}]", error.message, error.code));
     }
     messages

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! holder    one service a project: a lock, and who has it
+//! work      what is done between two moments: take up the settings, make a backup, remember what came of it
 //! hooks     who is told of each run, on a thread of their own
 //! log       .kg/logs/backup-service.log, with a limit
 //! board     what the loop tells of itself ─▶ http: health and metrics, on a thread of their own
@@ -16,47 +17,28 @@ mod holder;
 mod hooks;
 mod http;
 mod log;
+mod work;
 
-use std::{
-    fs,
-    panic::{self, AssertUnwindSafe},
-    path::{Path, PathBuf},
-    sync::Arc,
-    thread,
-    time::{Duration, Instant, SystemTime},
+use std::{path::PathBuf, sync::Arc, thread, time::Duration};
+
+use self::{
+    board::Board,
+    http::Http,
+    work::{Service, mark, now},
 };
-
-use jiff::Timestamp;
-
-use self::{board::Board, hooks::Told, http::Http};
 pub use self::{
     holder::{Held, Holder},
     http::Listening,
     log::Log,
 };
 use crate::{
-    backup::{Created, create_backup},
-    error::{Code, Error, Result},
-    hooks::Event,
     project::{CONFIG_FILE, Project},
-    reader::client::Launch,
-    schedule::{
-        automatic,
-        history::{self, History},
-        metrics,
-        plan::{Action, Plan, State, Trigger},
-        status::{Status, status},
-    },
-    settings::{Settings, listen::Listen},
-    task::{Cancel, Task},
+    settings::listen::Listen,
+    task::Cancel,
 };
 
 /// How soon a signal, a changed configuration or a clock that was set is noticed.
 const MOMENT: Duration = Duration::from_millis(200);
-const DESCRIPTION: &str = "Scheduled backup";
-
-/// How long what is told over HTTP may be behind a store that somebody else changed.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// What whoever starts a service chooses for it alone.
 #[derive(Debug, Default)]
@@ -71,18 +53,7 @@ pub struct Options {
 pub fn serve(project: &Project, held: &Held, log: &Log, options: &Options, cancel: &Cancel) {
     let board = Arc::new(Board::new(project.root().display().to_string()));
     let mut http = Http::new(project, held.holder(), log, Arc::clone(&board));
-    let mut service = Service {
-        project,
-        log,
-        options,
-        cancel,
-        board,
-        hooks: Told::start(project, log),
-        settings: Settings::default(),
-        plan: None,
-        state: None,
-        looked: None,
-    };
+    let mut service = Service::new(project, log, options, cancel, board);
     log.line(&format!("started as process {} for {}", std::process::id(), project.root().display()));
     let mut seen = None;
     while !cancel.is_cancelled() && held.is_in(&project.state_dir()) {
@@ -109,169 +80,6 @@ pub fn serve(project: &Project, held: &Held, log: &Log, options: &Options, cance
     service.hooks.finish();
     drop(http);
     log.line("stopped");
-}
-
-struct Service<'a> {
-    project: &'a Project,
-    log: &'a Log,
-    options: &'a Options,
-    cancel: &'a Cancel,
-    board: Arc<Board>,
-    hooks: Told<'a>,
-    settings: Settings,
-    /// `None` while nothing is to be done.
-    plan: Option<Plan>,
-    state: Option<State>,
-    /// When the backups were looked at last, and what the history was like.
-    looked: Option<(Instant, Option<Mark>)>,
-}
-
-impl Service<'_> {
-    /// Takes up the settings. What was missed before the start counts; a schedule that is new begins now.
-    fn load(&mut self, is_start: bool) {
-        let mut warnings = Vec::new();
-        let settings = Settings::read(self.project.root(), &mut warnings);
-        for warning in warnings {
-            self.log.line(&format!("warning: {}", warning.message));
-        }
-        let is_other = |name: &str| settings.get(name) != self.settings.get(name);
-        let is_new = ["backup.enabled", "backup.schedule", "backup.timezone"].into_iter().any(is_other);
-        self.settings = settings;
-        self.looked = None;
-        if !is_new && !is_start {
-            self.plan = self.planned();
-            return;
-        }
-        self.plan = self.planned();
-        let Some(plan) = &self.plan else {
-            self.state = None;
-            self.log.line("no backups are made: `backup.enabled` is not true, or there is no `backup.schedule`");
-            return;
-        };
-        let now = now();
-        let last = if is_start { self.last() } else { None };
-        self.state = Some(State::new(plan, last, now));
-        let next = plan.cadence.next(Timestamp::now()).map(|next| next.to_string()).unwrap_or_default();
-        let schedule = self.settings.text("backup.schedule").unwrap_or_default();
-        self.log.line(&format!("the schedule is `{schedule}`; it names {next} next"));
-        self.remember(None);
-    }
-
-    fn planned(&self) -> Option<Plan> {
-        if !automatic::is_enabled(&self.settings) {
-            return None;
-        }
-        automatic::plan(&self.settings, self.project.root()).unwrap_or_else(|error| {
-            self.log.line(&format!("the schedule cannot be used: {error}"));
-            None
-        })
-    }
-
-    /// Up to when everything is dealt with, as an earlier service or the backups that exist say.
-    fn last(&self) -> Option<i64> {
-        let known = History::read(self.project).state.as_ref().map(State::covered);
-        known.max(automatic::last_run(&self.settings, self.project).ok().flatten())
-    }
-
-    fn due(&mut self) -> Option<Trigger> {
-        let (Some(plan), Some(state)) = (&self.plan, &mut self.state) else { return None };
-        match plan.decide(state, now()) {
-            Action::Run { trigger } => Some(trigger),
-            Action::Wait { .. } | Action::Never => None,
-        }
-    }
-
-    fn run(&mut self, trigger: Trigger) {
-        let started_at = now();
-        let hooks = self.hooks.begin(trigger);
-        let made = panic::catch_unwind(AssertUnwindSafe(|| self.back_up())).unwrap_or_else(|_| {
-            Err(Error::new(Code::Internal, "The backup panicked", "Please report this, with the log of the service"))
-        });
-        if self.cancel.is_cancelled() && made.is_err() {
-            self.log.line("a backup was ended by the stop; nothing of it is left");
-            return;
-        }
-        self.board.counts(made.is_ok());
-        let ended = now();
-        let (Some(plan), Some(state)) = (&self.plan, &mut self.state) else { return };
-        let mut event = Event::of_run(self.project, &made, trigger, ended - started_at);
-        match &made {
-            Ok(created) => {
-                plan.succeeded(state, ended);
-                let backup = &created.backup;
-                let took = (ended - started_at) as f64 / 1000.0;
-                self.log.line(&format!("made {}, {} bytes in {took:.1} s", backup.path.display(), backup.size));
-                for warning in &backup.warnings {
-                    self.log.line(&format!("warning: {}", warning.message));
-                }
-            }
-            Err(error) => {
-                let retry = plan.failed(state, ended).and_then(|at| Timestamp::from_millisecond(at).ok());
-                event.retry_at = retry;
-                let retry = retry.map_or("it is given up until its next time".into(), |at| format!("again at {at:.0}"));
-                self.log.line(&format!("a backup failed, {retry}: {error} [{}]", error.code));
-            }
-        }
-        let kind = automatic::wanted_kind(&self.settings);
-        self.remember(Some(history::Run::of(&made, kind, trigger, started_at, ended)));
-        self.hooks.tell(&hooks, event);
-    }
-
-    fn back_up(&self) -> Result<Created> {
-        let root = self.project.root();
-        let store = automatic::store(&self.settings, root)?;
-        let mut options = automatic::options(&self.settings, root, &store, Timestamp::now())?;
-        options.description = Some(DESCRIPTION.into());
-        create_backup(root, &store, &Launch::Thread, &options, &Task::new(self.cancel.clone(), None))
-    }
-
-    /// Whether somebody else made a backup, or may have changed the store in another way.
-    fn is_behind(&self) -> bool {
-        let is_current =
-            |(at, of): &(Instant, Option<Mark>)| at.elapsed() < LOOK_EVERY && *of == mark(&History::path(self.project));
-        !self.looked.as_ref().is_some_and(is_current)
-    }
-
-    /// Tells over HTTP how the backups stand.
-    fn look(&mut self) -> Arc<Result<Status>> {
-        self.looked = Some((Instant::now(), mark(&History::path(self.project))));
-        let store = automatic::store(&self.settings, self.project.root());
-        let found = store.and_then(|store| status(Some(self.project), &store, &self.settings, Timestamp::now()));
-        let found = Arc::new(found);
-        self.board.publish(Arc::clone(&found));
-        found
-    }
-
-    fn measure(&self, path: &Path, status: &Result<Status>) -> Result<()> {
-        metrics::write(path, self.project, status.as_ref().map_err(Error::clone)?)
-    }
-
-    fn remember(&mut self, run: Option<history::Run>) {
-        let updated = History::update(self.project, |history| {
-            history.runs.extend(run);
-            history.state.clone_from(&self.state);
-        });
-        if let Err(error) = updated {
-            self.log.line(&format!("warning: what happened could not be written down: {error}"));
-        }
-        let status = self.look();
-        if let Some(Err(error)) = self.options.metrics_file.as_ref().map(|path| self.measure(path, &status)) {
-            self.log.line(&format!("warning: the metrics could not be written: {error}"));
-        }
-    }
-}
-
-fn now() -> i64 {
-    Timestamp::now().as_millisecond()
-}
-
-/// What changes when a file does.
-type Mark = (SystemTime, u64, u64);
-
-fn mark(path: &Path) -> Option<Mark> {
-    use std::os::unix::fs::MetadataExt;
-    let found = fs::metadata(path).ok()?;
-    Some((found.modified().ok()?, found.len(), found.ino()))
 }
 
 /// The log of the service of a project, for messages that name it.

@@ -4,7 +4,7 @@
 //! file, for the message of whoever waits in vain.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, TryLockError},
     io::{Read, Seek, Write},
     path::Path,
     time::Duration,
@@ -43,6 +43,12 @@ impl StoreLock {
     }
 }
 
+/// Whether somebody writes to the store at `dir`, as far as that can be told.
+pub fn is_held(dir: &Path) -> bool {
+    let tried = File::open(dir.join(LOCK_FILE)).map(|file| file.try_lock_shared());
+    matches!(tried, Ok(Err(TryLockError::WouldBlock)))
+}
+
 fn held(dir: &Path, file: &mut File, waited: Duration) -> Error {
     let mut holder = String::new();
     // Who holds it is only for the message; the holder may be writing it this very moment.
@@ -67,7 +73,9 @@ mod tests {
         let error = acquire().unwrap_err();
         assert_eq!(error.code, Code::StoreLocked);
         assert!(error.message.contains(&format!("process {}", std::process::id())), "{}", error.message);
+        assert!(is_held(dir.path()));
         drop(first);
+        assert!(!is_held(dir.path()));
         acquire().unwrap();
     }
 }

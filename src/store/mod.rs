@@ -144,6 +144,11 @@ impl Store {
         StoreLock::acquire(&self.dir, timeout, task)
     }
 
+    /// Whether somebody makes or removes backups now, as far as that can be told.
+    pub fn is_in_use(&self) -> bool {
+        lock::is_held(&self.dir)
+    }
+
     fn create(&self) -> Result<()> {
         durable::create_dirs(&self.dir).map_err(|cause| match cause.kind() {
             io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => Error::new(

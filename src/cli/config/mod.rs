@@ -98,6 +98,11 @@ fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -
     let key = keys::find(name)?;
     let value = value.map(|value| key.parse(value)).transpose()?;
     let changed = edit::set(project, key, value.clone(), &Task::default())?;
+    let forgotten = if key.home() == Home::Hooks && (changed || value.is_none()) {
+        hooks::forget(project, key.name)
+    } else {
+        Ok(())
+    };
     let value = value.map(|value| key.shown(&value));
     output.result(&json!({ "key": key.name, "value": value, "changed": changed }));
     let file = format!(".kg/{}", key.home().file_name());
@@ -107,6 +112,10 @@ fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -
         (None, true) => format!("{name} was taken out of {file}"),
         (None, false) => format!("{name} is not set"),
     });
+    if let Err(error) = forgotten {
+        let message = format!("`--status` may still tell that it failed: {}", error.message);
+        output.late_warnings(&[Warning::new(WarningCode::Hook, message)]);
+    }
     Ok(ExitCode::SUCCESS)
 }
 

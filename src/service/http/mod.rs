@@ -97,7 +97,9 @@ impl<'a> Http<'a> {
     }
 
     fn start(&mut self, address: SocketAddr) -> Listening {
-        let answerer = Answerer { board: Arc::clone(&self.board), is_private: address.ip().is_loopback() };
+        // 127.0.0.1 may be written as one of IPv6.
+        let is_private = address.ip().to_canonical().is_loopback();
+        let answerer = Answerer { board: Arc::clone(&self.board), is_private };
         match Server::start(address, answerer) {
             Ok(server) => {
                 let address = server.address();
