@@ -4,7 +4,10 @@ mod support;
 
 use std::{collections::BTreeMap, fs};
 
-use kg_backup::{integrity::salvage::salvage, task::Cancel};
+use kg_backup::{
+    integrity::salvage::{report::LogUse, salvage},
+    task::Cancel,
+};
 use proptest::prelude::*;
 use rusqlite::Connection;
 use support::{
@@ -112,6 +115,24 @@ fn a_page_that_was_also_written_over_another_brings_no_row_into_a_second_table()
                 let (tally, _) = judge(&intact, &with_page(&intact, *over, &content));
                 assert_eq!(tally.invented, 0, "{variant:?}, {from} over {over}: {tally:?}");
                 assert_eq!(tally.saved + tally.aside, tally.whole, "{variant:?}, {from} over {over}: {tally:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_misplaced_page_of_many_children_does_not_speak_against_the_wal() {
+    for page_size in [512, 1024] {
+        let intact = intact(Variant { in_wal: true, ..Variant::new(page_size, "UTF-16le", false) });
+        let of = |kind| intact.kinds.iter().filter(move |(page, of)| **of == kind && **page > 1).map(|(page, _)| *page);
+        for from in of("table interior") {
+            let start = (from as usize - 1) * page_size;
+            let content = &intact.bytes[start..start + page_size];
+            for over in of("table leaf") {
+                let (tally, salvaged) = judge(&intact, &with_page(&intact, over, content));
+                // Without the WAL, rows that were deleted in it would be back.
+                let wal = salvaged.unwrap().wal;
+                assert_eq!((tally.invented, wal), (0, LogUse::Applied), "{page_size}, {from} over {over}: {tally:?}");
             }
         }
     }

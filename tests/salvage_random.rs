@@ -59,7 +59,15 @@ impl Random {
                 "a bit of the page's header"
             }
             _ => {
-                let at = range.start + 8 + self.below(40) + if page == 0 { 100 } else { 0 };
+                let header = range.start + if page == 0 { 100 } else { 0 };
+                // Behind the pointers rows may begin, and a bit inside a value is nothing that can be noticed.
+                let cells = usize::from(u16::from_be_bytes([bytes[header + 3], bytes[header + 4]])).clamp(1, 16);
+                let pointers = match bytes[header] {
+                    10 | 13 => cells * 2,
+                    2 | 5 => 4 + cells * 2,
+                    _ => 40,
+                };
+                let at = header + 8 + self.below(pointers);
                 bytes[at] ^= 1 << self.below(8);
                 "a bit of the cell pointers"
             }

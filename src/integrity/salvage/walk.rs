@@ -155,10 +155,10 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// How many places are not as they should be: of two readings of one database the one with fewer is right.
+    /// How many places are not as they should be: of two readings of one database the one with fewer is right. A place counts once,
+    /// however many pages are missing there: a misplaced page names all children of another one.
     pub fn problems(&self) -> usize {
-        let holes: usize = self.found.iter().map(|found| found.holes.len() + found.pages_lost as usize).sum();
-        holes + self.disputed.len()
+        self.found.iter().map(|found| found.holes.len()).sum::<usize>() + self.disputed.len()
     }
 
     /// The tree that claimed the page first, whether or not the page could be read.
