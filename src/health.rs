@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -17,6 +16,7 @@ use crate::{
     inspect::{inspect, is_healthy},
     integrity::{
         Checked, Scope,
+        files::everyone_may_write,
         issue::{Found, Issue, IssueCode, Part, Severity},
         subject::Subject,
     },
@@ -36,9 +36,6 @@ use crate::{
 
 /// A backup that is older than this is worth a warning: the guide's table has a full backup at least weekly.
 pub const DEFAULT_MAX_AGE: Duration = Duration::from_secs(8 * 24 * 60 * 60);
-
-const OTHERS_WRITE: u32 = 0o002;
-const STICKY: u32 = 0o1000;
 
 #[derive(Debug, Clone)]
 pub struct HealthOptions {
@@ -233,10 +230,7 @@ fn room(dir: &Path, next_bytes: u64, issues: &mut Vec<Issue>) -> Option<u64> {
 
 /// A warning where everyone may put another archive in the place of one.
 fn exposed(dir: &Path) -> Option<Issue> {
-    let mode = fs::metadata(dir).ok()?.permissions().mode();
-    if mode & OTHERS_WRITE == 0 || mode & STICKY != 0 {
-        return None;
-    }
+    fs::metadata(dir).ok().filter(everyone_may_write)?;
     let message = format!("Everyone may write to {}, and so replace or remove backups", dir.display());
     let remedy = format!("Take that right away: chmod o-w '{}'", dir.display());
     Some(Issue::new(IssueCode::Permissions, Part::Backups, message, remedy).path(dir.to_string_lossy()))

@@ -18,12 +18,11 @@
 //! | [`hooks`] | who is told how a backup went: commands, webhooks, heartbeats |
 //! | [`schedule`] | when backups happen by themselves: a plan that is told the time |
 //! | [`reader`] | the one place that opens files of a live project; a process of its own inside a host |
-//! | [`integrity`] | repairs of databases. Called by the reader alone |
 //! | [`archive`] | the container: tar, gzip, manifest, checksums, seal |
 //! | [`store`] | the directory where archives are kept: catalog, lock, atomic writing |
 //! | [`integrity`] | what can be wrong with a project, and what repair does about it. Called by the reader alone |
 //! | [`project`], [`sqlite`] | what a project holds; databases at one commit. Called by the reader alone |
-//! | [`settings`] | the part of `.kg/config.json` that is about backups; opened by the reader alone, or by `kg config` |
+//! | [`settings`] | the part of `.kg/config.json` that is about backups, and `.kg/hooks.json`; opened by the reader alone, or by `kg config` |
 //! | [`cron`], [`task`], [`parallel`], [`lock`], [`durable`], [`scratch`], [`beneath`], [`limits`], [`error`] | the times that a cron expression names; cancellation and progress; work on all cores; waiting; files that are there whole or not at all; directories that are thrown away; paths without links; what a forged archive may take; errors |
 //!
 //! Dependencies point down this table, never up. `docs/architecture.md` says why things are as they are.

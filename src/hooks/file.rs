@@ -17,7 +17,7 @@ use crate::{
 
 /// A longer one is no list of hooks.
 const MAX_BYTES: u64 = 1024 * 1024;
-const OTHERS_WRITE: u32 = 0o022;
+pub(super) const OTHERS_WRITE: u32 = 0o022;
 
 pub fn path(project: &Project) -> PathBuf {
     project.state_dir().join(HOOKS_FILE)

@@ -45,7 +45,6 @@ use crate::{
 const DEFAULT_TIMEOUT_SECONDS: u32 = 10;
 const DEFAULT_RETRIES: u32 = 3;
 const MOST_SECRET_BYTES: usize = 4096;
-const OTHERS_WRITE: u32 = 0o022;
 
 /// The hooks of a project, as they are configured now.
 #[derive(Debug, Clone, Default)]
@@ -231,7 +230,7 @@ fn secret(path: &Path) -> std::result::Result<Vec<u8>, String> {
     let failed = |what: String| format!("is not called: `backup.hooks.secretFile`, {}: {what}", path.display());
     let text = read_text(path).map_err(|cause| failed(cause.to_string()))?;
     let mut secret = text.ok_or_else(|| failed("there is no such file".into()))?;
-    if fs::metadata(path).is_ok_and(|found| found.mode() & OTHERS_WRITE != 0) {
+    if fs::metadata(path).is_ok_and(|found| found.mode() & file::OTHERS_WRITE != 0) {
         return Err(failed("others may write it".into()));
     }
     while matches!(secret.last(), Some(b'\n' | b'\r')) {

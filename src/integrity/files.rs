@@ -222,15 +222,19 @@ fn writable_by_others(project: &Project, database: &Path) -> Option<Issue> {
     let mut seen = HashSet::new();
     for path in paths {
         let Ok(of) = fs::metadata(&path) else { continue };
-        let mode = of.permissions().mode();
-        // In a sticky directory only its owner removes a file.
-        let is_open = mode & OTHERS_WRITE != 0 && !(of.is_dir() && mode & STICKY != 0);
-        if is_open && seen.insert(path.clone()) {
+        if everyone_may_write(&of) && seen.insert(path.clone()) {
             found.add(shown(project, &path));
         }
     }
     let remedy = "Take the right to write from others: chmod o-w FILE";
     issue_of(found, IssueCode::Permissions, "files or directories of the database can be written by everyone", remedy)
+}
+
+/// Whether everyone may change it, or put something else in the place of what is in it.
+pub fn everyone_may_write(found: &fs::Metadata) -> bool {
+    let mode = found.permissions().mode();
+    // In a sticky directory only its owner removes a file.
+    mode & OTHERS_WRITE != 0 && !(found.is_dir() && mode & STICKY != 0)
 }
 
 /// Relative to the project where it lies in it.

@@ -14,7 +14,7 @@
 
 mod beside;
 pub mod documented;
-mod files;
+pub mod files;
 mod fulltext;
 pub mod issue;
 pub mod repair;

@@ -84,11 +84,10 @@ impl<'a> Service<'a> {
         let is_new = ["backup.enabled", "backup.schedule", "backup.timezone"].into_iter().any(is_other);
         self.settings = settings;
         self.looked = None;
+        self.plan = self.planned();
         if !is_new && !is_start {
-            self.plan = self.planned();
             return;
         }
-        self.plan = self.planned();
         let Some(plan) = &self.plan else {
             self.state = None;
             self.log.line("no backups are made: `backup.enabled` is not true, or there is no `backup.schedule`");

@@ -151,6 +151,7 @@ fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel:
 fn named(page: u32, reason: &str) -> UnreadablePage {
     UnreadablePage { page, reason: reason.to_string() }
 }
+
 fn warn(salvaged: &mut Salvaged, freelist: &Freelist, orphans: &Orphans, target: &Target) -> Result<()> {
     if !freelist.is_sound && !orphans.freelist_was_certain && !orphans.aside.is_empty() {
         salvaged.warnings.push(

@@ -16,7 +16,6 @@ use crate::{
     reader::{
         base::Known,
         protocol::{DATA_CHUNK_BYTES, Message},
-        server::Answers,
     },
     sqlite::{
         check::{Depth, IntegrityStatus, quick_check, quick_check_on_two},
@@ -27,8 +26,8 @@ use crate::{
     task::Cancel,
 };
 
-/// Pieces of a database that wait to be hashed, at most.
-const PIECES_WAITING: usize = 4;
+/// Of a database, those that wait to be hashed.
+const CHUNKS_WAITING: usize = 4;
 
 impl Saving<'_> {
     pub(super) fn snapshot(&mut self, source: &Source, mut snapshot: Snapshot) -> Result<()> {
@@ -101,7 +100,7 @@ impl Saving<'_> {
     fn all_pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<PageHashes> {
         self.entry(source, snapshot.metadata(), snapshot.size_bytes())?;
         let mut hashes = PageHashes::new(snapshot.page_size_bytes());
-        let mut out = Chunks { answers: self.answers, chunk: Vec::new() };
+        let mut out = Chunks::new(|chunk| self.answers.data(chunk));
         snapshot.pages(self.cancel, |page| {
             hashes.push(page);
             out.push(page)
@@ -131,7 +130,7 @@ impl Saving<'_> {
         record.pages = Some(Pages { page_size, changed: changed.len() as u64, root: hashes.root() });
         let owner = (snapshot.metadata().uid(), snapshot.metadata().gid());
         self.answers.message(Message::Entry { record, owner })?;
-        let mut out = Chunks { answers: self.answers, chunk: Vec::new() };
+        let mut out = Chunks::new(|chunk| self.answers.data(chunk));
         out.push(&delta::header(page_size))?;
         snapshot.pages_of(&changed, self.cancel, |number, page| {
             out.push(&number.to_le_bytes())?;
@@ -145,28 +144,22 @@ impl Saving<'_> {
 /// The hashes of all pages, and the SHA-256 of the whole, hexadecimal. The latter has a thread of its own: it takes as long as the reading.
 fn hash_pages(snapshot: &Snapshot, cancel: &Cancel) -> Result<(PageHashes, String)> {
     let mut hashes = PageHashes::new(snapshot.page_size_bytes());
-    let (pieces, received) = bounded::<Vec<u8>>(PIECES_WAITING);
+    let (chunks, received) = bounded::<Vec<u8>>(CHUNKS_WAITING);
     // The sender moves in, so that a failure in here ends the thread that this waits for.
     thread::scope(move |threads| {
         let hashing = threads.spawn(move || {
             let mut whole = Sha256::new();
-            received.iter().for_each(|piece| whole.update(piece));
+            received.iter().for_each(|chunk| whole.update(chunk));
             hex(&whole.finalize())
         });
-        let mut piece = Vec::with_capacity(DATA_CHUNK_BYTES);
         let panicked = || Error::new(Code::Internal, "The hashing of the database panicked", "Please report this");
+        let mut out = Chunks::new(move |chunk| chunks.send(chunk).map_err(|_| panicked()));
         snapshot.pages(cancel, |page| {
             hashes.push(page);
-            piece.extend_from_slice(page);
-            if piece.len() < DATA_CHUNK_BYTES {
-                return Ok(());
-            }
-            let full = std::mem::replace(&mut piece, Vec::with_capacity(DATA_CHUNK_BYTES));
-            pieces.send(full).map_err(|_| panicked())
+            out.push(page)
         })?;
-        let sent = pieces.send(piece);
-        drop(pieces);
-        let digest = hashing.join().ok().filter(|_| sent.is_ok()).ok_or_else(panicked)?;
+        out.finish()?;
+        let digest = hashing.join().map_err(|_| panicked())?;
         Ok((hashes, digest))
     })
 }
@@ -175,16 +168,20 @@ fn check_panicked() -> Error {
     Error::new(Code::Internal, "The check of the database panicked", "Please report this")
 }
 
-/// Collects data into pieces of `DATA_CHUNK_BYTES`.
-struct Chunks<'a> {
-    answers: &'a mut dyn Answers,
+/// Collects data into chunks of `DATA_CHUNK_BYTES`, and hands them on.
+struct Chunks<F> {
+    hand_on: F,
     chunk: Vec<u8>,
 }
 
-impl Chunks<'_> {
+impl<F: FnMut(Vec<u8>) -> Result<()>> Chunks<F> {
+    fn new(hand_on: F) -> Self {
+        Chunks { hand_on, chunk: Vec::new() }
+    }
+
     fn push(&mut self, bytes: &[u8]) -> Result<()> {
         if self.chunk.len() + bytes.len() > DATA_CHUNK_BYTES {
-            self.answers.data(std::mem::take(&mut self.chunk))?;
+            (self.hand_on)(std::mem::take(&mut self.chunk))?;
         }
         if self.chunk.capacity() == 0 {
             self.chunk.reserve(DATA_CHUNK_BYTES);
@@ -193,7 +190,7 @@ impl Chunks<'_> {
         Ok(())
     }
 
-    fn finish(self) -> Result<()> {
-        if self.chunk.is_empty() { Ok(()) } else { self.answers.data(self.chunk) }
+    fn finish(mut self) -> Result<()> {
+        if self.chunk.is_empty() { Ok(()) } else { (self.hand_on)(self.chunk) }
     }
 }
