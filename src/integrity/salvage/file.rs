@@ -7,12 +7,14 @@ use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
 use super::{
     overlay::Overlay,
-    page::{Geometry, Kind, Page, parse, u16_at, u32_at},
     record::{Class, class_of, serial_types, size_of},
 };
 use crate::{
     error::{Error, Result},
-    sqlite::files::MAGIC,
+    sqlite::{
+        btree::{Geometry, Kind, Page, parse, u16_at, u32_at},
+        files::MAGIC,
+    },
     task::Cancel,
 };
 

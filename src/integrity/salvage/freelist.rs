@@ -1,7 +1,7 @@
 //! The freelist: pages whose old content must not come back (<https://www.sqlite.org/fileformat2.html#the_freelist>).
 
-use super::{file::Source, page::u32_at};
-use crate::{error::Result, task::Cancel};
+use super::file::Source;
+use crate::{error::Result, sqlite::btree::u32_at, task::Cancel};
 
 pub struct Freelist {
     pub is_free: Vec<bool>,

@@ -13,10 +13,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{overlay::Overlay, page::u32_at};
+use super::overlay::Overlay;
 use crate::{
     error::{Error, Result},
-    sqlite::files::{JOURNAL_MAGIC, companion, names_super_journal},
+    sqlite::{
+        btree::u32_at,
+        files::{JOURNAL_MAGIC, companion, names_super_journal},
+    },
     task::Cancel,
 };
 

@@ -27,7 +27,6 @@ mod open;
 mod orphans;
 mod overflow;
 mod overlay;
-mod page;
 mod rebuild;
 mod record;
 pub mod report;

@@ -11,10 +11,13 @@
 use super::{
     freelist::{Freelist, trunk},
     overflow::{Chains, Owner},
-    page::Kind,
     walk::{Leaf, Tree, Walk},
 };
-use crate::{error::Result, task::Cancel};
+use crate::{
+    error::Result,
+    sqlite::btree::{Kind, parse},
+    task::Cancel,
+};
 
 const MAX_DEPTH: usize = 40;
 
@@ -162,7 +165,7 @@ impl Finder<'_, '_> {
                 continue;
             }
             let page = walk.source.page(number);
-            let page = page.and_then(|bytes| super::page::parse(&bytes, number, walk.source.geometry));
+            let page = page.and_then(|bytes| parse(&bytes, number, walk.source.geometry));
             if let Some(page) = page.filter(|page| page.exact && (page.kind.is_interior() || !page.cells.is_empty())) {
                 self.kinds[index] = Some(page.kind);
                 let children = page.cells.iter().map(|cell| cell.child).chain([page.right_child]);

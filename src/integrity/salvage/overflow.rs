@@ -4,12 +4,8 @@
 //! A page belongs to one chain. All chains of all trees are followed first, so that a page that two of them lead to is known
 //! before a row is made of either. Chains of pages without parents come second: they may be leftovers.
 
-use super::{
-    file::Source,
-    freelist::trunk,
-    page::{Cell, Page},
-    walk::Walk,
-};
+use super::{file::Source, freelist::trunk, walk::Walk};
+use crate::sqlite::btree::{Cell, Page};
 
 /// How often each page is used in chains: 0, 1, or 2 for more.
 pub struct Chains {

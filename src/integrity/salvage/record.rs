@@ -4,6 +4,7 @@
 //! the payload. What does not add up is no record, which tells rows from noise.
 
 use super::file::Encoding;
+use crate::sqlite::btree::varint;
 
 /// More columns than any build of SQLite allows.
 const MAX_FIELDS: usize = 32_767;
@@ -30,18 +31,6 @@ pub enum Class {
     Real,
     Text,
     Blob,
-}
-
-/// A variable-length integer and how many bytes it takes.
-pub fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
-    let mut value = 0_u64;
-    for (at, byte) in bytes.iter().take(8).enumerate() {
-        value = (value << 7) | u64::from(byte & 0x7f);
-        if byte & 0x80 == 0 {
-            return Some((value, at + 1));
-        }
-    }
-    bytes.get(8).map(|byte| ((value << 8) | u64::from(*byte), 9))
 }
 
 /// The serial types of a record, of which `bytes` is the beginning, and how long the header is. `None` where they do not

@@ -7,14 +7,13 @@ use rusqlite::{Connection, Statement, ToSql, types::ToSqlOutput, types::ValueRef
 use super::{
     file::Encoding,
     overflow::{Chains, Owner, Unread},
-    page::Cell,
     rebuild::{Target, is_fatal, quoted},
     record::{Value, serial_types, values},
     report::LostAndFoundReport,
     schema::Shape,
     walk::{Leaf, Walk},
 };
-use crate::{error::Result, task::Cancel};
+use crate::{error::Result, sqlite::btree::Cell, task::Cancel};
 
 /// SQLite allows no more columns in a table.
 const MAX_COLUMNS: usize = 1_900;

@@ -7,11 +7,14 @@ use rusqlite::Connection;
 use super::{
     file::Source,
     overflow::{Chains, Owner},
-    page::{Cell, Kind, parse},
     record::{Class, Value, class_of, serial_types, values},
     walk::{Tree, Walk},
 };
-use crate::{error::Result, task::Cancel};
+use crate::{
+    error::Result,
+    sqlite::btree::{Cell, Kind, parse},
+    task::Cancel,
+};
 
 /// A row of `sqlite_schema`.
 #[derive(Debug, Clone, PartialEq, Eq)]

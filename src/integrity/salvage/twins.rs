@@ -7,8 +7,8 @@
 
 use std::collections::HashMap;
 
-use super::{file::Source, page::parse};
-use crate::{error::Result, task::Cancel};
+use super::file::Source;
+use crate::{error::Result, sqlite::btree::parse, task::Cancel};
 
 /// More pages that two trees have in common are a table and its copy.
 const MOST_ACCIDENTS: usize = 3;

@@ -6,10 +6,13 @@
 
 use std::{collections::HashMap, fs::File, os::unix::fs::FileExt, path::Path};
 
-use super::{overlay::Overlay, page::u32_at};
+use super::overlay::Overlay;
 use crate::{
     error::{Error, Result},
-    sqlite::files::{WAL_MAGIC, companion},
+    sqlite::{
+        btree::u32_at,
+        files::{WAL_MAGIC, companion},
+    },
     task::Cancel,
 };
 

@@ -8,13 +8,12 @@
 
 use std::collections::HashMap;
 
-use super::{
-    file::Source,
-    page::{Kind, Page, parse},
-    schema::Shape,
-    twins,
+use super::{file::Source, schema::Shape, twins};
+use crate::{
+    error::Result,
+    sqlite::btree::{Kind, Page, parse},
+    task::Cancel,
 };
-use crate::{error::Result, task::Cancel};
 
 /// More claims to one page than this settle nothing.
 const MAX_CLAIMS: usize = 4;

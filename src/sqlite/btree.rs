@@ -6,8 +6,6 @@
 //! nor a free block, and their keys ascend. Where that is less than half of them, the page is taken for noise.
 //! Deleted rows are never read: only the cell pointers say what a row is.
 
-use super::record::varint;
-
 /// The smallest place that SQLite gives to a cell.
 const MIN_CELL_BYTES: usize = 4;
 
@@ -274,4 +272,16 @@ pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 
 pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
+}
+
+/// A variable-length integer and how many bytes it takes.
+pub fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
+    let mut value = 0_u64;
+    for (at, byte) in bytes.iter().take(8).enumerate() {
+        value = (value << 7) | u64::from(byte & 0x7f);
+        if byte & 0x80 == 0 {
+            return Some((value, at + 1));
+        }
+    }
+    bytes.get(8).map(|byte| ((value << 8) | u64::from(*byte), 9))
 }
