@@ -6,8 +6,12 @@
 //! nor a free block, and their keys ascend. Where that is less than half of them, the page is taken for noise.
 //! Deleted rows are never read: only the cell pointers say what a row is.
 
+use std::{collections::HashSet, ops::Range};
+
 /// The smallest place that SQLite gives to a cell.
 const MIN_CELL_BYTES: usize = 4;
+/// Where the next one is, and its own length.
+const FREE_BLOCK_HEAD_BYTES: usize = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -79,50 +83,142 @@ pub struct Page {
 
 /// Reads a b-tree page. `None` where it is none, or hardly one.
 pub fn parse(bytes: &[u8], number: u32, geometry: Geometry) -> Option<Page> {
-    let usable = geometry.usable_bytes;
-    let bytes = bytes.get(..usable)?;
-    let start = if number == 1 { 100 } else { 0 };
-    let kind = Kind::of(*bytes.get(start)?)?;
-    let header = if kind.is_interior() { 12 } else { 8 };
-    let count = usize::from(u16_at(bytes, start + 3)?);
-    let pointers_end = start + header + 2 * count;
-    if pointers_end > usable {
-        return None;
-    }
-    let content_start = match usize::from(u16_at(bytes, start + 5)?) {
-        0 => 65_536,
-        other => other,
-    };
-    let fragments = usize::from(bytes[start + 7]);
-    let right_child = if kind.is_interior() { u32_at(bytes, start + 8)? } else { 0 };
-    let free = free_blocks(bytes, start, content_start);
-
-    let mut found: Vec<(Cell, usize, usize)> = Vec::with_capacity(count);
-    for index in 0..count {
-        let at = usize::from(u16_at(bytes, start + header + 2 * index)?);
-        if at < pointers_end || at >= usable {
-            continue;
-        }
-        if let Some((cell, length)) = cell_at(bytes, at, kind, geometry) {
-            found.push((cell, at, at + length.max(MIN_CELL_BYTES)));
-        }
-    }
-    let is_exact = found.len() == count
-        && (pointers_end..=usable).contains(&content_start)
-        && free.as_ref().is_some_and(|free| fills(&found, free, content_start, fragments, usable))
-        && (!kind.is_table() || found.windows(2).all(|pair| pair[0].0.rowid < pair[1].0.rowid))
-        && (!kind.is_interior() || is_page(right_child, geometry));
-    if !is_exact {
-        let free = free.unwrap_or_default();
-        let content_start = Some(content_start).filter(|at| (pointers_end..=usable).contains(at)).unwrap_or(0);
-        keep_consistent(&mut found, &free, content_start, kind);
-    }
-    let cells: Vec<Cell> = found.into_iter().map(|(cell, ..)| cell).collect();
+    let layout = Layout::read(bytes, number, geometry)?;
+    let exact = layout.is_exact(geometry);
+    let Layout { kind, count, right_child, .. } = layout;
+    let cells = if exact { layout.cells } else { layout.consistent_cells(geometry) };
+    let cells: Vec<Cell> = cells.into_iter().map(|(cell, ..)| cell).collect();
     let bad = count - cells.len();
-    if !is_exact && (count == 0 || bad > cells.len()) {
+    if !exact && (count == 0 || bad > cells.len()) {
         return None;
     }
-    Some(Page { kind, cells, right_child, exact: is_exact, bad_cells: bad as u32 })
+    Some(Page { kind, cells, right_child, exact, bad_cells: bad as u32 })
+}
+
+/// Calls `visit` with each part of an exact b-tree page with cells that belongs to nothing: the gap between cell pointers and cells, and what
+/// is in free blocks behind their own heads. Nothing reads them, and SQLite leaves in them what was there before.
+pub fn unallocated(bytes: &[u8], number: u32, geometry: Geometry, mut visit: impl FnMut(Range<usize>)) {
+    let layout = Layout::read(bytes, number, geometry);
+    let Some(layout) = layout.filter(|layout| layout.count > 0 && layout.is_exact(geometry)) else { return };
+    visit(layout.pointers_end..layout.content_start);
+    layout.free.iter().flatten().for_each(|(start, end)| visit(start + FREE_BLOCK_HEAD_BYTES..*end));
+}
+
+/// Where what is in a b-tree page.
+struct Layout {
+    kind: Kind,
+    /// Of cells, as the header says.
+    count: usize,
+    right_child: u32,
+    pointers_end: usize,
+    content_start: usize,
+    fragments: usize,
+    /// Start and end of each free block, in order; `None` where the chain is broken.
+    free: Option<Vec<(usize, usize)>>,
+    /// Those that can be read, with start and end, in the order of their keys.
+    cells: Vec<(Cell, usize, usize)>,
+}
+
+impl Layout {
+    fn read(bytes: &[u8], number: u32, geometry: Geometry) -> Option<Self> {
+        let usable = geometry.usable_bytes;
+        let bytes = bytes.get(..usable)?;
+        let start = if number == 1 { 100 } else { 0 };
+        let kind = Kind::of(*bytes.get(start)?)?;
+        let header = if kind.is_interior() { 12 } else { 8 };
+        let count = usize::from(u16_at(bytes, start + 3)?);
+        let pointers_end = start + header + 2 * count;
+        if pointers_end > usable {
+            return None;
+        }
+        let content_start = match usize::from(u16_at(bytes, start + 5)?) {
+            0 => 65_536,
+            other => other,
+        };
+        let mut cells = Vec::with_capacity(count);
+        for index in 0..count {
+            let at = usize::from(u16_at(bytes, start + header + 2 * index)?);
+            if at < pointers_end || at >= usable {
+                continue;
+            }
+            if let Some((cell, length)) = cell_at(bytes, at, kind, geometry) {
+                cells.push((cell, at, at + length.max(MIN_CELL_BYTES)));
+            }
+        }
+        Some(Layout {
+            kind,
+            count,
+            right_child: if kind.is_interior() { u32_at(bytes, start + 8)? } else { 0 },
+            pointers_end,
+            content_start,
+            fragments: usize::from(bytes[start + 7]),
+            free: free_blocks(bytes, start, content_start),
+            cells,
+        })
+    }
+
+    /// Whether every byte of the page is accounted for.
+    fn is_exact(&self, geometry: Geometry) -> bool {
+        let usable = geometry.usable_bytes;
+        self.cells.len() == self.count
+            && (self.pointers_end..=usable).contains(&self.content_start)
+            && self.fills(usable)
+            && (!self.kind.is_table() || self.cells.windows(2).all(|pair| pair[0].0.rowid < pair[1].0.rowid))
+            && (!self.kind.is_interior() || is_page(self.right_child, geometry))
+    }
+
+    /// Of cells and free blocks.
+    fn spans(&self) -> Vec<(usize, usize)> {
+        let cells = self.cells.iter().map(|(_, start, end)| (*start, *end));
+        let mut spans: Vec<(usize, usize)> = cells.chain(self.free.iter().flatten().copied()).collect();
+        spans.sort_unstable();
+        spans
+    }
+
+    /// Whether cells, free blocks and fragments fill the cell area without overlap.
+    fn fills(&self, usable: usize) -> bool {
+        if self.free.is_none() {
+            return false;
+        }
+        let mut at = self.content_start;
+        let mut gaps = 0;
+        for (start, end) in self.spans() {
+            if start < at || end > usable {
+                return false;
+            }
+            gaps += start - at;
+            at = end;
+        }
+        gaps + (usable - at) == self.fragments
+    }
+
+    /// Without cells that lie outside the cell area, overlap something, or are out of order.
+    fn consistent_cells(mut self, geometry: Geometry) -> Vec<(Cell, usize, usize)> {
+        let cell_area = self.pointers_end..=geometry.usable_bytes;
+        let content_start = if cell_area.contains(&self.content_start) { self.content_start } else { 0 };
+        let mut clashing = HashSet::new();
+        let mut longest = (0, 0);
+        for span in self.spans() {
+            if span.0 < longest.1 {
+                clashing.insert(span.0);
+                clashing.insert(longest.0);
+            }
+            if span.1 > longest.1 {
+                longest = span;
+            }
+        }
+        self.cells.retain(|(_, start, _)| *start >= content_start && !clashing.contains(start));
+        if self.kind.is_table() {
+            let kept = longest_ascending(&self.cells.iter().map(|(cell, ..)| cell.rowid).collect::<Vec<_>>());
+            let mut kept = kept.into_iter().peekable();
+            let mut index = 0;
+            self.cells.retain(|_| {
+                index += 1;
+                kept.next_if_eq(&(index - 1)).is_some()
+            });
+        }
+        self.cells
+    }
 }
 
 /// A cell and its length in the page.
@@ -190,57 +286,6 @@ fn free_blocks(bytes: &[u8], start: usize, content_start: usize) -> Option<Vec<(
         next = usize::from(u16_at(bytes, next)?);
     }
     Some(blocks)
-}
-
-/// Whether cells, free blocks and fragments fill the cell area without overlap.
-fn fills(
-    found: &[(Cell, usize, usize)],
-    free: &[(usize, usize)],
-    content_start: usize,
-    fragments: usize,
-    usable: usize,
-) -> bool {
-    let mut spans: Vec<(usize, usize)> = found.iter().map(|(_, start, end)| (*start, *end)).collect();
-    spans.extend_from_slice(free);
-    spans.sort_unstable();
-    let mut at = content_start;
-    let mut gaps = 0;
-    for (start, end) in spans {
-        if start < at || end > usable {
-            return false;
-        }
-        gaps += start - at;
-        at = end;
-    }
-    gaps + (usable - at) == fragments
-}
-
-/// Drops cells that lie outside the cell area, overlap something, or are out of order.
-fn keep_consistent(found: &mut Vec<(Cell, usize, usize)>, free: &[(usize, usize)], content_start: usize, kind: Kind) {
-    let mut spans: Vec<(usize, usize)> = found.iter().map(|(_, start, end)| (*start, *end)).collect();
-    spans.extend_from_slice(free);
-    spans.sort_unstable();
-    let mut clashing = std::collections::HashSet::new();
-    let mut longest = (0, 0);
-    for span in spans {
-        if span.0 < longest.1 {
-            clashing.insert(span.0);
-            clashing.insert(longest.0);
-        }
-        if span.1 > longest.1 {
-            longest = span;
-        }
-    }
-    found.retain(|(_, start, _)| *start >= content_start && !clashing.contains(start));
-    if kind.is_table() {
-        let kept = longest_ascending(&found.iter().map(|(cell, ..)| cell.rowid).collect::<Vec<_>>());
-        let mut kept = kept.into_iter().peekable();
-        let mut index = 0;
-        found.retain(|_| {
-            index += 1;
-            kept.next_if_eq(&(index - 1)).is_some()
-        });
-    }
 }
 
 /// Positions of a longest strictly ascending subsequence.

@@ -1,4 +1,4 @@
-//! Sends a database: the pages of one snapshot, all of them or those that changed since the base.
+//! Sends a database: the pages of one snapshot, all of them or those that changed since the base, without what they no longer hold.
 
 use std::{os::unix::fs::MetadataExt, thread};
 
@@ -19,6 +19,7 @@ use crate::{
     },
     sqlite::{
         check::{Depth, IntegrityStatus, quick_check, quick_check_on_two},
+        erase,
         files::{COMPANIONS, companion},
         pages::PageHashes,
         snapshot::Snapshot,
@@ -101,7 +102,7 @@ impl Saving<'_> {
         self.entry(source, snapshot.metadata(), snapshot.size_bytes())?;
         let mut hashes = PageHashes::new(snapshot.page_size_bytes());
         let mut out = Chunks::new(|chunk| self.answers.data(chunk));
-        snapshot.pages(self.cancel, |page| {
+        erase::pages(snapshot, self.cancel, |page| {
             hashes.push(page);
             out.push(page)
         })?;
@@ -132,7 +133,7 @@ impl Saving<'_> {
         self.answers.message(Message::Entry { record, owner })?;
         let mut out = Chunks::new(|chunk| self.answers.data(chunk));
         out.push(&delta::header(page_size))?;
-        snapshot.pages_of(&changed, self.cancel, |number, page| {
+        erase::pages_of(snapshot, &changed, self.cancel, |number, page| {
             out.push(&number.to_le_bytes())?;
             out.push(page)
         })?;
@@ -154,7 +155,7 @@ fn hash_pages(snapshot: &Snapshot, cancel: &Cancel) -> Result<(PageHashes, Strin
         });
         let panicked = || Error::new(Code::Internal, "The hashing of the database panicked", "Please report this");
         let mut out = Chunks::new(move |chunk| chunks.send(chunk).map_err(|_| panicked()));
-        snapshot.pages(cancel, |page| {
+        erase::pages(snapshot, cancel, |page| {
             hashes.push(page);
             out.push(page)
         })?;
