@@ -13,7 +13,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use jiff::Timestamp;
 use kg_backup::{
     archive::{
-        block::{self, Compression, Packer},
+        block::{self, Compression, Content, Packer},
         encoder::{Encoder, Sink},
         manifest::{BackupType, Contents, EntryKind, FORMAT_VERSION, FileRecord, Manifest, Stats, Stored, Tool},
         read::{Discard, read_archive},
@@ -82,7 +82,7 @@ fn blocks(criterion: &mut Criterion) {
         let hash = block::hash(&content);
         let mut packer = Packer::new(compression).unwrap().unwrap();
         group.throughput(Throughput::Bytes(content.len() as u64));
-        group.bench_function(name, |bencher| bencher.iter(|| packer.pack(black_box(&content), &hash)));
+        group.bench_function(name, |bencher| bencher.iter(|| packer.pack(black_box(&content), Content::Other, &hash)));
     }
 }
 

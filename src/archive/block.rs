@@ -26,9 +26,20 @@ const GZIP_SIZE: [u8; 4] = *b"KG\x04\0";
 const ZSTD_MAGIC: [u8; 4] = *b"\x50\x2a\x4d\x18";
 const ZSTD_SIZE_AND_HASH: [u8; 8] = *b"kg-block";
 
-/// libdeflate's level for each of gzip's from 1 on: the fastest one whose archives are no larger than gzip's, as measured
-/// on databases of text (`docs/performance.md`).
+/// libdeflate's level for each of gzip's from 1 on, as measured on text (`docs/performance.md`): the fastest one that makes it no larger than
+/// gzip does.
 const LIBDEFLATE_LEVELS: [i32; 9] = [1, 2, 3, 4, 5, 6, 6, 7, 9];
+/// The same for databases. What is left out of their pages is spent on speed: with the fastest one they are smaller than a plain copy is
+/// with any of gzip's. Whoever asks for more than gzip's own default wants them small.
+const LIBDEFLATE_LEVELS_OF_PAGES: [i32; 9] = [1, 1, 1, 1, 1, 1, 5, 6, 9];
+
+/// What a block holds, which decides how hard it is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// Of databases, without what they no longer hold (see [`crate::sqlite::erase`]).
+    Pages,
+    Other,
+}
 
 /// Whether and how hard to compress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +69,7 @@ impl Compression {
     /// What one block holds. Smaller ones cost size, larger ones leave less to take over: `docs/performance.md` has figures.
     pub fn block_bytes(self) -> usize {
         match self {
-            Compression::None | Compression::Gzip(_) => 192 * 1024,
+            Compression::None | Compression::Gzip(_) => 128 * 1024,
             Compression::Zstd(_) => 1024 * 1024,
         }
     }
@@ -137,7 +148,7 @@ impl Head {
 
 /// Makes blocks, one after the other.
 pub enum Packer {
-    Gzip(Compressor),
+    Gzip { pages: Compressor, other: Compressor },
     Zstd(zstd::bulk::Compressor<'static>),
 }
 
@@ -147,8 +158,11 @@ impl Packer {
         match compression {
             Compression::None => Ok(None),
             Compression::Gzip(level) => {
-                let own = LIBDEFLATE_LEVELS[usize::from(level.clamp(1, 9)) - 1];
-                Ok(Some(Packer::Gzip(Compressor::new(CompressionLvl::new(own).unwrap_or_default()))))
+                let at = |levels: [i32; 9]| {
+                    let own = levels[usize::from(level.clamp(1, 9)) - 1];
+                    Compressor::new(CompressionLvl::new(own).unwrap_or_default())
+                };
+                Ok(Some(Packer::Gzip { pages: at(LIBDEFLATE_LEVELS_OF_PAGES), other: at(LIBDEFLATE_LEVELS) }))
             }
             Compression::Zstd(level) => {
                 let mut compressor = zstd::bulk::Compressor::new(level.into()).map_err(refused)?;
@@ -158,52 +172,55 @@ impl Packer {
         }
     }
 
-    /// The block that holds `content`, whose hash is `hash`.
-    pub fn pack(&mut self, content: &[u8], hash: &BlockHash) -> Result<Vec<u8>> {
-        self.pack_after(0, content, hash)
+    /// The block that holds `bytes`, whose hash is `hash`.
+    pub fn pack(&mut self, bytes: &[u8], content: Content, hash: &BlockHash) -> Result<Vec<u8>> {
+        self.pack_after(0, bytes, content, hash)
     }
 
     /// A block of `size` bytes that holds nothing; of a few more where that is too little.
     pub fn filler(&mut self, size: usize) -> Result<Vec<u8>> {
         let nothing = hash(&[]);
-        let least = self.pack(&[], &nothing)?.len();
-        self.pack_after(size.saturating_sub(least), &[], &nothing)
+        let least = self.pack(&[], Content::Other, &nothing)?.len();
+        self.pack_after(size.saturating_sub(least), &[], Content::Other, &nothing)
     }
 
-    /// The same with so many zeros between head and content.
-    fn pack_after(&mut self, zeros: usize, content: &[u8], hash: &BlockHash) -> Result<Vec<u8>> {
+    /// The same with so many zeros between its head and what is compressed.
+    fn pack_after(&mut self, zeros: usize, bytes: &[u8], content: Content, hash: &BlockHash) -> Result<Vec<u8>> {
         let start = WHOLE_HEAD_BYTES + zeros;
-        let bound = match self {
-            Packer::Gzip(compressor) => compressor.deflate_compress_bound(content.len()) + GZIP_TRAILER_BYTES,
-            Packer::Zstd(_) => zstd::zstd_safe::compress_bound(content.len()),
-        };
-        let mut block = vec![0; start + bound];
-        let packed = &mut block[start..];
-        let written = match self {
-            Packer::Gzip(compressor) => {
-                let deflated = compressor.deflate_compress(content, packed);
-                let deflated = deflated.map_err(|cause| refused(std::io::Error::other(cause)))?;
-                packed[deflated..deflated + 4].copy_from_slice(&crc32(content).to_le_bytes());
-                packed[deflated + 4..deflated + 8].copy_from_slice(&(content.len() as u32).to_le_bytes());
+        match self {
+            Packer::Gzip { pages, other } => {
+                let compressor = if content == Content::Pages { pages } else { other };
+                let bound = compressor.deflate_compress_bound(bytes.len());
+                let mut block = vec![0; start + bound + GZIP_TRAILER_BYTES];
+                let deflated = compressor.deflate_compress(bytes, &mut block[start..]);
+                let end = start + deflated.map_err(|cause| refused(std::io::Error::other(cause)))?;
+                block.truncate(end);
+                block.extend(crc32(bytes).to_le_bytes());
+                block.extend((bytes.len() as u32).to_le_bytes());
                 block[..10].copy_from_slice(&GZIP_MAGIC);
                 block[10..12].copy_from_slice(&((start - 12) as u16).to_le_bytes());
                 block[12..16].copy_from_slice(&GZIP_SIZE_AND_HASH);
-                deflated + GZIP_TRAILER_BYTES
+                Ok(with_head(block, hash))
             }
             Packer::Zstd(compressor) => {
-                let compressed = compressor.compress_to_buffer(content, packed).map_err(refused)?;
+                let mut block = vec![0; start + zstd::zstd_safe::compress_bound(bytes.len())];
+                let compressed = compressor.compress_to_buffer(bytes, &mut block[start..]).map_err(refused)?;
+                block.truncate(start + compressed);
                 block[..4].copy_from_slice(&ZSTD_MAGIC);
                 block[4..8].copy_from_slice(&((start - 8) as u32).to_le_bytes());
                 block[8..16].copy_from_slice(&ZSTD_SIZE_AND_HASH);
-                compressed
+                Ok(with_head(block, hash))
             }
-        };
-        block.truncate(start + written);
-        let size = (block.len() as u32).to_le_bytes();
-        block[16..HEAD_BYTES].copy_from_slice(&size);
-        block[HEAD_BYTES..WHOLE_HEAD_BYTES].copy_from_slice(hash);
-        Ok(block)
+        }
     }
+}
+
+/// Fills in what is the same in all blocks.
+fn with_head(mut block: Vec<u8>, hash: &BlockHash) -> Vec<u8> {
+    let size = (block.len() as u32).to_le_bytes();
+    block[16..HEAD_BYTES].copy_from_slice(&size);
+    block[HEAD_BYTES..WHOLE_HEAD_BYTES].copy_from_slice(hash);
+    block
 }
 
 fn refused(cause: std::io::Error) -> Error {
@@ -279,7 +296,8 @@ mod tests {
         let content: Vec<u8> = (0..200_000_usize).map(|n| (n * n % 251) as u8).collect();
         for compression in [Compression::Gzip(6), Compression::Zstd(3)] {
             for content in [&content[..], b"", b"x"] {
-                let block = Packer::new(compression).unwrap().unwrap().pack(content, &hash(content)).unwrap();
+                let mut packer = Packer::new(compression).unwrap().unwrap();
+                let block = packer.pack(content, Content::Other, &hash(content)).unwrap();
                 let container = compression.container();
                 let head = Head::parse(&block, container).unwrap().unwrap();
                 assert_eq!((head.size, head.hash(&block)), (block.len(), Some(hash(content))));

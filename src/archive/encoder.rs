@@ -14,7 +14,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use sha2::{Digest, Sha256};
 
 use super::{
-    block::{self, Compression, Packer},
+    block::{self, Compression, Content, Packer},
     earlier::{Earlier, Taken},
     seal::{Container, DIGEST_BYTES},
 };
@@ -54,12 +54,20 @@ pub trait Sink: Write + Send {
 /// After an error of [`Write`], `finish` tells the cause.
 pub struct Encoder {
     block: Vec<u8>,
+    content: Content,
     block_bytes: usize,
-    pipeline: Option<Submit<Item, Item>>,
+    pipeline: Option<Submit<Piece, Item>>,
     output: Option<JoinHandle<Result<Written>>>,
 }
 
-/// What travels from the producer through the workers to the output.
+/// What the producer hands to the workers.
+enum Piece {
+    Block(Vec<u8>, Content),
+    Mark(Sender<u64>),
+    End,
+}
+
+/// What the workers hand to the output.
 enum Item {
     Bytes(Vec<u8>),
     Taken(Taken),
@@ -87,7 +95,7 @@ impl Encoder {
             })?;
         let block_bytes = compression.block_bytes();
         let block = Vec::with_capacity(block_bytes);
-        Ok(Encoder { block, block_bytes, pipeline: Some(submit), output: Some(output) })
+        Ok(Encoder { block, content: Content::Other, block_bytes, pipeline: Some(submit), output: Some(output) })
     }
 
     /// What the largest block holds.
@@ -95,20 +103,26 @@ impl Encoder {
         self.block_bytes
     }
 
-    /// Ends the current block, so that what comes next begins a member of its own.
-    pub fn end_block(&mut self) -> io::Result<()> {
+    /// What comes next begins a block of its own, and is of this kind.
+    pub fn begin(&mut self, content: Content) -> io::Result<()> {
+        self.end_block()?;
+        self.content = content;
+        Ok(())
+    }
+
+    fn end_block(&mut self) -> io::Result<()> {
         if self.block.is_empty() {
             return Ok(());
         }
         let block = std::mem::replace(&mut self.block, Vec::with_capacity(self.block_bytes));
-        self.submit(Item::Bytes(block))
+        self.submit(Piece::Block(block, self.content))
     }
 
     /// How many bytes of the archive everything takes that was written until now.
     pub fn size_so_far(&mut self) -> io::Result<u64> {
         self.end_block()?;
         let (mark, size) = bounded(1);
-        self.submit(Item::Mark(mark))?;
+        self.submit(Piece::Mark(mark))?;
         // An output that failed may leave the mark in a queue that nobody empties.
         while self.output.as_ref().is_some_and(|output| !output.is_finished()) {
             match size.recv_timeout(POLL_INTERVAL) {
@@ -122,7 +136,7 @@ impl Encoder {
     /// Writes what is left and the seal.
     pub fn finish(&mut self) -> Result<Written> {
         // Where this fails the output has ended, with the cause that is returned below.
-        let _ = self.end_block().and_then(|()| self.submit(Item::End));
+        let _ = self.end_block().and_then(|()| self.submit(Piece::End));
         self.pipeline = None;
         match self.output.take().map(JoinHandle::join) {
             Some(Ok(written)) => written,
@@ -130,9 +144,9 @@ impl Encoder {
         }
     }
 
-    fn submit(&self, item: Item) -> io::Result<()> {
+    fn submit(&self, piece: Piece) -> io::Result<()> {
         let pipeline = self.pipeline.as_ref().ok_or_else(gave_up)?;
-        pipeline.submit(item).map_err(|_| gave_up())
+        pipeline.submit(piece).map_err(|_| gave_up())
     }
 }
 
@@ -157,16 +171,18 @@ fn gave_up() -> io::Error {
 }
 
 /// The function of one worker.
-fn packing(mut packer: Option<Packer>, earlier: Option<Arc<Earlier>>) -> impl FnMut(Item) -> Item + Send + 'static {
-    move |item| match (item, &mut packer) {
-        (Item::Bytes(content), Some(packer)) => {
-            let hash = block::hash(&content);
+fn packing(mut packer: Option<Packer>, earlier: Option<Arc<Earlier>>) -> impl FnMut(Piece) -> Item + Send + 'static {
+    move |piece| match (piece, &mut packer) {
+        (Piece::Block(bytes, content), Some(packer)) => {
+            let hash = block::hash(&bytes);
             match earlier.as_ref().and_then(|earlier| earlier.block(&hash)) {
                 Some(taken) => Item::Taken(taken),
-                None => packer.pack(&content, &hash).map_or_else(Item::Failed, Item::Bytes),
+                None => packer.pack(&bytes, content, &hash).map_or_else(Item::Failed, Item::Bytes),
             }
         }
-        (item, _) => item,
+        (Piece::Block(bytes, _), None) => Item::Bytes(bytes),
+        (Piece::Mark(mark), _) => Item::Mark(mark),
+        (Piece::End, _) => Item::End,
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    block::Compression,
+    block::{Compression, Content},
     earlier::Earlier,
     encoder::{Encoder, Sink, Written},
     manifest::{
@@ -112,7 +112,8 @@ impl ArchiveWriter {
         let mut header = header(size, record.mode, record.mtime.as_second(), owner);
         match record.kind {
             EntryKind::File if size >= self.tar.get_mut().block_bytes() as u64 => {
-                self.append_large(&mut header, &record.entry, content)
+                let kind = if record.database { Content::Pages } else { Content::Other };
+                self.append_large(&mut header, &record.entry, kind, content)
             }
             EntryKind::File => self.tar.append_data(&mut header, &record.entry, content),
             EntryKind::Directory => {
@@ -134,14 +135,20 @@ impl ArchiveWriter {
 
     /// The content of a large file begins and ends blocks of its own, so that equal content makes equal blocks in every
     /// archive, whatever is around it.
-    fn append_large(&mut self, header: &mut tar::Header, entry: &str, content: &mut impl Read) -> io::Result<()> {
+    fn append_large(
+        &mut self,
+        header: &mut tar::Header,
+        entry: &str,
+        kind: Content,
+        content: &mut impl Read,
+    ) -> io::Result<()> {
         self.tar.append_data(header, entry, io::empty())?;
         let encoder = self.tar.get_mut();
-        encoder.end_block()?;
+        encoder.begin(kind)?;
         let copied = io::copy(content, encoder)?;
         let padding = copied.next_multiple_of(TAR_BLOCK_BYTES) - copied;
         encoder.write_all(&[0; TAR_BLOCK_BYTES as usize][..padding as usize])?;
-        encoder.end_block()
+        encoder.begin(Content::Other)
     }
 
     /// The cause behind a failed write is the output's, behind a failed read the source's.

@@ -132,7 +132,7 @@ mod tests {
 
     use super::*;
     use crate::archive::{
-        block::Compression,
+        block::{Compression, Content},
         earlier::Earlier,
         encoder::{Encoder, Written},
         manifest::hex,
@@ -154,7 +154,7 @@ mod tests {
         let mut encoder = Encoder::new(Box::new(file), compression, earlier).unwrap();
         for piece in pieces {
             encoder.write_all(piece).unwrap();
-            encoder.end_block().unwrap();
+            encoder.begin(Content::Other).unwrap();
         }
         encoder.finish().unwrap()
     }
