@@ -41,7 +41,10 @@ export interface BackupConfig {
    * have zstd; `false` writes a plain `.tar`. Default: true.
    */
   compression: boolean | 'gzip' | 'zstd';
-  /** 1 (fast) to 9 (small), as gzip and zstd mean them. Default: 6 for gzip, 3 for zstd. */
+  /**
+   * 1 (fast) to 9 (small), as gzip and zstd mean them. Default: 6 for gzip, 3 for zstd. Databases take the same time up to gzip's 6, and are smaller
+   * than a copy is with gzip's (`docs/performance.md`).
+   */
   compressionLevel: number;
   /**
    * After each backup, remove those that are older than this whole number of days, from 1. The newest backup whose source

@@ -42,7 +42,7 @@ test('the curves are measured and drawn as well-formed SVG', async () => {
   const data = temporaryDirectory();
   await bench(data, '--sweep', '--changes', '0,100', '--plots', '--only', 'ours');
   const plots = path.join(data, 'plots');
-  expect(readdirSync(plots).sort()).toEqual(['backup-throughput.svg', 'next-backup.svg']);
+  expect(readdirSync(plots).sort()).toEqual(['backup-memory.svg', 'backup-throughput.svg', 'next-backup.svg']);
   for (const name of readdirSync(plots)) {
     const parse = 'import sys, xml.dom.minidom; print(xml.dom.minidom.parse(sys.argv[1]).documentElement.tagName)';
     const { stdout } = await promisify(execFile)('python3', ['-c', parse, path.join(plots, name)]);

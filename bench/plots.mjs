@@ -120,16 +120,15 @@ ${content}
 `;
 }
 
-/** MB/s of a backup into an empty store, over the size of the project. */
-function throughput({ bySize }) {
+/** A figure of a backup into an empty store, over the size of the project. */
+function overSize({ bySize }, title, yTitle, figure) {
   const series = bySize[0].contenders.map(({ key, name }) => {
     const points = bySize.map(({ databaseBytes, contenders }) => {
       const { steps } = contenders.find((contender) => contender.key === key);
-      return [databaseBytes / 1e6, databaseBytes / 1e6 / median(steps.backup.seconds)];
+      return [databaseBytes / 1e6, figure(steps.backup, databaseBytes)];
     });
     return { key, label: name, points };
   });
-  const title = 'Backup into an empty store';
   const content = panel({
     left: 60,
     top: 66,
@@ -137,13 +136,19 @@ function throughput({ bySize }) {
     height: 340,
     title,
     xTitle: 'size of the database, MB (logarithmic)',
-    yTitle: 'MB of the database per second; more is faster',
+    yTitle,
     x: logarithmic(bySize.map(({ databaseBytes, megabytes }) => [databaseBytes / 1e6, String(megabytes)])),
     y: linear(Math.max(...series.flatMap(({ points }) => points.map(([, value]) => value)))),
     series,
   });
   return document(870, 470, title, content);
 }
+
+const throughput = (sweep) =>
+  overSize(sweep, 'Backup into an empty store', 'MB of the database per second; more is faster', ({ seconds }, bytes) => bytes / 1e6 / median(seconds));
+
+const memory = (sweep) =>
+  overSize(sweep, 'Peak memory of a backup', 'MiB of all processes together; less is better', ({ memory: { peakBytes } }) => peakBytes / 2 ** 20);
 
 /** Time and bytes of the next backup, as shares of the contender's own first one, over the share of changed pages. */
 function nextBackup({ byChange: { points } }) {
@@ -187,6 +192,7 @@ function nextBackup({ byChange: { points } }) {
 export function plotsOf(sweep) {
   return {
     'backup-throughput.svg': throughput(sweep),
+    'backup-memory.svg': memory(sweep),
     ...(sweep.byChange.points[0].contenders.length > 0 && { 'next-backup.svg': nextBackup(sweep) }),
   };
 }

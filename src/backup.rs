@@ -281,6 +281,8 @@ fn save_request(root: PathBuf, scratch: &Path, known: Option<PathBuf>, options: 
         root,
         selection,
         check_source: options.check_source,
+        // In a damaged database nobody knows what is in use.
+        erase: !options.is_safety_backup,
         scratch: scratch.to_path_buf(),
         known,
         lock_timeout_ms: options.lock_timeout.as_millis() as u64,

@@ -86,6 +86,7 @@ fn saved(size: usize, when: When, change: impl Fn(&Path)) -> (Option<(u64, usize
             exclude_patterns: Vec::new(),
         },
         check_source: true,
+        erase: true,
         scratch: scratch.path().to_path_buf(),
         known: None,
         lock_timeout_ms: 1000,

@@ -2,13 +2,13 @@
 //!
 //! SQLite does not wipe: between the cell pointers and the cells of a b-tree page, and in its free blocks, stands what was there before, rows that
 //! were deleted or have moved to another page (<https://www.sqlite.org/fileformat2.html#b_tree_pages>). Nothing ever reads these bytes.
-//! A backup has zeros instead, as the file has after `VACUUM` or with `PRAGMA secure_delete`: it is a tenth smaller and faster for it, and
-//! deleted text does not live on in archives.
+//! A backup has zeros instead, as the file has after `VACUUM` or with `PRAGMA secure_delete`: it is smaller and faster for it, and keeps less of what
+//! somebody deleted.
 //!
 //! Bytes that may mean something are never touched. A page is changed only where it must be one of a b-tree and every byte of it is accounted for
-//! (see [`btree::unallocated`]). So not:
+//! (see [`btree::unallocated`]). So these stay as they are:
 //!
-//! * a page that begins with the number of a page, which overflow and freelist pages do: a b-tree page could only in databases of more than
+//! * a page that begins with the number of a page, as overflow and freelist pages do: a b-tree page only could in a database of more than
 //!   33 million pages;
 //! * a b-tree page without cells, of which too little would have to fit by chance;
 //! * databases with a pointer map (`auto_vacuum`), whose pages have no mark of their own, and those that reserve bytes at the end of pages, which
@@ -55,8 +55,11 @@ struct Eraser {
 impl Eraser {
     fn new(snapshot: &Snapshot, cancel: &Cancel) -> Result<Self> {
         let mut eraser = Eraser { geometry: None, page: Vec::new() };
-        snapshot.pages_of(&[1], cancel, |_, first| {
-            eraser.geometry = geometry(first, snapshot.size_bytes() / snapshot.page_size_bytes());
+        let page_count = snapshot.size_bytes() / snapshot.page_size_bytes();
+        // An empty file is a database too.
+        let first: &[u64] = if page_count == 0 { &[] } else { &[1] };
+        snapshot.pages_of(first, cancel, |_, first| {
+            eraser.geometry = geometry(first, page_count);
             Ok(())
         })?;
         Ok(eraser)
@@ -160,6 +163,12 @@ mod tests {
         fs::write(&copy, &bytes).unwrap();
         assert_eq!(content(&copy), content(&file));
         assert!(erased(&copy) == bytes, "there is nothing left to erase");
+    }
+
+    #[test]
+    fn an_empty_database_has_no_pages() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(erased(file.path()).is_empty());
     }
 
     #[test]

@@ -102,10 +102,11 @@ impl Saving<'_> {
         self.entry(source, snapshot.metadata(), snapshot.size_bytes())?;
         let mut hashes = PageHashes::new(snapshot.page_size_bytes());
         let mut out = Chunks::new(|chunk| self.answers.data(chunk));
-        erase::pages(snapshot, self.cancel, |page| {
+        let send = |page: &[u8]| {
             hashes.push(page);
             out.push(page)
-        })?;
+        };
+        if self.erase { erase::pages(snapshot, self.cancel, send) } else { snapshot.pages(self.cancel, send) }?;
         out.finish()?;
         Ok(hashes)
     }

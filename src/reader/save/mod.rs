@@ -65,6 +65,7 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
         answers,
         cancel,
         check_source: request.check_source,
+        erase: request.erase,
         known: known.as_ref(),
         base: known.as_ref().filter(|known| known.leaves_out()),
         hashes: PageFile::default(),
@@ -126,6 +127,7 @@ struct Saving<'a> {
     answers: &'a mut dyn Answers,
     cancel: &'a Cancel,
     check_source: bool,
+    erase: bool,
     /// An earlier backup.
     known: Option<&'a Known>,
     /// The same, of an incremental backup.
