@@ -12,7 +12,7 @@
 //! followed through a link ([`target`]).
 //!
 //! A failure half way puts everything back. A kill at any instant leaves a journal with which the next restore or backup of
-//! the project takes everything back, or completes it: either the old state or the backup's.
+//! the project takes everything back, or completes it ([`recovery`]): either the old state or the backup's.
 //!
 //! A repair that saves what can be read of a damaged database replaces it in the same way ([`salvage`]).
 
@@ -20,7 +20,10 @@ mod folding;
 pub mod journal;
 mod place;
 mod plan;
+mod recovery;
+mod roll_back;
 pub mod salvage;
+mod steps;
 mod target;
 mod transaction;
 pub mod undo;
@@ -40,8 +43,9 @@ use nix::fcntl::OFlag;
 use self::{
     place::Placements,
     plan::{Conditions, Plan, plan},
+    recovery::{Recovered, recover},
     target::Target,
-    transaction::{Recovered, carry_out, recover},
+    transaction::carry_out,
     undo::Record,
 };
 use super::protocol::{Applied, ApplyRequest, TidyRequest, UndoRequest, Undone};
