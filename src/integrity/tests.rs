@@ -409,6 +409,43 @@ fn a_wal_of_another_database_is_recognised_and_one_that_cannot_be_read_too() {
 }
 
 #[test]
+fn a_wal_of_another_state_of_the_database_is_recognised_and_nothing_is_repaired_beside_it() {
+    for is_older in [true, false] {
+        let fixture = Fixture::new();
+        let path = |suffix: &str| fixture.path(&format!(".kg/knowledge.db{suffix}"));
+        let aside = tempfile::tempdir().unwrap();
+        let keep = |suffix: &str, name: &str| fs::copy(path(suffix), aside.path().join(name)).unwrap();
+        let connection = Connection::open(path("")).unwrap();
+        connection
+            .execute_batch("PRAGMA foreign_keys = OFF; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA wal_autocheckpoint = 0")
+            .unwrap();
+        // Both change nodes and their indexes; neither changes a table's tree so that the other's pages make none.
+        let changes =
+            ["UPDATE nodes SET path = 'moved/' || path WHERE rowid % 3 = 0", "DELETE FROM nodes WHERE rowid % 5 = 1"];
+        connection.execute_batch(changes[usize::from(!is_older)]).unwrap();
+        keep("-wal", "older-wal");
+        keep("", "older");
+        connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        connection.execute_batch(changes[usize::from(is_older)]).unwrap();
+        keep("-wal", "newer-wal");
+        connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        keep("", "newer");
+        drop(connection);
+        let (database, wal) = if is_older { ("newer", "older-wal") } else { ("older", "newer-wal") };
+        fs::copy(aside.path().join(database), path("")).unwrap();
+        fs::copy(aside.path().join(wal), path("-wal")).unwrap();
+        let issues = fixture.check().issues;
+        let found = issues.iter().find(|issue| issue.code == IssueCode::WalForeign);
+        assert!(
+            found.is_some_and(|issue| issue.path.as_deref() == Some(".kg/knowledge.db-wal")),
+            "{is_older}: {issues:?}"
+        );
+        let other = issues.iter().filter(|issue| issue.repairable && !repair::is_damage(issue));
+        assert_eq!(other.filter(|issue| issue.component == Part::Database).count(), 0, "{is_older}: {issues:?}");
+    }
+}
+
+#[test]
 fn a_database_of_two_names_is_a_hazard() {
     let fixture = Fixture::new();
     fs::hard_link(fixture.path(".kg/knowledge.db"), fixture.path("same.db")).unwrap();

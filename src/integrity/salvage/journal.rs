@@ -62,7 +62,8 @@ pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Opti
         return Ok(Ok(None));
     }
     let (page_size, page_count) = (header.page_size, header.page_count);
-    let mut overlay = Overlay { file, page_size_bytes: page_size, offsets: HashMap::new(), page_count };
+    let mut overlay =
+        Overlay { file, page_size_bytes: page_size, offsets: HashMap::new(), page_count, oldest_header: None };
     let (mut at, mut next) = (0, Some(header));
     while let Some(header) = next {
         let (end, is_complete) = records(&mut overlay, &header, at + header.sector_bytes, length, cancel)?;

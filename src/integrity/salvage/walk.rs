@@ -64,6 +64,8 @@ pub struct Found {
     /// In the order of their keys. Of a tree of records: every page, as interior ones hold rows too.
     pub leaves: Vec<Leaf>,
     pub holes: Vec<Hole>,
+    /// Rows or keys on the pages of the tree that could be read, whether or not they fit.
+    pub cells: u64,
     /// Pages that are named, but could not be read as what they should be.
     pub pages_lost: u64,
 }
@@ -362,6 +364,7 @@ impl<'a> Walk<'a> {
                 self.bad_pages.push(BadPage { page: number, reason: "some of its cells could not be read" });
             }
             if !by_rowid || !page.kind.is_interior() {
+                self.found[tree].cells += page.cells.len() as u64;
                 let fits = !by_rowid || keys_fit(&page, &visit);
                 let inside = |rowid: &i64| (visit.lowest..=visit.highest).contains(rowid);
                 let mut keys = page.cells.iter().map(|cell| cell.rowid).filter(|key| !by_rowid || !fits || inside(key));
