@@ -7,7 +7,7 @@ use super::{
     record::{Value, values},
     report::{LostBy, Salvaged, TableReport},
     rows::of_leaf,
-    walk::{Hole, Tree},
+    walk::{Found, Tree},
 };
 use crate::error::Result;
 
@@ -19,7 +19,7 @@ impl Rows<'_, '_> {
             if found.holes.is_empty() && report.rows_lost == 0 {
                 continue;
             }
-            report.rows_lost += self.estimate(found.pages_lost, &found.holes, report);
+            report.rows_lost += self.estimate(found, report);
             report.rows_lost_by = LostBy::Estimate;
             if let Some((of_index, is_whole)) = self.index_of(tree, target)? {
                 let missing = self.missing_by_index(of_index, tree, target)?.saturating_sub(report.rows_aside);
@@ -33,19 +33,19 @@ impl Rows<'_, '_> {
         Ok(())
     }
 
-    /// For each lost page what the others hold on average, but no more than there are keys in the holes.
-    fn estimate(&self, pages_lost: u64, holes: &[Hole], report: &TableReport) -> u64 {
-        let reassigned = report.pages_reassigned;
-        let tree = self.walk.trees.iter().position(|tree| tree.name == report.name).unwrap_or(0);
-        let leaves = self.walk.found[tree].leaves.len() as u64 + reassigned;
+    /// For each lost page what the others hold on average, but no more than there are keys in the holes; and cells that could not be read.
+    fn estimate(&self, found: &Found, report: &TableReport) -> u64 {
+        let (reassigned, pages_lost) = (report.pages_reassigned, found.pages_lost);
+        let leaves = found.leaves.len() as u64 + reassigned;
         let average = report.rows_recovered.div_ceil(leaves.max(1)).max(1);
-        let room = holes.iter().map(|hole| match (hole.after, hole.before) {
+        let room = found.holes.iter().map(|hole| match (hole.after, hole.before) {
             (Some(after), Some(before)) => before.abs_diff(after).saturating_sub(1),
             _ => u64::MAX,
         });
         let room = room.fold(0, u64::saturating_add);
         // A page above leaves that were all found again lost no row.
-        if reassigned > 0 && pages_lost <= 1 { 0 } else { (pages_lost * average).min(room) }
+        let on_pages = if reassigned > 0 && pages_lost <= 1 { 0 } else { pages_lost * average };
+        on_pages.min(room) + found.cells_lost
     }
 
     /// The index to count by: one that has each row of the table, preferably a whole one.

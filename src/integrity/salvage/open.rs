@@ -66,9 +66,13 @@ impl Log {
         let reason = match self.read {
             Ok(None) => return Ok((None, LogUse::None)),
             Ok(Some(overlay)) => {
+                let lacks = overlay.lacks;
                 let with = Source::open(path, Some(overlay), cancel)?;
                 match objection(alone, &with, cancel)? {
-                    None => return Ok((Some(with), LogUse::Applied)),
+                    None => {
+                        warnings.extend(lacks.map(|what| format!("The {} beside the database {what}", self.name)));
+                        return Ok((Some(with), LogUse::Applied));
+                    }
                     Some(reason) => reason.to_string(),
                 }
             }

@@ -48,7 +48,8 @@ pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Opti
         return Ok(Err("the checksum of its header is wrong".to_string()));
     }
     let offsets = HashMap::new();
-    let mut wal = Overlay { file, page_size_bytes: page_size, offsets, page_count: 0, oldest_header: None };
+    let mut wal =
+        Overlay { file, page_size_bytes: page_size, offsets, page_count: 0, oldest_header: None, lacks: None };
     let mut pending: Vec<(u32, u64)> = Vec::new();
     let mut frame = vec![0; FRAME_HEADER_BYTES + page_size];
     let frames = (length - HEADER_BYTES as u64) / frame.len() as u64;

@@ -68,6 +68,8 @@ pub struct Found {
     pub cells: u64,
     /// Pages that are named, but could not be read as what they should be.
     pub pages_lost: u64,
+    /// Rows or keys on other pages that could not be read.
+    pub cells_lost: u64,
 }
 
 /// A page that could not be used, and why.
@@ -365,6 +367,7 @@ impl<'a> Walk<'a> {
             }
             if !by_rowid || !page.kind.is_interior() {
                 self.found[tree].cells += page.cells.len() as u64;
+                self.found[tree].cells_lost += u64::from(page.bad_cells);
                 let fits = !by_rowid || keys_fit(&page, &visit);
                 let inside = |rowid: &i64| (visit.lowest..=visit.highest).contains(rowid);
                 let mut keys = page.cells.iter().map(|cell| cell.rowid).filter(|key| !by_rowid || !fits || inside(key));
