@@ -149,6 +149,51 @@ fn rows_that_a_table_without_rowids_lost_are_counted_by_an_index_of_it() {
     }
 }
 
+/// As many pages as they are long, of tables of the same columns.
+fn twins(lengths: [usize; 2]) -> String {
+    let fill = |table: &str, length: usize| {
+        format!(
+            "CREATE TABLE {table} (a INTEGER PRIMARY KEY, b TEXT);
+             WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {length})
+             INSERT INTO {table} SELECT n, 'the text of row ' || n FROM n;"
+        )
+    };
+    fill("one", lengths[0]) + &fill("other", lengths[1])
+}
+
+#[test]
+fn a_table_and_its_copy_come_back_both_however_short_they_are() {
+    for lengths in [[1, 1], [20, 20], [60, 60], [100, 100], [400, 400], [60, 400], [90, 34], [1000, 200]] {
+        for table in ["one", "other"] {
+            let query = format!("SELECT * FROM {table} ORDER BY a");
+            let (before, after) = before_and_after(&twins(lengths), &query, without_header);
+            assert_eq!(after, before, "{lengths:?}, {table}");
+        }
+    }
+}
+
+#[test]
+fn a_page_over_one_of_a_table_of_the_same_columns_is_not_taken_for_a_copy() {
+    // Other rows of the same keys, so that the page fits there too.
+    let sql = twins([400, 400]) + "UPDATE other SET b = 'the wish of row ' || a; DELETE FROM other WHERE a > 60";
+    for (from, over) in [(1, 1), (0, 1), (2, 0), (3, 1)] {
+        let query = "SELECT 'one', * FROM one UNION ALL SELECT 'other', * FROM other";
+        let (before, after) = before_and_after(&sql, query, |path, bytes| {
+            let connection = Connection::open(path).unwrap();
+            let leaf = |table: &str, number: usize| {
+                let sql =
+                    "SELECT pageno FROM dbstat WHERE name = ?1 AND pagetype = 'leaf' ORDER BY path LIMIT 1 OFFSET ?2";
+                let page: usize =
+                    connection.query_row(sql, rusqlite::params![table, number], |row| row.get(0)).unwrap();
+                (page - 1) * PAGE
+            };
+            let (from, over) = (leaf("one", from), leaf("other", over));
+            bytes.copy_within(from..from + PAGE, over);
+        });
+        assert!(after.iter().all(|row| before.contains(row)), "{from} over {over}: a row that was not there");
+    }
+}
+
 fn intact() -> Intact {
     let dir = tempfile::tempdir().unwrap();
     build(&dir.path().join("intact.db"), Variant::new(PAGE, "UTF-8", false), 150)

@@ -6,7 +6,7 @@
 //! follows what was decided. It lists the leaves of each tree in order, and the *holes* between them, where a page or a cell
 //! could not be read: what is found without a parent may belong there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{file::Source, schema::Shape, twins};
 use crate::{
@@ -234,28 +234,48 @@ impl<'a> Walk<'a> {
                 self.dispossess(page as u32);
             }
         }
-        let twins = twins::find(self.source, |page| self.claims[page as usize].tree > 0, self.cancel)?;
-        for group in twins::accidents(twins, |page| self.claims[page as usize].tree) {
-            self.part(&group);
+        let mut twins = twins::find(self.source, |page| self.claims[page as usize].tree, self.cancel)?;
+        for group in &mut twins.groups {
+            *group = self.expel_strangers(group);
+        }
+        let mut first = HashSet::new();
+        // A root that was written over makes a tree look short, but leaves pages without a parent.
+        if twins.groups.iter().any(|group| group.len() > 1) && !self.has_strays()? {
+            first.extend(self.trees.iter().filter_map(|tree| self.first_leaf(tree.root, tree.by_rowid)));
+        }
+        let tree_of = |page: u32| self.claims[page as usize].tree;
+        for page in twins.accidents(tree_of, |page| first.contains(&page)).concat() {
+            self.dispossess(page);
         }
         Ok(())
     }
 
-    /// Gives equal pages to the one place that they fit, or, where they fit more trees than one, to none.
-    fn part(&mut self, twins: &[u32]) {
+    /// Whether a page with rows or keys is neither free nor claimed.
+    fn has_strays(&mut self) -> Result<bool> {
+        for number in 2..=self.source.present {
+            self.pause()?;
+            let is_known = self.claims[number as usize].tree > 0 || self.is_free[number as usize];
+            let bytes = if is_known || !self.is_there(number) { None } else { self.source.page(number) };
+            let page = bytes.and_then(|bytes| parse(&bytes, number, self.source.geometry));
+            if page.is_some_and(|page| page.exact && !page.cells.is_empty()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Takes equal pages from trees that they do not fit, where they fit another. Returns those that fit.
+    fn expel_strangers(&mut self, twins: &[u32]) -> Vec<u32> {
         let is_at_home = |page: &u32| {
             let claim = self.claims[*page as usize];
             let tree = &self.trees[claim.tree as usize - 1];
             claim.fits && tree.shape.as_ref().is_none_or(|shape| self.looks_like(*page, tree.by_rowid, shape))
         };
         let (at_home, strangers): (Vec<u32>, Vec<u32>) = twins.iter().copied().partition(is_at_home);
-        let Some(first) = at_home.first() else { return };
-        let tree = self.claims[*first as usize].tree;
-        let is_clear = at_home.iter().all(|page| self.claims[*page as usize].tree == tree);
-        strangers.into_iter().for_each(|page| self.dispossess(page));
-        if !is_clear {
-            at_home.into_iter().for_each(|page| self.dispossess(page));
+        if !at_home.is_empty() {
+            strangers.into_iter().for_each(|page| self.dispossess(page));
         }
+        at_home
     }
 
     fn dispossess(&mut self, page: u32) {
@@ -299,17 +319,24 @@ impl<'a> Walk<'a> {
         (claims.len() == 1).then(|| claims[0])
     }
 
-    /// Whether the first leaf at or below the page holds rows of that shape.
+    /// Whether the first leaf at or below the page holds rows of that shape; of a tree of records, the page itself.
     fn looks_like(&self, page: u32, by_rowid: bool, shape: &Shape) -> bool {
+        let rows = if by_rowid { self.first_leaf(page, true) } else { Some(page) };
+        let Some((bytes, page)) = rows.and_then(|page| self.read(page, by_rowid)) else { return false };
+        page.cells.iter().all(|cell| shape.fits_cell(&bytes, cell))
+    }
+
+    /// The first leaf at or below the page.
+    fn first_leaf(&self, page: u32, by_rowid: bool) -> Option<u32> {
         let mut next = page;
         for _ in 0..MAX_DEPTH {
-            let Some((bytes, page)) = self.read(next, by_rowid) else { return false };
-            if page.kind != Kind::TableInterior {
-                return page.cells.iter().all(|cell| shape.fits_cell(&bytes, cell));
+            let (_, page) = self.read(next, by_rowid)?;
+            if !page.kind.is_interior() {
+                return Some(next);
             }
             next = page.cells.first().map_or(page.right_child, |cell| cell.child);
         }
-        false
+        None
     }
 
     /// Whether a leaf holds rows, and none that the table could hold: then it was written to the wrong place.
