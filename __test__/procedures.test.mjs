@@ -1,4 +1,4 @@
-// The guide's recovery procedures, run as an operator runs them: its own blocks as shell scripts, against six damages.
+// The guide's recovery procedures, run as an operator runs them: its own blocks as shell scripts, against seven damages.
 //
 // The package is installed from a registry of this test, by npm, from what `npm pack` makes of this checkout.
 
@@ -147,6 +147,16 @@ const DAMAGES = {
     copyFileSync(`${other}-wal`, `${database}-wal`);
     db.close();
   },
+  'an older WAL of its own beside it': ({ database }) => {
+    const aside = path.join(temporaryDirectory(), 'aside.db');
+    for (const suffix of ['', '-wal']) copyFileSync(database + suffix, aside + suffix);
+    const db = new Database(aside);
+    db.exec("UPDATE nodes SET content = content || ' later' WHERE rowid % 20 = 0; DELETE FROM nodes WHERE rowid % 7 = 1");
+    db.pragma('wal_checkpoint(TRUNCATE)');
+    db.close();
+    // As when the file alone was copied from another machine.
+    copyFileSync(aside, database);
+  },
   'no database file': ({ database }) => rmSync(database),
   'no .kg': ({ root }) => rmSync(path.join(root, '.kg'), { recursive: true }),
 };
@@ -157,6 +167,7 @@ const TOLD = {
   'a header of zeros': [3, 'KG_ISSUE_NOT_A_DATABASE'],
   'its WAL gone': [0, 'Healthy'],
   'the WAL of another database beside it': [3, 'KG_ISSUE_WAL_FOREIGN'],
+  'an older WAL of its own beside it': [3, 'KG_ISSUE_WAL_FOREIGN'],
   'no database file': [3, 'KG_ISSUE_DATABASE_MISSING'],
   'no .kg': [2, 'KG_NO_PROJECT'],
 };

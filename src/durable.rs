@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use tempfile::{Builder, NamedTempFile};
+use tempfile::{Builder, NamedTempFile, TempPath};
 
 use crate::error::{Error, Result};
 
@@ -24,6 +24,39 @@ pub fn publish(file: NamedTempFile, to: &Path) -> Result<()> {
     file.as_file().sync_all().map_err(failed)?;
     file.persist(to).map_err(|cause| failed(cause.error))?;
     sync_parent(to)
+}
+
+/// Moves a finished and synced file to a name that nothing has yet, and makes that durable. Where something has the name, it stays as
+/// it is, and so does the file.
+pub fn publish_new(from: &Path, to: &Path) -> Result<()> {
+    move_new(from, to, rename_new).map_err(|cause| Error::io("write", to, cause))?;
+    sync_parent(to)
+}
+
+/// A rename that replaces nothing, or a hard link.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    TempPath::try_from_path(from)?.persist_noclobber(to).map_err(|failed| {
+        // Dropped, it would remove the file.
+        let _ = failed.path.keep();
+        failed.error
+    })
+}
+
+/// Where a file system knows neither (FAT, some network mounts), the name is taken by an empty file first, which the rename replaces: so
+/// only a kill between the two leaves something, and that is empty.
+fn move_new(from: &Path, to: &Path, rename_new: fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
+    match rename_new(from, to) {
+        Err(cause) if is_for_lack_of_means(&cause) => {}
+        outcome => return outcome,
+    }
+    File::create_new(to)?;
+    fs::rename(from, to).inspect_err(|_| drop(fs::remove_file(to)))
+}
+
+/// What `link` and `renameat2` say where the file system cannot do it.
+fn is_for_lack_of_means(cause: &io::Error) -> bool {
+    let kinds = [io::ErrorKind::Unsupported, io::ErrorKind::PermissionDenied, io::ErrorKind::InvalidInput];
+    kinds.contains(&cause.kind())
 }
 
 /// Writes a small file.
@@ -64,4 +97,39 @@ pub fn sync_parent(path: &Path) -> Result<()> {
 
 pub fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(|cause| Error::io("sync", dir, cause))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn without_means(_: &Path, _: &Path) -> io::Result<()> {
+        // EPERM is what Linux says of a hard link on FAT.
+        Err(io::Error::from_raw_os_error(1))
+    }
+
+    #[test]
+    fn a_file_gets_a_name_that_is_free_and_replaces_nothing_whatever_the_file_system_can_do() {
+        for means in [rename_new, without_means] {
+            let dir = tempfile::tempdir().unwrap();
+            let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+            fs::write(&from, "new").unwrap();
+            fs::write(&to, "old").unwrap();
+            assert_eq!(move_new(&from, &to, means).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!((fs::read(&from).unwrap(), fs::read(&to).unwrap()), (b"new".to_vec(), b"old".to_vec()));
+            fs::remove_file(&to).unwrap();
+            move_new(&from, &to, means).unwrap();
+            assert_eq!((from.exists(), fs::read(&to).unwrap()), (false, b"new".to_vec()));
+        }
+    }
+
+    #[test]
+    fn a_move_that_fails_leaves_no_empty_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("gone"), dir.path().join("to"));
+        for means in [rename_new, without_means] {
+            assert_eq!(move_new(&from, &to, means).unwrap_err().kind(), io::ErrorKind::NotFound);
+            assert!(!to.exists());
+        }
+    }
 }

@@ -5,7 +5,10 @@ mod support;
 use std::{collections::BTreeMap, fs, path::Path};
 
 use kg_backup::{
-    integrity::salvage::{report::Salvaged, salvage},
+    integrity::salvage::{
+        report::{LostBy, Salvaged},
+        salvage,
+    },
     task::Cancel,
 };
 use rusqlite::{Connection, types::Value};
@@ -103,6 +106,91 @@ fn a_table_without_rowids_loses_the_rows_of_a_lost_page_and_no_other() {
         assert!(on_page > 0 && before.len() == 400);
         assert!(after.iter().all(|row| before.contains(row)), "{kind}: a row that was not there");
         assert_eq!(after.len(), before.len() - on_page, "{kind}");
+    }
+}
+
+#[test]
+fn rows_that_a_table_without_rowids_lost_are_counted_by_an_index_of_it() {
+    // The fields of an index that are the key: at its end, among its own columns, compared in another way there.
+    for (key, index) in [
+        ("b DESC, a", "d"),
+        ("a, b", "d, b"),
+        ("b", "b COLLATE NOCASE, d"),
+        ("b COLLATE NOCASE, a DESC", "a, d DESC"),
+        ("f", "d, f"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, target) = (dir.path().join("damaged.db"), dir.path().join("salvaged.db"));
+        let connection = Connection::open(&source).unwrap();
+        connection
+            .execute_batch(&format!(
+                "PRAGMA page_size = {PAGE};
+                 CREATE TABLE t (a INTEGER, b TEXT, c BLOB, d TEXT, f REAL, PRIMARY KEY ({key})) WITHOUT ROWID;
+                 CREATE INDEX by_d ON t ({index});
+                 {NUMBERS} INSERT INTO t SELECT n % 13, 'Key ' || n, zeroblob(n % 90), 'd' || n % 7, n / 2.0 FROM n"
+            ))
+            .unwrap();
+        let query =
+            "SELECT pageno, ncell FROM dbstat WHERE name = 't' AND pagetype = 'leaf' ORDER BY path LIMIT 2 OFFSET 3";
+        let pages = rows(&connection, query);
+        drop(connection);
+        let mut bytes = fs::read(&source).unwrap();
+        let mut on_pages = 0;
+        for page in &pages {
+            let [Value::Integer(page), Value::Integer(cells)] = page[..] else { panic!("{page:?}") };
+            bytes[(page as usize - 1) * PAGE..page as usize * PAGE].fill(0xa5);
+            on_pages += cells as u64;
+        }
+        fs::write(&source, bytes).unwrap();
+        let report = salvage(&source, &target, &[], &Cancel::default()).unwrap();
+        let table = &report.tables[0];
+        let told = (table.rows_recovered, table.rows_lost, table.rows_lost_by);
+        assert_eq!(told, (400 - on_pages, on_pages, LostBy::Index), "{key}, {index}");
+    }
+}
+
+/// As many pages as they are long, of tables of the same columns.
+fn twins(lengths: [usize; 2]) -> String {
+    let fill = |table: &str, length: usize| {
+        format!(
+            "CREATE TABLE {table} (a INTEGER PRIMARY KEY, b TEXT);
+             WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {length})
+             INSERT INTO {table} SELECT n, 'the text of row ' || n FROM n;"
+        )
+    };
+    fill("one", lengths[0]) + &fill("other", lengths[1])
+}
+
+#[test]
+fn a_table_and_its_copy_come_back_both_however_short_they_are() {
+    for lengths in [[1, 1], [20, 20], [60, 60], [100, 100], [400, 400], [60, 400], [90, 34], [1000, 200]] {
+        for table in ["one", "other"] {
+            let query = format!("SELECT * FROM {table} ORDER BY a");
+            let (before, after) = before_and_after(&twins(lengths), &query, without_header);
+            assert_eq!(after, before, "{lengths:?}, {table}");
+        }
+    }
+}
+
+#[test]
+fn a_page_over_one_of_a_table_of_the_same_columns_is_not_taken_for_a_copy() {
+    // Other rows of the same keys, so that the page fits there too.
+    let sql = twins([400, 400]) + "UPDATE other SET b = 'the wish of row ' || a; DELETE FROM other WHERE a > 60";
+    for (from, over) in [(1, 1), (0, 1), (2, 0), (3, 1)] {
+        let query = "SELECT 'one', * FROM one UNION ALL SELECT 'other', * FROM other";
+        let (before, after) = before_and_after(&sql, query, |path, bytes| {
+            let connection = Connection::open(path).unwrap();
+            let leaf = |table: &str, number: usize| {
+                let sql =
+                    "SELECT pageno FROM dbstat WHERE name = ?1 AND pagetype = 'leaf' ORDER BY path LIMIT 1 OFFSET ?2";
+                let page: usize =
+                    connection.query_row(sql, rusqlite::params![table, number], |row| row.get(0)).unwrap();
+                (page - 1) * PAGE
+            };
+            let (from, over) = (leaf("one", from), leaf("other", over));
+            bytes.copy_within(from..from + PAGE, over);
+        });
+        assert!(after.iter().all(|row| before.contains(row)), "{from} over {over}: a row that was not there");
     }
 }
 

@@ -10,8 +10,12 @@ use std::{
 use super::{
     Named,
     issue::{Issue, IssueCode},
+    salvage::beside_another_state,
 };
-use crate::sqlite::files::{MAGIC, WAL_MAGIC, companion};
+use crate::{
+    sqlite::files::{MAGIC, WAL_MAGIC, companion},
+    task::Cancel,
+};
 
 /// <https://sqlite.org/fileformat2.html#the_write_ahead_log>
 const WAL_HEADER_BYTES: usize = 32;
@@ -25,9 +29,9 @@ const WAL_VERSION: u8 = 2;
 const LET_SQLITE: &str = "Stop what uses the database, move the -wal and -shm away, and look at what is missing; or restore \
                           the newest good backup";
 
-pub fn check(database: &Path, named: &Named) -> Vec<Issue> {
+pub fn check(database: &Path, named: &Named, cancel: &Cancel) -> Vec<Issue> {
     let mut issues = Vec::new();
-    issues.extend(wal(database, named));
+    issues.extend(wal(database, named, cancel));
     if let Ok(found) = fs::metadata(database)
         && found.nlink() > 1
     {
@@ -63,7 +67,7 @@ fn resets_wal_wrongly(version: u32) -> bool {
 }
 
 /// Whether the WAL can be used, and by this database.
-fn wal(database: &Path, named: &Named) -> Option<Issue> {
+fn wal(database: &Path, named: &Named, cancel: &Cancel) -> Option<Issue> {
     let path = companion(database, "-wal");
     let length = fs::metadata(&path).ok().filter(|found| found.is_file())?.len();
     if length == 0 {
@@ -101,7 +105,8 @@ fn wal(database: &Path, named: &Named) -> Option<Issue> {
     if start[19] != WAL_VERSION {
         return foreign("the database is not in WAL mode".into());
     }
-    None
+    let state = beside_another_state(database, cancel).ok().flatten();
+    state.and_then(|why| foreign(why.into()))
 }
 
 /// Of a database that is sound without its WAL, and not with it.

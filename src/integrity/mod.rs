@@ -195,7 +195,7 @@ fn compare(project: &Project, graph: Option<&Graph>, scope: Scope, check: &Check
         return Ok(());
     }
     let named = Named { path: format!("{STATE_DIR}/{}", vectors::DATABASE), part: Part::Vectors };
-    issues.extend(beside::check(&database, &named));
+    issues.extend(beside::check(&database, &named, check.cancel));
     let private = private::copy(&database, check.scratch, check.lock_timeout, check.cancel, &|_| ())?;
     if let Some(error) = &private.refused {
         issues.push(structure::refused_to_open(&named, error));
@@ -231,7 +231,7 @@ fn thoroughly(
 ) -> Result<Option<Graph>> {
     let path = &resolved.database;
     if scope.database {
-        report.issues.extend(beside::check(path, named));
+        report.issues.extend(beside::check(path, named, check.cancel));
     }
     let size = report.checked.database_size;
     let private =
@@ -249,7 +249,7 @@ fn thoroughly(
     }
     let is_sound =
         found.iter().all(|issue| issue.code == IssueCode::FullTextDamaged || issue.code == IssueCode::NotChecked);
-    let is_damaged = found.iter().any(repair::is_damage);
+    let is_damaged = found.iter().any(|issue| repair::is_damage(issue) || issue.code == IssueCode::IndexDamaged);
     if is_damaged && beside::has_wal(path) && without_wal(path, check).is_some() {
         found.push(beside::wal_is_foreign(named));
     }
@@ -272,7 +272,7 @@ fn thoroughly(
             && without_wal(path, check)
                 .is_some_and(|alone| rows::missing(&alone, named).is_ok_and(|lacks| lacks.is_empty()))
         {
-            report.issues.push(beside::wal_is_foreign(named));
+            add_new(&mut report.issues, vec![beside::wal_is_foreign(named)]);
         }
         report.issues.extend(found);
     }
@@ -326,13 +326,17 @@ fn has_damage(connection: &Connection) -> bool {
 fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
     let alone = check.scratch.join("without-wal");
     let size = std::fs::copy(path, &alone).ok()?;
-    open(&alone, size, check).ok().filter(|connection| !has_damage(connection))
+    let connection = open(&alone, size, check).ok()?;
+    // Pages of two states may well make trees, of which indexes then do not agree with their tables.
+    forget_fulltext(&connection);
+    let said = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0));
+    if said.is_ok_and(|said| said == "ok") { open(&alone, size, check).ok() } else { None }
 }
 
 /// `quick_check` and the tables, in a read transaction of the database itself.
 fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report) -> Result<()> {
     let path = &resolved.database;
-    report.issues.extend(beside::check(path, named));
+    report.issues.extend(beside::check(path, named, check.cancel));
     let conditions = Conditions { scratch: check.scratch, lock_timeout: check.lock_timeout, with_twins: false };
     let snapshot = match snapshot::take(path, conditions, check.cancel)? {
         Taken::Snapshot(snapshot) => snapshot,

@@ -85,12 +85,15 @@ pub fn is_damage(issue: &Issue) -> bool {
 }
 
 /// Says of each issue whether repair can do something about it, and what. Where pages of a file are damaged, nothing else in it
-/// is worked on.
+/// is worked on; nor beside a WAL that is not of the database, for what is written then makes one of the two for good.
 pub fn offer(issues: &mut [Issue]) {
     let damaged: Vec<Option<String>> =
         issues.iter().filter(|issue| is_damage(issue)).map(|issue| issue.path.clone()).collect();
+    let foreign = issues.iter().filter(|issue| issue.code == IssueCode::WalForeign);
+    let foreign: Vec<Option<String>> = foreign.map(|issue| issue.path.clone()).collect();
     for issue in issues {
-        let is_left = !is_damage(issue) && damaged.contains(&issue.path);
+        let wal = issue.path.as_ref().map(|path| format!("{path}-wal"));
+        let is_left = !is_damage(issue) && (damaged.contains(&issue.path) || (wal.is_some() && foreign.contains(&wal)));
         let action = action_for(issue).filter(|_| !is_left);
         issue.repair = action.map(|action| action.says());
         issue.repairable = issue.repair.is_some();

@@ -79,9 +79,7 @@ pub fn keep(path: &Path, to: &Path, lock_timeout: Duration) -> Result<()> {
     let file = File::open(copy.database()).map_err(failed)?;
     let permissions = fs::metadata(path).map_err(failed)?.permissions();
     file.set_permissions(permissions).and_then(|()| file.sync_all()).map_err(failed)?;
-    // Fails where something of that name is there, which a rename would replace.
-    fs::hard_link(copy.database(), to).map_err(failed)?;
-    durable::sync_dir(dir)
+    durable::publish_new(copy.database(), to)
 }
 
 fn refused(copy: aside::Aside, error: Error) -> Private {

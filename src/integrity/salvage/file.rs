@@ -32,7 +32,7 @@ pub enum Encoding {
 }
 
 /// What the first 100 bytes say. Only believed where [`Header::is_sound`].
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Header {
     pub is_sound: bool,
     pub page_size: usize,
@@ -51,6 +51,13 @@ pub struct Header {
 }
 
 impl Header {
+    /// The header in a page 1 that lies there.
+    pub fn read_at(file: &File, at: u64) -> Option<Header> {
+        let mut bytes = [0; HEADER_BYTES];
+        file.read_exact_at(&mut bytes, at).ok()?;
+        Some(Header::read(&bytes))
+    }
+
     fn read(bytes: &[u8]) -> Header {
         let at = |offset| u32_at(bytes, offset).unwrap_or(0);
         let byte = |offset: usize| bytes.get(offset).copied().unwrap_or(0);
@@ -116,9 +123,8 @@ impl Source {
         if let Some(overlay) = overlay.filter(|overlay| overlay.page_size_bytes == size) {
             // The header that counts is in the log.
             if let Some(offset) = overlay.offsets.get(&1) {
-                let mut bytes = vec![0; HEADER_BYTES];
-                overlay.file.read_exact_at(&mut bytes, *offset).map_err(failed)?;
-                source.header = Header::read(&bytes);
+                let header = Header::read_at(&overlay.file, *offset);
+                source.header = header.ok_or_else(|| failed(std::io::ErrorKind::UnexpectedEof.into()))?;
             }
             let beyond = overlay.offsets.keys().copied().max().unwrap_or(0);
             source.present = in_file.max(beyond).min(overlay.page_count.max(beyond));
@@ -135,8 +141,8 @@ impl Source {
         Ok(source)
     }
 
-    pub fn has_overlay(&self) -> bool {
-        self.overlay.is_some()
+    pub fn overlay(&self) -> Option<&Overlay> {
+        self.overlay.as_ref()
     }
 
     pub fn overlay_has(&self, number: u32) -> bool {

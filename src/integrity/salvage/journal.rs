@@ -62,12 +62,20 @@ pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Opti
         return Ok(Ok(None));
     }
     let (page_size, page_count) = (header.page_size, header.page_count);
-    let mut overlay = Overlay { file, page_size_bytes: page_size, offsets: HashMap::new(), page_count };
+    let offsets = HashMap::new();
+    let mut overlay =
+        Overlay { file, page_size_bytes: page_size, offsets, page_count, oldest_header: None, lacks: None };
     let (mut at, mut next) = (0, Some(header));
     while let Some(header) = next {
         let (end, is_complete) = records(&mut overlay, &header, at + header.sector_bytes, length, cancel)?;
         at = end.next_multiple_of(header.sector_bytes);
         next = header_at(&overlay.file, at).filter(|next| is_complete && next.page_size == page_size);
+        if !is_complete {
+            overlay.lacks = Some("is damaged: pages that it holds behind the damage are as the transaction left them");
+        }
+    }
+    if overlay.offsets.is_empty() && overlay.lacks.is_some() {
+        return Ok(Err("it is damaged where its first page should be".to_string()));
     }
     Ok(Ok(Some(overlay).filter(|overlay| !overlay.offsets.is_empty())))
 }

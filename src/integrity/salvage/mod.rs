@@ -38,6 +38,8 @@ mod walk;
 
 use std::{fs, path::Path};
 
+pub use self::wal::beside_another_state;
+
 use self::{
     fill::Rows,
     freelist::Freelist,

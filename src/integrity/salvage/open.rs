@@ -66,9 +66,13 @@ impl Log {
         let reason = match self.read {
             Ok(None) => return Ok((None, LogUse::None)),
             Ok(Some(overlay)) => {
+                let lacks = overlay.lacks;
                 let with = Source::open(path, Some(overlay), cancel)?;
                 match objection(alone, &with, cancel)? {
-                    None => return Ok((Some(with), LogUse::Applied)),
+                    None => {
+                        warnings.extend(lacks.map(|what| format!("The {} beside the database {what}", self.name)));
+                        return Ok((Some(with), LogUse::Applied));
+                    }
                     Some(reason) => reason.to_string(),
                 }
             }
@@ -82,7 +86,7 @@ impl Log {
 /// Why a journal is not of this database. A transaction counts the changes one up, in the first page; where that does not
 /// tell, a journal that makes the database worse is of another.
 fn fits(alone: &Source, with: &Source, cancel: &Cancel) -> Result<Option<&'static str>> {
-    if !with.has_overlay() {
+    if with.overlay().is_none() {
         return Ok(Some("its pages are of another size"));
     }
     let (now, before) = (&alone.header, &with.header);
@@ -95,15 +99,14 @@ fn fits(alone: &Source, with: &Source, cancel: &Cancel) -> Result<Option<&'stati
 
 /// Why a WAL is not of this database: it would make it worse, or something else.
 fn foreign(alone: &Source, with_wal: &Source, cancel: &Cancel) -> Result<Option<&'static str>> {
-    let (before, after) = (&alone.header, &with_wal.header);
-    if !with_wal.has_overlay() {
+    let Some(wal) = with_wal.overlay() else {
         return Ok(Some("its pages are of another size"));
-    }
-    if before.is_sound && !before.is_wal {
+    };
+    if alone.header.is_sound && !alone.header.is_wal {
         return Ok(Some("the database is not in WAL mode"));
     }
-    if before.is_sound && after.is_sound && after.change_counter < before.change_counter {
-        return Ok(Some("it is older than the database"));
+    if let Some(reason) = wal::of_another_state(&alone.header, alone.present, wal) {
+        return Ok(Some(reason));
     }
     compare(alone, with_wal, cancel)
 }
@@ -121,7 +124,8 @@ fn compare(alone: &Source, with: &Source, cancel: &Cancel) -> Result<Option<&'st
     Ok(is_other.then_some("it has other tables"))
 }
 
-/// How many places of the trees are not as they should be.
+/// How many places of the trees are not as they should be, and how many indexes have more or fewer entries than their table rows:
+/// the pages of two states of a database may well make trees, but hardly such that agree.
 fn problems(source: &Source, cancel: &Cancel) -> Result<(usize, Schema)> {
     let freelist = freelist::read(source, cancel)?;
     let in_use = in_use(&freelist, source);
@@ -133,5 +137,19 @@ fn problems(source: &Source, cancel: &Cancel) -> Result<(usize, Schema)> {
     });
     let mut walk = Walk::new(source, trees.collect(), in_use, cancel);
     walk.run()?;
-    Ok((walk.problems() + usize::from(!schema.is_whole), schema))
+    let cells = |name: &str, is_index: bool| {
+        let tree = walk.trees.iter().position(|tree| tree.name == name && tree.is_index == is_index)?;
+        Some(walk.found[tree].cells)
+    };
+    let indexes = schema.objects.iter().filter(|object| object.kind == "index" && object.root > 0);
+    let differ = indexes.filter(|index| match (cells(&index.name, true), cells(&index.table, false)) {
+        // A partial index may have fewer.
+        (Some(entries), Some(rows)) => entries > rows || (entries < rows && !has_word(&index.sql, "WHERE")),
+        _ => false,
+    });
+    Ok((walk.problems() + usize::from(!schema.is_whole) + differ.count(), schema))
+}
+
+fn has_word(sql: &str, word: &str) -> bool {
+    sql.split(|letter: char| !letter.is_ascii_alphanumeric()).any(|other| other.eq_ignore_ascii_case(word))
 }

@@ -10,4 +10,8 @@ pub struct Overlay {
     pub offsets: HashMap<u32, u64>,
     /// The size of the database with the log.
     pub page_count: u32,
+    /// Where a WAL holds page 1 as it was committed to it first, if it was.
+    pub oldest_header: Option<u64>,
+    /// What it does not give, though it should.
+    pub lacks: Option<&'static str>,
 }

@@ -13,7 +13,7 @@ use super::{
     schema::Shape,
     walk::{Leaf, Walk},
 };
-use crate::{error::Result, sqlite::btree::Cell, task::Cancel};
+use crate::{error::Result, sqlite::btree::Cell};
 
 /// SQLite allows no more columns in a table.
 const MAX_COLUMNS: usize = 1_900;
@@ -217,32 +217,4 @@ impl LostAndFound {
     pub fn report(self) -> Option<LostAndFoundReport> {
         self.is_made.then_some(LostAndFoundReport { table: self.name, rows: self.rows })
     }
-}
-
-/// How many rows an index names that the table does not have.
-pub fn missing_by_index(
-    walk: &Walk<'_>,
-    chains: &Chains,
-    leaves: &[Leaf],
-    target: &Target,
-    table: &str,
-    cancel: &Cancel,
-) -> Result<u64> {
-    let failed = |cause| target.error(cause);
-    let sql = format!("SELECT count(*) FROM {} WHERE rowid = ?1", quoted(table));
-    let mut statement = target.connection.prepare(&sql).map_err(failed)?;
-    let mut missing = 0;
-    for leaf in leaves {
-        cancel.check()?;
-        of_leaf(walk, chains, leaf, false, Owner::Tree, |_, payload| {
-            let Ok(payload) = payload else { return Ok(()) };
-            let last = values(&payload, walk.source.encoding).and_then(|mut values| values.pop());
-            if let Some(Value::Integer(rowid)) = last {
-                let found: i64 = statement.query_row([rowid], |row| row.get(0)).map_err(failed)?;
-                missing += u64::from(found == 0);
-            }
-            Ok(())
-        })?;
-    }
-    Ok(missing)
 }

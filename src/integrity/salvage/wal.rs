@@ -2,11 +2,11 @@
 //! (<https://www.sqlite.org/fileformat2.html#walformat>).
 //!
 //! Frames count up to the last commit before the first one whose salts or checksum are not right, as in SQLite. What cannot be
-//! told from the log itself is whether it is of this database; [`super::open`] compares the two.
+//! told from the log itself is whether it is of this database, and of the state that it is in; [`super::open`] compares the two.
 
 use std::{collections::HashMap, fs::File, os::unix::fs::FileExt, path::Path};
 
-use super::overlay::Overlay;
+use super::{file::Header, overlay::Overlay};
 use crate::{
     error::{Error, Result},
     sqlite::{
@@ -19,6 +19,8 @@ use crate::{
 const HEADER_BYTES: usize = 32;
 const FRAME_HEADER_BYTES: usize = 24;
 const FRAMES_PER_CANCEL_CHECK: u64 = 256;
+/// How often a database that is checkpointed meanwhile is looked at.
+const ATTEMPTS: u32 = 3;
 
 /// `Ok(Err(why))` where the log cannot be used, `Ok(Ok(None))` where there is none, or nothing is in it.
 pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Option<Overlay>, String>> {
@@ -45,8 +47,10 @@ pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Opti
     {
         return Ok(Err("the checksum of its header is wrong".to_string()));
     }
-    let mut wal = Overlay { file, page_size_bytes: page_size, offsets: HashMap::new(), page_count: 0 };
-    let mut pending = Vec::new();
+    let offsets = HashMap::new();
+    let mut wal =
+        Overlay { file, page_size_bytes: page_size, offsets, page_count: 0, oldest_header: None, lacks: None };
+    let mut pending: Vec<(u32, u64)> = Vec::new();
     let mut frame = vec![0; FRAME_HEADER_BYTES + page_size];
     let frames = (length - HEADER_BYTES as u64) / frame.len() as u64;
     for index in 0..frames {
@@ -66,6 +70,8 @@ pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Opti
         pending.push((number, at + FRAME_HEADER_BYTES as u64));
         let committed_size = u32_at(&frame, 4).unwrap_or(0);
         if committed_size > 0 {
+            let header = pending.iter().find(|(number, _)| *number == 1).map(|(_, at)| *at);
+            wal.oldest_header = wal.oldest_header.or(header);
             wal.offsets.extend(pending.drain(..));
             wal.page_count = committed_size;
         }
@@ -73,6 +79,48 @@ pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Opti
     let page_count = wal.page_count;
     wal.offsets.retain(|number, _| *number <= page_count);
     Ok(Ok(Some(wal).filter(|wal| !wal.offsets.is_empty())))
+}
+
+/// Why a WAL cannot be of the state that the database is in, by the header of the file alone, which has so many pages.
+///
+/// Whenever page 1 is written to a WAL, its counter of changes is the one of the last state or one more, and every change of the
+/// database's size writes page 1. So what is in the file is no newer than the last page 1 of the WAL, and was not left behind by the first.
+pub fn of_another_state(header: &Header, pages_in_file: u32, wal: &Overlay) -> Option<&'static str> {
+    // Otherwise it is damaged there, and says nothing.
+    if !header.is_sound || !(1..=pages_in_file).contains(&header.page_count) {
+        return None;
+    }
+    let counter = |at: u64| Header::read_at(&wal.file, at).filter(|header| header.is_sound).map(|it| it.change_counter);
+    let oldest = wal.oldest_header.and_then(counter);
+    let newest = wal.offsets.get(&1).copied().and_then(counter);
+    match header.change_counter {
+        counter if newest.is_some_and(|newest| newest < counter) => Some("it is older than the database"),
+        counter if oldest.is_some_and(|oldest| oldest.saturating_sub(1) > counter) => {
+            Some("it is newer than the database, and changes between the two are in neither")
+        }
+        _ if wal.oldest_header.is_none() && header.page_count != wal.page_count => {
+            Some("the database that it is of has another size")
+        }
+        _ => None,
+    }
+}
+
+/// As [`of_another_state`], of a live database: it is looked at until its header is the same before and after its WAL was read.
+pub fn beside_another_state(database: &Path, cancel: &Cancel) -> Result<Option<&'static str>> {
+    let header = || {
+        let file = File::open(database).ok()?;
+        let pages = file.metadata().ok()?.len() / Header::read_at(&file, 0)?.page_size.max(1) as u64;
+        Some((Header::read_at(&file, 0)?, u32::try_from(pages).ok()?))
+    };
+    for _ in 0..ATTEMPTS {
+        let Some((before, pages)) = header() else { return Ok(None) };
+        let Ok(Some(wal)) = read(database, cancel)? else { return Ok(None) };
+        let reason = of_another_state(&before, pages, &wal);
+        if reason.is_none() || header().is_some_and(|(after, _)| after == before) {
+            return Ok(reason);
+        }
+    }
+    Ok(None)
 }
 
 /// SQLite's checksum, carried on from `sum`.

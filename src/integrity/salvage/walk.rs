@@ -6,12 +6,15 @@
 //! follows what was decided. It lists the leaves of each tree in order, and the *holes* between them, where a page or a cell
 //! could not be read: what is found without a parent may belong there.
 
+mod follow;
+mod settle;
+
 use std::collections::HashMap;
 
-use super::{file::Source, schema::Shape, twins};
+use super::{file::Source, schema::Shape};
 use crate::{
     error::Result,
-    sqlite::btree::{Kind, Page, parse},
+    sqlite::btree::{Page, parse},
     task::Cancel,
 };
 
@@ -64,8 +67,12 @@ pub struct Found {
     /// In the order of their keys. Of a tree of records: every page, as interior ones hold rows too.
     pub leaves: Vec<Leaf>,
     pub holes: Vec<Hole>,
+    /// Rows or keys on the pages of the tree that could be read, whether or not they fit.
+    pub cells: u64,
     /// Pages that are named, but could not be read as what they should be.
     pub pages_lost: u64,
+    /// Rows or keys on other pages that could not be read.
+    pub cells_lost: u64,
 }
 
 /// A page that could not be used, and why.
@@ -112,12 +119,6 @@ struct Visit {
 
 enum Item {
     Visit(Visit),
-    Hole,
-}
-
-/// What the second walk meets, in order.
-enum Met {
-    Leaf { leaf: Leaf, fits: bool },
     Hole,
 }
 
@@ -208,236 +209,6 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Gives each page that several claim to one of them, or to none.
-    fn settle(&mut self) -> Result<()> {
-        let contested: Vec<u32> = self.more_claims.keys().copied().collect();
-        for page in contested {
-            self.pause()?;
-            let mut claims = self.more_claims.get(&page).cloned().unwrap_or_default();
-            let too_many = claims.len() >= MAX_CLAIMS;
-            claims.push(self.claims[page as usize]);
-            let winner = if too_many { None } else { self.winner(page, claims) };
-            if winner.is_none() {
-                self.disputed.push(page);
-            }
-            self.claims[page as usize] = winner.unwrap_or(NO_CLAIM);
-        }
-        for page in 1..self.is_free.len() {
-            let claim = self.claims[page];
-            if self.is_free[page] && claim.tree > 0 && !self.outweighs_freelist(page as u32, claim) {
-                self.dispossess(page as u32);
-            }
-        }
-        let twins = twins::find(self.source, |page| self.claims[page as usize].tree > 0, self.cancel)?;
-        for group in twins::accidents(twins, |page| self.claims[page as usize].tree) {
-            self.part(&group);
-        }
-        Ok(())
-    }
-
-    /// Gives equal pages to the one place that they fit, or, where they fit more trees than one, to none.
-    fn part(&mut self, twins: &[u32]) {
-        let is_at_home = |page: &u32| {
-            let claim = self.claims[*page as usize];
-            let tree = &self.trees[claim.tree as usize - 1];
-            claim.fits && tree.shape.as_ref().is_none_or(|shape| self.looks_like(*page, tree.by_rowid, shape))
-        };
-        let (at_home, strangers): (Vec<u32>, Vec<u32>) = twins.iter().copied().partition(is_at_home);
-        let Some(first) = at_home.first() else { return };
-        let tree = self.claims[*first as usize].tree;
-        let is_clear = at_home.iter().all(|page| self.claims[*page as usize].tree == tree);
-        strangers.into_iter().for_each(|page| self.dispossess(page));
-        if !is_clear {
-            at_home.into_iter().for_each(|page| self.dispossess(page));
-        }
-    }
-
-    fn dispossess(&mut self, page: u32) {
-        self.disputed.push(page);
-        self.more_claims.entry(page).or_default();
-        self.claims[page as usize] = NO_CLAIM;
-    }
-
-    /// Whether a page is its tree's although the freelist names it: the pointer map says so, or it adds up to the last byte and holds
-    /// the columns and the keys that are expected there. Keys of records are not compared, so for those only the map counts.
-    fn outweighs_freelist(&self, page: u32, claim: Claim) -> bool {
-        let tree = &self.trees[claim.tree as usize - 1];
-        match self.source.pointer(page) {
-            Some((1 | 5, _)) => return true,
-            Some((2, _)) => return false,
-            _ => {}
-        }
-        let is_exact = |page: u32| self.read(page, true).is_some_and(|(_, page)| page.exact);
-        tree.by_rowid
-            && claim.fits
-            && is_exact(page)
-            && (claim.parent == 0 || is_exact(claim.parent))
-            && tree.shape.as_ref().is_some_and(|shape| self.looks_like(page, true, shape))
-    }
-
-    fn winner(&self, page: u32, mut claims: Vec<Claim>) -> Option<Claim> {
-        match self.source.pointer(page) {
-            Some((1, _)) => claims.retain(|claim| claim.parent == 0),
-            Some((5, parent)) if claims.iter().any(|claim| claim.parent == parent) => {
-                claims.retain(|claim| claim.parent == parent);
-            }
-            _ => {}
-        }
-        claims.retain(|claim| claim.fits);
-        if claims.len() > 1 {
-            claims.retain(|claim| {
-                let tree = &self.trees[claim.tree as usize - 1];
-                tree.shape.as_ref().is_none_or(|shape| self.looks_like(page, tree.by_rowid, shape))
-            });
-        }
-        (claims.len() == 1).then(|| claims[0])
-    }
-
-    /// Whether the first leaf at or below the page holds rows of that shape.
-    fn looks_like(&self, page: u32, by_rowid: bool, shape: &Shape) -> bool {
-        let mut next = page;
-        for _ in 0..MAX_DEPTH {
-            let Some((bytes, page)) = self.read(next, by_rowid) else { return false };
-            if page.kind != Kind::TableInterior {
-                return page.cells.iter().all(|cell| shape.fits_cell(&bytes, cell));
-            }
-            next = page.cells.first().map_or(page.right_child, |cell| cell.child);
-        }
-        false
-    }
-
-    /// Whether a leaf holds rows, and none that the table could hold: then it was written to the wrong place.
-    fn is_of_another_table(&self, tree: usize, number: u32, page: &Page) -> bool {
-        let (Some(shape), Kind::TableLeaf) = (&self.trees[tree].shape, page.kind) else { return false };
-        let Some(bytes) = self.source.page(number) else { return false };
-        !page.cells.is_empty() && !page.cells.iter().any(|cell| shape.allows_cell(&bytes, cell))
-    }
-
-    /// The second walk of a tree, in the order of its keys.
-    fn follow(&mut self, tree: usize) -> Result<Vec<Met>> {
-        let by_rowid = self.trees[tree].by_rowid;
-        let mut met = Vec::new();
-        let mut stack = root_of(&self.trees[tree]);
-        if stack.is_empty() {
-            met.push(Met::Hole);
-        }
-        while let Some(item) = stack.pop() {
-            let Item::Visit(visit) = item else {
-                met.push(Met::Hole);
-                continue;
-            };
-            self.pause()?;
-            let number = visit.page;
-            let mut lose = |walk: &mut Self, reason: &'static str| {
-                walk.found[tree].pages_lost += 1;
-                walk.bad_pages.push(BadPage { page: number, reason });
-                met.push(Met::Hole);
-            };
-            if !self.is_there(number) {
-                lose(self, "it lies beyond the end of the file");
-                continue;
-            }
-            let is_won = |claim: &Claim| claim.tree == tree as u32 + 1 && claim.parent == visit.parent;
-            if self.more_claims.contains_key(&number) && !is_won(&self.claims[number as usize]) {
-                met.push(Met::Hole);
-                self.found[tree].pages_lost += 1;
-                continue;
-            }
-            if visit.depth > MAX_DEPTH || self.is_owned[number as usize] {
-                met.push(Met::Hole);
-                continue;
-            }
-            let Some((_, page)) = self.read(number, by_rowid) else {
-                lose(self, "it is no page of a b-tree of its kind");
-                continue;
-            };
-            if self.is_of_another_table(tree, number, &page) {
-                lose(self, "its rows are none of its table");
-                continue;
-            }
-            self.is_owned[number as usize] = true;
-            if page.bad_cells > 0 {
-                self.bad_pages.push(BadPage { page: number, reason: "some of its cells could not be read" });
-            }
-            if !by_rowid || !page.kind.is_interior() {
-                let fits = !by_rowid || keys_fit(&page, &visit);
-                let inside = |rowid: &i64| (visit.lowest..=visit.highest).contains(rowid);
-                let mut keys = page.cells.iter().map(|cell| cell.rowid).filter(|key| !by_rowid || !fits || inside(key));
-                let first = keys.next();
-                let last = keys.next_back().or(first);
-                if let (Some(first), Some(last)) = (first, last) {
-                    let (lowest, highest) = (visit.lowest, visit.highest);
-                    met.push(Met::Leaf { leaf: Leaf { page: number, lowest, highest, first, last }, fits });
-                }
-                if page.bad_cells > 0 || (!page.exact && page.cells.is_empty()) {
-                    met.push(Met::Hole);
-                }
-            }
-            push_children(&mut stack, &page, &visit, !page.exact);
-        }
-        Ok(met)
-    }
-
-    /// Leaves that fit, and holes between them. A leaf that does not fit the keys of its parents is accepted where it fits
-    /// between its neighbours: then it is the parent that is wrong.
-    fn list(&mut self, tree: usize, met: Vec<Met>) {
-        let by_rowid = self.trees[tree].by_rowid;
-        let mut next_fitting = vec![None; met.len()];
-        let mut following = None;
-        for (index, met) in met.iter().enumerate().rev() {
-            next_fitting[index] = following;
-            if let Met::Leaf { leaf, fits: true } = met {
-                following = Some(leaf.first);
-            }
-        }
-        let mut before: Option<i64> = None;
-        let mut in_hole = false;
-        let mut found = std::mem::take(&mut self.found[tree]);
-        for (index, met) in met.into_iter().enumerate() {
-            let accepted = match met {
-                Met::Hole => None,
-                Met::Leaf { leaf, .. } if !by_rowid => Some(leaf),
-                Met::Leaf { leaf, fits: true } => {
-                    Some(leaf).filter(|leaf| before.is_none_or(|before| before < leaf.first))
-                }
-                Met::Leaf { leaf, fits: false } => {
-                    let place = Hole { after: before, before: next_fitting[index] };
-                    let shape = self.trees[tree].shape.as_ref();
-                    let fits = place.takes(leaf.first, leaf.last)
-                        && shape.is_none_or(|shape| self.looks_like(leaf.page, true, shape));
-                    fits.then_some(Leaf { lowest: leaf.first, highest: leaf.last, ..leaf })
-                }
-            };
-            match (accepted, met_page(&met)) {
-                (Some(leaf), _) => {
-                    if in_hole {
-                        found.holes.push(Hole { after: before, before: Some(leaf.first).filter(|_| by_rowid) });
-                        in_hole = false;
-                    }
-                    before = Some(leaf.last).filter(|_| by_rowid);
-                    found.leaves.push(leaf);
-                }
-                (None, refused) => {
-                    in_hole = true;
-                    if let Some(page) = refused {
-                        self.is_owned[page as usize] = false;
-                    }
-                }
-            }
-        }
-        if in_hole {
-            found.holes.push(Hole { after: before, before: None });
-        }
-        self.found[tree] = found;
-    }
-}
-
-fn met_page(met: &Met) -> Option<u32> {
-    match met {
-        Met::Leaf { leaf, .. } => Some(leaf.page),
-        Met::Hole => None,
     }
 }
 

@@ -1,0 +1,149 @@
+//! The second walk, which follows what was decided: leaves in the order of their keys, and the holes between them.
+
+use super::{BadPage, Claim, Hole, Item, Leaf, MAX_DEPTH, Walk, keys_fit, push_children, root_of};
+use crate::{
+    error::Result,
+    sqlite::btree::{Kind, Page},
+};
+
+/// What the second walk meets, in order.
+pub(super) enum Met {
+    Leaf { leaf: Leaf, fits: bool },
+    Hole,
+}
+
+impl Walk<'_> {
+    /// Whether a leaf holds rows, and none that the table could hold: then it was written to the wrong place.
+    fn is_of_another_table(&self, tree: usize, number: u32, page: &Page) -> bool {
+        let (Some(shape), Kind::TableLeaf) = (&self.trees[tree].shape, page.kind) else { return false };
+        let Some(bytes) = self.source.page(number) else { return false };
+        !page.cells.is_empty() && !page.cells.iter().any(|cell| shape.allows_cell(&bytes, cell))
+    }
+
+    /// The second walk of a tree, in the order of its keys.
+    pub(super) fn follow(&mut self, tree: usize) -> Result<Vec<Met>> {
+        let by_rowid = self.trees[tree].by_rowid;
+        let mut met = Vec::new();
+        let mut stack = root_of(&self.trees[tree]);
+        if stack.is_empty() {
+            met.push(Met::Hole);
+        }
+        while let Some(item) = stack.pop() {
+            let Item::Visit(visit) = item else {
+                met.push(Met::Hole);
+                continue;
+            };
+            self.pause()?;
+            let number = visit.page;
+            let mut lose = |walk: &mut Self, reason: &'static str| {
+                walk.found[tree].pages_lost += 1;
+                walk.bad_pages.push(BadPage { page: number, reason });
+                met.push(Met::Hole);
+            };
+            if !self.is_there(number) {
+                lose(self, "it lies beyond the end of the file");
+                continue;
+            }
+            let is_won = |claim: &Claim| claim.tree == tree as u32 + 1 && claim.parent == visit.parent;
+            if self.more_claims.contains_key(&number) && !is_won(&self.claims[number as usize]) {
+                met.push(Met::Hole);
+                self.found[tree].pages_lost += 1;
+                continue;
+            }
+            if visit.depth > MAX_DEPTH || self.is_owned[number as usize] {
+                met.push(Met::Hole);
+                continue;
+            }
+            let Some((_, page)) = self.read(number, by_rowid) else {
+                lose(self, "it is no page of a b-tree of its kind");
+                continue;
+            };
+            if self.is_of_another_table(tree, number, &page) {
+                lose(self, "its rows are none of its table");
+                continue;
+            }
+            self.is_owned[number as usize] = true;
+            if page.bad_cells > 0 {
+                self.bad_pages.push(BadPage { page: number, reason: "some of its cells could not be read" });
+            }
+            if !by_rowid || !page.kind.is_interior() {
+                self.found[tree].cells += page.cells.len() as u64;
+                self.found[tree].cells_lost += u64::from(page.bad_cells);
+                let fits = !by_rowid || keys_fit(&page, &visit);
+                let inside = |rowid: &i64| (visit.lowest..=visit.highest).contains(rowid);
+                let mut keys = page.cells.iter().map(|cell| cell.rowid).filter(|key| !by_rowid || !fits || inside(key));
+                let first = keys.next();
+                let last = keys.next_back().or(first);
+                if let (Some(first), Some(last)) = (first, last) {
+                    let (lowest, highest) = (visit.lowest, visit.highest);
+                    met.push(Met::Leaf { leaf: Leaf { page: number, lowest, highest, first, last }, fits });
+                }
+                if page.bad_cells > 0 || (!page.exact && page.cells.is_empty()) {
+                    met.push(Met::Hole);
+                }
+            }
+            push_children(&mut stack, &page, &visit, !page.exact);
+        }
+        Ok(met)
+    }
+
+    /// Leaves that fit, and holes between them. A leaf that does not fit the keys of its parents is accepted where it fits
+    /// between its neighbours: then it is the parent that is wrong.
+    pub(super) fn list(&mut self, tree: usize, met: Vec<Met>) {
+        let by_rowid = self.trees[tree].by_rowid;
+        let mut next_fitting = vec![None; met.len()];
+        let mut following = None;
+        for (index, met) in met.iter().enumerate().rev() {
+            next_fitting[index] = following;
+            if let Met::Leaf { leaf, fits: true } = met {
+                following = Some(leaf.first);
+            }
+        }
+        let mut before: Option<i64> = None;
+        let mut in_hole = false;
+        let mut found = std::mem::take(&mut self.found[tree]);
+        for (index, met) in met.into_iter().enumerate() {
+            let accepted = match met {
+                Met::Hole => None,
+                Met::Leaf { leaf, .. } if !by_rowid => Some(leaf),
+                Met::Leaf { leaf, fits: true } => {
+                    Some(leaf).filter(|leaf| before.is_none_or(|before| before < leaf.first))
+                }
+                Met::Leaf { leaf, fits: false } => {
+                    let place = Hole { after: before, before: next_fitting[index] };
+                    let shape = self.trees[tree].shape.as_ref();
+                    let fits = place.takes(leaf.first, leaf.last)
+                        && shape.is_none_or(|shape| self.looks_like(leaf.page, true, shape));
+                    fits.then_some(Leaf { lowest: leaf.first, highest: leaf.last, ..leaf })
+                }
+            };
+            match (accepted, met_page(&met)) {
+                (Some(leaf), _) => {
+                    if in_hole {
+                        found.holes.push(Hole { after: before, before: Some(leaf.first).filter(|_| by_rowid) });
+                        in_hole = false;
+                    }
+                    before = Some(leaf.last).filter(|_| by_rowid);
+                    found.leaves.push(leaf);
+                }
+                (None, refused) => {
+                    in_hole = true;
+                    if let Some(page) = refused {
+                        self.is_owned[page as usize] = false;
+                    }
+                }
+            }
+        }
+        if in_hole {
+            found.holes.push(Hole { after: before, before: None });
+        }
+        self.found[tree] = found;
+    }
+}
+
+fn met_page(met: &Met) -> Option<u32> {
+    match met {
+        Met::Leaf { leaf, .. } => Some(leaf.page),
+        Met::Hole => None,
+    }
+}

@@ -1,0 +1,136 @@
+//! To whom a page belongs that several parents claim, that is free too, or that is there twice.
+
+use std::collections::HashSet;
+
+use super::{
+    super::{schema::Shape, twins},
+    Claim, MAX_CLAIMS, MAX_DEPTH, NO_CLAIM, Walk,
+};
+use crate::{error::Result, sqlite::btree::parse};
+
+impl Walk<'_> {
+    /// Gives each page that several claim to one of them, or to none.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        let contested: Vec<u32> = self.more_claims.keys().copied().collect();
+        for page in contested {
+            self.pause()?;
+            let mut claims = self.more_claims.get(&page).cloned().unwrap_or_default();
+            let too_many = claims.len() >= MAX_CLAIMS;
+            claims.push(self.claims[page as usize]);
+            let winner = if too_many { None } else { self.winner(page, claims) };
+            if winner.is_none() {
+                self.disputed.push(page);
+            }
+            self.claims[page as usize] = winner.unwrap_or(NO_CLAIM);
+        }
+        for page in 1..self.is_free.len() {
+            let claim = self.claims[page];
+            if self.is_free[page] && claim.tree > 0 && !self.outweighs_freelist(page as u32, claim) {
+                self.dispossess(page as u32);
+            }
+        }
+        let mut twins = twins::find(self.source, |page| self.claims[page as usize].tree, self.cancel)?;
+        for group in &mut twins.groups {
+            *group = self.expel_strangers(group);
+        }
+        let mut first = HashSet::new();
+        // A root that was written over makes a tree look short, but leaves pages without a parent.
+        if twins.groups.iter().any(|group| group.len() > 1) && !self.has_strays()? {
+            first.extend(self.trees.iter().filter_map(|tree| self.first_leaf(tree.root, tree.by_rowid)));
+        }
+        let tree_of = |page: u32| self.claims[page as usize].tree;
+        for page in twins.accidents(tree_of, |page| first.contains(&page)).concat() {
+            self.dispossess(page);
+        }
+        Ok(())
+    }
+
+    /// Whether a page with rows or keys is neither free nor claimed.
+    fn has_strays(&mut self) -> Result<bool> {
+        for number in 2..=self.source.present {
+            self.pause()?;
+            let is_known = self.claims[number as usize].tree > 0 || self.is_free[number as usize];
+            let bytes = if is_known || !self.is_there(number) { None } else { self.source.page(number) };
+            let page = bytes.and_then(|bytes| parse(&bytes, number, self.source.geometry));
+            if page.is_some_and(|page| page.exact && !page.cells.is_empty()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Takes equal pages from trees that they do not fit, where they fit another. Returns those that fit.
+    fn expel_strangers(&mut self, twins: &[u32]) -> Vec<u32> {
+        let is_at_home = |page: &u32| {
+            let claim = self.claims[*page as usize];
+            let tree = &self.trees[claim.tree as usize - 1];
+            claim.fits && tree.shape.as_ref().is_none_or(|shape| self.looks_like(*page, tree.by_rowid, shape))
+        };
+        let (at_home, strangers): (Vec<u32>, Vec<u32>) = twins.iter().copied().partition(is_at_home);
+        if !at_home.is_empty() {
+            strangers.into_iter().for_each(|page| self.dispossess(page));
+        }
+        at_home
+    }
+
+    fn dispossess(&mut self, page: u32) {
+        self.disputed.push(page);
+        self.more_claims.entry(page).or_default();
+        self.claims[page as usize] = NO_CLAIM;
+    }
+
+    /// Whether a page is its tree's although the freelist names it: the pointer map says so, or it adds up to the last byte and holds
+    /// the columns and the keys that are expected there. Keys of records are not compared, so for those only the map counts.
+    fn outweighs_freelist(&self, page: u32, claim: Claim) -> bool {
+        let tree = &self.trees[claim.tree as usize - 1];
+        match self.source.pointer(page) {
+            Some((1 | 5, _)) => return true,
+            Some((2, _)) => return false,
+            _ => {}
+        }
+        let is_exact = |page: u32| self.read(page, true).is_some_and(|(_, page)| page.exact);
+        tree.by_rowid
+            && claim.fits
+            && is_exact(page)
+            && (claim.parent == 0 || is_exact(claim.parent))
+            && tree.shape.as_ref().is_some_and(|shape| self.looks_like(page, true, shape))
+    }
+
+    fn winner(&self, page: u32, mut claims: Vec<Claim>) -> Option<Claim> {
+        match self.source.pointer(page) {
+            Some((1, _)) => claims.retain(|claim| claim.parent == 0),
+            Some((5, parent)) if claims.iter().any(|claim| claim.parent == parent) => {
+                claims.retain(|claim| claim.parent == parent);
+            }
+            _ => {}
+        }
+        claims.retain(|claim| claim.fits);
+        if claims.len() > 1 {
+            claims.retain(|claim| {
+                let tree = &self.trees[claim.tree as usize - 1];
+                tree.shape.as_ref().is_none_or(|shape| self.looks_like(page, tree.by_rowid, shape))
+            });
+        }
+        (claims.len() == 1).then(|| claims[0])
+    }
+
+    /// Whether the first leaf at or below the page holds rows of that shape; of a tree of records, the page itself.
+    pub(super) fn looks_like(&self, page: u32, by_rowid: bool, shape: &Shape) -> bool {
+        let rows = if by_rowid { self.first_leaf(page, true) } else { Some(page) };
+        let Some((bytes, page)) = rows.and_then(|page| self.read(page, by_rowid)) else { return false };
+        page.cells.iter().all(|cell| shape.fits_cell(&bytes, cell))
+    }
+
+    /// The first leaf at or below the page.
+    fn first_leaf(&self, page: u32, by_rowid: bool) -> Option<u32> {
+        let mut next = page;
+        for _ in 0..MAX_DEPTH {
+            let (_, page) = self.read(next, by_rowid)?;
+            if !page.kind.is_interior() {
+                return Some(next);
+            }
+            next = page.cells.first().map_or(page.right_child, |cell| cell.child);
+        }
+        None
+    }
+}
