@@ -185,11 +185,12 @@ impl Run<'_> {
             manifest
         })?;
         task.cancel.check()?;
-        let hashes = fs::read(&hashes).ok();
+        // Read only after the scratch directory is gone.
+        let hashes = fs::File::open(&hashes).ok();
         let backup = new.publish(manifest, written)?;
         // What is known of the backup that the next incremental one rests on is worth more than this.
         if let Some(hashes) = hashes.filter(|_| !options.is_safety_backup) {
-            base::remember(project, &backup, &hashes);
+            base::remember(project, &backup, hashes);
         }
         Ok((backup, written.reused_bytes))
     }

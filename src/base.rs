@@ -6,6 +6,7 @@
 
 use std::{
     fs,
+    io::BufWriter,
     path::{Path, PathBuf},
 };
 
@@ -126,11 +127,12 @@ impl Chosen {
 
     /// Writes what the reader compares with into `scratch`; the file for its request.
     pub fn prepare(&self, project: &Project, scratch: &Path, task: &Task) -> Result<PathBuf> {
-        let hashes = match cached(project, &self.backup) {
-            Some(hashes) => hashes,
-            None => self.read_hashes(task)?,
-        };
-        write(&self.manifest, &hashes, true, scratch)
+        if !take_cached(project, &self.backup, scratch) {
+            let (hashes, path) = (self.read_hashes(task)?, scratch.join(BASE_HASHES_FILE));
+            let failed = |cause| Error::io("write", &path, cause);
+            hashes.write(BufWriter::new(fs::File::create(&path).map_err(failed)?)).map_err(failed)?;
+        }
+        write(&self.manifest, true, scratch)
     }
 
     /// Paths of this backup that are not among those of `newer`.
@@ -157,9 +159,9 @@ impl Chosen {
 pub fn prepare_known(store: &Store, project: &Project, scratch: &Path) -> Result<Option<PathBuf>> {
     let own = project_id(project);
     for backup in store.list()? {
-        if let Some(hashes) = cached(project, &backup) {
+        if take_cached(project, &backup, scratch) {
             let manifest = manifest_of(&backup).filter(|manifest| manifest.project.as_ref() == Some(&own));
-            return manifest.map(|manifest| write(&manifest, &hashes, false, scratch)).transpose();
+            return manifest.map(|manifest| write(&manifest, false, scratch)).transpose();
         }
     }
     Ok(None)
@@ -193,29 +195,36 @@ fn manifest_of(backup: &Backup) -> Option<Manifest> {
     manifest_beside(&backup.path).and_then(|json| Manifest::parse(&json, &backup.id).ok())
 }
 
-fn write(manifest: &Manifest, hashes: &PageFile, leave_out: bool, scratch: &Path) -> Result<PathBuf> {
-    let (base, page_hashes) = (scratch.join(BASE_FILE), scratch.join(BASE_HASHES_FILE));
-    fs::write(&page_hashes, hashes.encode()).map_err(|cause| Error::io("write", &page_hashes, cause))?;
+/// The hashes are there.
+fn write(manifest: &Manifest, leave_out: bool, scratch: &Path) -> Result<PathBuf> {
+    let base = scratch.join(BASE_FILE);
     Base::new(manifest, BASE_HASHES_FILE.to_string(), leave_out).write(&base)?;
     Ok(base)
 }
 
-/// The hashes of the pages of `backup`, where they were kept.
-fn cached(project: &Project, backup: &Backup) -> Option<PageFile> {
-    let bytes = fs::read(cache_file(project, &backup.id)).ok()?;
-    PageFile::decode(&bytes).filter(|hashes| hashes.archive == backup.checksum)
+/// Copies the hashes of the pages of `backup` into `scratch`, where they were kept and are whole.
+fn take_cached(project: &Project, backup: &Backup, scratch: &Path) -> bool {
+    let taken = || {
+        let kept = fs::File::open(cache_file(project, &backup.id))?;
+        PageFile::copy(kept, fs::File::create(scratch.join(BASE_HASHES_FILE))?, &backup.checksum)
+    };
+    matches!(taken(), Ok(Some(archive)) if archive == backup.checksum)
 }
 
 /// Keeps the hashes that a reader left for the next incremental backup, in the place of older ones.
 ///
 /// They are no more than a saving of time, so a project that cannot take them is no reason to fail.
-pub fn remember(project: &Project, backup: &Backup, hashes: &[u8]) {
-    let Some(mut file) = PageFile::decode(hashes) else { return };
-    file.archive.clone_from(&backup.checksum);
+pub fn remember(project: &Project, backup: &Backup, hashes: fs::File) {
     let path = cache_file(project, &backup.id);
     let Some(dir) = path.parent() else { return };
     let older: Vec<PathBuf> = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-    if durable::create_dirs(dir).is_err() || durable::write(&path, &file.encode()).is_err() {
+    let keep = || {
+        durable::create_dirs(dir).ok()?;
+        let mut file = durable::partial(dir).ok()?;
+        PageFile::copy(hashes, &mut file, &backup.checksum).ok()??;
+        durable::publish(file, &path).ok()
+    };
+    if keep().is_none() {
         return;
     }
     for made in [&path, dir].into_iter().chain(dir.parent()) {

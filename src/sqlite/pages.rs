@@ -3,13 +3,21 @@
 //! A hash is the first 16 bytes of a page's BLAKE3. The *root* of a database is the SHA-256 of all its hashes in order: two
 //! databases of one root have the same pages.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead, BufReader, Read, Write},
+};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub const HASH_BYTES: usize = 16;
 pub type PageHash = [u8; HASH_BYTES];
+
+const DIGEST_BYTES: usize = 32;
+/// Of a file, how much is in memory when it is copied; and how long its first line may be.
+const PIECE_BYTES: usize = 256 * 1024;
+const MAX_HEAD_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The hashes of all pages of a database, first page first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -79,22 +87,48 @@ struct Head {
 }
 
 impl PageFile {
-    pub fn encode(&self) -> Vec<u8> {
+    pub fn write(&self, out: impl Write) -> io::Result<()> {
         let databases = self.databases.iter();
         let databases =
             databases.map(|(path, pages)| (path.clone(), pages.page_size_bytes, pages.hashes.len())).collect();
-        let head = Head { archive: self.archive.clone(), databases };
-        let mut bytes = serde_json::to_vec(&head).unwrap_or_default();
-        bytes.push(b'\n');
-        self.databases.values().flat_map(|pages| &pages.hashes).for_each(|hash| bytes.extend(hash));
-        let digest = Sha256::digest(&bytes);
-        bytes.extend(digest);
-        bytes
+        let mut out = Digesting { out, hasher: Sha256::new() };
+        out.head(&Head { archive: self.archive.clone(), databases })?;
+        self.databases.values().try_for_each(|pages| out.write(pages.hashes.as_flattened()))?;
+        out.finish()
+    }
+
+    /// Copies such a file, as one of `archive`, a piece at a time. The archive that it was of; `None` where it is not whole, and then
+    /// neither is the copy.
+    pub fn copy(from: impl Read, out: impl Write, archive: &str) -> io::Result<Option<String>> {
+        let mut from = BufReader::with_capacity(PIECE_BYTES, from);
+        let mut line = Vec::new();
+        from.by_ref().take(MAX_HEAD_BYTES).read_until(b'\n', &mut line)?;
+        let Ok(head) = serde_json::from_slice::<Head>(&line) else { return Ok(None) };
+        let mut digest = Sha256::new_with_prefix(&line);
+        let mut out = Digesting { out, hasher: Sha256::new() };
+        out.head(&Head { archive: archive.to_string(), databases: head.databases.clone() })?;
+        let counts = head.databases.iter().map(|(.., count)| *count as u64);
+        let mut left = counts.fold(0, u64::saturating_add).saturating_mul(HASH_BYTES as u64);
+        while left > 0 {
+            let piece = from.fill_buf()?;
+            let length = piece.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            if length == 0 {
+                return Ok(None);
+            }
+            digest.update(&piece[..length]);
+            out.write(&piece[..length])?;
+            from.consume(length);
+            left -= length as u64;
+        }
+        let mut end = Vec::new();
+        from.take(DIGEST_BYTES as u64 + 1).read_to_end(&mut end)?;
+        out.finish()?;
+        Ok((digest.finalize().as_slice() == end).then_some(head.archive))
     }
 
     /// `None` where the file is not whole.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let (content, digest) = bytes.split_at_checked(bytes.len().checked_sub(32)?)?;
+        let (content, digest) = bytes.split_at_checked(bytes.len().checked_sub(DIGEST_BYTES)?)?;
         if Sha256::digest(content).as_slice() != digest {
             return None;
         }
@@ -108,6 +142,30 @@ impl PageFile {
             databases.insert(path, PageHashes { page_size_bytes, hashes: own.to_vec() });
         }
         (hashes.is_empty() && rest.is_empty()).then_some(PageFile { archive: head.archive, databases })
+    }
+}
+
+/// Writes what the last bytes are the digest of.
+struct Digesting<W> {
+    out: W,
+    hasher: Sha256,
+}
+
+impl<W: Write> Digesting<W> {
+    fn head(&mut self, head: &Head) -> io::Result<()> {
+        let mut line = serde_json::to_vec(head).map_err(io::Error::other)?;
+        line.push(b'\n');
+        self.write(&line)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.out.write_all(bytes)
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        self.out.write_all(&self.hasher.finalize())?;
+        self.out.flush()
     }
 }
 
@@ -135,13 +193,22 @@ mod tests {
     fn a_file_of_hashes_is_read_as_it_was_written_or_not_at_all() {
         let databases = [("a".to_string(), hashes(&[1, 2, 3])), ("b".to_string(), hashes(&[]))].into();
         let file = PageFile { archive: "00".into(), databases };
-        let bytes = file.encode();
-        assert_eq!(PageFile::decode(&bytes), Some(file));
+        let mut bytes = Vec::new();
+        file.write(&mut bytes).unwrap();
+        assert_eq!(PageFile::decode(&bytes).as_ref(), Some(&file));
+        let copy = |bytes: &[u8]| {
+            let mut copy = Vec::new();
+            PageFile::copy(bytes, &mut copy, "11").unwrap().map(|of| (of, copy))
+        };
+        let (of, copied) = copy(&bytes).unwrap();
+        assert_eq!(of, "00");
+        assert_eq!(PageFile::decode(&copied), Some(PageFile { archive: "11".into(), ..file }));
         for at in 0..bytes.len() {
             let mut changed = bytes.clone();
             changed[at] ^= 1;
-            assert_eq!(PageFile::decode(&changed), None, "byte {at}");
-            assert_eq!(PageFile::decode(&bytes[..at]), None, "cut at {at}");
+            assert_eq!((PageFile::decode(&changed), copy(&changed)), (None, None), "byte {at}");
+            assert_eq!((PageFile::decode(&bytes[..at]), copy(&bytes[..at])), (None, None), "cut at {at}");
         }
+        assert_eq!(copy(&[&bytes[..], b"x"].concat()), None);
     }
 }

@@ -9,7 +9,7 @@ mod file;
 
 use std::{
     fs::{self, File, Metadata},
-    io,
+    io::{self, BufWriter},
     os::unix::fs::MetadataExt,
     time::Duration,
 };
@@ -96,7 +96,8 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
         }
     }
     let hashes = request.scratch.join(PAGE_HASHES_FILE);
-    fs::write(&hashes, saving.hashes.encode()).map_err(|cause| Error::io("write", &hashes, cause))?;
+    let failed = |cause| Error::io("write", &hashes, cause);
+    saving.hashes.write(BufWriter::new(File::create(&hashes).map_err(failed)?)).map_err(failed)?;
     if !request.check_source && saving.saved.integrity.status == IntegrityStatus::Ok {
         saving.saved.integrity.status = IntegrityStatus::Skipped;
         saving.saved.integrity.full_text = false;
