@@ -1,17 +1,15 @@
 //! A killed writer leaves a rollback journal: what is salvaged is the database as it was before that transaction.
 
+#[path = "support/beside.rs"]
+mod beside;
+
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use kg_backup::{
-    integrity::salvage::{
-        report::{LogUse, Salvaged},
-        salvage,
-    },
-    task::Cancel,
-};
+use self::beside::salvage_beside;
+use kg_backup::integrity::salvage::report::{LogUse, Salvaged};
 use rusqlite::Connection;
 
 const PAGE: usize = 1024;
@@ -65,11 +63,7 @@ impl Killed {
     }
 
     fn salvage(&self) -> (Content, Salvaged) {
-        let read = || ["killed.db", "killed.db-journal"].map(|name| fs::read(self.path(name)).unwrap());
-        let (before, target) = (read(), self.path("salvaged.db"));
-        let _ = fs::remove_file(&target);
-        let salvaged = salvage(&self.path("killed.db"), &target, &[], &Cancel::default()).unwrap();
-        assert!(read() == before, "neither the database nor its journal is written");
+        let (target, salvaged) = salvage_beside(self.dir.path(), "killed.db", "-journal");
         (content(&target), salvaged)
     }
 }

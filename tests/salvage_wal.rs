@@ -2,19 +2,17 @@
 //! its own, or copied from another project. SQLite replays it wherever salts and checksums are right. Salvage takes it only
 //! where it may be the right one.
 
+#[path = "support/beside.rs"]
+mod beside;
+
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
-use kg_backup::{
-    integrity::salvage::{
-        report::{LogUse, Salvaged},
-        salvage,
-    },
-    task::Cancel,
-};
+use self::beside::salvage_beside;
+use kg_backup::integrity::salvage::report::{LogUse, Salvaged};
 use rusqlite::Connection;
 
 const SCHEMA: &str =
@@ -72,11 +70,7 @@ impl Mixed {
     }
 
     fn salvage(&self) -> (Rows, Salvaged) {
-        let read = || ["mixed.db", "mixed.db-wal"].map(|name| fs::read(self.path(name)).unwrap());
-        let (before, target) = (read(), self.path("salvaged.db"));
-        let _ = fs::remove_file(&target);
-        let salvaged = salvage(&self.path("mixed.db"), &target, &[], &Cancel::default()).unwrap();
-        assert!(read() == before, "neither the database nor its WAL is written");
+        let (target, salvaged) = salvage_beside(self.dir.path(), "mixed.db", "-wal");
         (rows(&target), salvaged)
     }
 

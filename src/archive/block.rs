@@ -187,20 +187,19 @@ impl Packer {
     /// The same with so many zeros between its head and what is compressed.
     fn pack_after(&mut self, zeros: usize, bytes: &[u8], content: Content, hash: &BlockHash) -> Result<Vec<u8>> {
         let start = WHOLE_HEAD_BYTES + zeros;
-        match self {
+        let mut block = match self {
             Packer::Gzip { pages, other } => {
                 let compressor = if content == Content::Pages { pages } else { other };
                 let bound = compressor.deflate_compress_bound(bytes.len());
                 let mut block = vec![0; start + bound + GZIP_TRAILER_BYTES];
                 let deflated = compressor.deflate_compress(bytes, &mut block[start..]);
-                let end = start + deflated.map_err(|cause| refused(std::io::Error::other(cause)))?;
-                block.truncate(end);
+                block.truncate(start + deflated.map_err(|cause| refused(std::io::Error::other(cause)))?);
                 block.extend(crc32(bytes).to_le_bytes());
                 block.extend((bytes.len() as u32).to_le_bytes());
                 block[..10].copy_from_slice(&GZIP_MAGIC);
                 block[10..12].copy_from_slice(&((start - 12) as u16).to_le_bytes());
                 block[12..16].copy_from_slice(&GZIP_SIZE_AND_HASH);
-                Ok(with_head(block, hash))
+                block
             }
             Packer::Zstd(compressor) => {
                 let mut block = vec![0; start + zstd::zstd_safe::compress_bound(bytes.len())];
@@ -209,18 +208,14 @@ impl Packer {
                 block[..4].copy_from_slice(&ZSTD_MAGIC);
                 block[4..8].copy_from_slice(&((start - 8) as u32).to_le_bytes());
                 block[8..16].copy_from_slice(&ZSTD_SIZE_AND_HASH);
-                Ok(with_head(block, hash))
+                block
             }
-        }
+        };
+        let size = (block.len() as u32).to_le_bytes();
+        block[16..HEAD_BYTES].copy_from_slice(&size);
+        block[HEAD_BYTES..WHOLE_HEAD_BYTES].copy_from_slice(hash);
+        Ok(block)
     }
-}
-
-/// Fills in what is the same in all blocks.
-fn with_head(mut block: Vec<u8>, hash: &BlockHash) -> Vec<u8> {
-    let size = (block.len() as u32).to_le_bytes();
-    block[16..HEAD_BYTES].copy_from_slice(&size);
-    block[HEAD_BYTES..WHOLE_HEAD_BYTES].copy_from_slice(hash);
-    block
 }
 
 fn refused(cause: std::io::Error) -> Error {

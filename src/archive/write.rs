@@ -112,8 +112,7 @@ impl ArchiveWriter {
         let mut header = header(size, record.mode, record.mtime.as_second(), owner);
         match record.kind {
             EntryKind::File if size >= self.tar.get_mut().block_bytes() as u64 => {
-                let kind = if record.database { Content::Pages } else { Content::Other };
-                self.append_large(&mut header, &record.entry, kind, content)
+                self.append_large(&mut header, record, content)
             }
             EntryKind::File => self.tar.append_data(&mut header, &record.entry, content),
             EntryKind::Directory => {
@@ -138,13 +137,12 @@ impl ArchiveWriter {
     fn append_large(
         &mut self,
         header: &mut tar::Header,
-        entry: &str,
-        kind: Content,
+        record: &FileRecord,
         content: &mut impl Read,
     ) -> io::Result<()> {
-        self.tar.append_data(header, entry, io::empty())?;
+        self.tar.append_data(header, &record.entry, io::empty())?;
         let encoder = self.tar.get_mut();
-        encoder.begin(kind)?;
+        encoder.begin(if record.database { Content::Pages } else { Content::Other })?;
         let copied = io::copy(content, encoder)?;
         let padding = copied.next_multiple_of(TAR_BLOCK_BYTES) - copied;
         encoder.write_all(&[0; TAR_BLOCK_BYTES as usize][..padding as usize])?;

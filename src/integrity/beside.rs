@@ -13,16 +13,18 @@ use super::{
     salvage::beside_another_state,
 };
 use crate::{
-    sqlite::files::{MAGIC, WAL_MAGIC, companion},
+    sqlite::{
+        files::{MAGIC, WAL_MAGIC, companion},
+        header::HEADER_BYTES,
+    },
     task::Cancel,
 };
 
 /// <https://sqlite.org/fileformat2.html#the_write_ahead_log>
 const WAL_HEADER_BYTES: usize = 32;
 const WAL_CHECKED_BYTES: usize = 24;
-/// Of a database, and where in it the version of the SQLite stands that changed it last
+/// Where in the header of a database the version of the SQLite stands that changed it last
 /// (<https://sqlite.org/fileformat2.html#the_database_header>).
-const HEADER_BYTES: usize = 100;
 const WRITER_VERSION: usize = 96;
 /// The read version that the header of a database in WAL mode has.
 const WAL_VERSION: u8 = 2;

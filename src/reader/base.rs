@@ -67,8 +67,8 @@ impl Known {
         let wrong = || Error::new(Code::Internal, "What the backup rests on cannot be read", "Please report this");
         let base: Base = serde_json::from_slice(&json).map_err(|cause| wrong().with_cause(cause))?;
         let hashes = path.with_file_name(&base.page_hashes);
-        let bytes = fs::read(&hashes).map_err(|cause| Error::io("read", &hashes, cause))?;
-        let databases = PageFile::decode(&bytes).ok_or_else(wrong)?;
+        let read = fs::File::open(&hashes).and_then(PageFile::read);
+        let databases = read.map_err(|cause| Error::io("read", &hashes, cause))?.ok_or_else(wrong)?;
         let files = base.files.into_iter().map(|record| (record.path.clone(), record)).collect();
         let depth = if base.full_text { Depth::All } else { Depth::Structure };
         let is_enough = depth == Depth::All || base.leave_out;

@@ -64,7 +64,7 @@ pub struct SaveRequest {
     pub selection: Selection,
     /// Run `quick_check` on every snapshot.
     pub check_source: bool,
-    /// Leave out what pages no longer hold, see [`crate::sqlite::erase`].
+    /// Leave out what pages no longer hold, see [`crate::sqlite::erase`]. A backup that leaves out pages of a base always does.
     pub erase: bool,
     /// A directory with room for a copy of a database that is not in WAL mode. The hashes of all pages are left in its
     /// `PAGE_HASHES_FILE`.

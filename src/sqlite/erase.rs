@@ -16,14 +16,10 @@
 
 use super::{
     btree::{self, Geometry, u32_at},
+    header::Header,
     snapshot::Snapshot,
 };
 use crate::{error::Result, task::Cancel};
-
-/// Where the header of a database has these (<https://www.sqlite.org/fileformat2.html#the_database_header>); the second is 0 where there
-/// is no pointer map.
-const RESERVED_BYTES_AT: usize = 20;
-const LARGEST_ROOT_AT: usize = 52;
 
 /// What [`Snapshot::pages`] gives, erased.
 pub fn pages(snapshot: &Snapshot, cancel: &Cancel, mut visit: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
@@ -86,8 +82,9 @@ impl Eraser {
 /// `None` where the database, whose first page this is, is one to leave as it is.
 fn geometry(first: &[u8], page_count: u64) -> Option<Geometry> {
     let page_count = u32::try_from(page_count).ok()?;
-    let is_plain = first.get(RESERVED_BYTES_AT) == Some(&0) && u32_at(first, LARGEST_ROOT_AT) == Some(0);
-    is_plain.then_some(Geometry { usable_bytes: first.len(), page_count })
+    let header = Header::read(first);
+    // There is a pointer map where the largest root is said.
+    (header.reserved == 0 && header.largest_root == 0).then_some(Geometry { usable_bytes: first.len(), page_count })
 }
 
 #[cfg(test)]
@@ -194,7 +191,7 @@ mod tests {
         connection.execute_batch(NOTES).unwrap();
         drop(connection);
         let file = fs::read(&with_reserved_bytes).unwrap();
-        assert_eq!(file[RESERVED_BYTES_AT], 8);
+        assert_eq!(Header::read(&file).reserved, 8);
         assert!(erased(&with_reserved_bytes) == file);
     }
 

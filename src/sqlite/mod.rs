@@ -3,7 +3,7 @@
 //! [`snapshot`] takes the pages of a database at one commit beside any number of writers. [`aside`] copies a database
 //! with its WAL or journal to where SQLite can recover it, or to save a damaged one as it is. [`in_use`] tells which
 //! process has a database open. [`replace`] puts new content into a database that others have open. [`private`] copies one
-//! commit for checks that take their time. [`btree`] reads what is in a page, and [`erase`] leaves out what
+//! commit for checks that take their time. [`header`] and [`btree`] read what is in a page, and [`erase`] leaves out what
 //! nothing refers to.
 
 pub mod aside;
@@ -11,6 +11,7 @@ pub mod btree;
 pub mod check;
 pub mod erase;
 pub mod files;
+pub mod header;
 pub mod in_use;
 pub mod pages;
 pub mod private;

@@ -15,8 +15,8 @@ pub const HASH_BYTES: usize = 16;
 pub type PageHash = [u8; HASH_BYTES];
 
 const DIGEST_BYTES: usize = 32;
-/// Of a file, how much is in memory when it is copied; and how long its first line may be.
-const PIECE_BYTES: usize = 256 * 1024;
+/// Of a file, how much is read at once; and how long its first line may be.
+const HASHES_AT_ONCE: usize = 1024;
 const MAX_HEAD_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The hashes of all pages of a database, first page first.
@@ -97,51 +97,79 @@ impl PageFile {
         out.finish()
     }
 
+    /// `None` where the file is not whole.
+    pub fn read(from: impl Read) -> io::Result<Option<Self>> {
+        let Some(mut reading) = Reading::begin(from)? else { return Ok(None) };
+        let mut databases = BTreeMap::new();
+        for (path, page_size_bytes, count) in reading.head.databases.clone() {
+            let mut pages = PageHashes::new(page_size_bytes);
+            let is_there = reading.hashes(count, |piece| {
+                pages.hashes.extend_from_slice(piece.as_chunks().0);
+                Ok(())
+            })?;
+            if !is_there {
+                return Ok(None);
+            }
+            databases.insert(path, pages);
+        }
+        Ok(reading.end()?.map(|archive| PageFile { archive, databases }))
+    }
+
     /// Copies such a file, as one of `archive`, a piece at a time. The archive that it was of; `None` where it is not whole, and then
     /// neither is the copy.
     pub fn copy(from: impl Read, out: impl Write, archive: &str) -> io::Result<Option<String>> {
-        let mut from = BufReader::with_capacity(PIECE_BYTES, from);
+        let Some(mut reading) = Reading::begin(from)? else { return Ok(None) };
+        let databases = reading.head.databases.clone();
+        let count = databases.iter().fold(0, |sum: usize, (.., count)| sum.saturating_add(*count));
+        let mut out = Digesting { out, hasher: Sha256::new() };
+        out.head(&Head { archive: archive.to_string(), databases })?;
+        if !reading.hashes(count, |piece| out.write(piece))? {
+            return Ok(None);
+        }
+        out.finish()?;
+        reading.end()
+    }
+}
+
+/// A file that is read from its beginning to its end.
+struct Reading<R> {
+    from: BufReader<R>,
+    hasher: Sha256,
+    head: Head,
+}
+
+impl<R: Read> Reading<R> {
+    fn begin(from: R) -> io::Result<Option<Self>> {
+        let mut from = BufReader::new(from);
         let mut line = Vec::new();
         from.by_ref().take(MAX_HEAD_BYTES).read_until(b'\n', &mut line)?;
-        let Ok(head) = serde_json::from_slice::<Head>(&line) else { return Ok(None) };
-        let mut digest = Sha256::new_with_prefix(&line);
-        let mut out = Digesting { out, hasher: Sha256::new() };
-        out.head(&Head { archive: archive.to_string(), databases: head.databases.clone() })?;
-        let counts = head.databases.iter().map(|(.., count)| *count as u64);
-        let mut left = counts.fold(0, u64::saturating_add).saturating_mul(HASH_BYTES as u64);
-        while left > 0 {
-            let piece = from.fill_buf()?;
-            let length = piece.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            if length == 0 {
-                return Ok(None);
-            }
-            digest.update(&piece[..length]);
-            out.write(&piece[..length])?;
-            from.consume(length);
-            left -= length as u64;
-        }
-        let mut end = Vec::new();
-        from.take(DIGEST_BYTES as u64 + 1).read_to_end(&mut end)?;
-        out.finish()?;
-        Ok((digest.finalize().as_slice() == end).then_some(head.archive))
+        let head = serde_json::from_slice(&line).ok();
+        Ok(head.map(|head| Reading { from, hasher: Sha256::new_with_prefix(&line), head }))
     }
 
-    /// `None` where the file is not whole.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let (content, digest) = bytes.split_at_checked(bytes.len().checked_sub(DIGEST_BYTES)?)?;
-        if Sha256::digest(content).as_slice() != digest {
-            return None;
+    /// Takes the next `count` hashes, some at a time; `false` where there are not so many.
+    fn hashes(&mut self, count: usize, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<bool> {
+        let mut left = count;
+        let mut piece = [0; HASHES_AT_ONCE * HASH_BYTES];
+        while left > 0 {
+            let now = left.min(HASHES_AT_ONCE);
+            let piece = &mut piece[..now * HASH_BYTES];
+            match self.from.read_exact(piece) {
+                Err(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+                read => read?,
+            }
+            self.hasher.update(&*piece);
+            take(piece)?;
+            left -= now;
         }
-        let end = content.iter().position(|byte| *byte == b'\n')?;
-        let head: Head = serde_json::from_slice(&content[..end]).ok()?;
-        let (mut hashes, rest) = content[end + 1..].as_chunks::<HASH_BYTES>();
-        let mut databases = BTreeMap::new();
-        for (path, page_size_bytes, count) in head.databases {
-            let (own, others) = hashes.split_at_checked(count)?;
-            hashes = others;
-            databases.insert(path, PageHashes { page_size_bytes, hashes: own.to_vec() });
-        }
-        (hashes.is_empty() && rest.is_empty()).then_some(PageFile { archive: head.archive, databases })
+        Ok(true)
+    }
+
+    /// The archive that it is of, where nothing but the digest of all before follows.
+    fn end(mut self) -> io::Result<Option<String>> {
+        let mut digest = Vec::new();
+        self.from.by_ref().take(DIGEST_BYTES as u64 + 1).read_to_end(&mut digest)?;
+        Ok((self.hasher.finalize().as_slice() == digest).then_some(self.head.archive))
     }
 }
 
@@ -195,19 +223,20 @@ mod tests {
         let file = PageFile { archive: "00".into(), databases };
         let mut bytes = Vec::new();
         file.write(&mut bytes).unwrap();
-        assert_eq!(PageFile::decode(&bytes).as_ref(), Some(&file));
+        let read = |bytes: &[u8]| PageFile::read(bytes).unwrap();
+        assert_eq!(read(&bytes).as_ref(), Some(&file));
         let copy = |bytes: &[u8]| {
             let mut copy = Vec::new();
             PageFile::copy(bytes, &mut copy, "11").unwrap().map(|of| (of, copy))
         };
         let (of, copied) = copy(&bytes).unwrap();
         assert_eq!(of, "00");
-        assert_eq!(PageFile::decode(&copied), Some(PageFile { archive: "11".into(), ..file }));
+        assert_eq!(read(&copied), Some(PageFile { archive: "11".into(), ..file }));
         for at in 0..bytes.len() {
             let mut changed = bytes.clone();
             changed[at] ^= 1;
-            assert_eq!((PageFile::decode(&changed), copy(&changed)), (None, None), "byte {at}");
-            assert_eq!((PageFile::decode(&bytes[..at]), copy(&bytes[..at])), (None, None), "cut at {at}");
+            assert_eq!((read(&changed), copy(&changed)), (None, None), "byte {at}");
+            assert_eq!((read(&bytes[..at]), copy(&bytes[..at])), (None, None), "cut at {at}");
         }
         assert_eq!(copy(&[&bytes[..], b"x"].concat()), None);
     }

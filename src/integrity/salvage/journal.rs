@@ -6,7 +6,6 @@
 //! both, and does nothing where the header of the database is damaged.
 
 use std::{
-    collections::HashMap,
     fs::File,
     io::ErrorKind,
     os::unix::fs::FileExt,
@@ -61,10 +60,8 @@ pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Opti
         // The transaction over several databases was committed.
         return Ok(Ok(None));
     }
-    let (page_size, page_count) = (header.page_size, header.page_count);
-    let offsets = HashMap::new();
-    let mut overlay =
-        Overlay { file, page_size_bytes: page_size, offsets, page_count, oldest_header: None, lacks: None };
+    let page_size = header.page_size;
+    let mut overlay = Overlay::new(file, page_size, header.page_count);
     let (mut at, mut next) = (0, Some(header));
     while let Some(header) = next {
         let (end, is_complete) = records(&mut overlay, &header, at + header.sector_bytes, length, cancel)?;

@@ -15,3 +15,10 @@ pub struct Overlay {
     /// What it does not give, though it should.
     pub lacks: Option<&'static str>,
 }
+
+impl Overlay {
+    /// Without pages yet.
+    pub fn new(file: File, page_size_bytes: usize, page_count: u32) -> Self {
+        Overlay { file, page_size_bytes, offsets: HashMap::new(), page_count, oldest_header: None, lacks: None }
+    }
+}

@@ -11,13 +11,10 @@ use rusqlite::{
     hooks::{AuthAction, Authorization},
 };
 
-use super::{
-    file::{Encoding, Header},
-    report::ObjectReport,
-    schema::Object,
-};
+use super::{file::Encoding, report::ObjectReport, schema::Object};
 use crate::{
     error::{Code, Error, Result},
+    sqlite::header::Header,
     task::Cancel,
 };
 

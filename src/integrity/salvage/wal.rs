@@ -4,14 +4,15 @@
 //! Frames count up to the last commit before the first one whose salts or checksum are not right, as in SQLite. What cannot be
 //! told from the log itself is whether it is of this database, and of the state that it is in; [`super::open`] compares the two.
 
-use std::{collections::HashMap, fs::File, os::unix::fs::FileExt, path::Path};
+use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
-use super::{file::Header, overlay::Overlay};
+use super::overlay::Overlay;
 use crate::{
     error::{Error, Result},
     sqlite::{
         btree::u32_at,
         files::{WAL_MAGIC, companion},
+        header::Header,
     },
     task::Cancel,
 };
@@ -47,9 +48,7 @@ pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Opti
     {
         return Ok(Err("the checksum of its header is wrong".to_string()));
     }
-    let offsets = HashMap::new();
-    let mut wal =
-        Overlay { file, page_size_bytes: page_size, offsets, page_count: 0, oldest_header: None, lacks: None };
+    let mut wal = Overlay::new(file, page_size, 0);
     let mut pending: Vec<(u32, u64)> = Vec::new();
     let mut frame = vec![0; FRAME_HEADER_BYTES + page_size];
     let frames = (length - HEADER_BYTES as u64) / frame.len() as u64;
@@ -109,8 +108,9 @@ pub fn of_another_state(header: &Header, pages_in_file: u32, wal: &Overlay) -> O
 pub fn beside_another_state(database: &Path, cancel: &Cancel) -> Result<Option<&'static str>> {
     let header = || {
         let file = File::open(database).ok()?;
-        let pages = file.metadata().ok()?.len() / Header::read_at(&file, 0)?.page_size.max(1) as u64;
-        Some((Header::read_at(&file, 0)?, u32::try_from(pages).ok()?))
+        let header = Header::read_at(&file, 0)?;
+        let pages = file.metadata().ok()?.len() / header.page_size.max(1) as u64;
+        Some((header, u32::try_from(pages).ok()?))
     };
     for _ in 0..ATTEMPTS {
         let Some((before, pages)) = header() else { return Ok(None) };
