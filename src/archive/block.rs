@@ -6,7 +6,7 @@
 
 use libdeflater::{CompressionLvl, Compressor, Decompressor, crc32};
 
-use super::seal::Container;
+use super::{deflate::Deflater, seal::Container};
 use crate::error::{Code, Error, Result};
 
 /// No block of this crate holds more; bounds what a forged one can make us allocate.
@@ -29,9 +29,9 @@ const ZSTD_SIZE_AND_HASH: [u8; 8] = *b"kg-block";
 /// libdeflate's level for each of gzip's from 1 on, as measured on text (`docs/performance.md`): the fastest one that makes it no larger than
 /// gzip does.
 const LIBDEFLATE_LEVELS: [i32; 9] = [1, 2, 3, 4, 5, 6, 6, 7, 9];
-/// The same for databases. What is left out of their pages is spent on speed: with the fastest one they are smaller than a plain copy is
-/// with any of gzip's. Whoever asks for more than gzip's own default wants them small.
-const LIBDEFLATE_LEVELS_OF_PAGES: [i32; 9] = [1, 1, 1, 1, 1, 1, 5, 6, 9];
+/// The same for databases, from the first level on that is above gzip's own default: whoever asks for that wants them small. Up to there, what is
+/// left out of their pages is spent on speed (see [`super::deflate`]): they are smaller all the same than a plain copy is with gzip's.
+const LIBDEFLATE_LEVELS_OF_PAGES: [i32; 3] = [5, 6, 9];
 
 /// What a block holds, which decides how hard it is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,15 +140,29 @@ impl Head {
         Ok(Some(head))
     }
 
+    /// How much `block`, which begins with this, says that it holds.
+    pub fn content_bytes(self, block: &[u8], container: Container) -> Option<u64> {
+        match container {
+            Container::Zstd => zstd::zstd_safe::get_frame_content_size(block.get(self.content_start..)?).ok().flatten(),
+            _ => block.last_chunk().map(|length| u32::from_le_bytes(*length).into()),
+        }
+    }
+
     /// Of what `block`, which begins with this, says that it holds.
     pub fn hash(self, block: &[u8]) -> Option<BlockHash> {
         if self.has_hash { block.get(HEAD_BYTES..)?.first_chunk().copied() } else { None }
     }
 }
 
+/// What makes the deflate stream of a block.
+pub enum Deflate {
+    Fast(Deflater),
+    Small(Compressor),
+}
+
 /// Makes blocks, one after the other.
 pub enum Packer {
-    Gzip { pages: Compressor, other: Compressor },
+    Gzip { pages: Deflate, other: Deflate },
     Zstd(zstd::bulk::Compressor<'static>),
 }
 
@@ -158,11 +172,15 @@ impl Packer {
         match compression {
             Compression::None => Ok(None),
             Compression::Gzip(level) => {
-                let at = |levels: [i32; 9]| {
-                    let own = levels[usize::from(level.clamp(1, 9)) - 1];
-                    Compressor::new(CompressionLvl::new(own).unwrap_or_default())
+                let level = usize::from(level.clamp(1, 9));
+                let libdeflate = |own: i32| Compressor::new(CompressionLvl::new(own).unwrap_or_default());
+                let first_of_pages = LIBDEFLATE_LEVELS.len() + 1 - LIBDEFLATE_LEVELS_OF_PAGES.len();
+                let pages = match level.checked_sub(first_of_pages) {
+                    Some(above) => Deflate::Small(libdeflate(LIBDEFLATE_LEVELS_OF_PAGES[above])),
+                    None => Deflate::Fast(Deflater::default()),
                 };
-                Ok(Some(Packer::Gzip { pages: at(LIBDEFLATE_LEVELS_OF_PAGES), other: at(LIBDEFLATE_LEVELS) }))
+                let other = Deflate::Small(libdeflate(LIBDEFLATE_LEVELS[level - 1]));
+                Ok(Some(Packer::Gzip { pages, other }))
             }
             Compression::Zstd(level) => {
                 let mut compressor = zstd::bulk::Compressor::new(level.into()).map_err(refused)?;
@@ -189,11 +207,15 @@ impl Packer {
         let start = WHOLE_HEAD_BYTES + zeros;
         let mut block = match self {
             Packer::Gzip { pages, other } => {
-                let compressor = if content == Content::Pages { pages } else { other };
-                let bound = compressor.deflate_compress_bound(bytes.len());
-                let mut block = vec![0; start + bound + GZIP_TRAILER_BYTES];
-                let deflated = compressor.deflate_compress(bytes, &mut block[start..]);
-                block.truncate(start + deflated.map_err(|cause| refused(std::io::Error::other(cause)))?);
+                let mut block = vec![0; start];
+                match if content == Content::Pages { pages } else { other } {
+                    Deflate::Fast(deflater) => deflater.deflate(bytes, &mut block),
+                    Deflate::Small(compressor) => {
+                        block.resize(start + compressor.deflate_compress_bound(bytes.len()), 0);
+                        let deflated = compressor.deflate_compress(bytes, &mut block[start..]);
+                        block.truncate(start + deflated.map_err(|cause| refused(std::io::Error::other(cause)))?);
+                    }
+                }
                 block.extend(crc32(bytes).to_le_bytes());
                 block.extend((bytes.len() as u32).to_le_bytes());
                 block[..10].copy_from_slice(&GZIP_MAGIC);
@@ -289,13 +311,17 @@ mod tests {
     #[test]
     fn a_block_holds_what_was_packed_and_says_its_size_and_hash() {
         let content: Vec<u8> = (0..200_000_usize).map(|n| (n * n % 251) as u8).collect();
-        for compression in [Compression::Gzip(6), Compression::Zstd(3)] {
-            for content in [&content[..], b"", b"x"] {
+        for compression in [Compression::Gzip(6), Compression::Gzip(9), Compression::Zstd(3)] {
+            let contents = [&content[..], b"", b"x"];
+            for (content, kind) in
+                contents.into_iter().flat_map(|content| [(content, Content::Pages), (content, Content::Other)])
+            {
                 let mut packer = Packer::new(compression).unwrap().unwrap();
-                let block = packer.pack(content, Content::Other, &hash(content)).unwrap();
+                let block = packer.pack(content, kind, &hash(content)).unwrap();
                 let container = compression.container();
                 let head = Head::parse(&block, container).unwrap().unwrap();
                 assert_eq!((head.size, head.hash(&block)), (block.len(), Some(hash(content))));
+                assert_eq!(head.content_bytes(&block, container), Some(content.len() as u64));
                 assert_eq!(Unpacker::default().unpack(&block, head, container).unwrap(), content);
                 assert_eq!(Head::parse(&block, Container::Plain), Ok(None));
             }

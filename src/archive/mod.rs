@@ -14,6 +14,7 @@
 pub mod block;
 mod check;
 pub mod decoder;
+mod deflate;
 pub mod delta;
 pub mod earlier;
 pub mod encoder;

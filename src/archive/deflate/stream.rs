@@ -1,0 +1,231 @@
+//! Writes blocks of a deflate stream.
+
+use super::{
+    PART_BYTES,
+    huffman::{self, Code},
+    tokens::{DISTANCE_CODES, END, Found, LENGTHS, LITERAL_CODES, MAX_LENGTH, Token, distance_rest_bits},
+};
+
+/// Of codes of literals and distances, and of codes that tell the lengths of those.
+const MAX_CODE_BITS: usize = 15;
+const MAX_LENGTH_CODE_BITS: usize = 7;
+/// No block takes more, whatever it holds: a literal at most 15 bits, and some hundred bytes for the codes.
+const MAX_BLOCK_BYTES: usize = 2 * PART_BYTES + 1024;
+const WORD_BYTES: usize = 8;
+/// What a block without compression holds at most (RFC 1951, 3.2.4).
+const MAX_STORED_BYTES: usize = 65_535;
+/// What one takes beside what it holds, at most.
+const STORED_HEAD_BYTES: usize = 5;
+const STORED: u64 = 0;
+const DYNAMIC: u64 = 2;
+
+/// Codes that tell of lengths: one length, or a row of equal ones, which takes further bits.
+const LENGTH_CODES: usize = 19;
+const REPEAT: RowKind = RowKind { code: 16, rows: 3..=6, rest_bits: 2 };
+const SHORT_ZEROS: RowKind = RowKind { code: 17, rows: 3..=10, rest_bits: 3 };
+const LONG_ZEROS: RowKind = RowKind { code: 18, rows: 11..=138, rest_bits: 7 };
+/// The order in which their own lengths stand in a stream (RFC 1951, 3.2.7).
+const LENGTH_CODE_ORDER: [usize; LENGTH_CODES] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
+
+struct RowKind {
+    code: u8,
+    rows: std::ops::RangeInclusive<usize>,
+    rest_bits: u32,
+}
+
+/// A stream that is being written.
+pub struct Bits<'a> {
+    out: &'a mut Vec<u8>,
+    end: End,
+}
+
+/// Where a stream ends so far.
+#[derive(Clone, Copy)]
+struct End {
+    /// The first byte that is not whole.
+    at: usize,
+    /// Bits of it, lowest first; fewer than a byte between two writes.
+    held: u64,
+    held_bits: u32,
+}
+
+impl End {
+    /// At most 56 bits are added between two calls of [`End::store`].
+    #[inline(always)]
+    fn add(&mut self, bits: u64, count: u32) {
+        self.held |= bits << self.held_bits;
+        self.held_bits += count;
+    }
+
+    #[inline(always)]
+    fn store(&mut self, out: &mut [u8]) {
+        out[self.at..self.at + WORD_BYTES].copy_from_slice(&self.held.to_le_bytes());
+        self.at += self.held_bits as usize / 8;
+        self.held >>= self.held_bits & !7;
+        self.held_bits %= 8;
+    }
+}
+
+impl<'a> Bits<'a> {
+    /// A stream that begins where `out` ends.
+    pub fn after(out: &'a mut Vec<u8>) -> Self {
+        let end = End { at: out.len(), held: 0, held_bits: 0 };
+        Bits { out, end }
+    }
+
+    /// The last byte is filled up with zeros.
+    pub fn finish(mut self) {
+        self.fill_byte();
+        self.out.truncate(self.end.at);
+    }
+
+    /// Writes a part of the content, for which `found` stands: compressed, unless that takes more room.
+    pub fn block(&mut self, found: Found<'_>, part: &[u8], is_last: bool) {
+        let before = self.end;
+        self.out.resize(before.at + MAX_BLOCK_BYTES + WORD_BYTES, 0);
+        self.compressed(&found, is_last);
+        let stored_bytes = part.len() + part.len().div_ceil(MAX_STORED_BYTES).max(1) * STORED_HEAD_BYTES;
+        if self.end.at - before.at > stored_bytes {
+            self.end = before;
+            self.stored(part, is_last);
+        }
+    }
+
+    /// Nothing is a block too.
+    fn stored(&mut self, mut part: &[u8], is_last: bool) {
+        loop {
+            let (piece, after) = part.split_at(part.len().min(MAX_STORED_BYTES));
+            self.put(u64::from(is_last && after.is_empty()) | STORED << 1, 3);
+            self.fill_byte();
+            let length = piece.len() as u64;
+            self.put(length | (!length & 0xffff) << 16, 32);
+            self.out[self.end.at..self.end.at + piece.len()].copy_from_slice(piece);
+            self.end.at += piece.len();
+            part = after;
+            if part.is_empty() {
+                break;
+            }
+        }
+    }
+
+    fn compressed(&mut self, found: &Found<'_>, is_last: bool) {
+        let literal_lengths = huffman::lengths(&found.counts.literals, MAX_CODE_BITS);
+        let distance_lengths = huffman::lengths(&found.counts.distances, MAX_CODE_BITS);
+        self.put(u64::from(is_last) | DYNAMIC << 1, 3);
+        self.codes(&literal_lengths, &distance_lengths);
+        let whats = whats(&huffman::codes(&literal_lengths));
+        let distances = distances(&huffman::codes(&distance_lengths));
+        let mut end = self.end;
+        for token in found.tokens {
+            // At most 20 and 28 bits, beside the 7 that may be left.
+            let what = whats[token.what()];
+            end.add(what.bits.into(), what.count);
+            let distance = distances[token.distance_code()];
+            let rest = u64::from(token.distance_rest()) << distance.code_bits;
+            end.add(rest | u64::from(distance.bits), distance.count.into());
+            end.store(self.out);
+        }
+        self.end = end;
+    }
+
+    /// Tells how long the codes are that follow (RFC 1951, 3.2.7).
+    fn codes(&mut self, literals: &[u8; LITERAL_CODES], distances: &[u8; DISTANCE_CODES]) {
+        let up_to_last = |lengths: &[u8], least: usize| {
+            lengths.iter().rposition(|length| *length > 0).map_or(least, |last| least.max(last + 1))
+        };
+        let (literal_count, distance_count) = (up_to_last(literals, 257), up_to_last(distances, 1));
+        let lengths = [&literals[..literal_count], &distances[..distance_count]].concat();
+        let rows = rows(&lengths);
+        let mut counts = [0; LENGTH_CODES];
+        rows.iter().for_each(|row| counts[usize::from(row.code)] += 1);
+        let row_lengths = huffman::lengths(&counts, MAX_LENGTH_CODE_BITS);
+        let row_codes = huffman::codes(&row_lengths);
+        let ordered = LENGTH_CODE_ORDER.map(|code| row_lengths[code]);
+        let row_count = up_to_last(&ordered, 4);
+        self.put((literal_count - 257) as u64 | (distance_count as u64 - 1) << 5 | (row_count as u64 - 4) << 10, 14);
+        ordered[..row_count].iter().for_each(|length| self.put((*length).into(), 3));
+        for row in rows {
+            let code = row_codes[usize::from(row.code)];
+            self.put(u64::from(code.bits) | row.rest << code.length, code.length + row.rest_bits);
+        }
+    }
+
+    fn put(&mut self, bits: u64, count: u32) {
+        self.end.add(bits, count);
+        self.end.store(self.out);
+    }
+
+    fn fill_byte(&mut self) {
+        if self.end.held_bits > 0 {
+            self.put(0, 8 - self.end.held_bits);
+        }
+    }
+}
+
+/// One length, or a row of equal ones.
+struct Row {
+    code: u8,
+    rest: u64,
+    rest_bits: u32,
+}
+
+fn rows(lengths: &[u8]) -> Vec<Row> {
+    let mut rows = Vec::with_capacity(lengths.len());
+    let mut row = |kind: &RowKind, equal: usize| {
+        let taken = equal.min(*kind.rows.end());
+        rows.push(Row { code: kind.code, rest: (taken - kind.rows.start()) as u64, rest_bits: kind.rest_bits });
+        taken
+    };
+    let mut at = 0;
+    while let Some(length) = lengths.get(at) {
+        let equal = lengths[at..].iter().take_while(|other| *other == length).count();
+        let one = RowKind { code: *length, rows: 1..=1, rest_bits: 0 };
+        at += match (*length, equal) {
+            (0, 11..) => row(&LONG_ZEROS, equal),
+            (0, 3..) => row(&SHORT_ZEROS, equal),
+            (_, 4..) => row(&one, 1) + row(&REPEAT, equal - 1),
+            _ => row(&one, 1),
+        };
+    }
+    rows
+}
+
+/// The bits of [`Token::what`].
+#[derive(Clone, Copy, Default)]
+struct What {
+    bits: u32,
+    count: u32,
+}
+
+fn whats(codes: &[Code; LITERAL_CODES]) -> [What; Token::WHATS] {
+    let mut whats = [What::default(); Token::WHATS];
+    // Literals and the end.
+    for (what, code) in whats.iter_mut().zip(&codes[..=END]) {
+        *what = What { bits: code.bits, count: code.length };
+    }
+    for length in 3..=MAX_LENGTH {
+        let written = LENGTHS[length];
+        let code = codes[written.code];
+        whats[Token::what_of_length(length)] =
+            What { bits: code.bits | written.rest << code.length, count: code.length + written.rest_bits };
+    }
+    whats
+}
+
+/// The bits of the code of a distance; none where there is no distance.
+#[derive(Clone, Copy, Default)]
+struct DistanceBits {
+    bits: u16,
+    code_bits: u8,
+    /// With those that follow the code.
+    count: u8,
+}
+
+fn distances(codes: &[Code; DISTANCE_CODES]) -> [DistanceBits; Token::DISTANCE_CODES] {
+    let mut distances = [DistanceBits::default(); Token::DISTANCE_CODES];
+    for (number, (distance, code)) in distances.iter_mut().zip(codes).enumerate() {
+        let count = code.length + distance_rest_bits(number);
+        *distance = DistanceBits { bits: code.bits as u16, code_bits: code.length as u8, count: count as u8 };
+    }
+    distances
+}

@@ -1,0 +1,300 @@
+//! Takes content apart into literals and matches: repetitions of what came at most 32 KiB before.
+
+use std::ops::Range;
+
+use super::PART_BYTES;
+
+/// Codes for literals, for the end of a block, and for the lengths of matches.
+pub const LITERAL_CODES: usize = 286;
+pub const DISTANCE_CODES: usize = 30;
+/// Code of the end of a block.
+pub const END: usize = 256;
+const FIRST_LENGTH_CODE: usize = 257;
+
+const MIN_LENGTH: usize = 4;
+pub const MAX_LENGTH: usize = 258;
+/// Distances less one are below this.
+const WINDOW_BYTES: usize = 32 * 1024;
+const HASH_BITS: u32 = 14;
+/// No search begins closer to the end of a part, so that whole words can be read everywhere.
+const TAIL_BYTES: usize = 16;
+
+/// A literal, a match or the end, in one number, so that writing it takes no decision: what the bits of its first field say (a literal, or
+/// how long a match is), the code of its distance, and what that code leaves open.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Token(u32);
+
+impl Token {
+    /// Of the values of [`Token::what`].
+    pub const WHATS: usize = 1 << Token::DISTANCE_SHIFT;
+    /// Of the values of [`Token::distance_code`].
+    pub const DISTANCE_CODES: usize = 1 << (Token::REST_SHIFT - Token::DISTANCE_SHIFT);
+    pub const END: Token = Token::without_distance(END as u32);
+    const DISTANCE_SHIFT: u32 = 10;
+    const REST_SHIFT: u32 = 16;
+    const NO_DISTANCE: u32 = DISTANCE_CODES as u32;
+
+    const fn without_distance(what: u32) -> Self {
+        Token(what | Token::NO_DISTANCE << Token::DISTANCE_SHIFT)
+    }
+
+    fn literal(byte: u8) -> Self {
+        Token::without_distance(byte.into())
+    }
+
+    fn matched(length: usize, distance: Distance) -> Self {
+        let what = Token::what_of_length(length) as u32;
+        Token(what | distance.code << Token::DISTANCE_SHIFT | distance.rest << Token::REST_SHIFT)
+    }
+
+    /// [`Token::what`] of a match.
+    pub const fn what_of_length(length: usize) -> usize {
+        END + length
+    }
+
+    /// A byte, [`END`], or more where it is a match.
+    pub fn what(self) -> usize {
+        self.0 as usize % Token::WHATS
+    }
+
+    /// Of a match; [`DISTANCE_CODES`] of anything else.
+    pub fn distance_code(self) -> usize {
+        (self.0 >> Token::DISTANCE_SHIFT) as usize % Token::DISTANCE_CODES
+    }
+
+    pub fn distance_rest(self) -> u32 {
+        self.0 >> Token::REST_SHIFT
+    }
+}
+
+/// How the format writes a distance: a code, and further bits (RFC 1951, 3.2.5).
+struct Distance {
+    code: u32,
+    rest: u32,
+}
+
+impl Distance {
+    #[inline(always)]
+    fn of(less_one: u32) -> Self {
+        if less_one < 4 {
+            return Distance { code: less_one, rest: 0 };
+        }
+        // Each two codes have one further bit more: what stands below the two highest bits.
+        let highest = less_one.ilog2();
+        let rest_bits = highest - 1;
+        Distance { code: 2 * highest + (less_one >> rest_bits & 1), rest: less_one & ((1 << rest_bits) - 1) }
+    }
+}
+
+/// How many bits follow the code of a distance.
+pub fn distance_rest_bits(code: usize) -> u32 {
+    (code as u32 / 2).saturating_sub(1)
+}
+
+/// How the format writes the length of a match.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Length {
+    pub code: usize,
+    pub rest: u32,
+    pub rest_bits: u32,
+}
+
+/// By lengths, of which there is none below 3.
+pub static LENGTHS: [Length; MAX_LENGTH + 1] = lengths();
+
+const fn lengths() -> [Length; MAX_LENGTH + 1] {
+    let mut lengths = [Length { code: 0, rest: 0, rest_bits: 0 }; MAX_LENGTH + 1];
+    let (mut length, mut code) = (3, FIRST_LENGTH_CODE);
+    while length < MAX_LENGTH {
+        let number = (code - FIRST_LENGTH_CODE) as u32;
+        let rest_bits = if number < 8 { 0 } else { number / 4 - 1 };
+        let mut rest = 0;
+        while rest < 1 << rest_bits && length < MAX_LENGTH {
+            lengths[length] = Length { code, rest, rest_bits };
+            length += 1;
+            rest += 1;
+        }
+        code += 1;
+    }
+    // The longest has a code of its own.
+    lengths[MAX_LENGTH] = Length { code: LITERAL_CODES - 1, rest: 0, rest_bits: 0 };
+    lengths
+}
+
+/// What a part of the content consists of.
+pub struct Found<'a> {
+    /// The last one is the end.
+    pub tokens: &'a [Token],
+    pub counts: &'a Counts,
+}
+
+/// How often each code occurs.
+pub struct Counts {
+    pub literals: [u32; LITERAL_CODES],
+    pub distances: [u32; DISTANCE_CODES],
+}
+
+/// Finds matches.
+pub struct Finder {
+    /// For the hash of each four bytes where they were last: one more than the place, of which the lowest bits are enough.
+    places: Box<[u16; 1 << HASH_BITS]>,
+    taken: Box<Taken>,
+}
+
+/// What a part was taken apart into so far.
+struct Taken {
+    tokens: [Token; PART_BYTES + 1],
+    token_count: usize,
+    /// Matches by their lengths.
+    lengths: [u32; MAX_LENGTH + 1],
+    counts: Counts,
+}
+
+impl Taken {
+    fn begin(&mut self) {
+        self.token_count = 0;
+        self.lengths.fill(0);
+        self.counts.literals.fill(0);
+        self.counts.distances.fill(0);
+    }
+
+    #[inline(always)]
+    fn literal(&mut self, byte: u8) {
+        self.counts.literals[usize::from(byte)] += 1;
+        self.push(Token::literal(byte));
+    }
+
+    #[inline(always)]
+    fn matched(&mut self, length: usize, distance: Distance) {
+        self.lengths[length] += 1;
+        self.counts.distances[distance.code as usize] += 1;
+        self.push(Token::matched(length, distance));
+    }
+
+    #[inline(always)]
+    fn push(&mut self, token: Token) {
+        self.tokens[self.token_count] = token;
+        self.token_count += 1;
+    }
+
+    fn end(&mut self) -> Found<'_> {
+        self.push(Token::END);
+        self.counts.literals[END] = 1;
+        for (count, length) in self.lengths.iter().zip(&LENGTHS).skip(MIN_LENGTH) {
+            self.counts.literals[length.code] += count;
+        }
+        Found { tokens: &self.tokens[..self.token_count], counts: &self.counts }
+    }
+}
+
+impl Default for Finder {
+    fn default() -> Self {
+        let counts = Counts { literals: [0; LITERAL_CODES], distances: [0; DISTANCE_CODES] };
+        let tokens = [Token::default(); PART_BYTES + 1];
+        let taken = Taken { tokens, token_count: 0, lengths: [0; MAX_LENGTH + 1], counts };
+        Finder { places: Box::new([0; 1 << HASH_BITS]), taken: Box::new(taken) }
+    }
+}
+
+impl Finder {
+    /// What comes next is another content.
+    pub fn forget(&mut self) {
+        // Every four bytes are looked for at its beginning first.
+        self.places.fill(1);
+    }
+
+    /// Takes apart this part of `content`, which is no longer than [`PART_BYTES`]; those before it came before it.
+    pub fn find(&mut self, content: &[u8], part: Range<usize>) -> Found<'_> {
+        let content = &content[..part.end];
+        let (places, taken) = (&mut *self.places, &mut *self.taken);
+        taken.begin();
+        let mut at = part.start;
+        let tail = part.end.saturating_sub(TAIL_BYTES).max(at);
+        // The first byte of all repeats nothing.
+        if at == 0 && at < tail {
+            taken.literal(content[at]);
+            at += 1;
+        }
+        while at < tail {
+            let word = word_at(content, at);
+            let place = &mut places[hash(word as u32)];
+            // Only the lowest bits of the place are known. Those of one out of reach name another one within reach, which is as good a guess.
+            let distance_less_one = usize::from((at as u16).wrapping_sub(*place)) % WINDOW_BYTES;
+            *place = (at as u16).wrapping_add(1);
+            let differs = word_at(content, at - 1 - distance_less_one) ^ word;
+            if differs as u32 != 0 {
+                taken.literal(word as u8);
+                at += 1;
+                continue;
+            }
+            let length = match differs {
+                0 => long_match(content, at, distance_less_one + 1),
+                _ => differs.trailing_zeros() as usize / 8,
+            };
+            taken.matched(length, Distance::of(distance_less_one as u32));
+            // Of what is within a match, its second byte and its last are remembered.
+            places[hash((word >> 8) as u32)] = (at as u16).wrapping_add(2);
+            at += length;
+            if at < tail {
+                places[hash(word_at(content, at - 1) as u32)] = at as u16;
+            }
+        }
+        content[at..].iter().for_each(|byte| taken.literal(*byte));
+        taken.end()
+    }
+}
+
+#[inline(always)]
+fn hash(four_bytes: u32) -> usize {
+    (four_bytes.wrapping_mul(0x9e37_79b1) >> (32 - HASH_BITS)) as usize
+}
+
+/// The eight bytes from there on.
+#[inline(always)]
+fn word_at(content: &[u8], at: usize) -> u64 {
+    content[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word))
+}
+
+/// How long the match is of what begins at these two places with the same eight bytes.
+#[inline(never)]
+fn long_match(content: &[u8], at: usize, distance: usize) -> usize {
+    let this = &content[at..content.len().min(at + MAX_LENGTH)];
+    let that = &content[at - distance..][..this.len()];
+    let (words, _) = this.as_chunks::<8>();
+    let (those_words, _) = that.as_chunks::<8>();
+    let mut length = 8;
+    for (word, that) in words.iter().zip(those_words).skip(1) {
+        let differs = u64::from_le_bytes(*word) ^ u64::from_le_bytes(*that);
+        if differs != 0 {
+            return length + differs.trailing_zeros() as usize / 8;
+        }
+        length += 8;
+    }
+    length + this[length..].iter().zip(&that[length..]).take_while(|(byte, that)| byte == that).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_and_distances_have_the_codes_of_rfc_1951() {
+        let length = |length: usize| (LENGTHS[length].code, LENGTHS[length].rest_bits, LENGTHS[length].rest);
+        assert_eq!(
+            [length(3), length(10), length(11), length(12)],
+            [(257, 0, 0), (264, 0, 0), (265, 1, 0), (265, 1, 1)]
+        );
+        assert_eq!([length(18), length(19), length(130)], [(268, 1, 1), (269, 2, 0), (280, 4, 15)]);
+        assert_eq!([length(131), length(257), length(258)], [(281, 5, 0), (284, 5, 30), (285, 0, 0)]);
+        let distance = |distance: u32| {
+            let Distance { code, rest } = Distance::of(distance - 1);
+            (code, distance_rest_bits(code as usize), rest)
+        };
+        assert_eq!([distance(1), distance(4), distance(5), distance(6)], [(0, 0, 0), (3, 0, 0), (4, 1, 0), (4, 1, 1)]);
+        assert_eq!([distance(7), distance(192), distance(193)], [(5, 1, 0), (14, 6, 63), (15, 6, 0)]);
+        assert_eq!(
+            [distance(24_576), distance(24_577), distance(32_768)],
+            [(28, 13, 8191), (29, 13, 0), (29, 13, 8191)]
+        );
+    }
+}
