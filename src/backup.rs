@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, Read},
+    io::{self, BufRead, Read},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -122,14 +122,16 @@ pub fn create_backup(
     let mut warnings: Vec<Warning> = recovered.into_iter().chain(store_warnings).collect();
     let base = choose_base(store, &project, &mut options, &mut warnings, task)?;
     let run = Run { project: &project, store, lock: &lock, launch, task };
-    let (mut backup, reused_bytes) = match run.save(&options, base.as_ref()) {
+    let (mut backup, reused_bytes) = match run.save(&options, Before::of(base.as_ref())) {
         // Nobody chose that base: a full backup is what helps now.
         Err(error) if base.is_some() && options.based_on.is_none() && is_of_base(&error) => {
             let message = format!("A full backup was made, for nothing can rest on the newest one: {}", error.message);
             warnings.push(Warning::new(WarningCode::Full, message));
             options.kind = BackupType::Full;
-            run.save(&options, None)?
+            run.save(&options, Before::Nothing)?
         }
+        // The archive that it could have taken from is damaged: it only saves time.
+        Err(error) if base.is_none() && is_of_base(&error) => run.save(&options, Before::Nothing)?,
         saved => saved?,
     };
     backup.warnings.extend(warnings);
@@ -147,23 +149,49 @@ struct Run<'a> {
     task: &'a Task,
 }
 
+/// What a backup makes use of that earlier ones left.
+#[derive(Clone, Copy)]
+enum Before<'a> {
+    Nothing,
+    /// It leaves nothing out, and takes over what is the same.
+    Newest,
+    Base(&'a Chosen),
+}
+
+impl<'a> Before<'a> {
+    fn of(base: Option<&'a Chosen>) -> Self {
+        base.map_or(Before::Newest, Before::Base)
+    }
+}
+
 impl Run<'_> {
-    fn save(&self, options: &BackupOptions, base: Option<&Chosen>) -> Result<(Backup, u64)> {
+    fn save(&self, options: &BackupOptions, before: Before<'_>) -> Result<(Backup, u64)> {
         let Run { project, store, lock, launch, task } = *self;
         let at = Timestamp::now();
         let new = store.begin(lock, at, options.compression)?;
-        let earlier =
-            base::earlier(store, Some(&project_id(project)), options.kind, options.compression, &task.cancel)?;
-        let mut archive = ArchiveWriter::new(new.sink()?, options.compression, earlier.map(Arc::new))?;
-        let known = match base {
-            Some(base) => Some(base.prepare(project, new.scratch(), task)?),
-            None => base::prepare_known(store, project, new.scratch())?,
+        let own = project_id(project);
+        let find_earlier = || base::earlier(store, Some(&own), options.kind, options.compression, &task.cancel);
+        let (base, earlier, known) = match before {
+            Before::Nothing => (None, None, None),
+            Before::Newest => {
+                (None, find_earlier()?.map(Arc::new), base::prepare_known(store, project, new.scratch())?)
+            }
+            Before::Base(base) => {
+                let known = base.prepare(project, new.scratch(), task)?;
+                (Some(base), None, Some((known, base.backup.checksum.clone())))
+            }
         };
-        let request = save_request(project.root().to_path_buf(), new.scratch(), known, options);
+        let mut archive = ArchiveWriter::new(new.sink()?, options.compression, earlier.clone())?;
+        let same = earlier.as_ref().zip(known.as_ref()).filter(|(earlier, (_, checksum))| earlier.is(checksum));
+        let mut request = save_request(project.root().to_path_buf(), new.scratch(), options);
+        // Smaller files have no blocks of their own that could be taken over.
+        request.as_before_from_bytes = same.map(|_| options.compression.block_bytes() as u64);
+        request.known = known.map(|(file, _)| file);
         let mut reader = Reader::save(launch, request, &task.cancel)?;
         // Reading the chain to its end takes as long as reading the project: the one beside the other.
         let (saved, whole) = thread::scope(|threads| {
             let checking = base.map(|base| threads.spawn(|| base.assert_whole(task)));
+            earlier.map(|earlier| threads.spawn(move || earlier.read()));
             let saved = receive(&mut reader, &mut archive, task);
             (saved, checking.map_or(Ok(()), |checking| checking.join().unwrap_or_else(|_| Err(check_panicked()))))
         });
@@ -176,7 +204,7 @@ impl Run<'_> {
         let hashes = new.scratch().join(PAGE_HASHES_FILE);
         let (manifest, written) = archive.finish(|totals| {
             let mut manifest = describe(&new.id, at, options, totals, saved);
-            manifest.project = Some(project_id(project));
+            manifest.project = Some(own);
             if let Some(base) = base {
                 manifest.based_on = Some(base.backup.id.clone());
                 manifest.based_on_checksum = Some(base.backup.checksum.clone());
@@ -268,7 +296,7 @@ fn prune_after(store: &Store, lock: &StoreLock, options: &BackupOptions, backup:
     }
 }
 
-fn save_request(root: PathBuf, scratch: &Path, known: Option<PathBuf>, options: &BackupOptions) -> SaveRequest {
+fn save_request(root: PathBuf, scratch: &Path, options: &BackupOptions) -> SaveRequest {
     let selection = Selection {
         scope: match options.kind {
             BackupType::Full | BackupType::Incremental => Scope::Full,
@@ -285,7 +313,8 @@ fn save_request(root: PathBuf, scratch: &Path, known: Option<PathBuf>, options: 
         // In a damaged database nobody knows what is in use.
         erase: !options.is_safety_backup,
         scratch: scratch.to_path_buf(),
-        known,
+        known: None,
+        as_before_from_bytes: None,
         lock_timeout_ms: options.lock_timeout.as_millis() as u64,
     }
 }
@@ -303,6 +332,11 @@ fn receive(reader: &mut Reader, archive: &mut ArchiveWriter, task: &Task) -> Res
                 let skipped = record.size.saturating_sub(left);
                 archive.add(record, owner, data)?;
                 progress.advance(skipped)?;
+            }
+            Answer::Message(Message::AsBefore { record, owner }) => {
+                let bytes = record.size;
+                archive.add_as_before(record, owner)?;
+                progress.advance(bytes)?;
             }
             Answer::Message(Message::Unchanged { record }) => {
                 progress.advance(record.size)?;
@@ -359,16 +393,22 @@ impl EntryData<'_, '_> {
 
 impl Read for EntryData<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.taken == self.piece.len() {
-            if self.left == 0 {
-                return Ok(0);
-            }
+        let read = self.fill_buf()?.read(buffer)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
+
+impl BufRead for EntryData<'_, '_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.taken == self.piece.len() && self.left > 0 {
             self.next_piece().map_err(io::Error::other)?;
         }
-        let count = buffer.len().min(self.piece.len() - self.taken);
-        buffer[..count].copy_from_slice(&self.piece[self.taken..self.taken + count]);
+        Ok(&self.piece[self.taken..])
+    }
+
+    fn consume(&mut self, count: usize) {
         self.taken += count;
-        Ok(count)
     }
 }
 

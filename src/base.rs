@@ -155,13 +155,15 @@ impl Chosen {
 }
 
 /// Writes what is known of the newest backup's databases into `scratch`, for a backup that leaves nothing out: one that has the
-/// very pages that were found sound is not checked again. The file for the reader's request; `None` where nothing is known.
-pub fn prepare_known(store: &Store, project: &Project, scratch: &Path) -> Result<Option<PathBuf>> {
+/// very pages that were found sound is not checked again. The file for the reader's request, and the backup's checksum; `None` where
+/// nothing is known.
+pub fn prepare_known(store: &Store, project: &Project, scratch: &Path) -> Result<Option<(PathBuf, String)>> {
     let own = project_id(project);
     for backup in store.list()? {
         if take_cached(project, &backup, scratch) {
             let manifest = manifest_of(&backup).filter(|manifest| manifest.project.as_ref() == Some(&own));
-            return manifest.map(|manifest| write(&manifest, false, scratch)).transpose();
+            let written = manifest.map(|manifest| write(&manifest, false, scratch)).transpose()?;
+            return Ok(written.map(|file| (file, backup.checksum)));
         }
     }
     Ok(None)

@@ -7,7 +7,7 @@
 use std::{
     collections::HashSet,
     fs::{self, File},
-    io::{self, Read},
+    io::{self, BufReader, Read},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -97,7 +97,11 @@ fn write(
         }
         let path = dir.join(number.to_string());
         let file = File::open(&path).map_err(|cause| Error::io("read", &path, cause))?;
-        archive.add(whole, owner, Reported { file, progress: &mut progress })?;
+        archive.add(
+            whole,
+            owner,
+            BufReader::with_capacity(compression.block_bytes(), Reported { file, progress: &mut progress }),
+        )?;
         // What is in the archive needs its room no longer.
         fs::remove_file(&path).map_err(|cause| Error::io("remove", &path, cause))?;
     }

@@ -89,6 +89,7 @@ fn saved(size: usize, when: When, change: impl Fn(&Path)) -> (Option<(u64, usize
         erase: true,
         scratch: scratch.path().to_path_buf(),
         known: None,
+        as_before_from_bytes: None,
         lock_timeout_ms: 1000,
     };
     let mut receiver = Receiver { change: Some(|| change(&file)), when, entries: Vec::new() };

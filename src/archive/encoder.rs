@@ -63,6 +63,8 @@ pub struct Encoder {
 /// What the producer hands to the workers.
 enum Piece {
     Block(Vec<u8>, Content),
+    /// The block of that number of the earlier archive.
+    Earlier(usize),
     Mark(Sender<u64>),
     End,
 }
@@ -108,6 +110,12 @@ impl Encoder {
         self.end_block()?;
         self.content = content;
         Ok(())
+    }
+
+    /// Writes a block of the earlier archive, instead of what it holds.
+    pub fn take(&mut self, number: usize) -> io::Result<()> {
+        self.end_block()?;
+        self.submit(Piece::Earlier(number))
     }
 
     fn end_block(&mut self) -> io::Result<()> {
@@ -166,6 +174,15 @@ impl Write for Encoder {
     }
 }
 
+/// The archive that something unchanged was to be taken from is not what it was.
+pub fn earlier_is_gone() -> Error {
+    Error::new(
+        Code::BaseUnusable,
+        "The earlier backup that unchanged databases were to be taken from is not what was written",
+        "Run it again; see the damage with `kg diag backup --verify`",
+    )
+}
+
 fn gave_up() -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, "the archive's output ended early")
 }
@@ -181,6 +198,10 @@ fn packing(mut packer: Option<Packer>, earlier: Option<Arc<Earlier>>) -> impl Fn
             }
         }
         (Piece::Block(bytes, _), None) => Item::Bytes(bytes),
+        (Piece::Earlier(number), _) => {
+            let taken = earlier.as_ref().and_then(|earlier| earlier.take(number));
+            taken.map_or_else(|| Item::Failed(earlier_is_gone()), Item::Taken)
+        }
         (Piece::Mark(mark), _) => Item::Mark(mark),
         (Piece::End, _) => Item::End,
     }

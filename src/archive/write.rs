@@ -1,7 +1,7 @@
 //! Writes an archive: entries as they come, then what they were, then the seal.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, BufRead, Read, Write},
     os::unix::ffi::OsStrExt,
     sync::Arc,
 };
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::{
     block::{Compression, Content},
     earlier::Earlier,
-    encoder::{Encoder, Sink, Written},
+    encoder::{Encoder, Sink, Written, earlier_is_gone},
     manifest::{
         CHECKSUMS_ENTRY, DIGEST_PREFIX, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Owner, checksums_text, hex,
     },
@@ -22,11 +22,12 @@ use crate::{
     project::names,
 };
 
-const TAR_BLOCK_BYTES: u64 = 512;
+pub const TAR_BLOCK_BYTES: u64 = 512;
 
 /// An archive being written. Without [`ArchiveWriter::finish`] it is none.
 pub struct ArchiveWriter {
     tar: tar::Builder<Encoder>,
+    earlier: Option<Arc<Earlier>>,
     files: Vec<FileRecord>,
     /// Entry and hexadecimal digest of each file, in the order of the archive.
     digests: Vec<(String, String)>,
@@ -44,13 +45,13 @@ pub struct Totals {
 impl ArchiveWriter {
     /// Blocks that `earlier` has are taken over from there.
     pub fn new(sink: Box<dyn Sink>, compression: Compression, earlier: Option<Arc<Earlier>>) -> Result<Self> {
-        let tar = tar::Builder::new(Encoder::new(sink, compression, earlier)?);
-        Ok(ArchiveWriter { tar, files: Vec::new(), digests: Vec::new() })
+        let tar = tar::Builder::new(Encoder::new(sink, compression, earlier.clone())?);
+        Ok(ArchiveWriter { tar, earlier, files: Vec::new(), digests: Vec::new() })
     }
 
     /// Adds a file of `record.size` bytes, or a directory or link of none. An error of `data` that carries an [`Error`] is
     /// returned as that.
-    pub fn add(&mut self, record: FileRecord, owner: Owner, data: impl Read) -> Result<()> {
+    pub fn add(&mut self, record: FileRecord, owner: Owner, data: impl BufRead) -> Result<()> {
         self.assert_room()?;
         let Some(size) = record.entry_size() else { return Err(unannounced(&record, 0)) };
         let mut content = Hashed { data, hasher: Sha256::new(), bytes: 0 };
@@ -62,6 +63,23 @@ impl ArchiveWriter {
         if record.kind.is_file() {
             self.digests.push((record.entry.clone(), hex(&content.hasher.finalize())));
         }
+        self.files.push(record);
+        Ok(())
+    }
+
+    /// Adds a large file that the earlier archive has as it is; `record.sha256` is its digest. `KG_BASE_UNUSABLE` where that archive cannot give it.
+    pub fn add_as_before(&mut self, mut record: FileRecord, owner: Owner) -> Result<()> {
+        self.assert_room()?;
+        let blocks = self.earlier.as_ref().and_then(|earlier| earlier.blocks_of(&record.entry, record.size));
+        let (blocks, digest) = blocks.zip(record.sha256.take()).ok_or_else(earlier_is_gone)?;
+        let mut header = header(record.size, record.mode, record.mtime.as_second(), owner);
+        let added = self.tar.append_data(&mut header, &record.entry, io::empty());
+        let added = added.and_then(|()| {
+            let encoder = self.tar.get_mut();
+            blocks.into_iter().try_for_each(|number| encoder.take(number))
+        });
+        self.explain(added)?;
+        self.digests.push((record.entry.clone(), digest));
         self.files.push(record);
         Ok(())
     }
@@ -108,7 +126,13 @@ impl ArchiveWriter {
         ))
     }
 
-    fn append(&mut self, record: &FileRecord, size: u64, owner: Owner, content: &mut impl Read) -> io::Result<()> {
+    fn append(
+        &mut self,
+        record: &FileRecord,
+        size: u64,
+        owner: Owner,
+        content: &mut Hashed<impl BufRead>,
+    ) -> io::Result<()> {
         let mut header = header(size, record.mode, record.mtime.as_second(), owner);
         match record.kind {
             EntryKind::File if size >= self.tar.get_mut().block_bytes() as u64 => {
@@ -138,13 +162,13 @@ impl ArchiveWriter {
         &mut self,
         header: &mut tar::Header,
         record: &FileRecord,
-        content: &mut impl Read,
+        content: &mut Hashed<impl BufRead>,
     ) -> io::Result<()> {
         self.tar.append_data(header, &record.entry, io::empty())?;
         let encoder = self.tar.get_mut();
         encoder.begin(if record.database { Content::Pages } else { Content::Other })?;
-        let copied = io::copy(content, encoder)?;
-        let padding = copied.next_multiple_of(TAR_BLOCK_BYTES) - copied;
+        while content.next(usize::MAX, |piece| encoder.write_all(piece))? > 0 {}
+        let padding = content.bytes.next_multiple_of(TAR_BLOCK_BYTES) - content.bytes;
         encoder.write_all(&[0; TAR_BLOCK_BYTES as usize][..padding as usize])?;
         encoder.begin(Content::Other)
     }
@@ -193,12 +217,26 @@ struct Hashed<R> {
     bytes: u64,
 }
 
-impl<R: Read> Read for Hashed<R> {
+impl<R: BufRead> Hashed<R> {
+    /// Hands on what is there next, at most so many bytes. How many these were: none at the end.
+    fn next(&mut self, most: usize, take: impl FnOnce(&[u8]) -> io::Result<()>) -> io::Result<usize> {
+        let piece = self.data.fill_buf()?;
+        let piece = &piece[..most.min(piece.len())];
+        self.hasher.update(piece);
+        take(piece)?;
+        let bytes = piece.len();
+        self.data.consume(bytes);
+        self.bytes += bytes as u64;
+        Ok(bytes)
+    }
+}
+
+impl<R: BufRead> Read for Hashed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.data.read(buffer)?;
-        self.hasher.update(&buffer[..read]);
-        self.bytes += read as u64;
-        Ok(read)
+        self.next(buffer.len(), |piece| {
+            buffer[..piece.len()].copy_from_slice(piece);
+            Ok(())
+        })
     }
 }
 

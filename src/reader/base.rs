@@ -97,6 +97,11 @@ impl Known {
         self.file(path).is_some_and(|record| record.size == size && record.sha256.as_deref() == Some(sha256))
     }
 
+    /// The SHA-256 of a file of that size there, hexadecimal.
+    pub fn digest(&self, path: &str, size: u64) -> Option<&str> {
+        self.file(path).filter(|record| record.size == size)?.sha256.as_deref()
+    }
+
     /// Whether the directory or link of `record` is the same there.
     pub fn has_node(&self, record: &FileRecord) -> bool {
         self.files.get(&record.path) == Some(record)

@@ -71,6 +71,9 @@ pub struct SaveRequest {
     pub scratch: PathBuf,
     /// What an earlier backup holds: a file of a [`super::base::Base`].
     pub known: Option<PathBuf>,
+    /// Databases of at least so many bytes that have every page as that backup has it are told of instead of sent
+    /// ([`Message::AsBefore`]). `None`: all are sent.
+    pub as_before_from_bytes: Option<u64>,
     pub lock_timeout_ms: u64,
 }
 
@@ -149,6 +152,11 @@ pub enum Message {
     },
     /// An entry of `record.entry_size()` bytes, which follow as data.
     Entry {
+        record: FileRecord,
+        owner: Owner,
+    },
+    /// A database that has every page as the earlier backup has it, with its digest: nothing follows.
+    AsBefore {
         record: FileRecord,
         owner: Owner,
     },

@@ -9,7 +9,7 @@ use super::{Saving, record};
 use crate::{
     archive::{
         delta,
-        manifest::{Pages, Stored, hex},
+        manifest::{FileRecord, Pages, Stored, hex},
     },
     error::{Code, Error, Result},
     project::{Component, discover::Source},
@@ -35,7 +35,8 @@ impl Saving<'_> {
         let depth = self.depth(source);
         let checked = if self.looks_unchanged(source, &snapshot) {
             // Then it has the very pages that were found sound, and is not checked again.
-            if let Some(found) = self.pages(source, &snapshot)? {
+            let is_told = self.as_before(source, &snapshot)?;
+            if let Some(found) = if is_told { self.sound() } else { self.pages(source, &snapshot)? } {
                 self.saved.integrity.full_text &= found == Depth::All;
                 return Ok(());
             }
@@ -88,14 +89,49 @@ impl Saving<'_> {
             Some(base) => self.changed_pages(source, snapshot, base)?,
             None => self.all_pages(source, snapshot)?,
         };
-        let is_as_then = self.known.and_then(|known| known.pages(&source.path)) == Some(&hashes);
-        let found = self.known.filter(|_| is_as_then).and_then(Known::sound);
+        let is_as_then = self.is_as_then(source, &hashes);
+        self.sent(source, snapshot, hashes);
+        Ok(if is_as_then { self.sound() } else { None })
+    }
+
+    /// Tells of a database that has every page as the earlier backup has it, where that is asked for, instead of sending it.
+    fn as_before(&mut self, source: &Source, snapshot: &Snapshot) -> Result<bool> {
+        let size = snapshot.size_bytes();
+        let digest = self.known.and_then(|known| known.digest(&source.path, size));
+        let (Some(from_bytes), Some(digest)) = (self.as_before_from_bytes, digest) else { return Ok(false) };
+        if size < from_bytes {
+            return Ok(false);
+        }
+        let mut hashes = PageHashes::new(snapshot.page_size_bytes());
+        erase::pages(snapshot, self.cancel, |page| {
+            hashes.push(page);
+            Ok(())
+        })?;
+        if !self.is_as_then(source, &hashes) {
+            return Ok(false);
+        }
+        let found = snapshot.metadata();
+        let record = FileRecord { sha256: Some(digest.to_string()), ..record(source, found, size) };
+        self.answers.message(Message::AsBefore { record, owner: (found.uid(), found.gid()) })?;
+        self.sent(source, snapshot, hashes);
+        Ok(true)
+    }
+
+    fn is_as_then(&self, source: &Source, hashes: &PageHashes) -> bool {
+        self.known.and_then(|known| known.pages(&source.path)) == Some(hashes)
+    }
+
+    /// How far what is as it was then was checked, if nothing was wrong.
+    fn sound(&self) -> Option<Depth> {
+        self.known.and_then(Known::sound)
+    }
+
+    fn sent(&mut self, source: &Source, snapshot: &Snapshot, hashes: PageHashes) {
         self.hashes.databases.insert(source.path.clone(), hashes);
         if source.component == Component::Database {
             self.saved.node_count = snapshot.count_rows("nodes");
             self.saved.edge_count = snapshot.count_rows("edges");
         }
-        Ok(found)
     }
 
     fn all_pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<PageHashes> {

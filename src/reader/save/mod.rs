@@ -66,6 +66,7 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
         cancel,
         check_source: request.check_source,
         erase: request.erase,
+        as_before_from_bytes: request.as_before_from_bytes,
         known: known.as_ref(),
         base: known.as_ref().filter(|known| known.leaves_out()),
         hashes: PageFile::default(),
@@ -129,6 +130,7 @@ struct Saving<'a> {
     cancel: &'a Cancel,
     check_source: bool,
     erase: bool,
+    as_before_from_bytes: Option<u64>,
     /// An earlier backup.
     known: Option<&'a Known>,
     /// The same, of an incremental backup.
