@@ -9,7 +9,7 @@ use super::{
     Check, Named,
     issue::{Issue, IssueCode},
 };
-use crate::error::Result;
+use crate::{error::Result, sqlite::quoted};
 
 /// An FTS5 table, and whether it can be built again from its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub fn check(connection: &Connection, named: &Named, check: &Check) -> Result<Ve
     let mut issues = Vec::new();
     for FullText { name, has_content } in tables(connection) {
         check.cancel.check()?;
-        let quoted = quote(&name);
+        let quoted = quoted(&name);
         let sql = format!("INSERT INTO {quoted}({quoted}, rank) VALUES ('integrity-check', 1)");
         let Err(cause) = connection.execute(&sql, []) else { continue };
         check.cancel.check()?;
@@ -58,9 +58,4 @@ pub fn check(connection: &Connection, named: &Named, check: &Check) -> Result<Ve
         });
     }
     Ok(issues)
-}
-
-/// A name as SQL writes it.
-pub fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

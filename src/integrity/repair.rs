@@ -16,7 +16,6 @@ use rusqlite::{Connection, ErrorCode};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    fulltext::quote,
     issue::{Issue, IssueCode, Part},
     rows,
     salvage::report::Salvaged,
@@ -25,7 +24,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
-    sqlite::replace::open_live,
+    sqlite::{quoted, replace::open_live},
 };
 
 /// Takes what repairs remove.
@@ -232,7 +231,7 @@ fn begin(connection: &Connection, graph: Option<&Path>, lock_timeout: Duration) 
 /// Returns how many rows were moved.
 fn carry_out(connection: &Connection, action: &Action) -> rusqlite::Result<u64> {
     match &action.work {
-        Work::Reindex { index } => connection.execute_batch(&format!("REINDEX {}", quote(index))).map(|()| 0),
+        Work::Reindex { index } => connection.execute_batch(&format!("REINDEX {}", quoted(index))).map(|()| 0),
         Work::Rebuild { table } => rebuild(connection, table).map(|()| 0),
         Work::Remove { table, columns } => {
             let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
@@ -248,7 +247,7 @@ fn carry_out(connection: &Connection, action: &Action) -> rusqlite::Result<u64> 
 }
 
 fn rebuild(connection: &Connection, table: &str) -> rusqlite::Result<()> {
-    let quoted = quote(table);
+    let quoted = quoted(table);
     connection.execute_batch(&format!("INSERT INTO {quoted}({quoted}) VALUES ('rebuild')"))?;
     let check = format!("INSERT INTO {quoted}({quoted}, rank) VALUES ('integrity-check', 1)");
     connection.execute_batch(&check)
@@ -261,12 +260,12 @@ fn remove(connection: &Connection, table: &str, condition: &str, code: IssueCode
     let fields: Vec<String> = columns
         .iter()
         .map(|column| {
-            let (text, name) = (column.replace('\'', "''"), quote(column));
+            let (text, name) = (column.replace('\'', "''"), quoted(column));
             format!("'{text}', CASE typeof({name}) WHEN 'blob' THEN quote({name}) ELSE {name} END")
         })
         .collect();
     connection.execute_batch(KEEP)?;
-    let quoted = quote(table);
+    let quoted = quoted(table);
     let kept = connection.execute(
         &format!(
             "INSERT INTO {REMOVED} (removed_at, reason, \"table\", \"row\")

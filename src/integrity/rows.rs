@@ -9,10 +9,9 @@ use rusqlite::Connection;
 
 use super::{
     Check, Named,
-    fulltext::quote,
     issue::{Found, Issue, IssueCode, Severity},
 };
-use crate::error::Result;
+use crate::{error::Result, sqlite::quoted};
 
 /// The host's tables, and how bad it is when one is not there.
 const TABLES: [(&str, Severity); 6] = [
@@ -172,7 +171,7 @@ fn foreign_keys(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<
     let mut issues = Vec::new();
     for table in tables {
         let mut found = Found::default();
-        let mut statement = connection.prepare(&format!("PRAGMA foreign_key_check({})", quote(table)))?;
+        let mut statement = connection.prepare(&format!("PRAGMA foreign_key_check({})", quoted(table)))?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let (rowid, parent): (Option<i64>, String) = (row.get(1)?, row.get(2)?);
@@ -243,5 +242,5 @@ pub fn count(connection: &Connection, table: &str) -> rusqlite::Result<u64> {
     if !has_table(connection, table)? {
         return Ok(0);
     }
-    connection.query_row(&format!("SELECT count(*) FROM {}", quote(table)), [], |row| row.get(0))
+    connection.query_row(&format!("SELECT count(*) FROM {}", quoted(table)), [], |row| row.get(0))
 }

@@ -12,13 +12,13 @@ use serde::Deserialize;
 
 use super::{
     Named,
-    fulltext::quote,
     issue::{Found, Issue, IssueCode, Part, Severity},
     rows::{columns_of, has_table},
 };
 use crate::{
     error::{Error, Result},
     project::{discover::open_plain, names},
+    sqlite::quoted,
     task::Cancel,
 };
 
@@ -291,7 +291,7 @@ fn check_file(file: &Path, index: &Index, named: &Named, cancel: &Cancel, issues
 
 /// The ids go into a temporary table, so that SQL compares them.
 fn compare_ids(graph: &Connection, ids: &[String], named: &Named) -> Result<Vec<Issue>> {
-    let table = quote("kg_vector_ids");
+    let table = quoted("kg_vector_ids");
     let compared = || -> rusqlite::Result<Vec<Issue>> {
         graph.execute_batch(&format!("CREATE TEMP TABLE {table} (id TEXT); BEGIN"))?;
         let mut insert = graph.prepare(&format!("INSERT INTO temp.{table} VALUES (?1)"))?;

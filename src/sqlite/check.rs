@@ -8,7 +8,7 @@ use std::{
 use rusqlite::{Connection, ErrorCode};
 use serde::{Deserialize, Serialize};
 
-use super::forget_fulltext;
+use super::{forget_fulltext, fulltext, quoted};
 use crate::{
     error::{Code, Error, Result},
     limits::bounded,
@@ -87,7 +87,7 @@ pub fn quick_check_on(connection: &mut Connection, cancel: &Cancel) -> Result<In
     findings(connection, |_| Ok(vec![format!("PRAGMA quick_check({MAX_FINDINGS})")]), cancel).map(Integrity::of)
 }
 
-/// The same, on two connections at one commit beside each other: SQLite reads all of every full-text index, which takes longer than
+/// The same, on two connections at one commit beside each other: all of every full-text index is read, which can take longer than
 /// everything else together.
 pub fn quick_check_on_two(
     [structure, mut fulltext]: [Connection; 2],
@@ -98,7 +98,8 @@ pub fn quick_check_on_two(
         return quick_check(structure, depth, cancel);
     }
     let (structure, fulltext) = thread::scope(|threads| {
-        let beside = threads.spawn(|| findings(&mut fulltext, fulltext_checks, cancel));
+        let beside =
+            threads.spawn(|| findings(&mut fulltext, |connection| fulltext_checks(connection, cancel), cancel));
         (quick_check(structure, Depth::Structure, cancel), beside.join())
     });
     let panicked = |_| Err(Error::new(Code::Internal, "The check of full-text indexes panicked", "Please report this"));
@@ -107,11 +108,19 @@ pub fn quick_check_on_two(
     Ok(Integrity::of(messages))
 }
 
-/// A check of each FTS5 table alone. What cannot be read here is found by the check of everything else.
-fn fulltext_checks(connection: &Connection) -> rusqlite::Result<Vec<String>> {
-    let named = r#"SELECT format('PRAGMA quick_check("%w")', name) FROM sqlite_schema
+/// A check of each FTS5 table alone that is not plainly well formed. What cannot be read here is found by the check of everything else.
+fn fulltext_checks(connection: &Connection, cancel: &Cancel) -> rusqlite::Result<Vec<String>> {
+    let named = r#"SELECT name FROM sqlite_schema
                    WHERE type = 'table' AND rootpage = 0 AND sql LIKE '%using%fts5%'"#;
-    connection.prepare(named)?.query_map([], |row| row.get(0))?.collect()
+    let tables: Vec<String> =
+        connection.prepare(named)?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let mut pragmas = Vec::new();
+    for table in tables {
+        if !fulltext::is_well_formed(connection, &table, cancel)? {
+            pragmas.push(format!("PRAGMA quick_check({})", quoted(&table)));
+        }
+    }
+    Ok(pragmas)
 }
 
 /// What the pragmas say that `pragmas` names; nothing where all is well.

@@ -3,14 +3,15 @@
 //! [`snapshot`] takes the pages of a database at one commit beside any number of writers. [`aside`] copies a database
 //! with its WAL or journal to where SQLite can recover it, or to save a damaged one as it is. [`in_use`] tells which
 //! process has a database open. [`replace`] puts new content into a database that others have open. [`private`] copies one
-//! commit for checks that take their time. [`header`] and [`btree`] read what is in a page, and [`erase`] leaves out what
-//! nothing refers to.
+//! commit for checks that take their time. [`check`] asks SQLite whether a database is sound, and [`fulltext`] spares it what
+//! can be told faster. [`header`] and [`btree`] read what is in a page, and [`erase`] leaves out what nothing refers to.
 
 pub mod aside;
 pub mod btree;
 pub mod check;
 pub mod erase;
 pub mod files;
+pub mod fulltext;
 pub mod header;
 pub mod in_use;
 pub mod pages;
@@ -42,6 +43,11 @@ fn prepare(connection: &Connection, path: &Path) -> Result<()> {
         connection.busy_timeout(BUSY_SLICE)
     };
     prepared().map_err(|cause| Error::sqlite("open", path, cause))
+}
+
+/// A name as SQL has it.
+pub fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// Makes `integrity_check` on this connection leave full-text indexes out, whose tables it otherwise reads as a whole: for whoever

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use super::{
     aside::{self, Aside},
-    open_harmless, prepare,
+    open_harmless, prepare, quoted,
 };
 use crate::{
     error::{Code, Error, Result},
@@ -255,7 +255,7 @@ impl Snapshot {
         let exists = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ?1";
         match self.connection.query_row(exists, [table], |row| row.get::<_, u64>(0)) {
             Ok(1) => {
-                let count = format!("SELECT count(*) FROM \"{}\"", table.replace('"', "\"\""));
+                let count = format!("SELECT count(*) FROM {}", quoted(table));
                 self.connection.query_row(&count, [], |row| row.get(0)).unwrap_or(0)
             }
             _ => 0,

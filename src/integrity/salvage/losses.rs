@@ -3,13 +3,13 @@
 use super::{
     fill::Rows,
     overflow::Owner,
-    rebuild::{Target, quoted},
+    rebuild::Target,
     record::{Value, values},
     report::{LostBy, Salvaged, TableReport},
     rows::of_leaf,
     walk::{Found, Tree},
 };
-use crate::error::Result;
+use crate::{error::Result, sqlite::quoted};
 
 impl Rows<'_, '_> {
     pub fn count_losses(&self, target: &Target, salvaged: &mut Salvaged) -> Result<()> {

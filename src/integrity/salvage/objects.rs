@@ -4,12 +4,12 @@ use std::collections::HashSet;
 
 use super::{
     FallbackSchema,
-    rebuild::{Target, is_virtual, module_of, quoted},
+    rebuild::{Target, is_virtual, module_of},
     report::ObjectReport,
     schema::{Object, Schema, Shape},
     walk::Tree,
 };
-use crate::error::Result;
+use crate::{error::Result, sqlite::quoted};
 
 /// Adds what the database should have, and the schema lacks.
 pub fn add_fallback(schema: &mut Schema, fallback: FallbackSchema<'_>, warnings: &mut Vec<String>) {

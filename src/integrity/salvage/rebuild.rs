@@ -14,7 +14,7 @@ use rusqlite::{
 use super::{file::Encoding, report::ObjectReport, schema::Object};
 use crate::{
     error::{Code, Error, Result},
-    sqlite::header::Header,
+    sqlite::{header::Header, quoted},
     task::Cancel,
 };
 
@@ -205,8 +205,4 @@ pub fn module_of(object: &Object) -> String {
     let lower = object.sql.to_ascii_lowercase();
     let mut words = lower.split_whitespace().skip_while(|word| *word != "using").skip(1);
     words.next().unwrap_or("").chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()
-}
-
-pub fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

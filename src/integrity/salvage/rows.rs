@@ -7,13 +7,16 @@ use rusqlite::{Connection, Statement, ToSql, types::ToSqlOutput, types::ValueRef
 use super::{
     file::Encoding,
     overflow::{Chains, Owner, Unread},
-    rebuild::{Target, is_fatal, quoted},
+    rebuild::{Target, is_fatal},
     record::{Value, serial_types, values},
     report::LostAndFoundReport,
     schema::Shape,
     walk::{Leaf, Walk},
 };
-use crate::{error::Result, sqlite::btree::Cell};
+use crate::{
+    error::Result,
+    sqlite::{btree::Cell, quoted},
+};
 
 /// SQLite allows no more columns in a table.
 const MAX_COLUMNS: usize = 1_900;
