@@ -1,7 +1,7 @@
 // Full backups that take over what did not change from an earlier archive, and archives of zstd.
 
 import { execFileSync } from 'node:child_process';
-import { readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { readFileSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
@@ -60,6 +60,32 @@ test('where nothing changed, nearly everything is taken over, by a snapshot too'
     expect(again.integrity).toEqual({ status: 'ok', messages: [], fullText: true });
     expect(await backups.verifyBackup(again.id)).toBe(true);
   }
+});
+
+test('a database that changed under its old size and time is saved as it is', async () => {
+  const { projectRoot, manager } = large();
+  const database = path.join(projectRoot, '.kg/knowledge.db');
+  const then = new Date('2026-01-01T00:00:00Z');
+  utimesSync(database, then, then);
+  const { size } = statSync(database);
+  const first = await manager().createBackup();
+  change(projectRoot, `UPDATE notes SET text = replace(text, 'word-7', 'WORD-7') WHERE id = 3000`);
+  utimesSync(database, then, then);
+  expect(statSync(database)).toMatchObject({ mtime: then, size });
+  const second = await manager().createBackup();
+  expect(second.checksum).not.toBe(first.checksum);
+  const targetDir = path.join(temporaryDirectory(), 'restored');
+  await manager().restore({ backupId: second.id, targetDir });
+  expect(dump(path.join(targetDir, '.kg/knowledge.db'))).toBe(dump(database));
+});
+
+test('what is known of pages may be lost: nothing but time is', async () => {
+  const { projectRoot, manager } = large();
+  await manager().createBackup();
+  rmSync(path.join(projectRoot, '.kg/cache'), { recursive: true });
+  const again = await manager().createBackup();
+  expect(again.reusedBytes).toBeGreaterThan(again.size * 0.9);
+  expect(await manager().verifyBackup(again.id)).toBe(true);
 });
 
 test('nothing is taken over from an archive that was damaged, or that is compressed otherwise', async () => {

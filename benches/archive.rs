@@ -75,14 +75,17 @@ fn add_files(dir: &Path, text: &mut Vec<u8>) {
 /// One block, which is what one core does.
 fn blocks(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("one block");
-    for (name, compression) in
-        [("gzip 1", Compression::Gzip(1)), ("gzip 6", Compression::Gzip(6)), ("zstd 3", Compression::Zstd(3))]
-    {
+    for (name, compression, kind) in [
+        ("gzip 1", Compression::Gzip(1), Content::Other),
+        ("gzip 6", Compression::Gzip(6), Content::Other),
+        ("gzip 6, as pages", Compression::Gzip(6), Content::Pages),
+        ("zstd 3", Compression::Zstd(3), Content::Other),
+    ] {
         let content = text(compression.block_bytes());
         let hash = block::hash(&content);
         let mut packer = Packer::new(compression).unwrap().unwrap();
         group.throughput(Throughput::Bytes(content.len() as u64));
-        group.bench_function(name, |bencher| bencher.iter(|| packer.pack(black_box(&content), Content::Other, &hash)));
+        group.bench_function(name, |bencher| bencher.iter(|| packer.pack(black_box(&content), kind, &hash)));
     }
 }
 

@@ -130,7 +130,7 @@ pub fn create_backup(
             options.kind = BackupType::Full;
             run.save(&options, Before::Nothing)?
         }
-        // The archive that it could have taken from is damaged: it only saves time.
+        // The archive that it could have taken from is damaged, or a database changed under its old time: it only saves time.
         Err(error) if base.is_none() && is_of_base(&error) => run.save(&options, Before::Nothing)?,
         saved => saved?,
     };

@@ -155,7 +155,7 @@ pub enum Message {
         record: FileRecord,
         owner: Owner,
     },
-    /// A database that has every page as the earlier backup has it, with its digest: nothing follows.
+    /// A database that has every page as the earlier backup has it, with its digest: nothing follows. Should that turn out wrong, `Failed` does.
     AsBefore {
         record: FileRecord,
         owner: Owner,

@@ -94,7 +94,8 @@ impl Saving<'_> {
         Ok(if is_as_then { self.sound() } else { None })
     }
 
-    /// Tells of a database that has every page as the earlier backup has it, where that is asked for, instead of sending it.
+    /// Tells of a database that looks as the earlier backup has it, where that is asked for, instead of sending it. While it is copied from
+    /// there, its pages are compared, and a single one that differs is `KG_BASE_UNUSABLE`.
     fn as_before(&mut self, source: &Source, snapshot: &Snapshot) -> Result<bool> {
         let size = snapshot.size_bytes();
         let digest = self.known.and_then(|known| known.digest(&source.path, size));
@@ -102,17 +103,21 @@ impl Saving<'_> {
         if size < from_bytes {
             return Ok(false);
         }
+        let found = snapshot.metadata();
+        let record = FileRecord { sha256: Some(digest.to_string()), ..record(source, found, size) };
+        self.answers.message(Message::AsBefore { record, owner: (found.uid(), found.gid()) })?;
         let mut hashes = PageHashes::new(snapshot.page_size_bytes());
         erase::pages(snapshot, self.cancel, |page| {
             hashes.push(page);
             Ok(())
         })?;
         if !self.is_as_then(source, &hashes) {
-            return Ok(false);
+            return Err(Error::new(
+                Code::BaseUnusable,
+                format!("{} is not as it was at the last backup, though its size and its time are", source.path),
+                "Run it again",
+            ));
         }
-        let found = snapshot.metadata();
-        let record = FileRecord { sha256: Some(digest.to_string()), ..record(source, found, size) };
-        self.answers.message(Message::AsBefore { record, owner: (found.uid(), found.gid()) })?;
         self.sent(source, snapshot, hashes);
         Ok(true)
     }
