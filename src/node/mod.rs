@@ -8,6 +8,7 @@
 //! Every call runs on a thread of its own: neither the JavaScript thread nor libuv's pool, which the host needs for its
 //! files and names, waits for a backup.
 
+mod config;
 mod options;
 mod schedule;
 
@@ -21,7 +22,7 @@ use napi::{
 use napi_derive::napi;
 use serde_json::{Value, json};
 
-use self::options::Call;
+use self::{config::Config, options::Call};
 use crate::{
     backup::create_backup,
     consolidate::consolidate,
@@ -108,7 +109,7 @@ pub fn run<'env>(
 /// Checks the configuration of a manager. Returns `{"ok": null}` or `{"error": …}`.
 #[napi]
 pub fn check_config(config: String) -> String {
-    outcome(|| options::Config::parse(&config).map(|_| Value::Null))
+    outcome(|| Config::parse(&config).map(|_| Value::Null))
 }
 
 /// What a scheduler does next. Returns `{"ok": {state, action, retryAt}}` or `{"error": …}`; touches no file.
@@ -121,18 +122,18 @@ pub fn plan_schedule(request: String) -> String {
 /// milliseconds.
 #[napi]
 pub fn backup_dir(config: String) -> String {
-    outcome(|| value(settled(options::Config::parse(&config)?)?.0.store()?.dir()))
+    outcome(|| value(settled(Config::parse(&config)?)?.0.store()?.dir()))
 }
 
 /// The configuration with what the project's settings add to it, and what of those cannot be used.
-fn settled(mut config: options::Config) -> Result<(options::Config, Vec<Warning>)> {
+fn settled(mut config: Config) -> Result<(Config, Vec<Warning>)> {
     let (settings, warnings) = Reader::settings(&config.launch(), &config.project_root)?;
     config.complete(&settings);
     Ok((config, warnings))
 }
 
 /// As [`settled`], where only the store is needed: without a reader where the configuration names it.
-fn store(config: options::Config) -> Result<(options::Config, Store)> {
+fn store(config: Config) -> Result<(Config, Store)> {
     let config = if config.names_a_store() { config } else { settled(config)?.0 };
     let store = config.store()?;
     Ok((config, store))

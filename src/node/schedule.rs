@@ -3,7 +3,10 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::options::{Config, parse, whole};
+use super::{
+    config::{Config, whole},
+    options::parse,
+};
 use crate::{
     archive::manifest::BackupType,
     base::own_backups,

@@ -1,0 +1,205 @@
+//! The configuration of a manager, as JavaScript gives it and as the project's own settings complete it.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::options::parse;
+use crate::{
+    archive::{block::Compression, manifest::BackupType},
+    backup::DEFAULT_LOCK_TIMEOUT,
+    cron::Cadence,
+    error::{Code, Error, Result},
+    reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
+    retention::{Keep, Policy},
+    settings::{self, Settings},
+    store::Store,
+};
+
+/// The configuration of a manager.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    pub project_root: PathBuf,
+    backup_dir: Option<PathBuf>,
+    pub(super) compression: Option<Value>,
+    pub(super) compression_level: Option<f64>,
+    pub(super) include_vectors: Option<bool>,
+    pub(super) include_plugin_data: Option<bool>,
+    pub(super) exclude_patterns: Option<Vec<String>>,
+    pub(super) check_source: Option<bool>,
+    /// In milliseconds.
+    lock_timeout: Option<f64>,
+    retention_days: Option<f64>,
+    max_backups: Option<f64>,
+    keep: Option<KeepOptions>,
+    pub(super) max_chain_length: Option<f64>,
+    undo_retention_days: Option<f64>,
+    pub(super) strict: Option<bool>,
+    /// Of the settings: a manager has no type of its own.
+    #[serde(skip)]
+    pub(super) kind: Option<BackupType>,
+    schedule: Option<String>,
+    storage_options: Option<Value>,
+    encryption: Option<Value>,
+    /// The `kg` executable that serves as reader.
+    kg_path: PathBuf,
+}
+
+impl Config {
+    pub fn parse(json: &str) -> Result<Self> {
+        let config: Config = parse(json)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let later = [("storageOptions", &self.storage_options), ("encryption", &self.encryption)];
+        for (name, value) in later {
+            if value.is_some() {
+                return Err(Error::new(
+                    Code::Unsupported,
+                    format!("This release does not know `{name}`"),
+                    "Leave it out",
+                ));
+            }
+        }
+        compression(self.compression.as_ref(), self.compression_level)?;
+        whole("lockTimeout", self.lock_timeout, 0, "a number of milliseconds")?;
+        whole("retentionDays", self.retention_days, 1, "a number of days")?;
+        whole("maxBackups", self.max_backups, 1, "a number of backups")?;
+        self.keep.as_ref().map_or(Ok(()), KeepOptions::check)?;
+        whole("maxChainLength", self.max_chain_length, 1, "a number of backups")?;
+        self.schedule.as_ref().map_or(Ok(()), |schedule| Cadence::parse(schedule, None).map(|_| ()))?;
+        whole("undoRetentionDays", self.undo_retention_days, 1, "a number of days")?;
+        self.store().map(|_| ())
+    }
+
+    pub fn store(&self) -> Result<Store> {
+        match &self.backup_dir {
+            Some(dir) if dir.as_os_str().is_empty() => {
+                Err(Error::invalid("`backupDir` is empty", "Name a directory, or leave it out for .kg/backups"))
+            }
+            Some(dir) => Store::at(dir),
+            None => Store::at(&Store::default_dir(&self.project_root)),
+        }
+    }
+
+    /// What is not configured, as the settings of the project have it; relative paths there start at its root.
+    pub fn complete(&mut self, settings: &Settings) {
+        let set = settings.policy();
+        let number = |value: Option<u32>| value.map(f64::from);
+        self.backup_dir = self.backup_dir.take().or_else(|| settings.dir(&self.project_root));
+        self.kind = settings.kind();
+        self.compression = self.compression.take().or_else(|| settings.get("backup.compression").cloned());
+        self.compression_level = self.compression_level.or(number(settings.whole("backup.compressionLevel")));
+        self.max_chain_length = self.max_chain_length.or(number(settings.whole("backup.maxChainLength")));
+        self.include_vectors = self.include_vectors.or(settings.bool("backup.includeVectors"));
+        self.include_plugin_data = self.include_plugin_data.or(settings.bool("backup.includePluginData"));
+        self.exclude_patterns = self.exclude_patterns.take().or_else(|| settings.list("backup.excludePatterns"));
+        self.check_source = self.check_source.or(settings.bool("backup.checkSource"));
+        self.strict = self.strict.or(settings.bool("backup.strict"));
+        self.retention_days = self.retention_days.or(number(set.retention_days));
+        self.max_backups = self.max_backups.or(number(set.max_backups));
+        if self.keep.is_none() && set.keep != Keep::default() {
+            self.keep = Some(KeepOptions::from(set.keep));
+        }
+    }
+
+    pub fn names_a_store(&self) -> bool {
+        self.backup_dir.is_some()
+    }
+
+    /// All numbers were checked to be whole.
+    pub fn retention(&self) -> Policy {
+        let whole = |value: Option<f64>| value.map(|value| value as u32);
+        let keep = self.keep.as_ref().map_or(Keep::default(), KeepOptions::resolve);
+        Policy { retention_days: whole(self.retention_days), max_backups: whole(self.max_backups), keep }
+    }
+
+    pub fn undo_retention_days(&self) -> u32 {
+        self.undo_retention_days.map_or(DEFAULT_RETENTION_DAYS, |days| days as u32)
+    }
+
+    pub fn launch(&self) -> Launch {
+        Launch::Process(self.kg_path.clone())
+    }
+
+    pub fn lock_timeout(&self) -> Duration {
+        self.lock_timeout.map_or(DEFAULT_LOCK_TIMEOUT, |milliseconds| Duration::from_millis(milliseconds as u64))
+    }
+}
+
+/// `keep` of the configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeepOptions {
+    last: Option<f64>,
+    hourly: Option<f64>,
+    daily: Option<f64>,
+    weekly: Option<f64>,
+    monthly: Option<f64>,
+    yearly: Option<f64>,
+}
+
+impl From<Keep> for KeepOptions {
+    fn from(keep: Keep) -> Self {
+        let [last, hourly, daily, weekly, monthly, yearly] =
+            [keep.last, keep.hourly, keep.daily, keep.weekly, keep.monthly, keep.yearly]
+                .map(|value| value.map(f64::from));
+        KeepOptions { last, hourly, daily, weekly, monthly, yearly }
+    }
+}
+
+impl KeepOptions {
+    fn named(&self) -> [(&'static str, Option<f64>); 6] {
+        let KeepOptions { last, hourly, daily, weekly, monthly, yearly } = *self;
+        [
+            ("keep.last", last),
+            ("keep.hourly", hourly),
+            ("keep.daily", daily),
+            ("keep.weekly", weekly),
+            ("keep.monthly", monthly),
+            ("keep.yearly", yearly),
+        ]
+    }
+
+    fn check(&self) -> Result<()> {
+        self.named().into_iter().try_for_each(|(name, value)| whole(name, value, 1, "a number of backups"))
+    }
+
+    fn resolve(&self) -> Keep {
+        let [last, hourly, daily, weekly, monthly, yearly] =
+            self.named().map(|(_, value)| value.map(|value| value as u32));
+        Keep { last, hourly, daily, weekly, monthly, yearly }
+    }
+}
+
+/// `compression` and `compressionLevel` together.
+pub(super) fn compression(kind: Option<&Value>, level: Option<f64>) -> Result<Compression> {
+    let kind = match kind {
+        None => Compression::GZIP,
+        Some(given) => settings::compression(given).ok_or_else(|| {
+            let message = format!("`compression` is {given}, none of true, false, \"gzip\" and \"zstd\"");
+            Error::invalid(message, "Leave it out for gzip")
+        })?,
+    };
+    match level {
+        None => Ok(kind),
+        Some(level) if level.fract() == 0.0 && (1.0..=9.0).contains(&level) => Ok(kind.at(level as u8)),
+        Some(level) => Err(Error::invalid(
+            format!("`compressionLevel` is {level}, not a whole number from 1 to 9"),
+            "Use 1 for speed, 9 for size, or leave it out",
+        )),
+    }
+}
+
+pub(super) fn whole(name: &str, value: Option<f64>, least: u32, what: &str) -> Result<()> {
+    match value {
+        Some(value) if value.fract() != 0.0 || value < f64::from(least) || value > f64::from(u32::MAX) => {
+            Err(Error::invalid(format!("`{name}` is {value}, not {what} of at least {least}"), "Give a whole number"))
+        }
+        _ => Ok(()),
+    }
+}
