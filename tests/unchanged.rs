@@ -145,7 +145,7 @@ fn large_databases_that_are_as_they_were_are_not_sent_and_all_others_are() {
     let manifest = Manifest::parse(&beside, &backup.id).unwrap();
     let known = scratch.join("known.json");
     Base::new(&manifest, "hashes".into(), false).write(&known).unwrap();
-    let said = |from_bytes: Option<u64>| {
+    let said = |from_bytes: Option<u64>, erase: bool| {
         let request = SaveRequest {
             root: root.clone(),
             selection: Selection {
@@ -155,7 +155,7 @@ fn large_databases_that_are_as_they_were_are_not_sent_and_all_others_are() {
                 exclude_patterns: Vec::new(),
             },
             check_source: true,
-            erase: true,
+            erase,
             scratch: scratch.clone(),
             known: Some(known.clone()),
             as_before_from_bytes: from_bytes,
@@ -182,8 +182,14 @@ fn large_databases_that_are_as_they_were_are_not_sent_and_all_others_are() {
         let owned = |paths: &[&String]| paths.iter().map(|path| path.to_string()).collect();
         sorted((owned(as_before), owned(sent)))
     };
-    assert_eq!(sorted(said(Some(100_000))), expect(&[knowledge, vectors, long], &[small]));
-    assert_eq!(sorted(said(None)), expect(&[], &[knowledge, vectors, small, long]));
+    assert_eq!(sorted(said(Some(100_000), true)), expect(&[knowledge, vectors, long], &[small]));
+    assert_eq!(sorted(said(None, true)), expect(&[], &[knowledge, vectors, small, long]));
+    let not_erased = sorted(said(Some(100_000), false));
+    assert_eq!(
+        not_erased,
+        expect(&[], &[knowledge, vectors, small, long]),
+        "the earlier backup lacks what a safety backup keeps"
+    );
     change(&root, Path::new(vectors), "UPDATE nodes SET text = 'other' WHERE id = 70");
-    assert_eq!(sorted(said(Some(100_000))), expect(&[knowledge, long], &[vectors, small]));
+    assert_eq!(sorted(said(Some(100_000), true)), expect(&[knowledge, long], &[vectors, small]));
 }

@@ -100,7 +100,8 @@ impl Saving<'_> {
         let size = snapshot.size_bytes();
         let digest = self.known.and_then(|known| known.digest(&source.path, size));
         let (Some(from_bytes), Some(digest)) = (self.as_before_from_bytes, digest) else { return Ok(false) };
-        if size < from_bytes {
+        // The earlier backup has no leftovers in its pages.
+        if size < from_bytes || !self.erase {
             return Ok(false);
         }
         let found = snapshot.metadata();
