@@ -527,7 +527,7 @@ export interface SourceIntegrity {
   /** SQLite's findings, each after the path of its database; at most 100 a database. */
   messages: string[];
   /**
-   * Full-text indexes were read through too, which takes longer than everything else together. An incremental backup that rests on one
+   * Full-text indexes were read through too, which can take longer than everything else together. An incremental backup that rests on one
    * with sound databases checks every page, table and index of them, and leaves full-text indexes, which FTS5 can make again, to
    * the next full backup and to {@link IntegrityChecker}.
    */
