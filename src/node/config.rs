@@ -1,11 +1,10 @@
-//! The configuration of a manager, as JavaScript gives it and as the project's own settings complete it.
+//! The configuration of a manager, as JavaScript gives it and as the project's own settings complete it. And how what JavaScript gives is read.
 
 use std::{path::PathBuf, time::Duration};
 
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::options::parse;
 use crate::{
     archive::{block::Compression, manifest::BackupType},
     backup::DEFAULT_LOCK_TIMEOUT,
@@ -174,6 +173,15 @@ impl KeepOptions {
             self.named().map(|(_, value)| value.map(|value| value as u32));
         Keep { last, hourly, daily, weekly, monthly, yearly }
     }
+}
+
+pub(super) fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
+    serde_json::from_str(json).map_err(|cause| {
+        // serde_json ends its sentence with a place in the text, which JavaScript's caller never saw.
+        let text = cause.to_string();
+        let what = text.split(" at line ").next().unwrap_or(&text);
+        Error::invalid(format!("The options cannot be used: {what}"), "See index.d.ts for the options and their types")
+    })
 }
 
 /// `compression` and `compressionLevel` together.

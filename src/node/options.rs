@@ -4,11 +4,11 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    config::{Config, compression, whole},
+    config::{Config, compression, parse, whole},
     schedule::NextRun,
 };
 use crate::{
@@ -282,13 +282,4 @@ impl Checks {
             _ => Ok(Some(scope)),
         }
     }
-}
-
-pub(super) fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
-    serde_json::from_str(json).map_err(|cause| {
-        // serde_json ends its sentence with a place in the text, which JavaScript's caller never saw.
-        let text = cause.to_string();
-        let what = text.split(" at line ").next().unwrap_or(&text);
-        Error::invalid(format!("The options cannot be used: {what}"), "See index.d.ts for the options and their types")
-    })
 }

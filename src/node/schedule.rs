@@ -3,10 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{
-    config::{Config, whole},
-    options::parse,
-};
+use super::config::{Config, parse, whole};
 use crate::{
     archive::manifest::BackupType,
     base::own_backups,
