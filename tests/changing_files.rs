@@ -11,7 +11,7 @@ use kg_backup::{
     Result,
     archive::manifest::FileRecord,
     error::WarningCode,
-    project::discover::{Scope, Selection},
+    project::discover::Selection,
     reader::{
         protocol::{Message, SaveRequest},
         save::save,
@@ -79,12 +79,7 @@ fn saved(size: usize, when: When, change: impl Fn(&Path)) -> (Option<(u64, usize
     let scratch = tempfile::tempdir().unwrap();
     let request = SaveRequest {
         root: dir.path().to_path_buf(),
-        selection: Selection {
-            scope: Scope::Full,
-            include_vectors: true,
-            include_plugin_data: true,
-            exclude_patterns: Vec::new(),
-        },
+        selection: Selection::everything(),
         check_source: true,
         erase: true,
         scratch: scratch.path().to_path_buf(),

@@ -14,7 +14,7 @@ use kg_backup::{
         manifest::{BackupType, FileRecord, Manifest},
     },
     backup::{BackupOptions, Created, create_backup},
-    project::discover::{Scope, Selection},
+    project::discover::Selection,
     reader::{
         base::Base,
         client::Launch,
@@ -148,12 +148,7 @@ fn large_databases_that_are_as_they_were_are_not_sent_and_all_others_are() {
     let said = |from_bytes: Option<u64>, erase: bool| {
         let request = SaveRequest {
             root: root.clone(),
-            selection: Selection {
-                scope: Scope::Full,
-                include_vectors: true,
-                include_plugin_data: true,
-                exclude_patterns: Vec::new(),
-            },
+            selection: Selection::everything(),
             check_source: true,
             erase,
             scratch: scratch.clone(),

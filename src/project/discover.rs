@@ -46,6 +46,12 @@ pub struct Selection {
     pub exclude_patterns: Vec<String>,
 }
 
+impl Selection {
+    pub fn everything() -> Self {
+        Selection { scope: Scope::Full, include_vectors: true, include_plugin_data: true, exclude_patterns: Vec::new() }
+    }
+}
+
 /// One thing to save.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
@@ -362,10 +368,6 @@ mod tests {
         (dir, project)
     }
 
-    fn everything() -> Selection {
-        Selection { scope: Scope::Full, include_vectors: true, include_plugin_data: true, exclude_patterns: vec![] }
-    }
-
     fn entries(project: &Project, selection: &Selection) -> Vec<String> {
         let found = discover(project, selection, &mut Vec::new()).unwrap();
         found.into_iter().map(|source| source.entry).collect()
@@ -397,7 +399,7 @@ mod tests {
             ("docs/readme.md", b"not state"),
         ]);
         assert_eq!(
-            entries(&project, &everything()),
+            entries(&project, &Selection::everything()),
             [
                 "database.sqlite",
                 "config.json",
@@ -432,7 +434,7 @@ mod tests {
             exclude_patterns: vec!["*.db".into()],
         };
         assert_eq!(entries(&project, &selection), ["database.sqlite"]);
-        let database_only = Selection { scope: Scope::Database, ..everything() };
+        let database_only = Selection { scope: Scope::Database, ..Selection::everything() };
         assert_eq!(entries(&project, &database_only), ["database.sqlite"]);
     }
 
@@ -441,7 +443,7 @@ mod tests {
         let (_dir, project) =
             project(&[(".kg/knowledge.db", DATABASE), (".kg/vectors.db", DATABASE), (".kg/vectors/vectors.db", b"x")]);
         let expected = ["database.sqlite", "vectors", "vectors/vectors.db", "vectors/vectors.db~2"];
-        assert_eq!(entries(&project, &everything()), expected);
+        assert_eq!(entries(&project, &Selection::everything()), expected);
     }
 
     #[test]
@@ -453,7 +455,7 @@ mod tests {
         link(Path::new("../../outside"), ".kg/outside");
         link(Path::new("knowledge.db"), ".kg/graph");
         let mut warnings = Vec::new();
-        let found = discover(&project, &everything(), &mut warnings).unwrap();
+        let found = discover(&project, &Selection::everything(), &mut warnings).unwrap();
         let kinds: Vec<_> = found.iter().map(|source| (source.entry.as_str(), source.kind.clone())).collect();
         assert_eq!(kinds, [("database.sqlite", Kind::Database), ("files/link", Kind::Link("../inside".into()))]);
         let mut warned: Vec<_> =
@@ -467,7 +469,7 @@ mod tests {
         use std::os::unix::ffi::OsStrExt;
         let (dir, project) = project(&[(".kg/knowledge.db", DATABASE), (".kg/50%", b"")]);
         fs::write(dir.path().join(".kg").join(std::ffi::OsStr::from_bytes(b"caf\xe9")), b"x").unwrap();
-        let found = discover(&project, &everything(), &mut Vec::new()).unwrap();
+        let found = discover(&project, &Selection::everything(), &mut Vec::new()).unwrap();
         let named: Vec<_> = found.iter().map(|source| (source.path.as_str(), source.entry.as_str())).collect();
         let expected =
             [(".kg/knowledge.db", "database.sqlite"), (".kg/50%25", "files/50%"), (".kg/caf%E9", "files/caf%E9")];
@@ -477,7 +479,7 @@ mod tests {
     #[test]
     fn a_project_without_a_database_is_an_error() {
         let (_dir, project) = project(&[(".kg/config.json", b"{}")]);
-        let error = discover(&project, &everything(), &mut Vec::new()).unwrap_err();
+        let error = discover(&project, &Selection::everything(), &mut Vec::new()).unwrap_err();
         assert_eq!(error.code, Code::NoDatabase);
     }
 }
