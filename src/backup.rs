@@ -122,7 +122,7 @@ pub fn create_backup(
     let mut warnings: Vec<Warning> = recovered.into_iter().chain(store_warnings).collect();
     let base = choose_base(store, &project, &mut options, &mut warnings, task)?;
     let run = Run { project: &project, store, lock: &lock, launch, task };
-    let (mut backup, reused_bytes) = match run.save(&options, Before::of(base.as_ref())) {
+    let (mut backup, reused_bytes) = match run.save(&options, base.as_ref().map_or(Before::Newest, Before::Base)) {
         // Nobody chose that base: a full backup is what helps now.
         Err(error) if base.is_some() && options.based_on.is_none() && is_of_base(&error) => {
             let message = format!("A full backup was made, for nothing can rest on the newest one: {}", error.message);
@@ -158,35 +158,32 @@ enum Before<'a> {
     Base(&'a Chosen),
 }
 
-impl<'a> Before<'a> {
-    fn of(base: Option<&'a Chosen>) -> Self {
-        base.map_or(Before::Newest, Before::Base)
-    }
-}
-
 impl Run<'_> {
     fn save(&self, options: &BackupOptions, before: Before<'_>) -> Result<(Backup, u64)> {
         let Run { project, store, lock, launch, task } = *self;
         let at = Timestamp::now();
         let new = store.begin(lock, at, options.compression)?;
         let own = project_id(project);
-        let find_earlier = || base::earlier(store, Some(&own), options.kind, options.compression, &task.cancel);
-        let (base, earlier, known) = match before {
-            Before::Nothing => (None, None, None),
-            Before::Newest => {
-                (None, find_earlier()?.map(Arc::new), base::prepare_known(store, project, new.scratch())?)
-            }
-            Before::Base(base) => {
-                let known = base.prepare(project, new.scratch(), task)?;
-                (Some(base), None, Some((known, base.backup.checksum.clone())))
-            }
-        };
-        let mut archive = ArchiveWriter::new(new.sink()?, options.compression, earlier.clone())?;
-        let same = earlier.as_ref().zip(known.as_ref()).filter(|(earlier, (_, checksum))| earlier.is(checksum));
         let mut request = save_request(project.root().to_path_buf(), new.scratch(), options);
-        // Smaller files have no blocks of their own that could be taken over.
-        request.as_before_from_bytes = same.map(|_| options.compression.block_bytes() as u64);
-        request.known = known.map(|(file, _)| file);
+        let (mut base, mut earlier) = (None, None);
+        match before {
+            Before::Nothing => {}
+            Before::Newest => {
+                earlier =
+                    base::earlier(store, Some(&own), options.kind, options.compression, &task.cancel)?.map(Arc::new);
+                if let Some((known, checksum)) = base::prepare_known(store, project, new.scratch())? {
+                    request.known = Some(known);
+                    let is_same = earlier.as_ref().is_some_and(|earlier| earlier.is(&checksum));
+                    // Smaller files have no blocks of their own that could be taken over.
+                    request.as_before_from_bytes = is_same.then_some(options.compression.block_bytes() as u64);
+                }
+            }
+            Before::Base(chosen) => {
+                request.known = Some(chosen.prepare(project, new.scratch(), task)?);
+                base = Some(chosen);
+            }
+        }
+        let mut archive = ArchiveWriter::new(new.sink()?, options.compression, earlier.clone())?;
         let mut reader = Reader::save(launch, request, &task.cancel)?;
         // Reading the chain to its end takes as long as reading the project: the one beside the other.
         let (saved, whole) = thread::scope(|threads| {

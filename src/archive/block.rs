@@ -29,9 +29,9 @@ const ZSTD_SIZE_AND_HASH: [u8; 8] = *b"kg-block";
 /// libdeflate's level for each of gzip's from 1 on, as measured on text (`docs/performance.md`): the fastest one that makes it no larger than
 /// gzip does.
 const LIBDEFLATE_LEVELS: [i32; 9] = [1, 2, 3, 4, 5, 6, 6, 7, 9];
-/// The same for databases, from the first level on that is above gzip's own default: whoever asks for that wants them small. Up to there, what is
-/// left out of their pages is spent on speed (see [`super::deflate`]): they are smaller all the same than a plain copy is with gzip's.
-const LIBDEFLATE_LEVELS_OF_PAGES: [i32; 3] = [5, 6, 9];
+/// The same for databases. What is left out of their pages is spent on speed, with a deflate of our own where there is no level: they are smaller all
+/// the same than a plain copy is with gzip's. Whoever asks for more than gzip's own default wants them small.
+const LIBDEFLATE_LEVELS_OF_PAGES: [Option<i32>; 9] = [None, None, None, None, None, None, Some(5), Some(6), Some(9)];
 
 /// What a block holds, which decides how hard it is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,8 +156,28 @@ impl Head {
 
 /// What makes the deflate stream of a block.
 pub enum Deflate {
-    Fast(Deflater),
-    Small(Compressor),
+    Own(Deflater),
+    Libdeflate(Compressor),
+}
+
+impl Deflate {
+    fn libdeflate(level: i32) -> Self {
+        Deflate::Libdeflate(Compressor::new(CompressionLvl::new(level).unwrap_or_default()))
+    }
+
+    /// Appends the stream of `bytes` to `block`.
+    fn append(&mut self, bytes: &[u8], block: &mut Vec<u8>) -> Result<()> {
+        match self {
+            Deflate::Own(deflater) => deflater.deflate(bytes, block),
+            Deflate::Libdeflate(compressor) => {
+                let start = block.len();
+                block.resize(start + compressor.deflate_compress_bound(bytes.len()), 0);
+                let deflated = compressor.deflate_compress(bytes, &mut block[start..]);
+                block.truncate(start + deflated.map_err(|cause| refused(std::io::Error::other(cause)))?);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Makes blocks, one after the other.
@@ -172,15 +192,10 @@ impl Packer {
         match compression {
             Compression::None => Ok(None),
             Compression::Gzip(level) => {
-                let level = usize::from(level.clamp(1, 9));
-                let libdeflate = |own: i32| Compressor::new(CompressionLvl::new(own).unwrap_or_default());
-                let first_of_pages = LIBDEFLATE_LEVELS.len() + 1 - LIBDEFLATE_LEVELS_OF_PAGES.len();
-                let pages = match level.checked_sub(first_of_pages) {
-                    Some(above) => Deflate::Small(libdeflate(LIBDEFLATE_LEVELS_OF_PAGES[above])),
-                    None => Deflate::Fast(Deflater::default()),
-                };
-                let other = Deflate::Small(libdeflate(LIBDEFLATE_LEVELS[level - 1]));
-                Ok(Some(Packer::Gzip { pages, other }))
+                let index = usize::from(level.clamp(1, 9)) - 1;
+                let own = || Deflate::Own(Deflater::default());
+                let pages = LIBDEFLATE_LEVELS_OF_PAGES[index].map_or_else(own, Deflate::libdeflate);
+                Ok(Some(Packer::Gzip { pages, other: Deflate::libdeflate(LIBDEFLATE_LEVELS[index]) }))
             }
             Compression::Zstd(level) => {
                 let mut compressor = zstd::bulk::Compressor::new(level.into()).map_err(refused)?;
@@ -208,14 +223,8 @@ impl Packer {
         let mut block = match self {
             Packer::Gzip { pages, other } => {
                 let mut block = vec![0; start];
-                match if content == Content::Pages { pages } else { other } {
-                    Deflate::Fast(deflater) => deflater.deflate(bytes, &mut block),
-                    Deflate::Small(compressor) => {
-                        block.resize(start + compressor.deflate_compress_bound(bytes.len()), 0);
-                        let deflated = compressor.deflate_compress(bytes, &mut block[start..]);
-                        block.truncate(start + deflated.map_err(|cause| refused(std::io::Error::other(cause)))?);
-                    }
-                }
+                let deflate = if content == Content::Pages { pages } else { other };
+                deflate.append(bytes, &mut block)?;
                 block.extend(crc32(bytes).to_le_bytes());
                 block.extend((bytes.len() as u32).to_le_bytes());
                 block[..10].copy_from_slice(&GZIP_MAGIC);

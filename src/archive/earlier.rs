@@ -26,7 +26,10 @@ use super::{
     seal::{Container, SealedFile},
     write::TAR_BLOCK_BYTES,
 };
-use crate::task::Cancel;
+use crate::{
+    error::{Code, Error},
+    task::Cancel,
+};
 
 /// An archive whose blocks may be taken over.
 pub struct Earlier {
@@ -72,6 +75,15 @@ impl Earlier {
         let read = || Blocks::read(&self.archive, &self.sha256, &self.cancel).ok().flatten();
         self.blocks.get_or_init(read).as_ref()
     }
+}
+
+/// The archive that something unchanged was to be taken from is not what it was.
+pub fn is_gone() -> Error {
+    Error::new(
+        Code::BaseUnusable,
+        "The earlier backup that unchanged databases were to be taken from is not what was written",
+        "Run it again; see the damage with `kg diag backup --verify`",
+    )
 }
 
 /// A block of an earlier archive, and where it is.

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     block::{self, Compression, Content, Packer},
-    earlier::{Earlier, Taken},
+    earlier::{self, Earlier, Taken},
     seal::{Container, DIGEST_BYTES},
 };
 use crate::{
@@ -174,15 +174,6 @@ impl Write for Encoder {
     }
 }
 
-/// The archive that something unchanged was to be taken from is not what it was.
-pub fn earlier_is_gone() -> Error {
-    Error::new(
-        Code::BaseUnusable,
-        "The earlier backup that unchanged databases were to be taken from is not what was written",
-        "Run it again; see the damage with `kg diag backup --verify`",
-    )
-}
-
 fn gave_up() -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, "the archive's output ended early")
 }
@@ -200,7 +191,7 @@ fn packing(mut packer: Option<Packer>, earlier: Option<Arc<Earlier>>) -> impl Fn
         (Piece::Block(bytes, _), None) => Item::Bytes(bytes),
         (Piece::Earlier(number), _) => {
             let taken = earlier.as_ref().and_then(|earlier| earlier.take(number));
-            taken.map_or_else(|| Item::Failed(earlier_is_gone()), Item::Taken)
+            taken.map_or_else(|| Item::Failed(earlier::is_gone()), Item::Taken)
         }
         (Piece::Mark(mark), _) => Item::Mark(mark),
         (Piece::End, _) => Item::End,

@@ -10,8 +10,8 @@ use sha2::{Digest, Sha256};
 
 use super::{
     block::{Compression, Content},
-    earlier::Earlier,
-    encoder::{Encoder, Sink, Written, earlier_is_gone},
+    earlier::{self, Earlier},
+    encoder::{Encoder, Sink, Written},
     manifest::{
         CHECKSUMS_ENTRY, DIGEST_PREFIX, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Owner, checksums_text, hex,
     },
@@ -71,7 +71,7 @@ impl ArchiveWriter {
     pub fn add_as_before(&mut self, mut record: FileRecord, owner: Owner) -> Result<()> {
         self.assert_room()?;
         let blocks = self.earlier.as_ref().and_then(|earlier| earlier.blocks_of(&record.entry, record.size));
-        let (blocks, digest) = blocks.zip(record.sha256.take()).ok_or_else(earlier_is_gone)?;
+        let (blocks, digest) = blocks.zip(record.sha256.take()).ok_or_else(earlier::is_gone)?;
         let mut header = header(record.size, record.mode, record.mtime.as_second(), owner);
         let added = self.tar.append_data(&mut header, &record.entry, io::empty());
         let added = added.and_then(|()| {

@@ -33,10 +33,10 @@ const CHUNKS_WAITING: usize = 4;
 impl Saving<'_> {
     pub(super) fn snapshot(&mut self, source: &Source, mut snapshot: Snapshot) -> Result<()> {
         let depth = self.depth(source);
-        let checked = if self.looks_unchanged(source, &snapshot) {
+        let looks_unchanged = self.looks_unchanged(source, &snapshot);
+        let checked = if looks_unchanged {
             // Then it has the very pages that were found sound, and is not checked again.
-            let is_told = self.as_before(source, &snapshot)?;
-            if let Some(found) = if is_told { self.sound() } else { self.pages(source, &snapshot)? } {
+            if let Some(found) = self.pages(source, &snapshot, looks_unchanged)? {
                 self.saved.integrity.full_text &= found == Depth::All;
                 return Ok(());
             }
@@ -46,7 +46,7 @@ impl Saving<'_> {
             let (twins, cancel) = (snapshot.twins(), self.cancel);
             let (sent, checked) = thread::scope(|threads| {
                 let checking = twins.map(|twins| threads.spawn(move || quick_check_on_two(*twins, depth, cancel)));
-                let sent = self.pages(source, &snapshot);
+                let sent = self.pages(source, &snapshot, looks_unchanged);
                 (sent, checking.map(|checking| checking.join().unwrap_or_else(|_| Err(check_panicked()))))
             });
             sent?;
@@ -67,7 +67,7 @@ impl Saving<'_> {
         Ok(())
     }
 
-    /// An incremental backup of a database that was found sound leaves its full-text indexes to the next full one: to read them takes
+    /// An incremental backup of a database that was found sound leaves its full-text indexes to the next full one: to read them can take
     /// longer than all else together, and they can be made again from their tables.
     fn depth(&self, source: &Source) -> Depth {
         let was_sound = self.base.is_some_and(|base| base.sound().is_some() && base.pages(&source.path).is_some());
@@ -75,7 +75,7 @@ impl Saving<'_> {
     }
 
     /// Whether the files of the database look as they did at an earlier backup that was found sound. This only decides what
-    /// is done beside what: its pages are compared.
+    /// is done beside what, and what is sent: its pages are compared.
     fn looks_unchanged(&self, source: &Source, snapshot: &Snapshot) -> bool {
         let now = record(source, snapshot.metadata(), snapshot.size_bytes());
         let wal = std::fs::metadata(companion(&source.absolute, COMPANIONS[0])).map_or(0, |wal| wal.len());
@@ -84,60 +84,48 @@ impl Saving<'_> {
 
     /// Sends what is to be saved of the database. Where it has the very pages that were found sound at an earlier backup, how far they
     /// were checked then.
-    fn pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<Option<Depth>> {
-        let hashes = match self.base.and_then(|base| base.pages(&source.path)) {
-            Some(base) => self.changed_pages(source, snapshot, base)?,
-            None => self.all_pages(source, snapshot)?,
+    fn pages(&mut self, source: &Source, snapshot: &Snapshot, looks_unchanged: bool) -> Result<Option<Depth>> {
+        let as_before = if looks_unchanged { self.as_before(source, snapshot) } else { None };
+        let is_told = as_before.is_some();
+        let hashes = match (self.base.and_then(|base| base.pages(&source.path)), as_before) {
+            (Some(base), _) => self.changed_pages(source, snapshot, base)?,
+            (None, Some(record)) => self.told_pages(record, snapshot)?,
+            (None, None) => self.all_pages(source, snapshot)?,
         };
-        let is_as_then = self.is_as_then(source, &hashes);
-        self.sent(source, snapshot, hashes);
-        Ok(if is_as_then { self.sound() } else { None })
-    }
-
-    /// Tells of a database that looks as the earlier backup has it, where that is asked for, instead of sending it. While it is copied from
-    /// there, its pages are compared, and a single one that differs is `KG_BASE_UNUSABLE`.
-    fn as_before(&mut self, source: &Source, snapshot: &Snapshot) -> Result<bool> {
-        let size = snapshot.size_bytes();
-        let digest = self.known.and_then(|known| known.digest(&source.path, size));
-        let (Some(from_bytes), Some(digest)) = (self.as_before_from_bytes, digest) else { return Ok(false) };
-        // The earlier backup has no leftovers in its pages.
-        if size < from_bytes || !self.erase {
-            return Ok(false);
+        let is_as_then = self.known.and_then(|known| known.pages(&source.path)) == Some(&hashes);
+        if is_told && !is_as_then {
+            let message =
+                format!("{} is not as it was at the last backup, though its size and its time are", source.path);
+            return Err(Error::new(Code::BaseUnusable, message, "Run it again"));
         }
-        let found = snapshot.metadata();
-        let record = FileRecord { sha256: Some(digest.to_string()), ..record(source, found, size) };
-        self.answers.message(Message::AsBefore { record, owner: (found.uid(), found.gid()) })?;
-        let mut hashes = PageHashes::new(snapshot.page_size_bytes());
-        erase::pages(snapshot, self.cancel, |page| {
-            hashes.push(page);
-            Ok(())
-        })?;
-        if !self.is_as_then(source, &hashes) {
-            return Err(Error::new(
-                Code::BaseUnusable,
-                format!("{} is not as it was at the last backup, though its size and its time are", source.path),
-                "Run it again",
-            ));
-        }
-        self.sent(source, snapshot, hashes);
-        Ok(true)
-    }
-
-    fn is_as_then(&self, source: &Source, hashes: &PageHashes) -> bool {
-        self.known.and_then(|known| known.pages(&source.path)) == Some(hashes)
-    }
-
-    /// How far what is as it was then was checked, if nothing was wrong.
-    fn sound(&self) -> Option<Depth> {
-        self.known.and_then(Known::sound)
-    }
-
-    fn sent(&mut self, source: &Source, snapshot: &Snapshot, hashes: PageHashes) {
+        let found = self.known.filter(|_| is_as_then).and_then(Known::sound);
         self.hashes.databases.insert(source.path.clone(), hashes);
         if source.component == Component::Database {
             self.saved.node_count = snapshot.count_rows("nodes");
             self.saved.edge_count = snapshot.count_rows("edges");
         }
+        Ok(found)
+    }
+
+    /// The record of a database that can be told of instead of sent, should it have the pages that the earlier backup has.
+    fn as_before(&self, source: &Source, snapshot: &Snapshot) -> Option<FileRecord> {
+        let size = snapshot.size_bytes();
+        // The pages of the earlier backup are erased: those of this one must be too.
+        let is_asked_for = self.as_before_from_bytes.is_some_and(|from_bytes| size >= from_bytes) && self.erase;
+        let digest = self.known.filter(|_| is_asked_for)?.digest(&source.path, size)?;
+        Some(FileRecord { sha256: Some(digest.to_string()), ..record(source, snapshot.metadata(), size) })
+    }
+
+    /// Tells of the database before its pages are hashed, so that it is copied from the earlier archive meanwhile.
+    fn told_pages(&mut self, record: FileRecord, snapshot: &Snapshot) -> Result<PageHashes> {
+        let owner = (snapshot.metadata().uid(), snapshot.metadata().gid());
+        self.answers.message(Message::AsBefore { record, owner })?;
+        let mut hashes = PageHashes::new(snapshot.page_size_bytes());
+        erase::pages(snapshot, self.cancel, |page| {
+            hashes.push(page);
+            Ok(())
+        })?;
+        Ok(hashes)
     }
 
     fn all_pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<PageHashes> {
