@@ -13,16 +13,17 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use jiff::Timestamp;
 use kg_backup::{
     archive::{
-        block::{self, Compression, Content, Packer},
+        block::{Compression, Content, Packer},
         encoder::{Encoder, Sink},
         manifest::{BackupType, Contents, EntryKind, FORMAT_VERSION, FileRecord, Manifest, Stats, Stored, Tool},
         read::{Discard, read_archive},
         write::{ArchiveWriter, Totals, checksums},
     },
+    content_hash::content_hash,
     project::Component,
     sqlite::{
         check::{Integrity, IntegrityStatus},
-        pages::{PageHashes, hash},
+        pages::PageHashes,
     },
     store::ArchiveFile,
     task::{Phase, Task},
@@ -82,7 +83,7 @@ fn blocks(criterion: &mut Criterion) {
         ("zstd 3", Compression::Zstd(3), Content::Other),
     ] {
         let content = text(compression.block_bytes());
-        let hash = block::hash(&content);
+        let hash = content_hash(&content);
         let mut packer = Packer::new(compression).unwrap().unwrap();
         group.throughput(Throughput::Bytes(content.len() as u64));
         group.bench_function(name, |bencher| bencher.iter(|| packer.pack(black_box(&content), kind, &hash)));
@@ -118,7 +119,7 @@ fn pages(criterion: &mut Criterion) {
     let base = hash_all();
     let mut changed = base.clone();
     for number in (1..=base.hashes.len() as u64).step_by(100) {
-        changed.set(number, hash(&number.to_le_bytes())).unwrap();
+        changed.set(number, content_hash(&number.to_le_bytes())).unwrap();
     }
     let mut group = criterion.benchmark_group("pages, 4,096 of 4 KiB");
     group.throughput(Throughput::Bytes(database.len() as u64));

@@ -34,6 +34,7 @@ pub mod beneath;
 pub mod chain;
 pub mod cli;
 pub mod consolidate;
+pub mod content_hash;
 pub mod cron;
 pub mod durable;
 pub mod error;

@@ -7,13 +7,13 @@
 use libdeflater::{CompressionLvl, Compressor, Decompressor, crc32};
 
 use super::{deflate::Deflater, seal::Container};
+use crate::content_hash::{ContentHash, HASH_BYTES, content_hash};
 use crate::error::{Code, Error, Result};
 
 /// No block of this crate holds more; bounds what a forged one can make us allocate.
 pub const MAX_BLOCK_BYTES: u32 = 16 * 1024 * 1024;
 /// What is needed of a block to know its size.
 pub const HEAD_BYTES: usize = 20;
-const HASH_BYTES: usize = 16;
 const WHOLE_HEAD_BYTES: usize = HEAD_BYTES + HASH_BYTES;
 /// CRC and length.
 const GZIP_TRAILER_BYTES: usize = 8;
@@ -92,15 +92,6 @@ impl Compression {
     }
 }
 
-/// The first bytes of the BLAKE3 of what a block holds.
-pub type BlockHash = [u8; HASH_BYTES];
-
-pub fn hash(content: &[u8]) -> BlockHash {
-    let mut hash = BlockHash::default();
-    hash.copy_from_slice(&blake3::hash(content).as_bytes()[..HASH_BYTES]);
-    hash
-}
-
 /// What the first bytes of a block say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
@@ -149,7 +140,7 @@ impl Head {
     }
 
     /// Of what `block`, which begins with this, says that it holds.
-    pub fn hash(self, block: &[u8]) -> Option<BlockHash> {
+    pub fn hash(self, block: &[u8]) -> Option<ContentHash> {
         if self.has_hash { block.get(HEAD_BYTES..)?.first_chunk().copied() } else { None }
     }
 }
@@ -206,19 +197,19 @@ impl Packer {
     }
 
     /// The block that holds `bytes`, whose hash is `hash`.
-    pub fn pack(&mut self, bytes: &[u8], content: Content, hash: &BlockHash) -> Result<Vec<u8>> {
+    pub fn pack(&mut self, bytes: &[u8], content: Content, hash: &ContentHash) -> Result<Vec<u8>> {
         self.pack_after(0, bytes, content, hash)
     }
 
     /// A block of `size` bytes that holds nothing; of a few more where that is too little.
     pub fn filler(&mut self, size: usize) -> Result<Vec<u8>> {
-        let nothing = hash(&[]);
+        let nothing = content_hash(&[]);
         let least = self.pack(&[], Content::Other, &nothing)?.len();
         self.pack_after(size.saturating_sub(least), &[], Content::Other, &nothing)
     }
 
     /// The same with so many zeros between its head and what is compressed.
-    fn pack_after(&mut self, zeros: usize, bytes: &[u8], content: Content, hash: &BlockHash) -> Result<Vec<u8>> {
+    fn pack_after(&mut self, zeros: usize, bytes: &[u8], content: Content, hash: &ContentHash) -> Result<Vec<u8>> {
         let start = WHOLE_HEAD_BYTES + zeros;
         let mut block = match self {
             Packer::Gzip { pages, other } => {
@@ -326,10 +317,10 @@ mod tests {
                 contents.into_iter().flat_map(|content| [(content, Content::Pages), (content, Content::Other)])
             {
                 let mut packer = Packer::new(compression).unwrap().unwrap();
-                let block = packer.pack(content, kind, &hash(content)).unwrap();
+                let block = packer.pack(content, kind, &content_hash(content)).unwrap();
                 let container = compression.container();
                 let head = Head::parse(&block, container).unwrap().unwrap();
-                assert_eq!((head.size, head.hash(&block)), (block.len(), Some(hash(content))));
+                assert_eq!((head.size, head.hash(&block)), (block.len(), Some(content_hash(content))));
                 assert_eq!(head.content_bytes(&block, container), Some(content.len() as u64));
                 assert_eq!(Unpacker::default().unpack(&block, head, container).unwrap(), content);
                 assert_eq!(Head::parse(&block, Container::Plain), Ok(None));

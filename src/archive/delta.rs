@@ -18,9 +18,9 @@ use std::{
     os::unix::fs::FileExt,
 };
 
-use crate::sqlite::{
-    files::MAGIC,
-    pages::{PageHashes, hash},
+use crate::{
+    content_hash::content_hash,
+    sqlite::{files::MAGIC, pages::PageHashes},
 };
 
 const START: &[u8; 8] = b"kg-pages";
@@ -155,7 +155,7 @@ impl PageCollector {
                 pieces(record, size, bytes, |record| {
                     let (number, page) = record.split_at(NUMBER_BYTES as usize);
                     let number = u64::from_le_bytes(number.try_into().unwrap_or_default());
-                    pages.push((number, hash(page)));
+                    pages.push((number, content_hash(page)));
                 });
             }
         }
@@ -245,8 +245,8 @@ mod tests {
         for step in [1, 7, 512, 513, 5000] {
             let Some(Collected::Database(pages)) = collect(&whole, step) else { panic!("step {step}") };
             assert_eq!((pages.page_size_bytes, pages.hashes.len()), (512, 3));
-            assert_eq!(pages.hashes[1], hash(&[2; 512]));
-            let pages = vec![(1, hash(&[5; 1024])), (9, hash(&[6; 1024]))];
+            assert_eq!(pages.hashes[1], content_hash(&[2; 512]));
+            let pages = vec![(1, content_hash(&[5; 1024])), (9, content_hash(&[6; 1024]))];
             assert_eq!(collect(&changes, step), Some(Collected::Delta { page_size_bytes: 1024, pages }));
             assert_eq!(collect(&delta(512, &[]), step), Some(Collected::Delta { page_size_bytes: 512, pages: vec![] }));
             for other in [&whole[..600], &changes[..1000], b"text", b"", &[0; 4096]] {

@@ -20,13 +20,14 @@ use std::{
 };
 
 use super::{
-    block::{self, BlockHash, HEAD_BYTES, Head, Unpacker},
+    block::{HEAD_BYTES, Head, Unpacker},
     decoder::append,
     manifest::{DIGEST_PREFIX, hex},
     seal::{Container, SealedFile},
     write::TAR_BLOCK_BYTES,
 };
 use crate::{
+    content_hash::{ContentHash, content_hash},
     error::{Code, Error},
     task::Cancel,
 };
@@ -56,7 +57,7 @@ impl Earlier {
     }
 
     /// The block that holds what has this hash.
-    pub fn block(&self, hash: &BlockHash) -> Option<Taken> {
+    pub fn block(&self, hash: &ContentHash) -> Option<Taken> {
         let blocks = self.blocks()?;
         blocks.take(*blocks.by_hash.get(hash)?)
     }
@@ -98,7 +99,7 @@ struct Blocks {
     container: Container,
     /// In the order of the archive.
     places: Vec<Place>,
-    by_hash: HashMap<BlockHash, usize>,
+    by_hash: HashMap<ContentHash, usize>,
 }
 
 struct Place {
@@ -107,7 +108,7 @@ struct Place {
     /// Of the tar inside.
     content: Range<u64>,
     /// Of the block itself.
-    hash: BlockHash,
+    hash: ContentHash,
 }
 
 impl Blocks {
@@ -130,7 +131,7 @@ impl Blocks {
             }
             let content = content_end..content_end + content_bytes;
             content_end = content.end;
-            places.push(Place { offset, size: head.size, content, hash: block::hash(&block) });
+            places.push(Place { offset, size: head.size, content, hash: content_hash(&block) });
             offset += head.size as u64;
         }
         let facts = sealed.finish(|| cancel.is_cancelled())?;
@@ -142,7 +143,7 @@ impl Blocks {
         let place = self.places.get(number)?;
         let mut block = vec![0; place.size];
         self.file.read_exact_at(&mut block, place.offset).ok()?;
-        let is_as_read = block::hash(&block) == place.hash;
+        let is_as_read = content_hash(&block) == place.hash;
         is_as_read.then(|| Taken { block, file: self.file.clone(), offset: place.offset })
     }
 

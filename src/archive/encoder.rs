@@ -14,11 +14,12 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use sha2::{Digest, Sha256};
 
 use super::{
-    block::{self, Compression, Content, Packer},
+    block::{Compression, Content, Packer},
     earlier::{self, Earlier, Taken},
     seal::{Container, DIGEST_BYTES},
 };
 use crate::{
+    content_hash::content_hash,
     error::{Code, Error, Result},
     parallel::{self, Submit, cores},
     task::POLL_INTERVAL,
@@ -182,7 +183,7 @@ fn gave_up() -> io::Error {
 fn packing(mut packer: Option<Packer>, earlier: Option<Arc<Earlier>>) -> impl FnMut(Piece) -> Item + Send + 'static {
     move |piece| match (piece, &mut packer) {
         (Piece::Block(bytes, content), Some(packer)) => {
-            let hash = block::hash(&bytes);
+            let hash = content_hash(&bytes);
             match earlier.as_ref().and_then(|earlier| earlier.block(&hash)) {
                 Some(taken) => Item::Taken(taken),
                 None => packer.pack(&bytes, content, &hash).map_or_else(Item::Failed, Item::Bytes),

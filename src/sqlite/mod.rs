@@ -15,6 +15,7 @@ pub mod fulltext;
 pub mod header;
 pub mod in_use;
 pub mod pages;
+mod pieces;
 pub mod private;
 pub mod replace;
 pub mod snapshot;

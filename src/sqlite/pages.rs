@@ -1,6 +1,6 @@
 //! What the pages of a database were at a backup: a hash of each, by which the next backup knows the pages that changed.
 //!
-//! A hash is the first 16 bytes of a page's BLAKE3. The *root* of a database is the SHA-256 of all its hashes in order: two
+//! The *root* of a database is the SHA-256 of all its hashes in order: two
 //! databases of one root have the same pages.
 
 use std::{
@@ -11,8 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-pub const HASH_BYTES: usize = 16;
-pub type PageHash = [u8; HASH_BYTES];
+use crate::content_hash::{ContentHash, HASH_BYTES, content_hash};
 
 const DIGEST_BYTES: usize = 32;
 /// Of a file, how much is read at once; and how long its first line may be.
@@ -23,7 +22,7 @@ const MAX_HEAD_BYTES: u64 = 64 * 1024 * 1024;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PageHashes {
     pub page_size_bytes: u64,
-    pub hashes: Vec<PageHash>,
+    pub hashes: Vec<ContentHash>,
 }
 
 impl PageHashes {
@@ -32,11 +31,11 @@ impl PageHashes {
     }
 
     pub fn push(&mut self, page: &[u8]) {
-        self.hashes.push(hash(page));
+        self.hashes.push(content_hash(page));
     }
 
     /// Of the page of that number, which counts from 1, or the one after the last. `None` for any other.
-    pub fn set(&mut self, number: u64, hash: PageHash) -> Option<()> {
+    pub fn set(&mut self, number: u64, hash: ContentHash) -> Option<()> {
         let index = usize::try_from(number.checked_sub(1)?).ok()?;
         if index == self.hashes.len() {
             self.hashes.push(hash);
@@ -52,7 +51,7 @@ impl PageHashes {
             return None;
         }
         let differs =
-            |(index, hash): (usize, &PageHash)| (base.hashes.get(index) != Some(hash)).then_some(index as u64 + 1);
+            |(index, hash): (usize, &ContentHash)| (base.hashes.get(index) != Some(hash)).then_some(index as u64 + 1);
         Some(self.hashes.iter().enumerate().filter_map(differs).collect())
     }
 
@@ -62,12 +61,6 @@ impl PageHashes {
         self.hashes.iter().for_each(|hash| hasher.update(hash));
         hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
-}
-
-pub fn hash(page: &[u8]) -> PageHash {
-    let mut hash = PageHash::default();
-    hash.copy_from_slice(&blake3::hash(page).as_bytes()[..HASH_BYTES]);
-    hash
 }
 
 /// Hashes of the databases of a backup in a file, by the paths of the databases. It ends with a digest of itself.

@@ -1,6 +1,6 @@
 //! The pages of a database at one commit, beside writers.
 //!
-//! In WAL mode one read transaction pins the commit and pages are streamed from it: writers go on, nothing is copied.
+//! In WAL mode one read transaction pins the commit and pages are streamed from it ([`Snapshot::pieces`]): writers go on, nothing is copied.
 //! In rollback-journal mode the same transaction would make writers fail for as long as it lasts, so the pages are
 //! first copied to a scratch file in one go and streamed from there. The stepped backup API is not used: it starts
 //! again after every foreign commit and never ends beside a busy writer.
@@ -29,6 +29,8 @@ use crate::{
 
 /// How often connections are pinned before one of them has to do for a busy database.
 const TWIN_ATTEMPTS: u32 = 10;
+/// Few enough that what was read is still in the cache of the core when it is looked at.
+const PIECE_BYTES: usize = 256 * 1024;
 
 /// One commit of a database. Dropping it ends the read transaction.
 pub struct Snapshot {
@@ -198,26 +200,14 @@ impl Snapshot {
         self.page_size_bytes * self.page_count
     }
 
-    /// Calls `visit` with every page, first to last. Their concatenation is the database file.
-    ///
-    /// The lock page at 1 GiB, which SQLite never stores, comes as zeros.
+    pub fn page_count(&self) -> u64 {
+        self.page_count
+    }
+
+    /// [`Snapshot::pieces`], a page at a time.
     pub fn pages(&self, cancel: &Cancel, mut visit: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let failed = |cause| self.sqlite_error(cause);
-        let mut statement = self.connection.prepare("SELECT data FROM sqlite_dbpage('main')").map_err(failed)?;
-        let mut rows = statement.query([]).map_err(failed)?;
-        let mut visited = 0;
-        while let Some(row) = rows.next().map_err(failed)? {
-            let page = row.get_ref(0).map_err(failed)?.as_blob().map_err(|cause| failed(cause.into()))?;
-            if page.len() as u64 != self.page_size_bytes {
-                return Err(self.short(visited));
-            }
-            visit(page)?;
-            visited += 1;
-            if visited % 256 == 0 {
-                cancel.check()?;
-            }
-        }
-        if visited != self.page_count { Err(self.short(visited)) } else { Ok(()) }
+        let page_bytes = self.page_size_bytes as usize;
+        self.pieces(PIECE_BYTES, cancel, |_, piece| piece.chunks(page_bytes).try_for_each(&mut visit))
     }
 
     /// Calls `visit` with each of these pages, which count from 1.
@@ -232,8 +222,11 @@ impl Snapshot {
         let mut statement = self.connection.prepare(sql).map_err(failed)?;
         for (visited, number) in numbers.iter().enumerate() {
             let mut rows = statement.query([*number]).map_err(failed)?;
-            let row = rows.next().map_err(failed)?.ok_or_else(|| self.short(*number))?;
+            let row = rows.next().map_err(failed)?.ok_or_else(|| self.lacks(*number))?;
             let page = row.get_ref(0).map_err(failed)?.as_blob().map_err(|cause| failed(cause.into()))?;
+            if page.len() as u64 != self.page_size_bytes {
+                return Err(self.lacks(*number));
+            }
             visit(*number, page)?;
             if visited % 256 == 0 {
                 cancel.check()?;
@@ -242,10 +235,10 @@ impl Snapshot {
         Ok(())
     }
 
-    fn short(&self, visited: u64) -> Error {
+    fn lacks(&self, number: u64) -> Error {
         Error::new(
             Code::DatabaseDamaged,
-            format!("Only {visited} of {} pages of {} could be read", self.page_count, self.path.display()),
+            format!("Page {number} of {} pages of {} could not be read", self.page_count, self.path.display()),
             "Check the disk, then restore the newest good backup",
         )
     }
@@ -279,7 +272,11 @@ impl Snapshot {
         Ok(if self.scratch.is_some() && !self.is_wal()? { file } else { None })
     }
 
-    fn sqlite_error(&self, cause: rusqlite::Error) -> Error {
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    pub(super) fn sqlite_error(&self, cause: rusqlite::Error) -> Error {
         Error::sqlite("read", &self.path, cause)
     }
 }

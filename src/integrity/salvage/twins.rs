@@ -32,7 +32,7 @@ pub fn find(source: &Source, tree_of: impl Fn(u32) -> u32, cancel: &Cancel) -> R
         }
         let Some(bytes) = source.page(number) else { continue };
         if let Some(page) = parse(&bytes, number, source.geometry).filter(|page| !page.cells.is_empty()) {
-            hashes.push((crate::sqlite::pages::hash(&bytes), number));
+            hashes.push((crate::content_hash::content_hash(&bytes), number));
             *twins.leaves.entry(tree_of(number)).or_default() += usize::from(!page.kind.is_interior());
         }
     }
