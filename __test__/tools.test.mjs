@@ -78,7 +78,7 @@ test('the manifest is the one of the guide, inside the archive and beside it', a
     expect(checksum).toBe(`sha256:${sha256(path.join(out, entry))}`);
   }
   const beside = JSON.parse(readFileSync(`${made.path}.manifest.json`, 'utf8'));
-  expect(beside.archive).toEqual({ name: path.basename(made.path), size: made.size, sha256: sha256(made.path) });
+  expect(beside.archive).toEqual({ name: path.basename(made.path), size: made.size, sha256: sha256(made.path), root: expect.stringMatching(/^[0-9a-f]{64}$/) });
   expect(made.checksum).toBe(`sha256:${sha256(made.path)}`);
   expect({ ...beside, archive: undefined, stats: inside.stats }).toEqual({ ...inside, archive: undefined });
 });

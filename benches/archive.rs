@@ -135,6 +135,7 @@ fn record(entry: String, size: usize) -> FileRecord {
         stored: Stored::Whole,
         sha256: None,
         pages: None,
+        blocks: None,
         component: Component::Files,
         kind: EntryKind::File,
         target: None,

@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::{
     archive::{
         block::Compression,
+        database::DatabaseEntry,
         manifest::{BackupType, Contents, FORMAT_VERSION, Manifest, Stats, Tool},
         write::{ArchiveWriter, Totals, checksums},
     },
@@ -130,7 +131,7 @@ pub fn create_backup(
             options.kind = BackupType::Full;
             run.save(&options, Before::Nothing)?
         }
-        // The archive that it could have taken from is damaged, or a database changed under its old time: it only saves time.
+        // The archive that it could have taken from is damaged: it only saves time.
         Err(error) if base.is_none() && is_of_base(&error) => run.save(&options, Before::Nothing)?,
         saved => saved?,
     };
@@ -173,9 +174,7 @@ impl Run<'_> {
                     base::earlier(store, Some(&own), options.kind, options.compression, &task.cancel)?.map(Arc::new);
                 if let Some((known, checksum)) = base::prepare_known(store, project, new.scratch())? {
                     request.known = Some(known);
-                    let is_same = earlier.as_ref().is_some_and(|earlier| earlier.is(&checksum));
-                    // Smaller files have no blocks of their own that could be taken over.
-                    request.as_before_from_bytes = is_same.then_some(options.compression.block_bytes() as u64);
+                    request.takes_over = earlier.as_ref().is_some_and(|earlier| earlier.is(&checksum));
                 }
             }
             Before::Base(chosen) => {
@@ -183,12 +182,11 @@ impl Run<'_> {
                 base = Some(chosen);
             }
         }
-        let mut archive = ArchiveWriter::new(new.sink()?, options.compression, earlier.clone())?;
+        let mut archive = ArchiveWriter::new(new.sink()?, options.compression, earlier)?;
         let mut reader = Reader::save(launch, request, &task.cancel)?;
         // Reading the chain to its end takes as long as reading the project: the one beside the other.
         let (saved, whole) = thread::scope(|threads| {
             let checking = base.map(|base| threads.spawn(|| base.assert_whole(task)));
-            earlier.map(|earlier| threads.spawn(move || earlier.read()));
             let saved = receive(&mut reader, &mut archive, task);
             (saved, checking.map_or(Ok(()), |checking| checking.join().unwrap_or_else(|_| Err(check_panicked()))))
         });
@@ -311,7 +309,8 @@ fn save_request(root: PathBuf, scratch: &Path, options: &BackupOptions) -> SaveR
         erase: !options.is_safety_backup,
         scratch: scratch.to_path_buf(),
         known: None,
-        as_before_from_bytes: None,
+        block_bytes: options.compression.block_bytes(),
+        takes_over: false,
         lock_timeout_ms: options.lock_timeout.as_millis() as u64,
     }
 }
@@ -330,10 +329,8 @@ fn receive(reader: &mut Reader, archive: &mut ArchiveWriter, task: &Task) -> Res
                 archive.add(record, owner, data)?;
                 progress.advance(skipped)?;
             }
-            Answer::Message(Message::AsBefore { record, owner }) => {
-                let bytes = record.size;
-                archive.add_as_before(record, owner)?;
-                progress.advance(bytes)?;
+            Answer::Message(Message::Database { record, owner }) => {
+                receive_database(reader, archive.begin_database(record, owner)?, &mut progress)?;
             }
             Answer::Message(Message::Unchanged { record }) => {
                 progress.advance(record.size)?;
@@ -342,6 +339,22 @@ fn receive(reader: &mut Reader, archive: &mut ArchiveWriter, task: &Task) -> Res
             Answer::Message(Message::Saved(saved)) => return Ok(saved),
             _ => return Err(out_of_turn()),
         }
+    }
+}
+
+fn receive_database(
+    reader: &mut Reader,
+    mut database: DatabaseEntry<'_>,
+    progress: &mut SavingProgress<'_>,
+) -> Result<()> {
+    loop {
+        let bytes = match reader.next()? {
+            Answer::Block(block, hash) => database.write(block, hash)?,
+            Answer::Message(Message::Same { blocks }) => database.take_over(&blocks)?,
+            Answer::Message(Message::DatabaseEnd { sha256, blocks }) => return database.finish(sha256, blocks),
+            _ => return Err(out_of_turn()),
+        };
+        progress.advance(bytes)?;
     }
 }
 

@@ -14,11 +14,11 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     archive::{
+        as_written::is_as_written,
         block::Compression,
         earlier::Earlier,
         manifest::{BackupType, DIGEST_PREFIX, Manifest, hex},
         read::unreadable,
-        seal::SealedFile,
     },
     chain, durable,
     error::{Code, Error, Result},
@@ -99,19 +99,13 @@ impl Chosen {
     pub fn assert_whole(&self, task: &Task) -> Result<()> {
         let mut before: Option<String> = None;
         for link in &self.links {
-            let failed = |cause| unreadable(link, cause);
-            let expected = manifest_beside(link).and_then(|json| Manifest::parse(&json, "its manifest").ok());
-            let file = fs::File::open(link).and_then(SealedFile::new).map_err(failed)?;
-            let facts = file.finish(|| task.cancel.is_cancelled());
+            let manifest = manifest_beside(link).and_then(|json| Manifest::parse(&json, "its manifest").ok());
+            let manifest = manifest.filter(|manifest| manifest.based_on_checksum == before);
+            let archive = manifest.and_then(|manifest| manifest.archive);
+            let is_whole = archive.as_ref().map(|archive| is_as_written(link, archive, &task.cancel));
             task.cancel.check()?;
-            let facts = facts.map_err(failed)?;
-            let found = hex(&facts.sha256);
-            let is_as_written = expected.is_some_and(|manifest| {
-                let own = manifest.archive.as_ref().is_some_and(|archive| archive.sha256 == found);
-                own && manifest.based_on_checksum == before
-            });
-            before = Some(format!("{DIGEST_PREFIX}{found}"));
-            if !facts.sealed || !is_as_written {
+            before = archive.map(|archive| format!("{DIGEST_PREFIX}{}", archive.sha256));
+            if !is_whole.transpose().map_err(|cause| unreadable(link, cause))?.unwrap_or(false) {
                 return Err(Error::new(
                     Code::ChecksumMismatch,
                     format!(
@@ -187,7 +181,7 @@ pub fn earlier(
             manifest.project.as_deref() == project && manifest.compression.as_ref() == Some(&name)
         };
         if let Some(archive) = manifest_of(&backup).filter(is_alike).and_then(|manifest| manifest.archive) {
-            return Ok(Some(Earlier::new(backup.path, archive.sha256, cancel.clone())));
+            return Ok(Some(Earlier::new(&backup.path, archive, cancel)));
         }
     }
     Ok(None)

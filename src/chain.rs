@@ -20,7 +20,7 @@ use crate::{
         read::{Discard, Problem, ProblemCode, Report, Unpack, read_archive},
     },
     error::{Code, Error, Result},
-    sqlite::pages::{PageFile, PageHashes},
+    sqlite::pages::{DatabaseHashes, PageFile, PageHashes},
     store::{Store, manifest_beside},
     task::{Phase, Task},
 };
@@ -99,7 +99,11 @@ pub fn hash_pages(links: &[PathBuf], task: &Task) -> Result<(Vec<Report>, Option
         before = Some(format!("{DIGEST_PREFIX}{}", report.sha256));
         reports.push(report);
     }
-    let hashes = state.map(|known| PageFile { archive: String::new(), databases: known.databases });
+    let of_pages = |pages| DatabaseHashes { pages, ..DatabaseHashes::default() };
+    let hashes = state.map(|known| PageFile {
+        archive: String::new(),
+        databases: known.databases.into_iter().map(|(path, pages)| (path, of_pages(pages))).collect(),
+    });
     Ok((reports, hashes))
 }
 

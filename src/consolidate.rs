@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use crate::{
     archive::{
         block::Compression,
+        earlier::Earlier,
         encoder::Written,
         manifest::{BackupType, FORMAT_VERSION, FileRecord, Manifest, Stats, Stored, Tool},
         pick::Pick,
@@ -56,7 +57,9 @@ pub fn consolidate(
         chain::unpack(&chain::plan(&backup.path, &Pick::default(), task)?, Some(&dir), task).map_err(no_room)?;
     // Most of it is in the full backup that the chain begins with.
     let earlier = base::earlier(store, state.manifest.project.as_deref(), BackupType::Full, compression, &task.cancel)?;
-    let archive = ArchiveWriter::new(new.sink()?, compression, earlier.map(Arc::new))?;
+    // What was unpacked is there once: nothing can be made again without it.
+    let earlier = earlier.filter(Earlier::is_as_written).map(Arc::new);
+    let archive = ArchiveWriter::new(new.sink()?, compression, earlier)?;
     let (manifest, written) = write(archive, &new.id, compression, &state, &dir, task).map_err(no_room)?;
     assert_same(&state.manifest, &manifest)?;
     task.cancel.check()?;

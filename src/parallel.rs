@@ -4,16 +4,13 @@
 //! Submit ──jobs──▶ workers ──▶ a slot a job
 //!    └────────────slots, in order────────▶ Deliver
 //! ```
-//! At most a few items a worker are under way, so memory is bounded and a slow side holds up the other.
+//! At most so many items a worker are under way, so memory is bounded and a slow side holds up the other.
 
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::error::{Code, Error, Result};
-
-/// Items under way, for each worker.
-const ITEMS_PER_WORKER: usize = 4;
 
 struct Job<I, O> {
     item: I,
@@ -36,15 +33,15 @@ pub fn cores() -> usize {
     thread::available_parallelism().map_or(1, |cores| cores.get())
 }
 
-/// Starts `workers` threads. `worker` is called once for each and makes its function, which may keep state.
-pub fn ordered<I, O, F>(workers: usize, worker: impl Fn() -> F) -> Result<(Submit<I, O>, Deliver<O>)>
+/// Starts `workers` threads, and lets so many items be under way for each of them. `worker` is called once for each and makes its function, which may keep state.
+pub fn ordered<I, O, F>(workers: usize, items_each: usize, worker: impl Fn() -> F) -> Result<(Submit<I, O>, Deliver<O>)>
 where
     I: Send + 'static,
     O: Send + 'static,
     F: FnMut(I) -> O + Send + 'static,
 {
-    let (jobs, taken) = bounded::<Job<I, O>>(workers * ITEMS_PER_WORKER);
-    let (slots, ordered) = bounded(workers * ITEMS_PER_WORKER);
+    let (jobs, taken) = bounded::<Job<I, O>>(workers * items_each);
+    let (slots, ordered) = bounded(workers * items_each);
     for _ in 0..workers {
         let (jobs, mut map) = (taken.clone(), worker());
         thread::Builder::new()
@@ -91,7 +88,7 @@ mod tests {
 
     #[test]
     fn results_come_in_the_order_of_submission() {
-        let (submit, deliver) = ordered(3, || |n: u64| (0..n % 7 * 1000).fold(n, |sum, _| sum)).unwrap();
+        let (submit, deliver) = ordered(3, 4, || |n: u64| (0..n % 7 * 1000).fold(n, |sum, _| sum)).unwrap();
         let producer = thread::spawn(move || (0..500).for_each(|n| submit.submit(n).unwrap()));
         assert!(deliver.map(|result| result.unwrap()).eq(0..500));
         producer.join().unwrap();
@@ -99,14 +96,14 @@ mod tests {
 
     #[test]
     fn the_producer_learns_that_nobody_takes_results_any_more() {
-        let (submit, deliver) = ordered(2, || |n: u32| n).unwrap();
+        let (submit, deliver) = ordered(2, 4, || |n: u32| n).unwrap();
         drop(deliver);
         assert_eq!(submit.submit(1), Err(Closed));
     }
 
     #[test]
     fn a_panic_of_a_worker_is_an_error_of_its_item() {
-        let (submit, mut deliver) = ordered(1, || |n: u32| if n == 1 { panic!("on purpose") } else { n }).unwrap();
+        let (submit, mut deliver) = ordered(1, 4, || |n: u32| if n == 1 { panic!("on purpose") } else { n }).unwrap();
         submit.submit(0).unwrap();
         submit.submit(1).unwrap();
         assert_eq!(deliver.next().unwrap().unwrap(), 0);

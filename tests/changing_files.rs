@@ -10,6 +10,7 @@ use std::{
 use kg_backup::{
     Result,
     archive::manifest::FileRecord,
+    content_hash::ContentHash,
     error::WarningCode,
     project::discover::Selection,
     reader::{
@@ -44,7 +45,7 @@ impl<F: FnOnce()> Answers for Receiver<F> {
     fn message(&mut self, message: Message) -> Result<()> {
         match message {
             Message::Planned { .. } if self.when == When::Planned => self.change_it(),
-            Message::Entry { record, .. } => self.entries.push((record, 0)),
+            Message::Entry { record, .. } | Message::Database { record, .. } => self.entries.push((record, 0)),
             _ => {}
         }
         Ok(())
@@ -57,6 +58,10 @@ impl<F: FnOnce()> Answers for Receiver<F> {
             self.change_it();
         }
         Ok(())
+    }
+
+    fn block(&mut self, block: Vec<u8>, _: ContentHash) -> Result<()> {
+        self.data(block)
     }
 }
 
@@ -84,7 +89,8 @@ fn saved(size: usize, when: When, change: impl Fn(&Path)) -> (Option<(u64, usize
         erase: true,
         scratch: scratch.path().to_path_buf(),
         known: None,
-        as_before_from_bytes: None,
+        block_bytes: 65_536,
+        takes_over: false,
         lock_timeout_ms: 1000,
     };
     let mut receiver = Receiver { change: Some(|| change(&file)), when, entries: Vec::new() };

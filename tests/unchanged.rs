@@ -9,26 +9,28 @@ use std::{
 
 use kg_backup::{
     Result,
-    archive::{
-        block::Compression,
-        manifest::{BackupType, FileRecord, Manifest},
-    },
+    archive::{block::Compression, manifest::Manifest},
     backup::{BackupOptions, Created, create_backup},
+    content_hash::{ContentHash, content_hash},
     project::discover::Selection,
     reader::{
         base::Base,
         client::Launch,
-        protocol::{Message, SaveRequest},
+        protocol::{Message, PAGE_HASHES_FILE, SaveRequest, Saved},
         save::save,
         server::Answers,
     },
     restore::{RestoreOptions, restore},
+    sqlite::pages::PageFile,
     store::Store,
     task::{Cancel, Task},
     verify::check_backup,
 };
 use proptest::prelude::*;
 use rusqlite::Connection;
+
+/// Of an archive of gzip.
+const BLOCK_BYTES: usize = 65_536;
 
 /// From ones too small for blocks of their own to one of several blocks, and names that take a header more.
 fn databases() -> Vec<(PathBuf, usize)> {
@@ -107,18 +109,24 @@ proptest! {
     }
 }
 
-/// What a reader says.
+/// What a reader says of databases, by their paths.
 #[derive(Default)]
 struct Said {
-    sent: Vec<FileRecord>,
-    as_before: Vec<FileRecord>,
+    path: String,
+    /// How many bytes were sent of each, and how many blocks were told of.
+    content: BTreeMap<String, (usize, usize)>,
+    digests: BTreeMap<String, String>,
 }
 
 impl Answers for Said {
     fn message(&mut self, message: Message) -> Result<()> {
         match message {
-            Message::Entry { record, .. } => self.sent.push(record),
-            Message::AsBefore { record, .. } => self.as_before.push(record),
+            Message::Database { record, .. } => {
+                self.path = record.path;
+                self.content.insert(self.path.clone(), (0, 0));
+            }
+            Message::Same { blocks } => self.content.get_mut(&self.path).unwrap().1 += blocks.len(),
+            Message::DatabaseEnd { sha256, .. } => drop(self.digests.insert(std::mem::take(&mut self.path), sha256)),
             _ => {}
         }
         Ok(())
@@ -127,64 +135,150 @@ impl Answers for Said {
     fn data(&mut self, _: Vec<u8>) -> Result<()> {
         Ok(())
     }
+
+    fn block(&mut self, block: Vec<u8>, hash: ContentHash) -> Result<()> {
+        assert_eq!(content_hash(&block), hash);
+        self.content.get_mut(&self.path).unwrap().0 += block.len();
+        Ok(())
+    }
 }
 
-#[test]
-fn large_databases_that_are_as_they_were_are_not_sent_and_all_others_are() {
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().join("project");
-    project(&root);
-    let store = Store::at(&dir.path().join("backups")).unwrap();
-    let backup = back_up(&root, &store, Compression::GZIP).backup;
-    assert_eq!(backup.kind, BackupType::Full);
+/// A project, and what its backup left.
+struct Before {
+    _dir: tempfile::TempDir,
+    root: PathBuf,
+    scratch: PathBuf,
+    known: PathBuf,
+    manifest: Manifest,
+}
 
-    let scratch = dir.path().join("scratch");
-    fs::create_dir(&scratch).unwrap();
-    fs::copy(root.join(".kg/cache/backup-pages").join(&backup.id), scratch.join("hashes")).unwrap();
-    let beside = fs::read(format!("{}.manifest.json", backup.path.display())).unwrap();
-    let manifest = Manifest::parse(&beside, &backup.id).unwrap();
-    let known = scratch.join("known.json");
-    Base::new(&manifest, "hashes".into(), false).write(&known).unwrap();
-    let said = |from_bytes: Option<u64>, erase: bool| {
+impl Before {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, scratch) = (dir.path().join("project"), dir.path().join("scratch"));
+        project(&root);
+        let store = Store::at(&dir.path().join("backups")).unwrap();
+        let backup = back_up(&root, &store, Compression::GZIP).backup;
+        fs::create_dir(&scratch).unwrap();
+        fs::copy(root.join(".kg/cache/backup-pages").join(&backup.id), scratch.join("hashes")).unwrap();
+        let beside = fs::read(format!("{}.manifest.json", backup.path.display())).unwrap();
+        let manifest = Manifest::parse(&beside, &backup.id).unwrap();
+        let known = scratch.join("known.json");
+        let before = Before { _dir: dir, root, scratch, known, manifest };
+        before.leave_out(false);
+        before
+    }
+
+    /// Whether what is saved next is incremental.
+    fn leave_out(&self, leave_out: bool) {
+        Base::new(&self.manifest, "hashes".into(), leave_out).write(&self.known).unwrap();
+    }
+
+    fn save(&self, block_bytes: usize, takes_over: bool, erase: bool) -> (Said, Saved) {
         let request = SaveRequest {
-            root: root.clone(),
+            root: self.root.clone(),
             selection: Selection::everything(),
             check_source: true,
             erase,
-            scratch: scratch.clone(),
-            known: Some(known.clone()),
-            as_before_from_bytes: from_bytes,
+            scratch: self.scratch.clone(),
+            known: Some(self.known.clone()),
+            block_bytes,
+            takes_over,
             lock_timeout_ms: 1000,
         };
         let mut said = Said::default();
         let saved = save(&request, &mut said, &Cancel::default()).unwrap();
-        assert!(saved.integrity.full_text && saved.node_count == 600, "{saved:?}");
-        let paths = |records: &[FileRecord]| -> Vec<String> {
-            records.iter().filter(|record| record.database).map(|record| record.path.clone()).collect()
-        };
-        let digests = said.as_before.iter().map(|record| (&record.sha256, manifest.content_digest(record)));
-        assert!(digests.into_iter().all(|(said, kept)| kept.is_some() && said.as_deref() == kept));
-        (paths(&said.as_before), paths(&said.sent))
-    };
-    let all: Vec<String> = databases().iter().map(|(path, _)| path.display().to_string()).collect();
-    let [knowledge, vectors, small, long] = &all[..] else { unreachable!() };
-    let sorted = |(mut as_before, mut sent): (Vec<String>, Vec<String>)| {
-        as_before.sort();
-        sent.sort();
-        (as_before, sent)
-    };
-    let expect = |as_before: &[&String], sent: &[&String]| {
-        let owned = |paths: &[&String]| paths.iter().map(|path| path.to_string()).collect();
-        sorted((owned(as_before), owned(sent)))
-    };
-    assert_eq!(sorted(said(Some(100_000), true)), expect(&[knowledge, vectors, long], &[small]));
-    assert_eq!(sorted(said(None, true)), expect(&[], &[knowledge, vectors, small, long]));
-    let not_erased = sorted(said(Some(100_000), false));
+        assert!(saved.integrity.full_text, "{saved:?}");
+        (said, saved)
+    }
+
+    fn digest(&self, path: &str) -> &str {
+        let record = self.manifest.files.iter().find(|record| record.path == path).unwrap();
+        self.manifest.content_digest(record).unwrap()
+    }
+}
+
+#[test]
+fn of_large_databases_only_the_blocks_that_changed_are_sent_and_the_digest_is_that_of_the_whole() {
+    let before = Before::new();
+    let paths: Vec<String> = databases().iter().map(|(path, _)| path.display().to_string()).collect();
+    let [knowledge, vectors, small, long] = &paths[..] else { unreachable!() };
+    let (said, saved) = before.save(BLOCK_BYTES, true, true);
+    assert_eq!(saved.node_count, 600);
+    for path in [knowledge, vectors, long] {
+        assert!(matches!(said.content[path], (0, 2..)), "{path}: {:?}", said.content[path]);
+    }
+    assert!(matches!(said.content[small], (1.., 0)), "it shares a block with other files");
+    assert!(paths.iter().all(|path| said.digests[path] == before.digest(path)));
+
+    // As it was by size and time, and nothing but the content says otherwise.
+    let file = fs::File::options().write(true).open(before.root.join(vectors)).unwrap();
+    let then = file.metadata().unwrap();
+    change(&before.root, Path::new(vectors), "UPDATE nodes SET text = hex(randomblob(450)) || '1' WHERE id = 70");
+    file.set_modified(then.modified().unwrap()).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), then.len());
+    let (said, _) = before.save(BLOCK_BYTES, true, true);
+    let (sent, told) = said.content[vectors];
+    assert!(sent > 0 && told > 0 && sent < then.len() as usize, "{sent}, {told}");
+    assert_eq!(said.content[knowledge].0, 0);
+    let (plain, _) = before.save(BLOCK_BYTES, false, true);
+    assert!(plain.content.values().all(|(sent, told)| *sent > 0 && *told == 0), "no earlier archive is at hand");
+    assert_eq!(said.digests, plain.digests);
+    assert_ne!(said.digests[vectors], before.digest(vectors));
+}
+
+#[test]
+fn blocks_of_another_size_or_not_erased_are_told_of_only_if_they_are_the_same() {
+    let before = Before::new();
+    let knowledge = ".kg/knowledge.db";
+    // There are no hashes of such blocks, but of all their pages.
+    let (said, _) = before.save(BLOCK_BYTES / 2, true, true);
+    assert_eq!(said.content[knowledge].0, 0);
+    change(&before.root, Path::new(knowledge), "DELETE FROM nodes WHERE id % 5 > 0");
+    let (erased, _) = before.save(BLOCK_BYTES, true, true);
+    let (kept, _) = before.save(BLOCK_BYTES, true, false);
+    assert!(kept.content[knowledge].0 > 0);
+    assert_ne!(kept.digests[knowledge], erased.digests[knowledge], "what was deleted is still there");
+}
+
+#[test]
+fn hashes_of_other_content_make_no_wrong_backup() {
+    let before = Before::new();
+    let (vectors, long) = (databases()[1].0.display().to_string(), databases()[3].0.display().to_string());
+    // Right in itself, but each of the two is said to be what the other is.
+    let read = || PageFile::read(fs::File::open(before.scratch.join("hashes")).unwrap()).unwrap().unwrap();
+    let mut wrong = read();
+    let [of_vectors, of_long] = [&vectors, &long].map(|path| wrong.databases.remove(path).unwrap());
+    wrong.databases.extend([(vectors.clone(), of_long), (long.clone(), of_vectors)]);
+    wrong.write(fs::File::create(before.scratch.join("hashes")).unwrap()).unwrap();
+    let (said, _) = before.save(BLOCK_BYTES, true, true);
+    for path in [&vectors, &long] {
+        assert!(said.content[path].0 > 0);
+        assert_eq!(said.digests[path], before.digest(path));
+    }
     assert_eq!(
-        not_erased,
-        expect(&[], &[knowledge, vectors, small, long]),
-        "the earlier backup lacks what a safety backup keeps"
+        PageFile::read(fs::File::open(before.scratch.join(PAGE_HASHES_FILE)).unwrap()).unwrap().unwrap().databases,
+        {
+            let mut right = read().databases;
+            let (of_vectors, of_long) = (right.remove(&vectors).unwrap(), right.remove(&long).unwrap());
+            right.extend([(vectors, of_long), (long, of_vectors)]);
+            right
+        }
     );
-    change(&root, Path::new(vectors), "UPDATE nodes SET text = 'other' WHERE id = 70");
-    assert_eq!(sorted(said(Some(100_000), true)), expect(&[knowledge, long], &[vectors, small]));
+}
+
+#[test]
+fn an_incremental_backup_leaves_out_no_database_of_which_only_the_hashes_are_the_same() {
+    let before = Before::new();
+    let vectors = databases()[1].0.display().to_string();
+    change(&before.root, Path::new(&vectors), "UPDATE nodes SET text = 'other' WHERE id = 70");
+    let (changed, _) = before.save(BLOCK_BYTES, false, true);
+    before.leave_out(true);
+    let (said, _) = before.save(BLOCK_BYTES, false, true);
+    assert!(said.content.is_empty(), "pages are sent: {:?}", said.content);
+    // As if they had been those of the base.
+    fs::copy(before.scratch.join(PAGE_HASHES_FILE), before.scratch.join("hashes")).unwrap();
+    let (said, _) = before.save(BLOCK_BYTES, false, true);
+    assert_eq!(said.content.keys().collect::<Vec<_>>(), [&vectors]);
+    assert_eq!(said.digests[&vectors], changed.digests[&vectors]);
 }

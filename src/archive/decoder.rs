@@ -70,7 +70,7 @@ enum Piece {
 impl Decoder {
     pub fn new(file: File) -> io::Result<Self> {
         let file = SealedFile::new(file)?;
-        let started = parallel::ordered(cores(), || {
+        let started = parallel::ordered(cores(), file.container().blocks_per_worker(), || {
             let mut unpacker = Unpacker::default();
             move |piece| decode(piece, &mut unpacker)
         });
@@ -206,7 +206,7 @@ fn next_block(file: &mut SealedFile) -> io::Result<Option<Piece>> {
 }
 
 /// Reads `count` more bytes, or as many as there are.
-pub(super) fn append(bytes: &mut Vec<u8>, file: &mut SealedFile, count: usize) -> io::Result<()> {
+pub(super) fn append(bytes: &mut Vec<u8>, file: &mut impl Read, count: usize) -> io::Result<()> {
     let mut filled = bytes.len();
     bytes.resize(filled + count, 0);
     while filled < bytes.len() {

@@ -16,10 +16,11 @@ use sha2::{Digest, Sha256};
 use super::{
     block::{Compression, Content, Packer},
     earlier::{self, Earlier, Taken},
+    manifest::{ArchiveRecord, hex},
     seal::{Container, DIGEST_BYTES},
 };
 use crate::{
-    content_hash::content_hash,
+    content_hash::{ContentHash, content_hash},
     error::{Code, Error, Result},
     parallel::{self, Submit, cores},
     task::POLL_INTERVAL,
@@ -33,8 +34,18 @@ const LEAST_FILLER_BYTES: u64 = 128;
 pub struct Written {
     pub size_bytes: u64,
     pub sha256: [u8; DIGEST_BYTES],
+    /// Of its blocks, see [`super::as_written`]; `None` for an archive without.
+    pub root: Option<[u8; DIGEST_BYTES]>,
     /// How much of it was taken over from an earlier archive.
     pub reused_bytes: u64,
+}
+
+impl Written {
+    /// As the manifest beside it has it.
+    pub fn record(&self, name: String) -> ArchiveRecord {
+        let root = self.root.map(|root| hex(&root));
+        ArchiveRecord { name, size: self.size_bytes, sha256: hex(&self.sha256), root }
+    }
 }
 
 /// A file or a connection that an archive is written to.
@@ -63,16 +74,18 @@ pub struct Encoder {
 
 /// What the producer hands to the workers.
 enum Piece {
-    Block(Vec<u8>, Content),
-    /// The block of that number of the earlier archive.
-    Earlier(usize),
+    /// With the hash of it, where it is known.
+    Block(Vec<u8>, Content, Option<ContentHash>),
+    /// The block of the earlier archive that holds what has this hash.
+    Earlier(ContentHash),
     Mark(Sender<u64>),
     End,
 }
 
 /// What the workers hand to the output.
 enum Item {
-    Bytes(Vec<u8>),
+    /// With its own hash, where it is one.
+    Block(Vec<u8>, ContentHash),
     Taken(Taken),
     /// Answered with the number of bytes that were written before it.
     Mark(Sender<u64>),
@@ -89,10 +102,10 @@ impl Encoder {
         let packers = (0..workers).map(|_| Packer::new(compression)).collect::<Result<Vec<_>>>()?;
         let packers = std::cell::RefCell::new(packers);
         let worker = || packing(packers.borrow_mut().pop().flatten(), earlier.clone());
-        let (submit, deliver) = parallel::ordered(workers, worker)?;
+        let (submit, deliver) = parallel::ordered(workers, container.blocks_per_worker(), worker)?;
         let output = thread::Builder::new()
             .name("kg-output".into())
-            .spawn(move || Output::new(sink, compression)?.write_all(deliver))
+            .spawn(move || Output::new(sink, compression, earlier)?.write_all(deliver))
             .map_err(|cause| {
                 Error::new(Code::Internal, "No thread could be started", "Run it again").with_cause(cause)
             })?;
@@ -113,10 +126,16 @@ impl Encoder {
         Ok(())
     }
 
-    /// Writes a block of the earlier archive, instead of what it holds.
-    pub fn take(&mut self, number: usize) -> io::Result<()> {
+    /// Writes a block of which the hash is known.
+    pub fn block(&mut self, block: Vec<u8>, hash: ContentHash) -> io::Result<()> {
         self.end_block()?;
-        self.submit(Piece::Earlier(number))
+        self.submit(Piece::Block(block, self.content, Some(hash)))
+    }
+
+    /// Writes the block of the earlier archive that holds what has this hash.
+    pub fn take_over(&mut self, hash: ContentHash) -> io::Result<()> {
+        self.end_block()?;
+        self.submit(Piece::Earlier(hash))
     }
 
     fn end_block(&mut self) -> io::Result<()> {
@@ -124,7 +143,7 @@ impl Encoder {
             return Ok(());
         }
         let block = std::mem::replace(&mut self.block, Vec::with_capacity(self.block_bytes));
-        self.submit(Piece::Block(block, self.content))
+        self.submit(Piece::Block(block, self.content, None))
     }
 
     /// How many bytes of the archive everything takes that was written until now.
@@ -182,16 +201,19 @@ fn gave_up() -> io::Error {
 /// The function of one worker.
 fn packing(mut packer: Option<Packer>, earlier: Option<Arc<Earlier>>) -> impl FnMut(Piece) -> Item + Send + 'static {
     move |piece| match (piece, &mut packer) {
-        (Piece::Block(bytes, content), Some(packer)) => {
-            let hash = content_hash(&bytes);
+        (Piece::Block(bytes, content, hash), Some(packer)) => {
+            let hash = hash.unwrap_or_else(|| content_hash(&bytes));
             match earlier.as_ref().and_then(|earlier| earlier.block(&hash)) {
                 Some(taken) => Item::Taken(taken),
-                None => packer.pack(&bytes, content, &hash).map_or_else(Item::Failed, Item::Bytes),
+                None => packer.pack(&bytes, content, &hash).map_or_else(Item::Failed, |block| {
+                    let hash = content_hash(&block);
+                    Item::Block(block, hash)
+                }),
             }
         }
-        (Piece::Block(bytes, _), None) => Item::Bytes(bytes),
-        (Piece::Earlier(number), _) => {
-            let taken = earlier.as_ref().and_then(|earlier| earlier.take(number));
+        (Piece::Block(bytes, ..), None) => Item::Block(bytes, ContentHash::default()),
+        (Piece::Earlier(hash), _) => {
+            let taken = earlier.as_ref().and_then(|earlier| earlier.block(&hash));
             taken.map_or_else(|| Item::Failed(earlier::is_gone()), Item::Taken)
         }
         (Piece::Mark(mark), _) => Item::Mark(mark),
@@ -204,26 +226,38 @@ struct Output {
     sink: Box<dyn Sink>,
     container: Container,
     hasher: Sha256,
+    /// Takes the hash of each block.
+    root: Sha256,
     written: u64,
     reused: u64,
     /// Makes fillers, where the sink can share pieces of an earlier archive.
     fillers: Option<(Packer, u64)>,
-    /// Where in the earlier archive the block ends that was written last.
+    earlier: Option<Arc<Earlier>>,
+    /// Where in it the block ends that was written last.
     taken_end: Option<u64>,
 }
 
 impl Output {
-    fn new(sink: Box<dyn Sink>, compression: Compression) -> Result<Self> {
+    fn new(sink: Box<dyn Sink>, compression: Compression, earlier: Option<Arc<Earlier>>) -> Result<Self> {
         let fillers = Packer::new(compression)?.zip(sink.shared_piece_bytes());
-        let container = compression.container();
-        Ok(Output { sink, container, hasher: Sha256::new(), written: 0, reused: 0, fillers, taken_end: None })
+        Ok(Output {
+            sink,
+            container: compression.container(),
+            hasher: Sha256::new(),
+            root: Sha256::new(),
+            written: 0,
+            reused: 0,
+            fillers,
+            earlier,
+            taken_end: None,
+        })
     }
 
     fn write_all(mut self, items: impl Iterator<Item = Result<Item>>) -> Result<Written> {
         let mut is_whole = false;
         for item in items {
             match item? {
-                Item::Bytes(bytes) => self.write(&bytes)?,
+                Item::Block(block, hash) => self.write(&block, hash)?,
                 Item::Taken(taken) => self.write_taken(&taken)?,
                 // Where nobody waits for it any more, the producer has given up, and the items end.
                 Item::Mark(mark) => drop(mark.send(self.written)),
@@ -234,17 +268,30 @@ impl Output {
         if !is_whole {
             return Err(Error::aborted());
         }
+        if self.reused > 0 && !self.earlier.as_ref().is_some_and(|earlier| earlier.is_as_written()) {
+            return Err(earlier::is_gone());
+        }
         let seal = self.container.seal(&self.hasher.clone().finalize().into());
-        self.write(&seal)?;
+        self.write(&seal, content_hash(&seal))?;
         self.sink.flush().map_err(failed)?;
-        Ok(Written { size_bytes: self.written, sha256: self.hasher.finalize().into(), reused_bytes: self.reused })
+        Ok(Written {
+            size_bytes: self.written,
+            sha256: self.hasher.finalize().into(),
+            root: (self.container != Container::Plain).then(|| self.root.finalize().into()),
+            reused_bytes: self.reused,
+        })
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.hasher.update(bytes);
-        self.written += bytes.len() as u64;
+    fn write(&mut self, bytes: &[u8], hash: ContentHash) -> Result<()> {
+        self.hash(bytes, hash);
         self.taken_end = None;
         self.sink.write_all(bytes).map_err(failed)
+    }
+
+    fn hash(&mut self, bytes: &[u8], hash: ContentHash) {
+        self.hasher.update(bytes);
+        self.root.update(hash);
+        self.written += bytes.len() as u64;
     }
 
     /// Pieces can be shared where they are at places of the same kind in both files, so the first block of a row is moved there.
@@ -258,12 +305,11 @@ impl Output {
             let size = if gap > 0 && gap < LEAST_FILLER_BYTES { gap + *piece_bytes } else { gap };
             if size > 0 {
                 let filler = packer.filler(size as usize)?;
-                self.write(&filler)?;
+                self.write(&filler, content_hash(&filler))?;
             }
         }
         let size = taken.block.len() as u64;
-        self.hasher.update(&taken.block);
-        self.written += size;
+        self.hash(&taken.block, taken.hash);
         self.reused += size;
         self.taken_end = Some(taken.offset + size);
         self.sink.write_taken(taken).map_err(failed)

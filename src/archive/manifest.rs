@@ -9,7 +9,7 @@ use crate::{
     error::{Code, Error, Result, Warning},
     limits::bounded,
     project::Component,
-    sqlite::check::Integrity,
+    sqlite::{check::Integrity, pages::BlockHashes},
 };
 
 /// The format that this release writes. A reader refuses a newer major one.
@@ -150,6 +150,21 @@ pub struct Pages {
     pub root: String,
 }
 
+/// How a database is told to be the same: by the blocks that it is cut into, from its first byte on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocks {
+    /// Of each but the last, in bytes.
+    pub size: u64,
+    /// See [`crate::sqlite::pages`].
+    pub root: String,
+}
+
+impl From<&BlockHashes> for Blocks {
+    fn from(hashes: &BlockHashes) -> Self {
+        Blocks { size: hashes.block_bytes, root: hashes.root() }
+    }
+}
+
 /// One saved file, directory or link. Only a file has a size and a digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -165,6 +180,9 @@ pub struct FileRecord {
     /// Of a database whose entry holds pages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pages: Option<Pages>,
+    /// Of a database, as it is restored; absent for one that SQLite could not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<Blocks>,
     /// Where it lay, relative to the project's root, as [`crate::project::names`] writes it.
     pub path: String,
     pub component: Component,
@@ -218,6 +236,9 @@ pub struct ArchiveRecord {
     pub size: u64,
     /// Hexadecimal.
     pub sha256: String,
+    /// Hexadecimal; see [`super::as_written`]. Absent for an archive without blocks, and where the manifest was written again from the archive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
 }
 
 impl Manifest {

@@ -5,14 +5,16 @@
 //! `docs/format.md` has it to the byte.
 //!
 //! ```text
-//! write   entries ─▶ tar ─▶ blocks, all cores ─▶ in order, hashed ─▶ file             [`write`], [`encoder`], [`block`], [`earlier`]
+//! write   entries ─▶ tar ─▶ blocks, all cores ─▶ in order, hashed ─▶ file             [`write`], [`database`], [`encoder`], [`block`], [`earlier`]
 //! read    file ─▶ blocks, hashed ─▶ unpacked, all cores ─▶ tar ─▶ entries, hashed     [`read`], [`decoder`], [`block`], [`unpack`]
 //! ```
 //!
 //! Nothing here knows where archives are kept or what a project is made of, beyond the names of its components.
 
+pub mod as_written;
 pub mod block;
 mod check;
+pub mod database;
 pub mod decoder;
 mod deflate;
 pub mod delta;

@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 
 use super::{
     block::{Compression, Content},
-    earlier::{self, Earlier},
+    database::DatabaseEntry,
+    earlier::Earlier,
     encoder::{Encoder, Sink, Written},
     manifest::{
         CHECKSUMS_ENTRY, DIGEST_PREFIX, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Owner, checksums_text, hex,
@@ -27,7 +28,6 @@ pub const TAR_BLOCK_BYTES: u64 = 512;
 /// An archive being written. Without [`ArchiveWriter::finish`] it is none.
 pub struct ArchiveWriter {
     tar: tar::Builder<Encoder>,
-    earlier: Option<Arc<Earlier>>,
     files: Vec<FileRecord>,
     /// Entry and hexadecimal digest of each file, in the order of the archive.
     digests: Vec<(String, String)>,
@@ -45,8 +45,8 @@ pub struct Totals {
 impl ArchiveWriter {
     /// Blocks that `earlier` has are taken over from there.
     pub fn new(sink: Box<dyn Sink>, compression: Compression, earlier: Option<Arc<Earlier>>) -> Result<Self> {
-        let tar = tar::Builder::new(Encoder::new(sink, compression, earlier.clone())?);
-        Ok(ArchiveWriter { tar, earlier, files: Vec::new(), digests: Vec::new() })
+        let tar = tar::Builder::new(Encoder::new(sink, compression, earlier)?);
+        Ok(ArchiveWriter { tar, files: Vec::new(), digests: Vec::new() })
     }
 
     /// Adds a file of `record.size` bytes, or a directory or link of none. An error of `data` that carries an [`Error`] is
@@ -67,21 +67,13 @@ impl ArchiveWriter {
         Ok(())
     }
 
-    /// Adds a large file that the earlier archive has as it is; `record.sha256` is its digest. `KG_BASE_UNUSABLE` where that archive cannot give it.
-    pub fn add_as_before(&mut self, mut record: FileRecord, owner: Owner) -> Result<()> {
+    /// Begins a database, whose content and digest are told as they come.
+    pub fn begin_database(&mut self, record: FileRecord, owner: Owner) -> Result<DatabaseEntry<'_>> {
         self.assert_room()?;
-        let blocks = self.earlier.as_ref().and_then(|earlier| earlier.blocks_of(&record.entry, record.size));
-        let (blocks, digest) = blocks.zip(record.sha256.take()).ok_or_else(earlier::is_gone)?;
         let mut header = header(record.size, record.mode, record.mtime.as_second(), owner);
-        let added = self.tar.append_data(&mut header, &record.entry, io::empty());
-        let added = added.and_then(|()| {
-            let encoder = self.tar.get_mut();
-            blocks.into_iter().try_for_each(|number| encoder.take(number))
-        });
-        self.explain(added)?;
-        self.digests.push((record.entry.clone(), digest));
-        self.files.push(record);
-        Ok(())
+        let begun = self.tar.append_data(&mut header, &record.entry, io::empty());
+        self.explain(begun)?;
+        DatabaseEntry::begin(self, record)
     }
 
     /// Adds a record of a file that is as it is in the backup that this one is based on.
@@ -113,6 +105,16 @@ impl ArchiveWriter {
         self.explain(ended)?;
         let written = self.tar.get_mut().finish()?;
         Ok((manifest, written))
+    }
+
+    /// A file is in the archive.
+    pub(super) fn added(&mut self, record: FileRecord, sha256: String) {
+        self.digests.push((record.entry.clone(), sha256));
+        self.files.push(record);
+    }
+
+    pub(super) fn encoder(&mut self) -> &mut Encoder {
+        self.tar.get_mut()
     }
 
     fn assert_room(&self) -> Result<()> {
@@ -174,7 +176,7 @@ impl ArchiveWriter {
     }
 
     /// The cause behind a failed write is the output's, behind a failed read the source's.
-    fn explain<T>(&mut self, result: io::Result<T>) -> Result<T> {
+    pub(super) fn explain<T>(&mut self, result: io::Result<T>) -> Result<T> {
         result.map_err(|cause| match cause.downcast::<Error>() {
             Ok(error) => error,
             Err(cause) => match self.tar.get_mut().finish() {
@@ -185,7 +187,7 @@ impl ArchiveWriter {
     }
 }
 
-fn unannounced(record: &FileRecord, bytes: u64) -> Error {
+pub(super) fn unannounced(record: &FileRecord, bytes: u64) -> Error {
     let what = format!("{} has {bytes} bytes where {:?} were announced", record.entry, record.entry_size());
     Error::new(Code::Internal, what, "Please report this")
 }

@@ -7,11 +7,11 @@ use std::{collections::HashMap, fs, io, path::Path};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    archive::manifest::{FileRecord, Manifest, Stored},
+    archive::manifest::{Blocks, FileRecord, Manifest, Stored},
     error::{Code, Error, Result},
     sqlite::{
         check::{Depth, IntegrityStatus},
-        pages::{PageFile, PageHashes},
+        pages::{BlockHashes, DatabaseHashes, PageFile},
     },
 };
 
@@ -86,8 +86,8 @@ impl Known {
         self.sound
     }
 
-    /// Hashes of the pages of the database that is at `path` in the base.
-    pub fn pages(&self, path: &str) -> Option<&PageHashes> {
+    /// Of the database that is at `path` in the base.
+    pub fn hashes(&self, path: &str) -> Option<&DatabaseHashes> {
         self.file(path)?;
         self.databases.databases.get(path)
     }
@@ -97,9 +97,10 @@ impl Known {
         self.file(path).is_some_and(|record| record.size == size && record.sha256.as_deref() == Some(sha256))
     }
 
-    /// The SHA-256 of a file of that size there, hexadecimal.
-    pub fn digest(&self, path: &str, size: u64) -> Option<&str> {
-        self.file(path).filter(|record| record.size == size)?.sha256.as_deref()
+    /// The SHA-256, hexadecimal, of a database there, if it is of these blocks. Nothing but the manifest says so.
+    pub fn digest(&self, path: &str, size: u64, blocks: &BlockHashes) -> Option<&str> {
+        let same = |record: &&FileRecord| record.size == size && record.blocks == Some(Blocks::from(blocks));
+        self.file(path).filter(same)?.sha256.as_deref()
     }
 
     /// Whether the directory or link of `record` is the same there.
@@ -107,9 +108,12 @@ impl Known {
         self.files.get(&record.path) == Some(record)
     }
 
-    /// Whether a file there has the size and the time of `record`.
-    pub fn looks_like(&self, record: &FileRecord) -> bool {
-        self.file(&record.path).is_some_and(|base| (base.size, base.mtime) == (record.size, record.mtime))
+    /// Whether a database there has the size and the time of `record`, and blocks of that size by which it can be told whether it is the same.
+    pub fn looks_like(&self, record: &FileRecord, block_bytes: usize) -> bool {
+        let looks = |base: &FileRecord| (base.size, base.mtime) == (record.size, record.mtime);
+        let has_blocks =
+            |base: &FileRecord| base.blocks.as_ref().is_some_and(|blocks| blocks.size == block_bytes as u64);
+        self.file(&record.path).is_some_and(|base| looks(base) && has_blocks(base))
     }
 
     /// The size of a file there.

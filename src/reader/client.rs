@@ -26,6 +26,7 @@ use super::{
     server::{self, Answers},
 };
 use crate::{
+    content_hash::ContentHash,
     error::{Code, Error, Result, Warning},
     integrity::{Report, repair::Done},
     project::STATE_DIR,
@@ -40,7 +41,7 @@ const EXIT_GRACE: Duration = Duration::from_millis(500);
 /// How much of the reader's standard error an error message carries.
 const MAX_STDERR_BYTES: u64 = 4096;
 /// Answers that may wait on the channel between threads.
-const CHANNEL_ANSWERS: usize = 8;
+const CHANNEL_ANSWERS: usize = 16;
 
 /// Where the reader runs.
 #[derive(Debug, Clone)]
@@ -55,6 +56,8 @@ pub enum Launch {
 pub enum Answer {
     Message(Message),
     Data(Vec<u8>),
+    /// With the hash of it.
+    Block(Vec<u8>, ContentHash),
 }
 
 /// A reader at work on one request. Dropping it ends the reader.
@@ -151,7 +154,7 @@ impl Reader {
     fn change(launch: &Launch, request: Request) -> Result<Message> {
         match Reader::start(launch, request, &Cancel::default())?.next() {
             Ok(Answer::Message(message)) => Ok(message),
-            Ok(Answer::Data(_)) => Err(out_of_turn()),
+            Ok(_) => Err(out_of_turn()),
             Err(error) if error.code == Code::ReaderDied => Err(Error {
                 remedy: "Run it again: the next restore or backup of this project first takes back, or completes, what was begun"
                     .into(),
@@ -252,6 +255,10 @@ impl Answers for Channel {
     fn data(&mut self, data: Vec<u8>) -> Result<()> {
         self.send(Answer::Data(data))
     }
+
+    fn block(&mut self, block: Vec<u8>, hash: ContentHash) -> Result<()> {
+        self.send(Answer::Block(block, hash))
+    }
 }
 
 /// `kg __reader` and its pipes.
@@ -301,7 +308,7 @@ impl Process {
     fn expect_greeting(&mut self, cancel: &Cancel) -> Result<()> {
         let greeting = match self.receive(cancel, Some(Instant::now() + GREETING_TIMEOUT)) {
             Ok(Frame::Json(json)) => serde_json::from_slice::<Greeting>(&json).ok(),
-            Ok(Frame::Data(_)) => None,
+            Ok(_) => None,
             Err(error) if error.code == Code::ReaderDied => {
                 let said = self.end();
                 return Err(cannot_start(&self.executable, "ended at once", &said));
@@ -325,6 +332,7 @@ impl Process {
     fn next(&mut self, cancel: &Cancel) -> Result<Answer> {
         match self.receive(cancel, None)? {
             Frame::Data(data) => Ok(Answer::Data(data)),
+            Frame::Block(block, hash) => Ok(Answer::Block(block, hash)),
             Frame::Json(json) => {
                 serde_json::from_slice(&json).map(Answer::Message).map_err(|cause| out_of_turn().with_cause(cause))
             }

@@ -1,7 +1,7 @@
 //! What the reader and its client say to each other.
 //!
 //! A frame is a kind (one byte), a length (four bytes, little endian) and that many bytes: JSON for a message, raw bytes
-//! for data. The server greets first, so that a client never sends a request to another release. Then the client
+//! for data, a hash and raw bytes for a block of a database. The server greets first, so that a client never sends a request to another release. Then the client
 //! sends one request, and the server answers until `Saved`, `Applied`, `Undone`, `Tidied`, `Checked`, `Repaired`, `Settings` or `Failed`. The client keeps the server's
 //! standard input open: its end means that the client is gone.
 
@@ -14,7 +14,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    archive::manifest::{FileRecord, Owner},
+    archive::manifest::{Blocks, FileRecord, Owner},
+    content_hash::ContentHash,
     error::{Error, Warning},
     integrity::{
         Report, Scope,
@@ -29,12 +30,12 @@ use crate::{
 /// Where a reader that saves leaves a [`crate::sqlite::pages::PageFile`], in its scratch directory.
 pub const PAGE_HASHES_FILE: &str = "page-hashes";
 /// Changes with every incompatible change of the frames or messages.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// The release of this crate; addon and reader come from one build.
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");
 /// The argument that makes `kg` a reader.
 pub const READER_ARGUMENT: &str = "__reader";
-/// Data comes in pieces of at most this size, which bounds the memory of both sides.
+/// Data of files comes in pieces of at most this size, which bounds the memory of both sides; that of databases by blocks.
 pub const DATA_CHUNK_BYTES: usize = 256 * 1024;
 /// A longer frame is not of this protocol.
 const MAX_FRAME_BYTES: u32 = 16 * 1024 * 1024;
@@ -71,9 +72,10 @@ pub struct SaveRequest {
     pub scratch: PathBuf,
     /// What an earlier backup holds: a file of a [`super::base::Base`].
     pub known: Option<PathBuf>,
-    /// Databases of at least so many bytes that have every page as that backup has it are told of instead of sent
-    /// ([`Message::AsBefore`]). `None`: all are sent.
-    pub as_before_from_bytes: Option<u64>,
+    /// What the largest block of the archive holds.
+    pub block_bytes: usize,
+    /// Blocks of databases that are as that backup has them are told of instead of sent ([`Message::Same`]): its archive is at hand.
+    pub takes_over: bool,
     pub lock_timeout_ms: u64,
 }
 
@@ -155,10 +157,19 @@ pub enum Message {
         record: FileRecord,
         owner: Owner,
     },
-    /// A database that has every page as the earlier backup has it, with its digest: nothing follows. Should that turn out wrong, `Failed` does.
-    AsBefore {
+    /// A database that is stored whole. Until its size is reached its blocks follow, as they are or as `Same`, then `DatabaseEnd`.
+    Database {
         record: FileRecord,
         owner: Owner,
+    },
+    /// The next blocks of the database, which the earlier archive has: the hashes of what they hold.
+    Same {
+        blocks: Vec<ContentHash>,
+    },
+    DatabaseEnd {
+        /// Hexadecimal.
+        sha256: String,
+        blocks: Blocks,
     },
     /// A file that is as it is in the base: nothing follows.
     Unchanged {
@@ -226,24 +237,30 @@ pub struct Undone {
 pub enum Frame {
     Json(Vec<u8>),
     Data(Vec<u8>),
+    /// With the hash of it.
+    Block(Vec<u8>, ContentHash),
 }
 
 const JSON: u8 = b'J';
 const DATA: u8 = b'D';
+const BLOCK: u8 = b'B';
 
 pub fn write_json(out: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
-    write_frame(out, JSON, &serde_json::to_vec(message)?)
+    write_frame(out, JSON, &[], &serde_json::to_vec(message)?)
 }
 
 pub fn write_data(out: &mut impl Write, data: &[u8]) -> io::Result<()> {
-    write_frame(out, DATA, data)
+    write_frame(out, DATA, &[], data)
 }
 
-fn write_frame(out: &mut impl Write, kind: u8, payload: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(payload.len()).ok().filter(|length| *length <= MAX_FRAME_BYTES);
+pub fn write_block(out: &mut impl Write, block: &[u8], hash: &ContentHash) -> io::Result<()> {
+    write_frame(out, BLOCK, hash, block)
+}
+
+fn write_frame(out: &mut impl Write, kind: u8, before: &[u8], payload: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(before.len() + payload.len()).ok().filter(|length| *length <= MAX_FRAME_BYTES);
     let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the frame is too long"))?;
-    out.write_all(&[kind])?;
-    out.write_all(&length.to_le_bytes())?;
+    out.write_all(&[&[kind], &length.to_le_bytes()[..], before].concat())?;
     out.write_all(payload)?;
     out.flush()
 }
@@ -254,12 +271,27 @@ pub fn read_frame(input: &mut impl Read) -> io::Result<Frame> {
     input.read_exact(&mut head)?;
     let [kind, length @ ..] = head;
     let length = u32::from_le_bytes(length);
-    if length > MAX_FRAME_BYTES || !matches!(kind, JSON | DATA) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a frame of this protocol"));
+    let is_other = || io::Error::new(io::ErrorKind::InvalidData, "not a frame of this protocol");
+    if length > MAX_FRAME_BYTES {
+        return Err(is_other());
     }
-    let mut payload = vec![0; length as usize];
-    input.read_exact(&mut payload)?;
-    Ok(if kind == JSON { Frame::Json(payload) } else { Frame::Data(payload) })
+    match kind {
+        JSON => read_payload(input, length).map(Frame::Json),
+        DATA => read_payload(input, length).map(Frame::Data),
+        BLOCK => {
+            let mut hash = ContentHash::default();
+            let length = length.checked_sub(hash.len() as u32).ok_or_else(is_other)?;
+            input.read_exact(&mut hash)?;
+            Ok(Frame::Block(read_payload(input, length)?, hash))
+        }
+        _ => Err(is_other()),
+    }
+}
+
+fn read_payload(input: &mut impl Read, length: u32) -> io::Result<Vec<u8>> {
+    let mut payload = Vec::with_capacity(length as usize);
+    let read = input.take(length.into()).read_to_end(&mut payload)?;
+    if read == length as usize { Ok(payload) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
 #[cfg(test)]
@@ -271,17 +303,27 @@ mod tests {
         let mut pipe = Vec::new();
         write_json(&mut pipe, &Greeting { protocol: 1, release: "1.2.3".into() }).unwrap();
         write_data(&mut pipe, b"").unwrap();
-        write_data(&mut pipe, b"pages").unwrap();
+        write_data(&mut pipe, b"text").unwrap();
+        write_block(&mut pipe, b"pages", &[7; 16]).unwrap();
         let mut input = pipe.as_slice();
         assert_eq!(read_frame(&mut input).unwrap(), Frame::Json(br#"{"protocol":1,"release":"1.2.3"}"#.to_vec()));
         assert_eq!(read_frame(&mut input).unwrap(), Frame::Data(vec![]));
-        assert_eq!(read_frame(&mut input).unwrap(), Frame::Data(b"pages".to_vec()));
+        assert_eq!(read_frame(&mut input).unwrap(), Frame::Data(b"text".to_vec()));
+        assert_eq!(read_frame(&mut input).unwrap(), Frame::Block(b"pages".to_vec(), [7; 16]));
         assert_eq!(read_frame(&mut input).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let last = pipe.len() - 26;
+        for end in last + 1..pipe.len() {
+            assert_eq!(
+                read_frame(&mut &pipe[last..end]).unwrap_err().kind(),
+                io::ErrorKind::UnexpectedEof,
+                "cut at {end}"
+            );
+        }
     }
 
     #[test]
     fn other_output_and_endless_frames_are_refused_before_memory_is_taken() {
-        for input in [b"usage: kg [OPTIONS]".as_slice(), b"D\xff\xff\xff\xff", b"J\x00\x00\x00\x02"] {
+        for input in [b"usage: kg [OPTIONS]".as_slice(), b"D\xff\xff\xff\xff", b"J\x00\x00\x00\x02", b"B\x0f\0\0\0"] {
             assert_eq!(read_frame(&mut &*input).unwrap_err().kind(), io::ErrorKind::InvalidData);
         }
     }

@@ -1,7 +1,9 @@
 //! Answers one request: as a process of its own ([`main`]), or on a thread of `kg` ([`answer`]).
 
 use std::{
-    io::{self, Read, Stdout, Write},
+    fs::File,
+    io::{self, Read},
+    os::fd::AsFd,
     process::ExitCode,
     sync::{
         Arc,
@@ -13,10 +15,11 @@ use std::{
 use super::{
     apply::{apply, tidy, undo},
     inspect::{inspect, repair},
-    protocol::{Frame, Greeting, Message, PROTOCOL, RELEASE, Request, read_frame, write_data, write_json},
+    protocol::{Frame, Greeting, Message, PROTOCOL, RELEASE, Request, read_frame, write_block, write_data, write_json},
     save::save,
 };
 use crate::{
+    content_hash::ContentHash,
     error::{Code, Error, Result},
     settings::Settings,
     sqlite,
@@ -28,6 +31,8 @@ pub trait Answers {
     fn message(&mut self, message: Message) -> Result<()>;
     /// At most `DATA_CHUNK_BYTES` of the current entry.
     fn data(&mut self, data: Vec<u8>) -> Result<()>;
+    /// A block of the current database, and the hash of it.
+    fn block(&mut self, block: Vec<u8>, hash: ContentHash) -> Result<()>;
 }
 
 /// Carries out `request`; a failure of it is an answer too.
@@ -49,7 +54,7 @@ pub fn answer(request: Request, answers: &mut dyn Answers, cancel: &Cancel) -> R
 
 /// `kg __reader`. The exit status only says whether the conversation came to its end.
 pub fn main() -> ExitCode {
-    let mut out = io::stdout();
+    let Ok(mut out) = io::stdout().as_fd().try_clone_to_owned().map(File::from) else { return ExitCode::FAILURE };
     let greeting = Greeting { protocol: PROTOCOL, release: RELEASE.to_string() };
     if write_json(&mut out, &greeting).is_err() {
         return ExitCode::FAILURE;
@@ -87,7 +92,8 @@ fn end_with_client(may_end: Arc<AtomicBool>) {
 }
 
 struct Pipe {
-    out: Stdout,
+    /// Standard output, without the buffer that this process has for it.
+    out: File,
 }
 
 impl Answers for Pipe {
@@ -96,8 +102,11 @@ impl Answers for Pipe {
     }
 
     fn data(&mut self, data: Vec<u8>) -> Result<()> {
-        let mut out = self.out.lock();
-        write_data(&mut out, &data).and_then(|()| out.flush()).map_err(client_gone)
+        write_data(&mut self.out, &data).map_err(client_gone)
+    }
+
+    fn block(&mut self, block: Vec<u8>, hash: ContentHash) -> Result<()> {
+        write_block(&mut self.out, &block, &hash).map_err(client_gone)
     }
 }
 

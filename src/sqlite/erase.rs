@@ -14,6 +14,8 @@
 //! * databases with a pointer map (`auto_vacuum`), whose pages have no mark of their own, and those that reserve bytes at the end of pages, which
 //!   an extension may have filled with a checksum of the page.
 
+use std::ops::Range;
+
 use super::{
     btree::{self, Geometry, u32_at},
     header::Header,
@@ -21,13 +23,18 @@ use super::{
 };
 use crate::{error::Result, task::Cancel};
 
-/// What [`Snapshot::pages`] gives, erased.
-pub fn pages(snapshot: &Snapshot, cancel: &Cancel, mut visit: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+/// What [`Snapshot::pieces`] gives, erased.
+pub fn pieces(
+    snapshot: &Snapshot,
+    piece_bytes: usize,
+    cancel: &Cancel,
+    mut visit: impl FnMut(u64, &mut Vec<u8>) -> Result<()>,
+) -> Result<()> {
     let mut eraser = Eraser::new(snapshot, cancel)?;
-    let mut number = 0;
-    snapshot.pages(cancel, |page| {
-        number += 1;
-        visit(eraser.erase(number, page))
+    let page_bytes = snapshot.page_size_bytes() as usize;
+    snapshot.pieces(piece_bytes, cancel, |first, piece| {
+        piece.chunks_mut(page_bytes).zip(first..).for_each(|(page, number)| eraser.erase(number, page));
+        visit(first, piece)
     })
 }
 
@@ -39,19 +46,25 @@ pub fn pages_of(
     mut visit: impl FnMut(u64, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let mut eraser = Eraser::new(snapshot, cancel)?;
-    snapshot.pages_of(numbers, cancel, |number, page| visit(number, eraser.erase(number, page)))
+    let mut erased = Vec::new();
+    snapshot.pages_of(numbers, cancel, |number, page| {
+        erased.clear();
+        erased.extend_from_slice(page);
+        eraser.erase(number, &mut erased);
+        visit(number, &erased)
+    })
 }
 
 struct Eraser {
     /// `None` where the pages of this database are left as they are.
     geometry: Option<Geometry>,
-    page: Vec<u8>,
+    parts: Vec<Range<usize>>,
 }
 
 impl Eraser {
     fn new(snapshot: &Snapshot, cancel: &Cancel) -> Result<Self> {
-        let mut eraser = Eraser { geometry: None, page: Vec::new() };
-        let page_count = snapshot.size_bytes() / snapshot.page_size_bytes();
+        let mut eraser = Eraser { geometry: None, parts: Vec::new() };
+        let page_count = snapshot.page_count();
         // An empty file is a database too.
         let first: &[u64] = if page_count == 0 { &[] } else { &[1] };
         snapshot.pages_of(first, cancel, |_, first| {
@@ -61,21 +74,16 @@ impl Eraser {
         Ok(eraser)
     }
 
-    fn erase<'a>(&'a mut self, number: u64, page: &'a [u8]) -> &'a [u8] {
-        let Some(geometry) = self.geometry else { return page };
+    fn erase(&mut self, number: u64, page: &mut [u8]) {
+        let Some(geometry) = self.geometry else { return };
         let may_be_of_a_chain = u32_at(page, 0).is_none_or(|first| first <= geometry.page_count);
         if may_be_of_a_chain {
-            return page;
+            return;
         }
-        self.page.clear();
+        self.parts.clear();
         // There is a geometry only where every number of a page fits.
-        btree::unallocated(page, number as u32, geometry, |part| {
-            if self.page.is_empty() {
-                self.page.extend_from_slice(page);
-            }
-            self.page[part].fill(0);
-        });
-        if self.page.is_empty() { page } else { &self.page }
+        btree::unallocated(page, number as u32, geometry, |part| self.parts.push(part));
+        self.parts.iter().for_each(|part| page[part.clone()].fill(0));
     }
 }
 
@@ -105,8 +113,8 @@ mod tests {
     fn erased(file: &Path) -> Vec<u8> {
         let snapshot = Snapshot::pin(open_harmless(file).unwrap(), file).unwrap();
         let mut whole = Vec::new();
-        pages(&snapshot, &Cancel::default(), |page| {
-            whole.extend_from_slice(page);
+        pieces(&snapshot, 20_000, &Cancel::default(), |_, piece| {
+            whole.append(piece);
             Ok(())
         })
         .unwrap();
@@ -207,7 +215,7 @@ mod tests {
         );
         let bytes = fs::read(&file).unwrap();
         let geometry = geometry(&bytes[..512], bytes.len() as u64 / 512).unwrap();
-        let mut eraser = Eraser { geometry: Some(geometry), page: Vec::new() };
+        let mut eraser = Eraser { geometry: Some(geometry), parts: Vec::new() };
         let mut tried = 0;
         for (index, page) in bytes.chunks(512).enumerate() {
             let mut unused = vec![false; 512];
@@ -219,7 +227,8 @@ mod tests {
             for bit in 0..512 * 8 {
                 let mut changed = page.to_vec();
                 changed[bit / 8] ^= 1 << (bit % 8);
-                let erased = eraser.erase(number.into(), &changed);
+                let mut erased = changed.clone();
+                eraser.erase(number.into(), &mut erased);
                 let lost = (0..512).find(|at| !unused[*at] && erased[*at] != changed[*at]);
                 assert_eq!(lost, None, "page {number}, bit {bit}");
                 tried += 1;

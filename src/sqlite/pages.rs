@@ -1,7 +1,7 @@
-//! What the pages of a database were at a backup: a hash of each, by which the next backup knows the pages that changed.
+//! What a database was at a backup: a hash of each page, by which the next backup knows those that changed, and one of each block of pages,
+//! by which it knows most of those that did not, for a large piece is hashed several times as fast as many small ones.
 //!
-//! The *root* of a database is the SHA-256 of all its hashes in order: two
-//! databases of one root have the same pages.
+//! A *root* is the SHA-256 of such hashes in order: two databases of one root are the same.
 
 use std::{
     collections::BTreeMap,
@@ -57,10 +57,35 @@ impl PageHashes {
 
     /// Hexadecimal.
     pub fn root(&self) -> String {
-        let mut hasher = Sha256::new();
-        self.hashes.iter().for_each(|hash| hasher.update(hash));
-        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        root(&self.hashes)
     }
+}
+
+/// The hashes of all blocks of a database, as an archive is cut into them; the last one can be shorter.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BlockHashes {
+    pub block_bytes: u64,
+    pub hashes: Vec<ContentHash>,
+}
+
+impl BlockHashes {
+    /// Hexadecimal.
+    pub fn root(&self) -> String {
+        root(&self.hashes)
+    }
+}
+
+fn root(hashes: &[ContentHash]) -> String {
+    let root = Sha256::digest(hashes.as_flattened());
+    root.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Of one database.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DatabaseHashes {
+    pub pages: PageHashes,
+    /// None where they are not known.
+    pub blocks: BlockHashes,
 }
 
 /// Hashes of the databases of a backup in a file, by the paths of the databases. It ends with a digest of itself.
@@ -68,25 +93,41 @@ impl PageHashes {
 pub struct PageFile {
     /// Digest of the archive that the hashes are of; empty while there is none yet.
     pub archive: String,
-    pub databases: BTreeMap<String, PageHashes>,
+    pub databases: BTreeMap<String, DatabaseHashes>,
 }
 
 /// The first line of the file.
 #[derive(Serialize, Deserialize)]
 struct Head {
     archive: String,
-    /// Path, size of a page, number of pages.
-    databases: Vec<(String, u64, usize)>,
+    databases: Vec<Described>,
+}
+
+/// A database whose hashes follow: of its pages, then of its blocks.
+#[derive(Clone, Serialize, Deserialize)]
+struct Described {
+    path: String,
+    page_size: u64,
+    pages: usize,
+    block_size: u64,
+    blocks: usize,
 }
 
 impl PageFile {
     pub fn write(&self, out: impl Write) -> io::Result<()> {
-        let databases = self.databases.iter();
-        let databases =
-            databases.map(|(path, pages)| (path.clone(), pages.page_size_bytes, pages.hashes.len())).collect();
+        let described = |(path, DatabaseHashes { pages, blocks }): (&String, &DatabaseHashes)| Described {
+            path: path.clone(),
+            page_size: pages.page_size_bytes,
+            pages: pages.hashes.len(),
+            block_size: blocks.block_bytes,
+            blocks: blocks.hashes.len(),
+        };
         let mut out = Digesting { out, hasher: Sha256::new() };
-        out.head(&Head { archive: self.archive.clone(), databases })?;
-        self.databases.values().try_for_each(|pages| out.write(pages.hashes.as_flattened()))?;
+        out.head(&Head { archive: self.archive.clone(), databases: self.databases.iter().map(described).collect() })?;
+        for DatabaseHashes { pages, blocks } in self.databases.values() {
+            out.write(pages.hashes.as_flattened())?;
+            out.write(blocks.hashes.as_flattened())?;
+        }
         out.finish()
     }
 
@@ -94,16 +135,21 @@ impl PageFile {
     pub fn read(from: impl Read) -> io::Result<Option<Self>> {
         let Some(mut reading) = Reading::begin(from)? else { return Ok(None) };
         let mut databases = BTreeMap::new();
-        for (path, page_size_bytes, count) in reading.head.databases.clone() {
-            let mut pages = PageHashes::new(page_size_bytes);
-            let is_there = reading.hashes(count, |piece| {
-                pages.hashes.extend_from_slice(piece.as_chunks().0);
-                Ok(())
-            })?;
-            if !is_there {
-                return Ok(None);
+        for Described { path, page_size, pages, block_size, blocks } in reading.head.databases.clone() {
+            let mut hashes = DatabaseHashes {
+                pages: PageHashes::new(page_size),
+                blocks: BlockHashes { block_bytes: block_size, hashes: Vec::new() },
+            };
+            for (into, count) in [(&mut hashes.pages.hashes, pages), (&mut hashes.blocks.hashes, blocks)] {
+                let is_there = reading.hashes(count, |piece| {
+                    into.extend_from_slice(piece.as_chunks().0);
+                    Ok(())
+                })?;
+                if !is_there {
+                    return Ok(None);
+                }
             }
-            databases.insert(path, pages);
+            databases.insert(path, hashes);
         }
         Ok(reading.end()?.map(|archive| PageFile { archive, databases }))
     }
@@ -113,7 +159,8 @@ impl PageFile {
     pub fn copy(from: impl Read, out: impl Write, archive: &str) -> io::Result<Option<String>> {
         let Some(mut reading) = Reading::begin(from)? else { return Ok(None) };
         let databases = reading.head.databases.clone();
-        let count = databases.iter().fold(0, |sum: usize, (.., count)| sum.saturating_add(*count));
+        let counts = databases.iter().flat_map(|database| [database.pages, database.blocks]);
+        let count = counts.fold(0, usize::saturating_add);
         let mut out = Digesting { out, hasher: Sha256::new() };
         out.head(&Head { archive: archive.to_string(), databases })?;
         if !reading.hashes(count, |piece| out.write(piece))? {
@@ -212,7 +259,10 @@ mod tests {
 
     #[test]
     fn a_file_of_hashes_is_read_as_it_was_written_or_not_at_all() {
-        let databases = [("a".to_string(), hashes(&[1, 2, 3])), ("b".to_string(), hashes(&[]))].into();
+        let blocks = BlockHashes { block_bytes: 1024, hashes: vec![content_hash(&[1]), content_hash(&[2])] };
+        let of = |pages: &[u8], blocks| DatabaseHashes { pages: hashes(pages), blocks };
+        let databases = [("a", of(&[1, 2, 3], blocks)), ("b", of(&[], BlockHashes::default()))];
+        let databases = databases.map(|(path, hashes)| (path.to_string(), hashes)).into();
         let file = PageFile { archive: "00".into(), databases };
         let mut bytes = Vec::new();
         file.write(&mut bytes).unwrap();

@@ -53,16 +53,18 @@ impl Snapshot {
             cancel.check()?;
             let after = (first + pages_of_piece).min(page_count + 1);
             let start = (first - 1) * page_bytes;
-            piece.resize(((after - first) * page_bytes) as usize, 0);
-            file.read(&mut piece, start).map_err(failed)?;
+            file.read(&mut piece, ((after - first) * page_bytes) as usize, start).map_err(failed)?;
             let place =
                 |number: u64| ((number - first) * page_bytes) as usize..((number - first + 1) * page_bytes) as usize;
             let in_wal =
                 logged.partition_point(|number| *number < first)..logged.partition_point(|number| *number < after);
-            self.pages_of(&logged[in_wal], cancel, |number, page| {
-                piece[place(number)].copy_from_slice(page);
-                Ok(())
-            })?;
+            let in_wal = &logged[in_wal];
+            if !in_wal.is_empty() {
+                self.pages_of(in_wal, cancel, |number, page| {
+                    piece[place(number)].copy_from_slice(page);
+                    Ok(())
+                })?;
+            }
             let lock_page = LOCK_BYTE / page_bytes + 1;
             if (first..after).contains(&lock_page) {
                 piece[place(lock_page)].fill(0);
@@ -143,20 +145,28 @@ impl<'a> DatabaseFile<'a> {
         Ok(DatabaseFile { file, read, _connection: connection })
     }
 
-    /// What is beyond the end of the file comes as zeros.
+    /// Fills `into` with so many bytes. What is beyond the end of the file comes as zeros.
     #[allow(unsafe_code, reason = "rusqlite has no such call")]
-    fn read(&self, into: &mut [u8], at: u64) -> rusqlite::Result<()> {
-        for (number, part) in into.chunks_mut(c_int::MAX as usize).enumerate() {
-            let at = at + number as u64 * c_int::MAX as u64;
-            // SAFETY: the file is open while the connection is borrowed, which belongs to this thread alone; its method writes so many
-            // bytes at most, for which there is room.
-            let code = unsafe { (self.read)(self.file, part.as_mut_ptr().cast(), part.len() as c_int, at as i64) };
-            if code != ffi::SQLITE_IOERR_SHORT_READ {
-                checked(code)?;
+    fn read(&self, into: &mut Vec<u8>, bytes: usize, at: u64) -> rusqlite::Result<()> {
+        into.clear();
+        into.reserve(bytes);
+        let count = c_int::try_from(bytes).map_err(|_| too_big())?;
+        let at = ffi::sqlite3_int64::try_from(at).map_err(|_| too_big())?;
+        // SAFETY: the file is open while the connection is borrowed, which belongs to this thread alone, and there is room for what its method
+        // writes. That is `count` bytes, in both cases in which the length is set: zeros where the file has none
+        // (<https://sqlite.org/c3ref/io_methods.html>).
+        unsafe {
+            match (self.read)(self.file, into.as_mut_ptr().cast(), count, at) {
+                ffi::SQLITE_OK | ffi::SQLITE_IOERR_SHORT_READ => into.set_len(bytes),
+                code => return checked(code),
             }
         }
         Ok(())
     }
+}
+
+fn too_big() -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_TOOBIG), None)
 }
 
 fn checked(code: c_int) -> rusqlite::Result<()> {

@@ -219,7 +219,7 @@ impl Snapshot {
     ) -> Result<()> {
         let failed = |cause| self.sqlite_error(cause);
         let sql = "SELECT data FROM sqlite_dbpage('main') WHERE pgno = ?1";
-        let mut statement = self.connection.prepare(sql).map_err(failed)?;
+        let mut statement = self.connection.prepare_cached(sql).map_err(failed)?;
         for (visited, number) in numbers.iter().enumerate() {
             let mut rows = statement.query([*number]).map_err(failed)?;
             let row = rows.next().map_err(failed)?.ok_or_else(|| self.lacks(*number))?;

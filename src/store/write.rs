@@ -21,7 +21,7 @@ use crate::{
     archive::{
         block::Compression,
         encoder::{Sink, Written},
-        manifest::{ArchiveRecord, Manifest, hex},
+        manifest::{ArchiveRecord, Manifest},
         read::{Discard, read_archive},
     },
     durable::{self, PARTIAL_PREFIX},
@@ -171,7 +171,7 @@ impl Store {
         let (size, sha256) = (report.size_bytes, report.sha256.clone());
         Ok(match report.into_manifest(&path) {
             Ok(manifest) if names::id_of_archive(name).as_ref() == Some(&manifest.id) => {
-                Ok(beside(manifest, ArchiveRecord { name: name.to_string(), size, sha256 }))
+                Ok(beside(manifest, ArchiveRecord { name: name.to_string(), size, sha256, root: None }))
             }
             Ok(manifest) => Err(format!("it calls itself {}", manifest.id)),
             Err(error) => Err(error.message),
@@ -208,7 +208,7 @@ impl NewBackup<'_> {
     /// Publishes the archive, then its manifest. When this returns both are on the disk.
     pub fn publish(self, manifest: Manifest, written: Written) -> Result<Backup> {
         let name = self.archive.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let record = ArchiveRecord { name, size: written.size_bytes, sha256: hex(&written.sha256) };
+        let record = written.record(name);
         let manifest = beside(manifest, record);
         durable::publish(self.file, &self.archive)?;
         if let Err(error) = durable::write(&manifest_path(&self.archive), &manifest.to_json()) {

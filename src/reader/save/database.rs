@@ -2,33 +2,38 @@
 
 use std::{os::unix::fs::MetadataExt, thread};
 
-use crossbeam_channel::bounded;
 use sha2::{Digest, Sha256};
 
-use super::{Saving, record};
+use super::{
+    Saving,
+    blocks::{self, Block, Reading},
+    record,
+};
 use crate::{
     archive::{
         delta,
-        manifest::{FileRecord, Pages, Stored, hex},
+        manifest::{Blocks, Pages, Stored, hex},
     },
+    content_hash::ContentHash,
     error::{Code, Error, Result},
     project::{Component, discover::Source},
     reader::{
         base::Known,
         protocol::{DATA_CHUNK_BYTES, Message},
+        server::Answers,
     },
     sqlite::{
         check::{Depth, IntegrityStatus, quick_check, quick_check_on_two},
         erase,
         files::{COMPANIONS, companion},
-        pages::PageHashes,
+        pages::DatabaseHashes,
         snapshot::Snapshot,
     },
     task::Cancel,
 };
 
-/// Of a database, those that wait to be hashed.
-const CHUNKS_WAITING: usize = 4;
+/// How many blocks one message tells of.
+const SAME_AT_ONCE: usize = 256;
 
 impl Saving<'_> {
     pub(super) fn snapshot(&mut self, source: &Source, mut snapshot: Snapshot) -> Result<()> {
@@ -36,7 +41,7 @@ impl Saving<'_> {
         let looks_unchanged = self.looks_unchanged(source, &snapshot);
         let checked = if looks_unchanged {
             // Then it has the very pages that were found sound, and is not checked again.
-            if let Some(found) = self.pages(source, &snapshot, looks_unchanged)? {
+            if let Some(found) = self.pages(source, &mut snapshot, looks_unchanged)? {
                 self.saved.integrity.full_text &= found == Depth::All;
                 return Ok(());
             }
@@ -46,7 +51,7 @@ impl Saving<'_> {
             let (twins, cancel) = (snapshot.twins(), self.cancel);
             let (sent, checked) = thread::scope(|threads| {
                 let checking = twins.map(|twins| threads.spawn(move || quick_check_on_two(*twins, depth, cancel)));
-                let sent = self.pages(source, &snapshot, looks_unchanged);
+                let sent = self.pages(source, &mut snapshot, looks_unchanged);
                 (sent, checking.map(|checking| checking.join().unwrap_or_else(|_| Err(check_panicked()))))
             });
             sent?;
@@ -70,35 +75,29 @@ impl Saving<'_> {
     /// An incremental backup of a database that was found sound leaves its full-text indexes to the next full one: to read them can take
     /// longer than all else together, and they can be made again from their tables.
     fn depth(&self, source: &Source) -> Depth {
-        let was_sound = self.base.is_some_and(|base| base.sound().is_some() && base.pages(&source.path).is_some());
+        let was_sound = self.base.is_some_and(|base| base.sound().is_some() && base.hashes(&source.path).is_some());
         if was_sound { Depth::Structure } else { Depth::All }
     }
 
     /// Whether the files of the database look as they did at an earlier backup that was found sound. This only decides what
-    /// is done beside what, and what is sent: its pages are compared.
+    /// is done beside what: its blocks are compared.
     fn looks_unchanged(&self, source: &Source, snapshot: &Snapshot) -> bool {
         let now = record(source, snapshot.metadata(), snapshot.size_bytes());
         let wal = std::fs::metadata(companion(&source.absolute, COMPANIONS[0])).map_or(0, |wal| wal.len());
-        wal == 0 && self.known.is_some_and(|known| known.sound().is_some() && known.looks_like(&now))
+        let looks = |known: &Known| known.sound().is_some() && known.looks_like(&now, self.block_bytes);
+        // What is kept of pages that are not erased is in no earlier backup.
+        wal == 0 && self.erase && self.known.is_some_and(looks)
     }
 
     /// Sends what is to be saved of the database. Where it has the very pages that were found sound at an earlier backup, how far they
     /// were checked then.
-    fn pages(&mut self, source: &Source, snapshot: &Snapshot, looks_unchanged: bool) -> Result<Option<Depth>> {
-        let as_before = if looks_unchanged { self.as_before(source, snapshot) } else { None };
-        let is_told = as_before.is_some();
-        let hashes = match (self.base.and_then(|base| base.pages(&source.path)), as_before) {
-            (Some(base), _) => self.changed_pages(source, snapshot, base)?,
-            (None, Some(record)) => self.told_pages(record, snapshot)?,
-            (None, None) => self.all_pages(source, snapshot)?,
+    fn pages(&mut self, source: &Source, snapshot: &mut Snapshot, looks_unchanged: bool) -> Result<Option<Depth>> {
+        let hashes = match self.base.and_then(|base| base.hashes(&source.path)) {
+            Some(base) => self.changed_pages(source, snapshot, base, looks_unchanged)?,
+            None => self.all_pages(source, snapshot, looks_unchanged)?,
         };
-        let is_as_then = self.known.and_then(|known| known.pages(&source.path)) == Some(&hashes);
-        if is_told && !is_as_then {
-            let message =
-                format!("{} is not as it was at the last backup, though its size and its time are", source.path);
-            return Err(Error::new(Code::BaseUnusable, message, "Run it again"));
-        }
-        let found = self.known.filter(|_| is_as_then).and_then(Known::sound);
+        let is_as_then = |known: &&Known| known.digest(&source.path, snapshot.size_bytes(), &hashes.blocks).is_some();
+        let found = self.known.filter(is_as_then).and_then(Known::sound);
         self.hashes.databases.insert(source.path.clone(), hashes);
         if source.component == Component::Database {
             self.saved.node_count = snapshot.count_rows("nodes");
@@ -107,59 +106,58 @@ impl Saving<'_> {
         Ok(found)
     }
 
-    /// The record of a database that can be told of instead of sent, should it have the pages that the earlier backup has.
-    fn as_before(&self, source: &Source, snapshot: &Snapshot) -> Option<FileRecord> {
+    /// Sends all of it, but for the blocks that the earlier archive has.
+    fn all_pages(&mut self, source: &Source, snapshot: &mut Snapshot, looks_unchanged: bool) -> Result<DatabaseHashes> {
         let size = snapshot.size_bytes();
-        // The pages of the earlier backup are erased: those of this one must be too.
-        let is_asked_for = self.as_before_from_bytes.is_some_and(|from_bytes| size >= from_bytes) && self.erase;
-        let digest = self.known.filter(|_| is_asked_for)?.digest(&source.path, size)?;
-        Some(FileRecord { sha256: Some(digest.to_string()), ..record(source, snapshot.metadata(), size) })
-    }
-
-    /// Tells of the database before its pages are hashed, so that it is copied from the earlier archive meanwhile.
-    fn told_pages(&mut self, record: FileRecord, snapshot: &Snapshot) -> Result<PageHashes> {
+        let record = record(source, snapshot.metadata(), size);
         let owner = (snapshot.metadata().uid(), snapshot.metadata().gid());
-        self.answers.message(Message::AsBefore { record, owner })?;
-        let mut hashes = PageHashes::new(snapshot.page_size_bytes());
-        erase::pages(snapshot, self.cancel, |page| {
-            hashes.push(page);
-            Ok(())
+        self.answers.message(Message::Database { record, owner })?;
+        // Smaller ones share a block with other files.
+        let takes_over = self.takes_over && size >= self.block_bytes as u64;
+        let (hashing, answers) = (self.hashing(source, looks_unchanged), &mut *self.answers);
+        let mut same = Vec::new();
+        let (hashes, sha256) = hashing.read(snapshot, &mut |block| {
+            if takes_over && block.is_known {
+                same.push(block.hash);
+                return if same.len() < SAME_AT_ONCE { Ok(()) } else { tell_same(answers, &mut same) };
+            }
+            tell_same(answers, &mut same)?;
+            answers.block(block.bytes, block.hash)
         })?;
-        Ok(hashes)
-    }
-
-    fn all_pages(&mut self, source: &Source, snapshot: &Snapshot) -> Result<PageHashes> {
-        self.entry(source, snapshot.metadata(), snapshot.size_bytes())?;
-        let mut hashes = PageHashes::new(snapshot.page_size_bytes());
-        let mut out = Chunks::new(|chunk| self.answers.data(chunk));
-        let send = |page: &[u8]| {
-            hashes.push(page);
-            out.push(page)
-        };
-        if self.erase { erase::pages(snapshot, self.cancel, send) } else { snapshot.pages(self.cancel, send) }?;
-        out.finish()?;
+        tell_same(answers, &mut same)?;
+        answers.message(Message::DatabaseEnd { sha256, blocks: Blocks::from(&hashes.blocks) })?;
         Ok(hashes)
     }
 
     /// The pages are read twice in the one transaction: first to see which of them changed, then those.
-    fn changed_pages(&mut self, source: &Source, snapshot: &Snapshot, base: &PageHashes) -> Result<PageHashes> {
-        let page_size = snapshot.page_size_bytes();
-        let (hashes, digest) = hash_pages(snapshot, self.cancel)?;
-        let size = snapshot.size_bytes();
-        let changed = hashes.changed_since(base).unwrap_or_default();
+    fn changed_pages(
+        &mut self,
+        source: &Source,
+        snapshot: &mut Snapshot,
+        base: &DatabaseHashes,
+        looks_unchanged: bool,
+    ) -> Result<DatabaseHashes> {
+        let (hashes, sha256) = self.hashing(source, looks_unchanged).read(snapshot, &mut |_| Ok(()))?;
+        let (page_size, size) = (snapshot.page_size_bytes(), snapshot.size_bytes());
+        let (pages, base) = (&hashes.pages, &base.pages);
+        let changed = pages.changed_since(base).unwrap_or_default();
+        let is_same = changed.is_empty() && pages.hashes.len() == base.hashes.len();
+        // Hashes of something else: what the manifest says of the base decides.
+        let is_wrong = is_same && !self.base.is_some_and(|base| base.has(&source.path, size, &sha256));
         let is_other = base.page_size_bytes != page_size || delta::size_bytes(page_size, changed.len() as u64) >= size;
-        if is_other {
-            return self.all_pages(source, snapshot);
+        if is_other || is_wrong {
+            return self.all_pages(source, snapshot, false);
         }
         let mut record = record(source, snapshot.metadata(), size);
-        record.sha256 = Some(digest);
-        if changed.is_empty() && hashes.hashes.len() == base.hashes.len() {
+        record.sha256 = Some(sha256);
+        record.blocks = Some(Blocks::from(&hashes.blocks));
+        if is_same {
             record.stored = Stored::Base;
             self.answers.message(Message::Unchanged { record })?;
             return Ok(hashes);
         }
         record.stored = Stored::Pages;
-        record.pages = Some(Pages { page_size, changed: changed.len() as u64, root: hashes.root() });
+        record.pages = Some(Pages { page_size, changed: changed.len() as u64, root: pages.root() });
         let owner = (snapshot.metadata().uid(), snapshot.metadata().gid());
         self.answers.message(Message::Entry { record, owner })?;
         let mut out = Chunks::new(|chunk| self.answers.data(chunk));
@@ -171,29 +169,55 @@ impl Saving<'_> {
         out.finish()?;
         Ok(hashes)
     }
+
+    fn hashing<'a>(&self, source: &'a Source, looks_unchanged: bool) -> Hashing<'a>
+    where
+        Self: 'a,
+    {
+        let reading = Reading {
+            block_bytes: self.block_bytes,
+            // What a backup rests on is erased too.
+            erase: self.erase || self.base.is_some(),
+            known: self.known.and_then(|known| known.hashes(&source.path)),
+        };
+        Hashing { reading, path: &source.path, earlier: self.known.filter(|_| looks_unchanged), cancel: self.cancel }
+    }
 }
 
-/// The hashes of all pages, and the SHA-256 of the whole, hexadecimal. The latter has a thread of its own: it takes as long as the reading.
-fn hash_pages(snapshot: &Snapshot, cancel: &Cancel) -> Result<(PageHashes, String)> {
-    let mut hashes = PageHashes::new(snapshot.page_size_bytes());
-    let (chunks, received) = bounded::<Vec<u8>>(CHUNKS_WAITING);
-    // The sender moves in, so that a failure in here ends the thread that this waits for.
-    thread::scope(move |threads| {
-        let hashing = threads.spawn(move || {
-            let mut whole = Sha256::new();
-            received.iter().for_each(|chunk| whole.update(chunk));
-            hex(&whole.finalize())
-        });
-        let panicked = || Error::new(Code::Internal, "The hashing of the database panicked", "Please report this");
-        let mut out = Chunks::new(move |chunk| chunks.send(chunk).map_err(|_| panicked()));
-        erase::pages(snapshot, cancel, |page| {
-            hashes.push(page);
-            out.push(page)
+/// Reads a database, and tells its hashes and the SHA-256 of the whole.
+struct Hashing<'a> {
+    reading: Reading<'a>,
+    path: &'a str,
+    /// The backup since which it seems not to have changed.
+    earlier: Option<&'a Known>,
+    cancel: &'a Cancel,
+}
+
+impl Hashing<'_> {
+    /// The SHA-256 takes longer than all else here, so what seems to be as it was is read without. If it is, the manifest has it; if not, it is read
+    /// again.
+    fn read(
+        self,
+        snapshot: &mut Snapshot,
+        take: &mut dyn FnMut(Block) -> Result<()>,
+    ) -> Result<(DatabaseHashes, String)> {
+        let mut whole = Sha256::new();
+        let hashes = blocks::read(snapshot, self.reading, self.cancel, |block| {
+            if self.earlier.is_none() {
+                whole.update(&block.bytes);
+            }
+            take(block)
         })?;
-        out.finish()?;
-        let digest = hashing.join().map_err(|_| panicked())?;
-        Ok((hashes, digest))
-    })
+        let Some(earlier) = self.earlier else { return Ok((hashes, hex(&whole.finalize()))) };
+        if let Some(digest) = earlier.digest(self.path, snapshot.size_bytes(), &hashes.blocks) {
+            return Ok((hashes, digest.to_string()));
+        }
+        Hashing { earlier: None, ..self }.read(snapshot, &mut |_| Ok(()))
+    }
+}
+
+fn tell_same(answers: &mut dyn Answers, same: &mut Vec<ContentHash>) -> Result<()> {
+    if same.is_empty() { Ok(()) } else { answers.message(Message::Same { blocks: std::mem::take(same) }) }
 }
 
 fn check_panicked() -> Error {

@@ -1,9 +1,10 @@
-//! Streams what a backup holds: [`database`] sends databases, [`file`] plain files.
+//! Streams what a backup holds: [`database`] sends databases, which [`blocks`] reads, [`file`] plain files.
 //!
 //! All headers are looked at first, then all databases are opened and pinned to a commit, then everything is sent in the
 //! order of the archive. A database is closed as soon as its pages are out and checked, so that a WAL is held up no
 //! longer than needed.
 
+mod blocks;
 mod database;
 mod file;
 
@@ -66,7 +67,8 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
         cancel,
         check_source: request.check_source,
         erase: request.erase,
-        as_before_from_bytes: request.as_before_from_bytes,
+        block_bytes: request.block_bytes,
+        takes_over: request.takes_over,
         known: known.as_ref(),
         base: known.as_ref().filter(|known| known.leaves_out()),
         hashes: PageFile::default(),
@@ -130,7 +132,8 @@ struct Saving<'a> {
     cancel: &'a Cancel,
     check_source: bool,
     erase: bool,
-    as_before_from_bytes: Option<u64>,
+    block_bytes: usize,
+    takes_over: bool,
     /// An earlier backup.
     known: Option<&'a Known>,
     /// The same, of an incremental backup.
@@ -196,6 +199,7 @@ fn record(source: &Source, found: &Metadata, size: u64) -> FileRecord {
         stored: Stored::Whole,
         sha256: None,
         pages: None,
+        blocks: None,
         path: source.path.clone(),
         component: source.component,
         kind: match source.kind {

@@ -1,0 +1,121 @@
+//! Reads a database once, block by block.
+//!
+//! ```text
+//! a thread: read ─▶ erase ─▶ hash, compare with an earlier backup ─▶ this thread: whatever is to be done with it
+//! ```
+//!
+//! A block is hashed as a whole first. Where an earlier backup has the same at the same place, so are the hashes of its pages, which take longer
+//! to make; elsewhere each page is hashed.
+
+use std::thread;
+
+use crossbeam_channel::bounded;
+
+use crate::{
+    content_hash::{ContentHash, content_hash},
+    error::{Code, Error, Result},
+    sqlite::{
+        erase,
+        pages::{BlockHashes, DatabaseHashes, PageHashes},
+        snapshot::Snapshot,
+    },
+    task::Cancel,
+};
+
+/// Read, and not yet taken; at least a few blocks.
+const BYTES_WAITING: usize = 2 * 1024 * 1024;
+const LEAST_BLOCKS_WAITING: usize = 4;
+
+/// How a database is read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reading<'a> {
+    pub block_bytes: usize,
+    /// Without what pages no longer hold.
+    pub erase: bool,
+    /// What it was at an earlier backup.
+    pub known: Option<&'a DatabaseHashes>,
+}
+
+pub(super) struct Block {
+    pub bytes: Vec<u8>,
+    pub hash: ContentHash,
+    /// It is as it was at the earlier backup.
+    pub is_known: bool,
+}
+
+/// Calls `take` with each block, first to last.
+pub(super) fn read(
+    snapshot: &mut Snapshot,
+    reading: Reading<'_>,
+    cancel: &Cancel,
+    mut take: impl FnMut(Block) -> Result<()>,
+) -> Result<DatabaseHashes> {
+    thread::scope(|threads| {
+        let (blocks, received) = bounded::<Block>((BYTES_WAITING / reading.block_bytes).max(LEAST_BLOCKS_WAITING));
+        let hashing = threads.spawn(move || {
+            let mut hashes = Hashes::new(snapshot.page_size_bytes(), reading);
+            let mut visit = |first: u64, piece: &mut Vec<u8>| {
+                let (hash, is_known) = hashes.add(first, piece);
+                // Nobody takes it where that failed, which is told there.
+                blocks.send(Block { bytes: std::mem::take(piece), hash, is_known }).map_err(|_| Error::aborted())
+            };
+            if reading.erase {
+                erase::pieces(snapshot, reading.block_bytes, cancel, &mut visit)
+            } else {
+                snapshot.pieces(reading.block_bytes, cancel, &mut visit)
+            }?;
+            Ok(hashes.made)
+        });
+        let taken = received.iter().try_for_each(&mut take);
+        // The other side waits for room no longer.
+        drop(received);
+        let panicked =
+            |_| Err(Error::new(Code::Internal, "The hashing of the database panicked", "Please report this"));
+        let hashes = hashing.join().unwrap_or_else(panicked);
+        taken.and(hashes)
+    })
+}
+
+struct Hashes<'a> {
+    made: DatabaseHashes,
+    /// Of pages of the same size.
+    known: Option<&'a DatabaseHashes>,
+}
+
+impl<'a> Hashes<'a> {
+    fn new(page_size_bytes: u64, reading: Reading<'a>) -> Self {
+        let blocks = BlockHashes { block_bytes: reading.block_bytes as u64, hashes: Vec::new() };
+        let made = DatabaseHashes { pages: PageHashes::new(page_size_bytes), blocks };
+        let is_alike = |known: &&DatabaseHashes| known.pages.page_size_bytes == page_size_bytes;
+        Hashes { made, known: reading.known.filter(is_alike) }
+    }
+
+    /// The hash of the next block, and whether it is known.
+    fn add(&mut self, first_page: u64, block: &[u8]) -> (ContentHash, bool) {
+        let hash = content_hash(block);
+        let start = first_page as usize - 1;
+        let page_bytes = self.made.pages.page_size_bytes as usize;
+        let pages = start..start + block.len() / page_bytes;
+        let known_pages = self.known.and_then(|known| known.pages.hashes.get(pages.clone()));
+        let is_known = match known_pages.filter(|_| self.is_known_block(hash)) {
+            Some(known_pages) => {
+                self.made.pages.hashes.extend_from_slice(known_pages);
+                true
+            }
+            None => {
+                block.chunks(page_bytes).for_each(|page| self.made.pages.push(page));
+                known_pages == self.made.pages.hashes.get(pages)
+            }
+        };
+        self.made.blocks.hashes.push(hash);
+        (hash, is_known)
+    }
+
+    /// Whether the next block has this hash there.
+    fn is_known_block(&self, hash: ContentHash) -> bool {
+        let (made, known) = (&self.made.blocks, self.known.map(|known| &known.blocks));
+        known.is_some_and(|known| {
+            known.block_bytes == made.block_bytes && known.hashes.get(made.hashes.len()) == Some(&hash)
+        })
+    }
+}
