@@ -21,7 +21,7 @@ use kg_backup::{
         server::Answers,
     },
     restore::{RestoreOptions, restore},
-    sqlite::pages::PageFile,
+    sqlite::{check::IntegrityStatus, pages::PageFile},
     store::Store,
     task::{Cancel, Task},
     verify::check_backup,
@@ -188,7 +188,7 @@ impl Before {
         };
         let mut said = Said::default();
         let saved = save(&request, &mut said, &Cancel::default()).unwrap();
-        assert!(saved.integrity.full_text, "{saved:?}");
+        assert_eq!(saved.integrity.status, IntegrityStatus::Ok, "{saved:?}");
         (said, saved)
     }
 
@@ -204,7 +204,7 @@ fn of_large_databases_only_the_blocks_that_changed_are_sent_and_the_digest_is_th
     let paths: Vec<String> = databases().iter().map(|(path, _)| path.display().to_string()).collect();
     let [knowledge, vectors, small, long] = &paths[..] else { unreachable!() };
     let (said, saved) = before.save(BLOCK_BYTES, true, true);
-    assert_eq!(saved.node_count, 600);
+    assert!(saved.integrity.full_text && saved.node_count == 600, "{saved:?}");
     for path in [knowledge, vectors, long] {
         assert!(matches!(said.content[path], (0, 2..)), "{path}: {:?}", said.content[path]);
     }

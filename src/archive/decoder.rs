@@ -25,6 +25,8 @@ use crate::{
     task::Cancel,
 };
 
+/// Under way: those of a forged archive can be large.
+const BLOCKS_PER_WORKER: usize = 4;
 /// Pieces in which a plain archive is read.
 const PLAIN_PIECE_BYTES: usize = 256 * 1024;
 /// How often the end of a file whose content is not wanted is asked for.
@@ -70,7 +72,7 @@ enum Piece {
 impl Decoder {
     pub fn new(file: File) -> io::Result<Self> {
         let file = SealedFile::new(file)?;
-        let started = parallel::ordered(cores(), file.container().blocks_per_worker(), || {
+        let started = parallel::ordered(cores(), BLOCKS_PER_WORKER, || {
             let mut unpacker = Unpacker::default();
             move |piece| decode(piece, &mut unpacker)
         });

@@ -26,6 +26,9 @@ use crate::{
     task::POLL_INTERVAL,
 };
 
+/// What is under way for each worker: enough that nobody waits for another one's turn on the processor.
+const BYTES_PER_WORKER: usize = 1024 * 1024;
+const LEAST_BLOCKS_PER_WORKER: usize = 4;
 /// More than an empty block takes.
 const LEAST_FILLER_BYTES: u64 = 128;
 
@@ -99,10 +102,11 @@ impl Encoder {
     pub fn new(sink: Box<dyn Sink>, compression: Compression, earlier: Option<Arc<Earlier>>) -> Result<Self> {
         let container = compression.container();
         let workers = if container == Container::Plain { 1 } else { cores() };
+        let blocks_per_worker = (BYTES_PER_WORKER / compression.block_bytes()).max(LEAST_BLOCKS_PER_WORKER);
         let packers = (0..workers).map(|_| Packer::new(compression)).collect::<Result<Vec<_>>>()?;
         let packers = std::cell::RefCell::new(packers);
         let worker = || packing(packers.borrow_mut().pop().flatten(), earlier.clone());
-        let (submit, deliver) = parallel::ordered(workers, container.blocks_per_worker(), worker)?;
+        let (submit, deliver) = parallel::ordered(workers, blocks_per_worker, worker)?;
         let output = thread::Builder::new()
             .name("kg-output".into())
             .spawn(move || Output::new(sink, compression, earlier)?.write_all(deliver))

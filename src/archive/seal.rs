@@ -35,15 +35,6 @@ impl Container {
         }
     }
 
-    /// How many blocks are under way for each worker: enough that none waits for another one's turn on the processor, and not much memory.
-    pub fn blocks_per_worker(self) -> usize {
-        match self {
-            Container::Gzip | Container::Plain => 16,
-            // They are large.
-            Container::Zstd => 4,
-        }
-    }
-
     pub fn seal_bytes(self) -> usize {
         match self {
             Container::Gzip => GZIP_SEAL_START.len() + DIGEST_BYTES + GZIP_SEAL_END.len(),
