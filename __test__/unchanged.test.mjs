@@ -111,6 +111,7 @@ test('an archive damaged behind its manifest gives nothing to the next backup', 
   writeFileSync(first.path, archive);
   const next = await manager().createBackup();
   expect(next.reusedBytes).toBe(0);
+  expect(next.warnings).toEqual([expect.objectContaining({ code: 'KG_WARN_STORE', message: expect.stringContaining('not what was written') })]);
   expect(await manager().verifyBackup(next.id)).toBe(true);
   expect(await manager().verifyBackup(first.id)).toBe(false);
 });

@@ -132,7 +132,11 @@ pub fn create_backup(
             run.save(&options, Before::Nothing)?
         }
         // The archive that it could have taken from is damaged: it only saves time.
-        Err(error) if base.is_none() && is_of_base(&error) => run.save(&options, Before::Nothing)?,
+        Err(error) if base.is_none() && is_of_base(&error) => {
+            let message = format!("{}, so nothing was: see the damage with `kg diag backup --verify`", error.message);
+            warnings.push(Warning::new(WarningCode::Store, message));
+            run.save(&options, Before::Nothing)?
+        }
         saved => saved?,
     };
     backup.warnings.extend(warnings);

@@ -180,7 +180,9 @@ pub fn earlier(
         let is_alike = |manifest: &Manifest| {
             manifest.project.as_deref() == project && manifest.compression.as_ref() == Some(&name)
         };
-        if let Some(archive) = manifest_of(&backup).filter(is_alike).and_then(|manifest| manifest.archive) {
+        let archive = manifest_of(&backup).filter(is_alike).and_then(|manifest| manifest.archive);
+        // Without, it could not be told in one reading whether it is what was written.
+        if let Some(archive) = archive.filter(|archive| archive.root.is_some()) {
             return Ok(Some(Earlier::new(&backup.path, archive, cancel)));
         }
     }

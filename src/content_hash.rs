@@ -4,12 +4,7 @@ pub const HASH_BYTES: usize = 16;
 pub type ContentHash = [u8; HASH_BYTES];
 
 pub fn content_hash(content: &[u8]) -> ContentHash {
-    first_bytes(&blake3::hash(content))
-}
-
-/// Of content that was hashed piece by piece.
-pub fn first_bytes(whole: &blake3::Hash) -> ContentHash {
     let mut hash = ContentHash::default();
-    hash.copy_from_slice(&whole.as_bytes()[..HASH_BYTES]);
+    hash.copy_from_slice(&blake3::hash(content).as_bytes()[..HASH_BYTES]);
     hash
 }

@@ -2,7 +2,7 @@
 //! is what the project holds.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -116,6 +116,7 @@ struct Said {
     /// How many bytes were sent of each, and how many blocks were told of.
     content: BTreeMap<String, (usize, usize)>,
     digests: BTreeMap<String, String>,
+    told: BTreeSet<ContentHash>,
 }
 
 impl Answers for Said {
@@ -125,7 +126,10 @@ impl Answers for Said {
                 self.path = record.path;
                 self.content.insert(self.path.clone(), (0, 0));
             }
-            Message::Same { blocks } => self.content.get_mut(&self.path).unwrap().1 += blocks.len(),
+            Message::Same { blocks } => {
+                self.content.get_mut(&self.path).unwrap().1 += blocks.len();
+                self.told.extend(blocks);
+            }
             Message::DatabaseEnd { sha256, .. } => drop(self.digests.insert(std::mem::take(&mut self.path), sha256)),
             _ => {}
         }
@@ -189,7 +193,13 @@ impl Before {
         let mut said = Said::default();
         let saved = save(&request, &mut said, &Cancel::default()).unwrap();
         assert_eq!(saved.integrity.status, IntegrityStatus::Ok, "{saved:?}");
+        let blocks = self.hashes().databases.into_values().flat_map(|hashes| hashes.blocks.hashes);
+        assert!(said.told.is_subset(&blocks.collect()), "the earlier archive has every block that is told of");
         (said, saved)
+    }
+
+    fn hashes(&self) -> PageFile {
+        PageFile::read(fs::File::open(self.scratch.join("hashes")).unwrap()).unwrap().unwrap()
     }
 
     fn digest(&self, path: &str) -> &str {
@@ -228,12 +238,11 @@ fn of_large_databases_only_the_blocks_that_changed_are_sent_and_the_digest_is_th
 }
 
 #[test]
-fn blocks_of_another_size_or_not_erased_are_told_of_only_if_they_are_the_same() {
+fn blocks_of_another_size_are_not_told_of_and_those_that_are_not_erased_only_if_they_are_the_same() {
     let before = Before::new();
     let knowledge = ".kg/knowledge.db";
-    // There are no hashes of such blocks, but of all their pages.
     let (said, _) = before.save(BLOCK_BYTES / 2, true, true);
-    assert_eq!(said.content[knowledge].0, 0);
+    assert!(said.content.values().all(|(sent, told)| *sent > 0 && *told == 0), "the earlier archive has no such block");
     change(&before.root, Path::new(knowledge), "DELETE FROM nodes WHERE id % 5 > 0");
     let (erased, _) = before.save(BLOCK_BYTES, true, true);
     let (kept, _) = before.save(BLOCK_BYTES, true, false);
@@ -246,8 +255,7 @@ fn hashes_of_other_content_make_no_wrong_backup() {
     let before = Before::new();
     let (vectors, long) = (databases()[1].0.display().to_string(), databases()[3].0.display().to_string());
     // Right in itself, but each of the two is said to be what the other is.
-    let read = || PageFile::read(fs::File::open(before.scratch.join("hashes")).unwrap()).unwrap().unwrap();
-    let mut wrong = read();
+    let mut wrong = before.hashes();
     let [of_vectors, of_long] = [&vectors, &long].map(|path| wrong.databases.remove(path).unwrap());
     wrong.databases.extend([(vectors.clone(), of_long), (long.clone(), of_vectors)]);
     wrong.write(fs::File::create(before.scratch.join("hashes")).unwrap()).unwrap();
@@ -259,7 +267,7 @@ fn hashes_of_other_content_make_no_wrong_backup() {
     assert_eq!(
         PageFile::read(fs::File::open(before.scratch.join(PAGE_HASHES_FILE)).unwrap()).unwrap().unwrap().databases,
         {
-            let mut right = read().databases;
+            let mut right = before.hashes().databases;
             let (of_vectors, of_long) = (right.remove(&vectors).unwrap(), right.remove(&long).unwrap());
             right.extend([(vectors, of_long), (long, of_vectors)]);
             right
@@ -281,4 +289,30 @@ fn an_incremental_backup_leaves_out_no_database_of_which_only_the_hashes_are_the
     let (said, _) = before.save(BLOCK_BYTES, false, true);
     assert_eq!(said.content.keys().collect::<Vec<_>>(), [&vectors]);
     assert_eq!(said.digests[&vectors], changed.digests[&vectors]);
+}
+
+#[test]
+fn of_a_database_that_became_shorter_no_block_is_told_of_that_ends_earlier_now() {
+    let before = Before::new();
+    let knowledge = ".kg/knowledge.db";
+    for rows in (300..600).step_by(37) {
+        change(&before.root, Path::new(knowledge), &format!("DELETE FROM nodes WHERE id > {}; VACUUM", 900 - rows));
+        let (said, _) = before.save(BLOCK_BYTES, true, true);
+        assert!(said.content[knowledge].0 > 0);
+    }
+}
+
+#[test]
+fn a_digest_that_rotted_in_the_manifest_beside_the_last_archive_gets_into_no_other() {
+    let before = Before::new();
+    let knowledge = ".kg/knowledge.db";
+    let mut rotten = before.manifest.clone();
+    let record = rotten.files.iter().find(|record| record.path == knowledge).unwrap();
+    let digest = rotten.checksums.get_mut(&record.entry).unwrap();
+    *digest = digest.replace(['1', '2', '3'], "4");
+    for leave_out in [false, true] {
+        Base::new(&rotten, "hashes".into(), leave_out).write(&before.known).unwrap();
+        let (said, _) = before.save(BLOCK_BYTES, !leave_out, true);
+        assert_eq!(said.digests[knowledge], before.digest(knowledge));
+    }
 }

@@ -18,11 +18,9 @@ use super::{
     seal::{Container, SealedFile},
 };
 use crate::{
-    content_hash::{ContentHash, content_hash, first_bytes},
+    content_hash::{ContentHash, content_hash},
     task::Cancel,
 };
-
-const REST_PIECE_BYTES: usize = 256 * 1024;
 
 /// Whether the archive at `path` is the one that `record` describes. `record` itself may be damaged: it is enough that one of the two is right.
 pub fn is_as_written(path: &Path, record: &ArchiveRecord, cancel: &Cancel) -> io::Result<bool> {
@@ -31,7 +29,7 @@ pub fn is_as_written(path: &Path, record: &ArchiveRecord, cancel: &Cancel) -> io
         while blocks.read()?.is_some() {
             cancel.check().map_err(io::Error::other)?;
         }
-        if blocks.finish()? == *root {
+        if blocks.finish()?.as_ref() == Some(root) {
             return Ok(true);
         }
     }
@@ -79,16 +77,13 @@ impl StoredBlocks {
         Ok(Some(StoredBlock { head, bytes: &self.block, offset, hash }))
     }
 
-    /// The root, hexadecimal, once there is no other block: what is left was begun to be read.
-    pub fn finish(mut self) -> io::Result<String> {
-        let mut rest = blake3::Hasher::new();
-        while !self.block.is_empty() {
-            rest.update(&self.block);
-            self.block.clear();
-            append(&mut self.block, &mut self.file, REST_PIECE_BYTES)?;
-        }
-        self.root.update(first_bytes(&rest.finalize()));
-        Ok(hex(&self.root.finalize()))
+    /// The root, hexadecimal, once there is no other block, where no more than a seal follows.
+    pub fn finish(mut self) -> io::Result<Option<String>> {
+        let seal_bytes = self.container.seal_bytes();
+        let more = (seal_bytes + 1).saturating_sub(self.block.len());
+        append(&mut self.block, &mut self.file, more)?;
+        self.root.update(content_hash(&self.block));
+        Ok((self.block.len() <= seal_bytes).then(|| hex(&self.root.finalize())))
     }
 }
 

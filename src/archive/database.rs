@@ -59,8 +59,10 @@ impl<'a> DatabaseEntry<'a> {
             return Err(unannounced(&self.record, self.record.size - self.bytes_left));
         }
         // No page is smaller than a block of the tar, so nothing is to be filled up.
-        let ended = self.archive.encoder().begin(Content::Other);
-        self.archive.explain(ended)?;
+        if self.has_own_blocks {
+            let ended = self.archive.encoder().begin(Content::Other);
+            self.archive.explain(ended)?;
+        }
         self.record.blocks = Some(blocks);
         self.archive.added(self.record, sha256);
         Ok(())

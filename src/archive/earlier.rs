@@ -32,6 +32,9 @@ use crate::{
     task::Cancel,
 };
 
+/// How many blocks are told of at once, which wakes whoever waits for one.
+const PLACES_AT_ONCE: usize = 64;
+
 /// An archive whose blocks may be taken over. It is read from when this is made on.
 pub struct Earlier {
     /// What was written.
@@ -79,7 +82,7 @@ impl Earlier {
         let (archive, expected, cancel) = (archive.to_path_buf(), record.root.clone(), cancel.clone());
         let unread = Unread(shared.clone());
         let read = move || {
-            let root = unread.0.read(&archive, &cancel).ok();
+            let root = unread.0.read(&archive, &cancel).ok().flatten();
             unread.0.known().is_as_written = Some(root.is_some() && root == expected);
         };
         let reading = thread::Builder::new().name("kg-earlier".into()).spawn(read).ok();
@@ -100,6 +103,11 @@ impl Earlier {
         is_as_read.then_some(Taken { block, hash: place.hash, file, offset: place.offset })
     }
 
+    /// Nobody needs it any more: whoever still waits gets nothing.
+    pub fn give_up(&self) {
+        self.shared.stop.cancel();
+    }
+
     /// Waits until it was read to its end; whether it is what was written.
     pub fn is_as_written(&self) -> bool {
         let known = self.shared.known();
@@ -110,7 +118,7 @@ impl Earlier {
 
 impl Drop for Earlier {
     fn drop(&mut self) {
-        self.shared.stop.cancel();
+        self.give_up();
         if let Some(reading) = self.reading.take() {
             // After a panic it is one that is not what was written.
             let _ = reading.join();
@@ -134,19 +142,28 @@ impl Shared {
     }
 
     /// The root of the archive, hexadecimal.
-    fn read(&self, archive: &Path, cancel: &Cancel) -> io::Result<String> {
+    fn read(&self, archive: &Path, cancel: &Cancel) -> io::Result<Option<String>> {
         let file = File::open(archive)?;
         let mut blocks = StoredBlocks::new(file.try_clone()?)?;
         self.known().file = Some(Arc::new(file));
+        let mut read = Vec::with_capacity(PLACES_AT_ONCE);
         while let Some(block) = blocks.read()? {
             cancel.check().and_then(|()| self.stop.check()).map_err(io::Error::other)?;
             if let Some(holds) = block.head.hash(block.bytes) {
                 let place = Place { offset: block.offset, size: block.head.size, hash: block.hash };
-                self.known().places.insert(holds, place);
-                self.more.notify_all();
+                read.push((holds, place));
+            }
+            if read.len() == PLACES_AT_ONCE {
+                self.tell(&mut read);
             }
         }
+        self.tell(&mut read);
         blocks.finish()
+    }
+
+    fn tell(&self, read: &mut Vec<(ContentHash, Place)>) {
+        self.known().places.extend(read.drain(..));
+        self.more.notify_all();
     }
 
     fn place(&self, hash: &ContentHash) -> Option<(Arc<File>, Place)> {
@@ -161,7 +178,7 @@ impl Shared {
 pub fn is_gone() -> Error {
     Error::new(
         Code::BaseUnusable,
-        "The earlier backup that unchanged blocks were to be taken from is not what was written",
+        "The earlier backup that unchanged blocks are taken from is not what was written",
         "Run it again; see the damage with `kg diag backup --verify`",
     )
 }

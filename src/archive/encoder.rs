@@ -73,6 +73,7 @@ pub struct Encoder {
     block_bytes: usize,
     pipeline: Option<Submit<Piece, Item>>,
     output: Option<JoinHandle<Result<Written>>>,
+    earlier: Option<Arc<Earlier>>,
 }
 
 /// What the producer hands to the workers.
@@ -107,15 +108,30 @@ impl Encoder {
         let packers = std::cell::RefCell::new(packers);
         let worker = || packing(packers.borrow_mut().pop().flatten(), earlier.clone());
         let (submit, deliver) = parallel::ordered(workers, blocks_per_worker, worker)?;
+        let needed = earlier.clone();
         let output = thread::Builder::new()
             .name("kg-output".into())
-            .spawn(move || Output::new(sink, compression, earlier)?.write_all(deliver))
+            .spawn(move || {
+                let written =
+                    Output::new(sink, compression, earlier.clone()).and_then(|output| output.write_all(deliver));
+                if written.is_err() {
+                    earlier.iter().for_each(|earlier| earlier.give_up());
+                }
+                written
+            })
             .map_err(|cause| {
                 Error::new(Code::Internal, "No thread could be started", "Run it again").with_cause(cause)
             })?;
         let block_bytes = compression.block_bytes();
         let block = Vec::with_capacity(block_bytes);
-        Ok(Encoder { block, content: Content::Other, block_bytes, pipeline: Some(submit), output: Some(output) })
+        Ok(Encoder {
+            block,
+            content: Content::Other,
+            block_bytes,
+            pipeline: Some(submit),
+            output: Some(output),
+            earlier: needed,
+        })
     }
 
     /// What the largest block holds.
@@ -179,6 +195,13 @@ impl Encoder {
     fn submit(&self, piece: Piece) -> io::Result<()> {
         let pipeline = self.pipeline.as_ref().ok_or_else(gave_up)?;
         pipeline.submit(piece).map_err(|_| gave_up())
+    }
+}
+
+impl Drop for Encoder {
+    /// Workers that wait for the earlier archive end with this.
+    fn drop(&mut self) {
+        self.earlier.iter().for_each(|earlier| earlier.give_up());
     }
 }
 

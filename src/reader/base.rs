@@ -97,10 +97,12 @@ impl Known {
         self.file(path).is_some_and(|record| record.size == size && record.sha256.as_deref() == Some(sha256))
     }
 
-    /// The SHA-256, hexadecimal, of a database there, if it is of these blocks. Nothing but the manifest says so.
+    /// The SHA-256, hexadecimal, of a database there, if it is of these blocks. What is kept of its pages must say the same as the manifest, which
+    /// nothing else guards.
     pub fn digest(&self, path: &str, size: u64, blocks: &BlockHashes) -> Option<&str> {
         let same = |record: &&FileRecord| record.size == size && record.blocks == Some(Blocks::from(blocks));
-        self.file(path).filter(same)?.sha256.as_deref()
+        let digest = self.file(path).filter(same)?.sha256.as_deref();
+        digest.filter(|digest| self.hashes(path).is_some_and(|hashes| hashes.sha256 == *digest))
     }
 
     /// Whether the directory or link of `record` is the same there.
@@ -108,12 +110,13 @@ impl Known {
         self.files.get(&record.path) == Some(record)
     }
 
-    /// Whether a database there has the size and the time of `record`, and blocks of that size by which it can be told whether it is the same.
+    /// Whether a database there has the size and the time of `record`, and it can be told by blocks of that size whether it is the same.
     pub fn looks_like(&self, record: &FileRecord, block_bytes: usize) -> bool {
         let looks = |base: &FileRecord| (base.size, base.mtime) == (record.size, record.mtime);
         let has_blocks =
             |base: &FileRecord| base.blocks.as_ref().is_some_and(|blocks| blocks.size == block_bytes as u64);
-        self.file(&record.path).is_some_and(|base| looks(base) && has_blocks(base))
+        let is_told = self.hashes(&record.path).is_some_and(|hashes| !hashes.sha256.is_empty());
+        is_told && self.file(&record.path).is_some_and(|base| looks(base) && has_blocks(base))
     }
 
     /// The size of a file there.

@@ -1,6 +1,6 @@
 //! SQLite databases of a live project. Only the reader may call into this module (`src/reader`).
 //!
-//! [`snapshot`] takes the pages of a database at one commit beside any number of writers. [`aside`] copies a database
+//! [`snapshot`] takes the pages of a database at one commit beside any number of writers, and [`pieces`] reads them. [`aside`] copies a database
 //! with its WAL or journal to where SQLite can recover it, or to save a damaged one as it is. [`in_use`] tells which
 //! process has a database open. [`replace`] puts new content into a database that others have open. [`private`] copies one
 //! commit for checks that take their time. [`check`] asks SQLite whether a database is sound, and [`fulltext`] spares it what

@@ -84,8 +84,10 @@ fn root(hashes: &[ContentHash]) -> String {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DatabaseHashes {
     pub pages: PageHashes,
-    /// None where they are not known.
+    /// Of size 0 where they are not known.
     pub blocks: BlockHashes,
+    /// Of the whole, hexadecimal; empty where it is not known.
+    pub sha256: String,
 }
 
 /// Hashes of the databases of a backup in a file, by the paths of the databases. It ends with a digest of itself.
@@ -111,20 +113,22 @@ struct Described {
     pages: usize,
     block_size: u64,
     blocks: usize,
+    sha256: String,
 }
 
 impl PageFile {
     pub fn write(&self, out: impl Write) -> io::Result<()> {
-        let described = |(path, DatabaseHashes { pages, blocks }): (&String, &DatabaseHashes)| Described {
+        let described = |(path, DatabaseHashes { pages, blocks, sha256 }): (&String, &DatabaseHashes)| Described {
             path: path.clone(),
             page_size: pages.page_size_bytes,
             pages: pages.hashes.len(),
             block_size: blocks.block_bytes,
             blocks: blocks.hashes.len(),
+            sha256: sha256.clone(),
         };
         let mut out = Digesting { out, hasher: Sha256::new() };
         out.head(&Head { archive: self.archive.clone(), databases: self.databases.iter().map(described).collect() })?;
-        for DatabaseHashes { pages, blocks } in self.databases.values() {
+        for DatabaseHashes { pages, blocks, .. } in self.databases.values() {
             out.write(pages.hashes.as_flattened())?;
             out.write(blocks.hashes.as_flattened())?;
         }
@@ -135,10 +139,11 @@ impl PageFile {
     pub fn read(from: impl Read) -> io::Result<Option<Self>> {
         let Some(mut reading) = Reading::begin(from)? else { return Ok(None) };
         let mut databases = BTreeMap::new();
-        for Described { path, page_size, pages, block_size, blocks } in reading.head.databases.clone() {
+        for Described { path, page_size, pages, block_size, blocks, sha256 } in reading.head.databases.clone() {
             let mut hashes = DatabaseHashes {
                 pages: PageHashes::new(page_size),
                 blocks: BlockHashes { block_bytes: block_size, hashes: Vec::new() },
+                sha256,
             };
             for (into, count) in [(&mut hashes.pages.hashes, pages), (&mut hashes.blocks.hashes, blocks)] {
                 let is_there = reading.hashes(count, |piece| {
@@ -260,7 +265,7 @@ mod tests {
     #[test]
     fn a_file_of_hashes_is_read_as_it_was_written_or_not_at_all() {
         let blocks = BlockHashes { block_bytes: 1024, hashes: vec![content_hash(&[1]), content_hash(&[2])] };
-        let of = |pages: &[u8], blocks| DatabaseHashes { pages: hashes(pages), blocks };
+        let of = |pages: &[u8], blocks| DatabaseHashes { pages: hashes(pages), blocks, sha256: "22".into() };
         let databases = [("a", of(&[1, 2, 3], blocks)), ("b", of(&[], BlockHashes::default()))];
         let databases = databases.map(|(path, hashes)| (path.to_string(), hashes)).into();
         let file = PageFile { archive: "00".into(), databases };

@@ -5,31 +5,23 @@
 //! (<https://sqlite.org/wal.html#concurrency>), for SQLite itself reads there at any time. So whatever no frame of the WAL is of is read from the
 //! file at once, and only the others are asked of SQLite. More frames than the transaction sees do no harm: their pages are asked of SQLite too.
 //!
-//! The file is read through SQLite's own handle. To open and close another one would drop all locks that this process has on it
+//! Both files are read through SQLite's own handles: whatever becomes of their names, SQLite goes on reading these. And to open and close the database
+//! would drop all locks that this process has on it
 //! (<https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>).
 
-use std::{
-    ffi::{c_int, c_void},
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-    path::Path,
-    ptr::null_mut,
-};
+use std::{ffi::c_int, ptr::null_mut};
 
 use rusqlite::{Connection, ffi};
 
-use super::{
-    btree::u32_at,
-    files::{COMPANIONS, WAL_MAGIC, companion},
-    snapshot::Snapshot,
-};
+use super::{btree::u32_at, files::WAL_MAGIC, snapshot::Snapshot};
 use crate::{error::Result, task::Cancel};
 
 /// Where there is a lock page, which SQLite never stores (<https://sqlite.org/fileformat2.html#the_lock_byte_page>).
 const LOCK_BYTE: u64 = 1 << 30;
 const WAL_HEADER_BYTES: usize = 32;
 const FRAME_HEADER_BYTES: usize = 24;
+/// The most that SQLite ever asks a file for.
+const MOST_AT_ONCE_BYTES: usize = 65_536;
 
 impl Snapshot {
     /// Calls `visit` with every page, first to last, so many together as fit in `piece_bytes` (at least one), and the number of the first of them, from 1.
@@ -44,8 +36,10 @@ impl Snapshot {
     ) -> Result<()> {
         let failed = |cause| self.sqlite_error(cause);
         let (page_bytes, page_count) = (self.page_size_bytes(), self.page_count());
-        let logged = self.pages_in_wal();
-        let file = DatabaseFile::of(self.connection()).map_err(failed)?;
+        let logged = self.pages_in_wal()?;
+        let file = SqliteFile::of(self.connection(), ffi::SQLITE_FCNTL_FILE_POINTER)
+            .and_then(|file| file.ok_or_else(not_open));
+        let file = file.map_err(failed)?;
         let pages_of_piece = (piece_bytes as u64 / page_bytes).max(1);
         let mut piece = Vec::new();
         let mut first = 1;
@@ -76,97 +70,104 @@ impl Snapshot {
     }
 
     /// Numbers of the pages that the WAL may have, in order.
-    fn pages_in_wal(&self) -> Vec<u64> {
-        let wal = self.connection().path().map(|path| companion(Path::new(path), COMPANIONS[0]));
-        let mut numbers = match wal.map(|wal| pages_in(&wal, self.page_size_bytes())) {
-            Some(Ok(numbers)) => numbers,
-            // It cannot be read as SQLite reads it: then SQLite reads everything.
-            _ => (1..=self.page_count()).collect(),
-        };
-        numbers.sort_unstable();
-        numbers.dedup();
-        numbers.retain(|number| (1..=self.page_count()).contains(number));
-        numbers
+    fn pages_in_wal(&self) -> Result<Vec<u64>> {
+        let wal = SqliteFile::of(self.connection(), ffi::SQLITE_FCNTL_JOURNAL_POINTER);
+        let mut may_have = vec![false; self.page_count() as usize];
+        let read = wal.and_then(|wal| match wal {
+            None => Ok(true),
+            Some(wal) => frames(&wal, self.page_size_bytes(), |number| {
+                may_have.get_mut(number as usize - 1).into_iter().for_each(|page| *page = true);
+            }),
+        });
+        if !read.map_err(|cause| self.sqlite_error(cause))? {
+            // It is read as no WAL is: then SQLite reads everything.
+            may_have.fill(true);
+        }
+        Ok((1..).zip(may_have).filter_map(|(number, may_have)| may_have.then_some(number)).collect())
     }
 }
 
-/// The page of each frame since the WAL last began anew, with repetitions (<https://sqlite.org/fileformat2.html#walformat>).
-fn pages_in(wal: &Path, page_bytes: u64) -> io::Result<Vec<u64>> {
-    let file = match File::open(wal) {
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        file => file?,
-    };
-    let length = file.metadata()?.len();
+/// Calls `visit` with the page of each frame since the WAL last began anew (<https://sqlite.org/fileformat2.html#walformat>). `false` where it is none.
+fn frames(wal: &SqliteFile<'_>, page_bytes: u64, mut visit: impl FnMut(u32)) -> rusqlite::Result<bool> {
+    let (length, mut header, mut frame) = (wal.size()?, Vec::new(), Vec::new());
     if length < WAL_HEADER_BYTES as u64 {
-        return Ok(Vec::new());
+        return Ok(true);
     }
-    let mut header = [0; WAL_HEADER_BYTES];
-    file.read_exact_at(&mut header, 0)?;
-    // 65536 is written as it is.
+    wal.read(&mut header, WAL_HEADER_BYTES, 0)?;
     if !header.starts_with(WAL_MAGIC) || u32_at(&header, 8).map(u64::from) != Some(page_bytes) {
-        return Err(io::ErrorKind::InvalidData.into());
+        return Ok(false);
     }
-    let mut numbers = Vec::new();
     let mut at = WAL_HEADER_BYTES as u64;
     while at + FRAME_HEADER_BYTES as u64 <= length {
-        let mut frame = [0; FRAME_HEADER_BYTES];
-        file.read_exact_at(&mut frame, at)?;
+        wal.read(&mut frame, FRAME_HEADER_BYTES, at)?;
         // Left from before.
         if frame[8..16] != header[16..24] {
             break;
         }
-        numbers.extend(u32_at(&frame, 0).map(u64::from));
+        u32_at(&frame, 0).filter(|number| *number > 0).into_iter().for_each(&mut visit);
         at += FRAME_HEADER_BYTES as u64 + page_bytes;
     }
-    Ok(numbers)
+    Ok(true)
 }
 
-/// The file of a connection's main database, as SQLite has it open.
-struct DatabaseFile<'a> {
+/// A file that a connection has open. Whatever became of its name, it is the one that SQLite reads.
+struct SqliteFile<'a> {
     file: *mut ffi::sqlite3_file,
-    read: unsafe extern "C" fn(*mut ffi::sqlite3_file, *mut c_void, c_int, ffi::sqlite3_int64) -> c_int,
-    _connection: &'a Connection,
+    methods: &'a ffi::sqlite3_io_methods,
 }
 
-impl<'a> DatabaseFile<'a> {
+impl<'a> SqliteFile<'a> {
+    /// The one that `which` asks for, of the main database; `None` where that is not open.
     #[allow(unsafe_code, reason = "rusqlite has no such call")]
-    fn of(connection: &'a Connection) -> rusqlite::Result<Self> {
+    fn of(connection: &'a Connection, which: c_int) -> rusqlite::Result<Option<Self>> {
         let mut file: *mut ffi::sqlite3_file = null_mut();
         // SAFETY: the handle is open for as long as `connection` is borrowed, the name is a C string, and SQLite writes one pointer to `file`
-        // (<https://sqlite.org/c3ref/c_fcntl_begin_atomic_write.html#sqlitefcntlfilepointer>).
-        let code = unsafe {
-            let to = (&raw mut file).cast();
-            ffi::sqlite3_file_control(connection.handle(), c"main".as_ptr(), ffi::SQLITE_FCNTL_FILE_POINTER, to)
-        };
+        // (<https://sqlite.org/c3ref/c_fcntl_begin_atomic_write.html>).
+        let code =
+            unsafe { ffi::sqlite3_file_control(connection.handle(), c"main".as_ptr(), which, (&raw mut file).cast()) };
         checked(code)?;
-        // SAFETY: a file that SQLite gives stays where it is until its connection is closed. One that is not open has no methods.
-        let read = unsafe { file.as_ref().and_then(|file| file.pMethods.as_ref()) }.and_then(|methods| methods.xRead);
-        let read = read.ok_or_else(|| checked(ffi::SQLITE_CANTOPEN).err().unwrap_or(rusqlite::Error::InvalidQuery))?;
-        Ok(DatabaseFile { file, read, _connection: connection })
+        // SAFETY: a file that SQLite gives stays where it is until its connection is closed; one that is not open has no methods, and those are
+        // constant.
+        let methods = unsafe { file.as_ref().and_then(|file| file.pMethods.as_ref()) };
+        Ok(methods.map(|methods| SqliteFile { file, methods }))
+    }
+
+    #[allow(unsafe_code, reason = "rusqlite has no such call")]
+    fn size(&self) -> rusqlite::Result<u64> {
+        let mut size = 0;
+        let ask = self.methods.xFileSize.ok_or_else(not_open)?;
+        // SAFETY: the file is open while the connection is borrowed, which belongs to this thread alone.
+        checked(unsafe { ask(self.file, &mut size) })?;
+        Ok(size as u64)
     }
 
     /// Fills `into` with so many bytes. What is beyond the end of the file comes as zeros.
     #[allow(unsafe_code, reason = "rusqlite has no such call")]
     fn read(&self, into: &mut Vec<u8>, bytes: usize, at: u64) -> rusqlite::Result<()> {
+        let read = self.methods.xRead.ok_or_else(not_open)?;
         into.clear();
         into.reserve(bytes);
-        let count = c_int::try_from(bytes).map_err(|_| too_big())?;
-        let at = ffi::sqlite3_int64::try_from(at).map_err(|_| too_big())?;
-        // SAFETY: the file is open while the connection is borrowed, which belongs to this thread alone, and there is room for what its method
-        // writes. That is `count` bytes, in both cases in which the length is set: zeros where the file has none
-        // (<https://sqlite.org/c3ref/io_methods.html>).
-        unsafe {
-            match (self.read)(self.file, into.as_mut_ptr().cast(), count, at) {
-                ffi::SQLITE_OK | ffi::SQLITE_IOERR_SHORT_READ => into.set_len(bytes),
-                code => return checked(code),
+        while into.len() < bytes {
+            let (had, count) = (into.len(), (bytes - into.len()).min(MOST_AT_ONCE_BYTES));
+            let from = at as ffi::sqlite3_int64 + had as ffi::sqlite3_int64;
+            // SAFETY: the file is open while the connection is borrowed, which belongs to this thread alone, and there is room for what its
+            // method writes. That is `count` bytes, in both cases in which the length is set: zeros where the file has none
+            // (<https://sqlite.org/c3ref/io_methods.html>).
+            unsafe {
+                match read(self.file, into.as_mut_ptr().add(had).cast(), count as c_int, from) {
+                    ffi::SQLITE_OK | ffi::SQLITE_IOERR_SHORT_READ => into.set_len(had + count),
+                    // What SQLite itself makes of it: the disk cannot read that.
+                    ffi::SQLITE_IOERR_CORRUPTFS => return checked(ffi::SQLITE_CORRUPT),
+                    code => return checked(code),
+                }
             }
         }
         Ok(())
     }
 }
 
-fn too_big() -> rusqlite::Error {
-    rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_TOOBIG), None)
+fn not_open() -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CANTOPEN), None)
 }
 
 fn checked(code: c_int) -> rusqlite::Result<()> {
@@ -264,7 +265,7 @@ mod tests {
         let writer = Connection::open(&path).unwrap();
         let made = "PRAGMA journal_mode = wal; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (x); INSERT INTO t VALUES (zeroblob(400000))";
         writer.execute_batch(made).unwrap();
-        let pages = || Snapshot::pin(open_harmless(&path).unwrap(), &path).unwrap().pages_in_wal().len();
+        let pages = || Snapshot::pin(open_harmless(&path).unwrap(), &path).unwrap().pages_in_wal().unwrap().len();
         assert!(pages() > 90);
         writer.execute_batch("PRAGMA wal_checkpoint(RESTART); INSERT INTO t VALUES (1)").unwrap();
         assert!((1..5).contains(&pages()), "{}", pages());
@@ -273,12 +274,29 @@ mod tests {
     }
 
     #[test]
-    fn where_the_log_cannot_be_read_as_one_sqlite_reads_every_page() {
+    fn files_that_lost_their_names_are_read_on_as_sqlite_does() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
-        Connection::open(&path).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
+        let made = "PRAGMA journal_mode = wal; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (x); INSERT INTO t VALUES (zeroblob(400000))";
+        let writer = Connection::open(&path).unwrap();
+        writer.execute_batch(made).unwrap();
         let snapshot = Snapshot::pin(open_harmless(&path).unwrap(), &path).unwrap();
-        fs::write(companion(&path, "-wal"), [7; 100]).unwrap();
-        assert_eq!(snapshot.pages_in_wal(), [1, 2]);
+        for file in fs::read_dir(dir.path()).unwrap() {
+            fs::remove_file(file.unwrap().path()).unwrap();
+        }
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE other (x)").unwrap();
+        let (mut read, mut expected) = (Vec::new(), Vec::new());
+        let mut add = |_, piece: &mut Vec<u8>| {
+            read.append(piece);
+            Ok(())
+        };
+        snapshot.pieces(1 << 16, &Cancel::default(), &mut add).unwrap();
+        let numbers: Vec<u64> = (1..=snapshot.page_count()).collect();
+        let add = |_, page: &[u8]| {
+            expected.extend_from_slice(page);
+            Ok(())
+        };
+        snapshot.pages_of(&numbers, &Cancel::default(), add).unwrap();
+        assert!(numbers.len() > 90 && read == expected);
     }
 }

@@ -39,7 +39,7 @@ pub(super) struct Reading<'a> {
 pub(super) struct Block {
     pub bytes: Vec<u8>,
     pub hash: ContentHash,
-    /// It is as it was at the earlier backup.
+    /// The earlier backup has the same block at the same place.
     pub is_known: bool,
 }
 
@@ -85,7 +85,7 @@ struct Hashes<'a> {
 impl<'a> Hashes<'a> {
     fn new(page_size_bytes: u64, reading: Reading<'a>) -> Self {
         let blocks = BlockHashes { block_bytes: reading.block_bytes as u64, hashes: Vec::new() };
-        let made = DatabaseHashes { pages: PageHashes::new(page_size_bytes), blocks };
+        let made = DatabaseHashes { pages: PageHashes::new(page_size_bytes), blocks, sha256: String::new() };
         let is_alike = |known: &&DatabaseHashes| known.pages.page_size_bytes == page_size_bytes;
         Hashes { made, known: reading.known.filter(is_alike) }
     }
@@ -96,7 +96,7 @@ impl<'a> Hashes<'a> {
         let start = first_page as usize - 1;
         let page_bytes = self.made.pages.page_size_bytes as usize;
         let pages = start..start + block.len() / page_bytes;
-        let known_pages = self.known.and_then(|known| known.pages.hashes.get(pages.clone()));
+        let known_pages = self.known.and_then(|known| known.pages.hashes.get(pages));
         let is_known = match known_pages.filter(|_| self.is_known_block(hash)) {
             Some(known_pages) => {
                 self.made.pages.hashes.extend_from_slice(known_pages);
@@ -104,7 +104,7 @@ impl<'a> Hashes<'a> {
             }
             None => {
                 block.chunks(page_bytes).for_each(|page| self.made.pages.push(page));
-                known_pages == self.made.pages.hashes.get(pages)
+                false
             }
         };
         self.made.blocks.hashes.push(hash);

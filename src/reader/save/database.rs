@@ -114,9 +114,9 @@ impl Saving<'_> {
         self.answers.message(Message::Database { record, owner })?;
         // Smaller ones share a block with other files.
         let takes_over = self.takes_over && size >= self.block_bytes as u64;
-        let (hashing, answers) = (self.hashing(source, looks_unchanged), &mut *self.answers);
+        let (pass, answers) = (self.pass(source, looks_unchanged), &mut *self.answers);
         let mut same = Vec::new();
-        let (hashes, sha256) = hashing.read(snapshot, &mut |block| {
+        let hashes = pass.read(snapshot, &mut |block| {
             if takes_over && block.is_known {
                 same.push(block.hash);
                 return if same.len() < SAME_AT_ONCE { Ok(()) } else { tell_same(answers, &mut same) };
@@ -125,7 +125,8 @@ impl Saving<'_> {
             answers.block(block.bytes, block.hash)
         })?;
         tell_same(answers, &mut same)?;
-        answers.message(Message::DatabaseEnd { sha256, blocks: Blocks::from(&hashes.blocks) })?;
+        let (sha256, blocks) = (hashes.sha256.clone(), Blocks::from(&hashes.blocks));
+        answers.message(Message::DatabaseEnd { sha256, blocks })?;
         Ok(hashes)
     }
 
@@ -137,19 +138,19 @@ impl Saving<'_> {
         base: &DatabaseHashes,
         looks_unchanged: bool,
     ) -> Result<DatabaseHashes> {
-        let (hashes, sha256) = self.hashing(source, looks_unchanged).read(snapshot, &mut |_| Ok(()))?;
+        let hashes = self.pass(source, looks_unchanged).read(snapshot, &mut |_| Ok(()))?;
         let (page_size, size) = (snapshot.page_size_bytes(), snapshot.size_bytes());
         let (pages, base) = (&hashes.pages, &base.pages);
         let changed = pages.changed_since(base).unwrap_or_default();
         let is_same = changed.is_empty() && pages.hashes.len() == base.hashes.len();
         // Hashes of something else: what the manifest says of the base decides.
-        let is_wrong = is_same && !self.base.is_some_and(|base| base.has(&source.path, size, &sha256));
+        let is_wrong = is_same && !self.base.is_some_and(|base| base.has(&source.path, size, &hashes.sha256));
         let is_other = base.page_size_bytes != page_size || delta::size_bytes(page_size, changed.len() as u64) >= size;
         if is_other || is_wrong {
             return self.all_pages(source, snapshot, false);
         }
         let mut record = record(source, snapshot.metadata(), size);
-        record.sha256 = Some(sha256);
+        record.sha256 = Some(hashes.sha256.clone());
         record.blocks = Some(Blocks::from(&hashes.blocks));
         if is_same {
             record.stored = Stored::Base;
@@ -170,7 +171,7 @@ impl Saving<'_> {
         Ok(hashes)
     }
 
-    fn hashing<'a>(&self, source: &'a Source, looks_unchanged: bool) -> Hashing<'a>
+    fn pass<'a>(&self, source: &'a Source, looks_unchanged: bool) -> Pass<'a>
     where
         Self: 'a,
     {
@@ -180,12 +181,12 @@ impl Saving<'_> {
             erase: self.erase || self.base.is_some(),
             known: self.known.and_then(|known| known.hashes(&source.path)),
         };
-        Hashing { reading, path: &source.path, earlier: self.known.filter(|_| looks_unchanged), cancel: self.cancel }
+        Pass { reading, path: &source.path, earlier: self.known.filter(|_| looks_unchanged), cancel: self.cancel }
     }
 }
 
-/// Reads a database, and tells its hashes and the SHA-256 of the whole.
-struct Hashing<'a> {
+/// One pass over a database, which tells its hashes and the SHA-256 of the whole.
+struct Pass<'a> {
     reading: Reading<'a>,
     path: &'a str,
     /// The backup since which it seems not to have changed.
@@ -193,26 +194,25 @@ struct Hashing<'a> {
     cancel: &'a Cancel,
 }
 
-impl Hashing<'_> {
+impl Pass<'_> {
     /// The SHA-256 takes longer than all else here, so what seems to be as it was is read without. If it is, the manifest has it; if not, it is read
     /// again.
-    fn read(
-        self,
-        snapshot: &mut Snapshot,
-        take: &mut dyn FnMut(Block) -> Result<()>,
-    ) -> Result<(DatabaseHashes, String)> {
+    fn read(self, snapshot: &mut Snapshot, take: &mut dyn FnMut(Block) -> Result<()>) -> Result<DatabaseHashes> {
         let mut whole = Sha256::new();
-        let hashes = blocks::read(snapshot, self.reading, self.cancel, |block| {
+        let mut hashes = blocks::read(snapshot, self.reading, self.cancel, |block| {
             if self.earlier.is_none() {
                 whole.update(&block.bytes);
             }
             take(block)
         })?;
-        let Some(earlier) = self.earlier else { return Ok((hashes, hex(&whole.finalize()))) };
-        if let Some(digest) = earlier.digest(self.path, snapshot.size_bytes(), &hashes.blocks) {
-            return Ok((hashes, digest.to_string()));
-        }
-        Hashing { earlier: None, ..self }.read(snapshot, &mut |_| Ok(()))
+        hashes.sha256 = match self.earlier {
+            None => hex(&whole.finalize()),
+            Some(earlier) => match earlier.digest(self.path, snapshot.size_bytes(), &hashes.blocks) {
+                Some(digest) => digest.to_string(),
+                None => return Pass { earlier: None, ..self }.read(snapshot, &mut |_| Ok(())),
+            },
+        };
+        Ok(hashes)
     }
 }
 
