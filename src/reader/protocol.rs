@@ -289,9 +289,9 @@ pub fn read_frame(input: &mut impl Read) -> io::Result<Frame> {
 }
 
 fn read_payload(input: &mut impl Read, length: u32) -> io::Result<Vec<u8>> {
-    let mut payload = Vec::with_capacity(length as usize);
-    let read = input.take(length.into()).read_to_end(&mut payload)?;
-    if read == length as usize { Ok(payload) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    let mut payload = vec![0; length as usize];
+    input.read_exact(&mut payload)?;
+    Ok(payload)
 }
 
 #[cfg(test)]
