@@ -14,7 +14,8 @@ use super::{
     earlier::Earlier,
     encoder::{Encoder, Sink, Written},
     manifest::{
-        CHECKSUMS_ENTRY, DIGEST_PREFIX, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Owner, checksums_text, hex,
+        CHECKSUMS_ENTRY, DIGEST_PREFIX, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Owner, Stored, checksums_text,
+        hex,
     },
     read::MAX_ENTRIES,
 };
@@ -168,7 +169,9 @@ impl ArchiveWriter {
     ) -> io::Result<()> {
         self.tar.append_data(header, &record.entry, io::empty())?;
         let encoder = self.tar.get_mut();
-        encoder.begin(if record.database { Content::Pages } else { Content::Other })?;
+        // The pages that changed are few: they may take the time that makes them smaller.
+        let is_whole_database = record.database && record.stored == Stored::Whole;
+        encoder.begin(if is_whole_database { Content::Pages } else { Content::Other })?;
         while content.next(usize::MAX, |piece| encoder.write_all(piece))? > 0 {}
         let padding = content.bytes.next_multiple_of(TAR_BLOCK_BYTES) - content.bytes;
         encoder.write_all(&[0; TAR_BLOCK_BYTES as usize][..padding as usize])?;
