@@ -14,14 +14,13 @@ use super::{
 };
 use crate::{
     sqlite::{
-        files::{MAGIC, WAL_MAGIC, companion},
+        files::{MAGIC, WAL_HEADER_BYTES, WAL_MAGIC, companion},
         header::HEADER_BYTES,
     },
     task::Cancel,
 };
 
-/// <https://sqlite.org/fileformat2.html#the_write_ahead_log>
-const WAL_HEADER_BYTES: usize = 32;
+/// Of the header of a WAL, what its checksum is of (<https://sqlite.org/fileformat2.html#the_write_ahead_log>).
 const WAL_CHECKED_BYTES: usize = 24;
 /// Where in the header of a database the version of the SQLite stands that changed it last
 /// (<https://sqlite.org/fileformat2.html#the_database_header>).

@@ -18,6 +18,18 @@ pub const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 pub const JOURNAL_MAGIC: &[u8] = &[0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 /// What a WAL begins with, but for the last bit of its fourth byte (<https://sqlite.org/fileformat2.html#walformat>).
 pub const WAL_MAGIC: &[u8] = &[0x37, 0x7f, 0x06];
+/// Of a WAL, and of each of its frames, before the page.
+pub const WAL_HEADER_BYTES: usize = 32;
+pub const WAL_FRAME_HEADER_BYTES: usize = 24;
+
+/// Where SQLite's locks are on a database file: no data is kept in the page that this byte is in
+/// (<https://sqlite.org/fileformat2.html#the_lock_byte_page>).
+pub const LOCK_BYTE: u64 = 0x4000_0000;
+
+/// The number of that page, which counts from 1.
+pub fn lock_page(page_size_bytes: u64) -> u64 {
+    LOCK_BYTE / page_size_bytes + 1
+}
 
 /// Whether a journal names a file that SQLite removes once the journal was rolled back.
 pub fn names_super_journal(mut journal: &File) -> io::Result<bool> {

@@ -14,10 +14,10 @@ use nix::{
     libc::{F_WRLCK, SEEK_SET, flock},
 };
 
+use super::files::LOCK_BYTE;
 use crate::error::{Error, Result};
 
-/// SQLite's lock bytes: the pending byte, the reserved byte and 510 shared bytes.
-const LOCK_BYTES_START: i64 = 0x4000_0000;
+/// The pending byte, the reserved byte and 510 shared bytes.
 const LOCK_BYTES_LENGTH: i64 = 512;
 
 /// Keeps connections of other processes out of a database while it lives.
@@ -32,7 +32,7 @@ pub fn claim(file: File, path: &Path) -> Result<std::result::Result<Claim, i32>>
     let mut lock = flock {
         l_type: F_WRLCK as i16,
         l_whence: SEEK_SET as i16,
-        l_start: LOCK_BYTES_START,
+        l_start: LOCK_BYTE as i64,
         l_len: LOCK_BYTES_LENGTH,
         l_pid: 0,
     };

@@ -13,13 +13,13 @@ use std::{ffi::c_int, ptr::null_mut};
 
 use rusqlite::{Connection, ffi};
 
-use super::{btree::u32_at, files::WAL_MAGIC, snapshot::Snapshot};
+use super::{
+    btree::u32_at,
+    files::{WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WAL_MAGIC, lock_page},
+    snapshot::Snapshot,
+};
 use crate::{error::Result, task::Cancel};
 
-/// Where there is a lock page, which SQLite never stores (<https://sqlite.org/fileformat2.html#the_lock_byte_page>).
-const LOCK_BYTE: u64 = 1 << 30;
-const WAL_HEADER_BYTES: usize = 32;
-const FRAME_HEADER_BYTES: usize = 24;
 /// The most that SQLite ever asks a file for.
 const MOST_AT_ONCE_BYTES: usize = 65_536;
 
@@ -59,7 +59,7 @@ impl Snapshot {
                     Ok(())
                 })?;
             }
-            let lock_page = LOCK_BYTE / page_bytes + 1;
+            let lock_page = lock_page(page_bytes);
             if (first..after).contains(&lock_page) {
                 piece[place(lock_page)].fill(0);
             }
@@ -98,14 +98,14 @@ fn frames(wal: &SqliteFile<'_>, page_bytes: u64, mut visit: impl FnMut(u32)) -> 
         return Ok(false);
     }
     let mut at = WAL_HEADER_BYTES as u64;
-    while at + FRAME_HEADER_BYTES as u64 <= length {
-        wal.read(&mut frame, FRAME_HEADER_BYTES, at)?;
+    while at + WAL_FRAME_HEADER_BYTES as u64 <= length {
+        wal.read(&mut frame, WAL_FRAME_HEADER_BYTES, at)?;
         // Left from before.
         if frame[8..16] != header[16..24] {
             break;
         }
         u32_at(&frame, 0).filter(|number| *number > 0).into_iter().for_each(&mut visit);
-        at += FRAME_HEADER_BYTES as u64 + page_bytes;
+        at += WAL_FRAME_HEADER_BYTES as u64 + page_bytes;
     }
     Ok(true)
 }

@@ -13,6 +13,7 @@ use crate::{
     error::{Error, Result},
     sqlite::{
         btree::{Geometry, Kind, Page, parse, u32_at},
+        files,
         header::{HEADER_BYTES, Header},
     },
     task::Cancel,
@@ -20,8 +21,6 @@ use crate::{
 
 /// So many pages are looked at to find the page size, and the encoding.
 const SAMPLES: u64 = 96;
-/// The page where SQLite keeps its locks lies here, and holds no data.
-const LOCK_PAGE_OFFSET: u64 = 0x4000_0000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
@@ -149,7 +148,7 @@ impl Source {
     }
 
     fn lock_page(&self) -> u32 {
-        (LOCK_PAGE_OFFSET / self.page_size as u64) as u32 + 1
+        files::lock_page(self.page_size as u64) as u32
     }
 
     fn read_at(&self, at: u64, length: usize) -> Vec<u8> {

@@ -11,14 +11,12 @@ use crate::{
     error::{Error, Result},
     sqlite::{
         btree::u32_at,
-        files::{WAL_MAGIC, companion},
+        files::{WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WAL_MAGIC, companion},
         header::Header,
     },
     task::Cancel,
 };
 
-const HEADER_BYTES: usize = 32;
-const FRAME_HEADER_BYTES: usize = 24;
 const FRAMES_PER_CANCEL_CHECK: u64 = 256;
 /// How often a database that is checkpointed meanwhile is looked at.
 const ATTEMPTS: u32 = 3;
@@ -32,7 +30,7 @@ pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Opti
         Ok(file) => file,
     };
     let length = file.metadata().map_err(|cause| Error::io("read", &path, cause))?.len();
-    let mut header = [0; HEADER_BYTES];
+    let mut header = [0; WAL_HEADER_BYTES];
     if length == 0 {
         return Ok(Ok(None));
     }
@@ -50,23 +48,23 @@ pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Opti
     }
     let mut wal = Overlay::new(file, page_size, 0);
     let mut pending: Vec<(u32, u64)> = Vec::new();
-    let mut frame = vec![0; FRAME_HEADER_BYTES + page_size];
-    let frames = (length - HEADER_BYTES as u64) / frame.len() as u64;
+    let mut frame = vec![0; WAL_FRAME_HEADER_BYTES + page_size];
+    let frames = (length - WAL_HEADER_BYTES as u64) / frame.len() as u64;
     for index in 0..frames {
         if index % FRAMES_PER_CANCEL_CHECK == 0 {
             cancel.check()?;
         }
-        let at = HEADER_BYTES as u64 + index * frame.len() as u64;
+        let at = WAL_HEADER_BYTES as u64 + index * frame.len() as u64;
         if wal.file.read_exact_at(&mut frame, at).is_err() || frame[8..16] != header[16..24] {
             break;
         }
         sum = checksum(sum, &frame[..8], is_big_endian);
-        sum = checksum(sum, &frame[FRAME_HEADER_BYTES..], is_big_endian);
+        sum = checksum(sum, &frame[WAL_FRAME_HEADER_BYTES..], is_big_endian);
         let number = u32_at(&frame, 0).unwrap_or(0);
         if (Some(sum.0), Some(sum.1)) != (u32_at(&frame, 16), u32_at(&frame, 20)) || number == 0 {
             break;
         }
-        pending.push((number, at + FRAME_HEADER_BYTES as u64));
+        pending.push((number, at + WAL_FRAME_HEADER_BYTES as u64));
         let committed_size = u32_at(&frame, 4).unwrap_or(0);
         if committed_size > 0 {
             let header = pending.iter().find(|(number, _)| *number == 1).map(|(_, at)| *at);
