@@ -7,8 +7,10 @@
 use libdeflater::{CompressionLvl, Compressor, Decompressor, crc32};
 
 use super::{deflate::Deflater, seal::Container};
-use crate::content_hash::{ContentHash, HASH_BYTES, content_hash};
-use crate::error::{Code, Error, Result};
+use crate::{
+    content_hash::{ContentHash, HASH_BYTES, content_hash},
+    error::{Code, Error, Result},
+};
 
 /// No block of this crate holds more; bounds what a forged one can make us allocate.
 pub const MAX_BLOCK_BYTES: u32 = 16 * 1024 * 1024;

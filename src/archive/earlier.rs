@@ -37,8 +37,8 @@ const PLACES_AT_ONCE: usize = 64;
 
 /// An archive whose blocks may be taken over. It is read from when this is made on.
 pub struct Earlier {
-    /// What was written.
-    record: ArchiveRecord,
+    /// Hexadecimal, as it was when the archive was written.
+    sha256: String,
     shared: Arc<Shared>,
     reading: Option<JoinHandle<()>>,
 }
@@ -79,19 +79,19 @@ pub struct Taken {
 impl Earlier {
     pub fn new(archive: &Path, record: ArchiveRecord, cancel: &Cancel) -> Self {
         let shared = Arc::new(Shared::default());
-        let (archive, expected, cancel) = (archive.to_path_buf(), record.root.clone(), cancel.clone());
+        let (archive, expected, cancel) = (archive.to_path_buf(), record.root, cancel.clone());
         let unread = Unread(shared.clone());
         let read = move || {
             let root = unread.0.read(&archive, &cancel).ok().flatten();
             unread.0.known().is_as_written = Some(root.is_some() && root == expected);
         };
         let reading = thread::Builder::new().name("kg-earlier".into()).spawn(read).ok();
-        Earlier { record, shared, reading }
+        Earlier { sha256: record.sha256, shared, reading }
     }
 
     /// Whether it is the archive of that checksum.
     pub fn is(&self, checksum: &str) -> bool {
-        checksum.strip_prefix(DIGEST_PREFIX) == Some(&self.record.sha256)
+        checksum.strip_prefix(DIGEST_PREFIX) == Some(&self.sha256)
     }
 
     /// The block that holds what has this hash, as soon as it was read.

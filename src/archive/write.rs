@@ -24,7 +24,7 @@ use crate::{
     project::names,
 };
 
-pub const TAR_BLOCK_BYTES: u64 = 512;
+const TAR_BLOCK_BYTES: u64 = 512;
 
 /// An archive being written. Without [`ArchiveWriter::finish`] it is none.
 pub struct ArchiveWriter {
@@ -62,9 +62,10 @@ impl ArchiveWriter {
             return Err(unannounced(&record, content.bytes));
         }
         if record.kind.is_file() {
-            self.digests.push((record.entry.clone(), hex(&content.hasher.finalize())));
+            self.added(record, hex(&content.hasher.finalize()));
+        } else {
+            self.files.push(record);
         }
-        self.files.push(record);
         Ok(())
     }
 

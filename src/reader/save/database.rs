@@ -1,13 +1,13 @@
 //! Sends a database: the pages of one snapshot, all of them or those that changed since the base, without what they no longer hold.
 
-use std::{os::unix::fs::MetadataExt, thread};
+use std::thread;
 
 use sha2::{Digest, Sha256};
 
 use super::{
     Saving,
     blocks::{self, Block, Reading},
-    record,
+    owner, record,
 };
 use crate::{
     archive::{
@@ -110,7 +110,7 @@ impl Saving<'_> {
     fn all_pages(&mut self, source: &Source, snapshot: &mut Snapshot, looks_unchanged: bool) -> Result<DatabaseHashes> {
         let size = snapshot.size_bytes();
         let record = record(source, snapshot.metadata(), size);
-        let owner = (snapshot.metadata().uid(), snapshot.metadata().gid());
+        let owner = owner(snapshot.metadata());
         self.answers.message(Message::Database { record, owner })?;
         // Smaller ones share a block with other files.
         let takes_over = self.takes_over && size >= self.block_bytes as u64;
@@ -159,7 +159,7 @@ impl Saving<'_> {
         }
         record.stored = Stored::Pages;
         record.pages = Some(Pages { page_size, changed: changed.len() as u64, root: pages.root() });
-        let owner = (snapshot.metadata().uid(), snapshot.metadata().gid());
+        let owner = owner(snapshot.metadata());
         self.answers.message(Message::Entry { record, owner })?;
         let mut out = Chunks::new(|chunk| self.answers.data(chunk));
         out.push(&delta::header(page_size))?;

@@ -24,7 +24,7 @@ use super::{
     server::Answers,
 };
 use crate::{
-    archive::manifest::{EntryKind, FileRecord, Stored},
+    archive::manifest::{EntryKind, FileRecord, Owner, Stored},
     error::{Error, Result, Warning, WarningCode},
     project::{
         Component, Project,
@@ -147,7 +147,7 @@ impl Saving<'_> {
     /// Announces `size` bytes of data; everything else is taken from `found`.
     fn entry(&mut self, source: &Source, found: &Metadata, size: u64) -> Result<()> {
         let record = record(source, found, size);
-        self.answers.message(Message::Entry { record, owner: (found.uid(), found.gid()) })
+        self.answers.message(Message::Entry { record, owner: owner(found) })
     }
 
     /// A directory or a link, which have no data.
@@ -191,6 +191,10 @@ impl Saving<'_> {
         let message = format!("{} changed while it was read; the backup may hold half of the change", source.path);
         self.saved.warnings.push(Warning::about(WarningCode::FileChanged, &source.path, message));
     }
+}
+
+fn owner(found: &Metadata) -> Owner {
+    (found.uid(), found.gid())
 }
 
 fn record(source: &Source, found: &Metadata, size: u64) -> FileRecord {
