@@ -4,7 +4,8 @@
 //! with its WAL or journal to where SQLite can recover it, or to save a damaged one as it is. [`in_use`] tells which
 //! process has a database open. [`replace`] puts new content into a database that others have open. [`private`] copies one
 //! commit for checks that take their time. [`check`] asks SQLite whether a database is sound, and [`fulltext`] spares it what
-//! can be told faster. [`header`] and [`btree`] read what is in a page, and [`erase`] leaves out what nothing refers to.
+//! can be told faster. [`header`], [`btree`] and [`record`] read what is in a page, [`shape`] tells what the rows of a table are, and [`erase`] leaves
+//! out what nothing refers to.
 
 pub mod aside;
 pub mod btree;
@@ -17,7 +18,9 @@ pub mod in_use;
 pub mod pages;
 mod pieces;
 pub mod private;
+pub mod record;
 pub mod replace;
+pub mod shape;
 pub mod snapshot;
 
 use std::{path::Path, time::Duration};

@@ -5,16 +5,14 @@
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
-use super::{
-    overlay::Overlay,
-    record::{Class, class_of, serial_types, size_of},
-};
+use super::overlay::Overlay;
 use crate::{
     error::{Error, Result},
     sqlite::{
         btree::{Geometry, Kind, Page, parse, u32_at},
         files,
         header::{HEADER_BYTES, Header},
+        record::{Class, class_of, serial_types, size_of},
     },
     task::Cancel,
 };

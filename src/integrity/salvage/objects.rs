@@ -6,10 +6,13 @@ use super::{
     FallbackSchema,
     rebuild::{Target, is_virtual, module_of},
     report::ObjectReport,
-    schema::{Object, Schema, Shape},
+    schema::{Object, Schema},
     walk::Tree,
 };
-use crate::{error::Result, sqlite::quoted};
+use crate::{
+    error::Result,
+    sqlite::{quoted, shape::Shape},
+};
 
 /// Adds what the database should have, and the schema lacks.
 pub fn add_fallback(schema: &mut Schema, fallback: FallbackSchema<'_>, warnings: &mut Vec<String>) {

@@ -15,7 +15,10 @@ use super::{
 };
 use crate::{
     error::Result,
-    sqlite::btree::{Kind, parse},
+    sqlite::{
+        btree::{Kind, parse},
+        shape::Shape,
+    },
     task::Cancel,
 };
 
@@ -275,7 +278,7 @@ fn owner(
     }
 }
 
-fn fits(walk: &Walk<'_>, group: &Group, shape: &super::schema::Shape) -> bool {
+fn fits(walk: &Walk<'_>, group: &Group, shape: &Shape) -> bool {
     group.leaves.iter().all(|leaf| {
         let page = walk.read(leaf.page, group.by_rowid);
         page.is_some_and(|(bytes, page)| page.cells.iter().all(|cell| shape.fits_cell(&bytes, cell)))

@@ -8,14 +8,13 @@ use super::{
     file::Encoding,
     overflow::{Chains, Owner, Unread},
     rebuild::{Target, is_fatal},
-    record::{Value, serial_types, values},
+    record::{Value, values},
     report::LostAndFoundReport,
-    schema::Shape,
     walk::{Leaf, Walk},
 };
 use crate::{
     error::Result,
-    sqlite::{btree::Cell, quoted},
+    sqlite::{btree::Cell, quoted, record::serial_types, shape::Shape},
 };
 
 /// SQLite allows no more columns in a table.

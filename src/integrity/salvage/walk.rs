@@ -11,10 +11,13 @@ mod settle;
 
 use std::collections::HashMap;
 
-use super::{file::Source, schema::Shape};
+use super::file::Source;
 use crate::{
     error::Result,
-    sqlite::btree::{Page, parse},
+    sqlite::{
+        btree::{Page, parse},
+        shape::Shape,
+    },
     task::Cancel,
 };
 

@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
-use super::{
-    super::{schema::Shape, twins},
-    Claim, MAX_CLAIMS, MAX_DEPTH, NO_CLAIM, Walk,
+use super::{super::twins, Claim, MAX_CLAIMS, MAX_DEPTH, NO_CLAIM, Walk};
+use crate::{
+    error::Result,
+    sqlite::{btree::parse, shape::Shape},
 };
-use crate::{error::Result, sqlite::btree::parse};
 
 impl Walk<'_> {
     /// Gives each page that several claim to one of them, or to none.

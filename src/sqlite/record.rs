@@ -1,0 +1,60 @@
+//! Records: the rows inside cells (<https://www.sqlite.org/fileformat2.html#record_format>).
+//!
+//! SQLite writes a record without a gap: the header says how long each value is, and all of them together are as long as
+//! the payload. What does not add up is no record, which tells rows from noise.
+
+use super::btree::varint;
+
+/// More columns than any build of SQLite allows.
+const MAX_FIELDS: usize = 32_767;
+
+/// The kinds of values, for comparing a record with the columns of a table without reading its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    Null,
+    Integer,
+    Real,
+    Text,
+    Blob,
+}
+
+/// The serial types of a record, of which `bytes` is the beginning, and how long the header is. `None` where they do not
+/// add up to `payload_bytes`, or where the header goes on beyond `bytes`.
+pub fn serial_types(bytes: &[u8], payload_bytes: u64) -> Option<(Vec<u64>, usize)> {
+    let (header, mut at) = varint(bytes)?;
+    let header = usize::try_from(header).ok().filter(|header| *header >= at && *header <= bytes.len())?;
+    let mut types = Vec::new();
+    let mut body = 0_u64;
+    while at < header {
+        let (serial, length) = varint(&bytes[at..header])?;
+        body = body.checked_add(size_of(serial)?)?;
+        types.push(serial);
+        at += length;
+        if types.len() > MAX_FIELDS {
+            return None;
+        }
+    }
+    (body.checked_add(header as u64)? == payload_bytes).then_some((types, header))
+}
+
+/// How many bytes a value of that serial type takes; `None` for the two that are never written.
+pub fn size_of(serial: u64) -> Option<u64> {
+    match serial {
+        0 | 8 | 9 => Some(0),
+        1..=4 => Some(serial),
+        5 => Some(6),
+        6 | 7 => Some(8),
+        10 | 11 => None,
+        _ => Some((serial - 12) / 2),
+    }
+}
+
+pub fn class_of(serial: u64) -> Class {
+    match serial {
+        0 => Class::Null,
+        7 => Class::Real,
+        1..=9 => Class::Integer,
+        _ if serial.is_multiple_of(2) => Class::Blob,
+        _ => Class::Text,
+    }
+}
