@@ -47,7 +47,7 @@ use crate::{
     error::{Code, Error, Result},
     project::{Project, STATE_DIR, names},
     sqlite::{
-        check::{bound, quick_check_on},
+        check::{bound, quick_check},
         forget_fulltext,
         private::{self, Private},
         snapshot::{self, Conditions, Taken},
@@ -337,7 +337,7 @@ fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
 fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report) -> Result<()> {
     let path = &resolved.database;
     report.issues.extend(beside::check(path, named, check.cancel));
-    let conditions = Conditions { scratch: check.scratch, lock_timeout: check.lock_timeout, with_twins: false };
+    let conditions = Conditions { scratch: check.scratch, lock_timeout: check.lock_timeout, with_twin: false };
     let snapshot = match snapshot::take(path, conditions, check.cancel)? {
         Taken::Snapshot(snapshot) => snapshot,
         Taken::Damaged(_, error) => {
@@ -346,7 +346,7 @@ fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report)
         }
     };
     let (mut connection, _scratch) = snapshot.into_connection();
-    let integrity = quick_check_on(&mut connection, check.cancel)?;
+    let integrity = quick_check(&mut connection, check.cancel)?;
     if let Some(first) = integrity.messages.first() {
         let mut found = issue::Found::default();
         integrity.messages.iter().for_each(|message| found.add(message));

@@ -95,6 +95,13 @@ pub fn parse(bytes: &[u8], number: u32, geometry: Geometry) -> Option<Page> {
     Some(Page { kind, cells, right_child, exact, bad_cells: bad as u32 })
 }
 
+/// Reads a b-tree page of which every byte is accounted for.
+pub fn exact(bytes: &[u8], number: u32, geometry: Geometry) -> Option<Page> {
+    let layout = Layout::read(bytes, number, geometry).filter(|layout| layout.is_exact(geometry))?;
+    let cells = layout.cells.into_iter().map(|(cell, ..)| cell).collect();
+    Some(Page { kind: layout.kind, cells, right_child: layout.right_child, exact: true, bad_cells: 0 })
+}
+
 /// Calls `visit` with each part of an exact b-tree page with cells that belongs to nothing: the gap between cell pointers and cells, and what
 /// is in free blocks behind their own heads. Nothing reads them, and SQLite leaves in them what was there before.
 pub fn unallocated(bytes: &[u8], number: u32, geometry: Geometry, mut visit: impl FnMut(Range<usize>)) {
@@ -275,14 +282,16 @@ fn is_page(number: u32, geometry: Geometry) -> bool {
 fn free_blocks(bytes: &[u8], start: usize, content_start: usize) -> Option<Vec<(usize, usize)>> {
     let mut blocks = Vec::new();
     let mut next = usize::from(u16_at(bytes, start + 1)?);
-    let mut end = content_start;
+    let mut least = content_start;
     while next != 0 {
         let length = usize::from(u16_at(bytes, next + 2)?);
-        if next < end || length < 4 || next + length > bytes.len() {
+        let end = next + length;
+        if next < least || length < FREE_BLOCK_HEAD_BYTES || end > bytes.len() {
             return None;
         }
-        end = next + length;
         blocks.push((next, end));
+        // What is nearer belongs to the block before.
+        least = end + FREE_BLOCK_HEAD_BYTES;
         next = usize::from(u16_at(bytes, next)?);
     }
     Some(blocks)

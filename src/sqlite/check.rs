@@ -1,19 +1,12 @@
 //! What SQLite says of the health of a snapshot.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    thread,
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rusqlite::{Connection, ErrorCode};
 use serde::{Deserialize, Serialize};
 
 use super::{forget_fulltext, fulltext, quoted};
-use crate::{
-    error::{Code, Error, Result},
-    limits::bounded,
-    task::Cancel,
-};
+use crate::{error::Result, limits::bounded, task::Cancel};
 
 /// `quick_check` stops after this many findings.
 const MAX_FINDINGS: u32 = 100;
@@ -74,42 +67,34 @@ pub enum IntegrityStatus {
 }
 
 /// Runs `PRAGMA quick_check` in the read transaction of `connection`. Damage is a result, not an error.
-pub fn quick_check(mut connection: Connection, depth: Depth, cancel: &Cancel) -> Result<Integrity> {
-    if depth == Depth::Structure {
-        forget_fulltext(&connection);
-    }
-    let integrity = quick_check_on(&mut connection, cancel)?;
-    Ok(Integrity { full_text: depth == Depth::All, ..integrity })
+pub fn quick_check(connection: &mut Connection, cancel: &Cancel) -> Result<Integrity> {
+    let all = |_: &Connection| Ok([format!("PRAGMA quick_check({MAX_FINDINGS})")]);
+    findings(connection, all, cancel).map(|messages| Integrity::of(messages, Depth::All))
 }
 
-/// As [`quick_check`] of all, for a connection that is used again.
-pub fn quick_check_on(connection: &mut Connection, cancel: &Cancel) -> Result<Integrity> {
-    findings(connection, |_| Ok(vec![format!("PRAGMA quick_check({MAX_FINDINGS})")]), cancel).map(Integrity::of)
+/// What `quick_check` finds in everything but full-text indexes. The connection cannot use those any more.
+pub fn structure(connection: &mut Connection, cancel: &Cancel) -> Result<Vec<String>> {
+    forget_fulltext(connection);
+    findings(connection, |_| Ok([format!("PRAGMA quick_check({MAX_FINDINGS})")]), cancel)
 }
 
-/// The same, on two connections at one commit beside each other: all of every full-text index is read, which can take longer than
-/// everything else together.
-pub fn quick_check_on_two(
-    [structure, mut fulltext]: [Connection; 2],
-    depth: Depth,
+/// What it finds in these tables alone.
+pub fn tables(
+    connection: &mut Connection,
+    names: impl IntoIterator<Item = String>,
     cancel: &Cancel,
-) -> Result<Integrity> {
-    if depth == Depth::Structure {
-        return quick_check(structure, depth, cancel);
-    }
-    let (structure, fulltext) = thread::scope(|threads| {
-        let beside =
-            threads.spawn(|| findings(&mut fulltext, |connection| fulltext_checks(connection, cancel), cancel));
-        (quick_check(structure, Depth::Structure, cancel), beside.join())
-    });
-    let panicked = |_| Err(Error::new(Code::Internal, "The check of full-text indexes panicked", "Please report this"));
-    let mut messages = structure?.messages;
-    messages.extend(fulltext.unwrap_or_else(panicked)?);
-    Ok(Integrity::of(messages))
+) -> Result<Vec<String>> {
+    let pragmas = names.into_iter().map(|name| format!("PRAGMA quick_check({})", quoted(&name)));
+    findings(connection, |_| Ok(pragmas), cancel)
 }
 
-/// A check of each FTS5 table alone that is not plainly well formed. What cannot be read here is found by the check of everything else.
-fn fulltext_checks(connection: &Connection, cancel: &Cancel) -> rusqlite::Result<Vec<String>> {
+/// What it finds in full-text indexes, all of each. That can take longer than everything else together, so those that are plainly well formed are
+/// not asked about. What cannot be read here is found by the check of everything else.
+pub fn full_text(connection: &mut Connection, cancel: &Cancel) -> Result<Vec<String>> {
+    findings(connection, |connection| full_text_pragmas(connection, cancel), cancel)
+}
+
+fn full_text_pragmas(connection: &Connection, cancel: &Cancel) -> rusqlite::Result<Vec<String>> {
     let named = r#"SELECT name FROM sqlite_schema
                    WHERE type = 'table' AND rootpage = 0 AND sql LIKE '%using%fts5%'"#;
     let tables: Vec<String> =
@@ -124,9 +109,9 @@ fn fulltext_checks(connection: &Connection, cancel: &Cancel) -> rusqlite::Result
 }
 
 /// What the pragmas say that `pragmas` names; nothing where all is well.
-fn findings(
+fn findings<P: IntoIterator<Item = String>>(
     connection: &mut Connection,
-    pragmas: impl FnOnce(&Connection) -> rusqlite::Result<Vec<String>>,
+    pragmas: impl FnOnce(&Connection) -> rusqlite::Result<P>,
     cancel: &Cancel,
 ) -> Result<Vec<String>> {
     let stop = cancel.clone();
@@ -153,9 +138,10 @@ fn findings(
 }
 
 impl Integrity {
-    fn of(messages: Vec<String>) -> Self {
+    /// What was found in a database that was read so far.
+    pub fn of(messages: Vec<String>, depth: Depth) -> Self {
         let status = if messages.is_empty() { IntegrityStatus::Ok } else { IntegrityStatus::Failed };
-        Integrity { status, messages, full_text: true }
+        Integrity { status, messages, full_text: depth == Depth::All }
     }
 }
 
@@ -163,32 +149,33 @@ impl Integrity {
 mod tests {
     use super::*;
 
-    fn damaged(file: &std::path::Path, sql: &str) -> Integrity {
-        let connection = Connection::open(file).unwrap();
-        connection.execute_batch(sql).unwrap();
-        drop(connection);
-        let open = || Connection::open(file).unwrap();
-        let one = quick_check(open(), Depth::All, &Cancel::default()).unwrap();
-        let two = quick_check_on_two([open(), open()], Depth::All, &Cancel::default()).unwrap();
-        assert_eq!(one.status, two.status, "{one:?}, {two:?}");
-        two
+    /// What SQLite finds at once, and what is found one after the other.
+    fn found(file: &std::path::Path) -> (Integrity, [Vec<String>; 2]) {
+        let (open, cancel) = (|| Connection::open(file).unwrap(), Cancel::default());
+        let parts = [full_text(&mut open(), &cancel).unwrap(), structure(&mut open(), &cancel).unwrap()];
+        let all = quick_check(&mut open(), &cancel).unwrap();
+        assert_eq!(all.status == IntegrityStatus::Ok, parts.concat().is_empty(), "{all:?}, {parts:?}");
+        (all, parts)
     }
 
     #[test]
-    fn two_connections_find_together_what_one_finds() {
+    fn the_checks_of_parts_find_together_what_the_whole_one_finds() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a.db");
-        let made = r#"CREATE TABLE t (id INTEGER PRIMARY KEY, x NOT NULL); CREATE VIRTUAL TABLE "my ""index""" USING fts5(x);
-            INSERT INTO t VALUES (1, 'one'); INSERT INTO "my ""index""" VALUES ('one two three');"#;
-        assert_eq!(damaged(&file, made).status, IntegrityStatus::Ok);
-        let lost = r#"DELETE FROM "my ""index""_data" WHERE id > 10"#;
-        let found = damaged(&file, lost);
-        let open = || Connection::open(&file).unwrap();
-        let structure = quick_check_on_two([open(), open()], Depth::Structure, &Cancel::default()).unwrap();
-        assert_eq!((structure.status, structure.full_text, found.full_text), (IntegrityStatus::Ok, false, true));
-        assert!(found.messages.iter().any(|message| message.contains("index")), "{found:?}");
-        let null = "PRAGMA writable_schema = 1; UPDATE sqlite_schema SET sql = replace(sql, ', x NOT NULL', ', x NOT NULL, y NOT NULL') WHERE name = 't'";
-        let found = damaged(&file, null);
-        assert!(found.messages.iter().any(|message| message.contains("NULL")), "{found:?}");
+        let run = |sql: &str| Connection::open(&file).unwrap().execute_batch(sql).unwrap();
+        run(r#"CREATE TABLE t (id INTEGER PRIMARY KEY, x NOT NULL); CREATE VIRTUAL TABLE "my ""index""" USING fts5(x);
+            INSERT INTO t VALUES (1, 'one'); INSERT INTO "my ""index""" VALUES ('one two three');"#);
+        assert_eq!(found(&file).0.status, IntegrityStatus::Ok);
+        run(r#"DELETE FROM "my ""index""_data" WHERE id > 10"#);
+        let (all, [full_text, structure]) = found(&file);
+        assert_eq!((all.messages, structure), (full_text.clone(), vec![]));
+        assert!(full_text[0].contains("index"), "{full_text:?}");
+        run(
+            "PRAGMA writable_schema = 1; UPDATE sqlite_schema SET sql = replace(sql, ', x NOT NULL', ', x NOT NULL, y NOT NULL') WHERE name = 't'",
+        );
+        let (_, [_, structure]) = found(&file);
+        assert_eq!(structure, ["NULL value in t.y"]);
+        let of = |table: &str| tables(&mut Connection::open(&file).unwrap(), [table.to_string()], &Cancel::default());
+        assert_eq!((of("t").unwrap(), of(r#"my "index"_data"#).unwrap()), (structure, vec![]));
     }
 }

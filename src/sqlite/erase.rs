@@ -88,7 +88,7 @@ impl Eraser {
 }
 
 /// `None` where the database, whose first page this is, is one to leave as it is.
-fn geometry(first: &[u8], page_count: u64) -> Option<Geometry> {
+pub(super) fn geometry(first: &[u8], page_count: u64) -> Option<Geometry> {
     let page_count = u32::try_from(page_count).ok()?;
     let header = Header::read(first);
     // There is a pointer map where the largest root is said.

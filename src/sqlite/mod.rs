@@ -18,6 +18,7 @@ pub mod in_use;
 pub mod pages;
 mod pieces;
 pub mod private;
+pub mod proof;
 pub mod record;
 pub mod replace;
 pub mod shape;

@@ -53,7 +53,7 @@ pub fn copy(
 ) -> Result<Private> {
     assert_room(path, scratch)?;
     let dir = aside::scratch_dir(scratch)?;
-    let conditions = Conditions { scratch, lock_timeout, with_twins: false };
+    let conditions = Conditions { scratch, lock_timeout, with_twin: false };
     let written = match snapshot::take(path, conditions, cancel)? {
         Taken::Snapshot(snapshot) => snapshot.write_to(&dir.path().join("database"), cancel, copied),
         Taken::Damaged(copy, error) => return Ok(refused(copy, error)),

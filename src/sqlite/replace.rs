@@ -24,7 +24,7 @@ use rusqlite::{
 
 use super::{
     BUSY_SLICE,
-    check::{Depth, IntegrityStatus, quick_check},
+    check::{IntegrityStatus, quick_check},
     open_harmless,
     snapshot::{Snapshot, until},
 };
@@ -58,8 +58,8 @@ pub fn is_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> R
         Some(Ok(new)) => new.size_bytes() > 0 && new.page_size_bytes() == snapshot.page_size_bytes(),
         Some(Err(_)) => false,
     };
-    let (connection, _scratch) = snapshot.into_connection();
-    Ok(fits && quick_check(connection, Depth::All, &cancel)?.status == IntegrityStatus::Ok)
+    let (mut connection, _scratch) = snapshot.into_connection();
+    Ok(fits && quick_check(&mut connection, &cancel)?.status == IntegrityStatus::Ok)
 }
 
 /// Replaces the content of each live database. Until `decide` has returned, nothing was changed; `done` is called after

@@ -10,7 +10,7 @@ use super::{
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Affinity {
+pub enum Affinity {
     Integer,
     Text,
     Blob,
@@ -22,9 +22,9 @@ enum Affinity {
 #[derive(Debug, Clone)]
 pub struct Column {
     pub name: String,
-    affinity: Affinity,
-    not_null: bool,
-    has_default: bool,
+    pub affinity: Affinity,
+    pub not_null: bool,
+    pub has_default: bool,
     /// Stands for the rowid; records hold NULL.
     pub is_rowid: bool,
     /// SQLite computes it: the value in the record is not inserted.
@@ -54,7 +54,7 @@ impl Shape {
     /// Of a table of `connection`, and whether it has rowids.
     pub fn of_table(connection: &Connection, table: &str) -> rusqlite::Result<(Shape, bool)> {
         let (without_rowid, is_strict): (bool, bool) = connection.query_row(
-            "SELECT wr, strict FROM pragma_table_list WHERE schema = 'main' AND name = ?1",
+            "SELECT wr, strict FROM pragma_table_list(?1) WHERE schema = 'main'",
             [table],
             |row| Ok((row.get(0)?, row.get(1)?)),
         )?;

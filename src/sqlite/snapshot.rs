@@ -27,7 +27,7 @@ use crate::{
     task::Cancel,
 };
 
-/// How often connections are pinned before one of them has to do for a busy database.
+/// How often two connections are pinned before one has to do for a busy database.
 const TWIN_ATTEMPTS: u32 = 10;
 /// Few enough that what was read is still in the cache of the core when it is looked at.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -41,7 +41,7 @@ pub struct Snapshot {
     page_count: u64,
     /// Of the file when it was pinned.
     metadata: Box<Metadata>,
-    twins: Option<Box<[Connection; 2]>>,
+    twin: Option<Connection>,
     scratch: Option<TempDir>,
 }
 
@@ -59,8 +59,8 @@ pub struct Conditions<'a> {
     pub scratch: &'a Path,
     /// Bounds the wait for a lock that another process holds.
     pub lock_timeout: Duration,
-    /// Pin more connections to the same commit, see [`Snapshot::twins`].
-    pub with_twins: bool,
+    /// Pin one more connection to the same commit, see [`Snapshot::twin`].
+    pub with_twin: bool,
 }
 
 /// Takes a snapshot of the database at `path`.
@@ -85,16 +85,16 @@ fn take_live(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result
     if !snapshot.is_wal()? {
         return snapshot.copied_out(conditions, cancel);
     }
-    if !conditions.with_twins {
+    if !conditions.with_twin {
         return Ok(snapshot);
     }
     drop(snapshot);
-    until(deadline, cancel, || pin_twins(path))
+    until(deadline, cancel, || pin_two(path))
 }
 
-/// Pins three connections to one commit. A fourth one tells whether there was a commit meanwhile
+/// Pins two connections to one commit. A third one tells whether there was a commit meanwhile
 /// (<https://sqlite.org/pragma.html#pragma_data_version>); where there always is, one connection has to do.
-fn pin_twins(path: &Path) -> Result<Snapshot> {
+fn pin_two(path: &Path) -> Result<Snapshot> {
     let watch = open_harmless(path)?;
     let version = || -> Result<u64> {
         let version = watch.query_row("PRAGMA data_version", [], |row| row.get(0));
@@ -103,19 +103,13 @@ fn pin_twins(path: &Path) -> Result<Snapshot> {
     for _ in 0..TWIN_ATTEMPTS {
         let before = version()?;
         let mut snapshot = Snapshot::pin(open_harmless(path)?, path)?;
-        let twins = pin_two(path, path)?;
+        let twin = Snapshot::pin(open_harmless(path)?, path)?.connection;
         if version()? == before {
-            snapshot.twins = Some(twins);
+            snapshot.twin = Some(twin);
             return Ok(snapshot);
         }
     }
     Snapshot::pin(open_harmless(path)?, path)
-}
-
-/// Two connections to `file`, which holds the database that is at `path`.
-fn pin_two(file: &Path, path: &Path) -> Result<Box<[Connection; 2]>> {
-    let pin = || Snapshot::pin(open_harmless(file)?, path);
-    Ok(Box::new([pin()?.connection, pin()?.connection]))
 }
 
 fn take_copy(path: &Path, conditions: Conditions<'_>) -> Result<Snapshot> {
@@ -157,7 +151,7 @@ impl Snapshot {
             page_size_bytes,
             page_count,
             metadata: Box::new(metadata),
-            twins: None,
+            twin: None,
             scratch: None,
         })
     }
@@ -181,8 +175,8 @@ impl Snapshot {
         let path = self.path.clone();
         drop(self);
         let mut snapshot = Snapshot::pin(open_harmless(&copy)?, &path)?;
-        if conditions.with_twins {
-            snapshot.twins = Some(pin_two(&copy, &path)?);
+        if conditions.with_twin {
+            snapshot.twin = Some(Snapshot::pin(open_harmless(&copy)?, &path)?.connection);
         }
         snapshot.scratch = Some(dir);
         Ok(snapshot)
@@ -255,10 +249,10 @@ impl Snapshot {
         }
     }
 
-    /// Two more connections at this very commit, for a check beside the reading of pages. They are there if they were asked for
+    /// One more connection at this very commit, for checks beside the reading of pages. It is there if it was asked for
     /// and writers left a moment between two commits.
-    pub fn twins(&mut self) -> Option<Box<[Connection; 2]>> {
-        self.twins.take()
+    pub fn twin(&mut self) -> Option<Connection> {
+        self.twin.take()
     }
 
     /// Its own connection, for a check after the reading of pages. A scratch copy goes with the last connection.

@@ -1,7 +1,7 @@
 //! Reads a database once, block by block.
 //!
 //! ```text
-//! a thread: read ─▶ erase ─▶ hash, compare with an earlier backup ─▶ this thread: whatever is to be done with it
+//! a thread: read ─▶ erase ─▶ look whether it is sound ─▶ hash, compare with an earlier backup ─▶ this thread: whatever is to be done with it
 //! ```
 //!
 //! A block is hashed as a whole first. Where an earlier backup has the same at the same place, so are the hashes of its pages, which take longer
@@ -17,6 +17,7 @@ use crate::{
     sqlite::{
         erase,
         pages::{BlockHashes, DatabaseHashes, PageHashes},
+        proof::Proof,
         snapshot::Snapshot,
     },
     task::Cancel,
@@ -47,14 +48,19 @@ pub(super) struct Block {
 pub(super) fn read(
     snapshot: &mut Snapshot,
     reading: Reading<'_>,
+    mut proof: Option<&mut Proof>,
     cancel: &Cancel,
     mut take: impl FnMut(Block) -> Result<()>,
 ) -> Result<DatabaseHashes> {
     thread::scope(|threads| {
         let (blocks, received) = bounded::<Block>((BYTES_WAITING / reading.block_bytes).max(LEAST_BLOCKS_WAITING));
         let hashing = threads.spawn(move || {
-            let mut hashes = Hashes::new(snapshot.page_size_bytes(), reading);
+            let page_bytes = snapshot.page_size_bytes();
+            let mut hashes = Hashes::new(page_bytes, reading);
             let mut visit = |first: u64, piece: &mut Vec<u8>| {
+                if let Some(proof) = &mut proof {
+                    piece.chunks(page_bytes as usize).for_each(|page| proof.page(page));
+                }
                 let (hash, is_known) = hashes.add(first, piece);
                 // Nobody takes it where that failed, which is told there.
                 blocks.send(Block { bytes: std::mem::take(piece), hash, is_known }).map_err(|_| Error::aborted())

@@ -2,6 +2,8 @@
 
 use std::thread;
 
+use crossbeam_channel::{Receiver, unbounded};
+use rusqlite::Connection;
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -23,10 +25,11 @@ use crate::{
         server::Answers,
     },
     sqlite::{
-        check::{Depth, IntegrityStatus, quick_check, quick_check_on_two},
+        check::{self, Depth, Integrity, IntegrityStatus},
         erase,
         files::{COMPANIONS, companion},
         pages::DatabaseHashes,
+        proof::Proof,
         snapshot::Snapshot,
     },
     task::Cancel,
@@ -38,38 +41,52 @@ const SAME_AT_ONCE: usize = 256;
 impl Saving<'_> {
     pub(super) fn snapshot(&mut self, source: &Source, mut snapshot: Snapshot) -> Result<()> {
         let depth = self.depth(source);
-        let looks_unchanged = self.looks_unchanged(source, &snapshot);
-        let checked = if looks_unchanged {
+        let found = if self.looks_unchanged(source, &snapshot) {
             // Then it has the very pages that were found sound, and is not checked again.
-            if let Some(found) = self.pages(source, &mut snapshot, looks_unchanged)? {
+            if let Some(found) = self.pages(source, &mut snapshot, true, None)? {
                 self.saved.integrity.full_text &= found == Depth::All;
                 return Ok(());
             }
-            None
+            let (mut connection, _scratch) = snapshot.into_connection();
+            if self.check_source { findings(&mut connection, depth, None, self.cancel)? } else { Vec::new() }
+        } else if self.check_source {
+            self.pages_and_findings(source, snapshot, depth)?
         } else {
-            // The check costs a second and more a gigabyte: beside the compression of the pages nobody waits for it.
-            let (twins, cancel) = (snapshot.twins(), self.cancel);
-            let (sent, checked) = thread::scope(|threads| {
-                let checking = twins.map(|twins| threads.spawn(move || quick_check_on_two(*twins, depth, cancel)));
-                let sent = self.pages(source, &mut snapshot, looks_unchanged);
-                (sent, checking.map(|checking| checking.join().unwrap_or_else(|_| Err(check_panicked()))))
-            });
-            sent?;
-            checked
+            self.pages(source, &mut snapshot, false, None)?;
+            return Ok(());
         };
-        let integrity = match checked {
-            Some(checked) => checked?,
-            None if self.check_source => {
-                let (connection, _scratch) = snapshot.into_connection();
-                quick_check(connection, depth, self.cancel)?
-            }
-            None => return Ok(()),
-        };
+        let integrity = Integrity::of(found, depth);
         self.saved.integrity.full_text &= integrity.full_text;
         if integrity.status == IntegrityStatus::Failed {
             self.damaged(&source.path, integrity.messages);
         }
         Ok(())
+    }
+
+    /// Sends what is to be saved, and checks it meanwhile: the pages as they come by, and what has to be asked of SQLite beside that.
+    fn pages_and_findings(&mut self, source: &Source, mut snapshot: Snapshot, depth: Depth) -> Result<Vec<String>> {
+        let (ask, asked) = unbounded();
+        let cancel = self.cancel;
+        let mut proof = Proof::begin(&snapshot, ask, cancel)?;
+        let asked = proof.is_some().then_some(asked);
+        let twin = snapshot.twin();
+        let (sent, is_proven, beside) = thread::scope(|threads| {
+            let asked = asked.as_ref();
+            let beside = twin.map(|mut twin| threads.spawn(move || findings(&mut twin, depth, asked, cancel)));
+            let sent = self.pages(source, &mut snapshot, false, proof.as_mut());
+            // Nothing more is asked then.
+            let is_proven = proof.map(Proof::holds);
+            (sent, is_proven, beside.map(|beside| beside.join().unwrap_or_else(|_| Err(check_panicked()))))
+        });
+        sent?;
+        let (mut connection, _scratch) = snapshot.into_connection();
+        let mut found = beside.unwrap_or_else(|| findings(&mut connection, depth, asked.as_ref(), cancel))?;
+        if is_proven == Some(false) {
+            let all = check::structure(&mut connection, cancel)?;
+            found.retain(|line| !all.contains(line));
+            found.extend(all);
+        }
+        Ok(found)
     }
 
     /// An incremental backup of a database that was found sound leaves its full-text indexes to the next full one: to read them can take
@@ -91,10 +108,16 @@ impl Saving<'_> {
 
     /// Sends what is to be saved of the database. Where it has the very pages that were found sound at an earlier backup, how far they
     /// were checked then.
-    fn pages(&mut self, source: &Source, snapshot: &mut Snapshot, looks_unchanged: bool) -> Result<Option<Depth>> {
+    fn pages(
+        &mut self,
+        source: &Source,
+        snapshot: &mut Snapshot,
+        looks_unchanged: bool,
+        proof: Option<&mut Proof>,
+    ) -> Result<Option<Depth>> {
         let hashes = match self.base.and_then(|base| base.hashes(&source.path)) {
-            Some(base) => self.changed_pages(source, snapshot, base, looks_unchanged)?,
-            None => self.all_pages(source, snapshot, looks_unchanged)?,
+            Some(base) => self.changed_pages(source, snapshot, base, looks_unchanged, proof)?,
+            None => self.all_pages(source, snapshot, looks_unchanged, proof)?,
         };
         let is_as_then = |known: &&Known| known.digest(&source.path, snapshot.size_bytes(), &hashes.blocks).is_some();
         let found = self.known.filter(is_as_then).and_then(Known::sound);
@@ -107,7 +130,13 @@ impl Saving<'_> {
     }
 
     /// Sends all of it, but for the blocks that the earlier archive has.
-    fn all_pages(&mut self, source: &Source, snapshot: &mut Snapshot, looks_unchanged: bool) -> Result<DatabaseHashes> {
+    fn all_pages(
+        &mut self,
+        source: &Source,
+        snapshot: &mut Snapshot,
+        looks_unchanged: bool,
+        proof: Option<&mut Proof>,
+    ) -> Result<DatabaseHashes> {
         let size = snapshot.size_bytes();
         let record = record(source, snapshot.metadata(), size);
         let owner = owner(snapshot.metadata());
@@ -116,7 +145,7 @@ impl Saving<'_> {
         let takes_over = self.takes_over && size >= self.block_bytes as u64;
         let (pass, answers) = (self.pass(source, looks_unchanged), &mut *self.answers);
         let mut same = Vec::new();
-        let hashes = pass.read(snapshot, &mut |block| {
+        let hashes = pass.read(snapshot, proof, &mut |block| {
             if takes_over && block.is_known {
                 same.push(block.hash);
                 return if same.len() < SAME_AT_ONCE { Ok(()) } else { tell_same(answers, &mut same) };
@@ -137,8 +166,9 @@ impl Saving<'_> {
         snapshot: &mut Snapshot,
         base: &DatabaseHashes,
         looks_unchanged: bool,
+        proof: Option<&mut Proof>,
     ) -> Result<DatabaseHashes> {
-        let hashes = self.pass(source, looks_unchanged).read(snapshot, &mut |_| Ok(()))?;
+        let hashes = self.pass(source, looks_unchanged).read(snapshot, proof, &mut |_| Ok(()))?;
         let (page_size, size) = (snapshot.page_size_bytes(), snapshot.size_bytes());
         let (pages, base) = (&hashes.pages, &base.pages);
         let changed = pages.changed_since(base).unwrap_or_default();
@@ -147,7 +177,7 @@ impl Saving<'_> {
         let is_wrong = is_same && !self.base.is_some_and(|base| base.has(&source.path, size, &hashes.sha256));
         let is_other = base.page_size_bytes != page_size || delta::size_bytes(page_size, changed.len() as u64) >= size;
         if is_other || is_wrong {
-            return self.all_pages(source, snapshot, false);
+            return self.all_pages(source, snapshot, false, None);
         }
         let mut record = record(source, snapshot.metadata(), size);
         record.sha256 = Some(hashes.sha256.clone());
@@ -197,9 +227,14 @@ struct Pass<'a> {
 impl Pass<'_> {
     /// The SHA-256 takes longer than all else here, so what seems to be as it was is read without. If it is, the manifest has it; if not, it is read
     /// again.
-    fn read(self, snapshot: &mut Snapshot, take: &mut dyn FnMut(Block) -> Result<()>) -> Result<DatabaseHashes> {
+    fn read(
+        self,
+        snapshot: &mut Snapshot,
+        proof: Option<&mut Proof>,
+        take: &mut dyn FnMut(Block) -> Result<()>,
+    ) -> Result<DatabaseHashes> {
         let mut whole = Sha256::new();
-        let mut hashes = blocks::read(snapshot, self.reading, self.cancel, |block| {
+        let mut hashes = blocks::read(snapshot, self.reading, proof, self.cancel, |block| {
             if self.earlier.is_none() {
                 whole.update(&block.bytes);
             }
@@ -209,7 +244,7 @@ impl Pass<'_> {
             None => hex(&whole.finalize()),
             Some(earlier) => match earlier.digest(self.path, snapshot.size_bytes(), &hashes.blocks) {
                 Some(digest) => digest.to_string(),
-                None => return Pass { earlier: None, ..self }.read(snapshot, &mut |_| Ok(())),
+                None => return Pass { earlier: None, ..self }.read(snapshot, None, &mut |_| Ok(())),
             },
         };
         Ok(hashes)
@@ -218,6 +253,24 @@ impl Pass<'_> {
 
 fn tell_same(answers: &mut dyn Answers, same: &mut Vec<ContentHash>) -> Result<()> {
     if same.is_empty() { Ok(()) } else { answers.message(Message::Same { blocks: std::mem::take(same) }) }
+}
+
+/// What SQLite finds: in these tables, or everywhere, and in full-text indexes.
+fn findings(
+    connection: &mut Connection,
+    depth: Depth,
+    tables: Option<&Receiver<String>>,
+    cancel: &Cancel,
+) -> Result<Vec<String>> {
+    let mut found = match depth {
+        Depth::Structure => Vec::new(),
+        Depth::All => check::full_text(connection, cancel)?,
+    };
+    found.extend(match tables {
+        Some(tables) => check::tables(connection, tables, cancel)?,
+        None => check::structure(connection, cancel)?,
+    });
+    Ok(found)
 }
 
 fn check_panicked() -> Error {

@@ -112,7 +112,7 @@ fn take(source: &Source, request: &SaveRequest, cancel: &Cancel) -> Result<Taken
     let conditions = Conditions {
         scratch: &request.scratch,
         lock_timeout: Duration::from_millis(request.lock_timeout_ms),
-        with_twins: request.check_source,
+        with_twin: request.check_source,
     };
     snapshot::take(&source.absolute, conditions, cancel)
 }

@@ -1,0 +1,277 @@
+//! Which page is what: each is claimed by one tree, one chain or the list of free pages, or there is no proof.
+
+use super::{
+    super::{
+        btree::{Cell, Geometry, Kind, Page, exact, u32_at},
+        erase,
+        files::lock_page,
+        header::Header,
+        snapshot::Snapshot,
+    },
+    Doubt, Proven, holds,
+    schema::Schema,
+};
+use crate::task::Cancel;
+
+/// No tree of SQLite has more levels above its leaves.
+const MAX_DEPTH: u32 = 20;
+
+/// The role of a page that nothing has claimed yet: it can only be one of an overflow chain.
+const UNCLAIMED: u32 = 0;
+/// Of one that there is nothing more to know of. Any other number is that of a leaf among all leaves, from 1.
+const DONE: u32 = u32::MAX;
+
+pub struct Trees {
+    geometry: Geometry,
+    /// By page; the first is of none.
+    roles: Vec<u32>,
+    /// Of each unclaimed page the number that it begins with, which in a chain is that of the next page.
+    next: Vec<u32>,
+    /// In the order of their leaves.
+    trees: Vec<Tree>,
+    leaves: u32,
+    /// Of each leaf of a table, the largest key that it may have.
+    limits: Vec<i64>,
+    /// The first page of each overflow chain, and how many it has.
+    chains: Vec<(u32, u32)>,
+}
+
+struct Tree {
+    /// Among the tables of the schema.
+    table: usize,
+    kind: TreeKind,
+    first_leaf: u32,
+    last_leaf: u32,
+    /// Of the first leaf, where it has one.
+    first_limit: usize,
+    entries: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TreeKind {
+    Table,
+    TableWithoutRowids,
+    Index,
+    PartialIndex,
+}
+
+impl TreeKind {
+    fn of_pages(self, is_leaf: bool) -> Kind {
+        match (self, is_leaf) {
+            (TreeKind::Table, true) => Kind::TableLeaf,
+            (TreeKind::Table, false) => Kind::TableInterior,
+            (_, true) => Kind::IndexLeaf,
+            (_, false) => Kind::IndexInterior,
+        }
+    }
+}
+
+/// What a page turned out to be.
+pub enum Seen {
+    /// Of a table, by its place in the schema.
+    Rows(usize, Page),
+    Other,
+}
+
+impl Trees {
+    /// From the interior pages and the list of free pages.
+    pub fn read(snapshot: &Snapshot, schema: &Schema, cancel: &Cancel) -> Proven<Trees> {
+        let first = page_of(snapshot, 1, cancel)?;
+        let geometry = erase::geometry(&first, snapshot.page_count()).ok_or(Doubt::Unproven)?;
+        let places = geometry.page_count as usize + 1;
+        let mut trees = Trees {
+            geometry,
+            roles: vec![UNCLAIMED; places],
+            next: vec![0; places],
+            trees: Vec::new(),
+            leaves: 0,
+            limits: Vec::new(),
+            chains: Vec::new(),
+        };
+        let lock_page = lock_page(snapshot.page_size_bytes()) as usize;
+        trees.roles.get_mut(lock_page).into_iter().for_each(|role| *role = DONE);
+        let mut walk = Walk { snapshot, cancel, trees };
+        let header = Header::read(&first);
+        // Only with a pointer map, which there is none of.
+        holds(!header.is_incremental).ok_or(Doubt::Unproven)?;
+        walk.free_pages(header)?;
+        for (table, made) in schema.tables.iter().enumerate() {
+            let kind = if made.has_rowid { TreeKind::Table } else { TreeKind::TableWithoutRowids };
+            walk.tree(made.root, table, kind)?;
+        }
+        for index in &schema.indexes {
+            let kind = if index.is_partial { TreeKind::PartialIndex } else { TreeKind::Index };
+            walk.tree(index.root, index.table, kind)?;
+        }
+        Ok(walk.trees)
+    }
+
+    pub fn page_count(&self) -> u64 {
+        self.geometry.page_count.into()
+    }
+
+    /// Looks at a page. `None` where it is not what it must be.
+    pub fn page(&mut self, number: u32, bytes: &[u8]) -> Option<Seen> {
+        let leaf = match *self.roles.get(number as usize)? {
+            DONE => return Some(Seen::Other),
+            UNCLAIMED => {
+                self.next[number as usize] = u32_at(bytes, 0)?;
+                return Some(Seen::Other);
+            }
+            leaf => leaf,
+        };
+        let page = exact(bytes, number, self.geometry)?;
+        let of = self.trees.partition_point(|tree| tree.first_leaf <= leaf).checked_sub(1)?;
+        let tree = &mut self.trees[of];
+        holds(page.kind == tree.kind.of_pages(true))?;
+        holds(!page.cells.is_empty() || tree.first_leaf == tree.last_leaf)?;
+        tree.entries += page.cells.len() as u64;
+        let (table, is_table) = (tree.table, tree.kind == TreeKind::Table);
+        if let (true, [first, .., last] | [first @ last]) = (is_table, &page.cells[..]) {
+            let limit = tree.first_limit + (leaf - tree.first_leaf) as usize;
+            holds(last.rowid <= *self.limits.get(limit)?)?;
+            holds(leaf == tree.first_leaf || first.rowid > *self.limits.get(limit - 1)?)?;
+        }
+        self.payloads(&page.cells, bytes)?;
+        Some(if is_table { Seen::Rows(table, page) } else { Seen::Other })
+    }
+
+    /// Notes where the chains of cells begin. `None` where there is a payload that cannot be a record.
+    fn payloads(&mut self, cells: &[Cell], bytes: &[u8]) -> Option<()> {
+        let page_bytes = self.geometry.usable_bytes as u64 - 4;
+        for cell in cells {
+            // The length of its header comes first, which counts itself and at least one value.
+            holds(*cell.local(bytes).first()? > 1)?;
+            if cell.overflow != 0 {
+                let rest = cell.payload_bytes - cell.local_bytes as u64;
+                self.chains.push((cell.overflow, rest.div_ceil(page_bytes) as u32));
+            }
+        }
+        Some(())
+    }
+
+    /// After the last page: what can only be known of all together. `None` where something is not as it must be.
+    pub fn end(mut self, schema: &Schema) -> Option<()> {
+        for (first, pages) in std::mem::take(&mut self.chains) {
+            let mut at = first;
+            for _ in 0..pages {
+                self.claim(at, DONE)?;
+                at = self.next[at as usize];
+            }
+            holds(at == 0)?;
+        }
+        holds(self.roles.iter().skip(1).all(|role| *role != UNCLAIMED))?;
+        let (tables, indexes) = self.trees.split_at(schema.tables.len());
+        let is_as_long = |index: &Tree| {
+            index.kind == TreeKind::PartialIndex
+                || tables.get(index.table).is_some_and(|table| table.entries == index.entries)
+        };
+        holds(indexes.iter().all(is_as_long))
+    }
+
+    fn claim(&mut self, number: u32, role: u32) -> Option<()> {
+        let known = self.roles.get_mut(number as usize).filter(|_| number > 0)?;
+        holds(*known == UNCLAIMED)?;
+        *known = role;
+        Some(())
+    }
+}
+
+/// Reads the pages above the leaves.
+struct Walk<'a> {
+    snapshot: &'a Snapshot,
+    cancel: &'a Cancel,
+    trees: Trees,
+}
+
+impl Walk<'_> {
+    /// <https://www.sqlite.org/fileformat2.html#the_freelist>
+    fn free_pages(&mut self, header: Header) -> Proven {
+        let (mut trunk, mut found) = (header.freelist_head, 0);
+        while trunk != 0 {
+            self.claim(trunk)?;
+            let page = page_of(self.snapshot, trunk, self.cancel)?;
+            let count = u32_at(&page, 4).ok_or(Doubt::Unproven)? as usize;
+            holds(count <= self.trees.geometry.usable_bytes / 4 - 2).ok_or(Doubt::Unproven)?;
+            for place in 0..count {
+                self.claim(u32_at(&page, 8 + 4 * place).ok_or(Doubt::Unproven)?)?;
+            }
+            found += 1 + count as u64;
+            trunk = u32_at(&page, 0).ok_or(Doubt::Unproven)?;
+        }
+        holds(found == u64::from(header.freelist_count)).ok_or(Doubt::Unproven)
+    }
+
+    fn tree(&mut self, root: u32, table: usize, kind: TreeKind) -> Proven {
+        let depth = self.depth(root)?;
+        let (first_leaf, first_limit) = (self.trees.leaves + 1, self.trees.limits.len());
+        self.trees.trees.push(Tree { table, kind, first_leaf, last_leaf: first_leaf, first_limit, entries: 0 });
+        self.below(root, depth, kind, i64::MAX)?;
+        let limits = &self.trees.limits[first_limit..];
+        holds(limits.windows(2).all(|pair| pair[0] < pair[1])).ok_or(Doubt::Unproven)
+    }
+
+    /// How many levels the tree has above its leaves, on the way to the first.
+    fn depth(&self, root: u32) -> Proven<u32> {
+        let mut number = root;
+        for depth in 0..=MAX_DEPTH {
+            let (page, _) = self.page(number)?;
+            if !page.kind.is_interior() {
+                return Ok(depth);
+            }
+            number = page.cells.first().map_or(page.right_child, |cell| cell.child);
+        }
+        Err(Doubt::Unproven)
+    }
+
+    /// Claims what is below the page and itself. `limit` is the largest key that may be there.
+    fn below(&mut self, number: u32, depth: u32, kind: TreeKind, limit: i64) -> Proven {
+        self.claim(number)?;
+        if depth == 0 {
+            return self.leaf(number, kind, limit);
+        }
+        let (page, bytes) = self.page(number)?;
+        holds(page.kind == kind.of_pages(false)).ok_or(Doubt::Unproven)?;
+        // Page 1 has less room than others, and can be left without a cell when the tree grows.
+        holds(!page.cells.is_empty() || number == 1).ok_or(Doubt::Unproven)?;
+        if kind != TreeKind::Table {
+            self.trees.payloads(&page.cells, &bytes).ok_or(Doubt::Unproven)?;
+            let tree = self.trees.trees.last_mut().ok_or(Doubt::Unproven)?;
+            tree.entries += page.cells.len() as u64;
+        }
+        for cell in &page.cells {
+            self.below(cell.child, depth - 1, kind, cell.rowid)?;
+        }
+        self.below(page.right_child, depth - 1, kind, limit)
+    }
+
+    fn leaf(&mut self, number: u32, kind: TreeKind, limit: i64) -> Proven {
+        self.trees.leaves += 1;
+        let leaf = self.trees.leaves;
+        self.trees.roles[number as usize] = leaf;
+        if kind == TreeKind::Table {
+            self.trees.limits.push(limit);
+        }
+        self.trees.trees.last_mut().into_iter().for_each(|tree| tree.last_leaf = leaf);
+        Ok(())
+    }
+
+    fn claim(&mut self, number: u32) -> Proven {
+        self.trees.claim(number, DONE).ok_or(Doubt::Unproven)
+    }
+
+    fn page(&self, number: u32) -> Proven<(Page, Vec<u8>)> {
+        let bytes = page_of(self.snapshot, number, self.cancel)?;
+        let page = exact(&bytes, number, self.trees.geometry).ok_or(Doubt::Unproven)?;
+        Ok((page, bytes))
+    }
+}
+
+fn page_of(snapshot: &Snapshot, number: u32, cancel: &Cancel) -> Proven<Vec<u8>> {
+    let mut copy = Vec::new();
+    snapshot.pages_of(&[number.into()], cancel, |_, page| {
+        copy.extend_from_slice(page);
+        Ok(())
+    })?;
+    Ok(copy)
+}
