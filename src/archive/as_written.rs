@@ -3,17 +3,12 @@
 //! The manifest beside an archive has its SHA-256, which is for everyone, and its *root*: the SHA-256 of the first 16 bytes of the BLAKE3 of each of its
 //! blocks, and of what follows the last one. That takes a third of the time, and every backup that makes use of an earlier one asks it first.
 
-use std::{
-    fs::File,
-    io::{self, Seek, SeekFrom},
-    path::Path,
-};
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use sha2::{Digest, Sha256};
 
 use super::{
-    block::{HEAD_BYTES, Head},
-    decoder::append,
+    block::{HEAD_BYTES, Head, WHOLE_HEAD_BYTES},
     manifest::{ArchiveRecord, hex},
     seal::{Container, SealedFile},
 };
@@ -25,11 +20,13 @@ use crate::{
 /// Whether the archive at `path` is the one that `record` describes. `record` itself may be damaged: it is enough that one of the two is right.
 pub fn is_as_written(path: &Path, record: &ArchiveRecord, cancel: &Cancel) -> io::Result<bool> {
     if let Some(root) = &record.root {
-        let mut blocks = StoredBlocks::new(File::open(path)?)?;
-        while blocks.read()?.is_some() {
+        let mut blocks = StoredBlocks::new(Arc::new(File::open(path)?))?;
+        let (mut hashes, mut bytes) = (Sha256::new(), Vec::new());
+        while let Some(block) = blocks.next_block()? {
             cancel.check().map_err(io::Error::other)?;
+            hashes.update(block.read(&blocks.file, &mut bytes)?);
         }
-        if blocks.finish()?.as_ref() == Some(root) {
+        if blocks.end()?.is_some_and(|end| hex(&hashes.chain_update(end).finalize()) == *root) {
             return Ok(true);
         }
     }
@@ -37,54 +34,69 @@ pub fn is_as_written(path: &Path, record: &ArchiveRecord, cancel: &Cancel) -> io
     Ok(hex(&facts.sha256) == record.sha256)
 }
 
-/// The blocks of an archive as they are stored, first to last.
+/// The blocks of an archive as they are stored, first to last: what their heads say.
 pub struct StoredBlocks {
-    file: File,
+    pub file: Arc<File>,
     container: Container,
-    root: Sha256,
     /// Where the next one begins.
     offset: u64,
-    block: Vec<u8>,
 }
 
-pub struct StoredBlock<'a> {
-    pub head: Head,
-    pub bytes: &'a [u8],
+#[derive(Debug, Clone, Copy)]
+pub struct StoredBlock {
     pub offset: u64,
-    /// Of `bytes`.
-    pub hash: ContentHash,
+    pub size: usize,
+    /// The hash of what is in it, where it says that.
+    pub holds: Option<ContentHash>,
 }
 
 impl StoredBlocks {
-    /// `file` is at its beginning.
-    pub fn new(mut file: File) -> io::Result<Self> {
+    pub fn new(file: Arc<File>) -> io::Result<Self> {
         let mut start = Vec::new();
-        append(&mut start, &mut file, 4)?;
-        file.seek(SeekFrom::Start(0))?;
-        let container = Container::of(&start);
-        Ok(StoredBlocks { file, container, root: Sha256::new(), offset: 0, block: Vec::new() })
+        read_at(&file, &mut start, 4, 0)?;
+        Ok(StoredBlocks { container: Container::of(&start), file, offset: 0 })
     }
 
     /// `None` where something else follows, or nothing.
-    pub fn read(&mut self) -> io::Result<Option<StoredBlock<'_>>> {
-        self.block.clear();
-        append(&mut self.block, &mut self.file, HEAD_BYTES)?;
-        let Ok(Some(head)) = Head::parse(&self.block, self.container) else { return Ok(None) };
-        append(&mut self.block, &mut self.file, head.size - HEAD_BYTES)?;
-        let (offset, hash) = (self.offset, content_hash(&self.block));
-        self.root.update(hash);
+    pub fn next_block(&mut self) -> io::Result<Option<StoredBlock>> {
+        let mut start = Vec::new();
+        read_at(&self.file, &mut start, WHOLE_HEAD_BYTES, self.offset)?;
+        let Ok(Some(head)) = Head::parse(&start, self.container) else { return Ok(None) };
+        let block = StoredBlock { offset: self.offset, size: head.size, holds: head.hash(&start) };
         self.offset += head.size as u64;
-        Ok(Some(StoredBlock { head, bytes: &self.block, offset, hash }))
+        Ok(Some(block))
     }
 
-    /// The root, hexadecimal, once there is no other block, where no more than a seal follows.
-    pub fn finish(mut self) -> io::Result<Option<String>> {
-        let seal_bytes = self.container.seal_bytes();
-        let more = (seal_bytes + 1).saturating_sub(self.block.len());
-        append(&mut self.block, &mut self.file, more)?;
-        self.root.update(content_hash(&self.block));
-        Ok((self.block.len() <= seal_bytes).then(|| hex(&self.root.finalize())))
+    /// The hash of what follows the last block, where that is no more than a seal.
+    pub fn end(&self) -> io::Result<Option<ContentHash>> {
+        let (seal_bytes, mut end) = (self.container.seal_bytes(), Vec::new());
+        read_at(&self.file, &mut end, seal_bytes.max(HEAD_BYTES) + 1, self.offset)?;
+        Ok((end.len() <= seal_bytes).then(|| content_hash(&end)))
     }
+}
+
+impl StoredBlock {
+    /// Puts the block into `bytes`, or what there is of it; the hash of that.
+    pub fn read(&self, file: &File, bytes: &mut Vec<u8>) -> io::Result<ContentHash> {
+        read_at(file, bytes, self.size, self.offset)?;
+        Ok(content_hash(bytes))
+    }
+}
+
+/// Replaces `bytes` by so many from there, or fewer where the file ends.
+fn read_at(file: &File, bytes: &mut Vec<u8>, count: usize, offset: u64) -> io::Result<()> {
+    bytes.resize(count, 0);
+    let mut filled = 0;
+    while filled < count {
+        match file.read_at(&mut bytes[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+            Err(cause) => return Err(cause),
+        }
+    }
+    bytes.truncate(filled);
+    Ok(())
 }
 
 #[cfg(test)]

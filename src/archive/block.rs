@@ -16,7 +16,8 @@ use crate::{
 pub const MAX_BLOCK_BYTES: u32 = 16 * 1024 * 1024;
 /// What is needed of a block to know its size.
 pub const HEAD_BYTES: usize = 20;
-const WHOLE_HEAD_BYTES: usize = HEAD_BYTES + HASH_BYTES;
+/// The same, and what it holds.
+pub const WHOLE_HEAD_BYTES: usize = HEAD_BYTES + HASH_BYTES;
 /// CRC and length.
 const GZIP_TRAILER_BYTES: usize = 8;
 /// A gzip header with an extra field (RFC 1952, 2.3.1.1), whose length follows.

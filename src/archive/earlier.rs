@@ -3,69 +3,71 @@
 //! Large files begin a block of their own, so what did not change since makes the same blocks. An archive that takes them over
 //! is as whole and as independent as any: it holds the bytes.
 //!
-//! It is safe because nothing is taken on trust. A block is found by the hash of what it holds, and what is copied is compared with what was hashed
-//! when the earlier archive was read. That is read from its beginning to its end meanwhile, and unless it is what was written, a new archive that took anything
-//! from it is not sealed. So an archive that is damaged, gone or of another kind makes a backup slower and nothing else.
+//! It is safe because nothing is taken on trust. Every block that is copied is hashed, and before the new archive is sealed so are all others of the earlier
+//! one: unless they are together what was written, the new one is not sealed. So an archive that is damaged, gone or of another kind makes a
+//! backup slower and nothing else.
 //!
 //! ```text
-//! a thread: earlier archive ─▶ block, hashed ─▶ its place ─▶ … ─▶ its end: is it what was written?
-//!                                                 └─▶ workers: read it again, compare ─▶ new archive
+//! a thread: heads of the blocks of the earlier archive ─▶ which block holds what
+//! workers: a hash ─▶ its block, read and hashed ─▶ new archive ─▶ at its end: the other blocks, hashed; is all of it what was written?
 //! ```
 
 use std::{
     collections::HashMap,
     fs::File,
     io,
-    os::unix::fs::FileExt,
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
 };
 
+use sha2::{Digest, Sha256};
+
 use super::{
-    as_written::StoredBlocks,
-    manifest::{ArchiveRecord, DIGEST_PREFIX},
+    as_written::{StoredBlock, StoredBlocks},
+    manifest::{ArchiveRecord, DIGEST_PREFIX, hex},
 };
 use crate::{
-    content_hash::{ContentHash, content_hash},
+    content_hash::ContentHash,
     error::{Code, Error},
     task::Cancel,
 };
 
 /// How many blocks are told of at once, which wakes whoever waits for one.
-const PLACES_AT_ONCE: usize = 64;
+const BLOCKS_AT_ONCE: usize = 64;
 
-/// An archive whose blocks may be taken over. It is read from when this is made on.
+/// An archive whose blocks may be taken over. Where they are is found out from when this is made on.
 pub struct Earlier {
-    /// Hexadecimal, as it was when the archive was written.
-    sha256: String,
+    record: ArchiveRecord,
     shared: Arc<Shared>,
-    reading: Option<JoinHandle<()>>,
+    listing: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
 struct Shared {
     known: Mutex<Known>,
     more: Condvar,
+    /// Of the whole task, and of this alone.
+    cancel: Cancel,
     stop: Cancel,
 }
 
 #[derive(Default)]
 struct Known {
     file: Option<Arc<File>>,
-    /// By the hash of what is in them.
-    places: HashMap<ContentHash, Place>,
-    /// Once it was read to its end.
-    is_as_written: Option<bool>,
+    /// In their order.
+    blocks: Vec<StoredBlock>,
+    /// Of the blocks themselves, as far as they were read.
+    hashes: Vec<Option<ContentHash>>,
+    /// By the hash of what is in them: their places among the blocks.
+    places: HashMap<ContentHash, usize>,
+    /// Once all are known.
+    end: Option<End>,
 }
 
+/// What follows the last block.
 #[derive(Clone, Copy)]
-struct Place {
-    offset: u64,
-    size: usize,
-    /// Of the block itself.
-    hash: ContentHash,
-}
+struct End(Option<ContentHash>);
 
 /// A block of an earlier archive, and where it is.
 pub struct Taken {
@@ -78,29 +80,28 @@ pub struct Taken {
 
 impl Earlier {
     pub fn new(archive: &Path, record: ArchiveRecord, cancel: &Cancel) -> Self {
-        let shared = Arc::new(Shared::default());
-        let (archive, expected, cancel) = (archive.to_path_buf(), record.root, cancel.clone());
-        let unread = Unread(shared.clone());
-        let read = move || {
-            let root = unread.0.read(&archive, &cancel).ok().flatten();
-            unread.0.known().is_as_written = Some(root.is_some() && root == expected);
+        let shared = Arc::new(Shared { cancel: cancel.clone(), ..Shared::default() });
+        let (archive, unlisted) = (archive.to_path_buf(), Unlisted(shared.clone()));
+        let list = move || {
+            // What cannot be listed has no end that was written.
+            let end = unlisted.0.list(&archive).ok().flatten();
+            unlisted.0.known().end = Some(End(end));
         };
-        let reading = thread::Builder::new().name("kg-earlier".into()).spawn(read).ok();
-        Earlier { sha256: record.sha256, shared, reading }
+        let listing = thread::Builder::new().name("kg-earlier".into()).spawn(list).ok();
+        Earlier { record, shared, listing }
     }
 
     /// Whether it is the archive of that checksum.
     pub fn is(&self, checksum: &str) -> bool {
-        checksum.strip_prefix(DIGEST_PREFIX) == Some(&self.sha256)
+        checksum.strip_prefix(DIGEST_PREFIX) == Some(&self.record.sha256)
     }
 
-    /// The block that holds what has this hash, as soon as it was read.
+    /// The block that holds what has this hash, as soon as it is known where that is.
     pub fn block(&self, hash: &ContentHash) -> Option<Taken> {
-        let (file, place) = self.shared.place(hash)?;
-        let mut block = vec![0; place.size];
-        file.read_exact_at(&mut block, place.offset).ok()?;
-        let is_as_read = content_hash(&block) == place.hash;
-        is_as_read.then_some(Taken { block, hash: place.hash, file, offset: place.offset })
+        let (file, place, stored) = self.shared.find(hash)?;
+        let mut block = Vec::new();
+        let hash = stored.read(&file, &mut block).ok()?;
+        self.shared.is_the_same(place, hash).then_some(Taken { block, hash, file, offset: stored.offset })
     }
 
     /// Nobody needs it any more: whoever still waits gets nothing.
@@ -108,30 +109,28 @@ impl Earlier {
         self.shared.stop.cancel();
     }
 
-    /// Waits until it was read to its end; whether it is what was written.
+    /// Whether it is what was written. What was not taken is read for that.
     pub fn is_as_written(&self) -> bool {
-        let known = self.shared.known();
-        let known = self.shared.more.wait_while(known, |known| known.is_as_written.is_none());
-        known.unwrap_or_else(PoisonError::into_inner).is_as_written == Some(true)
+        self.record.root.is_some() && self.shared.root().ok().flatten() == self.record.root
     }
 }
 
 impl Drop for Earlier {
     fn drop(&mut self) {
         self.give_up();
-        if let Some(reading) = self.reading.take() {
+        if let Some(listing) = self.listing.take() {
             // After a panic it is one that is not what was written.
-            let _ = reading.join();
+            let _ = listing.join();
         }
     }
 }
 
-/// With this the reading ends, however it does, and nobody waits for it any more.
-struct Unread(Arc<Shared>);
+/// With this the listing ends, however it does, and nobody waits for it any more.
+struct Unlisted(Arc<Shared>);
 
-impl Drop for Unread {
+impl Drop for Unlisted {
     fn drop(&mut self) {
-        self.0.known().is_as_written.get_or_insert(false);
+        self.0.known().end.get_or_insert(End(None));
         self.0.more.notify_all();
     }
 }
@@ -141,36 +140,80 @@ impl Shared {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The root of the archive, hexadecimal.
-    fn read(&self, archive: &Path, cancel: &Cancel) -> io::Result<Option<String>> {
-        let file = File::open(archive)?;
-        let mut blocks = StoredBlocks::new(file.try_clone()?)?;
-        self.known().file = Some(Arc::new(file));
-        let mut read = Vec::with_capacity(PLACES_AT_ONCE);
-        while let Some(block) = blocks.read()? {
-            cancel.check().and_then(|()| self.stop.check()).map_err(io::Error::other)?;
-            if let Some(holds) = block.head.hash(block.bytes) {
-                let place = Place { offset: block.offset, size: block.head.size, hash: block.hash };
-                read.push((holds, place));
-            }
-            if read.len() == PLACES_AT_ONCE {
-                self.tell(&mut read);
-            }
-        }
-        self.tell(&mut read);
-        blocks.finish()
+    fn is_wanted(&self) -> io::Result<()> {
+        self.cancel.check().and_then(|()| self.stop.check()).map_err(io::Error::other)
     }
 
-    fn tell(&self, read: &mut Vec<(ContentHash, Place)>) {
-        self.known().places.extend(read.drain(..));
+    /// Waits until there is what `is_missing` denies, or all is known that can be.
+    fn wait_while(&self, is_missing: impl Fn(&Known) -> bool) -> MutexGuard<'_, Known> {
+        let is_to_come = |known: &mut Known| known.end.is_none() && is_missing(known);
+        self.more.wait_while(self.known(), is_to_come).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The hash of what follows the last block.
+    fn list(&self, archive: &Path) -> io::Result<Option<ContentHash>> {
+        let mut blocks = StoredBlocks::new(Arc::new(File::open(archive)?))?;
+        self.known().file = Some(blocks.file.clone());
+        let mut listed = Vec::with_capacity(BLOCKS_AT_ONCE);
+        while let Some(block) = blocks.next_block()? {
+            self.is_wanted()?;
+            listed.push(block);
+            if listed.len() == BLOCKS_AT_ONCE {
+                self.tell(&mut listed);
+            }
+        }
+        self.tell(&mut listed);
+        blocks.end()
+    }
+
+    fn tell(&self, listed: &mut Vec<StoredBlock>) {
+        let mut known = self.known();
+        for block in listed.drain(..) {
+            let place = known.blocks.len();
+            known.places.extend(block.holds.map(|holds| (holds, place)));
+            known.blocks.push(block);
+            known.hashes.push(None);
+        }
         self.more.notify_all();
     }
 
-    fn place(&self, hash: &ContentHash) -> Option<(Arc<File>, Place)> {
-        let is_to_come = |known: &mut Known| known.is_as_written.is_none() && !known.places.contains_key(hash);
-        let known = self.more.wait_while(self.known(), is_to_come).unwrap_or_else(PoisonError::into_inner);
-        let place = known.places.get(hash).filter(|_| known.is_as_written != Some(false))?;
-        Some((known.file.clone()?, *place))
+    fn find(&self, hash: &ContentHash) -> Option<(Arc<File>, usize, StoredBlock)> {
+        let known = self.wait_while(|known| !known.places.contains_key(hash));
+        let place = *known.places.get(hash)?;
+        Some((known.file.clone()?, place, *known.blocks.get(place)?))
+    }
+
+    /// Notes the hash of a block that was read; whether it was the same whenever it was.
+    fn is_the_same(&self, place: usize, hash: ContentHash) -> bool {
+        let mut known = self.known();
+        known.hashes.get_mut(place).is_some_and(|noted| *noted.get_or_insert(hash) == hash)
+    }
+
+    /// The root of the archive, hexadecimal (see [`super::as_written`]); `None` where it is none.
+    fn root(&self) -> io::Result<Option<String>> {
+        let known = self.wait_while(|_| true);
+        let (Some(file), Some(End(Some(end)))) = (known.file.clone(), known.end) else { return Ok(None) };
+        let count = known.blocks.len();
+        drop(known);
+        let (mut root, mut bytes) = (Sha256::new(), Vec::new());
+        for place in 0..count {
+            let (block, noted) = {
+                let known = self.known();
+                (known.blocks[place], known.hashes[place])
+            };
+            root.update(match noted {
+                Some(hash) => hash,
+                None => {
+                    self.is_wanted()?;
+                    let hash = block.read(&file, &mut bytes)?;
+                    if !self.is_the_same(place, hash) {
+                        return Ok(None);
+                    }
+                    hash
+                }
+            });
+        }
+        Ok(Some(hex(&root.chain_update(end).finalize())))
     }
 }
 
