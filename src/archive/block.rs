@@ -36,11 +36,16 @@ const LIBDEFLATE_LEVELS: [i32; 9] = [1, 2, 3, 4, 5, 6, 6, 7, 9];
 /// the same than a plain copy is with gzip's. Whoever asks for more than gzip's own default wants them small.
 const LIBDEFLATE_LEVELS_OF_PAGES: [Option<i32>; 9] = [None, None, None, None, None, None, Some(5), Some(6), Some(9)];
 
+/// Of an incremental backup: small, and soon done.
+const LIBDEFLATE_LEVELS_OF_CHANGES: [i32; 9] = [1, 1, 2, 3, 3, 4, 6, 7, 9];
+
 /// What a block holds, which decides how hard it is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     /// Of databases, without what they no longer hold (see [`crate::sqlite::erase`]).
     Pages,
+    /// Those of them that differ from the base.
+    Changes,
     Other,
 }
 
@@ -74,6 +79,14 @@ impl Compression {
         match self {
             Compression::None | Compression::Gzip(_) => 64 * 1024,
             Compression::Zstd(_) => 1024 * 1024,
+        }
+    }
+
+    /// The same for this content: what changed comes in another composition each time, and is not there to take over.
+    pub fn block_bytes_of(self, content: Content) -> usize {
+        match content {
+            Content::Changes => self.block_bytes().max(256 * 1024),
+            Content::Pages | Content::Other => self.block_bytes(),
         }
     }
 
@@ -168,7 +181,7 @@ impl Deflate {
 
 /// Makes blocks, one after the other.
 pub enum Packer {
-    Gzip { pages: Deflate, other: Deflate },
+    Gzip { pages: Deflate, changes: Deflate, other: Deflate },
     Zstd(zstd::bulk::Compressor<'static>),
 }
 
@@ -181,7 +194,8 @@ impl Packer {
                 let index = usize::from(level.clamp(1, 9)) - 1;
                 let own = || Deflate::Own(Deflater::default());
                 let pages = LIBDEFLATE_LEVELS_OF_PAGES[index].map_or_else(own, Deflate::libdeflate);
-                Ok(Some(Packer::Gzip { pages, other: Deflate::libdeflate(LIBDEFLATE_LEVELS[index]) }))
+                let changes = Deflate::libdeflate(LIBDEFLATE_LEVELS_OF_CHANGES[index]);
+                Ok(Some(Packer::Gzip { pages, changes, other: Deflate::libdeflate(LIBDEFLATE_LEVELS[index]) }))
             }
             Compression::Zstd(level) => {
                 let mut compressor = zstd::bulk::Compressor::new(level.into()).map_err(refused)?;
@@ -207,9 +221,13 @@ impl Packer {
     fn pack_after(&mut self, zeros: usize, bytes: &[u8], content: Content, hash: &ContentHash) -> Result<Vec<u8>> {
         let start = WHOLE_HEAD_BYTES + zeros;
         let mut block = match self {
-            Packer::Gzip { pages, other } => {
+            Packer::Gzip { pages, changes, other } => {
                 let mut block = vec![0; start];
-                let deflate = if content == Content::Pages { pages } else { other };
+                let deflate = match content {
+                    Content::Pages => pages,
+                    Content::Changes => changes,
+                    Content::Other => other,
+                };
                 deflate.append(bytes, &mut block)?;
                 block.extend(crc32(bytes).to_le_bytes());
                 block.extend((bytes.len() as u32).to_le_bytes());

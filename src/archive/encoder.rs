@@ -70,7 +70,7 @@ pub trait Sink: Write + Send {
 pub struct Encoder {
     block: Vec<u8>,
     content: Content,
-    block_bytes: usize,
+    compression: Compression,
     pipeline: Option<Submit<Piece, Item>>,
     output: Option<JoinHandle<Result<Written>>>,
     earlier: Option<Arc<Earlier>>,
@@ -122,21 +122,19 @@ impl Encoder {
             .map_err(|cause| {
                 Error::new(Code::Internal, "No thread could be started", "Run it again").with_cause(cause)
             })?;
-        let block_bytes = compression.block_bytes();
-        let block = Vec::with_capacity(block_bytes);
         Ok(Encoder {
-            block,
+            block: Vec::new(),
             content: Content::Other,
-            block_bytes,
+            compression,
             pipeline: Some(submit),
             output: Some(output),
             earlier: needed,
         })
     }
 
-    /// What the largest block holds.
+    /// What a full block of a whole file or database holds.
     pub fn block_bytes(&self) -> usize {
-        self.block_bytes
+        self.compression.block_bytes()
     }
 
     /// What comes next begins a block of its own, and is of this kind.
@@ -162,7 +160,7 @@ impl Encoder {
         if self.block.is_empty() {
             return Ok(());
         }
-        let block = std::mem::replace(&mut self.block, Vec::with_capacity(self.block_bytes));
+        let block = std::mem::take(&mut self.block);
         self.submit(Piece::Block(block, self.content, None))
     }
 
@@ -207,9 +205,13 @@ impl Drop for Encoder {
 
 impl Write for Encoder {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(self.block_bytes - self.block.len());
+        let block_bytes = self.compression.block_bytes_of(self.content);
+        if self.block.capacity() == 0 {
+            self.block.reserve(block_bytes);
+        }
+        let taken = bytes.len().min(block_bytes - self.block.len());
         self.block.extend_from_slice(&bytes[..taken]);
-        if self.block.len() == self.block_bytes {
+        if self.block.len() == block_bytes {
             self.end_block()?;
         }
         Ok(taken)

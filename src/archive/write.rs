@@ -170,9 +170,11 @@ impl ArchiveWriter {
     ) -> io::Result<()> {
         self.tar.append_data(header, &record.entry, io::empty())?;
         let encoder = self.tar.get_mut();
-        // The pages that changed are few: they may take the time that makes them smaller.
-        let is_whole_database = record.database && record.stored == Stored::Whole;
-        encoder.begin(if is_whole_database { Content::Pages } else { Content::Other })?;
+        encoder.begin(match record.stored {
+            Stored::Whole if record.database => Content::Pages,
+            Stored::Pages => Content::Changes,
+            _ => Content::Other,
+        })?;
         while content.next(usize::MAX, |piece| encoder.write_all(piece))? > 0 {}
         let padding = content.bytes.next_multiple_of(TAR_BLOCK_BYTES) - content.bytes;
         encoder.write_all(&[0; TAR_BLOCK_BYTES as usize][..padding as usize])?;
