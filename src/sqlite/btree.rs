@@ -87,7 +87,6 @@ pub fn parse(bytes: &[u8], number: u32, geometry: Geometry) -> Option<Page> {
     let exact = layout.is_exact(geometry);
     let Layout { kind, count, right_child, .. } = layout;
     let cells = if exact { layout.cells } else { layout.consistent_cells(geometry) };
-    let cells: Vec<Cell> = cells.into_iter().map(|(cell, ..)| cell).collect();
     let bad = count - cells.len();
     if !exact && (count == 0 || bad > cells.len()) {
         return None;
@@ -95,20 +94,14 @@ pub fn parse(bytes: &[u8], number: u32, geometry: Geometry) -> Option<Page> {
     Some(Page { kind, cells, right_child, exact, bad_cells: bad as u32 })
 }
 
-/// Reads a b-tree page of which every byte is accounted for.
-pub fn exact(bytes: &[u8], number: u32, geometry: Geometry) -> Option<Page> {
+/// Reads a b-tree page of which every byte is accounted for, and calls `unallocated` with each part of it that belongs to nothing: the gap between cell
+/// pointers and cells, and what is in free blocks behind their own heads. Nothing reads them, and SQLite leaves in them what was there before.
+pub fn exact(bytes: &[u8], number: u32, geometry: Geometry, mut unallocated: impl FnMut(Range<usize>)) -> Option<Page> {
     let layout = Layout::read(bytes, number, geometry).filter(|layout| layout.is_exact(geometry))?;
-    let cells = layout.cells.into_iter().map(|(cell, ..)| cell).collect();
-    Some(Page { kind: layout.kind, cells, right_child: layout.right_child, exact: true, bad_cells: 0 })
-}
-
-/// Calls `visit` with each part of an exact b-tree page with cells that belongs to nothing: the gap between cell pointers and cells, and what
-/// is in free blocks behind their own heads. Nothing reads them, and SQLite leaves in them what was there before.
-pub fn unallocated(bytes: &[u8], number: u32, geometry: Geometry, mut visit: impl FnMut(Range<usize>)) {
-    let layout = Layout::read(bytes, number, geometry);
-    let Some(layout) = layout.filter(|layout| layout.count > 0 && layout.is_exact(geometry)) else { return };
-    visit(layout.pointers_end..layout.content_start);
-    layout.free.iter().flatten().for_each(|(start, end)| visit(start + FREE_BLOCK_HEAD_BYTES..*end));
+    unallocated(layout.pointers_end..layout.content_start);
+    layout.free.iter().flatten().for_each(|(start, end)| unallocated(start + FREE_BLOCK_HEAD_BYTES..*end));
+    let Layout { kind, cells, right_child, .. } = layout;
+    Some(Page { kind, cells, right_child, exact: true, bad_cells: 0 })
 }
 
 /// Where what is in a b-tree page.
@@ -122,8 +115,10 @@ struct Layout {
     fragments: usize,
     /// Start and end of each free block, in order; `None` where the chain is broken.
     free: Option<Vec<(usize, usize)>>,
-    /// Those that can be read, with start and end, in the order of their keys.
-    cells: Vec<(Cell, usize, usize)>,
+    /// Those that can be read, in the order of their keys.
+    cells: Vec<Cell>,
+    /// Start and end of each of them.
+    cell_spans: Vec<(usize, usize)>,
 }
 
 impl Layout {
@@ -142,14 +137,15 @@ impl Layout {
             0 => 65_536,
             other => other,
         };
-        let mut cells = Vec::with_capacity(count);
+        let (mut cells, mut cell_spans) = (Vec::with_capacity(count), Vec::with_capacity(count));
         for index in 0..count {
             let at = usize::from(u16_at(bytes, start + header + 2 * index)?);
             if at < pointers_end || at >= usable {
                 continue;
             }
             if let Some((cell, length)) = cell_at(bytes, at, kind, geometry) {
-                cells.push((cell, at, at + length.max(MIN_CELL_BYTES)));
+                cells.push(cell);
+                cell_spans.push((at, at + length.max(MIN_CELL_BYTES)));
             }
         }
         Some(Layout {
@@ -161,6 +157,7 @@ impl Layout {
             fragments: usize::from(bytes[start + 7]),
             free: free_blocks(bytes, start, content_start),
             cells,
+            cell_spans,
         })
     }
 
@@ -170,14 +167,15 @@ impl Layout {
         self.cells.len() == self.count
             && (self.pointers_end..=usable).contains(&self.content_start)
             && self.fills(usable)
-            && (!self.kind.is_table() || self.cells.windows(2).all(|pair| pair[0].0.rowid < pair[1].0.rowid))
+            && (!self.kind.is_table() || self.cells.windows(2).all(|pair| pair[0].rowid < pair[1].rowid))
             && (!self.kind.is_interior() || is_page(self.right_child, geometry))
     }
 
     /// Of cells and free blocks.
     fn spans(&self) -> Vec<(usize, usize)> {
-        let cells = self.cells.iter().map(|(_, start, end)| (*start, *end));
-        let mut spans: Vec<(usize, usize)> = cells.chain(self.free.iter().flatten().copied()).collect();
+        let mut spans = Vec::with_capacity(self.cell_spans.len() + self.free.as_ref().map_or(0, Vec::len));
+        spans.extend_from_slice(&self.cell_spans);
+        spans.extend(self.free.iter().flatten());
         spans.sort_unstable();
         spans
     }
@@ -200,7 +198,7 @@ impl Layout {
     }
 
     /// Without cells that lie outside the cell area, overlap something, or are out of order.
-    fn consistent_cells(mut self, geometry: Geometry) -> Vec<(Cell, usize, usize)> {
+    fn consistent_cells(self, geometry: Geometry) -> Vec<Cell> {
         let cell_area = self.pointers_end..=geometry.usable_bytes;
         let content_start = if cell_area.contains(&self.content_start) { self.content_start } else { 0 };
         let mut clashing = HashSet::new();
@@ -214,17 +212,19 @@ impl Layout {
                 longest = span;
             }
         }
-        self.cells.retain(|(_, start, _)| *start >= content_start && !clashing.contains(start));
+        let cells = self.cells.into_iter().zip(self.cell_spans);
+        let consistent = cells.filter(|(_, (start, _))| *start >= content_start && !clashing.contains(start));
+        let mut cells: Vec<Cell> = consistent.map(|(cell, _)| cell).collect();
         if self.kind.is_table() {
-            let kept = longest_ascending(&self.cells.iter().map(|(cell, ..)| cell.rowid).collect::<Vec<_>>());
+            let kept = longest_ascending(&cells.iter().map(|cell| cell.rowid).collect::<Vec<_>>());
             let mut kept = kept.into_iter().peekable();
             let mut index = 0;
-            self.cells.retain(|_| {
+            cells.retain(|_| {
                 index += 1;
                 kept.next_if_eq(&(index - 1)).is_some()
             });
         }
-        self.cells
+        cells
     }
 }
 

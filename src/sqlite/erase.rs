@@ -6,7 +6,7 @@
 //! somebody deleted.
 //!
 //! Bytes that may mean something are never touched. A page is changed only where it must be one of a b-tree and every byte of it is accounted for
-//! (see [`btree::unallocated`]). So these stay as they are:
+//! (see [`btree::exact`]). So these stay as they are:
 //!
 //! * a page that begins with the number of a page, as overflow and freelist pages do: a b-tree page only could in a database of more than
 //!   33 million pages;
@@ -17,26 +17,11 @@
 use std::ops::Range;
 
 use super::{
-    btree::{self, Geometry, u32_at},
+    btree::{self, Geometry, Page, u32_at},
     header::Header,
     snapshot::Snapshot,
 };
 use crate::{error::Result, task::Cancel};
-
-/// What [`Snapshot::pieces`] gives, erased.
-pub fn pieces(
-    snapshot: &Snapshot,
-    piece_bytes: usize,
-    cancel: &Cancel,
-    mut visit: impl FnMut(u64, &mut Vec<u8>) -> Result<()>,
-) -> Result<()> {
-    let mut eraser = Eraser::new(snapshot, cancel)?;
-    let page_bytes = snapshot.page_size_bytes() as usize;
-    snapshot.pieces(piece_bytes, cancel, |first, piece| {
-        piece.chunks_mut(page_bytes).zip(first..).for_each(|(page, number)| eraser.erase(number, page));
-        visit(first, piece)
-    })
-}
 
 /// What [`Snapshot::pages_of`] gives, erased.
 pub fn pages_of(
@@ -55,14 +40,15 @@ pub fn pages_of(
     })
 }
 
-struct Eraser {
-    /// `None` where the pages of this database are left as they are.
+/// Erases the pages of one database.
+pub struct Eraser {
+    /// `None` where they are left as they are.
     geometry: Option<Geometry>,
     parts: Vec<Range<usize>>,
 }
 
 impl Eraser {
-    fn new(snapshot: &Snapshot, cancel: &Cancel) -> Result<Self> {
+    pub fn new(snapshot: &Snapshot, cancel: &Cancel) -> Result<Self> {
         let mut eraser = Eraser { geometry: None, parts: Vec::new() };
         let page_count = snapshot.page_count();
         // An empty file is a database too.
@@ -74,16 +60,20 @@ impl Eraser {
         Ok(eraser)
     }
 
-    fn erase(&mut self, number: u64, page: &mut [u8]) {
-        let Some(geometry) = self.geometry else { return };
+    /// Erases a page; what is in it, where that was read for it.
+    pub fn erase(&mut self, number: u64, page: &mut [u8]) -> Option<Page> {
+        let geometry = self.geometry?;
         let may_be_of_a_chain = u32_at(page, 0).is_none_or(|first| first <= geometry.page_count);
         if may_be_of_a_chain {
-            return;
+            return None;
         }
         self.parts.clear();
         // There is a geometry only where every number of a page fits.
-        btree::unallocated(page, number as u32, geometry, |part| self.parts.push(part));
-        self.parts.iter().for_each(|part| page[part.clone()].fill(0));
+        let read = btree::exact(page, number as u32, geometry, |part| self.parts.push(part))?;
+        if !read.cells.is_empty() {
+            self.parts.iter().for_each(|part| page[part.clone()].fill(0));
+        }
+        Some(read)
     }
 }
 
@@ -113,13 +103,16 @@ mod tests {
     fn erased(file: &Path) -> Vec<u8> {
         let snapshot = Snapshot::pin(open_harmless(file).unwrap(), file).unwrap();
         let mut whole = Vec::new();
-        pieces(&snapshot, 20_000, &Cancel::default(), |_, piece| {
-            whole.append(piece);
-            Ok(())
-        })
-        .unwrap();
-        let numbers: Vec<u64> = (1..=snapshot.size_bytes() / snapshot.page_size_bytes()).collect();
+        let mut eraser = Eraser::new(&snapshot, &Cancel::default()).unwrap();
         let size = snapshot.page_size_bytes() as usize;
+        snapshot
+            .pieces(20_000, &Cancel::default(), |first, piece| {
+                piece.chunks_mut(size).zip(first..).for_each(|(page, number)| drop(eraser.erase(number, page)));
+                whole.append(piece);
+                Ok(())
+            })
+            .unwrap();
+        let numbers: Vec<u64> = (1..=snapshot.page_count()).collect();
         pages_of(&snapshot, &numbers, &Cancel::default(), |number, page| {
             assert!(page == &whole[(number as usize - 1) * size..][..size], "page {number} is the same alone");
             Ok(())
@@ -220,8 +213,8 @@ mod tests {
         for (index, page) in bytes.chunks(512).enumerate() {
             let mut unused = vec![false; 512];
             let number = index as u32 + 1;
-            btree::unallocated(page, number, geometry, |part| unused[part].fill(true));
-            if !unused.contains(&true) {
+            let read = btree::exact(page, number, geometry, |part| unused[part].fill(true));
+            if read.is_none_or(|read| read.cells.is_empty()) || !unused.contains(&true) {
                 continue;
             }
             for bit in 0..512 * 8 {

@@ -21,20 +21,27 @@ pub enum Class {
 /// The serial types of a record, of which `bytes` is the beginning, and how long the header is. `None` where they do not
 /// add up to `payload_bytes`, or where the header goes on beyond `bytes`.
 pub fn serial_types(bytes: &[u8], payload_bytes: u64) -> Option<(Vec<u64>, usize)> {
+    let mut types = Vec::new();
+    let header = fields(bytes, payload_bytes, |serial, _| types.push(serial))?;
+    Some((types, header))
+}
+
+/// Calls `visit` with the serial type of each value of a record and where it begins, as [`serial_types`] does; how long the header is.
+pub fn fields(bytes: &[u8], payload_bytes: u64, mut visit: impl FnMut(u64, u64)) -> Option<usize> {
     let (header, mut at) = varint(bytes)?;
     let header = usize::try_from(header).ok().filter(|header| *header >= at && *header <= bytes.len())?;
-    let mut types = Vec::new();
-    let mut body = 0_u64;
+    let (mut value, mut count) = (header as u64, 0);
     while at < header {
         let (serial, length) = varint(&bytes[at..header])?;
-        body = body.checked_add(size_of(serial)?)?;
-        types.push(serial);
+        visit(serial, value);
+        value = value.checked_add(size_of(serial)?)?;
         at += length;
-        if types.len() > MAX_FIELDS {
+        count += 1;
+        if count > MAX_FIELDS {
             return None;
         }
     }
-    (body.checked_add(header as u64)? == payload_bytes).then_some((types, header))
+    (value == payload_bytes).then_some(header)
 }
 
 /// How many bytes a value of that serial type takes; `None` for the two that are never written.

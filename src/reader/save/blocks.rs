@@ -15,7 +15,7 @@ use crate::{
     content_hash::{ContentHash, content_hash},
     error::{Code, Error, Result},
     sqlite::{
-        erase,
+        erase::Eraser,
         pages::{BlockHashes, DatabaseHashes, PageHashes},
         proof::Proof,
         snapshot::Snapshot,
@@ -57,19 +57,19 @@ pub(super) fn read(
         let hashing = threads.spawn(move || {
             let page_bytes = snapshot.page_size_bytes();
             let mut hashes = Hashes::new(page_bytes, reading);
-            let mut visit = |first: u64, piece: &mut Vec<u8>| {
+            let mut eraser = reading.erase.then(|| Eraser::new(snapshot, cancel)).transpose()?;
+            let mut look = |number: u64, page: &mut [u8]| {
+                let read = eraser.as_mut().and_then(|eraser| eraser.erase(number, page));
                 if let Some(proof) = &mut proof {
-                    piece.chunks(page_bytes as usize).for_each(|page| proof.page(page));
+                    proof.page(page, read);
                 }
+            };
+            snapshot.pieces(reading.block_bytes, cancel, |first, piece| {
+                piece.chunks_mut(page_bytes as usize).zip(first..).for_each(|(page, number)| look(number, page));
                 let (hash, is_known) = hashes.add(first, piece);
                 // Nobody takes it where that failed, which is told there.
                 blocks.send(Block { bytes: std::mem::take(piece), hash, is_known }).map_err(|_| Error::aborted())
-            };
-            if reading.erase {
-                erase::pieces(snapshot, reading.block_bytes, cancel, &mut visit)
-            } else {
-                snapshot.pieces(reading.block_bytes, cancel, &mut visit)
-            }?;
+            })?;
             Ok(hashes.made)
         });
         let taken = received.iter().try_for_each(&mut take);

@@ -29,7 +29,7 @@ use self::{
 };
 use crossbeam_channel::Sender;
 
-use super::snapshot::Snapshot;
+use super::{btree::Page, snapshot::Snapshot};
 use crate::{
     error::{Code, Error, Result},
     task::Cancel,
@@ -103,17 +103,17 @@ impl Proof {
         let _ = self.ask.send(self.schema.tables[table].name.clone());
     }
 
-    /// Looks at the next page; all of them must come, in order.
-    pub fn page(&mut self, page: &[u8]) {
+    /// Looks at the next page; all of them must come, in order. `read` is what is in it, where somebody has read that already.
+    pub fn page(&mut self, page: &[u8], read: Option<Page>) {
         self.seen = self.seen.saturating_add(1);
         if !self.is_refuted {
-            self.is_refuted = self.look_at(page).is_none();
+            self.is_refuted = self.look_at(page, read).is_none();
         }
     }
 
     /// `None` where the page is not what it must be.
-    fn look_at(&mut self, bytes: &[u8]) -> Option<()> {
-        if let Seen::Rows(table, page) = self.trees.page(self.seen, bytes)?
+    fn look_at(&mut self, bytes: &[u8], read: Option<Page>) -> Option<()> {
+        if let Seen::Rows(table, page) = self.trees.page(self.seen, bytes, read)?
             && let (Some(shape), false) = (&self.schema.tables[table].shape, self.is_asked[table])
             && !page.cells.iter().all(|cell| rows::is_plain(bytes, cell, shape, self.schema.is_utf8))
         {

@@ -2,22 +2,24 @@
 
 use crate::sqlite::{
     btree::Cell,
-    record::{Class, class_of, serial_types, size_of},
+    record::{Class, class_of, fields, size_of},
     shape::{Affinity, Column, Shape},
 };
 
 /// `false` where that is not certain from what is in `page`.
 pub fn is_plain(page: &[u8], cell: &Cell, shape: &Shape, is_utf8: bool) -> bool {
     let local = cell.local(page);
-    let Some((types, mut at)) = serial_types(local, cell.payload_bytes) else { return false };
-    let has_plain_value = |(column, serial): (&Column, &u64)| {
-        let start = at.min(local.len());
-        at = at.saturating_add(size_of(*serial).unwrap_or(0) as usize);
-        column.is_rowid || is_plain_value(column, *serial, &local[start..at.min(local.len())], is_utf8)
-    };
-    types.len() <= shape.columns.len()
-        && shape.columns.iter().zip(&types).all(has_plain_value)
-        && shape.columns.iter().skip(types.len()).all(may_lack)
+    let mut columns = shape.columns.iter();
+    let mut is_plain = true;
+    let record = fields(local, cell.payload_bytes, |serial, start| {
+        is_plain = is_plain
+            && columns.next().is_some_and(|column| {
+                let start = local.len().min(start as usize);
+                let size = size_of(serial).unwrap_or(0).min((local.len() - start) as u64) as usize;
+                column.is_rowid || is_plain_value(column, serial, &local[start..start + size], is_utf8)
+            });
+    });
+    record.is_some() && is_plain && columns.all(may_lack)
 }
 
 /// `value` may be cut off.

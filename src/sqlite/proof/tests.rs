@@ -53,7 +53,7 @@ fn left(file: &Path) -> Option<Vec<String>> {
     let snapshot = Snapshot::pin(open_harmless(file).ok()?, file).ok()?;
     let mut proof = Proof::begin(&snapshot, ask, &Cancel::default()).unwrap()?;
     let look = |page: &[u8]| {
-        proof.page(page);
+        proof.page(page, None);
         Ok(())
     };
     snapshot.pages(&Cancel::default(), look).ok()?;

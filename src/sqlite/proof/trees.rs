@@ -110,8 +110,8 @@ impl Trees {
         self.geometry.page_count.into()
     }
 
-    /// Looks at a page. `None` where it is not what it must be.
-    pub fn page(&mut self, number: u32, bytes: &[u8]) -> Option<Seen> {
+    /// Looks at a page, which may have been read already. `None` where it is not what it must be.
+    pub fn page(&mut self, number: u32, bytes: &[u8], read: Option<Page>) -> Option<Seen> {
         let leaf = match *self.roles.get(number as usize)? {
             DONE => return Some(Seen::Other),
             UNCLAIMED => {
@@ -120,7 +120,7 @@ impl Trees {
             }
             leaf => leaf,
         };
-        let page = exact(bytes, number, self.geometry)?;
+        let page = read.or_else(|| exact(bytes, number, self.geometry, |_| {}))?;
         let of = self.trees.partition_point(|tree| tree.first_leaf <= leaf).checked_sub(1)?;
         let tree = &mut self.trees[of];
         holds(page.kind == tree.kind.of_pages(true))?;
@@ -262,7 +262,7 @@ impl Walk<'_> {
 
     fn page(&self, number: u32) -> Proven<(Page, Vec<u8>)> {
         let bytes = page_of(self.snapshot, number, self.cancel)?;
-        let page = exact(&bytes, number, self.trees.geometry).ok_or(Doubt::Unproven)?;
+        let page = exact(&bytes, number, self.trees.geometry, |_| {}).ok_or(Doubt::Unproven)?;
         Ok((page, bytes))
     }
 }
