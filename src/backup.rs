@@ -58,7 +58,7 @@ pub struct BackupOptions {
     /// As in `.gitignore`, relative to the project's root.
     pub exclude_patterns: Vec<String>,
     pub compression: Compression,
-    /// Run `quick_check` on the snapshot and write its result into the manifest.
+    /// Look for what `quick_check` finds in the snapshot, and write that into the manifest.
     pub check_source: bool,
     /// How long to wait for another writer of the store, and for a lock on a database.
     pub lock_timeout: Duration,

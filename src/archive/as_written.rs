@@ -1,7 +1,7 @@
 //! Reads an archive to its end and tells whether it is what was written.
 //!
 //! The manifest beside an archive has its SHA-256, which is for everyone, and its *root*: the SHA-256 of the first 16 bytes of the BLAKE3 of each of its
-//! blocks, and of what follows the last one. That takes a third of the time, and every backup that makes use of an earlier one asks it first.
+//! blocks, and of what follows the last one. That takes a third of the time, and every backup that makes use of an earlier one asks it.
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
 
@@ -22,7 +22,7 @@ pub fn is_as_written(path: &Path, record: &ArchiveRecord, cancel: &Cancel) -> io
     if let Some(root) = &record.root {
         let mut blocks = StoredBlocks::new(Arc::new(File::open(path)?))?;
         let (mut hashes, mut bytes) = (Sha256::new(), Vec::new());
-        while let Some(block) = blocks.next_block()? {
+        while let Some((block, _)) = blocks.next_block()? {
             cancel.check().map_err(io::Error::other)?;
             hashes.update(block.read(&blocks.file, &mut bytes)?);
         }
@@ -45,9 +45,7 @@ pub struct StoredBlocks {
 #[derive(Debug, Clone, Copy)]
 pub struct StoredBlock {
     pub offset: u64,
-    pub size: usize,
-    /// The hash of what is in it, where it says that.
-    pub holds: Option<ContentHash>,
+    pub size: u32,
 }
 
 impl StoredBlocks {
@@ -57,14 +55,14 @@ impl StoredBlocks {
         Ok(StoredBlocks { container: Container::of(&start), file, offset: 0 })
     }
 
-    /// `None` where something else follows, or nothing.
-    pub fn next_block(&mut self) -> io::Result<Option<StoredBlock>> {
+    /// The next one, with the hash of what is in it where it says that. `None` where something else follows, or nothing.
+    pub fn next_block(&mut self) -> io::Result<Option<(StoredBlock, Option<ContentHash>)>> {
         let mut start = Vec::new();
         read_at(&self.file, &mut start, WHOLE_HEAD_BYTES, self.offset)?;
         let Ok(Some(head)) = Head::parse(&start, self.container) else { return Ok(None) };
-        let block = StoredBlock { offset: self.offset, size: head.size, holds: head.hash(&start) };
+        let block = StoredBlock { offset: self.offset, size: head.size as u32 };
         self.offset += head.size as u64;
-        Ok(Some(block))
+        Ok(Some((block, head.hash(&start))))
     }
 
     /// The hash of what follows the last block, where that is no more than a seal.
@@ -78,7 +76,7 @@ impl StoredBlocks {
 impl StoredBlock {
     /// Puts the block into `bytes`, or what there is of it; the hash of that.
     pub fn read(&self, file: &File, bytes: &mut Vec<u8>) -> io::Result<ContentHash> {
-        read_at(file, bytes, self.size, self.offset)?;
+        read_at(file, bytes, self.size as usize, self.offset)?;
         Ok(content_hash(bytes))
     }
 }

@@ -25,11 +25,12 @@ use sha2::{Digest, Sha256};
 
 use super::{
     as_written::{StoredBlock, StoredBlocks},
+    block::{HEAD_BYTES, WHOLE_HEAD_BYTES},
     manifest::{ArchiveRecord, DIGEST_PREFIX, hex},
 };
 use crate::{
     content_hash::ContentHash,
-    error::{Code, Error},
+    error::{Code, Error, Result},
     task::Cancel,
 };
 
@@ -97,16 +98,26 @@ impl Earlier {
     }
 
     /// The block that holds what has this hash, as soon as it is known where that is.
-    pub fn block(&self, hash: &ContentHash) -> Option<Taken> {
-        let (file, place, stored) = self.shared.find(hash)?;
+    pub fn block(&self, holds: &ContentHash) -> Option<Taken> {
+        let (file, place, stored) = self.shared.find(holds)?;
         let mut block = Vec::new();
         let hash = stored.read(&file, &mut block).ok()?;
-        self.shared.is_the_same(place, hash).then_some(Taken { block, hash, file, offset: stored.offset })
+        // It may have been listed by something else.
+        let says = block.get(HEAD_BYTES..WHOLE_HEAD_BYTES);
+        let is_it = says.is_some_and(|says| says == holds) && self.shared.is_the_same(place, hash);
+        is_it.then_some(Taken { block, hash, file, offset: stored.offset })
     }
 
     /// Nobody needs it any more: whoever still waits gets nothing.
     pub fn give_up(&self) {
         self.shared.stop.cancel();
+    }
+
+    /// As [`Earlier::is_as_written`]. `KG_BASE_UNUSABLE`, `KG_ABORTED`.
+    pub fn assert_as_written(&self) -> Result<()> {
+        let is_as_written = self.is_as_written();
+        self.shared.cancel.check()?;
+        if is_as_written { Ok(()) } else { Err(is_gone()) }
     }
 
     /// Whether it is what was written. What was not taken is read for that.
@@ -166,11 +177,11 @@ impl Shared {
         blocks.end()
     }
 
-    fn tell(&self, listed: &mut Vec<StoredBlock>) {
+    fn tell(&self, listed: &mut Vec<(StoredBlock, Option<ContentHash>)>) {
         let mut known = self.known();
-        for block in listed.drain(..) {
+        for (block, holds) in listed.drain(..) {
             let place = known.blocks.len();
-            known.places.extend(block.holds.map(|holds| (holds, place)));
+            known.places.extend(holds.map(|holds| (holds, place)));
             known.blocks.push(block);
             known.hashes.push(None);
         }

@@ -297,8 +297,8 @@ impl Output {
         if !is_whole {
             return Err(Error::aborted());
         }
-        if self.reused > 0 && !self.earlier.as_ref().is_some_and(|earlier| earlier.is_as_written()) {
-            return Err(earlier::is_gone());
+        if self.reused > 0 {
+            self.earlier.as_ref().map_or_else(|| Err(earlier::is_gone()), |earlier| earlier.assert_as_written())?;
         }
         let seal = self.container.seal(&self.hasher.clone().finalize().into());
         self.write(&seal, content_hash(&seal))?;

@@ -53,7 +53,7 @@ pub struct Manifest {
     /// One record an entry, in the order of the archive.
     #[serde(deserialize_with = "bounded")]
     pub files: Vec<FileRecord>,
-    /// What the source database's `quick_check` said.
+    /// What was found of what `quick_check` looks for in the source databases.
     pub integrity: Integrity,
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "bounded")]
     pub warnings: Vec<Warning>,

@@ -63,7 +63,7 @@ pub enum Request {
 pub struct SaveRequest {
     pub root: PathBuf,
     pub selection: Selection,
-    /// Run `quick_check` on every snapshot.
+    /// Look for what `quick_check` finds in every snapshot.
     pub check_source: bool,
     /// Leave out what pages no longer hold, see [`crate::sqlite::erase`]. A backup that leaves out pages of a base always does.
     pub erase: bool,

@@ -10,6 +10,7 @@ use std::{collections::HashSet, ops::Range};
 
 /// The smallest place that SQLite gives to a cell.
 const MIN_CELL_BYTES: usize = 4;
+const MAX_VARINT_BYTES: usize = 9;
 /// Where the next one is, and its own length.
 const FREE_BLOCK_HEAD_BYTES: usize = 4;
 
@@ -238,6 +239,10 @@ fn cell_at(bytes: &[u8], at: usize, kind: Kind, geometry: Geometry) -> Option<(C
     }
     if kind != Kind::TableInterior {
         let (payload, length) = varint(bytes.get(next..)?)?;
+        // No length needs nine bytes, and SQLite reads the last of them in another way here.
+        if length == MAX_VARINT_BYTES {
+            return None;
+        }
         cell.payload_bytes = payload;
         next += length;
     }

@@ -9,7 +9,7 @@ use super::{forget_fulltext, fulltext, quoted};
 use crate::{error::Result, limits::bounded, task::Cancel};
 
 /// `quick_check` stops after this many findings.
-const MAX_FINDINGS: u32 = 100;
+const MAX_FINDINGS: usize = 100;
 /// SQLite calls back after this many virtual machine instructions, to see whether the task was cancelled.
 const INSTRUCTIONS_PER_CALLBACK: i32 = 100_000;
 /// A check of a sound database takes a fraction of this many instructions; damaged pages can lead in a circle.
@@ -139,7 +139,8 @@ fn findings<P: IntoIterator<Item = String>>(
 
 impl Integrity {
     /// What was found in a database that was read so far.
-    pub fn of(messages: Vec<String>, depth: Depth) -> Self {
+    pub fn of(mut messages: Vec<String>, depth: Depth) -> Self {
+        messages.truncate(MAX_FINDINGS);
         let status = if messages.is_empty() { IntegrityStatus::Ok } else { IntegrityStatus::Failed };
         Integrity { status, messages, full_text: depth == Depth::All }
     }

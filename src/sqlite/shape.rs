@@ -35,6 +35,8 @@ pub struct Column {
 #[derive(Debug, Clone)]
 pub struct Shape {
     pub columns: Vec<Column>,
+    /// The table has generated columns, of which records may hold some.
+    pub is_computed: bool,
 }
 
 impl Shape {
@@ -48,7 +50,7 @@ impl Shape {
             is_generated: false,
         };
         let columns = [Affinity::Text, Affinity::Text, Affinity::Text, Affinity::Integer, Affinity::Text];
-        Shape { columns: columns.into_iter().map(column).collect() }
+        Shape { columns: columns.into_iter().map(column).collect(), is_computed: false }
     }
 
     /// Of a table of `connection`, and whether it has rowids.
@@ -58,6 +60,16 @@ impl Shape {
             [table],
             |row| Ok((row.get(0)?, row.get(1)?)),
         )?;
+        Ok((Shape::of_columns(connection, table, !without_rowid, is_strict)?, !without_rowid))
+    }
+
+    /// The same, of which the rest is known.
+    pub fn of_columns(
+        connection: &Connection,
+        table: &str,
+        has_rowid: bool,
+        is_strict: bool,
+    ) -> rusqlite::Result<Shape> {
         let primary_index: Option<String> = connection
             .query_row("SELECT name FROM pragma_index_list(?1) WHERE origin = 'pk'", [table], |row| row.get(0))
             .map(Some)
@@ -65,7 +77,7 @@ impl Shape {
                 rusqlite::Error::QueryReturnedNoRows => Ok(None),
                 error => Err(error),
             })?;
-        let mut key_columns = 0;
+        let (mut key_columns, mut is_computed) = (0, false);
         let mut columns = Vec::new();
         let mut statement = connection.prepare(
             "SELECT cid, name, type, \"notnull\", dflt_value IS NOT NULL, pk, hidden FROM pragma_table_xinfo(?1) ORDER BY cid",
@@ -75,6 +87,7 @@ impl Shape {
             let (declared, hidden): (String, i64) = (row.get(2)?, row.get(6)?);
             let is_key = row.get::<_, i64>(5)? > 0;
             key_columns += usize::from(is_key);
+            is_computed |= hidden > 1;
             // A virtual column is in no record.
             if hidden == 2 {
                 continue;
@@ -89,16 +102,16 @@ impl Shape {
             };
             columns.push((row.get::<_, i64>(0)?, column));
         }
-        if key_columns != 1 || without_rowid {
+        if key_columns != 1 || !has_rowid {
             columns.iter_mut().for_each(|(_, column)| column.is_rowid = false);
         }
-        if let Some(index) = primary_index.filter(|_| without_rowid) {
+        if let Some(index) = primary_index.filter(|_| !has_rowid) {
             let mut statement = connection.prepare("SELECT cid FROM pragma_index_xinfo(?1) ORDER BY seqno")?;
             let order: Vec<i64> = statement.query_map([index], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
             let place = |cid: &i64| order.iter().position(|ordered| ordered == cid).unwrap_or(usize::MAX);
             columns.sort_by_key(|(cid, _)| place(cid));
         }
-        Ok((Shape { columns: columns.into_iter().map(|(_, column)| column).collect() }, !without_rowid))
+        Ok(Shape { columns: columns.into_iter().map(|(_, column)| column).collect(), is_computed })
     }
 
     /// Of an index: how many fields its records have.
@@ -113,7 +126,7 @@ impl Shape {
             is_rowid: false,
             is_generated: false,
         };
-        Ok(Shape { columns: vec![any; fields] })
+        Ok(Shape { columns: vec![any; fields], is_computed: false })
     }
 
     /// Whether a record of these types can be a row at all: SQLite would not have stored it otherwise.

@@ -75,7 +75,7 @@ impl Saving<'_> {
             let beside = twin.map(|mut twin| threads.spawn(move || findings(&mut twin, depth, asked, cancel)));
             let sent = self.pages(source, &mut snapshot, false, proof.as_mut());
             // Nothing more is asked then.
-            let is_proven = proof.map(Proof::holds);
+            let is_proven = proof.map(Proof::end);
             (sent, is_proven, beside.map(|beside| beside.join().unwrap_or_else(|_| Err(check_panicked()))))
         });
         sent?;

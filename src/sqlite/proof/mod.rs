@@ -6,10 +6,10 @@
 //! after it: the chains, every page used once, as many entries in an index as rows in its table
 //! ```
 //!
-//! `PRAGMA quick_check` reads every page again by itself, and looks at the same things. Wherever this is not certain that SQLite would find nothing,
+//! `PRAGMA quick_check` reads every page again by itself, and looks at the same things. Wherever it is not certain that SQLite would find nothing,
 //! there is no proof, and SQLite is asked: about all of it where the pages themselves are not as they should be, else about single tables. So a mistake
-//! here can cost time but raises no alarm. The other way, nothing here is less strict than SQLite's check: the tests change every bit of a database and
-//! ask both.
+//! here can cost time but raises no alarm. The other way, nothing here is less strict than SQLite's check: the tests damage a database in tens of thousands of
+//! ways and ask both.
 //!
 //! [`schema`] knows which trees there are and what their rows are like, [`trees`] which pages they are of, and [`rows`] looks at records.
 //! Memory: 8 bytes a page, and for each leaf of a table and each row with an overflow chain 8 more.
@@ -77,7 +77,7 @@ impl Proof {
     /// `None` where SQLite is to be asked about everything.
     pub fn begin(snapshot: &Snapshot, ask: Sender<String>, cancel: &Cancel) -> Result<Option<Proof>> {
         let begun = || {
-            let schema = Schema::read(snapshot.connection())?;
+            let schema = Schema::read(snapshot.connection(), cancel)?;
             let trees = Trees::read(snapshot, &schema, cancel)?;
             let is_asked = vec![false; schema.tables.len()];
             Ok(Proof { schema, trees, is_asked, ask, seen: 0, is_refuted: false })
@@ -123,7 +123,7 @@ impl Proof {
     }
 
     /// Whether the database is sound, if SQLite finds the tables so that it was to be asked about.
-    pub fn holds(self) -> bool {
+    pub fn end(self) -> bool {
         let is_whole = u64::from(self.seen) == self.trees.page_count();
         is_whole && !self.is_refuted && self.trees.end(&self.schema).is_some()
     }

@@ -6,12 +6,15 @@ use crate::sqlite::{
     shape::{Affinity, Column, Shape},
 };
 
+const EMPTY_TEXT: u64 = 13;
+
 /// `false` where that is not certain from what is in `page`.
 pub fn is_plain(page: &[u8], cell: &Cell, shape: &Shape, is_utf8: bool) -> bool {
     let local = cell.local(page);
     let mut columns = shape.columns.iter();
-    let mut is_plain = true;
+    let (mut is_plain, mut has_values) = (true, false);
     let record = fields(local, cell.payload_bytes, |serial, start| {
+        has_values = true;
         is_plain = is_plain
             && columns.next().is_some_and(|column| {
                 let start = local.len().min(start as usize);
@@ -19,7 +22,7 @@ pub fn is_plain(page: &[u8], cell: &Cell, shape: &Shape, is_utf8: bool) -> bool 
                 column.is_rowid || is_plain_value(column, serial, &local[start..start + size], is_utf8)
             });
     });
-    record.is_some() && is_plain && columns.all(may_lack)
+    record.is_some() && has_values && is_plain && columns.all(may_lack)
 }
 
 /// `value` may be cut off.
@@ -29,7 +32,10 @@ fn is_plain_value(column: &Column, serial: u64, value: &[u8], is_utf8: bool) -> 
         (Class::Integer | Class::Real, Affinity::Text) => false,
         // SQLite takes what is not a number for NULL.
         (Class::Real, _) => !column.not_null || is_finite(value),
-        (Class::Text, Affinity::Integer | Affinity::Real | Affinity::Numeric) => is_utf8 && is_no_number(value),
+        // Of a column whose type is an empty name nothing tells that it is one for numbers.
+        (Class::Text, affinity) => {
+            affinity == Affinity::Text || serial == EMPTY_TEXT || (is_utf8 && is_no_number(value))
+        }
         _ => true,
     }
 }

@@ -1,9 +1,14 @@
 //! What tables and indexes there are, as SQLite understands the schema.
 
+use std::collections::HashMap;
+
 use rusqlite::{Connection, types::ValueRef};
 
 use super::{Doubt, Proven, holds};
-use crate::sqlite::shape::Shape;
+use crate::{sqlite::shape::Shape, task::Cancel};
+
+/// Of the modules for virtual tables, those whose tables SQLite checks where full-text indexes are left out (see [`crate::sqlite::forget_fulltext`]).
+const CHECKED_MODULES: [&str; 3] = ["rtree", "fts3", "fts4"];
 
 pub struct Schema {
     pub tables: Vec<Table>,
@@ -27,54 +32,104 @@ pub struct Index {
 }
 
 impl Schema {
-    pub fn read(connection: &Connection) -> Proven<Schema> {
-        let others =
-            "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND rootpage = 0 AND sql NOT LIKE '%using%fts5%'";
-        let others: u64 = connection.query_row(others, [], |row| row.get(0))?;
-        holds(others == 0).ok_or(Doubt::Unproven)?;
+    pub fn read(connection: &Connection, cancel: &Cancel) -> Proven<Schema> {
+        // It is not run. Where it cannot be, a collation may be missing.
+        connection.prepare("PRAGMA quick_check")?;
         let encoding: String = connection.query_row("PRAGMA encoding", [], |row| row.get(0))?;
-        let tables = tables(connection)?;
-        Ok(Schema { indexes: indexes(connection, &tables)?, tables, is_utf8: encoding == "UTF-8" })
+        let objects = objects(connection)?;
+        let tables = tables(connection, &objects, cancel)?;
+        let indexes = indexes(connection, &objects, &tables, cancel)?;
+        Ok(Schema { tables, indexes, is_utf8: encoding == "UTF-8" })
     }
 }
 
-fn tables(connection: &Connection) -> Proven<Vec<Table>> {
+/// A row of `sqlite_schema`.
+struct Object {
+    name: String,
+    root: u32,
+    sql: String,
+    is_index: bool,
+}
+
+/// Tables and indexes, by their names in lower case. SQLite reads these rows by rules of its own, of which a sound schema needs few.
+fn objects(connection: &Connection) -> Proven<HashMap<String, Object>> {
+    let mut rows = connection.prepare("SELECT type, name, rootpage, coalesce(sql, '') FROM sqlite_schema")?;
+    let mut rows = rows.query([])?;
+    let mut objects = HashMap::new();
+    while let Some(row) = rows.next()? {
+        let (kind, name, root): (String, String, Option<u32>) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let (folded, sql): (_, String) = (name.to_ascii_lowercase(), row.get(3)?);
+        // It would be asked instead of the pragma.
+        holds(!folded.starts_with("pragma_")).ok_or(Doubt::Unproven)?;
+        let is_index = match kind.as_str() {
+            "table" => false,
+            "index" => true,
+            // It shares its name with no other, but has no pages.
+            "view" => false,
+            "trigger" => continue,
+            _ => return Err(Doubt::Unproven),
+        };
+        let object = Object { name, root: root.unwrap_or(0), sql: sql.to_ascii_lowercase(), is_index };
+        holds(objects.insert(folded, object).is_none()).ok_or(Doubt::Unproven)?;
+    }
+    Ok(objects)
+}
+
+fn tables(connection: &Connection, objects: &HashMap<String, Object>, cancel: &Cancel) -> Proven<Vec<Table>> {
+    let known = "SELECT name, type, wr, strict FROM pragma_table_list WHERE schema = 'main'";
+    let mut known = connection.prepare(known)?;
+    let mut rows = known.query([])?;
     let name = "sqlite_schema".to_string();
     let mut tables = vec![Table { name, root: 1, has_rowid: true, shape: Some(Shape::of_schema()) }];
-    let is_special = "SELECT (SELECT strict FROM pragma_table_list(?1) WHERE schema = 'main')
-        OR EXISTS (SELECT 1 FROM pragma_table_xinfo(?1) WHERE hidden > 1)";
-    let mut is_special = connection.prepare(is_special)?;
-    let made = "SELECT name, rootpage, sql FROM sqlite_schema WHERE type = 'table' AND rootpage > 0";
-    let mut made = connection.prepare(made)?;
-    let mut rows = made.query([])?;
+    let mut found = 0;
     while let Some(row) = rows.next()? {
-        let (name, root, sql): (String, u32, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        // `PRAGMA quick_check` takes a number for one of findings.
-        holds(name.starts_with(|first: char| first.is_alphabetic() || first == '_')).ok_or(Doubt::Unproven)?;
-        let (shape, has_rowid) = Shape::of_table(connection, &name)?;
-        let may_have_checks = sql.to_ascii_lowercase().contains("check");
-        let is_special = is_special.query_row([&name], |row| row.get::<_, bool>(0))?;
-        let is_plain = has_rowid && !is_special && !may_have_checks;
-        tables.push(Table { name, root, has_rowid, shape: is_plain.then_some(shape) });
+        cancel.check()?;
+        let (name, kind): (String, String) = (row.get(0)?, row.get(1)?);
+        let (has_rowid, is_strict) = (!row.get::<_, bool>(2)?, row.get::<_, bool>(3)?);
+        let Some(object) = objects.get(&name.to_ascii_lowercase()) else {
+            holds(name == "sqlite_schema").ok_or(Doubt::Unproven)?;
+            continue;
+        };
+        found += 1;
+        holds(object.name == name && !object.is_index).ok_or(Doubt::Unproven)?;
+        match kind.as_str() {
+            "table" | "shadow" => {
+                let shape = Shape::of_columns(connection, &name, has_rowid, is_strict)?;
+                let is_plain = has_rowid && !is_strict && !shape.is_computed && !object.sql.contains("check");
+                tables.push(Table { name, root: object.root, has_rowid, shape: is_plain.then_some(shape) });
+            }
+            "virtual" => {
+                let is_checked = CHECKED_MODULES.iter().any(|module| object.sql.contains(module));
+                holds(object.root == 0 && !is_checked).ok_or(Doubt::Unproven)?;
+            }
+            _ => holds(object.root == 0).ok_or(Doubt::Unproven)?,
+        }
     }
+    holds(found == objects.values().filter(|object| !object.is_index).count()).ok_or(Doubt::Unproven)?;
     Ok(tables)
 }
 
 /// Those that SQLite knows of: a damaged schema may lack one that a table must have.
-fn indexes(connection: &Connection, tables: &[Table]) -> Proven<Vec<Index>> {
-    let of_table =
-        "SELECT origin, partial, (SELECT rootpage FROM sqlite_schema WHERE type = 'index' AND name = known.name)
-        FROM pragma_index_list(?1) known";
-    let mut of_table = connection.prepare(of_table)?;
+fn indexes(
+    connection: &Connection,
+    objects: &HashMap<String, Object>,
+    tables: &[Table],
+    cancel: &Cancel,
+) -> Proven<Vec<Index>> {
+    let mut known = connection.prepare("SELECT name, origin, partial FROM pragma_index_list(?1)")?;
     let mut indexes = Vec::new();
-    for (place, table) in tables.iter().enumerate() {
-        let mut rows = of_table.query([&table.name])?;
+    for (table, Table { name, has_rowid, .. }) in tables.iter().enumerate() {
+        cancel.check()?;
+        let mut rows = known.query([name])?;
         while let Some(row) = rows.next()? {
             // Of a table without rowids that is the table itself.
-            if table.has_rowid || row.get_ref(0)? != ValueRef::Text(b"pk") {
-                indexes.push(Index { table: place, is_partial: row.get(1)?, root: row.get(2)? });
+            if *has_rowid || row.get_ref(1)? != ValueRef::Text(b"pk") {
+                let object = objects.get(&row.get::<_, String>(0)?.to_ascii_lowercase());
+                let object = object.filter(|object| object.is_index).ok_or(Doubt::Unproven)?;
+                indexes.push(Index { root: object.root, table, is_partial: row.get(2)? });
             }
         }
     }
+    holds(indexes.len() == objects.values().filter(|object| object.is_index).count()).ok_or(Doubt::Unproven)?;
     Ok(indexes)
 }

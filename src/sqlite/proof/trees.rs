@@ -13,8 +13,8 @@ use super::{
 };
 use crate::task::Cancel;
 
-/// No tree of SQLite has more levels above its leaves.
-const MAX_DEPTH: u32 = 20;
+/// SQLite reads no tree with more levels above its leaves.
+const MAX_DEPTH: u32 = 19;
 
 /// The role of a page that nothing has claimed yet: it can only be one of an overflow chain.
 const UNCLAIMED: u32 = 0;
