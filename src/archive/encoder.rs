@@ -26,7 +26,7 @@ use crate::{
     task::POLL_INTERVAL,
 };
 
-/// What is under way for each worker: enough that nobody waits for another one's turn on the processor.
+/// What is under way for each worker, in blocks of a full backup: enough that nobody waits for another one's turn on the processor.
 const BYTES_PER_WORKER: usize = 1024 * 1024;
 const LEAST_BLOCKS_PER_WORKER: usize = 4;
 /// More than an empty block takes.

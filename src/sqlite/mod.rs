@@ -50,6 +50,11 @@ fn prepare(connection: &Connection, path: &Path) -> Result<()> {
     prepared().map_err(|cause| Error::sqlite("open", path, cause))
 }
 
+/// For parsers: nothing where the condition does not hold.
+fn holds(condition: bool) -> Option<()> {
+    condition.then_some(())
+}
+
 /// A name as SQL has it.
 pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))

@@ -23,7 +23,7 @@ mod tests;
 
 use rusqlite::{Connection, Error, ErrorCode, OptionalExtension, ffi, types::ValueRef};
 
-use super::quoted;
+use super::{holds, quoted};
 use crate::task::Cancel;
 
 /// The format without `secure-delete`, which leaves pages in more shapes.
@@ -57,10 +57,6 @@ impl From<Error> for Doubt {
 }
 
 type Proof<T = ()> = Result<T, Doubt>;
-
-fn holds(condition: bool) -> Option<()> {
-    condition.then_some(())
-}
 
 fn prove(index: &Index) -> Proof {
     let sql = index.sql_of("")?;

@@ -23,12 +23,12 @@ mod schema;
 mod tests;
 mod trees;
 
+use crossbeam_channel::Sender;
+
 use self::{
     schema::Schema,
     trees::{Seen, Trees},
 };
-use crossbeam_channel::Sender;
-
 use super::{btree::Page, snapshot::Snapshot};
 use crate::{
     error::{Code, Error, Result},
@@ -68,8 +68,8 @@ impl From<rusqlite::Error> for Doubt {
 
 type Proven<T = ()> = std::result::Result<T, Doubt>;
 
-fn holds(condition: bool) -> Option<()> {
-    condition.then_some(())
+fn must(condition: bool) -> Proven {
+    if condition { Ok(()) } else { Err(Doubt::Unproven) }
 }
 
 impl Proof {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, types::ValueRef};
 
-use super::{Doubt, Proven, holds};
+use super::{Doubt, Proven, must};
 use crate::{sqlite::shape::Shape, task::Cancel};
 
 /// Of the modules for virtual tables, those whose tables SQLite checks where full-text indexes are left out (see [`crate::sqlite::forget_fulltext`]).
@@ -60,7 +60,7 @@ fn objects(connection: &Connection) -> Proven<HashMap<String, Object>> {
         let (kind, name, root): (String, String, Option<u32>) = (row.get(0)?, row.get(1)?, row.get(2)?);
         let (folded, sql): (_, String) = (name.to_ascii_lowercase(), row.get(3)?);
         // It would be asked instead of the pragma.
-        holds(!folded.starts_with("pragma_")).ok_or(Doubt::Unproven)?;
+        must(!folded.starts_with("pragma_"))?;
         let is_index = match kind.as_str() {
             "table" => false,
             "index" => true,
@@ -70,7 +70,7 @@ fn objects(connection: &Connection) -> Proven<HashMap<String, Object>> {
             _ => return Err(Doubt::Unproven),
         };
         let object = Object { name, root: root.unwrap_or(0), sql: sql.to_ascii_lowercase(), is_index };
-        holds(objects.insert(folded, object).is_none()).ok_or(Doubt::Unproven)?;
+        must(objects.insert(folded, object).is_none())?;
     }
     Ok(objects)
 }
@@ -87,11 +87,11 @@ fn tables(connection: &Connection, objects: &HashMap<String, Object>, cancel: &C
         let (name, kind): (String, String) = (row.get(0)?, row.get(1)?);
         let (has_rowid, is_strict) = (!row.get::<_, bool>(2)?, row.get::<_, bool>(3)?);
         let Some(object) = objects.get(&name.to_ascii_lowercase()) else {
-            holds(name == "sqlite_schema").ok_or(Doubt::Unproven)?;
+            must(name == "sqlite_schema")?;
             continue;
         };
         found += 1;
-        holds(object.name == name && !object.is_index).ok_or(Doubt::Unproven)?;
+        must(object.name == name && !object.is_index)?;
         match kind.as_str() {
             "table" | "shadow" => {
                 let shape = Shape::of_columns(connection, &name, has_rowid, is_strict)?;
@@ -100,12 +100,12 @@ fn tables(connection: &Connection, objects: &HashMap<String, Object>, cancel: &C
             }
             "virtual" => {
                 let is_checked = CHECKED_MODULES.iter().any(|module| object.sql.contains(module));
-                holds(object.root == 0 && !is_checked).ok_or(Doubt::Unproven)?;
+                must(object.root == 0 && !is_checked)?;
             }
-            _ => holds(object.root == 0).ok_or(Doubt::Unproven)?,
+            _ => must(object.root == 0)?,
         }
     }
-    holds(found == objects.values().filter(|object| !object.is_index).count()).ok_or(Doubt::Unproven)?;
+    must(found == objects.values().filter(|object| !object.is_index).count())?;
     Ok(tables)
 }
 
@@ -130,6 +130,6 @@ fn indexes(
             }
         }
     }
-    holds(indexes.len() == objects.values().filter(|object| object.is_index).count()).ok_or(Doubt::Unproven)?;
+    must(indexes.len() == objects.values().filter(|object| object.is_index).count())?;
     Ok(indexes)
 }

@@ -6,9 +6,10 @@ use super::{
         erase,
         files::lock_page,
         header::Header,
+        holds,
         snapshot::Snapshot,
     },
-    Doubt, Proven, holds,
+    Doubt, Proven, must,
     schema::Schema,
 };
 use crate::task::Cancel;
@@ -93,7 +94,7 @@ impl Trees {
         let mut walk = Walk { snapshot, cancel, trees };
         let header = Header::read(&first);
         // Only with a pointer map, which there is none of.
-        holds(!header.is_incremental).ok_or(Doubt::Unproven)?;
+        must(!header.is_incremental)?;
         walk.free_pages(header)?;
         for (table, made) in schema.tables.iter().enumerate() {
             let kind = if made.has_rowid { TreeKind::Table } else { TreeKind::TableWithoutRowids };
@@ -192,14 +193,14 @@ impl Walk<'_> {
             self.claim(trunk)?;
             let page = page_of(self.snapshot, trunk, self.cancel)?;
             let count = u32_at(&page, 4).ok_or(Doubt::Unproven)? as usize;
-            holds(count <= self.trees.geometry.usable_bytes / 4 - 2).ok_or(Doubt::Unproven)?;
+            must(count <= self.trees.geometry.usable_bytes / 4 - 2)?;
             for place in 0..count {
                 self.claim(u32_at(&page, 8 + 4 * place).ok_or(Doubt::Unproven)?)?;
             }
             found += 1 + count as u64;
             trunk = u32_at(&page, 0).ok_or(Doubt::Unproven)?;
         }
-        holds(found == u64::from(header.freelist_count)).ok_or(Doubt::Unproven)
+        must(found == u64::from(header.freelist_count))
     }
 
     fn tree(&mut self, root: u32, table: usize, kind: TreeKind) -> Proven {
@@ -208,7 +209,7 @@ impl Walk<'_> {
         self.trees.trees.push(Tree { table, kind, first_leaf, last_leaf: first_leaf, first_limit, entries: 0 });
         self.below(root, depth, kind, i64::MAX)?;
         let limits = &self.trees.limits[first_limit..];
-        holds(limits.windows(2).all(|pair| pair[0] < pair[1])).ok_or(Doubt::Unproven)
+        must(limits.windows(2).all(|pair| pair[0] < pair[1]))
     }
 
     /// How many levels the tree has above its leaves, on the way to the first.
@@ -231,9 +232,9 @@ impl Walk<'_> {
             return self.leaf(number, kind, limit);
         }
         let (page, bytes) = self.page(number)?;
-        holds(page.kind == kind.of_pages(false)).ok_or(Doubt::Unproven)?;
+        must(page.kind == kind.of_pages(false))?;
         // Page 1 has less room than others, and can be left without a cell when the tree grows.
-        holds(!page.cells.is_empty() || number == 1).ok_or(Doubt::Unproven)?;
+        must(!page.cells.is_empty() || number == 1)?;
         if kind != TreeKind::Table {
             self.trees.payloads(&page.cells, &bytes).ok_or(Doubt::Unproven)?;
             let tree = self.trees.trees.last_mut().ok_or(Doubt::Unproven)?;
