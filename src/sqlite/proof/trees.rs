@@ -17,24 +17,30 @@ use crate::task::Cancel;
 /// SQLite reads no tree with more levels above its leaves.
 const MAX_DEPTH: u32 = 19;
 
-/// The role of a page that nothing has claimed yet: it can only be one of an overflow chain.
+/// [`Trees::pages`] of one that nothing has claimed yet and that has not come by: it can only be one of an overflow chain. When it has come by, its place
+/// has the number of the next page of the chain, or 0.
 const UNCLAIMED: u32 = 0;
-/// Of one that there is nothing more to know of. Any other number is that of a leaf among all leaves, from 1.
+/// Of one that there is nothing more to know of.
 const DONE: u32 = u32::MAX;
+/// Of a leaf, with its number among all leaves, from 1.
+const LEAF: u32 = 1 << 31;
+/// When so many chains are waiting for pages that have not come by, it is seen which of them wait no longer.
+const LEAST_CHAINS: usize = if cfg!(test) { 4 } else { 4096 };
 
 pub struct Trees {
     geometry: Geometry,
-    /// By page; the first is of none.
-    roles: Vec<u32>,
-    /// Of each unclaimed page the number that it begins with, which in a chain is that of the next page.
-    next: Vec<u32>,
+    /// By page, from 1.
+    pages: Vec<u32>,
+    /// How many pages came by.
+    seen: u32,
     /// In the order of their leaves.
     trees: Vec<Tree>,
     leaves: u32,
     /// Of each leaf of a table, the largest key that it may have.
     limits: Vec<i64>,
-    /// The first page of each overflow chain, and how many it has.
+    /// Where each overflow chain goes on that has pages yet to come, and how many of its pages are left.
     chains: Vec<(u32, u32)>,
+    most_chains: usize,
 }
 
 struct Tree {
@@ -82,15 +88,17 @@ impl Trees {
         let places = geometry.page_count as usize + 1;
         let mut trees = Trees {
             geometry,
-            roles: vec![UNCLAIMED; places],
-            next: vec![0; places],
+            pages: vec![UNCLAIMED; places],
+            seen: 0,
             trees: Vec::new(),
             leaves: 0,
             limits: Vec::new(),
             chains: Vec::new(),
+            most_chains: LEAST_CHAINS,
         };
+        must(geometry.page_count < DONE - LEAF)?;
         let lock_page = lock_page(snapshot.page_size_bytes()) as usize;
-        trees.roles.get_mut(lock_page).into_iter().for_each(|role| *role = DONE);
+        trees.pages.get_mut(lock_page).into_iter().for_each(|page| *page = DONE);
         let mut walk = Walk { snapshot, cancel, trees };
         let header = Header::read(&first);
         // Only with a pointer map, which there is none of.
@@ -107,20 +115,20 @@ impl Trees {
         Ok(walk.trees)
     }
 
-    pub fn page_count(&self) -> u64 {
-        self.geometry.page_count.into()
-    }
-
-    /// Looks at a page, which may have been read already. `None` where it is not what it must be.
-    pub fn page(&mut self, number: u32, bytes: &[u8], read: Option<Page>) -> Option<Seen> {
-        let leaf = match *self.roles.get(number as usize)? {
+    /// Looks at the next page, which may have been read already. `None` where it is not what it must be.
+    pub fn page(&mut self, bytes: &[u8], read: Option<Page>) -> Option<Seen> {
+        let number = self.seen.checked_add(1)?;
+        let page = self.pages.get_mut(number as usize)?;
+        self.seen = number;
+        let leaf = match *page {
             DONE => return Some(Seen::Other),
             UNCLAIMED => {
-                self.next[number as usize] = u32_at(bytes, 0)?;
+                *page = u32_at(bytes, 0).filter(|next| *next <= self.geometry.page_count)?;
                 return Some(Seen::Other);
             }
-            leaf => leaf,
+            leaf => leaf - LEAF,
         };
+        *page = DONE;
         let page = read.or_else(|| exact(bytes, number, self.geometry, |_| {}))?;
         let of = self.trees.partition_point(|tree| tree.first_leaf <= leaf).checked_sub(1)?;
         let tree = &mut self.trees[of];
@@ -148,20 +156,36 @@ impl Trees {
                 self.chains.push((cell.overflow, rest.div_ceil(page_bytes) as u32));
             }
         }
+        if self.chains.len() < self.most_chains {
+            return Some(());
+        }
+        self.follow_chains()?;
+        self.most_chains = LEAST_CHAINS.max(2 * self.chains.len());
         Some(())
+    }
+
+    /// Claims the pages of chains as far as they have come by. `None` where a chain is not as long as it must be, or leads to a page of something else.
+    fn follow_chains(&mut self) -> Option<()> {
+        let Trees { pages, chains, seen, .. } = self;
+        let mut are_right = true;
+        chains.retain_mut(|(at, left)| {
+            while are_right && *left > 0 && *at <= *seen {
+                let page = pages.get_mut(*at as usize).filter(|page| *at > 0 && **page < LEAF);
+                are_right = page.is_some();
+                *at = page.map_or(0, |page| std::mem::replace(page, DONE));
+                *left -= 1;
+            }
+            are_right &= *left > 0 || *at == 0;
+            *left > 0
+        });
+        holds(are_right)
     }
 
     /// After the last page: what can only be known of all together. `None` where something is not as it must be.
     pub fn end(mut self, schema: &Schema) -> Option<()> {
-        for (first, pages) in std::mem::take(&mut self.chains) {
-            let mut at = first;
-            for _ in 0..pages {
-                self.claim(at, DONE)?;
-                at = self.next[at as usize];
-            }
-            holds(at == 0)?;
-        }
-        holds(self.roles.iter().skip(1).all(|role| *role != UNCLAIMED))?;
+        holds(self.seen == self.geometry.page_count)?;
+        self.follow_chains()?;
+        holds(self.chains.is_empty() && self.pages.iter().skip(1).all(|page| *page == DONE))?;
         let (tables, indexes) = self.trees.split_at(schema.tables.len());
         let is_as_long = |index: &Tree| {
             index.kind == TreeKind::PartialIndex
@@ -170,11 +194,11 @@ impl Trees {
         holds(indexes.iter().all(is_as_long))
     }
 
-    fn claim(&mut self, number: u32, role: u32) -> Option<()> {
-        let known = self.roles.get_mut(number as usize).filter(|_| number > 0)?;
-        holds(*known == UNCLAIMED)?;
-        *known = role;
-        Some(())
+    /// Before any page came by.
+    fn claim(&mut self, number: u32, role: u32) -> Proven {
+        let page = self.pages.get_mut(number as usize).filter(|page| number > 0 && **page == UNCLAIMED);
+        *page.ok_or(Doubt::Unproven)? = role;
+        Ok(())
     }
 }
 
@@ -190,12 +214,12 @@ impl Walk<'_> {
     fn free_pages(&mut self, header: Header) -> Proven {
         let (mut trunk, mut found) = (header.freelist_head, 0);
         while trunk != 0 {
-            self.claim(trunk)?;
+            self.trees.claim(trunk, DONE)?;
             let page = page_of(self.snapshot, trunk, self.cancel)?;
             let count = u32_at(&page, 4).ok_or(Doubt::Unproven)? as usize;
             must(count <= self.trees.geometry.usable_bytes / 4 - 2)?;
             for place in 0..count {
-                self.claim(u32_at(&page, 8 + 4 * place).ok_or(Doubt::Unproven)?)?;
+                self.trees.claim(u32_at(&page, 8 + 4 * place).ok_or(Doubt::Unproven)?, DONE)?;
             }
             found += 1 + count as u64;
             trunk = u32_at(&page, 0).ok_or(Doubt::Unproven)?;
@@ -227,10 +251,10 @@ impl Walk<'_> {
 
     /// Claims what is below the page and itself. `limit` is the largest key that may be there.
     fn below(&mut self, number: u32, depth: u32, kind: TreeKind, limit: i64) -> Proven {
-        self.claim(number)?;
         if depth == 0 {
             return self.leaf(number, kind, limit);
         }
+        self.trees.claim(number, DONE)?;
         let (page, bytes) = self.page(number)?;
         must(page.kind == kind.of_pages(false))?;
         // Page 1 has less room than others, and can be left without a cell when the tree grows.
@@ -249,16 +273,12 @@ impl Walk<'_> {
     fn leaf(&mut self, number: u32, kind: TreeKind, limit: i64) -> Proven {
         self.trees.leaves += 1;
         let leaf = self.trees.leaves;
-        self.trees.roles[number as usize] = leaf;
+        self.trees.claim(number, LEAF + leaf)?;
         if kind == TreeKind::Table {
             self.trees.limits.push(limit);
         }
         self.trees.trees.last_mut().into_iter().for_each(|tree| tree.last_leaf = leaf);
         Ok(())
-    }
-
-    fn claim(&mut self, number: u32) -> Proven {
-        self.trees.claim(number, DONE).ok_or(Doubt::Unproven)
     }
 
     fn page(&self, number: u32) -> Proven<(Page, Vec<u8>)> {
