@@ -102,7 +102,7 @@ export interface KeepRules {
 export interface BackupManagerConfig extends Partial<BackupConfig> {
   /** The directory that holds `.kg/`. Default: the working directory of the moment. */
   projectRoot?: string;
-  /** Run SQLite's `quick_check` on what is saved (0.7 s a GB). Default: true. */
+  /** Look in what is saved for what SQLite's `quick_check` finds. Default: true. */
   checkSource?: boolean;
   /**
    * How long, in milliseconds, a call waits for another writer of the same `backupDir`, and for a lock that another process
@@ -424,7 +424,7 @@ export interface Backup {
   /** Which parts the backup holds. */
   contents: BackupContents;
   stats: BackupStats;
-  /** What `quick_check` said of the databases as they were saved. */
+  /** What was found, of what `quick_check` looks for, in the databases as they were saved. */
   integrity: SourceIntegrity;
   /** What did not stop the backup but should be seen. */
   warnings: Warning[];
