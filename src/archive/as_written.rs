@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     block::{HEAD_BYTES, Head, WHOLE_HEAD_BYTES},
+    decoder::append_from,
     manifest::{ArchiveRecord, hex},
     seal::{Container, SealedFile},
 };
@@ -83,18 +84,8 @@ impl StoredBlock {
 
 /// Replaces `bytes` by so many from there, or fewer where the file ends.
 fn read_at(file: &File, bytes: &mut Vec<u8>, count: usize, offset: u64) -> io::Result<()> {
-    bytes.resize(count, 0);
-    let mut filled = 0;
-    while filled < count {
-        match file.read_at(&mut bytes[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
-            Err(cause) => return Err(cause),
-        }
-    }
-    bytes.truncate(filled);
-    Ok(())
+    bytes.clear();
+    append_from(bytes, count, |rest, read| file.read_at(rest, offset + read as u64))
 }
 
 #[cfg(test)]

@@ -208,13 +208,23 @@ fn next_block(file: &mut SealedFile) -> io::Result<Option<Piece>> {
 }
 
 /// Reads `count` more bytes, or as many as there are.
-pub(super) fn append(bytes: &mut Vec<u8>, file: &mut impl Read, count: usize) -> io::Result<()> {
-    let mut filled = bytes.len();
-    bytes.resize(filled + count, 0);
+fn append(bytes: &mut Vec<u8>, file: &mut impl Read, count: usize) -> io::Result<()> {
+    append_from(bytes, count, |rest, _| file.read(rest))
+}
+
+/// The same with whatever `read` puts at the beginning of the rest, which it is given with the number of bytes that came before.
+pub(super) fn append_from(
+    bytes: &mut Vec<u8>,
+    count: usize,
+    mut read: impl FnMut(&mut [u8], usize) -> io::Result<usize>,
+) -> io::Result<()> {
+    let start = bytes.len();
+    let mut filled = start;
+    bytes.resize(start + count, 0);
     while filled < bytes.len() {
-        match file.read(&mut bytes[filled..]) {
+        match read(&mut bytes[filled..], filled - start) {
             Ok(0) => break,
-            Ok(read) => filled += read,
+            Ok(more) => filled += more,
             Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
             Err(cause) => return Err(cause),
         }

@@ -75,7 +75,7 @@ pub fn quick_check(connection: &mut Connection, cancel: &Cancel) -> Result<Integ
 /// What `quick_check` finds in everything but full-text indexes. The connection cannot use those any more.
 pub fn structure(connection: &mut Connection, cancel: &Cancel) -> Result<Vec<String>> {
     forget_fulltext(connection);
-    findings(connection, |_| Ok([format!("PRAGMA quick_check({MAX_FINDINGS})")]), cancel)
+    Ok(quick_check(connection, cancel)?.messages)
 }
 
 /// What it finds in these tables alone.
@@ -84,8 +84,11 @@ pub fn tables(
     names: impl IntoIterator<Item = String>,
     cancel: &Cancel,
 ) -> Result<Vec<String>> {
-    let pragmas = names.into_iter().map(|name| format!("PRAGMA quick_check({})", quoted(&name)));
-    findings(connection, |_| Ok(pragmas), cancel)
+    findings(connection, |_| Ok(names.into_iter().map(|name| of_table(&name))), cancel)
+}
+
+fn of_table(name: &str) -> String {
+    format!("PRAGMA quick_check({})", quoted(name))
 }
 
 /// What it finds in full-text indexes, all of each. That can take longer than everything else together, so those that are plainly well formed are
@@ -102,7 +105,7 @@ fn full_text_pragmas(connection: &Connection, cancel: &Cancel) -> rusqlite::Resu
     let mut pragmas = Vec::new();
     for table in tables {
         if !fulltext::is_well_formed(connection, &table, cancel)? {
-            pragmas.push(format!("PRAGMA quick_check({})", quoted(&table)));
+            pragmas.push(of_table(&table));
         }
     }
     Ok(pragmas)

@@ -26,7 +26,7 @@ mod trees;
 use crossbeam_channel::Sender;
 
 use self::{
-    schema::Schema,
+    schema::{Schema, Table},
     trees::{Seen, Trees},
 };
 use super::{btree::Page, snapshot::Snapshot};
@@ -39,8 +39,6 @@ use crate::{
 pub struct Proof {
     schema: Schema,
     trees: Trees,
-    /// By table: SQLite is asked about its rows.
-    is_asked: Vec<bool>,
     ask: Sender<String>,
     is_refuted: bool,
 }
@@ -70,6 +68,12 @@ fn must(condition: bool) -> Proven {
     if condition { Ok(()) } else { Err(Doubt::Unproven) }
 }
 
+/// Has SQLite asked about the rows of a table.
+fn leave(ask: &Sender<String>, table: &Table) {
+    // Nobody listens where the backup has failed already.
+    let _ = ask.send(table.name.clone());
+}
+
 impl Proof {
     /// Reads what pages are to be compared with. Each table whose rows SQLite is to be asked about is sent to `ask`, as soon as that is known.
     /// `None` where SQLite is to be asked about everything.
@@ -77,28 +81,15 @@ impl Proof {
         let begun = || {
             let schema = Schema::read(snapshot.connection(), cancel)?;
             let trees = Trees::read(snapshot, &schema, cancel)?;
-            let is_asked = vec![false; schema.tables.len()];
-            Ok(Proof { schema, trees, is_asked, ask, is_refuted: false })
+            let left = schema.tables.iter().filter(|table| table.shape.is_none());
+            left.for_each(|table| leave(&ask, table));
+            Ok(Proof { schema, trees, ask, is_refuted: false })
         };
         match begun() {
-            Ok(mut proof) => {
-                let tables = 0..proof.schema.tables.len();
-                tables.for_each(|table| {
-                    if proof.schema.tables[table].shape.is_none() {
-                        proof.ask(table)
-                    }
-                });
-                Ok(Some(proof))
-            }
+            Ok(proof) => Ok(Some(proof)),
             Err(Doubt::Unproven) => Ok(None),
             Err(Doubt::Aborted(error)) => Err(error),
         }
-    }
-
-    fn ask(&mut self, table: usize) {
-        self.is_asked[table] = true;
-        // Nobody listens where the backup has failed already.
-        let _ = self.ask.send(self.schema.tables[table].name.clone());
     }
 
     /// Looks at the next page; all of them must come, in order. `read` is what is in it, where somebody has read that already.
@@ -111,10 +102,12 @@ impl Proof {
     /// `None` where the page is not what it must be.
     fn look_at(&mut self, bytes: &[u8], read: Option<Page>) -> Option<()> {
         if let Seen::Rows(table, page) = self.trees.page(bytes, read)?
-            && let (Some(shape), false) = (&self.schema.tables[table].shape, self.is_asked[table])
+            && let table = &mut self.schema.tables[table]
+            && let Some(shape) = &table.shape
             && !page.cells.iter().all(|cell| rows::is_plain(bytes, cell, shape, self.schema.is_utf8))
         {
-            self.ask(table);
+            table.shape = None;
+            leave(&self.ask, table);
         }
         Some(())
     }
