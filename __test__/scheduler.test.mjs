@@ -15,8 +15,8 @@ const MINUTE = 60_000;
 const HOUR = 60 * MINUTE;
 const DAY = 24 * HOUR;
 
-/** A project, its manager, and a scheduler with a clock of its own; its callbacks are recorded. */
-function setUp({ config = {}, start, ...options } = {}) {
+/** A project, its manager, and a scheduler with a clock of its own, which begins at half past an hour; its callbacks are recorded. */
+function setUp({ config = {}, start = nextHour(Date.now()) - 30 * MINUTE, ...options } = {}) {
   const project = makeProject();
   const manager = createBackupManager({ projectRoot: project.root, backupDir: project.backups, checkSource: false, ...config });
   const clock = new FakeClock(start);
@@ -79,7 +79,7 @@ describe('a started scheduler', () => {
 
   test('makes up once for all that was missed while the machine slept, or not at all where that is not wanted', async () => {
     for (const [catchUp, runs] of [[true, 1], [false, 0]]) {
-      const { scheduler, clock, settled, begin } = setUp({ catchUp, start: nextHour(Date.now()) + 30 * MINUTE });
+      const { scheduler, clock, settled, begin } = setUp({ catchUp });
       await begin();
       clock.jump(5 * HOUR);
       await settled(runs);
