@@ -481,12 +481,14 @@ export interface PruneDecision {
   id: string;
   kept: boolean;
   /**
-   * `pinned`, `newest-good`, `keep-…` (a rule), `within-limits` and `needed` (by one that is kept) keep a backup; `too-old`, `too-many` and `no-rule`
-   * remove it.
+   * `pinned`, `newest-good`, `just-made`, `keep-…` (a rule), `within-limits` and `needed` (by one that is kept) keep a backup; `too-old`, `too-many`
+   * and `no-rule` remove it. Where the newest good backup is a snapshot, or of a graph without nodes, the newest good one that is neither is
+   * `newest-good` too.
    */
   reason:
     | 'pinned'
     | 'newest-good'
+    | 'just-made'
     | 'keep-last'
     | 'keep-hourly'
     | 'keep-daily'
@@ -547,7 +549,8 @@ export interface Warning {
     | 'KG_WARN_FULL'
     | 'KG_WARN_RECOVERED'
     | 'KG_WARN_HOOK'
-    | 'KG_WARN_VECTORS';
+    | 'KG_WARN_VECTORS'
+    | 'KG_WARN_OTHER_PROJECT';
   message: string;
   /** What it is about, relative to the project, where that is one file. */
   path?: string;

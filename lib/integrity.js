@@ -68,6 +68,8 @@ class IntegrityChecker {
   }
 }
 
+/** As the store has it (src/store/mod.rs). */
+const CLOCK_TOLERANCE_MS = 10 * 60_000;
 const UNITS = { s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };
 
 /** Milliseconds of a number of them, or of a text such as `24h`. */
@@ -100,7 +102,9 @@ function backupFreshnessCheck(manager, options = {}) {
   milliseconds('interval', interval);
   const check = async () => {
     const backups = await manager.listBackups();
-    const sound = backups.filter((backup) => backup.integrity.status !== 'failed' && hasChain(backup, backups));
+    // What is dated ahead was made when a clock was wrong, nobody knows how long ago.
+    const dated = backups.filter((backup) => backup.timestamp < Date.now() + CLOCK_TOLERANCE_MS);
+    const sound = dated.filter((backup) => backup.integrity.status !== 'failed' && hasChain(backup, backups));
     const good = sound.find((backup) => !backup.safetyBackup) ?? sound[0];
     return good !== undefined && Date.now() - good.timestamp < limit;
   };

@@ -19,7 +19,7 @@ use crate::{
         manifest::{BackupType, Contents, FORMAT_VERSION, Manifest, Stats, Tool},
         write::{ArchiveWriter, Totals, checksums},
     },
-    base::{self, Chosen, project_id},
+    base::{self, Chosen},
     error::{Code, Error, Result, Warning, WarningCode},
     project::{
         Component, Project,
@@ -140,9 +140,24 @@ pub fn create_backup(
         saved => saved?,
     };
     backup.warnings.extend(warnings);
+    backup.warnings.extend(dated_ahead(store)?);
     let retention =
         if options.retention.keeps_everything() { None } else { prune_after(store, &lock, &options, &mut backup) };
     Ok(Created { backup, reused_bytes, retention })
+}
+
+/// A clock that was wrong once must not go unnoticed: what is dated ahead is the newest backup to whoever looks at names alone.
+fn dated_ahead(store: &Store) -> Result<Option<Warning>> {
+    let now = Timestamp::now();
+    let ahead: Vec<Backup> = store.list()?.into_iter().filter(|backup| backup.is_ahead(now)).collect();
+    let Some(first) = ahead.first() else { return Ok(None) };
+    let more = if ahead.len() > 1 { format!(" (and {} more)", ahead.len() - 1) } else { String::new() };
+    let message = format!(
+        "{}{more} is dated ahead of now: a clock was wrong then, or is now. It counts as older than all others; delete it when you do not need \
+         it (`kg diag backup --delete {}`)",
+        first.id, first.id
+    );
+    Ok(Some(Warning::new(WarningCode::Store, message)))
 }
 
 /// Where one backup is made, and with what.
@@ -168,7 +183,7 @@ impl Run<'_> {
         let Run { project, store, lock, launch, task } = *self;
         let at = Timestamp::now();
         let new = store.begin(lock, at, options.compression)?;
-        let own = project_id(project);
+        let own = project.id();
         let mut request = save_request(project.root().to_path_buf(), new.scratch(), options);
         let (mut base, mut earlier) = (None, None);
         match before {
@@ -279,11 +294,12 @@ fn assert_complete(warnings: &[Warning]) -> Result<()> {
 
 /// The backup is there: what goes wrong with the old ones is a warning.
 fn prune_after(store: &Store, lock: &StoreLock, options: &BackupOptions, backup: &mut Backup) -> Option<PruneResult> {
+    let applied = retention::apply_after(store, lock, options.retention, backup);
     let mut warn = |error: &Error| {
         let message = format!("An old backup could not be removed: {error}");
         backup.warnings.push(Warning::new(WarningCode::Store, message));
     };
-    match retention::apply(store, lock, options.retention) {
+    match applied {
         Ok(result) => {
             result.decisions.iter().filter_map(|decision| decision.error.as_ref()).for_each(warn);
             Some(result)

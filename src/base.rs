@@ -10,14 +10,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sha2::{Digest, Sha256};
-
 use crate::{
     archive::{
         as_written::is_as_written,
         block::Compression,
         earlier::Earlier,
-        manifest::{BackupType, DIGEST_PREFIX, Manifest, hex},
+        manifest::{BackupType, DIGEST_PREFIX, Manifest},
         read::unreadable,
     },
     chain, durable,
@@ -33,12 +31,6 @@ const CACHE: &str = "cache/backup-pages";
 const BASE_FILE: &str = "base.json";
 const BASE_HASHES_FILE: &str = "base-page-hashes";
 
-/// Tells projects apart that share a store, without naming them: a digest of where the project lies.
-pub fn project_id(project: &Project) -> String {
-    use std::os::unix::ffi::OsStrExt;
-    hex(&Sha256::digest(project.root().as_os_str().as_bytes())[..8])
-}
-
 /// The backups of one project in a store that others may share, newest first.
 pub fn own_backups(store: &Store, project: &Project) -> Result<Vec<Backup>> {
     Ok(own_among(store.list()?, project))
@@ -46,7 +38,7 @@ pub fn own_backups(store: &Store, project: &Project) -> Result<Vec<Backup>> {
 
 /// Those of `backups` that are of this project.
 pub fn own_among(backups: Vec<Backup>, project: &Project) -> Vec<Backup> {
-    let own = project_id(project);
+    let own = project.id();
     backups.into_iter().filter(|backup| backup.project.as_ref() == Some(&own)).collect()
 }
 
@@ -60,7 +52,7 @@ pub struct Chosen {
 
 /// The backup of that id, or the newest good one of this project; `None` where there is none.
 pub fn choose(store: &Store, project: &Project, id: Option<&str>, task: &Task) -> Result<Option<Chosen>> {
-    let own = project_id(project);
+    let own = project.id();
     if let Some(id) = id {
         return open(store.get(id)?, &own, task).map(Some);
     }
@@ -152,7 +144,7 @@ impl Chosen {
 /// very pages that were found sound is not checked again. The file for the reader's request, and the backup's checksum; `None` where
 /// nothing is known.
 pub fn prepare_known(store: &Store, project: &Project, scratch: &Path) -> Result<Option<(PathBuf, String)>> {
-    let own = project_id(project);
+    let own = project.id();
     for backup in store.list()? {
         if take_cached(project, &backup, scratch) {
             let manifest = manifest_of(&backup).filter(|manifest| manifest.project.as_ref() == Some(&own));

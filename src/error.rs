@@ -244,6 +244,9 @@ pub enum WarningCode {
     /// Nodes have no vector.
     #[serde(rename = "KG_WARN_VECTORS")]
     Vectors,
+    /// What was restored over a project is of another one, or of this one where it lay before.
+    #[serde(rename = "KG_WARN_OTHER_PROJECT")]
+    OtherProject,
 }
 
 impl WarningCode {
@@ -260,6 +263,7 @@ impl WarningCode {
         WarningCode::Recovered,
         WarningCode::Hook,
         WarningCode::Vectors,
+        WarningCode::OtherProject,
     ];
 }
 

@@ -121,7 +121,7 @@ fn of_store(store: &Store, checked: &Checked, max_age: Duration, issues: &mut Ve
     let issue = |code, message: String, remedy: &str| {
         Issue::new(code, Part::Backups, message, remedy).path(dir.to_string_lossy())
     };
-    let listed = store.list().and_then(|backups| store.unlisted().map(|unlisted| (backups, unlisted)));
+    let listed = store.list().and_then(|backups| store.unlisted().map(|unlisted| (store.preferred(backups), unlisted)));
     let (backups, unlisted) = listed.unwrap_or_else(|error| {
         issues.push(issue(
             IssueCode::BackupDir,
@@ -143,6 +143,13 @@ fn of_store(store: &Store, checked: &Checked, max_age: Duration, issues: &mut Ve
             let limit = days(max_age.as_millis() as u64);
             let message = format!("The newest good backup is {:.1} days old; {limit:.1} are allowed", days(age));
             issues.push(issue(IssueCode::BackupOld, message, "Make one with `kg diag backup`"));
+        }
+        Some(_) if newest.is_some_and(|newest| newest.is_ahead(Timestamp::now())) => {
+            let message = format!(
+                "Every good backup in {} is dated ahead of now: a clock was wrong then, or is now",
+                dir.display()
+            );
+            issues.push(issue(IssueCode::BackupOld, message, "Set the clock, and make one with `kg diag backup`"));
         }
         Some(_) => {}
     }

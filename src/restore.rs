@@ -21,8 +21,9 @@ use crate::{
     },
     backup::DEFAULT_LOCK_TIMEOUT,
     chain, durable,
-    error::{Code, Error, Result, Warning},
-    project::{Component, STAGING_PREFIX, STATE_DIR},
+    error::{Code, Error, Result, Warning, WarningCode},
+    paths,
+    project::{Component, Project, STAGING_PREFIX, STATE_DIR},
     reader::{
         apply::{lock_target, undo::DEFAULT_RETENTION_DAYS},
         client::{Launch, Reader},
@@ -99,8 +100,8 @@ pub fn restore(
 ) -> Result<RestoreResult> {
     let began = Instant::now();
     let pick = Pick::new(options.only.clone(), options.paths.as_deref())?;
-    let archive = store.locate(reference)?;
-    let target = std::path::absolute(&options.target).map_err(|cause| Error::io("resolve", &options.target, cause))?;
+    let archive = store.locate_holding(reference, options.only.as_deref())?;
+    let target = paths::absolute(&options.target).map_err(|cause| Error::io("resolve", &options.target, cause))?;
     let state = target.join(STATE_DIR);
     let mut staging = Staging::prepare(&target, options.dry_run)?;
     let mut warnings = Vec::new();
@@ -110,7 +111,7 @@ pub fn restore(
     let unpack_to = (!options.dry_run).then(|| staging.path());
     // No descriptor of a file that becomes part of the live project is open here when it does.
     let manifest = chain::unpack(&chain::plan(&archive, &pick, task)?, unpack_to, task)?.manifest;
-    assert_holds(&manifest, &pick, options)?;
+    assert_holds(store, &manifest, &pick, options)?;
     write_manifest(staging.path(), &manifest)?;
     task.report(Phase::Applying, 0, 0)?;
     if !options.dry_run {
@@ -147,6 +148,7 @@ pub fn restore(
     };
     staging.succeeded();
     warnings.extend(applied.warnings);
+    warnings.extend(of_another(&target, &manifest).filter(|_| applied.files_replaced > 0));
     Ok(RestoreResult {
         id: manifest.id,
         backup_path: archive,
@@ -171,16 +173,37 @@ fn with_warnings(error: Error, warnings: &[Warning]) -> Error {
     }
 }
 
-fn assert_holds(manifest: &Manifest, pick: &Pick, options: &RestoreOptions) -> Result<()> {
+/// Where projects share a directory of backups, it is easy to take another one's.
+fn of_another(target: &Path, manifest: &Manifest) -> Option<Warning> {
+    let target =
+        Project::open(target).ok().filter(|target| manifest.project.as_ref().is_some_and(|of| *of != target.id()))?;
+    let message = format!(
+        "{} was made of another project than {}, or of this one where it lay before; `kg diag restore --undo` takes it back",
+        manifest.id,
+        target.root().display()
+    );
+    Some(Warning::new(WarningCode::OtherProject, message))
+}
+
+fn assert_holds(store: &Store, manifest: &Manifest, pick: &Pick, options: &RestoreOptions) -> Result<()> {
     if pick.is_everything() || !pick.select(manifest).is_empty() {
         return Ok(());
     }
     let parts = options.only.iter().flatten().map(|part| format!("{part:?}").to_lowercase());
     let wanted: Vec<String> = parts.chain(options.paths.iter().flatten().cloned()).collect();
-    Err(Error::invalid(
-        format!("{} holds nothing of: {}", manifest.id, wanted.join(", ")),
-        "See what it holds with `tar -tzf`, or choose another backup with `kg diag backup --list`",
-    ))
+    let other = options
+        .only
+        .as_deref()
+        .and_then(|only| store.latest_holding(only).ok())
+        .filter(|other| other.id != manifest.id);
+    let remedy = match other {
+        Some(other) => format!("{} holds some: name that one", other.id),
+        None => {
+            "Paths start at `.kg`: see those of its manifest; or choose another backup with `kg diag backup --list`"
+                .into()
+        }
+    };
+    Err(Error::invalid(format!("{} holds nothing of: {}", manifest.id, wanted.join(", ")), remedy))
 }
 
 fn write_manifest(staging: &Path, manifest: &Manifest) -> Result<()> {
@@ -200,6 +223,13 @@ struct Staging {
 impl Staging {
     fn prepare(target: &Path, dry_run: bool) -> Result<Self> {
         let state = target.join(STATE_DIR);
+        if target.components().any(|part| part.as_os_str() == STATE_DIR) {
+            return Err(Error::new(
+                Code::TargetInvalid,
+                format!("{} lies in the state of a project", target.display()),
+                format!("Name the directory that holds {STATE_DIR}, not a part of it"),
+            ));
+        }
         for dir in [target, &state] {
             if fs::metadata(dir).is_ok_and(|found| !found.is_dir()) {
                 return Err(Error::new(

@@ -9,7 +9,8 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
 
 use crate::{
-    error::{Error, Result, Warning},
+    archive::manifest::BackupType,
+    error::{Error, Result, Warning, WarningCode},
     store::{Backup, Store, StoreLock, good},
     task::Task,
 };
@@ -54,8 +55,11 @@ pub struct Keep {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// Kept: the newest good backup stays, whatever the limits are.
+    /// Kept: the newest good backup stays, whatever the limits are; and where that is a snapshot, or of a graph without nodes, the newest good
+    /// one that is neither.
     NewestGood,
+    /// Kept: it was made a moment ago.
+    JustMade,
     /// Kept: somebody pinned it. It takes no place of a limit or rule.
     Pinned,
     /// Kept: no limit speaks against it.
@@ -99,13 +103,14 @@ pub struct PruneResult {
     pub warnings: Vec<Warning>,
 }
 
-/// Decides about `backups`, which come newest first. Those that are pinned stay, and the others are decided on as if there were
-/// no pinned ones, except that a pinned one can be the newest good one.
-pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp) -> Vec<Decision> {
+/// Decides about `backups` of one project, which come newest first. Those that are pinned stay, and the others are decided on as if there were
+/// no pinned ones, except that a pinned one can be the newest good one. The one of the id `made` stays: whoever made it is told that it is
+/// there.
+pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp, made: Option<&str>) -> Vec<Decision> {
     let places = places(backups);
     let is_pinned = |place: &usize| backups[*place].pinned.is_some();
     let good = good(backups);
-    let newest_good = good.first().copied();
+    let last_good = last_good(backups, &good);
     let good: Vec<usize> = good.into_iter().filter(|place| !is_pinned(place)).collect();
     let by_rule = by_rule(backups, &good, policy.keep);
     // How many come before each that count towards `max_backups`.
@@ -116,7 +121,7 @@ pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp) -> Vec<Decisio
         let age_ms = now.as_millisecond().saturating_sub(backup.timestamp).max(0) as u128;
         let reason = if is_pinned(&place) {
             Reason::Pinned
-        } else if newest_good == Some(place) {
+        } else if last_good.contains(&place) {
             Reason::NewestGood
         } else if let Some(rule) = by_rule.get(&place) {
             *rule
@@ -129,7 +134,9 @@ pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp) -> Vec<Decisio
         } else {
             Reason::WithinLimits
         };
-        let kept = !matches!(reason, Reason::TooMany | Reason::TooOld | Reason::NoRule);
+        let is_kept = !matches!(reason, Reason::TooMany | Reason::TooOld | Reason::NoRule);
+        let (kept, reason) =
+            if !is_kept && made == Some(&backup.id) { (true, Reason::JustMade) } else { (is_kept, reason) };
         Decision { id: backup.id.clone(), kept, reason, error: None }
     };
     let mut decisions: Vec<Decision> = backups.iter().enumerate().map(decide).collect();
@@ -140,6 +147,15 @@ pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp) -> Vec<Decisio
         }
     }
     decisions
+}
+
+/// What no limit may remove, of the places of `good`: the newest one; and as that may hold less than those before it, the newest that is more
+/// than a snapshot, and the newest of a graph that has nodes.
+fn last_good(backups: &[Backup], good: &[usize]) -> Vec<usize> {
+    let newest = |is_wanted: &dyn Fn(&Backup) -> bool| good.iter().copied().find(|place| is_wanted(&backups[*place]));
+    let complete = newest(&|backup| backup.kind != BackupType::Snapshot);
+    let filled = newest(&|backup| backup.stats.node_count > 0);
+    newest(&|_| true).into_iter().chain(complete).chain(filled).collect()
 }
 
 /// The rule that keeps each backup, of those at the places of `good`: the first that does.
@@ -206,20 +222,41 @@ pub fn prune(store: &Store, policy: Policy, dry_run: bool, lock_timeout: Duratio
         ));
     }
     if dry_run {
-        let (backups, warnings) = store.foresee(task)?;
-        let decisions = decide(&backups, policy, Timestamp::now());
+        let (backups, mut warnings) = store.foresee(task)?;
+        let backups = own(store, backups, &mut warnings);
+        let decisions = decide(&backups, policy, Timestamp::now(), None);
         return Ok(PruneResult { warnings, ..result(&backups, decisions, dry_run) });
     }
     let lock = store.lock(lock_timeout, task)?;
     // What came here without its manifest may rest on what would be removed.
-    let warnings = store.sweep(&lock, task)?;
-    Ok(PruneResult { warnings, ..apply(store, &lock, policy)? })
+    let mut warnings = store.sweep(&lock, task)?;
+    let backups = own(store, store.list()?, &mut warnings);
+    Ok(PruneResult { warnings, ..apply(store, &lock, backups, policy, None) })
 }
 
-/// Applies the policy to a store that was swept. What cannot be removed is said in its decision; the others are removed all the same.
-pub fn apply(store: &Store, lock: &StoreLock, policy: Policy) -> Result<PruneResult> {
-    let backups = store.list()?;
-    let mut decisions = decide(&backups, policy, Timestamp::now());
+/// The backups that a policy is applied to: those of the store's project, if it is asked for one.
+fn own(store: &Store, backups: Vec<Backup>, warnings: &mut Vec<Warning>) -> Vec<Backup> {
+    let (own, others): (Vec<Backup>, Vec<Backup>) = backups.into_iter().partition(|backup| store.is_own(backup));
+    if !others.is_empty() {
+        let (count, dir) = (others.len(), store.dir().display());
+        let message = format!(
+            "{count} backups in {dir} are of other projects, or of this one where it lay before, and were left alone: `kg diag prune \
+             --output {dir}` outside of any project decides on all"
+        );
+        warnings.push(Warning::new(WarningCode::Store, message));
+    }
+    own
+}
+
+/// Applies the policy after a backup, to those of its project, in a store that was swept.
+pub fn apply_after(store: &Store, lock: &StoreLock, policy: Policy, made: &Backup) -> Result<PruneResult> {
+    let backups = store.list()?.into_iter().filter(|backup| backup.project == made.project).collect();
+    Ok(apply(store, lock, backups, policy, Some(&made.id)))
+}
+
+/// What cannot be removed is said in its decision; the others are removed all the same.
+fn apply(store: &Store, lock: &StoreLock, backups: Vec<Backup>, policy: Policy, made: Option<&str>) -> PruneResult {
+    let mut decisions = decide(&backups, policy, Timestamp::now(), made);
     // Oldest first, but none before one that rests on it.
     let places = places(&backups);
     let doomed = (0..decisions.len()).filter(|place| !decisions[*place].kept);
@@ -232,7 +269,7 @@ pub fn apply(store: &Store, lock: &StoreLock, policy: Policy) -> Result<PruneRes
             decision.error = Some(error);
         }
     }
-    Ok(result(&backups, decisions, false))
+    result(&backups, decisions, false)
 }
 
 fn result(backups: &[Backup], decisions: Vec<Decision>, dry_run: bool) -> PruneResult {
@@ -247,7 +284,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        archive::manifest::{BackupType, Contents, Stats},
+        archive::manifest::{Contents, Stats},
         sqlite::check::{Integrity, IntegrityStatus},
         store::Pin,
     };
@@ -265,7 +302,7 @@ mod tests {
             timestamp: NOW - hours_old * 3_600_000,
             description: None,
             contents: Contents::default(),
-            stats: Stats::default(),
+            stats: Stats { node_count: 1, ..Stats::default() },
             integrity: Integrity { status, messages: Vec::new(), full_text: true },
             warnings: Vec::new(),
             based_on: None,
@@ -281,7 +318,7 @@ mod tests {
     fn reasons(ages: &[(i64, bool)], policy: Policy) -> Vec<Reason> {
         let backups: Vec<Backup> = ages.iter().map(|(hours, good)| backup(*hours, *good)).collect();
         let now = Timestamp::from_millisecond(NOW).unwrap();
-        decide(&backups, policy, now).into_iter().map(|decision| decision.reason).collect()
+        decide(&backups, policy, now, None).into_iter().map(|decision| decision.reason).collect()
     }
 
     #[test]
@@ -312,7 +349,7 @@ mod tests {
         let now = Timestamp::from_millisecond(NOW).unwrap();
         let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
         let kept = |backups: &[Backup]| -> Vec<Reason> {
-            decide(backups, one, now).into_iter().map(|decision| decision.reason).collect()
+            decide(backups, one, now, None).into_iter().map(|decision| decision.reason).collect()
         };
         let safety = |hours| Backup { safety_backup: true, ..backup(hours, true) };
         assert_eq!(kept(&[safety(1), backup(900, true)]), [Reason::WithinLimits, Reason::NewestGood]);
@@ -326,16 +363,57 @@ mod tests {
         Some(Pin { reason: None, at: NOW })
     }
 
-    /// A history of backups, newest first: how old each is, whether its source was sound, on which older one it rests, and
-    /// whether it is pinned.
+    #[test]
+    fn a_snapshot_or_an_emptied_graph_takes_the_place_of_no_backup_that_holds_more() {
+        use Reason::*;
+        let now = Timestamp::from_millisecond(NOW).unwrap();
+        let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
+        let reasons = |backups: &[Backup]| -> Vec<Reason> {
+            decide(backups, one, now, None).into_iter().map(|decision| decision.reason).collect()
+        };
+        let full = |hours| backup(hours, true);
+        let snapshot = |hours| Backup { kind: BackupType::Snapshot, ..full(hours) };
+        let empty = |hours| Backup { stats: Stats::default(), ..full(hours) };
+        assert_eq!(
+            reasons(&[snapshot(1), snapshot(2), full(900), full(901)]),
+            [NewestGood, TooMany, NewestGood, TooMany]
+        );
+        assert_eq!(
+            reasons(&[empty(1), empty(2), snapshot(800), full(900)]),
+            [NewestGood, TooMany, NewestGood, TooMany]
+        );
+        assert_eq!(reasons(&[empty(1), empty(2)]), [NewestGood, TooMany]);
+    }
+
+    #[test]
+    fn what_was_made_a_moment_ago_stays_with_what_it_rests_on() {
+        let now = Timestamp::from_millisecond(NOW).unwrap();
+        let daily = Policy { keep: Keep { daily: Some(1), ..Keep::default() }, ..Policy::default() };
+        let mut backups = vec![backup(0, false), backup(1, true), backup(2, true)];
+        backups[0].based_on = Some(backups[2].id.clone());
+        let made = backups[0].id.clone();
+        let reasons: Vec<Reason> =
+            decide(&backups, daily, now, Some(&made)).into_iter().map(|decision| decision.reason).collect();
+        assert_eq!(reasons, [Reason::JustMade, Reason::NewestGood, Reason::Needed]);
+    }
+
+    /// A history of backups, newest first: how old each is, whether its source was sound, on which older one it rests, whether it is pinned, a
+    /// snapshot, of a graph without nodes.
     fn history() -> impl Strategy<Value = Vec<Backup>> {
         let base = prop::option::of(any::<prop::sample::Index>());
-        let one = (0..2000_i64, any::<bool>(), base, prop::bool::weighted(0.15));
+        let few = || prop::bool::weighted(0.15);
+        let one = (0..2000_i64, any::<bool>(), base, few(), few(), few());
         prop::collection::vec(one, 0..60).prop_map(|mut history| {
             history.sort_by_key(|(hours, ..)| *hours);
             history.dedup_by_key(|(hours, ..)| *hours);
             let mut backups: Vec<Backup> = history.iter().map(|(hours, good, ..)| backup(*hours, *good)).collect();
-            for (place, (_, _, base, pinned)) in history.iter().enumerate() {
+            for (place, (_, _, base, pinned, is_snapshot, is_empty)) in history.iter().enumerate() {
+                if *is_snapshot {
+                    backups[place].kind = BackupType::Snapshot;
+                }
+                if *is_empty {
+                    backups[place].stats = Stats::default();
+                }
                 let older = &backups[place + 1..];
                 let base = base.filter(|_| !older.is_empty()).map(|base| older[base.index(older.len())].id.clone());
                 backups[place].based_on = base;
@@ -396,12 +474,16 @@ mod tests {
         ) {
             let policy = Policy { retention_days, max_backups, keep };
             let now = Timestamp::from_millisecond(NOW).unwrap();
-            let first = decide(&backups, policy, now);
+            let first = decide(&backups, policy, now, None);
             let kept: Vec<Backup> = backups
                 .iter().zip(&first).filter(|(_, decision)| decision.kept).map(|(backup, _)| backup.clone()).collect();
             let good = |backup: &&Backup| backup.integrity.status != IntegrityStatus::Failed;
             prop_assert_eq!(backups.iter().find(good), kept.iter().find(good));
-            prop_assert!(decide(&kept, policy, now).iter().all(|decision| decision.kept));
+            let complete = |backup: &&Backup| good(backup) && backup.kind != BackupType::Snapshot;
+            prop_assert_eq!(backups.iter().find(complete), kept.iter().find(complete));
+            let filled = |backup: &&Backup| good(backup) && backup.stats.node_count > 0;
+            prop_assert_eq!(backups.iter().find(filled), kept.iter().find(filled));
+            prop_assert!(decide(&kept, policy, now, None).iter().all(|decision| decision.kept));
             for (backup, decision) in backups.iter().zip(&first) {
                 prop_assert_eq!(backup.pinned.is_some(), decision.reason == Reason::Pinned);
             }
@@ -431,10 +513,10 @@ mod tests {
             let alone = |backup: &Backup| Backup { based_on: None, ..backup.clone() };
             let backups: Vec<Backup> = backups.iter().map(alone).collect();
             let others: Vec<Backup> = backups.iter().filter(|backup| backup.pinned.is_none()).cloned().collect();
-            let with_pins = decide(&backups, policy, now);
+            let with_pins = decide(&backups, policy, now, None);
             let with_pins = with_pins.iter().filter(|decision| decision.reason != Reason::Pinned);
             let newest_good = |decision: &&Decision| decision.reason == Reason::NewestGood;
-            for (with, without) in with_pins.zip(&decide(&others, policy, now)) {
+            for (with, without) in with_pins.zip(&decide(&others, policy, now, None)) {
                 prop_assert_eq!(&with.id, &without.id);
                 // A newer pinned one may be the newest good one in its stead.
                 prop_assert!(with.reason == without.reason || newest_good(&without), "{with:?} {without:?}");
@@ -450,7 +532,7 @@ mod tests {
         backups[4].pinned = pin();
         backups[1].pinned = pin();
         let two = Policy { max_backups: Some(2), ..Policy::default() };
-        let decided = decide(&backups, two, Timestamp::from_millisecond(NOW).unwrap());
+        let decided = decide(&backups, two, Timestamp::from_millisecond(NOW).unwrap(), None);
         let reasons: Vec<Reason> = decided.iter().map(|decision| decision.reason).collect();
         assert_eq!(reasons, [NewestGood, Pinned, WithinLimits, TooMany, Pinned, Needed]);
     }
@@ -460,7 +542,7 @@ mod tests {
         let mut backups = vec![backup(1, true), backup(2, true), backup(3, true)];
         backups[0].based_on = Some("backup-gone".into());
         let one = Policy { max_backups: Some(1), ..Policy::default() };
-        let decided = decide(&backups, one, Timestamp::from_millisecond(NOW).unwrap());
+        let decided = decide(&backups, one, Timestamp::from_millisecond(NOW).unwrap(), None);
         let reasons: Vec<Reason> = decided.into_iter().map(|decision| decision.reason).collect();
         assert_eq!(reasons, [Reason::WithinLimits, Reason::NewestGood, Reason::TooMany]);
     }

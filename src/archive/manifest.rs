@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use crate::content_hash::hex;
 use crate::{
     error::{Code, Error, Result, Warning},
     limits::bounded,
@@ -90,6 +91,19 @@ pub struct Contents {
     pub config: bool,
     pub vectors: bool,
     pub plugins: bool,
+}
+
+impl Contents {
+    pub fn has(&self, component: Component) -> bool {
+        match component {
+            Component::Database => self.database,
+            Component::Config => self.config,
+            Component::Vectors => self.vectors,
+            Component::Plugins => self.plugins,
+            // Not told apart: any backup may have some.
+            Component::Files => true,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -312,11 +326,6 @@ pub fn checksums_text<'a>(digests: impl IntoIterator<Item = (&'a str, &'a str)>)
         }
     }
     text
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

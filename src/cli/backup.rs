@@ -325,19 +325,30 @@ fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {
 fn list(store: &Store, output: &Output) -> Result<()> {
     let backups = store.list()?;
     output.result(&backups);
+    let unlisted = store.unlisted()?;
+    if !unlisted.is_empty() {
+        let message = format!(
+            "{} archives in {} have no manifest beside them that fits and can be read, so they are not listed; the first: {}",
+            unlisted.len(),
+            store.dir().display(),
+            unlisted[0].0.display()
+        );
+        output.late_warnings(&[Warning::new(WarningCode::Store, message)]);
+    }
     if backups.is_empty() {
         output.line(format!("{} holds no backup", store.dir().display()));
         return Ok(());
     }
     output.line(format!("{:32} {:9} {:>9} {:20} {}", "ID", "TYPE", "SIZE", "MADE (UTC)", "DESCRIPTION"));
     for backup in backups {
-        let description = backup.description.as_deref().unwrap_or("");
+        // A line of a description must not look like a backup.
+        let description = backup.description.as_deref().unwrap_or("").replace(['\n', '\r'], " ");
         let damaged = if backup.is_sound() { "" } else { "[source damaged] " };
         let safety = if backup.safety_backup { "[safety backup] " } else { "" };
         let pinned = match backup.pinned.as_ref().map(|pin| &pin.reason) {
             None => String::new(),
             Some(None) => "[pinned] ".into(),
-            Some(Some(reason)) => format!("[pinned: {reason}] "),
+            Some(Some(reason)) => format!("[pinned: {}] ", reason.replace(['\n', '\r'], " ")),
         };
         output.line(format!(
             "{:32} {:9} {:>9} {:20} {safety}{damaged}{pinned}{description}",

@@ -105,7 +105,7 @@ impl Common {
 
 /// The store that the arguments name, or the settings, or `.kg/backups`.
 fn store(output: Option<&PathBuf>, root: &Path, settings: &Settings) -> Result<Store> {
-    output.map_or_else(|| automatic::store(settings, root), |dir| Store::at(dir))
+    output.map_or_else(|| automatic::store(settings, root), |dir| Ok(Store::at(dir)?.for_project(root)))
 }
 
 /// Which backups stay.

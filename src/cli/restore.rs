@@ -13,17 +13,20 @@ use super::{
     output::{Output, size},
     store,
     watch::Watched,
+    working_dir,
 };
 use crate::{
+    archive::manifest::Manifest,
     backup::DEFAULT_LOCK_TIMEOUT,
     error::{Error, Result},
-    project::{Component, STATE_DIR},
+    project::{Component, Project, STATE_DIR},
     reader::{
         apply::{salvage::UNDO_OF, undo::DEFAULT_RETENTION_DAYS},
         client::Launch,
     },
     restore::{RestoreOptions, RestoreResult, restore},
     settings::Settings,
+    store::manifest_beside,
     undo::{UndoOptions, UndoResult, undo_restore},
 };
 
@@ -83,9 +86,12 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     let Some(file) = &args.file else { return undo(args, root, output) };
     let settings = Settings::read(&root, &mut Vec::new());
     let store = store(args.backup_dir.as_ref(), &root, &settings)?;
-    let target = args.target.clone().unwrap_or(root);
     // Found first, so that nobody is asked about a backup that does not exist.
-    store.locate(file)?;
+    let archive = store.locate(file)?;
+    if args.target.is_none() && args.common.project.is_none() {
+        assert_meant(&root, &archive)?;
+    }
+    let target = args.target.clone().unwrap_or(root);
     let question = format!("Restore over the project in {}? What is replaced is kept.", target.display());
     if args.must_ask(&target) && !confirmed(&question)? {
         return Err(Error::aborted());
@@ -104,6 +110,27 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     drop(watched);
     tell(&result, output);
     Ok(true)
+}
+
+/// Refuses a project that was found above this directory and is not the backup's: where `.kg` was lost, this directory is meant.
+fn assert_meant(root: &Path, archive: &Path) -> Result<()> {
+    let Ok(project) = Project::open(root) else { return Ok(()) };
+    if working_dir()?.canonicalize().is_ok_and(|here| here == project.root()) {
+        return Ok(());
+    }
+    let beside = manifest_beside(archive).and_then(|json| Manifest::parse(&json, "its manifest").ok());
+    if beside.and_then(|manifest| manifest.project).is_some_and(|of| of == project.id()) {
+        return Ok(());
+    }
+    let message = format!(
+        "This directory holds no .kg, and {} is not known to be of {}, the nearest project above it",
+        archive.display(),
+        project.root().display()
+    );
+    Err(Error::invalid(
+        message,
+        "Name what you mean: `--target .` restores into this directory, `--project DIR` over that project",
+    ))
 }
 
 fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::Result,
+    paths,
     project::{Project, STATE_DIR, config},
 };
 
@@ -25,7 +26,9 @@ impl Subject {
         if path.is_dir() {
             return Subject { database: None, root: Some(path.to_path_buf()), is_given: true };
         }
-        let root = path.parent().and_then(Project::find_root);
+        // Of a relative path, the directories above the working directory are not seen.
+        let absolute = paths::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        let root = absolute.parent().and_then(Project::find_root);
         Subject { database: Some(path.to_path_buf()), root, is_given: false }
     }
 
@@ -45,7 +48,7 @@ impl Subject {
         let configured = project.as_ref().map(|project| config::database_path(project.root(), &mut warnings).absolute);
         let configured = configured.map(|path| path.canonicalize().unwrap_or(path));
         let given = self.database.as_ref().map(|path| {
-            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            let path = paths::absolute(path).unwrap_or_else(|_| path.clone());
             // SQLite opens the file behind a link, and looks for the WAL beside that.
             path.canonicalize().unwrap_or(path)
         });

@@ -80,8 +80,8 @@ impl Config {
             Some(dir) if dir.as_os_str().is_empty() => {
                 Err(Error::invalid("`backupDir` is empty", "Name a directory, or leave it out for .kg/backups"))
             }
-            Some(dir) => Store::at(dir),
-            None => Store::at(&Store::default_dir(&self.project_root)),
+            Some(dir) => Ok(Store::at(dir)?.for_project(&self.project_root)),
+            None => Ok(Store::at(&Store::default_dir(&self.project_root))?.for_project(&self.project_root)),
         }
     }
 
@@ -206,7 +206,8 @@ pub(super) fn compression(kind: Option<&Value>, level: Option<f64>) -> Result<Co
 pub(super) fn whole(name: &str, value: Option<f64>, least: u32, what: &str) -> Result<()> {
     match value {
         Some(value) if value.fract() != 0.0 || value < f64::from(least) || value > f64::from(u32::MAX) => {
-            Err(Error::invalid(format!("`{name}` is {value}, not {what} of at least {least}"), "Give a whole number"))
+            let message = format!("`{name}` is {value}, not {what} from {least} to {}", u32::MAX);
+            Err(Error::invalid(message, "Give a whole number"))
         }
         _ => Ok(()),
     }

@@ -164,6 +164,9 @@ impl Restoration {
         if self.paths.as_ref().is_some_and(Vec::is_empty) {
             return Err(Error::invalid("`paths` is empty", "Name what to restore, or leave it out for all"));
         }
+        if self.target_dir.as_ref().is_some_and(|dir| dir.as_os_str().is_empty()) {
+            return Err(Error::invalid("`targetDir` is empty", "Name a directory, or leave it out for the project"));
+        }
         let options = RestoreOptions {
             target: self.target_dir.unwrap_or_else(|| config.project_root.clone()),
             only: self.only,

@@ -2,13 +2,16 @@
 
 use std::{
     fs, io,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 
 use serde_json::Value;
 
 use super::{CONFIG_FILE, DEFAULT_DATABASE, STATE_DIR};
-use crate::error::{Warning, WarningCode};
+use crate::{
+    error::{Warning, WarningCode},
+    paths::normalize,
+};
 
 /// Where the graph database lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,21 +62,6 @@ fn locate(root: &Path, configured: &str) -> DatabasePath {
     let absolute = normalize(&root.join(configured));
     let relative = absolute.strip_prefix(root).ok().and_then(|path| path.to_str()).map(str::to_string);
     DatabasePath { absolute, relative }
-}
-
-/// Removes `.` and `..` by their names alone, as Node's `path.resolve` does for the host.
-fn normalize(path: &Path) -> PathBuf {
-    let mut normal = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::CurDir => {}
-            Component::ParentDir => {
-                normal.pop();
-            }
-            other => normal.push(other),
-        }
-    }
-    normal
 }
 
 fn warn(warnings: &mut Vec<Warning>, message: String) {

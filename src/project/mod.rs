@@ -11,8 +11,12 @@ pub mod names;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use crate::error::{Code, Error, Result};
+use crate::{
+    content_hash::hex,
+    error::{Code, Error, Result},
+};
 
 /// The directory of a project's state, below its root.
 pub const STATE_DIR: &str = ".kg";
@@ -73,6 +77,12 @@ impl Project {
 
     pub fn state_dir(&self) -> PathBuf {
         self.root.join(STATE_DIR)
+    }
+
+    /// Tells projects apart that share a store, without naming them: a digest of where the project lies.
+    pub fn id(&self) -> String {
+        use std::os::unix::ffi::OsStrExt;
+        hex(&Sha256::digest(self.root.as_os_str().as_bytes())[..8])
     }
 }
 

@@ -49,7 +49,8 @@ pub fn last_run(settings: &Settings, project: &Project) -> Result<Option<i64>> {
 
 /// Where the project keeps its backups.
 pub fn store(settings: &Settings, root: &Path) -> Result<Store> {
-    Store::at(&settings.dir(root).unwrap_or_else(|| Store::default_dir(root)))
+    let store = Store::at(&settings.dir(root).unwrap_or_else(|| Store::default_dir(root)))?;
+    Ok(store.for_project(root))
 }
 
 /// How a backup is made at `now` where nobody asks for something else.

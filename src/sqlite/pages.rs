@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::content_hash::{ContentHash, HASH_BYTES, content_hash};
+use crate::content_hash::{ContentHash, HASH_BYTES, content_hash, hex};
 
 const DIGEST_BYTES: usize = 32;
 /// Of a file, how much is read at once; and how long its first line may be.
@@ -77,7 +77,7 @@ impl BlockHashes {
 
 fn root(hashes: &[ContentHash]) -> String {
     let root = Sha256::digest(hashes.as_flattened());
-    root.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&root)
 }
 
 /// Of one database.

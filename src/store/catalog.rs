@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use jiff::Timestamp;
+
 use super::{
     Backup, Store, good,
     names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
@@ -16,18 +18,19 @@ use crate::{
         read::{MAX_TEXT_BYTES, unreadable},
     },
     error::{Code, Error, Result},
+    project::Component,
 };
 
 /// What an archive may be called elsewhere; in a store it is one of `names::ENDINGS`.
 const ARCHIVE_ENDINGS: [&str; 4] = [".tar.gz", ".tgz", ".tar.zst", ".tar"];
 
 impl Store {
-    /// All backups, newest first. One is listed while its manifest and its archive, of the size that the manifest gives,
+    /// All backups, newest first, and last of all those that are dated ahead. One is listed while its manifest and its archive, of the size that the manifest gives,
     /// are both there.
     pub fn list(&self) -> Result<Vec<Backup>> {
         let mut backups: Vec<Backup> =
             self.archive_names()?.into_iter().filter_map(|name| self.listed(&name)).collect();
-        sort(&mut backups);
+        sort(&mut backups, Timestamp::now());
         Ok(backups)
     }
 
@@ -47,15 +50,52 @@ impl Store {
         names::archives_of_id(id).iter().map(|name| self.dir.join(name)).find(|path| path.is_file())
     }
 
-    /// The newest good backup; where there is none, the newest.
+    /// The newest good backup; where there is none, the newest. Of the project that this store is asked for, where it has any here.
     pub fn latest(&self) -> Result<Backup> {
-        good::latest(&self.list()?).cloned().ok_or_else(|| {
-            Error::new(
-                Code::NoBackups,
-                format!("{} holds no backup", self.dir.display()),
-                "Make one with `kg diag backup`, or name the directory that holds them",
-            )
+        good::latest(&self.preferred(self.list()?)).cloned().map_or_else(|| Err(self.empty()?), Ok)
+    }
+
+    /// That there is no backup, and why where there are archives all the same.
+    fn empty(&self) -> Result<Error> {
+        let (dir, archives) = (self.dir.display(), self.archive_names()?.len());
+        Ok(if archives == 0 {
+            let remedy = "Make one with `kg diag backup`, or name the directory that holds them";
+            Error::new(Code::NoBackups, format!("{dir} holds no backup"), remedy)
+        } else {
+            let message =
+                format!("{dir} holds {archives} archives, and no manifest beside one that fits it and can be read");
+            let remedy = "Name an archive by its path; a backup into that directory lists those that are whole";
+            Error::new(Code::NoBackups, message, remedy)
         })
+    }
+
+    /// As [`Store::locate`]; of several that `latest` could mean, one that holds some of what is wanted.
+    pub fn locate_holding(&self, reference: &str, only: Option<&[Component]>) -> Result<PathBuf> {
+        match only {
+            Some(only) if is_latest(reference) && !Path::new(reference).is_file() => {
+                self.latest_holding(only).map(|backup| backup.path)
+            }
+            _ => self.locate(reference),
+        }
+    }
+
+    /// The newest good backup that holds one of these; where there is none, as [`Store::latest`].
+    pub fn latest_holding(&self, only: &[Component]) -> Result<Backup> {
+        let holds = |backup: &&Backup| only.iter().any(|component| backup.contents.has(*component));
+        let backups = self.preferred(self.list()?);
+        let newest = good::good(&backups).into_iter().map(|place| &backups[place]).find(holds).cloned();
+        newest.map_or_else(|| self.latest(), Ok)
+    }
+
+    /// Those of the project that this store is asked for; all of them where it has none.
+    pub fn preferred(&self, backups: Vec<Backup>) -> Vec<Backup> {
+        let own: Vec<Backup> = backups.iter().filter(|backup| self.is_own(backup)).cloned().collect();
+        if own.is_empty() { backups } else { own }
+    }
+
+    /// Whether a backup is of the project that this store is asked for; where it is asked for none, each is.
+    pub fn is_own(&self, backup: &Backup) -> bool {
+        self.project.is_none() || backup.project == self.project
     }
 
     /// The archive that `reference` means: a path, `latest`, an id, or the name of an archive of this store.
@@ -67,8 +107,7 @@ impl Store {
         if path.is_file() {
             return archive_at(path);
         }
-        let ending = reference.strip_prefix(LATEST);
-        if ending.is_some_and(|ending| ending.is_empty() || ENDINGS.contains(&ending)) {
+        if is_latest(reference) {
             return self.latest().map(|backup| backup.path);
         }
         if !names::archives_of_id(reference).is_empty() {
@@ -126,6 +165,10 @@ impl Store {
     }
 }
 
+fn is_latest(reference: &str) -> bool {
+    reference.strip_prefix(LATEST).is_some_and(|ending| ending.is_empty() || ENDINGS.contains(&ending))
+}
+
 /// The archive at `path`, without links. What is not named like one is never opened: it could be a database that this
 /// process has open, whose locks would be lost.
 fn archive_at(path: &Path) -> Result<PathBuf> {
@@ -141,9 +184,13 @@ fn archive_at(path: &Path) -> Result<PathBuf> {
     ))
 }
 
-/// Newest first; of the same time, the one that was made last.
-pub(super) fn sort(backups: &mut [Backup]) {
-    backups.sort_by(|a, b| (b.timestamp, b.id.len(), &b.id).cmp(&(a.timestamp, a.id.len(), &a.id)));
+/// Newest first; of the same time, the one that was made last. What is dated ahead comes after all others: a clock was wrong, and nobody
+/// knows when it was made.
+pub(super) fn sort(backups: &mut [Backup], now: Timestamp) {
+    backups.sort_by(|a, b| {
+        let age = |a: &Backup, b: &Backup| (b.timestamp, b.id.len(), &b.id).cmp(&(a.timestamp, a.id.len(), &a.id));
+        a.is_ahead(now).cmp(&b.is_ahead(now)).then_with(|| age(a, b))
+    });
 }
 
 /// Where the manifest of the archive at `archive` stands.

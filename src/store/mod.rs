@@ -28,6 +28,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 pub use self::{
@@ -43,15 +44,20 @@ use crate::{
     archive::manifest::{Contents, Manifest, Stats},
     durable,
     error::{Code, Error, Result, Warning},
+    paths::{self, resolve},
     project::{BACKUPS_DIR, Project, STATE_DIR},
     sqlite::check::Integrity,
     task::Task,
 };
 
+/// By so much the clocks of machines may differ that share a store.
+const CLOCK_TOLERANCE_MS: i64 = 10 * 60 * 1000;
+
 /// A directory of backups.
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
+    project: Option<String>,
 }
 
 /// A backup of the store, as its manifest describes it.
@@ -104,15 +110,20 @@ impl Store {
                 "Give a directory as `backupDir`, for example one that is synchronised to the object store",
             ));
         }
-        let dir = std::path::absolute(dir).map_err(|cause| Error::io("resolve", dir, cause))?;
+        let dir = paths::absolute(dir).map_err(|cause| Error::io("resolve", dir, cause))?;
         match fs::metadata(&dir) {
             Ok(found) if !found.is_dir() => Err(Error::new(
                 Code::BackupDirInvalid,
                 format!("The backup directory {} is a file", dir.display()),
                 "Name a directory, or remove that file",
             )),
-            _ => Ok(Store { dir }),
+            _ => Ok(Store { dir, project: None }),
         }
+    }
+
+    /// The same store, asked for the project at `root` where there is one: others may keep their backups here too.
+    pub fn for_project(self, root: &Path) -> Self {
+        Store { project: Project::open(root).ok().map(|project| project.id()), ..self }
     }
 
     /// `.kg/backups` of the project.
@@ -187,23 +198,14 @@ impl Backup {
         })
     }
 
+    /// Whether it is dated later than can be.
+    pub fn is_ahead(&self, now: Timestamp) -> bool {
+        self.timestamp > now.as_millisecond() + CLOCK_TOLERANCE_MS
+    }
+
     /// With what is to be said of the store that it is in.
     pub fn with_warnings(mut self, warnings: Vec<Warning>) -> Self {
         self.warnings.extend(warnings);
         self
     }
-}
-
-/// Without symbolic links, as far as the path exists.
-fn resolve(path: &Path) -> PathBuf {
-    for ancestor in path.ancestors() {
-        if let Ok(resolved) = ancestor.canonicalize() {
-            return match path.strip_prefix(ancestor) {
-                Ok(rest) if rest.as_os_str().is_empty() => resolved,
-                Ok(rest) => resolved.join(rest),
-                Err(_) => resolved,
-            };
-        }
-    }
-    path.to_path_buf()
 }

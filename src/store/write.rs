@@ -135,7 +135,7 @@ impl Store {
             backups.extend(Backup::new(archive.to_path_buf(), manifest));
             Ok(())
         })?;
-        catalog::sort(&mut backups);
+        catalog::sort(&mut backups, Timestamp::now());
         Ok((backups, warnings))
     }
 

@@ -1,0 +1,193 @@
+// What people do that could cost them the last good backup, or put it into the wrong place.
+
+import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+
+import { IntegrityChecker, backupFreshnessCheck, createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import { describe, expect, test } from 'vitest';
+
+import { kg } from './support/processes.mjs';
+import { makeProject, withDatabase } from './support/project.mjs';
+
+const DAY = 24 * 60 * 60 * 1000;
+const nodes = (file) => withDatabase(file, (db) => db.prepare('SELECT count(*) AS n FROM nodes').get().n);
+const reasons = (created) => created.retention.decisions.map(({ id, kept, reason }) => [id, kept, reason]);
+
+/** Makes a backup say that it is of another time, as a clock that was wrong would have. */
+function date(backup, at) {
+  const file = `${backup.path}.manifest.json`;
+  writeFileSync(file, JSON.stringify({ ...JSON.parse(readFileSync(file, 'utf8')), timestamp: new Date(at).toISOString() }));
+}
+
+describe('a backup that is dated ahead', () => {
+  async function ahead() {
+    const { root, backups, database } = makeProject({ nodes: 10 });
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+    const future = await manager.createBackup();
+    date(future, Date.now() + 30 * DAY);
+    return { root, backups, database, manager, future };
+  }
+
+  test('takes the place of no other: not of the one that is just made, nor as latest, base or fresh', async () => {
+    const { root, backups, manager, future } = await ahead();
+    expect(await backupFreshnessCheck(manager, { maxAge: '1d' }).check()).toBe(false);
+    const limited = createBackupManager({ projectRoot: root, backupDir: backups, maxBackups: 1 });
+    const made = await limited.createBackup();
+    expect(existsSync(made.path)).toBe(true);
+    expect(made.retention.decisions[0]).toMatchObject({ id: made.id, kept: true });
+    expect(made.warnings).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringContaining(`${future.id} is dated ahead of now`) }]);
+    expect((await manager.getLatestBackup()).id).toBe(made.id);
+    expect(await backupFreshnessCheck(manager, { maxAge: '1d' }).check()).toBe(true);
+    expect((await manager.createBackup({ type: 'incremental' })).basedOn).toBe(made.id);
+  });
+
+  test('is an issue of health while there is no other', async () => {
+    const { root, backups } = await ahead();
+    const { stdout } = await kg(['diag', 'health', '--backup-dir', backups, '--json'], { cwd: root });
+    expect(JSON.parse(stdout).issues).toContainEqual(expect.objectContaining({ code: 'KG_ISSUE_BACKUP_OLD', message: expect.stringContaining('dated ahead') }));
+  });
+});
+
+describe('retention keeps what the newest backup does not hold', () => {
+  test('beside a snapshot the newest full one, and `latest` means that where a part is asked for', async () => {
+    const { root, backups } = makeProject({ nodes: 10 });
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups, maxBackups: 1 });
+    const full = await manager.createBackup();
+    const snapshot = await manager.createBackup({ type: 'snapshot' });
+    expect(reasons(snapshot)).toEqual([
+      [snapshot.id, true, 'newest-good'],
+      [full.id, true, 'newest-good'],
+    ]);
+    writeFileSync(path.join(root, '.kg/config.json'), '{}');
+    const restored = await kg(['diag', 'restore', '--file', 'latest', '--backup-dir', backups, '--config-only', '--json'], { cwd: root });
+    expect(JSON.parse(restored.stdout)).toMatchObject({ id: full.id });
+    expect(readFileSync(path.join(root, '.kg/config.json'), 'utf8')).toContain('dark');
+    const lacking = await kg(['diag', 'restore', '--file', snapshot.id, '--backup-dir', backups, '--config-only'], { cwd: root });
+    expect(lacking).toMatchObject({ status: 2, stderr: expect.stringContaining(`${full.id} holds some: name that one`) });
+  });
+
+  test('beside an emptied graph the newest one with nodes', async () => {
+    const { root, backups, database } = makeProject({ nodes: 10 });
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups, maxBackups: 1 });
+    const full = await manager.createBackup();
+    for (const suffix of ['', '-wal', '-shm']) rmSync(database + suffix, { force: true });
+    writeFileSync(database, '');
+    for (let time = 0; time < 2; time += 1) {
+      const empty = await manager.createBackup();
+      expect((await manager.listBackups()).map(({ id }) => id)).toEqual([empty.id, full.id]);
+    }
+  });
+});
+
+describe('projects that share a directory of backups', () => {
+  async function two() {
+    const [a, b] = [makeProject({ nodes: 10 }), makeProject({ nodes: 20 })];
+    const managers = [a, b].map(({ root }) => createBackupManager({ projectRoot: root, backupDir: a.backups, maxBackups: 1 }));
+    const first = await managers[0].createBackup();
+    const second = await managers[1].createBackup();
+    return { a, b, backups: a.backups, managers, first, second };
+  }
+
+  test('each have their own retention and latest', async () => {
+    const { a, backups, managers, first, second } = await two();
+    expect(reasons(second)).toEqual([[second.id, true, 'newest-good']]);
+    expect((await managers[0].listBackups()).map(({ id }) => id)).toEqual([second.id, first.id]);
+    expect((await managers[0].getLatestBackup()).id).toBe(first.id);
+    expect((await managers[1].getLatestBackup()).id).toBe(second.id);
+    const pruned = await managers[0].prune();
+    expect(pruned.decisions).toMatchObject([{ id: first.id, kept: true }]);
+    expect(pruned.warnings).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringMatching(/^1 backups in .* are of other projects/) }]);
+    const restored = await kg(['diag', 'restore', '--file', 'latest', '--backup-dir', backups], { cwd: a.root });
+    expect(restored).toMatchObject({ status: 0, stdout: expect.stringContaining(first.id) });
+    expect(nodes(a.database)).toBe(10);
+  });
+
+  test('are told where the one is restored over the other, which can be undone', async () => {
+    const { a, second } = await two();
+    const restored = await kg(['diag', 'restore', '--file', second.path], { cwd: a.root });
+    expect(restored).toMatchObject({ status: 0, stderr: expect.stringMatching(/was made of another project than .*--undo.* \[KG_WARN_OTHER_PROJECT\]/) });
+    expect(nodes(a.database)).toBe(20);
+    expect((await kg(['diag', 'restore', '--undo'], { cwd: a.root })).status).toBe(0);
+    expect(nodes(a.database)).toBe(10);
+  });
+
+  test('are pruned together from outside of any project', async () => {
+    const { backups, first, second } = await two();
+    const { stdout } = await kg(['diag', 'prune', '--output', backups, '--max-backups', '1', '--json'], { cwd: path.dirname(backups) });
+    expect(JSON.parse(stdout).decisions.map(({ id, kept }) => [id, kept])).toEqual([
+      [second.id, true],
+      [first.id, false],
+    ]);
+  });
+});
+
+describe('a restore goes where it is meant to', () => {
+  test('not over a project above the directory that lost its own', async () => {
+    const { root: home, database } = makeProject({ nodes: 10 });
+    const project = path.join(home, 'project');
+    renameSync(makeProject({ nodes: 20 }).root, project);
+    const backups = path.join(project, 'backups');
+    await createBackupManager({ projectRoot: project, backupDir: backups }).createBackup();
+    rmSync(path.join(project, '.kg'), { recursive: true });
+    const refused = await kg(['diag', 'restore', '--file', './backups/latest.tar.gz'], { cwd: project });
+    expect(refused).toMatchObject({ status: 2, stderr: expect.stringContaining('`--target .` restores into this directory') });
+    expect(nodes(database)).toBe(10);
+    expect((await kg(['diag', 'restore', '--file', './backups/latest.tar.gz', '--target', '.'], { cwd: project })).status).toBe(0);
+    expect(nodes(path.join(project, '.kg/knowledge.db'))).toBe(20);
+    // From a directory of the project that the backup is of, it is that project.
+    mkdirSync(path.join(project, 'docs'));
+    expect((await kg(['diag', 'restore', '--file', '../backups/latest.tar.gz'], { cwd: path.join(project, 'docs') })).status).toBe(0);
+  });
+
+  test('by a path with .. as by one without: its database is inside, and an undo stays in the project', async () => {
+    const { root, backups } = makeProject({ nodes: 10 });
+    const base = path.dirname(root);
+    mkdirSync(path.join(base, 'elsewhere'));
+    const backup = await createBackupManager({ projectRoot: root, backupDir: backups }).createBackup();
+    const cwd = path.join(base, 'elsewhere');
+    const restore = (...args) => kg(['diag', 'restore', ...args], { cwd });
+    expect(await restore('--file', backup.path, '--project', '../project')).toMatchObject({ status: 0, stderr: '' });
+    expect(await restore('--file', backup.path, '--target', '../new')).toMatchObject({ status: 0, stderr: '' });
+    expect(nodes(path.join(base, 'new/.kg/knowledge.db'))).toBe(10);
+    const undo = readdirSync(path.join(root, '.kg/restore-undo'));
+    const journal = readFileSync(path.join(root, '.kg/restore-undo', undo[0], 'undo.json'), 'utf8');
+    expect(journal).not.toContain(base);
+  });
+
+  test('never into the state of a project', async () => {
+    const { root, backups } = makeProject({ nodes: 10 });
+    const backup = await createBackupManager({ projectRoot: root, backupDir: backups }).createBackup();
+    for (const target of ['.kg', '.kg/backups']) {
+      const refused = await kg(['diag', 'restore', '--file', backup.path, '--target', target], { cwd: root });
+      expect(refused).toMatchObject({ status: 4, stderr: expect.stringContaining('[KG_TARGET_INVALID]') });
+    }
+    await expect(createBackupManager({ projectRoot: root }).restore({ backupPath: backup.path, targetDir: '' })).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
+  });
+});
+
+test('a database that is named by a relative path belongs to its project', async () => {
+  const { root } = makeProject({ nodes: 10 });
+  for (const [cwd, name] of [[root, '.kg/knowledge.db'], [path.join(root, '.kg'), 'knowledge.db'], [root, 'x/../.kg/knowledge.db']]) {
+    mkdirSync(path.join(root, 'x'), { recursive: true });
+    const { stdout } = await kg(['diag', 'integrity', name, '--json'], { cwd });
+    expect(JSON.parse(stdout).checked).toMatchObject({ project: expect.stringContaining('/project') });
+  }
+  expect((await new IntegrityChecker(path.join(root, '.kg/knowledge.db')).runChecks()).checked.project).toContain('/project');
+});
+
+test('archives that lost their manifests are not said to be absent', async () => {
+  const { root, backups } = makeProject({ nodes: 10 });
+  const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+  const backup = await manager.createBackup();
+  rmSync(`${backup.path}.manifest.json`);
+  await expect(manager.getLatestBackup()).rejects.toMatchObject({ code: 'KG_NO_BACKUPS', message: expect.stringContaining('holds 1 archives, and no manifest') });
+  const listed = await kg(['diag', 'backup', '--list', '--output', backups, '--json'], { cwd: root });
+  expect(listed).toMatchObject({ status: 0, stdout: '[]\n', stderr: expect.stringContaining(`not listed; the first: ${backup.path}`) });
+});
+
+test('a line in a description looks like no backup in a list', async () => {
+  const { root, backups } = makeProject({ nodes: 10 });
+  await createBackupManager({ projectRoot: root, backupDir: backups }).createBackup({ description: 'one\nbackup-20200101-000000 full' });
+  const { stdout } = await kg(['diag', 'backup', '--list', '--output', backups], { cwd: root });
+  expect(stdout.match(/^backup-/gm)).toHaveLength(1);
+});
