@@ -71,7 +71,7 @@ describe('a pinned backup', () => {
     expect((await manager.unpin(made[1].id)).pinned).toBeUndefined();
     expect((await manager.unpin(full.id)).pinned).toBeUndefined();
     await one.prune();
-    expect(idsOf(await manager.listBackups())).toEqual([last.id]);
+    expect(idsOf(await manager.listBackups()), 'a snapshot is not all of a project').toEqual([last.id, full.id]);
   });
 
   test('is not deleted, nor with what it rests on', async () => {

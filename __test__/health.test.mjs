@@ -22,7 +22,7 @@ function setUp(backup) {
 
 test('health, drill and the backup before a repair use the directory of the settings', async () => {
   const { root, health, kg, database } = setUp({ dir: '../elsewhere' });
-  const dir = `${root}/../elsewhere`;
+  const dir = path.join(root, '../elsewhere');
   const { id } = JSON.parse((await kg('diag', 'backup', '--json')).stdout);
   expect(await health()).toMatchObject({ status: 0, backups: { backupDir: dir, count: 1, newestGood: id } });
   expect(JSON.parse((await kg('diag', 'drill', '--json')).stdout)).toMatchObject({ id, passed: true });
