@@ -109,10 +109,32 @@ export interface BackupManagerConfig extends Partial<BackupConfig> {
    * holds on a database. Default: 60000.
    */
   lockTimeout?: number;
+  /**
+   * Keys of encrypted backups. Where this is given, new backups are encrypted with it, and what is encrypted is opened with it. Default: the keys
+   * that `.kg/config.json` names (`backup.passphraseFile`, `backup.recipients`, `backup.identityFile`); whether new backups are encrypted, `backup.encrypt`
+   * says there.
+   */
+  encryption?: EncryptionOptions;
   /** For object stores, which this release does not have: setting it is `KG_UNSUPPORTED`. */
   storageOptions?: Record<string, string | undefined>;
   /** The `kg` executable that reads the project's files. Default: the one of this installation. For bundlers. */
   kgPath?: string;
+}
+
+/**
+ * Keys for the encryption of [age](https://age-encryption.org/v1): either a passphrase, or recipients (public keys) and identities (private keys).
+ * Whoever loses them loses the backups: keep a copy elsewhere. Wrong ones are `KG_KEY_INVALID` and `KG_INVALID_OPTION` here, and `KG_KEY_WRONG` where a
+ * backup is opened; without any that opens it is `KG_KEY_NEEDED`.
+ */
+export interface EncryptionOptions {
+  /** One line that is not empty. Each archive that is made or opened with it takes half a second and 256 MiB of memory, which is what makes guessing dear. */
+  passphrase?: string;
+  /** A file whose only line is the passphrase; read when it is needed, and not by this process. It may not lie in `.kg/`. */
+  passphraseFile?: string;
+  /** Public keys, `age1…`: each of their owners can open what is made, this machine only with an `identityFile`. */
+  recipients?: string[];
+  /** A file that `age-keygen` wrote. Its identities open backups, and are recipients of new ones too. It may not lie in `.kg/`. */
+  identityFile?: string;
 }
 
 /** Backs up and restores one project. */
@@ -134,7 +156,7 @@ export declare class BackupManager {
    * @throws {KgError} `KG_NO_PROJECT`, `KG_NO_DATABASE`, `KG_DATABASE_BUSY`, `KG_DATABASE_UNREADABLE`, `KG_BACKUP_DIR_INVALID`,
    * `KG_BACKUP_DIR_IN_PROJECT`, `KG_STORE_LOCKED`, `KG_TARGET_LOCKED`, `KG_INCOMPLETE`, `KG_BACKUP_NOT_FOUND`,
    * `KG_BASE_UNUSABLE`, `KG_CHAIN_BROKEN`, `KG_CHECKSUM_MISMATCH`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`,
-   * `KG_READER_…`, `KG_INVALID_OPTION`, `KG_UNSUPPORTED`
+   * `KG_READER_…`, `KG_KEY_NEEDED`, `KG_KEY_WRONG`, `KG_KEY_INVALID`, `KG_INVALID_OPTION`, `KG_UNSUPPORTED`
    */
   createBackup(options?: CreateBackupOptions): Promise<CreatedBackup>;
 
@@ -184,12 +206,13 @@ export declare class BackupManager {
   /**
    * Writes a full backup of what an incremental one and those that it rests on describe, without the project. It has the `timestamp`,
    * `description` and `integrity` of the incremental one, an id of the same second, and `consolidatedFrom`. Every byte of the chain is
-   * checked; nothing that exists is changed, and no retention runs. `backupDir` needs room for the project as it is restored, and the new archive.
+   * checked; nothing that exists is changed, and no retention runs. It is encrypted where that one is, or where new backups are. `backupDir` needs room for the project as it is restored, and the new archive.
    *
    * Afterwards the chain can be deleted, as far as no other incremental backup rests on it.
    *
    * @throws {KgError} `KG_INVALID_OPTION` where the backup rests on no other; `KG_BACKUP_NOT_FOUND`, `KG_CHAIN_BROKEN`, `KG_CHECKSUM_MISMATCH`,
-   * `KG_NOT_A_BACKUP`, `KG_FORMAT_NEWER`, `KG_STORE_LOCKED`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`
+   * `KG_NOT_A_BACKUP`, `KG_FORMAT_NEWER`, `KG_KEY_NEEDED`, `KG_KEY_WRONG`, `KG_KEY_INVALID`, `KG_STORE_LOCKED`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`,
+   * `KG_IO`
    */
   consolidate(id: string, options?: ConsolidateOptions): Promise<Backup>;
 
@@ -204,7 +227,7 @@ export declare class BackupManager {
    * Whether every byte of an archive is as it was written, and the manifest beside it (if there is one) agrees.
    *
    * @param backup path of an archive, id of a backup, or `'latest'`
-   * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_FORMAT_NEWER`, `KG_PERMISSION_DENIED`, `KG_IO`
+   * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_KEY_NEEDED`, `KG_KEY_WRONG`, `KG_KEY_INVALID`, `KG_FORMAT_NEWER`, `KG_PERMISSION_DENIED`, `KG_IO`
    */
   verifyBackup(backup: string, options?: LongCallOptions): Promise<boolean>;
 
@@ -224,7 +247,7 @@ export declare class BackupManager {
    *
    * @throws {KgError} `KG_TARGET_EXISTS`, `KG_DATABASE_IN_USE`, `KG_CHECKSUM_MISMATCH`, `KG_CHAIN_BROKEN`, `KG_BACKUP_NOT_FOUND`,
    * `KG_NO_BACKUPS`, `KG_FORMAT_NEWER`, `KG_TARGET_INVALID`, `KG_TARGET_LOCKED`, `KG_NOT_A_BACKUP`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`,
-   * `KG_READER_…`, `KG_INVALID_OPTION`
+   * `KG_KEY_NEEDED`, `KG_KEY_WRONG`, `KG_KEY_INVALID`, `KG_READER_…`, `KG_INVALID_OPTION`
    */
   restore(options: RestoreOptions): Promise<RestoreResult>;
 
@@ -405,6 +428,11 @@ export interface CreateBackupOptions
    * there is none, or its chain has `maxChainLength` backups, a full backup is made, with `KG_WARN_FULL`.
    */
   basedOn?: string;
+  /**
+   * Encrypt it. Default: whether `encryption` of the manager is given, else `backup.encrypt` of `.kg/config.json`. An encrypted full backup is made anew
+   * each time; an incremental one may rest on one that is not encrypted, and the other way round.
+   */
+  encrypt?: boolean;
 }
 
 /** A backup. */
@@ -420,14 +448,17 @@ export interface Backup {
   checksum: string;
   /** When the backup began, in milliseconds since the epoch. */
   timestamp: number;
+  /** Of an encrypted one only as the result of `createBackup`: beside the archive nothing is written that names or quotes what is in it. */
   description?: string;
   /** Which parts the backup holds. */
   contents: BackupContents;
   stats: BackupStats;
   /** What was found, of what `quick_check` looks for, in the databases as they were saved. */
   integrity: SourceIntegrity;
-  /** What did not stop the backup but should be seen. */
+  /** What did not stop the backup but should be seen. In lists, none of an encrypted one. */
   warnings: Warning[];
+  /** Present where only a key opens it. */
+  encrypted?: true;
   /** The backup that an incremental one rests on. */
   basedOn?: string;
   /** The incremental backup that this full one was made of. */
@@ -1063,6 +1094,9 @@ export type KgErrorCode =
   | 'KG_BACKUP_NOT_FOUND'
   | 'KG_NOT_A_BACKUP'
   | 'KG_CHECKSUM_MISMATCH'
+  | 'KG_KEY_NEEDED'
+  | 'KG_KEY_WRONG'
+  | 'KG_KEY_INVALID'
   | 'KG_CHAIN_BROKEN'
   | 'KG_BASE_UNUSABLE'
   | 'KG_BACKUP_NEEDED'

@@ -89,6 +89,7 @@ describe('while this process has the database open and holds its write lock', ()
           const manager = createBackupManager({ projectRoot: root, lockTimeout: 300 });
           return [manager.backupDir, await manager.listBackups(), await manager.createBackup({ type: 'snapshot' })];
         },
+        encrypt: () => createBackupManager({ projectRoot: root, encryption: { passphraseFile: database } }).createBackup().catch((error) => error.code),
         deleteBackup: async () => manager.deleteBackup((await manager.getLatestBackup()).id),
       };
       for (const [name, call] of Object.entries(calls)) {
@@ -97,6 +98,7 @@ describe('while this process has the database open and holds its write lock', ()
         expect(othersCanWrite(database), name).toBe(false);
         if (name.endsWith('TheDatabase')) expect(result).toBe('KG_NOT_A_BACKUP');
         if (['restoreHere', 'repairHere', 'repairMode'].includes(name)) expect(result).toBe('KG_DATABASE_BUSY');
+        if (name === 'encrypt') expect(result).toBe('KG_KEY_INVALID');
         if (name === 'runChecks') expect(result).toMatchObject({ healthy: true, checked: { nodes: 200 } });
       }
 

@@ -15,6 +15,7 @@ use kg_backup::{
     archive::{
         block::{Compression, Content, Packer},
         encoder::{Encoder, Sink},
+        encryption::Keys,
         manifest::{BackupType, Contents, EntryKind, FORMAT_VERSION, FileRecord, Manifest, Stats, Stored, Tool},
         read::{Discard, read_archive},
         write::{ArchiveWriter, Totals, checksums},
@@ -170,6 +171,7 @@ fn manifest(totals: Totals) -> Manifest {
         compression: None,
         consolidated_from: None,
         safety_backup: false,
+        encrypted: false,
         project: None,
         tool: Tool::this(),
         archive: None,
@@ -221,7 +223,9 @@ fn read(criterion: &mut Criterion) {
         group.throughput(Throughput::Bytes(files.iter().map(|(_, content)| content.len() as u64).sum()));
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let report = read_archive(&path, None, &mut Discard, &Task::default(), Phase::Verifying).unwrap();
+                let keys = Keys::default();
+                let report =
+                    read_archive(&path, &keys, None, &mut Discard, &Task::default(), Phase::Verifying).unwrap();
                 assert_eq!(report.problems, []);
             });
         });

@@ -4,7 +4,7 @@ const path = require('node:path');
 
 const { invalidOption } = require('./errors.js');
 const { assertFunction, backupDir, call, callBack, checkConfig } = require('./native.js');
-const { split, toAbsolute, toPath } = require('./options.js');
+const { split, toAbsolute, toEncryption, toPath } = require('./options.js');
 const { kgPath } = require('./platform.js');
 const { BackupScheduler, NEXT_RUN } = require('./scheduler.js');
 
@@ -30,6 +30,7 @@ class BackupManager {
       ...rest,
       projectRoot: toAbsolute(rest.projectRoot ?? process.cwd()),
       backupDir: rest.backupDir === undefined ? undefined : toAbsolute(rest.backupDir),
+      encryption: toEncryption(rest.encryption),
     };
     checkConfig(this.#config);
   }

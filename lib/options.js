@@ -25,4 +25,16 @@ function toAbsolute(value) {
   return isLocal ? path.resolve(given) : given;
 }
 
-module.exports = { split, toAbsolute, toPath };
+/** The keys of encrypted backups. What is wrong with them is said here: nothing of a secret may get into a message. */
+function toEncryption(value) {
+  if (value === undefined) return undefined;
+  const isObject = value !== null && typeof value === 'object' && !Array.isArray(value);
+  if (!isObject || !['string', 'undefined'].includes(typeof value.passphrase)) {
+    const what = isObject ? '`encryption.passphrase` is no string' : '`encryption` is no object';
+    throw invalidOption(what, 'Give { passphrase }, { passphraseFile }, { recipients } or { identityFile }');
+  }
+  const absolute = (file) => (file === undefined ? undefined : toAbsolute(file));
+  return { ...value, passphraseFile: absolute(value.passphraseFile), identityFile: absolute(value.identityFile) };
+}
+
+module.exports = { split, toAbsolute, toEncryption, toPath };

@@ -8,6 +8,7 @@ import path from 'node:path';
 import { build, packages, root, tools } from './setup.mjs';
 
 tools({
+  age: 'age',
   chattr: 'e2fsprogs',
   flock: 'util-linux',
   openssl: 'openssl',

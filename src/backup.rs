@@ -116,6 +116,9 @@ pub fn create_backup(
     let project = Project::open(root)?;
     Exclusion::new(project.root(), &options.exclude_patterns)?;
     store.assert_outside(&project)?;
+    if store.encrypts() {
+        store.keys().assert_encrypting()?;
+    }
     let recovered = Reader::tidy(launch, project.root(), options.lock_timeout, options.undo_retention_days, task)?;
     let lock = store.lock(options.lock_timeout, task)?;
     let store_warnings = store.sweep(&lock, task)?;
@@ -182,7 +185,7 @@ impl Run<'_> {
     fn save(&self, options: &BackupOptions, before: Before<'_>) -> Result<(Backup, u64)> {
         let Run { project, store, lock, launch, task } = *self;
         let at = Timestamp::now();
-        let new = store.begin(lock, at, options.compression)?;
+        let new = store.begin(lock, at, options.compression, store.encrypts())?;
         let own = project.id();
         let mut request = save_request(project.root().to_path_buf(), new.scratch(), options);
         let (mut base, mut earlier) = (None, None);
@@ -197,7 +200,7 @@ impl Run<'_> {
                 }
             }
             Before::Base(chosen) => {
-                request.known = Some(chosen.prepare(project, new.scratch(), task)?);
+                request.known = Some(chosen.prepare(project, new.scratch(), store.keys(), task)?);
                 base = Some(chosen);
             }
         }
@@ -229,10 +232,10 @@ impl Run<'_> {
         task.cancel.check()?;
         // Read only after the scratch directory is gone.
         let hashes = fs::File::open(&hashes).ok();
-        let backup = new.publish(manifest, written)?;
+        let (backup, manifest) = new.publish(manifest, written)?;
         // What is known of the backup that the next incremental one rests on is worth more than this.
         if let Some(hashes) = hashes.filter(|_| !options.is_safety_backup) {
-            base::remember(project, &backup, hashes);
+            base::remember(project, &backup, &manifest, hashes);
         }
         Ok((backup, written.reused_bytes))
     }
@@ -240,7 +243,12 @@ impl Run<'_> {
 
 /// Whether it is what a backup would have rested on that failed.
 fn is_of_base(error: &Error) -> bool {
-    matches!(error.code, Code::ChecksumMismatch | Code::BaseUnusable | Code::ChainBroken)
+    matches!(error.code, Code::ChecksumMismatch | Code::BaseUnusable | Code::ChainBroken) || is_of_key(error)
+}
+
+/// Whether that is encrypted, and not to be opened.
+fn is_of_key(error: &Error) -> bool {
+    matches!(error.code, Code::KeyNeeded | Code::KeyWrong)
 }
 
 /// What an incremental backup rests on. Where there is nothing, it becomes a full one, and a warning says so.
@@ -257,16 +265,19 @@ fn choose_base(
             Some(_) => Err(Error::invalid("`basedOn` goes with the type `incremental`", "Leave it out")),
         };
     }
-    let chosen = base::choose(store, project, options.based_on.as_deref(), task)?;
+    let chosen = base::choose(store, project, options.based_on.as_deref(), task);
     let message = match &chosen {
-        None => {
+        Err(error) if options.based_on.is_none() && is_of_key(error) => {
+            format!("A full backup was made, for nothing can rest on the newest one: {}", error.message)
+        }
+        Ok(None) => {
             "There is no good backup of this project that an incremental one could rest on: a full one was made".into()
         }
-        Some(base) if options.based_on.is_none() && base.chain_links() >= options.max_chain_length as usize => {
+        Ok(Some(base)) if options.based_on.is_none() && base.chain_links() >= options.max_chain_length as usize => {
             let (newest, links) = (&base.backup.id, base.chain_links());
             format!("{newest} ends a chain of {links} backups, as many as are allowed: a full one was made")
         }
-        Some(_) => return Ok(chosen),
+        Ok(Some(_)) | Err(_) => return chosen,
     };
     options.kind = BackupType::Full;
     warnings.push(Warning::new(WarningCode::Full, message));
@@ -474,6 +485,7 @@ fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, sa
         compression: options.compression.name(),
         consolidated_from: None,
         safety_backup: options.is_safety_backup,
+        encrypted: false,
         project: None,
         tool: Tool::this(),
         archive: None,

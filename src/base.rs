@@ -1,8 +1,8 @@
 //! What a backup takes from earlier ones: which one an incremental backup rests on, whether it can be one, what is known of its
 //! pages; and which archive a full one takes unchanged blocks from.
 //!
-//! The hashes of the newest backup's pages are kept in `.kg/cache/backup-pages/`. They only save time: where they are missing,
-//! damaged or of another archive, the chain itself is read.
+//! The hashes of the newest backup's pages are kept in `.kg/cache/backup-pages/`, and of an encrypted one its whole manifest. They only save
+//! time: where they are missing, damaged or of another archive, the chain itself is read, with the key where it is encrypted.
 
 use std::{
     fs,
@@ -10,13 +10,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use sha2::{Digest, Sha256};
+
 use crate::{
     archive::{
         as_written::is_as_written,
         block::Compression,
         earlier::Earlier,
-        manifest::{BackupType, DIGEST_PREFIX, Manifest},
-        read::unreadable,
+        encryption::Keys,
+        manifest::{BackupType, DIGEST_PREFIX, Manifest, hex},
+        read::{Discard, read_archive, unreadable},
     },
     chain, durable,
     error::{Code, Error, Result},
@@ -24,12 +27,14 @@ use crate::{
     reader::{apply::journal::give_to_owner, base::Base},
     sqlite::pages::PageFile,
     store::{Backup, Store, is_id, manifest_beside},
-    task::{Cancel, Task},
+    task::{Cancel, Phase, Task},
 };
 
 const CACHE: &str = "cache/backup-pages";
 const BASE_FILE: &str = "base.json";
 const BASE_HASHES_FILE: &str = "base-page-hashes";
+/// After the id of a backup: its whole manifest.
+const KEPT_MANIFEST: &str = ".manifest";
 
 /// The backups of one project in a store that others may share, newest first.
 pub fn own_backups(store: &Store, project: &Project) -> Result<Vec<Backup>> {
@@ -50,34 +55,43 @@ pub struct Chosen {
     links: Vec<PathBuf>,
 }
 
-/// The backup of that id, or the newest good one of this project; `None` where there is none.
+/// The backup of that id, or the newest good one of this project; `None` where there is none. `KG_KEY_NEEDED` and `KG_KEY_WRONG` where there
+/// are only such as cannot be opened.
 pub fn choose(store: &Store, project: &Project, id: Option<&str>, task: &Task) -> Result<Option<Chosen>> {
-    let own = project.id();
     if let Some(id) = id {
-        return open(store.get(id)?, &own, task).map(Some);
+        return open(store.get(id)?, project, store.keys(), task).map(Some);
     }
+    let mut closed = None;
     for backup in store.list()?.into_iter().filter(|backup| backup.is_sound() && !backup.safety_backup) {
-        match open(backup, &own, task) {
+        match open(backup, project, store.keys(), task) {
             Err(error) if error.code == Code::Aborted => return Err(error),
             // One that cannot be rested on: perhaps the one before it can.
+            Err(error) if matches!(error.code, Code::KeyNeeded | Code::KeyWrong) => drop(closed.get_or_insert(error)),
             Err(_) => {}
             chosen => return chosen.map(Some),
         }
     }
-    Ok(None)
+    closed.map_or(Ok(None), Err)
 }
 
-fn open(backup: Backup, project: &str, task: &Task) -> Result<Chosen> {
+fn open(backup: Backup, project: &Project, keys: &Keys, task: &Task) -> Result<Chosen> {
     let unusable = |what: &str| {
         let remedy = "Leave `basedOn` (`--base-backup`) out, or make a full backup";
         Error::new(Code::BaseUnusable, format!("Nothing can rest on {}: {what}", backup.id), remedy)
     };
     let json = manifest_beside(&backup.path).ok_or_else(|| unusable("its manifest is gone"))?;
-    let manifest = Manifest::parse(&json, &backup.id)?;
-    if manifest.project.as_deref() != Some(project) {
+    let mut manifest = Manifest::parse(&json, &backup.id)?;
+    if manifest.project.as_ref() != Some(&project.id()) {
         return Err(unusable("it is of another project, or this one was moved since"));
     }
-    let links = chain::links(&backup.path, task)?;
+    if manifest.encrypted {
+        manifest = match kept_manifest(project, &backup) {
+            Some(kept) => kept,
+            None => read_archive(&backup.path, keys, Some(&json), &mut Discard, task, Phase::Verifying)?
+                .into_manifest(&backup.path)?,
+        };
+    }
+    let links = chain::links(&backup.path, keys, task)?;
     Ok(Chosen { backup, manifest, links })
 }
 
@@ -112,9 +126,9 @@ impl Chosen {
     }
 
     /// Writes what the reader compares with into `scratch`; the file for its request.
-    pub fn prepare(&self, project: &Project, scratch: &Path, task: &Task) -> Result<PathBuf> {
+    pub fn prepare(&self, project: &Project, scratch: &Path, keys: &Keys, task: &Task) -> Result<PathBuf> {
         if !take_cached(project, &self.backup, scratch) {
-            let (hashes, path) = (self.read_hashes(task)?, scratch.join(BASE_HASHES_FILE));
+            let (hashes, path) = (self.read_hashes(keys, task)?, scratch.join(BASE_HASHES_FILE));
             let failed = |cause| Error::io("write", &path, cause);
             hashes.write(BufWriter::new(fs::File::create(&path).map_err(failed)?)).map_err(failed)?;
         }
@@ -128,8 +142,8 @@ impl Chosen {
         paths.filter(|path| !kept.contains(path)).map(str::to_string).collect()
     }
 
-    fn read_hashes(&self, task: &Task) -> Result<PageFile> {
-        let (reports, hashes) = chain::hash_pages(&self.links, task)?;
+    fn read_hashes(&self, keys: &Keys, task: &Task) -> Result<PageFile> {
+        let (reports, hashes) = chain::hash_pages(&self.links, keys, task)?;
         for (report, link) in reports.into_iter().zip(&self.links) {
             report.into_manifest(link)?;
         }
@@ -147,7 +161,8 @@ pub fn prepare_known(store: &Store, project: &Project, scratch: &Path) -> Result
     let own = project.id();
     for backup in store.list()? {
         if take_cached(project, &backup, scratch) {
-            let manifest = manifest_of(&backup).filter(|manifest| manifest.project.as_ref() == Some(&own));
+            let manifest = if backup.encrypted { kept_manifest(project, &backup) } else { manifest_of(&backup) };
+            let manifest = manifest.filter(|manifest| manifest.project.as_ref() == Some(&own));
             let written = manifest.map(|manifest| write(&manifest, false, scratch)).transpose()?;
             return Ok(written.map(|file| (file, backup.checksum)));
         }
@@ -201,15 +216,20 @@ fn take_cached(project: &Project, backup: &Backup, scratch: &Path) -> bool {
     matches!(taken(), Ok(Some(archive)) if archive == backup.checksum)
 }
 
-/// Keeps the hashes that a reader left for the next incremental backup, in the place of older ones.
+/// Keeps the hashes that a reader left for the next incremental backup, in the place of older ones, and the manifest that no one can read
+/// beside an encrypted archive.
 ///
 /// They are no more than a saving of time, so a project that cannot take them is no reason to fail.
-pub fn remember(project: &Project, backup: &Backup, hashes: fs::File) {
+pub fn remember(project: &Project, backup: &Backup, manifest: &Manifest, hashes: fs::File) {
     let path = cache_file(project, &backup.id);
     let Some(dir) = path.parent() else { return };
     let older: Vec<PathBuf> = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let mut kept = vec![path.clone()];
     let keep = || {
         durable::create_dirs(dir).ok()?;
+        if backup.encrypted {
+            keep_manifest(project, backup, manifest).ok()?;
+        }
         let mut file = durable::partial(dir).ok()?;
         PageFile::copy(hashes, &mut file, &backup.checksum).ok()??;
         durable::publish(file, &path).ok()
@@ -217,14 +237,41 @@ pub fn remember(project: &Project, backup: &Backup, hashes: fs::File) {
     if keep().is_none() {
         return;
     }
-    for made in [&path, dir].into_iter().chain(dir.parent()) {
+    kept.extend(backup.encrypted.then(|| kept_manifest_file(project, backup)));
+    for made in kept.iter().map(PathBuf::as_path).chain([dir]).chain(dir.parent()) {
         let _ = give_to_owner(project.root(), made);
     }
-    let is_old =
-        |old: &&PathBuf| **old != path && old.file_name().is_some_and(|name| is_id(name.to_string_lossy().as_ref()));
+    let is_old = |old: &&PathBuf| {
+        let name = old.file_name().unwrap_or_default().to_string_lossy();
+        !kept.contains(old) && is_id(name.strip_suffix(KEPT_MANIFEST).unwrap_or(&name))
+    };
     for old in older.iter().filter(is_old) {
         let _ = fs::remove_file(old);
     }
+}
+
+/// A line with its digest and that of the archive, then the manifest.
+fn keep_manifest(project: &Project, backup: &Backup, manifest: &Manifest) -> Result<()> {
+    let path = kept_manifest_file(project, backup);
+    let json = manifest.to_json();
+    let line = format!("{} {}\n", hex(&Sha256::digest(&json)), backup.checksum);
+    durable::write(&path, &[line.as_bytes(), &json].concat())
+}
+
+/// The whole manifest of an encrypted backup, where it was kept and is whole.
+fn kept_manifest(project: &Project, backup: &Backup) -> Option<Manifest> {
+    let kept = fs::read(kept_manifest_file(project, backup)).ok()?;
+    let end = kept.iter().position(|byte| *byte == b'\n')?;
+    let (line, json) = (&kept[..end], &kept[end + 1..]);
+    let expected = format!("{} {}", hex(&Sha256::digest(json)), backup.checksum);
+    if line != expected.as_bytes() {
+        return None;
+    }
+    Manifest::parse(json, &backup.id).ok()
+}
+
+fn kept_manifest_file(project: &Project, backup: &Backup) -> PathBuf {
+    cache_file(project, &format!("{}{KEPT_MANIFEST}", backup.id))
 }
 
 fn cache_file(project: &Project, id: &str) -> PathBuf {

@@ -16,6 +16,7 @@ pub use self::unpack::{Unpacked, plan, unpack};
 use crate::{
     archive::{
         delta::{Collected, PageCollector},
+        encryption::Keys,
         manifest::{DIGEST_PREFIX, Manifest, Stored},
         read::{Discard, Problem, ProblemCode, Report, Unpack, read_archive},
     },
@@ -29,14 +30,14 @@ use crate::{
 const MAX_LINKS: usize = 10_000;
 
 /// The archives that the one at `archive` rests on and that one itself, full backup first.
-pub fn links(archive: &Path, task: &Task) -> Result<Vec<PathBuf>> {
-    walk(archive, task, |_| {})
+pub fn links(archive: &Path, keys: &Keys, task: &Task) -> Result<Vec<PathBuf>> {
+    walk(archive, keys, task, |_| {})
 }
 
 /// As [`links`]. `visit` is given what the manifest of each says, newest first; nothing of that is checked yet.
-fn walk(archive: &Path, task: &Task, mut visit: impl FnMut(Option<Manifest>)) -> Result<Vec<PathBuf>> {
+fn walk(archive: &Path, keys: &Keys, task: &Task, mut visit: impl FnMut(Option<Manifest>)) -> Result<Vec<PathBuf>> {
     let mut links = vec![archive.to_path_buf()];
-    let newest = manifest_of(archive, task)?;
+    let newest = manifest_of(archive, keys, task)?;
     let mut next = newest.as_ref().and_then(|manifest| manifest.based_on.clone());
     visit(newest);
     let store = Store::at(archive.parent().unwrap_or(archive))?;
@@ -53,7 +54,7 @@ fn walk(archive: &Path, task: &Task, mut visit: impl FnMut(Option<Manifest>)) ->
         if links.contains(&base) || links.len() == MAX_LINKS {
             return Err(missing("rests on it in turn"));
         }
-        let manifest = manifest_of(&base, task)?.filter(|manifest| manifest.id == id);
+        let manifest = manifest_of(&base, keys, task)?.filter(|manifest| manifest.id == id);
         let manifest = manifest.ok_or_else(|| missing("is not what the archive of that name holds"))?;
         next = manifest.based_on.clone();
         visit(Some(manifest));
@@ -64,12 +65,12 @@ fn walk(archive: &Path, task: &Task, mut visit: impl FnMut(Option<Manifest>)) ->
 }
 
 /// The manifest beside an archive, or inside where there is none.
-fn manifest_of(archive: &Path, task: &Task) -> Result<Option<Manifest>> {
+fn manifest_of(archive: &Path, keys: &Keys, task: &Task) -> Result<Option<Manifest>> {
     let name = archive.display().to_string();
     let beside = manifest_beside(archive).and_then(|json| Manifest::parse(&json, &name).ok());
     match beside {
         Some(manifest) => Ok(Some(manifest)),
-        None => Ok(read_archive(archive, None, &mut Discard, task, Phase::Verifying)?.manifest),
+        None => Ok(read_archive(archive, keys, None, &mut Discard, task, Phase::Verifying)?.manifest),
     }
 }
 
@@ -83,14 +84,14 @@ fn broken(link: &Path, what: String) -> Error {
 
 /// The hashes of the pages of all databases that the newest of `links` describes. All archives are checked on the way; with
 /// problems, the hashes are none.
-pub fn hash_pages(links: &[PathBuf], task: &Task) -> Result<(Vec<Report>, Option<PageFile>)> {
+pub fn hash_pages(links: &[PathBuf], keys: &Keys, task: &Task) -> Result<(Vec<Report>, Option<PageFile>)> {
     let mut reports = Vec::new();
     let mut state = Some(Known::default());
     let mut before: Option<String> = None;
     for link in links {
         let beside = manifest_beside(link);
         let mut collecting = Collecting::default();
-        let report = read_archive(link, beside.as_deref(), &mut collecting, task, Phase::Verifying)?;
+        let report = read_archive(link, keys, beside.as_deref(), &mut collecting, task, Phase::Verifying)?;
         let manifest = report.manifest.as_ref().filter(|_| report.problems.is_empty());
         state = match (manifest.filter(|manifest| manifest.based_on_checksum == before), state) {
             (Some(manifest), Some(known)) => next_known(known, manifest, collecting.finish()),

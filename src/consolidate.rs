@@ -50,11 +50,12 @@ pub fn consolidate(
         return Err(Error::invalid(message, "Name an incremental backup: `kg diag backup --list`"));
     }
     let at = Timestamp::from_millisecond(backup.timestamp).unwrap_or_else(|_| Timestamp::now());
-    let new = store.begin(&lock, at, compression)?;
+    // What was secret stays so.
+    let new = store.begin(&lock, at, compression, store.encrypts() || backup.encrypted)?;
     let dir = new.scratch().join(UNPACKED);
     fs::create_dir(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
-    let state =
-        chain::unpack(&chain::plan(&backup.path, &Pick::default(), task)?, Some(&dir), task).map_err(no_room)?;
+    let plan = chain::plan(&backup.path, &Pick::default(), store.keys(), task)?;
+    let state = chain::unpack(&plan, Some(&dir), store.keys(), task).map_err(no_room)?;
     // Most of it is in the full backup that the chain begins with.
     let earlier = base::earlier(store, state.manifest.project.as_deref(), BackupType::Full, compression, &task.cancel)?;
     // What was unpacked is there once: nothing can be made again without it.
@@ -63,7 +64,7 @@ pub fn consolidate(
     let (manifest, written) = write(archive, &new.id, compression, &state, &dir, task).map_err(no_room)?;
     assert_same(&state.manifest, &manifest)?;
     task.cancel.check()?;
-    Ok(new.publish(manifest, written)?.with_warnings(warnings))
+    Ok(new.publish(manifest, written)?.0.with_warnings(warnings))
 }
 
 /// The advice of a restore, to choose another directory, does not help here.

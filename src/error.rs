@@ -74,6 +74,12 @@ codes! {
     NotABackup = "KG_NOT_A_BACKUP", exit 5;
     /// The archive, or what stands beside it, is not what was written.
     ChecksumMismatch = "KG_CHECKSUM_MISMATCH", exit 5;
+    /// The backup is encrypted, or is to be, and no key was given.
+    KeyNeeded = "KG_KEY_NEEDED", exit 2;
+    /// The key that was given is not the one of the backup.
+    KeyWrong = "KG_KEY_WRONG", exit 2;
+    /// A passphrase or identity file, or a recipient, cannot be used.
+    KeyInvalid = "KG_KEY_INVALID", exit 2;
     /// A backup that this one rests on is not there.
     ChainBroken = "KG_CHAIN_BROKEN", exit 5;
     /// The backup cannot be the base of an incremental one.

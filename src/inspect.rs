@@ -212,14 +212,10 @@ fn back_up(
     launch: &Launch,
     task: &Task,
 ) -> Result<SafetyBackup> {
-    let default;
+    let (settings, _) = Reader::settings(launch, root)?;
     let store = match store {
-        Some(store) => store,
-        None => {
-            let (settings, _) = Reader::settings(launch, root)?;
-            default = automatic::store(&settings, root)?;
-            &default
-        }
+        Some(store) => automatic::for_project(store.clone(), &settings, root, launch),
+        None => automatic::store(&settings, root, launch)?,
     };
     let is_graph_alone = before.is_graph && actions.iter().all(|action| action.part == Part::Database);
     let options = BackupOptions {
@@ -229,7 +225,7 @@ fn back_up(
         lock_timeout,
         ..BackupOptions::default()
     };
-    let backup = create_backup(root, store, launch, &options, task)?.backup;
+    let backup = create_backup(root, &store, launch, &options, task)?.backup;
     Ok(SafetyBackup { id: backup.id, path: backup.path })
 }
 

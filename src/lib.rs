@@ -17,6 +17,7 @@
 //! | [`service`] | the process of `kg serve`, which makes backups on the project's schedule |
 //! | [`hooks`] | who is told how a backup went: commands, webhooks, heartbeats |
 //! | [`schedule`] | when backups happen by themselves: a plan that is told the time |
+//! | [`keys`] | where the keys of encrypted backups come from |
 //! | [`reader`] | the one place that opens files of a live project; a process of its own inside a host |
 //! | [`archive`] | the container: tar, gzip, manifest, checksums, seal |
 //! | [`store`] | the directory where archives are kept: catalog, lock, atomic writing |
@@ -42,6 +43,7 @@ pub mod health;
 pub mod hooks;
 pub mod inspect;
 pub mod integrity;
+pub mod keys;
 pub mod limits;
 pub mod lock;
 pub mod manage;

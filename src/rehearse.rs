@@ -8,17 +8,17 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    archive::manifest::{Manifest, Stats},
-    error::{Code, Error, Result, Warning},
+    archive::manifest::Stats,
+    error::{Result, Warning},
     inspect::inspect,
     integrity::{Scope, issue::Issue, subject::Subject},
     project::{Component, names},
     reader::client::Launch,
     restore::{RestoreOptions, restore},
     scratch::Scratch,
-    store::{Store, manifest_beside},
+    store::Store,
     task::Task,
-    verify::{check_backup, duration_ms},
+    verify::duration_ms,
 };
 
 /// What the names of directories that are restored into start with.
@@ -71,7 +71,7 @@ pub fn rehearse(store: &Store, options: &RehearseOptions, launch: &Launch, task:
     let target = scratch.path().join("project");
     let restoring = RestoreOptions { lock_timeout: options.lock_timeout, ..RestoreOptions::new(target.clone()) };
     let restored = restore(store, &options.backup, launch, &restoring, task)?;
-    let manifest = manifest_of(store, &restored.backup_path, task)?;
+    let manifest = &restored.manifest;
     // By its place in the backup: a restored configuration may name a live database outside of any project.
     let database = manifest.files.iter().find(|record| record.component == Component::Database && record.database);
     let database = database.and_then(|record| names::decode(&record.path)).map(|path| target.join(path));
@@ -98,17 +98,5 @@ pub fn rehearse(store: &Store, options: &RehearseOptions, launch: &Launch, task:
         issues: inspection.issues,
         warnings: restored.warnings,
         duration_ms: duration_ms(began.elapsed()),
-    })
-}
-
-/// Of an archive that was just found to be whole.
-fn manifest_of(store: &Store, archive: &std::path::Path, task: &Task) -> Result<Manifest> {
-    let name = archive.display().to_string();
-    let beside = manifest_beside(archive).and_then(|json| Manifest::parse(&json, &name).ok());
-    if let Some(manifest) = beside {
-        return Ok(manifest);
-    }
-    check_backup(store, &name, task)?.manifest.ok_or_else(|| {
-        Error::new(Code::NotABackup, format!("The manifest of {name} cannot be read"), "Use another backup")
     })
 }

@@ -88,6 +88,9 @@ pub struct RestoreResult {
     pub safety_copy: Option<PathBuf>,
     pub warnings: Vec<Warning>,
     pub duration_ms: u64,
+    /// Of the backup, as it is inside.
+    #[serde(skip)]
+    pub manifest: Manifest,
 }
 
 /// Restores the backup that `reference` means (a path, an id, `latest`).
@@ -110,7 +113,8 @@ pub fn restore(
     }
     let unpack_to = (!options.dry_run).then(|| staging.path());
     // No descriptor of a file that becomes part of the live project is open here when it does.
-    let manifest = chain::unpack(&chain::plan(&archive, &pick, task)?, unpack_to, task)?.manifest;
+    let plan = chain::plan(&archive, &pick, store.keys(), task)?;
+    let manifest = chain::unpack(&plan, unpack_to, store.keys(), task)?.manifest;
     assert_holds(store, &manifest, &pick, options)?;
     write_manifest(staging.path(), &manifest)?;
     task.report(Phase::Applying, 0, 0)?;
@@ -150,7 +154,7 @@ pub fn restore(
     warnings.extend(applied.warnings);
     warnings.extend(of_another(&target, &manifest).filter(|_| applied.files_replaced > 0));
     Ok(RestoreResult {
-        id: manifest.id,
+        id: manifest.id.clone(),
         backup_path: archive,
         target_dir: target,
         dry_run: options.dry_run,
@@ -160,6 +164,7 @@ pub fn restore(
         safety_copy: applied.safety_copy,
         warnings,
         duration_ms: duration_ms(began.elapsed()),
+        manifest,
     })
 }
 

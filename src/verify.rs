@@ -40,9 +40,9 @@ pub struct CheckReport {
 pub fn check_backup(store: &Store, reference: &str, task: &Task) -> Result<CheckReport> {
     let began = Instant::now();
     let path = store.locate(reference)?;
-    let (report, of_chain) = match chain::links(&path, task) {
+    let (report, of_chain) = match chain::links(&path, store.keys(), task) {
         Ok(links) if links.len() > 1 => {
-            let (mut reports, hashes) = chain::hash_pages(&links, task)?;
+            let (mut reports, hashes) = chain::hash_pages(&links, store.keys(), task)?;
             let of_chain = chain::problems(&links, &reports, hashes.is_some());
             (reports.pop(), of_chain)
         }
@@ -53,7 +53,10 @@ pub fn check_backup(store: &Store, reference: &str, task: &Task) -> Result<Check
     };
     let mut report = match report {
         Some(report) => report,
-        None => read_archive(&path, manifest_beside(&path).as_deref(), &mut Discard, task, Phase::Verifying)?,
+        None => {
+            let beside = manifest_beside(&path);
+            read_archive(&path, store.keys(), beside.as_deref(), &mut Discard, task, Phase::Verifying)?
+        }
     };
     report.problems.extend(of_chain);
     Ok(CheckReport {

@@ -2,9 +2,11 @@
 
 use std::{fs, path::Path};
 
+use age::x25519;
 use kg_backup::{
     archive::{
         block::Compression,
+        encryption::{Keyring, Keys},
         read::{Discard, read_archive},
     },
     backup::{BackupOptions, create_backup},
@@ -15,8 +17,8 @@ use kg_backup::{
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-/// A small archive, alone in a directory.
-fn small_archive(compression: Compression) -> (TempDir, Vec<u8>) {
+/// A small archive, alone in a directory; encrypted where there are keys.
+fn small_archive(compression: Compression, keys: Option<&Keys>) -> (TempDir, Vec<u8>) {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("project");
     fs::create_dir_all(root.join(".kg")).unwrap();
@@ -27,23 +29,26 @@ fn small_archive(compression: Compression) -> (TempDir, Vec<u8>) {
     drop(connection);
     fs::write(root.join(".kg/config.json"), "{}").unwrap();
     let store = Store::at(&dir.path().join("backups")).unwrap();
+    let store = keys.map_or(store.clone(), |keys| store.with_keys(keys.clone()).encrypting(true));
     let options = BackupOptions { compression, ..BackupOptions::default() };
     let backup = create_backup(&root, &store, &Launch::Thread, &options, &Task::default()).unwrap();
     let bytes = fs::read(backup.backup.path).unwrap();
     (dir, bytes)
 }
 
-fn is_whole(path: &Path, bytes: &[u8]) -> bool {
+fn is_whole(path: &Path, bytes: &[u8], keys: &Keys) -> bool {
     fs::write(path, bytes).unwrap();
-    match read_archive(path, None, &mut Discard, &Task::default(), Phase::Verifying) {
+    match read_archive(path, keys, None, &mut Discard, &Task::default(), Phase::Verifying) {
         Ok(report) => report.problems.is_empty() && report.manifest.is_some(),
         Err(_) => false,
     }
 }
 
-fn assert_every_byte_matters(compression: Compression) {
-    let (dir, whole) = small_archive(compression);
+fn assert_every_byte_matters(compression: Compression, keys: Option<&Keys>) {
+    let (dir, whole) = small_archive(compression, keys);
     let path = dir.path().join("changed");
+    let none = Keys::default();
+    let is_whole = |path: &Path, bytes: &[u8]| is_whole(path, bytes, keys.unwrap_or(&none));
     assert!(is_whole(&path, &whole));
     for at in 0..whole.len() {
         let mut changed = whole.clone();
@@ -60,15 +65,22 @@ fn assert_every_byte_matters(compression: Compression) {
 
 #[test]
 fn of_a_compressed_archive() {
-    assert_every_byte_matters(Compression::Gzip(6));
+    assert_every_byte_matters(Compression::Gzip(6), None);
 }
 
 #[test]
 fn of_an_archive_of_zstd() {
-    assert_every_byte_matters(Compression::Zstd(3));
+    assert_every_byte_matters(Compression::Zstd(3), None);
 }
 
 #[test]
 fn of_a_plain_archive() {
-    assert_every_byte_matters(Compression::None);
+    assert_every_byte_matters(Compression::None, None);
+}
+
+#[test]
+fn of_an_encrypted_archive() {
+    let identities = vec![x25519::Identity::generate()];
+    let keys = Keys::of(Keyring { identities, ..Keyring::default() });
+    assert_every_byte_matters(Compression::Gzip(6), Some(&keys));
 }

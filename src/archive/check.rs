@@ -27,12 +27,22 @@ pub fn damages(damages: &[Damage], contents: &mut Contents) {
     contents.problems.push(Problem { affects, ..Problem::of_archive(ProblemCode::Block, message) });
 }
 
-/// The file against its seal and against the manifest beside it, whose text is `beside`.
-pub fn file(facts: &FileFacts, inside: Option<&Manifest>, beside: Option<&[u8]>, contents: &mut Contents) {
-    if !facts.sealed {
-        let message = "The digest at its end is not that of its content: bytes were changed, cut or added".to_string();
-        contents.problems.push(Problem::of_archive(ProblemCode::Archive, message));
-    }
+/// The file against its seal, and against what age knows of it.
+pub fn seal(facts: &FileFacts, contents: &mut Contents) {
+    let message = match facts.cut_at {
+        Some(offset) => {
+            format!("From byte {offset} on it cannot be decrypted: bytes after that were changed, cut or added")
+        }
+        None if !facts.sealed => {
+            "The digest at its end is not that of its content: bytes were changed, cut or added".to_string()
+        }
+        None => return,
+    };
+    contents.problems.push(Problem::of_archive(ProblemCode::Archive, message));
+}
+
+/// The file and the manifest inside against the manifest beside it, whose text is `beside`.
+pub fn beside(facts: &FileFacts, inside: Option<&Manifest>, beside: Option<&[u8]>, contents: &mut Contents) {
     let Some(beside) = beside else { return };
     let parsed = Manifest::parse(beside, "the manifest beside the archive").ok();
     let Some((mut beside, archive)) = parsed.and_then(|manifest| Some((manifest.without_archive(), manifest.archive?)))
@@ -51,10 +61,11 @@ pub fn file(facts: &FileFacts, inside: Option<&Manifest>, beside: Option<&[u8]>,
         contents.problems.push(Problem::of_archive(ProblemCode::Archive, message));
     }
     if let Some(inside) = inside {
+        let inside = if facts.encrypted { inside.outside() } else { inside.clone() };
         // The one field that differs by its nature: see `Stats::compressed_size`.
         let expected = beside.stats.compressed_size == archive.size;
         beside.stats.compressed_size = inside.stats.compressed_size;
-        if !expected || *inside != beside {
+        if !expected || inside != beside {
             contents.problems.push(sidecar("The manifest beside the archive is not the one inside"));
         }
     }

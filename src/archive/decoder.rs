@@ -5,7 +5,6 @@
 //! wants only whole archives asks [`Decoder::damages`] before trusting a byte.
 
 use std::{
-    fs::File,
     io::{self, Read},
     sync::{
         Arc,
@@ -70,8 +69,7 @@ enum Piece {
 }
 
 impl Decoder {
-    pub fn new(file: File) -> io::Result<Self> {
-        let file = SealedFile::new(file)?;
+    pub fn new(file: SealedFile) -> io::Result<Self> {
         let started = parallel::ordered(cores(), BLOCKS_PER_WORKER, || {
             let mut unpacker = Unpacker::default();
             move |piece| decode(piece, &mut unpacker)

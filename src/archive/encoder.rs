@@ -32,12 +32,18 @@ const LEAST_BLOCKS_PER_WORKER: usize = 4;
 /// More than an empty block takes.
 const LEAST_FILLER_BYTES: u64 = 128;
 
+/// A file as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileDigest {
+    pub size_bytes: u64,
+    pub sha256: [u8; DIGEST_BYTES],
+}
+
 /// An archive as it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {
-    pub size_bytes: u64,
-    pub sha256: [u8; DIGEST_BYTES],
-    /// Of its blocks, see [`super::as_written`]; `None` for an archive without.
+    pub file: FileDigest,
+    /// Of its blocks, see [`super::as_written`]; `None` for an archive without, or one whose blocks are encrypted.
     pub root: Option<[u8; DIGEST_BYTES]>,
     /// How much of it was taken over from an earlier archive.
     pub reused_bytes: u64,
@@ -47,7 +53,7 @@ impl Written {
     /// As the manifest beside it has it.
     pub fn record(&self, name: String) -> ArchiveRecord {
         let root = self.root.map(|root| hex(&root));
-        ArchiveRecord { name, size: self.size_bytes, sha256: hex(&self.sha256), root }
+        ArchiveRecord { name, size: self.file.size_bytes, sha256: hex(&self.file.sha256), root }
     }
 }
 
@@ -61,6 +67,11 @@ pub trait Sink: Write + Send {
     /// Writes a block that an earlier archive has.
     fn write_taken(&mut self, taken: &Taken) -> io::Result<()> {
         self.write_all(&taken.block)
+    }
+
+    /// Ends it, once. What the file is, where it is not what was written to this.
+    fn finish(&mut self) -> io::Result<Option<FileDigest>> {
+        self.flush().map(|()| None)
     }
 }
 
@@ -302,11 +313,12 @@ impl Output {
         }
         let seal = self.container.seal(&self.hasher.clone().finalize().into());
         self.write(&seal, content_hash(&seal))?;
-        self.sink.flush().map_err(failed)?;
+        let transformed = self.sink.finish().map_err(failed)?;
+        let has_blocks = self.container != Container::Plain && transformed.is_none();
+        let archive = FileDigest { size_bytes: self.written, sha256: self.hasher.finalize().into() };
         Ok(Written {
-            size_bytes: self.written,
-            sha256: self.hasher.finalize().into(),
-            root: (self.container != Container::Plain).then(|| self.root.finalize().into()),
+            file: transformed.unwrap_or(archive),
+            root: has_blocks.then(|| self.root.finalize().into()),
             reused_bytes: self.reused,
         })
     }

@@ -73,6 +73,9 @@ pub struct Manifest {
     /// It was made before a repair, of what was about to be repaired.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub safety_backup: bool,
+    /// In the manifest beside an encrypted archive only, see [`Manifest::outside`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
     /// How the archive is compressed: `gzip -6`. Absent where it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<String>,
@@ -292,6 +295,20 @@ impl Manifest {
     /// As it stands inside the archive.
     pub fn without_archive(&self) -> Self {
         Manifest { archive: None, ..self.clone() }
+    }
+
+    /// What may stand beside the archive where that is encrypted: nothing that names or quotes what is in it.
+    pub fn outside(&self) -> Self {
+        Manifest {
+            encrypted: true,
+            description: None,
+            checksums: BTreeMap::new(),
+            files: Vec::new(),
+            integrity: Integrity { messages: Vec::new(), ..self.integrity.clone() },
+            warnings: Vec::new(),
+            deleted: Vec::new(),
+            ..self.clone()
+        }
     }
 
     /// The paths of all databases.

@@ -20,6 +20,7 @@ mod deflate;
 pub mod delta;
 pub mod earlier;
 pub mod encoder;
+pub mod encryption;
 mod entries;
 pub mod manifest;
 pub mod pick;

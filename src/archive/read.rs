@@ -21,8 +21,10 @@ use sha2::{Digest, Sha256};
 use super::{
     check,
     decoder::Decoder,
+    encryption::{Keys, read::Closed},
     entries::{self, Entries, Head},
     manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest, Owner, hex},
+    seal::SealedFile,
 };
 use crate::{
     error::{Code, Error, Result},
@@ -117,6 +119,7 @@ pub struct Report {
     pub problems: Vec<Problem>,
     pub size_bytes: u64,
     pub sha256: String,
+    pub encrypted: bool,
 }
 
 impl Report {
@@ -138,10 +141,11 @@ impl Report {
 
 /// Reads the archive at `path`. `beside` is the text of the manifest that stands beside it, if there is one.
 ///
-/// Damage is in the report. Errors are a file that cannot be read, a newer format, an entry that `unpack` could not take,
-/// and a cancelled task.
+/// Damage is in the report. Errors are a file that cannot be read, one that `keys` do not open, a newer format, an entry that `unpack`
+/// could not take, and a cancelled task.
 pub fn read_archive(
     path: &Path,
+    keys: &Keys,
     beside: Option<&[u8]>,
     unpack: &mut dyn Unpack,
     task: &Task,
@@ -149,7 +153,12 @@ pub fn read_archive(
 ) -> Result<Report> {
     let failed = |cause| unreadable(path, cause);
     let file = File::open(path).map_err(failed)?;
-    let size_bytes = file.metadata().map_err(failed)?.len();
+    let file = match SealedFile::open(file, keys) {
+        Ok(file) => file,
+        Err(Closed::Io(cause)) => return Err(failed(cause)),
+        Err(closed) => return closed_archive(path, closed, beside, task),
+    };
+    let size_bytes = file.size_bytes();
     let decoder = Decoder::new(file).map_err(failed)?;
     let (done, damaged) = (decoder.archive_offset(), decoder.is_damaged());
     let progress = Progress { task, phase, done, damaged, total: size_bytes };
@@ -173,11 +182,42 @@ pub fn read_archive(
         }
     };
     check::damages(decoder.damages(), &mut contents);
-    check::file(&facts, manifest.as_ref(), beside, &mut contents);
+    check::seal(&facts, &mut contents);
+    check::beside(&facts, manifest.as_ref(), beside, &mut contents);
     if let Some(manifest) = &manifest {
         check::entries(manifest, &mut contents);
     }
-    Ok(Report { manifest, problems: contents.problems, size_bytes: facts.size_bytes, sha256: hex(&facts.sha256) })
+    Ok(Report {
+        manifest,
+        problems: contents.problems,
+        size_bytes: facts.size_bytes,
+        sha256: hex(&facts.sha256),
+        encrypted: facts.encrypted,
+    })
+}
+
+/// What can be said of an encrypted archive that does not open. Whether the key is another one or the file was changed, the manifest
+/// beside it tells.
+fn closed_archive(path: &Path, closed: Closed, beside: Option<&[u8]>, task: &Task) -> Result<Report> {
+    if let Closed::Key(error) = &closed
+        && error.code != Code::KeyWrong
+    {
+        return Err(error.clone());
+    }
+    let read = || SealedFile::new(File::open(path)?)?.finish(|| task.cancel.is_cancelled());
+    let facts = read().map_err(|cause| unreadable(path, cause))?;
+    task.cancel.check()?;
+    let mut contents = Contents::default();
+    check::beside(&facts, None, beside, &mut contents);
+    match closed {
+        Closed::Key(error) if contents.problems.is_empty() => return Err(error),
+        Closed::Damaged(what) => {
+            contents.problems.push(Problem::of_archive(ProblemCode::Archive, format!("It is encrypted, and {what}")));
+        }
+        Closed::Key(_) | Closed::Io(_) => {}
+    }
+    let (problems, sha256) = (contents.problems, hex(&facts.sha256));
+    Ok(Report { manifest: None, problems, size_bytes: facts.size_bytes, sha256, encrypted: true })
 }
 
 /// An archive that could not be read. One that another process removed a moment ago is a backup that is not there.
@@ -321,8 +361,9 @@ mod tests {
     #[test]
     fn an_archive_that_was_removed_meanwhile_is_a_backup_that_is_not_there() {
         let dir = tempfile::tempdir().unwrap();
-        let read =
-            |path: &Path| read_archive(path, None, &mut Discard, &Task::default(), Phase::Verifying).unwrap_err();
+        let read = |path: &Path| {
+            read_archive(path, &Keys::default(), None, &mut Discard, &Task::default(), Phase::Verifying).unwrap_err()
+        };
         assert_eq!(read(&dir.path().join("kg-backup-20240115-020000.tar.gz")).code, Code::BackupNotFound);
         assert_eq!(read(dir.path()).code, Code::Io);
     }

@@ -7,10 +7,15 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Cursor, Read},
 };
 
 use sha2::{Digest, Sha256};
+
+use super::encryption::{
+    Keys,
+    read::{Closed, Decrypting, is_encrypted},
+};
 
 pub const DIGEST_BYTES: usize = 32;
 const REST_PIECE_BYTES: usize = 256 * 1024;
@@ -67,11 +72,27 @@ const PLAIN_SEAL_START: &[u8] = b"kg-backup seal 1";
 
 /// Reads the content of an archive, which is all but its seal, and hashes every byte that passes.
 pub struct SealedFile {
-    file: File,
+    /// With the bytes that told the container before it.
+    archive: io::Chain<Cursor<Vec<u8>>, Source>,
     container: Container,
+    /// Of the file.
     size_bytes: u64,
     content_left: u64,
     hasher: Sha256,
+}
+
+enum Source {
+    Plain(File),
+    Encrypted(Box<Decrypting>),
+}
+
+impl Read for Source {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Source::Plain(file) => file.read(buffer),
+            Source::Encrypted(decrypting) => decrypting.read(buffer),
+        }
+    }
 }
 
 /// What [`SealedFile`] found out.
@@ -81,17 +102,36 @@ pub struct FileFacts {
     pub sha256: [u8; DIGEST_BYTES],
     /// The seal is there and is the one of the content.
     pub sealed: bool,
+    pub encrypted: bool,
+    /// Where an encrypted file is not what was written.
+    pub cut_at: Option<u64>,
 }
 
 impl SealedFile {
-    pub fn new(mut file: File) -> io::Result<Self> {
-        let mut start = Vec::new();
-        file.by_ref().take(4).read_to_end(&mut start)?;
-        file.seek(SeekFrom::Start(0))?;
-        let container = Container::of(&start);
+    /// `file` is taken as it is, at its beginning: one that is encrypted has a digest and nothing else.
+    pub fn new(file: File) -> io::Result<Self> {
         let size_bytes = file.metadata()?.len();
-        let content_left = size_bytes.saturating_sub(container.seal_bytes() as u64);
-        Ok(SealedFile { file, container, size_bytes, content_left, hasher: Sha256::new() })
+        SealedFile::of(Source::Plain(file), size_bytes, size_bytes)
+    }
+
+    /// What is encrypted is read as what it holds.
+    pub fn open(file: File, keys: &Keys) -> Result<Self, Closed> {
+        if !is_encrypted(&file).map_err(Closed::Io)? {
+            return SealedFile::new(file).map_err(Closed::Io);
+        }
+        let size_bytes = file.metadata().map_err(Closed::Io)?.len();
+        let decrypting = Decrypting::new(file, size_bytes, keys)?;
+        let archive_bytes = decrypting.content_bytes();
+        SealedFile::of(Source::Encrypted(Box::new(decrypting)), size_bytes, archive_bytes).map_err(Closed::Io)
+    }
+
+    fn of(mut source: Source, size_bytes: u64, archive_bytes: u64) -> io::Result<Self> {
+        let mut start = Vec::new();
+        source.by_ref().take(4).read_to_end(&mut start)?;
+        let container = Container::of(&start);
+        let content_left = archive_bytes.saturating_sub(container.seal_bytes() as u64);
+        let archive = Cursor::new(start).chain(source);
+        Ok(SealedFile { archive, container, size_bytes, content_left, hasher: Sha256::new() })
     }
 
     pub fn container(&self) -> Container {
@@ -112,16 +152,30 @@ impl SealedFile {
         }
         let expected = self.container.seal(&self.hasher.clone().finalize().into());
         let mut end = Vec::new();
-        self.file.by_ref().take(2 * expected.len() as u64).read_to_end(&mut end)?;
+        self.archive.by_ref().take(2 * expected.len() as u64).read_to_end(&mut end)?;
         self.hasher.update(&end);
-        Ok(FileFacts { size_bytes: self.size_bytes, sha256: self.hasher.finalize().into(), sealed: end == expected })
+        let facts = |sha256| FileFacts {
+            size_bytes: self.size_bytes,
+            sha256,
+            sealed: end == expected,
+            encrypted: false,
+            cut_at: None,
+        };
+        match self.archive.into_inner() {
+            (_, Source::Plain(_)) => Ok(facts(self.hasher.finalize().into())),
+            (_, Source::Encrypted(decrypting)) => {
+                let (cut_at, sha256) = decrypting.finish(stop)?;
+                let facts = facts(sha256);
+                Ok(FileFacts { encrypted: true, sealed: facts.sealed && cut_at.is_none(), cut_at, ..facts })
+            }
+        }
     }
 }
 
 impl Read for SealedFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let most = usize::try_from(self.content_left).unwrap_or(usize::MAX).min(buffer.len());
-        let read = self.file.read(&mut buffer[..most])?;
+        let read = self.archive.read(&mut buffer[..most])?;
         self.content_left -= read as u64;
         self.hasher.update(&buffer[..read]);
         Ok(read)
@@ -130,14 +184,14 @@ impl Read for SealedFile {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Seek, Write};
 
     use super::*;
 
     fn facts(bytes: &[u8]) -> FileFacts {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        file.seek(SeekFrom::Start(0)).unwrap();
+        file.rewind().unwrap();
         SealedFile::new(file).unwrap().finish(|| false).unwrap()
     }
 

@@ -27,7 +27,7 @@ const RESERVE_SHARE: u64 = 64;
 pub struct Unpacking<'a> {
     /// Absent where the archive is only checked.
     dir: Option<&'a Path>,
-    /// Sizes of all files, where the manifest beside the archive can be read.
+    /// Sizes of all files, where the manifest beside the archive says them.
     expected: Option<HashMap<String, u64>>,
     /// Entries to unpack; absent for all.
     wanted: Option<&'a HashSet<String>>,
@@ -39,6 +39,7 @@ impl<'a> Unpacking<'a> {
     /// `beside` is the manifest beside the archive. It only serves to refuse: what it says is checked at the end.
     pub fn new(dir: Option<&'a Path>, wanted: Option<&'a HashSet<String>>, beside: Option<&[u8]>) -> Self {
         let manifest = beside.and_then(|json| Manifest::parse(json, "the manifest beside the archive").ok());
+        let manifest = manifest.filter(|manifest| !manifest.encrypted);
         let files = |manifest: &Manifest| {
             let sizes = manifest.files.iter().filter_map(|record| Some((record.entry.clone(), record.entry_size()?)));
             sizes.collect::<HashMap<_, _>>()

@@ -20,6 +20,7 @@ use super::{broken, hash_pages, walk};
 use crate::{
     archive::{
         delta,
+        encryption::Keys,
         manifest::{DIGEST_PREFIX, FileRecord, Manifest, Owner, Stored, hex},
         pick::Pick,
         read::read_archive,
@@ -51,12 +52,13 @@ pub struct Unpacked {
 }
 
 /// What has to be unpacked for the part of the archive at `archive` that `pick` takes. It rests on manifests that are
-/// checked only when the archives are read.
-pub fn plan(archive: &Path, pick: &Pick, task: &Task) -> Result<Plan> {
+/// checked only when the archives are read. From the newest one on that is encrypted it is everything: only inside does it say what it holds.
+pub fn plan(archive: &Path, pick: &Pick, keys: &Keys, task: &Task) -> Result<Plan> {
     let mut needed: Option<HashSet<String>> = None;
-    let mut wanted = Vec::new();
-    let links = walk(archive, task, |manifest| {
-        let Some(manifest) = manifest else { return wanted.push(None) };
+    let (mut wanted, mut is_told) = (Vec::new(), true);
+    let links = walk(archive, keys, task, |manifest| {
+        is_told &= manifest.as_ref().is_some_and(|manifest| !manifest.encrypted);
+        let Some(manifest) = manifest.filter(|_| is_told) else { return wanted.push(None) };
         let needed = needed.get_or_insert_with(|| {
             let files = pick.select(&manifest).into_iter().filter(|(_, record)| record.kind.is_file());
             files.map(|(_, record)| record.path.clone()).collect()
@@ -83,23 +85,23 @@ fn wanted_of(manifest: &Manifest, needed: &mut HashSet<String>) -> HashSet<Strin
 }
 
 /// Unpacks into `dir` what was planned: each file under the number of its record. Without `dir` everything is only checked.
-pub fn unpack(plan: &Plan, dir: Option<&Path>, task: &Task) -> Result<Unpacked> {
+pub fn unpack(plan: &Plan, dir: Option<&Path>, keys: &Keys, task: &Task) -> Result<Unpacked> {
     match (plan.links.as_slice(), dir) {
         ([], _) => Err(Error::new(Code::Internal, "A chain without links", "Please report this")),
         ([only], dir) => {
-            let (mut unpacked, _) = read_link(only, dir, task)?;
+            let (mut unpacked, _) = read_link(only, dir, keys, task)?;
             unpacked.owners.truncate(unpacked.manifest.files.len());
             Ok(unpacked)
         }
-        (links, Some(dir)) => unpack_links(links, dir, task),
-        (links, None) => check(links, task),
+        (links, Some(dir)) => unpack_links(links, dir, keys, task),
+        (links, None) => check(links, keys, task),
     }
 }
 
 /// Reads all archives, and whether the pages of the databases would be those that the manifests say.
-fn check(links: &[Link], task: &Task) -> Result<Unpacked> {
+fn check(links: &[Link], keys: &Keys, task: &Task) -> Result<Unpacked> {
     let archives: Vec<PathBuf> = links.iter().map(|link| link.archive.clone()).collect();
-    let (reports, hashes) = hash_pages(&archives, task)?;
+    let (reports, hashes) = hash_pages(&archives, keys, task)?;
     let manifests: Result<Vec<Manifest>> =
         reports.into_iter().zip(&archives).map(|(report, archive)| report.into_manifest(archive)).collect();
     match (manifests?.pop(), archives.last(), hashes) {
@@ -111,7 +113,7 @@ fn check(links: &[Link], task: &Task) -> Result<Unpacked> {
     }
 }
 
-fn unpack_links(links: &[Link], dir: &Path, task: &Task) -> Result<Unpacked> {
+fn unpack_links(links: &[Link], dir: &Path, keys: &Keys, task: &Task) -> Result<Unpacked> {
     let own_dir = |number: usize| dir.join(format!("link-{number}"));
     let mut state = HashMap::new();
     let mut before: Option<String> = None;
@@ -119,7 +121,7 @@ fn unpack_links(links: &[Link], dir: &Path, task: &Task) -> Result<Unpacked> {
     for (number, link) in links.iter().enumerate() {
         let own = own_dir(number);
         fs::create_dir(&own).map_err(|cause| Error::io("create", &own, cause))?;
-        let (unpacked, checksum) = read_link(link, Some(&own), task)?;
+        let (unpacked, checksum) = read_link(link, Some(&own), keys, task)?;
         if unpacked.manifest.based_on_checksum != before {
             return Err(broken(&link.archive, "it was made from another archive of that name".into()));
         }
@@ -146,10 +148,10 @@ fn unpack_links(links: &[Link], dir: &Path, task: &Task) -> Result<Unpacked> {
 }
 
 /// What a whole archive holds, and its digest with the prefix. Owners are those of its entries.
-fn read_link(link: &Link, dir: Option<&Path>, task: &Task) -> Result<(Unpacked, String)> {
+fn read_link(link: &Link, dir: Option<&Path>, keys: &Keys, task: &Task) -> Result<(Unpacked, String)> {
     let beside = manifest_beside(&link.archive);
     let mut unpacking = Unpacking::new(dir, link.wanted.as_ref(), beside.as_deref());
-    let report = read_archive(&link.archive, beside.as_deref(), &mut unpacking, task, Phase::Unpacking)?;
+    let report = read_archive(&link.archive, keys, beside.as_deref(), &mut unpacking, task, Phase::Unpacking)?;
     let checksum = format!("{DIGEST_PREFIX}{}", report.sha256);
     let manifest = report.into_manifest(&link.archive)?;
     Ok((Unpacked { manifest, owners: unpacking.into_owners() }, checksum))

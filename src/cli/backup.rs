@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{
     Common, Keep,
+    keys::{KeyArgs, lockable},
     manage::Manage,
     output::{Output, code_of, size},
     status::date,
@@ -41,6 +42,7 @@ use crate::{
 Examples:
   kg diag backup --output ./backups                save the project into ./backups
   kg diag backup --type snapshot                   the database alone, into .kg/backups
+  kg diag backup --encrypt --passphrase-file ./key only this passphrase opens it
   kg diag backup --list                            the backups that exist, newest first
   kg diag backup --pin ID --reason 'before 2.0'    nothing removes it until it is unpinned
   kg diag backup --consolidate ID                  a full backup out of an incremental one
@@ -88,6 +90,17 @@ pub struct BackupArgs {
     /// Write metrics for node_exporter's textfile collector after the backup
     #[arg(long, value_name = "FILE")]
     metrics_file: Option<PathBuf>,
+    /// Encrypt the backup, as `age` does; implied by a key that is given here [default: `backup.encrypt` of the settings]
+    #[arg(long)]
+    encrypt: bool,
+    /// Do not encrypt it, whatever the settings say
+    #[arg(long, conflicts_with = "encrypt")]
+    no_encrypt: bool,
+    #[command(flatten)]
+    keys: KeyArgs,
+    /// Encrypt to this public key of age (age1…) instead of a passphrase; may be repeated [default: `backup.recipients` of the settings]
+    #[arg(long, short, value_name = "KEY")]
+    recipient: Vec<String>,
     #[command(flatten)]
     keep: Keep,
     /// Make a full backup where an incremental one would make a chain of more backups than this [default: 64]
@@ -141,10 +154,16 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
     let root = args.common.root()?;
     let mut unusable = Vec::new();
     let settings = Settings::read(&root, &mut unusable);
+    let store = args.store(&root, &settings);
     if !args.is_about_others() {
-        return Ok(make(args, &root, &settings, unusable, output));
+        // Before anything is begun: nobody is asked in the midst of it.
+        let store = store.and_then(|store| if store.encrypts() { lockable(store) } else { Ok(store) });
+        return Ok(make(args, &root, &settings, store, unusable, output));
     }
-    let store = store(args.output.as_ref(), &root, &settings)?;
+    let store = match args.opens() {
+        Some(reference) => args.keys.unlock(store?, reference, &root)?,
+        None => store?,
+    };
     if let Some(reference) = &args.verify {
         let is_good = verify(&store, reference, output)?;
         return Ok(if is_good { 0 } else { Code::ChecksumMismatch.exit_status() });
@@ -161,12 +180,19 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
 }
 
 /// Makes a backup and tells of it: first here, then the hooks, which change nothing of the exit status.
-fn make(args: &BackupArgs, root: &Path, settings: &Settings, unusable: Vec<Warning>, output: &Output) -> u8 {
+fn make(
+    args: &BackupArgs,
+    root: &Path,
+    settings: &Settings,
+    store: Result<Store>,
+    unusable: Vec<Warning>,
+    output: &Output,
+) -> u8 {
     let watched = Watched::new(output);
     let cancel = watched.task.cancel.clone();
     let hooks = Told::start(root);
     let began = Began::now();
-    let mut made = attempt(args, root, settings, &watched.task, output);
+    let mut made = store.and_then(|store| attempt(args, root, settings, &store, &watched.task, output));
     let duration_ms = began.duration_ms();
     drop(watched);
     let status = match &mut made {
@@ -184,13 +210,19 @@ fn make(args: &BackupArgs, root: &Path, settings: &Settings, unusable: Vec<Warni
     status
 }
 
-fn attempt(args: &BackupArgs, root: &Path, settings: &Settings, task: &Task, output: &Output) -> Result<Created> {
-    let store = store(args.output.as_ref(), root, settings)?;
-    let options = args.options(settings, root, &store)?;
+fn attempt(
+    args: &BackupArgs,
+    root: &Path,
+    settings: &Settings,
+    store: &Store,
+    task: &Task,
+    output: &Output,
+) -> Result<Created> {
+    let options = args.options(settings, root, store)?;
     let began = Began::now();
-    let made = create_backup(root, &store, &Launch::Thread, &options, task);
+    let made = create_backup(root, store, &Launch::Thread, &options, task);
     remember(root, &made, options.kind, began);
-    let unwritten = args.metrics_file.as_ref().and_then(|path| measure(path, root, &store, settings).err());
+    let unwritten = args.metrics_file.as_ref().and_then(|path| measure(path, root, store, settings).err());
     if let Some(error) = unwritten {
         let message = format!("The metrics could not be written: {}", error.message);
         output.warnings(&[Warning::new(WarningCode::Store, message)]);
@@ -218,6 +250,19 @@ impl BackupArgs {
     /// Whether it is about backups that exist.
     fn is_about_others(&self) -> bool {
         self.list || self.status || self.verify.is_some() || self.manage.is_asked_for()
+    }
+
+    /// With the keys that are named; it encrypts where that is wanted.
+    fn store(&self, root: &Path, settings: &Settings) -> Result<Store> {
+        let store = self.keys.on(store(self.output.as_ref(), root, settings)?, &self.recipient, root);
+        let is_implied = self.keys.are_given() || !self.recipient.is_empty();
+        let encrypts = !self.no_encrypt && (self.encrypt || is_implied || store.encrypts());
+        Ok(store.encrypting(encrypts))
+    }
+
+    /// The backup that is opened.
+    fn opens(&self) -> Option<&str> {
+        self.verify.as_deref().or(self.manage.opens())
     }
 
     fn compression(&self, otherwise: Compression) -> Compression {
@@ -265,6 +310,9 @@ fn tell(created: &Created, output: &Output) {
     output.line(format!("  holds     {}", holds(backup)));
     output.line(format!("  database  {}", integrity(backup)));
     output.line(format!("  checksum  {}", backup.checksum));
+    if backup.encrypted {
+        output.line("  encrypted nothing opens it without its key: keep a copy of that elsewhere");
+    }
     if created.reused_bytes > 0 {
         output.line(format!("  unchanged {} taken over from an earlier backup", size(created.reused_bytes)));
     }
@@ -344,6 +392,7 @@ fn list(store: &Store, output: &Output) -> Result<()> {
         // A line of a description must not look like a backup.
         let description = backup.description.as_deref().unwrap_or("").replace(['\n', '\r'], " ");
         let damaged = if backup.is_sound() { "" } else { "[source damaged] " };
+        let encrypted = if backup.encrypted { "[encrypted] " } else { "" };
         let safety = if backup.safety_backup { "[safety backup] " } else { "" };
         let pinned = match backup.pinned.as_ref().map(|pin| &pin.reason) {
             None => String::new(),
@@ -351,7 +400,7 @@ fn list(store: &Store, output: &Output) -> Result<()> {
             Some(Some(reason)) => format!("[pinned: {}] ", reason.replace(['\n', '\r'], " ")),
         };
         output.line(format!(
-            "{:32} {:9} {:>9} {:20} {safety}{damaged}{pinned}{description}",
+            "{:32} {:9} {:>9} {:20} {encrypted}{safety}{damaged}{pinned}{description}",
             backup.id,
             code_of(&backup.kind),
             size(backup.size),

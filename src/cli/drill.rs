@@ -7,6 +7,7 @@ use clap::Args;
 use super::{
     Common,
     integrity::tell_issues,
+    keys::KeyArgs,
     output::{Output, size},
     store,
     watch::Watched,
@@ -36,6 +37,8 @@ pub struct DrillArgs {
     /// The directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
+    #[command(flatten)]
+    keys: KeyArgs,
     /// Where to restore to, in a directory of its own [default: the system's for temporary files]
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
@@ -44,6 +47,7 @@ pub struct DrillArgs {
 pub fn run(args: &DrillArgs, output: &Output) -> Result<u8> {
     let root = args.common.root()?;
     let store = store(args.backup_dir.as_ref(), &root, &Settings::read(&root, &mut Vec::new()))?;
+    let store = args.keys.unlock(store, &args.file, &root)?;
     let options = RehearseOptions {
         backup: args.file.clone(),
         directory: args.directory.clone(),

@@ -43,6 +43,11 @@ impl Manage {
         [&self.delete, &self.pin, &self.unpin, &self.consolidate].iter().any(|id| id.is_some())
     }
 
+    /// The backup whose archive is read.
+    pub fn opens(&self) -> Option<&str> {
+        self.consolidate.as_deref()
+    }
+
     /// Does what was asked for; `None` where that is nothing.
     pub fn run(&self, store: &Store, compression: Compression, output: &Output) -> Option<Result<()>> {
         if let Some(id) = &self.delete {

@@ -9,6 +9,7 @@ mod drill;
 mod graph;
 mod health;
 mod integrity;
+mod keys;
 mod manage;
 mod output;
 mod prune;
@@ -29,6 +30,7 @@ use self::output::Output;
 use crate::{
     error::{Code, Error, Result},
     project::Project,
+    reader::client::Launch,
     retention::{self, Policy},
     schedule::automatic,
     settings::Settings,
@@ -105,7 +107,10 @@ impl Common {
 
 /// The store that the arguments name, or the settings, or `.kg/backups`.
 fn store(output: Option<&PathBuf>, root: &Path, settings: &Settings) -> Result<Store> {
-    output.map_or_else(|| automatic::store(settings, root), |dir| Ok(Store::at(dir)?.for_project(root)))
+    match output {
+        Some(dir) => Ok(automatic::for_project(Store::at(dir)?, settings, root, &Launch::Thread)),
+        None => automatic::store(settings, root, &Launch::Thread),
+    }
 }
 
 /// Which backups stay.

@@ -10,6 +10,7 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use super::{
     Common,
+    keys::KeyArgs,
     output::{Output, size},
     store,
     watch::Watched,
@@ -58,6 +59,11 @@ pub struct RestoreArgs {
     /// The directory of the backups, for an id or `latest` [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
+    /// The backup is encrypted: ask for its passphrase where no key is named. Encrypted backups are recognised without this too
+    #[arg(long)]
+    decrypt: bool,
+    #[command(flatten)]
+    keys: KeyArgs,
     /// Restore only the configuration
     #[arg(long)]
     config_only: bool,
@@ -91,6 +97,7 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     if args.target.is_none() && args.common.project.is_none() {
         assert_meant(&root, &archive)?;
     }
+    let store = args.keys.unlock(store, file, &root)?;
     let target = args.target.clone().unwrap_or(root);
     let question = format!("Restore over the project in {}? What is replaced is kept.", target.display());
     if args.must_ask(&target) && !confirmed(&question)? {

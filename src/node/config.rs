@@ -2,14 +2,16 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use serde::{Deserialize, de::DeserializeOwned};
+use age::secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
-    archive::{block::Compression, manifest::BackupType},
+    archive::{block::Compression, encryption::parse_recipient, manifest::BackupType},
     backup::DEFAULT_LOCK_TIMEOUT,
     cron::Cadence,
     error::{Code, Error, Result},
+    keys::{KeySource, assert_passphrase},
     reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
     retention::{Keep, Policy},
     settings::{self, Settings},
@@ -41,7 +43,10 @@ pub struct Config {
     pub(super) kind: Option<BackupType>,
     schedule: Option<String>,
     storage_options: Option<Value>,
-    encryption: Option<Value>,
+    encryption: Option<EncryptionOptions>,
+    /// Of the settings: whether new backups are encrypted where nothing here says how.
+    #[serde(skip)]
+    encrypts: bool,
     /// The `kg` executable that serves as reader.
     kg_path: PathBuf,
 }
@@ -54,16 +59,11 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
-        let later = [("storageOptions", &self.storage_options), ("encryption", &self.encryption)];
-        for (name, value) in later {
-            if value.is_some() {
-                return Err(Error::new(
-                    Code::Unsupported,
-                    format!("This release does not know `{name}`"),
-                    "Leave it out",
-                ));
-            }
+        if self.storage_options.is_some() {
+            let message = "This release does not know `storageOptions`";
+            return Err(Error::new(Code::Unsupported, message, "Leave it out"));
         }
+        self.encryption.as_ref().map_or(Ok(()), EncryptionOptions::check)?;
         compression(self.compression.as_ref(), self.compression_level)?;
         whole("lockTimeout", self.lock_timeout, 0, "a number of milliseconds")?;
         whole("retentionDays", self.retention_days, 1, "a number of days")?;
@@ -76,13 +76,23 @@ impl Config {
     }
 
     pub fn store(&self) -> Result<Store> {
-        match &self.backup_dir {
+        let root = &self.project_root;
+        let store = match &self.backup_dir {
             Some(dir) if dir.as_os_str().is_empty() => {
-                Err(Error::invalid("`backupDir` is empty", "Name a directory, or leave it out for .kg/backups"))
+                return Err(Error::invalid(
+                    "`backupDir` is empty",
+                    "Name a directory, or leave it out for .kg/backups",
+                ));
             }
-            Some(dir) => Ok(Store::at(dir)?.for_project(&self.project_root)),
-            None => Ok(Store::at(&Store::default_dir(&self.project_root))?.for_project(&self.project_root)),
-        }
+            Some(dir) => Store::at(dir)?,
+            None => Store::at(&Store::default_dir(root))?,
+        };
+        let keys = match &self.encryption {
+            Some(options) => options.source().keys(root, &self.launch()),
+            None => KeySource::keys_of_project(root, &self.launch()),
+        };
+        let encrypts = self.encryption.is_some() || self.encrypts;
+        Ok(store.for_project(root).with_keys(keys).encrypting(encrypts))
     }
 
     /// What is not configured, as the settings of the project have it; relative paths there start at its root.
@@ -91,6 +101,7 @@ impl Config {
         let number = |value: Option<u32>| value.map(f64::from);
         self.backup_dir = self.backup_dir.take().or_else(|| settings.dir(&self.project_root));
         self.kind = settings.kind();
+        self.encrypts = settings.bool("backup.encrypt").unwrap_or(false);
         self.compression = self.compression.take().or_else(|| settings.get("backup.compression").cloned());
         self.compression_level = self.compression_level.or(number(settings.whole("backup.compressionLevel")));
         self.max_chain_length = self.max_chain_length.or(number(settings.whole("backup.maxChainLength")));
@@ -127,6 +138,50 @@ impl Config {
 
     pub fn lock_timeout(&self) -> Duration {
         self.lock_timeout.map_or(DEFAULT_LOCK_TIMEOUT, |milliseconds| Duration::from_millis(milliseconds as u64))
+    }
+}
+
+/// `encryption` of the configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EncryptionOptions {
+    #[serde(default, deserialize_with = "secret")]
+    passphrase: Option<SecretString>,
+    passphrase_file: Option<PathBuf>,
+    identity_file: Option<PathBuf>,
+    recipients: Option<Vec<String>>,
+}
+
+/// Debug shows nothing of it from then on.
+fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
+    Option::<String>::deserialize(deserializer).map(|text| text.map(SecretString::from))
+}
+
+impl EncryptionOptions {
+    fn source(&self) -> KeySource {
+        KeySource {
+            passphrase: self.passphrase.clone(),
+            passphrase_file: self.passphrase_file.clone(),
+            identity_files: self.identity_file.iter().cloned().collect(),
+            recipients: self.recipients.clone().unwrap_or_default(),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let source = self.source();
+        if source.is_empty() {
+            let remedy =
+                "Give `passphrase`, `passphraseFile`, `recipients` or `identityFile`, or leave `encryption` out";
+            return Err(Error::new(Code::KeyNeeded, "`encryption` names no key", remedy));
+        }
+        if let Some(passphrase) = &source.passphrase {
+            assert_passphrase(passphrase.expose_secret())
+                .map_err(|what| Error::new(Code::KeyInvalid, format!("`passphrase` {what}"), "Give another one"))?;
+        }
+        if self.passphrase.is_some() && self.passphrase_file.is_some() {
+            return Err(Error::invalid("`passphrase` and `passphraseFile` are both given", "Give one of them"));
+        }
+        source.recipients.iter().try_for_each(|recipient| parse_recipient(recipient).map(drop))
     }
 }
 

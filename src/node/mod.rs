@@ -156,8 +156,9 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
     match Call::parse(call)? {
         Call::CreateBackup { config, options } => {
             let (config, warnings) = settled(config)?;
+            let store = options.store(&config)?;
             let options = options.resolve(&config)?;
-            let mut created = create_backup(&config.project_root, &config.store()?, &config.launch(), &options, task)?;
+            let mut created = create_backup(&config.project_root, &store, &config.launch(), &options, task)?;
             created.backup.warnings.extend(warnings);
             value(created)
         }

@@ -67,9 +67,17 @@ pub struct CreateOptions {
     check_source: Option<bool>,
     strict: Option<bool>,
     based_on: Option<String>,
+    encrypt: Option<bool>,
 }
 
 impl CreateOptions {
+    /// The store as the backup needs it.
+    pub fn store(&self, config: &Config) -> Result<Store> {
+        let store = config.store()?;
+        let encrypts = self.encrypt.unwrap_or(store.encrypts());
+        Ok(store.encrypting(encrypts))
+    }
+
     pub fn resolve(self, config: &Config) -> Result<BackupOptions> {
         let level = self.compression_level.or(config.compression_level);
         Ok(BackupOptions {

@@ -20,7 +20,7 @@ use nix::{
 use super::{
     apply::{is_untidy, lock_target},
     protocol::{
-        Applied, ApplyRequest, CheckRequest, Frame, Greeting, Message, PROTOCOL, READER_ARGUMENT, RELEASE,
+        Applied, ApplyRequest, CheckRequest, Frame, Greeting, KeyRequest, Message, PROTOCOL, READER_ARGUMENT, RELEASE,
         RepairRequest, Request, SaveRequest, SettingsRequest, TidyRequest, UndoRequest, Undone, read_frame, write_json,
     },
     server::{self, Answers},
@@ -120,6 +120,15 @@ impl Reader {
         let request = Request::Settings(SettingsRequest { root: root.to_path_buf() });
         match Reader::start(launch, request, &Cancel::default())?.next()? {
             Answer::Message(Message::Settings { settings, warnings }) => Ok((settings, warnings)),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    /// The text of a file that holds a key.
+    pub fn key(launch: &Launch, path: &Path) -> Result<String> {
+        let request = Request::Key(KeyRequest { path: path.to_path_buf() });
+        match Reader::start(launch, request, &Cancel::default())?.next()? {
+            Answer::Message(Message::Key { text }) => Ok(text.0),
             _ => Err(out_of_turn()),
         }
     }

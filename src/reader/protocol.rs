@@ -2,10 +2,11 @@
 //!
 //! A frame is a kind (one byte), a length (four bytes, little endian) and that many bytes: JSON for a message, raw bytes
 //! for data, a hash and raw bytes for a block of a database. The server greets first, so that a client never sends a request to another release. Then the client
-//! sends one request, and the server answers until `Saved`, `Applied`, `Undone`, `Tidied`, `Checked`, `Repaired`, `Settings` or `Failed`. The client keeps the server's
+//! sends one request, and the server answers until `Saved`, `Applied`, `Undone`, `Tidied`, `Checked`, `Repaired`, `Settings`, `Key` or `Failed`. The client keeps the server's
 //! standard input open: its end means that the client is gone.
 
 use std::{
+    fmt,
     io::{self, Read, Write},
     path::PathBuf,
 };
@@ -30,7 +31,7 @@ use crate::{
 /// Where a reader that saves leaves a [`crate::sqlite::pages::PageFile`], in its scratch directory.
 pub const PAGE_HASHES_FILE: &str = "page-hashes";
 /// Changes with every incompatible change of the frames or messages.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// The release of this crate; addon and reader come from one build.
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");
 /// The argument that makes `kg` a reader.
@@ -56,6 +57,7 @@ pub enum Request {
     Check(CheckRequest),
     Repair(RepairRequest),
     Settings(SettingsRequest),
+    Key(KeyRequest),
 }
 
 /// Stream what a backup holds.
@@ -145,6 +147,22 @@ pub struct SettingsRequest {
     pub root: PathBuf,
 }
 
+/// Read a file that holds a key of encrypted backups.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeyRequest {
+    pub path: PathBuf,
+}
+
+/// A secret on its way: no message that is printed shows it.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct KeyText(pub String);
+
+impl fmt::Debug for KeyText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyText(…)")
+    }
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "camelCase")]
 pub enum Message {
@@ -194,6 +212,9 @@ pub enum Message {
     Settings {
         settings: Settings,
         warnings: Vec<Warning>,
+    },
+    Key {
+        text: KeyText,
     },
     Failed {
         error: Error,

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{self, Read},
     os::fd::AsFd,
+    path::Path,
     process::ExitCode,
     sync::{
         Arc,
@@ -15,13 +16,15 @@ use std::{
 use super::{
     apply::{apply, tidy, undo},
     inspect::{inspect, repair},
-    protocol::{Frame, Greeting, Message, PROTOCOL, RELEASE, Request, read_frame, write_block, write_data, write_json},
+    protocol::{
+        Frame, Greeting, KeyText, Message, PROTOCOL, RELEASE, Request, read_frame, write_block, write_data, write_json,
+    },
     save::save,
 };
 use crate::{
     content_hash::ContentHash,
-    error::{Code, Error, Result},
-    settings::Settings,
+    error::{Code, Error, Result, plain},
+    settings::{Settings, read_text},
     sqlite,
     task::Cancel,
 };
@@ -48,8 +51,21 @@ pub fn answer(request: Request, answers: &mut dyn Answers, cancel: &Cancel) -> R
             let mut warnings = Vec::new();
             Ok(Message::Settings { settings: Settings::read(&request.root, &mut warnings), warnings })
         }
+        Request::Key(request) => key_text(&request.path).map(|text| Message::Key { text: KeyText(text) }),
     });
     answers.message(done.unwrap_or_else(|error| Message::Failed { error }))
+}
+
+/// The text of a file that holds a key.
+fn key_text(path: &Path) -> Result<String> {
+    let failed = |cause: io::Error| {
+        let remedy = "Check the path, and that this user may read the file";
+        let what = format!("The key in {} cannot be read: {}", path.display(), plain(&cause));
+        Error::new(Code::KeyInvalid, what, remedy).with_cause(cause)
+    };
+    let text = read_text(path).map_err(failed)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    // What the bytes are that are no text stays untold.
+    String::from_utf8(text).map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "it is no text")))
 }
 
 /// `kg __reader`. The exit status only says whether the conversation came to its end.

@@ -14,7 +14,9 @@ use crate::{
     base::own_backups,
     cron::{Cadence, time_zone},
     error::Result,
+    keys::KeySource,
     project::Project,
+    reader::client::Launch,
     settings::{self, Settings},
     store::Store,
 };
@@ -44,13 +46,20 @@ pub fn wanted_kind(settings: &Settings) -> BackupType {
 
 /// When the newest backup was made that a run on schedule would have made.
 pub fn last_run(settings: &Settings, project: &Project) -> Result<Option<i64>> {
-    Ok(kind::last_run(&own_backups(&store(settings, project.root())?, project)?, wanted_kind(settings)))
+    let store = store(settings, project.root(), &Launch::Thread)?;
+    Ok(kind::last_run(&own_backups(&store, project)?, wanted_kind(settings)))
 }
 
-/// Where the project keeps its backups.
-pub fn store(settings: &Settings, root: &Path) -> Result<Store> {
-    let store = Store::at(&settings.dir(root).unwrap_or_else(|| Store::default_dir(root)))?;
-    Ok(store.for_project(root))
+/// Where the project keeps its backups, with the keys that it names.
+pub fn store(settings: &Settings, root: &Path, launch: &Launch) -> Result<Store> {
+    let dir = settings.dir(root).unwrap_or_else(|| Store::default_dir(root));
+    Ok(for_project(Store::at(&dir)?, settings, root, launch))
+}
+
+/// Another store for the project, which is encrypted where that one would be.
+pub fn for_project(store: Store, settings: &Settings, root: &Path, launch: &Launch) -> Store {
+    let keys = KeySource::of_settings(settings, root).keys(root, launch);
+    store.for_project(root).with_keys(keys).encrypting(settings.bool("backup.encrypt").unwrap_or(false))
 }
 
 /// How a backup is made at `now` where nobody asks for something else.

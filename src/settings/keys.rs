@@ -5,6 +5,7 @@ use ureq::http::Uri;
 
 use super::listen::Listen;
 use crate::{
+    archive::encryption::parse_recipient,
     cron::{Cadence, time_zone},
     error::{Error, Result},
     project::{CONFIG_FILE, HOOKS_FILE, exclude::Exclusion},
@@ -48,6 +49,7 @@ enum Rule {
     Zone,
     Text,
     Patterns,
+    Recipients,
     Listen,
     Command,
     Url,
@@ -91,6 +93,14 @@ pub const ALL: &[Key] = &[
     key("backup.compressionLevel", Rule::Whole(1, 9), "1 (fast) to 9 (small) [default: 6 for gzip, 3 for zstd]"),
     key("backup.checkSource", Rule::Bool, "check the databases that are saved [default: true]"),
     key("backup.strict", Rule::Bool, "fail where a backup would not be complete [default: false]"),
+    key("backup.encrypt", Rule::Bool, "encrypt new backups [default: false]"),
+    key(
+        "backup.passphraseFile",
+        Rule::Text,
+        "the file with the passphrase of encrypted backups, from the project's root",
+    ),
+    key("backup.recipients", Rule::Recipients, "public keys of age (age1…) that new backups are encrypted to"),
+    key("backup.identityFile", Rule::Text, "the age identity file that opens them, from the project's root"),
     key("backup.catchUp", Rule::Bool, "make up for times that were missed [default: true]"),
     key("backup.jitter", Rule::Whole(0, DAY_MS), "begin up to so many milliseconds later [default: 0]"),
     key("backup.retries", Rule::Whole(0, 100), "try a failed backup again so often [default: 3]"),
@@ -148,10 +158,14 @@ impl Key {
             Rule::Choice(_) | Rule::Schedule | Rule::Zone | Rule::Text | Rule::Listen | Rule::Url => {
                 Some(Value::from(text))
             }
-            Rule::Patterns | Rule::Command if text.starts_with('[') => serde_json::from_str(text).ok(),
+            Rule::Patterns | Rule::Recipients | Rule::Command if text.starts_with('[') => {
+                serde_json::from_str(text).ok()
+            }
             // No shell: whoever writes arguments after it must say where each ends.
             Rule::Command => (!text.contains(char::is_whitespace)).then(|| Value::from(vec![text])),
-            Rule::Patterns => Some(text.split(',').map(str::trim).filter(|one| !one.is_empty()).collect()),
+            Rule::Patterns | Rule::Recipients => {
+                Some(text.split(',').map(str::trim).filter(|one| !one.is_empty()).collect())
+            }
         };
         let value = value.ok_or_else(|| self.refuse(&Value::from(text)))?;
         self.check(&value).map(|()| value)
@@ -167,6 +181,7 @@ impl Key {
             Rule::Schedule | Rule::Zone => value.is_string(),
             Rule::Text => value.as_str().is_some_and(|value| !value.is_empty()),
             Rule::Patterns => value.as_array().is_some_and(|list| list.iter().all(Value::is_string)),
+            Rule::Recipients => value.as_array().is_some_and(|list| list.iter().all(is_recipient)),
             Rule::Listen => Listen::of(value).is_ok(),
             Rule::Command => value.as_array().is_some_and(|list| is_command(list)),
             Rule::Url => value.as_str().is_some_and(is_url),
@@ -216,11 +231,16 @@ impl Key {
             Rule::Zone => "the name of a time zone".into(),
             Rule::Text => "a text".into(),
             Rule::Patterns => "a list of patterns".into(),
+            Rule::Recipients => "a list of public keys of age, which begin with age1".into(),
             Rule::Listen => "a port such as 9821, an address and port such as 0.0.0.0:9821, or off".into(),
             Rule::Command => r#"a program, or a list such as ["mail", "-s", "Backup", "ops"]"#.into(),
             Rule::Url => "an http or https URL".into(),
         }
     }
+}
+
+fn is_recipient(one: &Value) -> bool {
+    one.as_str().is_some_and(|text| parse_recipient(text).is_ok())
 }
 
 fn is_command(list: &[Value]) -> bool {
@@ -269,6 +289,7 @@ mod tests {
             ("backup.hooks.heartbeat", "ftp://user:secret@host/x", "is \"ftp://host/…\", not an http or https URL"),
             ("backup.hooks.heartbeat", "not a url", "is \"…\", not an http or https URL"),
             ("backup.hooks.heartbeat", "/path", "not an http or https URL"),
+            ("backup.recipients", "age1notone", "not a list of public keys of age"),
             ("backup.hooks.timeout", "0", "`backup.hooks.timeout` is 0, not a whole number from 1 to 300"),
         ];
         for (name, text, said) in cases {

@@ -1,7 +1,7 @@
 //! Where archives are kept: a directory.
 //!
 //! ```text
-//! kg-backup-20240115-020000.tar.gz                  an archive
+//! kg-backup-20240115-020000.tar.gz                  an archive; of an encrypted one .enc.tar.gz
 //! kg-backup-20240115-020000.tar.gz.manifest.json    its manifest, with the archive's size and digest
 //! latest.tar.gz                                     a link to the newest good archive
 //! kg-backup-20240115-020000.tar.gz.pin.json         it is pinned: nothing removes it
@@ -41,7 +41,10 @@ pub use self::{
     write::NewBackup,
 };
 use crate::{
-    archive::manifest::{Contents, Manifest, Stats},
+    archive::{
+        encryption::Keys,
+        manifest::{Contents, Manifest, Stats},
+    },
     durable,
     error::{Code, Error, Result, Warning},
     paths::{self, resolve},
@@ -58,6 +61,8 @@ const CLOCK_TOLERANCE_MS: i64 = 10 * 60 * 1000;
 pub struct Store {
     dir: PathBuf,
     project: Option<String>,
+    keys: Keys,
+    encrypts: bool,
 }
 
 /// A backup of the store, as its manifest describes it.
@@ -92,6 +97,9 @@ pub struct Backup {
     /// It was made before a repair, of what was about to be repaired.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub safety_backup: bool,
+    /// Only a key opens it. What it holds is named inside alone: in lists it has no description and no warnings.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
     /// Nothing removes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pinned: Option<Pin>,
@@ -117,13 +125,31 @@ impl Store {
                 format!("The backup directory {} is a file", dir.display()),
                 "Name a directory, or remove that file",
             )),
-            _ => Ok(Store { dir, project: None }),
+            _ => Ok(Store { dir, project: None, keys: Keys::default(), encrypts: false }),
         }
     }
 
     /// The same store, asked for the project at `root` where there is one: others may keep their backups here too.
     pub fn for_project(self, root: &Path) -> Self {
         Store { project: Project::open(root).ok().map(|project| project.id()), ..self }
+    }
+
+    /// The same store, whose encrypted archives `keys` open.
+    pub fn with_keys(self, keys: Keys) -> Self {
+        Store { keys, ..self }
+    }
+
+    /// The same store; whether new archives are encrypted.
+    pub fn encrypting(self, encrypts: bool) -> Self {
+        Store { encrypts, ..self }
+    }
+
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    pub fn encrypts(&self) -> bool {
+        self.encrypts
     }
 
     /// `.kg/backups` of the project.
@@ -193,6 +219,7 @@ impl Backup {
             based_on_checksum: manifest.based_on_checksum,
             consolidated_from: manifest.consolidated_from,
             safety_backup: manifest.safety_backup,
+            encrypted: manifest.encrypted,
             pinned,
             project: manifest.project,
         })

@@ -11,8 +11,8 @@ pub const LATEST: &str = "latest";
 
 const ARCHIVE_PREFIX: &str = "kg-backup-";
 const ID_PREFIX: &str = "backup-";
-/// Of archives, most usual first.
-pub const ENDINGS: [&str; 3] = [".tar.gz", ".tar.zst", ".tar"];
+/// Of archives, most usual first; then of encrypted ones in the same order.
+pub const ENDINGS: [&str; 6] = [".tar.gz", ".tar.zst", ".tar", ".enc.tar.gz", ".enc.tar.zst", ".enc.tar"];
 
 /// `20240115-020000`, in UTC; the `number`th of that second gets a suffix from the second on.
 pub fn stamp(at: Timestamp, number: u32) -> String {
@@ -24,20 +24,26 @@ pub fn id(stamp: &str) -> String {
     format!("{ID_PREFIX}{stamp}")
 }
 
-pub fn archive(stamp: &str, compression: Compression) -> String {
-    let ending = match compression {
-        Compression::Gzip(_) => ENDINGS[0],
-        Compression::Zstd(_) => ENDINGS[1],
-        Compression::None => ENDINGS[2],
+pub fn archive(stamp: &str, compression: Compression, encrypted: bool) -> String {
+    let format = match compression {
+        Compression::Gzip(_) => 0,
+        Compression::Zstd(_) => 1,
+        Compression::None => 2,
     };
+    let ending = ENDINGS[format + if encrypted { ENDINGS.len() / 2 } else { 0 }];
     format!("{ARCHIVE_PREFIX}{stamp}{ending}")
 }
 
 /// The id of the archive of that name; `None` where it is not named like one.
 pub fn id_of_archive(name: &str) -> Option<String> {
-    let stamp = name.strip_prefix(ARCHIVE_PREFIX)?;
-    let stamp = ENDINGS.iter().find_map(|ending| stamp.strip_suffix(ending))?;
+    let stamp = name.strip_prefix(ARCHIVE_PREFIX)?.strip_suffix(ending(name)?)?;
     is_stamp(stamp).then(|| id(stamp))
+}
+
+/// From its first dot on: how the name of an archive, or of a link to one, ends.
+pub fn ending(name: &str) -> Option<&'static str> {
+    let (_, found) = name.split_once('.')?;
+    ENDINGS.into_iter().find(|ending| ending[1..] == *found)
 }
 
 /// The possible archives of a backup; empty where `id` is not one.
@@ -73,8 +79,9 @@ mod tests {
         let at: Timestamp = "2024-01-15T02:00:00.5Z".parse().unwrap();
         let gzip = Compression::Gzip(6);
         assert_eq!(id(&stamp(at, 1)), "backup-20240115-020000");
-        assert_eq!(archive(&stamp(at, 1), gzip), "kg-backup-20240115-020000.tar.gz");
-        assert_eq!(archive(&stamp(at, 2), Compression::None), "kg-backup-20240115-020000-2.tar");
+        assert_eq!(archive(&stamp(at, 1), gzip, false), "kg-backup-20240115-020000.tar.gz");
+        assert_eq!(archive(&stamp(at, 1), gzip, true), "kg-backup-20240115-020000.enc.tar.gz");
+        assert_eq!(archive(&stamp(at, 2), Compression::None, false), "kg-backup-20240115-020000-2.tar");
     }
 
     #[test]
@@ -87,6 +94,8 @@ mod tests {
         for name in [
             "kg-backup-2024.tar.gz",
             "kg-backup-20240115-020000.zip",
+            "kg-backup-20240115-020000.enc",
+            "kg-backup-20240115-020000.tar.gz.tar",
             "kg-backup-../../etc/passwd.tar",
             "latest.tar.gz",
         ] {

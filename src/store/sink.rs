@@ -135,6 +135,7 @@ mod tests {
         block::{Compression, Content},
         earlier::Earlier,
         encoder::{Encoder, Written},
+        encryption::Keys,
         read::{Discard, read_archive},
         seal::SealedFile,
     };
@@ -197,9 +198,9 @@ mod tests {
             prop_assert_eq!(content(&new, compression), pieces.concat());
             prop_assert_eq!(second.reused_bytes > 0, kept_any);
             let facts = SealedFile::new(File::open(&new).unwrap()).unwrap().finish(|| false).unwrap();
-            prop_assert!(facts.sealed && facts.sha256 == second.sha256 && facts.size_bytes == second.size_bytes);
+            prop_assert!(facts.sealed && facts.sha256 == second.file.sha256 && facts.size_bytes == second.file.size_bytes);
             // No tar, so it is none of ours, but every block can be read.
-            let report = read_archive(&new, None, &mut Discard, &Task::default(), Phase::Verifying).unwrap();
+            let report = read_archive(&new, &Keys::default(), None, &mut Discard, &Task::default(), Phase::Verifying).unwrap();
             prop_assert!(report.problems.iter().all(|problem| !problem.message.contains("block")), "{:?}", report.problems);
         }
     }

@@ -21,6 +21,7 @@ use crate::{
     archive::{
         block::Compression,
         encoder::{Sink, Written},
+        encryption::write::Encrypting,
         manifest::{ArchiveRecord, Manifest},
         read::{Discard, read_archive},
     },
@@ -35,6 +36,7 @@ pub struct NewBackup<'a> {
     store: &'a Store,
     pub id: String,
     archive: PathBuf,
+    encrypted: bool,
     file: NamedTempFile,
     scratch: TempDir,
 }
@@ -55,7 +57,13 @@ pub fn dependants(backups: &[Backup], id: &str) -> Vec<String> {
 
 impl Store {
     /// Chooses an id and opens a temporary file for the archive.
-    pub fn begin<'a>(&'a self, _lock: &'a StoreLock, at: Timestamp, compression: Compression) -> Result<NewBackup<'a>> {
+    pub fn begin<'a>(
+        &'a self,
+        _lock: &'a StoreLock,
+        at: Timestamp,
+        compression: Compression,
+        encrypted: bool,
+    ) -> Result<NewBackup<'a>> {
         // A backup whose base is gone must not find another one under its name.
         let needed: HashSet<String> = self.list()?.into_iter().filter_map(|backup| backup.based_on).collect();
         let is_taken = |name: &String| {
@@ -70,7 +78,8 @@ impl Store {
         Ok(NewBackup {
             store: self,
             id: names::id(&stamp),
-            archive: self.dir.join(names::archive(&stamp, compression)),
+            archive: self.dir.join(names::archive(&stamp, compression, encrypted)),
+            encrypted,
             file: durable::partial(&self.dir)?,
             scratch: aside::scratch_dir(&self.dir)?,
         })
@@ -163,29 +172,31 @@ impl Store {
     /// The manifest that belongs beside a whole archive, or why it has none.
     fn manifest_for(&self, name: &str, task: &Task) -> Result<std::result::Result<Manifest, String>> {
         let path = self.dir.join(name);
-        let report = match read_archive(&path, None, &mut Discard, task, Phase::Verifying) {
+        let report = match read_archive(&path, &self.keys, None, &mut Discard, task, Phase::Verifying) {
             Ok(report) => report,
             Err(error) if error.code == Code::Aborted => return Err(error),
             Err(error) => return Ok(Err(error.message)),
         };
-        let (size, sha256) = (report.size_bytes, report.sha256.clone());
+        let (size, sha256, encrypted) = (report.size_bytes, report.sha256.clone(), report.encrypted);
         Ok(match report.into_manifest(&path) {
             Ok(manifest) if names::id_of_archive(name).as_ref() == Some(&manifest.id) => {
-                Ok(beside(manifest, ArchiveRecord { name: name.to_string(), size, sha256, root: None }))
+                let record = ArchiveRecord { name: name.to_string(), size, sha256, root: None };
+                let manifest = beside(manifest, record);
+                Ok(if encrypted { manifest.outside() } else { manifest })
             }
             Ok(manifest) => Err(format!("it calls itself {}", manifest.id)),
             Err(error) => Err(error.message),
         })
     }
 
-    /// Points `latest.tar.gz` (`latest.tar` for a plain archive) to the archive that `latest` means.
+    /// Points `latest.tar.gz` (or `latest` with another ending of archives) to the archive that `latest` means.
     fn update_latest(&self) -> Result<()> {
         let backups = self.list()?;
         let newest = good::latest(&backups).and_then(|backup| backup.path.file_name()?.to_str());
         for ending in ENDINGS {
             let link = self.dir.join(format!("{LATEST}{ending}"));
             match newest {
-                Some(name) if name.ends_with(ending) => durable::relink(Path::new(name), &link)?,
+                Some(name) if names::ending(name) == Some(ending) => durable::relink(Path::new(name), &link)?,
                 _ => durable::remove(&link)?,
             }
         }
@@ -197,7 +208,8 @@ impl NewBackup<'_> {
     /// Where the archive's bytes go.
     pub fn sink(&self) -> Result<Box<dyn Sink>> {
         let file = self.file.as_file().try_clone().map_err(|cause| Error::io("write", &self.archive, cause))?;
-        Ok(Box::new(ArchiveFile::new(file)))
+        let file = ArchiveFile::new(file);
+        Ok(if self.encrypted { Box::new(Encrypting::new(file, &self.store.keys)?) } else { Box::new(file) })
     }
 
     /// A directory for copies of databases, on the disk that holds the archives; removed with this.
@@ -205,21 +217,22 @@ impl NewBackup<'_> {
         self.scratch.path()
     }
 
-    /// Publishes the archive, then its manifest. When this returns both are on the disk.
-    pub fn publish(self, manifest: Manifest, written: Written) -> Result<Backup> {
+    /// Publishes the archive, then its manifest. When this returns both are on the disk. With the backup comes all that there is to know of it,
+    /// be it encrypted or not.
+    pub fn publish(self, manifest: Manifest, written: Written) -> Result<(Backup, Manifest)> {
         let name = self.archive.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let record = written.record(name);
-        let manifest = beside(manifest, record);
+        let manifest = Manifest { encrypted: self.encrypted, ..beside(manifest, written.record(name)) };
+        let beside = if self.encrypted { manifest.outside() } else { manifest.clone() };
         durable::publish(self.file, &self.archive)?;
-        if let Err(error) = durable::write(&manifest_path(&self.archive), &manifest.to_json()) {
+        if let Err(error) = durable::write(&manifest_path(&self.archive), &beside.to_json()) {
             // Without its manifest the archive would be adopted by the next run, as a backup that was said to have failed.
             durable::remove(&self.archive)?;
             return Err(error);
         }
-        let mut backup = Backup::new(self.archive, manifest)
+        let mut backup = Backup::new(self.archive, manifest.clone())
             .ok_or_else(|| Error::new(crate::Code::Internal, "The manifest has no archive", "Please report this"))?;
         backup.warnings.extend(self.store.update_latest().err().map(latest_warning));
-        Ok(backup)
+        Ok((backup, manifest))
     }
 }
 

@@ -1,0 +1,361 @@
+// Encrypted backups: by a passphrase, to recipients, in chains, damaged, and without anything of ours but the `age` command.
+
+import { execFileSync } from 'node:child_process';
+import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { inspect } from 'node:util';
+
+import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import Database from 'better-sqlite3';
+import { describe, expect, test } from 'vitest';
+
+import { kg, kgPath, repository, run } from './support/processes.mjs';
+import { contents, makeProject, withDatabase } from './support/project.mjs';
+
+const PASSPHRASE = 'correct horse battery staple';
+
+/** A project with a pair of keys beside it, and a manager that has the public one. */
+function setUp({ nodes = 50, ...options } = {}) {
+  const project = makeProject({ nodes });
+  const base = path.dirname(project.root);
+  const file = (name, text) => {
+    writeFileSync(path.join(base, name), text);
+    return path.join(base, name);
+  };
+  const identityFile = path.join(base, 'identity');
+  run('age-keygen', ['-o', identityFile]);
+  const recipient = run('age-keygen', ['-y', identityFile]).trim();
+  const manage = (encryption, more) =>
+    createBackupManager({ projectRoot: project.root, backupDir: project.backups, encryption, ...options, ...more });
+  const change = (seed) =>
+    withDatabase(project.database, (db) => db.prepare("UPDATE nodes SET title = 'changed ' || ? WHERE id = 'n1'").run(seed));
+  return { ...project, base, file, identityFile, recipient, manage, change };
+}
+
+/** Restores into a directory of its own and compares with the project. */
+async function expectRestores(manager, backup, { root, base }) {
+  const targetDir = path.join(base, `restored-${backup.id}`);
+  const result = await manager.restore({ backupId: backup.id, targetDir });
+  expect(contents(targetDir)).toEqual(contents(root));
+  return result;
+}
+
+const beside = (backup) => readFileSync(`${backup.path}.manifest.json`, 'utf8');
+
+describe('by a passphrase', () => {
+  test('a backup is made, verified and restored with it, and by nobody else', async () => {
+    const project = setUp();
+    const manager = project.manage({ passphrase: PASSPHRASE });
+    const backup = await manager.createBackup({ description: 'the quarterly figures' });
+    expect(backup).toMatchObject({ encrypted: true, description: 'the quarterly figures', warnings: [] });
+    expect(backup.path).toMatch(/kg-backup-\d{8}-\d{6}\.enc\.tar\.gz$/);
+    expect(readFileSync(backup.path).subarray(0, 22).toString()).toBe('age-encryption.org/v1\n');
+    expect(run('sha256sum', [backup.path])).toContain(backup.checksum.slice('sha256:'.length));
+    expect(await manager.verifyBackup('latest')).toBe(true);
+    await expectRestores(manager, backup, project);
+    expect((await manager.rehearse()).passed).toBe(true);
+    for (const [encryption, code] of [[{ passphrase: 'another' }, 'KG_KEY_WRONG'], [{ identityFile: project.identityFile }, 'KG_KEY_WRONG'], [undefined, 'KG_KEY_NEEDED']]) {
+      const other = project.manage(encryption);
+      await expect(other.verifyBackup(backup.id)).rejects.toMatchObject({ name: 'KgError', code });
+      await expect(other.restore({ backupId: backup.id, targetDir: path.join(project.base, 'none') })).rejects.toMatchObject({ code });
+    }
+    expect(existsSync(path.join(project.base, 'none'))).toBe(false);
+  });
+
+  test('nothing beside the archive names what is in it, and lists tell the rest', async () => {
+    const { manage, database, root } = setUp();
+    withDatabase(database, (db) => db.exec("CREATE TABLE secret_table (a TEXT NOT NULL); PRAGMA ignore_check_constraints = 1"));
+    writeFileSync(path.join(root, '.kg/plugins/glossary/layoffs.json'), '[]');
+    const backup = await manage({ passphrase: PASSPHRASE }).createBackup({ description: 'the quarterly figures' });
+    const text = beside(backup);
+    expect(text).not.toMatch(/quarterly|layoffs|glossary|secret_table|knowledge\.db|database\.sqlite|\.f32/);
+    expect(text).not.toContain(root);
+    expect(JSON.parse(text)).toMatchObject({ encrypted: true, files: [], checksums: {}, id: backup.id, stats: { nodeCount: 50 } });
+    const [listed] = await manage().listBackups();
+    expect(listed).toMatchObject({ id: backup.id, encrypted: true, integrity: { status: 'ok' } });
+    expect(listed.description).toBeUndefined();
+  });
+
+  test('by a file, which is read when it is needed', async () => {
+    const { manage, file, base } = setUp();
+    const passphraseFile = file('key', `${PASSPHRASE}\n`);
+    const manager = manage({ passphraseFile });
+    const backup = await manager.createBackup();
+    expect(await manage({ passphrase: PASSPHRASE }).verifyBackup(backup.id)).toBe(true);
+    const plain = await manager.createBackup({ encrypt: false });
+    expect(plain.path).toMatch(/\d\.tar\.gz$/);
+    rmSync(passphraseFile);
+    // What is not encrypted needs no key.
+    expect(await manager.verifyBackup(plain.id)).toBe(true);
+    expect(await manager.listBackups()).toHaveLength(2);
+    for (const work of [() => manager.verifyBackup(backup.id), () => manager.createBackup()]) {
+      await expect(work()).rejects.toMatchObject({ code: 'KG_KEY_INVALID', message: expect.stringContaining(path.join(base, 'key')) });
+    }
+  });
+
+  test('a key in what is backed up encrypts nothing, and opens all the same', async () => {
+    const { manage, root } = setUp();
+    const backup = await manage({ passphrase: PASSPHRASE }).createBackup();
+    writeFileSync(path.join(root, '.kg/key'), PASSPHRASE);
+    const manager = manage({ passphraseFile: path.join(root, '.kg/key') });
+    await expect(manager.createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID', message: expect.stringContaining('loses the key too') });
+    expect(await manager.verifyBackup(backup.id)).toBe(true);
+  });
+
+  test('wrong options are refused at once, and no message has a secret in it', async () => {
+    const { manage, file } = setUp();
+    const cases = [
+      [{}, 'KG_KEY_NEEDED'],
+      ['hunter2', 'KG_INVALID_OPTION'],
+      [{ passphrase: 1234567 }, 'KG_INVALID_OPTION'],
+      [{ passphrase: '' }, 'KG_KEY_INVALID'],
+      [{ passphrase: 'hunter2\n' }, 'KG_KEY_INVALID'],
+      [{ passphrase: 'hunter2', pasphrase: 'hunter2' }, 'KG_INVALID_OPTION'],
+      [{ passphrase: 'hunter2', passphraseFile: 'x' }, 'KG_INVALID_OPTION'],
+      [{ recipients: ['age1hunter'] }, 'KG_KEY_INVALID'],
+    ];
+    for (const [encryption, code] of cases) {
+      let thrown;
+      try {
+        manage(encryption);
+      } catch (error) {
+        thrown = error;
+      }
+      expect(thrown, inspect(encryption)).toMatchObject({ name: 'KgError', code });
+      expect(inspect(thrown)).not.toMatch(/hunter2|1234567/);
+    }
+    expect(inspect(manage({ passphrase: 'hunter2' }), { depth: 9, showHidden: true })).not.toContain('hunter2');
+    const notText = file('binary', Buffer.from([0xff, 0xfe, 0x68, 0x75]));
+    await expect(manage({ passphraseFile: notText }).createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID', message: expect.stringContaining('it is no text') });
+  });
+});
+
+describe('to recipients', () => {
+  test('a machine with the public key alone makes backups, incremental ones too, and cannot open them', async () => {
+    const project = setUp();
+    const maker = project.manage({ recipients: [project.recipient] });
+    const made = [await maker.createBackup()];
+    for (const seed of [1, 2]) {
+      project.change(seed);
+      made.push(await maker.createBackup({ type: 'incremental' }));
+    }
+    expect(made.map(({ type, basedOn }) => [type, basedOn])).toEqual([['full', undefined], ['incremental', made[0].id], ['incremental', made[1].id]]);
+    expect(made[2].size).toBeLessThan(made[0].size / 2);
+    await expect(maker.verifyBackup(made[2].id)).rejects.toMatchObject({ code: 'KG_KEY_NEEDED' });
+    const owner = project.manage({ identityFile: project.identityFile });
+    expect(await owner.checkBackup(made[2].id)).toMatchObject({ valid: true, problems: [] });
+    await expectRestores(owner, made[2], project);
+    const whole = await owner.consolidate(made[2].id);
+    expect(whole).toMatchObject({ type: 'full', encrypted: true });
+    await expectRestores(owner, whole, project);
+  });
+
+  test('without what is kept of the newest backup a key tells it; where there is none, a full one is made', async () => {
+    const project = setUp();
+    const maker = project.manage({ recipients: [project.recipient] });
+    const full = await maker.createBackup();
+    const kept = path.join(project.root, '.kg/cache/backup-pages');
+    expect(readdirSync(kept).sort()).toEqual([full.id, `${full.id}.manifest`]);
+    // A byte of it that is wrong is as good as none.
+    writeFileSync(path.join(kept, `${full.id}.manifest`), readFileSync(path.join(kept, `${full.id}.manifest`), 'utf8').replace('dark', 'dusk').replace('"mode"', '"mood"'));
+    project.change(1);
+    expect(await maker.createBackup({ type: 'incremental' })).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL', message: expect.stringContaining('no key to open it') }] });
+    await expect(maker.createBackup({ type: 'incremental', basedOn: full.id })).rejects.toMatchObject({ code: 'KG_KEY_NEEDED' });
+    rmSync(kept, { recursive: true });
+    project.change(2);
+    const owner = project.manage({ identityFile: project.identityFile });
+    const incremental = await owner.createBackup({ type: 'incremental' });
+    expect(incremental).toMatchObject({ type: 'incremental', warnings: [] });
+    expect(readdirSync(kept).sort()).toEqual([incremental.id, `${incremental.id}.manifest`]);
+    await expectRestores(owner, incremental, project);
+  });
+
+  test('chains may be encrypted in part, and a part of one can be restored', async () => {
+    const project = setUp();
+    const owner = project.manage({ identityFile: project.identityFile });
+    await owner.createBackup({ encrypt: false });
+    for (const [seed, encrypt] of [[1, true], [2, false], [3, true]]) {
+      project.change(seed);
+      const backup = await owner.createBackup({ type: 'incremental', encrypt });
+      expect([backup.type, backup.encrypted]).toEqual(['incremental', encrypt || undefined]);
+      await expectRestores(owner, backup, project);
+    }
+    const targetDir = path.join(project.base, 'part');
+    expect(await owner.restore({ backupId: 'latest', targetDir, only: ['config'] })).toMatchObject({ filesRestored: 1 });
+    expect(readdirSync(path.join(targetDir, '.kg'))).not.toContain('knowledge.db');
+  });
+});
+
+describe('what is changed', () => {
+  test('anywhere in the archive is found, said, and never restored', async () => {
+    const project = setUp({ nodes: 800 });
+    const manager = project.manage({ identityFile: project.identityFile });
+    const backup = await manager.createBackup();
+    const whole = readFileSync(backup.path);
+    expect(whole.length).toBeGreaterThan(70_000);
+    const changes = {
+      'the first byte': (bytes) => (bytes[0] ^= 1),
+      'the header': (bytes) => (bytes[60] ^= 1),
+      'the first piece': (bytes) => (bytes[1000] ^= 1),
+      'the last piece': (bytes) => (bytes[bytes.length - 40] ^= 1),
+      'the end': (bytes) => bytes.subarray(0, bytes.length - 1),
+      'a piece that is missing': (bytes) => Buffer.concat([bytes.subarray(0, 400), bytes.subarray(400 + 65_552)]),
+      'bytes after it': (bytes) => Buffer.concat([bytes, Buffer.from('x')]),
+    };
+    for (const [what, change] of Object.entries(changes)) {
+      for (const manifest of [true, false]) {
+        const lone = path.join(project.base, 'lone.enc.tar.gz');
+        const bytes = Buffer.from(whole);
+        const changed = change(bytes);
+        writeFileSync(lone, Buffer.isBuffer(changed) ? changed : bytes);
+        if (manifest) writeFileSync(`${lone}.manifest.json`, beside(backup));
+        else rmSync(`${lone}.manifest.json`, { force: true });
+        // Alone, an archive whose wrapped key was changed looks like one of another key.
+        const verified = await manager.verifyBackup(lone).catch((error) => error.code);
+        expect([false, manifest ? false : 'KG_KEY_WRONG'], `${what}, ${manifest}`).toContain(verified);
+        await expect(manager.restore({ backupPath: lone, targetDir: path.join(project.base, 'none') })).rejects.toThrow();
+      }
+    }
+    expect(existsSync(path.join(project.base, 'none'))).toBe(false);
+    writeFileSync(path.join(project.base, 'lone.enc.tar.gz'), Buffer.concat([whole.subarray(0, 30_000), whole.subarray(30_001)]));
+    const { problems } = await manager.checkBackup(path.join(project.base, 'lone.enc.tar.gz'));
+    expect(problems.map((problem) => problem.message).join('\n')).toMatch(/From byte \d+ on it cannot be decrypted/);
+  });
+
+  test('in an archive that others rest on keeps anything from resting on it', async () => {
+    const project = setUp();
+    const maker = project.manage({ recipients: [project.recipient] });
+    const full = await maker.createBackup();
+    const bytes = readFileSync(full.path);
+    bytes[bytes.length - 100] ^= 1;
+    writeFileSync(full.path, bytes);
+    project.change(1);
+    const next = await maker.createBackup({ type: 'incremental' });
+    expect(next).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL' }] });
+  });
+
+  test('a manifest that is lost is written again, by whoever has the key', async () => {
+    const project = setUp();
+    const owner = project.manage({ identityFile: project.identityFile });
+    const backup = await owner.createBackup({ description: 'the quarterly figures' });
+    rmSync(`${backup.path}.manifest.json`);
+    const maker = project.manage({ recipients: [project.recipient] });
+    const { warnings } = await maker.createBackup();
+    expect(warnings).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringMatching(/is not listed: The backup is encrypted, and there is no key/) }]);
+    await owner.createBackup();
+    expect((await owner.listBackups()).map(({ id }) => id)).toContain(backup.id);
+    expect(beside(backup)).not.toContain('quarterly');
+    expect(await owner.verifyBackup(backup.id)).toBe(true);
+  });
+});
+
+describe('with the `age` command alone', () => {
+  test('a backup opens by an identity, with tar and sqlite3', async () => {
+    const { manage, recipient, identityFile, base } = setUp();
+    for (const [compression, flag] of [['gzip', '-xz'], ['zstd', '--zstd -x'], [false, '-x']]) {
+      const backup = await manage({ recipients: [recipient] }).createBackup({ compression });
+      const out = path.join(base, `out-${compression}`);
+      mkdirSync(out);
+      run('sh', ['-ec', `age -d -i '${identityFile}' '${backup.path}' | tar ${flag} -C '${out}'; cd '${out}' && sha256sum -c --quiet checksums.sha256`]);
+      const db = new Database(path.join(out, 'database.sqlite'), { readonly: true });
+      expect(db.prepare('SELECT count(*) AS n FROM nodes').get().n).toBe(50);
+      db.close();
+    }
+  });
+
+  // age reads a passphrase from a terminal alone.
+  const typed = (command, ...lines) => {
+    const script = `
+import os, pty, sys, time
+pid, terminal = pty.fork()
+if pid == 0: os.execvp('sh', ['sh', '-ec', sys.argv[1]])
+said, asked = b'', 0
+while True:
+    try: piece = os.read(terminal, 4096)
+    except OSError: break
+    if not piece: break
+    said += piece
+    while asked + 2 < len(sys.argv) and said.lower().count(b': ') > asked:
+        os.write(terminal, sys.argv[asked + 2].encode() + b'\\n'); asked += 1
+print(said.decode()); sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))`;
+    return execFileSync('python3', ['-c', script, command, ...lines], { cwd: repository, encoding: 'utf8' });
+  };
+
+  test('a backup opens by its passphrase, and ours opens what `age` encrypted again', async () => {
+    const { manage, base, root } = setUp();
+    const manager = manage({ passphrase: PASSPHRASE });
+    const backup = await manager.createBackup();
+    const plain = path.join(base, 'plain.tar.gz');
+    typed(`age -d -o '${plain}' '${backup.path}'`, PASSPHRASE);
+    expect(run('tar', ['-tzf', plain])).toContain('database.sqlite');
+    const again = path.join(base, 'again.enc.tar.gz');
+    typed(`age -p -o '${again}' '${plain}'`, PASSPHRASE, PASSPHRASE);
+    expect(await manager.verifyBackup(again)).toBe(true);
+    const targetDir = path.join(base, 'again');
+    await manager.restore({ backupPath: again, targetDir });
+    expect(contents(targetDir)).toEqual(contents(root));
+  });
+
+  test('`kg` asks at a terminal for what is not given, twice for a new one', () => {
+    const { root, backups, base } = setUp();
+    const at = (args) => `cd '${root}' && '${kgPath}' diag ${args}`;
+    expect(typed(at(`backup --encrypt --output '${backups}'`), PASSPHRASE, PASSPHRASE)).toContain('encrypted nothing opens it without its key');
+    expect(typed(at(`backup --verify '${backups}/latest.enc.tar.gz'`), PASSPHRASE)).toContain('every byte is as it was written');
+    expect(typed(at(`restore --file '${backups}/latest.enc.tar.gz' --decrypt --target '${base}/typed'`), PASSPHRASE)).toContain('Restored');
+    expect(contents(path.join(base, 'typed'))).toEqual(contents(root));
+    expect(() => typed(at(`backup --encrypt --output '${backups}'`), PASSPHRASE, 'another')).toThrow();
+    expect(() => typed(at(`backup --verify '${backups}/latest.enc.tar.gz'`), 'another')).toThrow();
+    expect(readdirSync(backups).filter((name) => name.endsWith('.tar.gz') && name.startsWith('kg-'))).toHaveLength(1);
+  });
+});
+
+describe('on the command line', () => {
+  test('the commands of the guide work as they are written', () => {
+    const { root } = setUp();
+    writeFileSync(path.join(root, 'key'), `${PASSPHRASE}\n`);
+    const env = { ...process.env, PATH: `${path.dirname(kgPath)}:${process.env.PATH}`, KG_PASSPHRASE_FILE: './key' };
+    const guide = readFileSync(path.join(repository, 'docs/guide.md'), 'utf8');
+    const [, block] = guide.match(/```bash\n(# Encrypt backup\n[^]*?)```/);
+    const [encrypt, decrypt] = block.split('\n').filter((line) => line.startsWith('kg '));
+    expect(run('sh', ['-ec', encrypt], { cwd: root, env })).toContain('.enc.tar.gz');
+    run('sh', ['-ec', 'cp .kg/backups/latest.enc.tar.gz backup.enc.tar.gz; rm .kg/knowledge.db*'], { cwd: root });
+    expect(run('sh', ['-ec', decrypt], { cwd: root, env })).toContain('Restored');
+    expect(existsSync(path.join(root, '.kg/knowledge.db'))).toBe(true);
+  });
+
+  test('where no key is given and nobody can be asked, it says so, and a key that is given means encryption', async () => {
+    const { root, backups, file, recipient, identityFile } = setUp();
+    const run = (...args) => kg(['diag', ...args], { cwd: root });
+    expect(await run('backup', '--encrypt', '--output', backups)).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_NEEDED]') });
+    expect(existsSync(backups)).toBe(false);
+    const key = file('key', PASSPHRASE);
+    expect((await run('backup', '--passphrase-file', key, '--output', backups)).stdout).toContain('.enc.tar.gz');
+    expect((await run('backup', '-r', recipient, '--output', backups)).stdout).toContain('.enc.tar.gz');
+    expect((await run('backup', '--list', '--output', backups)).stdout.match(/\[encrypted\]/g)).toHaveLength(2);
+    const latest = path.join(backups, 'latest.enc.tar.gz');
+    expect(await run('restore', '--file', latest)).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_NEEDED]') });
+    expect(await run('backup', '--verify', latest, '--passphrase-file', key)).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_WRONG]') });
+    expect((await run('backup', '--verify', latest, '--identity', identityFile)).status).toBe(0);
+    expect((await run('drill', '--file', latest, '--identity', identityFile)).stdout).toContain('Passed');
+  });
+
+  test('the settings encrypt every backup of the project: by hand, by the API, before a repair', async () => {
+    const { root, base, identityFile, recipient, database } = setUp();
+    const set = (...args) => kg(['config', 'set', ...args], { cwd: root });
+    expect(await set('backup.recipients', 'age1nobody')).toMatchObject({ status: 2, stderr: expect.stringContaining('public keys of age') });
+    for (const [name, value] of [['backup.recipients', recipient], ['backup.identityFile', '../identity'], ['backup.encrypt', 'true']]) {
+      expect((await set(name, value)).status, name).toBe(0);
+    }
+    expect((await kg(['diag', 'backup'], { cwd: root })).stdout).toContain('.enc.tar.gz');
+    const manager = createBackupManager({ projectRoot: root });
+    expect(await manager.createBackup()).toMatchObject({ encrypted: true });
+    expect(await manager.verifyBackup('latest')).toBe(true);
+    expect((await manager.createBackup({ encrypt: false })).encrypted).toBeUndefined();
+    withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
+    const { safetyBackup } = JSON.parse((await kg(['diag', 'repair', '--auto', '--json'], { cwd: root })).stdout).repair;
+    expect(safetyBackup.path).toMatch(/\.enc\.tar\.gz$/);
+    expect(await createBackupManager({ projectRoot: root, backupDir: path.join(root, '.kg/backups') }).verifyBackup(safetyBackup.id)).toBe(true);
+    expect((await kg(['diag', 'backup', '--no-encrypt'], { cwd: root })).stdout).not.toContain('.enc.');
+    expect(identityFile).toBe(path.join(base, 'identity'));
+  });
+});

@@ -1,0 +1,172 @@
+//! Reads the archive in an age file, and hashes the file meanwhile.
+//!
+//! age authenticates each 64 KiB of it, and its end. Where that fails the archive ends: its seal is missing then, and whoever reads it is told
+//! where that was.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use age::{DecryptError, Decryptor, stream::StreamReader};
+use sha2::{Digest, Sha256};
+
+use super::{Keys, MAGIC};
+use crate::error::{Code, Error};
+
+/// A longer header is forged: one has some 100 bytes a recipient.
+const MAX_HEADER_BYTES: u64 = 1 << 20;
+/// age encrypts pieces of this size, each with a tag (age-encryption.org/v1, "Payload").
+const PIECE_BYTES: u64 = 64 * 1024;
+const TAG_BYTES: u64 = 16;
+const REST_PIECE_BYTES: usize = 256 * 1024;
+
+/// Why an encrypted archive cannot be read.
+pub enum Closed {
+    /// There is no key, it cannot be had, or it is another one. A header that was changed can look like the latter.
+    Key(Error),
+    /// It does not begin as an age file does.
+    Damaged(&'static str),
+    Io(io::Error),
+}
+
+/// The archive in an age file.
+pub struct Decrypting {
+    content: StreamReader<Shared>,
+    file: Shared,
+    /// Of the archive.
+    content_bytes: u64,
+    /// Where in the file it could not be read on.
+    cut_at: Option<u64>,
+}
+
+/// Whether the file at its beginning is encrypted; it is left there.
+pub fn is_encrypted(file: &File) -> io::Result<bool> {
+    use std::os::unix::fs::FileExt;
+    let mut start = [0; MAGIC.len()];
+    match file.read_exact_at(&mut start, 0) {
+        Ok(()) => Ok(start == MAGIC),
+        Err(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(cause) => Err(cause),
+    }
+}
+
+impl Decrypting {
+    /// `file` is at its beginning, and has so many bytes.
+    pub fn new(file: File, file_bytes: u64, keys: &Keys) -> Result<Self, Closed> {
+        let ring = keys.ring().map_err(Closed::Key)?;
+        if !ring.opens() {
+            return Err(Closed::Key(key_needed()));
+        }
+        let file = Shared::new(file);
+        let decryptor = Decryptor::new(file.clone()).map_err(closed)?;
+        let by_passphrase = decryptor.is_scrypt();
+        let content = ring.decrypt(decryptor).map_err(|cause| match cause {
+            DecryptError::NoMatchingKeys | DecryptError::KeyDecryptionFailed | DecryptError::DecryptionFailed => {
+                Closed::Key(wrong_key(by_passphrase))
+            }
+            cause => closed(cause),
+        })?;
+        let left = {
+            let mut raw = file.raw();
+            raw.most_bytes = None;
+            file_bytes.saturating_sub(raw.read_bytes)
+        };
+        let content_bytes = left.saturating_sub(left.div_ceil(PIECE_BYTES + TAG_BYTES) * TAG_BYTES);
+        Ok(Decrypting { content, file, content_bytes, cut_at: None })
+    }
+
+    pub fn content_bytes(&self) -> u64 {
+        self.content_bytes
+    }
+
+    /// Where in the file age found that it is not what was written, and the SHA-256 of the file; reads what is left of it,
+    /// unless `stop` says that nobody wants to know any more.
+    pub fn finish(mut self, stop: impl Fn() -> bool) -> io::Result<(Option<u64>, [u8; 32])> {
+        // What follows the archive must be nothing, and that must be authentic too.
+        let mut rest = vec![0; REST_PIECE_BYTES];
+        while self.read(&mut rest)? > 0 {}
+        while self.file.read(&mut rest)? > 0 {
+            if stop() {
+                return Err(io::Error::other("nobody waits for the rest of the file"));
+            }
+        }
+        let sha256 = self.file.raw().hasher.clone().finalize().into();
+        Ok((self.cut_at, sha256))
+    }
+}
+
+impl Read for Decrypting {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.cut_at.is_some() {
+            return Ok(0);
+        }
+        let before = self.file.raw().read_bytes;
+        match self.content.read(buffer) {
+            Err(cause) if matches!(cause.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
+                self.cut_at = Some(before);
+                Ok(0)
+            }
+            read => read,
+        }
+    }
+}
+
+fn closed(cause: DecryptError) -> Closed {
+    match cause {
+        DecryptError::Io(cause) if cause.kind() != io::ErrorKind::UnexpectedEof => Closed::Io(cause),
+        DecryptError::ExcessiveWork { .. } => Closed::Damaged("asks for more work than any backup does"),
+        DecryptError::InvalidMac => Closed::Damaged("has a header that was changed"),
+        _ => Closed::Damaged("has a header that is none"),
+    }
+}
+
+fn key_needed() -> Error {
+    let remedy = "Give its passphrase or identity: `--passphrase-file`, `--identity`, or `encryption` of the manager";
+    Error::new(Code::KeyNeeded, "The backup is encrypted, and there is no key to open it", remedy)
+}
+
+fn wrong_key(by_passphrase: bool) -> Error {
+    let (message, remedy) = if by_passphrase {
+        ("The passphrase is not the one of this backup", "Give the passphrase that it was made with")
+    } else {
+        ("No identity that was given opens this backup", "Give the identity file of one of its recipients")
+    };
+    Error::new(Code::KeyWrong, message, remedy)
+}
+
+/// The file, which both age and whoever needs its digest hold.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Raw>>);
+
+struct Raw {
+    file: File,
+    hasher: Sha256,
+    read_bytes: u64,
+    /// While the header is read.
+    most_bytes: Option<u64>,
+}
+
+impl Shared {
+    fn new(file: File) -> Self {
+        let raw = Raw { file, hasher: Sha256::new(), read_bytes: 0, most_bytes: Some(MAX_HEADER_BYTES) };
+        Shared(Arc::new(Mutex::new(raw)))
+    }
+
+    fn raw(&self) -> MutexGuard<'_, Raw> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Read for Shared {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut raw = self.raw();
+        let most = raw.most_bytes.map_or(u64::MAX, |most| most.saturating_sub(raw.read_bytes));
+        let most = usize::try_from(most).unwrap_or(usize::MAX).min(buffer.len());
+        let read = raw.file.read(&mut buffer[..most])?;
+        raw.hasher.update(&buffer[..read]);
+        raw.read_bytes += read as u64;
+        Ok(read)
+    }
+}
