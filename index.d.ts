@@ -253,7 +253,8 @@ export declare class BackupManager {
 
   /**
    * Puts back what the newest restore into a project replaced, and takes away what it added; into a database that is open,
-   * through SQLite, as {@link restore} does. What is there before is kept in its turn: undoing twice leads back.
+   * through SQLite, as {@link restore} does. What is there before is kept in its turn: undoing twice leads back. With `earlier`, each call goes one
+   * restore further back instead.
    *
    * @throws {KgError} `KG_NOTHING_TO_UNDO`, `KG_NO_PROJECT`, `KG_DATABASE_IN_USE`, `KG_DATABASE_BUSY`, `KG_TARGET_INVALID`,
    * `KG_TARGET_LOCKED`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`, `KG_READER_…`, `KG_INVALID_OPTION`
@@ -707,6 +708,8 @@ export interface RestoreOptions extends LongCallOptions {
 export interface UndoOptions extends LongCallOptions {
   /** The project's root. Default: the manager's `projectRoot`. */
   targetDir?: string;
+  /** Undo no undo, but the newest restore that is not undone: called again and again, it leads to what was before the first one. Default: false. */
+  earlier?: boolean;
   /** As for {@link RestoreOptions}. Default: false. */
   force?: boolean;
   /** Report what would happen, without changing anything. Default: false. */

@@ -110,6 +110,15 @@ describe('the settings', () => {
     for (const [key, value] of Object.entries(settings)) expect((await kg('config', 'set', `backup.${key}`, value)).status).toBe(0);
   };
 
+  test('that cannot be used make no backups by themselves, which --status says', async () => {
+    const { kg, file } = setUp();
+    await kg('diag', 'backup');
+    const health = async () => JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout).health;
+    expect(await health()).toEqual({ ok: true, messages: [] });
+    writeFileSync(file, '{"backup": {"enabled": true, "schedule": "0 2 * * *"');
+    expect(await health()).toMatchObject({ ok: false, messages: [expect.stringContaining('do not count')] });
+  });
+
   test('count for kg and the API alike where nothing else is said', async () => {
     const { root, kg } = setUp();
     await configure(kg, { dir: 'saved', type: 'incremental', compression: 'false', includeVectors: 'false', maxBackups: '3' });

@@ -1,6 +1,6 @@
 // Directories, links and names come back as they were; what changes or cannot be read is said, or refused with `strict`.
 
-import { chmodSync, lstatSync, mkdirSync, readFileSync, readlinkSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import { chmodSync, lstatSync, mkdirSync, readFileSync, readdirSync, readlinkSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
@@ -177,6 +177,16 @@ test('restored files have the mode that was saved, whatever the umask is', async
 });
 
 // Only root can give files away.
+test.runIf(process.getuid() === 0)('what root backs up into a project belongs to its owner, who goes on with it', async () => {
+  const { root } = makeProject();
+  run('chown', ['-R', '65534:65534', path.dirname(root)]);
+  expect((await kg(['diag', 'backup'], { cwd: root })).status).toBe(0);
+  const owned = readdirSync(path.join(root, '.kg/backups')).map((name) => lstatSync(path.join(root, '.kg/backups', name)).uid);
+  expect(new Set(owned)).toEqual(new Set([65534]));
+  const next = await kg(['diag', 'backup', '--max-backups', '1', '--json'], { cwd: root, uid: 65534, gid: 65534 });
+  expect(JSON.parse(next.stdout)).toMatchObject({ warnings: [], retention: { decisions: [{ kept: true }, { kept: false }] } });
+});
+
 test.runIf(process.getuid() === 0)('what root restores belongs to whoever owns what it replaces, or else the project', async () => {
   const { manager, at } = setUp();
   await manager.createBackup();

@@ -65,6 +65,36 @@ for (const journalMode of ['wal', 'delete']) {
   });
 }
 
+test('after several restores each can be undone in turn, back to what was before the first', async () => {
+  const { manager, root, backup, at } = await setUp();
+  writeFileSync(at('config.json'), '{"theme":"second"}');
+  const second = await manager.createBackup();
+  writeFileSync(at('config.json'), '{"theme":"live"}');
+  writeFileSync(at('live.txt'), 'in no backup');
+  const live = contents(root);
+  for (const { id } of [backup, second]) await manager.restore({ backupId: id, overwrite: true });
+  expect(readFileSync(at('config.json'), 'utf8')).toContain('second');
+  await manager.undoRestore();
+  expect(readFileSync(at('config.json'), 'utf8')).toContain('dark');
+  // The one before was taken for the undo of the undo.
+  expect((await manager.undoRestore({ earlier: true, dryRun: true })).id).toBe(backup.id);
+  const further = await kg(['diag', 'restore', '--undo', '--earlier'], { cwd: root });
+  expect(further).toMatchObject({ status: 0, stdout: expect.stringContaining(`restore of ${backup.id}`) });
+  expect(contents(root)).toEqual(live);
+  await expect(manager.undoRestore({ earlier: true })).rejects.toMatchObject({ code: 'KG_NOTHING_TO_UNDO' });
+  // Taken back, an undo is a restore again.
+  for (const expected of ['dark', 'live']) {
+    await manager.undoRestore();
+    expect(readFileSync(at('config.json'), 'utf8')).toContain(expected);
+  }
+  for (const expected of ['dark']) {
+    await manager.undoRestore();
+    expect(readFileSync(at('config.json'), 'utf8')).toContain(expected);
+  }
+  await manager.undoRestore({ earlier: true });
+  expect(contents(root)).toEqual(live);
+});
+
 test('an undo of an undo brings the restored state back, as often as one likes', async () => {
   const { manager, root, database, at } = await setUp();
   withDatabase(database, (db) => db.exec('DELETE FROM edges'));

@@ -27,7 +27,7 @@ use crate::{
         exclude::Exclusion,
     },
     reader::{
-        apply::undo::DEFAULT_RETENTION_DAYS,
+        apply::{journal, undo::DEFAULT_RETENTION_DAYS},
         client::{Answer, Launch, Reader, out_of_turn},
         protocol::{Message, PAGE_HASHES_FILE, SaveRequest, Saved},
     },
@@ -144,9 +144,20 @@ pub fn create_backup(
     };
     backup.warnings.extend(warnings);
     backup.warnings.extend(dated_ahead(store)?);
+    backup.warnings.extend(give_to_owner(store, &project, &backup));
     let retention =
         if options.retention.keeps_everything() { None } else { prune_after(store, &lock, &options, &mut backup) };
     Ok(Created { backup, reused_bytes, retention })
+}
+
+/// What root keeps in a project belongs to the project's owner, whose next backup would fail otherwise.
+fn give_to_owner(store: &Store, project: &Project, backup: &Backup) -> Option<Warning> {
+    if !store.is_inside(project) {
+        return None;
+    }
+    let mut failed =
+        store.files_of(backup).into_iter().filter_map(|file| journal::give_to_owner(project.root(), &file).err());
+    failed.next().map(|error| Warning::new(WarningCode::Store, error.message))
 }
 
 /// A clock that was wrong once must not go unnoticed: what is dated ahead is the newest backup to whoever looks at names alone.

@@ -23,6 +23,8 @@ use crate::{
 
 #[derive(Debug, Clone)]
 pub struct UndoOptions {
+    /// Undo no undo, but the newest restore that is not undone: said again and again, it leads back to what was before the first one.
+    pub earlier: bool,
     /// Replace a damaged database even while another process has it open.
     pub force: bool,
     /// Say what would happen, without changing anything.
@@ -70,6 +72,7 @@ pub fn undo_restore(root: &Path, launch: &Launch, options: &UndoOptions, task: &
         launch,
         UndoRequest {
             target: project.root().to_path_buf(),
+            earlier: options.earlier,
             force: options.force,
             dry_run: options.dry_run,
             lock_timeout_ms: options.lock_timeout.as_millis() as u64,

@@ -47,7 +47,8 @@ pub fn check_backup(store: &Store, reference: &str, task: &Task) -> Result<Check
             (reports.pop(), of_chain)
         }
         Err(error) if error.code == Code::ChainBroken => {
-            (None, vec![Problem::of_archive(ProblemCode::Chain, error.message)])
+            let problem = Problem::of_archive(ProblemCode::Chain, error.message);
+            (None, vec![Problem { remedy: error.remedy, ..problem }])
         }
         links => links.map(|_| (None, Vec::new()))?,
     };

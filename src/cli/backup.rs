@@ -17,7 +17,7 @@ use super::{
     watch::Watched,
 };
 use crate::{
-    archive::{block::Compression, manifest::BackupType},
+    archive::{block::Compression, manifest::BackupType, read::ProblemCode},
     backup::{BackupOptions, Created, create_backup},
     error::{Code, Result, Warning, WarningCode},
     project::Project,
@@ -359,7 +359,12 @@ fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {
         ));
         return Ok(true);
     }
-    output.line(format!("{path}: checksum mismatch, this backup is DAMAGED"));
+    let is_whole_itself = report.problems.iter().all(|problem| problem.code == ProblemCode::Chain);
+    output.line(if is_whole_itself {
+        format!("{path}: cannot be restored, for what it rests on is missing or DAMAGED")
+    } else {
+        format!("{path}: checksum mismatch, this backup is DAMAGED")
+    });
     for problem in &report.problems {
         output.line(format!("  {} [{}]", problem.message, code_of(&problem.code)));
         if !problem.affects.is_empty() {
@@ -419,6 +424,9 @@ fn status(root: &Path, store: &Store, settings: &Settings, warnings: &[Warning],
     if is_in_progress {
         status.health = status.health_when(false);
     }
+    // Settings that do not count may be what would make the backups.
+    status.health.ok &= warnings.is_empty();
+    status.health.messages.extend(warnings.iter().map(|warning| warning.message.clone()));
     let mut told = serde_json::to_value(&status).unwrap_or_default();
     told["service"] = json!(service);
     told["inProgress"] = json!(is_in_progress);

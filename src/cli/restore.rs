@@ -42,6 +42,7 @@ Examples:
                                                          one plugin's data
   kg diag restore --file latest --dry-run                check it and say what would happen
   kg diag restore --undo                                 put back what the last restore replaced
+  kg diag restore --undo --earlier                       and what the one before that replaced
 
 What a restore replaces is kept in .kg/restore-undo/ of the target for 7 days.")]
 pub struct RestoreArgs {
@@ -53,6 +54,9 @@ pub struct RestoreArgs {
     /// Put back what the last restore replaced, and take away what it added
     #[arg(long, conflicts_with_all = ["file", "config_only", "db_only", "path", "backup_dir"])]
     undo: bool,
+    /// With --undo: take no undo back, but undo the newest restore that is not undone; again and again, to before the first one
+    #[arg(long, requires = "undo")]
+    earlier: bool,
     /// The directory to restore into [default: the project]
     #[arg(long, value_name = "DIR")]
     target: Option<PathBuf>,
@@ -147,6 +151,7 @@ fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {
         return Err(Error::aborted());
     }
     let options = UndoOptions {
+        earlier: args.earlier,
         force: args.force,
         dry_run: args.dry_run,
         lock_timeout: DEFAULT_LOCK_TIMEOUT,
@@ -166,7 +171,10 @@ fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {
     output.line(format!("Undid the {}", undone(&result)));
     output.line(format!("  {back} files were put back, {away} taken away"));
     if let Some(kept) = &result.safety_copy {
-        output.line(format!("  what was there is kept in {}; run it again to have it back", kept.display()));
+        output.line(format!(
+            "  what was there is kept in {}; `--undo` again puts it back, `--undo --earlier` undoes the restore before",
+            kept.display()
+        ));
     }
     Ok(true)
 }

@@ -194,6 +194,7 @@ impl Restoration {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UndoRestoration {
     target_dir: Option<PathBuf>,
+    earlier: Option<bool>,
     force: Option<bool>,
     dry_run: Option<bool>,
 }
@@ -202,6 +203,7 @@ impl UndoRestoration {
     /// Into which project, and how.
     pub fn resolve(self, config: &Config) -> (PathBuf, UndoOptions) {
         let options = UndoOptions {
+            earlier: self.earlier.unwrap_or(false),
             force: self.force.unwrap_or(false),
             dry_run: self.dry_run.unwrap_or(false),
             lock_timeout: config.lock_timeout(),

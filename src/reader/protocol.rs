@@ -106,6 +106,8 @@ pub struct ApplyRequest {
 pub struct UndoRequest {
     /// The target's root.
     pub target: PathBuf,
+    /// Undo no undo, but the newest restore that is not undone.
+    pub earlier: bool,
     pub force: bool,
     pub dry_run: bool,
     pub lock_timeout_ms: u64,

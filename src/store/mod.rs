@@ -40,6 +40,10 @@ pub use self::{
     sink::ArchiveFile,
     write::NewBackup,
 };
+use self::{
+    catalog::manifest_path,
+    names::{ENDINGS, LATEST, LOCK_FILE},
+};
 use crate::{
     archive::{
         encryption::Keys,
@@ -164,7 +168,7 @@ impl Store {
     /// Refuses a directory below `.kg/` whose archives the next backup would save.
     pub fn assert_outside(&self, project: &Project) -> Result<()> {
         let dir = resolve(&self.dir);
-        let inside = dir.strip_prefix(resolve(&project.state_dir())).ok().map(Path::to_path_buf);
+        let inside = dir.strip_prefix(resolve(&project.state_dir())).ok();
         if inside.is_none_or(|inside| inside.starts_with(BACKUPS_DIR)) {
             return Ok(());
         }
@@ -173,6 +177,18 @@ impl Store {
             format!("Backups in {} would be backed up into themselves", self.dir.display()),
             format!("Use a directory outside {STATE_DIR}, or {STATE_DIR}/{BACKUPS_DIR}"),
         ))
+    }
+
+    /// Whether it lies in the state of the project.
+    pub fn is_inside(&self, project: &Project) -> bool {
+        resolve(&self.dir).starts_with(resolve(&project.state_dir()))
+    }
+
+    /// All that there is because of a backup, the directory too.
+    pub fn files_of(&self, backup: &Backup) -> Vec<PathBuf> {
+        let links = ENDINGS.iter().map(|ending| self.dir.join(format!("{LATEST}{ending}")));
+        let files = [self.dir.clone(), self.dir.join(LOCK_FILE), backup.path.clone(), manifest_path(&backup.path)];
+        files.into_iter().chain(links).filter(|file| file.symlink_metadata().is_ok()).collect()
     }
 
     /// Makes the directory and waits, at most `timeout`, until this process is the only one that writes to it.

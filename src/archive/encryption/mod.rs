@@ -29,6 +29,8 @@ pub const MAGIC: &[u8] = b"age-encryption.org/v1\n";
 const WORK_FACTOR: u8 = 18;
 /// A header that asks for more is not worth the 16 times of that.
 const MOST_WORK_FACTOR: u8 = 22;
+/// Their header can still be read, see [`read`].
+const MOST_RECIPIENTS: usize = 256;
 
 /// Secrets that open archives, and to whom new ones are encrypted.
 #[derive(Clone, Default)]
@@ -72,6 +74,10 @@ impl Keyring {
                 Code::KeyNeeded,
                 "The backup is to be encrypted, and no key was given",
                 "Give a passphrase (`--passphrase-file`), recipients (`--recipient`) or identities (`--identity`)",
+            )),
+            None if readers.len() > MOST_RECIPIENTS => Err(Error::invalid(
+                format!("The backup is to be encrypted to {} recipients", readers.len()),
+                format!("Give {MOST_RECIPIENTS} at most"),
             )),
             None => Ok(readers),
         }

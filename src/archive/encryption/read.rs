@@ -15,8 +15,8 @@ use sha2::{Digest, Sha256};
 use super::{Keys, MAGIC};
 use crate::error::{Code, Error};
 
-/// A longer header is forged: one has some 100 bytes a recipient.
-const MAX_HEADER_BYTES: u64 = 1 << 20;
+/// A longer header is forged: one has some 100 bytes a recipient. The library takes time in the square of its length.
+const MAX_HEADER_BYTES: u64 = 64 * 1024;
 /// age encrypts pieces of this size, each with a tag (age-encryption.org/v1, "Payload").
 const PIECE_BYTES: u64 = 64 * 1024;
 const TAG_BYTES: u64 = 16;

@@ -110,7 +110,7 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
     let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
     let mut warnings = Vec::new();
     let _lock = if request.dry_run { None } else { Some(lock_and_recover(root, lock_timeout, &mut warnings)?) };
-    let (dir, record) = undo::newest(root)?;
+    let (dir, record) = undo::newest(root, request.earlier)?;
     let mut target = Target::open(root)?;
     target.allow(record.outside.clone());
     let placements = place::of_undo(&dir, &record);
@@ -343,6 +343,7 @@ fn change(
         Some((dir, of)) => {
             let mut record = Record::new(of, plan.touched);
             record.made = made;
+            record.undo = undone.as_ref().is_some_and(|(_, undone)| !undone.undo);
             record.taken = undone.as_ref().map_or(Vec::new(), |(_, undone)| undone.made.clone());
             record.outside.clone_from(&intent.outside);
             intent.undo = Some((dir, record));

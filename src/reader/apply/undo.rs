@@ -30,6 +30,9 @@ pub struct Record {
     /// The backup that was restored; of an undo, what it undid.
     pub of: String,
     pub at: Timestamp,
+    /// It is of an undo; of one that was undone in turn it is a restore again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undo: bool,
     pub files: Vec<Touched>,
     /// Directories that were made, parents first.
     pub made: Vec<MadeDir>,
@@ -56,7 +59,7 @@ pub struct Touched {
 impl Record {
     pub fn new(of: String, files: Vec<Touched>) -> Self {
         let (at, version) = (Timestamp::now(), RECORD_VERSION);
-        Record { version, of, at, files, made: Vec::new(), taken: Vec::new(), outside: None }
+        Record { version, of, at, undo: false, files, made: Vec::new(), taken: Vec::new(), outside: None }
     }
 
     pub fn write(&self, root: &Path, dir: &Path) -> Result<()> {
@@ -79,8 +82,8 @@ pub fn free_dir(root: &Path) -> Result<String> {
     Ok(format!("{STATE_DIR}/{UNDO_DIR}/{}", names.find(|name| *name > newest).unwrap_or(now)))
 }
 
-/// The newest restore that can be undone: the location of its directory, and its record.
-pub fn newest(root: &Path) -> Result<(String, Record)> {
+/// The newest restore or undo that can be undone, or with `earlier` the newest restore: the location of its directory, and its record.
+pub fn newest(root: &Path, earlier: bool) -> Result<(String, Record)> {
     let mut names = names(&root.join(STATE_DIR))?;
     names.sort();
     for name in names.iter().rev() {
@@ -92,6 +95,7 @@ pub fn newest(root: &Path) -> Result<(String, Record)> {
         };
         let record: Result<Record, _> = serde_json::from_slice(&json);
         return match record {
+            Ok(record) if earlier && record.undo => continue,
             Ok(record) if record.version == RECORD_VERSION => Ok((format!("{STATE_DIR}/{UNDO_DIR}/{name}"), record)),
             _ => Err(Error::new(
                 Code::TargetInvalid,
