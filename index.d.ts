@@ -122,18 +122,20 @@ export interface BackupManagerConfig extends Partial<BackupConfig> {
 }
 
 /**
- * Keys for the encryption of [age](https://age-encryption.org/v1): either a passphrase, or recipients (public keys) and identities (private keys).
+ * Keys for the encryption of [age](https://age-encryption.org/v1). New backups are encrypted to `recipients`, where there are any; else by the passphrase; else to the
+ * identities. Backups are opened by passphrase and identities, whichever fits.
+ *
  * Whoever loses them loses the backups: keep a copy elsewhere. Wrong ones are `KG_KEY_INVALID` and `KG_INVALID_OPTION` here, and `KG_KEY_WRONG` where a
- * backup is opened; without any that opens it is `KG_KEY_NEEDED`.
+ * backup is opened; without any that could open it, it is `KG_KEY_NEEDED`.
  */
 export interface EncryptionOptions {
   /** One line that is not empty. Each archive that is made or opened with it takes half a second and 256 MiB of memory, which is what makes guessing dear. */
   passphrase?: string;
   /** A file whose only line is the passphrase; read when it is needed, and not by this process. It may not lie in `.kg/`. */
   passphraseFile?: string;
-  /** Public keys, `age1…`: each of their owners can open what is made, this machine only with an `identityFile`. */
+  /** Public keys, `age1…`, at most 128: each of their owners can open what is made, and nobody else; this machine only with the `identityFile` of one. */
   recipients?: string[];
-  /** A file that `age-keygen` wrote. Its identities open backups, and are recipients of new ones too. It may not lie in `.kg/`. */
+  /** A file that `age-keygen` wrote. Its identities open backups. It may not lie in `.kg/`. */
   identityFile?: string;
 }
 
@@ -430,8 +432,8 @@ export interface CreateBackupOptions
    */
   basedOn?: string;
   /**
-   * Encrypt it. Default: whether `encryption` of the manager is given, else `backup.encrypt` of `.kg/config.json`. An encrypted full backup is made anew
-   * each time; an incremental one may rest on one that is not encrypted, and the other way round.
+   * Encrypt it. Default: whether `encryption` of the manager is given, else `backup.encrypt` of `.kg/config.json`. A chain is encrypted as a whole, with one key, or not
+   * at all: an incremental backup rests on the newest one that is like it; with another key a full one is made, with `KG_WARN_FULL`.
    */
   encrypt?: boolean;
 }
@@ -449,7 +451,7 @@ export interface Backup {
   checksum: string;
   /** When the backup began, in milliseconds since the epoch. */
   timestamp: number;
-  /** Of an encrypted one only as the result of `createBackup`: beside the archive nothing is written that names or quotes what is in it. */
+  /** Of an encrypted one only as the result of `createBackup` and `consolidate`: beside the archive nothing is written that names or quotes what is in it. */
   description?: string;
   /** Which parts the backup holds. */
   contents: BackupContents;
@@ -813,6 +815,8 @@ export interface IntegrityCheckerOptions {
   projectRoot?: string;
   /** Where the backup before a repair goes. Default: `.kg/backups` of the project. */
   backupDir?: string;
+  /** Encrypt that backup. Default: whether and how `.kg/config.json` says. */
+  encryption?: EncryptionOptions;
   /** How long, in milliseconds, to wait for a lock that another process holds. Default: 60000. */
   lockTimeout?: number;
   /** As in {@link BackupManagerConfig}. */

@@ -5,7 +5,7 @@ import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync
 import path from 'node:path';
 import { inspect } from 'node:util';
 
-import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import { IntegrityChecker, createBackupManager } from '@weavelogic/knowledge-graph-agent';
 import Database from 'better-sqlite3';
 import { describe, expect, test } from 'vitest';
 
@@ -54,7 +54,7 @@ describe('by a passphrase', () => {
     expect(await manager.verifyBackup('latest')).toBe(true);
     await expectRestores(manager, backup, project);
     expect((await manager.rehearse()).passed).toBe(true);
-    for (const [encryption, code] of [[{ passphrase: 'another' }, 'KG_KEY_WRONG'], [{ identityFile: project.identityFile }, 'KG_KEY_WRONG'], [undefined, 'KG_KEY_NEEDED']]) {
+    for (const [encryption, code] of [[{ passphrase: 'another' }, 'KG_KEY_WRONG'], [{ identityFile: project.identityFile }, 'KG_KEY_NEEDED'], [undefined, 'KG_KEY_NEEDED']]) {
       const other = project.manage(encryption);
       await expect(other.verifyBackup(backup.id)).rejects.toMatchObject({ name: 'KgError', code });
       await expect(other.restore({ backupId: backup.id, targetDir: path.join(project.base, 'none') })).rejects.toMatchObject({ code });
@@ -113,6 +113,8 @@ describe('by a passphrase', () => {
       [{ passphrase: 'hunter2', pasphrase: 'hunter2' }, 'KG_INVALID_OPTION'],
       [{ passphrase: 'hunter2', passphraseFile: 'x' }, 'KG_INVALID_OPTION'],
       [{ recipients: ['age1hunter'] }, 'KG_KEY_INVALID'],
+      [{ recipients: ['AGE-SECRET-KEY-hunter2'] }, 'KG_KEY_INVALID'],
+      [{ recipients: 'AGE-SECRET-KEY-hunter2' }, 'KG_INVALID_OPTION'],
     ];
     for (const [encryption, code] of cases) {
       let thrown;
@@ -157,32 +159,91 @@ describe('to recipients', () => {
     const kept = path.join(project.root, '.kg/cache/backup-pages');
     expect(readdirSync(kept).sort()).toEqual([full.id, `${full.id}.manifest`]);
     // A byte of it that is wrong is as good as none.
-    writeFileSync(path.join(kept, `${full.id}.manifest`), readFileSync(path.join(kept, `${full.id}.manifest`), 'utf8').replace('dark', 'dusk').replace('"mode"', '"mood"'));
+    const file = path.join(kept, `${full.id}.manifest`);
+    writeFileSync(file, readFileSync(file, 'utf8').replace('"mode"', '"mood"'));
     project.change(1);
-    expect(await maker.createBackup({ type: 'incremental' })).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL', message: expect.stringContaining('no key to open it') }] });
+    expect(await maker.createBackup({ type: 'incremental' })).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL', message: expect.stringContaining('no identity is given') }] });
     await expect(maker.createBackup({ type: 'incremental', basedOn: full.id })).rejects.toMatchObject({ code: 'KG_KEY_NEEDED' });
     rmSync(kept, { recursive: true });
     project.change(2);
-    const owner = project.manage({ identityFile: project.identityFile });
+    const owner = project.manage({ identityFile: project.identityFile, recipients: [project.recipient] });
     const incremental = await owner.createBackup({ type: 'incremental' });
     expect(incremental).toMatchObject({ type: 'incremental', warnings: [] });
     expect(readdirSync(kept).sort()).toEqual([incremental.id, `${incremental.id}.manifest`]);
     await expectRestores(owner, incremental, project);
   });
 
-  test('chains may be encrypted in part, and a part of one can be restored', async () => {
+  test('a part of an encrypted chain can be restored', async () => {
     const project = setUp();
     const owner = project.manage({ identityFile: project.identityFile });
-    await owner.createBackup({ encrypt: false });
-    for (const [seed, encrypt] of [[1, true], [2, false], [3, true]]) {
-      project.change(seed);
-      const backup = await owner.createBackup({ type: 'incremental', encrypt });
-      expect([backup.type, backup.encrypted]).toEqual(['incremental', encrypt || undefined]);
-      await expectRestores(owner, backup, project);
-    }
+    await owner.createBackup();
+    project.change(1);
+    await owner.createBackup({ type: 'incremental' });
     const targetDir = path.join(project.base, 'part');
     expect(await owner.restore({ backupId: 'latest', targetDir, only: ['config'] })).toMatchObject({ filesRestored: 1 });
     expect(readdirSync(path.join(targetDir, '.kg'))).not.toContain('knowledge.db');
+  });
+});
+
+describe('a chain has one key', () => {
+  const warned = { type: 'full', warnings: [{ code: 'KG_WARN_FULL', message: expect.stringContaining('encrypted with another key') }] };
+
+  test('with another passphrase a full backup is made, with the same an incremental one', async () => {
+    const project = setUp();
+    const [one, two] = ['one', 'two'].map((passphrase) => project.manage({ passphrase }));
+    const full = await one.createBackup();
+    project.change(1);
+    expect(await one.createBackup({ type: 'incremental' })).toMatchObject({ type: 'incremental', basedOn: full.id, warnings: [] });
+    project.change(2);
+    const other = await two.createBackup({ type: 'incremental' });
+    expect(other).toMatchObject(warned);
+    await expectRestores(two, other, project);
+    await expect(two.createBackup({ type: 'incremental', basedOn: full.id })).rejects.toMatchObject({ code: 'KG_KEY_WRONG' });
+    // Each archive has its key; several can be given at once.
+    const files = ['one', 'two'].flatMap((passphrase) => ['--passphrase-file', project.file(passphrase, passphrase)]);
+    for (const id of [full.id, other.id]) {
+      expect((await kg(['diag', 'backup', '--verify', id, '--output', project.backups, ...files], { cwd: project.root })).status).toBe(0);
+    }
+  });
+
+  test('to other recipients a full backup is made', async () => {
+    const project = setUp();
+    const second = path.join(project.base, 'second');
+    run('age-keygen', ['-o', second]);
+    const both = [project.recipient, run('age-keygen', ['-y', second]).trim()];
+    const made = [];
+    for (const recipients of [[both[0]], [...both].reverse(), both, [both[1]]]) {
+      project.change(made.length);
+      made.push(await project.manage({ recipients }).createBackup({ type: 'incremental' }));
+    }
+    expect(made.map(({ type }) => type)).toEqual(['full', 'full', 'incremental', 'full']);
+    expect(made[1]).toMatchObject(warned);
+    for (const identityFile of [project.identityFile, second]) expect(await project.manage({ identityFile }).verifyBackup(made[2].id)).toBe(true);
+  });
+
+  test('and what is not encrypted has chains of its own', async () => {
+    const project = setUp();
+    const owner = project.manage({ identityFile: project.identityFile });
+    const bases = {};
+    for (const encrypt of [true, false]) bases[encrypt] = (await owner.createBackup({ encrypt })).id;
+    for (const encrypt of [true, false]) {
+      project.change(`${encrypt}`);
+      const backup = await owner.createBackup({ type: 'incremental', encrypt });
+      expect(backup).toMatchObject({ type: 'incremental', basedOn: bases[encrypt], warnings: [] });
+      await expectRestores(owner, backup, project);
+      await expect(owner.createBackup({ type: 'incremental', encrypt, basedOn: bases[!encrypt] })).rejects.toMatchObject({ code: 'KG_BASE_UNUSABLE' });
+    }
+  });
+
+  test('what one holds, put beside it by hand, breaks nothing', async () => {
+    const project = setUp();
+    const owner = project.manage({ identityFile: project.identityFile });
+    const full = await owner.createBackup();
+    run('sh', ['-ec', `age -d -i '${project.identityFile}' '${full.path}' > '${full.path.replace('.enc.tar.gz', '.tar.gz')}'`]);
+    project.change(1);
+    const next = await owner.createBackup({ type: 'incremental' });
+    expect(next).toMatchObject({ type: 'incremental', basedOn: full.id, warnings: [{ message: expect.stringContaining(`another archive of ${full.id} beside it`) }] });
+    await expectRestores(owner, next, project);
   });
 });
 
@@ -241,7 +302,7 @@ describe('what is changed', () => {
     rmSync(`${backup.path}.manifest.json`);
     const maker = project.manage({ recipients: [project.recipient] });
     const { warnings } = await maker.createBackup();
-    expect(warnings).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringMatching(/is not listed: The backup is encrypted, and there is no key/) }]);
+    expect(warnings).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringMatching(/is not listed: The backup is encrypted to recipients, and no identity is given; a backup that is made with its key lists it$/) }]);
     await owner.createBackup();
     expect((await owner.listBackups()).map(({ id }) => id)).toContain(backup.id);
     expect(beside(backup)).not.toContain('quarterly');
@@ -334,7 +395,7 @@ describe('on the command line', () => {
     expect((await run('backup', '--list', '--output', backups)).stdout.match(/\[encrypted\]/g)).toHaveLength(2);
     const latest = path.join(backups, 'latest.enc.tar.gz');
     expect(await run('restore', '--file', latest)).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_NEEDED]') });
-    expect(await run('backup', '--verify', latest, '--passphrase-file', key)).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_WRONG]') });
+    expect(await run('backup', '--verify', latest, '--passphrase-file', key)).toMatchObject({ status: 2, stderr: expect.stringContaining('no identity is given [KG_KEY_NEEDED]') });
     expect((await run('backup', '--verify', latest, '--identity', identityFile)).status).toBe(0);
     expect((await run('drill', '--file', latest, '--identity', identityFile)).stdout).toContain('Passed');
   });
@@ -357,5 +418,81 @@ describe('on the command line', () => {
     expect(await createBackupManager({ projectRoot: root, backupDir: path.join(root, '.kg/backups') }).verifyBackup(safetyBackup.id)).toBe(true);
     expect((await kg(['diag', 'backup', '--no-encrypt'], { cwd: root })).stdout).not.toContain('.enc.');
     expect(identityFile).toBe(path.join(base, 'identity'));
+  });
+
+  test('settings that cannot be used turn no encryption off', async () => {
+    const { root, recipient } = setUp();
+    const file = path.join(root, '.kg/config.json');
+    const backup = (...args) => kg(['diag', 'backup', ...args], { cwd: root });
+    const set = (settings) => writeFileSync(file, typeof settings === 'string' ? settings : JSON.stringify({ backup: settings }));
+    // Nothing was ever encrypted: a project that is damaged is to be saved.
+    set('{');
+    expect((await backup()).status).toBe(0);
+    set({ encrypt: true, recipients: [recipient] });
+    expect((await backup()).stdout).toContain('.enc.tar.gz');
+    for (const settings of ['{', { encrypt: 'true', recipients: [recipient] }, { encrypt: true, recipients: [recipient, 'age1nobody'] }]) {
+      set(settings);
+      expect(await backup()).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_INVALID]') });
+      await expect(createBackupManager({ projectRoot: root }).createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID' });
+      expect((await backup('--no-encrypt', '--json')).status).toBe(0);
+      expect((await backup('--recipient', recipient)).stdout).toContain('.enc.tar.gz');
+    }
+    const { lastFailure } = JSON.parse((await kg(['diag', 'backup', '--status', '--json'], { cwd: root })).stdout);
+    expect(lastFailure.error.code).toBe('KG_KEY_INVALID');
+  });
+
+  test('a key that opens does not decide for whom new ones are', async () => {
+    const { root, base, recipient, identityFile, change } = setUp();
+    const other = path.join(base, 'other');
+    run('age-keygen', ['-o', other]);
+    writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ backup: { encrypt: true, recipients: [recipient, run('age-keygen', ['-y', other]).trim()] } }));
+    const at = (args, env) => kg(['diag', ...args], { cwd: root, env: { ...process.env, ...env } });
+    const json = async (...args) => JSON.parse((await at(...args)).stdout);
+    const opens = async (id) => Promise.all([identityFile, other].map(async (file) => (await at(['backup', '--verify', id, '--identity', file])).status));
+    expect(await opens((await json(['backup', '--json'], { KG_IDENTITY_FILE: identityFile })).id)).toEqual([0, 0]);
+    change(1);
+    const incremental = await json(['backup', '--type', 'incremental', '--json']);
+    expect(incremental.type).toBe('incremental');
+    const whole = await json(['backup', '--consolidate', incremental.id, '--identity', identityFile, '--json']);
+    expect(whole.encrypted).toBe(true);
+    expect(await opens(whole.id)).toEqual([0, 0]);
+    expect(await opens((await json(['backup', '--recipient', recipient, '--json'])).id)).toEqual([0, 2]);
+    const manager = createBackupManager({ projectRoot: root, backupDir: path.join(root, '.kg/backups') });
+    await expect(manager.consolidate(incremental.id)).rejects.toMatchObject({ code: 'KG_KEY_NEEDED' });
+  });
+
+  test('nothing lies beside the archives that could be read without the key', async () => {
+    const { manage, backups, base } = setUp({ nodes: 3000 });
+    const tmp = path.join(base, 'tmp');
+    mkdirSync(tmp);
+    const project = makeProject({ nodes: 3000, journalMode: 'delete' });
+    const key = path.join(base, 'key');
+    writeFileSync(key, PASSPHRASE);
+    const seen = new Set();
+    const child = kg(['diag', 'backup', '--output', backups, '--passphrase-file', key], { cwd: project.root, env: { ...process.env, TMPDIR: tmp } });
+    let done = false;
+    child.then(() => (done = true));
+    while (!done) {
+      if (existsSync(backups)) readdirSync(backups, { recursive: true }).forEach((name) => seen.add(name.replace(/-[^-]*$/, '')));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    expect((await child).status).toBe(0);
+    expect([...seen].filter((name) => name.includes('snapshot'))).toEqual([]);
+    expect(readdirSync(tmp)).toEqual([]);
+    expect(await manage({ passphraseFile: key }).verifyBackup('latest')).toBe(true);
+  });
+
+  test('a repair encrypts the backup before it as it is told to', async () => {
+    const { root, database, base } = setUp();
+    const broken = () => withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
+    broken();
+    const checker = new IntegrityChecker(root, { encryption: { passphrase: PASSPHRASE } });
+    const { repair } = await checker.runChecks({ repairMode: true });
+    expect(repair.safetyBackup.path).toMatch(/\.enc\.tar\.gz$/);
+    broken();
+    const key = path.join(base, 'key');
+    writeFileSync(key, PASSPHRASE);
+    const said = await kg(['diag', 'repair', '--auto', '--passphrase-file', key, '--json'], { cwd: root });
+    expect(JSON.parse(said.stdout).repair.safetyBackup.path).toMatch(/\.enc\.tar\.gz$/);
   });
 });

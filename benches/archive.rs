@@ -172,6 +172,7 @@ fn manifest(totals: Totals) -> Manifest {
         consolidated_from: None,
         safety_backup: false,
         encrypted: false,
+        recipients: Vec::new(),
         project: None,
         tool: Tool::this(),
         archive: None,

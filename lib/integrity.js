@@ -2,7 +2,7 @@
 
 const { invalidOption } = require('./errors.js');
 const { call } = require('./native.js');
-const { split, toAbsolute } = require('./options.js');
+const { split, toAbsolute, toEncryption } = require('./options.js');
 const { kgPath } = require('./platform.js');
 
 const SUBJECTS =
@@ -33,13 +33,14 @@ class IntegrityChecker {
   #config;
 
   constructor(db, options = {}) {
-    const [{ projectRoot, backupDir, lockTimeout, kgPath: executable, ...unknown }] = split('IntegrityChecker', options);
+    const [{ projectRoot, backupDir, encryption, lockTimeout, kgPath: executable, ...unknown }] = split('IntegrityChecker', options);
     const [name] = Object.keys(unknown);
     if (name !== undefined) throw invalidOption(`IntegrityChecker has no option \`${name}\``, 'See index.d.ts for the options');
     this.#config = {
       path: subjectOf(db),
       projectRoot: projectRoot === undefined ? undefined : toAbsolute(projectRoot),
       backupDir: backupDir === undefined ? undefined : toAbsolute(backupDir),
+      encryption: toEncryption(encryption),
       lockTimeout,
       kgPath: executable ?? kgPath,
     };

@@ -28,11 +28,14 @@ function toAbsolute(value) {
 /** The keys of encrypted backups. What is wrong with them is said here: nothing of a secret may get into a message. */
 function toEncryption(value) {
   if (value === undefined) return undefined;
-  const isObject = value !== null && typeof value === 'object' && !Array.isArray(value);
-  if (!isObject || !['string', 'undefined'].includes(typeof value.passphrase)) {
-    const what = isObject ? '`encryption.passphrase` is no string' : '`encryption` is no object';
-    throw invalidOption(what, 'Give { passphrase }, { passphraseFile }, { recipients } or { identityFile }');
+  const refuse = (what) => invalidOption(what, 'Give { passphrase }, { passphraseFile }, { recipients } or { identityFile }');
+  if (value === null || typeof value !== 'object' || Array.isArray(value)) throw refuse('`encryption` is no object');
+  for (const name of ['passphrase', 'passphraseFile', 'identityFile']) {
+    if (!['string', 'undefined'].includes(typeof toPath(value[name]))) throw refuse(`\`encryption.${name}\` is no string`);
   }
+  const { recipients = [] } = value;
+  const isList = Array.isArray(recipients) && recipients.every((one) => typeof one === 'string');
+  if (!isList) throw refuse('`encryption.recipients` is no list of strings');
   const absolute = (file) => (file === undefined ? undefined : toAbsolute(file));
   return { ...value, passphraseFile: absolute(value.passphraseFile), identityFile: absolute(value.identityFile) };
 }

@@ -116,9 +116,7 @@ pub fn create_backup(
     let project = Project::open(root)?;
     Exclusion::new(project.root(), &options.exclude_patterns)?;
     store.assert_outside(&project)?;
-    if store.encrypts() {
-        store.keys().assert_encrypting()?;
-    }
+    store.assert_locked_as_meant()?;
     let recovered = Reader::tidy(launch, project.root(), options.lock_timeout, options.undo_retention_days, task)?;
     let lock = store.lock(options.lock_timeout, task)?;
     let store_warnings = store.sweep(&lock, task)?;
@@ -128,7 +126,9 @@ pub fn create_backup(
     let run = Run { project: &project, store, lock: &lock, launch, task };
     let (mut backup, reused_bytes) = match run.save(&options, base.as_ref().map_or(Before::Newest, Before::Base)) {
         // Nobody chose that base: a full backup is what helps now.
-        Err(error) if base.is_some() && options.based_on.is_none() && is_of_base(&error) => {
+        Err(error)
+            if base.is_some() && options.based_on.is_none() && (is_of_base(&error) || error.code.is_of_key()) =>
+        {
             let message = format!("A full backup was made, for nothing can rest on the newest one: {}", error.message);
             warnings.push(Warning::new(WarningCode::Full, message));
             options.kind = BackupType::Full;
@@ -230,9 +230,11 @@ impl Run<'_> {
             assert_complete(&saved.warnings)?;
         }
         let hashes = new.scratch().join(PAGE_HASHES_FILE);
+        let recipients = if store.encrypts() { store.keys().recipients()? } else { Vec::new() };
         let (manifest, written) = archive.finish(|totals| {
             let mut manifest = describe(&new.id, at, options, totals, saved);
             manifest.project = Some(own);
+            manifest.recipients = recipients;
             if let Some(base) = base {
                 manifest.based_on = Some(base.backup.id.clone());
                 manifest.based_on_checksum = Some(base.backup.checksum.clone());
@@ -254,12 +256,7 @@ impl Run<'_> {
 
 /// Whether it is what a backup would have rested on that failed.
 fn is_of_base(error: &Error) -> bool {
-    matches!(error.code, Code::ChecksumMismatch | Code::BaseUnusable | Code::ChainBroken) || is_of_key(error)
-}
-
-/// Whether that is encrypted, and not to be opened.
-fn is_of_key(error: &Error) -> bool {
-    matches!(error.code, Code::KeyNeeded | Code::KeyWrong)
+    matches!(error.code, Code::ChecksumMismatch | Code::BaseUnusable | Code::ChainBroken)
 }
 
 /// What an incremental backup rests on. Where there is nothing, it becomes a full one, and a warning says so.
@@ -278,7 +275,7 @@ fn choose_base(
     }
     let chosen = base::choose(store, project, options.based_on.as_deref(), task);
     let message = match &chosen {
-        Err(error) if options.based_on.is_none() && is_of_key(error) => {
+        Err(error) if options.based_on.is_none() && error.code.is_of_key() => {
             format!("A full backup was made, for nothing can rest on the newest one: {}", error.message)
         }
         Ok(None) => {
@@ -497,6 +494,7 @@ fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, sa
         consolidated_from: None,
         safety_backup: options.is_safety_backup,
         encrypted: false,
+        recipients: Vec::new(),
         project: None,
         tool: Tool::this(),
         archive: None,

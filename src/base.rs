@@ -19,7 +19,8 @@ use crate::{
         earlier::Earlier,
         encryption::Keys,
         manifest::{BackupType, DIGEST_PREFIX, Manifest, hex},
-        read::{Discard, read_archive, unreadable},
+        read::{Discard, MAX_TEXT_BYTES, read_archive, unreadable},
+        seal::SealedFile,
     },
     chain, durable,
     error::{Code, Error, Result},
@@ -55,26 +56,28 @@ pub struct Chosen {
     links: Vec<PathBuf>,
 }
 
-/// The backup of that id, or the newest good one of this project; `None` where there is none. `KG_KEY_NEEDED` and `KG_KEY_WRONG` where there
-/// are only such as cannot be opened.
+/// The backup of that id, or the newest good one of this project; `None` where there is none. `KG_KEY_NEEDED` and `KG_KEY_WRONG` where whoever
+/// opens the new backup could not open that one.
+///
+/// A chain is encrypted as a whole, so that each key that opens one of its archives opens all of them, or not at all.
 pub fn choose(store: &Store, project: &Project, id: Option<&str>, task: &Task) -> Result<Option<Chosen>> {
     if let Some(id) = id {
-        return open(store.get(id)?, project, store.keys(), task).map(Some);
+        return open(store.get(id)?, project, store, task).map(Some);
     }
-    let mut closed = None;
-    for backup in store.list()?.into_iter().filter(|backup| backup.is_sound() && !backup.safety_backup) {
-        match open(backup, project, store.keys(), task) {
-            Err(error) if error.code == Code::Aborted => return Err(error),
+    let can_be = |backup: &Backup| backup.is_sound() && !backup.safety_backup && backup.encrypted == store.encrypts();
+    for backup in own_backups(store, project)?.into_iter().filter(can_be) {
+        match open(backup, project, store, task) {
+            // The one before it is not what was asked for; with another key it would be no better.
+            Err(error) if error.code == Code::Aborted || error.code.is_of_key() => return Err(error),
             // One that cannot be rested on: perhaps the one before it can.
-            Err(error) if matches!(error.code, Code::KeyNeeded | Code::KeyWrong) => drop(closed.get_or_insert(error)),
             Err(_) => {}
             chosen => return chosen.map(Some),
         }
     }
-    closed.map_or(Ok(None), Err)
+    Ok(None)
 }
 
-fn open(backup: Backup, project: &Project, keys: &Keys, task: &Task) -> Result<Chosen> {
+fn open(backup: Backup, project: &Project, store: &Store, task: &Task) -> Result<Chosen> {
     let unusable = |what: &str| {
         let remedy = "Leave `basedOn` (`--base-backup`) out, or make a full backup";
         Error::new(Code::BaseUnusable, format!("Nothing can rest on {}: {what}", backup.id), remedy)
@@ -84,15 +87,37 @@ fn open(backup: Backup, project: &Project, keys: &Keys, task: &Task) -> Result<C
     if manifest.project.as_ref() != Some(&project.id()) {
         return Err(unusable("it is of another project, or this one was moved since"));
     }
-    if manifest.encrypted {
+    if backup.encrypted != store.encrypts() {
+        let what =
+            if backup.encrypted { "it is encrypted, and the new one is not to be" } else { "it is not encrypted" };
+        return Err(unusable(what));
+    }
+    if backup.encrypted {
+        let read = || read_archive(&backup.path, store.keys(), Some(&json), &mut Discard, task, Phase::Verifying);
         manifest = match kept_manifest(project, &backup) {
             Some(kept) => kept,
-            None => read_archive(&backup.path, keys, Some(&json), &mut Discard, task, Phase::Verifying)?
-                .into_manifest(&backup.path)?,
+            None => read()?.into_manifest(&backup.path)?,
         };
+        assert_same_readers(store.keys(), &backup, &manifest)?;
     }
-    let links = chain::links(&backup.path, keys, task)?;
+    let links = chain::links(&backup.path, store.keys(), task)?;
     Ok(Chosen { backup, manifest, links })
+}
+
+/// Fails unless the new archive is for those who can open that one.
+fn assert_same_readers(keys: &Keys, backup: &Backup, manifest: &Manifest) -> Result<()> {
+    let is_the_same = match keys.passphrase()? {
+        Some(passphrase) => {
+            let file = fs::File::open(&backup.path).map_err(|cause| unreadable(&backup.path, cause))?;
+            manifest.recipients.is_empty() && SealedFile::open(file, &passphrase).is_ok()
+        }
+        None => manifest.recipients == keys.recipients()?,
+    };
+    if is_the_same {
+        return Ok(());
+    }
+    let message = format!("{} is encrypted with another key than the new backup", backup.id);
+    Err(Error::new(Code::KeyWrong, message, "Make a full backup, or give the key that it was made with"))
 }
 
 impl Chosen {
@@ -260,7 +285,12 @@ fn keep_manifest(project: &Project, backup: &Backup, manifest: &Manifest) -> Res
 
 /// The whole manifest of an encrypted backup, where it was kept and is whole.
 fn kept_manifest(project: &Project, backup: &Backup) -> Option<Manifest> {
-    let kept = fs::read(kept_manifest_file(project, backup)).ok()?;
+    let path = kept_manifest_file(project, backup);
+    let found = fs::symlink_metadata(&path).ok()?;
+    if !found.is_file() || found.len() > MAX_TEXT_BYTES {
+        return None;
+    }
+    let kept = fs::read(path).ok()?;
     let end = kept.iter().position(|byte| *byte == b'\n')?;
     let (line, json) = (&kept[..end], &kept[end + 1..]);
     let expected = format!("{} {}", hex(&Sha256::digest(json)), backup.checksum);

@@ -38,10 +38,11 @@ pub fn links(archive: &Path, keys: &Keys, task: &Task) -> Result<Vec<PathBuf>> {
 fn walk(archive: &Path, keys: &Keys, task: &Task, mut visit: impl FnMut(Option<Manifest>)) -> Result<Vec<PathBuf>> {
     let mut links = vec![archive.to_path_buf()];
     let newest = manifest_of(archive, keys, task)?;
-    let mut next = newest.as_ref().and_then(|manifest| manifest.based_on.clone());
+    let base_of = |manifest: &Manifest| Some((manifest.based_on.clone()?, manifest.based_on_checksum.clone()));
+    let mut next = newest.as_ref().and_then(base_of);
     visit(newest);
     let store = Store::at(archive.parent().unwrap_or(archive))?;
-    while let Some(id) = next {
+    while let Some((id, checksum)) = next {
         let missing = |why: &str| {
             Error::new(
                 Code::ChainBroken,
@@ -49,14 +50,14 @@ fn walk(archive: &Path, keys: &Keys, task: &Task, mut visit: impl FnMut(Option<M
                 format!("Put the archive of {id} back beside it, or use another backup: `kg diag backup --list`"),
             )
         };
-        let base = store.archive_of(&id);
+        let base = store.archive_of(&id, checksum.as_deref());
         let base = base.ok_or_else(|| missing(&format!("is not in {}", store.dir().display())))?;
         if links.contains(&base) || links.len() == MAX_LINKS {
             return Err(missing("rests on it in turn"));
         }
         let manifest = manifest_of(&base, keys, task)?.filter(|manifest| manifest.id == id);
         let manifest = manifest.ok_or_else(|| missing("is not what the archive of that name holds"))?;
-        next = manifest.based_on.clone();
+        next = base_of(&manifest);
         visit(Some(manifest));
         links.push(base);
     }

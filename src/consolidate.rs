@@ -51,7 +51,11 @@ pub fn consolidate(
     }
     let at = Timestamp::from_millisecond(backup.timestamp).unwrap_or_else(|_| Timestamp::now());
     // What was secret stays so.
-    let new = store.begin(&lock, at, compression, store.encrypts() || backup.encrypted)?;
+    let encrypts = store.encrypts() || backup.encrypted;
+    if encrypts {
+        store.keys().assert_encrypting()?;
+    }
+    let new = store.begin(&lock, at, compression, encrypts)?;
     let dir = new.scratch().join(UNPACKED);
     fs::create_dir(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
     let plan = chain::plan(&backup.path, &Pick::default(), store.keys(), task)?;
@@ -61,7 +65,10 @@ pub fn consolidate(
     // What was unpacked is there once: nothing can be made again without it.
     let earlier = earlier.filter(Earlier::is_as_written).map(Arc::new);
     let archive = ArchiveWriter::new(new.sink()?, compression, earlier)?;
-    let (manifest, written) = write(archive, &new.id, compression, &state, &dir, task).map_err(no_room)?;
+    let (mut described, id) = (state.manifest.clone(), new.id.clone());
+    described.recipients = if encrypts { store.keys().recipients()? } else { Vec::new() };
+    let state = Unpacked { manifest: described, ..state };
+    let (manifest, written) = write(archive, &id, compression, &state, &dir, task).map_err(no_room)?;
     assert_same(&state.manifest, &manifest)?;
     task.cancel.check()?;
     Ok(new.publish(manifest, written)?.0.with_warnings(warnings))

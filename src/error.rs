@@ -120,6 +120,13 @@ codes! {
     Internal = "KG_INTERNAL", exit 1;
 }
 
+impl Code {
+    /// Whether something is encrypted, and not to be opened.
+    pub fn is_of_key(self) -> bool {
+        matches!(self, Code::KeyNeeded | Code::KeyWrong | Code::KeyInvalid)
+    }
+}
+
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

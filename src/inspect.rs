@@ -212,10 +212,9 @@ fn back_up(
     launch: &Launch,
     task: &Task,
 ) -> Result<SafetyBackup> {
-    let (settings, _) = Reader::settings(launch, root)?;
     let store = match store {
-        Some(store) => automatic::for_project(store.clone(), &settings, root, launch),
-        None => automatic::store(&settings, root, launch)?,
+        Some(store) => store.clone(),
+        None => automatic::store(&Reader::settings(launch, root)?.0, root, launch)?,
     };
     let is_graph_alone = before.is_graph && actions.iter().all(|action| action.part == Part::Database);
     let options = BackupOptions {

@@ -19,8 +19,8 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub struct KeySource {
     pub passphrase: Option<SecretString>,
-    /// Its text without the line end is the passphrase.
-    pub passphrase_file: Option<PathBuf>,
+    /// The text of each without its line end is a passphrase. Each is tried; new backups get the first.
+    pub passphrase_files: Vec<PathBuf>,
     /// As `age-keygen` writes them.
     pub identity_files: Vec<PathBuf>,
     /// `age1…`.
@@ -33,7 +33,7 @@ impl KeySource {
         let file = |name: &str| settings.text(name).map(|path| root.join(path));
         KeySource {
             passphrase: None,
-            passphrase_file: file("backup.passphraseFile"),
+            passphrase_files: file("backup.passphraseFile").into_iter().collect(),
             identity_files: file("backup.identityFile").into_iter().collect(),
             recipients: settings.list("backup.recipients").unwrap_or_default(),
         }
@@ -41,7 +41,7 @@ impl KeySource {
 
     pub fn is_empty(&self) -> bool {
         self.passphrase.is_none()
-            && self.passphrase_file.is_none()
+            && self.passphrase_files.is_empty()
             && self.identity_files.is_empty()
             && self.recipients.is_empty()
     }
@@ -64,12 +64,12 @@ impl KeySource {
     fn load(&self, root: &Path, launch: &Launch) -> Result<Keyring> {
         let recipients = self.recipients.iter().map(|recipient| parse_recipient(recipient));
         let mut ring = Keyring {
-            passphrase: self.passphrase.clone(),
+            passphrases: self.passphrase.iter().cloned().collect(),
             recipients: recipients.collect::<Result<_>>()?,
             ..Keyring::default()
         };
-        if let Some(path) = &self.passphrase_file {
-            ring.passphrase = Some(passphrase(path, Reader::key(launch, path)?)?);
+        for path in &self.passphrase_files {
+            ring.passphrases.push(passphrase(path, Reader::key(launch, path)?)?);
         }
         for path in &self.identity_files {
             ring.identities.extend(identities(path, &Reader::key(launch, path)?)?);
@@ -81,7 +81,7 @@ impl KeySource {
     /// Why nothing may be encrypted with it.
     fn inside(&self, root: &Path) -> Option<Error> {
         let state = root.join(STATE_DIR).canonicalize().ok()?;
-        let mut files = self.passphrase_file.iter().chain(&self.identity_files);
+        let mut files = self.passphrase_files.iter().chain(&self.identity_files);
         let file = files.find(|file| file.canonicalize().is_ok_and(|file| file.starts_with(&state)))?;
         let message = format!("{} lies in what is backed up: who loses the project loses the key too", file.display());
         Some(Error::new(Code::KeyInvalid, message, format!("Keep it outside of {STATE_DIR}/, and a copy elsewhere")))

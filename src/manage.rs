@@ -31,7 +31,7 @@ pub fn unpin(store: &Store, id: &str, lock_timeout: Duration, task: &Task) -> Re
 
 /// Locks the store that holds an archive of that id, and says what cannot be listed there. Where there is none, not even the directory is made.
 pub fn lock_known(store: &Store, id: &str, lock_timeout: Duration, task: &Task) -> Result<(StoreLock, Vec<Warning>)> {
-    if store.archive_of(id).is_none() {
+    if store.archive_of(id, None).is_none() {
         store.get(id)?;
     }
     let lock = store.lock(lock_timeout, task)?;

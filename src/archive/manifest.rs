@@ -76,6 +76,9 @@ pub struct Manifest {
     /// In the manifest beside an encrypted archive only, see [`Manifest::outside`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub encrypted: bool,
+    /// Inside an encrypted archive: the public keys that it was encrypted to, sorted. None where it was by a passphrase.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "bounded")]
+    pub recipients: Vec<String>,
     /// How the archive is compressed: `gzip -6`. Absent where it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<String>,
@@ -307,6 +310,7 @@ impl Manifest {
             integrity: Integrity { messages: Vec::new(), ..self.integrity.clone() },
             warnings: Vec::new(),
             deleted: Vec::new(),
+            recipients: Vec::new(),
             ..self.clone()
         }
     }

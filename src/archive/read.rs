@@ -200,13 +200,14 @@ pub fn read_archive(
 /// beside it tells.
 fn closed_archive(path: &Path, closed: Closed, beside: Option<&[u8]>, task: &Task) -> Result<Report> {
     if let Closed::Key(error) = &closed
-        && error.code != Code::KeyWrong
+        && (error.code != Code::KeyWrong || beside.is_none())
     {
         return Err(error.clone());
     }
     let read = || SealedFile::new(File::open(path)?)?.finish(|| task.cancel.is_cancelled());
-    let facts = read().map_err(|cause| unreadable(path, cause))?;
+    let facts = read();
     task.cancel.check()?;
+    let facts = facts.map_err(|cause| unreadable(path, cause))?;
     let mut contents = Contents::default();
     check::beside(&facts, None, beside, &mut contents);
     match closed {

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     archive::{block::Compression, manifest::BackupType, read::ProblemCode},
     backup::{BackupOptions, Created, create_backup},
-    error::{Code, Result, Warning, WarningCode},
+    error::{Code, Error, Result, Warning, WarningCode},
     project::Project,
     reader::client::Launch,
     schedule::{
@@ -99,7 +99,7 @@ pub struct BackupArgs {
     #[command(flatten)]
     keys: KeyArgs,
     /// Encrypt to this public key of age (age1…) instead of a passphrase; may be repeated [default: `backup.recipients` of the settings]
-    #[arg(long, short, value_name = "KEY")]
+    #[arg(long, short, value_name = "KEY", conflicts_with = "no_encrypt")]
     recipient: Vec<String>,
     #[command(flatten)]
     keep: Keep,
@@ -157,11 +157,10 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
     let store = args.store(&root, &settings);
     if !args.is_about_others() {
         // Before anything is begun: nobody is asked in the midst of it.
-        let store = store.and_then(|store| if store.encrypts() { lockable(store) } else { Ok(store) });
-        return Ok(make(args, &root, &settings, store, unusable, output));
+        return Ok(make(args, &root, &settings, store.and_then(lockable), unusable, output));
     }
     let store = match args.opens() {
-        Some(reference) => args.keys.unlock(store?, reference, &root)?,
+        Some(reference) => args.keys.unlock(store?, reference, false)?,
         None => store?,
     };
     if let Some(reference) = &args.verify {
@@ -192,7 +191,7 @@ fn make(
     let cancel = watched.task.cancel.clone();
     let hooks = Told::start(root);
     let began = Began::now();
-    let mut made = store.and_then(|store| attempt(args, root, settings, &store, &watched.task, output));
+    let mut made = attempt(args, root, settings, store, &watched.task, output);
     let duration_ms = began.duration_ms();
     drop(watched);
     let status = match &mut made {
@@ -214,15 +213,20 @@ fn attempt(
     args: &BackupArgs,
     root: &Path,
     settings: &Settings,
-    store: &Store,
+    store: Result<Store>,
     task: &Task,
     output: &Output,
 ) -> Result<Created> {
-    let options = args.options(settings, root, store)?;
     let began = Began::now();
-    let made = create_backup(root, store, &Launch::Thread, &options, task);
-    remember(root, &made, options.kind, began);
-    let unwritten = args.metrics_file.as_ref().and_then(|path| measure(path, root, store, settings).err());
+    let mut kind = automatic::wanted_kind(settings);
+    let made = store.as_ref().map_err(Error::clone).and_then(|store| {
+        let options = args.options(settings, root, store)?;
+        kind = options.kind;
+        create_backup(root, store, &Launch::Thread, &options, task)
+    });
+    remember(root, &made, kind, began);
+    let Ok(store) = store else { return made };
+    let unwritten = args.metrics_file.as_ref().and_then(|path| measure(path, root, &store, settings).err());
     if let Some(error) = unwritten {
         let message = format!("The metrics could not be written: {}", error.message);
         output.warnings(&[Warning::new(WarningCode::Store, message)]);
@@ -254,10 +258,14 @@ impl BackupArgs {
 
     /// With the keys that are named; it encrypts where that is wanted.
     fn store(&self, root: &Path, settings: &Settings) -> Result<Store> {
-        let store = self.keys.on(store(self.output.as_ref(), root, settings)?, &self.recipient, root);
+        let store = self.keys.on(store(self.output.as_ref(), root, settings)?, &self.recipient, settings, root);
         let is_implied = self.keys.are_given() || !self.recipient.is_empty();
-        let encrypts = !self.no_encrypt && (self.encrypt || is_implied || store.encrypts());
-        Ok(store.encrypting(encrypts))
+        Ok(match (self.no_encrypt, self.encrypt || is_implied) {
+            (true, _) => store.encrypting(false),
+            (false, true) => store.encrypting(true),
+            // As the settings have it.
+            (false, false) => store,
+        })
     }
 
     /// The backup that is opened.

@@ -46,8 +46,9 @@ pub struct DrillArgs {
 
 pub fn run(args: &DrillArgs, output: &Output) -> Result<u8> {
     let root = args.common.root()?;
-    let store = store(args.backup_dir.as_ref(), &root, &Settings::read(&root, &mut Vec::new()))?;
-    let store = args.keys.unlock(store, &args.file, &root)?;
+    let settings = Settings::read(&root, &mut Vec::new());
+    let store = args.keys.on(store(args.backup_dir.as_ref(), &root, &settings)?, &[], &settings, &root);
+    let store = args.keys.unlock(store, &args.file, false)?;
     let options = RehearseOptions {
         backup: args.file.clone(),
         directory: args.directory.clone(),

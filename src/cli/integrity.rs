@@ -9,8 +9,10 @@ use clap::Args;
 
 use super::{
     Common,
+    keys::{KeyArgs, lockable},
     output::{Output, code_of},
     restore::confirmed,
+    store,
     watch::Watched,
 };
 use crate::{
@@ -24,7 +26,9 @@ use crate::{
         salvage::report::LostBy,
         subject::Subject,
     },
+    project::Project,
     reader::client::Launch,
+    settings::Settings,
     store::Store,
 };
 
@@ -57,6 +61,8 @@ pub struct IntegrityArgs {
     /// Where the backup before a repair goes [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
+    #[command(flatten)]
+    keys: KeyArgs,
 }
 
 #[derive(Debug, Args)]
@@ -81,13 +87,15 @@ pub struct RepairArgs {
     /// Where the backup before the repair goes [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
+    #[command(flatten)]
+    keys: KeyArgs,
 }
 
 pub fn run(args: &IntegrityArgs, output: &Output) -> Result<u8> {
     let subject = subject(&args.common, args.path.as_ref())?;
     let watched = Watched::new(output);
     let inspection = if args.repair {
-        let store = args.backup_dir.as_deref().map(Store::at).transpose()?;
+        let store = safety_store(&subject, args.backup_dir.as_ref(), &args.keys)?;
         repair(&subject, None, store.as_ref(), DEFAULT_LOCK_TIMEOUT, &Launch::Thread, &watched.task)?
     } else {
         let scope =
@@ -103,7 +111,6 @@ pub fn run(args: &IntegrityArgs, output: &Output) -> Result<u8> {
 
 pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
     let subject = subject(&args.common, args.path.as_ref())?;
-    let store = args.backup_dir.as_deref().map(Store::at).transpose()?;
     let watched = Watched::new(output);
     if !args.auto {
         let before = inspect(&subject, Scope::ALL, DEFAULT_LOCK_TIMEOUT, &Launch::Thread, &watched.task)?;
@@ -126,12 +133,23 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
             return Ok(status_of(&before.issues));
         }
     }
+    let store = safety_store(&subject, args.backup_dir.as_ref(), &args.keys)?;
     let after = repair(&subject, None, store.as_ref(), DEFAULT_LOCK_TIMEOUT, &Launch::Thread, &watched.task)?;
     drop(watched);
     output.result(&after);
     after.repair.iter().for_each(|repair| tell_repair(repair, output));
     tell(&after, output);
     Ok(status_of(&after.issues))
+}
+
+/// Where the backup before a repair goes. It is encrypted where others would be, or where a key is given.
+fn safety_store(subject: &Subject, dir: Option<&PathBuf>, keys: &KeyArgs) -> Result<Option<Store>> {
+    let Some(root) = subject.root.as_ref().filter(|root| Project::open(root).is_ok()) else {
+        return dir.map(|dir| Store::at(dir)).transpose();
+    };
+    let settings = Settings::read(root, &mut Vec::new());
+    let store = keys.on(store(dir, root, &settings)?, &[], &settings, root);
+    lockable(if keys.are_given() { store.encrypting(true) } else { store }).map(Some)
 }
 
 fn subject(common: &Common, path: Option<&PathBuf>) -> Result<Subject> {

@@ -12,24 +12,29 @@ use clap::Args;
 
 use crate::{
     archive::{
-        encryption::{Keyring, Keys, read::is_encrypted},
+        encryption::{
+            Keyring, Keys,
+            read::{Lock, lock_of},
+        },
         read::unreadable,
     },
     error::{Code, Error, Result},
     keys::{KeySource, assert_passphrase},
     reader::client::Launch,
+    settings::Settings,
     store::Store,
 };
 
 const PASSPHRASE_FILE: &str = "KG_PASSPHRASE_FILE";
 const IDENTITY_FILE: &str = "KG_IDENTITY_FILE";
 
-/// Where nothing of this is given, the environment counts; where that says nothing, the settings.
+/// What is given here opens backups; where nothing is, what the environment names; where that names nothing, the settings.
 #[derive(Debug, Args)]
 pub struct KeyArgs {
-    /// The file whose only line is the passphrase of encrypted backups [default: $KG_PASSPHRASE_FILE, or `backup.passphraseFile` of the settings]
+    /// A file whose only line is the passphrase of encrypted backups; may be repeated, to open what several made [default: $KG_PASSPHRASE_FILE, or
+    /// `backup.passphraseFile` of the settings]
     #[arg(long, value_name = "FILE")]
-    passphrase_file: Option<PathBuf>,
+    passphrase_file: Vec<PathBuf>,
     /// An age identity file that opens encrypted backups; may be repeated [default: $KG_IDENTITY_FILE, or `backup.identityFile` of the settings]
     #[arg(long, value_name = "FILE")]
     identity: Vec<PathBuf>,
@@ -37,46 +42,59 @@ pub struct KeyArgs {
 
 impl KeyArgs {
     pub fn are_given(&self) -> bool {
-        self.passphrase_file.is_some() || !self.identity.is_empty()
+        !self.passphrase_file.is_empty() || !self.identity.is_empty()
     }
 
-    /// The store of the project at `root` with the keys that were named. `store` has those of the settings.
-    pub fn on(&self, store: Store, recipients: &[String], root: &Path) -> Store {
-        let recipients = recipients.to_vec();
+    /// The store with the keys that are named. New backups are for `recipients`; where there are none, for those of the settings, unless a
+    /// passphrase is given here.
+    pub fn on(&self, store: Store, recipients: &[String], settings: &Settings, root: &Path) -> Store {
+        let set = KeySource::of_settings(settings, root);
         let file = |name: &str| env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
-        let source = if self.are_given() || !recipients.is_empty() {
-            let (passphrase_file, identity_files) = (self.passphrase_file.clone(), self.identity.clone());
-            KeySource { passphrase_file, identity_files, recipients, ..KeySource::default() }
+        let (passphrase_file, identity_file) = (file(PASSPHRASE_FILE), file(IDENTITY_FILE));
+        let (passphrase_files, identity_files) = if self.are_given() {
+            (self.passphrase_file.clone(), self.identity.clone())
+        } else if passphrase_file.is_some() || identity_file.is_some() {
+            (passphrase_file.into_iter().collect(), identity_file.into_iter().collect())
         } else {
-            let (passphrase_file, identity_files) = (file(PASSPHRASE_FILE), file(IDENTITY_FILE).into_iter().collect());
-            KeySource { passphrase_file, identity_files, ..KeySource::default() }
+            (set.passphrase_files, set.identity_files)
         };
-        if source.is_empty() { store } else { store.with_keys(source.keys(root, &Launch::Thread)) }
+        let recipients = match (recipients, self.passphrase_file.is_empty()) {
+            ([], true) => set.recipients,
+            ([], false) => Vec::new(),
+            (given, _) => given.to_vec(),
+        };
+        let source = KeySource { passphrase: None, passphrase_files, identity_files, recipients };
+        store.with_keys(source.keys(root, &Launch::Thread))
     }
 
-    /// The same for a store that is to open the backup that `reference` means. Somebody at a terminal is asked where no key is named.
-    pub fn unlock(&self, store: Store, reference: &str, root: &Path) -> Result<Store> {
-        let store = self.on(store, &[], root);
+    /// The store with what opens the backup that `reference` means: somebody at a terminal is asked for a passphrase where none is named, or with
+    /// `ask` where none is given here.
+    pub fn unlock(&self, store: Store, reference: &str, ask: bool) -> Result<Store> {
         let archive = store.locate(reference)?;
-        let is_encrypted = File::open(&archive).and_then(|file| is_encrypted(&file));
-        if !is_encrypted.map_err(|cause| unreadable(&archive, cause))? || store.keys().open_something()? || !may_ask() {
+        let lock = File::open(&archive).and_then(lock_of).map_err(|cause| unreadable(&archive, cause))?;
+        // A file that the settings name may be gone: then the passphrase can still be typed.
+        let is_named = || (self.are_given() || !ask) && store.keys().fit(Lock::Passphrase).unwrap_or(false);
+        if lock != Some(Lock::Passphrase) || !may_ask() || is_named() {
             return Ok(store);
         }
-        let passphrase = ask(&format!("Passphrase of {}: ", archive.display()))?;
+        let passphrase = typed(&format!("Passphrase of {}: ", archive.display()))?;
         Ok(store.with_keys(Keys::of(Keyring::of_passphrase(passphrase))))
     }
 }
 
-/// The store with a key for a new backup. Somebody at a terminal is asked where none is named.
+/// The store with a key for a new backup, where that is encrypted. Somebody at a terminal is asked where none is named.
 pub fn lockable(store: Store) -> Result<Store> {
+    if !store.encrypts() {
+        return Ok(store);
+    }
     match store.keys().assert_encrypting() {
         Err(error) if error.code == Code::KeyNeeded && may_ask() => {}
         known => return known.map(|()| store),
     }
-    let passphrase = ask("Passphrase for the backup: ")?;
+    let passphrase = typed("Passphrase for the backup: ")?;
     assert_passphrase(passphrase.expose_secret())
         .map_err(|what| Error::new(Code::KeyInvalid, format!("The passphrase {what}"), "Choose a longer one"))?;
-    if ask("The same again: ")?.expose_secret() != passphrase.expose_secret() {
+    if typed("The same again: ")?.expose_secret() != passphrase.expose_secret() {
         return Err(Error::new(
             Code::KeyInvalid,
             "The two passphrases are not the same",
@@ -91,7 +109,7 @@ fn may_ask() -> bool {
 }
 
 /// What is typed is not shown.
-fn ask(question: &str) -> Result<SecretString> {
+fn typed(question: &str) -> Result<SecretString> {
     let terminal = Path::new("the terminal");
     let typed = rpassword::prompt_password(question).map_err(|cause| Error::io("read", terminal, cause))?;
     Ok(SecretString::from(typed))

@@ -63,7 +63,7 @@ pub struct RestoreArgs {
     /// The directory of the backups, for an id or `latest` [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
-    /// The backup is encrypted: ask for its passphrase where no key is named. Encrypted backups are recognised without this too
+    /// Ask for the passphrase at a terminal, whatever the settings name. That a backup is encrypted is seen without this too
     #[arg(long)]
     decrypt: bool,
     #[command(flatten)]
@@ -97,11 +97,12 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     let settings = Settings::read(&root, &mut Vec::new());
     let store = store(args.backup_dir.as_ref(), &root, &settings)?;
     // Found first, so that nobody is asked about a backup that does not exist.
+    let store = args.keys.on(store, &[], &settings, &root);
     let archive = store.locate(file)?;
     if args.target.is_none() && args.common.project.is_none() {
         assert_meant(&root, &archive)?;
     }
-    let store = args.keys.unlock(store, file, &root)?;
+    let store = args.keys.unlock(store, file, args.decrypt)?;
     let target = args.target.clone().unwrap_or(root);
     let question = format!("Restore over the project in {}? What is replaced is kept.", target.display());
     if args.must_ask(&target) && !confirmed(&question)? {

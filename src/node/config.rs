@@ -14,8 +14,9 @@ use crate::{
     keys::{KeySource, assert_passphrase},
     reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
     retention::{Keep, Policy},
+    schedule::automatic,
     settings::{self, Settings},
-    store::Store,
+    store::{Encrypts, Store},
 };
 
 /// The configuration of a manager.
@@ -46,7 +47,7 @@ pub struct Config {
     encryption: Option<EncryptionOptions>,
     /// Of the settings: whether new backups are encrypted where nothing here says how.
     #[serde(skip)]
-    encrypts: bool,
+    encrypts: Encrypts,
     /// The `kg` executable that serves as reader.
     kg_path: PathBuf,
 }
@@ -91,8 +92,8 @@ impl Config {
             Some(options) => options.source().keys(root, &self.launch()),
             None => KeySource::keys_of_project(root, &self.launch()),
         };
-        let encrypts = self.encryption.is_some() || self.encrypts;
-        Ok(store.for_project(root).with_keys(keys).encrypting(encrypts))
+        let store = store.for_project(root).with_keys(keys);
+        Ok(if self.encryption.is_some() { store.encrypting(true) } else { store.as_set(self.encrypts.clone()) })
     }
 
     /// What is not configured, as the settings of the project have it; relative paths there start at its root.
@@ -101,7 +102,7 @@ impl Config {
         let number = |value: Option<u32>| value.map(f64::from);
         self.backup_dir = self.backup_dir.take().or_else(|| settings.dir(&self.project_root));
         self.kind = settings.kind();
-        self.encrypts = settings.bool("backup.encrypt").unwrap_or(false);
+        self.encrypts = automatic::encrypts(settings);
         self.compression = self.compression.take().or_else(|| settings.get("backup.compression").cloned());
         self.compression_level = self.compression_level.or(number(settings.whole("backup.compressionLevel")));
         self.max_chain_length = self.max_chain_length.or(number(settings.whole("backup.maxChainLength")));
@@ -158,16 +159,16 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretStr
 }
 
 impl EncryptionOptions {
-    fn source(&self) -> KeySource {
+    pub(super) fn source(&self) -> KeySource {
         KeySource {
             passphrase: self.passphrase.clone(),
-            passphrase_file: self.passphrase_file.clone(),
+            passphrase_files: self.passphrase_file.iter().cloned().collect(),
             identity_files: self.identity_file.iter().cloned().collect(),
             recipients: self.recipients.clone().unwrap_or_default(),
         }
     }
 
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         let source = self.source();
         if source.is_empty() {
             let remedy =

@@ -178,7 +178,9 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
             value(unpin(&store, &id, config.lock_timeout(), task)?)
         }
         Call::Consolidate { config, id, options } => {
-            let (config, store) = store(config)?;
+            // They say whether new backups are encrypted.
+            let (config, _) = settled(config)?;
+            let store = config.store()?;
             let compression = options.compression(&config)?;
             value(consolidate(&store, &id, compression, config.lock_timeout(), task)?)
         }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    config::{Config, compression, parse, whole},
+    config::{Config, EncryptionOptions, compression, parse, whole},
     schedule::NextRun,
 };
 use crate::{
@@ -16,10 +16,11 @@ use crate::{
     backup::{BackupOptions, DEFAULT_LOCK_TIMEOUT, DEFAULT_MAX_CHAIN_LENGTH},
     error::{Error, Result},
     integrity::{Scope, subject::Subject},
-    project::Component,
-    reader::client::Launch,
+    project::{Component, Project},
+    reader::client::{Launch, Reader},
     rehearse::RehearseOptions,
     restore::RestoreOptions,
+    schedule::automatic,
     store::Store,
     undo::UndoOptions,
 };
@@ -74,8 +75,10 @@ impl CreateOptions {
     /// The store as the backup needs it.
     pub fn store(&self, config: &Config) -> Result<Store> {
         let store = config.store()?;
-        let encrypts = self.encrypt.unwrap_or(store.encrypts());
-        Ok(store.encrypting(encrypts))
+        Ok(match self.encrypt {
+            Some(encrypts) => store.encrypting(encrypts),
+            None => store,
+        })
     }
 
     pub fn resolve(self, config: &Config) -> Result<BackupOptions> {
@@ -239,6 +242,7 @@ pub struct Checker {
     path: PathBuf,
     project_root: Option<PathBuf>,
     backup_dir: Option<PathBuf>,
+    encryption: Option<EncryptionOptions>,
     /// In milliseconds.
     lock_timeout: Option<f64>,
     kg_path: PathBuf,
@@ -252,9 +256,21 @@ impl Checker {
         }
     }
 
-    /// Of the backup before a repair; `None` for the project's own.
+    /// Of the backup before a repair. It is encrypted where others would be, or where a key is given.
     pub fn store(&self) -> Result<Option<Store>> {
-        self.backup_dir.as_deref().map(Store::at).transpose()
+        self.encryption.as_ref().map_or(Ok(()), EncryptionOptions::check)?;
+        let Some(root) = self.subject().root.filter(|root| Project::open(root).is_ok()) else {
+            return self.backup_dir.as_deref().map(Store::at).transpose();
+        };
+        let (settings, _) = Reader::settings(&self.launch(), &root)?;
+        let store = match &self.backup_dir {
+            Some(dir) => automatic::for_project(Store::at(dir)?, &settings, &root, &self.launch()),
+            None => automatic::store(&settings, &root, &self.launch())?,
+        };
+        Ok(Some(match &self.encryption {
+            Some(options) => store.with_keys(options.source().keys(&root, &self.launch())).encrypting(true),
+            None => store,
+        }))
     }
 
     pub fn lock_timeout(&self) -> Result<Duration> {

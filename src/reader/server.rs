@@ -24,10 +24,13 @@ use super::{
 use crate::{
     content_hash::ContentHash,
     error::{Code, Error, Result, plain},
-    settings::{Settings, read_text},
+    settings::Settings,
     sqlite,
     task::Cancel,
 };
+
+/// No file of a key is longer.
+const MAX_KEY_BYTES: u64 = 64 * 1024;
 
 /// Where answers go. A failure means that the client is gone.
 pub trait Answers {
@@ -56,14 +59,16 @@ pub fn answer(request: Request, answers: &mut dyn Answers, cancel: &Cancel) -> R
     answers.message(done.unwrap_or_else(|error| Message::Failed { error }))
 }
 
-/// The text of a file that holds a key.
+/// The text of a file or pipe that holds a key.
 fn key_text(path: &Path) -> Result<String> {
     let failed = |cause: io::Error| {
         let remedy = "Check the path, and that this user may read the file";
         let what = format!("The key in {} cannot be read: {}", path.display(), plain(&cause));
         Error::new(Code::KeyInvalid, what, remedy).with_cause(cause)
     };
-    let text = read_text(path).map_err(failed)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    // A shell's `<(…)` is a pipe.
+    let mut text = Vec::new();
+    File::open(path).and_then(|file| file.take(MAX_KEY_BYTES).read_to_end(&mut text)).map_err(failed)?;
     // What the bytes are that are no text stays untold.
     String::from_utf8(text).map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "it is no text")))
 }

@@ -13,12 +13,12 @@ use crate::{
     backup::{BackupOptions, DEFAULT_MAX_CHAIN_LENGTH},
     base::own_backups,
     cron::{Cadence, time_zone},
-    error::Result,
+    error::{Code, Error, Result},
     keys::KeySource,
     project::Project,
     reader::client::Launch,
     settings::{self, Settings},
-    store::Store,
+    store::{Encrypts, Store},
 };
 
 /// The plan of a project; `None` where no schedule is set. Whether it is enabled is another question.
@@ -59,7 +59,24 @@ pub fn store(settings: &Settings, root: &Path, launch: &Launch) -> Result<Store>
 /// Another store for the project, which is encrypted where that one would be.
 pub fn for_project(store: Store, settings: &Settings, root: &Path, launch: &Launch) -> Store {
     let keys = KeySource::of_settings(settings, root).keys(root, launch);
-    store.for_project(root).with_keys(keys).encrypting(settings.bool("backup.encrypt").unwrap_or(false))
+    store.for_project(root).with_keys(keys).as_set(encrypts(settings))
+}
+
+/// Whether new backups are encrypted. What nobody can read must not turn that off.
+pub fn encrypts(settings: &Settings) -> Encrypts {
+    let remedy = "Mend it: `kg config show --all` tells what it may be; `--no-encrypt` makes a backup without";
+    let unclear = |message: String| Error::new(Code::KeyInvalid, message, remedy);
+    let keys = ["backup.encrypt", "backup.passphraseFile", "backup.recipients", "backup.identityFile"];
+    if let Some(key) = keys.into_iter().find(|key| settings.is_refused(key)) {
+        return Encrypts::Unclear(unclear(format!(
+            "The setting `{key}` cannot be used, so that it is open who may read backups"
+        )));
+    }
+    if settings.is_unreadable() {
+        let message = "The settings cannot be read, and the newest backup is encrypted".to_string();
+        return Encrypts::AsBefore(unclear(message));
+    }
+    if settings.bool("backup.encrypt").unwrap_or(false) { Encrypts::Yes } else { Encrypts::No }
 }
 
 /// How a backup is made at `now` where nobody asks for something else.

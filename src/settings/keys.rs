@@ -5,7 +5,7 @@ use ureq::http::Uri;
 
 use super::listen::Listen;
 use crate::{
-    archive::encryption::parse_recipient,
+    archive::encryption::{is_shown, parse_recipient},
     cron::{Cadence, time_zone},
     error::{Error, Result},
     project::{CONFIG_FILE, HOOKS_FILE, exclude::Exclusion},
@@ -211,6 +211,11 @@ impl Key {
     pub fn shown(&self, value: &Value) -> Value {
         match (self.rule, value.as_str()) {
             (Rule::Url, Some(url)) => Value::from(masked(url)),
+            // Somebody may have put the private key there.
+            (Rule::Recipients, _) => match value.as_array() {
+                Some(list) => list.iter().map(shown_recipient).collect(),
+                None => shown_recipient(value),
+            },
             _ => value.clone(),
         }
     }
@@ -237,6 +242,10 @@ impl Key {
             Rule::Url => "an http or https URL".into(),
         }
     }
+}
+
+fn shown_recipient(one: &Value) -> Value {
+    if one.as_str().is_some_and(is_shown) { one.clone() } else { Value::from("…") }
 }
 
 fn is_recipient(one: &Value) -> bool {
@@ -289,7 +298,8 @@ mod tests {
             ("backup.hooks.heartbeat", "ftp://user:secret@host/x", "is \"ftp://host/…\", not an http or https URL"),
             ("backup.hooks.heartbeat", "not a url", "is \"…\", not an http or https URL"),
             ("backup.hooks.heartbeat", "/path", "not an http or https URL"),
-            ("backup.recipients", "age1notone", "not a list of public keys of age"),
+            ("backup.recipients", "age1notone", "is [\"age1notone\"], not a list of public keys of age"),
+            ("backup.recipients", "AGE-SECRET-KEY-1", "is [\"…\"], not a list of public keys of age"),
             ("backup.hooks.timeout", "0", "`backup.hooks.timeout` is 0, not a whole number from 1 to 300"),
         ];
         for (name, text, said) in cases {

@@ -11,7 +11,7 @@ pub mod keys;
 pub mod listen;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::OpenOptions,
     io::{self, Read},
     os::unix::fs::OpenOptionsExt,
@@ -35,9 +35,12 @@ const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The values that can be used, by their keys.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
 pub struct Settings {
     values: BTreeMap<String, Value>,
+    /// Keys whose values cannot be used.
+    refused: BTreeSet<String>,
+    /// Nothing is known of what is set.
+    unreadable: bool,
 }
 
 impl Settings {
@@ -54,12 +57,12 @@ impl Settings {
                     warn(format!(
                         "The configuration is not valid JSON ({cause}); its settings of backups do not count"
                     ));
-                    Settings::default()
+                    Settings { unreadable: true, ..Settings::default() }
                 }
             },
             Err(cause) => {
                 warn(format!("The configuration could not be read ({cause}); its settings of backups do not count"));
-                Settings::default()
+                Settings { unreadable: true, ..Settings::default() }
             }
         }
     }
@@ -77,17 +80,29 @@ impl Settings {
 
     /// `config` is the whole file that is the home of the keys.
     pub fn in_home(home: Home, config: &Value, warn: &mut impl FnMut(String)) -> Self {
-        let mut values = BTreeMap::new();
+        let (mut values, mut refused) = (BTreeMap::new(), BTreeSet::new());
         for key in keys::ALL.iter().filter(|key| key.home() == home) {
             let Some(value) = key.find(config) else { continue };
             match key.check(value) {
                 Ok(()) => {
                     values.insert(key.name.to_string(), value.clone());
                 }
-                Err(error) => warn(format!("{}; it was ignored", error.message)),
+                Err(error) => {
+                    refused.insert(key.name.to_string());
+                    warn(format!("{}; it was ignored", error.message));
+                }
             }
         }
-        Settings { values }
+        Settings { values, refused, unreadable: false }
+    }
+
+    /// Whether the key is set to what cannot be used.
+    pub fn is_refused(&self, name: &str) -> bool {
+        self.refused.contains(name)
+    }
+
+    pub fn is_unreadable(&self) -> bool {
+        self.unreadable
     }
 
     pub fn get(&self, name: &str) -> Option<&Value> {

@@ -45,9 +45,13 @@ impl Store {
         })
     }
 
-    /// The archive of that id, whether it is listed or came here without its manifest.
-    pub fn archive_of(&self, id: &str) -> Option<PathBuf> {
-        names::archives_of_id(id).iter().map(|name| self.dir.join(name)).find(|path| path.is_file())
+    /// The archive of that id, whether it is listed or came here without its manifest. Of several (somebody put what an encrypted one holds
+    /// beside it), the one that is listed with that checksum.
+    pub fn archive_of(&self, id: &str, checksum: Option<&str>) -> Option<PathBuf> {
+        let archives = names::archives_of_id(id);
+        let is_it = |name: &&String| self.listed(name).is_some_and(|found| Some(found.checksum.as_str()) == checksum);
+        let is_there = |name: &&String| self.dir.join(name).is_file();
+        archives.iter().find(is_it).or(archives.iter().find(is_there)).map(|name| self.dir.join(name))
     }
 
     /// The newest good backup; where there is none, the newest. Of the project that this store is asked for, where it has any here.

@@ -66,7 +66,19 @@ pub struct Store {
     dir: PathBuf,
     project: Option<String>,
     keys: Keys,
-    encrypts: bool,
+    encrypts: Encrypts,
+}
+
+/// Whether new archives are encrypted.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Encrypts {
+    #[default]
+    No,
+    Yes,
+    /// Nobody knows: refused with this where the newest backup of the project is encrypted.
+    AsBefore(Error),
+    /// Nobody knows, and it was to be said: refused.
+    Unclear(Error),
 }
 
 /// A backup of the store, as its manifest describes it.
@@ -129,7 +141,7 @@ impl Store {
                 format!("The backup directory {} is a file", dir.display()),
                 "Name a directory, or remove that file",
             )),
-            _ => Ok(Store { dir, project: None, keys: Keys::default(), encrypts: false }),
+            _ => Ok(Store { dir, project: None, keys: Keys::default(), encrypts: Encrypts::No }),
         }
     }
 
@@ -143,8 +155,12 @@ impl Store {
         Store { keys, ..self }
     }
 
-    /// The same store; whether new archives are encrypted.
+    /// The same store, whose new archives are encrypted, or are not.
     pub fn encrypting(self, encrypts: bool) -> Self {
+        self.as_set(if encrypts { Encrypts::Yes } else { Encrypts::No })
+    }
+
+    pub fn as_set(self, encrypts: Encrypts) -> Self {
         Store { encrypts, ..self }
     }
 
@@ -153,7 +169,20 @@ impl Store {
     }
 
     pub fn encrypts(&self) -> bool {
-        self.encrypts
+        self.encrypts == Encrypts::Yes
+    }
+
+    /// Fails where a new archive could come to be read by whom it must not, or could not be encrypted.
+    pub fn assert_locked_as_meant(&self) -> Result<()> {
+        match &self.encrypts {
+            Encrypts::No => Ok(()),
+            Encrypts::Yes => self.keys.assert_encrypting(),
+            Encrypts::Unclear(error) => Err(error.clone()),
+            Encrypts::AsBefore(error) => {
+                let newest = self.list()?.into_iter().find(|backup| self.is_own(backup));
+                if newest.is_some_and(|newest| newest.encrypted) { Err(error.clone()) } else { Ok(()) }
+            }
+        }
     }
 
     /// `.kg/backups` of the project.
@@ -219,6 +248,8 @@ impl Backup {
     fn new(path: PathBuf, manifest: Manifest) -> Option<Self> {
         let archive = manifest.archive?;
         let pinned = pins::pin_beside(&path);
+        // The name says it too, should the manifest not.
+        let is_named = path.file_name().is_some_and(|name| names::is_encrypted(&name.to_string_lossy()));
         Some(Backup {
             id: manifest.id,
             kind: manifest.kind,
@@ -235,7 +266,7 @@ impl Backup {
             based_on_checksum: manifest.based_on_checksum,
             consolidated_from: manifest.consolidated_from,
             safety_backup: manifest.safety_backup,
-            encrypted: manifest.encrypted,
+            encrypted: manifest.encrypted || is_named,
             pinned,
             project: manifest.project,
         })

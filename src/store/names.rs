@@ -11,7 +11,9 @@ pub const LATEST: &str = "latest";
 
 const ARCHIVE_PREFIX: &str = "kg-backup-";
 const ID_PREFIX: &str = "backup-";
-/// Of archives, most usual first; then of encrypted ones in the same order.
+/// Before the ending of an encrypted archive.
+const ENCRYPTED: &str = ".enc";
+/// Of archives, most usual first; then of encrypted ones.
 pub const ENDINGS: [&str; 6] = [".tar.gz", ".tar.zst", ".tar", ".enc.tar.gz", ".enc.tar.zst", ".enc.tar"];
 
 /// `20240115-020000`, in UTC; the `number`th of that second gets a suffix from the second on.
@@ -25,13 +27,18 @@ pub fn id(stamp: &str) -> String {
 }
 
 pub fn archive(stamp: &str, compression: Compression, encrypted: bool) -> String {
-    let format = match compression {
-        Compression::Gzip(_) => 0,
-        Compression::Zstd(_) => 1,
-        Compression::None => 2,
+    let ending = match compression {
+        Compression::Gzip(_) => ".tar.gz",
+        Compression::Zstd(_) => ".tar.zst",
+        Compression::None => ".tar",
     };
-    let ending = ENDINGS[format + if encrypted { ENDINGS.len() / 2 } else { 0 }];
-    format!("{ARCHIVE_PREFIX}{stamp}{ending}")
+    let encrypted = if encrypted { ENCRYPTED } else { "" };
+    format!("{ARCHIVE_PREFIX}{stamp}{encrypted}{ending}")
+}
+
+/// Whether the archive of that name is encrypted.
+pub fn is_encrypted(name: &str) -> bool {
+    ending(name).is_some_and(|ending| ending.starts_with(ENCRYPTED))
 }
 
 /// The id of the archive of that name; `None` where it is not named like one.

@@ -27,6 +27,7 @@ use crate::{
     },
     durable::{self, PARTIAL_PREFIX},
     error::{Code, Error, Result, Warning, WarningCode},
+    scratch::Scratch,
     sqlite::aside,
     task::{Phase, Task},
 };
@@ -38,8 +39,19 @@ pub struct NewBackup<'a> {
     archive: PathBuf,
     encrypted: bool,
     file: NamedTempFile,
-    scratch: TempDir,
+    scratch: Room,
 }
+
+/// Where copies of databases and lists of files lie meanwhile, for this user alone; gone with this.
+enum Room {
+    /// On the disk that holds the archives.
+    Beside(TempDir),
+    /// Away from encrypted ones: in the system's directory for temporary files.
+    Private(Scratch),
+}
+
+/// What the names of private rooms begin with.
+const PRIVATE_PREFIX: &str = ".kg-backup-";
 
 /// The ids of all backups that rest on `id`, directly or not, none before one that rests on it.
 pub fn dependants(backups: &[Backup], id: &str) -> Vec<String> {
@@ -81,7 +93,11 @@ impl Store {
             archive: self.dir.join(names::archive(&stamp, compression, encrypted)),
             encrypted,
             file: durable::partial(&self.dir)?,
-            scratch: aside::scratch_dir(&self.dir)?,
+            scratch: if encrypted {
+                Room::Private(Scratch::new(&std::env::temp_dir(), PRIVATE_PREFIX)?)
+            } else {
+                Room::Beside(aside::scratch_dir(&self.dir)?)
+            },
         })
     }
 
@@ -161,7 +177,7 @@ impl Store {
             match self.manifest_for(&name, task)? {
                 Ok(manifest) => take(&path, manifest)?,
                 Err(why) => {
-                    let message = format!("{} is not listed: {why}; remove it if you do not need it", path.display());
+                    let message = format!("{} is not listed: {why}", path.display());
                     warnings.push(Warning::new(WarningCode::Store, message));
                 }
             }
@@ -169,23 +185,29 @@ impl Store {
         Ok(warnings)
     }
 
-    /// The manifest that belongs beside a whole archive, or why it has none.
+    /// The manifest that belongs beside a whole archive, or why it has none and what to do.
     fn manifest_for(&self, name: &str, task: &Task) -> Result<std::result::Result<Manifest, String>> {
         let path = self.dir.join(name);
         let report = match read_archive(&path, &self.keys, None, &mut Discard, task, Phase::Verifying) {
             Ok(report) => report,
             Err(error) if error.code == Code::Aborted => return Err(error),
-            Err(error) => return Ok(Err(error.message)),
+            Err(error) if error.code.is_of_key() => {
+                return Ok(Err(format!("{}; a backup that is made with its key lists it", error.message)));
+            }
+            Err(error) => return Ok(Err(not_needed(&error.message))),
         };
         let (size, sha256, encrypted) = (report.size_bytes, report.sha256.clone(), report.encrypted);
         Ok(match report.into_manifest(&path) {
+            Ok(manifest) if self.get(&manifest.id).is_ok() => {
+                Err(not_needed(&format!("there is another archive of {} beside it", manifest.id)))
+            }
             Ok(manifest) if names::id_of_archive(name).as_ref() == Some(&manifest.id) => {
                 let record = ArchiveRecord { name: name.to_string(), size, sha256, root: None };
                 let manifest = beside(manifest, record);
                 Ok(if encrypted { manifest.outside() } else { manifest })
             }
-            Ok(manifest) => Err(format!("it calls itself {}", manifest.id)),
-            Err(error) => Err(error.message),
+            Ok(manifest) => Err(not_needed(&format!("it calls itself {}", manifest.id))),
+            Err(error) => Err(not_needed(&error.message)),
         })
     }
 
@@ -212,9 +234,12 @@ impl NewBackup<'_> {
         Ok(if self.encrypted { Box::new(Encrypting::new(file, &self.store.keys)?) } else { Box::new(file) })
     }
 
-    /// A directory for copies of databases, on the disk that holds the archives; removed with this.
+    /// A directory for copies of databases; removed with this.
     pub fn scratch(&self) -> &Path {
-        self.scratch.path()
+        match &self.scratch {
+            Room::Beside(dir) => dir.path(),
+            Room::Private(scratch) => scratch.path(),
+        }
     }
 
     /// Publishes the archive, then its manifest. When this returns both are on the disk. With the backup comes all that there is to know of it,
@@ -234,6 +259,10 @@ impl NewBackup<'_> {
         backup.warnings.extend(self.store.update_latest().err().map(latest_warning));
         Ok((backup, manifest))
     }
+}
+
+fn not_needed(why: &str) -> String {
+    format!("{why}; remove it if you do not need it")
 }
 
 /// The manifest as it stands beside the archive.

@@ -15,11 +15,8 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use age::{
-    DecryptError, Decryptor, Encryptor, Identity, Recipient,
-    secrecy::SecretString,
-    {scrypt, x25519},
-};
+use age::{DecryptError, Decryptor, Encryptor, Identity, Recipient, scrypt, secrecy::SecretString, x25519};
+use age_core::format::{FileKey, Stanza};
 
 use crate::error::{Code, Error, Result};
 
@@ -27,88 +24,113 @@ use crate::error::{Code, Error, Result};
 pub const MAGIC: &[u8] = b"age-encryption.org/v1\n";
 /// 2 to this many rounds of scrypt, as the `age` command writes: half a second and 256 MiB of memory.
 const WORK_FACTOR: u8 = 18;
-/// A header that asks for more is not worth the 16 times of that.
-const MOST_WORK_FACTOR: u8 = 22;
+/// Other tools may write more. This is 1 GiB: a header that asks for more than that is forged, or as good as.
+const MOST_WORK_FACTOR: u8 = 20;
 /// Their header can still be read, see [`read`].
-const MOST_RECIPIENTS: usize = 256;
+const MOST_RECIPIENTS: usize = 128;
 
 /// Secrets that open archives, and to whom new ones are encrypted.
 #[derive(Clone, Default)]
 pub struct Keyring {
-    pub passphrase: Option<SecretString>,
+    /// Each is tried; new archives get the first.
+    pub passphrases: Vec<SecretString>,
     pub identities: Vec<x25519::Identity>,
     pub recipients: Vec<x25519::Recipient>,
     /// Why nothing is to be encrypted with it.
     pub refusal: Option<Error>,
 }
 
+/// Who can open a new archive.
+enum Readers<'a> {
+    Passphrase(&'a SecretString),
+    Recipients(Vec<x25519::Recipient>),
+}
+
 impl Keyring {
     pub fn of_passphrase(passphrase: SecretString) -> Self {
-        Keyring { passphrase: Some(passphrase), ..Keyring::default() }
+        Keyring { passphrases: vec![passphrase], ..Keyring::default() }
     }
 
-    /// Whether it could open anything.
-    fn opens(&self) -> bool {
-        self.passphrase.is_some() || !self.identities.is_empty()
-    }
-
-    /// To whom a new archive is encrypted: recipients, the own identities among them; else whoever has the passphrase.
-    fn readers(&self) -> Result<Vec<Box<dyn Recipient>>> {
-        let own = self.identities.iter().map(x25519::Identity::to_public);
-        let recipients = self.recipients.iter().cloned().chain(own);
-        let readers: Vec<Box<dyn Recipient>> = recipients.map(|recipient| Box::new(recipient) as _).collect();
+    /// Recipients where there are any: then passphrases and identities only open. Else whoever has the passphrase, else the identities.
+    fn readers(&self) -> Result<Readers<'_>> {
         if let Some(refusal) = &self.refusal {
             return Err(refusal.clone());
         }
-        match &self.passphrase {
-            Some(_) if !readers.is_empty() => {
-                let message = "An archive is encrypted either by a passphrase or to recipients, and both were given";
-                Err(Error::invalid(message, "Leave one of them out"))
-            }
-            Some(passphrase) => {
-                let mut recipient = scrypt::Recipient::new(passphrase.clone());
-                recipient.set_work_factor(WORK_FACTOR);
-                Ok(vec![Box::new(recipient)])
-            }
-            None if readers.is_empty() => Err(Error::new(
+        let recipients = match (self.recipients.is_empty(), self.passphrases.first()) {
+            (false, _) => self.recipients.clone(),
+            (true, Some(passphrase)) => return Ok(Readers::Passphrase(passphrase)),
+            (true, None) => self.identities.iter().map(x25519::Identity::to_public).collect(),
+        };
+        match recipients.len() {
+            0 => Err(Error::new(
                 Code::KeyNeeded,
                 "The backup is to be encrypted, and no key was given",
                 "Give a passphrase (`--passphrase-file`), recipients (`--recipient`) or identities (`--identity`)",
             )),
-            None if readers.len() > MOST_RECIPIENTS => Err(Error::invalid(
-                format!("The backup is to be encrypted to {} recipients", readers.len()),
-                format!("Give {MOST_RECIPIENTS} at most"),
-            )),
-            None => Ok(readers),
+            1..=MOST_RECIPIENTS => Ok(Readers::Recipients(recipients)),
+            many => {
+                let message = format!("The backup is to be encrypted to {many} recipients");
+                Err(Error::invalid(message, format!("Give {MOST_RECIPIENTS} at most")))
+            }
         }
     }
 
     /// For one new archive. With a passphrase this takes half a second.
     fn encryptor(&self) -> Result<Encryptor> {
-        let readers = self.readers()?;
-        Encryptor::with_recipients(readers.iter().map(|reader| reader.as_ref())).map_err(|cause| {
+        let encryptor = match self.readers()? {
+            Readers::Passphrase(passphrase) => {
+                let mut reader = scrypt::Recipient::new(passphrase.clone());
+                reader.set_work_factor(WORK_FACTOR);
+                Encryptor::with_recipients(std::iter::once(&reader as &dyn Recipient))
+            }
+            Readers::Recipients(readers) => {
+                Encryptor::with_recipients(readers.iter().map(|reader| reader as &dyn Recipient))
+            }
+        };
+        encryptor.map_err(|cause| {
             Error::invalid("The archive cannot be encrypted to these recipients", "Check them").with_cause(cause)
         })
     }
 
     /// The content of an age file of which `decryptor` has read the header.
     fn decrypt<R: std::io::Read>(&self, decryptor: Decryptor<R>) -> Result<age::stream::StreamReader<R>, DecryptError> {
-        let passphrase = self.passphrase.clone().map(|passphrase| {
-            let mut identity = scrypt::Identity::new(passphrase);
-            identity.set_max_work_factor(MOST_WORK_FACTOR);
-            identity
-        });
+        let passphrases = Passphrases(&self.passphrases);
         let identities = self.identities.iter().map(|identity| identity as &dyn Identity);
-        decryptor.decrypt(identities.chain(passphrase.iter().map(|identity| identity as &dyn Identity)))
+        decryptor.decrypt(identities.chain(std::iter::once(&passphrases as &dyn Identity)))
     }
 }
 
-/// A public key of age, which archives can be encrypted to.
+/// Tries one after the other.
+struct Passphrases<'a>(&'a [SecretString]);
+
+impl Identity for Passphrases<'_> {
+    fn unwrap_stanza(&self, stanza: &Stanza) -> Option<Result<FileKey, DecryptError>> {
+        let mut last = None;
+        for passphrase in self.0 {
+            let mut identity = scrypt::Identity::new(passphrase.clone());
+            identity.set_max_work_factor(MOST_WORK_FACTOR);
+            last = identity.unwrap_stanza(stanza);
+            if matches!(last, Some(Ok(_))) {
+                break;
+            }
+        }
+        last
+    }
+}
+
+/// A public key of age, which archives can be encrypted to. What is none is not quoted unless it looks like one: it may be a secret.
 pub fn parse_recipient(text: &str) -> Result<x25519::Recipient> {
     text.parse().map_err(|cause| {
         let remedy = "Give a public key of age, which begins with `age1`: `age-keygen -y FILE` tells it";
-        Error::new(Code::KeyInvalid, format!("`{text}` is no recipient"), remedy).with_cause(cause)
+        let what =
+            if is_shown(text) { format!("`{text}` is no recipient") } else { "What was given is no recipient".into() };
+        Error::new(Code::KeyInvalid, what, remedy).with_cause(cause)
     })
+}
+
+/// Whether what was given as a recipient may be told.
+pub fn is_shown(text: &str) -> bool {
+    text.starts_with("age1")
 }
 
 /// Nothing of a secret may get into a log.
@@ -146,9 +168,33 @@ impl Keys {
         self.ring()?.readers().map(drop)
     }
 
-    /// Whether there is one that could open anything.
-    pub fn open_something(&self) -> Result<bool> {
-        self.ring().map(|ring| ring.opens())
+    /// The public keys that new archives are encrypted to, sorted; none where they are encrypted by a passphrase.
+    pub fn recipients(&self) -> Result<Vec<String>> {
+        let ring = self.ring()?;
+        let mut recipients: Vec<String> = match ring.readers()? {
+            Readers::Passphrase(_) => Vec::new(),
+            Readers::Recipients(readers) => readers.iter().map(x25519::Recipient::to_string).collect(),
+        };
+        recipients.sort_unstable();
+        recipients.dedup();
+        Ok(recipients)
+    }
+
+    /// The key that new archives are encrypted with, where it is a passphrase, and no other.
+    pub fn passphrase(&self) -> Result<Option<Keys>> {
+        Ok(match self.ring()?.readers()? {
+            Readers::Passphrase(passphrase) => Some(Keys::of(Keyring::of_passphrase(passphrase.clone()))),
+            Readers::Recipients(_) => None,
+        })
+    }
+
+    /// Whether there is one that could open an archive that is locked like this.
+    pub fn fit(&self, lock: read::Lock) -> Result<bool> {
+        let ring = self.ring()?;
+        Ok(match lock {
+            read::Lock::Passphrase => !ring.passphrases.is_empty(),
+            read::Lock::Identity => !ring.identities.is_empty(),
+        })
     }
 }
 

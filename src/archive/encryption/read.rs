@@ -16,7 +16,7 @@ use super::{Keys, MAGIC};
 use crate::error::{Code, Error};
 
 /// A longer header is forged: one has some 100 bytes a recipient. The library takes time in the square of its length.
-const MAX_HEADER_BYTES: u64 = 64 * 1024;
+const MAX_HEADER_BYTES: u64 = 16 * 1024;
 /// age encrypts pieces of this size, each with a tag (age-encryption.org/v1, "Payload").
 const PIECE_BYTES: u64 = 64 * 1024;
 const TAG_BYTES: u64 = 16;
@@ -41,6 +41,22 @@ pub struct Decrypting {
     cut_at: Option<u64>,
 }
 
+/// What opens an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lock {
+    Passphrase,
+    Identity,
+}
+
+/// What opens the file, which is at its beginning; `None` where it is not encrypted, or does not begin as an age file does.
+pub fn lock_of(file: File) -> io::Result<Option<Lock>> {
+    if !is_encrypted(&file)? {
+        return Ok(None);
+    }
+    let decryptor = Decryptor::new(Shared::new(file)).ok();
+    Ok(decryptor.map(|decryptor| if decryptor.is_scrypt() { Lock::Passphrase } else { Lock::Identity }))
+}
+
 /// Whether the file at its beginning is encrypted; it is left there.
 pub fn is_encrypted(file: &File) -> io::Result<bool> {
     use std::os::unix::fs::FileExt;
@@ -55,16 +71,15 @@ pub fn is_encrypted(file: &File) -> io::Result<bool> {
 impl Decrypting {
     /// `file` is at its beginning, and has so many bytes.
     pub fn new(file: File, file_bytes: u64, keys: &Keys) -> Result<Self, Closed> {
-        let ring = keys.ring().map_err(Closed::Key)?;
-        if !ring.opens() {
-            return Err(Closed::Key(key_needed()));
-        }
         let file = Shared::new(file);
         let decryptor = Decryptor::new(file.clone()).map_err(closed)?;
-        let by_passphrase = decryptor.is_scrypt();
-        let content = ring.decrypt(decryptor).map_err(|cause| match cause {
+        let lock = if decryptor.is_scrypt() { Lock::Passphrase } else { Lock::Identity };
+        if !keys.fit(lock).map_err(Closed::Key)? {
+            return Err(Closed::Key(key_needed(lock)));
+        }
+        let content = keys.ring().map_err(Closed::Key)?.decrypt(decryptor).map_err(|cause| match cause {
             DecryptError::NoMatchingKeys | DecryptError::KeyDecryptionFailed | DecryptError::DecryptionFailed => {
-                Closed::Key(wrong_key(by_passphrase))
+                Closed::Key(wrong_key(lock))
             }
             cause => closed(cause),
         })?;
@@ -122,16 +137,28 @@ fn closed(cause: DecryptError) -> Closed {
     }
 }
 
-fn key_needed() -> Error {
-    let remedy = "Give its passphrase or identity: `--passphrase-file`, `--identity`, or `encryption` of the manager";
-    Error::new(Code::KeyNeeded, "The backup is encrypted, and there is no key to open it", remedy)
+fn key_needed(lock: Lock) -> Error {
+    let (message, remedy) = match lock {
+        Lock::Passphrase => (
+            "The backup is encrypted by a passphrase, and none is given",
+            "Give it: `--passphrase-file`, `backup.passphraseFile`, or `encryption.passphrase` of the manager",
+        ),
+        Lock::Identity => (
+            "The backup is encrypted to recipients, and no identity is given",
+            "Give the identity file of one of them: `--identity`, `backup.identityFile`, or `encryption.identityFile` of the manager",
+        ),
+    };
+    Error::new(Code::KeyNeeded, message, remedy)
 }
 
-fn wrong_key(by_passphrase: bool) -> Error {
-    let (message, remedy) = if by_passphrase {
-        ("The passphrase is not the one of this backup", "Give the passphrase that it was made with")
-    } else {
-        ("No identity that was given opens this backup", "Give the identity file of one of its recipients")
+fn wrong_key(lock: Lock) -> Error {
+    let (message, remedy) = match lock {
+        Lock::Passphrase => {
+            ("The passphrase is not the one of this backup", "Give the passphrase that it was made with")
+        }
+        Lock::Identity => {
+            ("No identity that was given opens this backup", "Give the identity file of one of its recipients")
+        }
     };
     Error::new(Code::KeyWrong, message, remedy)
 }
