@@ -31,10 +31,10 @@ const broken = {
   'is not executable': ['KG_READER_START', () => path.join(repository, 'README.md'), /could not be started/],
   'ends at once': ['KG_READER_START', () => script('echo out of memory >&2; exit 3'), /out of memory/],
   'is an older kg': ['KG_READER_VERSION', () => script('echo "error: unrecognized subcommand"'), /does not answer/],
-  'is another release': ['KG_READER_VERSION', () => script(`${GREETING(2, '0.0.1')}; cat > /dev/null`), /release 0\.0\.1/],
+  'is another release': ['KG_READER_VERSION', () => script(`${GREETING(3, '0.0.1')}; cat > /dev/null`), /release 0\.0\.1/],
   'speaks another protocol': ['KG_READER_VERSION', () => script(`${GREETING(9, version)}; cat > /dev/null`), /release/],
-  'dies at work': ['KG_READER_DIED', () => script(`${GREETING(2, version)}; head -c 5 > /dev/null; echo killed >&2; exit 9`), /killed/],
-  'talks nonsense': ['KG_READER_PROTOCOL', () => script(`${GREETING(2, version)}; head -c 5 > /dev/null; echo hello world`), /out of turn/],
+  'dies at work': ['KG_READER_DIED', () => script(`${GREETING(3, version)}; head -c 5 > /dev/null; echo killed >&2; exit 9`), /killed/],
+  'talks nonsense': ['KG_READER_PROTOCOL', () => script(`${GREETING(3, version)}; head -c 5 > /dev/null; echo hello world`), /out of turn/],
 };
 for (const [what, [code, kg, message]] of Object.entries(broken)) {
   test(`a reader that ${what} is ${code}, and nothing is left of the backup`, async () => {

@@ -220,11 +220,12 @@ mod tests {
         std::fs::create_dir(dir.path().join(STATE_DIR)).unwrap();
         let path = dir.path().join(STATE_DIR).join(CONFIG_FILE);
         let settings = || Settings::read(dir.path(), &mut Vec::new());
+        let unreadable = Settings { unreadable: true, ..Settings::default() };
         assert_eq!(settings(), Settings::default());
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert_eq!(settings(), Settings::default());
+        assert_eq!(settings(), unreadable);
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
-        assert_eq!(settings(), Settings::default());
+        assert_eq!(settings(), unreadable);
     }
 }
