@@ -18,7 +18,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 
-import { build, packages, root } from '../scripts/setup.mjs';
+import { prepare, root } from '../scripts/setup.mjs';
 import { CONTENDERS, available } from './contenders.mjs';
 
 const HELP = `npm run bench -- [options]
@@ -152,8 +152,7 @@ function machine() {
 mkdirSync(data, { recursive: true });
 if (values.sweep || !values.plots) {
   if (!values['no-build']) {
-    packages();
-    build();
+    await prepare();
   }
   const contenders = available(values.only?.split(','));
   if (contenders.length === 0) throw new Error('Nobody is left to measure');

@@ -10,10 +10,9 @@ import os from 'node:os';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
 
-import { build, packages, require, root } from './setup.mjs';
+import { prepare, require, root } from './setup.mjs';
 
-packages();
-build();
+await prepare();
 const Database = require('better-sqlite3');
 const { createBackupManager } = require('../index.js');
 

@@ -1,6 +1,6 @@
 // Makes a fresh clone ready: JavaScript packages, the native build, tools of the system. Safe to run again.
 
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, statSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import path from 'node:path';
@@ -8,14 +8,21 @@ import { fileURLToPath } from 'node:url';
 
 export const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '..');
 
-/** Runs a command in the repository, showing its output; ends this process where it fails. */
-export function must(command, ...args) {
-  const { status, error } = spawnSync(command, args, { cwd: root, stdio: 'inherit' });
-  if (error) console.error(`${command} could not be started: ${error.message}`);
-  if (status !== 0) {
-    console.error(`\n${[command, ...args].join(' ')} failed.`);
-    process.exit(1);
-  }
+const running = new Set();
+
+/** Runs a command in the repository, showing its output; ends this process, and what else runs, where it fails. */
+async function must(command, ...args) {
+  const child = spawn(command, args, { cwd: root, stdio: 'inherit' });
+  running.add(child);
+  const failure = await new Promise((resolve) => {
+    child.on('error', (error) => resolve(`could not be started: ${error.message}`));
+    child.on('close', (status) => resolve(status === 0 ? null : 'failed'));
+  });
+  running.delete(child);
+  if (failure === null) return;
+  for (const other of running) other.kill();
+  console.error(`\n${[command, ...args].join(' ')} ${failure}.`);
+  process.exit(1);
 }
 
 function changedAt(file) {
@@ -24,25 +31,30 @@ function changedAt(file) {
 }
 
 /** JavaScript packages as the lock file has them. better-sqlite3 is compiled where there is no binary of it. */
-export function packages() {
-  if (changedAt('node_modules/.package-lock.json') < changedAt('package-lock.json')) must('npm', 'ci', '--no-audit', '--no-fund');
+async function packages() {
+  if (changedAt('node_modules/.package-lock.json') < changedAt('package-lock.json')) await must('npm', 'ci', '--no-audit', '--no-fund');
   const works = spawnSync(process.execPath, ['-e', "new (require('better-sqlite3'))(':memory:')"], { cwd: root }).status === 0;
-  if (!works) must('npm', 'rebuild', 'better-sqlite3', '--foreground-scripts');
+  if (!works) await must('npm', 'rebuild', 'better-sqlite3', '--foreground-scripts');
 }
 
 /** The addon and `kg`. */
-export function build() {
-  must(process.execPath, path.join(root, 'scripts/build.mjs'));
+async function build() {
+  await must(process.execPath, path.join(root, 'scripts/build.mjs'));
+}
+
+/** Both at once: the one mostly waits for the network and for a single compiler. */
+export async function prepare() {
+  await Promise.all([packages(), build()]);
 }
 
 /** Programs that the tests compare with; installed where this is root on a Debian system, else named. */
-export function tools(needed) {
+export async function tools(needed) {
   const missing = Object.entries(needed).filter(([name]) => spawnSync('sh', ['-c', `command -v ${name}`]).status !== 0);
   if (missing.length === 0) return;
   const wanted = [...new Set(missing.map(([, debianPackage]) => debianPackage))];
   if (process.getuid?.() === 0 && existsSync('/usr/bin/apt-get')) {
-    must('apt-get', 'update', '-q');
-    must('apt-get', 'install', '-y', '-q', '--no-install-recommends', ...wanted);
+    await must('apt-get', 'update', '-q');
+    await must('apt-get', 'install', '-y', '-q', '--no-install-recommends', ...wanted);
   } else {
     console.error(`Please install: ${missing.map(([name]) => name).join(', ')} (Debian packages: ${wanted.join(' ')})`);
     process.exit(1);

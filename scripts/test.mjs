@@ -5,9 +5,9 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 
-import { build, packages, root, tools } from './setup.mjs';
+import { prepare, root, tools } from './setup.mjs';
 
-tools({
+await tools({
   age: 'age',
   chattr: 'e2fsprogs',
   flock: 'util-linux',
@@ -22,8 +22,7 @@ tools({
   unshare: 'util-linux',
   zstd: 'zstd',
 });
-packages();
-build();
+await prepare();
 
 const total = { passed: 0, failed: 0, skipped: 0 };
 const reports = mkdtempSync(path.join(os.tmpdir(), 'kg-reports-'));
