@@ -38,6 +38,9 @@ function own(key, name, options) {
   };
 }
 
+const AGE_IDENTITY = path.join(root, 'bench/age-identity');
+const AGE_RECIPIENT = 'age1rwr2hu4mw7evx8yy5986uxf3ectsaltyuhlplavf0gxukqxpndrq4p0anf';
+
 /** A tar of the copy through a compressor. */
 function pipeline(key, tool, compress, ending) {
   return {
@@ -83,9 +86,20 @@ const borg = {
 export const CONTENDERS = [
   own('ours', 'this project', {}),
   own('ours-zstd', 'this project, zstd', { compression: 'zstd' }),
+  own('ours-age', 'this project, encrypted', { encryption: { identityFile: AGE_IDENTITY } }),
   pipeline('gzip', 'gzip', 'gzip -6', 'tar.gz'),
   pipeline('pigz', 'pigz', 'pigz -6', 'tar.gz'),
   pipeline('zstd', 'zstd', 'zstd -3 -T0', 'tar.zst'),
+  {
+    key: 'pigz-age',
+    name: 'sqlite3 .backup, tar, pigz -6, age',
+    needs: ['sqlite3', 'tar', 'pigz', 'age'],
+    backup: `${TAKE_COPY}
+      tar -C $COPY -c . | pigz -6 -q | age -r ${AGE_RECIPIENT} > $STORE/$(date +%s%N).tar.gz.age
+      ${SYNC_STORE}`,
+    verify: `age -d -i ${AGE_IDENTITY} ${NEWEST} | pigz -q -t; sha256sum ${NEWEST}`,
+    restore: `age -d -i ${AGE_IDENTITY} ${NEWEST} | pigz -q -dc | tar -C $RESTORED -x; ${SYNC_RESTORED}`,
+  },
   {
     key: 'node-tar',
     name: 'better-sqlite3 backup(), npm tar',
