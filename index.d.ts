@@ -53,9 +53,9 @@ export interface BackupConfig {
   retentionDays: number;
   /** After each backup, keep only this many, from 1. The newest good one always stays, and pinned ones do not count. Default: no limit. */
   maxBackups: number;
-  /** Save `.kg/vectors/`, `.kg/vectors.db` and `.kg/reasoning-bank/` in full backups. Default: true. */
+  /** Save `.kg/vectors/`, `.kg/vectors.db` and `.kg/reasoning-bank/`; a snapshot never does. Default: true. */
   includeVectors: boolean;
-  /** Save `.kg/plugins/` in full backups. Default: true. */
+  /** Save `.kg/plugins/`; a snapshot never does. Default: true. */
   includePluginData: boolean;
   /**
    * Of the good backups, keep the newest of each of the last so many hours, days, ISO weeks, months and years (in UTC) that have one, and the
@@ -76,7 +76,7 @@ export interface BackupConfig {
    */
   strict: boolean;
   /**
-   * Files to leave out of full backups, as in a `.gitignore` at the project's root: `*.tmp`, `.kg/plugins/cache/`,
+   * Files to leave out, as in a `.gitignore` at the project's root: `*.tmp`, `.kg/plugins/cache/`,
    * `!keep.tmp`. They never apply to the graph database. Default: none.
    */
   excludePatterns: string[];
@@ -162,7 +162,7 @@ export declare class BackupManager {
    */
   createBackup(options?: CreateBackupOptions): Promise<CreatedBackup>;
 
-  /** All backups of `backupDir`, newest first; none where the directory does not exist. */
+  /** All backups of `backupDir`, those of other projects too, newest first, and last those that are dated ahead; none where the directory does not exist. */
   listBackups(): Promise<Backup[]>;
 
   /** @throws {KgError} `KG_BACKUP_NOT_FOUND` */
@@ -170,7 +170,7 @@ export declare class BackupManager {
 
   /**
    * The newest good backup, which is what `latest` and `latest.tar.gz` mean too: its source was not found damaged, all that it rests on is there,
-   * and it is not the safety backup of a repair. Where there is no such one, the newest.
+   * and it is not the safety backup of a repair. Where there is no such one, the newest. Of this project, where it has any in `backupDir`; the link is of all.
    *
    * @throws {KgError} `KG_NO_BACKUPS` where there is none
    */

@@ -130,6 +130,23 @@ describe('what is not saved is said, and refused with strict', () => {
     ]);
     expect((await asNobody('--strict')).status).toBe(4);
   });
+
+  test.runIf(process.getuid() === 0)('a file that an incremental backup cannot read is kept as it was in the one before', async () => {
+    const { root, backups, at } = setUp();
+    writeFileSync(at('secret'), 'then');
+    run('chown', ['-R', 'nobody', path.dirname(root)]);
+    run('chmod', ['755', path.dirname(root)]);
+    const asNobody = async (...args) => JSON.parse((await kg(['diag', 'backup', '--json', '--output', backups, ...args], { cwd: root, uid: 65534, gid: 65534 })).stdout);
+    await asNobody();
+    writeFileSync(at('secret'), 'now');
+    chmodSync(at('secret'), 0o000);
+    run('chown', ['root', at('secret')]);
+    const { id, type, warnings } = await asNobody('--type', 'incremental');
+    expect([type, warnings]).toEqual(['incremental', [{ code: 'KG_WARN_FILE_UNREADABLE', path: '.kg/secret', message: expect.stringContaining('kept as it was in the backup before') }]]);
+    const target = path.join(temporaryDirectory(), 'target');
+    expect((await kg(['diag', 'restore', '--file', id, '--backup-dir', backups, '--target', target], { cwd: root })).status).toBe(0);
+    expect(readFileSync(path.join(target, '.kg/secret'), 'utf8')).toBe('then');
+  });
 });
 
 describe('paths', () => {

@@ -119,6 +119,11 @@ impl Known {
         is_told && self.file(&record.path).is_some_and(|base| looks(base) && has_blocks(base))
     }
 
+    /// What a file is there that is no database.
+    pub fn plain_file(&self, path: &str) -> Option<&FileRecord> {
+        self.file(path).filter(|record| !record.database)
+    }
+
     /// The size of a file there.
     pub fn size(&self, path: &str) -> Option<u64> {
         self.file(path).map(|record| record.size)

@@ -31,10 +31,7 @@ impl Saving<'_> {
             Ok(opened) => opened,
             // Removed since it was found: it is not part of the project any more.
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(cause) => {
-                self.unreadable(source, &cause);
-                return Ok(());
-            }
+            Err(cause) => return self.unreadable(source, &cause),
         };
         if found.len() <= WHOLE_FILE_BYTES {
             self.whole_file(source, from)
@@ -49,10 +46,7 @@ impl Saving<'_> {
             let (content, before, after) = match read_whole(from) {
                 Ok(read) => read,
                 Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
-                Err(cause) => {
-                    self.unreadable(source, &cause);
-                    return Ok(());
-                }
+                Err(cause) => return self.unreadable(source, &cause),
             };
             let changed = has_changed(&before, &after) || content.len() as u64 != after.len();
             if changed && attempt < READ_ATTEMPTS {

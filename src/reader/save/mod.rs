@@ -162,10 +162,7 @@ impl Saving<'_> {
                 self.entry(source, &found, 0)
             }
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(cause) => {
-                self.unreadable(source, &cause);
-                Ok(())
-            }
+            Err(cause) => self.unreadable(source, &cause),
         }
     }
 
@@ -177,9 +174,15 @@ impl Saving<'_> {
         self.saved.integrity.messages.extend(messages.into_iter().map(|message| format!("{path}: {message}")));
     }
 
-    fn unreadable(&mut self, source: &Source, cause: &io::Error) {
-        let message = format!("{} could not be read and was left out: {cause}", source.path);
+    /// It is there, so an incremental backup does not take it for one that is no more: what the base has is better than nothing.
+    fn unreadable(&mut self, source: &Source, cause: &io::Error) -> Result<()> {
+        let kept = self.base.and_then(|base| base.plain_file(&source.path));
+        let what = if kept.is_some() { "is kept as it was in the backup before" } else { "was left out" };
+        let message = format!("{} could not be read and {what}: {cause}", source.path);
         self.saved.warnings.push(Warning::about(WarningCode::FileUnreadable, &source.path, message));
+        let Some(kept) = kept else { return Ok(()) };
+        let record = FileRecord { entry: source.entry.clone(), stored: Stored::Base, ..kept.clone() };
+        self.answers.message(Message::Unchanged { record })
     }
 
     fn super_journal(&mut self, source: &Source) {
