@@ -215,15 +215,9 @@ impl Walk<'_> {
                 let message = format!("{path} is the WAL or journal of a database that is gone, and was left out");
                 self.warn(WarningCode::FileUnreadable, &path, message);
             }
-            Ok(false) => self.add(path, absolute, component, Kind::File),
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
-            Err(cause) => {
-                self.warn(
-                    WarningCode::FileUnreadable,
-                    &path,
-                    format!("{path} could not be read and was left out: {cause}"),
-                );
-            }
+            // That it cannot be read is said by whoever is to save it.
+            Ok(false) | Err(_) => self.add(path, absolute, component, Kind::File),
         }
     }
 
