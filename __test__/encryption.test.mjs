@@ -422,20 +422,21 @@ describe('on the command line', () => {
 
   test('settings that cannot be used turn no encryption off', async () => {
     const { root, recipient } = setUp();
+    const dir = '../elsewhere';
     const file = path.join(root, '.kg/config.json');
     const backup = (...args) => kg(['diag', 'backup', ...args], { cwd: root });
     const set = (settings) => writeFileSync(file, typeof settings === 'string' ? settings : JSON.stringify({ backup: settings }));
     // Nothing was ever encrypted: a project that is damaged is to be saved.
     set('{');
     expect((await backup()).status).toBe(0);
-    set({ encrypt: true, recipients: [recipient] });
+    set({ dir, encrypt: true, recipients: [recipient] });
     expect((await backup()).stdout).toContain('.enc.tar.gz');
-    for (const settings of ['{', { encrypt: 'true', recipients: [recipient] }, { encrypt: true, recipients: [recipient, 'age1nobody'] }]) {
+    for (const settings of ['{', { dir, encrypt: 'true', recipients: [recipient] }, { encrypt: true, recipients: [recipient, 'age1nobody'] }]) {
       set(settings);
       expect(await backup()).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_INVALID]') });
       await expect(createBackupManager({ projectRoot: root }).createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID' });
       expect((await backup('--no-encrypt', '--json')).status).toBe(0);
-      expect((await backup('--recipient', recipient)).stdout).toContain('.enc.tar.gz');
+      expect((await backup('--recipient', recipient, '--output', path.join(root, dir))).stdout).toContain('.enc.tar.gz');
     }
     const { lastFailure } = JSON.parse((await kg(['diag', 'backup', '--status', '--json'], { cwd: root })).stdout);
     expect(lastFailure.error.code).toBe('KG_KEY_INVALID');

@@ -116,7 +116,7 @@ pub fn create_backup(
     let project = Project::open(root)?;
     Exclusion::new(project.root(), &options.exclude_patterns)?;
     store.assert_outside(&project)?;
-    store.assert_locked_as_meant()?;
+    store.assert_locked_as_meant(base::remembers_encrypted(&project))?;
     let recovered = Reader::tidy(launch, project.root(), options.lock_timeout, options.undo_retention_days, task)?;
     let lock = store.lock(options.lock_timeout, task)?;
     let store_warnings = store.sweep(&lock, task)?;

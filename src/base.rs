@@ -275,6 +275,12 @@ pub fn remember(project: &Project, backup: &Backup, manifest: &Manifest, hashes:
     }
 }
 
+/// Whether the newest backup that is remembered is encrypted, whatever store it is in.
+pub fn remembers_encrypted(project: &Project) -> bool {
+    let kept = fs::read_dir(project.root().join(STATE_DIR).join(CACHE)).into_iter().flatten().flatten();
+    kept.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().ends_with(KEPT_MANIFEST))
+}
+
 /// A line with its digest and that of the archive, then the manifest.
 fn keep_manifest(project: &Project, backup: &Backup, manifest: &Manifest) -> Result<()> {
     let path = kept_manifest_file(project, backup);

@@ -172,15 +172,16 @@ impl Store {
         self.encrypts == Encrypts::Yes
     }
 
-    /// Fails where a new archive could come to be read by whom it must not, or could not be encrypted.
-    pub fn assert_locked_as_meant(&self) -> Result<()> {
+    /// Fails where a new archive could come to be read by whom it must not, or could not be encrypted. `was_encrypted` says what is known of the
+    /// newest backup of the project otherwise: where the settings cannot be read, this may be another store.
+    pub fn assert_locked_as_meant(&self, was_encrypted: bool) -> Result<()> {
         match &self.encrypts {
             Encrypts::No => Ok(()),
             Encrypts::Yes => self.keys.assert_encrypting(),
             Encrypts::Unclear(error) => Err(error.clone()),
             Encrypts::AsBefore(error) => {
                 let newest = self.list()?.into_iter().find(|backup| self.is_own(backup));
-                if newest.is_some_and(|newest| newest.encrypted) { Err(error.clone()) } else { Ok(()) }
+                if was_encrypted || newest.is_some_and(|newest| newest.encrypted) { Err(error.clone()) } else { Ok(()) }
             }
         }
     }
