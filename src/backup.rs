@@ -25,9 +25,10 @@ use crate::{
         Component, Project,
         discover::{Scope, Selection},
         exclude::Exclusion,
+        give_to_owner,
     },
     reader::{
-        apply::{journal, undo::DEFAULT_RETENTION_DAYS},
+        apply::undo::DEFAULT_RETENTION_DAYS,
         client::{Answer, Launch, Reader, out_of_turn},
         protocol::{Message, PAGE_HASHES_FILE, SaveRequest, Saved},
     },
@@ -143,35 +144,35 @@ pub fn create_backup(
         saved => saved?,
     };
     backup.warnings.extend(warnings);
-    backup.warnings.extend(dated_ahead(store)?);
-    backup.warnings.extend(give_to_owner(store, &project, &backup));
-    let retention =
-        if options.retention.keeps_everything() { None } else { prune_after(store, &lock, &options, &mut backup) };
+    let listed = store.list()?;
+    backup.warnings.extend(dated_ahead(&listed));
+    backup.warnings.extend(give_all_to_owner(store, &project, &backup));
+    let retention = (!options.retention.keeps_everything())
+        .then(|| prune_after(store, &lock, options.retention, listed, &mut backup));
     Ok(Created { backup, reused_bytes, retention })
 }
 
 /// What root keeps in a project belongs to the project's owner, whose next backup would fail otherwise.
-fn give_to_owner(store: &Store, project: &Project, backup: &Backup) -> Option<Warning> {
+fn give_all_to_owner(store: &Store, project: &Project, backup: &Backup) -> Option<Warning> {
     if !store.is_inside(project) {
         return None;
     }
-    let mut failed =
-        store.files_of(backup).into_iter().filter_map(|file| journal::give_to_owner(project.root(), &file).err());
+    let mut failed = store.files_of(backup).into_iter().filter_map(|file| give_to_owner(project.root(), &file).err());
     failed.next().map(|error| Warning::new(WarningCode::Store, error.message))
 }
 
 /// A clock that was wrong once must not go unnoticed: what is dated ahead is the newest backup to whoever looks at names alone.
-fn dated_ahead(store: &Store) -> Result<Option<Warning>> {
+fn dated_ahead(listed: &[Backup]) -> Option<Warning> {
     let now = Timestamp::now();
-    let ahead: Vec<Backup> = store.list()?.into_iter().filter(|backup| backup.is_ahead(now)).collect();
-    let Some(first) = ahead.first() else { return Ok(None) };
+    let ahead: Vec<&Backup> = listed.iter().filter(|backup| backup.is_ahead(now)).collect();
+    let first = ahead.first()?;
     let more = if ahead.len() > 1 { format!(" (and {} more)", ahead.len() - 1) } else { String::new() };
     let message = format!(
         "{}{more} is dated ahead of now: a clock was wrong then, or is now. It counts as older than all others; delete it when you do not need \
          it (`kg diag backup --delete {}`)",
         first.id, first.id
     );
-    Ok(Some(Warning::new(WarningCode::Store, message)))
+    Some(Warning::new(WarningCode::Store, message))
 }
 
 /// Where one backup is made, and with what.
@@ -230,7 +231,7 @@ impl Run<'_> {
             assert_complete(&saved.warnings)?;
         }
         let hashes = new.scratch().join(PAGE_HASHES_FILE);
-        let recipients = if store.encrypts() { store.keys().recipients()? } else { Vec::new() };
+        let recipients = new.recipients()?;
         let (manifest, written) = archive.finish(|totals| {
             let mut manifest = describe(&new.id, at, options, totals, saved);
             manifest.project = Some(own);
@@ -312,22 +313,19 @@ fn assert_complete(warnings: &[Warning]) -> Result<()> {
 }
 
 /// The backup is there: what goes wrong with the old ones is a warning.
-fn prune_after(store: &Store, lock: &StoreLock, options: &BackupOptions, backup: &mut Backup) -> Option<PruneResult> {
-    let applied = retention::apply_after(store, lock, options.retention, backup);
-    let mut warn = |error: &Error| {
+fn prune_after(
+    store: &Store,
+    lock: &StoreLock,
+    policy: Policy,
+    listed: Vec<Backup>,
+    backup: &mut Backup,
+) -> PruneResult {
+    let result = retention::apply_after(store, lock, policy, listed, backup);
+    for error in result.decisions.iter().filter_map(|decision| decision.error.as_ref()) {
         let message = format!("An old backup could not be removed: {error}");
         backup.warnings.push(Warning::new(WarningCode::Store, message));
-    };
-    match applied {
-        Ok(result) => {
-            result.decisions.iter().filter_map(|decision| decision.error.as_ref()).for_each(warn);
-            Some(result)
-        }
-        Err(error) => {
-            warn(&error);
-            None
-        }
     }
+    result
 }
 
 fn save_request(root: PathBuf, scratch: &Path, options: &BackupOptions) -> SaveRequest {

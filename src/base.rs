@@ -18,16 +18,17 @@ use crate::{
         block::Compression,
         earlier::Earlier,
         encryption::Keys,
-        manifest::{BackupType, DIGEST_PREFIX, Manifest, hex},
+        manifest::{BackupType, DIGEST_PREFIX, Manifest},
         read::{Discard, MAX_TEXT_BYTES, read_archive, unreadable},
         seal::SealedFile,
     },
     chain, durable,
     error::{Code, Error, Result},
-    project::{Project, STATE_DIR},
-    reader::{apply::journal::give_to_owner, base::Base},
+    hex::hex,
+    project::{Project, STATE_DIR, give_to_owner},
+    reader::base::Base,
     sqlite::pages::PageFile,
-    store::{Backup, Store, is_id, manifest_beside},
+    store::{Backup, Store, described_beside, is_id, manifest_beside},
     task::{Cancel, Phase, Task},
 };
 
@@ -130,8 +131,7 @@ impl Chosen {
     pub fn assert_whole(&self, task: &Task) -> Result<()> {
         let mut before: Option<String> = None;
         for link in &self.links {
-            let manifest = manifest_beside(link).and_then(|json| Manifest::parse(&json, "its manifest").ok());
-            let manifest = manifest.filter(|manifest| manifest.based_on_checksum == before);
+            let manifest = described_beside(link).filter(|manifest| manifest.based_on_checksum == before);
             let archive = manifest.and_then(|manifest| manifest.archive);
             let is_whole = archive.as_ref().map(|archive| is_as_written(link, archive, &task.cancel));
             task.cancel.check()?;
@@ -186,7 +186,8 @@ pub fn prepare_known(store: &Store, project: &Project, scratch: &Path) -> Result
     let own = project.id();
     for backup in store.list()? {
         if take_cached(project, &backup, scratch) {
-            let manifest = if backup.encrypted { kept_manifest(project, &backup) } else { manifest_of(&backup) };
+            let manifest =
+                if backup.encrypted { kept_manifest(project, &backup) } else { described_beside(&backup.path) };
             let manifest = manifest.filter(|manifest| manifest.project.as_ref() == Some(&own));
             let written = manifest.map(|manifest| write(&manifest, false, scratch)).transpose()?;
             return Ok(written.map(|file| (file, backup.checksum)));
@@ -212,17 +213,13 @@ pub fn earlier(
         let is_alike = |manifest: &Manifest| {
             manifest.project.as_deref() == project && manifest.compression.as_ref() == Some(&name)
         };
-        let archive = manifest_of(&backup).filter(is_alike).and_then(|manifest| manifest.archive);
+        let archive = described_beside(&backup.path).filter(is_alike).and_then(|manifest| manifest.archive);
         // Without, it could not be told in one reading whether it is what was written.
         if let Some(archive) = archive.filter(|archive| archive.root.is_some()) {
             return Ok(Some(Earlier::new(&backup.path, archive, cancel)));
         }
     }
     Ok(None)
-}
-
-fn manifest_of(backup: &Backup) -> Option<Manifest> {
-    manifest_beside(&backup.path).and_then(|json| Manifest::parse(&json, &backup.id).ok())
 }
 
 /// The hashes are there.

@@ -22,7 +22,7 @@ use crate::{
     },
     error::{Code, Error, Result},
     sqlite::pages::{DatabaseHashes, PageFile, PageHashes},
-    store::{Store, manifest_beside},
+    store::{Store, described_beside, manifest_beside},
     task::{Phase, Task},
 };
 
@@ -67,9 +67,7 @@ fn walk(archive: &Path, keys: &Keys, task: &Task, mut visit: impl FnMut(Option<M
 
 /// The manifest beside an archive, or inside where there is none.
 fn manifest_of(archive: &Path, keys: &Keys, task: &Task) -> Result<Option<Manifest>> {
-    let name = archive.display().to_string();
-    let beside = manifest_beside(archive).and_then(|json| Manifest::parse(&json, &name).ok());
-    match beside {
+    match described_beside(archive) {
         Some(manifest) => Ok(Some(manifest)),
         None => Ok(read_archive(archive, keys, None, &mut Discard, task, Phase::Verifying)?.manifest),
     }

@@ -65,10 +65,8 @@ pub fn consolidate(
     // What was unpacked is there once: nothing can be made again without it.
     let earlier = earlier.filter(Earlier::is_as_written).map(Arc::new);
     let archive = ArchiveWriter::new(new.sink()?, compression, earlier)?;
-    let (mut described, id) = (state.manifest.clone(), new.id.clone());
-    described.recipients = if encrypts { store.keys().recipients()? } else { Vec::new() };
-    let state = Unpacked { manifest: described, ..state };
-    let (manifest, written) = write(archive, &id, compression, &state, &dir, task).map_err(no_room)?;
+    let recipients = new.recipients()?;
+    let (manifest, written) = write(archive, &new.id, compression, recipients, &state, &dir, task).map_err(no_room)?;
     assert_same(&state.manifest, &manifest)?;
     task.cancel.check()?;
     Ok(new.publish(manifest, written)?.0.with_warnings(warnings))
@@ -89,6 +87,7 @@ fn write(
     mut archive: ArchiveWriter,
     id: &str,
     compression: Compression,
+    recipients: Vec<String>,
     state: &Unpacked,
     dir: &Path,
     task: &Task,
@@ -116,11 +115,17 @@ fn write(
         // What is in the archive needs its room no longer.
         fs::remove_file(&path).map_err(|cause| Error::io("remove", &path, cause))?;
     }
-    archive.finish(|totals| describe(id, compression, &state.manifest, totals))
+    archive.finish(|totals| describe(id, compression, recipients, &state.manifest, totals))
 }
 
 /// The manifest of a full backup of what `incremental` describes.
-fn describe(id: &str, compression: Compression, incremental: &Manifest, totals: Totals) -> Manifest {
+fn describe(
+    id: &str,
+    compression: Compression,
+    recipients: Vec<String>,
+    incremental: &Manifest,
+    totals: Totals,
+) -> Manifest {
     Manifest {
         version: FORMAT_VERSION.to_string(),
         id: id.to_string(),
@@ -133,6 +138,7 @@ fn describe(id: &str, compression: Compression, incremental: &Manifest, totals: 
         deleted: Vec::new(),
         consolidated_from: Some(incremental.id.clone()),
         compression: compression.name(),
+        recipients,
         tool: Tool::this(),
         archive: None,
         ..incremental.clone()

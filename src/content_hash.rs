@@ -1,4 +1,4 @@
-//! The hash by which pages of databases and blocks of archives are known again: the first 16 bytes of their BLAKE3. And how digests are written.
+//! The hash by which pages of databases and blocks of archives are known again: the first 16 bytes of their BLAKE3.
 
 pub const HASH_BYTES: usize = 16;
 pub type ContentHash = [u8; HASH_BYTES];
@@ -7,9 +7,4 @@ pub fn content_hash(content: &[u8]) -> ContentHash {
     let mut hash = ContentHash::default();
     hash.copy_from_slice(&blake3::hash(content).as_bytes()[..HASH_BYTES]);
     hash
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -214,7 +214,7 @@ fn back_up(
 ) -> Result<SafetyBackup> {
     let store = match store {
         Some(store) => store.clone(),
-        None => automatic::store(&Reader::settings(launch, root)?.0, root, launch)?,
+        None => automatic::store(&Reader::settings(launch, root)?.0, root, None, launch)?,
     };
     let is_graph_alone = before.is_graph && actions.iter().all(|action| action.part == Part::Database);
     let options = BackupOptions {

@@ -248,10 +248,10 @@ fn own(store: &Store, backups: Vec<Backup>, warnings: &mut Vec<Warning>) -> Vec<
     own
 }
 
-/// Applies the policy after a backup, to those of its project, in a store that was swept.
-pub fn apply_after(store: &Store, lock: &StoreLock, policy: Policy, made: &Backup) -> Result<PruneResult> {
-    let backups = store.list()?.into_iter().filter(|backup| backup.project == made.project).collect();
-    Ok(apply(store, lock, backups, policy, Some(&made.id)))
+/// Applies the policy after a backup, to those of its project among all that are listed, in a store that was swept.
+pub fn apply_after(store: &Store, lock: &StoreLock, policy: Policy, listed: Vec<Backup>, made: &Backup) -> PruneResult {
+    let backups = listed.into_iter().filter(|backup| backup.project == made.project).collect();
+    apply(store, lock, backups, policy, Some(&made.id))
 }
 
 /// What cannot be removed is said in its decision; the others are removed all the same.

@@ -29,11 +29,16 @@ fn identity() -> (Keys, x25519::Recipient) {
     (Keys::of(Keyring { identities: vec![identity], ..Keyring::default() }), recipient)
 }
 
-fn backup(keys: &Keys) -> (TempDir, Backup) {
+fn project() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("project");
     fs::create_dir_all(root.join(".kg")).unwrap();
     fs::write(root.join(".kg/knowledge.db"), "").unwrap();
+    (dir, root)
+}
+
+fn backup(keys: &Keys) -> (TempDir, Backup) {
+    let (dir, root) = project();
     let store = Store::at(&dir.path().join("backups")).unwrap().with_keys(keys.clone()).encrypting(true);
     let made = create_backup(&root, &store, &Launch::Thread, &BackupOptions::default(), &Task::default()).unwrap();
     (dir, made.backup)
@@ -98,10 +103,7 @@ fn a_forged_header_takes_neither_memory_nor_time() {
 
 #[test]
 fn nothing_is_begun_where_nothing_can_be_encrypted() {
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().join("project");
-    fs::create_dir_all(root.join(".kg")).unwrap();
-    fs::write(root.join(".kg/knowledge.db"), "").unwrap();
+    let (dir, root) = project();
     let recipients = (0..129).map(|_| identity().1).collect();
     let many = Keyring { recipients, ..Keyring::default() };
     for (keys, code) in [(Keys::default(), Code::KeyNeeded), (Keys::of(many), Code::InvalidOption)] {

@@ -10,11 +10,12 @@ use sha2::{Digest, Sha256};
 use super::{
     block::{HEAD_BYTES, Head, WHOLE_HEAD_BYTES},
     decoder::append_from,
-    manifest::{ArchiveRecord, hex},
+    manifest::ArchiveRecord,
     seal::{Container, SealedFile},
 };
 use crate::{
     content_hash::{ContentHash, content_hash},
+    hex::hex,
     task::Cancel,
 };
 

@@ -4,11 +4,11 @@ use std::{collections::HashMap, os::unix::ffi::OsStrExt};
 
 use super::{
     decoder::Damage,
-    manifest::{CHECKSUMS_ENTRY, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Stored, checksums_text, hex},
+    manifest::{CHECKSUMS_ENTRY, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Stored, checksums_text},
     read::{Contents, Found, MAX_PROBLEMS, Problem, ProblemCode},
     seal::FileFacts,
 };
-use crate::project::names;
+use crate::{hex::hex, project::names};
 
 /// Damaged blocks, as one problem with the entries that they hold.
 pub fn damages(damages: &[Damage], contents: &mut Contents) {
@@ -61,11 +61,12 @@ pub fn beside(facts: &FileFacts, inside: Option<&Manifest>, beside: Option<&[u8]
         contents.problems.push(Problem::of_archive(ProblemCode::Archive, message));
     }
     if let Some(inside) = inside {
-        let inside = if facts.encrypted { inside.outside() } else { inside.clone() };
+        let outside = facts.encrypted.then(|| inside.outside());
+        let inside = outside.as_ref().unwrap_or(inside);
         // The one field that differs by its nature: see `Stats::compressed_size`.
         let expected = beside.stats.compressed_size == archive.size;
         beside.stats.compressed_size = inside.stats.compressed_size;
-        if !expected || inside != beside {
+        if !expected || *inside != beside {
             contents.problems.push(sidecar("The manifest beside the archive is not the one inside"));
         }
     }

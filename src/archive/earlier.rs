@@ -26,11 +26,12 @@ use sha2::{Digest, Sha256};
 use super::{
     as_written::{StoredBlock, StoredBlocks},
     block::{HEAD_BYTES, WHOLE_HEAD_BYTES},
-    manifest::{ArchiveRecord, DIGEST_PREFIX, hex},
+    manifest::{ArchiveRecord, DIGEST_PREFIX},
 };
 use crate::{
     content_hash::ContentHash,
     error::{Code, Error, Result},
+    hex::hex,
     task::Cancel,
 };
 

@@ -16,12 +16,13 @@ use sha2::{Digest, Sha256};
 use super::{
     block::{Compression, Content, Packer},
     earlier::{self, Earlier, Taken},
-    manifest::{ArchiveRecord, hex},
+    manifest::ArchiveRecord,
     seal::{Container, DIGEST_BYTES},
 };
 use crate::{
     content_hash::{ContentHash, content_hash},
     error::{Code, Error, Result},
+    hex::hex,
     parallel::{self, Submit, cores},
     task::POLL_INTERVAL,
 };

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use crate::content_hash::hex;
 use crate::{
     error::{Code, Error, Result, Warning},
     limits::bounded,

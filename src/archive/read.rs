@@ -23,11 +23,12 @@ use super::{
     decoder::Decoder,
     encryption::{Keys, read::Closed},
     entries::{self, Entries, Head},
-    manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest, Owner, hex},
+    manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest, Owner},
     seal::SealedFile,
 };
 use crate::{
     error::{Code, Error, Result},
+    hex::hex,
     task::{Phase, Task},
 };
 

@@ -15,12 +15,12 @@ use super::{
     encoder::{Encoder, Sink, Written},
     manifest::{
         CHECKSUMS_ENTRY, DIGEST_PREFIX, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Owner, Stored, checksums_text,
-        hex,
     },
     read::MAX_ENTRIES,
 };
 use crate::{
     error::{Code, Error, Result},
+    hex::hex,
     project::names,
 };
 

@@ -21,12 +21,13 @@ use crate::{
     archive::{
         delta,
         encryption::Keys,
-        manifest::{DIGEST_PREFIX, FileRecord, Manifest, Owner, Stored, hex},
+        manifest::{DIGEST_PREFIX, FileRecord, Manifest, Owner, Stored},
         pick::Pick,
         read::read_archive,
         unpack::Unpacking,
     },
     error::{Code, Error, Result},
+    hex::hex,
     store::manifest_beside,
     task::{Phase, Task},
 };

@@ -402,15 +402,14 @@ fn list(store: &Store, output: &Output) -> Result<()> {
     }
     output.line(format!("{:32} {:9} {:>9} {:20} {}", "ID", "TYPE", "SIZE", "MADE (UTC)", "DESCRIPTION"));
     for backup in backups {
-        // A line of a description must not look like a backup.
-        let description = backup.description.as_deref().unwrap_or("").replace(['\n', '\r'], " ");
+        let description = one_line(backup.description.as_deref().unwrap_or(""));
         let damaged = if backup.is_sound() { "" } else { "[source damaged] " };
         let encrypted = if backup.encrypted { "[encrypted] " } else { "" };
         let safety = if backup.safety_backup { "[safety backup] " } else { "" };
         let pinned = match backup.pinned.as_ref().map(|pin| &pin.reason) {
             None => String::new(),
             Some(None) => "[pinned] ".into(),
-            Some(Some(reason)) => format!("[pinned: {}] ", reason.replace(['\n', '\r'], " ")),
+            Some(Some(reason)) => format!("[pinned: {}] ", one_line(reason)),
         };
         output.line(format!(
             "{:32} {:9} {:>9} {:20} {encrypted}{safety}{damaged}{pinned}{description}",
@@ -421,6 +420,11 @@ fn list(store: &Store, output: &Output) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// What a person wrote, no line of which must look like a backup.
+fn one_line(text: &str) -> String {
+    text.replace(['\n', '\r'], " ")
 }
 
 fn status(root: &Path, store: &Store, settings: &Settings, warnings: &[Warning], output: &Output) -> Result<()> {

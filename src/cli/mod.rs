@@ -107,10 +107,7 @@ impl Common {
 
 /// The store that the arguments name, or the settings, or `.kg/backups`.
 fn store(output: Option<&PathBuf>, root: &Path, settings: &Settings) -> Result<Store> {
-    match output {
-        Some(dir) => Ok(automatic::for_project(Store::at(dir)?, settings, root, &Launch::Thread)),
-        None => automatic::store(settings, root, &Launch::Thread),
-    }
+    automatic::store(settings, root, output.map(PathBuf::as_path), &Launch::Thread)
 }
 
 /// Which backups stay.

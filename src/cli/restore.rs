@@ -17,7 +17,6 @@ use super::{
     working_dir,
 };
 use crate::{
-    archive::manifest::Manifest,
     backup::DEFAULT_LOCK_TIMEOUT,
     error::{Error, Result},
     project::{Component, Project, STATE_DIR},
@@ -27,7 +26,7 @@ use crate::{
     },
     restore::{RestoreOptions, RestoreResult, restore},
     settings::Settings,
-    store::manifest_beside,
+    store::described_beside,
     undo::{UndoOptions, UndoResult, undo_restore},
 };
 
@@ -130,8 +129,7 @@ fn assert_meant(root: &Path, archive: &Path) -> Result<()> {
     if working_dir()?.canonicalize().is_ok_and(|here| here == project.root()) {
         return Ok(());
     }
-    let beside = manifest_beside(archive).and_then(|json| Manifest::parse(&json, "its manifest").ok());
-    if beside.and_then(|manifest| manifest.project).is_some_and(|of| of == project.id()) {
+    if described_beside(archive).and_then(|manifest| manifest.project).is_some_and(|of| of == project.id()) {
         return Ok(());
     }
     let message = format!(

@@ -6,9 +6,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
-    archive::manifest::{BackupType, hex},
+    archive::manifest::BackupType,
     backup::Created,
     error::{Error, Result, Warning},
+    hex::hex,
     lock::host_name,
     project::Project,
     schedule::plan::Trigger,

@@ -25,7 +25,7 @@ use ureq::{
 };
 
 use super::event::Event;
-use crate::{archive::manifest::hex, task::Cancel};
+use crate::{hex::hex, task::Cancel};
 
 const USER_AGENT: &str = concat!("kg/", env!("CARGO_PKG_VERSION"));
 const CERTIFICATES_VARIABLE: &str = "SSL_CERT_FILE";

@@ -263,10 +263,7 @@ impl Checker {
             return self.backup_dir.as_deref().map(Store::at).transpose();
         };
         let (settings, _) = Reader::settings(&self.launch(), &root)?;
-        let store = match &self.backup_dir {
-            Some(dir) => automatic::for_project(Store::at(dir)?, &settings, &root, &self.launch()),
-            None => automatic::store(&settings, &root, &self.launch())?,
-        };
+        let store = automatic::store(&settings, &root, self.backup_dir.as_deref(), &self.launch())?;
         Ok(Some(match &self.encryption {
             Some(options) => store.with_keys(options.source().keys(&root, &self.launch())).encrypting(true),
             None => store,

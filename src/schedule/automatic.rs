@@ -46,20 +46,16 @@ pub fn wanted_kind(settings: &Settings) -> BackupType {
 
 /// When the newest backup was made that a run on schedule would have made.
 pub fn last_run(settings: &Settings, project: &Project) -> Result<Option<i64>> {
-    let store = store(settings, project.root(), &Launch::Thread)?;
+    let store = store(settings, project.root(), None, &Launch::Thread)?;
     Ok(kind::last_run(&own_backups(&store, project)?, wanted_kind(settings)))
 }
 
-/// Where the project keeps its backups, with the keys that it names.
-pub fn store(settings: &Settings, root: &Path, launch: &Launch) -> Result<Store> {
-    let dir = settings.dir(root).unwrap_or_else(|| Store::default_dir(root));
-    Ok(for_project(Store::at(&dir)?, settings, root, launch))
-}
-
-/// Another store for the project, which is encrypted where that one would be.
-pub fn for_project(store: Store, settings: &Settings, root: &Path, launch: &Launch) -> Store {
+/// Where the project keeps its backups, with the keys that it names. In another directory, where one is given, it is encrypted all the same.
+pub fn store(settings: &Settings, root: &Path, dir: Option<&Path>, launch: &Launch) -> Result<Store> {
+    let of_settings = || settings.dir(root).unwrap_or_else(|| Store::default_dir(root));
+    let store = Store::at(&dir.map_or_else(of_settings, Path::to_path_buf))?;
     let keys = KeySource::of_settings(settings, root).keys(root, launch);
-    store.for_project(root).with_keys(keys).as_set(encrypts(settings))
+    Ok(store.for_project(root).with_keys(keys).as_set(encrypts(settings)))
 }
 
 /// Whether new backups are encrypted. What nobody can read must not turn that off.

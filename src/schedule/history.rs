@@ -19,8 +19,7 @@ use crate::{
     durable,
     error::{Error, Result},
     lock,
-    project::Project,
-    reader::apply::journal::give_to_owner,
+    project::{Project, give_to_owner},
     task::Task,
 };
 

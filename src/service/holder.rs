@@ -20,8 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Code, Error, Result},
     lock::host_name,
-    project::Project,
-    reader::apply::journal::give_to_owner,
+    project::{Project, give_to_owner},
 };
 
 /// Below `.kg/`; no backup holds it.

@@ -13,8 +13,7 @@ use jiff::Timestamp;
 use crate::{
     durable,
     error::{Error, Result},
-    project::Project,
-    reader::apply::journal::give_to_owner,
+    project::{Project, give_to_owner},
 };
 
 /// Below `.kg/`; no backup holds it.

@@ -11,7 +11,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::content_hash::{ContentHash, HASH_BYTES, content_hash, hex};
+use crate::{
+    content_hash::{ContentHash, HASH_BYTES, content_hash},
+    hex::hex,
+};
 
 const DIGEST_BYTES: usize = 32;
 /// Of a file, how much is read at once; and how long its first line may be.

@@ -93,8 +93,8 @@ impl Store {
 
     /// Those of the project that this store is asked for; all of them where it has none.
     pub fn preferred(&self, backups: Vec<Backup>) -> Vec<Backup> {
-        let own: Vec<Backup> = backups.iter().filter(|backup| self.is_own(backup)).cloned().collect();
-        if own.is_empty() { backups } else { own }
+        let (own, others): (Vec<Backup>, Vec<Backup>) = backups.into_iter().partition(|backup| self.is_own(backup));
+        if own.is_empty() { others } else { own }
     }
 
     /// Whether a backup is of the project that this store is asked for; where it is asked for none, each is.
@@ -163,8 +163,8 @@ impl Store {
     pub(super) fn listed(&self, archive_name: &str) -> Option<Backup> {
         let path = self.dir.join(archive_name);
         let size = fs::metadata(&path).ok().filter(|found| found.is_file())?.len();
-        let json = manifest_beside(&path)?;
-        let backup = Backup::new(path, Manifest::parse(&json, archive_name).ok()?)?;
+        let manifest = described_beside(&path)?;
+        let backup = Backup::new(path, manifest)?;
         (backup.size == size && names::id_of_archive(archive_name).as_ref() == Some(&backup.id)).then_some(backup)
     }
 }
@@ -202,6 +202,11 @@ pub fn manifest_path(archive: &Path) -> PathBuf {
     let mut path = archive.as_os_str().to_os_string();
     path.push(MANIFEST_SUFFIX);
     path.into()
+}
+
+/// What the manifest beside an archive says, where there is one that can be read.
+pub fn described_beside(archive: &Path) -> Option<Manifest> {
+    Manifest::parse(&manifest_beside(archive)?, "the manifest beside the archive").ok()
 }
 
 /// The text of the manifest beside an archive, if there is one. What is no file, or too long for a manifest, has none.

@@ -31,18 +31,18 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
+use self::{
+    catalog::manifest_path,
+    names::{ENDINGS, LATEST, LOCK_FILE},
+};
 pub use self::{
-    catalog::manifest_beside,
+    catalog::{described_beside, manifest_beside},
     good::{broken_chains, good, newest_good},
     lock::StoreLock,
     names::is_id,
     pins::Pin,
     sink::ArchiveFile,
     write::NewBackup,
-};
-use self::{
-    catalog::manifest_path,
-    names::{ENDINGS, LATEST, LOCK_FILE},
 };
 use crate::{
     archive::{

@@ -94,6 +94,12 @@ mod tests {
     #[test]
     fn ids_and_archives_lead_to_each_other_and_nothing_else_does() {
         for stamp in ["20240115-020000", "20240115-020000-12"] {
+            for compression in [Compression::GZIP, Compression::ZSTD, Compression::None] {
+                for encrypted in [false, true] {
+                    let name = archive(stamp, compression, encrypted);
+                    assert_eq!((id_of_archive(&name), is_encrypted(&name)), (Some(id(stamp)), encrypted));
+                }
+            }
             for archive in archives_of_id(&id(stamp)) {
                 assert_eq!(id_of_archive(&archive), Some(id(stamp)));
             }

@@ -234,6 +234,11 @@ impl NewBackup<'_> {
         Ok(if self.encrypted { Box::new(Encrypting::new(file, &self.store.keys)?) } else { Box::new(file) })
     }
 
+    /// The public keys that it is encrypted to, for its manifest.
+    pub fn recipients(&self) -> Result<Vec<String>> {
+        if self.encrypted { self.store.keys.recipients() } else { Ok(Vec::new()) }
+    }
+
     /// A directory for copies of databases; removed with this.
     pub fn scratch(&self) -> &Path {
         match &self.scratch {
@@ -247,9 +252,11 @@ impl NewBackup<'_> {
     pub fn publish(self, manifest: Manifest, written: Written) -> Result<(Backup, Manifest)> {
         let name = self.archive.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let manifest = Manifest { encrypted: self.encrypted, ..beside(manifest, written.record(name)) };
-        let beside = if self.encrypted { manifest.outside() } else { manifest.clone() };
+        let outside = self.encrypted.then(|| manifest.outside());
         durable::publish(self.file, &self.archive)?;
-        if let Err(error) = durable::write(&manifest_path(&self.archive), &beside.to_json()) {
+        if let Err(error) =
+            durable::write(&manifest_path(&self.archive), &outside.as_ref().unwrap_or(&manifest).to_json())
+        {
             // Without its manifest the archive would be adopted by the next run, as a backup that was said to have failed.
             durable::remove(&self.archive)?;
             return Err(error);

@@ -15,8 +15,8 @@ use crate::{
     durable,
     error::{Code, Error, Result},
     hooks, lock,
-    project::Project,
-    reader::apply::{journal::give_to_owner, lock_against_restores},
+    project::{Project, give_to_owner},
+    reader::apply::lock_against_restores,
     settings::{
         keys::{Home, Key},
         read_text,

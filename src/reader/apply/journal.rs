@@ -6,7 +6,6 @@
 
 use std::{
     fs, io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -16,7 +15,7 @@ use super::undo::Record;
 use crate::{
     durable,
     error::{Code, Error, Result},
-    project::{STATE_DIR, UNDO_DIR, exclude::JOURNAL_FILE},
+    project::{STATE_DIR, UNDO_DIR, exclude::JOURNAL_FILE, give_to_owner},
 };
 
 /// All places are locations, see [`super::target`].
@@ -95,16 +94,6 @@ pub fn write(root: &Path, intent: &Intent) -> Result<()> {
     let json = serde_json::to_vec(intent).map_err(|cause| Error::io("write", &path, io::Error::other(cause)))?;
     durable::write(&path, &json)?;
     give_to_owner(root, &path)
-}
-
-/// A file of a project that root writes belongs to the project's owner, who may be the next to need it.
-pub fn give_to_owner(root: &Path, path: &Path) -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        return Ok(());
-    }
-    let given = fs::metadata(root.join(STATE_DIR))
-        .and_then(|owner| std::os::unix::fs::lchown(path, Some(owner.uid()), Some(owner.gid())));
-    given.map_err(|cause| Error::io("change the owner of", path, cause))
 }
 
 /// The journal of an interrupted restore.

@@ -7,11 +7,11 @@ use std::{fs, io, path::Path};
 use jiff::{SignedDuration, Timestamp, civil::DateTime, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 
-use super::journal::{MadeDir, give_to_owner};
+use super::journal::MadeDir;
 use crate::{
     durable,
     error::{Code, Error, Result},
-    project::{STATE_DIR, UNDO_DIR},
+    project::{STATE_DIR, UNDO_DIR, give_to_owner},
 };
 
 /// Of `undoRetentionDays`.

@@ -14,10 +14,11 @@ use super::{
 use crate::{
     archive::{
         delta,
-        manifest::{Blocks, Pages, Stored, hex},
+        manifest::{Blocks, Pages, Stored},
     },
     content_hash::ContentHash,
     error::{Code, Error, Result},
+    hex::hex,
     project::{Component, discover::Source},
     reader::{
         base::Known,

@@ -11,8 +11,9 @@ use sha2::{Digest, Sha256};
 
 use super::{Saving, record};
 use crate::{
-    archive::manifest::{FileRecord, Stored, hex},
+    archive::manifest::{FileRecord, Stored},
     error::{Error, Result},
+    hex::hex,
     project::discover::{Source, open_plain},
     reader::protocol::{DATA_CHUNK_BYTES, Message},
     task::Cancel,

@@ -25,8 +25,7 @@ use super::{Holder, Log, board::Board};
 use crate::{
     durable,
     error::{self, Error, Result},
-    project::Project,
-    reader::apply::journal::give_to_owner,
+    project::{Project, give_to_owner},
     settings::listen::Listen,
 };
 
