@@ -72,7 +72,7 @@ export interface BackupConfig {
   undoRetentionDays: number;
   /**
    * Reject with `KG_INCOMPLETE` where a backup would not hold the project as it is: a file that cannot be read or changed
-   * meanwhile, a link out of the project, a damaged database. Default: false, which reports them in `warnings`.
+   * meanwhile, a link out of the project, a damaged database, commits to another WAL. Default: false, which reports them in `warnings`.
    */
   strict: boolean;
   /**
@@ -242,7 +242,8 @@ export declare class BackupManager {
    *
    * With `overwrite`, what is replaced is kept in `safetyCopy` of the result. A sound database gets its new content through
    * SQLite, in one transaction: whoever has it open, this process too, keeps its connection and sees the new content. A
-   * damaged one, or one of another page size, is replaced as a file, which is refused while a process has it open.
+   * damaged one, or one of another page size, is replaced as a file, which is refused while a process has it open. Both are refused
+   * while a process commits to another WAL than the one next to the database.
    *
    * It is done as a whole or not at all: a failure puts everything back, and after a kill at any instant the next backup or
    * restore of the project puts everything back or completes it (`KG_WARN_RECOVERED`). No symbolic link is followed.
@@ -584,7 +585,9 @@ export interface Warning {
     | 'KG_WARN_RECOVERED'
     | 'KG_WARN_HOOK'
     | 'KG_WARN_VECTORS'
-    | 'KG_WARN_OTHER_PROJECT';
+    | 'KG_WARN_OTHER_PROJECT'
+    | 'KG_WARN_SAME_FILE'
+    | 'KG_WARN_WAL_NOT_IN_USE';
   message: string;
   /** What it is about, relative to the project, where that is one file. */
   path?: string;
@@ -700,7 +703,10 @@ export interface RestoreOptions extends LongCallOptions {
    * within a name, `**` crosses directories, and a directory's name takes all that is in it. Default: everything.
    */
   paths?: string[];
-  /** Replace a database that cannot be replaced through SQLite even while another process has it open. Default: false. */
+  /**
+   * Replace a database that cannot be replaced through SQLite even while another process has it open, or commits to another WAL.
+   * That process keeps the old file. Default: false.
+   */
   force?: boolean;
   /** Check everything that {@link BackupManager.verifyBackup} does, and report what would happen, without changing anything. Default: false. */
   dryRun?: boolean;
@@ -803,7 +809,8 @@ export declare class IntegrityChecker {
    * it is. Where there is nothing to repair, nothing is changed and no backup is made.
    *
    * @throws {KgError} `KG_NO_PROJECT` where pages of a database are damaged that belongs to no project, so that nothing could keep the damaged one;
-   * `KG_DATABASE_BUSY`; `KG_DATABASE_IN_USE` where a damaged database is open in this process or another one: close it first; and
+   * `KG_DATABASE_BUSY`; `KG_DATABASE_IN_USE` where a damaged database is open in this process or another one, or a process commits to another WAL than
+   * the one next to it: close it first; `KG_INVALID_OPTION` where the configured database lies outside the project and was not named; and
    * what {@link runChecks} and {@link BackupManager.createBackup} reject with
    */
   repair(issues: Pick<Issue, 'code'>[], options?: LongCallOptions): Promise<RepairResult>;
@@ -909,6 +916,8 @@ export type IssueCode =
   | 'KG_ISSUE_TRIGGER_MISSING'
   | 'KG_ISSUE_WAL_UNREADABLE'
   | 'KG_ISSUE_WAL_FOREIGN'
+  | 'KG_ISSUE_WAL_NOT_IN_USE'
+  | 'KG_ISSUE_DATABASE_OUTSIDE'
   | 'KG_ISSUE_NETWORK_FILE_SYSTEM'
   | 'KG_ISSUE_SQLITE_OLD'
   | 'KG_ISSUE_DATABASE_LINKED'

@@ -299,9 +299,10 @@ fn check_panicked() -> Error {
 
 /// Fails where something of the project is not in the backup as it is. A socket or device holds nothing to save.
 fn assert_complete(warnings: &[Warning]) -> Result<()> {
-    use WarningCode::{FileChanged, FileUnreadable, LinkOutside, SourceDamaged};
-    let is_less =
-        |warning: &&Warning| matches!(warning.code, FileChanged | FileUnreadable | LinkOutside | SourceDamaged);
+    use WarningCode::{FileChanged, FileUnreadable, LinkOutside, SourceDamaged, WalNotInUse};
+    let is_less = |warning: &&Warning| {
+        matches!(warning.code, FileChanged | FileUnreadable | LinkOutside | SourceDamaged | WalNotInUse)
+    };
     let lacking: Vec<&Warning> = warnings.iter().filter(is_less).collect();
     let Some(first) = lacking.first() else { return Ok(()) };
     let more = if lacking.len() > 1 { format!(", and {} more", lacking.len() - 1) } else { String::new() };

@@ -260,6 +260,12 @@ pub enum WarningCode {
     /// What was restored over a project is of another one, or of this one where it lay before.
     #[serde(rename = "KG_WARN_OTHER_PROJECT")]
     OtherProject,
+    /// A database has another name in the project; it is saved once.
+    #[serde(rename = "KG_WARN_SAME_FILE")]
+    SameFile,
+    /// A process commits to another WAL than the one next to a database, and those commits are not in the backup.
+    #[serde(rename = "KG_WARN_WAL_NOT_IN_USE")]
+    WalNotInUse,
 }
 
 impl WarningCode {
@@ -277,6 +283,8 @@ impl WarningCode {
         WarningCode::Hook,
         WarningCode::Vectors,
         WarningCode::OtherProject,
+        WarningCode::SameFile,
+        WarningCode::WalNotInUse,
     ];
 }
 

@@ -19,7 +19,7 @@ use crate::{
     error::{Code, Error, Result},
     integrity::{
         Checked, Report, SCRATCH_PREFIX, Scope,
-        issue::{Issue, Part, Severity},
+        issue::{Issue, IssueCode, Part, Severity},
         repair::{Action, Done, Salvage, Work, actions_for, failed, is_damage},
         subject::Subject,
     },
@@ -29,6 +29,7 @@ use crate::{
     },
     schedule::automatic,
     scratch::Scratch,
+    sqlite::wal_in_use::CLOSE_IT,
     store::Store,
     task::{Phase, Task},
     verify::duration_ms,
@@ -98,7 +99,7 @@ pub struct Repair {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ActionResult {
-    pub code: crate::integrity::issue::IssueCode,
+    pub code: IssueCode,
     pub component: Part,
     /// What was done, or was to be done.
     pub action: String,
@@ -143,6 +144,9 @@ pub fn repair(
 ) -> Result<Inspection> {
     let began = Instant::now();
     let before = inspect(subject, Scope::ALL, lock_timeout, launch, task)?;
+    if let Some(issue) = before.issues.iter().find(|issue| issue.code == IssueCode::WalNotInUse) {
+        return Err(Error::new(Code::DatabaseInUse, issue.message.clone(), CLOSE_IT));
+    }
     let is_meant = |issue: &&Issue| codes.is_none_or(|codes| codes.iter().any(|code| code == issue.code.as_str()));
     let meant: Vec<&Issue> = before.issues.iter().filter(is_meant).collect();
     let repairable: Vec<&Issue> = meant.iter().copied().filter(|issue| issue.repairable).collect();

@@ -28,6 +28,34 @@ export async function startWriter(database) {
   };
 }
 
+/**
+ * Starts support/host.mjs and waits until it has the database open. `tell(sql)` resolves to its rows. With `through`, a command
+ * line that ends by running what follows it.
+ */
+export async function startHost(database, { through = [] } = {}) {
+  const [command, ...args] = [...through, process.execPath, path.join(here, 'host.mjs'), database];
+  const child = spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'] });
+  onTestFinished(() => child.kill('SIGKILL'));
+  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+  await lines.next();
+  return {
+    pid: child.pid,
+    async tell(sql) {
+      child.stdin.write(`${JSON.stringify(sql)}\n`);
+      const { value } = await lines.next();
+      return JSON.parse(value);
+    },
+    async stop() {
+      child.stdin.end();
+      await once(child, 'exit');
+    },
+    async kill() {
+      child.kill('SIGKILL');
+      await once(child, 'exit');
+    },
+  };
+}
+
 /** Runs a command and returns what it printed. */
 export function run(command, args, options = {}) {
   return execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], ...options });

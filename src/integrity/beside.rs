@@ -16,6 +16,7 @@ use crate::{
     sqlite::{
         files::{MAGIC, WAL_HEADER_BYTES, WAL_MAGIC, companion},
         header::HEADER_BYTES,
+        wal_in_use,
     },
     task::Cancel,
 };
@@ -30,9 +31,16 @@ const WAL_VERSION: u8 = 2;
 const LET_SQLITE: &str = "Stop what uses the database, move the -wal and -shm away, and look at what is missing; or restore \
                           the newest good backup";
 
+/// What to do about a process that commits to another WAL.
+const REOPEN: &str = "Copy what that process holds while it runs (`VACUUM INTO` on its own connection), then restart it with this \
+                      path: the next commit is seen here";
+
 pub fn check(database: &Path, named: &Named, cancel: &Cancel) -> Vec<Issue> {
     let mut issues = Vec::new();
     issues.extend(wal(database, named, cancel));
+    issues.extend(
+        wal_in_use::find(database).map(|found| named.issue(IssueCode::WalNotInUse, found.says(&named.path), REOPEN)),
+    );
     if let Ok(found) = fs::metadata(database)
         && found.nlink() > 1
     {

@@ -61,6 +61,10 @@ issue_codes! {
     WalUnreadable = "KG_ISSUE_WAL_UNREADABLE", Error;
     /// A WAL that does not belong to the database beside it.
     WalForeign = "KG_ISSUE_WAL_FOREIGN", Error;
+    /// A process commits to another WAL than the one next to the database.
+    WalNotInUse = "KG_ISSUE_WAL_NOT_IN_USE", Error;
+    /// The configured database lies outside the project, perhaps in another one.
+    DatabaseOutside = "KG_ISSUE_DATABASE_OUTSIDE", Error;
     /// The database lies where file locks may not work.
     NetworkFileSystem = "KG_ISSUE_NETWORK_FILE_SYSTEM", Warning;
     /// It was written by a SQLite that can corrupt a database in WAL mode.

@@ -39,6 +39,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags, config::DbConfig};
 use serde::{Deserialize, Serialize};
 
+pub use self::vectors::DATABASE as VECTOR_DATABASE;
 use self::{
     issue::{Issue, IssueCode, Part},
     subject::{Resolved, Subject},

@@ -12,13 +12,13 @@ use super::{
 use crate::{
     error::{Code, Error, Result},
     integrity::{
-        Check, Gauge, Report, check,
+        Check, Gauge, Report, VECTOR_DATABASE, check,
         issue::Part,
         repair::{Done, Work, perform},
         subject::{Resolved, Subject},
     },
     project::STATE_DIR,
-    sqlite::private,
+    sqlite::{private, wal_in_use},
     task::Cancel,
 };
 
@@ -60,8 +60,15 @@ pub fn repair(request: &RepairRequest) -> Result<Vec<Done>> {
         Some(project) => Some(lock_and_recover(project.root(), lock_timeout, &mut Vec::new())?),
         None => keep_restores_out(&request.subject, lock_timeout, &Cancel::default())?,
     };
+    let Resolved { database, project, .. } = request.subject.resolve()?;
+    let vectors = project.map(|project| project.state_dir().join(VECTOR_DATABASE));
+    for database in [Some(&database), vectors.as_ref()].into_iter().flatten() {
+        if let Some(elsewhere) = wal_in_use::find(database) {
+            return Err(elsewhere.refusal(database));
+        }
+    }
     if let Some(to) = &request.safety_copy {
-        private::keep(&request.subject.resolve()?.database, to, lock_timeout)?;
+        private::keep(&database, to, lock_timeout)?;
     }
     let salvaging =
         |resolved: &Resolved, database: &Path, part: Part| salvage::salvage(resolved, database, part, lock_timeout);

@@ -2,7 +2,7 @@
 //!
 //! [`snapshot`] takes the pages of a database at one commit beside any number of writers, and [`pieces`] reads them. [`aside`] copies a database
 //! with its WAL or journal to where SQLite can recover it, or to save a damaged one as it is. [`in_use`] tells which
-//! process has a database open. [`replace`] puts new content into a database that others have open. [`private`] copies one
+//! process has a database open, and [`wal_in_use`] whether its users write to the WAL next to it. [`replace`] puts new content into a database that others have open. [`private`] copies one
 //! commit for checks that take their time. [`check`] asks SQLite whether a database is sound, and [`fulltext`] spares it what
 //! can be told faster. [`header`], [`btree`] and [`record`] read what is in a page, [`shape`] tells what the rows of a table are, and [`erase`] leaves
 //! out what nothing refers to.
@@ -23,6 +23,7 @@ pub mod record;
 pub mod replace;
 pub mod shape;
 pub mod snapshot;
+pub mod wal_in_use;
 
 use std::{path::Path, time::Duration};
 

@@ -2,7 +2,11 @@
 //!
 //! Everything that could refuse is asked here, and nothing is changed.
 
-use std::{collections::HashSet, fs, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+    time::Duration,
+};
 
 use nix::fcntl::OFlag;
 
@@ -18,8 +22,9 @@ use crate::{
     project::{STATE_DIR, UNDO_DIR},
     sqlite::{
         files::{COMPANIONS, MAGIC},
-        in_use::{self, Claim},
+        in_use::{self, Claim, name_of},
         replace,
+        wal_in_use::{self, Elsewhere},
     },
 };
 
@@ -46,8 +51,15 @@ pub struct Plan {
 }
 
 pub fn plan(target: &Target, placements: &Placements<'_>, conditions: &Conditions<'_>) -> Result<Plan> {
+    let elsewhere = used_elsewhere(target, placements)?;
+    if let Some((location, found)) = elsewhere.iter().next().filter(|_| !conditions.force) {
+        let error = found.refusal(&target.absolute(location));
+        let remedy =
+            format!("{}; `force` (`--force`) replaces the file, and leaves that process the old one", error.remedy);
+        return Err(Error { remedy, ..error });
+    }
     let owners = placements.files.iter().map(|placement| placement.to.as_str()).collect();
-    let mut planning = Planning { target, conditions, owners, plan: Plan::new(), gone: HashSet::new() };
+    let mut planning = Planning { target, conditions, owners, elsewhere, plan: Plan::new(), gone: HashSet::new() };
     for placement in &placements.files {
         planning.file(placement)?;
     }
@@ -79,6 +91,8 @@ struct Planning<'a> {
     conditions: &'a Conditions<'a>,
     /// Locations of everything that is placed.
     owners: HashSet<&'a str>,
+    /// Locations of databases whose users commit to another WAL.
+    elsewhere: BTreeMap<&'a str, Elsewhere>,
     plan: Plan,
     /// Locations that are empty once the moves so far are made.
     gone: HashSet<String>,
@@ -131,6 +145,10 @@ impl Planning<'_> {
     /// Whether a sound database is there that can get the new content through SQLite.
     fn is_live(&self, place: &Place, placement: &Placement<'_>) -> Result<bool> {
         let Some(from) = placement.from.as_ref().filter(|_| placement.is_database) else { return Ok(false) };
+        // The WAL that its users write to is not of what SQLite would write to the file: they keep the old file.
+        if self.elsewhere.contains_key(placement.to.as_str()) {
+            return Ok(false);
+        }
         // One that this user may not write can only be replaced as a file.
         if place.open(OFlag::O_RDWR, 0).is_err() {
             return Ok(false);
@@ -239,6 +257,19 @@ fn is_below(location: &str, dir: &str) -> bool {
     location.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
+/// The databases, by their locations, whose users commit to another WAL than the one next to them.
+fn used_elsewhere<'a>(target: &Target, placements: &'a Placements<'_>) -> Result<BTreeMap<&'a str, Elsewhere>> {
+    let mut places = Vec::new();
+    for placement in placements.files.iter().filter(|placement| placement.is_database) {
+        if let Some(place) = target.place(&placement.to)? {
+            places.push((placement.to.as_str(), place.path()));
+        }
+    }
+    let paths: Vec<&Path> = places.iter().map(|(_, path)| path.as_path()).collect();
+    let found = wal_in_use::find_all(&paths).into_iter();
+    Ok(found.filter_map(|(number, found)| Some((places.get(number)?.0, found))).collect())
+}
+
 /// Suffixes of a file and of what belongs to it.
 fn parts(is_database: bool) -> &'static [&'static str] {
     if is_database { &["", COMPANIONS[0], COMPANIONS[1], COMPANIONS[2]] } else { &[""] }
@@ -274,17 +305,9 @@ pub fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
             format!(
                 "{} cannot be replaced through SQLite, and is open in {}; what that process writes would be lost",
                 path.display(),
-                name(process)
+                name_of(process)
             ),
             "Close it there or stop that process, then run it again; `force` (`--force`) replaces it all the same",
         )),
-    }
-}
-
-/// A process as a person knows it.
-fn name(process: i32) -> String {
-    match fs::read_to_string(format!("/proc/{process}/comm")) {
-        Ok(command) => format!("process {process} ({})", command.trim()),
-        Err(_) => format!("process {process}"),
     }
 }

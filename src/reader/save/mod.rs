@@ -12,6 +12,7 @@ use std::{
     fs::{self, File, Metadata},
     io::{self, BufWriter},
     os::unix::fs::MetadataExt,
+    path::Path,
     time::Duration,
 };
 
@@ -35,6 +36,7 @@ use crate::{
         files::names_super_journal,
         pages::PageFile,
         snapshot::{self, Conditions, Taken},
+        wal_in_use,
     },
     task::Cancel,
 };
@@ -46,6 +48,7 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
     let _no_restore = lock_against_restores(&project.state_dir(), lock_timeout, cancel)?;
     let mut warnings = Vec::new();
     let sources = discover(&project, &request.selection, &mut warnings)?;
+    warnings.extend(committed_elsewhere(&sources));
     let mut planned = Vec::new();
     let mut bytes_total = 0;
     for source in sources {
@@ -106,6 +109,17 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
         saving.saved.integrity.full_text = false;
     }
     Ok(saving.saved)
+}
+
+/// Databases whose users commit to other files than those that are saved.
+fn committed_elsewhere(sources: &[Source]) -> Vec<Warning> {
+    let databases: Vec<&Source> = sources.iter().filter(|source| source.is_database()).collect();
+    let paths: Vec<&Path> = databases.iter().map(|source| source.absolute.as_path()).collect();
+    let found = wal_in_use::find_all(&paths).into_iter();
+    let found = found.filter_map(|(number, found)| Some((databases.get(number)?, found)));
+    found
+        .map(|(source, found)| Warning::about(WarningCode::WalNotInUse, &source.path, found.says(&source.path)))
+        .collect()
 }
 
 fn take(source: &Source, request: &SaveRequest, cancel: &Cancel) -> Result<Taken> {

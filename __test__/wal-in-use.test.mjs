@@ -1,0 +1,296 @@
+// A process that commits to another WAL than the one next to the database: that is told, and nothing is written over it.
+
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { copyFileSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+
+import { createBackupManager, IntegrityChecker } from '@weavelogic/knowledge-graph-agent';
+import Database from 'better-sqlite3';
+import { describe, expect, onTestFinished, test } from 'vitest';
+
+import { kg, kgPath, run, startHost } from './support/processes.mjs';
+import { fillDatabase, fingerprint, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+
+const isRoot = process.getuid() === 0;
+const ADD = (name) => `INSERT INTO metadata VALUES ('${name}', 'committed')`;
+const names = (database) => withDatabase(database, (db) => db.prepare('SELECT key FROM metadata ORDER BY key').pluck().all());
+
+/** A project with a backup in a store of its own. */
+async function saved() {
+  const project = makeProject({ nodes: 300 });
+  expect(await kg(['diag', 'backup', '--project', project.root, '--output', project.backups])).toMatchObject({ status: 0 });
+  return project;
+}
+
+const remove = (database, ...suffixes) => suffixes.forEach((suffix) => rmSync(database + suffix));
+
+/** What makes a live host commit to elsewhere. Each returns the host, which has the database open. */
+const WAYS = {
+  'whose WAL and its index were deleted': async ({ database }) => {
+    const host = await startHost(database);
+    await host.tell(ADD('before'));
+    remove(database, '-wal', '-shm');
+    return host;
+  },
+  'whose WAL alone was deleted': async ({ database }) => {
+    const host = await startHost(database);
+    await host.tell(ADD('before'));
+    remove(database, '-wal');
+    return host;
+  },
+  'whose WAL was deleted before its first commit': async ({ database }) => {
+    const host = await startHost(database);
+    await host.tell('SELECT count(*) FROM nodes');
+    remove(database, '-wal');
+    return host;
+  },
+  'whose WAL was replaced by another one': async ({ database }) => {
+    const host = await startHost(database);
+    await host.tell(ADD('before'));
+    const other = path.join(temporaryDirectory(), 'other.db');
+    fillDatabase(other, { nodes: 1 });
+    const source = await startHost(other);
+    for (let n = 0; n < 20; n += 1) await source.tell(ADD(`other ${n}`));
+    copyFileSync(`${other}-wal`, `${database}-new`);
+    renameSync(`${database}-new`, `${database}-wal`);
+    return host;
+  },
+  'whose WAL was deleted, and another process has made a new one': async ({ database }) => {
+    const host = await startHost(database);
+    await host.tell(ADD('before'));
+    remove(database, '-wal', '-shm');
+    const second = await startHost(database);
+    await second.tell('SELECT count(*) FROM nodes');
+    return host;
+  },
+  'that has another hard link open': async ({ database }) => {
+    const other = path.join(temporaryDirectory(), 'other.db');
+    linkSync(database, other);
+    return startHost(other);
+  },
+  'over whose database another file was renamed': async ({ database }) => {
+    const host = await startHost(database);
+    await host.tell(ADD('before'));
+    fillDatabase(`${database}-new`, { nodes: 300 });
+    renameSync(`${database}-new`, database);
+    return host;
+  },
+  'whose database was moved away, and another one put in its place': async ({ root, database }) => {
+    const host = await startHost(database);
+    await host.tell(ADD('before'));
+    mkdirSync(path.join(root, 'old'));
+    renameSync(database, path.join(root, 'old/knowledge.db'));
+    fillDatabase(`${database}-new`, { nodes: 300 });
+    renameSync(`${database}-new`, database);
+    return host;
+  },
+  'whose database, WAL and index were replaced': async ({ database }) => {
+    const host = await startHost(database);
+    await host.tell(ADD('before'));
+    remove(database, '', '-wal', '-shm');
+    fillDatabase(database, { nodes: 300 });
+    return host;
+  },
+};
+
+/** Everything that looks or writes, of a project whose host commits to elsewhere. */
+async function expectTold({ root, database, backups }, holder) {
+  const backup = await kg(['diag', 'backup', '--project', root, '--output', path.join(root, '../other'), '--json']);
+  const { warnings } = JSON.parse(backup.stdout);
+  const [warning] = warnings.filter(({ code }) => code === 'KG_WARN_WAL_NOT_IN_USE');
+  expect(warning).toMatchObject({ path: '.kg/knowledge.db', message: expect.stringContaining(holder) });
+  const strict = await kg(['diag', 'backup', '--strict', '--project', root, '--output', path.join(root, '../strict')]);
+  expect(strict.status).not.toBe(0);
+  expect(strict.stderr).toContain('KG_INCOMPLETE');
+
+  for (const args of [['health'], ['health', '--check-db'], ['integrity']]) {
+    const { status, stdout } = await kg(['diag', ...args, '--project', root, '--json']);
+    expect([args, status]).toEqual([args, 3]);
+    const [issue] = JSON.parse(stdout).issues.filter(({ code }) => code === 'KG_ISSUE_WAL_NOT_IN_USE');
+    expect(issue).toMatchObject({ severity: 'error', message: expect.stringContaining(holder) });
+    expect(issue.message).toContain('WAL');
+  }
+
+  const before = fingerprint(root);
+  const restore = ['diag', 'restore', '--project', root, '--file', path.join(backups, 'latest.tar.gz'), '--yes'];
+  for (const args of [restore, [...restore, '--dry-run'], [...restore, '--db-only'], ['diag', 'repair', '--auto', '--project', root]]) {
+    const { status, stderr } = await kg(args);
+    expect([args, status, stderr]).toEqual([args, 3, expect.stringContaining('KG_DATABASE_IN_USE')]);
+    expect(stderr).toContain(holder);
+  }
+  expect(fingerprint(root)).toEqual(before);
+  expect(statSync(database).isFile()).toBe(true);
+}
+
+describe('a process', () => {
+  for (const [way, arrange] of Object.entries(WAYS)) {
+    test(`${way} is named, and neither a restore nor a repair writes over it`, async () => {
+      const project = await saved();
+      const host = await arrange(project);
+      await host.tell(ADD('after'));
+      await expectTold(project, `process ${host.pid} (node)`);
+      // It goes on with what it has.
+      expect(await host.tell("SELECT value FROM metadata WHERE key = 'after'")).toEqual([{ value: 'committed' }]);
+      await host.kill();
+      expect(await kg(['diag', 'restore', '--project', project.root, '--file', path.join(project.backups, 'latest.tar.gz'), '--yes'])).toMatchObject({
+        status: 0,
+      });
+      expect(names(project.database)).toEqual([]);
+      const { stdout } = await kg(['diag', 'health', '--project', project.root, '--json']);
+      expect(stdout).not.toContain('KG_ISSUE_WAL_NOT_IN_USE');
+    });
+  }
+
+  test('in rollback mode, whose database was replaced, is named', async () => {
+    const project = await saved();
+    withDatabase(project.database, (db) => db.pragma('journal_mode = delete'));
+    const host = await startHost(project.database);
+    remove(project.database, '');
+    fillDatabase(project.database, { nodes: 300 });
+    await expectTold(project, `process ${host.pid} (node)`);
+  });
+
+  test.skipIf(!isRoot)('in another mount namespace that has the file alone is named', async () => {
+    const project = await saved();
+    const elsewhere = temporaryDirectory();
+    const mounted = path.join(elsewhere, 'app.db');
+    writeFileSync(mounted, '');
+    const mount = ['unshare', '-m', 'sh', '-c', 'mount --bind "$0" "$1" && shift && exec "$@"', project.database, mounted];
+    const host = await startHost(mounted, { through: mount });
+    await host.tell(ADD('in the container'));
+    await expectTold(project, `process ${host.pid} (node)`);
+    await host.stop();
+  });
+
+  test.skipIf(!isRoot)('that cannot be seen from here is one in another container, perhaps', async () => {
+    const project = await saved();
+    const host = await startHost(project.database);
+    await host.tell(ADD('before'));
+    remove(project.database, '-wal', '-shm');
+    // A namespace of processes of its own, in which the host does not exist.
+    const kgArgs = ['diag', 'health', '--project', project.root, '--json'];
+    const inside = spawn('unshare', ['-m', '-p', '-f', '--mount-proc', kgPath, ...kgArgs]);
+    let said = '';
+    inside.stdout.on('data', (text) => (said += text));
+    await once(inside, 'close');
+    expect(said).toContain('KG_ISSUE_WAL_NOT_IN_USE');
+    expect(said).toContain('another container');
+  });
+});
+
+test('the API says so too', async () => {
+  const project = await saved();
+  const host = await startHost(project.database);
+  await host.tell(ADD('before'));
+  remove(project.database, '-wal', '-shm');
+  const manager = createBackupManager({ projectRoot: project.root, backupDir: project.backups });
+  await expect(manager.createBackup({ strict: true })).rejects.toMatchObject({ code: 'KG_INCOMPLETE' });
+  await expect(manager.restore({ backupId: 'latest', overwrite: true })).rejects.toMatchObject({ code: 'KG_DATABASE_IN_USE' });
+  await expect(new IntegrityChecker(project.root).runChecks({ repairMode: true })).rejects.toMatchObject({ code: 'KG_DATABASE_IN_USE' });
+});
+
+test('a restore that is forced replaces the file, and leaves the process what it has', async () => {
+  const project = await saved();
+  const host = await startHost(project.database);
+  await host.tell(ADD('before'));
+  remove(project.database, '-wal', '-shm');
+  const restore = ['diag', 'restore', '--project', project.root, '--file', path.join(project.backups, 'latest.tar.gz'), '--yes', '--force'];
+  expect(await kg(restore)).toMatchObject({ status: 0 });
+  await host.tell(ADD('after'));
+  await host.tell('PRAGMA wal_checkpoint(TRUNCATE)');
+  expect(await host.tell('SELECT key FROM metadata ORDER BY key')).toEqual([{ key: 'after' }, { key: 'before' }]);
+  expect(names(project.database)).toEqual([]);
+  expect(run('sqlite3', [project.database, 'PRAGMA integrity_check'])).toBe('ok\n');
+});
+
+describe('there is no alarm', () => {
+  const said = async (root) => {
+    const backup = kg(['diag', 'backup', '--strict', '--project', root, '--output', path.join(root, '../other')]);
+    const second = kg(['diag', 'backup', '--strict', '--project', root, '--output', path.join(root, '../second')]);
+    const health = kg(['diag', 'health', '--project', root]);
+    const all = await Promise.all([backup, second, health]);
+    expect(all.map(({ status }) => status)).toEqual([0, 0, 0]);
+    return all.map(({ stdout, stderr }) => stdout + stderr).join('');
+  };
+  const none = (text) => expect(text).not.toMatch(/WAL_NOT_IN_USE|SAME_FILE/);
+
+  test('of a live host, beside two backups and a check', async () => {
+    const { root, database } = makeProject();
+    const host = await startHost(database);
+    await host.tell(ADD('before'));
+    none(await said(root));
+  });
+
+  test('of a host that checkpoints and begins its WAL again', async () => {
+    const { root, database } = makeProject();
+    const host = await startHost(database);
+    for (const mode of ['PASSIVE', 'RESTART', 'TRUNCATE']) {
+      await host.tell(ADD(mode));
+      await host.tell(`PRAGMA wal_checkpoint(${mode})`);
+      none(await said(root));
+      await host.tell(ADD(`${mode} again`));
+      none(await said(root));
+    }
+  });
+
+  test('of a host in rollback mode, in the middle of reading', async () => {
+    const { root, database } = makeProject({ journalMode: 'delete' });
+    const host = await startHost(database);
+    await host.tell('BEGIN');
+    await host.tell('SELECT count(*) FROM nodes');
+    none(await said(root));
+  });
+
+  test('of a host that read its own database as a file, and has lost its lock', async () => {
+    const { root, database } = makeProject();
+    const db = new Database(database);
+    onTestFinished(() => db.close());
+    db.exec(ADD('before'));
+    for (const suffix of ['', '-shm']) {
+      readFileSync(database + suffix);
+      none(await said(root));
+    }
+  });
+
+  test('of a host that opens and closes its database all the time', async () => {
+    const { root, database } = makeProject();
+    const script = `
+import sqlite3, sys
+print("ready", flush=True)
+while True:
+    c = sqlite3.connect(sys.argv[1], timeout=30); c.execute("insert or replace into metadata values ('n', 1)"); c.commit(); c.close()`;
+    const child = spawn('python3', ['-c', script, database], { stdio: ['ignore', 'pipe', 'inherit'] });
+    onTestFinished(() => child.kill('SIGKILL'));
+    await once(child.stdout, 'data');
+    for (let n = 0; n < 3; n += 1) none(await said(root));
+  });
+
+  test('of a child that inherited descriptors of a database whose WAL is gone', async () => {
+    const { root, database } = makeProject();
+    const script = `
+import os, sqlite3, sys
+c = sqlite3.connect(sys.argv[1]); c.execute("insert or replace into metadata values ('n', 1)"); c.commit()
+if os.fork() == 0:
+    sys.stdin.read(); os._exit(0)
+c.close()
+print("ready", flush=True); os.wait()`;
+    const child = spawn('python3', ['-c', script, database], { stdio: ['pipe', 'pipe', 'inherit'] });
+    onTestFinished(() => child.stdin.end());
+    await once(child.stdout, 'data');
+    none(await said(root));
+  });
+
+  test('of a host that is gone and has left its WAL', async () => {
+    const { root, database } = makeProject();
+    const host = await startHost(database);
+    await host.tell(ADD('before'));
+    await host.kill();
+    expect(statSync(`${database}-wal`).size).toBeGreaterThan(0);
+    none(await said(root));
+    // Cut, as nobody uses it any more: that is damage, and another issue.
+    truncateSync(`${database}-wal`, 100);
+    const { stdout } = await kg(['diag', 'health', '--project', root]);
+    expect(stdout).not.toContain('WAL_NOT_IN_USE');
+  });
+});

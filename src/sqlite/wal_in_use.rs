@@ -1,0 +1,291 @@
+//! Whether the WAL next to a database is the one that its users write to.
+//!
+//! SQLite finds the WAL by the name of the database, and its locks by the inode. So a process can have the same database
+//! open and commit to another WAL: the WAL was deleted while the process had it open, the process opened another name of the
+//! file (a hard link, or a bind mount of the file alone), or the file was replaced by another one. What such a process commits
+//! is not in the files at this path, and writing to them damages its database.
+//!
+//! Every connection in WAL mode holds a shared lock on the database and one on a byte of its `-shm` for as long as it is open
+//! (<https://sqlite.org/walformat.html#wal_locks>). A process that holds the first lock and does not have this `-shm` open uses
+//! another one. `/proc` shows which files a process has open, and which of them were deleted.
+//!
+//! Call this before a connection to the database is open in this process: closing a plain descriptor drops its locks.
+//!
+//! Not guaranteed: a process that has the database open only now and then holds no lock in between. The files that a process
+//! of another user or container has open cannot be seen; of those only the locks tell.
+
+use std::{
+    collections::HashSet,
+    ffi::OsString,
+    fs::{self, File, Metadata},
+    io::Read,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileExt, MetadataExt},
+    },
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, flock},
+};
+
+use super::{
+    files::{COMPANIONS, LOCK_BYTE, WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, companion},
+    header::Header,
+    in_use::name_of,
+};
+use crate::error::{Code, Error};
+
+/// Where the shared locks are on a database, and the lock that every user of a `-shm` holds on it.
+const SHARED: (u64, i64) = (LOCK_BYTE + 2, 510);
+const DEAD_MAN_SWITCH: (u64, i64) = (128, 1);
+/// What a suspicion must outlast: a connection that opens or closes holds only one of its locks for a moment.
+const LOOKS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(10);
+/// What the kernel adds to the path of an open file that has no name any more.
+const DELETED: &[u8] = b" (deleted)";
+/// Of an index of a WAL: its header, of which a copy follows (<https://sqlite.org/walformat.html#the_wal_index_header>).
+const INDEX_HEADER_BYTES: usize = 48;
+
+/// What helps before a database is changed.
+pub const CLOSE_IT: &str = "Nothing was changed; let that process close the database, or stop it, then run it again";
+
+/// A process whose commits are not in the files at the path of a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// 0 if the system does not name it.
+    process: i32,
+    how: How,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// It has the same file open, with another WAL.
+    OtherWal,
+    /// It has a WAL open that was deleted or replaced.
+    WalGone,
+    /// It has a file open that was deleted or replaced.
+    Replaced,
+}
+
+impl Elsewhere {
+    /// A sentence about the database that messages call `shown`, without its full stop.
+    pub fn says(&self, shown: &str) -> String {
+        let process = name_of(self.process);
+        match self.how {
+            How::OtherWal => format!(
+                "{shown} is open in {process} with another WAL than {shown}-wal, because that was deleted or the process opened \
+                 another name of the file: what it commits is not in the files here"
+            ),
+            How::WalGone => format!(
+                "{shown}-wal is not the WAL that {process} writes to, which was deleted or replaced: what it commits is not in \
+                 the files here"
+            ),
+            How::Replaced => format!(
+                "{shown} was deleted or replaced while {process} had it open: that process goes on with the old file and its \
+                 WAL, and what it commits is not in the files here"
+            ),
+        }
+    }
+
+    /// Why the database at `path` is not written.
+    pub fn refusal(&self, path: &Path) -> Error {
+        Error::new(
+            Code::DatabaseInUse,
+            format!(
+                "{}; a change here would damage its database or be lost to it",
+                self.says(&path.display().to_string())
+            ),
+            CLOSE_IT,
+        )
+    }
+}
+
+/// What is found of one database.
+pub fn find(database: &Path) -> Option<Elsewhere> {
+    find_all(&[database]).pop().map(|(_, found)| found)
+}
+
+/// The databases of these whose users commit to somewhere else, by their numbers.
+pub fn find_all(databases: &[&Path]) -> Vec<(usize, Elsewhere)> {
+    let mut suspected = look(databases, 0..databases.len());
+    for _ in 1..LOOKS {
+        if suspected.is_empty() {
+            break;
+        }
+        thread::sleep(PAUSE);
+        let again = look(databases, suspected.iter().map(|(number, _)| *number));
+        suspected.retain(|seen| again.contains(seen));
+    }
+    suspected
+}
+
+fn look(databases: &[&Path], numbers: impl Iterator<Item = usize>) -> Vec<(usize, Elsewhere)> {
+    let numbered: Vec<(usize, &Path)> = numbers.filter_map(|number| Some((number, *databases.get(number)?))).collect();
+    let mut seen: Vec<(usize, Elsewhere)> =
+        numbered.iter().filter_map(|(number, database)| Some((*number, by_locks(database)?))).collect();
+    let left = numbered.into_iter().filter(|(number, _)| seen.iter().all(|(known, _)| known != number));
+    let by_name = by_open_files(&left.collect::<Vec<_>>());
+    seen.extend(by_name);
+    seen
+}
+
+/// What the locks on the files at the path tell.
+fn by_locks(database: &Path) -> Option<Elsewhere> {
+    let main = File::open(database).ok();
+    let index = File::open(companion(database, COMPANIONS[1])).ok();
+    let is_wal = main.as_ref().and_then(|main| Header::read_at(main, 0)).is_some_and(|header| header.is_wal);
+    let shared = main.as_ref().and_then(|main| holder(main, SHARED));
+    let indexed = index.as_ref().and_then(|index| holder(index, DEAD_MAN_SWITCH));
+    if let Some(user) = shared.filter(|user| is_wal && user.is_shared) {
+        let uses_index = match open_files(user.process) {
+            Some(open) => index.as_ref().is_some_and(|index| identity(index).is_some_and(|of| open.contains(&of))),
+            None => indexed.is_some(),
+        };
+        if !uses_index {
+            return Some(Elsewhere { process: user.process, how: How::OtherWal });
+        }
+    }
+    let (index, user) = (index?, indexed?);
+    if shared.is_none() {
+        // A process that opened and closed the database beside SQLite has lost that lock, and has the file open.
+        let open = open_files(user.process)?;
+        let has_it = main.as_ref().and_then(identity).is_some_and(|of| open.contains(&of));
+        return (!has_it).then_some(Elsewhere { process: user.process, how: How::Replaced });
+    }
+    let is_other = is_of_another_wal(&index, &companion(database, COMPANIONS[0]));
+    is_other.then_some(Elsewhere { process: user.process, how: How::WalGone })
+}
+
+/// A lock that another process holds.
+#[derive(Clone, Copy)]
+struct Held {
+    /// 0 if the system does not name it.
+    process: i32,
+    is_shared: bool,
+}
+
+/// The first lock of another process in that range. A file system without locks has none.
+fn holder(file: &File, (start, length): (u64, i64)) -> Option<Held> {
+    let mut lock =
+        flock { l_type: F_WRLCK as i16, l_whence: SEEK_SET as i16, l_start: start as i64, l_len: length, l_pid: 0 };
+    fcntl(file, FcntlArg::F_GETLK(&mut lock)).ok()?;
+    let is_held = i32::from(lock.l_type) != F_UNLCK as i32;
+    is_held.then(|| Held { process: lock.l_pid.max(0), is_shared: i32::from(lock.l_type) == F_RDLCK as i32 })
+}
+
+type Identity = (u64, u64);
+
+fn identity(file: &File) -> Option<Identity> {
+    file.metadata().ok().map(|found| identity_of(&found))
+}
+
+fn identity_of(found: &Metadata) -> Identity {
+    (found.dev(), found.ino())
+}
+
+/// The files that a process has open; `None` if this process may not see them.
+fn open_files(process: i32) -> Option<HashSet<Identity>> {
+    let descriptors = descriptors(process).filter(|_| process > 0)?;
+    // Pipes and sockets have no path. Some file systems make whoever asks for a file wait.
+    let is_file = |path: &PathBuf| fs::read_link(path).is_ok_and(|to| to.is_absolute());
+    let found = descriptors.into_iter().filter(is_file).filter_map(|path| fs::metadata(path).ok());
+    Some(found.map(|found| identity_of(&found)).collect())
+}
+
+fn descriptors(process: i32) -> Option<Vec<PathBuf>> {
+    let entries = fs::read_dir(format!("/proc/{process}/fd")).ok()?;
+    Some(entries.flatten().map(|entry| entry.path()).collect())
+}
+
+/// Whether an index that is in use counts frames that the WAL at the path does not have. While the index is written, no.
+fn is_of_another_wal(index: &File, wal: &Path) -> bool {
+    let mut bytes = [0; 2 * INDEX_HEADER_BYTES];
+    if index.read_exact_at(&mut bytes, 0).is_err() {
+        return false;
+    }
+    let (header, copy) = bytes.split_at(INDEX_HEADER_BYTES);
+    let (page_bytes, frames) = (u16::from_ne_bytes([header[14], header[15]]), &header[16..20]);
+    let page_bytes = if page_bytes == 1 { 65_536 } else { u64::from(page_bytes) };
+    let frames = frames.try_into().map_or(0, u32::from_ne_bytes);
+    if header != copy || frames == 0 {
+        return false;
+    }
+    let needed = WAL_HEADER_BYTES as u64 + u64::from(frames) * (WAL_FRAME_HEADER_BYTES as u64 + page_bytes);
+    let mut start = [0; WAL_HEADER_BYTES];
+    let read = File::open(wal).and_then(|mut file| {
+        file.read_exact(&mut start)?;
+        file.metadata()
+    });
+    // The salts change with each beginning of the WAL; the index has a copy of them.
+    read.map_or(true, |found| found.len() < needed || start[16..24] != header[32..40])
+}
+
+/// Processes that have a file of that path open although it was deleted, and that use it with SQLite.
+fn by_open_files(databases: &[(usize, &Path)]) -> Vec<(usize, Elsewhere)> {
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let own = (std::process::id() as i32, mount_namespace("self"));
+    let mut seen = Vec::new();
+    for process in processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
+        // A path means the same file only in the same namespace.
+        if process == own.0 || mount_namespace(&process.to_string()) != own.1 {
+            continue;
+        }
+        let open: Vec<(PathBuf, OsString)> = descriptors(process)
+            .into_iter()
+            .flatten()
+            .filter_map(|at| fs::read_link(&at).ok().map(|to| (at, to.into_os_string())))
+            .collect();
+        for (number, database) in databases {
+            if let Some(how) = uses_deleted(database, &open) {
+                seen.push((*number, Elsewhere { process, how }));
+            }
+        }
+    }
+    seen.sort_by_key(|(number, found)| (*number, found.process));
+    seen.dedup_by_key(|(number, _)| *number);
+    seen
+}
+
+fn mount_namespace(process: &str) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{process}/ns/mnt")).ok()
+}
+
+/// Which file of a database a process uses that was deleted, given its descriptors and what they lead to.
+///
+/// A child process inherits descriptors without the locks. SQLite deletes a WAL itself, so one that no lock goes with may
+/// be inherited; a database it never deletes.
+fn uses_deleted(database: &Path, open: &[(PathBuf, OsString)]) -> Option<How> {
+    let named = |suffix: &str| {
+        let name = companion(database, suffix).into_os_string();
+        open.iter().filter_map(move |(at, to)| {
+            let to = to.as_bytes();
+            let is_deleted = to.ends_with(DELETED);
+            let to = if is_deleted { &to[..to.len() - DELETED.len()] } else { to };
+            (to == name.as_bytes()).then_some((at, is_deleted))
+        })
+    };
+    if named("").any(|(at, is_deleted)| is_deleted && may_write(at)) {
+        return Some(How::Replaced);
+    }
+    let [wal, index, _] = COMPANIONS;
+    let has_deleted = named(wal).chain(named(index)).any(|(_, is_deleted)| is_deleted);
+    let has_lock = || named("").chain(named(index)).any(|(at, _)| info(at).contains("POSIX"));
+    (has_deleted && has_lock()).then_some(How::WalGone)
+}
+
+/// What the kernel tells of a descriptor: how it was opened, and the locks of its process on the file.
+fn info(descriptor: &Path) -> String {
+    let path = descriptor.to_string_lossy().replacen("/fd/", "/fdinfo/", 1);
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn may_write(descriptor: &Path) -> bool {
+    let info = info(descriptor);
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).is_some_and(|flags| flags & 3 != 0)
+}
