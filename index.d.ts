@@ -461,6 +461,11 @@ export interface Backup {
   integrity: SourceIntegrity;
   /** What did not stop the backup but should be seen. In lists, none of an encrypted one. */
   warnings: Warning[];
+  /**
+   * Present if the backup does not hold all of the project as it was: a file or directory could not be read or changed meanwhile, or a link leads out
+   * of the project. The warnings of `createBackup` name what. What `excludePatterns` leaves out does not count.
+   */
+  incomplete?: true;
   /** Present where only a key opens it. */
   encrypted?: true;
   /** The backup that an incremental one rests on. */
@@ -587,7 +592,11 @@ export interface Warning {
     | 'KG_WARN_VECTORS'
     | 'KG_WARN_OTHER_PROJECT'
     | 'KG_WARN_SAME_FILE'
-    | 'KG_WARN_WAL_NOT_IN_USE';
+    | 'KG_WARN_WAL_NOT_IN_USE'
+    | 'KG_WARN_PASSED_OVER'
+    | 'KG_WARN_INCOMPLETE'
+    | 'KG_WARN_STORE_EMPTIED'
+    | 'KG_WARN_EXCLUDE';
   message: string;
   /** What it is about, relative to the project, where that is one file. */
   path?: string;
@@ -602,6 +611,8 @@ export interface CheckReport {
   path: string;
   /** The manifest inside the archive; absent where it could not be read. */
   manifest?: Manifest;
+  /** `KG_WARN_PASSED_OVER` if `latest` was asked for and means an older backup than the newest. */
+  warnings: Warning[];
   /** Bytes of the archive. */
   size: number;
   /** Of the archive as it is, 64 hexadecimal digits. */
@@ -943,6 +954,8 @@ export type IssueCode =
   | 'KG_ISSUE_BACKUP_CHAIN'
   | 'KG_ISSUE_BACKUP_UNLISTED'
   | 'KG_ISSUE_BACKUP_DIR'
+  | 'KG_ISSUE_BACKUP_PASSED_OVER'
+  | 'KG_ISSUE_BACKUP_INCOMPLETE'
   | 'KG_ISSUE_BACKUP_FAILED'
   | 'KG_ISSUE_SERVICE_STOPPED'
   | 'KG_ISSUE_DISK_SPACE';

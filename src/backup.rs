@@ -299,10 +299,7 @@ fn check_panicked() -> Error {
 
 /// Fails where something of the project is not in the backup as it is. A socket or device holds nothing to save.
 fn assert_complete(warnings: &[Warning]) -> Result<()> {
-    use WarningCode::{FileChanged, FileUnreadable, LinkOutside, SourceDamaged, WalNotInUse};
-    let is_less = |warning: &&Warning| {
-        matches!(warning.code, FileChanged | FileUnreadable | LinkOutside | SourceDamaged | WalNotInUse)
-    };
+    let is_less = |warning: &&Warning| warning.code.means_incomplete() || warning.code == WarningCode::SourceDamaged;
     let lacking: Vec<&Warning> = warnings.iter().filter(is_less).collect();
     let Some(first) = lacking.first() else { return Ok(()) };
     let more = if lacking.len() > 1 { format!(", and {} more", lacking.len() - 1) } else { String::new() };
@@ -485,6 +482,7 @@ fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, sa
         checksums: checksums(&totals),
         files: totals.files,
         integrity: saved.integrity,
+        incomplete: saved.warnings.iter().any(|warning| warning.code.means_incomplete()),
         warnings: saved.warnings,
         based_on: None,
         based_on_checksum: None,

@@ -266,6 +266,18 @@ pub enum WarningCode {
     /// A process commits to another WAL than the one next to a database, and those commits are not in the backup.
     #[serde(rename = "KG_WARN_WAL_NOT_IN_USE")]
     WalNotInUse,
+    /// `latest` passed over newer backups, or what is left of them.
+    #[serde(rename = "KG_WARN_PASSED_OVER")]
+    PassedOver,
+    /// The backup that was restored does not hold all of its project.
+    #[serde(rename = "KG_WARN_INCOMPLETE")]
+    Incomplete,
+    /// The store held backups of this project at the last run, and holds none now.
+    #[serde(rename = "KG_WARN_STORE_EMPTIED")]
+    StoreEmptied,
+    /// A pattern of `excludePatterns` left nothing out.
+    #[serde(rename = "KG_WARN_EXCLUDE")]
+    Exclude,
 }
 
 impl WarningCode {
@@ -285,7 +297,22 @@ impl WarningCode {
         WarningCode::OtherProject,
         WarningCode::SameFile,
         WarningCode::WalNotInUse,
+        WarningCode::PassedOver,
+        WarningCode::Incomplete,
+        WarningCode::StoreEmptied,
+        WarningCode::Exclude,
     ];
+
+    /// Whether a backup with this warning lacks something of its project, or may hold half of a change.
+    pub fn means_incomplete(self) -> bool {
+        matches!(
+            self,
+            WarningCode::FileChanged
+                | WarningCode::FileUnreadable
+                | WarningCode::LinkOutside
+                | WarningCode::WalNotInUse
+        )
+    }
 }
 
 impl Warning {

@@ -29,7 +29,7 @@ use crate::{
     scratch::free_bytes,
     service::Holder,
     settings::Settings,
-    store::{Backup, Store, broken_chains, newest_good},
+    store::{Backup, Flaw, Store, broken_chains, newest_good, passed_over, passed_over_warning},
     task::Task,
     verify::duration_ms,
 };
@@ -153,6 +153,11 @@ fn of_store(store: &Store, checked: &Checked, max_age: Duration, issues: &mut Ve
         }
         Some(_) => {}
     }
+    if let Some(newest) = newest.filter(|newest| newest.incomplete) {
+        let message = format!("The newest good backup, {}, is incomplete: {}", newest.id, newest.lacks());
+        let remedy = "Make what it names readable, or leave it out with `--exclude` (`backup.excludePatterns`)";
+        issues.push(issue(IssueCode::BackupIncomplete, message, remedy));
+    }
     if !broken.is_empty() {
         let mut found = Found::default();
         broken.values().for_each(|why| found.add(why));
@@ -160,13 +165,20 @@ fn of_store(store: &Store, checked: &Checked, max_age: Duration, issues: &mut Ve
         let remedy = "Put the archives back that they rest on, or make a full backup and delete these";
         issues.push(issue(IssueCode::BackupChain, message, remedy).found(found));
     }
-    for (archive, is_cut) in unlisted {
-        let what = if is_cut { "is not as long as its manifest says" } else { "has no manifest beside it" };
-        let message = format!("{} is not listed: it {what}", archive.display());
-        let remedy = "Check it with `kg diag backup --verify FILE`; the next backup lists it if it is whole";
-        let severity = if is_cut { Severity::Error } else { Severity::Warning };
-        issues
-            .push(issue(IssueCode::BackupUnlisted, message, remedy).severity(severity).path(archive.to_string_lossy()));
+    let passed = newest.map(|newest| passed_over(&backups, &unlisted, newest)).unwrap_or_default();
+    if let Some(warning) = newest.and_then(|newest| passed_over_warning(&passed, newest)) {
+        let remedy = "Put back what is missing, or make a backup now with `kg diag backup`";
+        issues.push(issue(IssueCode::BackupPassedOver, warning.message, remedy));
+    }
+    for left in unlisted {
+        let message = format!("{} is not listed: {}", left.path.display(), left.why());
+        let remedy = match left.flaw {
+            Flaw::NoArchive => "Put the archive back; the next backup removes the manifest",
+            _ => "Check it with `kg diag backup --verify FILE`; the next backup lists it if it is whole",
+        };
+        let severity = if left.flaw == Flaw::Misfit { Severity::Error } else { Severity::Warning };
+        let found = issue(IssueCode::BackupUnlisted, message, remedy).severity(severity);
+        issues.push(found.path(left.path.to_string_lossy()));
     }
     let next_bytes = next_size(&backups, checked.database_size);
     let free_bytes = room(dir, next_bytes, issues);

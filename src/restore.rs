@@ -29,7 +29,8 @@ use crate::{
         client::{Launch, Reader},
         protocol::ApplyRequest,
     },
-    store::Store,
+    sqlite::check::IntegrityStatus,
+    store::{Store, lacks},
     task::{Phase, Task},
     verify::duration_ms,
 };
@@ -107,9 +108,9 @@ pub fn restore(
     let target = paths::absolute(&options.target).map_err(|cause| Error::io("resolve", &options.target, cause))?;
     let state = target.join(STATE_DIR);
     let mut staging = Staging::prepare(&target, options.dry_run)?;
-    let mut warnings = Vec::new();
+    let mut warnings = Vec::from_iter(store.passed_over(reference, &archive));
     if !options.dry_run {
-        warnings = Reader::tidy(launch, &target, options.lock_timeout, options.undo_retention_days, task)?;
+        warnings.extend(Reader::tidy(launch, &target, options.lock_timeout, options.undo_retention_days, task)?);
     }
     let unpack_to = (!options.dry_run).then(|| staging.path());
     // No descriptor of a file that becomes part of the live project is open here when it does.
@@ -151,6 +152,7 @@ pub fn restore(
         }
     };
     staging.succeeded();
+    warnings.extend(less_than_saved(&manifest));
     warnings.extend(applied.warnings);
     warnings.extend(of_another(&target, &manifest).filter(|_| applied.files_replaced > 0));
     Ok(RestoreResult {
@@ -176,6 +178,20 @@ fn with_warnings(error: Error, warnings: &[Warning]) -> Error {
         }
         None => error,
     }
+}
+
+/// What the backup itself is not: complete, or of a sound source.
+fn less_than_saved(manifest: &Manifest) -> Vec<Warning> {
+    let id = &manifest.id;
+    let lacks = lacks(&manifest.warnings).unwrap_or_else(|| "its manifest does not name what it lacks".into());
+    let incomplete = manifest
+        .incomplete
+        .then(|| Warning::new(WarningCode::Incomplete, format!("{id} does not hold all of its project: {lacks}")));
+    let damaged = (manifest.integrity.status == IntegrityStatus::Failed).then(|| {
+        let message = format!("The databases of {id} were damaged when they were saved, and are restored as they were");
+        Warning::new(WarningCode::SourceDamaged, message)
+    });
+    incomplete.into_iter().chain(damaged).collect()
 }
 
 /// Where projects share a directory of backups, it is easy to take another one's.

@@ -310,6 +310,7 @@ mod tests {
             based_on_checksum: Some(String::new()),
             consolidated_from: None,
             safety_backup: false,
+            incomplete: false,
             encrypted: false,
             pinned: None,
             project: None,

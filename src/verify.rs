@@ -13,7 +13,7 @@ use crate::{
         read::{Discard, Problem, ProblemCode, read_archive},
     },
     chain,
-    error::{Code, Result},
+    error::{Code, Result, Warning},
     store::{Store, manifest_beside},
     task::{Phase, Task},
 };
@@ -31,6 +31,8 @@ pub struct CheckReport {
     pub manifest: Option<Manifest>,
     /// Bytes of the archive that were read.
     pub size: u64,
+    /// What is to be said of the choice of the backup.
+    pub warnings: Vec<Warning>,
     /// Of the archive as it is now, hexadecimal.
     pub sha256: String,
     pub duration_ms: u64,
@@ -40,6 +42,7 @@ pub struct CheckReport {
 pub fn check_backup(store: &Store, reference: &str, task: &Task) -> Result<CheckReport> {
     let began = Instant::now();
     let path = store.locate(reference)?;
+    let warnings = store.passed_over(reference, &path).into_iter().collect();
     let (report, of_chain) = match chain::links(&path, store.keys(), task) {
         Ok(links) if links.len() > 1 => {
             let (mut reports, hashes) = chain::hash_pages(&links, store.keys(), task)?;
@@ -66,6 +69,7 @@ pub fn check_backup(store: &Store, reference: &str, task: &Task) -> Result<Check
         path,
         manifest: report.manifest,
         size: report.size_bytes,
+        warnings,
         sha256: report.sha256,
         duration_ms: duration_ms(began.elapsed()),
     })

@@ -72,6 +72,9 @@ pub struct Manifest {
     /// It was made before a repair, of what was about to be repaired.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub safety_backup: bool,
+    /// It lacks something of the project, or may hold half of a change; `warnings` names what.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub incomplete: bool,
     /// In the manifest beside an encrypted archive only, see [`Manifest::outside`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub encrypted: bool,

@@ -32,7 +32,7 @@ use crate::{
     service::Holder,
     settings::Settings,
     sqlite::check::IntegrityStatus,
-    store::{Backup, Store},
+    store::{Backup, Flaw, Store, broken_chains, newest_good},
     task::Task,
     verify::check_backup,
 };
@@ -47,7 +47,10 @@ Examples:
   kg diag backup --pin ID --reason 'before 2.0'    nothing removes it until it is unpinned
   kg diag backup --consolidate ID                  a full backup out of an incremental one
   kg diag backup --delete ID --cascade             remove one, and those that rest on it
-  kg diag backup --verify ./backups/latest.tar.gz  check every byte of one")]
+  kg diag backup --verify ./backups/latest.tar.gz  check every byte of one
+
+Exit status of a backup: 0 made, 6 made but incomplete (a file could not be read or changed meanwhile, or a link leads
+out of the project), 1 to 5 not made.")]
 pub struct BackupArgs {
     #[command(flatten)]
     pub common: Common,
@@ -149,6 +152,9 @@ impl Format {
     }
 }
 
+/// The exit status of a backup that is made, and lacks something of the project.
+const INCOMPLETE: u8 = 6;
+
 /// The exit status.
 pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
     let root = args.common.root()?;
@@ -198,7 +204,7 @@ fn make(
         Ok(created) => {
             created.backup.warnings.extend(unusable);
             tell(created, output);
-            0
+            if created.backup.incomplete { INCOMPLETE } else { 0 }
         }
         Err(error) => {
             output.error(error);
@@ -318,6 +324,9 @@ fn tell(created: &Created, output: &Output) {
     output.line(format!("  holds     {}", holds(backup)));
     output.line(format!("  database  {}", integrity(backup)));
     output.line(format!("  checksum  {}", backup.checksum));
+    if backup.incomplete {
+        output.line("  INCOMPLETE: the warnings name what it lacks; what may be left out, name with --exclude");
+    }
     if backup.encrypted {
         output.line("  encrypted nothing opens it without its key: keep a copy of that elsewhere");
     }
@@ -358,6 +367,7 @@ fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {
     let report = check_backup(store, reference, &watched.task)?;
     drop(watched);
     output.result(&report);
+    output.warnings(&report.warnings);
     let path = report.path.display();
     if report.valid {
         output.line(format!(
@@ -387,23 +397,39 @@ fn list(store: &Store, output: &Output) -> Result<()> {
     let backups = store.list()?;
     output.result(&backups);
     let unlisted = store.unlisted()?;
-    if !unlisted.is_empty() {
+    if let Some(first) = unlisted.first() {
+        let (count, dir) = (unlisted.len(), store.dir().display());
         let message = format!(
-            "{} archives in {} have no manifest beside them that fits and can be read, so they are not listed; the first: {}",
-            unlisted.len(),
-            store.dir().display(),
-            unlisted[0].0.display()
+            "{count} archives or manifests in {dir} make no backup, so they are not listed; the first: {}: {}",
+            first.path.display(),
+            first.why()
         );
         output.late_warnings(&[Warning::new(WarningCode::Store, message)]);
     }
-    if backups.is_empty() {
+    let chosen = newest_good(&store.preferred(backups.clone())).cloned();
+    output.late_warnings(&Vec::from_iter(chosen.and_then(|chosen| store.passed_over("latest", &chosen.path))));
+    if backups.is_empty() && unlisted.is_empty() {
         output.line(format!("{} holds no backup", store.dir().display()));
         return Ok(());
     }
     output.line(format!("{:32} {:9} {:>9} {:20} {}", "ID", "TYPE", "SIZE", "MADE (UTC)", "DESCRIPTION"));
+    for left in &unlisted {
+        let mark = match left.flaw {
+            Flaw::NoManifest => "[no manifest]",
+            Flaw::Misfit => "[archive does not fit its manifest]",
+            Flaw::NoArchive => "[archive missing]",
+        };
+        output.line(format!("{:32} {:9} {:>9} {:20} {mark}", left.id, "-", "-", "-"));
+    }
+    let broken = broken_chains(&backups);
     for backup in backups {
+        let chain = match broken.get(&backup.id) {
+            Some(why) => format!("[chain broken: {}] ", why.strip_prefix(&format!("{} ", backup.id)).unwrap_or(why)),
+            None => String::new(),
+        };
         let description = one_line(backup.description.as_deref().unwrap_or(""));
         let damaged = if backup.is_sound() { "" } else { "[source damaged] " };
+        let incomplete = if backup.incomplete { "[incomplete] " } else { "" };
         let encrypted = if backup.encrypted { "[encrypted] " } else { "" };
         let safety = if backup.safety_backup { "[safety backup] " } else { "" };
         let pinned = match backup.pinned.as_ref().map(|pin| &pin.reason) {
@@ -412,7 +438,7 @@ fn list(store: &Store, output: &Output) -> Result<()> {
             Some(Some(reason)) => format!("[pinned: {}] ", one_line(reason)),
         };
         output.line(format!(
-            "{:32} {:9} {:>9} {:20} {encrypted}{safety}{damaged}{pinned}{description}",
+            "{:32} {:9} {:>9} {:20} {encrypted}{safety}{damaged}{chain}{incomplete}{pinned}{description}",
             backup.id,
             code_of(&backup.kind),
             size(backup.size),

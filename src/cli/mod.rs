@@ -160,7 +160,8 @@ fn working_dir() -> Result<PathBuf> {
     std::env::current_dir().map_err(|cause| Error::io("find", Path::new("the working directory"), cause))
 }
 
-/// Exit status: 0 done, 1 error, 2 usage, 3 database, 4 file system or store, 5 verification failed, 130 interrupted.
+/// Exit status: 0 done, 1 error, 2 usage, 3 database, 4 file system or store, 5 verification failed, 6 a backup that is made
+/// but incomplete, 130 interrupted.
 pub fn main() -> ExitCode {
     let kg = match Kg::try_parse() {
         Ok(kg) => kg,

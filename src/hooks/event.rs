@@ -82,6 +82,8 @@ pub struct Saved {
     pub based_on: Option<String>,
     /// Whether the databases were sound when they were saved.
     pub integrity: IntegrityStatus,
+    /// Whether it lacks something of the project, or may hold half of a change.
+    pub incomplete: bool,
     /// The first of them.
     pub warnings: Vec<Warning>,
 }
@@ -124,6 +126,7 @@ impl Event {
         let mut all = vec![("KG_BACKUP_EVENT", self.event.name().to_string()), ("KG_PROJECT", self.project.clone())];
         if let Some(backup) = &self.backup {
             all.extend([("KG_BACKUP_ID", backup.id.clone()), ("KG_BACKUP_PATH", backup.path.clone())]);
+            all.extend(backup.incomplete.then(|| ("KG_BACKUP_INCOMPLETE", "1".to_string())));
         }
         if let Some(error) = &self.error {
             all.extend([("KG_ERROR_CODE", error.code.to_string()), ("KG_ERROR_MESSAGE", error.message.clone())]);
@@ -133,8 +136,15 @@ impl Event {
     }
 
     /// Every variable that [`Event::environment`] may set: none is to be inherited.
-    pub const VARIABLES: [&str; 6] =
-        ["KG_BACKUP_EVENT", "KG_PROJECT", "KG_BACKUP_ID", "KG_BACKUP_PATH", "KG_ERROR_CODE", "KG_ERROR_MESSAGE"];
+    pub const VARIABLES: [&str; 7] = [
+        "KG_BACKUP_EVENT",
+        "KG_PROJECT",
+        "KG_BACKUP_ID",
+        "KG_BACKUP_PATH",
+        "KG_BACKUP_INCOMPLETE",
+        "KG_ERROR_CODE",
+        "KG_ERROR_MESSAGE",
+    ];
 }
 
 impl Saved {
@@ -148,6 +158,7 @@ impl Saved {
             checksum: backup.checksum.clone(),
             based_on: backup.based_on.clone(),
             integrity: backup.integrity.status,
+            incomplete: backup.incomplete,
             warnings: backup.warnings.iter().take(MOST_WARNINGS).cloned().collect(),
         }
     }

@@ -115,6 +115,10 @@ issue_codes! {
     BackupUnlisted = "KG_ISSUE_BACKUP_UNLISTED", Error;
     /// The directory of the backups cannot be used.
     BackupDir = "KG_ISSUE_BACKUP_DIR", Error;
+    /// `latest` passes over newer backups, or what is left of them.
+    BackupPassedOver = "KG_ISSUE_BACKUP_PASSED_OVER", Warning;
+    /// The newest good backup does not hold all of the project.
+    BackupIncomplete = "KG_ISSUE_BACKUP_INCOMPLETE", Warning;
     /// The last run that was to make a backup failed.
     BackupFailed = "KG_ISSUE_BACKUP_FAILED", Warning;
     /// Backups are to be made on a schedule, and nothing makes them.

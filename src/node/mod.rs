@@ -164,7 +164,12 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
         }
         Call::ListBackups { config } => value(store(config)?.1.list()?),
         Call::GetBackup { config, id } => value(store(config)?.1.get(&id)?),
-        Call::GetLatestBackup { config } => value(store(config)?.1.latest()?),
+        Call::GetLatestBackup { config } => {
+            let store = store(config)?.1;
+            let latest = store.latest()?;
+            let passed = store.passed_over("latest", &latest.path);
+            value(latest.with_warnings(passed.into_iter().collect()))
+        }
         Call::DeleteBackup { config, id, options } => {
             let (config, store) = store(config)?;
             value(delete(&store, &id, options.cascade(), config.lock_timeout(), task)?)

@@ -67,6 +67,9 @@ pub struct Run {
     pub size: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Error>,
+    /// It lacks something of the project, or may hold half of a change.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub incomplete: bool,
     /// How many old backups could not be removed after it.
     #[serde(default)]
     pub retention_failures: u32,
@@ -102,6 +105,7 @@ impl Run {
             backup: backup.map(|backup| backup.id.clone()),
             size: backup.map(|backup| backup.size),
             error: made.as_ref().err().cloned(),
+            incomplete: backup.is_some_and(|backup| backup.incomplete),
             retention_failures: made.as_ref().map_or(0, retention_failures),
         }
     }

@@ -75,6 +75,7 @@ mod tests {
             based_on_checksum: None,
             consolidated_from: None,
             safety_backup: false,
+            incomplete: false,
             encrypted: false,
             pinned: None,
             project: None,

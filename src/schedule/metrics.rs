@@ -99,7 +99,7 @@ impl Facts<'_> {
     }
 }
 
-fn of_status(status: &Status) -> [Metric; 10] {
+fn of_status(status: &Status) -> [Metric; 11] {
     let seconds = |ms: i64| ms as f64 / 1000.0;
     let (newest, success) = (status.newest.as_ref(), status.last_success.as_ref());
     let kinds = &status.by_type;
@@ -113,6 +113,11 @@ fn of_status(status: &Status) -> [Metric; 10] {
             "last_source_size_bytes",
             "Size of what the newest backup saved, before compression.",
             newest.map(|newest| newest.source_size as f64),
+        ),
+        gauge(
+            "last_incomplete",
+            "1 if the newest backup lacks something of the project.",
+            newest.map(|newest| flag(newest.incomplete)),
         ),
         Metric {
             name: "kept",

@@ -17,7 +17,7 @@ use crate::{
     error::Result,
     project::Project,
     settings::Settings,
-    store::{Backup, Store, broken_chains},
+    store::{Backup, Store, broken_chains, newest_good, passed_over, passed_over_warning},
 };
 
 /// So many of the newest sizes are told.
@@ -67,6 +67,8 @@ pub struct Newest {
     pub source_size: u64,
     /// How many backups a restore of it reads.
     pub chain_length: usize,
+    /// It lacks something of the project, or may hold half of a change.
+    pub incomplete: bool,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -154,8 +156,13 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         size: backup.size,
         source_size: backup.stats.total_size,
         chain_length: chain_length(backup, &backups),
+        incomplete: backup.incomplete,
     });
-    let problems = problems(regular, backups.is_empty(), &chains, &history);
+    let mut problems = problems(regular, backups.is_empty(), &chains, &history);
+    if let Some(chosen) = newest_good(&own) {
+        let passed = passed_over(&own, &store.unlisted()?, chosen);
+        problems.extend(passed_over_warning(&passed, chosen).map(|warning| warning.message));
+    }
     Ok(Status {
         backup_dir: store.dir().to_path_buf(),
         enabled,
@@ -209,6 +216,11 @@ fn chain_length(backup: &Backup, backups: &[Backup]) -> usize {
     iter::successors(Some(backup), |link| base_of(link, backups)).take(backups.len()).count()
 }
 
+/// That a backup lacks something, and what, as far as its sidecar names it.
+fn incomplete(backup: &Backup) -> String {
+    format!("{} is incomplete: {}", backup.id, backup.lacks())
+}
+
 /// `newest` is the one that the project made last for itself: what a repair saved of a damaged database is no sign that it is damaged now.
 fn problems(newest: Option<&Backup>, is_empty: bool, chains: &Chains, history: &History) -> Vec<String> {
     let mut messages = Vec::new();
@@ -220,6 +232,7 @@ fn problems(newest: Option<&Backup>, is_empty: bool, chains: &Chains, history: &
         Some(newest) if !newest.is_sound() => {
             messages.push(format!("the database was damaged when {} was made", newest.id));
         }
+        Some(newest) if newest.incomplete => messages.push(incomplete(newest)),
         Some(_) => {}
     }
     if chains.broken > 0 {

@@ -148,6 +148,9 @@ impl<'a> Service<'a> {
                 let backup = &created.backup;
                 let took = run.duration_ms as f64 / 1000.0;
                 self.log.line(&format!("made {}, {} bytes in {took:.1} s", backup.path.display(), backup.size));
+                if backup.incomplete {
+                    self.log.line(&format!("warning: {} is incomplete: {}", backup.id, backup.lacks()));
+                }
                 for warning in &backup.warnings {
                     self.log.line(&format!("warning: {}", warning.message));
                 }

@@ -17,7 +17,7 @@ use crate::{
         manifest::Manifest,
         read::{MAX_TEXT_BYTES, unreadable},
     },
-    error::{Code, Error, Result},
+    error::{Code, Error, Result, Warning},
     project::Component,
 };
 
@@ -127,36 +127,67 @@ impl Store {
         ))
     }
 
-    /// Archives that are not listed, and whether that is because they are not of the size that their manifest gives. Told by
-    /// names and manifests alone.
-    pub fn unlisted(&self) -> Result<Vec<(PathBuf, bool)>> {
-        let unlisted = self.archive_names()?.into_iter().filter(|name| self.listed(name).is_none());
-        let judged = unlisted.map(|name| self.dir.join(name)).map(|path| {
-            let has_manifest = manifest_beside(&path).is_some();
-            (path, has_manifest)
-        });
-        Ok(judged.collect())
+    /// What was a backup, or is one whose manifest is missing, and so is not listed. Told by names and manifests alone. Of what is known to be of
+    /// another project than this store is asked for, nothing.
+    pub fn unlisted(&self) -> Result<Vec<Unlisted>> {
+        let (archives, sidecars) = self.names()?;
+        let judge = |name: &String| {
+            let path = self.dir.join(name);
+            let manifest = manifest_beside(&path);
+            let flaw = match (archives.contains(name), &manifest) {
+                (false, _) => Flaw::NoArchive,
+                (true, None) => Flaw::NoManifest,
+                (true, Some(_)) => Flaw::Misfit,
+            };
+            let of = manifest.and_then(|json| Manifest::parse(&json, name).ok()).and_then(|manifest| manifest.project);
+            let is_of_another = self.project.is_some() && of.is_some() && of != self.project;
+            let id = names::id_of_archive(name).filter(|_| !is_of_another)?;
+            Some(Unlisted { id, path, flaw })
+        };
+        let unlisted = archives.iter().filter(|name| self.listed(name).is_none());
+        Ok(unlisted.chain(sidecars.iter().filter(|name| !archives.contains(name))).filter_map(judge).collect())
+    }
+
+    /// What is to be said of `archive` if that is what the reference `latest`, or a link of that name, leads to.
+    pub fn passed_over(&self, reference: &str, archive: &Path) -> Option<Warning> {
+        let name = Path::new(reference).file_name()?.to_str()?;
+        let dir = archive.parent().filter(|_| is_latest(name))?;
+        let store = Store { dir: dir.to_path_buf(), ..self.clone() };
+        let backups = store.list().ok()?;
+        let chosen = backups.iter().find(|backup| backup.path.file_name() == archive.file_name())?.clone();
+        let alike = backups.into_iter().filter(|backup| backup.project == chosen.project).collect::<Vec<_>>();
+        let unlisted = Store { project: chosen.project.clone(), ..store }.unlisted().ok()?;
+        good::passed_over_warning(&good::passed_over(&alike, &unlisted, &chosen), &chosen)
     }
 
     /// File names of all archives, listed or not; none where the directory does not exist.
     pub(super) fn archive_names(&self) -> Result<Vec<String>> {
+        Ok(self.names()?.0)
+    }
+
+    /// File names of all archives, and those that the sidecars are named after.
+    fn names(&self) -> Result<(Vec<String>, Vec<String>)> {
         let failed = |cause| Error::io("read", &self.dir, cause);
         let entries = match fs::read_dir(&self.dir) {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
             entries => entries.map_err(failed)?,
         };
-        let mut found = Vec::new();
+        let (mut archives, mut sidecars) = (Vec::new(), Vec::new());
         for entry in entries {
             let entry = entry.map_err(failed)?;
-            if let Ok(name) = entry.file_name().into_string()
-                && names::id_of_archive(&name).is_some()
-                && entry.file_type().is_ok_and(|kind| kind.is_file())
-            {
-                found.push(name);
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                continue;
+            }
+            let archive = name.strip_suffix(MANIFEST_SUFFIX);
+            if names::id_of_archive(archive.unwrap_or(&name)).is_some() {
+                if archive.is_some() { &mut sidecars } else { &mut archives }
+                    .push(archive.unwrap_or(&name).to_string());
             }
         }
-        found.sort();
-        Ok(found)
+        archives.sort();
+        sidecars.sort();
+        Ok((archives, sidecars))
     }
 
     /// The archive of that name as its manifest describes it; `None` unless both are there and fit.
@@ -166,6 +197,42 @@ impl Store {
         let manifest = described_beside(&path)?;
         let backup = Backup::new(path, manifest)?;
         (backup.size == size && names::id_of_archive(archive_name).as_ref() == Some(&backup.id)).then_some(backup)
+    }
+}
+
+/// An archive or a sidecar that makes no backup.
+#[derive(Debug, Clone)]
+pub struct Unlisted {
+    /// Of the backup, by its name.
+    pub id: String,
+    /// Of the archive, which may be missing.
+    pub path: PathBuf,
+    pub flaw: Flaw,
+}
+
+/// Why something is not listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flaw {
+    NoManifest,
+    /// The manifest cannot be read, or is of an archive of another size.
+    Misfit,
+    NoArchive,
+}
+
+impl Unlisted {
+    /// Completes "It is not listed: …".
+    pub fn why(&self) -> &'static str {
+        match self.flaw {
+            Flaw::NoManifest => "it has no manifest next to it",
+            Flaw::Misfit => "its archive is not as long as its manifest says, or the manifest cannot be read",
+            Flaw::NoArchive => "its archive is missing",
+        }
+    }
+
+    /// Whether it was begun after `backup`, as their names say.
+    pub(super) fn began_after(&self, backup: &Backup) -> bool {
+        let order = |id: &str| names::time_of_id(id).map(|second| (second, id.len(), id.to_string()));
+        order(&self.id) > order(&backup.id)
     }
 }
 

@@ -5,8 +5,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::Backup;
-use crate::sqlite::check::IntegrityStatus;
+use jiff::Timestamp;
+
+use super::{Backup, Unlisted};
+use crate::{
+    error::{Warning, WarningCode},
+    sqlite::check::IntegrityStatus,
+};
+
+/// A warning names this many of the backups that were passed over.
+const MOST_NAMED: usize = 5;
 
 /// The places of the good ones among `backups`, which come newest first.
 pub fn good(backups: &[Backup]) -> Vec<usize> {
@@ -26,6 +34,46 @@ pub fn latest(backups: &[Backup]) -> Option<&Backup> {
     newest_good(backups).or(backups.first())
 }
 
+/// What of the backups that come before `chosen`, newest first, keeps `latest` from meaning them: id, and why. `unlisted` counts as far as it is of a
+/// later time. What a repair saved is never meant, and is not named.
+pub fn passed_over(backups: &[Backup], unlisted: &[Unlisted], chosen: &Backup) -> Vec<(String, String)> {
+    let now = Timestamp::now();
+    let broken = broken_chains(backups);
+    let why = |backup: &Backup| {
+        if backup.id == chosen.id || backup.safety_backup {
+            return None;
+        }
+        // One that is dated ahead may be newer, whatever its place in the list is.
+        if backup.is_ahead(now) && !chosen.is_ahead(now) {
+            return Some("it is dated ahead of now".to_string());
+        }
+        if backup.timestamp <= chosen.timestamp {
+            return None;
+        }
+        let is_damaged = (!backup.is_sound()).then(|| "its source was damaged".to_string());
+        broken.get(&backup.id).map(|rests| format!("its chain is broken: {rests}")).or(is_damaged)
+    };
+    let listed = backups.iter().filter_map(|backup| Some((backup.id.clone(), why(backup)?)));
+    let newer = unlisted.iter().filter(|left| left.began_after(chosen));
+    let mut found: Vec<(String, String)> =
+        newer.map(|left| (left.id.clone(), left.why().to_string())).chain(listed).collect();
+    found.sort_by(|a, b| b.0.cmp(&a.0));
+    found
+}
+
+/// The warning of whatever takes `chosen` for the latest backup although there are such newer ones.
+pub fn passed_over_warning(passed: &[(String, String)], chosen: &Backup) -> Option<Warning> {
+    if passed.is_empty() {
+        return None;
+    }
+    let named: Vec<String> = passed.iter().take(MOST_NAMED).map(|(id, why)| format!("{id} ({why})")).collect();
+    let more = passed.len().saturating_sub(MOST_NAMED);
+    let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+    let message =
+        format!("`latest` means {}, which is older than what was passed over: {}{more}", chosen.id, named.join(", "));
+    Some(Warning::new(WarningCode::PassedOver, message))
+}
+
 /// Incremental backups that rest, directly or not, on one that is gone or is another one of that name: id, and why.
 pub fn broken_chains(backups: &[Backup]) -> BTreeMap<String, String> {
     let by_id: HashMap<&str, &Backup> = backups.iter().map(|backup| (backup.id.as_str(), backup)).collect();
@@ -40,7 +88,7 @@ fn broken_at(backup: &Backup, by_id: &HashMap<&str, &Backup>) -> Option<String> 
     for _ in 0..by_id.len() {
         let base = link.based_on.as_ref()?;
         match by_id.get(base.as_str()) {
-            None => return Some(format!("{} rests on {base}, which is not there", backup.id)),
+            None => return Some(format!("{} rests on {base}, which is missing", backup.id)),
             Some(found) if link.based_on_checksum.as_ref() != Some(&found.checksum) => {
                 return Some(format!("{} rests on another {base} than the one that is there", backup.id));
             }

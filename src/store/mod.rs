@@ -36,8 +36,8 @@ use self::{
     names::{ENDINGS, LATEST, LOCK_FILE},
 };
 pub use self::{
-    catalog::{described_beside, manifest_beside},
-    good::{broken_chains, good, newest_good},
+    catalog::{Flaw, Unlisted, described_beside, manifest_beside},
+    good::{broken_chains, good, newest_good, passed_over, passed_over_warning},
     lock::StoreLock,
     names::is_id,
     pins::Pin,
@@ -113,6 +113,9 @@ pub struct Backup {
     /// It was made before a repair, of what was about to be repaired.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub safety_backup: bool,
+    /// It lacks something of the project, or may hold half of a change.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub incomplete: bool,
     /// Only a key opens it. What it holds is named inside alone: in lists it has no description and no warnings.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub encrypted: bool,
@@ -244,6 +247,16 @@ impl Store {
     }
 }
 
+/// What a backup with these warnings lacks; `None` if they do not name anything.
+pub fn lacks(warnings: &[Warning]) -> Option<String> {
+    let mut lacking = warnings.iter().filter(|warning| warning.code.means_incomplete());
+    let first = lacking.next()?.message.clone();
+    match lacking.count() {
+        0 => Some(first),
+        more => Some(format!("{first}, and {more} more")),
+    }
+}
+
 impl Backup {
     /// `manifest` is one that stood beside the archive at `path`.
     fn new(path: PathBuf, manifest: Manifest) -> Option<Self> {
@@ -267,6 +280,7 @@ impl Backup {
             based_on_checksum: manifest.based_on_checksum,
             consolidated_from: manifest.consolidated_from,
             safety_backup: manifest.safety_backup,
+            incomplete: manifest.incomplete,
             encrypted: manifest.encrypted || is_named,
             pinned,
             project: manifest.project,
@@ -276,6 +290,12 @@ impl Backup {
     /// Whether it is dated later than can be.
     pub fn is_ahead(&self, now: Timestamp) -> bool {
         self.timestamp > now.as_millisecond() + CLOCK_TOLERANCE_MS
+    }
+
+    /// What an incomplete backup lacks: the first of it, and how much more there is.
+    pub fn lacks(&self) -> String {
+        let inside = || "what it lacks is named inside the encrypted archive, and by a restore of it".into();
+        lacks(&self.warnings).unwrap_or_else(inside)
     }
 
     /// With what is to be said of the store that it is in.

@@ -63,6 +63,13 @@ pub fn archives_of_id(id: &str) -> Vec<String> {
     }
 }
 
+/// When the backup of that id began, as the id says, in seconds since the epoch.
+pub fn time_of_id(id: &str) -> Option<i64> {
+    let stamp = id.strip_prefix(ID_PREFIX).filter(|stamp| is_stamp(stamp))?;
+    let civil = jiff::civil::DateTime::strptime("%Y%m%d-%H%M%S", stamp.get(..15)?).ok()?;
+    TimeZone::UTC.to_timestamp(civil).ok().map(Timestamp::as_second)
+}
+
 pub fn is_id(id: &str) -> bool {
     !archives_of_id(id).is_empty()
 }
@@ -115,5 +122,7 @@ mod tests {
             assert_eq!(id_of_archive(name), None, "{name}");
         }
         assert!(archives_of_id("backup-../../x").is_empty());
+        assert_eq!(time_of_id("backup-20240115-020000-12"), Some(1_705_284_000));
+        assert_eq!(time_of_id("backup-20241515-020000"), None);
     }
 }

@@ -1,0 +1,171 @@
+// Less than was asked for is said: in the result, in the exit status, and by everything that watches.
+
+import { chmodSync, copyFileSync, mkdirSync, readFileSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+
+import { backupFreshnessCheck, createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import { describe, expect, test } from 'vitest';
+
+import { kg, kgPath, run } from './support/processes.mjs';
+import { makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+
+const isRoot = process.getuid() === 0;
+const json = ({ stdout }) => JSON.parse(stdout);
+const codes = (result) => result.warnings.map(({ code }) => code);
+
+/** `kg diag`, of a small project with its backups in `.kg/backups`. */
+function small({ nodes = 10 } = {}) {
+  const { root, database } = makeProject({ nodes });
+  const diag = (...args) => kg(['diag', ...args], { cwd: root });
+  return { root, database, diag, manager: createBackupManager({ projectRoot: root }) };
+}
+
+/** `kg` as a user without rights, of a project that belongs to that user. */
+function unprivileged({ root }) {
+  const base = path.dirname(root);
+  chmodSync(base, 0o755);
+  const copy = path.join(base, 'kg');
+  copyFileSync(kgPath, copy);
+  run('chown', ['-R', '65534:65534', base]);
+  return (...args) => {
+    try {
+      const as = ['--reuid=65534', '--regid=65534', '--clear-groups', copy, ...args];
+      return { status: 0, stdout: run('setpriv', as, { cwd: root, env: { ...process.env, HOME: base } }) };
+    } catch ({ status, stdout, stderr }) {
+      return { status, stdout, stderr };
+    }
+  };
+}
+
+describe('an incomplete backup', () => {
+  const lacking = {
+    'a link of a directory out of the project': (root) => {
+      rmSync(path.join(root, '.kg/vectors'), { recursive: true });
+      symlinkSync(temporaryDirectory(), path.join(root, '.kg/vectors'));
+    },
+    'the WAL of a database that is gone': (root) => {
+      writeFileSync(path.join(root, '.kg/plugins/gone.db-wal'), Buffer.from('377f0682002de218', 'hex'));
+    },
+  };
+  for (const [what, spoil] of Object.entries(lacking)) {
+    test(`exits with 6 and is marked everywhere: ${what}`, async () => {
+      const { root, diag } = small();
+      spoil(root);
+      const made = await diag('backup', '--json', '--metrics-file', path.join(root, 'kg.prom'));
+      expect(made).toMatchObject({ status: 6 });
+      expect(json(made)).toMatchObject({ incomplete: true });
+      expect(JSON.parse(readFileSync(`${json(made).path}.manifest.json`)).incomplete).toBe(true);
+      expect((await diag('backup', '--list')).stdout).toContain('[incomplete]');
+      const status = json(await diag('backup', '--status', '--json'));
+      expect(status.health).toMatchObject({ ok: false, messages: [expect.stringContaining('is incomplete')] });
+      expect(status.lastRun).toMatchObject({ incomplete: true, backup: json(made).id });
+      const { issues } = json(await diag('health', '--json'));
+      expect(issues).toContainEqual(expect.objectContaining({ code: 'KG_ISSUE_BACKUP_INCOMPLETE' }));
+      expect(readFileSync(path.join(root, 'kg.prom'), 'utf8')).toMatch(/^kg_backup_last_incomplete\{.*\} 1$/m);
+      const restored = json(await diag('restore', '--file', 'latest', '--target', path.join(root, '../r'), '--json'));
+      expect(codes(restored)).toEqual(['KG_WARN_INCOMPLETE']);
+      expect((await diag('backup', '--strict')).stderr).toContain('KG_INCOMPLETE');
+    });
+  }
+
+  test('is none if what it lacks is excluded, and a complete one is not marked', async () => {
+    const { root, diag } = small();
+    symlinkSync(temporaryDirectory(), path.join(root, '.kg/elsewhere'));
+    const made = await diag('backup', '--exclude', '.kg/elsewhere', '--json');
+    expect(made.status).toBe(0);
+    expect(json(made)).not.toHaveProperty('incomplete');
+    expect((await diag('backup', '--list')).stdout).not.toContain('incomplete');
+  });
+
+  test('says so next to an encrypted archive without naming anything, and to the API and hooks', async () => {
+    const { root, diag } = small();
+    const told = path.join(root, 'told.json');
+    writeFileSync(path.join(root, '.kg/hooks.json'), JSON.stringify({ backup: { hooks: { onSuccess: { command: ['sh', '-c', `cat > ${told}; echo $KG_BACKUP_INCOMPLETE >> ${told}`] } } } }), { mode: 0o600 });
+    symlinkSync(temporaryDirectory(), path.join(root, '.kg/a-secret-name'));
+    const key = path.join(temporaryDirectory(), 'key');
+    writeFileSync(key, 'a long passphrase\n', { mode: 0o600 });
+    expect((await diag('backup', '--passphrase-file', key)).status).toBe(6);
+    const manager = createBackupManager({ projectRoot: root, encryption: { passphraseFile: key } });
+    const [backup] = await manager.listBackups();
+    expect(backup).toMatchObject({ incomplete: true, encrypted: true, warnings: [] });
+    expect(readFileSync(`${backup.path}.manifest.json`, 'utf8')).not.toContain('a-secret-name');
+    const [, event, variable] = /^(.*\})(.*)\n$/s.exec(readFileSync(told, 'utf8'));
+    expect([JSON.parse(event).backup.incomplete, variable]).toEqual([true, '1']);
+  });
+});
+
+describe('`latest` that passes over newer backups', () => {
+  async function chain() {
+    const made = small();
+    const backups = [];
+    for (let n = 0; n < 3; n += 1) {
+      withDatabase(made.database, (db) => db.prepare('INSERT INTO nodes (id) VALUES (?)').run(`more${n}`));
+      backups.push(await made.manager.createBackup({ type: n ? 'incremental' : 'full' }));
+    }
+    return { ...made, backups };
+  }
+  const target = (root) => path.join(root, '..', 'restored');
+
+  /** Every face warns of `latest` meaning `chosen`, and names those ids. */
+  async function expectPassedOver({ root, diag, manager }, chosen, ids) {
+    const warning = expect.objectContaining({ code: 'KG_WARN_PASSED_OVER', message: expect.stringContaining(ids[0]) });
+    const restored = await diag('restore', '--file', 'latest', '--target', target(root), '--json');
+    expect(json(restored)).toMatchObject({ id: chosen.id, warnings: [warning] });
+    for (const id of ids) expect(json(restored).warnings[0].message).toContain(id);
+    for (const args of [['restore', '--dry-run', '--file', 'latest'], ['backup', '--verify', 'latest'], ['drill'], ['backup', '--list']]) {
+      expect((await diag(...args)).stderr, args.join(' ')).toContain('KG_WARN_PASSED_OVER');
+    }
+    const link = path.join(root, '.kg/backups/latest.tar.gz');
+    expect((await manager.checkBackup('latest')).warnings).toEqual([warning]);
+    expect((await manager.restore({ backupId: 'latest', targetDir: target(root), overwrite: true })).warnings[0]).toEqual(warning);
+    expect((await manager.getLatestBackup()).warnings).toEqual([warning]);
+    expect((await manager.checkBackup(chosen.id)).warnings).toEqual([]);
+    const status = json(await diag('backup', '--status', '--json'));
+    expect(status.health.messages.join()).toContain(ids[0]);
+    const { issues } = json(await diag('health', '--json'));
+    expect(issues).toContainEqual(expect.objectContaining({ code: 'KG_ISSUE_BACKUP_PASSED_OVER' }));
+    return link;
+  }
+
+  test('because an archive of their chain is missing', async () => {
+    const made = await chain();
+    const [full, second, third] = made.backups;
+    rmSync(second.path);
+    await expectPassedOver(made, full, [third.id, second.id]);
+    const { stdout } = await made.diag('backup', '--list');
+    expect(stdout).toMatch(new RegExp(`${third.id} .*\\[chain broken: rests on ${second.id}, which is missing\\]`));
+    expect(stdout).toMatch(new RegExp(`${second.id} .*\\[archive missing\\]`));
+  });
+
+  test('because a sidecar is missing, or is of another archive', async () => {
+    const made = await chain();
+    const [, second, third] = made.backups;
+    rmSync(`${third.path}.manifest.json`);
+    await expectPassedOver(made, second, [third.id]);
+    expect((await made.diag('backup', '--list')).stdout).toMatch(new RegExp(`${third.id} .*\\[no manifest\\]`));
+    writeFileSync(`${third.path}.manifest.json`, 'not json');
+    const { stderr } = await made.diag('restore', '--file', path.join(made.root, '.kg/backups/latest.tar.gz'), '--target', target(made.root), '--yes');
+    expect(stderr).not.toContain('KG_WARN_PASSED_OVER');
+    const restored = await made.diag('restore', '--file', 'latest', '--target', target(made.root), '--yes', '--json');
+    expect(codes(json(restored))).toContain('KG_WARN_PASSED_OVER');
+  });
+
+  test('because their source was damaged', async () => {
+    const made = small({ nodes: 400 });
+    const good = await made.manager.createBackup();
+    const bytes = readFileSync(made.database);
+    writeFileSync(made.database, bytes.fill(0xa5, bytes.length / 2, bytes.length / 2 + 9000));
+    const damaged = await made.manager.createBackup();
+    await expectPassedOver(made, good, [damaged.id]);
+    const asked = json(await made.diag('restore', '--file', damaged.id, '--target', target(made.root), '--yes', '--json'));
+    expect(codes(asked)).toContain('KG_WARN_SOURCE_DAMAGED');
+  });
+
+  test('is silent about older ones that are broken', async () => {
+    const { root, diag, manager, backups } = await chain();
+    rmSync(backups[1].path);
+    const full = await manager.createBackup();
+    const restored = await diag('restore', '--file', 'latest', '--target', target(root), '--json');
+    expect(json(restored)).toMatchObject({ id: full.id, warnings: [] });
+  });
+});
