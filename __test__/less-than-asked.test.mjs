@@ -7,7 +7,7 @@ import { backupFreshnessCheck, createBackupManager } from '@weavelogic/knowledge
 import { describe, expect, test } from 'vitest';
 
 import { kg, kgPath, run } from './support/processes.mjs';
-import { makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import { contents, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
 const isRoot = process.getuid() === 0;
 const json = ({ stdout }) => JSON.parse(stdout);
@@ -167,5 +167,65 @@ describe('`latest` that passes over newer backups', () => {
     const full = await manager.createBackup();
     const restored = await diag('restore', '--file', 'latest', '--target', target(root), '--json');
     expect(json(restored)).toMatchObject({ id: full.id, warnings: [] });
+  });
+});
+
+describe.skipIf(!isRoot)('an incremental backup keeps what it cannot read as it was in the base', () => {
+  const held = (root) => contents(root).filter((line) => /^\.kg\/(plugins|vectors)/.test(line));
+
+  /** A project that a user without rights backs up, with all kinds of things in `.kg/plugins/a`, and what a restore brings back. */
+  async function closable() {
+    const made = small();
+    const inner = path.join(made.root, '.kg/plugins/a');
+    mkdirSync(path.join(inner, 'deep'), { recursive: true });
+    writeFileSync(path.join(inner, 'deep/file.json'), '{}');
+    writeFileSync(path.join(inner, 'deep/scratch.tmp'), 'left out later');
+    symlinkSync('deep/file.json', path.join(inner, 'link'));
+    for (const file of ['.kg/plugins/a/deep/own.sqlite', '.kg/vectors.db']) {
+      withDatabase(path.join(made.root, file), (db) => db.exec("CREATE TABLE t (x); INSERT INTO t VALUES ('kept')"));
+    }
+    const asUser = unprivileged(made);
+    const backup = (...args) => asUser('diag', 'backup', '--json', '--type', 'incremental', ...args);
+    const restored = async () => {
+      const target = path.join(made.root, '..', `restored-${Math.random()}`);
+      expect(asUser('diag', 'restore', '--file', 'latest', '--target', target)).toMatchObject({ status: 0 });
+      return held(target);
+    };
+    expect(asUser('diag', 'backup')).toMatchObject({ status: 0 });
+    return { ...made, inner, asUser, backup, restored, before: held(made.root) };
+  }
+
+  test.each(['', 'deep', 'deep/file.json', 'deep/own.sqlite', '../../vectors.db'])('.kg/plugins/a/%s', async (closed) => {
+    const { root, inner, asUser, backup, restored, before } = await closable();
+    chmodSync(path.join(inner, closed), 0);
+    const made = backup();
+    expect(made).toMatchObject({ status: 6 });
+    expect(json(made)).toMatchObject({ type: 'incremental', incomplete: true });
+    expect(codes(json(made))).toEqual(['KG_WARN_FILE_UNREADABLE']);
+    // Nor does the one after that call anything deleted.
+    expect(backup()).toMatchObject({ status: 6 });
+    expect(await restored()).toEqual(before);
+    expect(asUser('diag', 'backup', '--verify', 'latest')).toMatchObject({ status: 0 });
+    chmodSync(path.join(inner, closed), 0o755);
+    const whole = backup();
+    expect(whole).toMatchObject({ status: 0 });
+    expect(json(whole)).not.toHaveProperty('incomplete');
+    expect(held(root)).toEqual(before);
+    expect(await restored()).toEqual(before);
+  });
+
+  test('of a directory whose files are listed and cannot be looked at, its files and links too', async () => {
+    const { inner, backup, restored, before } = await closable();
+    chmodSync(inner, 0o444);
+    expect(backup()).toMatchObject({ status: 6 });
+    chmodSync(inner, 0o755);
+    expect(await restored()).toEqual(before);
+  });
+
+  test('but not what is excluded now', async () => {
+    const { inner, backup, restored, before } = await closable();
+    chmodSync(path.join(inner, 'deep'), 0);
+    expect(backup('--exclude', '*.tmp')).toMatchObject({ status: 6 });
+    expect(await restored()).toEqual(before.filter((line) => !line.includes('.tmp')));
   });
 });

@@ -52,6 +52,18 @@ impl Selection {
     }
 }
 
+impl Selection {
+    /// Whether what is found of a component is saved. The graph database always is, and is not found.
+    pub fn wants(&self, component: Component) -> bool {
+        match component {
+            Component::Database => false,
+            Component::Vectors => self.include_vectors,
+            Component::Plugins => self.include_plugin_data,
+            Component::Config | Component::Files => true,
+        }
+    }
+}
+
 /// One thing to save.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
@@ -172,7 +184,13 @@ impl Walk<'_> {
         for entry in entries {
             let name = entry.file_name();
             let child = format!("{path}/{}", names::encode(Path::new(&name)));
-            let Ok(kind) = entry.file_type() else { continue };
+            let Ok(kind) = entry.file_type() else {
+                // Whoever is to save it says that it cannot be read.
+                if !self.exclusion.excludes(&Path::new(path).join(&name), false) {
+                    self.add(child.clone(), entry.path(), component_of(&child, false), Kind::File);
+                }
+                continue;
+            };
             // A directory of by-products may be a link to somewhere else.
             let may_be_dir = kind.is_dir() || kind.is_symlink();
             let is_ours = at_top && name.to_str().is_some_and(|name| exclude::is_by_product(name, may_be_dir));
@@ -227,7 +245,12 @@ impl Walk<'_> {
         if !self.wants(component) || self.is_graph(&absolute) {
             return;
         }
-        let Ok(target) = fs::read_link(&absolute) else { return };
+        let target = match fs::read_link(&absolute) {
+            Ok(target) => target,
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return,
+            // That it cannot be read is said by whoever is to save it.
+            Err(_) => return self.add(path, absolute, component, Kind::File),
+        };
         if names::decode(&path).is_some_and(|path| names::link_stays_below(&path, &target)) {
             self.add(path, absolute, component, Kind::Link(names::encode(&target)));
         } else {
@@ -244,11 +267,7 @@ impl Walk<'_> {
     }
 
     fn wants(&self, component: Component) -> bool {
-        match component {
-            Component::Vectors => self.selection.include_vectors,
-            Component::Plugins => self.selection.include_plugin_data,
-            _ => true,
-        }
+        self.selection.wants(component)
     }
 
     fn warn(&mut self, code: WarningCode, path: &str, message: String) {

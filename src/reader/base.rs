@@ -119,9 +119,17 @@ impl Known {
         is_told && self.file(&record.path).is_some_and(|base| looks(base) && has_blocks(base))
     }
 
-    /// What a file is there that is no database.
-    pub fn plain_file(&self, path: &str) -> Option<&FileRecord> {
-        self.file(path).filter(|record| !record.database)
+    /// What lies at a path there: a file, directory or link.
+    pub fn at(&self, path: &str) -> Option<&FileRecord> {
+        self.files.get(path)
+    }
+
+    /// All that lies below a directory there, in the order of its paths.
+    pub fn below(&self, path: &str) -> Vec<&FileRecord> {
+        let is_below = |found: &str| found.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
+        let mut found: Vec<&FileRecord> = self.files.values().filter(|record| is_below(&record.path)).collect();
+        found.sort_by(|a, b| a.path.cmp(&b.path));
+        found
     }
 
     /// The size of a file there.

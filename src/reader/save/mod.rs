@@ -9,6 +9,7 @@ mod database;
 mod file;
 
 use std::{
+    collections::HashSet,
     fs::{self, File, Metadata},
     io::{self, BufWriter},
     os::unix::fs::MetadataExt,
@@ -29,11 +30,13 @@ use crate::{
     error::{Error, Result, Warning, WarningCode},
     project::{
         Component, Project,
-        discover::{Kind, Source, discover},
+        discover::{Kind, Selection, Source, discover},
+        exclude::Exclusion,
+        names,
     },
     sqlite::{
         check::{Integrity, IntegrityStatus},
-        files::names_super_journal,
+        files::{COMPANIONS, names_super_journal},
         pages::PageFile,
         snapshot::{self, Conditions, Taken},
         wal_in_use,
@@ -49,6 +52,7 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
     let mut warnings = Vec::new();
     let sources = discover(&project, &request.selection, &mut warnings)?;
     warnings.extend(committed_elsewhere(&sources));
+    let entries = sources.iter().map(|source| source.entry.clone()).collect();
     let mut planned = Vec::new();
     let mut bytes_total = 0;
     for source in sources {
@@ -75,6 +79,7 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
         known: known.as_ref(),
         base: known.as_ref().filter(|known| known.leaves_out()),
         hashes: PageFile::default(),
+        entries,
         saved: Saved {
             integrity: Integrity { status: IntegrityStatus::Ok, messages: Vec::new(), full_text: true },
             node_count: 0,
@@ -101,6 +106,7 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
             None => saving.node(&source)?,
         }
     }
+    saving.keep_closed(&project, &request.selection)?;
     let hashes = request.scratch.join(PAGE_HASHES_FILE);
     let failed = |cause| Error::io("write", &hashes, cause);
     saving.hashes.write(BufWriter::new(File::create(&hashes).map_err(failed)?)).map_err(failed)?;
@@ -154,6 +160,8 @@ struct Saving<'a> {
     base: Option<&'a Known>,
     /// Of all databases so far.
     hashes: PageFile,
+    /// Names that are taken in the archive.
+    entries: HashSet<String>,
     saved: Saved,
 }
 
@@ -190,13 +198,53 @@ impl Saving<'_> {
 
     /// It is there, so an incremental backup does not take it for one that is no more: what the base has is better than nothing.
     fn unreadable(&mut self, source: &Source, cause: &io::Error) -> Result<()> {
-        let kept = self.base.and_then(|base| base.plain_file(&source.path));
+        let kept = self.base.and_then(|base| base.at(&source.path));
         let what = if kept.is_some() { "is kept as it was in the backup before" } else { "was left out" };
         let message = format!("{} could not be read and {what}: {cause}", source.path);
         self.saved.warnings.push(Warning::about(WarningCode::FileUnreadable, &source.path, message));
         let Some(kept) = kept else { return Ok(()) };
-        let record = FileRecord { entry: source.entry.clone(), stored: Stored::Base, ..kept.clone() };
-        self.answers.message(Message::Unchanged { record })
+        self.keep(FileRecord { entry: source.entry.clone(), ..kept.clone() })?;
+        // The WAL or journal of a database that was damaged then belongs to it.
+        let of_damaged = COMPANIONS.iter().filter(|_| kept.database).map(|suffix| format!("{}{suffix}", source.path));
+        let companions: Vec<&FileRecord> = of_damaged.filter_map(|path| self.base?.at(&path)).collect();
+        companions.into_iter().try_for_each(|record| self.keep_under_free_name(record))
+    }
+
+    /// Sends that something is as it was in the base.
+    fn keep(&mut self, record: FileRecord) -> Result<()> {
+        if let Some(hashes) = self.base.and_then(|base| base.hashes(&record.path)) {
+            self.hashes.databases.insert(record.path.clone(), hashes.clone());
+        }
+        self.answers.message(Message::Unchanged { record: FileRecord { stored: Stored::Base, ..record } })
+    }
+
+    fn keep_under_free_name(&mut self, record: &FileRecord) -> Result<()> {
+        let mut entry = record.entry.clone();
+        let mut number = 2;
+        while !self.entries.insert(entry.clone()) {
+            entry = format!("{}~{number}", record.entry);
+            number += 1;
+        }
+        self.keep(FileRecord { entry, ..record.clone() })
+    }
+
+    /// A directory that could not be read is there, and so may be all that the base has below it.
+    fn keep_closed(&mut self, project: &Project, selection: &Selection) -> Result<()> {
+        let Some(base) = self.base else { return Ok(()) };
+        let exclusion = Exclusion::new(project.root(), &selection.exclude_patterns)?;
+        let mut done = HashSet::new();
+        let mut warnings = std::mem::take(&mut self.saved.warnings);
+        for warning in warnings.iter_mut().filter(|warning| warning.code == WarningCode::FileUnreadable) {
+            let Some(path) = warning.path.clone().filter(|path| done.insert(path.clone())) else { continue };
+            let mut kept = base.below(&path);
+            kept.retain(|record| selection.wants(record.component) && !is_excluded(&exclusion, record));
+            if !kept.is_empty() {
+                warning.message.push_str("; what the backup before holds of it is kept");
+            }
+            kept.into_iter().try_for_each(|record| self.keep_under_free_name(record))?;
+        }
+        self.saved.warnings = warnings;
+        Ok(())
     }
 
     fn super_journal(&mut self, source: &Source) {
@@ -208,6 +256,13 @@ impl Saving<'_> {
         let message = format!("{} changed while it was read; the backup may hold half of the change", source.path);
         self.saved.warnings.push(Warning::about(WarningCode::FileChanged, &source.path, message));
     }
+}
+
+/// Whether a pattern leaves it out, or a directory that it lies in.
+fn is_excluded(exclusion: &Exclusion, record: &FileRecord) -> bool {
+    let Some(path) = names::decode(&record.path) else { return false };
+    let mut ancestors = path.ancestors().enumerate().filter(|(_, path)| *path != Path::new(""));
+    ancestors.any(|(above, path)| exclusion.excludes(path, above > 0 || record.kind == EntryKind::Directory))
 }
 
 fn owner(found: &Metadata) -> Owner {
