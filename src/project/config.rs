@@ -48,6 +48,30 @@ pub fn database_path_in(config: &Path, root: &Path, warnings: &mut Vec<Warning>)
     locate(root, configured.as_deref().unwrap_or(DEFAULT_DATABASE))
 }
 
+/// The root of another project than the one at `root` that a database belongs to: it lies in the `.kg` of that one, or the
+/// configuration of that one names it. A copy of a project has such a database if its configuration names that of the original.
+pub fn other_owner(root: &Path, database: &Path) -> Option<PathBuf> {
+    let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let (root, found) = (resolved(root), resolved(database));
+    if is_inside(&root, &found) {
+        return None;
+    }
+    // By the path as it is written too: the `.kg` of the other project may be a link.
+    let above = found.ancestors().chain(database.ancestors()).skip(1).filter(|dir| dir.join(STATE_DIR).is_dir());
+    let owns = |other: &Path| {
+        let is_below = [&found, database].iter().any(|path| path.starts_with(other.join(STATE_DIR)));
+        is_below || resolved(&database_path(other, &mut Vec::new()).absolute) == found
+    };
+    above.map(resolved).find(|other| *other != root && owns(other))
+}
+
+/// Whether a database lies in the project at `root`; both without links.
+pub fn is_inside(root: &Path, database: &Path) -> bool {
+    // The state directory may be a link.
+    let state = root.join(STATE_DIR);
+    database.starts_with(root) || state.canonicalize().is_ok_and(|state| database.starts_with(state))
+}
+
 fn configured_path(config: &Value, warnings: &mut Vec<Warning>) -> Option<String> {
     match config.get("database")?.get("path")? {
         Value::String(path) if !path.is_empty() => Some(path.clone()),
@@ -105,6 +129,27 @@ mod tests {
     fn a_database_outside_the_project_has_no_relative_path() {
         let (found, _) = resolve(Some(r#"{"database":{"path":"/var/lib/graph.db"}}"#));
         assert_eq!(found, DatabasePath { absolute: "/var/lib/graph.db".into(), relative: None });
+    }
+
+    #[test]
+    fn a_database_belongs_to_the_other_project_that_holds_or_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().canonicalize().unwrap().join(path);
+        for path in ["own/.kg", "other/.kg", "other/inner/.kg", "data", "other/data"] {
+            fs::create_dir_all(at(path)).unwrap();
+        }
+        let owner = |path: &str| other_owner(&at("own"), &at(path));
+        assert_eq!(owner("other/.kg/knowledge.db"), Some(at("other")));
+        assert_eq!(owner("other/inner/.kg/x.db"), Some(at("other/inner")));
+        for path in ["own/.kg/knowledge.db", "own/graph.db", "data/graph.db", "other/data/graph.db"] {
+            assert_eq!(owner(path), None, "{path}");
+        }
+        fs::write(at("other/.kg/config.json"), r#"{"database":{"path":"data/graph.db"}}"#).unwrap();
+        assert_eq!(owner("other/data/graph.db"), Some(at("other")));
+        std::os::unix::fs::symlink(at("data"), at("linked")).unwrap();
+        fs::create_dir(at("third")).unwrap();
+        std::os::unix::fs::symlink(at("data"), at("third/.kg")).unwrap();
+        assert_eq!(owner("third/.kg/graph.db"), Some(at("third")));
     }
 
     #[test]

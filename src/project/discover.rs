@@ -2,7 +2,7 @@
 //!
 //! Walks `.kg/`, leaves out what [`super::exclude`] names, recognises SQLite databases by their header wherever they
 //! lie, and names the entry of each source in the archive. Directories are sources too, and so are symbolic links that
-//! lead to somewhere inside the project; no link is followed. A database's `-wal`, `-shm` and `-journal` belong to its
+//! lead to somewhere inside the project; no link is followed. A database that has several names is one source ([`same_file`]). A database's `-wal`, `-shm` and `-journal` belong to its
 //! snapshot and are not sources themselves.
 //!
 //! Every header is looked at before any database is opened: closing a plain descriptor of a file drops the locks
@@ -19,7 +19,7 @@ use std::{
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
-use super::{CONFIG_FILE, Component, DEFAULT_DATABASE, Project, STATE_DIR, config, exclude, names};
+use super::{CONFIG_FILE, Component, DEFAULT_DATABASE, Project, STATE_DIR, config, exclude, names, same_file};
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
     sqlite::files::{COMPANIONS, INDEX_MAGIC, JOURNAL_MAGIC, MAGIC, WAL_MAGIC, companion},
@@ -101,8 +101,10 @@ pub fn discover(project: &Project, selection: &Selection, warnings: &mut Vec<War
         walk.directory(&project.state_dir(), STATE_DIR)?;
         sources = walk.found;
     }
-    sources.insert(0, graph);
+    let graph_is_outside = graph.is_outside;
+    sources.insert(0, graph.source);
     drop_companions(&mut sources);
+    same_file::unite(project.root(), graph_is_outside, &mut sources, warnings);
     sources.sort_by(|a, b| (rank(a), &a.path).cmp(&(rank(b), &b.path)));
     name_entries(&mut sources);
     Ok(sources)
@@ -113,7 +115,15 @@ fn rank(source: &Source) -> (Component, bool) {
     (source.component, source.entry != CONFIG_FILE)
 }
 
-fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Source> {
+/// The graph database.
+struct Graph {
+    source: Source,
+    /// The name that the configuration gives it, which may be a symbolic link; the directories on the way are not.
+    name: PathBuf,
+    is_outside: bool,
+}
+
+fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Graph> {
     let located = config::database_path(project.root(), warnings);
     match fs::metadata(&located.absolute) {
         Ok(found) if found.is_file() => {}
@@ -133,6 +143,7 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Sour
         }
         Err(cause) => return Err(Error::io("read", &located.absolute, cause)),
     }
+    let is_outside = located.relative.is_none();
     let path = located.relative.unwrap_or_else(|| {
         let place = free_place(project);
         let message = format!(
@@ -142,14 +153,30 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Sour
         warnings.push(Warning::new(WarningCode::Config, message));
         place
     });
-    Ok(Source {
+    if let Some(owner) = config::other_owner(project.root(), &located.absolute) {
+        let message = format!(
+            "The configuration names the database of another project, {}: the backup holds what that one has. If this is a copy of \
+             it, set `database.path` in .kg/config.json to a database of its own",
+            owner.display()
+        );
+        warnings.push(Warning::new(WarningCode::Config, message));
+    }
+    let failed = |cause| Error::io("read", &located.absolute, cause);
+    let source = Source {
         path,
         // SQLite opens the file behind a symbolic link, and looks for the WAL beside that file.
-        absolute: located.absolute.canonicalize().map_err(|cause| Error::io("read", &located.absolute, cause))?,
+        absolute: located.absolute.canonicalize().map_err(failed)?,
         entry: DATABASE_ENTRY.to_string(),
         component: Component::Database,
         kind: Kind::Database,
-    })
+    };
+    Ok(Graph { source, name: directory_entry(&located.absolute).map_err(failed)?, is_outside })
+}
+
+/// The path of a name without links on the way to it.
+fn directory_entry(path: &Path) -> io::Result<PathBuf> {
+    let parent = path.parent().unwrap_or(path).canonicalize()?;
+    Ok(path.file_name().map_or(parent.clone(), |name| parent.join(name)))
 }
 
 /// Where a database from outside would go in the project: the default, or beside a file that is there already.
@@ -163,7 +190,7 @@ struct Walk<'a> {
     project: &'a Project,
     selection: &'a Selection,
     exclusion: exclude::Exclusion,
-    graph: &'a Source,
+    graph: &'a Graph,
     found: Vec<Source>,
     warnings: &'a mut Vec<Warning>,
 }
@@ -241,7 +268,6 @@ impl Walk<'_> {
 
     fn link(&mut self, absolute: PathBuf, path: String) {
         let component = component_of(&path, false);
-        // What is behind it is saved as the graph database.
         if !self.wants(component) || self.is_graph(&absolute) {
             return;
         }
@@ -251,8 +277,19 @@ impl Walk<'_> {
             // That it cannot be read is said by whoever is to save it.
             Err(_) => return self.add(path, absolute, component, Kind::File),
         };
+        let leads_to_graph = || absolute.canonicalize().is_ok_and(|path| path == self.graph.source.absolute);
         if names::decode(&path).is_some_and(|path| names::link_stays_below(&path, &target)) {
             self.add(path, absolute, component, Kind::Link(names::encode(&target)));
+        } else if !self.graph.is_outside && leads_to_graph() {
+            let graph = &self.graph.source.path;
+            let (kind, message) = (
+                Kind::Link(same_file::relative(&path, graph)),
+                format!(
+                    "{path} leads to the graph database through a path outside the project; it is saved as a link to {graph}"
+                ),
+            );
+            self.warn(WarningCode::SameFile, &path, message);
+            self.add(path, absolute, component, kind);
         } else {
             let message =
                 format!("{path} is a symbolic link out of the project, to {}; it was left out", target.display());
@@ -260,10 +297,9 @@ impl Walk<'_> {
         }
     }
 
-    /// Also where `.kg` is a symbolic link, and the path that was walked is not the one that SQLite opens.
+    /// Whether it is the name that the configuration gives the graph database, also where `.kg` is a symbolic link.
     fn is_graph(&self, path: &Path) -> bool {
-        let graph = self.graph.absolute.as_path();
-        path.canonicalize().is_ok_and(|path| path == graph)
+        directory_entry(path).is_ok_and(|path| path == self.graph.name)
     }
 
     fn wants(&self, component: Component) -> bool {
@@ -326,7 +362,7 @@ fn starts_like_sqlite(path: &Path) -> io::Result<bool> {
     starts_with(path, &[MAGIC])
 }
 
-fn starts_with(path: &Path, magics: &[&[u8]]) -> io::Result<bool> {
+pub fn starts_with(path: &Path, magics: &[&[u8]]) -> io::Result<bool> {
     let mut start = Vec::new();
     open_plain(path)?.take(MAGIC.len() as u64).read_to_end(&mut start)?;
     Ok(magics.iter().any(|magic| start.starts_with(magic)))
@@ -470,7 +506,12 @@ mod tests {
         let mut warnings = Vec::new();
         let found = discover(&project, &Selection::everything(), &mut warnings).unwrap();
         let kinds: Vec<_> = found.iter().map(|source| (source.entry.as_str(), source.kind.clone())).collect();
-        assert_eq!(kinds, [("database.sqlite", Kind::Database), ("files/link", Kind::Link("../inside".into()))]);
+        let expected = [
+            ("database.sqlite", Kind::Database),
+            ("files/graph", Kind::Link("knowledge.db".into())),
+            ("files/link", Kind::Link("../inside".into())),
+        ];
+        assert_eq!(kinds, expected);
         let mut warned: Vec<_> =
             warnings.iter().map(|warning| (warning.code, warning.path.as_deref().unwrap())).collect();
         warned.sort_by_key(|(_, path)| *path);

@@ -1,12 +1,13 @@
 //! What a project holds: where its parts lie, which of them a backup takes.
 //!
 //! A project is the directory that holds `.kg/`. [`Project`] itself and [`give_to_owner`] only ask for paths (`stat`, `lchown`), so a host process
-//! may use them, and [`names`]. [`config`] and [`discover`] open files of the live project: only the reader may call them (`src/reader`).
+//! may use them, and [`names`]. [`config`], [`discover`] and [`same_file`] open files of the live project: only the reader may call them (`src/reader`).
 
 pub mod config;
 pub mod discover;
 pub mod exclude;
 pub mod names;
+pub mod same_file;
 
 use std::{
     fs,

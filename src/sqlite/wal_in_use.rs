@@ -124,6 +124,11 @@ pub fn find_all(databases: &[&Path]) -> Vec<(usize, Elsewhere)> {
     suspected
 }
 
+/// Whether another process has the WAL open that lies next to this name of a database.
+pub fn is_index_in_use(name: &Path) -> bool {
+    File::open(companion(name, COMPANIONS[1])).is_ok_and(|index| holder(&index, DEAD_MAN_SWITCH).is_some())
+}
+
 fn look(databases: &[&Path], numbers: impl Iterator<Item = usize>) -> Vec<(usize, Elsewhere)> {
     let numbered: Vec<(usize, &Path)> = numbers.filter_map(|number| Some((number, *databases.get(number)?))).collect();
     let mut seen: Vec<(usize, Elsewhere)> =

@@ -59,7 +59,8 @@ pub fn plan(target: &Target, placements: &Placements<'_>, conditions: &Condition
         return Err(Error { remedy, ..error });
     }
     let owners = placements.files.iter().map(|placement| placement.to.as_str()).collect();
-    let mut planning = Planning { target, conditions, owners, elsewhere, plan: Plan::new(), gone: HashSet::new() };
+    let (swapped, gone) = (HashSet::new(), HashSet::new());
+    let mut planning = Planning { target, conditions, owners, elsewhere, plan: Plan::new(), swapped, gone };
     for placement in &placements.files {
         planning.file(placement)?;
     }
@@ -94,6 +95,8 @@ struct Planning<'a> {
     /// Locations of databases whose users commit to another WAL.
     elsewhere: BTreeMap<&'a str, Elsewhere>,
     plan: Plan,
+    /// Databases that get new content through SQLite.
+    swapped: HashSet<Identity>,
     /// Locations that are empty once the moves so far are made.
     gone: HashSet<String>,
 }
@@ -106,14 +109,16 @@ impl Planning<'_> {
         let occupant = occupant.filter(|_| !self.gone.contains(&placement.to));
         if let Some(place) = &place {
             assert_replaceable(place, occupant, placement)?;
-            if occupant == Some(Occupant::File) && self.is_live(place, placement)? {
+            if occupant == Some(Occupant::File) && !self.is_swapped(place)? && self.is_live(place, placement)? {
+                self.swapped.extend(identity(place)?);
                 self.swap(placement);
                 return Ok(());
             }
         }
         let is_database = is_database(placement, place.as_ref());
+        let is_alias = place.as_ref().map_or(Ok(false), |place| self.is_swapped(place))?;
         for suffix in parts(is_database) {
-            self.move_away(placement, suffix, is_database && suffix.is_empty())?;
+            self.move_away(placement, suffix, is_database && suffix.is_empty() && !is_alias)?;
         }
         if let Some(from) = &placement.from {
             let is_new = !self.gone.contains(&placement.to);
@@ -124,6 +129,12 @@ impl Planning<'_> {
             self.gone.remove(&placement.to);
         }
         Ok(())
+    }
+
+    /// Whether it is another name of a database that gets new content. That name alone is moved: a second connection would take
+    /// the locks of the first, and the processes that have the database open keep it.
+    fn is_swapped(&self, place: &Place) -> Result<bool> {
+        Ok(identity(place)?.is_some_and(|found| self.swapped.contains(&found)))
     }
 
     /// Refuses a file that would become the WAL, index or journal of a database that stays.
@@ -261,7 +272,9 @@ fn is_below(location: &str, dir: &str) -> bool {
 fn used_elsewhere<'a>(target: &Target, placements: &'a Placements<'_>) -> Result<BTreeMap<&'a str, Elsewhere>> {
     let mut places = Vec::new();
     for placement in placements.files.iter().filter(|placement| placement.is_database) {
-        if let Some(place) = target.place(&placement.to)? {
+        let place = target.place(&placement.to)?;
+        // A link leads to another database, which has another WAL.
+        if let Some(place) = place.filter(|place| place.occupant().is_ok_and(|found| found != Some(Occupant::Link))) {
             places.push((placement.to.as_str(), place.path()));
         }
     }
@@ -287,6 +300,13 @@ fn claims(target: &Target, plan: &Plan) -> Result<Vec<Claim>> {
         |touched: &&Touched| touched.database && touched.kept.is_some() && !swapped.contains(touched.path.as_str());
     let moved = plan.touched.iter().filter(is_moved);
     moved.filter_map(|touched| claim(target, &touched.path).transpose()).collect()
+}
+
+/// Device and inode.
+type Identity = (u64, u64);
+
+fn identity(place: &Place) -> Result<Option<Identity>> {
+    Ok(place.stat()?.map(|found| (found.st_dev, found.st_ino)))
 }
 
 /// Keeps other processes out of the database at a location; `KG_DATABASE_IN_USE` while one has it open.

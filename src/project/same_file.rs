@@ -1,0 +1,232 @@
+//! Databases that have several names: hard links, bind mounts, symbolic links on the way to a file.
+//!
+//! SQLite's locks belong to the inode and its WAL to the name. So a database is opened once, through the name whose WAL is in
+//! use; another name would not see what was committed there, and closing it would drop the locks of the first. The backup
+//! holds the content once. The other names become symbolic links to it, because SQLite follows those to one WAL.
+//!
+//! Only for the reader: this opens files of the live project.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Component, STATE_DIR,
+    discover::{Kind, Source, starts_with},
+    exclude, names,
+};
+use crate::{
+    error::{Warning, WarningCode},
+    sqlite::{
+        files::{COMPANIONS, JOURNAL_MAGIC, companion},
+        wal_in_use,
+    },
+};
+
+type Identity = (u64, u64);
+
+/// What lies next to a name of a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Beside {
+    Nothing,
+    /// A WAL or a journal with content, of this identity.
+    Left(Identity),
+    /// A WAL that a process has open.
+    InUse(Identity),
+}
+
+/// Makes one source of the names of each database, and links of its other names. `graph_is_outside` if a restore may put the
+/// graph database elsewhere than its source says.
+pub fn unite(root: &Path, graph_is_outside: bool, sources: &mut [Source], warnings: &mut Vec<Warning>) {
+    let mut groups: BTreeMap<Identity, Vec<usize>> = BTreeMap::new();
+    for (number, source) in sources.iter().enumerate().filter(|(_, source)| source.is_database()) {
+        if let Ok(found) = fs::metadata(&source.absolute) {
+            groups.entry((found.dev(), found.ino())).or_default().push(number);
+        }
+    }
+    for (identity, members) in groups {
+        let mut names: Vec<PathBuf> = Vec::new();
+        for source in members.iter().filter_map(|number| sources.get(*number)) {
+            // A link may lead to the file that is another source.
+            if !names.contains(&source.absolute) {
+                names.push(source.absolute.clone());
+            }
+        }
+        let links = names.first().and_then(|name| fs::metadata(name).ok()).map_or(1, |found| found.nlink());
+        if links > 1 {
+            let others = names_below(&root.join(STATE_DIR), identity);
+            names.extend(others.into_iter().filter(|other| !names.contains(other)).collect::<Vec<_>>());
+        }
+        if members.len() > 1 || links > 1 {
+            let group = Group { root, graph_is_outside, members, names, links };
+            group.unite(sources, warnings);
+        }
+    }
+}
+
+/// Other names of a database below `.kg` that have a WAL or journal of their own.
+pub fn others_with_wal(root: &Path, database: &Path) -> Vec<PathBuf> {
+    let Some(found) = fs::metadata(database).ok().filter(|found| found.nlink() > 1) else { return Vec::new() };
+    let own = beside(database);
+    let others = names_below(&root.join(STATE_DIR), (found.dev(), found.ino()));
+    let differs = |other: &PathBuf| match (beside(other), own) {
+        (Beside::Nothing, _) => false,
+        (Beside::Left(other) | Beside::InUse(other), Beside::Left(own) | Beside::InUse(own)) => other != own,
+        (_, Beside::Nothing) => true,
+    };
+    others.into_iter().filter(|other| other != database && differs(other)).collect()
+}
+
+/// One database with several names.
+struct Group<'a> {
+    root: &'a Path,
+    graph_is_outside: bool,
+    /// The numbers of its sources. The graph database comes first.
+    members: Vec<usize>,
+    /// Absolute: those of the sources, in their order, then those that are no source.
+    names: Vec<PathBuf>,
+    links: u64,
+}
+
+impl Group<'_> {
+    fn unite(&self, sources: &mut [Source], warnings: &mut Vec<Warning>) {
+        let (read, others) = self.choose();
+        let Some(kept) = self.kept(sources, &read) else { return };
+        let Some(saved) = sources.get_mut(kept) else { return };
+        saved.absolute.clone_from(&read);
+        let (path, is_graph) = (saved.path.clone(), saved.component == Component::Database);
+        let through =
+            if self.shown(&read) == path { String::new() } else { format!(", read as {}", self.shown(&read)) };
+        for other in &others {
+            let other = self.shown(other);
+            let message = format!(
+                "{} and {other} are names of one database, and each has a WAL or journal of its own: which of them holds the \
+                 commits cannot be told. {path} is saved{through}",
+                self.shown(&read)
+            );
+            warnings.push(Warning::about(WarningCode::SameFile, &path, message));
+            let message = format!("What was committed to {other}-wal is not in the backup; see KG_WARN_SAME_FILE");
+            warnings.push(Warning::about(WarningCode::WalNotInUse, &other, message));
+        }
+        for number in self.members.iter().filter(|number| **number != kept) {
+            let Some(source) = sources.get_mut(*number) else { continue };
+            let what = if is_graph && self.graph_is_outside {
+                "is not saved".to_string()
+            } else {
+                source.kind = Kind::Link(relative(&source.path, &path));
+                format!(
+                    "is saved as a symbolic link to {path}, because processes that use different names of a file do not see each \
+                     other's WAL"
+                )
+            };
+            let message =
+                format!("{} is another name of {path}. {path} is saved{through}; {} {what}", source.path, source.path);
+            warnings.push(Warning::about(WarningCode::SameFile, &source.path, message));
+        }
+        let unknown = self.links.saturating_sub(self.names.len() as u64);
+        if unknown > 0 {
+            let message = format!(
+                "{path} has {} names (hard links), of which {unknown} lie outside {STATE_DIR}: what a process committed to a WAL \
+                 next to one of those is not in the backup",
+                self.links
+            );
+            warnings.push(Warning::about(WarningCode::SameFile, &path, message));
+        }
+    }
+
+    /// The name to read, and the others that have a WAL of their own.
+    fn choose(&self) -> (PathBuf, Vec<PathBuf>) {
+        let mut claims: Vec<(Identity, bool, &PathBuf)> = Vec::new();
+        for name in &self.names {
+            match beside(name) {
+                Beside::Left(wal) if claims.iter().all(|(known, ..)| *known != wal) => claims.push((wal, false, name)),
+                Beside::InUse(wal) if claims.iter().all(|(known, ..)| *known != wal) => claims.push((wal, true, name)),
+                _ => {}
+            }
+        }
+        // Stable: of several in use, the first name, which is the graph's.
+        claims.sort_by_key(|(_, is_in_use, _)| !is_in_use);
+        let mut claims = claims.into_iter().map(|(.., name)| name.clone());
+        let read = claims.next().or_else(|| self.names.first().cloned()).unwrap_or_default();
+        (read, claims.collect())
+    }
+
+    /// The source that is saved: the graph database, or else the name that is read, or else the first.
+    fn kept(&self, sources: &[Source], read: &Path) -> Option<usize> {
+        let is_graph =
+            |number: &usize| sources.get(*number).is_some_and(|source| source.component == Component::Database);
+        let is_read = |number: &usize| sources.get(*number).is_some_and(|source| source.absolute == read);
+        let mut members = self.members.iter().copied();
+        members.clone().find(is_graph).or_else(|| members.clone().find(is_read)).or_else(|| members.next())
+    }
+
+    /// As messages name it.
+    fn shown(&self, name: &Path) -> String {
+        name.strip_prefix(self.root).map_or_else(|_| name.display().to_string(), names::encode)
+    }
+}
+
+fn beside(name: &Path) -> Beside {
+    let [wal, _, journal] = COMPANIONS.map(|suffix| companion(name, suffix));
+    let identity = |path: &Path| {
+        fs::symlink_metadata(path)
+            .ok()
+            .filter(|found| found.is_file())
+            .map(|found| ((found.dev(), found.ino()), found.len()))
+    };
+    match (identity(&wal), identity(&journal)) {
+        (Some((wal, _)), _) if wal_in_use::is_index_in_use(name) => Beside::InUse(wal),
+        (Some((wal, length)), _) if length > 0 => Beside::Left(wal),
+        (_, Some((of_journal, _))) if starts_with(&journal, &[JOURNAL_MAGIC]).unwrap_or(false) => {
+            Beside::Left(of_journal)
+        }
+        _ => Beside::Nothing,
+    }
+}
+
+/// Every name of a file below `.kg`, also where a backup does not look, but for what restores keep.
+fn names_below(state: &Path, identity: Identity) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut directories = vec![state.to_path_buf()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let Ok(kind) = entry.file_type() else { continue };
+            let is_kept = |name: &str| directory == state && exclude::is_of_restore(name, kind.is_dir());
+            if entry.file_name().to_str().is_some_and(is_kept) {
+                continue;
+            }
+            if kind.is_dir() {
+                directories.push(entry.path());
+            } else if kind.is_file() && entry.metadata().is_ok_and(|found| (found.dev(), found.ino()) == identity) {
+                found.push(entry.path());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The target of a symbolic link at `from` that leads to `to`, both relative to the project's root.
+pub fn relative(from: &str, to: &str) -> String {
+    let (from, to): (Vec<&str>, Vec<&str>) = (from.split('/').collect(), to.split('/').collect());
+    let directories = from.len().saturating_sub(1);
+    let common = from.iter().take(directories).zip(&to).take_while(|(from, to)| from == to).count();
+    let up = std::iter::repeat_n("..", directories.saturating_sub(common));
+    up.chain(to.into_iter().skip(common)).collect::<Vec<_>>().join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_leads_up_to_the_common_directory_and_down_again() {
+        assert_eq!(relative(".kg/plugins/a/x.db", ".kg/knowledge.db"), "../../knowledge.db");
+        assert_eq!(relative(".kg/a.db", ".kg/b.db"), "b.db");
+        assert_eq!(relative(".kg/a.db", "db/graph.db"), "../db/graph.db");
+        assert_eq!(relative(".kg/plugins/a/x.db", ".kg/plugins/b/x.db"), "../b/x.db");
+    }
+}
