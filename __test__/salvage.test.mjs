@@ -148,7 +148,9 @@ test('a database outside the project is replaced where it lies', async () => {
   rmSync(database);
   writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: outside } }));
   const damaged = damagePages(outside, pages);
-  const result = await new IntegrityChecker(root).runChecks({ repairMode: true });
+  // Others may use it too, so it has to be named.
+  await expect(new IntegrityChecker(root).runChecks({ repairMode: true })).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
+  const result = await new IntegrityChecker(outside, { projectRoot: root }).runChecks({ repairMode: true });
   const [{ salvage }] = result.repair.actions;
   expect(salvage.kept.startsWith(path.join(root, '.kg/restore-undo/'))).toBe(true);
   expect(readFileSync(salvage.kept).equals(damaged)).toBe(true);

@@ -23,6 +23,7 @@ use crate::{
         repair::{Action, Done, Salvage, Work, actions_for, failed, is_damage},
         subject::Subject,
     },
+    project::STATE_DIR,
     reader::{
         client::{Launch, Reader},
         protocol::{CheckRequest, RepairRequest},
@@ -156,10 +157,14 @@ pub fn repair(
     let skipped = meant.len() - repairable.len() + gone.collect::<HashSet<_>>().len();
     let mut repair =
         Repair { fixed: 0, failed: 0, skipped, safety_backup: None, safety_copy: None, actions: Vec::new() };
+    let outside = before.issues.iter().find(|issue| issue.code == IssueCode::DatabaseOutside);
+    if let Some(outside) = outside.filter(|outside| outside.severity == Severity::Error || !actions.is_empty()) {
+        return Err(not_named(outside, &before.checked));
+    }
     if actions.is_empty() {
         return Ok(Inspection { repair: Some(repair), duration_ms: duration_ms(began.elapsed()), ..before });
     }
-    match &before.checked.project {
+    match before.checked.project.as_ref().filter(|root| before.is_graph || is_saved(root, &before.checked.database)) {
         Some(root) => {
             let saved = back_up(root, &before, &actions, store, lock_timeout, launch, task)?;
             repair.safety_backup = Some(saved);
@@ -204,6 +209,23 @@ impl Repair {
         self.fixed += worked_on.len() - failed;
         self.actions.extend(done.into_iter().map(ActionResult::from));
     }
+}
+
+/// Others may use a database outside the project: it is repaired if the caller means it.
+fn not_named(outside: &Issue, checked: &Checked) -> Error {
+    let root = checked.project.as_deref().unwrap_or(Path::new("DIR"));
+    let remedy = format!(
+        "Nothing was changed; {}. To repair that database, name it: kg diag repair '{}' --project '{}'",
+        outside.remedy,
+        checked.database.display(),
+        root.display()
+    );
+    Error::invalid(outside.message.clone(), remedy)
+}
+
+/// Whether a backup of the project holds a database that is not its graph database.
+fn is_saved(root: &Path, database: &Path) -> bool {
+    root.join(STATE_DIR).canonicalize().is_ok_and(|state| database.starts_with(state))
 }
 
 /// Saves what is about to be changed.

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     backup::DEFAULT_LOCK_TIMEOUT,
-    error::{Code, Result},
+    error::{Code, Error, Result},
     inspect::{Inspection, Repair, inspect, repair},
     integrity::{
         Scope,
@@ -44,7 +44,7 @@ pub struct IntegrityArgs {
     #[command(flatten)]
     pub common: Common,
     /// A database, or the directory of a project [default: the project]
-    #[arg(value_name = "PATH", conflicts_with = "project")]
+    #[arg(value_name = "PATH")]
     path: Option<PathBuf>,
     /// Leave the database out
     #[arg(long)]
@@ -70,6 +70,7 @@ pub struct IntegrityArgs {
 Examples:
   kg diag repair           check, say what can be done, and ask on a terminal
   kg diag repair --auto    without asking
+  kg diag repair /var/lib/graph.db --project .    a database outside the project, which has to be named
 
 A backup is made first. Rows that are removed are kept in the table kg_repair_removed.
 Of a damaged database what can be read is saved in a new one, while nothing has it open; the
@@ -79,7 +80,7 @@ pub struct RepairArgs {
     #[command(flatten)]
     pub common: Common,
     /// A database, or the directory of a project [default: the project]
-    #[arg(value_name = "PATH", conflicts_with = "project")]
+    #[arg(value_name = "PATH")]
     path: Option<PathBuf>,
     /// Repair without asking
     #[arg(long)]
@@ -153,9 +154,13 @@ fn safety_store(subject: &Subject, dir: Option<&PathBuf>, keys: &KeyArgs) -> Res
 }
 
 fn subject(common: &Common, path: Option<&PathBuf>) -> Result<Subject> {
-    Ok(match path {
-        Some(path) => Subject::at(path),
-        None => Subject::of(&common.root()?, None),
+    Ok(match (path, &common.project) {
+        (Some(path), Some(_)) if path.is_dir() => {
+            return Err(Error::invalid("PATH is a directory, and `--project` names one too", "Leave one of them out"));
+        }
+        (Some(path), Some(root)) => Subject::of(root, Subject::at(path).database),
+        (Some(path), None) => Subject::at(path),
+        (None, _) => Subject::of(&common.root()?, None),
     })
 }
 

@@ -151,6 +151,9 @@ pub fn check(subject: &Subject, scope: Scope, check: &Check) -> Result<Report> {
         let remedy = "Set `database.path` in .kg/config.json, or restore a backup with `kg diag restore --file latest`";
         report.issues.push(named.issue(IssueCode::DatabaseMissing, message, remedy));
     }
+    report.issues.extend(resolved.issues(&named));
+    // What another project has is not this one's.
+    let found = found.filter(|_| resolved.owner().is_none());
     let size = report.checked.database_size;
     check.gauge.total.store(size * if scope.quick { 1 } else { READINGS }, Ordering::Relaxed);
     if found.is_some() && scope.quick {

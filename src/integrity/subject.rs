@@ -4,11 +4,17 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::{
+    Named,
+    issue::{Issue, IssueCode, Severity},
+};
 use crate::{
     error::Result,
     paths,
-    project::{Project, STATE_DIR, config},
+    project::{Project, STATE_DIR, config, names, same_file},
 };
+
+const SET_PATH: &str = "Set `database.path` in .kg/config.json to a database in this project, or remove that setting";
 
 /// How a caller names what is to be checked. Paths alone tell which project a database may belong to, so a host makes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +66,8 @@ impl Subject {
         };
         let project = project.filter(belongs);
         let is_graph = project.is_some() && configured.as_ref() == Some(&database);
-        Ok(Resolved { database, project, is_graph })
+        let is_named = self.database.is_some();
+        Ok(Resolved { database, project, is_graph, is_named })
     }
 }
 
@@ -71,4 +78,43 @@ pub struct Resolved {
     pub project: Option<Project>,
     /// Whether it is the project's graph database.
     pub is_graph: bool,
+    /// Whether the caller named the database, rather than the configuration.
+    is_named: bool,
+}
+
+impl Resolved {
+    /// The root of the other project that the configured database belongs to.
+    pub fn owner(&self) -> Option<PathBuf> {
+        let project = self.project.as_ref().filter(|_| !self.is_named)?;
+        config::other_owner(project.root(), &self.database)
+    }
+
+    /// What is wrong with where the database lies, and with its other names.
+    pub(super) fn issues(&self, named: &Named) -> Vec<Issue> {
+        let Some(project) = &self.project else { return Vec::new() };
+        let mut issues = Vec::new();
+        if let Some(owner) = self.owner() {
+            let message = format!(
+                "The configuration names {}, the database of another project, {}: it was not checked. This project may be a copy of that \
+                 one",
+                named.path,
+                owner.display()
+            );
+            issues.push(named.issue(IssueCode::DatabaseOutside, message, SET_PATH));
+        } else if !self.is_named && !config::is_inside(project.root(), &self.database) {
+            let message = format!("{} lies outside the project: a copy of the project uses it too", named.path);
+            let remedy = "Leave it there if that is meant; a repair works on it if it is named";
+            issues.push(named.issue(IssueCode::DatabaseOutside, message, remedy).severity(Severity::Warning));
+        }
+        for other in same_file::others_with_wal(project.root(), &self.database) {
+            let other = other.strip_prefix(project.root()).map_or_else(|_| other.display().to_string(), names::encode);
+            let message = format!(
+                "{other} is another name of {}, and has a WAL or journal of its own: what was committed to {other}-wal is not seen here",
+                named.path
+            );
+            let remedy = "Open it once with that name and close it, while nothing else uses it; then use one name only";
+            issues.push(named.issue(IssueCode::WalNotInUse, message, remedy));
+        }
+        issues
+    }
 }

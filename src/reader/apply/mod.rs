@@ -112,6 +112,9 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
     let _lock = if request.dry_run { None } else { Some(lock_and_recover(root, lock_timeout, &mut warnings)?) };
     let (dir, record) = undo::newest(root, request.earlier)?;
     let mut target = Target::open(root)?;
+    if let Some(outside) = &record.outside {
+        place::assert_not_of_another(root, outside)?;
+    }
     target.allow(record.outside.clone());
     let placements = place::of_undo(&dir, &record);
     assert_kept(&target, &dir, &placements)?;

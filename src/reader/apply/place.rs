@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     archive::manifest::{EntryKind, FileRecord, Manifest},
-    error::{Result, Warning, WarningCode},
+    error::{Code, Error, Result, Warning, WarningCode},
     project::{
         BACKUPS_DIR, CONFIG_FILE, Component, DEFAULT_DATABASE, STATE_DIR,
         config::{self, DatabasePath},
@@ -267,6 +267,7 @@ fn database_location(
     match in_force {
         Some(DatabasePath { relative: Some(relative), .. }) => believed(names::encode(Path::new(&relative))),
         Some(DatabasePath { absolute, relative: None }) if own.is_some_and(|own| own.absolute == absolute) => {
+            assert_own_database(target, root, &absolute, &recorded)?;
             let place = absolute.display();
             warnings.push(warn(format!("The database goes to {place}, where the target's configuration has it")));
             let location = names::encode(&absolute);
@@ -285,6 +286,38 @@ fn database_location(
         }
         None => believed(recorded),
     }
+}
+
+/// Refuses to write to a database outside the project that may be the one of the original of a copy.
+fn assert_own_database(target: &Target, root: &Path, outside: &Path, recorded: &str) -> Result<()> {
+    assert_not_of_another(root, outside)?;
+    // A restore into a copy puts its database there.
+    if target.is_taken(recorded)? {
+        let other = root.join(recorded);
+        return Err(not_own(
+            root,
+            outside,
+            &format!("outside the project, and another database lies at {}", other.display()),
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses to write to a database that belongs to another project.
+pub fn assert_not_of_another(root: &Path, outside: &Path) -> Result<()> {
+    match config::other_owner(root, outside) {
+        Some(owner) => Err(not_own(root, outside, &format!("the database of another project, {}", owner.display()))),
+        None => Ok(()),
+    }
+}
+
+fn not_own(root: &Path, outside: &Path, why: &str) -> Error {
+    Error::new(
+        Code::TargetInvalid,
+        format!("{} would be written as the database of {}, and is {why}", outside.display(), root.display()),
+        "Nothing was changed; set `database.path` in .kg/config.json to the database that is meant, or restore into the project \
+         that it belongs to",
+    )
 }
 
 /// Refuses a place for the graph database that is none: what restores and backups keep; and, where only the archive names
