@@ -522,8 +522,8 @@ export interface PruneDecision {
   kept: boolean;
   /**
    * `pinned`, `newest-good`, `just-made`, `keep-…` (a rule), `within-limits` and `needed` (by one that is kept) keep a backup; `too-old`, `too-many`
-   * and `no-rule` remove it. Where the newest good backup is a snapshot, or of a graph without nodes, the newest good one that is neither is
-   * `newest-good` too.
+   * and `no-rule` remove it. If the newest good backup is a snapshot, of a graph without nodes, or incomplete, the newest good one that is none of it
+   * is `newest-good` too, and the newest of a graph with nodes.
    */
   reason:
     | 'pinned'

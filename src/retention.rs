@@ -55,8 +55,8 @@ pub struct Keep {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// Kept: the newest good backup stays, whatever the limits are; and where that is a snapshot, or of a graph without nodes, the newest good
-    /// one that is neither.
+    /// Kept: the newest good backup stays, whatever the limits are; and if that is a snapshot, of a graph without nodes, or incomplete, the newest
+    /// good one that is none of it, as far as there is one, and the newest of a graph with nodes.
     NewestGood,
     /// Kept: it was made a moment ago.
     JustMade,
@@ -111,7 +111,9 @@ pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp, made: Option<&
     let is_pinned = |place: &usize| backups[*place].pinned.is_some();
     let good = good(backups);
     let last_good = last_good(backups, &good);
-    let good: Vec<usize> = good.into_iter().filter(|place| !is_pinned(place)).collect();
+    // When one was made that is dated ahead is not known, so it is of no period.
+    let counts = |place: &usize| !is_pinned(place) && !backups[*place].is_ahead(now);
+    let good: Vec<usize> = good.into_iter().filter(counts).collect();
     let by_rule = by_rule(backups, &good, policy.keep);
     // How many come before each that count towards `max_backups`.
     let ranks: Vec<u64> = (0..backups.len())
@@ -149,13 +151,16 @@ pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp, made: Option<&
     decisions
 }
 
-/// What no limit may remove, of the places of `good`: the newest one; and as that may hold less than those before it, the newest that is more
-/// than a snapshot, and the newest of a graph that has nodes.
+/// What no limit may remove, of the places of `good`: the newest one; and because that may hold less than those before it, the newest of a graph
+/// that has nodes, the newest of these that is more than a snapshot, and the newest of these that lacks nothing.
 fn last_good(backups: &[Backup], good: &[usize]) -> Vec<usize> {
     let newest = |is_wanted: &dyn Fn(&Backup) -> bool| good.iter().copied().find(|place| is_wanted(&backups[*place]));
-    let complete = newest(&|backup| backup.kind != BackupType::Snapshot);
-    let filled = newest(&|backup| backup.stats.node_count > 0);
-    newest(&|_| true).into_iter().chain(complete).chain(filled).collect()
+    let is_whole = |backup: &Backup| backup.kind != BackupType::Snapshot;
+    let is_filled = |backup: &Backup| backup.stats.node_count > 0;
+    // Where no graph had nodes, or only snapshots of it exist.
+    let both = newest(&|backup| is_whole(backup) && is_filled(backup)).or_else(|| newest(&is_whole));
+    let complete = newest(&|backup| is_whole(backup) && is_filled(backup) && !backup.incomplete);
+    [newest(&|_| true), newest(&is_filled), both, complete].into_iter().flatten().collect()
 }
 
 /// The rule that keeps each backup, of those at the places of `good`: the first that does.
@@ -380,11 +385,42 @@ mod tests {
             reasons(&[snapshot(1), snapshot(2), full(900), full(901)]),
             [NewestGood, TooMany, NewestGood, TooMany]
         );
+        // The snapshot has nodes, and the empty one is no snapshot: each lacks what the full one has.
         assert_eq!(
             reasons(&[empty(1), empty(2), snapshot(800), full(900)]),
+            [NewestGood, TooMany, NewestGood, NewestGood]
+        );
+        assert_eq!(reasons(&[empty(1), empty(2), snapshot(800)]), [NewestGood, TooMany, NewestGood]);
+        assert_eq!(reasons(&[empty(1), empty(2)]), [NewestGood, TooMany]);
+    }
+
+    #[test]
+    fn an_incomplete_backup_takes_the_place_of_no_complete_one() {
+        use Reason::*;
+        let now = Timestamp::from_millisecond(NOW).unwrap();
+        let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
+        let reasons = |backups: &[Backup]| -> Vec<Reason> {
+            decide(backups, one, now, None).into_iter().map(|decision| decision.reason).collect()
+        };
+        let incomplete = |hours| Backup { incomplete: true, ..backup(hours, true) };
+        assert_eq!(
+            reasons(&[incomplete(1), incomplete(2), backup(900, true), backup(901, true)]),
             [NewestGood, TooMany, NewestGood, TooMany]
         );
-        assert_eq!(reasons(&[empty(1), empty(2)]), [NewestGood, TooMany]);
+        assert_eq!(reasons(&[incomplete(1), incomplete(2)]), [NewestGood, TooMany]);
+        assert_eq!(reasons(&[backup(1, true), backup(2, true)]), [NewestGood, TooMany]);
+    }
+
+    #[test]
+    fn a_backup_that_is_dated_ahead_takes_no_place_of_a_rule() {
+        use Reason::*;
+        let now = Timestamp::from_millisecond(NOW).unwrap();
+        let policy = Policy { keep: Keep { yearly: Some(2), ..Keep::default() }, ..Policy::default() };
+        // It comes last, as the list has it.
+        let backups = [backup(1, true), backup(2, true), backup(3, true), backup(-24 * 400, true)];
+        let reasons: Vec<Reason> =
+            decide(&backups, policy, now, None).into_iter().map(|decision| decision.reason).collect();
+        assert_eq!(reasons, [NewestGood, NoRule, KeepYearly, NoRule]);
     }
 
     #[test]
@@ -400,16 +436,17 @@ mod tests {
     }
 
     /// A history of backups, newest first: how old each is, whether its source was sound, on which older one it rests, whether it is pinned, a
-    /// snapshot, of a graph without nodes.
+    /// snapshot, of a graph without nodes, incomplete.
     fn history() -> impl Strategy<Value = Vec<Backup>> {
         let base = prop::option::of(any::<prop::sample::Index>());
         let few = || prop::bool::weighted(0.15);
-        let one = (0..2000_i64, any::<bool>(), base, few(), few(), few());
+        let one = (0..2000_i64, any::<bool>(), base, few(), few(), few(), few());
         prop::collection::vec(one, 0..60).prop_map(|mut history| {
             history.sort_by_key(|(hours, ..)| *hours);
             history.dedup_by_key(|(hours, ..)| *hours);
             let mut backups: Vec<Backup> = history.iter().map(|(hours, good, ..)| backup(*hours, *good)).collect();
-            for (place, (_, _, base, pinned, is_snapshot, is_empty)) in history.iter().enumerate() {
+            for (place, (_, _, base, pinned, is_snapshot, is_empty, is_incomplete)) in history.iter().enumerate() {
+                backups[place].incomplete = *is_incomplete;
                 if *is_snapshot {
                     backups[place].kind = BackupType::Snapshot;
                 }
@@ -481,10 +518,12 @@ mod tests {
                 .iter().zip(&first).filter(|(_, decision)| decision.kept).map(|(backup, _)| backup.clone()).collect();
             let good = |backup: &&Backup| backup.integrity.status != IntegrityStatus::Failed;
             prop_assert_eq!(backups.iter().find(good), kept.iter().find(good));
-            let complete = |backup: &&Backup| good(backup) && backup.kind != BackupType::Snapshot;
+            let both = |backup: &&Backup| {
+                good(backup) && backup.kind != BackupType::Snapshot && backup.stats.node_count > 0
+            };
+            prop_assert_eq!(backups.iter().find(both), kept.iter().find(both));
+            let complete = |backup: &&Backup| both(backup) && !backup.incomplete;
             prop_assert_eq!(backups.iter().find(complete), kept.iter().find(complete));
-            let filled = |backup: &&Backup| good(backup) && backup.stats.node_count > 0;
-            prop_assert_eq!(backups.iter().find(filled), kept.iter().find(filled));
             prop_assert!(decide(&kept, policy, now, None).iter().all(|decision| decision.kept));
             for (backup, decision) in backups.iter().zip(&first) {
                 prop_assert_eq!(backup.pinned.is_some(), decision.reason == Reason::Pinned);
