@@ -11,6 +11,7 @@ use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
 
 use crate::{
+    age::age,
     archive::manifest::BackupType,
     error::Result,
     inspect::{inspect, is_healthy},
@@ -45,8 +46,9 @@ pub struct HealthOptions {
     pub settings: Settings,
     /// Everything of the database, not only what `quick_check` finds.
     pub check_database: bool,
-    /// Of the newest good backup.
-    pub max_age: Duration,
+    /// How old the newest good backup may be. Where this is given, it is an error that there is none or that it is older; otherwise a warning,
+    /// after [`DEFAULT_MAX_AGE`].
+    pub max_age: Option<Duration>,
     pub lock_timeout: Duration,
 }
 
@@ -116,7 +118,7 @@ pub fn health(store: &Store, options: &HealthOptions, launch: &Launch, task: &Ta
     })
 }
 
-fn of_store(store: &Store, checked: &Checked, max_age: Duration, issues: &mut Vec<Issue>) -> Backups {
+fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues: &mut Vec<Issue>) -> Backups {
     let dir = store.dir();
     let issue = |code, message: String, remedy: &str| {
         Issue::new(code, Part::Backups, message, remedy).path(dir.to_string_lossy())
@@ -133,23 +135,24 @@ fn of_store(store: &Store, checked: &Checked, max_age: Duration, issues: &mut Ve
     let broken = broken_chains(&backups);
     let newest = newest_good(&backups);
     let age_ms = newest.map(|newest| age_ms(newest.timestamp));
+    let severity = if max_age.is_some() { Severity::Error } else { Severity::Warning };
+    let max_age_ms = max_age.unwrap_or(DEFAULT_MAX_AGE).as_millis() as u64;
     match age_ms {
         None => {
             let message = format!("There is no good backup in {}", dir.display());
-            issues.push(issue(IssueCode::BackupNone, message, "Make one with `kg diag backup`"));
+            issues.push(issue(IssueCode::BackupNone, message, "Make one with `kg diag backup`").severity(severity));
         }
-        Some(age) if age > max_age.as_millis() as u64 => {
-            let days = |milliseconds: u64| milliseconds as f64 / 86_400_000.0;
-            let limit = days(max_age.as_millis() as u64);
-            let message = format!("The newest good backup is {:.1} days old; {limit:.1} are allowed", days(age));
-            issues.push(issue(IssueCode::BackupOld, message, "Make one with `kg diag backup`"));
+        Some(past) if past > max_age_ms => {
+            let message = format!("The newest good backup is {} old; {} is allowed", age(past), age(max_age_ms));
+            issues.push(issue(IssueCode::BackupOld, message, "Make one with `kg diag backup`").severity(severity));
         }
         Some(_) if newest.is_some_and(|newest| newest.is_ahead(Timestamp::now())) => {
             let message = format!(
                 "Every good backup in {} is dated ahead of now: a clock was wrong then, or is now",
                 dir.display()
             );
-            issues.push(issue(IssueCode::BackupOld, message, "Set the clock, and make one with `kg diag backup`"));
+            let remedy = "Set the clock, and make one with `kg diag backup`";
+            issues.push(issue(IssueCode::BackupOld, message, remedy).severity(severity));
         }
         Some(_) => {}
     }
@@ -209,9 +212,8 @@ fn of_service(
     }
     let last_run = History::read(project).last().cloned();
     let failure = last_run.as_ref().and_then(|run| Some((age_ms(run.started_at), run.error.as_ref()?)));
-    if let Some((age, error)) = failure.filter(|(age, _)| newest_age_ms.is_none_or(|newest| newest > *age)) {
-        let hours = age as f64 / 3_600_000.0;
-        let message = format!("The last backup failed, {hours:.1} h ago: {} [{}]", error.message, error.code);
+    if let Some((past, error)) = failure.filter(|(past, _)| newest_age_ms.is_none_or(|newest| newest > *past)) {
+        let message = format!("The last backup failed, {} ago: {} [{}]", age(past), error.message, error.code);
         let remedy = if error.remedy.is_empty() { "Make one with `kg diag backup`" } else { &error.remedy };
         issues.push(Issue::new(IssueCode::BackupFailed, Part::Backups, message, remedy));
     }

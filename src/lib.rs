@@ -24,10 +24,11 @@
 //! | [`integrity`] | what can be wrong with a project, and what repair does about it. Called by the reader alone |
 //! | [`project`], [`sqlite`] | what a project holds; databases at one commit. Called by the reader alone |
 //! | [`settings`] | the part of `.kg/config.json` that is about backups, and `.kg/hooks.json`; opened by the reader alone, or by `kg config` |
-//! | [`cron`], [`task`], [`parallel`], [`lock`], [`durable`], [`scratch`], [`paths`], [`beneath`], [`limits`], [`hex`], [`error`] | the times that a cron expression names; cancellation and progress; work on all cores; waiting; files that are there whole or not at all; directories that are thrown away; paths as people give them; paths without links; what a forged archive may take; how digests are written; errors |
+//! | [`age`], [`cron`], [`task`], [`parallel`], [`lock`], [`durable`], [`scratch`], [`paths`], [`beneath`], [`limits`], [`hex`], [`error`] | lengths of time as people say them; the times that a cron expression names; cancellation and progress; work on all cores; waiting; files that are there whole or not at all; directories that are thrown away; paths as people give them; paths without links; what a forged archive may take; how digests are written; errors |
 //!
 //! Dependencies point down this table, never up. `docs/architecture.md` says why things are as they are.
 
+pub mod age;
 pub mod archive;
 pub mod backup;
 pub mod base;

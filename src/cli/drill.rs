@@ -13,6 +13,7 @@ use super::{
     watch::Watched,
 };
 use crate::{
+    age::age,
     backup::DEFAULT_LOCK_TIMEOUT,
     error::{Code, Result},
     reader::client::Launch,
@@ -71,8 +72,7 @@ fn tell(rehearsal: &Rehearsal, output: &Output) {
     output.line(format!("  checked   in {} ms", rehearsal.check_ms));
     output.line(format!("  nodes     {} of {}", nodes.found, nodes.expected));
     output.line(format!("  edges     {} of {}", edges.found, edges.expected));
-    let hours = rehearsal.age_ms as f64 / 3_600_000.0;
-    output.line(format!("  lost      what was written in the {hours:.1} h since that backup"));
+    output.line(format!("  lost      what was written in the {} since that backup", age(rehearsal.age_ms)));
     tell_issues(&rehearsal.issues, output);
     output.line(if rehearsal.passed { "Passed" } else { "FAILED: do not rely on this backup" });
 }

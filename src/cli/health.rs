@@ -18,9 +18,10 @@ use super::{
     watch::Watched,
 };
 use crate::{
+    age::age as age_of,
     backup::DEFAULT_LOCK_TIMEOUT,
     error::{Error, Result},
-    health::{DEFAULT_MAX_AGE, Health, HealthOptions, Service, health},
+    health::{Health, HealthOptions, Service, health},
     reader::client::Launch,
     settings::Settings,
     task::Cancel,
@@ -35,9 +36,11 @@ Examples:
   kg diag health                            database, files, backups and disk at a glance
   kg diag health --check-db                 everything of the database, as after a restore
   kg diag health --project ./test-restore   of a restored copy
+  kg diag health --max-age 26h              fail if the newest good backup is older
   kg diag health --watch --interval 60      every minute, until Ctrl-C
 
-Exit status: 0 healthy, 3 database, 4 files, disk or the directory of the backups, 5 backups that cannot be restored.
+Exit status: 0 healthy, 3 database, 4 files, disk or the directory of the backups, or a backup that is missing or older than
+--max-age, 5 backups that cannot be restored.
 With --watch --json, one object a line.")]
 pub struct HealthArgs {
     #[command(flatten)]
@@ -48,7 +51,7 @@ pub struct HealthArgs {
     /// The directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
-    /// How old the newest good backup may be, such as 90s, 30m, 24h, 7d [default: 8d]
+    /// Fail if the newest good backup is older, such as 90s, 30m, 24h, 7d, or if there is none [default: a warning after 8d]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     max_age: Option<Duration>,
     /// Tell it again and again, until Ctrl-C
@@ -81,7 +84,7 @@ pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
         root,
         settings,
         check_database: args.check_db,
-        max_age: args.max_age.unwrap_or(DEFAULT_MAX_AGE),
+        max_age: args.max_age,
         lock_timeout: DEFAULT_LOCK_TIMEOUT,
     };
     let watched = Watched::new(output);
@@ -125,7 +128,7 @@ fn tell(health: &Health, output: &Output) {
     let of_database = format!("{} nodes, {} edges", checked.nodes, checked.edges);
     output.line(format!("Database  {} ({}; {of_database})", checked.database.display(), size(checked.database_size)));
     let newest = match (&backups.newest_good, backups.age_ms) {
-        (Some(id), Some(age)) => format!("newest good one {id}, {:.1} h old", age as f64 / 3_600_000.0),
+        (Some(id), Some(age)) => format!("newest good one {id}, {} old", age_of(age)),
         _ => "no good one".to_string(),
     };
     output.line(format!("Backups   {} in {}; {newest}", backups.count, backups.backup_dir.display()));

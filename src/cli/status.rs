@@ -4,6 +4,7 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use super::output::{Output, code_of, size};
 use crate::{
+    age::age,
     cron::time_zone,
     schedule::{history::HookFailure, status::Status},
     service::Holder,
@@ -84,12 +85,8 @@ pub fn date(timestamp: i64, zone: &TimeZone) -> String {
 
 /// `3 h ago`.
 pub fn ago(timestamp: i64) -> String {
-    let seconds = (Timestamp::now().as_millisecond() - timestamp).max(0) / 1000;
-    let units = [(86_400, "d"), (3_600, "h"), (60, "min")];
-    match units.iter().find(|(length, _)| seconds >= *length) {
-        Some((length, unit)) => format!("{} {unit} ago", seconds / length),
-        None => format!("{seconds} s ago"),
-    }
+    let past = u64::try_from(Timestamp::now().as_millisecond().saturating_sub(timestamp)).unwrap_or(0);
+    format!("{} ago", age(past))
 }
 
 #[cfg(test)]

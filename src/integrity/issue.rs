@@ -133,6 +133,7 @@ impl IssueCode {
         match self {
             IssueCode::BackupChain => Code::ChainBroken,
             IssueCode::BackupUnlisted => Code::ChecksumMismatch,
+            IssueCode::BackupNone | IssueCode::BackupOld => Code::NoBackups,
             _ => Code::NoSpace,
         }
     }

@@ -1,0 +1,25 @@
+//! Lengths of time as people say them.
+
+const UNITS: [(u64, &str); 3] = [(48 * 60 * 60, "d"), (60 * 60, "h"), (60, "min")];
+const DAY_SECONDS: u64 = 24 * 60 * 60;
+
+/// `12 s`, `5 min`, `47 h`, `3 d`: whole units of a size that fits.
+pub fn age(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1000;
+    match UNITS.into_iter().find(|(least, _)| seconds >= *least) {
+        Some((_, "d")) => format!("{} d", seconds / DAY_SECONDS),
+        Some((length, unit)) => format!("{} {unit}", seconds / length),
+        None => format!("{seconds} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unit_fits_the_length() {
+        let said = [0, 12_900, 59_999, 60_000, 3_599_999, 3_600_000, 47 * 3_600_000, 48 * 3_600_000, 8 * 86_400_000];
+        assert_eq!(said.map(age), ["0 s", "12 s", "59 s", "1 min", "59 min", "1 h", "47 h", "2 d", "8 d"]);
+    }
+}
