@@ -1143,6 +1143,7 @@ export type KgErrorCode =
   | 'KG_READER_VERSION'
   | 'KG_READER_PROTOCOL'
   | 'KG_SERVICE'
+  | 'KG_KILLED'
   | 'KG_INTERNAL';
 
 /** What happened and what to do about it. The message holds both. */

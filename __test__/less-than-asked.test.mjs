@@ -1,12 +1,12 @@
 // Less than was asked for is said: in the result, in the exit status, and by everything that watches.
 
-import { chmodSync, copyFileSync, mkdirSync, readFileSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { backupFreshnessCheck, createBackupManager } from '@weavelogic/knowledge-graph-agent';
 import { describe, expect, test } from 'vitest';
 
-import { kg, kgPath, run } from './support/processes.mjs';
+import { kg, kgPath, run, spawn, until } from './support/processes.mjs';
 import { contents, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
 const isRoot = process.getuid() === 0;
@@ -227,5 +227,73 @@ describe.skipIf(!isRoot)('an incremental backup keeps what it cannot read as it 
     chmodSync(path.join(inner, 'deep'), 0);
     expect(backup('--exclude', '*.tmp')).toMatchObject({ status: 6 });
     expect(await restored()).toEqual(before.filter((line) => !line.includes('.tmp')));
+  });
+});
+
+describe('`health --max-age`', () => {
+  const backupIssues = (result) => json(result).issues.filter(({ component }) => component === 'backups').map(({ code, severity }) => [code, severity]);
+
+  test('fails if there is no backup or if it is older, and only if it is given', async () => {
+    const { diag, manager } = small();
+    const without = await diag('health', '--json');
+    expect([without.status, backupIssues(without)]).toEqual([0, [['KG_ISSUE_BACKUP_NONE', 'warning']]]);
+    const none = await diag('health', '--max-age', '24h', '--json');
+    expect([none.status, backupIssues(none), json(none).healthy]).toEqual([4, [['KG_ISSUE_BACKUP_NONE', 'error']], false]);
+    const { path: archive } = await manager.createBackup();
+    expect((await diag('health', '--max-age', '24h')).status).toBe(0);
+    const sidecar = `${archive}.manifest.json`;
+    const made = (hours) => new Date(Date.now() - hours * 3_600_000).toISOString();
+    const date = (hours) => writeFileSync(sidecar, JSON.stringify({ ...JSON.parse(readFileSync(sidecar)), timestamp: made(hours) }));
+    date(30);
+    const old = await diag('health', '--max-age', '24h', '--json');
+    expect([old.status, backupIssues(old)]).toEqual([4, [['KG_ISSUE_BACKUP_OLD', 'error']]]);
+    expect((await diag('health', '--max-age', '24h')).stdout).toContain('is 30 h old; 24 h is allowed');
+    expect((await diag('health', '--max-age', '31h')).status).toBe(0);
+    date(9 * 24);
+    expect(backupIssues(await diag('health', '--json'))).toEqual([['KG_ISSUE_BACKUP_OLD', 'warning']]);
+  });
+});
+
+describe('a backup that was killed', () => {
+  /** A backup that waits for another writer of the store, until that ends. */
+  async function waiting({ root }) {
+    const backups = path.join(root, '.kg/backups');
+    mkdirSync(backups, { recursive: true });
+    const holder = spawn('flock', [path.join(backups, '.kg-store.lock'), 'sh', '-c', 'echo held; read end'], { stdio: ['pipe', 'pipe', 'inherit'] });
+    await new Promise((resolve) => holder.stdout.once('data', resolve));
+    const backup = spawn(kgPath, ['diag', 'backup', '--quiet'], { cwd: root, stdio: 'ignore' });
+    const ended = new Promise((resolve) => backup.once('exit', (status, signal) => resolve({ status, signal })));
+    const records = () => readdirSync(path.join(root, '.kg/cache')).filter((name) => name.endsWith('.started'));
+    await until(() => existsSync(path.join(root, '.kg/cache')) && records().length === 1, 'the run');
+    return { backup, ended, records, release: () => holder.stdin.end() };
+  }
+  const lastRun = async (diag) => json(await diag('backup', '--status', '--json'));
+
+  test('is the last failure, in status, health and the metrics, until there is another backup', async () => {
+    const made = small();
+    const { diag, root } = made;
+    const { backup, ended, records, release } = await waiting(made);
+    expect((await lastRun(diag)).lastFailure).toBe(null);
+    backup.kill('SIGKILL');
+    await ended;
+    release();
+    const status = await lastRun(diag);
+    expect(status.lastFailure).toMatchObject({ error: { code: 'KG_KILLED' }, trigger: 'manual' });
+    expect(status.health).toMatchObject({ ok: false, messages: [expect.anything(), expect.stringContaining('KG_KILLED')] });
+    const { issues } = json(await diag('health', '--json'));
+    expect(issues).toContainEqual(expect.objectContaining({ code: 'KG_ISSUE_BACKUP_FAILED', message: expect.stringContaining('KG_KILLED') }));
+    expect((await diag('backup', '--metrics-file', path.join(root, 'kg.prom'))).status).toBe(0);
+    expect(readFileSync(path.join(root, 'kg.prom'), 'utf8')).toContain('kg_backup_last_failure_timestamp_seconds{');
+    const after = await lastRun(diag);
+    expect([after.health.ok, after.lastFailure.error.code, records()]).toEqual([true, 'KG_KILLED', []]);
+  });
+
+  test('is none if the user interrupted it, once or twice', async () => {
+    const made = small();
+    const { backup, ended, records, release } = await waiting(made);
+    backup.kill('SIGINT');
+    expect(await ended).toEqual({ status: 130, signal: null });
+    release();
+    expect([(await lastRun(made.diag)).lastFailure, records()]).toEqual([null, []]);
   });
 });

@@ -114,6 +114,8 @@ codes! {
     ReaderProtocol = "KG_READER_PROTOCOL", exit 1;
     /// The service of `kg serve` could not be started or stopped.
     Service = "KG_SERVICE", exit 1;
+    /// Of a run in the history: its process was killed.
+    Killed = "KG_KILLED", exit 1;
     /// The caller's signal, or Ctrl-C, ended the operation.
     Aborted = "KG_ABORTED", exit 130;
     /// A defect of this software.

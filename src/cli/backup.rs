@@ -27,6 +27,7 @@ use crate::{
         history::{Began, History, Run},
         metrics,
         plan::Trigger,
+        started::Started,
         status,
     },
     service::Holder,
@@ -132,6 +133,16 @@ enum Kind {
     Incremental,
 }
 
+impl Kind {
+    fn backup_type(self) -> BackupType {
+        match self {
+            Kind::Full => BackupType::Full,
+            Kind::Snapshot => BackupType::Snapshot,
+            Kind::Incremental => BackupType::Incremental,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Format {
     /// .tar.gz, which every system reads
@@ -224,13 +235,19 @@ fn attempt(
     output: &Output,
 ) -> Result<Created> {
     let began = Began::now();
-    let mut kind = automatic::wanted_kind(settings);
+    let mut kind = args.kind.map_or(automatic::wanted_kind(settings), Kind::backup_type);
+    // A run that is not written down is one all the same.
+    let project = Project::open(root).ok();
+    let started = project.and_then(|project| Started::begin(&project, kind, Trigger::Manual, began).ok());
     let made = store.as_ref().map_err(Error::clone).and_then(|store| {
         let options = args.options(settings, root, store)?;
         kind = options.kind;
         create_backup(root, store, &Launch::Thread, &options, task)
     });
     remember(root, &made, kind, began);
+    if let Some(started) = started {
+        started.end();
+    }
     let Ok(store) = store else { return made };
     let unwritten = args.metrics_file.as_ref().and_then(|path| measure(path, root, &store, settings).err());
     if let Some(error) = unwritten {
@@ -292,12 +309,7 @@ impl BackupArgs {
         let set = automatic::options(settings, root, store, Timestamp::now())?;
         let include_vectors = self.include_vectors.then_some(true).or(self.no_vectors.then_some(false));
         Ok(BackupOptions {
-            kind: match self.kind {
-                Some(Kind::Full) => BackupType::Full,
-                Some(Kind::Snapshot) => BackupType::Snapshot,
-                Some(Kind::Incremental) => BackupType::Incremental,
-                None => set.kind,
-            },
+            kind: self.kind.map_or(set.kind, Kind::backup_type),
             based_on: self.base_backup.clone(),
             max_chain_length: self.max_chain.unwrap_or(set.max_chain_length),
             description: self.description.clone(),

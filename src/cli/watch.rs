@@ -5,13 +5,17 @@ use std::sync::Arc;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output::Output;
-use crate::task::{Cancel, Phase, Progress, Task};
+use crate::{
+    schedule::started,
+    task::{Cancel, Phase, Progress, Task},
+};
 
 /// The second Ctrl-C ends the process at once, unless it is putting files into place; what it leaves is removed by the
 /// next run.
 fn end_on_interrupt(cancel: Cancel) {
     let interrupted = move || {
         if cancel.is_cancelled() && !cancel.is_protected() {
+            started::end_at_work();
             std::process::exit(130);
         }
         cancel.cancel();

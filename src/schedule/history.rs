@@ -12,7 +12,10 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::plan::{State, Trigger};
+use super::{
+    plan::{State, Trigger},
+    started,
+};
 use crate::{
     archive::manifest::BackupType,
     backup::Created,
@@ -110,6 +113,21 @@ impl Run {
         }
     }
 
+    /// An attempt that failed, which took nobody knows how long.
+    pub fn failed(started_at: i64, trigger: Trigger, kind: BackupType, error: Error) -> Self {
+        Run {
+            started_at,
+            duration_ms: 0,
+            trigger,
+            kind,
+            backup: None,
+            size: None,
+            error: Some(error),
+            incomplete: false,
+            retention_failures: 0,
+        }
+    }
+
     pub fn ended_at(&self) -> i64 {
         self.started_at.saturating_add(self.duration_ms)
     }
@@ -125,10 +143,22 @@ impl History {
         dir(project).join(FILE)
     }
 
-    /// What is known; nothing where the file is missing or damaged.
+    /// What is known, runs that were killed among it; nothing else where the file is missing or damaged.
     pub fn read(project: &Project) -> Self {
         let text = fs::read(History::path(project)).unwrap_or_default();
-        serde_json::from_slice(&text).unwrap_or_default()
+        let mut history: History = serde_json::from_slice(&text).unwrap_or_default();
+        history.take_up(started::killed(project).into_iter().map(|(_, run)| run));
+        history
+    }
+
+    /// Adds runs that it does not have.
+    fn take_up(&mut self, runs: impl Iterator<Item = Run>) {
+        for run in runs {
+            if self.runs.iter().all(|known| known.started_at != run.started_at) {
+                let later = self.runs.iter().position(|known| known.started_at > run.started_at);
+                self.runs.insert(later.unwrap_or(self.runs.len()), run);
+            }
+        }
     }
 
     /// Adds to it. Where that fails, the backup that it is about is as good.
@@ -139,12 +169,16 @@ impl History {
         let failed = |cause| Error::io("lock", &path, cause);
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
         lock::wait(&file, LOCK_TIMEOUT, &Task::default(), failed)?;
+        let killed = started::killed(project);
         let mut history = History::read(project);
+        history.take_up(killed.iter().map(|(_, run)| run.clone()));
         change(&mut history);
         let surplus = history.runs.len().saturating_sub(MOST_RUNS);
         history.runs.drain(..surplus);
         let text = serde_json::to_vec_pretty(&history).unwrap_or_default();
         durable::write(&History::path(project), &text)?;
+        // From here on the history has them.
+        killed.iter().try_for_each(|(record, _)| durable::remove(record))?;
         [dir, path, History::path(project)].iter().try_for_each(|made| give_to_owner(project.root(), made))
     }
 
@@ -153,6 +187,6 @@ impl History {
     }
 }
 
-fn dir(project: &Project) -> PathBuf {
+pub(super) fn dir(project: &Project) -> PathBuf {
     project.state_dir().join("cache")
 }

@@ -15,4 +15,5 @@ pub mod history;
 pub mod kind;
 pub mod metrics;
 pub mod plan;
+pub mod started;
 pub mod status;

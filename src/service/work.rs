@@ -25,6 +25,7 @@ use crate::{
         history::{self, Began, History},
         metrics,
         plan::{Action, Plan, State, Trigger},
+        started::Started,
         status::{Status, status},
     },
     settings::Settings,
@@ -129,17 +130,23 @@ impl<'a> Service<'a> {
     pub fn run(&mut self, trigger: Trigger) {
         let hooks = self.hooks.begin(trigger);
         let began = Began::now();
+        let kind = automatic::wanted_kind(&self.settings);
+        // A run that is not written down is one all the same.
+        let started = Started::begin(self.project, kind, trigger, began).ok();
         let made = panic::catch_unwind(AssertUnwindSafe(|| self.back_up())).unwrap_or_else(|_| {
             Err(Error::new(Code::Internal, "The backup panicked", "Please report this, with the log of the service"))
         });
         if self.cancel.is_cancelled() && made.is_err() {
             self.log.line("a backup was ended by the stop; nothing of it is left");
+            started.map(Started::end);
             return;
         }
         self.board.counts(made.is_ok());
         let ended = now();
-        let (Some(plan), Some(state)) = (&self.plan, &mut self.state) else { return };
-        let kind = automatic::wanted_kind(&self.settings);
+        let (Some(plan), Some(state)) = (&self.plan, &mut self.state) else {
+            started.map(Started::end);
+            return;
+        };
         let run = history::Run::of(&made, kind, trigger, began);
         let mut event = Event::of_run(self.project, &made, trigger, run.duration_ms);
         match &made {
@@ -163,6 +170,7 @@ impl<'a> Service<'a> {
             }
         }
         self.remember(Some(run));
+        started.map(Started::end);
         self.hooks.tell(&hooks, event);
     }
 
