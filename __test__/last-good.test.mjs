@@ -111,13 +111,65 @@ describe('projects that share a directory of backups', () => {
     expect(nodes(a.database)).toBe(10);
   });
 
-  test('are pruned together from outside of any project', async () => {
+  test('are pruned from outside of any project each by itself, so that none loses its last good one to another', async () => {
     const { backups, first, second } = await two();
     const { stdout } = await kg(['diag', 'prune', '--output', backups, '--max-backups', '1', '--json'], { cwd: path.dirname(backups) });
     expect(JSON.parse(stdout).decisions.map(({ id, kept }) => [id, kept])).toEqual([
       [second.id, true],
-      [first.id, false],
+      [first.id, true],
     ]);
+    const { backups: mixed, managers, first: oldest, second: other } = await two();
+    await managers[0].pin(oldest.id);
+    const newest = await managers[0].createBackup();
+    await managers[0].unpin(oldest.id);
+    const pruned = await kg(['diag', 'prune', '--output', mixed, '--max-backups', '1', '--json'], { cwd: path.dirname(mixed) });
+    expect(JSON.parse(pruned.stdout).decisions.map(({ id, kept }) => [id, kept])).toEqual([
+      [newest.id, true],
+      [other.id, true],
+      [oldest.id, false],
+    ]);
+  });
+
+  test('have their own even where their `.kg` is lost, and another one is restored with a warning', async () => {
+    const { a, b, backups, managers, first } = await two();
+    rmSync(path.join(a.root, '.kg'), { recursive: true });
+    const own = await kg(['diag', 'restore', '--file', 'latest', '--backup-dir', backups, '--json'], { cwd: a.root });
+    expect(JSON.parse(own.stdout)).toMatchObject({ id: first.id, warnings: [] });
+    const elsewhere = path.join(a.root, '../elsewhere');
+    mkdirSync(elsewhere);
+    const other = await kg(['diag', 'restore', '--file', 'latest', '--backup-dir', backups, '--json'], { cwd: elsewhere });
+    expect(JSON.parse(other.stdout)).toMatchObject({ filesReplaced: 0, warnings: [{ code: 'KG_WARN_OTHER_PROJECT' }] });
+    // The target is asked for, from outside of any project.
+    rmSync(path.join(a.root, '.kg'), { recursive: true });
+    const outside = path.dirname(backups);
+    const targeted = await kg(['diag', 'restore', '--file', 'latest', '--backup-dir', backups, '--target', a.root, '--json'], { cwd: outside });
+    expect(JSON.parse(targeted.stdout)).toMatchObject({ id: first.id, warnings: [] });
+    expect((await managers[1].checkBackup('latest')).warnings).toEqual([]);
+    expect(existsSync(path.join(b.root, '.kg'))).toBe(true);
+  });
+
+  test('are not healthy or fresh because of what their neighbours made', async () => {
+    const { backups, managers } = await two();
+    const { root } = makeProject({ nodes: 10 });
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+    expect(await backupFreshnessCheck(managers[0]).check()).toBe(true);
+    expect(await backupFreshnessCheck(manager).check()).toBe(false);
+    const health = JSON.parse((await kg(['diag', 'health', '--backup-dir', backups, '--json'], { cwd: root })).stdout);
+    expect(health.backups).toMatchObject({ count: 0 });
+    expect(health.issues).toContainEqual(expect.objectContaining({ code: 'KG_ISSUE_BACKUP_NONE' }));
+  });
+
+  test('are told of the backups that a move left behind, in list, status and prune', async () => {
+    const { a, backups, second } = await two();
+    const moved = `${a.root}-moved`;
+    renameSync(a.root, moved);
+    const diag = (...args) => kg(['diag', ...args, '--output', backups], { cwd: moved });
+    expect((await diag('backup', '--list')).stdout.match(/\[other project\]/g)).toHaveLength(2);
+    const status = JSON.parse((await diag('backup', '--status', '--json')).stdout);
+    expect(status).toMatchObject({ count: 2, others: 2, storeEmptied: false });
+    expect((await diag('backup', '--status')).stdout).toContain('of this one where it lay before');
+    expect((await diag('prune', '--max-backups', '1')).stderr).toContain('of this one where it lay before');
+    expect((await diag('backup', '--verify', second.id)).status).toBe(0);
   });
 });
 

@@ -1,6 +1,6 @@
 // Less than was asked for is said: in the result, in the exit status, and by everything that watches.
 
-import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { backupFreshnessCheck, createBackupManager } from '@weavelogic/knowledge-graph-agent';
@@ -295,5 +295,85 @@ describe('a backup that was killed', () => {
     expect(await ended).toEqual({ status: 130, signal: null });
     release();
     expect([(await lastRun(made.diag)).lastFailure, records()]).toEqual([null, []]);
+  });
+});
+
+describe('a store that held backups at the last run and holds none now', () => {
+  const emptyings = {
+    'its files are gone': ({ backups }) => readdirSync(backups).forEach((name) => rmSync(path.join(backups, name))),
+    'the directory is gone': ({ backups }) => renameSync(backups, `${backups}-unmounted`),
+    'another one is mounted there': ({ backups, stranger }) => {
+      renameSync(backups, `${backups}-unmounted`);
+      mkdirSync(backups);
+      for (const name of readdirSync(stranger)) if (name.startsWith('kg-')) copyFileSync(path.join(stranger, name), path.join(backups, name));
+    },
+  };
+
+  async function filled() {
+    const { root } = makeProject({ nodes: 10 });
+    const backups = path.join(root, '../backups');
+    const other = makeProject({ nodes: 10 });
+    await createBackupManager({ projectRoot: other.root, backupDir: other.backups }).createBackup();
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+    for (let n = 0; n < 2; n += 1) await manager.createBackup();
+    const diag = (...args) => kg(['diag', ...args], { cwd: root });
+    return { root, backups, stranger: other.backups, manager, diag };
+  }
+
+  test.each(Object.keys(emptyings))('is a warning everywhere, and the backup is made: %s', async (how) => {
+    const made = await filled();
+    const { root, backups, diag } = made;
+    emptyings[how](made);
+    const at = ['--output', backups];
+    expect((await diag('backup', '--list', ...at)).stderr).toMatch(/held 2 backups .* \[KG_WARN_STORE_EMPTIED\]/);
+    const before = json(await diag('backup', '--status', '--json', ...at));
+    expect([before.storeEmptied, before.health.ok]).toEqual([true, false]);
+    const health = await diag('health', '--json', '--backup-dir', backups);
+    expect([health.status, json(health).issues.map(({ code }) => code)]).toEqual([4, expect.arrayContaining(['KG_ISSUE_STORE_EMPTIED'])]);
+    const metrics = path.join(root, 'kg.prom');
+    const backup = await diag('backup', '--json', '--max-backups', '1', '--metrics-file', metrics, ...at);
+    expect(backup.status).toBe(0);
+    expect(json(backup).warnings[0]).toMatchObject({ code: 'KG_WARN_STORE_EMPTIED' });
+    expect(json(backup)).not.toHaveProperty('retention');
+    expect(readFileSync(metrics, 'utf8')).toMatch(/^kg_backup_store_emptied\{.*\} 1$/m);
+    const after = json(await diag('backup', '--status', '--json', ...at));
+    expect([after.health.ok, codes(after.lastRun)]).toEqual([false, ['KG_WARN_STORE_EMPTIED']]);
+    const next = json(await diag('backup', '--json', ...at));
+    expect(next.warnings).toEqual([]);
+    expect(json(await diag('backup', '--status', '--json', ...at)).health.ok).toBe(true);
+  });
+
+  test('is a warning of the API too, and none if the backups were deleted or the directory is a new one', async () => {
+    const { backups, root, manager } = await filled();
+    renameSync(backups, `${backups}-unmounted`);
+    expect(codes(await manager.createBackup())).toEqual(['KG_WARN_STORE_EMPTIED']);
+    for (const { id } of await manager.listBackups()) await manager.deleteBackup(id);
+    expect(codes(await manager.createBackup())).toEqual([]);
+    const elsewhere = createBackupManager({ projectRoot: root, backupDir: path.join(root, '../others') });
+    expect(codes(await elsewhere.createBackup())).toEqual([]);
+  });
+});
+
+describe('a full backup that is made because nothing is left to rest on', () => {
+  test('says so in the result, on the terminal, to hooks, in the status and to a scheduler', async () => {
+    const { root, diag, manager } = small();
+    await diag('backup');
+    await kg(['config', 'set', 'backup.type', 'incremental'], { cwd: root });
+    const told = path.join(root, 'told.json');
+    writeFileSync(path.join(root, '.kg/hooks.json'), JSON.stringify({ backup: { hooks: { onSuccess: { command: ['sh', '-c', `cat > ${told}`] } } } }), { mode: 0o600 });
+    const lose = async () => {
+      const { path: last } = await manager.createBackup({ type: 'incremental' });
+      for (const { path: archive } of await manager.listBackups()) if (archive !== last) rmSync(archive);
+    };
+    await lose();
+    // As the settings have it: nobody asked for a full one.
+    const made = await diag('backup', '--json');
+    expect(json(made)).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL' }] });
+    expect(JSON.parse(readFileSync(told)).backup.warnings).toMatchObject([{ code: 'KG_WARN_FULL' }]);
+    expect(codes(json(await diag('backup', '--status', '--json')).lastRun)).toEqual(['KG_WARN_FULL']);
+    expect((await diag('backup', '--status')).stdout).toContain('[KG_WARN_FULL]');
+    await lose();
+    const scheduled = await manager.scheduler({ schedule: '0 2 * * *', type: 'incremental' }).runNow();
+    expect(scheduled).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL' }] });
   });
 });

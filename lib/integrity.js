@@ -69,8 +69,8 @@ class IntegrityChecker {
   }
 }
 
-/** As the store has it (src/store/mod.rs). */
-const CLOCK_TOLERANCE_MS = 10 * 60_000;
+/** How a freshness check asks its manager for the newest good backup; the same in every realm. */
+const NEWEST_GOOD = Symbol.for('@weavelogic/knowledge-graph-agent.newestGood');
 const UNITS = { s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };
 
 /** Milliseconds of a number of them, or of a text such as `24h`. */
@@ -81,35 +81,20 @@ function milliseconds(name, time) {
   throw invalidOption(`\`${name}\` is ${String(time)}, which is no time`, 'Give milliseconds, or a text such as `24h`, `30m`, `7d`');
 }
 
-/** Whether everything is there that an incremental backup rests on. */
-function hasChain(backup, backups) {
-  const seen = new Set();
-  let link = backup;
-  while (link?.basedOn !== undefined && !seen.has(link.id)) {
-    seen.add(link.id);
-    link = backups.find(({ id }) => id === link.basedOn);
-  }
-  return link !== undefined && !seen.has(link.id);
-}
-
 function backupFreshnessCheck(manager, options = {}) {
   const [{ maxAge = '24h', interval = '1h', name = 'backup-freshness', ...unknown }] = split('backupFreshnessCheck', options);
   const [extra] = Object.keys(unknown);
   if (extra !== undefined) throw invalidOption(`backupFreshnessCheck has no option \`${extra}\``, 'See index.d.ts for the options');
-  if (typeof manager?.listBackups !== 'function') {
+  if (typeof manager?.[NEWEST_GOOD] !== 'function') {
     throw invalidOption('backupFreshnessCheck takes a BackupManager', 'Make one with createBackupManager()');
   }
   const limit = milliseconds('maxAge', maxAge);
   milliseconds('interval', interval);
   const check = async () => {
-    const backups = await manager.listBackups();
-    // What is dated ahead was made when a clock was wrong, nobody knows how long ago.
-    const dated = backups.filter((backup) => backup.timestamp < Date.now() + CLOCK_TOLERANCE_MS);
-    const sound = dated.filter((backup) => backup.integrity.status !== 'failed' && hasChain(backup, backups));
-    const good = sound.find((backup) => !backup.safetyBackup) ?? sound[0];
-    return good !== undefined && Date.now() - good.timestamp < limit;
+    const good = await manager[NEWEST_GOOD]();
+    return good !== null && Date.now() - good.timestamp < limit;
   };
   return { name, interval, check };
 }
 
-module.exports = { IntegrityChecker, backupFreshnessCheck };
+module.exports = { IntegrityChecker, NEWEST_GOOD, backupFreshnessCheck };

@@ -3,6 +3,7 @@
 const path = require('node:path');
 
 const { invalidOption } = require('./errors.js');
+const { NEWEST_GOOD } = require('./integrity.js');
 const { assertFunction, backupDir, call, callBack, checkConfig } = require('./native.js');
 const { split, toAbsolute, toEncryption, toPath } = require('./options.js');
 const { kgPath } = require('./platform.js');
@@ -66,6 +67,11 @@ class BackupManager {
 
   async getLatestBackup() {
     return call({ call: 'getLatestBackup', config: this.#config });
+  }
+
+  /** For a freshness check: the newest good backup of this project, or null. */
+  async [NEWEST_GOOD]() {
+    return call({ call: 'newestGood', config: this.#config });
   }
 
   async deleteBackup(id, options) {

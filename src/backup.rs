@@ -19,7 +19,7 @@ use crate::{
         manifest::{BackupType, Contents, FORMAT_VERSION, Manifest, Stats, Tool},
         write::{ArchiveWriter, Totals, checksums},
     },
-    base::{self, Chosen},
+    base::{self, Chosen, own_among, own_backups},
     error::{Code, Error, Result, Warning, WarningCode},
     project::{
         Component, Project,
@@ -33,7 +33,7 @@ use crate::{
         protocol::{Message, PAGE_HASHES_FILE, SaveRequest, Saved},
     },
     retention::{self, Policy, PruneResult},
-    store::{Backup, Store, StoreLock},
+    store::{Backup, Store, StoreLock, held},
     task::{Phase, Task},
 };
 
@@ -123,6 +123,8 @@ pub fn create_backup(
     let store_warnings = store.sweep(&lock, task)?;
     let mut options = options.clone();
     let mut warnings: Vec<Warning> = recovered.into_iter().chain(store_warnings).collect();
+    let emptied = held::emptied(&project, store, &own_backups(store, &project)?);
+    warnings.extend(emptied.clone());
     let base = choose_base(store, &project, &mut options, &mut warnings, task)?;
     let run = Run { project: &project, store, lock: &lock, launch, task };
     let (mut backup, reused_bytes) = match run.save(&options, base.as_ref().map_or(Before::Newest, Before::Base)) {
@@ -143,13 +145,33 @@ pub fn create_backup(
         }
         saved => saved?,
     };
-    backup.warnings.extend(warnings);
-    let listed = store.list()?;
-    backup.warnings.extend(dated_ahead(&listed));
+    // What is to be said of the whole comes before what is to be said of single files: hooks are told the first of it.
+    backup.warnings.splice(0..0, warnings);
+    // The backup is there: whatever goes wrong from here on is a warning of it.
+    let mut retention = None;
+    match store.list() {
+        Ok(listed) => {
+            backup.warnings.extend(dated_ahead(&listed));
+            // Where others should be that are not seen, nothing is removed.
+            let prunes = !options.retention.keeps_everything() && emptied.is_none();
+            let mut count = own_among(listed.clone(), &project).len();
+            if prunes {
+                let pruned = prune_after(store, &lock, options.retention, listed, &mut backup);
+                count = count.saturating_sub(pruned.decisions.iter().filter(|decision| !decision.kept).count());
+                retention = Some(pruned);
+            }
+            held::remember(&project, store, count);
+        }
+        Err(error) => backup.warnings.push(after_publication(&error)),
+    }
     backup.warnings.extend(give_all_to_owner(store, &project, &backup));
-    let retention = (!options.retention.keeps_everything())
-        .then(|| prune_after(store, &lock, options.retention, listed, &mut backup));
     Ok(Created { backup, reused_bytes, retention })
+}
+
+fn after_publication(error: &Error) -> Warning {
+    let message =
+        format!("The backup is made, but old ones could not be looked at, and none was removed: {}", error.message);
+    Warning::new(WarningCode::Store, message)
 }
 
 /// What root keeps in a project belongs to the project's owner, whose next backup would fail otherwise.

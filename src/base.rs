@@ -32,7 +32,8 @@ use crate::{
     task::{Cancel, Phase, Task},
 };
 
-const CACHE: &str = "cache/backup-pages";
+/// What backups remember, below the state directory of their project.
+pub const CACHE: &str = "cache/backup-pages";
 const BASE_FILE: &str = "base.json";
 const BASE_HASHES_FILE: &str = "base-page-hashes";
 /// After the id of a backup: its whole manifest.

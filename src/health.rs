@@ -30,7 +30,7 @@ use crate::{
     scratch::free_bytes,
     service::Holder,
     settings::Settings,
-    store::{Backup, Flaw, Store, broken_chains, newest_good, passed_over, passed_over_warning},
+    store::{Backup, Flaw, Store, broken_chains, held, newest_good, passed_over, passed_over_warning},
     task::Task,
     verify::duration_ms,
 };
@@ -123,7 +123,7 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
     let issue = |code, message: String, remedy: &str| {
         Issue::new(code, Part::Backups, message, remedy).path(dir.to_string_lossy())
     };
-    let listed = store.list().and_then(|backups| store.unlisted().map(|unlisted| (store.preferred(backups), unlisted)));
+    let listed = store.list().and_then(|backups| store.unlisted().map(|unlisted| (own_of(store, backups), unlisted)));
     let (backups, unlisted) = listed.unwrap_or_else(|error| {
         issues.push(issue(
             IssueCode::BackupDir,
@@ -132,6 +132,11 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
         ));
         (Vec::new(), Vec::new())
     });
+    if let Some(warning) = store.home().and_then(|home| held::emptied(home, store, &backups)) {
+        let remedy =
+            "Mount it, then run this again; if the backups were removed on purpose, make one with `kg diag backup`";
+        issues.push(issue(IssueCode::StoreEmptied, warning.message, remedy));
+    }
     let broken = broken_chains(&backups);
     let newest = newest_good(&backups);
     let age_ms = newest.map(|newest| age_ms(newest.timestamp));
@@ -193,6 +198,11 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
         free_bytes,
         next_bytes,
     }
+}
+
+/// Those of the project: what neighbours make in the same directory saves nothing of it.
+fn own_of(store: &Store, backups: Vec<Backup>) -> Vec<Backup> {
+    backups.into_iter().filter(|backup| store.is_own(backup)).collect()
 }
 
 /// The last run that failed, unless there is a good backup since; a schedule that nobody keeps.

@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use crate::{
+    base::own_among,
     error::{Result, Warning},
-    store::{Backup, Store, StoreLock},
+    store::{Backup, Store, StoreLock, held},
     task::Task,
 };
 
@@ -15,7 +16,11 @@ use crate::{
 pub fn delete(store: &Store, id: &str, cascade: bool, lock_timeout: Duration, task: &Task) -> Result<Vec<String>> {
     // What the sweep warns of, the next backup says: there is no backup here that could.
     let (lock, _) = lock_known(store, id, lock_timeout, task)?;
-    store.delete(&lock, id, cascade)
+    let deleted = store.delete(&lock, id, cascade)?;
+    if let (Some(home), Ok(listed)) = (store.home(), store.list()) {
+        held::remember(home, store, own_among(listed, home).len());
+    }
+    Ok(deleted)
 }
 
 /// Keeps retention and deletion from a backup, until it is unpinned.

@@ -108,7 +108,8 @@ pub fn restore(
     let target = paths::absolute(&options.target).map_err(|cause| Error::io("resolve", &options.target, cause))?;
     let state = target.join(STATE_DIR);
     let mut staging = Staging::prepare(&target, options.dry_run)?;
-    let mut warnings = Vec::from_iter(store.passed_over(reference, &archive));
+    let mut warnings = store.doubts(reference, &archive, true);
+    let is_own = warnings.iter().all(|warning| warning.code != WarningCode::OtherProject);
     if !options.dry_run {
         warnings.extend(Reader::tidy(launch, &target, options.lock_timeout, options.undo_retention_days, task)?);
     }
@@ -154,7 +155,7 @@ pub fn restore(
     staging.succeeded();
     warnings.extend(less_than_saved(&manifest));
     warnings.extend(applied.warnings);
-    warnings.extend(of_another(&target, &manifest).filter(|_| applied.files_replaced > 0));
+    warnings.extend(of_another(&target, &manifest).filter(|_| is_own && applied.files_replaced > 0));
     Ok(RestoreResult {
         id: manifest.id.clone(),
         backup_path: archive,

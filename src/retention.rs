@@ -3,7 +3,10 @@
 //! [`decide`] is a pure function of the backups, the policy and the time; [`prune`] carries its decisions out, oldest
 //! first. So a dry run says exactly what the run does.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
@@ -228,29 +231,54 @@ pub fn prune(store: &Store, policy: Policy, dry_run: bool, lock_timeout: Duratio
     }
     if dry_run {
         let (backups, mut warnings) = store.foresee(task)?;
-        let backups = own(store, backups, &mut warnings);
-        let decisions = decide(&backups, policy, Timestamp::now(), None);
-        return Ok(PruneResult { warnings, ..result(&backups, decisions, dry_run) });
+        let foresee = |backups: Vec<Backup>| {
+            let decisions = decide(&backups, policy, Timestamp::now(), None);
+            result(&backups, decisions, dry_run)
+        };
+        let groups = by_project(store, backups.clone(), &mut warnings).into_iter().map(foresee);
+        return Ok(PruneResult { warnings, ..together(groups, dry_run, &backups) });
     }
     let lock = store.lock(lock_timeout, task)?;
     // What came here without its manifest may rest on what would be removed.
     let mut warnings = store.sweep(&lock, task)?;
-    let backups = own(store, store.list()?, &mut warnings);
-    Ok(PruneResult { warnings, ..apply(store, &lock, backups, policy, None) })
+    let backups = store.list()?;
+    let groups = by_project(store, backups.clone(), &mut warnings).into_iter();
+    let applied: Vec<PruneResult> = groups.map(|group| apply(store, &lock, group, policy, None)).collect();
+    Ok(PruneResult { warnings, ..together(applied, dry_run, &backups) })
 }
 
-/// The backups that a policy is applied to: those of the store's project, if it is asked for one.
-fn own(store: &Store, backups: Vec<Backup>, warnings: &mut Vec<Warning>) -> Vec<Backup> {
+/// One result of several, with the decisions in the order of `backups`.
+fn together(results: impl IntoIterator<Item = PruneResult>, dry_run: bool, backups: &[Backup]) -> PruneResult {
+    let mut all = PruneResult { dry_run, decisions: Vec::new(), bytes_freed: 0, warnings: Vec::new() };
+    for result in results {
+        all.decisions.extend(result.decisions);
+        all.bytes_freed += result.bytes_freed;
+    }
+    let places = places(backups);
+    all.decisions.sort_by_key(|decision| places.get(decision.id.as_str()).copied());
+    all
+}
+
+/// The backups that a policy is applied to, those of each project by themselves: only of the store's project if that exists. No project's
+/// backups take the place of another one's.
+fn by_project(store: &Store, backups: Vec<Backup>, warnings: &mut Vec<Warning>) -> Vec<Vec<Backup>> {
+    if store.home().is_none() {
+        let mut groups: BTreeMap<Option<String>, Vec<Backup>> = BTreeMap::new();
+        for backup in backups {
+            groups.entry(backup.project.clone()).or_default().push(backup);
+        }
+        return groups.into_values().collect();
+    }
     let (own, others): (Vec<Backup>, Vec<Backup>) = backups.into_iter().partition(|backup| store.is_own(backup));
     if !others.is_empty() {
         let (count, dir) = (others.len(), store.dir().display());
         let message = format!(
             "{count} backups in {dir} are of other projects, or of this one where it lay before, and were left alone: `kg diag prune \
-             --output {dir}` outside of any project decides on all"
+             --output {dir}` outside of any project decides on all, on those of each project by themselves"
         );
         warnings.push(Warning::new(WarningCode::Store, message));
     }
-    own
+    vec![own]
 }
 
 /// Applies the policy after a backup, to those of its project among all that are listed, in a store that was swept.

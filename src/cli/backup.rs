@@ -33,7 +33,7 @@ use crate::{
     service::Holder,
     settings::Settings,
     sqlite::check::IntegrityStatus,
-    store::{Backup, Flaw, Store, broken_chains, newest_good},
+    store::{Backup, Flaw, Store, broken_chains, held, newest_good},
     task::Task,
     verify::check_backup,
 };
@@ -418,8 +418,12 @@ fn list(store: &Store, output: &Output) -> Result<()> {
         );
         output.late_warnings(&[Warning::new(WarningCode::Store, message)]);
     }
+    let own: Vec<Backup> = backups.iter().filter(|backup| store.is_own(backup)).cloned().collect();
+    output.late_warnings(&Vec::from_iter(store.home().and_then(|home| held::emptied(home, store, &own))));
     let chosen = newest_good(&store.preferred(backups.clone())).cloned();
-    output.late_warnings(&Vec::from_iter(chosen.and_then(|chosen| store.passed_over("latest", &chosen.path))));
+    output.late_warnings(&Vec::from_iter(
+        chosen.into_iter().flat_map(|chosen| store.doubts("latest", &chosen.path, false)),
+    ));
     if backups.is_empty() && unlisted.is_empty() {
         output.line(format!("{} holds no backup", store.dir().display()));
         return Ok(());
@@ -441,6 +445,7 @@ fn list(store: &Store, output: &Output) -> Result<()> {
         };
         let description = one_line(backup.description.as_deref().unwrap_or(""));
         let damaged = if backup.is_sound() { "" } else { "[source damaged] " };
+        let other = if store.home().is_none() || store.is_own(&backup) { "" } else { "[other project] " };
         let incomplete = if backup.incomplete { "[incomplete] " } else { "" };
         let encrypted = if backup.encrypted { "[encrypted] " } else { "" };
         let safety = if backup.safety_backup { "[safety backup] " } else { "" };
@@ -450,7 +455,7 @@ fn list(store: &Store, output: &Output) -> Result<()> {
             Some(Some(reason)) => format!("[pinned: {}] ", one_line(reason)),
         };
         output.line(format!(
-            "{:32} {:9} {:>9} {:20} {encrypted}{safety}{damaged}{chain}{incomplete}{pinned}{description}",
+            "{:32} {:9} {:>9} {:20} {other}{encrypted}{safety}{damaged}{chain}{incomplete}{pinned}{description}",
             backup.id,
             code_of(&backup.kind),
             size(backup.size),

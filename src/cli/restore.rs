@@ -95,6 +95,11 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     let Some(file) = &args.file else { return undo(args, root, output) };
     let settings = Settings::read(&root, &mut Vec::new());
     let store = store(args.backup_dir.as_ref(), &root, &settings)?;
+    // Outside of any project, the one that is restored is asked for.
+    let store = match &args.target {
+        Some(target) if store.home().is_none() => store.for_project(target),
+        _ => store,
+    };
     // Found first, so that nobody is asked about a backup that does not exist.
     let store = args.keys.on(store, &[], &settings, &root);
     let archive = store.locate(file)?;

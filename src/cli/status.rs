@@ -45,9 +45,21 @@ pub fn tell(status: &Status, service: Option<&Holder>, is_in_progress: bool, out
         row("kept", format!("{} backups, {}: {}", status.count, size(status.total_size), kinds.join(", ")));
         row("sizes", format!("{}  newest {}", bars(&status.sizes), size(*status.sizes.last().unwrap_or(&0))));
     }
+    if status.others > 0 {
+        let count = status.others;
+        row(
+            "others",
+            format!(
+                "{count} of these are of other projects, or of this one where it lay before; retention leaves them alone"
+            ),
+        );
+    }
     if status.chains.count > 0 {
         let length = status.chains.newest_length;
         row("chains", format!("{}; a restore of the newest backup reads {length}", status.chains.count));
+    }
+    for warning in status.last_run.iter().flat_map(|run| &run.warnings) {
+        row("warning", format!("of the last run: {} [{}]", warning.message, code_of(&warning.code)));
     }
     for failure in &status.hook_failures {
         row("hook", hook_failure(failure));

@@ -115,6 +115,8 @@ issue_codes! {
     BackupUnlisted = "KG_ISSUE_BACKUP_UNLISTED", Error;
     /// The directory of the backups cannot be used.
     BackupDir = "KG_ISSUE_BACKUP_DIR", Error;
+    /// The store held backups of this project at the last run, and holds none now.
+    StoreEmptied = "KG_ISSUE_STORE_EMPTIED", Error;
     /// `latest` passes over newer backups, or what is left of them.
     BackupPassedOver = "KG_ISSUE_BACKUP_PASSED_OVER", Warning;
     /// The newest good backup does not hold all of the project.
@@ -133,7 +135,7 @@ impl IssueCode {
         match self {
             IssueCode::BackupChain => Code::ChainBroken,
             IssueCode::BackupUnlisted => Code::ChecksumMismatch,
-            IssueCode::BackupNone | IssueCode::BackupOld => Code::NoBackups,
+            IssueCode::BackupNone | IssueCode::BackupOld | IssueCode::StoreEmptied => Code::NoBackups,
             _ => Code::NoSpace,
         }
     }

@@ -163,12 +163,13 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
             value(created)
         }
         Call::ListBackups { config } => value(store(config)?.1.list()?),
+        Call::NewestGood { config } => value(store(config)?.1.newest_good()?),
         Call::GetBackup { config, id } => value(store(config)?.1.get(&id)?),
         Call::GetLatestBackup { config } => {
             let store = store(config)?.1;
             let latest = store.latest()?;
-            let passed = store.passed_over("latest", &latest.path);
-            value(latest.with_warnings(passed.into_iter().collect()))
+            let doubts = store.doubts("latest", &latest.path, false);
+            value(latest.with_warnings(doubts))
         }
         Call::DeleteBackup { config, id, options } => {
             let (config, store) = store(config)?;

@@ -31,6 +31,7 @@ use crate::{
 pub enum Call {
     CreateBackup { config: Config, options: CreateOptions },
     ListBackups { config: Config },
+    NewestGood { config: Config },
     GetBackup { config: Config, id: String },
     GetLatestBackup { config: Config },
     DeleteBackup { config: Config, id: String, options: DeleteOptions },

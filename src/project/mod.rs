@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     error::{Code, Error, Result},
     hex::hex,
+    paths::resolve,
 };
 
 /// The directory of a project's state, below its root.
@@ -86,8 +87,13 @@ impl Project {
 
     /// Tells projects apart that share a store, without naming them: a digest of where the project lies.
     pub fn id(&self) -> String {
+        Project::id_at(&self.root)
+    }
+
+    /// The id of a project that lies at `root`, whether there is one or not.
+    pub fn id_at(root: &Path) -> String {
         use std::os::unix::ffi::OsStrExt;
-        hex(&Sha256::digest(self.root.as_os_str().as_bytes())[..8])
+        hex(&Sha256::digest(resolve(root).as_os_str().as_bytes())[..8])
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     archive::manifest::BackupType,
     backup::Created,
     durable,
-    error::{Error, Result},
+    error::{Error, Result, Warning, WarningCode},
     lock,
     project::{Project, give_to_owner},
     task::Task,
@@ -73,6 +73,9 @@ pub struct Run {
     /// It lacks something of the project, or may hold half of a change.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub incomplete: bool,
+    /// What was not made as it was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Warning>,
     /// How many old backups could not be removed after it.
     #[serde(default)]
     pub retention_failures: u32,
@@ -109,6 +112,7 @@ impl Run {
             size: backup.map(|backup| backup.size),
             error: made.as_ref().err().cloned(),
             incomplete: backup.is_some_and(|backup| backup.incomplete),
+            warnings: made.as_ref().map_or_else(|_| Vec::new(), of_run),
             retention_failures: made.as_ref().map_or(0, retention_failures),
         }
     }
@@ -124,6 +128,7 @@ impl Run {
             size: None,
             error: Some(error),
             incomplete: false,
+            warnings: Vec::new(),
             retention_failures: 0,
         }
     }
@@ -131,6 +136,12 @@ impl Run {
     pub fn ended_at(&self) -> i64 {
         self.started_at.saturating_add(self.duration_ms)
     }
+}
+
+/// Warnings that no manifest has, because they are of the run: what was made is not what was asked for, or not where.
+fn of_run(created: &Created) -> Vec<Warning> {
+    let is_of_run = |warning: &&Warning| matches!(warning.code, WarningCode::Full | WarningCode::StoreEmptied);
+    created.backup.warnings.iter().filter(is_of_run).cloned().collect()
 }
 
 fn retention_failures(created: &Created) -> u32 {

@@ -13,7 +13,9 @@ pub fn choose(backups: &[Backup], kind: BackupType, full_every: Option<u32>, zon
     if kind != BackupType::Incremental {
         return kind;
     }
-    let Some(chain) = newest_chain(backups) else { return BackupType::Full };
+    let Some(newest) = newest_good(backups) else { return BackupType::Full };
+    // That the chain is broken is told by the backup, which finds another base or warns that it is a full one.
+    let Some(chain) = start_of(newest, backups) else { return kind };
     let date = |at| Timestamp::from_millisecond(at).map(|at: Timestamp| zone.to_datetime(at).date());
     let is_old = match (date(chain.timestamp), date(now), full_every) {
         (Ok(made), Ok(today), Some(days)) => {
@@ -32,10 +34,14 @@ pub fn last_run(backups: &[Backup], kind: BackupType) -> Option<i64> {
     backups.iter().find(counts).map(|backup| backup.timestamp)
 }
 
-/// The full backup that the newest good one rests on, where all between them are there.
-fn newest_chain(backups: &[Backup]) -> Option<&Backup> {
+fn newest_good(backups: &[Backup]) -> Option<&Backup> {
     let is_good = |backup: &&Backup| backup.kind != BackupType::Snapshot && backup.is_sound() && !backup.safety_backup;
-    let mut link = backups.iter().find(is_good)?;
+    backups.iter().find(is_good)
+}
+
+/// The full backup that `newest` rests on, if all between them are there.
+fn start_of<'a>(newest: &'a Backup, backups: &'a [Backup]) -> Option<&'a Backup> {
+    let mut link = newest;
     // No chain is longer than there are backups; a longer one leads in a circle.
     for _ in 0..backups.len() {
         match &link.based_on {
@@ -98,15 +104,20 @@ mod tests {
     }
 
     #[test]
-    fn a_full_one_is_due_where_the_chain_is_not_whole() {
-        use BackupType::{Full, Incremental, Snapshot};
+    fn a_full_one_is_due_where_no_good_one_begins_a_chain() {
+        use BackupType::{Full, Snapshot};
         assert_eq!(chosen(&[]), Full);
-        assert_eq!(chosen(&[backup("b", Incremental, DAY, Some("gone"))]), Full);
-        assert_eq!(chosen(&[backup("b", Incremental, DAY, Some("b"))]), Full);
         assert_eq!(chosen(&[backup("s", Snapshot, DAY, None)]), Full);
         let mut damaged = backup("a", Full, DAY, None);
         damaged.integrity.status = IntegrityStatus::Failed;
         assert_eq!(chosen(&[damaged]), Full);
+    }
+
+    #[test]
+    fn what_becomes_of_a_broken_chain_is_left_to_the_backup_which_says_so() {
+        use BackupType::Incremental;
+        assert_eq!(chosen(&[backup("b", Incremental, DAY, Some("gone"))]), Incremental);
+        assert_eq!(chosen(&[backup("b", Incremental, DAY, Some("b"))]), Incremental);
     }
 
     #[test]

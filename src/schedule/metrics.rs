@@ -99,7 +99,7 @@ impl Facts<'_> {
     }
 }
 
-fn of_status(status: &Status) -> [Metric; 11] {
+fn of_status(status: &Status) -> [Metric; 12] {
     let seconds = |ms: i64| ms as f64 / 1000.0;
     let (newest, success) = (status.newest.as_ref(), status.last_success.as_ref());
     let kinds = &status.by_type;
@@ -118,6 +118,11 @@ fn of_status(status: &Status) -> [Metric; 11] {
             "last_incomplete",
             "1 if the newest backup lacks something of the project.",
             newest.map(|newest| flag(newest.incomplete)),
+        ),
+        gauge(
+            "store_emptied",
+            "1 if the store held backups at the last run and holds none now, or did so at the last run.",
+            Some(flag(status.store_emptied)),
         ),
         Metric {
             name: "kept",

@@ -14,10 +14,10 @@ use super::{
 use crate::{
     archive::manifest::BackupType,
     base::own_among,
-    error::Result,
+    error::{Result, WarningCode},
     project::Project,
     settings::Settings,
-    store::{Backup, Store, broken_chains, newest_good, passed_over, passed_over_warning},
+    store::{Backup, Store, broken_chains, held, newest_good, passed_over, passed_over_warning},
 };
 
 /// So many of the newest sizes are told.
@@ -39,6 +39,8 @@ pub struct Status {
     pub count: usize,
     pub total_size: u64,
     pub by_type: ByType,
+    /// How many of these are of other projects, or of this one where it lay before: its retention leaves them alone.
+    pub others: usize,
     pub chains: Chains,
     pub latest: Option<Backup>,
     /// The last attempt of `kg`, which may have failed.
@@ -50,6 +52,8 @@ pub struct Status {
     /// Of the newest backups, oldest first.
     pub sizes: Vec<u64>,
     pub health: Health,
+    /// The store held backups of the project at the last run and holds none now, or did so at the last run.
+    pub store_emptied: bool,
     /// Of this project, where others share the store; not what a repair saved.
     #[serde(skip)]
     pub newest: Option<Newest>,
@@ -158,7 +162,12 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         chain_length: chain_length(backup, &backups),
         incomplete: backup.incomplete,
     });
+    let emptied = project.and_then(|project| held::emptied(project, store, &own));
+    let in_last_run = history.last().into_iter().flat_map(|run| &run.warnings);
+    let emptied =
+        emptied.or(in_last_run.into_iter().find(|warning| warning.code == WarningCode::StoreEmptied).cloned());
     let mut problems = problems(regular, backups.is_empty(), &chains, &history);
+    problems.extend(emptied.iter().map(|warning| warning.message.clone()));
     if let Some(chosen) = newest_good(&own) {
         let passed = passed_over(&own, &store.unlisted()?, chosen);
         problems.extend(passed_over_warning(&passed, chosen).map(|warning| warning.message));
@@ -171,6 +180,7 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         kind,
         next_run,
         count: backups.len(),
+        others: backups.len() - own.len(),
         total_size: backups.iter().map(|backup| backup.size).sum(),
         by_type: ByType {
             full: count(BackupType::Full),
@@ -184,6 +194,7 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         hook_failures: history.hook_failures,
         sizes,
         health: Health::of(&problems, is_late),
+        store_emptied: emptied.is_some(),
         newest,
         problems,
         latest: backups.into_iter().next(),

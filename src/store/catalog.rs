@@ -17,7 +17,7 @@ use crate::{
         manifest::Manifest,
         read::{MAX_TEXT_BYTES, unreadable},
     },
-    error::{Code, Error, Result, Warning},
+    error::{Code, Error, Result, Warning, WarningCode},
     project::Component,
 };
 
@@ -57,6 +57,13 @@ impl Store {
     /// The newest good backup; where there is none, the newest. Of the project that this store is asked for, where it has any here.
     pub fn latest(&self) -> Result<Backup> {
         good::latest(&self.preferred(self.list()?)).cloned().map_or_else(|| Err(self.empty()?), Ok)
+    }
+
+    /// The newest good backup of the project that this store is asked for, not of another one. What is dated ahead was made nobody knows when.
+    pub fn newest_good(&self) -> Result<Option<Backup>> {
+        let own: Vec<Backup> = self.list()?.into_iter().filter(|backup| self.is_own(backup)).collect();
+        let newest = good::newest_good(&own).cloned();
+        Ok(newest.filter(|newest| !newest.is_ahead(Timestamp::now())))
     }
 
     /// That there is no backup, and why where there are archives all the same.
@@ -148,16 +155,28 @@ impl Store {
         Ok(unlisted.chain(sidecars.iter().filter(|name| !archives.contains(name))).filter_map(judge).collect())
     }
 
-    /// What is to be said of `archive` if that is what the reference `latest`, or a link of that name, leads to.
-    pub fn passed_over(&self, reference: &str, archive: &Path) -> Option<Warning> {
-        let name = Path::new(reference).file_name()?.to_str()?;
-        let dir = archive.parent().filter(|_| is_latest(name))?;
+    /// What is to be said of `archive` if that is what the reference `latest`, or a link of that name, leads to: newer backups that were passed
+    /// over, and that it is of another project. Outside of any project nobody asks for the backups of one, unless to restore them there.
+    pub fn doubts(&self, reference: &str, archive: &Path, is_restore: bool) -> Vec<Warning> {
+        let name = Path::new(reference).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let Some(dir) = archive.parent().filter(|_| is_latest(name)) else { return Vec::new() };
         let store = Store { dir: dir.to_path_buf(), ..self.clone() };
-        let backups = store.list().ok()?;
-        let chosen = backups.iter().find(|backup| backup.path.file_name() == archive.file_name())?.clone();
+        let backups = store.list().unwrap_or_default();
+        let named = |backup: &&Backup| backup.path.file_name() == archive.file_name();
+        let Some(chosen) = backups.iter().find(named).cloned() else { return Vec::new() };
+        let is_other = !self.is_own(&chosen) && (is_restore || self.home.is_some());
+        let of_another = is_other.then(|| {
+            let (id, dir) = (&chosen.id, dir.display());
+            let message = format!(
+                "`{name}` means {id}, which is of another project, or of this one where it lay before: name the backup that you want, see \
+                 `kg diag backup --list --output {dir}`"
+            );
+            Warning::new(WarningCode::OtherProject, message)
+        });
         let alike = backups.into_iter().filter(|backup| backup.project == chosen.project).collect::<Vec<_>>();
-        let unlisted = Store { project: chosen.project.clone(), ..store }.unlisted().ok()?;
-        good::passed_over_warning(&good::passed_over(&alike, &unlisted, &chosen), &chosen)
+        let unlisted = Store { project: chosen.project.clone(), ..store }.unlisted().unwrap_or_default();
+        let passed = good::passed_over(&alike, &unlisted, &chosen);
+        good::passed_over_warning(&passed, &chosen).into_iter().chain(of_another).collect()
     }
 
     /// File names of all archives, listed or not; none where the directory does not exist.

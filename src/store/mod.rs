@@ -15,6 +15,7 @@
 
 mod catalog;
 mod good;
+pub mod held;
 mod lock;
 mod names;
 mod pins;
@@ -64,7 +65,10 @@ const CLOCK_TOLERANCE_MS: i64 = 10 * 60 * 1000;
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
+    /// The id of the project that it is asked for.
     project: Option<String>,
+    /// That project, if it exists.
+    home: Option<Project>,
     keys: Keys,
     encrypts: Encrypts,
 }
@@ -144,13 +148,23 @@ impl Store {
                 format!("The backup directory {} is a file", dir.display()),
                 "Name a directory, or remove that file",
             )),
-            _ => Ok(Store { dir, project: None, keys: Keys::default(), encrypts: Encrypts::No }),
+            _ => Ok(Store { dir, project: None, home: None, keys: Keys::default(), encrypts: Encrypts::No }),
         }
     }
 
-    /// The same store, asked for the project at `root` where there is one: others may keep their backups here too.
+    /// The same store, asked for the project at `root`: others may keep their backups here too. The project need not exist: where its `.kg` was
+    /// lost, its backups are what is asked for.
     pub fn for_project(self, root: &Path) -> Self {
-        Store { project: Project::open(root).ok().map(|project| project.id()), ..self }
+        Store {
+            project: paths::absolute(root).ok().map(|root| Project::id_at(&root)),
+            home: Project::open(root).ok(),
+            ..self
+        }
+    }
+
+    /// The project that it is asked for, if that exists.
+    pub fn home(&self) -> Option<&Project> {
+        self.home.as_ref()
     }
 
     /// The same store, whose encrypted archives `keys` open.

@@ -1,0 +1,81 @@
+//! How many backups of a project each store held when it was last changed: `.kg/cache/backup-pages/stores.json`.
+//!
+//! A directory that held some and holds none now looks like a new one, and often is the place where a disk is not mounted. What is
+//! remembered only leads to warnings: if it is missing or damaged, there are none.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Backup, Store};
+use crate::{
+    archive::read::MAX_TEXT_BYTES,
+    base::CACHE,
+    durable,
+    error::{Warning, WarningCode},
+    project::{Project, give_to_owner},
+};
+
+const FILE: &str = "stores.json";
+/// Nobody has more; what was remembered of the others is given up.
+const MOST_STORES: usize = 100;
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Held {
+    /// The id of the project. One that was moved since finds none of its backups, wherever they are.
+    project: String,
+    /// By the directory.
+    stores: BTreeMap<String, usize>,
+}
+
+impl Held {
+    fn read(project: &Project) -> Self {
+        let path = path(project);
+        let is_small = fs::symlink_metadata(&path).is_ok_and(|found| found.is_file() && found.len() <= MAX_TEXT_BYTES);
+        let text = if is_small { fs::read(&path).unwrap_or_default() } else { Vec::new() };
+        let held: Held = serde_json::from_slice(&text).unwrap_or_default();
+        if held.project == project.id() { held } else { Held { project: project.id(), ..Held::default() } }
+    }
+}
+
+/// What is to be said if the store held backups of the project when it was last changed, and none of them is among `own` now.
+pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warning> {
+    let held = Held::read(project).stores.get(&key(store)).copied().unwrap_or(0);
+    if held == 0 || !own.is_empty() {
+        return None;
+    }
+    let message = format!(
+        "{} held {held} backups of this project at the last run, and holds none now: mount the disk or share that belongs there, or \
+         name the directory that has them",
+        store.dir().display()
+    );
+    Some(Warning::new(WarningCode::StoreEmptied, message))
+}
+
+/// Remembers how many backups of the project there are now. That this fails is no reason for anything else to fail.
+pub fn remember(project: &Project, store: &Store, count: usize) {
+    let mut held = Held::read(project);
+    if held.stores.len() >= MOST_STORES {
+        held.stores.clear();
+    }
+    if held.stores.insert(key(store), count) == Some(count) {
+        return;
+    }
+    let path = path(project);
+    let text = serde_json::to_vec_pretty(&held).unwrap_or_default();
+    let dirs = [path.parent().and_then(|dir| dir.parent()), path.parent()];
+    let Some(dir) = path.parent() else { return };
+    if durable::create_dirs(dir).is_ok() && durable::write(&path, &text).is_ok() {
+        for made in dirs.into_iter().flatten().chain([path.as_path()]) {
+            let _ = give_to_owner(project.root(), made);
+        }
+    }
+}
+
+fn path(project: &Project) -> PathBuf {
+    project.state_dir().join(CACHE).join(FILE)
+}
+
+fn key(store: &Store) -> String {
+    store.dir().to_string_lossy().into_owned()
+}
