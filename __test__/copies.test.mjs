@@ -6,7 +6,7 @@ import path from 'node:path';
 import { createBackupManager, IntegrityChecker } from '@weavelogic/knowledge-graph-agent';
 import { describe, expect, test } from 'vitest';
 
-import { kg } from './support/processes.mjs';
+import { kg, run } from './support/processes.mjs';
 import { contents, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
 const configure = (root, config) => writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: config } }));
@@ -95,6 +95,21 @@ describe('a copy', () => {
     expect(await kg(['diag', 'health', '--check-db', '--project', copy])).toMatchObject({ status: 0 });
     expect(await kg(['diag', 'repair', '--auto', '--project', copy])).toMatchObject({ status: 0 });
   });
+});
+
+test('a copy of hard links is not repaired, and a restore into it leaves the original as it is', async () => {
+  const project = await production(({ database }) => database);
+  const { root, copy } = project;
+  run('cp', ['-al', root, copy]);
+  const before = contents(root);
+  const { stdout } = await kg(['diag', 'health', '--project', copy, '--json']);
+  expect(stdout).toContain('KG_ISSUE_DATABASE_OUTSIDE');
+  expect(await kg(['diag', 'repair', '--auto', '--project', copy])).toMatchObject({ status: 2 });
+  expect(await kg(['diag', 'restore', '--project', copy, '--file', archiveOf(project), '--yes'])).toMatchObject({ status: 0 });
+  expect(contents(root)).toEqual(before);
+  expect(await kg(['diag', 'repair', '--auto', '--project', copy])).toMatchObject({ status: 0 });
+  expect(await kg(['diag', 'restore', '--project', copy, '--undo', '--yes'])).toMatchObject({ status: 0 });
+  expect(contents(root)).toEqual(before);
 });
 
 describe('a database outside of every project', () => {

@@ -1,6 +1,6 @@
 // One database with several names: it is read through the name whose WAL is in use, and saved once.
 
-import { copyFileSync, existsSync, linkSync, lstatSync, mkdirSync, readFileSync, readlinkSync, renameSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
+import { copyFileSync, cpSync, existsSync, linkSync, lstatSync, mkdirSync, readFileSync, readlinkSync, renameSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import Database from 'better-sqlite3';
@@ -111,7 +111,7 @@ describe('the graph database with a hard link', () => {
     const project = makeProject();
     linkSync(project.database, path.join(temporaryDirectory(), 'other.db'));
     const { about } = await roundTrip(project.root, { args: ['--strict'] });
-    expect(about('KG_WARN_SAME_FILE')).toMatchObject([{ path: '.kg/knowledge.db', message: expect.stringContaining('1 lie outside') }]);
+    expect(about('KG_WARN_SAME_FILE')).toMatchObject([{ path: '.kg/knowledge.db', message: expect.stringContaining('1 more names') }]);
   });
 
   test('is not called healthy if its other name has a WAL', async () => {
@@ -145,6 +145,18 @@ describe('the graph database with a hard link', () => {
     const restore = ['diag', 'restore', '--project', project.root, '--file', path.join(project.backups, 'latest.tar.gz'), '--yes'];
     expect(await kg(restore)).toMatchObject({ status: 3, stderr: expect.stringContaining('KG_DATABASE_IN_USE') });
     expect(await host.tell('SELECT key FROM metadata')).toEqual([{ key: 'in the WAL' }]);
+  });
+
+  test('is not restored over while a name that the backup does not hold has a WAL', async () => {
+    const project = linked('cache/alias.sqlite');
+    expect(await kg(['diag', 'backup', '--project', project.root, '--output', project.backups])).toMatchObject({ status: 0 });
+    await commit(project.alias, 'killed');
+    const restore = ['diag', 'restore', '--project', project.root, '--file', path.join(project.backups, 'latest.tar.gz'), '--yes'];
+    expect(await kg(restore)).toMatchObject({ status: 3, stderr: expect.stringContaining('cache/alias.sqlite') });
+    // As a file of its own, it leaves the other name what that had.
+    expect(await kg([...restore, '--force'])).toMatchObject({ status: 0 });
+    expect(names(project.database)).toEqual([]);
+    expect(names(project.alias)).toEqual(['in the WAL']);
   });
 
   test('that an earlier release saved twice is restored over its two names', async () => {
@@ -195,6 +207,35 @@ describe('the graph database with a hard link', () => {
     expect(about('KG_WARN_SAME_FILE')).toHaveLength(1);
     await host.stop();
   });
+});
+
+test('the graph database outside the project is opened once, if a name of it lies in the project', async () => {
+  const { root, database } = makeProject();
+  const outside = path.join(temporaryDirectory(), 'graph.db');
+  renameSync(database, outside);
+  linkSync(outside, path.join(root, '.kg/plugins/alias.db'));
+  writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: outside } }));
+  await commit(path.join(root, '.kg/plugins/alias.db'), 'live');
+  const { at, about } = await roundTrip(root);
+  expect(names(at('knowledge.db'))).toEqual(['in the WAL']);
+  expect(existsSync(at('plugins/alias.db'))).toBe(false);
+  expect(about('KG_WARN_SAME_FILE')).toMatchObject([{ path: '.kg/plugins/alias.db' }]);
+});
+
+test('a project in a linked .kg names its files as they are in .kg', async () => {
+  const { root, alias } = linked();
+  const real = path.join(temporaryDirectory(), 'state');
+  cpSync(path.join(root, '.kg'), real, { recursive: true });
+  rmSync(path.join(root, '.kg'), { recursive: true });
+  symlinkSync(real, path.join(root, '.kg'));
+  rmSync(alias);
+  linkSync(path.join(real, 'knowledge.db'), alias);
+  await commit(alias, 'live');
+  const { at, about } = await roundTrip(root, { args: ['--strict'] });
+  expect(names(at('knowledge.db'))).toEqual(['in the WAL']);
+  expect(about('KG_WARN_SAME_FILE')).toMatchObject([
+    { path: '.kg/plugins/glossary/alias.sqlite', message: expect.stringContaining('read as .kg/plugins/glossary/alias.sqlite') },
+  ]);
 });
 
 describe('symbolic links', () => {

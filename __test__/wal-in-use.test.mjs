@@ -222,6 +222,16 @@ describe('there is no alarm', () => {
     none(await said(root));
   });
 
+  test.skipIf(!isRoot)('of a host in another mount namespace that has the whole directory', async () => {
+    const { root, database } = makeProject();
+    const elsewhere = temporaryDirectory();
+    const mount = ['unshare', '-m', 'sh', '-c', 'mount --bind "$0" "$1" && shift && exec "$@"', path.dirname(database), elsewhere];
+    const host = await startHost(path.join(elsewhere, 'knowledge.db'), { through: mount });
+    await host.tell(ADD('before'));
+    none(await said(root));
+    await host.stop();
+  });
+
   test('of a host that checkpoints and begins its WAL again', async () => {
     const { root, database } = makeProject();
     const host = await startHost(database);

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     error::Result,
     paths,
-    project::{Project, STATE_DIR, config, names, same_file},
+    project::{Project, STATE_DIR, config, same_file},
 };
 
 const SET_PATH: &str = "Set `database.path` in .kg/config.json to a database in this project, or remove that setting";
@@ -106,8 +106,17 @@ impl Resolved {
             let remedy = "Leave it there if that is meant; a repair works on it if it is named";
             issues.push(named.issue(IssueCode::DatabaseOutside, message, remedy).severity(Severity::Warning));
         }
-        for other in same_file::others_with_wal(project.root(), &self.database) {
-            let other = other.strip_prefix(project.root()).map_or_else(|_| other.display().to_string(), names::encode);
+        let links = same_file::links_outside(project.root(), &self.database);
+        if !self.is_named && links > 0 {
+            let message = format!(
+                "{} has {links} more names (hard links) outside {STATE_DIR}: it may be the database of another project too",
+                named.path
+            );
+            let remedy =
+                "Make it a file of its own: copy it with `sqlite3 … 'VACUUM INTO …'`, and put the copy in its place";
+            issues.push(named.issue(IssueCode::DatabaseOutside, message, remedy).severity(Severity::Warning));
+        }
+        for (other, _) in same_file::others_with_wal(project.root(), &self.database) {
             let message = format!(
                 "{other} is another name of {}, and has a WAL or journal of its own: what was committed to {other}-wal is not seen here",
                 named.path

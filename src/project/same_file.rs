@@ -40,44 +40,62 @@ enum Beside {
 
 /// Makes one source of the names of each database, and links of its other names. `graph_is_outside` if a restore may put the
 /// graph database elsewhere than its source says.
-pub fn unite(root: &Path, graph_is_outside: bool, sources: &mut [Source], warnings: &mut Vec<Warning>) {
+pub fn unite(root: &Path, graph_is_outside: bool, sources: &mut Vec<Source>, warnings: &mut Vec<Warning>) {
     let mut groups: BTreeMap<Identity, Vec<usize>> = BTreeMap::new();
     for (number, source) in sources.iter().enumerate().filter(|(_, source)| source.is_database()) {
         if let Ok(found) = fs::metadata(&source.absolute) {
             groups.entry((found.dev(), found.ino())).or_default().push(number);
         }
     }
+    let mut left_out = Vec::new();
     for (identity, members) in groups {
         let mut names: Vec<PathBuf> = Vec::new();
         for source in members.iter().filter_map(|number| sources.get(*number)) {
             // A link may lead to the file that is another source.
-            if !names.contains(&source.absolute) {
-                names.push(source.absolute.clone());
+            let name = resolved(&source.absolute);
+            if !names.contains(&name) {
+                names.push(name);
             }
         }
         let links = names.first().and_then(|name| fs::metadata(name).ok()).map_or(1, |found| found.nlink());
+        let mut outside = 0;
         if links > 1 {
-            let others = names_below(&root.join(STATE_DIR), identity);
+            let (others, kept) = names_below(root, identity);
             names.extend(others.into_iter().filter(|other| !names.contains(other)).collect::<Vec<_>>());
+            outside = links.saturating_sub(names.len() as u64 + kept);
         }
         if members.len() > 1 || links > 1 {
-            let group = Group { root, graph_is_outside, members, names, links };
-            group.unite(sources, warnings);
+            let group = Group { root, graph_is_outside, members, names, outside };
+            left_out.extend(group.unite(sources, warnings));
         }
     }
+    let mut number = 0;
+    sources.retain(|_| {
+        number += 1;
+        !left_out.contains(&(number - 1))
+    });
 }
 
-/// Other names of a database below `.kg` that have a WAL or journal of their own.
-pub fn others_with_wal(root: &Path, database: &Path) -> Vec<PathBuf> {
+/// Other names of a database below `.kg` that have a WAL or journal of their own: as messages show them, and their paths.
+pub fn others_with_wal(root: &Path, database: &Path) -> Vec<(String, PathBuf)> {
     let Some(found) = fs::metadata(database).ok().filter(|found| found.nlink() > 1) else { return Vec::new() };
     let own = beside(database);
-    let others = names_below(&root.join(STATE_DIR), (found.dev(), found.ino()));
+    let (others, _) = names_below(root, (found.dev(), found.ino()));
     let differs = |other: &PathBuf| match (beside(other), own) {
         (Beside::Nothing, _) => false,
         (Beside::Left(other) | Beside::InUse(other), Beside::Left(own) | Beside::InUse(own)) => other != own,
         (_, Beside::Nothing) => true,
     };
-    others.into_iter().filter(|other| other != database && differs(other)).collect()
+    let others = others.into_iter().filter(|other| other != database && differs(other));
+    others.map(|other| (shown(root, &other), other)).collect()
+}
+
+/// How many names (hard links) a database has outside `.kg`, its own not counted.
+pub fn links_outside(root: &Path, database: &Path) -> u64 {
+    let Some(found) = fs::metadata(database).ok().filter(|found| found.nlink() > 1) else { return 0 };
+    let (known, kept) = names_below(root, (found.dev(), found.ino()));
+    let others = known.iter().filter(|name| *name != database).count() as u64;
+    found.nlink().saturating_sub(others + kept + 1)
 }
 
 /// One database with several names.
@@ -88,24 +106,30 @@ struct Group<'a> {
     members: Vec<usize>,
     /// Absolute: those of the sources, in their order, then those that are no source.
     names: Vec<PathBuf>,
-    links: u64,
+    /// How many names more it has outside `.kg`.
+    outside: u64,
 }
 
 impl Group<'_> {
-    fn unite(&self, sources: &mut [Source], warnings: &mut Vec<Warning>) {
+    /// Returns the numbers of sources that are left out.
+    fn unite(&self, sources: &mut [Source], warnings: &mut Vec<Warning>) -> Vec<usize> {
         let (read, others) = self.choose();
-        let Some(kept) = self.kept(sources, &read) else { return };
-        let Some(saved) = sources.get_mut(kept) else { return };
+        let mut left_out = Vec::new();
+        let Some(kept) = self.kept(sources, &read) else { return left_out };
+        let Some(saved) = sources.get_mut(kept) else { return left_out };
         saved.absolute.clone_from(&read);
         let (path, is_graph) = (saved.path.clone(), saved.component == Component::Database);
-        let through =
-            if self.shown(&read) == path { String::new() } else { format!(", read as {}", self.shown(&read)) };
+        let through = if shown(self.root, &read) == path {
+            String::new()
+        } else {
+            format!(", read as {}", shown(self.root, &read))
+        };
         for other in &others {
-            let other = self.shown(other);
+            let other = shown(self.root, other);
             let message = format!(
                 "{} and {other} are names of one database, and each has a WAL or journal of its own: which of them holds the \
                  commits cannot be told. {path} is saved{through}",
-                self.shown(&read)
+                shown(self.root, &read)
             );
             warnings.push(Warning::about(WarningCode::SameFile, &path, message));
             let message = format!("What was committed to {other}-wal is not in the backup; see KG_WARN_SAME_FILE");
@@ -114,7 +138,8 @@ impl Group<'_> {
         for number in self.members.iter().filter(|number| **number != kept) {
             let Some(source) = sources.get_mut(*number) else { continue };
             let what = if is_graph && self.graph_is_outside {
-                "is not saved".to_string()
+                left_out.push(*number);
+                "is not saved, because a restore may put the database outside the project".to_string()
             } else {
                 source.kind = Kind::Link(relative(&source.path, &path));
                 format!(
@@ -126,15 +151,15 @@ impl Group<'_> {
                 format!("{} is another name of {path}. {path} is saved{through}; {} {what}", source.path, source.path);
             warnings.push(Warning::about(WarningCode::SameFile, &source.path, message));
         }
-        let unknown = self.links.saturating_sub(self.names.len() as u64);
-        if unknown > 0 {
+        if self.outside > 0 {
             let message = format!(
-                "{path} has {} names (hard links), of which {unknown} lie outside {STATE_DIR}: what a process committed to a WAL \
-                 next to one of those is not in the backup",
-                self.links
+                "{path} has {} more names (hard links) outside {STATE_DIR}: what a process committed to a WAL next to one of those is \
+                 not in the backup",
+                self.outside
             );
             warnings.push(Warning::about(WarningCode::SameFile, &path, message));
         }
+        left_out
     }
 
     /// The name to read, and the others that have a WAL of their own.
@@ -158,15 +183,22 @@ impl Group<'_> {
     fn kept(&self, sources: &[Source], read: &Path) -> Option<usize> {
         let is_graph =
             |number: &usize| sources.get(*number).is_some_and(|source| source.component == Component::Database);
-        let is_read = |number: &usize| sources.get(*number).is_some_and(|source| source.absolute == read);
+        let is_read = |number: &usize| sources.get(*number).is_some_and(|source| resolved(&source.absolute) == read);
         let mut members = self.members.iter().copied();
         members.clone().find(is_graph).or_else(|| members.clone().find(is_read)).or_else(|| members.next())
     }
+}
 
-    /// As messages name it.
-    fn shown(&self, name: &Path) -> String {
-        name.strip_prefix(self.root).map_or_else(|_| name.display().to_string(), names::encode)
-    }
+fn resolved(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
+}
+
+/// As messages name it; `.kg` may be a link.
+fn shown(root: &Path, name: &Path) -> String {
+    let state = resolved(&root.join(STATE_DIR));
+    let below = name.strip_prefix(&state).map(|below| Path::new(STATE_DIR).join(below));
+    let below = below.or_else(|_| name.strip_prefix(root).map(Path::to_path_buf));
+    below.map_or_else(|_| name.display().to_string(), |below| names::encode(&below))
 }
 
 fn beside(name: &Path) -> Beside {
@@ -187,26 +219,26 @@ fn beside(name: &Path) -> Beside {
     }
 }
 
-/// Every name of a file below `.kg`, also where a backup does not look, but for what restores keep.
-fn names_below(state: &Path, identity: Identity) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut directories = vec![state.to_path_buf()];
-    while let Some(directory) = directories.pop() {
+/// Every name of a file below `.kg`, also where a backup does not look, without links on the way; and how many more names
+/// restores keep, which no process uses.
+fn names_below(root: &Path, identity: Identity) -> (Vec<PathBuf>, u64) {
+    let state = resolved(&root.join(STATE_DIR));
+    let (mut found, mut kept) = (Vec::new(), 0);
+    let mut directories = vec![(state.clone(), false)];
+    while let Some((directory, is_kept)) = directories.pop() {
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
             let Ok(kind) = entry.file_type() else { continue };
-            let is_kept = |name: &str| directory == state && exclude::is_of_restore(name, kind.is_dir());
-            if entry.file_name().to_str().is_some_and(is_kept) {
-                continue;
-            }
+            let is_of_restore = |name: &str| directory == state && exclude::is_of_restore(name, kind.is_dir());
+            let is_kept = is_kept || entry.file_name().to_str().is_some_and(is_of_restore);
             if kind.is_dir() {
-                directories.push(entry.path());
+                directories.push((entry.path(), is_kept));
             } else if kind.is_file() && entry.metadata().is_ok_and(|found| (found.dev(), found.ino()) == identity) {
-                found.push(entry.path());
+                if is_kept { kept += 1 } else { found.push(entry.path()) }
             }
         }
     }
     found.sort();
-    found
+    (found, kept)
 }
 
 /// The target of a symbolic link at `from` that leads to `to`, both relative to the project's root.

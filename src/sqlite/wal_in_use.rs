@@ -179,8 +179,8 @@ fn holder(file: &File, (start, length): (u64, i64)) -> Option<Held> {
     let mut lock =
         flock { l_type: F_WRLCK as i16, l_whence: SEEK_SET as i16, l_start: start as i64, l_len: length, l_pid: 0 };
     fcntl(file, FcntlArg::F_GETLK(&mut lock)).ok()?;
-    let is_held = i32::from(lock.l_type) != F_UNLCK as i32;
-    is_held.then(|| Held { process: lock.l_pid.max(0), is_shared: i32::from(lock.l_type) == F_RDLCK as i32 })
+    let is_held = lock.l_type != F_UNLCK as i16;
+    is_held.then(|| Held { process: lock.l_pid.max(0), is_shared: lock.l_type == F_RDLCK as i16 })
 }
 
 type Identity = (u64, u64);

@@ -19,12 +19,11 @@ use super::{
 use crate::{
     beneath::{Occupant, Place},
     error::{Code, Error, Result},
-    project::{STATE_DIR, UNDO_DIR},
+    project::{STATE_DIR, UNDO_DIR, same_file},
     sqlite::{
         files::{COMPANIONS, MAGIC},
         in_use::{self, Claim, name_of},
-        replace,
-        wal_in_use::{self, Elsewhere},
+        replace, wal_in_use,
     },
 };
 
@@ -52,10 +51,9 @@ pub struct Plan {
 
 pub fn plan(target: &Target, placements: &Placements<'_>, conditions: &Conditions<'_>) -> Result<Plan> {
     let elsewhere = used_elsewhere(target, placements)?;
-    if let Some((location, found)) = elsewhere.iter().next().filter(|_| !conditions.force) {
-        let error = found.refusal(&target.absolute(location));
+    if let Some(error) = elsewhere.values().next().filter(|_| !conditions.force).cloned() {
         let remedy =
-            format!("{}; `force` (`--force`) replaces the file, and leaves that process the old one", error.remedy);
+            format!("{}; `force` (`--force`) replaces the file, and leaves the old one to the others", error.remedy);
         return Err(Error { remedy, ..error });
     }
     let owners = placements.files.iter().map(|placement| placement.to.as_str()).collect();
@@ -92,8 +90,8 @@ struct Planning<'a> {
     conditions: &'a Conditions<'a>,
     /// Locations of everything that is placed.
     owners: HashSet<&'a str>,
-    /// Locations of databases whose users commit to another WAL.
-    elsewhere: BTreeMap<&'a str, Elsewhere>,
+    /// Locations of databases whose users commit to another WAL, and why they are not written.
+    elsewhere: BTreeMap<&'a str, Error>,
     plan: Plan,
     /// Databases that get new content through SQLite.
     swapped: HashSet<Identity>,
@@ -156,8 +154,10 @@ impl Planning<'_> {
     /// Whether a sound database is there that can get the new content through SQLite.
     fn is_live(&self, place: &Place, placement: &Placement<'_>) -> Result<bool> {
         let Some(from) = placement.from.as_ref().filter(|_| placement.is_database) else { return Ok(false) };
-        // The WAL that its users write to is not of what SQLite would write to the file: they keep the old file.
-        if self.elsewhere.contains_key(placement.to.as_str()) {
+        // The WAL that its users write to is not of what SQLite would write to the file: they keep the old file. So does another
+        // project that has the file too.
+        let links = self.target.root().map_or(0, |root| same_file::links_outside(root, &place.path()));
+        if self.elsewhere.contains_key(placement.to.as_str()) || links > 0 {
             return Ok(false);
         }
         // One that this user may not write can only be replaced as a file.
@@ -268,8 +268,9 @@ fn is_below(location: &str, dir: &str) -> bool {
     location.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The databases, by their locations, whose users commit to another WAL than the one next to them.
-fn used_elsewhere<'a>(target: &Target, placements: &'a Placements<'_>) -> Result<BTreeMap<&'a str, Elsewhere>> {
+/// The databases, by their locations, whose users commit to another WAL than the one next to them; or that have another name
+/// with a WAL of its own, which would be taken for one of the new content. Each with the refusal to write it.
+fn used_elsewhere<'a>(target: &Target, placements: &'a Placements<'_>) -> Result<BTreeMap<&'a str, Error>> {
     let mut places = Vec::new();
     for placement in placements.files.iter().filter(|placement| placement.is_database) {
         let place = target.place(&placement.to)?;
@@ -279,8 +280,31 @@ fn used_elsewhere<'a>(target: &Target, placements: &'a Placements<'_>) -> Result
         }
     }
     let paths: Vec<&Path> = places.iter().map(|(_, path)| path.as_path()).collect();
-    let found = wal_in_use::find_all(&paths).into_iter();
-    Ok(found.filter_map(|(number, found)| Some((places.get(number)?.0, found))).collect())
+    let mut refusals = BTreeMap::new();
+    for (number, found) in wal_in_use::find_all(&paths) {
+        refusals.extend(places.get(number).map(|(location, path)| (*location, found.refusal(path))));
+    }
+    // What is placed itself is moved away with its WAL.
+    let is_placed = |other: &str| placements.files.iter().any(|placement| placement.to == other);
+    for (location, path) in &places {
+        let others = target.root().map(|root| same_file::others_with_wal(root, path)).unwrap_or_default();
+        if let Some(other) = others.iter().find(|(shown, _)| !is_placed(shown)) {
+            refusals.entry(location).or_insert_with(|| other_name(path, &other.1));
+        }
+    }
+    Ok(refusals)
+}
+
+fn other_name(path: &Path, other: &Path) -> Error {
+    Error::new(
+        Code::DatabaseInUse,
+        format!(
+            "{} is another name of {}, and has a WAL or journal of its own, which would be taken for one of the new content",
+            other.display(),
+            path.display()
+        ),
+        "Nothing was changed; open it once with that name and close it, while nothing else uses it, then run it again",
+    )
 }
 
 /// Suffixes of a file and of what belongs to it.

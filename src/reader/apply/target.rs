@@ -42,6 +42,11 @@ impl Target {
         self.outside = outside;
     }
 
+    /// Without links; `None` if there is no project yet.
+    pub fn root(&self) -> Option<&Path> {
+        self.root.as_ref().map(Dir::path)
+    }
+
     pub fn outside(&self) -> Option<&Path> {
         self.outside.as_deref()
     }
