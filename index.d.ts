@@ -561,13 +561,20 @@ export interface BackupStats {
   nodeCount: number;
   /** Rows of `edges` in the saved database; 0 where there is no such table. */
   edgeCount: number;
+  /** Tables of the saved graph database, without SQLite's own. Absent if it could not be read. */
+  tableCount?: number;
 }
 
 export interface SourceIntegrity {
-  /** `skipped` where `checkSource` is off. */
-  status: 'ok' | 'failed' | 'skipped';
+  /**
+   * `partial`: everything that could be checked is sound, and `notChecked` names the rest; such a backup is good. `failed`: damage was found, or the
+   * graph database has no table any more. `skipped`: `checkSource` is off.
+   */
+  status: 'ok' | 'partial' | 'failed' | 'skipped';
   /** SQLite's findings, each after the path of its database; at most 100 a database. */
   messages: string[];
+  /** With `partial`: what could not be checked, and the function, collation, tokenizer or module that SQLite lacks here. */
+  notChecked?: string[];
   /**
    * Full-text indexes were read through too, which can take longer than everything else together. An incremental backup that rests on one
    * with sound databases checks every page, table and index of them, and leaves full-text indexes, which FTS5 can make again, to
@@ -579,6 +586,8 @@ export interface SourceIntegrity {
 export interface Warning {
   code:
     | 'KG_WARN_SOURCE_DAMAGED'
+    | 'KG_WARN_NOT_CHECKED'
+    | 'KG_WARN_DATABASE_EMPTY'
     | 'KG_WARN_FILE_CHANGED'
     | 'KG_WARN_FILE_UNREADABLE'
     | 'KG_WARN_NOT_A_FILE'
@@ -658,6 +667,8 @@ export interface Manifest {
   consolidatedFrom?: string;
   /** Of a backup that was made before a repair, of what was about to be repaired. */
   safetyBackup?: true;
+  /** It does not hold all of the project. */
+  incomplete?: true;
   /** Of an incremental backup: `sha256:` and the digest of the archive that it rests on. */
   basedOnChecksum?: string;
   /** Of an incremental backup: paths of the one it rests on that are no more. */
@@ -912,6 +923,7 @@ export interface Issue {
 /** The codes of {@link Issue}; `docs/errors.md` explains each. */
 export type IssueCode =
   | 'KG_ISSUE_DATABASE_MISSING'
+  | 'KG_ISSUE_DATABASE_EMPTY'
   | 'KG_ISSUE_NOT_A_DATABASE'
   | 'KG_ISSUE_DATABASE_DAMAGED'
   | 'KG_ISSUE_INDEX_DAMAGED'
@@ -1031,13 +1043,13 @@ export interface Salvage {
 export interface SalvagedTable {
   name: string;
   rowsRecovered: number;
-  /** Rows that are known or supposed to be lost. */
+  /** Rows that are known or supposed to be lost to this table, those in `lostAndFound` among them. */
   rowsLost: number;
   /**
-   * How that number came about: `index` names exactly these, a damaged index `atLeast` these; `estimate` counts for each lost page as
-   * many rows as the others hold.
+   * How that number came about: `aside`, just those in `lostAndFound`; `index` names exactly these, a damaged index `atLeast` these; `estimate`
+   * counts for each lost page as many rows as the others hold.
    */
-  rowsLostBy: 'nothing' | 'index' | 'atLeast' | 'estimate';
+  rowsLostBy: 'nothing' | 'aside' | 'index' | 'atLeast' | 'estimate';
   /** Rows of this table that are in `lostAndFound`. */
   rowsAside: number;
   /** Pages that were to be parts of this table, but could not be read. */

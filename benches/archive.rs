@@ -171,6 +171,7 @@ fn manifest(totals: Totals) -> Manifest {
         compression: None,
         consolidated_from: None,
         safety_backup: false,
+        incomplete: false,
         encrypted: false,
         recipients: Vec::new(),
         project: None,

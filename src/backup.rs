@@ -33,7 +33,8 @@ use crate::{
         protocol::{Message, PAGE_HASHES_FILE, SaveRequest, Saved},
     },
     retention::{self, Policy, PruneResult},
-    store::{Backup, Store, StoreLock, held},
+    sqlite::check::IntegrityStatus,
+    store::{Backup, Store, StoreLock, good, held},
     task::{Phase, Task},
 };
 
@@ -246,11 +247,12 @@ impl Run<'_> {
             let saved = receive(&mut reader, &mut archive, task);
             (saved, checking.map_or(Ok(()), |checking| checking.join().unwrap_or_else(|_| Err(check_panicked()))))
         });
-        let saved = saved?;
+        let mut saved = saved?;
         whole?;
         drop(reader);
+        let was_emptied = note_empty(&mut saved, &own, store)?;
         if options.strict {
-            assert_complete(&saved.warnings)?;
+            assert_complete(&saved.warnings, was_emptied)?;
         }
         let hashes = new.scratch().join(PAGE_HASHES_FILE);
         let recipients = new.recipients()?;
@@ -258,6 +260,7 @@ impl Run<'_> {
             let mut manifest = describe(&new.id, at, options, totals, saved);
             manifest.project = Some(own);
             manifest.recipients = recipients;
+            manifest.incomplete |= was_emptied;
             if let Some(base) = base {
                 manifest.based_on = Some(base.backup.id.clone());
                 manifest.based_on_checksum = Some(base.backup.checksum.clone());
@@ -319,9 +322,37 @@ fn check_panicked() -> Error {
     Error::new(Code::Internal, "The check of the chain panicked", "Please report this")
 }
 
+/// Warns of a graph database without tables. If an earlier good backup of the project has tables, what was in the database is
+/// gone: then the new backup is not a good one, and this returns `true`.
+fn note_empty(saved: &mut Saved, project: &str, store: &Store) -> Result<bool> {
+    if saved.table_count != Some(0) {
+        return Ok(false);
+    }
+    let mut listed = store.list()?;
+    listed.retain(|backup| backup.project.as_ref().is_none_or(|of| of == project) && backup.contents.database);
+    let had_tables = |place: &usize| listed[*place].stats.table_count != Some(0);
+    let earlier = good(&listed).into_iter().find(had_tables).map(|place| &listed[place].id);
+    let message = match earlier {
+        Some(earlier) => {
+            let message =
+                format!("The graph database has no table, and had some in {earlier}: this is not a good backup");
+            saved.integrity.status = IntegrityStatus::Failed;
+            saved.integrity.messages.push(message.clone());
+            message
+        }
+        None => "The graph database has no table yet".to_string(),
+    };
+    saved.warnings.push(Warning::new(WarningCode::DatabaseEmpty, message));
+    Ok(earlier.is_some())
+}
+
 /// Fails where something of the project is not in the backup as it is. A socket or device holds nothing to save.
-fn assert_complete(warnings: &[Warning]) -> Result<()> {
-    let is_less = |warning: &&Warning| warning.code.means_incomplete() || warning.code == WarningCode::SourceDamaged;
+fn assert_complete(warnings: &[Warning], was_emptied: bool) -> Result<()> {
+    let is_less = |warning: &&Warning| match warning.code {
+        WarningCode::SourceDamaged => true,
+        WarningCode::DatabaseEmpty => was_emptied,
+        code => code.means_incomplete(),
+    };
     let lacking: Vec<&Warning> = warnings.iter().filter(is_less).collect();
     let Some(first) = lacking.first() else { return Ok(()) };
     let more = if lacking.len() > 1 { format!(", and {} more", lacking.len() - 1) } else { String::new() };
@@ -500,6 +531,7 @@ fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, sa
             compressed_size: totals.compressed_bytes,
             node_count: saved.node_count,
             edge_count: saved.edge_count,
+            table_count: saved.table_count,
         },
         checksums: checksums(&totals),
         files: totals.files,

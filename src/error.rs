@@ -226,6 +226,12 @@ pub enum WarningCode {
     /// The source database failed its integrity check; the backup holds it as it is.
     #[serde(rename = "KG_WARN_SOURCE_DAMAGED")]
     SourceDamaged,
+    /// Something of a source database could not be checked here; the backup holds all of it.
+    #[serde(rename = "KG_WARN_NOT_CHECKED")]
+    NotChecked,
+    /// The graph database has no table.
+    #[serde(rename = "KG_WARN_DATABASE_EMPTY")]
+    DatabaseEmpty,
     /// A file changed while it was read; what was read is in the backup.
     #[serde(rename = "KG_WARN_FILE_CHANGED")]
     FileChanged,
@@ -285,6 +291,8 @@ pub enum WarningCode {
 impl WarningCode {
     pub const ALL: &[WarningCode] = &[
         WarningCode::SourceDamaged,
+        WarningCode::NotChecked,
+        WarningCode::DatabaseEmpty,
         WarningCode::FileChanged,
         WarningCode::FileUnreadable,
         WarningCode::NotAFile,

@@ -336,7 +336,7 @@ mod tests {
             description: None,
             contents: Contents::default(),
             stats: Stats { node_count: 1, ..Stats::default() },
-            integrity: Integrity { status, messages: Vec::new(), full_text: true },
+            integrity: Integrity { status, messages: Vec::new(), not_checked: Vec::new(), full_text: true },
             warnings: Vec::new(),
             based_on: None,
             // As the one that it rests on has it.

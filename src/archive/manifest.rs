@@ -125,6 +125,9 @@ pub struct Stats {
     pub compressed_size: u64,
     pub node_count: u64,
     pub edge_count: u64,
+    /// Tables of the graph database, without SQLite's own. Absent if it could not be read, and in manifests of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table_count: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -309,7 +312,7 @@ impl Manifest {
             description: None,
             checksums: BTreeMap::new(),
             files: Vec::new(),
-            integrity: Integrity { messages: Vec::new(), ..self.integrity.clone() },
+            integrity: Integrity { messages: Vec::new(), not_checked: Vec::new(), ..self.integrity.clone() },
             warnings: Vec::new(),
             deleted: Vec::new(),
             recipients: Vec::new(),

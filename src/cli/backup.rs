@@ -365,13 +365,17 @@ fn holds(backup: &Backup) -> String {
     format!("{}; {} nodes, {} edges", held.join(", "), stats.node_count, stats.edge_count)
 }
 
-pub(super) fn integrity(backup: &Backup) -> &'static str {
-    match backup.integrity.status {
+pub(super) fn integrity(backup: &Backup) -> String {
+    let said = match backup.integrity.status {
+        IntegrityStatus::Partial => {
+            return format!("ok when it was saved, except not checked: {}", backup.integrity.not_checked.join("; "));
+        }
         IntegrityStatus::Ok if backup.integrity.full_text => "ok when it was saved",
         IntegrityStatus::Ok => "ok when it was saved (full-text indexes are read with the next full backup)",
         IntegrityStatus::Failed => "DAMAGED when it was saved",
         IntegrityStatus::Skipped => "not checked",
-    }
+    };
+    said.to_string()
 }
 
 fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {

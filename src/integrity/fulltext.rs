@@ -9,7 +9,10 @@ use super::{
     Check, Named,
     issue::{Issue, IssueCode},
 };
-use crate::{error::Result, sqlite::quoted};
+use crate::{
+    error::Result,
+    sqlite::{check::reason, quoted},
+};
 
 /// An FTS5 table, and whether it can be built again from its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,13 +49,14 @@ pub fn check(connection: &Connection, named: &Named, check: &Check) -> Result<Ve
         let Err(cause) = connection.execute(&sql, []) else { continue };
         check.cancel.check()?;
         issues.push(match cause.sqlite_error_code() {
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::OperationInterrupted) => {
+            Some(ErrorCode::DatabaseCorrupt) => {
                 let message = format!("The full-text index {name} in {} does not agree with its table", named.path);
                 let remedy = if has_content { "Run `kg diag repair`" } else { "Let the host build it again" };
                 named.issue(IssueCode::FullTextDamaged, message, remedy).table(name)
             }
             _ => {
-                let message = format!("The full-text index {name} in {} could not be checked: {cause}", named.path);
+                let message =
+                    format!("The full-text index {name} in {} could not be checked: {}", named.path, reason(&cause));
                 named.issue(IssueCode::NotChecked, message, "Check it in the host, which has what it needs").table(name)
             }
         });

@@ -31,6 +31,8 @@ macro_rules! issue_codes {
 issue_codes! {
     /// There is no database where the configuration has it.
     DatabaseMissing = "KG_ISSUE_DATABASE_MISSING", Error;
+    /// The graph database has no table: it has 0 bytes, or everything in it was dropped.
+    DatabaseEmpty = "KG_ISSUE_DATABASE_EMPTY", Error;
     /// SQLite says that the file is no database, or it cannot be opened.
     NotADatabase = "KG_ISSUE_NOT_A_DATABASE", Error;
     /// Pages that are not what a database is made of.

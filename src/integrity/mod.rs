@@ -18,7 +18,7 @@ pub mod files;
 mod fulltext;
 pub mod issue;
 pub mod repair;
-mod rows;
+pub mod rows;
 pub mod salvage;
 mod structure;
 pub mod subject;
@@ -48,7 +48,7 @@ use crate::{
     error::{Code, Error, Result},
     project::{Project, STATE_DIR, names},
     sqlite::{
-        check::{bound, quick_check},
+        check::{Pragma, bound, everything, is_unread_schema, read_schema, refused},
         forget_fulltext,
         private::{self, Private},
         snapshot::{self, Conditions, Taken},
@@ -126,7 +126,7 @@ pub struct Check<'a> {
 }
 
 /// A file as issues name it.
-struct Named {
+pub struct Named {
     path: String,
     part: Part,
 }
@@ -201,12 +201,12 @@ fn compare(project: &Project, graph: Option<&Graph>, scope: Scope, check: &Check
     let named = Named { path: format!("{STATE_DIR}/{}", vectors::DATABASE), part: Part::Vectors };
     issues.extend(beside::check(&database, &named, check.cancel));
     let private = private::copy(&database, check.scratch, check.lock_timeout, check.cancel, &|_| ())?;
-    if let Some(error) = &private.refused {
-        issues.push(structure::refused_to_open(&named, error));
-    }
-    let connection = open(private.database(), checked.database_size, check)?;
-    let found = structure::integrity_check(&connection, &named, check)?;
-    let is_sound = found.is_empty() && private.refused.is_none();
+    let refused = refused_for_damage(&private);
+    issues.extend(refused.map(|error| structure::refused_to_open(&named, error)));
+    let mut connection = open(private.database(), checked.database_size, check)?;
+    let found = structure::integrity_check(&mut connection, &named, check)?;
+    read_schema(&connection, check.cancel)?;
+    let is_sound = refused.is_none() && found.iter().all(|issue| issue.code == IssueCode::NotChecked);
     add_new(issues, found);
     if is_sound {
         let attached = graph.map(|graph| {
@@ -240,14 +240,12 @@ fn thoroughly(
     let size = report.checked.database_size;
     let private =
         private::copy(path, check.scratch, check.lock_timeout, check.cancel, &|bytes| check.gauge.add(bytes))?;
-    let mut found = Vec::new();
-    if let Some(error) = &private.refused {
-        found.push(structure::refused_to_open(named, error));
-    }
-    let connection = open(private.database(), size, check)?;
+    let refused = refused_for_damage(&private).map(|error| structure::refused_to_open(named, error));
+    let mut found: Vec<Issue> = refused.into_iter().collect();
+    let mut connection = open(private.database(), size, check)?;
     if scope.database {
         found.extend(structure_and_fulltext(&private, named, size, check)?);
-    } else if found.is_empty() && has_damage(&connection) {
+    } else if found.is_empty() && !everything(&mut connection, Pragma::Quick, check.cancel)?.damage.is_empty() {
         // Nobody asked for what is wrong with it, only not to be told nonsense.
         return Ok(None);
     }
@@ -258,6 +256,8 @@ fn thoroughly(
         found.push(beside::wal_is_foreign(named));
     }
     add_new(&mut report.issues, found);
+    // Parts of a schema that cannot be parsed do not keep the others from being read.
+    read_schema(&connection, check.cancel)?;
     if !is_sound {
         if scope.database {
             let message = format!("The rows of {} were not checked, for its structure is damaged", named.path);
@@ -269,7 +269,8 @@ fn thoroughly(
     report.checked.nodes = rows::count(&connection, "nodes").unwrap_or(0);
     report.checked.edges = rows::count(&connection, "edges").unwrap_or(0);
     if scope.database && (resolved.is_graph || rows::is_graph(&connection).unwrap_or(false)) {
-        let found = rows::check(&connection, named, check)?;
+        let mut found = rows::check(&connection, named, check)?;
+        found.extend(rows::empty(&connection, named, resolved.is_graph).unwrap_or_default());
         // With a first page in it, the WAL of another database makes this one that other one.
         let is_other = found.iter().any(|issue| issue.code == IssueCode::TableMissing) && beside::has_wal(path);
         if is_other
@@ -298,9 +299,9 @@ fn structure_and_fulltext(private: &Private, named: &Named, size: u64, check: &C
     };
     thread::scope(|threads| {
         let beside = threads.spawn(fulltext);
-        let own = open(private.database(), size, check)?;
+        let mut own = open(private.database(), size, check)?;
         forget_fulltext(&own);
-        let mut found = structure::integrity_check(&own, named, check)?;
+        let mut found = structure::integrity_check(&mut own, named, check)?;
         check.gauge.add(size);
         if found.iter().any(repair::is_damage) {
             stop.cancel();
@@ -321,20 +322,21 @@ fn add_new(issues: &mut Vec<Issue>, found: Vec<Issue>) {
     }
 }
 
-fn has_damage(connection: &Connection) -> bool {
-    let said = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
-    said.map_or(true, |said| said != "ok")
+/// Why SQLite refused the original, if that is damage and not a schema that this build cannot parse.
+fn refused_for_damage(private: &Private) -> Option<&Error> {
+    let refused = private.refused.as_ref();
+    refused.filter(|error| !error.cause.as_deref().is_some_and(is_unread_schema))
 }
 
 /// The database as it is without its WAL, if that is sound.
 fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
     let alone = check.scratch.join("without-wal");
     let size = std::fs::copy(path, &alone).ok()?;
-    let connection = open(&alone, size, check).ok()?;
+    let mut connection = open(&alone, size, check).ok()?;
     // Pages of two states may well make trees, of which indexes then do not agree with their tables.
     forget_fulltext(&connection);
-    let said = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0));
-    if said.is_ok_and(|said| said == "ok") { open(&alone, size, check).ok() } else { None }
+    let found = everything(&mut connection, Pragma::Full { most_findings: 1 }, check.cancel).ok()?;
+    if found.damage.is_empty() { open(&alone, size, check).ok() } else { None }
 }
 
 /// `quick_check` and the tables, in a read transaction of the database itself.
@@ -344,24 +346,37 @@ fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report)
     let conditions = Conditions { scratch: check.scratch, lock_timeout: check.lock_timeout, with_twin: false };
     let snapshot = match snapshot::take(path, conditions, check.cancel)? {
         Taken::Snapshot(snapshot) => snapshot,
+        Taken::Damaged(copy, error) if error.cause.as_deref().is_some_and(is_unread_schema) => {
+            let found = refused(&copy.database(), error, check.cancel)?;
+            report.issues.extend(damaged(named, &found.damage));
+            report.issues.extend(structure::not_checked(named, &found));
+            return Ok(());
+        }
         Taken::Damaged(_, error) => {
             report.issues.push(structure::refused_to_open(named, &error));
             return Ok(());
         }
     };
     let (mut connection, _scratch) = snapshot.into_connection();
-    let integrity = quick_check(&mut connection, check.cancel)?;
-    if let Some(first) = integrity.messages.first() {
-        let mut found = issue::Found::default();
-        integrity.messages.iter().for_each(|message| found.add(message));
-        let message = format!("{} is damaged: {first}", named.path);
-        report.issues.push(named.issue(IssueCode::DatabaseDamaged, message, structure::RESTORE).found(found));
+    let found = everything(&mut connection, Pragma::Quick, check.cancel)?;
+    report.issues.extend(structure::not_checked(named, &found));
+    if let Some(issue) = damaged(named, &found.damage) {
+        report.issues.push(issue);
     } else {
+        report.issues.extend(rows::empty(&connection, named, resolved.is_graph).unwrap_or_default());
         report.checked.nodes = rows::count(&connection, "nodes").unwrap_or(0);
         report.checked.edges = rows::count(&connection, "edges").unwrap_or(0);
         report.issues.extend(rows::missing(&connection, named).unwrap_or_default());
     }
     Ok(())
+}
+
+fn damaged(named: &Named, messages: &[String]) -> Option<Issue> {
+    let first = messages.first()?;
+    let mut found = issue::Found::default();
+    messages.iter().for_each(|message| found.add(message));
+    let message = format!("{} is damaged: {first}", named.path);
+    Some(named.issue(IssueCode::DatabaseDamaged, message, structure::RESTORE).found(found))
 }
 
 /// Opens a private copy. Its checks end when they are cancelled, and when damaged pages lead them in a circle.

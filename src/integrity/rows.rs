@@ -11,7 +11,10 @@ use super::{
     Check, Named,
     issue::{Found, Issue, IssueCode, Severity},
 };
-use crate::{error::Result, sqlite::quoted};
+use crate::{
+    error::Result,
+    sqlite::{check::reason, quoted},
+};
 
 /// The host's tables, and how bad it is when one is not there.
 const TABLES: [(&str, Severity); 6] = [
@@ -69,12 +72,27 @@ pub fn check(connection: &Connection, named: &Named, check: &Check) -> Result<Ve
             Ok(found) => issues.extend(found),
             Err(cause) => {
                 check.cancel.check()?;
-                let message = format!("The {about} in {} could not be checked: {cause}", named.path);
+                let message = format!("The {about} in {} could not be checked: {}", named.path, reason(&cause));
                 issues.push(named.issue(IssueCode::NotChecked, message, "Check them in the host").table(about));
             }
         }
     }
     Ok(issues)
+}
+
+/// The graph database of a project without a single table: what was in it is gone, or nothing has ever been in it.
+pub fn empty(connection: &Connection, named: &Named, is_graph: bool) -> rusqlite::Result<Option<Issue>> {
+    let tables = table_count(connection)?;
+    let message = format!("{} is empty: it has no table", named.path);
+    let remedy = "Restore the newest good backup with `kg diag restore --file latest`; if the project is new, start the host, \
+                  which makes its tables";
+    Ok((is_graph && tables == 0).then(|| named.issue(IssueCode::DatabaseEmpty, message, remedy)))
+}
+
+/// How many tables there are, without SQLite's own.
+pub fn table_count(connection: &Connection) -> rusqlite::Result<u64> {
+    let sql = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'";
+    connection.query_row(sql, [], |row| row.get(0))
 }
 
 pub fn missing(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<Issue>> {
@@ -242,5 +260,10 @@ pub fn count(connection: &Connection, table: &str) -> rusqlite::Result<u64> {
     if !has_table(connection, table)? {
         return Ok(0);
     }
-    connection.query_row(&format!("SELECT count(*) FROM {}", quoted(table)), [], |row| row.get(0))
+    let count = |how: &str| {
+        let sql = format!("SELECT count(*) FROM {} {how}", quoted(table));
+        connection.query_row(&sql, [], |row| row.get(0))
+    };
+    // SQLite may choose an index whose collation is not available here.
+    count("").or_else(|_| count("NOT INDEXED"))
 }

@@ -1,5 +1,5 @@
 //! Whether a database is made as SQLite makes them: `PRAGMA integrity_check`, each line of which is mapped to a page, an
-//! index or a table.
+//! index or a table. What SQLite cannot check here is an issue of its own, and no damage.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,7 +9,10 @@ use super::{
     Check, Named,
     issue::{Found, Issue, IssueCode},
 };
-use crate::error::{Code, Error, Result};
+use crate::{
+    error::{Code, Error, Result},
+    sqlite::check::{Findings, NotChecked, Pragma, everything},
+};
 
 /// `integrity_check` stops after this many findings.
 const MAX_FINDINGS: u32 = 1000;
@@ -34,22 +37,7 @@ struct Finding {
     rowid: Option<i64>,
 }
 
-/// The error that a check ended with, as an issue. `KG_ABORTED` stays an error.
-pub fn refused(named: &Named, cause: rusqlite::Error, check: &Check) -> Result<Issue> {
-    check.cancel.check()?;
-    let (code, message) = match cause.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::NotADatabase) => {
-            (IssueCode::NotADatabase, format!("{} is not a database", named.path))
-        }
-        Some(rusqlite::ErrorCode::OperationInterrupted) => {
-            (IssueCode::DatabaseDamaged, format!("{} has pages that lead in a circle", named.path))
-        }
-        _ => (IssueCode::DatabaseDamaged, format!("{} is damaged: {cause}", named.path)),
-    };
-    Ok(named.issue(code, message, RESTORE))
-}
-
-/// As [`refused`], for a file that SQLite did not even open.
+/// The issue of a file that SQLite did not even open.
 pub fn refused_to_open(named: &Named, error: &Error) -> Issue {
     let is_none = error.cause.as_deref().is_some_and(|cause| cause.contains("not a database"));
     let code = if is_none || error.code != Code::DatabaseDamaged {
@@ -61,17 +49,23 @@ pub fn refused_to_open(named: &Named, error: &Error) -> Issue {
 }
 
 /// Runs the check. Damage is what it returns, not an error.
-pub fn integrity_check(connection: &Connection, named: &Named, check: &Check) -> Result<Vec<Issue>> {
+pub fn integrity_check(connection: &mut Connection, named: &Named, check: &Check) -> Result<Vec<Issue>> {
+    let found = everything(connection, Pragma::Full { most_findings: MAX_FINDINGS }, check.cancel)?;
     let trees = trees(connection).unwrap_or_default();
-    let lines = || -> rusqlite::Result<Vec<String>> {
-        let mut statement = connection.prepare(&format!("PRAGMA integrity_check({MAX_FINDINGS})"))?;
-        statement.query_map([], |row| row.get(0))?.collect()
+    let mut issues = issues(named, &trees, found.damage.iter().flat_map(|lines| lines.lines()));
+    issues.extend(not_checked(named, &found));
+    Ok(issues)
+}
+
+/// What could not be checked.
+pub fn not_checked(named: &Named, found: &Findings) -> Vec<Issue> {
+    let issue = |NotChecked { table, what, reason }: &NotChecked| {
+        let message = format!("{} was not checked, {what}: {reason}", named.path);
+        let remedy = "Check it in the host, which has what it needs; every page of it is accounted for";
+        let issue = named.issue(IssueCode::NotChecked, message, remedy);
+        if table.is_empty() { issue } else { issue.table(table) }
     };
-    let lines = match lines() {
-        Ok(lines) => lines,
-        Err(cause) => return Ok(vec![refused(named, cause, check)?]),
-    };
-    Ok(issues(named, &trees, lines.iter().flat_map(|lines| lines.lines())))
+    found.not_checked.iter().map(issue).collect()
 }
 
 fn issues<'a>(named: &Named, trees: &Trees, lines: impl Iterator<Item = &'a str>) -> Vec<Issue> {
@@ -103,6 +97,7 @@ fn describe(named: &Named, finding: Finding, found: Found) -> Issue {
             let table = finding.table.as_deref().unwrap_or_default();
             (format!("The full-text index {table} in {path} is damaged"), "Run `kg diag repair`")
         }
+        IssueCode::NotADatabase => (format!("{path} is not a database"), RESTORE),
         _ => (format!("{path} has damaged pages{of_table}"), RESTORE),
     };
     let issue = named.issue(code, message, remedy).found(found);
@@ -139,7 +134,10 @@ fn classify(line: &str, trees: &Trees) -> Finding {
     };
     let row = || line.strip_prefix("row ")?.split(' ').next()?.parse().ok();
     let after = |text: &str| line.split_once(text).map(|(_, rest)| rest);
-    if let Some(tree) = number_after(line, "Tree ") {
+    if line.ends_with("file is not a database") {
+        return Finding { code: Some(IssueCode::NotADatabase), ..Finding::default() };
+    }
+    if let Some(tree) = number_after(line, "Tree ").filter(|_| !line.contains("2nd reference")) {
         let page = number_after(line, " page ");
         return match trees.indexes.get(&tree) {
             Some(name) => Finding { page, ..index(name, None) },
@@ -175,7 +173,10 @@ fn classify(line: &str, trees: &Trees) -> Finding {
         let table = table.split('.').next().unwrap_or(table).to_string();
         return Finding { code: Some(Constraint), table: Some(table), ..Finding::default() };
     }
-    Finding { code: Some(DatabaseDamaged), page: number_after(line, "Page "), ..Finding::default() }
+    // A page of two owners is damage of the whole: to build one of them again would free a page of the other.
+    let table = number_after(line, "Tree ").and_then(|tree| trees.tables.get(&tree).cloned());
+    let page = number_after(line, " page ").filter(|_| line.starts_with("Tree ")).or(number_after(line, "Page "));
+    Finding { code: Some(DatabaseDamaged), table, page, ..Finding::default() }
 }
 
 fn number_after(line: &str, text: &str) -> Option<u64> {

@@ -230,6 +230,8 @@ pub struct Saved {
     /// Rows of `nodes` and `edges` in the snapshot of the graph database; 0 where there is no such table.
     pub node_count: u64,
     pub edge_count: u64,
+    /// Of the graph database; `None` if it could not be read.
+    pub table_count: Option<u64>,
     pub warnings: Vec<Warning>,
 }
 

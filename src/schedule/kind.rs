@@ -57,7 +57,7 @@ mod tests {
     use super::*;
     use crate::{
         archive::manifest::{Contents, Stats},
-        sqlite::check::{Integrity, IntegrityStatus},
+        sqlite::check::{Depth, Findings, Integrity, IntegrityStatus},
     };
 
     const DAY: i64 = 24 * 60 * 60 * 1000;
@@ -75,7 +75,7 @@ mod tests {
             description: None,
             contents: Contents::default(),
             stats: Stats::default(),
-            integrity: Integrity { status: IntegrityStatus::Ok, messages: Vec::new(), full_text: true },
+            integrity: Integrity::of(Findings::default(), Depth::All),
             warnings: Vec::new(),
             based_on: based_on.map(str::to_string),
             based_on_checksum: None,

@@ -1,20 +1,48 @@
 //! What SQLite says of the health of a snapshot.
+//!
+//! Three answers: nothing is wrong, damage, and "not checked". Only damage that SQLite or [`accounting`] names is damage.
+//! SQLite cannot evaluate a schema here that uses what only the host has: functions, collations, tokenizers, modules. Then
+//! the pages are accounted for, every table is checked that can be, and [`Findings::not_checked`] says what was left.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod missing;
 
-use rusqlite::{Connection, ErrorCode};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use rusqlite::{Connection, ErrorCode, config::DbConfig};
 use serde::{Deserialize, Serialize};
 
-use super::{forget_fulltext, fulltext, quoted};
-use crate::{error::Result, limits::bounded, task::Cancel};
+use super::{forget_fulltext, fulltext, proof::accounting, quoted};
+use crate::{
+    error::{Error, Result},
+    limits::bounded,
+    task::Cancel,
+};
 
 /// `quick_check` stops after this many findings.
 const MAX_FINDINGS: usize = 100;
 /// SQLite calls back after this many virtual machine instructions, to see whether the task was cancelled.
 const INSTRUCTIONS_PER_CALLBACK: i32 = 100_000;
 /// A check of a sound database takes a fraction of this many instructions; damaged pages can lead in a circle.
-const LEAST_INSTRUCTIONS: u64 = 200_000_000;
+const LEAST_INSTRUCTIONS: u64 = if cfg!(test) { 4_000_000 } else { 200_000_000 };
 const INSTRUCTIONS_PER_BYTE: u64 = 50;
+/// How SQLite begins what it says of a schema that it cannot parse.
+const MALFORMED_SCHEMA: &str = "malformed database schema";
+/// What SQLite says of a schema that contradicts itself; a feature of another release never leads to it.
+const CONTRADICTIONS: [&str; 3] = ["invalid rootpage", "orphan index", "- duplicate"];
+/// What is missing, by how SQLite's errors begin.
+const MISSING: [(&str, &str); 6] = [
+    ("no such function: ", "function"),
+    ("unknown function: ", "function"),
+    ("no such collation sequence: ", "collation"),
+    ("no such module: ", "module"),
+    ("no such tokenizer: ", "tokenizer"),
+    ("unknown tokenizer: ", "tokenizer"),
+];
 
 /// Ends what `connection` does (with `SQLITE_INTERRUPT`) when `must_end` says so, or when all that was done on it is more than
 /// checks of a sound database of that size can take.
@@ -32,7 +60,7 @@ pub fn bound(
     connection.progress_handler(INSTRUCTIONS_PER_CALLBACK, Some(is_spent))
 }
 
-/// What `PRAGMA quick_check` said.
+/// What a check of a backup's databases found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Integrity {
@@ -40,6 +68,9 @@ pub struct Integrity {
     /// What is wrong, in SQLite's words; at most 100 lines a database.
     #[serde(deserialize_with = "bounded")]
     pub messages: Vec<String>,
+    /// What could not be checked here, and what is missing for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "bounded")]
+    pub not_checked: Vec<String>,
     /// Full-text indexes were read through too, see [`Depth`]. Earlier releases always did.
     #[serde(default = "yes")]
     pub full_text: bool,
@@ -61,21 +92,151 @@ pub enum Depth {
 #[serde(rename_all = "lowercase")]
 pub enum IntegrityStatus {
     Ok,
+    /// Everything that could be checked is sound; something could not be checked here.
+    Partial,
+    /// Damage was found.
     Failed,
     /// The check was turned off.
     Skipped,
 }
 
-/// Runs `PRAGMA quick_check` in the read transaction of `connection`. Damage is a result, not an error.
+/// What checks found in one database.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// Proven, in SQLite's words.
+    pub damage: Vec<String>,
+    pub not_checked: Vec<NotChecked>,
+}
+
+/// Something that could not be checked here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotChecked {
+    /// Empty if it is the schema as a whole.
+    pub table: String,
+    /// For example "the CHECK constraints of the table people".
+    pub what: String,
+    /// What is missing, by its name, or what SQLite says.
+    pub reason: String,
+}
+
+impl fmt::Display for NotChecked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.reason)
+    }
+}
+
+impl Findings {
+    /// Adds what is not in it yet.
+    pub fn add(&mut self, other: Findings) {
+        for line in other.damage {
+            if !self.damage.contains(&line) {
+                self.damage.push(line);
+            }
+        }
+        other.not_checked.into_iter().for_each(|what| self.leave(what));
+    }
+
+    /// Notes what is not checked, once for each table.
+    fn leave(&mut self, what: NotChecked) {
+        if !self.not_checked.iter().any(|known| known.table == what.table) {
+            self.not_checked.push(what);
+        }
+    }
+
+    fn add_lines(&mut self, lines: Vec<String>) {
+        for line in lines.into_iter().filter(|line| line != "ok") {
+            // FTS says it of an index that it cannot read for another reason than damage.
+            match line.split_once("unable to validate the inverted index") {
+                Some((_, rest)) => {
+                    let table = rest.split_once(" table ").map_or(rest, |(_, table)| table);
+                    let table = table.split(':').next().unwrap_or(table);
+                    let table = table.rsplit('.').next().unwrap_or(table).to_string();
+                    self.leave(NotChecked { what: format!("the full-text index {table}"), table, reason: line });
+                }
+                None => self.damage.push(line),
+            }
+        }
+    }
+}
+
+/// A pragma that checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pragma {
+    Quick,
+    /// Compares indexes with their tables too.
+    Full {
+        most_findings: u32,
+    },
+}
+
+impl Pragma {
+    fn of_all(self) -> String {
+        match self {
+            Pragma::Quick => format!("PRAGMA quick_check({MAX_FINDINGS})"),
+            Pragma::Full { most_findings } => format!("PRAGMA integrity_check({most_findings})"),
+        }
+    }
+
+    fn of_table(self, name: &str) -> String {
+        let pragma = if self == Pragma::Quick { "quick_check" } else { "integrity_check" };
+        format!("PRAGMA {pragma}({})", quoted(name))
+    }
+}
+
+/// What one statement of a check led to.
+pub enum Answer {
+    Lines(Vec<String>),
+    Damage(String),
+    /// Why SQLite could not do it.
+    Unable(String),
+}
+
+/// Runs `PRAGMA quick_check` in the read transaction of `connection`, and accounts for its pages.
 pub fn quick_check(connection: &mut Connection, cancel: &Cancel) -> Result<Integrity> {
-    let all = |_: &Connection| Ok([format!("PRAGMA quick_check({MAX_FINDINGS})")]);
-    findings(connection, all, cancel).map(|messages| Integrity::of(messages, Depth::All))
+    everything(connection, Pragma::Quick, cancel).map(|found| Integrity::of(found, Depth::All))
 }
 
 /// What `quick_check` finds in everything but full-text indexes. The connection cannot use those any more.
-pub fn structure(connection: &mut Connection, cancel: &Cancel) -> Result<Vec<String>> {
+pub fn structure(connection: &mut Connection, cancel: &Cancel) -> Result<Findings> {
     forget_fulltext(connection);
-    Ok(quick_check(connection, cancel)?.messages)
+    everything(connection, Pragma::Quick, cancel)
+}
+
+/// Checks all of a database: its pages with [`accounting`], and what `pragma` looks at as far as SQLite can.
+pub fn everything(connection: &mut Connection, pragma: Pragma, cancel: &Cancel) -> Result<Findings> {
+    let mut found = Findings::default();
+    begin(connection, cancel)?;
+    match read_schema(connection, cancel)? {
+        Answer::Damage(message) => {
+            found.damage.push(message);
+            return Ok(found);
+        }
+        Answer::Unable(reason) => {
+            found.leave(NotChecked { table: String::new(), what: "the schema".into(), reason });
+        }
+        Answer::Lines(_) => {}
+    }
+    let missing = missing::of(connection);
+    let accounts = accounting::account(connection, cancel)?;
+    begin(connection, cancel)?;
+    match ask(connection, &pragma.of_all(), cancel)? {
+        Answer::Lines(lines) => found.add_lines(lines),
+        Answer::Damage(message) if accounts.is_empty() => found.damage.push(message),
+        Answer::Damage(_) => {}
+        // Something in the schema keeps SQLite from checking anything: what it can check is found table by table.
+        Answer::Unable(_) if accounts.is_empty() => {
+            for name in names(connection) {
+                check_table(connection, pragma, &name, &missing, &mut found, cancel)?;
+            }
+        }
+        // Damaged pages can lead in a circle, and each table would take as long again.
+        Answer::Unable(_) => {}
+    }
+    if found.damage.is_empty() {
+        found.damage = accounts;
+    }
+    missing.into_values().for_each(|what| found.leave(what));
+    Ok(found)
 }
 
 /// What it finds in these tables alone.
@@ -83,103 +244,217 @@ pub fn tables(
     connection: &mut Connection,
     names: impl IntoIterator<Item = String>,
     cancel: &Cancel,
-) -> Result<Vec<String>> {
-    findings(connection, |_| Ok(names.into_iter().map(|name| of_table(&name))), cancel)
-}
-
-fn of_table(name: &str) -> String {
-    format!("PRAGMA quick_check({})", quoted(name))
+) -> Result<Findings> {
+    let mut found = Findings::default();
+    let missing = missing::of(connection);
+    for name in names {
+        check_table(connection, Pragma::Quick, &name, &missing, &mut found, cancel)?;
+    }
+    missing.into_values().for_each(|what| found.leave(what));
+    Ok(found)
 }
 
 /// What it finds in full-text indexes, all of each. That can take longer than everything else together, so those that are plainly well formed are
 /// not asked about. What cannot be read here is found by the check of everything else.
-pub fn full_text(connection: &mut Connection, cancel: &Cancel) -> Result<Vec<String>> {
-    findings(connection, |connection| full_text_pragmas(connection, cancel), cancel)
+pub fn full_text(connection: &mut Connection, cancel: &Cancel) -> Result<Findings> {
+    let mut found = Findings::default();
+    begin(connection, cancel)?;
+    let missing = missing::of(connection);
+    for name in full_text_tables(connection, cancel)? {
+        check_table(connection, Pragma::Quick, &name, &missing, &mut found, cancel)?;
+    }
+    Ok(found)
 }
 
-fn full_text_pragmas(connection: &Connection, cancel: &Cancel) -> rusqlite::Result<Vec<String>> {
+fn full_text_tables(connection: &Connection, cancel: &Cancel) -> Result<Vec<String>> {
     let named = r#"SELECT name FROM sqlite_schema
                    WHERE type = 'table' AND rootpage = 0 AND sql LIKE '%using%fts5%'"#;
-    let tables: Vec<String> =
-        connection.prepare(named)?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-    let mut pragmas = Vec::new();
-    for table in tables {
-        if !fulltext::is_well_formed(connection, &table, cancel)? {
-            pragmas.push(of_table(&table));
+    let listed = || -> rusqlite::Result<Vec<String>> {
+        let tables: Vec<String> =
+            connection.prepare(named)?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        let mut doubtful = Vec::new();
+        for table in tables {
+            if !fulltext::is_well_formed(connection, &table, cancel)? {
+                doubtful.push(table);
+            }
         }
-    }
-    Ok(pragmas)
+        Ok(doubtful)
+    };
+    let listed = listed();
+    cancel.check()?;
+    // A schema that cannot be read is found by the check of everything else.
+    Ok(listed.unwrap_or_default())
 }
 
-/// What the pragmas say that `pragmas` names; nothing where all is well.
-fn findings<P: IntoIterator<Item = String>>(
+/// Checks one table, without its CHECK constraints if these are what SQLite cannot evaluate, or what takes too long.
+fn check_table(
     connection: &mut Connection,
-    pragmas: impl FnOnce(&Connection) -> rusqlite::Result<P>,
+    pragma: Pragma,
+    name: &str,
+    missing: &BTreeMap<String, NotChecked>,
+    found: &mut Findings,
     cancel: &Cancel,
-) -> Result<Vec<String>> {
-    let stop = cancel.clone();
-    let found = || -> rusqlite::Result<Vec<String>> {
-        let size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
-        let size = connection.query_row(size, [], |row| row.get(0))?;
-        bound(connection, size, move || stop.is_cancelled())?;
-        let mut lines = Vec::new();
-        for pragma in pragmas(connection)? {
-            let mut statement = connection.prepare(&pragma)?;
-            let said: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-            lines.extend(said.into_iter().filter(|line| line != "ok"));
+) -> Result<()> {
+    let sql = pragma.of_table(name);
+    begin(connection, cancel)?;
+    let reason = match ask(connection, &sql, cancel)? {
+        Answer::Lines(lines) => {
+            found.add_lines(lines);
+            return Ok(());
         }
-        Ok(lines)
+        Answer::Damage(message) => {
+            found.damage.push(message);
+            return Ok(());
+        }
+        Answer::Unable(reason) => reason,
     };
-    match found() {
-        Err(cause) if cause.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => {
-            cancel.check()?;
-            Ok(vec!["quick_check could not finish: pages lead in a circle".to_string()])
+    let named = |reason: String| missing.get(name).map_or(reason, |missing| missing.reason.clone());
+    begin(connection, cancel)?;
+    let ignores = |yes| connection.pragma_update(None, "ignore_check_constraints", yes).map_err(failed(connection));
+    ignores(true)?;
+    let without = ask(connection, &sql, cancel);
+    ignores(false)?;
+    match without? {
+        Answer::Lines(lines) => {
+            found.add_lines(lines);
+            let what = format!("the CHECK constraints of the table {name}");
+            found.leave(NotChecked { table: name.to_string(), what, reason: named(reason) });
         }
-        Err(cause) => Ok(vec![format!("quick_check could not finish: {cause}")]),
-        lines => Ok(lines.unwrap_or_default()),
+        Answer::Damage(message) => found.damage.push(message),
+        Answer::Unable(reason) => {
+            let what = format!("the rows of the table {name}");
+            found.leave(NotChecked { table: name.to_string(), what, reason: named(reason) });
+        }
     }
+    Ok(())
+}
+
+/// Gives the connection the instructions that a check may take.
+fn begin(connection: &mut Connection, cancel: &Cancel) -> Result<()> {
+    cancel.check()?;
+    let page = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
+    // A schema that cannot be read has no size to tell; the least is enough to find that out.
+    let size = connection.query_row(page, [], |row| row.get(0)).unwrap_or(0);
+    let stop = cancel.clone();
+    let bounded = bound(connection, size, move || stop.is_cancelled());
+    bounded.map_err(failed(connection))
+}
+
+fn failed(connection: &Connection) -> impl Fn(rusqlite::Error) -> Error {
+    let path = connection.path().unwrap_or_default().to_string();
+    move |cause| Error::sqlite("check", Path::new(&path), cause)
+}
+
+fn ask(connection: &Connection, pragma: &str, cancel: &Cancel) -> Result<Answer> {
+    let said =
+        || -> rusqlite::Result<Vec<String>> { connection.prepare(pragma)?.query_map([], |row| row.get(0))?.collect() };
+    match said() {
+        Ok(lines) => Ok(Answer::Lines(lines)),
+        Err(cause) => refusal(&cause, cancel),
+    }
+}
+
+/// What is to be said of a database that SQLite refused with `error`, of which a private copy lies at `path`: damage, or a
+/// schema that this build cannot parse around pages that are sound.
+pub fn refused(path: &Path, error: Error, cancel: &Cancel) -> Result<Findings> {
+    let cause = error.cause.as_deref().unwrap_or_default();
+    if !is_unread_schema(cause) {
+        return Ok(Findings { damage: vec![error.message], not_checked: Vec::new() });
+    }
+    let mut connection = Connection::open(path).map_err(|cause| Error::sqlite("open a copy of", path, cause))?;
+    everything(&mut connection, Pragma::Quick, cancel)
+}
+
+/// What an error of SQLite means. `KG_ABORTED` stays an error.
+fn refusal(cause: &rusqlite::Error, cancel: &Cancel) -> Result<Answer> {
+    cancel.check()?;
+    Ok(match cause.sqlite_error_code() {
+        _ if is_unread_schema(&cause.to_string()) => Answer::Unable(reason(cause)),
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            Answer::Damage(format!("quick_check could not finish: {cause}"))
+        }
+        Some(ErrorCode::OperationInterrupted) => Answer::Unable("that takes too long".into()),
+        _ => Answer::Unable(reason(cause)),
+    })
+}
+
+/// Whether an error is proof of damage.
+pub fn is_damage(cause: &rusqlite::Error) -> bool {
+    let is_code = matches!(cause.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase));
+    is_code && !is_unread_schema(&cause.to_string())
+}
+
+/// Whether SQLite says that it cannot parse what is in the schema. Another release may well be able to.
+pub fn is_unread_schema(message: &str) -> bool {
+    message.contains(MALFORMED_SCHEMA) && !CONTRADICTIONS.iter().any(|contradiction| message.contains(contradiction))
+}
+
+/// Whether SQLite says that it lacks something that the schema uses.
+pub fn is_missing(message: &str) -> bool {
+    MISSING.iter().any(|(start, _)| message.contains(start))
+}
+
+/// What is missing here, by its name, or what SQLite says.
+pub fn reason(cause: &rusqlite::Error) -> String {
+    let message = cause.to_string();
+    let missing = MISSING.iter().find_map(|(start, what)| {
+        let name = message.split_once(start)?.1;
+        let name = name.split([' ', '(']).next().unwrap_or(name);
+        let name = if *what == "function" { name.to_ascii_lowercase() } else { name.to_string() };
+        Some(format!("the {what} {name} is not available here"))
+    });
+    missing.unwrap_or(message)
+}
+
+/// Has SQLite read the schema. If SQLite cannot parse all of it, the connection goes on with the rest, and this says why.
+pub fn read_schema(connection: &Connection, cancel: &Cancel) -> Result<Answer> {
+    let read = || connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()));
+    let cause = match read() {
+        Ok(()) => return Ok(Answer::Lines(Vec::new())),
+        Err(cause) => cause,
+    };
+    if !is_unread_schema(&cause.to_string()) {
+        return refusal(&cause, cancel);
+    }
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA, true).map_err(failed(connection))?;
+    read().map_or_else(|cause| refusal(&cause, cancel), |()| Ok(Answer::Unable(reason(&cause))))
+}
+
+/// Tables that have pages, and the schema's own.
+fn names(connection: &Connection) -> Vec<String> {
+    let sql = "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type <> 'view'";
+    let listed =
+        || -> rusqlite::Result<Vec<String>> { connection.prepare(sql)?.query_map([], |row| row.get(0))?.collect() };
+    listed().unwrap_or_default()
+}
+
+/// The module that the text of a virtual table names, in lower case; empty if it is none.
+pub fn module_of(sql: &str) -> String {
+    let lower = sql.to_ascii_lowercase();
+    let mut words = lower.split_whitespace().skip_while(|word| *word != "using").skip(1);
+    let name = words.next().unwrap_or("").trim_start_matches(['"', '`', '[']);
+    name.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()
 }
 
 impl Integrity {
     /// What was found in a database that was read so far.
-    pub fn of(mut messages: Vec<String>, depth: Depth) -> Self {
+    pub fn of(found: Findings, depth: Depth) -> Self {
+        let mut messages = found.damage;
         messages.truncate(MAX_FINDINGS);
-        let status = if messages.is_empty() { IntegrityStatus::Ok } else { IntegrityStatus::Failed };
-        Integrity { status, messages, full_text: depth == Depth::All }
+        let not_checked: Vec<String> = found.not_checked.iter().take(MAX_FINDINGS).map(NotChecked::to_string).collect();
+        let status = match (messages.is_empty(), not_checked.is_empty()) {
+            (true, true) => IntegrityStatus::Ok,
+            (true, false) => IntegrityStatus::Partial,
+            (false, _) => IntegrityStatus::Failed,
+        };
+        Integrity { status, messages, not_checked, full_text: depth == Depth::All }
+    }
+
+    /// Whether no damage was found.
+    pub fn is_sound(&self) -> bool {
+        self.status != IntegrityStatus::Failed
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What SQLite finds at once, and what is found one after the other.
-    fn found(file: &std::path::Path) -> (Integrity, [Vec<String>; 2]) {
-        let (open, cancel) = (|| Connection::open(file).unwrap(), Cancel::default());
-        let parts = [full_text(&mut open(), &cancel).unwrap(), structure(&mut open(), &cancel).unwrap()];
-        let all = quick_check(&mut open(), &cancel).unwrap();
-        assert_eq!(all.status == IntegrityStatus::Ok, parts.concat().is_empty(), "{all:?}, {parts:?}");
-        (all, parts)
-    }
-
-    #[test]
-    fn the_checks_of_parts_find_together_what_the_whole_one_finds() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("a.db");
-        let run = |sql: &str| Connection::open(&file).unwrap().execute_batch(sql).unwrap();
-        run(r#"CREATE TABLE t (id INTEGER PRIMARY KEY, x NOT NULL); CREATE VIRTUAL TABLE "my ""index""" USING fts5(x);
-            INSERT INTO t VALUES (1, 'one'); INSERT INTO "my ""index""" VALUES ('one two three');"#);
-        assert_eq!(found(&file).0.status, IntegrityStatus::Ok);
-        run(r#"DELETE FROM "my ""index""_data" WHERE id > 10"#);
-        let (all, [full_text, structure]) = found(&file);
-        assert_eq!((all.messages, structure), (full_text.clone(), vec![]));
-        assert!(full_text[0].contains("index"), "{full_text:?}");
-        run(
-            "PRAGMA writable_schema = 1; UPDATE sqlite_schema SET sql = replace(sql, ', x NOT NULL', ', x NOT NULL, y NOT NULL') WHERE name = 't'",
-        );
-        let (_, [_, structure]) = found(&file);
-        assert_eq!(structure, ["NULL value in t.y"]);
-        let of = |table: &str| tables(&mut Connection::open(&file).unwrap(), [table.to_string()], &Cancel::default());
-        assert_eq!((of("t").unwrap(), of(r#"my "index"_data"#).unwrap()), (structure, vec![]));
-    }
-}
+mod tests;

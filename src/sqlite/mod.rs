@@ -66,8 +66,9 @@ pub fn quoted(name: &str) -> String {
 #[allow(unsafe_code, reason = "rusqlite has no such call")]
 pub fn forget_fulltext(connection: &Connection) {
     use std::{ffi::c_char, ptr::null};
-    let keep = [c"rtree", c"rtree_i32", c"fts3", c"fts4"];
-    let mut keep: [*const c_char; 5] = [keep[0].as_ptr(), keep[1].as_ptr(), keep[2].as_ptr(), keep[3].as_ptr(), null()];
+    let keep = [c"rtree", c"rtree_i32", c"fts3", c"fts4", c"sqlite_dbpage"];
+    let mut keep: [*const c_char; 6] =
+        [keep[0].as_ptr(), keep[1].as_ptr(), keep[2].as_ptr(), keep[3].as_ptr(), keep[4].as_ptr(), null()];
     // SAFETY: the handle is open for as long as `connection` is borrowed; the list outlives the call, is of C strings, and ends
     // with a null. SQLite only reads it.
     unsafe { rusqlite::ffi::sqlite3_drop_modules(connection.handle(), keep.as_mut_ptr()) };

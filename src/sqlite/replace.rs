@@ -24,7 +24,7 @@ use rusqlite::{
 
 use super::{
     BUSY_SLICE,
-    check::{IntegrityStatus, quick_check},
+    check::quick_check,
     open_harmless,
     snapshot::{Snapshot, until},
 };
@@ -59,7 +59,7 @@ pub fn is_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> R
         Some(Err(_)) => false,
     };
     let (mut connection, _scratch) = snapshot.into_connection();
-    Ok(fits && quick_check(&mut connection, &cancel)?.status == IntegrityStatus::Ok)
+    Ok(fits && quick_check(&mut connection, &cancel)?.is_sound())
 }
 
 /// Replaces the content of each live database. Until `decide` has returned, nothing was changed; `done` is called after

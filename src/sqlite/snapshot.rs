@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use super::{
     aside::{self, Aside},
-    open_harmless, prepare, quoted,
+    open_harmless, prepare,
 };
 use crate::{
     error::{Code, Error, Result},
@@ -237,18 +237,6 @@ impl Snapshot {
         )
     }
 
-    /// How many rows the table has; 0 where there is no such table or it cannot be read.
-    pub fn count_rows(&self, table: &str) -> u64 {
-        let exists = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ?1";
-        match self.connection.query_row(exists, [table], |row| row.get::<_, u64>(0)) {
-            Ok(1) => {
-                let count = format!("SELECT count(*) FROM {}", quoted(table));
-                self.connection.query_row(&count, [], |row| row.get(0)).unwrap_or(0)
-            }
-            _ => 0,
-        }
-    }
-
     /// One more connection at this very commit, for checks beside the reading of pages. It is there if it was asked for
     /// and writers left a moment between two commits.
     pub fn twin(&mut self) -> Option<Connection> {
@@ -266,7 +254,7 @@ impl Snapshot {
         Ok(if self.scratch.is_some() && !self.is_wal()? { file } else { None })
     }
 
-    pub(super) fn connection(&self) -> &Connection {
+    pub fn connection(&self) -> &Connection {
         &self.connection
     }
 

@@ -26,7 +26,7 @@ use crate::{
         server::Answers,
     },
     sqlite::{
-        check::{self, Depth, Integrity, IntegrityStatus},
+        check::{self, Depth, Findings, Integrity},
         erase,
         files::{COMPANIONS, companion},
         pages::DatabaseHashes,
@@ -49,23 +49,19 @@ impl Saving<'_> {
                 return Ok(());
             }
             let (mut connection, _scratch) = snapshot.into_connection();
-            if self.check_source { findings(&mut connection, depth, None, self.cancel)? } else { Vec::new() }
+            if self.check_source { findings(&mut connection, depth, None, self.cancel)? } else { Findings::default() }
         } else if self.check_source {
             self.pages_and_findings(source, snapshot, depth)?
         } else {
             self.pages(source, &mut snapshot, false, None)?;
             return Ok(());
         };
-        let integrity = Integrity::of(found, depth);
-        self.saved.integrity.full_text &= integrity.full_text;
-        if integrity.status == IntegrityStatus::Failed {
-            self.damaged(&source.path, integrity.messages);
-        }
+        self.found(&source.path, Integrity::of(found, depth));
         Ok(())
     }
 
     /// Sends what is to be saved, and checks it meanwhile: the pages as they come by, and what has to be asked of SQLite beside that.
-    fn pages_and_findings(&mut self, source: &Source, mut snapshot: Snapshot, depth: Depth) -> Result<Vec<String>> {
+    fn pages_and_findings(&mut self, source: &Source, mut snapshot: Snapshot, depth: Depth) -> Result<Findings> {
         let (ask, asked) = unbounded();
         let cancel = self.cancel;
         let mut proof = Proof::begin(&snapshot, ask, cancel)?;
@@ -83,9 +79,9 @@ impl Saving<'_> {
         let (mut connection, _scratch) = snapshot.into_connection();
         let mut found = beside.unwrap_or_else(|| findings(&mut connection, depth, asked.as_ref(), cancel))?;
         if is_proven == Some(false) {
-            let all = check::structure(&mut connection, cancel)?;
-            found.retain(|line| !all.contains(line));
-            found.extend(all);
+            let mut all = check::structure(&mut connection, cancel)?;
+            all.add(found);
+            found = all;
         }
         Ok(found)
     }
@@ -124,8 +120,7 @@ impl Saving<'_> {
         let found = self.known.filter(is_as_then).and_then(Known::sound);
         self.hashes.databases.insert(source.path.clone(), hashes);
         if source.component == Component::Database {
-            self.saved.node_count = snapshot.count_rows("nodes");
-            self.saved.edge_count = snapshot.count_rows("edges");
+            self.count(snapshot.connection())?;
         }
         Ok(found)
     }
@@ -262,12 +257,12 @@ fn findings(
     depth: Depth,
     tables: Option<&Receiver<String>>,
     cancel: &Cancel,
-) -> Result<Vec<String>> {
+) -> Result<Findings> {
     let mut found = match depth {
-        Depth::Structure => Vec::new(),
+        Depth::Structure => Findings::default(),
         Depth::All => check::full_text(connection, cancel)?,
     };
-    found.extend(match tables {
+    found.add(match tables {
         Some(tables) => check::tables(connection, tables, cancel)?,
         None => check::structure(connection, cancel)?,
     });

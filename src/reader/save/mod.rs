@@ -18,6 +18,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use rusqlite::Connection;
 
 use super::{
     apply::lock_against_restores,
@@ -28,6 +29,7 @@ use super::{
 use crate::{
     archive::manifest::{EntryKind, FileRecord, Owner, Stored},
     error::{Error, Result, Warning, WarningCode},
+    integrity::rows,
     project::{
         Component, Project,
         discover::{Kind, Selection, Source, discover},
@@ -35,7 +37,7 @@ use crate::{
         names,
     },
     sqlite::{
-        check::{Integrity, IntegrityStatus},
+        check::{Depth, Findings, Integrity, IntegrityStatus, read_schema, refused},
         files::{COMPANIONS, names_super_journal},
         pages::PageFile,
         snapshot::{self, Conditions, Taken},
@@ -81,9 +83,10 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
         hashes: PageFile::default(),
         entries,
         saved: Saved {
-            integrity: Integrity { status: IntegrityStatus::Ok, messages: Vec::new(), full_text: true },
+            integrity: Integrity::of(Findings::default(), Depth::All),
             node_count: 0,
             edge_count: 0,
+            table_count: None,
             warnings,
         },
     };
@@ -92,7 +95,14 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
         match content {
             Some(Taken::Snapshot(snapshot)) => saving.snapshot(&source, snapshot)?,
             Some(Taken::Damaged(copy, error)) => {
-                saving.damaged(&source.path, vec![error.message]);
+                let found = refused(&copy.database(), error, cancel)?;
+                if source.component == Component::Database && found.damage.is_empty() {
+                    saving.count(
+                        &Connection::open(copy.database())
+                            .map_err(|cause| Error::sqlite("open a copy of", &source.absolute, cause))?,
+                    )?;
+                }
+                saving.found(&source.path, Integrity::of(found, Depth::All));
                 saving.file(&source, &copy.database())?;
                 for (suffix, file) in copy.companions() {
                     if File::open(&file).is_ok_and(|journal| names_super_journal(&journal).unwrap_or(true)) {
@@ -185,6 +195,35 @@ impl Saving<'_> {
             }
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(cause) => self.unreadable(source, &cause),
+        }
+    }
+
+    /// Counts what is in the graph database. What cannot be read counts as nothing.
+    fn count(&mut self, connection: &Connection) -> Result<()> {
+        read_schema(connection, self.cancel)?;
+        self.saved.node_count = rows::count(connection, "nodes").unwrap_or(0);
+        self.saved.edge_count = rows::count(connection, "edges").unwrap_or(0);
+        self.saved.table_count = rows::table_count(connection).ok();
+        Ok(())
+    }
+
+    /// Adds what was found in one database.
+    fn found(&mut self, path: &str, found: Integrity) {
+        let Integrity { messages, not_checked, full_text, .. } = found;
+        let integrity = &mut self.saved.integrity;
+        integrity.full_text &= full_text;
+        if let Some(first) = not_checked.first() {
+            let more =
+                if not_checked.len() > 1 { format!(", and {} more", not_checked.len() - 1) } else { String::new() };
+            let message = format!("{path} was not checked as a whole: {first}{more}; the backup holds all of it");
+            self.saved.warnings.push(Warning::about(WarningCode::NotChecked, path, message));
+            if integrity.status == IntegrityStatus::Ok {
+                integrity.status = IntegrityStatus::Partial;
+            }
+            integrity.not_checked.extend(not_checked.into_iter().map(|what| format!("{path}: {what}")));
+        }
+        if !messages.is_empty() {
+            self.damaged(path, messages);
         }
     }
 

@@ -17,6 +17,7 @@
 //! Not proven, but left to SQLite: databases with a pointer map (`auto_vacuum`), or reserved bytes, and those that have virtual tables
 //! other than full-text indexes; tables with `CHECK`, generated columns, `STRICT` or `WITHOUT ROWID`.
 
+pub mod accounting;
 mod rows;
 mod schema;
 #[cfg(test)]

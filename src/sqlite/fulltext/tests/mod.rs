@@ -190,7 +190,7 @@ fn a_proof_ends_when_it_is_cancelled() {
 fn damage_is_reported_in_the_words_of_sqlite() {
     let sample = Sample::external(64).add(1, 300);
     let open = || Connection::open(&sample.file).unwrap();
-    let check = || full_text(&mut open(), &Cancel::default()).unwrap();
+    let check = || full_text(&mut open(), &Cancel::default()).unwrap().damage;
     assert_eq!(check(), Vec::<String>::new());
     sample.writer.execute("DELETE FROM ft_data WHERE id = (SELECT max(id) FROM ft_data)", []).unwrap();
     let said = open().query_row(r#"PRAGMA quick_check("ft")"#, [], |row| row.get::<_, String>(0)).unwrap();
