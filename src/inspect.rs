@@ -20,7 +20,7 @@ use crate::{
     integrity::{
         Checked, Report, SCRATCH_PREFIX, Scope,
         issue::{Issue, IssueCode, Part, Severity},
-        repair::{Action, Done, Salvage, Work, actions_for, failed, is_damage},
+        repair::{Action, Done, Salvage, Work, actions_for, failed},
         subject::Subject,
     },
     project::STATE_DIR,
@@ -35,6 +35,9 @@ use crate::{
     task::{Phase, Task},
     verify::duration_ms,
 };
+
+/// More rounds of repair than one thing can lead to.
+const MAX_ROUNDS: usize = 5;
 
 /// What checks found.
 #[derive(Debug, Clone, Serialize)]
@@ -135,6 +138,9 @@ pub fn inspect(
 }
 
 /// Repairs the issues of these codes, or of all where `codes` is `None`. The result holds what is wrong after that.
+///
+/// What one repair leaves behind may be repaired in turn: of rows that were lost with their page others know the name, and an
+/// index can be built again once its table is whole. So the checks run again after each round, until nothing new can be done.
 pub fn repair(
     subject: &Subject,
     codes: Option<&[String]>,
@@ -144,70 +150,139 @@ pub fn repair(
     task: &Task,
 ) -> Result<Inspection> {
     let began = Instant::now();
-    let before = inspect(subject, Scope::ALL, lock_timeout, launch, task)?;
-    if let Some(issue) = before.issues.iter().find(|issue| issue.code == IssueCode::WalNotInUse) {
-        return Err(Error::new(Code::DatabaseInUse, issue.message.clone(), CLOSE_IT));
-    }
-    let is_meant = |issue: &&Issue| codes.is_none_or(|codes| codes.iter().any(|code| code == issue.code.as_str()));
-    let meant: Vec<&Issue> = before.issues.iter().filter(is_meant).collect();
-    let repairable: Vec<&Issue> = meant.iter().copied().filter(|issue| issue.repairable).collect();
-    let actions = actions_for(repairable.iter().copied());
-    let found: HashSet<&str> = meant.iter().map(|issue| issue.code.as_str()).collect();
-    let gone = codes.unwrap_or_default().iter().filter(|code| !found.contains(code.as_str()));
-    let skipped = meant.len() - repairable.len() + gone.collect::<HashSet<_>>().len();
-    let mut repair =
-        Repair { fixed: 0, failed: 0, skipped, safety_backup: None, safety_copy: None, actions: Vec::new() };
-    let outside = before.issues.iter().find(|issue| issue.code == IssueCode::DatabaseOutside);
-    if let Some(outside) = outside.filter(|outside| outside.severity == Severity::Error || !actions.is_empty()) {
-        return Err(not_named(outside, &before.checked));
-    }
-    if actions.is_empty() {
-        return Ok(Inspection { repair: Some(repair), duration_ms: duration_ms(began.elapsed()), ..before });
-    }
-    match before.checked.project.as_ref().filter(|root| before.is_graph || is_saved(root, &before.checked.database)) {
-        Some(root) => {
-            let saved = back_up(root, &before, &actions, store, lock_timeout, launch, task)?;
-            repair.safety_backup = Some(saved);
+    let mut found = inspect(subject, Scope::ALL, lock_timeout, launch, task)?;
+    let is_meant = |issue: &Issue| codes.is_none_or(|codes| codes.iter().any(|code| code == issue.code.as_str()));
+    assert_may_repair(&found, is_meant)?;
+    let mut repair = Repair::begin(&found, codes);
+    let (mut tried, mut salvages): (Vec<Issue>, Vec<Action>) = (Vec::new(), Vec::new());
+    let mut backs_up_all = false;
+    for round in 0..MAX_ROUNDS {
+        let has_salvaged = repair.actions.iter().any(|action| action.salvage.is_some());
+        let is_wanted = |issue: &&Issue| {
+            let is_consequence = has_salvaged && issue.severity == Severity::Error;
+            let is_new = !tried.iter().any(|tried| tried.key() == issue.key());
+            issue.repairable && is_new && (is_meant(issue) || is_consequence)
+        };
+        let worked_on: Vec<Issue> = found.issues.iter().filter(is_wanted).cloned().collect();
+        let mut actions = actions_for(&worked_on);
+        // In a database that is replaced, nothing else is done meanwhile.
+        actions.retain(|action| !salvages.iter().any(|salvage| salvage.part == action.part));
+        actions.append(&mut salvages);
+        if actions.is_empty() {
+            break;
         }
-        None => repair.safety_copy = Some(copy_beside(&before.checked.database, &actions)?),
+        let is_graph_alone = found.is_graph && actions.iter().all(|action| action.part == Part::Database);
+        if round == 0 || !(is_graph_alone || backs_up_all) {
+            match repair.save(&found, &actions, is_graph_alone, store, lock_timeout, launch, task) {
+                Ok(()) => backs_up_all = !is_graph_alone,
+                Err(error) if round == 0 => return Err(error),
+                // The database has been changed by now, and that is to be told.
+                Err(error) => {
+                    repair.add(actions.iter().map(|action| failed(action, &error)).collect());
+                    tried.extend(worked_on);
+                    break;
+                }
+            }
+        }
+        task.report(Phase::Repairing, 0, 0)?;
+        // From here on it is carried to its end, or taken back.
+        task.cancel.protect();
+        let request = RepairRequest {
+            subject: subject.clone(),
+            actions: actions.clone(),
+            safety_copy: repair.safety_copy.clone().filter(|_| round == 0),
+            lock_timeout_ms: lock_timeout.as_millis() as u64,
+        };
+        let done = match Reader::repair(launch, request) {
+            Err(error) if round == 0 => return Err(with_backup(error, &repair)),
+            done => done.unwrap_or_else(|error| actions.iter().map(|action| failed(action, &error)).collect()),
+        };
+        if found.checked.project.is_some() {
+            salvages = escalated(&done);
+        }
+        found = inspect(subject, Scope::ALL, lock_timeout, launch, task)?;
+        repair.add(done);
+        tried.extend(worked_on);
     }
-    task.report(Phase::Repairing, 0, 0)?;
-    // From here on it is carried to its end, or taken back.
-    task.cancel.protect();
-    let lock_timeout_ms = lock_timeout.as_millis() as u64;
-    let safety_copy = repair.safety_copy.clone();
-    let request = RepairRequest { subject: subject.clone(), actions, safety_copy, lock_timeout_ms };
-    let done = Reader::repair(launch, request).map_err(|error| with_backup(error, &repair))?;
-    let mut after = inspect(subject, Scope::ALL, lock_timeout, launch, task)?;
-    let has_salvaged = done.iter().any(|done| done.salvage.is_some());
-    repair.count(&repairable, done, &after);
-    // Of rows that were lost with their page others know the name: an edge whose node is gone breaks what its table declares.
-    let is_orphaned = |issue: &&Issue| {
-        let is_wanted = is_meant(issue) || issue.severity == Severity::Error;
-        has_salvaged && issue.repairable && is_wanted && !is_damage(issue)
-    };
-    let orphaned: Vec<Issue> = after.issues.iter().filter(is_orphaned).cloned().collect();
-    if !orphaned.is_empty() {
-        let actions = actions_for(&orphaned);
-        let request =
-            RepairRequest { subject: subject.clone(), actions: actions.clone(), safety_copy: None, lock_timeout_ms };
-        // The database has been replaced by now, and that is to be told.
-        let done = Reader::repair(launch, request)
-            .unwrap_or_else(|error| actions.iter().map(|action| failed(action, &error)).collect());
-        after = inspect(subject, Scope::ALL, lock_timeout, launch, task)?;
-        repair.count(&orphaned.iter().collect::<Vec<_>>(), done, &after);
-    }
-    Ok(Inspection { repair: Some(repair), duration_ms: duration_ms(began.elapsed()), ..after })
+    repair.count(&tried, &found);
+    Ok(Inspection { repair: Some(repair), duration_ms: duration_ms(began.elapsed()), ..found })
 }
 
 impl Repair {
-    /// Adds what was done about `worked_on`, of which `after` tells what is left.
-    fn count(&mut self, worked_on: &[&Issue], done: Vec<Done>, after: &Inspection) {
-        let is_left = |issue: &&&Issue| after.issues.iter().any(|left| left.key() == issue.key());
-        let failed = worked_on.iter().filter(is_left).count();
-        self.failed += failed;
-        self.fixed += worked_on.len() - failed;
+    fn begin(found: &Inspection, codes: Option<&[String]>) -> Self {
+        let is_meant = |issue: &&Issue| codes.is_none_or(|codes| codes.iter().any(|code| code == issue.code.as_str()));
+        let meant: Vec<&Issue> = found.issues.iter().filter(is_meant).collect();
+        let known: HashSet<&str> = meant.iter().map(|issue| issue.code.as_str()).collect();
+        let gone = codes.unwrap_or_default().iter().filter(|code| !known.contains(code.as_str()));
+        let left = meant.iter().filter(|issue| !issue.repairable).count();
+        let skipped = left + gone.collect::<HashSet<_>>().len();
+        Repair { fixed: 0, failed: 0, skipped, safety_backup: None, safety_copy: None, actions: Vec::new() }
+    }
+
+    /// Whether everything that was done brought back everything.
+    pub fn is_complete(&self) -> bool {
+        self.actions.iter().filter_map(|action| action.salvage.as_ref()).all(|salvage| salvage.report.is_complete())
+    }
+
+    /// Saves what is about to be changed. The first backup is the one that is told: it holds the oldest state.
+    #[allow(clippy::too_many_arguments, reason = "they are those of the repair")]
+    fn save(
+        &mut self,
+        found: &Inspection,
+        actions: &[Action],
+        is_graph_alone: bool,
+        store: Option<&Store>,
+        lock_timeout: Duration,
+        launch: &Launch,
+        task: &Task,
+    ) -> Result<()> {
+        let root = found.checked.project.as_ref();
+        let Some(root) = root.filter(|root| found.is_graph || is_saved(root, &found.checked.database)) else {
+            if self.safety_copy.is_none() {
+                self.safety_copy = Some(copy_beside(&found.checked.database, actions)?);
+            }
+            return Ok(());
+        };
+        let saved = back_up(root, is_graph_alone, store, lock_timeout, launch, task)?;
+        self.safety_backup.get_or_insert(saved);
+        Ok(())
+    }
+
+    fn add(&mut self, done: Vec<Done>) {
         self.actions.extend(done.into_iter().map(ActionResult::from));
+    }
+
+    /// Counts which of the issues that were `worked_on` are left.
+    fn count(&mut self, worked_on: &[Issue], after: &Inspection) {
+        let is_left = |issue: &&Issue| after.issues.iter().any(|left| left.key() == issue.key());
+        self.failed = worked_on.iter().filter(is_left).count();
+        self.fixed = worked_on.len() - self.failed;
+    }
+}
+
+/// Salvages of databases that turned out to have damaged pages while something else was repaired in them.
+fn escalated(done: &[Done]) -> Vec<Action> {
+    let mut salvages: Vec<Action> = Vec::new();
+    for Done { action, error, .. } in done {
+        let is_damaged = error.as_ref().is_some_and(|error| error.code == Code::DatabaseDamaged);
+        let is_known = salvages.iter().any(|salvage| salvage.part == action.part);
+        if is_damaged && action.work != Work::Salvage && !is_known {
+            salvages.push(Action { work: Work::Salvage, ..action.clone() });
+        }
+    }
+    salvages
+}
+
+/// Refuses a database that a process commits to through another WAL, and one outside the project that was not named.
+fn assert_may_repair(found: &Inspection, is_meant: impl Fn(&Issue) -> bool) -> Result<()> {
+    let of = |code: IssueCode| found.issues.iter().find(|issue| issue.code == code);
+    if let Some(issue) = of(IssueCode::WalNotInUse) {
+        return Err(Error::new(Code::DatabaseInUse, issue.message.clone(), CLOSE_IT));
+    }
+    let would_act = || found.issues.iter().any(|issue| issue.repairable && is_meant(issue));
+    match of(IssueCode::DatabaseOutside) {
+        Some(outside) if outside.severity == Severity::Error || would_act() => Err(not_named(outside, &found.checked)),
+        _ => Ok(()),
     }
 }
 
@@ -231,8 +306,7 @@ fn is_saved(root: &Path, database: &Path) -> bool {
 /// Saves what is about to be changed.
 fn back_up(
     root: &Path,
-    before: &Inspection,
-    actions: &[Action],
+    is_graph_alone: bool,
     store: Option<&Store>,
     lock_timeout: Duration,
     launch: &Launch,
@@ -242,7 +316,6 @@ fn back_up(
         Some(store) => store.clone(),
         None => automatic::store(&Reader::settings(launch, root)?.0, root, None, launch)?,
     };
-    let is_graph_alone = before.is_graph && actions.iter().all(|action| action.part == Part::Database);
     let options = BackupOptions {
         kind: if is_graph_alone { BackupType::Snapshot } else { BackupType::Full },
         description: Some("Before a repair".into()),

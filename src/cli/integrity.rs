@@ -32,6 +32,9 @@ use crate::{
     store::Store,
 };
 
+/// The exit status of a repair that did not bring everything back.
+const DONE_BUT_INCOMPLETE: u8 = 6;
+
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -75,7 +78,8 @@ Examples:
 A backup is made first. Rows that are removed are kept in the table kg_repair_removed.
 Of a damaged database what can be read is saved in a new one, while nothing has it open; the
 damaged one is kept in .kg/restore-undo for 7 days, and `kg diag restore --undo` puts it back.
-Exit status: 0 healthy afterwards, 3 database or vectors, 4 files.")]
+Exit status: 0 healthy afterwards, 3 database or vectors, 4 files, 6 healthy, but not everything
+came back.")]
 pub struct RepairArgs {
     #[command(flatten)]
     pub common: Common,
@@ -107,7 +111,7 @@ pub fn run(args: &IntegrityArgs, output: &Output) -> Result<u8> {
     output.result(&inspection);
     inspection.repair.iter().for_each(|repair| tell_repair(repair, output));
     tell(&inspection, output);
-    Ok(status_of(&inspection.issues))
+    Ok(status_after(&inspection))
 }
 
 pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
@@ -140,7 +144,7 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
     output.result(&after);
     after.repair.iter().for_each(|repair| tell_repair(repair, output));
     tell(&after, output);
-    Ok(status_of(&after.issues))
+    Ok(status_after(&after))
 }
 
 /// Where the backup before a repair goes. It is encrypted where others would be, or where a key is given.
@@ -162,6 +166,14 @@ fn subject(common: &Common, path: Option<&PathBuf>) -> Result<Subject> {
         (Some(path), None) => Subject::at(path),
         (None, _) => Subject::of(&common.root()?, None),
     })
+}
+
+/// The exit status of a repair: what is still wrong, else whether everything came back.
+fn status_after(inspection: &Inspection) -> u8 {
+    match status_of(&inspection.issues) {
+        0 if inspection.repair.as_ref().is_some_and(|repair| !repair.is_complete()) => DONE_BUT_INCOMPLETE,
+        status => status,
+    }
 }
 
 /// The exit status that errors among the issues lead to.
@@ -231,7 +243,7 @@ fn tell_salvage(salvage: &Salvage, output: &Output) {
     for table in &report.tables {
         let lost = match table.rows_lost_by {
             LostBy::Nothing => "none lost".to_string(),
-            LostBy::Index => format!("{} lost", table.rows_lost),
+            LostBy::Aside | LostBy::Index => format!("{} lost", table.rows_lost),
             LostBy::AtLeast => format!("at least {} lost", table.rows_lost),
             LostBy::Estimate => format!("about {} lost", table.rows_lost),
         };

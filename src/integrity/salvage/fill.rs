@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::{
+    carry::Unit,
     orphans::{Group, Orphans},
     overflow::{Chains, Owner, Unread},
     rebuild::Target,
@@ -20,6 +21,8 @@ pub struct Rows<'r, 'w> {
     pub orphans: &'r Orphans,
     /// Tables whose content is derived.
     pub shadows: &'r HashSet<String>,
+    /// Tables that are carried over as they are.
+    pub units: &'r [Unit],
     pub cancel: &'r Cancel,
 }
 
@@ -34,7 +37,11 @@ impl Rows<'_, '_> {
         for index in order {
             let tree = &self.walk.trees[index];
             let is_derived = self.shadows.contains(&tree.name) || tree.name.starts_with("sqlite_stat");
-            if !tree.is_index && !is_derived {
+            let unit = self.units.iter().find(|unit| unit.table == tree.name);
+            if let Some(unit) = unit.filter(|_| !tree.is_index) {
+                let rows_recovered = unit.rows;
+                salvaged.tables.push(TableReport { name: tree.name.clone(), rows_recovered, ..TableReport::default() });
+            } else if !tree.is_index && !is_derived {
                 let report = self.fill_table(index, target, &mut lost, salvaged)?;
                 if tree.name != "sqlite_sequence" {
                     salvaged.tables.push(report);
@@ -93,6 +100,7 @@ impl Rows<'_, '_> {
                     }
                     Err(_) => {
                         report.rows_lost += 1;
+                        report.rows_broken += 1;
                         return Ok(());
                     }
                 };

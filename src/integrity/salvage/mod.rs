@@ -17,6 +17,7 @@
 //! checksums. A whole page that was also written in place of another is noticed as long as the original is there too (`twins`). A page that a tree without
 //! rowids and the list of free pages both claim is nobody's: the rows on it go to `lost_and_found`.
 
+mod carry;
 mod file;
 mod fill;
 mod freelist;
@@ -27,6 +28,7 @@ mod open;
 mod orphans;
 mod overflow;
 mod overlay;
+pub mod readable;
 mod rebuild;
 mod record;
 pub mod report;
@@ -36,13 +38,14 @@ mod twins;
 mod wal;
 mod walk;
 
-use std::{fs, path::Path};
+use std::{collections::HashSet, fs, path::Path};
 
 pub use self::wal::beside_another_state;
 
 use self::{
     fill::Rows,
     freelist::Freelist,
+    objects::Made,
     open::{in_use, open},
     orphans::Orphans,
     overflow::{Chains, Owner},
@@ -117,7 +120,7 @@ fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel:
         objects::add_fallback(&mut schema, fallback, &mut salvaged.warnings);
     }
     let mut target = Target::create(target, source.page_size, source.encoding, &source.header, cancel)?;
-    let (trees, shadows) = objects::create_tables(&mut target, &mut schema)?;
+    let Made { trees, shadows, unready, definitions } = objects::create_tables(&mut target, &mut schema, &source)?;
     let mut walk = Walk::new(&source, trees, in_use, cancel);
     walk.run()?;
     let mut chains = Chains::new(&source);
@@ -130,22 +133,25 @@ fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel:
         }
     }
     let orphans = orphans::find(&walk, &mut chains, &freelist, schema.is_whole, cancel)?;
-    let rows = Rows { walk: &walk, chains: &chains, orphans: &orphans, shadows: &shadows, cancel };
+    let units = carry::units(&walk, &chains, &orphans, &schema, &unready);
+    objects::leave(&mut target, &units)?;
+    let carried: HashSet<String> = units.iter().map(|unit| unit.table.clone()).collect();
+    let rows = Rows { walk: &walk, chains: &chains, orphans: &orphans, shadows: &shadows, units: &units, cancel };
     rows.fill(&target, &schema, &mut salvaged)?;
     let is_empty = salvaged.tables.iter().all(|table| table.rows_recovered == 0) && salvaged.lost_and_found.is_none();
     if is_empty && !(source.header.is_sound && schema.is_whole) {
         return Err(nothing());
     }
-    objects::finish(&mut target, &schema)?;
+    objects::finish(&mut target, &schema, &carried, &definitions)?;
     rows.count_losses(&target, &mut salvaged)?;
-    salvaged.rows_recovered = salvaged.tables.iter().map(|table| table.rows_recovered).sum();
+    salvaged.count();
     salvaged.leftover_pages = orphans.left;
     salvaged.unreadable_pages = UnreadablePages {
         count: walk.bad_pages.len() as u64,
         first: walk.bad_pages.iter().take(MAX_NAMED_PAGES).map(|bad| named(bad.page, bad.reason)).collect(),
     };
     warn(&mut salvaged, &freelist, &orphans, &target)?;
-    salvaged.objects = target.finish(&source.header)?;
+    salvaged.objects = target.finish(&source, &units, &definitions, cancel)?;
     Ok(salvaged)
 }
 

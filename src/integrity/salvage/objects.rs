@@ -4,6 +4,8 @@ use std::collections::HashSet;
 
 use super::{
     FallbackSchema,
+    carry::Unit,
+    file::Source,
     rebuild::{Target, is_virtual, module_of},
     report::ObjectReport,
     schema::{Object, Schema},
@@ -11,7 +13,7 @@ use super::{
 };
 use crate::{
     error::Result,
-    sqlite::{quoted, shape::Shape},
+    sqlite::{btree::parse, quoted, shape::Shape},
 };
 
 /// Adds what the database should have, and the schema lacks.
@@ -36,26 +38,50 @@ pub fn add_fallback(schema: &mut Schema, fallback: FallbackSchema<'_>, warnings:
     }
 }
 
-/// Creates the tables, and lists all trees. The second list names the tables that belong to virtual tables.
-pub fn create_tables(target: &mut Target, schema: &mut Schema) -> Result<(Vec<Tree>, HashSet<String>)> {
-    let mut contents = HashSet::new();
+/// What could be made of the schema, and what could not.
+pub struct Made {
+    pub trees: Vec<Tree>,
+    /// Tables that belong to virtual tables, and whose content is derived.
+    pub shadows: HashSet<String>,
+    /// Tables that SQLite cannot make here, or not all of their indexes, for what only the host has.
+    pub unready: HashSet<String>,
+    /// Virtual tables whose content is copied with the tables that hold it: only their definition is missing then.
+    pub definitions: Vec<Object>,
+}
+
+/// Creates the tables, and lists all trees.
+pub fn create_tables(target: &mut Target, schema: &mut Schema, source: &Source) -> Result<Made> {
+    let (mut contents, mut unready, mut definitions) = (HashSet::new(), HashSet::new(), Vec::new());
     let objects = schema.objects.clone();
+    if objects.iter().any(|object| object.name == "sqlite_sequence") {
+        target.make_sequences()?;
+    }
     for object in objects.iter().filter(|object| is_virtual(object)) {
-        if target.create_object(object)? && module_of(object).starts_with("fts") {
+        if is_derived(object) && target.create_object(object)? {
             contents.insert(format!("{}_content", object.name));
+        } else {
+            target.reports.retain(|report| report.name != object.name);
+            definitions.push(object.clone());
         }
     }
     // What exists now are the tables of virtual tables.
     let shadows: HashSet<String> = names(target, "table")?.into_iter().collect();
     let mut made: HashSet<String> = shadows.clone();
     for object in objects.iter().filter(|object| is_ordinary_table(object) && !shadows.contains(&object.name)) {
-        if !object.name.starts_with("sqlite_") && target.create_object(object)? {
+        if object.name.starts_with("sqlite_") {
+            continue;
+        }
+        if target.create_object(object)? {
             made.insert(object.name.clone());
+        } else if target.lacks_something_for(object) {
+            unready.insert(object.name.clone());
         }
     }
     made.extend(names(target, "table")?);
     for object in objects.iter().filter(|object| object.kind == "index" && !object.sql.is_empty()) {
-        target.create_object(object)?;
+        if !target.create_object(object)? && target.lacks_something_for(object) {
+            unready.insert(object.table.clone());
+        }
     }
     for name in shadows.iter().filter(|name| !objects.iter().any(|object| object.name == **name)) {
         if !objects.iter().any(|object| is_virtual(object) && object.name == *name) {
@@ -77,7 +103,10 @@ pub fn create_tables(target: &mut Target, schema: &mut Schema) -> Result<(Vec<Tr
             _ => None,
         };
         let is_index = object.kind == "index";
-        let by_rowid = shape.as_ref().map_or(!is_index, |(_, by_rowid)| *by_rowid);
+        // The page itself tells what SQLite could not be asked.
+        let root = || source.page(object.root).and_then(|bytes| parse(&bytes, object.root, source.geometry));
+        let is_table = || root().map_or(!is_index, |page| page.kind.is_table());
+        let by_rowid = shape.as_ref().map_or_else(is_table, |(_, by_rowid)| *by_rowid);
         if (object.kind == "table" || is_index) && (object.root > 1 || shape.is_some()) {
             let (name, root) = (object.name.clone(), object.root);
             trees.push(Tree { name, root, by_rowid, is_index, shape: shape.map(|(shape, _)| shape) });
@@ -94,7 +123,32 @@ pub fn create_tables(target: &mut Target, schema: &mut Schema) -> Result<(Vec<Tr
     }
     target.reports.retain(|report| report.kind != "index" || report.failed.is_some());
     let shadows = shadows.into_iter().filter(|name| !contents.contains(name)).collect();
-    Ok((trees, shadows))
+    Ok(Made { trees, shadows, unready, definitions })
+}
+
+/// Whether it is a full-text index that can be built again from its content.
+fn is_derived(object: &Object) -> bool {
+    let plain: String = object.sql.to_lowercase().split_whitespace().collect();
+    let has_content = !plain.contains("content=''") && !plain.contains("content=\"\"");
+    has_content && ["fts3", "fts4", "fts5"].contains(&module_of(object).as_str())
+}
+
+/// Takes back what was made of the tables that are carried over as they are.
+pub fn leave(target: &mut Target, units: &[Unit]) -> Result<()> {
+    for unit in units {
+        target.in_savepoint(|connection| {
+            connection.execute_batch(&format!("DROP TABLE IF EXISTS {}", quoted(&unit.table)))
+        })?;
+        let is_of_unit = |report: &ObjectReport| unit.objects.iter().any(|object| object.name == report.name);
+        target.reports.retain(|report| !is_of_unit(report));
+        let carried = unit.objects.iter().filter(|object| object.kind != "table" && !object.sql.is_empty());
+        target.reports.extend(carried.map(|object| ObjectReport {
+            kind: object.kind.clone(),
+            name: object.name.clone(),
+            failed: None,
+        }));
+    }
+    Ok(())
 }
 
 fn is_ordinary_table(object: &Object) -> bool {
@@ -114,8 +168,10 @@ fn names(target: &Target, kind: &str) -> Result<Vec<String>> {
 }
 
 /// Indexes, views, full-text indexes and triggers, after the rows.
-pub fn finish(target: &mut Target, schema: &Schema) -> Result<()> {
-    for object in schema.objects.iter().filter(|object| object.kind == "index" && !object.sql.is_empty()) {
+pub fn finish(target: &mut Target, schema: &Schema, carried: &HashSet<String>, definitions: &[Object]) -> Result<()> {
+    let is_made_here = |object: &&Object| !carried.contains(&object.table);
+    let indexes = schema.objects.iter().filter(|object| object.kind == "index" && !object.sql.is_empty());
+    for object in indexes.filter(is_made_here) {
         let has_failed = target.reports.iter().any(|report| report.kind == "index" && report.name == object.name);
         if is_unique(object) && !has_failed {
             let report = ObjectReport { kind: "index".to_string(), name: object.name.clone(), failed: None };
@@ -127,10 +183,10 @@ pub fn finish(target: &mut Target, schema: &Schema) -> Result<()> {
     for object in schema.objects.iter().filter(|object| object.kind == "view") {
         target.create_object(object)?;
     }
-    for object in schema.objects.iter().filter(|object| is_virtual(object)) {
+    for object in schema.objects.iter().filter(|object| is_virtual(object) && !definitions.contains(object)) {
         target.rebuild_full_text(object)?;
     }
-    for object in schema.objects.iter().filter(|object| object.kind == "trigger") {
+    for object in schema.objects.iter().filter(|object| object.kind == "trigger").filter(is_made_here) {
         target.create_object(object)?;
     }
     if schema.objects.iter().any(|object| object.name == "sqlite_stat1") {

@@ -11,10 +11,15 @@ use rusqlite::{
     hooks::{AuthAction, Authorization},
 };
 
-use super::{file::Encoding, report::ObjectReport, schema::Object};
+use super::{
+    carry::{self, Unit},
+    file::{Encoding, Source},
+    report::ObjectReport,
+    schema::Object,
+};
 use crate::{
     error::{Code, Error, Result},
-    sqlite::{header::Header, quoted},
+    sqlite::{check, header::Header, quoted},
     task::Cancel,
 };
 
@@ -65,6 +70,12 @@ impl Target {
         Error::sqlite("write", &self.path, cause)
     }
 
+    /// Has SQLite make the table `sqlite_sequence`, which stays when its reason is gone.
+    pub fn make_sequences(&self) -> Result<()> {
+        let sql = "CREATE TABLE kg_sequences (id INTEGER PRIMARY KEY AUTOINCREMENT); DROP TABLE kg_sequences";
+        self.in_savepoint(|connection| connection.execute_batch(sql)).map(|_| ())
+    }
+
     /// Whether there is a table, index, view or trigger of that name.
     pub fn has(&self, kind: &str, name: &str) -> Result<bool> {
         let sql = "SELECT count(*) FROM sqlite_schema WHERE type = ?1 AND name = ?2 COLLATE NOCASE";
@@ -81,6 +92,13 @@ impl Target {
             self.reports.push(ObjectReport { kind: kind.to_string(), name: object.name.clone(), failed });
         }
         Ok(is_made)
+    }
+
+    /// Whether the object could not be made because this build of SQLite lacks what its text uses.
+    pub fn lacks_something_for(&self, object: &Object) -> bool {
+        let of_object = |report: &&ObjectReport| report.name == object.name && report.kind == object.kind;
+        let reason = self.reports.iter().rev().find(of_object).and_then(|report| report.failed.as_deref());
+        reason.is_some_and(check::is_missing)
     }
 
     fn try_create(&mut self, object: &Object) -> Result<Option<String>> {
@@ -145,7 +163,8 @@ impl Target {
                 })?;
                 rebuilt.map(|reason| format!("it is empty, as it could not be rebuilt: {reason}"))
             }
-            other => Some(format!("it is empty: the content of the module {other} cannot be recovered")),
+            // Its content is in tables of its own, which were copied.
+            _ => None,
         };
         if let Some(report) =
             self.reports.iter_mut().find(|report| report.name == object.name && report.failed.is_none())
@@ -155,9 +174,16 @@ impl Target {
         Ok(())
     }
 
-    /// Commits, checks the whole, and makes it durable.
-    pub fn finish(self, header: &Header) -> Result<Vec<ObjectReport>> {
-        let Target { connection, path, reports } = self;
+    /// Commits, adds what is carried over as it is, checks the whole, and makes it durable.
+    pub fn finish(
+        self,
+        source: &Source,
+        units: &[Unit],
+        definitions: &[Object],
+        cancel: &Cancel,
+    ) -> Result<Vec<ObjectReport>> {
+        let header = &source.header;
+        let Target { connection, path, mut reports } = self;
         let failed = |cause| Error::sqlite("write", &path, cause);
         if header.is_sound {
             connection.pragma_update(None, "user_version", header.user_version).map_err(failed)?;
@@ -176,6 +202,16 @@ impl Target {
                 "Restore the newest good backup, and please report this",
             ));
         }
+        connection.close().map_err(|(_, cause)| failed(cause))?;
+        let refused = carry::append(&path, source, units, definitions, cancel)?;
+        reports.extend(definitions.iter().map(|definition| ObjectReport {
+            kind: "virtual table".to_string(),
+            name: definition.name.clone(),
+            failed: refused.iter().find(|(object, _)| object == definition).map(|(_, reason)| reason.clone()),
+        }));
+        let connection = Connection::open(&path).map_err(failed)?;
+        // The mode does not depend on a schema that this build may not be able to parse.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA, true).map_err(failed)?;
         if header.is_sound && header.is_wal {
             connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())).map_err(failed)?;
         }
@@ -202,7 +238,5 @@ pub fn is_virtual(object: &Object) -> bool {
 
 /// The module of a virtual table, in lower case.
 pub fn module_of(object: &Object) -> String {
-    let lower = object.sql.to_ascii_lowercase();
-    let mut words = lower.split_whitespace().skip_while(|word| *word != "using").skip(1);
-    words.next().unwrap_or("").chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()
+    check::module_of(&object.sql)
 }

@@ -21,6 +21,9 @@ pub struct Salvaged {
     pub tables: Vec<TableReport>,
     /// Over all tables, without what was put aside.
     pub rows_recovered: u64,
+    /// Rows that are in no table of theirs: those of all tables, and what is in `lost_and_found` of no known table.
+    #[serde(default)]
+    pub rows_lost: u64,
     pub unreadable_pages: UnreadablePages,
     /// Everything of the schema but the tables that were recreated.
     pub objects: Vec<ObjectReport>,
@@ -29,6 +32,28 @@ pub struct Salvaged {
     pub leftover_pages: u64,
     /// Sentences for a person.
     pub warnings: Vec<String>,
+}
+
+impl Salvaged {
+    /// Adds up what the tables have. A row that is not in its own table again is lost to the host.
+    pub(super) fn count(&mut self) {
+        let mut aside = 0;
+        for table in self.tables.iter_mut().filter(|table| table.rows_aside > 0) {
+            aside += table.rows_aside;
+            table.rows_lost += table.rows_aside;
+            if table.rows_lost_by == LostBy::Nothing {
+                table.rows_lost_by = LostBy::Aside;
+            }
+        }
+        let of_no_table = self.lost_and_found.as_ref().map_or(0, |found| found.rows.saturating_sub(aside));
+        self.rows_recovered = self.tables.iter().map(|table| table.rows_recovered).sum();
+        self.rows_lost = self.tables.iter().map(|table| table.rows_lost).sum::<u64>() + of_no_table;
+    }
+
+    /// Whether every row is in its table again, and every object of the schema is there.
+    pub fn is_complete(&self) -> bool {
+        self.rows_lost == 0 && self.objects.iter().all(|object| object.failed.is_none())
+    }
 }
 
 /// What became of a log beside the database.
@@ -48,9 +73,12 @@ pub enum LogUse {
 pub struct TableReport {
     pub name: String,
     pub rows_recovered: u64,
-    /// Rows that are known or supposed to be lost; `rows_lost_by` says which.
+    /// Rows that are known or supposed to be lost, those in `lost_and_found` among them; `rows_lost_by` says which.
     pub rows_lost: u64,
     pub rows_lost_by: LostBy,
+    /// Rows whose overflow pages are damaged: SQLite reads noise from them, or nothing.
+    #[serde(default)]
+    pub rows_broken: u64,
     /// Rows of this table that were put into `lost_and_found`.
     pub rows_aside: u64,
     /// Pages that were to be parts of this table, but could not be read.
@@ -66,6 +94,8 @@ pub enum LostBy {
     /// Nothing of the table is missing.
     #[default]
     Nothing,
+    /// Just those that were put into `lost_and_found`.
+    Aside,
     /// An index that is whole names so many rows that are not there.
     Index,
     /// A damaged index names so many; there may be more.

@@ -27,12 +27,12 @@ use crate::{
         documented,
         issue::Part,
         repair::Salvage,
-        salvage::{report::Salvaged, salvage as read_into},
+        salvage::{readable::Readable, report::Salvaged, salvage as read_into},
         subject::Resolved,
     },
     project::{Project, STAGING_PREFIX, STATE_DIR, names},
     scratch::Scratch,
-    sqlite::aside::fingerprints,
+    sqlite::aside::{self, fingerprints},
     task::Cancel,
 };
 
@@ -57,9 +57,17 @@ pub fn salvage(resolved: &Resolved, database: &Path, part: Part, lock_timeout: D
     let is_documented = part != Part::Database || resolved.is_graph;
     let fallback = if is_documented { documented::schema_of(part) } else { &[] };
     let before = content_of(database);
-    let mut report = read_into(database, &new, fallback, &Cancel::default())?;
+    let cancel = Cancel::default();
+    // On a copy: SQLite may write while it reads a damaged database.
+    let readable = Readable::of(&aside::copy(database, staging.path())?.database(), &cancel)?;
+    let mut report = read_into(database, &new, fallback, &cancel)?;
     if is_nothing(&report) {
         return Err(nothing(database));
+    }
+    let broken =
+        |table: &str| report.tables.iter().find(|found| found.name == table).map_or(0, |found| found.rows_broken);
+    if let Some(lacks) = readable.lacking_in(&Readable::of(&new, &cancel)?, broken) {
+        return Err(fewer(database, &lacks));
     }
     dress_as(database, &new)?;
     let undo_dir = undo::free_dir(root)?;
@@ -142,6 +150,16 @@ fn nothing(database: &Path) -> Error {
         Code::DatabaseDamaged,
         format!("{} holds no row that could be read", database.display()),
         "Nothing was changed; restore the newest good backup with `kg diag restore --file latest`",
+    )
+}
+
+/// SQLite still reads what could not be saved.
+fn fewer(database: &Path, lacks: &str) -> Error {
+    Error::new(
+        Code::DatabaseDamaged,
+        format!("SQLite still reads more of {} than could be saved of it: {lacks}", database.display()),
+        "Nothing was changed; restore the newest good backup with `kg diag restore --file latest`, or copy these tables in the \
+         host, which has what SQLite needs for them",
     )
 }
 
