@@ -18,6 +18,7 @@ await tools({
   script: 'bsdutils',
   sha256sum: 'coreutils',
   sqlite3: 'sqlite3',
+  strace: 'strace',
   tar: 'tar',
   unshare: 'util-linux',
   zstd: 'zstd',

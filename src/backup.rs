@@ -25,7 +25,6 @@ use crate::{
         Component, Project,
         discover::{Scope, Selection},
         exclude::Exclusion,
-        give_to_owner,
     },
     reader::{
         apply::undo::DEFAULT_RETENTION_DAYS,
@@ -36,6 +35,7 @@ use crate::{
     sqlite::check::IntegrityStatus,
     store::{Backup, Store, StoreLock, good, held},
     task::{Phase, Task},
+    tolerated,
 };
 
 /// Of `lockTimeout`.
@@ -165,7 +165,9 @@ pub fn create_backup(
         }
         Err(error) => backup.warnings.push(after_publication(&error)),
     }
-    backup.warnings.extend(give_all_to_owner(store, &project, &backup));
+    for dir in [store.dir(), &project.state_dir()] {
+        backup.warnings.extend(tolerated::warnings(dir));
+    }
     Ok(Created { backup, reused_bytes, retention })
 }
 
@@ -173,15 +175,6 @@ fn after_publication(error: &Error) -> Warning {
     let message =
         format!("The backup is made, but old ones could not be looked at, and none was removed: {}", error.message);
     Warning::new(WarningCode::Store, message)
-}
-
-/// What root keeps in a project belongs to the project's owner, whose next backup would fail otherwise.
-fn give_all_to_owner(store: &Store, project: &Project, backup: &Backup) -> Option<Warning> {
-    if !store.is_inside(project) {
-        return None;
-    }
-    let mut failed = store.files_of(backup).into_iter().filter_map(|file| give_to_owner(project.root(), &file).err());
-    failed.next().map(|error| Warning::new(WarningCode::Store, error.message))
 }
 
 /// A clock that was wrong once must not go unnoticed: what is dated ahead is the newest backup to whoever looks at names alone.

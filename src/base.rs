@@ -25,7 +25,7 @@ use crate::{
     chain, durable,
     error::{Code, Error, Result},
     hex::hex,
-    project::{Project, STATE_DIR, give_to_owner},
+    project::{Project, STATE_DIR},
     reader::base::Base,
     sqlite::pages::PageFile,
     store::{Backup, Store, described_beside, is_id, manifest_beside},
@@ -261,9 +261,6 @@ pub fn remember(project: &Project, backup: &Backup, manifest: &Manifest, hashes:
         return;
     }
     kept.extend(backup.encrypted.then(|| kept_manifest_file(project, backup)));
-    for made in kept.iter().map(PathBuf::as_path).chain([dir]).chain(dir.parent()) {
-        let _ = give_to_owner(project.root(), made);
-    }
     let is_old = |old: &&PathBuf| {
         let name = old.file_name().unwrap_or_default().to_string_lossy();
         !kept.contains(old) && is_id(name.strip_suffix(KEPT_MANIFEST).unwrap_or(&name))

@@ -15,13 +15,17 @@ use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, openat, renameat},
     sys::{
-        stat::{FileStat, Mode, SFlag, UtimensatFlags, fstatat, mkdirat, utimensat},
+        stat::{FileStat, Mode, SFlag, UtimensatFlags, fstat, fstatat, mkdirat, utimensat},
         time::TimeSpec,
     },
-    unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat},
+    unistd::{Gid, Uid, UnlinkatFlags, fchownat, geteuid, symlinkat, unlinkat},
 };
 
-use crate::error::{Code, Error, Result};
+use crate::{
+    durable,
+    error::{Code, Error, Result},
+    tolerated::{self, Refused},
+};
 
 /// An open directory.
 pub struct Dir {
@@ -65,7 +69,14 @@ impl Dir {
 
     /// Makes what changed in the directory durable.
     pub fn sync(&self) -> Result<()> {
-        nix::unistd::fsync(&self.fd).map_err(|cause| Error::io("sync", &self.path, cause.into()))
+        let dir = File::from(self.again()?);
+        durable::sync(&dir, &self.path).map_err(|cause| Error::io("sync", &self.path, cause))
+    }
+
+    /// User and group that the directory belongs to.
+    pub fn owner(&self) -> Result<(u32, u32)> {
+        let found = fstat(&self.fd).map_err(|cause| Error::io("look at", &self.path, cause.into()))?;
+        Ok((found.st_uid, found.st_gid))
     }
 
     fn again(&self) -> Result<OwnedFd> {
@@ -175,21 +186,37 @@ impl Place {
 
     /// Of a file or directory, which this user must be able to read; never of what a link leads to.
     pub fn set_mode(&self, mode: u32) -> Result<()> {
-        let set =
-            self.open(OFlag::O_RDONLY, 0).and_then(|file| file.set_permissions(Permissions::from_mode(mode & 0o777)));
+        let set = tolerated::attributes(self.chmod(mode & 0o777), &self.path());
         set.map_err(|cause| Error::io("set the permissions of", &self.path(), cause))
+    }
+
+    /// As [`Place::set_mode`], with the bits for set-group-id and the like: for a mode that was found there.
+    pub fn change_mode(&self, mode: u32) -> Result<()> {
+        self.chmod(mode & 0o7777).map_err(|cause| Error::io("set the permissions of", &self.path(), cause))
+    }
+
+    fn chmod(&self, mode: u32) -> io::Result<()> {
+        self.open(OFlag::O_RDONLY, 0)?.set_permissions(Permissions::from_mode(mode))
     }
 
     pub fn set_modified(&self, seconds: i64, nanoseconds: i64) -> Result<()> {
         let time = TimeSpec::new(seconds, nanoseconds);
         let set = utimensat(&self.dir.fd, self.name(), &time, &time, UtimensatFlags::NoFollowSymlink);
-        set.map_err(|cause| self.failed("set the time of", cause))
+        let set = tolerated::attributes(set.map_err(io::Error::from), &self.path());
+        set.map_err(|cause| Error::io("set the time of", &self.path(), cause))
     }
 
-    pub fn set_owner(&self, user: u32, group: u32) -> Result<()> {
+    /// Gives it to a user and group, if root runs this. A refusal is a warning of the run.
+    pub fn give_to(&self, (user, group): (u32, u32)) -> Result<()> {
+        if !geteuid().is_root() || self.stat()?.is_some_and(|found| (found.st_uid, found.st_gid) == (user, group)) {
+            return Ok(());
+        }
         let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
         let set = fchownat(&self.dir.fd, self.name(), Some(user), Some(group), AtFlags::AT_SYMLINK_NOFOLLOW);
-        set.map_err(|cause| self.failed("set the owner of", cause))
+        if let Err(cause) = set {
+            tolerated::note(Refused::Owner, &self.path(), &cause.into());
+        }
+        Ok(())
     }
 
     fn name(&self) -> &OsStr {

@@ -30,6 +30,7 @@ use crate::{
     manage::lock_known,
     store::{Backup, Store},
     task::{Phase, Task},
+    tolerated,
 };
 
 /// Where the chain is unpacked, below the scratch directory.
@@ -69,7 +70,8 @@ pub fn consolidate(
     let (manifest, written) = write(archive, &new.id, compression, recipients, &state, &dir, task).map_err(no_room)?;
     assert_same(&state.manifest, &manifest)?;
     task.cancel.check()?;
-    Ok(new.publish(manifest, written)?.0.with_warnings(warnings))
+    let (made, _) = new.publish(manifest, written)?;
+    Ok(made.with_warnings(warnings).with_warnings(tolerated::warnings(store.dir())))
 }
 
 /// The advice of a restore, to choose another directory, does not help here.

@@ -6,22 +6,36 @@ use std::{
     path::Path,
 };
 
+use nix::libc;
 use tempfile::{Builder, NamedTempFile, TempPath};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    ownership,
+    paths::STATE_DIR,
+    tolerated::{self, Refused},
+};
 
 /// What the names of unfinished files start with, so that the next run finds what a killed one left.
 pub const PARTIAL_PREFIX: &str = ".kg-partial-";
 
 /// A temporary file in `dir`, removed when it is dropped.
 pub fn partial(dir: &Path) -> Result<NamedTempFile> {
-    Builder::new().prefix(PARTIAL_PREFIX).tempfile_in(dir).map_err(|cause| Error::io("create a file in", dir, cause))
+    let made = Builder::new().prefix(PARTIAL_PREFIX).tempfile_in(dir);
+    made.inspect(|file| ownership::settle(file.path())).map_err(|cause| Error::io("create a file in", dir, cause))
+}
+
+/// Opens a file that processes lock, which is made if it does not exist.
+pub fn open_lock(path: &Path) -> io::Result<File> {
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    ownership::settle(path);
+    Ok(file)
 }
 
 /// Gives a written temporary file its name and makes that durable.
 pub fn publish(file: NamedTempFile, to: &Path) -> Result<()> {
     let failed = |cause| Error::io("write", to, cause);
-    file.as_file().sync_all().map_err(failed)?;
+    sync(file.as_file(), to).map_err(failed)?;
     file.persist(to).map_err(|cause| failed(cause.error))?;
     sync_parent(to)
 }
@@ -30,6 +44,7 @@ pub fn publish(file: NamedTempFile, to: &Path) -> Result<()> {
 /// it is, and so does the file.
 pub fn publish_new(from: &Path, to: &Path) -> Result<()> {
     move_new(from, to, rename_new).map_err(|cause| Error::io("write", to, cause))?;
+    ownership::settle(to);
     sync_parent(to)
 }
 
@@ -71,7 +86,9 @@ pub fn relink(target: &Path, link: &Path) -> Result<()> {
     let failed = |cause| Error::io("write", link, cause);
     let parent = link.parent().unwrap_or(link);
     let linked = Builder::new().prefix(PARTIAL_PREFIX).make_in(parent, |path| std::os::unix::fs::symlink(target, path));
-    linked.map_err(failed)?.into_temp_path().persist(link).map_err(|cause| failed(cause.error))?;
+    let linked = linked.map_err(failed)?.into_temp_path();
+    ownership::settle(&linked);
+    linked.persist(link).map_err(|cause| failed(cause.error))?;
     sync_parent(link)
 }
 
@@ -87,7 +104,10 @@ pub fn remove(path: &Path) -> Result<()> {
 pub fn create_dirs(dir: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
     fs::create_dir_all(dir)?;
-    missing.iter().filter_map(|made| made.parent()).try_for_each(|parent| File::open(parent)?.sync_all())
+    // Also what root made in a project before, and kept for itself.
+    let in_project = dir.ancestors().take_while(|dir| dir.file_name().is_some_and(|name| name != STATE_DIR));
+    in_project.for_each(ownership::settle);
+    missing.iter().filter_map(|made| made.parent()).try_for_each(sync_at)
 }
 
 /// Makes a rename or removal in the directory of `path` durable.
@@ -96,7 +116,28 @@ pub fn sync_parent(path: &Path) -> Result<()> {
 }
 
 pub fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|cause| Error::io("sync", dir, cause))
+    sync_at(dir).map_err(|cause| Error::io("sync", dir, cause))
+}
+
+fn sync_at(dir: &Path) -> io::Result<()> {
+    sync(&File::open(dir)?, dir)
+}
+
+/// Writes what the file or directory at `path` holds to the disk. A file system that has no such call is a warning of the
+/// run, not an error: the data is where it can be.
+pub fn sync(file: &File, path: &Path) -> io::Result<()> {
+    match file.sync_all() {
+        Err(cause) if cannot_sync(&cause) => {
+            tolerated::note(Refused::Sync, path, &cause);
+            Ok(())
+        }
+        synced => synced,
+    }
+}
+
+/// What FUSE, CIFS and NFS answer to `fsync` if they do not have it. Anything else is about the data.
+pub fn cannot_sync(cause: &io::Error) -> bool {
+    matches!(cause.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP))
 }
 
 #[cfg(test)]

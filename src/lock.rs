@@ -5,19 +5,24 @@
 
 use std::{
     fs::{File, TryLockError},
-    io, thread,
+    io,
+    os::fd::AsRawFd,
+    thread,
     time::{Duration, Instant},
 };
 
+use nix::libc;
+
 use crate::{
     error::Result,
+    mounts,
     task::{POLL_INTERVAL, Phase, Task},
 };
 
 /// Locks `file` (or directory) until it is closed. `Ok(false)` where somebody else held it all the time; `failed`
 /// makes the error of a file system that cannot lock.
 pub fn wait(file: &File, timeout: Duration, task: &Task, failed: impl Fn(io::Error) -> crate::Error) -> Result<bool> {
-    wait_for(|| file.try_lock(), timeout, task, failed)
+    wait_for(file, || file.try_lock(), timeout, task, failed)
 }
 
 /// As [`wait`], with others who only read.
@@ -27,7 +32,7 @@ pub fn wait_shared(
     task: &Task,
     failed: impl Fn(io::Error) -> crate::Error,
 ) -> Result<bool> {
-    wait_for(|| file.try_lock_shared(), timeout, task, failed)
+    wait_for(file, || file.try_lock_shared(), timeout, task, failed)
 }
 
 /// This machine, as messages about locks and backups name it.
@@ -35,7 +40,30 @@ pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "this host".into())
 }
 
+/// What NFS without its lock service, and some FUSE file systems, answer.
+fn is_without_locks(cause: &io::Error) -> bool {
+    matches!(cause.raw_os_error(), Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL))
+}
+
+/// Two processes that cannot keep each other out must not both write, so there is no doing without.
+fn without_locks(file: &File, cause: io::Error, failed: impl Fn(io::Error) -> crate::Error) -> crate::Error {
+    let is_for_lack_of_means = is_without_locks(&cause);
+    let error = failed(cause);
+    if !is_for_lack_of_means {
+        return error;
+    }
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
+    crate::Error {
+        message: format!("{}: the file system ({}) does not support locks", error.message, mounts::file_system(&path)),
+        remedy: "Mount it with locks (NFS: start the lock service, or mount with `local_lock=flock` if one machine uses it), or \
+                 use a directory on another file system"
+            .into(),
+        ..error
+    }
+}
+
 fn wait_for(
+    file: &File,
     attempt: impl Fn() -> std::result::Result<(), TryLockError>,
     timeout: Duration,
     task: &Task,
@@ -45,7 +73,7 @@ fn wait_for(
     loop {
         match attempt() {
             Ok(()) => return Ok(true),
-            Err(TryLockError::Error(cause)) => return Err(failed(cause)),
+            Err(TryLockError::Error(cause)) => return Err(without_locks(file, cause, failed)),
             Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Ok(false),
             Err(TryLockError::WouldBlock) => {
                 task.report(Phase::Waiting, 0, 0)?;

@@ -10,6 +10,7 @@ use crate::{
     error::{Result, Warning},
     store::{Backup, Store, StoreLock, held},
     task::Task,
+    tolerated,
 };
 
 /// Removes a backup, and with `cascade` those that rest on it; the ids of what was removed.
@@ -26,12 +27,14 @@ pub fn delete(store: &Store, id: &str, cascade: bool, lock_timeout: Duration, ta
 /// Keeps retention and deletion from a backup, until it is unpinned.
 pub fn pin(store: &Store, id: &str, reason: Option<String>, lock_timeout: Duration, task: &Task) -> Result<Backup> {
     let (lock, warnings) = lock_known(store, id, lock_timeout, task)?;
-    store.pin(&lock, id, reason).map(|backup| backup.with_warnings(warnings))
+    let pinned = store.pin(&lock, id, reason)?;
+    Ok(pinned.with_warnings(warnings).with_warnings(tolerated::warnings(store.dir())))
 }
 
 pub fn unpin(store: &Store, id: &str, lock_timeout: Duration, task: &Task) -> Result<Backup> {
     let (lock, warnings) = lock_known(store, id, lock_timeout, task)?;
-    store.unpin(&lock, id).map(|backup| backup.with_warnings(warnings))
+    let unpinned = store.unpin(&lock, id)?;
+    Ok(unpinned.with_warnings(warnings).with_warnings(tolerated::warnings(store.dir())))
 }
 
 /// Locks the store that holds an archive of that id, and says what cannot be listed there. Where there is none, not even the directory is made.

@@ -5,6 +5,9 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+/// The directory of a project's state, below its root.
+pub const STATE_DIR: &str = ".kg";
+
 /// Absolute, and without `..`: a path that is compared with another must not have two names. What `..` means the file system decides, as
 /// for every other program.
 pub fn absolute(path: &Path) -> io::Result<PathBuf> {

@@ -22,7 +22,7 @@ use crate::{
     backup::DEFAULT_LOCK_TIMEOUT,
     chain, durable,
     error::{Code, Error, Result, Warning, WarningCode},
-    paths,
+    ownership, paths,
     project::{Component, Project, STAGING_PREFIX, STATE_DIR},
     reader::{
         apply::{lock_target, undo::DEFAULT_RETENTION_DAYS},
@@ -32,6 +32,7 @@ use crate::{
     sqlite::check::IntegrityStatus,
     store::{Store, lacks},
     task::{Phase, Task},
+    tolerated,
     verify::duration_ms,
 };
 
@@ -155,6 +156,7 @@ pub fn restore(
     staging.succeeded();
     warnings.extend(less_than_saved(&manifest));
     warnings.extend(applied.warnings);
+    warnings.extend(tolerated::warnings(&target));
     warnings.extend(of_another(&target, &manifest).filter(|_| is_own && applied.files_replaced > 0));
     Ok(RestoreResult {
         id: manifest.id.clone(),
@@ -269,6 +271,7 @@ impl Staging {
         // From here on a failure removes what was made.
         let mut staging = Staging { dir: None, made, lock: None };
         durable::create_dirs(&state).map_err(|cause| Error::io("create", &state, cause))?;
+        staging.made.iter().rev().for_each(|made| ownership::inherit(made));
         while staging.lock.is_none() {
             let dir = staging_dir(&state)?;
             // Between its making and its locking another restore may take it for left behind: then another is made.

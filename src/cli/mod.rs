@@ -35,6 +35,7 @@ use crate::{
     schedule::automatic,
     settings::Settings,
     store::Store,
+    tolerated,
 };
 
 /// Back up and restore knowledge-graph projects.
@@ -219,6 +220,8 @@ fn finish(output: &Output, result: Result<bool>) -> ExitCode {
 
 /// Ends with the status that a command chose.
 fn finish_with(output: &Output, result: Result<u8>) -> ExitCode {
+    // What no result had a place for.
+    output.late_warnings(&tolerated::warnings(Path::new("/")));
     match result {
         Ok(status) => ExitCode::from(status),
         Err(error) => {

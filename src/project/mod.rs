@@ -1,7 +1,8 @@
 //! What a project holds: where its parts lie, which of them a backup takes.
 //!
-//! A project is the directory that holds `.kg/`. [`Project`] itself and [`give_to_owner`] only ask for paths (`stat`, `lchown`), so a host process
-//! may use them, and [`names`]. [`config`], [`discover`] and [`same_file`] open files of the live project: only the reader may call them (`src/reader`).
+//! A project is the directory that holds `.kg/`. [`Project`] itself only asks for paths (`stat`), so a host process may
+//! use it, and [`names`]. [`config`], [`discover`] and [`same_file`] open files of the live project: only the reader may
+//! call them (`src/reader`).
 
 pub mod config;
 pub mod discover;
@@ -9,23 +10,18 @@ pub mod exclude;
 pub mod names;
 pub mod same_file;
 
-use std::{
-    fs,
-    os::unix::fs::{MetadataExt, lchown},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub use crate::paths::STATE_DIR;
 use crate::{
     error::{Code, Error, Result},
     hex::hex,
     paths::resolve,
 };
 
-/// The directory of a project's state, below its root.
-pub const STATE_DIR: &str = ".kg";
 /// The configuration, below the state directory.
 pub const CONFIG_FILE: &str = "config.json";
 /// What is called and run after a backup, below the state directory. It belongs to this place: no backup holds it.
@@ -95,15 +91,6 @@ impl Project {
         use std::os::unix::ffi::OsStrExt;
         hex(&Sha256::digest(resolve(root).as_os_str().as_bytes())[..8])
     }
-}
-
-/// A file of a project that root writes belongs to the project's owner, who may be the next to need it.
-pub fn give_to_owner(root: &Path, path: &Path) -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        return Ok(());
-    }
-    let given = fs::metadata(root.join(STATE_DIR)).and_then(|owner| lchown(path, Some(owner.uid()), Some(owner.gid())));
-    given.map_err(|cause| Error::io("change the owner of", path, cause))
 }
 
 fn no_project(root: &Path) -> Error {

@@ -4,7 +4,7 @@
 //! itself alone, never inside a host.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -22,7 +22,7 @@ use crate::{
     durable,
     error::{Error, Result, Warning, WarningCode},
     lock,
-    project::{Project, give_to_owner},
+    project::Project,
     task::Task,
 };
 
@@ -178,7 +178,7 @@ impl History {
         durable::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
         let path = dir.join(LOCK_FILE);
         let failed = |cause| Error::io("lock", &path, cause);
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let file = durable::open_lock(&path).map_err(failed)?;
         lock::wait(&file, LOCK_TIMEOUT, &Task::default(), failed)?;
         let killed = started::killed(project);
         let mut history = History::read(project);
@@ -189,8 +189,7 @@ impl History {
         let text = serde_json::to_vec_pretty(&history).unwrap_or_default();
         durable::write(&History::path(project), &text)?;
         // From here on the history has them.
-        killed.iter().try_for_each(|(record, _)| durable::remove(record))?;
-        [dir, path, History::path(project)].iter().try_for_each(|made| give_to_owner(project.root(), made))
+        killed.iter().try_for_each(|(record, _)| durable::remove(record))
     }
 
     pub fn last(&self) -> Option<&Run> {

@@ -10,6 +10,7 @@ use crate::{
     durable,
     error::{Error, Result},
     project::Project,
+    tolerated,
 };
 
 /// What the name of each metric begins with.
@@ -66,7 +67,8 @@ pub fn write(path: &Path, project: &Project, status: &Status) -> Result<()> {
     let path = std::path::absolute(path).map_err(failed)?;
     let mut file = durable::partial(path.parent().unwrap_or(&path))?;
     file.write_all(facts.render(Format::Prometheus).as_bytes()).map_err(failed)?;
-    fs::set_permissions(file.path(), fs::Permissions::from_mode(0o644)).map_err(failed)?;
+    tolerated::attributes(fs::set_permissions(file.path(), fs::Permissions::from_mode(0o644)), &path)
+        .map_err(failed)?;
     durable::publish(file, &path)
 }
 

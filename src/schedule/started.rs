@@ -22,7 +22,7 @@ use crate::{
     archive::manifest::BackupType,
     durable,
     error::{Code, Error, Result},
-    project::{Project, give_to_owner},
+    project::Project,
 };
 
 const PREFIX: &str = "backup-run-";
@@ -64,7 +64,6 @@ impl Started {
         file.write_all(&serde_json::to_vec(&record).unwrap_or_default()).map_err(failed)?;
         let locked = file.as_file().try_clone().map_err(failed)?;
         durable::publish(file, &path)?;
-        [&dir, &path].iter().try_for_each(|made| give_to_owner(project.root(), made))?;
         set_at_work(Some(path.clone()));
         Ok(Started { path, _file: locked })
     }

@@ -1,7 +1,7 @@
 //! One service a project, by an operating system's lock on `.kg/backup-service.lock`. Who holds it stands in the file.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File, TryLockError},
     io::{Read, Seek, Write},
     os::unix::fs::MetadataExt,
     path::Path,
@@ -18,9 +18,10 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    durable,
     error::{Code, Error, Result},
     lock::host_name,
-    project::{Project, give_to_owner},
+    project::Project,
 };
 
 /// Below `.kg/`; no backup holds it.
@@ -114,8 +115,7 @@ impl Held {
     pub fn take(project: &Project) -> Result<std::result::Result<Held, Holder>> {
         let path = project.state_dir().join(LOCK_FILE);
         let failed = |cause| Error::io("lock", &path, cause);
-        let mut options = OpenOptions::new();
-        let mut file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let mut file = durable::open_lock(&path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::Error(cause)) => return Err(failed(cause)),
@@ -130,7 +130,6 @@ impl Held {
             Holder { pid: std::process::id() as i32, host: host_name(), since: Timestamp::now().as_millisecond() };
         let text = serde_json::to_string(&holder).unwrap_or_default();
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{text}")).map_err(failed)?;
-        give_to_owner(project.root(), &path)?;
         Ok(Ok(Held { file, holder }))
     }
 

@@ -13,7 +13,8 @@ use jiff::Timestamp;
 use crate::{
     durable,
     error::{Error, Result},
-    project::{Project, give_to_owner},
+    ownership,
+    project::Project,
 };
 
 /// Below `.kg/`; no backup holds it.
@@ -33,8 +34,6 @@ impl Log {
         durable::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
         let path = dir.join(FILE);
         let file = open(&path).map_err(|cause| Error::io("write", &path, cause))?;
-        give_to_owner(project.root(), &dir)?;
-        give_to_owner(project.root(), &path)?;
         Ok(Log::File { path, file: RefCell::new(file) })
     }
 
@@ -63,7 +62,9 @@ impl Log {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
+    let file = OpenOptions::new().append(true).create(true).open(path)?;
+    ownership::settle(path);
+    Ok(file)
 }
 
 /// `backup-service.log.2`.

@@ -21,6 +21,7 @@ use crate::{
     error::{Code, Error, Result},
     scratch::{Scratch, free_bytes},
     task::Cancel,
+    tolerated,
 };
 
 /// Where the header tells of a WAL (<https://sqlite.org/fileformat2.html#file_format_version_numbers>).
@@ -78,7 +79,9 @@ pub fn keep(path: &Path, to: &Path, lock_timeout: Duration) -> Result<()> {
     }
     let file = File::open(copy.database()).map_err(failed)?;
     let permissions = fs::metadata(path).map_err(failed)?.permissions();
-    file.set_permissions(permissions).and_then(|()| file.sync_all()).map_err(failed)?;
+    tolerated::attributes(file.set_permissions(permissions), to)
+        .and_then(|()| durable::sync(&file, to))
+        .map_err(failed)?;
     durable::publish_new(copy.database(), to)
 }
 

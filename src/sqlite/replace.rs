@@ -29,6 +29,7 @@ use super::{
     snapshot::{Snapshot, until},
 };
 use crate::{
+    durable,
     error::{Code, Error, Result},
     task::Cancel,
 };
@@ -186,13 +187,16 @@ fn keep_snapshot(live: &Path, keep: &File) -> Result<()> {
     let failed = |cause| Error::io("keep a copy of", live, cause);
     let mut out = BufWriter::with_capacity(1 << 20, keep);
     Snapshot::pin(open_harmless(live)?, live)?.pages(&Cancel::default(), |page| out.write_all(page).map_err(failed))?;
-    out.flush().and_then(|()| keep.sync_all()).map_err(failed)
+    out.flush().and_then(|()| durable::sync(keep, live)).map_err(failed)
 }
 
 /// Returns the open file of the database.
 fn keep_file(live: &Path, mut keep: &File) -> Result<File> {
     let failed = |cause| Error::io("keep a copy of", live, cause);
     let mut file = File::open(live).map_err(failed)?;
-    keep.rewind().and_then(|()| io::copy(&mut file, &mut keep)).and_then(|_| keep.sync_all()).map_err(failed)?;
+    keep.rewind()
+        .and_then(|()| io::copy(&mut file, &mut keep))
+        .and_then(|_| durable::sync(keep, live))
+        .map_err(failed)?;
     Ok(file)
 }

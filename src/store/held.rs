@@ -13,7 +13,7 @@ use crate::{
     base::CACHE,
     durable,
     error::{Warning, WarningCode},
-    project::{Project, give_to_owner},
+    project::Project,
 };
 
 const FILE: &str = "stores.json";
@@ -63,13 +63,8 @@ pub fn remember(project: &Project, store: &Store, count: usize) {
     }
     let path = path(project);
     let text = serde_json::to_vec_pretty(&held).unwrap_or_default();
-    let dirs = [path.parent().and_then(|dir| dir.parent()), path.parent()];
     let Some(dir) = path.parent() else { return };
-    if durable::create_dirs(dir).is_ok() && durable::write(&path, &text).is_ok() {
-        for made in dirs.into_iter().flatten().chain([path.as_path()]) {
-            let _ = give_to_owner(project.root(), made);
-        }
-    }
+    let _ = durable::create_dirs(dir).map(|()| durable::write(&path, &text));
 }
 
 fn path(project: &Project) -> PathBuf {

@@ -4,7 +4,7 @@
 //! file, for the message of whoever waits in vain.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{File, TryLockError},
     io::{Read, Seek, Write},
     path::Path,
     time::Duration,
@@ -14,6 +14,7 @@ use jiff::Timestamp;
 
 use super::names::LOCK_FILE;
 use crate::{
+    durable,
     error::{Code, Error, Result},
     lock::{self, host_name},
     task::Task,
@@ -29,8 +30,7 @@ impl StoreLock {
     pub fn acquire(dir: &Path, timeout: Duration, task: &Task) -> Result<Self> {
         let path = dir.join(LOCK_FILE);
         let failed = |cause| Error::io("lock", &path, cause);
-        let mut options = OpenOptions::new();
-        let mut file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let mut file = durable::open_lock(&path).map_err(failed)?;
         if !lock::wait(&file, timeout, task, failed)? {
             return Err(held(dir, &mut file, timeout));
         }

@@ -32,10 +32,6 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-use self::{
-    catalog::manifest_path,
-    names::{ENDINGS, LATEST, LOCK_FILE},
-};
 pub use self::{
     catalog::{Flaw, Unlisted, described_beside, manifest_beside},
     good::{broken_chains, good, newest_good, passed_over, passed_over_warning},
@@ -229,13 +225,6 @@ impl Store {
     /// Whether it lies in the state of the project.
     pub fn is_inside(&self, project: &Project) -> bool {
         resolve(&self.dir).starts_with(resolve(&project.state_dir()))
-    }
-
-    /// All that there is because of a backup, the directory too.
-    pub fn files_of(&self, backup: &Backup) -> Vec<PathBuf> {
-        let links = ENDINGS.iter().map(|ending| self.dir.join(format!("{LATEST}{ending}")));
-        let files = [self.dir.clone(), self.dir.join(LOCK_FILE), backup.path.clone(), manifest_path(&backup.path)];
-        files.into_iter().chain(links).filter(|file| file.symlink_metadata().is_ok()).collect()
     }
 
     /// Makes the directory and waits, at most `timeout`, until this process is the only one that writes to it.

@@ -15,7 +15,10 @@ use std::{
 use nix::{errno::Errno, fcntl::copy_file_range, libc::loff_t, sys::statfs};
 
 use super::write_behind::WriteBehind;
-use crate::archive::{earlier::Taken, encoder::Sink};
+use crate::{
+    archive::{earlier::Taken, encoder::Sink},
+    durable,
+};
 
 /// Extents begin and end there on both file systems, unless they were made otherwise: then nothing is shared.
 const PIECE_BYTES: u64 = 4096;
@@ -45,7 +48,11 @@ impl ArchiveFile {
         let shares = kind.is_ok_and(|kind| kind == statfs::BTRFS_SUPER_MAGIC || kind == statfs::XFS_SUPER_MAGIC);
         let file = Arc::new(file);
         let synced = file.clone();
-        let behind = WriteBehind::new(Box::new(move || synced.sync_data()) as Sync);
+        let behind = WriteBehind::new(Box::new(move || match synced.sync_data() {
+            // The sync at the end says so.
+            Err(cause) if durable::cannot_sync(&cause) => Ok(()),
+            written => written,
+        }) as Sync);
         ArchiveFile { file, behind, position: 0, shares, row: None }
     }
 

@@ -136,11 +136,19 @@ impl Store {
     /// Finishes or removes what killed runs left, and writes the manifest of whole archives that have none.
     pub fn sweep(&self, _lock: &StoreLock, task: &Task) -> Result<Vec<Warning>> {
         let entries = fs::read_dir(&self.dir).map_err(|cause| Error::io("read", &self.dir, cause))?;
+        let mut warnings = Vec::new();
         for entry in entries.flatten() {
             let path = entry.path();
             let Ok(name) = entry.file_name().into_string() else { continue };
             if name.starts_with(aside::SCRATCH_PREFIX) {
-                fs::remove_dir_all(&path).map_err(|cause| Error::io("remove", &path, cause))?;
+                match fs::remove_dir_all(&path).map_err(|cause| Error::io("remove", &path, cause)) {
+                    // A run of root's, or of another user, that was killed: it must not keep this one from its work.
+                    Err(error) if error.code == Code::PermissionDenied => {
+                        let message = format!("{}: another user's run left it; remove it as that user", error.message);
+                        warnings.push(Warning::new(WarningCode::Store, message));
+                    }
+                    removed => removed?,
+                }
             } else if name.starts_with(PARTIAL_PREFIX) {
                 durable::remove(&path)?;
             } else if let Some(archive) = name.strip_suffix(MANIFEST_SUFFIX)
@@ -150,7 +158,9 @@ impl Store {
                 durable::remove(&path)?;
             }
         }
-        self.adopt(task, |archive, manifest| durable::write(&manifest_path(archive), &manifest.to_json()))
+        let adopt = |archive: &Path, manifest: Manifest| durable::write(&manifest_path(archive), &manifest.to_json());
+        warnings.extend(self.adopt(task, adopt)?);
+        Ok(warnings)
     }
 
     /// The backups as they will be listed after a sweep, newest first.

@@ -2,7 +2,7 @@
 //! the key belongs to is not even written anew.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -15,13 +15,14 @@ use crate::{
     durable,
     error::{Code, Error, Result},
     hooks, lock,
-    project::{Project, give_to_owner},
+    project::Project,
     reader::apply::lock_against_restores,
     settings::{
         keys::{Home, Key},
         read_text,
     },
     task::Task,
+    tolerated,
 };
 
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -42,8 +43,8 @@ pub fn set(project: &Project, key: &Key, value: Option<Value>, task: &Task) -> R
         return Ok(false);
     }
     match home {
-        Home::Config => write(project, &path, after.as_bytes(), before.is_some())?,
-        // For its owner alone. It stays with whoever set it: only they, or root, may say what runs as them.
+        Home::Config => write(&path, after.as_bytes(), before.is_some())?,
+        // For the owner of the project alone: what it says runs as them.
         Home::Hooks => durable::write(&path, after.as_bytes())?,
     }
     Ok(true)
@@ -52,7 +53,7 @@ pub fn set(project: &Project, key: &Key, value: Option<Value>, task: &Task) -> R
 fn lock(project: &Project, task: &Task) -> Result<File> {
     let path = project.state_dir().join(LOCK_FILE);
     let failed = |cause| Error::io("lock", &path, cause);
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    let file = durable::open_lock(&path).map_err(failed)?;
     if lock::wait(&file, LOCK_TIMEOUT, task, failed)? {
         return Ok(file);
     }
@@ -84,7 +85,7 @@ fn read(project: &Project, home: Home) -> Result<Option<String>> {
     text.map(|text| String::from_utf8(text).map_err(|_| invalid(home, &path, "it is not UTF-8"))).transpose()
 }
 
-fn write(project: &Project, path: &Path, content: &[u8], exists: bool) -> Result<()> {
+fn write(path: &Path, content: &[u8], exists: bool) -> Result<()> {
     use std::io::Write;
     // A link stays one: the file that it leads to is replaced.
     let path = if exists { path.canonicalize().map_err(|cause| Error::io("find", path, cause))? } else { path.into() };
@@ -93,16 +94,17 @@ fn write(project: &Project, path: &Path, content: &[u8], exists: bool) -> Result
     file.write_all(content).map_err(failed)?;
     if exists {
         let old = fs::metadata(&path).map_err(failed)?;
-        fs::set_permissions(file.path(), old.permissions()).map_err(failed)?;
+        tolerated::attributes(fs::set_permissions(file.path(), old.permissions()), &path).map_err(failed)?;
         let new = file.as_file().metadata().map_err(failed)?;
         if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
-            std::os::unix::fs::chown(file.path(), Some(old.uid()), Some(old.gid())).map_err(failed)?;
+            let given = std::os::unix::fs::chown(file.path(), Some(old.uid()), Some(old.gid()));
+            tolerated::attributes(given, &path).map_err(failed)?;
         }
         return durable::publish(file, &path);
     }
-    fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644)).map_err(failed)?;
-    durable::publish(file, &path)?;
-    give_to_owner(project.root(), &path)
+    let readable = fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644));
+    tolerated::attributes(readable, &path).map_err(failed)?;
+    durable::publish(file, &path)
 }
 
 fn invalid(home: Home, path: &Path, what: &str) -> Error {

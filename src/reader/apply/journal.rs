@@ -15,7 +15,7 @@ use super::undo::Record;
 use crate::{
     durable,
     error::{Code, Error, Result},
-    project::{STATE_DIR, UNDO_DIR, exclude::JOURNAL_FILE, give_to_owner},
+    project::{STATE_DIR, UNDO_DIR, exclude::JOURNAL_FILE},
 };
 
 /// All places are locations, see [`super::target`].
@@ -28,6 +28,9 @@ pub struct Intent {
     pub token: String,
     /// Where the backup was unpacked, with a slash.
     pub staging: Option<String>,
+    /// Directories that this user must make writable for the changes, with the permissions that they get back.
+    #[serde(default)]
+    pub opened: Vec<MadeDir>,
     /// Directories that do not exist yet, parents first.
     pub made: Vec<MadeDir>,
     /// In order.
@@ -92,8 +95,7 @@ pub fn path(root: &Path) -> PathBuf {
 pub fn write(root: &Path, intent: &Intent) -> Result<()> {
     let path = path(root);
     let json = serde_json::to_vec(intent).map_err(|cause| Error::io("write", &path, io::Error::other(cause)))?;
-    durable::write(&path, &json)?;
-    give_to_owner(root, &path)
+    durable::write(&path, &json)
 }
 
 /// The journal of an interrupted restore.

@@ -44,6 +44,7 @@ use self::{
     place::Placements,
     plan::{Conditions, Plan, plan},
     recovery::{Recovered, recover},
+    steps::read_only_dirs,
     target::Target,
     transaction::carry_out,
     undo::Record,
@@ -54,12 +55,13 @@ use crate::{
         manifest::{EntryKind, MANIFEST_ENTRY, Manifest},
         pick::Pick,
     },
-    durable::PARTIAL_PREFIX,
+    durable::{self, PARTIAL_PREFIX},
     error::{Code, Error, Result, Warning, WarningCode},
     lock,
     project::{STAGING_PREFIX, STATE_DIR, UNDO_DIR, exclude, names},
     sqlite::files::names_super_journal,
     task::{Cancel, Task},
+    tolerated,
 };
 
 /// How many paths a message names.
@@ -272,14 +274,11 @@ fn assert_no_super_journal(target: &Target, placements: &Placements<'_>) -> Resu
 
 /// Gives what was unpacked the permissions and the time of the original, makes links, and writes that to the disk.
 ///
-/// Owners are not restored; but root gives a file to whoever owns what it replaces, or else the project.
+/// Owners are not restored. Root gives a file to the owner of what it replaces, or else of the directory that it goes to.
 ///
 /// A database whose content goes into a live one stays as it is: SQLite writes to it too.
 fn dress(target: &Target, placements: &Placements<'_>, plan: &Plan) -> Result<()> {
     let swapped: HashSet<&str> = plan.intent.swaps.iter().map(|swapped| swapped.new.as_str()).collect();
-    let is_root = nix::unistd::geteuid().is_root();
-    let owner_of = |location: &str| -> Result<_> { target.place(location)?.map_or(Ok(None), |place| place.stat()) };
-    let project = owner_of(STATE_DIR)?;
     for placement in &placements.files {
         let (Some(from), Some(record)) = (&placement.from, placement.record) else { continue };
         if swapped.contains(from.as_str()) {
@@ -294,16 +293,15 @@ fn dress(target: &Target, placements: &Placements<'_>, plan: &Plan) -> Result<()
             let opened = staged.open(OFlag::O_WRONLY, 0);
             Some(opened.map_err(|cause| Error::io("open", &staged.path(), cause))?)
         };
-        if let Some(owner) = owner_of(&placement.to)?.or(project).filter(|_| is_root) {
-            staged.set_owner(owner.st_uid, owner.st_gid)?;
-        }
+        target.owner_of(&placement.to)?.map_or(Ok(()), |owner| staged.give_to(owner))?;
         let (seconds, nanoseconds) = place::seconds_and_nanoseconds(record.mtime);
         staged.set_modified(seconds, nanoseconds)?;
         if let Some(file) = file {
             // A database is data, whatever is said of it.
             let mode = if record.database { record.mode & 0o666 } else { record.mode & 0o777 };
-            let dressed = file.set_permissions(Permissions::from_mode(mode)).and_then(|()| file.sync_all());
-            dressed.map_err(|cause| Error::io("set the permissions of", &staged.path(), cause))?;
+            let permitted = tolerated::attributes(file.set_permissions(Permissions::from_mode(mode)), &staged.path());
+            permitted.map_err(|cause| Error::io("set the permissions of", &staged.path(), cause))?;
+            durable::sync(&file, &staged.path()).map_err(|cause| Error::io("sync", &staged.path(), cause))?;
         }
     }
     Ok(())
@@ -357,6 +355,10 @@ fn change(
         intent.retired = Some(dir);
         intent.emptied = record.made.into_iter().map(|dir| dir.at).collect();
     }
+    intent.opened = read_only_dirs(target, &intent)?;
     // The claims on databases that are replaced as files are held until here.
-    carry_out(target, root, intent, lock_timeout).inspect(|_| drop(plan.claims))
+    let mut warnings = carry_out(target, root, intent, lock_timeout).inspect(|_| drop(plan.claims))?;
+    warnings.extend(tolerated::warnings(root));
+    warnings.extend(target.outside().and_then(Path::parent).map(tolerated::warnings).unwrap_or_default());
+    Ok(warnings)
 }

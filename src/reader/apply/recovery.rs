@@ -3,7 +3,6 @@
 //! It looks at what is there, and what is kept of it, so it may be killed and begun again.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,6 +15,7 @@ use super::{
 };
 use crate::{
     beneath::{Occupant, Place},
+    durable,
     error::{Code, Error, Result, Warning, WarningCode},
     sqlite::replace,
 };
@@ -95,7 +95,7 @@ fn complete(target: &Target, root: &Path, intent: &Intent, lock_timeout: Duratio
     // Somebody may have tidied them away.
     for location in intent.swaps.iter().flat_map(|swapped| [&swapped.pending, &swapped.kept]) {
         let dir = root.join(parent(location));
-        fs::create_dir_all(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
+        durable::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
     }
     let mut warnings = Vec::new();
     let mut to_do = Vec::new();
@@ -129,6 +129,8 @@ fn complete(target: &Target, root: &Path, intent: &Intent, lock_timeout: Duratio
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use rusqlite::Connection;
 
     use super::*;

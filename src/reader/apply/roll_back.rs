@@ -7,7 +7,7 @@ use std::{path::Path, time::Duration};
 
 use super::{
     journal::{self, Intent, Move},
-    steps::move_file,
+    steps::{close_dirs, move_file, open_dirs},
     target::Target,
 };
 use crate::{
@@ -44,6 +44,7 @@ pub fn roll_back(target: &Target, root: &Path, intent: &Intent) -> Result<()> {
         // A full disk may refuse it. It is needed only where this is killed between the last removal and the end.
         let _ = journal::write(root, &Intent { decided: false, ..intent.clone() });
     }
+    open_dirs(target, intent)?;
     for number in (0..intent.moves.len()).rev() {
         move_back(target, intent, number)?;
     }
@@ -57,6 +58,7 @@ pub fn roll_back(target: &Target, root: &Path, intent: &Intent) -> Result<()> {
             place.remove_dir();
         }
     }
+    close_dirs(target, intent)?;
     target.sync(intent.moves.iter().map(|change| change.from.as_str()))?;
     journal::end(root)
 }

@@ -1,19 +1,24 @@
 //! The single steps of a transaction. Each may be done again after a kill.
 
-use std::{fs, io, path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, io, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use nix::fcntl::OFlag;
 
 use super::{
     journal::{self, Intent, MadeDir, Swapped},
-    target::Target,
+    target::{Target, parent},
 };
 use crate::{
     beneath::{Occupant, Place},
-    durable::PARTIAL_PREFIX,
-    error::{Error, Result, Warning, WarningCode},
+    durable::{self, PARTIAL_PREFIX},
+    error::{Code, Error, Result, Warning, WarningCode},
+    mounts,
     sqlite::replace::{self, Swap},
+    tolerated,
 };
+
+/// What a directory must allow its owner for a change of its names.
+const WRITABLE: u32 = 0o300;
 
 /// Renames; where the two lie on different file systems, copies under a temporary name first.
 pub fn move_file(from: &Place, to: &Place, copy_name: &str) -> Result<()> {
@@ -29,17 +34,79 @@ pub fn move_file(from: &Place, to: &Place, copy_name: &str) -> Result<()> {
                 let mut file = copy.create()?;
                 io::copy(&mut source, &mut file).map_err(failed)?;
                 let found = source.metadata().map_err(failed)?;
-                file.set_permissions(found.permissions()).map_err(failed)?;
+                tolerated::attributes(file.set_permissions(found.permissions()), &to.path()).map_err(failed)?;
+                copy.give_to((found.uid(), found.gid()))?;
                 let modified = found.modified().map_err(failed)?;
-                file.set_times(fs::FileTimes::new().set_modified(modified)).map_err(failed)?;
-                file.sync_all().map_err(failed)?;
+                let times = fs::FileTimes::new().set_modified(modified);
+                tolerated::attributes(file.set_times(times), &to.path()).map_err(failed)?;
+                durable::sync(&file, &copy.path()).map_err(failed)?;
             }
             copy.rename(to).map_err(failed)?;
             to.dir().sync()?;
             from.remove_file()
         }
+        Err(cause) if cause.kind() == io::ErrorKind::ResourceBusy => Err(mounted(from, to, cause)),
         moved => moved.map_err(failed),
     }
+}
+
+/// A mount point cannot be renamed, and nothing can be renamed over it.
+fn mounted(from: &Place, to: &Place, cause: io::Error) -> Error {
+    let Some(point) = [from.path(), to.path()].into_iter().find(|path| mounts::is_point(path)) else {
+        return Error::io("move", &from.path(), cause);
+    };
+    let message = format!(
+        "{} is a mount point: it was mounted there alone, as containers mount single files, and cannot be replaced",
+        point.display()
+    );
+    let remedy = format!(
+        "Nothing was changed; unmount it, or mount the directory that holds it instead of {} alone, then restore again; or restore \
+         into another directory, and copy the content by hand",
+        point.file_name().unwrap_or_default().to_string_lossy()
+    );
+    Error::new(Code::TargetInvalid, message, remedy).with_cause(cause)
+}
+
+/// Directories of this user's in which the changes cannot be made before they are writable, with the permissions that they have.
+pub fn read_only_dirs(target: &Target, intent: &Intent) -> Result<Vec<MadeDir>> {
+    let moved = intent.moves.iter().flat_map(|change| [&change.from, &change.to]);
+    let made = intent.made.iter().map(|dir| &dir.at);
+    let dirs: BTreeSet<&str> =
+        moved.chain(made).chain(&intent.emptied).map(|location| parent(location)).filter(|at| !at.is_empty()).collect();
+    let own = nix::unistd::geteuid().as_raw();
+    let mut found = Vec::new();
+    for at in dirs.into_iter().filter(|at| !at.starts_with('/')) {
+        let Some(place) = target.place(at)? else { continue };
+        let Some(stat) = place.stat()?.filter(|stat| stat.st_uid == own && stat.st_mode & WRITABLE != WRITABLE) else {
+            continue;
+        };
+        if place.occupant()? == Some(Occupant::Directory) {
+            found.push(MadeDir { at: at.to_string(), mode: Some(stat.st_mode & 0o7777), mtime: None });
+        }
+    }
+    Ok(found)
+}
+
+/// Makes directories writable for the changes; may be done twice.
+pub fn open_dirs(target: &Target, intent: &Intent) -> Result<()> {
+    each_opened(target, intent, |place, mode| place.change_mode(mode | WRITABLE))
+}
+
+/// Gives directories the permissions back that they had; may be done twice.
+pub fn close_dirs(target: &Target, intent: &Intent) -> Result<()> {
+    each_opened(target, intent, |place, mode| place.change_mode(mode))
+}
+
+fn each_opened(target: &Target, intent: &Intent, change: impl Fn(&Place, u32) -> Result<()>) -> Result<()> {
+    for dir in &intent.opened {
+        let place = target.place(&dir.at)?;
+        if let (Some(place), Some(mode)) = (place, dir.mode)
+            && place.occupant()? == Some(Occupant::Directory)
+        {
+            change(&place, mode)?;
+        }
+    }
+    Ok(())
 }
 
 /// Replaces the content of live databases; `done` is called after each commit.
@@ -84,11 +151,12 @@ fn dress_as(kept: &Place, live: &Place) -> Result<()> {
     let Some(found) = live.stat()? else { return Ok(()) };
     // An undo may have to write to it.
     kept.set_mode(found.st_mode | 0o200)?;
-    if nix::unistd::geteuid().is_root() { kept.set_owner(found.st_uid, found.st_gid) } else { Ok(()) }
+    kept.give_to((found.st_uid, found.st_gid))
 }
 
 /// What comes after the changes; may be done twice.
 pub fn finish(root: &Path, target: &Target, intent: &Intent) -> Result<Vec<Warning>> {
+    open_dirs(target, intent)?;
     let mut warnings = Vec::new();
     // Innermost first: nothing changes in a directory any more when it gets its time.
     for dir in intent.made.iter().rev() {
@@ -98,8 +166,8 @@ pub fn finish(root: &Path, target: &Target, intent: &Intent) -> Result<Vec<Warni
     }
     if let Some((dir, record)) = &intent.undo {
         let path = root.join(dir);
-        fs::create_dir_all(&path).map_err(|cause| Error::io("create", &path, cause))?;
-        record.write(root, &path)?;
+        durable::create_dirs(&path).map_err(|cause| Error::io("create", &path, cause))?;
+        record.write(&path)?;
         target.sync([dir.as_str()])?;
     }
     if let Some(retired) = intent.retired.as_ref().filter(|retired| super::undo::is_dir(retired)) {
@@ -114,6 +182,9 @@ pub fn finish(root: &Path, target: &Target, intent: &Intent) -> Result<Vec<Warni
             // One that holds something by now stays.
             place.remove_dir();
         }
+    }
+    if let Err(error) = close_dirs(target, intent) {
+        warnings.push(Warning::new(WarningCode::Attributes, error.message));
     }
     journal::end(root)?;
     Ok(warnings)

@@ -82,6 +82,28 @@ impl Target {
         })
     }
 
+    /// User and group of what is at a location, or else of the nearest directory above it that exists.
+    pub fn owner_of(&self, location: &str) -> Result<Option<(u32, u32)>> {
+        let mut location = location;
+        loop {
+            let dir = match location {
+                "" => Some(&self.root),
+                STATE_DIR => Some(&self.state),
+                _ => None,
+            };
+            if let Some(dir) = dir {
+                return dir.as_ref().map(Dir::owner).transpose();
+            }
+            if let Some(place) = self.place(location)? {
+                match place.stat()? {
+                    Some(found) => return Ok(Some((found.st_uid, found.st_gid))),
+                    None => return place.dir().owner().map(Some),
+                }
+            }
+            location = parent(location);
+        }
+    }
+
     /// For messages.
     pub fn absolute(&self, location: &str) -> PathBuf {
         self.path.join(names::decode(location).unwrap_or_default())

@@ -10,13 +10,10 @@ use std::{path::Path, time::Duration};
 use super::{
     journal::{self, Intent, Swapped},
     roll_back::take_back,
-    steps::{finish, move_file, swap},
-    target::Target,
+    steps::{finish, move_file, open_dirs, swap},
+    target::{Target, parent},
 };
-use crate::{
-    error::{Error, Result, Warning},
-    project::STATE_DIR,
-};
+use crate::error::{Error, Result, Warning};
 
 /// Makes all changes, or none. The target is locked by the caller.
 pub fn carry_out(target: &Target, root: &Path, mut intent: Intent, lock_timeout: Duration) -> Result<Vec<Warning>> {
@@ -42,13 +39,12 @@ pub fn carry_out(target: &Target, root: &Path, mut intent: Intent, lock_timeout:
 }
 
 fn make_moves(target: &Target, intent: &Intent) -> Result<()> {
-    let owner = target.existing(STATE_DIR)?.stat()?.filter(|_| nix::unistd::geteuid().is_root());
+    open_dirs(target, intent)?;
     for dir in &intent.made {
+        let owner = target.owner_of(parent(&dir.at))?;
         let place = target.existing(&dir.at)?;
         place.make_dir(dir.mode.map_or(0o777, |mode| mode | 0o700))?;
-        if let Some(owner) = owner {
-            place.set_owner(owner.st_uid, owner.st_gid)?;
-        }
+        owner.map_or(Ok(()), |owner| place.give_to(owner))?;
     }
     for (number, change) in intent.moves.iter().enumerate() {
         let (from, to) = (target.existing(&change.from)?, target.existing(&change.to)?);

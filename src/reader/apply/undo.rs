@@ -11,7 +11,7 @@ use super::journal::MadeDir;
 use crate::{
     durable,
     error::{Code, Error, Result},
-    project::{STATE_DIR, UNDO_DIR, give_to_owner},
+    project::{STATE_DIR, UNDO_DIR},
 };
 
 /// Of `undoRetentionDays`.
@@ -62,12 +62,11 @@ impl Record {
         Record { version, of, at, undo: false, files, made: Vec::new(), taken: Vec::new(), outside: None }
     }
 
-    pub fn write(&self, root: &Path, dir: &Path) -> Result<()> {
+    pub fn write(&self, dir: &Path) -> Result<()> {
         let path = dir.join(RECORD_FILE);
         let json =
             serde_json::to_vec_pretty(self).map_err(|cause| Error::io("write", &path, io::Error::other(cause)))?;
-        durable::write(&path, &json)?;
-        give_to_owner(root, &path)
+        durable::write(&path, &json)
     }
 }
 

@@ -25,7 +25,7 @@ use super::{Holder, Log, board::Board};
 use crate::{
     durable,
     error::{self, Error, Result},
-    project::{Project, give_to_owner},
+    project::Project,
     settings::listen::Listen,
 };
 
@@ -127,8 +127,7 @@ impl<'a> Http<'a> {
         let dir = path.parent().unwrap_or(&path);
         durable::create_dirs(dir).map_err(|cause| Error::io("create", dir, cause))?;
         let record = Record { service: self.holder.clone(), listen: listening.clone() };
-        durable::write(&path, &serde_json::to_vec_pretty(&record).unwrap_or_default())?;
-        [dir, &path].into_iter().try_for_each(|made| give_to_owner(self.project.root(), made))
+        durable::write(&path, &serde_json::to_vec_pretty(&record).unwrap_or_default())
     }
 }
 

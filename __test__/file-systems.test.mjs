@@ -1,0 +1,101 @@
+// What a file system, or the way that it is mounted, cannot do: system calls that fail as they do there, and real mounts.
+
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+
+import { describe, expect, test } from 'vitest';
+
+import { kgPath, run } from './support/processes.mjs';
+import { contents, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import { isRoot } from './support/users.mjs';
+
+/** Runs `kg` while a system call fails, for `only` a path or for all. */
+function failing(call, error, args, { only, cwd, when } = {}) {
+  const [trace, options] = [['-e', `trace=${call}`], only ? ['-P', only] : []];
+  const inject = `inject=${call}:error=${error}${when ? `:when=${when}` : ''}`;
+  const { status, stdout, stderr } = spawnSync('strace', ['-f', '-o', '/dev/null', ...options, ...trace, '-e', inject, kgPath, ...args], { cwd, encoding: 'utf8' });
+  return { status, stdout, stderr };
+}
+
+const refusals = (warnings) => warnings.filter(({ message }) => /refuses to sync/.test(message));
+
+describe('a file system that cannot sync directories', () => {
+  test.each(['EINVAL', 'ENOSYS', 'EOPNOTSUPP'])('%s is one warning of a backup and of what is done with it', (error) => {
+    const { root, backups } = makeProject({ nodes: 20 });
+    mkdirSync(backups);
+    const json = (args) => {
+      const { status, stdout, stderr } = failing('fsync,fdatasync', error, ['diag', ...args, '--json'], { cwd: root });
+      expect({ status, stderr }).toEqual({ status: 0, stderr: expect.not.stringContaining('kg:') });
+      return JSON.parse(stdout);
+    };
+    const backup = json(['backup', '--output', backups]);
+    expect(refusals(backup.warnings).filter(({ message }) => message.includes(backups))).toEqual([
+      { code: 'KG_WARN_STORE', message: expect.stringContaining('up to the file system') },
+    ]);
+    json(['backup', '--pin', backup.id, '--output', backups]);
+    const target = path.join(backups, '../target');
+    const restored = json(['restore', '--file', path.join(backups, 'latest.tar.gz'), '--target', target]);
+    expect(refusals(restored.warnings)).toHaveLength(1);
+    expect(contents(target)).toEqual(contents(root));
+    json(['prune', '--max-backups', '1', '--output', backups]);
+  });
+
+  test('EIO stays an error, and the backup is not listed', () => {
+    const { root, backups } = makeProject({ nodes: 20 });
+    mkdirSync(backups);
+    const failed = failing('fsync', 'EIO', ['diag', 'backup', '--output', backups], { cwd: root, only: backups });
+    expect(failed).toMatchObject({ status: 4, stderr: expect.stringMatching(/Could not sync .*\[KG_IO\]/) });
+    expect(failing('fsync', 'EIO', ['diag', 'restore', '--file', 'latest', '--yes'], { cwd: root }).status).not.toBe(0);
+  });
+});
+
+test('where names cannot be linked, or permissions and times not be set, a restore says so and is whole', () => {
+  const { root } = makeProject({ nodes: 20 });
+  expect(run(kgPath, ['diag', 'backup'], { cwd: root })).toContain('Backup created');
+  for (const [call, error] of [['fchmod,chmod,fchmodat', 'EPERM'], ['utimensat', 'EPERM'], ['fchmod', 'EOPNOTSUPP']]) {
+    const target = path.join(temporaryDirectory(), 'target');
+    const { status, stdout } = failing(call, error, ['diag', 'restore', '--file', 'latest', '--target', target, '--json'], { cwd: root });
+    expect(status).toBe(0);
+    expect(JSON.parse(stdout).warnings.map(({ code }) => code)).toEqual(['KG_WARN_ATTRIBUTES']);
+    expect(contents(target)).toEqual(contents(root).filter((line) => !line.startsWith('.kg/backups')));
+  }
+});
+
+test('a file system without locks is named', () => {
+  const { root } = makeProject({ nodes: 20 });
+  for (const error of ['ENOLCK', 'EOPNOTSUPP']) {
+    const { status, stderr } = failing('flock', error, ['diag', 'backup'], { cwd: root });
+    expect(status).toBe(4);
+    expect(stderr).toMatch(/the file system \(\S+ at \/.*\) does not support locks/);
+  }
+});
+
+describe.skipIf(!isRoot)('single files that were mounted, as containers mount them', () => {
+  /** Runs a script in a mount namespace of its own, where `file` is mounted over itself from another file system. */
+  const inContainer = (root, file, script) =>
+    spawnSync('unshare', ['-m', 'sh', '-ec', `mount --make-rprivate /; mkdir ../outside; mount -t tmpfs none ../outside; cp .kg/${file} ../outside/; mount --bind ../outside/${path.basename(file)} .kg/${file}; ${script}`], { cwd: root, encoding: 'utf8', env: { ...process.env, KG: kgPath } });
+
+  test('a restore over config.json names the mount point, and changes nothing', () => {
+    const { root } = makeProject({ nodes: 20 });
+    expect(run(kgPath, ['diag', 'backup'], { cwd: root })).toContain('Backup created');
+    const before = contents(root);
+    writeFileSync(path.join(root, '.kg/plugins/glossary/terms.json'), '["other"]');
+    const { status, stderr } = inContainer(root, 'config.json', `echo '{"theme":"light"}' > .kg/config.json; "$KG" diag restore --file latest --yes`);
+    expect(status).toBe(4);
+    expect(stderr).toMatch(/\.kg\/config\.json is a mount point[^]*mount the directory that holds it[^]*\[KG_TARGET_INVALID\]|\[KG_TARGET_INVALID\][^]*mount the directory that holds it/);
+    expect(readFileSync(path.join(root, '.kg/plugins/glossary/terms.json'), 'utf8')).toBe('["other"]');
+    expect(existsSync(path.join(root, '.kg/restore-journal.json'))).toBe(false);
+    expect(before.length).toBeGreaterThan(0);
+  });
+
+  test('a database that was mounted alone gets the content of the backup through SQLite', () => {
+    const { root, database } = makeProject({ nodes: 20, journalMode: 'delete' });
+    expect(run(kgPath, ['diag', 'backup'], { cwd: root })).toContain('Backup created');
+    withDatabase(database, (db) => db.exec("DELETE FROM edges; DELETE FROM nodes WHERE id <> 'n1'"));
+    const { status, stdout, stderr } = inContainer(root, 'knowledge.db', '"$KG" diag restore --file latest --yes && cp .kg/knowledge.db ../after.db');
+    expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
+    expect(stdout).toContain('Restored');
+    expect(withDatabase(path.join(root, '../after.db'), (db) => db.prepare('SELECT count(*) FROM nodes').pluck().get())).toBe(20);
+  });
+});

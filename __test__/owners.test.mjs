@@ -1,0 +1,180 @@
+// Files that root writes in somebody's project, and directories that a restore made read-only.
+
+import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+
+import { describe, expect, test } from 'vitest';
+
+import { withDatabase } from './support/project.mjs';
+import { isRoot, notOwnedBy, projectOf } from './support/users.mjs';
+
+const USER = 1001;
+const done = { status: 0, stderr: '' };
+
+describe.skipIf(!isRoot)('root in a project of another user', () => {
+  test('a restore into a volume gives everything to the owner of the volume', () => {
+    const { asRoot, base, backups } = projectOf(0);
+    expect(asRoot('diag', 'backup', '--output', backups)).toMatchObject(done);
+    const volume = path.join(base, 'volume');
+    mkdirSync(volume);
+    chownSync(volume, USER, USER + 1);
+    for (const target of [volume, path.join(volume, 'made/on the way')]) {
+      expect(asRoot('diag', 'restore', '--file', path.join(backups, 'latest.tar.gz'), '--target', target)).toMatchObject({ status: 0 });
+    }
+    expect(notOwnedBy(volume, USER)).toEqual([]);
+    expect(statSync(path.join(volume, 'made/on the way/.kg/knowledge.db')).gid).toBe(USER + 1);
+  });
+
+  test('a restore over files keeps their owners, and new files get the owner of their directory', () => {
+    const { asRoot, root } = projectOf(USER);
+    expect(asRoot('diag', 'backup')).toMatchObject(done);
+    const at = (name) => path.join(root, '.kg', name);
+    writeFileSync(at('config.json'), '{"theme":"light"}');
+    chownSync(at('config.json'), 1005, 1005);
+    rmSync(at('vectors/a.f32'));
+    chownSync(at('vectors'), 1006, 1006);
+    rmSync(at('plugins/glossary'), { recursive: true });
+    expect(asRoot('diag', 'restore', '--file', 'latest', '--yes')).toMatchObject(done);
+    const owners = (...names) => names.map((name) => lstatSync(at(name)).uid);
+    expect(owners('config.json', 'vectors/a.f32', 'plugins/glossary', 'plugins/glossary/terms.json', 'restore-undo', 'knowledge.db')).toEqual([1005, 1006, USER, USER, USER, USER]);
+    expect(notOwnedBy(at('restore-undo'), USER)).toEqual([expect.stringMatching(/config\.json 1005$/)]);
+    expect(asRoot('diag', 'restore', '--undo', '--yes')).toMatchObject(done);
+    expect(owners('config.json', 'knowledge.db')).toEqual([1005, USER]);
+    expect(readFileSync(at('config.json'), 'utf8')).toBe('{"theme":"light"}');
+  });
+
+  test('whatever root does in the project, its owner can go on', () => {
+    const { asOwner, asRoot, root, database } = projectOf(USER);
+    const store = ['--output', '.kg/backups/nightly'];
+    const json = ({ stdout, stderr, status }) => {
+      expect({ status, stderr }).toEqual(done);
+      return JSON.parse(stdout);
+    };
+    json(asRoot('diag', 'backup', '--json', ...store));
+    withDatabase(database, (db) => db.exec("UPDATE nodes SET title = 'changed' WHERE id = 'n1'"));
+    const { id } = json(asRoot('diag', 'backup', '--type', 'incremental', '--json', ...store));
+    json(asRoot('diag', 'backup', '--pin', id, '--json', ...store));
+    json(asRoot('diag', 'backup', '--consolidate', id, '--json', ...store));
+    json(asRoot('diag', 'prune', '--max-backups', '2', '--json', ...store));
+    expect(asRoot('config', 'set', 'backup.maxBackups', '5')).toMatchObject(done);
+    expect(asRoot('config', 'set', 'backup.hooks.onSuccess.command', '["true"]').stderr).toMatch(/run for backups that user 1001 makes/);
+    expect(asRoot('diag', 'restore', '--file', id, '--backup-dir', '.kg/backups/nightly', '--yes')).toMatchObject({ status: 0 });
+    expect(asRoot('diag', 'backup', '--status')).toMatchObject(done);
+    expect(notOwnedBy(path.join(root, '.kg'), USER)).toEqual([]);
+    json(asOwner('diag', 'backup', '--json', ...store));
+    json(asOwner('diag', 'backup', '--unpin', id, '--json', ...store));
+    json(asOwner('diag', 'backup', '--delete', id, '--json', ...store));
+    expect(asOwner('diag', 'restore', '--undo', '--yes')).toMatchObject(done);
+    expect(asOwner('config', 'set', 'backup.hooks.onSuccess.command', '["false"]')).toMatchObject(done);
+  });
+
+  test('an archive outside the project stays with root, to whomever its directory belongs', () => {
+    const { asRoot, backups } = projectOf(USER);
+    mkdirSync(backups);
+    chownSync(backups, USER, USER);
+    expect(asRoot('diag', 'backup', '--output', backups)).toMatchObject(done);
+    expect(notOwnedBy(backups, 0)).toEqual([`. ${USER}`]);
+  });
+
+  test('what a killed run of root left keeps nobody from a backup', () => {
+    const { asOwner, root } = projectOf(USER);
+    const left = path.join(root, '.kg/backups/.kg-snapshot-left');
+    mkdirSync(path.join(left, 'unpacked'), { recursive: true });
+    writeFileSync(path.join(left, 'unpacked/1'), 'x');
+    chmodSync(left, 0o700);
+    chownSync(path.dirname(left), USER, USER);
+    const { status, stderr } = asOwner('diag', 'backup');
+    expect(status).toBe(0);
+    expect(stderr).toMatch(/kg-snapshot-left.*another user's run left it.*KG_WARN_STORE/);
+  });
+
+  test('without CAP_CHOWN the files stay root\'s, with a warning', () => {
+    const { base, backups, executable, asRoot, run } = projectOf(0);
+    expect(asRoot('diag', 'backup', '--output', backups)).toMatchObject(done);
+    const volume = path.join(base, 'volume');
+    mkdirSync(volume);
+    chownSync(volume, USER, USER);
+    const restored = run(['setpriv', '--bounding-set=-chown', '--inh-caps=-chown', executable, 'diag', 'restore', '--file', path.join(backups, 'latest.tar.gz'), '--target', volume, '--json']);
+    expect(restored).toMatchObject({ status: 0 });
+    const { warnings } = JSON.parse(restored.stdout);
+    expect(warnings.map(({ code }) => code)).toEqual(['KG_WARN_ATTRIBUTES']);
+    expect(warnings[0].message).toMatch(/belong to root because their owner could not be changed/);
+    expect(existsSync(path.join(volume, '.kg/knowledge.db'))).toBe(true);
+  });
+
+  test('status says that hooks of another user, or that others may write, do not run', () => {
+    const { asRoot, asOwner, root } = projectOf(USER);
+    const hooks = path.join(root, '.kg/hooks.json');
+    expect(asOwner('config', 'set', 'backup.hooks.onSuccess.command', '["true"]')).toMatchObject(done);
+    expect(asOwner('diag', 'backup', '--status').stdout).not.toMatch(/No hook runs/);
+    expect(asRoot('diag', 'backup', '--status').stdout).toMatch(/hooks +No hook runs: .*belongs to user 1001/);
+    chmodSync(hooks, 0o666);
+    expect(asOwner('diag', 'backup', '--status').stdout).toMatch(/No hook runs: .*others may write it/);
+    expect(JSON.parse(asOwner('diag', 'backup', '--status', '--json').stdout).hookWarnings).toHaveLength(1);
+    chownSync(hooks, 0, 0);
+    chmodSync(hooks, 0o600);
+    expect(asOwner('diag', 'backup', '--status').stdout).toMatch(/No hook runs: .*Permission denied/);
+  });
+});
+
+describe.skipIf(!isRoot)('read-only directories', () => {
+  const modeOf = (file) => (statSync(file).mode & 0o7777).toString(8);
+
+  /** A project with directories that their owner may not write. */
+  function readOnly() {
+    const project = projectOf(USER);
+    const plugins = path.join(project.root, '.kg/plugins');
+    const dirs = { m: 0o555, 'nested/inner': 0o555, nested: 0o555, own: 0o500, 'group': 0o2555 };
+    for (const dir of Object.keys(dirs)) {
+      mkdirSync(path.join(plugins, dir), { recursive: true });
+      writeFileSync(path.join(plugins, dir, 'f'), 'saved');
+    }
+    project.run(['chown', '-R', `${USER}:${USER}`, plugins]);
+    for (const [dir, mode] of Object.entries(dirs)) chmodSync(path.join(plugins, dir), mode);
+    const modes = () => Object.keys(dirs).map((dir) => modeOf(path.join(plugins, dir)));
+    return { ...project, plugins, modes, files: Object.keys(dirs).map((dir) => path.join(plugins, dir, 'f')) };
+  }
+
+  test('a restore that made them can be undone and made again', () => {
+    const { asOwner, files, plugins, modes } = readOnly();
+    expect(asOwner('diag', 'backup')).toMatchObject(done);
+    rmSync(plugins, { recursive: true });
+    for (let round = 0; round < 2; round += 1) {
+      expect(asOwner('diag', 'restore', '--file', 'latest', '--yes')).toMatchObject(done);
+      expect(files.map((file) => readFileSync(file, 'utf8'))).toEqual(files.map(() => 'saved'));
+      expect(modes()).toEqual(['555', '555', '555', '500', '555']);
+      expect(asOwner('diag', 'restore', '--undo', '--yes')).toMatchObject(done);
+      expect(existsSync(plugins)).toBe(false);
+    }
+  });
+
+  test('files in them are replaced, and the directories stay read-only', () => {
+    const { asOwner, files, modes } = readOnly();
+    expect(asOwner('diag', 'backup')).toMatchObject(done);
+    const before = modes();
+    files.forEach((file) => writeFileSync(file, 'newer'));
+    rmSync(files[0]);
+    expect(asOwner('diag', 'restore', '--file', 'latest', '--yes')).toMatchObject(done);
+    expect(files.map((file) => readFileSync(file, 'utf8'))).toEqual(files.map(() => 'saved'));
+    expect(modes()).toEqual(before);
+    expect(asOwner('diag', 'restore', '--undo', '--yes')).toMatchObject(done);
+    expect(files.slice(1).map((file) => readFileSync(file, 'utf8'))).toEqual(files.slice(1).map(() => 'newer'));
+    expect(modes()).toEqual(before);
+  });
+
+  test('a kill between the changes leaves them as they were', () => {
+    const { asOwner, asUser, executable, files, modes, root, run } = readOnly();
+    expect(asOwner('diag', 'backup')).toMatchObject(done);
+    const before = modes();
+    files.forEach((file) => writeFileSync(file, 'newer'));
+    // The fourth rename of the restore itself is never made: the directories are writable by then.
+    const user = ['setpriv', `--reuid=${USER}`, `--regid=${USER}`, '--clear-groups'];
+    const killed = run(['strace', '-f', '-o', '/dev/null', '-e', 'trace=renameat', '-e', 'inject=renameat:signal=KILL:when=4', ...user, executable, 'diag', 'restore', '--file', 'latest', '--yes']);
+    expect(killed.status).not.toBe(0);
+    expect(existsSync(path.join(root, '.kg/restore-journal.json'))).toBe(true);
+    expect(modes()).not.toEqual(before);
+    expect(asUser(USER, 'diag', 'backup').stderr).toMatch(/was taken back/);
+    expect(modes()).toEqual(before);
+    expect(files.map((file) => readFileSync(file, 'utf8'))).toEqual(files.map(() => 'newer'));
+  });
+});

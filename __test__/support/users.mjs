@@ -1,0 +1,48 @@
+// Commands as another user, which only root can run.
+
+import { execFileSync, spawnSync } from 'node:child_process';
+import { chmodSync, copyFileSync, existsSync, lstatSync, readdirSync } from 'node:fs';
+import path from 'node:path';
+
+import { kgPath } from './processes.mjs';
+import { makeProject } from './project.mjs';
+
+export const isRoot = process.getuid() === 0;
+
+/** A project whose directories the user `uid` may enter and owns, and `kg` where that user reaches it. */
+export function projectOf(uid, options) {
+  const project = makeProject(options);
+  const base = path.dirname(project.root);
+  chmodSync(base, 0o755);
+  const executable = path.join(base, 'kg');
+  copyFileSync(kgPath, executable);
+  execFileSync('chown', ['-R', `${uid}:${uid}`, project.root]);
+  const run = (command, env = {}) => {
+    const { status, stdout, stderr } = spawnSync(command[0], command.slice(1), { cwd: project.root, encoding: 'utf8', env: { ...process.env, ...env } });
+    return { status, stdout, stderr };
+  };
+  const as = (user, args, env) =>
+    run(['setpriv', `--reuid=${user}`, `--regid=${user}`, '--clear-groups', executable, ...args], env);
+  return {
+    ...project,
+    base,
+    executable,
+    /** Runs `kg` as the owner of the project, or as root: status, stdout, stderr. */
+    asOwner: (...args) => as(uid, args, { TMPDIR: undefined }),
+    asUser: (user, ...args) => as(user, args),
+    asRoot: (...args) => run([executable, ...args]),
+    run,
+  };
+}
+
+/** Paths below `dir` (and itself) that do not belong to `uid`, relative to it. */
+export function notOwnedBy(dir, uid) {
+  const wrong = [];
+  const look = (file) => {
+    const found = lstatSync(file);
+    if (found.uid !== uid) wrong.push(`${path.relative(dir, file) || '.'} ${found.uid}`);
+    if (found.isDirectory()) for (const name of readdirSync(file)) look(path.join(file, name));
+  };
+  if (existsSync(dir)) look(dir);
+  return wrong;
+}

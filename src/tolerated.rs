@@ -1,0 +1,129 @@
+//! What a file system, or a container without the rights of root, refused and a run did without.
+//!
+//! Such a refusal is no error: some file systems cannot sync a directory, or have no owners. It is remembered here, and
+//! becomes a warning of the result of the run that met it.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use nix::libc;
+
+use crate::{
+    error::{Warning, WarningCode, plain},
+    paths,
+};
+
+/// More of one kind are counted in vain: the warning names the first.
+const MOST: usize = 100;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// `fsync`, of a file or directory.
+    Sync,
+    /// A change of the owner, by root.
+    Owner,
+    /// A change of the permissions or the time.
+    Attributes,
+}
+
+struct Note {
+    refused: Refused,
+    /// The directory that holds it, without links.
+    dir: PathBuf,
+    why: String,
+}
+
+static NOTES: Mutex<Vec<Note>> = Mutex::new(Vec::new());
+
+/// Remembers that something was refused for `path`.
+pub fn note(refused: Refused, path: &Path, cause: &io::Error) {
+    let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    let dir = paths::resolve(dir);
+    let mut notes = NOTES.lock().unwrap_or_else(PoisonError::into_inner);
+    if notes.len() < MOST && !notes.iter().any(|note| note.refused == refused && note.dir == dir) {
+        notes.push(Note { refused, dir, why: plain(cause) });
+    }
+}
+
+/// Remembers a change of permissions or times that the file system has no means for (FAT, CIFS, some FUSE); other failures stay.
+pub fn attributes(set: io::Result<()>, path: &Path) -> io::Result<()> {
+    match set {
+        Err(cause)
+            if matches!(cause.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)) =>
+        {
+            note(Refused::Attributes, path, &cause);
+            Ok(())
+        }
+        set => set,
+    }
+}
+
+/// Takes what was remembered of `below` and everything in it, as one warning for each kind of refusal.
+pub fn warnings(below: &Path) -> Vec<Warning> {
+    let below = paths::resolve(below);
+    let mut notes = NOTES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut found = Vec::new();
+    notes.retain_mut(|note| {
+        let is_asked_for = note.dir.starts_with(&below);
+        if is_asked_for {
+            found.push((note.refused, std::mem::take(&mut note.dir), std::mem::take(&mut note.why)));
+        }
+        !is_asked_for
+    });
+    let kinds = [Refused::Sync, Refused::Owner, Refused::Attributes];
+    kinds.into_iter().filter_map(|kind| warning(kind, &found)).collect()
+}
+
+fn warning(kind: Refused, found: &[(Refused, PathBuf, String)]) -> Option<Warning> {
+    let of_kind: Vec<_> = found.iter().filter(|(refused, ..)| *refused == kind).collect();
+    let (_, dir, why) = of_kind.first()?;
+    let more = if of_kind.len() > 1 { format!(" and {} more directories", of_kind.len() - 1) } else { String::new() };
+    let place = format!("{}{more}", dir.display());
+    Some(match kind {
+        Refused::Sync => Warning::new(
+            WarningCode::Store,
+            format!(
+                "The file system of {place} refuses to sync ({why}): after a power failure, the durability of files and names \
+                 written there is up to the file system"
+            ),
+        ),
+        Refused::Owner => Warning::new(
+            WarningCode::Attributes,
+            format!(
+                "Files in {place} belong to root because their owner could not be changed ({why}): run it as the owner of \
+                 the directory, or change the owner with `chown`"
+            ),
+        ),
+        Refused::Attributes => Warning::new(
+            WarningCode::Attributes,
+            format!(
+                "Permissions or times of files in {place} could not be set ({why}): they are those of the file system"
+            ),
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_once_by_the_run_that_wrote_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (here, there) = (dir.path().join("here"), dir.path().join("there"));
+        std::fs::create_dir_all(here.join("inner")).unwrap();
+        std::fs::create_dir(&there).unwrap();
+        let refusal = io::Error::from_raw_os_error(nix::libc::EINVAL);
+        for path in [&here, &here.join("inner"), &there, &here] {
+            note(Refused::Sync, path, &refusal);
+        }
+        let told = warnings(&here);
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].code, WarningCode::Store);
+        assert!(told[0].message.contains("and 1 more directories"), "{}", told[0].message);
+        assert_eq!((warnings(&here).len(), warnings(&there).len()), (0, 1));
+    }
+}
