@@ -64,6 +64,9 @@ pub fn tell(status: &Status, service: Option<&Holder>, is_in_progress: bool, out
     for failure in &status.hook_failures {
         row("hook", hook_failure(failure));
     }
+    for warning in &status.hook_warnings {
+        row("hooks", warning.clone());
+    }
     row("health", if status.health.ok { "ok".into() } else { status.health.messages.join("; ") });
 }
 

@@ -11,7 +11,7 @@ use std::{
 use nix::unistd::geteuid;
 
 use crate::{
-    error::{Code, Error, Result},
+    error::{Code, Error, Result, Warning, WarningCode},
     project::{HOOKS_FILE, Project, discover::open_plain},
 };
 
@@ -55,6 +55,16 @@ pub fn read(project: &Project) -> Result<Option<String>> {
         Ok(_) => Err(refuse(&path, "it is too long", "Set the hooks again")),
         Err(cause) => Err(Error::io("read", &path, cause)),
     }
+}
+
+/// A warning if this user's backups do not run the hooks because the file belongs to another one: root set them for the
+/// owner of the project.
+pub fn not_for_this_user(project: &Project) -> Option<Warning> {
+    let (owner, user) = (fs::symlink_metadata(path(project)).ok()?.uid(), geteuid().as_raw());
+    let message = format!(
+        "The hooks belong to the owner of the project: they run for backups that user {owner} makes, not for those of user {user}"
+    );
+    (owner != user && owner != 0).then(|| Warning::new(WarningCode::Hook, message))
 }
 
 /// Whether the name stands in the directory to the letter.

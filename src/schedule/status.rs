@@ -15,6 +15,7 @@ use crate::{
     archive::manifest::BackupType,
     base::own_among,
     error::{Result, WarningCode},
+    hooks::Hooks,
     project::Project,
     settings::Settings,
     store::{Backup, Store, broken_chains, held, newest_good, passed_over, passed_over_warning},
@@ -49,6 +50,8 @@ pub struct Status {
     pub last_failure: Option<Run>,
     /// Hooks that failed when they ran last.
     pub hook_failures: Vec<HookFailure>,
+    /// Why hooks that are configured do not run, or cannot all be used.
+    pub hook_warnings: Vec<String>,
     /// Of the newest backups, oldest first.
     pub sizes: Vec<u64>,
     pub health: Health,
@@ -192,6 +195,7 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         last_success: history.runs.iter().rev().find(|run| run.backup.is_some()).cloned(),
         last_failure: history.runs.iter().rev().find(|run| run.error.is_some()).cloned(),
         hook_failures: history.hook_failures,
+        hook_warnings: project.map(hook_warnings).unwrap_or_default(),
         sizes,
         health: Health::of(&problems, is_late),
         store_emptied: emptied.is_some(),
@@ -199,6 +203,12 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         problems,
         latest: backups.into_iter().next(),
     })
+}
+
+fn hook_warnings(project: &Project) -> Vec<String> {
+    let mut warnings = Vec::new();
+    Hooks::load(project, &mut warnings);
+    warnings.into_iter().map(|warning| warning.message).collect()
 }
 
 fn chains(backups: &[Backup]) -> Chains {

@@ -112,6 +112,9 @@ fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -
         (None, true) => format!("{name} was taken out of {file}"),
         (None, false) => format!("{name} is not set"),
     });
+    if let Some(warning) = (key.home() == Home::Hooks).then(|| hooks::file::not_for_this_user(project)).flatten() {
+        output.late_warnings(&[warning]);
+    }
     if let Err(error) = forgotten {
         let message = format!("`--status` may still tell that it failed: {}", error.message);
         output.late_warnings(&[Warning::new(WarningCode::Hook, message)]);
