@@ -2,7 +2,7 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
 
@@ -33,10 +33,11 @@ const json = async (promise) => JSON.parse((await promise).stdout);
 const isAlive = (pid) => existsSync(`/proc/${pid}`) && !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
 
 /** The service in the foreground, as a service manager runs it. */
-function foreground(root) {
-  const child = spawn(kgPath, ['serve', '--foreground'], { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] });
+function foreground(root, stderr = 'inherit') {
+  const child = spawn(kgPath, ['serve', '--foreground'], { cwd: root, stdio: ['ignore', 'pipe', stderr] });
   onTestFinished(() => child.kill('SIGKILL'));
-  const service = { child, said: '' };
+  const service = { child, said: '', complained: '' };
+  child.stderr?.on('data', (text) => (service.complained += text));
   child.stdout.on('data', (text) => (service.said += text));
   return service;
 }
@@ -200,12 +201,45 @@ describe('kg serve', () => {
     expect(await kg('diag', 'backup', '--verify', path.join(backups, archives()[0]))).toMatchObject({ status: 0 });
   });
 
-  test('ends where its project is gone', async () => {
-    const { root } = setUp({ enabled: true, schedule: '0 2 * * *' });
-    const service = foreground(root);
-    await until(() => service.said.includes('answers no HTTP'), 'all that its start writes');
-    rmSync(path.join(root, '.kg'), { recursive: true });
-    expect(await once(service.child, 'exit')).toEqual([0, null]);
+  test('ends with a failure and the reason if its project is removed, moved or replaced, and writes nothing there', async () => {
+    const losses = {
+      removed: (root) => rmSync(path.join(root, '.kg'), { recursive: true }),
+      moved: (root) => renameSync(root, `${root}-moved`),
+      replaced: (root) => {
+        renameSync(path.join(root, '.kg'), path.join(root, '.kg-old'));
+        mkdirSync(path.join(root, '.kg'));
+      },
+    };
+    for (const lose of Object.values(losses)) {
+      const { root } = setUp({ enabled: true, schedule: '0 2 * * *' });
+      const service = foreground(root, 'pipe');
+      await until(() => service.said.includes('answers no HTTP'), 'all that its start writes');
+      lose(root);
+      const left = () => existsSync(path.join(root, '.kg')) && readdirSync(path.join(root, '.kg'));
+      const before = left();
+      expect(await once(service.child, 'close')).toEqual([1, null]);
+      expect(service.said).toMatch(/error: stopped: .* is no longer the project that this service was started for.*\[KG_SERVICE\]\n$/);
+      expect(service.complained).toMatch(/is no longer the project[^]*start the service again/);
+      expect(left()).toEqual(before);
+    }
+  });
+
+  test.skipIf(process.getuid() !== 0)('as the first process of a container waits for processes that lost their parent', async () => {
+    const { root, archives, kg } = setUp({ enabled: true, schedule: '* * * * * *' });
+    // Each run leaves a process that nobody waits for.
+    await kg('config', 'set', 'backup.hooks.onSuccess.command', '["sh", "-c", "sleep 0.05 & exec true"]');
+    const container = spawn('unshare', ['--pid', '--fork', '--mount-proc', kgPath, 'serve', '--foreground'], { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] });
+    onTestFinished(() => container.kill('SIGKILL'));
+    let said = '';
+    container.stdout.on('data', (text) => (said += text));
+    const children = (pid) => run('sh', ['-c', `cat /proc/${pid}/task/*/children`]).trim().split(/\s+/).filter(Boolean);
+    await until(() => archives().length >= 2 && /the hook .* ran[^]*the hook .* ran/.test(said), 'two runs and their hooks');
+    const [first] = children(container.pid);
+    const states = () => children(first).map((pid) => readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/.*\) (.).*/s, '$1'));
+    await until(() => states().length === 1 && states()[0] !== 'Z', 'the service as the only child');
+    process.kill(Number(first), 'SIGTERM');
+    expect(await once(container, 'close')).toEqual([0, null]);
+    expect(said).toMatch(/stopped\n$/);
   });
 
   test('leaves nothing of itself in a backup', async () => {

@@ -21,7 +21,7 @@ use crate::{
     error::{Code, Error, Result},
     project::Project,
     schedule::{automatic, status::status},
-    service::{self, Held, Holder, Listening, Log},
+    service::{self, Held, Holder, Listening, Log, init},
     settings::{Settings, listen::Listen},
 };
 
@@ -211,6 +211,7 @@ fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
     output.result(&json!({
         "running": holder.is_some(), "service": holder, "listen": known(&listening),
         "nextRun": status.next_run, "lastRun": status.last_run, "hookFailures": status.hook_failures,
+        "hookWarnings": status.hook_warnings,
     }));
     output.warnings(&warnings);
     match &holder {
@@ -234,10 +235,16 @@ fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
     for failure in &status.hook_failures {
         output.line(format!("  hook      {}", hook_failure(failure)));
     }
+    for warning in &status.hook_warnings {
+        output.line(format!("  hooks     {warning}"));
+    }
     Ok(if holder.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCode> {
+    if init::is_first() {
+        return init::supervise();
+    }
     if args.detached {
         // Of a session of its own, so that the end of the terminal is not its end. It fails only for whoever has one already.
         let _ = nix::unistd::setsid();
@@ -252,7 +259,7 @@ fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
     };
     let log = if args.detached { Log::of(project)? } else { Log::Output };
     let options = service::Options { metrics_file: args.metrics_file.clone(), listen: args.listen };
-    service::serve(project, &held, &log, &options, &cancel_on_interrupt());
+    service::serve(project, &held, &log, &options, &cancel_on_interrupt())?;
     Ok(ExitCode::SUCCESS)
 }
 

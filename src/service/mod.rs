@@ -5,6 +5,7 @@
 //! work      what is done between two moments: take up the settings, make a backup, remember what came of it
 //! hooks     who is told of each run, on a thread of their own
 //! log       .kg/logs/backup-service.log, with a limit
+//! init      what the first process of a container owes the others
 //! board     what the loop tells of itself ─▶ http: health and metrics, on a thread of their own
 //! ```
 //!
@@ -16,6 +17,7 @@ mod board;
 mod holder;
 mod hooks;
 mod http;
+pub mod init;
 mod log;
 mod work;
 
@@ -32,6 +34,7 @@ pub use self::{
     log::Log,
 };
 use crate::{
+    error::{Code, Error, Result},
     project::{CONFIG_FILE, Project},
     settings::listen::Listen,
     task::Cancel,
@@ -49,8 +52,8 @@ pub struct Options {
     pub listen: Option<Listen>,
 }
 
-/// Runs until `cancel` is set, or the project is gone.
-pub fn serve(project: &Project, held: &Held, log: &Log, options: &Options, cancel: &Cancel) {
+/// Runs until `cancel` is set. `KG_SERVICE` if the project is gone.
+pub fn serve(project: &Project, held: &Held, log: &Log, options: &Options, cancel: &Cancel) -> Result<()> {
     let board = Arc::new(Board::new(project.root().display().to_string()));
     let mut http = Http::new(project, held.holder(), log, Arc::clone(&board));
     let mut service = Service::new(project, log, options, cancel, board);
@@ -77,9 +80,28 @@ pub fn serve(project: &Project, held: &Held, log: &Log, options: &Options, cance
             None => thread::sleep(MOMENT),
         }
     }
-    service.hooks.finish();
+    let lost = (!cancel.is_cancelled()).then(|| lost(project));
+    if lost.is_none() {
+        service.hooks.finish();
+    }
     drop(http);
-    log.line("stopped");
+    match lost {
+        None => log.line("stopped"),
+        Some(error) => {
+            log.line(&format!("error: stopped: {error} [{}]", error.code));
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Nothing is written to a project that is gone: that would make a new one at its place.
+fn lost(project: &Project) -> Error {
+    Error::new(
+        Code::Service,
+        format!("{} is no longer the project that this service was started for", project.root().display()),
+        "It was moved, removed or unmounted, or another one was put there; start the service again where the project is",
+    )
 }
 
 /// The log of the service of a project, for messages that name it.

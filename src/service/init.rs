@@ -1,0 +1,64 @@
+//! The duties of the first process of a container.
+//!
+//! If `kg serve` is a container's entry point, it is process 1: processes that lose their parent become its children, and
+//! stay as zombies until it waits for them. Waiting for any child would take the end of a hook from the thread that waits
+//! for that, so the service is a child of its own: process 1 starts it, forwards signals, and waits for everything else.
+
+use std::{
+    io,
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Command, ExitCode},
+    sync::{
+        Arc,
+        atomic::{AtomicI32, Ordering},
+    },
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::{Signal, kill},
+        wait::{WaitStatus, wait},
+    },
+    unistd::Pid,
+};
+
+use crate::error::{Error, Result};
+
+/// A signal came before the service was started.
+const STOPPED: i32 = -1;
+
+/// Whether this process is the first of its container.
+pub fn is_first() -> bool {
+    std::process::id() == 1
+}
+
+/// Runs this command once more as a child, and ends with its status.
+pub fn supervise() -> Result<ExitCode> {
+    let failed = |cause: io::Error| Error::io("start", Path::new("the service"), cause);
+    let service = Arc::new(AtomicI32::new(0));
+    let seen = Arc::clone(&service);
+    let forward = move || match seen.load(Ordering::SeqCst) {
+        pid if pid > 0 => drop(kill(Pid::from_raw(pid), Signal::SIGTERM)),
+        _ => seen.store(STOPPED, Ordering::SeqCst),
+    };
+    ctrlc::set_handler(forward).map_err(|cause| failed(io::Error::other(cause)))?;
+    let executable = std::env::current_exe().map_err(failed)?;
+    // In a group of its own: a terminal's Ctrl-C reaches this process, which forwards it once.
+    let child = Command::new(executable).args(std::env::args_os().skip(1)).process_group(0).spawn().map_err(failed)?;
+    let pid = Pid::from_raw(child.id() as i32);
+    if service.swap(pid.as_raw(), Ordering::SeqCst) == STOPPED {
+        let _ = kill(pid, Signal::SIGTERM);
+    }
+    loop {
+        match wait() {
+            Ok(WaitStatus::Exited(ended, status)) if ended == pid => return Ok(ExitCode::from(status as u8)),
+            Ok(WaitStatus::Signaled(ended, signal, _)) if ended == pid => {
+                return Ok(ExitCode::from(128_u8.saturating_add(signal as i32 as u8)));
+            }
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(cause) => return Err(failed(cause.into())),
+        }
+    }
+}
