@@ -119,10 +119,10 @@ function people_of(file) {
   }
 }
 
-/** Overwrites a page in the middle of `nodes`, and says how many rows lay on it. */
-function damageNodes(file) {
+/** Overwrites a page in the middle of a table, and says how many rows lay on it. */
+function damage(file, table) {
   const db = new Database(file, { readonly: true });
-  const leaves = db.prepare("SELECT pageno, ncell FROM dbstat WHERE name = 'nodes' AND pagetype = 'leaf' ORDER BY path").all();
+  const leaves = db.prepare("SELECT pageno, ncell FROM dbstat WHERE name = ? AND pagetype = 'leaf' ORDER BY path").all(table);
   db.close();
   const { pageno, ncell } = leaves[leaves.length >> 1];
   const bytes = readFileSync(file);
@@ -157,7 +157,7 @@ for (const [name, [make, missing]] of Object.entries(SITUATIONS)) {
   test(`${name} stays what it is when damaged pages next to it are salvaged`, async () => {
     const { root, database, backups } = project(make);
     const [was, held] = [definitions(database), people_of(database)];
-    const lost = damageNodes(database);
+    const lost = damage(database, 'nodes');
     const found = await new IntegrityChecker(root).runChecks();
     expect(codes(found.issues)).toContain('KG_ISSUE_DATABASE_DAMAGED');
 
@@ -218,6 +218,30 @@ test('a damaged table that cannot be evaluated is left as it is, with a sentence
   expect(repaired.status).toBe(3);
   expect(repaired.stdout).toContain('SQLite still reads more of');
   expect(readFileSync(database).equals(bytes)).toBe(true);
+});
+
+test("the host's own table stays what it is, with its full-text index, its indexes and its triggers", async () => {
+  const { root, database, backups } = project((db) => {
+    const definition = db.prepare("SELECT sql FROM sqlite_schema WHERE name = 'nodes'").pluck().get();
+    define('CREATE INDEX by_path ON nodes (path)', { nodes: definition.replace(/\)$/, ', CHECK (norm(title) IS NOT NULL))') })(db);
+  });
+  const rows = () => {
+    const db = new Database(database, { readonly: true });
+    const found = ['SELECT * FROM nodes NOT INDEXED', 'SELECT id FROM nodes ORDER BY path', "SELECT rowid FROM nodes_fts WHERE nodes_fts MATCH 'node' ORDER BY rowid"];
+    const all = found.map((sql) => db.prepare(sql).all());
+    db.close();
+    return all;
+  };
+  const [was, held] = [definitions(database), rows()];
+  const lost = damage(database, 'edges');
+  expect(lost).toBeGreaterThan(0);
+  expect((await kg(['diag', 'repair', '--auto', '--project', root, '--backup-dir', backups])).status).toBe(6);
+  expect(definitions(database)).toEqual(was);
+  expect(held[2].length).toBe(300);
+  expect(rows()).toEqual(held);
+  const db = new Database(database);
+  db.exec("INSERT INTO nodes_fts(nodes_fts, rank) VALUES ('integrity-check', 1)");
+  db.close();
 });
 
 test('the command line says of a backup what was not checked', async () => {

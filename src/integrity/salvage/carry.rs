@@ -54,6 +54,21 @@ pub struct Unit {
     pages: Vec<(u32, bool)>,
 }
 
+/// What is added to the new database when all else is in it.
+pub struct Carried {
+    pub units: Vec<Unit>,
+    /// Of virtual tables.
+    pub definitions: Vec<Object>,
+    /// Full-text indexes that are built again after that: their content may be in a table that is carried.
+    pub full_text: Vec<Object>,
+}
+
+impl Carried {
+    pub fn has(&self, table: &str) -> bool {
+        self.units.iter().any(|unit| unit.table == table)
+    }
+}
+
 /// Finds those of `tables` that are whole.
 pub fn units(
     walk: &Walk<'_>,
@@ -143,13 +158,8 @@ fn is_free(walk: &Walk<'_>, page: u32) -> bool {
 
 /// Appends units and the definitions of virtual tables to the new database at `path`, which nothing has open. Returns the virtual
 /// tables whose definition SQLite refuses, with the reason.
-pub fn append(
-    path: &Path,
-    source: &Source,
-    units: &[Unit],
-    definitions: &[Object],
-    cancel: &Cancel,
-) -> Result<Vec<(Object, String)>> {
+pub fn append(path: &Path, source: &Source, carried: &Carried, cancel: &Cancel) -> Result<Vec<(Object, String)>> {
+    let Carried { units, definitions, .. } = carried;
     if units.is_empty() && definitions.is_empty() {
         return Ok(Vec::new());
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{
-    carry::Unit,
+    carry::Carried,
     orphans::{Group, Orphans},
     overflow::{Chains, Owner, Unread},
     rebuild::Target,
@@ -22,7 +22,7 @@ pub struct Rows<'r, 'w> {
     /// Tables whose content is derived.
     pub shadows: &'r HashSet<String>,
     /// Tables that are carried over as they are.
-    pub units: &'r [Unit],
+    pub carried: &'r Carried,
     pub cancel: &'r Cancel,
 }
 
@@ -37,7 +37,7 @@ impl Rows<'_, '_> {
         for index in order {
             let tree = &self.walk.trees[index];
             let is_derived = self.shadows.contains(&tree.name) || tree.name.starts_with("sqlite_stat");
-            let unit = self.units.iter().find(|unit| unit.table == tree.name);
+            let unit = self.carried.units.iter().find(|unit| unit.table == tree.name);
             if let Some(unit) = unit.filter(|_| !tree.is_index) {
                 let rows_recovered = unit.rows;
                 salvaged.tables.push(TableReport { name: tree.name.clone(), rows_recovered, ..TableReport::default() });

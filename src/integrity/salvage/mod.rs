@@ -38,19 +38,21 @@ mod twins;
 mod wal;
 mod walk;
 
-use std::{collections::HashSet, fs, path::Path};
+use std::{fs, path::Path};
 
 pub use self::wal::beside_another_state;
 
 use self::{
+    carry::Carried,
     fill::Rows,
     freelist::Freelist,
     objects::Made,
     open::{in_use, open},
     orphans::Orphans,
     overflow::{Chains, Owner},
-    rebuild::Target,
+    rebuild::{Target, is_virtual},
     report::{MAX_NAMED_PAGES, Salvaged, UnreadablePage, UnreadablePages},
+    schema::Object,
     walk::Walk,
 };
 use crate::{
@@ -135,14 +137,16 @@ fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel:
     let orphans = orphans::find(&walk, &mut chains, &freelist, schema.is_whole, cancel)?;
     let units = carry::units(&walk, &chains, &orphans, &schema, &unready);
     objects::leave(&mut target, &units)?;
-    let carried: HashSet<String> = units.iter().map(|unit| unit.table.clone()).collect();
-    let rows = Rows { walk: &walk, chains: &chains, orphans: &orphans, shadows: &shadows, units: &units, cancel };
+    let is_derived = |object: &&Object| is_virtual(object) && !definitions.contains(object);
+    let full_text = schema.objects.iter().filter(is_derived).cloned().collect();
+    let carried = Carried { units, definitions, full_text };
+    let rows = Rows { walk: &walk, chains: &chains, orphans: &orphans, shadows: &shadows, carried: &carried, cancel };
     rows.fill(&target, &schema, &mut salvaged)?;
     let is_empty = salvaged.tables.iter().all(|table| table.rows_recovered == 0) && salvaged.lost_and_found.is_none();
     if is_empty && !(source.header.is_sound && schema.is_whole) {
         return Err(nothing());
     }
-    objects::finish(&mut target, &schema, &carried, &definitions)?;
+    objects::finish(&mut target, &schema, &carried)?;
     rows.count_losses(&target, &mut salvaged)?;
     salvaged.count();
     salvaged.leftover_pages = orphans.left;
@@ -151,7 +155,7 @@ fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel:
         first: walk.bad_pages.iter().take(MAX_NAMED_PAGES).map(|bad| named(bad.page, bad.reason)).collect(),
     };
     warn(&mut salvaged, &freelist, &orphans, &target)?;
-    salvaged.objects = target.finish(&source, &units, &definitions, cancel)?;
+    salvaged.objects = target.finish(&source, &carried, cancel)?;
     Ok(salvaged)
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{
     FallbackSchema,
-    carry::Unit,
+    carry::{Carried, Unit},
     file::Source,
     rebuild::{Target, is_virtual, module_of},
     report::ObjectReport,
@@ -167,9 +167,9 @@ fn names(target: &Target, kind: &str) -> Result<Vec<String>> {
     listed().map_err(|cause| target.error(cause))
 }
 
-/// Indexes, views, full-text indexes and triggers, after the rows.
-pub fn finish(target: &mut Target, schema: &Schema, carried: &HashSet<String>, definitions: &[Object]) -> Result<()> {
-    let is_made_here = |object: &&Object| !carried.contains(&object.table);
+/// Indexes, views and triggers, after the rows.
+pub fn finish(target: &mut Target, schema: &Schema, carried: &Carried) -> Result<()> {
+    let is_made_here = |object: &&Object| !carried.has(&object.table);
     let indexes = schema.objects.iter().filter(|object| object.kind == "index" && !object.sql.is_empty());
     for object in indexes.filter(is_made_here) {
         let has_failed = target.reports.iter().any(|report| report.kind == "index" && report.name == object.name);
@@ -182,9 +182,6 @@ pub fn finish(target: &mut Target, schema: &Schema, carried: &HashSet<String>, d
     }
     for object in schema.objects.iter().filter(|object| object.kind == "view") {
         target.create_object(object)?;
-    }
-    for object in schema.objects.iter().filter(|object| is_virtual(object) && !definitions.contains(object)) {
-        target.rebuild_full_text(object)?;
     }
     for object in schema.objects.iter().filter(|object| object.kind == "trigger").filter(is_made_here) {
         target.create_object(object)?;

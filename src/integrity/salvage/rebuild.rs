@@ -12,7 +12,7 @@ use rusqlite::{
 };
 
 use super::{
-    carry::{self, Unit},
+    carry::{self, Carried},
     file::{Encoding, Source},
     report::ObjectReport,
     schema::Object,
@@ -175,13 +175,7 @@ impl Target {
     }
 
     /// Commits, adds what is carried over as it is, checks the whole, and makes it durable.
-    pub fn finish(
-        self,
-        source: &Source,
-        units: &[Unit],
-        definitions: &[Object],
-        cancel: &Cancel,
-    ) -> Result<Vec<ObjectReport>> {
+    pub fn finish(self, source: &Source, carried: &Carried, cancel: &Cancel) -> Result<Vec<ObjectReport>> {
         let header = &source.header;
         let Target { connection, path, mut reports } = self;
         let failed = |cause| Error::sqlite("write", &path, cause);
@@ -203,15 +197,19 @@ impl Target {
             ));
         }
         connection.close().map_err(|(_, cause)| failed(cause))?;
-        let refused = carry::append(&path, source, units, definitions, cancel)?;
-        reports.extend(definitions.iter().map(|definition| ObjectReport {
+        let refused = carry::append(&path, source, carried, cancel)?;
+        reports.extend(carried.definitions.iter().map(|definition| ObjectReport {
             kind: "virtual table".to_string(),
             name: definition.name.clone(),
             failed: refused.iter().find(|(object, _)| object == definition).map(|(_, reason)| reason.clone()),
         }));
         let connection = Connection::open(&path).map_err(failed)?;
-        // The mode does not depend on a schema that this build may not be able to parse.
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA, true).map_err(failed)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false).map_err(failed)?;
+        let mut complete = Target { connection, path: path.clone(), reports };
+        for object in &carried.full_text {
+            complete.rebuild_full_text(object)?;
+        }
+        let Target { connection, reports, .. } = complete;
         if header.is_sound && header.is_wal {
             connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())).map_err(failed)?;
         }
