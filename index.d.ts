@@ -840,7 +840,10 @@ export declare class IntegrityChecker {
 
 /** The second argument of {@link IntegrityChecker}. */
 export interface IntegrityCheckerOptions {
-  /** The project's root, where the database's path does not tell. */
+  /**
+   * The project's root, where the database's path does not tell. A database outside the project is repaired only if it is named, so:
+   * `new IntegrityChecker('/var/lib/graph.db', { projectRoot })`.
+   */
   projectRoot?: string;
   /** Where the backup before a repair goes. Default: `.kg/backups` of the project. */
   backupDir?: string;

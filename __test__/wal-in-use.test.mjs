@@ -1,8 +1,8 @@
 // A process that commits to another WAL than the one next to the database: that is told, and nothing is written over it.
 
-import { spawn } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFileSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { chmodSync, copyFileSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager, IntegrityChecker } from '@weavelogic/knowledge-graph-agent';
@@ -151,6 +151,24 @@ describe('a process', () => {
     await expectTold(project, `process ${host.pid} (node)`);
   });
 
+  test('whose database is gone is named, with what to do before it ends', async () => {
+    const project = await saved();
+    const host = await startHost(project.database);
+    await host.tell(ADD('before'));
+    remove(project.database, '', '-wal', '-shm');
+    const { status, stdout } = await kg(['diag', 'health', '--project', project.root]);
+    expect(status).toBe(3);
+    expect(stdout).toContain(`process ${host.pid} (node)`);
+    expect(stdout).toContain('VACUUM INTO');
+    const restore = ['diag', 'restore', '--project', project.root, '--file', path.join(project.backups, 'latest.tar.gz'), '--yes'];
+    expect(await kg(restore)).toMatchObject({ status: 3, stderr: expect.stringContaining('KG_DATABASE_IN_USE') });
+    const copy = path.join(temporaryDirectory(), 'copy.db');
+    await host.tell(`VACUUM INTO '${copy}'`);
+    await host.kill();
+    expect(names(copy)).toEqual(['before']);
+    expect(await kg(restore)).toMatchObject({ status: 0 });
+  });
+
   test.skipIf(!isRoot)('in another mount namespace that has the file alone is named', async () => {
     const project = await saved();
     const elsewhere = temporaryDirectory();
@@ -241,6 +259,38 @@ describe('there is no alarm', () => {
       none(await said(root));
       await host.tell(ADD(`${mode} again`));
       none(await said(root));
+    }
+  });
+
+  test.skipIf(!isRoot)('of a host of another user, whose files this user may only read, or not even that', async () => {
+    const { root, database } = makeProject();
+    const base = path.join(root, '..');
+    chmodSync(base, 0o755);
+    const program = path.join(base, 'kg');
+    copyFileSync(kgPath, program);
+    chmodSync(program, 0o755);
+    run('chown', ['-R', '65534:65534', root]);
+    const script = `
+import os, sqlite3, sys
+os.umask(int(sys.argv[2], 8))
+c = sqlite3.connect(sys.argv[1]); c.execute("insert or replace into metadata values ('n', 1)"); c.commit()
+print("ready", flush=True); sys.stdin.read()`;
+    const as = (user) => ['setpriv', `--reuid=${user}`, `--regid=${user}`, '--clear-groups'];
+    for (const mask of ['022', '077']) {
+      if (mask === '077') chmodSync(database, 0o644);
+      const [command, ...args] = [...as(65534), '/usr/bin/python3', '-c', script, database, mask];
+      const child = spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'] });
+      onTestFinished(() => child.kill('SIGKILL'));
+      await once(child.stdout, 'data');
+      if (mask === '077') ['-wal', '-shm'].forEach((suffix) => chmodSync(database + suffix, 0o600));
+      for (const user of ['0', '65534', '65533']) {
+        const [setpriv, ...rest] = [...as(user), program, 'diag', 'health', '--project', root];
+        const told = await new Promise((resolve) => execFile(setpriv, rest, { cwd: '/' }, (_, stdout, stderr) => resolve(stdout + stderr)));
+        none(told);
+        expect(told).toContain('knowledge.db');
+      }
+      child.stdin.end();
+      await once(child, 'exit');
     }
   });
 

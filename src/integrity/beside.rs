@@ -38,9 +38,7 @@ const REOPEN: &str = "Copy what that process holds while it runs (`VACUUM INTO` 
 pub fn check(database: &Path, named: &Named, cancel: &Cancel) -> Vec<Issue> {
     let mut issues = Vec::new();
     issues.extend(wal(database, named, cancel));
-    issues.extend(
-        wal_in_use::find(database).map(|found| named.issue(IssueCode::WalNotInUse, found.says(&named.path), REOPEN)),
-    );
+    issues.extend(wal_not_in_use(database, named));
     if let Ok(found) = fs::metadata(database)
         && found.nlink() > 1
     {
@@ -51,6 +49,12 @@ pub fn check(database: &Path, named: &Named, cancel: &Cancel) -> Vec<Issue> {
     issues.extend(old_writer(database, named));
     issues.extend(file_system_of(database).and_then(|file_system| on_network(named, file_system)));
     issues
+}
+
+/// A process that commits to another WAL than the one at the path, or that has a database open that is gone from there.
+pub fn wal_not_in_use(database: &Path, named: &Named) -> Option<Issue> {
+    let found = wal_in_use::find(database)?;
+    Some(named.issue(IssueCode::WalNotInUse, found.says(&named.path), REOPEN))
 }
 
 /// Whether the SQLite that wrote the first page last, as its header says, can corrupt a database in WAL mode

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Named,
+    Named, beside,
     issue::{Issue, IssueCode, Severity},
 };
 use crate::{
@@ -105,6 +105,9 @@ impl Resolved {
             let message = format!("{} lies outside the project: a copy of the project uses it too", named.path);
             let remedy = "Leave it there if that is meant; a repair works on it if it is named";
             issues.push(named.issue(IssueCode::DatabaseOutside, message, remedy).severity(Severity::Warning));
+        }
+        if !self.database.exists() {
+            issues.extend(beside::wal_not_in_use(&self.database, named));
         }
         let links = same_file::links_outside(project.root(), &self.database);
         if !self.is_named && links > 0 {

@@ -18,7 +18,7 @@ use std::{
     collections::HashSet,
     ffi::OsString,
     fs::{self, File, Metadata},
-    io::Read,
+    io::{self, Read},
     os::unix::{
         ffi::OsStrExt,
         fs::{FileExt, MetadataExt},
@@ -52,7 +52,8 @@ const DELETED: &[u8] = b" (deleted)";
 const INDEX_HEADER_BYTES: usize = 48;
 
 /// What helps before a database is changed.
-pub const CLOSE_IT: &str = "Nothing was changed; let that process close the database, or stop it, then run it again";
+pub const CLOSE_IT: &str = "Nothing was changed; save what that process holds with `VACUUM INTO` on its own connection if it matters, \
+                            then stop it and run this again";
 
 /// A process whose commits are not in the files at the path of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,8 +142,8 @@ fn look(databases: &[&Path], numbers: impl Iterator<Item = usize>) -> Vec<(usize
 
 /// What the locks on the files at the path tell.
 fn by_locks(database: &Path) -> Option<Elsewhere> {
-    let main = File::open(database).ok();
-    let index = File::open(companion(database, COMPANIONS[1])).ok();
+    let main = open_if_there(database)?;
+    let index = open_if_there(&companion(database, COMPANIONS[1]))?;
     let is_wal = main.as_ref().and_then(|main| Header::read_at(main, 0)).is_some_and(|header| header.is_wal);
     let shared = main.as_ref().and_then(|main| holder(main, SHARED));
     let indexed = index.as_ref().and_then(|index| holder(index, DEAD_MAN_SWITCH));
@@ -164,6 +165,15 @@ fn by_locks(database: &Path) -> Option<Elsewhere> {
     }
     let is_other = is_of_another_wal(&index, &companion(database, COMPANIONS[0]));
     is_other.then_some(Elsewhere { process: user.process, how: How::WalGone })
+}
+
+/// `None` if it is there and cannot be opened: then nothing can be told.
+fn open_if_there(path: &Path) -> Option<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Some(Some(file)),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Some(None),
+        Err(_) => None,
+    }
 }
 
 /// A lock that another process holds.
