@@ -76,8 +76,8 @@ export interface BackupConfig {
    */
   strict: boolean;
   /**
-   * Files to leave out, as in a `.gitignore` at the project's root: `*.tmp`, `.kg/plugins/cache/`,
-   * `!keep.tmp`. They never apply to the graph database. Default: none.
+   * Files to leave out, as in a `.gitignore` at the project's root or in `.kg`: `*.tmp`, `plugins/cache/`, `!keep.tmp`, or an absolute path inside
+   * the project. They never apply to the graph database; one that matches nothing is a `KG_WARN_EXCLUDE`. `docs/recovery.md` describes them. Default: none.
    */
   excludePatterns: string[];
   /** A cron expression, for {@link BackupManager.scheduler}. By itself it starts nothing. Default: none. */
@@ -721,8 +721,8 @@ export interface RestoreOptions extends LongCallOptions {
   /** Restore only these parts. Default: all that the backup holds. */
   only?: Component[];
   /**
-   * Restore only what matches one of these patterns, relative to `.kg`: `['plugins/glossary/**', 'vectors/*.f32']`. `*` stays
-   * within a name, `**` crosses directories, and a directory's name takes all that is in it. Default: everything.
+   * Restore only what matches one of these patterns, read as those of `excludePatterns`: `['plugins/glossary', 'vectors/*.f32']`. One of several that
+   * matches nothing is a `KG_WARN_INCOMPLETE`. Default: everything.
    */
   paths?: string[];
   /**

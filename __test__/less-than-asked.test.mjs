@@ -377,3 +377,50 @@ describe('a full backup that is made because nothing is left to rest on', () => 
     expect(scheduled).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL' }] });
   });
 });
+
+describe('patterns of `--exclude` and `--path`', () => {
+  const held = (backup) => JSON.parse(readFileSync(`${backup.path}.manifest.json`)).files.map((file) => file.path);
+  const isGlossary = (file) => file.includes('glossary');
+
+  test('mean the same, however the place in the project is written', async () => {
+    const { root, diag } = small();
+    await diag('backup');
+    const terms = '.kg/plugins/glossary/terms.json';
+    for (const pattern of ['./plugins/glossary', 'plugins/glossary/', '.kg/plugins/glossary', './.kg/plugins/x/../glossary', 'plugins/gloss*', 'glossary', path.join(root, '.kg/plugins/glossary')]) {
+      const made = json(await diag('backup', '--exclude', pattern, '--json'));
+      expect([codes(made), held(made).some(isGlossary)], pattern).toEqual([[], false]);
+      rmSync(path.join(root, '.kg/plugins/glossary'), { recursive: true });
+      const [first] = json(await diag('backup', '--list', '--json')).slice(-1);
+      const restored = await diag('restore', '--file', first.id, '--path', pattern, '--json');
+      expect([restored.status, json(restored).filesRestored, existsSync(path.join(root, terms))], pattern).toEqual([0, 1, true]);
+    }
+  });
+
+  test('that are invalid or lead out of the project are refused by both, and nothing is made', async () => {
+    const { root, diag, manager } = small();
+    await diag('backup');
+    for (const pattern of ['plugins/[', '{a', '', '../other', '/etc/passwd', path.join(root, '../other/x')]) {
+      for (const args of [['backup', '--exclude', pattern], ['restore', '--file', 'latest', '--path', pattern]]) {
+        expect(await diag(...args), pattern).toMatchObject({ status: 2, stderr: expect.stringContaining('KG_INVALID_OPTION') });
+      }
+      await expect(manager.createBackup({ excludePatterns: [pattern] })).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
+    }
+    expect(await manager.listBackups()).toHaveLength(1);
+  });
+
+  test('that match nothing are a warning, unless they are about what is left out anyway', async () => {
+    const { diag } = small();
+    const patterns = ['plugins/glosary', '*.json', 'logs', '/knowledge.db'];
+    const made = await diag('backup', '--json', ...patterns.flatMap((pattern) => ['--exclude', pattern]));
+    expect(made.status).toBe(0);
+    expect(json(made).warnings.map(({ code, message }) => [code, message.split('`')[1]])).toEqual([
+      ['KG_WARN_EXCLUDE', 'plugins/glosary'],
+      ['KG_WARN_EXCLUDE', 'logs'],
+      ['KG_WARN_EXCLUDE', '/knowledge.db'],
+    ]);
+    expect(json(made).warnings[0].message).toContain('matched nothing');
+    expect(codes(json(await diag('backup', '--type', 'snapshot', '--exclude', 'nothing', '--json')))).toEqual([]);
+    const restored = await diag('restore', '--file', json(made).id, '--path', 'vectors', '--path', 'vector', '--json');
+    expect(json(restored).warnings).toMatchObject([{ code: 'KG_WARN_INCOMPLETE', message: expect.stringContaining('`vector`') }]);
+  });
+});

@@ -104,9 +104,9 @@ pub fn restore(
     task: &Task,
 ) -> Result<RestoreResult> {
     let began = Instant::now();
-    let pick = Pick::new(options.only.clone(), options.paths.as_deref())?;
-    let archive = store.locate_holding(reference, options.only.as_deref())?;
     let target = paths::absolute(&options.target).map_err(|cause| Error::io("resolve", &options.target, cause))?;
+    let pick = Pick::new(&target, options.only.clone(), options.paths.as_deref())?;
+    let archive = store.locate_holding(reference, options.only.as_deref())?;
     let state = target.join(STATE_DIR);
     let mut staging = Staging::prepare(&target, options.dry_run)?;
     let mut warnings = store.doubts(reference, &archive, true);
@@ -119,6 +119,8 @@ pub fn restore(
     let plan = chain::plan(&archive, &pick, store.keys(), task)?;
     let manifest = chain::unpack(&plan, unpack_to, store.keys(), task)?.manifest;
     assert_holds(store, &manifest, &pick, options)?;
+    let in_vain = pick.in_vain().map(|pattern| format!("{} holds nothing of `{pattern}`", manifest.id));
+    warnings.extend(in_vain.map(|message| Warning::new(WarningCode::Incomplete, message)));
     write_manifest(staging.path(), &manifest)?;
     task.report(Phase::Applying, 0, 0)?;
     if !options.dry_run {

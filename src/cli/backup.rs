@@ -73,7 +73,7 @@ pub struct BackupArgs {
     /// Leave plugin data out
     #[arg(long)]
     no_plugins: bool,
-    /// Leave out what matches, as in .gitignore, relative to the project; may be repeated
+    /// Leave out what matches, as in .gitignore, relative to the project or .kg; may be repeated
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
     /// A note that is kept with the backup

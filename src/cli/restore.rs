@@ -73,7 +73,7 @@ pub struct RestoreArgs {
     /// Restore only the database
     #[arg(long, conflicts_with = "config_only")]
     db_only: bool,
-    /// Restore only what matches, relative to .kg, such as 'plugins/glossary/**'; may be repeated
+    /// Restore only what matches, as in .gitignore, relative to the project or .kg, such as plugins/glossary; may be repeated
     #[arg(long, value_name = "PATTERN")]
     path: Vec<String>,
     /// Replace a damaged database even while another process has it open

@@ -100,6 +100,8 @@ pub fn discover(project: &Project, selection: &Selection, warnings: &mut Vec<War
         let mut walk = Walk { project, selection, exclusion, graph: &graph, found: Vec::new(), warnings };
         walk.directory(&project.state_dir(), STATE_DIR)?;
         sources = walk.found;
+        let in_vain = walk.exclusion.in_vain();
+        warnings.extend(in_vain);
     }
     let graph_is_outside = graph.is_outside;
     sources.insert(0, graph.source);
@@ -221,7 +223,9 @@ impl Walk<'_> {
             // A directory of by-products may be a link to somewhere else.
             let may_be_dir = kind.is_dir() || kind.is_symlink();
             let is_ours = at_top && name.to_str().is_some_and(|name| exclude::is_by_product(name, may_be_dir));
-            if is_ours || self.exclusion.excludes(&Path::new(path).join(&name), kind.is_dir()) {
+            // No pattern leaves the graph database out; each is asked about all else, so that one in vain is known.
+            let is_graph = child == self.graph.source.path && !kind.is_dir();
+            if is_graph || self.exclusion.excludes(&Path::new(path).join(&name), kind.is_dir()) || is_ours {
                 continue;
             }
             if !names::stays_below(&Path::new(path).join(&name)) {

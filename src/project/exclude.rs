@@ -2,12 +2,10 @@
 
 use std::path::Path;
 
-use ignore::gitignore::{Gitignore, GitignoreBuilder};
-
-use super::{BACKUPS_DIR, HOOKS_FILE, STAGING_PREFIX, UNDO_DIR};
+use super::{BACKUPS_DIR, HOOKS_FILE, STAGING_PREFIX, UNDO_DIR, pattern::Patterns};
 use crate::{
     durable::PARTIAL_PREFIX,
-    error::{Error, Result},
+    error::{Result, Warning, WarningCode},
 };
 
 /// Of a restore that is at work; written by the reader.
@@ -20,31 +18,28 @@ const ENDINGS: &[&str] = &[".lock", ".pid", ".log", ".sock"];
 /// `excludePatterns`, compiled.
 #[derive(Debug)]
 pub struct Exclusion {
-    patterns: Gitignore,
+    patterns: Patterns,
 }
 
 impl Exclusion {
-    /// Patterns as in `.gitignore`, relative to the project's root: `*.tmp` matches anywhere, `.kg/plugins/cache/` one
-    /// directory, and a later `!pattern` takes back what an earlier one named.
+    /// Patterns as [`super::pattern`] reads them.
     pub fn new(root: &Path, patterns: &[String]) -> Result<Self> {
-        let mut builder = GitignoreBuilder::new(root);
-        for pattern in patterns {
-            builder.add_line(None, pattern).map_err(|cause| {
-                Error::invalid(
-                    format!("`{pattern}` in excludePatterns is not a pattern: {cause}"),
-                    "Write it as in a .gitignore file, for example `*.tmp` or `.kg/plugins/cache/`",
-                )
-            })?;
-        }
-        let patterns = builder.build().map_err(|cause| {
-            Error::invalid(format!("excludePatterns cannot be used: {cause}"), "Use fewer patterns")
-        })?;
-        Ok(Exclusion { patterns })
+        Ok(Exclusion { patterns: Patterns::new(root, patterns, "excludePatterns")? })
+    }
+
+    /// A warning for each pattern that has left nothing out of what was asked about.
+    pub fn in_vain(&self) -> Vec<Warning> {
+        let warn = |pattern: &str| {
+            let message =
+                format!("`{pattern}` in excludePatterns matched nothing that could be left out of the backup");
+            Warning::new(WarningCode::Exclude, message)
+        };
+        self.patterns.unmatched().map(warn).collect()
     }
 
     /// `path` is relative to the project's root; its parents were asked before it.
     pub fn excludes(&self, path: &Path, is_dir: bool) -> bool {
-        self.patterns.matched(path, is_dir).is_ignore()
+        self.patterns.name(path, is_dir)
     }
 }
 

@@ -8,6 +8,7 @@ pub mod config;
 pub mod discover;
 pub mod exclude;
 pub mod names;
+pub mod pattern;
 pub mod same_file;
 
 use std::path::{Path, PathBuf};

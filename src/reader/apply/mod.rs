@@ -74,7 +74,7 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     let _lock = if request.dry_run { None } else { Some(lock_and_recover(root, lock_timeout, &mut warnings)?) };
     let mut target = Target::open(root)?;
     let manifest = read_manifest(&request.staging)?;
-    let picked = Pick::new(request.only.clone(), request.paths.as_deref())?.select(&manifest);
+    let picked = Pick::new(&request.target, request.only.clone(), request.paths.as_deref())?.select(&manifest);
     let placements = place::of_backup(&mut target, root, &request.staging, &manifest, &picked, &mut warnings)?;
     let taken = plan::taken(&target, &placements)?;
     if !taken.is_empty() && !request.overwrite {

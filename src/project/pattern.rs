@@ -1,0 +1,240 @@
+//! Patterns for paths of a project: what a backup leaves out (`excludePatterns`, `--exclude`), what a restore takes (`paths`, `--path`).
+//!
+//! They are read as in a `.gitignore` file: `*.tmp` matches a name anywhere, a pattern with a slash in it starts at the project's root, a slash
+//! at its end stands for directories alone, what matches a directory takes all that is in it, and a later `!pattern` takes back what an earlier
+//! one named. Beyond that:
+//!
+//! * A pattern with a slash may start at `.kg` too: `plugins/x` is `.kg/plugins/x`.
+//! * `./` at its beginning and `..` between names are resolved, and an absolute path inside the project is that part of it.
+//! * What leads out of the project is refused, and so is what would match nothing at all: an empty pattern, or a comment.
+
+use std::{
+    cell::Cell,
+    path::{Component, Path, PathBuf},
+};
+
+use globset::GlobBuilder;
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
+
+use super::STATE_DIR;
+use crate::{
+    error::{Error, Result},
+    paths::resolve,
+};
+
+/// Patterns, compiled.
+#[derive(Debug, Clone, Default)]
+pub struct Patterns {
+    each: Vec<Pattern>,
+}
+
+#[derive(Debug, Clone)]
+struct Pattern {
+    /// As it was given.
+    text: String,
+    /// It takes back what earlier ones named.
+    is_negated: bool,
+    /// It starts at the root or at the state directory.
+    globs: Gitignore,
+    has_matched: Cell<bool>,
+}
+
+impl Patterns {
+    /// `option` names the option in messages. The project at `root` need not exist.
+    pub fn new(root: &Path, patterns: &[String], option: &str) -> Result<Self> {
+        let each = patterns.iter().map(|text| Pattern::new(root, text, option)).collect::<Result<_>>()?;
+        Ok(Patterns { each })
+    }
+
+    /// Whether `path`, relative to the project's root, is named. Its parents are not looked at.
+    pub fn name(&self, path: &Path, is_dir: bool) -> bool {
+        self.verdict(path, is_dir) == Some(true)
+    }
+
+    /// Whether `path` or a directory that it lies in is named; the innermost decides.
+    pub fn take(&self, path: &Path, is_dir: bool) -> bool {
+        let ancestors = path.ancestors().enumerate().filter(|(_, path)| *path != Path::new(""));
+        ancestors.map(|(above, path)| self.verdict(path, is_dir || above > 0)).find_map(|verdict| verdict) == Some(true)
+    }
+
+    /// The patterns that matched nothing that was asked about.
+    pub fn unmatched(&self) -> impl Iterator<Item = &str> {
+        self.each.iter().filter(|pattern| !pattern.has_matched.get()).map(|pattern| pattern.text.as_str())
+    }
+
+    fn verdict(&self, path: &Path, is_dir: bool) -> Option<bool> {
+        let mut verdict = None;
+        for pattern in &self.each {
+            if pattern.globs.matched(path, is_dir).is_ignore() {
+                pattern.has_matched.set(true);
+                verdict = Some(!pattern.is_negated);
+            }
+        }
+        verdict
+    }
+}
+
+impl Pattern {
+    fn new(root: &Path, text: &str, option: &str) -> Result<Self> {
+        let refused = |what: &str| {
+            let remedy = "Write it as in a .gitignore file, for example `*.tmp`, `plugins/cache/` or `vectors/*.f32`";
+            Error::invalid(format!("`{text}` in {option} is not a pattern: {what}"), remedy)
+        };
+        if text.starts_with('#') {
+            return Err(refused("it is a comment; for a name that begins so, write `\\#`"));
+        }
+        let (is_negated, body) = text.strip_prefix('!').map_or((false, text), |body| (true, body));
+        let body = body.trim_end();
+        let inside = normalized(root, body).map_err(|what| refused(&what))?;
+        if inside.is_empty() {
+            return Err(refused("it names nothing inside of the project"));
+        }
+        let slash = if body.ends_with('/') { "/" } else { "" };
+        // `/name` starts at the root, as `a/name` does; a name alone matches anywhere.
+        let is_anchored = inside.contains('/') || body.starts_with('/') || inside == STATE_DIR;
+        let mut lines = Vec::new();
+        if !is_anchored || inside.starts_with("**/") {
+            lines.push(format!("{inside}{slash}"));
+        } else {
+            lines.push(format!("/{inside}{slash}"));
+            if inside.split('/').next() != Some(STATE_DIR) {
+                lines.push(format!("/{STATE_DIR}/{inside}{slash}"));
+            }
+        }
+        // In a `.gitignore` file a class that is not closed is a name.
+        let syntax = GlobBuilder::new(&inside).literal_separator(true).build();
+        syntax.map_err(|cause| refused(&cause.kind().to_string()))?;
+        let mut builder = GitignoreBuilder::new(".");
+        for line in lines {
+            builder.add_line(None, &line).map_err(|cause| refused(&cause.to_string()))?;
+        }
+        let globs = builder.build().map_err(|cause| refused(&cause.to_string()))?;
+        if globs.num_ignores() == 0 {
+            return Err(refused("it matches nothing"));
+        }
+        Ok(Pattern { text: text.to_string(), is_negated, globs, has_matched: Cell::new(false) })
+    }
+}
+
+/// The pattern relative to the project's root, without `.`, `..`, and slashes at its ends; or why it is none.
+fn normalized(root: &Path, body: &str) -> std::result::Result<String, String> {
+    let outside = || format!("it leads out of the project at {}", root.display());
+    let inside = if body.starts_with('/') { below_root(root, body).ok_or_else(outside)? } else { body.to_string() };
+    let mut names: Vec<&str> = Vec::new();
+    for name in inside.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => {
+                names.pop().ok_or_else(outside)?;
+            }
+            name => names.push(name),
+        }
+    }
+    Ok(names.join("/"))
+}
+
+/// What begins with a slash is an absolute path inside of the project, or starts at its root as in a `.gitignore` file; `None` for an absolute
+/// path that is somewhere else.
+fn below_root(root: &Path, body: &str) -> Option<String> {
+    // Up to the first name with a wildcard it is a path.
+    let is_plain = |name: &&str| !name.contains(['*', '?', '[', '{', '\\']);
+    let names: Vec<&str> = body.split('/').filter(|name| !name.is_empty()).collect();
+    let plain = names.iter().copied().take_while(is_plain).count();
+    let path: PathBuf = Path::new("/").join(names[..plain].iter().collect::<PathBuf>());
+    // The last name may be a link, which is meant itself.
+    let resolved = path.parent().map(resolve).unwrap_or_default().join(path.file_name().unwrap_or_default());
+    let is_absolute = root.components().any(|part| matches!(part, Component::Normal(_)));
+    let rest = [(&path, root.to_path_buf()), (&resolved, resolve(root))]
+        .into_iter()
+        .find_map(|(path, root)| path.strip_prefix(root).ok().filter(|_| is_absolute));
+    if let Some(rest) = rest {
+        let rest = rest.to_str()?.to_string();
+        return Some([&[rest.as_str()], &names[plain..]].concat().join("/"));
+    }
+    let first = names.first().filter(|_| plain > 0);
+    let is_elsewhere = first.is_some_and(|first| {
+        let inside = [root.join(first), root.join(STATE_DIR).join(first)];
+        *first != STATE_DIR && !inside.iter().any(|path| path.exists()) && Path::new("/").join(first).exists()
+    });
+    (!is_elsewhere).then(|| names.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn takes(pattern: &str, path: &str) -> bool {
+        let patterns = Patterns::new(Path::new("/srv/project"), &[pattern.to_string()], "paths").unwrap();
+        patterns.take(Path::new(path), false)
+    }
+
+    #[test]
+    fn a_pattern_may_start_anywhere_at_the_root_or_at_the_state_directory() {
+        for pattern in [
+            "plugins/glossary/**",
+            "plugins/glossary",
+            "plugins/glossary/",
+            "glossary/",
+            "terms.json",
+            ".kg/plugins/*/terms.json",
+            "/plugins",
+            "/.kg/plugins",
+            ".kg",
+            "./plugins/glossary",
+            "./plugins",
+            "./.kg/./plugins",
+            "plugins/other/../glossary",
+            "/srv/project/.kg/plugins/glossary",
+            "/srv/project/.kg/plugins/*/terms.json",
+            "/srv/project/.kg/plugins/",
+            "**/terms.*",
+        ] {
+            assert!(takes(pattern, ".kg/plugins/glossary/terms.json"), "{pattern}");
+        }
+        for pattern in ["/terms.json", "plugins/*.json", "plugins/gloss", "terms.json/", "/srv/project/plugins/other"] {
+            assert!(!takes(pattern, ".kg/plugins/glossary/terms.json"), "{pattern}");
+        }
+        assert!(takes("data/graph.db", "data/graph.db") && takes("50%", ".kg/50%"));
+    }
+
+    #[test]
+    fn what_is_no_pattern_or_leads_out_of_the_project_is_refused() {
+        for (pattern, what) in [
+            ("", "names nothing"),
+            ("/", "names nothing"),
+            ("./", "names nothing"),
+            ("!", "names nothing"),
+            ("a[", "is not a pattern"),
+            ("{b", "is not a pattern"),
+            ("# all", "comment"),
+            ("../other/x", "leads out"),
+            ("plugins/../../x", "leads out"),
+            ("/etc/passwd", "leads out"),
+            ("/srv/project/../other", "leads out"),
+            ("/srv/project", "names nothing"),
+        ] {
+            let error = Patterns::new(Path::new("/srv/project"), &[pattern.to_string()], "paths").unwrap_err();
+            assert_eq!(error.code.as_str(), "KG_INVALID_OPTION");
+            assert!(error.message.contains(what), "{pattern}: {}", error.message);
+        }
+    }
+
+    #[test]
+    fn the_last_pattern_decides_and_those_that_matched_nothing_are_known() {
+        let all = ["*.tmp", "!keep.tmp", "plugins/none"].map(String::from);
+        let patterns = Patterns::new(Path::new("/srv/project"), &all, "excludePatterns").unwrap();
+        assert!(patterns.name(Path::new(".kg/a.tmp"), false) && !patterns.name(Path::new(".kg/keep.tmp"), false));
+        assert_eq!(patterns.unmatched().collect::<Vec<_>>(), ["plugins/none"]);
+    }
+
+    #[test]
+    fn an_absolute_path_through_a_link_is_inside_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap().join("real");
+        std::fs::create_dir_all(root.join(".kg/plugins")).unwrap();
+        std::os::unix::fs::symlink(&root, dir.path().join("link")).unwrap();
+        let through = dir.path().join("link/.kg/plugins/x").display().to_string();
+        let patterns = Patterns::new(&root, &[through], "paths").unwrap();
+        assert!(patterns.take(Path::new(".kg/plugins/x/y"), false));
+    }
+}
