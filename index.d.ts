@@ -58,7 +58,7 @@ export interface BackupConfig {
   /** Save `.kg/plugins/`; a snapshot never does. Default: true. */
   includePluginData: boolean;
   /**
-   * Of the good backups, keep the newest of each of the last so many hours, days, ISO weeks, months and years (in UTC) that have one, and the
+   * Of the good backups, keep the newest of each of the last so many hours, days, ISO weeks, months and years (of `backup.timezone` in the project's settings, else UTC) that have one, and the
    * `last` so many at all, as restic's `forget` does; whatever `retentionDays` and `maxBackups` say. Where neither of those is set,
    * everything else is removed. Default: no rules.
    */
@@ -448,6 +448,8 @@ export interface Backup {
   path: string;
   /** Of the archive, in bytes. */
   size: number;
+  /** Of the sidecar next to it, in bytes. Both together are what the backup takes on the disk. */
+  sidecarSize: number;
   /** Of the archive: `sha256:` and 64 hexadecimal digits. */
   checksum: string;
   /** When the backup began, in milliseconds since the epoch. */
@@ -510,7 +512,7 @@ export interface PruneResult {
   dryRun: boolean;
   /** One for every backup, newest first. */
   decisions: PruneDecision[];
-  /** Bytes of the archives that were (with `dryRun`, would be) removed. */
+  /** Bytes of the archives and sidecars that were (with `dryRun`, would be) removed. */
   bytesFreed: number;
   /** Archives that could not be decided on: they are not whole. */
   warnings: Warning[];

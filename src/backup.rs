@@ -157,7 +157,7 @@ pub fn create_backup(
             let prunes = !options.retention.keeps_everything() && emptied.is_none();
             let mut count = own_among(listed.clone(), &project).len();
             if prunes {
-                let pruned = prune_after(store, &lock, options.retention, listed, &mut backup);
+                let pruned = prune_after(store, &lock, &options.retention, listed, &mut backup);
                 count = count.saturating_sub(pruned.decisions.iter().filter(|decision| !decision.kept).count());
                 retention = Some(pruned);
             }
@@ -360,7 +360,7 @@ fn assert_complete(warnings: &[Warning], was_emptied: bool) -> Result<()> {
 fn prune_after(
     store: &Store,
     lock: &StoreLock,
-    policy: Policy,
+    policy: &Policy,
     listed: Vec<Backup>,
     backup: &mut Backup,
 ) -> PruneResult {

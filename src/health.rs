@@ -236,7 +236,7 @@ fn age_ms(timestamp: i64) -> u64 {
 
 /// As large as the newest full backup; as the database where there is none.
 fn next_size(backups: &[Backup], database_size: u64) -> u64 {
-    backups.iter().find(|backup| backup.kind == BackupType::Full).map_or(database_size, |backup| backup.size)
+    backups.iter().find(|backup| backup.kind == BackupType::Full).map_or(database_size, Backup::disk_size)
 }
 
 /// Whether backups can be written, and how much the disk has left for them.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{Timestamp, Zoned, tz::TimeZone};
 use serde::Serialize;
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What to keep; without any limit, everything.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// Remove what is older than this many days.
     pub retention_days: Option<u32>,
@@ -29,6 +29,14 @@ pub struct Policy {
     pub max_backups: Option<u32>,
     /// Keep what these rules name, whatever the limits say.
     pub keep: Keep,
+    /// Where the hours, days, weeks, months and years of the rules are those of the calendar.
+    pub zone: TimeZone,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy { retention_days: None, max_backups: None, keep: Keep::default(), zone: TimeZone::UTC }
+    }
 }
 
 impl Policy {
@@ -41,7 +49,7 @@ impl Policy {
     }
 }
 
-/// For the last so many hours, days, ISO weeks, months and years (in UTC) that have a good backup, keep the newest of each,
+/// For the last so many hours, days, ISO weeks, months and years (of [`Policy::zone`]) that have a good backup, keep the newest of each,
 /// and the last so many at all: what restic's `forget` does
 /// (<https://restic.readthedocs.io/en/stable/060_forget.html>). Where a rule is not used up, it keeps the oldest too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -100,7 +108,7 @@ pub struct PruneResult {
     pub dry_run: bool,
     /// One for every backup, newest first.
     pub decisions: Vec<Decision>,
-    /// Bytes of the archives that were (or, in a dry run, would be) removed.
+    /// Bytes of the archives and sidecars that were (or, in a dry run, would be) removed.
     pub bytes_freed: u64,
     /// Archives that could not be decided on.
     pub warnings: Vec<Warning>,
@@ -109,7 +117,7 @@ pub struct PruneResult {
 /// Decides about `backups` of one project, which come newest first. Those that are pinned stay, and the others are decided on as if there were
 /// no pinned ones, except that a pinned one can be the newest good one. The one of the id `made` stays: whoever made it is told that it is
 /// there.
-pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp, made: Option<&str>) -> Vec<Decision> {
+pub fn decide(backups: &[Backup], policy: &Policy, now: Timestamp, made: Option<&str>) -> Vec<Decision> {
     let places = places(backups);
     let is_pinned = |place: &usize| backups[*place].pinned.is_some();
     let good = good(backups);
@@ -117,7 +125,7 @@ pub fn decide(backups: &[Backup], policy: Policy, now: Timestamp, made: Option<&
     // When one was made that is dated ahead is not known, so it is of no period.
     let counts = |place: &usize| !is_pinned(place) && !backups[*place].is_ahead(now);
     let good: Vec<usize> = good.into_iter().filter(counts).collect();
-    let by_rule = by_rule(backups, &good, policy.keep);
+    let by_rule = by_rule(backups, &good, policy);
     // How many come before each that count towards `max_backups`.
     let ranks: Vec<u64> = (0..backups.len())
         .scan(0, |rank, place| Some(std::mem::replace(rank, *rank + u64::from(!is_pinned(&place)))))
@@ -167,23 +175,21 @@ fn last_good(backups: &[Backup], good: &[usize]) -> Vec<usize> {
 }
 
 /// The rule that keeps each backup, of those at the places of `good`: the first that does.
-fn by_rule(backups: &[Backup], good: &[usize], keep: Keep) -> HashMap<usize, Reason> {
-    const HOUR_SECONDS: i64 = 60 * 60;
-    const DAY_SECONDS: i64 = 24 * HOUR_SECONDS;
-    // 1970 began on a Thursday, weeks begin on Mondays.
-    let week = |at: Timestamp| (at.as_second() + 3 * DAY_SECONDS).div_euclid(7 * DAY_SECONDS);
-    let month = |at: Timestamp| {
-        i64::from(at.to_zoned(TimeZone::UTC).year()) * 12 + i64::from(at.to_zoned(TimeZone::UTC).month())
-    };
-    // Each rule with the period that a backup is of, as a number; for `last` each is one of its own.
-    type PeriodOf<'a> = &'a dyn Fn(usize, Timestamp) -> i64;
+fn by_rule(backups: &[Backup], good: &[usize], policy: &Policy) -> HashMap<usize, Reason> {
+    let keep = policy.keep;
+    let day = |at: &Zoned| i64::from(at.year()) * 366 + i64::from(at.day_of_year());
+    // The hour that a change of clocks repeats is another one.
+    let hour = |at: &Zoned| (day(at) * 24 + i64::from(at.hour()), at.offset().seconds());
+    let week = |at: &Zoned| (i64::from(at.date().iso_week_date().year()), at.date().iso_week_date().week().into());
+    // Each rule with the period that a backup is of; for `last` each is one of its own.
+    type PeriodOf<'a> = &'a dyn Fn(usize, &Zoned) -> (i64, i32);
     let rules: [(Option<u32>, Reason, PeriodOf<'_>); 6] = [
-        (keep.last, Reason::KeepLast, &|place, _| place as i64),
-        (keep.hourly, Reason::KeepHourly, &|_, at| at.as_second().div_euclid(HOUR_SECONDS)),
-        (keep.daily, Reason::KeepDaily, &|_, at| at.as_second().div_euclid(DAY_SECONDS)),
+        (keep.last, Reason::KeepLast, &|place, _| (place as i64, 0)),
+        (keep.hourly, Reason::KeepHourly, &|_, at| hour(at)),
+        (keep.daily, Reason::KeepDaily, &|_, at| (day(at), 0)),
         (keep.weekly, Reason::KeepWeekly, &|_, at| week(at)),
-        (keep.monthly, Reason::KeepMonthly, &|_, at| month(at)),
-        (keep.yearly, Reason::KeepYearly, &|_, at| at.to_zoned(TimeZone::UTC).year().into()),
+        (keep.monthly, Reason::KeepMonthly, &|_, at| (at.year().into(), at.month().into())),
+        (keep.yearly, Reason::KeepYearly, &|_, at| (at.year().into(), 0)),
     ];
     let mut kept = HashMap::new();
     for (count, reason, period_of) in rules {
@@ -191,7 +197,7 @@ fn by_rule(backups: &[Backup], good: &[usize], keep: Keep) -> HashMap<usize, Rea
         let mut last = None;
         for place in good {
             let at = Timestamp::from_millisecond(backups[*place].timestamp).unwrap_or(Timestamp::UNIX_EPOCH);
-            let period = period_of(*place, at);
+            let period = period_of(*place, &at.to_zoned(policy.zone.clone()));
             if left > 0 && (last != Some(period) || good.last() == Some(place)) {
                 kept.entry(*place).or_insert(reason);
                 last = Some(period);
@@ -222,7 +228,13 @@ fn bases(backups: &[Backup], places: &HashMap<&str, usize>, place: usize) -> imp
 }
 
 /// Waits for the store and applies the policy to it.
-pub fn prune(store: &Store, policy: Policy, dry_run: bool, lock_timeout: Duration, task: &Task) -> Result<PruneResult> {
+pub fn prune(
+    store: &Store,
+    policy: &Policy,
+    dry_run: bool,
+    lock_timeout: Duration,
+    task: &Task,
+) -> Result<PruneResult> {
     if policy.keeps_everything() {
         return Err(Error::invalid(
             "There is no limit to prune by",
@@ -282,13 +294,19 @@ fn by_project(store: &Store, backups: Vec<Backup>, warnings: &mut Vec<Warning>) 
 }
 
 /// Applies the policy after a backup, to those of its project among all that are listed, in a store that was swept.
-pub fn apply_after(store: &Store, lock: &StoreLock, policy: Policy, listed: Vec<Backup>, made: &Backup) -> PruneResult {
+pub fn apply_after(
+    store: &Store,
+    lock: &StoreLock,
+    policy: &Policy,
+    listed: Vec<Backup>,
+    made: &Backup,
+) -> PruneResult {
     let backups = listed.into_iter().filter(|backup| backup.project == made.project).collect();
     apply(store, lock, backups, policy, Some(&made.id))
 }
 
 /// What cannot be removed is said in its decision; the others are removed all the same.
-fn apply(store: &Store, lock: &StoreLock, backups: Vec<Backup>, policy: Policy, made: Option<&str>) -> PruneResult {
+fn apply(store: &Store, lock: &StoreLock, backups: Vec<Backup>, policy: &Policy, made: Option<&str>) -> PruneResult {
     let mut decisions = decide(&backups, policy, Timestamp::now(), made);
     // Oldest first, but none before one that rests on it.
     let places = places(&backups);
@@ -307,12 +325,14 @@ fn apply(store: &Store, lock: &StoreLock, backups: Vec<Backup>, policy: Policy, 
 
 fn result(backups: &[Backup], decisions: Vec<Decision>, dry_run: bool) -> PruneResult {
     let removed = backups.iter().zip(&decisions).filter(|(_, decision)| !decision.kept);
-    let bytes_freed = removed.map(|(backup, _)| backup.size).sum();
+    let bytes_freed = removed.map(|(backup, _)| backup.disk_size()).sum();
     PruneResult { dry_run, decisions, bytes_freed, warnings: Vec::new() }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Borrow;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -331,6 +351,7 @@ mod tests {
             kind: BackupType::Full,
             path: "archive".into(),
             size: 1,
+            sidecar_size: 0,
             checksum: String::new(),
             timestamp: NOW - hours_old * 3_600_000,
             description: None,
@@ -350,10 +371,10 @@ mod tests {
         }
     }
 
-    fn reasons(ages: &[(i64, bool)], policy: Policy) -> Vec<Reason> {
+    fn reasons(ages: &[(i64, bool)], policy: impl Borrow<Policy>) -> Vec<Reason> {
         let backups: Vec<Backup> = ages.iter().map(|(hours, good)| backup(*hours, *good)).collect();
         let now = Timestamp::from_millisecond(NOW).unwrap();
-        decide(&backups, policy, now, None).into_iter().map(|decision| decision.reason).collect()
+        decide(&backups, policy.borrow(), now, None).into_iter().map(|decision| decision.reason).collect()
     }
 
     #[test]
@@ -373,10 +394,10 @@ mod tests {
         use Reason::*;
         let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
         assert_eq!(
-            reasons(&[(1, false), (2, false), (900, true), (901, true)], one),
+            reasons(&[(1, false), (2, false), (900, true), (901, true)], &one),
             [WithinLimits, TooMany, NewestGood, TooMany]
         );
-        assert_eq!(reasons(&[(900, false)], one), [TooOld]);
+        assert_eq!(reasons(&[(900, false)], &one), [TooOld]);
     }
 
     #[test]
@@ -384,7 +405,7 @@ mod tests {
         let now = Timestamp::from_millisecond(NOW).unwrap();
         let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
         let kept = |backups: &[Backup]| -> Vec<Reason> {
-            decide(backups, one, now, None).into_iter().map(|decision| decision.reason).collect()
+            decide(backups, &one, now, None).into_iter().map(|decision| decision.reason).collect()
         };
         let safety = |hours| Backup { safety_backup: true, ..backup(hours, true) };
         assert_eq!(kept(&[safety(1), backup(900, true)]), [Reason::WithinLimits, Reason::NewestGood]);
@@ -404,7 +425,7 @@ mod tests {
         let now = Timestamp::from_millisecond(NOW).unwrap();
         let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
         let reasons = |backups: &[Backup]| -> Vec<Reason> {
-            decide(backups, one, now, None).into_iter().map(|decision| decision.reason).collect()
+            decide(backups, &one, now, None).into_iter().map(|decision| decision.reason).collect()
         };
         let full = |hours| backup(hours, true);
         let snapshot = |hours| Backup { kind: BackupType::Snapshot, ..full(hours) };
@@ -428,7 +449,7 @@ mod tests {
         let now = Timestamp::from_millisecond(NOW).unwrap();
         let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
         let reasons = |backups: &[Backup]| -> Vec<Reason> {
-            decide(backups, one, now, None).into_iter().map(|decision| decision.reason).collect()
+            decide(backups, &one, now, None).into_iter().map(|decision| decision.reason).collect()
         };
         let incomplete = |hours| Backup { incomplete: true, ..backup(hours, true) };
         assert_eq!(
@@ -447,7 +468,7 @@ mod tests {
         // It comes last, as the list has it.
         let backups = [backup(1, true), backup(2, true), backup(3, true), backup(-24 * 400, true)];
         let reasons: Vec<Reason> =
-            decide(&backups, policy, now, None).into_iter().map(|decision| decision.reason).collect();
+            decide(&backups, &policy, now, None).into_iter().map(|decision| decision.reason).collect();
         assert_eq!(reasons, [NewestGood, NoRule, KeepYearly, NoRule]);
     }
 
@@ -459,7 +480,7 @@ mod tests {
         backups[0].based_on = Some(backups[2].id.clone());
         let made = backups[0].id.clone();
         let reasons: Vec<Reason> =
-            decide(&backups, daily, now, Some(&made)).into_iter().map(|decision| decision.reason).collect();
+            decide(&backups, &daily, now, Some(&made)).into_iter().map(|decision| decision.reason).collect();
         assert_eq!(reasons, [Reason::JustMade, Reason::NewestGood, Reason::Needed]);
     }
 
@@ -520,11 +541,50 @@ mod tests {
         assert_eq!(kept_of(Keep { yearly: Some(9), ..none() }, 24, 100), [0, 15 * 24, 99 * 24]);
     }
 
+    /// The places that a policy keeps by a rule, of backups that were made at these times, newest first.
+    fn kept_in(zone: &str, keep: Keep, times: &[&str]) -> Vec<usize> {
+        let policy = Policy { keep, zone: TimeZone::get(zone).unwrap(), ..Policy::default() };
+        let at = |time: &&str| time.parse::<Timestamp>().unwrap().as_millisecond();
+        let backups: Vec<Backup> =
+            times.iter().map(|time| Backup { id: (*time).into(), timestamp: at(time), ..backup(0, true) }).collect();
+        let decisions = decide(&backups, &policy, Timestamp::from_millisecond(NOW).unwrap(), None);
+        (0..times.len()).filter(|place| decisions[*place].kept).collect()
+    }
+
+    #[test]
+    fn periods_are_those_of_the_calendar_in_the_time_zone() {
+        let none = Keep::default;
+        // Two evenings in Berlin, one of which is the next day in UTC; and the last hours of a year, which is over in Tokyo.
+        let evenings = ["2026-06-03T12:00:00Z", "2026-06-02T23:30:00Z", "2026-06-02T21:30:00Z", "2026-06-01T10:00:00Z"];
+        assert_eq!(kept_in("UTC", Keep { daily: Some(2), ..none() }, &evenings), [0, 1]);
+        assert_eq!(kept_in("Europe/Berlin", Keep { daily: Some(2), ..none() }, &evenings), [0, 2]);
+        let year = ["2026-01-01T00:30:00Z", "2025-12-31T16:00:00Z", "2025-12-31T14:00:00Z", "2025-01-01T10:00:00Z"];
+        for keep in [Keep { monthly: Some(2), ..none() }, Keep { yearly: Some(2), ..none() }] {
+            assert_eq!(kept_in("UTC", keep, &year), [0, 1]);
+            assert_eq!(kept_in("Asia/Tokyo", keep, &year), [0, 2]);
+        }
+        // Sunday in UTC, Monday in Auckland.
+        let week = ["2026-06-07T23:00:00Z", "2026-06-07T13:00:00Z", "2026-06-07T11:00:00Z", "2026-05-01T00:00:00Z"];
+        assert_eq!(kept_in("UTC", Keep { weekly: Some(2), ..none() }, &week), [0, 3]);
+        assert_eq!(kept_in("Pacific/Auckland", Keep { weekly: Some(2), ..none() }, &week), [0, 2]);
+    }
+
+    #[test]
+    fn days_of_23_and_25_hours_are_one_day_and_an_hour_that_is_repeated_is_two() {
+        let none = Keep::default;
+        let spring = ["2026-03-29T21:30:00Z", "2026-03-28T23:30:00Z", "2026-03-28T22:30:00Z", "2026-03-27T10:00:00Z"];
+        assert_eq!(kept_in("Europe/Berlin", Keep { daily: Some(2), ..none() }, &spring), [0, 2]);
+        let autumn = ["2026-10-25T22:30:00Z", "2026-10-24T22:30:00Z", "2026-10-24T21:30:00Z", "2026-10-23T10:00:00Z"];
+        assert_eq!(kept_in("Europe/Berlin", Keep { daily: Some(2), ..none() }, &autumn), [0, 2]);
+        let repeated = ["2026-10-25T01:30:00Z", "2026-10-25T00:30:00Z", "2026-10-24T23:30:00Z", "2026-10-24T10:00:00Z"];
+        assert_eq!(kept_in("Europe/Berlin", Keep { hourly: Some(3), ..none() }, &repeated), [0, 1, 2]);
+    }
+
     #[test]
     fn limits_keep_beside_the_rules_and_damaged_backups_fill_none() {
         use Reason::*;
         let policy =
-            Policy { retention_days: Some(1), keep: Keep { daily: Some(2), ..Keep::default() }, max_backups: None };
+            Policy { retention_days: Some(1), keep: Keep { daily: Some(2), ..Keep::default() }, ..Policy::default() };
         let ages = [(0, false), (1, true), (2, true), (30, true), (31, true), (60, true)];
         assert_eq!(reasons(&ages, policy), [WithinLimits, NewestGood, WithinLimits, KeepDaily, TooOld, TooOld]);
     }
@@ -539,9 +599,9 @@ mod tests {
             max_backups in prop::option::of(1..30_u32),
             keep in keep(),
         ) {
-            let policy = Policy { retention_days, max_backups, keep };
+            let policy = Policy { retention_days, max_backups, keep, ..Policy::default() };
             let now = Timestamp::from_millisecond(NOW).unwrap();
-            let first = decide(&backups, policy, now, None);
+            let first = decide(&backups, &policy, now, None);
             let kept: Vec<Backup> = backups
                 .iter().zip(&first).filter(|(_, decision)| decision.kept).map(|(backup, _)| backup.clone()).collect();
             let good = |backup: &&Backup| backup.integrity.status != IntegrityStatus::Failed;
@@ -552,7 +612,7 @@ mod tests {
             prop_assert_eq!(backups.iter().find(both), kept.iter().find(both));
             let complete = |backup: &&Backup| both(backup) && !backup.incomplete;
             prop_assert_eq!(backups.iter().find(complete), kept.iter().find(complete));
-            prop_assert!(decide(&kept, policy, now, None).iter().all(|decision| decision.kept));
+            prop_assert!(decide(&kept, &policy, now, None).iter().all(|decision| decision.kept));
             for (backup, decision) in backups.iter().zip(&first) {
                 prop_assert_eq!(backup.pinned.is_some(), decision.reason == Reason::Pinned);
             }
@@ -576,16 +636,16 @@ mod tests {
             max_backups in prop::option::of(1..30_u32),
             keep in keep(),
         ) {
-            let policy = Policy { retention_days, max_backups, keep };
+            let policy = Policy { retention_days, max_backups, keep, ..Policy::default() };
             let now = Timestamp::from_millisecond(NOW).unwrap();
             // Without chains: what rests on another one could not be decided on alone.
             let alone = |backup: &Backup| Backup { based_on: None, ..backup.clone() };
             let backups: Vec<Backup> = backups.iter().map(alone).collect();
             let others: Vec<Backup> = backups.iter().filter(|backup| backup.pinned.is_none()).cloned().collect();
-            let with_pins = decide(&backups, policy, now, None);
+            let with_pins = decide(&backups, &policy, now, None);
             let with_pins = with_pins.iter().filter(|decision| decision.reason != Reason::Pinned);
             let newest_good = |decision: &&Decision| decision.reason == Reason::NewestGood;
-            for (with, without) in with_pins.zip(&decide(&others, policy, now, None)) {
+            for (with, without) in with_pins.zip(&decide(&others, &policy, now, None)) {
                 prop_assert_eq!(&with.id, &without.id);
                 // A newer pinned one may be the newest good one in its stead.
                 prop_assert!(with.reason == without.reason || newest_good(&without), "{with:?} {without:?}");
@@ -601,7 +661,7 @@ mod tests {
         backups[4].pinned = pin();
         backups[1].pinned = pin();
         let two = Policy { max_backups: Some(2), ..Policy::default() };
-        let decided = decide(&backups, two, Timestamp::from_millisecond(NOW).unwrap(), None);
+        let decided = decide(&backups, &two, Timestamp::from_millisecond(NOW).unwrap(), None);
         let reasons: Vec<Reason> = decided.iter().map(|decision| decision.reason).collect();
         assert_eq!(reasons, [NewestGood, Pinned, WithinLimits, TooMany, Pinned, Needed]);
     }
@@ -611,7 +671,7 @@ mod tests {
         let mut backups = vec![backup(1, true), backup(2, true), backup(3, true)];
         backups[0].based_on = Some("backup-gone".into());
         let one = Policy { max_backups: Some(1), ..Policy::default() };
-        let decided = decide(&backups, one, Timestamp::from_millisecond(NOW).unwrap(), None);
+        let decided = decide(&backups, &one, Timestamp::from_millisecond(NOW).unwrap(), None);
         let reasons: Vec<Reason> = decided.into_iter().map(|decision| decision.reason).collect();
         assert_eq!(reasons, [Reason::WithinLimits, Reason::NewestGood, Reason::TooMany]);
     }

@@ -332,7 +332,7 @@ fn tell(created: &Created, output: &Output) {
     output.line(format!("Backup created: {}", backup.path.display()));
     output.line(format!("  id        {}", backup.id));
     let (files, from) = (backup.stats.total_files, size(backup.stats.total_size));
-    output.line(format!("  size      {} ({files} files, {from} before compression)", size(backup.size)));
+    output.line(format!("  size      {} ({files} files, {from} before compression)", size(backup.disk_size())));
     output.line(format!("  holds     {}", holds(backup)));
     output.line(format!("  database  {}", integrity(backup)));
     output.line(format!("  checksum  {}", backup.checksum));
@@ -462,7 +462,7 @@ fn list(store: &Store, output: &Output) -> Result<()> {
             "{:32} {:9} {:>9} {:20} {other}{encrypted}{safety}{damaged}{chain}{incomplete}{pinned}{description}",
             backup.id,
             code_of(&backup.kind),
-            size(backup.size),
+            size(backup.disk_size()),
             date(backup.timestamp, &TimeZone::UTC),
         ));
     }

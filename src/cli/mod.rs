@@ -126,7 +126,7 @@ struct Keep {
     /// Keep the newest of each of the last so many hours that have one
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     keep_hourly: Option<u32>,
-    /// The same for days, in UTC
+    /// The same for days of `backup.timezone`, or UTC
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     keep_daily: Option<u32>,
     /// The same for ISO weeks
@@ -153,7 +153,7 @@ impl Keep {
             yearly: self.keep_yearly.or(set.keep.yearly),
         };
         let retention_days = self.retention_days.or(set.retention_days);
-        Policy { retention_days, max_backups: self.max_backups.or(set.max_backups), keep }
+        Policy { retention_days, max_backups: self.max_backups.or(set.max_backups), keep, zone: set.zone }
     }
 }
 

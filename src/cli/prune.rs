@@ -42,7 +42,7 @@ pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
     output.warnings(&warnings);
     let store = store(args.output.as_ref(), &root, &settings)?;
     let watched = Watched::new(output);
-    let result = prune(&store, args.keep.policy(&settings), args.dry_run, DEFAULT_LOCK_TIMEOUT, &watched.task)?;
+    let result = prune(&store, &args.keep.policy(&settings), args.dry_run, DEFAULT_LOCK_TIMEOUT, &watched.task)?;
     drop(watched);
     tell(&result, output);
     match result.decisions.iter().find_map(|decision| decision.error.clone()) {

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use age::secrecy::{ExposeSecret, SecretString};
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -45,6 +46,9 @@ pub struct Config {
     schedule: Option<String>,
     storage_options: Option<Value>,
     encryption: Option<EncryptionOptions>,
+    /// Of the settings.
+    #[serde(skip)]
+    zone: Option<TimeZone>,
     /// Of the settings: whether new backups are encrypted where nothing here says how.
     #[serde(skip)]
     encrypts: Encrypts,
@@ -103,6 +107,7 @@ impl Config {
         self.backup_dir = self.backup_dir.take().or_else(|| settings.dir(&self.project_root));
         self.kind = settings.kind();
         self.encrypts = automatic::encrypts(settings);
+        self.zone = settings.zone();
         self.compression = self.compression.take().or_else(|| settings.get("backup.compression").cloned());
         self.compression_level = self.compression_level.or(number(settings.whole("backup.compressionLevel")));
         self.max_chain_length = self.max_chain_length.or(number(settings.whole("backup.maxChainLength")));
@@ -126,7 +131,8 @@ impl Config {
     pub fn retention(&self) -> Policy {
         let whole = |value: Option<f64>| value.map(|value| value as u32);
         let keep = self.keep.as_ref().map_or(Keep::default(), KeepOptions::resolve);
-        Policy { retention_days: whole(self.retention_days), max_backups: whole(self.max_backups), keep }
+        let zone = self.zone.clone().unwrap_or(TimeZone::UTC);
+        Policy { retention_days: whole(self.retention_days), max_backups: whole(self.max_backups), keep, zone }
     }
 
     pub fn undo_retention_days(&self) -> u32 {

@@ -202,7 +202,7 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
         }
         Call::Prune { config, options } => {
             let (config, _) = settled(config)?;
-            value(prune(&config.store()?, config.retention(), options.dry_run(), config.lock_timeout(), task)?)
+            value(prune(&config.store()?, &config.retention(), options.dry_run(), config.lock_timeout(), task)?)
         }
         Call::Rehearse { config, options } => {
             let (config, store) = store(config)?;

@@ -70,6 +70,7 @@ mod tests {
             kind,
             path: "archive".into(),
             size: 1,
+            sidecar_size: 0,
             checksum: String::new(),
             timestamp: NOW - age_ms,
             description: None,

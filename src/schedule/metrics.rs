@@ -110,7 +110,11 @@ fn of_status(status: &Status) -> [Metric; 12] {
         gauge("last_success_timestamp_seconds", "When the newest backup was made.", status.succeeded_at().map(seconds)),
         gauge("last_failure_timestamp_seconds", "When the last attempt failed.", status.failed_at().map(seconds)),
         gauge("last_duration_seconds", "How long the last backup took.", success.map(|run| seconds(run.duration_ms))),
-        gauge("last_size_bytes", "Size of the newest archive.", newest.map(|newest| newest.size as f64)),
+        gauge(
+            "last_size_bytes",
+            "Size of the newest archive and its sidecar.",
+            newest.map(|newest| newest.size as f64),
+        ),
         gauge(
             "last_source_size_bytes",
             "Size of what the newest backup saved, before compression.",
@@ -132,7 +136,7 @@ fn of_status(status: &Status) -> [Metric; 12] {
             help: "Backups that are kept.",
             samples: kept.map(|(kind, count)| (Some(("type", kind)), count as f64)).to_vec(),
         },
-        gauge("kept_size_bytes", "Size of all archives.", Some(status.total_size as f64)),
+        gauge("kept_size_bytes", "Size of all archives and their sidecars.", Some(status.total_size as f64)),
         gauge(
             "chain_length",
             "Archives that a restore of the newest backup reads.",

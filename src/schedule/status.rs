@@ -24,7 +24,7 @@ use crate::{
 /// So many of the newest sizes are told.
 const MOST_SIZES: usize = 30;
 
-/// Times are milliseconds since the epoch, sizes bytes of archives.
+/// Times are milliseconds since the epoch, sizes bytes of archives and their sidecars.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
@@ -153,14 +153,14 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
     };
     // One that is on time is about to begin, or has just begun.
     let is_late = matches!(next, Some(Action::Run { trigger: Trigger::CatchUp }));
-    let mut sizes: Vec<u64> = backups.iter().take(MOST_SIZES).map(|backup| backup.size).collect();
+    let mut sizes: Vec<u64> = backups.iter().take(MOST_SIZES).map(Backup::disk_size).collect();
     sizes.reverse();
     let count = |kind| backups.iter().filter(|backup| backup.kind == kind).count();
     let chains = chains(&backups);
     let regular = own.iter().find(|backup| !backup.safety_backup);
     let newest = regular.map(|backup| Newest {
         timestamp: backup.timestamp,
-        size: backup.size,
+        size: backup.disk_size(),
         source_size: backup.stats.total_size,
         chain_length: chain_length(backup, &backups),
         incomplete: backup.incomplete,
@@ -184,7 +184,7 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         next_run,
         count: backups.len(),
         others: backups.len() - own.len(),
-        total_size: backups.iter().map(|backup| backup.size).sum(),
+        total_size: backups.iter().map(Backup::disk_size).sum(),
         by_type: ByType {
             full: count(BackupType::Full),
             incremental: count(BackupType::Incremental),

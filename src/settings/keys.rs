@@ -68,7 +68,7 @@ const fn key(name: &'static str, rule: Rule, meaning: &'static str) -> Key {
 pub const ALL: &[Key] = &[
     key("backup.enabled", Rule::Bool, "whether `kg serve` makes backups on the schedule"),
     key("backup.schedule", Rule::Schedule, "when, as a cron expression"),
-    key("backup.timezone", Rule::Zone, "in which time zone [default: the system's]"),
+    key("backup.timezone", Rule::Zone, "in which time zone [default: the system's; UTC for backup.keep]"),
     key("backup.type", Rule::Choice(&["full", "incremental", "snapshot"]), "what a backup is [default: full]"),
     key("backup.fullBackupInterval", Rule::Whole(1, MOST), "days after which an incremental backup becomes a full one"),
     key("backup.dir", Rule::Text, "where backups are kept, from the project's root [default: .kg/backups]"),

@@ -18,6 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use jiff::tz::TimeZone;
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -25,6 +26,7 @@ use serde_json::Value;
 use self::{keys::Home, listen::Listen};
 use crate::{
     archive::{block::Compression, manifest::BackupType},
+    cron::time_zone,
     error::{Warning, WarningCode},
     project::{CONFIG_FILE, STATE_DIR},
     retention::{Keep, Policy},
@@ -144,6 +146,11 @@ impl Settings {
         self.whole("backup.retention").max(self.whole("backup.retentionDays"))
     }
 
+    /// `backup.timezone`, if it is set.
+    pub fn zone(&self) -> Option<TimeZone> {
+        time_zone(Some(self.text("backup.timezone")?)).ok()
+    }
+
     pub fn policy(&self) -> Policy {
         let keep = |period: &str| self.whole(&format!("backup.keep.{period}"));
         Policy {
@@ -157,6 +164,7 @@ impl Settings {
                 monthly: keep("monthly"),
                 yearly: keep("yearly"),
             },
+            zone: self.zone().unwrap_or(TimeZone::UTC),
         }
     }
 }

@@ -92,6 +92,8 @@ pub struct Backup {
     pub path: PathBuf,
     /// Of the archive, in bytes.
     pub size: u64,
+    /// Of its sidecar.
+    pub sidecar_size: u64,
     /// Of the archive: `sha256:` and the hexadecimal digest.
     pub checksum: String,
     /// When the backup began, in milliseconds since the epoch.
@@ -270,8 +272,8 @@ impl Backup {
         Some(Backup {
             id: manifest.id,
             kind: manifest.kind,
-            path,
             size: archive.size,
+            sidecar_size: fs::metadata(catalog::manifest_path(&path)).map_or(0, |found| found.len()),
             checksum: format!("{}{}", crate::archive::manifest::DIGEST_PREFIX, archive.sha256),
             timestamp: manifest.timestamp.as_millisecond(),
             description: manifest.description,
@@ -286,8 +288,14 @@ impl Backup {
             incomplete: manifest.incomplete,
             encrypted: manifest.encrypted || is_named,
             pinned,
+            path,
             project: manifest.project,
         })
+    }
+
+    /// What it takes on the disk: its archive and its sidecar.
+    pub fn disk_size(&self) -> u64 {
+        self.size.saturating_add(self.sidecar_size)
     }
 
     /// Whether it is dated later than can be.
