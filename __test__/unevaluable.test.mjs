@@ -58,6 +58,14 @@ const SITUATIONS = {
     }),
     'collation localized',
   ],
+  'a collation in a table with a sequence, an overflow chain and several levels': [
+    define(
+      `CREATE TABLE people (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE);
+       ${FILL} people (name) SELECT i || hex(zeroblob(i * i % 4001)) FROM n; DELETE FROM people WHERE id > 390`,
+      { people: 'CREATE TABLE people (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT COLLATE localized UNIQUE)' },
+    ),
+    'collation localized',
+  ],
   'a tokenizer of FTS5': [
     define(`CREATE VIRTUAL TABLE people USING fts5(name); ${FILL} people SELECT 'p' || i FROM n`, {
       people: 'CREATE VIRTUAL TABLE people USING fts5(name, tokenize=nope)',
@@ -102,14 +110,15 @@ function definitions(file) {
 }
 
 /** Rows of the tables that hold people. */
-function people_of(file) {
+function peopleOf(file) {
   const db = new Database(file, { readonly: true });
   try {
-    const tables = db.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage > 0 AND name LIKE 'people%'").pluck().all();
+    const wanted = "(name LIKE 'people%' OR name = 'sqlite_sequence')";
+    const tables = db.prepare(`SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage > 0 AND ${wanted} ORDER BY name`).pluck().all();
     return tables.map((name) => {
       try {
-        const column = db.prepare('SELECT name FROM pragma_table_xinfo(?) WHERE hidden = 0').pluck().get(name);
-        return [name, db.prepare(`SELECT ${column} FROM "${name}" NOT INDEXED`).pluck().all()];
+        const columns = db.prepare('SELECT name FROM pragma_table_xinfo(?) WHERE hidden = 0').pluck().all(name);
+        return [name, db.prepare(`SELECT ${columns} FROM "${name}" NOT INDEXED`).all()];
       } catch (error) {
         return [name, error.message];
       }
@@ -156,7 +165,7 @@ for (const [name, [make, missing]] of Object.entries(SITUATIONS)) {
 
   test(`${name} stays what it is when damaged pages next to it are salvaged`, async () => {
     const { root, database, backups } = project(make);
-    const [was, held] = [definitions(database), people_of(database)];
+    const [was, held] = [definitions(database), peopleOf(database)];
     const lost = damage(database, 'nodes');
     const found = await new IntegrityChecker(root).runChecks();
     expect(codes(found.issues)).toContain('KG_ISSUE_DATABASE_DAMAGED');
@@ -166,7 +175,7 @@ for (const [name, [make, missing]] of Object.entries(SITUATIONS)) {
     // Rows were lost, so this is not a success.
     expect(repaired.status).toBe(6);
     expect(definitions(database)).toEqual(was);
-    expect(people_of(database)).toEqual(held);
+    expect(peopleOf(database)).toEqual(held);
     const after = await new IntegrityChecker(root).runChecks();
     expect(codes(after.issues)).not.toContain('KG_ISSUE_DATABASE_DAMAGED');
     expect(after.issues.some((issue) => issue.repairable)).toBe(false);
@@ -194,10 +203,10 @@ test('a schema that this SQLite cannot parse around sound pages is no damage, an
   const db = new Database(database);
   db.unsafeMode(true);
   db.pragma('writable_schema = ON');
-  const root_page = db.prepare("SELECT rootpage FROM sqlite_schema WHERE name = 'edges'").pluck().get();
+  const rootPage = db.prepare("SELECT rootpage FROM sqlite_schema WHERE name = 'edges'").pluck().get();
   db.close();
   const bytes = readFileSync(database);
-  bytes.fill(0x55, (root_page - 1) * 4096, root_page * 4096);
+  bytes.fill(0x55, (rootPage - 1) * 4096, rootPage * 4096);
   writeFileSync(database, bytes);
   const repaired = await kg(['diag', 'repair', '--auto', '--project', root, '--backup-dir', backups]);
   expect(repaired.status).toBe(3);

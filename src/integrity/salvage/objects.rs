@@ -53,9 +53,6 @@ pub struct Made {
 pub fn create_tables(target: &mut Target, schema: &mut Schema, source: &Source) -> Result<Made> {
     let (mut contents, mut unready, mut definitions) = (HashSet::new(), HashSet::new(), Vec::new());
     let objects = schema.objects.clone();
-    if objects.iter().any(|object| object.name == "sqlite_sequence") {
-        target.make_sequences()?;
-    }
     for object in objects.iter().filter(|object| is_virtual(object)) {
         if is_derived(object) && target.create_object(object)? {
             contents.insert(format!("{}_content", object.name));
@@ -67,6 +64,10 @@ pub fn create_tables(target: &mut Target, schema: &mut Schema, source: &Source) 
     // What exists now are the tables of virtual tables.
     let shadows: HashSet<String> = names(target, "table")?.into_iter().collect();
     let mut made: HashSet<String> = shadows.clone();
+    // A table that is carried over may be the only one that has a sequence.
+    if objects.iter().any(|object| object.name == "sqlite_sequence") {
+        target.make_sequences()?;
+    }
     for object in objects.iter().filter(|object| is_ordinary_table(object) && !shadows.contains(&object.name)) {
         if object.name.starts_with("sqlite_") {
             continue;
