@@ -163,7 +163,12 @@ fn manifest(totals: Totals) -> Manifest {
         },
         checksums: checksums(&totals),
         files: totals.files,
-        integrity: Integrity { status: IntegrityStatus::Skipped, messages: Vec::new(), full_text: false },
+        integrity: Integrity {
+            status: IntegrityStatus::Skipped,
+            messages: Vec::new(),
+            not_checked: Vec::new(),
+            full_text: false,
+        },
         warnings: Vec::new(),
         based_on: None,
         based_on_checksum: None,

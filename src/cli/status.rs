@@ -26,7 +26,7 @@ pub fn tell(status: &Status, service: Option<&Holder>, is_in_progress: bool, out
                 "last",
                 format!("{made} UTC, {} ({}, {}{took})", ago(latest.timestamp), latest.id, code_of(&latest.kind)),
             );
-            row("database", super::backup::integrity(latest).into());
+            row("database", super::backup::integrity(latest));
         }
     }
     if is_in_progress {

@@ -29,7 +29,7 @@ impl Readable {
         let mut connection = Connection::open(path).map_err(failed)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false).map_err(failed)?;
         let mut readable = Readable::default();
-        if begin(&mut connection, cancel).and_then(|()| Ok(read_schema(&connection, cancel)?)).is_err() {
+        if begin(&mut connection, cancel).and_then(|()| read_schema(&connection, cancel)).is_err() {
             cancel.check()?;
             return Ok(readable);
         }
