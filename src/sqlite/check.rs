@@ -221,10 +221,10 @@ pub fn everything(connection: &mut Connection, pragma: Pragma, cancel: &Cancel) 
     begin(connection, cancel)?;
     match ask(connection, &pragma.of_all(), cancel)? {
         Answer::Lines(lines) => found.add_lines(lines),
-        Answer::Damage(message) if accounts.is_empty() => found.damage.push(message),
+        Answer::Damage(message) if accounts.damage.is_empty() => found.damage.push(message),
         Answer::Damage(_) => {}
         // Something in the schema keeps SQLite from checking anything: what it can check is found table by table.
-        Answer::Unable(_) if accounts.is_empty() => {
+        Answer::Unable(_) if accounts.damage.is_empty() => {
             for name in names(connection) {
                 check_table(connection, pragma, &name, &missing, &mut found, cancel)?;
             }
@@ -232,8 +232,9 @@ pub fn everything(connection: &mut Connection, pragma: Pragma, cancel: &Cancel) 
         // Damaged pages can lead in a circle, and each table would take as long again.
         Answer::Unable(_) => {}
     }
+    accounts.not_checked.into_iter().for_each(|what| found.leave(what));
     if found.damage.is_empty() {
-        found.damage = accounts;
+        found.damage = accounts.damage;
     }
     missing.into_values().for_each(|what| found.leave(what));
     Ok(found)

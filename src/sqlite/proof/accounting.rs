@@ -9,7 +9,7 @@
 //! What it reports is damage: nothing here is stricter than SQLite's complete check. It does not look at the values in
 //! records or at the order of keys in indexes, which SQLite compares with the collations of the schema.
 
-use std::{collections::BTreeSet, path::Path};
+use std::collections::BTreeSet;
 
 use rusqlite::Connection;
 
@@ -17,6 +17,7 @@ use crate::{
     error::{Error, Result},
     sqlite::{
         btree::{Cell, Geometry, Page, exact, u32_at},
+        check::{Findings, NotChecked, is_damage, reason},
         files::lock_page,
         header::Header,
     },
@@ -35,42 +36,41 @@ const OVERFLOW_NEXT: u8 = 4;
 const CHILD: u8 = 5;
 
 /// Returns what contradicts a sound database, in the words of SQLite's check; nothing if every page is accounted for.
-pub fn account(connection: &Connection, cancel: &Cancel) -> Result<Vec<String>> {
-    let failed = |cause| unreadable(connection, cause, cancel);
+pub fn account(connection: &Connection, cancel: &Cancel) -> Result<Findings> {
+    let failed = |cause| unreadable(cause, cancel);
     let size = "SELECT page_size, page_count FROM pragma_page_size, pragma_page_count";
     let (page_bytes, page_count): (usize, u64) =
         match connection.query_row(size, [], |row| Ok((row.get(0)?, row.get(1)?))) {
             Ok(size) => size,
             Err(cause) => return failed(cause),
         };
-    let Ok(page_count) = u32::try_from(page_count) else { return Ok(Vec::new()) };
+    let Ok(page_count) = u32::try_from(page_count) else { return Ok(Findings::default()) };
     if page_count == 0 {
-        return Ok(Vec::new());
+        return Ok(Findings::default());
     }
     let mut accounts = match Accounts::new(connection, page_bytes, page_count, cancel) {
         Ok(accounts) => accounts,
         Err(cause) => return failed(cause),
     };
-    match accounts.run() {
-        Ok(()) => Ok(accounts.messages),
-        Err(Stop::Full) => Ok(accounts.messages),
-        Err(Stop::Aborted(error)) => Err(error),
-        Err(Stop::Sqlite(cause)) => {
-            let mut messages = accounts.messages;
-            messages.extend(failed(cause)?);
-            Ok(messages)
-        }
+    let stopped = accounts.run();
+    let mut found = Findings { damage: accounts.messages, not_checked: Vec::new() };
+    match stopped {
+        Ok(()) | Err(Stop::Full) => {}
+        Err(Stop::Aborted(error)) => return Err(error),
+        Err(Stop::Sqlite(cause)) => found.add(failed(cause)?),
     }
+    Ok(found)
 }
 
-/// Damage is a result; every other error of SQLite is an error.
-fn unreadable(connection: &Connection, cause: rusqlite::Error, cancel: &Cancel) -> Result<Vec<String>> {
-    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+/// An error of SQLite is proof of damage if it says so. After any other one the pages are not checked.
+fn unreadable(cause: rusqlite::Error, cancel: &Cancel) -> Result<Findings> {
     cancel.check()?;
-    match cause.sqlite_error_code() {
-        Some(DatabaseCorrupt | NotADatabase) => Ok(vec![format!("The pages could not be read: {cause}")]),
-        _ => Err(Error::sqlite("check", Path::new(connection.path().unwrap_or_default()), cause)),
+    if is_damage(&cause) {
+        return Ok(Findings { damage: vec![format!("The pages could not be read: {cause}")], not_checked: Vec::new() });
     }
+    let what = "which pages are in use".to_string();
+    let not_checked = vec![NotChecked { table: String::new(), what, reason: reason(&cause) }];
+    Ok(Findings { damage: Vec::new(), not_checked })
 }
 
 enum Stop {

@@ -25,7 +25,7 @@ fn made(dir: &Path, first: &str, more: &str) -> PathBuf {
 }
 
 fn accounts(file: &Path) -> Vec<String> {
-    account(&Connection::open(file).unwrap(), &Cancel::default()).unwrap()
+    account(&Connection::open(file).unwrap(), &Cancel::default()).unwrap().damage
 }
 
 fn word(file: &Path, at: u64) -> u64 {
@@ -93,7 +93,7 @@ fn nothing_is_called_damage_that_sqlite_has_nothing_to_say_of() {
         bytes[at] ^= 1 << (seed >> 20 & 7);
         std::fs::write(&file, &bytes).unwrap();
         let connection = Connection::open(&file).unwrap();
-        let Ok(lines) = account(&connection, &Cancel::default()) else { continue };
+        let Ok(Findings { damage: lines, .. }) = account(&connection, &Cancel::default()) else { continue };
         let said = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0));
         found += usize::from(!lines.is_empty());
         assert!(lines.is_empty() || said.as_deref() != Ok("ok"), "byte {at}: {lines:?}");
