@@ -157,14 +157,12 @@ fn by_locks(database: &Path) -> Option<Elsewhere> {
         }
     }
     let (index, user) = (index?, indexed?);
-    if shared.is_none() {
-        // A process that opened and closed the database beside SQLite has lost that lock, and has the file open.
-        let open = open_files(user.process)?;
-        let has_it = main.as_ref().and_then(identity).is_some_and(|of| open.contains(&of));
-        return (!has_it).then_some(Elsewhere { process: user.process, how: How::Replaced });
-    }
-    let is_other = is_of_another_wal(&index, &companion(database, COMPANIONS[0]));
-    is_other.then_some(Elsewhere { process: user.process, how: How::WalGone })
+    let how = match open_files(user.process) {
+        Some(open) if !main.as_ref().and_then(identity).is_some_and(|of| open.contains(&of)) => How::Replaced,
+        _ if is_of_another_wal(&index, &companion(database, COMPANIONS[0])) => How::WalGone,
+        _ => return None,
+    };
+    Some(Elsewhere { process: user.process, how })
 }
 
 /// `None` if it is there and cannot be opened: then nothing can be told.
