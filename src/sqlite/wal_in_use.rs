@@ -15,7 +15,7 @@
 //! of another user or container has open cannot be seen; of those only the locks tell.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     ffi::OsString,
     fs::{self, File, Metadata},
     io::{self, Read},
@@ -119,9 +119,12 @@ pub fn find_all(databases: &[&Path]) -> Vec<(usize, Elsewhere)> {
             break;
         }
         thread::sleep(PAUSE);
-        let again = look(databases, suspected.iter().map(|(number, _)| *number));
+        let numbers: BTreeSet<usize> = suspected.iter().map(|(number, _)| *number).collect();
+        let again = look(databases, numbers.into_iter());
         suspected.retain(|seen| again.contains(seen));
     }
+    suspected.sort_by_key(|(number, found)| (*number, found.process));
+    suspected.dedup_by_key(|(number, _)| *number);
     suspected
 }
 
@@ -130,14 +133,11 @@ pub fn is_index_in_use(name: &Path) -> bool {
     File::open(companion(name, COMPANIONS[1])).is_ok_and(|index| holder(&index, DEAD_MAN_SWITCH).is_some())
 }
 
+/// Both kinds of evidence, because one may be of a connection that is just opening.
 fn look(databases: &[&Path], numbers: impl Iterator<Item = usize>) -> Vec<(usize, Elsewhere)> {
     let numbered: Vec<(usize, &Path)> = numbers.filter_map(|number| Some((number, *databases.get(number)?))).collect();
-    let mut seen: Vec<(usize, Elsewhere)> =
-        numbered.iter().filter_map(|(number, database)| Some((*number, by_locks(database)?))).collect();
-    let left = numbered.into_iter().filter(|(number, _)| seen.iter().all(|(known, _)| known != number));
-    let by_name = by_open_files(&left.collect::<Vec<_>>());
-    seen.extend(by_name);
-    seen
+    let by_locks = numbered.iter().filter_map(|(number, database)| Some((*number, by_locks(database)?)));
+    by_locks.chain(by_open_files(&numbered)).collect()
 }
 
 /// What the locks on the files at the path tell.
@@ -259,8 +259,6 @@ fn by_open_files(databases: &[(usize, &Path)]) -> Vec<(usize, Elsewhere)> {
             }
         }
     }
-    seen.sort_by_key(|(number, found)| (*number, found.process));
-    seen.dedup_by_key(|(number, _)| *number);
     seen
 }
 
