@@ -157,7 +157,8 @@ describe('to recipients', () => {
     const maker = project.manage({ recipients: [project.recipient] });
     const full = await maker.createBackup();
     const kept = path.join(project.root, '.kg/cache/backup-pages');
-    expect(readdirSync(kept).sort()).toEqual([full.id, `${full.id}.manifest`]);
+    // Next to what is remembered of stores.
+    expect(readdirSync(kept).sort()).toEqual([full.id, `${full.id}.manifest`, 'stores.json']);
     // A byte of it that is wrong is as good as none.
     const file = path.join(kept, `${full.id}.manifest`);
     writeFileSync(file, readFileSync(file, 'utf8').replace('"mode"', '"mood"'));
@@ -169,7 +170,7 @@ describe('to recipients', () => {
     const owner = project.manage({ identityFile: project.identityFile, recipients: [project.recipient] });
     const incremental = await owner.createBackup({ type: 'incremental' });
     expect(incremental).toMatchObject({ type: 'incremental', warnings: [] });
-    expect(readdirSync(kept).sort()).toEqual([incremental.id, `${incremental.id}.manifest`]);
+    expect(readdirSync(kept).sort()).toEqual([incremental.id, `${incremental.id}.manifest`, 'stores.json']);
     await expectRestores(owner, incremental, project);
   });
 

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Backup, Store};
+use super::{Backup, Flaw, Store};
 use crate::{
     archive::read::MAX_TEXT_BYTES,
     base::CACHE,
@@ -41,7 +41,9 @@ impl Held {
 /// What is to be said if the store held backups of the project when it was last changed, and none of them is among `own` now.
 pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warning> {
     let held = Held::read(project).stores.get(&key(store)).copied().unwrap_or(0);
-    if held == 0 || !own.is_empty() {
+    // An archive that cannot be listed is there all the same.
+    let has_archives = || store.unlisted().is_ok_and(|left| left.iter().any(|left| left.flaw != Flaw::NoArchive));
+    if held == 0 || !own.is_empty() || has_archives() {
         return None;
     }
     let message = format!(
