@@ -236,18 +236,14 @@ fn attempt(
 ) -> Result<Created> {
     let began = Began::now();
     let mut kind = args.kind.map_or(automatic::wanted_kind(settings), Kind::backup_type);
-    // A run that is not written down is one all the same.
-    let project = Project::open(root).ok();
-    let started = project.and_then(|project| Started::begin(&project, kind, Trigger::Manual, began).ok());
+    let started = Started::begin(Project::open(root).ok().as_ref(), kind, Trigger::Manual, began);
     let made = store.as_ref().map_err(Error::clone).and_then(|store| {
         let options = args.options(settings, root, store)?;
         kind = options.kind;
         create_backup(root, store, &Launch::Thread, &options, task)
     });
     remember(root, &made, kind, began);
-    if let Some(started) = started {
-        started.end();
-    }
+    started.end();
     let Ok(store) = store else { return made };
     let unwritten = args.metrics_file.as_ref().and_then(|path| measure(path, root, &store, settings).err());
     if let Some(error) = unwritten {

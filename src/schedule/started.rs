@@ -43,16 +43,16 @@ struct Record {
     kind: BackupType,
 }
 
-/// A run that is at work.
+/// A run that is at work, with its record and what keeps that locked. Where it cannot be written down, it is a run all the same.
 #[derive(Debug)]
-pub struct Started {
-    path: PathBuf,
-    /// Keeps the lock.
-    _file: File,
-}
+pub struct Started(Option<(PathBuf, File)>);
 
 impl Started {
-    pub fn begin(project: &Project, kind: BackupType, trigger: Trigger, began: Began) -> Result<Self> {
+    pub fn begin(project: Option<&Project>, kind: BackupType, trigger: Trigger, began: Began) -> Self {
+        Started(project.and_then(|project| Started::write(project, kind, trigger, began).ok()))
+    }
+
+    fn write(project: &Project, kind: BackupType, trigger: Trigger, began: Began) -> Result<(PathBuf, File)> {
         let dir = history::dir(project);
         durable::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
         let path = dir.join(format!("{PREFIX}{}-{}{SUFFIX}", began.at, std::process::id()));
@@ -65,14 +65,16 @@ impl Started {
         let locked = file.as_file().try_clone().map_err(failed)?;
         durable::publish(file, &path)?;
         set_at_work(Some(path.clone()));
-        Ok(Started { path, _file: locked })
+        Ok((path, locked))
     }
 
     /// The run has ended: the history has what came of it, or it is none.
     pub fn end(self) {
         set_at_work(None);
-        // One that stays is of a run that the history has.
-        let _ = fs::remove_file(&self.path);
+        if let Some((path, _)) = &self.0 {
+            // One that stays is of a run that the history has.
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
@@ -136,7 +138,7 @@ mod tests {
     fn a_run_is_killed_when_its_process_has_let_go_of_its_record_and_is_written_down_once() {
         let (_dir, project) = project();
         let began = Began::now();
-        let started = Started::begin(&project, BackupType::Full, Trigger::Manual, began).unwrap();
+        let started = Started::begin(Some(&project), BackupType::Full, Trigger::Manual, began);
         assert!(History::read(&project).last().is_none());
         // As the end of the process does.
         drop(started);
@@ -158,7 +160,7 @@ mod tests {
     #[test]
     fn a_run_that_ended_or_was_interrupted_is_not_killed() {
         let (_dir, project) = project();
-        let begin = || Started::begin(&project, BackupType::Full, Trigger::Manual, Began::now()).unwrap();
+        let begin = || Started::begin(Some(&project), BackupType::Full, Trigger::Manual, Began::now());
         begin().end();
         let interrupted = begin();
         end_at_work();

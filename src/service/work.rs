@@ -131,20 +131,19 @@ impl<'a> Service<'a> {
         let hooks = self.hooks.begin(trigger);
         let began = Began::now();
         let kind = automatic::wanted_kind(&self.settings);
-        // A run that is not written down is one all the same.
-        let started = Started::begin(self.project, kind, trigger, began).ok();
+        let started = Started::begin(Some(self.project), kind, trigger, began);
         let made = panic::catch_unwind(AssertUnwindSafe(|| self.back_up())).unwrap_or_else(|_| {
             Err(Error::new(Code::Internal, "The backup panicked", "Please report this, with the log of the service"))
         });
         if self.cancel.is_cancelled() && made.is_err() {
             self.log.line("a backup was ended by the stop; nothing of it is left");
-            started.map(Started::end);
+            started.end();
             return;
         }
         self.board.counts(made.is_ok());
         let ended = now();
         let (Some(plan), Some(state)) = (&self.plan, &mut self.state) else {
-            started.map(Started::end);
+            started.end();
             return;
         };
         let run = history::Run::of(&made, kind, trigger, began);
@@ -170,7 +169,7 @@ impl<'a> Service<'a> {
             }
         }
         self.remember(Some(run));
-        started.map(Started::end);
+        started.end();
         self.hooks.tell(&hooks, event);
     }
 
