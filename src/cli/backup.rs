@@ -7,7 +7,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde_json::json;
 
 use super::{
-    Common, Keep,
+    Common, Keep, Waiting,
     keys::{KeyArgs, lockable},
     manage::Manage,
     output::{Output, code_of, size},
@@ -107,6 +107,8 @@ pub struct BackupArgs {
     recipient: Vec<String>,
     #[command(flatten)]
     keep: Keep,
+    #[command(flatten)]
+    waiting: Waiting,
     /// Make a full backup where an incremental one would make a chain of more backups than this [default: 64]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     max_chain: Option<u32>,
@@ -184,7 +186,7 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
         let is_good = verify(&store, reference, output)?;
         return Ok(if is_good { 0 } else { Code::ChecksumMismatch.exit_status() });
     }
-    if let Some(done) = args.manage.run(&store, args.compression(Compression::GZIP), output) {
+    if let Some(done) = args.manage.run(&store, args.compression(Compression::GZIP), args.waiting.timeout(), output) {
         return done.map(|()| 0);
     }
     if args.list {
@@ -316,6 +318,7 @@ impl BackupArgs {
             check_source: !self.no_check && set.check_source,
             strict: self.strict || set.strict,
             retention: self.keep.policy(settings),
+            lock_timeout: self.waiting.timeout(),
             ..set
         })
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{
-    Common,
+    Common, Waiting,
     integrity::tell_issues,
     keys::KeyArgs,
     output::{Output, size},
@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{
     age::age,
-    backup::DEFAULT_LOCK_TIMEOUT,
     error::{Code, Result},
     reader::client::Launch,
     rehearse::{Rehearsal, RehearseOptions, rehearse},
@@ -43,6 +42,8 @@ pub struct DrillArgs {
     /// Where to restore to, in a directory of its own [default: the system's for temporary files]
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
+    #[command(flatten)]
+    waiting: Waiting,
 }
 
 pub fn run(args: &DrillArgs, output: &Output) -> Result<u8> {
@@ -53,7 +54,7 @@ pub fn run(args: &DrillArgs, output: &Output) -> Result<u8> {
     let options = RehearseOptions {
         backup: args.file.clone(),
         directory: args.directory.clone(),
-        lock_timeout: DEFAULT_LOCK_TIMEOUT,
+        lock_timeout: args.waiting.timeout(),
     };
     let watched = Watched::new(output);
     let rehearsal = rehearse(&store, &options, &Launch::Thread, &watched.task)?;

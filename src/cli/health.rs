@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::{
-    Common,
+    Common, Waiting,
     integrity::{status_of, tell_issues},
     output::{Output, size},
     store,
@@ -19,7 +19,6 @@ use super::{
 };
 use crate::{
     age::age as age_of,
-    backup::DEFAULT_LOCK_TIMEOUT,
     error::{Error, Result},
     health::{Health, HealthOptions, Service, health},
     reader::client::Launch,
@@ -60,10 +59,12 @@ pub struct HealthArgs {
     /// Seconds from one report to the next
     #[arg(long, value_name = "SECONDS", default_value_t = 30, requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
     interval: u64,
+    #[command(flatten)]
+    waiting: Waiting,
 }
 
 /// `24h`: a whole number and a unit.
-fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
+pub(super) fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
     let at = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
     let seconds = match &text[at..] {
         "s" => 1,
@@ -85,7 +86,7 @@ pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
         settings,
         check_database: args.check_db,
         max_age: args.max_age,
-        lock_timeout: DEFAULT_LOCK_TIMEOUT,
+        lock_timeout: args.waiting.timeout(),
     };
     let watched = Watched::new(output);
     loop {

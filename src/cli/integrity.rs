@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 
 use super::{
-    Common,
+    Common, Waiting,
     keys::{KeyArgs, lockable},
     output::{Output, code_of},
     restore::confirmed,
@@ -16,7 +16,6 @@ use super::{
     watch::Watched,
 };
 use crate::{
-    backup::DEFAULT_LOCK_TIMEOUT,
     error::{Code, Error, Result},
     inspect::{Inspection, Repair, inspect, repair},
     integrity::{
@@ -66,6 +65,8 @@ pub struct IntegrityArgs {
     backup_dir: Option<PathBuf>,
     #[command(flatten)]
     keys: KeyArgs,
+    #[command(flatten)]
+    waiting: Waiting,
 }
 
 #[derive(Debug, Args)]
@@ -94,6 +95,8 @@ pub struct RepairArgs {
     backup_dir: Option<PathBuf>,
     #[command(flatten)]
     keys: KeyArgs,
+    #[command(flatten)]
+    waiting: Waiting,
 }
 
 pub fn run(args: &IntegrityArgs, output: &Output) -> Result<u8> {
@@ -101,11 +104,11 @@ pub fn run(args: &IntegrityArgs, output: &Output) -> Result<u8> {
     let watched = Watched::new(output);
     let inspection = if args.repair {
         let store = safety_store(&subject, args.backup_dir.as_ref(), &args.keys)?;
-        repair(&subject, None, store.as_ref(), DEFAULT_LOCK_TIMEOUT, &Launch::Thread, &watched.task)?
+        repair(&subject, None, store.as_ref(), args.waiting.timeout(), &Launch::Thread, &watched.task)?
     } else {
         let scope =
             Scope { database: !args.no_database, files: !args.no_files, vectors: !args.no_vectors, quick: false };
-        inspect(&subject, scope, DEFAULT_LOCK_TIMEOUT, &Launch::Thread, &watched.task)?
+        inspect(&subject, scope, args.waiting.timeout(), &Launch::Thread, &watched.task)?
     };
     drop(watched);
     output.result(&inspection);
@@ -118,7 +121,7 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
     let subject = subject(&args.common, args.path.as_ref())?;
     let watched = Watched::new(output);
     if !args.auto {
-        let before = inspect(&subject, Scope::ALL, DEFAULT_LOCK_TIMEOUT, &Launch::Thread, &watched.task)?;
+        let before = inspect(&subject, Scope::ALL, args.waiting.timeout(), &Launch::Thread, &watched.task)?;
         let can_do = before.issues.iter().filter(|issue| issue.repairable).count();
         let may_ask = can_do > 0 && !output.json && io::stdin().is_terminal() && io::stderr().is_terminal();
         if may_ask {
@@ -139,7 +142,7 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
         }
     }
     let store = safety_store(&subject, args.backup_dir.as_ref(), &args.keys)?;
-    let after = repair(&subject, None, store.as_ref(), DEFAULT_LOCK_TIMEOUT, &Launch::Thread, &watched.task)?;
+    let after = repair(&subject, None, store.as_ref(), args.waiting.timeout(), &Launch::Thread, &watched.task)?;
     drop(watched);
     output.result(&after);
     after.repair.iter().for_each(|repair| tell_repair(repair, output));

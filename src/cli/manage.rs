@@ -1,5 +1,7 @@
 //! What `kg diag backup` does with single backups that exist: delete, pin, unpin, consolidate.
 
+use std::time::Duration;
+
 use clap::Args;
 use serde_json::json;
 
@@ -9,7 +11,6 @@ use super::{
 };
 use crate::{
     archive::block::Compression,
-    backup::DEFAULT_LOCK_TIMEOUT as TIMEOUT,
     consolidate::consolidate,
     error::{Result, WarningCode},
     manage::{delete, pin, unpin},
@@ -49,30 +50,36 @@ impl Manage {
     }
 
     /// Does what was asked for; `None` where that is nothing.
-    pub fn run(&self, store: &Store, compression: Compression, output: &Output) -> Option<Result<()>> {
+    pub fn run(
+        &self,
+        store: &Store,
+        compression: Compression,
+        lock_timeout: Duration,
+        output: &Output,
+    ) -> Option<Result<()>> {
         if let Some(id) = &self.delete {
-            return Some(self.delete(store, id, output));
+            return Some(self.delete(store, id, lock_timeout, output));
         }
         if let Some(id) = &self.consolidate {
-            return Some(run_consolidate(store, id, compression, output));
+            return Some(run_consolidate(store, id, compression, lock_timeout, output));
         }
-        (self.pin.is_some() || self.unpin.is_some()).then(|| self.pin(store, output))
+        (self.pin.is_some() || self.unpin.is_some()).then(|| self.pin(store, lock_timeout, output))
     }
 
-    fn delete(&self, store: &Store, id: &str, output: &Output) -> Result<()> {
+    fn delete(&self, store: &Store, id: &str, lock_timeout: Duration, output: &Output) -> Result<()> {
         let watched = Watched::new(output);
-        let deleted = delete(store, id, self.cascade, TIMEOUT, &watched.task)?;
+        let deleted = delete(store, id, self.cascade, lock_timeout, &watched.task)?;
         drop(watched);
         output.result(&json!({ "deleted": deleted }));
         deleted.iter().for_each(|id| output.line(format!("Deleted {id}")));
         Ok(())
     }
 
-    fn pin(&self, store: &Store, output: &Output) -> Result<()> {
+    fn pin(&self, store: &Store, lock_timeout: Duration, output: &Output) -> Result<()> {
         let watched = Watched::new(output);
         let backup = match (&self.pin, &self.unpin) {
-            (Some(id), _) => pin(store, id, self.reason.clone(), TIMEOUT, &watched.task)?,
-            (None, id) => unpin(store, id.as_deref().unwrap_or_default(), TIMEOUT, &watched.task)?,
+            (Some(id), _) => pin(store, id, self.reason.clone(), lock_timeout, &watched.task)?,
+            (None, id) => unpin(store, id.as_deref().unwrap_or_default(), lock_timeout, &watched.task)?,
         };
         drop(watched);
         output.result(&backup);
@@ -91,9 +98,15 @@ fn tell_of_store(backup: &Backup, output: &Output) {
     output.warnings(&warnings.cloned().collect::<Vec<_>>());
 }
 
-fn run_consolidate(store: &Store, id: &str, compression: Compression, output: &Output) -> Result<()> {
+fn run_consolidate(
+    store: &Store,
+    id: &str,
+    compression: Compression,
+    lock_timeout: Duration,
+    output: &Output,
+) -> Result<()> {
     let watched = Watched::new(output);
-    let backup = consolidate(store, id, compression, TIMEOUT, &watched.task)?;
+    let backup = consolidate(store, id, compression, lock_timeout, &watched.task)?;
     drop(watched);
     output.result(&backup);
     tell_of_store(&backup, output);

@@ -17,17 +17,20 @@ mod restore;
 mod serve;
 mod status;
 mod told;
+mod usage;
 mod watch;
 
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use self::output::Output;
 use crate::{
+    backup::DEFAULT_LOCK_TIMEOUT,
     error::{Code, Error, Result},
     project::Project,
     reader::client::Launch,
@@ -106,6 +109,25 @@ impl Common {
     }
 }
 
+/// How long a command waits for others.
+#[derive(Debug, Args)]
+struct Waiting {
+    /// How long to wait for another writer of backups, a restore, or a lock on a database, such as 30s or 5m [default: 60s]
+    #[arg(long, value_name = "TIME", value_parser = parse_wait)]
+    lock_timeout: Option<Duration>,
+}
+
+impl Waiting {
+    fn timeout(&self) -> Duration {
+        self.lock_timeout.unwrap_or(DEFAULT_LOCK_TIMEOUT)
+    }
+}
+
+/// As other times; a number alone is seconds.
+fn parse_wait(text: &str) -> std::result::Result<Duration, String> {
+    text.parse().map(Duration::from_secs).or_else(|_| health::parse_duration(text))
+}
+
 /// The store that the arguments name, or the settings, or `.kg/backups`.
 fn store(output: Option<&PathBuf>, root: &Path, settings: &Settings) -> Result<Store> {
     automatic::store(settings, root, output.map(PathBuf::as_path), &Launch::Thread)
@@ -164,15 +186,15 @@ fn working_dir() -> Result<PathBuf> {
 /// Exit status: 0 done, 1 error, 2 usage, 3 database, 4 file system or store, 5 verification failed, 6 a backup that is made
 /// but incomplete, 130 interrupted.
 pub fn main() -> ExitCode {
-    let kg = match Kg::try_parse() {
-        Ok(kg) => kg,
-        Err(stop) => {
-            // Help and version are no errors; nobody may be left to read them.
-            let _ = stop.print();
-            return ExitCode::from(if stop.use_stderr() { Code::InvalidOption.exit_status() } else { 0 });
-        }
+    let code = match Kg::try_parse() {
+        Ok(kg) => run(kg.command),
+        Err(stop) => usage::stop(&stop),
     };
-    match kg.command {
+    output::told_all(code)
+}
+
+fn run(command: Command) -> ExitCode {
+    match command {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Kg::command(), "kg", &mut script);

@@ -1,8 +1,14 @@
 //! How anything gets onto the terminal.
 //!
-//! Whoever reads may be gone (`kg … | head`): then lines are dropped and the work goes on to its end.
+//! If the reader is gone (`kg … | head`), lines are dropped and the work goes on to its end. Any other failure to write, such as a
+//! full device, becomes the exit status of a command that was done.
 
-use std::io::{self, IsTerminal, Write};
+use std::{
+    io::{self, IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
+    sync::OnceLock,
+};
 
 use serde::Serialize;
 use serde_json::json;
@@ -18,6 +24,11 @@ pub struct Output {
 }
 
 impl Output {
+    /// For what comes before any argument is known.
+    pub fn of_json(json: bool) -> Self {
+        Output { json, quiet: false }
+    }
+
     pub fn new(common: &Common) -> Self {
         Output { json: common.json, quiet: common.quiet }
     }
@@ -44,7 +55,9 @@ impl Output {
 
     pub fn raw(&self, bytes: &[u8]) {
         let mut out = io::stdout().lock();
-        let _ = out.write_all(bytes).and_then(|()| out.flush());
+        if let Err(cause) = out.write_all(bytes).and_then(|()| out.flush()) {
+            lost(cause);
+        }
     }
 
     /// Warnings go to standard error; with `--json` they are part of the result.
@@ -65,8 +78,31 @@ impl Output {
         if self.json {
             self.result(&json!({ "error": error }));
         }
-        complain(&format!("kg: {} [{}]\n    {}.", error.message, error.code, error.remedy));
+        tell_error(error);
     }
+}
+
+/// The first failure to write a result. A reader that is gone is none: nothing is lost that somebody waits for.
+static LOST: OnceLock<Error> = OnceLock::new();
+
+pub fn lost(cause: io::Error) {
+    if cause.kind() != io::ErrorKind::BrokenPipe {
+        let mut error = Error::io("write", Path::new("the result to standard output"), cause);
+        error.remedy =
+            "What the command did is done; make room there, or send the output elsewhere, to see the result".into();
+        let _ = LOST.set(error);
+    }
+}
+
+/// The exit status `code`, or that of an output that could not be written.
+pub fn told_all(code: ExitCode) -> ExitCode {
+    let Some(error) = LOST.get() else { return code };
+    tell_error(error);
+    if code == ExitCode::SUCCESS { ExitCode::from(error.code.exit_status()) } else { code }
+}
+
+fn tell_error(error: &Error) {
+    complain(&format!("kg: {} [{}]\n    {}.", error.message, error.code, error.remedy));
 }
 
 fn complain(text: &str) {

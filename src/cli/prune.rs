@@ -5,13 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{
-    Common, Keep,
+    Common, Keep, Waiting,
     output::{Output, code_of, size},
     store,
     watch::Watched,
 };
 use crate::{
-    backup::DEFAULT_LOCK_TIMEOUT,
     error::{Error, Result},
     retention::{PruneResult, prune},
     settings::Settings,
@@ -33,6 +32,8 @@ pub struct PruneArgs {
     /// Only say what would be removed
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    waiting: Waiting,
 }
 
 pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
@@ -42,7 +43,7 @@ pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
     output.warnings(&warnings);
     let store = store(args.output.as_ref(), &root, &settings)?;
     let watched = Watched::new(output);
-    let result = prune(&store, &args.keep.policy(&settings), args.dry_run, DEFAULT_LOCK_TIMEOUT, &watched.task)?;
+    let result = prune(&store, &args.keep.policy(&settings), args.dry_run, args.waiting.timeout(), &watched.task)?;
     drop(watched);
     tell(&result, output);
     match result.decisions.iter().find_map(|decision| decision.error.clone()) {

@@ -9,7 +9,7 @@ use clap::Args;
 use jiff::{Timestamp, tz::TimeZone};
 
 use super::{
-    Common,
+    Common, Waiting,
     keys::KeyArgs,
     output::{Output, size},
     store,
@@ -17,7 +17,6 @@ use super::{
     working_dir,
 };
 use crate::{
-    backup::DEFAULT_LOCK_TIMEOUT,
     error::{Error, Result},
     project::{Component, Project, STATE_DIR},
     reader::{
@@ -88,6 +87,8 @@ pub struct RestoreArgs {
     /// Answer every question with yes
     #[arg(long, short)]
     yes: bool,
+    #[command(flatten)]
+    waiting: Waiting,
 }
 
 pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
@@ -119,6 +120,7 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
         // What is replaced is kept, and the result says where.
         overwrite: true,
         dry_run: args.dry_run,
+        lock_timeout: args.waiting.timeout(),
         ..RestoreOptions::new(target)
     };
     let watched = Watched::new(output);
@@ -158,7 +160,7 @@ fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {
         earlier: args.earlier,
         force: args.force,
         dry_run: args.dry_run,
-        lock_timeout: DEFAULT_LOCK_TIMEOUT,
+        lock_timeout: args.waiting.timeout(),
         undo_retention_days: DEFAULT_RETENTION_DAYS,
     };
     let watched = Watched::new(output);

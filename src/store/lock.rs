@@ -57,7 +57,7 @@ fn held(dir: &Path, file: &mut File, waited: Duration) -> Error {
     Error::new(
         Code::StoreLocked,
         format!("{} is in use by {holder}; waited {} s", dir.display(), waited.as_secs_f32()),
-        "Wait until it ends, or raise `lockTimeout`",
+        "Wait until it ends, or raise `lockTimeout` (`--lock-timeout`)",
     )
 }
 

@@ -187,7 +187,7 @@ pub fn lock_against_restores(state: &Path, timeout: Duration, cancel: &Cancel) -
 
 fn locked(state: &Path, who: &str) -> Error {
     let message = format!("{} is in use: {who}", state.display());
-    Error::new(Code::TargetLocked, message, "Wait until it ends, or raise `lockTimeout`")
+    Error::new(Code::TargetLocked, message, "Wait until it ends, or raise `lockTimeout` (`--lock-timeout`)")
 }
 
 /// Locks the target, and makes whole what killed restores left.

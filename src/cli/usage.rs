@@ -1,0 +1,67 @@
+//! Arguments that `kg` does not take, and requests for help.
+
+use std::{
+    env,
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use super::output::{self, Output};
+use crate::error::{Code, Error};
+
+/// Prints help, the version, or what is wrong with the arguments: with `--json` as other errors are.
+pub fn stop(stop: &clap::Error) -> ExitCode {
+    if !stop.use_stderr() {
+        if let Err(cause) = stop.print().and_then(|()| io::stdout().flush()) {
+            output::lost(cause);
+        }
+        return ExitCode::SUCCESS;
+    }
+    let wants_json = env::args_os().skip(1).take_while(|one| one != "--").any(|one| one == "--json");
+    if wants_json {
+        Output::of_json(true).result(&serde_json::json!({ "error": error(&stop.render().to_string()) }));
+    }
+    // The exit status says it too, if standard error is gone.
+    let _ = stop.print();
+    ExitCode::from(Code::InvalidOption.exit_status())
+}
+
+/// From what clap writes for people: the error, tips, and how the command is used.
+fn error(text: &str) -> Error {
+    let text = text.trim();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let message = match first.strip_prefix("error: ") {
+        Some(message) => message.split_whitespace().collect::<Vec<_>>().join(" "),
+        None => "The command is not complete".into(),
+    };
+    let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
+    let command = text.lines().find_map(|line| line.trim().strip_prefix("Usage: ")).unwrap_or("kg");
+    let command: Vec<&str> = command.split(' ').take_while(|word| !word.starts_with(['-', '<', '['])).collect();
+    let remedy: Vec<String> = tips.map(str::to_string).chain([format!("see `{} --help`", command.join(" "))]).collect();
+    let mut remedy = remedy.join("; ");
+    if let Some(first) = remedy.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
+    let mut message = message;
+    if let Some(first) = message.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
+    Error::invalid(message, remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_the_arguments_is_an_error_as_any_other() {
+        let text = "error: unexpected argument '--jsn' found\n\n  tip: a similar argument exists: '--json'\n\n\
+                    Usage: kg diag backup --json\n\nFor more information, try '--help'.\n";
+        let found = error(text);
+        assert_eq!((found.code, found.message.as_str()), (Code::InvalidOption, "Unexpected argument '--jsn' found"));
+        assert_eq!(found.remedy, "A similar argument exists: '--json'; see `kg diag backup --help`");
+        let text = "error: the following required arguments were not provided:\n  --file <FILE>\n\nUsage: kg diag restore --file <FILE>";
+        assert_eq!(error(text).message, "The following required arguments were not provided: --file <FILE>");
+        assert_eq!(error("Usage: kg diag <COMMAND>").remedy, "See `kg diag --help`");
+    }
+}
