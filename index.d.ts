@@ -1162,7 +1162,11 @@ export type KgErrorCode =
   | 'KG_READER_PROTOCOL'
   | 'KG_SERVICE'
   | 'KG_KILLED'
-  | 'KG_INTERNAL';
+  | 'KG_INTERNAL'
+  /** Thrown when the package is loaded: there are no native parts for this platform, for example musl or Windows. */
+  | 'KG_PLATFORM_UNSUPPORTED'
+  /** Thrown when the package is loaded: its native parts are not installed, cannot be loaded, or a bundler lost them. */
+  | 'KG_NATIVE_MISSING';
 
 /** What happened and what to do about it. The message holds both. */
 export declare class KgError extends Error {

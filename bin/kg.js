@@ -6,7 +6,17 @@
 const { spawn } = require('node:child_process');
 const { constants } = require('node:os');
 
-const { kgPath } = require('../lib/platform.js');
+/** The native `kg`; a message without a stack if there is none for this machine. */
+function find() {
+  try {
+    return require('../lib/platform.js').kgPath;
+  } catch (error) {
+    process.stderr.write(`kg: ${error.message} [${error.code}]\n`);
+    process.exit(1);
+  }
+}
+
+const kgPath = find();
 
 const child = spawn(kgPath, process.argv.slice(2), { stdio: 'inherit' });
 

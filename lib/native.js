@@ -3,9 +3,9 @@
 // Calls the addon: JSON in, JSON out, errors and callbacks made native to this realm.
 
 const { AbortError, KgError, invalidOption } = require('./errors.js');
-const { addonPath } = require('./platform.js');
+const { loadAddon } = require('./platform.js');
 
-const addon = require(addonPath);
+const addon = loadAddon();
 
 /** JSON of options; what JSON would silently change (NaN to null, a function to nothing) is refused. */
 function encode(value) {

@@ -6,28 +6,77 @@
 const fs = require('node:fs');
 const path = require('node:path');
 
+const { KgError } = require('./errors.js');
 const { platformName } = require('./platform-name.js');
 
+const NAME = '@weavelogic/knowledge-graph-agent';
 const ADDON = 'knowledge-graph-agent.node';
+/** Those that there is a package for. */
+const PLATFORMS = ['darwin-arm64', 'darwin-x64', 'linux-arm64-gnu', 'linux-x64-gnu'];
 
-function nativeDirectory() {
-  const platform = platformName();
-  const checkout = path.join(__dirname, '..', 'npm', platform);
-  if (fs.existsSync(path.join(checkout, ADDON))) return checkout;
+const BUNDLED =
+  'a bundler has moved this code away from its package: leave the package out of the bundle ' +
+  `(esbuild \`--external:${NAME}\`, Rollup \`external\`, webpack \`externals\`) and install it where the bundle runs`;
+
+/** Whether this file is where its package has it. */
+function isInPackage() {
   try {
-    return path.dirname(require.resolve(`@weavelogic/knowledge-graph-agent-${platform}/package.json`));
-  } catch (cause) {
-    throw new Error(
-      `@weavelogic/knowledge-graph-agent has no native parts for ${platform}. ` +
-        'Install it again with optional dependencies, or run `npm run build` in a checkout.',
-      { cause },
-    );
+    return JSON.parse(fs.readFileSync(path.join(__dirname, '..', 'package.json'), 'utf8')).name === NAME;
+  } catch {
+    // Also in a bundle of ES modules, which have no `__dirname`.
+    return false;
   }
 }
 
-const directory = nativeDirectory();
+function unsupported(platform) {
+  const remedy = platform.endsWith('-musl')
+    ? 'This Node runs on musl (Alpine Linux): use an image with glibc, such as `node:22-slim`'
+    : platform.startsWith('win32')
+      ? 'Run it in the Windows Subsystem for Linux (WSL 2)'
+      : `There are packages for ${PLATFORMS.join(', ')}`;
+  const message = `${NAME} has no native parts for ${platform}`;
+  return new KgError({ code: 'KG_PLATFORM_UNSUPPORTED', message, remedy });
+}
+
+function missing(platform, cause) {
+  const message = `The native parts of ${NAME} for ${platform} were not found: the package ${NAME}-${platform} is not installed`;
+  const remedy = isInPackage()
+    ? 'Install again on this machine without `--omit=optional` (a node_modules of another system has other native parts), or run `npm run build` in a checkout'
+    : `It seems that ${BUNDLED}`;
+  return new KgError({ code: 'KG_NATIVE_MISSING', message, remedy, cause });
+}
+
+function nativeDirectory(platform) {
+  if (isInPackage()) {
+    const checkout = path.join(__dirname, '..', 'npm', platform);
+    if (fs.existsSync(path.join(checkout, ADDON))) return checkout;
+  }
+  try {
+    return path.dirname(require.resolve(`${NAME}-${platform}/package.json`));
+  } catch (cause) {
+    throw PLATFORMS.includes(platform) ? missing(platform, cause.message) : unsupported(platform);
+  }
+}
+
+const platform = platformName();
+const directory = nativeDirectory(platform);
+
+/** The addon; `KG_NATIVE_MISSING` with the loader's reason if it cannot be loaded. */
+function loadAddon() {
+  const addonPath = path.join(directory, ADDON);
+  try {
+    return require(addonPath);
+  } catch (cause) {
+    const message = `The native parts of ${NAME} for ${platform} could not be loaded: ${cause.message}`;
+    const remedy = isInPackage()
+      ? 'Install the package again on this machine; the system must have at least the glibc that the message names'
+      : `It seems that ${BUNDLED}`;
+    throw new KgError({ code: 'KG_NATIVE_MISSING', message, remedy, cause: cause.message });
+  }
+}
 
 module.exports = {
+  loadAddon,
   addonPath: path.join(directory, ADDON),
   kgPath: path.join(directory, process.platform === 'win32' ? 'kg.exe' : 'kg'),
 };

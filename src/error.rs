@@ -12,6 +12,8 @@ use std::{fmt, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
+use crate::holders;
+
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 macro_rules! codes {
@@ -182,14 +184,19 @@ impl Error {
         Error::new(code, format!("Could not {action} {}: {}", path.display(), plain(&cause)), remedy).with_cause(cause)
     }
 
+    /// Another process keeps a lock on the database at `path`.
+    pub fn busy(action: &str, path: &Path, cause: impl fmt::Display) -> Self {
+        let message = format!("Could not {action} {}: it is locked by {}", path.display(), holders::of(path));
+        let remedy = "Wait until that process ends its transaction, or stop it, then run it again; or raise `lockTimeout` \
+                      (`--lock-timeout`)";
+        Error::new(Code::DatabaseBusy, message, remedy).with_cause(cause)
+    }
+
     /// A failed SQLite call on the database at `path`; `action` completes "Could not …".
     pub fn sqlite(action: &str, path: &Path, cause: rusqlite::Error) -> Self {
         use rusqlite::ErrorCode::*;
         let (code, remedy) = match cause.sqlite_error_code() {
-            Some(DatabaseBusy | DatabaseLocked) => (
-                Code::DatabaseBusy,
-                "Another process keeps a lock on it: wait for that process or stop it, then run it again",
-            ),
+            Some(DatabaseBusy | DatabaseLocked) => return Error::busy(action, path, cause),
             Some(DatabaseCorrupt | NotADatabase) => {
                 (Code::DatabaseDamaged, "Restore the newest good backup with `kg diag restore --file latest`")
             }

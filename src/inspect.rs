@@ -125,8 +125,20 @@ pub fn inspect(
     launch: &Launch,
     task: &Task,
 ) -> Result<Inspection> {
+    inspect_in(&std::env::temp_dir(), subject, scope, lock_timeout, launch, task)
+}
+
+/// As [`inspect`], with copies of databases in a directory of their own below `dir`.
+pub fn inspect_in(
+    dir: &Path,
+    subject: &Subject,
+    scope: Scope,
+    lock_timeout: Duration,
+    launch: &Launch,
+    task: &Task,
+) -> Result<Inspection> {
     let began = Instant::now();
-    let scratch = Scratch::new(&std::env::temp_dir(), SCRATCH_PREFIX)?;
+    let scratch = Scratch::new(dir, SCRATCH_PREFIX)?;
     task.report(Phase::Checking, 0, 0)?;
     let request = CheckRequest {
         subject: subject.clone(),

@@ -24,7 +24,7 @@
 //! | [`integrity`] | what can be wrong with a project, and what repair does about it. Called by the reader alone |
 //! | [`project`], [`sqlite`] | what a project holds; databases at one commit. Called by the reader alone |
 //! | [`settings`] | the part of `.kg/config.json` that is about backups, and `.kg/hooks.json`; opened by the reader alone, or by `kg config` |
-//! | [`age`], [`cron`], [`task`], [`parallel`], [`lock`], [`durable`], [`ownership`], [`tolerated`], [`mounts`], [`scratch`], [`paths`], [`beneath`], [`limits`], [`hex`], [`error`] | lengths of time as people say them; the times that a cron expression names; cancellation and progress; work on all cores; waiting; files that are there whole or not at all; whose the files are that root writes; what a file system may refuse; mount points; directories that are thrown away; paths as people give them; paths without links; what a forged archive may take; how digests are written; errors |
+//! | [`age`], [`cron`], [`task`], [`parallel`], [`lock`], [`durable`], [`ownership`], [`tolerated`], [`mounts`], [`holders`], [`scratch`], [`paths`], [`beneath`], [`limits`], [`hex`], [`error`] | lengths of time as people say them; the times that a cron expression names; cancellation and progress; work on all cores; waiting; files that are there whole or not at all; whose the files are that root writes; what a file system may refuse; mount points; who locks a database; directories that are thrown away; paths as people give them; paths without links; what a forged archive may take; how digests are written; errors |
 //!
 //! Dependencies point down this table, never up. `docs/architecture.md` says why things are as they are.
 
@@ -42,6 +42,7 @@ pub mod durable;
 pub mod error;
 pub mod health;
 pub mod hex;
+pub mod holders;
 pub mod hooks;
 pub mod inspect;
 pub mod integrity;

@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use crate::{
     archive::manifest::Stats,
-    error::{Result, Warning},
-    inspect::inspect,
+    error::{Code, Error, Result, Warning},
+    inspect::inspect_in,
     integrity::{Scope, issue::Issue, subject::Subject},
     project::{Component, names},
     reader::client::Launch,
@@ -63,6 +63,19 @@ pub struct Rehearsal {
     pub duration_ms: u64,
 }
 
+/// The advice of a restore or a check, to set another target or TMPDIR, does not help here.
+fn no_room(error: Error) -> Error {
+    match error.code {
+        Code::NoSpace => Error {
+            remedy: "Free some space there, or name a directory with room for the restored project and a copy of its database: \
+                     `directory` (`--directory`)"
+                .into(),
+            ..error
+        },
+        _ => error,
+    }
+}
+
 /// Restores a backup into a temporary directory and checks it there. Nothing is left, whatever happens.
 pub fn rehearse(store: &Store, options: &RehearseOptions, launch: &Launch, task: &Task) -> Result<Rehearsal> {
     let began = Instant::now();
@@ -70,14 +83,15 @@ pub fn rehearse(store: &Store, options: &RehearseOptions, launch: &Launch, task:
     let scratch = Scratch::new(&parent, SCRATCH_PREFIX)?;
     let target = scratch.path().join("project");
     let restoring = RestoreOptions { lock_timeout: options.lock_timeout, ..RestoreOptions::new(target.clone()) };
-    let restored = restore(store, &options.backup, launch, &restoring, task)?;
+    let restored = restore(store, &options.backup, launch, &restoring, task).map_err(no_room)?;
     let manifest = &restored.manifest;
     // By its place in the backup: a restored configuration may name a live database outside of any project.
     let database = manifest.files.iter().find(|record| record.component == Component::Database && record.database);
     let database = database.and_then(|record| names::decode(&record.path)).map(|path| target.join(path));
     let scope = Scope { database: database.is_some(), ..Scope::ALL };
     let subject = Subject::of(&target, database);
-    let inspection = inspect(&subject, scope, options.lock_timeout, launch, task)?;
+    let inspection =
+        inspect_in(scratch.path(), &subject, scope, options.lock_timeout, launch, task).map_err(no_room)?;
     let Stats { node_count, edge_count, .. } = manifest.stats;
     let nodes = Count { expected: node_count, found: inspection.checked.nodes };
     let edges = Count { expected: edge_count, found: inspection.checked.edges };

@@ -6,11 +6,7 @@
 //!
 //! Not guaranteed: a connection in rollback mode that does nothing at the moment holds no lock and is not seen.
 
-use std::{
-    fs::{self, File},
-    io,
-    path::Path,
-};
+use std::{fs::File, io, path::Path};
 
 use nix::{
     errno::Errno,
@@ -48,16 +44,5 @@ pub fn claim(file: File, path: &Path) -> Result<std::result::Result<Claim, i32>>
             Ok(Err(lock.l_pid.max(0)))
         }
         Err(cause) => Err(failed(cause)),
-    }
-}
-
-/// A process as a person knows it, by its number; 0 if the system does not tell it.
-pub fn name_of(process: i32) -> String {
-    if process == 0 {
-        return "a process that cannot be seen from here, such as one in another container".into();
-    }
-    match fs::read_to_string(format!("/proc/{process}/comm")) {
-        Ok(command) => format!("process {process} ({})", command.trim()),
-        Err(_) => format!("process {process}"),
     }
 }

@@ -173,11 +173,9 @@ pub fn open_live(live: &Path) -> Result<Connection> {
 fn step(backup: &Backup<'_, '_>, pages: i32, live: &Path, deadline: Instant) -> Result<()> {
     until(deadline, &Cancel::default(), || {
         match backup.step(pages).map_err(|cause| Error::sqlite("replace the content of", live, cause))? {
-            StepResult::Busy | StepResult::Locked => Err(Error::new(
-                Code::DatabaseBusy,
-                format!("{} is locked by another process that is writing it", live.display()),
-                "Nothing was changed; let that process end its transaction, then run it again",
-            )),
+            StepResult::Busy | StepResult::Locked => {
+                Err(Error::busy("replace the content of", live, "database is locked"))
+            }
             _ => Ok(()),
         }
     })

@@ -36,9 +36,11 @@ use nix::{
 use super::{
     files::{COMPANIONS, LOCK_BYTE, WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, companion},
     header::Header,
-    in_use::name_of,
 };
-use crate::error::{Code, Error};
+use crate::{
+    error::{Code, Error},
+    holders,
+};
 
 /// Where the shared locks are on a database, and the lock that every user of a `-shm` holds on it.
 const SHARED: (u64, i64) = (LOCK_BYTE + 2, 510);
@@ -76,7 +78,7 @@ enum How {
 impl Elsewhere {
     /// A sentence about the database that messages call `shown`, without its full stop.
     pub fn says(&self, shown: &str) -> String {
-        let process = name_of(self.process);
+        let process = holders::name(self.process);
         match self.how {
             How::OtherWal => format!(
                 "{shown} is open in {process} with another WAL than {shown}-wal, because that was deleted or the process opened \

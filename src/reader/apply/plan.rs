@@ -19,10 +19,11 @@ use super::{
 use crate::{
     beneath::{Occupant, Place},
     error::{Code, Error, Result},
+    holders,
     project::{STATE_DIR, UNDO_DIR, same_file},
     sqlite::{
         files::{COMPANIONS, MAGIC},
-        in_use::{self, Claim, name_of},
+        in_use::{self, Claim},
         replace, wal_in_use,
     },
 };
@@ -349,7 +350,7 @@ pub fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
             format!(
                 "{} cannot be replaced through SQLite, and is open in {}; what that process writes would be lost",
                 path.display(),
-                name_of(process)
+                holders::name(process)
             ),
             "Close it there or stop that process, then run it again; `force` (`--force`) replaces it all the same",
         )),

@@ -1,0 +1,94 @@
+//! Which processes hold a lock on a database, for messages.
+//!
+//! `/proc/locks` says it without opening the database, which would end locks of this process. In a container the kernel lists
+//! only processes that the container can see.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+/// More are counted.
+const NAMED: usize = 3;
+
+/// Who keeps a lock on the database at `path` or on the index of its WAL, as a message names them.
+pub fn of(path: &Path) -> String {
+    let table = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let own = std::process::id() as i32;
+    let mut found: Vec<i32> = Vec::new();
+    for file in [path.to_path_buf(), shared_memory(path)] {
+        let Ok(stat) = fs::metadata(&file) else { continue };
+        let locks = table.lines().filter_map(parse).filter(|lock| lock.inode == stat.ino());
+        for lock in locks.filter(|lock| lock.process != own && !found.contains(&lock.process)).collect::<Vec<_>>() {
+            // Some file systems show another device to `stat` than to the table.
+            if lock.device == device(stat.dev()) || has_open(lock.process, &file) {
+                found.push(lock.process);
+            }
+        }
+    }
+    let more = found.len().saturating_sub(NAMED);
+    let mut names: Vec<String> = found.iter().take(NAMED).map(|process| name(*process)).collect();
+    if more > 0 {
+        names.push(format!("{more} more"));
+    }
+    if names.is_empty() { name(0) } else { names.join(", ") }
+}
+
+/// A process as a person knows it; 0 and less stand for one that the system does not name.
+pub fn name(process: i32) -> String {
+    if process <= 0 {
+        return "a process that cannot be seen from here (in another container, or on another machine)".into();
+    }
+    match fs::read_to_string(format!("/proc/{process}/comm")) {
+        Ok(command) => format!("process {process} ({})", command.trim()),
+        Err(_) => format!("process {process}"),
+    }
+}
+
+struct Lock {
+    process: i32,
+    device: (u64, u64),
+    inode: u64,
+}
+
+/// `1: POSIX  ADVISORY  WRITE 3568 fd:00:2531452 1073741824 1073742335`. One that waits has `->` after its number.
+fn parse(line: &str) -> Option<Lock> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [_, "POSIX" | "OFDLCK", _, _, process, file, ..] = fields.as_slice() else { return None };
+    let mut parts = file.split(':');
+    let mut hexadecimal = || u64::from_str_radix(parts.next()?, 16).ok();
+    let device = (hexadecimal()?, hexadecimal()?);
+    Some(Lock { process: process.parse().ok()?, device, inode: parts.next()?.parse().ok()? })
+}
+
+#[allow(clippy::unnecessary_cast, reason = "these numbers are smaller on other systems")]
+fn device(of: u64) -> (u64, u64) {
+    let of = of as nix::libc::dev_t;
+    (nix::sys::stat::major(of) as u64, nix::sys::stat::minor(of) as u64)
+}
+
+fn has_open(process: i32, file: &Path) -> bool {
+    let Ok(open) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
+    open.flatten().any(|one| fs::read_link(one.path()).is_ok_and(|to| to == file))
+}
+
+fn shared_memory(database: &Path) -> PathBuf {
+    let mut path = database.as_os_str().to_os_string();
+    path.push("-shm");
+    path.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_table_names_process_and_file_and_one_that_waits_holds_nothing() {
+        let lock = parse("1: POSIX  ADVISORY  WRITE 3568 fd:00:2531452 1073741824 1073742335").unwrap();
+        assert_eq!((lock.process, lock.device, lock.inode), (3568, (0xfd, 0), 2_531_452));
+        assert!(parse("1: -> POSIX  ADVISORY  WRITE 3568 fd:00:2531452 0 EOF").is_none());
+        assert!(parse("2: FLOCK  ADVISORY  WRITE 3568 fd:00:2531452 0 EOF").is_none());
+        assert!(of(Path::new("/nothing/here")).contains("another container"));
+    }
+}
