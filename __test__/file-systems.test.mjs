@@ -1,7 +1,7 @@
 // What a file system, or the way that it is mounted, cannot do: system calls that fail as they do there, and real mounts.
 
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { appendFileSync, existsSync, mkdirSync, readFileSync, readdirSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { describe, expect, test } from 'vitest';
@@ -98,4 +98,46 @@ describe.skipIf(!isRoot)('single files that were mounted, as containers mount th
     expect(stdout).toContain('Restored');
     expect(withDatabase(path.join(root, '../after.db'), (db) => db.prepare('SELECT count(*) FROM nodes').pluck().get())).toBe(20);
   });
+});
+
+test('a file with long runs of zeros takes as little room restored as it did before', () => {
+  const { root } = makeProject({ nodes: 20 });
+  const file = path.join(root, '.kg/vectors/index.bin');
+  writeFileSync(file, 'start');
+  truncateSync(file, 16 * 1024 * 1024);
+  appendFileSync(file, 'end');
+  const roomOf = (name) => statSync(name).blocks * 512;
+  expect(roomOf(file)).toBeLessThan(1024 * 1024);
+  run(kgPath, ['diag', 'backup'], { cwd: root });
+  const target = path.join(temporaryDirectory(), 'target');
+  run(kgPath, ['diag', 'restore', '--file', 'latest', '--target', target], { cwd: root });
+  const restored = path.join(target, '.kg/vectors/index.bin');
+  expect(readFileSync(restored).equals(readFileSync(file))).toBe(true);
+  expect(roomOf(restored)).toBeLessThan(1024 * 1024);
+});
+
+test('a store on a file system without links works, with a warning instead of the link', () => {
+  const { root, backups } = makeProject({ nodes: 20 });
+  const calls = 'symlink,symlinkat,link,linkat,renameat2';
+  const made = failing(calls, 'EPERM', ['diag', 'backup', '--output', backups, '--json'], { cwd: root });
+  expect(made).toMatchObject({ status: 0, stderr: '' });
+  expect(JSON.parse(made.stdout).warnings).toEqual([{ code: 'KG_WARN_STORE', message: expect.stringContaining('name `latest` instead') }]);
+  expect(failing(calls, 'EPERM', ['diag', 'backup', '--output', backups], { cwd: root }).status).toBe(0);
+  expect(failing(calls, 'EPERM', ['diag', 'prune', '--max-backups', '1', '--output', backups], { cwd: root }).status).toBe(0);
+  expect(readdirSync(backups).filter((name) => name.endsWith('.tar.gz'))).toHaveLength(1);
+});
+
+test('where blocks cannot be shared or copied by the kernel, they are copied', () => {
+  const { root, backups } = makeProject({ nodes: 20 });
+  for (const error of ['EXDEV', 'EOPNOTSUPP', 'EINVAL', 'ENOSYS', 'EPERM']) {
+    expect(failing('copy_file_range', error, ['diag', 'backup', '--output', backups], { cwd: root }).status).toBe(0);
+  }
+  run(kgPath, ['diag', 'backup', '--verify', path.join(backups, 'latest.tar.gz')], { cwd: root });
+});
+
+test.skipIf(!isRoot)('settings that were mounted alone are not changed, and the message says why', () => {
+  const { root } = makeProject({ nodes: 20 });
+  const { status, stderr } = spawnSync('unshare', ['-m', 'sh', '-ec', `mount --make-rprivate /; mount --bind .kg/config.json .kg/config.json; "${kgPath}" config set backup.maxBackups 5`], { cwd: root, encoding: 'utf8' });
+  expect(status).toBe(4);
+  expect(stderr).toMatch(/Could not write .*config\.json: .*\n.*mounted there alone.*mount the directory that holds it instead/);
 });

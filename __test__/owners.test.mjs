@@ -68,6 +68,17 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     expect(asOwner('config', 'set', 'backup.hooks.onSuccess.command', '["false"]')).toMatchObject(done);
   });
 
+  test('a store next to .kg belongs to the owner of the project too, and what is there already stays as it is', () => {
+    const { asOwner, asRoot, root } = projectOf(USER);
+    mkdirSync(path.join(root, 'shared'));
+    for (const store of ['backups', 'shared/backups']) {
+      expect(asRoot('diag', 'backup', '--output', store)).toMatchObject(done);
+      expect(notOwnedBy(path.join(root, store), USER)).toEqual([]);
+      expect(asOwner('diag', 'backup', '--output', store)).toMatchObject(done);
+    }
+    expect(lstatSync(path.join(root, 'shared')).uid).toBe(0);
+  });
+
   test('an archive outside the project stays with root, to whomever its directory belongs', () => {
     const { asRoot, backups } = projectOf(USER);
     mkdirSync(backups);
@@ -160,6 +171,23 @@ describe.skipIf(!isRoot)('read-only directories', () => {
     expect(asOwner('diag', 'restore', '--undo', '--yes')).toMatchObject(done);
     expect(files.slice(1).map((file) => readFileSync(file, 'utf8'))).toEqual(files.slice(1).map(() => 'newer'));
     expect(modes()).toEqual(before);
+  });
+
+  test('a database in one is replaced, and put back', () => {
+    const { asOwner, plugins, run } = readOnly();
+    const database = path.join(plugins, 'data/own.db');
+    mkdirSync(path.dirname(database));
+    const rows = (work) => withDatabase(database, work);
+    rows((db) => db.exec("PRAGMA journal_mode = wal; CREATE TABLE t (x); INSERT INTO t VALUES ('saved')"));
+    run(['chown', '-R', `${USER}:${USER}`, path.dirname(database)]);
+    expect(asOwner('diag', 'backup')).toMatchObject(done);
+    rows((db) => db.exec("UPDATE t SET x = 'newer'"));
+    run(['sh', '-c', `chown -R ${USER}:${USER} ${path.dirname(database)}; chmod 555 ${path.dirname(database)}`]);
+    for (const [args, expected] of [[['--file', 'latest'], 'saved'], [['--undo'], 'newer']]) {
+      expect(asOwner('diag', 'restore', ...args, '--yes')).toMatchObject(done);
+      expect(rows((db) => db.prepare('SELECT x FROM t').pluck().get())).toBe(expected);
+      expect(modeOf(path.dirname(database))).toBe('555');
+    }
   });
 
   test('a kill between the changes leaves them as they were', () => {

@@ -81,11 +81,20 @@ pub fn write(path: &Path, content: &[u8]) -> Result<()> {
     publish(file, path)
 }
 
-/// Points the symbolic link at `link` to `target`, replacing it in one step.
+/// Points the symbolic link at `link` to `target`, replacing it in one step. A file system without links is a warning of
+/// the run.
 pub fn relink(target: &Path, link: &Path) -> Result<()> {
     let failed = |cause| Error::io("write", link, cause);
     let parent = link.parent().unwrap_or(link);
     let linked = Builder::new().prefix(PARTIAL_PREFIX).make_in(parent, |path| std::os::unix::fs::symlink(target, path));
+    let linked = match linked {
+        // FAT, and some network mounts.
+        Err(cause) if matches!(cause.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)) => {
+            tolerated::note(Refused::Link, link, &cause);
+            return Ok(());
+        }
+        linked => linked,
+    };
     let linked = linked.map_err(failed)?.into_temp_path();
     ownership::settle(&linked);
     linked.persist(link).map_err(|cause| failed(cause.error))?;
@@ -104,9 +113,9 @@ pub fn remove(path: &Path) -> Result<()> {
 pub fn create_dirs(dir: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
     fs::create_dir_all(dir)?;
-    // Also what root made in a project before, and kept for itself.
-    let in_project = dir.ancestors().take_while(|dir| dir.file_name().is_some_and(|name| name != STATE_DIR));
-    in_project.for_each(ownership::settle);
+    // In `.kg` also what root made before, and kept for itself.
+    let in_state = dir.ancestors().position(|dir| dir.file_name().is_some_and(|name| name == STATE_DIR));
+    dir.ancestors().take(in_state.unwrap_or(0).max(missing.len())).for_each(ownership::settle);
     missing.iter().filter_map(|made| made.parent()).try_for_each(sync_at)
 }
 

@@ -12,7 +12,7 @@ use std::{fmt, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::holders;
+use crate::{holders, mounts};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -172,6 +172,11 @@ impl Error {
     /// A failed call on `path`; `action` completes "Could not …", for example "write".
     pub fn io(action: &str, path: &Path, cause: io::Error) -> Self {
         let (code, remedy) = match cause.kind() {
+            io::ErrorKind::ResourceBusy if mounts::is_point(path) => (
+                Code::Io,
+                "It was mounted there alone, as containers mount single files, and cannot be replaced: mount the directory that \
+                 holds it instead",
+            ),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 (Code::NoSpace, "Free some space there, or choose another directory, and run it again")
             }

@@ -1,6 +1,6 @@
 //! Owners of the files that root writes.
 //!
-//! A file in a project belongs to the owner of `.kg`, also when root made it: the owner's next backup would fail at a lock,
+//! A file in a project, also in a store next to `.kg`, belongs to the owner of `.kg`, also when root made it: the owner's next backup would fail at a lock,
 //! a directory or a journal of root's. Everything that creates files in a project comes through here, by way of
 //! [`crate::durable`]. A store outside any project keeps the files of the user who made them: they may be secret.
 //!
@@ -23,8 +23,11 @@ pub fn settle(path: &Path) {
         return;
     }
     let dir = resolve(path.parent().unwrap_or(path));
-    let state = dir.ancestors().find(|ancestor| ancestor.file_name().is_some_and(|name| name == STATE_DIR));
-    if let Some(owner) = state.and_then(|state| fs::metadata(state).ok()) {
+    let state = dir.ancestors().find_map(|dir| match dir.file_name() {
+        Some(name) if name == STATE_DIR => fs::metadata(dir).ok(),
+        _ => fs::metadata(dir.join(STATE_DIR)).ok(),
+    });
+    if let Some(owner) = state.filter(Metadata::is_dir) {
         give(path, &owner);
     }
 }

@@ -27,6 +27,8 @@ pub enum Refused {
     Owner,
     /// A change of the permissions or the time.
     Attributes,
+    /// A symbolic link that only makes something easier to find.
+    Link,
 }
 
 struct Note {
@@ -73,7 +75,7 @@ pub fn warnings(below: &Path) -> Vec<Warning> {
         }
         !is_asked_for
     });
-    let kinds = [Refused::Sync, Refused::Owner, Refused::Attributes];
+    let kinds = [Refused::Sync, Refused::Owner, Refused::Attributes, Refused::Link];
     kinds.into_iter().filter_map(|kind| warning(kind, &found)).collect()
 }
 
@@ -83,6 +85,12 @@ fn warning(kind: Refused, found: &[(Refused, PathBuf, String)]) -> Option<Warnin
     let more = if of_kind.len() > 1 { format!(" and {} more directories", of_kind.len() - 1) } else { String::new() };
     let place = format!("{}{more}", dir.display());
     Some(match kind {
+        Refused::Link => Warning::new(
+            WarningCode::Store,
+            format!(
+                "There is no link to the latest backup in {place}, because the file system has none ({why}): name `latest` instead"
+            ),
+        ),
         Refused::Sync => Warning::new(
             WarningCode::Store,
             format!(

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! write   entries ─▶ tar ─▶ blocks, all cores ─▶ in order, hashed ─▶ file             [`write`], [`database`], [`encoder`], [`block`], [`earlier`]
-//! read    file ─▶ blocks, hashed ─▶ unpacked, all cores ─▶ tar ─▶ entries, hashed     [`read`], [`decoder`], [`block`], [`unpack`]
+//! read    file ─▶ blocks, hashed ─▶ unpacked, all cores ─▶ tar ─▶ entries, hashed     [`read`], [`decoder`], [`block`], [`unpack`], [`sparse`]
 //! ```
 //!
 //! Nothing here knows where archives are kept or what a project is made of, beyond the names of its components.
@@ -26,5 +26,6 @@ pub mod manifest;
 pub mod pick;
 pub mod read;
 pub mod seal;
+pub mod sparse;
 pub mod unpack;
 pub mod write;

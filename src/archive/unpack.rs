@@ -16,6 +16,7 @@ use nix::sys::statvfs::statvfs;
 use super::{
     manifest::{Manifest, Owner},
     read::Unpack,
+    sparse::SparseFile,
 };
 use crate::error::{Code, Error, Result};
 
@@ -31,7 +32,7 @@ pub struct Unpacking<'a> {
     expected: Option<HashMap<String, u64>>,
     /// Entries to unpack; absent for all.
     wanted: Option<&'a HashSet<String>>,
-    current: Option<File>,
+    current: Option<SparseFile>,
     owners: Vec<Owner>,
 }
 
@@ -71,7 +72,8 @@ impl Unpack for Unpacking<'_> {
         };
         assert_room(dir, name, size_bytes)?;
         let path = dir.join(number.to_string());
-        let file = File::create_new(&path).map_err(|cause| Error::io("write", &path, cause))?;
+        let file = File::create_new(&path).and_then(|file| SparseFile::new(file, size_bytes));
+        let file = file.map_err(|cause| Error::io("write", &path, cause))?;
         Ok(Some(self.current.insert(file)))
     }
 

@@ -10,7 +10,7 @@ use std::{
 use super::{
     journal::{self, Intent, Swapped},
     roll_back::roll_back,
-    steps::{finish, keep, swap},
+    steps::{finish, keep, open_dirs, swap},
     target::{Target, parent},
 };
 use crate::{
@@ -92,6 +92,7 @@ fn complete(target: &Target, root: &Path, intent: &Intent, lock_timeout: Duratio
         roll_back(target, root, intent)?;
         return Ok(Recovered { completed: false, warnings: Vec::new() });
     }
+    open_dirs(target, intent)?;
     // Somebody may have tidied them away.
     for location in intent.swaps.iter().flat_map(|swapped| [&swapped.pending, &swapped.kept]) {
         let dir = root.join(parent(location));

@@ -22,6 +22,7 @@ use super::{
     undo,
 };
 use crate::{
+    durable,
     error::{Code, Error, Result},
     integrity::{
         documented,
@@ -34,6 +35,7 @@ use crate::{
     scratch::Scratch,
     sqlite::aside::{self, fingerprints},
     task::Cancel,
+    tolerated::{self, Refused},
 };
 
 /// In the staging directory.
@@ -119,14 +121,16 @@ fn dress_as(old: &Path, new: &Path) -> Result<()> {
     let own = fs::metadata(new).map_err(failed)?;
     let is_root = nix::unistd::geteuid().is_root();
     if is_root && (found.uid(), found.gid()) != (own.uid(), own.gid()) {
-        chown(new, Some(found.uid()), Some(found.gid())).map_err(failed)?;
+        if let Err(cause) = chown(new, Some(found.uid()), Some(found.gid())) {
+            tolerated::note(Refused::Owner, old, &cause);
+        }
     } else if found.gid() != own.gid() {
         // Only root and members of a group may give a file to it.
         let _ = chown(new, None, Some(found.gid()));
     }
     let file = File::open(new).map_err(failed)?;
-    let dressed = file.set_permissions(Permissions::from_mode(found.mode() & 0o777)).and_then(|()| file.sync_all());
-    dressed.map_err(failed)
+    let permitted = tolerated::attributes(file.set_permissions(Permissions::from_mode(found.mode() & 0o777)), old);
+    permitted.and_then(|()| durable::sync(&file, old)).map_err(failed)
 }
 
 /// A repair cannot be forced.

@@ -9,6 +9,7 @@ use super::{
     target::{Target, parent},
 };
 use crate::{
+    archive::sparse::SparseFile,
     beneath::{Occupant, Place},
     durable::{self, PARTIAL_PREFIX},
     error::{Code, Error, Result, Warning, WarningCode},
@@ -31,9 +32,10 @@ pub fn move_file(from: &Place, to: &Place, copy_name: &str) -> Result<()> {
                 copy.make_link(&fs::read_link(from.path()).map_err(failed)?)?;
             } else {
                 let mut source = from.open(OFlag::O_RDONLY, 0).map_err(failed)?;
-                let mut file = copy.create()?;
-                io::copy(&mut source, &mut file).map_err(failed)?;
+                let file = copy.create()?;
                 let found = source.metadata().map_err(failed)?;
+                let written = file.try_clone().and_then(|file| SparseFile::new(file, found.len()));
+                io::copy(&mut source, &mut written.map_err(failed)?).map_err(failed)?;
                 tolerated::attributes(file.set_permissions(found.permissions()), &to.path()).map_err(failed)?;
                 copy.give_to((found.uid(), found.gid()))?;
                 let modified = found.modified().map_err(failed)?;
@@ -71,8 +73,15 @@ fn mounted(from: &Place, to: &Place, cause: io::Error) -> Error {
 pub fn read_only_dirs(target: &Target, intent: &Intent) -> Result<Vec<MadeDir>> {
     let moved = intent.moves.iter().flat_map(|change| [&change.from, &change.to]);
     let made = intent.made.iter().map(|dir| &dir.at);
-    let dirs: BTreeSet<&str> =
-        moved.chain(made).chain(&intent.emptied).map(|location| parent(location)).filter(|at| !at.is_empty()).collect();
+    // SQLite makes a journal or WAL next to a database.
+    let swapped = intent.swaps.iter().map(|swapped| &swapped.live);
+    let dirs: BTreeSet<&str> = moved
+        .chain(made)
+        .chain(swapped)
+        .chain(&intent.emptied)
+        .map(|location| parent(location))
+        .filter(|at| !at.is_empty())
+        .collect();
     let own = nix::unistd::geteuid().as_raw();
     let mut found = Vec::new();
     for at in dirs.into_iter().filter(|at| !at.starts_with('/')) {

@@ -1,0 +1,94 @@
+//! Files that are written with holes: runs of zeros need no room, in the original or in what is restored of it.
+
+use std::{
+    fs::File,
+    io::{self, Seek, SeekFrom, Write},
+};
+
+/// Content is looked at in pieces of this size; one of zeros alone is not written.
+const PIECE_BYTES: u64 = 64 * 1024;
+
+/// Writes the content of a new file whose size is known.
+pub struct SparseFile {
+    file: File,
+    position: u64,
+}
+
+impl SparseFile {
+    /// `file` is empty.
+    pub fn new(file: File, size_bytes: u64) -> io::Result<Self> {
+        file.set_len(size_bytes)?;
+        Ok(SparseFile { file, position: 0 })
+    }
+
+    /// How many bytes of `bytes` come before the next piece that is, or is not, of zeros alone; and whether these are.
+    fn run(&self, bytes: &[u8]) -> (usize, bool) {
+        let mut length = 0;
+        let mut is_hole = None;
+        while length < bytes.len() {
+            let left = PIECE_BYTES - (self.position + length as u64) % PIECE_BYTES;
+            let end = bytes.len().min(length + usize::try_from(left).unwrap_or(usize::MAX));
+            let is_zero = bytes[length..end].iter().all(|byte| *byte == 0);
+            if *is_hole.get_or_insert(is_zero) != is_zero {
+                break;
+            }
+            length = end;
+        }
+        (length, is_hole.unwrap_or(false))
+    }
+}
+
+impl Write for SparseFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (length, is_hole) = self.run(bytes);
+        let done = if is_hole {
+            self.file.seek(SeekFrom::Current(length as i64))?;
+            length
+        } else {
+            self.file.write(&bytes[..length])?
+        };
+        self.position += done as u64;
+        Ok(done)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::MetadataExt};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 30, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn content_comes_back_byte_for_byte_however_it_is_cut(
+            runs in prop::collection::vec((any::<bool>(), 1..200_000_usize), 0..8),
+            cut in 1..100_000_usize,
+        ) {
+            let content: Vec<u8> = runs.iter().flat_map(|(zero, length)| vec![u8::from(!zero); *length]).collect();
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("file");
+            let mut file = SparseFile::new(File::create(&path).unwrap(), content.len() as u64).unwrap();
+            content.chunks(cut).for_each(|piece| file.write_all(piece).unwrap());
+            prop_assert_eq!(fs::read(&path).unwrap(), content);
+        }
+    }
+
+    #[test]
+    fn zeros_need_no_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let content = [vec![1; 4096], vec![0; 8 << 20], vec![2; 4096], vec![0; 4 << 20]].concat();
+        let mut file = SparseFile::new(File::create(&path).unwrap(), content.len() as u64).unwrap();
+        content.chunks(10_000).for_each(|piece| file.write_all(piece).unwrap());
+        assert!(fs::metadata(&path).unwrap().blocks() * 512 < 1 << 20);
+        assert_eq!(fs::read(&path).unwrap(), content);
+    }
+}
