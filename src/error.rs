@@ -283,7 +283,8 @@ pub enum WarningCode {
     /// A database has another name in the project; it is saved once.
     #[serde(rename = "KG_WARN_SAME_FILE")]
     SameFile,
-    /// A process commits to another WAL than the one next to a database, and those commits are not in the backup.
+    /// A process commits to another WAL than the one next to a database, and those commits are not
+    /// in the backup.
     #[serde(rename = "KG_WARN_WAL_NOT_IN_USE")]
     WalNotInUse,
     /// `latest` passed over newer backups, or what is left of them.

@@ -51,7 +51,8 @@ pub fn check(database: &Path, named: &Named, cancel: &Cancel) -> Vec<Issue> {
     issues
 }
 
-/// A process that commits to another WAL than the one at the path, or that has a database open that is gone from there.
+/// A process that commits to another WAL than the one at the path, or that has a database open that
+/// is gone from there.
 pub fn wal_not_in_use(database: &Path, named: &Named) -> Option<Issue> {
     let found = wal_in_use::find(database)?;
     Some(named.issue(IssueCode::WalNotInUse, found.says(&named.path), REOPEN))

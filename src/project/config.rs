@@ -48,8 +48,9 @@ pub fn database_path_in(config: &Path, root: &Path, warnings: &mut Vec<Warning>)
     locate(root, configured.as_deref().unwrap_or(DEFAULT_DATABASE))
 }
 
-/// The root of another project than the one at `root` that a database belongs to: it lies in the `.kg` of that one, or the
-/// configuration of that one names it. A copy of a project has such a database if its configuration names that of the original.
+/// The root of another project than the one at `root` that a database belongs to: it lies in the
+/// `.kg` of that one, or the configuration of that one names it. A copy of a project has such a
+/// database if its configuration names that of the original.
 pub fn other_owner(root: &Path, database: &Path) -> Option<PathBuf> {
     let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let (root, found) = (resolved(root), resolved(database));

@@ -120,7 +120,8 @@ fn rank(source: &Source) -> (Component, bool) {
 /// The graph database.
 struct Graph {
     source: Source,
-    /// The name that the configuration gives it, which may be a symbolic link; the directories on the way are not.
+    /// The name that the configuration gives it, which may be a symbolic link; the directories on
+    /// the way are not.
     name: PathBuf,
     is_outside: bool,
 }
@@ -301,7 +302,8 @@ impl Walk<'_> {
         }
     }
 
-    /// Whether it is the name that the configuration gives the graph database, also where `.kg` is a symbolic link.
+    /// Whether it is the name that the configuration gives the graph database, also where `.kg` is
+    /// a symbolic link.
     fn is_graph(&self, path: &Path) -> bool {
         directory_entry(path).is_ok_and(|path| path == self.graph.name)
     }

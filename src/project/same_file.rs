@@ -1,8 +1,9 @@
 //! Databases that have several names: hard links, bind mounts, symbolic links on the way to a file.
 //!
-//! SQLite's locks belong to the inode and its WAL to the name. So a database is opened once, through the name whose WAL is in
-//! use; another name would not see what was committed there, and closing it would drop the locks of the first. The backup
-//! holds the content once. The other names become symbolic links to it, because SQLite follows those to one WAL.
+//! SQLite's locks belong to the inode and its WAL to the name. So a database is opened once,
+//! through the name whose WAL is in use; another name would not see what was committed there, and
+//! closing it would drop the locks of the first. The backup holds the content once. The other names
+//! become symbolic links to it, because SQLite follows those to one WAL.
 //!
 //! Only for the reader: this opens files of the live project.
 
@@ -38,8 +39,8 @@ enum Beside {
     InUse(Identity),
 }
 
-/// Makes one source of the names of each database, and links of its other names. `graph_is_outside` if a restore may put the
-/// graph database elsewhere than its source says.
+/// Makes one source of the names of each database, and links of its other names. `graph_is_outside`
+/// if a restore may put the graph database elsewhere than its source says.
 pub fn unite(root: &Path, graph_is_outside: bool, sources: &mut Vec<Source>, warnings: &mut Vec<Warning>) {
     let mut groups: BTreeMap<Identity, Vec<usize>> = BTreeMap::new();
     for (number, source) in sources.iter().enumerate().filter(|(_, source)| source.is_database()) {
@@ -76,7 +77,8 @@ pub fn unite(root: &Path, graph_is_outside: bool, sources: &mut Vec<Source>, war
     });
 }
 
-/// Other names of a database below `.kg` that have a WAL or journal of their own: as messages show them, and their paths.
+/// Other names of a database below `.kg` that have a WAL or journal of their own: as messages show
+/// them, and their paths.
 pub fn others_with_wal(root: &Path, database: &Path) -> Vec<(String, PathBuf)> {
     let Some(found) = fs::metadata(database).ok().filter(|found| found.nlink() > 1) else { return Vec::new() };
     let own = beside(database);
@@ -179,7 +181,8 @@ impl Group<'_> {
         (read, claims.collect())
     }
 
-    /// The source that is saved: the graph database, or else the name that is read, or else the first.
+    /// The source that is saved: the graph database, or else the name that is read, or else the
+    /// first.
     fn kept(&self, sources: &[Source], read: &Path) -> Option<usize> {
         let is_graph =
             |number: &usize| sources.get(*number).is_some_and(|source| source.component == Component::Database);
@@ -219,8 +222,8 @@ fn beside(name: &Path) -> Beside {
     }
 }
 
-/// Every name of a file below `.kg`, also where a backup does not look, without links on the way; and how many more names
-/// restores keep, which no process uses.
+/// Every name of a file below `.kg`, also where a backup does not look, without links on the way;
+/// and how many more names restores keep, which no process uses.
 fn names_below(root: &Path, identity: Identity) -> (Vec<PathBuf>, u64) {
     let state = resolved(&root.join(STATE_DIR));
     let (mut found, mut kept) = (Vec::new(), 0);

@@ -1,18 +1,22 @@
 //! Whether the WAL next to a database is the one that its users write to.
 //!
-//! SQLite finds the WAL by the name of the database, and its locks by the inode. So a process can have the same database
-//! open and commit to another WAL: the WAL was deleted while the process had it open, the process opened another name of the
-//! file (a hard link, or a bind mount of the file alone), or the file was replaced by another one. What such a process commits
-//! is not in the files at this path, and writing to them damages its database.
+//! SQLite finds the WAL by the name of the database, and its locks by the inode. So a process can
+//! have the same database open and commit to another WAL: the WAL was deleted while the process had
+//! it open, the process opened another name of the file (a hard link, or a bind mount of the file
+//! alone), or the file was replaced by another one. What such a process commits is not in the files
+//! at this path, and writing to them damages its database.
 //!
-//! Every connection in WAL mode holds a shared lock on the database and one on a byte of its `-shm` for as long as it is open
-//! (<https://sqlite.org/walformat.html#wal_locks>). A process that holds the first lock and does not have this `-shm` open uses
-//! another one. `/proc` shows which files a process has open, and which of them were deleted.
+//! Every connection in WAL mode holds a shared lock on the database and one on a byte of its `-shm`
+//! for as long as it is open (<https://sqlite.org/walformat.html#wal_locks>). A process that holds
+//! the first lock and does not have this `-shm` open uses another one. `/proc` shows which files a
+//! process has open, and which of them were deleted.
 //!
-//! Call this before a connection to the database is open in this process: closing a plain descriptor drops its locks.
+//! Call this before a connection to the database is open in this process: closing a plain
+//! descriptor drops its locks.
 //!
-//! Not guaranteed: a process that has the database open only now and then holds no lock in between. The files that a process
-//! of another user or container has open cannot be seen; of those only the locks tell.
+//! Not guaranteed: a process that has the database open only now and then holds no lock in between.
+//! The files that a process of another user or container has open cannot be seen; of those only the
+//! locks tell.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -45,12 +49,14 @@ use crate::{
 /// Where the shared locks are on a database, and the lock that every user of a `-shm` holds on it.
 const SHARED: (u64, i64) = (LOCK_BYTE + 2, 510);
 const DEAD_MAN_SWITCH: (u64, i64) = (128, 1);
-/// What a suspicion must outlast: a connection that opens or closes holds only one of its locks for a moment.
+/// What a suspicion must outlast: a connection that opens or closes holds only one of its locks for
+/// a moment.
 const LOOKS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(10);
 /// What the kernel adds to the path of an open file that has no name any more.
 const DELETED: &[u8] = b" (deleted)";
-/// Of an index of a WAL: its header, of which a copy follows (<https://sqlite.org/walformat.html#the_wal_index_header>).
+/// Of an index of a WAL: its header, of which a copy follows
+/// (<https://sqlite.org/walformat.html#the_wal_index_header>).
 const INDEX_HEADER_BYTES: usize = 48;
 
 /// What helps before a database is changed.
@@ -217,7 +223,8 @@ fn descriptors(process: i32) -> Option<Vec<PathBuf>> {
     Some(entries.flatten().map(|entry| entry.path()).collect())
 }
 
-/// Whether an index that is in use counts frames that the WAL at the path does not have. While the index is written, no.
+/// Whether an index that is in use counts frames that the WAL at the path does not have. While the
+/// index is written, no.
 fn is_of_another_wal(index: &File, wal: &Path) -> bool {
     let mut bytes = [0; 2 * INDEX_HEADER_BYTES];
     if index.read_exact_at(&mut bytes, 0).is_err() {
@@ -240,7 +247,8 @@ fn is_of_another_wal(index: &File, wal: &Path) -> bool {
     read.map_or(true, |found| found.len() < needed || start[16..24] != header[32..40])
 }
 
-/// Processes that have a file of that path open although it was deleted, and that use it with SQLite.
+/// Processes that have a file of that path open although it was deleted, and that use it with
+/// SQLite.
 fn by_open_files(databases: &[(usize, &Path)]) -> Vec<(usize, Elsewhere)> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     let own = (std::process::id() as i32, mount_namespace("self"));
@@ -268,10 +276,11 @@ fn mount_namespace(process: &str) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{process}/ns/mnt")).ok()
 }
 
-/// Which file of a database a process uses that was deleted, given its descriptors and what they lead to.
+/// Which file of a database a process uses that was deleted, given its descriptors and what they
+/// lead to.
 ///
-/// A child process inherits descriptors without the locks. SQLite deletes a WAL itself, so one that no lock goes with may
-/// be inherited; a database it never deletes.
+/// A child process inherits descriptors without the locks. SQLite deletes a WAL itself, so one that
+/// no lock goes with may be inherited; a database it never deletes.
 fn uses_deleted(database: &Path, open: &[(PathBuf, OsString)]) -> Option<How> {
     let named = |suffix: &str| {
         let name = companion(database, suffix).into_os_string();
@@ -291,7 +300,8 @@ fn uses_deleted(database: &Path, open: &[(PathBuf, OsString)]) -> Option<How> {
     (has_deleted && has_lock()).then_some(How::WalGone)
 }
 
-/// What the kernel tells of a descriptor: how it was opened, and the locks of its process on the file.
+/// What the kernel tells of a descriptor: how it was opened, and the locks of its process on the
+/// file.
 fn info(descriptor: &Path) -> String {
     let path = descriptor.to_string_lossy().replacen("/fd/", "/fdinfo/", 1);
     fs::read_to_string(path).unwrap_or_default()

@@ -288,7 +288,8 @@ fn database_location(
     }
 }
 
-/// Refuses to write to a database outside the project that may be the one of the original of a copy.
+/// Refuses to write to a database outside the project that may be the one of the original of a
+/// copy.
 fn assert_own_database(target: &Target, root: &Path, outside: &Path, recorded: &str) -> Result<()> {
     assert_not_of_another(root, outside)?;
     // A restore into a copy puts its database there.

@@ -130,8 +130,9 @@ impl Planning<'_> {
         Ok(())
     }
 
-    /// Whether it is another name of a database that gets new content. That name alone is moved: a second connection would take
-    /// the locks of the first, and the processes that have the database open keep it.
+    /// Whether it is another name of a database that gets new content. That name alone is moved: a
+    /// second connection would take the locks of the first, and the processes that have the
+    /// database open keep it.
     fn is_swapped(&self, place: &Place) -> Result<bool> {
         Ok(identity(place)?.is_some_and(|found| self.swapped.contains(&found)))
     }
@@ -155,8 +156,8 @@ impl Planning<'_> {
     /// Whether a sound database is there that can get the new content through SQLite.
     fn is_live(&self, place: &Place, placement: &Placement<'_>) -> Result<bool> {
         let Some(from) = placement.from.as_ref().filter(|_| placement.is_database) else { return Ok(false) };
-        // The WAL that its users write to is not of what SQLite would write to the file: they keep the old file. So does another
-        // project that has the file too.
+        // The WAL that its users write to is not of what SQLite would write to the file: they keep
+        // the old file. So does another project that has the file too.
         let links = self.target.root().map_or(0, |root| same_file::links_outside(root, &place.path()));
         if self.elsewhere.contains_key(placement.to.as_str()) || links > 0 {
             return Ok(false);
@@ -269,8 +270,9 @@ fn is_below(location: &str, dir: &str) -> bool {
     location.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The databases, by their locations, whose users commit to another WAL than the one next to them; or that have another name
-/// with a WAL of its own, which would be taken for one of the new content. Each with the refusal to write it.
+/// The databases, by their locations, whose users commit to another WAL than the one next to them;
+/// or that have another name with a WAL of its own, which would be taken for one of the new
+/// content. Each with the refusal to write it.
 fn used_elsewhere<'a>(target: &Target, placements: &'a Placements<'_>) -> Result<BTreeMap<&'a str, Error>> {
     let mut places = Vec::new();
     for placement in placements.files.iter().filter(|placement| placement.is_database) {
