@@ -366,6 +366,10 @@ fn holds(backup: &Backup) -> String {
 
 pub(super) fn integrity(backup: &Backup) -> String {
     let said = match backup.integrity.status {
+        // In lists, those of an encrypted backup are not named.
+        IntegrityStatus::Partial if backup.integrity.not_checked.is_empty() => {
+            "ok when it was saved, but not checked as a whole"
+        }
         IntegrityStatus::Partial => {
             return format!("ok when it was saved, except not checked: {}", backup.integrity.not_checked.join("; "));
         }
