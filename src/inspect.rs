@@ -146,7 +146,8 @@ pub fn inspect_in(
         scratch: scratch.path().to_path_buf(),
         lock_timeout_ms: lock_timeout.as_millis() as u64,
     };
-    Ok(Inspection::new(Reader::check(launch, request, task)?, began))
+    let report = scratch.end(Reader::check(launch, request, task))?;
+    Ok(Inspection::new(report, began))
 }
 
 /// Repairs the issues of these codes, or of all where `codes` is `None`. The result holds what is wrong after that.

@@ -1,7 +1,7 @@
 //! The verb `rehearse`: proves that a backup can be restored, by restoring it aside and checking what comes of it.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -76,12 +76,24 @@ fn no_room(error: Error) -> Error {
     }
 }
 
-/// Restores a backup into a temporary directory and checks it there. Nothing is left, whatever happens.
+/// Restores a backup into a temporary directory and checks it there. Nothing is left, whatever happens; an error names the
+/// directory if it could not be removed.
 pub fn rehearse(store: &Store, options: &RehearseOptions, launch: &Launch, task: &Task) -> Result<Rehearsal> {
-    let began = Instant::now();
     let parent = options.directory.clone().unwrap_or_else(std::env::temp_dir);
     let scratch = Scratch::new(&parent, SCRATCH_PREFIX)?;
-    let target = scratch.path().join("project");
+    let rehearsed = rehearse_in(scratch.path(), store, options, launch, task);
+    scratch.end(rehearsed)
+}
+
+fn rehearse_in(
+    scratch: &Path,
+    store: &Store,
+    options: &RehearseOptions,
+    launch: &Launch,
+    task: &Task,
+) -> Result<Rehearsal> {
+    let began = Instant::now();
+    let target = scratch.join("project");
     let restoring = RestoreOptions { lock_timeout: options.lock_timeout, ..RestoreOptions::new(target.clone()) };
     let restored = restore(store, &options.backup, launch, &restoring, task).map_err(no_room)?;
     let manifest = &restored.manifest;
@@ -90,8 +102,7 @@ pub fn rehearse(store: &Store, options: &RehearseOptions, launch: &Launch, task:
     let database = database.and_then(|record| names::decode(&record.path)).map(|path| target.join(path));
     let scope = Scope { database: database.is_some(), ..Scope::ALL };
     let subject = Subject::of(&target, database);
-    let inspection =
-        inspect_in(scratch.path(), &subject, scope, options.lock_timeout, launch, task).map_err(no_room)?;
+    let inspection = inspect_in(scratch, &subject, scope, options.lock_timeout, launch, task).map_err(no_room)?;
     let Stats { node_count, edge_count, .. } = manifest.stats;
     let nodes = Count { expected: node_count, found: inspection.checked.nodes };
     let edges = Count { expected: edge_count, found: inspection.checked.edges };

@@ -4,15 +4,13 @@
 //! on one file system) and every byte of the archive is checked, before the reader touches a file of the project.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, File},
     io,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use serde::Serialize;
-use tempfile::TempDir;
 
 use crate::{
     archive::{
@@ -29,6 +27,7 @@ use crate::{
         client::{Launch, Reader},
         protocol::ApplyRequest,
     },
+    scratch::PrivateDir,
     sqlite::check::IntegrityStatus,
     store::{Store, lacks},
     task::{Phase, Task},
@@ -103,12 +102,28 @@ pub fn restore(
     options: &RestoreOptions,
     task: &Task,
 ) -> Result<RestoreResult> {
+    let mut staging = None;
+    let restored = restore_through(&mut staging, store, reference, launch, options, task);
+    match staging {
+        Some(staging) => staging.end(restored),
+        None => restored,
+    }
+}
+
+fn restore_through(
+    staging: &mut Option<Staging>,
+    store: &Store,
+    reference: &str,
+    launch: &Launch,
+    options: &RestoreOptions,
+    task: &Task,
+) -> Result<RestoreResult> {
     let began = Instant::now();
     let target = paths::absolute(&options.target).map_err(|cause| Error::io("resolve", &options.target, cause))?;
     let pick = Pick::new(&target, options.only.clone(), options.paths.as_deref())?;
     let archive = store.locate_holding(reference, options.only.as_deref())?;
     let state = target.join(STATE_DIR);
-    let mut staging = Staging::prepare(&target, options.dry_run)?;
+    let staging = staging.insert(Staging::prepare(&target, options.dry_run)?);
     let mut warnings = store.doubts(reference, &archive, true);
     let is_own = warnings.iter().all(|warning| warning.code != WarningCode::OtherProject);
     if !options.dry_run {
@@ -239,7 +254,7 @@ fn write_manifest(staging: &Path, manifest: &Manifest) -> Result<()> {
 
 /// Where a restore unpacks. Whatever it made in the target is gone again unless the restore succeeded.
 struct Staging {
-    dir: Option<TempDir>,
+    dir: Option<PrivateDir>,
     /// Directories that did not exist before, innermost first.
     made: Vec<PathBuf>,
     /// Of `dir`: while it is held, nobody takes that for left behind.
@@ -266,7 +281,7 @@ impl Staging {
             }
         }
         if dry_run {
-            let dir = Some(staging_dir(&std::env::temp_dir())?);
+            let dir = Some(PrivateDir::new(&std::env::temp_dir(), STAGING_PREFIX)?);
             return Ok(Staging { dir, made: Vec::new(), lock: None });
         }
         let made: Vec<_> = state.ancestors().take_while(|dir| !dir.exists()).map(Path::to_path_buf).collect();
@@ -275,7 +290,7 @@ impl Staging {
         durable::create_dirs(&state).map_err(|cause| Error::io("create", &state, cause))?;
         staging.made.iter().rev().for_each(|made| ownership::inherit(made));
         while staging.lock.is_none() {
-            let dir = staging_dir(&state)?;
+            let dir = PrivateDir::new(&state, STAGING_PREFIX)?;
             // Between its making and its locking another restore may take it for left behind: then another is made.
             staging.lock = match File::open(dir.path()).and_then(|file| file.lock().map(|()| file)) {
                 Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
@@ -292,6 +307,15 @@ impl Staging {
         self.dir.as_ref().map_or(Path::new(""), |dir| dir.path())
     }
 
+    /// Removes it. After a restore that was carried out, a directory that stays is a warning.
+    fn end(mut self, done: Result<RestoreResult>) -> Result<RestoreResult> {
+        let Some(dir) = self.dir.take() else { return done };
+        let Ok(mut restored) = done else { return dir.end(done) };
+        let left = dir.remove().err();
+        restored.warnings.extend(left.map(|left| Warning::new(WarningCode::Store, left.to_string())));
+        Ok(restored)
+    }
+
     fn succeeded(&mut self) {
         self.made.clear();
     }
@@ -300,7 +324,7 @@ impl Staging {
     fn keep(&mut self) {
         self.made.clear();
         if let Some(dir) = self.dir.take() {
-            let _path = dir.keep();
+            dir.keep();
         }
     }
 }
@@ -314,13 +338,4 @@ impl Drop for Staging {
             let _ = fs::remove_dir(dir);
         }
     }
-}
-
-/// A directory that only this user may enter.
-fn staging_dir(parent: &Path) -> Result<TempDir> {
-    tempfile::Builder::new()
-        .prefix(STAGING_PREFIX)
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir_in(parent)
-        .map_err(|cause| Error::io("create a directory in", parent, cause))
 }

@@ -1,23 +1,109 @@
-//! Directories for what is thrown away again: gone when they are dropped, and after a kill by the next run.
+//! PrivateDir directories for what is thrown away again: removed when they are dropped, and after a kill by the next run.
 //!
-//! Whoever uses one holds a lock on the directory. One that nobody has locked is left behind.
+//! What lies in them may be secret: copies of databases, decrypted files. [`PrivateDir::end`] reports a directory that could not be
+//! removed. A run holds a lock on its [`Scratch`]; one that no run has locked was left behind.
 
 use std::{
     fs::{self, File, Permissions},
     io,
     os::unix::fs::{MetadataExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
-
-use tempfile::TempDir;
 
 use crate::error::{Error, Result};
 
-/// A directory that only this user may enter.
+/// A directory that only this user may enter, removed with everything in it.
+#[derive(Debug)]
+pub struct PrivateDir {
+    path: PathBuf,
+    is_removed: bool,
+}
+
+impl PrivateDir {
+    /// Makes one in `parent`, whose name starts with `prefix`.
+    pub fn new(parent: &Path, prefix: &str) -> Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix(prefix)
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(parent)
+            .map_err(|cause| Error::io("create a directory in", parent, cause))?;
+        Ok(PrivateDir { path: dir.keep(), is_removed: false })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves it to the next run.
+    pub fn keep(mut self) {
+        self.is_removed = true;
+    }
+
+    /// Removes it now.
+    pub fn remove(mut self) -> Result<()> {
+        self.is_removed = true;
+        remove_tree(&self.path).map_err(|cause| left(&self.path, cause))
+    }
+
+    /// Removes it after the work that `done` came of, and returns that. A directory that stays makes an error of it, or adds to
+    /// the error that it is.
+    pub fn end<T>(self, done: Result<T>) -> Result<T> {
+        match (done, self.remove()) {
+            (done, Ok(())) => done,
+            (Ok(_), Err(left)) => Err(left),
+            (Err(error), Err(left)) => {
+                Err(Error { remedy: format!("{}. {}: {}", error.remedy, left.message, left.remedy), ..error })
+            }
+        }
+    }
+}
+
+impl Drop for PrivateDir {
+    /// Where the result matters, [`PrivateDir::end`] was called before.
+    fn drop(&mut self) {
+        if !self.is_removed {
+            let _ = remove_tree(&self.path);
+        }
+    }
+}
+
+fn left(dir: &Path, cause: io::Error) -> Error {
+    let error = Error::io("remove", dir, cause);
+    Error { remedy: "Remove that directory: it holds files of the project or of a backup, decrypted".into(), ..error }
+}
+
+/// Removes a directory of this user with everything in it, also where directories in it may not be entered or written.
+pub fn remove_tree(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
+            make_writable(dir)?;
+            fs::remove_dir_all(dir)
+        }
+        done => done,
+    }
+}
+
+/// Lets this user enter and change the directory and all below it. No link is followed.
+fn make_writable(dir: &Path) -> io::Result<()> {
+    let mut waiting = vec![dir.to_path_buf()];
+    while let Some(dir) = waiting.pop() {
+        fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A private directory that another run of this user removes after a kill.
 pub struct Scratch {
-    dir: TempDir,
+    dir: PrivateDir,
     /// Closed after `dir` is removed.
-    _lock: File,
+    lock: File,
 }
 
 impl Scratch {
@@ -25,14 +111,10 @@ impl Scratch {
     pub fn new(parent: &Path, prefix: &str) -> Result<Self> {
         sweep(parent, prefix);
         loop {
-            let dir = tempfile::Builder::new()
-                .prefix(prefix)
-                .permissions(Permissions::from_mode(0o700))
-                .tempdir_in(parent)
-                .map_err(|cause| Error::io("create a directory in", parent, cause))?;
+            let dir = PrivateDir::new(parent, prefix)?;
             // Between its making and its locking another run may take it for left behind: then another is made.
             match File::open(dir.path()).and_then(|file| file.lock().map(|()| file)) {
-                Ok(lock) if dir.path().exists() => return Ok(Scratch { dir, _lock: lock }),
+                Ok(lock) if dir.path().exists() => return Ok(Scratch { dir, lock }),
                 Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
                     return Err(Error::io("lock", dir.path(), cause));
                 }
@@ -43,6 +125,19 @@ impl Scratch {
 
     pub fn path(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Leaves it to the next run.
+    pub fn keep(self) {
+        self.dir.keep();
+    }
+
+    /// As [`PrivateDir::end`].
+    pub fn end<T>(self, done: Result<T>) -> Result<T> {
+        let Scratch { dir, lock } = self;
+        let done = dir.end(done);
+        drop(lock);
+        done
     }
 }
 
@@ -63,7 +158,7 @@ fn sweep(parent: &Path, prefix: &str) {
             && let Ok(dir) = File::open(entry.path())
             && dir.try_lock().is_ok()
         {
-            let _ = fs::remove_dir_all(entry.path());
+            let _ = remove_tree(&entry.path());
         }
     }
 }
@@ -84,5 +179,42 @@ mod tests {
         assert!(!parent.path().join(".kg-test-left").exists());
         drop((used, second));
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn directories_that_may_not_be_entered_or_written_are_removed_too() {
+        let parent = tempfile::tempdir().unwrap();
+        for (mode, name) in [(0o555, "write"), (0o000, "none"), (0o111, "enter"), (0o444, "read")] {
+            let dir = PrivateDir::new(parent.path(), ".kg-test-").unwrap();
+            let inner = dir.path().join(name).join("inner");
+            fs::create_dir_all(&inner).unwrap();
+            fs::write(inner.join("file"), "secret").unwrap();
+            fs::write(dir.path().join(name).join("file"), "secret").unwrap();
+            std::os::unix::fs::symlink(parent.path(), dir.path().join(name).join("link")).unwrap();
+            for locked in [inner.as_path(), inner.parent().unwrap()] {
+                fs::set_permissions(locked, Permissions::from_mode(mode)).unwrap();
+            }
+            // For root nothing is locked: what follows is what another user needs.
+            make_writable(dir.path()).unwrap();
+            dir.remove().unwrap();
+        }
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_directory_that_stays_is_reported_and_so_is_the_error_before() {
+        let parent = tempfile::tempdir().unwrap();
+        let stays = || {
+            let dir = PrivateDir::new(parent.path(), ".kg-test-").unwrap();
+            fs::remove_dir(dir.path()).unwrap();
+            // A file in its place: no directory that could be removed.
+            fs::write(dir.path(), "").unwrap();
+            dir
+        };
+        let error = stays().end(Ok(())).unwrap_err();
+        assert!(error.message.contains(".kg-test-") && error.remedy.contains("Remove that directory"), "{error}");
+        let error = stays().end::<()>(Err(Error::aborted())).unwrap_err();
+        assert_eq!(error.code, crate::error::Code::Aborted);
+        assert!(error.remedy.contains(".kg-test-"), "{error}");
     }
 }

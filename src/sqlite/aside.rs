@@ -10,10 +10,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tempfile::TempDir;
-
 use crate::{
     error::{Code, Error, Result},
+    scratch::PrivateDir,
     sqlite::files::companion,
 };
 
@@ -27,7 +26,7 @@ const ATTEMPTS: u32 = 20;
 
 /// Copies in a directory of their own, removed when this is dropped.
 pub struct Aside {
-    dir: TempDir,
+    dir: PrivateDir,
     /// The suffixes of [`TRAVELLING`] that exist.
     companions: Vec<&'static str>,
 }
@@ -42,18 +41,14 @@ impl Aside {
         self.companions.iter().map(|suffix| (*suffix, companion(&self.database(), suffix)))
     }
 
-    pub fn into_dir(self) -> TempDir {
+    pub fn into_dir(self) -> PrivateDir {
         self.dir
     }
 }
 
 /// A directory below `scratch` that only this user may enter.
-pub fn scratch_dir(scratch: &Path) -> Result<TempDir> {
-    tempfile::Builder::new()
-        .prefix(SCRATCH_PREFIX)
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir_in(scratch)
-        .map_err(|cause| Error::io("create a scratch directory in", scratch, cause))
+pub fn scratch_dir(scratch: &Path) -> Result<PrivateDir> {
+    PrivateDir::new(scratch, SCRATCH_PREFIX)
 }
 
 /// Copies the database and what travels with it; begun again when any of them changed meanwhile.

@@ -9,8 +9,6 @@ use std::{
     time::Duration,
 };
 
-use tempfile::TempDir;
-
 use super::{
     aside,
     files::companion,
@@ -19,7 +17,7 @@ use super::{
 use crate::{
     durable,
     error::{Code, Error, Result},
-    scratch::{Scratch, free_bytes},
+    scratch::{PrivateDir, Scratch, free_bytes},
     task::Cancel,
     tolerated,
 };
@@ -32,7 +30,7 @@ const KEPT_PREFIX: &str = ".kg-kept-";
 
 /// A private copy, removed when this is dropped.
 pub struct Private {
-    _dir: TempDir,
+    _dir: PrivateDir,
     database: PathBuf,
     /// Why SQLite refused the original: then this is its bytes, with its WAL or journal.
     pub refused: Option<Error>,

@@ -16,7 +16,6 @@ use std::{
 };
 
 use rusqlite::Connection;
-use tempfile::TempDir;
 
 use super::{
     aside::{self, Aside},
@@ -24,6 +23,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
+    scratch::PrivateDir,
     task::Cancel,
 };
 
@@ -42,7 +42,7 @@ pub struct Snapshot {
     /// Of the file when it was pinned.
     metadata: Box<Metadata>,
     twin: Option<Connection>,
-    scratch: Option<TempDir>,
+    scratch: Option<PrivateDir>,
 }
 
 /// What could be had of a database.
@@ -244,7 +244,7 @@ impl Snapshot {
     }
 
     /// Its own connection, for a check after the reading of pages. A scratch copy goes with the last connection.
-    pub fn into_connection(self) -> (Connection, Option<TempDir>) {
+    pub fn into_connection(self) -> (Connection, Option<PrivateDir>) {
         (self.connection, self.scratch)
     }
 

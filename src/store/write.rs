@@ -7,7 +7,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::NamedTempFile;
 
 use super::{
     Backup, Store, StoreLock,
@@ -27,7 +27,7 @@ use crate::{
     },
     durable::{self, PARTIAL_PREFIX},
     error::{Code, Error, Result, Warning, WarningCode},
-    scratch::Scratch,
+    scratch::{PrivateDir, Scratch, remove_tree},
     sqlite::aside,
     task::{Phase, Task},
 };
@@ -45,9 +45,18 @@ pub struct NewBackup<'a> {
 /// Where copies of databases and lists of files lie meanwhile, for this user alone; gone with this.
 enum Room {
     /// On the disk that holds the archives.
-    Beside(TempDir),
+    Beside(PrivateDir),
     /// Away from encrypted ones: in the system's directory for temporary files.
     Private(Scratch),
+}
+
+impl Room {
+    fn remove(self) -> Result<()> {
+        match self {
+            Room::Beside(dir) => dir.remove(),
+            Room::Private(scratch) => scratch.end(Ok(())),
+        }
+    }
 }
 
 /// What the names of private rooms begin with.
@@ -141,7 +150,7 @@ impl Store {
             let path = entry.path();
             let Ok(name) = entry.file_name().into_string() else { continue };
             if name.starts_with(aside::SCRATCH_PREFIX) {
-                match fs::remove_dir_all(&path).map_err(|cause| Error::io("remove", &path, cause)) {
+                match remove_tree(&path).map_err(|cause| Error::io("remove", &path, cause)) {
                     // A run of root's, or of another user, that was killed: it must not keep this one from its work.
                     Err(error) if error.code == Code::PermissionDenied => {
                         let message = format!("{}: another user's run left it; remove it as that user", error.message);
@@ -274,6 +283,8 @@ impl NewBackup<'_> {
         let mut backup = Backup::new(self.archive, manifest.clone())
             .ok_or_else(|| Error::new(crate::Code::Internal, "The manifest has no archive", "Please report this"))?;
         backup.warnings.extend(self.store.update_latest().err().map(latest_warning));
+        let left = self.scratch.remove().err();
+        backup.warnings.extend(left.map(|left| Warning::new(WarningCode::Store, left.to_string())));
         Ok((backup, manifest))
     }
 }
