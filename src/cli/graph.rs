@@ -19,9 +19,13 @@ use serde_json::{Value, json};
 
 use super::{Common, finish, output::Output};
 use crate::{
+    backup::DEFAULT_LOCK_TIMEOUT,
     error::{Code, Error, Result, Warning, WarningCode},
+    integrity::SCRATCH_PREFIX,
     project::{Project, config},
-    sqlite::open_harmless,
+    scratch::Scratch,
+    sqlite::snapshot::{self, Conditions, Taken},
+    task::Cancel,
 };
 
 const COMMAND_VARIABLE: &str = "KG_VECTORS_COMMAND";
@@ -128,8 +132,12 @@ impl Nodes {
 /// The column `id` of a table; none where there is no such table.
 fn ids(database: &Path, table: &str) -> Result<HashSet<String>> {
     let failed = |cause| Error::sqlite("read", database, cause);
-    let connection = open_harmless(database)?;
-    connection.busy_timeout(crate::backup::DEFAULT_LOCK_TIMEOUT).map_err(failed)?;
+    let scratch = Scratch::new(&std::env::temp_dir(), SCRATCH_PREFIX)?;
+    let conditions = Conditions { scratch: scratch.path(), lock_timeout: DEFAULT_LOCK_TIMEOUT, with_twin: false };
+    let (_held, connection) = match snapshot::take(database, conditions, &Cancel::default())? {
+        Taken::Snapshot(snapshot) => snapshot.into_connection(),
+        Taken::Damaged(_, error) => return Err(error),
+    };
     if !connection.table_exists(None, table).map_err(failed)? {
         return Ok(HashSet::new());
     }

@@ -357,7 +357,7 @@ fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report)
             return Ok(());
         }
     };
-    let (mut connection, _scratch) = snapshot.into_connection();
+    let (_held, mut connection) = snapshot.into_connection();
     let found = everything(&mut connection, Pragma::Quick, check.cancel)?;
     report.issues.extend(structure::not_checked(named, &found));
     if let Some(issue) = damaged(named, &found.damage) {

@@ -22,7 +22,10 @@ use serde::{Deserialize, Serialize};
 use super::{CONFIG_FILE, Component, DEFAULT_DATABASE, Project, STATE_DIR, config, exclude, names, same_file};
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
-    sqlite::files::{COMPANIONS, INDEX_MAGIC, JOURNAL_MAGIC, MAGIC, WAL_MAGIC, companion},
+    sqlite::{
+        files::{COMPANIONS, INDEX_MAGIC, JOURNAL_MAGIC, MAGIC, WAL_MAGIC, companion},
+        look::is_cut_off,
+    },
 };
 
 /// The graph database in every archive.
@@ -363,9 +366,9 @@ fn is_orphan(path: &Path) -> bool {
         && starts_with(path, &[WAL_MAGIC, INDEX_MAGIC, JOURNAL_MAGIC]).unwrap_or(false)
 }
 
-/// Whether the file starts like a database; a link or device in its place is an error.
+/// Whether the file starts like a database, or was one before it was truncated; a link or device in its place is an error.
 fn starts_like_sqlite(path: &Path) -> io::Result<bool> {
-    starts_with(path, &[MAGIC])
+    Ok(starts_with(path, &[MAGIC])? || is_cut_off(path))
 }
 
 pub fn starts_with(path: &Path, magics: &[&[u8]]) -> io::Result<bool> {

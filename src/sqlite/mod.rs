@@ -1,6 +1,7 @@
 //! SQLite databases of a live project. Only the reader may call into this module (`src/reader`).
 //!
-//! [`snapshot`] takes the pages of a database at one commit beside any number of writers, and [`pieces`] reads them. [`aside`] copies a database
+//! [`snapshot`] takes the pages of a database at one commit beside any number of writers, and [`pieces`] reads them. [`look`] opens
+//! a database so that nothing next to it changes. [`aside`] copies a database
 //! with its WAL or journal to where SQLite can recover it, or to save a damaged one as it is. [`in_use`] tells which
 //! process has a database open, and [`wal_in_use`] whether its users write to the WAL next to it. [`replace`] puts new content into a database that others have open. [`private`] copies one
 //! commit for checks that take their time. [`check`] asks SQLite whether a database is sound, and [`fulltext`] spares it what
@@ -15,6 +16,7 @@ pub mod files;
 pub mod fulltext;
 pub mod header;
 pub mod in_use;
+pub mod look;
 pub mod pages;
 mod pieces;
 pub mod private;
@@ -34,7 +36,8 @@ use crate::error::{Code, Error, Result};
 /// How long one attempt to get a lock waits inside SQLite, before cancellation is looked at.
 const BUSY_SLICE: Duration = Duration::from_millis(200);
 
-/// Opens a database that others are using so that nothing of theirs changes: read-only, no checkpoint when it closes.
+/// Opens a database read-only, without a checkpoint when it closes. SQLite may create, change or remove `-wal` and `-shm`: a database
+/// of a project that is only looked at is opened with [`look::Look`].
 pub fn open_harmless(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(|cause| Error::sqlite("open", path, cause))?;

@@ -124,10 +124,10 @@ impl Snapshot {
         if let Some(file) = self.copied_file()? {
             copied(self.size_bytes());
             // Closed first, so that no journal is made for the old name.
-            let (connection, dir) = self.into_connection();
+            let (held, connection) = self.into_connection();
             drop(connection);
             fs::rename(&file, to).map_err(failed)?;
-            drop(dir);
+            drop(held);
             return Ok(to.to_path_buf());
         }
         let mut file = BufWriter::with_capacity(1 << 20, File::create_new(to).map_err(failed)?);

@@ -25,6 +25,7 @@ use rusqlite::{
 use super::{
     BUSY_SLICE,
     check::quick_check,
+    look::{self, Look},
     open_harmless,
     snapshot::{Snapshot, until},
 };
@@ -49,7 +50,14 @@ pub fn is_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> R
     let deadline = Instant::now() + lock_timeout;
     let cancel = Cancel::default();
     let pinned = |path: &Path| until(deadline, &cancel, || Snapshot::pin(open_harmless(path)?, path));
-    let snapshot = match pinned(live) {
+    let seen = match Look::at(live) {
+        // What lies next to it is kept as it is.
+        _ if look::cut_off(live, live).is_some() => return Ok(false),
+        // This is no dry run, so the database is about to be written. A copy would only take time and space.
+        None if new.is_some() => pinned(live),
+        _ => until(deadline, &cancel, || Snapshot::look(live)),
+    };
+    let snapshot = match seen {
         Ok(snapshot) if snapshot.size_bytes() > 0 => snapshot,
         Err(error) if error.code == Code::DatabaseBusy => return Err(error),
         _ => return Ok(false),
@@ -59,7 +67,7 @@ pub fn is_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> R
         Some(Ok(new)) => new.size_bytes() > 0 && new.page_size_bytes() == snapshot.page_size_bytes(),
         Some(Err(_)) => false,
     };
-    let (mut connection, _scratch) = snapshot.into_connection();
+    let (_held, mut connection) = snapshot.into_connection();
     Ok(fits && quick_check(&mut connection, &cancel)?.is_sound())
 }
 

@@ -19,6 +19,7 @@ use rusqlite::Connection;
 
 use super::{
     aside::{self, Aside},
+    look::{self, Look},
     open_harmless, prepare,
 };
 use crate::{
@@ -42,7 +43,17 @@ pub struct Snapshot {
     /// Of the file when it was pinned.
     metadata: Box<Metadata>,
     twin: Option<Connection>,
+    // The last field, because fields are dropped in order.
+    held: Held,
+}
+
+/// What the connections of a snapshot need for as long as they are open.
+#[derive(Default)]
+pub struct Held {
+    /// The directory of a copy.
     scratch: Option<PrivateDir>,
+    /// The right to open the project's file.
+    look: Option<Look>,
 }
 
 /// What could be had of a database.
@@ -63,62 +74,87 @@ pub struct Conditions<'a> {
     pub with_twin: bool,
 }
 
-/// Takes a snapshot of the database at `path`.
+/// Takes a snapshot of the database at `path`. Nothing changes there.
 pub fn take(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result<Taken> {
-    let taken = take_live(path, conditions, cancel).or_else(|error| match error.code {
-        // A hot journal needs recovery, a directory may not be writable: SQLite can do with a copy what it cannot here.
-        Code::DatabaseUnreadable => take_copy(path, conditions),
-        _ => Err(error),
-    });
-    match taken {
+    // SQLite looks for the WAL next to the file that a symbolic link leads to.
+    let path = &path.canonicalize().map_err(|cause| Error::io("read", path, cause))?;
+    let Some(look) = Look::at(path) else { return take_copy(path, conditions) };
+    match take_live(path, look, conditions, cancel) {
         Ok(snapshot) => Ok(Taken::Snapshot(snapshot)),
-        Err(error) if error.code == Code::DatabaseDamaged => {
-            Ok(Taken::Damaged(aside::copy(path, conditions.scratch)?, error))
-        }
-        Err(error) => Err(error),
+        // A hot journal needs recovery, a directory may not be writable: SQLite can do with a copy what it cannot here.
+        Err(error) if error.code == Code::DatabaseUnreadable => take_copy(path, conditions),
+        Err(error) => damaged(path, conditions, error),
     }
 }
 
-fn take_live(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result<Snapshot> {
+/// The bytes of a database that SQLite refuses.
+fn damaged(path: &Path, conditions: Conditions<'_>, error: Error) -> Result<Taken> {
+    match error.code {
+        Code::DatabaseDamaged => Ok(Taken::Damaged(aside::copy(path, conditions.scratch)?, error)),
+        _ => Err(error),
+    }
+}
+
+fn take_live(path: &Path, look: Look, conditions: Conditions<'_>, cancel: &Cancel) -> Result<Snapshot> {
     let deadline = Instant::now() + conditions.lock_timeout;
-    let snapshot = until(deadline, cancel, || Snapshot::pin(open_harmless(path)?, path))?;
+    let mut snapshot = until(deadline, cancel, || Snapshot::pin(look.open()?, path))?;
     if !snapshot.is_wal()? {
         return snapshot.copied_out(conditions, cancel);
     }
-    if !conditions.with_twin {
-        return Ok(snapshot);
+    if conditions.with_twin {
+        drop(snapshot);
+        snapshot = until(deadline, cancel, || pin_two(path, &look))?;
     }
-    drop(snapshot);
-    until(deadline, cancel, || pin_two(path))
+    snapshot.held = Held { scratch: None, look: Some(look) };
+    Ok(snapshot)
 }
 
 /// Pins two connections to one commit. A third one tells whether there was a commit meanwhile
 /// (<https://sqlite.org/pragma.html#pragma_data_version>); where there always is, one connection has to do.
-fn pin_two(path: &Path) -> Result<Snapshot> {
-    let watch = open_harmless(path)?;
+fn pin_two(path: &Path, look: &Look) -> Result<Snapshot> {
+    let watch = look.open()?;
     let version = || -> Result<u64> {
         let version = watch.query_row("PRAGMA data_version", [], |row| row.get(0));
         version.map_err(|cause| Error::sqlite("read", path, cause))
     };
     for _ in 0..TWIN_ATTEMPTS {
         let before = version()?;
-        let mut snapshot = Snapshot::pin(open_harmless(path)?, path)?;
-        let twin = Snapshot::pin(open_harmless(path)?, path)?.connection;
+        let mut snapshot = Snapshot::pin(look.open()?, path)?;
+        let twin = Snapshot::pin(look.open()?, path)?.connection;
         if version()? == before {
             snapshot.twin = Some(twin);
             return Ok(snapshot);
         }
     }
-    Snapshot::pin(open_harmless(path)?, path)
+    Snapshot::pin(look.open()?, path)
 }
 
-fn take_copy(path: &Path, conditions: Conditions<'_>) -> Result<Snapshot> {
+/// Copies the database with its WAL or journal, and lets SQLite recover the copy.
+fn take_copy(path: &Path, conditions: Conditions<'_>) -> Result<Taken> {
     let copy = aside::copy(path, conditions.scratch)?;
-    let connection =
-        Connection::open(copy.database()).map_err(|cause| Error::sqlite("recover a copy of", path, cause))?;
-    prepare(&connection, path)?;
-    let mut snapshot = Snapshot::pin(connection, path)?;
-    snapshot.scratch = Some(copy.into_dir());
+    if let Some(error) = look::cut_off(&copy.database(), path) {
+        return Ok(Taken::Damaged(copy, error));
+    }
+    match recovered(copy, path, conditions) {
+        Ok(snapshot) => Ok(Taken::Snapshot(snapshot)),
+        // SQLite may have changed this copy.
+        Err(error) => damaged(path, conditions, error),
+    }
+}
+
+fn recovered(copy: Aside, path: &Path, conditions: Conditions<'_>) -> Result<Snapshot> {
+    copy.settle_super_journal(path)?;
+    let open = || -> Result<Connection> {
+        let opened = Connection::open(copy.database());
+        let connection = opened.map_err(|cause| Error::sqlite("recover a copy of", path, cause))?;
+        prepare(&connection, path)?;
+        Ok(connection)
+    };
+    let mut snapshot = Snapshot::pin(open()?, path)?;
+    if conditions.with_twin {
+        snapshot.twin = Some(Snapshot::pin(open()?, path)?.connection);
+    }
+    snapshot.held = Held { scratch: Some(copy.into_dir()), look: None };
     Ok(snapshot)
 }
 
@@ -152,8 +188,21 @@ impl Snapshot {
             page_count,
             metadata: Box::new(metadata),
             twin: None,
-            scratch: None,
+            held: Held::default(),
         })
+    }
+
+    /// Pins what SQLite would read at `path` without recovering anything, and changes nothing there.
+    pub(super) fn look(path: &Path) -> Result<Self> {
+        let Some(look) = Look::at(path) else {
+            let copy = aside::copy(path, &std::env::temp_dir())?;
+            let mut snapshot = Snapshot::pin(open_harmless(&copy.database())?, path)?;
+            snapshot.held.scratch = Some(copy.into_dir());
+            return Ok(snapshot);
+        };
+        let mut snapshot = Snapshot::pin(look.open()?, path)?;
+        snapshot.held.look = Some(look);
+        Ok(snapshot)
     }
 
     fn is_wal(&self) -> Result<bool> {
@@ -178,7 +227,7 @@ impl Snapshot {
         if conditions.with_twin {
             snapshot.twin = Some(Snapshot::pin(open_harmless(&copy)?, &path)?.connection);
         }
-        snapshot.scratch = Some(dir);
+        snapshot.held.scratch = Some(dir);
         Ok(snapshot)
     }
 
@@ -243,15 +292,16 @@ impl Snapshot {
         self.twin.take()
     }
 
-    /// Its own connection, for a check after the reading of pages. A scratch copy goes with the last connection.
-    pub fn into_connection(self) -> (Connection, Option<PrivateDir>) {
-        (self.connection, self.scratch)
+    /// Its own connection, for a check after the reading of pages, and what is to be dropped after that: of a pattern the last
+    /// variable is dropped first.
+    pub fn into_connection(self) -> (Held, Connection) {
+        (self.held, self.connection)
     }
 
     /// The scratch file that it was copied out to, where it was, and has no WAL.
     pub(super) fn copied_file(&self) -> Result<Option<PathBuf>> {
         let file = self.connection.path().map(PathBuf::from);
-        Ok(if self.scratch.is_some() && !self.is_wal()? { file } else { None })
+        Ok(if self.held.scratch.is_some() && !self.is_wal()? { file } else { None })
     }
 
     pub fn connection(&self) -> &Connection {

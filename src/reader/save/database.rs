@@ -48,7 +48,7 @@ impl Saving<'_> {
                 self.saved.integrity.full_text &= found == Depth::All;
                 return Ok(());
             }
-            let (mut connection, _scratch) = snapshot.into_connection();
+            let (_held, mut connection) = snapshot.into_connection();
             if self.check_source { findings(&mut connection, depth, None, self.cancel)? } else { Findings::default() }
         } else if self.check_source {
             self.pages_and_findings(source, snapshot, depth)?
@@ -76,7 +76,7 @@ impl Saving<'_> {
             (sent, is_proven, beside.map(|beside| beside.join().unwrap_or_else(|_| Err(check_panicked()))))
         });
         sent?;
-        let (mut connection, _scratch) = snapshot.into_connection();
+        let (_held, mut connection) = snapshot.into_connection();
         let mut found = beside.unwrap_or_else(|| findings(&mut connection, depth, asked.as_ref(), cancel))?;
         if is_proven == Some(false) {
             let mut all = check::structure(&mut connection, cancel)?;

@@ -1,0 +1,393 @@
+//! Opens a database of a live project so that nothing next to it changes.
+//!
+//! SQLite changes files even when it only reads. It creates `-wal` and `-shm`, with this user as their owner; it rebuilds a
+//! `-shm` that no process uses; it deletes the WAL next to a database of zero pages; and as root it gives sidecars to the
+//! owner of the database. Afterwards the owner may not be able to write the database.
+//!
+//! A [`Look`] therefore makes SQLite see a read-only file system while it opens the files: no file can be created, removed,
+//! opened for writing, or given another owner or mode, however the directory changes meanwhile. SQLite reads a WAL in this
+//! way if `-wal` and `-shm` exist (<https://sqlite.org/wal.html#read_only_databases>), whether a process uses them or not.
+//!
+//! If both are missing, no process has the database open. The owner of the database then lets SQLite create them, as the
+//! host would, and removes them at the end. Any other user reads a private copy ([`super::aside`]).
+
+use std::{
+    cell::Cell,
+    ffi::{CStr, c_char, c_int},
+    fs::{self, File, Metadata},
+    io::Read,
+    mem,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    ptr::null,
+    sync::OnceLock,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{AtFlags, FcntlArg, fcntl},
+    libc,
+    unistd::{AccessFlags, faccessat, getegid, geteuid},
+};
+use rusqlite::{Connection, OpenFlags, ffi};
+
+use super::{
+    files::{JOURNAL_MAGIC, LOCK_BYTE, WAL_HEADER_BYTES, WAL_MAGIC, companion},
+    header::Header,
+    open_harmless,
+};
+use crate::error::{Code, Error, Result};
+
+/// The pending byte, the reserved byte and 510 shared bytes.
+const LOCK_BYTES_LENGTH: i64 = 512;
+/// No page of a database is smaller.
+const LEAST_PAGE_BYTES: u64 = 512;
+/// Where a journal says how many pages the database had before its transaction
+/// (<https://sqlite.org/fileformat2.html#the_rollback_journal>).
+const JOURNAL_PAGES_AT: u64 = 16;
+/// Where a WAL says how large its pages are (<https://sqlite.org/fileformat2.html#the_write_ahead_log>).
+const WAL_PAGE_SIZE_AT: usize = 8;
+
+/// The right to open one database in place. It must outlive its connections.
+pub struct Look {
+    path: PathBuf,
+    /// SQLite creates `-wal` and `-shm`, and they are removed when this is dropped.
+    creates: bool,
+}
+
+impl Look {
+    /// `None` if the database at `path` can only be read from a copy.
+    pub fn at(path: &Path) -> Option<Look> {
+        let exists = |suffix: &str| companion(path, suffix).symlink_metadata().is_ok();
+        let (wal, shm) = (exists("-wal"), exists("-shm"));
+        // A file that cannot be read is not known to be anything: SQLite says why.
+        let Ok(found) = fs::metadata(path) else { return Some(Look::new(path, false)) };
+        if (wal || exists("-journal")) && is_shorter_than_a_page(path, &found) {
+            return None;
+        }
+        let is_wal = header(path).is_some_and(|header| header.is_wal);
+        match (wal, shm) {
+            (true, true) => Some(Look::new(path, false)),
+            (false, _) if !is_wal => Some(Look::new(path, false)),
+            (false, false) if creates_as_its_host(path, &found) => Some(Look::new(path, true)),
+            _ => None,
+        }
+    }
+
+    fn new(path: &Path, creates: bool) -> Look {
+        Look { path: path.to_path_buf(), creates }
+    }
+
+    /// Opens a connection and reads from it once, because SQLite opens the WAL only then.
+    pub fn open(&self) -> Result<Connection> {
+        let _read_only = if self.creates { None } else { Some(ReadOnly::begin()?) };
+        let connection = open_harmless(&self.path)?;
+        let version = connection.query_row("PRAGMA schema_version", [], |_| Ok(()));
+        version.map_err(|cause| Error::sqlite("read", &self.path, cause))?;
+        Ok(connection)
+    }
+}
+
+impl Drop for Look {
+    /// SQLite removes what it created when the last connection closes, if that one may write. If another process has opened
+    /// the database meanwhile, the files are in use and stay.
+    fn drop(&mut self) {
+        let is_empty = || fs::metadata(companion(&self.path, "-wal")).is_ok_and(|wal| wal.len() == 0);
+        if !self.creates || !is_empty() {
+            return;
+        }
+        let flags =
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        if let Ok(connection) = Connection::open_with_flags(&self.path, flags) {
+            // If it fails, the files stay as a host leaves them that was killed, and belong to the database's owner.
+            let _ = connection.busy_timeout(Duration::ZERO);
+            let _ = connection.query_row("PRAGMA schema_version", [], |_| Ok(()));
+        }
+    }
+}
+
+/// Whether what this user creates next to the database is what its host would create: of the same owner and group, in a
+/// directory that can be written. A process that has the database open without a WAL uses one that was deleted.
+fn creates_as_its_host(path: &Path, found: &Metadata) -> bool {
+    const SET_GROUP: u32 = 0o2000;
+    let Some(dir) = path.parent() else { return false };
+    let Ok(of_dir) = fs::metadata(dir) else { return false };
+    let group = if of_dir.mode() & SET_GROUP != 0 { of_dir.gid() } else { getegid().as_raw() };
+    let writes = |path: &Path| faccessat(nix::fcntl::AT_FDCWD, path, AccessFlags::W_OK, AtFlags::AT_EACCESS).is_ok();
+    found.uid() == geteuid().as_raw() && found.gid() == group && writes(path) && writes(dir) && !is_open(path)
+}
+
+/// Whether another process has the database open in WAL mode, or is at work on it. If that cannot be told: yes.
+fn is_open(path: &Path) -> bool {
+    let mut lock = libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: LOCK_BYTE as i64,
+        l_len: LOCK_BYTES_LENGTH,
+        l_pid: 0,
+    };
+    let asked = File::open(path).is_ok_and(|file| fcntl(&file, FcntlArg::F_GETLK(&mut lock)).is_ok());
+    !asked || lock.l_type != libc::F_UNLCK as i16
+}
+
+fn header(path: &Path) -> Option<Header> {
+    File::open(path).ok().and_then(|file| Header::read_at(&file, 0)).filter(|header| header.is_sound)
+}
+
+/// Why the database at `path` is damaged for certain: it is shorter than its first page, while the WAL or journal next to it
+/// has content. SQLite would take it for empty, and delete that. `shown` is its name in messages.
+pub fn cut_off(path: &Path, shown: &Path) -> Option<Error> {
+    let found = fs::metadata(path).ok()?;
+    if !is_shorter_than_a_page(path, &found) {
+        return None;
+    }
+    let has_wal = fs::metadata(companion(path, "-wal")).is_ok_and(|wal| wal.len() > 0);
+    let sidecar = if has_wal {
+        "-wal"
+    } else if has_pages(&companion(path, "-journal")) {
+        "-journal"
+    } else {
+        return None;
+    };
+    let shown = shown.display();
+    Some(Error::new(
+        Code::DatabaseDamaged,
+        format!("{shown} was truncated to {} bytes, while {shown}{sidecar} has content", found.len()),
+        "Keep both files, do not open the database, and restore the newest good backup with `kg diag restore --file latest`",
+    ))
+}
+
+/// Whether a file that does not begin as a database was one before it was truncated: its WAL or journal is still there.
+pub fn is_cut_off(path: &Path) -> bool {
+    let starts =
+        |suffix: &str, magic: &[u8]| start::<8>(&companion(path, suffix)).is_some_and(|start| start.starts_with(magic));
+    (starts("-wal", WAL_MAGIC) || starts("-journal", JOURNAL_MAGIC)) && cut_off(path, path).is_some()
+}
+
+fn is_shorter_than_a_page(path: &Path, found: &Metadata) -> bool {
+    let of_wal = || {
+        let start = start::<WAL_HEADER_BYTES>(&companion(path, "-wal")).filter(|start| start.starts_with(WAL_MAGIC))?;
+        super::btree::u32_at(&start, WAL_PAGE_SIZE_AT).map(u64::from).filter(|size| *size <= 65_536)
+    };
+    let page = header(path).map(|header| header.page_size as u64).or_else(of_wal);
+    found.len() < page.unwrap_or(LEAST_PAGE_BYTES).max(LEAST_PAGE_BYTES)
+}
+
+/// Whether a journal is of a database that had pages before the transaction.
+fn has_pages(journal: &Path) -> bool {
+    const UNTIL: usize = JOURNAL_PAGES_AT as usize + 4;
+    start::<UNTIL>(journal)
+        .is_some_and(|start| start.starts_with(JOURNAL_MAGIC) && start[JOURNAL_PAGES_AT as usize..] != [0; 4])
+}
+
+fn start<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
+    let mut start = [0; LENGTH];
+    // To open a pipe would wait for its other end.
+    fs::metadata(path).ok().filter(Metadata::is_file)?;
+    File::open(path).and_then(|mut file| file.read_exact(&mut start)).ok()?;
+    Some(start)
+}
+
+thread_local! {
+    static IS_READ_ONLY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it lives, SQLite cannot change a file from this thread.
+struct ReadOnly;
+
+impl ReadOnly {
+    fn begin() -> Result<ReadOnly> {
+        static INSTALLED: OnceLock<bool> = OnceLock::new();
+        if !*INSTALLED.get_or_init(install) {
+            let message = "SQLite's calls of the operating system cannot be watched in this build";
+            return Err(Error::new(Code::Internal, message, "Please report this"));
+        }
+        IS_READ_ONLY.set(true);
+        Ok(ReadOnly)
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        IS_READ_ONLY.set(false);
+    }
+}
+
+/// Puts the functions below between SQLite and the operating system (<https://sqlite.org/c3ref/vfs.html>, `xSetSystemCall`).
+#[allow(unsafe_code, reason = "rusqlite has no such call")]
+fn install() -> bool {
+    type Open = unsafe extern "C" fn(*const c_char, c_int, c_int) -> c_int;
+    type Unlink = unsafe extern "C" fn(*const c_char) -> c_int;
+    type Chown = unsafe extern "C" fn(c_int, libc::uid_t, libc::gid_t) -> c_int;
+    type Chmod = unsafe extern "C" fn(c_int, libc::mode_t) -> c_int;
+    type Call = unsafe extern "C" fn();
+    // SAFETY: SQLite casts each pointer back to the type that it has here, which is that of the function of this name in
+    // `os_unix.c`, before it calls it.
+    let calls: [(&CStr, Call); 4] = unsafe {
+        [
+            (c"open", mem::transmute::<Open, Call>(open)),
+            (c"unlink", mem::transmute::<Unlink, Call>(unlink)),
+            (c"fchown", mem::transmute::<Chown, Call>(fchown)),
+            (c"fchmod", mem::transmute::<Chmod, Call>(fchmod)),
+        ]
+    };
+    // SAFETY: SQLite initialises itself and returns its default VFS, which lives as long as the process.
+    let vfs = unsafe {
+        ffi::sqlite3_initialize();
+        ffi::sqlite3_vfs_find(null())
+    };
+    // SAFETY: the pointer is null or that VFS; the field exists from version 3 on.
+    let set = unsafe { vfs.as_ref() }.filter(|vfs| vfs.iVersion >= 3).and_then(|vfs| vfs.xSetSystemCall);
+    // SAFETY: the names are C strings and the functions live as long as the process.
+    set.is_some_and(|set| calls.iter().all(|(name, call)| unsafe { set(vfs, name.as_ptr(), Some(*call)) } == 0))
+}
+
+/// Fails while this thread may not change files.
+fn refuse() -> Option<c_int> {
+    IS_READ_ONLY.get().then(|| {
+        Errno::EACCES.set();
+        -1
+    })
+}
+
+/// SQLite tries again with `O_RDONLY`.
+#[allow(unsafe_code, reason = "SQLite calls it")]
+unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: c_int) -> c_int {
+    let changes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & (libc::O_CREAT | libc::O_TRUNC) != 0;
+    let refused = if changes { refuse() } else { None };
+    // SAFETY: SQLite gives a C string; the call is the one that it would make itself.
+    refused.unwrap_or_else(|| unsafe { libc::open(path, flags, mode as libc::c_uint) })
+}
+
+#[allow(unsafe_code, reason = "SQLite calls it")]
+unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
+    // SAFETY: as in `open`.
+    refuse().unwrap_or_else(|| unsafe { libc::unlink(path) })
+}
+
+/// SQLite goes on without, as it does for a user who is not root.
+#[allow(unsafe_code, reason = "SQLite calls it")]
+unsafe extern "C" fn fchown(file: c_int, owner: libc::uid_t, group: libc::gid_t) -> c_int {
+    // SAFETY: as in `open`.
+    refuse().unwrap_or_else(|| unsafe { libc::fchown(file, owner, group) })
+}
+
+#[allow(unsafe_code, reason = "SQLite calls it")]
+unsafe extern "C" fn fchmod(file: c_int, mode: libc::mode_t) -> c_int {
+    // SAFETY: as in `open`.
+    refuse().unwrap_or_else(|| unsafe { libc::fchmod(file, mode) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A database in WAL mode, which this returns open; its WAL has content.
+    fn database() -> (tempfile::TempDir, PathBuf, Connection) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.db");
+        let host = Connection::open(&path).unwrap();
+        host.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
+        (dir, path, host)
+    }
+
+    fn names(dir: &tempfile::TempDir) -> Vec<String> {
+        let entries = fs::read_dir(dir.path()).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// The files of a host that was killed, in a directory of their own.
+    fn left_by_a_kill() -> (tempfile::TempDir, PathBuf) {
+        let (dir, path, _host) = database();
+        let killed = tempfile::tempdir().unwrap();
+        for name in names(&dir) {
+            fs::copy(dir.path().join(&name), killed.path().join(&name)).unwrap();
+        }
+        let name = path.file_name().unwrap();
+        let path = killed.path().join(name);
+        (killed, path)
+    }
+
+    #[test]
+    fn what_changes_between_the_look_and_the_opening_does_no_harm() {
+        // Truncated: SQLite would delete the WAL.
+        let (dir, path) = left_by_a_kill();
+        let look = Look::at(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        assert!(look.open().is_err());
+        drop(look);
+        assert_eq!(names(&dir), ["a.db", "a.db-shm", "a.db-wal"]);
+        // The host closed it: SQLite would create sidecars of this user.
+        let (dir, path, host) = database();
+        let look = Look::at(&path).unwrap();
+        drop(host);
+        assert_eq!(look.open().unwrap_err().code, Code::DatabaseUnreadable);
+        drop(look);
+        assert_eq!(names(&dir), ["a.db"]);
+    }
+
+    #[test]
+    fn sidecars_that_were_created_go_unless_another_connection_uses_them() {
+        let (dir, path, host) = database();
+        drop(host);
+        let read = |look: &Look| {
+            let count = look.open().unwrap().query_row("SELECT count(*) FROM t", [], |row| row.get::<_, u64>(0));
+            assert_eq!(count, Ok(1));
+        };
+        let before = fs::read(&path).unwrap();
+        let look = Look::at(&path).unwrap();
+        assert!(look.creates);
+        read(&look);
+        drop(look);
+        assert_eq!((names(&dir), fs::read(&path).unwrap()), (vec!["a.db".to_string()], before));
+        let look = Look::at(&path).unwrap();
+        read(&look);
+        let host = Connection::open(&path).unwrap();
+        host.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap();
+        drop(look);
+        assert_eq!(names(&dir), ["a.db", "a.db-shm", "a.db-wal"]);
+        host.execute_batch("INSERT INTO t VALUES (2)").unwrap();
+    }
+
+    #[test]
+    fn a_wal_is_read_without_a_change_of_its_index() {
+        let (dir, path) = left_by_a_kill();
+        let content = || names(&dir).iter().map(|name| fs::read(dir.path().join(name)).unwrap()).collect::<Vec<_>>();
+        let before = content();
+        let look = Look::at(&path).unwrap();
+        assert!(!look.creates);
+        let count = look.open().unwrap().query_row("SELECT count(*) FROM t", [], |row| row.get::<_, u64>(0));
+        assert_eq!(count, Ok(1));
+        drop(look);
+        assert!(content() == before);
+    }
+
+    #[test]
+    fn a_database_is_cut_off_if_it_is_shorter_than_a_page_and_its_log_has_content() {
+        let (_dir, path) = left_by_a_kill();
+        assert!(cut_off(&path, &path).is_none());
+        for size in [0, 1, 50, 99, 100, 511, 512, 4095] {
+            File::options().write(true).open(&path).unwrap().set_len(size).unwrap();
+            assert_eq!(cut_off(&path, &path).unwrap().code, Code::DatabaseDamaged, "{size}");
+            assert!(is_cut_off(&path) && Look::at(&path).is_none(), "{size}");
+            File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
+        }
+        fs::write(&path, "").unwrap();
+        fs::write(companion(&path, "-wal"), "").unwrap();
+        assert!(cut_off(&path, &path).is_none() && !is_cut_off(&path));
+        // The first transaction of a new database: what it began with is empty.
+        fs::remove_file(companion(&path, "-wal")).unwrap();
+        let journal = |pages: u32| {
+            let start = [JOURNAL_MAGIC, &[0; 8], &pages.to_be_bytes(), &[0; 492]].concat();
+            fs::write(companion(&path, "-journal"), start).unwrap();
+        };
+        journal(0);
+        assert!(cut_off(&path, &path).is_none());
+        journal(3);
+        assert!(cut_off(&path, &path).is_some());
+    }
+}
