@@ -28,7 +28,8 @@ export declare function createBackupManager(config?: BackupManagerConfig): Backu
 /**
  * What a manager backs up, where to, and how. The guide's section "Backup Configuration". What is absent is as the project's
  * `.kg/config.json` has it (`kg config show --all`, `docs/schedule.md`), and otherwise as the defaults here say. A setting there that cannot be
- * used does not count, and is a `KG_WARN_CONFIG` of each backup.
+ * used does not count, and is a `KG_WARN_CONFIG` of each backup. If the whole file cannot be used, what writes or removes backups rejects with
+ * `KG_CONFIG_INVALID`, unless `backupDir` and `encryption` are given.
  */
 export interface BackupConfig {
   /**
@@ -112,9 +113,9 @@ export interface BackupManagerConfig extends Partial<BackupConfig> {
   /**
    * Keys of encrypted backups. Where this is given, new backups are encrypted with it, and what is encrypted is opened with it. Default: the keys
    * that `.kg/config.json` names (`backup.passphraseFile`, `backup.recipients`, `backup.identityFile`); whether new backups are encrypted, `backup.encrypt`
-   * says there.
+   * says there. `false`: new backups are plain, also after an encrypted one, which is `KG_KEY_INVALID` otherwise.
    */
-  encryption?: EncryptionOptions;
+  encryption?: EncryptionOptions | false;
   /** For object stores, which this release does not have: setting it is `KG_UNSUPPORTED`. */
   storageOptions?: Record<string, string | undefined>;
   /** The `kg` executable that reads the project's files. Default: the one of this installation. For bundlers. */
@@ -129,14 +130,17 @@ export interface BackupManagerConfig extends Partial<BackupConfig> {
  * backup is opened; without any that could open it, it is `KG_KEY_NEEDED`.
  */
 export interface EncryptionOptions {
-  /** One line that is not empty. Each archive that is made or opened with it takes half a second and 256 MiB of memory, which is what makes guessing dear. */
+  /** One line that is not blank. Each archive that is made or opened with it takes half a second and 256 MiB of memory, which is what makes guessing dear. */
   passphrase?: string;
-  /** A file whose only line is the passphrase; read when it is needed, and not by this process. It may not lie in `.kg/`. */
-  passphraseFile?: string;
+  /**
+   * A file whose only line is the passphrase; read when it is needed, and not by this process. It may not lie in `.kg/`. If others can read it, or it lies next
+   * to the backups, each use has a `KG_WARN_KEY_EXPOSED`.
+   */
+  passphraseFile?: string | URL;
   /** Public keys, `age1…`, at most 128: each of their owners can open what is made, and nobody else; this machine only with the `identityFile` of one. */
   recipients?: string[];
-  /** A file that `age-keygen` wrote. Its identities open backups. It may not lie in `.kg/`. */
-  identityFile?: string;
+  /** A file that `age-keygen` wrote. Its identities open backups. It may not lie in `.kg/`. Others may not read it, as of `passphraseFile`. */
+  identityFile?: string | URL;
 }
 
 /** Backs up and restores one project. */
@@ -435,6 +439,7 @@ export interface CreateBackupOptions
   /**
    * Encrypt it. Default: whether `encryption` of the manager is given, else `backup.encrypt` of `.kg/config.json`. A chain is encrypted as a whole, with one key, or not
    * at all: an incremental backup rests on the newest one that is like it; with another key a full one is made, with `KG_WARN_FULL`.
+   * Only `false` makes a plain backup after an encrypted one.
    */
   encrypt?: boolean;
 }
@@ -607,7 +612,8 @@ export interface Warning {
     | 'KG_WARN_PASSED_OVER'
     | 'KG_WARN_INCOMPLETE'
     | 'KG_WARN_STORE_EMPTIED'
-    | 'KG_WARN_EXCLUDE';
+    | 'KG_WARN_EXCLUDE'
+    | 'KG_WARN_KEY_EXPOSED';
   message: string;
   /** What it is about, relative to the project, where that is one file. */
   path?: string;
@@ -622,7 +628,10 @@ export interface CheckReport {
   path: string;
   /** The manifest inside the archive; absent where it could not be read. */
   manifest?: Manifest;
-  /** `KG_WARN_PASSED_OVER` if `latest` was asked for and means an older backup than the newest. */
+  /**
+   * `KG_WARN_PASSED_OVER` if `latest` was asked for and means an older backup than the newest; and what concerns the keys that
+   * opened it, or the settings.
+   */
   warnings: Warning[];
   /** Bytes of the archive. */
   size: number;
@@ -849,8 +858,8 @@ export interface IntegrityCheckerOptions {
   projectRoot?: string;
   /** Where the backup before a repair goes. Default: `.kg/backups` of the project. */
   backupDir?: string;
-  /** Encrypt that backup. Default: whether and how `.kg/config.json` says. */
-  encryption?: EncryptionOptions;
+  /** Encrypt that backup. Default: whether and how `.kg/config.json` says. `false`: it is plain, also after an encrypted one. */
+  encryption?: EncryptionOptions | false;
   /** How long, in milliseconds, to wait for a lock that another process holds. Default: 60000. */
   lockTimeout?: number;
   /** As in {@link BackupManagerConfig}. */

@@ -427,16 +427,16 @@ describe('on the command line', () => {
     const file = path.join(root, '.kg/config.json');
     const backup = (...args) => kg(['diag', 'backup', ...args], { cwd: root });
     const set = (settings) => writeFileSync(file, typeof settings === 'string' ? settings : JSON.stringify({ backup: settings }));
-    // Nothing was ever encrypted: a project that is damaged is to be saved.
+    // Nothing was ever encrypted, and still nobody knows where backups go: they must be told.
     set('{');
-    expect((await backup()).status).toBe(0);
+    expect(await backup()).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_CONFIG_INVALID]') });
     set({ dir, encrypt: true, recipients: [recipient] });
     expect((await backup()).stdout).toContain('.enc.tar.gz');
     for (const settings of ['{', { dir, encrypt: 'true', recipients: [recipient] }, { encrypt: true, recipients: [recipient, 'age1nobody'] }]) {
       set(settings);
       expect(await backup()).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_INVALID]') });
       await expect(createBackupManager({ projectRoot: root }).createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID' });
-      expect((await backup('--no-encrypt', '--json')).status).toBe(0);
+      expect((await backup('--no-encrypt', '--json', '--output', path.join(root, dir))).status).toBe(0);
       expect((await backup('--recipient', recipient, '--output', path.join(root, dir))).stdout).toContain('.enc.tar.gz');
     }
     const { lastFailure } = JSON.parse((await kg(['diag', 'backup', '--status', '--json'], { cwd: root })).stdout);

@@ -27,11 +27,16 @@ function toAbsolute(value) {
 
 /** The keys of encrypted backups. What is wrong with them is said here: nothing of a secret may get into a message. */
 function toEncryption(value) {
-  if (value === undefined) return undefined;
+  if (value === undefined || value === false) return value;
   const refuse = (what) => invalidOption(what, 'Give { passphrase }, { passphraseFile }, { recipients } or { identityFile }');
   if (value === null || typeof value !== 'object' || Array.isArray(value)) throw refuse('`encryption` is no object');
-  for (const name of ['passphrase', 'passphraseFile', 'identityFile']) {
-    if (!['string', 'undefined'].includes(typeof toPath(value[name]))) throw refuse(`\`encryption.${name}\` is no string`);
+  // A URL is a file, never a passphrase.
+  if (!['string', 'undefined'].includes(typeof value.passphrase)) throw refuse('`encryption.passphrase` is no string');
+  for (const name of ['passphraseFile', 'identityFile']) {
+    if (value[name] === undefined) continue;
+    const isUrl = value[name] instanceof URL && value[name].protocol === 'file:' && value[name].host === '';
+    const isPath = typeof value[name] === 'string' && value[name] !== '' && !value[name].includes('://');
+    if (!isUrl && !isPath) throw refuse(`\`encryption.${name}\` is no path of a file`);
   }
   const { recipients = [] } = value;
   const isList = Array.isArray(recipients) && recipients.every((one) => typeof one === 'string');

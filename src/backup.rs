@@ -148,6 +148,7 @@ pub fn create_backup(
     };
     // What is to be said of the whole comes before what is to be said of single files: hooks are told the first of it.
     backup.warnings.splice(0..0, warnings);
+    backup.warnings.extend(store.key_warnings(&backup.path));
     // The backup is there: whatever goes wrong from here on is a warning of it.
     let mut retention = None;
     match store.list() {

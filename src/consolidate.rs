@@ -51,11 +51,10 @@ pub fn consolidate(
         return Err(Error::invalid(message, "Name an incremental backup: `kg diag backup --list`"));
     }
     let at = Timestamp::from_millisecond(backup.timestamp).unwrap_or_else(|_| Timestamp::now());
-    // What was secret stays so.
-    let encrypts = store.encrypts() || backup.encrypted;
-    if encrypts {
-        store.keys().assert_encrypting()?;
-    }
+    // What was secret stays so, also if this call or the settings ask for plain backups.
+    let store = &if backup.encrypted && store.may_be_plain() { store.clone().encrypting(true) } else { store.clone() };
+    store.assert_locked_as_meant(false)?;
+    let encrypts = store.encrypts();
     let new = store.begin(&lock, at, compression, encrypts)?;
     let dir = new.scratch().join(UNPACKED);
     fs::create_dir(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
@@ -71,7 +70,8 @@ pub fn consolidate(
     assert_same(&state.manifest, &manifest)?;
     task.cancel.check()?;
     let (made, _) = new.publish(manifest, written)?;
-    Ok(made.with_warnings(warnings).with_warnings(tolerated::warnings(store.dir())))
+    let warnings_of_keys = store.key_warnings(&made.path);
+    Ok(made.with_warnings(warnings).with_warnings(tolerated::warnings(store.dir())).with_warnings(warnings_of_keys))
 }
 
 /// The advice of a restore, to choose another directory, does not help here.

@@ -299,6 +299,9 @@ pub enum WarningCode {
     /// A pattern of `excludePatterns` left nothing out.
     #[serde(rename = "KG_WARN_EXCLUDE")]
     Exclude,
+    /// A key of encrypted backups can be read or replaced by others, or lies next to what it opens.
+    #[serde(rename = "KG_WARN_KEY_EXPOSED")]
+    KeyExposed,
 }
 
 impl WarningCode {
@@ -324,6 +327,7 @@ impl WarningCode {
         WarningCode::Incomplete,
         WarningCode::StoreEmptied,
         WarningCode::Exclude,
+        WarningCode::KeyExposed,
     ];
 
     /// Whether a backup with this warning lacks something of its project, or may hold half of a change.

@@ -28,7 +28,7 @@ use crate::{
         client::{Launch, Reader},
         protocol::{CheckRequest, RepairRequest},
     },
-    schedule::automatic,
+    schedule::automatic::{self, Said},
     scratch::Scratch,
     sqlite::wal_in_use::CLOSE_IT,
     store::Store,
@@ -327,7 +327,7 @@ fn back_up(
 ) -> Result<SafetyBackup> {
     let store = match store {
         Some(store) => store.clone(),
-        None => automatic::store(&Reader::settings(launch, root)?.0, root, None, launch)?,
+        None => automatic::store(&Reader::settings(launch, root)?.0, root, None, Said::Nothing, launch)?.for_recovery(),
     };
     let options = BackupOptions {
         kind: if is_graph_alone { BackupType::Snapshot } else { BackupType::Full },

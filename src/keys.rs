@@ -3,17 +3,24 @@
 //! Files are read when a key is needed for the first time, and by the reader: what is named as a passphrase file may be the database
 //! of the host.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::{self, Metadata},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 use age::{secrecy::SecretString, x25519};
 
 use crate::{
-    archive::encryption::{Keyring, Keys, parse_recipient},
+    archive::encryption::{KeyFile, Keyring, Keys, parse_recipient},
     error::{Code, Error, Result},
     project::STATE_DIR,
     reader::client::{Launch, Reader},
     settings::Settings,
 };
+
+const OTHERS_READ: u32 = 0o044;
+const OTHERS_WRITE: u32 = 0o022;
 
 /// What was given to encrypt and open backups with.
 #[derive(Debug, Clone, Default)]
@@ -68,11 +75,20 @@ impl KeySource {
             recipients: recipients.collect::<Result<_>>()?,
             ..Keyring::default()
         };
+        let mut openers = Vec::new();
         for path in &self.passphrase_files {
-            ring.passphrases.push(passphrase(path, Reader::key(launch, path)?)?);
+            let text = Reader::key(launch, path)?;
+            ring.passphrases.push(passphrase(path, without_mark(&text))?);
+            // Earlier releases took the mark for a part of the passphrase.
+            if without_mark(&text) != text {
+                openers.push(passphrase(path, &text)?);
+            }
+            ring.files.push(key_file(path));
         }
+        ring.passphrases.append(&mut openers);
         for path in &self.identity_files {
-            ring.identities.extend(identities(path, &Reader::key(launch, path)?)?);
+            ring.identities.extend(identities(path, without_mark(&Reader::key(launch, path)?))?);
+            ring.files.push(key_file(path));
         }
         ring.refusal = self.inside(root);
         Ok(ring)
@@ -88,17 +104,45 @@ impl KeySource {
     }
 }
 
+/// The text without the byte order mark that some editors put before it.
+fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
+/// Only asks for modes and owners, so that a host process may do it.
+fn key_file(path: &Path) -> KeyFile {
+    let exposed = fs::metadata(path).ok().filter(Metadata::is_file).and_then(|found| {
+        let (owner, me) = (found.uid(), nix::unistd::geteuid().as_raw());
+        if found.mode() & OTHERS_READ != 0 {
+            Some(format!("others than its owner can read it (chmod go= '{}')", path.display()))
+        } else if found.mode() & OTHERS_WRITE != 0 {
+            Some(format!("others than its owner can replace it (chmod go= '{}')", path.display()))
+        } else {
+            (owner != me && owner != 0).then(|| format!("it belongs to another user, {owner}, who can read it"))
+        }
+    });
+    KeyFile { path: path.to_path_buf(), exposed }
+}
+
+/// White space, and characters that are not seen at all.
+fn is_blank(character: char) -> bool {
+    character.is_whitespace()
+        || character.is_control()
+        || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}')
+}
+
 /// A line that is not empty.
 pub fn assert_passphrase(passphrase: &str) -> Result<(), &'static str> {
     match passphrase {
         "" => Err("is empty"),
         _ if passphrase.contains(['\n', '\r']) => Err("has more than one line"),
+        _ if passphrase.chars().all(is_blank) => Err("consists of blanks"),
         _ => Ok(()),
     }
 }
 
-fn passphrase(path: &Path, text: String) -> Result<SecretString> {
-    let line = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
+fn passphrase(path: &Path, text: &str) -> Result<SecretString> {
+    let line = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
     assert_passphrase(line).map_err(|what| {
         let remedy = "Put the passphrase into it as its only line: `openssl rand -base64 32 > FILE` makes a good one";
         Error::new(Code::KeyInvalid, format!("The passphrase file {} {what}", path.display()), remedy)
@@ -126,12 +170,14 @@ mod tests {
 
     #[test]
     fn a_passphrase_file_has_one_line_with_or_without_its_end() {
-        let read = |text: &str| passphrase(Path::new("key"), text.into()).map(|read| read.expose_secret().to_string());
+        let read =
+            |text: &str| passphrase(Path::new("key"), without_mark(text)).map(|read| read.expose_secret().to_string());
         for text in ["a secret", "a secret\n", "a secret\r\n"] {
             assert_eq!(read(text).unwrap(), "a secret");
         }
         assert_eq!(read(" spaces count \n").unwrap(), " spaces count ");
-        for text in ["", "\n", "one\ntwo\n", "one\n\n"] {
+        assert_eq!(read("\u{feff}a secret\r\n").unwrap(), "a secret");
+        for text in ["", "\n", "one\ntwo\n", "one\n\n", "   \n", "\t", "\u{a0}\u{2003}\n", "\u{feff}", "\u{200b}\n"] {
             assert_eq!(read(text).unwrap_err().code, Code::KeyInvalid, "{text:?}");
         }
     }

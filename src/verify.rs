@@ -31,7 +31,7 @@ pub struct CheckReport {
     pub manifest: Option<Manifest>,
     /// Bytes of the archive that were read.
     pub size: u64,
-    /// What is to be said of the choice of the backup.
+    /// About the choice of the backup, and the keys that opened it.
     pub warnings: Vec<Warning>,
     /// Of the archive as it is now, hexadecimal.
     pub sha256: String,
@@ -42,7 +42,7 @@ pub struct CheckReport {
 pub fn check_backup(store: &Store, reference: &str, task: &Task) -> Result<CheckReport> {
     let began = Instant::now();
     let path = store.locate(reference)?;
-    let warnings = store.doubts(reference, &path, false);
+    let mut warnings = store.doubts(reference, &path, false);
     let (report, of_chain) = match chain::links(&path, store.keys(), task) {
         Ok(links) if links.len() > 1 => {
             let (mut reports, hashes) = chain::hash_pages(&links, store.keys(), task)?;
@@ -63,6 +63,7 @@ pub fn check_backup(store: &Store, reference: &str, task: &Task) -> Result<Check
         }
     };
     report.problems.extend(of_chain);
+    warnings.extend(store.key_warnings(&path));
     Ok(CheckReport {
         valid: report.problems.is_empty() && report.manifest.is_some(),
         problems: report.problems,

@@ -178,10 +178,17 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
         // Before anything is begun: nobody is asked in the midst of it.
         return Ok(make(args, &root, &settings, store.and_then(lockable), unusable, output));
     }
+    let store = store?;
     let store = match args.opens() {
-        Some(reference) => args.keys.unlock(store?, reference, false)?,
-        None => store?,
+        Some(reference) => {
+            let archive = store.locate(reference)?;
+            args.keys.unlock(store, &archive, false)?
+        }
+        None => store,
     };
+    if !args.status {
+        output.late_warnings(&unusable);
+    }
     if let Some(reference) = &args.verify {
         let is_good = verify(&store, reference, output)?;
         return Ok(if is_good { 0 } else { Code::ChecksumMismatch.exit_status() });
@@ -279,14 +286,9 @@ impl BackupArgs {
 
     /// With the keys that are named; it encrypts where that is wanted.
     fn store(&self, root: &Path, settings: &Settings) -> Result<Store> {
-        let store = self.keys.on(store(self.output.as_ref(), root, settings)?, &self.recipient, settings, root);
-        let is_implied = self.keys.are_given() || !self.recipient.is_empty();
-        Ok(match (self.no_encrypt, self.encrypt || is_implied) {
-            (true, _) => store.encrypting(false),
-            (false, true) => store.encrypting(true),
-            // As the settings have it.
-            (false, false) => store,
-        })
+        let said = self.keys.said(&self.recipient, self.encrypt, self.no_encrypt);
+        let store = store(self.output.as_ref(), root, settings)?.as_set(automatic::encrypts(settings, said));
+        Ok(self.keys.on(store, &self.recipient, settings, root))
     }
 
     /// The backup that is opened.

@@ -48,19 +48,23 @@ pub struct DrillArgs {
 
 pub fn run(args: &DrillArgs, output: &Output) -> Result<u8> {
     let root = args.common.root()?;
-    let settings = Settings::read(&root, &mut Vec::new());
+    let mut unusable = Vec::new();
+    let settings = Settings::read(&root, &mut unusable);
+    output.warnings(&unusable);
     let store = args.keys.on(store(args.backup_dir.as_ref(), &root, &settings)?, &[], &settings, &root);
-    let store = args.keys.unlock(store, &args.file, false)?;
+    let archive = store.locate(&args.file)?;
+    let store = args.keys.unlock(store, &archive, false)?;
     let options = RehearseOptions {
         backup: args.file.clone(),
         directory: args.directory.clone(),
         lock_timeout: args.waiting.timeout(),
     };
     let watched = Watched::new(output);
-    let rehearsal = rehearse(&store, &options, &Launch::Thread, &watched.task)?;
+    let mut rehearsal = rehearse(&store, &options, &Launch::Thread, &watched.task)?;
     drop(watched);
-    output.result(&rehearsal);
     tell(&rehearsal, output);
+    rehearsal.warnings.extend(unusable);
+    output.result(&rehearsal);
     Ok(if rehearsal.passed { 0 } else { Code::ChecksumMismatch.exit_status() })
 }
 

@@ -27,6 +27,7 @@ use crate::{
     },
     project::Project,
     reader::client::Launch,
+    schedule::automatic,
     settings::Settings,
     store::Store,
 };
@@ -63,6 +64,9 @@ pub struct IntegrityArgs {
     /// Where the backup before a repair goes [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
+    /// Do not encrypt the backup before a repair, whatever the settings say
+    #[arg(long)]
+    no_encrypt: bool,
     #[command(flatten)]
     keys: KeyArgs,
     #[command(flatten)]
@@ -93,6 +97,9 @@ pub struct RepairArgs {
     /// Where the backup before the repair goes [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
+    /// Do not encrypt the backup before a repair, whatever the settings say
+    #[arg(long)]
+    no_encrypt: bool,
     #[command(flatten)]
     keys: KeyArgs,
     #[command(flatten)]
@@ -103,7 +110,7 @@ pub fn run(args: &IntegrityArgs, output: &Output) -> Result<u8> {
     let subject = subject(&args.common, args.path.as_ref())?;
     let watched = Watched::new(output);
     let inspection = if args.repair {
-        let store = safety_store(&subject, args.backup_dir.as_ref(), &args.keys)?;
+        let store = safety_store(&subject, args.backup_dir.as_ref(), &args.keys, args.no_encrypt, output)?;
         repair(&subject, None, store.as_ref(), args.waiting.timeout(), &Launch::Thread, &watched.task)?
     } else {
         let scope =
@@ -141,7 +148,7 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
             return Ok(status_of(&before.issues));
         }
     }
-    let store = safety_store(&subject, args.backup_dir.as_ref(), &args.keys)?;
+    let store = safety_store(&subject, args.backup_dir.as_ref(), &args.keys, args.no_encrypt, output)?;
     let after = repair(&subject, None, store.as_ref(), args.waiting.timeout(), &Launch::Thread, &watched.task)?;
     drop(watched);
     output.result(&after);
@@ -151,13 +158,22 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
 }
 
 /// Where the backup before a repair goes. It is encrypted where others would be, or where a key is given.
-fn safety_store(subject: &Subject, dir: Option<&PathBuf>, keys: &KeyArgs) -> Result<Option<Store>> {
+fn safety_store(
+    subject: &Subject,
+    dir: Option<&PathBuf>,
+    keys: &KeyArgs,
+    no_encrypt: bool,
+    output: &Output,
+) -> Result<Option<Store>> {
     let Some(root) = subject.root.as_ref().filter(|root| Project::open(root).is_ok()) else {
         return dir.map(|dir| Store::at(dir)).transpose();
     };
-    let settings = Settings::read(root, &mut Vec::new());
-    let store = keys.on(store(dir, root, &settings)?, &[], &settings, root);
-    lockable(if keys.are_given() { store.encrypting(true) } else { store }).map(Some)
+    let mut unusable = Vec::new();
+    let settings = Settings::read(root, &mut unusable);
+    output.late_warnings(&unusable);
+    let said = keys.said(&[], false, no_encrypt);
+    let store = store(dir, root, &settings)?.as_set(automatic::encrypts(&settings, said));
+    lockable(keys.on(store, &[], &settings, root).for_recovery()).map(Some)
 }
 
 fn subject(common: &Common, path: Option<&PathBuf>) -> Result<Subject> {

@@ -21,6 +21,7 @@ use crate::{
     error::{Code, Error, Result},
     keys::{KeySource, assert_passphrase},
     reader::client::Launch,
+    schedule::automatic::Said,
     settings::Settings,
     store::Store,
 };
@@ -45,41 +46,75 @@ impl KeyArgs {
         !self.passphrase_file.is_empty() || !self.identity.is_empty()
     }
 
-    /// The store with the keys that are named. New backups are for `recipients`; where there are none, for those of the settings, unless a
-    /// passphrase is given here.
+    /// What the call says about encryption of a new backup that is for `recipients`. A key that only opens backups does
+    /// not say who can read new ones.
+    pub fn said(&self, recipients: &[String], encrypt: bool, no_encrypt: bool) -> Said {
+        match (no_encrypt, encrypt || self.are_given()) {
+            (true, _) => Said::Plain,
+            _ if !recipients.is_empty() || !self.passphrase_file.is_empty() => Said::EncryptedTo,
+            (false, true) => Said::Encrypted,
+            (false, false) => Said::Nothing,
+        }
+    }
+
+    /// The store with the keys that are named: those that open backups, and those of the readers of new ones.
     pub fn on(&self, store: Store, recipients: &[String], settings: &Settings, root: &Path) -> Store {
         let set = KeySource::of_settings(settings, root);
-        let file = |name: &str| env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
-        let (passphrase_file, identity_file) = (file(PASSPHRASE_FILE), file(IDENTITY_FILE));
+        let opening = self.opening(&set);
+        let new = self.sealing(recipients, set).keys(root, &Launch::Thread);
+        store.with_keys(opening.keys(root, &Launch::Thread).sealing_as(&new))
+    }
+
+    /// What opens backups: the keys of the call, else those of the environment, else those of the settings.
+    fn opening(&self, set: &KeySource) -> KeySource {
+        let (passphrase_file, identity_file) = (named_by(PASSPHRASE_FILE), named_by(IDENTITY_FILE));
         let (passphrase_files, identity_files) = if self.are_given() {
             (self.passphrase_file.clone(), self.identity.clone())
         } else if passphrase_file.is_some() || identity_file.is_some() {
             (passphrase_file.into_iter().collect(), identity_file.into_iter().collect())
         } else {
-            (set.passphrase_files, set.identity_files)
+            (set.passphrase_files.clone(), set.identity_files.clone())
         };
-        let recipients = match (recipients, self.passphrase_file.is_empty()) {
-            ([], true) => set.recipients,
-            ([], false) => Vec::new(),
-            (given, _) => given.to_vec(),
-        };
-        let source = KeySource { passphrase: None, passphrase_files, identity_files, recipients };
-        store.with_keys(source.keys(root, &Launch::Thread))
+        KeySource { passphrase_files, identity_files, ..KeySource::default() }
     }
 
-    /// The store with what opens the backup that `reference` means: somebody at a terminal is asked for a passphrase where none is named, or with
-    /// `ask` where none is given here.
-    pub fn unlock(&self, store: Store, reference: &str, ask: bool) -> Result<Store> {
-        let archive = store.locate(reference)?;
-        let lock = File::open(&archive).and_then(lock_of).map_err(|cause| unreadable(&archive, cause))?;
+    /// Who can read new backups: whom the call names, else the recipients of the settings, else who has the passphrase of
+    /// the environment, else of the settings. An identity of the call or of the environment only opens.
+    fn sealing(&self, recipients: &[String], set: KeySource) -> KeySource {
+        let by_passphrase = |files: Vec<PathBuf>| KeySource { passphrase_files: files, ..KeySource::default() };
+        if !recipients.is_empty() {
+            return KeySource { recipients: recipients.to_vec(), ..KeySource::default() };
+        }
+        if !self.passphrase_file.is_empty() {
+            return by_passphrase(self.passphrase_file.clone());
+        }
+        match named_by(PASSPHRASE_FILE) {
+            Some(file) if set.recipients.is_empty() => by_passphrase(vec![file]),
+            _ => set,
+        }
+    }
+
+    /// The store with what opens `archive`: a person at a terminal is asked for a passphrase if none is named, or with `ask`
+    /// if neither the call nor the environment names one.
+    pub fn unlock(&self, store: Store, archive: &Path, ask: bool) -> Result<Store> {
+        let lock = File::open(archive).and_then(lock_of).map_err(|cause| unreadable(archive, cause))?;
+        let is_given = self.are_given() || named_by(PASSPHRASE_FILE).is_some();
         // A file that the settings name may be gone: then the passphrase can still be typed.
-        let is_named = || (self.are_given() || !ask) && store.keys().fit(Lock::Passphrase).unwrap_or(false);
+        let is_named = || (is_given || !ask) && store.keys().fit(Lock::Passphrase).unwrap_or(false);
         if lock != Some(Lock::Passphrase) || !may_ask() || is_named() {
             return Ok(store);
         }
-        let passphrase = typed(&format!("Passphrase of {}: ", archive.display()))?;
-        Ok(store.with_keys(Keys::of(Keyring::of_passphrase(passphrase))))
+        let typed = Keys::of(Keyring::of_passphrase(typed(&format!("Passphrase of {}: ", archive.display()))?));
+        // It opens this backup. It is for new ones only if nothing else is.
+        let has_readers = !store.keys().assert_encrypting().is_err_and(|error| error.code == Code::KeyNeeded);
+        let keys = if has_readers { typed.sealing_as(store.keys()) } else { typed };
+        Ok(store.with_keys(keys))
     }
+}
+
+/// The file that the environment names.
+fn named_by(variable: &str) -> Option<PathBuf> {
+    env::var_os(variable).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 /// The store with a key for a new backup, where that is encrypted. Somebody at a terminal is asked where none is named.

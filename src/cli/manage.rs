@@ -94,7 +94,8 @@ impl Manage {
 
 /// What is wrong with the store. What was said when the backup was made is not said again.
 fn tell_of_store(backup: &Backup, output: &Output) {
-    let warnings = backup.warnings.iter().filter(|warning| warning.code == WarningCode::Store);
+    let is_told = |code| matches!(code, WarningCode::Store | WarningCode::KeyExposed);
+    let warnings = backup.warnings.iter().filter(|warning| is_told(warning.code));
     output.warnings(&warnings.cloned().collect::<Vec<_>>());
 }
 

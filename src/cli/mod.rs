@@ -35,7 +35,7 @@ use crate::{
     project::Project,
     reader::client::Launch,
     retention::{self, Policy},
-    schedule::automatic,
+    schedule::automatic::{self, Said},
     settings::Settings,
     store::Store,
     tolerated,
@@ -130,7 +130,7 @@ fn parse_wait(text: &str) -> std::result::Result<Duration, String> {
 
 /// The store that the arguments name, or the settings, or `.kg/backups`.
 fn store(output: Option<&PathBuf>, root: &Path, settings: &Settings) -> Result<Store> {
-    automatic::store(settings, root, output.map(PathBuf::as_path), &Launch::Thread)
+    automatic::store(settings, root, output.map(PathBuf::as_path), Said::Nothing, &Launch::Thread)
 }
 
 /// Which backups stay.
@@ -165,6 +165,10 @@ struct Keep {
 impl Keep {
     /// What the settings say where no argument does.
     fn policy(&self, settings: &Settings) -> Policy {
+        // What is in doubt could keep more than the arguments do.
+        if settings.doubt_of_retention().is_some() {
+            return Policy::default();
+        }
         let set = settings.policy();
         let keep = retention::Keep {
             last: self.keep_last.or(set.keep.last),

@@ -41,6 +41,8 @@ pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
     let mut warnings = Vec::new();
     let settings = Settings::read(&root, &mut warnings);
     output.warnings(&warnings);
+    // What is kept by settings that nobody can read must not be removed.
+    settings.doubt_of_retention().map_or(Ok(()), Err)?;
     let store = store(args.output.as_ref(), &root, &settings)?;
     let watched = Watched::new(output);
     let result = prune(&store, &args.keep.policy(&settings), args.dry_run, args.waiting.timeout(), &watched.task)?;

@@ -94,7 +94,10 @@ pub struct RestoreArgs {
 pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     let root = args.common.root()?;
     let Some(file) = &args.file else { return undo(args, root, output) };
-    let settings = Settings::read(&root, &mut Vec::new());
+    let mut unusable = Vec::new();
+    let settings = Settings::read(&root, &mut unusable);
+    // Told before anything can fail: it may look in another directory than the settings name.
+    output.warnings(&unusable);
     let store = store(args.backup_dir.as_ref(), &root, &settings)?;
     // Outside of any project, the one that is restored is asked for.
     let store = match &args.target {
@@ -103,11 +106,11 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     };
     // Found first, so that nobody is asked about a backup that does not exist.
     let store = args.keys.on(store, &[], &settings, &root);
-    let archive = store.locate(file)?;
+    let archive = store.locate_holding(file, args.only().as_deref())?;
     if args.target.is_none() && args.common.project.is_none() {
         assert_meant(&root, &archive)?;
     }
-    let store = args.keys.unlock(store, file, args.decrypt)?;
+    let store = args.keys.unlock(store, &archive, args.decrypt)?;
     let target = args.target.clone().unwrap_or(root);
     let question = format!("Restore over the project in {}? What is replaced is kept.", target.display());
     if args.must_ask(&target) && !confirmed(&question)? {
@@ -124,9 +127,11 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
         ..RestoreOptions::new(target)
     };
     let watched = Watched::new(output);
-    let result = restore(&store, file, &Launch::Thread, &options, &watched.task)?;
+    let mut result = restore(&store, file, &Launch::Thread, &options, &watched.task)?;
     drop(watched);
     tell(&result, output);
+    result.warnings.extend(unusable);
+    output.result(&result);
     Ok(true)
 }
 
@@ -222,7 +227,6 @@ pub fn confirmed(question: &str) -> Result<bool> {
 }
 
 fn tell(result: &RestoreResult, output: &Output) {
-    output.result(result);
     output.warnings(&result.warnings);
     let (files, bytes) = (result.files_restored, size(result.bytes_restored));
     let target = result.target_dir.display();

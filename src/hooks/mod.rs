@@ -36,7 +36,7 @@ use crate::{
     schedule::history::{History, HookFailure},
     settings::{
         Settings,
-        keys::{self, Home, masked},
+        keys::{Home, masked},
         read_text,
     },
     task::Cancel,
@@ -131,9 +131,6 @@ impl Hooks {
             Error::new(Code::HooksInvalid, message, "Mend it, or remove it and set the hooks again")
         };
         let config: Value = serde_json::from_str(&text).map_err(|cause| invalid(cause.to_string()))?;
-        unknown(&config, "", &mut |name| {
-            warn(format!("`{name}` in {} is no setting of hooks: see `kg config show --all`", shown_path()));
-        });
         let settings = Settings::in_home(Home::Hooks, &config, warn);
         let found =
             ALL.iter().filter_map(|(key, on, what)| Some(Hook { key, on: *on, what: what(settings.get(key)?)? }));
@@ -240,22 +237,4 @@ fn secret(path: &Path) -> std::result::Result<Vec<u8>, String> {
         return Err(failed(format!("a key has 1 to {MOST_SECRET_BYTES} bytes")));
     }
     Ok(secret)
-}
-
-/// Names in the file that mean nothing.
-fn unknown(value: &Value, name: &str, tell: &mut impl FnMut(&str)) {
-    let hooks = || keys::ALL.iter().filter(|key| key.home() == Home::Hooks);
-    if !name.is_empty() && hooks().any(|key| key.name == name) {
-        return;
-    }
-    let is_on_the_way = name.is_empty() || hooks().any(|key| key.name.starts_with(&format!("{name}.")));
-    match value.as_object().filter(|_| is_on_the_way) {
-        None => tell(name),
-        Some(map) => {
-            for (part, value) in map {
-                let dot = if name.is_empty() { "" } else { "." };
-                unknown(value, &format!("{name}{dot}{part}"), tell);
-            }
-        }
-    }
 }

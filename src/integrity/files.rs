@@ -19,7 +19,7 @@ use super::{
 use crate::{
     error::Result,
     project::{CONFIG_FILE, Project, STATE_DIR, discover::open_plain, exclude, names},
-    settings::keys::{self, Home},
+    settings::Settings,
     sqlite::files::{COMPANIONS, companion},
     task::Cancel,
 };
@@ -102,24 +102,21 @@ fn parse(path: &Path) -> std::result::Result<Value, String> {
 
 fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
     let mut wrong = Found::default();
-    if !config.is_object() {
-        wrong.add("the whole file: it should be an object");
-    }
-    for name in ["database", "backup"] {
-        if let Some(value) = config.get(name).filter(|value| !value.is_object()) {
-            wrong.add(format!("`{name}` is {value}: it should be an object"));
-        }
+    if let Some(value) = config.get("database").filter(|value| !value.is_object()) {
+        wrong.add(format!("`database` is {value}: it should be an object"));
     }
     let database = config.pointer("/database/path");
     if let Some(value) = database.filter(|value| value.as_str().is_none_or(str::is_empty)) {
         wrong.add(format!("`database.path` is {value}: it should be a text"));
     }
-    for key in keys::ALL.iter().filter(|key| key.home() == Home::Config) {
-        if let Some(Err(error)) = key.find(config).map(|value| key.check(value)) {
-            wrong.add(error.message);
+    let mut told = Vec::new();
+    let mut issues = Vec::new();
+    match Settings::of(config, &mut |message| told.push(message)).assert_readable() {
+        Ok(()) => told.into_iter().for_each(|message| wrong.add(message)),
+        Err(error) => {
+            issues.push(Issue::new(IssueCode::ConfigInvalid, Part::Files, error.message, error.remedy).path(path))
         }
     }
-    let mut issues = Vec::new();
     if !wrong.is_empty() {
         let message = format!("{} settings in {path} cannot be used", wrong.count);
         let remedy = "Set them again with `kg config set`, or edit the file";

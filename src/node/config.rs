@@ -15,9 +15,9 @@ use crate::{
     keys::{KeySource, assert_passphrase},
     reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
     retention::{Keep, Policy},
-    schedule::automatic,
+    schedule::automatic::{self, Said},
     settings::{self, Settings},
-    store::{Encrypts, Store},
+    store::Store,
 };
 
 /// The configuration of a manager.
@@ -45,13 +45,13 @@ pub struct Config {
     pub(super) kind: Option<BackupType>,
     schedule: Option<String>,
     storage_options: Option<Value>,
-    encryption: Option<EncryptionOptions>,
+    encryption: Option<Encryption>,
     /// Of the settings.
     #[serde(skip)]
     zone: Option<TimeZone>,
-    /// Of the settings: whether new backups are encrypted where nothing here says how.
+    /// Of the project, if they were asked for.
     #[serde(skip)]
-    encrypts: Encrypts,
+    settings: Settings,
     /// The `kg` executable that serves as reader.
     kg_path: PathBuf,
 }
@@ -68,7 +68,7 @@ impl Config {
             let message = "This release does not know `storageOptions`";
             return Err(Error::new(Code::Unsupported, message, "Leave it out"));
         }
-        self.encryption.as_ref().map_or(Ok(()), EncryptionOptions::check)?;
+        self.encryption.as_ref().map_or(Ok(()), Encryption::check)?;
         compression(self.compression.as_ref(), self.compression_level)?;
         whole("lockTimeout", self.lock_timeout, 0, "a number of milliseconds")?;
         whole("retentionDays", self.retention_days, 1, "a number of days")?;
@@ -81,32 +81,35 @@ impl Config {
     }
 
     pub fn store(&self) -> Result<Store> {
+        self.store_for(None)
+    }
+
+    /// The store for a new backup; `encrypt` is what the call says of it.
+    pub fn store_for(&self, encrypt: Option<bool>) -> Result<Store> {
         let root = &self.project_root;
-        let store = match &self.backup_dir {
-            Some(dir) if dir.as_os_str().is_empty() => {
-                return Err(Error::invalid(
-                    "`backupDir` is empty",
-                    "Name a directory, or leave it out for .kg/backups",
-                ));
-            }
-            Some(dir) => Store::at(dir)?,
-            None => Store::at(&Store::default_dir(root))?,
-        };
-        let keys = match &self.encryption {
+        if self.backup_dir.as_ref().is_some_and(|dir| dir.as_os_str().is_empty()) {
+            return Err(Error::invalid("`backupDir` is empty", "Name a directory, or leave it out for .kg/backups"));
+        }
+        let said = Encryption::said(self.encryption.as_ref(), encrypt);
+        let store = automatic::store(&self.settings, root, self.backup_dir.as_deref(), said, &self.launch())?;
+        let keys = match self.encryption.as_ref().and_then(Encryption::keys) {
             Some(options) => options.source().keys(root, &self.launch()),
             None => KeySource::keys_of_project(root, &self.launch()),
         };
-        let store = store.for_project(root).with_keys(keys);
-        Ok(if self.encryption.is_some() { store.encrypting(true) } else { store.as_set(self.encrypts.clone()) })
+        Ok(store.with_keys(keys))
+    }
+
+    /// Why nothing may be removed.
+    pub fn assert_retention_known(&self) -> Result<()> {
+        self.settings.doubt_of_retention().map_or(Ok(()), Err)
     }
 
     /// What is not configured, as the settings of the project have it; relative paths there start at its root.
     pub fn complete(&mut self, settings: &Settings) {
         let set = settings.policy();
         let number = |value: Option<u32>| value.map(f64::from);
-        self.backup_dir = self.backup_dir.take().or_else(|| settings.dir(&self.project_root));
+        self.settings = settings.clone();
         self.kind = settings.kind();
-        self.encrypts = automatic::encrypts(settings);
         self.zone = settings.zone();
         self.compression = self.compression.take().or_else(|| settings.get("backup.compression").cloned());
         self.compression_level = self.compression_level.or(number(settings.whole("backup.compressionLevel")));
@@ -129,6 +132,9 @@ impl Config {
 
     /// All numbers were checked to be whole.
     pub fn retention(&self) -> Policy {
+        if self.assert_retention_known().is_err() {
+            return Policy::default();
+        }
         let whole = |value: Option<f64>| value.map(|value| value as u32);
         let keep = self.keep.as_ref().map_or(Keep::default(), KeepOptions::resolve);
         let zone = self.zone.clone().unwrap_or(TimeZone::UTC);
@@ -148,7 +154,43 @@ impl Config {
     }
 }
 
-/// `encryption` of the configuration.
+/// `encryption` of a configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Encryption {
+    /// `false`: new backups are plain. Backups are opened with the keys of the settings.
+    Is(bool),
+    Keys(EncryptionOptions),
+}
+
+impl Encryption {
+    pub(super) fn check(&self) -> Result<()> {
+        match self {
+            Encryption::Is(false) => Ok(()),
+            Encryption::Is(true) => Err(Error::invalid("`encryption` is true, which names no key", "Give the keys")),
+            Encryption::Keys(options) => options.check(),
+        }
+    }
+
+    pub(super) fn keys(&self) -> Option<&EncryptionOptions> {
+        match self {
+            Encryption::Is(_) => None,
+            Encryption::Keys(options) => Some(options),
+        }
+    }
+
+    /// What a manager of this configuration and one call say together about a new backup.
+    pub(super) fn said(configured: Option<&Encryption>, encrypt: Option<bool>) -> Said {
+        match (encrypt, configured) {
+            (Some(false), _) | (None, Some(Encryption::Is(_))) => Said::Plain,
+            (_, Some(Encryption::Keys(_))) => Said::EncryptedTo,
+            (Some(true), _) => Said::Encrypted,
+            (None, None) => Said::Nothing,
+        }
+    }
+}
+
+/// The keys that `encryption` names.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EncryptionOptions {

@@ -134,9 +134,13 @@ fn settled(mut config: Config) -> Result<(Config, Vec<Warning>)> {
 
 /// As [`settled`], where only the store is needed: without a reader where the configuration names it.
 fn store(config: Config) -> Result<(Config, Store)> {
-    let config = if config.names_a_store() { config } else { settled(config)?.0 };
+    store_and_warnings(config).map(|(config, store, _)| (config, store))
+}
+
+fn store_and_warnings(config: Config) -> Result<(Config, Store, Vec<Warning>)> {
+    let (config, warnings) = if config.names_a_store() { (config, Vec::new()) } else { settled(config)? };
     let store = config.store()?;
-    Ok((config, store))
+    Ok((config, store, warnings))
 }
 
 /// JSON of a result; a panic is an error of the code `KG_INTERNAL`.
@@ -190,11 +194,18 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
             let compression = options.compression(&config)?;
             value(consolidate(&store, &id, compression, config.lock_timeout(), task)?)
         }
-        Call::CheckBackup { config, backup } => value(check_backup(&store(config)?.1, &backup, task)?),
+        Call::CheckBackup { config, backup } => {
+            let (_, store, warnings) = store_and_warnings(config)?;
+            let mut report = check_backup(&store, &backup, task)?;
+            report.warnings.extend(warnings);
+            value(report)
+        }
         Call::Restore { config, options } => {
             let (reference, options) = options.resolve(&config)?;
-            let (config, store) = store(config)?;
-            value(restore(&store, &reference, &config.launch(), &options, task)?)
+            let (config, store, warnings) = store_and_warnings(config)?;
+            let mut restored = restore(&store, &reference, &config.launch(), &options, task)?;
+            restored.warnings.extend(warnings);
+            value(restored)
         }
         Call::UndoRestore { config, options } => {
             let (root, options) = options.resolve(&config);
@@ -202,11 +213,14 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
         }
         Call::Prune { config, options } => {
             let (config, _) = settled(config)?;
+            config.assert_retention_known()?;
             value(prune(&config.store()?, &config.retention(), options.dry_run(), config.lock_timeout(), task)?)
         }
         Call::Rehearse { config, options } => {
-            let (config, store) = store(config)?;
-            value(rehearse(&store, &options.resolve(&config), &config.launch(), task)?)
+            let (config, store, warnings) = store_and_warnings(config)?;
+            let mut rehearsal = rehearse(&store, &options.resolve(&config), &config.launch(), task)?;
+            rehearsal.warnings.extend(warnings);
+            value(rehearsal)
         }
         Call::RunChecks { config, options } => match options.scope()? {
             Some(scope) => value(inspect(&config.subject(), scope, config.lock_timeout()?, &config.launch(), task)?),

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    config::{Config, EncryptionOptions, compression, parse, whole},
+    config::{Config, Encryption, compression, parse, whole},
     schedule::NextRun,
 };
 use crate::{
@@ -75,11 +75,7 @@ pub struct CreateOptions {
 impl CreateOptions {
     /// The store as the backup needs it.
     pub fn store(&self, config: &Config) -> Result<Store> {
-        let store = config.store()?;
-        Ok(match self.encrypt {
-            Some(encrypts) => store.encrypting(encrypts),
-            None => store,
-        })
+        config.store_for(self.encrypt)
     }
 
     pub fn resolve(self, config: &Config) -> Result<BackupOptions> {
@@ -243,7 +239,7 @@ pub struct Checker {
     path: PathBuf,
     project_root: Option<PathBuf>,
     backup_dir: Option<PathBuf>,
-    encryption: Option<EncryptionOptions>,
+    encryption: Option<Encryption>,
     /// In milliseconds.
     lock_timeout: Option<f64>,
     kg_path: PathBuf,
@@ -259,14 +255,16 @@ impl Checker {
 
     /// Of the backup before a repair. It is encrypted where others would be, or where a key is given.
     pub fn store(&self) -> Result<Option<Store>> {
-        self.encryption.as_ref().map_or(Ok(()), EncryptionOptions::check)?;
+        self.encryption.as_ref().map_or(Ok(()), Encryption::check)?;
         let Some(root) = self.subject().root.filter(|root| Project::open(root).is_ok()) else {
             return self.backup_dir.as_deref().map(Store::at).transpose();
         };
         let (settings, _) = Reader::settings(&self.launch(), &root)?;
-        let store = automatic::store(&settings, &root, self.backup_dir.as_deref(), &self.launch())?;
-        Ok(Some(match &self.encryption {
-            Some(options) => store.with_keys(options.source().keys(&root, &self.launch())).encrypting(true),
+        let said = Encryption::said(self.encryption.as_ref(), None);
+        let store =
+            automatic::store(&settings, &root, self.backup_dir.as_deref(), said, &self.launch())?.for_recovery();
+        Ok(Some(match self.encryption.as_ref().and_then(Encryption::keys) {
+            Some(options) => store.with_keys(options.source().keys(&root, &self.launch())),
             None => store,
         }))
     }

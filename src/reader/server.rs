@@ -68,7 +68,11 @@ fn key_text(path: &Path) -> Result<String> {
     };
     // A shell's `<(…)` is a pipe.
     let mut text = Vec::new();
-    File::open(path).and_then(|file| file.take(MAX_KEY_BYTES).read_to_end(&mut text)).map_err(failed)?;
+    File::open(path).and_then(|file| file.take(MAX_KEY_BYTES + 1).read_to_end(&mut text)).map_err(failed)?;
+    // A part of a passphrase is another passphrase.
+    if text.len() as u64 > MAX_KEY_BYTES {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, "it is larger than 64 KiB")));
+    }
     // What the bytes are that are no text stays untold.
     String::from_utf8(text).map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "it is no text")))
 }

@@ -46,33 +46,57 @@ pub fn wanted_kind(settings: &Settings) -> BackupType {
 
 /// When the newest backup was made that a run on schedule would have made.
 pub fn last_run(settings: &Settings, project: &Project) -> Result<Option<i64>> {
-    let store = store(settings, project.root(), None, &Launch::Thread)?;
+    let store = store(settings, project.root(), None, Said::Nothing, &Launch::Thread)?;
     Ok(kind::last_run(&own_backups(&store, project)?, wanted_kind(settings)))
 }
 
+/// What the call says about encryption of a new backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    Nothing,
+    /// It is to be plain.
+    Plain,
+    /// It is to be encrypted; the settings, or the environment, say for whom.
+    Encrypted,
+    /// It is to be encrypted for readers that the call names.
+    EncryptedTo,
+}
+
 /// Where the project keeps its backups, with the keys that it names. In another directory, where one is given, it is encrypted all the same.
-pub fn store(settings: &Settings, root: &Path, dir: Option<&Path>, launch: &Launch) -> Result<Store> {
+pub fn store(settings: &Settings, root: &Path, dir: Option<&Path>, said: Said, launch: &Launch) -> Result<Store> {
     let of_settings = || settings.dir(root).unwrap_or_else(|| Store::default_dir(root));
     let store = Store::at(&dir.map_or_else(of_settings, Path::to_path_buf))?;
     let keys = KeySource::of_settings(settings, root).keys(root, launch);
-    Ok(store.for_project(root).with_keys(keys).as_set(encrypts(settings)))
+    let doubt = if dir.is_none() { settings.doubt_of_dir() } else { None };
+    Ok(store.for_project(root).with_keys(keys).as_set(encrypts(settings, said)).doubted(doubt))
 }
 
-/// Whether new backups are encrypted. What nobody can read must not turn that off.
-pub fn encrypts(settings: &Settings) -> Encrypts {
-    let remedy = "Mend it: `kg config show --all` tells what it may be; `--no-encrypt` makes a backup without";
-    let unclear = |message: String| Error::new(Code::KeyInvalid, message, remedy);
+/// Whether a new backup is encrypted: the one place that decides it, from what the call and the settings say.
+pub fn encrypts(settings: &Settings, said: Said) -> Encrypts {
+    match said {
+        Said::Plain => return Encrypts::Never,
+        Said::EncryptedTo => return Encrypts::Yes,
+        Said::Nothing | Said::Encrypted => {}
+    }
+    let unclear = |what: String| {
+        let remedy = "Mend it (`kg config show --all` tells what it may be), or say with `--recipient` or \
+                      `--passphrase-file` who can read this backup; `--no-encrypt` makes a plain one";
+        Encrypts::Unclear(Error::new(Code::KeyInvalid, format!("{what}, so it is open who may read backups"), remedy))
+    };
     let keys = ["backup.encrypt", "backup.passphraseFile", "backup.recipients", "backup.identityFile"];
     if let Some(key) = keys.into_iter().find(|key| settings.is_refused(key)) {
-        return Encrypts::Unclear(unclear(format!(
-            "The setting `{key}` cannot be used, so that it is open who may read backups"
-        )));
+        return unclear(format!("The setting `{key}` cannot be used"));
     }
-    if settings.is_unreadable() {
-        let message = "The settings cannot be read, and the newest backup is encrypted".to_string();
-        return Encrypts::AsBefore(unclear(message));
+    match (settings.assert_readable(), said) {
+        (Err(error), Said::Encrypted) => unclear(error.message),
+        (Err(error), _) => Encrypts::Unread(error),
+        (Ok(()), Said::Encrypted) => Encrypts::Yes,
+        (Ok(()), _) => match settings.bool("backup.encrypt") {
+            Some(true) => Encrypts::Yes,
+            Some(false) => Encrypts::TurnedOff,
+            None => Encrypts::Unasked,
+        },
     }
-    if settings.bool("backup.encrypt").unwrap_or(false) { Encrypts::Yes } else { Encrypts::No }
 }
 
 /// How a backup is made at `now` where nobody asks for something else.

@@ -21,7 +21,7 @@ use crate::{
     project::Project,
     reader::client::Launch,
     schedule::{
-        automatic,
+        automatic::{self, Said},
         history::{self, Began, History},
         metrics,
         plan::{Action, Plan, State, Trigger},
@@ -175,7 +175,7 @@ impl<'a> Service<'a> {
 
     fn back_up(&self) -> Result<Created> {
         let root = self.project.root();
-        let store = automatic::store(&self.settings, root, None, &Launch::Thread)?;
+        let store = automatic::store(&self.settings, root, None, Said::Nothing, &Launch::Thread)?;
         let mut options = automatic::options(&self.settings, root, &store, Timestamp::now())?;
         options.description = Some(DESCRIPTION.into());
         create_backup(root, &store, &Launch::Thread, &options, &Task::new(self.cancel.clone(), None))
@@ -191,7 +191,7 @@ impl<'a> Service<'a> {
     /// Tells over HTTP how the backups stand.
     pub fn look(&mut self) -> Arc<Result<Status>> {
         self.looked = Some((Instant::now(), mark(&History::path(self.project))));
-        let store = automatic::store(&self.settings, self.project.root(), None, &Launch::Thread);
+        let store = automatic::store(&self.settings, self.project.root(), None, Said::Nothing, &Launch::Thread);
         let found = store.and_then(|store| status(Some(self.project), &store, &self.settings, Timestamp::now()));
         let found = Arc::new(found);
         self.board.publish(Arc::clone(&found));

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use ureq::http::Uri;
 
-use super::listen::Listen;
+use super::{listen::Listen, unknown::nearest};
 use crate::{
     archive::encryption::{is_shown, parse_recipient},
     cron::{Cadence, time_zone},
@@ -126,13 +126,9 @@ pub const ALL: &[Key] = &[
 /// The key of that name.
 pub fn find(name: &str) -> Result<&'static Key> {
     ALL.iter().find(|key| key.name == name).ok_or_else(|| {
-        let lower = name.to_lowercase();
-        let alike = ALL.iter().find(|key| {
-            let known = key.name.to_lowercase();
-            known == lower || known.strip_prefix("backup.") == Some(&lower)
-        });
-        let remedy = match alike {
-            Some(key) => format!("Did you mean `{}`?", key.name),
+        let homes = [Home::Config, Home::Hooks];
+        let remedy = match homes.into_iter().find_map(|home| nearest(home, name)) {
+            Some(known) => format!("Did you mean `{known}`?"),
             None => "See the keys with `kg config show --all`".into(),
         };
         Error::invalid(format!("`{name}` is no setting"), remedy.trim_end_matches('?'))

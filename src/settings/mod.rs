@@ -3,12 +3,15 @@
 //! [`keys`] has every key, what it may be, and what that means; [`listen`] is the one value with a type of its own.
 //!
 //! An explicit argument comes before the configuration of a manager, that before these settings, and they before what is built in. A
-//! value that cannot be used is a warning, and means that nothing was set: it must not keep anyone from a backup.
+//! value that cannot be used is a warning, and its default counts. It does not count where it would be dangerous: where
+//! backups go, who can read them, what is removed and which port is opened are never decided by a default that replaces
+//! what someone wrote. [`Settings::assert_readable`] and [`Settings::doubt_of_dir`] are for code that decides such things.
 //!
 //! [`Settings::read`] opens a file of the live project: only the reader (`src/reader`) and `kg` itself may call it.
 
 pub mod keys;
 pub mod listen;
+mod unknown;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +30,7 @@ use self::{keys::Home, listen::Listen};
 use crate::{
     archive::{block::Compression, manifest::BackupType},
     cron::time_zone,
-    error::{Warning, WarningCode},
+    error::{Code, Error, Result, Warning, WarningCode},
     project::{CONFIG_FILE, STATE_DIR},
     retention::{Keep, Policy},
 };
@@ -41,9 +44,14 @@ pub struct Settings {
     values: BTreeMap<String, Value>,
     /// Keys whose values cannot be used.
     refused: BTreeSet<String>,
-    /// Nothing is known of what is set.
-    unreadable: bool,
+    /// Keys that are likely to be meant by names that are not known.
+    misspelt: BTreeSet<String>,
+    /// Why nothing is known of what is set.
+    unreadable: Option<String>,
 }
+
+/// The keys that decide what retention removes.
+const RETENTION: [&str; 3] = ["backup.retention", "backup.maxBackups", "backup.keep"];
 
 impl Settings {
     /// Of the project at `root`.
@@ -51,26 +59,35 @@ impl Settings {
         let mut warn = |message: String| {
             warnings.push(Warning::about(WarningCode::Config, format!("{STATE_DIR}/{CONFIG_FILE}"), message));
         };
-        match read_text(&root.join(STATE_DIR).join(CONFIG_FILE)) {
+        let path = root.join(STATE_DIR).join(CONFIG_FILE);
+        match read_text(&path) {
+            // A link that leads nowhere is not a project without settings: they may lie on a disk that is not mounted.
+            Ok(None) if path.symlink_metadata().is_ok() => {
+                Settings::unreadable("it is a link that leads nowhere".into(), &mut warn)
+            }
             Ok(None) => Settings::default(),
             Ok(Some(text)) => match serde_json::from_slice::<Value>(&text) {
                 Ok(config) => Settings::of(&config, &mut warn),
-                Err(cause) => {
-                    warn(format!(
-                        "The configuration is not valid JSON ({cause}); its settings of backups do not count"
-                    ));
-                    Settings { unreadable: true, ..Settings::default() }
-                }
+                Err(cause) => Settings::unreadable(format!("it is not valid JSON ({cause})"), &mut warn),
             },
-            Err(cause) => {
-                warn(format!("The configuration could not be read ({cause}); its settings of backups do not count"));
-                Settings { unreadable: true, ..Settings::default() }
-            }
+            Err(cause) => Settings::unreadable(format!("it could not be read ({cause})"), &mut warn),
         }
+    }
+
+    fn unreadable(why: String, warn: &mut impl FnMut(String)) -> Self {
+        warn(format!("The configuration cannot be used: {why}. Its settings of backups do not count"));
+        Settings { unreadable: Some(why), ..Settings::default() }
     }
 
     /// `config` is the whole configuration.
     pub fn of(config: &Value, warn: &mut impl FnMut(String)) -> Self {
+        let section = config.get("backup");
+        if !config.is_object() {
+            return Settings::unreadable(format!("it is {}, not an object", kind_of(config)), warn);
+        }
+        if let Some(section) = section.filter(|section| !section.is_object()) {
+            return Settings::unreadable(format!("`backup` is {}, not an object", kind_of(section)), warn);
+        }
         if config.pointer("/backup/hooks").is_some() {
             warn(
                 "`backup.hooks` does not count here, as a restore brings this file back: set it with `kg config set`"
@@ -82,7 +99,16 @@ impl Settings {
 
     /// `config` is the whole file that is the home of the keys.
     pub fn in_home(home: Home, config: &Value, warn: &mut impl FnMut(String)) -> Self {
-        let (mut values, mut refused) = (BTreeMap::new(), BTreeSet::new());
+        let (mut values, mut refused, mut misspelt) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        for unknown in unknown::unknown(home, config) {
+            let meant = unknown.meant.iter().map(|name| name.to_string());
+            if unknown.is_known {
+                refused.extend(meant)
+            } else {
+                misspelt.extend(meant)
+            }
+            warn(format!("`{}` {}{}", unknown.name, unknown.what, consequence(&unknown.meant)));
+        }
         for key in keys::ALL.iter().filter(|key| key.home() == home) {
             let Some(value) = key.find(config) else { continue };
             match key.check(value) {
@@ -91,11 +117,11 @@ impl Settings {
                 }
                 Err(error) => {
                     refused.insert(key.name.to_string());
-                    warn(format!("{}; it was ignored", error.message));
+                    warn(format!("{}; it was ignored{}", error.message, consequence(&[key.name])));
                 }
             }
         }
-        Settings { values, refused, unreadable: false }
+        Settings { values, refused, misspelt, unreadable: None }
     }
 
     /// Whether the key is set to what cannot be used.
@@ -104,7 +130,25 @@ impl Settings {
     }
 
     pub fn is_unreadable(&self) -> bool {
-        self.unreadable
+        self.unreadable.is_some()
+    }
+
+    /// `KG_CONFIG_INVALID` if nothing is known of what is set.
+    pub fn assert_readable(&self) -> Result<()> {
+        self.unreadable.as_ref().map_or(Ok(()), |why| Err(unusable(why)))
+    }
+
+    /// Why it is not known where backups go.
+    pub fn doubt_of_dir(&self) -> Option<Error> {
+        let refused = self.is_refused("backup.dir").then(|| unusable("`backup.dir` is not the name of a directory"));
+        self.assert_readable().err().or(refused)
+    }
+
+    /// Why nothing may be removed: what was set could keep it.
+    pub fn doubt_of_retention(&self) -> Option<Error> {
+        let key = self.refused.union(&self.misspelt).find(|key| is_of_retention(key));
+        let wrong = key.map(|key| unusable(&format!("it is not known what `{key}` is to be, so nothing is removed")));
+        self.assert_readable().err().or(wrong)
     }
 
     pub fn get(&self, name: &str) -> Option<&Value> {
@@ -138,7 +182,12 @@ impl Settings {
     }
 
     pub fn listen(&self) -> Listen {
-        self.get("backup.listen").and_then(|value| Listen::of(value).ok()).unwrap_or_default()
+        let name = "backup.listen";
+        // A port that may have been turned off stays closed.
+        if self.is_unreadable() || self.is_refused(name) || self.misspelt.contains(name) {
+            return Listen::Off;
+        }
+        self.get(name).and_then(|value| Listen::of(value).ok()).unwrap_or_default()
     }
 
     pub fn retention_days(&self) -> Option<u32> {
@@ -151,7 +200,11 @@ impl Settings {
         time_zone(Some(self.text("backup.timezone")?)).ok()
     }
 
+    /// What retention keeps; everything, while it is in doubt.
     pub fn policy(&self) -> Policy {
+        if self.doubt_of_retention().is_some() {
+            return Policy::default();
+        }
         let keep = |period: &str| self.whole(&format!("backup.keep.{period}"));
         Policy {
             retention_days: self.retention_days(),
@@ -166,6 +219,40 @@ impl Settings {
             },
             zone: self.zone().unwrap_or(TimeZone::UTC),
         }
+    }
+}
+
+fn unusable(why: &str) -> Error {
+    let message = format!("{STATE_DIR}/{CONFIG_FILE} cannot be used: {why}");
+    let remedy = "Mend it (`kg config show --all` tells what may be set), or bring it back with \
+                  `kg diag restore --file latest --config-only`";
+    Error::new(Code::ConfigInvalid, message, remedy)
+}
+
+fn is_of_retention(key: &str) -> bool {
+    RETENTION.iter().any(|name| key.starts_with(name))
+}
+
+/// What follows from a setting that does not count, if that is more than its default.
+fn consequence(keys: &[&str]) -> &'static str {
+    if keys.iter().any(|key| is_of_retention(key)) {
+        ", and no backup is removed until it is mended"
+    } else if keys.contains(&"backup.listen") {
+        ", and no port is opened until it is mended"
+    } else {
+        ""
+    }
+}
+
+/// What a JSON value is, for messages: its content may be secret.
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
     }
 }
 
@@ -207,10 +294,11 @@ mod tests {
         let mut said = Vec::new();
         let settings = Settings::of(&config, &mut |message| said.push(message));
         assert_eq!(settings.bool("backup.enabled"), Some(true));
-        assert_eq!(settings.policy().keep.daily, Some(7));
-        assert_eq!(settings.policy().max_backups, None);
-        assert_eq!(said.len(), 1);
-        assert!(said[0].contains("backup.maxBackups") && said[0].contains("\"five\""), "{}", said[0]);
+        // What someone wrote to limit removal is not known: nothing is removed.
+        assert!(settings.policy().keeps_everything() && settings.doubt_of_retention().is_some());
+        assert_eq!(said.len(), 2);
+        assert_eq!(said[0], "`backup.mine` is not a setting: see `kg config show --all`");
+        assert!(said[1].contains("backup.maxBackups") && said[1].contains("\"five\""), "{}", said[1]);
     }
 
     #[test]
@@ -227,13 +315,44 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join(STATE_DIR)).unwrap();
         let path = dir.path().join(STATE_DIR).join(CONFIG_FILE);
-        let settings = || Settings::read(dir.path(), &mut Vec::new());
-        let unreadable = Settings { unreadable: true, ..Settings::default() };
-        assert_eq!(settings(), Settings::default());
+        let is_unreadable = || Settings::read(dir.path(), &mut Vec::new()).is_unreadable();
+        assert!(!is_unreadable());
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert_eq!(settings(), unreadable);
+        assert!(is_unreadable());
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
-        assert_eq!(settings(), unreadable);
+        assert!(is_unreadable());
+        std::fs::remove_dir(&path).unwrap();
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        assert!(is_unreadable());
+    }
+
+    #[test]
+    fn a_configuration_that_is_not_an_object_of_objects_is_unreadable_and_not_an_empty_one() {
+        for text in ["[]", "null", "7", "true", "\"text\"", r#"{"backup":[]}"#, r#"{"backup":null}"#, r#"{"backup":1}"#]
+        {
+            let mut said = Vec::new();
+            let settings = Settings::of(&serde_json::from_str(text).unwrap(), &mut |message| said.push(message));
+            assert_eq!(settings.assert_readable().unwrap_err().code, Code::ConfigInvalid, "{text}");
+            assert_eq!((said.len(), settings.listen()), (1, Listen::Off), "{text}");
+        }
+        assert!(Settings::of(&json!({}), &mut |_| panic!()).assert_readable().is_ok());
+    }
+
+    #[test]
+    fn a_default_never_opens_a_port_removes_a_backup_or_chooses_a_directory_for_what_cannot_be_used() {
+        let of = |backup| Settings::of(&json!({ "backup": backup }), &mut |_| {});
+        for backup in [json!({ "listen": false }), json!({ "lisen": "off" })] {
+            assert_eq!(of(backup).listen(), Listen::Off);
+        }
+        for backup in
+            [json!({ "keep": 7 }), json!({ "keep": { "dayly": 7 } }), json!({ "retnetion": 30 }), json!({ "kep": {} })]
+        {
+            let mut whole = json!({ "maxBackups": 1 });
+            whole.as_object_mut().unwrap().extend(backup.as_object().unwrap().clone());
+            assert!(of(whole).policy().keeps_everything(), "{backup}");
+        }
+        assert!(of(json!({ "dir": 5 })).doubt_of_dir().is_some());
+        assert!(of(json!({ "dir": "b" })).doubt_of_dir().is_none());
     }
 }

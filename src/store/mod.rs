@@ -47,7 +47,7 @@ use crate::{
         manifest::{Contents, Manifest, Stats},
     },
     durable,
-    error::{Code, Error, Result, Warning},
+    error::{Code, Error, Result, Warning, WarningCode},
     paths::{self, resolve},
     project::{BACKUPS_DIR, Project, STATE_DIR},
     sqlite::check::Integrity,
@@ -67,17 +67,26 @@ pub struct Store {
     home: Option<Project>,
     keys: Keys,
     encrypts: Encrypts,
+    /// Why this may not be the store that is meant: nothing is written to it.
+    doubt: Option<Error>,
 }
 
-/// Whether new archives are encrypted.
+/// Whether new archives are encrypted, as the call and the settings say together: `schedule::automatic::encrypts` decides it.
+///
+/// Unless the call itself asks for a plain archive, none is made after an encrypted one.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub enum Encrypts {
+    /// Nothing asks for it.
     #[default]
-    No,
+    Unasked,
+    /// The settings turn it off. They may do so for one store while another one is encrypted.
+    TurnedOff,
+    /// The call asks for a plain archive.
+    Never,
     Yes,
-    /// Nobody knows: refused with this where the newest backup of the project is encrypted.
-    AsBefore(Error),
-    /// Nobody knows, and it was to be said: refused.
+    /// The settings cannot be read: refused with this.
+    Unread(Error),
+    /// An encryption setting is present but invalid: refused with this.
     Unclear(Error),
 }
 
@@ -146,7 +155,14 @@ impl Store {
                 format!("The backup directory {} is a file", dir.display()),
                 "Name a directory, or remove that file",
             )),
-            _ => Ok(Store { dir, project: None, home: None, keys: Keys::default(), encrypts: Encrypts::No }),
+            _ => Ok(Store {
+                dir,
+                project: None,
+                home: None,
+                keys: Keys::default(),
+                encrypts: Encrypts::default(),
+                doubt: None,
+            }),
         }
     }
 
@@ -170,35 +186,84 @@ impl Store {
         Store { keys, ..self }
     }
 
-    /// The same store, whose new archives are encrypted, or are not.
+    /// The same store, whose new archives are encrypted, or are not, because the caller says so.
     pub fn encrypting(self, encrypts: bool) -> Self {
-        self.as_set(if encrypts { Encrypts::Yes } else { Encrypts::No })
+        self.as_set(if encrypts { Encrypts::Yes } else { Encrypts::Never })
     }
 
     pub fn as_set(self, encrypts: Encrypts) -> Self {
         Store { encrypts, ..self }
     }
 
+    /// The same store, to which nothing is written if there is a doubt whether it is the one that is meant.
+    pub fn doubted(self, doubt: Option<Error>) -> Self {
+        Store { doubt, ..self }
+    }
+
+    /// The same store for the backup before a repair, which must be possible while the settings are broken. An encrypted
+    /// backup is still not followed by a plain one.
+    pub fn for_recovery(self) -> Self {
+        let encrypts = match self.encrypts {
+            Encrypts::Unread(_) => Encrypts::Unasked,
+            decided => decided,
+        };
+        Store { encrypts, doubt: None, ..self }
+    }
+
     pub fn keys(&self) -> &Keys {
         &self.keys
+    }
+
+    /// What is to be said of the files of keys that were used so far, for `archive`.
+    pub fn key_warnings(&self, archive: &Path) -> Vec<Warning> {
+        let dirs = [Some(self.dir.as_path()), archive.parent()].map(|dir| dir.map(resolve));
+        let warnings = self.keys.files().into_iter().filter_map(|file| {
+            let path = resolve(&file.path);
+            let is_here = dirs.iter().flatten().any(|dir| path.starts_with(dir));
+            let where_it_is = "it lies in the directory of the backups that it opens".to_string();
+            let why = file.exposed.or(is_here.then_some(where_it_is))?;
+            let message = format!("The key in {} does not protect the backups: {why}", file.path.display());
+            Some(Warning::new(WarningCode::KeyExposed, message))
+        });
+        warnings.collect()
     }
 
     pub fn encrypts(&self) -> bool {
         self.encrypts == Encrypts::Yes
     }
 
-    /// Fails where a new archive could come to be read by whom it must not, or could not be encrypted. `was_encrypted` says what is known of the
-    /// newest backup of the project otherwise: where the settings cannot be read, this may be another store.
+    /// Whether a new archive is plain unless something forbids it.
+    pub fn may_be_plain(&self) -> bool {
+        matches!(self.encrypts, Encrypts::Unasked | Encrypts::TurnedOff | Encrypts::Never)
+    }
+
+    /// Fails if a new archive could be read by others than those who are meant, or could not be encrypted. `was_encrypted`
+    /// says what the project remembers of its newest backup, which may lie in another store.
     pub fn assert_locked_as_meant(&self, was_encrypted: bool) -> Result<()> {
+        let follows_encrypted = |remembered: bool| -> Result<bool> {
+            Ok((remembered && was_encrypted) || self.newest_own()?.is_some_and(|newest| newest.encrypted))
+        };
         match &self.encrypts {
-            Encrypts::No => Ok(()),
+            Encrypts::Never => Ok(()),
             Encrypts::Yes => self.keys.assert_encrypting(),
             Encrypts::Unclear(error) => Err(error.clone()),
-            Encrypts::AsBefore(error) => {
-                let newest = self.list()?.into_iter().find(|backup| self.is_own(backup));
-                if was_encrypted || newest.is_some_and(|newest| newest.encrypted) { Err(error.clone()) } else { Ok(()) }
-            }
+            Encrypts::Unasked | Encrypts::Unread(_) if follows_encrypted(true)? => Err(first_plain()),
+            Encrypts::TurnedOff if follows_encrypted(false)? => Err(first_plain()),
+            Encrypts::Unread(error) => Err(error.clone()),
+            Encrypts::Unasked | Encrypts::TurnedOff => Ok(()),
         }
+    }
+
+    /// The newest backup that the project made for itself. The backup before a repair counts only if there is no other.
+    fn newest_own(&self) -> Result<Option<Backup>> {
+        let listed = self.list()?;
+        let mut own: Vec<Backup> = listed.iter().filter(|backup| self.is_own(backup)).cloned().collect();
+        // What lies in a project is of that project, also if it was moved.
+        if own.is_empty() && self.dir.ends_with(Path::new(STATE_DIR).join(BACKUPS_DIR)) {
+            own = listed;
+        }
+        let regular = own.iter().position(|backup| !backup.safety_backup).unwrap_or(0);
+        Ok(own.into_iter().nth(regular))
     }
 
     /// `.kg/backups` of the project.
@@ -231,6 +296,7 @@ impl Store {
 
     /// Makes the directory and waits, at most `timeout`, until this process is the only one that writes to it.
     pub fn lock(&self, timeout: Duration, task: &Task) -> Result<StoreLock> {
+        self.doubt.as_ref().map_or(Ok(()), |doubt| Err(doubt.clone()))?;
         self.create()?;
         StoreLock::acquire(&self.dir, timeout, task)
     }
@@ -260,6 +326,16 @@ pub fn lacks(warnings: &[Warning]) -> Option<String> {
         0 => Some(first),
         more => Some(format!("{first}, and {more} more")),
     }
+}
+
+/// A plain archive would follow encrypted ones, and the caller did not ask for that.
+fn first_plain() -> Error {
+    Error::new(
+        Code::KeyInvalid,
+        "The newest backup of this project is encrypted, and nothing says how to encrypt the next one",
+        "Mend `backup.encrypt` and the keys of the settings (`kg config show`), or give `--recipient` or \
+         `--passphrase-file` (`encryption` in the API). `--no-encrypt` (`encrypt: false`) makes a plain backup",
+    )
 }
 
 impl Backup {

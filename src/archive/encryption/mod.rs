@@ -12,6 +12,7 @@ pub mod write;
 
 use std::{
     fmt,
+    path::PathBuf,
     sync::{Arc, OnceLock},
 };
 
@@ -38,6 +39,16 @@ pub struct Keyring {
     pub recipients: Vec<x25519::Recipient>,
     /// Why nothing is to be encrypted with it.
     pub refusal: Option<Error>,
+    /// The files that it was read from.
+    pub files: Vec<KeyFile>,
+}
+
+/// A file that a key was read from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyFile {
+    pub path: PathBuf,
+    /// Why others than its owner have the key, if they do.
+    pub exposed: Option<String>,
 }
 
 /// Who can open a new archive.
@@ -142,8 +153,13 @@ impl fmt::Debug for Keyring {
 
 /// The keys of a store. They are asked for once, when the first archive is met that needs them: an archive that is not encrypted
 /// can be read where the file of a passphrase is gone.
+///
+/// What opens backups and who can read new ones are two questions: a key that is given to open one must not decide the other.
 #[derive(Clone, Default)]
-pub struct Keys(Option<Arc<Asked>>);
+pub struct Keys {
+    opening: Option<Arc<Asked>>,
+    sealing: Option<Arc<Asked>>,
+}
 
 struct Asked {
     ask: Box<dyn Fn() -> Result<Keyring> + Send + Sync>,
@@ -151,26 +167,48 @@ struct Asked {
 }
 
 impl Keys {
+    /// Both opens backups and says who reads new ones.
     pub fn asked_for(ask: impl Fn() -> Result<Keyring> + Send + Sync + 'static) -> Self {
-        Keys(Some(Arc::new(Asked { ask: Box::new(ask), answer: OnceLock::new() })))
+        let asked = Some(Arc::new(Asked { ask: Box::new(ask), answer: OnceLock::new() }));
+        Keys { opening: asked.clone(), sealing: asked }
+    }
+
+    /// Opens backups as before; new ones are for those whom `other` names.
+    pub fn sealing_as(&self, other: &Keys) -> Self {
+        Keys { opening: self.opening.clone(), sealing: other.sealing.clone() }
     }
 
     pub fn of(keyring: Keyring) -> Self {
         Keys::asked_for(move || Ok(keyring.clone()))
     }
 
+    /// What opens backups.
     fn ring(&self) -> Result<Keyring> {
-        self.0.as_ref().map_or(Ok(Keyring::default()), |asked| asked.answer.get_or_init(&asked.ask).clone())
+        self.opening.as_ref().map_or(Ok(Keyring::default()), |asked| asked.ring())
+    }
+
+    /// Who can read new backups.
+    fn sealing_ring(&self) -> Result<Keyring> {
+        self.sealing.as_ref().map_or(Ok(Keyring::default()), |asked| asked.ring())
+    }
+
+    /// The files that keys were read from so far.
+    pub fn files(&self) -> Vec<KeyFile> {
+        let read = [&self.opening, &self.sealing].into_iter().flatten().filter_map(|asked| asked.answer.get());
+        let mut files: Vec<KeyFile> = read.flatten().flat_map(|ring| ring.files.clone()).collect();
+        files.sort();
+        files.dedup();
+        files
     }
 
     /// Fails where nothing can be encrypted with them.
     pub fn assert_encrypting(&self) -> Result<()> {
-        self.ring()?.readers().map(drop)
+        self.sealing_ring()?.readers().map(drop)
     }
 
     /// The public keys that new archives are encrypted to, sorted; none where they are encrypted by a passphrase.
     pub fn recipients(&self) -> Result<Vec<String>> {
-        let ring = self.ring()?;
+        let ring = self.sealing_ring()?;
         let mut recipients: Vec<String> = match ring.readers()? {
             Readers::Passphrase(_) => Vec::new(),
             Readers::Recipients(readers) => readers.iter().map(x25519::Recipient::to_string).collect(),
@@ -182,7 +220,7 @@ impl Keys {
 
     /// The key that new archives are encrypted with, where it is a passphrase, and no other.
     pub fn passphrase(&self) -> Result<Option<Keys>> {
-        Ok(match self.ring()?.readers()? {
+        Ok(match self.sealing_ring()?.readers()? {
             Readers::Passphrase(passphrase) => Some(Keys::of(Keyring::of_passphrase(passphrase.clone()))),
             Readers::Recipients(_) => None,
         })
@@ -195,6 +233,12 @@ impl Keys {
             read::Lock::Passphrase => !ring.passphrases.is_empty(),
             read::Lock::Identity => !ring.identities.is_empty(),
         })
+    }
+}
+
+impl Asked {
+    fn ring(&self) -> Result<Keyring> {
+        self.answer.get_or_init(&self.ask).clone()
     }
 }
 

@@ -27,7 +27,7 @@ impl<S: Sink> Encrypting<S> {
     /// Writes the header. `KG_KEY_NEEDED` where `keys` can encrypt nothing.
     pub fn new(sink: S, keys: &Keys) -> Result<Self> {
         let hashed = Hashed { sink, hasher: Sha256::new(), size_bytes: 0 };
-        let stream = keys.ring()?.encryptor()?.wrap_output(hashed);
+        let stream = keys.sealing_ring()?.encryptor()?.wrap_output(hashed);
         let stream = stream.map_err(|cause| Error::io("write", "the archive".as_ref(), cause))?;
         Ok(Encrypting { stream: Some(stream) })
     }

@@ -138,6 +138,7 @@ fn show(project: &Project, all: bool, output: &Output) -> Result<ExitCode> {
     let mut wrong = Vec::new();
     let mut warn = |message| wrong.push(message);
     let settings = Settings::of(&edit::load(project, Home::Config)?, &mut warn);
+    settings.assert_readable()?;
     let hooks = Settings::in_home(Home::Hooks, &edit::load(project, Home::Hooks)?, &mut warn);
     let mut told = Map::new();
     for key in keys::ALL {
@@ -157,7 +158,11 @@ fn show(project: &Project, all: bool, output: &Output) -> Result<ExitCode> {
     }
     output.result(&told);
     for message in wrong {
-        output.line(format!("warning: {message}"));
+        if output.json {
+            output.late_warnings(&[Warning::new(WarningCode::Config, message)]);
+        } else {
+            output.line(format!("warning: {message}"));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -11,7 +11,16 @@ fn configuration_that_cannot_be_used_is_told_by_setting() {
     );
     let issue = fixture.only(IssueCode::ConfigValue);
     assert_eq!((issue.count, issue.path.as_deref()), (5, Some(".kg/config.json")));
-    assert_eq!(issue.examples[1], r#"`backup.enabled` is "yes", not true or false"#);
+    assert_eq!(issue.examples[1], r#"`backup.enabled` is "yes", not true or false; it was ignored"#);
+    fixture.write(".kg/config.json", br#"{"backup":{"encrpyt":true,"mine":1},"bakcup":{}}"#);
+    let told = fixture.only(IssueCode::ConfigValue).examples;
+    assert!(told[0].contains("did you mean `backup.encrypt`") && told[1].contains("`backup.mine` is not a setting"));
+    assert!(told[2].contains("`bakcup` is not a setting: did you mean `backup`"));
+    for text in [&b"[]"[..], b"null", br#"{"backup":[]}"#, br#"{"backup":null}"#] {
+        fixture.write(".kg/config.json", text);
+        let told: Vec<_> = fixture.check().issues.iter().map(|issue| (issue.code, issue.severity)).collect();
+        assert_eq!(told, [(IssueCode::ConfigInvalid, Severity::Error)], "{}", String::from_utf8_lossy(text));
+    }
     fixture.write(".kg/config.json", b"{ not JSON");
     fixture.write(".kg/agents.json", b"[1,");
     let told: Vec<_> = fixture.check().issues.iter().map(|issue| (issue.code, issue.severity)).collect();

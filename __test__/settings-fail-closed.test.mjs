@@ -1,0 +1,286 @@
+// Settings that are spoilt, lost or misspelt: nothing that was closed is opened by a default.
+
+import { spawn } from 'node:child_process';
+import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import net from 'node:net';
+import path from 'node:path';
+
+import { IntegrityChecker, createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import { describe, expect, onTestFinished, test } from 'vitest';
+
+import { kg as runKg, kgPath, run, until } from './support/processes.mjs';
+import { makeProject, withDatabase } from './support/project.mjs';
+
+/** A project whose newest backup is encrypted by its settings. */
+async function encrypted(more = {}) {
+  const project = makeProject({ nodes: 5 });
+  const { root, backups } = project;
+  const base = path.dirname(root);
+  const config = path.join(root, '.kg/config.json');
+  const identity = path.join(base, 'identity');
+  run('age-keygen', ['-o', identity]);
+  const recipient = run('age-keygen', ['-y', identity]).trim();
+  const settings = { dir: backups, encrypt: true, recipients: [recipient], identityFile: '../identity', ...more };
+  const set = (value) => writeFileSync(config, typeof value === 'string' ? value : JSON.stringify(value));
+  const kg = (...args) => runKg(['diag', ...args], { cwd: root });
+  const archives = (dir = backups) => (existsSync(dir) ? readdirSync(dir) : []).filter((name) => /^kg-.*tar\.gz$/.test(name));
+  const plain = (dir) => archives(dir).filter((name) => !name.includes('.enc.'));
+  set({ backup: settings });
+  expect((await kg('backup')).status).toBe(0);
+  expect(archives()).toHaveLength(1);
+  expect(plain()).toEqual([]);
+  return { ...project, base, identity, recipient, config, settings, set, kg, archives, plain };
+}
+
+const refused = { status: 2, stderr: expect.stringMatching(/\[KG_(KEY|CONFIG)_INVALID\]/) };
+
+describe('after an encrypted backup no plain one is made', () => {
+  const spoilt = {
+    'a list': '[]',
+    'null': 'null',
+    'a text': '"text"',
+    'a number': '7',
+    'nothing': '',
+    'half of it': '{"backup":{"encrypt":tr',
+    'a list as backup': '{"backup":[]}',
+    'null as backup': '{"backup":null}',
+    'an empty object': '{}',
+    'an empty backup': '{"backup":{}}',
+    'an unknown key': '{"backup":{"mine":true}}',
+    'a misspelt key': '{"backup":{"encrpyt":true}}',
+    'capitals': '{"backup":{"Encrypt":true}}',
+    'another name of backup': '{"backups":{"encrypt":true}}',
+    'a key with a dot': '{"backup.encrypt":true}',
+    'a wrong type': '{"backup":{"encrypt":"true"}}',
+    'turned off': '{"backup":{"encrypt":false}}',
+    'the key alone': '{"backup":{"identityFile":"../identity"}}',
+    'two of them, the last of which counts': '{"backup":{"encrypt":true},"backup":{}}',
+  };
+
+  test('whatever became of the settings, by kg and by the API', async () => {
+    const { root, backups, set, kg, archives, config } = await encrypted();
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+    const expectRefused = async (what) => {
+      expect(await kg('backup', '--output', backups), what).toMatchObject(refused);
+      await expect(manager.createBackup(), what).rejects.toMatchObject({ code: expect.stringMatching(/^KG_(KEY|CONFIG)_INVALID$/) });
+    };
+    for (const [what, text] of Object.entries(spoilt)) {
+      set(text);
+      await expectRefused(what);
+    }
+    rmSync(config);
+    await expectRefused('no file');
+    symlinkSync('../../nowhere/config.json', config);
+    await expectRefused('a link to nowhere');
+    expect(archives()).toHaveLength(1);
+  });
+
+  test('nor in another directory, nor where the settings that are left lead to, nor where the project was moved to', async () => {
+    const { root, base, set, kg, plain, settings } = await encrypted();
+    set({ backup: {} });
+    for (const args of [[], ['--output', path.join(base, 'elsewhere')]]) expect(await kg('backup', ...args)).toMatchObject(refused);
+    expect([...plain(path.join(base, 'elsewhere')), ...plain(path.join(root, '.kg/backups'))]).toEqual([]);
+    renameSync(root, path.join(base, 'moved'));
+    const moved = (...args) => runKg(['diag', 'backup', ...args], { cwd: path.join(base, 'moved') });
+    expect(await moved('--output', settings.dir)).toMatchObject(refused);
+    expect((await moved('--output', settings.dir, '--no-encrypt')).status).toBe(0);
+  });
+
+  test('unless that is asked for, and then the next needs no asking', async () => {
+    const { root, backups, set, kg, plain } = await encrypted();
+    set({});
+    expect((await kg('backup', '--no-encrypt', '--output', backups)).status).toBe(0);
+    expect((await kg('backup', '--output', backups)).status).toBe(0);
+    expect(plain()).toHaveLength(2);
+    const { manager, again } = { manager: createBackupManager({ projectRoot: root, backupDir: backups, encryption: false }), again: await encrypted() };
+    expect((await manager.createBackup()).encrypted).toBeUndefined();
+    again.set({});
+    const other = createBackupManager({ projectRoot: again.root, backupDir: again.backups });
+    await expect(other.createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID' });
+    expect((await other.createBackup({ encrypt: false })).encrypted).toBeUndefined();
+  });
+
+  test('and what other projects keep in the store says nothing', async () => {
+    const { backups, kg, set, plain } = await encrypted();
+    const other = makeProject({ nodes: 5 });
+    expect((await runKg(['diag', 'backup', '--output', backups], { cwd: other.root })).status).toBe(0);
+    set({});
+    expect(await kg('backup', '--output', backups)).toMatchObject(refused);
+    expect((await runKg(['diag', 'backup', '--output', backups], { cwd: other.root })).status).toBe(0);
+    expect(plain()).toHaveLength(2);
+  });
+
+  test('a plain backup before a repair is not the newest of the project, and is only made when asked for', async () => {
+    const { root, database, backups, set, kg, plain } = await encrypted();
+    withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
+    for (const text of ['{', '[]', '{}']) {
+      set(text);
+      expect(await kg('repair', '--auto', '--backup-dir', backups), text).toMatchObject({ status: 2, stderr: expect.stringContaining('--no-encrypt') });
+      await expect(new IntegrityChecker(root, { backupDir: backups }).runChecks({ repairMode: true })).rejects.toMatchObject({ code: 'KG_KEY_INVALID' });
+    }
+    expect((await kg('repair', '--auto', '--no-encrypt', '--backup-dir', backups)).status).toBe(0);
+    expect(plain()).toHaveLength(1);
+    expect(await kg('backup', '--output', backups)).toMatchObject(refused);
+  });
+
+  test('a chain is consolidated for those whom the settings name, or not at all', async () => {
+    const { backups, database, set, kg, archives, plain, settings, identity, recipient } = await encrypted();
+    withDatabase(database, (db) => db.exec("UPDATE nodes SET title = 'x'"));
+    const { id } = JSON.parse((await kg('backup', '--type', 'incremental', '--json')).stdout);
+    const key = ['--identity', identity, '--recipient', recipient];
+    for (const text of ['{', '{"backup":{"encrypt":true,"recipients":["age1nobody"]}}']) {
+      set(text);
+      expect(await kg('backup', '--consolidate', id, '--output', backups), text).toMatchObject(refused);
+    }
+    expect(archives()).toHaveLength(2);
+    expect((await kg('backup', '--consolidate', id, '--output', backups, ...key)).status).toBe(0);
+    set({ backup: settings });
+    expect((await kg('backup', '--consolidate', id)).status).toBe(0);
+    expect([archives().length, plain().length]).toEqual([4, 0]);
+  });
+});
+
+describe('who can read new backups', () => {
+  test('is not decided by a key that opens old ones, nor by `--encrypt` where settings are broken', async () => {
+    const { kg, base, root, backups, set, settings, archives, identity: file } = await encrypted();
+    const identity = ['--identity', file];
+    writeFileSync(path.join(base, 'key'), 'correct horse\n', { mode: 0o600 });
+    const byPassphrase = { dir: backups, encrypt: true, passphraseFile: '../key' };
+    set({ backup: byPassphrase });
+    const opens = async (id, ...key) => (await kg('backup', '--verify', id, ...key)).status;
+    const byIdentity = JSON.parse((await kg('backup', '--json', ...identity)).stdout).id;
+    const { stdout } = await runKg(['diag', 'backup', '--json'], { cwd: root, env: { ...process.env, KG_IDENTITY_FILE: identity[1] } });
+    for (const id of [byIdentity, JSON.parse(stdout).id]) expect([await opens(id), await opens(id, ...identity)]).toEqual([0, 2]);
+    const before = archives().length;
+    const env = { ...process.env, KG_PASSPHRASE_FILE: path.join(base, 'key') };
+    for (const text of ['{', JSON.stringify({ backup: { ...settings, recipients: ['age1nobody'] } })]) {
+      set(text);
+      expect(await runKg(['diag', 'backup', '--encrypt', '--output', backups], { cwd: root, env })).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_INVALID]') });
+    }
+    expect(archives()).toHaveLength(before);
+    // An identity alone names no reader.
+    set({});
+    expect(await kg('backup', '--output', path.join(base, 'new'), ...identity)).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_NEEDED]') });
+  });
+});
+
+describe('settings that cannot be read', () => {
+  test('fail what writes or decides, and nothing that only looks or recovers', async () => {
+    const { root, backups } = makeProject({ nodes: 5 });
+    const config = path.join(root, '.kg/config.json');
+    const kg = (...args) => runKg(['diag', ...args], { cwd: root });
+    const invalid = { status: 2, stderr: expect.stringContaining('[KG_CONFIG_INVALID]') };
+    const first = JSON.parse((await kg('backup', '--json')).stdout);
+    await kg('backup');
+    const before = readFileSync(config);
+    for (const text of ['[]', '{"backup":"daily"}', '{']) {
+      writeFileSync(config, text);
+      const writes = [['backup'], ['backup', '--no-encrypt'], ['prune', '--max-backups', '1'], ['backup', '--delete', first.id], ['backup', '--output', backups]];
+      for (const args of writes) expect(await kg(...args), `${args} ${text}`).toMatchObject(invalid);
+      expect(await runKg(['serve', '--all'], { cwd: root })).toMatchObject(invalid);
+      expect(await runKg(['serve', '--foreground'], { cwd: root })).toMatchObject(invalid);
+      const manager = createBackupManager({ projectRoot: root });
+      for (const work of [() => manager.createBackup(), () => manager.prune(), () => manager.deleteBackup(first.id)]) {
+        await expect(work(), text).rejects.toMatchObject({ code: 'KG_CONFIG_INVALID' });
+      }
+      const looks = [['backup', '--list'], ['backup', '--status'], ['backup', '--verify', 'latest'], ['drill']];
+      for (const args of looks) expect(await kg(...args), `${args} ${text}`).toMatchObject({ status: 0, stderr: expect.stringContaining('KG_WARN_CONFIG') });
+      expect(JSON.parse((await kg('backup', '--status', '--json')).stdout).health.ok).toBe(false);
+      expect(await kg('health')).toMatchObject({ status: 4, stdout: expect.stringContaining('NOT HEALTHY') });
+      expect((await manager.checkBackup('latest')).warnings).toMatchObject([{ code: 'KG_WARN_CONFIG' }]);
+    }
+    expect(await kg('restore', '--file', 'latest', '--config-only', '--yes')).toMatchObject({ status: 0, stderr: expect.stringContaining('KG_WARN_CONFIG') });
+    expect(readFileSync(config)).toEqual(before);
+    expect((await kg('backup')).status).toBe(0);
+  });
+
+  test('a call that says where and whether encrypted goes ahead, and says so', async () => {
+    const { root, backups } = makeProject({ nodes: 5 });
+    writeFileSync(path.join(root, '.kg/config.json'), 'null');
+    const made = JSON.parse((await runKg(['diag', 'backup', '--json', '--output', backups, '--no-encrypt'], { cwd: root })).stdout);
+    expect(made.warnings).toMatchObject([{ code: 'KG_WARN_CONFIG', message: expect.stringContaining('it is null, not an object') }]);
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups, encryption: false });
+    expect((await manager.createBackup()).warnings).toMatchObject([{ code: 'KG_WARN_CONFIG' }]);
+  });
+});
+
+describe('a setting that does not count', () => {
+  test('is told with the nearest one that does, by backup, health and `kg config show`', async () => {
+    const { root } = makeProject({ nodes: 5 });
+    const backup = { encrpyt: true, passphrasefile: 'k', shedule: '0 2 * * *', mine: {} };
+    writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ theme: 'dark', backup, backups: {} }));
+    const said = ['backup.encrypt', 'backup.passphraseFile', 'backup.schedule', 'kg config show --all', 'backup'];
+    const { warnings } = JSON.parse((await runKg(['diag', 'backup', '--json'], { cwd: root })).stdout);
+    expect(warnings.map(({ code }) => code)).toEqual(said.map(() => 'KG_WARN_CONFIG'));
+    said.forEach((name, at) => expect(warnings[at].message).toContain(`\`${name}\``));
+    const { issues } = JSON.parse((await runKg(['diag', 'health', '--json'], { cwd: root })).stdout);
+    expect(issues.find(({ code }) => code === 'KG_ISSUE_CONFIG_VALUE')).toMatchObject({ count: 5 });
+    expect((await runKg(['config', 'show'], { cwd: root })).stdout).toContain('did you mean `backup.encrypt`?');
+    expect((await runKg(['config', 'set', 'backup.encrpyt', 'true'], { cwd: root })).stderr).toContain('Did you mean `backup.encrypt`');
+    expect(warnings.some(({ message }) => message.includes('theme'))).toBe(false);
+  });
+
+  test('removes no backup and chooses no directory by its default', async () => {
+    const { root } = makeProject({ nodes: 5 });
+    const set = (backup) => writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ backup }));
+    const kg = (...args) => runKg(['diag', ...args], { cwd: root });
+    const count = () => readdirSync(path.join(root, '.kg/backups')).filter((name) => /^kg-.*gz$/.test(name)).length;
+    for (let made = 0; made < 2; made += 1) expect((await kg('backup')).status).toBe(0);
+    const doubtful = [{ keep: 7 }, { keep: { dayly: 7 } }, { retention: '30' }, { kepe: { daily: 7 } }];
+    for (const more of doubtful) {
+      set({ maxBackups: 1, ...more });
+      expect(await kg('backup'), JSON.stringify(more)).toMatchObject({ status: 0, stderr: expect.stringContaining('no backup is removed until it is mended') });
+      expect(await kg('prune', '--max-backups', '1')).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_CONFIG_INVALID]') });
+    }
+    expect(count()).toBe(2 + doubtful.length);
+    set({ dir: 5 });
+    expect(await kg('backup')).toMatchObject({ status: 2, stderr: expect.stringContaining('`backup.dir`') });
+    expect((await kg('backup', '--output', path.join(root, '../named'))).status).toBe(0);
+    expect(count()).toBe(2 + doubtful.length);
+  });
+});
+
+describe('a service whose settings become unreadable', () => {
+  const isFree = (port) => new Promise((resolve) => {
+    const socket = net.connect(port, '127.0.0.1', () => resolve(!socket.destroy()));
+    socket.on('error', () => resolve(true));
+  });
+
+  test('keeps the last valid ones, tells it once, and opens no port', async () => {
+    const { root, backups } = makeProject({ nodes: 5 });
+    const config = path.join(root, '.kg/config.json');
+    const told = path.join(root, '../told');
+    const settings = { dir: backups, enabled: true, schedule: '0 2 1 1 *', listen: 'off' };
+    const set = (text) => writeFileSync(config, text);
+    set(JSON.stringify({ backup: settings }));
+    const command = JSON.stringify(['/bin/sh', '-c', `echo $KG_ERROR_CODE >> '${told}'`]);
+    expect((await runKg(['config', 'set', 'backup.hooks.onFailure.command', command], { cwd: root })).status).toBe(0);
+    const metrics = path.join(root, '../kg.prom');
+    const child = spawn(kgPath, ['serve', '--foreground', '--metrics-file', metrics], { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] });
+    onTestFinished(() => child.kill('SIGKILL'));
+    let said = '';
+    child.stdout.on('data', (data) => (said += data));
+    await until(() => said.includes('the schedule is'), 'the start');
+    const lines = () => (existsSync(told) ? readFileSync(told, 'utf8').trim().split('\n') : []);
+    const spoil = [() => set('[]'), () => set('{"backup":null}'), () => rmSync(config)];
+    for (const [at, work] of spoil.entries()) {
+      work();
+      await until(() => lines().length === at + 1, `failure ${at}`);
+      await until(() => /_healthy(\{[^}]*\})? 0/.test(readFileSync(metrics, 'utf8')), 'the metric');
+      expect(await isFree(9821)).toBe(true);
+      set(JSON.stringify({ backup: settings }));
+      await until(() => said.split('can be read again').length === at + 2, 'settings that are mended');
+    }
+    expect(lines()).toEqual(spoil.map(() => 'KG_CONFIG_INVALID'));
+    expect(said).not.toMatch(/no backups are made|answers on/);
+    // The schedule that was valid last still counts.
+    set(JSON.stringify({ backup: { ...settings, schedule: '* * * * * *' } }));
+    await until(() => said.includes('made '), 'a backup');
+    set('"spoilt"');
+    const made = said.split('made ').length;
+    await until(() => lines().length === spoil.length + 1 && said.split('made ').length > made + 1, 'backups by the last valid settings');
+    child.kill('SIGTERM');
+    await new Promise((resolve) => child.once('exit', resolve));
+    mkdirSync(path.join(root, '../done'));
+  });
+});
