@@ -112,6 +112,14 @@ impl Status {
         Health::of(&self.problems, is_late)
     }
 
+    /// The same, with something else to see to.
+    pub fn with_problem(mut self, problem: Option<String>) -> Self {
+        self.health.ok &= problem.is_none();
+        self.health.messages.extend(problem.clone());
+        self.problems.extend(problem);
+        self
+    }
+
     /// When the newest backup of the project was made, by whomever.
     pub fn succeeded_at(&self) -> Option<i64> {
         self.last_success.as_ref().map(Run::ended_at).max(self.newest.as_ref().map(|newest| newest.timestamp))

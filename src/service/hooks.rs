@@ -26,12 +26,18 @@ impl<'a> Told<'a> {
 
     /// That a backup begins; the hooks of its end.
     pub fn begin(&self, trigger: Trigger) -> Hooks {
+        let hooks = self.load();
+        self.tell(&hooks, Event { trigger: Some(trigger), ..Event::new(Kind::Started, self.project) });
+        hooks
+    }
+
+    /// As they are configured now.
+    pub fn load(&self) -> Hooks {
         let mut warnings = Vec::new();
         let hooks = Hooks::load(self.project, &mut warnings);
         for warning in warnings {
             self.log.line(&format!("warning: {}", warning.message));
         }
-        self.tell(&hooks, Event { trigger: Some(trigger), ..Event::new(Kind::Started, self.project) });
         hooks
     }
 

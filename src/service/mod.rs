@@ -65,6 +65,7 @@ pub fn serve(project: &Project, held: &Held, log: &Log, options: &Options, cance
             service.load(seen.is_none());
             seen = Some(mark);
         }
+        service.tell_unreadable();
         if service.is_behind() {
             service.look();
         }

@@ -6,7 +6,7 @@
 use std::{
     fs,
     panic::{self, AssertUnwindSafe},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -17,8 +17,8 @@ use super::{Log, Options, board::Board, hooks::Told};
 use crate::{
     backup::{Created, create_backup},
     error::{Code, Error, Result},
-    hooks::Event,
-    project::Project,
+    hooks::{self, Event},
+    project::{CONFIG_FILE, Project},
     reader::client::Launch,
     schedule::{
         automatic::{self, Said},
@@ -32,6 +32,8 @@ use crate::{
     task::{Cancel, Task},
 };
 
+/// How long settings may be unreadable before that is told.
+const SETTLING: Duration = Duration::from_secs(1);
 const DESCRIPTION: &str = "Scheduled backup";
 
 /// How long what is told over HTTP may be behind a store that somebody else changed.
@@ -44,12 +46,22 @@ pub struct Service<'a> {
     cancel: &'a Cancel,
     pub board: Arc<Board>,
     pub hooks: Told<'a>,
+    /// The last valid ones.
     pub settings: Settings,
+    /// Why those that are there now do not count.
+    unreadable: Option<Unreadable>,
     /// `None` while nothing is to be done.
     plan: Option<Plan>,
     state: Option<State>,
     /// When the backups were looked at last, and what the history was like.
     looked: Option<(Instant, Option<Mark>)>,
+}
+
+/// Settings that became unreadable while the service runs.
+struct Unreadable {
+    since: Instant,
+    why: Error,
+    is_told: bool,
 }
 
 impl<'a> Service<'a> {
@@ -68,6 +80,7 @@ impl<'a> Service<'a> {
             board,
             hooks: Told::start(project, log),
             settings: Settings::default(),
+            unreadable: None,
             plan: None,
             state: None,
             looked: None,
@@ -78,6 +91,22 @@ impl<'a> Service<'a> {
     pub fn load(&mut self, is_start: bool) {
         let mut warnings = Vec::new();
         let settings = Settings::read(self.project.root(), &mut warnings);
+        // A file that is gone says nothing: what was set is taken out with `kg config unset`.
+        let is_lost = !is_start && self.settings != Settings::default() && !self.config_path().exists();
+        let lost = is_lost.then(|| {
+            let message = format!("{} is gone", self.config_path().display());
+            Error::new(Code::ConfigInvalid, message, "Bring it back with `kg diag restore --file latest --config-only`")
+        });
+        if let Some(why) = settings.assert_readable().err().or(lost) {
+            self.unreadable = Some(Unreadable { since: Instant::now(), why, is_told: false });
+            if is_start {
+                self.settings = settings;
+            }
+            return;
+        }
+        if self.unreadable.take().is_some_and(|before| before.is_told) {
+            self.log.line("the settings can be read again");
+        }
         for warning in warnings {
             self.log.line(&format!("warning: {}", warning.message));
         }
@@ -100,6 +129,22 @@ impl<'a> Service<'a> {
         let next = plan.cadence.next(Timestamp::now()).map(|next| next.to_string()).unwrap_or_default();
         let schedule = self.settings.text("backup.schedule").unwrap_or_default();
         self.log.line(&format!("the schedule is `{schedule}`; it names {next} next"));
+        self.remember(None);
+    }
+
+    fn config_path(&self) -> PathBuf {
+        self.project.state_dir().join(CONFIG_FILE)
+    }
+
+    /// Tells once that the settings cannot be read. An editor that is saving them is given a moment.
+    pub fn tell_unreadable(&mut self) {
+        let is_due = |found: &&mut Unreadable| !found.is_told && found.since.elapsed() >= SETTLING;
+        let Some(found) = self.unreadable.as_mut().filter(is_due) else { return };
+        found.is_told = true;
+        let why = found.why.clone();
+        self.log.line(&format!("warning: the last valid settings stay in force: {why} [{}]", why.code));
+        let hooks = self.hooks.load();
+        self.hooks.tell(&hooks, Event { error: Some(why), ..Event::new(hooks::Kind::Failed, self.project) });
         self.remember(None);
     }
 
@@ -193,7 +238,10 @@ impl<'a> Service<'a> {
         self.looked = Some((Instant::now(), mark(&History::path(self.project))));
         let store = automatic::store(&self.settings, self.project.root(), None, Said::Nothing, &Launch::Thread);
         let found = store.and_then(|store| status(Some(self.project), &store, &self.settings, Timestamp::now()));
-        let found = Arc::new(found);
+        let doubt = self.unreadable.as_ref().filter(|found| found.is_told).map(|found| {
+            format!("the settings cannot be read, and the last valid ones stay in force: {}", found.why.message)
+        });
+        let found = Arc::new(found.map(|status| status.with_problem(doubt)));
         self.board.publish(Arc::clone(&found));
         found
     }
