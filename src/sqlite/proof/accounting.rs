@@ -374,7 +374,11 @@ impl<'a> Accounts<'a> {
         if self.read.is_multiple_of(PAGES_PER_CANCEL_CHECK) {
             self.cancel.check().map_err(Stop::Aborted)?;
         }
-        Ok(self.pages.query_row([number], |row| row.get(0))?)
+        match self.pages.query_row([number], |row| row.get(0)) {
+            // A page that is not there is no page of any kind, which is what its owner is told.
+            Err(rusqlite::Error::QueryReturnedNoRows) => Ok(Vec::new()),
+            read => Ok(read?),
+        }
     }
 
     fn note(&mut self, message: String) -> Step {
