@@ -256,6 +256,10 @@ impl Store {
 
     /// The newest backup that the project made for itself. The backup before a repair counts only if there is no other.
     fn newest_own(&self) -> Result<Option<Backup>> {
+        // What cannot be made a directory is refused when it is to be made.
+        if !self.dir.is_dir() {
+            return Ok(None);
+        }
         let listed = self.list()?;
         let mut own: Vec<Backup> = listed.iter().filter(|backup| self.is_own(backup)).cloned().collect();
         // What lies in a project is of that project, also if it was moved.
