@@ -264,6 +264,7 @@ describe.skipIf(!isRoot)('beside a process that writes all the time', () => {
     const before = names();
     for (const name of Object.keys(USERS)) {
       const { said, store } = look(project, name, { isChanging: true });
+      expect(said.health.stdout).not.toContain('KG_ISSUE_WAL_FOREIGN');
       expect(said.backup.status, `${name}: ${said.backup.stderr}`).toBe(0);
       const rows = withDatabase(path.join(restored(project, store), 'knowledge.db'), (db) => db.prepare("SELECT value FROM metadata WHERE key IN ('a', 'b')").all());
       expect(rows[0]).toEqual(rows[1]);

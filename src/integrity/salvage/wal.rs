@@ -102,19 +102,22 @@ pub fn of_another_state(header: &Header, pages_in_file: u32, wal: &Overlay) -> O
     }
 }
 
-/// As [`of_another_state`], of a live database: it is looked at until its header is the same before and after its WAL was read.
+/// As [`of_another_state`], of a live database: it is looked at until its header and that of its WAL are the same before and after
+/// the WAL was read. A WAL that began anew meanwhile was read in part as it was before.
 pub fn beside_another_state(database: &Path, cancel: &Cancel) -> Result<Option<&'static str>> {
-    let header = || {
+    let headers = || {
         let file = File::open(database).ok()?;
         let header = Header::read_at(&file, 0)?;
         let pages = file.metadata().ok()?.len() / header.page_size.max(1) as u64;
-        Some((header, u32::try_from(pages).ok()?))
+        let mut wal = [0; WAL_HEADER_BYTES];
+        File::open(companion(database, "-wal")).ok()?.read_exact_at(&mut wal, 0).ok()?;
+        Some((header, wal, u32::try_from(pages).ok()?))
     };
     for _ in 0..ATTEMPTS {
-        let Some((before, pages)) = header() else { return Ok(None) };
+        let Some((before, wal_before, pages)) = headers() else { return Ok(None) };
         let Ok(Some(wal)) = read(database, cancel)? else { return Ok(None) };
         let reason = of_another_state(&before, pages, &wal);
-        if reason.is_none() || header().is_some_and(|(after, _)| after == before) {
+        if reason.is_none() || headers().is_some_and(|(after, wal, _)| after == before && wal == wal_before) {
             return Ok(reason);
         }
     }
