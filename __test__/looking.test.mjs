@@ -239,6 +239,8 @@ describe.skipIf(!isRoot)('looking changes nothing', () => {
       if (isCutOff) {
         expect(said.integrity.stdout).toContain('KG_ISSUE_DATABASE_DAMAGED');
         expect(said.integrity.status).not.toBe(0);
+        // To move the WAL away would lose what is left.
+        expect(said.integrity.stdout).not.toContain('KG_ISSUE_WAL_FOREIGN');
         expect(said.backup.stdout).toContain('KG_WARN_SOURCE_DAMAGED');
       }
     }

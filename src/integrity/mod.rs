@@ -49,7 +49,7 @@ use crate::{
     project::{Project, STATE_DIR, names},
     sqlite::{
         check::{Pragma, bound, everything, is_unread_schema, read_schema, refused},
-        forget_fulltext,
+        forget_fulltext, look,
         private::{self, Private},
         snapshot::{self, Conditions, Taken},
     },
@@ -330,6 +330,10 @@ fn refused_for_damage(private: &Private) -> Option<&Error> {
 
 /// The database as it is without its WAL, if that is sound.
 fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
+    // One that was truncated is sound only because it is empty.
+    if look::cut_off(path, path).is_some() {
+        return None;
+    }
     let alone = check.scratch.join("without-wal");
     let size = std::fs::copy(path, &alone).ok()?;
     let mut connection = open(&alone, size, check).ok()?;
