@@ -297,7 +297,9 @@ test.skipIf(!isRoot)('a database that was truncated is saved with its WAL, byte 
   const project = makeProject();
   handOver(project);
   cutOff(50).prepare(project);
-  const files = ['knowledge.db', 'knowledge.db-wal'].map((name) => [name, readFileSync(path.join(project.root, '.kg', name))]);
+  SITUATIONS['an empty database of a plugin next to its WAL'].prepare(project);
+  const names = ['knowledge.db', 'knowledge.db-wal', 'plugins/jobs/jobs.sqlite', 'plugins/jobs/jobs.sqlite-wal'];
+  const files = names.map((name) => [name, readFileSync(path.join(project.root, '.kg', name))]);
   const { store } = look(project, 'root');
   const state = restored(project, store);
   for (const [name, bytes] of files) expect(readFileSync(path.join(state, name)).equals(bytes), name).toBe(true);
