@@ -68,6 +68,26 @@ describe('an incomplete backup', () => {
     });
   }
 
+  test('of the service is a success with a warning, which is not tried again at once', async () => {
+    const { root, diag } = small();
+    symlinkSync(temporaryDirectory(), path.join(root, '.kg/elsewhere'));
+    const inProject = (...args) => kg(args, { cwd: root });
+    await inProject('config', 'set', 'backup.enabled', 'true');
+    await inProject('config', 'set', 'backup.schedule', '* * * * * *');
+    try {
+      await inProject('serve', '--all', '--listen', 'off');
+      const status = await until(async () => {
+        const told = json(await diag('backup', '--status', '--json'));
+        return told.lastRun && told;
+      }, 'a run of the service');
+      expect(status.lastRun).toMatchObject({ incomplete: true, trigger: 'schedule' });
+      expect([status.lastFailure, status.health.messages[0]]).toEqual([null, expect.stringContaining('is incomplete')]);
+      expect((await inProject('serve', '--status')).stdout).toMatch(/last .*, incomplete/);
+    } finally {
+      await inProject('serve', '--stop');
+    }
+  });
+
   test('is none if what it lacks is excluded, and a complete one is not marked', async () => {
     const { root, diag } = small();
     symlinkSync(temporaryDirectory(), path.join(root, '.kg/elsewhere'));

@@ -227,6 +227,7 @@ fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
     }
     if let Some(run) = &status.last_run {
         let result = match (&run.backup, &run.error) {
+            (Some(backup), _) if run.incomplete => format!("{backup}, incomplete"),
             (Some(backup), _) => backup.clone(),
             (None, Some(error)) => format!("failed: {} [{}]", error.message, error.code),
             (None, None) => String::new(),
