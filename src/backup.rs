@@ -166,9 +166,7 @@ pub fn create_backup(
         }
         Err(error) => backup.warnings.push(after_publication(&error)),
     }
-    for dir in [store.dir(), &project.state_dir()] {
-        backup.warnings.extend(tolerated::warnings(dir));
-    }
+    backup.warnings.extend(tolerated::warnings(&[store.dir(), &project.state_dir()]));
     Ok(Created { backup, reused_bytes, retention })
 }
 

@@ -71,7 +71,7 @@ pub fn consolidate(
     task.cancel.check()?;
     let (made, _) = new.publish(manifest, written)?;
     let warnings_of_keys = store.key_warnings(&made.path);
-    Ok(made.with_warnings(warnings).with_warnings(tolerated::warnings(store.dir())).with_warnings(warnings_of_keys))
+    Ok(made.with_warnings(warnings).with_warnings(tolerated::warnings(&[store.dir()])).with_warnings(warnings_of_keys))
 }
 
 /// The advice of a restore, to choose another directory, does not help here.

@@ -7,6 +7,7 @@ use std::{
     fs::{File, TryLockError},
     io,
     os::fd::AsRawFd,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -45,16 +46,19 @@ fn is_without_locks(cause: &io::Error) -> bool {
     matches!(cause.raw_os_error(), Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL))
 }
 
+/// The error of a lock on `path` that the system refused.
+pub fn refused(path: &Path, cause: io::Error) -> crate::Error {
+    let is_without = is_without_locks(&cause);
+    explained(crate::Error::io("lock", path, cause), is_without, path)
+}
+
 /// Two processes that cannot keep each other out must not both write, so there is no doing without.
-fn without_locks(file: &File, cause: io::Error, failed: impl Fn(io::Error) -> crate::Error) -> crate::Error {
-    let is_for_lack_of_means = is_without_locks(&cause);
-    let error = failed(cause);
-    if !is_for_lack_of_means {
+fn explained(error: crate::Error, is_without_locks: bool, path: &Path) -> crate::Error {
+    if !is_without_locks {
         return error;
     }
-    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
     crate::Error {
-        message: format!("{}: the file system ({}) does not support locks", error.message, mounts::file_system(&path)),
+        message: format!("{}: the file system ({}) does not support locks", error.message, mounts::file_system(path)),
         remedy: "Mount it with locks (NFS: start the lock service, or mount with `local_lock=flock` if one machine uses it), or \
                  use a directory on another file system"
             .into(),
@@ -73,7 +77,11 @@ fn wait_for(
     loop {
         match attempt() {
             Ok(()) => return Ok(true),
-            Err(TryLockError::Error(cause)) => return Err(without_locks(file, cause, failed)),
+            Err(TryLockError::Error(cause)) => {
+                let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
+                let is_without = is_without_locks(&cause);
+                return Err(explained(failed(cause), is_without, &path));
+            }
             Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Ok(false),
             Err(TryLockError::WouldBlock) => {
                 task.report(Phase::Waiting, 0, 0)?;

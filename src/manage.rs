@@ -28,13 +28,13 @@ pub fn delete(store: &Store, id: &str, cascade: bool, lock_timeout: Duration, ta
 pub fn pin(store: &Store, id: &str, reason: Option<String>, lock_timeout: Duration, task: &Task) -> Result<Backup> {
     let (lock, warnings) = lock_known(store, id, lock_timeout, task)?;
     let pinned = store.pin(&lock, id, reason)?;
-    Ok(pinned.with_warnings(warnings).with_warnings(tolerated::warnings(store.dir())))
+    Ok(pinned.with_warnings(warnings).with_warnings(tolerated::warnings(&[store.dir()])))
 }
 
 pub fn unpin(store: &Store, id: &str, lock_timeout: Duration, task: &Task) -> Result<Backup> {
     let (lock, warnings) = lock_known(store, id, lock_timeout, task)?;
     let unpinned = store.unpin(&lock, id)?;
-    Ok(unpinned.with_warnings(warnings).with_warnings(tolerated::warnings(store.dir())))
+    Ok(unpinned.with_warnings(warnings).with_warnings(tolerated::warnings(&[store.dir()])))
 }
 
 /// Locks the store that holds an archive of that id, and says what cannot be listed there. Where there is none, not even the directory is made.

@@ -1,7 +1,7 @@
 //! Owners of the files that root writes.
 //!
-//! A file in a project, also in a store next to `.kg`, belongs to the owner of `.kg`, also when root made it: the owner's next backup would fail at a lock,
-//! a directory or a journal of root's. Everything that creates files in a project comes through here, by way of
+//! A file in a project, also in a store next to `.kg`, belongs to the owner of `.kg`, also when root made it: the owner's
+//! next backup would fail at a lock, a directory or a journal of root's. Everything that creates files in a project comes through here, by way of
 //! [`crate::durable`]. A store outside any project keeps the files of the user who made them: they may be secret.
 //!
 //! A refusal (a container without `CAP_CHOWN`, a file system without owners) is a warning of the run ([`crate::tolerated`]).
@@ -46,7 +46,7 @@ pub fn inherit(path: &Path) {
 fn give(path: &Path, owner: &Metadata) {
     let Ok(found) = fs::symlink_metadata(path) else { return };
     let is_ours = found.uid() == 0 && (found.is_dir() || found.nlink() == 1);
-    if !is_ours || (found.uid(), found.gid()) == (owner.uid(), owner.gid()) || owner.uid() == 0 {
+    if !is_ours || (found.uid(), found.gid()) == (owner.uid(), owner.gid()) {
         return;
     }
     if let Err(cause) = lchown(path, Some(owner.uid()), Some(owner.gid())) {

@@ -20,7 +20,7 @@ use crate::{
     backup::DEFAULT_LOCK_TIMEOUT,
     chain, durable,
     error::{Code, Error, Result, Warning, WarningCode},
-    ownership, paths,
+    lock, ownership, paths,
     project::{Component, Project, STAGING_PREFIX, STATE_DIR},
     reader::{
         apply::{lock_target, undo::DEFAULT_RETENTION_DAYS},
@@ -174,7 +174,7 @@ fn restore_through(
     warnings.extend(less_than_saved(&manifest));
     warnings.extend(applied.warnings);
     warnings.extend(store.key_warnings(&archive));
-    warnings.extend(tolerated::warnings(&target));
+    warnings.extend(tolerated::warnings(&[&target]));
     warnings.extend(of_another(&target, &manifest).filter(|_| is_own && applied.files_replaced > 0));
     Ok(RestoreResult {
         id: manifest.id.clone(),
@@ -295,7 +295,7 @@ impl Staging {
             // Between its making and its locking another restore may take it for left behind: then another is made.
             staging.lock = match File::open(dir.path()).and_then(|file| file.lock().map(|()| file)) {
                 Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::io("lock", dir.path(), cause));
+                    return Err(lock::refused(dir.path(), cause));
                 }
                 lock => lock.ok().filter(|_| dir.path().exists()),
             };

@@ -16,6 +16,7 @@ use crate::{
     error::{Error, Result, Warning, WarningCode},
     store::{Backup, Store, StoreLock, good},
     task::Task,
+    tolerated,
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -256,6 +257,7 @@ pub fn prune(
     let backups = store.list()?;
     let groups = by_project(store, backups.clone(), &mut warnings).into_iter();
     let applied: Vec<PruneResult> = groups.map(|group| apply(store, &lock, group, policy, None)).collect();
+    warnings.extend(tolerated::warnings(&[store.dir()]));
     Ok(PruneResult { warnings, ..together(applied, dry_run, &backups) })
 }
 

@@ -10,7 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    lock,
+};
 
 /// A directory that only this user may enter, removed with everything in it.
 #[derive(Debug)]
@@ -116,7 +119,7 @@ impl Scratch {
             match File::open(dir.path()).and_then(|file| file.lock().map(|()| file)) {
                 Ok(lock) if dir.path().exists() => return Ok(Scratch { dir, lock }),
                 Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::io("lock", dir.path(), cause));
+                    return Err(lock::refused(dir.path(), cause));
                 }
                 _ => {}
             }

@@ -38,6 +38,8 @@ struct Note {
     why: String,
 }
 
+/// Kinds that a result has told of.
+static TOLD: Mutex<Vec<Refused>> = Mutex::new(Vec::new());
 static NOTES: Mutex<Vec<Note>> = Mutex::new(Vec::new());
 
 /// Remembers that something was refused for `path`.
@@ -63,20 +65,34 @@ pub fn attributes(set: io::Result<()>, path: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes what was remembered of `below` and everything in it, as one warning for each kind of refusal.
-pub fn warnings(below: &Path) -> Vec<Warning> {
-    let below = paths::resolve(below);
+/// Takes what was remembered of these directories and everything in them, as one warning for each kind of refusal.
+pub fn warnings(below: &[&Path]) -> Vec<Warning> {
+    let below: Vec<PathBuf> = below.iter().map(|dir| paths::resolve(dir)).collect();
     let mut notes = NOTES.lock().unwrap_or_else(PoisonError::into_inner);
     let mut found = Vec::new();
     notes.retain_mut(|note| {
-        let is_asked_for = note.dir.starts_with(&below);
+        let is_asked_for = below.iter().any(|dir| note.dir.starts_with(dir));
         if is_asked_for {
             found.push((note.refused, std::mem::take(&mut note.dir), std::mem::take(&mut note.why)));
         }
         !is_asked_for
     });
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    for (refused, ..) in &found {
+        if !told.contains(refused) {
+            told.push(*refused);
+        }
+    }
+    drop(told);
     let kinds = [Refused::Sync, Refused::Owner, Refused::Attributes, Refused::Link];
     kinds.into_iter().filter_map(|kind| warning(kind, &found)).collect()
+}
+
+/// What no result of this process has told of, for the end of a command.
+pub fn untold() -> Vec<Warning> {
+    let told = TOLD.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    NOTES.lock().unwrap_or_else(PoisonError::into_inner).retain(|note| !told.contains(&note.refused));
+    warnings(&[Path::new("/")])
 }
 
 fn warning(kind: Refused, found: &[(Refused, PathBuf, String)]) -> Option<Warning> {
@@ -128,10 +144,10 @@ mod tests {
         for path in [&here, &here.join("inner"), &there, &here] {
             note(Refused::Sync, path, &refusal);
         }
-        let told = warnings(&here);
+        let told = warnings(&[&here]);
         assert_eq!(told.len(), 1);
         assert_eq!(told[0].code, WarningCode::Store);
         assert!(told[0].message.contains("and 1 more directories"), "{}", told[0].message);
-        assert_eq!((warnings(&here).len(), warnings(&there).len()), (0, 1));
+        assert_eq!((warnings(&[&here]).len(), warnings(&[&there]).len()), (0, 1));
     }
 }

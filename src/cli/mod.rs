@@ -247,7 +247,7 @@ fn finish(output: &Output, result: Result<bool>) -> ExitCode {
 /// Ends with the status that a command chose.
 fn finish_with(output: &Output, result: Result<u8>) -> ExitCode {
     // What no result had a place for.
-    output.late_warnings(&tolerated::warnings(Path::new("/")));
+    output.late_warnings(&tolerated::untold());
     match result {
         Ok(status) => ExitCode::from(status),
         Err(error) => {

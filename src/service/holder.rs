@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     durable,
     error::{Code, Error, Result},
-    lock::host_name,
+    lock::{self, host_name},
     project::Project,
 };
 
@@ -118,7 +118,7 @@ impl Held {
         let mut file = durable::open_lock(&path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::Error(cause)) => return Err(failed(cause)),
+            Err(TryLockError::Error(cause)) => return Err(lock::refused(&path, cause)),
             Err(TryLockError::WouldBlock) => {
                 return match Holder::find(project)? {
                     Some(holder) => Ok(Err(holder)),

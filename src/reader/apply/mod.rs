@@ -358,7 +358,7 @@ fn change(
     intent.opened = read_only_dirs(target, &intent)?;
     // The claims on databases that are replaced as files are held until here.
     let mut warnings = carry_out(target, root, intent, lock_timeout).inspect(|_| drop(plan.claims))?;
-    warnings.extend(tolerated::warnings(root));
-    warnings.extend(target.outside().and_then(Path::parent).map(tolerated::warnings).unwrap_or_default());
+    let outside = target.outside().and_then(Path::parent).unwrap_or(root);
+    warnings.extend(tolerated::warnings(&[root, outside]));
     Ok(warnings)
 }

@@ -100,6 +100,10 @@ impl Target {
                     None => return place.dir().owner().map(Some),
                 }
             }
+            if location.starts_with('/') {
+                // The directory of a database outside the project is missing: the restore fails there.
+                return Ok(None);
+            }
             location = parent(location);
         }
     }
