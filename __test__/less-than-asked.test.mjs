@@ -444,3 +444,33 @@ describe('patterns of `--exclude` and `--path`', () => {
     expect(json(restored).warnings).toMatchObject([{ code: 'KG_WARN_INCOMPLETE', message: expect.stringContaining('`vector`') }]);
   });
 });
+
+const hasStrace = (() => {
+  try {
+    return run('strace', ['-V']).length > 0;
+  } catch {
+    return false;
+  }
+})();
+
+test.skipIf(!hasStrace)('a disk that fails once lets a backup fail as a whole, or is a warning of one that is there', async () => {
+  const { root, manager } = small();
+  const backups = path.join(root, '.kg/backups');
+  await manager.createBackup();
+  const archives = () => readdirSync(backups).filter((name) => /^kg-.*\.tar\.gz$/.test(name)).length;
+  const outcomes = new Set();
+  for (let time = 5; time < 14; time += 1) {
+    const before = (await manager.listBackups()).length;
+    const fault = ['-P', backups, '-e', 'trace=openat', '-e', `inject=openat:error=EIO:when=${time}`];
+    let made = { status: 0 };
+    try {
+      made.result = JSON.parse(run('strace', ['-f', '-o', '/dev/null', ...fault, kgPath, 'diag', 'backup', '--json'], { cwd: root }));
+    } catch ({ status }) {
+      made = { status };
+    }
+    const after = (await manager.listBackups()).length;
+    expect([after - before, archives()], `fault ${time}`).toEqual([made.status === 0 ? 1 : 0, after]);
+    outcomes.add(made.result?.warnings.map(({ message }) => message.split(' ').slice(0, 4).join(' ')).join() ?? 'failed');
+  }
+  expect([...outcomes]).toEqual(expect.arrayContaining(['failed', 'The backup is made,']));
+});

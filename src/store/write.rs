@@ -272,11 +272,13 @@ impl NewBackup<'_> {
         let name = self.archive.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let manifest = Manifest { encrypted: self.encrypted, ..beside(manifest, written.record(name)) };
         let outside = self.encrypted.then(|| manifest.outside());
-        durable::publish(self.file, &self.archive)?;
-        if let Err(error) =
-            durable::write(&manifest_path(&self.archive), &outside.as_ref().unwrap_or(&manifest).to_json())
-        {
-            // Without its manifest the archive would be adopted by the next run, as a backup that was said to have failed.
+        let sidecar = manifest_path(&self.archive);
+        let json = outside.as_ref().unwrap_or(&manifest).to_json();
+        let published = durable::publish(self.file, &self.archive).and_then(|()| durable::write(&sidecar, &json));
+        if let Err(error) = published {
+            // A rename whose directory cannot be synced has happened all the same: what is left would be listed, now or by the next run, as a
+            // backup that was said to have failed.
+            durable::remove(&sidecar)?;
             durable::remove(&self.archive)?;
             return Err(error);
         }
