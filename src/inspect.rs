@@ -20,7 +20,7 @@ use crate::{
     integrity::{
         Checked, Report, SCRATCH_PREFIX, Scope,
         issue::{Issue, IssueCode, Part, Severity},
-        repair::{Action, Done, Salvage, Work, actions_for, failed},
+        repair::{Action, Done, Salvage, Work, actions_for, failed, is_damage},
         subject::Subject,
     },
     project::STATE_DIR,
@@ -168,12 +168,14 @@ pub fn repair(
     assert_may_repair(&found, is_meant)?;
     let mut repair = Repair::begin(&found, codes);
     let (mut tried, mut salvages): (Vec<Issue>, Vec<Action>) = (Vec::new(), Vec::new());
-    let mut backs_up_all = false;
+    let (mut backs_up_all, mut has_mended) = (false, false);
     for round in 0..MAX_ROUNDS {
         let has_salvaged = repair.actions.iter().any(|action| action.salvage.is_some());
         let is_wanted = |issue: &&Issue| {
             let is_consequence = has_salvaged && issue.severity == Severity::Error;
-            let is_new = !tried.iter().any(|tried| tried.key() == issue.key());
+            // What failed is worth one more attempt if something else was mended meanwhile.
+            let attempts = tried.iter().filter(|tried| tried.key() == issue.key()).count();
+            let is_new = attempts == 0 || (attempts == 1 && has_mended && !is_damage(issue));
             issue.repairable && is_new && (is_meant(issue) || is_consequence)
         };
         let worked_on: Vec<Issue> = found.issues.iter().filter(is_wanted).cloned().collect();
@@ -186,7 +188,8 @@ pub fn repair(
         }
         let is_graph_alone = found.is_graph && actions.iter().all(|action| action.part == Part::Database);
         if round == 0 || !(is_graph_alone || backs_up_all) {
-            match repair.save(&found, &actions, is_graph_alone, store, lock_timeout, launch, task) {
+            let back_up = |root: &Path| back_up(root, is_graph_alone, store, lock_timeout, launch, task);
+            match repair.save(&found, &actions, back_up) {
                 Ok(()) => backs_up_all = !is_graph_alone,
                 Err(error) if round == 0 => return Err(error),
                 // The database has been changed by now, and that is to be told.
@@ -214,9 +217,12 @@ pub fn repair(
             salvages = escalated(&done);
         }
         found = inspect(subject, Scope::ALL, lock_timeout, launch, task)?;
+        has_mended = done.iter().any(|done| done.error.is_none());
         repair.add(done);
         tried.extend(worked_on);
     }
+    tried.sort_by(|one, other| one.key().cmp(&other.key()));
+    tried.dedup_by(|one, other| one.key() == other.key());
     repair.count(&tried, &found);
     Ok(Inspection { repair: Some(repair), duration_ms: duration_ms(began.elapsed()), ..found })
 }
@@ -238,16 +244,11 @@ impl Repair {
     }
 
     /// Saves what is about to be changed. The first backup is the one that is told: it holds the oldest state.
-    #[allow(clippy::too_many_arguments, reason = "they are those of the repair")]
     fn save(
         &mut self,
         found: &Inspection,
         actions: &[Action],
-        is_graph_alone: bool,
-        store: Option<&Store>,
-        lock_timeout: Duration,
-        launch: &Launch,
-        task: &Task,
+        back_up: impl FnOnce(&Path) -> Result<SafetyBackup>,
     ) -> Result<()> {
         let root = found.checked.project.as_ref();
         let Some(root) = root.filter(|root| found.is_graph || is_saved(root, &found.checked.database)) else {
@@ -256,7 +257,7 @@ impl Repair {
             }
             return Ok(());
         };
-        let saved = back_up(root, is_graph_alone, store, lock_timeout, launch, task)?;
+        let saved = back_up(root)?;
         self.safety_backup.get_or_insert(saved);
         Ok(())
     }

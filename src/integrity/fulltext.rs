@@ -3,7 +3,7 @@
 //! `PRAGMA integrity_check` does not compare an FTS5 index with the table of its content; FTS5's own `integrity-check` of
 //! rank 1 does. It is written as an INSERT and takes a write lock, so it runs on a private copy.
 
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::Connection;
 
 use super::{
     Check, Named,
@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     error::Result,
-    sqlite::{check::reason, quoted},
+    sqlite::{
+        check::{is_damage, reason},
+        quoted,
+    },
 };
 
 /// An FTS5 table, and whether it can be built again from its content.
@@ -48,13 +51,13 @@ pub fn check(connection: &Connection, named: &Named, check: &Check) -> Result<Ve
         let sql = format!("INSERT INTO {quoted}({quoted}, rank) VALUES ('integrity-check', 1)");
         let Err(cause) = connection.execute(&sql, []) else { continue };
         check.cancel.check()?;
-        issues.push(match cause.sqlite_error_code() {
-            Some(ErrorCode::DatabaseCorrupt) => {
+        issues.push(match is_damage(&cause) {
+            true => {
                 let message = format!("The full-text index {name} in {} does not agree with its table", named.path);
                 let remedy = if has_content { "Run `kg diag repair`" } else { "Let the host build it again" };
                 named.issue(IssueCode::FullTextDamaged, message, remedy).table(name)
             }
-            _ => {
+            false => {
                 let message =
                     format!("The full-text index {name} in {} could not be checked: {}", named.path, reason(&cause));
                 named.issue(IssueCode::NotChecked, message, "Check it in the host, which has what it needs").table(name)

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
-    sqlite::{quoted, replace::open_live},
+    sqlite::{check::is_page_damage, quoted, replace::open_live},
 };
 
 /// Takes what repairs remove.
@@ -197,8 +197,7 @@ fn change(database: &Path, graph: Option<&Path>, actions: &[&Action], lock_timeo
         connection.execute_batch("SAVEPOINT action").map_err(refused)?;
         let carried_out = carry_out(&connection, action);
         let end = if carried_out.is_ok() { "RELEASE action" } else { "ROLLBACK TO action; RELEASE action" };
-        let is_damage =
-            carried_out.as_ref().err().and_then(rusqlite::Error::sqlite_error_code) == Some(ErrorCode::DatabaseCorrupt);
+        let is_damage = carried_out.as_ref().is_err_and(is_page_damage);
         if is_damage || connection.execute_batch(end).is_err() {
             // Ending the connection takes everything back, whatever its state.
             let message = format!("{} turned out to be damaged while it was repaired", database.display());

@@ -4,6 +4,7 @@
 //! SQLite cannot evaluate a schema here that uses what only the host has: functions, collations, tokenizers, modules. Then
 //! the pages are accounted for, every table is checked that can be, and [`Findings::not_checked`] says what was left.
 
+mod answer;
 mod missing;
 
 use std::{
@@ -13,9 +14,11 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use rusqlite::{Connection, ErrorCode, config::DbConfig};
+use rusqlite::{Connection, config::DbConfig};
 use serde::{Deserialize, Serialize};
 
+use self::answer::refusal;
+pub use self::answer::{Answer, is_damage, is_missing, is_page_damage, is_unread_schema, reason};
 use super::{forget_fulltext, fulltext, proof::accounting, quoted};
 use crate::{
     error::{Error, Result},
@@ -30,20 +33,6 @@ const INSTRUCTIONS_PER_CALLBACK: i32 = 100_000;
 /// A check of a sound database takes a fraction of this many instructions; damaged pages can lead in a circle.
 const LEAST_INSTRUCTIONS: u64 = if cfg!(test) { 4_000_000 } else { 200_000_000 };
 const INSTRUCTIONS_PER_BYTE: u64 = 50;
-/// How SQLite begins what it says of a schema that it cannot parse.
-const MALFORMED_SCHEMA: &str = "malformed database schema";
-/// What SQLite says of a schema that contradicts itself; a feature of another release never leads to it.
-const CONTRADICTIONS: [&str; 3] = ["invalid rootpage", "orphan index", "- duplicate"];
-/// What is missing, by how SQLite's errors begin.
-const MISSING: [(&str, &str); 6] = [
-    ("no such function: ", "function"),
-    ("unknown function: ", "function"),
-    ("no such collation sequence: ", "collation"),
-    ("no such module: ", "module"),
-    ("no such tokenizer: ", "tokenizer"),
-    ("unknown tokenizer: ", "tokenizer"),
-];
-
 /// Ends what `connection` does (with `SQLITE_INTERRUPT`) when `must_end` says so, or when all that was done on it is more than
 /// checks of a sound database of that size can take.
 pub fn bound(
@@ -181,14 +170,6 @@ impl Pragma {
         let pragma = if self == Pragma::Quick { "quick_check" } else { "integrity_check" };
         format!("PRAGMA {pragma}({})", quoted(name))
     }
-}
-
-/// What one statement of a check led to.
-pub enum Answer {
-    Lines(Vec<String>),
-    Damage(String),
-    /// Why SQLite could not do it.
-    Unable(String),
 }
 
 /// Runs `PRAGMA quick_check` in the read transaction of `connection`, and accounts for its pages.
@@ -364,47 +345,6 @@ pub fn refused(path: &Path, error: Error, cancel: &Cancel) -> Result<Findings> {
     }
     let mut connection = Connection::open(path).map_err(|cause| Error::sqlite("open a copy of", path, cause))?;
     everything(&mut connection, Pragma::Quick, cancel)
-}
-
-/// What an error of SQLite means. `KG_ABORTED` stays an error.
-fn refusal(cause: &rusqlite::Error, cancel: &Cancel) -> Result<Answer> {
-    cancel.check()?;
-    Ok(match cause.sqlite_error_code() {
-        _ if is_unread_schema(&cause.to_string()) => Answer::Unable(reason(cause)),
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            Answer::Damage(format!("quick_check could not finish: {cause}"))
-        }
-        Some(ErrorCode::OperationInterrupted) => Answer::Unable("that takes too long".into()),
-        _ => Answer::Unable(reason(cause)),
-    })
-}
-
-/// Whether an error is proof of damage.
-pub fn is_damage(cause: &rusqlite::Error) -> bool {
-    let is_code = matches!(cause.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase));
-    is_code && !is_unread_schema(&cause.to_string())
-}
-
-/// Whether SQLite says that it cannot parse what is in the schema. Another release may well be able to.
-pub fn is_unread_schema(message: &str) -> bool {
-    message.contains(MALFORMED_SCHEMA) && !CONTRADICTIONS.iter().any(|contradiction| message.contains(contradiction))
-}
-
-/// Whether SQLite says that it lacks something that the schema uses.
-pub fn is_missing(message: &str) -> bool {
-    MISSING.iter().any(|(start, _)| message.contains(start))
-}
-
-/// What is missing here, by its name, or what SQLite says.
-pub fn reason(cause: &rusqlite::Error) -> String {
-    let message = cause.to_string();
-    let missing = MISSING.iter().find_map(|(start, what)| {
-        let name = message.split_once(start)?.1;
-        let name = name.split([' ', '(']).next().unwrap_or(name);
-        let name = if *what == "function" { name.to_ascii_lowercase() } else { name.to_string() };
-        Some(format!("the {what} {name} is not available here"))
-    });
-    missing.unwrap_or(message)
 }
 
 /// Has SQLite read the schema. If SQLite cannot parse all of it, the connection goes on with the rest, and this says why.

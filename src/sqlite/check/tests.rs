@@ -1,3 +1,5 @@
+use rusqlite::ErrorCode;
+
 use super::*;
 
 /// What SQLite finds at once, and what is found one after the other.
