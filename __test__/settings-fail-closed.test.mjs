@@ -121,6 +121,9 @@ describe('after an encrypted backup no plain one is made', () => {
     expect((await kg('repair', '--auto', '--no-encrypt', '--backup-dir', backups)).status).toBe(0);
     expect(plain()).toHaveLength(1);
     expect(await kg('backup', '--output', backups)).toMatchObject(refused);
+    withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 6)"));
+    const checker = new IntegrityChecker(root, { backupDir: backups, encryption: false });
+    expect((await checker.runChecks({ repairMode: true })).repair.safetyBackup.path).not.toContain('.enc.');
   });
 
   test('a chain is consolidated for those whom the settings name, or not at all', async () => {

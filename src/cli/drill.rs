@@ -50,7 +50,7 @@ pub fn run(args: &DrillArgs, output: &Output) -> Result<u8> {
     let root = args.common.root()?;
     let mut unusable = Vec::new();
     let settings = Settings::read(&root, &mut unusable);
-    output.warnings(&unusable);
+    output.late_warnings(&unusable);
     let store = args.keys.on(store(args.backup_dir.as_ref(), &root, &settings)?, &[], &settings, &root);
     let archive = store.locate(&args.file)?;
     let store = args.keys.unlock(store, &archive, false)?;

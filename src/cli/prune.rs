@@ -41,7 +41,7 @@ pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
     let mut warnings = Vec::new();
     let settings = Settings::read(&root, &mut warnings);
     output.warnings(&warnings);
-    // What is kept by settings that nobody can read must not be removed.
+    // Settings that cannot be used may be those that keep a backup.
     settings.doubt_of_retention().map_or(Ok(()), Err)?;
     let store = store(args.output.as_ref(), &root, &settings)?;
     let watched = Watched::new(output);

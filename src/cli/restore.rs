@@ -61,7 +61,8 @@ pub struct RestoreArgs {
     /// The directory of the backups, for an id or `latest` [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
-    /// Ask for the passphrase at a terminal, whatever the settings name. That a backup is encrypted is seen without this too
+    /// Ask for the passphrase at a terminal, whatever the settings name, unless a key is given here or by $KG_PASSPHRASE_FILE. That a backup is
+    /// encrypted is seen without this too
     #[arg(long)]
     decrypt: bool,
     #[command(flatten)]
@@ -96,8 +97,8 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     let Some(file) = &args.file else { return undo(args, root, output) };
     let mut unusable = Vec::new();
     let settings = Settings::read(&root, &mut unusable);
-    // Told before anything can fail: it may look in another directory than the settings name.
-    output.warnings(&unusable);
+    // Before anything can fail, because the settings may name another directory than the one that is searched.
+    output.late_warnings(&unusable);
     let store = store(args.backup_dir.as_ref(), &root, &settings)?;
     // Outside of any project, the one that is restored is asked for.
     let store = match &args.target {
