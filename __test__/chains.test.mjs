@@ -251,7 +251,9 @@ describe('a full backup that is consolidated from a chain', () => {
     await expect(aborted).rejects.toMatchObject({ name: 'AbortError' });
     expect(leftovers(backups)).toEqual([]);
     await manager.consolidate(made[2].id).then(({ id }) => manager.deleteBackup(id));
-    expect(await manager.listBackups()).toEqual(listed);
+    // The sidecar whose archive was missing was removed, and is written again without what only the writer of an archive knows.
+    const withoutSidecars = (backups) => backups.map(({ sidecarSize, ...backup }) => backup);
+    expect(withoutSidecars(await manager.listBackups())).toEqual(withoutSidecars(listed));
   });
 
   test('that does not fit on the disk leaves the chain and gives its space back', () => {

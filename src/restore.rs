@@ -123,8 +123,8 @@ fn restore_through(
     let pick = Pick::new(&target, options.only.clone(), options.paths.as_deref())?;
     let archive = store.locate_holding(reference, options.only.as_deref())?;
     let state = target.join(STATE_DIR);
+    let mut warnings = store.doubts(reference, &archive, Some(&target));
     let staging = staging.insert(Staging::prepare(&target, options.dry_run)?);
-    let mut warnings = store.doubts(reference, &archive, true);
     let is_own = warnings.iter().all(|warning| warning.code != WarningCode::OtherProject);
     if !options.dry_run {
         warnings.extend(Reader::tidy(launch, &target, options.lock_timeout, options.undo_retention_days, task)?);

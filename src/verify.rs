@@ -42,7 +42,7 @@ pub struct CheckReport {
 pub fn check_backup(store: &Store, reference: &str, task: &Task) -> Result<CheckReport> {
     let began = Instant::now();
     let path = store.locate(reference)?;
-    let mut warnings = store.doubts(reference, &path, false);
+    let mut warnings = store.doubts(reference, &path, None);
     let (report, of_chain) = match chain::links(&path, store.keys(), task) {
         Ok(links) if links.len() > 1 => {
             let (mut reports, hashes) = chain::hash_pages(&links, store.keys(), task)?;

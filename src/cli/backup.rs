@@ -431,7 +431,7 @@ fn list(store: &Store, output: &Output) -> Result<()> {
     output.late_warnings(&Vec::from_iter(store.home().and_then(|home| held::emptied(home, store, &own))));
     let chosen = newest_good(&store.preferred(backups.clone())).cloned();
     output.late_warnings(&Vec::from_iter(
-        chosen.into_iter().flat_map(|chosen| store.doubts("latest", &chosen.path, false)),
+        chosen.into_iter().flat_map(|chosen| store.doubts("latest", &chosen.path, None)),
     ));
     if backups.is_empty() && unlisted.is_empty() {
         output.line(format!("{} holds no backup", store.dir().display()));

@@ -172,7 +172,7 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
         Call::GetLatestBackup { config } => {
             let store = store(config)?.1;
             let latest = store.latest()?;
-            let doubts = store.doubts("latest", &latest.path, false);
+            let doubts = store.doubts("latest", &latest.path, None);
             value(latest.with_warnings(doubts))
         }
         Call::DeleteBackup { config, id, options } => {

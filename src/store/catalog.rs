@@ -155,16 +155,20 @@ impl Store {
         Ok(unlisted.chain(sidecars.iter().filter(|name| !archives.contains(name))).filter_map(judge).collect())
     }
 
-    /// What is to be said of `archive` if that is what the reference `latest`, or a link of that name, leads to: newer backups that were passed
-    /// over, and that it is of another project. Outside of any project nobody asks for the backups of one, unless to restore them there.
-    pub fn doubts(&self, reference: &str, archive: &Path, is_restore: bool) -> Vec<Warning> {
+    /// Warns if the reference `latest`, or a link of that name, leads to `archive`: of newer backups that were passed over, and
+    /// of a backup of another project. `target` is where it is restored. A new place is no project's, so there it is only a
+    /// warning if the store holds the backups of several projects.
+    pub fn doubts(&self, reference: &str, archive: &Path, target: Option<&Path>) -> Vec<Warning> {
         let name = Path::new(reference).file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let Some(dir) = archive.parent().filter(|_| is_latest(name)) else { return Vec::new() };
         let store = Store { dir: dir.to_path_buf(), ..self.clone() };
         let backups = store.list().unwrap_or_default();
         let named = |backup: &&Backup| backup.path.file_name() == archive.file_name();
         let Some(chosen) = backups.iter().find(named).cloned() else { return Vec::new() };
-        let is_other = !self.is_own(&chosen) && (is_restore || self.home.is_some());
+        let has_several = || backups.iter().any(|backup| backup.project != chosen.project);
+        let may_be_meant = |target: &Path| is_new_place(target) && !has_several();
+        let is_other =
+            !self.is_own(&chosen) && (self.home.is_some() || target.is_some_and(|target| !may_be_meant(target)));
         let of_another = is_other.then(|| {
             let (id, dir) = (&chosen.id, dir.display());
             let message = format!(
@@ -253,6 +257,11 @@ impl Unlisted {
         let order = |id: &str| names::time_of_id(id).map(|second| (second, id.len(), id.to_string()));
         order(&self.id) > order(&backup.id)
     }
+}
+
+/// Whether nothing lies in a directory, or it does not exist.
+fn is_new_place(dir: &Path) -> bool {
+    fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none())
 }
 
 fn is_latest(reference: &str) -> bool {
