@@ -204,6 +204,19 @@ describe('a process', () => {
   });
 });
 
+test('a WAL that SQLite ignores makes a backup incomplete, and is looked at without a wait', async () => {
+  const { root, database, backups } = await saved();
+  writeFileSync(`${database}-wal`, Buffer.alloc(41_000, 'y'));
+  writeFileSync(`${database}-shm`, Buffer.alloc(32_768));
+  const { status, stdout } = await kg(['diag', 'backup', '--project', root, '--output', backups, '--json'], { timeout: 8000 });
+  expect(status).toBe(6);
+  const { warnings, incomplete } = JSON.parse(stdout);
+  expect(incomplete).toBe(true);
+  expect(warnings).toEqual([expect.objectContaining({ code: 'KG_WARN_WAL_NOT_IN_USE', message: expect.stringContaining('SQLite ignores') })]);
+  const strict = await kg(['diag', 'backup', '--project', root, '--output', backups, '--strict'], { timeout: 8000 });
+  expect(strict.stderr).toContain('KG_INCOMPLETE');
+});
+
 test('the API says so too', async () => {
   const project = await saved();
   const host = await startHost(project.database);

@@ -14,15 +14,13 @@ use super::{
 };
 use crate::{
     sqlite::{
-        files::{MAGIC, WAL_HEADER_BYTES, WAL_MAGIC, companion},
+        files::{MAGIC, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole},
         header::HEADER_BYTES,
         wal_in_use,
     },
     task::Cancel,
 };
 
-/// Of the header of a WAL, what its checksum is of (<https://sqlite.org/fileformat2.html#the_write_ahead_log>).
-const WAL_CHECKED_BYTES: usize = 24;
 /// Where in the header of a database the version of the SQLite stands that changed it last
 /// (<https://sqlite.org/fileformat2.html#the_database_header>).
 const WRITER_VERSION: usize = 96;
@@ -100,7 +98,7 @@ fn wal(database: &Path, named: &Named, cancel: &Cancel) -> Option<Issue> {
     if !header.starts_with(WAL_MAGIC) {
         return unreadable("does not begin as a WAL does");
     }
-    if !is_header_whole(&header) {
+    if !is_wal_header_whole(&header) {
         return unreadable("has a header whose checksum is wrong");
     }
     let start = read_start::<20>(database).filter(|start| start.starts_with(MAGIC))?;
@@ -146,18 +144,6 @@ fn read_start<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
 fn word(bytes: &[u8], number: usize) -> u32 {
     let at = number * 4;
     bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_be_bytes)
-}
-
-/// The checksum of a WAL's header, in the byte order that its first word gives.
-fn is_header_whole(header: &[u8; WAL_HEADER_BYTES]) -> bool {
-    let is_big_endian = word(header, 0) & 1 == 1;
-    let read = |number| if is_big_endian { word(header, number) } else { word(header, number).swap_bytes() };
-    let (mut first, mut second) = (0_u32, 0_u32);
-    for pair in (0..WAL_CHECKED_BYTES / 4).step_by(2) {
-        first = first.wrapping_add(read(pair)).wrapping_add(second);
-        second = second.wrapping_add(read(pair + 1)).wrapping_add(first);
-    }
-    (first, second) == (word(header, 6), word(header, 7))
 }
 
 /// Its number, as `statfs` gives it.

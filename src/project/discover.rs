@@ -259,7 +259,8 @@ impl Walk<'_> {
 
     fn file(&mut self, absolute: PathBuf, path: String) {
         let component = component_of(&path, false);
-        if !self.wants(component) || self.is_graph(&absolute) || belongs_to_database(&absolute) {
+        let is_saved_already = self.is_graph(&absolute) || self.belongs_to_graph(&absolute);
+        if !self.wants(component) || is_saved_already || belongs_to_database(&absolute) {
             return;
         }
         match starts_like_sqlite(&absolute) {
@@ -272,6 +273,13 @@ impl Walk<'_> {
             // That it cannot be read is said by whoever is to save it.
             Ok(false) | Err(_) => self.add(path, absolute, component, Kind::File),
         }
+    }
+
+    /// Whether it is the WAL, index or journal of the graph database, also if that does not begin as a database.
+    fn belongs_to_graph(&self, path: &Path) -> bool {
+        let Ok(path) = directory_entry(path) else { return false };
+        let names = [&self.graph.name, &self.graph.source.absolute];
+        names.iter().any(|name| COMPANIONS.iter().any(|suffix| companion(name, suffix) == path))
     }
 
     fn link(&mut self, absolute: PathBuf, path: String) {

@@ -22,6 +22,25 @@ pub const WAL_MAGIC: &[u8] = &[0x37, 0x7f, 0x06];
 pub const WAL_HEADER_BYTES: usize = 32;
 pub const WAL_FRAME_HEADER_BYTES: usize = 24;
 
+/// How much of a WAL's header its checksum covers.
+const WAL_CHECKED_BYTES: usize = 24;
+
+/// Whether a WAL's header has the checksum that it names, in the byte order that its first word gives.
+pub fn is_wal_header_whole(header: &[u8; WAL_HEADER_BYTES]) -> bool {
+    let word = |number: usize| {
+        let at = number * 4;
+        header.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_be_bytes)
+    };
+    let is_big_endian = word(0) & 1 == 1;
+    let read = |number| if is_big_endian { word(number) } else { word(number).swap_bytes() };
+    let (mut first, mut second) = (0_u32, 0_u32);
+    for pair in (0..WAL_CHECKED_BYTES / 4).step_by(2) {
+        first = first.wrapping_add(read(pair)).wrapping_add(second);
+        second = second.wrapping_add(read(pair + 1)).wrapping_add(first);
+    }
+    (first, second) == (word(6), word(7))
+}
+
 /// Where SQLite's locks are on a database file: no data is kept in the page that this byte is in
 /// (<https://sqlite.org/fileformat2.html#the_lock_byte_page>).
 pub const LOCK_BYTE: u64 = 0x4000_0000;

@@ -33,7 +33,7 @@ use nix::{
 use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::{
-    files::{JOURNAL_MAGIC, LOCK_BYTE, WAL_HEADER_BYTES, WAL_MAGIC, companion},
+    files::{JOURNAL_MAGIC, LOCK_BYTE, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole},
     header::Header,
     open_harmless,
 };
@@ -68,7 +68,8 @@ impl Look {
         }
         let is_wal = header(path).is_some_and(|header| header.is_wal);
         match (wal, shm) {
-            (true, true) => Some(Look::new(path, false)),
+            // Without the right to write, SQLite would try for ten seconds to use such a WAL.
+            (true, true) if !ignores_wal(path) => Some(Look::new(path, false)),
             (false, _) if !is_wal => Some(Look::new(path, false)),
             (false, false) if creates_as_its_host(path, &found) => Some(Look::new(path, true)),
             _ => None,
@@ -105,6 +106,16 @@ impl Drop for Look {
             let _ = connection.query_row("PRAGMA schema_version", [], |_| Ok(()));
         }
     }
+}
+
+/// Whether SQLite ignores what is in the WAL next to the database, because its header is not one. While a process has the
+/// database open, that may be a header that is being written. Closes a descriptor of the database, which must not be open in
+/// this process.
+pub fn ignores_wal(path: &Path) -> bool {
+    let is_whole = |header: &[u8; WAL_HEADER_BYTES]| header.starts_with(WAL_MAGIC) && is_wal_header_whole(header);
+    let wal = companion(path, "-wal");
+    let has_content = fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0);
+    has_content && !start::<WAL_HEADER_BYTES>(&wal).is_some_and(|header| is_whole(&header)) && !is_open(path)
 }
 
 /// Whether what this user creates next to the database is what its host would create: of the same owner and group, in a
@@ -364,6 +375,24 @@ mod tests {
         assert_eq!(count, Ok(1));
         drop(look);
         assert!(content() == before);
+    }
+
+    #[test]
+    fn a_wal_without_a_header_is_ignored_unless_it_is_empty_or_the_database_is_open() {
+        let (_dir, path) = left_by_a_kill();
+        let wal = companion(&path, "-wal");
+        let whole = fs::read(&wal).unwrap();
+        assert!(!ignores_wal(&path) && Look::at(&path).is_some());
+        for at in [0, 9, 31] {
+            let mut torn = whole.clone();
+            torn[at] ^= 1;
+            fs::write(&wal, torn).unwrap();
+            assert!(ignores_wal(&path) && Look::at(&path).is_none(), "{at}");
+        }
+        fs::write(&wal, &whole[..20]).unwrap();
+        assert!(ignores_wal(&path));
+        fs::write(&wal, "").unwrap();
+        assert!(!ignores_wal(&path));
     }
 
     #[test]

@@ -39,6 +39,7 @@ use crate::{
     sqlite::{
         check::{Depth, Findings, Integrity, IntegrityStatus, read_schema, refused},
         files::{COMPANIONS, names_super_journal},
+        look,
         pages::PageFile,
         snapshot::{self, Conditions, Taken},
         wal_in_use,
@@ -54,6 +55,9 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
     let mut warnings = Vec::new();
     let sources = discover(&project, &request.selection, &mut warnings)?;
     warnings.extend(committed_elsewhere(&sources));
+    // Asked before any of them is opened, see `look`.
+    let ignored = sources.iter().filter(|source| source.is_database() && look::ignores_wal(&source.absolute));
+    let ignored: HashSet<String> = ignored.map(|source| source.path.clone()).collect();
     let entries = sources.iter().map(|source| source.entry.clone()).collect();
     let mut planned = Vec::new();
     let mut bytes_total = 0;
@@ -93,7 +97,12 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
     for (source, content) in planned {
         cancel.check()?;
         match content {
-            Some(Taken::Snapshot(snapshot)) => saving.snapshot(&source, snapshot)?,
+            Some(Taken::Snapshot(snapshot)) => {
+                if ignored.contains(&source.path) {
+                    saving.ignored_wal(&source);
+                }
+                saving.snapshot(&source, snapshot)?;
+            }
             Some(Taken::Damaged(copy, error)) => {
                 let found = refused(&copy.database(), error, cancel)?;
                 if source.component == Component::Database && found.damage.is_empty() {
@@ -289,6 +298,14 @@ impl Saving<'_> {
     fn super_journal(&mut self, source: &Source) {
         let message = format!("{} was left out: it belongs to a transaction over several databases", source.path);
         self.saved.warnings.push(Warning::about(WarningCode::FileUnreadable, &source.path, message));
+    }
+
+    fn ignored_wal(&mut self, source: &Source) {
+        let path = &source.path;
+        let message = format!(
+            "SQLite ignores {path}-wal, which does not begin as a WAL does: what was committed to it is not in the backup"
+        );
+        self.saved.warnings.push(Warning::about(WarningCode::WalNotInUse, path, message));
     }
 
     fn changed(&mut self, source: &Source) {
