@@ -473,6 +473,8 @@ export interface Backup {
    * of the project. The warnings of `createBackup` name what. What `excludePatterns` leaves out does not count.
    */
   incomplete?: true;
+  /** Present if the graph database has no table, while an earlier good backup has some: `latest` never means this backup. */
+  emptied?: true;
   /** Present where only a key opens it. */
   encrypted?: true;
   /** The backup that an incremental one rests on. */
@@ -680,6 +682,8 @@ export interface Manifest {
   safetyBackup?: true;
   /** It does not hold all of the project. */
   incomplete?: true;
+  /** Its graph database has no table, while an earlier good backup of the project has some. */
+  emptied?: true;
   /** Of an incremental backup: `sha256:` and the digest of the archive that it rests on. */
   basedOnChecksum?: string;
   /** Of an incremental backup: paths of the one it rests on that are no more. */

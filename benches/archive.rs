@@ -177,6 +177,7 @@ fn manifest(totals: Totals) -> Manifest {
         consolidated_from: None,
         safety_backup: false,
         incomplete: false,
+        emptied: false,
         encrypted: false,
         recipients: Vec::new(),
         project: None,

@@ -32,7 +32,6 @@ use crate::{
         protocol::{Message, PAGE_HASHES_FILE, SaveRequest, Saved},
     },
     retention::{self, Policy, PruneResult},
-    sqlite::check::IntegrityStatus,
     store::{Backup, Store, StoreLock, good, held},
     task::{Phase, Task},
     tolerated,
@@ -253,6 +252,7 @@ impl Run<'_> {
             manifest.project = Some(own);
             manifest.recipients = recipients;
             manifest.incomplete |= was_emptied;
+            manifest.emptied = was_emptied;
             if let Some(base) = base {
                 manifest.based_on = Some(base.backup.id.clone());
                 manifest.based_on_checksum = Some(base.backup.checksum.clone());
@@ -326,11 +326,7 @@ fn note_empty(saved: &mut Saved, project: &str, store: &Store) -> Result<bool> {
     let earlier = good(&listed).into_iter().find(had_tables).map(|place| &listed[place].id);
     let message = match earlier {
         Some(earlier) => {
-            let message =
-                format!("The graph database has no table, and had some in {earlier}: this is not a good backup");
-            saved.integrity.status = IntegrityStatus::Failed;
-            saved.integrity.messages.push(message.clone());
-            message
+            format!("The graph database has no table, and had some in {earlier}: this is not a good backup")
         }
         None => "The graph database has no table yet".to_string(),
     };
@@ -529,6 +525,7 @@ fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, sa
         files: totals.files,
         integrity: saved.integrity,
         incomplete: saved.warnings.iter().any(|warning| warning.code.means_incomplete()),
+        emptied: false,
         warnings: saved.warnings,
         based_on: None,
         based_on_checksum: None,

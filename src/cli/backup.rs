@@ -453,7 +453,7 @@ fn list(store: &Store, output: &Output) -> Result<()> {
             None => String::new(),
         };
         let description = one_line(backup.description.as_deref().unwrap_or(""));
-        let damaged = if backup.is_sound() { "" } else { "[source damaged] " };
+        let flawed = backup.flaw_of_source().map_or(String::new(), |flaw| format!("[source {flaw}] "));
         let other = if store.home().is_none() || store.is_own(&backup) { "" } else { "[other project] " };
         let incomplete = if backup.incomplete { "[incomplete] " } else { "" };
         let encrypted = if backup.encrypted { "[encrypted] " } else { "" };
@@ -464,7 +464,7 @@ fn list(store: &Store, output: &Output) -> Result<()> {
             Some(Some(reason)) => format!("[pinned: {}] ", one_line(reason)),
         };
         output.line(format!(
-            "{:32} {:9} {:>9} {:20} {other}{encrypted}{safety}{damaged}{chain}{incomplete}{pinned}{description}",
+            "{:32} {:9} {:>9} {:20} {other}{encrypted}{safety}{flawed}{chain}{incomplete}{pinned}{description}",
             backup.id,
             code_of(&backup.kind),
             size(backup.disk_size()),

@@ -83,6 +83,7 @@ mod tests {
             consolidated_from: None,
             safety_backup: false,
             incomplete: false,
+            emptied: false,
             encrypted: false,
             pinned: None,
             project: None,

@@ -258,11 +258,11 @@ fn problems(newest: Option<&Backup>, is_empty: bool, chains: &Chains, history: &
             let others = if is_empty { "" } else { " of this project" };
             messages.push(format!("there is no backup{others}: make one with `kg diag backup`"));
         }
-        Some(newest) if !newest.is_sound() => {
-            messages.push(format!("the database was damaged when {} was made", newest.id));
-        }
-        Some(newest) if newest.incomplete => messages.push(incomplete(newest)),
-        Some(_) => {}
+        Some(newest) => match newest.flaw_of_source() {
+            Some(flaw) => messages.push(format!("the database was {flaw} when {} was made", newest.id)),
+            None if newest.incomplete => messages.push(incomplete(newest)),
+            None => {}
+        },
     }
     if chains.broken > 0 {
         messages.push(format!("{} incremental backups rest on one that is gone", chains.broken));

@@ -50,8 +50,8 @@ pub fn passed_over(backups: &[Backup], unlisted: &[Unlisted], chosen: &Backup) -
         if backup.timestamp <= chosen.timestamp {
             return None;
         }
-        let is_damaged = (!backup.is_sound()).then(|| "its source was damaged".to_string());
-        broken.get(&backup.id).map(|rests| format!("its chain is broken: {rests}")).or(is_damaged)
+        let flawed = backup.flaw_of_source().map(|flaw| format!("its source was {flaw}"));
+        broken.get(&backup.id).map(|rests| format!("its chain is broken: {rests}")).or(flawed)
     };
     let listed = backups.iter().filter_map(|backup| Some((backup.id.clone(), why(backup)?)));
     let newer = unlisted.iter().filter(|left| left.began_after(chosen));
@@ -99,8 +99,17 @@ fn broken_at(backup: &Backup, by_id: &HashMap<&str, &Backup>) -> Option<String> 
 }
 
 impl Backup {
-    /// Whether its source was not found damaged.
+    /// Whether what it holds can be counted on: its source was neither found damaged nor emptied.
     pub fn is_sound(&self) -> bool {
-        self.integrity.status != IntegrityStatus::Failed
+        self.flaw_of_source().is_none()
+    }
+
+    /// What was wrong with its source, if a backup of it is not a good one.
+    pub fn flaw_of_source(&self) -> Option<&'static str> {
+        match self.integrity.status {
+            IntegrityStatus::Failed => Some("damaged"),
+            _ if self.emptied => Some("empty"),
+            _ => None,
+        }
     }
 }

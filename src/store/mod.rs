@@ -127,6 +127,9 @@ pub struct Backup {
     /// It lacks something of the project, or may hold half of a change.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub incomplete: bool,
+    /// Its graph database has no table, while an earlier good backup of the project has some.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub emptied: bool,
     /// Only a key opens it. What it holds is named inside alone: in lists it has no description and no warnings.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub encrypted: bool,
@@ -366,6 +369,7 @@ impl Backup {
             consolidated_from: manifest.consolidated_from,
             safety_backup: manifest.safety_backup,
             incomplete: manifest.incomplete,
+            emptied: manifest.emptied,
             encrypted: manifest.encrypted || is_named,
             pinned,
             path,
