@@ -166,8 +166,12 @@ fn a_wal_of_another_state_of_the_database_is_recognised_and_nothing_is_repaired_
 #[test]
 fn a_database_of_two_names_is_a_hazard() {
     let fixture = Fixture::new();
-    fs::hard_link(fixture.path(".kg/knowledge.db"), fixture.path("same.db")).unwrap();
+    fs::hard_link(fixture.path(".kg/knowledge.db"), fixture.path(".kg/same.db")).unwrap();
     fixture.only(IssueCode::DatabaseLinked);
+    // A name outside may be that of another project.
+    fs::rename(fixture.path(".kg/same.db"), fixture.path("same.db")).unwrap();
+    let codes = [IssueCode::DatabaseLinked, IssueCode::DatabaseOutside].map(IssueCode::as_str);
+    assert_eq!(fixture.codes(), codes.into());
 }
 
 #[test]
