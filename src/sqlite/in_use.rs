@@ -11,14 +11,34 @@ use std::{fs::File, io, path::Path};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, fcntl},
-    libc::{F_WRLCK, SEEK_SET, flock},
+    libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, flock},
 };
 
 use super::files::LOCK_BYTE;
 use crate::error::{Error, Result};
 
 /// The pending byte, the reserved byte and 510 shared bytes.
-const LOCK_BYTES_LENGTH: i64 = 512;
+pub(super) const LOCK_BYTES: (u64, i64) = (LOCK_BYTE, 512);
+
+/// A lock that another process holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Held {
+    /// 0 if the system does not name it.
+    pub process: i32,
+    pub is_shared: bool,
+}
+
+/// The first lock of another process in that range of a file; an error on a file system without locks.
+pub(super) fn holder(file: &File, range: (u64, i64)) -> nix::Result<Option<Held>> {
+    let mut lock = exclusive(range);
+    fcntl(file, FcntlArg::F_GETLK(&mut lock))?;
+    let is_held = lock.l_type != F_UNLCK as i16;
+    Ok(is_held.then(|| Held { process: lock.l_pid.max(0), is_shared: lock.l_type == F_RDLCK as i16 }))
+}
+
+fn exclusive((start, length): (u64, i64)) -> flock {
+    flock { l_type: F_WRLCK as i16, l_whence: SEEK_SET as i16, l_start: start as i64, l_len: length, l_pid: 0 }
+}
 
 /// Keeps connections of other processes out of a database while it lives.
 ///
@@ -29,19 +49,11 @@ pub struct Claim(#[expect(dead_code, reason = "closing it is what ends the claim
 /// 0 where the system does not name it.
 pub fn claim(file: File, path: &Path) -> Result<std::result::Result<Claim, i32>> {
     let failed = |cause: Errno| Error::io("lock", path, io::Error::from(cause));
-    let mut lock = flock {
-        l_type: F_WRLCK as i16,
-        l_whence: SEEK_SET as i16,
-        l_start: LOCK_BYTE as i64,
-        l_len: LOCK_BYTES_LENGTH,
-        l_pid: 0,
-    };
-    match fcntl(&file, FcntlArg::F_SETLK(&lock)) {
+    match fcntl(&file, FcntlArg::F_SETLK(&exclusive(LOCK_BYTES))) {
         // A file system without locks: nobody holds one.
         Ok(_) | Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(Ok(Claim(file))),
         Err(Errno::EAGAIN | Errno::EACCES) => {
-            fcntl(&file, FcntlArg::F_GETLK(&mut lock)).map_err(failed)?;
-            Ok(Err(lock.l_pid.max(0)))
+            Ok(Err(holder(&file, LOCK_BYTES).map_err(failed)?.map_or(0, |held| held.process)))
         }
         Err(cause) => Err(failed(cause)),
     }

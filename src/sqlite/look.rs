@@ -26,21 +26,19 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, FcntlArg, fcntl},
+    fcntl::AtFlags,
     libc,
     unistd::{AccessFlags, faccessat, getegid, geteuid},
 };
 use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::{
-    files::{JOURNAL_MAGIC, LOCK_BYTE, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole},
+    files::{JOURNAL_MAGIC, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole},
     header::Header,
-    open_harmless,
+    in_use, open_harmless,
 };
 use crate::error::{Code, Error, Result};
 
-/// The pending byte, the reserved byte and 510 shared bytes.
-const LOCK_BYTES_LENGTH: i64 = 512;
 /// No page of a database is smaller.
 const LEAST_PAGE_BYTES: u64 = 512;
 /// Where a journal says how many pages the database had before its transaction
@@ -131,15 +129,8 @@ fn creates_as_its_host(path: &Path, found: &Metadata) -> bool {
 
 /// Whether another process has the database open in WAL mode, or is at work on it. If that cannot be told: yes.
 fn is_open(path: &Path) -> bool {
-    let mut lock = libc::flock {
-        l_type: libc::F_WRLCK as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: LOCK_BYTE as i64,
-        l_len: LOCK_BYTES_LENGTH,
-        l_pid: 0,
-    };
-    let asked = File::open(path).is_ok_and(|file| fcntl(&file, FcntlArg::F_GETLK(&mut lock)).is_ok());
-    !asked || lock.l_type != libc::F_UNLCK as i16
+    let holder = File::open(path).map(|file| in_use::holder(&file, in_use::LOCK_BYTES));
+    !matches!(holder, Ok(Ok(None)))
 }
 
 fn header(path: &Path) -> Option<Header> {

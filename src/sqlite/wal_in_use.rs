@@ -32,14 +32,10 @@ use std::{
     time::Duration,
 };
 
-use nix::{
-    fcntl::{FcntlArg, fcntl},
-    libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, flock},
-};
-
 use super::{
     files::{COMPANIONS, LOCK_BYTE, WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, companion},
     header::Header,
+    in_use::{self, Held},
 };
 use crate::{
     error::{Code, Error},
@@ -182,21 +178,9 @@ fn open_if_there(path: &Path) -> Option<Option<File>> {
     }
 }
 
-/// A lock that another process holds.
-#[derive(Clone, Copy)]
-struct Held {
-    /// 0 if the system does not name it.
-    process: i32,
-    is_shared: bool,
-}
-
 /// The first lock of another process in that range. A file system without locks has none.
-fn holder(file: &File, (start, length): (u64, i64)) -> Option<Held> {
-    let mut lock =
-        flock { l_type: F_WRLCK as i16, l_whence: SEEK_SET as i16, l_start: start as i64, l_len: length, l_pid: 0 };
-    fcntl(file, FcntlArg::F_GETLK(&mut lock)).ok()?;
-    let is_held = lock.l_type != F_UNLCK as i16;
-    is_held.then(|| Held { process: lock.l_pid.max(0), is_shared: lock.l_type == F_RDLCK as i16 })
+fn holder(file: &File, range: (u64, i64)) -> Option<Held> {
+    in_use::holder(file, range).ok().flatten()
 }
 
 type Identity = (u64, u64);
