@@ -473,7 +473,10 @@ export interface Backup {
    * of the project. The warnings of `createBackup` name what. What `excludePatterns` leaves out does not count.
    */
   incomplete?: true;
-  /** Present if the graph database has no table, while an earlier good backup has some: `latest` never means this backup. */
+  /**
+   * Present if the graph database has 0 bytes, or no table while an earlier good backup has some: `latest` means this backup only if there is no good
+   * one.
+   */
   emptied?: true;
   /** Present where only a key opens it. */
   encrypted?: true;
@@ -682,7 +685,7 @@ export interface Manifest {
   safetyBackup?: true;
   /** It does not hold all of the project. */
   incomplete?: true;
-  /** Its graph database has no table, while an earlier good backup of the project has some. */
+  /** Its graph database has 0 bytes, or no table while an earlier good backup of the project has some. */
   emptied?: true;
   /** Of an incremental backup: `sha256:` and the digest of the archive that it rests on. */
   basedOnChecksum?: string;

@@ -46,6 +46,17 @@ const isBack = (file, damaged) => readFileSync(file).subarray(100).equals(damage
 /** What a killed salvage might leave. */
 const left = (root) => readdirSync(path.join(root, '.kg')).filter((name) => /^(restore-(staging|journal)|\.kg-)/.test(name));
 
+test('a full-text index of FTS4 on sound pages is built again beside a damaged table', async () => {
+  const { root, database } = makeProject({ nodes: 200, journalMode: 'delete' });
+  withDatabase(database, (db) => db.exec("CREATE VIRTUAL TABLE notes USING fts4(a); INSERT INTO notes VALUES ('hello'), ('world')"));
+  const page = withDatabase(database, (db) => db.prepare("SELECT rootpage FROM sqlite_schema WHERE name = 'tags'").pluck().get());
+  damagePages(database, [page]);
+  const { status, stderr } = await kg(['diag', 'repair', '--auto', '--project', root]);
+  expect([status, stderr.includes('KG_INTERNAL')]).toEqual([6, false]);
+  expect(rowsOf(database, "notes WHERE notes MATCH 'hello'")).toHaveLength(1);
+  expect(integrityOf(database)).toBe('ok');
+});
+
 for (const journalMode of ['wal', 'delete']) {
   test(`pages of noise cost the rows on them and no others, in ${journalMode} mode`, async () => {
     const { root, database } = makeProject({ nodes: 2000, journalMode });

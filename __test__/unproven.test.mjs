@@ -100,6 +100,29 @@ test('a new project whose database never had tables is backed up with a warning'
   expect(backup.incomplete).toBe(undefined);
 });
 
+test('a database of 0 bytes is no good backup, also if it is the first', async () => {
+  const { root, database, backups } = makeProject({ nodes: 1 });
+  for (const suffix of ['', '-wal', '-shm']) rmSync(`${database}${suffix}`, { force: true });
+  writeFileSync(database, '');
+  const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+  expect(await manager.createBackup()).toMatchObject({ emptied: true, incomplete: true, warnings: [{ code: 'KG_WARN_DATABASE_EMPTY' }] });
+  await expect(manager.createBackup({ strict: true })).rejects.toMatchObject({ code: 'KG_INCOMPLETE' });
+});
+
+test('rows that break what their table declares are told, and the others are checked', async () => {
+  const { root, database } = makeProject({ nodes: 20 });
+  withDatabase(database, (db) => {
+    db.pragma('ignore_check_constraints = on');
+    db.exec('CREATE TABLE q (a CHECK (a > 5)); INSERT INTO q VALUES (1), (9)');
+  });
+  const { stdout, status } = await kg(['diag', 'integrity', '--project', root, '--json']);
+  const { issues, checked } = JSON.parse(stdout);
+  const errors = issues.filter(({ severity }) => severity === 'error');
+  expect([status, errors.map(({ code }) => code)]).toEqual([3, ['KG_ISSUE_CONSTRAINT']]);
+  expect(issues.map(({ code }) => code)).not.toContain('KG_ISSUE_NOT_CHECKED');
+  expect(checked).toMatchObject({ nodes: 20, edges: 19 });
+});
+
 test('one repair ends with nothing that another one would mend', async () => {
   const { root, database, backups } = makeProject({ nodes: 600 });
   // Lost nodes leave edges and rows of the full-text index behind.

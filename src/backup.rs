@@ -314,8 +314,8 @@ fn check_panicked() -> Error {
     Error::new(Code::Internal, "The check of the chain panicked", "Please report this")
 }
 
-/// Warns of a graph database without tables. If an earlier good backup of the project has tables, what was in the database is
-/// gone: then the new backup is not a good one, and this returns `true`.
+/// Warns of a graph database without tables. If it has 0 bytes, or an earlier good backup of the project has tables, the new
+/// backup is not a good one, and this returns `true`.
 fn note_empty(saved: &mut Saved, project: &str, store: &Store) -> Result<bool> {
     if saved.table_count != Some(0) {
         return Ok(false);
@@ -328,10 +328,11 @@ fn note_empty(saved: &mut Saved, project: &str, store: &Store) -> Result<bool> {
         Some(earlier) => {
             format!("The graph database has no table, and had some in {earlier}: this is not a good backup")
         }
+        None if saved.has_no_page => "The graph database has 0 bytes: this is not a good backup".to_string(),
         None => "The graph database has no table yet".to_string(),
     };
     saved.warnings.push(Warning::new(WarningCode::DatabaseEmpty, message));
-    Ok(earlier.is_some())
+    Ok(earlier.is_some() || saved.has_no_page)
 }
 
 /// Fails where something of the project is not in the backup as it is. A socket or device holds nothing to save.

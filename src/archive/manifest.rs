@@ -75,7 +75,7 @@ pub struct Manifest {
     /// It lacks something of the project, or may hold half of a change; `warnings` names what.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub incomplete: bool,
-    /// Its graph database has no table, while an earlier good backup of the project has some.
+    /// Its graph database has 0 bytes, or no table while an earlier good backup of the project has some.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub emptied: bool,
     /// In the manifest beside an encrypted archive only, see [`Manifest::outside`].

@@ -249,8 +249,10 @@ fn thoroughly(
         // Nobody asked for what is wrong with it, only not to be told nonsense.
         return Ok(None);
     }
-    let is_sound =
-        found.iter().all(|issue| issue.code == IssueCode::FullTextDamaged || issue.code == IssueCode::NotChecked);
+    // Rows that break what their table declares lie on sound pages.
+    let is_sound = found
+        .iter()
+        .all(|issue| matches!(issue.code, IssueCode::FullTextDamaged | IssueCode::NotChecked | IssueCode::Constraint));
     let is_damaged = found.iter().any(|issue| repair::is_damage(issue) || issue.code == IssueCode::IndexDamaged);
     if is_damaged && beside::has_wal(path) && without_wal(path, check).is_some() {
         found.push(beside::wal_is_foreign(named));
@@ -258,6 +260,8 @@ fn thoroughly(
     add_new(&mut report.issues, found);
     // Parts of a schema that cannot be parsed do not keep the others from being read.
     read_schema(&connection, check.cancel)?;
+    report.checked.nodes = rows::count(&connection, "nodes").unwrap_or(0);
+    report.checked.edges = rows::count(&connection, "edges").unwrap_or(0);
     if !is_sound {
         if scope.database {
             let message = format!("The rows of {} were not checked, for its structure is damaged", named.path);
@@ -266,8 +270,6 @@ fn thoroughly(
         }
         return Ok(None);
     }
-    report.checked.nodes = rows::count(&connection, "nodes").unwrap_or(0);
-    report.checked.edges = rows::count(&connection, "edges").unwrap_or(0);
     if scope.database && (resolved.is_graph || rows::is_graph(&connection).unwrap_or(false)) {
         let mut found = rows::check(&connection, named, check)?;
         found.extend(rows::empty(&connection, named, resolved.is_graph).unwrap_or_default());

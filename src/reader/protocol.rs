@@ -232,6 +232,9 @@ pub struct Saved {
     pub edge_count: u64,
     /// Of the graph database; `None` if it could not be read.
     pub table_count: Option<u64>,
+    /// The graph database is a file of 0 bytes.
+    #[serde(default)]
+    pub has_no_page: bool,
     pub warnings: Vec<Warning>,
 }
 

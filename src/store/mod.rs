@@ -127,7 +127,7 @@ pub struct Backup {
     /// It lacks something of the project, or may hold half of a change.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub incomplete: bool,
-    /// Its graph database has no table, while an earlier good backup of the project has some.
+    /// Its graph database has 0 bytes, or no table while an earlier good backup of the project has some.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub emptied: bool,
     /// Only a key opens it. What it holds is named inside alone: in lists it has no description and no warnings.

@@ -91,6 +91,7 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
             node_count: 0,
             edge_count: 0,
             table_count: None,
+            has_no_page: false,
             warnings,
         },
     };
@@ -213,6 +214,8 @@ impl Saving<'_> {
         self.saved.node_count = rows::count(connection, "nodes").unwrap_or(0);
         self.saved.edge_count = rows::count(connection, "edges").unwrap_or(0);
         self.saved.table_count = rows::table_count(connection).ok();
+        let page_count = connection.query_row("PRAGMA page_count", [], |row| row.get::<_, u64>(0));
+        self.saved.has_no_page = page_count.is_ok_and(|count| count == 0);
         Ok(())
     }
 
