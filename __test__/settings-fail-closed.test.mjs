@@ -287,3 +287,19 @@ describe('a service whose settings become unreadable', () => {
     mkdirSync(path.join(root, '../done'));
   });
 });
+
+describe('a configuration that is not a file', () => {
+  const kinds = { 'a pipe': (file) => run('mkfifo', [file]), 'a device': (file) => symlinkSync('/dev/zero', file), 'a directory': (file) => mkdirSync(file) };
+  for (const [kind, make] of Object.entries(kinds)) {
+    test(`but ${kind} fails health, and nothing waits for it or reads it`, async () => {
+      const { root } = makeProject();
+      const config = path.join(root, '.kg/config.json');
+      rmSync(config);
+      make(config);
+      const health = await runKg(['diag', 'health', '--project', root], { timeout: 10_000 });
+      expect([health.status, health.stdout]).toEqual([4, expect.stringContaining('KG_ISSUE_CONFIG_INVALID')]);
+      const repair = await runKg(['diag', 'repair', '--auto', '--project', root], { timeout: 10_000 });
+      expect(repair.signal ?? null).toBe(null);
+    });
+  }
+});

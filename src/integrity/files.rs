@@ -74,10 +74,17 @@ fn configuration(project: &Project) -> Vec<Issue> {
     let mut issues = Vec::new();
     for entry in fs::read_dir(project.state_dir()).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.ends_with(".json") || exclude::is_by_product(&name, false) || !entry.path().is_file() {
+        let is_config = name == CONFIG_FILE;
+        if !name.ends_with(".json") || exclude::is_by_product(&name, false) || !(is_config || entry.path().is_file()) {
             continue;
         }
         let path = format!("{STATE_DIR}/{}", names::encode(Path::new(&entry.file_name())));
+        if is_config && entry.path().exists() && !entry.path().is_file() {
+            let message = format!("{path} is a directory, pipe or device, so no setting counts");
+            let remedy = "Put a file in its place, or restore it with `kg diag restore --file latest --config-only`";
+            issues.push(Issue::new(IssueCode::ConfigInvalid, Part::Files, message, remedy).path(path));
+            continue;
+        }
         match parse(&entry.path()) {
             Ok(value) if name == CONFIG_FILE => issues.extend(settings(&value, &path, &entry.path())),
             Ok(_) => {}

@@ -1,10 +1,13 @@
 //! The part of `.kg/config.json` that a backup must know: where the database lies.
 
 use std::{
-    fs, io,
+    fs::OpenOptions,
+    io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
+use nix::fcntl::OFlag;
 use serde_json::Value;
 
 use super::{CONFIG_FILE, DEFAULT_DATABASE, STATE_DIR};
@@ -12,6 +15,9 @@ use crate::{
     error::{Warning, WarningCode},
     paths::normalize,
 };
+
+/// A longer one is no configuration.
+const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Where the graph database lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,15 +37,15 @@ pub fn database_path(root: &Path, warnings: &mut Vec<Warning>) -> DatabasePath {
 
 /// As [`database_path`], from a configuration that lies elsewhere.
 pub fn database_path_in(config: &Path, root: &Path, warnings: &mut Vec<Warning>) -> DatabasePath {
-    let configured = match fs::read(config) {
-        Ok(text) => match serde_json::from_slice::<Value>(&text) {
+    let configured = match read_text(config) {
+        Ok(Some(text)) => match serde_json::from_slice::<Value>(&text) {
             Ok(config) => configured_path(&config, warnings),
             Err(cause) => {
                 warn(warnings, format!("The configuration is not valid JSON ({cause}); the default database was used"));
                 None
             }
         },
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => None,
+        Ok(None) => None,
         Err(cause) => {
             warn(warnings, format!("The configuration could not be read ({cause}); the default database was used"));
             None
@@ -93,8 +99,25 @@ fn warn(warnings: &mut Vec<Warning>, message: String) {
     warnings.push(Warning::about(WarningCode::Config, format!("{STATE_DIR}/{CONFIG_FILE}"), message));
 }
 
+/// The bytes of a configuration; `None` where there is none. A pipe or device is not waited for.
+pub fn read_text(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = match OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    let found = file.metadata()?;
+    if !found.is_file() || found.len() > MAX_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no file that could be a configuration"));
+    }
+    let mut text = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut text)?;
+    Ok(Some(text))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn resolve(config: Option<&str>) -> (DatabasePath, Vec<Warning>) {

@@ -15,18 +15,15 @@ mod unknown;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::OpenOptions,
-    io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use jiff::tz::TimeZone;
-use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use self::{keys::Home, listen::Listen};
+pub use crate::project::config::read_text;
 use crate::{
     archive::{block::Compression, manifest::BackupType},
     cron::time_zone,
@@ -34,9 +31,6 @@ use crate::{
     project::{CONFIG_FILE, STATE_DIR},
     retention::{Keep, Policy},
 };
-
-/// A longer one is no configuration.
-const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The values that can be used, by their keys.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -265,21 +259,6 @@ pub fn compression(value: &Value) -> Option<Compression> {
         Value::String(name) if name == "zstd" => Some(Compression::ZSTD),
         _ => None,
     }
-}
-
-/// The bytes of a configuration; `None` where there is none. A pipe or device is not waited for.
-pub fn read_text(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let file = match OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path) {
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened?,
-    };
-    let found = file.metadata()?;
-    if !found.is_file() || found.len() > MAX_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no file that could be a configuration"));
-    }
-    let mut text = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut text)?;
-    Ok(Some(text))
 }
 
 #[cfg(test)]
