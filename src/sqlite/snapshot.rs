@@ -78,6 +78,11 @@ pub struct Conditions<'a> {
 pub fn take(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result<Taken> {
     // SQLite looks for the WAL next to the file that a symbolic link leads to.
     let path = &path.canonicalize().map_err(|cause| Error::io("read", path, cause))?;
+    // A process that opens the database while it is copied keeps changing it, and makes it one that can be read in place.
+    until(Instant::now() + conditions.lock_timeout, cancel, || take_now(path, conditions, cancel))
+}
+
+fn take_now(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result<Taken> {
     let Some(look) = Look::at(path) else { return take_copy(path, conditions) };
     match take_live(path, look, conditions, cancel) {
         Ok(snapshot) => Ok(Taken::Snapshot(snapshot)),
