@@ -27,18 +27,22 @@ const WAL_CHECKED_BYTES: usize = 24;
 
 /// Whether a WAL's header has the checksum that it names, in the byte order that its first word gives.
 pub fn is_wal_header_whole(header: &[u8; WAL_HEADER_BYTES]) -> bool {
-    let word = |number: usize| {
-        let at = number * 4;
-        header.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_be_bytes)
+    let (checked, checksum) = header.split_at(WAL_CHECKED_BYTES);
+    let (first, second) = wal_checksum((0, 0), checked, header[3] & 1 == 1);
+    checksum == [first.to_be_bytes(), second.to_be_bytes()].concat()
+}
+
+/// The checksum of a WAL, carried on from `sum` (<https://sqlite.org/fileformat2.html#walcksm>).
+pub fn wal_checksum(mut sum: (u32, u32), bytes: &[u8], is_big_endian: bool) -> (u32, u32) {
+    let word = |bytes: &[u8]| {
+        let bytes = [bytes[0], bytes[1], bytes[2], bytes[3]];
+        if is_big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
     };
-    let is_big_endian = word(0) & 1 == 1;
-    let read = |number| if is_big_endian { word(number) } else { word(number).swap_bytes() };
-    let (mut first, mut second) = (0_u32, 0_u32);
-    for pair in (0..WAL_CHECKED_BYTES / 4).step_by(2) {
-        first = first.wrapping_add(read(pair)).wrapping_add(second);
-        second = second.wrapping_add(read(pair + 1)).wrapping_add(first);
+    for pair in bytes.chunks_exact(8) {
+        sum.0 = sum.0.wrapping_add(word(&pair[..4])).wrapping_add(sum.1);
+        sum.1 = sum.1.wrapping_add(word(&pair[4..])).wrapping_add(sum.0);
     }
-    (first, second) == (word(6), word(7))
+    sum
 }
 
 /// Where SQLite's locks are on a database file: no data is kept in the page that this byte is in

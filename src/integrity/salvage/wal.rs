@@ -11,7 +11,7 @@ use crate::{
     error::{Error, Result},
     sqlite::{
         btree::u32_at,
-        files::{WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WAL_MAGIC, companion},
+        files::{WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole, wal_checksum},
         header::Header,
     },
     task::Cancel,
@@ -39,11 +39,8 @@ pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Opti
     }
     let is_big_endian = header[3] & 1 == 1;
     let page_size = u32_at(&header, 8).unwrap_or(0) as usize;
-    let mut sum = checksum((0, 0), &header[..24], is_big_endian);
-    if (Some(sum.0), Some(sum.1)) != (u32_at(&header, 24), u32_at(&header, 28))
-        || !page_size.is_power_of_two()
-        || !(512..=65_536).contains(&page_size)
-    {
+    let mut sum = wal_checksum((0, 0), &header[..24], is_big_endian);
+    if !is_wal_header_whole(&header) || !page_size.is_power_of_two() || !(512..=65_536).contains(&page_size) {
         return Ok(Err("the checksum of its header is wrong".to_string()));
     }
     let mut wal = Overlay::new(file, page_size, 0);
@@ -58,8 +55,8 @@ pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Opti
         if wal.file.read_exact_at(&mut frame, at).is_err() || frame[8..16] != header[16..24] {
             break;
         }
-        sum = checksum(sum, &frame[..8], is_big_endian);
-        sum = checksum(sum, &frame[WAL_FRAME_HEADER_BYTES..], is_big_endian);
+        sum = wal_checksum(sum, &frame[..8], is_big_endian);
+        sum = wal_checksum(sum, &frame[WAL_FRAME_HEADER_BYTES..], is_big_endian);
         let number = u32_at(&frame, 0).unwrap_or(0);
         if (Some(sum.0), Some(sum.1)) != (u32_at(&frame, 16), u32_at(&frame, 20)) || number == 0 {
             break;
@@ -122,17 +119,4 @@ pub fn beside_another_state(database: &Path, cancel: &Cancel) -> Result<Option<&
         }
     }
     Ok(None)
-}
-
-/// SQLite's checksum, carried on from `sum`.
-fn checksum(mut sum: (u32, u32), bytes: &[u8], is_big_endian: bool) -> (u32, u32) {
-    let word = |bytes: &[u8]| {
-        let bytes = [bytes[0], bytes[1], bytes[2], bytes[3]];
-        if is_big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
-    };
-    for pair in bytes.chunks_exact(8) {
-        sum.0 = sum.0.wrapping_add(word(&pair[..4])).wrapping_add(sum.1);
-        sum.1 = sum.1.wrapping_add(word(&pair[4..])).wrapping_add(sum.0);
-    }
-    sum
 }
