@@ -79,12 +79,37 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     expect(lstatSync(path.join(root, 'shared')).uid).toBe(0);
   });
 
-  test('an archive outside the project stays with root, to whomever its directory belongs', () => {
-    const { asRoot, backups } = projectOf(USER);
+  test('a store outside the project belongs to the owner of the project where the directory does', () => {
+    const { asOwner, asRoot, backups, base } = projectOf(USER);
+    const mine = path.join(base, 'mine');
+    mkdirSync(mine);
+    chownSync(mine, USER, USER);
+    for (const store of [mine, path.join(mine, 'made/on the way')]) {
+      const command = (...args) => ['diag', ...args, '--json'];
+      const made = asRoot(...command('backup', '--output', store, '--compression', 'gzip'));
+      expect(made).toMatchObject(done);
+      const { id } = JSON.parse(made.stdout);
+      expect(asRoot(...command('backup', '--pin', id, '--output', store))).toMatchObject(done);
+      expect(notOwnedBy(store, USER)).toEqual([]);
+      expect(JSON.parse(asOwner(...command('backup', '--list', '--output', store)).stdout)).toHaveLength(1);
+      expect(asOwner(...command('backup', '--type', 'incremental', '--output', store))).toMatchObject(done);
+      expect(asRoot(...command('prune', '--max-backups', '1', '--backup-dir', store))).toMatchObject(done);
+      expect(asOwner(...command('backup', '--delete', id, '--cascade', '--output', store))).toMatchObject({ status: 4 });
+      expect(asOwner(...command('backup', '--unpin', id, '--output', store))).toMatchObject(done);
+    }
+    expect(existsSync(backups)).toBe(false);
+  });
+
+  test('in a directory of a third user an archive stays with root, and the lock keeps that user from nothing', () => {
+    const { asRoot, asUser, backups } = projectOf(USER);
     mkdirSync(backups);
-    chownSync(backups, USER, USER);
+    chownSync(backups, USER + 1, USER + 1);
     expect(asRoot('diag', 'backup', '--output', backups)).toMatchObject(done);
-    expect(notOwnedBy(backups, 0)).toEqual([`. ${USER}`]);
+    const kept = notOwnedBy(backups, USER + 1);
+    expect(kept.filter((line) => line.startsWith('kg-backup-'))).toHaveLength(2);
+    expect(kept.every((line) => line.endsWith(' 0'))).toBe(true);
+    expect(asUser(USER + 1, 'diag', 'backup', '--list', '--output', backups).status).toBe(0);
+    expect(lstatSync(path.join(backups, '.kg-store.lock')).uid).toBe(USER + 1);
   });
 
   test('what a killed run of root left keeps nobody from a backup', () => {

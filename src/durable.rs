@@ -115,7 +115,9 @@ pub fn create_dirs(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     // In `.kg` also what root made before, and kept for itself.
     let in_state = dir.ancestors().position(|dir| dir.file_name().is_some_and(|name| name == STATE_DIR));
-    dir.ancestors().take(in_state.unwrap_or(0).max(missing.len())).for_each(ownership::settle);
+    let made: Vec<&Path> = dir.ancestors().take(in_state.unwrap_or(0).max(missing.len())).collect();
+    // From the top: what belongs to whom follows from the directory around it.
+    made.into_iter().rev().for_each(ownership::settle);
     missing.iter().filter_map(|made| made.parent()).try_for_each(sync_at)
 }
 

@@ -1,15 +1,17 @@
 //! Owners of the files that root writes.
 //!
 //! A file in a project, also in a store next to `.kg`, belongs to the owner of `.kg`, also when root made it: the owner's
-//! next backup would fail at a lock, a directory or a journal of root's. Everything that creates files in a project comes through here, by way of
-//! [`crate::durable`]. A store outside any project keeps the files of the user who made them: they may be secret.
+//! next backup would fail at a lock, a directory or a journal of root's. In a store elsewhere it belongs to the owner of the
+//! project if the directory is that owner's too ([`share`]). In any other place it stays root's: it may be secret. Everything
+//! that creates files comes through here, by way of [`crate::durable`].
 //!
 //! A refusal (a container without `CAP_CHOWN`, a file system without owners) is a warning of the run ([`crate::tolerated`]).
 
 use std::{
     fs::{self, Metadata},
     os::unix::fs::{MetadataExt, lchown},
-    path::Path,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use crate::{
@@ -17,7 +19,37 @@ use crate::{
     tolerated::{self, Refused},
 };
 
-/// Gives what root just made at `path` to the owner of the project that it lies in.
+/// The directories of [`Shared`], without links, and the owner of the project.
+static SHARED: Mutex<Vec<(PathBuf, u32)>> = Mutex::new(Vec::new());
+
+/// While this lives, what root makes in a store outside the project belongs to the owner of the project, wherever the
+/// directory is that owner's too.
+#[derive(Debug)]
+#[must_use]
+pub struct Shared(PathBuf, u32);
+
+/// `store` need not exist yet; `state` is the directory `.kg` of the project.
+pub fn share(store: &Path, state: &Path) -> Option<Shared> {
+    let owner = fs::metadata(state).ok().filter(|_| nix::unistd::geteuid().is_root())?.uid();
+    let shared = Shared(resolve(store), owner);
+    shares().push((shared.0.clone(), owner));
+    Some(shared)
+}
+
+fn shares() -> std::sync::MutexGuard<'static, Vec<(PathBuf, u32)>> {
+    SHARED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let mut shares = shares();
+        if let Some(at) = shares.iter().position(|(dir, owner)| (dir, *owner) == (&self.0, self.1)) {
+            shares.swap_remove(at);
+        }
+    }
+}
+
+/// Gives what root just made at `path` to the owner of the project that it lies in, or whose store it lies in.
 pub fn settle(path: &Path) {
     if !nix::unistd::geteuid().is_root() {
         return;
@@ -27,7 +59,17 @@ pub fn settle(path: &Path) {
         Some(name) if name == STATE_DIR => fs::metadata(dir).ok(),
         _ => fs::metadata(dir.join(STATE_DIR)).ok(),
     });
-    if let Some(owner) = state.filter(Metadata::is_dir) {
+    match state.filter(Metadata::is_dir) {
+        Some(owner) => give(path, &owner),
+        None => settle_in_store(path, &dir),
+    }
+}
+
+/// Also directories on the way to the store.
+fn settle_in_store(path: &Path, dir: &Path) {
+    let Ok(owner) = fs::metadata(dir) else { return };
+    let is_of = |(store, of): &(PathBuf, u32)| store.starts_with(dir) && *of == owner.uid();
+    if shares().iter().any(is_of) {
         give(path, &owner);
     }
 }

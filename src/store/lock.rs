@@ -17,6 +17,7 @@ use crate::{
     durable,
     error::{Code, Error, Result},
     lock::{self, host_name},
+    ownership::{self, Shared},
     task::Task,
 };
 
@@ -24,13 +25,16 @@ use crate::{
 #[derive(Debug)]
 pub struct StoreLock {
     _file: File,
+    _shared: Option<Shared>,
 }
 
 impl StoreLock {
-    pub fn acquire(dir: &Path, timeout: Duration, task: &Task) -> Result<Self> {
+    pub fn acquire(dir: &Path, shared: Option<Shared>, timeout: Duration, task: &Task) -> Result<Self> {
         let path = dir.join(LOCK_FILE);
         let failed = |cause| Error::io("lock", &path, cause);
         let mut file = durable::open_lock(&path).map_err(failed)?;
+        // It holds no secret, and the owner of the directory must be able to take it.
+        ownership::inherit(&path);
         if !lock::wait(&file, timeout, task, failed)? {
             return Err(held(dir, &mut file, timeout));
         }
@@ -39,7 +43,7 @@ impl StoreLock {
             .and_then(|()| file.set_len(0))
             .and_then(|()| file.write_all(holder.as_bytes()))
             .map_err(failed)?;
-        Ok(StoreLock { _file: file })
+        Ok(StoreLock { _file: file, _shared: shared })
     }
 }
 
@@ -68,7 +72,7 @@ mod tests {
     #[test]
     fn a_second_writer_of_the_same_process_is_told_who_holds_the_store() {
         let dir = tempfile::tempdir().unwrap();
-        let acquire = || StoreLock::acquire(dir.path(), Duration::ZERO, &Task::default());
+        let acquire = || StoreLock::acquire(dir.path(), None, Duration::ZERO, &Task::default());
         let first = acquire().unwrap();
         let error = acquire().unwrap_err();
         assert_eq!(error.code, Code::StoreLocked);

@@ -48,6 +48,7 @@ use crate::{
     },
     durable,
     error::{Code, Error, Result, Warning, WarningCode},
+    ownership,
     paths::{self, resolve},
     project::{BACKUPS_DIR, Project, STATE_DIR},
     sqlite::check::Integrity,
@@ -304,8 +305,9 @@ impl Store {
     /// Makes the directory and waits, at most `timeout`, until this process is the only one that writes to it.
     pub fn lock(&self, timeout: Duration, task: &Task) -> Result<StoreLock> {
         self.doubt.as_ref().map_or(Ok(()), |doubt| Err(doubt.clone()))?;
+        let shared = self.home.as_ref().and_then(|home| ownership::share(&self.dir, &home.state_dir()));
         self.create()?;
-        StoreLock::acquire(&self.dir, timeout, task)
+        StoreLock::acquire(&self.dir, shared, timeout, task)
     }
 
     /// Whether somebody makes or removes backups now, as far as that can be told.
