@@ -599,6 +599,7 @@ export interface Warning {
   code:
     | 'KG_WARN_SOURCE_DAMAGED'
     | 'KG_WARN_NOT_CHECKED'
+    | 'KG_WARN_CONSTRAINT'
     | 'KG_WARN_DATABASE_EMPTY'
     | 'KG_WARN_FILE_CHANGED'
     | 'KG_WARN_FILE_UNREADABLE'

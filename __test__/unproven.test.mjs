@@ -123,6 +123,30 @@ test('rows that break what their table declares are told, and the others are che
   expect(checked).toMatchObject({ nodes: 20, edges: 19 });
 });
 
+test('a backup with rows that break what their table declares is good, warns each time, and no repair replaces the database', async () => {
+  const { root, database, backups } = makeProject({ nodes: 20 });
+  withDatabase(database, (db) => {
+    db.exec('CREATE TABLE later (x); INSERT INTO later VALUES (NULL)');
+    db.unsafeMode(true);
+    db.pragma('writable_schema = on');
+    db.exec("UPDATE sqlite_schema SET sql = 'CREATE TABLE later (x NOT NULL)' WHERE name = 'later'");
+  });
+  const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+  for (const options of [{}, {}, { type: 'incremental' }, { strict: true }]) {
+    const backup = await manager.createBackup(options);
+    expect(backup.integrity).toMatchObject({ status: 'ok', messages: [] });
+    expect(backup.warnings).toMatchObject([{ code: 'KG_WARN_CONSTRAINT', path: '.kg/knowledge.db', message: expect.stringContaining('NULL value in later.x') }]);
+    expect(backup.incomplete).toBe(undefined);
+  }
+  const health = await kg(['diag', 'health', '--check-db', '--backup-dir', backups, '--project', root]);
+  expect(health).toMatchObject({ status: 3, stdout: expect.stringContaining('KG_ISSUE_CONSTRAINT') });
+  expect(health.stdout).not.toContain('DAMAGED');
+  const before = withDatabase(database, (db) => db.prepare('SELECT group_concat(sql) FROM sqlite_schema').pluck().get());
+  const { repair } = await new IntegrityChecker(root, { backupDir: backups }).runChecks({ repairMode: true });
+  expect(repair.actions.filter(({ salvage }) => salvage)).toEqual([]);
+  expect(withDatabase(database, (db) => db.prepare('SELECT group_concat(sql) FROM sqlite_schema').pluck().get())).toBe(before);
+});
+
 test('one repair ends with nothing that another one would mend', async () => {
   const { root, database, backups } = makeProject({ nodes: 600 });
   // Lost nodes leave edges and rows of the full-text index behind.

@@ -241,6 +241,9 @@ pub enum WarningCode {
     /// Something of a source database could not be checked here; the backup holds all of it.
     #[serde(rename = "KG_WARN_NOT_CHECKED")]
     NotChecked,
+    /// Rows break what their table declares: NOT NULL, UNIQUE, CHECK or the type of a column. The backup holds them as they are.
+    #[serde(rename = "KG_WARN_CONSTRAINT")]
+    Constraint,
     /// The graph database has no table.
     #[serde(rename = "KG_WARN_DATABASE_EMPTY")]
     DatabaseEmpty,
@@ -308,6 +311,7 @@ impl WarningCode {
     pub const ALL: &[WarningCode] = &[
         WarningCode::SourceDamaged,
         WarningCode::NotChecked,
+        WarningCode::Constraint,
         WarningCode::DatabaseEmpty,
         WarningCode::FileChanged,
         WarningCode::FileUnreadable,

@@ -341,7 +341,7 @@ fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
     let mut connection = open(&alone, size, check).ok()?;
     // Pages of two states may well make trees, of which indexes then do not agree with their tables.
     forget_fulltext(&connection);
-    let found = everything(&mut connection, Pragma::Full { most_findings: 1 }, check.cancel).ok()?;
+    let found = everything(&mut connection, Pragma::Full { most_findings: 100 }, check.cancel).ok()?;
     if found.damage.is_empty() { open(&alone, size, check).ok() } else { None }
 }
 
@@ -354,8 +354,8 @@ fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report)
         Taken::Snapshot(snapshot) => snapshot,
         Taken::Damaged(copy, error) if error.cause.as_deref().is_some_and(is_unread_schema) => {
             let found = refused(&copy.database(), error, check.cancel)?;
-            report.issues.extend(damaged(named, &found.damage));
-            report.issues.extend(structure::not_checked(named, &found));
+            let connection = open(&copy.database(), 0, check)?;
+            report.issues.extend(structure::issues_of(&connection, named, &found));
             return Ok(());
         }
         Taken::Damaged(_, error) => {
@@ -365,24 +365,14 @@ fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report)
     };
     let (_held, mut connection) = snapshot.into_connection();
     let found = everything(&mut connection, Pragma::Quick, check.cancel)?;
-    report.issues.extend(structure::not_checked(named, &found));
-    if let Some(issue) = damaged(named, &found.damage) {
-        report.issues.push(issue);
-    } else {
+    report.issues.extend(structure::issues_of(&connection, named, &found));
+    if found.damage.is_empty() {
         report.issues.extend(rows::empty(&connection, named, resolved.is_graph).unwrap_or_default());
         report.checked.nodes = rows::count(&connection, "nodes").unwrap_or(0);
         report.checked.edges = rows::count(&connection, "edges").unwrap_or(0);
         report.issues.extend(rows::missing(&connection, named).unwrap_or_default());
     }
     Ok(())
-}
-
-fn damaged(named: &Named, messages: &[String]) -> Option<Issue> {
-    let first = messages.first()?;
-    let mut found = issue::Found::default();
-    messages.iter().for_each(|message| found.add(message));
-    let message = format!("{} is damaged: {first}", named.path);
-    Some(named.issue(IssueCode::DatabaseDamaged, message, structure::RESTORE).found(found))
 }
 
 /// Opens a private copy. Its checks end when they are cancelled, and when damaged pages lead them in a circle.

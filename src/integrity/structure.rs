@@ -51,14 +51,20 @@ pub fn refused_to_open(named: &Named, error: &Error) -> Issue {
 /// Runs the check. Damage is what it returns, not an error.
 pub fn integrity_check(connection: &mut Connection, named: &Named, check: &Check) -> Result<Vec<Issue>> {
     let found = everything(connection, Pragma::Full { most_findings: MAX_FINDINGS }, check.cancel)?;
+    Ok(issues_of(connection, named, &found))
+}
+
+/// What a check found, as issues.
+pub fn issues_of(connection: &Connection, named: &Named, found: &Findings) -> Vec<Issue> {
     let trees = trees(connection).unwrap_or_default();
-    let mut issues = issues(named, &trees, found.damage.iter().flat_map(|lines| lines.lines()));
-    issues.extend(not_checked(named, &found));
-    Ok(issues)
+    let lines = found.damage.iter().chain(&found.rows).flat_map(|lines| lines.lines());
+    let mut issues = issues(named, &trees, lines);
+    issues.extend(not_checked(named, found));
+    issues
 }
 
 /// What could not be checked.
-pub fn not_checked(named: &Named, found: &Findings) -> Vec<Issue> {
+fn not_checked(named: &Named, found: &Findings) -> Vec<Issue> {
     let issue = |NotChecked { table, what, reason }: &NotChecked| {
         let message = format!("{} was not checked, {what}: {reason}", named.path);
         let remedy = "Check it in the host, which has what it needs; every page of it is accounted for";

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     archive::manifest::{Blocks, FileRecord, Manifest, Stored},
-    error::{Code, Error, Result},
+    error::{Code, Error, Result, WarningCode},
     sqlite::{
         check::{Depth, IntegrityStatus},
         pages::{BlockHashes, DatabaseHashes, PageFile},
@@ -20,8 +20,8 @@ pub struct Base {
     files: Vec<FileRecord>,
     /// The name of a [`PageFile`] of its databases, in the same directory.
     page_hashes: String,
-    /// What the check of its databases found.
-    integrity: IntegrityStatus,
+    /// The check of its databases found nothing, not even rows that a later backup has to warn of again.
+    sound: bool,
     /// The check read full-text indexes too.
     full_text: bool,
     /// What is as it was there is left out: the backup is incremental.
@@ -37,10 +37,11 @@ impl Base {
             pages: None,
             ..record.clone()
         };
+        let warns_of_rows = manifest.warnings.iter().any(|warning| warning.code == WarningCode::Constraint);
         Base {
             files: manifest.files.iter().map(described).collect(),
             page_hashes,
-            integrity: manifest.integrity.status,
+            sound: manifest.integrity.status == IntegrityStatus::Ok && !warns_of_rows,
             full_text: manifest.integrity.full_text,
             leave_out,
         }
@@ -72,7 +73,7 @@ impl Known {
         let files = base.files.into_iter().map(|record| (record.path.clone(), record)).collect();
         let depth = if base.full_text { Depth::All } else { Depth::Structure };
         let is_enough = depth == Depth::All || base.leave_out;
-        let sound = (base.integrity == IntegrityStatus::Ok && is_enough).then_some(depth);
+        let sound = (base.sound && is_enough).then_some(depth);
         Ok(Known { files, databases, sound, leave_out: base.leave_out })
     }
 

@@ -1,6 +1,7 @@
 //! What SQLite says of the health of a snapshot.
 //!
 //! Three answers: nothing is wrong, damage, and "not checked". Only damage that SQLite or [`accounting`] names is damage.
+//! Rows that break what their table declares ([`Findings::rows`]) lie on sound pages, and are no damage either.
 //! SQLite cannot evaluate a schema here that uses what only the host has: functions, collations, tokenizers, modules. Then
 //! the pages are accounted for, every table is checked that can be, and [`Findings::not_checked`] says what was left.
 
@@ -94,6 +95,8 @@ pub enum IntegrityStatus {
 pub struct Findings {
     /// Proven, in SQLite's words.
     pub damage: Vec<String>,
+    /// Rows that break NOT NULL, UNIQUE, CHECK or the type of a column, in SQLite's words.
+    pub rows: Vec<String>,
     pub not_checked: Vec<NotChecked>,
 }
 
@@ -117,11 +120,8 @@ impl fmt::Display for NotChecked {
 impl Findings {
     /// Adds what is not in it yet.
     pub fn add(&mut self, other: Findings) {
-        for line in other.damage {
-            if !self.damage.contains(&line) {
-                self.damage.push(line);
-            }
-        }
+        add_new(&mut self.damage, other.damage);
+        add_new(&mut self.rows, other.rows);
         other.not_checked.into_iter().for_each(|what| self.leave(what));
     }
 
@@ -132,8 +132,19 @@ impl Findings {
         }
     }
 
-    fn add_lines(&mut self, lines: Vec<String>) {
+    /// What a pragma said that stops after `most` lines.
+    fn add_lines(&mut self, lines: Vec<String>, most: usize) {
+        let hides_the_rest = lines.len() >= most && lines.iter().all(|line| answer::is_about_rows(line));
+        if hides_the_rest {
+            let what = format!("what lies behind the first {most} rows that break what their table declares");
+            let reason = "SQLite stops there".into();
+            self.leave(NotChecked { table: String::new(), what, reason });
+        }
         for line in lines.into_iter().filter(|line| line != "ok") {
+            if answer::is_about_rows(&line) {
+                add_new(&mut self.rows, vec![line]);
+                continue;
+            }
             // FTS says it of an index that it cannot read for another reason than damage.
             match line.split_once("unable to validate the inverted index") {
                 Some((_, rest)) => {
@@ -144,6 +155,14 @@ impl Findings {
                 }
                 None => self.damage.push(line),
             }
+        }
+    }
+}
+
+fn add_new(known: &mut Vec<String>, lines: Vec<String>) {
+    for line in lines {
+        if !known.contains(&line) {
+            known.push(line);
         }
     }
 }
@@ -163,6 +182,13 @@ impl Pragma {
         match self {
             Pragma::Quick => format!("PRAGMA quick_check({MAX_FINDINGS})"),
             Pragma::Full { most_findings } => format!("PRAGMA integrity_check({most_findings})"),
+        }
+    }
+
+    fn most_findings(self) -> usize {
+        match self {
+            Pragma::Quick => MAX_FINDINGS,
+            Pragma::Full { most_findings } => most_findings as usize,
         }
     }
 
@@ -201,7 +227,7 @@ pub fn everything(connection: &mut Connection, pragma: Pragma, cancel: &Cancel) 
     let accounts = accounting::account(connection, cancel)?;
     begin(connection, cancel)?;
     match ask(connection, &pragma.of_all(), cancel)? {
-        Answer::Lines(lines) => found.add_lines(lines),
+        Answer::Lines(lines) => found.add_lines(lines, pragma.most_findings()),
         Answer::Damage(message) if accounts.damage.is_empty() => found.damage.push(message),
         Answer::Damage(_) => {}
         // Something in the schema keeps SQLite from checking anything: what it can check is found table by table.
@@ -281,7 +307,7 @@ fn check_table(
     begin(connection, cancel)?;
     let reason = match ask(connection, &sql, cancel)? {
         Answer::Lines(lines) => {
-            found.add_lines(lines);
+            found.add_lines(lines, MAX_FINDINGS);
             return Ok(());
         }
         Answer::Damage(message) => {
@@ -298,7 +324,7 @@ fn check_table(
     ignores(false)?;
     match without? {
         Answer::Lines(lines) => {
-            found.add_lines(lines);
+            found.add_lines(lines, MAX_FINDINGS);
             let what = format!("the CHECK constraints of the table {name}");
             found.leave(NotChecked { table: name.to_string(), what, reason: named(reason) });
         }
@@ -341,7 +367,7 @@ fn ask(connection: &Connection, pragma: &str, cancel: &Cancel) -> Result<Answer>
 pub fn refused(path: &Path, error: Error, cancel: &Cancel) -> Result<Findings> {
     let cause = error.cause.as_deref().unwrap_or_default();
     if !is_unread_schema(cause) {
-        return Ok(Findings { damage: vec![error.message], not_checked: Vec::new() });
+        return Ok(Findings { damage: vec![error.message], ..Findings::default() });
     }
     let mut connection = Connection::open(path).map_err(|cause| Error::sqlite("open a copy of", path, cause))?;
     everything(&mut connection, Pragma::Quick, cancel)

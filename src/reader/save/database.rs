@@ -26,7 +26,7 @@ use crate::{
         server::Answers,
     },
     sqlite::{
-        check::{self, Depth, Findings, Integrity},
+        check::{self, Depth, Findings},
         erase,
         files::{COMPANIONS, companion},
         pages::DatabaseHashes,
@@ -56,7 +56,7 @@ impl Saving<'_> {
             self.pages(source, &mut snapshot, false, None)?;
             return Ok(());
         };
-        self.found(&source.path, Integrity::of(found, depth));
+        self.found(&source.path, found, depth);
         Ok(())
     }
 

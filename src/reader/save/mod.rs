@@ -112,7 +112,7 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
                             .map_err(|cause| Error::sqlite("open a copy of", &source.absolute, cause))?,
                     )?;
                 }
-                saving.found(&source.path, Integrity::of(found, Depth::All));
+                saving.found(&source.path, found, Depth::All);
                 saving.file(&source, &copy.database())?;
                 for (suffix, file) in copy.companions() {
                     if File::open(&file).is_ok_and(|journal| names_super_journal(&journal).unwrap_or(true)) {
@@ -220,7 +220,19 @@ impl Saving<'_> {
     }
 
     /// Adds what was found in one database.
-    fn found(&mut self, path: &str, found: Integrity) {
+    fn found(&mut self, path: &str, found: Findings, depth: Depth) {
+        if let Some(first) = found.rows.first() {
+            let more = match found.rows.len() - 1 {
+                0 => String::new(),
+                more => format!(", and {more} more"),
+            };
+            let message = format!(
+                "Rows of {path} break what their table declares ({first}{more}); the backup holds them as they are, and \
+                 `kg diag integrity` names them"
+            );
+            self.saved.warnings.push(Warning::about(WarningCode::Constraint, path, message));
+        }
+        let found = Integrity::of(found, depth);
         let Integrity { messages, not_checked, full_text, .. } = found;
         let integrity = &mut self.saved.integrity;
         integrity.full_text &= full_text;

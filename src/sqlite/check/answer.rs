@@ -57,6 +57,16 @@ pub fn is_unread_schema(message: &str) -> bool {
     message.contains(MALFORMED_SCHEMA) && !CONTRADICTIONS.iter().any(|contradiction| message.contains(contradiction))
 }
 
+/// Whether a line of a check is about values that a table should not have. Names come after these words, so none is taken
+/// for them.
+pub(super) fn is_about_rows(line: &str) -> bool {
+    let of_value = line.split_once(" value in ").is_some_and(|(kind, _)| {
+        let kind = kind.strip_prefix("non-").unwrap_or(kind);
+        !kind.is_empty() && kind.bytes().all(|letter| letter.is_ascii_uppercase())
+    });
+    of_value || line.starts_with("CHECK constraint failed in ") || line.starts_with("non-unique entry in index ")
+}
+
 /// Whether SQLite says that it lacks something that the schema uses.
 pub fn is_missing(message: &str) -> bool {
     MISSING.iter().any(|(start, _)| message.contains(start))

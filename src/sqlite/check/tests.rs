@@ -5,9 +5,12 @@ use super::*;
 /// What SQLite finds at once, and what is found one after the other.
 fn found(file: &std::path::Path) -> (Integrity, [Vec<String>; 2]) {
     let (open, cancel) = (|| Connection::open(file).unwrap(), Cancel::default());
-    let parts = [full_text(&mut open(), &cancel).unwrap().damage, structure(&mut open(), &cancel).unwrap().damage];
-    let all = quick_check(&mut open(), &cancel).unwrap();
-    assert_eq!(all.status == IntegrityStatus::Ok, parts.concat().is_empty(), "{all:?}, {parts:?}");
+    let all_of = |found: Findings| [found.damage, found.rows].concat();
+    let parts = [full_text(&mut open(), &cancel), structure(&mut open(), &cancel)].map(|found| all_of(found.unwrap()));
+    let found = everything(&mut open(), Pragma::Quick, &cancel).unwrap();
+    let has_rows = !found.rows.is_empty();
+    let all = Integrity::of(found, Depth::All);
+    assert_eq!(all.status == IntegrityStatus::Ok && !has_rows, parts.concat().is_empty(), "{all:?}, {parts:?}");
     (all, parts)
 }
 
@@ -29,7 +32,7 @@ fn the_checks_of_parts_find_together_what_the_whole_one_finds() {
     let (_, [_, structure]) = found(&file);
     assert_eq!(structure, ["NULL value in t.y"]);
     let of = |table: &str| {
-        tables(&mut Connection::open(&file).unwrap(), [table.to_string()], &Cancel::default()).map(|found| found.damage)
+        tables(&mut Connection::open(&file).unwrap(), [table.to_string()], &Cancel::default()).map(|found| found.rows)
     };
     assert_eq!((of("t").unwrap(), of(r#"my "index"_data"#).unwrap()), (structure, vec![]));
 }
@@ -58,7 +61,7 @@ fn what_is_missing_is_named_and_all_other_tables_are_checked() {
     let file = made(dir.path(), &sql, &texts);
     for pragma in [Pragma::Quick, Pragma::Full { most_findings: 10 }] {
         let found = everything(&mut Connection::open(&file).unwrap(), pragma, &Cancel::default()).unwrap();
-        assert_eq!(found.damage, ["NULL value in u.y"]);
+        assert_eq!((found.damage.len(), &found.rows[..]), (0, &["NULL value in u.y".to_string()][..]));
         let [left] = &found.not_checked[..] else { panic!("{found:?}") };
         assert!(left.table == "t" && left.reason.ends_with("is not available here"), "{left:?}");
     }
@@ -104,4 +107,48 @@ fn an_error_is_damage_only_if_sqlite_says_so_and_the_schema_can_be_read() {
     assert_eq!(Integrity::of(found, Depth::All).status, IntegrityStatus::Partial);
     std::fs::write(&file, "no database".repeat(1000)).unwrap();
     assert!(is_damage(&Connection::open(&file).unwrap().prepare("SELECT * FROM t").unwrap_err()));
+}
+
+#[test]
+fn rows_that_break_what_their_table_declares_are_no_damage_and_hide_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = |rows: u32| {
+        let sql = format!(
+            "CREATE TABLE t (x); CREATE TABLE u (y); WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})
+             INSERT INTO t SELECT NULL FROM n;"
+        );
+        let file = dir.path().join(rows.to_string());
+        std::fs::create_dir(&file).unwrap();
+        made(&file, &sql, &[("t", "CREATE TABLE t (x NOT NULL)")])
+    };
+    let check =
+        |file: &Path| everything(&mut Connection::open(file).unwrap(), Pragma::Quick, &Cancel::default()).unwrap();
+    let few = check(&broken(3));
+    assert_eq!((few.damage.len(), few.rows.len(), few.not_checked.len()), (0, 1, 0), "{few:?}");
+    assert_eq!(Integrity::of(few, Depth::All).status, IntegrityStatus::Ok);
+    // SQLite stops after so many: it has not looked at the rest.
+    let many = check(&broken(150));
+    assert_eq!((many.damage.len(), many.rows.len()), (0, 1), "{many:?}");
+    assert_eq!(Integrity::of(many, Depth::All).status, IntegrityStatus::Partial);
+}
+
+#[test]
+fn lines_about_rows_are_told_from_lines_about_pages() {
+    for line in [
+        "NULL value in t.y",
+        "NUMERIC value in t.y",
+        "TEXT value in t.y",
+        "non-INTEGER value in t.y",
+        "CHECK constraint failed in t",
+        "non-unique entry in index i",
+    ] {
+        assert!(answer::is_about_rows(line), "{line}");
+    }
+    for line in [
+        "row 1 missing from index NULL value in x",
+        "wrong # of entries in index non-unique entry in index i",
+        "Page 3: never used",
+    ] {
+        assert!(!answer::is_about_rows(line), "{line}");
+    }
 }

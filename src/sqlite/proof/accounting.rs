@@ -53,7 +53,7 @@ pub fn account(connection: &Connection, cancel: &Cancel) -> Result<Findings> {
         Err(cause) => return failed(cause),
     };
     let stopped = accounts.run();
-    let mut found = Findings { damage: accounts.messages, not_checked: Vec::new() };
+    let mut found = Findings { damage: accounts.messages, ..Findings::default() };
     match stopped {
         Ok(()) | Err(Stop::Full) => {}
         Err(Stop::Aborted(error)) => return Err(error),
@@ -66,11 +66,11 @@ pub fn account(connection: &Connection, cancel: &Cancel) -> Result<Findings> {
 fn unreadable(cause: rusqlite::Error, cancel: &Cancel) -> Result<Findings> {
     cancel.check()?;
     if is_damage(&cause) {
-        return Ok(Findings { damage: vec![format!("The pages could not be read: {cause}")], not_checked: Vec::new() });
+        return Ok(Findings { damage: vec![format!("The pages could not be read: {cause}")], ..Findings::default() });
     }
     let what = "which pages are in use".to_string();
     let not_checked = vec![NotChecked { table: String::new(), what, reason: reason(&cause) }];
-    Ok(Findings { damage: Vec::new(), not_checked })
+    Ok(Findings { not_checked, ..Findings::default() })
 }
 
 enum Stop {
