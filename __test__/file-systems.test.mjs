@@ -46,6 +46,16 @@ describe('a file system that cannot sync directories', () => {
     json(['prune', '--max-backups', '1', '--output', backups]);
   });
 
+  test('SQLite changes no live database there, and the message names the refusal and a way', () => {
+    const { root } = makeProject({ nodes: 20 });
+    run(kgPath, ['diag', 'backup'], { cwd: root });
+    const before = contents(root);
+    const refused = failing('fsync,fdatasync', 'EINVAL', ['diag', 'restore', '--file', 'latest', '--yes'], { cwd: root });
+    expect(refused).toMatchObject({ status: 3, stderr: expect.stringMatching(/refused to sync it.*\n.*`--target`/) });
+    expect(run(kgPath, ['diag', 'integrity'], { cwd: root })).toContain('is healthy');
+    expect(contents(root).filter((line) => line.includes('knowledge.db'))).toEqual(before.filter((line) => line.includes('knowledge.db')));
+  });
+
   test('EIO stays an error, and the backup is not listed', () => {
     const { root, backups } = makeProject({ nodes: 20 });
     mkdirSync(backups);

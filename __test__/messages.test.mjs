@@ -13,8 +13,8 @@ describe('arguments that kg does not take', () => {
   const wrong = [
     [['diag', 'backup', '--jsn'], /Unexpected argument '--jsn' found/, /A similar argument exists: '--json'.*`kg diag backup --help`/],
     [['diag', 'restore'], /required arguments were not provided: --file <FILE>/, /`kg diag restore --help`/],
-    [['diag', 'prune', '--max-backups', '0'], /Invalid value '0'/, /--help`/],
-    [['diag', 'backup', '--lock-timeout', 'soon'], /Invalid value 'soon'/, /--help`/],
+    [['diag', 'prune', '--max-backups', '0'], /Invalid value '0'/, /`kg diag prune --help`/],
+    [['diag', 'backup', '--lock-timeout', 'soon'], /Invalid value 'soon'/, /`kg diag backup --help`/],
     [['nothing'], /Unrecognized subcommand 'nothing'/, /`kg --help`/],
     [['diag', 'verify'], /Unrecognized subcommand 'verify'/, /`kg diag --help`/],
     [['diag', 'health', '--quiet'], /cannot be used with/, /--help`/],

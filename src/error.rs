@@ -199,7 +199,7 @@ impl Error {
 
     /// A failed SQLite call on the database at `path`; `action` completes "Could not …".
     pub fn sqlite(action: &str, path: &Path, cause: rusqlite::Error) -> Self {
-        use rusqlite::ErrorCode::*;
+        use rusqlite::{ErrorCode::*, ffi};
         let (code, remedy) = match cause.sqlite_error_code() {
             Some(DatabaseBusy | DatabaseLocked) => return Error::busy(action, path, cause),
             Some(DatabaseCorrupt | NotADatabase) => {
@@ -207,9 +207,23 @@ impl Error {
             }
             Some(DiskFull) => (Code::NoSpace, "Free some space on that disk and run it again"),
             Some(OperationInterrupted) => return Error::aborted(),
+            Some(SystemIoFailure) => {
+                (Code::DatabaseUnreadable, "Check the disk and the system's log, then run it again")
+            }
             _ => (Code::DatabaseUnreadable, "Check that this user may read the file and write its directory"),
         };
-        Error::new(code, format!("Could not {action} {}: {cause}", path.display()), remedy).with_cause(cause)
+        let refused_to_sync = matches!(
+            cause.sqlite_error().map(|error| error.extended_code),
+            Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC)
+        );
+        let (what, remedy) = if refused_to_sync {
+            let remedy = "SQLite changes no database whose file it cannot sync: check the disk and the system's log. If the file \
+                          system has no `fsync`, restore to a directory of another one with `--target`";
+            (format!("the file system refused to sync it ({cause})"), remedy)
+        } else {
+            (cause.to_string(), remedy)
+        };
+        Error::new(code, format!("Could not {action} {}: {what}", path.display()), remedy).with_cause(cause)
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     chain, durable,
     error::{Code, Error, Result, Warning, WarningCode},
     lock, ownership, paths,
-    project::{Component, Project, STAGING_PREFIX, STATE_DIR},
+    project::{Component, Project, STAGING_PREFIX, STATE_DIR, pattern},
     reader::{
         apply::{lock_target, undo::DEFAULT_RETENTION_DAYS},
         client::{Launch, Reader},
@@ -120,7 +120,10 @@ fn restore_through(
 ) -> Result<RestoreResult> {
     let began = Instant::now();
     let target = paths::absolute(&options.target).map_err(|cause| Error::io("resolve", &options.target, cause))?;
-    let pick = Pick::new(&target, options.only.clone(), options.paths.as_deref())?;
+    let home = store.home().map(|home| home.root());
+    let of_home = |path: &String| home.map_or_else(|| path.clone(), |home| pattern::relative(home, path));
+    let paths: Option<Vec<String>> = options.paths.as_ref().map(|paths| paths.iter().map(of_home).collect());
+    let pick = Pick::new(&target, options.only.clone(), paths.as_deref())?;
     let archive = store.locate_holding(reference, options.only.as_deref())?;
     let state = target.join(STATE_DIR);
     let mut warnings = store.doubts(reference, &archive, Some(&target));
@@ -150,7 +153,7 @@ fn restore_through(
             target: target.clone(),
             staging: staging.path().to_path_buf(),
             only: options.only.clone(),
-            paths: options.paths.clone(),
+            paths,
             overwrite: options.overwrite,
             force: options.force,
             dry_run: options.dry_run,

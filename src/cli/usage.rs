@@ -6,7 +6,12 @@ use std::{
     process::ExitCode,
 };
 
-use super::output::{self, Output};
+use clap::CommandFactory;
+
+use super::{
+    Kg,
+    output::{self, Output},
+};
 use crate::error::{Code, Error};
 
 /// Prints help, the version, or what is wrong with the arguments: with `--json` as other errors are.
@@ -19,7 +24,8 @@ pub fn stop(stop: &clap::Error) -> ExitCode {
     }
     let wants_json = env::args_os().skip(1).take_while(|one| one != "--").any(|one| one == "--json");
     if wants_json {
-        Output::of_json(true).result(&serde_json::json!({ "error": error(&stop.render().to_string()) }));
+        let given: Vec<String> = env::args_os().skip(1).map(|one| one.to_string_lossy().into_owned()).collect();
+        Output::of_json(true).result(&serde_json::json!({ "error": error(&stop.render().to_string(), &given) }));
     }
     // The exit status says it too, if standard error is gone.
     let _ = stop.print();
@@ -27,7 +33,7 @@ pub fn stop(stop: &clap::Error) -> ExitCode {
 }
 
 /// From what clap writes for people: the error, tips, and how the command is used.
-fn error(text: &str) -> Error {
+fn error(text: &str, given: &[String]) -> Error {
     let text = text.trim();
     let first = text.split("\n\n").next().unwrap_or_default();
     let message = match first.strip_prefix("error: ") {
@@ -35,8 +41,10 @@ fn error(text: &str) -> Error {
         None => "The command is not complete".into(),
     };
     let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
-    let command = text.lines().find_map(|line| line.trim().strip_prefix("Usage: ")).unwrap_or("kg");
-    let command: Vec<&str> = command.split(' ').take_while(|word| !word.starts_with(['-', '<', '['])).collect();
+    let usage = text.lines().find_map(|line| line.trim().strip_prefix("Usage: "));
+    let usage = usage.map(|usage| usage.split(' ').take_while(|word| !word.starts_with(['-', '<', '['])).collect());
+    // What is wrong with a value is said without it.
+    let command: Vec<&str> = usage.unwrap_or_else(|| command_of(given));
     let remedy: Vec<String> = tips.map(str::to_string).chain([format!("see `{} --help`", command.join(" "))]).collect();
     let mut remedy = remedy.join("; ");
     if let Some(first) = remedy.get_mut(..1) {
@@ -49,6 +57,18 @@ fn error(text: &str) -> Error {
     Error::invalid(message, remedy)
 }
 
+/// The words of the command that these arguments begin with.
+fn command_of(given: &[String]) -> Vec<&str> {
+    let mut command = Kg::command();
+    let mut words = vec!["kg"];
+    for word in given {
+        let Some(inner) = command.find_subcommand(word) else { break };
+        words.push(word);
+        command = inner.clone();
+    }
+    words
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,11 +77,15 @@ mod tests {
     fn what_is_wrong_with_the_arguments_is_an_error_as_any_other() {
         let text = "error: unexpected argument '--jsn' found\n\n  tip: a similar argument exists: '--json'\n\n\
                     Usage: kg diag backup --json\n\nFor more information, try '--help'.\n";
-        let found = error(text);
+        let found = error(text, &[]);
         assert_eq!((found.code, found.message.as_str()), (Code::InvalidOption, "Unexpected argument '--jsn' found"));
         assert_eq!(found.remedy, "A similar argument exists: '--json'; see `kg diag backup --help`");
         let text = "error: the following required arguments were not provided:\n  --file <FILE>\n\nUsage: kg diag restore --file <FILE>";
-        assert_eq!(error(text).message, "The following required arguments were not provided: --file <FILE>");
-        assert_eq!(error("Usage: kg diag <COMMAND>").remedy, "See `kg diag --help`");
+        assert_eq!(error(text, &[]).message, "The following required arguments were not provided: --file <FILE>");
+        let given = ["diag", "prune", "--max-backups", "x"].map(String::from);
+        let text =
+            "error: invalid value 'x' for '--max-backups <N>': invalid digit\n\nFor more information, try '--help'.\n";
+        assert_eq!(error(text, &given).remedy, "See `kg diag prune --help`");
+        assert_eq!(error("Usage: kg diag <COMMAND>", &[]).remedy, "See `kg diag --help`");
     }
 }

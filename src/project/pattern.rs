@@ -136,27 +136,49 @@ fn normalized(root: &Path, body: &str) -> std::result::Result<String, String> {
 /// What begins with a slash is an absolute path inside of the project, or starts at its root as in a `.gitignore` file; `None` for an absolute
 /// path that is somewhere else.
 fn below_root(root: &Path, body: &str) -> Option<String> {
-    // Up to the first name with a wildcard it is a path.
-    let is_plain = |name: &&str| !name.contains(['*', '?', '[', '{', '\\']);
-    let names: Vec<&str> = body.split('/').filter(|name| !name.is_empty()).collect();
-    let plain = names.iter().copied().take_while(is_plain).count();
-    let path: PathBuf = Path::new("/").join(names[..plain].iter().collect::<PathBuf>());
-    // The last name may be a link, which is meant itself.
-    let resolved = path.parent().map(resolve).unwrap_or_default().join(path.file_name().unwrap_or_default());
-    let is_absolute = root.components().any(|part| matches!(part, Component::Normal(_)));
-    let rest = [(&path, root.to_path_buf()), (&resolved, resolve(root))]
-        .into_iter()
-        .find_map(|(path, root)| path.strip_prefix(root).ok().filter(|_| is_absolute));
-    if let Some(rest) = rest {
-        let rest = rest.to_str()?.to_string();
-        return Some([&[rest.as_str()], &names[plain..]].concat().join("/"));
+    if let Some(rest) = rest_below(root, body) {
+        return Some(rest);
     }
+    let (names, plain) = names_of(body);
     let first = names.first().filter(|_| plain > 0);
     let is_elsewhere = first.is_some_and(|first| {
         let inside = [root.join(first), root.join(STATE_DIR).join(first)];
         *first != STATE_DIR && !inside.iter().any(|path| path.exists()) && Path::new("/").join(first).exists()
     });
     (!is_elsewhere).then(|| names.join("/"))
+}
+
+/// The names of a pattern, and how many stand before the first with a wildcard: so far it is a path.
+fn names_of(body: &str) -> (Vec<&str>, usize) {
+    let is_plain = |name: &&str| !name.contains(['*', '?', '[', '{', '\\']);
+    let names: Vec<&str> = body.split('/').filter(|name| !name.is_empty()).collect();
+    let plain = names.iter().copied().take_while(is_plain).count();
+    (names, plain)
+}
+
+/// Of an absolute path inside of the directory `root`, what comes after it.
+fn rest_below(root: &Path, body: &str) -> Option<String> {
+    let (names, plain) = names_of(body);
+    let path: PathBuf = Path::new("/").join(names[..plain].iter().collect::<PathBuf>());
+    // The last name may be a link, which is meant itself.
+    let resolved = path.parent().map(resolve).unwrap_or_default().join(path.file_name().unwrap_or_default());
+    let is_absolute = root.components().any(|part| matches!(part, Component::Normal(_)));
+    let rest = [(&path, root.to_path_buf()), (&resolved, resolve(root))]
+        .into_iter()
+        .find_map(|(path, root)| path.strip_prefix(root).ok().filter(|_| is_absolute))?;
+    Some([&[rest.to_str()?], &names[plain..]].concat().join("/"))
+}
+
+/// The same pattern, but for an absolute path inside of the project at `root`, which becomes relative: what a project is called where it was
+/// saved means the same where it is restored.
+pub fn relative(root: &Path, text: &str) -> String {
+    let (sign, body) = text.strip_prefix('!').map_or(("", text), |body| ("!", body));
+    let rest = body.starts_with('/').then(|| rest_below(root, body.trim_end())).flatten();
+    match rest.filter(|rest| !rest.is_empty()) {
+        // It stays anchored at the root.
+        Some(rest) => format!("{sign}/{rest}{}", if body.trim_end().ends_with('/') { "/" } else { "" }),
+        None => text.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -225,6 +247,20 @@ mod tests {
         let patterns = Patterns::new(Path::new("/srv/project"), &all, "excludePatterns").unwrap();
         assert!(patterns.name(Path::new(".kg/a.tmp"), false) && !patterns.name(Path::new(".kg/keep.tmp"), false));
         assert_eq!(patterns.unmatched().collect::<Vec<_>>(), ["plugins/none"]);
+    }
+
+    #[test]
+    fn an_absolute_path_of_the_saved_project_is_the_same_part_of_any_other_directory() {
+        let root = Path::new("/srv/project");
+        for (given, expected) in [
+            ("/srv/project/.kg/plugins/", "/.kg/plugins/"),
+            ("!/srv/project/.kg/vectors/*.f32", "!/.kg/vectors/*.f32"),
+            ("/srv/other/x", "/srv/other/x"),
+            ("plugins/x", "plugins/x"),
+            ("/srv/project", "/srv/project"),
+        ] {
+            assert_eq!(relative(root, given), expected);
+        }
     }
 
     #[test]
