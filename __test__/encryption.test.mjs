@@ -189,6 +189,18 @@ describe('to recipients', () => {
 describe('a chain has one key', () => {
   const warned = { type: 'full', warnings: [{ code: 'KG_WARN_FULL', message: expect.stringContaining('encrypted with another key') }] };
 
+  test('an archive that is no age file any more is damaged, and not of another key', async () => {
+    const project = setUp();
+    const manager = project.manage({ passphrase: 'one' });
+    const full = await manager.createBackup();
+    const bytes = readFileSync(full.path);
+    writeFileSync(full.path, Buffer.concat([bytes.subarray(0, 30), Buffer.alloc(bytes.length - 30)]));
+    await expect(manager.createBackup({ type: 'incremental', basedOn: full.id })).rejects.toMatchObject({
+      code: 'KG_BASE_UNUSABLE',
+      message: expect.stringContaining('header'),
+    });
+  });
+
   test('with another passphrase a full backup is made, with the same an incremental one', async () => {
     const project = setUp();
     const [one, two] = ['one', 'two'].map((passphrase) => project.manage({ passphrase }));

@@ -5,7 +5,7 @@ import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, s
 import net from 'node:net';
 import path from 'node:path';
 
-import { IntegrityChecker, createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import { BackupScheduler, IntegrityChecker, createBackupManager } from '@weavelogic/knowledge-graph-agent';
 import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { kg as runKg, kgPath, run, until } from './support/processes.mjs';
@@ -72,6 +72,35 @@ describe('after an encrypted backup no plain one is made', () => {
     await expectRefused('no file');
     symlinkSync('../../nowhere/config.json', config);
     await expectRefused('a link to nowhere');
+    expect(archives()).toHaveLength(1);
+  });
+
+  test('by a scheduler of the API, whose failure it is', async () => {
+    const { root, backups, set, archives } = await encrypted();
+    set('{"backup":{}}');
+    const failures = [];
+    const backupManager = createBackupManager({ projectRoot: root, backupDir: backups });
+    const scheduler = new BackupScheduler({ backupManager, schedule: '0 2 1 1 *', onFailure: (error) => failures.push(error.code) });
+    onTestFinished(() => scheduler.stop({ abort: true }));
+    await expect(scheduler.runNow()).rejects.toMatchObject({ code: 'KG_KEY_INVALID' });
+    expect(failures).toEqual(['KG_KEY_INVALID']);
+    expect(scheduler.status()).toMatchObject({ failures: 1, lastRun: { error: { code: 'KG_KEY_INVALID' } } });
+    expect(archives()).toHaveLength(1);
+  });
+
+  test('by the service, whose hooks and history say so', async () => {
+    const { root, backups, set, archives, base } = await encrypted();
+    const told = path.join(base, 'told');
+    const command = JSON.stringify(['/bin/sh', '-c', `echo $KG_ERROR_CODE >> '${told}'`]);
+    expect((await runKg(['config', 'set', 'backup.hooks.onFailure.command', command], { cwd: root })).status).toBe(0);
+    set(JSON.stringify({ backup: { dir: backups, enabled: true, schedule: '* * * * * *', listen: 'off' } }));
+    const child = spawn(kgPath, ['serve', '--foreground'], { cwd: root, stdio: 'ignore' });
+    onTestFinished(() => child.kill('SIGKILL'));
+    await until(() => existsSync(told) && readFileSync(told, 'utf8').includes('KG_KEY_INVALID'), 'the failure');
+    child.kill('SIGTERM');
+    await new Promise((resolve) => child.once('exit', resolve));
+    const { stdout } = await runKg(['diag', 'backup', '--status'], { cwd: root });
+    expect(stdout).toContain('KG_KEY_INVALID');
     expect(archives()).toHaveLength(1);
   });
 

@@ -17,7 +17,7 @@ use crate::{
         as_written::is_as_written,
         block::Compression,
         earlier::Earlier,
-        encryption::Keys,
+        encryption::{Keys, read::Closed},
         manifest::{BackupType, DIGEST_PREFIX, Manifest},
         read::{Discard, MAX_TEXT_BYTES, read_archive, unreadable},
         seal::SealedFile,
@@ -80,10 +80,7 @@ pub fn choose(store: &Store, project: &Project, id: Option<&str>, task: &Task) -
 }
 
 fn open(backup: Backup, project: &Project, store: &Store, task: &Task) -> Result<Chosen> {
-    let unusable = |what: &str| {
-        let remedy = "Leave `basedOn` (`--base-backup`) out, or make a full backup";
-        Error::new(Code::BaseUnusable, format!("Nothing can rest on {}: {what}", backup.id), remedy)
-    };
+    let unusable = |what: &str| unusable(&backup, what);
     let json = manifest_beside(&backup.path).ok_or_else(|| unusable("its manifest is gone"))?;
     let mut manifest = Manifest::parse(&json, &backup.id)?;
     if manifest.project.as_ref() != Some(&project.id()) {
@@ -111,7 +108,7 @@ fn assert_same_readers(keys: &Keys, backup: &Backup, manifest: &Manifest) -> Res
     let is_the_same = match keys.passphrase()? {
         Some(passphrase) => {
             let file = fs::File::open(&backup.path).map_err(|cause| unreadable(&backup.path, cause))?;
-            manifest.recipients.is_empty() && SealedFile::open(file, &passphrase).is_ok()
+            manifest.recipients.is_empty() && opens(backup, file, &passphrase)?
         }
         None => manifest.recipients == keys.recipients()?,
     };
@@ -120,6 +117,22 @@ fn assert_same_readers(keys: &Keys, backup: &Backup, manifest: &Manifest) -> Res
     }
     let message = format!("{} is encrypted with another key than the new backup", backup.id);
     Err(Error::new(Code::KeyWrong, message, "Make a full backup, or give the key that it was made with"))
+}
+
+/// Whether that key opens the backup. What keeps it from being read is no other key.
+fn opens(backup: &Backup, archive: fs::File, key: &Keys) -> Result<bool> {
+    match SealedFile::open(archive, key) {
+        Ok(_) => Ok(true),
+        Err(Closed::Key(error)) if error.code == Code::KeyWrong => Ok(false),
+        Err(Closed::Key(error)) => Err(error),
+        Err(Closed::Damaged(what)) => Err(unusable(backup, &format!("its archive {what}"))),
+        Err(Closed::Io(cause)) => Err(unreadable(&backup.path, cause)),
+    }
+}
+
+fn unusable(backup: &Backup, what: &str) -> Error {
+    let remedy = "Leave `basedOn` (`--base-backup`) out, or make a full backup";
+    Error::new(Code::BaseUnusable, format!("Nothing can rest on {}: {what}", backup.id), remedy)
 }
 
 impl Chosen {
