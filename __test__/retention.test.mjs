@@ -1,12 +1,12 @@
 // What retention removes, keeps and says. Which backups are decided on is tested in src/retention.rs, over random histories.
 
-import { existsSync, readFileSync, readdirSync, renameSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync, realpathSync, renameSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
 import { expect, onTestFinished, test } from 'vitest';
 
-import { kg, run } from './support/processes.mjs';
+import { kg, kgPath, run } from './support/processes.mjs';
 import { makeProject } from './support/project.mjs';
 
 const DAY = 24 * 60 * 60 * 1000;
@@ -120,4 +120,16 @@ test('rules keep the newest of each period, by the API and by the command alike'
   await manager.prune();
   expect((await plain.listBackups()).map(({ id }) => id)).toEqual(decisions.filter(({ kept }) => kept).map(({ id }) => id));
   expect((await manager.prune()).decisions.every(({ kept }) => kept)).toBe(true);
+});
+
+test('prune reads each sidecar a few times, however many backups it removes', async () => {
+  const { root, backups, plain } = setUp();
+  const count = 24;
+  for (let days = 1; days <= count; days++) await aged(plain, days);
+  const trace = path.join(root, '../trace');
+  run('strace', ['-f', '-e', 'trace=openat', '-o', trace, kgPath, 'diag', 'prune', '--max-backups', '2', '--backup-dir', backups], { cwd: root });
+  expect(await plain.listBackups()).toHaveLength(2);
+  const opened = readFileSync(trace, 'utf8').match(/\.manifest\.json", O_RDONLY/g);
+  expect(opened.length).toBeLessThan(count * 6);
+  expect(realpathSync(path.join(backups, 'latest.tar.gz'))).toBe((await plain.listBackups())[0].path);
 });

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::{
     archive::manifest::BackupType,
     error::{Error, Result, Warning, WarningCode},
-    store::{Backup, Store, StoreLock, good},
+    store::{Backup, Removal, Store, StoreLock, good},
     task::Task,
     tolerated,
 };
@@ -256,7 +256,8 @@ pub fn prune(
     let mut warnings = store.sweep(&lock, task)?;
     let backups = store.list()?;
     let groups = by_project(store, backups.clone(), &mut warnings).into_iter();
-    let applied: Vec<PruneResult> = groups.map(|group| apply(store, &lock, group, policy, None)).collect();
+    let mut removal = store.removal(&lock, backups.clone());
+    let applied: Vec<PruneResult> = groups.map(|group| apply(store, &mut removal, group, policy, None)).collect();
     warnings.extend(tolerated::warnings(&[store.dir()]));
     Ok(PruneResult { warnings, ..together(applied, dry_run, &backups) })
 }
@@ -303,12 +304,18 @@ pub fn apply_after(
     listed: Vec<Backup>,
     made: &Backup,
 ) -> PruneResult {
-    let backups = listed.into_iter().filter(|backup| backup.project == made.project).collect();
-    apply(store, lock, backups, policy, Some(&made.id))
+    let backups = listed.iter().filter(|backup| backup.project == made.project).cloned().collect();
+    apply(store, &mut store.removal(lock, listed), backups, policy, Some(&made.id))
 }
 
 /// What cannot be removed is said in its decision; the others are removed all the same.
-fn apply(store: &Store, lock: &StoreLock, backups: Vec<Backup>, policy: &Policy, made: Option<&str>) -> PruneResult {
+fn apply(
+    store: &Store,
+    removal: &mut Removal<'_>,
+    backups: Vec<Backup>,
+    policy: &Policy,
+    made: Option<&str>,
+) -> PruneResult {
     let mut decisions = decide(&backups, policy, Timestamp::now(), made);
     // Oldest first, but none before one that rests on it.
     let places = places(&backups);
@@ -317,7 +324,7 @@ fn apply(store: &Store, lock: &StoreLock, backups: Vec<Backup>, policy: &Policy,
     order.sort_by(|a, b| b.cmp(a));
     for (_, place) in order {
         let decision = &mut decisions[place];
-        if let Err(error) = store.delete(lock, &decision.id, false) {
+        if let Err(error) = removal.delete(&decision.id, false) {
             decision.kept = store.get(&decision.id).is_ok();
             decision.error = Some(error);
         }

@@ -39,7 +39,7 @@ pub use self::{
     names::is_id,
     pins::Pin,
     sink::ArchiveFile,
-    write::NewBackup,
+    write::{NewBackup, Removal},
 };
 use crate::{
     archive::{

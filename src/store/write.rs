@@ -114,32 +114,12 @@ impl Store {
     /// pinned, none is removed.
     pub fn delete(&self, lock: &StoreLock, id: &str, cascade: bool) -> Result<Vec<String>> {
         self.get(id)?;
-        let dependants = dependants(&self.list()?, id);
-        if let (false, Some(first)) = (cascade, dependants.first()) {
-            let more =
-                if dependants.len() > 1 { format!(" and {} more rest", dependants.len() - 1) } else { " rests".into() };
-            return Err(Error::new(
-                Code::BackupNeeded,
-                format!("{first}{more} on {id} and could not be restored without it"),
-                "Delete those first, or all at once with `cascade` (`--cascade`)",
-            ));
-        }
-        // Whatever rests on another one goes before it, so that a kill leaves no broken chain.
-        let doomed: Vec<String> = dependants.into_iter().chain([id.to_string()]).collect();
-        doomed.iter().try_for_each(|id| self.assert_unpinned(id))?;
-        doomed.iter().try_for_each(|id| self.remove(lock, id))?;
-        Ok(doomed)
+        self.removal(lock, self.list()?).delete(id, cascade)
     }
 
-    /// Removes one backup: its archive first gets a temporary name, so that it is never listed without being whole.
-    pub fn remove(&self, _lock: &StoreLock, id: &str) -> Result<()> {
-        let backup = self.get(id)?;
-        let doomed = self.dir.join(format!("{PARTIAL_PREFIX}deleted-{id}"));
-        fs::rename(&backup.path, &doomed).map_err(|cause| Error::io("remove", &backup.path, cause))?;
-        durable::remove(&manifest_path(&backup.path))?;
-        durable::remove(&doomed)?;
-        durable::sync_dir(&self.dir)?;
-        self.update_latest()
+    /// To remove several; `listed` are all backups of the store, listed since it was locked.
+    pub fn removal<'a>(&'a self, lock: &'a StoreLock, listed: Vec<Backup>) -> Removal<'a> {
+        Removal { store: self, _lock: lock, listed }
     }
 
     /// Finishes or removes what killed runs left, and writes the manifest of whole archives that have none.
@@ -230,18 +210,62 @@ impl Store {
         })
     }
 
-    /// Points `latest.tar.gz` (or `latest` with another ending of archives) to the archive that `latest` means.
-    fn update_latest(&self) -> Result<()> {
-        let backups = self.list()?;
-        let newest = good::latest(&backups).and_then(|backup| backup.path.file_name()?.to_str());
+    /// Points `latest.tar.gz` (or `latest` with another ending of archives) to the archive that `latest` means among `backups`, which are all.
+    fn update_latest(&self, backups: &[Backup]) -> Result<()> {
+        let newest = good::latest(backups).and_then(|backup| backup.path.file_name()?.to_str());
         for ending in ENDINGS {
             let link = self.dir.join(format!("{LATEST}{ending}"));
             match newest {
-                Some(name) if names::ending(name) == Some(ending) => durable::relink(Path::new(name), &link)?,
+                Some(name) if names::ending(name) == Some(ending) => {
+                    if !fs::read_link(&link).is_ok_and(|target| target == Path::new(name)) {
+                        durable::relink(Path::new(name), &link)?;
+                    }
+                }
                 _ => durable::remove(&link)?,
             }
         }
         Ok(())
+    }
+}
+
+/// Removes backups. It keeps the list of all up to date, so that a run reads the store once.
+pub struct Removal<'a> {
+    store: &'a Store,
+    _lock: &'a StoreLock,
+    listed: Vec<Backup>,
+}
+
+impl Removal<'_> {
+    /// As [`Store::delete`].
+    pub fn delete(&mut self, id: &str, cascade: bool) -> Result<Vec<String>> {
+        let dependants = dependants(&self.listed, id);
+        if let (false, Some(first)) = (cascade, dependants.first()) {
+            let more =
+                if dependants.len() > 1 { format!(" and {} more rest", dependants.len() - 1) } else { " rests".into() };
+            return Err(Error::new(
+                Code::BackupNeeded,
+                format!("{first}{more} on {id} and could not be restored without it"),
+                "Delete those first, or all at once with `cascade` (`--cascade`)",
+            ));
+        }
+        // Whatever rests on another one goes before it, so that a kill leaves no broken chain.
+        let doomed: Vec<String> = dependants.into_iter().chain([id.to_string()]).collect();
+        doomed.iter().try_for_each(|id| self.store.assert_unpinned(id))?;
+        doomed.iter().try_for_each(|id| self.remove(id))?;
+        Ok(doomed)
+    }
+
+    /// Removes one backup: its archive first gets a temporary name, so that it is never listed without being whole.
+    fn remove(&mut self, id: &str) -> Result<()> {
+        let Store { dir, .. } = self.store;
+        let backup = self.store.get(id)?;
+        let doomed = dir.join(format!("{PARTIAL_PREFIX}deleted-{id}"));
+        fs::rename(&backup.path, &doomed).map_err(|cause| Error::io("remove", &backup.path, cause))?;
+        self.listed.retain(|listed| listed.id != id);
+        durable::remove(&manifest_path(&backup.path))?;
+        durable::remove(&doomed)?;
+        durable::sync_dir(dir)?;
+        self.store.update_latest(&self.listed)
     }
 }
 
@@ -284,7 +308,9 @@ impl NewBackup<'_> {
         }
         let mut backup = Backup::new(self.archive, manifest.clone())
             .ok_or_else(|| Error::new(crate::Code::Internal, "The manifest has no archive", "Please report this"))?;
-        backup.warnings.extend(self.store.update_latest().err().map(latest_warning));
+        backup
+            .warnings
+            .extend(self.store.list().and_then(|all| self.store.update_latest(&all)).err().map(latest_warning));
         let left = self.scratch.remove().err();
         backup.warnings.extend(left.map(|left| Warning::new(WarningCode::Store, left.to_string())));
         Ok((backup, manifest))
