@@ -1,9 +1,11 @@
 // Files that root writes in somebody's project, and directories that a restore made read-only.
 
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { withDatabase } from './support/project.mjs';
 import { isRoot, notOwnedBy, projectOf } from './support/users.mjs';
@@ -110,6 +112,26 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     expect(kept.every((line) => line.endsWith(' 0'))).toBe(true);
     expect(asUser(USER + 1, 'diag', 'backup', '--list', '--output', backups).status).toBe(0);
     expect(lstatSync(path.join(backups, '.kg-store.lock')).uid).toBe(USER + 1);
+  });
+
+  test('a restore does not replace a database that this user may not write while a process has it open', async () => {
+    for (const mode of [0o400, 0o000]) {
+      const { asOwner, executable, root, database, run } = projectOf(USER);
+      expect(asOwner('diag', 'backup')).toMatchObject(done);
+      const holder = spawn('sqlite3', [database], { stdio: ['pipe', 'pipe', 'inherit'] });
+      onTestFinished(() => holder.kill('SIGKILL'));
+      holder.stdin.write('BEGIN; SELECT count(*) FROM nodes; COMMIT;\n');
+      await once(holder.stdout, 'data');
+      chmodSync(database, mode);
+      const inode = lstatSync(database).ino;
+      const restore = (...more) => run(['setpriv', `--reuid=${USER}`, `--regid=${USER}`, '--clear-groups', executable, 'diag', 'restore', '--file', 'latest', '--db-only', '--yes', ...more], { TMPDIR: undefined });
+      const code = mode === 0 ? 'KG_PERMISSION_DENIED' : 'KG_DATABASE_IN_USE';
+      expect(restore()).toMatchObject({ status: mode === 0 ? 4 : 3, stderr: expect.stringContaining(code) });
+      expect([lstatSync(database).ino, lstatSync(path.join(root, '.kg')).uid]).toEqual([inode, USER]);
+      holder.stdin.end();
+      await once(holder, 'exit');
+      expect(restore('--force')).toMatchObject({ status: 0 });
+    }
   });
 
   test('what a killed run of root left keeps nobody from a backup', () => {

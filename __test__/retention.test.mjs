@@ -133,3 +133,13 @@ test('prune reads each sidecar a few times, however many backups it removes', as
   expect(opened.length).toBeLessThan(count * 6);
   expect(realpathSync(path.join(backups, 'latest.tar.gz'))).toBe((await plain.listBackups())[0].path);
 });
+
+test('prune makes no directory, and says that there is none', async () => {
+  const { root, backups, manager } = setUp({ maxBackups: 2 });
+  for (const more of [[], ['--dry-run']]) {
+    const pruned = await kg(['diag', 'prune', '--max-backups', '2', '--backup-dir', backups, ...more], { cwd: root });
+    expect(pruned).toMatchObject({ status: 0, stderr: expect.stringMatching(/does not exist: there was nothing to remove \[KG_WARN_STORE\]/) });
+  }
+  expect(await manager.prune()).toMatchObject({ decisions: [], bytesFreed: 0, warnings: [{ code: 'KG_WARN_STORE' }] });
+  expect(existsSync(backups)).toBe(false);
+});

@@ -242,6 +242,12 @@ pub fn prune(
             "Give `retentionDays`, `maxBackups` or `keep` (`--retention-days`, `--max-backups`, `--keep-daily` …)",
         ));
     }
+    // To make the directory, perhaps where a disk is not mounted, would hide that.
+    if !store.dir().exists() {
+        let message = format!("{} does not exist: there was nothing to remove", store.dir().display());
+        let warnings = vec![Warning::new(WarningCode::Store, message)];
+        return Ok(PruneResult { warnings, ..together([], dry_run, &[]) });
+    }
     if dry_run {
         let (backups, mut warnings) = store.foresee(task)?;
         let foresee = |backups: Vec<Backup>| {

@@ -45,6 +45,16 @@ fn exclusive((start, length): (u64, i64)) -> flock {
 /// Closing any descriptor of the file in this process ends it early.
 pub struct Claim(#[expect(dead_code, reason = "closing it is what ends the claim")] File);
 
+/// The process that has the database behind `file` open, which need not be writable; 0 where the system does not name it.
+pub fn holder_of_database(file: &File, path: &Path) -> Result<Option<i32>> {
+    match holder(file, LOCK_BYTES) {
+        Ok(held) => Ok(held.map(|held| held.process)),
+        // A file system without locks: nobody holds one.
+        Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(None),
+        Err(cause) => Err(Error::io("look for locks of", path, io::Error::from(cause))),
+    }
+}
+
 /// Claims the database behind `file`, which must be open for writing. `Err` in the result is a process that has it open;
 /// 0 where the system does not name it.
 pub fn claim(file: File, path: &Path) -> Result<std::result::Result<Claim, i32>> {

@@ -343,11 +343,21 @@ pub fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
         return Ok(None);
     }
     let path = place.path();
-    // Only a file that may be written can be locked; whoever may not write it could not have it open for writing here.
-    let Ok(file) = place.open(OFlag::O_RDWR, 0) else { return Ok(None) };
-    match in_use::claim(file, &path)? {
-        Ok(claim) => Ok(Some(claim)),
-        Err(process) => Err(Error::new(
+    let (claim, process) = match place.open(OFlag::O_RDWR, 0) {
+        Ok(file) => match in_use::claim(file, &path)? {
+            Ok(claim) => (Some(claim), None),
+            Err(process) => (None, Some(process)),
+        },
+        // Only a file that may be written can be locked. Who has it open can be seen in one that may be read: it may have been opened
+        // before its permissions were changed, or by another user.
+        Err(_) => match place.open(OFlag::O_RDONLY, 0) {
+            Ok(file) => (None, in_use::holder_of_database(&file, &path)?),
+            Err(_) => return Err(cannot_tell(&path)),
+        },
+    };
+    match process {
+        None => Ok(claim),
+        Some(process) => Err(Error::new(
             Code::DatabaseInUse,
             format!(
                 "{} cannot be replaced through SQLite, and is open in {}; what that process writes would be lost",
@@ -357,4 +367,15 @@ pub fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
             "Close it there or stop that process, then run it again; `force` (`--force`) replaces it all the same",
         )),
     }
+}
+
+fn cannot_tell(path: &Path) -> Error {
+    Error::new(
+        Code::PermissionDenied,
+        format!(
+            "{} may not be read by this user, so it cannot be told whether a process has it open; what that process writes would be lost",
+            path.display()
+        ),
+        "Run it as a user who may read the database. Where nothing has it open, `force` (`--force`) replaces it",
+    )
 }
