@@ -239,7 +239,7 @@ describe('settings that cannot be read', () => {
 describe('a setting that does not count', () => {
   test('is told with the nearest one that does, by backup, health and `kg config show`', async () => {
     const { root } = makeProject({ nodes: 5 });
-    const backup = { encrpyt: true, passphrasefile: 'k', shedule: '0 2 * * *', mine: {} };
+    const backup = { encrypt: false, encrpyt: true, passphrasefile: 'k', shedule: '0 2 * * *', mine: {} };
     writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ theme: 'dark', backup, backups: {} }));
     const said = ['backup.encrypt', 'backup.passphraseFile', 'backup.schedule', 'kg config show --all', 'backup'];
     const { warnings } = JSON.parse((await runKg(['diag', 'backup', '--json'], { cwd: root })).stdout);
@@ -250,6 +250,19 @@ describe('a setting that does not count', () => {
     expect((await runKg(['config', 'show'], { cwd: root })).stdout).toContain('did you mean `backup.encrypt`?');
     expect((await runKg(['config', 'set', 'backup.encrpyt', 'true'], { cwd: root })).stderr).toContain('Did you mean `backup.encrypt`');
     expect(warnings.some(({ message }) => message.includes('theme'))).toBe(false);
+  });
+
+  test('and may ask for encryption makes no backup, not even the first, unless a plain one is asked for', async () => {
+    const { root } = makeProject({ nodes: 5 });
+    const misspelt = [{ encrpyt: true }, { encryption: true }, { recpients: ['age1'] }, { passphrasefile: 'k' }];
+    for (const backup of misspelt) {
+      writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ backup }));
+      const { status, stderr } = await runKg(['diag', 'backup'], { cwd: root });
+      expect({ status, stderr }, JSON.stringify(backup)).toMatchObject({ status: 2, stderr: expect.stringMatching(/misspelt setting.*\[KG_KEY_INVALID\]/) });
+      await expect(createBackupManager({ projectRoot: root }).createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID' });
+    }
+    expect(existsSync(path.join(root, '.kg/backups')) && readdirSync(path.join(root, '.kg/backups')).some((name) => name.endsWith('.gz'))).toBe(false);
+    expect((await runKg(['diag', 'backup', '--no-encrypt'], { cwd: root })).status).toBe(0);
   });
 
   test('removes no backup and chooses no directory by its default', async () => {

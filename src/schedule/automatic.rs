@@ -94,7 +94,10 @@ pub fn encrypts(settings: &Settings, said: Said) -> Encrypts {
         (Ok(()), _) => match settings.bool("backup.encrypt") {
             Some(true) => Encrypts::Yes,
             Some(false) => Encrypts::TurnedOff,
-            None => Encrypts::Unasked,
+            None => match keys.into_iter().find(|key| settings.is_misspelt(key)) {
+                Some(key) => unclear(format!("A misspelt setting may be meant as `{key}`")),
+                None => Encrypts::Unasked,
+            },
         },
     }
 }

@@ -123,6 +123,11 @@ impl Settings {
         self.refused.contains(name)
     }
 
+    /// Whether a name that is no setting may be meant as that key.
+    pub fn is_misspelt(&self, name: &str) -> bool {
+        self.misspelt.contains(name)
+    }
+
     pub fn is_unreadable(&self) -> bool {
         self.unreadable.is_some()
     }
