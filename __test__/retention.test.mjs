@@ -1,6 +1,6 @@
 // What retention removes, keeps and says. Which backups are decided on is tested in src/retention.rs, over random histories.
 
-import { existsSync, readFileSync, readdirSync, realpathSync, renameSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, readFileSync, readdirSync, realpathSync, renameSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
@@ -142,4 +142,19 @@ test('prune makes no directory, and says that there is none', async () => {
   }
   expect(await manager.prune()).toMatchObject({ decisions: [], bytesFreed: 0, warnings: [{ code: 'KG_WARN_STORE' }] });
   expect(existsSync(backups)).toBe(false);
+});
+
+test('the link to the latest backup leads to what is left of two archives of one id', async () => {
+  const { backups, plain } = setUp();
+  const { id, path: archive } = await plain.createBackup();
+  const second = archive.replace(/\.tar\.gz$/, '.tar.zst');
+  const manifest = JSON.parse(readFileSync(`${archive}.manifest.json`, 'utf8'));
+  copyFileSync(archive, second);
+  writeFileSync(`${second}.manifest.json`, JSON.stringify({ ...manifest, archive: { ...manifest.archive, name: path.basename(second) } }));
+  expect(await plain.listBackups()).toHaveLength(2);
+  await plain.deleteBackup(id);
+  const [left, ...more] = await plain.listBackups();
+  expect(more).toEqual([]);
+  const links = readdirSync(backups).filter((name) => name.startsWith('latest'));
+  expect(links.map((name) => realpathSync(path.join(backups, name)))).toEqual([left.path]);
 });

@@ -248,7 +248,7 @@ impl Removal<'_> {
                 "Delete those first, or all at once with `cascade` (`--cascade`)",
             ));
         }
-        // Whatever rests on another one goes before it, so that a kill leaves no broken chain.
+        // Dependants are removed first, so that a kill leaves no broken chain.
         let doomed: Vec<String> = dependants.into_iter().chain([id.to_string()]).collect();
         doomed.iter().try_for_each(|id| self.store.assert_unpinned(id))?;
         doomed.iter().try_for_each(|id| self.remove(id))?;
@@ -261,7 +261,8 @@ impl Removal<'_> {
         let backup = self.store.get(id)?;
         let doomed = dir.join(format!("{PARTIAL_PREFIX}deleted-{id}"));
         fs::rename(&backup.path, &doomed).map_err(|cause| Error::io("remove", &backup.path, cause))?;
-        self.listed.retain(|listed| listed.id != id);
+        // By its path: the store may hold a second archive of that id.
+        self.listed.retain(|listed| listed.path != backup.path);
         durable::remove(&manifest_path(&backup.path))?;
         durable::remove(&doomed)?;
         durable::sync_dir(dir)?;
@@ -308,9 +309,8 @@ impl NewBackup<'_> {
         }
         let mut backup = Backup::new(self.archive, manifest.clone())
             .ok_or_else(|| Error::new(crate::Code::Internal, "The manifest has no archive", "Please report this"))?;
-        backup
-            .warnings
-            .extend(self.store.list().and_then(|all| self.store.update_latest(&all)).err().map(latest_warning));
+        let linked = self.store.list().and_then(|all| self.store.update_latest(&all));
+        backup.warnings.extend(linked.err().map(latest_warning));
         let left = self.scratch.remove().err();
         backup.warnings.extend(left.map(|left| Warning::new(WarningCode::Store, left.to_string())));
         Ok((backup, manifest))
