@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
-    sqlite::check::{Findings, NotChecked, Pragma, everything},
+    sqlite::check::{BrokenRows, Findings, NotChecked, Pragma, broken_rows, everything},
 };
 
 /// `integrity_check` stops after this many findings.
@@ -170,14 +170,12 @@ fn classify(line: &str, trees: &Trees) -> Finding {
         let table = table.split_once('.').map_or(table, |(_, table)| table);
         return Finding { code: Some(FullTextDamaged), table: Some(table.to_string()), ..Finding::default() };
     }
-    if let Some(name) = after("non-unique entry in index ") {
-        let table = trees.table_of.get(name).cloned();
-        return Finding { code: Some(Constraint), table, index: Some(name.to_string()), ..Finding::default() };
-    }
-    let of_table = [" value in ", "CHECK constraint failed in "].iter().find_map(|text| after(text));
-    if let Some(table) = of_table {
-        let table = table.split('.').next().unwrap_or(table).to_string();
-        return Finding { code: Some(Constraint), table: Some(table), ..Finding::default() };
+    match broken_rows(line) {
+        Some(BrokenRows::Index(name)) => return Finding { code: Some(Constraint), ..index(name, None) },
+        Some(BrokenRows::Table(name)) => {
+            return Finding { code: Some(Constraint), table: Some(name.to_string()), ..Finding::default() };
+        }
+        None => {}
     }
     // A page of two owners is damage of the whole: to build one of them again would free a page of the other.
     let table = number_after(line, "Tree ").and_then(|tree| trees.tables.get(&tree).cloned());

@@ -19,7 +19,9 @@ use rusqlite::{Connection, config::DbConfig};
 use serde::{Deserialize, Serialize};
 
 use self::answer::refusal;
-pub use self::answer::{Answer, is_damage, is_missing, is_page_damage, is_unread_schema, reason};
+pub use self::answer::{
+    Answer, BrokenRows, broken_rows, is_damage, is_missing, is_page_damage, is_unread_schema, reason,
+};
 use super::{forget_fulltext, fulltext, proof::accounting, quoted};
 use crate::{
     error::{Error, Result},
@@ -134,14 +136,14 @@ impl Findings {
 
     /// What a pragma said that stops after `most` lines.
     fn add_lines(&mut self, lines: Vec<String>, most: usize) {
-        let hides_the_rest = lines.len() >= most && lines.iter().all(|line| answer::is_about_rows(line));
+        let hides_the_rest = lines.len() >= most && lines.iter().all(|line| broken_rows(line).is_some());
         if hides_the_rest {
             let what = format!("what lies behind the first {most} rows that break what their table declares");
             let reason = "SQLite stops there".into();
             self.leave(NotChecked { table: String::new(), what, reason });
         }
         for line in lines.into_iter().filter(|line| line != "ok") {
-            if answer::is_about_rows(&line) {
+            if broken_rows(&line).is_some() {
                 add_new(&mut self.rows, vec![line]);
                 continue;
             }

@@ -57,14 +57,28 @@ pub fn is_unread_schema(message: &str) -> bool {
     message.contains(MALFORMED_SCHEMA) && !CONTRADICTIONS.iter().any(|contradiction| message.contains(contradiction))
 }
 
-/// Whether a line of a check is about values that a table should not have. Names come after these words, so none is taken
-/// for them.
-pub(super) fn is_about_rows(line: &str) -> bool {
-    let of_value = line.split_once(" value in ").is_some_and(|(kind, _)| {
+/// The rows that a line of a check is about: they break what their table declares.
+#[derive(Debug, PartialEq, Eq)]
+pub enum BrokenRows<'a> {
+    Table(&'a str),
+    /// A unique index has an entry twice.
+    Index(&'a str),
+}
+
+/// Returns `None` for a line about pages. Names of tables and indexes follow the words that are compared, so a name cannot be mistaken for
+/// them.
+pub fn broken_rows(line: &str) -> Option<BrokenRows<'_>> {
+    if let Some(index) = line.strip_prefix("non-unique entry in index ") {
+        return Some(BrokenRows::Index(index));
+    }
+    let of_value = || {
+        let (kind, column) = line.split_once(" value in ")?;
         let kind = kind.strip_prefix("non-").unwrap_or(kind);
-        !kind.is_empty() && kind.bytes().all(|letter| letter.is_ascii_uppercase())
-    });
-    of_value || line.starts_with("CHECK constraint failed in ") || line.starts_with("non-unique entry in index ")
+        let is_kind = !kind.is_empty() && kind.bytes().all(|letter| letter.is_ascii_uppercase());
+        is_kind.then_some(column)
+    };
+    let table = line.strip_prefix("CHECK constraint failed in ").or_else(of_value)?;
+    Some(BrokenRows::Table(table.split('.').next().unwrap_or(table)))
 }
 
 /// Whether SQLite says that it lacks something that the schema uses.
