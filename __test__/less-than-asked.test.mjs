@@ -417,9 +417,9 @@ describe('patterns of `--exclude` and `--path`', () => {
   });
 
   test('an absolute path of the project is the same part of another directory', async () => {
-    const { root, base, diag } = { base: temporaryDirectory(), ...small() };
+    const { root, diag } = small();
     await diag('backup');
-    const target = path.join(base, 'elsewhere');
+    const target = path.join(temporaryDirectory(), 'elsewhere');
     const restored = await diag('restore', '--file', 'latest', '--path', path.join(root, '.kg/plugins/glossary'), '--target', target, '--json');
     expect([restored.status, json(restored).filesRestored, json(restored).warnings]).toEqual([0, 1, []]);
     expect(existsSync(path.join(target, '.kg/plugins/glossary/terms.json'))).toBe(true);

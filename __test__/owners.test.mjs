@@ -116,7 +116,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
 
   test('a restore does not replace a database that this user may not write while a process has it open', async () => {
     for (const mode of [0o400, 0o000]) {
-      const { asOwner, executable, root, database, run } = projectOf(USER);
+      const { asOwner, root, database } = projectOf(USER);
       expect(asOwner('diag', 'backup')).toMatchObject(done);
       const holder = spawn('sqlite3', [database], { stdio: ['pipe', 'pipe', 'inherit'] });
       onTestFinished(() => holder.kill('SIGKILL'));
@@ -124,7 +124,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
       await once(holder.stdout, 'data');
       chmodSync(database, mode);
       const inode = lstatSync(database).ino;
-      const restore = (...more) => run(['setpriv', `--reuid=${USER}`, `--regid=${USER}`, '--clear-groups', executable, 'diag', 'restore', '--file', 'latest', '--db-only', '--yes', ...more], { TMPDIR: undefined });
+      const restore = (...more) => asOwner('diag', 'restore', '--file', 'latest', '--db-only', '--yes', ...more);
       const code = mode === 0 ? 'KG_PERMISSION_DENIED' : 'KG_DATABASE_IN_USE';
       expect(restore()).toMatchObject({ status: mode === 0 ? 4 : 3, stderr: expect.stringContaining(code) });
       expect([lstatSync(database).ino, lstatSync(path.join(root, '.kg')).uid]).toEqual([inode, USER]);

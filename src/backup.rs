@@ -20,7 +20,7 @@ use crate::{
         write::{ArchiveWriter, Totals, checksums},
     },
     base::{self, Chosen, own_among, own_backups},
-    error::{Code, Error, Result, Warning, WarningCode},
+    error::{Code, Error, Result, Warning, WarningCode, first_and_more},
     project::{
         Component, Project,
         discover::{Scope, Selection},
@@ -342,12 +342,11 @@ fn assert_complete(warnings: &[Warning], was_emptied: bool) -> Result<()> {
         WarningCode::DatabaseEmpty => was_emptied,
         code => code.means_incomplete(),
     };
-    let lacking: Vec<&Warning> = warnings.iter().filter(is_less).collect();
-    let Some(first) = lacking.first() else { return Ok(()) };
-    let more = if lacking.len() > 1 { format!(", and {} more", lacking.len() - 1) } else { String::new() };
+    let lacking = warnings.iter().filter(is_less).map(|warning| &warning.message);
+    let Some(lacking) = first_and_more(lacking) else { return Ok(()) };
     Err(Error::new(
         Code::Incomplete,
-        format!("The backup would not hold the project as it is: {}{more}", first.message),
+        format!("The backup would not hold the project as it is: {lacking}"),
         "No backup was made; mend that, leave it out with `excludePatterns`, or back up without `strict`",
     ))
 }

@@ -119,7 +119,7 @@ fn assert_same_readers(keys: &Keys, backup: &Backup, manifest: &Manifest) -> Res
     Err(Error::new(Code::KeyWrong, message, "Make a full backup, or give the key that it was made with"))
 }
 
-/// Whether that key opens the backup. What keeps it from being read is no other key.
+/// Returns whether `key` opens the backup. A damaged or unreadable archive is an error, not a wrong key.
 fn opens(backup: &Backup, archive: fs::File, key: &Keys) -> Result<bool> {
     match SealedFile::open(archive, key) {
         Ok(_) => Ok(true),
@@ -132,7 +132,7 @@ fn opens(backup: &Backup, archive: fs::File, key: &Keys) -> Result<bool> {
 
 fn unusable(backup: &Backup, what: &str) -> Error {
     let remedy = "Leave `basedOn` (`--base-backup`) out, or make a full backup";
-    Error::new(Code::BaseUnusable, format!("Nothing can rest on {}: {what}", backup.id), remedy)
+    Error::new(Code::BaseUnusable, format!("No backup can be based on {}: {what}", backup.id), remedy)
 }
 
 impl Chosen {

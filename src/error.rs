@@ -200,6 +200,10 @@ impl Error {
     /// A failed SQLite call on the database at `path`; `action` completes "Could not …".
     pub fn sqlite(action: &str, path: &Path, cause: rusqlite::Error) -> Self {
         use rusqlite::{ErrorCode::*, ffi};
+        let refused_to_sync = matches!(
+            cause.sqlite_error().map(|error| error.extended_code),
+            Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC)
+        );
         let (code, remedy) = match cause.sqlite_error_code() {
             Some(DatabaseBusy | DatabaseLocked) => return Error::busy(action, path, cause),
             Some(DatabaseCorrupt | NotADatabase) => {
@@ -207,21 +211,19 @@ impl Error {
             }
             Some(DiskFull) => (Code::NoSpace, "Free some space on that disk and run it again"),
             Some(OperationInterrupted) => return Error::aborted(),
+            Some(SystemIoFailure) if refused_to_sync => (
+                Code::DatabaseUnreadable,
+                "SQLite changes no database whose file it cannot sync: check the disk and the system's log. If the file \
+                 system has no `fsync`, restore to a directory of another one with `--target`",
+            ),
             Some(SystemIoFailure) => {
                 (Code::DatabaseUnreadable, "Check the disk and the system's log, then run it again")
             }
             _ => (Code::DatabaseUnreadable, "Check that this user may read the file and write its directory"),
         };
-        let refused_to_sync = matches!(
-            cause.sqlite_error().map(|error| error.extended_code),
-            Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC)
-        );
-        let (what, remedy) = if refused_to_sync {
-            let remedy = "SQLite changes no database whose file it cannot sync: check the disk and the system's log. If the file \
-                          system has no `fsync`, restore to a directory of another one with `--target`";
-            (format!("the file system refused to sync it ({cause})"), remedy)
-        } else {
-            (cause.to_string(), remedy)
+        let what = match refused_to_sync {
+            true => format!("the file system refused to sync it ({cause})"),
+            false => cause.to_string(),
         };
         Error::new(code, format!("Could not {action} {}: {what}", path.display()), remedy).with_cause(cause)
     }
@@ -234,6 +236,16 @@ pub(crate) fn plain(error: &io::Error) -> String {
         Some(at) => text[..at].to_string(),
         None => text,
     }
+}
+
+/// The first of several texts, and how many more there are; `None` if there is none.
+pub(crate) fn first_and_more<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Option<String> {
+    let mut texts = texts.into_iter();
+    let first = texts.next()?.as_ref().to_string();
+    Some(match texts.count() {
+        0 => first,
+        more => format!("{first}, and {more} more"),
+    })
 }
 
 /// What did not stop an operation but belongs before a person's eyes; part of the operation's result.

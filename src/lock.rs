@@ -42,7 +42,7 @@ pub fn host_name() -> String {
 }
 
 /// What NFS without its lock service, and some FUSE file systems, answer.
-fn is_without_locks(cause: &io::Error) -> bool {
+pub fn is_without_locks(cause: &io::Error) -> bool {
     matches!(cause.raw_os_error(), Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL))
 }
 

@@ -11,7 +11,7 @@ use std::{
     fs::{self, Metadata},
     os::unix::fs::{MetadataExt, lchown},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use crate::{
@@ -36,7 +36,7 @@ pub fn share(store: &Path, state: &Path) -> Option<Shared> {
     Some(shared)
 }
 
-fn shares() -> std::sync::MutexGuard<'static, Vec<(PathBuf, u32)>> {
+fn shares() -> MutexGuard<'static, Vec<(PathBuf, u32)>> {
     SHARED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

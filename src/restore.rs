@@ -120,6 +120,7 @@ fn restore_through(
 ) -> Result<RestoreResult> {
     let began = Instant::now();
     let target = paths::absolute(&options.target).map_err(|cause| Error::io("resolve", &options.target, cause))?;
+    // An absolute path of the project names the same part at any target.
     let home = store.home().map(|home| home.root());
     let of_home = |path: &String| home.map_or_else(|| path.clone(), |home| pattern::relative(home, path));
     let paths: Option<Vec<String>> = options.paths.as_ref().map(|paths| paths.iter().map(of_home).collect());

@@ -59,12 +59,12 @@ fn error(text: &str, given: &[String]) -> Error {
 
 /// The words of the command that these arguments begin with.
 fn command_of(given: &[String]) -> Vec<&str> {
-    let mut command = Kg::command();
-    let mut words = vec!["kg"];
+    let kg = Kg::command();
+    let (mut command, mut words) = (&kg, vec!["kg"]);
     for word in given {
         let Some(inner) = command.find_subcommand(word) else { break };
         words.push(word);
-        command = inner.clone();
+        command = inner;
     }
     words
 }

@@ -86,10 +86,10 @@ fn configuration(project: &Project) -> Vec<Issue> {
             continue;
         }
         match parse(&entry.path()) {
-            Ok(value) if name == CONFIG_FILE => issues.extend(settings(&value, &path, &entry.path())),
+            Ok(value) if is_config => issues.extend(settings(&value, &path, &entry.path())),
             Ok(_) => {}
             Err(why) => {
-                let severity = if name == CONFIG_FILE { Severity::Error } else { Severity::Warning };
+                let severity = if is_config { Severity::Error } else { Severity::Warning };
                 let remedy = "Correct it, or restore it with `kg diag restore --file latest --config-only`";
                 let message = format!("{path} is not JSON: {why}");
                 let issue = Issue::new(IssueCode::ConfigInvalid, Part::Files, message, remedy);

@@ -15,7 +15,10 @@ use nix::{
 };
 
 use super::files::LOCK_BYTE;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    lock::is_without_locks,
+};
 
 /// The pending byte, the reserved byte and 510 shared bytes.
 pub(super) const LOCK_BYTES: (u64, i64) = (LOCK_BYTE, 512);
@@ -49,8 +52,7 @@ pub struct Claim(#[expect(dead_code, reason = "closing it is what ends the claim
 pub fn holder_of_database(file: &File, path: &Path) -> Result<Option<i32>> {
     match holder(file, LOCK_BYTES) {
         Ok(held) => Ok(held.map(|held| held.process)),
-        // A file system without locks: nobody holds one.
-        Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(None),
+        Err(cause) if is_without_locks(&cause.into()) => Ok(None),
         Err(cause) => Err(Error::io("look for locks of", path, io::Error::from(cause))),
     }
 }
@@ -60,8 +62,8 @@ pub fn holder_of_database(file: &File, path: &Path) -> Result<Option<i32>> {
 pub fn claim(file: File, path: &Path) -> Result<std::result::Result<Claim, i32>> {
     let failed = |cause: Errno| Error::io("lock", path, io::Error::from(cause));
     match fcntl(&file, FcntlArg::F_SETLK(&exclusive(LOCK_BYTES))) {
-        // A file system without locks: nobody holds one.
-        Ok(_) | Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(Ok(Claim(file))),
+        Ok(_) => Ok(Ok(Claim(file))),
+        Err(cause) if is_without_locks(&cause.into()) => Ok(Ok(Claim(file))),
         Err(Errno::EAGAIN | Errno::EACCES) => {
             Ok(Err(holder(&file, LOCK_BYTES).map_err(failed)?.map_or(0, |held| held.process)))
         }

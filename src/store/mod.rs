@@ -47,7 +47,7 @@ use crate::{
         manifest::{Contents, Manifest, Stats},
     },
     durable,
-    error::{Code, Error, Result, Warning, WarningCode},
+    error::{Code, Error, Result, Warning, WarningCode, first_and_more},
     ownership,
     paths::{self, resolve},
     project::{BACKUPS_DIR, Project, STATE_DIR},
@@ -329,12 +329,8 @@ impl Store {
 
 /// What a backup with these warnings lacks; `None` if they do not name anything.
 pub fn lacks(warnings: &[Warning]) -> Option<String> {
-    let mut lacking = warnings.iter().filter(|warning| warning.code.means_incomplete());
-    let first = lacking.next()?.message.clone();
-    match lacking.count() {
-        0 => Some(first),
-        more => Some(format!("{first}, and {more} more")),
-    }
+    let lacking = warnings.iter().filter(|warning| warning.code.means_incomplete());
+    first_and_more(lacking.map(|warning| &warning.message))
 }
 
 /// A plain archive would follow encrypted ones, and the caller did not ask for that.

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    io,
     path::Path,
     time::Duration,
 };
@@ -343,33 +344,37 @@ pub fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
         return Ok(None);
     }
     let path = place.path();
-    let (claim, process) = match place.open(OFlag::O_RDWR, 0) {
+    let process = match place.open(OFlag::O_RDWR, 0) {
         Ok(file) => match in_use::claim(file, &path)? {
-            Ok(claim) => (Some(claim), None),
-            Err(process) => (None, Some(process)),
+            Ok(claim) => return Ok(Some(claim)),
+            Err(process) => process,
         },
-        // Only a file that may be written can be locked. Who has it open can be seen in one that may be read: it may have been opened
-        // before its permissions were changed, or by another user.
-        Err(_) => match place.open(OFlag::O_RDONLY, 0) {
-            Ok(file) => (None, in_use::holder_of_database(&file, &path)?),
-            Err(_) => return Err(cannot_tell(&path)),
-        },
+        // Only a writable file can be locked, but a readable one shows the locks of others. A process may have opened it
+        // before its permissions changed, or run as another user.
+        Err(_) => {
+            let file = place.open(OFlag::O_RDONLY, 0).map_err(|cause| cannot_tell(&path, cause))?;
+            match in_use::holder_of_database(&file, &path)? {
+                Some(process) => process,
+                None => return Ok(None),
+            }
+        }
     };
-    match process {
-        None => Ok(claim),
-        Some(process) => Err(Error::new(
-            Code::DatabaseInUse,
-            format!(
-                "{} cannot be replaced through SQLite, and is open in {}; what that process writes would be lost",
-                path.display(),
-                holders::name(process)
-            ),
-            "Close it there or stop that process, then run it again; `force` (`--force`) replaces it all the same",
-        )),
-    }
+    Err(Error::new(
+        Code::DatabaseInUse,
+        format!(
+            "{} cannot be replaced through SQLite, and is open in {}; what that process writes would be lost",
+            path.display(),
+            holders::name(process)
+        ),
+        "Close it there or stop that process, then run it again; `force` (`--force`) replaces it all the same",
+    ))
 }
 
-fn cannot_tell(path: &Path) -> Error {
+/// Only a refusal is told as one: any other failure to open the file keeps its own message.
+fn cannot_tell(path: &Path, cause: io::Error) -> Error {
+    if cause.kind() != io::ErrorKind::PermissionDenied {
+        return Error::io("open", path, cause);
+    }
     Error::new(
         Code::PermissionDenied,
         format!(
@@ -378,4 +383,5 @@ fn cannot_tell(path: &Path) -> Error {
         ),
         "Run it as a user who may read the database. Where nothing has it open, `force` (`--force`) replaces it",
     )
+    .with_cause(cause)
 }

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     archive::manifest::{EntryKind, FileRecord, Owner, Stored},
-    error::{Error, Result, Warning, WarningCode},
+    error::{Error, Result, Warning, WarningCode, first_and_more},
     integrity::rows,
     project::{
         Component, Project,
@@ -221,13 +221,9 @@ impl Saving<'_> {
 
     /// Adds what was found in one database.
     fn found(&mut self, path: &str, found: Findings, depth: Depth) {
-        if let Some(first) = found.rows.first() {
-            let more = match found.rows.len() - 1 {
-                0 => String::new(),
-                more => format!(", and {more} more"),
-            };
+        if let Some(rows) = first_and_more(&found.rows) {
             let message = format!(
-                "Rows of {path} break what their table declares ({first}{more}); the backup holds them as they are, and \
+                "Rows of {path} break what their table declares ({rows}); the backup holds them as they are, and \
                  `kg diag integrity` names them"
             );
             self.saved.warnings.push(Warning::about(WarningCode::Constraint, path, message));
@@ -236,10 +232,8 @@ impl Saving<'_> {
         let Integrity { messages, not_checked, full_text, .. } = found;
         let integrity = &mut self.saved.integrity;
         integrity.full_text &= full_text;
-        if let Some(first) = not_checked.first() {
-            let more =
-                if not_checked.len() > 1 { format!(", and {} more", not_checked.len() - 1) } else { String::new() };
-            let message = format!("{path} was not checked as a whole: {first}{more}; the backup holds all of it");
+        if let Some(left) = first_and_more(&not_checked) {
+            let message = format!("{path} was not checked as a whole: {left}; the backup holds all of it");
             self.saved.warnings.push(Warning::about(WarningCode::NotChecked, path, message));
             if integrity.status == IntegrityStatus::Ok {
                 integrity.status = IntegrityStatus::Partial;
