@@ -69,6 +69,14 @@ const WAYS = {
     linkSync(database, other);
     return startHost(other);
   },
+  'that has another hard link open, beside one that has this name open': async ({ database }) => {
+    const sound = await startHost(database);
+    await sound.tell('SELECT count(*) FROM nodes');
+    const other = path.join(temporaryDirectory(), 'other.db');
+    linkSync(database, other);
+    const host = await startHost(other);
+    return { ...host, kill: () => Promise.all([sound.kill(), host.kill()]) };
+  },
   'over whose database another file was renamed': async ({ database }) => {
     const host = await startHost(database);
     await host.tell(ADD('before'));

@@ -4,7 +4,7 @@
 //! only processes that the container can see.
 
 use std::{
-    fs,
+    fs::{self, Metadata},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
@@ -14,15 +14,12 @@ const NAMED: usize = 3;
 
 /// Who keeps a lock on the database at `path` or on the index of its WAL, as a message names them.
 pub fn of(path: &Path) -> String {
-    let table = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let own = std::process::id() as i32;
     let mut found: Vec<i32> = Vec::new();
     for file in [path.to_path_buf(), shared_memory(path)] {
         let Ok(stat) = fs::metadata(&file) else { continue };
-        let locks = table.lines().filter_map(parse).filter(|lock| lock.inode == stat.ino());
-        for lock in locks.filter(|lock| lock.process != own && !found.contains(&lock.process)).collect::<Vec<_>>() {
-            // Some file systems show another device to `stat` than to the table.
-            if lock.device == device(stat.dev()) || has_open(lock.process, &file) {
+        for lock in locks(&stat) {
+            let is_it = || lock.is_on(&stat) || has_open(lock.process, &file);
+            if !found.contains(&lock.process) && is_it() {
                 found.push(lock.process);
             }
         }
@@ -46,20 +43,54 @@ pub fn name(process: i32) -> String {
     }
 }
 
-struct Lock {
-    process: i32,
+/// A lock on a range of a file that another process holds.
+pub struct Lock {
+    /// Not above 0 if the system does not name it.
+    pub process: i32,
+    pub is_shared: bool,
     device: (u64, u64),
     inode: u64,
+    /// The first and the last byte.
+    bytes: (u64, u64),
+}
+
+impl Lock {
+    /// Whether it is a lock on that file and on no other of the same inode number. Some file systems show another device to
+    /// `stat` than to the table of locks: `false` does not prove that it is not.
+    pub fn is_on(&self, file: &Metadata) -> bool {
+        self.device == device(file.dev()) && self.inode == file.ino()
+    }
+
+    /// Whether it covers a byte of the range of that start and length.
+    pub fn meets(&self, start: u64, length: u64) -> bool {
+        let (first, last) = self.bytes;
+        first < start.saturating_add(length) && start <= last
+    }
+}
+
+/// The locks of other processes on files of this inode number.
+pub fn locks(file: &Metadata) -> Vec<Lock> {
+    let table = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let own = std::process::id() as i32;
+    let locks = table.lines().filter_map(parse);
+    locks.filter(|lock| lock.inode == file.ino() && lock.process != own).collect()
 }
 
 /// `1: POSIX  ADVISORY  WRITE 3568 fd:00:2531452 1073741824 1073742335`. One that waits has `->` after its number.
 fn parse(line: &str) -> Option<Lock> {
     let fields: Vec<&str> = line.split_whitespace().collect();
-    let [_, "POSIX" | "OFDLCK", _, _, process, file, ..] = fields.as_slice() else { return None };
+    let [_, "POSIX" | "OFDLCK", _, kind, process, file, first, last] = fields.as_slice() else { return None };
     let mut parts = file.split(':');
     let mut hexadecimal = || u64::from_str_radix(parts.next()?, 16).ok();
     let device = (hexadecimal()?, hexadecimal()?);
-    Some(Lock { process: process.parse().ok()?, device, inode: parts.next()?.parse().ok()? })
+    let last = if *last == "EOF" { u64::MAX } else { last.parse().ok()? };
+    Some(Lock {
+        process: process.parse().ok()?,
+        is_shared: *kind == "READ",
+        device,
+        inode: parts.next()?.parse().ok()?,
+        bytes: (first.parse().ok()?, last),
+    })
 }
 
 #[allow(clippy::unnecessary_cast, reason = "these numbers are smaller on other systems")]

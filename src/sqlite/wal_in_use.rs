@@ -140,33 +140,40 @@ pub fn is_index_in_use(name: &Path) -> bool {
 /// Both kinds of evidence, because one may be of a connection that is just opening.
 fn look(databases: &[&Path], numbers: impl Iterator<Item = usize>) -> Vec<(usize, Elsewhere)> {
     let numbered: Vec<(usize, &Path)> = numbers.filter_map(|number| Some((number, *databases.get(number)?))).collect();
-    let by_locks = numbered.iter().filter_map(|(number, database)| Some((*number, by_locks(database)?)));
+    let by_locks = numbered.iter().flat_map(|(number, database)| {
+        by_locks(database).into_iter().map(|found| (*number, found)).collect::<Vec<_>>()
+    });
     by_locks.chain(by_open_files(&numbered)).collect()
 }
 
-/// What the locks on the files at the path tell.
-fn by_locks(database: &Path) -> Option<Elsewhere> {
-    let main = open_if_there(database)?;
-    let index = open_if_there(&companion(database, COMPANIONS[1]))?;
+/// What the locks on the files at the path tell: of each process, because those that are in order say nothing of the others.
+fn by_locks(database: &Path) -> Vec<Elsewhere> {
+    let (Some(main), Some(index)) = (open_if_there(database), open_if_there(&companion(database, COMPANIONS[1])))
+    else {
+        return Vec::new();
+    };
     let is_wal = main.as_ref().and_then(|main| Header::read_at(main, 0)).is_some_and(|header| header.is_wal);
-    let shared = main.as_ref().and_then(|main| holder(main, SHARED));
-    let indexed = index.as_ref().and_then(|index| holder(index, DEAD_MAN_SWITCH));
-    if let Some(user) = shared.filter(|user| is_wal && user.is_shared) {
-        let uses_index = match open_files(user.process) {
-            Some(open) => index.as_ref().is_some_and(|index| identity(index).is_some_and(|of| open.contains(&of))),
-            None => indexed.is_some(),
+    let indexed = index.as_ref().map_or_else(Vec::new, |index| holders(index, DEAD_MAN_SWITCH));
+    let mut found = Vec::new();
+    for user in main.as_ref().filter(|_| is_wal).map_or_else(Vec::new, |main| holders(main, SHARED)) {
+        let uses_index = || match open_files(user.process) {
+            Some(open) => index.as_ref().and_then(identity).is_some_and(|of| open.contains(&of)),
+            None => !indexed.is_empty(),
         };
-        if !uses_index {
-            return Some(Elsewhere { process: user.process, how: How::OtherWal });
+        if user.is_shared && !uses_index() {
+            found.push(Elsewhere { process: user.process, how: How::OtherWal });
         }
     }
-    let (index, user) = (index?, indexed?);
-    let how = match open_files(user.process) {
-        Some(open) if !main.as_ref().and_then(identity).is_some_and(|of| open.contains(&of)) => How::Replaced,
-        _ if is_of_another_wal(&index, &companion(database, COMPANIONS[0])) => How::WalGone,
-        _ => return None,
-    };
-    Some(Elsewhere { process: user.process, how })
+    let Some(index) = index else { return found };
+    for user in indexed {
+        let has_main = |open: HashSet<Identity>| main.as_ref().and_then(identity).is_some_and(|of| open.contains(&of));
+        if open_files(user.process).is_some_and(|open| !has_main(open)) {
+            found.push(Elsewhere { process: user.process, how: How::Replaced });
+        } else if is_of_another_wal(&index, &companion(database, COMPANIONS[0])) {
+            found.push(Elsewhere { process: user.process, how: How::WalGone });
+        }
+    }
+    found
 }
 
 /// `None` if it is there and cannot be opened: then nothing can be told.
@@ -181,6 +188,20 @@ fn open_if_there(path: &Path) -> Option<Option<File>> {
 /// The first lock of another process in that range. A file system without locks has none.
 fn holder(file: &File, range: (u64, i64)) -> Option<Held> {
     in_use::holder(file, range).ok().flatten()
+}
+
+/// The locks of other processes in that range: the first, and those that the table of locks has beside it.
+fn holders(file: &File, range: (u64, i64)) -> Vec<Held> {
+    let mut found = Vec::from_iter(holder(file, range));
+    let Ok(of) = file.metadata() else { return found };
+    for lock in holders::locks(&of) {
+        let is_it = || lock.is_on(&of) || open_files(lock.process).is_some_and(|open| open.contains(&identity_of(&of)));
+        let is_new = found.iter().all(|known| known.process != lock.process);
+        if is_new && lock.process > 0 && lock.meets(range.0, range.1.unsigned_abs()) && is_it() {
+            found.push(Held { process: lock.process, is_shared: lock.is_shared });
+        }
+    }
+    found
 }
 
 type Identity = (u64, u64);
