@@ -17,7 +17,7 @@ pub fn of(path: &Path) -> String {
     let mut found: Vec<i32> = Vec::new();
     for file in [path.to_path_buf(), shared_memory(path)] {
         let Ok(stat) = fs::metadata(&file) else { continue };
-        for lock in locks(&stat) {
+        for lock in locks(&stat, &[]) {
             let is_it = || lock.is_on(&stat) || has_open(lock.process, &file);
             if !found.contains(&lock.process) && is_it() {
                 found.push(lock.process);
@@ -68,11 +68,20 @@ impl Lock {
     }
 }
 
-/// The locks of other processes on files of this inode number.
-pub fn locks(file: &Metadata) -> Vec<Lock> {
-    let table = fs::read_to_string("/proc/locks").unwrap_or_default();
+/// The locks of other processes on files of this inode number, one of them perhaps several times. Those of the processes
+/// `known` are all there. Of the others one may be missing while locks change: the kernel shows a long table in parts.
+pub fn locks(file: &Metadata, known: &[i32]) -> Vec<Lock> {
     let own = std::process::id() as i32;
-    let locks = table.lines().filter_map(parse);
+    let table = || fs::read_to_string("/proc/locks").unwrap_or_default();
+    let mut texts = vec![table(), table()];
+    texts.extend(
+        known
+            .iter()
+            .flat_map(|process| fs::read_dir(format!("/proc/{process}/fdinfo")))
+            .flat_map(|all| all.flatten().filter_map(|descriptor| fs::read_to_string(descriptor.path()).ok())),
+    );
+    let lines = texts.iter().flat_map(|text| text.lines());
+    let locks = lines.filter_map(|line| parse(line.strip_prefix("lock:").unwrap_or(line)));
     locks.filter(|lock| lock.inode == file.ino() && lock.process != own).collect()
 }
 

@@ -117,14 +117,15 @@ pub fn find(database: &Path) -> Option<Elsewhere> {
 
 /// The databases of these whose users commit to somewhere else, by their numbers.
 pub fn find_all(databases: &[&Path]) -> Vec<(usize, Elsewhere)> {
-    let mut suspected = look(databases, 0..databases.len());
+    let mut suspected = look(databases, 0..databases.len(), &[]);
     for _ in 1..LOOKS {
         if suspected.is_empty() {
             break;
         }
         thread::sleep(PAUSE);
         let numbers: BTreeSet<usize> = suspected.iter().map(|(number, _)| *number).collect();
-        let again = look(databases, numbers.into_iter());
+        let processes: Vec<i32> = suspected.iter().map(|(_, found)| found.process).collect();
+        let again = look(databases, numbers.into_iter(), &processes);
         suspected.retain(|seen| again.contains(seen));
     }
     suspected.sort_by_key(|(number, found)| (*number, found.process));
@@ -138,26 +139,37 @@ pub fn is_index_in_use(name: &Path) -> bool {
 }
 
 /// Both kinds of evidence, because one may be of a connection that is just opening.
-fn look(databases: &[&Path], numbers: impl Iterator<Item = usize>) -> Vec<(usize, Elsewhere)> {
+fn look(databases: &[&Path], numbers: impl Iterator<Item = usize>, suspected: &[i32]) -> Vec<(usize, Elsewhere)> {
     let numbered: Vec<(usize, &Path)> = numbers.filter_map(|number| Some((number, *databases.get(number)?))).collect();
     let by_locks = numbered.iter().flat_map(|(number, database)| {
-        by_locks(database).into_iter().map(|found| (*number, found)).collect::<Vec<_>>()
+        by_locks(database, suspected).into_iter().map(|found| (*number, found)).collect::<Vec<_>>()
     });
     by_locks.chain(by_open_files(&numbered)).collect()
 }
 
 /// What the locks on the files at the path tell: of each process, because those that are in order say nothing of the others.
-fn by_locks(database: &Path) -> Vec<Elsewhere> {
-    let (Some(main), Some(index)) = (open_if_there(database), open_if_there(&companion(database, COMPANIONS[1])))
-    else {
-        return Vec::new();
-    };
-    let is_wal = main.as_ref().and_then(|main| Header::read_at(main, 0)).is_some_and(|header| header.is_wal);
-    let indexed = index.as_ref().map_or_else(Vec::new, |index| holders(index, DEAD_MAN_SWITCH));
+fn by_locks(database: &Path, suspected: &[i32]) -> Vec<Elsewhere> {
+    let at_index = companion(database, COMPANIONS[1]);
+    let (Some(main), Some(index)) = (open_if_there(database), open_if_there(&at_index)) else { return Vec::new() };
+    let found = judge_locks(database, main.as_ref(), index.as_ref(), suspected);
+    // Processes that close a database and open it again delete the index and make a new one meanwhile.
+    if is_still_at(database, main.as_ref()) && is_still_at(&at_index, index.as_ref()) { found } else { Vec::new() }
+}
+
+fn is_still_at(path: &Path, file: Option<&File>) -> bool {
+    let identity = |found: Metadata| (found.dev(), found.ino());
+    let now = fs::metadata(path).ok().map(identity);
+    now == file.and_then(|file| file.metadata().ok()).map(identity)
+}
+
+fn judge_locks(database: &Path, main: Option<&File>, index: Option<&File>, suspected: &[i32]) -> Vec<Elsewhere> {
+    let is_wal = main.and_then(|main| Header::read_at(main, 0)).is_some_and(|header| header.is_wal);
+    let indexed = index.map_or_else(Vec::new, |index| holders(index, DEAD_MAN_SWITCH, suspected));
     let mut found = Vec::new();
-    for user in main.as_ref().filter(|_| is_wal).map_or_else(Vec::new, |main| holders(main, SHARED)) {
+    for user in main.filter(|_| is_wal).map_or_else(Vec::new, |main| holders(main, SHARED, suspected)) {
         let uses_index = || match open_files(user.process) {
-            Some(open) => index.as_ref().and_then(identity).is_some_and(|of| open.contains(&of)),
+            // Without any index it is a connection that is just opening.
+            Some(open) => !open.has_index || index.is_some_and(|index| open.contains(index)),
             None => !indexed.is_empty(),
         };
         if user.is_shared && !uses_index() {
@@ -166,10 +178,10 @@ fn by_locks(database: &Path) -> Vec<Elsewhere> {
     }
     let Some(index) = index else { return found };
     for user in indexed {
-        let has_main = |open: HashSet<Identity>| main.as_ref().and_then(identity).is_some_and(|of| open.contains(&of));
+        let has_main = |open: OpenFiles| main.is_some_and(|main| open.contains(main));
         if open_files(user.process).is_some_and(|open| !has_main(open)) {
             found.push(Elsewhere { process: user.process, how: How::Replaced });
-        } else if is_of_another_wal(&index, &companion(database, COMPANIONS[0])) {
+        } else if is_of_another_wal(index, &companion(database, COMPANIONS[0])) {
             found.push(Elsewhere { process: user.process, how: How::WalGone });
         }
     }
@@ -190,12 +202,13 @@ fn holder(file: &File, range: (u64, i64)) -> Option<Held> {
     in_use::holder(file, range).ok().flatten()
 }
 
-/// The locks of other processes in that range: the first, and those that the table of locks has beside it.
-fn holders(file: &File, range: (u64, i64)) -> Vec<Held> {
+/// The locks of other processes in that range: the first, and those that the table of locks has beside it or that a process
+/// that is suspected holds.
+fn holders(file: &File, range: (u64, i64), suspected: &[i32]) -> Vec<Held> {
     let mut found = Vec::from_iter(holder(file, range));
     let Ok(of) = file.metadata() else { return found };
-    for lock in holders::locks(&of) {
-        let is_it = || lock.is_on(&of) || open_files(lock.process).is_some_and(|open| open.contains(&identity_of(&of)));
+    for lock in holders::locks(&of, suspected) {
+        let is_it = || lock.is_on(&of) || open_files(lock.process).is_some_and(|open| open.contains(file));
         let is_new = found.iter().all(|known| known.process != lock.process);
         if is_new && lock.process > 0 && lock.meets(range.0, range.1.unsigned_abs()) && is_it() {
             found.push(Held { process: lock.process, is_shared: lock.is_shared });
@@ -204,23 +217,33 @@ fn holders(file: &File, range: (u64, i64)) -> Vec<Held> {
     found
 }
 
-type Identity = (u64, u64);
-
-fn identity(file: &File) -> Option<Identity> {
-    file.metadata().ok().map(|found| identity_of(&found))
+/// What a process has open.
+#[derive(Default)]
+struct OpenFiles {
+    files: HashSet<(u64, u64)>,
+    /// The index of some WAL, also one that was deleted.
+    has_index: bool,
 }
 
-fn identity_of(found: &Metadata) -> Identity {
-    (found.dev(), found.ino())
+impl OpenFiles {
+    fn contains(&self, file: &File) -> bool {
+        file.metadata().is_ok_and(|found| self.files.contains(&(found.dev(), found.ino())))
+    }
 }
 
 /// The files that a process has open; `None` if this process may not see them.
-fn open_files(process: i32) -> Option<HashSet<Identity>> {
-    let descriptors = descriptors(process).filter(|_| process > 0)?;
-    // Pipes and sockets have no path. Some file systems make whoever asks for a file wait.
-    let is_file = |path: &PathBuf| fs::read_link(path).is_ok_and(|to| to.is_absolute());
-    let found = descriptors.into_iter().filter(is_file).filter_map(|path| fs::metadata(path).ok());
-    Some(found.map(|found| identity_of(&found)).collect())
+fn open_files(process: i32) -> Option<OpenFiles> {
+    let mut open = OpenFiles::default();
+    for path in descriptors(process).filter(|_| process > 0)? {
+        // Pipes and sockets have no path. Some file systems make whoever asks for a file wait.
+        let Some(to) = fs::read_link(&path).ok().filter(|to| to.is_absolute()) else { continue };
+        let Ok(found) = fs::metadata(&path) else { continue };
+        open.files.insert((found.dev(), found.ino()));
+        let name = to.as_os_str().as_bytes();
+        let name = name.strip_suffix(DELETED).unwrap_or(name);
+        open.has_index |= name.ends_with(COMPANIONS[1].as_bytes());
+    }
+    Some(open)
 }
 
 fn descriptors(process: i32) -> Option<Vec<PathBuf>> {
@@ -300,9 +323,17 @@ fn uses_deleted(database: &Path, open: &[(PathBuf, OsString)]) -> Option<How> {
         return Some(How::Replaced);
     }
     let [wal, index, _] = COMPANIONS;
-    let has_deleted = named(wal).chain(named(index)).any(|(_, is_deleted)| is_deleted);
-    let has_lock = || named("").chain(named(index)).any(|(at, _)| info(at).contains("POSIX"));
-    (has_deleted && has_lock()).then_some(How::WalGone)
+    if !named(wal).chain(named(index)).any(|(_, is_deleted)| is_deleted) {
+        return None;
+    }
+    let has_lock = named("").chain(named(index)).any(|(at, _)| info(at).contains("POSIX"));
+    // Under an exclusive lock on the database, the last connection deletes the index before it closes it.
+    let is_closing = named("").any(|(at, _)| info(at).contains("WRITE"));
+    // The locks were read after the names: the process may have closed the database and opened it again meanwhile.
+    let is_still = |at: &Path| fs::read_link(at).is_ok_and(|to| to.as_os_str().as_bytes().ends_with(DELETED));
+    let is_deleted = |suffix| named(suffix).any(|(at, is_deleted)| is_deleted && is_still(at));
+    let is_gone = is_deleted(wal) || is_deleted(index) && !is_closing;
+    (is_gone && has_lock).then_some(How::WalGone)
 }
 
 /// What the kernel tells of a descriptor: how it was opened, and the locks of its process on the
