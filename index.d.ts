@@ -499,6 +499,8 @@ export interface CreatedBackup extends Backup {
   reusedBytes: number;
   /** What the success of this backup removed; absent where no limit is set. */
   retention?: PruneResult;
+  /** Why the limits were not applied, where some are set: an old backup could not be read, so none was removed. */
+  retentionError?: { code: KgErrorCode; message: string; remedy: string };
 }
 
 /** The second argument of {@link BackupManager.deleteBackup}. */

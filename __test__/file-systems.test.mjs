@@ -6,17 +6,10 @@ import path from 'node:path';
 
 import { describe, expect, test } from 'vitest';
 
+import { failing } from './support/faults.mjs';
 import { kgPath, run } from './support/processes.mjs';
 import { contents, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 import { isRoot } from './support/users.mjs';
-
-/** Runs `kg` while a system call fails, for `only` a path or for all. */
-function failing(call, error, args, { only, cwd, when } = {}) {
-  const [trace, options] = [['-e', `trace=${call}`], only ? ['-P', only] : []];
-  const inject = `inject=${call}:error=${error}${when ? `:when=${when}` : ''}`;
-  const { status, stdout, stderr } = spawnSync('strace', ['-f', '-o', '/dev/null', ...options, ...trace, '-e', inject, kgPath, ...args], { cwd, encoding: 'utf8' });
-  return { status, stdout, stderr };
-}
 
 const refusals = (warnings) => warnings.filter(({ message }) => /refuses to sync/.test(message));
 

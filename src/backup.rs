@@ -103,6 +103,9 @@ pub struct Created {
     /// Absent where no limit is set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention: Option<PruneResult>,
+    /// Why the limits were not applied, where they are set and could not be.
+    #[serde(rename = "retentionError", skip_serializing_if = "Option::is_none")]
+    pub retention_error: Option<Error>,
 }
 
 /// Saves the project at `root` and returns when the backup is on the disk. A failure or an abort leaves nothing of it.
@@ -149,7 +152,7 @@ pub fn create_backup(
     backup.warnings.splice(0..0, warnings);
     backup.warnings.extend(store.key_warnings(&backup.path));
     // The backup is there: whatever goes wrong from here on is a warning of it.
-    let mut retention = None;
+    let (mut retention, mut retention_error) = (None, None);
     match store.list() {
         Ok(listed) => {
             backup.warnings.extend(dated_ahead(&listed));
@@ -163,10 +166,13 @@ pub fn create_backup(
             }
             held::remember(&project, store, count);
         }
-        Err(error) => backup.warnings.push(after_publication(&error)),
+        Err(error) => {
+            backup.warnings.push(after_publication(&error));
+            retention_error = Some(error).filter(|_| !options.retention.keeps_everything());
+        }
     }
     backup.warnings.extend(tolerated::warnings(&[store.dir(), &project.state_dir()]));
-    Ok(Created { backup, reused_bytes, retention })
+    Ok(Created { backup, reused_bytes, retention, retention_error })
 }
 
 fn after_publication(error: &Error) -> Warning {
@@ -320,7 +326,7 @@ fn note_empty(saved: &mut Saved, project: &str, store: &Store) -> Result<bool> {
     if saved.table_count != Some(0) {
         return Ok(false);
     }
-    let mut listed = store.list()?;
+    let mut listed = store.read()?.backups;
     listed.retain(|backup| backup.project.as_ref().is_none_or(|of| of == project) && backup.contents.database);
     let had_tables = |place: &usize| listed[*place].stats.table_count != Some(0);
     let earlier = good(&listed).into_iter().find(had_tables).map(|place| &listed[place].id);

@@ -41,7 +41,7 @@ const KEPT_MANIFEST: &str = ".manifest";
 
 /// The backups of one project in a store that others may share, newest first.
 pub fn own_backups(store: &Store, project: &Project) -> Result<Vec<Backup>> {
-    Ok(own_among(store.list()?, project))
+    Ok(own_among(store.read()?.backups, project))
 }
 
 /// Those of `backups` that are of this project.
@@ -81,7 +81,7 @@ pub fn choose(store: &Store, project: &Project, id: Option<&str>, task: &Task) -
 
 fn open(backup: Backup, project: &Project, store: &Store, task: &Task) -> Result<Chosen> {
     let unusable = |what: &str| unusable(&backup, what);
-    let json = manifest_beside(&backup.path).ok_or_else(|| unusable("its manifest is gone"))?;
+    let json = manifest_beside(&backup.path)?.ok_or_else(|| unusable("its manifest is gone"))?;
     let mut manifest = Manifest::parse(&json, &backup.id)?;
     if manifest.project.as_ref() != Some(&project.id()) {
         return Err(unusable("it is of another project, or this one was moved since"));
@@ -145,7 +145,7 @@ impl Chosen {
     pub fn assert_whole(&self, task: &Task) -> Result<()> {
         let mut before: Option<String> = None;
         for link in &self.links {
-            let manifest = described_beside(link).filter(|manifest| manifest.based_on_checksum == before);
+            let manifest = described_beside(link)?.filter(|manifest| manifest.based_on_checksum == before);
             let archive = manifest.and_then(|manifest| manifest.archive);
             let is_whole = archive.as_ref().map(|archive| is_as_written(link, archive, &task.cancel));
             task.cancel.check()?;
@@ -198,10 +198,10 @@ impl Chosen {
 /// nothing is known.
 pub fn prepare_known(store: &Store, project: &Project, scratch: &Path) -> Result<Option<(PathBuf, String)>> {
     let own = project.id();
-    for backup in store.list()? {
+    for backup in store.read()?.backups {
         if take_cached(project, &backup, scratch) {
             let manifest =
-                if backup.encrypted { kept_manifest(project, &backup) } else { described_beside(&backup.path) };
+                if backup.encrypted { kept_manifest(project, &backup) } else { described_beside(&backup.path)? };
             let manifest = manifest.filter(|manifest| manifest.project.as_ref() == Some(&own));
             let written = manifest.map(|manifest| write(&manifest, false, scratch)).transpose()?;
             return Ok(written.map(|file| (file, backup.checksum)));
@@ -219,7 +219,7 @@ pub fn earlier(
     cancel: &Cancel,
 ) -> Result<Option<Earlier>> {
     let Some(name) = compression.name() else { return Ok(None) };
-    for backup in store.list()? {
+    for backup in store.read()?.backups {
         let holds_all = backup.kind == BackupType::Full || backup.kind == kind;
         if kind == BackupType::Incremental || backup.kind == BackupType::Incremental || !holds_all {
             continue;
@@ -227,7 +227,7 @@ pub fn earlier(
         let is_alike = |manifest: &Manifest| {
             manifest.project.as_deref() == project && manifest.compression.as_ref() == Some(&name)
         };
-        let archive = described_beside(&backup.path).filter(is_alike).and_then(|manifest| manifest.archive);
+        let archive = described_beside(&backup.path)?.filter(is_alike).and_then(|manifest| manifest.archive);
         // Without, it could not be told in one reading whether it is what was written.
         if let Some(archive) = archive.filter(|archive| archive.root.is_some()) {
             return Ok(Some(Earlier::new(&backup.path, archive, cancel)));

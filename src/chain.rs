@@ -67,7 +67,7 @@ fn walk(archive: &Path, keys: &Keys, task: &Task, mut visit: impl FnMut(Option<M
 
 /// The manifest beside an archive, or inside where there is none.
 fn manifest_of(archive: &Path, keys: &Keys, task: &Task) -> Result<Option<Manifest>> {
-    match described_beside(archive) {
+    match described_beside(archive)? {
         Some(manifest) => Ok(Some(manifest)),
         None => Ok(read_archive(archive, keys, None, &mut Discard, task, Phase::Verifying)?.manifest),
     }
@@ -88,7 +88,7 @@ pub fn hash_pages(links: &[PathBuf], keys: &Keys, task: &Task) -> Result<(Vec<Re
     let mut state = Some(Known::default());
     let mut before: Option<String> = None;
     for link in links {
-        let beside = manifest_beside(link);
+        let beside = manifest_beside(link)?;
         let mut collecting = Collecting::default();
         let report = read_archive(link, keys, beside.as_deref(), &mut collecting, task, Phase::Verifying)?;
         let manifest = report.manifest.as_ref().filter(|_| report.problems.is_empty());

@@ -30,7 +30,7 @@ use crate::{
     scratch::free_bytes,
     service::Holder,
     settings::Settings,
-    store::{Backup, Flaw, Store, broken_chains, held, newest_good, passed_over, passed_over_warning},
+    store::{Backup, Flaw, Listing, Store, broken_chains, held, newest_good, passed_over, passed_over_warning},
     task::Task,
     verify::duration_ms,
 };
@@ -71,6 +71,8 @@ pub struct Health {
 pub struct Backups {
     pub backup_dir: PathBuf,
     pub count: usize,
+    /// Archives and manifests that could not be read: whether they are backups cannot be told.
+    pub unread: usize,
     /// What `latest` means: its source was not damaged, and all that it rests on is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub newest_good: Option<String>,
@@ -123,15 +125,14 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
     let issue = |code, message: String, remedy: &str| {
         Issue::new(code, Part::Backups, message, remedy).path(dir.to_string_lossy())
     };
-    let listed = store.list().and_then(|backups| store.unlisted().map(|unlisted| (own_of(store, backups), unlisted)));
-    let (backups, unlisted) = listed.unwrap_or_else(|error| {
-        issues.push(issue(
-            IssueCode::BackupDir,
-            error.message,
-            "Give this user access to it, or name another directory",
-        ));
-        (Vec::new(), Vec::new())
+    let listing = store.read().unwrap_or_else(|error| {
+        let remedy = "Give this user access to it, or name another directory";
+        issues.push(issue(IssueCode::BackupDir, error.message, remedy));
+        Listing::default()
     });
+    let unread = listing.unread().count();
+    let Listing { backups, unlisted } = listing;
+    let backups = own_of(store, backups);
     if let Some(warning) = store.home().and_then(|home| held::emptied(home, store, &backups)) {
         let remedy =
             "Mount it, then run this again; if the backups were removed on purpose, make one with `kg diag backup`";
@@ -143,6 +144,11 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
     let severity = if max_age.is_some() { Severity::Error } else { Severity::Warning };
     let max_age_ms = max_age.unwrap_or(DEFAULT_MAX_AGE).as_millis() as u64;
     match age_ms {
+        None if unread > 0 => {
+            let message = format!("Whether there is a good backup in {} cannot be told", dir.display());
+            let remedy = "Make readable what the other issues name, then run this again";
+            issues.push(issue(IssueCode::BackupNone, message, remedy).severity(severity));
+        }
         None => {
             let message = format!("There is no good backup in {}", dir.display());
             issues.push(issue(IssueCode::BackupNone, message, "Make one with `kg diag backup`").severity(severity));
@@ -180,19 +186,23 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
     }
     for left in unlisted {
         let message = format!("{} is not listed: {}", left.path.display(), left.why());
-        let remedy = match left.flaw {
+        let remedy = match &left.flaw {
             Flaw::NoArchive => "Put the archive back; the next backup removes the manifest",
+            Flaw::Unread(error) => &error.remedy,
             _ => "Check it with `kg diag backup --verify FILE`; the next backup lists it if it is whole",
         };
-        let severity = if left.flaw == Flaw::Misfit { Severity::Error } else { Severity::Warning };
+        let is_error = matches!(left.flaw, Flaw::Misfit | Flaw::Unread(_));
+        let severity = if is_error { Severity::Error } else { Severity::Warning };
         let found = issue(IssueCode::BackupUnlisted, message, remedy).severity(severity);
         issues.push(found.path(left.path.to_string_lossy()));
     }
+    issues.extend(store.refusal_to_lock().map(|error| issue(IssueCode::BackupDir, error.message, &error.remedy)));
     let next_bytes = next_size(&backups, checked.database_size);
     let free_bytes = room(dir, next_bytes, issues);
     Backups {
         backup_dir: dir.to_path_buf(),
         count: backups.len(),
+        unread,
         newest_good: newest.map(|newest| newest.id.clone()),
         age_ms,
         free_bytes,

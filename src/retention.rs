@@ -331,7 +331,7 @@ fn apply(
     for (_, place) in order {
         let decision = &mut decisions[place];
         if let Err(error) = removal.delete(&decision.id, false) {
-            decision.kept = store.get(&decision.id).is_ok();
+            decision.kept = store.may_hold(&decision.id);
             decision.error = Some(error);
         }
     }

@@ -58,7 +58,7 @@ pub fn check_backup(store: &Store, reference: &str, task: &Task) -> Result<Check
     let mut report = match report {
         Some(report) => report,
         None => {
-            let beside = manifest_beside(&path);
+            let beside = manifest_beside(&path)?;
             read_archive(&path, store.keys(), beside.as_deref(), &mut Discard, task, Phase::Verifying)?
         }
     };

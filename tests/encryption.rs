@@ -53,7 +53,7 @@ fn another_key_is_told_from_a_changed_file_where_the_manifest_is_beside_it() {
     let (right, _) = identity();
     let (wrong, _) = identity();
     let (_dir, made) = backup(&right);
-    let beside = manifest_beside(&made.path).unwrap();
+    let beside = manifest_beside(&made.path).unwrap().unwrap();
     assert_eq!(read(&made.path, &right, Some(&beside)).unwrap().problems, []);
     for beside in [Some(beside.as_slice()), None] {
         assert_eq!(read(&made.path, &wrong, beside).unwrap_err().code, Code::KeyWrong);
@@ -167,7 +167,7 @@ fn a_call_that_is_cancelled_while_a_changed_archive_is_read_is_aborted() {
     let (right, _) = identity();
     let (wrong, _) = identity();
     let (_dir, made) = backup(&right);
-    let beside = manifest_beside(&made.path).unwrap();
+    let beside = manifest_beside(&made.path).unwrap().unwrap();
     let task = Task::default();
     task.cancel.cancel();
     let error = read_archive(&made.path, &wrong, Some(&beside), &mut Discard, &task, Phase::Verifying).unwrap_err();

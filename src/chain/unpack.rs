@@ -150,7 +150,7 @@ fn unpack_links(links: &[Link], dir: &Path, keys: &Keys, task: &Task) -> Result<
 
 /// What a whole archive holds, and its digest with the prefix. Owners are those of its entries.
 fn read_link(link: &Link, dir: Option<&Path>, keys: &Keys, task: &Task) -> Result<(Unpacked, String)> {
-    let beside = manifest_beside(&link.archive);
+    let beside = manifest_beside(&link.archive)?;
     let mut unpacking = Unpacking::new(dir, link.wanted.as_ref(), beside.as_deref());
     let report = read_archive(&link.archive, keys, beside.as_deref(), &mut unpacking, task, Phase::Unpacking)?;
     let checksum = format!("{DIGEST_PREFIX}{}", report.sha256);

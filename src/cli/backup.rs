@@ -33,7 +33,7 @@ use crate::{
     service::Holder,
     settings::Settings,
     sqlite::check::IntegrityStatus,
-    store::{Backup, Flaw, Store, broken_chains, held, newest_good},
+    store::{Backup, Flaw, Listing, Store, broken_chains, held, newest_good},
     task::Task,
     verify::check_backup,
 };
@@ -51,7 +51,8 @@ Examples:
   kg diag backup --verify ./backups/latest.tar.gz  check every byte of one
 
 Exit status of a backup: 0 made, 6 made but incomplete (a file could not be read or changed meanwhile, or a link leads
-out of the project), 1 to 5 not made.")]
+out of the project) or old ones were not removed because some could not be read, 1 to 5 not made. A list exits with 6
+if something of the directory could not be read.")]
 pub struct BackupArgs {
     #[command(flatten)]
     pub common: Common,
@@ -165,8 +166,9 @@ impl Format {
     }
 }
 
-/// The exit status of a backup that is made, and lacks something of the project.
-const INCOMPLETE: u8 = 6;
+/// The exit status where less was done than was asked for: a backup lacks something of the project, old ones could not be
+/// looked at, a list lacks what cannot be read.
+const LESS: u8 = 6;
 
 /// The exit status.
 pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
@@ -197,10 +199,9 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
         return done.map(|()| 0);
     }
     if args.list {
-        list(&store, output)?;
-    } else {
-        status(&root, &store, &settings, &unusable, output)?;
+        return list(&store, output);
     }
+    status(&root, &store, &settings, &unusable, output)?;
     Ok(0)
 }
 
@@ -224,7 +225,7 @@ fn make(
         Ok(created) => {
             created.backup.warnings.extend(unusable);
             tell(created, output);
-            if created.backup.incomplete { INCOMPLETE } else { 0 }
+            if created.backup.incomplete || created.retention_error.is_some() { LESS } else { 0 }
         }
         Err(error) => {
             output.error(error);
@@ -414,10 +415,12 @@ fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {
     Ok(false)
 }
 
-fn list(store: &Store, output: &Output) -> Result<()> {
-    let backups = store.list()?;
+/// The exit status.
+fn list(store: &Store, output: &Output) -> Result<u8> {
+    let listing = store.read()?;
+    let status = if listing.unread().next().is_some() { LESS } else { 0 };
+    let Listing { backups, unlisted } = listing;
     output.result(&backups);
-    let unlisted = store.unlisted()?;
     if let Some(first) = unlisted.first() {
         let (count, dir) = (unlisted.len(), store.dir().display());
         let message = format!(
@@ -435,14 +438,15 @@ fn list(store: &Store, output: &Output) -> Result<()> {
     ));
     if backups.is_empty() && unlisted.is_empty() {
         output.line(format!("{} holds no backup", store.dir().display()));
-        return Ok(());
+        return Ok(status);
     }
     output.line(format!("{:32} {:9} {:>9} {:20} {}", "ID", "TYPE", "SIZE", "MADE (UTC)", "DESCRIPTION"));
     for left in &unlisted {
-        let mark = match left.flaw {
+        let mark = match &left.flaw {
             Flaw::NoManifest => "[no manifest]",
             Flaw::Misfit => "[archive does not fit its manifest]",
             Flaw::NoArchive => "[archive missing]",
+            Flaw::Unread(_) => "[cannot be read]",
         };
         output.line(format!("{:32} {:9} {:>9} {:20} {mark}", left.id, "-", "-", "-"));
     }
@@ -471,7 +475,7 @@ fn list(store: &Store, output: &Output) -> Result<()> {
             date(backup.timestamp, &TimeZone::UTC),
         ));
     }
-    Ok(())
+    Ok(status)
 }
 
 /// What a person wrote, no line of which must look like a backup.

@@ -130,6 +130,7 @@ fn tell(health: &Health, output: &Output) {
     output.line(format!("Database  {} ({}; {of_database})", checked.database.display(), size(checked.database_size)));
     let newest = match (&backups.newest_good, backups.age_ms) {
         (Some(id), Some(age)) => format!("newest good one {id}, {} old", age_of(age)),
+        _ if backups.unread > 0 => "whether one is good cannot be told".to_string(),
         _ => "no good one".to_string(),
     };
     output.line(format!("Backups   {} in {}; {newest}", backups.count, backups.backup_dir.display()));

@@ -142,7 +142,7 @@ fn assert_meant(root: &Path, archive: &Path) -> Result<()> {
     if working_dir()?.canonicalize().is_ok_and(|here| here == project.root()) {
         return Ok(());
     }
-    if described_beside(archive).and_then(|manifest| manifest.project).is_some_and(|of| of == project.id()) {
+    if described_beside(archive)?.and_then(|manifest| manifest.project).is_some_and(|of| of == project.id()) {
         return Ok(());
     }
     let message = format!(

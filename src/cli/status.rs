@@ -17,6 +17,7 @@ pub fn tell(status: &Status, service: Option<&Holder>, is_in_progress: bool, out
     output.line(format!("Backups in {}", status.backup_dir.display()));
     row("schedule", schedule(status, service));
     match &status.latest {
+        None if status.unread > 0 => row("last", "cannot be told".into()),
         None => row("last", "none yet: make one with `kg diag backup`".into()),
         Some(latest) => {
             let took = status.last_run.as_ref().filter(|run| run.backup.as_ref() == Some(&latest.id));

@@ -18,7 +18,7 @@ use crate::{
     hooks::Hooks,
     project::Project,
     settings::Settings,
-    store::{Backup, Store, broken_chains, held, newest_good, passed_over, passed_over_warning},
+    store::{Backup, Listing, Store, broken_chains, held, newest_good, passed_over, passed_over_warning},
 };
 
 /// So many of the newest sizes are told.
@@ -38,6 +38,8 @@ pub struct Status {
     /// `None` unless a schedule is enabled.
     pub next_run: Option<i64>,
     pub count: usize,
+    /// Archives and manifests that could not be read: whether they are backups cannot be told.
+    pub unread: usize,
     pub total_size: u64,
     pub by_type: ByType,
     /// How many of these are of other projects, or of this one where it lay before: its retention leaves them alone.
@@ -143,7 +145,9 @@ impl Health {
 /// `project` is `None` where there is none: then only the store is told of, and each of its backups counts.
 pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now: Timestamp) -> Result<Status> {
     let now = now.as_millisecond();
-    let backups = store.list()?;
+    let listing = store.read()?;
+    let (unread, unread_message) = (listing.unread().count(), listing.unread_message());
+    let Listing { backups, unlisted } = listing;
     let own = project.map_or_else(|| backups.clone(), |project| own_among(backups.clone(), project));
     let history = project.map(History::read).unwrap_or_default();
     let enabled = automatic::is_enabled(settings);
@@ -177,10 +181,11 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
     let in_last_run = history.last().into_iter().flat_map(|run| &run.warnings);
     let emptied =
         emptied.or(in_last_run.into_iter().find(|warning| warning.code == WarningCode::StoreEmptied).cloned());
-    let mut problems = problems(regular, backups.is_empty(), &chains, &history);
+    let mut problems = problems(regular, backups.is_empty(), unread == 0, &chains, &history);
+    problems.extend(unread_message);
     problems.extend(emptied.iter().map(|warning| warning.message.clone()));
     if let Some(chosen) = newest_good(&own) {
-        let passed = passed_over(&own, &store.unlisted()?, chosen);
+        let passed = passed_over(&own, &unlisted, chosen);
         problems.extend(passed_over_warning(&passed, chosen).map(|warning| warning.message));
     }
     Ok(Status {
@@ -191,6 +196,7 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         kind,
         next_run,
         count: backups.len(),
+        unread,
         others: backups.len() - own.len(),
         total_size: backups.iter().map(Backup::disk_size).sum(),
         by_type: ByType {
@@ -251,9 +257,16 @@ fn incomplete(backup: &Backup) -> String {
 }
 
 /// `newest` is the one that the project made last for itself: what a repair saved of a damaged database is no sign that it is damaged now.
-fn problems(newest: Option<&Backup>, is_empty: bool, chains: &Chains, history: &History) -> Vec<String> {
+fn problems(
+    newest: Option<&Backup>,
+    is_empty: bool,
+    is_known: bool,
+    chains: &Chains,
+    history: &History,
+) -> Vec<String> {
     let mut messages = Vec::new();
     match newest {
+        None if !is_known => messages.push("whether there is a backup cannot be told".into()),
         None => {
             let others = if is_empty { "" } else { " of this project" };
             messages.push(format!("there is no backup{others}: make one with `kg diag backup`"));

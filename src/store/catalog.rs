@@ -17,52 +17,89 @@ use crate::{
         manifest::Manifest,
         read::{MAX_TEXT_BYTES, unreadable},
     },
-    error::{Code, Error, Result, Warning, WarningCode},
+    error::{Code, Error, Result, Warning, WarningCode, first_and_more},
     project::Component,
 };
 
+/// How messages name a manifest that cannot be understood.
+const BESIDE: &str = "the manifest beside the archive";
 /// What an archive may be called elsewhere; in a store it is one of `names::ENDINGS`.
 const ARCHIVE_ENDINGS: [&str; 4] = [".tar.gz", ".tgz", ".tar.zst", ".tar"];
 
 impl Store {
-    /// All backups, newest first, and last of all those that are dated ahead. One is listed while its manifest and its archive, of the size that the manifest gives,
-    /// are both there.
+    /// All backups, newest first, and last of all those that are dated ahead. One is listed while its manifest and its
+    /// archive, of the size that the manifest gives, are both there. Fails if it cannot read one of them, so that a decision
+    /// about what is removed or preferred never comes from a part of the store.
     pub fn list(&self) -> Result<Vec<Backup>> {
-        let mut backups: Vec<Backup> =
-            self.archive_names()?.into_iter().filter_map(|name| self.listed(&name)).collect();
-        sort(&mut backups, Timestamp::now());
-        Ok(backups)
+        self.read()?.whole()
+    }
+
+    /// All that the store holds, and what of it cannot be read: to show it.
+    pub fn read(&self) -> Result<Listing> {
+        let (archives, sidecars) = self.names()?;
+        let mut listing = Listing::default();
+        for name in &archives {
+            match self.judge(name) {
+                Ok(backup) => listing.backups.push(backup),
+                Err(flaw) => listing.unlisted.extend(self.unlisted(name, flaw)),
+            }
+        }
+        let alone = sidecars.iter().filter(|name| !archives.contains(name));
+        listing.unlisted.extend(alone.filter_map(|name| self.unlisted(name, Flaw::NoArchive)));
+        sort(&mut listing.backups, Timestamp::now());
+        Ok(listing)
     }
 
     /// The backup of that id.
     pub fn get(&self, id: &str) -> Result<Backup> {
-        names::archives_of_id(id).iter().find_map(|name| self.listed(name)).ok_or_else(|| {
-            Error::new(
-                Code::BackupNotFound,
-                format!("{} holds no backup {id}", self.dir.display()),
-                "See the ids with `kg diag backup --list` or listBackups()",
-            )
-        })
+        for name in names::archives_of_id(id) {
+            match self.judge(&name) {
+                Ok(backup) => return Ok(backup),
+                Err(Flaw::Unread(error)) => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Err(Error::new(
+            Code::BackupNotFound,
+            format!("{} holds no backup {id}", self.dir.display()),
+            "See the ids with `kg diag backup --list` or listBackups()",
+        ))
+    }
+
+    /// Whether it holds a backup of that id, also if that cannot be read.
+    pub fn may_hold(&self, id: &str) -> bool {
+        !matches!(self.get(id), Err(error) if error.code == Code::BackupNotFound)
+    }
+
+    /// Whether there is something of that name.
+    pub(super) fn has_file(&self, name: &str) -> Result<bool> {
+        let path = self.dir.join(name);
+        path.try_exists().map_err(|cause| Error::io("read", &path, cause))
     }
 
     /// The archive of that id, whether it is listed or came here without its manifest. Of several (somebody put what an encrypted one holds
     /// beside it), the one that is listed with that checksum.
     pub fn archive_of(&self, id: &str, checksum: Option<&str>) -> Option<PathBuf> {
         let archives = names::archives_of_id(id);
-        let is_it = |name: &&String| self.listed(name).is_some_and(|found| Some(found.checksum.as_str()) == checksum);
+        let is_it = |name: &&String| self.judge(name).is_ok_and(|found| Some(found.checksum.as_str()) == checksum);
         let is_there = |name: &&String| self.dir.join(name).is_file();
         archives.iter().find(is_it).or(archives.iter().find(is_there)).map(|name| self.dir.join(name))
     }
 
     /// The newest good backup; where there is none, the newest. Of the project that this store is asked for, where it has any here.
     pub fn latest(&self) -> Result<Backup> {
-        good::latest(&self.preferred(self.list()?)).cloned().map_or_else(|| Err(self.empty()?), Ok)
+        let Listing { backups, unlisted } = self.read()?;
+        let latest = good::latest(&self.preferred(backups)).cloned();
+        assert_none_unread_after(&unlisted, latest.as_ref())?;
+        latest.map_or_else(|| Err(self.empty()?), Ok)
     }
 
     /// The newest good backup of the project that this store is asked for, not of another one. What is dated ahead was made nobody knows when.
     pub fn newest_good(&self) -> Result<Option<Backup>> {
-        let own: Vec<Backup> = self.list()?.into_iter().filter(|backup| self.is_own(backup)).collect();
+        let Listing { backups, unlisted } = self.read()?;
+        let own: Vec<Backup> = backups.into_iter().filter(|backup| self.is_own(backup)).collect();
         let newest = good::newest_good(&own).cloned();
+        assert_none_unread_after(&unlisted, newest.as_ref())?;
         Ok(newest.filter(|newest| !newest.is_ahead(Timestamp::now())))
     }
 
@@ -93,8 +130,10 @@ impl Store {
     /// The newest good backup that holds one of these; where there is none, as [`Store::latest`].
     pub fn latest_holding(&self, only: &[Component]) -> Result<Backup> {
         let holds = |backup: &&Backup| only.iter().any(|component| backup.contents.has(*component));
-        let backups = self.preferred(self.list()?);
+        let Listing { backups, unlisted } = self.read()?;
+        let backups = self.preferred(backups);
         let newest = good::good(&backups).into_iter().map(|place| &backups[place]).find(holds).cloned();
+        assert_none_unread_after(&unlisted, newest.as_ref())?;
         newest.map_or_else(|| self.latest(), Ok)
     }
 
@@ -134,25 +173,14 @@ impl Store {
         ))
     }
 
-    /// What was a backup, or is one whose manifest is missing, and so is not listed. Told by names and manifests alone. Of what is known to be of
-    /// another project than this store is asked for, nothing.
-    pub fn unlisted(&self) -> Result<Vec<Unlisted>> {
-        let (archives, sidecars) = self.names()?;
-        let judge = |name: &String| {
-            let path = self.dir.join(name);
-            let manifest = manifest_beside(&path);
-            let flaw = match (archives.contains(name), &manifest) {
-                (false, _) => Flaw::NoArchive,
-                (true, None) => Flaw::NoManifest,
-                (true, Some(_)) => Flaw::Misfit,
-            };
-            let of = manifest.and_then(|json| Manifest::parse(&json, name).ok()).and_then(|manifest| manifest.project);
-            let is_of_another = self.project.is_some() && of.is_some() && of != self.project;
-            let id = names::id_of_archive(name).filter(|_| !is_of_another)?;
-            Some(Unlisted { id, path, flaw })
-        };
-        let unlisted = archives.iter().filter(|name| self.listed(name).is_none());
-        Ok(unlisted.chain(sidecars.iter().filter(|name| !archives.contains(name))).filter_map(judge).collect())
+    /// What was a backup, or is one whose manifest is missing, and so is not listed. Told by names and manifests alone. Of what
+    /// is known to be of another project than this store is asked for, nothing.
+    fn unlisted(&self, name: &str, flaw: Flaw) -> Option<Unlisted> {
+        let path = self.dir.join(name);
+        let of = described_beside(&path).ok().flatten().and_then(|manifest| manifest.project);
+        let is_of_another = self.project.is_some() && of.is_some() && of != self.project;
+        let id = names::id_of_archive(name).filter(|_| !is_of_another)?;
+        Some(Unlisted { id, path, flaw })
     }
 
     /// Warns if the reference `latest`, or a link of that name, leads to `archive`: of newer backups that were passed over, and
@@ -162,7 +190,13 @@ impl Store {
         let name = Path::new(reference).file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let Some(dir) = archive.parent().filter(|_| is_latest(name)) else { return Vec::new() };
         let store = Store { dir: dir.to_path_buf(), ..self.clone() };
-        let backups = store.list().unwrap_or_default();
+        let Listing { backups, unlisted } = match store.read() {
+            Ok(listing) => listing,
+            Err(error) => {
+                let message = format!("Whether `{name}` is the newest backup cannot be told: {}", error.message);
+                return vec![Warning::new(WarningCode::PassedOver, message)];
+            }
+        };
         let named = |backup: &&Backup| backup.path.file_name() == archive.file_name();
         let Some(chosen) = backups.iter().find(named).cloned() else { return Vec::new() };
         let has_several = || backups.iter().any(|backup| backup.project != chosen.project);
@@ -178,7 +212,6 @@ impl Store {
             Warning::new(WarningCode::OtherProject, message)
         });
         let alike = backups.into_iter().filter(|backup| backup.project == chosen.project).collect::<Vec<_>>();
-        let unlisted = Store { project: chosen.project.clone(), ..store }.unlisted().unwrap_or_default();
         let passed = good::passed_over(&alike, &unlisted, &chosen);
         good::passed_over_warning(&passed, &chosen).into_iter().chain(of_another).collect()
     }
@@ -199,13 +232,10 @@ impl Store {
         for entry in entries {
             let entry = entry.map_err(failed)?;
             let Ok(name) = entry.file_name().into_string() else { continue };
-            if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
-                continue;
-            }
             let archive = name.strip_suffix(MANIFEST_SUFFIX);
-            if names::id_of_archive(archive.unwrap_or(&name)).is_some() {
-                if archive.is_some() { &mut sidecars } else { &mut archives }
-                    .push(archive.unwrap_or(&name).to_string());
+            let of = archive.unwrap_or(&name);
+            if names::id_of_archive(of).is_some() && entry.file_type().map_err(failed)?.is_file() {
+                if archive.is_some() { &mut sidecars } else { &mut archives }.push(of.to_string());
             }
         }
         archives.sort();
@@ -213,14 +243,56 @@ impl Store {
         Ok((archives, sidecars))
     }
 
-    /// The archive of that name as its manifest describes it; `None` unless both are there and fit.
-    pub(super) fn listed(&self, archive_name: &str) -> Option<Backup> {
+    /// The archive of that name as its manifest describes it, or why it makes no backup.
+    pub(super) fn judge(&self, archive_name: &str) -> std::result::Result<Backup, Flaw> {
         let path = self.dir.join(archive_name);
-        let size = fs::metadata(&path).ok().filter(|found| found.is_file())?.len();
-        let manifest = described_beside(&path)?;
-        let backup = Backup::new(path, manifest)?;
-        (backup.size == size && names::id_of_archive(archive_name).as_ref() == Some(&backup.id)).then_some(backup)
+        let size = match fs::metadata(&path) {
+            Ok(found) if found.is_file() => found.len(),
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                return Err(Flaw::Unread(Error::io("read", &path, cause)));
+            }
+            _ => return Err(Flaw::NoArchive),
+        };
+        let json = manifest_beside(&path).map_err(Flaw::Unread)?.ok_or(Flaw::NoManifest)?;
+        let manifest = Manifest::parse(&json, BESIDE).ok();
+        let backup = manifest.and_then(|manifest| Backup::new(path, manifest)).ok_or(Flaw::Misfit)?;
+        let fits = backup.size == size && names::id_of_archive(archive_name).as_ref() == Some(&backup.id);
+        if fits { Ok(backup) } else { Err(Flaw::Misfit) }
     }
+}
+
+/// What a store holds.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// As [`Store::list`] has them.
+    pub backups: Vec<Backup>,
+    pub unlisted: Vec<Unlisted>,
+}
+
+impl Listing {
+    /// The backups; fails if something could not be read.
+    pub fn whole(self) -> Result<Vec<Backup>> {
+        self.unread().next().map_or(Ok(()), |error| Err(error.clone()))?;
+        Ok(self.backups)
+    }
+
+    /// Of what could not be looked at, of which cannot be told whether it is a backup: why.
+    pub fn unread(&self) -> impl Iterator<Item = &Error> {
+        self.unlisted.iter().filter_map(Unlisted::unread)
+    }
+
+    /// The first of these, and how many more there are.
+    pub fn unread_message(&self) -> Option<String> {
+        first_and_more(self.unread().map(|error| &error.message))
+    }
+}
+
+/// Fails if something that could not be read may be newer than `chosen`, which would then be taken in its place.
+pub(super) fn assert_none_unread_after(unlisted: &[Unlisted], chosen: Option<&Backup>) -> Result<()> {
+    let newer = unlisted.iter().filter(|left| chosen.is_none_or(|chosen| left.began_after(chosen)));
+    let Some((left, error)) = newer.filter_map(|left| Some((left, left.unread()?))).next() else { return Ok(()) };
+    let message = format!("{}: whether {} is the newest backup cannot be told", error.message, left.id);
+    Err(Error { message, ..error.clone() })
 }
 
 /// An archive or a sidecar that makes no backup.
@@ -234,22 +306,37 @@ pub struct Unlisted {
 }
 
 /// Why something is not listed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Flaw {
     NoManifest,
-    /// The manifest cannot be read, or is of an archive of another size.
+    /// The manifest is none, or is of an archive of another size.
     Misfit,
     NoArchive,
+    /// The archive or the manifest could not be looked at: it may be a backup.
+    Unread(Error),
 }
 
 impl Unlisted {
     /// Completes "It is not listed: …".
-    pub fn why(&self) -> &'static str {
-        match self.flaw {
-            Flaw::NoManifest => "it has no manifest next to it",
-            Flaw::Misfit => "its archive is not as long as its manifest says, or the manifest cannot be read",
-            Flaw::NoArchive => "its archive is missing",
+    pub fn why(&self) -> String {
+        match &self.flaw {
+            Flaw::NoManifest => "it has no manifest next to it".into(),
+            Flaw::Misfit => "its archive is not as long as its manifest says, or the manifest is none".into(),
+            Flaw::NoArchive => "its archive is missing".into(),
+            Flaw::Unread(error) => error.message.clone(),
         }
+    }
+
+    /// Why it could not be looked at, if that is why it is not listed.
+    pub fn unread(&self) -> Option<&Error> {
+        match &self.flaw {
+            Flaw::Unread(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.path.file_name().is_some_and(|name| names::is_encrypted(&name.to_string_lossy()))
     }
 
     /// Whether it was begun after `backup`, as their names say.
@@ -299,19 +386,26 @@ pub fn manifest_path(archive: &Path) -> PathBuf {
     path.into()
 }
 
-/// What the manifest beside an archive says, where there is one that can be read.
-pub fn described_beside(archive: &Path) -> Option<Manifest> {
-    Manifest::parse(&manifest_beside(archive)?, "the manifest beside the archive").ok()
+/// What the manifest beside an archive says, where there is one. `KG_PERMISSION_DENIED` or `KG_IO` if it cannot be read.
+pub fn described_beside(archive: &Path) -> Result<Option<Manifest>> {
+    Ok(manifest_beside(archive)?.and_then(|json| Manifest::parse(&json, BESIDE).ok()))
 }
 
 /// The text of the manifest beside an archive, if there is one. What is no file, or too long for a manifest, has none.
-pub fn manifest_beside(archive: &Path) -> Option<Vec<u8>> {
+/// `KG_PERMISSION_DENIED` or `KG_IO` if it cannot be read.
+pub fn manifest_beside(archive: &Path) -> Result<Option<Vec<u8>>> {
     let path = manifest_path(archive);
-    let found = fs::metadata(&path).ok()?;
-    if !found.is_file() || found.len() > MAX_TEXT_BYTES {
-        return Some(Vec::new());
+    let read = || -> io::Result<Vec<u8>> {
+        let found = fs::metadata(&path)?;
+        let mut text = Vec::new();
+        if found.is_file() && found.len() <= MAX_TEXT_BYTES {
+            fs::File::open(&path)?.take(MAX_TEXT_BYTES).read_to_end(&mut text)?;
+        }
+        Ok(text)
+    };
+    match read() {
+        Ok(text) => Ok(Some(text)),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(Error::io("read", &path, cause)),
     }
-    let mut text = Vec::new();
-    fs::File::open(path).ok()?.take(MAX_TEXT_BYTES).read_to_end(&mut text).ok()?;
-    Some(text)
 }

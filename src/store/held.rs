@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Backup, Flaw, Store};
+use super::{Backup, Flaw, Store, Unlisted};
 use crate::{
     archive::read::MAX_TEXT_BYTES,
     base::CACHE,
@@ -42,7 +42,8 @@ impl Held {
 pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warning> {
     let held = Held::read(project).stores.get(&key(store)).copied().unwrap_or(0);
     // An archive that cannot be listed is there all the same.
-    let has_archives = || store.unlisted().is_ok_and(|left| left.iter().any(|left| left.flaw != Flaw::NoArchive));
+    let is_archive = |left: &Unlisted| left.flaw != Flaw::NoArchive;
+    let has_archives = || store.read().is_ok_and(|listing| listing.unlisted.iter().any(is_archive));
     if held == 0 || !own.is_empty() || has_archives() {
         return None;
     }

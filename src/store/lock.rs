@@ -11,6 +11,10 @@ use std::{
 };
 
 use jiff::Timestamp;
+use nix::{
+    errno::Errno,
+    unistd::{AccessFlags, access},
+};
 
 use super::names::LOCK_FILE;
 use crate::{
@@ -45,6 +49,13 @@ impl StoreLock {
             .map_err(failed)?;
         Ok(StoreLock { _file: file, _shared: shared })
     }
+}
+
+/// Why this user could not lock the store at `dir`, as far as permissions tell. The lock is not taken.
+pub fn refusal(dir: &Path) -> Option<Error> {
+    let path = dir.join(LOCK_FILE);
+    let refused = access(&path, AccessFlags::R_OK | AccessFlags::W_OK).err().filter(|cause| *cause != Errno::ENOENT)?;
+    Some(Error::io("lock", &path, refused.into()))
 }
 
 /// Whether somebody writes to the store at `dir`, as far as that can be told.

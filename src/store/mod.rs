@@ -33,7 +33,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 pub use self::{
-    catalog::{Flaw, Unlisted, described_beside, manifest_beside},
+    catalog::{Flaw, Listing, Unlisted, described_beside, manifest_beside},
     good::{broken_chains, good, newest_good, passed_over, passed_over_warning},
     lock::StoreLock,
     names::is_id,
@@ -264,14 +264,18 @@ impl Store {
         if !self.dir.is_dir() {
             return Ok(None);
         }
-        let listed = self.list()?;
+        let Listing { backups: listed, unlisted } = self.read()?;
         let mut own: Vec<Backup> = listed.iter().filter(|backup| self.is_own(backup)).cloned().collect();
         // What lies in a project is of that project, also if it was moved.
         if own.is_empty() && self.dir.ends_with(Path::new(STATE_DIR).join(BACKUPS_DIR)) {
             own = listed;
         }
         let regular = own.iter().position(|backup| !backup.safety_backup).unwrap_or(0);
-        Ok(own.into_iter().nth(regular))
+        let newest = own.into_iter().nth(regular);
+        // The name alone tells that an archive is encrypted.
+        let encrypted = unlisted.into_iter().filter(Unlisted::is_encrypted).collect::<Vec<_>>();
+        catalog::assert_none_unread_after(&encrypted, newest.as_ref())?;
+        Ok(newest)
     }
 
     /// `.kg/backups` of the project.
@@ -308,6 +312,11 @@ impl Store {
         let shared = self.home.as_ref().and_then(|home| ownership::share(&self.dir, &home.state_dir()));
         self.create()?;
         StoreLock::acquire(&self.dir, shared, timeout, task)
+    }
+
+    /// Why this user could not lock the store, as far as permissions tell.
+    pub fn refusal_to_lock(&self) -> Option<Error> {
+        lock::refusal(&self.dir)
     }
 
     /// Whether somebody makes or removes backups now, as far as that can be told.

@@ -11,7 +11,7 @@ use tempfile::NamedTempFile;
 
 use super::{
     Backup, Store, StoreLock,
-    catalog::{self, manifest_path},
+    catalog::{self, Flaw, Listing, assert_none_unread_after, manifest_path},
     good,
     names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
     pins::pin_path,
@@ -86,7 +86,7 @@ impl Store {
         encrypted: bool,
     ) -> Result<NewBackup<'a>> {
         // A backup whose base is gone must not find another one under its name.
-        let needed: HashSet<String> = self.list()?.into_iter().filter_map(|backup| backup.based_on).collect();
+        let needed: HashSet<String> = self.read()?.backups.into_iter().filter_map(|backup| backup.based_on).collect();
         let is_taken = |name: &String| {
             let archive = self.dir.join(name);
             archive.exists() || pin_path(&archive).exists()
@@ -142,7 +142,7 @@ impl Store {
                 durable::remove(&path)?;
             } else if let Some(archive) = name.strip_suffix(MANIFEST_SUFFIX)
                 && names::id_of_archive(archive).is_some()
-                && !self.dir.join(archive).exists()
+                && !self.has_file(archive)?
             {
                 durable::remove(&path)?;
             }
@@ -169,11 +169,14 @@ impl Store {
     fn adopt(&self, task: &Task, mut take: impl FnMut(&Path, Manifest) -> Result<()>) -> Result<Vec<Warning>> {
         let mut warnings = Vec::new();
         for name in self.archive_names()? {
-            if self.listed(&name).is_some() {
-                continue;
-            }
             let path = self.dir.join(&name);
-            match self.manifest_for(&name, task)? {
+            let manifest = match self.judge(&name) {
+                Ok(_) => continue,
+                // What is there must not be written over.
+                Err(Flaw::Unread(error)) => Err(error.message),
+                Err(_) => self.manifest_for(&name, task)?,
+            };
+            match manifest {
                 Ok(manifest) => take(&path, manifest)?,
                 Err(why) => {
                     let message = format!("{} is not listed: {why}", path.display());
@@ -197,7 +200,7 @@ impl Store {
         };
         let (size, sha256, encrypted) = (report.size_bytes, report.sha256.clone(), report.encrypted);
         Ok(match report.into_manifest(&path) {
-            Ok(manifest) if self.get(&manifest.id).is_ok() => {
+            Ok(manifest) if self.may_hold(&manifest.id) => {
                 Err(not_needed(&format!("there is another archive of {} beside it", manifest.id)))
             }
             Ok(manifest) if names::id_of_archive(name).as_ref() == Some(&manifest.id) => {
@@ -309,7 +312,10 @@ impl NewBackup<'_> {
         }
         let mut backup = Backup::new(self.archive, manifest.clone())
             .ok_or_else(|| Error::new(crate::Code::Internal, "The manifest has no archive", "Please report this"))?;
-        let linked = self.store.list().and_then(|all| self.store.update_latest(&all));
+        let linked = self.store.read().and_then(|Listing { backups, unlisted }| {
+            assert_none_unread_after(&unlisted, good::latest(&backups))?;
+            self.store.update_latest(&backups)
+        });
         backup.warnings.extend(linked.err().map(latest_warning));
         let left = self.scratch.remove().err();
         backup.warnings.extend(left.map(|left| Warning::new(WarningCode::Store, left.to_string())));

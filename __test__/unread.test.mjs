@@ -1,0 +1,138 @@
+// What cannot be read is not gone: where an archive or its manifest cannot be looked at, nothing is removed and nothing
+// takes its place, and that is said.
+
+import { chmodSync, existsSync, readFileSync, readdirSync } from 'node:fs';
+import path from 'node:path';
+
+import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import { describe, expect, test } from 'vitest';
+
+import { failing } from './support/faults.mjs';
+import { kgPath, run } from './support/processes.mjs';
+import { makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import { isRoot, projectOf } from './support/users.mjs';
+
+const MANIFEST = '.manifest.json';
+const files = (backups) => readdirSync(backups).filter((name) => name.startsWith('kg-backup-')).sort();
+
+/** A store with a full backup, a pinned incremental one that is based on it, and a newer full one. */
+function chained() {
+  const { root, database, backups } = makeProject({ nodes: 50 });
+  const make = (...args) => JSON.parse(run(kgPath, ['diag', 'backup', '--output', backups, '--json', ...args], { cwd: root }));
+  const base = make();
+  withDatabase(database, (db) => db.exec("UPDATE nodes SET title = 'changed' WHERE id = 'n1'"));
+  const pinned = make('--type', 'incremental');
+  run(kgPath, ['diag', 'backup', '--output', backups, '--pin', pinned.id], { cwd: root });
+  const newest = make();
+  return { root, backups, base, pinned, newest };
+}
+
+describe.each([
+  ['openat', 'EIO'],
+  ['openat', 'EMFILE'],
+  ['statx', 'EACCES'],
+])('while %s of a manifest fails with %s', (call, error) => {
+  const without = (backup, args, cwd) => failing(call, error, ['diag', ...args], { only: backup.path + MANIFEST, cwd });
+
+  test('no backup is removed, by a person or by retention, and the manifest stays', () => {
+    const { root, backups, base, pinned } = chained();
+    const [before, manifest] = [files(backups), readFileSync(pinned.path + MANIFEST)];
+    const refused = (...args) => {
+      const { status, stdout, stderr } = without(pinned, [...args, '--output', backups], root);
+      expect([args, status, stdout, stderr]).toEqual([args, 4, expect.anything(), expect.stringContaining(pinned.path + MANIFEST)]);
+    };
+    refused('prune', '--max-backups', '1');
+    refused('prune', '--max-backups', '1', '--dry-run');
+    refused('backup', '--delete', base.id, '--cascade');
+    refused('backup', '--delete', pinned.id);
+    expect(files(backups)).toEqual(before);
+
+    const made = without(pinned, ['backup', '--max-backups', '1', '--output', backups, '--json'], root);
+    expect(made).toMatchObject({ status: 6, stderr: '' });
+    const { id, retention, retentionError, incomplete, warnings } = JSON.parse(made.stdout);
+    expect({ retention, incomplete }).toEqual({});
+    expect(warnings).toContainEqual({ code: 'KG_WARN_STORE', message: expect.stringContaining('none was removed') });
+    expect(retentionError).toMatchObject({ code: expect.stringMatching(/^KG_/), message: expect.stringContaining(pinned.id) });
+    expect(files(backups)).toEqual([...before, `kg-${id}.tar.gz`, `kg-${id}.tar.gz${MANIFEST}`].sort());
+    expect(readFileSync(pinned.path + MANIFEST)).toEqual(manifest);
+  });
+
+  test('an older backup is not taken for the latest', () => {
+    const { root, backups, pinned, newest } = chained();
+    const target = temporaryDirectory();
+    for (const args of [
+      ['restore', '--file', 'latest', '--target', target, '--backup-dir', backups],
+      ['backup', '--verify', 'latest', '--output', backups],
+      ['drill', '--backup-dir', backups],
+    ]) {
+      const { status, stderr } = without(newest, args, root);
+      expect([args, status, stderr]).toEqual([args, 4, expect.stringContaining(`${newest.id} is the newest backup cannot be told`)]);
+    }
+    expect(readdirSync(target)).toEqual([]);
+    // One that is older than the newest changes nothing of that.
+    expect(without(pinned, ['backup', '--verify', 'latest', '--output', backups], root)).toMatchObject({ status: 0 });
+  });
+
+  test('list, status and health name it, and say that they cannot tell', () => {
+    const { root, backups, newest } = chained();
+    const list = without(newest, ['backup', '--list', '--output', backups], root);
+    expect(list).toMatchObject({ status: 6, stdout: expect.stringMatching(new RegExp(`${newest.id} .*\\[cannot be read\\]`)) });
+    expect(list.stderr).toContain(newest.path + MANIFEST);
+    expect(without(newest, ['backup', '--status', '--output', backups], root).stdout).toContain(newest.path + MANIFEST);
+    const { status, stdout } = without(newest, ['health', '--backup-dir', backups, '--json'], root);
+    expect(status).toBe(5);
+    expect(JSON.parse(stdout).issues).toContainEqual(
+      expect.objectContaining({ code: 'KG_ISSUE_BACKUP_UNLISTED', severity: 'error', message: expect.stringContaining('Could not read') }),
+    );
+  });
+});
+
+test('a manifest whose archive cannot be looked at is not swept away', () => {
+  const { root, backups, pinned } = chained();
+  const { status, stderr } = failing('statx', 'EACCES', ['diag', 'prune', '--max-backups', '1', '--output', backups], { only: pinned.path, cwd: root });
+  expect([status, stderr]).toEqual([4, expect.stringContaining(pinned.path)]);
+  expect(existsSync(pinned.path + MANIFEST)).toBe(true);
+});
+
+describe.skipIf(!isRoot)('where every manifest is of another user', () => {
+  test('no command says that there is no backup', () => {
+    const { asRoot, asOwner } = projectOf(1001);
+    const { path: archive } = JSON.parse(asRoot('diag', 'backup', '--json').stdout);
+    run('chown', ['0:0', archive, archive + MANIFEST]);
+    [archive, archive + MANIFEST].forEach((file) => chmodSync(file, 0o600));
+    const list = asOwner('diag', 'backup', '--list');
+    expect(list).toMatchObject({ status: 6, stdout: expect.stringContaining('[cannot be read]') });
+    const status = asOwner('diag', 'backup', '--status').stdout;
+    expect(status).toContain('whether there is a backup cannot be told');
+    expect(status).not.toContain('make one');
+    const health = asOwner('diag', 'health', '--max-age', '1d');
+    expect(health).toMatchObject({ status: 4, stdout: expect.stringContaining('cannot be told') });
+    expect(health.stdout).not.toContain('Make one');
+    expect(asOwner('diag', 'restore', '--file', 'latest', '--yes')).toMatchObject({ status: 4, stderr: expect.stringContaining('KG_PERMISSION_DENIED') });
+  });
+});
+
+describe.skipIf(!isRoot)('a store whose lock this user may not take', () => {
+  test('is an issue of health', () => {
+    const { asRoot, asOwner, root } = projectOf(1001);
+    expect(asRoot('diag', 'backup')).toMatchObject({ status: 0 });
+    const lock = path.join(root, '.kg/backups/.kg-store.lock');
+    expect(asOwner('diag', 'health')).toMatchObject({ status: 0 });
+    run('chown', ['0:0', lock]);
+    chmodSync(lock, 0o600);
+    expect(asOwner('diag', 'backup').status).toBe(4);
+    expect(asOwner('diag', 'health')).toMatchObject({ status: 4, stdout: expect.stringContaining(`lock ${lock}: Permission denied`) });
+  });
+});
+
+test('the API rejects a list that would lack what cannot be read', async () => {
+  const { root, backups, newest } = chained();
+  const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+  expect((await manager.listBackups()).map(({ id }) => id)).toContain(newest.id);
+  // A link that leads to itself can be read by nobody, not even by root.
+  run('mv', [newest.path + MANIFEST, path.join(backups, 'aside')]);
+  run('ln', ['-s', path.basename(newest.path + MANIFEST), newest.path + MANIFEST]);
+  for (const call of ['listBackups', 'getLatestBackup']) {
+    await expect(manager[call]()).rejects.toMatchObject({ code: 'KG_IO', message: expect.stringContaining(newest.path + MANIFEST) });
+  }
+});
