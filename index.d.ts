@@ -621,7 +621,8 @@ export interface Warning {
     | 'KG_WARN_INCOMPLETE'
     | 'KG_WARN_STORE_EMPTIED'
     | 'KG_WARN_EXCLUDE'
-    | 'KG_WARN_KEY_EXPOSED';
+    | 'KG_WARN_KEY_EXPOSED'
+    | 'KG_WARN_SETTINGS_CHANGED';
   message: string;
   /** What it is about, relative to the project, where that is one file. */
   path?: string;
@@ -995,6 +996,7 @@ export type IssueCode =
   | 'KG_ISSUE_BACKUP_INCOMPLETE'
   | 'KG_ISSUE_BACKUP_FAILED'
   | 'KG_ISSUE_SERVICE_STOPPED'
+  | 'KG_ISSUE_SERVICE_IDLE'
   | 'KG_ISSUE_DISK_SPACE';
 
 /** What a repair did. */

@@ -216,3 +216,30 @@ test('clients that never finish what they ask lose their connection, and delay n
   expect(Date.now() - at).toBeLessThan(10_000);
   for (const socket of [...slow, stuck]) socket.destroy();
 });
+
+test('a restore of older settings names what it changed, and a service that makes nothing since says so everywhere', async () => {
+  const { ask, begin, configure, kg } = await setUp({});
+  const { id } = JSON.parse((await kg('diag', 'backup', '--json')).stdout);
+  configure({ ...NIGHTLY, maxBackups: 3 });
+  await begin();
+  await until(async () => (await ask('/readyz')).status === 200, 'readiness');
+
+  const restored = JSON.parse((await kg('diag', 'restore', '--file', id, '--config-only', '--yes', '--json')).stdout);
+  const changed = restored.warnings.filter(({ code }) => code === 'KG_WARN_SETTINGS_CHANGED');
+  expect(changed).toEqual([{ code: 'KG_WARN_SETTINGS_CHANGED', path: '.kg/config.json', message: expect.stringContaining('No more backups are made on a schedule') }]);
+  for (const change of ['backup.enabled from true to not set', 'backup.schedule from "0 2 * * *" to not set', 'backup.maxBackups from 3 to not set']) {
+    expect(changed[0].message).toContain(change);
+  }
+
+  await until(async () => (await ask('/readyz')).status === 503, 'a service that is not ready');
+  expect(await (await ask('/metrics')).text()).toMatch(/^kg_backup_healthy\{.*\} 0$/m);
+  expect((await kg('serve', '--status')).stdout).toMatch(/^ {2}warning {3}no backups are made: `kg config set backup.enabled true`$/m);
+  const { issues } = JSON.parse((await kg('diag', 'health', '--json')).stdout);
+  expect(issues).toContainEqual(expect.objectContaining({ code: 'KG_ISSUE_SERVICE_IDLE', severity: 'warning', remedy: expect.stringContaining('backup.schedule') }));
+
+  const undone = JSON.parse((await kg('diag', 'restore', '--undo', '--yes', '--json')).stdout);
+  expect(undone.warnings).toContainEqual(expect.objectContaining({ code: 'KG_WARN_SETTINGS_CHANGED', message: expect.stringContaining('backup.enabled from not set to true') }));
+  await until(async () => (await ask('/readyz')).status === 200, 'readiness');
+  expect((await kg('serve', '--status')).stdout).not.toContain('no backups are made');
+  expect((await kg('diag', 'health', '--json')).stdout).not.toContain('KG_ISSUE_SERVICE_IDLE');
+});

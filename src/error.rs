@@ -331,6 +331,9 @@ pub enum WarningCode {
     /// A key of encrypted backups can be read or replaced by others, or lies next to what it opens.
     #[serde(rename = "KG_WARN_KEY_EXPOSED")]
     KeyExposed,
+    /// A configuration was restored that sets backups otherwise than the one it replaced.
+    #[serde(rename = "KG_WARN_SETTINGS_CHANGED")]
+    SettingsChanged,
 }
 
 impl WarningCode {
@@ -358,6 +361,7 @@ impl WarningCode {
         WarningCode::StoreEmptied,
         WarningCode::Exclude,
         WarningCode::KeyExposed,
+        WarningCode::SettingsChanged,
     ];
 
     /// Whether a backup with this warning lacks something of its project, or may hold half of a change.

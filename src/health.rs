@@ -230,6 +230,12 @@ fn of_service(
         let message = "Backups are to be made on a schedule, and no service of this project runs";
         issues.push(Issue::new(IssueCode::ServiceStopped, Part::Backups, message, "Start it with `kg serve --all`"));
     }
+    if process.is_some() && !settings.is_unreadable() && !is_enabled {
+        let why = settings.without_schedule().join("; ");
+        let message = "A service of this project runs, and makes no backups";
+        let remedy = if why.is_empty() { "Mend the schedule: `kg config show`" } else { &why };
+        issues.push(Issue::new(IssueCode::ServiceIdle, Part::Backups, message, remedy));
+    }
     let last_run = History::read(project).last().cloned();
     let failure = last_run.as_ref().and_then(|run| Some((age_ms(run.started_at), run.error.as_ref()?)));
     if let Some((past, error)) = failure.filter(|(past, _)| newest_age_ms.is_none_or(|newest| newest > *past)) {

@@ -212,7 +212,7 @@ fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
     output.result(&json!({
         "running": holder.is_some(), "service": holder, "listen": known(&listening),
         "nextRun": status.next_run, "lastRun": status.last_run, "hookFailures": status.hook_failures,
-        "hookWarnings": status.hook_warnings,
+        "hookWarnings": status.hook_warnings, "withoutSchedule": status.without_schedule,
     }));
     output.warnings(&warnings);
     match &holder {
@@ -221,6 +221,9 @@ fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
             output.line(format!("  answers   {}", address(&listening)));
         }
         None => output.line("No service of this project runs"),
+    }
+    for why in status.without_schedule.iter().filter(|_| holder.is_some()) {
+        output.line(format!("  warning   {why}"));
     }
     if let Some(next) = status.next_run {
         output.line(format!("  next      {} UTC", date(next, &TimeZone::UTC)));

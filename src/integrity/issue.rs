@@ -127,6 +127,8 @@ issue_codes! {
     BackupFailed = "KG_ISSUE_BACKUP_FAILED", Warning;
     /// Backups are to be made on a schedule, and nothing makes them.
     ServiceStopped = "KG_ISSUE_SERVICE_STOPPED", Warning;
+    /// A service runs, and no backups are to be made on a schedule.
+    ServiceIdle = "KG_ISSUE_SERVICE_IDLE", Warning;
     /// The disk has too little space for the next backup.
     DiskSpace = "KG_ISSUE_DISK_SPACE", Warning;
 }

@@ -146,7 +146,8 @@ fn of_run(created: &Created) -> Vec<Warning> {
 
 fn retention_failures(created: &Created) -> u32 {
     let decisions = created.retention.iter().flat_map(|retention| &retention.decisions);
-    decisions.filter(|decision| decision.error.is_some()).count() as u32
+    let errors = decisions.filter_map(|decision| decision.error.as_ref()).chain(&created.retention_error);
+    errors.count() as u32
 }
 
 impl History {

@@ -62,6 +62,9 @@ pub struct Status {
     /// Of this project, where others share the store; not what a repair saved.
     #[serde(skip)]
     pub newest: Option<Newest>,
+    /// Why no backups are made on a schedule, and what to type.
+    #[serde(skip)]
+    pub without_schedule: Vec<&'static str>,
     /// What to see to, whatever the time is.
     #[serde(skip)]
     problems: Vec<String>,
@@ -114,11 +117,13 @@ impl Status {
         Health::of(&self.problems, is_late)
     }
 
-    /// The same, with something else to see to.
-    pub fn with_problem(mut self, problem: Option<String>) -> Self {
-        self.health.ok &= problem.is_none();
-        self.health.messages.extend(problem.clone());
-        self.problems.extend(problem);
+    /// As a service tells it, which is there to make backups on a schedule. `doubt` is what else there is to see to.
+    pub fn of_service(mut self, doubt: Option<String>) -> Self {
+        let without_schedule = self.without_schedule.iter().map(|why| why.to_string());
+        let problems: Vec<String> = doubt.into_iter().chain(without_schedule).collect();
+        self.health.ok &= problems.is_empty();
+        self.health.messages.extend(problems.iter().cloned());
+        self.problems.extend(problems);
         self
     }
 
@@ -214,6 +219,7 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         health: Health::of(&problems, is_late),
         store_emptied: emptied.is_some(),
         newest,
+        without_schedule: settings.without_schedule(),
         problems,
         latest: backups.into_iter().next(),
     })

@@ -104,20 +104,6 @@ impl Seen {
         }
     }
 
-    /// The same, of a project whose backups the service is to make.
-    pub fn readiness(&self, now: i64) -> Health {
-        let mut messages = self.health(now).messages;
-        if let Ok(status) = self.status.as_ref() {
-            if !status.enabled {
-                messages.push("no backups are made: `kg config set backup.enabled true`".into());
-            }
-            if status.schedule.is_none() {
-                messages.push("there is no schedule: `kg config set backup.schedule \"0 2 * * *\"`".into());
-            }
-        }
-        health(messages)
-    }
-
     pub fn activity(&self) -> Activity {
         Activity { is_running: self.running_since.is_some(), succeeded: self.succeeded, failed: self.failed }
     }
@@ -147,7 +133,8 @@ mod tests {
         let (project, store) = (Project::open(dir).unwrap(), Store::at(&dir.join("backups")).unwrap());
         let board = Board::new("/p".into());
         let looked_at = Timestamp::from_millisecond(LOOKED_AT).unwrap();
-        board.publish(Arc::new(status(Some(&project), &store, &settings, looked_at)));
+        let found = status(Some(&project), &store, &settings, looked_at);
+        board.publish(Arc::new(found.map(|status| status.of_service(None))));
         board
     }
 
@@ -156,7 +143,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let board = board(dir.path(), json!({ "enabled": true, "schedule": "0 2 * * *", "timezone": "UTC" }));
         let due = board.seen().status.as_ref().as_ref().unwrap().next_run.unwrap();
-        let is_late = |now| board.seen().readiness(now).messages.iter().any(|message| message.contains("a run is due"));
+        let is_late = |now| board.seen().health(now).messages.iter().any(|message| message.contains("a run is due"));
         assert_eq!(
             [due - 1, due, due + GRACE_MS - 1, due + GRACE_MS, due + DAY].map(is_late),
             [false, false, false, true, true]
@@ -170,7 +157,7 @@ mod tests {
     #[test]
     fn a_project_that_makes_no_backups_is_not_ready_and_says_what_to_type() {
         let dir = tempfile::tempdir().unwrap();
-        let told = |config| board(dir.path(), config).seen().readiness(LOOKED_AT).messages.join("; ");
+        let told = |config| board(dir.path(), config).seen().health(LOOKED_AT).messages.join("; ");
         assert!(told(json!({})).contains("kg config set backup.enabled true"));
         assert!(told(json!({ "enabled": true })).contains("kg config set backup.schedule"));
     }
@@ -192,6 +179,6 @@ mod tests {
     fn a_store_that_cannot_be_read_is_told_of() {
         let board = Board::new("/p".into());
         board.publish(Arc::new(Err(Error::new(Code::Io, "Could not read /backups", "Check the disk"))));
-        assert_eq!(board.seen().readiness(0).messages, ["Could not read /backups. Check the disk. [KG_IO]"]);
+        assert_eq!(board.seen().health(0).messages, ["Could not read /backups. Check the disk. [KG_IO]"]);
     }
 }

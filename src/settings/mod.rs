@@ -22,7 +22,10 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use self::{keys::Home, listen::Listen};
+use self::{
+    keys::{Home, Key},
+    listen::Listen,
+};
 pub use crate::project::config::read_text;
 use crate::{
     archive::{block::Compression, manifest::BackupType},
@@ -53,18 +56,22 @@ impl Settings {
         let mut warn = |message: String| {
             warnings.push(Warning::about(WarningCode::Config, format!("{STATE_DIR}/{CONFIG_FILE}"), message));
         };
-        let path = root.join(STATE_DIR).join(CONFIG_FILE);
-        match read_text(&path) {
+        Settings::read_at(&root.join(STATE_DIR).join(CONFIG_FILE), &mut warn)
+    }
+
+    /// Of the configuration at `path`.
+    pub fn read_at(path: &Path, warn: &mut impl FnMut(String)) -> Self {
+        match read_text(path) {
             // A link that leads nowhere is not a project without settings: they may lie on a disk that is not mounted.
             Ok(None) if path.symlink_metadata().is_ok() => {
-                Settings::unreadable("it is a link that leads nowhere".into(), &mut warn)
+                Settings::unreadable("it is a link that leads nowhere".into(), warn)
             }
             Ok(None) => Settings::default(),
             Ok(Some(text)) => match serde_json::from_slice::<Value>(&text) {
-                Ok(config) => Settings::of(&config, &mut warn),
-                Err(cause) => Settings::unreadable(format!("it is not valid JSON ({cause})"), &mut warn),
+                Ok(config) => Settings::of(&config, warn),
+                Err(cause) => Settings::unreadable(format!("it is not valid JSON ({cause})"), warn),
             },
-            Err(cause) => Settings::unreadable(format!("it could not be read ({cause})"), &mut warn),
+            Err(cause) => Settings::unreadable(format!("it could not be read ({cause})"), warn),
         }
     }
 
@@ -192,6 +199,24 @@ impl Settings {
     pub fn retention_days(&self) -> Option<u32> {
         // One of them is enough; of two, the one that removes less.
         self.whole("backup.retention").max(self.whole("backup.retentionDays"))
+    }
+
+    /// Why no backups are made on a schedule, and what to type; nothing where they are.
+    pub fn without_schedule(&self) -> Vec<&'static str> {
+        let is_off = self.bool("backup.enabled") != Some(true);
+        let is_unset = self.text("backup.schedule").is_none();
+        let off = is_off.then_some("no backups are made: `kg config set backup.enabled true`");
+        let unset = is_unset.then_some("there is no schedule: `kg config set backup.schedule \"0 2 * * *\"`");
+        off.into_iter().chain(unset).collect()
+    }
+
+    /// What `after` has otherwise, as a message tells it.
+    pub fn changes(&self, after: &Settings) -> Vec<String> {
+        let shown = |settings: &Settings, key: &Key| {
+            settings.get(key.name).map_or("not set".to_string(), |value| key.shown(value).to_string())
+        };
+        let changed = keys::ALL.iter().filter(|key| self.get(key.name) != after.get(key.name));
+        changed.map(|key| format!("{} from {} to {}", key.name, shown(self, key), shown(after, key))).collect()
     }
 
     /// `backup.timezone`, if it is set.

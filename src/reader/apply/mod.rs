@@ -58,7 +58,8 @@ use crate::{
     durable::{self, PARTIAL_PREFIX},
     error::{Code, Error, Result, Warning, WarningCode},
     lock,
-    project::{STAGING_PREFIX, STATE_DIR, UNDO_DIR, exclude, names},
+    project::{CONFIG_FILE, STAGING_PREFIX, STATE_DIR, UNDO_DIR, exclude, names},
+    settings::Settings,
     sqlite::files::names_super_journal,
     task::{Cancel, Task},
     tolerated,
@@ -94,6 +95,7 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     if request.dry_run {
         return Ok(applied);
     }
+    applied.warnings.extend(changed_settings(&target, &placements)?);
     assert_no_super_journal(&target, &placements)?;
     dress(&target, &placements, &plan)?;
     // Of a restore into an empty place there is nothing to bring back.
@@ -104,6 +106,23 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     let undo = can_undo.then_some((undo_dir, manifest.id));
     applied.warnings.extend(change(&target, root, plan, undo, None, Some(&request.staging), lock_timeout)?);
     Ok(applied)
+}
+
+/// Names the settings of backups that another configuration changes. One that cannot be used has none.
+fn changed_settings(target: &Target, placements: &Placements<'_>) -> Result<Option<Warning>> {
+    let config = format!("{STATE_DIR}/{CONFIG_FILE}");
+    let Some(placement) = placements.files.iter().find(|placement| placement.to == config) else { return Ok(None) };
+    let read = |location: &str| Ok::<_, Error>(Settings::read_at(&target.existing(location)?.path(), &mut |_| {}));
+    let (true, Some(from)) = (target.is_taken(&config)?, &placement.from) else { return Ok(None) };
+    let (before, after) = (read(&config)?, read(from)?);
+    let changes = before.changes(&after);
+    if changes.is_empty() || before.is_unreadable() {
+        return Ok(None);
+    }
+    let had_schedule = before.without_schedule().is_empty() && !after.without_schedule().is_empty();
+    let ends = if had_schedule { ". No more backups are made on a schedule" } else { "" };
+    let message = format!("Settings of backups changed: {}{ends}. `kg config set` sets them again", changes.join(", "));
+    Ok(Some(Warning::about(WarningCode::SettingsChanged, &config, message)))
 }
 
 /// Puts back what the newest restore replaced, and takes away what it added. What is there now is kept in its turn.
@@ -134,6 +153,7 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
     let files_removed = placements.files.len() as u64 - put_back;
     let mut undone = Undone { of: record.of.clone(), at: record.at, files_removed, applied };
     if !request.dry_run {
+        undone.applied.warnings.extend(changed_settings(&target, &placements)?);
         let undo = Some((undo_dir, record.of.clone()));
         undone.applied.warnings.extend(change(&target, root, plan, undo, Some((dir, record)), None, lock_timeout)?);
     }

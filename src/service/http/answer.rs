@@ -83,7 +83,7 @@ impl Answerer {
             "lastSuccess": status.and_then(|status| status.succeeded_at()),
             "lastFailure": status.and_then(|status| status.failed_at()),
         });
-        judged(&seen.readiness(now()), about)
+        judged(&seen.health(now()), about)
     }
 
     fn metrics(&self, seen: &Seen, headers: &HeaderMap) -> Answer {
