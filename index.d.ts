@@ -133,8 +133,8 @@ export interface EncryptionOptions {
   /** One line that is not blank. Each archive that is made or opened with it takes half a second and 256 MiB of memory, which is what makes guessing dear. */
   passphrase?: string;
   /**
-   * A file whose only line is the passphrase; read when it is needed, and not by this process. It may not lie in `.kg/`. If others can read it, or it lies next
-   * to the backups, each use has a `KG_WARN_KEY_EXPOSED`.
+   * A file whose only line is the passphrase; read when it is needed, and not by this process. It may not lie in `.kg/`. If others can read or replace it, or
+   * it lies next to the backups, each use has a `KG_WARN_KEY_EXPOSED`.
    */
   passphraseFile?: string | URL;
   /** Public keys, `age1…`, at most 128: each of their owners can open what is made, and nobody else; this machine only with the `identityFile` of one. */

@@ -82,6 +82,48 @@ describe('a key that others have', () => {
     expect((await told(project, project.identity)).backup).toEqual([expect.stringContaining('belongs to another user, 65534')]);
   });
 
+  test('can be replaced in a directory that others write, also one further up', async () => {
+    const project = setUp();
+    mkdirSync(path.join(project.base, 'outer/inner'), { recursive: true });
+    const [outer, inner] = [path.join(project.base, 'outer'), path.join(project.base, 'outer/inner')];
+    const identity = path.join(inner, 'identity');
+    execFileSync('cp', ['-p', project.identity, identity]);
+    for (const [dir, mode] of [[inner, 0o777], [outer, 0o777], [outer, 0o757]]) {
+      chmodSync(dir, mode);
+      for (const [use, messages] of Object.entries(await told(project, identity))) {
+        expect(messages, `${use} ${mode.toString(8)}`).toEqual([expect.stringContaining(`others than its owner can replace it, because they may write to ${dir} (chmod go-w '${dir}')`)]);
+      }
+      chmodSync(dir, 0o755);
+    }
+    // In a sticky directory, others cannot rename what is not theirs.
+    chmodSync(outer, 0o1777);
+    expect((await told(project, identity)).backup).toEqual([]);
+    // A link can be replaced where it lies.
+    const open = path.join(project.base, 'open');
+    mkdirSync(open);
+    chmodSync(open, 0o777);
+    symlinkSync(identity, path.join(open, 'link'));
+    expect((await told(project, path.join(open, 'link'))).backup).toEqual([expect.stringContaining(`write to ${open} `)]);
+  });
+
+  test.skipIf(process.getuid() !== 0)('can be replaced by the owner of a directory (needs root)', async () => {
+    const project = setUp();
+    const dir = path.join(project.base, 'theirs');
+    mkdirSync(dir);
+    execFileSync('cp', ['-p', project.identity, path.join(dir, 'identity')]);
+    chownSync(dir, 65534, 65534);
+    for (const mode of [0o755, 0o1777]) {
+      chmodSync(dir, mode);
+      expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([expect.stringContaining(`user 65534 can replace it, because ${dir} belongs to that user: move it to a directory of your own`)]);
+    }
+    chmodSync(dir, 0o775);
+    chownSync(dir, 0, 65534);
+    expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([expect.stringContaining(`they may write to ${dir} `)]);
+    // The group that bears the number of the owner has no other member.
+    chownSync(dir, 0, 0);
+    expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([]);
+  });
+
   test('is told of a passphrase too, and of what the settings and a service use', async () => {
     const { root, kg, file } = setUp();
     file('key', 'correct horse\n', 0o644);

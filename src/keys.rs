@@ -14,6 +14,7 @@ use age::{secrecy::SecretString, x25519};
 use crate::{
     archive::encryption::{KeyFile, Keyring, Keys, parse_recipient},
     error::{Code, Error, Result},
+    paths::resolve,
     project::STATE_DIR,
     reader::client::{Launch, Reader},
     settings::Settings,
@@ -21,6 +22,8 @@ use crate::{
 
 const OTHERS_READ: u32 = 0o044;
 const OTHERS_WRITE: u32 = 0o022;
+const GROUP_WRITE: u32 = 0o020;
+const STICKY: u32 = 0o1000;
 
 /// What was given to encrypt and open backups with.
 #[derive(Debug, Clone, Default)]
@@ -117,11 +120,34 @@ fn key_file(path: &Path) -> KeyFile {
             Some(format!("others than its owner can read it (chmod go= '{}')", path.display()))
         } else if found.mode() & OTHERS_WRITE != 0 {
             Some(format!("others than its owner can replace it (chmod go= '{}')", path.display()))
+        } else if owner != me && owner != 0 {
+            Some(format!("it belongs to another user, {owner}, who can read it"))
         } else {
-            (owner != me && owner != 0).then(|| format!("it belongs to another user, {owner}, who can read it"))
+            replaceable(path, me)
         }
     });
     KeyFile { path: path.to_path_buf(), exposed }
+}
+
+/// Why others can put another file in the place of this one: a directory on the way to it, or to a link that leads to it, is theirs, or they
+/// may rename what is in it.
+fn replaceable(path: &Path, me: u32) -> Option<String> {
+    let named = std::path::absolute(path).ok()?;
+    let resolved = resolve(&named);
+    resolved.ancestors().skip(1).chain(named.ancestors().skip(1)).find_map(|dir| {
+        let found = fs::metadata(dir).ok()?;
+        let (owner, mode, name) = (found.uid(), found.mode(), dir.display());
+        if owner != me && owner != 0 {
+            let who = format!("user {owner} can replace it, because {name} belongs to that user");
+            return Some(format!("{who}: move it to a directory of your own"));
+        }
+        // By convention, the group with the number of a user has no other member.
+        let others = if found.gid() == owner { OTHERS_WRITE & !GROUP_WRITE } else { OTHERS_WRITE };
+        let is_open = mode & others != 0 && mode & STICKY == 0;
+        is_open.then(|| {
+            format!("others than its owner can replace it, because they may write to {name} (chmod go-w '{name}')")
+        })
+    })
 }
 
 /// White space, and characters that are not seen at all.
