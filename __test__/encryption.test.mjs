@@ -400,7 +400,10 @@ describe('on the command line', () => {
   test('where no key is given and nobody can be asked, it says so, and a key that is given means encryption', async () => {
     const { root, backups, file, recipient, identityFile } = setUp();
     const run = (...args) => kg(['diag', ...args], { cwd: root });
-    expect(await run('backup', '--encrypt', '--output', backups)).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_NEEDED]') });
+    const unkeyed = await run('backup', '--encrypt', '--output', backups);
+    expect(unkeyed).toMatchObject({ status: 2, stderr: expect.stringMatching(/\[KG_KEY_NEEDED\].*\n.*`--passphrase-file`.*`--recipient`/) });
+    // An identity opens backups, and encrypts none.
+    expect(unkeyed.stderr).not.toContain('--identity');
     expect(existsSync(backups)).toBe(false);
     const key = file('key', PASSPHRASE);
     expect((await run('backup', '--passphrase-file', key, '--output', backups)).stdout).toContain('.enc.tar.gz');

@@ -76,7 +76,8 @@ impl Keyring {
             0 => Err(Error::new(
                 Code::KeyNeeded,
                 "The backup is to be encrypted, and no key was given",
-                "Give a passphrase (`--passphrase-file`), recipients (`--recipient`) or identities (`--identity`)",
+                "Give a passphrase (`--passphrase-file`) or recipients (`--recipient`), or set `backup.passphraseFile` or \
+                 `backup.recipients` (`encryption` in the API)",
             )),
             1..=MOST_RECIPIENTS => Ok(Readers::Recipients(recipients)),
             many => {
