@@ -75,6 +75,40 @@ describe('after an encrypted backup no plain one is made', () => {
     expect(archives()).toHaveLength(1);
   });
 
+  test('and the refusal says what is wrong with the file, which is not waited for if it is a pipe', async () => {
+    const { root, backups, set, kg, archives, config, database } = await encrypted();
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+    const expectRefused = async (why) => {
+      expect(await kg('backup')).toMatchObject({ status: 2, stderr: expect.stringMatching(new RegExp(`config\\.json cannot be used: ${why}.*The newest backup of this project is encrypted.*\\[KG_KEY_INVALID\\]`)) });
+      await expect(manager.createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID', message: expect.stringMatching(why) });
+    };
+    for (const [text, why] of [['{', 'it is not valid JSON'], ['', 'it is not valid JSON'], ['[]', 'it is a list, not an object'], ['null', 'it is null, not an object']]) {
+      set(text);
+      await expectRefused(why);
+    }
+    withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
+    expect((await kg('repair', '--auto')).stderr).toMatch(/it is null, not an object\. The newest backup of this project is encrypted.*\[KG_KEY_INVALID\]/);
+    rmSync(config);
+    run('mkfifo', [config]);
+    await expectRefused('it could not be read \\(it is not a regular file\\)');
+    expect(archives()).toHaveLength(1);
+  });
+
+  test('and a misspelt name of a key is told with the one that it may be meant as', async () => {
+    const { root, backups, set, kg, archives } = await encrypted();
+    const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+    const suggestion = '`backup.pasphraseFile` is not a setting: did you mean `backup.passphraseFile`?';
+    for (const more of [{}, { encrypt: true }]) {
+      set({ backup: { dir: backups, pasphraseFile: '../key', ...more } });
+      for (const args of [['backup'], ['backup', '--encrypt']]) {
+        expect(await kg(...args)).toMatchObject({ status: 2, stderr: expect.stringMatching(/misspelt setting.*\[KG_KEY_INVALID\]/) });
+        expect((await kg(...args)).stderr).toContain(suggestion);
+      }
+      await expect(manager.createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID', message: expect.stringContaining(suggestion) });
+    }
+    expect(archives()).toHaveLength(1);
+  });
+
   test('by a scheduler of the API, whose failure it is', async () => {
     const { root, backups, set, archives } = await encrypted();
     set('{"backup":{}}');

@@ -106,8 +106,11 @@ pub fn read_text(path: &Path) -> io::Result<Option<Vec<u8>>> {
         opened => opened?,
     };
     let found = file.metadata()?;
-    if !found.is_file() || found.len() > MAX_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no file that could be a configuration"));
+    if !found.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file"));
+    }
+    if found.len() > MAX_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is larger than 16 MiB"));
     }
     let mut text = Vec::new();
     file.take(MAX_BYTES).read_to_end(&mut text)?;

@@ -81,24 +81,19 @@ pub fn encrypts(settings: &Settings, said: Said) -> Encrypts {
     let unclear = |what: String| {
         let remedy = "Mend it (`kg config show --all` tells what it may be), or say with `--recipient` or \
                       `--passphrase-file` who can read this backup; `--no-encrypt` makes a plain one";
-        Encrypts::Unclear(Error::new(Code::KeyInvalid, format!("{what}, so it is open who may read backups"), remedy))
+        Encrypts::Unclear(Error::new(Code::KeyInvalid, what, remedy))
     };
-    let keys = ["backup.encrypt", "backup.passphraseFile", "backup.recipients", "backup.identityFile"];
-    if let Some(key) = keys.into_iter().find(|key| settings.is_refused(key)) {
-        return unclear(format!("The setting `{key}` cannot be used"));
+    let is_asked_for = said == Said::Encrypted;
+    if let Some(doubt) = settings.doubt_of_encryption(is_asked_for) {
+        return unclear(doubt);
     }
-    match (settings.assert_readable(), said) {
-        (Err(error), Said::Encrypted) => unclear(error.message),
+    match (settings.assert_readable(), settings.bool("backup.encrypt")) {
+        (Err(error), _) if is_asked_for => unclear(format!("{}, so it is unclear who can read it", error.message)),
         (Err(error), _) => Encrypts::Unread(error),
-        (Ok(()), Said::Encrypted) => Encrypts::Yes,
-        (Ok(()), _) => match settings.bool("backup.encrypt") {
-            Some(true) => Encrypts::Yes,
-            Some(false) => Encrypts::TurnedOff,
-            None => match keys.into_iter().find(|key| settings.is_misspelt(key)) {
-                Some(key) => unclear(format!("A misspelt setting may be meant as `{key}`")),
-                None => Encrypts::Unasked,
-            },
-        },
+        (Ok(()), Some(true)) => Encrypts::Yes,
+        (Ok(()), _) if is_asked_for => Encrypts::Yes,
+        (Ok(()), Some(false)) => Encrypts::TurnedOff,
+        (Ok(()), None) => Encrypts::Unasked,
     }
 }
 

@@ -14,7 +14,7 @@ pub mod listen;
 mod unknown;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
@@ -39,13 +39,16 @@ use crate::{
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     values: BTreeMap<String, Value>,
-    /// Keys whose values cannot be used.
-    refused: BTreeSet<String>,
-    /// Keys that are likely to be meant by names that are not known.
-    misspelt: BTreeSet<String>,
+    /// Keys whose values cannot be used, and why.
+    refused: BTreeMap<String, String>,
+    /// Keys that are likely to be meant by names that are not known, with what is to be said of those.
+    misspelt: BTreeMap<String, String>,
     /// Why nothing is known of what is set.
     unreadable: Option<String>,
 }
+
+/// The keys that decide who can read new backups: the switch, and the keys that encrypt.
+const ENCRYPTION: [&str; 4] = ["backup.encrypt", "backup.passphraseFile", "backup.recipients", "backup.identityFile"];
 
 /// The keys that decide what retention removes.
 const RETENTION: [&str; 3] = ["backup.retention", "backup.maxBackups", "backup.keep"];
@@ -100,39 +103,39 @@ impl Settings {
 
     /// `config` is the whole file that is the home of the keys.
     pub fn in_home(home: Home, config: &Value, warn: &mut impl FnMut(String)) -> Self {
-        let (mut values, mut refused, mut misspelt) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        let mut settings = Settings::default();
+        let mut said = Vec::new();
         for unknown in unknown::unknown(home, config) {
-            let meant = unknown.meant.iter().map(|name| name.to_string());
-            if unknown.is_known {
-                refused.extend(meant)
-            } else {
-                misspelt.extend(meant)
-            }
-            warn(format!("`{}` {}{}", unknown.name, unknown.what, consequence(&unknown.meant)));
+            let message = format!("`{}` {}", unknown.name, unknown.what);
+            let doubted = if unknown.is_known { &mut settings.refused } else { &mut settings.misspelt };
+            doubted.extend(unknown.meant.iter().map(|name| (name.to_string(), message.clone())));
+            said.push((message, "", unknown.meant));
         }
         for key in keys::ALL.iter().filter(|key| key.home() == home) {
             let Some(value) = key.find(config) else { continue };
             match key.check(value) {
                 Ok(()) => {
-                    values.insert(key.name.to_string(), value.clone());
+                    settings.values.insert(key.name.to_string(), value.clone());
                 }
                 Err(error) => {
-                    refused.insert(key.name.to_string());
-                    warn(format!("{}; it was ignored{}", error.message, consequence(&[key.name])));
+                    settings.refused.insert(key.name.to_string(), error.message.clone());
+                    said.push((error.message, "; it was ignored", vec![key.name]));
                 }
             }
         }
-        Settings { values, refused, misspelt, unreadable: None }
+        // All of them decide together what follows from one.
+        for (message, ignored, keys) in said {
+            match (settings.refusal(&keys), consequence(&keys)) {
+                (Some(refusal), _) => warn(format!("{message}; {refusal}")),
+                (None, consequence) => warn(format!("{message}{ignored}{consequence}")),
+            }
+        }
+        settings
     }
 
     /// Whether the key is set to what cannot be used.
     pub fn is_refused(&self, name: &str) -> bool {
-        self.refused.contains(name)
-    }
-
-    /// Whether a name that is no setting may be meant as that key.
-    pub fn is_misspelt(&self, name: &str) -> bool {
-        self.misspelt.contains(name)
+        self.refused.contains_key(name)
     }
 
     pub fn is_unreadable(&self) -> bool {
@@ -150,11 +153,43 @@ impl Settings {
         self.assert_readable().err().or(refused)
     }
 
+    /// Why it is not known who can read new backups; `is_asked_for` if the call asks for encryption.
+    pub fn doubt_of_encryption(&self, is_asked_for: bool) -> Option<String> {
+        if let Some(why) = ENCRYPTION.into_iter().find_map(|key| self.refused.get(key)) {
+            return Some(format!("An invalid setting makes it unclear who can read new backups: {why}"));
+        }
+        let [switch, keys @ ..] = ENCRYPTION;
+        let is_known = match self.bool(switch) {
+            Some(false) if !is_asked_for => true,
+            None if !is_asked_for => false,
+            _ => keys.into_iter().any(|key| self.get(key).is_some()),
+        };
+        let why = ENCRYPTION.into_iter().filter(|_| !is_known).find_map(|key| self.misspelt.get(key))?;
+        Some(format!("A misspelt setting makes it unclear who can read new backups: {why}"))
+    }
+
+    /// Whether a backup is refused if the call says neither where to write it nor who can read it.
+    pub fn refuses_backups(&self) -> bool {
+        self.doubt_of_dir().is_some() || self.doubt_of_encryption(false).is_some()
+    }
+
     /// Why nothing may be removed: what was set could keep it.
     pub fn doubt_of_retention(&self) -> Option<Error> {
-        let key = self.refused.union(&self.misspelt).find(|key| is_of_retention(key));
+        let key = self.refused.keys().chain(self.misspelt.keys()).find(|key| is_of_retention(key));
         let wrong = key.map(|key| unusable(&format!("it is not known what `{key}` is to be, so nothing is removed")));
         self.assert_readable().err().or(wrong)
+    }
+
+    /// What is said of these keys if they keep backups from being made.
+    fn refusal(&self, keys: &[&str]) -> Option<&'static str> {
+        let is_about = |key: &str| keys.contains(&key);
+        if ENCRYPTION.into_iter().any(is_about) && self.doubt_of_encryption(false).is_some() {
+            Some("no backup is made until it is mended, unless the call says who can read it")
+        } else if is_about("backup.dir") && self.is_refused("backup.dir") {
+            Some("no backup is made until it is mended, unless the call names a directory")
+        } else {
+            None
+        }
     }
 
     pub fn get(&self, name: &str) -> Option<&Value> {
@@ -190,7 +225,7 @@ impl Settings {
     pub fn listen(&self) -> Listen {
         let name = "backup.listen";
         // A port that may have been turned off stays closed.
-        if self.is_unreadable() || self.is_refused(name) || self.misspelt.contains(name) {
+        if self.is_unreadable() || self.is_refused(name) || self.misspelt.contains_key(name) {
             return Listen::Off;
         }
         self.get(name).and_then(|value| Listen::of(value).ok()).unwrap_or_default()

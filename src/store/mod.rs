@@ -87,6 +87,8 @@ pub enum Encrypts {
     Yes,
     /// The settings cannot be read: refused with this.
     Unread(Error),
+    /// The settings cannot be read, and a backup before a repair is made all the same.
+    UnreadInRecovery(Error),
     /// An encryption setting is present but invalid: refused with this.
     Unclear(Error),
 }
@@ -208,7 +210,7 @@ impl Store {
     /// backup is still not followed by a plain one.
     pub fn for_recovery(self) -> Self {
         let encrypts = match self.encrypts {
-            Encrypts::Unread(_) => Encrypts::Unasked,
+            Encrypts::Unread(error) => Encrypts::UnreadInRecovery(error),
             decided => decided,
         };
         Store { encrypts, doubt: None, ..self }
@@ -238,7 +240,8 @@ impl Store {
 
     /// Whether a new archive is plain unless something forbids it.
     pub fn may_be_plain(&self) -> bool {
-        matches!(self.encrypts, Encrypts::Unasked | Encrypts::TurnedOff | Encrypts::Never)
+        use Encrypts::{Never, TurnedOff, Unasked, UnreadInRecovery};
+        matches!(self.encrypts, Unasked | UnreadInRecovery(_) | TurnedOff | Never)
     }
 
     /// Fails if a new archive could be read by others than those who are meant, or could not be encrypted. `was_encrypted`
@@ -251,10 +254,13 @@ impl Store {
             Encrypts::Never => Ok(()),
             Encrypts::Yes => self.keys.assert_encrypting(),
             Encrypts::Unclear(error) => Err(error.clone()),
-            Encrypts::Unasked | Encrypts::Unread(_) if follows_encrypted(true)? => Err(first_plain()),
-            Encrypts::TurnedOff if follows_encrypted(false)? => Err(first_plain()),
+            Encrypts::Unread(error) | Encrypts::UnreadInRecovery(error) if follows_encrypted(true)? => {
+                Err(first_plain(Some(error)))
+            }
+            Encrypts::Unasked if follows_encrypted(true)? => Err(first_plain(None)),
+            Encrypts::TurnedOff if follows_encrypted(false)? => Err(first_plain(None)),
             Encrypts::Unread(error) => Err(error.clone()),
-            Encrypts::Unasked | Encrypts::TurnedOff => Ok(()),
+            Encrypts::Unasked | Encrypts::UnreadInRecovery(_) | Encrypts::TurnedOff => Ok(()),
         }
     }
 
@@ -342,13 +348,19 @@ pub fn lacks(warnings: &[Warning]) -> Option<String> {
     first_and_more(lacking.map(|warning| &warning.message))
 }
 
-/// A plain archive would follow encrypted ones, and the caller did not ask for that.
-fn first_plain() -> Error {
+/// A plain archive would follow encrypted ones, and the caller did not ask for that. `cause` is why the settings do not count.
+fn first_plain(cause: Option<&Error>) -> Error {
+    let (why, remedy) = match cause {
+        Some(cause) => (format!("{}. ", cause.message), cause.remedy.as_str()),
+        None => (String::new(), "Mend `backup.encrypt` and the keys of the settings (`kg config show`)"),
+    };
     Error::new(
         Code::KeyInvalid,
-        "The newest backup of this project is encrypted, and nothing says how to encrypt the next one",
-        "Mend `backup.encrypt` and the keys of the settings (`kg config show`), or give `--recipient` or \
-         `--passphrase-file` (`encryption` in the API). `--no-encrypt` (`encrypt: false`) makes a plain backup",
+        format!("{why}The newest backup of this project is encrypted, and nothing says how to encrypt the next one"),
+        format!(
+            "{remedy}; or give `--recipient` or `--passphrase-file` (`encryption` in the API). `--no-encrypt` \
+             (`encrypt: false`) makes a plain backup"
+        ),
     )
 }
 
