@@ -57,6 +57,18 @@ function promtool(args, input) {
   return { status, said: stdout + stderr };
 }
 
+test('a service whose settings refuse every backup is not ready, before any failed', async () => {
+  const { begin, ask, kg, isReady, configure } = await setUp();
+  expect((await kg('diag', 'backup')).status).toBe(0);
+  await begin();
+  await until(isReady, 'readiness');
+  configure({ ...NIGHTLY, encrypt: 1 });
+  await until(async () => !(await isReady()), 'the invalid setting');
+  expect(await (await ask('/readyz')).text()).toContain('`backup.encrypt` is 1, not true or false');
+  configure(NIGHTLY);
+  await until(isReady, 'readiness again');
+});
+
 test('a service that makes backups lives, is ready, and has metrics that promtool finds nothing about', async () => {
   const { ask, begin, isReady, root } = await setUp(EACH_SECOND);
   expect((await begin()).stdout).toMatch(/^ {2}answers {3}on http:\/\/127\.0\.0\.1:\d+$/m);

@@ -299,6 +299,33 @@ describe('a setting that does not count', () => {
     expect((await runKg(['diag', 'backup', '--no-encrypt'], { cwd: root })).status).toBe(0);
   });
 
+  test('and refuses every backup is told as that, and is no health', async () => {
+    const { root } = makeProject({ nodes: 5 });
+    const kg = (...args) => runKg(args, { cwd: root });
+    const set = (config) => writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify(config));
+    expect((await kg('diag', 'backup')).status).toBe(0);
+    expect((await kg('diag', 'health')).stdout).toMatch(/^Healthy$/m);
+    const cases = [
+      [{ encrypt: 1 }, /`backup\.encrypt` is 1, not true or false; no backup is made until it is mended, unless the call says who can read it/],
+      [{ encrpyt: true }, /did you mean `backup\.encrypt`\?; no backup is made until it is mended, unless the call says/],
+      [{ dir: 5 }, /`backup\.dir` is 5, not a text; no backup is made until it is mended, unless the call names a directory/],
+    ];
+    for (const [backup, said] of cases) {
+      set({ backup });
+      const { healthy, issues } = JSON.parse((await kg('diag', 'health', '--json')).stdout);
+      const message = expect.stringContaining('cannot be used, and backups are refused because of that');
+      expect(healthy).toBe(false);
+      expect(issues[0]).toMatchObject({ code: 'KG_ISSUE_CONFIG_VALUE', severity: 'error', message, examples: [expect.stringMatching(said)] });
+      const { stdout } = await kg('config', 'show');
+      expect(stdout).toMatch(said);
+      expect(stdout).not.toContain('was ignored');
+      expect((await kg('diag', 'backup')).status).toBe(2);
+    }
+    // Where the settings say that backups are plain, a misspelt name only is a warning.
+    set({ backup: { encrypt: false, encrpyt: true } });
+    expect(await kg('diag', 'health')).toMatchObject({ status: 0, stdout: expect.stringMatching(/did you mean `backup\.encrypt`\?\n/) });
+  });
+
   test('removes no backup and chooses no directory by its default', async () => {
     const { root } = makeProject({ nodes: 5 });
     const set = (backup) => writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ backup }));

@@ -118,16 +118,22 @@ fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
     }
     let mut told = Vec::new();
     let mut issues = Vec::new();
-    match Settings::of(config, &mut |message| told.push(message)).assert_readable() {
+    let settings = Settings::of(config, &mut |message| told.push(message));
+    match settings.assert_readable() {
         Ok(()) => told.into_iter().for_each(|message| wrong.add(message)),
         Err(error) => {
             issues.push(Issue::new(IssueCode::ConfigInvalid, Part::Files, error.message, error.remedy).path(path))
         }
     }
     if !wrong.is_empty() {
-        let message = format!("{} settings in {path} cannot be used", wrong.count);
+        let (severity, consequence) = match settings.refuses_backups() {
+            Some(_) => (Severity::Error, ", and backups are refused because of that"),
+            None => (Severity::Warning, ""),
+        };
+        let message = format!("{} settings in {path} cannot be used{consequence}", wrong.count);
         let remedy = "Set them again with `kg config set`, or edit the file";
-        issues.push(Issue::new(IssueCode::ConfigValue, Part::Files, message, remedy).path(path).found(wrong));
+        let issue = Issue::new(IssueCode::ConfigValue, Part::Files, message, remedy).severity(severity);
+        issues.push(issue.path(path).found(wrong));
     }
     let is_open = fs::metadata(file).is_ok_and(|found| found.permissions().mode() & OTHERS_READ != 0);
     let mut secrets = Found::default();

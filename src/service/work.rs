@@ -241,6 +241,7 @@ impl<'a> Service<'a> {
         let doubt = self.unreadable.as_ref().filter(|found| found.is_told).map(|found| {
             format!("the settings cannot be read, and the last valid ones stay in force: {}", found.why.message)
         });
+        let doubt = doubt.or_else(|| self.settings.refuses_backups());
         let found = Arc::new(found.map(|status| status.of_service(doubt)));
         self.board.publish(Arc::clone(&found));
         found

@@ -168,9 +168,9 @@ impl Settings {
         Some(format!("A misspelt setting makes it unclear who can read new backups: {why}"))
     }
 
-    /// Whether a backup is refused if the call says neither where to write it nor who can read it.
-    pub fn refuses_backups(&self) -> bool {
-        self.doubt_of_dir().is_some() || self.doubt_of_encryption(false).is_some()
+    /// Why a backup is refused if the call says neither where to write it nor who can read it.
+    pub fn refuses_backups(&self) -> Option<String> {
+        self.doubt_of_dir().map(|error| error.message).or_else(|| self.doubt_of_encryption(false))
     }
 
     /// Why nothing may be removed: what was set could keep it.
