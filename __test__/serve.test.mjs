@@ -43,6 +43,15 @@ function foreground(root, stderr = 'inherit') {
 }
 
 describe('kg serve', () => {
+  test('--status tells the next run as `kg diag backup --status` does, in the time zone of the settings', async () => {
+    for (const [timezone, next] of [['Asia/Tokyo', /next +\d{4}-\d\d-\d\d 02:30:00 Asia\/Tokyo$/m], ['UTC', /next +\d{4}-\d\d-\d\d 02:30:00 UTC$/m]]) {
+      const { kg } = setUp({ enabled: true, schedule: '30 2 * * *', timezone });
+      const [line] = (await kg('diag', 'backup', '--status')).stdout.match(next);
+      expect((await kg('serve', '--status')).stdout).toMatch(next);
+      expect((await kg('serve', '--status')).stdout).toContain(line);
+    }
+  });
+
   test('--all makes backups on the schedule until --stop, which waits for its end', async () => {
     const { kg, archives, root, log } = setUp();
     const begun = await kg('serve', '--all');

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::{
     Common, finish,
     output::Output,
-    status::{ago, date, hook_failure},
+    status::{ago, date, hook_failure, next_run},
     watch::cancel_on_interrupt,
 };
 use crate::{
@@ -225,8 +225,8 @@ fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
     for why in status.without_schedule.iter().filter(|_| holder.is_some()) {
         output.line(format!("  warning   {why}"));
     }
-    if let Some(next) = status.next_run {
-        output.line(format!("  next      {} UTC", date(next, &TimeZone::UTC)));
+    if let Some(next) = next_run(&status) {
+        output.line(format!("  next      {next}"));
     }
     if let Some(run) = &status.last_run {
         let result = match (&run.backup, &run.error) {

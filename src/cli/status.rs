@@ -33,10 +33,8 @@ pub fn tell(status: &Status, service: Option<&Holder>, is_in_progress: bool, out
     if is_in_progress {
         row("now", "a backup is being made, or waits for another writer".into());
     }
-    if let Some(next) = status.next_run {
-        let zone = time_zone(status.timezone.as_deref()).unwrap_or(TimeZone::UTC);
-        let name = zone.iana_name().unwrap_or("local time").to_string();
-        row("next", format!("{} {name}", date(next, &zone)));
+    if let Some(next) = next_run(status) {
+        row("next", next);
     }
     if status.count > 0 {
         let kinds = &status.by_type;
@@ -69,6 +67,13 @@ pub fn tell(status: &Status, service: Option<&Holder>, is_in_progress: bool, out
         row("hooks", warning.clone());
     }
     row("health", if status.health.ok { "ok".into() } else { status.health.messages.join("; ") });
+}
+
+/// In the time zone of the schedule.
+pub fn next_run(status: &Status) -> Option<String> {
+    let next = status.next_run?;
+    let zone = time_zone(status.timezone.as_deref()).unwrap_or(TimeZone::UTC);
+    Some(format!("{} {}", date(next, &zone), zone.iana_name().unwrap_or("local time")))
 }
 
 pub fn hook_failure(failure: &HookFailure) -> String {
