@@ -8,6 +8,7 @@ import { expect, onTestFinished, test } from 'vitest';
 
 import { kg } from './support/processes.mjs';
 import { makeProject, withDatabase } from './support/project.mjs';
+import { isRoot, projectOf } from './support/users.mjs';
 
 function setUp(backup) {
   const { root, database } = makeProject();
@@ -31,6 +32,34 @@ test('health, drill and the backup before a repair use the directory of the sett
   expect(path.dirname(repair.safetyBackup.path)).toBe(dir);
   // What is named goes first.
   expect(await health('--backup-dir', 'none')).toMatchObject({ backups: { backupDir: path.join(root, 'none'), count: 0 } });
+});
+
+test('a name with a dot is told as one, with the objects that are meant', async () => {
+  const { root, health } = setUp();
+  const cases = [
+    [{ 'backup.encrypt': true }, '`backup.encrypt` is not a setting: a name with a dot must be nested, as in `{"backup": {"encrypt": …}}`'],
+    [{ 'backup.encrpyt': true }, '`backup.encrpyt` is not a setting: a name with a dot must be nested, as in `{"backup": {"encrypt": …}}`'],
+    [{ backup: { 'keep.daily': 7 } }, '`backup.keep.daily` is not a setting: a name with a dot must be nested, as in `{"backup": {"keep": {"daily": …}}}`'],
+  ];
+  for (const [config, said] of cases) {
+    writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify(config));
+    const { issues } = await health();
+    expect(issues.find(({ code }) => code === 'KG_ISSUE_CONFIG_VALUE').examples[0]).toContain(said);
+  }
+});
+
+test.skipIf(!isRoot)('a configuration that cannot be read is not called one that is not JSON (needs root)', () => {
+  const { root, asOwner } = projectOf(1001);
+  for (const name of ['config.json', 'agents.json']) {
+    const file = path.join(root, '.kg', name);
+    rmSync(file, { force: true });
+    // It is root's.
+    writeFileSync(file, '{}', { mode: 0o600 });
+    const { stdout } = asOwner('diag', 'health');
+    expect(stdout).toContain(`.kg/${name} cannot be read: Permission denied`);
+    expect(stdout).not.toContain('not JSON');
+    rmSync(file);
+  }
 });
 
 test('a failed run is told until there is a good backup', async () => {

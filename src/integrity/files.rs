@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fs::{self, Metadata},
-    io::Read,
+    io::{self, Read},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -17,7 +17,7 @@ use super::{
     rows::{columns_of, has_table},
 };
 use crate::{
-    error::Result,
+    error::{Result, plain},
     project::{CONFIG_FILE, Project, STATE_DIR, discover::open_plain, exclude, names},
     settings::Settings,
     sqlite::files::{COMPANIONS, companion},
@@ -91,7 +91,7 @@ fn configuration(project: &Project) -> Vec<Issue> {
             Err(why) => {
                 let severity = if is_config { Severity::Error } else { Severity::Warning };
                 let remedy = "Correct it, or restore it with `kg diag restore --file latest --config-only`";
-                let message = format!("{path} is not JSON: {why}");
+                let message = format!("{path} {why}");
                 let issue = Issue::new(IssueCode::ConfigInvalid, Part::Files, message, remedy);
                 issues.push(issue.severity(severity).path(path));
             }
@@ -100,11 +100,13 @@ fn configuration(project: &Project) -> Vec<Issue> {
     issues
 }
 
+/// An error ends the sentence that begins with the path.
 fn parse(path: &Path) -> std::result::Result<Value, String> {
     let mut text = Vec::new();
-    let file = open_plain(path).map_err(|cause| cause.to_string())?;
-    file.take(MAX_CONFIG_BYTES).read_to_end(&mut text).map_err(|cause| cause.to_string())?;
-    serde_json::from_slice(&text).map_err(|cause| cause.to_string())
+    let unreadable = |cause: io::Error| format!("cannot be read: {}", plain(&cause));
+    let file = open_plain(path).map_err(unreadable)?;
+    file.take(MAX_CONFIG_BYTES).read_to_end(&mut text).map_err(unreadable)?;
+    serde_json::from_slice(&text).map_err(|cause| format!("is not JSON: {cause}"))
 }
 
 fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {

@@ -34,9 +34,9 @@ pub fn unknown(home: Home, config: &Value) -> Vec<Unknown> {
             for (name, value) in config.as_object().into_iter().flatten() {
                 if name == SECTION {
                     walk(home, value, SECTION, &mut found);
-                } else if let Some(meant) = meant_as_section(name) {
-                    let what = format!("is not a setting: did you mean `{meant}`?");
-                    let meant = meant_by_members(name, value);
+                } else if let Some(known) = nearest_beside(name) {
+                    let what = format!("is not a setting: {}", suggestion(name, known));
+                    let meant = if known == SECTION { meant_by_members(value) } else { keys_at(home, known) };
                     found.push(Unknown { name: name.clone(), what, meant, is_known: false });
                 }
             }
@@ -68,15 +68,14 @@ fn walk(home: Home, value: &Value, name: &str, found: &mut Vec<Unknown>) {
         }
         let nearest = nearest(home, &full);
         let what = match (home, nearest) {
-            (Home::Config, Some(known)) => format!("is not a setting: did you mean `{known}`?"),
+            (Home::Config, Some(known)) => format!("is not a setting: {}", suggestion(part, known)),
             (Home::Config, None) => "is not a setting: see `kg config show --all`".to_string(),
-            (Home::Hooks, Some(known)) => format!("in .kg/hooks.json is no setting of hooks: did you mean `{known}`?"),
+            (Home::Hooks, Some(known)) => {
+                format!("in .kg/hooks.json is no setting of hooks: {}", suggestion(part, known))
+            }
             (Home::Hooks, None) => "in .kg/hooks.json is no setting of hooks: see `kg config show --all`".to_string(),
         };
-        let meant = nearest.map(|known| match below(home, known) {
-            keys if keys.is_empty() => keys_of(home).filter(|key| *key == known).collect(),
-            keys => keys,
-        });
+        let meant = nearest.map(|known| keys_at(home, known));
         found.push(Unknown { name: full, what, meant: meant.unwrap_or_default(), is_known: false });
     }
 }
@@ -88,6 +87,23 @@ fn keys_of(home: Home) -> impl Iterator<Item = &'static str> {
 /// The settings in the object of that name.
 fn below(home: Home, name: &str) -> Vec<&'static str> {
     keys_of(home).filter(|key| key.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'))).collect()
+}
+
+/// The setting of that name, or those in the object of that name.
+fn keys_at(home: Home, name: &str) -> Vec<&'static str> {
+    match below(home, name) {
+        keys if keys.is_empty() => keys_of(home).filter(|key| *key == name).collect(),
+        keys => keys,
+    }
+}
+
+/// What is said to someone who wrote `given`, one name of an object, and is likely to mean `known`.
+fn suggestion(given: &str, known: &str) -> String {
+    if !given.contains('.') {
+        return format!("did you mean `{known}`?");
+    }
+    let nested = known.rsplit('.').fold("…".to_string(), |inner, part| format!("{{\"{part}\": {inner}}}"));
+    format!("a name with a dot must be nested, as in `{nested}`")
 }
 
 /// Names of settings, and of the objects that hold them.
@@ -134,20 +150,18 @@ fn plain(name: &str) -> String {
 }
 
 /// What a name next to `backup` was meant as, if it looks like it.
-fn meant_as_section(name: &str) -> Option<&'static str> {
-    if let Some(key) = keys_of(Home::Config).find(|key| plain(key) == plain(name)) {
-        return Some(key);
+fn nearest_beside(name: &str) -> Option<&'static str> {
+    let name = plain(name);
+    match name.split_once('.') {
+        Some((SECTION, _)) => nearest(Home::Config, &name),
+        _ => (strsim::damerau_levenshtein(&name, SECTION) <= ALWAYS_ALIKE).then_some(SECTION),
     }
-    (strsim::damerau_levenshtein(&plain(name), SECTION) <= ALWAYS_ALIKE).then_some(SECTION)
 }
 
 /// The settings that `value` holds, if its name was to be `backup`.
-fn meant_by_members(name: &str, value: &Value) -> Vec<&'static str> {
-    let is_in = |key: &keys::Key| {
-        let path = without_section(key.name);
-        plain(key.name) == plain(name) || path.split('.').try_fold(value, |object, part| object.get(part)).is_some()
-    };
-    keys::ALL.iter().filter(|key| key.home() == Home::Config && is_in(key)).map(|key| key.name).collect()
+fn meant_by_members(value: &Value) -> Vec<&'static str> {
+    let is_in = |key: &&str| without_section(key).split('.').try_fold(value, |object, part| object.get(part)).is_some();
+    keys_of(Home::Config).filter(is_in).collect()
 }
 
 #[cfg(test)]
@@ -172,15 +186,29 @@ mod tests {
             (json!({ "backup": { "kep": { "daily": 7 } } }), "backup.kep", "backup.keep"),
             (json!({ "backup": { "keep": { "dayly": 7 } } }), "backup.keep.dayly", "backup.keep.daily"),
             (json!({ "backup": { "daily": 7 } }), "backup.daily", "backup.keep.daily"),
-            (json!({ "backup": { "keep.daily": 7 } }), "backup.keep.daily", "backup.keep.daily"),
             (json!({ "backups": { "encrypt": true } }), "backups", "backup"),
             (json!({ "bakcup": { "encrypt": true } }), "bakcup", "backup"),
             (json!({ "BACKUP": {} }), "BACKUP", "backup"),
-            (json!({ "backup.encrypt": true }), "backup.encrypt", "backup.encrypt"),
         ];
         for (config, name, meant) in cases {
             assert_eq!(told(config), [format!("{name} is not a setting: did you mean `{meant}`?")]);
         }
+    }
+
+    #[test]
+    fn a_name_with_a_dot_is_told_as_it_is_to_be_nested() {
+        let (encrypt, daily) = (r#"{"backup": {"encrypt": …}}"#, r#"{"backup": {"keep": {"daily": …}}}"#);
+        let cases = [
+            (json!({ "backup.encrypt": true }), "backup.encrypt", encrypt, "backup.encrypt"),
+            (json!({ "Backup.Encrpyt": true }), "Backup.Encrpyt", encrypt, "backup.encrypt"),
+            (json!({ "backup": { "keep.daily": 7 } }), "backup.keep.daily", daily, "backup.keep.daily"),
+        ];
+        for (config, name, nested, meant) in cases {
+            let what = format!("{name} is not a setting: a name with a dot must be nested, as in `{nested}`");
+            assert_eq!(told(config.clone()), [what]);
+            assert_eq!(unknown(Home::Config, &config)[0].meant, [meant]);
+        }
+        assert_eq!(told(json!({ "backup.mine": 1, "database.path": "x" })), Vec::<String>::new());
     }
 
     #[test]
