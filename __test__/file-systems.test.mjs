@@ -39,6 +39,23 @@ describe('a file system that cannot sync directories', () => {
     json(['prune', '--max-backups', '1', '--output', backups]);
   });
 
+  test('a restore names directories that are there after it', () => {
+    const { root } = makeProject({ nodes: 5 });
+    run(kgPath, ['diag', 'backup'], { cwd: root });
+    let named = 0;
+    for (let when = 1; when <= 12; when += 1) {
+      const target = path.join(temporaryDirectory(), 'target');
+      const { status, stdout } = failing('fsync', 'EINVAL', ['diag', 'restore', '--file', 'latest', '--target', target, '--json'], { cwd: root, when });
+      expect(status).toBe(0);
+      for (const { message } of refusals(JSON.parse(stdout).warnings)) {
+        const [, dir] = message.match(/The file system of (.*?)(?: and \d+ more directories)? refuses/);
+        expect({ dir, exists: existsSync(dir) }).toEqual({ dir, exists: true });
+        named += 1;
+      }
+    }
+    expect(named).toBeGreaterThan(5);
+  });
+
   test('SQLite changes no live database there, and the message names the refusal and a way', () => {
     const { root } = makeProject({ nodes: 20 });
     run(kgPath, ['diag', 'backup'], { cwd: root });
@@ -65,7 +82,10 @@ test('where names cannot be linked, or permissions and times not be set, a resto
     const target = path.join(temporaryDirectory(), 'target');
     const { status, stdout } = failing(call, error, ['diag', 'restore', '--file', 'latest', '--target', target, '--json'], { cwd: root });
     expect(status).toBe(0);
-    expect(JSON.parse(stdout).warnings.map(({ code }) => code)).toEqual(['KG_WARN_ATTRIBUTES']);
+    const { warnings } = JSON.parse(stdout);
+    expect(warnings.map(({ code }) => code)).toEqual(['KG_WARN_ATTRIBUTES']);
+    expect(warnings[0].message).toContain(` of files in ${target}/.kg`);
+    expect(warnings[0].message).not.toContain('restore-staging');
     expect(contents(target)).toEqual(contents(root).filter((line) => !line.startsWith('.kg/backups')));
   }
 });

@@ -161,6 +161,16 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     expect(existsSync(path.join(volume, '.kg/knowledge.db'))).toBe(true);
   });
 
+  test('without CAP_CHOWN the warning names the directory that the file is restored to', () => {
+    const { asRoot, executable, root, run } = projectOf(USER);
+    expect(asRoot('diag', 'backup')).toMatchObject(done);
+    rmSync(path.join(root, '.kg/vectors/a.f32'));
+    const without = ['setpriv', '--bounding-set=-chown', '--inh-caps=-chown', executable];
+    const { stdout } = run([...without, 'diag', 'restore', '--file', 'latest', '--path', '.kg/vectors/a.f32', '--yes', '--json']);
+    const [warning] = JSON.parse(stdout).warnings;
+    expect(warning).toMatchObject({ code: 'KG_WARN_ATTRIBUTES', message: expect.stringContaining(`Files in ${root}/.kg/vectors`) });
+  });
+
   test('status says that hooks of another user, or that others may write, do not run', () => {
     const { asRoot, asOwner, root } = projectOf(USER);
     const hooks = path.join(root, '.kg/hooks.json');

@@ -64,7 +64,7 @@ impl Dir {
                 Err(cause) => return Err(Error::io("open", &path, cause.into())),
             }
         }
-        Ok(Some(Place { dir, name: name.to_os_string() }))
+        Ok(Some(Place { dir, name: name.to_os_string(), known_as: None }))
     }
 
     /// Makes what changed in the directory durable.
@@ -96,6 +96,8 @@ fn in_the_way(path: &Path) -> Error {
 pub struct Place {
     dir: Dir,
     name: OsString,
+    /// What warnings call it, if that is not its path.
+    known_as: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,9 +117,23 @@ impl Place {
         self.dir.path.join(&self.name)
     }
 
+    /// The same place, which warnings call `path`: what is there now will be moved to that.
+    pub fn known_as(self, path: PathBuf) -> Place {
+        Place { known_as: Some(path), ..self }
+    }
+
+    /// Remembers a change of permissions or times that the file system has no means for, as a warning of the run.
+    pub fn tolerate(&self, set: io::Result<()>) -> io::Result<()> {
+        tolerated::attributes(set, &self.known_path())
+    }
+
+    pub fn known_path(&self) -> PathBuf {
+        self.known_as.clone().unwrap_or_else(|| self.path())
+    }
+
     /// The place of another name in the same directory.
     pub fn beside(&self, name: &str) -> Result<Place> {
-        Ok(Place { dir: Dir { fd: self.dir.again()?, path: self.dir.path.clone() }, name: name.into() })
+        Ok(Place { dir: Dir { fd: self.dir.again()?, path: self.dir.path.clone() }, name: name.into(), known_as: None })
     }
 
     pub fn stat(&self) -> Result<Option<FileStat>> {
@@ -186,8 +202,8 @@ impl Place {
 
     /// Of a file or directory, which this user must be able to read; never of what a link leads to.
     pub fn set_mode(&self, mode: u32) -> Result<()> {
-        let set = tolerated::attributes(self.chmod(mode & 0o777), &self.path());
-        set.map_err(|cause| Error::io("set the permissions of", &self.path(), cause))
+        self.tolerate(self.chmod(mode & 0o777))
+            .map_err(|cause| Error::io("set the permissions of", &self.path(), cause))
     }
 
     /// As [`Place::set_mode`], with the bits for set-group-id and the like: for a mode that was found there.
@@ -202,8 +218,7 @@ impl Place {
     pub fn set_modified(&self, seconds: i64, nanoseconds: i64) -> Result<()> {
         let time = TimeSpec::new(seconds, nanoseconds);
         let set = utimensat(&self.dir.fd, self.name(), &time, &time, UtimensatFlags::NoFollowSymlink);
-        let set = tolerated::attributes(set.map_err(io::Error::from), &self.path());
-        set.map_err(|cause| Error::io("set the time of", &self.path(), cause))
+        self.tolerate(set.map_err(io::Error::from)).map_err(|cause| Error::io("set the time of", &self.path(), cause))
     }
 
     /// Gives it to a user and group, if root runs this. A refusal is a warning of the run.
@@ -214,7 +229,7 @@ impl Place {
         let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
         let set = fchownat(&self.dir.fd, self.name(), Some(user), Some(group), AtFlags::AT_SYMLINK_NOFOLLOW);
         if let Err(cause) = set {
-            tolerated::note(Refused::Owner, &self.path(), &cause.into());
+            tolerated::note(Refused::Owner, &self.known_path(), &cause.into());
         }
         Ok(())
     }

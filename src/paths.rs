@@ -8,6 +8,9 @@ use std::{
 /// The directory of a project's state, below its root.
 pub const STATE_DIR: &str = ".kg";
 
+/// Where a restore unpacks before it touches anything, below the state directory; a random suffix follows.
+pub const STAGING_PREFIX: &str = "restore-staging-";
+
 /// Absolute, and without `..`: a path that is compared with another must not have two names. What `..` means the file system decides, as
 /// for every other program.
 pub fn absolute(path: &Path) -> io::Result<PathBuf> {

@@ -13,7 +13,7 @@ use nix::libc;
 
 use crate::{
     error::{Warning, WarningCode, plain},
-    paths,
+    paths::{self, STAGING_PREFIX},
 };
 
 /// More of one kind are counted in vain: the warning names the first.
@@ -45,7 +45,9 @@ static NOTES: Mutex<Vec<Note>> = Mutex::new(Vec::new());
 /// Remembers that something was refused for `path`.
 pub fn note(refused: Refused, path: &Path, cause: &io::Error) {
     let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-    let dir = paths::resolve(dir);
+    // A warning names what is there after a restore.
+    let is_staging = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(STAGING_PREFIX));
+    let dir = paths::resolve(dir.parent().filter(|_| is_staging).unwrap_or(dir));
     let mut notes = NOTES.lock().unwrap_or_else(PoisonError::into_inner);
     if notes.len() < MOST && !notes.iter().any(|note| note.refused == refused && note.dir == dir) {
         notes.push(Note { refused, dir, why: plain(cause) });

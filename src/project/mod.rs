@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-pub use crate::paths::STATE_DIR;
+pub use crate::paths::{STAGING_PREFIX, STATE_DIR};
 use crate::{
     error::{Code, Error, Result},
     hex::hex,
@@ -33,8 +33,6 @@ pub const DEFAULT_DATABASE: &str = ".kg/knowledge.db";
 pub const BACKUPS_DIR: &str = "backups";
 /// What restores replaced, below the state directory.
 pub const UNDO_DIR: &str = "restore-undo";
-/// Where a restore unpacks before it touches anything, below the state directory; a random suffix follows.
-pub const STAGING_PREFIX: &str = "restore-staging-";
 
 /// The parts that a backup may hold and a restore may choose from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -304,7 +304,7 @@ fn dress(target: &Target, placements: &Placements<'_>, plan: &Plan) -> Result<()
         if swapped.contains(from.as_str()) {
             continue;
         }
-        let staged = target.existing(from)?;
+        let staged = target.existing(from)?.known_as(target.absolute(&placement.to));
         // Open before its mode is set, which may keep this user out.
         let file = if record.kind == EntryKind::Link {
             staged.make_link(&record.target.as_deref().and_then(names::decode).unwrap_or_default())?;
@@ -319,9 +319,9 @@ fn dress(target: &Target, placements: &Placements<'_>, plan: &Plan) -> Result<()
         if let Some(file) = file {
             // A database is data, whatever is said of it.
             let mode = if record.database { record.mode & 0o666 } else { record.mode & 0o777 };
-            let permitted = tolerated::attributes(file.set_permissions(Permissions::from_mode(mode)), &staged.path());
+            let permitted = staged.tolerate(file.set_permissions(Permissions::from_mode(mode)));
             permitted.map_err(|cause| Error::io("set the permissions of", &staged.path(), cause))?;
-            durable::sync(&file, &staged.path()).map_err(|cause| Error::io("sync", &staged.path(), cause))?;
+            durable::sync(&file, &staged.known_path()).map_err(|cause| Error::io("sync", &staged.path(), cause))?;
         }
     }
     Ok(())
