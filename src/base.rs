@@ -27,6 +27,7 @@ use crate::{
     hex::hex,
     project::{Project, STATE_DIR},
     reader::base::Base,
+    regular,
     sqlite::pages::PageFile,
     store::{Backup, Store, described_beside, is_id, manifest_beside},
     task::{Cancel, Phase, Task},
@@ -246,7 +247,7 @@ fn write(manifest: &Manifest, leave_out: bool, scratch: &Path) -> Result<PathBuf
 /// Copies the hashes of the pages of `backup` into `scratch`, where they were kept and are whole.
 fn take_cached(project: &Project, backup: &Backup, scratch: &Path) -> bool {
     let taken = || {
-        let kept = fs::File::open(cache_file(project, &backup.id))?;
+        let kept = regular::open(&cache_file(project, &backup.id))?;
         PageFile::copy(kept, fs::File::create(scratch.join(BASE_HASHES_FILE))?, &backup.checksum)
     };
     matches!(taken(), Ok(Some(archive)) if archive == backup.checksum)
@@ -300,11 +301,7 @@ fn keep_manifest(project: &Project, backup: &Backup, manifest: &Manifest) -> Res
 /// The whole manifest of an encrypted backup, where it was kept and is whole.
 fn kept_manifest(project: &Project, backup: &Backup) -> Option<Manifest> {
     let path = kept_manifest_file(project, backup);
-    let found = fs::symlink_metadata(&path).ok()?;
-    if !found.is_file() || found.len() > MAX_TEXT_BYTES {
-        return None;
-    }
-    let kept = fs::read(path).ok()?;
+    let kept = regular::open(&path).and_then(|file| regular::read(&file, MAX_TEXT_BYTES)).ok()?;
     let end = kept.iter().position(|byte| *byte == b'\n')?;
     let (line, json) = (&kept[..end], &kept[end + 1..]);
     let expected = format!("{} {}", hex(&Sha256::digest(json)), backup.checksum);

@@ -13,6 +13,7 @@ use crate::{
     error::{Error, Result},
     ownership,
     paths::STATE_DIR,
+    regular,
     tolerated::{self, Refused},
 };
 
@@ -26,8 +27,8 @@ pub fn partial(dir: &Path) -> Result<NamedTempFile> {
 }
 
 /// Opens a file that processes lock, which is made if it does not exist.
-pub fn open_lock(path: &Path) -> io::Result<File> {
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+pub fn open_lock(path: &Path) -> Result<File> {
+    let file = regular::open_to_write(path, File::options().read(true).truncate(false))?;
     ownership::settle(path);
     Ok(file)
 }

@@ -104,6 +104,8 @@ codes! {
     PermissionDenied = "KG_PERMISSION_DENIED", exit 4;
     /// The disk or quota is full.
     NoSpace = "KG_NO_SPACE", exit 4;
+    /// A file that is to be written is a link, has other names, or is no regular file.
+    UnsafeFile = "KG_UNSAFE_FILE", exit 4;
     /// Another failure of the file system.
     Io = "KG_IO", exit 4;
     /// The reader process could not be started.

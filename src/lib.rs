@@ -57,6 +57,7 @@ pub mod parallel;
 pub mod paths;
 pub mod project;
 pub mod reader;
+pub mod regular;
 pub mod rehearse;
 pub mod restore;
 pub mod retention;

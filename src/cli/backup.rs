@@ -247,12 +247,15 @@ fn attempt(
     let began = Began::now();
     let mut kind = args.kind.map_or(automatic::wanted_kind(settings), Kind::backup_type);
     let started = Started::begin(Project::open(root).ok().as_ref(), kind, Trigger::Manual, began);
-    let made = store.as_ref().map_err(Error::clone).and_then(|store| {
+    let mut made = store.as_ref().map_err(Error::clone).and_then(|store| {
         let options = args.options(settings, root, store)?;
         kind = options.kind;
         create_backup(root, store, &Launch::Thread, &options, task)
     });
-    remember(root, &made, kind, began);
+    match (remember(root, &made, kind, began), &mut made) {
+        (Some(unwritten), Ok(created)) => created.backup.warnings.push(unwritten),
+        (unwritten, _) => output.warnings(&Vec::from_iter(unwritten)),
+    }
     started.end();
     let Ok(store) = store else { return made };
     let unwritten = args.metrics_file.as_ref().and_then(|path| measure(path, root, &store, settings).err());
@@ -264,14 +267,15 @@ fn attempt(
 }
 
 /// For `--status`. An interrupted run is none, and a run that is not written down was one all the same.
-fn remember(root: &Path, made: &Result<Created>, kind: BackupType, began: Began) {
+/// Warns if it could not be written down: then status and metrics do not know of this run.
+fn remember(root: &Path, made: &Result<Created>, kind: BackupType, began: Began) -> Option<Warning> {
     if made.as_ref().is_err_and(|error| error.code == Code::Aborted) {
-        return;
+        return None;
     }
     let run = Run::of(made, kind, Trigger::Manual, began);
-    if let Ok(project) = Project::open(root) {
-        let _ = History::update(&project, |history| history.runs.push(run));
-    }
+    let project = Project::open(root).ok()?;
+    let error = History::update(&project, |history| history.runs.push(run)).err()?;
+    Some(Warning::new(WarningCode::Store, format!("This run could not be written down: {}", error.message)))
 }
 
 fn measure(path: &Path, root: &Path, store: &Store, settings: &Settings) -> Result<()> {

@@ -9,7 +9,6 @@
 
 use std::{
     collections::HashSet,
-    fs,
     path::Path,
     process::{Command, ExitCode, Stdio},
 };
@@ -21,8 +20,9 @@ use super::{Common, finish, output::Output};
 use crate::{
     backup::DEFAULT_LOCK_TIMEOUT,
     error::{Code, Error, Result, Warning, WarningCode},
-    integrity::SCRATCH_PREFIX,
+    integrity::{SCRATCH_PREFIX, vectors},
     project::{Project, config},
+    regular,
     scratch::Scratch,
     sqlite::snapshot::{self, Conditions, Taken},
     task::Cancel,
@@ -149,7 +149,8 @@ fn ids(database: &Path, table: &str) -> Result<HashSet<String>> {
 
 /// `ids` of the index beside vectors that are kept as files.
 fn index_ids(path: &Path) -> Vec<String> {
-    let index = fs::read(path).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+    let text = regular::open(path).and_then(|file| regular::read(&file, vectors::MAX_INDEX_BYTES)).ok();
+    let index = text.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
     let ids = index.as_ref().and_then(|index| index.get("ids")).and_then(Value::as_array);
     ids.into_iter().flatten().filter_map(|id| id.as_str().map(str::to_string)).collect()
 }

@@ -1,6 +1,8 @@
 //! `kg serve`: the service that makes a project's backups.
 
 use std::{
+    fs::File,
+    io::{Read, Seek},
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
     thread,
@@ -30,6 +32,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(15);
 const START_PATIENCE: Duration = Duration::from_secs(15);
 const LISTEN_PATIENCE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
+/// Of what a service that did not start wrote to its standard error.
+const MOST_SAID_BYTES: u64 = 4096;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -134,14 +138,17 @@ fn launch(project: &Project, args: &ServeArgs) -> Result<Holder> {
     if let Some(listen) = args.listen {
         command.arg("--listen").arg(listen.to_string());
     }
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(failed)?;
+    // Not a pipe: it outlives this process.
+    let said = tempfile::tempfile().map_err(failed)?;
+    let stderr = said.try_clone().map_err(failed)?;
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().map_err(failed)?;
     let deadline = Instant::now() + START_PATIENCE;
     loop {
         let ended = child.try_wait().map_err(failed)?;
         match Holder::find(project)? {
             // Another one may have been quicker; then this project has its service all the same.
             Some(holder) if holder.pid != 0 && (is(&holder, &child) || ended.is_some()) => return Ok(holder),
-            _ if ended.is_some() || Instant::now() > deadline => return Err(not_started(project)),
+            _ if ended.is_some() || Instant::now() > deadline => return Err(not_started(project, &said)),
             _ => thread::sleep(POLL),
         }
     }
@@ -181,12 +188,14 @@ fn is(holder: &Holder, child: &Child) -> bool {
     u32::try_from(holder.pid).is_ok_and(|pid| pid == child.id())
 }
 
-fn not_started(project: &Project) -> Error {
-    Error::new(
-        Code::Service,
-        "The service did not start",
-        format!("See {}, or run `kg serve --foreground`", service::log_path(project).display()),
-    )
+/// `said` is what it wrote to its standard error.
+fn not_started(project: &Project, mut said: &File) -> Error {
+    let mut text = String::new();
+    let read = said.rewind().and_then(|()| said.take(MOST_SAID_BYTES).read_to_string(&mut text));
+    let first = text.lines().next().filter(|_| read.is_ok()).map(|line| line.trim_start_matches("kg: "));
+    let why = first.map_or(String::new(), |line| format!(": {line}"));
+    let remedy = format!("See {}, or run `kg serve --foreground`", service::log_path(project).display());
+    Error::new(Code::Service, format!("The service did not start{why}"), remedy)
 }
 
 fn stop(project: &Project, output: &Output) -> Result<ExitCode> {

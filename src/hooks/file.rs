@@ -2,8 +2,7 @@
 //! have written it. A restore cannot have: it refuses that name, and [`read`] a file that is only taken for it where case does not count.
 
 use std::{
-    fs,
-    io::{self, Read},
+    fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
@@ -12,7 +11,8 @@ use nix::unistd::geteuid;
 
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
-    project::{HOOKS_FILE, Project, discover::open_plain},
+    project::{HOOKS_FILE, Project},
+    regular,
 };
 
 /// A longer one is no list of hooks.
@@ -26,7 +26,7 @@ pub fn path(project: &Project) -> PathBuf {
 /// The content; `None` where there is no such file. `KG_HOOKS_INVALID` where somebody else could have written it.
 pub fn read(project: &Project) -> Result<Option<String>> {
     let path = path(project);
-    let file = match open_plain(&path) {
+    let file = match regular::open(&path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(cause) if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) => {
             return Err(refuse(&path, "it is a link, or no file", "Put the file itself there").with_cause(cause));
@@ -49,12 +49,13 @@ pub fn read(project: &Project) -> Result<Option<String>> {
     if !is_listed(&project.state_dir()).map_err(|cause| Error::io("read", &project.state_dir(), cause))? {
         return Err(refuse(&path, "it is called otherwise, in other letters", "Remove it, and set the hooks again"));
     }
-    let mut text = String::new();
-    match file.take(MAX_BYTES + 1).read_to_string(&mut text) {
-        Ok(length) if length as u64 <= MAX_BYTES => Ok(Some(text)),
-        Ok(_) => Err(refuse(&path, "it is too long", "Set the hooks again")),
-        Err(cause) => Err(Error::io("read", &path, cause)),
-    }
+    let text = match regular::read(&file, MAX_BYTES) {
+        Err(cause) if cause.kind() == io::ErrorKind::InvalidData => {
+            return Err(refuse(&path, &cause.to_string(), "Set the hooks again"));
+        }
+        text => text.map_err(|cause| Error::io("read", &path, cause))?,
+    };
+    String::from_utf8(text).map(Some).map_err(|_| refuse(&path, "it is no text", "Set the hooks again"))
 }
 
 /// A warning if this user's backups do not run the hooks because the file belongs to another one: root set them for the

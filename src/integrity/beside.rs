@@ -1,7 +1,7 @@
 //! What lies beside a database and around it: its WAL, its names, its file system. Nothing here opens it with SQLite.
 
 use std::{
-    fs::{self, File},
+    fs::{self},
     io::Read,
     os::unix::fs::MetadataExt,
     path::Path,
@@ -13,6 +13,7 @@ use super::{
     salvage::beside_another_state,
 };
 use crate::{
+    regular,
     sqlite::{
         files::{MAGIC, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole},
         header::HEADER_BYTES,
@@ -137,7 +138,7 @@ pub fn has_wal(database: &Path) -> bool {
 
 fn read_start<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
     let mut start = [0; LENGTH];
-    File::open(path).ok()?.read_exact(&mut start).ok()?;
+    regular::open_linked(path).ok()?.read_exact(&mut start).ok()?;
     Some(start)
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fs::{self, Metadata},
-    io::{self, Read},
+    io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{
     error::{Result, plain},
-    project::{CONFIG_FILE, Project, STATE_DIR, discover::open_plain, exclude, names},
+    project::{CONFIG_FILE, Project, STATE_DIR, exclude, names},
+    regular,
     settings::Settings,
     sqlite::files::{COMPANIONS, companion},
     task::Cancel,
@@ -102,10 +103,8 @@ fn configuration(project: &Project) -> Vec<Issue> {
 
 /// An error ends the sentence that begins with the path.
 fn parse(path: &Path) -> std::result::Result<Value, String> {
-    let mut text = Vec::new();
     let unreadable = |cause: io::Error| format!("cannot be read: {}", plain(&cause));
-    let file = open_plain(path).map_err(unreadable)?;
-    file.take(MAX_CONFIG_BYTES).read_to_end(&mut text).map_err(unreadable)?;
+    let text = regular::open(path).and_then(|file| regular::read(&file, MAX_CONFIG_BYTES)).map_err(unreadable)?;
     serde_json::from_slice(&text).map_err(|cause| format!("is not JSON: {cause}"))
 }
 

@@ -24,7 +24,7 @@ mod structure;
 pub mod subject;
 #[cfg(test)]
 mod tests;
-mod vectors;
+pub mod vectors;
 
 use std::{
     path::{Path, PathBuf},

@@ -17,7 +17,8 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    project::{discover::open_plain, names},
+    project::names,
+    regular,
     sqlite::quoted,
     task::Cancel,
 };
@@ -31,7 +32,7 @@ const INDEX: &str = "index.json";
 const ENDING: &str = "f32";
 const NUMBER_BYTES: u64 = 4;
 /// A longer index is none: 64 bytes for each of 16 million vectors.
-const MAX_INDEX_BYTES: u64 = 1 << 30;
+pub const MAX_INDEX_BYTES: u64 = 1 << 30;
 /// The name under which the graph is attached to a connection to a store.
 pub const ATTACHED: &str = "graph";
 const REGENERATE: &str = "Make the vectors again: `kg graph --regenerate-vectors`";
@@ -246,7 +247,7 @@ pub fn check_files(
 }
 
 fn read_index(path: &Path) -> std::result::Result<Index, String> {
-    let file = open_plain(path).map_err(|cause| cause.to_string())?;
+    let file = regular::open(path).map_err(|cause| cause.to_string())?;
     let index: Index =
         serde_json::from_reader(BufReader::new(file.take(MAX_INDEX_BYTES))).map_err(|cause| cause.to_string())?;
     let mut sorted: Vec<&String> = index.ids.iter().collect();
@@ -262,7 +263,7 @@ fn read_index(path: &Path) -> std::result::Result<Index, String> {
 
 fn check_file(file: &Path, index: &Index, named: &Named, cancel: &Cancel, issues: &mut Vec<Issue>) -> Result<u64> {
     let failed = |cause| Error::io("read", file, cause);
-    let opened: File = match open_plain(file) {
+    let opened: File = match regular::open(file) {
         Ok(opened) => opened,
         // Others report what cannot be read.
         Err(_) => return Ok(0),

@@ -1,19 +1,17 @@
 //! The part of `.kg/config.json` that a backup must know: where the database lies.
 
 use std::{
-    fs::OpenOptions,
-    io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
+    io,
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::OFlag;
 use serde_json::Value;
 
 use super::{CONFIG_FILE, DEFAULT_DATABASE, STATE_DIR};
 use crate::{
     error::{Warning, WarningCode},
     paths::normalize,
+    regular,
 };
 
 /// A longer one is no configuration.
@@ -101,20 +99,7 @@ fn warn(warnings: &mut Vec<Warning>, message: String) {
 
 /// The bytes of a configuration; `None` where there is none. A pipe or device is not waited for.
 pub fn read_text(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let file = match OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path) {
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened?,
-    };
-    let found = file.metadata()?;
-    if !found.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file"));
-    }
-    if found.len() > MAX_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is larger than 16 MiB"));
-    }
-    let mut text = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut text)?;
-    Ok(Some(text))
+    regular::read_if_there(path, MAX_BYTES)
 }
 
 #[cfg(test)]

@@ -12,16 +12,15 @@ use std::{
     collections::HashSet,
     fs,
     io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use super::{CONFIG_FILE, Component, DEFAULT_DATABASE, Project, STATE_DIR, config, exclude, names, same_file};
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
+    regular,
     sqlite::{
         files::{COMPANIONS, INDEX_MAGIC, JOURNAL_MAGIC, MAGIC, WAL_MAGIC, companion},
         look::is_cut_off,
@@ -381,18 +380,8 @@ fn starts_like_sqlite(path: &Path) -> io::Result<bool> {
 
 pub fn starts_with(path: &Path, magics: &[&[u8]]) -> io::Result<bool> {
     let mut start = Vec::new();
-    open_plain(path)?.take(MAGIC.len() as u64).read_to_end(&mut start)?;
+    regular::open(path)?.take(MAGIC.len() as u64).read_to_end(&mut start)?;
     Ok(magics.iter().any(|magic| start.starts_with(magic)))
-}
-
-/// Opens a regular file without following a link and without waiting for the other end of a pipe.
-pub fn open_plain(path: &Path) -> io::Result<fs::File> {
-    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
-    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    Ok(file)
 }
 
 /// Removes the files that belong to a database's snapshot.

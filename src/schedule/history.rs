@@ -4,7 +4,6 @@
 //! itself alone, never inside a host.
 
 use std::{
-    fs,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -23,6 +22,7 @@ use crate::{
     error::{Error, Result, Warning, WarningCode},
     lock,
     project::Project,
+    regular,
     task::Task,
 };
 
@@ -31,6 +31,8 @@ const LOCK_FILE: &str = "backup-runs.lock";
 /// Whoever holds it has two files to sync. No longer: the end of the service waits for this too (`docs/schedule.md`).
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 const MOST_RUNS: usize = 50;
+/// Of the file.
+const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -157,7 +159,7 @@ impl History {
 
     /// What is known, runs that were killed among it; nothing else where the file is missing or damaged.
     pub fn read(project: &Project) -> Self {
-        let text = fs::read(History::path(project)).unwrap_or_default();
+        let text = regular::read_if_there(&History::path(project), MAX_BYTES).ok().flatten().unwrap_or_default();
         let mut history: History = serde_json::from_slice(&text).unwrap_or_default();
         history.take_up(started::killed(project).into_iter().map(|(_, run)| run));
         history
@@ -179,7 +181,7 @@ impl History {
         durable::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
         let path = dir.join(LOCK_FILE);
         let failed = |cause| Error::io("lock", &path, cause);
-        let file = durable::open_lock(&path).map_err(failed)?;
+        let file = durable::open_lock(&path)?;
         lock::wait(&file, LOCK_TIMEOUT, &Task::default(), failed)?;
         let killed = started::killed(project);
         let mut history = History::read(project);

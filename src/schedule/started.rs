@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File},
-    io::{Read, Write},
+    io::Write,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Mutex,
@@ -23,6 +23,7 @@ use crate::{
     durable,
     error::{Code, Error, Result},
     project::Project,
+    regular,
 };
 
 const PREFIX: &str = "backup-run-";
@@ -101,17 +102,13 @@ pub fn killed(project: &Project) -> Vec<(PathBuf, Run)> {
 }
 
 fn killed_run(path: &Path) -> Option<Run> {
-    if !fs::symlink_metadata(path).ok()?.is_file() {
-        return None;
-    }
-    let file = File::open(path).ok()?;
+    let file = regular::open(path).ok()?;
     file.try_lock_shared().ok()?;
     // A run that has just ended has removed it.
     if file.metadata().ok()?.nlink() == 0 {
         return None;
     }
-    let mut text = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut text).ok()?;
+    let text = regular::read(&file, MAX_BYTES).ok()?;
     let Record { started_at, trigger, kind } = serde_json::from_slice(&text).ok()?;
     let at = Timestamp::from_millisecond(started_at).ok()?;
     let error = Error::new(

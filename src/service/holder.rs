@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, TryLockError},
-    io::{Read, Seek, Write},
+    io::{self, Seek, Write},
     os::unix::fs::MetadataExt,
     path::Path,
     thread,
@@ -22,10 +22,13 @@ use crate::{
     error::{Code, Error, Result},
     lock::{self, host_name},
     project::Project,
+    regular,
 };
 
 /// Below `.kg/`; no backup holds it.
 pub const LOCK_FILE: &str = "backup-service.lock";
+/// A longer file names no process.
+const MAX_BYTES: u64 = 4096;
 const POLL: Duration = Duration::from_millis(20);
 
 /// The process that runs a service.
@@ -50,16 +53,18 @@ impl Holder {
     pub fn find(project: &Project) -> Result<Option<Holder>> {
         let path = project.state_dir().join(LOCK_FILE);
         let failed = |cause| Error::io("lock", &path, cause);
-        let Ok(mut file) = File::open(&path) else { return Ok(None) };
+        let file = match regular::open_linked(&path) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(failed)?,
+        };
         match file.try_lock_shared() {
             Ok(()) => Ok(None),
             Err(TryLockError::Error(cause)) => Err(failed(cause)),
             Err(TryLockError::WouldBlock) => {
-                let mut text = String::new();
-                file.read_to_string(&mut text).map_err(failed)?;
+                let text = regular::read(&file, MAX_BYTES).map_err(failed)?;
                 // It has only just taken the lock: nothing is known of it yet.
                 let unknown = Holder { pid: 0, host: String::new(), since: 0 };
-                Ok(Some(serde_json::from_str(&text).unwrap_or(unknown)))
+                Ok(Some(serde_json::from_slice(&text).unwrap_or(unknown)))
             }
         }
     }
@@ -115,7 +120,7 @@ impl Held {
     pub fn take(project: &Project) -> Result<std::result::Result<Held, Holder>> {
         let path = project.state_dir().join(LOCK_FILE);
         let failed = |cause| Error::io("lock", &path, cause);
-        let mut file = durable::open_lock(&path).map_err(failed)?;
+        let mut file = durable::open_lock(&path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::Error(cause)) => return Err(lock::refused(&path, cause)),

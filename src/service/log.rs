@@ -15,6 +15,7 @@ use crate::{
     error::{Error, Result},
     ownership,
     project::Project,
+    regular,
 };
 
 /// Below `.kg/`; no backup holds it.
@@ -33,7 +34,7 @@ impl Log {
         let dir = project.state_dir().join(DIR);
         durable::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
         let path = dir.join(FILE);
-        let file = open(&path).map_err(|cause| Error::io("write", &path, cause))?;
+        let file = open(&path)?;
         Ok(Log::File { path, file: RefCell::new(file) })
     }
 
@@ -55,14 +56,14 @@ impl Log {
                     fs::rename(from, numbered(path, number))?;
                 }
             }
-            *file = open(path)?;
+            *file = open(path).map_err(io::Error::other)?;
         }
         file.write_all(line)
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().append(true).create(true).open(path)?;
+fn open(path: &Path) -> Result<File> {
+    let file = regular::open_to_write(path, OpenOptions::new().append(true))?;
     ownership::settle(path);
     Ok(file)
 }

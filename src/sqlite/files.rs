@@ -1,10 +1,12 @@
 //! How SQLite's files are recognised and named.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
+
+use crate::error::{Code, Error, Result};
 
 /// The first bytes of every database (<https://sqlite.org/fileformat2.html#the_database_header>).
 pub const MAGIC: &[u8; 16] = b"SQLite format 3\0";
@@ -63,6 +65,18 @@ pub fn names_super_journal(mut journal: &File) -> io::Result<bool> {
     journal.seek(SeekFrom::End(-(end.len() as i64)))?;
     journal.read_exact(&mut end)?;
     Ok(end == JOURNAL_MAGIC)
+}
+
+/// `KG_DATABASE_UNREADABLE` if the database, or what SQLite keeps beside it, is there and no regular file.
+pub fn assert_regular(database: &Path) -> Result<()> {
+    let all = COMPANIONS.iter().map(|suffix| companion(database, suffix)).chain([database.to_path_buf()]);
+    for path in all {
+        if fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
+            let message = format!("{} is not a regular file", path.display());
+            return Err(Error::new(Code::DatabaseUnreadable, message, "Find out who made it, and remove it"));
+        }
+    }
+    Ok(())
 }
 
 /// The path of what SQLite keeps beside `database`, for one of [`COMPANIONS`].

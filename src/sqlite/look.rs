@@ -14,7 +14,7 @@
 use std::{
     cell::Cell,
     ffi::{CStr, c_char, c_int},
-    fs::{self, File, Metadata},
+    fs::{self, Metadata},
     io::Read,
     mem,
     os::unix::fs::MetadataExt,
@@ -33,11 +33,14 @@ use nix::{
 use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::{
-    files::{JOURNAL_MAGIC, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole},
+    files::{self, JOURNAL_MAGIC, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole},
     header::Header,
     in_use, open_harmless,
 };
-use crate::error::{Code, Error, Result};
+use crate::{
+    error::{Code, Error, Result},
+    regular,
+};
 
 /// No page of a database is smaller.
 const LEAST_PAGE_BYTES: u64 = 512;
@@ -55,8 +58,14 @@ pub struct Look {
 }
 
 impl Look {
-    /// `None` if the database at `path` can only be read from a copy.
-    pub fn at(path: &Path) -> Option<Look> {
+    /// `None` if the database at `path` can only be read from a copy. `KG_DATABASE_UNREADABLE` if it, or what lies next to it,
+    /// is no regular file: SQLite would wait for a pipe.
+    pub fn at(path: &Path) -> Result<Option<Look>> {
+        files::assert_regular(path)?;
+        Ok(Look::in_place(path))
+    }
+
+    fn in_place(path: &Path) -> Option<Look> {
         let exists = |suffix: &str| companion(path, suffix).symlink_metadata().is_ok();
         let (wal, shm) = (exists("-wal"), exists("-shm"));
         // A file that cannot be read is not known to be anything: SQLite says why.
@@ -129,12 +138,12 @@ fn creates_as_its_host(path: &Path, found: &Metadata) -> bool {
 
 /// Whether another process has the database open in WAL mode, or is at work on it. If that cannot be told: yes.
 fn is_open(path: &Path) -> bool {
-    let holder = File::open(path).map(|file| in_use::holder(&file, in_use::LOCK_BYTES));
+    let holder = regular::open_linked(path).map(|file| in_use::holder(&file, in_use::LOCK_BYTES));
     !matches!(holder, Ok(Ok(None)))
 }
 
 fn header(path: &Path) -> Option<Header> {
-    File::open(path).ok().and_then(|file| Header::read_at(&file, 0)).filter(|header| header.is_sound)
+    regular::open_linked(path).ok().and_then(|file| Header::read_at(&file, 0)).filter(|header| header.is_sound)
 }
 
 /// Why the database at `path` is damaged for certain: it is shorter than its first page, while the WAL or journal next to it
@@ -185,9 +194,7 @@ fn has_pages(journal: &Path) -> bool {
 
 fn start<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
     let mut start = [0; LENGTH];
-    // To open a pipe would wait for its other end.
-    fs::metadata(path).ok().filter(Metadata::is_file)?;
-    File::open(path).and_then(|mut file| file.read_exact(&mut start)).ok()?;
+    regular::open_linked(path).and_then(|mut file| file.read_exact(&mut start)).ok()?;
     Some(start)
 }
 
@@ -318,14 +325,14 @@ mod tests {
     fn what_changes_between_the_look_and_the_opening_does_no_harm() {
         // Truncated: SQLite would delete the WAL.
         let (dir, path) = left_by_a_kill();
-        let look = Look::at(&path).unwrap();
+        let look = Look::at(&path).unwrap().unwrap();
         fs::write(&path, "").unwrap();
         assert!(look.open().is_err());
         drop(look);
         assert_eq!(names(&dir), ["a.db", "a.db-shm", "a.db-wal"]);
         // The host closed it: SQLite would create sidecars of this user.
         let (dir, path, host) = database();
-        let look = Look::at(&path).unwrap();
+        let look = Look::at(&path).unwrap().unwrap();
         drop(host);
         assert_eq!(look.open().unwrap_err().code, Code::DatabaseUnreadable);
         drop(look);
@@ -341,12 +348,12 @@ mod tests {
             assert_eq!(count, Ok(1));
         };
         let before = fs::read(&path).unwrap();
-        let look = Look::at(&path).unwrap();
+        let look = Look::at(&path).unwrap().unwrap();
         assert!(look.creates);
         read(&look);
         drop(look);
         assert_eq!((names(&dir), fs::read(&path).unwrap()), (vec!["a.db".to_string()], before));
-        let look = Look::at(&path).unwrap();
+        let look = Look::at(&path).unwrap().unwrap();
         read(&look);
         let host = Connection::open(&path).unwrap();
         host.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap();
@@ -360,7 +367,7 @@ mod tests {
         let (dir, path) = left_by_a_kill();
         let content = || names(&dir).iter().map(|name| fs::read(dir.path().join(name)).unwrap()).collect::<Vec<_>>();
         let before = content();
-        let look = Look::at(&path).unwrap();
+        let look = Look::at(&path).unwrap().unwrap();
         assert!(!look.creates);
         let count = look.open().unwrap().query_row("SELECT count(*) FROM t", [], |row| row.get::<_, u64>(0));
         assert_eq!(count, Ok(1));
@@ -373,12 +380,12 @@ mod tests {
         let (_dir, path) = left_by_a_kill();
         let wal = companion(&path, "-wal");
         let whole = fs::read(&wal).unwrap();
-        assert!(!ignores_wal(&path) && Look::at(&path).is_some());
+        assert!(!ignores_wal(&path) && Look::at(&path).unwrap().is_some());
         for at in [0, 9, 31] {
             let mut torn = whole.clone();
             torn[at] ^= 1;
             fs::write(&wal, torn).unwrap();
-            assert!(ignores_wal(&path) && Look::at(&path).is_none(), "{at}");
+            assert!(ignores_wal(&path) && Look::at(&path).unwrap().is_none(), "{at}");
         }
         fs::write(&wal, &whole[..20]).unwrap();
         assert!(ignores_wal(&path));
@@ -391,10 +398,10 @@ mod tests {
         let (_dir, path) = left_by_a_kill();
         assert!(cut_off(&path, &path).is_none());
         for size in [0, 1, 50, 99, 100, 511, 512, 4095] {
-            File::options().write(true).open(&path).unwrap().set_len(size).unwrap();
+            fs::File::options().write(true).open(&path).unwrap().set_len(size).unwrap();
             assert_eq!(cut_off(&path, &path).unwrap().code, Code::DatabaseDamaged, "{size}");
-            assert!(is_cut_off(&path) && Look::at(&path).is_none(), "{size}");
-            File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
+            assert!(is_cut_off(&path) && Look::at(&path).unwrap().is_none(), "{size}");
+            fs::File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
         }
         fs::write(&path, "").unwrap();
         fs::write(companion(&path, "-wal"), "").unwrap();

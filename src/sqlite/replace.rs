@@ -50,7 +50,7 @@ pub fn is_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> R
     let deadline = Instant::now() + lock_timeout;
     let cancel = Cancel::default();
     let pinned = |path: &Path| until(deadline, &cancel, || Snapshot::pin(open_harmless(path)?, path));
-    let seen = match Look::at(live) {
+    let seen = match Look::at(live)? {
         // What lies next to it is kept as it is.
         _ if look::cut_off(live, live).is_some() => return Ok(false),
         // This is no dry run, so the database is about to be written. A copy would only take time and space.

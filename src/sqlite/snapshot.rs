@@ -83,7 +83,7 @@ pub fn take(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result<
 }
 
 fn take_now(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result<Taken> {
-    let Some(look) = Look::at(path) else { return take_copy(path, conditions) };
+    let Some(look) = Look::at(path)? else { return take_copy(path, conditions) };
     match take_live(path, look, conditions, cancel) {
         Ok(snapshot) => Ok(Taken::Snapshot(snapshot)),
         // A hot journal needs recovery, a directory may not be writable: SQLite can do with a copy what it cannot here.
@@ -199,7 +199,7 @@ impl Snapshot {
 
     /// Pins what SQLite would read at `path` without recovering anything, and changes nothing there.
     pub(super) fn look(path: &Path) -> Result<Self> {
-        let Some(look) = Look::at(path) else {
+        let Some(look) = Look::at(path)? else {
             let copy = aside::copy(path, &std::env::temp_dir())?;
             let mut snapshot = Snapshot::pin(open_harmless(&copy.database())?, path)?;
             snapshot.held.scratch = Some(copy.into_dir());

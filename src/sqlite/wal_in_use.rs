@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error},
-    holders,
+    holders, regular,
 };
 
 /// Where the shared locks are on a database, and the lock that every user of a `-shm` holds on it.
@@ -135,7 +135,7 @@ pub fn find_all(databases: &[&Path]) -> Vec<(usize, Elsewhere)> {
 
 /// Whether another process has the WAL open that lies next to this name of a database.
 pub fn is_index_in_use(name: &Path) -> bool {
-    File::open(companion(name, COMPANIONS[1])).is_ok_and(|index| holder(&index, DEAD_MAN_SWITCH).is_some())
+    regular::open_linked(&companion(name, COMPANIONS[1])).is_ok_and(|index| holder(&index, DEAD_MAN_SWITCH).is_some())
 }
 
 /// Both kinds of evidence, because one may be of a connection that is just opening.
@@ -190,7 +190,7 @@ fn judge_locks(database: &Path, main: Option<&File>, index: Option<&File>, suspe
 
 /// `None` if it is there and cannot be opened: then nothing can be told.
 fn open_if_there(path: &Path) -> Option<Option<File>> {
-    match File::open(path) {
+    match regular::open_linked(path) {
         Ok(file) => Some(Some(file)),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Some(None),
         Err(_) => None,
@@ -267,7 +267,7 @@ fn is_of_another_wal(index: &File, wal: &Path) -> bool {
     }
     let needed = WAL_HEADER_BYTES as u64 + u64::from(frames) * (WAL_FRAME_HEADER_BYTES as u64 + page_bytes);
     let mut start = [0; WAL_HEADER_BYTES];
-    let read = File::open(wal).and_then(|mut file| {
+    let read = regular::open_linked(wal).and_then(|mut file| {
         file.read_exact(&mut start)?;
         file.metadata()
     });

@@ -1,8 +1,7 @@
 //! Which backups a store holds. Nothing here writes or waits for a lock.
 
 use std::{
-    fs,
-    io::{self, Read},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -19,6 +18,7 @@ use crate::{
     },
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
     project::Component,
+    regular,
 };
 
 /// How messages name a manifest that cannot be understood.
@@ -399,7 +399,7 @@ pub fn manifest_beside(archive: &Path) -> Result<Option<Vec<u8>>> {
         let found = fs::metadata(&path)?;
         let mut text = Vec::new();
         if found.is_file() && found.len() <= MAX_TEXT_BYTES {
-            fs::File::open(&path)?.take(MAX_TEXT_BYTES).read_to_end(&mut text)?;
+            text = regular::read(&regular::open_linked(&path)?, MAX_TEXT_BYTES)?;
         }
         Ok(text)
     };

@@ -3,22 +3,25 @@
 //! A directory that held some and holds none now looks like a new one, and often is the place where a disk is not mounted. What is
 //! remembered only leads to warnings: if it is missing or damaged, there are none.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Backup, Flaw, Store, Unlisted};
 use crate::{
-    archive::read::MAX_TEXT_BYTES,
     base::CACHE,
     durable,
     error::{Warning, WarningCode},
     project::Project,
+    regular,
 };
 
 const FILE: &str = "stores.json";
 /// Nobody has more; what was remembered of the others is given up.
 const MOST_STORES: usize = 100;
+
+/// Of the file.
+const MAX_BYTES: u64 = 1024 * 1024;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Held {
@@ -30,9 +33,7 @@ struct Held {
 
 impl Held {
     fn read(project: &Project) -> Self {
-        let path = path(project);
-        let is_small = fs::symlink_metadata(&path).is_ok_and(|found| found.is_file() && found.len() <= MAX_TEXT_BYTES);
-        let text = if is_small { fs::read(&path).unwrap_or_default() } else { Vec::new() };
+        let text = regular::open(&path(project)).and_then(|file| regular::read(&file, MAX_BYTES)).unwrap_or_default();
         let held: Held = serde_json::from_slice(&text).unwrap_or_default();
         if held.project == project.id() { held } else { Held { project: project.id(), ..Held::default() } }
     }

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{File, TryLockError},
-    io::{Read, Seek, Write},
+    io::{Seek, Write},
     path::Path,
     time::Duration,
 };
@@ -22,8 +22,12 @@ use crate::{
     error::{Code, Error, Result},
     lock::{self, host_name},
     ownership::{self, Shared},
+    regular,
     task::Task,
 };
+
+/// Of the name of a process.
+const MAX_BYTES: u64 = 4096;
 
 /// Held until it is dropped.
 #[derive(Debug)]
@@ -36,7 +40,7 @@ impl StoreLock {
     pub fn acquire(dir: &Path, shared: Option<Shared>, timeout: Duration, task: &Task) -> Result<Self> {
         let path = dir.join(LOCK_FILE);
         let failed = |cause| Error::io("lock", &path, cause);
-        let mut file = durable::open_lock(&path).map_err(failed)?;
+        let mut file = durable::open_lock(&path)?;
         // It holds no secret, and the owner of the directory must be able to take it.
         ownership::inherit(&path);
         if !lock::wait(&file, timeout, task, failed)? {
@@ -60,14 +64,14 @@ pub fn refusal(dir: &Path) -> Option<Error> {
 
 /// Whether somebody writes to the store at `dir`, as far as that can be told.
 pub fn is_held(dir: &Path) -> bool {
-    let tried = File::open(dir.join(LOCK_FILE)).map(|file| file.try_lock_shared());
+    let tried = regular::open(&dir.join(LOCK_FILE)).map(|file| file.try_lock_shared());
     matches!(tried, Ok(Err(TryLockError::WouldBlock)))
 }
 
 fn held(dir: &Path, file: &mut File, waited: Duration) -> Error {
-    let mut holder = String::new();
     // Who holds it is only for the message; the holder may be writing it this very moment.
-    let _ = file.rewind().and_then(|()| file.read_to_string(&mut holder));
+    let text = file.rewind().and_then(|()| regular::read(file, MAX_BYTES)).unwrap_or_default();
+    let holder = String::from_utf8_lossy(&text);
     let holder = if holder.trim().is_empty() { "another process" } else { holder.trim() };
     Error::new(
         Code::StoreLocked,

@@ -6,8 +6,7 @@
 //! id is not given to another backup.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -18,6 +17,7 @@ use super::{Backup, Store, StoreLock};
 use crate::{
     durable,
     error::{Code, Error, Result},
+    regular,
 };
 
 const PIN_SUFFIX: &str = ".pin.json";
@@ -100,10 +100,7 @@ pub(super) fn pin_beside(archive: &Path) -> Option<Pin> {
 }
 
 fn read(path: &Path) -> Option<Written> {
-    // A pipe or device of that name must not be waited for.
-    fs::metadata(path).ok().filter(|found| found.is_file())?;
-    let mut json = Vec::new();
-    File::open(path).ok()?.take(MAX_PIN_BYTES).read_to_end(&mut json).ok()?;
+    let json = regular::read_if_there(path, MAX_PIN_BYTES).ok()??;
     serde_json::from_slice(&json).ok()
 }
 

@@ -53,7 +53,7 @@ pub fn set(project: &Project, key: &Key, value: Option<Value>, task: &Task) -> R
 fn lock(project: &Project, task: &Task) -> Result<File> {
     let path = project.state_dir().join(LOCK_FILE);
     let failed = |cause| Error::io("lock", &path, cause);
-    let file = durable::open_lock(&path).map_err(failed)?;
+    let file = durable::open_lock(&path)?;
     if lock::wait(&file, LOCK_TIMEOUT, task, failed)? {
         return Ok(file);
     }

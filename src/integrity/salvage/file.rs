@@ -8,6 +8,7 @@ use std::{fs::File, os::unix::fs::FileExt, path::Path};
 use super::overlay::Overlay;
 use crate::{
     error::{Error, Result},
+    regular,
     sqlite::{
         btree::{Geometry, Kind, Page, parse, u32_at},
         files,
@@ -46,7 +47,7 @@ pub struct Source {
 impl Source {
     pub fn open(path: &Path, overlay: Option<Overlay>, cancel: &Cancel) -> Result<Source> {
         let failed = |cause| Error::io("read", path, cause);
-        let file = File::open(path).map_err(failed)?;
+        let file = regular::open_linked(path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
         let mut source = Source {
             file,

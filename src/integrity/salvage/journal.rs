@@ -15,6 +15,7 @@ use std::{
 use super::overlay::Overlay;
 use crate::{
     error::{Error, Result},
+    regular,
     sqlite::{
         btree::u32_at,
         files::{JOURNAL_MAGIC, companion, names_super_journal},
@@ -41,7 +42,7 @@ struct Header {
 /// `Ok(Err(why))` where there is one that cannot be used, `Ok(Ok(None))` where there is none, or nothing to roll back.
 pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Option<Overlay>, String>> {
     let path = companion(database, "-journal");
-    let file = match File::open(&path) {
+    let file = match regular::open_linked(&path) {
         Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(Ok(None)),
         Err(cause) => return Ok(Err(format!("it could not be opened: {cause}"))),
         Ok(file) => file,

@@ -4,11 +4,12 @@
 //! Frames count up to the last commit before the first one whose salts or checksum are not right, as in SQLite. What cannot be
 //! told from the log itself is whether it is of this database, and of the state that it is in; [`super::open`] compares the two.
 
-use std::{fs::File, os::unix::fs::FileExt, path::Path};
+use std::{os::unix::fs::FileExt, path::Path};
 
 use super::overlay::Overlay;
 use crate::{
     error::{Error, Result},
+    regular,
     sqlite::{
         btree::u32_at,
         files::{WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole, wal_checksum},
@@ -24,7 +25,7 @@ const ATTEMPTS: u32 = 3;
 /// `Ok(Err(why))` where the log cannot be used, `Ok(Ok(None))` where there is none, or nothing is in it.
 pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Option<Overlay>, String>> {
     let path = companion(database, "-wal");
-    let file = match File::open(&path) {
+    let file = match regular::open_linked(&path) {
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(Ok(None)),
         Err(cause) => return Ok(Err(format!("it could not be opened: {cause}"))),
         Ok(file) => file,
@@ -103,11 +104,11 @@ pub fn of_another_state(header: &Header, pages_in_file: u32, wal: &Overlay) -> O
 /// the WAL was read. A WAL that began anew meanwhile was read in part as it was before.
 pub fn beside_another_state(database: &Path, cancel: &Cancel) -> Result<Option<&'static str>> {
     let headers = || {
-        let file = File::open(database).ok()?;
+        let file = regular::open_linked(database).ok()?;
         let header = Header::read_at(&file, 0)?;
         let pages = file.metadata().ok()?.len() / header.page_size.max(1) as u64;
         let mut wal = [0; WAL_HEADER_BYTES];
-        File::open(companion(database, "-wal")).ok()?.read_exact_at(&mut wal, 0).ok()?;
+        regular::open_linked(&companion(database, "-wal")).ok()?.read_exact_at(&mut wal, 0).ok()?;
         Some((header, wal, u32::try_from(pages).ok()?))
     };
     for _ in 0..ATTEMPTS {

@@ -5,7 +5,7 @@
 //! renames. From then on a database may have its new content; if one has, the rest is done too ([`super::transaction`]).
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -13,9 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::undo::Record;
 use crate::{
+    archive::read::MAX_TEXT_BYTES,
     durable,
     error::{Code, Error, Result},
     project::{STATE_DIR, UNDO_DIR, exclude::JOURNAL_FILE},
+    regular,
 };
 
 /// All places are locations, see [`super::target`].
@@ -101,9 +103,10 @@ pub fn write(root: &Path, intent: &Intent) -> Result<()> {
 /// The journal of an interrupted restore.
 pub fn read(root: &Path) -> Result<Option<Intent>> {
     let path = path(root);
-    let json = match fs::read(&path) {
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
-        read => read.map_err(|cause| Error::io("read", &path, cause))?,
+    let json = match regular::read_if_there(&path, MAX_TEXT_BYTES) {
+        Ok(None) => return Ok(None),
+        Ok(Some(json)) => json,
+        Err(cause) => return Err(Error::io("read", &path, cause)),
     };
     serde_json::from_slice(&json).map(Some).map_err(|cause| {
         Error::new(

@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::journal::MadeDir;
 use crate::{
+    archive::read::MAX_TEXT_BYTES,
     durable,
     error::{Code, Error, Result},
     project::{STATE_DIR, UNDO_DIR},
+    regular,
 };
 
 /// Of `undoRetentionDays`.
@@ -87,11 +89,9 @@ pub fn newest(root: &Path, earlier: bool) -> Result<(String, Record)> {
     names.sort();
     for name in names.iter().rev() {
         let path = root.join(STATE_DIR).join(UNDO_DIR).join(name).join(RECORD_FILE);
-        let json = match fs::read(&path) {
-            // Of a restore that was taken back, or removed by hand in part.
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => continue,
-            read => read.map_err(|cause| Error::io("read", &path, cause))?,
-        };
+        let read = regular::read_if_there(&path, MAX_TEXT_BYTES);
+        // Without one, it is of a restore that was taken back, or removed by hand in part.
+        let Some(json) = read.map_err(|cause| Error::io("read", &path, cause))? else { continue };
         let record: Result<Record, _> = serde_json::from_slice(&json);
         return match record {
             Ok(record) if earlier && record.undo => continue,

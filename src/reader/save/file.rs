@@ -14,8 +14,9 @@ use crate::{
     archive::manifest::{FileRecord, Stored},
     error::{Error, Result},
     hex::hex,
-    project::discover::{Source, open_plain},
+    project::discover::Source,
     reader::protocol::{DATA_CHUNK_BYTES, Message},
+    regular,
     task::Cancel,
 };
 
@@ -27,7 +28,7 @@ const READ_ATTEMPTS: u32 = 5;
 impl Saving<'_> {
     /// Sends a file; `from` is where its bytes are, which for a copied-out one is not where it lies.
     pub(super) fn file(&mut self, source: &Source, from: &Path) -> Result<()> {
-        let opened = open_plain(from).and_then(|file| file.metadata().map(|found| (file, found)));
+        let opened = regular::open(from).and_then(|file| file.metadata().map(|found| (file, found)));
         let (file, found) = match opened {
             Ok(opened) => opened,
             // Removed since it was found: it is not part of the project any more.
@@ -146,7 +147,7 @@ fn attributes(source: &Source, from: &Path, found: Metadata) -> Metadata {
 }
 
 fn read_whole(path: &Path) -> io::Result<(Vec<u8>, Metadata, Metadata)> {
-    let mut file = open_plain(path)?;
+    let mut file = regular::open(path)?;
     let before = file.metadata()?;
     let mut content = Vec::with_capacity(before.len() as usize);
     // A file that grows without end must not fill the memory.

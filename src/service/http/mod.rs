@@ -11,7 +11,6 @@ mod answer;
 mod server;
 
 use std::{
-    fs,
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
@@ -26,10 +25,13 @@ use crate::{
     durable,
     error::{self, Error, Result},
     project::Project,
+    regular,
     settings::listen::Listen,
 };
 
 const FILE: &str = "backup-service.json";
+/// A longer file is none of a service.
+const MAX_BYTES: u64 = 64 * 1024;
 const RETRY: Duration = Duration::from_secs(2);
 
 /// Where a service listens, or wants to.
@@ -52,7 +54,7 @@ struct Record {
 impl Listening {
     /// Of the service that `holder` is; the outer `None` where it has not said so yet.
     pub fn find(project: &Project, holder: &Holder) -> Option<Option<Listening>> {
-        let text = fs::read(path(project)).ok()?;
+        let text = regular::read_if_there(&path(project), MAX_BYTES).ok()??;
         let record: Record = serde_json::from_slice(&text).ok()?;
         (record.service == *holder).then_some(record.listen)
     }

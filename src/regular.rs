@@ -1,0 +1,132 @@
+//! Opening files that another user may have put into a project or a store.
+//!
+//! A pipe is waited for, a device has no end, what a link leads to is another file, and one with several names is also
+//! somebody else's. So nothing below a project or a store is opened for a short reading or for writing but through here: a
+//! regular file, without a wait, of a bounded length, and for writing without links and with one name.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::Path,
+};
+
+use nix::{errno::Errno, fcntl::OFlag};
+
+use crate::error::{Code, Error, Result};
+
+/// Opens a regular file to read it; a link is an error.
+pub fn open(path: &Path) -> io::Result<File> {
+    open_with(path, OFlag::O_NOFOLLOW)
+}
+
+/// As [`open`], but follows links: a configuration that is mounted into a container is often one.
+pub fn open_linked(path: &Path) -> io::Result<File> {
+    open_with(path, OFlag::empty())
+}
+
+fn open_with(path: &Path, flags: OFlag) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags((flags | OFlag::O_NONBLOCK).bits()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    Ok(file)
+}
+
+/// All that a file holds; an error where that is more than `most_bytes`.
+pub fn read(file: &File, most_bytes: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(most_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most_bytes {
+        let most = match most_bytes / 1024 {
+            kib if kib >= 1024 => format!("{} MiB", kib / 1024),
+            kib => format!("{kib} KiB"),
+        };
+        let message = format!("it is larger than {most}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(bytes)
+}
+
+/// What the regular file at `path` holds, links followed; `None` where there is none.
+pub fn read_if_there(path: &Path, most_bytes: u64) -> io::Result<Option<Vec<u8>>> {
+    match open_linked(path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => read(&opened?, most_bytes).map(Some),
+    }
+}
+
+/// Opens a file for writing with `options`, and makes it where it does not exist. `KG_UNSAFE_FILE` if something else than a
+/// regular file with one name is there: whoever may write to the directory could have any file written over through it.
+pub fn open_to_write(path: &Path, options: &mut OpenOptions) -> Result<File> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let opened = options.write(true).create(true).custom_flags(flags.bits()).open(path);
+    let file = match opened {
+        Err(cause) if cause.raw_os_error() == Some(Errno::ELOOP as i32) => {
+            return Err(unsafe_file(path, "it is a symbolic link"));
+        }
+        opened => opened.map_err(|cause| Error::io("open", path, cause))?,
+    };
+    let found = file.metadata().map_err(|cause| Error::io("open", path, cause))?;
+    if !found.is_file() {
+        return Err(unsafe_file(path, "it is not a regular file"));
+    }
+    if found.nlink() > 1 {
+        return Err(unsafe_file(path, "it has other names (hard links)"));
+    }
+    Ok(file)
+}
+
+fn unsafe_file(path: &Path, why: &str) -> Error {
+    let message = format!("{} was not written: {why}", path.display());
+    Error::new(Code::UnsafeFile, message, "Find out who made it, remove it, then run this again")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
+    use super::*;
+
+    #[test]
+    fn only_a_regular_file_with_one_name_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let write = |name: &str| open_to_write(&at(name), &mut OpenOptions::new());
+        write("new").unwrap();
+        write("new").unwrap();
+        symlink("new", at("link")).unwrap();
+        symlink("missing", at("dangling")).unwrap();
+        fs::hard_link(at("new"), at("second")).unwrap();
+        mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
+        for (name, why) in
+            [("link", "symbolic link"), ("dangling", "symbolic link"), ("second", "hard links"), ("new", "hard links")]
+        {
+            let error = write(name).unwrap_err();
+            assert_eq!((error.code, error.message.contains(why)), (Code::UnsafeFile, true), "{name}: {error}");
+        }
+        // Without a reader it cannot be opened for writing alone; with one it is still no file.
+        assert!(write("pipe").is_err());
+        let error = open_to_write(&at("pipe"), OpenOptions::new().read(true)).unwrap_err();
+        assert_eq!(error.code, Code::UnsafeFile);
+        assert!(!at("missing").exists());
+    }
+
+    #[test]
+    fn what_is_read_is_a_regular_file_of_a_bounded_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "12345").unwrap();
+        symlink("file", at("link")).unwrap();
+        mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
+        assert_eq!(read_if_there(&at("link"), 5).unwrap(), Some(b"12345".to_vec()));
+        assert_eq!(read_if_there(&at("none"), 5).unwrap(), None);
+        assert!(read_if_there(&at("file"), 4).is_err());
+        for path in [at("pipe"), dir.path().to_path_buf(), "/dev/zero".into()] {
+            assert!(read_if_there(&path, 5).is_err(), "{}", path.display());
+        }
+        assert!(open(&at("link")).is_err());
+    }
+}
