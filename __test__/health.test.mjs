@@ -90,7 +90,7 @@ test('a schedule that no service keeps is a warning, and none where it is not en
   const served = await health();
   expect(served).toMatchObject({ status: 0, service: { isEnabled: true, process: { pid: service.pid } } });
   expect(served.codes).not.toContain('KG_ISSUE_SERVICE_STOPPED');
-  expect((await run('diag', 'health')).stdout).toMatch(new RegExp(`^Service {3}runs as process ${service.pid}$`, 'm'));
+  expect((await run('diag', 'health')).stdout).toMatch(new RegExp(`^Service {3}runs as process ${service.pid} on `, 'm'));
   await run('serve', '--stop');
   await run('config', 'set', 'backup.enabled', 'false');
   const disabled = await health();

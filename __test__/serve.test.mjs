@@ -1,6 +1,6 @@
 // The service of `kg serve`: real processes, real backups, a schedule of seconds.
 
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import net from 'node:net';
@@ -10,6 +10,7 @@ import { afterEach, describe, expect, onTestFinished, test } from 'vitest';
 
 import { kg, kgPath, run, until } from './support/processes.mjs';
 import { fillDatabase, makeProject } from './support/project.mjs';
+import { isRoot } from './support/users.mjs';
 
 const started = new Set();
 afterEach(async () => {
@@ -276,5 +277,56 @@ describe('the procedures of the guide', () => {
         kg diag backup`], { cwd: root });
       expect(said).toContain(settings.enabled ? 'The service was stopped' : 'Nothing to serve');
     }
+  });
+});
+
+describe('--stop ends the process that holds the lock, and no other', () => {
+  /** A process of this program that holds the lock of the service, and says that it is another one. */
+  async function pretender(root, pid, program) {
+    const script = `
+import fcntl, json, socket, sys
+f = open(sys.argv[1], "a+"); fcntl.flock(f, fcntl.LOCK_EX)
+f.truncate(0); f.write(json.dumps({"pid": int(sys.argv[2]), "host": socket.gethostname(), "since": 0})); f.flush()
+print("ready", flush=True); sys.stdin.read()`;
+    const child = spawn(program, ['-c', script, path.join(root, '.kg/backup-service.lock'), String(pid)], { stdio: ['pipe', 'pipe', 'inherit'] });
+    onTestFinished(() => child.kill('SIGKILL'));
+    await once(child.stdout, 'data');
+    return child;
+  }
+
+  test('a lock that names another process leaves both alone, and says what has it', async () => {
+    const { root, kg } = setUp();
+    const victim = spawn('sleep', ['1000']);
+    onTestFinished(() => victim.kill('SIGKILL'));
+    const holder = await pretender(root, victim.pid, 'python3');
+    const stopped = await kg('serve', '--stop');
+    expect(stopped).toMatchObject({ status: 1, stderr: expect.stringMatching(new RegExp(`process ${holder.pid}, which has its lock, runs .*python3.*KG_SERVICE`)) });
+    expect([isAlive(victim.pid), isAlive(holder.pid)]).toEqual([true, true]);
+    // What it says of itself is not taken for true.
+    expect((await kg('serve', '--status')).stdout).toContain(`process ${holder.pid}, which calls itself process ${victim.pid} on `);
+  });
+
+  test.skipIf(!isRoot)('a service in another namespace of processes is ended by the number that it has here', async () => {
+    const { root, kg, archives } = setUp();
+    const inside = spawn('unshare', ['-p', '-f', '--mount-proc', kgPath, 'serve', '--foreground'], { cwd: root, stdio: 'ignore' });
+    onTestFinished(() => inside.kill('SIGKILL'));
+    const ended = once(inside, 'exit');
+    await until(() => archives().length >= 1, 'a backup');
+    const { service } = await json(kg('serve', '--status', '--json'));
+    expect((await kg('serve', '--status')).stdout).toMatch(new RegExp(`process \\d+, which calls itself process ${service.pid} on `));
+    expect(await kg('serve', '--stop')).toMatchObject({ status: 0, stdout: expect.stringContaining('The service was stopped') });
+    await ended;
+    expect(await kg('serve', '--status')).toMatchObject({ status: 1 });
+  });
+
+  test.skipIf(!isRoot)('one that cannot be seen from a container goes on, and that is said', async () => {
+    const { root, kg } = setUp();
+    await kg('serve', '--all');
+    const { service } = await json(kg('serve', '--status', '--json'));
+    const within = (...args) => spawnSync('unshare', ['-p', '-f', '--mount-proc', kgPath, ...args], { cwd: root, encoding: 'utf8' });
+    expect(within('serve', '--stop')).toMatchObject({ status: 1, stderr: expect.stringContaining('in another container or on another machine') });
+    expect(within('serve', '--status').stdout).toContain('cannot be seen from here');
+    expect(within('diag', 'health').stdout).toContain('cannot be seen from here');
+    expect(isAlive(service.pid)).toBe(true);
   });
 });

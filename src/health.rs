@@ -94,6 +94,9 @@ pub struct Service {
     /// The process that makes backups on the schedule, where one does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<Holder>,
+    /// As a person knows that process.
+    #[serde(skip)]
+    pub shown: Option<String>,
     /// The last attempt of `kg`, which may have failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_run: Option<Run>,
@@ -243,7 +246,8 @@ fn of_service(
         let remedy = if error.remedy.is_empty() { "Make one with `kg diag backup`" } else { &error.remedy };
         issues.push(Issue::new(IssueCode::BackupFailed, Part::Backups, message, remedy));
     }
-    Ok(Service { is_enabled, process, last_run })
+    let shown = process.as_ref().map(|process| process.shown(project));
+    Ok(Service { is_enabled, process, shown, last_run })
 }
 
 fn age_ms(timestamp: i64) -> u64 {

@@ -81,14 +81,44 @@ pub fn locks(file: &Metadata, known: &[i32]) -> Vec<Lock> {
             .flat_map(|all| all.flatten().filter_map(|descriptor| fs::read_to_string(descriptor.path()).ok())),
     );
     let lines = texts.iter().flat_map(|text| text.lines());
-    let locks = lines.filter_map(|line| parse(line.strip_prefix("lock:").unwrap_or(line)));
+    let of_ranges = ["POSIX", "OFDLCK"];
+    let locks = lines.filter_map(|line| parse(line.strip_prefix("lock:").unwrap_or(line), &of_ranges));
     locks.filter(|lock| lock.inode == file.ino() && lock.process != own).collect()
 }
 
-/// `1: POSIX  ADVISORY  WRITE 3568 fd:00:2531452 1073741824 1073742335`. One that waits has `->` after its number.
-fn parse(line: &str) -> Option<Lock> {
+/// The process that took the `flock` on a file; `None` if none has it, or none that can be seen from here.
+pub fn of_flock(file: &Metadata) -> Option<i32> {
+    let table = fs::read_to_string("/proc/locks").ok()?;
+    let locks = table.lines().filter_map(|line| parse(line, &["FLOCK"]));
+    let mut holders = locks.filter(|lock| lock.inode == file.ino() && lock.process > 0);
+    holders.find(|lock| lock.is_on(file) || has_file_open(lock.process, file)).map(|lock| lock.process)
+}
+
+/// How a message names the process that has the `flock` on a file, and that calls itself process `own`: `said` is all that it
+/// says of itself.
+pub fn with_own_name(file: Option<&Metadata>, own: i32, said: &str) -> String {
+    match file.and_then(of_flock) {
+        Some(process) if process == own => said.to_string(),
+        Some(process) => format!("process {process}, which calls itself {said}"),
+        None => format!("{said}, which cannot be seen from here (in another container, or on another machine)"),
+    }
+}
+
+/// Whether a process has that very file open, as far as this one may see.
+pub fn has_file_open(process: i32, file: &Metadata) -> bool {
+    let Ok(open) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
+    let is_it = |found: Metadata| (found.dev(), found.ino()) == (file.dev(), file.ino());
+    open.flatten().filter_map(|one| fs::metadata(one.path()).ok()).any(is_it)
+}
+
+/// A line of the table, of one of these kinds: `1: POSIX  ADVISORY  WRITE 3568 fd:00:2531452 1073741824 1073742335`. One that
+/// waits has `->` after its number.
+fn parse(line: &str, kinds: &[&str]) -> Option<Lock> {
     let fields: Vec<&str> = line.split_whitespace().collect();
-    let [_, "POSIX" | "OFDLCK", _, kind, process, file, first, last] = fields.as_slice() else { return None };
+    let [_, of, _, kind, process, file, first, last] = fields.as_slice() else { return None };
+    if !kinds.contains(of) {
+        return None;
+    }
     let mut parts = file.split(':');
     let mut hexadecimal = || u64::from_str_radix(parts.next()?, 16).ok();
     let device = (hexadecimal()?, hexadecimal()?);
@@ -125,10 +155,13 @@ mod tests {
 
     #[test]
     fn a_line_of_the_table_names_process_and_file_and_one_that_waits_holds_nothing() {
-        let lock = parse("1: POSIX  ADVISORY  WRITE 3568 fd:00:2531452 1073741824 1073742335").unwrap();
+        let posix = |line| parse(line, &["POSIX"]);
+        let lock = posix("1: POSIX  ADVISORY  WRITE 3568 fd:00:2531452 1073741824 1073742335").unwrap();
         assert_eq!((lock.process, lock.device, lock.inode), (3568, (0xfd, 0), 2_531_452));
-        assert!(parse("1: -> POSIX  ADVISORY  WRITE 3568 fd:00:2531452 0 EOF").is_none());
-        assert!(parse("2: FLOCK  ADVISORY  WRITE 3568 fd:00:2531452 0 EOF").is_none());
+        assert_eq!([1_073_741_823, 1_073_741_824, 1_073_742_336].map(|byte| lock.meets(byte, 1)), [false, true, false]);
+        assert!(posix("1: -> POSIX  ADVISORY  WRITE 3568 fd:00:2531452 0 EOF").is_none());
+        assert!(posix("2: FLOCK  ADVISORY  WRITE 3568 fd:00:2531452 0 EOF").is_none());
+        assert!(parse("2: FLOCK  ADVISORY  WRITE 3568 fd:00:2531452 0 EOF", &["FLOCK"]).is_some());
         assert!(of(Path::new("/nothing/here")).contains("another container"));
     }
 }

@@ -505,6 +505,7 @@ fn status(root: &Path, store: &Store, settings: &Settings, warnings: &[Warning],
     told["warnings"] = json!(warnings);
     output.result(&told);
     output.warnings(warnings);
-    super::status::tell(&status, service.as_ref(), is_in_progress, output);
+    let shown = project.as_ref().zip(service.as_ref()).map(|(project, service)| service.shown(project));
+    super::status::tell(&status, shown.as_deref(), is_in_progress, output);
     Ok(())
 }

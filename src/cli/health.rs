@@ -142,7 +142,7 @@ fn tell(health: &Health, output: &Output) {
         ));
     }
     output.line(match &health.service {
-        Service { process: Some(holder), .. } => format!("Service   runs as process {}", holder.pid),
+        Service { shown: Some(process), .. } => format!("Service   runs as {process}"),
         Service { is_enabled: true, .. } => "Service   does not run".to_string(),
         Service { .. } => "Service   none: automated backups are not enabled".to_string(),
     });

@@ -113,7 +113,7 @@ fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
     let holder = launch(project, args)?;
     let listening = settled(project, &holder);
     output.result(&json!({ "running": true, "started": true, "service": holder, "listen": known(&listening) }));
-    output.line(format!("The service runs: {}", describe(&holder)));
+    output.line(format!("The service runs: {}", describe(project, &holder)));
     output.line(format!("  answers   {}", address(&listening)));
     output.line(format!("  log       {}", service::log_path(project).display()));
     Ok(ExitCode::SUCCESS)
@@ -122,7 +122,7 @@ fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
 fn tell_running(project: &Project, holder: &Holder, output: &Output) {
     let listening = Listening::find(project, holder);
     output.result(&json!({ "running": true, "started": false, "service": holder, "listen": known(&listening) }));
-    output.line(format!("The service runs already: {}", describe(holder)));
+    output.line(format!("The service runs already: {}", describe(project, holder)));
     output.line(format!("  answers   {}", address(&listening)));
 }
 
@@ -204,10 +204,11 @@ fn stop(project: &Project, output: &Output) -> Result<ExitCode> {
         output.line("No service of this project runs");
         return Ok(ExitCode::SUCCESS);
     };
+    let shown = describe(project, &holder);
     let by_force = holder.stop(project, STOP_PATIENCE)?;
     output.result(&json!({ "running": false, "stopped": true, "byForce": by_force, "service": holder }));
     let how = if by_force { ", by force: it did not end by itself" } else { "" };
-    output.line(format!("The service was stopped{how} ({})", describe(&holder)));
+    output.line(format!("The service was stopped{how} ({shown})"));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -226,7 +227,7 @@ fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
     output.warnings(&warnings);
     match &holder {
         Some(holder) => {
-            output.line(format!("The service runs: {}", describe(holder)));
+            output.line(format!("The service runs: {}", describe(project, holder)));
             output.line(format!("  answers   {}", address(&listening)));
         }
         None => output.line("No service of this project runs"),
@@ -278,6 +279,6 @@ fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-fn describe(holder: &Holder) -> String {
-    format!("process {} on {}, since {} UTC", holder.pid, holder.host, date(holder.since, &TimeZone::UTC))
+fn describe(project: &Project, holder: &Holder) -> String {
+    format!("{}, since {} UTC", holder.shown(project), date(holder.since, &TimeZone::UTC))
 }

@@ -7,12 +7,11 @@ use crate::{
     age::age,
     cron::time_zone,
     schedule::{history::HookFailure, status::Status},
-    service::Holder,
 };
 
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-pub fn tell(status: &Status, service: Option<&Holder>, is_in_progress: bool, output: &Output) {
+pub fn tell(status: &Status, service: Option<&str>, is_in_progress: bool, output: &Output) {
     let row = |name: &str, text: String| output.line(format!("  {name:9} {text}"));
     output.line(format!("Backups in {}", status.backup_dir.display()));
     row("schedule", schedule(status, service));
@@ -80,7 +79,7 @@ pub fn hook_failure(failure: &HookFailure) -> String {
     format!("{} failed {}: {}", failure.hook, ago(failure.at), failure.message)
 }
 
-fn schedule(status: &Status, service: Option<&Holder>) -> String {
+fn schedule(status: &Status, service: Option<&str>) -> String {
     let Some(schedule) = &status.schedule else {
         return "none: set one with `kg config set backup.schedule \"0 2 * * *\"`".into();
     };
@@ -88,7 +87,7 @@ fn schedule(status: &Status, service: Option<&Holder>) -> String {
     let schedule = format!("{schedule}{zone}, {}", code_of(&status.kind));
     match (status.enabled, service) {
         (false, _) => format!("{schedule}; not enabled: `kg config set backup.enabled true`"),
-        (true, Some(holder)) => format!("{schedule}; the service runs as process {}", holder.pid),
+        (true, Some(process)) => format!("{schedule}; the service runs as {process}"),
         (true, None) => format!("{schedule}; no service runs: `kg serve --all`"),
     }
 }

@@ -4,22 +4,20 @@ use std::{
     fs::{self, File, TryLockError},
     io::{self, Seek, Write},
     os::unix::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
-use nix::{
-    errno::Errno,
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+use super::process::Process;
 use crate::{
     durable,
     error::{Code, Error, Result},
+    holders,
     lock::{self, host_name},
     project::Project,
     regular,
@@ -51,12 +49,9 @@ pub struct Held {
 impl Holder {
     /// Who runs the service of `project`; `None` where nobody does.
     pub fn find(project: &Project) -> Result<Option<Holder>> {
-        let path = project.state_dir().join(LOCK_FILE);
+        let path = path(project);
         let failed = |cause| Error::io("lock", &path, cause);
-        let file = match regular::open_linked(&path) {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
-            opened => opened.map_err(failed)?,
-        };
+        let Some(file) = open_lock(project)? else { return Ok(None) };
         match file.try_lock_shared() {
             Ok(()) => Ok(None),
             Err(TryLockError::Error(cause)) => Err(failed(cause)),
@@ -72,27 +67,25 @@ impl Holder {
     /// Ends the service, and waits until it has; by force after `patience`, which leaves nothing that the next run does not clear up.
     /// `Ok(true)` where force was needed.
     pub fn stop(&self, project: &Project, patience: Duration) -> Result<bool> {
-        if self.host != host_name() {
-            return Err(self.out_of_reach(&format!("on {}", self.host)));
-        }
-        self.signal(Signal::SIGTERM)?;
+        let Some(lock) = open_lock(project)? else { return Ok(false) };
+        let process = match Process::holding(&lock) {
+            // It may have ended by itself just now.
+            Err(why) if Holder::find(project)?.as_ref() == Some(self) => return Err(self.out_of_reach(&why)),
+            Err(_) => return Ok(false),
+            Ok(process) => process,
+        };
+        process.signal(Signal::TERM).map_err(|why| self.out_of_reach(&why))?;
         if self.wait_for_end(project, patience)? {
             return Ok(false);
         }
-        self.signal(Signal::SIGKILL)?;
-        if self.wait_for_end(project, patience)? { Ok(true) } else { Err(self.out_of_reach("which does not end")) }
+        process.signal(Signal::KILL).map_err(|why| self.out_of_reach(&why))?;
+        if self.wait_for_end(project, patience)? { Ok(true) } else { Err(self.out_of_reach("it does not end")) }
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
-        if self.pid <= 1 {
-            return Err(self.out_of_reach("which has not said who it is"));
-        }
-        match kill(Pid::from_raw(self.pid), signal) {
-            Ok(()) => Ok(()),
-            // It has ended, or is of another container: the wait tells.
-            Err(Errno::ESRCH) => Ok(()),
-            Err(cause) => Err(self.out_of_reach(cause.desc())),
-        }
+    /// How a message names it: by the number that it has here, which in a container is another one than it knows itself by.
+    pub fn shown(&self, project: &Project) -> String {
+        let lock = open_lock(project).ok().flatten().and_then(|lock| lock.metadata().ok());
+        holders::with_own_name(lock.as_ref(), self.pid, &format!("process {} on {}", self.pid, self.host))
     }
 
     fn wait_for_end(&self, project: &Project, patience: Duration) -> Result<bool> {
@@ -109,16 +102,29 @@ impl Holder {
     fn out_of_reach(&self, what: &str) -> Error {
         Error::new(
             Code::Service,
-            format!("The service of this project, process {}, could not be stopped: {what}", self.pid),
+            format!("The service of this project could not be stopped: {what}"),
             "Stop it as the user, and on the machine, that started it",
         )
+    }
+}
+
+fn path(project: &Project) -> PathBuf {
+    project.state_dir().join(LOCK_FILE)
+}
+
+/// The lock file, to look at it; `None` where there is none.
+fn open_lock(project: &Project) -> Result<Option<File>> {
+    let path = path(project);
+    match regular::open_linked(&path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some).map_err(|cause| Error::io("lock", &path, cause)),
     }
 }
 
 impl Held {
     /// Takes the lock; `Err` of who has it.
     pub fn take(project: &Project) -> Result<std::result::Result<Held, Holder>> {
-        let path = project.state_dir().join(LOCK_FILE);
+        let path = path(project);
         let failed = |cause| Error::io("lock", &path, cause);
         let mut file = durable::open_lock(&path)?;
         match file.try_lock() {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! holder    one service a project: a lock, and who has it
+//! process   that process, as the kernel knows it, to end it
 //! work      what is done between two moments: take up the settings, make a backup, remember what came of it
 //! hooks     who is told of each run, on a thread of their own
 //! log       .kg/logs/backup-service.log, with a limit
@@ -19,6 +20,7 @@ mod hooks;
 mod http;
 pub mod init;
 mod log;
+mod process;
 mod work;
 
 use std::{path::PathBuf, sync::Arc, thread, time::Duration};

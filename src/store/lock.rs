@@ -20,6 +20,7 @@ use super::names::LOCK_FILE;
 use crate::{
     durable,
     error::{Code, Error, Result},
+    holders,
     lock::{self, host_name},
     ownership::{self, Shared},
     regular,
@@ -72,7 +73,10 @@ fn held(dir: &Path, file: &mut File, waited: Duration) -> Error {
     // Who holds it is only for the message; the holder may be writing it this very moment.
     let text = file.rewind().and_then(|()| regular::read(file, MAX_BYTES)).unwrap_or_default();
     let holder = String::from_utf8_lossy(&text);
-    let holder = if holder.trim().is_empty() { "another process" } else { holder.trim() };
+    let holder = holder.trim();
+    let own = holder.strip_prefix("process ").and_then(|rest| rest.split(' ').next()?.parse().ok()).unwrap_or(0);
+    let said = if holder.is_empty() { "another process" } else { holder };
+    let holder = holders::with_own_name(file.metadata().ok().as_ref(), own, said);
     Error::new(
         Code::StoreLocked,
         format!("{} is in use by {holder}; waited {} s", dir.display(), waited.as_secs_f32()),
