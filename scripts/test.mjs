@@ -7,10 +7,14 @@ import path from 'node:path';
 
 import { prepare, root, tools } from './setup.mjs';
 
+// Each point of what is otherwise sampled.
+if (process.argv.includes('--long')) process.env.KG_TEST_LONG = '1';
 await tools({
   age: 'age',
   chattr: 'e2fsprogs',
   flock: 'util-linux',
+  losetup: 'mount',
+  'mkfs.ext4': 'e2fsprogs',
   openssl: 'openssl',
   pigz: 'pigz',
   promtool: 'prometheus',

@@ -11,7 +11,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufWriter, Seek, Write},
+    io::{self, BufWriter, Read, Seek, Write},
     path::Path,
     time::{Duration, Instant},
 };
@@ -21,6 +21,7 @@ use rusqlite::{
     backup::{Backup, StepResult},
     config::DbConfig,
 };
+use sha2::{Digest, Sha256};
 
 use super::{
     BUSY_SLICE,
@@ -32,6 +33,7 @@ use super::{
 use crate::{
     durable,
     error::{Code, Error, Result},
+    hex::hex,
     task::Cancel,
 };
 
@@ -112,10 +114,31 @@ pub fn replace(
     Ok(())
 }
 
-/// Whether `live` has the content of `new`: all pages, but for what SQLite changes in the first of them when it replaces
-/// the content (versions, change counter, schema cookie; <https://sqlite.org/fileformat2.html#the_database_header>).
+/// What SQLite changes in the first page when it replaces the content: versions, change counter, schema cookie
+/// (<https://sqlite.org/fileformat2.html#the_database_header>).
+const OWN: [std::ops::Range<usize>; 4] = [18..20, 24..32, 40..44, 92..100];
+
+/// Digest of the bytes of the database `new`, which nobody else has open, but for [`OWN`].
+pub fn content_digest(new: &Path) -> Result<String> {
+    const PIECE_BYTES: usize = 1 << 20;
+    let failed = |cause| Error::io("read", new, cause);
+    let mut file = File::open(new).map_err(failed)?;
+    let mut hasher = Sha256::new();
+    let (mut piece, mut is_first) = (vec![0; PIECE_BYTES], true);
+    loop {
+        let read = file.read(&mut piece).map_err(failed)?;
+        if read == 0 {
+            return Ok(hex(&hasher.finalize()));
+        }
+        if std::mem::take(&mut is_first) && read >= OWN[3].end {
+            OWN.into_iter().for_each(|range| piece[range].fill(0));
+        }
+        hasher.update(&piece[..read]);
+    }
+}
+
+/// Whether `live` has the content of `new`: all pages, but for [`OWN`].
 pub fn has_content_of(live: &Path, new: &Path, lock_timeout: Duration) -> Result<bool> {
-    const OWN: [std::ops::Range<usize>; 4] = [18..20, 24..32, 40..44, 92..100];
     let (cancel, deadline) = (Cancel::default(), Instant::now() + lock_timeout);
     let mut pages = Vec::new();
     for path in [live, new] {
@@ -127,17 +150,17 @@ pub fn has_content_of(live: &Path, new: &Path, lock_timeout: Duration) -> Result
             }
             pinned => pinned?,
         };
-        let mut hasher = sha2::Sha256::default();
+        let mut hasher = Sha256::new();
         let mut is_first = true;
         snapshot.pages(&cancel, |page| {
             let mut page = page.to_vec();
             if std::mem::take(&mut is_first) {
                 OWN.into_iter().for_each(|range| page[range].fill(0));
             }
-            sha2::Digest::update(&mut hasher, &page);
+            hasher.update(&page);
             Ok(())
         })?;
-        pages.push(sha2::Digest::finalize(hasher));
+        pages.push(hasher.finalize());
     }
     Ok(pages[0] == pages[1])
 }

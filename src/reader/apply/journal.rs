@@ -75,6 +75,10 @@ pub struct Swapped {
     pub kept: String,
     /// What becomes `kept`, until then: in a directory of its own, where nothing of a project is kept.
     pub pending: String,
+    /// Digest of the new content, once it is decided: a recovery puts nothing else into the live database. Absent in journals of
+    /// older releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
 }
 
 impl Swapped {

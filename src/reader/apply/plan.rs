@@ -178,7 +178,7 @@ impl Planning<'_> {
         let (kept, number) = (format!("{undo_dir}/{kept}"), self.plan.intent.swaps.len());
         let pending = format!("{undo_dir}/{PENDING_DIR}/{number}");
         let new = placement.from.clone().unwrap_or_default();
-        self.plan.intent.swaps.push(Swapped { new, live, kept, pending });
+        self.plan.intent.swaps.push(Swapped { new, live, kept, pending, digest: None });
     }
 
     fn moved(&self, from: &str, to: String) -> Result<Move> {

@@ -3,6 +3,7 @@
 //! It looks at what is there, and what is kept of it, so it may be killed and begun again.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -85,6 +86,29 @@ fn left(target: &Target, swapped: &Swapped, lock_timeout: Duration) -> Result<Le
     Ok(if has(path(&swapped.pending)?)? { Left::Old } else { Left::Other })
 }
 
+/// Fails unless the new content of a live database is what it was when it was decided: a disk may have lost it.
+fn assert_as_decided(target: &Target, intent: &Intent, swapped: &Swapped) -> Result<()> {
+    let new = target.existing(&swapped.new)?.path();
+    let is_empty = fs::metadata(&new).is_ok_and(|found| found.len() == 0);
+    let digest = replace::content_digest(&new)?;
+    if !is_empty && swapped.digest.as_ref().is_none_or(|decided| *decided == digest) {
+        return Ok(());
+    }
+    let kept = intent.undo.as_ref().map_or("", |(dir, _)| dir);
+    Err(Error::new(
+        Code::ChecksumMismatch,
+        format!(
+            "{} is not the new content that was decided on, and was not put into {}, which holds what it held before",
+            new.display(),
+            target.absolute(&swapped.live).display()
+        ),
+        format!(
+            "What other databases held before is in {}; restore the backup again once that is put back",
+            target.absolute(kept).display()
+        ),
+    ))
+}
+
 /// After a kill once it was decided: without a commit everything is taken back, otherwise the rest is done.
 fn complete(target: &Target, root: &Path, intent: &Intent, lock_timeout: Duration) -> Result<Recovered> {
     let lefts = intent.swaps.iter().map(|swapped| left(target, swapped, lock_timeout)).collect::<Result<Vec<_>>>()?;
@@ -122,7 +146,8 @@ fn complete(target: &Target, root: &Path, intent: &Intent, lock_timeout: Duratio
         }
     }
     if !to_do.is_empty() {
-        swap(target, &to_do, lock_timeout, || Ok(()), |_| {})?;
+        to_do.iter().try_for_each(|swapped| assert_as_decided(target, intent, swapped))?;
+        swap(target, &to_do, lock_timeout, |_| Ok(()), |_| {})?;
     }
     warnings.extend(finish(root, target, intent)?);
     Ok(Recovered { completed: true, warnings })
@@ -130,8 +155,6 @@ fn complete(target: &Target, root: &Path, intent: &Intent, lock_timeout: Duratio
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use rusqlite::Connection;
 
     use super::*;
@@ -171,6 +194,7 @@ mod tests {
             live: format!(".kg/{name}.db"),
             kept: format!("{UNDO}/.kg/{name}.db"),
             pending: format!("{UNDO}/.kg-pending/{name}"),
+            digest: None,
         };
         let undo = Some((UNDO.to_string(), Record::new("backup-1".into(), Vec::new())));
         let intent = Intent { swaps: vec![swapped("a"), swapped("b")], undo, ..Intent::default() };
@@ -229,6 +253,26 @@ mod tests {
                 assert_eq!(row(&dir.path().join(UNDO).join(format!(".kg/{name}.db"))), format!("old {name}"));
             }
             assert!(recover(&mut target, dir.path(), Duration::ZERO).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn new_content_that_the_disk_lost_is_not_put_into_a_live_database() {
+        for lost in [b"".as_slice(), b"SQLite format 3\0, and no more"] {
+            let (dir, mut target) = killed(1, 1);
+            let root = dir.path();
+            let mut intent = journal::read(root).unwrap().unwrap();
+            for swapped in &mut intent.swaps {
+                swapped.digest = Some(replace::content_digest(&root.join(&swapped.new)).unwrap());
+            }
+            journal::write(root, &intent).unwrap();
+            fs::write(root.join(".kg/restore-staging-1/b"), lost).unwrap();
+            let error = recover(&mut target, root, Duration::from_secs(1)).map(|_| ()).unwrap_err();
+            assert!(error.message.contains("restore-staging-1/b") && error.remedy.contains(UNDO), "{error}");
+            assert_eq!(rows(root), ["new a", "old b"]);
+            // Nothing of it is given up.
+            assert!(journal::is_pending(&root.join(STATE_DIR)));
+            assert_eq!(row(&root.join(UNDO).join(".kg/a.db")), "old a");
         }
     }
 

@@ -1,6 +1,6 @@
 //! The single steps of a transaction. Each may be done again after a kill.
 
-use std::{collections::BTreeSet, fs, io, os::unix::fs::MetadataExt, path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, io, os::unix::fs::MetadataExt, path::Path, thread, time::Duration};
 
 use nix::fcntl::OFlag;
 
@@ -118,12 +118,12 @@ fn each_opened(target: &Target, intent: &Intent, change: impl Fn(&Place, u32) ->
     Ok(())
 }
 
-/// Replaces the content of live databases; `done` is called after each commit.
+/// Replaces the content of live databases. `decide` is given the digests of the new contents, `done` is called after each commit.
 pub fn swap(
     target: &Target,
     swaps: &[&Swapped],
     lock_timeout: Duration,
-    decide: impl FnOnce() -> Result<()>,
+    decide: impl FnOnce(Vec<String>) -> Result<()>,
     mut done: impl FnMut(usize),
 ) -> Result<()> {
     let mut places = Vec::new();
@@ -137,16 +137,34 @@ pub fn swap(
     }
     let databases: Vec<Swap<'_>> =
         places.iter().map(|(live, new, file, ..)| Swap { live, new, keep: Some(file) }).collect();
-    let decide = || {
-        // Whole from here on, and only what is whole has this name.
-        places.iter().try_for_each(|(.., growing, pending, _)| keep(growing, pending))?;
-        decide()
-    };
-    replace::replace(&databases, lock_timeout, decide, |number| {
-        done(number);
-        let (.., pending, kept) = &places[number];
-        keep(pending, kept)
+    thread::scope(|threads| {
+        // Beside the copying of what is replaced, which waits for the disk.
+        let digesting = threads
+            .spawn(|| places.iter().map(|(_, new, ..)| replace::content_digest(new)).collect::<Result<Vec<String>>>());
+        let decide = || {
+            let digests = digesting.join().unwrap_or_else(|_| Err(digest_panicked()))?;
+            // A recovery takes the new content from here, perhaps after a loss of power.
+            swaps.iter().try_for_each(|swapped| sync_file(&target.existing(&swapped.new)?))?;
+            target.sync(swaps.iter().map(|swapped| swapped.new.as_str()))?;
+            // Whole from here on, and only what is whole has this name.
+            places.iter().try_for_each(|(.., growing, pending, _)| keep(growing, pending))?;
+            decide(digests)
+        };
+        replace::replace(&databases, lock_timeout, decide, |number| {
+            done(number);
+            let (.., pending, kept) = &places[number];
+            keep(pending, kept)
+        })
     })
+}
+
+fn sync_file(place: &Place) -> Result<()> {
+    let synced = place.open(OFlag::O_RDONLY, 0).and_then(|file| durable::sync(&file, &place.known_path()));
+    synced.map_err(|cause| Error::io("sync", &place.path(), cause))
+}
+
+fn digest_panicked() -> Error {
+    Error::new(Code::Internal, "The digest of the new content panicked", "Please report this")
 }
 
 /// What a database held gets its name: the new content is committed.

@@ -62,12 +62,15 @@ fn make_swaps(
     committed: &mut usize,
 ) -> Result<()> {
     let swaps = intent.swaps.clone();
-    let mut decide = || {
+    let mut decide = |digests: Vec<String>| {
         intent.decided = true;
+        for (swapped, digest) in intent.swaps.iter_mut().zip(digests) {
+            swapped.digest = Some(digest);
+        }
         journal::write(root, intent)
     };
     if swaps.is_empty() {
-        return decide();
+        return decide(Vec::new());
     }
     let all: Vec<&Swapped> = swaps.iter().collect();
     swap(target, &all, lock_timeout, decide, |_| *committed += 1)

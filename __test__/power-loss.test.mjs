@@ -1,0 +1,124 @@
+// The power is lost at each call that makes something durable or changes a name: what is there afterwards is the old or the
+// new, and the next run makes it whole.
+
+import { cpSync, mkdirSync, readFileSync, readdirSync } from 'node:fs';
+import path from 'node:path';
+
+import { describe, expect, test } from 'vitest';
+
+import { kgPath, run } from './support/processes.mjs';
+import { canMount, makeDisk } from './support/power.mjs';
+import { fillDatabase, integrityOf, makeProject, withDatabase } from './support/project.mjs';
+
+/** Each of them in the long run; a sample otherwise. */
+const EVERY = process.env.KG_TEST_LONG ? 1 : 9;
+
+const DATABASES = ['knowledge.db', 'plugins/a.db', 'plugins/b.db'];
+const kg = (root, ...args) => JSON.parse(run(kgPath, [...args, '--json'], { cwd: root }));
+const write = (root, value) =>
+  DATABASES.forEach((name) => withDatabase(path.join(root, '.kg', name), (db) => db.exec(`UPDATE nodes SET title = '${value}'`)));
+
+/** What each database holds, and that it is sound. */
+function titles(root) {
+  return DATABASES.map((name) => {
+    const file = path.join(root, '.kg', name);
+    expect([name, integrityOf(file)]).toEqual([name, 'ok']);
+    return withDatabase(file, (db) => db.prepare('SELECT group_concat(DISTINCT title) FROM nodes').pluck().get());
+  });
+}
+
+/** A project of three live databases on a disk of its own, with a backup of what they held before. */
+function saved() {
+  const disk = makeDisk();
+  const root = path.join(disk.root, 'project');
+  cpSync(makeProject({ nodes: 60 }).root, root, { recursive: true });
+  mkdirSync(path.join(root, '.kg/plugins'), { recursive: true });
+  DATABASES.slice(1).forEach((name) => fillDatabase(path.join(root, '.kg', name), { nodes: 60 }));
+  write(root, 'saved');
+  const { id } = kg(root, 'diag', 'backup');
+  write(root, 'newer');
+  return { disk, root, id };
+}
+
+/** Loses the power at every call of a command; `look` is told what is there then. Returns how often it was lost. */
+function atEachCall(disk, root, args, look) {
+  disk.freeze();
+  let lost = 0;
+  for (let k = 1; disk.loseAt(k, args, root); k += EVERY) {
+    lost += 1;
+    look(`${args.join(' ')}: call ${k}`);
+  }
+  return lost;
+}
+
+describe.skipIf(!canMount)('a loss of power', () => {
+  test('in a restore leaves every database old, or every one restored', () => {
+    const { disk, root, id } = saved();
+    const seen = { newer: 0, saved: 0 };
+    const lost = atEachCall(disk, root, ['diag', 'restore', '--file', id, '--yes'], (at) => {
+      kg(root, 'diag', 'backup', '--type', 'snapshot');
+      const [first, ...others] = titles(root);
+      expect([at, first, others]).toEqual([at, expect.stringMatching(/^(saved|newer)$/), [first, first]]);
+      seen[first] += 1;
+    });
+    console.log(`the power was lost ${lost} times in a restore`, seen);
+    expect(lost).toBeGreaterThan(3);
+  });
+
+  test('in an undo leaves every database restored, or every one as it was before', () => {
+    const { disk, root, id } = saved();
+    kg(root, 'diag', 'restore', '--file', id, '--yes');
+    const lost = atEachCall(disk, root, ['diag', 'restore', '--undo', '--yes'], (at) => {
+      kg(root, 'diag', 'backup', '--type', 'snapshot');
+      const [first, ...others] = titles(root);
+      expect([at, first, others]).toEqual([at, expect.stringMatching(/^(saved|newer)$/), [first, first]]);
+    });
+    console.log(`the power was lost ${lost} times in an undo`);
+    expect(lost).toBeGreaterThan(3);
+  });
+
+  test('in a repair leaves a database that the next repair mends', () => {
+    const { disk, root } = saved();
+    withDatabase(path.join(root, '.kg/knowledge.db'), (db) => {
+      db.pragma('foreign_keys = off');
+      db.exec("INSERT INTO edges (source_id, target_id, type, weight) VALUES ('gone', 'n1', 'links', 1.0)");
+    });
+    const lost = atEachCall(disk, root, ['diag', 'repair', '--auto'], (at) => {
+      const { healthy } = kg(root, 'diag', 'repair', '--auto');
+      expect([at, healthy, titles(root)]).toEqual([at, true, ['newer', 'newer', 'newer']]);
+    });
+    console.log(`the power was lost ${lost} times in a repair`);
+    expect(lost).toBeGreaterThan(0);
+  });
+
+  test.each([
+    ['a backup', ['diag', 'backup', '--max-backups', '2']],
+    ['an incremental backup', ['diag', 'backup', '--type', 'incremental']],
+    ['a consolidation', ['diag', 'backup', '--consolidate', 'INCREMENTAL']],
+    ['a pin', ['diag', 'backup', '--pin', 'INCREMENTAL', '--reason', 'why']],
+    ['a deletion', ['diag', 'backup', '--delete', 'INCREMENTAL']],
+  ])('in %s leaves every backup that is listed whole', (_, args) => {
+    const { disk, root, id } = saved();
+    const incremental = kg(root, 'diag', 'backup', '--type', 'incremental');
+    const lost = atEachCall(disk, root, args.map((arg) => (arg === 'INCREMENTAL' ? incremental.id : arg)), (at) => {
+      const listed = kg(root, 'diag', 'backup', '--list');
+      expect([at, listed.some((backup) => backup.id === id || backup.id > incremental.id)]).toEqual([at, true]);
+      for (const backup of listed) expect([at, kg(root, 'diag', 'backup', '--verify', backup.id).valid]).toEqual([at, true]);
+      // What the killed run left is cleared up.
+      kg(root, 'diag', 'backup');
+      expect([at, readdirSync(path.join(root, '.kg/backups')).filter((name) => name.startsWith('.kg-partial'))]).toEqual([at, []]);
+    });
+    expect(lost).toBeGreaterThan(0);
+  });
+
+  test('in a change of a setting leaves the old or the new configuration', () => {
+    const { disk, root } = saved();
+    const file = path.join(root, '.kg/config.json');
+    const before = readFileSync(file, 'utf8');
+    const lost = atEachCall(disk, root, ['config', 'set', 'backup.maxBackups', '7'], (at) => {
+      const now = readFileSync(file, 'utf8');
+      if (now !== before) expect([at, JSON.parse(now).backup]).toEqual([at, { maxBackups: 7 }]);
+    });
+    expect(lost).toBeGreaterThan(0);
+  });
+});
