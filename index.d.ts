@@ -141,6 +141,11 @@ export interface EncryptionOptions {
   recipients?: string[];
   /** A file that `age-keygen` wrote. Its identities open backups. It may not lie in `.kg/`. Others may not read it, as of `passphraseFile`. */
   identityFile?: string | URL;
+  /**
+   * Refuse to restore, verify or rehearse a backup that is not encrypted (`KG_NOT_ENCRYPTED`): whoever can write to the directory of the
+   * backups can put a plain one there. Without this, such a backup has a `KG_WARN_NOT_ENCRYPTED`. Default: false.
+   */
+  requireEncryption?: boolean;
 }
 
 /** Backs up and restores one project. */
@@ -622,7 +627,8 @@ export interface Warning {
     | 'KG_WARN_STORE_EMPTIED'
     | 'KG_WARN_EXCLUDE'
     | 'KG_WARN_KEY_EXPOSED'
-    | 'KG_WARN_SETTINGS_CHANGED';
+    | 'KG_WARN_SETTINGS_CHANGED'
+    | 'KG_WARN_NOT_ENCRYPTED';
   message: string;
   /** What it is about, relative to the project, where that is one file. */
   path?: string;
@@ -948,6 +954,7 @@ export interface Issue {
 /** The codes of {@link Issue}; `docs/errors.md` explains each. */
 export type IssueCode =
   | 'KG_ISSUE_DATABASE_MISSING'
+  | 'KG_ISSUE_DATABASE_UNREADABLE'
   | 'KG_ISSUE_DATABASE_EMPTY'
   | 'KG_ISSUE_NOT_A_DATABASE'
   | 'KG_ISSUE_DATABASE_DAMAGED'
@@ -997,6 +1004,7 @@ export type IssueCode =
   | 'KG_ISSUE_BACKUP_FAILED'
   | 'KG_ISSUE_SERVICE_STOPPED'
   | 'KG_ISSUE_SERVICE_IDLE'
+  | 'KG_ISSUE_SERVICE_UNKNOWN'
   | 'KG_ISSUE_DISK_SPACE';
 
 /** What a repair did. */
@@ -1164,6 +1172,7 @@ export type KgErrorCode =
   | 'KG_CHECKSUM_MISMATCH'
   | 'KG_KEY_NEEDED'
   | 'KG_KEY_WRONG'
+  | 'KG_NOT_ENCRYPTED'
   | 'KG_KEY_INVALID'
   | 'KG_CHAIN_BROKEN'
   | 'KG_BASE_UNUSABLE'

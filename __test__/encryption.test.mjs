@@ -1,7 +1,7 @@
 // Encrypted backups: by a passphrase, to recipients, in chains, damaged, and without anything of ours but the `age` command.
 
 import { execFileSync } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { inspect } from 'node:util';
 
@@ -320,6 +320,59 @@ describe('what is changed', () => {
     expect((await owner.listBackups()).map(({ id }) => id)).toContain(backup.id);
     expect(beside(backup)).not.toContain('quarterly');
     expect(await owner.verifyBackup(backup.id)).toBe(true);
+  });
+});
+
+describe('a plain backup where an encrypted one is expected', () => {
+  /** A store with an encrypted backup, and a plain one that somebody with the right to write there has added. */
+  async function setUpBoth() {
+    const project = setUp();
+    const manager = project.manage({ passphrase: PASSPHRASE });
+    const encrypted = await manager.createBackup();
+    const plain = await project.manage(false).createBackup();
+    return { ...project, manager, encrypted, plain, key: project.file('key', `${PASSPHRASE}\n`) };
+  }
+
+  test('is a warning where keys are given, and an error where encryption is required', async () => {
+    const project = await setUpBoth();
+    const { manager, plain, encrypted } = project;
+    const warned = expect.objectContaining({ code: 'KG_WARN_NOT_ENCRYPTED', message: expect.stringContaining(plain.path) });
+    expect((await manager.checkBackup(plain.id)).warnings).toContainEqual(warned);
+    expect((await expectRestores(manager, plain, project)).warnings).toContainEqual(warned);
+    expect((await manager.rehearse({ backup: plain.id })).warnings).toContainEqual(warned);
+    expect((await manager.checkBackup(encrypted.id)).warnings).toEqual([]);
+    expect((await project.manage(undefined).checkBackup(plain.id)).warnings).toEqual([]);
+
+    const strict = project.manage({ passphrase: PASSPHRASE, requireEncryption: true });
+    const targetDir = path.join(project.base, 'refused');
+    for (const call of [() => strict.checkBackup(plain.id), () => strict.restore({ backupId: plain.id, targetDir }), () => strict.rehearse({ backup: plain.id })]) {
+      await expect(call()).rejects.toMatchObject({ code: 'KG_NOT_ENCRYPTED', message: expect.stringContaining(plain.path) });
+    }
+    expect(existsSync(path.join(targetDir, '.kg/knowledge.db'))).toBe(false);
+    expect(await strict.verifyBackup(encrypted.id)).toBe(true);
+  });
+
+  test('is refused by --decrypt and --require-encryption, and warned of with a key', async () => {
+    const { root, base, backups, plain, key } = await setUpBoth();
+    const at = (...args) => kg(['diag', ...args, '--passphrase-file', key], { cwd: root });
+    const restore = ['restore', '--file', plain.path, '--target', path.join(base, 'other')];
+    const refused = { status: 5, stderr: expect.stringContaining('KG_NOT_ENCRYPTED') };
+    expect(await at(...restore, '--decrypt')).toMatchObject(refused);
+    expect(await at(...restore, '--require-encryption')).toMatchObject(refused);
+    expect(await at('backup', '--verify', plain.path, '--require-encryption')).toMatchObject(refused);
+    expect(await at('drill', '--file', plain.id, '--backup-dir', backups, '--require-encryption')).toMatchObject(refused);
+    expect(await at(...restore)).toMatchObject({ status: 0, stderr: expect.stringContaining('KG_WARN_NOT_ENCRYPTED') });
+  });
+
+  test('under the name of an encrypted one is damage', async () => {
+    const { manager, plain, encrypted } = await setUpBoth();
+    copyFileSync(plain.path, encrypted.path);
+    const report = await manager.checkBackup(encrypted.path);
+    expect(report.valid).toBe(false);
+    expect(report.problems.map(({ message }) => message)).toContain('Its name says that it is encrypted, and it is not');
+    // Nor without anything beside it.
+    rmSync(`${encrypted.path}.manifest.json`);
+    expect((await manager.checkBackup(encrypted.path)).valid).toBe(false);
   });
 });
 

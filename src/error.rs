@@ -80,6 +80,8 @@ codes! {
     KeyNeeded = "KG_KEY_NEEDED", exit 2;
     /// The key that was given is not the one of the backup.
     KeyWrong = "KG_KEY_WRONG", exit 2;
+    /// The archive is not encrypted, and only an encrypted one was to be read.
+    NotEncrypted = "KG_NOT_ENCRYPTED", exit 5;
     /// A passphrase or identity file, or a recipient, cannot be used.
     KeyInvalid = "KG_KEY_INVALID", exit 2;
     /// A backup that this one rests on is not there.
@@ -336,6 +338,9 @@ pub enum WarningCode {
     /// A configuration was restored that sets backups otherwise than the one it replaced.
     #[serde(rename = "KG_WARN_SETTINGS_CHANGED")]
     SettingsChanged,
+    /// Keys were given, or backups are to be encrypted, and the backup that was read is not.
+    #[serde(rename = "KG_WARN_NOT_ENCRYPTED")]
+    NotEncrypted,
 }
 
 impl WarningCode {
@@ -364,6 +369,7 @@ impl WarningCode {
         WarningCode::Exclude,
         WarningCode::KeyExposed,
         WarningCode::SettingsChanged,
+        WarningCode::NotEncrypted,
     ];
 
     /// Whether a backup with this warning lacks something of its project, or may hold half of a change.

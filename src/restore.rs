@@ -178,6 +178,7 @@ fn restore_through(
     warnings.extend(less_than_saved(&manifest));
     warnings.extend(applied.warnings);
     warnings.extend(store.key_warnings(&archive));
+    warnings.extend(store.plain_warning(&archive));
     warnings.extend(tolerated::warnings(&[&target]));
     warnings.extend(of_another(&target, &manifest).filter(|_| is_own && applied.files_replaced > 0));
     Ok(RestoreResult {

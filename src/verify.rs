@@ -64,6 +64,7 @@ pub fn check_backup(store: &Store, reference: &str, task: &Task) -> Result<Check
     };
     report.problems.extend(of_chain);
     warnings.extend(store.key_warnings(&path));
+    warnings.extend(store.plain_warning(&path));
     Ok(CheckReport {
         valid: report.problems.is_empty() && report.manifest.is_some(),
         problems: report.problems,

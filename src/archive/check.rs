@@ -1,9 +1,10 @@
 //! Compares what was found in an archive with what the manifests say.
 
-use std::{collections::HashMap, os::unix::ffi::OsStrExt};
+use std::{collections::HashMap, os::unix::ffi::OsStrExt, path::Path};
 
 use super::{
     decoder::Damage,
+    encryption,
     manifest::{CHECKSUMS_ENTRY, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Stored, checksums_text},
     read::{Contents, Found, MAX_PROBLEMS, Problem, ProblemCode},
     seal::FileFacts,
@@ -76,6 +77,15 @@ fn sidecar(message: &str) -> Problem {
     let remedy =
         "Remove the manifest beside the archive if the archive itself verifies: the next backup writes it anew";
     Problem { remedy: remedy.into(), ..Problem::of_archive(ProblemCode::Sidecar, message.into()) }
+}
+
+/// An archive that is named like an encrypted one and is none was put in its place.
+pub fn name(path: &Path, facts: &FileFacts, contents: &mut Contents) {
+    let is_named = path.file_name().is_some_and(|name| encryption::is_named(&name.to_string_lossy()));
+    if is_named && !facts.encrypted {
+        let message = "Its name says that it is encrypted, and it is not".to_string();
+        contents.problems.push(Problem::of_archive(ProblemCode::Archive, message));
+    }
 }
 
 /// Names, order, kinds, sizes and digests of all entries.

@@ -157,6 +157,9 @@ pub fn read_archive(
     let file = match SealedFile::open(file, keys) {
         Ok(file) => file,
         Err(Closed::Io(cause)) => return Err(failed(cause)),
+        Err(Closed::Key(error)) if error.code == Code::NotEncrypted => {
+            return Err(Error { message: format!("{}: {}", path.display(), error.message), ..error });
+        }
         Err(closed) => return closed_archive(path, closed, beside, task),
     };
     let size_bytes = file.size_bytes();
@@ -185,6 +188,7 @@ pub fn read_archive(
     check::damages(decoder.damages(), &mut contents);
     check::seal(&facts, &mut contents);
     check::beside(&facts, manifest.as_ref(), beside, &mut contents);
+    check::name(path, &facts, &mut contents);
     if let Some(manifest) = &manifest {
         check::entries(manifest, &mut contents);
     }

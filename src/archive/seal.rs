@@ -117,6 +117,7 @@ impl SealedFile {
     /// What is encrypted is read as what it holds.
     pub fn open(file: File, keys: &Keys) -> Result<Self, Closed> {
         if !is_encrypted(&file).map_err(Closed::Io)? {
+            keys.accept_plain().map_err(Closed::Key)?;
             return SealedFile::new(file).map_err(Closed::Io);
         }
         let size_bytes = file.metadata().map_err(Closed::Io)?.len();

@@ -39,6 +39,9 @@ pub struct KeyArgs {
     /// An age identity file that opens encrypted backups; may be repeated [default: $KG_IDENTITY_FILE, or `backup.identityFile` of the settings]
     #[arg(long, value_name = "FILE")]
     identity: Vec<PathBuf>,
+    /// Refuse a backup that is not encrypted
+    #[arg(long)]
+    require_encryption: bool,
 }
 
 impl KeyArgs {
@@ -62,7 +65,10 @@ impl KeyArgs {
         let set = KeySource::of_settings(settings, root);
         let opening = self.opening(&set);
         let new = self.sealing(recipients, set).keys(root, &Launch::Thread);
-        store.with_keys(opening.keys(root, &Launch::Thread).sealing_as(&new))
+        let keys = opening.keys(root, &Launch::Thread).sealing_as(&new);
+        let is_given = self.are_given() || named_by(PASSPHRASE_FILE).or(named_by(IDENTITY_FILE)).is_some();
+        let keys = if is_given { keys.given() } else { keys };
+        store.with_keys(keys.requiring_encryption(self.require_encryption))
     }
 
     /// What opens backups: the keys of the call, else those of the environment, else those of the settings.

@@ -61,8 +61,8 @@ pub struct RestoreArgs {
     /// The directory of the backups, for an id or `latest` [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
-    /// Ask for the passphrase at a terminal, whatever the settings name, unless a key is given here or by $KG_PASSPHRASE_FILE. That a backup is
-    /// encrypted is seen without this too
+    /// Restore only a backup that is encrypted, and ask for the passphrase at a terminal, whatever the settings name, unless a key is given here
+    /// or by $KG_PASSPHRASE_FILE. That a backup is encrypted is seen without this too
     #[arg(long)]
     decrypt: bool,
     #[command(flatten)]
@@ -111,7 +111,11 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     if args.target.is_none() && args.common.project.is_none() {
         assert_meant(&root, &archive)?;
     }
-    let store = args.keys.unlock(store, &archive, args.decrypt)?;
+    let mut store = args.keys.unlock(store, &archive, args.decrypt)?;
+    if args.decrypt {
+        let keys = store.keys().clone().given().requiring_encryption(true);
+        store = store.with_keys(keys);
+    }
     let target = args.target.clone().unwrap_or(root);
     let question = format!("Restore over the project in {}? What is replaced is kept.", target.display());
     if args.must_ask(&target) && !confirmed(&question)? {

@@ -1,6 +1,9 @@
 //! The configuration of a manager, as JavaScript gives it and as the project's own settings complete it. And how what JavaScript gives is read.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use age::secrecy::{ExposeSecret, SecretString};
 use jiff::tz::TimeZone;
@@ -8,7 +11,11 @@ use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
-    archive::{block::Compression, encryption::parse_recipient, manifest::BackupType},
+    archive::{
+        block::Compression,
+        encryption::{Keys, parse_recipient},
+        manifest::BackupType,
+    },
     backup::DEFAULT_LOCK_TIMEOUT,
     cron::Cadence,
     error::{Code, Error, Result},
@@ -93,7 +100,7 @@ impl Config {
         let said = Encryption::said(self.encryption.as_ref(), encrypt);
         let store = automatic::store(&self.settings, root, self.backup_dir.as_deref(), said, &self.launch())?;
         let keys = match self.encryption.as_ref().and_then(Encryption::keys) {
-            Some(options) => options.source().keys(root, &self.launch()),
+            Some(options) => options.keys(root, &self.launch()),
             None => KeySource::keys_of_project(root, &self.launch()),
         };
         Ok(store.with_keys(keys))
@@ -199,6 +206,8 @@ pub struct EncryptionOptions {
     passphrase_file: Option<PathBuf>,
     identity_file: Option<PathBuf>,
     recipients: Option<Vec<String>>,
+    #[serde(default)]
+    require_encryption: bool,
 }
 
 /// Debug shows nothing of it from then on.
@@ -207,13 +216,17 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretStr
 }
 
 impl EncryptionOptions {
-    pub(super) fn source(&self) -> KeySource {
+    fn source(&self) -> KeySource {
         KeySource {
             passphrase: self.passphrase.clone(),
             passphrase_files: self.passphrase_file.iter().cloned().collect(),
             identity_files: self.identity_file.iter().cloned().collect(),
             recipients: self.recipients.clone().unwrap_or_default(),
         }
+    }
+
+    pub(super) fn keys(&self, root: &Path, launch: &Launch) -> Keys {
+        self.source().keys(root, launch).given().requiring_encryption(self.require_encryption)
     }
 
     pub(super) fn check(&self) -> Result<()> {

@@ -264,7 +264,7 @@ impl Checker {
         let store =
             automatic::store(&settings, &root, self.backup_dir.as_deref(), said, &self.launch())?.for_recovery();
         Ok(Some(match self.encryption.as_ref().and_then(Encryption::keys) {
-            Some(options) => store.with_keys(options.source().keys(&root, &self.launch())),
+            Some(options) => store.with_keys(options.keys(&root, &self.launch())),
             None => store,
         }))
     }

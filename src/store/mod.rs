@@ -43,7 +43,7 @@ pub use self::{
 };
 use crate::{
     archive::{
-        encryption::Keys,
+        encryption::{Keys, read::is_encrypted},
         manifest::{Contents, Manifest, Stats},
     },
     durable,
@@ -234,6 +234,20 @@ impl Store {
         warnings.collect()
     }
 
+    /// That an archive is not encrypted although keys were given or new ones are encrypted. It may have been put there in the place
+    /// of another one.
+    pub fn plain_warning(&self, archive: &Path) -> Option<Warning> {
+        let is_expected = self.keys.are_given() || self.encrypts();
+        let is_plain =
+            || fs::File::open(archive).and_then(|file| is_encrypted(&file)).is_ok_and(|encrypted| !encrypted);
+        let message = format!(
+            "{} is not encrypted, so no key proves where it comes from; `--decrypt` and `--require-encryption` \
+             (`requireEncryption`) refuse such a backup",
+            archive.display()
+        );
+        (is_expected && is_plain()).then(|| Warning::new(WarningCode::NotEncrypted, message))
+    }
+
     pub fn encrypts(&self) -> bool {
         self.encrypts == Encrypts::Yes
     }
@@ -330,7 +344,15 @@ impl Store {
         lock::is_held(&self.dir)
     }
 
+    /// Whether its directory is there; an error if that cannot be told.
+    pub fn exists(&self) -> Result<bool> {
+        self.dir.try_exists().map_err(|cause| Error::io("look at", &self.dir, cause))
+    }
+
     fn create(&self) -> Result<()> {
+        if self.exists()? {
+            return Ok(());
+        }
         durable::create_dirs(&self.dir).map_err(|cause| match cause.kind() {
             io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => Error::new(
                 Code::BackupDirInvalid,

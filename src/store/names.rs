@@ -2,7 +2,7 @@
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use crate::archive::block::Compression;
+use crate::archive::{block::Compression, encryption::NAME_MARK};
 
 pub const MANIFEST_SUFFIX: &str = ".manifest.json";
 pub const LOCK_FILE: &str = ".kg-store.lock";
@@ -11,8 +11,6 @@ pub const LATEST: &str = "latest";
 
 const ARCHIVE_PREFIX: &str = "kg-backup-";
 const ID_PREFIX: &str = "backup-";
-/// Before the ending of an encrypted archive.
-const ENCRYPTED: &str = ".enc";
 /// Of archives, most usual first; then of encrypted ones.
 pub const ENDINGS: [&str; 6] = [".tar.gz", ".tar.zst", ".tar", ".enc.tar.gz", ".enc.tar.zst", ".enc.tar"];
 
@@ -32,13 +30,13 @@ pub fn archive(stamp: &str, compression: Compression, encrypted: bool) -> String
         Compression::Zstd(_) => ".tar.zst",
         Compression::None => ".tar",
     };
-    let encrypted = if encrypted { ENCRYPTED } else { "" };
+    let encrypted = if encrypted { NAME_MARK } else { "" };
     format!("{ARCHIVE_PREFIX}{stamp}{encrypted}{ending}")
 }
 
 /// Whether the archive of that name is encrypted.
 pub fn is_encrypted(name: &str) -> bool {
-    ending(name).is_some_and(|ending| ending.starts_with(ENCRYPTED))
+    ending(name).is_some_and(|ending| ending.starts_with(NAME_MARK))
 }
 
 /// The id of the archive of that name; `None` where it is not named like one.

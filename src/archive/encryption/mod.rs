@@ -21,6 +21,8 @@ use age_core::format::{FileKey, Stanza};
 
 use crate::error::{Code, Error, Result};
 
+/// Before the ending of the name of an encrypted archive.
+pub const NAME_MARK: &str = ".enc";
 /// What every age file begins with.
 pub const MAGIC: &[u8] = b"age-encryption.org/v1\n";
 /// 2 to this many rounds of scrypt, as the `age` command writes: half a second and 256 MiB of memory.
@@ -140,6 +142,11 @@ pub fn parse_recipient(text: &str) -> Result<x25519::Recipient> {
     })
 }
 
+/// Whether an archive of that name is said to be encrypted.
+pub fn is_named(name: &str) -> bool {
+    name.split_once('.').is_some_and(|(_, ending)| ending.starts_with(&format!("{}.tar", &NAME_MARK[1..])))
+}
+
 /// Whether what was given as a recipient may be told.
 pub fn is_shown(text: &str) -> bool {
     text.starts_with("age1")
@@ -160,6 +167,10 @@ impl fmt::Debug for Keyring {
 pub struct Keys {
     opening: Option<Arc<Asked>>,
     sealing: Option<Arc<Asked>>,
+    /// The caller gave keys, so an archive that needs none is not what is expected.
+    are_given: bool,
+    /// An archive that is not encrypted is refused.
+    require_encryption: bool,
 }
 
 struct Asked {
@@ -171,12 +182,39 @@ impl Keys {
     /// Both opens backups and says who reads new ones.
     pub fn asked_for(ask: impl Fn() -> Result<Keyring> + Send + Sync + 'static) -> Self {
         let asked = Some(Arc::new(Asked { ask: Box::new(ask), answer: OnceLock::new() }));
-        Keys { opening: asked.clone(), sealing: asked }
+        Keys { opening: asked.clone(), sealing: asked, ..Keys::default() }
     }
 
     /// Opens backups as before; new ones are for those whom `other` names.
     pub fn sealing_as(&self, other: &Keys) -> Self {
-        Keys { opening: self.opening.clone(), sealing: other.sealing.clone() }
+        Keys { sealing: other.sealing.clone(), ..self.clone() }
+    }
+
+    /// The same keys, which the caller gave.
+    pub fn given(self) -> Self {
+        Keys { are_given: true, ..self }
+    }
+
+    pub fn are_given(&self) -> bool {
+        self.are_given
+    }
+
+    /// The same keys; with `is_required`, an archive that is not encrypted is refused.
+    pub fn requiring_encryption(self, is_required: bool) -> Self {
+        Keys { require_encryption: is_required, ..self }
+    }
+
+    /// `KG_NOT_ENCRYPTED` if archives must be encrypted.
+    pub fn accept_plain(&self) -> Result<()> {
+        if !self.require_encryption {
+            return Ok(());
+        }
+        Err(Error::new(
+            Code::NotEncrypted,
+            "It is not encrypted, and only an encrypted backup was to be read",
+            "Whoever can write there may have put it in the place of another one: use a backup that is encrypted. If it is \
+             meant, leave out `--decrypt` and `--require-encryption` (`requireEncryption` in the API)",
+        ))
     }
 
     pub fn of(keyring: Keyring) -> Self {
