@@ -153,7 +153,7 @@ describe('`latest` that passes over newer backups', () => {
     rmSync(second.path);
     await expectPassedOver(made, full, [third.id, second.id]);
     const { stdout } = await made.diag('backup', '--list');
-    expect(stdout).toMatch(new RegExp(`${third.id} .*\\[chain broken: rests on ${second.id}, which is missing\\]`));
+    expect(stdout).toMatch(new RegExp(`${third.id} .*\\[chain broken: rests on ${second.id}, which is missing or cannot be read\\]`));
     expect(stdout).toMatch(new RegExp(`${second.id} .*\\[archive missing\\]`));
   });
 

@@ -306,6 +306,23 @@ print("ready", flush=True); sys.stdin.read()`;
     expect((await kg('serve', '--status')).stdout).toContain(`process ${holder.pid}, which calls itself process ${victim.pid} on `);
   });
 
+  test('a copy by hard links has the lock of the service of the original, and does not end that', async () => {
+    const { root, kg } = setUp();
+    await kg('serve', '--all');
+    const { service } = await json(kg('serve', '--status', '--json'));
+    const copy = path.join(root, '../copy');
+    run('cp', ['-al', root, copy]);
+    for (const args of [['--stop'], ['--status'], ['--all']]) {
+      const { status, stderr } = spawnSync(kgPath, ['serve', ...args], { cwd: copy, encoding: 'utf8' });
+      expect([args, status, stderr]).toEqual([args, 4, expect.stringContaining('KG_UNSAFE_FILE')]);
+    }
+    const health = spawnSync(kgPath, ['diag', 'health'], { cwd: copy, encoding: 'utf8' });
+    expect(health.stdout).toContain('KG_ISSUE_SERVICE_UNKNOWN');
+    expect(isAlive(service.pid)).toBe(true);
+    rmSync(copy, { recursive: true });
+    expect(await kg('serve', '--stop')).toMatchObject({ status: 0 });
+  });
+
   test.skipIf(!isRoot)('a service in another namespace of processes is ended by the number that it has here', async () => {
     const { root, kg, archives } = setUp();
     const inside = spawn('unshare', ['-p', '-f', '--mount-proc', kgPath, 'serve', '--foreground'], { cwd: root, stdio: 'ignore' });

@@ -1,7 +1,7 @@
 // What cannot be read is not gone: where an archive or its manifest cannot be looked at, nothing is removed and nothing
 // takes its place, and that is said.
 
-import { chmodSync, existsSync, readFileSync, readdirSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
@@ -84,6 +84,48 @@ describe.each([
     expect(JSON.parse(stdout).issues).toContainEqual(
       expect.objectContaining({ code: 'KG_ISSUE_BACKUP_UNLISTED', severity: 'error', message: expect.stringContaining('Could not read') }),
     );
+  });
+});
+
+test('an archive that cannot be opened is no backup to count on, and nothing is removed because of it', () => {
+  const { root, backups, newest, pinned } = chained();
+  const without = (...args) => failing('openat', 'EIO', ['diag', ...args], { only: newest.path, cwd: root });
+  const before = files(backups);
+  expect(without('prune', '--max-backups', '1', '--output', backups)).toMatchObject({ status: 4, stderr: expect.stringContaining(newest.path) });
+  expect(without('backup', '--max-backups', '1', '--output', backups).status).toBe(6);
+  expect(files(backups)).toEqual(expect.arrayContaining(before));
+  expect(without('backup', '--list', '--output', backups)).toMatchObject({ status: 6, stdout: expect.stringMatching(new RegExp(`${newest.id} .*\\[cannot be read\\]`)) });
+  expect(without('backup', '--status', '--output', backups).stdout).toContain(newest.path);
+  expect(without('health', '--backup-dir', backups)).toMatchObject({ status: 5, stdout: expect.stringContaining(newest.path) });
+  // What rests on one that cannot be read is not said to be lost.
+  const base = pinned.path.replace('-2.tar.gz', '.tar.gz');
+  const { stdout } = failing('openat', 'EIO', ['diag', 'health', '--backup-dir', backups], { only: base, cwd: root });
+  expect(stdout).toContain('cannot be read');
+  expect(stdout).not.toContain('delete these');
+});
+
+test('a store that cannot be looked at is not said to be missing', () => {
+  const { root, backups } = chained();
+  for (const error of ['EACCES', 'EIO']) {
+    const { status, stderr } = failing('statx', error, ['diag', 'prune', '--max-backups', '1', '--output', backups], { only: backups, cwd: root });
+    expect([status, stderr]).toEqual([4, expect.stringContaining(`Could not look at ${backups}`)]);
+  }
+});
+
+describe.skipIf(!isRoot)('a database in a directory that this user may not enter', () => {
+  test('is not said to be missing', () => {
+    const { asRoot, asOwner, root, database } = projectOf(1001);
+    mkdirSync(path.join(root, 'data'));
+    renameSync(database, path.join(root, 'data/k.db'));
+    writeFileSync(path.join(root, '.kg/config.json'), '{"database":{"path":"data/k.db"}}');
+    run('chown', ['-R', '0:0', path.join(root, 'data')]);
+    chmodSync(path.join(root, 'data'), 0o700);
+    for (const command of ['health', 'integrity']) {
+      const { status, stdout } = asOwner('diag', command);
+      expect([command, status, stdout]).toEqual([command, 3, expect.stringContaining('cannot be told: Permission denied')]);
+      expect(stdout).not.toContain('There is no database');
+    }
+    expect(asRoot('diag', 'integrity').stdout).not.toContain('cannot be told');
   });
 });
 

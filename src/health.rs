@@ -128,15 +128,18 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
     let issue = |code, message: String, remedy: &str| {
         Issue::new(code, Part::Backups, message, remedy).path(dir.to_string_lossy())
     };
-    let listing = store.read().unwrap_or_else(|error| {
+    let read = store.read();
+    let is_read = read.is_ok();
+    let listing = read.unwrap_or_else(|error| {
         let remedy = "Give this user access to it, or name another directory";
         issues.push(issue(IssueCode::BackupDir, error.message, remedy));
         Listing::default()
     });
-    let unread = listing.unread().count();
+    let unread = if is_read { listing.unread().count() } else { 1 };
     let Listing { backups, unlisted } = listing;
     let backups = own_of(store, backups);
-    if let Some(warning) = store.home().and_then(|home| held::emptied(home, store, &backups)) {
+    let emptied = store.home().filter(|_| is_read).and_then(|home| held::emptied(home, store, &backups));
+    if let Some(warning) = emptied {
         let remedy =
             "Mount it, then run this again; if the backups were removed on purpose, make one with `kg diag backup`";
         issues.push(issue(IssueCode::StoreEmptied, warning.message, remedy));
@@ -179,7 +182,10 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
         let mut found = Found::default();
         broken.values().for_each(|why| found.add(why));
         let message = format!("{} incremental backups in {} cannot be restored", found.count, dir.display());
-        let remedy = "Put the archives back that they rest on, or make a full backup and delete these";
+        let remedy = match unread {
+            0 => "Put the archives back that they rest on, or make a full backup and delete these",
+            _ => "Make readable what the other issues name, then run this again",
+        };
         issues.push(issue(IssueCode::BackupChain, message, remedy).found(found));
     }
     let passed = newest.map(|newest| passed_over(&backups, &unlisted, newest)).unwrap_or_default();
@@ -228,8 +234,14 @@ fn of_service(
     // What is wrong with a schedule is an issue of the configuration.
     let has_plan = matches!(automatic::plan(settings, project.root()), Ok(Some(_)));
     let is_enabled = has_plan && automatic::is_enabled(settings);
-    let process = Holder::find(project)?;
-    if is_enabled && process.is_none() {
+    let found = Holder::find(project);
+    if let Err(error) = &found {
+        let message = format!("Whether a service runs cannot be told: {}", error.message);
+        issues.push(Issue::new(IssueCode::ServiceUnknown, Part::Backups, message, &error.remedy));
+    }
+    let is_known = found.is_ok();
+    let process = found.unwrap_or_default();
+    if is_enabled && is_known && process.is_none() {
         let message = "Backups are to be made on a schedule, and no service of this project runs";
         issues.push(Issue::new(IssueCode::ServiceStopped, Part::Backups, message, "Start it with `kg serve --all`"));
     }

@@ -67,18 +67,21 @@ pub fn open_to_write(path: &Path, options: &mut OpenOptions) -> Result<File> {
         }
         opened => opened.map_err(|cause| Error::io("open", path, cause))?,
     };
-    let found = file.metadata().map_err(|cause| Error::io("open", path, cause))?;
-    if !found.is_file() {
+    if !file.metadata().map_err(|cause| Error::io("open", path, cause))?.is_file() {
         return Err(unsafe_file(path, "it is not a regular file"));
     }
-    if found.nlink() > 1 {
-        return Err(unsafe_file(path, "it has other names (hard links)"));
-    }
+    assert_one_name(&file, path)?;
     Ok(file)
 }
 
+/// `KG_UNSAFE_FILE` if an open file has other names: it is also somebody else's.
+pub fn assert_one_name(file: &File, path: &Path) -> Result<()> {
+    let links = file.metadata().map_err(|cause| Error::io("open", path, cause))?.nlink();
+    if links > 1 { Err(unsafe_file(path, "it has other names (hard links)")) } else { Ok(()) }
+}
+
 fn unsafe_file(path: &Path, why: &str) -> Error {
-    let message = format!("{} was not written: {why}", path.display());
+    let message = format!("{} was not used: {why}", path.display());
     Error::new(Code::UnsafeFile, message, "Find out who made it, remove it, then run this again")
 }
 

@@ -243,7 +243,7 @@ pub fn prune(
         ));
     }
     // To make the directory, perhaps where a disk is not mounted, would hide that.
-    if !store.dir().exists() {
+    if !store.exists()? {
         let message = format!("{} does not exist: there was nothing to remove", store.dir().display());
         let warnings = vec![Warning::new(WarningCode::Store, message)];
         return Ok(PruneResult { warnings, ..together([], dry_run, &[]) });

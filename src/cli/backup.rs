@@ -490,7 +490,12 @@ fn one_line(text: &str) -> String {
 fn status(root: &Path, store: &Store, settings: &Settings, warnings: &[Warning], output: &Output) -> Result<()> {
     let project = Project::open(root).ok();
     let mut status = status::status(project.as_ref(), store, settings, Timestamp::now())?;
-    let service = project.as_ref().map(Holder::find).transpose()?.flatten();
+    let found = project.as_ref().map(Holder::find).transpose();
+    if let Err(error) = &found {
+        status.health.ok = false;
+        status.health.messages.push(format!("whether a service runs cannot be told: {}", error.message));
+    }
+    let service = found.unwrap_or_default().flatten();
     // The run that is due, or whatever that waits for.
     let is_in_progress = service.is_some() && store.is_in_use();
     if is_in_progress {

@@ -31,6 +31,8 @@ macro_rules! issue_codes {
 issue_codes! {
     /// There is no database where the configuration has it.
     DatabaseMissing = "KG_ISSUE_DATABASE_MISSING", Error;
+    /// Whether there is a database cannot be told: its directory cannot be entered, or the disk fails.
+    DatabaseUnreadable = "KG_ISSUE_DATABASE_UNREADABLE", Error;
     /// The graph database has no table: it has 0 bytes, or everything in it was dropped.
     DatabaseEmpty = "KG_ISSUE_DATABASE_EMPTY", Error;
     /// SQLite says that the file is no database, or it cannot be opened.
@@ -127,6 +129,8 @@ issue_codes! {
     BackupFailed = "KG_ISSUE_BACKUP_FAILED", Warning;
     /// Backups are to be made on a schedule, and nothing makes them.
     ServiceStopped = "KG_ISSUE_SERVICE_STOPPED", Warning;
+    /// Whether a service runs cannot be told.
+    ServiceUnknown = "KG_ISSUE_SERVICE_UNKNOWN", Warning;
     /// A service runs, and no backups are to be made on a schedule.
     ServiceIdle = "KG_ISSUE_SERVICE_IDLE", Warning;
     /// The disk has too little space for the next backup.

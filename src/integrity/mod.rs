@@ -45,7 +45,7 @@ use self::{
     subject::{Resolved, Subject},
 };
 use crate::{
-    error::{Code, Error, Result},
+    error::{Code, Error, Result, plain},
     project::{Project, STATE_DIR, names},
     sqlite::{
         check::{Pragma, bound, everything, is_unread_schema, read_schema, refused},
@@ -141,12 +141,18 @@ impl Named {
 pub fn check(subject: &Subject, scope: Scope, check: &Check) -> Result<Report> {
     let resolved = subject.resolve()?;
     let mut report = Report { is_graph: resolved.is_graph, ..Report::default() };
-    let found = std::fs::metadata(&resolved.database).ok().filter(|found| found.is_file());
+    let looked_at = std::fs::metadata(&resolved.database);
+    let refused = looked_at.as_ref().err().filter(|cause| cause.kind() != std::io::ErrorKind::NotFound).map(plain);
+    let found = looked_at.ok().filter(|found| found.is_file());
     report.checked.project = resolved.project.as_ref().map(|project| project.root().to_path_buf());
     report.checked.database.clone_from(&resolved.database);
     report.checked.database_size = found.as_ref().map_or(0, |found| found.len());
     let named = Named { path: shown(resolved.project.as_ref(), &resolved.database), part: Part::Database };
-    if found.is_none() {
+    if let Some(why) = refused {
+        let message = format!("Whether there is a database at {} cannot be told: {why}", resolved.database.display());
+        let remedy = "Give this user access to it, or run this as a user that has it";
+        report.issues.push(named.issue(IssueCode::DatabaseUnreadable, message, remedy));
+    } else if found.is_none() {
         let message = format!("There is no database at {}", resolved.database.display());
         let remedy = "Set `database.path` in .kg/config.json, or restore a backup with `kg diag restore --file latest`";
         report.issues.push(named.issue(IssueCode::DatabaseMissing, message, remedy));

@@ -115,10 +115,13 @@ fn path(project: &Project) -> PathBuf {
 /// The lock file, to look at it; `None` where there is none.
 fn open_lock(project: &Project) -> Result<Option<File>> {
     let path = path(project);
-    match regular::open_linked(&path) {
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
-        opened => opened.map(Some).map_err(|cause| Error::io("lock", &path, cause)),
-    }
+    let file = match regular::open_linked(&path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(|cause| Error::io("lock", &path, cause))?,
+    };
+    // A copy of the project by hard links has the lock of the service of the original.
+    regular::assert_one_name(&file, &path)?;
+    Ok(Some(file))
 }
 
 impl Held {

@@ -55,6 +55,9 @@ impl Process {
         if program_name(&program) != std::env::current_exe().ok().as_deref().and_then(program_name) {
             return Err(format!("process {number}, which has its lock, runs {}", program.display()));
         }
+        if !serves(number) {
+            return Err(format!("process {number}, which has its lock, is no service"));
+        }
         Ok(Process { pid, descriptor })
     }
 
@@ -69,6 +72,12 @@ impl Process {
             Err(cause) => Err(io::Error::from(cause).to_string()),
         }
     }
+}
+
+/// Whether it was started as `kg serve`.
+fn serves(process: i32) -> bool {
+    let arguments = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+    arguments.split(|byte| *byte == 0).nth(1) == Some(b"serve".as_slice())
 }
 
 /// Another release of a program is the same program, also while it is being replaced.

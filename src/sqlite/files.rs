@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -77,6 +78,12 @@ pub fn assert_regular(database: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether something that SQLite keeps beside the database, and writes to, has other names (hard links).
+pub fn has_shared_companion(database: &Path) -> bool {
+    let is_shared = |path: PathBuf| fs::metadata(path).is_ok_and(|found| found.nlink() > 1);
+    COMPANIONS.iter().map(|suffix| companion(database, suffix)).any(is_shared)
 }
 
 /// The path of what SQLite keeps beside `database`, for one of [`COMPANIONS`].

@@ -246,12 +246,11 @@ impl Store {
     /// The archive of that name as its manifest describes it, or why it makes no backup.
     pub(super) fn judge(&self, archive_name: &str) -> std::result::Result<Backup, Flaw> {
         let path = self.dir.join(archive_name);
-        let size = match fs::metadata(&path) {
-            Ok(found) if found.is_file() => found.len(),
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-                return Err(Flaw::Unread(Error::io("read", &path, cause)));
-            }
-            _ => return Err(Flaw::NoArchive),
+        // Opened, because one that cannot be is as good as none to whoever wants to restore it.
+        let size = match regular::open_linked(&path).and_then(|file| file.metadata()) {
+            Ok(found) => found.len(),
+            Err(cause) if is_absent(&cause) => return Err(Flaw::NoArchive),
+            Err(cause) => return Err(Flaw::Unread(Error::io("read", &path, cause))),
         };
         let json = manifest_beside(&path).map_err(Flaw::Unread)?.ok_or(Flaw::NoManifest)?;
         let manifest = Manifest::parse(&json, BESIDE).ok();
@@ -259,6 +258,11 @@ impl Store {
         let fits = backup.size == size && names::id_of_archive(archive_name).as_ref() == Some(&backup.id);
         if fits { Ok(backup) } else { Err(Flaw::Misfit) }
     }
+}
+
+/// Nothing is there, or no regular file.
+fn is_absent(cause: &io::Error) -> bool {
+    matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput)
 }
 
 /// What a store holds.

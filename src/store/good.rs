@@ -88,7 +88,7 @@ fn broken_at(backup: &Backup, by_id: &HashMap<&str, &Backup>) -> Option<String> 
     for _ in 0..by_id.len() {
         let base = link.based_on.as_ref()?;
         match by_id.get(base.as_str()) {
-            None => return Some(format!("{} rests on {base}, which is missing", backup.id)),
+            None => return Some(format!("{} rests on {base}, which is missing or cannot be read", backup.id)),
             Some(found) if link.based_on_checksum.as_ref() != Some(&found.checksum) => {
                 return Some(format!("{} rests on another {base} than the one that is there", backup.id));
             }

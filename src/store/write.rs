@@ -142,9 +142,12 @@ impl Store {
                 durable::remove(&path)?;
             } else if let Some(archive) = name.strip_suffix(MANIFEST_SUFFIX)
                 && names::id_of_archive(archive).is_some()
-                && !self.has_file(archive)?
             {
-                durable::remove(&path)?;
+                match self.has_file(archive) {
+                    Ok(true) => {}
+                    Ok(false) => durable::remove(&path)?,
+                    Err(error) => warnings.push(Warning::new(WarningCode::Store, error.message)),
+                }
             }
         }
         let adopt = |archive: &Path, manifest: Manifest| durable::write(&manifest_path(archive), &manifest.to_json());

@@ -23,7 +23,7 @@ use crate::{
     holders,
     project::{STATE_DIR, UNDO_DIR, same_file},
     sqlite::{
-        files::{COMPANIONS, MAGIC},
+        files::{self, COMPANIONS, MAGIC},
         in_use::{self, Claim},
         replace, wal_in_use,
     },
@@ -161,6 +161,10 @@ impl Planning<'_> {
         // the old file. So does another project that has the file too.
         let links = self.target.root().map_or(0, |root| same_file::links_outside(root, &place.path()));
         if self.elsewhere.contains_key(placement.to.as_str()) || links > 0 {
+            return Ok(false);
+        }
+        // Through a WAL that has another name, SQLite would write to a file of somebody else.
+        if files::has_shared_companion(&place.path()) {
             return Ok(false);
         }
         // One that this user may not write can only be replaced as a file.
