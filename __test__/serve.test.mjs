@@ -300,10 +300,14 @@ print("ready", flush=True); sys.stdin.read()`;
     onTestFinished(() => victim.kill('SIGKILL'));
     const holder = await pretender(root, victim.pid, 'python3');
     const stopped = await kg('serve', '--stop');
-    expect(stopped).toMatchObject({ status: 1, stderr: expect.stringMatching(new RegExp(`process ${holder.pid}, which has its lock, runs .*python3.*KG_SERVICE`)) });
+    const told = expect.stringMatching(new RegExp(`is locked by process ${holder.pid} \\(python3\\), which is no service .*KG_SERVICE`));
+    expect(stopped).toMatchObject({ status: 1, stderr: told });
     expect([isAlive(victim.pid), isAlive(holder.pid)]).toEqual([true, true]);
-    // What it says of itself is not taken for true.
-    expect((await kg('serve', '--status')).stdout).toContain(`process ${holder.pid}, which calls itself process ${victim.pid} on `);
+    // Nor is it taken for the service.
+    for (const how of ['--status', '--all']) expect(await kg('serve', how)).toMatchObject({ status: 1, stderr: told });
+    const health = await kg('diag', 'health');
+    expect(health.stdout).toContain('KG_ISSUE_SERVICE_UNKNOWN');
+    expect(health.stdout).toContain(`process ${holder.pid} (python3)`);
   });
 
   test('a copy by hard links has the lock of the service of the original, and does not end that', async () => {

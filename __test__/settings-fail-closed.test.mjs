@@ -57,6 +57,15 @@ describe('after an encrypted backup no plain one is made', () => {
     'two of them, the last of which counts': '{"backup":{"encrypt":true},"backup":{}}',
   };
 
+  test('health says so before a backup is refused', async () => {
+    const { set, settings, kg, backups } = await encrypted();
+    const health = async () => (await kg('health', '--backup-dir', backups)).stdout;
+    expect(await health()).not.toContain('KG_ISSUE_BACKUP_REFUSED');
+    set({ backup: { dir: settings.dir } });
+    expect(await health()).toContain('KG_ISSUE_BACKUP_REFUSED');
+    expect(await kg('backup')).toMatchObject(refused);
+  });
+
   test('whatever became of the settings, by kg and by the API', async () => {
     const { root, backups, set, kg, archives, config } = await encrypted();
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });

@@ -13,7 +13,8 @@ use serde::Serialize;
 use crate::{
     age::age,
     archive::manifest::BackupType,
-    error::Result,
+    base::remembers_encrypted,
+    error::{Code, Result},
     inspect::{inspect, is_healthy},
     integrity::{
         Checked, Scope,
@@ -206,6 +207,7 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
         issues.push(found.path(left.path.to_string_lossy()));
     }
     issues.extend(store.refusal_to_lock().map(|error| issue(IssueCode::BackupDir, error.message, &error.remedy)));
+    issues.extend(refused(store, &issue));
     let next_bytes = next_size(&backups, checked.database_size);
     let free_bytes = room(dir, next_bytes, issues);
     Backups {
@@ -217,6 +219,16 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
         free_bytes,
         next_bytes,
     }
+}
+
+/// That a backup which says nothing of encryption is refused, before the first one is. It may be that each call says it.
+fn refused(store: &Store, issue: &dyn Fn(IssueCode, String, &str) -> Issue) -> Option<Issue> {
+    let error = store
+        .assert_locked_as_meant(remembers_encrypted(store.home()?))
+        .err()
+        .filter(|error| error.code == Code::KeyInvalid)?;
+    let message = format!("A backup that does not say how to encrypt it is refused: {}", error.message);
+    Some(issue(IssueCode::BackupRefused, message, &error.remedy))
 }
 
 /// Those of the project: what neighbours make in the same directory saves nothing of it.

@@ -129,6 +129,8 @@ issue_codes! {
     BackupFailed = "KG_ISSUE_BACKUP_FAILED", Warning;
     /// Backups are to be made on a schedule, and nothing makes them.
     ServiceStopped = "KG_ISSUE_SERVICE_STOPPED", Warning;
+    /// A backup of which nothing says how to encrypt it is refused.
+    BackupRefused = "KG_ISSUE_BACKUP_REFUSED", Warning;
     /// Whether a service runs cannot be told.
     ServiceUnknown = "KG_ISSUE_SERVICE_UNKNOWN", Warning;
     /// A service runs, and no backups are to be made on a schedule.

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::process::Process;
+use super::process::{Process, another_program};
 use crate::{
     durable,
     error::{Code, Error, Result},
@@ -47,7 +47,7 @@ pub struct Held {
 }
 
 impl Holder {
-    /// Who runs the service of `project`; `None` where nobody does.
+    /// Who runs the service of `project`; `None` where nobody does. `KG_SERVICE` if another program has its lock.
     pub fn find(project: &Project) -> Result<Option<Holder>> {
         let path = path(project);
         let failed = |cause| Error::io("lock", &path, cause);
@@ -56,6 +56,10 @@ impl Holder {
             Ok(()) => Ok(None),
             Err(TryLockError::Error(cause)) => Err(failed(cause)),
             Err(TryLockError::WouldBlock) => {
+                if let Some(process) = another_program(&file) {
+                    let message = format!("{} is locked by {process}, which is no service", path.display());
+                    return Err(Error::new(Code::Service, message, "Stop that process: no service can run beside it"));
+                }
                 let text = regular::read(&file, MAX_BYTES).map_err(failed)?;
                 // It has only just taken the lock: nothing is known of it yet.
                 let unknown = Holder { pid: 0, host: String::new(), since: 0 };

@@ -74,6 +74,14 @@ impl Process {
     }
 }
 
+/// The process that has the lock, where it can be seen and is another program, as a message names it.
+pub fn another_program(lock: &File) -> Option<String> {
+    let name = |process: &str| fs::read_to_string(format!("/proc/{process}/comm")).ok();
+    let process = holders::of_flock(&lock.metadata().ok()?)?;
+    let is_other = name(&process.to_string())? != name("self")?;
+    is_other.then(|| holders::name(process))
+}
+
 /// Whether it was started as `kg serve`.
 fn serves(process: i32) -> bool {
     let arguments = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();

@@ -346,7 +346,10 @@ impl Store {
 
     /// Whether its directory is there; an error if that cannot be told.
     pub fn exists(&self) -> Result<bool> {
-        self.dir.try_exists().map_err(|cause| Error::io("look at", &self.dir, cause))
+        match self.dir.try_exists() {
+            Err(cause) if cause.kind() == io::ErrorKind::NotADirectory => Ok(false),
+            exists => exists.map_err(|cause| Error::io("look at", &self.dir, cause)),
+        }
     }
 
     fn create(&self) -> Result<()> {
