@@ -370,7 +370,7 @@ describe('a plain backup where an encrypted one is expected', () => {
     const report = await manager.checkBackup(encrypted.path);
     expect(report.valid).toBe(false);
     expect(report.problems.map(({ message }) => message)).toContain('Its name says that it is encrypted, and it is not');
-    // Nor without anything beside it.
+    // The archive alone is damage too.
     rmSync(`${encrypted.path}.manifest.json`);
     expect((await manager.checkBackup(encrypted.path)).valid).toBe(false);
   });

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     archive::{
+        encryption,
         manifest::Manifest,
         read::{MAX_TEXT_BYTES, unreadable},
     },
@@ -340,7 +341,7 @@ impl Unlisted {
     }
 
     pub(super) fn is_encrypted(&self) -> bool {
-        self.path.file_name().is_some_and(|name| names::is_encrypted(&name.to_string_lossy()))
+        self.path.file_name().is_some_and(|name| encryption::is_named(&name.to_string_lossy()))
     }
 
     /// Whether it was begun after `backup`, as their names say.

@@ -43,7 +43,7 @@ pub use self::{
 };
 use crate::{
     archive::{
-        encryption::{Keys, read::is_encrypted},
+        encryption::{self, Keys, read::is_encrypted},
         manifest::{Contents, Manifest, Stats},
     },
     durable,
@@ -395,7 +395,7 @@ impl Backup {
         let archive = manifest.archive?;
         let pinned = pins::pin_beside(&path);
         // The name says it too, should the manifest not.
-        let is_named = path.file_name().is_some_and(|name| names::is_encrypted(&name.to_string_lossy()));
+        let is_named = path.file_name().is_some_and(|name| encryption::is_named(&name.to_string_lossy()));
         Some(Backup {
             id: manifest.id,
             kind: manifest.kind,

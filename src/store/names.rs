@@ -34,11 +34,6 @@ pub fn archive(stamp: &str, compression: Compression, encrypted: bool) -> String
     format!("{ARCHIVE_PREFIX}{stamp}{encrypted}{ending}")
 }
 
-/// Whether the archive of that name is encrypted.
-pub fn is_encrypted(name: &str) -> bool {
-    ending(name).is_some_and(|ending| ending.starts_with(NAME_MARK))
-}
-
 /// The id of the archive of that name; `None` where it is not named like one.
 pub fn id_of_archive(name: &str) -> Option<String> {
     let stamp = name.strip_prefix(ARCHIVE_PREFIX)?.strip_suffix(ending(name)?)?;
@@ -85,6 +80,7 @@ fn is_stamp(stamp: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::archive::encryption::is_named;
 
     #[test]
     fn names_follow_the_guide() {
@@ -102,7 +98,7 @@ mod tests {
             for compression in [Compression::GZIP, Compression::ZSTD, Compression::None] {
                 for encrypted in [false, true] {
                     let name = archive(stamp, compression, encrypted);
-                    assert_eq!((id_of_archive(&name), is_encrypted(&name)), (Some(id(stamp)), encrypted));
+                    assert_eq!((id_of_archive(&name), is_named(&name)), (Some(id(stamp)), encrypted));
                 }
             }
             for archive in archives_of_id(&id(stamp)) {
