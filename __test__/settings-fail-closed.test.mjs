@@ -1,7 +1,7 @@
 // Settings that are spoilt, lost or misspelt: nothing that was closed is opened by a default.
 
 import { spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { chownSync, chmodSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
 
@@ -10,6 +10,7 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { kg as runKg, kgPath, run, until } from './support/processes.mjs';
 import { makeProject, withDatabase } from './support/project.mjs';
+import { isRoot, projectOf } from './support/users.mjs';
 
 /** A project whose newest backup is encrypted by its settings. */
 async function encrypted(more = {}) {
@@ -279,6 +280,56 @@ describe('settings that cannot be read', () => {
   });
 });
 
+describe('settings that may name another directory', () => {
+  test.runIf(isRoot)('and that only somebody else can read: nothing is taken from the default one', () => {
+    const { root, backups, asUser, asRoot } = projectOf(1234, { nodes: 5 });
+    const config = path.join(root, '.kg/config.json');
+    expect(asUser(1234, 'diag', 'backup').status).toBe(0);
+    writeFileSync(config, JSON.stringify({ backup: { dir: backups } }));
+    expect(asRoot('diag', 'backup').status).toBe(0);
+    run('chown', ['-R', '1234:1234', backups]);
+    chownSync(config, 0, 0);
+    chmodSync(config, 0o600);
+    const hidden = { status: 2, stderr: expect.stringMatching(/Permission denied.*\[KG_CONFIG_INVALID\][^]*the right to read it/) };
+    const target = path.join(root, '../restored');
+    const looks = [['restore', '--file', 'latest', '--target', target], ['restore', '--file', 'latest', '--config-only', '--yes'], ['drill'], ['backup', '--verify', 'latest'], ['backup', '--list'], ['backup']];
+    for (const args of looks) expect(asUser(1234, 'diag', ...args), args.join(' ')).toMatchObject(hidden);
+    expect(asUser(1234, 'diag', ...looks[0]).stderr).toContain('name the directory of the backups');
+    expect(existsSync(target)).toBe(false);
+    expect(asUser(1234, 'diag', 'health', '--json').stdout).toContain('Give this user the right to read it');
+    expect(asUser(1234, 'diag', 'backup', '--verify', 'latest', '--output', backups).status).toBe(0);
+    const restored = asUser(1234, 'diag', 'restore', '--file', 'latest', '--config-only', '--backup-dir', backups, '--json');
+    expect(JSON.parse(restored.stdout).warnings).toContainEqual(expect.objectContaining({ code: 'KG_WARN_SETTINGS_CHANGED', message: expect.stringContaining('could not be read') }));
+  });
+
+  test('and that are spoilt: where backups were made is named, and nothing is taken from the default one', async () => {
+    const { root, backups } = makeProject({ nodes: 5 });
+    const config = path.join(root, '.kg/config.json');
+    const kg = (...args) => runKg(['diag', ...args], { cwd: root });
+    expect((await kg('backup')).status).toBe(0);
+    writeFileSync(config, JSON.stringify({ backup: { dir: backups } }));
+    expect((await kg('backup')).status).toBe(0);
+    writeFileSync(config, '{"backup": {"dir": ');
+    const named = { status: 2, stderr: expect.stringContaining(`backups of this project were last made in ${backups}`) };
+    for (const args of [['restore', '--file', 'latest', '--yes'], ['drill'], ['backup', '--list']]) expect(await kg(...args)).toMatchObject(named);
+    await expect(createBackupManager({ projectRoot: root }).listBackups()).rejects.toMatchObject({ code: 'KG_CONFIG_INVALID' });
+    expect((await kg('restore', '--file', 'latest', '--config-only', '--yes', '--backup-dir', backups)).status).toBe(0);
+    expect(readFileSync(config, 'utf8')).toContain(backups);
+  });
+
+  test('and that are misspelt, or stand twice: no backup is made', async () => {
+    const { root } = makeProject({ nodes: 5 });
+    const elsewhere = path.join(root, '../elsewhere');
+    for (const text of [`{"backup":{"dri":"${elsewhere}"}}`, `{"backup":{"backupDir":"${elsewhere}"}}`, `{"backup":{"dir":"${elsewhere}"},"backup":{"type":"full"}}`]) {
+      writeFileSync(path.join(root, '.kg/config.json'), text);
+      const { status, stderr } = await runKg(['diag', 'backup'], { cwd: root });
+      expect({ status, stderr }, text).toMatchObject({ status: 2, stderr: expect.stringMatching(/(did you mean `backup.dir`\?|has `backup` twice).*\[KG_CONFIG_INVALID\]/) });
+      expect((await runKg(['diag', 'health'], { cwd: root })).status, text).not.toBe(0);
+    }
+    expect(existsSync(path.join(root, '.kg/backups'))).toBe(false);
+  });
+});
+
 describe('a setting that does not count', () => {
   test('is told with the nearest one that does, by backup, health and `kg config show`', async () => {
     const { root } = makeProject({ nodes: 5 });
@@ -333,6 +384,19 @@ describe('a setting that does not count', () => {
     // Where the settings say that backups are plain, a misspelt name only is a warning.
     set({ backup: { encrypt: false, encrpyt: true } });
     expect(await kg('diag', 'health')).toMatchObject({ status: 0, stdout: expect.stringMatching(/did you mean `backup\.encrypt`\?\n/) });
+  });
+
+  test('but names a key, beside nothing that asks for encryption, is a warning of each plain backup', async () => {
+    const { root } = makeProject({ nodes: 5 });
+    const set = (backup) => writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ backup }));
+    const codes = async () => JSON.parse((await runKg(['diag', 'backup', '--json'], { cwd: root })).stdout).warnings.map(({ code }) => code);
+    const recipients = ['age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p'];
+    for (const keys of [{ passphraseFile: 'key' }, { recipients }]) {
+      set(keys);
+      expect(await codes()).toEqual(['KG_WARN_NOT_ENCRYPTED']);
+      set({ ...keys, encrypt: false });
+      expect(await codes()).toEqual([]);
+    }
   });
 
   test('removes no backup and chooses no directory by its default', async () => {

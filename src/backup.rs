@@ -151,6 +151,7 @@ pub fn create_backup(
     // What is to be said of the whole comes before what is to be said of single files: hooks are told the first of it.
     backup.warnings.splice(0..0, warnings);
     backup.warnings.extend(store.key_warnings(&backup.path));
+    backup.warnings.extend(store.key_without_encryption());
     // The backup is there: whatever goes wrong from here on is a warning of it.
     let (mut retention, mut retention_error) = (None, None);
     match store.list() {
@@ -167,18 +168,16 @@ pub fn create_backup(
             held::remember(&project, store, count);
         }
         Err(error) => {
-            backup.warnings.push(after_publication(&error));
-            retention_error = Some(error).filter(|_| !options.retention.keeps_everything());
+            let prunes = !options.retention.keeps_everything();
+            let consequence = if prunes { ", and none was removed" } else { "" };
+            let message =
+                format!("The backup is made, but the others could not be looked at{consequence}: {}", error.message);
+            backup.warnings.push(Warning::new(WarningCode::Store, message));
+            retention_error = Some(error).filter(|_| prunes);
         }
     }
     backup.warnings.extend(tolerated::warnings(&[store.dir(), &project.state_dir()]));
     Ok(Created { backup, reused_bytes, retention, retention_error })
-}
-
-fn after_publication(error: &Error) -> Warning {
-    let message =
-        format!("The backup is made, but old ones could not be looked at, and none was removed: {}", error.message);
-    Warning::new(WarningCode::Store, message)
 }
 
 /// A clock that was wrong once must not go unnoticed: what is dated ahead is the newest backup to whoever looks at names alone.

@@ -257,7 +257,7 @@ fn of_service(
         let message = "Backups are to be made on a schedule, and no service of this project runs";
         issues.push(Issue::new(IssueCode::ServiceStopped, Part::Backups, message, "Start it with `kg serve --all`"));
     }
-    if process.is_some() && !settings.is_unreadable() && !is_enabled {
+    if process.is_some() && !settings.are_unusable() && !is_enabled {
         let why = settings.without_schedule().join("; ");
         let message = "A service of this project runs, and makes no backups";
         let remedy = if why.is_empty() { "Mend the schedule: `kg config show`" } else { &why };

@@ -421,6 +421,7 @@ fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {
 
 /// The exit status.
 fn list(store: &Store, output: &Output) -> Result<u8> {
+    store.assert_meant()?;
     let listing = store.read()?;
     let status = if listing.unread().next().is_some() { LESS } else { 0 };
     let Listing { backups, unlisted } = listing;
@@ -428,7 +429,7 @@ fn list(store: &Store, output: &Output) -> Result<u8> {
     if let Some(first) = unlisted.first() {
         let (count, dir) = (unlisted.len(), store.dir().display());
         let message = format!(
-            "{count} archives or manifests in {dir} make no backup, so they are not listed; the first: {}: {}",
+            "{count} archives or manifests in {dir} make no backup; the first: {}: {}",
             first.path.display(),
             first.why()
         );

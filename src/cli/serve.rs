@@ -98,7 +98,7 @@ fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
     let mut warnings = Vec::new();
     let settings = Settings::read(project.root(), &mut warnings);
     output.warnings(&warnings);
-    settings.assert_readable()?;
+    settings.assert_usable()?;
     let plan = automatic::plan(&settings, project.root())?;
     if plan.is_none() || !automatic::is_enabled(&settings) {
         output.result(&json!({ "running": false, "started": false, "service": null, "listen": null }));
@@ -265,7 +265,7 @@ fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
         let _ = nix::unistd::setsid();
         std::env::set_current_dir("/").map_err(|cause| Error::io("enter", Path::new("/"), cause))?;
     }
-    Settings::read(project.root(), &mut Vec::new()).assert_readable()?;
+    Settings::read(project.root(), &mut Vec::new()).assert_usable()?;
     let held = match Held::take(project)? {
         Ok(held) => held,
         Err(holder) => {

@@ -37,7 +37,7 @@ use crate::{
     settings::{
         Settings,
         keys::{Home, masked},
-        read_text,
+        parse, read_text,
     },
     task::Cancel,
 };
@@ -130,7 +130,7 @@ impl Hooks {
             let message = format!("{} is not a configuration: {what}", file::path(project).display());
             Error::new(Code::HooksInvalid, message, "Mend it, or remove it and set the hooks again")
         };
-        let config: Value = serde_json::from_str(&text).map_err(|cause| invalid(cause.to_string()))?;
+        let config = parse(text.as_bytes()).map_err(|what| invalid(format!("it {what}")))?;
         let settings = Settings::in_home(Home::Hooks, &config, warn);
         let found =
             ALL.iter().filter_map(|(key, on, what)| Some(Hook { key, on: *on, what: what(settings.get(key)?)? }));

@@ -20,7 +20,7 @@ use crate::{
     error::{Result, plain},
     project::{CONFIG_FILE, Project, STATE_DIR, exclude, names},
     regular,
-    settings::Settings,
+    settings::{Settings, parse as parse_json},
     sqlite::files::{COMPANIONS, companion},
     task::Cancel,
 };
@@ -89,9 +89,8 @@ fn configuration(project: &Project) -> Vec<Issue> {
         match parse(&entry.path()) {
             Ok(value) if is_config => issues.extend(settings(&value, &path, &entry.path())),
             Ok(_) => {}
-            Err(why) => {
+            Err((why, remedy)) => {
                 let severity = if is_config { Severity::Error } else { Severity::Warning };
-                let remedy = "Correct it, or restore it with `kg diag restore --file latest --config-only`";
                 let message = format!("{path} {why}");
                 let issue = Issue::new(IssueCode::ConfigInvalid, Part::Files, message, remedy);
                 issues.push(issue.severity(severity).path(path));
@@ -101,11 +100,14 @@ fn configuration(project: &Project) -> Vec<Issue> {
     issues
 }
 
-/// An error ends the sentence that begins with the path.
-fn parse(path: &Path) -> std::result::Result<Value, String> {
-    let unreadable = |cause: io::Error| format!("cannot be read: {}", plain(&cause));
-    let text = regular::open(path).and_then(|file| regular::read(&file, MAX_CONFIG_BYTES)).map_err(unreadable)?;
-    serde_json::from_slice(&text).map_err(|cause| format!("is not JSON: {cause}"))
+/// An error ends the sentence that begins with the path, and comes with a remedy.
+fn parse(path: &Path) -> std::result::Result<Value, (String, &'static str)> {
+    let unreadable =
+        |cause: io::Error| (format!("cannot be read: {}", plain(&cause)), "Give this user the right to read it");
+    let restore = "Correct it, or restore it with `kg diag restore --file latest --config-only`";
+    let text =
+        regular::open_linked(path).and_then(|file| regular::read(&file, MAX_CONFIG_BYTES)).map_err(unreadable)?;
+    parse_json(&text).map_err(|why| (why, restore))
 }
 
 fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
@@ -120,7 +122,7 @@ fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
     let mut told = Vec::new();
     let mut issues = Vec::new();
     let settings = Settings::of(config, &mut |message| told.push(message));
-    match settings.assert_readable() {
+    match settings.assert_usable() {
         Ok(()) => told.into_iter().for_each(|message| wrong.add(message)),
         Err(error) => {
             issues.push(Issue::new(IssueCode::ConfigInvalid, Part::Files, error.message, error.remedy).path(path))

@@ -7,9 +7,9 @@ use std::{
 
 use serde_json::Value;
 
-use super::{CONFIG_FILE, DEFAULT_DATABASE, STATE_DIR};
+use super::{CONFIG_FILE, DEFAULT_DATABASE, STATE_DIR, json};
 use crate::{
-    error::{Warning, WarningCode},
+    error::{Warning, WarningCode, plain},
     paths::normalize,
     regular,
 };
@@ -36,16 +36,19 @@ pub fn database_path(root: &Path, warnings: &mut Vec<Warning>) -> DatabasePath {
 /// As [`database_path`], from a configuration that lies elsewhere.
 pub fn database_path_in(config: &Path, root: &Path, warnings: &mut Vec<Warning>) -> DatabasePath {
     let configured = match read_text(config) {
-        Ok(Some(text)) => match serde_json::from_slice::<Value>(&text) {
+        Ok(Some(text)) => match json::parse(&text) {
             Ok(config) => configured_path(&config, warnings),
-            Err(cause) => {
-                warn(warnings, format!("The configuration is not valid JSON ({cause}); the default database was used"));
+            Err(what) => {
+                warn(warnings, format!("The configuration {what}; the default database was used"));
                 None
             }
         },
         Ok(None) => None,
         Err(cause) => {
-            warn(warnings, format!("The configuration could not be read ({cause}); the default database was used"));
+            warn(
+                warnings,
+                format!("The configuration could not be read ({}); the default database was used", plain(&cause)),
+            );
             None
         }
     };

@@ -7,6 +7,7 @@
 pub mod config;
 pub mod discover;
 pub mod exclude;
+pub mod json;
 pub mod names;
 pub mod pattern;
 pub mod same_file;

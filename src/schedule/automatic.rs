@@ -18,7 +18,7 @@ use crate::{
     project::Project,
     reader::client::Launch,
     settings::{self, Settings},
-    store::{Encrypts, Store},
+    store::{Doubt, Encrypts, Store, held},
 };
 
 /// The plan of a project; `None` where no schedule is set. Whether it is enabled is another question.
@@ -67,8 +67,26 @@ pub fn store(settings: &Settings, root: &Path, dir: Option<&Path>, said: Said, l
     let of_settings = || settings.dir(root).unwrap_or_else(|| Store::default_dir(root));
     let store = Store::at(&dir.map_or_else(of_settings, Path::to_path_buf))?;
     let keys = KeySource::of_settings(settings, root).keys(root, launch);
-    let doubt = if dir.is_none() { settings.doubt_of_dir() } else { None };
-    Ok(store.for_project(root).with_keys(keys).as_set(encrypts(settings, said)).doubted(doubt))
+    let store = store.for_project(root).with_keys(keys).as_set(encrypts(settings, said));
+    let doubt = if dir.is_none() { settings.doubt_of_dir().map(|why| doubt(why, settings, &store)) } else { None };
+    Ok(store.doubted(doubt))
+}
+
+/// Settings that somebody else can read may name another store. Those that say nothing are recovered from the one that is used without
+/// any, unless another one is known.
+fn doubt(why: Error, settings: &Settings, store: &Store) -> Doubt {
+    let others = store.home().map(|home| held::others(home, store)).unwrap_or_default();
+    let known = others.first().map(|other| format!("; backups of this project were last made in {}", other.display()));
+    let name_it = "or name the directory of the backups: `--output` of backup and prune, `--backup-dir` of other commands, \
+                   `backupDir` in the API";
+    Doubt {
+        hides_another: settings.are_hidden() || known.is_some(),
+        why: Error {
+            message: format!("{}{}", why.message, known.unwrap_or_default()),
+            remedy: format!("{}; {name_it}", why.remedy),
+            ..why
+        },
+    }
 }
 
 /// Whether a new backup is encrypted: the one place that decides it, from what the call and the settings say.
@@ -87,12 +105,13 @@ pub fn encrypts(settings: &Settings, said: Said) -> Encrypts {
     if let Some(doubt) = settings.doubt_of_encryption(is_asked_for) {
         return unclear(doubt);
     }
-    match (settings.assert_readable(), settings.bool("backup.encrypt")) {
+    match (settings.assert_usable(), settings.bool("backup.encrypt")) {
         (Err(error), _) if is_asked_for => unclear(format!("{}, so it is unclear who can read it", error.message)),
         (Err(error), _) => Encrypts::Unread(error),
         (Ok(()), Some(true)) => Encrypts::Yes,
         (Ok(()), _) if is_asked_for => Encrypts::Yes,
         (Ok(()), Some(false)) => Encrypts::TurnedOff,
+        (Ok(()), None) if settings.name_readers() => Encrypts::KeyAlone,
         (Ok(()), None) => Encrypts::Unasked,
     }
 }

@@ -97,7 +97,7 @@ impl<'a> Service<'a> {
             let message = format!("{} is gone", self.config_path().display());
             Error::new(Code::ConfigInvalid, message, "Bring it back with `kg diag restore --file latest --config-only`")
         });
-        if let Some(why) = settings.assert_readable().err().or(lost) {
+        if let Some(why) = settings.assert_usable().err().or(lost) {
             self.unreadable = Some(Unreadable { since: Instant::now(), why, is_told: false });
             if is_start {
                 self.settings = settings;

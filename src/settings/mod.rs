@@ -5,7 +5,7 @@
 //! An explicit argument comes before the configuration of a manager, that before these settings, and they before what is built in. A
 //! value that cannot be used is a warning, and its default counts. It does not count where it would be dangerous: where
 //! backups go, who can read them, what is removed and which port is opened are never decided by a default that replaces
-//! what someone wrote. [`Settings::assert_readable`] and [`Settings::doubt_of_dir`] are for code that decides such things.
+//! what someone wrote. [`Settings::assert_usable`] and [`Settings::doubt_of_dir`] are for code that decides such things.
 //!
 //! [`Settings::read`] opens a file of the live project: only the reader (`src/reader`) and `kg` itself may call it.
 
@@ -15,6 +15,7 @@ mod unknown;
 
 use std::{
     collections::BTreeMap,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -26,11 +27,11 @@ use self::{
     keys::{Home, Key},
     listen::Listen,
 };
-pub use crate::project::config::read_text;
+pub use crate::project::{config::read_text, json::parse};
 use crate::{
     archive::{block::Compression, manifest::BackupType},
     cron::time_zone,
-    error::{Code, Error, Result, Warning, WarningCode},
+    error::{Code, Error, Result, Warning, WarningCode, plain},
     project::{CONFIG_FILE, STATE_DIR},
     retention::{Keep, Policy},
 };
@@ -44,11 +45,27 @@ pub struct Settings {
     /// Keys that are likely to be meant by names that are not known, with what is to be said of those.
     misspelt: BTreeMap<String, String>,
     /// Why nothing is known of what is set.
-    unreadable: Option<String>,
+    unusable: Option<Unusable>,
+}
+
+/// Why none of the settings counts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+enum Unusable {
+    /// The file is there, and this process cannot read it: another user, or a disk, may hold what is set.
+    Unreadable(String),
+    /// The file was read, and does not say anything.
+    Invalid(String),
 }
 
 /// The keys that decide who can read new backups: the switch, and the keys that encrypt.
 const ENCRYPTION: [&str; 4] = ["backup.encrypt", "backup.passphraseFile", "backup.recipients", "backup.identityFile"];
+
+/// The key that decides where backups go.
+const DIR: &str = "backup.dir";
+
+const MEND_IT: &str = "Mend it (`kg config show --all` tells what may be set), or bring it back with \
+                       `kg diag restore --file latest --config-only` (from an encrypted backup, with its key: `--passphrase-file` or `--identity`)";
+const READ_IT: &str = "Give this user the right to read it, mount what it leads to, or run as a user who can read it";
 
 /// The keys that decide what retention removes.
 const RETENTION: [&str; 3] = ["backup.retention", "backup.maxBackups", "backup.keep"];
@@ -67,30 +84,37 @@ impl Settings {
         match read_text(path) {
             // A link that leads nowhere is not a project without settings: they may lie on a disk that is not mounted.
             Ok(None) if path.symlink_metadata().is_ok() => {
-                Settings::unreadable("it is a link that leads nowhere".into(), warn)
+                Settings::unusable(Unusable::Unreadable("it is a link that leads nowhere".into()), warn)
             }
             Ok(None) => Settings::default(),
-            Ok(Some(text)) => match serde_json::from_slice::<Value>(&text) {
+            Ok(Some(text)) => match parse(&text) {
                 Ok(config) => Settings::of(&config, warn),
-                Err(cause) => Settings::unreadable(format!("it is not valid JSON ({cause})"), warn),
+                Err(what) => Settings::unusable(Unusable::Invalid(format!("it {what}")), warn),
             },
-            Err(cause) => Settings::unreadable(format!("it could not be read ({cause})"), warn),
+            Err(cause) => {
+                let why = format!("it could not be read ({})", plain(&cause));
+                // What is too long, a pipe or a directory can be looked at, and is no configuration.
+                let is_other = matches!(cause.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput);
+                Settings::unusable(if is_other { Unusable::Invalid(why) } else { Unusable::Unreadable(why) }, warn)
+            }
         }
     }
 
-    fn unreadable(why: String, warn: &mut impl FnMut(String)) -> Self {
-        warn(format!("The configuration cannot be used: {why}. Its settings of backups do not count"));
-        Settings { unreadable: Some(why), ..Settings::default() }
+    fn unusable(why: Unusable, warn: &mut impl FnMut(String)) -> Self {
+        let (Unusable::Unreadable(what) | Unusable::Invalid(what)) = &why;
+        warn(format!("The configuration cannot be used: {what}. Its settings of backups do not count"));
+        Settings { unusable: Some(why), ..Settings::default() }
     }
 
     /// `config` is the whole configuration.
     pub fn of(config: &Value, warn: &mut impl FnMut(String)) -> Self {
         let section = config.get("backup");
         if !config.is_object() {
-            return Settings::unreadable(format!("it is {}, not an object", kind_of(config)), warn);
+            return Settings::unusable(Unusable::Invalid(format!("it is {}, not an object", kind_of(config))), warn);
         }
         if let Some(section) = section.filter(|section| !section.is_object()) {
-            return Settings::unreadable(format!("`backup` is {}, not an object", kind_of(section)), warn);
+            let what = format!("`backup` is {}, not an object", kind_of(section));
+            return Settings::unusable(Unusable::Invalid(what), warn);
         }
         if config.pointer("/backup/hooks").is_some() {
             warn(
@@ -138,19 +162,30 @@ impl Settings {
         self.refused.contains_key(name)
     }
 
-    pub fn is_unreadable(&self) -> bool {
-        self.unreadable.is_some()
+    /// Whether nothing is known of what is set.
+    pub fn are_unusable(&self) -> bool {
+        self.unusable.is_some()
+    }
+
+    /// Whether the settings are there, for somebody else to read.
+    pub fn are_hidden(&self) -> bool {
+        matches!(self.unusable, Some(Unusable::Unreadable(_)))
     }
 
     /// `KG_CONFIG_INVALID` if nothing is known of what is set.
-    pub fn assert_readable(&self) -> Result<()> {
-        self.unreadable.as_ref().map_or(Ok(()), |why| Err(unusable(why)))
+    pub fn assert_usable(&self) -> Result<()> {
+        match &self.unusable {
+            Some(Unusable::Unreadable(why)) => Err(unusable(why, READ_IT)),
+            Some(Unusable::Invalid(why)) => Err(unusable(why, MEND_IT)),
+            None => Ok(()),
+        }
     }
 
     /// Why it is not known where backups go.
     pub fn doubt_of_dir(&self) -> Option<Error> {
-        let refused = self.is_refused("backup.dir").then(|| unusable("`backup.dir` is not the name of a directory"));
-        self.assert_readable().err().or(refused)
+        let refused = || self.is_refused(DIR).then(|| "`backup.dir` is not the name of a directory");
+        let misspelt = || self.misspelt.get(DIR).filter(|_| self.get(DIR).is_none()).map(String::as_str);
+        self.assert_usable().err().or_else(|| Some(unusable(refused().or_else(misspelt)?, MEND_IT)))
     }
 
     /// Why it is not known who can read new backups; `is_asked_for` if the call asks for encryption.
@@ -168,6 +203,11 @@ impl Settings {
         Some(format!("A misspelt setting makes it unclear who can read new backups: {why}"))
     }
 
+    /// Whether they say who could read an encrypted backup.
+    pub fn name_readers(&self) -> bool {
+        ["backup.passphraseFile", "backup.recipients"].into_iter().any(|key| self.get(key).is_some())
+    }
+
     /// Why a backup is refused if the call says neither where to write it nor who can read it.
     pub fn refuses_backups(&self) -> Option<String> {
         self.doubt_of_dir().map(|error| error.message).or_else(|| self.doubt_of_encryption(false))
@@ -176,8 +216,9 @@ impl Settings {
     /// Why nothing may be removed: what was set could keep it.
     pub fn doubt_of_retention(&self) -> Option<Error> {
         let key = self.refused.keys().chain(self.misspelt.keys()).find(|key| is_of_retention(key));
-        let wrong = key.map(|key| unusable(&format!("it is not known what `{key}` is to be, so nothing is removed")));
-        self.assert_readable().err().or(wrong)
+        let wrong =
+            key.map(|key| unusable(&format!("it is not known what `{key}` is to be, so nothing is removed"), MEND_IT));
+        self.assert_usable().err().or(wrong)
     }
 
     /// What is said of these keys if they keep backups from being made.
@@ -185,7 +226,7 @@ impl Settings {
         let is_about = |key: &str| keys.contains(&key);
         if ENCRYPTION.into_iter().any(is_about) && self.doubt_of_encryption(false).is_some() {
             Some("no backup is made until it is mended, unless the call says who can read it")
-        } else if is_about("backup.dir") && self.is_refused("backup.dir") {
+        } else if is_about(DIR) && self.doubt_of_dir().is_some() {
             Some("no backup is made until it is mended, unless the call names a directory")
         } else {
             None
@@ -215,7 +256,7 @@ impl Settings {
 
     /// `backup.dir`, from the root of the project.
     pub fn dir(&self, root: &Path) -> Option<PathBuf> {
-        self.text("backup.dir").map(|dir| root.join(dir))
+        self.text(DIR).map(|dir| root.join(dir))
     }
 
     pub fn kind(&self) -> Option<BackupType> {
@@ -225,7 +266,7 @@ impl Settings {
     pub fn listen(&self) -> Listen {
         let name = "backup.listen";
         // A port that may have been turned off stays closed.
-        if self.is_unreadable() || self.is_refused(name) || self.misspelt.contains_key(name) {
+        if self.are_unusable() || self.is_refused(name) || self.misspelt.contains_key(name) {
             return Listen::Off;
         }
         self.get(name).and_then(|value| Listen::of(value).ok()).unwrap_or_default()
@@ -281,10 +322,8 @@ impl Settings {
     }
 }
 
-fn unusable(why: &str) -> Error {
+fn unusable(why: &str, remedy: &str) -> Error {
     let message = format!("{STATE_DIR}/{CONFIG_FILE} cannot be used: {why}");
-    let remedy = "Mend it (`kg config show --all` tells what may be set), or bring it back with \
-                  `kg diag restore --file latest --config-only`";
     Error::new(Code::ConfigInvalid, message, remedy)
 }
 
@@ -359,28 +398,28 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join(STATE_DIR)).unwrap();
         let path = dir.path().join(STATE_DIR).join(CONFIG_FILE);
-        let is_unreadable = || Settings::read(dir.path(), &mut Vec::new()).is_unreadable();
-        assert!(!is_unreadable());
+        let is_unusable = || Settings::read(dir.path(), &mut Vec::new()).are_unusable();
+        assert!(!is_unusable());
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(is_unreadable());
+        assert!(is_unusable());
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
-        assert!(is_unreadable());
+        assert!(is_unusable());
         std::fs::remove_dir(&path).unwrap();
         std::os::unix::fs::symlink("nowhere", &path).unwrap();
-        assert!(is_unreadable());
+        assert!(is_unusable());
     }
 
     #[test]
-    fn a_configuration_that_is_not_an_object_of_objects_is_unreadable_and_not_an_empty_one() {
+    fn a_configuration_that_is_not_an_object_of_objects_is_unusable_and_not_an_empty_one() {
         for text in ["[]", "null", "7", "true", "\"text\"", r#"{"backup":[]}"#, r#"{"backup":null}"#, r#"{"backup":1}"#]
         {
             let mut said = Vec::new();
             let settings = Settings::of(&serde_json::from_str(text).unwrap(), &mut |message| said.push(message));
-            assert_eq!(settings.assert_readable().unwrap_err().code, Code::ConfigInvalid, "{text}");
+            assert_eq!(settings.assert_usable().unwrap_err().code, Code::ConfigInvalid, "{text}");
             assert_eq!((said.len(), settings.listen()), (1, Listen::Off), "{text}");
         }
-        assert!(Settings::of(&json!({}), &mut |_| panic!()).assert_readable().is_ok());
+        assert!(Settings::of(&json!({}), &mut |_| panic!()).assert_usable().is_ok());
     }
 
     #[test]
@@ -396,7 +435,11 @@ mod tests {
             whole.as_object_mut().unwrap().extend(backup.as_object().unwrap().clone());
             assert!(of(whole).policy().keeps_everything(), "{backup}");
         }
-        assert!(of(json!({ "dir": 5 })).doubt_of_dir().is_some());
-        assert!(of(json!({ "dir": "b" })).doubt_of_dir().is_none());
+        for backup in [json!({ "dir": 5 }), json!({ "dri": "b" }), json!({ "backupDir": "b" })] {
+            assert!(of(backup.clone()).doubt_of_dir().is_some(), "{backup}");
+        }
+        for backup in [json!({}), json!({ "dir": "b" }), json!({ "dir": "b", "dri": "b" })] {
+            assert!(of(backup.clone()).doubt_of_dir().is_none(), "{backup}");
+        }
     }
 }

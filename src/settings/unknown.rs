@@ -12,6 +12,20 @@ const ALWAYS_ALIKE: usize = 2;
 /// So many letters at the beginning of two names make them alike: `encryption` and `encrypt`.
 const LEAST_BEGINNING: usize = 5;
 
+/// What other tools, and the API, call a setting of [`SECTION`].
+const OTHER_NAMES: [(&str, &str); 10] = [
+    ("backupdir", "backup.dir"),
+    ("directory", "backup.dir"),
+    ("destination", "backup.dir"),
+    ("location", "backup.dir"),
+    ("output", "backup.dir"),
+    ("path", "backup.dir"),
+    ("password", "backup.passphraseFile"),
+    ("passwordfile", "backup.passphraseFile"),
+    ("keyfile", "backup.identityFile"),
+    ("cron", "backup.schedule"),
+];
+
 /// A name that is not a setting, or an object of settings that is not an object.
 #[derive(Debug, PartialEq)]
 pub struct Unknown {
@@ -108,13 +122,16 @@ fn suggestion(given: &str, known: &str) -> String {
 
 /// Names of settings, and of the objects that hold them.
 pub fn nearest(home: Home, name: &str) -> Option<&'static str> {
+    let given = plain(without_section(name));
+    if let Some((_, known)) = OTHER_NAMES.iter().find(|(other, _)| home == Home::Config && *other == given) {
+        return Some(known);
+    }
     let objects = keys_of(home).filter_map(|key| key.rsplit_once('.')).map(|(object, _)| object);
     let candidates = keys_of(home).chain(objects.filter(|object| *object != SECTION));
     let measured = candidates.map(|known| (distance(name, known), known));
     let (distance, known) = measured.min_by_key(|(distance, _)| *distance)?;
     let length = without_section(known).chars().count();
     if distance > ALWAYS_ALIKE {
-        let given = plain(without_section(name));
         let is_begun = |known: &str| {
             let known = plain(without_section(known));
             given.len().min(known.len()) >= LEAST_BEGINNING && (known.starts_with(&given) || given.starts_with(&known))
@@ -186,6 +203,9 @@ mod tests {
             (json!({ "backup": { "kep": { "daily": 7 } } }), "backup.kep", "backup.keep"),
             (json!({ "backup": { "keep": { "dayly": 7 } } }), "backup.keep.dayly", "backup.keep.daily"),
             (json!({ "backup": { "daily": 7 } }), "backup.daily", "backup.keep.daily"),
+            (json!({ "backup": { "dri": "b" } }), "backup.dri", "backup.dir"),
+            (json!({ "backup": { "backupDir": "b" } }), "backup.backupDir", "backup.dir"),
+            (json!({ "backup": { "password_file": "k" } }), "backup.password_file", "backup.passphraseFile"),
             (json!({ "backups": { "encrypt": true } }), "backups", "backup"),
             (json!({ "bakcup": { "encrypt": true } }), "bakcup", "backup"),
             (json!({ "BACKUP": {} }), "BACKUP", "backup"),

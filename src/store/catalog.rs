@@ -32,6 +32,7 @@ impl Store {
     /// archive, of the size that the manifest gives, are both there. Fails if it cannot read one of them, so that a decision
     /// about what is removed or preferred never comes from a part of the store.
     pub fn list(&self) -> Result<Vec<Backup>> {
+        self.assert_meant()?;
         self.read()?.whole()
     }
 
@@ -53,6 +54,7 @@ impl Store {
 
     /// The backup of that id.
     pub fn get(&self, id: &str) -> Result<Backup> {
+        self.assert_meant()?;
         for name in names::archives_of_id(id) {
             match self.judge(&name) {
                 Ok(backup) => return Ok(backup),
@@ -89,6 +91,7 @@ impl Store {
 
     /// The newest good backup; where there is none, the newest. Of the project that this store is asked for, where it has any here.
     pub fn latest(&self) -> Result<Backup> {
+        self.assert_meant()?;
         let Listing { backups, unlisted } = self.read()?;
         let latest = good::latest(&self.preferred(backups)).cloned();
         assert_none_unread_after(&unlisted, latest.as_ref())?;
@@ -97,6 +100,7 @@ impl Store {
 
     /// The newest good backup of the project that this store is asked for, not of another one. What is dated ahead was made nobody knows when.
     pub fn newest_good(&self) -> Result<Option<Backup>> {
+        self.assert_meant()?;
         let Listing { backups, unlisted } = self.read()?;
         let own: Vec<Backup> = backups.into_iter().filter(|backup| self.is_own(backup)).collect();
         let newest = good::newest_good(&own).cloned();
@@ -130,6 +134,7 @@ impl Store {
 
     /// The newest good backup that holds one of these; where there is none, as [`Store::latest`].
     pub fn latest_holding(&self, only: &[Component]) -> Result<Backup> {
+        self.assert_meant()?;
         let holds = |backup: &&Backup| only.iter().any(|component| backup.contents.has(*component));
         let Listing { backups, unlisted } = self.read()?;
         let backups = self.preferred(backups);

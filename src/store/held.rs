@@ -56,6 +56,12 @@ pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warni
     Some(Warning::new(WarningCode::StoreEmptied, message))
 }
 
+/// The other stores that held backups of the project when they were last changed.
+pub fn others(project: &Project, store: &Store) -> Vec<PathBuf> {
+    let held = Held::read(project).stores.into_iter().filter(|(dir, count)| *count > 0 && *dir != key(store));
+    held.map(|(dir, _)| PathBuf::from(dir)).collect()
+}
+
 /// Remembers how many backups of the project there are now. That this fails is no reason for anything else to fail.
 pub fn remember(project: &Project, store: &Store, count: usize) {
     let mut held = Held::read(project);

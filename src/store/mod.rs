@@ -68,8 +68,15 @@ pub struct Store {
     home: Option<Project>,
     keys: Keys,
     encrypts: Encrypts,
-    /// Why this may not be the store that is meant: nothing is written to it.
-    doubt: Option<Error>,
+    doubt: Option<Doubt>,
+}
+
+/// That this may not be the store that is meant: nothing is written to it.
+#[derive(Debug, Clone)]
+pub struct Doubt {
+    pub why: Error,
+    /// Another one may well be: nothing is taken from this one either.
+    pub hides_another: bool,
 }
 
 /// Whether new archives are encrypted, as the call and the settings say together: `schedule::automatic::encrypts` decides it.
@@ -80,6 +87,8 @@ pub enum Encrypts {
     /// Nothing asks for it.
     #[default]
     Unasked,
+    /// Nothing but a key of the settings: they name who could read it.
+    KeyAlone,
     /// The settings turn it off. They may do so for one store while another one is encrypted.
     TurnedOff,
     /// The call asks for a plain archive.
@@ -201,9 +210,14 @@ impl Store {
         Store { encrypts, ..self }
     }
 
-    /// The same store, to which nothing is written if there is a doubt whether it is the one that is meant.
-    pub fn doubted(self, doubt: Option<Error>) -> Self {
+    pub fn doubted(self, doubt: Option<Doubt>) -> Self {
         Store { doubt, ..self }
+    }
+
+    /// Fails if another store is likely to be meant: what is newest here, or what is here at all, says nothing then.
+    pub fn assert_meant(&self) -> Result<()> {
+        let doubt = self.doubt.as_ref().filter(|doubt| doubt.hides_another);
+        doubt.map_or(Ok(()), |doubt| Err(doubt.why.clone()))
     }
 
     /// The same store for the backup before a repair, which must be possible while the settings are broken. An encrypted
@@ -254,8 +268,8 @@ impl Store {
 
     /// Whether a new archive is plain unless something forbids it.
     pub fn may_be_plain(&self) -> bool {
-        use Encrypts::{Never, TurnedOff, Unasked, UnreadInRecovery};
-        matches!(self.encrypts, Unasked | UnreadInRecovery(_) | TurnedOff | Never)
+        use Encrypts::{KeyAlone, Never, TurnedOff, Unasked, UnreadInRecovery};
+        matches!(self.encrypts, Unasked | KeyAlone | UnreadInRecovery(_) | TurnedOff | Never)
     }
 
     /// Fails if a new archive could be read by others than those who are meant, or could not be encrypted. `was_encrypted`
@@ -271,11 +285,18 @@ impl Store {
             Encrypts::Unread(error) | Encrypts::UnreadInRecovery(error) if follows_encrypted(true)? => {
                 Err(first_plain(Some(error)))
             }
-            Encrypts::Unasked if follows_encrypted(true)? => Err(first_plain(None)),
+            Encrypts::Unasked | Encrypts::KeyAlone if follows_encrypted(true)? => Err(first_plain(None)),
             Encrypts::TurnedOff if follows_encrypted(false)? => Err(first_plain(None)),
             Encrypts::Unread(error) => Err(error.clone()),
-            Encrypts::Unasked | Encrypts::UnreadInRecovery(_) | Encrypts::TurnedOff => Ok(()),
+            Encrypts::Unasked | Encrypts::KeyAlone | Encrypts::UnreadInRecovery(_) | Encrypts::TurnedOff => Ok(()),
         }
+    }
+
+    /// That a plain backup is made although the settings name a key for it.
+    pub fn key_without_encryption(&self) -> Option<Warning> {
+        let message = "It is not encrypted: the settings name who could read it (`backup.passphraseFile`, `backup.recipients`), and \
+                       nothing asks for encryption. `kg config set backup.encrypt true` does, `false` says that plain backups are meant";
+        (self.encrypts == Encrypts::KeyAlone).then(|| Warning::new(WarningCode::NotEncrypted, message))
     }
 
     /// The newest backup that the project made for itself. The backup before a repair counts only if there is no other.
@@ -328,7 +349,7 @@ impl Store {
 
     /// Makes the directory and waits, at most `timeout`, until this process is the only one that writes to it.
     pub fn lock(&self, timeout: Duration, task: &Task) -> Result<StoreLock> {
-        self.doubt.as_ref().map_or(Ok(()), |doubt| Err(doubt.clone()))?;
+        self.doubt.as_ref().map_or(Ok(()), |doubt| Err(doubt.why.clone()))?;
         let shared = self.home.as_ref().and_then(|home| ownership::share(&self.dir, &home.state_dir()));
         self.create()?;
         StoreLock::acquire(&self.dir, shared, timeout, task)

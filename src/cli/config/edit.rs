@@ -19,7 +19,7 @@ use crate::{
     reader::apply::lock_against_restores,
     settings::{
         keys::{Home, Key},
-        read_text,
+        parse, read_text,
     },
     task::Task,
     tolerated,
@@ -38,6 +38,7 @@ pub fn set(project: &Project, key: &Key, value: Option<Value>, task: &Task) -> R
     let path = path(project, home);
     let before = read(project, home)?;
     let text = before.as_deref().unwrap_or("{}\n");
+    parse(text.as_bytes()).map_err(|what| invalid(home, &path, &format!("it {what}")))?;
     let after = edited(text, key.name, value).map_err(|what| invalid(home, &path, &what))?;
     if after == text {
         return Ok(false);
@@ -65,10 +66,10 @@ fn lock(project: &Project, task: &Task) -> Result<File> {
 pub fn load(project: &Project, home: Home) -> Result<Value> {
     let path = path(project, home);
     let Some(text) = read(project, home)? else { return Ok(Value::Object(Map::new())) };
-    match serde_json::from_str::<Value>(&text) {
+    match parse(text.as_bytes()) {
         Ok(config) if config.is_object() => Ok(config),
         Ok(_) => Err(invalid(home, &path, "it is no object")),
-        Err(cause) => Err(invalid(home, &path, &cause.to_string())),
+        Err(what) => Err(invalid(home, &path, &format!("it {what}"))),
     }
 }
 
@@ -147,8 +148,7 @@ fn edited(text: &str, name: &str, value: Option<Value>) -> std::result::Result<S
     let mut path = name.split('.');
     let outer = path.next().unwrap_or_default();
     let path: Vec<&str> = path.collect();
-    // Of members of one name the last counts, as everywhere.
-    let member = members.iter().rev().find(|(name, _)| name == outer);
+    let member = members.iter().find(|(name, _)| name == outer);
     let mut object = match member {
         Some((_, raw)) => serde_json::from_str::<Value>(raw.get()).map_err(|cause| cause.to_string())?,
         None => Value::Object(Map::new()),

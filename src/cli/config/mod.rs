@@ -138,7 +138,7 @@ fn show(project: &Project, all: bool, output: &Output) -> Result<ExitCode> {
     let mut wrong = Vec::new();
     let mut warn = |message| wrong.push(message);
     let settings = Settings::of(&edit::load(project, Home::Config)?, &mut warn);
-    settings.assert_readable()?;
+    settings.assert_usable()?;
     let hooks = Settings::in_home(Home::Hooks, &edit::load(project, Home::Hooks)?, &mut warn);
     let mut told = Map::new();
     for key in keys::ALL {

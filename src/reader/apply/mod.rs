@@ -108,21 +108,26 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     Ok(applied)
 }
 
-/// Names the settings of backups that another configuration changes. One that cannot be used has none.
+/// Names the settings of backups that another configuration changes, or says that they cannot be told.
 fn changed_settings(target: &Target, placements: &Placements<'_>) -> Result<Option<Warning>> {
     let config = format!("{STATE_DIR}/{CONFIG_FILE}");
     let Some(placement) = placements.files.iter().find(|placement| placement.to == config) else { return Ok(None) };
     let read = |location: &str| Ok::<_, Error>(Settings::read_at(&target.existing(location)?.path(), &mut |_| {}));
     let (true, Some(from)) = (target.is_taken(&config)?, &placement.from) else { return Ok(None) };
     let (before, after) = (read(&config)?, read(from)?);
+    let warn = |message| Ok(Some(Warning::about(WarningCode::SettingsChanged, &config, message)));
+    if before.are_unusable() {
+        return warn(format!(
+            "What {config} said of backups before could not be read, so it may have said more: see what counts now with `kg config show`"
+        ));
+    }
     let changes = before.changes(&after);
-    if changes.is_empty() || before.is_unreadable() {
+    if changes.is_empty() {
         return Ok(None);
     }
     let had_schedule = before.without_schedule().is_empty() && !after.without_schedule().is_empty();
     let ends = if had_schedule { ". No more backups are made on a schedule" } else { "" };
-    let message = format!("Settings of backups changed: {}{ends}. `kg config set` sets them again", changes.join(", "));
-    Ok(Some(Warning::about(WarningCode::SettingsChanged, &config, message)))
+    warn(format!("Settings of backups changed: {}{ends}. `kg config set` sets them again", changes.join(", ")))
 }
 
 /// Puts back what the newest restore replaced, and takes away what it added. What is there now is kept in its turn.
