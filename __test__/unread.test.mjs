@@ -178,3 +178,35 @@ test('the API rejects a list that would lack what cannot be read', async () => {
     await expect(manager[call]()).rejects.toMatchObject({ code: 'KG_IO', message: expect.stringContaining(newest.path + MANIFEST) });
   }
 });
+
+describe('what was remembered and cannot be read', () => {
+  const remembered = (root, name) => path.join(root, '.kg/cache', name);
+
+  test('of the last runs is not replaced by one run, and status and health say so', () => {
+    const { root } = makeProject({ nodes: 5 });
+    const kg = (...args) => run(kgPath, ['diag', ...args], { cwd: root });
+    kg('backup');
+    const only = remembered(root, 'backup-runs.json');
+    const before = readFileSync(only);
+    const without = (...args) => failing('openat', 'EIO', ['diag', ...args, '--json'], { only, cwd: root });
+    const unwritten = { code: 'KG_WARN_STORE', message: expect.stringMatching(/This run could not be written down: .*backup-runs\.json/) };
+    expect(JSON.parse(without('backup').stdout).warnings).toContainEqual(unwritten);
+    expect(readFileSync(only)).toEqual(before);
+    const status = JSON.parse(without('backup', '--status').stdout);
+    expect(status.health).toMatchObject({ ok: false, messages: [expect.stringContaining('what the last runs led to cannot be told')] });
+    expect(JSON.parse(without('health').stdout).issues).toMatchObject([{ code: 'KG_ISSUE_FILE_UNREADABLE', severity: 'warning' }]);
+  });
+
+  test('of a store is not forgotten, and whether one that is empty held backups is said to be unknown', () => {
+    const { root, backups } = makeProject({ nodes: 5 });
+    const kg = (...args) => run(kgPath, ['diag', ...args], { cwd: root });
+    kg('backup', '--output', backups);
+    kg('backup');
+    const only = remembered(root, 'backup-pages/stores.json');
+    const before = readFileSync(only);
+    const warningsOf = (dir) => JSON.parse(failing('openat', 'EIO', ['diag', 'backup', '--output', dir, '--json'], { only, cwd: root }).stdout).warnings;
+    expect(warningsOf(backups)).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringContaining('could not be written down') }]);
+    expect(readFileSync(only)).toEqual(before);
+    expect(warningsOf(path.join(root, '../empty'))[0]).toMatchObject({ code: 'KG_WARN_STORE_EMPTIED', message: expect.stringMatching(/whether it ever did cannot be told.*stores\.json/) });
+  });
+});

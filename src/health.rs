@@ -263,7 +263,15 @@ fn of_service(
         let remedy = if why.is_empty() { "Mend the schedule: `kg config show`" } else { &why };
         issues.push(Issue::new(IssueCode::ServiceIdle, Part::Backups, message, remedy));
     }
-    let last_run = History::read(project).last().cloned();
+    let last_run = match History::read(project) {
+        Ok(history) => history.last().cloned(),
+        Err(error) => {
+            let message = format!("Whether the last backup failed cannot be told: {}", error.message);
+            let issue = Issue::new(IssueCode::FileUnreadable, Part::Backups, message, error.remedy);
+            issues.push(issue.severity(Severity::Warning));
+            None
+        }
+    };
     let failure = last_run.as_ref().and_then(|run| Some((age_ms(run.started_at), run.error.as_ref()?)));
     if let Some((past, error)) = failure.filter(|(past, _)| newest_age_ms.is_none_or(|newest| newest > *past)) {
         let message = format!("The last backup failed, {} ago: {} [{}]", age(past), error.message, error.code);

@@ -212,7 +212,7 @@ pub fn remember(project: &Project, outcomes: &[Outcome]) -> Result<()> {
 /// That the hook of this key failed is of no interest any more: another one is set, or none.
 pub fn forget(project: &Project, key: &str) -> Result<()> {
     let is_of_it = |failure: &HookFailure| failure.hook == key;
-    if !History::read(project).hook_failures.iter().any(is_of_it) {
+    if !History::read(project)?.hook_failures.iter().any(is_of_it) {
         return Ok(());
     }
     History::update(project, |history| history.hook_failures.retain(|failure| !is_of_it(failure)))

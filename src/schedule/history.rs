@@ -4,6 +4,7 @@
 //! itself alone, never inside a host.
 
 use std::{
+    io,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -157,12 +158,16 @@ impl History {
         dir(project).join(FILE)
     }
 
-    /// What is known, runs that were killed among it; nothing else where the file is missing or damaged.
-    pub fn read(project: &Project) -> Self {
-        let text = regular::read_if_there(&History::path(project), MAX_BYTES).ok().flatten().unwrap_or_default();
-        let mut history: History = serde_json::from_slice(&text).unwrap_or_default();
+    /// What is known, runs that were killed among it; nothing else where the file is missing, or holds something else.
+    pub fn read(project: &Project) -> Result<Self> {
+        let path = History::path(project);
+        let text = match regular::read_if_there(&path, MAX_BYTES) {
+            Err(cause) if cause.kind() == io::ErrorKind::InvalidData => None,
+            text => text.map_err(|cause| Error::io("read", &path, cause))?,
+        };
+        let mut history: History = serde_json::from_slice(&text.unwrap_or_default()).unwrap_or_default();
         history.take_up(started::killed(project).into_iter().map(|(_, run)| run));
-        history
+        Ok(history)
     }
 
     /// Adds runs that it does not have.
@@ -184,7 +189,7 @@ impl History {
         let file = durable::open_lock(&path)?;
         lock::wait(&file, LOCK_TIMEOUT, &Task::default(), failed)?;
         let killed = started::killed(project);
-        let mut history = History::read(project);
+        let mut history = History::read(project)?;
         history.take_up(killed.iter().map(|(_, run)| run.clone()));
         change(&mut history);
         let surplus = history.runs.len().saturating_sub(MOST_RUNS);

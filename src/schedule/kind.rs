@@ -86,6 +86,7 @@ mod tests {
             emptied: false,
             encrypted: false,
             pinned: None,
+            linked_to: None,
             project: None,
         }
     }

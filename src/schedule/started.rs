@@ -136,11 +136,12 @@ mod tests {
         let (_dir, project) = project();
         let began = Began::now();
         let started = Started::begin(Some(&project), BackupType::Full, Trigger::Manual, began);
-        assert!(History::read(&project).last().is_none());
+        assert!(History::read(&project).unwrap().last().is_none());
         // As the end of the process does.
         drop(started);
         let told = || {
             History::read(&project)
+                .unwrap()
                 .runs
                 .iter()
                 .map(|run| (run.started_at, run.error.clone().unwrap().code))
@@ -162,6 +163,6 @@ mod tests {
         let interrupted = begin();
         end_at_work();
         drop(interrupted);
-        assert!(killed(&project).is_empty() && History::read(&project).last().is_none());
+        assert!(killed(&project).is_empty() && History::read(&project).unwrap().last().is_none());
     }
 }

@@ -154,7 +154,12 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
     let (unread, unread_message) = (listing.unread().count(), listing.unread_message());
     let Listing { backups, unlisted } = listing;
     let own = project.map_or_else(|| backups.clone(), |project| own_among(backups.clone(), project));
-    let history = project.map(History::read).unwrap_or_default();
+    let (history, unknown) = match project.map(History::read).transpose() {
+        Ok(history) => (history.unwrap_or_default(), None),
+        Err(error) => {
+            (History::default(), Some(format!("what the last runs led to cannot be told: {}", error.message)))
+        }
+    };
     let enabled = automatic::is_enabled(settings);
     let plan = project.map(|project| automatic::plan(settings, project.root())).transpose()?.flatten();
     let kind = automatic::wanted_kind(settings);
@@ -188,6 +193,7 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         emptied.or(in_last_run.into_iter().find(|warning| warning.code == WarningCode::StoreEmptied).cloned());
     let mut problems = problems(regular, backups.is_empty(), unread == 0, &chains, &history);
     problems.extend(unread_message);
+    problems.extend(unknown);
     problems.extend(emptied.iter().map(|warning| warning.message.clone()));
     if let Some(chosen) = newest_good(&own) {
         let passed = passed_over(&own, &unlisted, chosen);

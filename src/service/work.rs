@@ -160,7 +160,7 @@ impl<'a> Service<'a> {
 
     /// Up to when everything is dealt with, as an earlier service or the backups that exist say.
     fn last(&self) -> Option<i64> {
-        let known = History::read(self.project).state.as_ref().map(State::covered);
+        let known = History::read(self.project).ok().and_then(|history| history.state.as_ref().map(State::covered));
         known.max(automatic::last_run(&self.settings, self.project).ok().flatten())
     }
 

@@ -1,9 +1,9 @@
 //! How many backups of a project each store held when it was last changed: `.kg/cache/backup-pages/stores.json`.
 //!
 //! A directory that held some and holds none now looks like a new one, and often is the place where a disk is not mounted. What is
-//! remembered only leads to warnings: if it is missing or damaged, there are none.
+//! remembered only leads to warnings: if it is missing, there are none, and if it cannot be read, they say so.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use super::{Backup, Flaw, Store, Unlisted};
 use crate::{
     base::CACHE,
     durable,
-    error::{Warning, WarningCode},
+    error::{Error, Result, Warning, WarningCode, plain},
     project::Project,
     regular,
 };
@@ -32,49 +32,78 @@ struct Held {
 }
 
 impl Held {
-    fn read(project: &Project) -> Self {
-        let text = regular::open(&path(project)).and_then(|file| regular::read(&file, MAX_BYTES)).unwrap_or_default();
-        let held: Held = serde_json::from_slice(&text).unwrap_or_default();
-        if held.project == project.id() { held } else { Held { project: project.id(), ..Held::default() } }
+    fn read(project: &Project) -> io::Result<Self> {
+        let text = match regular::open(&path(project)) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Held::none(project)),
+            opened => regular::read(&opened?, MAX_BYTES)?,
+        };
+        let held: Held = serde_json::from_slice(&text)?;
+        Ok(if held.project == project.id() { held } else { Held::none(project) })
+    }
+
+    fn none(project: &Project) -> Self {
+        Held { project: project.id(), ..Held::default() }
     }
 }
 
 /// What is to be said if the store held backups of the project when it was last changed, and none of them is among `own` now.
 pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warning> {
-    let held = Held::read(project).stores.get(&key(store)).copied().unwrap_or(0);
+    let held = Held::read(project).map(|held| held.stores.get(&key(store)).copied().unwrap_or(0));
     // An archive that cannot be listed is there all the same.
     let is_archive = |left: &Unlisted| left.flaw != Flaw::NoArchive;
     let has_archives = || store.read().is_ok_and(|listing| listing.unlisted.iter().any(is_archive));
-    if held == 0 || !own.is_empty() || has_archives() {
+    if matches!(held, Ok(0)) || !own.is_empty() || has_archives() {
         return None;
     }
-    let message = format!(
-        "{} held {held} backups of this project at the last run, and holds none now: mount the disk or share that belongs there, or \
-         name the directory that has them",
-        store.dir().display()
-    );
+    let dir = store.dir().display();
+    let message = match held {
+        Ok(held) => format!(
+            "{dir} held {held} backups of this project at the last run, and holds none now: mount the disk or share that belongs there, or \
+             name the directory that has them"
+        ),
+        Err(cause) => format!(
+            "{dir} holds no backup of this project, and whether it ever did cannot be told, for {} cannot be read: {}",
+            path(project).display(),
+            plain(&cause)
+        ),
+    };
     Some(Warning::new(WarningCode::StoreEmptied, message))
 }
 
 /// The other stores that held backups of the project when they were last changed.
 pub fn others(project: &Project, store: &Store) -> Vec<PathBuf> {
-    let held = Held::read(project).stores.into_iter().filter(|(dir, count)| *count > 0 && *dir != key(store));
+    let held = Held::read(project)
+        .unwrap_or_default()
+        .stores
+        .into_iter()
+        .filter(|(dir, count)| *count > 0 && *dir != key(store));
     held.map(|(dir, _)| PathBuf::from(dir)).collect()
 }
 
-/// Remembers how many backups of the project there are now. That this fails is no reason for anything else to fail.
-pub fn remember(project: &Project, store: &Store, count: usize) {
-    let mut held = Held::read(project);
+/// Remembers how many backups of the project there are now. That this fails is a warning.
+pub fn remember(project: &Project, store: &Store, count: usize) -> Option<Warning> {
+    let error = write(project, store, count).err()?;
+    let message = format!("How many backups there are could not be written down: {}", error.message);
+    Some(Warning::new(WarningCode::Store, message))
+}
+
+fn write(project: &Project, store: &Store, count: usize) -> Result<()> {
+    let path = path(project);
+    let mut held = match Held::read(project) {
+        // There is nothing in it to lose.
+        Err(cause) if cause.kind() == io::ErrorKind::InvalidData => Held::none(project),
+        held => held.map_err(|cause| Error::io("read", &path, cause))?,
+    };
     if held.stores.len() >= MOST_STORES {
         held.stores.clear();
     }
     if held.stores.insert(key(store), count) == Some(count) {
-        return;
+        return Ok(());
     }
-    let path = path(project);
     let text = serde_json::to_vec_pretty(&held).unwrap_or_default();
-    let Some(dir) = path.parent() else { return };
-    let _ = durable::create_dirs(dir).map(|()| durable::write(&path, &text));
+    let dir = path.parent().unwrap_or(&path);
+    durable::create_dirs(dir).map_err(|cause| Error::io("create", dir, cause))?;
+    durable::write(&path, &text)
 }
 
 fn path(project: &Project) -> PathBuf {
