@@ -1,6 +1,6 @@
 // `kg config`, and what its settings do to backups of the command line and of the API.
 
-import { chmodSync, existsSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, readFileSync, readlinkSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
@@ -46,6 +46,22 @@ describe('kg config', () => {
     expect(statSync(elsewhere).mode & 0o777).toBe(0o640);
     await kg('config', 'unset', 'backup.enabled');
     expect(readFileSync(elsewhere, 'utf8')).toBe(written);
+  });
+
+  test('writes nothing through a link out of the project, or over one that leads nowhere', async () => {
+    const { root, file, kg } = setUp();
+    const outside = path.join(root, '../outside.json');
+    writeFileSync(outside, '{ "theme": "dark" }');
+    rmSync(file);
+    symlinkSync(outside, file);
+    const set = () => kg('config', 'set', 'backup.enabled', 'true');
+    expect(await set()).toMatchObject({ status: 4, stderr: expect.stringMatching(/is a link to .*outside\.json.*\[KG_UNSAFE_FILE\]/) });
+    expect(readFileSync(outside, 'utf8')).toBe('{ "theme": "dark" }');
+    // What is set there counts all the same.
+    expect((await kg('diag', 'health')).stdout).not.toContain('KG_ISSUE_CONFIG');
+    rmSync(outside);
+    expect(await set()).toMatchObject({ status: 2, stderr: expect.stringMatching(/leads nowhere.*\[KG_CONFIG_INVALID\]/) });
+    expect(readlinkSync(file)).toBe(outside);
   });
 
   test('get, show and unset tell and take out what is set', async () => {

@@ -3,7 +3,8 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::MetadataExt,
+    io::Write,
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,7 +16,7 @@ use crate::{
     durable,
     error::{Code, Error, Result},
     hooks, lock,
-    project::Project,
+    project::{Project, config::is_inside},
     reader::apply::lock_against_restores,
     settings::{
         keys::{Home, Key},
@@ -44,7 +45,8 @@ pub fn set(project: &Project, key: &Key, value: Option<Value>, task: &Task) -> R
         return Ok(false);
     }
     match home {
-        Home::Config => write(&path, after.as_bytes(), before.is_some())?,
+        Home::Config if before.is_some() => replace(project, &path, after.as_bytes())?,
+        Home::Config => create(&path, after.as_bytes())?,
         // For the owner of the project alone: what it says runs as them.
         Home::Hooks => durable::write(&path, after.as_bytes())?,
     }
@@ -83,29 +85,42 @@ fn read(project: &Project, home: Home) -> Result<Option<String>> {
     }
     let path = path(project, home);
     let text = read_text(&path).map_err(|cause| Error::io("read", &path, cause))?;
+    if text.is_none() && path.symlink_metadata().is_ok() {
+        let message = format!("{} is a link that leads nowhere", path.display());
+        return Err(Error::new(Code::ConfigInvalid, message, "Mount what it leads to, or remove it"));
+    }
     text.map(|text| String::from_utf8(text).map_err(|_| invalid(home, &path, "it is not UTF-8"))).transpose()
 }
 
-fn write(path: &Path, content: &[u8], exists: bool) -> Result<()> {
-    use std::io::Write;
-    // A link stays one: the file that it leads to is replaced.
-    let path = if exists { path.canonicalize().map_err(|cause| Error::io("find", path, cause))? } else { path.into() };
+/// Replaces a configuration; a link stays one, and the file that it leads to is replaced. `KG_UNSAFE_FILE` if that lies outside of the
+/// project: others may use it too, and whoever may write to `.kg` could have any file written over.
+fn replace(project: &Project, link: &Path, content: &[u8]) -> Result<()> {
+    let path = link.canonicalize().map_err(|cause| Error::io("find", link, cause))?;
+    let root = project.root().canonicalize().map_err(|cause| Error::io("find", project.root(), cause))?;
+    if !is_inside(&root, &path) {
+        let message = format!("{} is a link to {}, which lies outside of the project", link.display(), path.display());
+        return Err(Error::new(Code::UnsafeFile, message, "Change that file itself; nothing was changed"));
+    }
     let failed = |cause| Error::io("write", &path, cause);
     let mut file = durable::partial(path.parent().unwrap_or(&path))?;
     file.write_all(content).map_err(failed)?;
-    if exists {
-        let old = fs::metadata(&path).map_err(failed)?;
-        tolerated::attributes(fs::set_permissions(file.path(), old.permissions()), &path).map_err(failed)?;
-        let new = file.as_file().metadata().map_err(failed)?;
-        if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
-            let given = std::os::unix::fs::chown(file.path(), Some(old.uid()), Some(old.gid()));
-            tolerated::attributes(given, &path).map_err(failed)?;
-        }
-        return durable::publish(file, &path);
+    let old = fs::metadata(&path).map_err(failed)?;
+    tolerated::attributes(fs::set_permissions(file.path(), old.permissions()), &path).map_err(failed)?;
+    let new = file.as_file().metadata().map_err(failed)?;
+    if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
+        let given = chown(file.path(), Some(old.uid()), Some(old.gid()));
+        tolerated::attributes(given, &path).map_err(failed)?;
     }
-    let readable = fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644));
-    tolerated::attributes(readable, &path).map_err(failed)?;
     durable::publish(file, &path)
+}
+
+fn create(path: &Path, content: &[u8]) -> Result<()> {
+    let failed = |cause| Error::io("write", path, cause);
+    let mut file = durable::partial(path.parent().unwrap_or(path))?;
+    file.write_all(content).map_err(failed)?;
+    let readable = fs::set_permissions(file.path(), PermissionsExt::from_mode(0o644));
+    tolerated::attributes(readable, path).map_err(failed)?;
+    durable::publish(file, path)
 }
 
 fn invalid(home: Home, path: &Path, what: &str) -> Error {
