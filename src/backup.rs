@@ -165,7 +165,7 @@ pub fn create_backup(
                 count = count.saturating_sub(pruned.decisions.iter().filter(|decision| !decision.kept).count());
                 retention = Some(pruned);
             }
-            held::remember(&project, store, count);
+            backup.warnings.extend(held::remember(&project, store, count));
         }
         Err(error) => {
             let prunes = !options.retention.keeps_everything();
@@ -364,11 +364,12 @@ fn prune_after(
     listed: Vec<Backup>,
     backup: &mut Backup,
 ) -> PruneResult {
-    let result = retention::apply_after(store, lock, policy, listed, backup);
+    let mut result = retention::apply_after(store, lock, policy, listed, backup);
     for error in result.decisions.iter().filter_map(|decision| decision.error.as_ref()) {
         let message = format!("An old backup could not be removed: {error}");
         backup.warnings.push(Warning::new(WarningCode::Store, message));
     }
+    backup.warnings.append(&mut result.warnings);
     result
 }
 

@@ -246,7 +246,7 @@ pub fn prune(
     if !store.exists()? {
         let message = format!("{} does not exist: there was nothing to remove", store.dir().display());
         let warnings = vec![Warning::new(WarningCode::Store, message)];
-        return Ok(PruneResult { warnings, ..together([], dry_run, &[]) });
+        return Ok(together([], dry_run, &[]).warned(warnings));
     }
     if dry_run {
         let (backups, mut warnings) = store.foresee(task)?;
@@ -255,7 +255,7 @@ pub fn prune(
             result(&backups, decisions, dry_run)
         };
         let groups = by_project(store, backups.clone(), &mut warnings).into_iter().map(foresee);
-        return Ok(PruneResult { warnings, ..together(groups, dry_run, &backups) });
+        return Ok(together(groups, dry_run, &backups).warned(warnings));
     }
     let lock = store.lock(lock_timeout, task)?;
     // What came here without its manifest may rest on what would be removed.
@@ -265,7 +265,14 @@ pub fn prune(
     let mut removal = store.removal(&lock, backups.clone());
     let applied: Vec<PruneResult> = groups.map(|group| apply(store, &mut removal, group, policy, None)).collect();
     warnings.extend(tolerated::warnings(&[store.dir()]));
-    Ok(PruneResult { warnings, ..together(applied, dry_run, &backups) })
+    Ok(together(applied, dry_run, &backups).warned(warnings))
+}
+
+impl PruneResult {
+    fn warned(mut self, warnings: Vec<Warning>) -> Self {
+        self.warnings.splice(0..0, warnings);
+        self
+    }
 }
 
 /// One result of several, with the decisions in the order of `backups`.
@@ -274,6 +281,7 @@ fn together(results: impl IntoIterator<Item = PruneResult>, dry_run: bool, backu
     for result in results {
         all.decisions.extend(result.decisions);
         all.bytes_freed += result.bytes_freed;
+        all.warnings.extend(result.warnings);
     }
     let places = places(backups);
     all.decisions.sort_by_key(|decision| places.get(decision.id.as_str()).copied());
@@ -340,8 +348,10 @@ fn apply(
 
 fn result(backups: &[Backup], decisions: Vec<Decision>, dry_run: bool) -> PruneResult {
     let removed = backups.iter().zip(&decisions).filter(|(_, decision)| !decision.kept);
-    let bytes_freed = removed.map(|(backup, _)| backup.disk_size()).sum();
-    PruneResult { dry_run, decisions, bytes_freed, warnings: Vec::new() }
+    let removed: Vec<&Backup> = removed.map(|(backup, _)| backup).collect();
+    let bytes_freed = removed.iter().map(|backup| backup.removable_size()).sum();
+    let warnings = removed.iter().filter_map(|backup| backup.left_behind()).collect();
+    PruneResult { dry_run, decisions, bytes_freed, warnings }
 }
 
 #[cfg(test)]
@@ -383,6 +393,7 @@ mod tests {
             emptied: false,
             encrypted: false,
             pinned: None,
+            linked_to: None,
             project: None,
         }
     }

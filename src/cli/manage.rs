@@ -68,10 +68,13 @@ impl Manage {
 
     fn delete(&self, store: &Store, id: &str, lock_timeout: Duration, output: &Output) -> Result<()> {
         let watched = Watched::new(output);
+        let before = store.read()?.backups;
         let deleted = delete(store, id, self.cascade, lock_timeout, &watched.task)?;
         drop(watched);
         output.result(&json!({ "deleted": deleted }));
         deleted.iter().for_each(|id| output.line(format!("Deleted {id}")));
+        let linked = before.iter().filter(|backup| deleted.contains(&backup.id)).filter_map(Backup::left_behind);
+        output.late_warnings(&Vec::from_iter(linked));
         Ok(())
     }
 

@@ -183,7 +183,7 @@ impl Settings {
 
     /// Why it is not known where backups go.
     pub fn doubt_of_dir(&self) -> Option<Error> {
-        let refused = || self.is_refused(DIR).then(|| "`backup.dir` is not the name of a directory");
+        let refused = || self.is_refused(DIR).then_some("`backup.dir` is not the name of a directory");
         let misspelt = || self.misspelt.get(DIR).filter(|_| self.get(DIR).is_none()).map(String::as_str);
         self.assert_usable().err().or_else(|| Some(unusable(refused().or_else(misspelt)?, MEND_IT)))
     }

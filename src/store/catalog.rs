@@ -25,7 +25,7 @@ use crate::{
 /// How messages name a manifest that cannot be understood.
 const BESIDE: &str = "the manifest beside the archive";
 /// What an archive may be called elsewhere; in a store it is one of `names::ENDINGS`.
-const ARCHIVE_ENDINGS: [&str; 4] = [".tar.gz", ".tgz", ".tar.zst", ".tar"];
+pub(super) const ARCHIVE_ENDINGS: [&str; 4] = [".tar.gz", ".tgz", ".tar.zst", ".tar"];
 
 impl Store {
     /// All backups, newest first, and last of all those that are dated ahead. One is listed while its manifest and its
@@ -74,10 +74,13 @@ impl Store {
         !matches!(self.get(id), Err(error) if error.code == Code::BackupNotFound)
     }
 
-    /// Whether there is something of that name.
+    /// Whether there is something of that name, a link that leads nowhere too.
     pub(super) fn has_file(&self, name: &str) -> Result<bool> {
         let path = self.dir.join(name);
-        path.try_exists().map_err(|cause| Error::io("read", &path, cause))
+        match fs::symlink_metadata(&path) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(false),
+            found => found.map(|_| true).map_err(|cause| Error::io("read", &path, cause)),
+        }
     }
 
     /// The archive of that id, whether it is listed or came here without its manifest. Of several (somebody put what an encrypted one holds
@@ -85,7 +88,7 @@ impl Store {
     pub fn archive_of(&self, id: &str, checksum: Option<&str>) -> Option<PathBuf> {
         let archives = names::archives_of_id(id);
         let is_it = |name: &&String| self.judge(name).is_ok_and(|found| Some(found.checksum.as_str()) == checksum);
-        let is_there = |name: &&String| self.dir.join(name).is_file();
+        let is_there = |name: &&String| led_to(&self.dir.join(name), &ARCHIVE_ENDINGS).is_ok_and(|end| end.is_file());
         archives.iter().find(is_it).or(archives.iter().find(is_there)).map(|name| self.dir.join(name))
     }
 
@@ -170,7 +173,7 @@ impl Store {
             return self.get(reference).map(|backup| backup.path);
         }
         if names::id_of_archive(reference).is_some() && self.dir.join(reference).is_file() {
-            return Ok(self.dir.join(reference));
+            return archive_at(&self.dir.join(reference));
         }
         Err(Error::new(
             Code::BackupNotFound,
@@ -240,7 +243,9 @@ impl Store {
             let Ok(name) = entry.file_name().into_string() else { continue };
             let archive = name.strip_suffix(MANIFEST_SUFFIX);
             let of = archive.unwrap_or(&name);
-            if names::id_of_archive(of).is_some() && entry.file_type().map_err(failed)?.is_file() {
+            let kind = entry.file_type().map_err(failed)?;
+            // An archive that was moved to another disk may be linked here.
+            if names::id_of_archive(of).is_some() && (kind.is_file() || kind.is_symlink()) {
                 if archive.is_some() { &mut sidecars } else { &mut archives }.push(of.to_string());
             }
         }
@@ -253,17 +258,40 @@ impl Store {
     pub(super) fn judge(&self, archive_name: &str) -> std::result::Result<Backup, Flaw> {
         let path = self.dir.join(archive_name);
         // Opened, because one that cannot be is as good as none to whoever wants to restore it.
-        let size = match regular::open_linked(&path).and_then(|file| file.metadata()) {
+        let end = led_to(&path, &ARCHIVE_ENDINGS)?;
+        let size = match regular::open(&end).and_then(|file| file.metadata()) {
             Ok(found) => found.len(),
             Err(cause) if is_absent(&cause) => return Err(Flaw::NoArchive),
             Err(cause) => return Err(Flaw::Unread(Error::io("read", &path, cause))),
         };
         let json = manifest_beside(&path).map_err(Flaw::Unread)?.ok_or(Flaw::NoManifest)?;
         let manifest = Manifest::parse(&json, BESIDE).ok();
-        let backup = manifest.and_then(|manifest| Backup::new(path, manifest)).ok_or(Flaw::Misfit)?;
+        let mut backup = manifest.and_then(|manifest| Backup::new(path, manifest)).ok_or(Flaw::Misfit)?;
+        backup.linked_to = Some(end).filter(|end| *end != backup.path);
         let fits = backup.size == size && names::id_of_archive(archive_name).as_ref() == Some(&backup.id);
         if fits { Ok(backup) } else { Err(Flaw::Misfit) }
     }
+}
+
+/// What a file of a store is, or the end of the link that it is. A link to something that is called otherwise is not followed: it could be a
+/// database that this process has open, whose locks would be lost. One that leads nowhere may lead to a disk that is not mounted.
+pub(super) fn led_to(path: &Path, endings: &[&str]) -> std::result::Result<PathBuf, Flaw> {
+    if !fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink()) {
+        return Ok(path.to_path_buf());
+    }
+    let end = match fs::canonicalize(path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+            let message = format!("{} is a link that leads nowhere", path.display());
+            return Err(Flaw::Unread(Error::new(
+                Code::Io,
+                message,
+                "Mount the disk that it leads to, or remove the link",
+            )));
+        }
+        end => end.map_err(|cause| Flaw::Unread(Error::io("read", path, cause)))?,
+    };
+    let name = end.to_string_lossy();
+    if endings.iter().any(|ending| name.ends_with(ending)) { Ok(end) } else { Err(Flaw::Misfit) }
 }
 
 /// Nothing is there, or no regular file.
@@ -319,7 +347,7 @@ pub struct Unlisted {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Flaw {
     NoManifest,
-    /// The manifest is none, or is of an archive of another size.
+    /// The manifest is none, or is of an archive of another size; or one of the two is a link to something else.
     Misfit,
     NoArchive,
     /// The archive or the manifest could not be looked at: it may be a backup.
@@ -331,7 +359,9 @@ impl Unlisted {
     pub fn why(&self) -> String {
         match &self.flaw {
             Flaw::NoManifest => "it has no manifest next to it".into(),
-            Flaw::Misfit => "its archive is not as long as its manifest says, or the manifest is none".into(),
+            Flaw::Misfit => {
+                "its archive is not as long as its manifest says, or one of the two is something else".into()
+            }
             Flaw::NoArchive => "its archive is missing".into(),
             Flaw::Unread(error) => error.message.clone(),
         }
@@ -365,19 +395,34 @@ fn is_latest(reference: &str) -> bool {
     reference.strip_prefix(LATEST).is_some_and(|ending| ending.is_empty() || ENDINGS.contains(&ending))
 }
 
-/// The archive at `path`, without links. What is not named like one is never opened: it could be a database that this
-/// process has open, whose locks would be lost.
+/// The archive at `path`, which may be a link, as the store has it that it lies in: beside it are its manifest and what it rests on. What is
+/// not named like one is never opened: it could be a database that this process has open, whose locks would be lost.
 fn archive_at(path: &Path) -> Result<PathBuf> {
-    let resolved = fs::canonicalize(path).map_err(|cause| unreadable(path, cause))?;
-    let name = resolved.to_string_lossy();
+    let end = fs::canonicalize(path).map_err(|cause| unreadable(path, cause))?;
+    let name = end.to_string_lossy();
     if ARCHIVE_ENDINGS.iter().any(|ending| name.ends_with(ending)) {
-        return Ok(resolved);
+        let is_in_store = |path: &Path| {
+            path.file_name().and_then(|name| name.to_str()).is_some_and(|name| names::id_of_archive(name).is_some())
+        };
+        let mut here = path.to_path_buf();
+        while !is_in_store(&here)
+            && let Ok(target) = fs::read_link(&here)
+        {
+            here = here.parent().unwrap_or(Path::new("")).join(target);
+        }
+        return Ok(resolve_parent(&here).unwrap_or(end));
     }
     Err(Error::new(
         Code::NotABackup,
         format!("{} is not a backup: archives end in {}", path.display(), ARCHIVE_ENDINGS.join(", ")),
         "Name an archive, or see the backups with `kg diag backup --list`",
     ))
+}
+
+/// The same name in its directory, without links in the path of that.
+fn resolve_parent(path: &Path) -> Option<PathBuf> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Some(fs::canonicalize(parent).ok()?.join(path.file_name()?))
 }
 
 /// Newest first; of the same time, the one that was made last. What is dated ahead comes after all others: a clock was wrong, and nobody
@@ -404,12 +449,16 @@ pub fn described_beside(archive: &Path) -> Result<Option<Manifest>> {
 /// The text of the manifest beside an archive, if there is one. What is no file, or too long for a manifest, has none.
 /// `KG_PERMISSION_DENIED` or `KG_IO` if it cannot be read.
 pub fn manifest_beside(archive: &Path) -> Result<Option<Vec<u8>>> {
-    let path = manifest_path(archive);
+    let path = match led_to(&manifest_path(archive), &[MANIFEST_SUFFIX]) {
+        Ok(path) => path,
+        Err(Flaw::Unread(error)) => return Err(error),
+        Err(_) => return Ok(Some(Vec::new())),
+    };
     let read = || -> io::Result<Vec<u8>> {
         let found = fs::metadata(&path)?;
         let mut text = Vec::new();
         if found.is_file() && found.len() <= MAX_TEXT_BYTES {
-            text = regular::read(&regular::open_linked(&path)?, MAX_TEXT_BYTES)?;
+            text = regular::read(&regular::open(&path)?, MAX_TEXT_BYTES)?;
         }
         Ok(text)
     };

@@ -148,6 +148,9 @@ pub struct Backup {
     /// Nothing removes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pinned: Option<Pin>,
+    /// The archive itself, if what lies in the store is a link to it.
+    #[serde(skip)]
+    pub linked_to: Option<PathBuf>,
     /// Tells projects apart that share a store.
     #[serde(skip)]
     pub project: Option<String>,
@@ -437,6 +440,7 @@ impl Backup {
             emptied: manifest.emptied,
             encrypted: manifest.encrypted || is_named,
             pinned,
+            linked_to: None,
             path,
             project: manifest.project,
         })
@@ -445,6 +449,18 @@ impl Backup {
     /// What it takes on the disk: its archive and its sidecar.
     pub fn disk_size(&self) -> u64 {
         self.size.saturating_add(self.sidecar_size)
+    }
+
+    /// What its removal frees: of an archive that is linked into the store, only the link is removed.
+    pub fn removable_size(&self) -> u64 {
+        if self.linked_to.is_some() { self.sidecar_size } else { self.disk_size() }
+    }
+
+    /// That its removal leaves the archive itself, where that is linked into the store.
+    pub fn left_behind(&self) -> Option<Warning> {
+        let archive = self.linked_to.as_ref()?.display();
+        let message = format!("Of {} the link in the store is removed; the archive itself stays: {archive}", self.id);
+        Some(Warning::new(WarningCode::Store, message))
     }
 
     /// Whether it is dated later than can be.

@@ -11,7 +11,7 @@ use tempfile::NamedTempFile;
 
 use super::{
     Backup, Store, StoreLock,
-    catalog::{self, Flaw, Listing, assert_none_unread_after, manifest_path},
+    catalog::{self, ARCHIVE_ENDINGS, Flaw, Listing, assert_none_unread_after, led_to, manifest_path},
     good,
     names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
     pins::pin_path,
@@ -87,10 +87,7 @@ impl Store {
     ) -> Result<NewBackup<'a>> {
         // A backup whose base is gone must not find another one under its name.
         let needed: HashSet<String> = self.read()?.backups.into_iter().filter_map(|backup| backup.based_on).collect();
-        let is_taken = |name: &String| {
-            let archive = self.dir.join(name);
-            archive.exists() || pin_path(&archive).exists()
-        };
+        let is_taken = |name: &String| self.has_file(name).unwrap_or(true) || pin_path(&self.dir.join(name)).exists();
         let free = |stamp: &String| {
             let id = names::id(stamp);
             !needed.contains(&id) && !names::archives_of_id(&id).iter().any(is_taken)
@@ -193,6 +190,9 @@ impl Store {
     /// The manifest that belongs beside a whole archive, or why it has none and what to do.
     fn manifest_for(&self, name: &str, task: &Task) -> Result<std::result::Result<Manifest, String>> {
         let path = self.dir.join(name);
+        if led_to(&path, &ARCHIVE_ENDINGS).is_err() {
+            return Ok(Err(not_needed("it is a link to something else")));
+        }
         let report = match read_archive(&path, &self.keys, None, &mut Discard, task, Phase::Verifying) {
             Ok(report) => report,
             Err(error) if error.code == Code::Aborted => return Err(error),
