@@ -188,6 +188,9 @@ impl Error {
                 (Code::PermissionDenied, "Give this user access to it, or run as a user that has it")
             }
             io::ErrorKind::NotFound => (Code::Io, "Check that the path exists"),
+            io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory | io::ErrorKind::AlreadyExists => {
+                (Code::Io, "Something else has a name on this path: find out what it is, and move it away")
+            }
             _ => (Code::Io, "Check the disk and the system's log, then run it again"),
         };
         Error::new(code, format!("Could not {action} {}: {}", path.display(), plain(&cause)), remedy).with_cause(cause)

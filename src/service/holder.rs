@@ -89,7 +89,11 @@ impl Holder {
     /// How a message names it: by the number that it has here, which in a container is another one than it knows itself by.
     pub fn shown(&self, project: &Project) -> String {
         let lock = open_lock(project).ok().flatten().and_then(|lock| lock.metadata().ok());
-        holders::with_own_name(lock.as_ref(), self.pid, &format!("process {} on {}", self.pid, self.host))
+        holders::with_own_name(
+            lock.as_ref(),
+            self.pid,
+            &format!("process {} on {}", self.pid, self.host.escape_default()),
+        )
     }
 
     fn wait_for_end(&self, project: &Project, patience: Duration) -> Result<bool> {

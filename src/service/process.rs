@@ -17,7 +17,7 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal},
 };
 
-use crate::holders;
+use crate::{error::plain, holders};
 
 /// What the kernel adds to the path of an executable that was replaced since.
 const DELETED: &str = " (deleted)";
@@ -31,7 +31,7 @@ pub struct Process {
 impl Process {
     /// The one that holds the `flock` on this file. An error completes "could not be stopped: …".
     pub fn holding(lock: &File) -> Result<Process, String> {
-        let failed = |cause: io::Error| cause.to_string();
+        let failed = |cause: io::Error| plain(&cause);
         let found = lock.metadata().map_err(failed)?;
         let number = holders::of_flock(&found)
             .ok_or("it cannot be seen from here: it runs in another container or on another machine")?;
@@ -69,7 +69,7 @@ impl Process {
         };
         match sent {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
-            Err(cause) => Err(io::Error::from(cause).to_string()),
+            Err(cause) => Err(plain(&cause.into())),
         }
     }
 }
