@@ -179,6 +179,22 @@ test('the API rejects a list that would lack what cannot be read', async () => {
   }
 });
 
+test('what has a name of a temporary file and is none stays, is warned of, and stops no backup', () => {
+  const { root, backups } = makeProject({ nodes: 5 });
+  const make = () => JSON.parse(run(kgPath, ['diag', 'backup', '--output', backups, '--json'], { cwd: root })).warnings;
+  expect(make()).toEqual([]);
+  const strays = ['.kg-partial-mine', '.kg-snapshot-mine', `kg-backup-20240101-000000.tar.gz${MANIFEST}`];
+  const at = (name) => path.join(backups, name);
+  mkdirSync(at(strays[0]));
+  writeFileSync(at(strays[1]), 'mine');
+  mkdirSync(at(strays[2]));
+  expect(make().map(({ code, message }) => [code, strays.filter((name) => message.includes(name))]).sort()).toEqual(
+    strays.map((name) => ['KG_WARN_STORE', [name]]),
+  );
+  expect(strays.filter((name) => existsSync(at(name)))).toEqual(strays);
+  expect(JSON.parse(run(kgPath, ['diag', 'backup', '--list', '--output', backups, '--json'], { cwd: root }))).toHaveLength(2);
+});
+
 describe('what was remembered and cannot be read', () => {
   const remembered = (root, name) => path.join(root, '.kg/cache', name);
 

@@ -264,6 +264,7 @@ pub fn remember(project: &Project, backup: &Backup, manifest: &Manifest, hashes:
     let mut kept = vec![path.clone()];
     let keep = || {
         durable::create_dirs(dir).ok()?;
+        durable::sweep_partials(dir);
         if backup.encrypted {
             keep_manifest(project, backup, manifest).ok()?;
         }

@@ -7,7 +7,10 @@ use std::{
     ffi::{OsStr, OsString},
     fs::{File, Permissions},
     io::{self, Read},
-    os::{fd::OwnedFd, unix::fs::PermissionsExt},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -67,6 +70,11 @@ impl Dir {
         Ok(Some(Place { dir, name: name.to_os_string(), known_as: None }))
     }
 
+    /// A path that leads to this very directory, whatever has its name by now: for this process alone.
+    pub fn held_path(&self) -> PathBuf {
+        held_path(&self.fd, &self.path)
+    }
+
     /// Makes what changed in the directory durable.
     pub fn sync(&self) -> Result<()> {
         let dir = File::from(self.again()?);
@@ -84,7 +92,7 @@ impl Dir {
     }
 }
 
-fn in_the_way(path: &Path) -> Error {
+pub fn in_the_way(path: &Path) -> Error {
     Error::new(
         Code::TargetInvalid,
         format!("{} is in the way: it is a link or a file where the backup has a directory", path.display()),
@@ -158,6 +166,13 @@ impl Place {
     pub fn open(&self, flags: OFlag, mode: u32) -> io::Result<File> {
         let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         Ok(openat(&self.dir.fd, self.name(), flags, mode_of(mode))?.into())
+    }
+
+    /// Opens the directory there, and no link.
+    pub fn enter(&self) -> Result<Dir> {
+        let opened = openat(&self.dir.fd, self.name(), DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty());
+        let fd = opened.map_err(|cause| self.failed("open", cause))?;
+        Ok(Dir { fd, path: self.path() })
     }
 
     /// A new file, which only this user may read.
@@ -241,6 +256,11 @@ impl Place {
     fn failed(&self, action: &str, cause: Errno) -> Error {
         Error::io(action, &self.path(), cause.into())
     }
+}
+
+/// As [`Dir::held_path`], of an open directory. Where the system has no such path, its own.
+pub fn held_path(fd: &impl AsRawFd, path: &Path) -> PathBuf {
+    if cfg!(target_os = "linux") { format!("/proc/self/fd/{}", fd.as_raw_fd()).into() } else { path.to_path_buf() }
 }
 
 fn mode_of(mode: u32) -> Mode {

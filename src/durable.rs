@@ -1,12 +1,14 @@
 //! Files that are there whole or not at all: written under a temporary name, synced, renamed, the directory synced.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io::{self, Write},
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
+    time::Duration,
 };
 
-use nix::libc;
+use nix::{libc, unistd::geteuid};
 use tempfile::{Builder, NamedTempFile, TempPath};
 
 use crate::{
@@ -19,6 +21,9 @@ use crate::{
 
 /// What the names of unfinished files start with, so that the next run finds what a killed one left.
 pub const PARTIAL_PREFIX: &str = ".kg-partial-";
+
+/// Nobody needs so long to write a small file: one that is older was left by a run that was killed.
+const LONGEST_WRITE: Duration = Duration::from_secs(60 * 60);
 
 /// A temporary file in `dir`, removed when it is dropped.
 pub fn partial(dir: &Path) -> Result<NamedTempFile> {
@@ -82,6 +87,16 @@ pub fn write(path: &Path, content: &[u8]) -> Result<()> {
     publish(file, path)
 }
 
+/// As [`write`], for what a later run does as it says: it stays the file of the user who wrote it, so that nobody else could have.
+/// Everybody may read it.
+pub fn write_orders(path: &Path, content: &[u8]) -> Result<()> {
+    let dir = path.parent().unwrap_or(path);
+    let made = Builder::new().prefix(PARTIAL_PREFIX).permissions(Permissions::from_mode(0o644)).tempfile_in(dir);
+    let mut file = made.map_err(|cause| Error::io("create a file in", dir, cause))?;
+    file.write_all(content).map_err(|cause| Error::io("write", path, cause))?;
+    publish(file, path)
+}
+
 /// Points the symbolic link at `link` to `target`, replacing it in one step. A file system without links is a warning of
 /// the run.
 pub fn relink(target: &Path, link: &Path) -> Result<()> {
@@ -110,16 +125,41 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Creates a directory and its parents durably.
+/// Removes the temporary files that killed runs left in a directory of small files. What cannot be removed is left to the next run.
+pub fn sweep_partials(dir: &Path) {
+    let is_old = |found: &fs::Metadata| {
+        let age = found.modified().ok().and_then(|at| at.elapsed().ok());
+        found.is_file() && age.is_some_and(|age| age > LONGEST_WRITE)
+    };
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let is_partial = entry.file_name().to_str().is_some_and(|name| name.starts_with(PARTIAL_PREFIX));
+        if is_partial && entry.metadata().is_ok_and(|found| is_old(&found)) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Creates a directory and its parents durably. Below `.kg` no link of another user leads the way.
 pub fn create_dirs(dir: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
-    fs::create_dir_all(dir)?;
     // In `.kg` also what root made before, and kept for itself.
     let in_state = dir.ancestors().position(|dir| dir.file_name().is_some_and(|name| name == STATE_DIR));
+    dir.ancestors().take(in_state.unwrap_or(0)).try_for_each(assert_no_foreign_link)?;
+    fs::create_dir_all(dir)?;
     let made: Vec<&Path> = dir.ancestors().take(in_state.unwrap_or(0).max(missing.len())).collect();
     // From the top: what belongs to whom follows from the directory around it.
     made.into_iter().rev().for_each(ownership::settle);
     missing.iter().filter_map(|made| made.parent()).try_for_each(sync_at)
+}
+
+fn assert_no_foreign_link(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_symlink() && ![0, geteuid().as_raw()].contains(&found.uid()) => {
+            let what = format!("{} is a link of user {}, which is not followed", path.display(), found.uid());
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Makes a rename or removal in the directory of `path` durable.
@@ -174,6 +214,23 @@ mod tests {
             move_new(&from, &to, means).unwrap();
             assert_eq!((from.exists(), fs::read(&to).unwrap()), (false, b"new".to_vec()));
         }
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_removed_once_nobody_can_be_at_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = |name: &str, age: Duration| {
+            let file = File::create(dir.path().join(name)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - age).unwrap();
+        };
+        made(".kg-partial-old", LONGEST_WRITE * 2);
+        made(".kg-partial-new", Duration::ZERO);
+        made("other", LONGEST_WRITE * 2);
+        fs::create_dir(dir.path().join(".kg-partial-dir")).unwrap();
+        sweep_partials(dir.path());
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".kg-partial-dir", ".kg-partial-new", "other"]);
     }
 
     #[test]

@@ -5,15 +5,18 @@
 //! regular file, without a wait, of a bounded length, and for writing without links and with one name.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, Metadata, OpenOptions},
     io::{self, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
 };
 
-use nix::{errno::Errno, fcntl::OFlag};
+use nix::{errno::Errno, fcntl::OFlag, unistd::geteuid};
 
 use crate::error::{Code, Error, Result};
+
+/// Permission bits of group and others.
+pub const OTHERS_WRITE: u32 = 0o022;
 
 /// Opens a regular file to read it; a link is an error.
 pub fn open(path: &Path) -> io::Result<File> {
@@ -56,6 +59,35 @@ pub fn read_if_there(path: &Path, most_bytes: u64) -> io::Result<Option<Vec<u8>>
     }
 }
 
+/// What the file at `path` says that this process is to do; `None` where there is none. `KG_UNSAFE_FILE` if anybody but this user and root
+/// could have written it.
+pub fn read_orders(path: &Path, most_bytes: u64) -> Result<Option<Vec<u8>>> {
+    let failed = |cause| Error::io("read", path, cause);
+    let file = match open(path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(cause) if cause.raw_os_error() == Some(Errno::ELOOP as i32) => {
+            return Err(unsafe_file(path, "it is a symbolic link"));
+        }
+        opened => opened.map_err(failed)?,
+    };
+    assert_one_name(&file, path)?;
+    if let Some(why) = why_foreign(&file.metadata().map_err(failed)?) {
+        let message = format!("{} was not followed: {why}", path.display());
+        let remedy = "Run this as that user; or look at what it says, and move it away";
+        return Err(Error::new(Code::UnsafeFile, message, remedy));
+    }
+    read(&file, most_bytes).map(Some).map_err(failed)
+}
+
+/// Why somebody else than this user and root could have written a file.
+pub fn why_foreign(found: &Metadata) -> Option<String> {
+    let user = geteuid().as_raw();
+    if found.uid() != user && found.uid() != 0 {
+        return Some(format!("it belongs to user {}, and this is user {user}", found.uid()));
+    }
+    (found.mode() & OTHERS_WRITE != 0).then(|| "others may write it".into())
+}
+
 /// Opens a file for writing with `options`, and makes it where it does not exist. `KG_UNSAFE_FILE` if something else than a
 /// regular file with one name is there: whoever may write to the directory could have any file written over through it.
 pub fn open_to_write(path: &Path, options: &mut OpenOptions) -> Result<File> {
@@ -87,7 +119,10 @@ fn unsafe_file(path: &Path, why: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink};
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt, symlink},
+    };
 
     use nix::{sys::stat::Mode, unistd::mkfifo};
 
@@ -115,6 +150,23 @@ mod tests {
         let error = open_to_write(&at("pipe"), OpenOptions::new().read(true)).unwrap_err();
         assert_eq!(error.code, Code::UnsafeFile);
         assert!(!at("missing").exists());
+    }
+
+    #[test]
+    fn orders_are_taken_from_a_file_that_nobody_else_could_have_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "orders").unwrap();
+        for (mode, is_followed) in [(0o644, true), (0o600, true), (0o664, false), (0o602, false)] {
+            fs::set_permissions(at("file"), fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(read_orders(&at("file"), 9).is_ok(), is_followed, "{mode:o}");
+        }
+        fs::set_permissions(at("file"), fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(read_orders(&at("none"), 9).unwrap(), None);
+        symlink("file", at("link")).unwrap();
+        assert_eq!(read_orders(&at("link"), 9).unwrap_err().code, Code::UnsafeFile);
+        fs::hard_link(at("file"), at("second")).unwrap();
+        assert_eq!(read_orders(&at("file"), 9).unwrap_err().code, Code::UnsafeFile);
     }
 
     #[test]

@@ -5,7 +5,6 @@
 
 use std::{
     fs::{self, File},
-    io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -18,9 +17,10 @@ use crate::{
         pick::Pick,
     },
     backup::DEFAULT_LOCK_TIMEOUT,
+    beneath::held_path,
     chain, durable,
     error::{Code, Error, Result, Warning, WarningCode},
-    lock, ownership, paths,
+    ownership, paths,
     project::{Component, Project, STAGING_PREFIX, STATE_DIR, pattern},
     reader::{
         apply::{lock_target, undo::DEFAULT_RETENTION_DAYS},
@@ -105,7 +105,10 @@ pub fn restore(
     let mut staging = None;
     let restored = restore_through(&mut staging, store, reference, launch, options, task);
     match staging {
-        Some(staging) => staging.end(restored),
+        Some(staging) => {
+            let restored = restored.map_err(|error| staging.named(error));
+            staging.end(restored)
+        }
         None => restored,
     }
 }
@@ -133,14 +136,15 @@ fn restore_through(
     if !options.dry_run {
         warnings.extend(Reader::tidy(launch, &target, options.lock_timeout, options.undo_retention_days, task)?);
     }
-    let unpack_to = (!options.dry_run).then(|| staging.path());
+    let held = staging.held_path();
+    let unpack_to = (!options.dry_run).then_some(held.as_path());
     // No descriptor of a file that becomes part of the live project is open here when it does.
     let plan = chain::plan(&archive, &pick, store.keys(), task)?;
     let manifest = chain::unpack(&plan, unpack_to, store.keys(), task)?.manifest;
     assert_holds(store, &manifest, &pick, options)?;
     let in_vain = pick.in_vain().map(|pattern| format!("{} holds nothing of `{pattern}`", manifest.id));
     warnings.extend(in_vain.map(|message| Warning::new(WarningCode::Incomplete, message)));
-    write_manifest(staging.path(), &manifest)?;
+    write_manifest(&held, &manifest)?;
     task.report(Phase::Applying, 0, 0)?;
     if !options.dry_run {
         // The reader waits too, but cannot be told to stop.
@@ -297,13 +301,7 @@ impl Staging {
         staging.made.iter().rev().for_each(|made| ownership::inherit(made));
         while staging.lock.is_none() {
             let dir = PrivateDir::new(&state, STAGING_PREFIX)?;
-            // Between its making and its locking another restore may take it for left behind: then another is made.
-            staging.lock = match File::open(dir.path()).and_then(|file| file.lock().map(|()| file)) {
-                Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-                    return Err(lock::refused(dir.path(), cause));
-                }
-                lock => lock.ok().filter(|_| dir.path().exists()),
-            };
+            staging.lock = dir.lock()?;
             staging.dir = Some(dir);
         }
         Ok(staging)
@@ -311,6 +309,17 @@ impl Staging {
 
     fn path(&self) -> &Path {
         self.dir.as_ref().map_or(Path::new(""), |dir| dir.path())
+    }
+
+    /// Where it is written to: to the directory that was made, whatever has its name by now.
+    fn held_path(&self) -> PathBuf {
+        self.lock.as_ref().map_or_else(|| self.path().to_path_buf(), |dir| held_path(dir, self.path()))
+    }
+
+    /// An error that names files as they are called, and not by the descriptor.
+    fn named(&self, error: Error) -> Error {
+        let (held, path) = (self.held_path(), self.path());
+        Error { message: error.message.replace(&*held.to_string_lossy(), &path.to_string_lossy()), ..error }
     }
 
     /// Removes it. After a restore that was carried out, a directory that stays is a warning.

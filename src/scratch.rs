@@ -4,11 +4,13 @@
 //! removed. A run holds a lock on its [`Scratch`]; one that no run has locked was left behind.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, File, OpenOptions, Permissions},
     io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
+
+use nix::fcntl::OFlag;
 
 use crate::{
     error::{Error, Result},
@@ -35,6 +37,19 @@ impl PrivateDir {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Opens and locks it: one that nobody has locked may be taken for left behind. `None` if that happened already, or if something else has its
+    /// name by now; then another one is to be made.
+    pub fn lock(&self) -> Result<Option<File>> {
+        let flags = (OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits();
+        let dir = match OpenOptions::new().read(true).custom_flags(flags).open(&self.path) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(|cause| Error::io("open", &self.path, cause))?,
+        };
+        let is_own = dir.metadata().is_ok_and(|found| found.uid() == nix::unistd::geteuid().as_raw());
+        dir.lock().map_err(|cause| lock::refused(&self.path, cause))?;
+        Ok(Some(dir).filter(|_| is_own && self.path.exists()))
     }
 
     /// Leaves it to the next run.
@@ -115,13 +130,8 @@ impl Scratch {
         sweep(parent, prefix);
         loop {
             let dir = PrivateDir::new(parent, prefix)?;
-            // Between its making and its locking another run may take it for left behind: then another is made.
-            match File::open(dir.path()).and_then(|file| file.lock().map(|()| file)) {
-                Ok(lock) if dir.path().exists() => return Ok(Scratch { dir, lock }),
-                Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-                    return Err(lock::refused(dir.path(), cause));
-                }
-                _ => {}
+            if let Some(lock) = dir.lock()? {
+                return Ok(Scratch { dir, lock });
             }
         }
     }
@@ -151,8 +161,8 @@ pub fn free_bytes(path: &Path) -> Option<u64> {
     Some(found.blocks_available() as u64 * found.fragment_size() as u64)
 }
 
-/// What cannot be removed is left to the next run.
-fn sweep(parent: &Path, prefix: &str) {
+/// Removes directories of that prefix that killed runs of this user left. What cannot be removed is left to the next run.
+pub fn sweep(parent: &Path, prefix: &str) {
     let own = nix::unistd::geteuid().as_raw();
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let is_ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix))

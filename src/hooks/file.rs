@@ -17,7 +17,6 @@ use crate::{
 
 /// A longer one is no list of hooks.
 const MAX_BYTES: u64 = 1024 * 1024;
-pub(super) const OTHERS_WRITE: u32 = 0o022;
 
 pub fn path(project: &Project) -> PathBuf {
     project.state_dir().join(HOOKS_FILE)
@@ -34,17 +33,12 @@ pub fn read(project: &Project) -> Result<Option<String>> {
         opened => opened.map_err(|cause| Error::io("read", &path, cause))?,
     };
     let found = file.metadata().map_err(|cause| Error::io("read", &path, cause))?;
-    let user = geteuid().as_raw();
-    if found.uid() != user && found.uid() != 0 {
-        let what = format!("it belongs to user {}, and this is user {user}", found.uid());
-        return Err(refuse(&path, &what, "Set the hooks as the user who makes the backups"));
-    }
-    if found.mode() & OTHERS_WRITE != 0 {
-        return Err(refuse(
-            &path,
-            "others may write it",
-            format!("Look at what it says, then `chmod 600 {}`", path.display()),
-        ));
+    if let Some(why) = regular::why_foreign(&found) {
+        let remedy = format!(
+            "Set the hooks as the user who makes the backups, or look at what it says, then `chmod 600 {}`",
+            path.display()
+        );
+        return Err(refuse(&path, &why, remedy));
     }
     if !is_listed(&project.state_dir()).map_err(|cause| Error::io("read", &project.state_dir(), cause))? {
         return Err(refuse(&path, "it is called otherwise, in other letters", "Remove it, and set the hooks again"));

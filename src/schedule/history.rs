@@ -188,6 +188,7 @@ impl History {
         let failed = |cause| Error::io("lock", &path, cause);
         let file = durable::open_lock(&path)?;
         lock::wait(&file, LOCK_TIMEOUT, &Task::default(), failed)?;
+        durable::sweep_partials(&dir);
         let killed = started::killed(project);
         let mut history = History::read(project)?;
         history.take_up(killed.iter().map(|(_, run)| run.clone()));

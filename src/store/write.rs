@@ -27,7 +27,7 @@ use crate::{
     },
     durable::{self, PARTIAL_PREFIX},
     error::{Code, Error, Result, Warning, WarningCode},
-    scratch::{PrivateDir, Scratch, remove_tree},
+    scratch::{self, PrivateDir, Scratch, remove_tree},
     sqlite::aside,
     task::{Phase, Task},
 };
@@ -126,27 +126,30 @@ impl Store {
         for entry in entries.flatten() {
             let path = entry.path();
             let Ok(name) = entry.file_name().into_string() else { continue };
-            if name.starts_with(aside::SCRATCH_PREFIX) {
-                match remove_tree(&path).map_err(|cause| Error::io("remove", &path, cause)) {
-                    // A run of root's, or of another user, that was killed: it must not keep this one from its work.
-                    Err(error) if error.code == Code::PermissionDenied => {
-                        let message = format!("{}: another user's run left it; remove it as that user", error.message);
-                        warnings.push(Warning::new(WarningCode::Store, message));
-                    }
-                    removed => removed?,
-                }
-            } else if name.starts_with(PARTIAL_PREFIX) {
-                durable::remove(&path)?;
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let (is_scratch, is_partial) = (name.starts_with(aside::SCRATCH_PREFIX), name.starts_with(PARTIAL_PREFIX));
+            // What cannot be removed must not keep this run from its work.
+            if is_scratch && is_dir {
+                let removed = remove_tree(&path).map_err(|cause| Error::io("remove", &path, cause));
+                warnings.extend(removed.err().map(stays));
+            } else if is_partial && !is_dir {
+                warnings.extend(durable::remove(&path).err().map(stays));
+            } else if is_scratch || is_partial {
+                let message =
+                    format!("{} has a name of a temporary file, and no run made it: move it away", path.display());
+                warnings.push(Warning::new(WarningCode::Store, message));
             } else if let Some(archive) = name.strip_suffix(MANIFEST_SUFFIX)
                 && names::id_of_archive(archive).is_some()
             {
                 match self.has_file(archive) {
                     Ok(true) => {}
-                    Ok(false) => durable::remove(&path)?,
+                    Ok(false) => warnings.extend(durable::remove(&path).err().map(stays)),
                     Err(error) => warnings.push(Warning::new(WarningCode::Store, error.message)),
                 }
             }
         }
+        // Where the copies of databases lie while an encrypted archive is written.
+        scratch::sweep(&std::env::temp_dir(), PRIVATE_PREFIX);
         let adopt = |archive: &Path, manifest: Manifest| durable::write(&manifest_path(archive), &manifest.to_json());
         warnings.extend(self.adopt(task, adopt)?);
         Ok(warnings)
@@ -324,6 +327,12 @@ impl NewBackup<'_> {
         backup.warnings.extend(left.map(|left| Warning::new(WarningCode::Store, left.to_string())));
         Ok((backup, manifest))
     }
+}
+
+/// That what a run left is still there.
+fn stays(error: Error) -> Warning {
+    let whose = if error.code == Code::PermissionDenied { "another user's run left it; " } else { "" };
+    Warning::new(WarningCode::Store, format!("{}: {whose}remove it yourself", error.message))
 }
 
 fn not_needed(why: &str) -> String {

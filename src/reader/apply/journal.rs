@@ -101,17 +101,13 @@ pub fn path(root: &Path) -> PathBuf {
 pub fn write(root: &Path, intent: &Intent) -> Result<()> {
     let path = path(root);
     let json = serde_json::to_vec(intent).map_err(|cause| Error::io("write", &path, io::Error::other(cause)))?;
-    durable::write(&path, &json)
+    durable::write_orders(&path, &json)
 }
 
-/// The journal of an interrupted restore.
+/// The journal of an interrupted restore. `KG_UNSAFE_FILE` if another user could have written it: what it says is carried out.
 pub fn read(root: &Path) -> Result<Option<Intent>> {
     let path = path(root);
-    let json = match regular::read_if_there(&path, MAX_TEXT_BYTES) {
-        Ok(None) => return Ok(None),
-        Ok(Some(json)) => json,
-        Err(cause) => return Err(Error::io("read", &path, cause)),
-    };
+    let Some(json) = regular::read_orders(&path, MAX_TEXT_BYTES)? else { return Ok(None) };
     serde_json::from_slice(&json).map(Some).map_err(|cause| {
         Error::new(
             Code::TargetInvalid,

@@ -74,9 +74,12 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     let mut warnings = Vec::new();
     let _lock = if request.dry_run { None } else { Some(lock_and_recover(root, lock_timeout, &mut warnings)?) };
     let mut target = Target::open(root)?;
-    let manifest = read_manifest(&request.staging)?;
+    let staged_in = request.staging.file_name().unwrap_or_default();
+    // A dry run unpacks nothing, and elsewhere.
+    let staging = if request.dry_run { request.staging.clone() } else { target.hold(staged_in)? };
+    let manifest = read_manifest(&staging, &request.staging)?;
     let picked = Pick::new(&request.target, request.only.clone(), request.paths.as_deref())?.select(&manifest);
-    let placements = place::of_backup(&mut target, root, &request.staging, &manifest, &picked, &mut warnings)?;
+    let placements = place::of_backup(&mut target, root, &staging, staged_in, &manifest, &picked, &mut warnings)?;
     let taken = plan::taken(&target, &placements)?;
     if !taken.is_empty() && !request.overwrite {
         return Err(target_exists(&target, &taken));
@@ -266,9 +269,10 @@ fn holds_something(state: &Path) -> bool {
     })
 }
 
-fn read_manifest(staging: &Path) -> Result<Manifest> {
-    let path = staging.join(MANIFEST_ENTRY);
-    let json = fs::read(&path).map_err(|cause| Error::io("read", &path, cause))?;
+/// `known_as` is what messages call the directory.
+fn read_manifest(staging: &Path, known_as: &Path) -> Result<Manifest> {
+    let read = fs::read(staging.join(MANIFEST_ENTRY));
+    let json = read.map_err(|cause| Error::io("read", &known_as.join(MANIFEST_ENTRY), cause))?;
     Manifest::parse(&json, "the backup")
 }
 

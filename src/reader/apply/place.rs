@@ -5,6 +5,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    ffi::OsStr,
     fs::File,
     io::Read,
     path::Path,
@@ -55,18 +56,19 @@ pub struct Placements<'a> {
     pub directories: Vec<MadeDir>,
 }
 
-/// The places of the records that were picked from a backup, which was unpacked into `staging`.
+/// The places of the records that were picked from a backup, which was unpacked into `staging`, a directory of `.kg` of the name
+/// `staged_in`.
 pub fn of_backup<'a>(
     target: &mut Target,
     root: &Path,
     staging: &Path,
+    staged_in: &OsStr,
     manifest: &Manifest,
     picked: &[(usize, &'a FileRecord)],
     warnings: &mut Vec<Warning>,
 ) -> Result<Placements<'a>> {
     let database = database_location(target, root, staging, manifest, picked, warnings)?;
-    let staged_in = staging.file_name().map(|name| format!("{STATE_PREFIX}{}", name.to_string_lossy()));
-    let staged_in = staged_in.unwrap_or_default();
+    let staged_in = format!("{STATE_PREFIX}{}", staged_in.to_string_lossy());
     let folding = Folding::of(staging);
     let databases = manifest.databases();
     let mut taken = HashSet::new();

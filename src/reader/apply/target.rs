@@ -5,9 +5,12 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     io,
     path::{Path, PathBuf},
 };
+
+use nix::unistd::geteuid;
 
 use crate::{
     beneath::{Dir, Place},
@@ -24,6 +27,8 @@ pub struct Target {
     path: PathBuf,
     /// The one place outside that may be written.
     outside: Option<PathBuf>,
+    /// The directory of `.kg` that a backup was unpacked into, by its name.
+    staging: Option<(PathBuf, Dir)>,
 }
 
 impl Target {
@@ -34,12 +39,30 @@ impl Target {
             Err(cause) => Err(Error::io("open", path, cause)),
         };
         let (root, state) = (open(path)?, open(&path.join(STATE_DIR))?);
-        Ok(Target { root, state, path: path.to_path_buf(), outside: None })
+        Ok(Target { root, state, path: path.to_path_buf(), outside: None, staging: None })
     }
 
     /// Lets the database at `outside`, an absolute path, be written.
     pub fn allow(&mut self, outside: Option<PathBuf>) {
         self.outside = outside;
+    }
+
+    /// Holds the directory of that name in `.kg` open, into which a backup was unpacked: nobody puts another one in its place.
+    /// Returns a path that leads to it. `KG_UNSAFE_FILE` if somebody has done so already.
+    pub fn hold(&mut self, name: &OsStr) -> Result<PathBuf> {
+        let dir = self.existing(&format!("{STATE_DIR}/{}", name.to_string_lossy()))?.enter()?;
+        let (owner, _) = dir.owner()?;
+        if owner != geteuid().as_raw() {
+            let message = format!("{} is not what was unpacked: it belongs to user {owner}", dir.path().display());
+            return Err(Error::new(
+                Code::UnsafeFile,
+                message,
+                "Nothing was changed; find out who changed the project meanwhile",
+            ));
+        }
+        let path = dir.held_path();
+        self.staging = Some((Path::new(STATE_DIR).join(name), dir));
+        Ok(path)
     }
 
     /// Without links; `None` if there is no project yet.
@@ -59,6 +82,12 @@ impl Target {
         }
         if !names::stays_below(&path) {
             return Err(not_ours(location, "does not stay inside the project"));
+        }
+        if let Some((name, dir)) = &self.staging
+            && let Ok(below) = path.strip_prefix(name)
+            && !below.as_os_str().is_empty()
+        {
+            return dir.place(below);
         }
         let (dir, below) = match path.strip_prefix(STATE_DIR) {
             Ok(below) if !below.as_os_str().is_empty() => (&self.state, below),
@@ -135,10 +164,33 @@ impl Target {
             return Err(not_ours(&path.to_string_lossy(), "does not stay inside the project"));
         };
         match Dir::open(parent) {
-            Ok(dir) => dir.place(Path::new(name)),
+            Ok(dir) => {
+                let place = dir.place(Path::new(name))?;
+                place.as_ref().map_or(Ok(()), |place| self.assert_of_project(&dir, place))?;
+                Ok(place)
+            }
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(cause) => Err(Error::io("open", parent, cause)),
         }
+    }
+}
+
+impl Target {
+    /// Refuses a place outside that only this user may write to, and not the owner of the project: its configuration would have one user
+    /// write for another.
+    fn assert_of_project(&self, dir: &Dir, place: &Place) -> Result<()> {
+        let Some((owner, _)) = self.state.as_ref().map(Dir::owner).transpose()? else { return Ok(()) };
+        let is_theirs = owner == geteuid().as_raw()
+            || dir.owner()?.0 == owner
+            || place.stat()?.is_some_and(|found| found.st_uid == owner);
+        if is_theirs {
+            return Ok(());
+        }
+        let message = format!(
+            "{} lies outside of the project and does not belong to its owner, user {owner}, as neither does its directory",
+            place.path().display()
+        );
+        Err(Error::new(Code::TargetInvalid, message, "Restore as the owner of the project"))
     }
 }
 

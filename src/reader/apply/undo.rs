@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::journal::MadeDir;
 use crate::{
     archive::read::MAX_TEXT_BYTES,
+    beneath::in_the_way,
     durable,
     error::{Code, Error, Result},
     project::{STATE_DIR, UNDO_DIR},
@@ -68,7 +69,7 @@ impl Record {
         let path = dir.join(RECORD_FILE);
         let json =
             serde_json::to_vec_pretty(self).map_err(|cause| Error::io("write", &path, io::Error::other(cause)))?;
-        durable::write(&path, &json)
+        durable::write_orders(&path, &json)
     }
 }
 
@@ -89,9 +90,8 @@ pub fn newest(root: &Path, earlier: bool) -> Result<(String, Record)> {
     names.sort();
     for name in names.iter().rev() {
         let path = root.join(STATE_DIR).join(UNDO_DIR).join(name).join(RECORD_FILE);
-        let read = regular::read_if_there(&path, MAX_TEXT_BYTES);
         // Without one, it is of a restore that was taken back, or removed by hand in part.
-        let Some(json) = read.map_err(|cause| Error::io("read", &path, cause))? else { continue };
+        let Some(json) = regular::read_orders(&path, MAX_TEXT_BYTES)? else { continue };
         let record: Result<Record, _> = serde_json::from_slice(&json);
         return match record {
             Ok(record) if earlier && record.undo => continue,
@@ -139,6 +139,9 @@ fn time_of(name: &str) -> Option<Timestamp> {
 
 fn names(state: &Path) -> Result<Vec<String>> {
     let dir = state.join(UNDO_DIR);
+    if dir.is_symlink() {
+        return Err(in_the_way(&dir));
+    }
     let entries = match fs::read_dir(&dir) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(|cause| Error::io("read", &dir, cause))?,
