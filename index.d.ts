@@ -1184,6 +1184,7 @@ export type KgErrorCode =
   | 'KG_TARGET_INVALID'
   | 'KG_TARGET_LOCKED'
   | 'KG_UNSAFE_FILE'
+  | 'KG_LIMIT'
   | 'KG_NOTHING_TO_UNDO'
   | 'KG_PERMISSION_DENIED'
   | 'KG_NO_SPACE'

@@ -34,6 +34,7 @@ use crate::{
     retention::{self, Policy, PruneResult},
     store::{Backup, Store, StoreLock, good, held},
     task::{Phase, Task},
+    threads::start_in,
     tolerated,
 };
 
@@ -239,10 +240,12 @@ impl Run<'_> {
         let mut reader = Reader::save(launch, request, &task.cancel)?;
         // Reading the chain to its end takes as long as reading the project: the one beside the other.
         let (saved, whole) = thread::scope(|threads| {
-            let checking = base.map(|base| threads.spawn(|| base.assert_whole(task)));
+            let check = |base| start_in(threads, "kg-chain", move || Chosen::assert_whole(base, task));
+            let checking = base.map(check).transpose()?;
             let saved = receive(&mut reader, &mut archive, task);
-            (saved, checking.map_or(Ok(()), |checking| checking.join().unwrap_or_else(|_| Err(check_panicked()))))
-        });
+            let whole = checking.map_or(Ok(()), |checking| checking.join().unwrap_or_else(|_| Err(check_panicked())));
+            Ok::<_, Error>((saved, whole))
+        })?;
         let mut saved = saved?;
         whole?;
         drop(reader);

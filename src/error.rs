@@ -108,6 +108,8 @@ codes! {
     NoSpace = "KG_NO_SPACE", exit 4;
     /// A file that is to be written is a link, has other names, or is no regular file.
     UnsafeFile = "KG_UNSAFE_FILE", exit 4;
+    /// A limit of the system for this user or process: threads, processes, open files, the size of a file.
+    Limit = "KG_LIMIT", exit 4;
     /// Another failure of the file system.
     Io = "KG_IO", exit 4;
     /// The reader process could not be started.
@@ -175,6 +177,10 @@ impl Error {
 
     /// A failed call on `path`; `action` completes "Could not …", for example "write".
     pub fn io(action: &str, path: &Path, cause: io::Error) -> Self {
+        // What a reader or writer of this software says of itself.
+        if let Some(own) = cause.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            return Error { message: format!("Could not {action} {}: {}", path.display(), own.message), ..own.clone() };
+        }
         let (code, remedy) = match cause.kind() {
             io::ErrorKind::ResourceBusy if mounts::is_point(path) => (
                 Code::Io,
@@ -183,6 +189,12 @@ impl Error {
             ),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 (Code::NoSpace, "Free some space there, or choose another directory, and run it again")
+            }
+            io::ErrorKind::FileTooLarge => {
+                (Code::Limit, "Let this process write larger files (`ulimit -f`), or use another file system")
+            }
+            _ if matches!(cause.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE)) => {
+                (Code::Limit, "Let this process have more files open: `ulimit -n`, `LimitNOFILE=` of a unit of systemd")
             }
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 (Code::PermissionDenied, "Give this user access to it, or run as a user that has it")

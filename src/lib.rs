@@ -68,6 +68,7 @@ pub mod settings;
 pub mod sqlite;
 pub mod store;
 pub mod task;
+pub mod threads;
 pub mod tolerated;
 pub mod undo;
 pub mod verify;

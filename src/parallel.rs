@@ -11,6 +11,7 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::error::{Code, Error, Result};
+use crate::threads;
 
 struct Job<I, O> {
     item: I,
@@ -44,17 +45,12 @@ where
     let (slots, ordered) = bounded(workers * items_each);
     for _ in 0..workers {
         let (jobs, mut map) = (taken.clone(), worker());
-        thread::Builder::new()
-            .name("kg-worker".into())
-            .spawn(move || {
-                for Job { item, slot } in jobs {
-                    // Nobody waits for it where the other side has given up.
-                    let _ = slot.send(map(item));
-                }
-            })
-            .map_err(|cause| {
-                Error::new(Code::Internal, "No thread could be started", "Run it again").with_cause(cause)
-            })?;
+        threads::start("kg-worker", move || {
+            for Job { item, slot } in jobs {
+                // Nobody waits for it where the other side has given up.
+                let _ = slot.send(map(item));
+            }
+        })?;
     }
     Ok((Submit { jobs, slots }, Deliver { slots: ordered }))
 }

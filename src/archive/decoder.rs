@@ -22,6 +22,7 @@ use crate::{
     error::{Code, Error, Result},
     parallel::{self, Closed, Deliver, Submit, cores},
     task::Cancel,
+    threads,
 };
 
 /// Under way: those of a forged archive can be large.
@@ -77,8 +78,8 @@ impl Decoder {
         let (submit, blocks) = started.map_err(io::Error::other)?;
         let stop = Cancel::default();
         let stopped = stop.clone();
-        let file =
-            thread::Builder::new().name("kg-input".into()).spawn(move || read_pieces(file, &submit, &stopped))?;
+        let input = move || read_pieces(file, &submit, &stopped);
+        let file = threads::start("kg-input", input).map_err(io::Error::other)?;
         Ok(Decoder {
             blocks,
             block: Vec::new(),

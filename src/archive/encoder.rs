@@ -7,7 +7,7 @@
 use std::{
     io::{self, Write},
     sync::Arc,
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
 };
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
@@ -25,6 +25,7 @@ use crate::{
     hex::hex,
     parallel::{self, Submit, cores},
     task::POLL_INTERVAL,
+    threads,
 };
 
 /// What is under way for each worker, in blocks of a full backup: enough that nobody waits for another one's turn on the processor.
@@ -121,19 +122,13 @@ impl Encoder {
         let worker = || packing(packers.borrow_mut().pop().flatten(), earlier.clone());
         let (submit, deliver) = parallel::ordered(workers, blocks_per_worker, worker)?;
         let needed = earlier.clone();
-        let output = thread::Builder::new()
-            .name("kg-output".into())
-            .spawn(move || {
-                let written =
-                    Output::new(sink, compression, earlier.clone()).and_then(|output| output.write_all(deliver));
-                if written.is_err() {
-                    earlier.iter().for_each(|earlier| earlier.give_up());
-                }
-                written
-            })
-            .map_err(|cause| {
-                Error::new(Code::Internal, "No thread could be started", "Run it again").with_cause(cause)
-            })?;
+        let output = threads::start("kg-output", move || {
+            let written = Output::new(sink, compression, earlier.clone()).and_then(|output| output.write_all(deliver));
+            if written.is_err() {
+                earlier.iter().for_each(|earlier| earlier.give_up());
+            }
+            written
+        })?;
         Ok(Encoder {
             block: Vec::new(),
             content: Content::Other,

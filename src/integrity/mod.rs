@@ -54,6 +54,7 @@ use crate::{
         snapshot::{self, Conditions, Taken},
     },
     task::Cancel,
+    threads::start_in,
 };
 
 /// What the names of scratch directories of checks start with.
@@ -306,7 +307,7 @@ fn structure_and_fulltext(private: &Private, named: &Named, size: u64, check: &C
         Ok(if stop.is_cancelled() { Vec::new() } else { found })
     };
     thread::scope(|threads| {
-        let beside = threads.spawn(fulltext);
+        let beside = start_in(threads, "kg-fulltext", fulltext)?;
         let mut own = open(private.database(), size, check)?;
         forget_fulltext(&own);
         let mut found = structure::integrity_check(&mut own, named, check)?;

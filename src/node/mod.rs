@@ -12,7 +12,7 @@ mod config;
 mod options;
 mod schedule;
 
-use std::{panic, sync::Arc, thread};
+use std::{panic, sync::Arc};
 
 use napi::{
     Env, Result as NapiResult,
@@ -35,6 +35,7 @@ use crate::{
     retention::prune,
     store::Store,
     task::{Cancel, Progress, Task},
+    threads,
     undo::undo_restore,
     verify::check_backup,
 };
@@ -98,11 +99,11 @@ pub fn run<'env>(
     }
     // After the listener: where both have something to say, Node asks whoever was there first, and progress comes before the result.
     let (deferred, promise) = env.create_deferred()?;
-    let started = thread::Builder::new().name("kg-call".into()).spawn(move || {
+    let started = threads::start("kg-call", move || {
         let outcome = outcome(|| dispatch(&call, &task));
         deferred.resolve(move |_| Ok(outcome));
     });
-    started.map_err(|cause| napi::Error::from_reason(format!("No thread could be started: {cause}")))?;
+    started.map_err(|error| napi::Error::from_reason(error.to_string()))?;
     Ok(promise)
 }
 

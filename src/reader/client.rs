@@ -32,6 +32,7 @@ use crate::{
     project::STATE_DIR,
     settings::Settings,
     task::{Cancel, POLL_INTERVAL, Phase, Task},
+    threads,
 };
 
 /// A reader greets within milliseconds; a machine that is swapping may take longer.
@@ -214,13 +215,9 @@ struct Thread {
 impl Thread {
     fn start(request: Request, cancel: Cancel) -> Result<Self> {
         let (sender, receiver) = bounded(CHANNEL_ANSWERS);
-        let handle = thread::Builder::new()
-            .name("kg-reader".into())
-            // When an answer cannot be sent, nobody waits for the result either.
-            .spawn(move || drop(server::answer(request, &mut Channel(sender), &cancel)))
-            .map_err(|cause| {
-                Error::new(Code::ReaderStart, "No thread could be started", "Run it again").with_cause(cause)
-            })?;
+        // When an answer cannot be sent, nobody waits for the result either.
+        let work = move || drop(server::answer(request, &mut Channel(sender), &cancel));
+        let handle = threads::start("kg-reader", work)?;
         Ok(Thread { answers: Some(receiver), handle: Some(handle) })
     }
 
@@ -292,14 +289,23 @@ impl Process {
             // Ctrl-C in the host's terminal is the host's to handle.
             .process_group(0)
             .spawn()
-            .map_err(|cause| cannot_start(executable, "could not be started", &format!(": {cause}")))?;
+            .map_err(|cause| match cause.kind() {
+                io::ErrorKind::WouldBlock => threads::refused(cause),
+                _ => cannot_start(executable, "could not be started", &format!(": {cause}")),
+            })?;
         let (Some(requests), Some(answers), Some(stderr)) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
             return Err(cannot_start(executable, "has no pipes", ""));
         };
         widen(&answers);
-        let stderr = thread::spawn(move || first_lines(stderr));
+        let stderr = match threads::start("kg-stderr", move || first_lines(stderr)) {
+            Ok(stderr) => stderr,
+            Err(error) => {
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(error);
+            }
+        };
         let mut process = Process {
             child,
             executable: executable.to_path_buf(),

@@ -20,6 +20,7 @@ use crate::{
     project::STATE_DIR,
     sqlite::{private, wal_in_use},
     task::Cancel,
+    threads::start_in,
 };
 
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
@@ -32,7 +33,7 @@ pub fn inspect(request: &CheckRequest, answers: &mut dyn Answers, cancel: &Cance
     thread::scope(|threads| {
         let (sender, receiver) = bounded(1);
         // Where it cannot be sent, nobody waits for it.
-        threads.spawn(move || drop(sender.send(check(&request.subject, request.scope, &conditions))));
+        start_in(threads, "kg-check", move || drop(sender.send(check(&request.subject, request.scope, &conditions))))?;
         loop {
             match receiver.recv_timeout(REPORT_INTERVAL) {
                 Ok(report) => return report,

@@ -10,7 +10,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
 };
 
 use super::{
@@ -27,6 +26,7 @@ use crate::{
     settings::Settings,
     sqlite,
     task::Cancel,
+    threads,
 };
 
 /// No file of a key is longer.
@@ -98,22 +98,27 @@ pub fn main() -> ExitCode {
     };
     // A restore or repair that has begun is carried to its end even when nobody waits for it any more.
     let may_end = Arc::new(AtomicBool::new(matches!(request, Request::Save(_) | Request::Check(_))));
-    end_with_client(may_end);
-    match answer(request, &mut Pipe { out }, &Cancel::default()) {
+    let mut client = Pipe { out };
+    let answered = match end_with_client(may_end) {
+        Ok(()) => answer(request, &mut client, &Cancel::default()),
+        Err(error) => client.message(Message::Failed { error }),
+    };
+    match answered {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
 }
 
 /// Ends this process when the client's side of standard input closes: the client ended, however it did.
-fn end_with_client(may_end: Arc<AtomicBool>) {
-    thread::spawn(move || {
+fn end_with_client(may_end: Arc<AtomicBool>) -> Result<()> {
+    let waiting = threads::start("kg-client", move || {
         // Nothing more is ever said on standard input, so this returns at its end.
         let _ = io::stdin().lock().read(&mut [0]);
         if may_end.load(Ordering::Acquire) {
             std::process::exit(1);
         }
     });
+    waiting.map(drop)
 }
 
 struct Pipe {

@@ -3,12 +3,11 @@
 //! A thread syncs the file each time another [`STEP_BYTES`] were written; while it does so nobody waits for it. The kernel tells a
 //! failed write to one sync only: an error that the thread met is kept, and is that of [`WriteBehind::finish`].
 
-use std::{
-    io,
-    thread::{self, JoinHandle},
-};
+use std::{io, thread::JoinHandle};
 
 use crossbeam_channel::{Sender, bounded};
+
+use crate::threads;
 
 const STEP_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -59,7 +58,7 @@ impl Syncing {
     fn start(mut sync: impl FnMut() -> io::Result<()> + Send + 'static) -> io::Result<Self> {
         let (ask, asked) = bounded(1);
         let run = move || asked.into_iter().try_for_each(|()| sync());
-        let done = thread::Builder::new().name("kg-sync".into()).spawn(run)?;
+        let done = threads::start("kg-sync", run).map_err(io::Error::other)?;
         Ok(Syncing { ask, done })
     }
 }

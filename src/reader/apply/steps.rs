@@ -15,6 +15,7 @@ use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
     mounts,
     sqlite::replace::{self, Swap},
+    threads::start_in,
     tolerated,
 };
 
@@ -139,8 +140,8 @@ pub fn swap(
         places.iter().map(|(live, new, file, ..)| Swap { live, new, keep: Some(file) }).collect();
     thread::scope(|threads| {
         // Beside the copying of what is replaced, which waits for the disk.
-        let digesting = threads
-            .spawn(|| places.iter().map(|(_, new, ..)| replace::content_digest(new)).collect::<Result<Vec<String>>>());
+        let digest = || places.iter().map(|(_, new, ..)| replace::content_digest(new)).collect::<Result<Vec<String>>>();
+        let digesting = start_in(threads, "kg-digest", digest)?;
         let decide = || {
             let digests = digesting.join().unwrap_or_else(|_| Err(digest_panicked()))?;
             // A recovery takes the new content from here, perhaps after a loss of power.

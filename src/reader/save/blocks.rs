@@ -21,6 +21,7 @@ use crate::{
         snapshot::Snapshot,
     },
     task::Cancel,
+    threads::start_in,
 };
 
 /// Read, and not yet taken; at least a few blocks.
@@ -54,7 +55,7 @@ pub(super) fn read(
 ) -> Result<DatabaseHashes> {
     thread::scope(|threads| {
         let (blocks, received) = bounded::<Block>((BYTES_WAITING / reading.block_bytes).max(LEAST_BLOCKS_WAITING));
-        let hashing = threads.spawn(move || {
+        let hash = move || {
             let page_bytes = snapshot.page_size_bytes();
             let mut hashes = Hashes::new(page_bytes, reading);
             let mut eraser = reading.erase.then(|| Eraser::new(snapshot, cancel)).transpose()?;
@@ -71,7 +72,8 @@ pub(super) fn read(
                 blocks.send(Block { bytes: std::mem::take(piece), hash, is_known }).map_err(|_| Error::aborted())
             })?;
             Ok(hashes.made)
-        });
+        };
+        let hashing = start_in(threads, "kg-hash", hash)?;
         let taken = received.iter().try_for_each(&mut take);
         // The other side waits for room no longer.
         drop(received);

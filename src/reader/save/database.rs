@@ -34,6 +34,7 @@ use crate::{
         snapshot::Snapshot,
     },
     task::Cancel,
+    threads::start_in,
 };
 
 /// How many blocks one message tells of.
@@ -69,12 +70,14 @@ impl Saving<'_> {
         let twin = snapshot.twin();
         let (sent, is_proven, beside) = thread::scope(|threads| {
             let asked = asked.as_ref();
-            let beside = twin.map(|mut twin| threads.spawn(move || findings(&mut twin, depth, asked, cancel)));
+            let check = |mut twin| start_in(threads, "kg-check", move || findings(&mut twin, depth, asked, cancel));
+            let beside = twin.map(check).transpose()?;
             let sent = self.pages(source, &mut snapshot, false, proof.as_mut());
             // Nothing more is asked then.
             let is_proven = proof.map(Proof::end);
-            (sent, is_proven, beside.map(|beside| beside.join().unwrap_or_else(|_| Err(check_panicked()))))
-        });
+            let beside = beside.map(|beside| beside.join().unwrap_or_else(|_| Err(check_panicked())));
+            Ok::<_, Error>((sent, is_proven, beside))
+        })?;
         sent?;
         let (_held, mut connection) = snapshot.into_connection();
         let mut found = beside.unwrap_or_else(|| findings(&mut connection, depth, asked.as_ref(), cancel))?;

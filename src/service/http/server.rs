@@ -1,14 +1,19 @@
 //! A listener, for as long as the value lives, on a thread of its own. Nothing of async leaves this file.
 //!
-//! One request a connection. Each has a slot, and little time: who sends slowly, or reads slowly, loses it, and keeps nobody waiting who
-//! is not behind him in the queue of the operating system. Whatever he does, the loop of the service knows nothing of it.
+//! One request a connection, and little time for each. Where there are too many, the oldest one makes room: an answer takes no longer than
+//! a moment, so it is of somebody who sends slowly or reads slowly, and keeps nobody waiting. Whatever he does, the loop of the
+//! service knows nothing of it.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
+    future::{Future, poll_fn},
     io,
     net::{SocketAddr, TcpListener},
+    pin::{Pin, pin},
     sync::Arc,
-    thread::{self, JoinHandle},
+    task::Poll,
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -17,13 +22,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net,
     runtime::{Builder, Runtime},
-    sync::{Semaphore, oneshot},
+    sync::oneshot,
+    task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
 
 use super::answer::Answerer;
+use crate::threads;
 
-const MOST_CONNECTIONS: u32 = 32;
+const MOST_CONNECTIONS: usize = 32;
 const MOST_HEADER_BYTES: usize = 16 * 1024;
 /// Until the header of a request is there.
 const HEADER_PATIENCE: Duration = Duration::from_secs(5);
@@ -48,7 +55,7 @@ impl Server {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
         let (stop, stopped) = oneshot::channel();
         let work = move || serve(&runtime, listener, Arc::new(answerer), stopped);
-        let thread = thread::Builder::new().name("http".into()).spawn(work)?;
+        let thread = threads::start("http", work).map_err(io::Error::other)?;
         Ok(Server { address, stop: Some(stop), thread: Some(thread) })
     }
 
@@ -72,29 +79,41 @@ impl Drop for Server {
     }
 }
 
-fn serve(runtime: &Runtime, listener: TcpListener, answerer: Arc<Answerer>, stopped: oneshot::Receiver<()>) {
+fn serve(runtime: &Runtime, listener: TcpListener, answerer: Arc<Answerer>, mut stopped: oneshot::Receiver<()>) {
     runtime.block_on(async {
         let Ok(listener) = net::TcpListener::from_std(listener) else { return };
-        let slots = Arc::new(Semaphore::new(MOST_CONNECTIONS as usize));
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&slots), answerer));
-        let _ = stopped.await;
-        accepting.abort();
-        let _ = timeout(GRACE, slots.acquire_many(MOST_CONNECTIONS)).await;
+        let mut connections = JoinSet::new();
+        {
+            let mut accepting = pin!(accept(&listener, &mut connections, &answerer));
+            // Whichever ends first.
+            poll_fn(|context| match Pin::new(&mut stopped).poll(context) {
+                Poll::Ready(_) => Poll::Ready(()),
+                Poll::Pending => accepting.as_mut().poll(context),
+            })
+            .await;
+        }
+        let answered = async { while connections.join_next().await.is_some() {} };
+        let _ = timeout(GRACE, answered).await;
     });
 }
 
-async fn accept(listener: net::TcpListener, slots: Arc<Semaphore>, answerer: Arc<Answerer>) {
-    while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
+async fn accept(listener: &net::TcpListener, connections: &mut JoinSet<()>, answerer: &Arc<Answerer>) {
+    let mut oldest_first: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
         let Ok((stream, _)) = listener.accept().await else {
             sleep(PAUSE).await;
             continue;
         };
-        let answerer = Arc::clone(&answerer);
-        tokio::spawn(async move {
+        while connections.try_join_next().is_some() {}
+        oldest_first.retain(|connection| !connection.is_finished());
+        if oldest_first.len() >= MOST_CONNECTIONS {
+            oldest_first.pop_front().iter().for_each(AbortHandle::abort);
+        }
+        let answerer = Arc::clone(answerer);
+        oldest_first.push_back(connections.spawn(async move {
             // What goes wrong on a connection is its client's matter.
             let _ = timeout(PATIENCE, converse(stream, &answerer)).await;
-            drop(slot);
-        });
+        }));
     }
 }
 
