@@ -90,7 +90,7 @@ describe('while this process has the database open and holds its write lock', ()
           const refused = await manager.createBackup({ type: 'snapshot' }).catch((error) => error.code);
           // What says where and whether encrypted needs no settings.
           const explicit = createBackupManager({ projectRoot: root, backupDir: backups, encryption: false, lockTimeout: 300 });
-          return [manager.backupDir, await manager.listBackups(), refused, await explicit.createBackup({ type: 'snapshot' })];
+          return [manager.backupDir, await manager.listBackups().catch((error) => error.code), refused, await explicit.createBackup({ type: 'snapshot' })];
         },
         encrypt: () => createBackupManager({ projectRoot: root, encryption: { passphraseFile: database } }).createBackup().catch((error) => error.code),
         deleteBackup: async () => manager.deleteBackup((await manager.getLatestBackup()).id),

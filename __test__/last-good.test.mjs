@@ -234,7 +234,7 @@ test('archives that lost their manifests are not said to be absent', async () =>
   rmSync(`${backup.path}.manifest.json`);
   await expect(manager.getLatestBackup()).rejects.toMatchObject({ code: 'KG_NO_BACKUPS', message: expect.stringContaining('holds 1 archives, and no manifest') });
   const listed = await kg(['diag', 'backup', '--list', '--output', backups, '--json'], { cwd: root });
-  expect(listed).toMatchObject({ status: 0, stdout: '[]\n', stderr: expect.stringContaining(`not listed; the first: ${backup.path}`) });
+  expect(listed).toMatchObject({ status: 0, stdout: '[]\n', stderr: expect.stringContaining(`make no backup; the first: ${backup.path}`) });
 });
 
 test('a line in a description looks like no backup in a list', async () => {

@@ -223,6 +223,6 @@ describe('what was remembered and cannot be read', () => {
     const warningsOf = (dir) => JSON.parse(failing('openat', 'EIO', ['diag', 'backup', '--output', dir, '--json'], { only, cwd: root }).stdout).warnings;
     expect(warningsOf(backups)).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringContaining('could not be written down') }]);
     expect(readFileSync(only)).toEqual(before);
-    expect(warningsOf(path.join(root, '../empty'))[0]).toMatchObject({ code: 'KG_WARN_STORE_EMPTIED', message: expect.stringMatching(/whether it ever did cannot be told.*stores\.json/) });
+    expect(warningsOf(path.join(root, '../empty'))[0]).toMatchObject({ code: 'KG_WARN_STORE', message: expect.stringMatching(/whether it ever did cannot be told.*stores\.json/) });
   });
 });

@@ -25,10 +25,15 @@ pub const PARTIAL_PREFIX: &str = ".kg-partial-";
 /// Nobody needs so long to write a small file: one that is older was left by a run that was killed.
 const LONGEST_WRITE: Duration = Duration::from_secs(60 * 60);
 
-/// A temporary file in `dir`, removed when it is dropped.
+/// A temporary file in `dir`, for this user alone, removed when it is dropped.
 pub fn partial(dir: &Path) -> Result<NamedTempFile> {
-    let made = Builder::new().prefix(PARTIAL_PREFIX).tempfile_in(dir);
-    made.inspect(|file| ownership::settle(file.path())).map_err(|cause| Error::io("create a file in", dir, cause))
+    partial_of(dir, 0o600).inspect(|file| ownership::settle(file.path()))
+}
+
+/// The umask takes from the mode what it takes from that of every file.
+fn partial_of(dir: &Path, mode: u32) -> Result<NamedTempFile> {
+    let made = Builder::new().prefix(PARTIAL_PREFIX).permissions(Permissions::from_mode(mode)).tempfile_in(dir);
+    made.map_err(|cause| Error::io("create a file in", dir, cause))
 }
 
 /// Opens a file that processes lock, which is made if it does not exist.
@@ -87,13 +92,23 @@ pub fn write(path: &Path, content: &[u8]) -> Result<()> {
     publish(file, path)
 }
 
+/// As [`write`], for what other users of the project may read.
+pub fn write_shared(path: &Path, content: &[u8]) -> Result<()> {
+    let mut file = partial_of(path.parent().unwrap_or(path), 0o644)?;
+    ownership::settle(file.path());
+    file.write_all(content).map_err(|cause| Error::io("write", path, cause))?;
+    publish(file, path)
+}
+
 /// As [`write`], for what a later run does as it says: it stays the file of the user who wrote it, so that nobody else could have.
 /// Everybody may read it.
 pub fn write_orders(path: &Path, content: &[u8]) -> Result<()> {
-    let dir = path.parent().unwrap_or(path);
-    let made = Builder::new().prefix(PARTIAL_PREFIX).permissions(Permissions::from_mode(0o644)).tempfile_in(dir);
-    let mut file = made.map_err(|cause| Error::io("create a file in", dir, cause))?;
-    file.write_all(content).map_err(|cause| Error::io("write", path, cause))?;
+    let failed = |cause| Error::io("write", path, cause);
+    let mut file = partial_of(path.parent().unwrap_or(path), 0o644)?;
+    // Whatever the umask is: the owner of the project takes up what root began.
+    let permitted = file.as_file().set_permissions(Permissions::from_mode(0o644));
+    tolerated::attributes(permitted, path).map_err(failed)?;
+    file.write_all(content).map_err(failed)?;
     publish(file, path)
 }
 

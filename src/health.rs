@@ -14,7 +14,7 @@ use crate::{
     age::age,
     archive::manifest::BackupType,
     base::remembers_encrypted,
-    error::{Code, Result},
+    error::{Code, Result, WarningCode},
     inspect::{inspect, is_healthy},
     integrity::{
         Checked, Scope,
@@ -143,7 +143,11 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
     if let Some(warning) = emptied {
         let remedy =
             "Mount it, then run this again; if the backups were removed on purpose, make one with `kg diag backup`";
-        issues.push(issue(IssueCode::StoreEmptied, warning.message, remedy));
+        issues.push(match warning.code {
+            WarningCode::StoreEmptied => issue(IssueCode::StoreEmptied, warning.message, remedy),
+            _ => issue(IssueCode::FileUnreadable, warning.message, "Give this user the right to read that file")
+                .severity(Severity::Warning),
+        });
     }
     let broken = broken_chains(&backups);
     let newest = newest_good(&backups);

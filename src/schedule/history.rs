@@ -196,7 +196,7 @@ impl History {
         let surplus = history.runs.len().saturating_sub(MOST_RUNS);
         history.runs.drain(..surplus);
         let text = serde_json::to_vec_pretty(&history).unwrap_or_default();
-        durable::write(&History::path(project), &text)?;
+        durable::write_shared(&History::path(project), &text)?;
         // From here on the history has them.
         killed.iter().try_for_each(|(record, _)| durable::remove(record))
     }

@@ -223,7 +223,7 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         hook_warnings: project.map(hook_warnings).unwrap_or_default(),
         sizes,
         health: Health::of(&problems, is_late),
-        store_emptied: emptied.is_some(),
+        store_emptied: emptied.is_some_and(|warning| warning.code == WarningCode::StoreEmptied),
         newest,
         without_schedule: settings.without_schedule(),
         problems,

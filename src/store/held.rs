@@ -46,7 +46,8 @@ impl Held {
     }
 }
 
-/// What is to be said if the store held backups of the project when it was last changed, and none of them is among `own` now.
+/// What is to be said if the store held backups of the project when it was last changed, and none of them is among `own` now:
+/// `KG_WARN_STORE_EMPTIED`, or `KG_WARN_STORE` if whether it did cannot be told.
 pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warning> {
     let held = Held::read(project).map(|held| held.stores.get(&key(store)).copied().unwrap_or(0));
     // An archive that cannot be listed is there all the same.
@@ -56,18 +57,23 @@ pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warni
         return None;
     }
     let dir = store.dir().display();
-    let message = match held {
-        Ok(held) => format!(
-            "{dir} held {held} backups of this project at the last run, and holds none now: mount the disk or share that belongs there, or \
-             name the directory that has them"
-        ),
-        Err(cause) => format!(
-            "{dir} holds no backup of this project, and whether it ever did cannot be told, for {} cannot be read: {}",
-            path(project).display(),
-            plain(&cause)
-        ),
-    };
-    Some(Warning::new(WarningCode::StoreEmptied, message))
+    Some(match held {
+        Ok(held) => {
+            let message = format!(
+                "{dir} held {held} backups of this project at the last run, and holds none now: mount the disk or share that belongs there, \
+                 or name the directory that has them"
+            );
+            Warning::new(WarningCode::StoreEmptied, message)
+        }
+        Err(cause) => {
+            let (file, why) = (path(project), plain(&cause));
+            let message = format!(
+                "{dir} holds no backup of this project, and whether it ever did cannot be told, for {} cannot be read: {why}",
+                file.display()
+            );
+            Warning::new(WarningCode::Store, message)
+        }
+    })
 }
 
 /// The other stores that held backups of the project when they were last changed.
@@ -103,7 +109,7 @@ fn write(project: &Project, store: &Store, count: usize) -> Result<()> {
     let text = serde_json::to_vec_pretty(&held).unwrap_or_default();
     let dir = path.parent().unwrap_or(&path);
     durable::create_dirs(dir).map_err(|cause| Error::io("create", dir, cause))?;
-    durable::write(&path, &text)
+    durable::write_shared(&path, &text)
 }
 
 fn path(project: &Project) -> PathBuf {
