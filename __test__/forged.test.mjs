@@ -2,7 +2,7 @@
 // wrong with them. Each is refused with its code; nothing is written, and a project that is there stays as it is.
 
 import { execFileSync } from 'node:child_process';
-import { existsSync, readFileSync, readdirSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync, renameSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { gunzipSync } from 'node:zlib';
 
@@ -610,6 +610,18 @@ describe('a manifest beside the archive that', () => {
     execFileSync('mkfifo', [`${archive}.manifest.json`]);
     const { signal } = await kg(['diag', 'backup', '--verify', archive], { timeout: 3_000, killSignal: 'SIGKILL' });
     expect(signal).toBeFalsy();
+  });
+
+  test('has millions of checksums takes little memory and time, in a list too', async () => {
+    const many = (json) => json.replace('"checksums":{', () => `"checksums":{${Array.from({ length: 6_000_000 }, (_, number) => `"${number}":"",`).join('')}`);
+    const named = store(lies(undefined, many)(await genuine()));
+    // As it is called in a store.
+    const archive = path.join(path.dirname(named), 'kg-backup-20240101-000000.tar.gz');
+    for (const ending of ['', '.manifest.json']) renameSync(named + ending, archive + ending);
+    expect(statSync(`${archive}.manifest.json`).size).toBeGreaterThan(60 * MB);
+    const soon = { peakBytes: expect.toBeBelow(MEMORY), status: expect.toBeBelow(6) };
+    expect(measured(['diag', 'backup', '--list', '--output', path.dirname(archive)])).toMatchObject(soon);
+    expect(measured(['diag', 'backup', '--verify', archive])).toMatchObject({ ...soon, status: 5 });
   });
 
   test('is gigantic takes no memory', async () => {

@@ -1,13 +1,13 @@
 //! Limits on what is read from archives, which may be forged.
 
-use std::{fmt, marker::PhantomData};
+use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error as _, SeqAccess, Visitor},
+    de::{Error as _, MapAccess, SeqAccess, Visitor},
 };
 
-/// No list of a manifest is longer: small things in a text could become large ones in memory.
+/// No list or object of a manifest is longer: small things in a text could become large ones in memory.
 const MAX_ITEMS: usize = 1 << 20;
 
 /// A list of at most `MAX_ITEMS`.
@@ -32,4 +32,30 @@ pub fn bounded<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) 
         }
     }
     deserializer.deserialize_seq(Items(PhantomData))
+}
+
+/// An object of at most `MAX_ITEMS` members.
+pub fn bounded_map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, T>, D::Error> {
+    struct Members<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+        type Value = BTreeMap<String, T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "an object of at most {MAX_ITEMS} members")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+            let mut map = BTreeMap::new();
+            while let Some((name, value)) = members.next_entry()? {
+                if map.len() == MAX_ITEMS {
+                    return Err(A::Error::invalid_length(map.len() + 1, &self));
+                }
+                map.insert(name, value);
+            }
+            Ok(map)
+        }
+    }
+    deserializer.deserialize_map(Members(PhantomData))
 }

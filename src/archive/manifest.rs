@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Code, Error, Result, Warning},
-    limits::bounded,
+    limits::{bounded, bounded_map},
     project::Component,
     sqlite::{check::Integrity, pages::BlockHashes},
 };
@@ -49,6 +49,7 @@ pub struct Manifest {
     pub contents: Contents,
     pub stats: Stats,
     /// Entry to `sha256:` and the hexadecimal digest, for every file but the manifest and the checksums.
+    #[serde(deserialize_with = "bounded_map")]
     pub checksums: BTreeMap<String, String>,
     /// One record an entry, in the order of the archive.
     #[serde(deserialize_with = "bounded")]
