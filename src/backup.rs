@@ -215,6 +215,14 @@ enum Before<'a> {
 
 impl Run<'_> {
     fn save(&self, options: &BackupOptions, before: Before<'_>) -> Result<(Backup, u64)> {
+        match self.save_once(options, before) {
+            // Damage is saved as it is, and fails nothing. SQLite calls a read that fails once damage too.
+            Err(error) if error.code == Code::DatabaseDamaged => self.save_once(options, before),
+            saved => saved,
+        }
+    }
+
+    fn save_once(&self, options: &BackupOptions, before: Before<'_>) -> Result<(Backup, u64)> {
         let Run { project, store, lock, launch, task } = *self;
         let at = Timestamp::now();
         let new = store.begin(lock, at, options.compression, store.encrypts())?;

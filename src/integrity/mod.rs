@@ -140,6 +140,12 @@ impl Named {
 
 /// Runs the checks. Whatever is wrong with the subject is an issue; an error is what kept the checks from running.
 pub fn check(subject: &Subject, scope: Scope, check: &Check) -> Result<Report> {
+    let report = look(subject, scope, check)?;
+    // SQLite calls a read that fails once damage too. What is damaged is so the next time.
+    if report.issues.iter().any(repair::is_damage) { look(subject, scope, check) } else { Ok(report) }
+}
+
+fn look(subject: &Subject, scope: Scope, check: &Check) -> Result<Report> {
     let resolved = subject.resolve()?;
     let mut report = Report { is_graph: resolved.is_graph, ..Report::default() };
     let looked_at = std::fs::metadata(&resolved.database);

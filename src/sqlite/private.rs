@@ -51,16 +51,22 @@ pub fn copy(
     copied: &dyn Fn(u64),
 ) -> Result<Private> {
     assert_room(path, scratch)?;
-    let dir = aside::scratch_dir(scratch)?;
     let conditions = Conditions { scratch, lock_timeout, with_twin: false };
-    let written = match snapshot::take(path, conditions, cancel)? {
-        Taken::Snapshot(snapshot) => snapshot.write_to(&dir.path().join("database"), cancel, copied),
-        Taken::Damaged(copy, error) => return Ok(refused(copy, error)),
+    let attempt = || -> Result<Private> {
+        let dir = aside::scratch_dir(scratch)?;
+        match snapshot::take(path, conditions, cancel)? {
+            Taken::Snapshot(snapshot) => {
+                let database = snapshot.write_to(&dir.path().join("database"), cancel, copied)?;
+                Ok(Private { _dir: dir, database, refused: None })
+            }
+            Taken::Damaged(copy, error) => Ok(refused(copy, error)),
+        }
     };
-    match written {
-        Ok(database) => Ok(Private { _dir: dir, database, refused: None }),
-        Err(error) if error.code == Code::DatabaseDamaged => Ok(refused(aside::copy(path, scratch)?, error)),
-        Err(error) => Err(error),
+    let is_damage = |error: &Error| error.code == Code::DatabaseDamaged;
+    // What is damaged is so the next time too.
+    match attempt().or_else(|error| if is_damage(&error) { attempt() } else { Err(error) }) {
+        Err(error) if is_damage(&error) => Ok(refused(aside::copy(path, scratch)?, error)),
+        copied => copied,
     }
 }
 

@@ -79,7 +79,15 @@ pub fn take(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result<
     // SQLite looks for the WAL next to the file that a symbolic link leads to.
     let path = &path.canonicalize().map_err(|cause| Error::io("read", path, cause))?;
     // A process that opens the database while it is copied keeps changing it, and makes it one that can be read in place.
-    until(Instant::now() + conditions.lock_timeout, cancel, || take_now(path, conditions, cancel))
+    let attempt = || until(Instant::now() + conditions.lock_timeout, cancel, || take_now(path, conditions, cancel));
+    match attempt()? {
+        // SQLite calls a read that fails once damage too. What is damaged is so the next time.
+        Taken::Damaged(copy, _) => {
+            drop(copy);
+            attempt()
+        }
+        taken => Ok(taken),
+    }
 }
 
 fn take_now(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result<Taken> {

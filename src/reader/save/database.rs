@@ -81,6 +81,13 @@ impl Saving<'_> {
         sent?;
         let (_held, mut connection) = snapshot.into_connection();
         let mut found = beside.unwrap_or_else(|| findings(&mut connection, depth, asked.as_ref(), cancel))?;
+        // SQLite calls a read that fails once damage too. What is damaged is so the next time.
+        if !found.damage.is_empty() {
+            let again = findings(&mut connection, depth, None, cancel)?;
+            if again.damage.is_empty() {
+                found = again;
+            }
+        }
         if is_proven == Some(false) {
             let mut all = check::structure(&mut connection, cancel)?;
             all.add(found);
