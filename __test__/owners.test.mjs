@@ -265,3 +265,32 @@ describe.skipIf(!isRoot)('read-only directories', () => {
     expect(files.map((file) => readFileSync(file, 'utf8'))).toEqual(files.map(() => 'newer'));
   });
 });
+
+describe.skipIf(!isRoot)('a store of a group', () => {
+  test('is one to all of its users', () => {
+    const { run, executable, root, backups } = projectOf(USER);
+    const GROUP = 2000;
+    mkdirSync(backups, { recursive: true });
+    run(['sh', '-c', `chown -R ${USER}:${GROUP} '${root}' '${backups}'; chmod -R g+w '${root}'; find '${root}' '${backups}' -type d -exec chmod 2775 {} +`]);
+    const as = (user, ...args) =>
+      run(['setpriv', `--reuid=${user}`, `--regid=${GROUP}`, '--clear-groups', 'sh', '-c', 'umask 002; exec "$0" "$@"', executable, 'diag', ...args], { TMPDIR: undefined });
+    const made = [];
+    for (const user of [USER, USER + 1, USER, USER + 1]) {
+      const { status, stdout, stderr } = as(user, 'backup', '--type', 'incremental', '--output', backups, '--json');
+      expect({ status, stderr }).toEqual(done);
+      const { id, warnings } = JSON.parse(stdout);
+      expect(warnings.filter(({ code }) => code !== 'KG_WARN_FULL')).toEqual([]);
+      made.unshift(id);
+    }
+    for (const user of [USER, USER + 1]) {
+      expect(JSON.parse(as(user, 'backup', '--list', '--output', backups, '--json').stdout).map(({ id }) => id)).toEqual(made);
+      for (const id of made) expect(as(user, 'backup', '--verify', id, '--output', backups), id).toMatchObject(done);
+      expect(as(user, 'health', '--backup-dir', backups).status).toBe(0);
+    }
+    expect(as(USER + 1, 'backup', '--delete', made.at(-1), '--cascade', '--output', backups)).toMatchObject(done);
+    // What is not shared stays with whoever made it.
+    chmodSync(backups, 0o755);
+    expect(as(USER, 'backup', '--output', backups)).toMatchObject(done);
+    expect(as(USER + 1, 'backup', '--verify', 'latest', '--output', backups)).toMatchObject({ status: 4, stderr: expect.stringContaining('KG_PERMISSION_DENIED') });
+  });
+});

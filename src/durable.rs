@@ -30,6 +30,18 @@ pub fn partial(dir: &Path) -> Result<NamedTempFile> {
     partial_of(dir, 0o600).inspect(|file| ownership::settle(file.path()))
 }
 
+/// As [`partial`], in a store: also for the group of the directory if that shares it, which its set-group-ID bit and the right of the group to
+/// write say.
+pub fn partial_in_store(dir: &Path) -> Result<NamedTempFile> {
+    const SHARED: u32 = 0o2070;
+    let file = partial(dir)?;
+    if fs::metadata(dir).is_ok_and(|found| found.mode() & SHARED == SHARED) {
+        let permitted = file.as_file().set_permissions(Permissions::from_mode(0o640));
+        tolerated::attributes(permitted, file.path()).map_err(|cause| Error::io("write", file.path(), cause))?;
+    }
+    Ok(file)
+}
+
 /// The umask takes from the mode what it takes from that of every file.
 fn partial_of(dir: &Path, mode: u32) -> Result<NamedTempFile> {
     let made = Builder::new().prefix(PARTIAL_PREFIX).permissions(Permissions::from_mode(mode)).tempfile_in(dir);
@@ -88,6 +100,13 @@ fn is_for_lack_of_means(cause: &io::Error) -> bool {
 /// Writes a small file.
 pub fn write(path: &Path, content: &[u8]) -> Result<()> {
     let mut file = partial(path.parent().unwrap_or(path))?;
+    file.write_all(content).map_err(|cause| Error::io("write", path, cause))?;
+    publish(file, path)
+}
+
+/// As [`write`], in a store: see [`partial_in_store`].
+pub fn write_in_store(path: &Path, content: &[u8]) -> Result<()> {
+    let mut file = partial_in_store(path.parent().unwrap_or(path))?;
     file.write_all(content).map_err(|cause| Error::io("write", path, cause))?;
     publish(file, path)
 }

@@ -98,7 +98,7 @@ impl Store {
             id: names::id(&stamp),
             archive: self.dir.join(names::archive(&stamp, compression, encrypted)),
             encrypted,
-            file: durable::partial(&self.dir)?,
+            file: durable::partial_in_store(&self.dir)?,
             scratch: if encrypted {
                 Room::Private(Scratch::new(&std::env::temp_dir(), PRIVATE_PREFIX)?)
             } else {
@@ -150,7 +150,8 @@ impl Store {
         }
         // Where the copies of databases lie while an encrypted archive is written.
         scratch::sweep(&std::env::temp_dir(), PRIVATE_PREFIX);
-        let adopt = |archive: &Path, manifest: Manifest| durable::write(&manifest_path(archive), &manifest.to_json());
+        let adopt =
+            |archive: &Path, manifest: Manifest| durable::write_in_store(&manifest_path(archive), &manifest.to_json());
         warnings.extend(self.adopt(task, adopt)?);
         Ok(warnings)
     }
@@ -308,7 +309,8 @@ impl NewBackup<'_> {
         let outside = self.encrypted.then(|| manifest.outside());
         let sidecar = manifest_path(&self.archive);
         let json = outside.as_ref().unwrap_or(&manifest).to_json();
-        let published = durable::publish(self.file, &self.archive).and_then(|()| durable::write(&sidecar, &json));
+        let published =
+            durable::publish(self.file, &self.archive).and_then(|()| durable::write_in_store(&sidecar, &json));
         if let Err(error) = published {
             // A rename whose directory cannot be synced has happened all the same: what is left would be listed, now or by the next run, as a
             // backup that was said to have failed.

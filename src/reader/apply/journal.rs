@@ -107,7 +107,11 @@ pub fn write(root: &Path, intent: &Intent) -> Result<()> {
 /// The journal of an interrupted restore. `KG_UNSAFE_FILE` if another user could have written it: what it says is carried out.
 pub fn read(root: &Path) -> Result<Option<Intent>> {
     let path = path(root);
-    let Some(json) = regular::read_orders(&path, MAX_TEXT_BYTES)? else { return Ok(None) };
+    let read = regular::read_orders(&path, MAX_TEXT_BYTES).map_err(|error| Error {
+        message: format!("An earlier restore may have been interrupted: {}", error.message),
+        ..error
+    })?;
+    let Some(json) = read else { return Ok(None) };
     serde_json::from_slice(&json).map(Some).map_err(|cause| {
         Error::new(
             Code::TargetInvalid,
