@@ -48,6 +48,14 @@ describe('kg config', () => {
     expect(readFileSync(elsewhere, 'utf8')).toBe(written);
   });
 
+  test('unset takes a misspelt name out too, and nothing that is not there', async () => {
+    const { file, kg } = setUp();
+    writeFileSync(file, '{"backup":{"dri":"x","dir":"y"}}');
+    expect(await kg('config', 'unset', 'backup.dri')).toMatchObject({ status: 0, stdout: 'backup.dri was taken out of .kg/config.json\n' });
+    expect(JSON.parse(readFileSync(file, 'utf8'))).toEqual({ backup: { dir: 'y' } });
+    expect(await kg('config', 'unset', 'backup.dri')).toMatchObject({ status: 2, stderr: expect.stringContaining('backup.dir') });
+  });
+
   test('writes nothing through a link out of the project, or over one that leads nowhere', async () => {
     const { root, file, kg } = setUp();
     const outside = path.join(root, '../outside.json');
@@ -60,6 +68,7 @@ describe('kg config', () => {
     // What is set there counts all the same.
     expect((await kg('diag', 'health')).stdout).not.toContain('KG_ISSUE_CONFIG');
     rmSync(outside);
+    expect((await kg('diag', 'health')).stdout).toMatch(/config\.json is a link that leads nowhere[^]*Mount what it leads to/);
     expect(await set()).toMatchObject({ status: 2, stderr: expect.stringMatching(/leads nowhere.*\[KG_CONFIG_INVALID\]/) });
     expect(readlinkSync(file)).toBe(outside);
   });

@@ -73,6 +73,25 @@ describe.runIf(isRoot)('a record that the owner of the project wrote is not foll
   });
 });
 
+test.runIf(isRoot)('a restore that was killed is made whole by whoever began it, and others are told who that is', () => {
+  const { asOwner, asRoot, at, executable, run } = setUp();
+  const kill = (...as) => run(['strace', '-f', '-o', '/dev/null', '-e', 'trace=renameat,renameat2', '-e', 'inject=renameat,renameat2:signal=KILL:when=3', ...as, executable, 'diag', 'restore', '--file', 'latest', '--yes']);
+  expect(asOwner('diag', 'backup').status).toBe(0);
+  const cases = [
+    [[], asRoot, asOwner, 'as user 0'],
+    [['setpriv', `--reuid=${OWNER}`, `--regid=${OWNER}`, '--clear-groups'], asOwner, asRoot, 'as that user'],
+  ];
+  for (const [as, whoever, other, who] of cases) {
+    writeFileSync(at('config.json'), '{"theme":"light"}');
+    expect(kill(...as).status).not.toBe(0);
+    expect(existsSync(at('restore-journal.json'))).toBe(true);
+    expect(other('diag', 'backup')).toMatchObject({ status: 4, stderr: expect.stringMatching(new RegExp(`An earlier restore [^]*${who}`)) });
+    expect(other('diag', 'health').stdout).toMatch(/Run `kg diag backup` as user \d+, which first takes/);
+    expect(whoever('diag', 'backup')).toMatchObject({ status: 0, stderr: expect.stringContaining('was taken back') });
+    expect(other('diag', 'backup').status).toBe(0);
+  }
+});
+
 test.runIf(isRoot)('a database that the settings put into a directory of root\'s is not written', () => {
   const { asRoot, at, base, forge, run, root, secrets, secret, backups } = setUp();
   const theirs = path.join(base, 'theirs');

@@ -1,7 +1,7 @@
 // Archives that were moved to another disk and linked back into the store: they are backups as before, what only the link is of is
 // not taken for gone, and a link to something else is not followed.
 
-import { spawnSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, lstatSync, mkdirSync, readFileSync, readdirSync, renameSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
@@ -50,6 +50,9 @@ test('on a disk that is not mounted they are not gone: nothing is removed, and n
   expect(await kg('backup', '--list', '--output', backups)).toMatchObject({ status: 6, stderr: expect.stringContaining('is a link that leads nowhere'), stdout: expect.stringContaining('[cannot be read]') });
   expect(await kg('prune', '--max-backups', '1', '--output', backups)).toMatchObject({ status: 4, stderr: expect.stringContaining('Mount the disk that it leads to') });
   expect((await make('--max-backups', '1')).warnings).toContainEqual({ code: 'KG_WARN_STORE', message: expect.stringContaining('none was removed') });
+  for (const args of [['backup', '--verify', base.path], ['restore', '--file', base.path, '--target', `${disk}-target`]]) {
+    expect(await kg(...args)).toMatchObject({ status: 4, stderr: expect.stringMatching(/is a link that leads nowhere[^]*Mount the disk/) });
+  }
   expect(readFileSync(base.path + MANIFEST)).toEqual(manifest);
   expect(lstatSync(base.path).isSymbolicLink()).toBe(true);
   renameSync(`${disk}-away`, disk);
@@ -70,6 +73,17 @@ test('their removal removes the link alone, and says where the archive is', asyn
   const deleted = await kg('backup', '--delete', full.id, '--output', backups);
   expect(deleted).toMatchObject({ status: 0, stderr: expect.stringContaining(moved) });
   expect([existsSync(full.path), existsSync(moved)]).toEqual([false, true]);
+});
+
+test('a link to a pipe is not waited for', async () => {
+  const { backups, kg } = await setUp();
+  const at = (stamp) => path.join(backups, `kg-backup-${stamp}.tar.gz`);
+  execFileSync('mkfifo', [at('20200101-000000')]);
+  symlinkSync(at('20200101-000000'), at('20200101-000001'));
+  for (const args of [['backup'], ['backup', '--list'], ['prune', '--max-backups', '9'], ['backup', '--verify', 'latest']]) {
+    const { status, stderr } = await kg(...args, '--output', backups);
+    expect({ status, stderr }, args.join(' ')).toMatchObject({ status: 0 });
+  }
 });
 
 test('a link to something that is not named like an archive or a manifest is not opened', async () => {

@@ -313,8 +313,19 @@ describe('settings that may name another directory', () => {
     const named = { status: 2, stderr: expect.stringContaining(`backups of this project were last made in ${backups}`) };
     for (const args of [['restore', '--file', 'latest', '--yes'], ['drill'], ['backup', '--list']]) expect(await kg(...args)).toMatchObject(named);
     await expect(createBackupManager({ projectRoot: root }).listBackups()).rejects.toMatchObject({ code: 'KG_CONFIG_INVALID' });
-    expect((await kg('restore', '--file', 'latest', '--config-only', '--yes', '--backup-dir', backups)).status).toBe(0);
+    // Where what is remembered of it cannot be read, that is said in its place.
+    const stores = path.join(root, '.kg/cache/backup-pages/stores.json');
+    const remembered = readFileSync(stores);
+    writeFileSync(stores, 'garbage');
+    expect(await kg('restore', '--file', 'latest', '--dry-run')).toMatchObject({ status: 2, stderr: expect.stringContaining('whether backups of this project were made elsewhere cannot be told') });
+    writeFileSync(stores, remembered);
+    // The advice works as it is typed.
+    const advice = (await kg('drill')).stderr.match(/`kg (diag restore --file latest --config-only --backup-dir \S+)`/)[1];
+    expect((await runKg([...advice.split(' '), '--yes'], { cwd: root })).status).toBe(0);
     expect(readFileSync(config, 'utf8')).toContain(backups);
+    writeFileSync(config, '{"backup": {"dir": ');
+    expect((await kg('backup', '--output', backups)).stderr).toContain('with `--no-encrypt`, `--recipient` or `--passphrase-file` it is known');
+    expect((await kg('backup', '--output', backups, '--no-encrypt')).status).toBe(0);
   });
 
   test('and that are misspelt, or stand twice: no backup is made', async () => {
@@ -325,6 +336,7 @@ describe('settings that may name another directory', () => {
       const { status, stderr } = await runKg(['diag', 'backup'], { cwd: root });
       expect({ status, stderr }, text).toMatchObject({ status: 2, stderr: expect.stringMatching(/(did you mean `backup.dir`\?|has `backup` twice).*\[KG_CONFIG_INVALID\]/) });
       expect((await runKg(['diag', 'health'], { cwd: root })).status, text).not.toBe(0);
+      expect((await runKg(['diag', 'prune', '--max-backups', '1'], { cwd: root })).status, text).toBe(2);
     }
     expect(existsSync(path.join(root, '.kg/backups'))).toBe(false);
   });

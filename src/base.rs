@@ -108,7 +108,7 @@ fn open(backup: Backup, project: &Project, store: &Store, task: &Task) -> Result
 fn assert_same_readers(keys: &Keys, backup: &Backup, manifest: &Manifest) -> Result<()> {
     let is_the_same = match keys.passphrase()? {
         Some(passphrase) => {
-            let file = fs::File::open(&backup.path).map_err(|cause| unreadable(&backup.path, cause))?;
+            let file = regular::open_linked(&backup.path).map_err(|cause| unreadable(&backup.path, cause))?;
             manifest.recipients.is_empty() && opens(backup, file, &passphrase)?
         }
         None => manifest.recipients == keys.recipients()?,

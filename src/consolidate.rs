@@ -28,6 +28,7 @@ use crate::{
     chain::{self, Unpacked},
     error::{Code, Error, Result},
     manage::lock_known,
+    regular,
     store::{Backup, Store},
     task::{Phase, Task},
     tolerated,
@@ -108,7 +109,7 @@ fn write(
             continue;
         }
         let path = dir.join(number.to_string());
-        let file = File::open(&path).map_err(|cause| Error::io("read", &path, cause))?;
+        let file = regular::open_linked(&path).map_err(|cause| Error::io("read", &path, cause))?;
         archive.add(
             whole,
             owner,

@@ -242,6 +242,7 @@ pub fn prune(
             "Give `retentionDays`, `maxBackups` or `keep` (`--retention-days`, `--max-backups`, `--keep-daily` …)",
         ));
     }
+    store.assert_undoubted()?;
     // To make the directory, perhaps where a disk is not mounted, would hide that.
     if !store.exists()? {
         let message = format!("{} does not exist: there was nothing to remove", store.dir().display());

@@ -32,6 +32,7 @@ use crate::{
     content_hash::ContentHash,
     error::{Code, Error, Result},
     hex::hex,
+    regular,
     task::Cancel,
 };
 
@@ -164,7 +165,7 @@ impl Shared {
 
     /// The hash of what follows the last block.
     fn list(&self, archive: &Path) -> io::Result<Option<ContentHash>> {
-        let mut blocks = StoredBlocks::new(Arc::new(File::open(archive)?))?;
+        let mut blocks = StoredBlocks::new(Arc::new(regular::open_linked(archive)?))?;
         self.known().file = Some(blocks.file.clone());
         let mut listed = Vec::with_capacity(BLOCKS_AT_ONCE);
         while let Some(block) = blocks.next_block()? {

@@ -5,7 +5,6 @@
 //! manifest beside the archive against the one inside.
 
 use std::{
-    fs::File,
     io::{self, Read, Write},
     ops::Range,
     path::Path,
@@ -29,6 +28,7 @@ use super::{
 use crate::{
     error::{Code, Error, Result},
     hex::hex,
+    regular,
     task::{Phase, Task},
 };
 
@@ -153,7 +153,7 @@ pub fn read_archive(
     phase: Phase,
 ) -> Result<Report> {
     let failed = |cause| unreadable(path, cause);
-    let file = File::open(path).map_err(failed)?;
+    let file = regular::open_linked(path).map_err(failed)?;
     let file = match SealedFile::open(file, keys) {
         Ok(file) => file,
         Err(Closed::Io(cause)) => return Err(failed(cause)),
@@ -209,7 +209,7 @@ fn closed_archive(path: &Path, closed: Closed, beside: Option<&[u8]>, task: &Tas
     {
         return Err(error.clone());
     }
-    let read = || SealedFile::new(File::open(path)?)?.finish(|| task.cancel.is_cancelled());
+    let read = || SealedFile::new(regular::open_linked(path)?)?.finish(|| task.cancel.is_cancelled());
     let facts = read();
     task.cancel.check()?;
     let facts = facts.map_err(|cause| unreadable(path, cause))?;

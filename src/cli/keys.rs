@@ -2,7 +2,6 @@
 
 use std::{
     env,
-    fs::File,
     io::{self, IsTerminal},
     path::{Path, PathBuf},
 };
@@ -21,6 +20,7 @@ use crate::{
     error::{Code, Error, Result},
     keys::{KeySource, assert_passphrase},
     reader::client::Launch,
+    regular,
     schedule::automatic::Said,
     settings::Settings,
     store::Store,
@@ -103,7 +103,7 @@ impl KeyArgs {
     /// The store with what opens `archive`: a person at a terminal is asked for a passphrase if none is named, or with `ask`
     /// if neither the call nor the environment names one.
     pub fn unlock(&self, store: Store, archive: &Path, ask: bool) -> Result<Store> {
-        let lock = File::open(archive).and_then(lock_of).map_err(|cause| unreadable(archive, cause))?;
+        let lock = regular::open_linked(archive).and_then(lock_of).map_err(|cause| unreadable(archive, cause))?;
         let is_given = self.are_given() || named_by(PASSPHRASE_FILE).is_some();
         // A file that the settings name may be gone: then the passphrase can still be typed.
         let is_named = || (is_given || !ask) && store.keys().fit(Lock::Passphrase).unwrap_or(false);

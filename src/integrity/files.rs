@@ -4,11 +4,11 @@ use std::{
     collections::{BTreeMap, HashSet},
     fs::{self, Metadata},
     io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-use nix::unistd::{AccessFlags, access};
+use nix::unistd::{AccessFlags, access, geteuid};
 use rusqlite::Connection;
 use serde_json::Value;
 
@@ -42,9 +42,10 @@ const PLAIN_ENDINGS: [&str; 3] = [".json", ".md", ".txt"];
 /// The files of a project below `.kg/`. Returns how many there are.
 pub fn check(project: &Project, database: &Path, cancel: &Cancel, issues: &mut Vec<Issue>) -> Result<u64> {
     let journal = project.state_dir().join(exclude::JOURNAL_FILE);
-    if fs::symlink_metadata(&journal).is_ok() {
+    if let Ok(found) = fs::symlink_metadata(&journal) {
         let message = "A restore was interrupted: the project is half of what it was and half of a backup";
-        let remedy = "Run `kg diag backup`, which first takes the restore back or completes it";
+        let who = if found.uid() == geteuid().as_raw() { String::new() } else { format!(" as user {}", found.uid()) };
+        let remedy = format!("Run `kg diag backup`{who}, which first takes the restore back or completes it");
         issues.push(Issue::new(IssueCode::RestorePending, Part::Files, message, remedy).path(shown(project, &journal)));
     }
     issues.extend(configuration(project));
@@ -102,8 +103,10 @@ fn configuration(project: &Project) -> Vec<Issue> {
 
 /// An error ends the sentence that begins with the path, and comes with a remedy.
 fn parse(path: &Path) -> std::result::Result<Value, (String, &'static str)> {
-    let unreadable =
-        |cause: io::Error| (format!("cannot be read: {}", plain(&cause)), "Give this user the right to read it");
+    let unreadable = |cause: io::Error| match cause.kind() {
+        io::ErrorKind::NotFound => ("is a link that leads nowhere".into(), "Mount what it leads to, or remove it"),
+        _ => (format!("cannot be read: {}", plain(&cause)), "Give this user the right to read it"),
+    };
     let restore = "Correct it, or restore it with `kg diag restore --file latest --config-only`";
     let text =
         regular::open_linked(path).and_then(|file| regular::read(&file, MAX_CONFIG_BYTES)).map_err(unreadable)?;

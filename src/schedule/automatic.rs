@@ -73,19 +73,28 @@ pub fn store(settings: &Settings, root: &Path, dir: Option<&Path>, said: Said, l
 }
 
 /// Settings that somebody else can read may name another store. Those that say nothing are recovered from the one that is used without
-/// any, unless another one is known.
+/// any, unless another one is known, or may be.
 fn doubt(why: Error, settings: &Settings, store: &Store) -> Doubt {
-    let others = store.home().map(|home| held::others(home, store)).unwrap_or_default();
-    let known = others.first().map(|other| format!("; backups of this project were last made in {}", other.display()));
-    let name_it = "or name the directory of the backups: `--output` of backup and prune, `--backup-dir` of other commands, \
-                   `backupDir` in the API";
+    let other = store.home().map_or(Ok(None), |home| held::other(home, store));
+    let known = match &other {
+        Ok(Some(other)) => format!("; backups of this project were last made in {}", other.display()),
+        Ok(None) => String::new(),
+        Err(error) => {
+            format!("; whether backups of this project were made elsewhere cannot be told: {}", error.message)
+        }
+    };
+    let first = match &other {
+        Ok(Some(other)) if !settings.are_hidden() => format!(
+            "Mend it, or bring it back with `kg diag restore --file latest --config-only --backup-dir {}`",
+            other.display()
+        ),
+        _ => why.remedy,
+    };
+    let name_it = "or name the directory of the backups: `--output` of `kg diag backup`, `--backup-dir` of other commands, `backupDir` \
+                   in the API";
     Doubt {
-        hides_another: settings.are_hidden() || known.is_some(),
-        why: Error {
-            message: format!("{}{}", why.message, known.unwrap_or_default()),
-            remedy: format!("{}; {name_it}", why.remedy),
-            ..why
-        },
+        hides_another: settings.are_hidden() || !known.is_empty(),
+        why: Error { message: format!("{}{known}", why.message), remedy: format!("{first}; {name_it}"), ..why },
     }
 }
 
@@ -107,7 +116,10 @@ pub fn encrypts(settings: &Settings, said: Said) -> Encrypts {
     }
     match (settings.assert_usable(), settings.bool("backup.encrypt")) {
         (Err(error), _) if is_asked_for => unclear(format!("{}, so it is unclear who can read it", error.message)),
-        (Err(error), _) => Encrypts::Unread(error),
+        (Err(error), _) => {
+            let say = "with `--no-encrypt`, `--recipient` or `--passphrase-file` it is known who can read this backup";
+            Encrypts::Unread(Error { remedy: format!("{}; {say}", error.remedy), ..error })
+        }
         (Ok(()), Some(true)) => Encrypts::Yes,
         (Ok(()), _) if is_asked_for => Encrypts::Yes,
         (Ok(()), Some(false)) => Encrypts::TurnedOff,

@@ -175,6 +175,9 @@ impl Store {
         if names::id_of_archive(reference).is_some() && self.dir.join(reference).is_file() {
             return archive_at(&self.dir.join(reference));
         }
+        if let Err(Flaw::Unread(error)) = led_to(path, &ARCHIVE_ENDINGS) {
+            return Err(error);
+        }
         Err(Error::new(
             Code::BackupNotFound,
             format!("There is no file {reference} and no such backup in {}", self.dir.display()),

@@ -76,14 +76,11 @@ pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warni
     })
 }
 
-/// The other stores that held backups of the project when they were last changed.
-pub fn others(project: &Project, store: &Store) -> Vec<PathBuf> {
-    let held = Held::read(project)
-        .unwrap_or_default()
-        .stores
-        .into_iter()
-        .filter(|(dir, count)| *count > 0 && *dir != key(store));
-    held.map(|(dir, _)| PathBuf::from(dir)).collect()
+/// Another store that held backups of the project when it was last changed. `KG_IO` or `KG_PERMISSION_DENIED` if that cannot be read.
+pub fn other(project: &Project, store: &Store) -> Result<Option<PathBuf>> {
+    let held = Held::read(project).map_err(|cause| Error::io("read", &path(project), cause))?;
+    let mut others = held.stores.into_iter().filter(|(dir, count)| *count > 0 && *dir != key(store));
+    Ok(others.next().map(|(dir, _)| PathBuf::from(dir)))
 }
 
 /// Remembers how many backups of the project there are now. That this fails is a warning.

@@ -51,6 +51,7 @@ use crate::{
     ownership,
     paths::{self, resolve},
     project::{BACKUPS_DIR, Project, STATE_DIR},
+    regular,
     sqlite::check::Integrity,
     task::Task,
 };
@@ -217,6 +218,11 @@ impl Store {
         Store { doubt, ..self }
     }
 
+    /// Fails if another store may be meant: nothing is written here then.
+    pub fn assert_undoubted(&self) -> Result<()> {
+        self.doubt.as_ref().map_or(Ok(()), |doubt| Err(doubt.why.clone()))
+    }
+
     /// Fails if another store is likely to be meant: what is newest here, or what is here at all, says nothing then.
     pub fn assert_meant(&self) -> Result<()> {
         let doubt = self.doubt.as_ref().filter(|doubt| doubt.hides_another);
@@ -256,7 +262,7 @@ impl Store {
     pub fn plain_warning(&self, archive: &Path) -> Option<Warning> {
         let is_expected = self.keys.are_given() || self.encrypts();
         let is_plain =
-            || fs::File::open(archive).and_then(|file| is_encrypted(&file)).is_ok_and(|encrypted| !encrypted);
+            || regular::open_linked(archive).and_then(|file| is_encrypted(&file)).is_ok_and(|encrypted| !encrypted);
         let message = format!(
             "{} is not encrypted, so no key proves where it comes from; `--decrypt` and `--require-encryption` \
              (`requireEncryption`) refuse such a backup",
@@ -352,7 +358,7 @@ impl Store {
 
     /// Makes the directory and waits, at most `timeout`, until this process is the only one that writes to it.
     pub fn lock(&self, timeout: Duration, task: &Task) -> Result<StoreLock> {
-        self.doubt.as_ref().map_or(Ok(()), |doubt| Err(doubt.why.clone()))?;
+        self.assert_undoubted()?;
         let shared = self.home.as_ref().and_then(|home| ownership::share(&self.dir, &home.state_dir()));
         self.create()?;
         StoreLock::acquire(&self.dir, shared, timeout, task)

@@ -178,6 +178,7 @@ impl Store {
                 Ok(_) => continue,
                 // What is there must not be written over.
                 Err(Flaw::Unread(error)) => Err(error.message),
+                Err(Flaw::NoArchive) => Err(not_needed("it leads to no regular file")),
                 Err(_) => self.manifest_for(&name, task)?,
             };
             match manifest {

@@ -33,14 +33,18 @@ const DEFAULT_INDENT: &str = "  ";
 
 /// Sets `key`, or takes it out; returns whether that changed anything. A restore of the configuration is waited for.
 pub fn set(project: &Project, key: &Key, value: Option<Value>, task: &Task) -> Result<bool> {
+    set_at(project, key.home(), key.name, value, task)
+}
+
+/// As [`set`], for a name in that file that is no key.
+pub fn set_at(project: &Project, home: Home, name: &str, value: Option<Value>, task: &Task) -> Result<bool> {
     let _no_restore = lock_against_restores(&project.state_dir(), LOCK_TIMEOUT, &task.cancel)?;
     let _lock = lock(project, task)?;
-    let home = key.home();
     let path = path(project, home);
     let before = read(project, home)?;
     let text = before.as_deref().unwrap_or("{}\n");
     parse(text.as_bytes()).map_err(|what| invalid(home, &path, &format!("it {what}")))?;
-    let after = edited(text, key.name, value).map_err(|what| invalid(home, &path, &what))?;
+    let after = edited(text, name, value).map_err(|what| invalid(home, &path, &what))?;
     if after == text {
         return Ok(false);
     }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Common, finish, output::Output, watch::cancel_on_interrupt};
 use crate::{
-    error::{Result, Warning, WarningCode},
+    error::{Error, Result, Warning, WarningCode},
     hooks::{self, Hooks},
     project::Project,
     settings::{
@@ -95,7 +95,10 @@ pub fn run(args: &ConfigArgs) -> ExitCode {
 }
 
 fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -> Result<ExitCode> {
-    let key = keys::find(name)?;
+    let key = match keys::find(name) {
+        Err(unknown) if value.is_none() => return unset_unknown(project, name, unknown, output),
+        key => key?,
+    };
     let value = value.map(|value| key.parse(value)).transpose()?;
     let changed = edit::set(project, key, value.clone(), &Task::default())?;
     let forgotten = if key.home() == Home::Hooks && (changed || value.is_none()) {
@@ -119,6 +122,19 @@ fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -
         let message = format!("`--status` may still tell that it failed: {}", error.message);
         output.late_warnings(&[Warning::new(WarningCode::Hook, message)]);
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes out what was written under a misspelt name; `unknown` says that there is no such setting.
+fn unset_unknown(project: &Project, name: &str, unknown: Error, output: &Output) -> Result<ExitCode> {
+    let pointer = format!("/{}", name.replace('.', "/"));
+    let is_there = name.starts_with("backup.") && edit::load(project, Home::Config)?.pointer(&pointer).is_some();
+    if !is_there {
+        return Err(unknown);
+    }
+    let changed = edit::set_at(project, Home::Config, name, None, &Task::default())?;
+    output.result(&json!({ "key": name, "value": null, "changed": changed }));
+    output.line(format!("{name} was taken out of .kg/config.json"));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -4,9 +4,12 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use nix::unistd::geteuid;
 
 use super::{
     journal::{self, Intent, Swapped},
@@ -37,11 +40,17 @@ pub fn recover(target: &mut Target, root: &Path, lock_timeout: Duration) -> Resu
         roll_back(target, root, &intent).map(|()| Recovered { completed: false, warnings: Vec::new() })
     };
     recovered.map(Some).map_err(|error| {
+        // What it unpacked is for that user alone.
+        let whose = fs::metadata(journal::path(root)).map(|found| found.uid()).ok();
+        let as_them = match whose.filter(|user| *user != geteuid().as_raw()) {
+            Some(user) => format!("Run `kg diag backup` as user {user}, whose restore it was; or else: "),
+            None => String::new(),
+        };
         let (journal, undo) = (journal::path(root), intent.undo.as_ref().map_or("", |(dir, _)| dir));
         Error {
             message: format!("An earlier restore was interrupted, and cannot be made whole: {}", error.message),
             remedy: format!(
-                "{}; or, to leave everything as it is, look for the old files in {}, then move {} away",
+                "{as_them}{}; or, to leave everything as it is, look for the old files in {}, then move {} away",
                 error.remedy,
                 root.join(undo).display(),
                 journal.display()
