@@ -7,16 +7,16 @@ import path from 'node:path';
 
 import { kgPath } from './processes.mjs';
 
-/** Runs `kg` while a system call fails, for `only` a path or for all, and each time or the `when`th of a thread. */
+/** Runs `kg` while a system call fails, for `only` a path or for all, and each time or the `when`th of each thread: `injected` times. */
 export function failing(call, error, args, { only, cwd, when, env } = {}) {
   const log = path.join(mkdtempSync(path.join(os.tmpdir(), 'kg-strace-')), 'log');
   const [trace, options] = [['-e', `trace=${call}`], only ? ['-P', only] : []];
   const inject = `inject=${call}:error=${error}${when ? `:when=${when}` : ''}`;
   const command = ['-f', '-o', log, ...options, ...trace, '-e', inject, kgPath, ...args];
   const { status, stdout, stderr } = spawnSync('strace', command, { cwd, env, encoding: 'utf8' });
-  const wasInjected = readFileSync(log, 'utf8').includes('(INJECTED)');
+  const injected = readFileSync(log, 'utf8').split('(INJECTED)').length - 1;
   rmSync(path.dirname(log), { recursive: true });
-  return { status, stdout, stderr, wasInjected };
+  return { status, stdout, stderr, injected };
 }
 
 /** How often a run of `kg` makes each system call: in that of its threads which makes most of them. */
