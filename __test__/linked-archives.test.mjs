@@ -28,7 +28,7 @@ async function setUp() {
   return { root, backups, base, newest, disk, moved, kg, make };
 }
 
-test('they are listed, checked and restored from, and what rests on them stays', async () => {
+test('they are listed, checked and restored from, and what is based on them stays', async () => {
   const { root, backups, base, newest, kg, make } = await setUp();
   const listed = JSON.parse((await kg('backup', '--list', '--output', backups, '--json')).stdout);
   expect(listed.map(({ id }) => id)).toEqual([newest.id, base.id]);

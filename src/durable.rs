@@ -99,36 +99,34 @@ fn is_for_lack_of_means(cause: &io::Error) -> bool {
 
 /// Writes a small file.
 pub fn write(path: &Path, content: &[u8]) -> Result<()> {
-    let mut file = partial(path.parent().unwrap_or(path))?;
+    write_as(partial(path.parent().unwrap_or(path))?, path, content)
+}
+
+fn write_as(mut file: NamedTempFile, path: &Path, content: &[u8]) -> Result<()> {
     file.write_all(content).map_err(|cause| Error::io("write", path, cause))?;
     publish(file, path)
 }
 
 /// As [`write`], in a store: see [`partial_in_store`].
 pub fn write_in_store(path: &Path, content: &[u8]) -> Result<()> {
-    let mut file = partial_in_store(path.parent().unwrap_or(path))?;
-    file.write_all(content).map_err(|cause| Error::io("write", path, cause))?;
-    publish(file, path)
+    write_as(partial_in_store(path.parent().unwrap_or(path))?, path, content)
 }
 
 /// As [`write`], for what other users of the project may read.
 pub fn write_shared(path: &Path, content: &[u8]) -> Result<()> {
-    let mut file = partial_of(path.parent().unwrap_or(path), 0o644)?;
+    let file = partial_of(path.parent().unwrap_or(path), 0o644)?;
     ownership::settle(file.path());
-    file.write_all(content).map_err(|cause| Error::io("write", path, cause))?;
-    publish(file, path)
+    write_as(file, path, content)
 }
 
 /// As [`write`], for what a later run does as it says: it stays the file of the user who wrote it, so that nobody else could have.
 /// Everybody may read it.
 pub fn write_orders(path: &Path, content: &[u8]) -> Result<()> {
-    let failed = |cause| Error::io("write", path, cause);
-    let mut file = partial_of(path.parent().unwrap_or(path), 0o644)?;
-    // Whatever the umask is: the owner of the project takes up what root began.
+    let file = partial_of(path.parent().unwrap_or(path), 0o644)?;
+    // The umask does not count: the owner of the project reads what root wrote.
     let permitted = file.as_file().set_permissions(Permissions::from_mode(0o644));
-    tolerated::attributes(permitted, path).map_err(failed)?;
-    file.write_all(content).map_err(failed)?;
-    publish(file, path)
+    tolerated::attributes(permitted, path).map_err(|cause| Error::io("write", path, cause))?;
+    write_as(file, path, content)
 }
 
 /// Points the symbolic link at `link` to `target`, replacing it in one step. A file system without links is a warning of

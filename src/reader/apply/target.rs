@@ -173,9 +173,7 @@ impl Target {
             Err(cause) => Err(Error::io("open", parent, cause)),
         }
     }
-}
 
-impl Target {
     /// Refuses a place outside that only this user may write to, and not the owner of the project: its configuration would have one user
     /// write for another.
     fn assert_of_project(&self, dir: &Dir, place: &Place) -> Result<()> {
