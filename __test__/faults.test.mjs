@@ -1,22 +1,25 @@
-// A system call fails in the midst of each command: earlier backups stay, what is said to have failed has not happened, what is there is
-// the old or the new, nothing panics, and the next run works.
+// A system call fails in the midst of each command, or the command is killed at it: earlier backups stay, what is said to have failed has
+// not happened, what is there is the old or the new, nothing panics, and the next run works.
 //
-// The k-th call of each thread fails, of every kind of call and error. `npm run test:long` tries each k; otherwise a few are drawn, from
-// the same numbers every time.
+// It is the k-th call of a thread, of every kind of call and error; of writes that are torn, the k-th of the process. `npm run test:long`
+// tries each k; otherwise a few are drawn, from the same numbers every time.
 
 import { execFileSync } from 'node:child_process';
 import { readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 
 import { describe, expect, test } from 'vitest';
 
-import { callsOf, failing } from './support/faults.mjs';
+import { callsOf, failing, killed, torn } from './support/faults.mjs';
+import { count } from './support/figures.mjs';
 import { kgPath, run } from './support/processes.mjs';
 import { integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
 const ALL = Boolean(process.env.KG_TEST_LONG);
 /** How many k are drawn for each call and error. */
 const DRAWN = Number(process.env.KG_TEST_FAULTS ?? 1);
+const LONGEST = ALL ? { timeout: 3 * 60 * 60_000 } : {};
 
 const CALLS = [
   ['openat', ['EIO', 'EMFILE', 'EACCES']],
@@ -33,7 +36,24 @@ const CALLS = [
   ['ftruncate', ['ENOSPC']],
   ['getdents64', ['EIO']],
   ['clone3', ['EAGAIN']],
+  ['copy_file_range', ['EIO', 'ENOSPC']],
 ];
+/** At which of them a run is killed: those that change something. */
+const KILLED = ['openat', 'write', 'pwrite64', 'fsync', 'fdatasync', 'rename,renameat,renameat2', 'unlink,unlinkat', 'mkdir,mkdirat', 'ftruncate'];
+const WRITES = ['write', 'pwrite64', 'writev'];
+
+/** What happens to a run, and how often at most: `meet` lets it happen the `k`th time. */
+function faults(args, root) {
+  const { most, total } = callsOf(args, root);
+  const of = (counts, calls) => Math.max(0, ...calls.split(',').map((name) => counts[name] ?? 0));
+  const errors = CALLS.flatMap(([call, errors]) =>
+    errors.map((error) => ({ kind: 'errors', what: `${call} fails with ${error}`, most: of(most, call), meet: (k, options) => failing(call, error, args, { ...options, when: k }) })),
+  );
+  const kills = KILLED.map((call) => ({ kind: 'kills', what: `it is killed at ${call}`, most: of(most, call), meet: (k, options) => killed(call, args, { ...options, when: k }) }));
+  const writes = WRITES.reduce((sum, call) => sum + (total[call] ?? 0), 0);
+  const tears = ['kill', 'ENOSPC', 'short'].map((then) => ({ kind: 'torn writes', what: `half of a write is made (${then})`, most: writes, meet: (k, options) => torn(then, args, { ...options, when: k }) }));
+  return [...errors, ...kills, ...tears].filter(({ most }) => most > 0);
+}
 
 const kg = (root, ...args) => run(kgPath, ['diag', ...args], { cwd: root });
 const json = (root, ...args) => JSON.parse(kg(root, ...args, '--json'));
@@ -99,47 +119,60 @@ function draws() {
 const listed = (root) => json(root, 'backup', '--list').map(({ id }) => id);
 
 describe('while a system call fails', () => {
-  test.each(Object.entries(COMMANDS))('in %s', (name, { args, before, makes = false, removes = [], states = ['newer newer'] }) => {
+  test.each(Object.entries(COMMANDS))('in %s', LONGEST, async (name, { args, before, makes = false, removes = [], states = ['newer newer'] }) => {
     const draw = draws();
     const { root, backups, renew } = setUp(before);
-    const most = callsOf(['diag', ...args(backups)], root);
-    let [injected, failed] = [0, 0];
-    for (const [call, errors] of CALLS) {
-      const made = Math.max(0, ...call.split(',').map((name) => most[name] ?? 0));
-      for (const error of made ? errors : []) {
-        const ks = ALL ? Array.from({ length: made }, (_, k) => k + 1) : Array.from({ length: DRAWN }, () => 1 + draw(made));
-        for (const k of ks) {
-          renew();
-          const what = `${name}: ${call} fails with ${error} the ${k}th time`;
-          const scratch = temporaryDirectory();
-          const { status, stderr, stdout, injected: times } = failing(call, error, ['diag', ...args(backups)], { cwd: root, when: k, env: { ...process.env, TMPDIR: scratch } });
-          // A run is not to the call as the one before.
-          if (times === 0) continue;
-          injected += 1;
-          if (status !== 0) failed += 1;
-          expect(status, what).not.toBeNull();
-          expect(stderr, what).not.toMatch(/panicked|KG_INTERNAL/);
-          // What could not be read once is not said to be damaged. A thread that reads it again may fail at its k-th read too.
-          if (times === 1) expect(stdout + stderr, what).not.toMatch(/DAMAGED|KG_CHECKSUM_MISMATCH|KG_NOT_A_BACKUP|KG_CHAIN_BROKEN/);
-          const left = listed(root);
-          const mayGo = (status === 0 && name === 'a prune') ? [2] : removes;
-          expect(backups.filter((id, number) => !mayGo.includes(number) && !left.includes(id)), what).toEqual([]);
-          for (const id of left) expect(() => kg(root, 'backup', '--verify', id), `${what}: ${id}`).not.toThrow();
-          const added = left.filter((id) => !backups.includes(id));
-          // One that was said to have failed is none; one that is said to be there is.
-          const isThere = makes && (status === 0 || status === 6);
-          // That the result could not be told is an error too.
-          const isUntold = makes && /standard output/.test(stderr);
-          if (!isUntold) expect(added, `${what}: ${status} ${stderr}`).toEqual(isThere ? [JSON.parse(stdout).id] : []);
-          const next = json(root, 'backup');
-          expect(states, `${what}: ${status} ${stderr}`).toContain(stateOf(root));
-          expect(() => kg(root, 'backup', '--verify', next.id), what).not.toThrow();
-          expect(readdirSync(path.join(root, '.kg')).filter((file) => /^(restore-(staging|journal)|\.kg-)/.test(file)), what).toEqual([]);
-          rmSync(scratch, { recursive: true });
+    const command = ['diag', ...args(backups)];
+    const met = { errors: 0, kills: 0, 'torn writes': 0, 'failures of the command': 0 };
+    const wrong = [];
+
+    /** Meets one fault, and looks at what came of it. */
+    function meets({ kind, meet }, k) {
+      renew();
+      const scratch = temporaryDirectory();
+      const { status, stderr, stdout, injected, isKilled } = meet(k, { cwd: root, env: { ...process.env, TMPDIR: scratch } });
+      // A run is not to the call as the one before.
+      if (injected === 0) return;
+      met[kind] += 1;
+      if (status !== 0 && !isKilled) met['failures of the command'] += 1;
+      expect(status === null).toBe(isKilled);
+      expect(stderr).not.toMatch(/panicked|KG_INTERNAL/);
+      // What could not be read once is not said to be damaged. A thread that reads it again may fail at its k-th read too.
+      if (injected === 1) expect(stdout + stderr).not.toMatch(/DAMAGED|KG_CHECKSUM_MISMATCH|KG_NOT_A_BACKUP|KG_CHAIN_BROKEN/);
+      const left = listed(root);
+      const mayGo = (status === 0 || isKilled) && name === 'a prune' ? [2] : removes;
+      expect(backups.filter((id, number) => !mayGo.includes(number) && !left.includes(id))).toEqual([]);
+      for (const id of left) kg(root, 'backup', '--verify', id);
+      const added = left.filter((id) => !backups.includes(id));
+      // One that was said to have failed is none; one that is said to be there is.
+      const isThere = makes && (status === 0 || status === 6);
+      // A run that is killed has said nothing, and that the result could not be told is an error too.
+      const isUntold = makes && (isKilled || /standard output/.test(stderr));
+      if (!isUntold) expect([status, stderr, added]).toEqual([status, stderr, isThere ? [JSON.parse(stdout).id] : []]);
+      const next = json(root, 'backup');
+      expect(states).toContain(stateOf(root));
+      kg(root, 'backup', '--verify', next.id);
+      for (const dir of ['.kg', '.kg/backups']) {
+        expect(readdirSync(path.join(root, dir)).filter((file) => /^(restore-(staging|journal)|\.kg-(partial|snapshot))/.test(file))).toEqual([]);
+      }
+      rmSync(scratch, { recursive: true });
+    }
+
+    for (const fault of faults(command, root)) {
+      const ks = ALL ? Array.from({ length: fault.most }, (_, k) => k + 1) : Array.from({ length: DRAWN }, () => 1 + draw(fault.most));
+      for (const k of ks) {
+        try {
+          meets(fault, k);
+        } catch (error) {
+          wrong.push(`${fault.what}, the ${k}th time: ${error.message}`);
         }
+        // The runner hears of this process in between.
+        await setImmediate();
       }
     }
-    console.log(`${name}: ${injected} faults, ${failed} of them failed the command`);
-    expect(injected).toBeGreaterThan(5);
+    console.log(`${name}:`, met);
+    count({ ...met, failures: wrong.length });
+    expect(wrong).toEqual([]);
+    expect(met.errors).toBeGreaterThan(5);
   });
 });

@@ -1,8 +1,9 @@
 // Root works in a project whose owner forges records, puts links into the way, and swaps directories meanwhile: nothing outside of the
 // project changes. Only root can run these.
 
-import { spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { spawn, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { constants, cpSync, existsSync, lstatSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { describe, expect, onTestFinished, test } from 'vitest';
@@ -11,6 +12,8 @@ import { withDatabase } from './support/project.mjs';
 import { isRoot, projectOf } from './support/users.mjs';
 
 const OWNER = 1001;
+/** How often root runs each command while the owner swaps. */
+const TURNS = process.env.KG_TEST_LONG ? 20 : 1;
 
 /** A project of `OWNER`, and a directory of root's that nobody else may enter. */
 function setUp(options = { nodes: 5 }) {
@@ -131,6 +134,28 @@ describe.runIf(isRoot)('a link of the owner does not lead root out of the projec
     expect(secret()).toEqual(UNTOUCHED);
   });
 
+  test('in the place of the whole state of the project, unless it leads to what is the owner\'s', () => {
+    const { asRoot, asOwner, at, root, secrets, secret, base, run } = setUp();
+    const theirs = path.join(base, 'theirs');
+    renameSync(at(''), theirs);
+    const link = (to, user) => {
+      rmSync(path.join(root, '.kg'), { force: true });
+      symlinkSync(to, path.join(root, '.kg'));
+      run(['chown', '-h', `${user}:${user}`, path.join(root, '.kg')]);
+    };
+    link(theirs, OWNER);
+    for (const asOther of [asOwner, asRoot]) expect(asOther('diag', 'backup')).toMatchObject({ status: 0, stderr: '' });
+    expect(asRoot('diag', 'restore', '--file', 'latest', '--yes').status).toBe(0);
+    link(secrets, OWNER);
+    const refused = { status: 4, stderr: expect.stringMatching(/\.kg is a link of user 1001, which is not followed: it leads to .*secrets, which belongs to user 0 \[KG_UNSAFE_FILE\][^]*chown -h 0 /) };
+    for (const args of [['backup'], ['restore', '--file', 'latest', '--backup-dir', path.join(theirs, 'backups'), '--yes']]) expect(asRoot('diag', ...args)).toMatchObject(refused);
+    expect(secret()).toEqual(UNTOUCHED);
+    link(secrets, 0);
+    writeFileSync(path.join(secrets, 'config.json'), '{}');
+    expect(asRoot('config', 'set', 'backup.maxBackups', '3').status).toBe(0);
+    expect(readFileSync(path.join(secrets, 'config.json'), 'utf8')).toContain('maxBackups');
+  });
+
   test('put in the place of the directory that a restore unpacks into, while it does', async () => {
     const { asRoot, root, secrets, secret, run, backups, at } = setUp({ nodes: 50 });
     const many = at('plugins/many');
@@ -167,5 +192,118 @@ describe.runIf(isRoot)('a link of the owner does not lead root out of the projec
     node.kill('SIGTERM');
     await ended;
     expect(Number(readFileSync(at('swapped'), 'utf8'))).toBeGreaterThan(0);
+  });
+});
+
+/** Everything below a directory, with owners, modes, times and content. */
+function everything(dir) {
+  const found = {};
+  const look = (file) => {
+    const { mode, uid, gid, size, mtimeMs } = lstatSync(file);
+    const isFile = (mode & constants.S_IFMT) === constants.S_IFREG;
+    found[path.relative(dir, file)] = [mode, uid, gid, size, mtimeMs, isFile ? createHash('sha256').update(readFileSync(file)).digest('hex') : ''];
+    if ((mode & constants.S_IFMT) === constants.S_IFDIR) for (const name of readdirSync(file)) look(path.join(file, name));
+  };
+  look(dir);
+  return found;
+}
+
+/** What root does, and how often. `ID` is a backup of the project in its own store. */
+const COMMANDS = [
+  ['backup'],
+  ['backup', '--type', 'incremental'],
+  ['backup', '--output', 'STORE'],
+  ['backup', '--list'],
+  ['backup', '--verify', 'latest'],
+  ['backup', '--pin', 'ID'],
+  ['backup', '--unpin', 'ID'],
+  ['backup', '--delete', 'latest'],
+  ['backup', '--consolidate', 'latest'],
+  ['prune', '--max-backups', '3'],
+  ['restore', '--file', 'latest', '--yes'],
+  ['restore', '--file', 'latest', '--backup-dir', 'STORE', '--yes'],
+  ['restore', '--undo', '--yes'],
+  ['drill'],
+  ['health'],
+  ['integrity'],
+  ['repair', '--auto'],
+  ['config', 'set', 'backup.maxBackups', '9'],
+  ['config', 'unset', 'backup.maxBackups'],
+  ['serve', '--status'],
+];
+
+/** What the owner puts links in the place of, in a loop: each leads to what has that name in root's project. */
+const SWAPPED = ['.kg', '.kg/backups', '.kg/cache', '.kg/restore-undo', '.kg/logs', '.kg/plugins', '.kg/knowledge.db', '.kg/config.json', '.kg/backups/kg-backup-'];
+/** Of a name that only a run has, a swap meets it or not. */
+const PASSING = ['.kg/restore-staging-', '.kg/.kg-partial-', '.kg/cache/.kg-partial-', '.kg/backups/.kg-partial-', '.kg/backups/.kg-snapshot-'];
+
+describe.runIf(isRoot)('while the owner swaps directories and files of the project for links to those of a project of root', () => {
+  test.each([...SWAPPED, ...PASSING])('(%s) no command of root changes anything there', async (swapped) => {
+    const { asRoot, root, run, base, secrets, executable } = setUp({ nodes: 30 });
+    const mine = path.join(secrets, 'project');
+    for (const [name, content] of [['plugins/data', 'data'], ['logs/backup-service.log', 'log\n']]) {
+      mkdirSync(path.join(root, '.kg', path.dirname(name)), { recursive: true });
+      writeFileSync(path.join(root, '.kg', name), content);
+    }
+    // Root's own project has all that a project can have.
+    cpSync(root, mine, { recursive: true });
+    const asRootThere = (...args) => expect(spawnSync(executable, args, { cwd: mine, encoding: 'utf8' })).toMatchObject({ status: 0 });
+    for (const args of [['backup'], ['restore', '--file', 'latest', '--yes'], ['backup']]) asRootThere('diag', ...args);
+    run(['chown', '-R', '0:0', mine]);
+    for (const args of [['backup'], ['restore', '--file', 'latest', '--yes'], ['backup']]) expect(asRoot('diag', ...args).status).toBe(0);
+    run(['chown', '-R', `${OWNER}:${OWNER}`, root]);
+    const store = path.join(base, 'store');
+    expect(asRoot('diag', 'backup', '--output', store).status).toBe(0);
+    const { id } = JSON.parse(asRoot('diag', 'backup', '--json').stdout);
+    const before = everything(mine);
+
+    const swaps = `
+      const fs = require('node:fs');
+      const path = require('node:path');
+      const [swapped, mine] = process.argv.slice(1);
+      const [dir, start] = [path.dirname(swapped), path.basename(swapped)];
+      let done = 0;
+      let back = () => {};
+      process.on('SIGTERM', () => { back(); fs.writeFileSync('swapped', String(done)); process.exit(); });
+      const swap = () => {
+        back();
+        back = () => {};
+        let names = [];
+        try { names = fs.readdirSync(dir).filter((name) => name === start || (/-$/.test(start) && name.startsWith(start))); } catch {}
+        for (const name of names.slice(0, 1)) {
+          const [at, away] = [path.join(dir, name), path.join(dir, 'away')];
+          // A name that only this run has leads to what is there in any case.
+          const to = fs.existsSync(path.join(mine, at)) ? path.join(mine, at) : path.join(mine, dir);
+          try {
+            fs.renameSync(at, away);
+            fs.symlinkSync(to, at);
+            done += 1;
+            back = () => { try { fs.unlinkSync(at); } catch {} try { fs.renameSync(away, at); } catch {} };
+          } catch { try { fs.renameSync(away, at); } catch {} }
+        }
+        // Long enough for a command to be in the midst of something, and the other way round.
+        setTimeout(swap, Math.random() * 12);
+      };
+      console.log('ready');
+      swap();`;
+    const as = [`--reuid=${OWNER}`, `--regid=${OWNER}`, '--clear-groups', process.execPath, '-e', swaps, swapped, mine];
+    // The owner cannot look into root's directory, but knows what is in there.
+    run(['chmod', '711', secrets]);
+    const node = spawn('setpriv', as, { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] });
+    onTestFinished(() => node.kill('SIGKILL'));
+    await new Promise((resolve) => node.stdout.once('data', resolve));
+    for (let turn = 0; turn < TURNS; turn += 1) {
+      for (const args of COMMANDS) {
+        const command = args.map((arg) => ({ ID: id, STORE: store })[arg] ?? arg);
+        const all = ['config', 'serve'].includes(command[0]) ? command : ['diag', ...command];
+        const { stderr } = asRoot(...all);
+        expect([args, stderr]).toEqual([args, expect.not.stringContaining('panicked')]);
+        expect([args, everything(mine)]).toEqual([args, before]);
+      }
+    }
+    const ended = new Promise((resolve) => node.once('exit', resolve));
+    node.kill('SIGTERM');
+    await ended;
+    if (SWAPPED.includes(swapped)) expect(Number(readFileSync(path.join(root, 'swapped'), 'utf8'))).toBeGreaterThan(0);
   });
 });

@@ -268,9 +268,9 @@ pub fn remember(project: &Project, backup: &Backup, manifest: &Manifest, hashes:
         if backup.encrypted {
             keep_manifest(project, backup, manifest).ok()?;
         }
-        let mut file = durable::partial_in_store(dir).ok()?;
+        let mut file = durable::Partial::in_store(dir).ok()?;
         PageFile::copy(hashes, &mut file, &backup.checksum).ok()??;
-        durable::publish(file, &path).ok()
+        file.publish(&path).ok()
     };
     if keep().is_none() {
         return;
@@ -281,7 +281,7 @@ pub fn remember(project: &Project, backup: &Backup, manifest: &Manifest, hashes:
         !kept.contains(old) && is_id(name.strip_suffix(KEPT_MANIFEST).unwrap_or(&name))
     };
     for old in older.iter().filter(is_old) {
-        let _ = fs::remove_file(old);
+        let _ = durable::remove(old);
     }
 }
 

@@ -5,32 +5,36 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::{File, Permissions},
+    fs::{self, File, Permissions},
     io::{self, Read},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::fs::PermissionsExt,
+        unix::fs::{MetadataExt, PermissionsExt},
     },
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
+    sync::OnceLock,
 };
 
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+use nix::fcntl::{RenameFlags, renameat2};
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, OFlag, openat, renameat},
+    fcntl::{AtFlags, OFlag, openat, readlinkat, renameat},
     sys::{
         stat::{FileStat, Mode, SFlag, UtimensatFlags, fstat, fstatat, mkdirat, utimensat},
         time::TimeSpec,
     },
-    unistd::{Gid, Uid, UnlinkatFlags, fchownat, geteuid, symlinkat, unlinkat},
+    unistd::{Gid, Uid, UnlinkatFlags, fchownat, geteuid, linkat, symlinkat, unlinkat},
 };
 
 use crate::{
-    durable,
     error::{Code, Error, Result},
+    regular,
     tolerated::{self, Refused},
 };
 
 /// An open directory.
+#[derive(Debug)]
 pub struct Dir {
     fd: OwnedFd,
     path: PathBuf,
@@ -38,12 +42,89 @@ pub struct Dir {
 
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
 
+/// The directories on the way need not be readable.
+#[cfg(target_os = "linux")]
+const ON_THE_WAY: OFlag = DIRECTORY.union(OFlag::O_PATH);
+#[cfg(not(target_os = "linux"))]
+const ON_THE_WAY: OFlag = DIRECTORY;
+
+/// As many links as Linux follows on one path (path_resolution(7)).
+const MOST_LINKS: usize = 40;
+
 impl Dir {
-    /// `path` itself may lead through links: whoever names it means what is behind them.
+    /// `path` itself may lead through links: whoever names it means what is behind them. But a link of another user, who is not root, counts only
+    /// where it leads to a directory of that user: it cannot have this user write where its owner may not. `KG_UNSAFE_FILE`, inside the error, if it
+    /// leads elsewhere.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let path = path.canonicalize()?;
-        let fd = nix::fcntl::open(&path, DIRECTORY, Mode::empty())?;
-        Ok(Dir { fd, path })
+        let mut waiting: Vec<OsString> = Vec::new();
+        let mut way = Dir { fd: open("/".as_ref(), ON_THE_WAY)?, path: "/".into() };
+        let mut links = Vec::new();
+        way.queue(&std::path::absolute(path)?, &mut waiting)?;
+        while let Some(name) = waiting.pop() {
+            match openat(&way.fd, name.as_os_str(), ON_THE_WAY | OFlag::O_NOFOLLOW, Mode::empty()) {
+                Ok(fd) if name == ".." => {
+                    way.fd = fd;
+                    way.path.pop();
+                }
+                Ok(fd) => way = Dir { fd, path: way.path.join(name) },
+                Err(Errno::ELOOP | Errno::ENOTDIR) if links.len() < MOST_LINKS => {
+                    let (target, owner) = way.link_at(&name)?;
+                    links.push((way.path.join(name), owner));
+                    way.queue(&target, &mut waiting)?;
+                }
+                Err(cause) => return Err(cause.into()),
+            }
+        }
+        let dir = Dir { fd: openat(&way.fd, ".", DIRECTORY, Mode::empty())?, path: way.path };
+        let owner = fstat(&dir.fd)?.st_uid;
+        match links.into_iter().find(|(_, of)| *of != owner && !is_ours(*of)) {
+            Some((link, of)) => Err(io::Error::other(foreign(&link, of, &dir.path, owner))),
+            None => Ok(dir),
+        }
+    }
+
+    /// The names of a path to `waiting`, the first one last. An absolute one begins at the root.
+    fn queue(&mut self, path: &Path, waiting: &mut Vec<OsString>) -> io::Result<()> {
+        if path.is_absolute() {
+            *self = Dir { fd: open("/".as_ref(), ON_THE_WAY)?, path: "/".into() };
+        }
+        let names = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+        waiting.extend(names.rev().map(|part| part.as_os_str().to_os_string()));
+        Ok(())
+    }
+
+    /// What the link of that name says, and who owns it: of one link, whatever has its name a moment later.
+    #[cfg(target_os = "linux")]
+    fn link_at(&self, name: &OsStr) -> io::Result<(PathBuf, u32)> {
+        let link = openat(&self.fd, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+        match readlinkat(&link, "") {
+            // It is no link.
+            Err(Errno::ENOENT | Errno::EINVAL) => Err(Errno::ENOTDIR.into()),
+            target => Ok((target?.into(), fstat(&link)?.st_uid)),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn link_at(&self, name: &OsStr) -> io::Result<(PathBuf, u32)> {
+        match readlinkat(&self.fd, name) {
+            Err(Errno::EINVAL) => Err(Errno::ENOTDIR.into()),
+            target => Ok((target?.into(), fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_uid)),
+        }
+    }
+
+    /// As [`Dir::open`], for the directory that holds `path`, and the name in it.
+    pub fn around(path: &Path) -> io::Result<Place> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        Dir::open(parent)?.name(name)
+    }
+
+    /// The place of one name in it.
+    pub fn name(&self, name: impl Into<OsString>) -> io::Result<Place> {
+        let dir = Dir { fd: self.fd.try_clone()?, path: self.path.clone() };
+        Ok(Place { dir, name: name.into(), known_as: None })
     }
 
     /// Without symbolic links, when it was opened.
@@ -77,8 +158,8 @@ impl Dir {
 
     /// Makes what changed in the directory durable.
     pub fn sync(&self) -> Result<()> {
-        let dir = File::from(self.again()?);
-        durable::sync(&dir, &self.path).map_err(|cause| Error::io("sync", &self.path, cause))
+        let synced = self.fd.try_clone().and_then(|dir| tolerated::sync(&File::from(dir), &self.path));
+        synced.map_err(|cause| Error::io("sync", &self.path, cause))
     }
 
     /// User and group that the directory belongs to.
@@ -92,6 +173,78 @@ impl Dir {
     }
 }
 
+/// The path of what is at `path`, without links; only those count that [`Dir::open`] follows.
+pub fn resolve(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_path_buf();
+    for _ in 0..MOST_LINKS {
+        // The root has no name.
+        let Ok(place) = Dir::around(&path) else { return Dir::open(&path).map(|dir| dir.path) };
+        let found = fstatat(&place.dir.fd, place.name(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if !SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()).contains(SFlag::S_IFLNK) {
+            return Ok(place.path());
+        }
+        path = place.dir.path.join(read_link(&place.path())?);
+    }
+    Err(Errno::ELOOP.into())
+}
+
+/// As [`resolve`]; what is not there, or cannot be looked at, keeps its path. `KG_UNSAFE_FILE` of a link that does not count.
+pub fn resolve_if_there(path: PathBuf) -> Result<PathBuf> {
+    match resolve(&path) {
+        Err(cause) if cause.get_ref().is_some_and(|own| own.is::<Error>()) => Err(Error::io("open", &path, cause)),
+        resolved => Ok(resolved.unwrap_or(path)),
+    }
+}
+
+/// What the link at `path` says, if it counts: see [`Dir::open`].
+pub fn read_link(path: &Path) -> io::Result<PathBuf> {
+    let place = Dir::around(path)?;
+    let (target, owner) = place.dir.link_at(&place.name)?;
+    if !is_ours(owner) {
+        let found = fs::metadata(path)?;
+        if found.uid() != owner {
+            return Err(io::Error::other(foreign(path, owner, &place.dir.path.join(&target), found.uid())));
+        }
+    }
+    Ok(target)
+}
+
+/// Whether a user's links lead this one where it wants to go.
+fn is_ours(user: u32) -> bool {
+    [0, geteuid().as_raw()].contains(&user) || is_unmapped(user)
+}
+
+/// Whether it stands for all users that a container does not have. Root outside of it is one of them, and made the system's links.
+fn is_unmapped(user: u32) -> bool {
+    static STANDS_FOR_OTHERS: OnceLock<Option<u32>> = OnceLock::new();
+    let of_system = || {
+        const ALL: &str = "0 0 4294967295";
+        let read = |name: &str| fs::read_to_string(name).ok();
+        let map = read("/proc/self/uid_map")?;
+        let has_all = map.split_whitespace().eq(ALL.split(' '));
+        read("/proc/sys/kernel/overflowuid")?.trim().parse().ok().filter(|_| !has_all)
+    };
+    *STANDS_FOR_OTHERS.get_or_init(of_system) == Some(user)
+}
+
+fn open(path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+    Ok(nix::fcntl::open(path, flags, Mode::empty())?)
+}
+
+fn foreign(link: &Path, of: u32, dir: &Path, owner: u32) -> Error {
+    let message = format!(
+        "{} is a link of user {of}, which is not followed: it leads to {}, which belongs to user {owner}",
+        link.display(),
+        dir.display()
+    );
+    let remedy = format!(
+        "If that is meant, make the link yours (`chown -h {} {}`); nothing was changed there",
+        geteuid(),
+        link.display()
+    );
+    Error::new(Code::UnsafeFile, message, remedy)
+}
+
 pub fn in_the_way(path: &Path) -> Error {
     Error::new(
         Code::TargetInvalid,
@@ -101,6 +254,7 @@ pub fn in_the_way(path: &Path) -> Error {
 }
 
 /// A name in an open directory, whether something is there or not.
+#[derive(Debug)]
 pub struct Place {
     dir: Dir,
     name: OsString,
@@ -125,6 +279,11 @@ impl Place {
         self.dir.path.join(&self.name)
     }
 
+    /// As [`Dir::held_path`].
+    pub fn held_path(&self) -> PathBuf {
+        self.dir.held_path().join(&self.name)
+    }
+
     /// The same place, which warnings call `path`: what is there now will be moved to that.
     pub fn known_as(self, path: PathBuf) -> Place {
         Place { known_as: Some(path), ..self }
@@ -140,8 +299,8 @@ impl Place {
     }
 
     /// The place of another name in the same directory.
-    pub fn beside(&self, name: &str) -> Result<Place> {
-        Ok(Place { dir: Dir { fd: self.dir.again()?, path: self.dir.path.clone() }, name: name.into(), known_as: None })
+    pub fn beside(&self, name: impl Into<OsString>) -> Result<Place> {
+        self.dir.name(name).map_err(|cause| Error::io("open", &self.dir.path, cause))
     }
 
     pub fn stat(&self) -> Result<Option<FileStat>> {
@@ -168,10 +327,26 @@ impl Place {
         Ok(openat(&self.dir.fd, self.name(), flags, mode_of(mode))?.into())
     }
 
+    /// Opens a file to write it, with these flags, and makes it where there is none. `KG_UNSAFE_FILE` if something else than a regular file with
+    /// one name is there: whoever may write to the directory could have any file written over through it.
+    pub fn open_to_write(&self, flags: OFlag) -> Result<File> {
+        let path = self.path();
+        let file = match self.open(flags | OFlag::O_CREAT, 0o666) {
+            Err(cause) if cause.raw_os_error() == Some(Errno::ELOOP as i32) => {
+                return Err(regular::unsafe_file(&path, "it is a symbolic link"));
+            }
+            opened => opened.map_err(|cause| Error::io("open", &path, cause))?,
+        };
+        if !file.metadata().map_err(|cause| Error::io("open", &path, cause))?.is_file() {
+            return Err(regular::unsafe_file(&path, "it is not a regular file"));
+        }
+        regular::assert_one_name(&file, &path)?;
+        Ok(file)
+    }
+
     /// Opens the directory there, and no link.
-    pub fn enter(&self) -> Result<Dir> {
-        let opened = openat(&self.dir.fd, self.name(), DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty());
-        let fd = opened.map_err(|cause| self.failed("open", cause))?;
+    pub fn enter(&self) -> io::Result<Dir> {
+        let fd = openat(&self.dir.fd, self.name(), DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?;
         Ok(Dir { fd, path: self.path() })
     }
 
@@ -191,23 +366,47 @@ impl Place {
         Ok(renameat(&self.dir.fd, self.name(), &to.dir.fd, to.name())?)
     }
 
-    pub fn make_dir(&self, mode: u32) -> Result<()> {
-        match mkdirat(&self.dir.fd, self.name(), mode_of(mode)) {
-            Err(Errno::EEXIST) if self.occupant()? == Some(Occupant::Directory) => Ok(()),
-            made => made.map_err(|cause| self.failed("create", cause)),
+    /// Renames to a name that nothing has yet: with a call that replaces nothing, or else by a second name and the removal of the first.
+    pub fn rename_new(&self, to: &Place) -> io::Result<()> {
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        match renameat2(&self.dir.fd, self.name(), &to.dir.fd, to.name(), RenameFlags::RENAME_NOREPLACE) {
+            Err(Errno::EINVAL | Errno::ENOSYS) => {}
+            renamed => return Ok(renamed?),
+        }
+        linkat(&self.dir.fd, self.name(), &to.dir.fd, to.name(), AtFlags::empty())?;
+        Ok(unlinkat(&self.dir.fd, self.name(), UnlinkatFlags::NoRemoveDir)?)
+    }
+
+    /// One that is there is fine.
+    pub fn make_dir(&self, mode: u32) -> io::Result<()> {
+        match self.make_new_dir(mode) {
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists && self.is(Occupant::Directory) => Ok(()),
+            made => made,
         }
     }
 
-    pub fn make_link(&self, target: &Path) -> Result<()> {
-        symlinkat(target, &self.dir.fd, self.name()).map_err(|cause| self.failed("create", cause))
+    pub fn make_new_dir(&self, mode: u32) -> io::Result<()> {
+        Ok(mkdirat(&self.dir.fd, self.name(), mode_of(mode))?)
+    }
+
+    pub fn make_link(&self, target: &Path) -> io::Result<()> {
+        Ok(symlinkat(target, &self.dir.fd, self.name())?)
+    }
+
+    fn is(&self, what: Occupant) -> bool {
+        self.occupant().is_ok_and(|found| found == Some(what))
     }
 
     /// Something that is not there is fine.
     pub fn remove_file(&self) -> Result<()> {
-        match unlinkat(&self.dir.fd, self.name(), UnlinkatFlags::NoRemoveDir) {
-            Err(cause) if cause != Errno::ENOENT => Err(self.failed("remove", cause)),
+        match self.unlink() {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &self.path(), cause)),
             _ => Ok(()),
         }
+    }
+
+    pub fn unlink(&self) -> io::Result<()> {
+        Ok(unlinkat(&self.dir.fd, self.name(), UnlinkatFlags::NoRemoveDir)?)
     }
 
     /// Whether it was empty and is gone.
@@ -260,7 +459,13 @@ impl Place {
 
 /// As [`Dir::held_path`], of an open directory. Where the system has no such path, its own.
 pub fn held_path(fd: &impl AsRawFd, path: &Path) -> PathBuf {
-    if cfg!(target_os = "linux") { format!("/proc/self/fd/{}", fd.as_raw_fd()).into() } else { path.to_path_buf() }
+    static HAS_PATHS: OnceLock<bool> = OnceLock::new();
+    // Not in a chroot without /proc.
+    if *HAS_PATHS.get_or_init(|| cfg!(target_os = "linux") && Path::new("/proc/self/fd").is_dir()) {
+        format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+    } else {
+        path.to_path_buf()
+    }
 }
 
 fn mode_of(mode: u32) -> Mode {
@@ -269,7 +474,9 @@ fn mode_of(mode: u32) -> Mode {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink};
+    use std::os::unix::fs::symlink;
+
+    use nix::unistd::mkfifo;
 
     use super::*;
 
@@ -302,5 +509,29 @@ mod tests {
         symlink(outside.path(), inside.path().join("real")).unwrap();
         place.create().unwrap();
         assert!(inside.path().join("moved/file").exists() && !outside.path().join("file").exists());
+    }
+
+    #[test]
+    fn only_a_regular_file_with_one_name_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let write = |name: &str| Dir::around(&at(name)).unwrap().open_to_write(OFlag::O_WRONLY);
+        write("new").unwrap();
+        write("new").unwrap();
+        symlink("new", at("link")).unwrap();
+        symlink("missing", at("dangling")).unwrap();
+        fs::hard_link(at("new"), at("second")).unwrap();
+        mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
+        for (name, why) in
+            [("link", "symbolic link"), ("dangling", "symbolic link"), ("second", "hard links"), ("new", "hard links")]
+        {
+            let error = write(name).unwrap_err();
+            assert_eq!((error.code, error.message.contains(why)), (Code::UnsafeFile, true), "{name}: {error}");
+        }
+        // Without a reader it cannot be opened for writing alone; with one it is still no file.
+        assert!(write("pipe").is_err());
+        let error = Dir::around(&at("pipe")).unwrap().open_to_write(OFlag::O_RDWR).unwrap_err();
+        assert_eq!(error.code, Code::UnsafeFile);
+        assert!(!at("missing").exists());
     }
 }

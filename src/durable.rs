@@ -1,6 +1,7 @@
 //! Files that are there whole or not at all: written under a temporary name, synced, renamed, the directory synced.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, Permissions},
     io::{self, Write},
     os::unix::fs::{MetadataExt, PermissionsExt},
@@ -8,14 +9,14 @@ use std::{
     time::Duration,
 };
 
-use nix::{libc, unistd::geteuid};
-use tempfile::{Builder, NamedTempFile, TempPath};
+use nix::{fcntl::OFlag, libc};
 
 use crate::{
+    beneath::{Dir, Place},
     error::{Error, Result},
+    hex::hex,
     ownership,
     paths::STATE_DIR,
-    regular,
     tolerated::{self, Refused},
 };
 
@@ -25,70 +26,134 @@ pub const PARTIAL_PREFIX: &str = ".kg-partial-";
 /// Nobody needs so long to write a small file: one that is older was left by a run that was killed.
 const LONGEST_WRITE: Duration = Duration::from_secs(60 * 60);
 
-/// A temporary file in `dir`, for this user alone, removed when it is dropped.
-pub fn partial(dir: &Path) -> Result<NamedTempFile> {
-    partial_of(dir, 0o600).inspect(|file| ownership::settle(file.path()))
+/// A temporary file in a directory that is held open, for this user alone; removed when it is dropped, unless it was published.
+pub struct Partial {
+    file: File,
+    place: Place,
+    is_published: bool,
 }
 
-/// As [`partial`], in a store: also for the group of the directory if that shares it, which its set-group-ID bit and the right of the group to
-/// write say.
-pub fn partial_in_store(dir: &Path) -> Result<NamedTempFile> {
-    const SHARED: u32 = 0o2070;
-    let file = partial(dir)?;
-    if fs::metadata(dir).is_ok_and(|found| found.mode() & SHARED == SHARED) {
-        let permitted = file.as_file().set_permissions(Permissions::from_mode(0o640));
-        tolerated::attributes(permitted, file.path()).map_err(|cause| Error::io("write", file.path(), cause))?;
+impl Partial {
+    /// In `dir`.
+    pub fn new(dir: &Path) -> Result<Self> {
+        Partial::with_mode(dir, 0o600)
     }
-    Ok(file)
+
+    /// As [`Partial::new`], in a store: also for the group of the directory if that shares it, which its set-group-ID bit and the right of the group
+    /// to write say.
+    pub fn in_store(dir: &Path) -> Result<Self> {
+        const SHARED: u32 = 0o2070;
+        let file = Partial::new(dir)?;
+        if fs::metadata(dir).is_ok_and(|found| found.mode() & SHARED == SHARED) {
+            file.set_mode(0o640)?;
+        }
+        Ok(file)
+    }
+
+    /// The umask takes from the mode what it takes from that of every file.
+    fn with_mode(dir: &Path, mode: u32) -> Result<Self> {
+        let made = Partial::make(dir, mode).map_err(|cause| Error::io("create a file in", dir, cause))?;
+        ownership::settle(&made.place);
+        Ok(made)
+    }
+
+    fn make(dir: &Path, mode: u32) -> io::Result<Self> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+        let (place, file) = with_free_name(dir, PARTIAL_PREFIX, |place| place.open(flags, mode))?;
+        Ok(Partial { file, place, is_published: false })
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The umask does not count. A file system without permissions is a warning of the run.
+    pub fn set_mode(&self, mode: u32) -> Result<()> {
+        let set = self.file.set_permissions(Permissions::from_mode(mode));
+        tolerated::attributes(set, &self.place.path()).map_err(|cause| Error::io("write", &self.place.path(), cause))
+    }
+
+    /// Gives it the name of `to`, in the same directory, and makes that durable.
+    pub fn publish(mut self, to: &Path) -> Result<()> {
+        let failed = |cause| Error::io("write", to, cause);
+        tolerated::sync(&self.file, to).map_err(failed)?;
+        self.place.rename(&self.place.beside(to.file_name().unwrap_or_default())?).map_err(failed)?;
+        self.is_published = true;
+        self.place.dir().sync()
+    }
 }
 
-/// The umask takes from the mode what it takes from that of every file.
-fn partial_of(dir: &Path, mode: u32) -> Result<NamedTempFile> {
-    let made = Builder::new().prefix(PARTIAL_PREFIX).permissions(Permissions::from_mode(mode)).tempfile_in(dir);
-    made.map_err(|cause| Error::io("create a file in", dir, cause))
+impl Write for Partial {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.is_published {
+            let _ = self.place.remove_file();
+        }
+    }
+}
+
+/// Makes something in `dir` under a name that begins so, and is free.
+pub fn with_free_name<T>(dir: &Path, prefix: &str, make: impl Fn(&Place) -> io::Result<T>) -> io::Result<(Place, T)> {
+    let held = Dir::open(dir)?;
+    loop {
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(io::Error::other)?;
+        let place = held.name(format!("{prefix}{}", hex(&random)))?;
+        match make(&place) {
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
+            made => return made.map(|made| (place, made)),
+        }
+    }
 }
 
 /// Opens a file that processes lock, which is made if it does not exist.
 pub fn open_lock(path: &Path) -> Result<File> {
-    let file = regular::open_to_write(path, File::options().read(true).truncate(false))?;
-    ownership::settle(path);
+    open_to_write(path, OFlag::O_RDWR)
+}
+
+/// Opens a file that is written on and on, which is made if it does not exist.
+pub fn open_log(path: &Path) -> Result<File> {
+    open_to_write(path, OFlag::O_WRONLY | OFlag::O_APPEND)
+}
+
+fn open_to_write(path: &Path, flags: OFlag) -> Result<File> {
+    let place = around(path, "open")?;
+    let file = place.open_to_write(flags)?;
+    ownership::settle(&place);
     Ok(file)
 }
 
-/// Gives a written temporary file its name and makes that durable.
-pub fn publish(file: NamedTempFile, to: &Path) -> Result<()> {
-    let failed = |cause| Error::io("write", to, cause);
-    sync(file.as_file(), to).map_err(failed)?;
-    file.persist(to).map_err(|cause| failed(cause.error))?;
-    sync_parent(to)
+fn around(path: &Path, action: &str) -> Result<Place> {
+    Dir::around(path).map_err(|cause| Error::io(action, path, cause))
 }
 
 /// Moves a finished and synced file to a name that nothing has yet, and makes that durable. Where something has the name, it stays as
 /// it is, and so does the file.
 pub fn publish_new(from: &Path, to: &Path) -> Result<()> {
-    move_new(from, to, rename_new).map_err(|cause| Error::io("write", to, cause))?;
-    ownership::settle(to);
-    sync_parent(to)
+    let (from, new) = (around(from, "write")?, around(to, "write")?);
+    move_new(&from, &new, Place::rename_new).map_err(|cause| Error::io("write", to, cause))?;
+    ownership::settle(&new);
+    new.dir().sync()
 }
 
-/// A rename that replaces nothing, or a hard link.
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    TempPath::try_from_path(from)?.persist_noclobber(to).map_err(|failed| {
-        // Dropped, it would remove the file.
-        let _ = failed.path.keep();
-        failed.error
-    })
-}
-
-/// Where a file system knows neither (FAT, some network mounts), the name is taken by an empty file first, which the rename replaces: so
-/// only a kill between the two leaves something, and that is empty.
-fn move_new(from: &Path, to: &Path, rename_new: fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
+/// Where a file system knows neither a rename that replaces nothing nor hard links (FAT, some network mounts), the name is taken by an
+/// empty file first, which the rename replaces: so only a kill between the two leaves something, and that is empty.
+fn move_new(from: &Place, to: &Place, rename_new: fn(&Place, &Place) -> io::Result<()>) -> io::Result<()> {
     match rename_new(from, to) {
         Err(cause) if is_for_lack_of_means(&cause) => {}
         outcome => return outcome,
     }
-    File::create_new(to)?;
-    fs::rename(from, to).inspect_err(|_| drop(fs::remove_file(to)))
+    to.open(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o600)?;
+    from.rename(to).inspect_err(|_| drop(to.remove_file()))
 }
 
 /// What `link` and `renameat2` say where the file system cannot do it.
@@ -97,35 +162,40 @@ fn is_for_lack_of_means(cause: &io::Error) -> bool {
     kinds.contains(&cause.kind())
 }
 
+/// Renames a file to `name` in its own directory, over what has it. Not durable by itself.
+pub fn rename(path: &Path, name: &OsStr) -> io::Result<()> {
+    let place = Dir::around(path)?;
+    let to = place.beside(name).map_err(io::Error::other)?;
+    place.rename(&to)
+}
+
 /// Writes a small file.
 pub fn write(path: &Path, content: &[u8]) -> Result<()> {
-    write_as(partial(path.parent().unwrap_or(path))?, path, content)
+    write_as(Partial::new(parent(path))?, path, content)
 }
 
-fn write_as(mut file: NamedTempFile, path: &Path, content: &[u8]) -> Result<()> {
+fn write_as(mut file: Partial, path: &Path, content: &[u8]) -> Result<()> {
     file.write_all(content).map_err(|cause| Error::io("write", path, cause))?;
-    publish(file, path)
+    file.publish(path)
 }
 
-/// As [`write`], in a store: see [`partial_in_store`].
+/// As [`write`], in a store: see [`Partial::in_store`].
 pub fn write_in_store(path: &Path, content: &[u8]) -> Result<()> {
-    write_as(partial_in_store(path.parent().unwrap_or(path))?, path, content)
+    write_as(Partial::in_store(parent(path))?, path, content)
 }
 
 /// As [`write`], for what other users of the project may read.
 pub fn write_shared(path: &Path, content: &[u8]) -> Result<()> {
-    let file = partial_of(path.parent().unwrap_or(path), 0o644)?;
-    ownership::settle(file.path());
-    write_as(file, path, content)
+    write_as(Partial::with_mode(parent(path), 0o644)?, path, content)
 }
 
 /// As [`write`], for what a later run does as it says: it stays the file of the user who wrote it, so that nobody else could have.
 /// Everybody may read it.
 pub fn write_orders(path: &Path, content: &[u8]) -> Result<()> {
-    let file = partial_of(path.parent().unwrap_or(path), 0o644)?;
+    let file =
+        Partial::make(parent(path), 0o600).map_err(|cause| Error::io("create a file in", parent(path), cause))?;
     // The umask does not count: the owner of the project reads what root wrote.
-    let permitted = file.as_file().set_permissions(Permissions::from_mode(0o644));
-    tolerated::attributes(permitted, path).map_err(|cause| Error::io("write", path, cause))?;
+    file.set_mode(0o644)?;
     write_as(file, path, content)
 }
 
@@ -133,27 +203,26 @@ pub fn write_orders(path: &Path, content: &[u8]) -> Result<()> {
 /// the run.
 pub fn relink(target: &Path, link: &Path) -> Result<()> {
     let failed = |cause| Error::io("write", link, cause);
-    let parent = link.parent().unwrap_or(link);
-    let linked = Builder::new().prefix(PARTIAL_PREFIX).make_in(parent, |path| std::os::unix::fs::symlink(target, path));
-    let linked = match linked {
+    let made = with_free_name(parent(link), PARTIAL_PREFIX, |place| place.make_link(target));
+    let (new, ()) = match made {
         // FAT, and some network mounts.
         Err(cause) if matches!(cause.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)) => {
             tolerated::note(Refused::Link, link, &cause);
             return Ok(());
         }
-        linked => linked,
+        made => made.map_err(failed)?,
     };
-    let linked = linked.map_err(failed)?.into_temp_path();
-    ownership::settle(&linked);
-    linked.persist(link).map_err(|cause| failed(cause.error))?;
-    sync_parent(link)
+    ownership::settle(&new);
+    let named = new.beside(link.file_name().unwrap_or_default()).and_then(|place| new.rename(&place).map_err(failed));
+    named.inspect_err(|_| drop(new.remove_file()))?;
+    new.dir().sync()
 }
 
 /// Removes a file; one that is not there is fine.
 pub fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, cause)),
-        _ => Ok(()),
+    match Dir::around(path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+        place => place.map_err(|cause| Error::io("remove", path, cause))?.remove_file(),
     }
 }
 
@@ -166,84 +235,74 @@ pub fn sweep_partials(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let is_partial = entry.file_name().to_str().is_some_and(|name| name.starts_with(PARTIAL_PREFIX));
         if is_partial && entry.metadata().is_ok_and(|found| is_old(&found)) {
-            let _ = fs::remove_file(entry.path());
+            let _ = remove(&entry.path());
         }
     }
 }
 
-/// Creates a directory and its parents durably. Below `.kg` no link of another user leads the way.
+/// Creates a directory and its parents durably. Where root makes them in a project, they belong to its owner; in `.kg` also those that it
+/// made before, and kept for itself.
 pub fn create_dirs(dir: &Path) -> io::Result<()> {
-    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
-    // In `.kg` also what root made before, and kept for itself.
-    let in_state = dir.ancestors().position(|dir| dir.file_name().is_some_and(|name| name == STATE_DIR));
-    dir.ancestors().take(in_state.unwrap_or(0)).try_for_each(assert_no_foreign_link)?;
-    fs::create_dir_all(dir)?;
-    let made: Vec<&Path> = dir.ancestors().take(in_state.unwrap_or(0).max(missing.len())).collect();
+    let dir = std::path::absolute(dir)?;
+    let in_state = dir.ancestors().position(|dir| dir.file_name().is_some_and(|name| name == STATE_DIR)).unwrap_or(0);
     // From the top: what belongs to whom follows from the directory around it.
-    made.into_iter().rev().for_each(ownership::settle);
-    missing.iter().filter_map(|made| made.parent()).try_for_each(sync_at)
+    for there in parents(&dir, in_state).into_iter().filter(|dir| dir.exists()) {
+        ownership::settle(&Dir::around(there)?);
+    }
+    let missing = parents(&dir, dir.ancestors().take_while(|dir| !dir.exists()).count());
+    let Some((first, others)) = missing.split_first() else { return Dir::open(&dir).map(drop) };
+    let mut made = Dir::around(first)?;
+    for next in others.iter().map(Some).chain([None]) {
+        made.make_dir(0o777)?;
+        ownership::settle(&made);
+        made.dir().sync().map_err(io::Error::other)?;
+        let Some(next) = next else { break };
+        made = made.enter()?.name(next.file_name().unwrap_or_default())?;
+    }
+    Ok(())
 }
 
-fn assert_no_foreign_link(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(found) if found.is_symlink() && ![0, geteuid().as_raw()].contains(&found.uid()) => {
-            let what = format!("{} is a link of user {}, which is not followed", path.display(), found.uid());
-            Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
-        }
-        _ => Ok(()),
-    }
+/// `dir` and as many of its parents, of so many in all, from the top.
+fn parents(dir: &Path, count: usize) -> Vec<&Path> {
+    let mut dirs: Vec<&Path> = dir.ancestors().take(count).collect();
+    dirs.reverse();
+    dirs
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
 }
 
 /// Makes a rename or removal in the directory of `path` durable.
 pub fn sync_parent(path: &Path) -> Result<()> {
-    sync_dir(path.parent().unwrap_or(path))
+    sync_dir(parent(path))
 }
 
 pub fn sync_dir(dir: &Path) -> Result<()> {
-    sync_at(dir).map_err(|cause| Error::io("sync", dir, cause))
-}
-
-fn sync_at(dir: &Path) -> io::Result<()> {
-    sync(&File::open(dir)?, dir)
-}
-
-/// Writes what the file or directory at `path` holds to the disk. A file system that has no such call is a warning of the
-/// run, not an error: the data is where it can be.
-pub fn sync(file: &File, path: &Path) -> io::Result<()> {
-    match file.sync_all() {
-        Err(cause) if cannot_sync(&cause) => {
-            tolerated::note(Refused::Sync, path, &cause);
-            Ok(())
-        }
-        synced => synced,
-    }
-}
-
-/// What FUSE, CIFS and NFS answer to `fsync` if they do not have it. Anything else is about the data.
-pub fn cannot_sync(cause: &io::Error) -> bool {
-    matches!(cause.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP))
+    Dir::open(dir).map_err(|cause| Error::io("sync", dir, cause))?.sync()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn without_means(_: &Path, _: &Path) -> io::Result<()> {
+    fn without_means(_: &Place, _: &Place) -> io::Result<()> {
         // EPERM is what Linux says of a hard link on FAT.
         Err(io::Error::from_raw_os_error(1))
     }
 
     #[test]
     fn a_file_gets_a_name_that_is_free_and_replaces_nothing_whatever_the_file_system_can_do() {
-        for means in [rename_new, without_means] {
+        for means in [Place::rename_new, without_means] {
             let dir = tempfile::tempdir().unwrap();
             let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+            let [old, new] = [&from, &to].map(|path| Dir::around(path).unwrap());
             fs::write(&from, "new").unwrap();
             fs::write(&to, "old").unwrap();
-            assert_eq!(move_new(&from, &to, means).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(move_new(&old, &new, means).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
             assert_eq!((fs::read(&from).unwrap(), fs::read(&to).unwrap()), (b"new".to_vec(), b"old".to_vec()));
             fs::remove_file(&to).unwrap();
-            move_new(&from, &to, means).unwrap();
+            move_new(&old, &new, means).unwrap();
             assert_eq!((from.exists(), fs::read(&to).unwrap()), (false, b"new".to_vec()));
         }
     }
@@ -268,10 +327,10 @@ mod tests {
     #[test]
     fn a_move_that_fails_leaves_no_empty_file() {
         let dir = tempfile::tempdir().unwrap();
-        let (from, to) = (dir.path().join("gone"), dir.path().join("to"));
-        for means in [rename_new, without_means] {
+        let [from, to] = ["gone", "to"].map(|name| Dir::around(&dir.path().join(name)).unwrap());
+        for means in [Place::rename_new, without_means] {
             assert_eq!(move_new(&from, &to, means).unwrap_err().kind(), io::ErrorKind::NotFound);
-            assert!(!to.exists());
+            assert!(!to.path().exists());
         }
     }
 }

@@ -14,16 +14,13 @@ use age::{secrecy::SecretString, x25519};
 use crate::{
     archive::encryption::{KeyFile, Keyring, Keys, parse_recipient},
     error::{Code, Error, Result},
-    paths::resolve,
+    paths::{self, OTHERS_WRITE},
     project::STATE_DIR,
     reader::client::{Launch, Reader},
     settings::Settings,
 };
 
 const OTHERS_READ: u32 = 0o044;
-const OTHERS_WRITE: u32 = 0o022;
-const GROUP_WRITE: u32 = 0o020;
-const STICKY: u32 = 0o1000;
 
 /// What was given to encrypt and open backups with.
 #[derive(Debug, Clone, Default)]
@@ -123,31 +120,10 @@ fn key_file(path: &Path) -> KeyFile {
         } else if owner != me && owner != 0 {
             Some(format!("it belongs to another user, {owner}, who can read it"))
         } else {
-            replaceable(path, me)
+            paths::replaceable(path)
         }
     });
     KeyFile { path: path.to_path_buf(), exposed }
-}
-
-/// Why others can put another file in the place of this one: a directory on the way to it, or to a link that leads to it, is theirs, or they
-/// may rename what is in it.
-fn replaceable(path: &Path, me: u32) -> Option<String> {
-    let named = std::path::absolute(path).ok()?;
-    let resolved = resolve(&named);
-    resolved.ancestors().skip(1).chain(named.ancestors().skip(1)).find_map(|dir| {
-        let found = fs::metadata(dir).ok()?;
-        let (owner, mode, name) = (found.uid(), found.mode(), dir.display());
-        if owner != me && owner != 0 {
-            let who = format!("user {owner} can replace it, because {name} belongs to that user");
-            return Some(format!("{who}: move it to a directory of your own"));
-        }
-        // By convention, the group with the number of a user has no other member.
-        let others = if found.gid() == owner { OTHERS_WRITE & !GROUP_WRITE } else { OTHERS_WRITE };
-        let is_open = mode & others != 0 && mode & STICKY == 0;
-        is_open.then(|| {
-            format!("others than its owner can replace it, because they may write to {name} (chmod go-w '{name}')")
-        })
-    })
 }
 
 /// White space, and characters that are not seen at all.

@@ -5,18 +5,19 @@
 //! project if the directory is that owner's too ([`share`]). In any other place it stays root's: it may be secret. Everything
 //! that creates files comes through here, by way of [`crate::durable`].
 //!
-//! A refusal (a container without `CAP_CHOWN`, a file system without owners) is a warning of the run ([`crate::tolerated`]).
+//! A refusal (a container without `CAP_CHOWN`, a file system without owners) is a warning of the run ([`crate::tolerated`]). What is given
+//! away is named below an open directory, so that nobody puts something else in its place.
 
 use std::{
     fs::{self, Metadata},
-    os::unix::fs::{MetadataExt, lchown},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use crate::{
+    beneath::{Dir, Occupant, Place},
     paths::{STATE_DIR, resolve},
-    tolerated::{self, Refused},
 };
 
 /// The directories of [`Shared`], without links, and the owner of the project.
@@ -49,28 +50,28 @@ impl Drop for Shared {
     }
 }
 
-/// Gives what root just made at `path` to the owner of the project that it lies in, or whose store it lies in.
-pub fn settle(path: &Path) {
+/// Gives what root just made at a place to the owner of the project that it lies in, or whose store it lies in.
+pub fn settle(made: &Place) {
     if !nix::unistd::geteuid().is_root() {
         return;
     }
-    let dir = resolve(path.parent().unwrap_or(path));
+    let dir = made.dir().path();
     let state = dir.ancestors().find_map(|dir| match dir.file_name() {
         Some(name) if name == STATE_DIR => fs::metadata(dir).ok(),
         _ => fs::metadata(dir.join(STATE_DIR)).ok(),
     });
     match state.filter(Metadata::is_dir) {
-        Some(owner) => give(path, &owner),
-        None => settle_in_store(path, &dir),
+        Some(owner) => give(made, &owner),
+        None => settle_in_store(made, dir),
     }
 }
 
 /// Also directories on the way to the store.
-fn settle_in_store(path: &Path, dir: &Path) {
+fn settle_in_store(made: &Place, dir: &Path) {
     let Ok(owner) = fs::metadata(dir) else { return };
     let is_of = |(store, of): &(PathBuf, u32)| store.starts_with(dir) && *of == owner.uid();
     if shares().iter().any(is_of) {
-        give(path, &owner);
+        give(made, &owner);
     }
 }
 
@@ -79,19 +80,18 @@ pub fn inherit(path: &Path) {
     if !nix::unistd::geteuid().is_root() {
         return;
     }
-    if let Some(owner) = path.parent().and_then(|dir| fs::metadata(dir).ok()) {
-        give(path, &owner);
+    let Ok(made) = Dir::around(path) else { return };
+    if let Ok(owner) = fs::metadata(made.dir().held_path()) {
+        give(&made, &owner);
     }
 }
 
 /// Only what is root's is given away, and nothing that has another name: that may be a file of somebody else.
-fn give(path: &Path, owner: &Metadata) {
-    let Ok(found) = fs::symlink_metadata(path) else { return };
-    let is_ours = found.uid() == 0 && (found.is_dir() || found.nlink() == 1);
-    if !is_ours || (found.uid(), found.gid()) == (owner.uid(), owner.gid()) {
-        return;
-    }
-    if let Err(cause) = lchown(path, Some(owner.uid()), Some(owner.gid())) {
-        tolerated::note(Refused::Owner, path, &cause);
+fn give(made: &Place, owner: &Metadata) {
+    let Ok(Some(found)) = made.stat() else { return };
+    let is_dir = made.occupant().is_ok_and(|found| found == Some(Occupant::Directory));
+    if found.st_uid == 0 && (is_dir || found.st_nlink == 1) {
+        // A refusal is a warning of the run; what is not there any more is nobody's.
+        let _ = made.give_to((owner.uid(), owner.gid()));
     }
 }

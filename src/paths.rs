@@ -1,12 +1,20 @@
 //! Paths as people give them.
 
 use std::{
-    io,
+    fs, io,
+    os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
 };
 
+use nix::unistd::geteuid;
+
 /// The directory of a project's state, below its root.
 pub const STATE_DIR: &str = ".kg";
+
+/// Permission bits of group and others.
+pub const OTHERS_WRITE: u32 = 0o022;
+const GROUP_WRITE: u32 = 0o020;
+const STICKY: u32 = 0o1000;
 
 /// Where a restore unpacks before it touches anything, below the state directory; a random suffix follows.
 pub const STAGING_PREFIX: &str = "restore-staging-";
@@ -48,6 +56,28 @@ pub fn normalize(path: &Path) -> PathBuf {
         }
     }
     normal
+}
+
+/// Why others can put something else in the place of this file or directory: a directory on the way to it, or to a link that leads to it, is theirs, or they
+/// may rename what is in it.
+pub fn replaceable(path: &Path) -> Option<String> {
+    let me = geteuid().as_raw();
+    let named = std::path::absolute(path).ok()?;
+    let resolved = resolve(&named);
+    resolved.ancestors().skip(1).chain(named.ancestors().skip(1)).find_map(|dir| {
+        let found = fs::metadata(dir).ok()?;
+        let (owner, mode, name) = (found.uid(), found.mode(), dir.display());
+        if owner != me && owner != 0 {
+            let who = format!("user {owner} can replace it, because {name} belongs to that user");
+            return Some(format!("{who}: move it to a directory of your own"));
+        }
+        // By convention, the group with the number of a user has no other member.
+        let others = if found.gid() == owner { OTHERS_WRITE & !GROUP_WRITE } else { OTHERS_WRITE };
+        let is_open = mode & others != 0 && mode & STICKY == 0;
+        is_open.then(|| {
+            format!("others than its owner can replace it, because they may write to {name} (chmod go-w '{name}')")
+        })
+    })
 }
 
 #[cfg(test)]

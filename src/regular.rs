@@ -1,8 +1,8 @@
 //! Opening files that another user may have put into a project or a store.
 //!
 //! A pipe is waited for, a device has no end, what a link leads to is another file, and one with several names is also
-//! somebody else's. So nothing below a project or a store is opened for a short reading or for writing but through here: a
-//! regular file, without a wait, of a bounded length, and for writing without links and with one name.
+//! somebody else's. So nothing below a project or a store is opened for a short reading but through here, or for writing but through
+//! [`crate::beneath`]: a regular file, without a wait, of a bounded length, and for writing without links and with one name.
 
 use std::{
     fs::{File, Metadata, OpenOptions},
@@ -13,10 +13,10 @@ use std::{
 
 use nix::{errno::Errno, fcntl::OFlag, unistd::geteuid};
 
-use crate::error::{Code, Error, Result};
-
-/// Permission bits of group and others.
-pub const OTHERS_WRITE: u32 = 0o022;
+use crate::{
+    error::{Code, Error, Result},
+    paths::OTHERS_WRITE,
+};
 
 /// Opens a regular file to read it; a link is an error.
 pub fn open(path: &Path) -> io::Result<File> {
@@ -88,31 +88,13 @@ pub fn why_foreign(found: &Metadata) -> Option<String> {
     (found.mode() & OTHERS_WRITE != 0).then(|| "others may write it".into())
 }
 
-/// Opens a file for writing with `options`, and makes it where it does not exist. `KG_UNSAFE_FILE` if something else than a
-/// regular file with one name is there: whoever may write to the directory could have any file written over through it.
-pub fn open_to_write(path: &Path, options: &mut OpenOptions) -> Result<File> {
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let opened = options.write(true).create(true).custom_flags(flags.bits()).open(path);
-    let file = match opened {
-        Err(cause) if cause.raw_os_error() == Some(Errno::ELOOP as i32) => {
-            return Err(unsafe_file(path, "it is a symbolic link"));
-        }
-        opened => opened.map_err(|cause| Error::io("open", path, cause))?,
-    };
-    if !file.metadata().map_err(|cause| Error::io("open", path, cause))?.is_file() {
-        return Err(unsafe_file(path, "it is not a regular file"));
-    }
-    assert_one_name(&file, path)?;
-    Ok(file)
-}
-
 /// `KG_UNSAFE_FILE` if an open file has other names: it is also somebody else's.
 pub fn assert_one_name(file: &File, path: &Path) -> Result<()> {
     let links = file.metadata().map_err(|cause| Error::io("open", path, cause))?.nlink();
     if links > 1 { Err(unsafe_file(path, "it has other names (hard links)")) } else { Ok(()) }
 }
 
-fn unsafe_file(path: &Path, why: &str) -> Error {
+pub fn unsafe_file(path: &Path, why: &str) -> Error {
     let message = format!("{} was not used: {why}", path.display());
     Error::new(Code::UnsafeFile, message, "Find out who made it, remove it, then run this again")
 }
@@ -127,30 +109,6 @@ mod tests {
     use nix::{sys::stat::Mode, unistd::mkfifo};
 
     use super::*;
-
-    #[test]
-    fn only_a_regular_file_with_one_name_is_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        let write = |name: &str| open_to_write(&at(name), &mut OpenOptions::new());
-        write("new").unwrap();
-        write("new").unwrap();
-        symlink("new", at("link")).unwrap();
-        symlink("missing", at("dangling")).unwrap();
-        fs::hard_link(at("new"), at("second")).unwrap();
-        mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
-        for (name, why) in
-            [("link", "symbolic link"), ("dangling", "symbolic link"), ("second", "hard links"), ("new", "hard links")]
-        {
-            let error = write(name).unwrap_err();
-            assert_eq!((error.code, error.message.contains(why)), (Code::UnsafeFile, true), "{name}: {error}");
-        }
-        // Without a reader it cannot be opened for writing alone; with one it is still no file.
-        assert!(write("pipe").is_err());
-        let error = open_to_write(&at("pipe"), OpenOptions::new().read(true)).unwrap_err();
-        assert_eq!(error.code, Code::UnsafeFile);
-        assert!(!at("missing").exists());
-    }
 
     #[test]
     fn orders_are_taken_from_a_file_that_nobody_else_could_have_written() {

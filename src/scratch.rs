@@ -4,15 +4,17 @@
 //! removed. A run holds a lock on its [`Scratch`]; one that no run has locked was left behind.
 
 use std::{
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, File, Permissions},
     io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use nix::fcntl::OFlag;
 
 use crate::{
+    beneath::Place,
+    durable,
     error::{Error, Result},
     lock,
 };
@@ -20,6 +22,7 @@ use crate::{
 /// A directory that only this user may enter, removed with everything in it.
 #[derive(Debug)]
 pub struct PrivateDir {
+    place: Place,
     path: PathBuf,
     is_removed: bool,
 }
@@ -27,12 +30,9 @@ pub struct PrivateDir {
 impl PrivateDir {
     /// Makes one in `parent`, whose name starts with `prefix`.
     pub fn new(parent: &Path, prefix: &str) -> Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix(prefix)
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir_in(parent)
-            .map_err(|cause| Error::io("create a directory in", parent, cause))?;
-        Ok(PrivateDir { path: dir.keep(), is_removed: false })
+        let made = durable::with_free_name(parent, prefix, |place| place.make_new_dir(0o700));
+        let (place, ()) = made.map_err(|cause| Error::io("create a directory in", parent, cause))?;
+        Ok(PrivateDir { path: place.path(), place, is_removed: false })
     }
 
     pub fn path(&self) -> &Path {
@@ -42,8 +42,7 @@ impl PrivateDir {
     /// Opens and locks it: one that nobody has locked may be taken for left behind. `None` if that happened already, or if something else has its
     /// name by now; then another one is to be made.
     pub fn lock(&self) -> Result<Option<File>> {
-        let flags = (OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits();
-        let dir = match OpenOptions::new().read(true).custom_flags(flags).open(&self.path) {
+        let dir = match self.place.open(OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0) {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(|cause| Error::io("open", &self.path, cause))?,
         };
@@ -57,10 +56,15 @@ impl PrivateDir {
         self.is_removed = true;
     }
 
+    /// What has its name in the directory that it was made in, wherever that is by now.
+    fn remove_all(&self) -> io::Result<()> {
+        remove_tree(&self.place.held_path())
+    }
+
     /// Removes it now.
     pub fn remove(mut self) -> Result<()> {
         self.is_removed = true;
-        remove_tree(&self.path).map_err(|cause| left(&self.path, cause))
+        self.remove_all().map_err(|cause| left(&self.path, cause))
     }
 
     /// Removes it after the work that `done` came of, and returns that. A directory that stays makes an error of it, or adds to
@@ -80,7 +84,7 @@ impl Drop for PrivateDir {
     /// Where the result matters, [`PrivateDir::end`] was called before.
     fn drop(&mut self) {
         if !self.is_removed {
-            let _ = remove_tree(&self.path);
+            let _ = self.remove_all();
         }
     }
 }

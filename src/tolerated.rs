@@ -4,6 +4,7 @@
 //! becomes a warning of the result of the run that met it.
 
 use std::{
+    fs::File,
     io,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -65,6 +66,23 @@ pub fn attributes(set: io::Result<()>, path: &Path) -> io::Result<()> {
         }
         set => set,
     }
+}
+
+/// Writes what the file or directory at `path` holds to the disk. A file system that has no such call is a warning of the
+/// run, not an error: the data is where it can be.
+pub fn sync(file: &File, path: &Path) -> io::Result<()> {
+    match file.sync_all() {
+        Err(cause) if cannot_sync(&cause) => {
+            note(Refused::Sync, path, &cause);
+            Ok(())
+        }
+        synced => synced,
+    }
+}
+
+/// What FUSE, CIFS and NFS answer to `fsync` if they do not have it. Anything else is about the data.
+pub fn cannot_sync(cause: &io::Error) -> bool {
+    matches!(cause.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP))
 }
 
 /// Takes what was remembered of these directories and everything in them, as one warning for each kind of refusal.

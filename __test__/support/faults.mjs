@@ -1,33 +1,80 @@
-// System calls that fail, as they do on a bad disk or on a file system that cannot do what is asked.
+// System calls that fail, or at which a run is killed, as they do on a bad disk or where the power is lost.
 
-import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, renameSync, rmSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
+import { fileURLToPath } from 'node:url';
 
 import { kgPath } from './processes.mjs';
 
-/** Runs `kg` while a system call fails, for `only` a path or for all, and each time or the `when`th of each thread: `injected` times. */
-export function failing(call, error, args, { only, cwd, when, env } = {}) {
-  const log = path.join(mkdtempSync(path.join(os.tmpdir(), 'kg-strace-')), 'log');
-  const [trace, options] = [['-e', `trace=${call}`], only ? ['-P', only] : []];
-  const inject = `inject=${call}:error=${error}${when ? `:when=${when}` : ''}`;
-  const command = ['-f', '-o', log, ...options, ...trace, '-e', inject, kgPath, ...args];
-  const { status, stdout, stderr } = spawnSync('strace', command, { cwd, env, encoding: 'utf8' });
-  const injected = readFileSync(log, 'utf8').split('(INJECTED)').length - 1;
-  rmSync(path.dirname(log), { recursive: true });
-  return { status, stdout, stderr, injected };
+/** A run of a program with a log beside it; the log is given to `read`. */
+function logged(command, read, options) {
+  const dir = mkdtempSync(path.join(os.tmpdir(), 'kg-faults-'));
+  const log = path.join(dir, 'log');
+  const ran = spawnSync(...command(log), { encoding: 'utf8', ...options });
+  const outcome = read(existsSync(log) ? readFileSync(log, 'utf8') : '', ran);
+  rmSync(dir, { recursive: true });
+  return outcome;
 }
 
-/** How often a run of `kg` makes each system call: in that of its threads which makes most of them. */
-export function callsOf(args, cwd) {
-  const log = path.join(mkdtempSync(path.join(os.tmpdir(), 'kg-strace-')), 'log');
-  spawnSync('strace', ['-f', '-o', log, kgPath, ...args], { cwd });
-  const counts = {};
-  for (const line of readFileSync(log, 'utf8').split('\n')) {
-    const [, thread, call] = line.match(/^(\d+) +(\w+)\(/) ?? [];
-    if (call) counts[call] = { ...counts[call], [thread]: (counts[call]?.[thread] ?? 0) + 1 };
+/** What became of a run, and how often the fault was met. A run that was killed has no status. */
+function outcomeOf({ status, signal, stdout, stderr }, injected) {
+  const isKilled = signal === 'SIGKILL' || status === 137;
+  return { status: isKilled ? null : status, stdout, stderr, injected: isKilled ? 1 : injected, isKilled };
+}
+
+function traced(call, what, args, { only, cwd, when, env } = {}) {
+  const options = ['-e', `trace=${call}`, '-e', `inject=${call}:${what}${when ? `:when=${when}` : ''}`, ...(only ? ['-P', only] : [])];
+  return logged(
+    (log) => ['strace', ['-f', '-o', log, ...options, kgPath, ...args]],
+    (log, ran) => outcomeOf(ran, log.split('(INJECTED)').length - 1),
+    { cwd, env },
+  );
+}
+
+/** Runs `kg` while a system call fails, for `only` a path or for all, and each time or the `when`th of each thread: `injected` times. */
+export const failing = (call, error, args, options) => traced(call, `error=${error}`, args, options);
+
+/** Runs `kg` until the `when`th of a thread's calls, which is not made any more. */
+export const killed = (call, args, options) => traced(call, 'error=EIO:signal=KILL', args, options);
+
+/**
+ * Runs `kg` until its `when`th write of all, of which only the first half is made. `then` it is killed, gets an error, or is told so
+ * ("short"), as write(2) may at any time.
+ */
+export function torn(then, args, { cwd, when, env }) {
+  return logged(
+    (log) => [kgPath, args, { cwd, encoding: 'utf8', env: { ...env, LD_PRELOAD: library(), TORN_AT: String(when), TORN_THEN: then, TORN_LOG: log } }],
+    (log, ran) => outcomeOf(ran, log.length),
+  );
+}
+
+/** Compiled once, whoever comes first. */
+function library() {
+  const source = fileURLToPath(new URL('torn.c', import.meta.url));
+  const built = path.join(os.tmpdir(), `kg-torn-${process.pid}.so`);
+  if (!existsSync(built)) {
+    execFileSync('cc', ['-shared', '-fPIC', '-O1', '-o', `${built}.new`, source, '-ldl']);
+    renameSync(`${built}.new`, built);
+    process.on('exit', () => rmSync(built, { force: true }));
   }
-  rmSync(path.dirname(log), { recursive: true });
-  return Object.fromEntries(Object.entries(counts).map(([call, threads]) => [call, Math.max(...Object.values(threads))]));
+  return built;
+}
+
+/** How often a run of `kg` makes each system call: in that of its threads which makes `most` of them, and in `total`. */
+export function callsOf(args, cwd) {
+  return logged(
+    (log) => ['strace', ['-f', '-o', log, kgPath, ...args]],
+    (log) => {
+      const counts = {};
+      for (const line of log.split('\n')) {
+        const [, thread, call] = line.match(/^(\d+) +(\w+)\(/) ?? [];
+        if (call) counts[call] = { ...counts[call], [thread]: (counts[call]?.[thread] ?? 0) + 1 };
+      }
+      const each = (of) => Object.fromEntries(Object.entries(counts).map(([call, threads]) => [call, of(Object.values(threads))]));
+      return { most: each((calls) => Math.max(...calls)), total: each((calls) => calls.reduce((sum, made) => sum + made, 0)) };
+    },
+    { cwd },
+  );
 }

@@ -32,8 +32,8 @@ pub use self::{
 };
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
+    paths,
     project::Project,
-    regular,
     schedule::history::{History, HookFailure},
     settings::{
         Settings,
@@ -228,7 +228,7 @@ fn secret(path: &Path) -> std::result::Result<Vec<u8>, String> {
     let failed = |what: String| format!("is not called: `backup.hooks.secretFile`, {}: {what}", path.display());
     let text = read_text(path).map_err(|cause| failed(cause.to_string()))?;
     let mut secret = text.ok_or_else(|| failed("there is no such file".into()))?;
-    if fs::metadata(path).is_ok_and(|found| found.mode() & regular::OTHERS_WRITE != 0) {
+    if fs::metadata(path).is_ok_and(|found| found.mode() & paths::OTHERS_WRITE != 0) {
         return Err(failed("others may write it".into()));
     }
     while matches!(secret.last(), Some(b'\n' | b'\r')) {

@@ -9,6 +9,7 @@ use super::{
     issue::{Issue, IssueCode, Severity},
 };
 use crate::{
+    beneath,
     error::Result,
     paths,
     project::{Project, STATE_DIR, config, same_file},
@@ -52,12 +53,13 @@ impl Subject {
         };
         let mut warnings = Vec::new();
         let configured = project.as_ref().map(|project| config::database_path(project.root(), &mut warnings).absolute);
-        let configured = configured.map(|path| path.canonicalize().unwrap_or(path));
+        let configured = configured.map(beneath::resolve_if_there).transpose()?;
         let given = self.database.as_ref().map(|path| {
             let path = paths::absolute(path).unwrap_or_else(|_| path.clone());
             // SQLite opens the file behind a link, and looks for the WAL beside that.
-            path.canonicalize().unwrap_or(path)
+            beneath::resolve_if_there(path)
         });
+        let given = given.transpose()?;
         let database = given.or_else(|| configured.clone()).unwrap_or_default();
         let belongs = |project: &Project| {
             let state = project.root().join(STATE_DIR);

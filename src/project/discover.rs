@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CONFIG_FILE, Component, DEFAULT_DATABASE, Project, STATE_DIR, config, exclude, names, same_file};
 use crate::{
+    beneath::{self, Dir},
     error::{Code, Error, Result, Warning, WarningCode},
     regular,
     sqlite::{
@@ -170,7 +171,7 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Grap
     let source = Source {
         path,
         // SQLite opens the file behind a symbolic link, and looks for the WAL beside that file.
-        absolute: located.absolute.canonicalize().map_err(failed)?,
+        absolute: beneath::resolve(&located.absolute).map_err(failed)?,
         entry: DATABASE_ENTRY.to_string(),
         component: Component::Database,
         kind: Kind::Database,
@@ -180,8 +181,7 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Grap
 
 /// The path of a name without links on the way to it.
 fn directory_entry(path: &Path) -> io::Result<PathBuf> {
-    let parent = path.parent().unwrap_or(path).canonicalize()?;
-    Ok(path.file_name().map_or(parent.clone(), |name| parent.join(name)))
+    Ok(Dir::around(path)?.path())
 }
 
 /// Where a database from outside would go in the project: the default, or beside a file that is there already.

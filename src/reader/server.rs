@@ -43,7 +43,7 @@ pub trait Answers {
 
 /// Carries out `request`; a failure of it is an answer too.
 pub fn answer(request: Request, answers: &mut dyn Answers, cancel: &Cancel) -> Result<()> {
-    let done = sqlite::assert_capabilities().and_then(|()| match request {
+    let done = sqlite::assert_capabilities().and_then(|()| sqlite::calls::watch()).and_then(|()| match request {
         Request::Save(request) => save(&request, answers, cancel).map(Message::Saved),
         Request::Apply(request) => apply(&request).map(Message::Applied),
         Request::Undo(request) => undo(&request).map(Message::Undone),

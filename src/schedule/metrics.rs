@@ -3,14 +3,13 @@
 //!
 //! A metric that is not known is left out. Times are seconds since the epoch.
 
-use std::{fmt::Write as _, fs, io::Write as _, os::unix::fs::PermissionsExt, path::Path};
+use std::{fmt::Write as _, io::Write as _, path::Path};
 
 use super::status::Status;
 use crate::{
     durable,
     error::{Error, Result},
     project::Project,
-    tolerated,
 };
 
 /// What the name of each metric begins with.
@@ -65,11 +64,10 @@ pub fn write(path: &Path, project: &Project, status: &Status) -> Result<()> {
     let facts = Facts { project: &root, status: Some(status), is_healthy: status.health.ok, activity: None };
     let failed = |cause| Error::io("write", path, cause);
     let path = std::path::absolute(path).map_err(failed)?;
-    let mut file = durable::partial(path.parent().unwrap_or(&path))?;
+    let mut file = durable::Partial::new(path.parent().unwrap_or(&path))?;
     file.write_all(facts.render(Format::Prometheus).as_bytes()).map_err(failed)?;
-    tolerated::attributes(fs::set_permissions(file.path(), fs::Permissions::from_mode(0o644)), &path)
-        .map_err(failed)?;
-    durable::publish(file, &path)
+    file.set_mode(0o644)?;
+    file.publish(&path)
 }
 
 impl Facts<'_> {

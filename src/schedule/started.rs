@@ -59,12 +59,12 @@ impl Started {
         let path = dir.join(format!("{PREFIX}{}-{}{SUFFIX}", began.at, std::process::id()));
         let failed = |cause| Error::io("write", &path, cause);
         // Locked before it has its name: it is never seen without.
-        let mut file = durable::partial(&dir)?;
-        file.as_file().lock().map_err(failed)?;
+        let mut file = durable::Partial::new(&dir)?;
+        file.file().lock().map_err(failed)?;
         let record = Record { started_at: began.at, trigger, kind };
         file.write_all(&serde_json::to_vec(&record).unwrap_or_default()).map_err(failed)?;
-        let locked = file.as_file().try_clone().map_err(failed)?;
-        durable::publish(file, &path)?;
+        let locked = file.file().try_clone().map_err(failed)?;
+        file.publish(&path)?;
         set_at_work(Some(path.clone()));
         Ok((path, locked))
     }
@@ -74,7 +74,7 @@ impl Started {
         set_at_work(None);
         if let Some((path, _)) = &self.0 {
             // One that stays is of a run that the history has.
-            let _ = fs::remove_file(path);
+            let _ = durable::remove(path);
         }
     }
 }
@@ -82,7 +82,7 @@ impl Started {
 /// For an end of this process that the user asked for: that is no failure.
 pub fn end_at_work() {
     if let Some(path) = set_at_work(None) {
-        let _ = fs::remove_file(path);
+        let _ = durable::remove(&path);
     }
 }
 

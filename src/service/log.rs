@@ -3,7 +3,7 @@
 
 use std::{
     cell::RefCell,
-    fs::{self, File, OpenOptions},
+    fs::File,
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -13,9 +13,7 @@ use jiff::Timestamp;
 use crate::{
     durable,
     error::{Error, Result},
-    ownership,
     project::Project,
-    regular,
 };
 
 /// Below `.kg/`; no backup holds it.
@@ -53,7 +51,7 @@ impl Log {
             for number in (1..MOST_FILES).rev() {
                 let from = if number == 1 { path.to_path_buf() } else { numbered(path, number - 1) };
                 if from.exists() {
-                    fs::rename(from, numbered(path, number))?;
+                    durable::rename(&from, numbered(path, number).file_name().unwrap_or_default())?;
                 }
             }
             *file = open(path).map_err(io::Error::other)?;
@@ -63,9 +61,7 @@ impl Log {
 }
 
 fn open(path: &Path) -> Result<File> {
-    let file = regular::open_to_write(path, OpenOptions::new().append(true))?;
-    ownership::settle(path);
-    Ok(file)
+    durable::open_log(path)
 }
 
 /// `backup-service.log.2`.
@@ -77,6 +73,8 @@ fn numbered(path: &Path, number: u32) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

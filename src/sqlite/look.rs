@@ -12,27 +12,21 @@
 //! host would, and removes them at the end. Any other user reads a private copy ([`super::aside`]).
 
 use std::{
-    cell::Cell,
-    ffi::{CStr, c_char, c_int},
     fs::{self, Metadata},
     io::Read,
-    mem,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    ptr::null,
-    sync::OnceLock,
     time::Duration,
 };
 
 use nix::{
-    errno::Errno,
     fcntl::AtFlags,
-    libc,
     unistd::{AccessFlags, faccessat, getegid, geteuid},
 };
-use rusqlite::{Connection, OpenFlags, ffi};
+use rusqlite::{Connection, OpenFlags};
 
 use super::{
+    calls::ReadOnly,
     files::{self, JOURNAL_MAGIC, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole},
     header::Header,
     in_use, open_harmless,
@@ -196,96 +190,6 @@ fn start<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
     let mut start = [0; LENGTH];
     regular::open_linked(path).and_then(|mut file| file.read_exact(&mut start)).ok()?;
     Some(start)
-}
-
-thread_local! {
-    static IS_READ_ONLY: Cell<bool> = const { Cell::new(false) };
-}
-
-/// While it lives, SQLite cannot change a file from this thread.
-struct ReadOnly;
-
-impl ReadOnly {
-    fn begin() -> Result<ReadOnly> {
-        static INSTALLED: OnceLock<bool> = OnceLock::new();
-        if !*INSTALLED.get_or_init(install) {
-            let message = "SQLite's calls of the operating system cannot be watched in this build";
-            return Err(Error::new(Code::Internal, message, "Please report this"));
-        }
-        IS_READ_ONLY.set(true);
-        Ok(ReadOnly)
-    }
-}
-
-impl Drop for ReadOnly {
-    fn drop(&mut self) {
-        IS_READ_ONLY.set(false);
-    }
-}
-
-/// Puts the functions below between SQLite and the operating system (<https://sqlite.org/c3ref/vfs.html>, `xSetSystemCall`).
-#[allow(unsafe_code, reason = "rusqlite has no such call")]
-fn install() -> bool {
-    type Open = unsafe extern "C" fn(*const c_char, c_int, c_int) -> c_int;
-    type Unlink = unsafe extern "C" fn(*const c_char) -> c_int;
-    type Chown = unsafe extern "C" fn(c_int, libc::uid_t, libc::gid_t) -> c_int;
-    type Chmod = unsafe extern "C" fn(c_int, libc::mode_t) -> c_int;
-    type Call = unsafe extern "C" fn();
-    // SAFETY: SQLite casts each pointer back to the type that it has here, which is that of the function of this name in
-    // `os_unix.c`, before it calls it.
-    let calls: [(&CStr, Call); 4] = unsafe {
-        [
-            (c"open", mem::transmute::<Open, Call>(open)),
-            (c"unlink", mem::transmute::<Unlink, Call>(unlink)),
-            (c"fchown", mem::transmute::<Chown, Call>(fchown)),
-            (c"fchmod", mem::transmute::<Chmod, Call>(fchmod)),
-        ]
-    };
-    // SAFETY: SQLite initialises itself and returns its default VFS, which lives as long as the process.
-    let vfs = unsafe {
-        ffi::sqlite3_initialize();
-        ffi::sqlite3_vfs_find(null())
-    };
-    // SAFETY: the pointer is null or that VFS; the field exists from version 3 on.
-    let set = unsafe { vfs.as_ref() }.filter(|vfs| vfs.iVersion >= 3).and_then(|vfs| vfs.xSetSystemCall);
-    // SAFETY: the names are C strings and the functions live as long as the process.
-    set.is_some_and(|set| calls.iter().all(|(name, call)| unsafe { set(vfs, name.as_ptr(), Some(*call)) } == 0))
-}
-
-/// Fails while this thread may not change files.
-fn refuse() -> Option<c_int> {
-    IS_READ_ONLY.get().then(|| {
-        Errno::EACCES.set();
-        -1
-    })
-}
-
-/// SQLite tries again with `O_RDONLY`.
-#[allow(unsafe_code, reason = "SQLite calls it")]
-unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: c_int) -> c_int {
-    let changes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & (libc::O_CREAT | libc::O_TRUNC) != 0;
-    let refused = if changes { refuse() } else { None };
-    // SAFETY: SQLite gives a C string; the call is the one that it would make itself.
-    refused.unwrap_or_else(|| unsafe { libc::open(path, flags, mode as libc::c_uint) })
-}
-
-#[allow(unsafe_code, reason = "SQLite calls it")]
-unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
-    // SAFETY: as in `open`.
-    refuse().unwrap_or_else(|| unsafe { libc::unlink(path) })
-}
-
-/// SQLite goes on without, as it does for a user who is not root.
-#[allow(unsafe_code, reason = "SQLite calls it")]
-unsafe extern "C" fn fchown(file: c_int, owner: libc::uid_t, group: libc::gid_t) -> c_int {
-    // SAFETY: as in `open`.
-    refuse().unwrap_or_else(|| unsafe { libc::fchown(file, owner, group) })
-}
-
-#[allow(unsafe_code, reason = "SQLite calls it")]
-unsafe extern "C" fn fchmod(file: c_int, mode: libc::mode_t) -> c_int {
-    // SAFETY: as in `open`.
-    refuse().unwrap_or_else(|| unsafe { libc::fchmod(file, mode) })
 }
 
 #[cfg(test)]

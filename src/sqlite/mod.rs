@@ -10,6 +10,7 @@
 
 pub mod aside;
 pub mod btree;
+pub mod calls;
 pub mod check;
 pub mod erase;
 pub mod files;

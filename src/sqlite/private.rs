@@ -84,7 +84,7 @@ pub fn keep(path: &Path, to: &Path, lock_timeout: Duration) -> Result<()> {
     let file = File::open(copy.database()).map_err(failed)?;
     let permissions = fs::metadata(path).map_err(failed)?.permissions();
     tolerated::attributes(file.set_permissions(permissions), to)
-        .and_then(|()| durable::sync(&file, to))
+        .and_then(|()| tolerated::sync(&file, to))
         .map_err(failed)?;
     durable::publish_new(copy.database(), to)
 }

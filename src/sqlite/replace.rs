@@ -31,10 +31,10 @@ use super::{
     snapshot::{Snapshot, until},
 };
 use crate::{
-    durable,
     error::{Code, Error, Result},
     hex::hex,
     task::Cancel,
+    tolerated,
 };
 
 /// One database to replace.
@@ -216,7 +216,7 @@ fn keep_snapshot(live: &Path, keep: &File) -> Result<()> {
     let failed = |cause| Error::io("keep a copy of", live, cause);
     let mut out = BufWriter::with_capacity(1 << 20, keep);
     Snapshot::pin(open_harmless(live)?, live)?.pages(&Cancel::default(), |page| out.write_all(page).map_err(failed))?;
-    out.flush().and_then(|()| durable::sync(keep, live)).map_err(failed)
+    out.flush().and_then(|()| tolerated::sync(keep, live)).map_err(failed)
 }
 
 /// Returns the open file of the database.
@@ -225,7 +225,7 @@ fn keep_file(live: &Path, mut keep: &File) -> Result<File> {
     let mut file = File::open(live).map_err(failed)?;
     keep.rewind()
         .and_then(|()| io::copy(&mut file, &mut keep))
-        .and_then(|_| durable::sync(keep, live))
+        .and_then(|_| tolerated::sync(keep, live))
         .map_err(failed)?;
     Ok(file)
 }

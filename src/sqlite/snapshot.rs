@@ -23,6 +23,7 @@ use super::{
     open_harmless, prepare,
 };
 use crate::{
+    beneath,
     error::{Code, Error, Result},
     scratch::PrivateDir,
     task::Cancel,
@@ -77,7 +78,7 @@ pub struct Conditions<'a> {
 /// Takes a snapshot of the database at `path`. Nothing changes there.
 pub fn take(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result<Taken> {
     // SQLite looks for the WAL next to the file that a symbolic link leads to.
-    let path = &path.canonicalize().map_err(|cause| Error::io("read", path, cause))?;
+    let path = &beneath::resolve(path).map_err(|cause| Error::io("read", path, cause))?;
     // A process that opens the database while it is copied keeps changing it, and makes it one that can be read in place.
     let attempt = || until(Instant::now() + conditions.lock_timeout, cancel, || take_now(path, conditions, cancel));
     match attempt()? {

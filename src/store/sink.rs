@@ -17,7 +17,7 @@ use nix::{errno::Errno, fcntl::copy_file_range, libc::loff_t, sys::statfs};
 use super::write_behind::WriteBehind;
 use crate::{
     archive::{earlier::Taken, encoder::Sink},
-    durable,
+    tolerated,
 };
 
 /// Extents begin and end there on both file systems, unless they were made otherwise: then nothing is shared.
@@ -50,7 +50,7 @@ impl ArchiveFile {
         let synced = file.clone();
         let behind = WriteBehind::new(Box::new(move || match synced.sync_data() {
             // The sync at the end says so.
-            Err(cause) if durable::cannot_sync(&cause) => Ok(()),
+            Err(cause) if tolerated::cannot_sync(&cause) => Ok(()),
             written => written,
         }) as Sync);
         ArchiveFile { file, behind, position: 0, shares, row: None }

@@ -7,7 +7,6 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tempfile::NamedTempFile;
 
 use super::{
     Backup, Store, StoreLock,
@@ -25,8 +24,9 @@ use crate::{
         manifest::{ArchiveRecord, Manifest},
         read::{Discard, read_archive},
     },
-    durable::{self, PARTIAL_PREFIX},
+    durable::{self, PARTIAL_PREFIX, Partial},
     error::{Code, Error, Result, Warning, WarningCode},
+    paths,
     scratch::{self, PrivateDir, Scratch, remove_tree},
     sqlite::aside,
     task::{Phase, Task},
@@ -38,7 +38,7 @@ pub struct NewBackup<'a> {
     pub id: String,
     archive: PathBuf,
     encrypted: bool,
-    file: NamedTempFile,
+    file: Partial,
     scratch: Room,
 }
 
@@ -46,7 +46,7 @@ pub struct NewBackup<'a> {
 enum Room {
     /// On the disk that holds the archives.
     Beside(PrivateDir),
-    /// Away from encrypted ones: in the system's directory for temporary files.
+    /// Away from encrypted archives, and from others who could put something else in its place: in the system's directory for temporary files.
     Private(Scratch),
 }
 
@@ -98,13 +98,23 @@ impl Store {
             id: names::id(&stamp),
             archive: self.dir.join(names::archive(&stamp, compression, encrypted)),
             encrypted,
-            file: durable::partial_in_store(&self.dir)?,
-            scratch: if encrypted {
-                Room::Private(Scratch::new(&std::env::temp_dir(), PRIVATE_PREFIX)?)
-            } else {
-                Room::Beside(aside::scratch_dir(&self.dir)?)
-            },
+            file: Partial::in_store(&self.dir)?,
+            scratch: self.room(encrypted)?,
         })
+    }
+
+    fn room(&self, encrypted: bool) -> Result<Room> {
+        let is_exposed = || paths::replaceable(&self.dir.join("room")).is_some();
+        if !encrypted && !is_exposed() {
+            return aside::scratch_dir(&self.dir).map(Room::Beside);
+        }
+        match Scratch::new(&std::env::temp_dir(), PRIVATE_PREFIX) {
+            // A container may have no such directory. What is encrypted lies nowhere else.
+            Err(error) if !encrypted && matches!(error.code, Code::PermissionDenied | Code::Io) => {
+                aside::scratch_dir(&self.dir).map(Room::Beside)
+            }
+            scratch => scratch.map(Room::Private),
+        }
     }
 
     /// Removes a backup, and with `cascade` those that rest on it; without, such a backup is refused. Where one of them is
@@ -270,12 +280,12 @@ impl Removal<'_> {
     fn remove(&mut self, id: &str) -> Result<()> {
         let Store { dir, .. } = self.store;
         let backup = self.store.get(id)?;
-        let doomed = dir.join(format!("{PARTIAL_PREFIX}deleted-{id}"));
-        fs::rename(&backup.path, &doomed).map_err(|cause| Error::io("remove", &backup.path, cause))?;
+        let doomed = format!("{PARTIAL_PREFIX}deleted-{id}");
+        durable::rename(&backup.path, doomed.as_ref()).map_err(|cause| Error::io("remove", &backup.path, cause))?;
         // By its path: the store may hold a second archive of that id.
         self.listed.retain(|listed| listed.path != backup.path);
         durable::remove(&manifest_path(&backup.path))?;
-        durable::remove(&doomed)?;
+        durable::remove(&dir.join(doomed))?;
         durable::sync_dir(dir)?;
         self.store.update_latest(&self.listed)
     }
@@ -284,7 +294,7 @@ impl Removal<'_> {
 impl NewBackup<'_> {
     /// Where the archive's bytes go.
     pub fn sink(&self) -> Result<Box<dyn Sink>> {
-        let file = self.file.as_file().try_clone().map_err(|cause| Error::io("write", &self.archive, cause))?;
+        let file = self.file.file().try_clone().map_err(|cause| Error::io("write", &self.archive, cause))?;
         let file = ArchiveFile::new(file);
         Ok(if self.encrypted { Box::new(Encrypting::new(file, &self.store.keys)?) } else { Box::new(file) })
     }
@@ -310,8 +320,7 @@ impl NewBackup<'_> {
         let outside = self.encrypted.then(|| manifest.outside());
         let sidecar = manifest_path(&self.archive);
         let json = outside.as_ref().unwrap_or(&manifest).to_json();
-        let published =
-            durable::publish(self.file, &self.archive).and_then(|()| durable::write_in_store(&sidecar, &json));
+        let published = self.file.publish(&self.archive).and_then(|()| durable::write_in_store(&sidecar, &json));
         if let Err(error) = published {
             // A rename whose directory cannot be synced has happened all the same: what is left would be listed, now or by the next run, as a
             // backup that was said to have failed.

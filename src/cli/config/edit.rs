@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::Write,
-    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+    os::unix::fs::{MetadataExt, fchown},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -106,25 +106,24 @@ fn replace(project: &Project, link: &Path, content: &[u8]) -> Result<()> {
         return Err(Error::new(Code::UnsafeFile, message, "Change that file itself; nothing was changed"));
     }
     let failed = |cause| Error::io("write", &path, cause);
-    let mut file = durable::partial(path.parent().unwrap_or(&path))?;
+    let mut file = durable::Partial::new(path.parent().unwrap_or(&path))?;
     file.write_all(content).map_err(failed)?;
     let old = fs::metadata(&path).map_err(failed)?;
-    tolerated::attributes(fs::set_permissions(file.path(), old.permissions()), &path).map_err(failed)?;
-    let new = file.as_file().metadata().map_err(failed)?;
+    file.set_mode(old.mode() & 0o7777)?;
+    let new = file.file().metadata().map_err(failed)?;
     if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
-        let given = chown(file.path(), Some(old.uid()), Some(old.gid()));
+        let given = fchown(file.file(), Some(old.uid()), Some(old.gid()));
         tolerated::attributes(given, &path).map_err(failed)?;
     }
-    durable::publish(file, &path)
+    file.publish(&path)
 }
 
 fn create(path: &Path, content: &[u8]) -> Result<()> {
     let failed = |cause| Error::io("write", path, cause);
-    let mut file = durable::partial(path.parent().unwrap_or(path))?;
+    let mut file = durable::Partial::new(path.parent().unwrap_or(path))?;
     file.write_all(content).map_err(failed)?;
-    let readable = fs::set_permissions(file.path(), PermissionsExt::from_mode(0o644));
-    tolerated::attributes(readable, path).map_err(failed)?;
-    durable::publish(file, path)
+    file.set_mode(0o644)?;
+    file.publish(path)
 }
 
 fn invalid(home: Home, path: &Path, what: &str) -> Error {

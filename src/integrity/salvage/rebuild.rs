@@ -218,7 +218,7 @@ impl Target {
             connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())).map_err(failed)?;
         }
         connection.close().map_err(|(_, cause)| failed(cause))?;
-        let synced = std::fs::File::open(&path).and_then(|file| crate::durable::sync(&file, &path));
+        let synced = std::fs::File::open(&path).and_then(|file| crate::tolerated::sync(&file, &path));
         synced.map_err(|cause| Error::io("sync", &path, cause))?;
         Ok(reports)
     }

@@ -55,7 +55,7 @@ use crate::{
         manifest::{EntryKind, MANIFEST_ENTRY, Manifest},
         pick::Pick,
     },
-    durable::{self, PARTIAL_PREFIX},
+    durable::PARTIAL_PREFIX,
     error::{Code, Error, Result, Warning, WarningCode},
     lock,
     project::{CONFIG_FILE, STAGING_PREFIX, STATE_DIR, UNDO_DIR, exclude, names},
@@ -316,7 +316,8 @@ fn dress(target: &Target, placements: &Placements<'_>, plan: &Plan) -> Result<()
         let staged = target.existing(from)?.known_as(target.absolute(&placement.to));
         // Open before its mode is set, which may keep this user out.
         let file = if record.kind == EntryKind::Link {
-            staged.make_link(&record.target.as_deref().and_then(names::decode).unwrap_or_default())?;
+            let made = staged.make_link(&record.target.as_deref().and_then(names::decode).unwrap_or_default());
+            made.map_err(|cause| Error::io("create", &staged.path(), cause))?;
             None
         } else {
             let opened = staged.open(OFlag::O_WRONLY, 0);
@@ -330,7 +331,7 @@ fn dress(target: &Target, placements: &Placements<'_>, plan: &Plan) -> Result<()
             let mode = if record.database { record.mode & 0o666 } else { record.mode & 0o777 };
             let permitted = staged.tolerate(file.set_permissions(Permissions::from_mode(mode)));
             permitted.map_err(|cause| Error::io("set the permissions of", &staged.path(), cause))?;
-            durable::sync(&file, &staged.known_path()).map_err(|cause| Error::io("sync", &staged.path(), cause))?;
+            tolerated::sync(&file, &staged.known_path()).map_err(|cause| Error::io("sync", &staged.path(), cause))?;
         }
     }
     Ok(())

@@ -66,7 +66,7 @@ pub fn roll_back(target: &Target, root: &Path, intent: &Intent) -> Result<()> {
 fn move_back(target: &Target, intent: &Intent, number: usize) -> Result<()> {
     let Move { from, to, identity } = &intent.moves[number];
     let Some(now) = target.place(to)? else { return Ok(()) };
-    let copy = now.beside(&intent.copy_name(number))?;
+    let copy = now.beside(intent.copy_name(number))?;
     copy.remove_file()?;
     let Some(found) = now.stat()? else {
         // Not made yet, or taken back already.

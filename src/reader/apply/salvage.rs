@@ -22,7 +22,6 @@ use super::{
     undo,
 };
 use crate::{
-    durable,
     error::{Code, Error, Result},
     integrity::{
         documented,
@@ -130,7 +129,7 @@ fn dress_as(old: &Path, new: &Path) -> Result<()> {
     }
     let file = File::open(new).map_err(failed)?;
     let permitted = tolerated::attributes(file.set_permissions(Permissions::from_mode(found.mode() & 0o777)), old);
-    permitted.and_then(|()| durable::sync(&file, old)).map_err(failed)
+    permitted.and_then(|()| tolerated::sync(&file, old)).map_err(failed)
 }
 
 /// A repair cannot be forced.

@@ -30,7 +30,7 @@ pub fn move_file(from: &Place, to: &Place, copy_name: &str) -> Result<()> {
             let copy = to.beside(copy_name)?;
             copy.remove_file()?;
             if from.occupant()? == Some(Occupant::Link) {
-                copy.make_link(&fs::read_link(from.path()).map_err(failed)?)?;
+                copy.make_link(&fs::read_link(from.path()).map_err(failed)?).map_err(failed)?;
             } else {
                 let mut source = from.open(OFlag::O_RDONLY, 0).map_err(failed)?;
                 let file = copy.create()?;
@@ -42,7 +42,7 @@ pub fn move_file(from: &Place, to: &Place, copy_name: &str) -> Result<()> {
                 let modified = found.modified().map_err(failed)?;
                 let times = fs::FileTimes::new().set_modified(modified);
                 tolerated::attributes(file.set_times(times), &to.path()).map_err(failed)?;
-                durable::sync(&file, &copy.path()).map_err(failed)?;
+                tolerated::sync(&file, &copy.path()).map_err(failed)?;
             }
             copy.rename(to).map_err(failed)?;
             to.dir().sync()?;
@@ -160,7 +160,7 @@ pub fn swap(
 }
 
 fn sync_file(place: &Place) -> Result<()> {
-    let synced = place.open(OFlag::O_RDONLY, 0).and_then(|file| durable::sync(&file, &place.known_path()));
+    let synced = place.open(OFlag::O_RDONLY, 0).and_then(|file| tolerated::sync(&file, &place.known_path()));
     synced.map_err(|cause| Error::io("sync", &place.path(), cause))
 }
 

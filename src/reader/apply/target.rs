@@ -50,7 +50,8 @@ impl Target {
     /// Holds the directory of that name in `.kg` open, into which a backup was unpacked: nobody puts another one in its place.
     /// Returns a path that leads to it. `KG_UNSAFE_FILE` if somebody has done so already.
     pub fn hold(&mut self, name: &OsStr) -> Result<PathBuf> {
-        let dir = self.existing(&format!("{STATE_DIR}/{}", name.to_string_lossy()))?.enter()?;
+        let place = self.existing(&format!("{STATE_DIR}/{}", name.to_string_lossy()))?;
+        let dir = place.enter().map_err(|cause| Error::io("open", &place.path(), cause))?;
         let (owner, _) = dir.owner()?;
         if owner != geteuid().as_raw() {
             let message = format!("{} is not what was unpacked: it belongs to user {owner}", dir.path().display());

@@ -43,7 +43,8 @@ fn make_moves(target: &Target, intent: &Intent) -> Result<()> {
     for dir in &intent.made {
         let owner = target.owner_of(parent(&dir.at))?;
         let place = target.existing(&dir.at)?;
-        place.make_dir(dir.mode.map_or(0o777, |mode| mode | 0o700))?;
+        let made = place.make_dir(dir.mode.map_or(0o777, |mode| mode | 0o700));
+        made.map_err(|cause| Error::io("create", &place.path(), cause))?;
         owner.map_or(Ok(()), |owner| place.give_to(owner))?;
     }
     for (number, change) in intent.moves.iter().enumerate() {

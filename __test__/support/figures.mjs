@@ -1,0 +1,8 @@
+// What the long run counts over all suites: `npm run test:long` prints the sums.
+
+import { appendFileSync } from 'node:fs';
+
+/** Adds to the sums, by name. */
+export function count(figures) {
+  if (process.env.KG_TEST_FIGURES) appendFileSync(process.env.KG_TEST_FIGURES, `${JSON.stringify(figures)}\n`);
+}

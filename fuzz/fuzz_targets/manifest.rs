@@ -1,0 +1,20 @@
+//! Any manifest: what is read is written so that it reads the same, and what stands beside an encrypted archive names no file.
+#![no_main]
+
+use kg_backup::archive::{
+    manifest::{Manifest, checksums_text},
+    pick::Pick,
+};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|json: &[u8]| {
+    let Ok(manifest) = Manifest::parse(json, "it") else { return };
+    let again = Manifest::parse(&manifest.to_json(), "it").expect("what was written");
+    assert_eq!(manifest, again);
+    assert!(manifest.outside().files.is_empty() && manifest.without_archive().archive.is_none());
+    for record in &manifest.files {
+        let _ = (record.entry_size(), manifest.content_digest(record));
+    }
+    assert!(Pick::default().select(&manifest).len() <= manifest.files.len());
+    let _ = checksums_text(manifest.checksums.iter().map(|(entry, digest)| (entry.as_str(), digest.as_str())));
+});

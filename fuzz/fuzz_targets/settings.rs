@@ -1,0 +1,28 @@
+//! Any configuration: what is refused does not count, and a value that counts is one that can be set.
+#![no_main]
+
+use std::path::Path;
+
+use kg_backup::{
+    project::json,
+    settings::{Settings, keys},
+};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &[u8]| {
+    let Ok(config) = json::parse(text) else { return };
+    let mut warnings = Vec::new();
+    let settings = Settings::of(&config, &mut |warning| warnings.push(warning));
+    assert!(!settings.are_unusable() || !warnings.is_empty(), "what cannot be used is said");
+    for key in keys::ALL {
+        let Some(value) = settings.get(key.name) else { continue };
+        assert!(key.check(value).is_ok() && !settings.is_refused(key.name), "{} = {value}", key.name);
+    }
+    let _ = (settings.policy(), settings.listen(), settings.zone(), settings.kind(), settings.retention_days());
+    let _ = (
+        settings.dir(Path::new("/project")),
+        settings.refuses_backups().is_some(),
+        settings.doubt_of_retention().is_some(),
+    );
+    let _ = settings.changes(&Settings::default());
+});
