@@ -10,6 +10,7 @@ import path from 'node:path';
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
 import { expect, test } from 'vitest';
 
+import { count } from './support/figures.mjs';
 import { kgPath } from './support/processes.mjs';
 import { contents, makeProject, withDatabase } from './support/project.mjs';
 
@@ -30,7 +31,9 @@ async function killed(args, { cwd, afterMs, sign }) {
   await spin(afterMs);
   child.kill('SIGKILL');
   const [, signal] = await exited;
-  return signal === 'SIGKILL';
+  const wasRunning = signal === 'SIGKILL';
+  count({ kills: Number(wasRunning) });
+  return wasRunning;
 }
 
 const digest = (file) => createHash('sha256').update(readFileSync(file)).digest('hex');

@@ -288,9 +288,22 @@ describe.skipIf(!isRoot)('a store of a group', () => {
       expect(as(user, 'health', '--backup-dir', backups).status).toBe(0);
     }
     expect(as(USER + 1, 'backup', '--delete', made.at(-1), '--cascade', '--output', backups)).toMatchObject(done);
+    // Unless the settings say otherwise.
+    const readers = (mode) => {
+      expect(run([executable, 'config', 'set', 'backup.mode', mode]).status).toBe(0);
+      const { path: archive } = JSON.parse(as(USER, 'backup', '--output', backups, '--json').stdout);
+      expect(as(USER, 'backup', '--pin', 'latest', '--output', backups)).toMatchObject(done);
+      const modes = [archive, `${archive}.manifest.json`, `${archive}.pin.json`].map((file) => (statSync(file).mode & 0o777).toString(8));
+      return [modes, as(USER + 1, 'backup', '--verify', 'latest', '--output', backups).status];
+    };
+    expect(readers('0600')).toEqual([['600', '600', '600'], 4]);
     // What is not shared stays with whoever made it.
     chmodSync(backups, 0o755);
     expect(as(USER, 'backup', '--output', backups)).toMatchObject(done);
+    expect(run([executable, 'config', 'unset', 'backup.mode']).status).toBe(0);
+    expect(as(USER, 'backup', '--output', backups)).toMatchObject(done);
     expect(as(USER + 1, 'backup', '--verify', 'latest', '--output', backups)).toMatchObject({ status: 4, stderr: expect.stringContaining('KG_PERMISSION_DENIED') });
+    expect(readers('0640')).toEqual([['640', '640', '640'], 0]);
+    expect(run([executable, 'config', 'set', 'backup.mode', '0666'])).toMatchObject({ status: 2, stderr: expect.stringContaining('0600') });
   });
 });

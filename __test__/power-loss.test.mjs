@@ -6,6 +6,7 @@ import path from 'node:path';
 
 import { describe, expect, test } from 'vitest';
 
+import { count } from './support/figures.mjs';
 import { kgPath, run } from './support/processes.mjs';
 import { canMount, makeDisk } from './support/power.mjs';
 import { fillDatabase, integrityOf, makeProject, withDatabase } from './support/project.mjs';
@@ -48,6 +49,7 @@ function atEachCall(disk, root, args, look) {
     lost += 1;
     look(`${args.join(' ')}: call ${k}`);
   }
+  count({ 'power cuts': lost });
   return lost;
 }
 

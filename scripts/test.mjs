@@ -1,14 +1,17 @@
 // `npm test`: sets everything up, runs every suite, and ends with one line over all of them.
 
 import { spawn } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 
 import { prepare, root, tools } from './setup.mjs';
 
-// Each point of what is otherwise sampled.
-if (process.argv.includes('--long')) process.env.KG_TEST_LONG = '1';
+// `npm run test:long`: each point of what is otherwise sampled, then a minute of each fuzz target.
+const isLong = process.argv.includes('--long');
+const reports = mkdtempSync(path.join(os.tmpdir(), 'kg-reports-'));
+const figures = path.join(reports, 'figures');
+if (isLong) Object.assign(process.env, { KG_TEST_LONG: '1', KG_TEST_FIGURES: figures });
 await tools({
   age: 'age',
   chattr: 'e2fsprogs',
@@ -30,7 +33,6 @@ await tools({
 await prepare();
 
 const total = { passed: 0, failed: 0, skipped: 0 };
-const reports = mkdtempSync(path.join(os.tmpdir(), 'kg-reports-'));
 
 /** Runs a command, showing its output; resolves to its status and what it printed. */
 function show(command, args) {
@@ -86,11 +88,28 @@ async function javascript(command, ...args) {
   add(ok, counts);
 }
 
+/** What the suites of the long run counted, and what comes with it. */
+function printFigures(sums) {
+  const lines = existsSync(figures) ? readFileSync(figures, 'utf8').trim().split('\n') : [];
+  for (const line of lines) {
+    for (const [name, number] of Object.entries(JSON.parse(line))) sums[name] = (sums[name] ?? 0) + number;
+  }
+  console.log(`\n${Object.entries(sums).map(([name, number]) => `${number} ${name}`).join(', ')}`);
+}
+
 await check('cargo', 'fmt', '--check');
 await check('cargo', 'clippy', '--locked', '--all-targets', '--', '-D', 'warnings');
+// Without the fuzzer itself, which is C++ to compile.
+await check('cargo', 'clippy', '--locked', '-p', 'kg-fuzz', '--no-default-features', '--bins', '--', '-D', 'warnings');
 await cargoTest();
 await javascript('vitest');
 await javascript('jest', '--silent');
+if (isLong) {
+  const { fuzz } = await import('./fuzz.mjs');
+  const { executions, failures } = fuzz();
+  add(failures === 0, { passed: 0, failed: failures, skipped: 0 });
+  printFigures({ 'fuzz executions': executions, failures });
+}
 rmSync(reports, { recursive: true });
 
 console.log(`\n${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);

@@ -268,7 +268,7 @@ pub fn remember(project: &Project, backup: &Backup, manifest: &Manifest, hashes:
         if backup.encrypted {
             keep_manifest(project, backup, manifest).ok()?;
         }
-        let mut file = durable::Partial::in_store(dir).ok()?;
+        let mut file = durable::Partial::in_store(dir, None).ok()?;
         PageFile::copy(hashes, &mut file, &backup.checksum).ok()??;
         file.publish(&path).ok()
     };
@@ -296,7 +296,7 @@ fn keep_manifest(project: &Project, backup: &Backup, manifest: &Manifest) -> Res
     let path = kept_manifest_file(project, backup);
     let json = manifest.to_json();
     let line = format!("{} {}\n", hex(&Sha256::digest(&json)), backup.checksum);
-    durable::write_in_store(&path, &[line.as_bytes(), &json].concat())
+    durable::write_in_store(&path, &[line.as_bytes(), &json].concat(), None)
 }
 
 /// The whole manifest of an encrypted backup, where it was kept and is whole.

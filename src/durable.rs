@@ -39,13 +39,14 @@ impl Partial {
         Partial::with_mode(dir, 0o600)
     }
 
-    /// As [`Partial::new`], in a store: also for the group of the directory if that shares it, which its set-group-ID bit and the right of the group
-    /// to write say.
-    pub fn in_store(dir: &Path) -> Result<Self> {
+    /// As [`Partial::new`], in a store, with these permissions. Without any, also for the group of the directory if that shares it, which its
+    /// set-group-ID bit and the right of the group to write say.
+    pub fn in_store(dir: &Path, mode: Option<u32>) -> Result<Self> {
         const SHARED: u32 = 0o2070;
         let file = Partial::new(dir)?;
-        if fs::metadata(dir).is_ok_and(|found| found.mode() & SHARED == SHARED) {
-            file.set_mode(0o640)?;
+        let is_shared = || fs::metadata(dir).is_ok_and(|found| found.mode() & SHARED == SHARED);
+        if let Some(mode) = mode.or_else(|| is_shared().then_some(0o640)) {
+            file.set_mode(mode)?;
         }
         Ok(file)
     }
@@ -180,8 +181,8 @@ fn write_as(mut file: Partial, path: &Path, content: &[u8]) -> Result<()> {
 }
 
 /// As [`write`], in a store: see [`Partial::in_store`].
-pub fn write_in_store(path: &Path, content: &[u8]) -> Result<()> {
-    write_as(Partial::in_store(parent(path))?, path, content)
+pub fn write_in_store(path: &Path, content: &[u8], mode: Option<u32>) -> Result<()> {
+    write_as(Partial::in_store(parent(path), mode)?, path, content)
 }
 
 /// As [`write`], for what other users of the project may read.

@@ -67,7 +67,8 @@ pub fn store(settings: &Settings, root: &Path, dir: Option<&Path>, said: Said, l
     let of_settings = || settings.dir(root).unwrap_or_else(|| Store::default_dir(root));
     let store = Store::at(&dir.map_or_else(of_settings, Path::to_path_buf))?;
     let keys = KeySource::of_settings(settings, root).keys(root, launch);
-    let store = store.for_project(root).with_keys(keys).as_set(encrypts(settings, said));
+    let store =
+        store.for_project(root).with_keys(keys).as_set(encrypts(settings, said)).with_mode(settings.archive_mode());
     let doubt = if dir.is_none() { settings.doubt_of_dir().map(|why| doubt(why, settings, &store)) } else { None };
     Ok(store.doubted(doubt))
 }

@@ -72,6 +72,12 @@ pub const ALL: &[Key] = &[
     key("backup.type", Rule::Choice(&["full", "incremental", "snapshot"]), "what a backup is [default: full]"),
     key("backup.fullBackupInterval", Rule::Whole(1, MOST), "days after which an incremental backup becomes a full one"),
     key("backup.dir", Rule::Text, "where backups are kept, from the project's root [default: .kg/backups]"),
+    key(
+        "backup.mode",
+        Rule::Choice(&["0600", "0640"]),
+        "permissions of new archives: 0600 for their owner, 0640 for their group too [default: 0640 in a directory that its group \
+         shares (chmod 2770), otherwise 0600]",
+    ),
     key("backup.retention", Rule::Whole(1, MOST), "remove backups that are older than so many days"),
     key("backup.retentionDays", Rule::Whole(1, MOST), "the same"),
     key("backup.maxBackups", Rule::Whole(1, MOST), "keep so many backups at most"),

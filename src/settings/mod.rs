@@ -259,6 +259,11 @@ impl Settings {
         self.text(DIR).map(|dir| root.join(dir))
     }
 
+    /// The permissions of new archives.
+    pub fn archive_mode(&self) -> Option<u32> {
+        u32::from_str_radix(self.text("backup.mode")?, 8).ok()
+    }
+
     pub fn kind(&self) -> Option<BackupType> {
         serde_json::from_value(self.get("backup.type")?.clone()).ok()
     }

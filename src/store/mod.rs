@@ -69,6 +69,8 @@ pub struct Store {
     home: Option<Project>,
     keys: Keys,
     encrypts: Encrypts,
+    /// Permissions of new archives, and of what stands beside them.
+    mode: Option<u32>,
     doubt: Option<Doubt>,
 }
 
@@ -180,6 +182,7 @@ impl Store {
                 home: None,
                 keys: Keys::default(),
                 encrypts: Encrypts::default(),
+                mode: None,
                 doubt: None,
             }),
         }
@@ -212,6 +215,11 @@ impl Store {
 
     pub fn as_set(self, encrypts: Encrypts) -> Self {
         Store { encrypts, ..self }
+    }
+
+    /// The same store, whose new archives have these permissions; without any, those of [`durable::Partial::in_store`].
+    pub fn with_mode(self, mode: Option<u32>) -> Self {
+        Store { mode, ..self }
     }
 
     pub fn doubted(self, doubt: Option<Doubt>) -> Self {

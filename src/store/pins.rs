@@ -57,7 +57,7 @@ impl Store {
         let pin = Written { at: Some(Timestamp::now()), reason };
         let mut json = serde_json::to_vec_pretty(&pin).map_err(|cause| Error::io("write", &path, cause.into()))?;
         json.push(b'\n');
-        durable::write_in_store(&path, &json)?;
+        durable::write_in_store(&path, &json, self.mode)?;
         self.get(id)
     }
 

@@ -98,7 +98,7 @@ impl Store {
             id: names::id(&stamp),
             archive: self.dir.join(names::archive(&stamp, compression, encrypted)),
             encrypted,
-            file: Partial::in_store(&self.dir)?,
+            file: Partial::in_store(&self.dir, self.mode)?,
             scratch: self.room(encrypted)?,
         })
     }
@@ -160,8 +160,9 @@ impl Store {
         }
         // Where the copies of databases lie while an encrypted archive is written.
         scratch::sweep(&std::env::temp_dir(), PRIVATE_PREFIX);
-        let adopt =
-            |archive: &Path, manifest: Manifest| durable::write_in_store(&manifest_path(archive), &manifest.to_json());
+        let adopt = |archive: &Path, manifest: Manifest| {
+            durable::write_in_store(&manifest_path(archive), &manifest.to_json(), self.mode)
+        };
         warnings.extend(self.adopt(task, adopt)?);
         Ok(warnings)
     }
@@ -320,7 +321,8 @@ impl NewBackup<'_> {
         let outside = self.encrypted.then(|| manifest.outside());
         let sidecar = manifest_path(&self.archive);
         let json = outside.as_ref().unwrap_or(&manifest).to_json();
-        let published = self.file.publish(&self.archive).and_then(|()| durable::write_in_store(&sidecar, &json));
+        let (file, mode) = (self.file, self.store.mode);
+        let published = file.publish(&self.archive).and_then(|()| durable::write_in_store(&sidecar, &json, mode));
         if let Err(error) = published {
             // A rename whose directory cannot be synced has happened all the same: what is left would be listed, now or by the next run, as a
             // backup that was said to have failed.
