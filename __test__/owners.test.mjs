@@ -291,8 +291,8 @@ describe.skipIf(!isRoot)('a store of a group', () => {
     // Unless the settings say otherwise.
     const readers = (mode) => {
       expect(run([executable, 'config', 'set', 'backup.mode', mode]).status).toBe(0);
-      const { path: archive } = JSON.parse(as(USER, 'backup', '--output', backups, '--json').stdout);
-      expect(as(USER, 'backup', '--pin', 'latest', '--output', backups)).toMatchObject(done);
+      const { id, path: archive } = JSON.parse(as(USER, 'backup', '--output', backups, '--json').stdout);
+      expect(as(USER, 'backup', '--pin', id, '--output', backups)).toMatchObject(done);
       const modes = [archive, `${archive}.manifest.json`, `${archive}.pin.json`].map((file) => (statSync(file).mode & 0o777).toString(8));
       return [modes, as(USER + 1, 'backup', '--verify', 'latest', '--output', backups).status];
     };

@@ -7,9 +7,9 @@ import { chmodSync, existsSync, readdirSync, readFileSync, writeFileSync } from 
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
-import { expect, onTestFinished, test } from 'vitest';
+import { describe, expect, onTestFinished, test } from 'vitest';
 
-import { kgPath, repository, until } from './support/processes.mjs';
+import { kgPath, repository, run, until } from './support/processes.mjs';
 import { makeProject, temporaryDirectory } from './support/project.mjs';
 
 /** A stand-in for `kg` that is a shell script. */
@@ -60,12 +60,12 @@ function readersOf(parent) {
     });
 }
 
-function startHost(project) {
+function startHost(project, config = {}, signal = '') {
   const host = `
     const { createBackupManager } = require(process.argv[1]);
-    const manager = createBackupManager({ projectRoot: process.argv[2], backupDir: process.argv[3], compressionLevel: 9 });
-    manager.createBackup({ onProgress: () => console.log('working') }).then(() => console.log('done'), (error) => console.log(error.code));`;
-  const child = spawn(process.execPath, ['-e', host, repository, project.root, project.backups], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const manager = createBackupManager({ projectRoot: process.argv[2], backupDir: process.argv[3], compressionLevel: 9, ...${JSON.stringify(config)} });
+    manager.createBackup({ ${signal} onProgress: () => console.log('working') }).then(() => console.log('done'), (error) => console.log(error.code));`;
+  const child = spawn(process.execPath, ['-e', host, repository, project.root, project.backups], { stdio: ['pipe', 'pipe', 'inherit'] });
   onTestFinished(() => child.kill('SIGKILL'));
   return child;
 }
@@ -87,6 +87,43 @@ test('a reader ends with its host, and the next run removes what both left', asy
   const { path: file } = await manager.createBackup({ type: 'snapshot' });
   const name = path.basename(file);
   expect(readdirSync(project.backups).sort()).toEqual(['.kg-store.lock', name, `${name}.manifest.json`, 'latest.tar.gz']);
+});
+
+describe('a key that is a pipe to which nobody writes', () => {
+  const waiting = () => {
+    const project = makeProject({ nodes: 5 });
+    const passphraseFile = path.join(path.dirname(project.root), 'key');
+    run('mkfifo', [passphraseFile]);
+    return { project, config: { encryption: { passphraseFile } } };
+  };
+  /** The reader that opens the pipe, for as long as nobody else does (fifo(7)). */
+  const waits = (host) =>
+    readersOf(host.pid).find((reader) => {
+      try {
+        return readdirSync(`/proc/${reader}/task`).some((thread) => readFileSync(`/proc/${reader}/task/${thread}/wchan`, 'utf8') === 'wait_for_partner');
+      } catch {
+        return false;
+      }
+    });
+
+  test('is waited for until the call is aborted', async () => {
+    const { project, config } = waiting();
+    const host = startHost(project, config, 'signal: (() => { const c = new AbortController(); process.stdin.once("data", () => c.abort()); return c.signal; })(),');
+    let said = '';
+    host.stdout.on('data', (text) => (said += text));
+    const reader = await until(() => waits(host), 'a reader that waits');
+    host.stdin.write('abort');
+    await until(() => said.includes('ABORT_ERR'), 'the end of the call');
+    await until(() => !existsSync(`/proc/${reader}`), 'the end of the reader');
+  });
+
+  test('is not waited for once the host has ended', async () => {
+    const { project, config } = waiting();
+    const host = startHost(project, config);
+    const reader = await until(() => waits(host), 'a reader that waits');
+    host.kill('SIGKILL');
+    await until(() => !existsSync(`/proc/${reader}`), 'the end of the reader');
+  });
 });
 
 test('a reader that is killed at work is an error of the host with nothing left', async () => {

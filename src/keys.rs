@@ -18,6 +18,7 @@ use crate::{
     project::STATE_DIR,
     reader::client::{Launch, Reader},
     settings::Settings,
+    task::Cancel,
 };
 
 const OTHERS_READ: u32 = 0o044;
@@ -55,20 +56,20 @@ impl KeySource {
 
     /// For the backups of the project at `root`.
     pub fn keys(self, root: &Path, launch: &Launch) -> Keys {
-        let (root, launch) = (root.to_path_buf(), launch.clone());
-        Keys::asked_for(move || self.load(&root, &launch))
+        let (root, launch, cancel) = (root.to_path_buf(), launch.clone(), Cancel::current());
+        Keys::asked_for(move || self.load(&root, &launch, &cancel))
     }
 
     /// The keys that the settings of the project at `root` name.
     pub fn keys_of_project(root: &Path, launch: &Launch) -> Keys {
-        let (root, launch) = (root.to_path_buf(), launch.clone());
+        let (root, launch, cancel) = (root.to_path_buf(), launch.clone(), Cancel::current());
         Keys::asked_for(move || {
             let (settings, _) = Reader::settings(&launch, &root)?;
-            KeySource::of_settings(&settings, &root).load(&root, &launch)
+            KeySource::of_settings(&settings, &root).load(&root, &launch, &cancel)
         })
     }
 
-    fn load(&self, root: &Path, launch: &Launch) -> Result<Keyring> {
+    fn load(&self, root: &Path, launch: &Launch, cancel: &Cancel) -> Result<Keyring> {
         let recipients = self.recipients.iter().map(|recipient| parse_recipient(recipient));
         let mut ring = Keyring {
             passphrases: self.passphrase.iter().cloned().collect(),
@@ -77,7 +78,7 @@ impl KeySource {
         };
         let mut openers = Vec::new();
         for path in &self.passphrase_files {
-            let text = Reader::key(launch, path)?;
+            let text = Reader::key(launch, path, cancel)?;
             ring.passphrases.push(passphrase(path, without_mark(&text))?);
             // Earlier releases took the mark for a part of the passphrase.
             if without_mark(&text) != text {
@@ -87,7 +88,7 @@ impl KeySource {
         }
         ring.passphrases.append(&mut openers);
         for path in &self.identity_files {
-            ring.identities.extend(identities(path, without_mark(&Reader::key(launch, path)?))?);
+            ring.identities.extend(identities(path, without_mark(&Reader::key(launch, path, cancel)?))?);
             ring.files.push(key_file(path));
         }
         ring.refusal = self.inside(root);

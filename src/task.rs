@@ -1,6 +1,7 @@
 //! What every long operation carries: whether it was cancelled, and where its progress goes.
 
 use std::{
+    cell::RefCell,
     collections::VecDeque,
     sync::{
         Arc, Mutex,
@@ -30,7 +31,21 @@ pub struct Cancel {
     protected: Arc<AtomicBool>,
 }
 
+thread_local! {
+    static CURRENT: RefCell<Cancel> = RefCell::new(Cancel::default());
+}
+
 impl Cancel {
+    /// What cancels the operation that this thread was started for.
+    pub fn current() -> Self {
+        CURRENT.with_borrow(Cancel::clone)
+    }
+
+    /// From now on this thread is at work on the operation that this cancels.
+    pub fn enter(&self) {
+        CURRENT.set(self.clone());
+    }
+
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }

@@ -100,6 +100,7 @@ pub fn run<'env>(
     // After the listener: where both have something to say, Node asks whoever was there first, and progress comes before the result.
     let (deferred, promise) = env.create_deferred()?;
     let started = threads::start("kg-call", move || {
+        task.cancel.enter();
         let outcome = outcome(|| dispatch(&call, &task));
         deferred.resolve(move |_| Ok(outcome));
     });

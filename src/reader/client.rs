@@ -119,16 +119,16 @@ impl Reader {
     /// What the configuration of the project at `root` says of backups, and what of it cannot be used.
     pub fn settings(launch: &Launch, root: &Path) -> Result<(Settings, Vec<Warning>)> {
         let request = Request::Settings(SettingsRequest { root: root.to_path_buf() });
-        match Reader::start(launch, request, &Cancel::default())?.next()? {
+        match Reader::start(launch, request, &Cancel::current())?.next()? {
             Answer::Message(Message::Settings { settings, warnings }) => Ok((settings, warnings)),
             _ => Err(out_of_turn()),
         }
     }
 
-    /// The text of a file that holds a key.
-    pub fn key(launch: &Launch, path: &Path) -> Result<String> {
+    /// The text of a file that holds a key. A pipe is waited for until `cancel` says otherwise.
+    pub fn key(launch: &Launch, path: &Path, cancel: &Cancel) -> Result<String> {
         let request = Request::Key(KeyRequest { path: path.to_path_buf() });
-        match Reader::start(launch, request, &Cancel::default())?.next()? {
+        match Reader::start(launch, request, cancel)?.next()? {
             Answer::Message(Message::Key { text }) => Ok(text.0),
             _ => Err(out_of_turn()),
         }

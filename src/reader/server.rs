@@ -97,7 +97,8 @@ pub fn main() -> ExitCode {
         }
     };
     // A restore or repair that has begun is carried to its end even when nobody waits for it any more.
-    let may_end = Arc::new(AtomicBool::new(matches!(request, Request::Save(_) | Request::Check(_))));
+    let changes = matches!(request, Request::Apply(_) | Request::Undo(_) | Request::Tidy(_) | Request::Repair(_));
+    let may_end = Arc::new(AtomicBool::new(!changes));
     let mut client = Pipe { out };
     let answered = match end_with_client(may_end) {
         Ok(()) => answer(request, &mut client, &Cancel::default()),
