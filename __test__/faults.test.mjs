@@ -175,4 +175,24 @@ describe('while a system call fails', () => {
     expect(wrong).toEqual([]);
     expect(met.errors).toBeGreaterThan(5);
   });
+
+  test.each([
+    ['a restore', [], 'latest'],
+    ['an undo', ['restore', '--file', 'latest', '--yes'], undefined],
+  ])('that reads the live database once, in %s, it is not said to be damaged', (_, before, backup) => {
+    const { root, renew } = setUp(before.length > 0 && before);
+    const only = path.join(root, '.kg/knowledge.db');
+    const command = ['diag', 'restore', ...(backup ? ['--file', backup] : ['--undo']), '--yes'];
+    let [met, done] = [0, false];
+    for (let when = 1; !done; when += ALL ? 1 : 3) {
+      renew();
+      const { status, stderr, injected } = failing('pread64', 'EIO', command, { only, cwd: root, when });
+      expect([when, stderr]).toEqual([when, expect.not.stringMatching(/DAMAGED|panicked/)]);
+      expect(['newer newer', 'saved saved']).toContain(stateOf(root));
+      met += injected;
+      done = injected === 0 && status === 0;
+    }
+    count({ errors: met });
+    expect(met).toBeGreaterThan(3);
+  });
 });

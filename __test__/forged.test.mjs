@@ -650,7 +650,7 @@ print(json.dumps({'status': os.waitstatus_to_exitcode(status), 'seconds': time.m
 
 /** Runs the native `kg`: its exit status, how long it took, its peak of memory and what it wrote to disks. */
 function measured(args, cwd = temporaryDirectory()) {
-  const command = ['timeout', '--signal=KILL', String(SECONDS), kgPath, ...args];
+  const command = ['prlimit', `--cpu=${SECONDS}:${SECONDS}`, kgPath, ...args];
   return JSON.parse(execFileSync('python3', ['-c', MEASURE, ...command], { encoding: 'utf8', cwd }));
 }
 

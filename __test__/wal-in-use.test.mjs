@@ -225,6 +225,16 @@ test('a WAL that SQLite ignores makes a backup incomplete, and is looked at with
   expect(strict.stderr).toContain('KG_INCOMPLETE');
 });
 
+test('what a killed writer left of the header of a WAL is no loss', async () => {
+  const { root, database, backups } = await saved();
+  writeFileSync(`${database}-shm`, Buffer.alloc(32_768));
+  for (const length of [1, 16, 32, 567]) {
+    writeFileSync(`${database}-wal`, Buffer.alloc(length, 'y'));
+    const { status, stdout } = await kg(['diag', 'backup', '--project', root, '--output', backups, '--strict', '--json']);
+    expect([length, status, JSON.parse(stdout).warnings]).toEqual([length, 0, []]);
+  }
+});
+
 test('the API says so too', async () => {
   const project = await saved();
   const host = await startHost(project.database);

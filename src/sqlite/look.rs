@@ -27,7 +27,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::{
     calls::ReadOnly,
-    files::{self, JOURNAL_MAGIC, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole},
+    files::{self, JOURNAL_MAGIC, WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole},
     header::Header,
     in_use, open_harmless,
 };
@@ -117,6 +117,14 @@ pub fn ignores_wal(path: &Path) -> bool {
     let wal = companion(path, "-wal");
     let has_content = fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0);
     has_content && !start::<WAL_HEADER_BYTES>(&wal).is_some_and(|header| is_whole(&header)) && !is_open(path)
+}
+
+/// Whether SQLite ignores a WAL that may hold commits. One that is shorter than its first frame holds none: a writer was killed while it wrote
+/// the header.
+pub fn ignores_commits(path: &Path) -> bool {
+    const FIRST_FRAME_ENDS_AT: u64 = (WAL_HEADER_BYTES + WAL_FRAME_HEADER_BYTES) as u64 + LEAST_PAGE_BYTES;
+    let has_room = fs::metadata(companion(path, "-wal")).is_ok_and(|wal| wal.len() >= FIRST_FRAME_ENDS_AT);
+    has_room && ignores_wal(path)
 }
 
 /// Whether what this user creates next to the database is what its host would create: of the same owner and group, in a

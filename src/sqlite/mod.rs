@@ -55,6 +55,15 @@ fn prepare(connection: &Connection, path: &Path) -> Result<()> {
     prepared().map_err(|cause| Error::sqlite("open", path, cause))
 }
 
+/// What `read` answers; that a database is damaged only if a second reading says so too. SQLite answers a read that fails with EIO as it
+/// answers damage.
+pub fn confirmed<T>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
+    match read() {
+        Err(error) if error.code == Code::DatabaseDamaged => read(),
+        answer => answer,
+    }
+}
+
 /// For parsers: nothing where the condition does not hold.
 fn holds(condition: bool) -> Option<()> {
     condition.then_some(())

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    aside,
+    aside, confirmed,
     files::companion,
     snapshot::{self, Conditions, Snapshot, Taken},
 };
@@ -62,10 +62,8 @@ pub fn copy(
             Taken::Damaged(copy, error) => Ok(refused(copy, error)),
         }
     };
-    let is_damage = |error: &Error| error.code == Code::DatabaseDamaged;
-    // What is damaged is so the next time too.
-    match attempt().or_else(|error| if is_damage(&error) { attempt() } else { Err(error) }) {
-        Err(error) if is_damage(&error) => Ok(refused(aside::copy(path, scratch)?, error)),
+    match confirmed(attempt) {
+        Err(error) if error.code == Code::DatabaseDamaged => Ok(refused(aside::copy(path, scratch)?, error)),
         copied => copied,
     }
 }

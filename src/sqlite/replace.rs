@@ -26,6 +26,7 @@ use sha2::{Digest, Sha256};
 use super::{
     BUSY_SLICE,
     check::quick_check,
+    confirmed,
     look::{self, Look},
     open_harmless,
     snapshot::{Snapshot, until},
@@ -49,6 +50,11 @@ pub struct Swap<'a> {
 /// Whether `live` is a sound database with content, and `new` (where there is one already) fits it. One that a killed writer
 /// left half written is not: what lies beside it is kept as it is.
 pub fn is_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> Result<bool> {
+    // What speaks against it does so the next time too, unless it was a read that failed.
+    Ok(seems_possible(live, new, lock_timeout)? || seems_possible(live, new, lock_timeout)?)
+}
+
+fn seems_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> Result<bool> {
     let deadline = Instant::now() + lock_timeout;
     let cancel = Cancel::default();
     let pinned = |path: &Path| until(deadline, &cancel, || Snapshot::pin(open_harmless(path)?, path));
@@ -139,6 +145,10 @@ pub fn content_digest(new: &Path) -> Result<String> {
 
 /// Whether `live` has the content of `new`: all pages, but for [`OWN`].
 pub fn has_content_of(live: &Path, new: &Path, lock_timeout: Duration) -> Result<bool> {
+    confirmed(|| compare(live, new, lock_timeout))
+}
+
+fn compare(live: &Path, new: &Path, lock_timeout: Duration) -> Result<bool> {
     let (cancel, deadline) = (Cancel::default(), Instant::now() + lock_timeout);
     let mut pages = Vec::new();
     for path in [live, new] {
@@ -214,9 +224,14 @@ fn step(backup: &Backup<'_, '_>, pages: i32, live: &Path, deadline: Instant) -> 
 
 fn keep_snapshot(live: &Path, keep: &File) -> Result<()> {
     let failed = |cause| Error::io("keep a copy of", live, cause);
-    let mut out = BufWriter::with_capacity(1 << 20, keep);
-    Snapshot::pin(open_harmless(live)?, live)?.pages(&Cancel::default(), |page| out.write_all(page).map_err(failed))?;
-    out.flush().and_then(|()| tolerated::sync(keep, live)).map_err(failed)
+    confirmed(|| {
+        (&mut &*keep).rewind().and_then(|()| keep.set_len(0)).map_err(failed)?;
+        let mut out = BufWriter::with_capacity(1 << 20, keep);
+        let snapshot = Snapshot::pin(open_harmless(live)?, live)?;
+        snapshot.pages(&Cancel::default(), |page| out.write_all(page).map_err(failed))?;
+        out.flush().map_err(failed)
+    })?;
+    tolerated::sync(keep, live).map_err(failed)
 }
 
 /// Returns the open file of the database.

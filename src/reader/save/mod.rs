@@ -56,7 +56,7 @@ pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -
     let sources = discover(&project, &request.selection, &mut warnings)?;
     warnings.extend(committed_elsewhere(&sources));
     // Asked before any of them is opened, see `look`.
-    let ignored = sources.iter().filter(|source| source.is_database() && look::ignores_wal(&source.absolute));
+    let ignored = sources.iter().filter(|source| source.is_database() && look::ignores_commits(&source.absolute));
     let ignored: HashSet<String> = ignored.map(|source| source.path.clone()).collect();
     let entries = sources.iter().map(|source| source.entry.clone()).collect();
     let mut planned = Vec::new();
