@@ -195,6 +195,16 @@ describe.runIf(isRoot)('a link of the owner does not lead root out of the projec
   });
 });
 
+test.runIf(isRoot)('a process of another user that keeps the project locked is named', async () => {
+  const { asOwner, root } = setUp();
+  const as = ['--reuid=1002', '--regid=1002', '--clear-groups', 'flock', '.kg', 'sh', '-c', 'echo ready; read end'];
+  const holder = spawn('setpriv', as, { cwd: root, stdio: ['pipe', 'pipe', 'inherit'] });
+  onTestFinished(() => holder.kill('SIGKILL'));
+  await new Promise((resolve) => holder.stdout.once('data', resolve));
+  const { status, stderr } = asOwner('diag', 'backup', '--lock-timeout', '1');
+  expect([status, stderr]).toEqual([4, expect.stringMatching(new RegExp(`\\.kg is in use: A restore into it is running \\(process ${holder.pid} \\(flock\\)\\) \\[KG_TARGET_LOCKED\\]`))]);
+});
+
 /** Everything below a directory, with owners, modes, times and content. */
 function everything(dir) {
   const found = {};
@@ -230,12 +240,17 @@ const COMMANDS = [
   ['config', 'set', 'backup.maxBackups', '9'],
   ['config', 'unset', 'backup.maxBackups'],
   ['serve', '--status'],
+  ['serve', '--stop'],
+  ['config', 'show'],
 ];
 
 /** What the owner puts links in the place of, in a loop: each leads to what has that name in root's project. */
 const SWAPPED = ['.kg', '.kg/backups', '.kg/cache', '.kg/restore-undo', '.kg/logs', '.kg/plugins', '.kg/knowledge.db', '.kg/config.json', '.kg/backups/kg-backup-'];
 /** Of a name that only a run has, a swap meets it or not. */
 const PASSING = ['.kg/restore-staging-', '.kg/.kg-partial-', '.kg/cache/.kg-partial-', '.kg/backups/.kg-partial-', '.kg/backups/.kg-snapshot-'];
+
+/** What killed runs leave, and what is kept no longer: the next run removes it. */
+const LEFTOVERS = ['restore-undo/20200101-000000', 'restore-staging-left', 'backups/.kg-snapshot-left'];
 
 describe.runIf(isRoot)('while the owner swaps directories and files of the project for links to those of a project of root', () => {
   test.each([...SWAPPED, ...PASSING])('(%s) no command of root changes anything there', async (swapped) => {
@@ -249,6 +264,7 @@ describe.runIf(isRoot)('while the owner swaps directories and files of the proje
     cpSync(root, mine, { recursive: true });
     const asRootThere = (...args) => expect(spawnSync(executable, args, { cwd: mine, encoding: 'utf8' })).toMatchObject({ status: 0 });
     for (const args of [['backup'], ['restore', '--file', 'latest', '--yes'], ['backup']]) asRootThere('diag', ...args);
+    for (const name of LEFTOVERS) mkdirSync(path.join(mine, '.kg', name), { recursive: true });
     run(['chown', '-R', '0:0', mine]);
     for (const args of [['backup'], ['restore', '--file', 'latest', '--yes'], ['backup']]) expect(asRoot('diag', ...args).status).toBe(0);
     run(['chown', '-R', `${OWNER}:${OWNER}`, root]);
@@ -260,7 +276,7 @@ describe.runIf(isRoot)('while the owner swaps directories and files of the proje
     const swaps = `
       const fs = require('node:fs');
       const path = require('node:path');
-      const [swapped, mine] = process.argv.slice(1);
+      const [swapped, mine, ...leftovers] = process.argv.slice(1);
       const [dir, start] = [path.dirname(swapped), path.basename(swapped)];
       let done = 0;
       let back = () => {};
@@ -268,6 +284,8 @@ describe.runIf(isRoot)('while the owner swaps directories and files of the proje
       const swap = () => {
         back();
         back = () => {};
+        // What is to be cleared up here has the name of something there.
+        for (const name of leftovers) try { fs.mkdirSync('.kg/' + name, { recursive: true }); } catch {}
         let names = [];
         try { names = fs.readdirSync(dir).filter((name) => name === start || (/-$/.test(start) && name.startsWith(start))); } catch {}
         for (const name of names.slice(0, 1)) {
@@ -286,7 +304,7 @@ describe.runIf(isRoot)('while the owner swaps directories and files of the proje
       };
       console.log('ready');
       swap();`;
-    const as = [`--reuid=${OWNER}`, `--regid=${OWNER}`, '--clear-groups', process.execPath, '-e', swaps, swapped, mine];
+    const as = [`--reuid=${OWNER}`, `--regid=${OWNER}`, '--clear-groups', process.execPath, '-e', swaps, swapped, mine, ...LEFTOVERS];
     // The owner cannot look into root's directory, but knows what is in there.
     run(['chmod', '711', secrets]);
     const node = spawn('setpriv', as, { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] });

@@ -42,6 +42,12 @@ pub struct Dir {
 
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
 
+impl From<Dir> for File {
+    fn from(dir: Dir) -> Self {
+        dir.fd.into()
+    }
+}
+
 /// The directories on the way need not be readable.
 #[cfg(target_os = "linux")]
 const ON_THE_WAY: OFlag = DIRECTORY.union(OFlag::O_PATH);

@@ -17,7 +17,7 @@ use crate::{
         pick::Pick,
     },
     backup::DEFAULT_LOCK_TIMEOUT,
-    beneath::held_path,
+    beneath::{Dir, held_path},
     chain, durable,
     error::{Code, Error, Result, Warning, WarningCode},
     ownership, paths,
@@ -350,7 +350,7 @@ impl Drop for Staging {
         self.lock = None;
         for dir in &self.made {
             // One that holds something by now is somebody else's.
-            let _ = fs::remove_dir(dir);
+            let _ = Dir::around(dir).map(|place| place.remove_dir());
         }
     }
 }

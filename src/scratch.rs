@@ -13,7 +13,7 @@ use std::{
 use nix::fcntl::OFlag;
 
 use crate::{
-    beneath::Place,
+    beneath::{Dir, Place},
     durable,
     error::{Error, Result},
     lock,
@@ -58,7 +58,7 @@ impl PrivateDir {
 
     /// What has its name in the directory that it was made in, wherever that is by now.
     fn remove_all(&self) -> io::Result<()> {
-        remove_tree(&self.place.held_path())
+        remove_at(&self.place)
     }
 
     /// Removes it now.
@@ -94,13 +94,22 @@ fn left(dir: &Path, cause: io::Error) -> Error {
     Error { remedy: "Remove that directory: it holds files of the project or of a backup, decrypted".into(), ..error }
 }
 
-/// Removes a directory of this user with everything in it, also where directories in it may not be entered or written.
+/// Removes a directory of this user with everything in it, also where directories in it may not be entered or written. One that is not there
+/// is fine.
 pub fn remove_tree(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
+    match Dir::around(dir) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+        place => remove_at(&place?),
+    }
+}
+
+fn remove_at(place: &Place) -> io::Result<()> {
+    let dir = place.held_path();
+    match fs::remove_dir_all(&dir) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
-            make_writable(dir)?;
-            fs::remove_dir_all(dir)
+            make_writable(&dir)?;
+            fs::remove_dir_all(&dir)
         }
         done => done,
     }

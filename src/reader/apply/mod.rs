@@ -31,7 +31,6 @@ pub mod undo;
 use std::{
     collections::HashSet,
     fs::{self, File, Permissions},
-    io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -55,10 +54,12 @@ use crate::{
         manifest::{EntryKind, MANIFEST_ENTRY, Manifest},
         pick::Pick,
     },
-    durable::PARTIAL_PREFIX,
+    beneath::Dir,
+    durable::{self, PARTIAL_PREFIX},
     error::{Code, Error, Result, Warning, WarningCode},
-    lock,
+    holders, lock,
     project::{CONFIG_FILE, STAGING_PREFIX, STATE_DIR, UNDO_DIR, exclude, names},
+    scratch::remove_tree,
     settings::Settings,
     sqlite::files::names_super_journal,
     task::{Cancel, Task},
@@ -176,13 +177,13 @@ pub fn tidy(request: &TidyRequest) -> Result<Vec<Warning>> {
     let state = root.join(STATE_DIR);
     for name in undo::expired(&state, request.undo_retention_days)? {
         let dir = state.join(UNDO_DIR).join(name);
-        if let Err(cause) = fs::remove_dir_all(&dir) {
+        if let Err(cause) = remove_tree(&dir) {
             let error = Error::io("remove", &dir, cause);
             warnings.push(Warning::new(WarningCode::Store, format!("{}: it is older than is kept", error.message)));
         }
     }
     // Stays where something is in it.
-    let _ = fs::remove_dir(state.join(UNDO_DIR));
+    let _ = Dir::around(&state.join(UNDO_DIR)).map(|place| place.remove_dir());
     Ok(warnings)
 }
 
@@ -196,7 +197,7 @@ pub fn is_untidy(state: &Path, undo_retention_days: u32) -> Result<bool> {
 /// Locks the directory itself, which leaves no file behind: one process at a time changes a target.
 pub fn lock_target(state: &Path, timeout: Duration, task: &Task) -> Result<File> {
     let failed = |cause| Error::io("lock", state, cause);
-    let dir = File::open(state).map_err(failed)?;
+    let dir = File::from(Dir::open(state).map_err(failed)?);
     if lock::wait(&dir, timeout, task, failed)? {
         return Ok(dir);
     }
@@ -206,7 +207,7 @@ pub fn lock_target(state: &Path, timeout: Duration, task: &Task) -> Result<File>
 /// Keeps restores out while a project is read: half of the one and half of the other would be no state of it.
 pub fn lock_against_restores(state: &Path, timeout: Duration, cancel: &Cancel) -> Result<File> {
     let failed = |cause| Error::io("lock", state, cause);
-    let dir = File::open(state).map_err(failed)?;
+    let dir = File::from(Dir::open(state).map_err(failed)?);
     if lock::wait_shared(&dir, timeout, &Task::new(cancel.clone(), None), failed)? {
         return Ok(dir);
     }
@@ -214,7 +215,9 @@ pub fn lock_against_restores(state: &Path, timeout: Duration, cancel: &Cancel) -
 }
 
 fn locked(state: &Path, who: &str) -> Error {
-    let message = format!("{} is in use: {who}", state.display());
+    let holder = fs::metadata(state).ok().and_then(|found| holders::of_flock(&found));
+    let holder = holder.map_or(String::new(), |process| format!(" ({})", holders::name(process)));
+    let message = format!("{} is in use: {who}{holder}", state.display());
     Error::new(Code::TargetLocked, message, "Wait until it ends, or raise `lockTimeout` (`--lock-timeout`)")
 }
 
@@ -245,7 +248,8 @@ fn left_behind(state: &Path) -> Result<Vec<(PathBuf, Option<File>)>> {
         if kind.is_file() && name.starts_with(PARTIAL_PREFIX) {
             return Some((entry.path(), None));
         }
-        let dir = (kind.is_dir() && name.starts_with(STAGING_PREFIX)).then(|| File::open(entry.path()).ok())??;
+        let dir = (kind.is_dir() && name.starts_with(STAGING_PREFIX)).then(|| Dir::open(&entry.path()).ok())??;
+        let dir = File::from(dir);
         dir.try_lock().ok()?;
         Some((entry.path(), Some(dir)))
     });
@@ -253,10 +257,9 @@ fn left_behind(state: &Path) -> Result<Vec<(PathBuf, Option<File>)>> {
 }
 
 fn remove_left_behind((path, lock): &(PathBuf, Option<File>)) -> Result<()> {
-    let removed = if lock.is_some() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    match removed {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, cause)),
-        _ => Ok(()),
+    match lock {
+        Some(_) => remove_tree(path).map_err(|cause| Error::io("remove", path, cause)),
+        None => durable::remove(path),
     }
 }
 

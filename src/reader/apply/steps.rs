@@ -14,6 +14,7 @@ use crate::{
     durable::{self, PARTIAL_PREFIX},
     error::{Code, Error, Result, Warning, WarningCode},
     mounts,
+    scratch::remove_tree,
     sqlite::replace::{self, Swap},
     threads::start_in,
     tolerated,
@@ -200,10 +201,8 @@ pub fn finish(root: &Path, target: &Target, intent: &Intent) -> Result<Vec<Warni
     }
     if let Some(retired) = intent.retired.as_ref().filter(|retired| super::undo::is_dir(retired)) {
         let dir = root.join(retired);
-        match fs::remove_dir_all(&dir) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", &dir, cause)),
-            _ => target.sync([retired.as_str()])?,
-        }
+        remove_tree(&dir).map_err(|cause| Error::io("remove", &dir, cause))?;
+        target.sync([retired.as_str()])?;
     }
     for dir in intent.emptied.iter().rev() {
         if let Some(place) = target.place(dir)? {
