@@ -62,6 +62,12 @@ impl Dir {
     /// where it leads to a directory of that user: it cannot have this user write where its owner may not. `KG_UNSAFE_FILE`, inside the error, if it
     /// leads elsewhere.
     pub fn open(path: &Path) -> io::Result<Self> {
+        let Dir { fd, path } = Dir::reach(path)?;
+        Ok(Dir { fd: openat(fd, ".", DIRECTORY, Mode::empty())?, path })
+    }
+
+    /// As [`Dir::open`], for what need not be readable: only names in it can be asked for.
+    fn reach(path: &Path) -> io::Result<Self> {
         let mut waiting: Vec<OsString> = Vec::new();
         let mut way = Dir { fd: open("/".as_ref(), ON_THE_WAY)?, path: "/".into() };
         let mut links = Vec::new();
@@ -73,19 +79,21 @@ impl Dir {
                     way.path.pop();
                 }
                 Ok(fd) => way = Dir { fd, path: way.path.join(name) },
-                Err(Errno::ELOOP | Errno::ENOTDIR) if links.len() < MOST_LINKS => {
+                Err(Errno::ELOOP | Errno::ENOTDIR) => {
                     let (target, owner) = way.link_at(&name)?;
+                    if links.len() == MOST_LINKS {
+                        return Err(Errno::ELOOP.into());
+                    }
                     links.push((way.path.join(name), owner));
                     way.queue(&target, &mut waiting)?;
                 }
                 Err(cause) => return Err(cause.into()),
             }
         }
-        let dir = Dir { fd: openat(&way.fd, ".", DIRECTORY, Mode::empty())?, path: way.path };
-        let owner = fstat(&dir.fd)?.st_uid;
+        let owner = fstat(&way.fd)?.st_uid;
         match links.into_iter().find(|(_, of)| *of != owner && !is_ours(*of)) {
-            Some((link, of)) => Err(io::Error::other(foreign(&link, of, &dir.path, owner))),
-            None => Ok(dir),
+            Some((link, of)) => Err(io::Error::other(foreign(&link, of, &way.path, owner))),
+            None => Ok(way),
         }
     }
 
@@ -118,13 +126,16 @@ impl Dir {
         }
     }
 
-    /// As [`Dir::open`], for the directory that holds `path`, and the name in it.
+    /// As [`Dir::open`], for the directory that holds `path`, and the name in it. The directory need not be readable, but then it cannot be synced.
     pub fn around(path: &Path) -> io::Result<Place> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        Dir::open(parent)?.name(name)
+        match Dir::open(parent) {
+            Err(cause) if cause.raw_os_error() == Some(Errno::EACCES as i32) => Dir::reach(parent)?.name(name),
+            dir => dir?.name(name),
+        }
     }
 
     /// The place of one name in it.
@@ -515,6 +526,38 @@ mod tests {
         symlink(outside.path(), inside.path().join("real")).unwrap();
         place.create().unwrap();
         assert!(inside.path().join("moved/file").exists() && !outside.path().join("file").exists());
+    }
+
+    #[test]
+    fn a_directory_that_may_only_be_searched_is_enough_to_reach_a_name_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "x").unwrap();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o300)).unwrap();
+        let place = Dir::around(&dir.path().join("file")).unwrap();
+        assert!(place.open(OFlag::O_RDONLY, 0).is_ok() && resolve(&place.path()).is_ok());
+        // Root reads it all the same.
+        assert_eq!(Dir::open(dir.path()).is_ok(), geteuid().is_root());
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
+    }
+
+    #[test]
+    fn links_lead_on_and_back_and_not_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("real/inner")).unwrap();
+        fs::write(at("real/file"), "x").unwrap();
+        symlink(at("real"), at("absolute")).unwrap();
+        symlink("absolute/inner/..", at("back")).unwrap();
+        symlink("back/file", at("to-file")).unwrap();
+        symlink("round", at("round")).unwrap();
+        let real = dir.path().canonicalize().unwrap().join("real");
+        assert_eq!(Dir::open(&at("back")).unwrap().path(), real);
+        assert_eq!(resolve(&at("to-file")).unwrap(), real.join("file"));
+        assert_eq!(resolve(Path::new("/")).unwrap(), Path::new("/"));
+        assert_eq!(Dir::open(&at("round")).unwrap_err().raw_os_error(), Some(Errno::ELOOP as i32));
+        for gone in ["gone", "real/file/x", "real/gone/x"] {
+            assert!(resolve(&at(gone)).is_err(), "{gone}");
+        }
     }
 
     #[test]
