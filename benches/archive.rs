@@ -20,14 +20,16 @@ use kg_backup::{
         read::{Discard, read_archive},
         write::{ArchiveWriter, Totals, checksums},
     },
-    content_hash::content_hash,
     project::Component,
     sqlite::{
         check::{Integrity, IntegrityStatus},
         pages::PageHashes,
     },
     store::ArchiveFile,
-    task::{Phase, Task},
+    util::{
+        content_hash::content_hash,
+        task::{Phase, Task},
+    },
 };
 
 const MEBIBYTE: usize = 1024 * 1024;

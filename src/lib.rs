@@ -9,68 +9,41 @@
 //! restore   store ─▶ gunzip, all cores ─▶ tar ─▶ checked against the manifest ─▶ staging ─▶ reader applies it
 //! ```
 //!
-//! | module | what it is |
-//! | --- | --- |
-//! | [`node`], [`cli`] | the two faces: the addon and the command `kg` |
-//! | [`backup`], [`restore`], [`undo`], [`verify`], [`retention`], [`manage`], [`consolidate`], [`inspect`], [`health`], [`rehearse`] | the verbs |
-//! | [`chain`], [`base`] | a full backup and the incremental ones that rest on it; what the next one may rest on |
-//! | [`service`] | the process of `kg serve`, which makes backups on the project's schedule |
-//! | [`hooks`] | who is told how a backup went: commands, webhooks, heartbeats |
-//! | [`schedule`] | when backups happen by themselves: a plan that is told the time |
-//! | [`keys`] | where the keys of encrypted backups come from |
-//! | [`reader`] | the one place that opens files of a live project; a process of its own inside a host |
-//! | [`archive`] | the container: tar, gzip, manifest, checksums, seal |
-//! | [`store`] | the directory where archives are kept: catalog, lock, atomic writing |
-//! | [`integrity`] | what can be wrong with a project, and what repair does about it. Called by the reader alone |
-//! | [`project`], [`sqlite`] | what a project holds; databases at one commit. Called by the reader alone |
-//! | [`settings`] | the part of `.kg/config.json` that is about backups, and `.kg/hooks.json`; opened by the reader alone, or by `kg config` |
-//! | [`age`], [`cron`], [`task`], [`parallel`], [`lock`], [`durable`], [`ownership`], [`tolerated`], [`mounts`], [`holders`], [`scratch`], [`paths`], [`beneath`], [`limits`], [`hex`], [`error`] | lengths of time as people say them; the times that a cron expression names; cancellation and progress; work on all cores; waiting; files that are there whole or not at all; whose the files are that root writes; what a file system may refuse; mount points; who locks a database; directories that are thrown away; paths as people give them; paths without links; what a forged archive may take; how digests are written; errors |
+//! Each folder is a layer, and imports only those below it in this table; `tests/layers.rs` keeps it so.
 //!
-//! Dependencies point down this table, never up. `docs/architecture.md` says why things are as they are.
+//! | layer | what it is |
+//! | --- | --- |
+//! | [`cli`], [`node`] | the two faces: the command `kg`, and the addon. Only they know `clap` and `napi` |
+//! | [`service`] | the process of `kg serve`, the history of runs, health, metrics, and the hooks that are called after a backup |
+//! | [`commands`] | what a user asks for, a file each: back up, restore, verify, prune, check, repair, rehearse |
+//! | [`reader`] | the one place that opens files of a live project: a process of its own inside a host |
+//! | [`integrity`] | what can be wrong with a project, and how it is repaired |
+//! | [`settings`] | what `.kg/config.json` and `.kg/hooks.json` say of backups |
+//! | [`schedule`] | when backups are made: a plan that is given the time |
+//! | [`store`] | the directory where archives are kept: catalog, lock, pins, chains, the policy of retention |
+//! | [`archive`] | the container: tar, blocks of gzip or zstd, manifest, checksums, seal, encryption |
+//! | [`project`] | what a project holds, and where its database lies |
+//! | [`salvage`] | rows out of damaged databases |
+//! | [`sqlite`] | databases at one commit, their checks, and their file format |
+//! | [`util`] | files that are written whole or not at all, locks, paths, progress |
+//! | [`error`] | errors and warnings, with their codes |
+//!
+//! `docs/architecture.md` says why things are as they are.
 
-pub mod age;
 pub mod archive;
-pub mod backup;
-pub mod base;
-pub mod beneath;
-pub mod chain;
 pub mod cli;
-pub mod consolidate;
-pub mod content_hash;
-pub mod cron;
-pub mod durable;
+pub mod commands;
 pub mod error;
-pub mod health;
-pub mod hex;
-pub mod holders;
-pub mod hooks;
-pub mod inspect;
 pub mod integrity;
-pub mod keys;
-pub mod limits;
-pub mod lock;
-pub mod manage;
-pub mod mounts;
 pub mod node;
-pub mod ownership;
-pub mod parallel;
-pub mod paths;
 pub mod project;
 pub mod reader;
-pub mod regular;
-pub mod rehearse;
-pub mod restore;
-pub mod retention;
+pub mod salvage;
 pub mod schedule;
-pub mod scratch;
 pub mod service;
 pub mod settings;
 pub mod sqlite;
 pub mod store;
-pub mod task;
-pub mod threads;
-pub mod tolerated;
-pub mod undo;
-pub mod verify;
+pub mod util;
 
 pub use error::{Code, Error, Result};

@@ -10,7 +10,6 @@ use std::{
 use kg_backup::{
     Result,
     archive::manifest::FileRecord,
-    content_hash::ContentHash,
     error::WarningCode,
     project::discover::Selection,
     reader::{
@@ -18,7 +17,7 @@ use kg_backup::{
         save::save,
         server::Answers,
     },
-    task::Cancel,
+    util::{content_hash::ContentHash, task::Cancel},
 };
 use rusqlite::Connection;
 

@@ -9,10 +9,10 @@ use kg_backup::{
         encryption::{Keyring, Keys},
         read::{Discard, read_archive},
     },
-    backup::{BackupOptions, create_backup},
+    commands::backup::{BackupOptions, create_backup},
     reader::client::Launch,
     store::Store,
-    task::{Phase, Task},
+    util::task::{Phase, Task},
 };
 use rusqlite::Connection;
 use tempfile::TempDir;

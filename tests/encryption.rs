@@ -10,11 +10,11 @@ use kg_backup::{
         encryption::{Keyring, Keys, write::Encrypting},
         read::{Discard, Report, read_archive},
     },
-    backup::{BackupOptions, create_backup},
+    commands::backup::{BackupOptions, create_backup},
     error::{Code, Error},
     reader::client::Launch,
     store::{Backup, Store, manifest_beside},
-    task::{Phase, Task},
+    util::task::{Phase, Task},
 };
 use proptest::prelude::*;
 use tempfile::TempDir;

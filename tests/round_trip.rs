@@ -10,13 +10,15 @@ use std::{
 
 use kg_backup::{
     archive::{block::Compression, manifest::BackupType},
-    backup::{BackupOptions, create_backup},
+    commands::{
+        backup::{BackupOptions, create_backup},
+        restore::{RestoreOptions, restore},
+        verify::check_backup,
+    },
     project::names,
     reader::client::Launch,
-    restore::{RestoreOptions, restore},
     store::Store,
-    task::Task,
-    verify::check_backup,
+    util::task::Task,
 };
 use proptest::prelude::*;
 use rusqlite::Connection;

@@ -5,8 +5,8 @@ mod support;
 use std::{collections::BTreeMap, fs};
 
 use kg_backup::{
-    integrity::salvage::{report::LogUse, salvage},
-    task::Cancel,
+    salvage::{report::LogUse, salvage},
+    util::task::Cancel,
 };
 use proptest::prelude::*;
 use rusqlite::Connection;

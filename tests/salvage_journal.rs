@@ -8,9 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use self::beside::salvage_beside;
-use kg_backup::integrity::salvage::report::{LogUse, Salvaged};
+use kg_backup::salvage::report::{LogUse, Salvaged};
 use rusqlite::Connection;
+
+use self::beside::salvage_beside;
 
 const PAGE: usize = 1024;
 

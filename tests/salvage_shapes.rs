@@ -5,11 +5,11 @@ mod support;
 use std::{collections::BTreeMap, fs, path::Path};
 
 use kg_backup::{
-    integrity::salvage::{
+    salvage::{
         report::{LostBy, Salvaged},
         salvage,
     },
-    task::Cancel,
+    util::task::Cancel,
 };
 use rusqlite::{Connection, types::Value};
 use support::{Intact, SCHEMA, TABLES, Variant, all_rows, build, damage::judge};

@@ -11,9 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use self::beside::salvage_beside;
-use kg_backup::integrity::salvage::report::{LogUse, Salvaged};
+use kg_backup::salvage::report::{LogUse, Salvaged};
 use rusqlite::Connection;
+
+use self::beside::salvage_beside;
 
 const SCHEMA: &str =
     "CREATE TABLE nodes (a INTEGER PRIMARY KEY, b TEXT UNIQUE, c TEXT); CREATE INDEX by_c ON nodes (c)";

@@ -10,8 +10,11 @@ use std::{
 use kg_backup::{
     Result,
     archive::{block::Compression, manifest::Manifest},
-    backup::{BackupOptions, Created, create_backup},
-    content_hash::{ContentHash, content_hash},
+    commands::{
+        backup::{BackupOptions, Created, create_backup},
+        restore::{RestoreOptions, restore},
+        verify::check_backup,
+    },
     project::discover::Selection,
     reader::{
         base::Base,
@@ -20,11 +23,12 @@ use kg_backup::{
         save::save,
         server::Answers,
     },
-    restore::{RestoreOptions, restore},
     sqlite::{check::IntegrityStatus, pages::PageFile},
     store::Store,
-    task::{Cancel, Task},
-    verify::check_backup,
+    util::{
+        content_hash::{ContentHash, content_hash},
+        task::{Cancel, Task},
+    },
 };
 use proptest::prelude::*;
 use rusqlite::Connection;

@@ -10,7 +10,7 @@ use kg_backup::{
         seal::Container,
         unpack::Unpacking,
     },
-    task::{Phase, Task},
+    util::task::{Phase, Task},
 };
 use libfuzzer_sys::fuzz_target;
 use sha2::{Digest, Sha256};

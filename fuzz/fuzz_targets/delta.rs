@@ -6,7 +6,7 @@ use std::{fs::File, os::unix::fs::FileExt};
 
 use kg_backup::{
     archive::delta::{self, Collected, PageCollector},
-    content_hash::content_hash,
+    util::content_hash::content_hash,
 };
 use libfuzzer_sys::fuzz_target;
 

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use kg_backup::{integrity::salvage::salvage, task::Cancel};
+use kg_backup::{salvage::salvage, util::task::Cancel};
 use libfuzzer_sys::fuzz_target;
 use rusqlite::Connection;
 

@@ -13,7 +13,7 @@ use super::{
     manifest::ArchiveRecord,
     seal::{Container, SealedFile},
 };
-use crate::{
+use crate::util::{
     content_hash::{ContentHash, content_hash},
     hex::hex,
     task::Cancel,

@@ -8,8 +8,8 @@ use libdeflater::{CompressionLvl, Compressor, Decompressor, crc32};
 
 use super::{deflate::Deflater, seal::Container};
 use crate::{
-    content_hash::{ContentHash, HASH_BYTES, content_hash},
     error::{Code, Error, Result},
+    util::content_hash::{ContentHash, HASH_BYTES, content_hash},
 };
 
 /// No block of this crate holds more; bounds what a forged one can make us allocate.

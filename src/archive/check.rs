@@ -9,7 +9,7 @@ use super::{
     read::{Contents, Found, MAX_PROBLEMS, Problem, ProblemCode},
     seal::FileFacts,
 };
-use crate::{hex::hex, project::names};
+use crate::{project::names, util::hex::hex};
 
 /// Damaged blocks, as one problem with the entries that they hold.
 pub fn damages(damages: &[Damage], contents: &mut Contents) {

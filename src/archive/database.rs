@@ -7,7 +7,7 @@ use super::{
     manifest::{Blocks, FileRecord},
     write::{ArchiveWriter, unannounced},
 };
-use crate::{content_hash::ContentHash, error::Result};
+use crate::{error::Result, util::content_hash::ContentHash};
 
 /// The entry that is being written. Without [`DatabaseEntry::finish`] the archive is none.
 pub struct DatabaseEntry<'a> {

@@ -20,9 +20,11 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
-    parallel::{self, Closed, Deliver, Submit, cores},
-    task::Cancel,
-    threads,
+    util::{
+        parallel::{self, Closed, Deliver, Submit, cores},
+        task::Cancel,
+        threads,
+    },
 };
 
 /// Under way: those of a forged archive can be large.

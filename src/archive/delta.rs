@@ -19,8 +19,8 @@ use std::{
 };
 
 use crate::{
-    content_hash::content_hash,
     sqlite::{files::MAGIC, pages::PageHashes},
+    util::content_hash::content_hash,
 };
 
 const START: &[u8; 8] = b"kg-pages";

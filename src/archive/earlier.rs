@@ -29,11 +29,8 @@ use super::{
     manifest::{ArchiveRecord, DIGEST_PREFIX},
 };
 use crate::{
-    content_hash::ContentHash,
     error::{Code, Error, Result},
-    hex::hex,
-    regular,
-    task::Cancel,
+    util::{content_hash::ContentHash, hex::hex, regular, task::Cancel},
 };
 
 /// How many blocks are told of at once, which wakes whoever waits for one.

@@ -20,12 +20,14 @@ use super::{
     seal::{Container, DIGEST_BYTES},
 };
 use crate::{
-    content_hash::{ContentHash, content_hash},
     error::{Code, Error, Result},
-    hex::hex,
-    parallel::{self, Submit, cores},
-    task::POLL_INTERVAL,
-    threads,
+    util::{
+        content_hash::{ContentHash, content_hash},
+        hex::hex,
+        parallel::{self, Submit, cores},
+        task::POLL_INTERVAL,
+        threads,
+    },
 };
 
 /// What is under way for each worker, in blocks of a full backup: enough that nobody waits for another one's turn on the processor.

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Code, Error, Result, Warning},
-    limits::{bounded, bounded_map},
     project::Component,
     sqlite::{check::Integrity, pages::BlockHashes},
+    util::limits::{bounded, bounded_map},
 };
 
 /// The format that this release writes. A reader refuses a newer major one.

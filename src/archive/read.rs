@@ -27,9 +27,11 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
-    hex::hex,
-    regular,
-    task::{Phase, Task},
+    util::{
+        hex::hex,
+        regular,
+        task::{Phase, Task},
+    },
 };
 
 /// No archive has more entries: together with `MAX_TEXT_BYTES` it bounds the memory that a forged one can take.

@@ -20,8 +20,8 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
-    hex::hex,
     project::names,
+    util::hex::hex,
 };
 
 const TAR_BLOCK_BYTES: u64 = 512;

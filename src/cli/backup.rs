@@ -18,24 +18,26 @@ use super::{
 };
 use crate::{
     archive::{block::Compression, manifest::BackupType, read::ProblemCode},
-    backup::{BackupOptions, Created, create_backup},
+    commands::{
+        automatic,
+        backup::{BackupOptions, Created, create_backup},
+        verify::check_backup,
+    },
     error::{Code, Error, Result, Warning, WarningCode},
     project::Project,
     reader::client::Launch,
-    schedule::{
-        automatic,
+    schedule::plan::Trigger,
+    service::{
+        Holder,
         history::{Began, History, Run},
         metrics,
-        plan::Trigger,
         started::Started,
         status,
     },
-    service::Holder,
     settings::Settings,
     sqlite::check::IntegrityStatus,
     store::{Backup, Flaw, Listing, Store, broken_chains, held, newest_good},
-    task::Task,
-    verify::check_backup,
+    util::task::Task,
 };
 
 #[derive(Debug, Args)]

@@ -13,11 +13,11 @@ use super::{
     watch::Watched,
 };
 use crate::{
-    age::age,
+    commands::rehearse::{Rehearsal, RehearseOptions, rehearse},
     error::{Code, Result},
     reader::client::Launch,
-    rehearse::{Rehearsal, RehearseOptions, rehearse},
     settings::Settings,
+    util::age::age,
 };
 
 #[derive(Debug, Args)]

@@ -18,14 +18,12 @@ use serde_json::{Value, json};
 
 use super::{Common, finish, output::Output};
 use crate::{
-    backup::DEFAULT_LOCK_TIMEOUT,
+    commands::backup::DEFAULT_LOCK_TIMEOUT,
     error::{Code, Error, Result, Warning, WarningCode},
     integrity::{SCRATCH_PREFIX, vectors},
     project::{Project, config},
-    regular,
-    scratch::Scratch,
     sqlite::snapshot::{self, Conditions, Taken},
-    task::Cancel,
+    util::{regular, scratch::Scratch, task::Cancel},
 };
 
 const COMMAND_VARIABLE: &str = "KG_VECTORS_COMMAND";

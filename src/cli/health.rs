@@ -18,12 +18,11 @@ use super::{
     watch::Watched,
 };
 use crate::{
-    age::age as age_of,
     error::{Error, Result},
-    health::{Health, HealthOptions, Service, health},
     reader::client::Launch,
+    service::health::{Health, HealthOptions, Service, health},
     settings::Settings,
-    task::Cancel,
+    util::{age::age as age_of, task::Cancel},
 };
 
 /// How often a wait looks whether it was interrupted.

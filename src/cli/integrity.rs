@@ -16,18 +16,20 @@ use super::{
     watch::Watched,
 };
 use crate::{
+    commands::{
+        automatic,
+        inspect::{Inspection, Repair, inspect, repair},
+    },
     error::{Code, Error, Result},
-    inspect::{Inspection, Repair, inspect, repair},
     integrity::{
         Scope,
         issue::{Issue, Part, Severity},
         repair::{Salvage, is_damage},
-        salvage::report::LostBy,
         subject::Subject,
     },
     project::Project,
     reader::client::Launch,
-    schedule::automatic,
+    salvage::report::LostBy,
     settings::Settings,
     store::Store,
 };

@@ -17,13 +17,15 @@ use crate::{
         },
         read::unreadable,
     },
+    commands::{
+        automatic::Said,
+        keys::{KeySource, assert_passphrase},
+    },
     error::{Code, Error, Result},
-    keys::{KeySource, assert_passphrase},
     reader::client::Launch,
-    regular,
-    schedule::automatic::Said,
     settings::Settings,
     store::Store,
+    util::regular,
 };
 
 const PASSPHRASE_FILE: &str = "KG_PASSPHRASE_FILE";

@@ -11,9 +11,11 @@ use super::{
 };
 use crate::{
     archive::block::Compression,
-    consolidate::consolidate,
+    commands::{
+        consolidate::consolidate,
+        manage::{delete, pin, unpin},
+    },
     error::{Result, WarningCode},
-    manage::{delete, pin, unpin},
     store::{Backup, Store},
 };
 

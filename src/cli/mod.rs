@@ -30,15 +30,17 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use self::output::Output;
 use crate::{
-    backup::DEFAULT_LOCK_TIMEOUT,
+    commands::{
+        automatic::{self, Said},
+        backup::DEFAULT_LOCK_TIMEOUT,
+        retention::{self, Policy},
+    },
     error::{Code, Error, Result},
     project::Project,
     reader::client::Launch,
-    retention::{self, Policy},
-    schedule::automatic::{self, Said},
     settings::Settings,
     store::Store,
-    tolerated,
+    util::tolerated,
 };
 
 /// Back up and restore knowledge-graph projects.

@@ -11,8 +11,8 @@ use super::{
     watch::Watched,
 };
 use crate::{
+    commands::retention::{PruneResult, prune},
     error::{Error, Result},
-    retention::{PruneResult, prune},
     settings::Settings,
 };
 

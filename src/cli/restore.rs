@@ -17,16 +17,18 @@ use super::{
     working_dir,
 };
 use crate::{
+    commands::{
+        restore::{RestoreOptions, RestoreResult, restore},
+        undo::{UndoOptions, UndoResult, undo_restore},
+    },
     error::{Error, Result},
     project::{Component, Project, STATE_DIR},
     reader::{
         apply::{salvage::UNDO_OF, undo::DEFAULT_RETENTION_DAYS},
         client::Launch,
     },
-    restore::{RestoreOptions, RestoreResult, restore},
     settings::Settings,
     store::described_beside,
-    undo::{UndoOptions, UndoResult, undo_restore},
 };
 
 #[derive(Debug, Args)]

@@ -20,10 +20,14 @@ use super::{
     watch::cancel_on_interrupt,
 };
 use crate::{
+    commands::automatic,
     error::{Code, Error, Result},
     project::Project,
-    schedule::{automatic, status::status},
-    service::{self, Held, Holder, Listening, Log, init},
+    service::{
+        Held, Holder, Listening, Log, init,
+        status::status,
+        {self},
+    },
     settings::{Settings, listen::Listen},
 };
 

@@ -4,9 +4,9 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use super::output::{Output, code_of, size};
 use crate::{
-    age::age,
-    cron::time_zone,
-    schedule::{history::HookFailure, status::Status},
+    schedule::cron::time_zone,
+    service::{history::HookFailure, status::Status},
+    util::age::age,
 };
 
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];

@@ -5,12 +5,12 @@ use std::{path::Path, time::Duration};
 
 use super::output::Output;
 use crate::{
-    backup::Created,
+    commands::backup::Created,
     error::{Code, Result, Warning, WarningCode},
-    hooks::{self, Event, Hooks, Kind, Worker},
     project::Project,
     schedule::plan::Trigger,
-    task::Cancel,
+    service::hooks::{self, Event, Hooks, Kind, Worker},
+    util::task::Cancel,
 };
 
 /// Beyond what the hooks themselves may take.

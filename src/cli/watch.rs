@@ -6,8 +6,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output::Output;
 use crate::{
-    schedule::started,
-    task::{Cancel, Phase, Progress, Task},
+    service::started,
+    util::task::{Cancel, Phase, Progress, Task},
 };
 
 /// The second Ctrl-C ends the process at once, unless it is putting files into place; what it leaves is removed by the

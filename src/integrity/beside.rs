@@ -10,16 +10,15 @@ use std::{
 use super::{
     Named,
     issue::{Issue, IssueCode},
-    salvage::beside_another_state,
 };
 use crate::{
-    regular,
+    salvage::beside_another_state,
     sqlite::{
         files::{MAGIC, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole},
         header::HEADER_BYTES,
         wal_in_use,
     },
-    task::Cancel,
+    util::{regular, task::Cancel},
 };
 
 /// Where in the header of a database the version of the SQLite stands that changed it last

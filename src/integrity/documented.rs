@@ -1,6 +1,7 @@
 //! The tables that the host documents, as text: what a salvage falls back on where the schema itself is lost.
 
-use super::{issue::Part, salvage::FallbackSchema};
+use super::issue::Part;
+use crate::salvage::FallbackSchema;
 
 /// Of the graph database.
 const GRAPH: FallbackSchema<'static> = &[

@@ -19,10 +19,9 @@ use super::{
 use crate::{
     error::{Result, plain},
     project::{CONFIG_FILE, Project, STATE_DIR, exclude, names},
-    regular,
     settings::{Settings, parse as parse_json},
     sqlite::files::{COMPANIONS, companion},
-    task::Cancel,
+    util::{regular, task::Cancel},
 };
 
 /// A longer configuration is none.

@@ -19,7 +19,6 @@ mod fulltext;
 pub mod issue;
 pub mod repair;
 pub mod rows;
-pub mod salvage;
 mod structure;
 pub mod subject;
 #[cfg(test)]
@@ -53,8 +52,7 @@ use crate::{
         private::{self, Private},
         snapshot::{self, Conditions, Taken},
     },
-    task::Cancel,
-    threads::start_in,
+    util::{task::Cancel, threads::start_in},
 };
 
 /// What the names of scratch directories of checks start with.

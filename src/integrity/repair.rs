@@ -1,5 +1,5 @@
 //! Repairs what can be repaired without guessing: indexes and full-text indexes are built again from their tables, rows that
-//! lead nowhere are moved aside, and of a damaged database what can be read is saved in a new one ([`super::salvage`]).
+//! lead nowhere are moved aside, and of a damaged database what can be read is saved in a new one ([`crate::salvage`]).
 //!
 //! [`action_for`] is the one place that decides what can be done about an issue; [`perform`] does it, through SQLite, in one
 //! transaction a database, so that whoever has it open goes on with what is right. An action that fails is taken back and
@@ -18,12 +18,12 @@ use serde::{Deserialize, Serialize};
 use super::{
     issue::{Issue, IssueCode, Part},
     rows,
-    salvage::report::Salvaged,
     subject::{Resolved, Subject},
     vectors,
 };
 use crate::{
     error::{Code, Error, Result},
+    salvage::report::Salvaged,
     sqlite::{check::is_page_damage, quoted, replace::open_live},
 };
 

@@ -9,10 +9,9 @@ use super::{
     issue::{Issue, IssueCode, Severity},
 };
 use crate::{
-    beneath,
     error::Result,
-    paths,
     project::{Project, STATE_DIR, config, same_file},
+    util::{beneath, paths},
 };
 
 const SET_PATH: &str = "Set `database.path` in .kg/config.json to a database in this project, or remove that setting";

@@ -18,9 +18,8 @@ use super::{
 use crate::{
     error::{Error, Result},
     project::names,
-    regular,
     sqlite::quoted,
-    task::Cancel,
+    util::{regular, task::Cancel},
 };
 
 /// The table that a store in SQLite has.

@@ -24,20 +24,24 @@ use serde_json::{Value, json};
 
 use self::{config::Config, options::Call};
 use crate::{
-    backup::create_backup,
-    consolidate::consolidate,
+    commands::{
+        backup::create_backup,
+        consolidate::consolidate,
+        inspect::{inspect, repair},
+        manage::{delete, pin, unpin},
+        rehearse::rehearse,
+        restore::restore,
+        retention::prune,
+        undo::undo_restore,
+        verify::check_backup,
+    },
     error::{Code, Error, Result, Warning},
-    inspect::{inspect, repair},
-    manage::{delete, pin, unpin},
     reader::client::Reader,
-    rehearse::rehearse,
-    restore::restore,
-    retention::prune,
     store::Store,
-    task::{Cancel, Progress, Task},
-    threads,
-    undo::undo_restore,
-    verify::check_backup,
+    util::{
+        task::{Cancel, Progress, Task},
+        threads,
+    },
 };
 
 /// Ends one operation. An operation whose `Cancellation` is dropped before `release` is ended too: its environment (a

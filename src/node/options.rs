@@ -13,16 +13,18 @@ use super::{
 };
 use crate::{
     archive::{block::Compression, manifest::BackupType},
-    backup::{BackupOptions, DEFAULT_LOCK_TIMEOUT, DEFAULT_MAX_CHAIN_LENGTH},
+    commands::{
+        automatic,
+        backup::{BackupOptions, DEFAULT_LOCK_TIMEOUT, DEFAULT_MAX_CHAIN_LENGTH},
+        rehearse::RehearseOptions,
+        restore::RestoreOptions,
+        undo::UndoOptions,
+    },
     error::{Error, Result},
     integrity::{Scope, subject::Subject},
     project::{Component, Project},
     reader::client::{Launch, Reader},
-    rehearse::RehearseOptions,
-    restore::RestoreOptions,
-    schedule::automatic,
     store::Store,
-    undo::UndoOptions,
 };
 
 /// One call of a `BackupManager`.

@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 use super::config::{Config, parse, whole};
 use crate::{
     archive::manifest::BackupType,
-    base::own_backups,
-    cron::{Cadence, time_zone},
+    commands::base::own_backups,
     error::{Error, Result},
     project::Project,
     schedule::{
+        cron::{Cadence, time_zone},
         kind,
         plan::{DEFAULT_RETRIES, DEFAULT_RETRY_DELAY_MS, Plan, State},
     },

@@ -10,8 +10,7 @@ use serde_json::Value;
 use super::{CONFIG_FILE, DEFAULT_DATABASE, STATE_DIR, json};
 use crate::{
     error::{Warning, WarningCode, plain},
-    paths::normalize,
-    regular,
+    util::{paths::normalize, regular},
 };
 
 /// A longer one is no configuration.

@@ -19,12 +19,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{CONFIG_FILE, Component, DEFAULT_DATABASE, Project, STATE_DIR, config, exclude, names, same_file};
 use crate::{
-    beneath::{self, Dir},
     error::{Code, Error, Result, Warning, WarningCode},
-    regular,
     sqlite::{
         files::{COMPANIONS, INDEX_MAGIC, JOURNAL_MAGIC, MAGIC, WAL_MAGIC, companion},
         look::is_cut_off,
+    },
+    util::{
+        beneath::{self, Dir},
+        regular,
     },
 };
 

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::{BACKUPS_DIR, HOOKS_FILE, STAGING_PREFIX, UNDO_DIR, pattern::Patterns};
 use crate::{
-    durable::PARTIAL_PREFIX,
     error::{Result, Warning, WarningCode},
+    util::durable::PARTIAL_PREFIX,
 };
 
 /// Of a restore that is at work; written by the reader.

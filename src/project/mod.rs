@@ -17,11 +17,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-pub use crate::paths::{STAGING_PREFIX, STATE_DIR};
+pub use crate::util::paths::{STAGING_PREFIX, STATE_DIR};
 use crate::{
     error::{Code, Error, Result},
-    hex::hex,
-    paths::resolve,
+    util::{hex::hex, paths::resolve},
 };
 
 /// The configuration, below the state directory.

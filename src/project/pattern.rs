@@ -19,7 +19,7 @@ use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use super::STATE_DIR;
 use crate::{
     error::{Error, Result},
-    paths::resolve,
+    util::paths::resolve,
 };
 
 /// Patterns, compiled.

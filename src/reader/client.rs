@@ -26,13 +26,15 @@ use super::{
     server::{self, Answers},
 };
 use crate::{
-    content_hash::ContentHash,
     error::{Code, Error, Result, Warning},
     integrity::{Report, repair::Done},
     project::STATE_DIR,
     settings::Settings,
-    task::{Cancel, POLL_INTERVAL, Phase, Task},
-    threads,
+    util::{
+        content_hash::ContentHash,
+        task::{Cancel, POLL_INTERVAL, Phase, Task},
+        threads,
+    },
 };
 
 /// A reader greets within milliseconds; a machine that is swapping may take longer.

@@ -19,8 +19,7 @@ use crate::{
     },
     project::STATE_DIR,
     sqlite::{private, wal_in_use},
-    task::Cancel,
-    threads::start_in,
+    util::{task::Cancel, threads::start_in},
 };
 
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);

@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     archive::manifest::{Blocks, FileRecord, Owner},
-    content_hash::ContentHash,
     error::{Error, Warning},
     integrity::{
         Report, Scope,
@@ -26,6 +25,7 @@ use crate::{
     project::{Component, discover::Selection},
     settings::Settings,
     sqlite::check::Integrity,
+    util::content_hash::ContentHash,
 };
 
 /// Where a reader that saves leaves a [`crate::sqlite::pages::PageFile`], in its scratch directory.

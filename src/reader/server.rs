@@ -21,12 +21,10 @@ use super::{
     save::save,
 };
 use crate::{
-    content_hash::ContentHash,
     error::{Code, Error, Result, plain},
     settings::Settings,
     sqlite,
-    task::Cancel,
-    threads,
+    util::{content_hash::ContentHash, task::Cancel, threads},
 };
 
 /// No file of a key is longer.

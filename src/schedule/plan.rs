@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cron::Cadence,
     error::{Error, Result},
+    schedule::cron::Cadence,
 };
 
 /// A run that begins later than this after its time is one that was missed.

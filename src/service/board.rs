@@ -11,9 +11,9 @@ use std::{
 
 use crate::{
     error::{Code, Error, Result},
-    schedule::{
+    schedule::plan::GRACE_MS,
+    service::{
         metrics::Activity,
-        plan::GRACE_MS,
         status::{Health, Status},
     },
 };
@@ -121,7 +121,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{project::Project, schedule::status::status, settings::Settings, store::Store};
+    use crate::{project::Project, service::status::status, settings::Settings, store::Store};
 
     /// Nothing was looked at since this.
     const LOOKED_AT: i64 = 1_709_258_400_000;

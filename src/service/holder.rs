@@ -15,12 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use super::process::{Process, another_program};
 use crate::{
-    durable,
     error::{Code, Error, Result},
-    holders,
-    lock::{self, host_name},
     project::Project,
-    regular,
+    util::{
+        durable, holders,
+        lock::{self, host_name},
+        regular,
+    },
 };
 
 /// Below `.kg/`; no backup holds it.

@@ -11,9 +11,9 @@ use std::{
 use jiff::Timestamp;
 
 use crate::{
-    durable,
     error::{Error, Result},
     project::Project,
+    util::durable,
 };
 
 /// Below `.kg/`; no backup holds it.

@@ -1,13 +1,15 @@
 //! The service that `kg serve` runs: one process a project, which makes the backups that the project's settings ask for.
 //!
 //! ```text
-//! holder    one service a project: a lock, and who has it
-//! process   that process, as the kernel knows it, to end it
-//! work      what is done between two moments: take up the settings, make a backup, remember what came of it
-//! hooks     who is told of each run, on a thread of their own
-//! log       .kg/logs/backup-service.log, with a limit
-//! init      what the first process of a container owes the others
-//! board     what the loop tells of itself ─▶ http: health and metrics, on a thread of their own
+//! holder        one service a project: a lock, and who has it
+//! process       that process, as the kernel knows it, to end it
+//! work          what is done between two moments: take up the settings, make a backup, remember what came of it
+//! hook_session  the hooks of each run, on a thread of their own ─▶ hooks: commands, webhooks, heartbeats
+//! log           .kg/logs/backup-service.log, with a limit
+//! init          what the first process of a container owes the others
+//! board         what the loop shows of itself ─▶ http: health and metrics, on a thread of their own
+//!
+//! started       a run that has begun ─▶ history: the last runs ─▶ status, health, metrics: how the backups of a project stand
 //! ```
 //!
 //! [`serve`] is a loop on one thread: read the settings when they have changed, ask the plan (`crate::schedule`), make a backup or
@@ -15,12 +17,18 @@
 //! It ends at the end of a moment, or of a backup that it cancels: nothing of that is left.
 
 mod board;
+pub mod health;
+pub mod history;
 mod holder;
-mod hooks;
+mod hook_session;
+pub mod hooks;
 mod http;
 pub mod init;
 mod log;
+pub mod metrics;
 mod process;
+pub mod started;
+pub mod status;
 mod work;
 
 use std::{path::PathBuf, sync::Arc, thread, time::Duration};
@@ -39,7 +47,7 @@ use crate::{
     error::{Code, Error, Result},
     project::{CONFIG_FILE, Project},
     settings::listen::Listen,
-    task::Cancel,
+    util::task::Cancel,
 };
 
 /// How soon a signal, a changed configuration or a clock that was set is noticed.

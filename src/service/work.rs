@@ -13,23 +13,26 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Log, Options, board::Board, hooks::Told};
+use super::{Log, Options, board::Board};
 use crate::{
-    backup::{Created, create_backup},
+    commands::{
+        automatic::{self, Said},
+        backup::{Created, create_backup},
+    },
     error::{Code, Error, Result},
-    hooks::{self, Event},
     project::{CONFIG_FILE, Project},
     reader::client::Launch,
-    schedule::{
-        automatic::{self, Said},
+    schedule::plan::{Action, Plan, State, Trigger},
+    service::{
         history::{self, Began, History},
+        hook_session::Told,
+        hooks::{self, Event},
         metrics,
-        plan::{Action, Plan, State, Trigger},
         started::Started,
         status::{Status, status},
     },
     settings::Settings,
-    task::{Cancel, Task},
+    util::task::{Cancel, Task},
 };
 
 /// How long settings may be unreadable before that is told.

@@ -6,9 +6,9 @@ use ureq::http::Uri;
 use super::{listen::Listen, unknown::nearest};
 use crate::{
     archive::encryption::{is_shown, parse_recipient},
-    cron::{Cadence, time_zone},
     error::{Error, Result},
     project::{CONFIG_FILE, HOOKS_FILE, exclude::Exclusion},
+    schedule::cron::{Cadence, time_zone},
 };
 
 /// The file of `.kg/` that a key stands in.

@@ -16,8 +16,8 @@ use std::{
 
 use crate::{
     error::{Code, Error, Result},
-    scratch::PrivateDir,
     sqlite::files::{companion, names_super_journal},
+    util::scratch::PrivateDir,
 };
 
 /// What travels with a database: without them committed transactions are lost, or half of one is kept.

@@ -1,7 +1,7 @@
 //! What SQLite may do to files: these functions stand between it and the operating system.
 //!
 //! - While a database is only looked at ([`ReadOnly`]), SQLite sees a read-only file system.
-//! - A link of another user that leads to what is not that user's is never followed ([`crate::beneath`]): SQLite resolves links by itself, and
+//! - A link of another user that leads to what is not that user's is never followed ([`crate::util::beneath`]): SQLite resolves links by itself, and
 //!   opens and removes files by what it resolved.
 
 use std::{
@@ -18,8 +18,8 @@ use nix::{errno::Errno, fcntl::OFlag, libc};
 use rusqlite::ffi;
 
 use crate::{
-    beneath::{self, Dir},
     error::{Code, Error, Result},
+    util::beneath::{self, Dir},
 };
 
 thread_local! {

@@ -25,8 +25,7 @@ pub use self::answer::{
 use super::{forget_fulltext, fulltext, proof::accounting, quoted};
 use crate::{
     error::{Error, Result},
-    limits::bounded,
-    task::Cancel,
+    util::{limits::bounded, task::Cancel},
 };
 
 /// `quick_check` stops after this many findings.

@@ -21,7 +21,7 @@ use super::{
     header::Header,
     snapshot::Snapshot,
 };
-use crate::{error::Result, task::Cancel};
+use crate::{error::Result, util::task::Cancel};
 
 /// What [`Snapshot::pages_of`] gives, erased.
 pub fn pages_of(

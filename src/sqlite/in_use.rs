@@ -17,7 +17,7 @@ use nix::{
 use super::files::LOCK_BYTE;
 use crate::{
     error::{Error, Result},
-    lock::is_without_locks,
+    util::lock::is_without_locks,
 };
 
 /// The pending byte, the reserved byte and 510 shared bytes.

@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
-    regular,
+    util::regular,
 };
 
 /// No page of a database is smaller.

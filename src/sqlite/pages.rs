@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{
+use crate::util::{
     content_hash::{ContentHash, HASH_BYTES, content_hash},
     hex::hex,
 };

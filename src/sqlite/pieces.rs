@@ -18,7 +18,7 @@ use super::{
     files::{WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WAL_MAGIC, lock_page},
     snapshot::Snapshot,
 };
-use crate::{error::Result, task::Cancel};
+use crate::{error::Result, util::task::Cancel};
 
 /// The most that SQLite ever asks a file for.
 const MOST_AT_ONCE_BYTES: usize = 65_536;

@@ -15,11 +15,13 @@ use super::{
     snapshot::{self, Conditions, Snapshot, Taken},
 };
 use crate::{
-    durable,
     error::{Code, Error, Result},
-    scratch::{PrivateDir, Scratch, free_bytes},
-    task::Cancel,
-    tolerated,
+    util::{
+        durable,
+        scratch::{PrivateDir, Scratch, free_bytes},
+        task::Cancel,
+        tolerated,
+    },
 };
 
 /// Where the header tells of a WAL (<https://sqlite.org/fileformat2.html#file_format_version_numbers>).

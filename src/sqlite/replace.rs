@@ -33,9 +33,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
-    hex::hex,
-    task::Cancel,
-    tolerated,
+    util::{hex::hex, task::Cancel, tolerated},
 };
 
 /// One database to replace.

@@ -23,10 +23,8 @@ use super::{
     open_harmless, prepare,
 };
 use crate::{
-    beneath,
     error::{Code, Error, Result},
-    scratch::PrivateDir,
-    task::Cancel,
+    util::{beneath, scratch::PrivateDir, task::Cancel},
 };
 
 /// How often two connections are pinned before one has to do for a busy database.

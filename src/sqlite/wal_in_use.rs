@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error},
-    holders, regular,
+    util::{holders, regular},
 };
 
 /// Where the shared locks are on a database, and the lock that every user of a `-shm` holds on it.

@@ -19,7 +19,7 @@ use crate::{
     },
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
     project::Component,
-    regular,
+    util::regular,
 };
 
 /// How messages name a manifest that cannot be understood.

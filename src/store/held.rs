@@ -9,11 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Backup, Flaw, Store, Unlisted};
 use crate::{
-    base::CACHE,
-    durable,
+    commands::base::CACHE,
     error::{Error, Result, Warning, WarningCode, plain},
     project::Project,
-    regular,
+    util::{durable, regular},
 };
 
 const FILE: &str = "stores.json";

@@ -1,6 +1,6 @@
 //! One writer a store.
 //!
-//! The lock is an operating system's lock on a file in the directory (see [`crate::lock`]). Who holds it stands in the
+//! The lock is an operating system's lock on a file in the directory (see [`crate::util::lock`]). Who holds it stands in the
 //! file, for the message of whoever waits in vain.
 
 use std::{
@@ -18,13 +18,14 @@ use nix::{
 
 use super::names::LOCK_FILE;
 use crate::{
-    durable,
     error::{Code, Error, Result},
-    holders,
-    lock::{self, host_name},
-    ownership::{self, Shared},
-    regular,
-    task::Task,
+    util::{
+        durable, holders,
+        lock::{self, host_name},
+        ownership::{self, Shared},
+        regular,
+        task::Task,
+    },
 };
 
 /// Of the name of a process.

@@ -14,6 +14,7 @@
 //! killed run leaves is not listed. Readers need no lock.
 
 mod catalog;
+pub mod chain;
 mod good;
 pub mod held;
 mod lock;
@@ -46,14 +47,15 @@ use crate::{
         encryption::{self, Keys, read::is_encrypted},
         manifest::{Contents, Manifest, Stats},
     },
-    durable,
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
-    ownership,
-    paths::{self, resolve},
     project::{BACKUPS_DIR, Project, STATE_DIR},
-    regular,
     sqlite::check::Integrity,
-    task::Task,
+    util::{
+        durable, ownership,
+        paths::{self, resolve},
+        regular,
+        task::Task,
+    },
 };
 
 /// By so much the clocks of machines may differ that share a store.

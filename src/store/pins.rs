@@ -15,9 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Backup, Store, StoreLock};
 use crate::{
-    durable,
     error::{Code, Error, Result},
-    regular,
+    util::{durable, regular},
 };
 
 const PIN_SUFFIX: &str = ".pin.json";

@@ -17,7 +17,7 @@ use nix::{errno::Errno, fcntl::copy_file_range, libc::loff_t, sys::statfs};
 use super::write_behind::WriteBehind;
 use crate::{
     archive::{earlier::Taken, encoder::Sink},
-    tolerated,
+    util::tolerated,
 };
 
 /// Extents begin and end there on both file systems, unless they were made otherwise: then nothing is shared.
@@ -138,17 +138,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::archive::{
-        block::{Compression, Content},
-        earlier::Earlier,
-        encoder::{Encoder, Written},
-        encryption::Keys,
-        read::{Discard, read_archive},
-        seal::SealedFile,
-    };
     use crate::{
+        archive::{
+            block::{Compression, Content},
+            earlier::Earlier,
+            encoder::{Encoder, Written},
+            encryption::Keys,
+            read::{Discard, read_archive},
+            seal::SealedFile,
+        },
         error::{Code, Result},
-        task::{Phase, Task},
+        util::task::{Phase, Task},
     };
 
     /// Pieces of content, each of which begins a block.

@@ -24,12 +24,14 @@ use crate::{
         manifest::{ArchiveRecord, Manifest},
         read::{Discard, read_archive},
     },
-    durable::{self, PARTIAL_PREFIX, Partial},
     error::{Code, Error, Result, Warning, WarningCode},
-    paths,
-    scratch::{self, PrivateDir, Scratch, remove_tree},
     sqlite::aside,
-    task::{Phase, Task},
+    util::{
+        durable::{self, PARTIAL_PREFIX, Partial},
+        paths,
+        scratch::{self, PrivateDir, Scratch, remove_tree},
+        task::{Phase, Task},
+    },
 };
 
 /// A backup being written. Dropping it leaves nothing.

@@ -7,7 +7,7 @@ use std::{io, thread::JoinHandle};
 
 use crossbeam_channel::{Sender, bounded};
 
-use crate::threads;
+use crate::util::threads;
 
 const STEP_BYTES: u64 = 16 * 1024 * 1024;
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use kg_backup::{
-    integrity::salvage::{report::Salvaged, salvage},
-    task::Cancel,
+    salvage::{report::Salvaged, salvage},
+    util::task::Cancel,
 };
 
 /// What is salvaged of the database `name` in `dir`, and the report. Neither it nor the log, whose name ends like `suffix`, is written.

@@ -7,8 +7,8 @@ use std::{
 
 use kg_backup::{
     error::Code,
-    integrity::salvage::{report::Salvaged, salvage},
-    task::Cancel,
+    salvage::{report::Salvaged, salvage},
+    util::task::Cancel,
 };
 use rusqlite::{Connection, types::Value};
 

@@ -13,17 +13,15 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::{Map, Serializer, Value, ser::PrettyFormatter, value::RawValue};
 
 use crate::{
-    durable,
     error::{Code, Error, Result},
-    hooks, lock,
     project::{Project, config::is_inside},
     reader::apply::lock_against_restores,
+    service::hooks,
     settings::{
         keys::{Home, Key},
         parse, read_text,
     },
-    task::Task,
-    tolerated,
+    util::{durable, lock, task::Task, tolerated},
 };
 
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);

@@ -10,13 +10,13 @@ use serde_json::{Map, Value, json};
 use super::{Common, finish, output::Output, watch::cancel_on_interrupt};
 use crate::{
     error::{Error, Result, Warning, WarningCode},
-    hooks::{self, Hooks},
     project::Project,
+    service::hooks::{self, Hooks},
     settings::{
         Settings,
         keys::{self, Home},
     },
-    task::Task,
+    util::task::Task,
 };
 
 #[derive(Debug, Args)]

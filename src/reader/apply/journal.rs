@@ -14,10 +14,9 @@ use serde::{Deserialize, Serialize};
 use super::undo::Record;
 use crate::{
     archive::read::MAX_TEXT_BYTES,
-    durable,
     error::{Code, Error, Result},
     project::{STATE_DIR, UNDO_DIR, exclude::JOURNAL_FILE},
-    regular,
+    util::{durable, regular},
 };
 
 /// All places are locations, see [`super::target`].

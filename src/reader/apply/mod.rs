@@ -54,16 +54,18 @@ use crate::{
         manifest::{EntryKind, MANIFEST_ENTRY, Manifest},
         pick::Pick,
     },
-    beneath::Dir,
-    durable::{self, PARTIAL_PREFIX},
     error::{Code, Error, Result, Warning, WarningCode},
-    holders, lock,
     project::{CONFIG_FILE, STAGING_PREFIX, STATE_DIR, UNDO_DIR, exclude, names},
-    scratch::remove_tree,
     settings::Settings,
     sqlite::files::names_super_journal,
-    task::{Cancel, Task},
-    tolerated,
+    util::{
+        beneath::Dir,
+        durable::{self, PARTIAL_PREFIX},
+        holders, lock,
+        scratch::remove_tree,
+        task::{Cancel, Task},
+        tolerated,
+    },
 };
 
 /// How many paths a message names.

@@ -18,14 +18,16 @@ use super::{
     undo::Touched,
 };
 use crate::{
-    beneath::{Occupant, Place},
     error::{Code, Error, Result},
-    holders,
     project::{STATE_DIR, UNDO_DIR, same_file},
     sqlite::{
         files::{self, COMPANIONS, MAGIC},
         in_use::{self, Claim},
         replace, wal_in_use,
+    },
+    util::{
+        beneath::{Occupant, Place},
+        holders,
     },
 };
 

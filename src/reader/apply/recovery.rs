@@ -18,10 +18,12 @@ use super::{
     target::{Target, parent},
 };
 use crate::{
-    beneath::{Occupant, Place},
-    durable,
     error::{Code, Error, Result, Warning, WarningCode},
     sqlite::replace,
+    util::{
+        beneath::{Occupant, Place},
+        durable,
+    },
 };
 
 /// What became of an interrupted restore, and what should be seen of it.

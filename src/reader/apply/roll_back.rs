@@ -11,9 +11,9 @@ use super::{
     target::Target,
 };
 use crate::{
-    beneath::Place,
     error::{Error, Result},
     sqlite::replace::{self, Swap},
+    util::beneath::Place,
 };
 
 /// After a failure: the first `committed` databases have their new content.

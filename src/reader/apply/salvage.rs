@@ -23,18 +23,15 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
-    integrity::{
-        documented,
-        issue::Part,
-        repair::Salvage,
-        salvage::{readable::Readable, report::Salvaged, salvage as read_into},
-        subject::Resolved,
-    },
+    integrity::{documented, issue::Part, repair::Salvage, subject::Resolved},
     project::{Project, STAGING_PREFIX, STATE_DIR, names},
-    scratch::Scratch,
+    salvage::{readable::Readable, report::Salvaged, salvage as read_into},
     sqlite::aside::{self, fingerprints},
-    task::Cancel,
-    tolerated::{self, Refused},
+    util::{
+        scratch::Scratch,
+        task::Cancel,
+        tolerated::{self, Refused},
+    },
 };
 
 /// In the staging directory.

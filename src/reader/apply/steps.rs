@@ -10,14 +10,16 @@ use super::{
 };
 use crate::{
     archive::sparse::SparseFile,
-    beneath::{Occupant, Place},
-    durable::{self, PARTIAL_PREFIX},
     error::{Code, Error, Result, Warning, WarningCode},
-    mounts,
-    scratch::remove_tree,
     sqlite::replace::{self, Swap},
-    threads::start_in,
-    tolerated,
+    util::{
+        beneath::{Occupant, Place},
+        durable::{self, PARTIAL_PREFIX},
+        mounts,
+        scratch::remove_tree,
+        threads::start_in,
+        tolerated,
+    },
 };
 
 /// What a directory must allow its owner for a change of its names.

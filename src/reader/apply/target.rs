@@ -13,10 +13,10 @@ use std::{
 use nix::unistd::geteuid;
 
 use crate::{
-    beneath::{Dir, Place},
     error::{Code, Error, Result},
     project::{STATE_DIR, names},
     sqlite::files::{COMPANIONS, companion},
+    util::beneath::{Dir, Place},
 };
 
 pub struct Target {

@@ -10,11 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::journal::MadeDir;
 use crate::{
     archive::read::MAX_TEXT_BYTES,
-    beneath::in_the_way,
-    durable,
     error::{Code, Error, Result},
     project::{STATE_DIR, UNDO_DIR},
-    regular,
+    util::{beneath::in_the_way, durable, regular},
 };
 
 /// Of `undoRetentionDays`.

@@ -12,7 +12,6 @@ use std::thread;
 use crossbeam_channel::bounded;
 
 use crate::{
-    content_hash::{ContentHash, content_hash},
     error::{Code, Error, Result},
     sqlite::{
         erase::Eraser,
@@ -20,8 +19,11 @@ use crate::{
         proof::Proof,
         snapshot::Snapshot,
     },
-    task::Cancel,
-    threads::start_in,
+    util::{
+        content_hash::{ContentHash, content_hash},
+        task::Cancel,
+        threads::start_in,
+    },
 };
 
 /// Read, and not yet taken; at least a few blocks.

@@ -16,9 +16,7 @@ use crate::{
         delta,
         manifest::{Blocks, Pages, Stored},
     },
-    content_hash::ContentHash,
     error::{Code, Error, Result},
-    hex::hex,
     project::{Component, discover::Source},
     reader::{
         base::Known,
@@ -33,8 +31,7 @@ use crate::{
         proof::Proof,
         snapshot::Snapshot,
     },
-    task::Cancel,
-    threads::start_in,
+    util::{content_hash::ContentHash, hex::hex, task::Cancel, threads::start_in},
 };
 
 /// How many blocks one message tells of.

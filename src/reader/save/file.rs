@@ -13,11 +13,9 @@ use super::{Saving, record};
 use crate::{
     archive::manifest::{FileRecord, Stored},
     error::{Error, Result},
-    hex::hex,
     project::discover::Source,
     reader::protocol::{DATA_CHUNK_BYTES, Message},
-    regular,
-    task::Cancel,
+    util::{hex::hex, regular, task::Cancel},
 };
 
 /// Files up to this size are read whole before they are sent, so that one that changes meanwhile is read again.

@@ -44,7 +44,7 @@ use crate::{
         snapshot::{self, Conditions, Taken},
         wal_in_use,
     },
-    task::Cancel,
+    util::task::Cancel,
 };
 
 pub fn save(request: &SaveRequest, answers: &mut dyn Answers, cancel: &Cancel) -> Result<Saved> {

@@ -12,12 +12,10 @@ use hyper::{
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::{
-    schedule::{
-        metrics::{Facts, Format},
-        status::Health,
-    },
-    service::board::{Board, Seen},
+use crate::service::{
+    board::{Board, Seen},
+    metrics::{Facts, Format},
+    status::Health,
 };
 
 const JSON: &str = "application/json";

@@ -22,11 +22,10 @@ use serde::{Deserialize, Serialize};
 use self::{answer::Answerer, server::Server};
 use super::{Holder, Log, board::Board};
 use crate::{
-    durable,
     error::{self, Error, Result},
     project::Project,
-    regular,
     settings::listen::Listen,
+    util::{durable, regular},
 };
 
 const FILE: &str = "backup-service.json";

@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use super::answer::Answerer;
-use crate::threads;
+use crate::util::threads;
 
 const MOST_CONNECTIONS: usize = 32;
 const MOST_HEADER_BYTES: usize = 16 * 1024;

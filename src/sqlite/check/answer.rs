@@ -2,7 +2,7 @@
 
 use rusqlite::{ErrorCode, ffi};
 
-use crate::{error::Result, task::Cancel};
+use crate::{error::Result, util::task::Cancel};
 
 /// How SQLite begins what it says of a schema that it cannot parse.
 const MALFORMED_SCHEMA: &str = "malformed database schema";

@@ -24,7 +24,7 @@ mod tests;
 use rusqlite::{Connection, Error, ErrorCode, OptionalExtension, ffi, types::ValueRef};
 
 use super::{holds, quoted};
-use crate::task::Cancel;
+use crate::util::task::Cancel;
 
 /// The format without `secure-delete`, which leaves pages in more shapes.
 const VERSION: i64 = 4;

@@ -21,7 +21,7 @@ use crate::{
         files::lock_page,
         header::Header,
     },
-    task::Cancel,
+    util::task::Cancel,
 };
 
 /// SQLite reads no tree with more levels.

@@ -33,7 +33,7 @@ use self::{
 use super::{btree::Page, snapshot::Snapshot};
 use crate::{
     error::{Code, Error, Result},
-    task::Cancel,
+    util::task::Cancel,
 };
 
 /// A proof under way.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use rusqlite::{Connection, types::ValueRef};
 
 use super::{Doubt, Proven, must};
-use crate::{sqlite::shape::Shape, task::Cancel};
+use crate::{sqlite::shape::Shape, util::task::Cancel};
 
 /// Of the modules for virtual tables, those whose tables SQLite checks where full-text indexes are left out (see [`crate::sqlite::forget_fulltext`]).
 const CHECKED_MODULES: [&str; 3] = ["rtree", "fts3", "fts4"];

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::{Proof, rows};
 use crate::{
     sqlite::{btree::Cell, forget_fulltext, open_harmless, quoted, shape::Shape, snapshot::Snapshot},
-    task::Cancel,
+    util::task::Cancel,
 };
 
 /// Tables, indexes, chains and free pages of every kind, in pages of 512 bytes.

@@ -12,7 +12,7 @@ use super::{
     Doubt, Proven, must,
     schema::Schema,
 };
-use crate::task::Cancel;
+use crate::util::task::Cancel;
 
 /// SQLite reads no tree with more levels above its leaves.
 const MAX_DEPTH: u32 = 19;

@@ -8,7 +8,7 @@ use rusqlite::{Connection, params};
 use tempfile::TempDir;
 
 use super::{super::quoted, is_well_formed};
-use crate::{sqlite::check::full_text, task::Cancel};
+use crate::{sqlite::check::full_text, util::task::Cancel};
 
 /// A database with a table `notes` and its index.
 struct Sample {

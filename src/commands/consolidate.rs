@@ -1,0 +1,186 @@
+//! The verb `consolidate`: a full backup out of an incremental one and the chain that it rests on, without the project.
+//!
+//! The chain is unpacked and checked as for a restore, into the scratch directory of the store, and written as a full backup of the
+//! same moment: with the time of the data, so that retention by age and `latest` are right. Nothing that exists is
+//! changed; when the new backup is there, the chain can be deleted.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io::{self, BufReader, Read},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+use crate::{
+    archive::{
+        block::Compression,
+        earlier::Earlier,
+        encoder::Written,
+        manifest::{BackupType, FORMAT_VERSION, FileRecord, Manifest, Stats, Stored, Tool},
+        pick::Pick,
+        write::{ArchiveWriter, Totals, checksums},
+    },
+    commands::{base, manage::lock_known},
+    error::{Code, Error, Result},
+    store::{
+        Backup, Store,
+        chain::{self, Unpacked},
+    },
+    util::{
+        regular,
+        task::{Phase, Task},
+        tolerated,
+    },
+};
+
+/// Where the chain is unpacked, below the scratch directory.
+const UNPACKED: &str = "unpacked";
+
+/// Writes the full backup and returns when it is on the disk. A failure or an abort leaves nothing of it.
+pub fn consolidate(
+    store: &Store,
+    id: &str,
+    compression: Compression,
+    lock_timeout: Duration,
+    task: &Task,
+) -> Result<Backup> {
+    let (lock, warnings) = lock_known(store, id, lock_timeout, task)?;
+    let backup = store.get(id)?;
+    if backup.based_on.is_none() {
+        let message = format!("{id} rests on no other backup: there is nothing to consolidate");
+        return Err(Error::invalid(message, "Name an incremental backup: `kg diag backup --list`"));
+    }
+    let at = Timestamp::from_millisecond(backup.timestamp).unwrap_or_else(|_| Timestamp::now());
+    // What was secret stays so, also if this call or the settings ask for plain backups.
+    let store = &if backup.encrypted && store.may_be_plain() { store.clone().encrypting(true) } else { store.clone() };
+    store.assert_locked_as_meant(false)?;
+    let encrypts = store.encrypts();
+    let new = store.begin(&lock, at, compression, encrypts)?;
+    let dir = new.scratch().join(UNPACKED);
+    fs::create_dir(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
+    let plan = chain::plan(&backup.path, &Pick::default(), store.keys(), task)?;
+    let state = chain::unpack(&plan, Some(&dir), store.keys(), task).map_err(no_room)?;
+    // Most of it is in the full backup that the chain begins with.
+    let earlier = base::earlier(store, state.manifest.project.as_deref(), BackupType::Full, compression, &task.cancel)?;
+    // What was unpacked is there once: nothing can be made again without it.
+    let earlier = earlier.filter(Earlier::is_as_written).map(Arc::new);
+    let archive = ArchiveWriter::new(new.sink()?, compression, earlier)?;
+    let recipients = new.recipients()?;
+    let (manifest, written) = write(archive, &new.id, compression, recipients, &state, &dir, task).map_err(no_room)?;
+    assert_same(&state.manifest, &manifest)?;
+    task.cancel.check()?;
+    let (made, _) = new.publish(manifest, written)?;
+    let warnings_of_keys = store.key_warnings(&made.path);
+    Ok(made.with_warnings(warnings).with_warnings(tolerated::warnings(&[store.dir()])).with_warnings(warnings_of_keys))
+}
+
+/// The advice of a restore, to choose another directory, does not help here.
+fn no_room(error: Error) -> Error {
+    match error.code {
+        Code::NoSpace => Error {
+            remedy: "Nothing was changed; free some space there: the project as it is restored needs room beside the new archive, and run it again".into(),
+            ..error
+        },
+        _ => error,
+    }
+}
+
+fn write(
+    mut archive: ArchiveWriter,
+    id: &str,
+    compression: Compression,
+    recipients: Vec<String>,
+    state: &Unpacked,
+    dir: &Path,
+    task: &Task,
+) -> Result<(Manifest, Written)> {
+    let mut progress = Progress { task, done: 0, total: state.manifest.stats.total_size };
+    let mut entries = HashSet::new();
+    for (number, record) in state.manifest.files.iter().enumerate() {
+        if !entries.insert(&record.entry) {
+            let message = format!("{} describes {} twice, which no backup does", state.manifest.id, record.entry);
+            return Err(Error::new(Code::NotABackup, message, "Use another backup: `kg diag backup --list`"));
+        }
+        let whole = FileRecord { stored: Stored::Whole, sha256: None, pages: None, ..record.clone() };
+        let owner = state.owners.get(number).copied().unwrap_or_default();
+        if !record.kind.is_file() {
+            archive.add(whole, owner, io::empty())?;
+            continue;
+        }
+        let path = dir.join(number.to_string());
+        let file = regular::open_linked(&path).map_err(|cause| Error::io("read", &path, cause))?;
+        archive.add(
+            whole,
+            owner,
+            BufReader::with_capacity(compression.block_bytes(), Reported { file, progress: &mut progress }),
+        )?;
+        // What is in the archive needs its room no longer.
+        fs::remove_file(&path).map_err(|cause| Error::io("remove", &path, cause))?;
+    }
+    archive.finish(|totals| describe(id, compression, recipients, &state.manifest, totals))
+}
+
+/// The manifest of a full backup of what `incremental` describes.
+fn describe(
+    id: &str,
+    compression: Compression,
+    recipients: Vec<String>,
+    incremental: &Manifest,
+    totals: Totals,
+) -> Manifest {
+    Manifest {
+        version: FORMAT_VERSION.to_string(),
+        id: id.to_string(),
+        kind: BackupType::Full,
+        stats: Stats { compressed_size: totals.compressed_bytes, ..incremental.stats },
+        checksums: checksums(&totals),
+        files: totals.files,
+        based_on: None,
+        based_on_checksum: None,
+        deleted: Vec::new(),
+        consolidated_from: Some(incremental.id.clone()),
+        compression: compression.name(),
+        recipients,
+        tool: Tool::this(),
+        archive: None,
+        ..incremental.clone()
+    }
+}
+
+/// What was written is what the chain describes, after its way over the disk too.
+fn assert_same(incremental: &Manifest, full: &Manifest) -> Result<()> {
+    let files = incremental.files.iter().filter(|record| record.kind.is_file());
+    let other = files.clone().find(|record| incremental.content_digest(record) != full.digest_of(&record.entry));
+    let Some(other) = other else { return Ok(()) };
+    Err(Error::new(
+        Code::ChecksumMismatch,
+        format!("Checksum mismatch: {} is not what {} describes, once written", other.path, incremental.id),
+        "Nothing was changed; check the disk of the backups, then run it again",
+    ))
+}
+
+struct Progress<'a> {
+    task: &'a Task,
+    done: u64,
+    total: u64,
+}
+
+/// A file whose reading is told, and ends when the task is cancelled.
+struct Reported<'a, 'b> {
+    file: File,
+    progress: &'a mut Progress<'b>,
+}
+
+impl Read for Reported<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.progress.done += read as u64;
+        let Progress { task, done, total } = *self.progress;
+        task.report(Phase::Saving, done, total.max(done)).map_err(io::Error::other)?;
+        Ok(read)
+    }
+}

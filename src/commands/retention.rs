@@ -1,0 +1,705 @@
+//! The verb `prune`: which backups a store keeps.
+//!
+//! [`decide`] is a pure function of the backups, the policy and the time; [`prune`] carries its decisions out, oldest
+//! first. So a dry run says exactly what the run does.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use jiff::{Timestamp, Zoned, tz::TimeZone};
+use serde::Serialize;
+
+use crate::{
+    archive::manifest::BackupType,
+    error::{Error, Result, Warning, WarningCode},
+    store::{Backup, Removal, Store, StoreLock, good},
+    util::{task::Task, tolerated},
+};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What to keep; without any limit, everything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// Remove what is older than this many days.
+    pub retention_days: Option<u32>,
+    /// Keep at most this many.
+    pub max_backups: Option<u32>,
+    /// Keep what these rules name, whatever the limits say.
+    pub keep: Keep,
+    /// Where the hours, days, weeks, months and years of the rules are those of the calendar.
+    pub zone: TimeZone,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy { retention_days: None, max_backups: None, keep: Keep::default(), zone: TimeZone::UTC }
+    }
+}
+
+impl Policy {
+    pub fn keeps_everything(&self) -> bool {
+        !self.has_limits() && self.keep == Keep::default()
+    }
+
+    fn has_limits(&self) -> bool {
+        self.retention_days.is_some() || self.max_backups.is_some()
+    }
+}
+
+/// For the last so many hours, days, ISO weeks, months and years (of [`Policy::zone`]) that have a good backup, keep the newest of each,
+/// and the last so many at all: what restic's `forget` does
+/// (<https://restic.readthedocs.io/en/stable/060_forget.html>). Where a rule is not used up, it keeps the oldest too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Keep {
+    pub last: Option<u32>,
+    pub hourly: Option<u32>,
+    pub daily: Option<u32>,
+    pub weekly: Option<u32>,
+    pub monthly: Option<u32>,
+    pub yearly: Option<u32>,
+}
+
+/// Why a backup is kept or removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// Kept: the newest good backup stays, whatever the limits are; and if that is a snapshot, of a graph without nodes, or incomplete, the newest
+    /// good one that is none of it, as far as there is one, and the newest of a graph with nodes.
+    NewestGood,
+    /// Kept: it was made a moment ago.
+    JustMade,
+    /// Kept: somebody pinned it. It takes no place of a limit or rule.
+    Pinned,
+    /// Kept: no limit speaks against it.
+    WithinLimits,
+    /// Kept: a backup that is kept rests on it.
+    Needed,
+    KeepLast,
+    KeepHourly,
+    KeepDaily,
+    KeepWeekly,
+    KeepMonthly,
+    KeepYearly,
+    /// Removed: no rule of `keep` names it, and there are no limits.
+    NoRule,
+    /// Removed: older than `retentionDays`.
+    TooOld,
+    /// Removed: `maxBackups` newer ones exist.
+    TooMany,
+}
+
+/// What happens to one backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Decision {
+    pub id: String,
+    pub kept: bool,
+    pub reason: Reason,
+    /// Why it should have been removed and could not be; `kept` is true then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Error>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PruneResult {
+    pub dry_run: bool,
+    /// One for every backup, newest first.
+    pub decisions: Vec<Decision>,
+    /// Bytes of the archives and sidecars that were (or, in a dry run, would be) removed.
+    pub bytes_freed: u64,
+    /// Archives that could not be decided on.
+    pub warnings: Vec<Warning>,
+}
+
+/// Decides about `backups` of one project, which come newest first. Those that are pinned stay, and the others are decided on as if there were
+/// no pinned ones, except that a pinned one can be the newest good one. The one of the id `made` stays: whoever made it is told that it is
+/// there.
+pub fn decide(backups: &[Backup], policy: &Policy, now: Timestamp, made: Option<&str>) -> Vec<Decision> {
+    let places = places(backups);
+    let is_pinned = |place: &usize| backups[*place].pinned.is_some();
+    let good = good(backups);
+    let last_good = last_good(backups, &good);
+    // When one was made that is dated ahead is not known, so it is of no period.
+    let counts = |place: &usize| !is_pinned(place) && !backups[*place].is_ahead(now);
+    let good: Vec<usize> = good.into_iter().filter(counts).collect();
+    let by_rule = by_rule(backups, &good, policy);
+    // How many come before each that count towards `max_backups`.
+    let ranks: Vec<u64> = (0..backups.len())
+        .scan(0, |rank, place| Some(std::mem::replace(rank, *rank + u64::from(!is_pinned(&place)))))
+        .collect();
+    let decide = |(place, backup): (usize, &Backup)| {
+        let age_ms = now.as_millisecond().saturating_sub(backup.timestamp).max(0) as u128;
+        let reason = if is_pinned(&place) {
+            Reason::Pinned
+        } else if last_good.contains(&place) {
+            Reason::NewestGood
+        } else if let Some(rule) = by_rule.get(&place) {
+            *rule
+        } else if !policy.has_limits() && policy.keep != Keep::default() {
+            Reason::NoRule
+        } else if policy.max_backups.is_some_and(|most| ranks[place] >= u64::from(most)) {
+            Reason::TooMany
+        } else if policy.retention_days.is_some_and(|days| age_ms > u128::from(days) * DAY.as_millis()) {
+            Reason::TooOld
+        } else {
+            Reason::WithinLimits
+        };
+        let is_kept = !matches!(reason, Reason::TooMany | Reason::TooOld | Reason::NoRule);
+        let (kept, reason) =
+            if !is_kept && made == Some(&backup.id) { (true, Reason::JustMade) } else { (is_kept, reason) };
+        Decision { id: backup.id.clone(), kept, reason, error: None }
+    };
+    let mut decisions: Vec<Decision> = backups.iter().enumerate().map(decide).collect();
+    let kept: Vec<usize> = (0..decisions.len()).filter(|place| decisions[*place].kept).collect();
+    for base in kept.into_iter().flat_map(|place| bases(backups, &places, place)).flatten() {
+        if !decisions[base].kept {
+            decisions[base] = Decision { kept: true, reason: Reason::Needed, ..decisions[base].clone() };
+        }
+    }
+    decisions
+}
+
+/// What no limit may remove, of the places of `good`: the newest one; and because that may hold less than those before it, the newest of a graph
+/// that has nodes, the newest of these that is more than a snapshot, and the newest of these that lacks nothing.
+fn last_good(backups: &[Backup], good: &[usize]) -> Vec<usize> {
+    let newest = |is_wanted: &dyn Fn(&Backup) -> bool| good.iter().copied().find(|place| is_wanted(&backups[*place]));
+    let is_whole = |backup: &Backup| backup.kind != BackupType::Snapshot;
+    let is_filled = |backup: &Backup| backup.stats.node_count > 0;
+    // Where no graph had nodes, or only snapshots of it exist.
+    let both = newest(&|backup| is_whole(backup) && is_filled(backup)).or_else(|| newest(&is_whole));
+    let complete = newest(&|backup| is_whole(backup) && is_filled(backup) && !backup.incomplete);
+    [newest(&|_| true), newest(&is_filled), both, complete].into_iter().flatten().collect()
+}
+
+/// The rule that keeps each backup, of those at the places of `good`: the first that does.
+fn by_rule(backups: &[Backup], good: &[usize], policy: &Policy) -> HashMap<usize, Reason> {
+    let keep = policy.keep;
+    let day = |at: &Zoned| i64::from(at.year()) * 366 + i64::from(at.day_of_year());
+    // The hour that a change of clocks repeats is another one.
+    let hour = |at: &Zoned| (day(at) * 24 + i64::from(at.hour()), at.offset().seconds());
+    let week = |at: &Zoned| (i64::from(at.date().iso_week_date().year()), at.date().iso_week_date().week().into());
+    // Each rule with the period that a backup is of; for `last` each is one of its own.
+    type PeriodOf<'a> = &'a dyn Fn(usize, &Zoned) -> (i64, i32);
+    let rules: [(Option<u32>, Reason, PeriodOf<'_>); 6] = [
+        (keep.last, Reason::KeepLast, &|place, _| (place as i64, 0)),
+        (keep.hourly, Reason::KeepHourly, &|_, at| hour(at)),
+        (keep.daily, Reason::KeepDaily, &|_, at| (day(at), 0)),
+        (keep.weekly, Reason::KeepWeekly, &|_, at| week(at)),
+        (keep.monthly, Reason::KeepMonthly, &|_, at| (at.year().into(), at.month().into())),
+        (keep.yearly, Reason::KeepYearly, &|_, at| (at.year().into(), 0)),
+    ];
+    let mut kept = HashMap::new();
+    for (count, reason, period_of) in rules {
+        let mut left = count.unwrap_or(0);
+        let mut last = None;
+        for place in good {
+            let at = Timestamp::from_millisecond(backups[*place].timestamp).unwrap_or(Timestamp::UNIX_EPOCH);
+            let period = period_of(*place, &at.to_zoned(policy.zone.clone()));
+            if left > 0 && (last != Some(period) || good.last() == Some(place)) {
+                kept.entry(*place).or_insert(reason);
+                last = Some(period);
+                left -= 1;
+            }
+        }
+    }
+    kept
+}
+
+/// Where in the list each backup is, by its id.
+fn places(backups: &[Backup]) -> HashMap<&str, usize> {
+    backups.iter().enumerate().map(|(place, backup)| (backup.id.as_str(), place)).collect()
+}
+
+/// The places of what a backup rests on, nearest first; `None` at the end where one is missing.
+fn bases(backups: &[Backup], places: &HashMap<&str, usize>, place: usize) -> impl Iterator<Item = Option<usize>> {
+    let base_of = |place: usize| backups[place].based_on.as_deref().map(|id| places.get(id).copied());
+    let mut found = Vec::new();
+    let mut next = base_of(place);
+    while let Some(base) = next {
+        // A circle, which only forged manifests make, is no chain.
+        let base = base.filter(|base| found.len() < backups.len() && *base != place);
+        found.push(base);
+        next = base.and_then(base_of);
+    }
+    found.into_iter()
+}
+
+/// Waits for the store and applies the policy to it.
+pub fn prune(
+    store: &Store,
+    policy: &Policy,
+    dry_run: bool,
+    lock_timeout: Duration,
+    task: &Task,
+) -> Result<PruneResult> {
+    if policy.keeps_everything() {
+        return Err(Error::invalid(
+            "There is no limit to prune by",
+            "Give `retentionDays`, `maxBackups` or `keep` (`--retention-days`, `--max-backups`, `--keep-daily` …)",
+        ));
+    }
+    store.assert_undoubted()?;
+    // To make the directory, perhaps where a disk is not mounted, would hide that.
+    if !store.exists()? {
+        let message = format!("{} does not exist: there was nothing to remove", store.dir().display());
+        let warnings = vec![Warning::new(WarningCode::Store, message)];
+        return Ok(together([], dry_run, &[]).warned(warnings));
+    }
+    if dry_run {
+        let (backups, mut warnings) = store.foresee(task)?;
+        let foresee = |backups: Vec<Backup>| {
+            let decisions = decide(&backups, policy, Timestamp::now(), None);
+            result(&backups, decisions, dry_run)
+        };
+        let groups = by_project(store, backups.clone(), &mut warnings).into_iter().map(foresee);
+        return Ok(together(groups, dry_run, &backups).warned(warnings));
+    }
+    let lock = store.lock(lock_timeout, task)?;
+    // What came here without its manifest may rest on what would be removed.
+    let mut warnings = store.sweep(&lock, task)?;
+    let backups = store.list()?;
+    let groups = by_project(store, backups.clone(), &mut warnings).into_iter();
+    let mut removal = store.removal(&lock, backups.clone());
+    let applied: Vec<PruneResult> = groups.map(|group| apply(store, &mut removal, group, policy, None)).collect();
+    warnings.extend(tolerated::warnings(&[store.dir()]));
+    Ok(together(applied, dry_run, &backups).warned(warnings))
+}
+
+impl PruneResult {
+    fn warned(mut self, warnings: Vec<Warning>) -> Self {
+        self.warnings.splice(0..0, warnings);
+        self
+    }
+}
+
+/// One result of several, with the decisions in the order of `backups`.
+fn together(results: impl IntoIterator<Item = PruneResult>, dry_run: bool, backups: &[Backup]) -> PruneResult {
+    let mut all = PruneResult { dry_run, decisions: Vec::new(), bytes_freed: 0, warnings: Vec::new() };
+    for result in results {
+        all.decisions.extend(result.decisions);
+        all.bytes_freed += result.bytes_freed;
+        all.warnings.extend(result.warnings);
+    }
+    let places = places(backups);
+    all.decisions.sort_by_key(|decision| places.get(decision.id.as_str()).copied());
+    all
+}
+
+/// The backups that a policy is applied to, those of each project by themselves: only of the store's project if that exists. No project's
+/// backups take the place of another one's.
+fn by_project(store: &Store, backups: Vec<Backup>, warnings: &mut Vec<Warning>) -> Vec<Vec<Backup>> {
+    if store.home().is_none() {
+        let mut groups: BTreeMap<Option<String>, Vec<Backup>> = BTreeMap::new();
+        for backup in backups {
+            groups.entry(backup.project.clone()).or_default().push(backup);
+        }
+        return groups.into_values().collect();
+    }
+    let (own, others): (Vec<Backup>, Vec<Backup>) = backups.into_iter().partition(|backup| store.is_own(backup));
+    if !others.is_empty() {
+        let (count, dir) = (others.len(), store.dir().display());
+        let message = format!(
+            "{count} backups in {dir} are of other projects, or of this one where it lay before, and were left alone: `kg diag prune \
+             --output {dir}` outside of any project decides on all, on those of each project by themselves"
+        );
+        warnings.push(Warning::new(WarningCode::Store, message));
+    }
+    vec![own]
+}
+
+/// Applies the policy after a backup, to those of its project among all that are listed, in a store that was swept.
+pub fn apply_after(
+    store: &Store,
+    lock: &StoreLock,
+    policy: &Policy,
+    listed: Vec<Backup>,
+    made: &Backup,
+) -> PruneResult {
+    let backups = listed.iter().filter(|backup| backup.project == made.project).cloned().collect();
+    apply(store, &mut store.removal(lock, listed), backups, policy, Some(&made.id))
+}
+
+/// What cannot be removed is said in its decision; the others are removed all the same.
+fn apply(
+    store: &Store,
+    removal: &mut Removal<'_>,
+    backups: Vec<Backup>,
+    policy: &Policy,
+    made: Option<&str>,
+) -> PruneResult {
+    let mut decisions = decide(&backups, policy, Timestamp::now(), made);
+    // Oldest first, but none before one that rests on it.
+    let places = places(&backups);
+    let doomed = (0..decisions.len()).filter(|place| !decisions[*place].kept);
+    let mut order: Vec<(usize, usize)> = doomed.map(|place| (bases(&backups, &places, place).count(), place)).collect();
+    order.sort_by(|a, b| b.cmp(a));
+    for (_, place) in order {
+        let decision = &mut decisions[place];
+        if let Err(error) = removal.delete(&decision.id, false) {
+            decision.kept = store.may_hold(&decision.id);
+            decision.error = Some(error);
+        }
+    }
+    result(&backups, decisions, false)
+}
+
+fn result(backups: &[Backup], decisions: Vec<Decision>, dry_run: bool) -> PruneResult {
+    let removed = backups.iter().zip(&decisions).filter(|(_, decision)| !decision.kept);
+    let removed: Vec<&Backup> = removed.map(|(backup, _)| backup).collect();
+    let bytes_freed = removed.iter().map(|backup| backup.removable_size()).sum();
+    let warnings = removed.iter().filter_map(|backup| backup.left_behind()).collect();
+    PruneResult { dry_run, decisions, bytes_freed, warnings }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Borrow;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        archive::manifest::{Contents, Stats},
+        sqlite::check::{Integrity, IntegrityStatus},
+        store::Pin,
+    };
+
+    const NOW: i64 = 1_800_000_000_000;
+
+    fn backup(hours_old: i64, good: bool) -> Backup {
+        let status = if good { IntegrityStatus::Ok } else { IntegrityStatus::Failed };
+        Backup {
+            id: format!("backup-{hours_old}"),
+            kind: BackupType::Full,
+            path: "archive".into(),
+            size: 1,
+            sidecar_size: 0,
+            checksum: String::new(),
+            timestamp: NOW - hours_old * 3_600_000,
+            description: None,
+            contents: Contents::default(),
+            stats: Stats { node_count: 1, ..Stats::default() },
+            integrity: Integrity { status, messages: Vec::new(), not_checked: Vec::new(), full_text: true },
+            warnings: Vec::new(),
+            based_on: None,
+            // As the one that it rests on has it.
+            based_on_checksum: Some(String::new()),
+            consolidated_from: None,
+            safety_backup: false,
+            incomplete: false,
+            emptied: false,
+            encrypted: false,
+            pinned: None,
+            linked_to: None,
+            project: None,
+        }
+    }
+
+    fn reasons(ages: &[(i64, bool)], policy: impl Borrow<Policy>) -> Vec<Reason> {
+        let backups: Vec<Backup> = ages.iter().map(|(hours, good)| backup(*hours, *good)).collect();
+        let now = Timestamp::from_millisecond(NOW).unwrap();
+        decide(&backups, policy.borrow(), now, None).into_iter().map(|decision| decision.reason).collect()
+    }
+
+    #[test]
+    fn a_backup_is_removed_when_it_is_older_than_the_days_or_beyond_the_number() {
+        use Reason::*;
+        let week = Policy { retention_days: Some(7), ..Policy::default() };
+        assert_eq!(
+            reasons(&[(1, true), (167, true), (168, true), (169, true)], week),
+            [NewestGood, WithinLimits, WithinLimits, TooOld]
+        );
+        let two = Policy { max_backups: Some(2), ..Policy::default() };
+        assert_eq!(reasons(&[(1, true), (2, true), (3, true)], two), [NewestGood, WithinLimits, TooMany]);
+    }
+
+    #[test]
+    fn the_newest_good_backup_stays_even_when_newer_damaged_ones_fill_the_limit() {
+        use Reason::*;
+        let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
+        assert_eq!(
+            reasons(&[(1, false), (2, false), (900, true), (901, true)], &one),
+            [WithinLimits, TooMany, NewestGood, TooMany]
+        );
+        assert_eq!(reasons(&[(900, false)], &one), [TooOld]);
+    }
+
+    #[test]
+    fn the_safety_backup_of_a_repair_is_the_newest_good_one_only_where_there_is_no_other() {
+        let now = Timestamp::from_millisecond(NOW).unwrap();
+        let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
+        let kept = |backups: &[Backup]| -> Vec<Reason> {
+            decide(backups, &one, now, None).into_iter().map(|decision| decision.reason).collect()
+        };
+        let safety = |hours| Backup { safety_backup: true, ..backup(hours, true) };
+        assert_eq!(kept(&[safety(1), backup(900, true)]), [Reason::WithinLimits, Reason::NewestGood]);
+        assert_eq!(
+            kept(&[safety(900), backup(901, false), safety(902)]),
+            [Reason::NewestGood, Reason::TooMany, Reason::TooMany]
+        );
+    }
+
+    fn pin() -> Option<Pin> {
+        Some(Pin { reason: None, at: NOW })
+    }
+
+    #[test]
+    fn a_snapshot_or_an_emptied_graph_takes_the_place_of_no_backup_that_holds_more() {
+        use Reason::*;
+        let now = Timestamp::from_millisecond(NOW).unwrap();
+        let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
+        let reasons = |backups: &[Backup]| -> Vec<Reason> {
+            decide(backups, &one, now, None).into_iter().map(|decision| decision.reason).collect()
+        };
+        let full = |hours| backup(hours, true);
+        let snapshot = |hours| Backup { kind: BackupType::Snapshot, ..full(hours) };
+        let empty = |hours| Backup { stats: Stats::default(), ..full(hours) };
+        assert_eq!(
+            reasons(&[snapshot(1), snapshot(2), full(900), full(901)]),
+            [NewestGood, TooMany, NewestGood, TooMany]
+        );
+        // The snapshot has nodes, and the empty one is no snapshot: each lacks what the full one has.
+        assert_eq!(
+            reasons(&[empty(1), empty(2), snapshot(800), full(900)]),
+            [NewestGood, TooMany, NewestGood, NewestGood]
+        );
+        assert_eq!(reasons(&[empty(1), empty(2), snapshot(800)]), [NewestGood, TooMany, NewestGood]);
+        assert_eq!(reasons(&[empty(1), empty(2)]), [NewestGood, TooMany]);
+    }
+
+    #[test]
+    fn an_incomplete_backup_takes_the_place_of_no_complete_one() {
+        use Reason::*;
+        let now = Timestamp::from_millisecond(NOW).unwrap();
+        let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
+        let reasons = |backups: &[Backup]| -> Vec<Reason> {
+            decide(backups, &one, now, None).into_iter().map(|decision| decision.reason).collect()
+        };
+        let incomplete = |hours| Backup { incomplete: true, ..backup(hours, true) };
+        assert_eq!(
+            reasons(&[incomplete(1), incomplete(2), backup(900, true), backup(901, true)]),
+            [NewestGood, TooMany, NewestGood, TooMany]
+        );
+        assert_eq!(reasons(&[incomplete(1), incomplete(2)]), [NewestGood, TooMany]);
+        assert_eq!(reasons(&[backup(1, true), backup(2, true)]), [NewestGood, TooMany]);
+    }
+
+    #[test]
+    fn a_backup_that_is_dated_ahead_takes_no_place_of_a_rule() {
+        use Reason::*;
+        let now = Timestamp::from_millisecond(NOW).unwrap();
+        let policy = Policy { keep: Keep { yearly: Some(2), ..Keep::default() }, ..Policy::default() };
+        // It comes last, as the list has it.
+        let backups = [backup(1, true), backup(2, true), backup(3, true), backup(-24 * 400, true)];
+        let reasons: Vec<Reason> =
+            decide(&backups, &policy, now, None).into_iter().map(|decision| decision.reason).collect();
+        assert_eq!(reasons, [NewestGood, NoRule, KeepYearly, NoRule]);
+    }
+
+    #[test]
+    fn what_was_made_a_moment_ago_stays_with_what_it_rests_on() {
+        let now = Timestamp::from_millisecond(NOW).unwrap();
+        let daily = Policy { keep: Keep { daily: Some(1), ..Keep::default() }, ..Policy::default() };
+        let mut backups = vec![backup(0, false), backup(1, true), backup(2, true)];
+        backups[0].based_on = Some(backups[2].id.clone());
+        let made = backups[0].id.clone();
+        let reasons: Vec<Reason> =
+            decide(&backups, &daily, now, Some(&made)).into_iter().map(|decision| decision.reason).collect();
+        assert_eq!(reasons, [Reason::JustMade, Reason::NewestGood, Reason::Needed]);
+    }
+
+    /// A history of backups, newest first: how old each is, whether its source was sound, on which older one it rests, whether it is pinned, a
+    /// snapshot, of a graph without nodes, incomplete.
+    fn history() -> impl Strategy<Value = Vec<Backup>> {
+        let base = prop::option::of(any::<prop::sample::Index>());
+        let few = || prop::bool::weighted(0.15);
+        let one = (0..2000_i64, any::<bool>(), base, few(), few(), few(), few());
+        prop::collection::vec(one, 0..60).prop_map(|mut history| {
+            history.sort_by_key(|(hours, ..)| *hours);
+            history.dedup_by_key(|(hours, ..)| *hours);
+            let mut backups: Vec<Backup> = history.iter().map(|(hours, good, ..)| backup(*hours, *good)).collect();
+            for (place, (_, _, base, pinned, is_snapshot, is_empty, is_incomplete)) in history.iter().enumerate() {
+                backups[place].incomplete = *is_incomplete;
+                if *is_snapshot {
+                    backups[place].kind = BackupType::Snapshot;
+                }
+                if *is_empty {
+                    backups[place].stats = Stats::default();
+                }
+                let older = &backups[place + 1..];
+                let base = base.filter(|_| !older.is_empty()).map(|base| older[base.index(older.len())].id.clone());
+                backups[place].based_on = base;
+                backups[place].pinned = pin().filter(|_| *pinned);
+            }
+            backups
+        })
+    }
+
+    fn keep() -> impl Strategy<Value = Keep> {
+        let count = || prop::option::of(1..8_u32);
+        (count(), count(), count(), count(), count(), count()).prop_map(
+            |(last, hourly, daily, weekly, monthly, yearly)| Keep { last, hourly, daily, weekly, monthly, yearly },
+        )
+    }
+
+    /// The hours of age that a rule keeps, of a backup every so many hours for so many of them.
+    fn kept_of(keep: Keep, every_hours: i64, count: i64) -> Vec<i64> {
+        let ages: Vec<(i64, bool)> = (0..count).map(|number| (number * every_hours, true)).collect();
+        let reasons = reasons(&ages, Policy { keep, ..Policy::default() });
+        let kept = ages.iter().zip(reasons).filter(|(_, reason)| *reason != Reason::NoRule);
+        kept.map(|((hours, _), _)| *hours).collect()
+    }
+
+    #[test]
+    fn a_rule_keeps_the_newest_of_each_of_its_last_periods() {
+        // NOW is 2027-01-15T08:00:00Z, a Friday.
+        let none = Keep::default;
+        assert_eq!(kept_of(Keep { last: Some(3), ..none() }, 5, 100), [0, 5, 10]);
+        assert_eq!(kept_of(Keep { hourly: Some(3), ..none() }, 1, 100), [0, 1, 2]);
+        assert_eq!(kept_of(Keep { daily: Some(3), ..none() }, 1, 100), [0, 9, 33]);
+        assert_eq!(kept_of(Keep { weekly: Some(3), ..none() }, 24, 100), [0, 5 * 24, 12 * 24]);
+        assert_eq!(kept_of(Keep { monthly: Some(3), ..none() }, 24, 100), [0, 15 * 24, 46 * 24]);
+        assert_eq!(kept_of(Keep { yearly: Some(2), ..none() }, 24, 100), [0, 15 * 24]);
+        assert_eq!(kept_of(Keep { daily: Some(2), last: Some(2), ..none() }, 4, 50), [0, 4, 12]);
+        // Years to come are not there yet: the oldest stands for them.
+        assert_eq!(kept_of(Keep { yearly: Some(9), ..none() }, 24, 100), [0, 15 * 24, 99 * 24]);
+    }
+
+    /// The places that a policy keeps by a rule, of backups that were made at these times, newest first.
+    fn kept_in(zone: &str, keep: Keep, times: &[&str]) -> Vec<usize> {
+        let policy = Policy { keep, zone: TimeZone::get(zone).unwrap(), ..Policy::default() };
+        let at = |time: &&str| time.parse::<Timestamp>().unwrap().as_millisecond();
+        let backups: Vec<Backup> =
+            times.iter().map(|time| Backup { id: (*time).into(), timestamp: at(time), ..backup(0, true) }).collect();
+        let decisions = decide(&backups, &policy, Timestamp::from_millisecond(NOW).unwrap(), None);
+        (0..times.len()).filter(|place| decisions[*place].kept).collect()
+    }
+
+    #[test]
+    fn periods_are_those_of_the_calendar_in_the_time_zone() {
+        let none = Keep::default;
+        // Two evenings in Berlin, one of which is the next day in UTC; and the last hours of a year, which is over in Tokyo.
+        let evenings = ["2026-06-03T12:00:00Z", "2026-06-02T23:30:00Z", "2026-06-02T21:30:00Z", "2026-06-01T10:00:00Z"];
+        assert_eq!(kept_in("UTC", Keep { daily: Some(2), ..none() }, &evenings), [0, 1]);
+        assert_eq!(kept_in("Europe/Berlin", Keep { daily: Some(2), ..none() }, &evenings), [0, 2]);
+        let year = ["2026-01-01T00:30:00Z", "2025-12-31T16:00:00Z", "2025-12-31T14:00:00Z", "2025-01-01T10:00:00Z"];
+        for keep in [Keep { monthly: Some(2), ..none() }, Keep { yearly: Some(2), ..none() }] {
+            assert_eq!(kept_in("UTC", keep, &year), [0, 1]);
+            assert_eq!(kept_in("Asia/Tokyo", keep, &year), [0, 2]);
+        }
+        // Sunday in UTC, Monday in Auckland.
+        let week = ["2026-06-07T23:00:00Z", "2026-06-07T13:00:00Z", "2026-06-07T11:00:00Z", "2026-05-01T00:00:00Z"];
+        assert_eq!(kept_in("UTC", Keep { weekly: Some(2), ..none() }, &week), [0, 3]);
+        assert_eq!(kept_in("Pacific/Auckland", Keep { weekly: Some(2), ..none() }, &week), [0, 2]);
+    }
+
+    #[test]
+    fn days_of_23_and_25_hours_are_one_day_and_an_hour_that_is_repeated_is_two() {
+        let none = Keep::default;
+        let spring = ["2026-03-29T21:30:00Z", "2026-03-28T23:30:00Z", "2026-03-28T22:30:00Z", "2026-03-27T10:00:00Z"];
+        assert_eq!(kept_in("Europe/Berlin", Keep { daily: Some(2), ..none() }, &spring), [0, 2]);
+        let autumn = ["2026-10-25T22:30:00Z", "2026-10-24T22:30:00Z", "2026-10-24T21:30:00Z", "2026-10-23T10:00:00Z"];
+        assert_eq!(kept_in("Europe/Berlin", Keep { daily: Some(2), ..none() }, &autumn), [0, 2]);
+        let repeated = ["2026-10-25T01:30:00Z", "2026-10-25T00:30:00Z", "2026-10-24T23:30:00Z", "2026-10-24T10:00:00Z"];
+        assert_eq!(kept_in("Europe/Berlin", Keep { hourly: Some(3), ..none() }, &repeated), [0, 1, 2]);
+    }
+
+    #[test]
+    fn limits_keep_beside_the_rules_and_damaged_backups_fill_none() {
+        use Reason::*;
+        let policy =
+            Policy { retention_days: Some(1), keep: Keep { daily: Some(2), ..Keep::default() }, ..Policy::default() };
+        let ages = [(0, false), (1, true), (2, true), (30, true), (31, true), (60, true)];
+        assert_eq!(reasons(&ages, policy), [WithinLimits, NewestGood, WithinLimits, KeepDaily, TooOld, TooOld]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_newest_good_one_and_all_that_is_needed_stay_and_deciding_again_changes_nothing(
+            backups in history(),
+            retention_days in prop::option::of(1..60_u32),
+            max_backups in prop::option::of(1..30_u32),
+            keep in keep(),
+        ) {
+            let policy = Policy { retention_days, max_backups, keep, ..Policy::default() };
+            let now = Timestamp::from_millisecond(NOW).unwrap();
+            let first = decide(&backups, &policy, now, None);
+            let kept: Vec<Backup> = backups
+                .iter().zip(&first).filter(|(_, decision)| decision.kept).map(|(backup, _)| backup.clone()).collect();
+            let good = |backup: &&Backup| backup.integrity.status != IntegrityStatus::Failed;
+            prop_assert_eq!(backups.iter().find(good), kept.iter().find(good));
+            let both = |backup: &&Backup| {
+                good(backup) && backup.kind != BackupType::Snapshot && backup.stats.node_count > 0
+            };
+            prop_assert_eq!(backups.iter().find(both), kept.iter().find(both));
+            let complete = |backup: &&Backup| both(backup) && !backup.incomplete;
+            prop_assert_eq!(backups.iter().find(complete), kept.iter().find(complete));
+            prop_assert!(decide(&kept, &policy, now, None).iter().all(|decision| decision.kept));
+            for (backup, decision) in backups.iter().zip(&first) {
+                prop_assert_eq!(backup.pinned.is_some(), decision.reason == Reason::Pinned);
+            }
+            for base in kept.iter().filter_map(|backup| backup.based_on.as_ref()) {
+                prop_assert!(kept.iter().any(|backup| backup.id == *base), "{base} is needed");
+            }
+            if let Some(most) = max_backups {
+                let within = first.iter().filter(|decision| decision.reason == Reason::WithinLimits).count();
+                prop_assert!(within <= most as usize);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_pin_keeps_its_backup_and_takes_no_other_from_a_limit_or_rule(
+            backups in history(),
+            retention_days in prop::option::of(1..60_u32),
+            max_backups in prop::option::of(1..30_u32),
+            keep in keep(),
+        ) {
+            let policy = Policy { retention_days, max_backups, keep, ..Policy::default() };
+            let now = Timestamp::from_millisecond(NOW).unwrap();
+            // Without chains: what rests on another one could not be decided on alone.
+            let alone = |backup: &Backup| Backup { based_on: None, ..backup.clone() };
+            let backups: Vec<Backup> = backups.iter().map(alone).collect();
+            let others: Vec<Backup> = backups.iter().filter(|backup| backup.pinned.is_none()).cloned().collect();
+            let with_pins = decide(&backups, &policy, now, None);
+            let with_pins = with_pins.iter().filter(|decision| decision.reason != Reason::Pinned);
+            let newest_good = |decision: &&Decision| decision.reason == Reason::NewestGood;
+            for (with, without) in with_pins.zip(&decide(&others, &policy, now, None)) {
+                prop_assert_eq!(&with.id, &without.id);
+                // A newer pinned one may be the newest good one in its stead.
+                prop_assert!(with.reason == without.reason || newest_good(&without), "{with:?} {without:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_pinned_backup_and_what_it_rests_on_stay_beside_those_that_the_limits_keep() {
+        use Reason::*;
+        let mut backups: Vec<Backup> = (0..6).map(|number| backup(100 * number, true)).collect();
+        backups[4].based_on = Some(backups[5].id.clone());
+        backups[4].pinned = pin();
+        backups[1].pinned = pin();
+        let two = Policy { max_backups: Some(2), ..Policy::default() };
+        let decided = decide(&backups, &two, Timestamp::from_millisecond(NOW).unwrap(), None);
+        let reasons: Vec<Reason> = decided.iter().map(|decision| decision.reason).collect();
+        assert_eq!(reasons, [NewestGood, Pinned, WithinLimits, TooMany, Pinned, Needed]);
+    }
+
+    #[test]
+    fn a_backup_whose_base_is_gone_is_not_the_newest_good_one() {
+        let mut backups = vec![backup(1, true), backup(2, true), backup(3, true)];
+        backups[0].based_on = Some("backup-gone".into());
+        let one = Policy { max_backups: Some(1), ..Policy::default() };
+        let decided = decide(&backups, &one, Timestamp::from_millisecond(NOW).unwrap(), None);
+        let reasons: Vec<Reason> = decided.into_iter().map(|decision| decision.reason).collect();
+        assert_eq!(reasons, [Reason::WithinLimits, Reason::NewestGood, Reason::TooMany]);
+    }
+}

@@ -1,0 +1,98 @@
+//! The verb `undo`: puts back what the newest restore of a project replaced, and takes away what it added.
+//!
+//! What is there now is kept in its turn, so an undo can be undone. The reader does all of it.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use crate::{
+    commands::verify::duration_ms,
+    error::{Result, Warning},
+    project::Project,
+    reader::{
+        apply::lock_target,
+        client::{Launch, Reader},
+        protocol::UndoRequest,
+    },
+    util::task::{Phase, Task},
+};
+
+#[derive(Debug, Clone)]
+pub struct UndoOptions {
+    /// Undo no undo, but the newest restore that is not undone: said again and again, it leads back to what was before the first one.
+    pub earlier: bool,
+    /// Replace a damaged database even while another process has it open.
+    pub force: bool,
+    /// Say what would happen, without changing anything.
+    pub dry_run: bool,
+    /// How long to wait for a restore into the project, and for a lock on a database.
+    pub lock_timeout: Duration,
+    /// What restores replaced longer ago than this is removed first.
+    pub undo_retention_days: u32,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UndoResult {
+    /// The backup whose restore was undone; `repair` where a repair had replaced a damaged database.
+    pub id: String,
+    /// When that was, in milliseconds since the epoch.
+    pub restored_at: i64,
+    pub target_dir: PathBuf,
+    pub dry_run: bool,
+    /// Files that were put back.
+    pub files_restored: u64,
+    /// Files that the restore had added.
+    pub files_removed: u64,
+    /// The directory that keeps what was there before this undo.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub safety_copy: Option<PathBuf>,
+    pub warnings: Vec<Warning>,
+    pub duration_ms: u64,
+}
+
+/// Undoes the newest restore into the project at `root`.
+pub fn undo_restore(root: &Path, launch: &Launch, options: &UndoOptions, task: &Task) -> Result<UndoResult> {
+    let began = Instant::now();
+    let project = Project::open(root)?;
+    let mut warnings = Vec::new();
+    if !options.dry_run {
+        warnings = Reader::tidy(launch, project.root(), options.lock_timeout, options.undo_retention_days, task)?;
+        // The reader waits too, but cannot be told to stop.
+        drop(lock_target(&project.state_dir(), options.lock_timeout, task)?);
+    }
+    task.report(Phase::Applying, 0, 0)?;
+    // From here on it is carried to its end, or taken back.
+    task.cancel.protect();
+    let undone = Reader::undo(
+        launch,
+        UndoRequest {
+            target: project.root().to_path_buf(),
+            earlier: options.earlier,
+            force: options.force,
+            dry_run: options.dry_run,
+            lock_timeout_ms: options.lock_timeout.as_millis() as u64,
+        },
+    );
+    if undone.is_err() && !options.dry_run {
+        // What it could not take back itself; it would say again what is wrong.
+        let _ = Reader::tidy(launch, project.root(), options.lock_timeout, options.undo_retention_days, task);
+    }
+    let undone = undone?;
+    warnings.extend(undone.applied.warnings);
+    Ok(UndoResult {
+        id: undone.of,
+        restored_at: undone.at.as_millisecond(),
+        target_dir: project.root().to_path_buf(),
+        dry_run: options.dry_run,
+        files_restored: undone.applied.files_restored,
+        files_removed: undone.files_removed,
+        safety_copy: undone.applied.safety_copy,
+        warnings,
+        duration_ms: duration_ms(began.elapsed()),
+    })
+}

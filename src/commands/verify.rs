@@ -1,0 +1,82 @@
+//! The verb `verify`: reads an archive to its end and says what of it is not as it was written.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use crate::{
+    archive::{
+        manifest::Manifest,
+        read::{Discard, Problem, ProblemCode, read_archive},
+    },
+    error::{Code, Result, Warning},
+    store::{Store, chain, manifest_beside},
+    util::task::{Phase, Task},
+};
+
+/// What a check of a backup found.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckReport {
+    /// Every byte of the archive is as it was written, and what stands beside it agrees.
+    pub valid: bool,
+    pub problems: Vec<Problem>,
+    pub path: PathBuf,
+    /// The manifest inside; absent where it could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<Manifest>,
+    /// Bytes of the archive that were read.
+    pub size: u64,
+    /// About the choice of the backup, and the keys that opened it.
+    pub warnings: Vec<Warning>,
+    /// Of the archive as it is now, hexadecimal.
+    pub sha256: String,
+    pub duration_ms: u64,
+}
+
+/// Checks the backup that `reference` means (a path, an id, `latest`). A damaged one is a report, not an error.
+pub fn check_backup(store: &Store, reference: &str, task: &Task) -> Result<CheckReport> {
+    let began = Instant::now();
+    let path = store.locate(reference)?;
+    let mut warnings = store.doubts(reference, &path, None);
+    let (report, of_chain) = match chain::links(&path, store.keys(), task) {
+        Ok(links) if links.len() > 1 => {
+            let (mut reports, hashes) = chain::hash_pages(&links, store.keys(), task)?;
+            let of_chain = chain::problems(&links, &reports, hashes.is_some());
+            (reports.pop(), of_chain)
+        }
+        Err(error) if error.code == Code::ChainBroken => {
+            let problem = Problem::of_archive(ProblemCode::Chain, error.message);
+            (None, vec![Problem { remedy: error.remedy, ..problem }])
+        }
+        links => links.map(|_| (None, Vec::new()))?,
+    };
+    let mut report = match report {
+        Some(report) => report,
+        None => {
+            let beside = manifest_beside(&path)?;
+            read_archive(&path, store.keys(), beside.as_deref(), &mut Discard, task, Phase::Verifying)?
+        }
+    };
+    report.problems.extend(of_chain);
+    warnings.extend(store.key_warnings(&path));
+    warnings.extend(store.plain_warning(&path));
+    Ok(CheckReport {
+        valid: report.problems.is_empty() && report.manifest.is_some(),
+        problems: report.problems,
+        path,
+        manifest: report.manifest,
+        size: report.size_bytes,
+        warnings,
+        sha256: report.sha256,
+        duration_ms: duration_ms(began.elapsed()),
+    })
+}
+
+/// Whole milliseconds, for results.
+pub fn duration_ms(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}

@@ -1,0 +1,187 @@
+//! Salvage: a new, sound database of what can be read of a damaged one.
+//!
+//! ```text
+//! file + journal or WAL ─▶ schema ─▶ trees ─▶ overflow chains ─▶ pages without parents ─▶ rows ─▶ new database ─▶ checked
+//! ```
+//!
+//! The source is only read, page by page, never through SQLite. Rules:
+//!
+//! * A row that was not in the database never gets into one of its tables. Deleted rows (free pages, free blocks) are not read.
+//!   What may be a row, but is not certain, goes to the table `lost_and_found` with the reason.
+//! * Every row whose pages are intact comes back, whatever happened to the pages above them, as long as it can be told which
+//!   table they are of.
+//! * Any input ends in a result or an error: each page is visited a bounded number of times. Memory: some 20 bytes a page, one row,
+//!   and what SQLite caches.
+//!
+//! Not guaranteed: a bit that flipped inside a value, and leaves a record that adds up, is not noticed: SQLite's pages have no
+//! checksums. A whole page that was also written in place of another is noticed as long as the original is there too (`twins`). A page that a tree without
+//! rowids and the list of free pages both claim is nobody's: the rows on it go to `lost_and_found`.
+
+mod carry;
+mod file;
+mod fill;
+mod freelist;
+mod journal;
+mod losses;
+mod objects;
+mod open;
+mod orphans;
+mod overflow;
+mod overlay;
+pub mod readable;
+mod rebuild;
+mod record;
+pub mod report;
+mod rows;
+mod schema;
+mod twins;
+mod wal;
+mod walk;
+
+use std::{fs, path::Path};
+
+pub use self::wal::beside_another_state;
+use self::{
+    carry::Carried,
+    fill::Rows,
+    freelist::Freelist,
+    objects::Made,
+    open::{in_use, open},
+    orphans::Orphans,
+    overflow::{Chains, Owner},
+    rebuild::{Target, is_virtual},
+    report::{MAX_NAMED_PAGES, Salvaged, UnreadablePage, UnreadablePages},
+    schema::Object,
+    walk::Walk,
+};
+use crate::{
+    error::{Code, Error, Result},
+    sqlite::files::companion,
+    util::task::Cancel,
+};
+
+/// More pages than any database that this is for; each takes memory.
+const MAX_PAGES: u32 = 1 << 29;
+/// Names in one warning.
+const MAX_NAMES: usize = 5;
+
+/// Tables, indexes and triggers that the database should have: name and text. Used where the schema is damaged.
+pub type FallbackSchema<'a> = &'a [(&'a str, &'a str)];
+
+/// Salvages `source` into a new database at `target`, which must not exist.
+///
+/// `KG_TARGET_EXISTS`, `KG_DATABASE_DAMAGED` where there is nothing to recover, `KG_ABORTED`, and errors of the file system.
+/// Whatever fails, `target` is removed again.
+pub fn salvage(source: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel: &Cancel) -> Result<Salvaged> {
+    if target.symlink_metadata().is_ok() {
+        return Err(Error::new(
+            Code::TargetExists,
+            format!("{} exists", target.display()),
+            "Name a file that does not exist yet",
+        ));
+    }
+    let salvaged = salvage_new(source, target, fallback, cancel);
+    if salvaged.is_err() {
+        for suffix in ["", "-journal", "-wal", "-shm"] {
+            // Nothing can be done about a failure, and the first error says what is wrong.
+            let _ = fs::remove_file(companion(target, suffix));
+        }
+    }
+    salvaged
+}
+
+fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel: &Cancel) -> Result<Salvaged> {
+    let mut salvaged = Salvaged::default();
+    let source = open(path, &mut salvaged, cancel)?;
+    let nothing = || {
+        Error::new(
+            Code::DatabaseDamaged,
+            format!("{} holds nothing that could be recovered", path.display()),
+            "Restore the newest good backup with `kg diag restore --file latest`",
+        )
+    };
+    if source.present > MAX_PAGES {
+        return Err(Error::new(
+            Code::Unsupported,
+            format!("{} has {} pages, more than the {MAX_PAGES} that can be salvaged", path.display(), source.present),
+            "Restore the newest good backup",
+        ));
+    }
+    if source.recognised == 0 && source.present <= 1 && !source.header.is_sound {
+        return Err(nothing());
+    }
+    let freelist = freelist::read(&source, cancel)?;
+    let in_use = in_use(&freelist, &source);
+    let mut schema = schema::read(&source, &in_use, cancel)?;
+    salvaged.page_size_bytes = source.page_size as u64;
+    salvaged.page_count = u64::from(source.present);
+    salvaged.header_readable = source.header.is_sound;
+    salvaged.schema_readable = schema.is_whole;
+    if !schema.is_whole {
+        objects::add_fallback(&mut schema, fallback, &mut salvaged.warnings);
+    }
+    let mut target = Target::create(target, source.page_size, source.encoding, &source.header, cancel)?;
+    let Made { trees, shadows, unready, definitions } = objects::create_tables(&mut target, &mut schema, &source)?;
+    let mut walk = Walk::new(&source, trees, in_use, cancel);
+    walk.run()?;
+    let mut chains = Chains::new(&source);
+    for (tree, found) in walk.trees.iter().zip(&walk.found) {
+        for leaf in &found.leaves {
+            cancel.check()?;
+            if let Some((_, page)) = walk.read(leaf.page, tree.by_rowid) {
+                chains.claim(&walk, &page, Owner::Tree);
+            }
+        }
+    }
+    let orphans = orphans::find(&walk, &mut chains, &freelist, schema.is_whole, cancel)?;
+    let units = carry::units(&walk, &chains, &orphans, &schema, &unready);
+    objects::leave(&mut target, &units)?;
+    let is_derived = |object: &&Object| is_virtual(object) && !definitions.contains(object);
+    let full_text = schema.objects.iter().filter(is_derived).cloned().collect();
+    let carried = Carried { units, definitions, full_text };
+    let rows = Rows { walk: &walk, chains: &chains, orphans: &orphans, shadows: &shadows, carried: &carried, cancel };
+    rows.fill(&target, &schema, &mut salvaged)?;
+    let is_empty = salvaged.tables.iter().all(|table| table.rows_recovered == 0) && salvaged.lost_and_found.is_none();
+    if is_empty && !(source.header.is_sound && schema.is_whole) {
+        return Err(nothing());
+    }
+    objects::finish(&mut target, &schema, &carried)?;
+    rows.count_losses(&target, &mut salvaged)?;
+    salvaged.count();
+    salvaged.leftover_pages = orphans.left;
+    salvaged.unreadable_pages = UnreadablePages {
+        count: walk.bad_pages.len() as u64,
+        first: walk.bad_pages.iter().take(MAX_NAMED_PAGES).map(|bad| named(bad.page, bad.reason)).collect(),
+    };
+    warn(&mut salvaged, &freelist, &orphans, &target)?;
+    salvaged.objects = target.finish(&source, &carried, cancel)?;
+    Ok(salvaged)
+}
+
+fn named(page: u32, reason: &str) -> UnreadablePage {
+    UnreadablePage { page, reason: reason.to_string() }
+}
+
+fn warn(salvaged: &mut Salvaged, freelist: &Freelist, orphans: &Orphans, target: &Target) -> Result<()> {
+    if !freelist.is_sound && !orphans.freelist_was_certain && !orphans.aside.is_empty() {
+        salvaged.warnings.push(
+            "The list of free pages is damaged: rows on pages without a parent may have been deleted, and are in lost_and_found".to_string(),
+        );
+    }
+    let sql = "SELECT DISTINCT \"table\" FROM pragma_foreign_key_check LIMIT ?1";
+    let broken = || -> rusqlite::Result<Vec<String>> {
+        let mut statement = target.connection.prepare(sql)?;
+        statement.query_map([MAX_NAMES], |row| row.get(0))?.collect()
+    };
+    // It fails where a foreign key names a table that is not there, which then is in the reports.
+    if let Ok(tables) = broken()
+        && !tables.is_empty()
+    {
+        salvaged
+            .warnings
+            .push(format!("Rows refer by foreign key to rows that are not there, in: {}", tables.join(", ")));
+    }
+    salvaged.warnings.sort();
+    salvaged.warnings.dedup();
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! What is read: the file, and the log beside it where that makes it better.
+
+use std::{collections::HashSet, path::Path};
+
+use super::{
+    file::Source,
+    freelist::{self, Freelist},
+    journal,
+    overlay::Overlay,
+    report::{LogUse, Salvaged},
+    schema::{self, Schema},
+    wal,
+    walk::{Tree, Walk},
+};
+use crate::{error::Result, util::task::Cancel};
+
+/// Free pages as the trees may know them: a list that contradicts itself says nothing.
+pub fn in_use(freelist: &Freelist, source: &Source) -> Vec<bool> {
+    match freelist.is_sound {
+        true => freelist.is_free.clone(),
+        false => vec![false; source.present as usize + 1],
+    }
+}
+
+/// Opens the file with what lies beside it. A transaction that was never committed is taken back, as SQLite does before it
+/// looks at the WAL; a database that has both is on its way from one mode to the other, and nothing is in its WAL yet.
+pub fn open(path: &Path, salvaged: &mut Salvaged, cancel: &Cancel) -> Result<Source> {
+    let alone = Source::open(path, None, cancel)?;
+    let journal = Log { name: "rollback journal", read: journal::read(path, cancel)? };
+    let (rolled_back, journal_use) = journal.lay_over(path, &alone, fits, &mut salvaged.warnings, cancel)?;
+    let wal = Log { name: "WAL", read: wal::read(path, cancel)? };
+    salvaged.journal = journal_use;
+    if let Some(rolled_back) = rolled_back {
+        if !matches!(wal.read, Ok(None)) {
+            salvaged.wal = LogUse::Ignored;
+            salvaged
+                .warnings
+                .push("The WAL beside the database was ignored: there is a rollback journal too".to_string());
+        }
+        return Ok(rolled_back);
+    }
+    let (with_wal, wal_use) = wal.lay_over(path, &alone, foreign, &mut salvaged.warnings, cancel)?;
+    salvaged.wal = wal_use;
+    Ok(with_wal.unwrap_or(alone))
+}
+
+/// Why a database with a log is not what it should be; the first is without.
+type Objection = fn(&Source, &Source, &Cancel) -> Result<Option<&'static str>>;
+
+/// A log beside the database, or why it cannot be used.
+struct Log {
+    name: &'static str,
+    read: std::result::Result<Option<Overlay>, String>,
+}
+
+impl Log {
+    /// The database with the log, where there is one and it is of this database.
+    fn lay_over(
+        self,
+        path: &Path,
+        alone: &Source,
+        objection: Objection,
+        warnings: &mut Vec<String>,
+        cancel: &Cancel,
+    ) -> Result<(Option<Source>, LogUse)> {
+        let reason = match self.read {
+            Ok(None) => return Ok((None, LogUse::None)),
+            Ok(Some(overlay)) => {
+                let lacks = overlay.lacks;
+                let with = Source::open(path, Some(overlay), cancel)?;
+                match objection(alone, &with, cancel)? {
+                    None => {
+                        warnings.extend(lacks.map(|what| format!("The {} beside the database {what}", self.name)));
+                        return Ok((Some(with), LogUse::Applied));
+                    }
+                    Some(reason) => reason.to_string(),
+                }
+            }
+            Err(reason) => reason,
+        };
+        warnings.push(format!("The {} beside the database was ignored: {reason}", self.name));
+        Ok((None, LogUse::Ignored))
+    }
+}
+
+/// Why a journal is not of this database. A transaction counts the changes one up, in the first page; where that does not
+/// tell, a journal that makes the database worse is of another.
+fn fits(alone: &Source, with: &Source, cancel: &Cancel) -> Result<Option<&'static str>> {
+    if with.overlay().is_none() {
+        return Ok(Some("its pages are of another size"));
+    }
+    let (now, before) = (&alone.header, &with.header);
+    let is_next = now.change_counter.wrapping_sub(before.change_counter) <= 1;
+    if now.is_sound && before.is_sound && is_next && with.overlay_has(1) {
+        return Ok(None);
+    }
+    compare(alone, with, cancel)
+}
+
+/// Why a WAL is not of this database: it would make it worse, or something else.
+fn foreign(alone: &Source, with_wal: &Source, cancel: &Cancel) -> Result<Option<&'static str>> {
+    let Some(wal) = with_wal.overlay() else {
+        return Ok(Some("its pages are of another size"));
+    };
+    if alone.header.is_sound && !alone.header.is_wal {
+        return Ok(Some("the database is not in WAL mode"));
+    }
+    if let Some(reason) = wal::of_another_state(&alone.header, alone.present, wal) {
+        return Ok(Some(reason));
+    }
+    compare(alone, with_wal, cancel)
+}
+
+fn compare(alone: &Source, with: &Source, cancel: &Cancel) -> Result<Option<&'static str>> {
+    let (problems_alone, schema_alone) = problems(alone, cancel)?;
+    let (problems_with, schema_with) = problems(with, cancel)?;
+    if problems_with > problems_alone {
+        return Ok(Some("its pages do not fit into the database"));
+    }
+    let names =
+        |schema: &Schema| -> HashSet<String> { schema.objects.iter().map(|object| object.sql.clone()).collect() };
+    let (alone, with) = (names(&schema_alone), names(&schema_with));
+    let is_other = !alone.is_empty() && !with.is_empty() && alone.is_disjoint(&with);
+    Ok(is_other.then_some("it has other tables"))
+}
+
+/// How many places of the trees are not as they should be, and how many indexes have more or fewer entries than their table rows:
+/// the pages of two states of a database may well make trees, but hardly such that agree.
+fn problems(source: &Source, cancel: &Cancel) -> Result<(usize, Schema)> {
+    let freelist = freelist::read(source, cancel)?;
+    let in_use = in_use(&freelist, source);
+    let schema = schema::read(source, &in_use, cancel)?;
+    let rooted = schema.objects.iter().filter(|object| object.root > 0);
+    let trees = rooted.map(|object| {
+        let by_rowid = object.kind == "table" && !object.sql.to_ascii_uppercase().contains("WITHOUT ROWID");
+        Tree { name: object.name.clone(), root: object.root, by_rowid, is_index: object.kind == "index", shape: None }
+    });
+    let mut walk = Walk::new(source, trees.collect(), in_use, cancel);
+    walk.run()?;
+    let cells = |name: &str, is_index: bool| {
+        let tree = walk.trees.iter().position(|tree| tree.name == name && tree.is_index == is_index)?;
+        Some(walk.found[tree].cells)
+    };
+    let indexes = schema.objects.iter().filter(|object| object.kind == "index" && object.root > 0);
+    let differ = indexes.filter(|index| match (cells(&index.name, true), cells(&index.table, false)) {
+        // A partial index may have fewer.
+        (Some(entries), Some(rows)) => entries > rows || (entries < rows && !has_word(&index.sql, "WHERE")),
+        _ => false,
+    });
+    Ok((walk.problems() + usize::from(!schema.is_whole) + differ.count(), schema))
+}
+
+fn has_word(sql: &str, word: &str) -> bool {
+    sql.split(|letter: char| !letter.is_ascii_alphanumeric()).any(|other| other.eq_ignore_ascii_case(word))
+}

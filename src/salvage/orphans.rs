@@ -1,0 +1,318 @@
+//! Pages without a parent: rows whose way from the root is lost, or leftovers that must not come back.
+//!
+//! Only pages that add up to the last byte are considered. They are put together to subtrees, as far as their own interior
+//! pages do that. A subtree is given to a table where all of this holds: it is certain that it is no leftover; the table has
+//! a hole that its keys fit into; its rows fit the columns; and no other table could take it. All else goes to `lost_and_found`.
+//!
+//! *Certain* means that the freelist is sound, or that the pointer map names the parent, or that every page of the file is
+//! explained without it, so that what is free has been found page by page. Where no tree misses anything and the freelist is not
+//! sound, pages without a parent are leftovers, and are left.
+
+use super::{
+    freelist::{Freelist, trunk},
+    overflow::{Chains, Owner},
+    walk::{Leaf, Tree, Walk},
+};
+use crate::{
+    error::Result,
+    sqlite::{
+        btree::{Kind, parse},
+        shape::Shape,
+    },
+    util::task::Cancel,
+};
+
+const MAX_DEPTH: usize = 40;
+
+/// A subtree without a parent.
+#[derive(Debug, Clone)]
+pub struct Group {
+    pub top: u32,
+    pub by_rowid: bool,
+    pub leaves: Vec<Leaf>,
+    is_disputed: bool,
+}
+
+impl Group {
+    fn first(&self) -> i64 {
+        self.leaves.iter().map(|leaf| leaf.first).min().unwrap_or(0)
+    }
+
+    fn last(&self) -> i64 {
+        self.leaves.iter().map(|leaf| leaf.last).max().unwrap_or(0)
+    }
+}
+
+#[derive(Default)]
+pub struct Orphans {
+    /// By tree.
+    pub assigned: Vec<Vec<Group>>,
+    /// With the reason why they belong to no table.
+    pub aside: Vec<(Group, &'static str)>,
+    /// Pages of rows that were left as leftovers.
+    pub left: u64,
+    pub freelist_was_certain: bool,
+}
+
+struct Finder<'w, 'a> {
+    walk: &'w Walk<'a>,
+    kinds: Vec<Option<Kind>>,
+    is_taken: Vec<bool>,
+}
+
+/// Finds the subtrees without a parent and decides where they belong.
+pub fn find(
+    walk: &Walk<'_>,
+    chains: &mut Chains,
+    freelist: &Freelist,
+    schema_is_whole: bool,
+    cancel: &Cancel,
+) -> Result<Orphans> {
+    let pages = walk.source.present;
+    let mut free = freelist.is_free.clone();
+    let mut has_strange_trunk = false;
+    for number in 1..=pages {
+        if number % 256 == 0 {
+            cancel.check()?;
+        }
+        let index = number as usize;
+        if walk.is_owned[index]
+            || freelist.is_free[index]
+            || chains.in_trees[index] > 0
+            || walk.source.is_reserved(number)
+        {
+            continue;
+        }
+        let listed = walk.source.page(number).and_then(|bytes| trunk(walk.source, &bytes));
+        if let Some((_, listed)) = listed.filter(|(_, listed)| !listed.is_empty()) {
+            has_strange_trunk = true;
+            free[index] = true;
+            for page in listed {
+                if let Some(free) = free.get_mut(page as usize) {
+                    *free = true;
+                }
+            }
+        }
+    }
+    let mut finder = Finder { walk, kinds: vec![None; pages as usize + 1], is_taken: vec![false; pages as usize + 1] };
+    let groups = finder.groups(&free, &chains.in_trees, cancel)?;
+    for group in &groups {
+        for leaf in &group.leaves {
+            if let Some((_, page)) = walk.read(leaf.page, group.by_rowid) {
+                chains.claim(walk, &page, Owner::Orphan);
+            }
+        }
+    }
+    let is_explained = |number: u32| {
+        let index = number as usize;
+        walk.is_owned[index]
+            || free[index]
+            || finder.is_taken[index]
+            || chains.in_trees[index] > 0
+            || chains.in_orphans[index] > 0
+            || walk.source.is_reserved(number)
+            || is_empty_trunk(walk, number)
+    };
+    let header_count = walk.source.header.page_count;
+    // A list that names what a tree holds is not right about other pages either.
+    let is_contradicted =
+        (1..=pages as usize).any(|page| freelist.is_free[page] && (walk.is_owned[page] || chains.in_trees[page] > 0));
+    let is_sound =
+        freelist.is_sound && !is_contradicted && !has_strange_trunk && (header_count == 0 || header_count >= pages);
+    let is_certain = is_sound || (2..=pages).all(is_explained);
+    let misses_something = !schema_is_whole || walk.found.iter().any(|found| !found.holes.is_empty());
+
+    let mut orphans = Orphans {
+        assigned: vec![Vec::new(); walk.trees.len()],
+        freelist_was_certain: is_certain,
+        ..Orphans::default()
+    };
+    for group in groups {
+        cancel.check()?;
+        let by_map = walk.source.pointer(group.top);
+        // SQLite loses no page: beside a sound freelist a page without a parent is no leftover.
+        let is_leftover = !misses_something && !is_sound;
+        if !group.is_disputed && (is_leftover || by_map.is_some_and(|(kind, _)| kind == 2)) {
+            orphans.left += group.leaves.len() as u64;
+            continue;
+        }
+        match owner(walk, &group, is_certain, schema_is_whole) {
+            Ok(Some(tree)) => orphans.assigned[tree].push(group),
+            Ok(None) => orphans.left += group.leaves.len() as u64,
+            Err(reason) => orphans.aside.push((group, reason)),
+        }
+    }
+    settle_overlaps(walk, &mut orphans);
+    Ok(orphans)
+}
+
+/// A trunk page that lists nothing any more is a free page that hides no other.
+fn is_empty_trunk(walk: &Walk<'_>, number: u32) -> bool {
+    walk.source.page(number).is_some_and(|bytes| {
+        trunk(walk.source, &bytes).is_some_and(|(_, listed)| listed.is_empty()) && bytes.iter().any(|byte| *byte != 0)
+    })
+}
+
+impl Finder<'_, '_> {
+    fn groups(&mut self, free: &[bool], in_chains: &[u8], cancel: &Cancel) -> Result<Vec<Group>> {
+        let walk = self.walk;
+        let mut has_parent = vec![false; self.kinds.len()];
+        for number in 1..=walk.source.present {
+            if number % 256 == 0 {
+                cancel.check()?;
+            }
+            let index = number as usize;
+            let is_disputed = walk.disputed.binary_search(&number).is_ok();
+            let is_in_chain = in_chains[index] > 0;
+            if walk.is_owned[index] || (free[index] && !is_disputed) || is_in_chain || walk.source.is_reserved(number) {
+                continue;
+            }
+            let page = walk.source.page(number);
+            let page = page.and_then(|bytes| parse(&bytes, number, walk.source.geometry));
+            if let Some(page) = page.filter(|page| page.exact && (page.kind.is_interior() || !page.cells.is_empty())) {
+                self.kinds[index] = Some(page.kind);
+                let children = page.cells.iter().map(|cell| cell.child).chain([page.right_child]);
+                for child in children.filter(|child| page.kind.is_interior() && *child != number) {
+                    if let Some(has_parent) = has_parent.get_mut(child as usize) {
+                        *has_parent = true;
+                    }
+                }
+            }
+        }
+        let mut groups = Vec::new();
+        for number in 1..=walk.source.present {
+            let is_disputed = walk.disputed.binary_search(&number).is_ok();
+            if self.kinds[number as usize].is_some() && (!has_parent[number as usize] || is_disputed) {
+                groups.extend(self.group(number, is_disputed, cancel)?);
+            }
+        }
+        Ok(groups)
+    }
+
+    /// The subtree below a page. A leaf whose keys do not fit is a subtree of its own.
+    fn group(&mut self, top: u32, is_disputed: bool, cancel: &Cancel) -> Result<Vec<Group>> {
+        let Some(by_rowid) = self.kinds[top as usize].map(Kind::is_table) else { return Ok(Vec::new()) };
+        let mut group = Group { top, by_rowid, leaves: Vec::new(), is_disputed };
+        let mut apart = Vec::new();
+        let mut stack = vec![(top, i64::MIN, i64::MAX, 0)];
+        while let Some((number, lowest, highest, depth)) = stack.pop() {
+            let index = number as usize;
+            let is_of_kind = self.kinds.get(index).copied().flatten().is_some_and(|kind| kind.is_table() == by_rowid);
+            if !is_of_kind || depth > MAX_DEPTH || std::mem::replace(&mut self.is_taken[index], true) {
+                continue;
+            }
+            cancel.check()?;
+            let Some((_, page)) = self.walk.read(number, by_rowid) else { continue };
+            if !by_rowid || !page.kind.is_interior() {
+                let (Some(first), Some(last)) = (page.cells.first(), page.cells.last()) else { continue };
+                let leaf =
+                    Leaf { page: number, lowest: i64::MIN, highest: i64::MAX, first: first.rowid, last: last.rowid };
+                if by_rowid && (leaf.first < lowest || leaf.last > highest) {
+                    apart.push(Group { top: number, by_rowid, leaves: vec![leaf], is_disputed });
+                } else {
+                    group.leaves.push(leaf);
+                }
+            }
+            if page.kind.is_interior() {
+                let start = stack.len();
+                let mut from = lowest;
+                for cell in &page.cells {
+                    stack.push((cell.child, from, cell.rowid.min(highest), depth + 1));
+                    from = from.max(cell.rowid.saturating_add(1));
+                }
+                stack.push((page.right_child, from, highest, depth + 1));
+                if !by_rowid {
+                    stack[start..].iter_mut().for_each(|entry| (entry.1, entry.2) = (i64::MIN, i64::MAX));
+                }
+                stack[start..].reverse();
+            }
+        }
+        apart.push(group);
+        Ok(apart.into_iter().filter(|group| !group.leaves.is_empty()).collect())
+    }
+}
+
+/// The tree that a subtree belongs to; `None` where it is nothing but a part of an index.
+fn owner(
+    walk: &Walk<'_>,
+    group: &Group,
+    is_certain: bool,
+    schema_is_whole: bool,
+) -> std::result::Result<Option<usize>, &'static str> {
+    let (first, last) = (group.first(), group.last());
+    let mut could_be: Vec<usize> = Vec::new();
+    for (index, tree) in walk.trees.iter().enumerate() {
+        let Some(shape) = tree.shape.as_ref().filter(|_| tree.by_rowid == group.by_rowid) else { continue };
+        let has_place = |hole: &super::walk::Hole| !tree.by_rowid || hole.takes(first, last);
+        if walk.found[index].holes.iter().any(has_place) && fits(walk, group, shape) {
+            could_be.push(index);
+        }
+    }
+    let are_rows = |tree: &Tree| {
+        !tree.by_rowid && !tree.is_index && tree.shape.as_ref().is_some_and(|shape| fits(walk, group, shape))
+    };
+    if !group.by_rowid && could_be.iter().all(|index| walk.trees[*index].is_index) {
+        let is_of_index = !could_be.is_empty() || !walk.trees.iter().any(are_rows);
+        return if is_of_index { Ok(None) } else { Err("its table misses nothing") };
+    }
+    if group.is_disputed {
+        return Err("the page is claimed from more than one place");
+    }
+    let parent = match walk.source.pointer(group.top) {
+        Some((5, parent)) => walk.claimed_by(parent),
+        _ => None,
+    };
+    if let Some(tree) = parent {
+        return if could_be.contains(&tree) { Ok(Some(tree)) } else { Err("it does not fit its table") };
+    }
+    if !is_certain {
+        return Err("the list of free pages is damaged: these rows may have been deleted");
+    }
+    match could_be[..] {
+        [tree] if schema_is_whole || walk.trees[tree].root == 0 => {
+            Ok(Some(tree).filter(|_| !walk.trees[tree].is_index))
+        }
+        [_] => Err("the schema is damaged: it may be a part of a table that is not known"),
+        [] => Err("it is a part of no table that is known"),
+        _ => Err("it could be a part of more than one table"),
+    }
+}
+
+fn fits(walk: &Walk<'_>, group: &Group, shape: &Shape) -> bool {
+    group.leaves.iter().all(|leaf| {
+        let page = walk.read(leaf.page, group.by_rowid);
+        page.is_some_and(|(bytes, page)| page.cells.iter().all(|cell| shape.fits_cell(&bytes, cell)))
+    })
+}
+
+/// A table has one root, and each key once: subtrees that claim the same keys, or the same unknown root, are not all its own.
+fn settle_overlaps(walk: &Walk<'_>, orphans: &mut Orphans) {
+    for (index, tree) in walk.trees.iter().enumerate() {
+        let mut groups = std::mem::take(&mut orphans.assigned[index]);
+        if tree.root == 0 && groups.len() > 1 {
+            let reason = "more than one tree could be this table";
+            orphans.aside.extend(groups.drain(..).map(|group| (group, reason)));
+        }
+        groups.sort_by_key(Group::first);
+        let mut clashes = vec![false; groups.len()];
+        let mut highest: Option<(i64, usize)> = None;
+        for (at, group) in groups.iter().enumerate().filter(|_| tree.by_rowid) {
+            if let Some((last, before)) = highest
+                && group.first() <= last
+            {
+                clashes[at] = true;
+                clashes[before] = true;
+            }
+            if highest.is_none_or(|(last, _)| group.last() > last) {
+                highest = Some((group.last(), at));
+            }
+        }
+        for (group, clashes) in groups.into_iter().zip(clashes) {
+            if clashes {
+                orphans.aside.push((group, "its keys overlap with those of another part without a parent"));
+            } else {
+                orphans.assigned[index].push(group);
+            }
+        }
+    }
+}

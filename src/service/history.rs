@@ -1,0 +1,206 @@
+//! The last runs of a project's backups, by `kg` and its service: `.kg/cache/backup-runs.json`.
+//!
+//! It is for people and monitors: no decision rests on it but when a service that was down takes up its plan. It is written by `kg`
+//! itself alone, never inside a host.
+
+use std::{
+    io,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::started;
+use crate::{
+    archive::manifest::BackupType,
+    commands::backup::Created,
+    error::{Error, Result, Warning, WarningCode},
+    project::Project,
+    schedule::plan::{State, Trigger},
+    util::{durable, lock, regular, task::Task},
+};
+
+const FILE: &str = "backup-runs.json";
+const LOCK_FILE: &str = "backup-runs.lock";
+/// Whoever holds it has two files to sync. No longer: the end of the service waits for this too (`docs/schedule.md`).
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+const MOST_RUNS: usize = 50;
+/// Of the file.
+const MAX_BYTES: u64 = 16 * 1024 * 1024;
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct History {
+    /// Newest last.
+    pub runs: Vec<Run>,
+    /// Where the plan of the service stands.
+    pub state: Option<State>,
+    /// Hooks that failed when they ran last.
+    pub hook_failures: Vec<HookFailure>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HookFailure {
+    /// The key that it is the value of.
+    pub hook: String,
+    /// In milliseconds since the epoch.
+    pub at: i64,
+    pub message: String,
+}
+
+/// One attempt. Times are milliseconds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Run {
+    /// Since the epoch.
+    pub started_at: i64,
+    pub duration_ms: i64,
+    pub trigger: Trigger,
+    #[serde(rename = "type")]
+    pub kind: BackupType,
+    /// Its id, where it succeeded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup: Option<String>,
+    /// Of the archive, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Error>,
+    /// It lacks something of the project, or may hold half of a change.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub incomplete: bool,
+    /// What was not made as it was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Warning>,
+    /// How many old backups could not be removed after it.
+    #[serde(default)]
+    pub retention_failures: u32,
+}
+
+/// When something began. How long it takes is measured by a clock that nobody sets.
+#[derive(Debug, Clone, Copy)]
+pub struct Began {
+    /// In milliseconds since the epoch.
+    pub at: i64,
+    instant: Instant,
+}
+
+impl Began {
+    pub fn now() -> Self {
+        Began { at: Timestamp::now().as_millisecond(), instant: Instant::now() }
+    }
+
+    pub fn duration_ms(&self) -> i64 {
+        i64::try_from(self.instant.elapsed().as_millis()).unwrap_or(i64::MAX)
+    }
+}
+
+impl Run {
+    /// `made` is what the attempt led to, which was to be of `kind` and has ended now.
+    pub fn of(made: &Result<Created>, kind: BackupType, trigger: Trigger, began: Began) -> Self {
+        let backup = made.as_ref().ok().map(|created| &created.backup);
+        Run {
+            started_at: began.at,
+            duration_ms: began.duration_ms(),
+            trigger,
+            kind: backup.map_or(kind, |backup| backup.kind),
+            backup: backup.map(|backup| backup.id.clone()),
+            size: backup.map(|backup| backup.size),
+            error: made.as_ref().err().cloned(),
+            incomplete: backup.is_some_and(|backup| backup.incomplete),
+            warnings: made.as_ref().map_or_else(|_| Vec::new(), of_run),
+            retention_failures: made.as_ref().map_or(0, retention_failures),
+        }
+    }
+
+    /// An attempt that failed, which took nobody knows how long.
+    pub fn failed(started_at: i64, trigger: Trigger, kind: BackupType, error: Error) -> Self {
+        Run {
+            started_at,
+            duration_ms: 0,
+            trigger,
+            kind,
+            backup: None,
+            size: None,
+            error: Some(error),
+            incomplete: false,
+            warnings: Vec::new(),
+            retention_failures: 0,
+        }
+    }
+
+    pub fn ended_at(&self) -> i64 {
+        self.started_at.saturating_add(self.duration_ms)
+    }
+}
+
+/// Warnings that no manifest has, because they are of the run: what was made is not what was asked for, or not where.
+fn of_run(created: &Created) -> Vec<Warning> {
+    let is_of_run = |warning: &&Warning| matches!(warning.code, WarningCode::Full | WarningCode::StoreEmptied);
+    created.backup.warnings.iter().filter(is_of_run).cloned().collect()
+}
+
+fn retention_failures(created: &Created) -> u32 {
+    let decisions = created.retention.iter().flat_map(|retention| &retention.decisions);
+    let errors = decisions.filter_map(|decision| decision.error.as_ref()).chain(&created.retention_error);
+    errors.count() as u32
+}
+
+impl History {
+    pub fn path(project: &Project) -> PathBuf {
+        dir(project).join(FILE)
+    }
+
+    /// What is known, runs that were killed among it; nothing else where the file is missing, or holds something else.
+    pub fn read(project: &Project) -> Result<Self> {
+        let path = History::path(project);
+        let text = match regular::read_if_there(&path, MAX_BYTES) {
+            Err(cause) if cause.kind() == io::ErrorKind::InvalidData => None,
+            text => text.map_err(|cause| Error::io("read", &path, cause))?,
+        };
+        let mut history: History = serde_json::from_slice(&text.unwrap_or_default()).unwrap_or_default();
+        history.take_up(started::killed(project).into_iter().map(|(_, run)| run));
+        Ok(history)
+    }
+
+    /// Adds runs that it does not have.
+    fn take_up(&mut self, runs: impl Iterator<Item = Run>) {
+        for run in runs {
+            if self.runs.iter().all(|known| known.started_at != run.started_at) {
+                let later = self.runs.iter().position(|known| known.started_at > run.started_at);
+                self.runs.insert(later.unwrap_or(self.runs.len()), run);
+            }
+        }
+    }
+
+    /// Adds to it. Where that fails, the backup that it is about is as good.
+    pub fn update(project: &Project, change: impl FnOnce(&mut History)) -> Result<()> {
+        let dir = dir(project);
+        durable::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
+        let path = dir.join(LOCK_FILE);
+        let failed = |cause| Error::io("lock", &path, cause);
+        let file = durable::open_lock(&path)?;
+        lock::wait(&file, LOCK_TIMEOUT, &Task::default(), failed)?;
+        durable::sweep_partials(&dir);
+        let killed = started::killed(project);
+        let mut history = History::read(project)?;
+        history.take_up(killed.iter().map(|(_, run)| run.clone()));
+        change(&mut history);
+        let surplus = history.runs.len().saturating_sub(MOST_RUNS);
+        history.runs.drain(..surplus);
+        let text = serde_json::to_vec_pretty(&history).unwrap_or_default();
+        durable::write_shared(&History::path(project), &text)?;
+        // From here on the history has them.
+        killed.iter().try_for_each(|(record, _)| durable::remove(record))
+    }
+
+    pub fn last(&self) -> Option<&Run> {
+        self.runs.last()
+    }
+}
+
+pub(super) fn dir(project: &Project) -> PathBuf {
+    project.state_dir().join("cache")
+}

@@ -1,0 +1,75 @@
+//! The hooks of the service: told between backups, run on a thread of their own, their failures logged.
+
+use std::time::Duration;
+
+use super::Log;
+use crate::{
+    project::Project,
+    schedule::plan::Trigger,
+    service::hooks::{self, Event, Hooks, Kind, Outcome, Worker},
+    util::task::Cancel,
+};
+
+/// How long the end of the service waits for hooks that are at work.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+pub struct Told<'a> {
+    project: &'a Project,
+    log: &'a Log,
+    worker: Worker,
+}
+
+impl<'a> Told<'a> {
+    pub fn start(project: &'a Project, log: &'a Log) -> Self {
+        Told { project, log, worker: Worker::start() }
+    }
+
+    /// That a backup begins; the hooks of its end.
+    pub fn begin(&self, trigger: Trigger) -> Hooks {
+        let hooks = self.load();
+        self.tell(&hooks, Event { trigger: Some(trigger), ..Event::new(Kind::Started, self.project) });
+        hooks
+    }
+
+    /// As they are configured now.
+    pub fn load(&self) -> Hooks {
+        let mut warnings = Vec::new();
+        let hooks = Hooks::load(self.project, &mut warnings);
+        for warning in warnings {
+            self.log.line(&format!("warning: {}", warning.message));
+        }
+        hooks
+    }
+
+    pub fn tell(&self, hooks: &Hooks, event: Event) {
+        if let Err(message) = self.worker.tell(hooks.clone(), event) {
+            self.log.line(&format!("warning: {message}"));
+        }
+    }
+
+    /// Logs what has ended meanwhile.
+    pub fn note(&self) {
+        write_down(self.project, self.log, &self.worker.ended());
+    }
+
+    pub fn finish(self) {
+        let Told { project, log, worker } = self;
+        let (outcomes, is_cut_short) = worker.finish(PATIENCE, &Cancel::default());
+        if is_cut_short {
+            log.line("warning: hooks that were not done yet were ended by the stop");
+        }
+        write_down(project, log, &outcomes);
+    }
+}
+
+fn write_down(project: &Project, log: &Log, outcomes: &[Outcome]) {
+    for outcome in outcomes {
+        match &outcome.result {
+            Ok(said) => log.line(&format!("the hook `{}` ran in {} ms: {said}", outcome.hook, outcome.duration_ms)),
+            Err(said) => log.line(&format!("warning: the hook `{}` failed: {said}", outcome.hook)),
+        }
+    }
+    if let Err(error) = hooks::remember(project, outcomes) {
+        log.line(&format!("warning: what hooks did could not be written down: {error}"));
+    }
+}

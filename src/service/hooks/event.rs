@@ -1,0 +1,175 @@
+//! What a hook is told: one JSON object, the same for commands (standard input) and webhooks (the body).
+//!
+//! It is part of the interface (`docs/hooks.md`): members are added, never changed, as long as [`VERSION`] stays.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{
+    archive::manifest::BackupType,
+    commands::backup::Created,
+    error::{Error, Result, Warning},
+    project::Project,
+    schedule::plan::Trigger,
+    sqlite::check::IntegrityStatus,
+    util::{hex::hex, lock::host_name},
+};
+
+pub const VERSION: u32 = 1;
+/// A backup that could not read a whole tree has a warning for each file: so many are told.
+const MOST_WARNINGS: usize = 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Kind {
+    #[serde(rename = "backup.started")]
+    Started,
+    #[serde(rename = "backup.succeeded")]
+    Succeeded,
+    #[serde(rename = "backup.failed")]
+    Failed,
+    /// Somebody tries the hooks out.
+    #[serde(rename = "backup.test")]
+    Test,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Started => "backup.started",
+            Kind::Succeeded => "backup.succeeded",
+            Kind::Failed => "backup.failed",
+            Kind::Test => "backup.test",
+        }
+    }
+}
+
+/// Times are in RFC 3339, sizes in bytes.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    pub version: u32,
+    /// Of this event alone: however often it is delivered, it is one.
+    pub id: String,
+    pub event: Kind,
+    pub time: Timestamp,
+    pub project: String,
+    pub host: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trigger: Option<Trigger>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<i64>,
+    /// When the service tries a failed backup again; absent where that is given up until its next time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup: Option<Saved>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Error>,
+}
+
+/// The backup that was made.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Saved {
+    pub id: String,
+    pub path: String,
+    #[serde(rename = "type")]
+    pub kind: BackupType,
+    pub size: u64,
+    pub checksum: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub based_on: Option<String>,
+    /// Whether the databases were sound when they were saved.
+    pub integrity: IntegrityStatus,
+    /// Whether it lacks something of the project, or may hold half of a change.
+    pub incomplete: bool,
+    /// The first of them.
+    pub warnings: Vec<Warning>,
+}
+
+impl Event {
+    pub fn new(event: Kind, project: &Project) -> Self {
+        Event {
+            version: VERSION,
+            id: unique(),
+            event,
+            time: Timestamp::now(),
+            project: project.root().display().to_string(),
+            host: host_name(),
+            trigger: None,
+            duration_ms: None,
+            retry_at: None,
+            backup: None,
+            error: None,
+        }
+    }
+
+    /// That a run has ended.
+    pub fn of_run(project: &Project, made: &Result<Created>, trigger: Trigger, duration_ms: i64) -> Self {
+        let kind = if made.is_ok() { Kind::Succeeded } else { Kind::Failed };
+        Event {
+            trigger: Some(trigger),
+            duration_ms: Some(duration_ms),
+            backup: made.as_ref().ok().map(Saved::of),
+            error: made.as_ref().err().cloned(),
+            ..Event::new(kind, project)
+        }
+    }
+
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// The same, in short, for commands that read no JSON.
+    pub fn environment(&self) -> Vec<(&'static str, String)> {
+        let mut all = vec![("KG_BACKUP_EVENT", self.event.name().to_string()), ("KG_PROJECT", self.project.clone())];
+        if let Some(backup) = &self.backup {
+            all.extend([("KG_BACKUP_ID", backup.id.clone()), ("KG_BACKUP_PATH", backup.path.clone())]);
+            all.extend(backup.incomplete.then(|| ("KG_BACKUP_INCOMPLETE", "1".to_string())));
+        }
+        if let Some(error) = &self.error {
+            all.extend([("KG_ERROR_CODE", error.code.to_string()), ("KG_ERROR_MESSAGE", error.message.clone())]);
+        }
+        // No variable may hold a zero byte.
+        all.into_iter().map(|(name, value)| (name, value.replace('\0', " "))).collect()
+    }
+
+    /// Every variable that [`Event::environment`] may set: none is to be inherited.
+    pub const VARIABLES: [&str; 7] = [
+        "KG_BACKUP_EVENT",
+        "KG_PROJECT",
+        "KG_BACKUP_ID",
+        "KG_BACKUP_PATH",
+        "KG_BACKUP_INCOMPLETE",
+        "KG_ERROR_CODE",
+        "KG_ERROR_MESSAGE",
+    ];
+}
+
+impl Saved {
+    fn of(created: &Created) -> Self {
+        let backup = &created.backup;
+        Saved {
+            id: backup.id.clone(),
+            path: backup.path.display().to_string(),
+            kind: backup.kind,
+            size: backup.size,
+            checksum: backup.checksum.clone(),
+            based_on: backup.based_on.clone(),
+            integrity: backup.integrity.status,
+            incomplete: backup.incomplete,
+            warnings: backup.warnings.iter().take(MOST_WARNINGS).cloned().collect(),
+        }
+    }
+}
+
+/// 128 bits that nobody has had before.
+fn unique() -> String {
+    let mut bytes = [0; 16];
+    // Where the system has no random numbers, the time and the process still make it unique here.
+    if getrandom::fill(&mut bytes).is_err() {
+        let now = Timestamp::now().as_nanosecond().to_le_bytes();
+        bytes = now.map(|byte| byte ^ std::process::id().to_le_bytes()[0]);
+    }
+    hex(&bytes)
+}

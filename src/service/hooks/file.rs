@@ -1,0 +1,104 @@
+//! `.kg/hooks.json`, and whether it is to be believed: what stands in it is run, so nobody but the user who runs it, or root, may
+//! have written it. A restore cannot have: it refuses that name, and [`read`] a file that is only taken for it where case does not count.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use nix::unistd::geteuid;
+
+use crate::{
+    error::{Code, Error, Result, Warning, WarningCode},
+    project::{HOOKS_FILE, Project},
+    util::regular,
+};
+
+/// A longer one is no list of hooks.
+const MAX_BYTES: u64 = 1024 * 1024;
+
+pub fn path(project: &Project) -> PathBuf {
+    project.state_dir().join(HOOKS_FILE)
+}
+
+/// The content; `None` where there is no such file. `KG_HOOKS_INVALID` where somebody else could have written it.
+pub fn read(project: &Project) -> Result<Option<String>> {
+    let path = path(project);
+    let file = match regular::open(&path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(cause) if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) => {
+            return Err(refuse(&path, "it is a link, or no file", "Put the file itself there").with_cause(cause));
+        }
+        opened => opened.map_err(|cause| Error::io("read", &path, cause))?,
+    };
+    let found = file.metadata().map_err(|cause| Error::io("read", &path, cause))?;
+    if let Some(why) = regular::why_foreign(&found) {
+        let remedy = format!(
+            "Set the hooks as the user who makes the backups, or look at what it says, then `chmod 600 {}`",
+            path.display()
+        );
+        return Err(refuse(&path, &why, remedy));
+    }
+    if !is_listed(&project.state_dir()).map_err(|cause| Error::io("read", &project.state_dir(), cause))? {
+        return Err(refuse(&path, "it is called otherwise, in other letters", "Remove it, and set the hooks again"));
+    }
+    let text = match regular::read(&file, MAX_BYTES) {
+        Err(cause) if cause.kind() == io::ErrorKind::InvalidData => {
+            return Err(refuse(&path, &cause.to_string(), "Set the hooks again"));
+        }
+        text => text.map_err(|cause| Error::io("read", &path, cause))?,
+    };
+    String::from_utf8(text).map(Some).map_err(|_| refuse(&path, "it is no text", "Set the hooks again"))
+}
+
+/// A warning if this user's backups do not run the hooks because the file belongs to another one: root set them for the
+/// owner of the project.
+pub fn not_for_this_user(project: &Project) -> Option<Warning> {
+    let (owner, user) = (fs::symlink_metadata(path(project)).ok()?.uid(), geteuid().as_raw());
+    let message = format!(
+        "The hooks belong to the owner of the project: they run for backups that user {owner} makes, not for those of user {user}"
+    );
+    (owner != user && owner != 0).then(|| Warning::new(WarningCode::Hook, message))
+}
+
+/// Whether the name stands in the directory to the letter.
+fn is_listed(state_dir: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(state_dir)? {
+        if entry?.file_name() == HOOKS_FILE {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn refuse(path: &Path, what: &str, remedy: impl Into<String>) -> Error {
+    Error::new(Code::HooksInvalid, format!("{} is not used: {what}", path.display()), remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_somebody_else_could_have_written_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join(".kg");
+        fs::create_dir(&state).unwrap();
+        let project = Project::open(dir.path()).unwrap();
+        assert_eq!(read(&project).unwrap(), None);
+        fs::write(state.join("other.json"), "{}").unwrap();
+        symlink("other.json", state.join(HOOKS_FILE)).unwrap();
+        let refused = |project: &Project| read(project).unwrap_err();
+        assert_eq!(refused(&project).code, Code::HooksInvalid);
+        fs::remove_file(state.join(HOOKS_FILE)).unwrap();
+        fs::write(state.join(HOOKS_FILE), "{}").unwrap();
+        for (mode, is_good) in [(0o600, true), (0o644, true), (0o620, false), (0o602, false), (0o666, false)] {
+            fs::set_permissions(state.join(HOOKS_FILE), fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(read(&project).is_ok(), is_good, "{mode:o}");
+        }
+        assert!(refused(&project).message.contains("others may write it"));
+    }
+}

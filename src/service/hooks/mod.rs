@@ -1,0 +1,240 @@
+//! Tells somebody how a backup went: commands, webhooks and heartbeats of a project.
+//!
+//! ```text
+//! .kg/hooks.json ─▶ file (is it to be believed?) ─▶ Hooks ─┐
+//!                                                          ├▶ worker ─▶ command | request ─▶ Outcome ─▶ log, --status
+//!                        a backup begins or ends ─▶ Event ─┘
+//! ```
+//!
+//! `kg serve` and `kg diag backup` call this; Node has callbacks. A hook never changes what comes of a backup: it runs on threads of
+//! its own, within a time, and that it failed is an [`Outcome`], never an error. What is configured lies in a file that no
+//! backup holds, so that an archive can never decide what runs here (`docs/security.md`).
+
+pub mod event;
+pub mod file;
+pub mod worker;
+
+mod command;
+mod request;
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+pub use self::{
+    event::{Event, Kind},
+    worker::Worker,
+};
+use crate::{
+    error::{Code, Error, Result, Warning, WarningCode},
+    project::Project,
+    service::history::{History, HookFailure},
+    settings::{
+        Settings,
+        keys::{Home, masked},
+        parse, read_text,
+    },
+    util::{paths, task::Cancel},
+};
+
+const DEFAULT_TIMEOUT_SECONDS: u32 = 10;
+const DEFAULT_RETRIES: u32 = 3;
+const MOST_SECRET_BYTES: usize = 4096;
+
+/// The hooks of a project, as they are configured now.
+#[derive(Debug, Clone, Default)]
+pub struct Hooks {
+    root: PathBuf,
+    hooks: Vec<Hook>,
+    timeout: Duration,
+    retries: u32,
+    /// Of webhooks; what is wrong with it where it cannot be used.
+    secret: Option<std::result::Result<Vec<u8>, String>>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Hook {
+    /// The key that it is the value of.
+    pub key: &'static str,
+    on: Kind,
+    what: What,
+}
+
+#[derive(Debug, Clone)]
+enum What {
+    Command(Vec<String>),
+    Webhook(String),
+    Heartbeat(String),
+}
+
+/// What came of one hook.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    pub hook: String,
+    /// When it ended, in milliseconds since the epoch.
+    pub at: i64,
+    pub duration_ms: u64,
+    /// What was answered or printed, or what went wrong.
+    pub result: std::result::Result<String, String>,
+}
+
+/// What the value of a key asks for.
+type Reading = fn(&Value) -> Option<What>;
+
+/// Every hook there can be. A trial is in this order, so that a monitor is left with good news.
+const ALL: [(&str, Kind, Reading); 7] = [
+    ("backup.hooks.heartbeatStart", Kind::Started, heartbeat),
+    ("backup.hooks.onFailure.command", Kind::Failed, command_of),
+    ("backup.hooks.onFailure.url", Kind::Failed, webhook),
+    ("backup.hooks.heartbeatFailure", Kind::Failed, heartbeat),
+    ("backup.hooks.onSuccess.command", Kind::Succeeded, command_of),
+    ("backup.hooks.onSuccess.url", Kind::Succeeded, webhook),
+    ("backup.hooks.heartbeat", Kind::Succeeded, heartbeat),
+];
+
+fn command_of(value: &Value) -> Option<What> {
+    let arguments = value.as_array()?.iter();
+    Some(What::Command(arguments.filter_map(|one| one.as_str().map(str::to_string)).collect()))
+}
+
+fn webhook(value: &Value) -> Option<What> {
+    value.as_str().map(|url| What::Webhook(url.to_string()))
+}
+
+fn heartbeat(value: &Value) -> Option<What> {
+    value.as_str().map(|url| What::Heartbeat(url.to_string()))
+}
+
+impl Hooks {
+    /// Reads them. What is wrong with them becomes a warning: where somebody else could have written the file, none of them
+    /// counts, and otherwise all but those that are wrong.
+    pub fn load(project: &Project, warnings: &mut Vec<Warning>) -> Self {
+        let mut warn = |message: String| warnings.push(Warning::about(WarningCode::Hook, shown_path(), message));
+        match Hooks::read(project, &mut warn) {
+            Ok(hooks) => hooks,
+            Err(error) => {
+                warn(format!("No hook runs: {error}"));
+                Hooks::default()
+            }
+        }
+    }
+
+    fn read(project: &Project, warn: &mut impl FnMut(String)) -> Result<Self> {
+        let Some(text) = file::read(project)? else { return Ok(Hooks::default()) };
+        let invalid = |what: String| {
+            let message = format!("{} is not a configuration: {what}", file::path(project).display());
+            Error::new(Code::HooksInvalid, message, "Mend it, or remove it and set the hooks again")
+        };
+        let config = parse(text.as_bytes()).map_err(|what| invalid(format!("it {what}")))?;
+        let settings = Settings::in_home(Home::Hooks, &config, warn);
+        let found =
+            ALL.iter().filter_map(|(key, on, what)| Some(Hook { key, on: *on, what: what(settings.get(key)?)? }));
+        let seconds = settings.whole("backup.hooks.timeout").unwrap_or(DEFAULT_TIMEOUT_SECONDS);
+        let secret_file = settings.text("backup.hooks.secretFile").map(|path| project.root().join(path));
+        Ok(Hooks {
+            root: project.root().to_path_buf(),
+            hooks: found.collect(),
+            timeout: Duration::from_secs(seconds.into()),
+            retries: settings.whole("backup.hooks.retries").unwrap_or(DEFAULT_RETRIES),
+            secret: secret_file.map(|path| secret(&path)),
+        })
+    }
+
+    /// Those that run at an event; a trial is for all of them.
+    pub fn of(&self, event: Kind) -> impl Iterator<Item = &Hook> {
+        self.hooks.iter().filter(move |hook| event == Kind::Test || hook.on == event)
+    }
+
+    pub fn has_any_for(&self, event: Kind) -> bool {
+        self.of(event).next().is_some()
+    }
+
+    /// How long the hooks of an event may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Runs all of them, one after the other.
+    pub fn try_out(&self, project: &Project, cancel: &Cancel, mut tell: impl FnMut(Outcome)) {
+        let event = Event::new(Kind::Test, project);
+        for hook in self.of(Kind::Test).take_while(|_| !cancel.is_cancelled()) {
+            tell(worker::run_one(self, hook, &event, cancel));
+        }
+    }
+}
+
+impl Hook {
+    fn run(&self, hooks: &Hooks, event: &Event, cancel: &Cancel) -> std::result::Result<String, String> {
+        let patience = request::Patience { limit: hooks.timeout, retries: hooks.retries, cancel };
+        let call = |url: &str, call| {
+            request::call(url, &call, event, &patience).map_err(|said| format!("{} {said}", masked(url)))
+        };
+        match &self.what {
+            What::Command(command) => command::run(command, event, &hooks.root, hooks.timeout, cancel),
+            What::Heartbeat(url) => call(url, request::Call::Heartbeat),
+            What::Webhook(url) => {
+                // Unsigned, it would be refused, or worse, believed.
+                let secret = hooks.secret.as_ref().map(|secret| secret.as_deref()).transpose();
+                call(url, request::Call::Webhook { secret: secret.map_err(String::clone)? })
+            }
+        }
+    }
+}
+
+impl Outcome {
+    pub fn failure(&self) -> Option<String> {
+        self.result.as_ref().err().map(|said| format!("The hook `{}` failed: {said}", self.hook))
+    }
+}
+
+/// Writes down which hooks failed, for `--status`: until they succeed.
+pub fn remember(project: &Project, outcomes: &[Outcome]) -> Result<()> {
+    // A project that was removed meanwhile is not made again.
+    if outcomes.is_empty() || !project.state_dir().is_dir() {
+        return Ok(());
+    }
+    History::update(project, |history| {
+        for outcome in outcomes {
+            history.hook_failures.retain(|known| known.hook != outcome.hook);
+            if let Err(message) = &outcome.result {
+                let failure = HookFailure { hook: outcome.hook.clone(), at: outcome.at, message: message.clone() };
+                history.hook_failures.push(failure);
+            }
+        }
+    })
+}
+
+/// That the hook of this key failed is of no interest any more: another one is set, or none.
+pub fn forget(project: &Project, key: &str) -> Result<()> {
+    let is_of_it = |failure: &HookFailure| failure.hook == key;
+    if !History::read(project)?.hook_failures.iter().any(is_of_it) {
+        return Ok(());
+    }
+    History::update(project, |history| history.hook_failures.retain(|failure| !is_of_it(failure)))
+}
+
+fn shown_path() -> String {
+    format!(".kg/{}", Home::Hooks.file_name())
+}
+
+/// The key that signs; a line end after it is not part of it.
+fn secret(path: &Path) -> std::result::Result<Vec<u8>, String> {
+    let failed = |what: String| format!("is not called: `backup.hooks.secretFile`, {}: {what}", path.display());
+    let text = read_text(path).map_err(|cause| failed(cause.to_string()))?;
+    let mut secret = text.ok_or_else(|| failed("there is no such file".into()))?;
+    if fs::metadata(path).is_ok_and(|found| found.mode() & paths::OTHERS_WRITE != 0) {
+        return Err(failed("others may write it".into()));
+    }
+    while matches!(secret.last(), Some(b'\n' | b'\r')) {
+        secret.pop();
+    }
+    if secret.is_empty() || secret.len() > MOST_SECRET_BYTES {
+        return Err(failed(format!("a key has 1 to {MOST_SECRET_BYTES} bytes")));
+    }
+    Ok(secret)
+}

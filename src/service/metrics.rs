@@ -1,0 +1,244 @@
+//! How the backups of a project stand, for Prometheus: over HTTP (`src/service/http/`), and as a file for the textfile collector of
+//! node_exporter (<https://github.com/prometheus/node_exporter#textfile-collector>). `docs/monitoring.md` lists the metrics.
+//!
+//! A metric that is not known is left out. Times are seconds since the epoch.
+
+use std::{fmt::Write as _, io::Write as _, path::Path};
+
+use super::status::Status;
+use crate::{
+    error::{Error, Result},
+    project::Project,
+    util::durable,
+};
+
+/// What the name of each metric begins with.
+const PREFIX: &str = "kg_backup";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Prometheus' text, version 0.0.4: what the textfile collector reads.
+    Prometheus,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
+/// What the metrics tell.
+pub struct Facts<'a> {
+    /// Its root.
+    pub project: &'a str,
+    /// `None` where it could not be found out.
+    pub status: Option<&'a Status>,
+    pub is_healthy: bool,
+    /// Of a service that runs.
+    pub activity: Option<Activity>,
+}
+
+/// What a service does and did since its start.
+#[derive(Debug, Clone, Copy)]
+pub struct Activity {
+    pub is_running: bool,
+    pub succeeded: u64,
+    pub failed: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Gauge,
+    Counter,
+    Info,
+}
+
+struct Metric {
+    /// After [`PREFIX`], without the suffix of a counter.
+    name: &'static str,
+    kind: Kind,
+    help: &'static str,
+    /// Label, its value; the value of the sample.
+    samples: Vec<(Option<(&'static str, &'static str)>, f64)>,
+}
+
+/// Writes the file, whole or not at all. Everybody may read it: the collector is another user.
+pub fn write(path: &Path, project: &Project, status: &Status) -> Result<()> {
+    let root = project.root().display().to_string();
+    let facts = Facts { project: &root, status: Some(status), is_healthy: status.health.ok, activity: None };
+    let failed = |cause| Error::io("write", path, cause);
+    let path = std::path::absolute(path).map_err(failed)?;
+    let mut file = durable::Partial::new(path.parent().unwrap_or(&path))?;
+    file.write_all(facts.render(Format::Prometheus).as_bytes()).map_err(failed)?;
+    file.set_mode(0o644)?;
+    file.publish(&path)
+}
+
+impl Facts<'_> {
+    pub fn render(&self, format: Format) -> String {
+        let project = format!("project=\"{}\"", escape(self.project));
+        let mut text = String::new();
+        for metric in self.metrics().iter().filter(|metric| !metric.samples.is_empty()) {
+            metric.render(format, &project, &mut text);
+        }
+        if format == Format::OpenMetrics {
+            text.push_str("# EOF\n");
+        }
+        text
+    }
+
+    fn metrics(&self) -> Vec<Metric> {
+        let mut metrics = vec![
+            Metric {
+                name: "",
+                kind: Kind::Info,
+                help: "The release of kg.",
+                samples: vec![(Some(("version", env!("CARGO_PKG_VERSION"))), 1.0)],
+            },
+            gauge("healthy", "1 where nothing about the backups has to be seen to.", Some(flag(self.is_healthy))),
+        ];
+        metrics.extend(self.status.map(of_status).into_iter().flatten());
+        metrics.extend(self.activity.map(of_activity).into_iter().flatten());
+        metrics
+    }
+}
+
+fn of_status(status: &Status) -> [Metric; 12] {
+    let seconds = |ms: i64| ms as f64 / 1000.0;
+    let (newest, success) = (status.newest.as_ref(), status.last_success.as_ref());
+    let kinds = &status.by_type;
+    let kept = [("full", kinds.full), ("incremental", kinds.incremental), ("snapshot", kinds.snapshot)];
+    [
+        gauge("last_success_timestamp_seconds", "When the newest backup was made.", status.succeeded_at().map(seconds)),
+        gauge("last_failure_timestamp_seconds", "When the last attempt failed.", status.failed_at().map(seconds)),
+        gauge("last_duration_seconds", "How long the last backup took.", success.map(|run| seconds(run.duration_ms))),
+        gauge(
+            "last_size_bytes",
+            "Size of the newest archive and its sidecar.",
+            newest.map(|newest| newest.size as f64),
+        ),
+        gauge(
+            "last_source_size_bytes",
+            "Size of what the newest backup saved, before compression.",
+            newest.map(|newest| newest.source_size as f64),
+        ),
+        gauge(
+            "last_incomplete",
+            "1 if the newest backup lacks something of the project.",
+            newest.map(|newest| flag(newest.incomplete)),
+        ),
+        gauge(
+            "store_emptied",
+            "1 if the store held backups at the last run and holds none now, or did so at the last run.",
+            Some(flag(status.store_emptied)),
+        ),
+        Metric {
+            name: "kept",
+            kind: Kind::Gauge,
+            help: "Backups that are kept.",
+            samples: kept.map(|(kind, count)| (Some(("type", kind)), count as f64)).to_vec(),
+        },
+        gauge("kept_size_bytes", "Size of all archives and their sidecars.", Some(status.total_size as f64)),
+        gauge(
+            "chain_length",
+            "Archives that a restore of the newest backup reads.",
+            newest.map(|newest| newest.chain_length as f64),
+        ),
+        gauge(
+            "retention_failures",
+            "Old backups that the last backup could not remove.",
+            success.map(|run| f64::from(run.retention_failures)),
+        ),
+        gauge("next_run_timestamp_seconds", "When the next run is due.", status.next_run.map(seconds)),
+    ]
+}
+
+fn of_activity(activity: Activity) -> [Metric; 2] {
+    let result = |result| Some(("result", result));
+    [
+        gauge("running", "1 while the service makes a backup.", Some(flag(activity.is_running))),
+        Metric {
+            name: "runs",
+            kind: Kind::Counter,
+            help: "Runs of the service since its start.",
+            samples: vec![(result("success"), activity.succeeded as f64), (result("failure"), activity.failed as f64)],
+        },
+    ]
+}
+
+fn gauge(name: &'static str, help: &'static str, value: Option<f64>) -> Metric {
+    Metric { name, kind: Kind::Gauge, help, samples: value.map(|value| (None, value)).into_iter().collect() }
+}
+
+fn flag(value: bool) -> f64 {
+    f64::from(u8::from(value))
+}
+
+impl Metric {
+    fn render(&self, format: Format, project: &str, text: &mut String) {
+        let family = if self.name.is_empty() { PREFIX.to_string() } else { format!("{PREFIX}_{}", self.name) };
+        let (kind, suffix) = match self.kind {
+            Kind::Gauge => ("gauge", ""),
+            Kind::Counter => ("counter", "_total"),
+            Kind::Info => ("info", "_info"),
+        };
+        let sample = format!("{family}{suffix}");
+        // OpenMetrics describes the family and knows units; the older text describes what the samples are called, and has no infos.
+        let (described, kind) = match format {
+            Format::OpenMetrics => (&family, kind),
+            Format::Prometheus => (&sample, if self.kind == Kind::Info { "gauge" } else { kind }),
+        };
+        let unit = ["seconds", "bytes"].into_iter().find(|unit| described.ends_with(&format!("_{unit}")));
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "# HELP {described} {}\n# TYPE {described} {kind}", self.help);
+        if let Some(unit) = unit.filter(|_| format == Format::OpenMetrics) {
+            let _ = writeln!(text, "# UNIT {described} {unit}");
+        }
+        for (label, value) in &self.samples {
+            let label = label.map(|(name, value)| format!(",{name}=\"{value}\"")).unwrap_or_default();
+            let _ = writeln!(text, "{sample}{{{project}{label}}} {value}");
+        }
+    }
+}
+
+/// In the value of a label.
+fn escape(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(project: &str) -> Facts<'_> {
+        let activity = Activity { is_running: true, succeeded: 2, failed: 1 };
+        Facts { project, status: None, is_healthy: false, activity: Some(activity) }
+    }
+
+    #[test]
+    fn each_format_describes_infos_and_counters_in_its_own_way_and_names_the_samples_alike() {
+        let version = env!("CARGO_PKG_VERSION");
+        let older = facts("/p").render(Format::Prometheus);
+        let open = facts("/p").render(Format::OpenMetrics);
+        assert!(older.contains("# TYPE kg_backup_info gauge\n") && open.contains("# TYPE kg_backup info\n"));
+        assert!(
+            older.contains("# TYPE kg_backup_runs_total counter\n") && open.contains("# TYPE kg_backup_runs counter\n")
+        );
+        assert!(!older.contains("EOF") && open.ends_with("\n# EOF\n"));
+        let samples =
+            |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(str::to_string).collect::<Vec<_>>();
+        assert_eq!(samples(&older), samples(&open));
+        assert_eq!(
+            samples(&open),
+            [
+                format!("kg_backup_info{{project=\"/p\",version=\"{version}\"}} 1"),
+                "kg_backup_healthy{project=\"/p\"} 0".into(),
+                "kg_backup_running{project=\"/p\"} 1".into(),
+                "kg_backup_runs_total{project=\"/p\",result=\"success\"} 2".into(),
+                "kg_backup_runs_total{project=\"/p\",result=\"failure\"} 1".into(),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_path_of_any_characters_is_one_label() {
+        let text = facts("/a \"b\"\\\nc").render(Format::OpenMetrics);
+        assert!(text.contains("kg_backup_healthy{project=\"/a \\\"b\\\"\\\\\\nc\"} 0\n"), "{text}");
+    }
+}

@@ -1,0 +1,208 @@
+//! Chains: a full backup and the incremental ones that rest on it.
+//!
+//! An archive names the backup that it is based on, and that one is found beside it. [`links`] finds them all, [`plan`] also what
+//! each of them has of the newest state, and [`unpack`] puts that together. [`hash_pages`] does the same for the hashes of pages
+//! alone, without a copy of any database.
+
+mod unpack;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+pub use self::unpack::{Unpacked, plan, unpack};
+use crate::{
+    archive::{
+        delta::{Collected, PageCollector},
+        encryption::Keys,
+        manifest::{DIGEST_PREFIX, Manifest, Stored},
+        read::{Discard, Problem, ProblemCode, Report, Unpack, read_archive},
+    },
+    error::{Code, Error, Result},
+    sqlite::pages::{DatabaseHashes, PageFile, PageHashes},
+    store::{Store, described_beside, manifest_beside},
+    util::task::{Phase, Task},
+};
+
+/// Longer ones are taken for forged: they would lead in a circle.
+const MAX_LINKS: usize = 10_000;
+
+/// The archives that the one at `archive` rests on and that one itself, full backup first.
+pub fn links(archive: &Path, keys: &Keys, task: &Task) -> Result<Vec<PathBuf>> {
+    walk(archive, keys, task, |_| {})
+}
+
+/// As [`links`]. `visit` is given what the manifest of each says, newest first; nothing of that is checked yet.
+fn walk(archive: &Path, keys: &Keys, task: &Task, mut visit: impl FnMut(Option<Manifest>)) -> Result<Vec<PathBuf>> {
+    let mut links = vec![archive.to_path_buf()];
+    let newest = manifest_of(archive, keys, task)?;
+    let base_of = |manifest: &Manifest| Some((manifest.based_on.clone()?, manifest.based_on_checksum.clone()));
+    let mut next = newest.as_ref().and_then(base_of);
+    visit(newest);
+    let store = Store::at(archive.parent().unwrap_or(archive))?;
+    while let Some((id, checksum)) = next {
+        let missing = |why: &str| {
+            Error::new(
+                Code::ChainBroken,
+                format!("{} rests on {id}, which {why}", archive.display()),
+                format!("Put the archive of {id} back beside it, or use another backup: `kg diag backup --list`"),
+            )
+        };
+        let base = store.archive_of(&id, checksum.as_deref());
+        let base = base.ok_or_else(|| missing(&format!("is not in {}", store.dir().display())))?;
+        if links.contains(&base) || links.len() == MAX_LINKS {
+            return Err(missing("rests on it in turn"));
+        }
+        let manifest = manifest_of(&base, keys, task)?.filter(|manifest| manifest.id == id);
+        let manifest = manifest.ok_or_else(|| missing("is not what the archive of that name holds"))?;
+        next = base_of(&manifest);
+        visit(Some(manifest));
+        links.push(base);
+    }
+    links.reverse();
+    Ok(links)
+}
+
+/// The manifest beside an archive, or inside where there is none.
+fn manifest_of(archive: &Path, keys: &Keys, task: &Task) -> Result<Option<Manifest>> {
+    match described_beside(archive)? {
+        Some(manifest) => Ok(Some(manifest)),
+        None => Ok(read_archive(archive, keys, None, &mut Discard, task, Phase::Verifying)?.manifest),
+    }
+}
+
+fn broken(link: &Path, what: String) -> Error {
+    Error::new(
+        Code::ChecksumMismatch,
+        format!("Checksum mismatch: {} does not fit what it rests on: {what}", link.display()),
+        "Nothing was changed; use another backup (`kg diag backup --list`)",
+    )
+}
+
+/// The hashes of the pages of all databases that the newest of `links` describes. All archives are checked on the way; with
+/// problems, the hashes are none.
+pub fn hash_pages(links: &[PathBuf], keys: &Keys, task: &Task) -> Result<(Vec<Report>, Option<PageFile>)> {
+    let mut reports = Vec::new();
+    let mut state = Some(Known::default());
+    let mut before: Option<String> = None;
+    for link in links {
+        let beside = manifest_beside(link)?;
+        let mut collecting = Collecting::default();
+        let report = read_archive(link, keys, beside.as_deref(), &mut collecting, task, Phase::Verifying)?;
+        let manifest = report.manifest.as_ref().filter(|_| report.problems.is_empty());
+        state = match (manifest.filter(|manifest| manifest.based_on_checksum == before), state) {
+            (Some(manifest), Some(known)) => next_known(known, manifest, collecting.finish()),
+            _ => None,
+        };
+        before = Some(format!("{DIGEST_PREFIX}{}", report.sha256));
+        reports.push(report);
+    }
+    let of_pages = |pages| DatabaseHashes { pages, ..DatabaseHashes::default() };
+    let hashes = state.map(|known| PageFile {
+        archive: String::new(),
+        databases: known.databases.into_iter().map(|(path, pages)| (path, of_pages(pages))).collect(),
+    });
+    Ok((reports, hashes))
+}
+
+/// What is known of the state at one link without putting it together.
+#[derive(Default)]
+struct Known {
+    /// Digest of each file.
+    files: HashMap<String, String>,
+    databases: BTreeMap<String, PageHashes>,
+}
+
+/// `None` where the link does not fit the one before it.
+fn next_known(mut before: Known, manifest: &Manifest, mut entries: HashMap<String, Collected>) -> Option<Known> {
+    let mut known = Known::default();
+    for record in manifest.files.iter().filter(|record| record.kind.is_file()) {
+        let digest = manifest.content_digest(record)?;
+        let base = before.files.get(&record.path);
+        let pages = match (record.stored, entries.remove(&record.entry)) {
+            (Stored::Base, _) if base.is_none_or(|base| base != digest) => return None,
+            (Stored::Base, _) => before.databases.remove(&record.path),
+            (Stored::Whole, Some(Collected::Database(pages))) if record.database => Some(pages),
+            (Stored::Whole, _) => None,
+            (Stored::Pages, Some(Collected::Delta { page_size_bytes, pages })) => {
+                let mut hashes = before.databases.remove(&record.path)?;
+                if hashes.page_size_bytes != page_size_bytes {
+                    return None;
+                }
+                let count = usize::try_from(record.size / page_size_bytes).ok()?;
+                hashes.hashes.truncate(count);
+                pages.into_iter().try_for_each(|(number, hash)| hashes.set(number, hash))?;
+                if hashes.hashes.len() != count || hashes.root() != record.pages.as_ref()?.root {
+                    return None;
+                }
+                Some(hashes)
+            }
+            (Stored::Pages, _) => return None,
+        };
+        known.files.insert(record.path.clone(), digest.to_string());
+        known.databases.extend(pages.map(|pages| (record.path.clone(), pages)));
+    }
+    Some(known)
+}
+
+/// Hashes the pages of everything that streams by.
+#[derive(Default)]
+struct Collecting {
+    current: Option<(String, PageCollector)>,
+    done: HashMap<String, Collected>,
+}
+
+impl Collecting {
+    fn end_entry(&mut self) {
+        if let Some((name, collector)) = self.current.take()
+            && let Some(collected) = collector.finish()
+        {
+            self.done.insert(name, collected);
+        }
+    }
+
+    fn finish(mut self) -> HashMap<String, Collected> {
+        self.end_entry();
+        self.done
+    }
+}
+
+impl Unpack for Collecting {
+    fn entry(&mut self, _number: usize, name: &str, _size_bytes: u64) -> Result<Option<&mut dyn Write>> {
+        self.end_entry();
+        self.current = Some((name.to_string(), PageCollector::default()));
+        Ok(Some(self))
+    }
+}
+
+impl Write for Collecting {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if let Some((_, collector)) = &mut self.current {
+            collector.push(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Problems of the archives that a backup rests on, as problems of that, and whether it fits them.
+pub fn problems(links: &[PathBuf], reports: &[Report], fits: bool) -> Vec<Problem> {
+    let bases = links.len().saturating_sub(1);
+    let mut problems = Vec::new();
+    for (link, report) in links.iter().zip(reports).take(bases) {
+        for problem in &report.problems {
+            let message = format!("{}, on which it rests: {}", link.display(), problem.message);
+            problems.push(Problem { code: ProblemCode::Chain, message, ..problem.clone() });
+        }
+    }
+    if problems.is_empty() && !fits && reports.last().is_some_and(|report| report.problems.is_empty()) {
+        let message = "The pages that it holds do not fit the backups that it rests on".to_string();
+        problems.push(Problem::of_archive(ProblemCode::Chain, message));
+    }
+    problems
+}

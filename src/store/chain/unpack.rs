@@ -1,0 +1,309 @@
+//! Puts together what a chain describes.
+//!
+//! ```text
+//! manifests, newest first ─▶ what each archive has of the newest state ─▶ archives, full one first ─▶ files
+//! ```
+//!
+//! A file is taken from the archive that has all of it, with the pages of the archives after that; nothing else is
+//! unpacked. But every archive is read to its end and checked, and each record against the archive before it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+use super::{broken, hash_pages, walk};
+use crate::{
+    archive::{
+        delta,
+        encryption::Keys,
+        manifest::{DIGEST_PREFIX, FileRecord, Manifest, Owner, Stored},
+        pick::Pick,
+        read::read_archive,
+        unpack::Unpacking,
+    },
+    error::{Code, Error, Result},
+    store::manifest_beside,
+    util::{
+        hex::hex,
+        task::{Phase, Task},
+    },
+};
+
+const PIECE_BYTES: usize = 1 << 20;
+
+/// The archives of a chain, full backup first, and what is to be unpacked of them.
+pub struct Plan {
+    links: Vec<Link>,
+}
+
+struct Link {
+    archive: PathBuf,
+    /// Names of entries; absent for all, where the manifest of the newest cannot be read.
+    wanted: Option<HashSet<String>>,
+}
+
+/// A state of a project, unpacked.
+pub struct Unpacked {
+    pub manifest: Manifest,
+    /// Of each record of the manifest; none where everything was only checked.
+    pub owners: Vec<Owner>,
+}
+
+/// What has to be unpacked for the part of the archive at `archive` that `pick` takes. It rests on manifests that are
+/// checked only when the archives are read. From the newest one on that is encrypted it is everything: only inside does it say what it holds.
+pub fn plan(archive: &Path, pick: &Pick, keys: &Keys, task: &Task) -> Result<Plan> {
+    let mut needed: Option<HashSet<String>> = None;
+    let (mut wanted, mut is_told) = (Vec::new(), true);
+    let links = walk(archive, keys, task, |manifest| {
+        is_told &= manifest.as_ref().is_some_and(|manifest| !manifest.encrypted);
+        let Some(manifest) = manifest.filter(|_| is_told) else { return wanted.push(None) };
+        let needed = needed.get_or_insert_with(|| {
+            let files = pick.select(&manifest).into_iter().filter(|(_, record)| record.kind.is_file());
+            files.map(|(_, record)| record.path.clone()).collect()
+        });
+        wanted.push(Some(wanted_of(&manifest, needed)));
+    })?;
+    wanted.reverse();
+    let links = links.into_iter().zip(wanted).map(|(archive, wanted)| Link { archive, wanted });
+    Ok(Plan { links: links.collect() })
+}
+
+/// The entries that an archive has of the paths in `needed`, which are left with what archives before it must have.
+fn wanted_of(manifest: &Manifest, needed: &mut HashSet<String>) -> HashSet<String> {
+    let files = manifest.files.iter().filter(|record| record.kind.is_file() && needed.contains(&record.path));
+    let (mut wanted, mut whole) = (HashSet::new(), Vec::new());
+    for record in files.filter(|record| record.stored != Stored::Base) {
+        wanted.insert(record.entry.clone());
+        whole.extend((record.stored == Stored::Whole).then_some(&record.path));
+    }
+    for path in whole {
+        needed.remove(path);
+    }
+    wanted
+}
+
+/// Unpacks into `dir` what was planned: each file under the number of its record. Without `dir` everything is only checked.
+pub fn unpack(plan: &Plan, dir: Option<&Path>, keys: &Keys, task: &Task) -> Result<Unpacked> {
+    match (plan.links.as_slice(), dir) {
+        ([], _) => Err(Error::new(Code::Internal, "A chain without links", "Please report this")),
+        ([only], dir) => {
+            let (mut unpacked, _) = read_link(only, dir, keys, task)?;
+            unpacked.owners.truncate(unpacked.manifest.files.len());
+            Ok(unpacked)
+        }
+        (links, Some(dir)) => unpack_links(links, dir, keys, task),
+        (links, None) => check(links, keys, task),
+    }
+}
+
+/// Reads all archives, and whether the pages of the databases would be those that the manifests say.
+fn check(links: &[Link], keys: &Keys, task: &Task) -> Result<Unpacked> {
+    let archives: Vec<PathBuf> = links.iter().map(|link| link.archive.clone()).collect();
+    let (reports, hashes) = hash_pages(&archives, keys, task)?;
+    let manifests: Result<Vec<Manifest>> =
+        reports.into_iter().zip(&archives).map(|(report, archive)| report.into_manifest(archive)).collect();
+    match (manifests?.pop(), archives.last(), hashes) {
+        (Some(manifest), _, Some(_)) => Ok(Unpacked { manifest, owners: Vec::new() }),
+        (_, newest, _) => {
+            let newest = newest.map_or(Path::new(""), |newest| newest);
+            Err(broken(newest, "its files are not those of the backups before it".into()))
+        }
+    }
+}
+
+fn unpack_links(links: &[Link], dir: &Path, keys: &Keys, task: &Task) -> Result<Unpacked> {
+    let own_dir = |number: usize| dir.join(format!("link-{number}"));
+    let mut state = HashMap::new();
+    let mut before: Option<String> = None;
+    let mut newest = None;
+    for (number, link) in links.iter().enumerate() {
+        let own = own_dir(number);
+        fs::create_dir(&own).map_err(|cause| Error::io("create", &own, cause))?;
+        let (unpacked, checksum) = read_link(link, Some(&own), keys, task)?;
+        if unpacked.manifest.based_on_checksum != before {
+            return Err(broken(&link.archive, "it was made from another archive of that name".into()));
+        }
+        before = Some(checksum);
+        state = next_state(state, &unpacked, &own, link)?;
+        newest = Some((unpacked.manifest, &link.archive));
+    }
+    let (manifest, archive) =
+        newest.ok_or_else(|| Error::new(Code::Internal, "A chain without links", "Please report this"))?;
+    let mut owners = Vec::with_capacity(manifest.files.len());
+    for (number, record) in manifest.files.iter().enumerate() {
+        let content = state.remove(&record.path);
+        owners.push(content.as_ref().map_or((0, 0), |content| content.owner));
+        let Some(Content { file: Some(file), sha256: Some(digest), assembled, .. }) = content else { continue };
+        if assembled {
+            assert_digest(record, &file, &digest, archive, task)?;
+        }
+        fs::rename(&file, dir.join(number.to_string())).map_err(|cause| Error::io("move", &file, cause))?;
+    }
+    for own in (0..links.len()).map(own_dir) {
+        fs::remove_dir_all(&own).map_err(|cause| Error::io("remove", &own, cause))?;
+    }
+    Ok(Unpacked { manifest, owners })
+}
+
+/// What a whole archive holds, and its digest with the prefix. Owners are those of its entries.
+fn read_link(link: &Link, dir: Option<&Path>, keys: &Keys, task: &Task) -> Result<(Unpacked, String)> {
+    let beside = manifest_beside(&link.archive)?;
+    let mut unpacking = Unpacking::new(dir, link.wanted.as_ref(), beside.as_deref());
+    let report = read_archive(&link.archive, keys, beside.as_deref(), &mut unpacking, task, Phase::Unpacking)?;
+    let checksum = format!("{DIGEST_PREFIX}{}", report.sha256);
+    let manifest = report.into_manifest(&link.archive)?;
+    Ok((Unpacked { manifest, owners: unpacking.into_owners() }, checksum))
+}
+
+/// What a file, directory or link is at one link of a chain.
+struct Content {
+    /// Absent where nothing of it is unpacked.
+    file: Option<PathBuf>,
+    /// Of a file.
+    sha256: Option<String>,
+    owner: Owner,
+    /// Pages were put into it: whether what came of that is right is to be checked.
+    assembled: bool,
+}
+
+/// What the manifest of a link describes, made of what the link before it left and what it was unpacked into.
+fn next_state(
+    mut before: HashMap<String, Content>,
+    Unpacked { manifest, owners }: &Unpacked,
+    dir: &Path,
+    Link { archive, wanted }: &Link,
+) -> Result<HashMap<String, Content>> {
+    let mut state = HashMap::new();
+    let mut entry = 0;
+    for record in &manifest.files {
+        let number = entry;
+        entry += usize::from(record.stored != Stored::Base);
+        let lost = |what: &str| broken(archive, format!("{} {what}", record.path));
+        let sha256 = match record.kind.is_file() {
+            true => Some(manifest.content_digest(record).ok_or_else(|| lost("has no digest"))?.to_string()),
+            false => None,
+        };
+        let is_wanted = wanted.as_ref().is_none_or(|wanted| wanted.contains(&record.entry));
+        let own = (is_wanted && record.kind.is_file()).then(|| dir.join(number.to_string()));
+        let owner = owners.get(number).copied().unwrap_or_default();
+        let mut base = || before.remove(&record.path).ok_or_else(|| lost("is not in the backup before it"));
+        let content = match record.stored {
+            Stored::Whole => Content { file: own, sha256, owner, assembled: false },
+            Stored::Base => {
+                let content = base()?;
+                if content.sha256 != sha256 {
+                    return Err(lost("is another one in the backup before it"));
+                }
+                content
+            }
+            Stored::Pages => {
+                let file = base()?.file;
+                if let (Some(database), Some(pages)) = (&file, own) {
+                    put_pages(record, database, &pages, archive)?;
+                    fs::remove_file(&pages).map_err(|cause| Error::io("remove", &pages, cause))?;
+                }
+                Content { file, sha256, owner, assembled: true }
+            }
+        };
+        state.insert(record.path.clone(), content);
+    }
+    // What is no more, or was saved anew, needs its room no longer.
+    for file in before.into_values().filter_map(|content| content.file) {
+        fs::remove_file(&file).map_err(|cause| Error::io("remove", &file, cause))?;
+    }
+    Ok(state)
+}
+
+fn put_pages(record: &FileRecord, database: &Path, pages: &Path, link: &Path) -> Result<()> {
+    let failed = |cause| Error::io("write", database, cause);
+    let file = File::options().write(true).open(database).map_err(failed)?;
+    let delta = File::open(pages).map_err(failed)?;
+    // A forged size must not make a file that takes for ever to read.
+    let most = file.metadata().map_err(failed)?.len() + delta.metadata().map_err(failed)?.len();
+    if record.size > most {
+        return Err(broken(link, format!("{} would have more bytes than its pages give", record.path)));
+    }
+    delta::apply(delta, &file, record.size).map_err(|cause| match cause.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+            broken(link, format!("the pages of {} are none of a database", record.path))
+        }
+        _ => failed(cause),
+    })
+}
+
+fn assert_digest(record: &FileRecord, database: &Path, digest: &str, link: &Path, task: &Task) -> Result<()> {
+    let failed = |cause| Error::io("read", database, cause);
+    let mut file = File::open(database).map_err(failed)?;
+    let mut hasher = Sha256::new();
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut done = 0;
+    loop {
+        let read = file.read(&mut piece).map_err(failed)?;
+        hasher.update(&piece[..read]);
+        done += read as u64;
+        task.report(Phase::Unpacking, done, record.size)?;
+        if read == 0 {
+            break;
+        }
+    }
+    let found = hex(&hasher.finalize());
+    if found == digest {
+        return Ok(());
+    }
+    Err(broken(link, format!("{} has SHA-256 {found} once put together; the manifest says {digest}", record.path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    const STORED: [&str; 3] = ["whole", "base", "pages"];
+
+    /// The manifest of a backup that stores each of its files in one of those ways; `None` for a file that it does not have.
+    fn manifest(stored: &[Option<usize>]) -> Manifest {
+        let record = |(number, how): (usize, &Option<usize>)| {
+            how.map(|how| {
+                json!({ "entry": format!("e{number}"), "path": format!("p{number}"), "stored": STORED[how], "component": "files",
+                    "size": 0, "mode": 0, "mtime": "2024-01-15T02:00:00Z" })
+            })
+        };
+        let files: Vec<_> = stored.iter().enumerate().filter_map(record).collect();
+        let contents = json!({ "database": false, "config": false, "vectors": false, "plugins": false });
+        let stats = json!({ "totalFiles": 0, "totalSize": 0, "compressedSize": 0, "nodeCount": 0, "edgeCount": 0 });
+        let manifest = json!({ "version": "1.0.0", "id": "b", "type": "full", "timestamp": "2024-01-15T02:00:00Z", "contents": contents,
+            "stats": stats, "checksums": {}, "files": files, "integrity": { "status": "ok", "messages": [] },
+            "tool": { "name": "", "version": "" } });
+        serde_json::from_value(manifest).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_file_is_wanted_where_it_is_whole_and_its_pages_after_that_and_nowhere_else(
+            chain in prop::collection::vec(prop::collection::vec(prop::option::of(0..3_usize), 4), 1..12),
+            picked in prop::collection::hash_set(0..4_usize, 0..5),
+        ) {
+            let mut needed: HashSet<String> = picked.iter().map(|number| format!("p{number}")).collect();
+            // Newest first.
+            let wanted: Vec<HashSet<String>> =
+                chain.iter().map(|stored| wanted_of(&manifest(stored), &mut needed)).collect();
+            for number in 0..4 {
+                let whole = chain.iter().position(|stored| stored[number] == Some(0)).unwrap_or(chain.len());
+                for (link, stored) in chain.iter().enumerate() {
+                    let has_some = matches!(stored[number], Some(0 | 2));
+                    let expected = picked.contains(&number) && link <= whole && has_some;
+                    prop_assert_eq!(wanted[link].contains(&format!("e{number}")), expected, "file {}, link {}", number, link);
+                }
+            }
+        }
+    }
+}
