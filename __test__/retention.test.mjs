@@ -1,4 +1,4 @@
-// What retention removes, keeps and says. Which backups are decided on is tested in src/commands/retention.rs, over random histories.
+// What retention removes, keeps and says. Which backups are decided on is tested in src/store/retention.rs, over random histories.
 
 import { copyFileSync, existsSync, readFileSync, readdirSync, realpathSync, renameSync, writeFileSync } from 'node:fs';
 import path from 'node:path';

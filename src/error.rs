@@ -12,7 +12,7 @@ use std::{fmt, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::util::{holders, mounts};
+use crate::system::{holders, mounts};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

@@ -27,6 +27,7 @@
 //! | [`sqlite`] | databases at one commit, their checks, and their file format |
 //! | [`util`] | files that are written whole or not at all, locks, paths, progress |
 //! | [`error`] | errors and warnings, with their codes |
+//! | [`system`] | what the operating system says of paths, mounts and processes |
 //!
 //! `docs/architecture.md` says why things are as they are.
 
@@ -44,6 +45,7 @@ pub mod service;
 pub mod settings;
 pub mod sqlite;
 pub mod store;
+pub mod system;
 pub mod util;
 
 pub use error::{Code, Error, Result};

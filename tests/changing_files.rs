@@ -13,9 +13,8 @@ use kg_backup::{
     error::WarningCode,
     project::discover::Selection,
     reader::{
-        protocol::{Message, SaveRequest},
+        protocol::{Answers, Message, SaveRequest},
         save::save,
-        server::Answers,
     },
     util::{content_hash::ContentHash, task::Cancel},
 };

@@ -19,9 +19,8 @@ use kg_backup::{
     reader::{
         base::Base,
         client::Launch,
-        protocol::{Message, PAGE_HASHES_FILE, SaveRequest, Saved},
+        protocol::{Answers, Message, PAGE_HASHES_FILE, SaveRequest, Saved},
         save::save,
-        server::Answers,
     },
     sqlite::{check::IntegrityStatus, pages::PageFile},
     store::Store,

@@ -6,7 +6,7 @@ use super::{
     decoder::Damage,
     encryption,
     manifest::{CHECKSUMS_ENTRY, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Stored, checksums_text},
-    read::{Contents, Found, MAX_PROBLEMS, Problem, ProblemCode},
+    report::{Contents, Found, MAX_PROBLEMS, Problem, ProblemCode},
     seal::FileFacts,
 };
 use crate::{project::names, util::hex::hex};

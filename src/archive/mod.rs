@@ -14,7 +14,6 @@
 pub mod as_written;
 pub mod block;
 mod check;
-pub mod database;
 pub mod decoder;
 mod deflate;
 pub mod delta;
@@ -25,6 +24,7 @@ mod entries;
 pub mod manifest;
 pub mod pick;
 pub mod read;
+pub mod report;
 pub mod seal;
 pub mod sparse;
 pub mod unpack;

@@ -6,7 +6,6 @@
 
 use std::{
     io::{self, Read, Write},
-    ops::Range,
     path::Path,
     sync::{
         Arc,
@@ -14,15 +13,15 @@ use std::{
     },
 };
 
-use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{
     check,
     decoder::Decoder,
     encryption::{Keys, read::Closed},
-    entries::{self, Entries, Head},
+    entries::{self, Entries},
     manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest, Owner},
+    report::{Contents, Found, MAX_PROBLEMS, Problem, ProblemCode, Report},
     seal::SealedFile,
 };
 use crate::{
@@ -40,55 +39,8 @@ pub const MAX_ENTRIES: usize = 1 << 19;
 const MAX_NAMES_BYTES: usize = 64 * 1024 * 1024;
 /// No manifest or list of checksums is longer.
 pub const MAX_TEXT_BYTES: u64 = 256 * 1024 * 1024;
-/// More problems than this are counted as one.
-pub(super) const MAX_PROBLEMS: usize = 100;
 const COPY_BYTES: usize = 128 * 1024;
 const TAR_BLOCK_BYTES: usize = 512;
-
-/// Something in or beside an archive that is not what was written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Problem {
-    pub code: ProblemCode,
-    pub message: String,
-    /// Entries of the archive; empty where it is the archive as a whole.
-    pub affects: Vec<String>,
-    /// What to do.
-    pub remedy: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub enum ProblemCode {
-    /// The file is not the one that was written: its size, digest or seal differs.
-    #[serde(rename = "KG_PROBLEM_ARCHIVE")]
-    Archive,
-    /// A compressed block is damaged or cut.
-    #[serde(rename = "KG_PROBLEM_BLOCK")]
-    Block,
-    /// The archive does not have the structure of a backup.
-    #[serde(rename = "KG_PROBLEM_STRUCTURE")]
-    Structure,
-    /// An entry is missing, added or differs from the manifest.
-    #[serde(rename = "KG_PROBLEM_ENTRY")]
-    Entry,
-    /// A backup that this one rests on is missing, damaged or not the one it was made from.
-    #[serde(rename = "KG_PROBLEM_CHAIN")]
-    Chain,
-    /// The manifest beside the archive differs from the one inside or cannot be read.
-    #[serde(rename = "KG_PROBLEM_SIDECAR")]
-    Sidecar,
-}
-
-impl Problem {
-    pub fn of_archive(code: ProblemCode, message: String) -> Self {
-        let remedy = "Use another backup (`kg diag backup --list`) and make a new one now".to_string();
-        Problem { code, message, affects: Vec::new(), remedy }
-    }
-
-    pub(super) fn of_entry(entry: String, message: String) -> Self {
-        let remedy = "Do not restore this entry from here; use another backup (`kg diag backup --list`)".to_string();
-        Problem { code: ProblemCode::Entry, message, affects: vec![entry], remedy }
-    }
-}
 
 /// Takes the entries as they come. What it took counts only when [`read_archive`] found no problem.
 pub trait Unpack {
@@ -110,35 +62,6 @@ pub struct Discard;
 impl Unpack for Discard {
     fn entry(&mut self, _number: usize, _name: &str, _size_bytes: u64) -> Result<Option<&mut dyn Write>> {
         Ok(None)
-    }
-}
-
-/// What an archive is.
-#[derive(Debug)]
-pub struct Report {
-    /// The manifest inside; `None` where it could not be read.
-    pub manifest: Option<Manifest>,
-    /// Empty: every byte is as it was written.
-    pub problems: Vec<Problem>,
-    pub size_bytes: u64,
-    pub sha256: String,
-    pub encrypted: bool,
-}
-
-impl Report {
-    /// The manifest of a whole archive, or the first problem as an error.
-    pub fn into_manifest(self, archive: &Path) -> Result<Manifest> {
-        match (self.problems.into_iter().next(), self.manifest) {
-            (None, Some(manifest)) => Ok(manifest),
-            (problem, _) => {
-                let what = problem.map_or("it has no manifest".to_string(), |problem| problem.message);
-                Err(Error::new(
-                    Code::ChecksumMismatch,
-                    format!("Checksum mismatch: {} is not what was written: {what}", archive.display()),
-                    "Nothing was changed; see the damage with `kg diag backup --verify` and use another backup (`--list`)",
-                ))
-            }
-        }
     }
 }
 
@@ -235,28 +158,6 @@ pub fn unreadable(archive: &Path, cause: io::Error) -> Error {
     }
     let message = format!("{} is not there any more", archive.display());
     Error::new(Code::BackupNotFound, message, "See the backups with `kg diag backup --list`").with_cause(cause)
-}
-
-/// What was found in an archive.
-#[derive(Default)]
-pub(super) struct Contents {
-    pub entries: Vec<Found>,
-    pub manifest: Option<Vec<u8>>,
-    pub checksums: Option<Vec<u8>>,
-    pub problems: Vec<Problem>,
-}
-
-/// An entry as it was found.
-pub(super) struct Found {
-    pub head: Head,
-    pub digest: [u8; 32],
-}
-
-impl Found {
-    /// Its header and content in the tar.
-    pub fn tar_range(&self) -> Range<u64> {
-        self.head.start..self.head.end
-    }
 }
 
 struct Progress<'a> {

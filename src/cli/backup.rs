@@ -10,14 +10,14 @@ use super::{
     Common, Keep, Waiting,
     keys::{KeyArgs, lockable},
     manage::Manage,
-    output::{Output, code_of, size},
+    output::{Output, code_of, integrity, size},
     status::date,
     store,
     told::Told,
     watch::Watched,
 };
 use crate::{
-    archive::{block::Compression, manifest::BackupType, read::ProblemCode},
+    archive::{block::Compression, manifest::BackupType, report::ProblemCode},
     commands::{
         automatic,
         backup::{BackupOptions, Created, create_backup},
@@ -35,7 +35,6 @@ use crate::{
         status,
     },
     settings::Settings,
-    sqlite::check::IntegrityStatus,
     store::{Backup, Flaw, Listing, Store, broken_chains, held, newest_good},
     util::task::Task,
 };
@@ -371,23 +370,6 @@ fn holds(backup: &Backup) -> String {
     let held: Vec<&str> = parts.iter().filter(|(held, _)| *held).map(|(_, name)| *name).collect();
     let stats = &backup.stats;
     format!("{}; {} nodes, {} edges", held.join(", "), stats.node_count, stats.edge_count)
-}
-
-pub(super) fn integrity(backup: &Backup) -> String {
-    let said = match backup.integrity.status {
-        // In lists, those of an encrypted backup are not named.
-        IntegrityStatus::Partial if backup.integrity.not_checked.is_empty() => {
-            "ok when it was saved, but not checked as a whole"
-        }
-        IntegrityStatus::Partial => {
-            return format!("ok when it was saved, except not checked: {}", backup.integrity.not_checked.join("; "));
-        }
-        IntegrityStatus::Ok if backup.integrity.full_text => "ok when it was saved",
-        IntegrityStatus::Ok => "ok when it was saved (full-text indexes are read with the next full backup)",
-        IntegrityStatus::Failed => "DAMAGED when it was saved",
-        IntegrityStatus::Skipped => "not checked",
-    };
-    said.to_string()
 }
 
 fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {

@@ -33,13 +33,15 @@ use crate::{
     commands::{
         automatic::{self, Said},
         backup::DEFAULT_LOCK_TIMEOUT,
-        retention::{self, Policy},
     },
     error::{Code, Error, Result},
     project::Project,
     reader::client::Launch,
     settings::Settings,
-    store::Store,
+    store::{
+        Store,
+        retention::{self, Policy},
+    },
     util::tolerated,
 };
 

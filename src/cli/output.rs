@@ -14,7 +14,11 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Common;
-use crate::error::{Error, Warning};
+use crate::{
+    error::{Error, Warning},
+    sqlite::check::IntegrityStatus,
+    store::Backup,
+};
 
 /// Where and how results are told.
 #[derive(Debug, Default, Clone, Copy)]
@@ -135,6 +139,24 @@ pub fn size(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+/// What a check of the databases said when they were saved.
+pub(super) fn integrity(backup: &Backup) -> String {
+    let said = match backup.integrity.status {
+        // In lists, those of an encrypted backup are not named.
+        IntegrityStatus::Partial if backup.integrity.not_checked.is_empty() => {
+            "ok when it was saved, but not checked as a whole"
+        }
+        IntegrityStatus::Partial => {
+            return format!("ok when it was saved, except not checked: {}", backup.integrity.not_checked.join("; "));
+        }
+        IntegrityStatus::Ok if backup.integrity.full_text => "ok when it was saved",
+        IntegrityStatus::Ok => "ok when it was saved (full-text indexes are read with the next full backup)",
+        IntegrityStatus::Failed => "DAMAGED when it was saved",
+        IntegrityStatus::Skipped => "not checked",
+    };
+    said.to_string()
 }
 
 #[cfg(test)]

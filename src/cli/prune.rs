@@ -11,7 +11,7 @@ use super::{
     watch::Watched,
 };
 use crate::{
-    commands::retention::{PruneResult, prune},
+    commands::prune::{PruneResult, prune},
     error::{Error, Result},
     settings::Settings,
 };

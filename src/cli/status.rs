@@ -26,7 +26,7 @@ pub fn tell(status: &Status, service: Option<&str>, is_in_progress: bool, output
                 "last",
                 format!("{made} UTC, {} ({}, {}{took})", ago(latest.timestamp), latest.id, code_of(&latest.kind)),
             );
-            row("database", super::backup::integrity(latest));
+            row("database", crate::cli::output::integrity(latest));
         }
     }
     if is_in_progress {

@@ -15,13 +15,12 @@ use serde::Serialize;
 use crate::{
     archive::{
         block::Compression,
-        database::DatabaseEntry,
         manifest::{BackupType, Contents, FORMAT_VERSION, Manifest, Stats, Tool},
-        write::{ArchiveWriter, Totals, checksums},
+        write::{ArchiveWriter, DatabaseEntry, Totals, checksums},
     },
     commands::{
         base::{self, Chosen, own_among, own_backups},
-        retention::{self, Policy, PruneResult},
+        prune::{self, PruneResult},
     },
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
     project::{
@@ -34,7 +33,7 @@ use crate::{
         client::{Answer, Launch, Reader, out_of_turn},
         protocol::{Message, PAGE_HASHES_FILE, SaveRequest, Saved},
     },
-    store::{Backup, Store, StoreLock, good, held},
+    store::{Backup, Store, StoreLock, good, held, retention::Policy},
     util::{
         task::{Phase, Task},
         threads::start_in,
@@ -379,7 +378,7 @@ fn prune_after(
     listed: Vec<Backup>,
     backup: &mut Backup,
 ) -> PruneResult {
-    let mut result = retention::apply_after(store, lock, policy, listed, backup);
+    let mut result = prune::apply_after(store, lock, policy, listed, backup);
     for error in result.decisions.iter().filter_map(|decision| decision.error.as_ref()) {
         let message = format!("An old backup could not be removed: {error}");
         backup.warnings.push(Warning::new(WarningCode::Store, message));

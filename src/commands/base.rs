@@ -23,7 +23,7 @@ use crate::{
         seal::SealedFile,
     },
     error::{Code, Error, Result},
-    project::{Project, STATE_DIR},
+    project::{PAGE_CACHE_DIR, Project, STATE_DIR},
     reader::base::Base,
     sqlite::pages::PageFile,
     store::{Backup, Store, chain, described_beside, is_id, manifest_beside},
@@ -35,8 +35,6 @@ use crate::{
     },
 };
 
-/// What backups remember, below the state directory of their project.
-pub const CACHE: &str = "cache/backup-pages";
 const BASE_FILE: &str = "base.json";
 const BASE_HASHES_FILE: &str = "base-page-hashes";
 /// After the id of a backup: its whole manifest.
@@ -289,7 +287,7 @@ pub fn remember(project: &Project, backup: &Backup, manifest: &Manifest, hashes:
 
 /// Whether the newest backup that is remembered is encrypted, whatever store it is in.
 pub fn remembers_encrypted(project: &Project) -> bool {
-    let kept = fs::read_dir(project.root().join(STATE_DIR).join(CACHE)).into_iter().flatten().flatten();
+    let kept = fs::read_dir(project.root().join(STATE_DIR).join(PAGE_CACHE_DIR)).into_iter().flatten().flatten();
     kept.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().ends_with(KEPT_MANIFEST))
 }
 
@@ -319,5 +317,5 @@ fn kept_manifest_file(project: &Project, backup: &Backup) -> PathBuf {
 }
 
 fn cache_file(project: &Project, id: &str) -> PathBuf {
-    project.root().join(STATE_DIR).join(CACHE).join(id)
+    project.root().join(STATE_DIR).join(PAGE_CACHE_DIR).join(id)
 }

@@ -17,10 +17,8 @@ use crate::{
     project::STATE_DIR,
     reader::client::{Launch, Reader},
     settings::Settings,
-    util::{
-        paths::{self, OTHERS_WRITE},
-        task::Cancel,
-    },
+    system::paths::{self, OTHERS_WRITE},
+    util::task::Cancel,
 };
 
 const OTHERS_READ: u32 = 0o044;

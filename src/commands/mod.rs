@@ -7,7 +7,7 @@
 //! | [`verify`], [`rehearse`] | check an archive; rehearse a recovery |
 //! | [`inspect`] | check and repair a project |
 //! | [`manage`], [`consolidate`] | delete, pin and unpin backups; make a full backup of a chain |
-//! | [`retention`] | remove old backups |
+//! | [`prune`] | remove old backups |
 //! | [`automatic`] | what the settings of a project say of its backups |
 //! | [`keys`] | where the keys of encrypted backups come from |
 
@@ -18,8 +18,8 @@ pub mod consolidate;
 pub mod inspect;
 pub mod keys;
 pub mod manage;
+pub mod prune;
 pub mod rehearse;
 pub mod restore;
-pub mod retention;
 pub mod undo;
 pub mod verify;

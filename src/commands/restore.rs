@@ -26,9 +26,10 @@ use crate::{
     },
     sqlite::check::IntegrityStatus,
     store::{Store, chain, lacks},
+    system::paths,
     util::{
         beneath::{Dir, held_path},
-        durable, ownership, paths,
+        durable, ownership,
         scratch::PrivateDir,
         task::{Phase, Task},
         tolerated,

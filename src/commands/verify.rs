@@ -10,7 +10,8 @@ use serde::Serialize;
 use crate::{
     archive::{
         manifest::Manifest,
-        read::{Discard, Problem, ProblemCode, read_archive},
+        read::{Discard, read_archive},
+        report::{Problem, ProblemCode},
     },
     error::{Code, Result, Warning},
     store::{Store, chain, manifest_beside},

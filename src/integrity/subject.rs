@@ -11,7 +11,8 @@ use super::{
 use crate::{
     error::Result,
     project::{Project, STATE_DIR, config, same_file},
-    util::{beneath, paths},
+    system::paths,
+    util::beneath,
 };
 
 const SET_PATH: &str = "Set `database.path` in .kg/config.json to a database in this project, or remove that setting";

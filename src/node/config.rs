@@ -20,13 +20,15 @@ use crate::{
         automatic::{self, Said},
         backup::DEFAULT_LOCK_TIMEOUT,
         keys::{KeySource, assert_passphrase},
-        retention::{Keep, Policy},
     },
     error::{Code, Error, Result},
     reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
     schedule::cron::Cadence,
     settings::{self, Settings},
-    store::Store,
+    store::{
+        Store,
+        retention::{Keep, Policy},
+    },
 };
 
 /// The configuration of a manager.

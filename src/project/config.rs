@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::{CONFIG_FILE, DEFAULT_DATABASE, STATE_DIR, json};
 use crate::{
     error::{Warning, WarningCode, plain},
-    util::{paths::normalize, regular},
+    system::paths::normalize,
+    util::regular,
 };
 
 /// A longer one is no configuration.

@@ -17,10 +17,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-pub use crate::util::paths::{STAGING_PREFIX, STATE_DIR};
+pub use crate::system::paths::{STAGING_PREFIX, STATE_DIR};
 use crate::{
     error::{Code, Error, Result},
-    util::{hex::hex, paths::resolve},
+    system::paths::resolve,
+    util::hex::hex,
 };
 
 /// The configuration, below the state directory.
@@ -31,6 +32,8 @@ pub const HOOKS_FILE: &str = "hooks.json";
 pub const DEFAULT_DATABASE: &str = ".kg/knowledge.db";
 /// Backups where no other directory is given, below the state directory.
 pub const BACKUPS_DIR: &str = "backups";
+/// What backups remember for the next one, below the state directory.
+pub const PAGE_CACHE_DIR: &str = "cache/backup-pages";
 /// What restores replaced, below the state directory.
 pub const UNDO_DIR: &str = "restore-undo";
 

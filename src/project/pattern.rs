@@ -19,7 +19,7 @@ use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use super::STATE_DIR;
 use crate::{
     error::{Error, Result},
-    util::paths::resolve,
+    system::paths::resolve,
 };
 
 /// Patterns, compiled.

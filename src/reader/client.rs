@@ -20,10 +20,11 @@ use nix::{
 use super::{
     apply::{is_untidy, lock_target},
     protocol::{
-        Applied, ApplyRequest, CheckRequest, Frame, Greeting, KeyRequest, Message, PROTOCOL, READER_ARGUMENT, RELEASE,
-        RepairRequest, Request, SaveRequest, SettingsRequest, TidyRequest, UndoRequest, Undone, read_frame, write_json,
+        Answers, Applied, ApplyRequest, CheckRequest, Frame, Greeting, KeyRequest, Message, PROTOCOL, READER_ARGUMENT,
+        RELEASE, RepairRequest, Request, SaveRequest, SettingsRequest, TidyRequest, UndoRequest, Undone, read_frame,
+        write_json,
     },
-    server::{self, Answers},
+    server::{self},
 };
 use crate::{
     error::{Code, Error, Result, Warning},

@@ -6,8 +6,7 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use super::{
     apply::{lock_against_restores, lock_and_recover, salvage},
-    protocol::{CheckRequest, Message, RepairRequest},
-    server::Answers,
+    protocol::{Answers, CheckRequest, Message, RepairRequest},
 };
 use crate::{
     error::{Code, Error, Result},

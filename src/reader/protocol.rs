@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     archive::manifest::{Blocks, FileRecord, Owner},
-    error::{Error, Warning},
+    error::{Error, Result, Warning},
     integrity::{
         Report, Scope,
         repair::{Action, Done},
@@ -259,6 +259,15 @@ pub struct Undone {
     /// Files that the restore had added.
     pub files_removed: u64,
     pub applied: Applied,
+}
+
+/// Where answers go. A failure means that the client is gone.
+pub trait Answers {
+    fn message(&mut self, message: Message) -> Result<()>;
+    /// At most `DATA_CHUNK_BYTES` of the current entry.
+    fn data(&mut self, data: Vec<u8>) -> Result<()>;
+    /// A block of the current database, and the hash of it.
+    fn block(&mut self, block: Vec<u8>, hash: ContentHash) -> Result<()>;
 }
 
 #[derive(Debug, PartialEq, Eq)]

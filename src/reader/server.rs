@@ -16,7 +16,8 @@ use super::{
     apply::{apply, tidy, undo},
     inspect::{inspect, repair},
     protocol::{
-        Frame, Greeting, KeyText, Message, PROTOCOL, RELEASE, Request, read_frame, write_block, write_data, write_json,
+        Answers, Frame, Greeting, KeyText, Message, PROTOCOL, RELEASE, Request, read_frame, write_block, write_data,
+        write_json,
     },
     save::save,
 };
@@ -29,15 +30,6 @@ use crate::{
 
 /// No file of a key is longer.
 const MAX_KEY_BYTES: u64 = 64 * 1024;
-
-/// Where answers go. A failure means that the client is gone.
-pub trait Answers {
-    fn message(&mut self, message: Message) -> Result<()>;
-    /// At most `DATA_CHUNK_BYTES` of the current entry.
-    fn data(&mut self, data: Vec<u8>) -> Result<()>;
-    /// A block of the current database, and the hash of it.
-    fn block(&mut self, block: Vec<u8>, hash: ContentHash) -> Result<()>;
-}
 
 /// Carries out `request`; a failure of it is an answer too.
 pub fn answer(request: Request, answers: &mut dyn Answers, cancel: &Cancel) -> Result<()> {

@@ -17,8 +17,9 @@ use super::process::{Process, another_program};
 use crate::{
     error::{Code, Error, Result},
     project::Project,
+    system::holders,
     util::{
-        durable, holders,
+        durable,
         lock::{self, host_name},
         regular,
     },

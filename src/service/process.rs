@@ -17,7 +17,7 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal},
 };
 
-use crate::{error::plain, util::holders};
+use crate::{error::plain, system::holders};
 
 /// What the kernel adds to the path of an executable that was replaced since.
 const DELETED: &str = " (deleted)";

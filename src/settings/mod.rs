@@ -30,10 +30,10 @@ use self::{
 pub use crate::project::{config::read_text, json::parse};
 use crate::{
     archive::{block::Compression, manifest::BackupType},
-    commands::retention::{Keep, Policy},
     error::{Code, Error, Result, Warning, WarningCode, plain},
     project::{CONFIG_FILE, STATE_DIR},
     schedule::cron::time_zone,
+    store::retention::{Keep, Policy},
 };
 
 /// The values that can be used, by their keys.

@@ -39,7 +39,8 @@ use super::{
 };
 use crate::{
     error::{Code, Error},
-    util::{holders, regular},
+    system::holders,
+    util::regular,
 };
 
 /// Where the shared locks are on a database, and the lock that every user of a `-shm` holds on it.

@@ -9,9 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Backup, Flaw, Store, Unlisted};
 use crate::{
-    commands::base::CACHE,
     error::{Error, Result, Warning, WarningCode, plain},
-    project::Project,
+    project::{PAGE_CACHE_DIR, Project},
     util::{durable, regular},
 };
 
@@ -109,7 +108,7 @@ fn write(project: &Project, store: &Store, count: usize) -> Result<()> {
 }
 
 fn path(project: &Project) -> PathBuf {
-    project.state_dir().join(CACHE).join(FILE)
+    project.state_dir().join(PAGE_CACHE_DIR).join(FILE)
 }
 
 fn key(store: &Store) -> String {

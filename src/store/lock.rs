@@ -19,8 +19,9 @@ use nix::{
 use super::names::LOCK_FILE;
 use crate::{
     error::{Code, Error, Result},
+    system::holders,
     util::{
-        durable, holders,
+        durable,
         lock::{self, host_name},
         ownership::{self, Shared},
         regular,

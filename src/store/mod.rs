@@ -20,6 +20,7 @@ pub mod held;
 mod lock;
 mod names;
 mod pins;
+pub mod retention;
 mod sink;
 mod write;
 mod write_behind;
@@ -50,12 +51,8 @@ use crate::{
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
     project::{BACKUPS_DIR, Project, STATE_DIR},
     sqlite::check::Integrity,
-    util::{
-        durable, ownership,
-        paths::{self, resolve},
-        regular,
-        task::Task,
-    },
+    system::paths::{self, resolve},
+    util::{durable, ownership, regular, task::Task},
 };
 
 /// By so much the clocks of machines may differ that share a store.

@@ -26,9 +26,9 @@ use crate::{
     },
     error::{Code, Error, Result, Warning, WarningCode},
     sqlite::aside,
+    system::paths,
     util::{
         durable::{self, PARTIAL_PREFIX, Partial},
-        paths,
         scratch::{self, PrivateDir, Scratch, remove_tree},
         task::{Phase, Task},
     },

@@ -13,11 +13,11 @@ use nix::{fcntl::OFlag, libc};
 
 use crate::{
     error::{Error, Result},
+    system::paths::STATE_DIR,
     util::{
         beneath::{Dir, Place},
         hex::hex,
         ownership,
-        paths::STATE_DIR,
         tolerated::{self, Refused},
     },
 };

@@ -16,10 +16,8 @@ use nix::libc;
 
 use crate::{
     error::Result,
-    util::{
-        mounts,
-        task::{POLL_INTERVAL, Phase, Task},
-    },
+    system::mounts,
+    util::task::{POLL_INTERVAL, Phase, Task},
 };
 
 /// Locks `file` (or directory) until it is closed. `Ok(false)` where somebody else held it all the time; `failed`

@@ -9,8 +9,7 @@
 //! | [`regular`] | opening files that another user may have put there |
 //! | [`ownership`] | whose the files are that root writes |
 //! | [`tolerated`] | what a file system may refuse |
-//! | [`lock`], [`holders`] | waiting for a lock; which process has it |
-//! | [`mounts`], [`paths`] | mount points; paths as people write them |
+//! | [`lock`] | waiting for a lock |
 //! | [`content_hash`], [`hex`] | hashes of blocks and pages; digests as text |
 //! | [`parallel`], [`threads`] | work on all cores, in order; threads that may not start |
 //! | [`task`] | cancellation and progress |
@@ -21,13 +20,10 @@ pub mod beneath;
 pub mod content_hash;
 pub mod durable;
 pub mod hex;
-pub mod holders;
 pub mod limits;
 pub mod lock;
-pub mod mounts;
 pub mod ownership;
 pub mod parallel;
-pub mod paths;
 pub mod regular;
 pub mod scratch;
 pub mod task;

@@ -15,9 +15,9 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::util::{
-    beneath::{Dir, Occupant, Place},
-    paths::{STATE_DIR, resolve},
+use crate::{
+    system::paths::{STATE_DIR, resolve},
+    util::beneath::{Dir, Occupant, Place},
 };
 
 /// The directories of [`Shared`], without links, and the owner of the project.

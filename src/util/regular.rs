@@ -15,7 +15,7 @@ use nix::{errno::Errno, fcntl::OFlag, unistd::geteuid};
 
 use crate::{
     error::{Code, Error, Result},
-    util::paths::OTHERS_WRITE,
+    system::paths::OTHERS_WRITE,
 };
 
 /// Opens a regular file to read it; a link is an error.

@@ -14,7 +14,7 @@ use nix::libc;
 
 use crate::{
     error::{Warning, WarningCode, plain},
-    util::paths::{self, STAGING_PREFIX},
+    system::paths::{self, STAGING_PREFIX},
 };
 
 /// More of one kind are counted in vain: the warning names the first.

@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::undo::Record;
+use super::record::{MadeDir, Record};
 use crate::{
     archive::read::MAX_TEXT_BYTES,
     error::{Code, Error, Result},
@@ -46,15 +46,6 @@ pub struct Intent {
     pub emptied: Vec<String>,
     /// The graph database, where it lies outside the project.
     pub outside: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct MadeDir {
-    pub at: String,
-    /// Permission bits; the usual ones where absent.
-    pub mode: Option<u32>,
-    /// Seconds and nanoseconds since the epoch.
-    pub mtime: Option<(i64, i64)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,6 +20,7 @@ mod folding;
 pub mod journal;
 mod place;
 mod plan;
+pub mod record;
 mod recovery;
 mod roll_back;
 pub mod salvage;
@@ -42,11 +43,11 @@ use nix::fcntl::OFlag;
 use self::{
     place::Placements,
     plan::{Conditions, Plan, plan},
+    record::Record,
     recovery::{Recovered, recover},
     steps::read_only_dirs,
     target::Target,
     transaction::carry_out,
-    undo::Record,
 };
 use super::protocol::{Applied, ApplyRequest, TidyRequest, UndoRequest, Undone};
 use crate::{
@@ -58,10 +59,11 @@ use crate::{
     project::{CONFIG_FILE, STAGING_PREFIX, STATE_DIR, UNDO_DIR, exclude, names},
     settings::Settings,
     sqlite::files::names_super_journal,
+    system::holders,
     util::{
         beneath::Dir,
         durable::{self, PARTIAL_PREFIX},
-        holders, lock,
+        lock,
         scratch::remove_tree,
         task::{Cancel, Task},
         tolerated,

@@ -15,9 +15,8 @@ use jiff::Timestamp;
 
 use super::{
     folding::Folding,
-    journal::MadeDir,
+    record::{MadeDir, Record},
     target::{Target, not_ours, parent},
-    undo::Record,
 };
 use crate::{
     archive::manifest::{EntryKind, FileRecord, Manifest},
@@ -103,7 +102,7 @@ pub fn of_backup<'a>(
 
 /// The places of what a restore replaced, whose record lies in the directory `dir`.
 pub fn of_undo<'a>(dir: &str, record: &Record) -> Placements<'a> {
-    let placement = |touched: &super::undo::Touched| Placement {
+    let placement = |touched: &crate::reader::apply::record::Touched| Placement {
         from: touched.kept.as_ref().map(|kept| format!("{dir}/{kept}")),
         kept_as: kept_as(&touched.path),
         to: touched.path.clone(),

@@ -12,10 +12,10 @@ use std::{
 use nix::fcntl::OFlag;
 
 use super::{
-    journal::{Intent, MadeDir, Move, Swapped},
+    journal::{Intent, Move, Swapped},
     place::{Placement, Placements, missing_dirs},
+    record::{MadeDir, Touched},
     target::Target,
-    undo::Touched,
 };
 use crate::{
     error::{Code, Error, Result},
@@ -25,10 +25,8 @@ use crate::{
         in_use::{self, Claim},
         replace, wal_in_use,
     },
-    util::{
-        beneath::{Occupant, Place},
-        holders,
-    },
+    system::holders,
+    util::beneath::{Occupant, Place},
 };
 
 /// Below the directory of an undo: what live databases held, until the new content is committed.
@@ -229,7 +227,7 @@ impl Plan {
         let inside_held: Vec<String> = held.iter().map(|dir| format!("{}/x", dir.at)).collect();
         let moved = self.intent.moves.iter().map(|change| change.to.as_str());
         let kept = self.intent.swaps.iter().flat_map(|swapped| [swapped.kept.as_str(), swapped.pending.as_str()]);
-        let record = format!("{}/{}", conditions.undo_dir, super::undo::RECORD_FILE);
+        let record = format!("{}/{}", conditions.undo_dir, crate::reader::apply::record::RECORD_FILE);
         let locations = moved.chain(kept).chain(inside_held.iter().map(String::as_str)).chain([record.as_str()]);
         self.intent.made = missing_dirs(target, locations, held)?;
         // What is kept may be secret.

@@ -171,7 +171,7 @@ mod tests {
     use super::*;
     use crate::{
         project::STATE_DIR,
-        reader::apply::{transaction::carry_out, undo::Record},
+        reader::apply::{record::Record, transaction::carry_out},
         sqlite::replace::Swap,
     };
 

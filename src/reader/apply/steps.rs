@@ -5,17 +5,18 @@ use std::{collections::BTreeSet, fs, io, os::unix::fs::MetadataExt, path::Path, 
 use nix::fcntl::OFlag;
 
 use super::{
-    journal::{self, Intent, MadeDir, Swapped},
+    journal::{self, Intent, Swapped},
+    record::MadeDir,
     target::{Target, parent},
 };
 use crate::{
     archive::sparse::SparseFile,
     error::{Code, Error, Result, Warning, WarningCode},
     sqlite::replace::{self, Swap},
+    system::mounts,
     util::{
         beneath::{Occupant, Place},
         durable::{self, PARTIAL_PREFIX},
-        mounts,
         scratch::remove_tree,
         threads::start_in,
         tolerated,

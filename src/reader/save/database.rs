@@ -20,8 +20,7 @@ use crate::{
     project::{Component, discover::Source},
     reader::{
         base::Known,
-        protocol::{DATA_CHUNK_BYTES, Message},
-        server::Answers,
+        protocol::{Answers, DATA_CHUNK_BYTES, Message},
     },
     sqlite::{
         check::{self, Depth, Findings},

@@ -24,7 +24,6 @@ use super::{
     apply::lock_against_restores,
     base::Known,
     protocol::{Message, PAGE_HASHES_FILE, SaveRequest, Saved},
-    server::Answers,
 };
 use crate::{
     archive::manifest::{EntryKind, FileRecord, Owner, Stored},
@@ -36,6 +35,7 @@ use crate::{
         exclude::Exclusion,
         names,
     },
+    reader::protocol::Answers,
     sqlite::{
         check::{Depth, Findings, Integrity, IntegrityStatus, read_schema, refused},
         files::{COMPANIONS, names_super_journal},

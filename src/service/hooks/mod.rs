@@ -39,7 +39,8 @@ use crate::{
         keys::{Home, masked},
         parse, read_text,
     },
-    util::{paths, task::Cancel},
+    system::paths,
+    util::task::Cancel,
 };
 
 const DEFAULT_TIMEOUT_SECONDS: u32 = 10;

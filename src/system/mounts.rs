@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::util::paths;
+use crate::system::paths;
 
 /// The mount that `path` lies on: where it is mounted, and the type of its file system. `None` if the system does not say.
 pub fn of(path: &Path) -> Option<(PathBuf, String)> {

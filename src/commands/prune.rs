@@ -1,0 +1,154 @@
+//! Removes the backups that the policy of retention does not keep, oldest first. A dry run says exactly what the run does.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{
+    error::{Error, Result, Warning, WarningCode},
+    store::{
+        Backup, Removal, Store, StoreLock,
+        retention::{Decision, Policy, bases, decide, places},
+    },
+    util::{task::Task, tolerated},
+};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PruneResult {
+    pub dry_run: bool,
+    /// One for every backup, newest first.
+    pub decisions: Vec<Decision>,
+    /// Bytes of the archives and sidecars that were (or, in a dry run, would be) removed.
+    pub bytes_freed: u64,
+    /// Archives that could not be decided on.
+    pub warnings: Vec<Warning>,
+}
+
+/// Waits for the store and applies the policy to it.
+pub fn prune(
+    store: &Store,
+    policy: &Policy,
+    dry_run: bool,
+    lock_timeout: Duration,
+    task: &Task,
+) -> Result<PruneResult> {
+    if policy.keeps_everything() {
+        return Err(Error::invalid(
+            "There is no limit to prune by",
+            "Give `retentionDays`, `maxBackups` or `keep` (`--retention-days`, `--max-backups`, `--keep-daily` …)",
+        ));
+    }
+    store.assert_undoubted()?;
+    // To make the directory, perhaps where a disk is not mounted, would hide that.
+    if !store.exists()? {
+        let message = format!("{} does not exist: there was nothing to remove", store.dir().display());
+        let warnings = vec![Warning::new(WarningCode::Store, message)];
+        return Ok(together([], dry_run, &[]).warned(warnings));
+    }
+    if dry_run {
+        let (backups, mut warnings) = store.foresee(task)?;
+        let foresee = |backups: Vec<Backup>| {
+            let decisions = decide(&backups, policy, Timestamp::now(), None);
+            result(&backups, decisions, dry_run)
+        };
+        let groups = by_project(store, backups.clone(), &mut warnings).into_iter().map(foresee);
+        return Ok(together(groups, dry_run, &backups).warned(warnings));
+    }
+    let lock = store.lock(lock_timeout, task)?;
+    // What came here without its manifest may rest on what would be removed.
+    let mut warnings = store.sweep(&lock, task)?;
+    let backups = store.list()?;
+    let groups = by_project(store, backups.clone(), &mut warnings).into_iter();
+    let mut removal = store.removal(&lock, backups.clone());
+    let applied: Vec<PruneResult> = groups.map(|group| apply(store, &mut removal, group, policy, None)).collect();
+    warnings.extend(tolerated::warnings(&[store.dir()]));
+    Ok(together(applied, dry_run, &backups).warned(warnings))
+}
+
+impl PruneResult {
+    fn warned(mut self, warnings: Vec<Warning>) -> Self {
+        self.warnings.splice(0..0, warnings);
+        self
+    }
+}
+
+/// One result of several, with the decisions in the order of `backups`.
+fn together(results: impl IntoIterator<Item = PruneResult>, dry_run: bool, backups: &[Backup]) -> PruneResult {
+    let mut all = PruneResult { dry_run, decisions: Vec::new(), bytes_freed: 0, warnings: Vec::new() };
+    for result in results {
+        all.decisions.extend(result.decisions);
+        all.bytes_freed += result.bytes_freed;
+        all.warnings.extend(result.warnings);
+    }
+    let places = places(backups);
+    all.decisions.sort_by_key(|decision| places.get(decision.id.as_str()).copied());
+    all
+}
+
+/// The backups that a policy is applied to, those of each project by themselves: only of the store's project if that exists. No project's
+/// backups take the place of another one's.
+fn by_project(store: &Store, backups: Vec<Backup>, warnings: &mut Vec<Warning>) -> Vec<Vec<Backup>> {
+    if store.home().is_none() {
+        let mut groups: BTreeMap<Option<String>, Vec<Backup>> = BTreeMap::new();
+        for backup in backups {
+            groups.entry(backup.project.clone()).or_default().push(backup);
+        }
+        return groups.into_values().collect();
+    }
+    let (own, others): (Vec<Backup>, Vec<Backup>) = backups.into_iter().partition(|backup| store.is_own(backup));
+    if !others.is_empty() {
+        let (count, dir) = (others.len(), store.dir().display());
+        let message = format!(
+            "{count} backups in {dir} are of other projects, or of this one where it lay before, and were left alone: `kg diag prune \
+             --output {dir}` outside of any project decides on all, on those of each project by themselves"
+        );
+        warnings.push(Warning::new(WarningCode::Store, message));
+    }
+    vec![own]
+}
+
+/// Applies the policy after a backup, to those of its project among all that are listed, in a store that was swept.
+pub fn apply_after(
+    store: &Store,
+    lock: &StoreLock,
+    policy: &Policy,
+    listed: Vec<Backup>,
+    made: &Backup,
+) -> PruneResult {
+    let backups = listed.iter().filter(|backup| backup.project == made.project).cloned().collect();
+    apply(store, &mut store.removal(lock, listed), backups, policy, Some(&made.id))
+}
+
+/// What cannot be removed is said in its decision; the others are removed all the same.
+fn apply(
+    store: &Store,
+    removal: &mut Removal<'_>,
+    backups: Vec<Backup>,
+    policy: &Policy,
+    made: Option<&str>,
+) -> PruneResult {
+    let mut decisions = decide(&backups, policy, Timestamp::now(), made);
+    // Oldest first, but none before one that rests on it.
+    let places = places(&backups);
+    let doomed = (0..decisions.len()).filter(|place| !decisions[*place].kept);
+    let mut order: Vec<(usize, usize)> = doomed.map(|place| (bases(&backups, &places, place).count(), place)).collect();
+    order.sort_by(|a, b| b.cmp(a));
+    for (_, place) in order {
+        let decision = &mut decisions[place];
+        if let Err(error) = removal.delete(&decision.id, false) {
+            decision.kept = store.may_hold(&decision.id);
+            decision.error = Some(error);
+        }
+    }
+    result(&backups, decisions, false)
+}
+
+fn result(backups: &[Backup], decisions: Vec<Decision>, dry_run: bool) -> PruneResult {
+    let removed = backups.iter().zip(&decisions).filter(|(_, decision)| !decision.kept);
+    let removed: Vec<&Backup> = removed.map(|(backup, _)| backup).collect();
+    let bytes_freed = removed.iter().map(|backup| backup.removable_size()).sum();
+    let warnings = removed.iter().filter_map(|backup| backup.left_behind()).collect();
+    PruneResult { dry_run, decisions, bytes_freed, warnings }
+}
