@@ -1,3 +1,5 @@
+import os from 'node:os';
+
 import { defineConfig } from 'vitest/config';
 
 export default defineConfig({
@@ -5,6 +7,7 @@ export default defineConfig({
     include: ['__test__/*.test.mjs'],
     // Locks belong to a process: each file gets its own.
     pool: 'forks',
+    maxWorkers: os.availableParallelism(),
     testTimeout: 120_000,
     hookTimeout: 120_000,
   },

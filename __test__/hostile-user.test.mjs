@@ -8,8 +8,8 @@ import path from 'node:path';
 
 import { describe, expect, onTestFinished, test } from 'vitest';
 
-import { withDatabase } from './support/project.mjs';
-import { isRoot, projectOf } from './support/users.mjs';
+import { makeProject, withDatabase } from './support/project.mjs';
+import { isRoot, notOwnedBy, projectOf } from './support/users.mjs';
 
 const OWNER = 1001;
 /** How often root runs each command while the owner swaps. */
@@ -248,6 +248,42 @@ const COMMANDS = [
 const SWAPPED = ['.kg', '.kg/backups', '.kg/cache', '.kg/restore-undo', '.kg/logs', '.kg/plugins', '.kg/knowledge.db', '.kg/config.json', '.kg/backups/kg-backup-'];
 /** Of a name that only a run has, a swap meets it or not. */
 const PASSING = ['.kg/restore-staging-', '.kg/.kg-partial-', '.kg/cache/.kg-partial-', '.kg/backups/.kg-partial-', '.kg/backups/.kg-snapshot-'];
+
+test.runIf(isRoot)('root changes nothing in the project by a path that the owner could make lead elsewhere', () => {
+  const { asRoot, root, run, at, executable, base } = setUp({ nodes: 300 });
+  const store = path.join(base, 'store');
+  const { id } = JSON.parse(asRoot('diag', 'backup', '--json').stdout);
+  expect(asRoot('diag', 'backup', '--output', store).status).toBe(0);
+  const log = path.join(base, 'strace');
+  const calls = 'openat,open,creat,chmod,chown,lchown,fchmodat,fchownat,rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,mkdir,mkdirat,rmdir,truncate,utimensat';
+  /** The calls of a command that change something below the project, and name it by its whole path. */
+  const byPath = (args) => {
+    const command = args.map((arg) => ({ ID: id, STORE: store })[arg] ?? arg);
+    run(['strace', '-f', '-o', log, '-e', `trace=${calls}`, executable, ...(['config', 'serve'].includes(args[0]) ? [] : ['diag']), ...command]);
+    const changes = (line) => !/ open(at)?\(/.test(line) || /O_(WRONLY|RDWR|CREAT|TRUNC)/.test(line);
+    return readFileSync(log, 'utf8').split('\n').filter((line) => line.includes(`"${root}/.kg`) && changes(line));
+  };
+  for (const args of COMMANDS) expect([args, byPath(args)]).toEqual([args, []]);
+  const damaged = readFileSync(at('knowledge.db')).fill(7, 5 * 4096, 9 * 4096);
+  writeFileSync(at('knowledge.db'), damaged);
+  expect(byPath(['repair', '--auto'])).toEqual([]);
+  expect(asRoot('diag', 'integrity').status).toBe(0);
+});
+
+test.runIf(isRoot)('what root keeps in a directory of its own stays with root, whoever made a `.kg` above it', () => {
+  const { asRoot, base, run, executable } = setUp();
+  const shared = path.join(base, 'shared');
+  run(['sh', '-c', `mkdir -m 1777 '${shared}' && mkdir '${shared}/store' '${shared}/.kg' && chown ${OWNER}:${OWNER} '${shared}/.kg'`]);
+  const store = path.join(shared, 'store');
+  expect(asRoot('diag', 'backup', '--output', store).status).toBe(0);
+  expect(notOwnedBy(store, 0)).toEqual([]);
+  // A project of root's, even in a directory that is not.
+  const { root: mine } = makeProject({ nodes: 3 });
+  const theirs = path.join(base, 'theirs');
+  run(['sh', '-c', `mkdir -p '${theirs}/.kg' && chown -R ${OWNER}:${OWNER} '${theirs}'`]);
+  expect(spawnSync(executable, ['diag', 'backup', '--output', theirs], { cwd: mine, encoding: 'utf8' })).toMatchObject({ status: 0 });
+  expect(notOwnedBy(theirs, 0).filter((name) => !/^(\.|\.kg|\.kg-store\.lock) /.test(name))).toEqual([]);
+});
 
 /** What killed runs leave, and what is kept no longer: the next run removes it. */
 const LEFTOVERS = ['restore-undo/20200101-000000', 'restore-staging-left', 'backups/.kg-snapshot-left'];

@@ -1,4 +1,5 @@
-// Builds the addon and `kg` and puts both into npm/<platform>/, where index.js and bin/kg.js find them.
+// Builds the addon and `kg` and puts both into npm/<platform>/, where index.js and bin/kg.js find them. With `--dev` as the tests need them:
+// compiled sooner, and with the checks of debug builds.
 
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, rmSync } from 'node:fs';
@@ -8,7 +9,8 @@ import { fileURLToPath } from 'node:url';
 
 const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '..');
 
-const cargo = spawnSync('cargo', ['build', '--release', '--locked'], { cwd: root, stdio: 'inherit' });
+const isDev = process.argv.includes('--dev');
+const cargo = spawnSync('cargo', ['build', '--locked', ...(isDev ? [] : ['--release'])], { cwd: root, stdio: 'inherit' });
 if (cargo.error) console.error(`cargo could not be started (${cargo.error.message}). Install Rust: https://rustup.rs`);
 if (cargo.status !== 0) process.exit(1);
 
@@ -19,5 +21,5 @@ for (const [built, name] of [[library, 'knowledge-graph-agent.node'], ['kg', 'kg
   const to = path.join(target, name);
   // Removed first: a running process keeps the old file, and a copy into it would change its code.
   rmSync(to, { force: true });
-  copyFileSync(path.join(process.env.CARGO_TARGET_DIR ?? path.join(root, 'target'), 'release', built), to);
+  copyFileSync(path.join(process.env.CARGO_TARGET_DIR ?? path.join(root, 'target'), isDev ? 'debug' : 'release', built), to);
 }

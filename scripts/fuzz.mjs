@@ -137,7 +137,7 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const args = process.argv.slice(2);
   const at = args.indexOf('--seconds');
   const [, seconds] = at < 0 ? [] : args.splice(at, 2);
-  await prepare();
+  await prepare('--dev');
   const { executions, failures } = fuzz(args.length > 0 ? args : targets, Number(seconds ?? 60));
   console.log(`${executions} fuzz executions, ${failures} failures`);
   process.exitCode = failures === 0 ? 0 : 1;

@@ -38,13 +38,13 @@ async function packages() {
 }
 
 /** The addon and `kg`. */
-async function build() {
-  await must(process.execPath, path.join(root, 'scripts/build.mjs'));
+async function build(...options) {
+  await must(process.execPath, path.join(root, 'scripts/build.mjs'), ...options);
 }
 
-/** Both at once: the one mostly waits for the network and for a single compiler. */
-export async function prepare() {
-  await Promise.all([packages(), build()]);
+/** Both at once: the one mostly waits for the network and for a single compiler. `options` are those of scripts/build.mjs. */
+export async function prepare(...options) {
+  await Promise.all([packages(), build(...options)]);
 }
 
 /** Programs that the tests compare with; installed where this is root on a Debian system, else named. */

@@ -30,7 +30,7 @@ await tools({
   unshare: 'util-linux',
   zstd: 'zstd',
 });
-await prepare();
+await prepare('--dev');
 
 const total = { passed: 0, failed: 0, skipped: 0 };
 

@@ -47,6 +47,7 @@ use crate::{
     error::{Code, Error, Result, plain},
     project::{Project, STATE_DIR, names},
     sqlite::{
+        aside,
         check::{Pragma, bound, everything, is_unread_schema, read_schema, refused},
         forget_fulltext, look,
         private::{self, Private},
@@ -348,7 +349,7 @@ fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
         return None;
     }
     let alone = check.scratch.join("without-wal");
-    let size = std::fs::copy(path, &alone).ok()?;
+    let size = aside::copy_file(path, &alone).ok()?;
     let mut connection = open(&alone, size, check).ok()?;
     // Pages of two states may well make trees, of which indexes then do not agree with their tables.
     forget_fulltext(&connection);

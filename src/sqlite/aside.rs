@@ -5,11 +5,11 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File, Permissions},
+    fs::{self, File},
     io,
     os::unix::{
         ffi::OsStringExt,
-        fs::{FileExt, MetadataExt, PermissionsExt},
+        fs::{FileExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
 };
@@ -17,7 +17,7 @@ use std::{
 use crate::{
     error::{Code, Error, Result},
     sqlite::files::{companion, names_super_journal},
-    util::scratch::PrivateDir,
+    util::{beneath, scratch::PrivateDir},
 };
 
 /// What travels with a database: without them committed transactions are lost, or half of one is kept.
@@ -75,6 +75,7 @@ pub fn scratch_dir(scratch: &Path) -> Result<PrivateDir> {
 
 /// Copies the database and what travels with it; begun again when any of them changed meanwhile.
 pub fn copy(path: &Path, scratch: &Path) -> Result<Aside> {
+    let path = &beneath::resolve(path).map_err(|cause| Error::io("copy", path, cause))?;
     for _ in 0..ATTEMPTS {
         let before = fingerprints(path);
         let dir = scratch_dir(scratch)?;
@@ -118,9 +119,12 @@ fn super_journal(journal: &File) -> io::Result<Option<(PathBuf, u64)>> {
     Ok(Some((OsString::from_vec(name).into(), begins.saturating_sub(BEFORE_NAME))))
 }
 
-fn copy_file(from: &Path, to: &Path) -> Result<()> {
-    fs::copy(from, to).map_err(|cause| Error::io("copy", from, cause))?;
-    fs::set_permissions(to, Permissions::from_mode(0o600)).map_err(|cause| Error::io("change", to, cause))
+/// Copies a file that is no link to a new one, for this user alone; how many bytes these are.
+pub fn copy_file(from: &Path, to: &Path) -> Result<u64> {
+    let mut source = beneath::open_file(from).map_err(|cause| Error::io("copy", from, cause))?;
+    let made = File::options().write(true).create_new(true).mode(0o600).open(to);
+    let mut new = made.map_err(|cause| Error::io("write", to, cause))?;
+    io::copy(&mut source, &mut new).map_err(|cause| Error::io("copy", from, cause))
 }
 
 type Fingerprint = io::Result<(u64, u64, i64, i64)>;

@@ -18,7 +18,7 @@ use crate::{
     error::{Code, Error, Result},
     util::{
         durable,
-        scratch::{PrivateDir, Scratch, free_bytes},
+        scratch::{PrivateDir, Scratch, free_bytes, safe_parent},
         task::Cancel,
         tolerated,
     },
@@ -76,7 +76,7 @@ pub fn copy(
 pub fn keep(path: &Path, to: &Path, lock_timeout: Duration) -> Result<()> {
     let failed = |cause| Error::io("write", to, cause);
     let dir = to.parent().unwrap_or(to);
-    let scratch = Scratch::new(dir, KEPT_PREFIX)?;
+    let scratch = Scratch::new(&safe_parent(dir), KEPT_PREFIX)?;
     let copy = copy(path, scratch.path(), lock_timeout, &Cancel::default(), &|_| {}).map_err(no_room)?;
     if let Some(error) = copy.refused {
         return Err(error);

@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
-    util::{hex::hex, task::Cancel, tolerated},
+    util::{beneath, hex::hex, task::Cancel, tolerated},
 };
 
 /// One database to replace.
@@ -126,7 +126,7 @@ const OWN: [std::ops::Range<usize>; 4] = [18..20, 24..32, 40..44, 92..100];
 pub fn content_digest(new: &Path) -> Result<String> {
     const PIECE_BYTES: usize = 1 << 20;
     let failed = |cause| Error::io("read", new, cause);
-    let mut file = File::open(new).map_err(failed)?;
+    let mut file = beneath::open_file(new).map_err(failed)?;
     let mut hasher = Sha256::new();
     let (mut piece, mut is_first) = (vec![0; PIECE_BYTES], true);
     loop {
@@ -235,7 +235,7 @@ fn keep_snapshot(live: &Path, keep: &File) -> Result<()> {
 /// Returns the open file of the database.
 fn keep_file(live: &Path, mut keep: &File) -> Result<File> {
     let failed = |cause| Error::io("keep a copy of", live, cause);
-    let mut file = File::open(live).map_err(failed)?;
+    let mut file = beneath::open_file(live).map_err(failed)?;
     keep.rewind()
         .and_then(|()| io::copy(&mut file, &mut keep))
         .and_then(|_| tolerated::sync(keep, live))

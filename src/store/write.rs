@@ -26,7 +26,6 @@ use crate::{
     },
     error::{Code, Error, Result, Warning, WarningCode},
     sqlite::aside,
-    system::paths,
     util::{
         durable::{self, PARTIAL_PREFIX, Partial},
         scratch::{self, PrivateDir, Scratch, remove_tree},
@@ -106,17 +105,12 @@ impl Store {
     }
 
     fn room(&self, encrypted: bool) -> Result<Room> {
-        let is_exposed = || paths::replaceable(&self.dir.join("room")).is_some();
-        if !encrypted && !is_exposed() {
+        let parent = if encrypted { std::env::temp_dir() } else { scratch::safe_parent(&self.dir) };
+        if parent == self.dir {
             return aside::scratch_dir(&self.dir).map(Room::Beside);
         }
-        match Scratch::new(&std::env::temp_dir(), PRIVATE_PREFIX) {
-            // A container may have no such directory. What is encrypted lies nowhere else.
-            Err(error) if !encrypted && matches!(error.code, Code::PermissionDenied | Code::Io) => {
-                aside::scratch_dir(&self.dir).map(Room::Beside)
-            }
-            scratch => scratch.map(Room::Private),
-        }
+        let room = Scratch::new(&parent, PRIVATE_PREFIX).map(Room::Private);
+        room.map_err(|error| Error { remedy: format!("{}; or set TMPDIR to another directory", error.remedy), ..error })
     }
 
     /// Removes a backup, and with `cascade` those that rest on it; without, such a backup is refused. Where one of them is

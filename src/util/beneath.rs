@@ -215,6 +215,15 @@ pub fn resolve_if_there(path: PathBuf) -> Result<PathBuf> {
     }
 }
 
+/// Opens the regular file at `path` to read it, which is no link itself.
+pub fn open_file(path: &Path) -> io::Result<File> {
+    let file = Dir::around(path)?.open(OFlag::O_RDONLY, 0)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    Ok(file)
+}
+
 /// What the link at `path` says, if it counts: see [`Dir::open`].
 pub fn read_link(path: &Path) -> io::Result<PathBuf> {
     let place = Dir::around(path)?;

@@ -143,9 +143,31 @@ fn around(path: &Path, action: &str) -> Result<Place> {
 /// it is, and so does the file.
 pub fn publish_new(from: &Path, to: &Path) -> Result<()> {
     let (from, new) = (around(from, "write")?, around(to, "write")?);
-    move_new(&from, &new, Place::rename_new).map_err(|cause| Error::io("write", to, cause))?;
+    let moved = match move_new(&from, &new, Place::rename_new) {
+        Err(cause) if cause.kind() == io::ErrorKind::CrossesDevices => copy_new(&from, &new),
+        moved => moved,
+    };
+    moved.map_err(|cause| Error::io("write", to, cause))?;
     ownership::settle(&new);
     new.dir().sync()
+}
+
+/// To another file system.
+fn copy_new(from: &Place, to: &Place) -> io::Result<()> {
+    let mut source = from.open(OFlag::O_RDONLY, 0)?;
+    let found = source.metadata()?;
+    let mut copy = Partial::make(to.dir().path(), 0o600)?;
+    io::copy(&mut source, &mut copy)?;
+    tolerated::attributes(copy.file.set_permissions(found.permissions()), &to.path())?;
+    let owned = copy.file.metadata()?;
+    if (owned.uid(), owned.gid()) != (found.uid(), found.gid()) {
+        // Only root may; then it is a warning of the run.
+        let _ = copy.place.give_to((found.uid(), found.gid()));
+    }
+    tolerated::sync(&copy.file, &to.path())?;
+    move_new(&copy.place, to, Place::rename_new)?;
+    copy.is_published = true;
+    from.unlink()
 }
 
 /// Where a file system knows neither a rename that replaces nothing nor hard links (FAT, some network mounts), the name is taken by an

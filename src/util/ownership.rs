@@ -20,31 +20,40 @@ use crate::{
     util::beneath::{Dir, Occupant, Place},
 };
 
-/// The directories of [`Shared`], without links, and the owner of the project.
-static SHARED: Mutex<Vec<(PathBuf, u32)>> = Mutex::new(Vec::new());
+/// The stores of the runs of this process.
+static SHARES: Mutex<Vec<Share>> = Mutex::new(Vec::new());
 
-/// While this lives, what root makes in a store outside the project belongs to the owner of the project, wherever the
-/// directory is that owner's too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Share {
+    /// Without links.
+    store: PathBuf,
+    /// The root of the project whose store it is, without links, and the owner of its `.kg`.
+    project: PathBuf,
+    owner: u32,
+}
+
+/// While this lives, what root makes in the store of a project belongs to the owner of the project, wherever the directory is that owner's too or
+/// lies in a project that is.
 #[derive(Debug)]
 #[must_use]
-pub struct Shared(PathBuf, u32);
+pub struct Shared(Share);
 
 /// `store` need not exist yet; `state` is the directory `.kg` of the project.
 pub fn share(store: &Path, state: &Path) -> Option<Shared> {
     let owner = fs::metadata(state).ok().filter(|_| nix::unistd::geteuid().is_root())?.uid();
-    let shared = Shared(resolve(store), owner);
-    shares().push((shared.0.clone(), owner));
-    Some(shared)
+    let share = Share { store: resolve(store), project: resolve(state.parent()?), owner };
+    shares().push(share.clone());
+    Some(Shared(share))
 }
 
-fn shares() -> MutexGuard<'static, Vec<(PathBuf, u32)>> {
-    SHARED.lock().unwrap_or_else(PoisonError::into_inner)
+fn shares() -> MutexGuard<'static, Vec<Share>> {
+    SHARES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         let mut shares = shares();
-        if let Some(at) = shares.iter().position(|(dir, owner)| (dir, *owner) == (&self.0, self.1)) {
+        if let Some(at) = shares.iter().position(|share| *share == self.0) {
             shares.swap_remove(at);
         }
     }
@@ -56,23 +65,31 @@ pub fn settle(made: &Place) {
         return;
     }
     let dir = made.dir().path();
-    let state = dir.ancestors().find_map(|dir| match dir.file_name() {
-        Some(name) if name == STATE_DIR => fs::metadata(dir).ok(),
-        _ => fs::metadata(dir.join(STATE_DIR)).ok(),
-    });
-    match state.filter(Metadata::is_dir) {
-        Some(owner) => give(made, &owner),
-        None => settle_in_store(made, dir),
+    let owner = match dir.ancestors().find(|dir| dir.file_name().is_some_and(|name| name == STATE_DIR)) {
+        Some(state) => fs::metadata(state).ok(),
+        None => owner_in_store(dir).unwrap_or_else(|| owner_beside_state(dir)),
+    };
+    if let Some(owner) = owner {
+        give(made, &owner);
     }
 }
 
-/// Also directories on the way to the store.
-fn settle_in_store(made: &Place, dir: &Path) {
-    let Ok(owner) = fs::metadata(dir) else { return };
-    let is_of = |(store, of): &(PathBuf, u32)| store.starts_with(dir) && *of == owner.uid();
-    if shares().iter().any(is_of) {
-        give(made, &owner);
-    }
+/// Who owns what is made in `dir`, if that is a store or lies on the way to one. Whose `.kg` lies above it says nothing: anybody could have put it
+/// there.
+fn owner_in_store(dir: &Path) -> Option<Option<Metadata>> {
+    let shares: Vec<Share> = shares().iter().filter(|share| share.store.starts_with(dir)).cloned().collect();
+    let owner_of = |share: &Share| {
+        let dirs = [Some(dir), Some(share.project.as_path()).filter(|project| dir.starts_with(project))];
+        let found = dirs.into_iter().flatten().filter_map(|dir| fs::metadata(dir).ok());
+        found.into_iter().find(|found| found.uid() == share.owner)
+    };
+    (!shares.is_empty()).then(|| shares.iter().find_map(owner_of))
+}
+
+/// Who owns what is made in `dir`, if that is a directory of the owner of the project that it lies in.
+fn owner_beside_state(dir: &Path) -> Option<Metadata> {
+    let state = dir.ancestors().find_map(|dir| fs::metadata(dir.join(STATE_DIR)).ok()).filter(Metadata::is_dir)?;
+    fs::metadata(dir).is_ok_and(|found| found.uid() == state.uid()).then_some(state)
 }
 
 /// Gives what root just made at `path` to the owner of the directory that it lies in.

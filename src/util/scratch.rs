@@ -14,6 +14,7 @@ use nix::fcntl::OFlag;
 
 use crate::{
     error::{Error, Result},
+    system::paths,
     util::{
         beneath::{Dir, Place},
         durable, lock,
@@ -129,6 +130,12 @@ fn make_writable(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Where to make a private directory that belongs into `dir`: there, unless others could put something else in its place, or else in the system's
+/// directory for temporary files.
+pub fn safe_parent(dir: &Path) -> PathBuf {
+    if paths::replaceable(&dir.join("private")).is_some() { std::env::temp_dir() } else { dir.to_path_buf() }
 }
 
 /// A private directory that another run of this user removes after a kill.

@@ -28,7 +28,8 @@ use crate::{
     salvage::{readable::Readable, report::Salvaged, salvage as read_into},
     sqlite::aside::{self, fingerprints},
     util::{
-        scratch::Scratch,
+        durable,
+        scratch::{Scratch, safe_parent},
         task::Cancel,
         tolerated::{self, Refused},
     },
@@ -50,14 +51,14 @@ pub fn salvage(resolved: &Resolved, database: &Path, part: Part, lock_timeout: D
     let location = location_of(project, database, &mut target);
     // Asked before the work as well as after it: the lock does not outlive the reading.
     drop(claim(&target, &location).map_err(without_force)?);
-    let staging = Scratch::new(&project.state_dir(), STAGING_PREFIX)?;
-    let new = staging.path().join(NEW_DATABASE);
+    let work = Scratch::new(&safe_parent(&project.state_dir()), STAGING_PREFIX)?;
+    let new = work.path().join(NEW_DATABASE);
     let is_documented = part != Part::Database || resolved.is_graph;
     let fallback = if is_documented { documented::schema_of(part) } else { &[] };
     let before = content_of(database);
     let cancel = Cancel::default();
     // On a copy: SQLite may write while it reads a damaged database.
-    let readable = Readable::of(&aside::copy(database, staging.path())?.database(), &cancel)?;
+    let readable = Readable::of(&aside::copy(database, work.path())?.database(), &cancel)?;
     let mut report = read_into(database, &new, fallback, &cancel)?;
     if is_nothing(&report) {
         return Err(nothing(database));
@@ -68,6 +69,8 @@ pub fn salvage(resolved: &Resolved, database: &Path, part: Part, lock_timeout: D
         return Err(fewer(database, &lacks));
     }
     dress_as(database, &new)?;
+    let staging = Scratch::new(&project.state_dir(), STAGING_PREFIX)?;
+    durable::publish_new(&new, &staging.path().join(NEW_DATABASE))?;
     let undo_dir = undo::free_dir(root)?;
     let staged_in = staging.path().file_name().unwrap_or_default().to_string_lossy();
     let from = format!("{STATE_DIR}/{staged_in}/{NEW_DATABASE}");

@@ -1,6 +1,6 @@
 //! Databases to damage, and which pages each of their rows lies on.
 
-#[allow(dead_code, reason = "each test needs some of it")]
+pub mod beside;
 pub mod damage;
 
 use std::{

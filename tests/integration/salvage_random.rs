@@ -2,11 +2,9 @@
 //!
 //! `SALVAGE_CASES=2000 cargo test --test salvage_random -- --nocapture` looks further.
 
-mod support;
-
 use std::collections::BTreeMap;
 
-use support::{
+use crate::support::{
     Intact, Variant, build,
     damage::{Tally, judge, noise},
 };

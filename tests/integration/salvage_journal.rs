@@ -1,8 +1,5 @@
 //! A killed writer leaves a rollback journal: what is salvaged is the database as it was before that transaction.
 
-#[path = "support/beside.rs"]
-mod beside;
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -11,7 +8,7 @@ use std::{
 use kg_backup::salvage::report::{LogUse, Salvaged};
 use rusqlite::Connection;
 
-use self::beside::salvage_beside;
+use crate::support::beside::salvage_beside;
 
 const PAGE: usize = 1024;
 

@@ -1,7 +1,5 @@
 //! Databases that are damaged in every way that the format has: what is whole comes back, and nothing else.
 
-mod support;
-
 use std::{collections::BTreeMap, fs};
 
 use kg_backup::{
@@ -10,7 +8,8 @@ use kg_backup::{
 };
 use proptest::prelude::*;
 use rusqlite::Connection;
-use support::{
+
+use crate::support::{
     Intact, Variant, build,
     damage::{Tally, judge, noise},
 };
@@ -90,7 +89,7 @@ fn damaged_pages_cost_no_row_on_another_page_and_invent_none() {
         assert_eq!(tally.saved + tally.aside, tally.whole, "{kind}");
         assert!(tally.aside == 0 || kind.starts_with("schema"), "{kind}: {tally:?}");
     }
-    assert!(include_str!("../docs/salvage-results.md").contains(&table), "the document says what happens");
+    assert!(include_str!("../../docs/salvage-results.md").contains(&table), "the document says what happens");
 }
 
 #[test]
@@ -227,7 +226,7 @@ fn where_the_first_page_is_lost_each_row_is_in_its_table_or_in_lost_and_found() 
     }
     let row = format!("| first, zeros or noise | {} | {} | {} | {} |\n", sum.cases, sum.whole, sum.saved, sum.aside);
     println!("{row}");
-    assert!(include_str!("../docs/salvage-results.md").contains(&row), "the document says what happens");
+    assert!(include_str!("../../docs/salvage-results.md").contains(&row), "the document says what happens");
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! What the format can hold besides plain tables, and lists of pages that lead in a circle: rows come back as they were.
 
-mod support;
-
 use std::{collections::BTreeMap, fs, path::Path};
 
 use kg_backup::{
@@ -12,7 +10,8 @@ use kg_backup::{
     util::task::Cancel,
 };
 use rusqlite::{Connection, types::Value};
-use support::{Intact, SCHEMA, TABLES, Variant, all_rows, build, damage::judge};
+
+use crate::support::{Intact, SCHEMA, TABLES, Variant, all_rows, build, damage::judge};
 
 const PAGE: usize = 1024;
 
@@ -200,7 +199,7 @@ fn intact() -> Intact {
 }
 
 /// What comes out of these bytes.
-fn salvaged(bytes: &[u8]) -> (BTreeMap<&'static str, Vec<support::Row>>, Salvaged) {
+fn salvaged(bytes: &[u8]) -> (BTreeMap<&'static str, Vec<crate::support::Row>>, Salvaged) {
     let dir = tempfile::tempdir().unwrap();
     let (source, target) = (dir.path().join("damaged.db"), dir.path().join("salvaged.db"));
     fs::write(&source, bytes).unwrap();

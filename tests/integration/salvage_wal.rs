@@ -2,9 +2,6 @@
 //! its own, or copied from another project. SQLite replays it wherever salts and checksums are right. Salvage takes it only
 //! where it may be the right one.
 
-#[path = "support/beside.rs"]
-mod beside;
-
 use std::{
     collections::BTreeMap,
     fs,
@@ -14,7 +11,7 @@ use std::{
 use kg_backup::salvage::report::{LogUse, Salvaged};
 use rusqlite::Connection;
 
-use self::beside::salvage_beside;
+use crate::support::beside::salvage_beside;
 
 const SCHEMA: &str =
     "CREATE TABLE nodes (a INTEGER PRIMARY KEY, b TEXT UNIQUE, c TEXT); CREATE INDEX by_c ON nodes (c)";
