@@ -288,6 +288,9 @@ describe.skipIf(!isRoot)('a store of a group', () => {
       expect(as(user, 'health', '--backup-dir', backups).status).toBe(0);
     }
     expect(as(USER + 1, 'backup', '--delete', made.at(-1), '--cascade', '--output', backups)).toMatchObject(done);
+    // Where others may write, copies go to TMPDIR; a container may have none.
+    expect(run(['setpriv', `--reuid=${USER}`, `--regid=${GROUP}`, '--clear-groups', executable, 'diag', 'backup', '--output', backups], { TMPDIR: '/nowhere' }).status).toBe(0);
+    expect(run([executable, 'diag', 'backup', '--output', backups], { TMPDIR: '/nowhere' })).toMatchObject({ status: 4, stderr: expect.stringContaining('set TMPDIR to another directory') });
     // Unless the settings say otherwise.
     const readers = (mode) => {
       expect(run([executable, 'config', 'set', 'backup.mode', mode]).status).toBe(0);

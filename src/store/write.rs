@@ -7,6 +7,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use nix::unistd::geteuid;
 
 use super::{
     Backup, Store, StoreLock,
@@ -109,8 +110,14 @@ impl Store {
         if parent == self.dir {
             return aside::scratch_dir(&self.dir).map(Room::Beside);
         }
-        let room = Scratch::new(&parent, PRIVATE_PREFIX).map(Room::Private);
-        room.map_err(|error| Error { remedy: format!("{}; or set TMPDIR to another directory", error.remedy), ..error })
+        match Scratch::new(&parent, PRIVATE_PREFIX) {
+            // A container may have no such directory. Root does not go on where another user could have it write anywhere.
+            Err(_) if !encrypted && !geteuid().is_root() => aside::scratch_dir(&self.dir).map(Room::Beside),
+            room => room.map(Room::Private).map_err(|error| Error {
+                remedy: format!("{}; or set TMPDIR to another directory", error.remedy),
+                ..error
+            }),
+        }
     }
 
     /// Removes a backup, and with `cascade` those that rest on it; without, such a backup is refused. Where one of them is
