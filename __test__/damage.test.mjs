@@ -1,5 +1,5 @@
 // Any changed, missing or added byte is caught, with the neighbours of an archive and without them, and a restore of a
-// damaged archive leaves the target as it was. tests/damage.rs changes every single byte of a small archive.
+// damaged archive leaves the target as it was. tests/integration/damage.rs changes every single byte of a small archive.
 
 import { appendFileSync, copyFileSync, existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import path from 'node:path';

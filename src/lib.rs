@@ -9,7 +9,7 @@
 //! restore   store ─▶ gunzip, all cores ─▶ tar ─▶ checked against the manifest ─▶ staging ─▶ reader applies it
 //! ```
 //!
-//! Each folder is a layer, and imports only those below it in this table; `tests/layers.rs` keeps it so.
+//! Each folder is a layer, and imports only those below it in this table; `tests/integration/layers.rs` keeps it so.
 //!
 //! | layer | what it is |
 //! | --- | --- |

@@ -1,6 +1,6 @@
 //! Random databases with random damage: what lies on untouched pages comes back, and nothing that was not there.
 //!
-//! `SALVAGE_CASES=2000 cargo test --test salvage_random -- --nocapture` looks further.
+//! `SALVAGE_CASES=2000 cargo test --test integration salvage_random -- --nocapture` looks further.
 
 use std::collections::BTreeMap;
 
