@@ -26,6 +26,7 @@ mod tests;
 pub mod vectors;
 
 use std::{
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -349,6 +350,10 @@ fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
         return None;
     }
     let alone = check.scratch.join("without-wal");
+    // What is damaged is checked twice.
+    std::fs::remove_file(&alone)
+        .or_else(|cause| if cause.kind() == ErrorKind::NotFound { Ok(()) } else { Err(cause) })
+        .ok()?;
     let size = aside::copy_file(path, &alone).ok()?;
     let mut connection = open(&alone, size, check).ok()?;
     // Pages of two states may well make trees, of which indexes then do not agree with their tables.
