@@ -1,5 +1,5 @@
-// A system call fails in the midst of each command, or the command is killed at it: earlier backups stay, what is said to have failed has
-// not happened, what is there is the old or the new, nothing panics, and the next run works.
+// A system call fails in each command, or the command is killed at it. Earlier backups stay. A command that reports a failure has changed
+// nothing, the project is in its old state or the new one, nothing panics, and the next run works.
 //
 // It is the k-th call of a thread, of every kind of call and error; of writes that are torn, the k-th of the process. `npm run test:long`
 // tries each k; otherwise a few are drawn, from the same numbers every time.

@@ -270,7 +270,7 @@ test.runIf(isRoot)('root changes nothing in the project by a path that the owner
   expect(asRoot('diag', 'integrity').status).toBe(0);
 });
 
-test.runIf(isRoot)('what root keeps in a directory of its own stays with root, whoever made a `.kg` above it', () => {
+test.runIf(isRoot)('what root keeps in a directory of its own stays with root, also where another user made a `.kg` above it', () => {
   const { asRoot, base, run, executable } = setUp();
   const shared = path.join(base, 'shared');
   run(['sh', '-c', `mkdir -m 1777 '${shared}' && mkdir '${shared}/store' '${shared}/.kg' && chown ${OWNER}:${OWNER} '${shared}/.kg'`]);
@@ -326,7 +326,7 @@ describe.runIf(isRoot)('while the owner swaps directories and files of the proje
         try { names = fs.readdirSync(dir).filter((name) => name === start || (/-$/.test(start) && name.startsWith(start))); } catch {}
         for (const name of names.slice(0, 1)) {
           const [at, away] = [path.join(dir, name), path.join(dir, 'away')];
-          // A name that only this run has leads to what is there in any case.
+          // Root's project has no file of a name that only this run uses: then the link leads to the directory.
           const to = fs.existsSync(path.join(mine, at)) ? path.join(mine, at) : path.join(mine, dir);
           try {
             fs.renameSync(at, away);
@@ -341,7 +341,7 @@ describe.runIf(isRoot)('while the owner swaps directories and files of the proje
       console.log('ready');
       swap();`;
     const as = [`--reuid=${OWNER}`, `--regid=${OWNER}`, '--clear-groups', process.execPath, '-e', swaps, swapped, mine, ...LEFTOVERS];
-    // The owner cannot look into root's directory, but knows what is in there.
+    // The owner cannot list root's directory, but knows the names in it.
     run(['chmod', '711', secrets]);
     const node = spawn('setpriv', as, { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] });
     onTestFinished(() => node.kill('SIGKILL'));

@@ -89,14 +89,14 @@ test('a reader ends with its host, and the next run removes what both left', asy
   expect(readdirSync(project.backups).sort()).toEqual(['.kg-store.lock', name, `${name}.manifest.json`, 'latest.tar.gz']);
 });
 
-describe('a key that is a pipe to which nobody writes', () => {
+describe('a key in a pipe that no process writes to', () => {
   const waiting = () => {
     const project = makeProject({ nodes: 5 });
     const passphraseFile = path.join(path.dirname(project.root), 'key');
     run('mkfifo', [passphraseFile]);
     return { project, config: { encryption: { passphraseFile } } };
   };
-  /** The reader that opens the pipe, for as long as nobody else does (fifo(7)). */
+  /** The reader that waits in its open of the pipe for a writer (fifo(7)). */
   const waits = (host) =>
     readersOf(host.pid).find((reader) => {
       try {

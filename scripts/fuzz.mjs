@@ -22,16 +22,15 @@ export const targets = readdirSync(path.join(fuzzDir, 'fuzz_targets'))
   .filter((file) => readFileSync(path.join(fuzzDir, 'fuzz_targets', file), 'utf8').includes('fuzz_target!'))
   .map((file) => path.basename(file, '.rs'));
 
-const worked = (command, ...args) => spawnSync(command, args, { cwd: root, stdio: 'ignore' }).status === 0;
-
 /** Calls cargo-fuzz, as it is on this machine. */
 function cargoFuzz() {
   const tools = path.join(root, 'target/tools');
   const env = { ...process.env, CARGO_PROFILE_RELEASE_LTO: 'off', CARGO_PROFILE_RELEASE_STRIP: 'none', PATH: `${tools}/bin:${process.env.PATH}` };
-  if (spawnSync('cargo', ['fuzz', '--version'], { env, stdio: 'ignore' }).status !== 0) {
+  const has = (...args) => spawnSync('cargo', [...args, '--version'], { env, stdio: 'ignore' }).status === 0;
+  if (!has('fuzz')) {
     execFileSync('cargo', ['install', 'cargo-fuzz', '--version', CARGO_FUZZ, '--locked', '--root', tools], { stdio: 'inherit' });
   }
-  const hasNightly = worked('cargo', '+nightly', '--version');
+  const hasNightly = has('+nightly');
   const options = ['--fuzz-dir', fuzzDir, '--target-dir', work, '--sanitizer', hasNightly ? 'address' : 'none'];
   return (command, args, { tmp = os.tmpdir(), ...more } = {}) =>
     spawnSync('cargo', [...(hasNightly ? ['+nightly'] : []), 'fuzz', command, ...options, ...args], { cwd: root, env: { ...env, TMPDIR: tmp }, encoding: 'utf8', maxBuffer: 1 << 30, ...more });
@@ -68,7 +67,7 @@ function seeds() {
     archive: contents,
     cron: CRON,
     // The first byte says how the rest comes.
-    delta: [...pages, database].map((bytes) => Buffer.concat([bytes, Buffer.from([200])])),
+    delta: [...pages, database].map((bytes) => Buffer.concat([Buffer.from([200]), bytes])),
     journal: [true, false].map((decided) => JSON.stringify(journal(decided, JSON.parse(record)))),
     manifest: manifests,
     protocol: FRAMES,
@@ -89,7 +88,7 @@ const FRAMES = [
 
 const SETTINGS = [
   { theme: 1, database: { path: 'data/graph.db' }, backup: { dir: '/backups', encrypt: true, recipients: ['age1'], passphraseFile: 'key', listen: '127.0.0.1:9', keep: { daily: 7, weekly: 4 } } },
-  { backup: { retention: 30, maxBackups: 10, schedule: '0 2 * * *', timeZone: 'Europe/Berlin', type: 'incremental', compression: 'zstd', compress: true } },
+  { backup: { retention: 30, maxBackups: 10, schedule: '0 2 * * *', timezone: 'Europe/Berlin', type: 'incremental', compression: 'zstd' } },
 ];
 
 /** A journal of an interrupted restore; `@` is the directory beside the project. */

@@ -26,7 +26,6 @@ mod tests;
 pub mod vectors;
 
 use std::{
-    io::ErrorKind,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -54,7 +53,7 @@ use crate::{
         private::{self, Private},
         snapshot::{self, Conditions, Taken},
     },
-    util::{task::Cancel, threads::start_in},
+    util::{durable, task::Cancel, threads::start_in},
 };
 
 /// What the names of scratch directories of checks start with.
@@ -351,9 +350,7 @@ fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
     }
     let alone = check.scratch.join("without-wal");
     // What is damaged is checked twice.
-    std::fs::remove_file(&alone)
-        .or_else(|cause| if cause.kind() == ErrorKind::NotFound { Ok(()) } else { Err(cause) })
-        .ok()?;
+    durable::remove(&alone).ok()?;
     let size = aside::copy_file(path, &alone).ok()?;
     let mut connection = open(&alone, size, check).ok()?;
     // Pages of two states may well make trees, of which indexes then do not agree with their tables.

@@ -6,10 +6,6 @@ use std::{
     os::fd::AsFd,
     path::Path,
     process::ExitCode,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
 };
 
 use super::{
@@ -88,9 +84,9 @@ pub fn main() -> ExitCode {
     };
     // A restore or repair that has begun is carried to its end even when nobody waits for it any more.
     let changes = matches!(request, Request::Apply(_) | Request::Undo(_) | Request::Tidy(_) | Request::Repair(_));
-    let may_end = Arc::new(AtomicBool::new(!changes));
     let mut client = Pipe { out };
-    let answered = match end_with_client(may_end) {
+    let ready = if changes { Ok(()) } else { end_with_client() };
+    let answered = match ready {
         Ok(()) => answer(request, &mut client, &Cancel::default()),
         Err(error) => client.message(Message::Failed { error }),
     };
@@ -101,13 +97,11 @@ pub fn main() -> ExitCode {
 }
 
 /// Ends this process when the client's side of standard input closes: the client ended, however it did.
-fn end_with_client(may_end: Arc<AtomicBool>) -> Result<()> {
+fn end_with_client() -> Result<()> {
     let waiting = threads::start("kg-client", move || {
         // Nothing more is ever said on standard input, so this returns at its end.
         let _ = io::stdin().lock().read(&mut [0]);
-        if may_end.load(Ordering::Acquire) {
-            std::process::exit(1);
-        }
+        std::process::exit(1);
     });
     waiting.map(drop)
 }

@@ -19,7 +19,7 @@ use rusqlite::ffi;
 
 use crate::{
     error::{Code, Error, Result},
-    util::beneath::{self, Dir},
+    util::beneath::Dir,
 };
 
 thread_local! {
@@ -121,7 +121,7 @@ unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
 #[allow(unsafe_code, reason = "SQLite calls it")]
 unsafe extern "C" fn readlink(path: *const c_char, buffer: *mut c_char, length: libc::size_t) -> libc::ssize_t {
     // SAFETY: as in `open`.
-    let target = match beneath::read_link(unsafe { path_of(path) }) {
+    let target = match Dir::around(unsafe { path_of(path) }).and_then(|link| link.read_link()) {
         Ok(target) => target,
         Err(cause) => return failed(&cause) as libc::ssize_t,
     };

@@ -9,7 +9,7 @@ use std::{
     io::{self, Read},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::fs::{MetadataExt, PermissionsExt},
+        unix::fs::PermissionsExt,
     },
     path::{Component, Path, PathBuf},
     sync::OnceLock,
@@ -56,6 +56,9 @@ const ON_THE_WAY: OFlag = DIRECTORY.union(OFlag::O_PATH);
 #[cfg(not(target_os = "linux"))]
 const ON_THE_WAY: OFlag = DIRECTORY;
 
+/// Where a directory or a link had to be, and something else is.
+const NO_LINK: Errno = Errno::ENOTDIR;
+
 /// As many links as Linux follows on one path (path_resolution(7)).
 const MOST_LINKS: usize = 40;
 
@@ -64,8 +67,12 @@ impl Dir {
     /// where it leads to a directory of that user: it cannot have this user write where its owner may not. `KG_UNSAFE_FILE`, inside the error, if it
     /// leads elsewhere.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let Dir { fd, path } = Dir::reach(path)?;
-        Ok(Dir { fd: openat(fd, ".", DIRECTORY, Mode::empty())?, path })
+        Ok(Dir::reach(path)?.readable()?)
+    }
+
+    /// The same directory, so that it can be read and synced.
+    fn readable(&self) -> nix::Result<Self> {
+        Ok(Dir { fd: openat(&self.fd, ".", DIRECTORY, Mode::empty())?, path: self.path.clone() })
     }
 
     /// As [`Dir::open`], for what need not be readable: only names in it can be asked for.
@@ -115,7 +122,7 @@ impl Dir {
         let link = openat(&self.fd, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
         match readlinkat(&link, "") {
             // It is no link.
-            Err(Errno::ENOENT | Errno::EINVAL) => Err(Errno::ENOTDIR.into()),
+            Err(Errno::ENOENT | Errno::EINVAL) => Err(NO_LINK.into()),
             target => Ok((target?.into(), fstat(&link)?.st_uid)),
         }
     }
@@ -123,7 +130,7 @@ impl Dir {
     #[cfg(not(target_os = "linux"))]
     fn link_at(&self, name: &OsStr) -> io::Result<(PathBuf, u32)> {
         match readlinkat(&self.fd, name) {
-            Err(Errno::EINVAL) => Err(Errno::ENOTDIR.into()),
+            Err(Errno::EINVAL) => Err(NO_LINK.into()),
             target => Ok((target?.into(), fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_uid)),
         }
     }
@@ -134,16 +141,16 @@ impl Dir {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        match Dir::open(parent) {
-            Err(cause) if cause.raw_os_error() == Some(Errno::EACCES as i32) => Dir::reach(parent)?.name(name),
-            dir => dir?.name(name),
+        let dir = Dir::reach(parent)?;
+        match dir.readable() {
+            Err(Errno::EACCES) => dir.name(name),
+            readable => readable?.name(name),
         }
     }
 
     /// The place of one name in it.
     pub fn name(&self, name: impl Into<OsString>) -> io::Result<Place> {
-        let dir = Dir { fd: self.fd.try_clone()?, path: self.path.clone() };
-        Ok(Place { dir, name: name.into(), known_as: None })
+        Ok(Place { dir: self.again()?, name: name.into(), known_as: None })
     }
 
     /// Without symbolic links, when it was opened.
@@ -157,7 +164,7 @@ impl Dir {
         let Some(name) = names.next_back() else {
             return Err(in_the_way(&self.path));
         };
-        let mut dir = Dir { fd: self.again()?, path: self.path.clone() };
+        let mut dir = self.again().map_err(|cause| Error::io("open", &self.path, cause))?;
         for name in names {
             let path = dir.path.join(name);
             match openat(&dir.fd, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()) {
@@ -177,7 +184,7 @@ impl Dir {
 
     /// Makes what changed in the directory durable.
     pub fn sync(&self) -> Result<()> {
-        let synced = self.fd.try_clone().and_then(|dir| tolerated::sync(&File::from(dir), &self.path));
+        let synced = self.again().and_then(|dir| tolerated::sync(&File::from(dir), &self.path));
         synced.map_err(|cause| Error::io("sync", &self.path, cause))
     }
 
@@ -187,8 +194,8 @@ impl Dir {
         Ok((found.st_uid, found.st_gid))
     }
 
-    fn again(&self) -> Result<OwnedFd> {
-        self.fd.try_clone().map_err(|cause| Error::io("open", &self.path, cause))
+    fn again(&self) -> io::Result<Dir> {
+        Ok(Dir { fd: self.fd.try_clone()?, path: self.path.clone() })
     }
 }
 
@@ -197,12 +204,14 @@ pub fn resolve(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_path_buf();
     for _ in 0..MOST_LINKS {
         // The root has no name.
-        let Ok(place) = Dir::around(&path) else { return Dir::open(&path).map(|dir| dir.path) };
-        let found = fstatat(&place.dir.fd, place.name(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        if !SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()).contains(SFlag::S_IFLNK) {
-            return Ok(place.path());
+        if path.file_name().is_none() {
+            return Dir::open(&path).map(|dir| dir.path);
         }
-        path = place.dir.path.join(read_link(&place.path())?);
+        let place = Dir::around(&path)?;
+        path = match place.read_link() {
+            Err(cause) if cause.raw_os_error() == Some(NO_LINK as i32) => return Ok(place.path()),
+            target => place.dir.path.join(target?),
+        };
     }
     Err(Errno::ELOOP.into())
 }
@@ -217,24 +226,7 @@ pub fn resolve_if_there(path: PathBuf) -> Result<PathBuf> {
 
 /// Opens the regular file at `path` to read it, which is no link itself.
 pub fn open_file(path: &Path) -> io::Result<File> {
-    let file = Dir::around(path)?.open(OFlag::O_RDONLY, 0)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
-    Ok(file)
-}
-
-/// What the link at `path` says, if it counts: see [`Dir::open`].
-pub fn read_link(path: &Path) -> io::Result<PathBuf> {
-    let place = Dir::around(path)?;
-    let (target, owner) = place.dir.link_at(&place.name)?;
-    if !is_ours(owner) {
-        let found = fs::metadata(path)?;
-        if found.uid() != owner {
-            return Err(io::Error::other(foreign(path, owner, &place.dir.path.join(&target), found.uid())));
-        }
-    }
-    Ok(target)
+    regular::only(Dir::around(path)?.open(OFlag::O_RDONLY, 0)?)
 }
 
 /// Whether a user's links lead this one where it wants to go.
@@ -347,6 +339,19 @@ impl Place {
             SFlag::S_IFLNK => Occupant::Link,
             _ => Occupant::Other,
         }))
+    }
+
+    /// What the link there says, if it counts: see [`Dir::open`]. `ENOTDIR` if something else is there.
+    pub fn read_link(&self) -> io::Result<PathBuf> {
+        let (target, owner) = self.dir.link_at(&self.name)?;
+        if !is_ours(owner) {
+            let found = fstatat(&self.dir.fd, self.name(), AtFlags::empty())?;
+            if found.st_uid != owner {
+                let leads_to = self.dir.path.join(&target);
+                return Err(io::Error::other(foreign(&self.path(), owner, &leads_to, found.st_uid)));
+            }
+        }
+        Ok(target)
     }
 
     /// Opens a file there, and no link.

@@ -55,12 +55,18 @@ impl Partial {
 
     /// The umask takes from the mode what it takes from that of every file.
     fn with_mode(dir: &Path, mode: u32) -> Result<Self> {
-        let made = Partial::make(dir, mode).map_err(|cause| Error::io("create a file in", dir, cause))?;
+        let made = Partial::unsettled(dir, mode)?;
         ownership::settle(&made.place);
         Ok(made)
     }
 
-    fn make(dir: &Path, mode: u32) -> io::Result<Self> {
+    /// It stays the file of the user who runs this.
+    fn unsettled(dir: &Path, mode: u32) -> Result<Self> {
+        let made = Dir::open(dir).and_then(|dir| Partial::make(&dir, mode));
+        made.map_err(|cause| Error::io("create a file in", dir, cause))
+    }
+
+    fn make(dir: &Dir, mode: u32) -> io::Result<Self> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
         let (place, file) = with_free_name(dir, PARTIAL_PREFIX, |place| place.open(flags, mode))?;
         Ok(Partial { file, place, is_published: false })
@@ -105,12 +111,11 @@ impl Drop for Partial {
 }
 
 /// Makes something in `dir` under a name that begins so, and is free.
-pub fn with_free_name<T>(dir: &Path, prefix: &str, make: impl Fn(&Place) -> io::Result<T>) -> io::Result<(Place, T)> {
-    let held = Dir::open(dir)?;
+pub fn with_free_name<T>(dir: &Dir, prefix: &str, make: impl Fn(&Place) -> io::Result<T>) -> io::Result<(Place, T)> {
     loop {
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(io::Error::other)?;
-        let place = held.name(format!("{prefix}{}", hex(&random)))?;
+        let place = dir.name(format!("{prefix}{}", hex(&random)))?;
         match make(&place) {
             Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
             made => return made.map(|made| (place, made)),
@@ -156,7 +161,7 @@ pub fn publish_new(from: &Path, to: &Path) -> Result<()> {
 fn copy_new(from: &Place, to: &Place) -> io::Result<()> {
     let mut source = from.open(OFlag::O_RDONLY, 0)?;
     let found = source.metadata()?;
-    let mut copy = Partial::make(to.dir().path(), 0o600)?;
+    let mut copy = Partial::make(to.dir(), 0o600)?;
     io::copy(&mut source, &mut copy)?;
     tolerated::attributes(copy.file.set_permissions(found.permissions()), &to.path())?;
     let owned = copy.file.metadata()?;
@@ -217,8 +222,7 @@ pub fn write_shared(path: &Path, content: &[u8]) -> Result<()> {
 /// As [`write`], for what a later run does as it says: it stays the file of the user who wrote it, so that nobody else could have.
 /// Everybody may read it.
 pub fn write_orders(path: &Path, content: &[u8]) -> Result<()> {
-    let file =
-        Partial::make(parent(path), 0o600).map_err(|cause| Error::io("create a file in", parent(path), cause))?;
+    let file = Partial::unsettled(parent(path), 0o600)?;
     // The umask does not count: the owner of the project reads what root wrote.
     file.set_mode(0o644)?;
     write_as(file, path, content)
@@ -228,7 +232,8 @@ pub fn write_orders(path: &Path, content: &[u8]) -> Result<()> {
 /// the run.
 pub fn relink(target: &Path, link: &Path) -> Result<()> {
     let failed = |cause| Error::io("write", link, cause);
-    let made = with_free_name(parent(link), PARTIAL_PREFIX, |place| place.make_link(target));
+    let dir = Dir::open(parent(link)).map_err(failed)?;
+    let made = with_free_name(&dir, PARTIAL_PREFIX, |place| place.make_link(target));
     let (new, ()) = match made {
         // FAT, and some network mounts.
         Err(cause) if matches!(cause.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)) => {

@@ -30,6 +30,11 @@ pub fn open_linked(path: &Path) -> io::Result<File> {
 
 fn open_with(path: &Path, flags: OFlag) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags((flags | OFlag::O_NONBLOCK).bits()).open(path)?;
+    only(file)
+}
+
+/// An open file, if it is a regular one.
+pub fn only(file: File) -> io::Result<File> {
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
     }

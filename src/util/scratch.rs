@@ -32,7 +32,8 @@ pub struct PrivateDir {
 impl PrivateDir {
     /// Makes one in `parent`, whose name starts with `prefix`.
     pub fn new(parent: &Path, prefix: &str) -> Result<Self> {
-        let made = durable::with_free_name(parent, prefix, |place| place.make_new_dir(0o700));
+        let made =
+            Dir::open(parent).and_then(|dir| durable::with_free_name(&dir, prefix, |place| place.make_new_dir(0o700)));
         let (place, ()) = made.map_err(|cause| Error::io("create a directory in", parent, cause))?;
         Ok(PrivateDir { path: place.path(), place, is_removed: false })
     }
