@@ -14,21 +14,21 @@ use jiff::Timestamp;
 use kg_backup::{
     archive::{
         block::{Compression, Content, Packer},
-        encoder::{Encoder, Sink},
+        block_writer::{Encoder, Sink},
         encryption::Keys,
-        manifest::{BackupType, Contents, EntryKind, FORMAT_VERSION, FileRecord, Manifest, Stats, Stored, Tool},
-        read::{Discard, read_archive},
-        write::{ArchiveWriter, Totals, checksums},
+        manifest::{BackupType, Contents, EntryKind, FORMAT_VERSION, FileRecord, Manifest, Stats, Storage, Tool},
+        reader::{Discard, read_archive},
+        writer::{ArchiveWriter, Totals, checksums},
     },
     project::Component,
     sqlite::{
         check::{Integrity, IntegrityStatus},
-        pages::PageHashes,
+        page_hashes::PageHashes,
     },
     store::ArchiveFile,
     util::{
         content_hash::content_hash,
-        task::{Phase, Task},
+        operation::{OperationContext, Phase},
     },
 };
 
@@ -135,7 +135,7 @@ fn record(entry: String, size: usize) -> FileRecord {
     FileRecord {
         path: format!(".kg/{entry}"),
         entry,
-        stored: Stored::Whole,
+        stored: Storage::Full,
         sha256: None,
         pages: None,
         blocks: None,
@@ -235,7 +235,8 @@ fn read(criterion: &mut Criterion) {
             bencher.iter(|| {
                 let keys = Keys::default();
                 let report =
-                    read_archive(&path, &keys, None, &mut Discard, &Task::default(), Phase::Verifying).unwrap();
+                    read_archive(&path, &keys, None, &mut Discard, &OperationContext::default(), Phase::Verifying)
+                        .unwrap();
                 assert_eq!(report.problems, []);
             });
         });

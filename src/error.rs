@@ -132,7 +132,7 @@ codes! {
 
 impl Code {
     /// Whether something is encrypted, and not to be opened.
-    pub fn is_of_key(self) -> bool {
+    pub fn is_key_error(self) -> bool {
         matches!(self, Code::KeyNeeded | Code::KeyWrong | Code::KeyInvalid)
     }
 }

@@ -5,8 +5,8 @@
 //! them, and brings the project back.
 //!
 //! ```text
-//! backup    project ─▶ reader ─pages, files─▶ tar ─▶ gzip, all cores ─▶ store ─▶ manifest
-//! restore   store ─▶ gunzip, all cores ─▶ tar ─▶ checked against the manifest ─▶ staging ─▶ reader applies it
+//! backup    project ─▶ worker ─pages, files─▶ tar ─▶ gzip, all cores ─▶ store ─▶ manifest
+//! restore   store ─▶ gunzip, all cores ─▶ tar ─▶ checked against the manifest ─▶ staging ─▶ worker applies it
 //! ```
 //!
 //! Each folder is a layer, and imports only those below it in this table; `tests/integration/layers.rs` keeps it so.
@@ -16,9 +16,9 @@
 //! | [`cli`], [`node`] | the two faces: the command `kg`, and the addon. Only they know `clap` and `napi` |
 //! | [`service`] | the process of `kg serve`, the history of runs, health, metrics, and the hooks that are called after a backup |
 //! | [`commands`] | what a user asks for, a file each: back up, restore, verify, prune, check, repair, rehearse |
-//! | [`reader`] | the one place that opens files of a live project: a process of its own inside a host |
+//! | [`worker`] | the one place that opens files of a live project: a process of its own inside a host |
 //! | [`integrity`] | what can be wrong with a project, and how it is repaired |
-//! | [`settings`] | what `.kg/config.json` and `.kg/hooks.json` say of backups |
+//! | [`config`] | what `.kg/config.json` and `.kg/hooks.json` say of backups |
 //! | [`schedule`] | when backups are made: a plan that is given the time |
 //! | [`store`] | the directory where archives are kept: catalog, lock, pins, chains, the policy of retention |
 //! | [`archive`] | the container: tar, blocks of gzip or zstd, manifest, checksums, seal, encryption |
@@ -34,18 +34,18 @@
 pub mod archive;
 pub mod cli;
 pub mod commands;
+pub mod config;
 pub mod error;
 pub mod integrity;
 pub mod node;
 pub mod project;
-pub mod reader;
 pub mod salvage;
 pub mod schedule;
 pub mod service;
-pub mod settings;
 pub mod sqlite;
 pub mod store;
 pub mod system;
 pub mod util;
+pub mod worker;
 
 pub use error::{Code, Error, Result};

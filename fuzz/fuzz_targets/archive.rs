@@ -6,11 +6,11 @@ use std::fs;
 use kg_backup::{
     archive::{
         encryption::Keys,
-        read::{Discard, Unpack, read_archive},
+        extract::Unpacking,
+        reader::{Discard, Unpack, read_archive},
         seal::Container,
-        unpack::Unpacking,
     },
-    util::task::{Phase, Task},
+    util::operation::{OperationContext, Phase},
 };
 use libfuzzer_sys::fuzz_target;
 use sha2::{Digest, Sha256};
@@ -22,7 +22,7 @@ fuzz_target!(|content: &[u8]| {
     let seal = Container::of(content).seal(&Sha256::digest(content).into());
     fs::write(&archive, [content, &seal].concat()).expect("a file");
     let read = |unpack: &mut dyn Unpack| {
-        read_archive(&archive, &Keys::default(), None, unpack, &Task::default(), Phase::Verifying)
+        read_archive(&archive, &Keys::default(), None, unpack, &OperationContext::default(), Phase::Verifying)
     };
     let checked = read(&mut Discard);
     if let Ok(unpacked) = read(&mut Unpacking::new(Some(&into), None, None)) {

@@ -2,8 +2,8 @@
 #![no_main]
 
 use kg_backup::archive::{
+    filter::EntryFilter,
     manifest::{Manifest, checksums_text},
-    pick::Pick,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -11,10 +11,10 @@ fuzz_target!(|json: &[u8]| {
     let Ok(manifest) = Manifest::parse(json, "it") else { return };
     let again = Manifest::parse(&manifest.to_json(), "it").expect("what was written");
     assert_eq!(manifest, again);
-    assert!(manifest.outside().files.is_empty() && manifest.without_archive().archive.is_none());
+    assert!(manifest.public_sidecar().files.is_empty() && manifest.without_archive().archive.is_none());
     for record in &manifest.files {
         let _ = (record.entry_size(), manifest.content_digest(record));
     }
-    assert!(Pick::default().select(&manifest).len() <= manifest.files.len());
+    assert!(EntryFilter::default().select(&manifest).len() <= manifest.files.len());
     let _ = checksums_text(manifest.checksums.iter().map(|(entry, digest)| (entry.as_str(), digest.as_str())));
 });

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use kg_backup::{salvage::salvage, util::task::Cancel};
+use kg_backup::{salvage::salvage, util::operation::CancelToken};
 use libfuzzer_sys::fuzz_target;
 use rusqlite::Connection;
 
@@ -13,7 +13,7 @@ fuzz_target!(|bytes: &[u8]| {
     let dir = tempfile::tempdir().expect("a directory");
     let (source, target) = (dir.path().join("damaged.db"), dir.path().join("salvaged.db"));
     fs::write(&source, bytes).expect("a file");
-    let salvaged = salvage(&source, &target, SCHEMA, &Cancel::default());
+    let salvaged = salvage(&source, &target, SCHEMA, &CancelToken::default());
     assert!(fs::read(&source).expect("the source") == bytes, "the source is as it was");
     if salvaged.is_ok() {
         let connection = Connection::open(&target).expect("a database");

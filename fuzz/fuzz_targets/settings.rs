@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use kg_backup::{
+    config::{Settings, schema},
     project::json,
-    settings::{Settings, keys},
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -14,7 +14,7 @@ fuzz_target!(|text: &[u8]| {
     let mut warnings = Vec::new();
     let settings = Settings::of(&config, &mut |warning| warnings.push(warning));
     assert!(!settings.are_unusable() || !warnings.is_empty(), "what cannot be used is said");
-    for key in keys::ALL {
+    for key in schema::ALL {
         let Some(value) = settings.get(key.name) else { continue };
         assert!(key.check(value).is_ok() && !settings.is_refused(key.name), "{} = {value}", key.name);
     }

@@ -5,9 +5,9 @@ mod project;
 
 use std::{fs, time::Duration};
 
-use kg_backup::reader::{
-    apply::{lock_and_recover, undo},
+use kg_backup::worker::{
     protocol::UndoRequest,
+    restore::{lock_and_recover, undo},
 };
 use libfuzzer_sys::fuzz_target;
 use project::Project;

@@ -2,7 +2,7 @@
 //!
 //! A block is a gzip member (RFC 1952, 2.2) or a zstd frame (RFC 8878), and the stream of them is what every gzip or zstd
 //! reads. Where those skip it, a block begins with its size, by which this crate finds the next one and works on all cores,
-//! and with a hash of what it holds, by which a later archive takes it over (see [`super::earlier`]).
+//! and with a hash of what it holds, by which a later archive takes it over (see [`super::reuse`]).
 
 use libdeflater::{CompressionLvl, Compressor, Decompressor, crc32};
 
@@ -42,7 +42,7 @@ const LIBDEFLATE_LEVELS_OF_CHANGES: [i32; 9] = [1, 1, 2, 3, 3, 4, 6, 7, 9];
 /// What a block holds, which decides how hard it is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
-    /// Of databases, without what they no longer hold (see [`crate::sqlite::erase`]).
+    /// Of databases, without what they no longer hold (see [`crate::sqlite::scrub`]).
     Pages,
     /// Those of them that differ from the base.
     Changes,

@@ -19,7 +19,7 @@ use std::{
 };
 
 use crate::{
-    sqlite::{files::MAGIC, pages::PageHashes},
+    sqlite::{files::MAGIC, page_hashes::PageHashes},
     util::content_hash::content_hash,
 };
 

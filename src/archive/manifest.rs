@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Code, Error, Result, Warning},
     project::Component,
-    sqlite::{check::Integrity, pages::BlockHashes},
+    sqlite::{check::Integrity, page_hashes::BlockHashes},
     util::limits::{bounded, bounded_map},
 };
 
@@ -79,7 +79,7 @@ pub struct Manifest {
     /// Its graph database has 0 bytes, or no table while an earlier good backup of the project has some.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub emptied: bool,
-    /// In the manifest beside an encrypted archive only, see [`Manifest::outside`].
+    /// In the manifest beside an encrypted archive only, see [`Manifest::public_sidecar`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub encrypted: bool,
     /// Inside an encrypted archive: the public keys that it was encrypted to, sorted. None where it was by a passphrase.
@@ -151,19 +151,21 @@ impl EntryKind {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Stored {
+pub enum Storage {
     #[default]
-    Whole,
+    #[serde(rename = "whole")]
+    Full,
     /// As it is in the backup that this one is based on; the archive has no entry for it.
-    Base,
+    #[serde(rename = "base")]
+    Unchanged,
     /// As the pages that differ from that backup's, see [`super::delta`].
-    Pages,
+    #[serde(rename = "pages")]
+    Delta,
 }
 
-impl Stored {
+impl Storage {
     fn is_whole(&self) -> bool {
-        *self == Stored::Whole
+        *self == Storage::Full
     }
 }
 
@@ -175,7 +177,7 @@ pub struct Pages {
     pub page_size: u64,
     /// How many the entry holds.
     pub changed: u64,
-    /// Of the whole database, see [`crate::sqlite::pages`].
+    /// Of the whole database, see [`crate::sqlite::page_hashes`].
     pub root: String,
 }
 
@@ -184,7 +186,7 @@ pub struct Pages {
 pub struct Blocks {
     /// Of each but the last, in bytes.
     pub size: u64,
-    /// See [`crate::sqlite::pages`].
+    /// See [`crate::sqlite::page_hashes`].
     pub root: String,
 }
 
@@ -201,8 +203,8 @@ pub struct FileRecord {
     /// Its name in the archive.
     pub entry: String,
     /// Where its content is to be found; absent for an entry that holds all of it.
-    #[serde(default, skip_serializing_if = "Stored::is_whole")]
-    pub stored: Stored,
+    #[serde(default, skip_serializing_if = "Storage::is_whole")]
+    pub stored: Storage,
     /// Of the content as it is restored, hexadecimal. Where `stored` is absent, the digest of the entry says it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
@@ -235,9 +237,9 @@ impl FileRecord {
     /// The size of its entry; `None` where the archive has none.
     pub fn entry_size(&self) -> Option<u64> {
         match (self.stored, &self.pages) {
-            (Stored::Whole, _) => Some(self.size),
-            (Stored::Base, _) | (Stored::Pages, None) => None,
-            (Stored::Pages, Some(pages)) => Some(super::delta::size_bytes(pages.page_size, pages.changed)),
+            (Storage::Full, _) => Some(self.size),
+            (Storage::Unchanged, _) | (Storage::Delta, None) => None,
+            (Storage::Delta, Some(pages)) => Some(super::delta::size_bytes(pages.page_size, pages.changed)),
         }
     }
 }
@@ -265,7 +267,7 @@ pub struct ArchiveRecord {
     pub size: u64,
     /// Hexadecimal.
     pub sha256: String,
-    /// Hexadecimal; see [`super::as_written`]. Absent for an archive without blocks, and where the manifest was written again from the archive.
+    /// Hexadecimal; see [`super::block_digest`]. Absent for an archive without blocks, and where the manifest was written again from the archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
 }
@@ -310,7 +312,7 @@ impl Manifest {
     }
 
     /// What may stand beside the archive where that is encrypted: nothing that names or quotes what is in it.
-    pub fn outside(&self) -> Self {
+    pub fn public_sidecar(&self) -> Self {
         Manifest {
             encrypted: true,
             description: None,
@@ -332,8 +334,8 @@ impl Manifest {
     /// The digest of a file as it is restored, in hexadecimal.
     pub fn content_digest<'a>(&'a self, record: &'a FileRecord) -> Option<&'a str> {
         match record.stored {
-            Stored::Whole => self.digest_of(&record.entry),
-            Stored::Base | Stored::Pages => record.sha256.as_deref(),
+            Storage::Full => self.digest_of(&record.entry),
+            Storage::Unchanged | Storage::Delta => record.sha256.as_deref(),
         }
     }
 

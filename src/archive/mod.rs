@@ -5,27 +5,27 @@
 //! `docs/format.md` has it to the byte.
 //!
 //! ```text
-//! write   entries ─▶ tar ─▶ blocks, all cores ─▶ in order, hashed ─▶ file             [`write`], [`database`], [`encoder`], [`block`], [`earlier`]
-//! read    file ─▶ blocks, hashed ─▶ unpacked, all cores ─▶ tar ─▶ entries, hashed     [`read`], [`decoder`], [`block`], [`unpack`], [`sparse`]
+//! write   entries ─▶ tar ─▶ blocks, all cores ─▶ in order, hashed ─▶ file             [`writer`], [`database`], [`block_writer`], [`block`], [`reuse`]
+//! read    file ─▶ blocks, hashed ─▶ unpacked, all cores ─▶ tar ─▶ entries, hashed     [`reader`], [`block_reader`], [`block`], [`extract`], [`sparse`]
 //! ```
 //!
 //! Nothing here knows where archives are kept or what a project is made of, beyond the names of its components.
 
-pub mod as_written;
 pub mod block;
-mod check;
-pub mod decoder;
+pub mod block_digest;
+pub mod block_reader;
+pub mod block_writer;
 mod deflate;
 pub mod delta;
-pub mod earlier;
-pub mod encoder;
 pub mod encryption;
-mod entries;
+pub mod extract;
+pub mod filter;
 pub mod manifest;
-pub mod pick;
-pub mod read;
+pub mod reader;
 pub mod report;
+pub mod reuse;
 pub mod seal;
 pub mod sparse;
-pub mod unpack;
-pub mod write;
+mod tar_entries;
+mod verify;
+pub mod writer;

@@ -4,7 +4,7 @@ use std::{ops::Range, path::Path};
 
 use serde::Serialize;
 
-use super::{entries::Head, manifest::Manifest};
+use super::{manifest::Manifest, tar_entries::Head};
 use crate::error::{Code, Error, Result};
 
 /// More problems than this are counted as one.
@@ -87,19 +87,19 @@ impl Report {
 /// What was found in an archive.
 #[derive(Default)]
 pub(super) struct Contents {
-    pub entries: Vec<Found>,
+    pub entries: Vec<ReadEntry>,
     pub manifest: Option<Vec<u8>>,
     pub checksums: Option<Vec<u8>>,
     pub problems: Vec<Problem>,
 }
 
 /// An entry as it was found.
-pub(super) struct Found {
+pub(super) struct ReadEntry {
     pub head: Head,
     pub digest: [u8; 32],
 }
 
-impl Found {
+impl ReadEntry {
     /// Its header and content in the tar.
     pub fn tar_range(&self) -> Range<u64> {
         self.head.start..self.head.end

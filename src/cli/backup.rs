@@ -8,35 +8,35 @@ use serde_json::json;
 
 use super::{
     Common, Keep, Waiting,
-    keys::{KeyArgs, lockable},
+    hook_reporter::HookReporter,
+    interrupt::Watched,
+    key_args::{KeyArgs, lockable},
     manage::Manage,
     output::{Output, code_of, integrity, size},
     status::date,
     store,
-    told::Told,
-    watch::Watched,
 };
 use crate::{
     archive::{block::Compression, manifest::BackupType, report::ProblemCode},
     commands::{
-        automatic,
         backup::{BackupOptions, Created, create_backup},
+        scheduled,
         verify::check_backup,
     },
+    config::Settings,
     error::{Code, Error, Result, Warning, WarningCode},
     project::Project,
-    reader::client::Launch,
     schedule::plan::Trigger,
     service::{
         Holder,
         history::{Began, History, Run},
         metrics,
-        started::Started,
+        run_marker::RunMarker,
         status,
     },
-    settings::Settings,
-    store::{Backup, Flaw, Listing, Store, broken_chains, held, newest_good},
-    util::task::Task,
+    store::{Backup, Flaw, Listing, Store, broken_chains, known_stores, newest_good},
+    util::operation::OperationContext,
+    worker::client::WorkerMode,
 };
 
 #[derive(Debug, Args)]
@@ -62,7 +62,7 @@ pub struct BackupArgs {
     output: Option<PathBuf>,
     /// What to save [default: full]
     #[arg(long = "type", value_name = "TYPE")]
-    kind: Option<Kind>,
+    kind: Option<TypeArgument>,
     /// The backup that an incremental one rests on [default: the newest good one]
     #[arg(long, value_name = "ID")]
     base_backup: Option<String>,
@@ -128,7 +128,7 @@ pub struct BackupArgs {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Kind {
+enum TypeArgument {
     /// Everything below .kg/
     Full,
     /// The database alone
@@ -137,12 +137,12 @@ enum Kind {
     Incremental,
 }
 
-impl Kind {
+impl TypeArgument {
     fn backup_type(self) -> BackupType {
         match self {
-            Kind::Full => BackupType::Full,
-            Kind::Snapshot => BackupType::Snapshot,
-            Kind::Incremental => BackupType::Incremental,
+            TypeArgument::Full => BackupType::Full,
+            TypeArgument::Snapshot => BackupType::Snapshot,
+            TypeArgument::Incremental => BackupType::Incremental,
         }
     }
 }
@@ -216,10 +216,10 @@ fn make(
     output: &Output,
 ) -> u8 {
     let watched = Watched::new(output);
-    let cancel = watched.task.cancel.clone();
-    let hooks = Told::start(root);
+    let cancel = watched.context.cancel.clone();
+    let hooks = HookReporter::start(root);
     let began = Began::now();
-    let mut made = attempt(args, root, settings, store, &watched.task, output);
+    let mut made = attempt(args, root, settings, store, &watched.context, output);
     let duration_ms = began.duration_ms();
     drop(watched);
     let status = match &mut made {
@@ -242,16 +242,16 @@ fn attempt(
     root: &Path,
     settings: &Settings,
     store: Result<Store>,
-    task: &Task,
+    context: &OperationContext,
     output: &Output,
 ) -> Result<Created> {
     let began = Began::now();
-    let mut kind = args.kind.map_or(automatic::wanted_kind(settings), Kind::backup_type);
-    let started = Started::begin(Project::open(root).ok().as_ref(), kind, Trigger::Manual, began);
+    let mut kind = args.kind.map_or(scheduled::wanted_kind(settings), TypeArgument::backup_type);
+    let started = RunMarker::begin(Project::open(root).ok().as_ref(), kind, Trigger::Manual, began);
     let mut made = store.as_ref().map_err(Error::clone).and_then(|store| {
         let options = args.options(settings, root, store)?;
         kind = options.kind;
-        create_backup(root, store, &Launch::Thread, &options, task)
+        create_backup(root, store, &WorkerMode::InProcess, &options, context)
     });
     match (remember(root, &made, kind, began), &mut made) {
         (Some(unwritten), Ok(created)) => created.backup.warnings.push(unwritten),
@@ -293,7 +293,7 @@ impl BackupArgs {
     /// With the keys that are named; it encrypts where that is wanted.
     fn store(&self, root: &Path, settings: &Settings) -> Result<Store> {
         let said = self.keys.said(&self.recipient, self.encrypt, self.no_encrypt);
-        let store = store(self.output.as_ref(), root, settings)?.as_set(automatic::encrypts(settings, said));
+        let store = store(self.output.as_ref(), root, settings)?.as_set(scheduled::encrypts(settings, said));
         Ok(self.keys.on(store, &self.recipient, settings, root))
     }
 
@@ -312,10 +312,10 @@ impl BackupArgs {
 
     /// What is not asked for is as the settings have it.
     fn options(&self, settings: &Settings, root: &Path, store: &Store) -> Result<BackupOptions> {
-        let set = automatic::options(settings, root, store, Timestamp::now())?;
+        let set = scheduled::options(settings, root, store, Timestamp::now())?;
         let include_vectors = self.include_vectors.then_some(true).or(self.no_vectors.then_some(false));
         Ok(BackupOptions {
-            kind: self.kind.map_or(set.kind, Kind::backup_type),
+            kind: self.kind.map_or(set.kind, TypeArgument::backup_type),
             based_on: self.base_backup.clone(),
             max_chain_length: self.max_chain.unwrap_or(set.max_chain_length),
             description: self.description.clone(),
@@ -374,7 +374,7 @@ fn holds(backup: &Backup) -> String {
 
 fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {
     let watched = Watched::new(output);
-    let report = check_backup(store, reference, &watched.task)?;
+    let report = check_backup(store, reference, &watched.context)?;
     drop(watched);
     output.result(&report);
     output.warnings(&report.warnings);
@@ -420,7 +420,7 @@ fn list(store: &Store, output: &Output) -> Result<u8> {
         output.late_warnings(&[Warning::new(WarningCode::Store, message)]);
     }
     let own: Vec<Backup> = backups.iter().filter(|backup| store.is_own(backup)).cloned().collect();
-    output.late_warnings(&Vec::from_iter(store.home().and_then(|home| held::emptied(home, store, &own))));
+    output.late_warnings(&Vec::from_iter(store.home().and_then(|home| known_stores::emptied(home, store, &own))));
     let chosen = newest_good(&store.preferred(backups.clone())).cloned();
     output.late_warnings(&Vec::from_iter(
         chosen.into_iter().flat_map(|chosen| store.doubts("latest", &chosen.path, None)),

@@ -7,17 +7,17 @@ use clap::Args;
 use super::{
     Common, Waiting,
     integrity::tell_issues,
-    keys::KeyArgs,
+    interrupt::Watched,
+    key_args::KeyArgs,
     output::{Output, size},
     store,
-    watch::Watched,
 };
 use crate::{
-    commands::rehearse::{Rehearsal, RehearseOptions, rehearse},
+    commands::drill::{DrillOptions, DrillResult, drill},
+    config::Settings,
     error::{Code, Result},
-    reader::client::Launch,
-    settings::Settings,
     util::age::age,
+    worker::client::WorkerMode,
 };
 
 #[derive(Debug, Args)]
@@ -54,13 +54,13 @@ pub fn run(args: &DrillArgs, output: &Output) -> Result<u8> {
     let store = args.keys.on(store(args.backup_dir.as_ref(), &root, &settings)?, &[], &settings, &root);
     let archive = store.locate(&args.file)?;
     let store = args.keys.unlock(store, &archive, false)?;
-    let options = RehearseOptions {
+    let options = DrillOptions {
         backup: args.file.clone(),
         directory: args.directory.clone(),
         lock_timeout: args.waiting.timeout(),
     };
     let watched = Watched::new(output);
-    let mut rehearsal = rehearse(&store, &options, &Launch::Thread, &watched.task)?;
+    let mut rehearsal = drill(&store, &options, &WorkerMode::InProcess, &watched.context)?;
     drop(watched);
     tell(&rehearsal, output);
     rehearsal.warnings.extend(unusable);
@@ -68,8 +68,8 @@ pub fn run(args: &DrillArgs, output: &Output) -> Result<u8> {
     Ok(if rehearsal.passed { 0 } else { Code::ChecksumMismatch.exit_status() })
 }
 
-fn tell(rehearsal: &Rehearsal, output: &Output) {
-    let Rehearsal { id, nodes, edges, .. } = rehearsal;
+fn tell(rehearsal: &DrillResult, output: &Output) {
+    let DrillResult { id, nodes, edges, .. } = rehearsal;
     output.warnings(&rehearsal.warnings);
     let (files, bytes) = (rehearsal.files_restored, size(rehearsal.bytes_restored));
     output.line(format!("Rehearsed a recovery from {id}"));

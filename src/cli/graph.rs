@@ -21,9 +21,9 @@ use crate::{
     commands::backup::DEFAULT_LOCK_TIMEOUT,
     error::{Code, Error, Result, Warning, WarningCode},
     integrity::{SCRATCH_PREFIX, vectors},
-    project::{Project, config},
-    sqlite::snapshot::{self, Conditions, Taken},
-    util::{regular, scratch::Scratch, task::Cancel},
+    project::{Project, database_path},
+    sqlite::snapshot::{self, Capture, Conditions},
+    util::{operation::CancelToken, regular_file, temp_dir::Scratch},
 };
 
 const COMMAND_VARIABLE: &str = "KG_VECTORS_COMMAND";
@@ -91,7 +91,7 @@ struct Nodes {
 
 impl Nodes {
     fn count(project: &Project) -> Result<Self> {
-        let database = config::database_path(project.root(), &mut Vec::new()).absolute;
+        let database = database_path::database_path(project.root(), &mut Vec::new()).absolute;
         if !database.is_file() {
             return Err(Error::new(
                 Code::NoDatabase,
@@ -132,9 +132,9 @@ fn ids(database: &Path, table: &str) -> Result<HashSet<String>> {
     let failed = |cause| Error::sqlite("read", database, cause);
     let scratch = Scratch::new(&std::env::temp_dir(), SCRATCH_PREFIX)?;
     let conditions = Conditions { scratch: scratch.path(), lock_timeout: DEFAULT_LOCK_TIMEOUT, with_twin: false };
-    let (_held, connection) = match snapshot::take(database, conditions, &Cancel::default())? {
-        Taken::Snapshot(snapshot) => snapshot.into_connection(),
-        Taken::Damaged(_, error) => return Err(error),
+    let (_held, connection) = match snapshot::take(database, conditions, &CancelToken::default())? {
+        Capture::Snapshot(snapshot) => snapshot.into_connection(),
+        Capture::Damaged(_, error) => return Err(error),
     };
     if !connection.table_exists(None, table).map_err(failed)? {
         return Ok(HashSet::new());
@@ -147,7 +147,7 @@ fn ids(database: &Path, table: &str) -> Result<HashSet<String>> {
 
 /// `ids` of the index beside vectors that are kept as files.
 fn index_ids(path: &Path) -> Vec<String> {
-    let text = regular::open(path).and_then(|file| regular::read(&file, vectors::MAX_INDEX_BYTES)).ok();
+    let text = regular_file::open(path).and_then(|file| regular_file::read(&file, vectors::MAX_INDEX_BYTES)).ok();
     let index = text.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
     let ids = index.as_ref().and_then(|index| index.get("ids")).and_then(Value::as_array);
     ids.into_iter().flatten().filter_map(|id| id.as_str().map(str::to_string)).collect()

@@ -13,16 +13,16 @@ use serde_json::json;
 use super::{
     Common, Waiting,
     integrity::{status_of, tell_issues},
+    interrupt::Watched,
     output::{Output, size},
     store,
-    watch::Watched,
 };
 use crate::{
+    config::Settings,
     error::{Error, Result},
-    reader::client::Launch,
     service::health::{Health, HealthOptions, Service, health},
-    settings::Settings,
-    util::{age::age as age_of, task::Cancel},
+    util::{age::age as age_of, operation::CancelToken},
+    worker::client::WorkerMode,
 };
 
 /// How often a wait looks whether it was interrupted.
@@ -90,7 +90,7 @@ pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
     let watched = Watched::new(output);
     loop {
         let began = Instant::now();
-        let found = health(&store, &options, &Launch::Thread, &watched.task);
+        let found = health(&store, &options, &WorkerMode::InProcess, &watched.context);
         if !args.watch {
             let found = found?;
             drop(watched);
@@ -105,17 +105,17 @@ pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
                 tell(&found, output);
             }
             // A database that is locked, or a project that is gone for a moment, is what somebody watches for.
-            Err(error) if !watched.task.cancel.is_cancelled() && output.json => {
+            Err(error) if !watched.context.cancel.is_cancelled() && output.json => {
                 output.raw(format!("{}\n", json!({ "error": error })).as_bytes());
             }
-            Err(error) if !watched.task.cancel.is_cancelled() => output.error(&error),
+            Err(error) if !watched.context.cancel.is_cancelled() => output.error(&error),
             Err(error) => return Err(error),
         }
-        wait(began + Duration::from_secs(args.interval), &watched.task.cancel)?;
+        wait(began + Duration::from_secs(args.interval), &watched.context.cancel)?;
     }
 }
 
-fn wait(until: Instant, cancel: &Cancel) -> Result<()> {
+fn wait(until: Instant, cancel: &CancelToken) -> Result<()> {
     while Instant::now() < until {
         cancel.check().map_err(|error| Error { message: "The watch was ended".into(), ..error })?;
         thread::sleep(TICK);

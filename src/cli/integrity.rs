@@ -9,29 +9,29 @@ use clap::Args;
 
 use super::{
     Common, Waiting,
-    keys::{KeyArgs, lockable},
+    interrupt::Watched,
+    key_args::{KeyArgs, lockable},
     output::{Output, code_of},
     restore::confirmed,
     store,
-    watch::Watched,
 };
 use crate::{
     commands::{
-        automatic,
-        inspect::{Inspection, Repair, inspect, repair},
+        check::{Inspection, Repair, inspect, repair},
+        scheduled,
     },
+    config::Settings,
     error::{Code, Error, Result},
     integrity::{
         Scope,
         issue::{Issue, Part, Severity},
         repair::{Salvage, is_damage},
-        subject::Subject,
+        target::CheckTarget,
     },
     project::Project,
-    reader::client::Launch,
     salvage::report::LostBy,
-    settings::Settings,
     store::Store,
+    worker::client::WorkerMode,
 };
 
 /// The exit status of a repair that did not bring everything back.
@@ -113,11 +113,11 @@ pub fn run(args: &IntegrityArgs, output: &Output) -> Result<u8> {
     let watched = Watched::new(output);
     let inspection = if args.repair {
         let store = safety_store(&subject, args.backup_dir.as_ref(), &args.keys, args.no_encrypt, output)?;
-        repair(&subject, None, store.as_ref(), args.waiting.timeout(), &Launch::Thread, &watched.task)?
+        repair(&subject, None, store.as_ref(), args.waiting.timeout(), &WorkerMode::InProcess, &watched.context)?
     } else {
         let scope =
             Scope { database: !args.no_database, files: !args.no_files, vectors: !args.no_vectors, quick: false };
-        inspect(&subject, scope, args.waiting.timeout(), &Launch::Thread, &watched.task)?
+        inspect(&subject, scope, args.waiting.timeout(), &WorkerMode::InProcess, &watched.context)?
     };
     drop(watched);
     output.result(&inspection);
@@ -130,7 +130,7 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
     let subject = subject(&args.common, args.path.as_ref())?;
     let watched = Watched::new(output);
     if !args.auto {
-        let before = inspect(&subject, Scope::ALL, args.waiting.timeout(), &Launch::Thread, &watched.task)?;
+        let before = inspect(&subject, Scope::ALL, args.waiting.timeout(), &WorkerMode::InProcess, &watched.context)?;
         let can_do = before.issues.iter().filter(|issue| issue.repairable).count();
         let may_ask = can_do > 0 && !output.json && io::stdin().is_terminal() && io::stderr().is_terminal();
         if may_ask {
@@ -151,7 +151,8 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
         }
     }
     let store = safety_store(&subject, args.backup_dir.as_ref(), &args.keys, args.no_encrypt, output)?;
-    let after = repair(&subject, None, store.as_ref(), args.waiting.timeout(), &Launch::Thread, &watched.task)?;
+    let after =
+        repair(&subject, None, store.as_ref(), args.waiting.timeout(), &WorkerMode::InProcess, &watched.context)?;
     drop(watched);
     output.result(&after);
     after.repair.iter().for_each(|repair| tell_repair(repair, output));
@@ -161,7 +162,7 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
 
 /// Where the backup before a repair goes. It is encrypted where others would be, or where a key is given.
 fn safety_store(
-    subject: &Subject,
+    subject: &CheckTarget,
     dir: Option<&PathBuf>,
     keys: &KeyArgs,
     no_encrypt: bool,
@@ -174,18 +175,18 @@ fn safety_store(
     let settings = Settings::read(root, &mut unusable);
     output.late_warnings(&unusable);
     let said = keys.said(&[], false, no_encrypt);
-    let store = store(dir, root, &settings)?.as_set(automatic::encrypts(&settings, said));
+    let store = store(dir, root, &settings)?.as_set(scheduled::encrypts(&settings, said));
     lockable(keys.on(store, &[], &settings, root).for_recovery()).map(Some)
 }
 
-fn subject(common: &Common, path: Option<&PathBuf>) -> Result<Subject> {
+fn subject(common: &Common, path: Option<&PathBuf>) -> Result<CheckTarget> {
     Ok(match (path, &common.project) {
         (Some(path), Some(_)) if path.is_dir() => {
             return Err(Error::invalid("PATH is a directory, and `--project` names one too", "Leave one of them out"));
         }
-        (Some(path), Some(root)) => Subject::of(root, Subject::at(path).database),
-        (Some(path), None) => Subject::at(path),
-        (None, _) => Subject::of(&common.root()?, None),
+        (Some(path), Some(root)) => CheckTarget::of(root, CheckTarget::at(path).database),
+        (Some(path), None) => CheckTarget::at(path),
+        (None, _) => CheckTarget::of(&common.root()?, None),
     })
 }
 

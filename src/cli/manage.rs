@@ -6,8 +6,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::{
+    interrupt::Watched,
     output::{Output, size},
-    watch::Watched,
 };
 use crate::{
     archive::block::Compression,
@@ -71,7 +71,7 @@ impl Manage {
     fn delete(&self, store: &Store, id: &str, lock_timeout: Duration, output: &Output) -> Result<()> {
         let watched = Watched::new(output);
         let before = store.read()?.backups;
-        let deleted = delete(store, id, self.cascade, lock_timeout, &watched.task)?;
+        let deleted = delete(store, id, self.cascade, lock_timeout, &watched.context)?;
         drop(watched);
         output.result(&json!({ "deleted": deleted }));
         deleted.iter().for_each(|id| output.line(format!("Deleted {id}")));
@@ -83,8 +83,8 @@ impl Manage {
     fn pin(&self, store: &Store, lock_timeout: Duration, output: &Output) -> Result<()> {
         let watched = Watched::new(output);
         let backup = match (&self.pin, &self.unpin) {
-            (Some(id), _) => pin(store, id, self.reason.clone(), lock_timeout, &watched.task)?,
-            (None, id) => unpin(store, id.as_deref().unwrap_or_default(), lock_timeout, &watched.task)?,
+            (Some(id), _) => pin(store, id, self.reason.clone(), lock_timeout, &watched.context)?,
+            (None, id) => unpin(store, id.as_deref().unwrap_or_default(), lock_timeout, &watched.context)?,
         };
         drop(watched);
         output.result(&backup);
@@ -112,7 +112,7 @@ fn run_consolidate(
     output: &Output,
 ) -> Result<()> {
     let watched = Watched::new(output);
-    let backup = consolidate(store, id, compression, lock_timeout, &watched.task)?;
+    let backup = consolidate(store, id, compression, lock_timeout, &watched.context)?;
     drop(watched);
     output.result(&backup);
     tell_of_store(&backup, output);

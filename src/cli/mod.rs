@@ -1,24 +1,24 @@
 //! `kg`, the command.
 //!
 //! Each subcommand is a file: it turns its arguments into a call of a verb and tells the result. [`output`] is how
-//! anything gets onto the terminal, [`watch`] ties Ctrl-C and a progress bar to a task.
+//! anything gets onto the terminal, [`interrupt`] ties Ctrl-C and a progress bar to a task.
 
 mod backup;
 mod config;
 mod drill;
 mod graph;
 mod health;
+mod hook_reporter;
 mod integrity;
-mod keys;
+mod interrupt;
+mod key_args;
 mod manage;
 mod output;
 mod prune;
 mod restore;
 mod serve;
 mod status;
-mod told;
 mod usage;
-mod watch;
 
 use std::{
     path::{Path, PathBuf},
@@ -31,18 +31,18 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use self::output::Output;
 use crate::{
     commands::{
-        automatic::{self, Said},
         backup::DEFAULT_LOCK_TIMEOUT,
+        scheduled::{self, CallerEncryption},
     },
+    config::Settings,
     error::{Code, Error, Result},
     project::Project,
-    reader::client::Launch,
-    settings::Settings,
     store::{
         Store,
         retention::{self, Policy},
     },
-    util::tolerated,
+    util::unsupported,
+    worker::client::WorkerMode,
 };
 
 /// Back up and restore knowledge-graph projects.
@@ -134,7 +134,7 @@ fn parse_wait(text: &str) -> std::result::Result<Duration, String> {
 
 /// The store that the arguments name, or the settings, or `.kg/backups`.
 fn store(output: Option<&PathBuf>, root: &Path, settings: &Settings) -> Result<Store> {
-    automatic::store(settings, root, output.map(PathBuf::as_path), Said::Nothing, &Launch::Thread)
+    scheduled::store(settings, root, output.map(PathBuf::as_path), CallerEncryption::Nothing, &WorkerMode::InProcess)
 }
 
 /// Which backups stay.
@@ -251,7 +251,7 @@ fn finish(output: &Output, result: Result<bool>) -> ExitCode {
 /// Ends with the status that a command chose.
 fn finish_with(output: &Output, result: Result<u8>) -> ExitCode {
     // What no result had a place for.
-    output.late_warnings(&tolerated::untold());
+    output.late_warnings(&unsupported::untold());
     match result {
         Ok(status) => ExitCode::from(status),
         Err(error) => {

@@ -6,14 +6,14 @@ use clap::Args;
 
 use super::{
     Common, Keep, Waiting,
+    interrupt::Watched,
     output::{Output, code_of, size},
     store,
-    watch::Watched,
 };
 use crate::{
     commands::prune::{PruneResult, prune},
+    config::Settings,
     error::{Error, Result},
-    settings::Settings,
 };
 
 #[derive(Debug, Args)]
@@ -45,7 +45,7 @@ pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
     settings.doubt_of_retention().map_or(Ok(()), Err)?;
     let store = store(args.output.as_ref(), &root, &settings)?;
     let watched = Watched::new(output);
-    let result = prune(&store, &args.keep.policy(&settings), args.dry_run, args.waiting.timeout(), &watched.task)?;
+    let result = prune(&store, &args.keep.policy(&settings), args.dry_run, args.waiting.timeout(), &watched.context)?;
     drop(watched);
     tell(&result, output);
     match result.decisions.iter().find_map(|decision| decision.error.clone()) {

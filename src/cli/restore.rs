@@ -10,25 +10,24 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use super::{
     Common, Waiting,
-    keys::KeyArgs,
+    interrupt::Watched,
+    key_args::KeyArgs,
     output::{Output, size},
-    store,
-    watch::Watched,
-    working_dir,
+    store, working_dir,
 };
 use crate::{
     commands::{
         restore::{RestoreOptions, RestoreResult, restore},
         undo::{UndoOptions, UndoResult, undo_restore},
     },
+    config::Settings,
     error::{Error, Result},
     project::{Component, Project, STATE_DIR},
-    reader::{
-        apply::{salvage::UNDO_OF, undo::DEFAULT_RETENTION_DAYS},
-        client::Launch,
-    },
-    settings::Settings,
     store::described_beside,
+    worker::{
+        client::WorkerMode,
+        restore::{salvage::UNDO_OF, undo::DEFAULT_RETENTION_DAYS},
+    },
 };
 
 #[derive(Debug, Args)]
@@ -134,7 +133,7 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
         ..RestoreOptions::new(target)
     };
     let watched = Watched::new(output);
-    let mut result = restore(&store, file, &Launch::Thread, &options, &watched.task)?;
+    let mut result = restore(&store, file, &WorkerMode::InProcess, &options, &watched.context)?;
     drop(watched);
     tell(&result, output);
     result.warnings.extend(unusable);
@@ -176,7 +175,7 @@ fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {
         undo_retention_days: DEFAULT_RETENTION_DAYS,
     };
     let watched = Watched::new(output);
-    let result = undo_restore(&target, &Launch::Thread, &options, &watched.task)?;
+    let result = undo_restore(&target, &WorkerMode::InProcess, &options, &watched.context)?;
     drop(watched);
     output.result(&result);
     output.warnings(&result.warnings);

@@ -15,20 +15,20 @@ use serde_json::json;
 
 use super::{
     Common, finish,
+    interrupt::cancel_on_interrupt,
     output::Output,
     status::{ago, date, hook_failure, next_run},
-    watch::cancel_on_interrupt,
 };
 use crate::{
-    commands::automatic,
+    commands::scheduled,
+    config::{Settings, listen::Listen},
     error::{Code, Error, Result},
     project::Project,
     service::{
-        Held, Holder, Listening, Log, init,
+        Holder, InstanceLock, Listening, Log,
         status::status,
-        {self},
+        supervisor, {self},
     },
-    settings::{Settings, listen::Listen},
 };
 
 /// A service ends within a moment; one that puts files into place may take longer.
@@ -103,8 +103,8 @@ fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
     let settings = Settings::read(project.root(), &mut warnings);
     output.warnings(&warnings);
     settings.assert_usable()?;
-    let plan = automatic::plan(&settings, project.root())?;
-    if plan.is_none() || !automatic::is_enabled(&settings) {
+    let plan = scheduled::plan(&settings, project.root())?;
+    if plan.is_none() || !scheduled::is_enabled(&settings) {
         output.result(&json!({ "running": false, "started": false, "service": null, "listen": null }));
         output.line("Nothing to serve: automated backups are not enabled for this project. To enable them:");
         if plan.is_none() {
@@ -261,8 +261,8 @@ fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
 }
 
 fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCode> {
-    if init::is_first() {
-        return init::supervise();
+    if supervisor::is_first() {
+        return supervisor::supervise();
     }
     if args.detached {
         // Of a session of its own, so that the end of the terminal is not its end. It fails only for whoever has one already.
@@ -270,7 +270,7 @@ fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
         std::env::set_current_dir("/").map_err(|cause| Error::io("enter", Path::new("/"), cause))?;
     }
     Settings::read(project.root(), &mut Vec::new()).assert_usable()?;
-    let held = match Held::take(project)? {
+    let held = match InstanceLock::take(project)? {
         Ok(held) => held,
         Err(holder) => {
             tell_running(project, &holder, output);

@@ -16,10 +16,10 @@ use crate::{
     archive::{
         block::Compression,
         manifest::{BackupType, Contents, FORMAT_VERSION, Manifest, Stats, Tool},
-        write::{ArchiveWriter, DatabaseEntry, Totals, checksums},
+        writer::{ArchiveWriter, DatabaseEntry, Totals, checksums},
     },
     commands::{
-        base::{self, Chosen, own_among, own_backups},
+        incremental_base::{self, IncrementalBase, own_among, own_backups},
         prune::{self, PruneResult},
     },
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
@@ -28,16 +28,16 @@ use crate::{
         discover::{Scope, Selection},
         exclude::Exclusion,
     },
-    reader::{
-        apply::undo::DEFAULT_RETENTION_DAYS,
-        client::{Answer, Launch, Reader, out_of_turn},
-        protocol::{Message, PAGE_HASHES_FILE, SaveRequest, Saved},
-    },
-    store::{Backup, Store, StoreLock, good, held, retention::Policy},
+    store::{Backup, Store, StoreLock, good, known_stores, retention::Policy},
     util::{
-        task::{Phase, Task},
+        operation::{OperationContext, Phase},
         threads::start_in,
-        tolerated,
+        unsupported,
+    },
+    worker::{
+        client::{Response, Worker, WorkerMode, protocol_violation},
+        protocol::{Message, PAGE_HASHES_FILE, SaveRequest, Saved},
+        restore::undo::DEFAULT_RETENTION_DAYS,
     },
 };
 
@@ -116,39 +116,46 @@ pub struct Created {
 pub fn create_backup(
     root: &Path,
     store: &Store,
-    launch: &Launch,
+    worker_mode: &WorkerMode,
     options: &BackupOptions,
-    task: &Task,
+    context: &OperationContext,
 ) -> Result<Created> {
     // The reader opens and checks these too; here they fail before a directory is made.
     let project = Project::open(root)?;
     Exclusion::new(project.root(), &options.exclude_patterns)?;
     store.assert_outside(&project)?;
-    store.assert_locked_as_meant(base::remembers_encrypted(&project))?;
-    let recovered = Reader::tidy(launch, project.root(), options.lock_timeout, options.undo_retention_days, task)?;
-    let lock = store.lock(options.lock_timeout, task)?;
-    let store_warnings = store.sweep(&lock, task)?;
+    store.check_encryption_policy(incremental_base::remembers_encrypted(&project))?;
+    let recovered = Worker::recover_interrupted(
+        worker_mode,
+        project.root(),
+        options.lock_timeout,
+        options.undo_retention_days,
+        context,
+    )?;
+    let lock = store.lock(options.lock_timeout, context)?;
+    let store_warnings = store.clean_up(&lock, context)?;
     let mut options = options.clone();
     let mut warnings: Vec<Warning> = recovered.into_iter().chain(store_warnings).collect();
-    let emptied = held::emptied(&project, store, &own_backups(store, &project)?);
+    let emptied = known_stores::emptied(&project, store, &own_backups(store, &project)?);
     warnings.extend(emptied.clone());
-    let base = choose_base(store, &project, &mut options, &mut warnings, task)?;
-    let run = Run { project: &project, store, lock: &lock, launch, task };
-    let (mut backup, reused_bytes) = match run.save(&options, base.as_ref().map_or(Before::Newest, Before::Base)) {
+    let base = choose_base(store, &project, &mut options, &mut warnings, context)?;
+    let run = Run { project: &project, store, lock: &lock, worker_mode, context };
+    let (mut backup, reused_bytes) = match run.save(&options, base.as_ref().map_or(Reuse::Previous, Reuse::Incremental))
+    {
         // Nobody chose that base: a full backup is what helps now.
         Err(error)
-            if base.is_some() && options.based_on.is_none() && (is_of_base(&error) || error.code.is_of_key()) =>
+            if base.is_some() && options.based_on.is_none() && (is_base_error(&error) || error.code.is_key_error()) =>
         {
             let message = format!("A full backup was made, for nothing can rest on the newest one: {}", error.message);
             warnings.push(Warning::new(WarningCode::Full, message));
             options.kind = BackupType::Full;
-            run.save(&options, Before::Nothing)?
+            run.save(&options, Reuse::None)?
         }
         // The archive that it could have taken from is damaged: it only saves time.
-        Err(error) if base.is_none() && is_of_base(&error) => {
+        Err(error) if base.is_none() && is_base_error(&error) => {
             let message = format!("{}, so nothing was: see the damage with `kg diag backup --verify`", error.message);
             warnings.push(Warning::new(WarningCode::Store, message));
-            run.save(&options, Before::Nothing)?
+            run.save(&options, Reuse::None)?
         }
         saved => saved?,
     };
@@ -169,7 +176,7 @@ pub fn create_backup(
                 count = count.saturating_sub(pruned.decisions.iter().filter(|decision| !decision.kept).count());
                 retention = Some(pruned);
             }
-            backup.warnings.extend(held::remember(&project, store, count));
+            backup.warnings.extend(known_stores::remember(&project, store, count));
         }
         Err(error) => {
             let prunes = !options.retention.keeps_everything();
@@ -180,7 +187,7 @@ pub fn create_backup(
             retention_error = Some(error).filter(|_| prunes);
         }
     }
-    backup.warnings.extend(tolerated::warnings(&[store.dir(), &project.state_dir()]));
+    backup.warnings.extend(unsupported::warnings(&[store.dir(), &project.state_dir()]));
     Ok(Created { backup, reused_bytes, retention, retention_error })
 }
 
@@ -203,21 +210,21 @@ struct Run<'a> {
     project: &'a Project,
     store: &'a Store,
     lock: &'a StoreLock,
-    launch: &'a Launch,
-    task: &'a Task,
+    worker_mode: &'a WorkerMode,
+    context: &'a OperationContext,
 }
 
 /// What a backup makes use of that earlier ones left.
 #[derive(Clone, Copy)]
-enum Before<'a> {
-    Nothing,
+enum Reuse<'a> {
+    None,
     /// It leaves nothing out, and takes over what is the same.
-    Newest,
-    Base(&'a Chosen),
+    Previous,
+    Incremental(&'a IncrementalBase),
 }
 
 impl Run<'_> {
-    fn save(&self, options: &BackupOptions, before: Before<'_>) -> Result<(Backup, u64)> {
+    fn save(&self, options: &BackupOptions, before: Reuse<'_>) -> Result<(Backup, u64)> {
         match self.save_once(options, before) {
             // Damage is saved as it is, and fails nothing. SQLite calls a read that fails once damage too.
             Err(error) if error.code == Code::DatabaseDamaged => self.save_once(options, before),
@@ -225,41 +232,42 @@ impl Run<'_> {
         }
     }
 
-    fn save_once(&self, options: &BackupOptions, before: Before<'_>) -> Result<(Backup, u64)> {
-        let Run { project, store, lock, launch, task } = *self;
+    fn save_once(&self, options: &BackupOptions, before: Reuse<'_>) -> Result<(Backup, u64)> {
+        let Run { project, store, lock, worker_mode, context } = *self;
         let at = Timestamp::now();
         let new = store.begin(lock, at, options.compression, store.encrypts())?;
         let own = project.id();
         let mut request = save_request(project.root().to_path_buf(), new.scratch(), options);
         let (mut base, mut earlier) = (None, None);
         match before {
-            Before::Nothing => {}
-            Before::Newest => {
+            Reuse::None => {}
+            Reuse::Previous => {
                 earlier =
-                    base::earlier(store, Some(&own), options.kind, options.compression, &task.cancel)?.map(Arc::new);
-                if let Some((known, checksum)) = base::prepare_known(store, project, new.scratch())? {
+                    incremental_base::earlier(store, Some(&own), options.kind, options.compression, &context.cancel)?
+                        .map(Arc::new);
+                if let Some((known, checksum)) = incremental_base::load_page_cache(store, project, new.scratch())? {
                     request.known = Some(known);
                     request.takes_over = earlier.as_ref().is_some_and(|earlier| earlier.is(&checksum));
                 }
             }
-            Before::Base(chosen) => {
-                request.known = Some(chosen.prepare(project, new.scratch(), store.keys(), task)?);
+            Reuse::Incremental(chosen) => {
+                request.known = Some(chosen.prepare(project, new.scratch(), store.keys(), context)?);
                 base = Some(chosen);
             }
         }
         let mut archive = ArchiveWriter::new(new.sink()?, options.compression, earlier)?;
-        let mut reader = Reader::save(launch, request, &task.cancel)?;
+        let mut worker = Worker::save(worker_mode, request, &context.cancel)?;
         // Reading the chain to its end takes as long as reading the project: the one beside the other.
         let (saved, whole) = thread::scope(|threads| {
-            let check = |base| start_in(threads, "kg-chain", move || Chosen::assert_whole(base, task));
+            let check = |base| start_in(threads, "kg-chain", move || IncrementalBase::assert_whole(base, context));
             let checking = base.map(check).transpose()?;
-            let saved = receive(&mut reader, &mut archive, task);
+            let saved = receive(&mut worker, &mut archive, context);
             let whole = checking.map_or(Ok(()), |checking| checking.join().unwrap_or_else(|_| Err(check_panicked())));
             Ok::<_, Error>((saved, whole))
         })?;
         let mut saved = saved?;
         whole?;
-        drop(reader);
+        drop(worker);
         let was_emptied = note_empty(&mut saved, &own, store)?;
         if options.strict {
             assert_complete(&saved.warnings, was_emptied)?;
@@ -279,20 +287,20 @@ impl Run<'_> {
             }
             manifest
         })?;
-        task.cancel.check()?;
+        context.cancel.check()?;
         // Read only after the scratch directory is gone.
         let hashes = fs::File::open(&hashes).ok();
         let (backup, manifest) = new.publish(manifest, written)?;
         // What is known of the backup that the next incremental one rests on is worth more than this.
         if let Some(hashes) = hashes.filter(|_| !options.is_safety_backup) {
-            base::remember(project, &backup, &manifest, hashes);
+            incremental_base::store_page_cache(project, &backup, &manifest, hashes);
         }
         Ok((backup, written.reused_bytes))
     }
 }
 
 /// Whether it is what a backup would have rested on that failed.
-fn is_of_base(error: &Error) -> bool {
+fn is_base_error(error: &Error) -> bool {
     matches!(error.code, Code::ChecksumMismatch | Code::BaseUnusable | Code::ChainBroken)
 }
 
@@ -302,17 +310,17 @@ fn choose_base(
     project: &Project,
     options: &mut BackupOptions,
     warnings: &mut Vec<Warning>,
-    task: &Task,
-) -> Result<Option<Chosen>> {
+    context: &OperationContext,
+) -> Result<Option<IncrementalBase>> {
     if options.kind != BackupType::Incremental {
         return match options.based_on {
             None => Ok(None),
             Some(_) => Err(Error::invalid("`basedOn` goes with the type `incremental`", "Leave it out")),
         };
     }
-    let chosen = base::choose(store, project, options.based_on.as_deref(), task);
+    let chosen = incremental_base::choose(store, project, options.based_on.as_deref(), context);
     let message = match &chosen {
-        Err(error) if options.based_on.is_none() && error.code.is_of_key() => {
+        Err(error) if options.based_on.is_none() && error.code.is_key_error() => {
             format!("A full backup was made, for nothing can rest on the newest one: {}", error.message)
         }
         Ok(None) => {
@@ -412,50 +420,50 @@ fn save_request(root: PathBuf, scratch: &Path, options: &BackupOptions) -> SaveR
 }
 
 /// Moves everything that the reader sends into the archive.
-fn receive(reader: &mut Reader, archive: &mut ArchiveWriter, task: &Task) -> Result<Saved> {
-    let mut progress = SavingProgress { task, done: 0, total: 0 };
+fn receive(worker: &mut Worker, archive: &mut ArchiveWriter, context: &OperationContext) -> Result<Saved> {
+    let mut progress = SavingProgress { context, done: 0, total: 0 };
     loop {
-        match reader.next()? {
-            Answer::Message(Message::Planned { bytes_total }) => progress.plan(bytes_total)?,
-            Answer::Message(Message::Entry { record, owner }) => {
-                let left = record.entry_size().ok_or_else(out_of_turn)?;
-                let data = EntryData { left, reader, piece: Vec::new(), taken: 0, progress: &mut progress };
+        match worker.next()? {
+            Response::Message(Message::Planned { bytes_total }) => progress.plan(bytes_total)?,
+            Response::Message(Message::Entry { record, owner }) => {
+                let left = record.entry_size().ok_or_else(protocol_violation)?;
+                let data = EntryData { left, worker, piece: Vec::new(), taken: 0, progress: &mut progress };
                 // What of a database did not change was read all the same.
                 let skipped = record.size.saturating_sub(left);
                 archive.add(record, owner, data)?;
                 progress.advance(skipped)?;
             }
-            Answer::Message(Message::Database { record, owner }) => {
-                receive_database(reader, archive.begin_database(record, owner)?, &mut progress)?;
+            Response::Message(Message::Database { record, owner }) => {
+                receive_database(worker, archive.begin_database(record, owner)?, &mut progress)?;
             }
-            Answer::Message(Message::Unchanged { record }) => {
+            Response::Message(Message::Unchanged { record }) => {
                 progress.advance(record.size)?;
                 archive.add_unchanged(record)?;
             }
-            Answer::Message(Message::Saved(saved)) => return Ok(saved),
-            _ => return Err(out_of_turn()),
+            Response::Message(Message::Saved(saved)) => return Ok(saved),
+            _ => return Err(protocol_violation()),
         }
     }
 }
 
 fn receive_database(
-    reader: &mut Reader,
+    worker: &mut Worker,
     mut database: DatabaseEntry<'_>,
     progress: &mut SavingProgress<'_>,
 ) -> Result<()> {
     loop {
-        let bytes = match reader.next()? {
-            Answer::Block(block, hash) => database.write(block, hash)?,
-            Answer::Message(Message::Same { blocks }) => database.take_over(&blocks)?,
-            Answer::Message(Message::DatabaseEnd { sha256, blocks }) => return database.finish(sha256, blocks),
-            _ => return Err(out_of_turn()),
+        let bytes = match worker.next()? {
+            Response::Block(block, hash) => database.write(block, hash)?,
+            Response::Message(Message::Same { blocks }) => database.take_over(&blocks)?,
+            Response::Message(Message::DatabaseEnd { sha256, blocks }) => return database.finish(sha256, blocks),
+            _ => return Err(protocol_violation()),
         };
         progress.advance(bytes)?;
     }
 }
 
 struct SavingProgress<'a> {
-    task: &'a Task,
+    context: &'a OperationContext,
     done: u64,
     total: u64,
 }
@@ -470,13 +478,13 @@ impl SavingProgress<'_> {
         self.done += bytes;
         // A file that grew after it was planned must not lead to more than all.
         self.total = self.total.max(self.done);
-        self.task.report(Phase::Saving, self.done, self.total)
+        self.context.report(Phase::Saving, self.done, self.total)
     }
 }
 
 /// The bytes of one entry, as the reader sends them.
 struct EntryData<'a, 'b> {
-    reader: &'a mut Reader,
+    worker: &'a mut Worker,
     left: u64,
     piece: Vec<u8>,
     taken: usize,
@@ -485,14 +493,14 @@ struct EntryData<'a, 'b> {
 
 impl EntryData<'_, '_> {
     fn next_piece(&mut self) -> Result<()> {
-        match self.reader.next()? {
-            Answer::Data(piece) if piece.len() as u64 <= self.left && !piece.is_empty() => {
+        match self.worker.next()? {
+            Response::Data(piece) if piece.len() as u64 <= self.left && !piece.is_empty() => {
                 self.left -= piece.len() as u64;
                 self.progress.advance(piece.len() as u64)?;
                 (self.piece, self.taken) = (piece, 0);
                 Ok(())
             }
-            _ => Err(out_of_turn()),
+            _ => Err(protocol_violation()),
         }
     }
 }

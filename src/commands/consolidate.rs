@@ -18,22 +18,21 @@ use jiff::Timestamp;
 use crate::{
     archive::{
         block::Compression,
-        earlier::Earlier,
-        encoder::Written,
-        manifest::{BackupType, FORMAT_VERSION, FileRecord, Manifest, Stats, Stored, Tool},
-        pick::Pick,
-        write::{ArchiveWriter, Totals, checksums},
+        block_writer::Written,
+        filter::EntryFilter,
+        manifest::{BackupType, FORMAT_VERSION, FileRecord, Manifest, Stats, Storage, Tool},
+        reuse::ReuseSource,
+        writer::{ArchiveWriter, Totals, checksums},
     },
-    commands::{base, manage::lock_known},
+    commands::{incremental_base, manage::lock_known},
     error::{Code, Error, Result},
     store::{
         Backup, Store,
         chain::{self, Unpacked},
     },
     util::{
-        regular,
-        task::{Phase, Task},
-        tolerated,
+        operation::{OperationContext, Phase},
+        regular_file, unsupported,
     },
 };
 
@@ -46,9 +45,9 @@ pub fn consolidate(
     id: &str,
     compression: Compression,
     lock_timeout: Duration,
-    task: &Task,
+    context: &OperationContext,
 ) -> Result<Backup> {
-    let (lock, warnings) = lock_known(store, id, lock_timeout, task)?;
+    let (lock, warnings) = lock_known(store, id, lock_timeout, context)?;
     let backup = store.get(id)?;
     if backup.based_on.is_none() {
         let message = format!("{id} rests on no other backup: there is nothing to consolidate");
@@ -57,25 +56,35 @@ pub fn consolidate(
     let at = Timestamp::from_millisecond(backup.timestamp).unwrap_or_else(|_| Timestamp::now());
     // What was secret stays so, also if this call or the settings ask for plain backups.
     let store = &if backup.encrypted && store.may_be_plain() { store.clone().encrypting(true) } else { store.clone() };
-    store.assert_locked_as_meant(false)?;
+    store.check_encryption_policy(false)?;
     let encrypts = store.encrypts();
     let new = store.begin(&lock, at, compression, encrypts)?;
     let dir = new.scratch().join(UNPACKED);
     fs::create_dir(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
-    let plan = chain::plan(&backup.path, &Pick::default(), store.keys(), task)?;
-    let state = chain::unpack(&plan, Some(&dir), store.keys(), task).map_err(no_room)?;
+    let plan = chain::plan(&backup.path, &EntryFilter::default(), store.keys(), context)?;
+    let state = chain::unpack(&plan, Some(&dir), store.keys(), context).map_err(no_room)?;
     // Most of it is in the full backup that the chain begins with.
-    let earlier = base::earlier(store, state.manifest.project.as_deref(), BackupType::Full, compression, &task.cancel)?;
+    let earlier = incremental_base::earlier(
+        store,
+        state.manifest.project.as_deref(),
+        BackupType::Full,
+        compression,
+        &context.cancel,
+    )?;
     // What was unpacked is there once: nothing can be made again without it.
-    let earlier = earlier.filter(Earlier::is_as_written).map(Arc::new);
+    let earlier = earlier.filter(ReuseSource::is_as_written).map(Arc::new);
     let archive = ArchiveWriter::new(new.sink()?, compression, earlier)?;
     let recipients = new.recipients()?;
-    let (manifest, written) = write(archive, &new.id, compression, recipients, &state, &dir, task).map_err(no_room)?;
+    let (manifest, written) =
+        write(archive, &new.id, compression, recipients, &state, &dir, context).map_err(no_room)?;
     assert_same(&state.manifest, &manifest)?;
-    task.cancel.check()?;
+    context.cancel.check()?;
     let (made, _) = new.publish(manifest, written)?;
     let warnings_of_keys = store.key_warnings(&made.path);
-    Ok(made.with_warnings(warnings).with_warnings(tolerated::warnings(&[store.dir()])).with_warnings(warnings_of_keys))
+    Ok(made
+        .with_warnings(warnings)
+        .with_warnings(unsupported::warnings(&[store.dir()]))
+        .with_warnings(warnings_of_keys))
 }
 
 /// The advice of a restore, to choose another directory, does not help here.
@@ -96,23 +105,23 @@ fn write(
     recipients: Vec<String>,
     state: &Unpacked,
     dir: &Path,
-    task: &Task,
+    context: &OperationContext,
 ) -> Result<(Manifest, Written)> {
-    let mut progress = Progress { task, done: 0, total: state.manifest.stats.total_size };
+    let mut progress = Progress { context, done: 0, total: state.manifest.stats.total_size };
     let mut entries = HashSet::new();
     for (number, record) in state.manifest.files.iter().enumerate() {
         if !entries.insert(&record.entry) {
             let message = format!("{} describes {} twice, which no backup does", state.manifest.id, record.entry);
             return Err(Error::new(Code::NotABackup, message, "Use another backup: `kg diag backup --list`"));
         }
-        let whole = FileRecord { stored: Stored::Whole, sha256: None, pages: None, ..record.clone() };
+        let whole = FileRecord { stored: Storage::Full, sha256: None, pages: None, ..record.clone() };
         let owner = state.owners.get(number).copied().unwrap_or_default();
         if !record.kind.is_file() {
             archive.add(whole, owner, io::empty())?;
             continue;
         }
         let path = dir.join(number.to_string());
-        let file = regular::open_linked(&path).map_err(|cause| Error::io("read", &path, cause))?;
+        let file = regular_file::open_linked(&path).map_err(|cause| Error::io("read", &path, cause))?;
         archive.add(
             whole,
             owner,
@@ -164,7 +173,7 @@ fn assert_same(incremental: &Manifest, full: &Manifest) -> Result<()> {
 }
 
 struct Progress<'a> {
-    task: &'a Task,
+    context: &'a OperationContext,
     done: u64,
     total: u64,
 }
@@ -179,8 +188,8 @@ impl Read for Reported<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(buffer)?;
         self.progress.done += read as u64;
-        let Progress { task, done, total } = *self.progress;
-        task.report(Phase::Saving, done, total.max(done)).map_err(io::Error::other)?;
+        let Progress { context, done, total } = *self.progress;
+        context.report(Phase::Saving, done, total.max(done)).map_err(io::Error::other)?;
         Ok(read)
     }
 }

@@ -11,7 +11,7 @@ use crate::{
         Backup, Removal, Store, StoreLock,
         retention::{Decision, Policy, bases, decide, places},
     },
-    util::{task::Task, tolerated},
+    util::{operation::OperationContext, unsupported},
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -32,7 +32,7 @@ pub fn prune(
     policy: &Policy,
     dry_run: bool,
     lock_timeout: Duration,
-    task: &Task,
+    context: &OperationContext,
 ) -> Result<PruneResult> {
     if policy.keeps_everything() {
         return Err(Error::invalid(
@@ -48,7 +48,7 @@ pub fn prune(
         return Ok(together([], dry_run, &[]).warned(warnings));
     }
     if dry_run {
-        let (backups, mut warnings) = store.foresee(task)?;
+        let (backups, mut warnings) = store.preview_cleanup(context)?;
         let foresee = |backups: Vec<Backup>| {
             let decisions = decide(&backups, policy, Timestamp::now(), None);
             result(&backups, decisions, dry_run)
@@ -56,14 +56,14 @@ pub fn prune(
         let groups = by_project(store, backups.clone(), &mut warnings).into_iter().map(foresee);
         return Ok(together(groups, dry_run, &backups).warned(warnings));
     }
-    let lock = store.lock(lock_timeout, task)?;
+    let lock = store.lock(lock_timeout, context)?;
     // What came here without its manifest may rest on what would be removed.
-    let mut warnings = store.sweep(&lock, task)?;
+    let mut warnings = store.clean_up(&lock, context)?;
     let backups = store.list()?;
     let groups = by_project(store, backups.clone(), &mut warnings).into_iter();
     let mut removal = store.removal(&lock, backups.clone());
     let applied: Vec<PruneResult> = groups.map(|group| apply(store, &mut removal, group, policy, None)).collect();
-    warnings.extend(tolerated::warnings(&[store.dir()]));
+    warnings.extend(unsupported::warnings(&[store.dir()]));
     Ok(together(applied, dry_run, &backups).warned(warnings))
 }
 

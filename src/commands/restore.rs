@@ -13,26 +13,27 @@ use serde::Serialize;
 
 use crate::{
     archive::{
+        filter::EntryFilter,
         manifest::{MANIFEST_ENTRY, Manifest},
-        pick::Pick,
     },
     commands::{backup::DEFAULT_LOCK_TIMEOUT, verify::duration_ms},
     error::{Code, Error, Result, Warning, WarningCode},
     project::{Component, Project, STAGING_PREFIX, STATE_DIR, pattern},
-    reader::{
-        apply::{lock_target, undo::DEFAULT_RETENTION_DAYS},
-        client::{Launch, Reader},
-        protocol::ApplyRequest,
-    },
     sqlite::check::IntegrityStatus,
     store::{Store, chain, lacks},
     system::paths,
     util::{
-        beneath::{Dir, held_path},
-        durable, ownership,
-        scratch::PrivateDir,
-        task::{Phase, Task},
-        tolerated,
+        atomic_file,
+        dir_handle::{DirHandle, held_path},
+        operation::{OperationContext, Phase},
+        ownership,
+        temp_dir::PrivateDir,
+        unsupported,
+    },
+    worker::{
+        client::{Worker, WorkerMode},
+        protocol::ApplyRequest,
+        restore::{lock_target, undo::DEFAULT_RETENTION_DAYS},
     },
 };
 
@@ -42,7 +43,7 @@ pub struct RestoreOptions {
     pub target: PathBuf,
     /// `None` for everything that the backup holds.
     pub only: Option<Vec<Component>>,
-    /// Patterns for paths, see [`Pick`]; `None` for everything.
+    /// Patterns for paths, see [`EntryFilter`]; `None` for everything.
     pub paths: Option<Vec<String>>,
     /// Replace a damaged database even while another process has it open.
     pub force: bool,
@@ -99,12 +100,12 @@ pub struct RestoreResult {
 pub fn restore(
     store: &Store,
     reference: &str,
-    launch: &Launch,
+    worker_mode: &WorkerMode,
     options: &RestoreOptions,
-    task: &Task,
+    context: &OperationContext,
 ) -> Result<RestoreResult> {
     let mut staging = None;
-    let restored = restore_through(&mut staging, store, reference, launch, options, task);
+    let restored = restore_through(&mut staging, store, reference, worker_mode, options, context);
     match staging {
         Some(staging) => {
             let restored = restored.map_err(|error| staging.named(error));
@@ -118,9 +119,9 @@ fn restore_through(
     staging: &mut Option<Staging>,
     store: &Store,
     reference: &str,
-    launch: &Launch,
+    worker_mode: &WorkerMode,
     options: &RestoreOptions,
-    task: &Task,
+    context: &OperationContext,
 ) -> Result<RestoreResult> {
     let began = Instant::now();
     let target = paths::absolute(&options.target).map_err(|cause| Error::io("resolve", &options.target, cause))?;
@@ -128,33 +129,39 @@ fn restore_through(
     let home = store.home().map(|home| home.root());
     let of_home = |path: &String| home.map_or_else(|| path.clone(), |home| pattern::relative(home, path));
     let paths: Option<Vec<String>> = options.paths.as_ref().map(|paths| paths.iter().map(of_home).collect());
-    let pick = Pick::new(&target, options.only.clone(), paths.as_deref())?;
+    let pick = EntryFilter::new(&target, options.only.clone(), paths.as_deref())?;
     let archive = store.locate_holding(reference, options.only.as_deref())?;
     let state = target.join(STATE_DIR);
     let mut warnings = store.doubts(reference, &archive, Some(&target));
     let staging = staging.insert(Staging::prepare(&target, options.dry_run)?);
     let is_own = warnings.iter().all(|warning| warning.code != WarningCode::OtherProject);
     if !options.dry_run {
-        warnings.extend(Reader::tidy(launch, &target, options.lock_timeout, options.undo_retention_days, task)?);
+        warnings.extend(Worker::recover_interrupted(
+            worker_mode,
+            &target,
+            options.lock_timeout,
+            options.undo_retention_days,
+            context,
+        )?);
     }
     let held = staging.held_path();
     let unpack_to = (!options.dry_run).then_some(held.as_path());
     // No descriptor of a file that becomes part of the live project is open here when it does.
-    let plan = chain::plan(&archive, &pick, store.keys(), task)?;
-    let manifest = chain::unpack(&plan, unpack_to, store.keys(), task)?.manifest;
+    let plan = chain::plan(&archive, &pick, store.keys(), context)?;
+    let manifest = chain::unpack(&plan, unpack_to, store.keys(), context)?.manifest;
     assert_holds(store, &manifest, &pick, options)?;
     let in_vain = pick.in_vain().map(|pattern| format!("{} holds nothing of `{pattern}`", manifest.id));
     warnings.extend(in_vain.map(|message| Warning::new(WarningCode::Incomplete, message)));
     write_manifest(&held, &manifest)?;
-    task.report(Phase::Applying, 0, 0)?;
+    context.report(Phase::Applying, 0, 0)?;
     if !options.dry_run {
         // The reader waits too, but cannot be told to stop.
-        drop(lock_target(&state, options.lock_timeout, task)?);
+        drop(lock_target(&state, options.lock_timeout, context)?);
     }
     // From here on it is carried to its end, or taken back.
-    task.cancel.protect();
-    let applied = Reader::apply(
-        launch,
+    context.cancel.enter_critical_section();
+    let applied = Worker::apply(
+        worker_mode,
         ApplyRequest {
             target: target.clone(),
             staging: staging.path().to_path_buf(),
@@ -170,13 +177,21 @@ fn restore_through(
         Ok(applied) => applied,
         Err(error) => {
             // What was unpacked may be what completes an interrupted restore.
-            return Err(match Reader::tidy(launch, &target, options.lock_timeout, options.undo_retention_days, task) {
-                Ok(warnings) => with_warnings(error, &warnings),
-                Err(_) => {
-                    staging.keep();
-                    error
-                }
-            });
+            return Err(
+                match Worker::recover_interrupted(
+                    worker_mode,
+                    &target,
+                    options.lock_timeout,
+                    options.undo_retention_days,
+                    context,
+                ) {
+                    Ok(warnings) => with_warnings(error, &warnings),
+                    Err(_) => {
+                        staging.keep();
+                        error
+                    }
+                },
+            );
         }
     };
     staging.succeeded();
@@ -184,7 +199,7 @@ fn restore_through(
     warnings.extend(applied.warnings);
     warnings.extend(store.key_warnings(&archive));
     warnings.extend(store.plain_warning(&archive));
-    warnings.extend(tolerated::warnings(&[&target]));
+    warnings.extend(unsupported::warnings(&[&target]));
     warnings.extend(of_another(&target, &manifest).filter(|_| is_own && applied.files_replaced > 0));
     Ok(RestoreResult {
         id: manifest.id.clone(),
@@ -237,7 +252,7 @@ fn of_another(target: &Path, manifest: &Manifest) -> Option<Warning> {
     Some(Warning::new(WarningCode::OtherProject, message))
 }
 
-fn assert_holds(store: &Store, manifest: &Manifest, pick: &Pick, options: &RestoreOptions) -> Result<()> {
+fn assert_holds(store: &Store, manifest: &Manifest, pick: &EntryFilter, options: &RestoreOptions) -> Result<()> {
     if pick.is_everything() || !pick.select(manifest).is_empty() {
         return Ok(());
     }
@@ -298,7 +313,7 @@ impl Staging {
         let made: Vec<_> = state.ancestors().take_while(|dir| !dir.exists()).map(Path::to_path_buf).collect();
         // From here on a failure removes what was made.
         let mut staging = Staging { dir: None, made, lock: None };
-        durable::create_dirs(&state).map_err(|cause| Error::io("create", &state, cause))?;
+        atomic_file::create_dirs(&state).map_err(|cause| Error::io("create", &state, cause))?;
         staging.made.iter().rev().for_each(|made| ownership::inherit(made));
         while staging.lock.is_none() {
             let dir = PrivateDir::new(&state, STAGING_PREFIX)?;
@@ -351,7 +366,7 @@ impl Drop for Staging {
         self.lock = None;
         for dir in &self.made {
             // One that holds something by now is somebody else's.
-            let _ = Dir::around(dir).map(|place| place.remove_dir());
+            let _ = DirHandle::around(dir).map(|place| place.remove_dir());
         }
     }
 }

@@ -13,12 +13,12 @@ use crate::{
     commands::verify::duration_ms,
     error::{Result, Warning},
     project::Project,
-    reader::{
-        apply::lock_target,
-        client::{Launch, Reader},
+    util::operation::{OperationContext, Phase},
+    worker::{
+        client::{Worker, WorkerMode},
         protocol::UndoRequest,
+        restore::lock_target,
     },
-    util::task::{Phase, Task},
 };
 
 #[derive(Debug, Clone)]
@@ -56,20 +56,31 @@ pub struct UndoResult {
 }
 
 /// Undoes the newest restore into the project at `root`.
-pub fn undo_restore(root: &Path, launch: &Launch, options: &UndoOptions, task: &Task) -> Result<UndoResult> {
+pub fn undo_restore(
+    root: &Path,
+    worker_mode: &WorkerMode,
+    options: &UndoOptions,
+    context: &OperationContext,
+) -> Result<UndoResult> {
     let began = Instant::now();
     let project = Project::open(root)?;
     let mut warnings = Vec::new();
     if !options.dry_run {
-        warnings = Reader::tidy(launch, project.root(), options.lock_timeout, options.undo_retention_days, task)?;
+        warnings = Worker::recover_interrupted(
+            worker_mode,
+            project.root(),
+            options.lock_timeout,
+            options.undo_retention_days,
+            context,
+        )?;
         // The reader waits too, but cannot be told to stop.
-        drop(lock_target(&project.state_dir(), options.lock_timeout, task)?);
+        drop(lock_target(&project.state_dir(), options.lock_timeout, context)?);
     }
-    task.report(Phase::Applying, 0, 0)?;
+    context.report(Phase::Applying, 0, 0)?;
     // From here on it is carried to its end, or taken back.
-    task.cancel.protect();
-    let undone = Reader::undo(
-        launch,
+    context.cancel.enter_critical_section();
+    let undone = Worker::undo(
+        worker_mode,
         UndoRequest {
             target: project.root().to_path_buf(),
             earlier: options.earlier,
@@ -80,7 +91,13 @@ pub fn undo_restore(root: &Path, launch: &Launch, options: &UndoOptions, task: &
     );
     if undone.is_err() && !options.dry_run {
         // What it could not take back itself; it would say again what is wrong.
-        let _ = Reader::tidy(launch, project.root(), options.lock_timeout, options.undo_retention_days, task);
+        let _ = Worker::recover_interrupted(
+            worker_mode,
+            project.root(),
+            options.lock_timeout,
+            options.undo_retention_days,
+            context,
+        );
     }
     let undone = undone?;
     warnings.extend(undone.applied.warnings);

@@ -10,12 +10,12 @@ use serde::Serialize;
 use crate::{
     archive::{
         manifest::Manifest,
-        read::{Discard, read_archive},
+        reader::{Discard, read_archive},
         report::{Problem, ProblemCode},
     },
     error::{Code, Result, Warning},
     store::{Store, chain, manifest_beside},
-    util::task::{Phase, Task},
+    util::operation::{OperationContext, Phase},
 };
 
 /// What a check of a backup found.
@@ -39,13 +39,13 @@ pub struct CheckReport {
 }
 
 /// Checks the backup that `reference` means (a path, an id, `latest`). A damaged one is a report, not an error.
-pub fn check_backup(store: &Store, reference: &str, task: &Task) -> Result<CheckReport> {
+pub fn check_backup(store: &Store, reference: &str, context: &OperationContext) -> Result<CheckReport> {
     let began = Instant::now();
     let path = store.locate(reference)?;
     let mut warnings = store.doubts(reference, &path, None);
-    let (report, of_chain) = match chain::links(&path, store.keys(), task) {
+    let (report, of_chain) = match chain::links(&path, store.keys(), context) {
         Ok(links) if links.len() > 1 => {
-            let (mut reports, hashes) = chain::hash_pages(&links, store.keys(), task)?;
+            let (mut reports, hashes) = chain::hash_pages(&links, store.keys(), context)?;
             let of_chain = chain::problems(&links, &reports, hashes.is_some());
             (reports.pop(), of_chain)
         }
@@ -59,7 +59,7 @@ pub fn check_backup(store: &Store, reference: &str, task: &Task) -> Result<Check
         Some(report) => report,
         None => {
             let beside = manifest_beside(&path)?;
-            read_archive(&path, store.keys(), beside.as_deref(), &mut Discard, task, Phase::Verifying)?
+            read_archive(&path, store.keys(), beside.as_deref(), &mut Discard, context, Phase::Verifying)?
         }
     };
     report.problems.extend(of_chain);

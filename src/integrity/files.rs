@@ -13,15 +13,15 @@ use rusqlite::Connection;
 use serde_json::Value;
 
 use super::{
-    issue::{Found, Issue, IssueCode, Part, Severity},
+    issue::{Examples, Issue, IssueCode, Part, Severity},
     rows::{columns_of, has_table},
 };
 use crate::{
+    config::{Settings, parse as parse_json},
     error::{Result, plain},
     project::{CONFIG_FILE, Project, STATE_DIR, exclude, names},
-    settings::{Settings, parse as parse_json},
     sqlite::files::{COMPANIONS, companion},
-    util::{regular, task::Cancel},
+    util::{operation::CancelToken, regular_file},
 };
 
 /// A longer configuration is none.
@@ -39,7 +39,7 @@ const SECRET_ENDINGS: [&str; 3] = ["token", "apikey", "api_key"];
 const PLAIN_ENDINGS: [&str; 3] = [".json", ".md", ".txt"];
 
 /// The files of a project below `.kg/`. Returns how many there are.
-pub fn check(project: &Project, database: &Path, cancel: &Cancel, issues: &mut Vec<Issue>) -> Result<u64> {
+pub fn check(project: &Project, database: &Path, cancel: &CancelToken, issues: &mut Vec<Issue>) -> Result<u64> {
     let journal = project.state_dir().join(exclude::JOURNAL_FILE);
     if let Ok(found) = fs::symlink_metadata(&journal) {
         let message = "A restore was interrupted: the project is half of what it was and half of a backup";
@@ -48,7 +48,7 @@ pub fn check(project: &Project, database: &Path, cancel: &Cancel, issues: &mut V
         issues.push(Issue::new(IssueCode::RestorePending, Part::Files, message, remedy).path(shown(project, &journal)));
     }
     issues.extend(configuration(project));
-    let mut walk = Walk { cancel, count: 0, unreadable: Found::default(), exposed: Found::default() };
+    let mut walk = PermissionWalk { cancel, count: 0, unreadable: Examples::default(), exposed: Examples::default() };
     walk.directory(&project.state_dir(), STATE_DIR)?;
     let remedy = "Give this user access to them, or remove what leads nowhere";
     issues.extend(issue_of(walk.unreadable, IssueCode::FileUnreadable, "files cannot be read", remedy));
@@ -63,7 +63,7 @@ pub fn check(project: &Project, database: &Path, cancel: &Cancel, issues: &mut V
     Ok(walk.count)
 }
 
-fn issue_of(found: Found, code: IssueCode, what: &str, remedy: &str) -> Option<Issue> {
+fn issue_of(found: Examples, code: IssueCode, what: &str, remedy: &str) -> Option<Issue> {
     let message = format!("{} {what}", found.count);
     let path = found.examples.first().cloned().unwrap_or_default();
     (!found.is_empty()).then(|| Issue::new(code, Part::Files, message, remedy).path(path).found(found))
@@ -107,13 +107,14 @@ fn parse(path: &Path) -> std::result::Result<Value, (String, &'static str)> {
         _ => (format!("cannot be read: {}", plain(&cause)), "Give this user the right to read it"),
     };
     let restore = "Correct it, or restore it with `kg diag restore --file latest --config-only`";
-    let text =
-        regular::open_linked(path).and_then(|file| regular::read(&file, MAX_CONFIG_BYTES)).map_err(unreadable)?;
+    let text = regular_file::open_linked(path)
+        .and_then(|file| regular_file::read(&file, MAX_CONFIG_BYTES))
+        .map_err(unreadable)?;
     parse_json(&text).map_err(|why| (why, restore))
 }
 
 fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
-    let mut wrong = Found::default();
+    let mut wrong = Examples::default();
     if let Some(value) = config.get("database").filter(|value| !value.is_object()) {
         wrong.add(format!("`database` is {value}: it should be an object"));
     }
@@ -141,7 +142,7 @@ fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
         issues.push(issue.path(path).found(wrong));
     }
     let is_open = fs::metadata(file).is_ok_and(|found| found.permissions().mode() & OTHERS_READ != 0);
-    let mut secrets = Found::default();
+    let mut secrets = Examples::default();
     secret_settings(config, "", &mut secrets);
     if is_open && !secrets.is_empty() {
         let message = format!("{path} holds {} secrets, and others can read it", secrets.count);
@@ -152,7 +153,7 @@ fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
 }
 
 /// Names of settings that look like secrets and have a text. Their values are never shown.
-fn secret_settings(value: &Value, name: &str, found: &mut Found) {
+fn secret_settings(value: &Value, name: &str, found: &mut Examples) {
     let Value::Object(fields) = value else { return };
     for (key, field) in fields {
         let full = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
@@ -172,14 +173,14 @@ fn is_secret(name: &str) -> bool {
 
 // ---- What can be read and written ----
 
-struct Walk<'a> {
-    cancel: &'a Cancel,
+struct PermissionWalk<'a> {
+    cancel: &'a CancelToken,
     count: u64,
-    unreadable: Found,
-    exposed: Found,
+    unreadable: Examples,
+    exposed: Examples,
 }
 
-impl Walk<'_> {
+impl PermissionWalk<'_> {
     fn directory(&mut self, directory: &Path, path: &str) -> Result<()> {
         self.cancel.check()?;
         let Ok(entries) = fs::read_dir(directory) else {
@@ -233,7 +234,7 @@ fn writable_by_others(project: &Project, database: &Path) -> Option<Issue> {
     paths.extend(COMPANIONS.iter().map(|suffix| companion(database, suffix)));
     paths.extend(database.parent().map(Path::to_path_buf));
     paths.dedup();
-    let mut found = Found::default();
+    let mut found = Examples::default();
     let mut seen = HashSet::new();
     for path in paths {
         let Ok(of) = fs::metadata(&path) else { continue };
@@ -260,7 +261,12 @@ fn shown(project: &Project, path: &Path) -> String {
 // ---- Documents ----
 
 /// Documents of nodes that are gone, and documents beside those of nodes that have no node. Returns how many nodes name one.
-pub fn documents(connection: &Connection, project: &Project, cancel: &Cancel, issues: &mut Vec<Issue>) -> Result<u64> {
+pub fn documents(
+    connection: &Connection,
+    project: &Project,
+    cancel: &CancelToken,
+    issues: &mut Vec<Issue>,
+) -> Result<u64> {
     let mut paths = HashSet::new();
     let read = |paths: &mut HashSet<PathBuf>| -> rusqlite::Result<()> {
         if !has_table(connection, "nodes")? || !columns_of(connection, "nodes")?.contains("path") {
@@ -280,7 +286,7 @@ pub fn documents(connection: &Connection, project: &Project, cancel: &Cancel, is
         issues.push(Issue::new(IssueCode::NotChecked, Part::Files, message, "Check the database first"));
         return Ok(0);
     }
-    let mut gone = Found::default();
+    let mut gone = Examples::default();
     let mut beside: BTreeMap<PathBuf, HashSet<String>> = BTreeMap::new();
     for path in &paths {
         cancel.check()?;
@@ -312,7 +318,7 @@ fn unindexed(
     paths: &HashSet<PathBuf>,
     beside: &BTreeMap<PathBuf, HashSet<String>>,
 ) -> Option<Issue> {
-    let mut found = Found::default();
+    let mut found = Examples::default();
     for (dir, endings) in beside {
         let mut new: Vec<PathBuf> = Vec::new();
         for entry in fs::read_dir(project.root().join(dir)).into_iter().flatten().flatten() {

@@ -240,7 +240,7 @@ impl Issue {
     }
 
     /// How often, and the first of them.
-    pub fn found(self, found: Found) -> Self {
+    pub fn found(self, found: Examples) -> Self {
         Issue { count: found.count, examples: found.examples, rowid: found.rowid.or(self.rowid), ..self }
     }
 
@@ -252,13 +252,13 @@ impl Issue {
 
 /// Things of one kind: how many, the first of them, the row of the very first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct Examples {
     pub count: u64,
     pub examples: Vec<String>,
     pub rowid: Option<i64>,
 }
 
-impl Found {
+impl Examples {
     pub fn add(&mut self, example: impl Into<String>) {
         self.count += 1;
         if self.examples.len() < MAX_EXAMPLES {

@@ -1,4 +1,4 @@
-//! Checks and repairs. Only the reader calls what opens files here (`src/reader/inspect.rs`).
+//! Checks and repairs. Only the reader calls what opens files here (`src/worker/check.rs`).
 //!
 //! ```text
 //! database ─▶ private copy of one commit ─▶ structure ─▶ rows ─▶ documents, vectors     ─▶ issues ─▶ actions of repair
@@ -12,15 +12,15 @@
 //! Not guaranteed: a check sees one commit of each database; what was written since is not in it. A process that opens a
 //! database with `synchronous=off`, or that copies one while it is written, cannot be seen from outside.
 
-mod beside;
-pub mod documented;
+pub mod documented_schema;
+mod environment;
 pub mod files;
 mod fulltext;
 pub mod issue;
 pub mod repair;
 pub mod rows;
 mod structure;
-pub mod subject;
+pub mod target;
 #[cfg(test)]
 mod tests;
 pub mod vectors;
@@ -41,19 +41,19 @@ use serde::{Deserialize, Serialize};
 pub use self::vectors::DATABASE as VECTOR_DATABASE;
 use self::{
     issue::{Issue, IssueCode, Part},
-    subject::{Resolved, Subject},
+    target::{CheckTarget, Resolved},
 };
 use crate::{
     error::{Code, Error, Result, plain},
     project::{Project, STATE_DIR, names},
     sqlite::{
-        aside,
         check::{Pragma, bound, everything, is_unread_schema, read_schema, refused},
-        forget_fulltext, look,
-        private::{self, Private},
-        snapshot::{self, Conditions, Taken},
+        forget_fulltext, in_place,
+        private_copy::{self, PrivateCopy},
+        raw_copy,
+        snapshot::{self, Capture, Conditions},
     },
-    util::{durable, task::Cancel, threads::start_in},
+    util::{atomic_file, operation::CancelToken, threads::start_in},
 };
 
 /// What the names of scratch directories of checks start with.
@@ -105,12 +105,12 @@ pub struct Report {
 
 /// How far a check is, in bytes to read.
 #[derive(Debug, Clone, Default)]
-pub struct Gauge {
+pub struct ProgressCounter {
     pub done: Arc<AtomicU64>,
     pub total: Arc<AtomicU64>,
 }
 
-impl Gauge {
+impl ProgressCounter {
     fn add(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -118,8 +118,8 @@ impl Gauge {
 
 /// What every check is given.
 pub struct Check<'a> {
-    pub cancel: &'a Cancel,
-    pub gauge: &'a Gauge,
+    pub cancel: &'a CancelToken,
+    pub gauge: &'a ProgressCounter,
     pub lock_timeout: Duration,
     /// A directory of the caller's with room for copies of databases.
     pub scratch: &'a Path,
@@ -138,13 +138,13 @@ impl Named {
 }
 
 /// Runs the checks. Whatever is wrong with the subject is an issue; an error is what kept the checks from running.
-pub fn check(subject: &Subject, scope: Scope, check: &Check) -> Result<Report> {
+pub fn check(subject: &CheckTarget, scope: Scope, check: &Check) -> Result<Report> {
     let report = look(subject, scope, check)?;
     // SQLite calls a read that fails once damage too. What is damaged is so the next time.
     if report.issues.iter().any(repair::is_damage) { look(subject, scope, check) } else { Ok(report) }
 }
 
-fn look(subject: &Subject, scope: Scope, check: &Check) -> Result<Report> {
+fn look(subject: &CheckTarget, scope: Scope, check: &Check) -> Result<Report> {
     let resolved = subject.resolve()?;
     let mut report = Report { is_graph: resolved.is_graph, ..Report::default() };
     let looked_at = std::fs::metadata(&resolved.database);
@@ -179,7 +179,7 @@ fn look(subject: &Subject, scope: Scope, check: &Check) -> Result<Report> {
     }
     if !scope.quick {
         let graph = match found {
-            Some(_) => thoroughly(&resolved, &named, scope, check, &mut report)?,
+            Some(_) => check_private_copy(&resolved, &named, scope, check, &mut report)?,
             None => None,
         };
         if let Some(project) = &resolved.project {
@@ -211,8 +211,8 @@ fn compare(project: &Project, graph: Option<&Graph>, scope: Scope, check: &Check
         return Ok(());
     }
     let named = Named { path: format!("{STATE_DIR}/{}", vectors::DATABASE), part: Part::Vectors };
-    issues.extend(beside::check(&database, &named, check.cancel));
-    let private = private::copy(&database, check.scratch, check.lock_timeout, check.cancel, &|_| ())?;
+    issues.extend(environment::check(&database, &named, check.cancel));
+    let private = private_copy::copy(&database, check.scratch, check.lock_timeout, check.cancel, &|_| ())?;
     let refused = refused_for_damage(&private);
     issues.extend(refused.map(|error| structure::refused_to_open(&named, error)));
     let mut connection = open(private.database(), checked.database_size, check)?;
@@ -234,11 +234,11 @@ fn compare(project: &Project, graph: Option<&Graph>, scope: Scope, check: &Check
 /// A sound copy of the graph database.
 struct Graph {
     connection: Connection,
-    private: Private,
+    private: PrivateCopy,
 }
 
 /// Everything about the database, on a copy. Returns that, where its rows can be trusted.
-fn thoroughly(
+fn check_private_copy(
     resolved: &Resolved,
     named: &Named,
     scope: Scope,
@@ -247,11 +247,11 @@ fn thoroughly(
 ) -> Result<Option<Graph>> {
     let path = &resolved.database;
     if scope.database {
-        report.issues.extend(beside::check(path, named, check.cancel));
+        report.issues.extend(environment::check(path, named, check.cancel));
     }
     let size = report.checked.database_size;
     let private =
-        private::copy(path, check.scratch, check.lock_timeout, check.cancel, &|bytes| check.gauge.add(bytes))?;
+        private_copy::copy(path, check.scratch, check.lock_timeout, check.cancel, &|bytes| check.gauge.add(bytes))?;
     let refused = refused_for_damage(&private).map(|error| structure::refused_to_open(named, error));
     let mut found: Vec<Issue> = refused.into_iter().collect();
     let mut connection = open(private.database(), size, check)?;
@@ -266,8 +266,8 @@ fn thoroughly(
         .iter()
         .all(|issue| matches!(issue.code, IssueCode::FullTextDamaged | IssueCode::NotChecked | IssueCode::Constraint));
     let is_damaged = found.iter().any(|issue| repair::is_damage(issue) || issue.code == IssueCode::IndexDamaged);
-    if is_damaged && beside::has_wal(path) && without_wal(path, check).is_some() {
-        found.push(beside::wal_is_foreign(named));
+    if is_damaged && environment::has_wal(path) && without_wal(path, check).is_some() {
+        found.push(environment::wal_is_foreign(named));
     }
     add_new(&mut report.issues, found);
     // Parts of a schema that cannot be parsed do not keep the others from being read.
@@ -286,12 +286,12 @@ fn thoroughly(
         let mut found = rows::check(&connection, named, check)?;
         found.extend(rows::empty(&connection, named, resolved.is_graph).unwrap_or_default());
         // With a first page in it, the WAL of another database makes this one that other one.
-        let is_other = found.iter().any(|issue| issue.code == IssueCode::TableMissing) && beside::has_wal(path);
+        let is_other = found.iter().any(|issue| issue.code == IssueCode::TableMissing) && environment::has_wal(path);
         if is_other
             && without_wal(path, check)
                 .is_some_and(|alone| rows::missing(&alone, named).is_ok_and(|lacks| lacks.is_empty()))
         {
-            add_new(&mut report.issues, vec![beside::wal_is_foreign(named)]);
+            add_new(&mut report.issues, vec![environment::wal_is_foreign(named)]);
         }
         report.issues.extend(found);
     }
@@ -300,9 +300,9 @@ fn thoroughly(
 }
 
 /// The two that take longest, beside each other.
-fn structure_and_fulltext(private: &Private, named: &Named, size: u64, check: &Check) -> Result<Vec<Issue>> {
+fn structure_and_fulltext(private: &PrivateCopy, named: &Named, size: u64, check: &Check) -> Result<Vec<Issue>> {
     // Pages that lead in a circle would keep it for as long as its content seems to be.
-    let stop = Cancel::default();
+    let stop = CancelToken::default();
     let fulltext = || -> Result<Vec<Issue>> {
         let own = open_until(private.database(), size, check, &stop)?;
         // Nothing of it is to be written, not even to the copy.
@@ -337,7 +337,7 @@ fn add_new(issues: &mut Vec<Issue>, found: Vec<Issue>) {
 }
 
 /// Why SQLite refused the original, if that is damage and not a schema that this build cannot parse.
-fn refused_for_damage(private: &Private) -> Option<&Error> {
+fn refused_for_damage(private: &PrivateCopy) -> Option<&Error> {
     let refused = private.refused.as_ref();
     refused.filter(|error| !error.cause.as_deref().is_some_and(is_unread_schema))
 }
@@ -345,13 +345,13 @@ fn refused_for_damage(private: &Private) -> Option<&Error> {
 /// The database as it is without its WAL, if that is sound.
 fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
     // One that was truncated is sound only because it is empty.
-    if look::cut_off(path, path).is_some() {
+    if in_place::cut_off(path, path).is_some() {
         return None;
     }
     let alone = check.scratch.join("without-wal");
     // What is damaged is checked twice.
-    durable::remove(&alone).ok()?;
-    let size = aside::copy_file(path, &alone).ok()?;
+    atomic_file::remove(&alone).ok()?;
+    let size = raw_copy::copy_file(path, &alone).ok()?;
     let mut connection = open(&alone, size, check).ok()?;
     // Pages of two states may well make trees, of which indexes then do not agree with their tables.
     forget_fulltext(&connection);
@@ -363,17 +363,17 @@ fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
 /// `quick_check` and the tables, in a read transaction of the database itself.
 fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report) -> Result<()> {
     let path = &resolved.database;
-    report.issues.extend(beside::check(path, named, check.cancel));
+    report.issues.extend(environment::check(path, named, check.cancel));
     let conditions = Conditions { scratch: check.scratch, lock_timeout: check.lock_timeout, with_twin: false };
     let snapshot = match snapshot::take(path, conditions, check.cancel)? {
-        Taken::Snapshot(snapshot) => snapshot,
-        Taken::Damaged(copy, error) if error.cause.as_deref().is_some_and(is_unread_schema) => {
+        Capture::Snapshot(snapshot) => snapshot,
+        Capture::Damaged(copy, error) if error.cause.as_deref().is_some_and(is_unread_schema) => {
             let found = refused(&copy.database(), error, check.cancel)?;
             let connection = open(&copy.database(), 0, check)?;
             report.issues.extend(structure::issues_of(&connection, named, &found));
             return Ok(());
         }
-        Taken::Damaged(_, error) => {
+        Capture::Damaged(_, error) => {
             report.issues.push(structure::refused_to_open(named, &error));
             return Ok(());
         }
@@ -392,11 +392,11 @@ fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report)
 
 /// Opens a private copy. Its checks end when they are cancelled, and when damaged pages lead them in a circle.
 fn open(database: &Path, size: u64, check: &Check) -> Result<Connection> {
-    open_until(database, size, check, &Cancel::default())
+    open_until(database, size, check, &CancelToken::default())
 }
 
 /// As [`open`]; `stop` ends it too.
-fn open_until(database: &Path, size: u64, check: &Check, stop: &Cancel) -> Result<Connection> {
+fn open_until(database: &Path, size: u64, check: &Check, stop: &CancelToken) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened = || -> rusqlite::Result<Connection> {
         let mut connection = Connection::open_with_flags(database, flags)?;

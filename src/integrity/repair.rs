@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     issue::{Issue, IssueCode, Part},
     rows,
-    subject::{Resolved, Subject},
+    target::{CheckTarget, Resolved},
     vectors,
 };
 use crate::{
@@ -145,7 +145,7 @@ impl Action {
 
 /// Carries out `actions` on the databases of `subject`.
 pub fn perform(
-    subject: &Subject,
+    subject: &CheckTarget,
     actions: &[Action],
     lock_timeout: Duration,
     salvaging: Salvaging<'_>,

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 
 use super::{
     Check, Named,
-    issue::{Found, Issue, IssueCode, Severity},
+    issue::{Examples, Issue, IssueCode, Severity},
 };
 use crate::{
     error::Result,
@@ -161,7 +161,7 @@ fn paths(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<Issue>>
         return Ok(Vec::new());
     }
     let sql = "SELECT path || ' (' || count(*) || ' nodes)' FROM nodes WHERE path IS NOT NULL GROUP BY path HAVING count(*) > 1";
-    let mut found = Found::default();
+    let mut found = Examples::default();
     let mut statement = connection.prepare(sql)?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
@@ -188,7 +188,7 @@ fn foreign_keys(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<
         declared.iter().filter(|reference| !is_known(reference)).map(|(table, ..)| table.as_str()).collect();
     let mut issues = Vec::new();
     for table in tables {
-        let mut found = Found::default();
+        let mut found = Examples::default();
         let mut statement = connection.prepare(&format!("PRAGMA foreign_key_check({})", quoted(table)))?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
@@ -216,11 +216,11 @@ fn reference_of(connection: &Connection, table: &str, id: i64) -> rusqlite::Resu
 }
 
 /// The rows of `table` that meet `condition`, shown as the expression `shown`.
-pub fn found(connection: &Connection, table: &str, as_text: &str, condition: &str) -> rusqlite::Result<Found> {
+pub fn found(connection: &Connection, table: &str, as_text: &str, condition: &str) -> rusqlite::Result<Examples> {
     let rowid = if has_rowid(connection, table)? { "rowid" } else { "NULL" };
     let mut statement = connection.prepare(&format!("SELECT {rowid}, {as_text} FROM {table} WHERE {condition}"))?;
     let mut rows = statement.query([])?;
-    let mut found = Found::default();
+    let mut found = Examples::default();
     while let Some(row) = rows.next()? {
         if found.is_empty() {
             found.rowid = row.get(0)?;

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 
 use super::{
     Check, Named,
-    issue::{Found, Issue, IssueCode},
+    issue::{Examples, Issue, IssueCode},
 };
 use crate::{
     error::{Code, Error, Result},
@@ -75,18 +75,18 @@ fn not_checked(named: &Named, found: &Findings) -> Vec<Issue> {
 }
 
 fn issues<'a>(named: &Named, trees: &Trees, lines: impl Iterator<Item = &'a str>) -> Vec<Issue> {
-    let mut grouped: BTreeMap<_, (Finding, Found)> = BTreeMap::new();
+    let mut grouped: BTreeMap<_, (Finding, Examples)> = BTreeMap::new();
     for line in lines.filter(|line| *line != "ok" && !line.is_empty() && !line.starts_with("***")) {
         let finding = classify(line, trees);
         let key = (finding.code, finding.table.clone(), finding.index.clone());
-        let (first, found) = grouped.entry(key).or_insert_with(|| (finding, Found::default()));
+        let (first, found) = grouped.entry(key).or_insert_with(|| (finding, Examples::default()));
         found.rowid = first.rowid;
         found.add(line);
     }
     grouped.into_values().map(|(finding, found)| describe(named, finding, found)).collect()
 }
 
-fn describe(named: &Named, finding: Finding, found: Found) -> Issue {
+fn describe(named: &Named, finding: Finding, found: Examples) -> Issue {
     let code = finding.code.unwrap_or(IssueCode::DatabaseDamaged);
     let path = &named.path;
     let of_table = finding.table.as_ref().map_or(String::new(), |table| format!(" of the table {table}"));

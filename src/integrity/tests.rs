@@ -101,16 +101,16 @@ impl Fixture {
     }
 
     fn check(&self) -> Report {
-        self.check_as(&Subject::of(self.dir.path(), None), Scope::ALL)
+        self.check_as(&CheckTarget::of(self.dir.path(), None), Scope::ALL)
     }
 
     /// Also sees that nothing of the project was changed.
-    fn check_as(&self, subject: &Subject, scope: Scope) -> Report {
+    fn check_as(&self, subject: &CheckTarget, scope: Scope) -> Report {
         let scratch = tempfile::tempdir().unwrap();
         let before = self.bytes();
         let conditions = Check {
-            cancel: &Cancel::default(),
-            gauge: &Gauge::default(),
+            cancel: &CancelToken::default(),
+            gauge: &ProgressCounter::default(),
             lock_timeout: Duration::from_secs(5),
             scratch: scratch.path(),
         };
@@ -149,9 +149,9 @@ impl Fixture {
     fn perform(&self, actions: &[repair::Action]) -> Vec<repair::Done> {
         let lock_timeout = Duration::from_secs(5);
         let salvaging = |resolved: &Resolved, database: &Path, part| {
-            crate::reader::apply::salvage::salvage(resolved, database, part, lock_timeout)
+            crate::worker::restore::salvage::salvage(resolved, database, part, lock_timeout)
         };
-        repair::perform(&Subject::of(self.dir.path(), None), actions, lock_timeout, &salvaging).unwrap()
+        repair::perform(&CheckTarget::of(self.dir.path(), None), actions, lock_timeout, &salvaging).unwrap()
     }
 
     fn removed(&self, database: &str) -> Vec<(String, String, String)> {

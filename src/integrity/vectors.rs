@@ -12,14 +12,14 @@ use serde::Deserialize;
 
 use super::{
     Named,
-    issue::{Found, Issue, IssueCode, Part, Severity},
+    issue::{Examples, Issue, IssueCode, Part, Severity},
     rows::{columns_of, has_table},
 };
 use crate::{
     error::{Error, Result},
     project::names,
     sqlite::quoted,
-    util::{regular, task::Cancel},
+    util::{operation::CancelToken, regular_file},
 };
 
 /// The table that a store in SQLite has.
@@ -39,9 +39,9 @@ const REGENERATE: &str = "Make the vectors again: `kg graph --regenerate-vectors
 /// What is wrong with the numbers of vectors.
 #[derive(Default)]
 struct Numbers {
-    length: Found,
-    not_finite: Found,
-    zero: Found,
+    length: Examples,
+    not_finite: Examples,
+    zero: Examples,
 }
 
 impl Numbers {
@@ -52,7 +52,7 @@ impl Numbers {
             (self.not_finite, IssueCode::VectorNotFinite, "vectors hold something that is no finite number"),
             (self.zero, IssueCode::VectorZero, "vectors are zeros alone, and so like nothing"),
         ];
-        let issue = |(found, code, what): (Found, _, _)| {
+        let issue = |(found, code, what): (Examples, _, _)| {
             let message = format!("{} of {path}: {what}", found.count);
             (!found.is_empty()).then(|| named.issue(code, message, REGENERATE).found(found))
         };
@@ -81,7 +81,7 @@ pub fn check_database(
     connection: &Connection,
     named: &Named,
     has_graph: bool,
-    cancel: &Cancel,
+    cancel: &CancelToken,
     issues: &mut Vec<Issue>,
 ) -> Result<u64> {
     let mut count = 0;
@@ -112,11 +112,11 @@ pub fn check_database(
 fn numbers_of(
     connection: &Connection,
     named: &Named,
-    cancel: &Cancel,
+    cancel: &CancelToken,
     issues: &mut Vec<Issue>,
 ) -> rusqlite::Result<u64> {
     let mut numbers = Numbers::default();
-    let mut by_dimensions: BTreeMap<i64, Found> = BTreeMap::new();
+    let mut by_dimensions: BTreeMap<i64, Examples> = BTreeMap::new();
     let mut statement = connection.prepare(&format!("SELECT id, embedding, dimensions FROM {TABLE}"))?;
     let mut rows = statement.query([])?;
     let mut count = 0;
@@ -141,7 +141,7 @@ fn numbers_of(
     issues.extend(numbers.issues(named).into_iter().map(|issue| issue.table(TABLE)));
     if by_dimensions.len() > 1 {
         let usual = by_dimensions.iter().max_by_key(|(_, found)| found.count).map_or(0, |(dimensions, _)| *dimensions);
-        let mut odd = Found::default();
+        let mut odd = Examples::default();
         for (dimensions, found) in by_dimensions.iter().filter(|(dimensions, _)| **dimensions != usual) {
             found.examples.iter().for_each(|id| odd.add(format!("{id} ({dimensions})")));
             odd.count += found.count - found.examples.len() as u64;
@@ -164,8 +164,8 @@ pub fn orphan(graph: &str) -> String {
 
 /// The `ids` of vectors (a query) against those of the nodes in the database `graph` of the connection.
 fn compare(connection: &Connection, named: &Named, ids: &str, count: u64, graph: &str) -> rusqlite::Result<Vec<Issue>> {
-    let found = |sql: &str| -> rusqlite::Result<Found> {
-        let mut found = Found::default();
+    let found = |sql: &str| -> rusqlite::Result<Examples> {
+        let mut found = Examples::default();
         let mut statement = connection.prepare(sql)?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
@@ -207,7 +207,7 @@ pub fn check_files(
     dir: &Path,
     path: &str,
     graph: Option<&Connection>,
-    cancel: &Cancel,
+    cancel: &CancelToken,
     issues: &mut Vec<Issue>,
 ) -> Result<u64> {
     let mut count = 0;
@@ -246,7 +246,7 @@ pub fn check_files(
 }
 
 fn read_index(path: &Path) -> std::result::Result<Index, String> {
-    let file = regular::open(path).map_err(|cause| cause.to_string())?;
+    let file = regular_file::open(path).map_err(|cause| cause.to_string())?;
     let index: Index =
         serde_json::from_reader(BufReader::new(file.take(MAX_INDEX_BYTES))).map_err(|cause| cause.to_string())?;
     let mut sorted: Vec<&String> = index.ids.iter().collect();
@@ -260,9 +260,9 @@ fn read_index(path: &Path) -> std::result::Result<Index, String> {
     }
 }
 
-fn check_file(file: &Path, index: &Index, named: &Named, cancel: &Cancel, issues: &mut Vec<Issue>) -> Result<u64> {
+fn check_file(file: &Path, index: &Index, named: &Named, cancel: &CancelToken, issues: &mut Vec<Issue>) -> Result<u64> {
     let failed = |cause| Error::io("read", file, cause);
-    let opened: File = match regular::open(file) {
+    let opened: File = match regular_file::open(file) {
         Ok(opened) => opened,
         // Others report what cannot be read.
         Err(_) => return Ok(0),

@@ -17,18 +17,18 @@ use crate::{
         manifest::BackupType,
     },
     commands::{
-        automatic::{self, Said},
         backup::DEFAULT_LOCK_TIMEOUT,
-        keys::{KeySource, assert_passphrase},
+        credentials::{KeySource, assert_passphrase},
+        scheduled::{self, CallerEncryption},
     },
+    config::{self, Settings},
     error::{Code, Error, Result},
-    reader::{apply::undo::DEFAULT_RETENTION_DAYS, client::Launch},
     schedule::cron::Cadence,
-    settings::{self, Settings},
     store::{
         Store,
         retention::{Keep, Policy},
     },
+    worker::{client::WorkerMode, restore::undo::DEFAULT_RETENTION_DAYS},
 };
 
 /// The configuration of a manager.
@@ -102,7 +102,7 @@ impl Config {
             return Err(Error::invalid("`backupDir` is empty", "Name a directory, or leave it out for .kg/backups"));
         }
         let said = Encryption::said(self.encryption.as_ref(), encrypt);
-        let store = automatic::store(&self.settings, root, self.backup_dir.as_deref(), said, &self.launch())?;
+        let store = scheduled::store(&self.settings, root, self.backup_dir.as_deref(), said, &self.launch())?;
         let keys = match self.encryption.as_ref().and_then(Encryption::keys) {
             Some(options) => options.keys(root, &self.launch()),
             None => KeySource::keys_of_project(root, &self.launch()),
@@ -156,8 +156,8 @@ impl Config {
         self.undo_retention_days.map_or(DEFAULT_RETENTION_DAYS, |days| days as u32)
     }
 
-    pub fn launch(&self) -> Launch {
-        Launch::Process(self.kg_path.clone())
+    pub fn launch(&self) -> WorkerMode {
+        WorkerMode::Subprocess(self.kg_path.clone())
     }
 
     pub fn lock_timeout(&self) -> Duration {
@@ -191,12 +191,12 @@ impl Encryption {
     }
 
     /// What a manager of this configuration and one call say together about a new backup.
-    pub(super) fn said(configured: Option<&Encryption>, encrypt: Option<bool>) -> Said {
+    pub(super) fn said(configured: Option<&Encryption>, encrypt: Option<bool>) -> CallerEncryption {
         match (encrypt, configured) {
-            (Some(false), _) | (None, Some(Encryption::Is(_))) => Said::Plain,
-            (_, Some(Encryption::Keys(_))) => Said::EncryptedTo,
-            (Some(true), _) => Said::Encrypted,
-            (None, None) => Said::Nothing,
+            (Some(false), _) | (None, Some(Encryption::Is(_))) => CallerEncryption::Plain,
+            (_, Some(Encryption::Keys(_))) => CallerEncryption::EncryptedTo,
+            (Some(true), _) => CallerEncryption::Encrypted,
+            (None, None) => CallerEncryption::Nothing,
         }
     }
 }
@@ -229,8 +229,8 @@ impl EncryptionOptions {
         }
     }
 
-    pub(super) fn keys(&self, root: &Path, launch: &Launch) -> Keys {
-        self.source().keys(root, launch).given().requiring_encryption(self.require_encryption)
+    pub(super) fn keys(&self, root: &Path, worker_mode: &WorkerMode) -> Keys {
+        self.source().keys(root, worker_mode).given().requiring_encryption(self.require_encryption)
     }
 
     pub(super) fn check(&self) -> Result<()> {
@@ -309,7 +309,7 @@ pub(super) fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
 pub(super) fn compression(kind: Option<&Value>, level: Option<f64>) -> Result<Compression> {
     let kind = match kind {
         None => Compression::GZIP,
-        Some(given) => settings::compression(given).ok_or_else(|| {
+        Some(given) => config::compression(given).ok_or_else(|| {
             let message = format!("`compression` is {given}, none of true, false, \"gzip\" and \"zstd\"");
             Error::invalid(message, "Leave it out for gzip")
         })?,

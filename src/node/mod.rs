@@ -26,29 +26,29 @@ use self::{config::Config, options::Call};
 use crate::{
     commands::{
         backup::create_backup,
+        check::{inspect, repair},
         consolidate::consolidate,
-        inspect::{inspect, repair},
+        drill::drill,
         manage::{delete, pin, unpin},
         prune::prune,
-        rehearse::rehearse,
         restore::restore,
         undo::undo_restore,
         verify::check_backup,
     },
     error::{Code, Error, Result, Warning},
-    reader::client::Reader,
     store::Store,
     util::{
-        task::{Cancel, Progress, Task},
+        operation::{CancelToken, OperationContext, Progress},
         threads,
     },
+    worker::client::Worker,
 };
 
 /// Ends one operation. An operation whose `Cancellation` is dropped before `release` is ended too: its environment (a
 /// worker thread, say) is gone.
 #[napi]
 pub struct Cancellation {
-    cancel: Option<Cancel>,
+    cancel: Option<CancelToken>,
 }
 
 #[napi]
@@ -56,7 +56,7 @@ impl Cancellation {
     #[napi(constructor)]
     #[allow(clippy::new_without_default, reason = "JavaScript has no Default")]
     pub fn new() -> Self {
-        Cancellation { cancel: Some(Cancel::default()) }
+        Cancellation { cancel: Some(CancelToken::default()) }
     }
 
     #[napi]
@@ -89,7 +89,7 @@ pub fn run<'env>(
         Function<'_, String, ()>,
     >,
 ) -> NapiResult<Object<'env>> {
-    let mut task = Task::new(cancellation.cancel.clone().unwrap_or_default(), None);
+    let mut context = OperationContext::new(cancellation.cancel.clone().unwrap_or_default(), None);
     if let Some(on_progress) = on_progress {
         // Weak: progress alone does not keep Node running; the promise does.
         let listener =
@@ -99,13 +99,13 @@ pub fn run<'env>(
             // Only a JavaScript thread that is ending refuses it.
             let _ = listener.call(text, ThreadsafeFunctionCallMode::NonBlocking);
         };
-        task = Task::new(task.cancel, Some(Arc::new(report)));
+        context = OperationContext::new(context.cancel, Some(Arc::new(report)));
     }
     // After the listener: where both have something to say, Node asks whoever was there first, and progress comes before the result.
     let (deferred, promise) = env.create_deferred()?;
     let started = threads::start("kg-call", move || {
-        task.cancel.enter();
-        let outcome = outcome(|| dispatch(&call, &task));
+        context.cancel.enter();
+        let outcome = outcome(|| dispatch(&call, &context));
         deferred.resolve(move |_| Ok(outcome));
     });
     started.map_err(|error| napi::Error::from_reason(error.to_string()))?;
@@ -133,7 +133,7 @@ pub fn backup_dir(config: String) -> String {
 
 /// The configuration with what the project's settings add to it, and what of those cannot be used.
 fn settled(mut config: Config) -> Result<(Config, Vec<Warning>)> {
-    let (settings, warnings) = Reader::settings(&config.launch(), &config.project_root)?;
+    let (settings, warnings) = Worker::settings(&config.launch(), &config.project_root)?;
     config.complete(&settings);
     Ok((config, warnings))
 }
@@ -162,13 +162,13 @@ fn outcome(work: impl FnOnce() -> Result<Value>) -> String {
     }
 }
 
-fn dispatch(call: &str, task: &Task) -> Result<Value> {
+fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
     match Call::parse(call)? {
         Call::CreateBackup { config, options } => {
             let (config, warnings) = settled(config)?;
             let store = options.store(&config)?;
             let options = options.resolve(&config)?;
-            let mut created = create_backup(&config.project_root, &store, &config.launch(), &options, task)?;
+            let mut created = create_backup(&config.project_root, &store, &config.launch(), &options, context)?;
             created.backup.warnings.extend(warnings);
             value(created)
         }
@@ -183,61 +183,68 @@ fn dispatch(call: &str, task: &Task) -> Result<Value> {
         }
         Call::DeleteBackup { config, id, options } => {
             let (config, store) = store(config)?;
-            value(delete(&store, &id, options.cascade(), config.lock_timeout(), task)?)
+            value(delete(&store, &id, options.cascade(), config.lock_timeout(), context)?)
         }
         Call::Pin { config, id, reason } => {
             let (config, store) = store(config)?;
-            value(pin(&store, &id, reason, config.lock_timeout(), task)?)
+            value(pin(&store, &id, reason, config.lock_timeout(), context)?)
         }
         Call::Unpin { config, id } => {
             let (config, store) = store(config)?;
-            value(unpin(&store, &id, config.lock_timeout(), task)?)
+            value(unpin(&store, &id, config.lock_timeout(), context)?)
         }
         Call::Consolidate { config, id, options } => {
             // They say whether new backups are encrypted.
             let (config, _) = settled(config)?;
             let store = config.store()?;
             let compression = options.compression(&config)?;
-            value(consolidate(&store, &id, compression, config.lock_timeout(), task)?)
+            value(consolidate(&store, &id, compression, config.lock_timeout(), context)?)
         }
         Call::CheckBackup { config, backup } => {
             let (_, store, warnings) = store_and_warnings(config)?;
-            let mut report = check_backup(&store, &backup, task)?;
+            let mut report = check_backup(&store, &backup, context)?;
             report.warnings.extend(warnings);
             value(report)
         }
         Call::Restore { config, options } => {
             let (reference, options) = options.resolve(&config)?;
             let (config, store, warnings) = store_and_warnings(config)?;
-            let mut restored = restore(&store, &reference, &config.launch(), &options, task)?;
+            let mut restored = restore(&store, &reference, &config.launch(), &options, context)?;
             restored.warnings.extend(warnings);
             value(restored)
         }
         Call::UndoRestore { config, options } => {
             let (root, options) = options.resolve(&config);
-            value(undo_restore(&root, &config.launch(), &options, task)?)
+            value(undo_restore(&root, &config.launch(), &options, context)?)
         }
         Call::Prune { config, options } => {
             let (config, _) = settled(config)?;
             config.assert_retention_known()?;
-            value(prune(&config.store()?, &config.retention(), options.dry_run(), config.lock_timeout(), task)?)
+            value(prune(&config.store()?, &config.retention(), options.dry_run(), config.lock_timeout(), context)?)
         }
         Call::Rehearse { config, options } => {
             let (config, store, warnings) = store_and_warnings(config)?;
-            let mut rehearsal = rehearse(&store, &options.resolve(&config), &config.launch(), task)?;
+            let mut rehearsal = drill(&store, &options.resolve(&config), &config.launch(), context)?;
             rehearsal.warnings.extend(warnings);
             value(rehearsal)
         }
         Call::RunChecks { config, options } => match options.scope()? {
-            Some(scope) => value(inspect(&config.subject(), scope, config.lock_timeout()?, &config.launch(), task)?),
+            Some(scope) => value(inspect(&config.subject(), scope, config.lock_timeout()?, &config.launch(), context)?),
             None => {
                 let store = config.store()?;
-                value(repair(&config.subject(), None, store.as_ref(), config.lock_timeout()?, &config.launch(), task)?)
+                value(repair(
+                    &config.subject(),
+                    None,
+                    store.as_ref(),
+                    config.lock_timeout()?,
+                    &config.launch(),
+                    context,
+                )?)
             }
         },
         Call::Repair { config, codes } => {
             let (subject, store) = (config.subject(), config.store()?);
-            value(repair(&subject, Some(&codes), store.as_ref(), config.lock_timeout()?, &config.launch(), task)?)
+            value(repair(&subject, Some(&codes), store.as_ref(), config.lock_timeout()?, &config.launch(), context)?)
         }
         Call::NextRun { config, options } => {
             let (config, store) = store(config)?;

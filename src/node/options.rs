@@ -14,17 +14,17 @@ use super::{
 use crate::{
     archive::{block::Compression, manifest::BackupType},
     commands::{
-        automatic,
         backup::{BackupOptions, DEFAULT_LOCK_TIMEOUT, DEFAULT_MAX_CHAIN_LENGTH},
-        rehearse::RehearseOptions,
+        drill::DrillOptions,
         restore::RestoreOptions,
+        scheduled,
         undo::UndoOptions,
     },
     error::{Error, Result},
-    integrity::{Scope, subject::Subject},
+    integrity::{Scope, target::CheckTarget},
     project::{Component, Project},
-    reader::client::{Launch, Reader},
     store::Store,
+    worker::client::{Worker, WorkerMode},
 };
 
 /// One call of a `BackupManager`.
@@ -224,8 +224,8 @@ pub struct Rehearsal {
 }
 
 impl Rehearsal {
-    pub fn resolve(self, config: &Config) -> RehearseOptions {
-        RehearseOptions {
+    pub fn resolve(self, config: &Config) -> DrillOptions {
+        DrillOptions {
             backup: self.backup.unwrap_or_else(|| "latest".into()),
             directory: self.directory,
             lock_timeout: config.lock_timeout(),
@@ -248,10 +248,10 @@ pub struct Checker {
 }
 
 impl Checker {
-    pub fn subject(&self) -> Subject {
+    pub fn subject(&self) -> CheckTarget {
         match &self.project_root {
-            Some(root) => Subject::of(root, Subject::at(&self.path).database),
-            None => Subject::at(&self.path),
+            Some(root) => CheckTarget::of(root, CheckTarget::at(&self.path).database),
+            None => CheckTarget::at(&self.path),
         }
     }
 
@@ -261,10 +261,10 @@ impl Checker {
         let Some(root) = self.subject().root.filter(|root| Project::open(root).is_ok()) else {
             return self.backup_dir.as_deref().map(Store::at).transpose();
         };
-        let (settings, _) = Reader::settings(&self.launch(), &root)?;
+        let (settings, _) = Worker::settings(&self.launch(), &root)?;
         let said = Encryption::said(self.encryption.as_ref(), None);
         let store =
-            automatic::store(&settings, &root, self.backup_dir.as_deref(), said, &self.launch())?.for_recovery();
+            scheduled::store(&settings, &root, self.backup_dir.as_deref(), said, &self.launch())?.for_recovery();
         Ok(Some(match self.encryption.as_ref().and_then(Encryption::keys) {
             Some(options) => store.with_keys(options.keys(&root, &self.launch())),
             None => store,
@@ -276,8 +276,8 @@ impl Checker {
         Ok(self.lock_timeout.map_or(DEFAULT_LOCK_TIMEOUT, |milliseconds| Duration::from_millis(milliseconds as u64)))
     }
 
-    pub fn launch(&self) -> Launch {
-        Launch::Process(self.kg_path.clone())
+    pub fn launch(&self) -> WorkerMode {
+        WorkerMode::Subprocess(self.kg_path.clone())
     }
 }
 

@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 use super::config::{Config, parse, whole};
 use crate::{
     archive::manifest::BackupType,
-    commands::base::own_backups,
+    commands::incremental_base::own_backups,
     error::{Error, Result},
     project::Project,
     schedule::{
+        backup_type,
         cron::{Cadence, time_zone},
-        kind,
         plan::{DEFAULT_RETRIES, DEFAULT_RETRY_DELAY_MS, Plan, State},
     },
     store::Store,
@@ -119,7 +119,7 @@ pub fn next_run(config: &Config, store: &Store, request: &NextRun) -> Result<Val
     let backups = own_backups(store, &Project::open(&config.project_root)?)?;
     let zone = time_zone(request.timezone.as_deref())?;
     let full_every = request.full_backup_interval.map(|days| days as u32);
-    let kind = kind::choose(&backups, request.kind, full_every, &zone, request.now as i64);
-    let last = kind::last_run(&backups, request.kind);
+    let kind = backup_type::choose(&backups, request.kind, full_every, &zone, request.now as i64);
+    let last = backup_type::last_run(&backups, request.kind);
     Ok(json!({ "type": kind, "last": last }))
 }

@@ -17,16 +17,16 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{CONFIG_FILE, Component, DEFAULT_DATABASE, Project, STATE_DIR, config, exclude, names, same_file};
+use super::{CONFIG_FILE, Component, DEFAULT_DATABASE, Project, STATE_DIR, database_path, exclude, names, same_file};
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
     sqlite::{
         files::{COMPANIONS, INDEX_MAGIC, JOURNAL_MAGIC, MAGIC, WAL_MAGIC, companion},
-        look::is_cut_off,
+        in_place::is_cut_off,
     },
     util::{
-        beneath::{self, Dir},
-        regular,
+        dir_handle::{self, DirHandle},
+        regular_file,
     },
 };
 
@@ -78,11 +78,11 @@ pub struct Source {
     /// Its name in the archive.
     pub entry: String,
     pub component: Component,
-    pub kind: Kind,
+    pub kind: SourceKind,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum SourceKind {
     Database,
     File,
     Directory,
@@ -92,7 +92,7 @@ pub enum Kind {
 
 impl Source {
     pub fn is_database(&self) -> bool {
-        self.kind == Kind::Database
+        self.kind == SourceKind::Database
     }
 }
 
@@ -102,7 +102,7 @@ pub fn discover(project: &Project, selection: &Selection, warnings: &mut Vec<War
     let mut sources = Vec::new();
     if selection.scope == Scope::Full {
         let exclusion = exclude::Exclusion::new(project.root(), &selection.exclude_patterns)?;
-        let mut walk = Walk { project, selection, exclusion, graph: &graph, found: Vec::new(), warnings };
+        let mut walk = ProjectWalk { project, selection, exclusion, graph: &graph, found: Vec::new(), warnings };
         walk.directory(&project.state_dir(), STATE_DIR)?;
         sources = walk.found;
         let in_vain = walk.exclusion.in_vain();
@@ -132,7 +132,7 @@ struct Graph {
 }
 
 fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Graph> {
-    let located = config::database_path(project.root(), warnings);
+    let located = database_path::database_path(project.root(), warnings);
     match fs::metadata(&located.absolute) {
         Ok(found) if found.is_file() => {}
         Ok(_) => {
@@ -161,7 +161,7 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Grap
         warnings.push(Warning::new(WarningCode::Config, message));
         place
     });
-    if let Some(owner) = config::other_owner(project.root(), &located.absolute) {
+    if let Some(owner) = database_path::other_owner(project.root(), &located.absolute) {
         let message = format!(
             "The configuration names the database of another project, {}: the backup holds what that one has. If this is a copy of \
              it, set `database.path` in .kg/config.json to a database of its own",
@@ -173,17 +173,17 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Grap
     let source = Source {
         path,
         // SQLite opens the file behind a symbolic link, and looks for the WAL beside that file.
-        absolute: beneath::resolve(&located.absolute).map_err(failed)?,
+        absolute: dir_handle::resolve(&located.absolute).map_err(failed)?,
         entry: DATABASE_ENTRY.to_string(),
         component: Component::Database,
-        kind: Kind::Database,
+        kind: SourceKind::Database,
     };
     Ok(Graph { source, name: directory_entry(&located.absolute).map_err(failed)?, is_outside })
 }
 
 /// The path of a name without links on the way to it.
 fn directory_entry(path: &Path) -> io::Result<PathBuf> {
-    Ok(Dir::around(path)?.path())
+    Ok(DirHandle::around(path)?.path())
 }
 
 /// Where a database from outside would go in the project: the default, or beside a file that is there already.
@@ -193,7 +193,7 @@ fn free_place(project: &Project) -> String {
     places.find(|place| !project.root().join(place).exists()).unwrap_or_default()
 }
 
-struct Walk<'a> {
+struct ProjectWalk<'a> {
     project: &'a Project,
     selection: &'a Selection,
     exclusion: exclude::Exclusion,
@@ -202,7 +202,7 @@ struct Walk<'a> {
     warnings: &'a mut Vec<Warning>,
 }
 
-impl Walk<'_> {
+impl ProjectWalk<'_> {
     /// `path` is `directory` relative to the root.
     fn directory(&mut self, directory: &Path, path: &str) -> Result<()> {
         let entries = match fs::read_dir(directory).and_then(|entries| entries.collect::<io::Result<Vec<_>>>()) {
@@ -221,7 +221,7 @@ impl Walk<'_> {
             let Ok(kind) = entry.file_type() else {
                 // Whoever is to save it says that it cannot be read.
                 if !self.exclusion.excludes(&Path::new(path).join(&name), false) {
-                    self.add(child.clone(), entry.path(), component_of(&child, false), Kind::File);
+                    self.add(child.clone(), entry.path(), component_of(&child, false), SourceKind::File);
                 }
                 continue;
             };
@@ -239,7 +239,7 @@ impl Walk<'_> {
             } else if kind.is_dir() {
                 let component = component_of(&child, true);
                 if self.wants(component) {
-                    self.add(child.clone(), entry.path(), component, Kind::Directory);
+                    self.add(child.clone(), entry.path(), component, SourceKind::Directory);
                     self.directory(&entry.path(), &child)?;
                 }
             } else if kind.is_file() {
@@ -253,7 +253,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn add(&mut self, path: String, absolute: PathBuf, component: Component, kind: Kind) {
+    fn add(&mut self, path: String, absolute: PathBuf, component: Component, kind: SourceKind) {
         let entry = entry_name(&path, component);
         self.found.push(Source { path, absolute, entry, component, kind });
     }
@@ -265,14 +265,14 @@ impl Walk<'_> {
             return;
         }
         match starts_like_sqlite(&absolute) {
-            Ok(true) => self.add(path, absolute, component, Kind::Database),
+            Ok(true) => self.add(path, absolute, component, SourceKind::Database),
             Ok(false) if is_orphan(&absolute) => {
                 let message = format!("{path} is the WAL or journal of a database that is gone, and was left out");
                 self.warn(WarningCode::FileUnreadable, &path, message);
             }
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
             // That it cannot be read is said by whoever is to save it.
-            Ok(false) | Err(_) => self.add(path, absolute, component, Kind::File),
+            Ok(false) | Err(_) => self.add(path, absolute, component, SourceKind::File),
         }
     }
 
@@ -292,15 +292,15 @@ impl Walk<'_> {
             Ok(target) => target,
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return,
             // That it cannot be read is said by whoever is to save it.
-            Err(_) => return self.add(path, absolute, component, Kind::File),
+            Err(_) => return self.add(path, absolute, component, SourceKind::File),
         };
         let leads_to_graph = || absolute.canonicalize().is_ok_and(|path| path == self.graph.source.absolute);
         if names::decode(&path).is_some_and(|path| names::link_stays_below(&path, &target)) {
-            self.add(path, absolute, component, Kind::Link(names::encode(&target)));
+            self.add(path, absolute, component, SourceKind::Link(names::encode(&target)));
         } else if !self.graph.is_outside && leads_to_graph() {
             let graph = &self.graph.source.path;
             let (kind, message) = (
-                Kind::Link(same_file::relative(&path, graph)),
+                SourceKind::Link(same_file::relative(&path, graph)),
                 format!(
                     "{path} leads to the graph database through a path outside the project; it is saved as a link to {graph}"
                 ),
@@ -382,7 +382,7 @@ fn starts_like_sqlite(path: &Path) -> io::Result<bool> {
 
 pub fn starts_with(path: &Path, magics: &[&[u8]]) -> io::Result<bool> {
     let mut start = Vec::new();
-    regular::open(path)?.take(MAGIC.len() as u64).read_to_end(&mut start)?;
+    regular_file::open(path)?.take(MAGIC.len() as u64).read_to_end(&mut start)?;
     Ok(magics.iter().any(|magic| start.starts_with(magic)))
 }
 
@@ -515,9 +515,9 @@ mod tests {
         let found = discover(&project, &Selection::everything(), &mut warnings).unwrap();
         let kinds: Vec<_> = found.iter().map(|source| (source.entry.as_str(), source.kind.clone())).collect();
         let expected = [
-            ("database.sqlite", Kind::Database),
-            ("files/graph", Kind::Link("knowledge.db".into())),
-            ("files/link", Kind::Link("../inside".into())),
+            ("database.sqlite", SourceKind::Database),
+            ("files/graph", SourceKind::Link("knowledge.db".into())),
+            ("files/link", SourceKind::Link("../inside".into())),
         ];
         assert_eq!(kinds, expected);
         let mut warned: Vec<_> =

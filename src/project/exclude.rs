@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{BACKUPS_DIR, HOOKS_FILE, STAGING_PREFIX, UNDO_DIR, pattern::Patterns};
 use crate::{
     error::{Result, Warning, WarningCode},
-    util::durable::PARTIAL_PREFIX,
+    util::atomic_file::PARTIAL_PREFIX,
 };
 
 /// Of a restore that is at work; written by the reader.

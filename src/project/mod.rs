@@ -1,10 +1,10 @@
 //! What a project holds: where its parts lie, which of them a backup takes.
 //!
 //! A project is the directory that holds `.kg/`. [`Project`] itself only asks for paths (`stat`), so a host process may
-//! use it, and [`names`]. [`config`], [`discover`] and [`same_file`] open files of the live project: only the reader may
-//! call them (`src/reader`).
+//! use it, and [`names`]. [`database_path`], [`discover`] and [`same_file`] open files of the live project: only the reader may
+//! call them (`src/worker`).
 
-pub mod config;
+pub mod database_path;
 pub mod discover;
 pub mod exclude;
 pub mod json;

@@ -16,7 +16,7 @@ use std::{
 
 use super::{
     Component, STATE_DIR,
-    discover::{Kind, Source, starts_with},
+    discover::{Source, SourceKind, starts_with},
     exclude, names,
 };
 use crate::{
@@ -143,7 +143,7 @@ impl Group<'_> {
                 left_out.push(*number);
                 "is not saved, because a restore may put the database outside the project".to_string()
             } else {
-                source.kind = Kind::Link(relative(&source.path, &path));
+                source.kind = SourceKind::Link(relative(&source.path, &path));
                 format!(
                     "is saved as a symbolic link to {path}, because processes that use different names of a file do not see each \
                      other's WAL"

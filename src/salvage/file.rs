@@ -9,12 +9,14 @@ use super::overlay::Overlay;
 use crate::{
     error::{Error, Result},
     sqlite::{
-        btree::{Geometry, Kind, Page, parse, u32_at},
         files,
-        header::{HEADER_BYTES, Header},
-        record::{Class, class_of, serial_types, size_of},
+        format::{
+            btree::{Geometry, Page, PageType, parse, u32_at},
+            header::{HEADER_BYTES, Header},
+            record::{Class, class_of, serial_types, size_of},
+        },
     },
-    util::{regular, task::Cancel},
+    util::{operation::CancelToken, regular_file},
 };
 
 /// So many pages are looked at to find the page size, and the encoding.
@@ -44,9 +46,9 @@ pub struct Source {
 }
 
 impl Source {
-    pub fn open(path: &Path, overlay: Option<Overlay>, cancel: &Cancel) -> Result<Source> {
+    pub fn open(path: &Path, overlay: Option<Overlay>, cancel: &CancelToken) -> Result<Source> {
         let failed = |cause| Error::io("read", path, cause);
-        let file = regular::open_linked(path).map_err(failed)?;
+        let file = regular_file::open_linked(path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
         let mut source = Source {
             file,
@@ -163,7 +165,7 @@ impl Source {
     }
 
     /// Page size and reserved bytes: what the header says where pages agree, else what most bytes agree with.
-    fn find_page_size(&self, length: u64, overlay: Option<&Overlay>, cancel: &Cancel) -> Result<(usize, usize)> {
+    fn find_page_size(&self, length: u64, overlay: Option<&Overlay>, cancel: &CancelToken) -> Result<(usize, usize)> {
         let header = &self.header;
         let said = (header.page_size, header.reserved);
         let is_legal = |size: usize, reserved: usize| {
@@ -229,7 +231,7 @@ impl Source {
     fn find_encoding(&self) -> Encoding {
         let mut seen = [0_u32; 3];
         let mut tally = |bytes: &[u8], page: &Page| {
-            for cell in page.cells.iter().filter(|_| page.kind == Kind::TableLeaf) {
+            for cell in page.cells.iter().filter(|_| page.kind == PageType::TableLeaf) {
                 let local = cell.local(bytes);
                 let Some((types, mut at)) = serial_types(local, cell.payload_bytes) else { continue };
                 for serial in types {

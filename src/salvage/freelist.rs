@@ -1,7 +1,7 @@
 //! The freelist: pages whose old content must not come back (<https://www.sqlite.org/fileformat2.html#the_freelist>).
 
 use super::file::Source;
-use crate::{error::Result, sqlite::btree::u32_at, util::task::Cancel};
+use crate::{error::Result, sqlite::format::btree::u32_at, util::operation::CancelToken};
 
 pub struct Freelist {
     pub is_free: Vec<bool>,
@@ -10,7 +10,7 @@ pub struct Freelist {
 }
 
 /// Follows the freelist from the header.
-pub fn read(source: &Source, cancel: &Cancel) -> Result<Freelist> {
+pub fn read(source: &Source, cancel: &CancelToken) -> Result<Freelist> {
     let mut list = Freelist { is_free: vec![false; source.present as usize + 1], is_sound: false };
     let header = &source.header;
     if !header.is_sound {

@@ -16,10 +16,10 @@ use super::overlay::Overlay;
 use crate::{
     error::{Error, Result},
     sqlite::{
-        btree::u32_at,
         files::{JOURNAL_MAGIC, companion, names_super_journal},
+        format::btree::u32_at,
     },
-    util::{regular, task::Cancel},
+    util::{operation::CancelToken, regular_file},
 };
 
 const HEADER_BYTES: usize = 28;
@@ -39,9 +39,9 @@ struct Header {
 }
 
 /// `Ok(Err(why))` where there is one that cannot be used, `Ok(Ok(None))` where there is none, or nothing to roll back.
-pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Option<Overlay>, String>> {
+pub fn read(database: &Path, cancel: &CancelToken) -> Result<std::result::Result<Option<Overlay>, String>> {
     let path = companion(database, "-journal");
-    let file = match regular::open_linked(&path) {
+    let file = match regular_file::open_linked(&path) {
         Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(Ok(None)),
         Err(cause) => return Ok(Err(format!("it could not be opened: {cause}"))),
         Ok(file) => file,
@@ -97,7 +97,13 @@ fn header_at(file: &File, at: u64) -> Option<Header> {
 }
 
 /// Notes the records that follow a header; says where they end, and whether all of them were right.
-fn records(overlay: &mut Overlay, header: &Header, mut at: u64, length: u64, cancel: &Cancel) -> Result<(u64, bool)> {
+fn records(
+    overlay: &mut Overlay,
+    header: &Header,
+    mut at: u64,
+    length: u64,
+    cancel: &CancelToken,
+) -> Result<(u64, bool)> {
     let mut record = vec![0; header.page_size + 8];
     let size = record.len() as u64;
     let count = header.records.unwrap_or_else(|| length.saturating_sub(at) / size);

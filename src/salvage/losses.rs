@@ -1,13 +1,13 @@
 //! How many rows are not there: by an index that names them, else by what fits into the gaps.
 
 use super::{
-    fill::Rows,
+    copy_rows::Rows,
     overflow::Owner,
     rebuild::Target,
     record::{Value, values},
     report::{LostBy, Salvaged, TableReport},
     rows::of_leaf,
-    walk::{Found, Tree},
+    walk::{Tree, TreeContents},
 };
 use crate::{error::Result, sqlite::quoted};
 
@@ -34,7 +34,7 @@ impl Rows<'_, '_> {
     }
 
     /// For each lost page what the others hold on average, but no more than there are keys in the holes; and cells that could not be read.
-    fn estimate(&self, found: &Found, report: &TableReport) -> u64 {
+    fn estimate(&self, found: &TreeContents, report: &TableReport) -> u64 {
         let (reassigned, pages_lost) = (report.pages_reassigned, found.pages_lost);
         let leaves = found.leaves.len() as u64 + reassigned;
         let average = report.rows_recovered.div_ceil(leaves.max(1)).max(1);

@@ -17,9 +17,10 @@
 //! checksums. A whole page that was also written in place of another is noticed as long as the original is there too (`twins`). A page that a tree without
 //! rowids and the list of free pages both claim is nobody's: the rows on it go to `lost_and_found`.
 
-mod carry;
+mod copy_rows;
+mod copy_trees;
+mod duplicate_pages;
 mod file;
-mod fill;
 mod freelist;
 mod journal;
 mod losses;
@@ -34,7 +35,6 @@ mod record;
 pub mod report;
 mod rows;
 mod schema;
-mod twins;
 mod wal;
 mod walk;
 
@@ -42,8 +42,8 @@ use std::{fs, path::Path};
 
 pub use self::wal::beside_another_state;
 use self::{
-    carry::Carried,
-    fill::Rows,
+    copy_rows::Rows,
+    copy_trees::Carried,
     freelist::Freelist,
     objects::Made,
     open::{in_use, open},
@@ -52,12 +52,12 @@ use self::{
     rebuild::{Target, is_virtual},
     report::{MAX_NAMED_PAGES, Salvaged, UnreadablePage, UnreadablePages},
     schema::Object,
-    walk::Walk,
+    walk::TreeScan,
 };
 use crate::{
     error::{Code, Error, Result},
     sqlite::files::companion,
-    util::task::Cancel,
+    util::operation::CancelToken,
 };
 
 /// More pages than any database that this is for; each takes memory.
@@ -72,7 +72,7 @@ pub type FallbackSchema<'a> = &'a [(&'a str, &'a str)];
 ///
 /// `KG_TARGET_EXISTS`, `KG_DATABASE_DAMAGED` where there is nothing to recover, `KG_ABORTED`, and errors of the file system.
 /// Whatever fails, `target` is removed again.
-pub fn salvage(source: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel: &Cancel) -> Result<Salvaged> {
+pub fn salvage(source: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel: &CancelToken) -> Result<Salvaged> {
     if target.symlink_metadata().is_ok() {
         return Err(Error::new(
             Code::TargetExists,
@@ -90,7 +90,7 @@ pub fn salvage(source: &Path, target: &Path, fallback: FallbackSchema<'_>, cance
     salvaged
 }
 
-fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel: &Cancel) -> Result<Salvaged> {
+fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel: &CancelToken) -> Result<Salvaged> {
     let mut salvaged = Salvaged::default();
     let source = open(path, &mut salvaged, cancel)?;
     let nothing = || {
@@ -122,7 +122,7 @@ fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel:
     }
     let mut target = Target::create(target, source.page_size, source.encoding, &source.header, cancel)?;
     let Made { trees, shadows, unready, definitions } = objects::create_tables(&mut target, &mut schema, &source)?;
-    let mut walk = Walk::new(&source, trees, in_use, cancel);
+    let mut walk = TreeScan::new(&source, trees, in_use, cancel);
     walk.run()?;
     let mut chains = Chains::new(&source);
     for (tree, found) in walk.trees.iter().zip(&walk.found) {
@@ -134,7 +134,7 @@ fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel:
         }
     }
     let orphans = orphans::find(&walk, &mut chains, &freelist, schema.is_whole, cancel)?;
-    let units = carry::units(&walk, &chains, &orphans, &schema, &unready);
+    let units = copy_trees::units(&walk, &chains, &orphans, &schema, &unready);
     objects::leave(&mut target, &units)?;
     let is_derived = |object: &&Object| is_virtual(object) && !definitions.contains(object);
     let full_text = schema.objects.iter().filter(is_derived).cloned().collect();

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{
     FallbackSchema,
-    carry::{Carried, Unit},
+    copy_trees::{Carried, Unit},
     file::Source,
     rebuild::{Target, is_virtual, module_of},
     report::ObjectReport,
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     error::Result,
-    sqlite::{btree::parse, quoted, shape::Shape},
+    sqlite::{format::btree::parse, quoted, row_schema::RowSchema},
 };
 
 /// Adds what the database should have, and the schema lacks.
@@ -95,12 +95,12 @@ pub fn create_tables(target: &mut Target, schema: &mut Schema, source: &Source) 
         root: 1,
         by_rowid: true,
         is_index: false,
-        shape: Some(Shape::of_schema()),
+        shape: Some(RowSchema::of_schema()),
     }];
     for object in schema.objects.iter().filter(|object| !is_virtual(object)) {
         let shape = match object.kind.as_str() {
-            "table" if made.contains(&object.name) => Shape::of_table(&target.connection, &object.name).ok(),
-            "index" => Shape::of_index(&target.connection, &object.name).ok().map(|shape| (shape, false)),
+            "table" if made.contains(&object.name) => RowSchema::of_table(&target.connection, &object.name).ok(),
+            "index" => RowSchema::of_index(&target.connection, &object.name).ok().map(|shape| (shape, false)),
             _ => None,
         };
         let is_index = object.kind == "index";

@@ -10,9 +10,9 @@ use super::{
     report::{LogUse, Salvaged},
     schema::{self, Schema},
     wal,
-    walk::{Tree, Walk},
+    walk::{Tree, TreeScan},
 };
-use crate::{error::Result, util::task::Cancel};
+use crate::{error::Result, util::operation::CancelToken};
 
 /// Free pages as the trees may know them: a list that contradicts itself says nothing.
 pub fn in_use(freelist: &Freelist, source: &Source) -> Vec<bool> {
@@ -24,10 +24,10 @@ pub fn in_use(freelist: &Freelist, source: &Source) -> Vec<bool> {
 
 /// Opens the file with what lies beside it. A transaction that was never committed is taken back, as SQLite does before it
 /// looks at the WAL; a database that has both is on its way from one mode to the other, and nothing is in its WAL yet.
-pub fn open(path: &Path, salvaged: &mut Salvaged, cancel: &Cancel) -> Result<Source> {
+pub fn open(path: &Path, salvaged: &mut Salvaged, cancel: &CancelToken) -> Result<Source> {
     let alone = Source::open(path, None, cancel)?;
     let journal = Log { name: "rollback journal", read: journal::read(path, cancel)? };
-    let (rolled_back, journal_use) = journal.lay_over(path, &alone, fits, &mut salvaged.warnings, cancel)?;
+    let (rolled_back, journal_use) = journal.apply_overlay(path, &alone, fits, &mut salvaged.warnings, cancel)?;
     let wal = Log { name: "WAL", read: wal::read(path, cancel)? };
     salvaged.journal = journal_use;
     if let Some(rolled_back) = rolled_back {
@@ -39,13 +39,13 @@ pub fn open(path: &Path, salvaged: &mut Salvaged, cancel: &Cancel) -> Result<Sou
         }
         return Ok(rolled_back);
     }
-    let (with_wal, wal_use) = wal.lay_over(path, &alone, foreign, &mut salvaged.warnings, cancel)?;
+    let (with_wal, wal_use) = wal.apply_overlay(path, &alone, foreign, &mut salvaged.warnings, cancel)?;
     salvaged.wal = wal_use;
     Ok(with_wal.unwrap_or(alone))
 }
 
 /// Why a database with a log is not what it should be; the first is without.
-type Objection = fn(&Source, &Source, &Cancel) -> Result<Option<&'static str>>;
+type Objection = fn(&Source, &Source, &CancelToken) -> Result<Option<&'static str>>;
 
 /// A log beside the database, or why it cannot be used.
 struct Log {
@@ -55,13 +55,13 @@ struct Log {
 
 impl Log {
     /// The database with the log, where there is one and it is of this database.
-    fn lay_over(
+    fn apply_overlay(
         self,
         path: &Path,
         alone: &Source,
         objection: Objection,
         warnings: &mut Vec<String>,
-        cancel: &Cancel,
+        cancel: &CancelToken,
     ) -> Result<(Option<Source>, LogUse)> {
         let reason = match self.read {
             Ok(None) => return Ok((None, LogUse::None)),
@@ -85,7 +85,7 @@ impl Log {
 
 /// Why a journal is not of this database. A transaction counts the changes one up, in the first page; where that does not
 /// tell, a journal that makes the database worse is of another.
-fn fits(alone: &Source, with: &Source, cancel: &Cancel) -> Result<Option<&'static str>> {
+fn fits(alone: &Source, with: &Source, cancel: &CancelToken) -> Result<Option<&'static str>> {
     if with.overlay().is_none() {
         return Ok(Some("its pages are of another size"));
     }
@@ -98,7 +98,7 @@ fn fits(alone: &Source, with: &Source, cancel: &Cancel) -> Result<Option<&'stati
 }
 
 /// Why a WAL is not of this database: it would make it worse, or something else.
-fn foreign(alone: &Source, with_wal: &Source, cancel: &Cancel) -> Result<Option<&'static str>> {
+fn foreign(alone: &Source, with_wal: &Source, cancel: &CancelToken) -> Result<Option<&'static str>> {
     let Some(wal) = with_wal.overlay() else {
         return Ok(Some("its pages are of another size"));
     };
@@ -111,7 +111,7 @@ fn foreign(alone: &Source, with_wal: &Source, cancel: &Cancel) -> Result<Option<
     compare(alone, with_wal, cancel)
 }
 
-fn compare(alone: &Source, with: &Source, cancel: &Cancel) -> Result<Option<&'static str>> {
+fn compare(alone: &Source, with: &Source, cancel: &CancelToken) -> Result<Option<&'static str>> {
     let (problems_alone, schema_alone) = problems(alone, cancel)?;
     let (problems_with, schema_with) = problems(with, cancel)?;
     if problems_with > problems_alone {
@@ -126,7 +126,7 @@ fn compare(alone: &Source, with: &Source, cancel: &Cancel) -> Result<Option<&'st
 
 /// How many places of the trees are not as they should be, and how many indexes have more or fewer entries than their table rows:
 /// the pages of two states of a database may well make trees, but hardly such that agree.
-fn problems(source: &Source, cancel: &Cancel) -> Result<(usize, Schema)> {
+fn problems(source: &Source, cancel: &CancelToken) -> Result<(usize, Schema)> {
     let freelist = freelist::read(source, cancel)?;
     let in_use = in_use(&freelist, source);
     let schema = schema::read(source, &in_use, cancel)?;
@@ -135,7 +135,7 @@ fn problems(source: &Source, cancel: &Cancel) -> Result<(usize, Schema)> {
         let by_rowid = object.kind == "table" && !object.sql.to_ascii_uppercase().contains("WITHOUT ROWID");
         Tree { name: object.name.clone(), root: object.root, by_rowid, is_index: object.kind == "index", shape: None }
     });
-    let mut walk = Walk::new(source, trees.collect(), in_use, cancel);
+    let mut walk = TreeScan::new(source, trees.collect(), in_use, cancel);
     walk.run()?;
     let cells = |name: &str, is_index: bool| {
         let tree = walk.trees.iter().position(|tree| tree.name == name && tree.is_index == is_index)?;

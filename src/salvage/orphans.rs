@@ -11,15 +11,15 @@
 use super::{
     freelist::{Freelist, trunk},
     overflow::{Chains, Owner},
-    walk::{Leaf, Tree, Walk},
+    walk::{Leaf, Tree, TreeScan},
 };
 use crate::{
     error::Result,
     sqlite::{
-        btree::{Kind, parse},
-        shape::Shape,
+        format::btree::{PageType, parse},
+        row_schema::RowSchema,
     },
-    util::task::Cancel,
+    util::operation::CancelToken,
 };
 
 const MAX_DEPTH: usize = 40;
@@ -55,18 +55,18 @@ pub struct Orphans {
 }
 
 struct Finder<'w, 'a> {
-    walk: &'w Walk<'a>,
-    kinds: Vec<Option<Kind>>,
+    walk: &'w TreeScan<'a>,
+    kinds: Vec<Option<PageType>>,
     is_taken: Vec<bool>,
 }
 
 /// Finds the subtrees without a parent and decides where they belong.
 pub fn find(
-    walk: &Walk<'_>,
+    walk: &TreeScan<'_>,
     chains: &mut Chains,
     freelist: &Freelist,
     schema_is_whole: bool,
-    cancel: &Cancel,
+    cancel: &CancelToken,
 ) -> Result<Orphans> {
     let pages = walk.source.present;
     let mut free = freelist.is_free.clone();
@@ -147,14 +147,14 @@ pub fn find(
 }
 
 /// A trunk page that lists nothing any more is a free page that hides no other.
-fn is_empty_trunk(walk: &Walk<'_>, number: u32) -> bool {
+fn is_empty_trunk(walk: &TreeScan<'_>, number: u32) -> bool {
     walk.source.page(number).is_some_and(|bytes| {
         trunk(walk.source, &bytes).is_some_and(|(_, listed)| listed.is_empty()) && bytes.iter().any(|byte| *byte != 0)
     })
 }
 
 impl Finder<'_, '_> {
-    fn groups(&mut self, free: &[bool], in_chains: &[u8], cancel: &Cancel) -> Result<Vec<Group>> {
+    fn groups(&mut self, free: &[bool], in_chains: &[u8], cancel: &CancelToken) -> Result<Vec<Group>> {
         let walk = self.walk;
         let mut has_parent = vec![false; self.kinds.len()];
         for number in 1..=walk.source.present {
@@ -190,8 +190,8 @@ impl Finder<'_, '_> {
     }
 
     /// The subtree below a page. A leaf whose keys do not fit is a subtree of its own.
-    fn group(&mut self, top: u32, is_disputed: bool, cancel: &Cancel) -> Result<Vec<Group>> {
-        let Some(by_rowid) = self.kinds[top as usize].map(Kind::is_table) else { return Ok(Vec::new()) };
+    fn group(&mut self, top: u32, is_disputed: bool, cancel: &CancelToken) -> Result<Vec<Group>> {
+        let Some(by_rowid) = self.kinds[top as usize].map(PageType::is_table) else { return Ok(Vec::new()) };
         let mut group = Group { top, by_rowid, leaves: Vec::new(), is_disputed };
         let mut apart = Vec::new();
         let mut stack = vec![(top, i64::MIN, i64::MAX, 0)];
@@ -234,7 +234,7 @@ impl Finder<'_, '_> {
 
 /// The tree that a subtree belongs to; `None` where it is nothing but a part of an index.
 fn owner(
-    walk: &Walk<'_>,
+    walk: &TreeScan<'_>,
     group: &Group,
     is_certain: bool,
     schema_is_whole: bool,
@@ -278,7 +278,7 @@ fn owner(
     }
 }
 
-fn fits(walk: &Walk<'_>, group: &Group, shape: &Shape) -> bool {
+fn fits(walk: &TreeScan<'_>, group: &Group, shape: &RowSchema) -> bool {
     group.leaves.iter().all(|leaf| {
         let page = walk.read(leaf.page, group.by_rowid);
         page.is_some_and(|(bytes, page)| page.cells.iter().all(|cell| shape.fits_cell(&bytes, cell)))
@@ -286,7 +286,7 @@ fn fits(walk: &Walk<'_>, group: &Group, shape: &Shape) -> bool {
 }
 
 /// A table has one root, and each key once: subtrees that claim the same keys, or the same unknown root, are not all its own.
-fn settle_overlaps(walk: &Walk<'_>, orphans: &mut Orphans) {
+fn settle_overlaps(walk: &TreeScan<'_>, orphans: &mut Orphans) {
     for (index, tree) in walk.trees.iter().enumerate() {
         let mut groups = std::mem::take(&mut orphans.assigned[index]);
         if tree.root == 0 && groups.len() > 1 {

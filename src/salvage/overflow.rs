@@ -4,8 +4,8 @@
 //! A page belongs to one chain. All chains of all trees are followed first, so that a page that two of them lead to is known
 //! before a row is made of either. Chains of pages without parents come second: they may be leftovers.
 
-use super::{file::Source, freelist::trunk, walk::Walk};
-use crate::sqlite::btree::{Cell, Page};
+use super::{file::Source, freelist::trunk, walk::TreeScan};
+use crate::sqlite::format::btree::{Cell, Page};
 
 /// How often each page is used in chains: 0, 1, or 2 for more.
 pub struct Chains {
@@ -51,7 +51,7 @@ impl Chains {
     }
 
     /// Notes the pages of all chains of a page's cells.
-    pub fn claim(&mut self, walk: &Walk<'_>, page: &Page, owner: Owner) {
+    pub fn claim(&mut self, walk: &TreeScan<'_>, page: &Page, owner: Owner) {
         for cell in page.cells.iter().filter(|cell| cell.overflow > 0) {
             let length = length(walk.source, cell);
             let uses = match owner {
@@ -94,7 +94,7 @@ impl Chains {
     /// The whole payload of a cell, or why there is none.
     pub fn payload(
         &self,
-        walk: &Walk<'_>,
+        walk: &TreeScan<'_>,
         number: u32,
         bytes: &[u8],
         cell: &Cell,

@@ -13,7 +13,7 @@ use crate::{
         check::{bound, read_schema},
         quoted,
     },
-    util::task::Cancel,
+    util::operation::CancelToken,
 };
 
 /// Tables with the number of their rows that SQLite can read; `None` if it can read none here.
@@ -24,7 +24,7 @@ pub struct Readable {
 
 impl Readable {
     /// Of the database at `path`, a private one. Nothing if SQLite refuses it.
-    pub fn of(path: &Path, cancel: &Cancel) -> Result<Readable> {
+    pub fn of(path: &Path, cancel: &CancelToken) -> Result<Readable> {
         let failed = |cause| Error::sqlite("open a copy of", path, cause);
         let mut connection = Connection::open(path).map_err(failed)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false).map_err(failed)?;
@@ -61,7 +61,7 @@ impl Readable {
 }
 
 /// Gives the connection the instructions that one table may take: damaged pages can lead in a circle.
-fn begin(connection: &mut Connection, cancel: &Cancel) -> Result<()> {
+fn begin(connection: &mut Connection, cancel: &CancelToken) -> Result<()> {
     let size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
     let size = connection.query_row(size, [], |row| row.get(0)).unwrap_or(0);
     let (path, stop) = (connection.path().unwrap_or_default().to_string(), cancel.clone());
@@ -157,12 +157,12 @@ mod tests {
         let leaf = "SELECT pageno, ncell FROM dbstat WHERE name = 't' AND pagetype = 'leaf' LIMIT 1 OFFSET 20";
         let (page, cells): (u64, u64) = connection.query_row(leaf, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
         drop(connection);
-        let whole = Readable::of(&file, &Cancel::default()).unwrap();
+        let whole = Readable::of(&file, &CancelToken::default()).unwrap();
         assert_eq!(whole.tables, BTreeMap::from([("t".into(), Some(400)), ("w".into(), Some(400))]));
         let mut bytes = std::fs::read(&file).unwrap();
         bytes[(page as usize - 1) * 512..page as usize * 512].fill(0x55);
         std::fs::write(&file, bytes).unwrap();
-        let damaged = Readable::of(&file, &Cancel::default()).unwrap();
+        let damaged = Readable::of(&file, &CancelToken::default()).unwrap();
         assert_eq!(damaged.tables.get("t"), Some(&Some(400 - cells)));
         assert_eq!(damaged.lacking_in(&whole, |_| 0), None);
         let text = whole.lacking_in(&damaged, |_| 0).unwrap();

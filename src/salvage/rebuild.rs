@@ -12,15 +12,15 @@ use rusqlite::{
 };
 
 use super::{
-    carry::{self, Carried},
+    copy_trees::{self, Carried},
     file::{Encoding, Source},
     report::ObjectReport,
     schema::Object,
 };
 use crate::{
     error::{Code, Error, Result},
-    sqlite::{check, header::Header, quoted},
-    util::task::Cancel,
+    sqlite::{check, format::header::Header, quoted},
+    util::operation::CancelToken,
 };
 
 const INSTRUCTIONS_PER_CALLBACK: i32 = 10_000;
@@ -37,7 +37,7 @@ impl Target {
         page_size: usize,
         encoding: Encoding,
         header: &Header,
-        cancel: &Cancel,
+        cancel: &CancelToken,
     ) -> Result<Target> {
         let failed = |cause| Error::sqlite("create", path, cause);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -175,7 +175,7 @@ impl Target {
     }
 
     /// Commits, adds what is carried over as it is, checks the whole, and makes it durable.
-    pub fn finish(self, source: &Source, carried: &Carried, cancel: &Cancel) -> Result<Vec<ObjectReport>> {
+    pub fn finish(self, source: &Source, carried: &Carried, cancel: &CancelToken) -> Result<Vec<ObjectReport>> {
         let header = &source.header;
         let Target { connection, path, mut reports } = self;
         let failed = |cause| Error::sqlite("write", &path, cause);
@@ -201,7 +201,7 @@ impl Target {
             ));
         }
         connection.close().map_err(|(_, cause)| failed(cause))?;
-        let refused = carry::append(&path, source, carried, cancel)?;
+        let refused = copy_trees::append(&path, source, carried, cancel)?;
         reports.extend(carried.definitions.iter().map(|definition| ObjectReport {
             kind: "virtual table".to_string(),
             name: definition.name.clone(),
@@ -218,7 +218,7 @@ impl Target {
             connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())).map_err(failed)?;
         }
         connection.close().map_err(|(_, cause)| failed(cause))?;
-        let synced = std::fs::File::open(&path).and_then(|file| crate::util::tolerated::sync(&file, &path));
+        let synced = std::fs::File::open(&path).and_then(|file| crate::util::unsupported::sync(&file, &path));
         synced.map_err(|cause| Error::io("sync", &path, cause))?;
         Ok(reports)
     }

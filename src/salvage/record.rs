@@ -1,7 +1,7 @@
 //! The values of records, as far as they can be believed.
 
 use super::file::Encoding;
-use crate::sqlite::record::{serial_types, size_of};
+use crate::sqlite::format::record::{serial_types, size_of};
 
 /// So many zero bytes within a text are a sign that a sector was lost, not something that somebody wrote.
 const ZERO_RUN: usize = 8;

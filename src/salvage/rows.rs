@@ -13,11 +13,15 @@ use super::{
     rebuild::{Target, is_fatal},
     record::{Value, values},
     report::LostAndFoundReport,
-    walk::{Leaf, Walk},
+    walk::{Leaf, TreeScan},
 };
 use crate::{
     error::Result,
-    sqlite::{btree::Cell, quoted, record::serial_types, shape::Shape},
+    sqlite::{
+        format::{btree::Cell, record::serial_types},
+        quoted,
+        row_schema::RowSchema,
+    },
 };
 
 /// SQLite allows no more columns in a table.
@@ -37,7 +41,7 @@ impl ToSql for Value<'_> {
 
 /// Where a row was found.
 #[derive(Clone, Copy)]
-pub struct Place<'p> {
+pub struct RowLocation<'p> {
     pub table: &'p str,
     pub page: u32,
     /// For a table of records there is none.
@@ -47,7 +51,7 @@ pub struct Place<'p> {
 /// The cells of a leaf that are rows, with their payloads or the reason why there is none. A page of a tree of records may be
 /// an interior one.
 pub fn of_leaf(
-    walk: &Walk<'_>,
+    walk: &TreeScan<'_>,
     chains: &Chains,
     leaf: &Leaf,
     by_rowid: bool,
@@ -70,7 +74,7 @@ pub fn of_leaf(
 pub struct Filler<'c> {
     connection: &'c Connection,
     table: String,
-    shape: &'c Shape,
+    shape: &'c RowSchema,
     /// What the table calls its rowid.
     rowid: Option<&'static str>,
     by_rowid: bool,
@@ -79,7 +83,7 @@ pub struct Filler<'c> {
 }
 
 impl<'c> Filler<'c> {
-    pub fn new(connection: &'c Connection, table: &str, shape: &'c Shape, by_rowid: bool) -> Filler<'c> {
+    pub fn new(connection: &'c Connection, table: &str, shape: &'c RowSchema, by_rowid: bool) -> Filler<'c> {
         let is_column = |name: &str| shape.columns.iter().any(|column| column.name.eq_ignore_ascii_case(name));
         let has_alias = shape.columns.iter().any(|column| column.is_rowid);
         let rowid = ["rowid", "_rowid_", "oid"].into_iter().find(|name| !is_column(name));
@@ -171,7 +175,7 @@ impl LostAndFound {
     pub fn put(
         &mut self,
         target: &Target,
-        place: Place<'_>,
+        place: RowLocation<'_>,
         payload: &[u8],
         encoding: Encoding,
         reason: &str,
@@ -184,7 +188,7 @@ impl LostAndFound {
     fn put_values(
         &mut self,
         target: &Target,
-        place: Place<'_>,
+        place: RowLocation<'_>,
         row: &[Value<'_>],
         reason: &str,
     ) -> rusqlite::Result<()> {

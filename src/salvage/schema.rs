@@ -4,16 +4,18 @@ use super::{
     file::Source,
     overflow::{Chains, Owner},
     record::{Value, values},
-    walk::{Tree, Walk},
+    walk::{Tree, TreeScan},
 };
 use crate::{
     error::Result,
     sqlite::{
-        btree::{Cell, Kind, parse},
-        record::{Class, class_of, serial_types},
-        shape::Shape,
+        format::{
+            btree::{Cell, PageType, parse},
+            record::{Class, class_of, serial_types},
+        },
+        row_schema::RowSchema,
     },
-    util::task::Cancel,
+    util::operation::CancelToken,
 };
 
 /// A row of `sqlite_schema`.
@@ -36,15 +38,15 @@ pub struct Schema {
 }
 
 /// Reads `sqlite_schema`; where its tree is damaged, also from pages that hold rows like its own.
-pub fn read(source: &Source, is_free: &[bool], cancel: &Cancel) -> Result<Schema> {
+pub fn read(source: &Source, is_free: &[bool], cancel: &CancelToken) -> Result<Schema> {
     let tree = Tree {
         name: "sqlite_schema".to_string(),
         root: 1,
         by_rowid: true,
         is_index: false,
-        shape: Some(Shape::of_schema()),
+        shape: Some(RowSchema::of_schema()),
     };
-    let mut walk = Walk::new(source, vec![tree], is_free.to_vec(), cancel);
+    let mut walk = TreeScan::new(source, vec![tree], is_free.to_vec(), cancel);
     walk.run()?;
     let is_whole = walk.found[0].holes.is_empty() && walk.bad_pages.is_empty();
     let mut pages: Vec<u32> = walk.found[0].leaves.iter().map(|leaf| leaf.page).collect();
@@ -94,7 +96,7 @@ pub fn holds_schema(source: &Source, number: u32) -> bool {
             && [&b"table"[..], b"index", b"view", b"trigger"].contains(&&kind[..])
             && class_of(types[3]) == Class::Integer
     };
-    page.exact && page.kind == Kind::TableLeaf && !page.cells.is_empty() && page.cells.iter().all(is_row)
+    page.exact && page.kind == PageType::TableLeaf && !page.cells.is_empty() && page.cells.iter().all(is_row)
 }
 
 fn object(payload: &[u8], source: &Source) -> Option<Object> {

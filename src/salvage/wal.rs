@@ -10,11 +10,10 @@ use super::overlay::Overlay;
 use crate::{
     error::{Error, Result},
     sqlite::{
-        btree::u32_at,
         files::{WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole, wal_checksum},
-        header::Header,
+        format::{btree::u32_at, header::Header},
     },
-    util::{regular, task::Cancel},
+    util::{operation::CancelToken, regular_file},
 };
 
 const FRAMES_PER_CANCEL_CHECK: u64 = 256;
@@ -22,9 +21,9 @@ const FRAMES_PER_CANCEL_CHECK: u64 = 256;
 const ATTEMPTS: u32 = 3;
 
 /// `Ok(Err(why))` where the log cannot be used, `Ok(Ok(None))` where there is none, or nothing is in it.
-pub fn read(database: &Path, cancel: &Cancel) -> Result<std::result::Result<Option<Overlay>, String>> {
+pub fn read(database: &Path, cancel: &CancelToken) -> Result<std::result::Result<Option<Overlay>, String>> {
     let path = companion(database, "-wal");
-    let file = match regular::open_linked(&path) {
+    let file = match regular_file::open_linked(&path) {
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(Ok(None)),
         Err(cause) => return Ok(Err(format!("it could not be opened: {cause}"))),
         Ok(file) => file,
@@ -101,13 +100,13 @@ pub fn of_another_state(header: &Header, pages_in_file: u32, wal: &Overlay) -> O
 
 /// As [`of_another_state`], of a live database: it is looked at until its header and that of its WAL are the same before and after
 /// the WAL was read. A WAL that began anew meanwhile was read in part as it was before.
-pub fn beside_another_state(database: &Path, cancel: &Cancel) -> Result<Option<&'static str>> {
+pub fn beside_another_state(database: &Path, cancel: &CancelToken) -> Result<Option<&'static str>> {
     let headers = || {
-        let file = regular::open_linked(database).ok()?;
+        let file = regular_file::open_linked(database).ok()?;
         let header = Header::read_at(&file, 0)?;
         let pages = file.metadata().ok()?.len() / header.page_size.max(1) as u64;
         let mut wal = [0; WAL_HEADER_BYTES];
-        regular::open_linked(&companion(database, "-wal")).ok()?.read_exact_at(&mut wal, 0).ok()?;
+        regular_file::open_linked(&companion(database, "-wal")).ok()?.read_exact_at(&mut wal, 0).ok()?;
         Some((header, wal, u32::try_from(pages).ok()?))
     };
     for _ in 0..ATTEMPTS {

@@ -15,10 +15,10 @@ use super::file::Source;
 use crate::{
     error::Result,
     sqlite::{
-        btree::{Page, parse},
-        shape::Shape,
+        format::btree::{Page, parse},
+        row_schema::RowSchema,
     },
-    util::task::Cancel,
+    util::operation::CancelToken,
 };
 
 /// More claims to one page than this settle nothing.
@@ -37,7 +37,7 @@ pub struct Tree {
     pub by_rowid: bool,
     pub is_index: bool,
     /// Of what could be made in the new database.
-    pub shape: Option<Shape>,
+    pub shape: Option<RowSchema>,
 }
 
 /// A leaf, and the keys that it may hold, both inclusive. For a tree of records they say nothing.
@@ -66,7 +66,7 @@ impl Hole {
 
 /// What a tree consists of.
 #[derive(Debug, Clone, Default)]
-pub struct Found {
+pub struct TreeContents {
     /// In the order of their keys. Of a tree of records: every page, as interior ones hold rows too.
     pub leaves: Vec<Leaf>,
     pub holes: Vec<Hole>,
@@ -95,11 +95,11 @@ struct Claim {
 
 const NO_CLAIM: Claim = Claim { tree: 0, parent: 0, fits: false };
 
-pub struct Walk<'a> {
+pub struct TreeScan<'a> {
     pub source: &'a Source,
-    cancel: &'a Cancel,
+    cancel: &'a CancelToken,
     pub trees: Vec<Tree>,
-    pub found: Vec<Found>,
+    pub found: Vec<TreeContents>,
     claims: Vec<Claim>,
     more_claims: HashMap<u32, Vec<Claim>>,
     /// Pages that belong to nobody, although somebody claims them.
@@ -125,13 +125,13 @@ enum Item {
     Hole,
 }
 
-impl<'a> Walk<'a> {
-    pub fn new(source: &'a Source, trees: Vec<Tree>, is_free: Vec<bool>, cancel: &'a Cancel) -> Self {
+impl<'a> TreeScan<'a> {
+    pub fn new(source: &'a Source, trees: Vec<Tree>, is_free: Vec<bool>, cancel: &'a CancelToken) -> Self {
         let pages = source.present as usize + 1;
-        Walk {
+        TreeScan {
             source,
             cancel,
-            found: vec![Found::default(); trees.len()],
+            found: vec![TreeContents::default(); trees.len()],
             trees,
             claims: vec![NO_CLAIM; pages],
             more_claims: HashMap::new(),

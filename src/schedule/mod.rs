@@ -8,6 +8,6 @@
 //! Nothing here reads a clock: the time comes in as an argument, so a year passes in a test within milliseconds. The
 //! `BackupScheduler` of JavaScript and `kg serve` both follow this plan.
 
+pub mod backup_type;
 pub mod cron;
-pub mod kind;
 pub mod plan;

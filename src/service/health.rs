@@ -13,27 +13,27 @@ use serde::Serialize;
 use crate::{
     archive::manifest::BackupType,
     commands::{
-        automatic,
-        base::remembers_encrypted,
-        inspect::{inspect, is_healthy},
+        check::{inspect, is_healthy},
+        incremental_base::remembers_encrypted,
+        scheduled,
         verify::duration_ms,
     },
+    config::Settings,
     error::{Code, Result, WarningCode},
     integrity::{
         Checked, Scope,
         files::everyone_may_write,
-        issue::{Found, Issue, IssueCode, Part, Severity},
-        subject::Subject,
+        issue::{Examples, Issue, IssueCode, Part, Severity},
+        target::CheckTarget,
     },
     project::Project,
-    reader::client::Launch,
     service::{
         Holder,
         history::{History, Run},
     },
-    settings::Settings,
-    store::{Backup, Flaw, Listing, Store, broken_chains, held, newest_good, passed_over, passed_over_warning},
-    util::{age::age, scratch::free_bytes, task::Task},
+    store::{Backup, Flaw, Listing, Store, broken_chains, known_stores, newest_good, passed_over, passed_over_warning},
+    util::{age::age, operation::OperationContext, temp_dir::free_bytes},
+    worker::client::WorkerMode,
 };
 
 /// A backup that is older than this is worth a warning: the guide's table has a full backup at least weekly.
@@ -104,12 +104,17 @@ pub struct Service {
 }
 
 /// Opens files of the project: for `kg` itself alone.
-pub fn health(store: &Store, options: &HealthOptions, launch: &Launch, task: &Task) -> Result<Health> {
+pub fn health(
+    store: &Store,
+    options: &HealthOptions,
+    worker_mode: &WorkerMode,
+    context: &OperationContext,
+) -> Result<Health> {
     let began = Instant::now();
     let scope = Scope { vectors: false, quick: !options.check_database, ..Scope::ALL };
     let project = Project::open(&options.root)?;
-    let subject = Subject::of(&options.root, None);
-    let inspection = inspect(&subject, scope, options.lock_timeout, launch, task)?;
+    let subject = CheckTarget::of(&options.root, None);
+    let inspection = inspect(&subject, scope, options.lock_timeout, worker_mode, context)?;
     let mut issues = inspection.issues;
     let backups = of_store(store, &inspection.checked, options.max_age, &mut issues);
     let service = of_service(&project, &options.settings, backups.age_ms, &mut issues)?;
@@ -139,7 +144,7 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
     let unread = if is_read { listing.unread().count() } else { 1 };
     let Listing { backups, unlisted } = listing;
     let backups = own_of(store, backups);
-    let emptied = store.home().filter(|_| is_read).and_then(|home| held::emptied(home, store, &backups));
+    let emptied = store.home().filter(|_| is_read).and_then(|home| known_stores::emptied(home, store, &backups));
     if let Some(warning) = emptied {
         let remedy =
             "Mount it, then run this again; if the backups were removed on purpose, make one with `kg diag backup`";
@@ -184,7 +189,7 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
         issues.push(issue(IssueCode::BackupIncomplete, message, remedy));
     }
     if !broken.is_empty() {
-        let mut found = Found::default();
+        let mut found = Examples::default();
         broken.values().for_each(|why| found.add(why));
         let message = format!("{} incremental backups in {} cannot be restored", found.count, dir.display());
         let remedy = match unread {
@@ -228,7 +233,7 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
 /// That a backup which says nothing of encryption is refused, before the first one is. It may be that each call says it.
 fn refused(store: &Store, issue: &dyn Fn(IssueCode, String, &str) -> Issue) -> Option<Issue> {
     let error = store
-        .assert_locked_as_meant(remembers_encrypted(store.home()?))
+        .check_encryption_policy(remembers_encrypted(store.home()?))
         .err()
         .filter(|error| error.code == Code::KeyInvalid)?;
     let message = format!("A backup that does not say how to encrypt it is refused: {}", error.message);
@@ -248,8 +253,8 @@ fn of_service(
     issues: &mut Vec<Issue>,
 ) -> Result<Service> {
     // What is wrong with a schedule is an issue of the configuration.
-    let has_plan = matches!(automatic::plan(settings, project.root()), Ok(Some(_)));
-    let is_enabled = has_plan && automatic::is_enabled(settings);
+    let has_plan = matches!(scheduled::plan(settings, project.root()), Ok(Some(_)));
+    let is_enabled = has_plan && scheduled::is_enabled(settings);
     let found = Holder::find(project);
     if let Err(error) = &found {
         let message = format!("Whether a service runs cannot be told: {}", error.message);

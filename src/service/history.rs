@@ -12,14 +12,14 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::started;
+use super::run_marker;
 use crate::{
     archive::manifest::BackupType,
     commands::backup::Created,
     error::{Error, Result, Warning, WarningCode},
     project::Project,
     schedule::plan::{State, Trigger},
-    util::{durable, lock, regular, task::Task},
+    util::{atomic_file, file_lock, operation::OperationContext, regular_file},
 };
 
 const FILE: &str = "backup-runs.json";
@@ -156,12 +156,12 @@ impl History {
     /// What is known, runs that were killed among it; nothing else where the file is missing, or holds something else.
     pub fn read(project: &Project) -> Result<Self> {
         let path = History::path(project);
-        let text = match regular::read_if_there(&path, MAX_BYTES) {
+        let text = match regular_file::read_if_there(&path, MAX_BYTES) {
             Err(cause) if cause.kind() == io::ErrorKind::InvalidData => None,
             text => text.map_err(|cause| Error::io("read", &path, cause))?,
         };
         let mut history: History = serde_json::from_slice(&text.unwrap_or_default()).unwrap_or_default();
-        history.take_up(started::killed(project).into_iter().map(|(_, run)| run));
+        history.take_up(run_marker::killed(project).into_iter().map(|(_, run)| run));
         Ok(history)
     }
 
@@ -178,22 +178,22 @@ impl History {
     /// Adds to it. Where that fails, the backup that it is about is as good.
     pub fn update(project: &Project, change: impl FnOnce(&mut History)) -> Result<()> {
         let dir = dir(project);
-        durable::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
+        atomic_file::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
         let path = dir.join(LOCK_FILE);
         let failed = |cause| Error::io("lock", &path, cause);
-        let file = durable::open_lock(&path)?;
-        lock::wait(&file, LOCK_TIMEOUT, &Task::default(), failed)?;
-        durable::sweep_partials(&dir);
-        let killed = started::killed(project);
+        let file = atomic_file::open_lock(&path)?;
+        file_lock::wait(&file, LOCK_TIMEOUT, &OperationContext::default(), failed)?;
+        atomic_file::sweep_partials(&dir);
+        let killed = run_marker::killed(project);
         let mut history = History::read(project)?;
         history.take_up(killed.iter().map(|(_, run)| run.clone()));
         change(&mut history);
         let surplus = history.runs.len().saturating_sub(MOST_RUNS);
         history.runs.drain(..surplus);
         let text = serde_json::to_vec_pretty(&history).unwrap_or_default();
-        durable::write_shared(&History::path(project), &text)?;
+        atomic_file::write_shared(&History::path(project), &text)?;
         // From here on the history has them.
-        killed.iter().try_for_each(|(record, _)| durable::remove(record))
+        killed.iter().try_for_each(|(record, _)| atomic_file::remove(record))
     }
 
     pub fn last(&self) -> Option<&Run> {

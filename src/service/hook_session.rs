@@ -6,28 +6,28 @@ use super::Log;
 use crate::{
     project::Project,
     schedule::plan::Trigger,
-    service::hooks::{self, Event, Hooks, Kind, Outcome, Worker},
-    util::task::Cancel,
+    service::hooks::{self, Event, EventKind, Hooks, Outcome, Worker},
+    util::operation::CancelToken,
 };
 
 /// How long the end of the service waits for hooks that are at work.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-pub struct Told<'a> {
+pub struct HookSession<'a> {
     project: &'a Project,
     log: &'a Log,
     worker: Worker,
 }
 
-impl<'a> Told<'a> {
+impl<'a> HookSession<'a> {
     pub fn start(project: &'a Project, log: &'a Log) -> Self {
-        Told { project, log, worker: Worker::start() }
+        HookSession { project, log, worker: Worker::start() }
     }
 
     /// That a backup begins; the hooks of its end.
     pub fn begin(&self, trigger: Trigger) -> Hooks {
         let hooks = self.load();
-        self.tell(&hooks, Event { trigger: Some(trigger), ..Event::new(Kind::Started, self.project) });
+        self.tell(&hooks, Event { trigger: Some(trigger), ..Event::new(EventKind::Started, self.project) });
         hooks
     }
 
@@ -53,8 +53,8 @@ impl<'a> Told<'a> {
     }
 
     pub fn finish(self) {
-        let Told { project, log, worker } = self;
-        let (outcomes, is_cut_short) = worker.finish(PATIENCE, &Cancel::default());
+        let HookSession { project, log, worker } = self;
+        let (outcomes, is_cut_short) = worker.finish(PATIENCE, &CancelToken::default());
         if is_cut_short {
             log.line("warning: hooks that were not done yet were ended by the stop");
         }

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use crate::{
     error::{Error, Result},
     project::Project,
-    util::durable,
+    util::atomic_file,
 };
 
 /// Below `.kg/`; no backup holds it.
@@ -30,7 +30,7 @@ pub enum Log {
 impl Log {
     pub fn of(project: &Project) -> Result<Self> {
         let dir = project.state_dir().join(DIR);
-        durable::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
+        atomic_file::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
         let path = dir.join(FILE);
         let file = open(&path)?;
         Ok(Log::File { path, file: RefCell::new(file) })
@@ -51,7 +51,7 @@ impl Log {
             for number in (1..MOST_FILES).rev() {
                 let from = if number == 1 { path.to_path_buf() } else { numbered(path, number - 1) };
                 if from.exists() {
-                    durable::rename(&from, numbered(path, number).file_name().unwrap_or_default())?;
+                    atomic_file::rename(&from, numbered(path, number).file_name().unwrap_or_default())?;
                 }
             }
             *file = open(path).map_err(io::Error::other)?;
@@ -61,7 +61,7 @@ impl Log {
 }
 
 fn open(path: &Path) -> Result<File> {
-    durable::open_log(path)
+    atomic_file::open_log(path)
 }
 
 /// `backup-service.log.2`.

@@ -9,7 +9,7 @@ use super::status::Status;
 use crate::{
     error::{Error, Result},
     project::Project,
-    util::durable,
+    util::atomic_file,
 };
 
 /// What the name of each metric begins with.
@@ -43,7 +43,7 @@ pub struct Activity {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum MetricType {
     Gauge,
     Counter,
     Info,
@@ -52,7 +52,7 @@ enum Kind {
 struct Metric {
     /// After [`PREFIX`], without the suffix of a counter.
     name: &'static str,
-    kind: Kind,
+    kind: MetricType,
     help: &'static str,
     /// Label, its value; the value of the sample.
     samples: Vec<(Option<(&'static str, &'static str)>, f64)>,
@@ -64,10 +64,10 @@ pub fn write(path: &Path, project: &Project, status: &Status) -> Result<()> {
     let facts = Facts { project: &root, status: Some(status), is_healthy: status.health.ok, activity: None };
     let failed = |cause| Error::io("write", path, cause);
     let path = std::path::absolute(path).map_err(failed)?;
-    let mut file = durable::Partial::new(path.parent().unwrap_or(&path))?;
+    let mut file = atomic_file::TempFile::new(path.parent().unwrap_or(&path))?;
     file.write_all(facts.render(Format::Prometheus).as_bytes()).map_err(failed)?;
     file.set_mode(0o644)?;
-    file.publish(&path)
+    file.persist(&path)
 }
 
 impl Facts<'_> {
@@ -87,7 +87,7 @@ impl Facts<'_> {
         let mut metrics = vec![
             Metric {
                 name: "",
-                kind: Kind::Info,
+                kind: MetricType::Info,
                 help: "The release of kg.",
                 samples: vec![(Some(("version", env!("CARGO_PKG_VERSION"))), 1.0)],
             },
@@ -130,7 +130,7 @@ fn of_status(status: &Status) -> [Metric; 12] {
         ),
         Metric {
             name: "kept",
-            kind: Kind::Gauge,
+            kind: MetricType::Gauge,
             help: "Backups that are kept.",
             samples: kept.map(|(kind, count)| (Some(("type", kind)), count as f64)).to_vec(),
         },
@@ -155,7 +155,7 @@ fn of_activity(activity: Activity) -> [Metric; 2] {
         gauge("running", "1 while the service makes a backup.", Some(flag(activity.is_running))),
         Metric {
             name: "runs",
-            kind: Kind::Counter,
+            kind: MetricType::Counter,
             help: "Runs of the service since its start.",
             samples: vec![(result("success"), activity.succeeded as f64), (result("failure"), activity.failed as f64)],
         },
@@ -163,7 +163,7 @@ fn of_activity(activity: Activity) -> [Metric; 2] {
 }
 
 fn gauge(name: &'static str, help: &'static str, value: Option<f64>) -> Metric {
-    Metric { name, kind: Kind::Gauge, help, samples: value.map(|value| (None, value)).into_iter().collect() }
+    Metric { name, kind: MetricType::Gauge, help, samples: value.map(|value| (None, value)).into_iter().collect() }
 }
 
 fn flag(value: bool) -> f64 {
@@ -174,15 +174,15 @@ impl Metric {
     fn render(&self, format: Format, project: &str, text: &mut String) {
         let family = if self.name.is_empty() { PREFIX.to_string() } else { format!("{PREFIX}_{}", self.name) };
         let (kind, suffix) = match self.kind {
-            Kind::Gauge => ("gauge", ""),
-            Kind::Counter => ("counter", "_total"),
-            Kind::Info => ("info", "_info"),
+            MetricType::Gauge => ("gauge", ""),
+            MetricType::Counter => ("counter", "_total"),
+            MetricType::Info => ("info", "_info"),
         };
         let sample = format!("{family}{suffix}");
         // OpenMetrics describes the family and knows units; the older text describes what the samples are called, and has no infos.
         let (described, kind) = match format {
             Format::OpenMetrics => (&family, kind),
-            Format::Prometheus => (&sample, if self.kind == Kind::Info { "gauge" } else { kind }),
+            Format::Prometheus => (&sample, if self.kind == MetricType::Info { "gauge" } else { kind }),
         };
         let unit = ["seconds", "bytes"].into_iter().find(|unit| described.ends_with(&format!("_{unit}")));
         // Writing to a String does not fail.

@@ -16,38 +16,38 @@
 //! wait for a moment. It reads the project's files between backups only, never beside one (`docs/architecture.md`, the rule).
 //! It ends at the end of a moment, or of a backup that it cancels: nothing of that is left.
 
-mod board;
 pub mod health;
 pub mod history;
-mod holder;
 mod hook_session;
 pub mod hooks;
 mod http;
-pub mod init;
+mod instance_lock;
 mod log;
 pub mod metrics;
 mod process;
-pub mod started;
+mod run_loop;
+pub mod run_marker;
+mod state;
 pub mod status;
-mod work;
+pub mod supervisor;
 
 use std::{path::PathBuf, sync::Arc, thread, time::Duration};
 
 use self::{
-    board::Board,
     http::Http,
-    work::{Service, mark, now},
+    run_loop::{Service, mark, now},
+    state::ServiceState,
 };
 pub use self::{
-    holder::{Held, Holder},
     http::Listening,
+    instance_lock::{Holder, InstanceLock},
     log::Log,
 };
 use crate::{
+    config::listen::Listen,
     error::{Code, Error, Result},
     project::{CONFIG_FILE, Project},
-    settings::listen::Listen,
-    util::task::Cancel,
+    util::operation::CancelToken,
 };
 
 /// How soon a signal, a changed configuration or a clock that was set is noticed.
@@ -63,8 +63,8 @@ pub struct Options {
 }
 
 /// Runs until `cancel` is set. `KG_SERVICE` if the project is gone.
-pub fn serve(project: &Project, held: &Held, log: &Log, options: &Options, cancel: &Cancel) -> Result<()> {
-    let board = Arc::new(Board::new(project.root().display().to_string()));
+pub fn serve(project: &Project, held: &InstanceLock, log: &Log, options: &Options, cancel: &CancelToken) -> Result<()> {
+    let board = Arc::new(ServiceState::new(project.root().display().to_string()));
     let mut http = Http::new(project, held.holder(), log, Arc::clone(&board));
     let mut service = Service::new(project, log, options, cancel, board);
     log.line(&format!("started as process {} for {}", std::process::id(), project.root().display()));

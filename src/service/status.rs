@@ -8,16 +8,16 @@ use serde::Serialize;
 use super::history::{History, HookFailure, Run};
 use crate::{
     archive::manifest::BackupType,
-    commands::{automatic, base::own_among},
+    commands::{incremental_base::own_among, scheduled},
+    config::Settings,
     error::{Result, WarningCode},
     project::Project,
     schedule::{
-        kind,
+        backup_type,
         plan::{Action, State, Trigger},
     },
     service::hooks::Hooks,
-    settings::Settings,
-    store::{Backup, Listing, Store, broken_chains, held, newest_good, passed_over, passed_over_warning},
+    store::{Backup, Listing, Store, broken_chains, known_stores, newest_good, passed_over, passed_over_warning},
 };
 
 /// So many of the newest sizes are told.
@@ -159,12 +159,12 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
             (History::default(), Some(format!("what the last runs led to cannot be told: {}", error.message)))
         }
     };
-    let enabled = automatic::is_enabled(settings);
-    let plan = project.map(|project| automatic::plan(settings, project.root())).transpose()?.flatten();
-    let kind = automatic::wanted_kind(settings);
+    let enabled = scheduled::is_enabled(settings);
+    let plan = project.map(|project| scheduled::plan(settings, project.root())).transpose()?.flatten();
+    let kind = scheduled::wanted_kind(settings);
     let next = plan.as_ref().filter(|_| enabled).map(|plan| {
         let known = history.state.as_ref().map(State::covered);
-        let mut state = State::new(plan, known.max(kind::last_run(&own, kind)), now);
+        let mut state = State::new(plan, known.max(backup_type::last_run(&own, kind)), now);
         plan.decide(&mut state, now)
     });
     let next_run = match next {
@@ -186,7 +186,7 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         chain_length: chain_length(backup, &backups),
         incomplete: backup.incomplete,
     });
-    let emptied = project.and_then(|project| held::emptied(project, store, &own));
+    let emptied = project.and_then(|project| known_stores::emptied(project, store, &own));
     let in_last_run = history.last().into_iter().flat_map(|run| &run.warnings);
     let emptied =
         emptied.or(in_last_run.into_iter().find(|warning| warning.code == WarningCode::StoreEmptied).cloned());

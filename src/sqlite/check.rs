@@ -22,10 +22,13 @@ use self::answer::refusal;
 pub use self::answer::{
     Answer, BrokenRows, broken_rows, is_damage, is_missing, is_page_damage, is_unread_schema, reason,
 };
-use super::{forget_fulltext, fulltext, proof::accounting, quoted};
+use super::{
+    fast_check::{accounting, fts5},
+    forget_fulltext, quoted,
+};
 use crate::{
     error::{Error, Result},
-    util::{limits::bounded, task::Cancel},
+    util::{limits::bounded, operation::CancelToken},
 };
 
 /// `quick_check` stops after this many findings.
@@ -200,18 +203,18 @@ impl Pragma {
 }
 
 /// Runs `PRAGMA quick_check` in the read transaction of `connection`, and accounts for its pages.
-pub fn quick_check(connection: &mut Connection, cancel: &Cancel) -> Result<Integrity> {
+pub fn quick_check(connection: &mut Connection, cancel: &CancelToken) -> Result<Integrity> {
     everything(connection, Pragma::Quick, cancel).map(|found| Integrity::of(found, Depth::All))
 }
 
 /// What `quick_check` finds in everything but full-text indexes. The connection cannot use those any more.
-pub fn structure(connection: &mut Connection, cancel: &Cancel) -> Result<Findings> {
+pub fn structure(connection: &mut Connection, cancel: &CancelToken) -> Result<Findings> {
     forget_fulltext(connection);
     everything(connection, Pragma::Quick, cancel)
 }
 
 /// Checks all of a database: its pages with [`accounting`], and what `pragma` looks at as far as SQLite can.
-pub fn everything(connection: &mut Connection, pragma: Pragma, cancel: &Cancel) -> Result<Findings> {
+pub fn everything(connection: &mut Connection, pragma: Pragma, cancel: &CancelToken) -> Result<Findings> {
     let mut found = Findings::default();
     begin(connection, cancel)?;
     match read_schema(connection, cancel)? {
@@ -252,7 +255,7 @@ pub fn everything(connection: &mut Connection, pragma: Pragma, cancel: &Cancel) 
 pub fn tables(
     connection: &mut Connection,
     names: impl IntoIterator<Item = String>,
-    cancel: &Cancel,
+    cancel: &CancelToken,
 ) -> Result<Findings> {
     let mut found = Findings::default();
     let missing = missing::of(connection);
@@ -265,7 +268,7 @@ pub fn tables(
 
 /// What it finds in full-text indexes, all of each. That can take longer than everything else together, so those that are plainly well formed are
 /// not asked about. What cannot be read here is found by the check of everything else.
-pub fn full_text(connection: &mut Connection, cancel: &Cancel) -> Result<Findings> {
+pub fn full_text(connection: &mut Connection, cancel: &CancelToken) -> Result<Findings> {
     let mut found = Findings::default();
     begin(connection, cancel)?;
     let missing = missing::of(connection);
@@ -275,7 +278,7 @@ pub fn full_text(connection: &mut Connection, cancel: &Cancel) -> Result<Finding
     Ok(found)
 }
 
-fn full_text_tables(connection: &Connection, cancel: &Cancel) -> Result<Vec<String>> {
+fn full_text_tables(connection: &Connection, cancel: &CancelToken) -> Result<Vec<String>> {
     let named = r#"SELECT name FROM sqlite_schema
                    WHERE type = 'table' AND rootpage = 0 AND sql LIKE '%using%fts5%'"#;
     let listed = || -> rusqlite::Result<Vec<String>> {
@@ -283,7 +286,7 @@ fn full_text_tables(connection: &Connection, cancel: &Cancel) -> Result<Vec<Stri
             connection.prepare(named)?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
         let mut doubtful = Vec::new();
         for table in tables {
-            if !fulltext::is_well_formed(connection, &table, cancel)? {
+            if !fts5::is_well_formed(connection, &table, cancel)? {
                 doubtful.push(table);
             }
         }
@@ -302,7 +305,7 @@ fn check_table(
     name: &str,
     missing: &BTreeMap<String, NotChecked>,
     found: &mut Findings,
-    cancel: &Cancel,
+    cancel: &CancelToken,
 ) -> Result<()> {
     let sql = pragma.of_table(name);
     begin(connection, cancel)?;
@@ -339,7 +342,7 @@ fn check_table(
 }
 
 /// Gives the connection the instructions that a check may take.
-fn begin(connection: &mut Connection, cancel: &Cancel) -> Result<()> {
+fn begin(connection: &mut Connection, cancel: &CancelToken) -> Result<()> {
     cancel.check()?;
     let page = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
     // A schema that cannot be read has no size to tell; the least is enough to find that out.
@@ -354,7 +357,7 @@ fn failed(connection: &Connection) -> impl Fn(rusqlite::Error) -> Error {
     move |cause| Error::sqlite("check", Path::new(&path), cause)
 }
 
-fn ask(connection: &Connection, pragma: &str, cancel: &Cancel) -> Result<Answer> {
+fn ask(connection: &Connection, pragma: &str, cancel: &CancelToken) -> Result<Answer> {
     let said =
         || -> rusqlite::Result<Vec<String>> { connection.prepare(pragma)?.query_map([], |row| row.get(0))?.collect() };
     match said() {
@@ -365,7 +368,7 @@ fn ask(connection: &Connection, pragma: &str, cancel: &Cancel) -> Result<Answer>
 
 /// What is to be said of a database that SQLite refused with `error`, of which a private copy lies at `path`: damage, or a
 /// schema that this build cannot parse around pages that are sound.
-pub fn refused(path: &Path, error: Error, cancel: &Cancel) -> Result<Findings> {
+pub fn refused(path: &Path, error: Error, cancel: &CancelToken) -> Result<Findings> {
     let cause = error.cause.as_deref().unwrap_or_default();
     if !is_unread_schema(cause) {
         return Ok(Findings { damage: vec![error.message], ..Findings::default() });
@@ -375,7 +378,7 @@ pub fn refused(path: &Path, error: Error, cancel: &Cancel) -> Result<Findings> {
 }
 
 /// Has SQLite read the schema. If SQLite cannot parse all of it, the connection goes on with the rest, and this says why.
-pub fn read_schema(connection: &Connection, cancel: &Cancel) -> Result<Answer> {
+pub fn read_schema(connection: &Connection, cancel: &CancelToken) -> Result<Answer> {
     let read = || connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()));
     let cause = match read() {
         Ok(()) => return Ok(Answer::Lines(Vec::new())),

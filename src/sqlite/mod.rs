@@ -1,31 +1,28 @@
-//! SQLite databases of a live project. Only the reader may call into this module (`src/reader`).
+//! SQLite databases of a live project. Only the reader may call into this module (`src/worker`).
 //!
-//! [`snapshot`] takes the pages of a database at one commit beside any number of writers, and [`pieces`] reads them. [`look`] opens
-//! a database so that nothing next to it changes. [`aside`] copies a database
-//! with its WAL or journal to where SQLite can recover it, or to save a damaged one as it is. [`in_use`] tells which
-//! process has a database open, and [`wal_in_use`] whether its users write to the WAL next to it. [`replace`] puts new content into a database that others have open. [`private`] copies one
-//! commit for checks that take their time. [`check`] asks SQLite whether a database is sound, and [`fulltext`] spares it what
-//! can be told faster. [`header`], [`btree`] and [`record`] read what is in a page, [`shape`] tells what the rows of a table are, and [`erase`] leaves
+//! [`snapshot`] takes the pages of a database at one commit beside any number of writers, and [`read_chunks`] reads them. [`in_place`] opens
+//! a database so that nothing next to it changes. [`raw_copy`] copies a database
+//! with its WAL or journal to where SQLite can recover it, or to save a damaged one as it is. [`database_lock`] tells which
+//! process has a database open, and [`wal_in_use`] whether its users write to the WAL next to it. [`replace`] puts new content into a database that others have open. [`private_copy`] copies one
+//! commit for checks that take their time. [`check`] asks SQLite whether a database is sound, and [`fast_check`] spares it what
+//! can be told faster. [`format`] read what is in a page, [`row_schema`] tells what the rows of a table are, and [`scrub`] leaves
 //! out what nothing refers to.
 
-pub mod aside;
-pub mod btree;
-pub mod calls;
 pub mod check;
-pub mod erase;
+pub mod database_lock;
+pub mod fast_check;
 pub mod files;
-pub mod fulltext;
-pub mod header;
-pub mod in_use;
-pub mod look;
-pub mod pages;
-mod pieces;
-pub mod private;
-pub mod proof;
-pub mod record;
+pub mod format;
+pub mod in_place;
+pub mod page_hashes;
+pub mod private_copy;
+pub mod raw_copy;
+mod read_chunks;
 pub mod replace;
-pub mod shape;
+pub mod row_schema;
+pub mod scrub;
 pub mod snapshot;
+pub mod vfs_guard;
 pub mod wal_in_use;
 
 use std::{path::Path, time::Duration};
@@ -38,8 +35,8 @@ use crate::error::{Code, Error, Result};
 const BUSY_SLICE: Duration = Duration::from_millis(200);
 
 /// Opens a database read-only, without a checkpoint when it closes. SQLite may create, change or remove `-wal` and `-shm`: a database
-/// of a project that is only looked at is opened with [`look::Look`].
-pub fn open_harmless(path: &Path) -> Result<Connection> {
+/// of a project that is only looked at is opened with [`in_place::InPlaceAccess`].
+pub fn open_read_only(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(|cause| Error::sqlite("open", path, cause))?;
     prepare(&connection, path)?;

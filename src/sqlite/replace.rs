@@ -27,13 +27,13 @@ use super::{
     BUSY_SLICE,
     check::quick_check,
     confirmed,
-    look::{self, Look},
-    open_harmless,
+    in_place::{self, InPlaceAccess},
+    open_read_only,
     snapshot::{Snapshot, until},
 };
 use crate::{
     error::{Code, Error, Result},
-    util::{beneath, hex::hex, task::Cancel, tolerated},
+    util::{dir_handle, hex::hex, operation::CancelToken, unsupported},
 };
 
 /// One database to replace.
@@ -54,11 +54,11 @@ pub fn is_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> R
 
 fn seems_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> Result<bool> {
     let deadline = Instant::now() + lock_timeout;
-    let cancel = Cancel::default();
-    let pinned = |path: &Path| until(deadline, &cancel, || Snapshot::pin(open_harmless(path)?, path));
-    let seen = match Look::at(live)? {
+    let cancel = CancelToken::default();
+    let pinned = |path: &Path| until(deadline, &cancel, || Snapshot::pin(open_read_only(path)?, path));
+    let seen = match InPlaceAccess::at(live)? {
         // What lies next to it is kept as it is.
-        _ if look::cut_off(live, live).is_some() => return Ok(false),
+        _ if in_place::cut_off(live, live).is_some() => return Ok(false),
         // This is no dry run, so the database is about to be written. A copy would only take time and space.
         None if new.is_some() => pinned(live),
         _ => until(deadline, &cancel, || Snapshot::look(live)),
@@ -126,7 +126,7 @@ const OWN: [std::ops::Range<usize>; 4] = [18..20, 24..32, 40..44, 92..100];
 pub fn content_digest(new: &Path) -> Result<String> {
     const PIECE_BYTES: usize = 1 << 20;
     let failed = |cause| Error::io("read", new, cause);
-    let mut file = beneath::open_file(new).map_err(failed)?;
+    let mut file = dir_handle::open_file(new).map_err(failed)?;
     let mut hasher = Sha256::new();
     let (mut piece, mut is_first) = (vec![0; PIECE_BYTES], true);
     loop {
@@ -147,11 +147,11 @@ pub fn has_content_of(live: &Path, new: &Path, lock_timeout: Duration) -> Result
 }
 
 fn compare(live: &Path, new: &Path, lock_timeout: Duration) -> Result<bool> {
-    let (cancel, deadline) = (Cancel::default(), Instant::now() + lock_timeout);
+    let (cancel, deadline) = (CancelToken::default(), Instant::now() + lock_timeout);
     let mut pages = Vec::new();
     for path in [live, new] {
         // The transaction of a killed replacement is rolled back first, which only a connection that writes can do.
-        let pinned = until(deadline, &cancel, || Snapshot::pin(open_harmless(path)?, path));
+        let pinned = until(deadline, &cancel, || Snapshot::pin(open_read_only(path)?, path));
         let snapshot = match pinned {
             Err(error) if error.code == Code::DatabaseUnreadable => {
                 until(deadline, &cancel, || Snapshot::pin(open_live(path)?, path))?
@@ -183,8 +183,8 @@ struct Pair {
 impl Pair {
     fn open(swap: &Swap<'_>, deadline: Instant) -> Result<Self> {
         let failed = |cause| Error::sqlite("replace the content of", swap.live, cause);
-        let live = until(deadline, &Cancel::default(), || open_live(swap.live))?;
-        let mode: String = until(deadline, &Cancel::default(), || {
+        let live = until(deadline, &CancelToken::default(), || open_live(swap.live))?;
+        let mode: String = until(deadline, &CancelToken::default(), || {
             live.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(failed)
         })?;
         let is_wal = mode == "wal";
@@ -210,7 +210,7 @@ pub fn open_live(live: &Path) -> Result<Connection> {
 }
 
 fn step(backup: &Backup<'_, '_>, pages: i32, live: &Path, deadline: Instant) -> Result<()> {
-    until(deadline, &Cancel::default(), || {
+    until(deadline, &CancelToken::default(), || {
         match backup.step(pages).map_err(|cause| Error::sqlite("replace the content of", live, cause))? {
             StepResult::Busy | StepResult::Locked => {
                 Err(Error::busy("replace the content of", live, "database is locked"))
@@ -225,20 +225,20 @@ fn keep_snapshot(live: &Path, keep: &File) -> Result<()> {
     confirmed(|| {
         (&mut &*keep).rewind().and_then(|()| keep.set_len(0)).map_err(failed)?;
         let mut out = BufWriter::with_capacity(1 << 20, keep);
-        let snapshot = Snapshot::pin(open_harmless(live)?, live)?;
-        snapshot.pages(&Cancel::default(), |page| out.write_all(page).map_err(failed))?;
+        let snapshot = Snapshot::pin(open_read_only(live)?, live)?;
+        snapshot.pages(&CancelToken::default(), |page| out.write_all(page).map_err(failed))?;
         out.flush().map_err(failed)
     })?;
-    tolerated::sync(keep, live).map_err(failed)
+    unsupported::sync(keep, live).map_err(failed)
 }
 
 /// Returns the open file of the database.
 fn keep_file(live: &Path, mut keep: &File) -> Result<File> {
     let failed = |cause| Error::io("keep a copy of", live, cause);
-    let mut file = beneath::open_file(live).map_err(failed)?;
+    let mut file = dir_handle::open_file(live).map_err(failed)?;
     keep.rewind()
         .and_then(|()| io::copy(&mut file, &mut keep))
-        .and_then(|_| tolerated::sync(keep, live))
+        .and_then(|_| unsupported::sync(keep, live))
         .map_err(failed)?;
     Ok(file)
 }

@@ -1,6 +1,6 @@
 //! The pages of a database at one commit, beside writers.
 //!
-//! In WAL mode one read transaction pins the commit and pages are streamed from it ([`Snapshot::pieces`]): writers go on, nothing is copied.
+//! In WAL mode one read transaction pins the commit and pages are streamed from it ([`Snapshot::read_chunks`]): writers go on, nothing is copied.
 //! In rollback-journal mode the same transaction would make writers fail for as long as it lasts, so the pages are
 //! first copied to a scratch file in one go and streamed from there. The stepped backup API is not used: it starts
 //! again after every foreign commit and never ends beside a busy writer.
@@ -18,13 +18,13 @@ use std::{
 use rusqlite::Connection;
 
 use super::{
-    aside::{self, Aside},
-    look::{self, Look},
-    open_harmless, prepare,
+    in_place::{self, InPlaceAccess},
+    open_read_only, prepare,
+    raw_copy::{self, RawCopy},
 };
 use crate::{
     error::{Code, Error, Result},
-    util::{beneath, scratch::PrivateDir, task::Cancel},
+    util::{dir_handle, operation::CancelToken, temp_dir::PrivateDir},
 };
 
 /// How often two connections are pinned before one has to do for a busy database.
@@ -43,23 +43,23 @@ pub struct Snapshot {
     metadata: Box<Metadata>,
     twin: Option<Connection>,
     // The last field, because fields are dropped in order.
-    held: Held,
+    held: ConnectionGuards,
 }
 
 /// What the connections of a snapshot need for as long as they are open.
 #[derive(Default)]
-pub struct Held {
+pub struct ConnectionGuards {
     /// The directory of a copy.
     scratch: Option<PrivateDir>,
     /// The right to open the project's file.
-    look: Option<Look>,
+    look: Option<InPlaceAccess>,
 }
 
 /// What could be had of a database.
-pub enum Taken {
+pub enum Capture {
     Snapshot(Snapshot),
     /// SQLite refuses the file: its bytes as they are, and why.
-    Damaged(Aside, Error),
+    Damaged(RawCopy, Error),
 }
 
 /// How a snapshot is taken.
@@ -74,14 +74,14 @@ pub struct Conditions<'a> {
 }
 
 /// Takes a snapshot of the database at `path`. Nothing changes there.
-pub fn take(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result<Taken> {
+pub fn take(path: &Path, conditions: Conditions<'_>, cancel: &CancelToken) -> Result<Capture> {
     // SQLite looks for the WAL next to the file that a symbolic link leads to.
-    let path = &beneath::resolve(path).map_err(|cause| Error::io("read", path, cause))?;
+    let path = &dir_handle::resolve(path).map_err(|cause| Error::io("read", path, cause))?;
     // A process that opens the database while it is copied keeps changing it, and makes it one that can be read in place.
     let attempt = || until(Instant::now() + conditions.lock_timeout, cancel, || take_now(path, conditions, cancel));
     match attempt()? {
         // SQLite calls a read that fails once damage too. What is damaged is so the next time.
-        Taken::Damaged(copy, _) => {
+        Capture::Damaged(copy, _) => {
             drop(copy);
             attempt()
         }
@@ -89,10 +89,10 @@ pub fn take(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result<
     }
 }
 
-fn take_now(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result<Taken> {
-    let Some(look) = Look::at(path)? else { return take_copy(path, conditions) };
+fn take_now(path: &Path, conditions: Conditions<'_>, cancel: &CancelToken) -> Result<Capture> {
+    let Some(look) = InPlaceAccess::at(path)? else { return take_copy(path, conditions) };
     match take_live(path, look, conditions, cancel) {
-        Ok(snapshot) => Ok(Taken::Snapshot(snapshot)),
+        Ok(snapshot) => Ok(Capture::Snapshot(snapshot)),
         // A hot journal needs recovery, a directory may not be writable: SQLite can do with a copy what it cannot here.
         Err(error) if error.code == Code::DatabaseUnreadable => take_copy(path, conditions),
         Err(error) => damaged(path, conditions, error),
@@ -100,14 +100,14 @@ fn take_now(path: &Path, conditions: Conditions<'_>, cancel: &Cancel) -> Result<
 }
 
 /// The bytes of a database that SQLite refuses.
-fn damaged(path: &Path, conditions: Conditions<'_>, error: Error) -> Result<Taken> {
+fn damaged(path: &Path, conditions: Conditions<'_>, error: Error) -> Result<Capture> {
     match error.code {
-        Code::DatabaseDamaged => Ok(Taken::Damaged(aside::copy(path, conditions.scratch)?, error)),
+        Code::DatabaseDamaged => Ok(Capture::Damaged(raw_copy::copy(path, conditions.scratch)?, error)),
         _ => Err(error),
     }
 }
 
-fn take_live(path: &Path, look: Look, conditions: Conditions<'_>, cancel: &Cancel) -> Result<Snapshot> {
+fn take_live(path: &Path, look: InPlaceAccess, conditions: Conditions<'_>, cancel: &CancelToken) -> Result<Snapshot> {
     let deadline = Instant::now() + conditions.lock_timeout;
     let mut snapshot = until(deadline, cancel, || Snapshot::pin(look.open()?, path))?;
     if !snapshot.is_wal()? {
@@ -115,15 +115,15 @@ fn take_live(path: &Path, look: Look, conditions: Conditions<'_>, cancel: &Cance
     }
     if conditions.with_twin {
         drop(snapshot);
-        snapshot = until(deadline, cancel, || pin_two(path, &look))?;
+        snapshot = until(deadline, cancel, || pin_pair(path, &look))?;
     }
-    snapshot.held = Held { scratch: None, look: Some(look) };
+    snapshot.held = ConnectionGuards { scratch: None, look: Some(look) };
     Ok(snapshot)
 }
 
 /// Pins two connections to one commit. A third one tells whether there was a commit meanwhile
 /// (<https://sqlite.org/pragma.html#pragma_data_version>); where there always is, one connection has to do.
-fn pin_two(path: &Path, look: &Look) -> Result<Snapshot> {
+fn pin_pair(path: &Path, look: &InPlaceAccess) -> Result<Snapshot> {
     let watch = look.open()?;
     let version = || -> Result<u64> {
         let version = watch.query_row("PRAGMA data_version", [], |row| row.get(0));
@@ -142,19 +142,19 @@ fn pin_two(path: &Path, look: &Look) -> Result<Snapshot> {
 }
 
 /// Copies the database with its WAL or journal, and lets SQLite recover the copy.
-fn take_copy(path: &Path, conditions: Conditions<'_>) -> Result<Taken> {
-    let copy = aside::copy(path, conditions.scratch)?;
-    if let Some(error) = look::cut_off(&copy.database(), path) {
-        return Ok(Taken::Damaged(copy, error));
+fn take_copy(path: &Path, conditions: Conditions<'_>) -> Result<Capture> {
+    let copy = raw_copy::copy(path, conditions.scratch)?;
+    if let Some(error) = in_place::cut_off(&copy.database(), path) {
+        return Ok(Capture::Damaged(copy, error));
     }
     match recovered(copy, path, conditions) {
-        Ok(snapshot) => Ok(Taken::Snapshot(snapshot)),
+        Ok(snapshot) => Ok(Capture::Snapshot(snapshot)),
         // SQLite may have changed this copy.
         Err(error) => damaged(path, conditions, error),
     }
 }
 
-fn recovered(copy: Aside, path: &Path, conditions: Conditions<'_>) -> Result<Snapshot> {
+fn recovered(copy: RawCopy, path: &Path, conditions: Conditions<'_>) -> Result<Snapshot> {
     copy.settle_super_journal(path)?;
     let open = || -> Result<Connection> {
         let opened = Connection::open(copy.database());
@@ -166,12 +166,12 @@ fn recovered(copy: Aside, path: &Path, conditions: Conditions<'_>) -> Result<Sna
     if conditions.with_twin {
         snapshot.twin = Some(Snapshot::pin(open()?, path)?.connection);
     }
-    snapshot.held = Held { scratch: Some(copy.into_dir()), look: None };
+    snapshot.held = ConnectionGuards { scratch: Some(copy.into_dir()), look: None };
     Ok(snapshot)
 }
 
 /// Tries again while the database is busy, until the deadline or a cancellation.
-pub(super) fn until<T>(deadline: Instant, cancel: &Cancel, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+pub(super) fn until<T>(deadline: Instant, cancel: &CancelToken, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     loop {
         cancel.check()?;
         match attempt() {
@@ -200,15 +200,15 @@ impl Snapshot {
             page_count,
             metadata: Box::new(metadata),
             twin: None,
-            held: Held::default(),
+            held: ConnectionGuards::default(),
         })
     }
 
     /// Pins what SQLite would read at `path` without recovering anything, and changes nothing there.
     pub(super) fn look(path: &Path) -> Result<Self> {
-        let Some(look) = Look::at(path)? else {
-            let copy = aside::copy(path, &std::env::temp_dir())?;
-            let mut snapshot = Snapshot::pin(open_harmless(&copy.database())?, path)?;
+        let Some(look) = InPlaceAccess::at(path)? else {
+            let copy = raw_copy::copy(path, &std::env::temp_dir())?;
+            let mut snapshot = Snapshot::pin(open_read_only(&copy.database())?, path)?;
             snapshot.held.scratch = Some(copy.into_dir());
             return Ok(snapshot);
         };
@@ -226,8 +226,8 @@ impl Snapshot {
     }
 
     /// Copies the pages to a scratch file, which takes as long as the lock on the source is held.
-    fn copied_out(self, conditions: Conditions<'_>, cancel: &Cancel) -> Result<Self> {
-        let dir = aside::scratch_dir(conditions.scratch)?;
+    fn copied_out(self, conditions: Conditions<'_>, cancel: &CancelToken) -> Result<Self> {
+        let dir = raw_copy::scratch_dir(conditions.scratch)?;
         let copy = dir.path().join("database");
         let failed = |cause| Error::io("write", &copy, cause);
         let mut file = BufWriter::with_capacity(1 << 20, File::create_new(&copy).map_err(failed)?);
@@ -235,9 +235,9 @@ impl Snapshot {
         file.flush().map_err(failed)?;
         let path = self.path.clone();
         drop(self);
-        let mut snapshot = Snapshot::pin(open_harmless(&copy)?, &path)?;
+        let mut snapshot = Snapshot::pin(open_read_only(&copy)?, &path)?;
         if conditions.with_twin {
-            snapshot.twin = Some(Snapshot::pin(open_harmless(&copy)?, &path)?.connection);
+            snapshot.twin = Some(Snapshot::pin(open_read_only(&copy)?, &path)?.connection);
         }
         snapshot.held.scratch = Some(dir);
         Ok(snapshot)
@@ -259,17 +259,17 @@ impl Snapshot {
         self.page_count
     }
 
-    /// [`Snapshot::pieces`], a page at a time.
-    pub fn pages(&self, cancel: &Cancel, mut visit: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    /// [`Snapshot::read_chunks`], a page at a time.
+    pub fn pages(&self, cancel: &CancelToken, mut visit: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let page_bytes = self.page_size_bytes as usize;
-        self.pieces(PIECE_BYTES, cancel, |_, piece| piece.chunks(page_bytes).try_for_each(&mut visit))
+        self.read_chunks(PIECE_BYTES, cancel, |_, piece| piece.chunks(page_bytes).try_for_each(&mut visit))
     }
 
     /// Calls `visit` with each of these pages, which count from 1.
     pub fn pages_of(
         &self,
         numbers: &[u64],
-        cancel: &Cancel,
+        cancel: &CancelToken,
         mut visit: impl FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let failed = |cause| self.sqlite_error(cause);
@@ -300,13 +300,13 @@ impl Snapshot {
 
     /// One more connection at this very commit, for checks beside the reading of pages. It is there if it was asked for
     /// and writers left a moment between two commits.
-    pub fn twin(&mut self) -> Option<Connection> {
+    pub fn second_connection(&mut self) -> Option<Connection> {
         self.twin.take()
     }
 
     /// Its own connection, for a check after the reading of pages, and what is to be dropped after that: of a pattern the last
     /// variable is dropped first.
-    pub fn into_connection(self) -> (Held, Connection) {
+    pub fn into_connection(self) -> (ConnectionGuards, Connection) {
         (self.held, self.connection)
     }
 

@@ -33,14 +33,16 @@ use std::{
 };
 
 use super::{
+    database_lock::{
+        ForeignLock, {self},
+    },
     files::{COMPANIONS, LOCK_BYTE, WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, companion},
-    header::Header,
-    in_use::{self, Held},
 };
 use crate::{
     error::{Code, Error},
+    sqlite::format::header::Header,
     system::holders,
-    util::regular,
+    util::regular_file,
 };
 
 /// Where the shared locks are on a database, and the lock that every user of a `-shm` holds on it.
@@ -136,7 +138,8 @@ pub fn find_all(databases: &[&Path]) -> Vec<(usize, Elsewhere)> {
 
 /// Whether another process has the WAL open that lies next to this name of a database.
 pub fn is_index_in_use(name: &Path) -> bool {
-    regular::open_linked(&companion(name, COMPANIONS[1])).is_ok_and(|index| holder(&index, DEAD_MAN_SWITCH).is_some())
+    regular_file::open_linked(&companion(name, COMPANIONS[1]))
+        .is_ok_and(|index| holder(&index, DEAD_MAN_SWITCH).is_some())
 }
 
 /// Both kinds of evidence, because one may be of a connection that is just opening.
@@ -191,7 +194,7 @@ fn judge_locks(database: &Path, main: Option<&File>, index: Option<&File>, suspe
 
 /// `None` if it is there and cannot be opened: then nothing can be told.
 fn open_if_there(path: &Path) -> Option<Option<File>> {
-    match regular::open_linked(path) {
+    match regular_file::open_linked(path) {
         Ok(file) => Some(Some(file)),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Some(None),
         Err(_) => None,
@@ -199,20 +202,20 @@ fn open_if_there(path: &Path) -> Option<Option<File>> {
 }
 
 /// The first lock of another process in that range. A file system without locks has none.
-fn holder(file: &File, range: (u64, i64)) -> Option<Held> {
-    in_use::holder(file, range).ok().flatten()
+fn holder(file: &File, range: (u64, i64)) -> Option<ForeignLock> {
+    database_lock::holder(file, range).ok().flatten()
 }
 
 /// The locks of other processes in that range: the first, and those that the table of locks has beside it or that a process
 /// that is suspected holds.
-fn holders(file: &File, range: (u64, i64), suspected: &[i32]) -> Vec<Held> {
+fn holders(file: &File, range: (u64, i64), suspected: &[i32]) -> Vec<ForeignLock> {
     let mut found = Vec::from_iter(holder(file, range));
     let Ok(of) = file.metadata() else { return found };
     for lock in holders::locks(&of, suspected) {
         let is_it = || lock.is_on(&of) || open_files(lock.process).is_some_and(|open| open.contains(file));
         let is_new = found.iter().all(|known| known.process != lock.process);
         if is_new && lock.process > 0 && lock.meets(range.0, range.1.unsigned_abs()) && is_it() {
-            found.push(Held { process: lock.process, is_shared: lock.is_shared });
+            found.push(ForeignLock { process: lock.process, is_shared: lock.is_shared });
         }
     }
     found
@@ -268,7 +271,7 @@ fn is_of_another_wal(index: &File, wal: &Path) -> bool {
     }
     let needed = WAL_HEADER_BYTES as u64 + u64::from(frames) * (WAL_FRAME_HEADER_BYTES as u64 + page_bytes);
     let mut start = [0; WAL_HEADER_BYTES];
-    let read = regular::open_linked(wal).and_then(|mut file| {
+    let read = regular_file::open_linked(wal).and_then(|mut file| {
         file.read_exact(&mut start)?;
         file.metadata()
     });

@@ -8,18 +8,19 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    Backup, Store, good,
+    Backup, Store,
     names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
+    usable,
 };
 use crate::{
     archive::{
         encryption,
         manifest::Manifest,
-        read::{MAX_TEXT_BYTES, unreadable},
+        reader::{MAX_TEXT_BYTES, unreadable},
     },
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
     project::Component,
-    util::regular,
+    util::regular_file,
 };
 
 /// How messages name a manifest that cannot be understood.
@@ -96,7 +97,7 @@ impl Store {
     pub fn latest(&self) -> Result<Backup> {
         self.assert_meant()?;
         let Listing { backups, unlisted } = self.read()?;
-        let latest = good::latest(&self.preferred(backups)).cloned();
+        let latest = usable::latest(&self.preferred(backups)).cloned();
         assert_none_unread_after(&unlisted, latest.as_ref())?;
         latest.map_or_else(|| Err(self.empty()?), Ok)
     }
@@ -106,7 +107,7 @@ impl Store {
         self.assert_meant()?;
         let Listing { backups, unlisted } = self.read()?;
         let own: Vec<Backup> = backups.into_iter().filter(|backup| self.is_own(backup)).collect();
-        let newest = good::newest_good(&own).cloned();
+        let newest = usable::newest_good(&own).cloned();
         assert_none_unread_after(&unlisted, newest.as_ref())?;
         Ok(newest.filter(|newest| !newest.is_ahead(Timestamp::now())))
     }
@@ -141,7 +142,7 @@ impl Store {
         let holds = |backup: &&Backup| only.iter().any(|component| backup.contents.has(*component));
         let Listing { backups, unlisted } = self.read()?;
         let backups = self.preferred(backups);
-        let newest = good::good(&backups).into_iter().map(|place| &backups[place]).find(holds).cloned();
+        let newest = usable::good(&backups).into_iter().map(|place| &backups[place]).find(holds).cloned();
         assert_none_unread_after(&unlisted, newest.as_ref())?;
         newest.map_or_else(|| self.latest(), Ok)
     }
@@ -224,8 +225,8 @@ impl Store {
             Warning::new(WarningCode::OtherProject, message)
         });
         let alike = backups.into_iter().filter(|backup| backup.project == chosen.project).collect::<Vec<_>>();
-        let passed = good::passed_over(&alike, &unlisted, &chosen);
-        good::passed_over_warning(&passed, &chosen).into_iter().chain(of_another).collect()
+        let passed = usable::passed_over(&alike, &unlisted, &chosen);
+        usable::passed_over_warning(&passed, &chosen).into_iter().chain(of_another).collect()
     }
 
     /// File names of all archives, listed or not; none where the directory does not exist.
@@ -262,7 +263,7 @@ impl Store {
         let path = self.dir.join(archive_name);
         // Opened, because one that cannot be is as good as none to whoever wants to restore it.
         let end = led_to(&path, &ARCHIVE_ENDINGS)?;
-        let size = match regular::open(&end).and_then(|file| file.metadata()) {
+        let size = match regular_file::open(&end).and_then(|file| file.metadata()) {
             Ok(found) => found.len(),
             Err(cause) if is_absent(&cause) => return Err(Flaw::NoArchive),
             Err(cause) => return Err(Flaw::Unread(Error::io("read", &path, cause))),
@@ -461,7 +462,7 @@ pub fn manifest_beside(archive: &Path) -> Result<Option<Vec<u8>>> {
         let found = fs::metadata(&path)?;
         let mut text = Vec::new();
         if found.is_file() && found.len() <= MAX_TEXT_BYTES {
-            text = regular::read(&regular::open(&path)?, MAX_TEXT_BYTES)?;
+            text = regular_file::read(&regular_file::open(&path)?, MAX_TEXT_BYTES)?;
         }
         Ok(text)
     };

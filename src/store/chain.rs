@@ -17,28 +17,33 @@ use crate::{
     archive::{
         delta::{Collected, PageCollector},
         encryption::Keys,
-        manifest::{DIGEST_PREFIX, Manifest, Stored},
-        read::{Discard, Unpack, read_archive},
+        manifest::{DIGEST_PREFIX, Manifest, Storage},
+        reader::{Discard, Unpack, read_archive},
         report::{Problem, ProblemCode, Report},
     },
     error::{Code, Error, Result},
-    sqlite::pages::{DatabaseHashes, PageFile, PageHashes},
+    sqlite::page_hashes::{DatabaseHashes, PageFile, PageHashes},
     store::{Store, described_beside, manifest_beside},
-    util::task::{Phase, Task},
+    util::operation::{OperationContext, Phase},
 };
 
 /// Longer ones are taken for forged: they would lead in a circle.
 const MAX_LINKS: usize = 10_000;
 
 /// The archives that the one at `archive` rests on and that one itself, full backup first.
-pub fn links(archive: &Path, keys: &Keys, task: &Task) -> Result<Vec<PathBuf>> {
-    walk(archive, keys, task, |_| {})
+pub fn links(archive: &Path, keys: &Keys, context: &OperationContext) -> Result<Vec<PathBuf>> {
+    walk(archive, keys, context, |_| {})
 }
 
 /// As [`links`]. `visit` is given what the manifest of each says, newest first; nothing of that is checked yet.
-fn walk(archive: &Path, keys: &Keys, task: &Task, mut visit: impl FnMut(Option<Manifest>)) -> Result<Vec<PathBuf>> {
+fn walk(
+    archive: &Path,
+    keys: &Keys,
+    context: &OperationContext,
+    mut visit: impl FnMut(Option<Manifest>),
+) -> Result<Vec<PathBuf>> {
     let mut links = vec![archive.to_path_buf()];
-    let newest = manifest_of(archive, keys, task)?;
+    let newest = manifest_of(archive, keys, context)?;
     let base_of = |manifest: &Manifest| Some((manifest.based_on.clone()?, manifest.based_on_checksum.clone()));
     let mut next = newest.as_ref().and_then(base_of);
     visit(newest);
@@ -56,7 +61,7 @@ fn walk(archive: &Path, keys: &Keys, task: &Task, mut visit: impl FnMut(Option<M
         if links.contains(&base) || links.len() == MAX_LINKS {
             return Err(missing("rests on it in turn"));
         }
-        let manifest = manifest_of(&base, keys, task)?.filter(|manifest| manifest.id == id);
+        let manifest = manifest_of(&base, keys, context)?.filter(|manifest| manifest.id == id);
         let manifest = manifest.ok_or_else(|| missing("is not what the archive of that name holds"))?;
         next = base_of(&manifest);
         visit(Some(manifest));
@@ -67,10 +72,10 @@ fn walk(archive: &Path, keys: &Keys, task: &Task, mut visit: impl FnMut(Option<M
 }
 
 /// The manifest beside an archive, or inside where there is none.
-fn manifest_of(archive: &Path, keys: &Keys, task: &Task) -> Result<Option<Manifest>> {
+fn manifest_of(archive: &Path, keys: &Keys, context: &OperationContext) -> Result<Option<Manifest>> {
     match described_beside(archive)? {
         Some(manifest) => Ok(Some(manifest)),
-        None => Ok(read_archive(archive, keys, None, &mut Discard, task, Phase::Verifying)?.manifest),
+        None => Ok(read_archive(archive, keys, None, &mut Discard, context, Phase::Verifying)?.manifest),
     }
 }
 
@@ -84,14 +89,18 @@ fn broken(link: &Path, what: String) -> Error {
 
 /// The hashes of the pages of all databases that the newest of `links` describes. All archives are checked on the way; with
 /// problems, the hashes are none.
-pub fn hash_pages(links: &[PathBuf], keys: &Keys, task: &Task) -> Result<(Vec<Report>, Option<PageFile>)> {
+pub fn hash_pages(
+    links: &[PathBuf],
+    keys: &Keys,
+    context: &OperationContext,
+) -> Result<(Vec<Report>, Option<PageFile>)> {
     let mut reports = Vec::new();
-    let mut state = Some(Known::default());
+    let mut state = Some(LinkState::default());
     let mut before: Option<String> = None;
     for link in links {
         let beside = manifest_beside(link)?;
         let mut collecting = Collecting::default();
-        let report = read_archive(link, keys, beside.as_deref(), &mut collecting, task, Phase::Verifying)?;
+        let report = read_archive(link, keys, beside.as_deref(), &mut collecting, context, Phase::Verifying)?;
         let manifest = report.manifest.as_ref().filter(|_| report.problems.is_empty());
         state = match (manifest.filter(|manifest| manifest.based_on_checksum == before), state) {
             (Some(manifest), Some(known)) => next_known(known, manifest, collecting.finish()),
@@ -110,24 +119,28 @@ pub fn hash_pages(links: &[PathBuf], keys: &Keys, task: &Task) -> Result<(Vec<Re
 
 /// What is known of the state at one link without putting it together.
 #[derive(Default)]
-struct Known {
+struct LinkState {
     /// Digest of each file.
     files: HashMap<String, String>,
     databases: BTreeMap<String, PageHashes>,
 }
 
 /// `None` where the link does not fit the one before it.
-fn next_known(mut before: Known, manifest: &Manifest, mut entries: HashMap<String, Collected>) -> Option<Known> {
-    let mut known = Known::default();
+fn next_known(
+    mut before: LinkState,
+    manifest: &Manifest,
+    mut entries: HashMap<String, Collected>,
+) -> Option<LinkState> {
+    let mut known = LinkState::default();
     for record in manifest.files.iter().filter(|record| record.kind.is_file()) {
         let digest = manifest.content_digest(record)?;
         let base = before.files.get(&record.path);
         let pages = match (record.stored, entries.remove(&record.entry)) {
-            (Stored::Base, _) if base.is_none_or(|base| base != digest) => return None,
-            (Stored::Base, _) => before.databases.remove(&record.path),
-            (Stored::Whole, Some(Collected::Database(pages))) if record.database => Some(pages),
-            (Stored::Whole, _) => None,
-            (Stored::Pages, Some(Collected::Delta { page_size_bytes, pages })) => {
+            (Storage::Unchanged, _) if base.is_none_or(|base| base != digest) => return None,
+            (Storage::Unchanged, _) => before.databases.remove(&record.path),
+            (Storage::Full, Some(Collected::Database(pages))) if record.database => Some(pages),
+            (Storage::Full, _) => None,
+            (Storage::Delta, Some(Collected::Delta { page_size_bytes, pages })) => {
                 let mut hashes = before.databases.remove(&record.path)?;
                 if hashes.page_size_bytes != page_size_bytes {
                     return None;
@@ -140,7 +153,7 @@ fn next_known(mut before: Known, manifest: &Manifest, mut entries: HashMap<Strin
                 }
                 Some(hashes)
             }
-            (Stored::Pages, _) => return None,
+            (Storage::Delta, _) => return None,
         };
         known.files.insert(record.path.clone(), digest.to_string());
         known.databases.extend(pages.map(|pages| (record.path.clone(), pages)));

@@ -1,6 +1,6 @@
 //! One writer a store.
 //!
-//! The lock is an operating system's lock on a file in the directory (see [`crate::util::lock`]). Who holds it stands in the
+//! The lock is an operating system's lock on a file in the directory (see [`crate::util::file_lock`]). Who holds it stands in the
 //! file, for the message of whoever waits in vain.
 
 use std::{
@@ -21,11 +21,11 @@ use crate::{
     error::{Code, Error, Result},
     system::holders,
     util::{
-        durable,
-        lock::{self, host_name},
+        atomic_file,
+        file_lock::{self, host_name},
+        operation::OperationContext,
         ownership::{self, Shared},
-        regular,
-        task::Task,
+        regular_file,
     },
 };
 
@@ -40,13 +40,13 @@ pub struct StoreLock {
 }
 
 impl StoreLock {
-    pub fn acquire(dir: &Path, shared: Option<Shared>, timeout: Duration, task: &Task) -> Result<Self> {
+    pub fn acquire(dir: &Path, shared: Option<Shared>, timeout: Duration, context: &OperationContext) -> Result<Self> {
         let path = dir.join(LOCK_FILE);
         let failed = |cause| Error::io("lock", &path, cause);
-        let mut file = durable::open_lock(&path)?;
+        let mut file = atomic_file::open_lock(&path)?;
         // It holds no secret, and the owner of the directory must be able to take it.
         ownership::inherit(&path);
-        if !lock::wait(&file, timeout, task, failed)? {
+        if !file_lock::wait(&file, timeout, context, failed)? {
             return Err(held(dir, &mut file, timeout));
         }
         let holder = format!("process {} on {} since {}\n", std::process::id(), host_name(), Timestamp::now());
@@ -67,13 +67,13 @@ pub fn refusal(dir: &Path) -> Option<Error> {
 
 /// Whether somebody writes to the store at `dir`, as far as that can be told.
 pub fn is_held(dir: &Path) -> bool {
-    let tried = regular::open(&dir.join(LOCK_FILE)).map(|file| file.try_lock_shared());
+    let tried = regular_file::open(&dir.join(LOCK_FILE)).map(|file| file.try_lock_shared());
     matches!(tried, Ok(Err(TryLockError::WouldBlock)))
 }
 
 fn held(dir: &Path, file: &mut File, waited: Duration) -> Error {
     // Who holds it is only for the message; the holder may be writing it this very moment.
-    let text = file.rewind().and_then(|()| regular::read(file, MAX_BYTES)).unwrap_or_default();
+    let text = file.rewind().and_then(|()| regular_file::read(file, MAX_BYTES)).unwrap_or_default();
     let holder = String::from_utf8_lossy(&text);
     let holder = holder.trim();
     let own = holder.strip_prefix("process ").and_then(|rest| rest.split(' ').next()?.parse().ok()).unwrap_or(0);
@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn a_second_writer_of_the_same_process_is_told_who_holds_the_store() {
         let dir = tempfile::tempdir().unwrap();
-        let acquire = || StoreLock::acquire(dir.path(), None, Duration::ZERO, &Task::default());
+        let acquire = || StoreLock::acquire(dir.path(), None, Duration::ZERO, &OperationContext::default());
         let first = acquire().unwrap();
         let error = acquire().unwrap_err();
         assert_eq!(error.code, Code::StoreLocked);

@@ -13,15 +13,15 @@
 //! backup is listed while both archive and manifest are there, so at every instant a listed backup is whole, and what a
 //! killed run leaves is not listed. Readers need no lock.
 
+mod archive_file;
 mod catalog;
 pub mod chain;
-mod good;
-pub mod held;
+pub mod known_stores;
 mod lock;
 mod names;
 mod pins;
 pub mod retention;
-mod sink;
+mod usable;
 mod write;
 mod write_behind;
 
@@ -35,12 +35,12 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 pub use self::{
+    archive_file::ArchiveFile,
     catalog::{Flaw, Listing, Unlisted, described_beside, manifest_beside},
-    good::{broken_chains, good, newest_good, passed_over, passed_over_warning},
     lock::StoreLock,
     names::is_id,
     pins::Pin,
-    sink::ArchiveFile,
+    usable::{broken_chains, good, newest_good, passed_over, passed_over_warning},
     write::{NewBackup, Removal},
 };
 use crate::{
@@ -52,7 +52,7 @@ use crate::{
     project::{BACKUPS_DIR, Project, STATE_DIR},
     sqlite::check::Integrity,
     system::paths::{self, resolve},
-    util::{durable, ownership, regular, task::Task},
+    util::{atomic_file, operation::OperationContext, ownership, regular_file},
 };
 
 /// By so much the clocks of machines may differ that share a store.
@@ -67,7 +67,7 @@ pub struct Store {
     /// That project, if it exists.
     home: Option<Project>,
     keys: Keys,
-    encrypts: Encrypts,
+    encrypts: EncryptionPolicy,
     /// Permissions of new archives, and of what stands beside them.
     mode: Option<u32>,
     doubt: Option<Doubt>,
@@ -85,7 +85,7 @@ pub struct Doubt {
 ///
 /// Unless the call itself asks for a plain archive, none is made after an encrypted one.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub enum Encrypts {
+pub enum EncryptionPolicy {
     /// Nothing asks for it.
     #[default]
     Unasked,
@@ -101,7 +101,7 @@ pub enum Encrypts {
     /// The settings cannot be read, and a backup before a repair is made all the same.
     UnreadInRecovery(Error),
     /// An encryption setting is present but invalid: refused with this.
-    Unclear(Error),
+    Undecided(Error),
 }
 
 /// A backup of the store, as its manifest describes it.
@@ -180,7 +180,7 @@ impl Store {
                 project: None,
                 home: None,
                 keys: Keys::default(),
-                encrypts: Encrypts::default(),
+                encrypts: EncryptionPolicy::default(),
                 mode: None,
                 doubt: None,
             }),
@@ -209,14 +209,14 @@ impl Store {
 
     /// The same store, whose new archives are encrypted, or are not, because the caller says so.
     pub fn encrypting(self, encrypts: bool) -> Self {
-        self.as_set(if encrypts { Encrypts::Yes } else { Encrypts::Never })
+        self.as_set(if encrypts { EncryptionPolicy::Yes } else { EncryptionPolicy::Never })
     }
 
-    pub fn as_set(self, encrypts: Encrypts) -> Self {
+    pub fn as_set(self, encrypts: EncryptionPolicy) -> Self {
         Store { encrypts, ..self }
     }
 
-    /// The same store, whose new archives have these permissions; without any, those of [`durable::Partial::in_store`].
+    /// The same store, whose new archives have these permissions; without any, those of [`atomic_file::TempFile::in_store`].
     pub fn with_mode(self, mode: Option<u32>) -> Self {
         Store { mode, ..self }
     }
@@ -240,7 +240,7 @@ impl Store {
     /// backup is still not followed by a plain one.
     pub fn for_recovery(self) -> Self {
         let encrypts = match self.encrypts {
-            Encrypts::Unread(error) => Encrypts::UnreadInRecovery(error),
+            EncryptionPolicy::Unread(error) => EncryptionPolicy::UnreadInRecovery(error),
             decided => decided,
         };
         Store { encrypts, doubt: None, ..self }
@@ -268,8 +268,9 @@ impl Store {
     /// of another one.
     pub fn plain_warning(&self, archive: &Path) -> Option<Warning> {
         let is_expected = self.keys.are_given() || self.encrypts();
-        let is_plain =
-            || regular::open_linked(archive).and_then(|file| is_encrypted(&file)).is_ok_and(|encrypted| !encrypted);
+        let is_plain = || {
+            regular_file::open_linked(archive).and_then(|file| is_encrypted(&file)).is_ok_and(|encrypted| !encrypted)
+        };
         let message = format!(
             "{} is not encrypted, so no key proves where it comes from; `--decrypt` and `--require-encryption` \
              (`requireEncryption`) refuse such a backup",
@@ -279,32 +280,37 @@ impl Store {
     }
 
     pub fn encrypts(&self) -> bool {
-        self.encrypts == Encrypts::Yes
+        self.encrypts == EncryptionPolicy::Yes
     }
 
     /// Whether a new archive is plain unless something forbids it.
     pub fn may_be_plain(&self) -> bool {
-        use Encrypts::{KeyAlone, Never, TurnedOff, Unasked, UnreadInRecovery};
+        use EncryptionPolicy::{KeyAlone, Never, TurnedOff, Unasked, UnreadInRecovery};
         matches!(self.encrypts, Unasked | KeyAlone | UnreadInRecovery(_) | TurnedOff | Never)
     }
 
     /// Fails if a new archive could be read by others than those who are meant, or could not be encrypted. `was_encrypted`
     /// says what the project remembers of its newest backup, which may lie in another store.
-    pub fn assert_locked_as_meant(&self, was_encrypted: bool) -> Result<()> {
+    pub fn check_encryption_policy(&self, was_encrypted: bool) -> Result<()> {
         let follows_encrypted = |remembered: bool| -> Result<bool> {
             Ok((remembered && was_encrypted) || self.newest_own()?.is_some_and(|newest| newest.encrypted))
         };
         match &self.encrypts {
-            Encrypts::Never => Ok(()),
-            Encrypts::Yes => self.keys.assert_encrypting(),
-            Encrypts::Unclear(error) => Err(error.clone()),
-            Encrypts::Unread(error) | Encrypts::UnreadInRecovery(error) if follows_encrypted(true)? => {
+            EncryptionPolicy::Never => Ok(()),
+            EncryptionPolicy::Yes => self.keys.assert_encrypting(),
+            EncryptionPolicy::Undecided(error) => Err(error.clone()),
+            EncryptionPolicy::Unread(error) | EncryptionPolicy::UnreadInRecovery(error) if follows_encrypted(true)? => {
                 Err(first_plain(Some(error)))
             }
-            Encrypts::Unasked | Encrypts::KeyAlone if follows_encrypted(true)? => Err(first_plain(None)),
-            Encrypts::TurnedOff if follows_encrypted(false)? => Err(first_plain(None)),
-            Encrypts::Unread(error) => Err(error.clone()),
-            Encrypts::Unasked | Encrypts::KeyAlone | Encrypts::UnreadInRecovery(_) | Encrypts::TurnedOff => Ok(()),
+            EncryptionPolicy::Unasked | EncryptionPolicy::KeyAlone if follows_encrypted(true)? => {
+                Err(first_plain(None))
+            }
+            EncryptionPolicy::TurnedOff if follows_encrypted(false)? => Err(first_plain(None)),
+            EncryptionPolicy::Unread(error) => Err(error.clone()),
+            EncryptionPolicy::Unasked
+            | EncryptionPolicy::KeyAlone
+            | EncryptionPolicy::UnreadInRecovery(_)
+            | EncryptionPolicy::TurnedOff => Ok(()),
         }
     }
 
@@ -312,7 +318,7 @@ impl Store {
     pub fn key_without_encryption(&self) -> Option<Warning> {
         let message = "It is not encrypted: the settings name who could read it (`backup.passphraseFile`, `backup.recipients`), and \
                        nothing asks for encryption. `kg config set backup.encrypt true` does, `false` says that plain backups are meant";
-        (self.encrypts == Encrypts::KeyAlone).then(|| Warning::new(WarningCode::NotEncrypted, message))
+        (self.encrypts == EncryptionPolicy::KeyAlone).then(|| Warning::new(WarningCode::NotEncrypted, message))
     }
 
     /// The newest backup that the project made for itself. The backup before a repair counts only if there is no other.
@@ -364,11 +370,11 @@ impl Store {
     }
 
     /// Makes the directory and waits, at most `timeout`, until this process is the only one that writes to it.
-    pub fn lock(&self, timeout: Duration, task: &Task) -> Result<StoreLock> {
+    pub fn lock(&self, timeout: Duration, context: &OperationContext) -> Result<StoreLock> {
         self.assert_undoubted()?;
         let shared = self.home.as_ref().and_then(|home| ownership::share(&self.dir, &home.state_dir()));
         self.create()?;
-        StoreLock::acquire(&self.dir, shared, timeout, task)
+        StoreLock::acquire(&self.dir, shared, timeout, context)
     }
 
     /// Why this user could not lock the store, as far as permissions tell.
@@ -393,7 +399,7 @@ impl Store {
         if self.exists()? {
             return Ok(());
         }
-        durable::create_dirs(&self.dir).map_err(|cause| match cause.kind() {
+        atomic_file::create_dirs(&self.dir).map_err(|cause| match cause.kind() {
             io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => Error::new(
                 Code::BackupDirInvalid,
                 format!("The backup directory {} lies below a file", self.dir.display()),

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::{Backup, Store, StoreLock};
 use crate::{
     error::{Code, Error, Result},
-    util::{durable, regular},
+    util::{atomic_file, regular_file},
 };
 
 const PIN_SUFFIX: &str = ".pin.json";
@@ -56,14 +56,14 @@ impl Store {
         let pin = Written { at: Some(Timestamp::now()), reason };
         let mut json = serde_json::to_vec_pretty(&pin).map_err(|cause| Error::io("write", &path, cause.into()))?;
         json.push(b'\n');
-        durable::write_in_store(&path, &json, self.mode)?;
+        atomic_file::write_in_store(&path, &json, self.mode)?;
         self.get(id)
     }
 
     /// Takes the pin of a backup away, if it has one.
     pub fn unpin(&self, _lock: &StoreLock, id: &str) -> Result<Backup> {
-        durable::remove(&pin_path(&self.get(id)?.path))?;
-        durable::sync_dir(&self.dir)?;
+        atomic_file::remove(&pin_path(&self.get(id)?.path))?;
+        atomic_file::sync_dir(&self.dir)?;
         self.get(id)
     }
 
@@ -99,7 +99,7 @@ pub(super) fn pin_beside(archive: &Path) -> Option<Pin> {
 }
 
 fn read(path: &Path) -> Option<Written> {
-    let json = regular::read_if_there(path, MAX_PIN_BYTES).ok()??;
+    let json = regular_file::read_if_there(path, MAX_PIN_BYTES).ok()??;
     serde_json::from_slice(&json).ok()
 }
 

@@ -11,26 +11,26 @@ use nix::unistd::geteuid;
 
 use super::{
     Backup, Store, StoreLock,
+    archive_file::ArchiveFile,
     catalog::{self, ARCHIVE_ENDINGS, Flaw, Listing, assert_none_unread_after, led_to, manifest_path},
-    good,
     names::{self, ENDINGS, LATEST, MANIFEST_SUFFIX},
     pins::pin_path,
-    sink::ArchiveFile,
+    usable,
 };
 use crate::{
     archive::{
         block::Compression,
-        encoder::{Sink, Written},
+        block_writer::{Sink, Written},
         encryption::write::Encrypting,
         manifest::{ArchiveRecord, Manifest},
-        read::{Discard, read_archive},
+        reader::{Discard, read_archive},
     },
     error::{Code, Error, Result, Warning, WarningCode},
-    sqlite::aside,
+    sqlite::raw_copy,
     util::{
-        durable::{self, PARTIAL_PREFIX, Partial},
-        scratch::{self, PrivateDir, Scratch, remove_tree},
-        task::{Phase, Task},
+        atomic_file::{self, PARTIAL_PREFIX, TempFile},
+        operation::{OperationContext, Phase},
+        temp_dir::{self, PrivateDir, Scratch, remove_tree},
     },
 };
 
@@ -40,23 +40,23 @@ pub struct NewBackup<'a> {
     pub id: String,
     archive: PathBuf,
     encrypted: bool,
-    file: Partial,
-    scratch: Room,
+    file: TempFile,
+    scratch: ScratchDir,
 }
 
 /// Where copies of databases and lists of files lie meanwhile, for this user alone; gone with this.
-enum Room {
+enum ScratchDir {
     /// On the disk that holds the archives.
-    Beside(PrivateDir),
+    InStore(PrivateDir),
     /// Away from encrypted archives, and from others who could put something else in its place: in the system's directory for temporary files.
-    Private(Scratch),
+    SystemTemp(Scratch),
 }
 
-impl Room {
+impl ScratchDir {
     fn remove(self) -> Result<()> {
         match self {
-            Room::Beside(dir) => dir.remove(),
-            Room::Private(scratch) => scratch.end(Ok(())),
+            ScratchDir::InStore(dir) => dir.remove(),
+            ScratchDir::SystemTemp(scratch) => scratch.end(Ok(())),
         }
     }
 }
@@ -100,20 +100,20 @@ impl Store {
             id: names::id(&stamp),
             archive: self.dir.join(names::archive(&stamp, compression, encrypted)),
             encrypted,
-            file: Partial::in_store(&self.dir, self.mode)?,
+            file: TempFile::in_store(&self.dir, self.mode)?,
             scratch: self.room(encrypted)?,
         })
     }
 
-    fn room(&self, encrypted: bool) -> Result<Room> {
-        let parent = if encrypted { std::env::temp_dir() } else { scratch::safe_parent(&self.dir) };
+    fn room(&self, encrypted: bool) -> Result<ScratchDir> {
+        let parent = if encrypted { std::env::temp_dir() } else { temp_dir::safe_parent(&self.dir) };
         if parent == self.dir {
-            return aside::scratch_dir(&self.dir).map(Room::Beside);
+            return raw_copy::scratch_dir(&self.dir).map(ScratchDir::InStore);
         }
         match Scratch::new(&parent, PRIVATE_PREFIX) {
             // A container may have no such directory. Root does not go on where another user could have it write anywhere.
-            Err(_) if !encrypted && !geteuid().is_root() => aside::scratch_dir(&self.dir).map(Room::Beside),
-            room => room.map(Room::Private).map_err(|error| Error {
+            Err(_) if !encrypted && !geteuid().is_root() => raw_copy::scratch_dir(&self.dir).map(ScratchDir::InStore),
+            room => room.map(ScratchDir::SystemTemp).map_err(|error| Error {
                 remedy: format!("{}; or set TMPDIR to another directory", error.remedy),
                 ..error
             }),
@@ -133,20 +133,21 @@ impl Store {
     }
 
     /// Finishes or removes what killed runs left, and writes the manifest of whole archives that have none.
-    pub fn sweep(&self, _lock: &StoreLock, task: &Task) -> Result<Vec<Warning>> {
+    pub fn clean_up(&self, _lock: &StoreLock, context: &OperationContext) -> Result<Vec<Warning>> {
         let entries = fs::read_dir(&self.dir).map_err(|cause| Error::io("read", &self.dir, cause))?;
         let mut warnings = Vec::new();
         for entry in entries.flatten() {
             let path = entry.path();
             let Ok(name) = entry.file_name().into_string() else { continue };
             let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            let (is_scratch, is_partial) = (name.starts_with(aside::SCRATCH_PREFIX), name.starts_with(PARTIAL_PREFIX));
+            let (is_scratch, is_partial) =
+                (name.starts_with(raw_copy::SCRATCH_PREFIX), name.starts_with(PARTIAL_PREFIX));
             // What cannot be removed must not keep this run from its work.
             if is_scratch && is_dir {
                 let removed = remove_tree(&path).map_err(|cause| Error::io("remove", &path, cause));
                 warnings.extend(removed.err().map(stays));
             } else if is_partial && !is_dir {
-                warnings.extend(durable::remove(&path).err().map(stays));
+                warnings.extend(atomic_file::remove(&path).err().map(stays));
             } else if is_scratch || is_partial {
                 let message =
                     format!("{} has a name of a temporary file, and no run made it: move it away", path.display());
@@ -156,24 +157,24 @@ impl Store {
             {
                 match self.has_file(archive) {
                     Ok(true) => {}
-                    Ok(false) => warnings.extend(durable::remove(&path).err().map(stays)),
+                    Ok(false) => warnings.extend(atomic_file::remove(&path).err().map(stays)),
                     Err(error) => warnings.push(Warning::new(WarningCode::Store, error.message)),
                 }
             }
         }
         // Where the copies of databases lie while an encrypted archive is written.
-        scratch::sweep(&std::env::temp_dir(), PRIVATE_PREFIX);
+        temp_dir::sweep(&std::env::temp_dir(), PRIVATE_PREFIX);
         let adopt = |archive: &Path, manifest: Manifest| {
-            durable::write_in_store(&manifest_path(archive), &manifest.to_json(), self.mode)
+            atomic_file::write_in_store(&manifest_path(archive), &manifest.to_json(), self.mode)
         };
-        warnings.extend(self.adopt(task, adopt)?);
+        warnings.extend(self.register_unlisted(context, adopt)?);
         Ok(warnings)
     }
 
     /// The backups as they will be listed after a sweep, newest first.
-    pub fn foresee(&self, task: &Task) -> Result<(Vec<Backup>, Vec<Warning>)> {
+    pub fn preview_cleanup(&self, context: &OperationContext) -> Result<(Vec<Backup>, Vec<Warning>)> {
         let mut backups = self.list()?;
-        let warnings = self.adopt(task, |archive, manifest| {
+        let warnings = self.register_unlisted(context, |archive, manifest| {
             backups.extend(Backup::new(archive.to_path_buf(), manifest));
             Ok(())
         })?;
@@ -184,7 +185,11 @@ impl Store {
     /// Gives `take` each archive that has no usable manifest beside it, with the one that belongs there: a run was killed just
     /// before its end, or the archive was copied here alone. One that is not whole, or is called otherwise than it calls
     /// itself, is only warned of.
-    fn adopt(&self, task: &Task, mut take: impl FnMut(&Path, Manifest) -> Result<()>) -> Result<Vec<Warning>> {
+    fn register_unlisted(
+        &self,
+        context: &OperationContext,
+        mut take: impl FnMut(&Path, Manifest) -> Result<()>,
+    ) -> Result<Vec<Warning>> {
         let mut warnings = Vec::new();
         for name in self.archive_names()? {
             let path = self.dir.join(&name);
@@ -193,7 +198,7 @@ impl Store {
                 // What is there must not be written over.
                 Err(Flaw::Unread(error)) => Err(error.message),
                 Err(Flaw::NoArchive) => Err(not_needed("it leads to no regular file")),
-                Err(_) => self.manifest_for(&name, task)?,
+                Err(_) => self.manifest_for(&name, context)?,
             };
             match manifest {
                 Ok(manifest) => take(&path, manifest)?,
@@ -207,15 +212,15 @@ impl Store {
     }
 
     /// The manifest that belongs beside a whole archive, or why it has none and what to do.
-    fn manifest_for(&self, name: &str, task: &Task) -> Result<std::result::Result<Manifest, String>> {
+    fn manifest_for(&self, name: &str, context: &OperationContext) -> Result<std::result::Result<Manifest, String>> {
         let path = self.dir.join(name);
         if led_to(&path, &ARCHIVE_ENDINGS).is_err() {
             return Ok(Err(not_needed("it is a link to something else")));
         }
-        let report = match read_archive(&path, &self.keys, None, &mut Discard, task, Phase::Verifying) {
+        let report = match read_archive(&path, &self.keys, None, &mut Discard, context, Phase::Verifying) {
             Ok(report) => report,
             Err(error) if error.code == Code::Aborted => return Err(error),
-            Err(error) if error.code.is_of_key() => {
+            Err(error) if error.code.is_key_error() => {
                 return Ok(Err(format!("{}; a backup that is made with its key lists it", error.message)));
             }
             Err(error) => return Ok(Err(not_needed(&error.message))),
@@ -228,7 +233,7 @@ impl Store {
             Ok(manifest) if names::id_of_archive(name).as_ref() == Some(&manifest.id) => {
                 let record = ArchiveRecord { name: name.to_string(), size, sha256, root: None };
                 let manifest = beside(manifest, record);
-                Ok(if encrypted { manifest.outside() } else { manifest })
+                Ok(if encrypted { manifest.public_sidecar() } else { manifest })
             }
             Ok(manifest) => Err(not_needed(&format!("it calls itself {}", manifest.id))),
             Err(error) => Err(not_needed(&error.message)),
@@ -237,16 +242,16 @@ impl Store {
 
     /// Points `latest.tar.gz` (or `latest` with another ending of archives) to the archive that `latest` means among `backups`, which are all.
     fn update_latest(&self, backups: &[Backup]) -> Result<()> {
-        let newest = good::latest(backups).and_then(|backup| backup.path.file_name()?.to_str());
+        let newest = usable::latest(backups).and_then(|backup| backup.path.file_name()?.to_str());
         for ending in ENDINGS {
             let link = self.dir.join(format!("{LATEST}{ending}"));
             match newest {
                 Some(name) if names::ending(name) == Some(ending) => {
                     if !fs::read_link(&link).is_ok_and(|target| target == Path::new(name)) {
-                        durable::relink(Path::new(name), &link)?;
+                        atomic_file::replace_symlink(Path::new(name), &link)?;
                     }
                 }
-                _ => durable::remove(&link)?,
+                _ => atomic_file::remove(&link)?,
             }
         }
         Ok(())
@@ -285,12 +290,12 @@ impl Removal<'_> {
         let Store { dir, .. } = self.store;
         let backup = self.store.get(id)?;
         let doomed = format!("{PARTIAL_PREFIX}deleted-{id}");
-        durable::rename(&backup.path, doomed.as_ref()).map_err(|cause| Error::io("remove", &backup.path, cause))?;
+        atomic_file::rename(&backup.path, doomed.as_ref()).map_err(|cause| Error::io("remove", &backup.path, cause))?;
         // By its path: the store may hold a second archive of that id.
         self.listed.retain(|listed| listed.path != backup.path);
-        durable::remove(&manifest_path(&backup.path))?;
-        durable::remove(&dir.join(doomed))?;
-        durable::sync_dir(dir)?;
+        atomic_file::remove(&manifest_path(&backup.path))?;
+        atomic_file::remove(&dir.join(doomed))?;
+        atomic_file::sync_dir(dir)?;
         self.store.update_latest(&self.listed)
     }
 }
@@ -311,8 +316,8 @@ impl NewBackup<'_> {
     /// A directory for copies of databases; removed with this.
     pub fn scratch(&self) -> &Path {
         match &self.scratch {
-            Room::Beside(dir) => dir.path(),
-            Room::Private(scratch) => scratch.path(),
+            ScratchDir::InStore(dir) => dir.path(),
+            ScratchDir::SystemTemp(scratch) => scratch.path(),
         }
     }
 
@@ -321,22 +326,22 @@ impl NewBackup<'_> {
     pub fn publish(self, manifest: Manifest, written: Written) -> Result<(Backup, Manifest)> {
         let name = self.archive.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let manifest = Manifest { encrypted: self.encrypted, ..beside(manifest, written.record(name)) };
-        let outside = self.encrypted.then(|| manifest.outside());
+        let outside = self.encrypted.then(|| manifest.public_sidecar());
         let sidecar = manifest_path(&self.archive);
         let json = outside.as_ref().unwrap_or(&manifest).to_json();
         let (file, mode) = (self.file, self.store.mode);
-        let published = file.publish(&self.archive).and_then(|()| durable::write_in_store(&sidecar, &json, mode));
+        let published = file.persist(&self.archive).and_then(|()| atomic_file::write_in_store(&sidecar, &json, mode));
         if let Err(error) = published {
             // A rename whose directory cannot be synced has happened all the same: what is left would be listed, now or by the next run, as a
             // backup that was said to have failed.
-            durable::remove(&sidecar)?;
-            durable::remove(&self.archive)?;
+            atomic_file::remove(&sidecar)?;
+            atomic_file::remove(&self.archive)?;
             return Err(error);
         }
         let mut backup = Backup::new(self.archive, manifest.clone())
             .ok_or_else(|| Error::new(crate::Code::Internal, "The manifest has no archive", "Please report this"))?;
         let linked = self.store.read().and_then(|Listing { backups, unlisted }| {
-            assert_none_unread_after(&unlisted, good::latest(&backups))?;
+            assert_none_unread_after(&unlisted, usable::latest(&backups))?;
             self.store.update_latest(&backups)
         });
         backup.warnings.extend(linked.err().map(latest_warning));

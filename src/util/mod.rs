@@ -3,29 +3,29 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`age`] | lengths of time as people write them |
-//! | [`beneath`] | files below an open directory, reached without following links of others |
-//! | [`durable`] | files that are there whole or not at all |
-//! | [`scratch`] | temporary directories for this user alone |
-//! | [`regular`] | opening files that another user may have put there |
+//! | [`dir_handle`] | files below an open directory, reached without following links of others |
+//! | [`atomic_file`] | files that are there whole or not at all |
+//! | [`temp_dir`] | temporary directories for this user alone |
+//! | [`regular_file`] | opening files that another user may have put there |
 //! | [`ownership`] | whose the files are that root writes |
-//! | [`tolerated`] | what a file system may refuse |
-//! | [`lock`] | waiting for a lock |
+//! | [`unsupported`] | what a file system may refuse |
+//! | [`file_lock`] | waiting for a lock |
 //! | [`content_hash`], [`hex`] | hashes of blocks and pages; digests as text |
-//! | [`parallel`], [`threads`] | work on all cores, in order; threads that may not start |
-//! | [`task`] | cancellation and progress |
+//! | [`ordered_pool`], [`threads`] | work on all cores, in order; threads that may not start |
+//! | [`operation`] | cancellation and progress |
 //! | [`limits`] | how much a forged archive may take |
 
 pub mod age;
-pub mod beneath;
+pub mod atomic_file;
 pub mod content_hash;
-pub mod durable;
+pub mod dir_handle;
+pub mod file_lock;
 pub mod hex;
 pub mod limits;
-pub mod lock;
+pub mod operation;
+pub mod ordered_pool;
 pub mod ownership;
-pub mod parallel;
-pub mod regular;
-pub mod scratch;
-pub mod task;
+pub mod regular_file;
+pub mod temp_dir;
 pub mod threads;
-pub mod tolerated;
+pub mod unsupported;

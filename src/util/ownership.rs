@@ -3,9 +3,9 @@
 //! A file in a project, also in a store next to `.kg`, belongs to the owner of `.kg`, also when root made it: the owner's
 //! next backup would fail at a lock, a directory or a journal of root's. In a store elsewhere it belongs to the owner of the
 //! project if the directory is that owner's too ([`share`]). In any other place it stays root's: it may be secret. Everything
-//! that creates files comes through here, by way of [`crate::util::durable`].
+//! that creates files comes through here, by way of [`crate::util::atomic_file`].
 //!
-//! A refusal (a container without `CAP_CHOWN`, a file system without owners) is a warning of the run ([`crate::util::tolerated`]). What is given
+//! A refusal (a container without `CAP_CHOWN`, a file system without owners) is a warning of the run ([`crate::util::unsupported`]). What is given
 //! away is named below an open directory, so that nobody puts something else in its place.
 
 use std::{
@@ -17,7 +17,7 @@ use std::{
 
 use crate::{
     system::paths::{STATE_DIR, resolve},
-    util::beneath::{Dir, Occupant, Place},
+    util::dir_handle::{DirHandle, EntryHandle, EntryType},
 };
 
 /// The stores of the runs of this process.
@@ -60,7 +60,7 @@ impl Drop for Shared {
 }
 
 /// Gives what root just made at a place to the owner of the project that it lies in, or whose store it lies in.
-pub fn settle(made: &Place) {
+pub fn settle(made: &EntryHandle) {
     if !nix::unistd::geteuid().is_root() {
         return;
     }
@@ -97,16 +97,16 @@ pub fn inherit(path: &Path) {
     if !nix::unistd::geteuid().is_root() {
         return;
     }
-    let Ok(made) = Dir::around(path) else { return };
+    let Ok(made) = DirHandle::around(path) else { return };
     if let Ok(owner) = fs::metadata(made.dir().held_path()) {
         give(&made, &owner);
     }
 }
 
 /// Only what is root's is given away, and nothing that has another name: that may be a file of somebody else.
-fn give(made: &Place, owner: &Metadata) {
+fn give(made: &EntryHandle, owner: &Metadata) {
     let Ok(Some(found)) = made.stat() else { return };
-    let is_dir = made.occupant().is_ok_and(|found| found == Some(Occupant::Directory));
+    let is_dir = made.occupant().is_ok_and(|found| found == Some(EntryType::Directory));
     if found.st_uid == 0 && (is_dir || found.st_nlink == 1) {
         // A refusal is a warning of the run; what is not there any more is nobody's.
         let _ = made.give_to((owner.uid(), owner.gid()));

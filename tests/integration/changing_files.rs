@@ -12,11 +12,11 @@ use kg_backup::{
     archive::manifest::FileRecord,
     error::WarningCode,
     project::discover::Selection,
-    reader::{
-        protocol::{Answers, Message, SaveRequest},
-        save::save,
+    util::{content_hash::ContentHash, operation::CancelToken},
+    worker::{
+        backup::save,
+        protocol::{Message, ResponseSink, SaveRequest},
     },
-    util::{content_hash::ContentHash, task::Cancel},
 };
 use rusqlite::Connection;
 
@@ -39,7 +39,7 @@ enum When {
     Reading,
 }
 
-impl<F: FnOnce()> Answers for Receiver<F> {
+impl<F: FnOnce()> ResponseSink for Receiver<F> {
     fn message(&mut self, message: Message) -> Result<()> {
         match message {
             Message::Planned { .. } if self.when == When::Planned => self.change_it(),
@@ -92,7 +92,7 @@ fn saved(size: usize, when: When, change: impl Fn(&Path)) -> (Option<(u64, usize
         lock_timeout_ms: 1000,
     };
     let mut receiver = Receiver { change: Some(|| change(&file)), when, entries: Vec::new() };
-    let saved = save(&request, &mut receiver, &Cancel::default()).unwrap();
+    let saved = save(&request, &mut receiver, &CancelToken::default()).unwrap();
     assert!(receiver.change.is_none(), "the file was never changed");
     for (record, sent) in &receiver.entries {
         assert_eq!(record.size, *sent as u64, "{}", record.path);

@@ -7,12 +7,12 @@ use kg_backup::{
     archive::{
         block::Compression,
         encryption::{Keyring, Keys},
-        read::{Discard, read_archive},
+        reader::{Discard, read_archive},
     },
     commands::backup::{BackupOptions, create_backup},
-    reader::client::Launch,
     store::Store,
-    util::task::{Phase, Task},
+    util::operation::{OperationContext, Phase},
+    worker::client::WorkerMode,
 };
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -31,14 +31,14 @@ fn small_archive(compression: Compression, keys: Option<&Keys>) -> (TempDir, Vec
     let store = Store::at(&dir.path().join("backups")).unwrap();
     let store = keys.map_or(store.clone(), |keys| store.with_keys(keys.clone()).encrypting(true));
     let options = BackupOptions { compression, ..BackupOptions::default() };
-    let backup = create_backup(&root, &store, &Launch::Thread, &options, &Task::default()).unwrap();
+    let backup = create_backup(&root, &store, &WorkerMode::InProcess, &options, &OperationContext::default()).unwrap();
     let bytes = fs::read(backup.backup.path).unwrap();
     (dir, bytes)
 }
 
 fn is_whole(path: &Path, bytes: &[u8], keys: &Keys) -> bool {
     fs::write(path, bytes).unwrap();
-    match read_archive(path, keys, None, &mut Discard, &Task::default(), Phase::Verifying) {
+    match read_archive(path, keys, None, &mut Discard, &OperationContext::default(), Phase::Verifying) {
         Ok(report) => report.problems.is_empty() && report.manifest.is_some(),
         Err(_) => false,
     }

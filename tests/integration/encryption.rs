@@ -6,16 +6,16 @@ use age::{secrecy::SecretString, x25519};
 use kg_backup::{
     archive::{
         block::Compression,
-        encoder::{Encoder, Sink},
+        block_writer::{Encoder, Sink},
         encryption::{Keyring, Keys, write::Encrypting},
-        read::{Discard, read_archive},
+        reader::{Discard, read_archive},
         report::Report,
     },
     commands::backup::{BackupOptions, create_backup},
     error::{Code, Error},
-    reader::client::Launch,
     store::{Backup, Store, manifest_beside},
-    util::task::{Phase, Task},
+    util::operation::{OperationContext, Phase},
+    worker::client::WorkerMode,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -41,12 +41,14 @@ fn project() -> (TempDir, PathBuf) {
 fn backup(keys: &Keys) -> (TempDir, Backup) {
     let (dir, root) = project();
     let store = Store::at(&dir.path().join("backups")).unwrap().with_keys(keys.clone()).encrypting(true);
-    let made = create_backup(&root, &store, &Launch::Thread, &BackupOptions::default(), &Task::default()).unwrap();
+    let made =
+        create_backup(&root, &store, &WorkerMode::InProcess, &BackupOptions::default(), &OperationContext::default())
+            .unwrap();
     (dir, made.backup)
 }
 
 fn read(path: &std::path::Path, keys: &Keys, beside: Option<&[u8]>) -> Result<Report, Error> {
-    read_archive(path, keys, beside, &mut Discard, &Task::default(), Phase::Verifying)
+    read_archive(path, keys, beside, &mut Discard, &OperationContext::default(), Phase::Verifying)
 }
 
 #[test]
@@ -109,7 +111,13 @@ fn nothing_is_begun_where_nothing_can_be_encrypted() {
     let many = Keyring { recipients, ..Keyring::default() };
     for (keys, code) in [(Keys::default(), Code::KeyNeeded), (Keys::of(many), Code::InvalidOption)] {
         let store = Store::at(&dir.path().join("backups")).unwrap().with_keys(keys).encrypting(true);
-        let made = create_backup(&root, &store, &Launch::Thread, &BackupOptions::default(), &Task::default());
+        let made = create_backup(
+            &root,
+            &store,
+            &WorkerMode::InProcess,
+            &BackupOptions::default(),
+            &OperationContext::default(),
+        );
         assert_eq!(made.unwrap_err().code, code);
         assert!(!store.dir().exists());
     }
@@ -169,9 +177,9 @@ fn a_call_that_is_cancelled_while_a_changed_archive_is_read_is_aborted() {
     let (wrong, _) = identity();
     let (_dir, made) = backup(&right);
     let beside = manifest_beside(&made.path).unwrap().unwrap();
-    let task = Task::default();
-    task.cancel.cancel();
-    let error = read_archive(&made.path, &wrong, Some(&beside), &mut Discard, &task, Phase::Verifying).unwrap_err();
+    let context = OperationContext::default();
+    context.cancel.cancel();
+    let error = read_archive(&made.path, &wrong, Some(&beside), &mut Discard, &context, Phase::Verifying).unwrap_err();
     assert_eq!(error.code, Code::Aborted);
 }
 

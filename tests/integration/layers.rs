@@ -15,9 +15,9 @@ const LAYERS: [&str; 14] = [
     "archive",
     "store",
     "schedule",
-    "settings",
+    "config",
     "integrity",
-    "reader",
+    "worker",
     "commands",
     "service",
 ];

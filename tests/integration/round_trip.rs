@@ -16,9 +16,9 @@ use kg_backup::{
         verify::check_backup,
     },
     project::names,
-    reader::client::Launch,
     store::Store,
-    util::task::Task,
+    util::operation::OperationContext,
+    worker::client::WorkerMode,
 };
 use proptest::prelude::*;
 use rusqlite::Connection;
@@ -89,12 +89,12 @@ proptest! {
         drop(connection);
 
         let store = Store::at(&dir.path().join("backups")).unwrap();
-        let task = Task::default();
+        let context = OperationContext::default();
         let options = BackupOptions { compression: level, ..BackupOptions::default() };
-        let backup = create_backup(&root, &store, &Launch::Thread, &options, &task).unwrap().backup;
+        let backup = create_backup(&root, &store, &WorkerMode::InProcess, &options, &context).unwrap().backup;
         prop_assert_eq!(&backup.warnings, &vec![]);
-        prop_assert!(check_backup(&store, &backup.id, &task).unwrap().valid);
-        restore(&store, &backup.id, &Launch::Thread, &RestoreOptions::new(target.clone()), &task).unwrap();
+        prop_assert!(check_backup(&store, &backup.id, &context).unwrap().valid);
+        restore(&store, &backup.id, &WorkerMode::InProcess, &RestoreOptions::new(target.clone()), &context).unwrap();
 
         let count: u64 = Connection::open(target.join(".kg/knowledge.db")).unwrap()
             .query_row("SELECT count(*) FROM nodes", [], |row| row.get(0)).unwrap();
@@ -117,11 +117,11 @@ proptest! {
         }
         Connection::open(root.join(".kg/knowledge.db")).unwrap().execute_batch("INSERT INTO nodes VALUES (2)").unwrap();
         let options = BackupOptions { kind: BackupType::Incremental, ..options };
-        let second = create_backup(&root, &store, &Launch::Thread, &options, &task).unwrap().backup;
+        let second = create_backup(&root, &store, &WorkerMode::InProcess, &options, &context).unwrap().backup;
         prop_assert_eq!(second.based_on.as_ref(), Some(&backup.id));
-        prop_assert!(check_backup(&store, &second.id, &task).unwrap().valid);
+        prop_assert!(check_backup(&store, &second.id, &context).unwrap().valid);
         let again = dir.path().join("again");
-        restore(&store, &second.id, &Launch::Thread, &RestoreOptions::new(again.clone()), &task).unwrap();
+        restore(&store, &second.id, &WorkerMode::InProcess, &RestoreOptions::new(again.clone()), &context).unwrap();
         prop_assert_eq!(without_database(&again), without_database(&root));
         let count: u64 = Connection::open(again.join(".kg/knowledge.db")).unwrap()
             .query_row("SELECT count(*) FROM nodes", [], |row| row.get(0)).unwrap();
@@ -129,13 +129,13 @@ proptest! {
 
         // A full backup takes over what the first one has, and stands alone.
         let options = BackupOptions { kind: BackupType::Full, ..options };
-        let third = create_backup(&root, &store, &Launch::Thread, &options, &task).unwrap().backup;
-        let lock = store.lock(options.lock_timeout, &task).unwrap();
+        let third = create_backup(&root, &store, &WorkerMode::InProcess, &options, &context).unwrap().backup;
+        let lock = store.lock(options.lock_timeout, &context).unwrap();
         store.delete(&lock, &backup.id, true).unwrap();
         drop(lock);
-        prop_assert!(check_backup(&store, &third.id, &task).unwrap().valid);
+        prop_assert!(check_backup(&store, &third.id, &context).unwrap().valid);
         let alone = dir.path().join("alone");
-        restore(&store, &third.id, &Launch::Thread, &RestoreOptions::new(alone.clone()), &task).unwrap();
+        restore(&store, &third.id, &WorkerMode::InProcess, &RestoreOptions::new(alone.clone()), &context).unwrap();
         prop_assert_eq!(without_database(&alone), without_database(&root));
     }
 }

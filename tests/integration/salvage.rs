@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs};
 
 use kg_backup::{
     salvage::{report::LogUse, salvage},
-    util::task::Cancel,
+    util::operation::CancelToken,
 };
 use proptest::prelude::*;
 use rusqlite::Connection;
@@ -147,7 +147,7 @@ fn a_table_that_is_a_copy_of_another_is_no_damage() {
         INSERT INTO a SELECT i, 'row ' || i FROM n; INSERT INTO b SELECT * FROM a;";
     connection.execute_batch(made).unwrap();
     drop(connection);
-    let salvaged = salvage(&source, &target, &[], &Cancel::default()).unwrap();
+    let salvaged = salvage(&source, &target, &[], &CancelToken::default()).unwrap();
     assert_eq!((salvaged.rows_recovered, salvaged.lost_and_found), (4000, None));
 }
 
@@ -261,7 +261,7 @@ fn committed_changes_in_the_wal_are_there_and_those_of_a_foreign_wal_are_not() {
         fs::copy(&live, &source).unwrap();
         fs::copy(dir.path().join(wal), dir.path().join("source.db-wal")).unwrap();
         let target = dir.path().join(format!("salvaged-{expected}.db"));
-        let salvaged = salvage(&source, &target, &[], &Cancel::default()).unwrap();
+        let salvaged = salvage(&source, &target, &[], &CancelToken::default()).unwrap();
         let read = Connection::open(&target).unwrap();
         let rows: i64 = read.query_row("SELECT count(*) FROM a", [], |row| row.get(0)).unwrap();
         assert_eq!(rows, expected, "{wal}: {salvaged:?}");

@@ -7,7 +7,7 @@ use kg_backup::{
         report::{LostBy, Salvaged},
         salvage,
     },
-    util::task::Cancel,
+    util::operation::CancelToken,
 };
 use rusqlite::{Connection, types::Value};
 
@@ -37,7 +37,7 @@ fn before_and_after(
     let mut bytes = fs::read(&source).unwrap();
     damage(&source, &mut bytes);
     fs::write(&source, bytes).unwrap();
-    salvage(&source, &target, &[], &Cancel::default()).unwrap();
+    salvage(&source, &target, &[], &CancelToken::default()).unwrap();
     let connection = Connection::open(&target).unwrap();
     assert_eq!(rows(&connection, "PRAGMA integrity_check"), [[Value::Text("ok".into())]]);
     (before, rows(&connection, query))
@@ -141,7 +141,7 @@ fn rows_that_a_table_without_rowids_lost_are_counted_by_an_index_of_it() {
             on_pages += cells as u64;
         }
         fs::write(&source, bytes).unwrap();
-        let report = salvage(&source, &target, &[], &Cancel::default()).unwrap();
+        let report = salvage(&source, &target, &[], &CancelToken::default()).unwrap();
         let table = &report.tables[0];
         let told = (table.rows_recovered, table.rows_lost, table.rows_lost_by);
         assert_eq!(told, (400 - on_pages, on_pages, LostBy::Index), "{key}, {index}");
@@ -203,7 +203,7 @@ fn salvaged(bytes: &[u8]) -> (BTreeMap<&'static str, Vec<crate::support::Row>>, 
     let dir = tempfile::tempdir().unwrap();
     let (source, target) = (dir.path().join("damaged.db"), dir.path().join("salvaged.db"));
     fs::write(&source, bytes).unwrap();
-    let salvaged = salvage(&source, &target, SCHEMA, &Cancel::default()).unwrap();
+    let salvaged = salvage(&source, &target, SCHEMA, &CancelToken::default()).unwrap();
     (all_rows(&Connection::open(&target).unwrap()), salvaged)
 }
 

@@ -16,17 +16,17 @@ use kg_backup::{
         verify::check_backup,
     },
     project::discover::Selection,
-    reader::{
-        base::Base,
-        client::Launch,
-        protocol::{Answers, Message, PAGE_HASHES_FILE, SaveRequest, Saved},
-        save::save,
-    },
-    sqlite::{check::IntegrityStatus, pages::PageFile},
+    sqlite::{check::IntegrityStatus, page_hashes::PageFile},
     store::Store,
     util::{
         content_hash::{ContentHash, content_hash},
-        task::{Cancel, Task},
+        operation::{CancelToken, OperationContext},
+    },
+    worker::{
+        backup::save,
+        baseline::BaselineFile,
+        client::WorkerMode,
+        protocol::{Message, PAGE_HASHES_FILE, ResponseSink, SaveRequest, Saved},
     },
 };
 use proptest::prelude::*;
@@ -74,7 +74,7 @@ fn content(root: &Path) -> BTreeMap<PathBuf, Vec<(u64, String)>> {
 
 fn back_up(root: &Path, store: &Store, compression: Compression) -> Created {
     let options = BackupOptions { compression, ..BackupOptions::default() };
-    create_backup(root, store, &Launch::Thread, &options, &Task::default()).unwrap()
+    create_backup(root, store, &WorkerMode::InProcess, &options, &OperationContext::default()).unwrap()
 }
 
 proptest! {
@@ -99,14 +99,14 @@ proptest! {
             if is_as_it_was && level != Compression::None {
                 prop_assert!(next.reused_bytes > next.backup.size * 9 / 10, "{} of {}", next.reused_bytes, next.backup.size);
             }
-            let task = Task::default();
-            let lock = store.lock(BackupOptions::default().lock_timeout, &task).unwrap();
+            let context = OperationContext::default();
+            let lock = store.lock(BackupOptions::default().lock_timeout, &context).unwrap();
             store.delete(&lock, &last.id, false).unwrap();
             drop(lock);
             last = next.backup;
-            prop_assert!(check_backup(&store, &last.id, &task).unwrap().valid);
+            prop_assert!(check_backup(&store, &last.id, &context).unwrap().valid);
             let target = dir.path().join(format!("restored-{number}"));
-            restore(&store, &last.id, &Launch::Thread, &RestoreOptions::new(target.clone()), &task).unwrap();
+            restore(&store, &last.id, &WorkerMode::InProcess, &RestoreOptions::new(target.clone()), &context).unwrap();
             prop_assert!(content(&target) == content(&root), "after change {number}");
         }
     }
@@ -122,7 +122,7 @@ struct Said {
     told: BTreeSet<ContentHash>,
 }
 
-impl Answers for Said {
+impl ResponseSink for Said {
     fn message(&mut self, message: Message) -> Result<()> {
         match message {
             Message::Database { record, .. } => {
@@ -178,7 +178,7 @@ impl Before {
 
     /// Whether what is saved next is incremental.
     fn leave_out(&self, leave_out: bool) {
-        Base::new(&self.manifest, "hashes".into(), leave_out).write(&self.known).unwrap();
+        BaselineFile::new(&self.manifest, "hashes".into(), leave_out).write(&self.known).unwrap();
     }
 
     fn save(&self, block_bytes: usize, takes_over: bool, erase: bool) -> (Said, Saved) {
@@ -194,7 +194,7 @@ impl Before {
             lock_timeout_ms: 1000,
         };
         let mut said = Said::default();
-        let saved = save(&request, &mut said, &Cancel::default()).unwrap();
+        let saved = save(&request, &mut said, &CancelToken::default()).unwrap();
         assert_eq!(saved.integrity.status, IntegrityStatus::Ok, "{saved:?}");
         let blocks = self.hashes().databases.into_values().flat_map(|hashes| hashes.blocks.hashes);
         assert!(said.told.is_subset(&blocks.collect()), "the earlier archive has every block that is told of");
@@ -314,7 +314,7 @@ fn a_digest_that_rotted_in_the_manifest_beside_the_last_archive_gets_into_no_oth
     let digest = rotten.checksums.get_mut(&record.entry).unwrap();
     *digest = digest.replace(['1', '2', '3'], "4");
     for leave_out in [false, true] {
-        Base::new(&rotten, "hashes".into(), leave_out).write(&before.known).unwrap();
+        BaselineFile::new(&rotten, "hashes".into(), leave_out).write(&before.known).unwrap();
         let (said, _) = before.save(BLOCK_BYTES, !leave_out, true);
         assert_eq!(said.digests[knowledge], before.digest(knowledge));
     }

@@ -5,7 +5,7 @@
 //!            tokens.rs                                                  huffman.rs             stream.rs
 //! ```
 //!
-//! Compression is what most of the time of a backup goes into, and what is left out of the pages (see [`crate::sqlite::erase`]) is more than
+//! Compression is what most of the time of a backup goes into, and what is left out of the pages (see [`crate::sqlite::scrub`]) is more than
 //! a quicker search loses: it looks at one earlier place only, takes the match that it finds there, and writes literals and matches
 //! in the same way, without a decision. `docs/performance.md` has figures beside libdeflate, which makes everything else.
 //! The streams are ordinary: every inflater reads them.

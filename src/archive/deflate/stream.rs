@@ -3,7 +3,7 @@
 use super::{
     PART_BYTES,
     huffman::{self, Code},
-    tokens::{DISTANCE_CODES, END, Found, LENGTHS, LITERAL_CODES, MAX_LENGTH, Token, distance_rest_bits},
+    tokens::{DISTANCE_CODES, END, LENGTHS, LITERAL_CODES, MAX_LENGTH, Token, Tokens, distance_rest_bits},
 };
 
 /// Of codes of literals and distances, and of codes that tell the lengths of those.
@@ -80,7 +80,7 @@ impl<'a> Bits<'a> {
     }
 
     /// Writes a part of the content, for which `found` stands: compressed, unless that takes more room.
-    pub fn block(&mut self, found: Found<'_>, part: &[u8], is_last: bool) {
+    pub fn block(&mut self, found: Tokens<'_>, part: &[u8], is_last: bool) {
         let before = self.end;
         self.out.resize(before.at + MAX_BLOCK_BYTES + WORD_BYTES, 0);
         self.compressed(&found, is_last);
@@ -108,7 +108,7 @@ impl<'a> Bits<'a> {
         }
     }
 
-    fn compressed(&mut self, found: &Found<'_>, is_last: bool) {
+    fn compressed(&mut self, found: &Tokens<'_>, is_last: bool) {
         let literal_lengths = huffman::lengths(&found.counts.literals, MAX_CODE_BITS);
         let distance_lengths = huffman::lengths(&found.counts.distances, MAX_CODE_BITS);
         self.put(u64::from(is_last) | DYNAMIC << 1, 3);

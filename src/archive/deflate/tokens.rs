@@ -122,7 +122,7 @@ const fn lengths() -> [Length; MAX_LENGTH + 1] {
 }
 
 /// What a part of the content consists of.
-pub struct Found<'a> {
+pub struct Tokens<'a> {
     /// The last one is the end.
     pub tokens: &'a [Token],
     pub counts: &'a Counts,
@@ -138,11 +138,11 @@ pub struct Counts {
 pub struct Finder {
     /// For the hash of each four bytes where they were last: one more than the place, of which the lowest bits are enough.
     places: Box<[u16; 1 << HASH_BITS]>,
-    taken: Box<Taken>,
+    taken: Box<TokenBuffer>,
 }
 
 /// What a part was taken apart into so far.
-struct Taken {
+struct TokenBuffer {
     tokens: [Token; PART_BYTES + 1],
     token_count: usize,
     /// Matches by their lengths.
@@ -150,7 +150,7 @@ struct Taken {
     counts: Counts,
 }
 
-impl Taken {
+impl TokenBuffer {
     fn begin(&mut self) {
         self.token_count = 0;
         self.lengths.fill(0);
@@ -177,13 +177,13 @@ impl Taken {
         self.token_count += 1;
     }
 
-    fn end(&mut self) -> Found<'_> {
+    fn end(&mut self) -> Tokens<'_> {
         self.push(Token::END);
         self.counts.literals[END] = 1;
         for (count, length) in self.lengths.iter().zip(&LENGTHS).skip(MIN_LENGTH) {
             self.counts.literals[length.code] += count;
         }
-        Found { tokens: &self.tokens[..self.token_count], counts: &self.counts }
+        Tokens { tokens: &self.tokens[..self.token_count], counts: &self.counts }
     }
 }
 
@@ -191,7 +191,7 @@ impl Default for Finder {
     fn default() -> Self {
         let counts = Counts { literals: [0; LITERAL_CODES], distances: [0; DISTANCE_CODES] };
         let tokens = [Token::default(); PART_BYTES + 1];
-        let taken = Taken { tokens, token_count: 0, lengths: [0; MAX_LENGTH + 1], counts };
+        let taken = TokenBuffer { tokens, token_count: 0, lengths: [0; MAX_LENGTH + 1], counts };
         Finder { places: Box::new([0; 1 << HASH_BITS]), taken: Box::new(taken) }
     }
 }
@@ -204,7 +204,7 @@ impl Finder {
     }
 
     /// Takes apart this part of `content`, which is no longer than [`PART_BYTES`]; those before it came before it.
-    pub fn find(&mut self, content: &[u8], part: Range<usize>) -> Found<'_> {
+    pub fn find(&mut self, content: &[u8], part: Range<usize>) -> Tokens<'_> {
         let content = &content[..part.end];
         let (places, taken) = (&mut *self.places, &mut *self.taken);
         taken.begin();

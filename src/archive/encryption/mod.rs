@@ -5,7 +5,7 @@
 //! reading   file ─▶ hashed ─▶ age ([read]) ─▶ archive, its seal checked
 //! ```
 //! So `age -d` gives back what `tar` opens. A passphrase opens it, or the identity of one of the recipients that it was made for.
-//! What stands beside an encrypted archive names nothing of what is in it: [`super::manifest::Manifest::outside`].
+//! What stands beside an encrypted archive names nothing of what is in it: [`super::manifest::Manifest::public_sidecar`].
 
 pub mod read;
 pub mod write;

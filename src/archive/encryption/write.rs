@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::Keys;
 use crate::{
-    archive::encoder::{FileDigest, Sink},
+    archive::block_writer::{FileDigest, Sink},
     error::{Error, Result},
 };
 

@@ -13,15 +13,15 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::{Map, Serializer, Value, ser::PrettyFormatter, value::RawValue};
 
 use crate::{
-    error::{Code, Error, Result},
-    project::{Project, config::is_inside},
-    reader::apply::lock_against_restores,
-    service::hooks,
-    settings::{
-        keys::{Home, Key},
+    config::{
         parse, read_text,
+        schema::{ConfigFile, Key},
     },
-    util::{durable, lock, task::Task, tolerated},
+    error::{Code, Error, Result},
+    project::{Project, database_path::is_inside},
+    service::hooks,
+    util::{atomic_file, file_lock, operation::OperationContext, unsupported},
+    worker::restore::lock_against_restores,
 };
 
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -30,14 +30,20 @@ const LOCK_FILE: &str = "config.lock";
 const DEFAULT_INDENT: &str = "  ";
 
 /// Sets `key`, or takes it out; returns whether that changed anything. A restore of the configuration is waited for.
-pub fn set(project: &Project, key: &Key, value: Option<Value>, task: &Task) -> Result<bool> {
-    set_at(project, key.home(), key.name, value, task)
+pub fn set(project: &Project, key: &Key, value: Option<Value>, context: &OperationContext) -> Result<bool> {
+    set_at(project, key.home(), key.name, value, context)
 }
 
 /// As [`set`], for a name in that file that is no key.
-pub fn set_at(project: &Project, home: Home, name: &str, value: Option<Value>, task: &Task) -> Result<bool> {
-    let _no_restore = lock_against_restores(&project.state_dir(), LOCK_TIMEOUT, &task.cancel)?;
-    let _lock = lock(project, task)?;
+pub fn set_at(
+    project: &Project,
+    home: ConfigFile,
+    name: &str,
+    value: Option<Value>,
+    context: &OperationContext,
+) -> Result<bool> {
+    let _no_restore = lock_against_restores(&project.state_dir(), LOCK_TIMEOUT, &context.cancel)?;
+    let _lock = lock(project, context)?;
     let path = path(project, home);
     let before = read(project, home)?;
     let text = before.as_deref().unwrap_or("{}\n");
@@ -47,19 +53,19 @@ pub fn set_at(project: &Project, home: Home, name: &str, value: Option<Value>, t
         return Ok(false);
     }
     match home {
-        Home::Config if before.is_some() => replace(project, &path, after.as_bytes())?,
-        Home::Config => create(&path, after.as_bytes())?,
+        ConfigFile::Config if before.is_some() => replace(project, &path, after.as_bytes())?,
+        ConfigFile::Config => create(&path, after.as_bytes())?,
         // For the owner of the project alone: what it says runs as them.
-        Home::Hooks => durable::write(&path, after.as_bytes())?,
+        ConfigFile::Hooks => atomic_file::write(&path, after.as_bytes())?,
     }
     Ok(true)
 }
 
-fn lock(project: &Project, task: &Task) -> Result<File> {
+fn lock(project: &Project, context: &OperationContext) -> Result<File> {
     let path = project.state_dir().join(LOCK_FILE);
     let failed = |cause| Error::io("lock", &path, cause);
-    let file = durable::open_lock(&path)?;
-    if lock::wait(&file, LOCK_TIMEOUT, task, failed)? {
+    let file = atomic_file::open_lock(&path)?;
+    if file_lock::wait(&file, LOCK_TIMEOUT, context, failed)? {
         return Ok(file);
     }
     let message = format!("The settings in {} are being changed by another process", project.state_dir().display());
@@ -67,7 +73,7 @@ fn lock(project: &Project, task: &Task) -> Result<File> {
 }
 
 /// The whole file; an empty object where there is none.
-pub fn load(project: &Project, home: Home) -> Result<Value> {
+pub fn load(project: &Project, home: ConfigFile) -> Result<Value> {
     let path = path(project, home);
     let Some(text) = read(project, home)? else { return Ok(Value::Object(Map::new())) };
     match parse(text.as_bytes()) {
@@ -77,12 +83,12 @@ pub fn load(project: &Project, home: Home) -> Result<Value> {
     }
 }
 
-fn path(project: &Project, home: Home) -> PathBuf {
+fn path(project: &Project, home: ConfigFile) -> PathBuf {
     project.state_dir().join(home.file_name())
 }
 
-fn read(project: &Project, home: Home) -> Result<Option<String>> {
-    if home == Home::Hooks {
+fn read(project: &Project, home: ConfigFile) -> Result<Option<String>> {
+    if home == ConfigFile::Hooks {
         return hooks::file::read(project);
     }
     let path = path(project, home);
@@ -104,30 +110,30 @@ fn replace(project: &Project, link: &Path, content: &[u8]) -> Result<()> {
         return Err(Error::new(Code::UnsafeFile, message, "Change that file itself; nothing was changed"));
     }
     let failed = |cause| Error::io("write", &path, cause);
-    let mut file = durable::Partial::new(path.parent().unwrap_or(&path))?;
+    let mut file = atomic_file::TempFile::new(path.parent().unwrap_or(&path))?;
     file.write_all(content).map_err(failed)?;
     let old = fs::metadata(&path).map_err(failed)?;
     file.set_mode(old.mode() & 0o7777)?;
     let new = file.file().metadata().map_err(failed)?;
     if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
         let given = fchown(file.file(), Some(old.uid()), Some(old.gid()));
-        tolerated::attributes(given, &path).map_err(failed)?;
+        unsupported::attributes(given, &path).map_err(failed)?;
     }
-    file.publish(&path)
+    file.persist(&path)
 }
 
 fn create(path: &Path, content: &[u8]) -> Result<()> {
     let failed = |cause| Error::io("write", path, cause);
-    let mut file = durable::Partial::new(path.parent().unwrap_or(path))?;
+    let mut file = atomic_file::TempFile::new(path.parent().unwrap_or(path))?;
     file.write_all(content).map_err(failed)?;
     file.set_mode(0o644)?;
-    file.publish(path)
+    file.persist(path)
 }
 
-fn invalid(home: Home, path: &Path, what: &str) -> Error {
+fn invalid(home: ConfigFile, path: &Path, what: &str) -> Error {
     let (code, remedy) = match home {
-        Home::Config => (Code::ConfigInvalid, "bring it back with `kg diag restore --file latest --config-only`"),
-        Home::Hooks => (Code::HooksInvalid, "remove it and set the hooks again"),
+        ConfigFile::Config => (Code::ConfigInvalid, "bring it back with `kg diag restore --file latest --config-only`"),
+        ConfigFile::Hooks => (Code::HooksInvalid, "remove it and set the hooks again"),
     };
     let message = format!("{} is not a configuration: {what}", path.display());
     Error::new(code, message, format!("Mend it, or {remedy}; nothing was changed"))

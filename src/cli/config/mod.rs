@@ -7,16 +7,16 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::{Common, finish, output::Output, watch::cancel_on_interrupt};
+use super::{Common, finish, interrupt::cancel_on_interrupt, output::Output};
 use crate::{
+    config::{
+        Settings,
+        schema::{self, ConfigFile},
+    },
     error::{Error, Result, Warning, WarningCode},
     project::Project,
     service::hooks::{self, Hooks},
-    settings::{
-        Settings,
-        keys::{self, Home},
-    },
-    util::task::Task,
+    util::operation::OperationContext,
 };
 
 #[derive(Debug, Args)]
@@ -95,13 +95,13 @@ pub fn run(args: &ConfigArgs) -> ExitCode {
 }
 
 fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -> Result<ExitCode> {
-    let key = match keys::find(name) {
+    let key = match schema::find(name) {
         Err(unknown) if value.is_none() => return unset_unknown(project, name, unknown, output),
         key => key?,
     };
     let value = value.map(|value| key.parse(value)).transpose()?;
-    let changed = edit::set(project, key, value.clone(), &Task::default())?;
-    let forgotten = if key.home() == Home::Hooks && (changed || value.is_none()) {
+    let changed = edit::set(project, key, value.clone(), &OperationContext::default())?;
+    let forgotten = if key.home() == ConfigFile::Hooks && (changed || value.is_none()) {
         hooks::forget(project, key.name)
     } else {
         Ok(())
@@ -115,7 +115,8 @@ fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -
         (None, true) => format!("{name} was taken out of {file}"),
         (None, false) => format!("{name} is not set"),
     });
-    if let Some(warning) = (key.home() == Home::Hooks).then(|| hooks::file::not_for_this_user(project)).flatten() {
+    if let Some(warning) = (key.home() == ConfigFile::Hooks).then(|| hooks::file::not_for_this_user(project)).flatten()
+    {
         output.late_warnings(&[warning]);
     }
     if let Err(error) = forgotten {
@@ -128,18 +129,18 @@ fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -
 /// Takes out what was written under a misspelt name; `unknown` says that there is no such setting.
 fn unset_unknown(project: &Project, name: &str, unknown: Error, output: &Output) -> Result<ExitCode> {
     let pointer = format!("/{}", name.replace('.', "/"));
-    let is_there = name.starts_with("backup.") && edit::load(project, Home::Config)?.pointer(&pointer).is_some();
+    let is_there = name.starts_with("backup.") && edit::load(project, ConfigFile::Config)?.pointer(&pointer).is_some();
     if !is_there {
         return Err(unknown);
     }
-    let changed = edit::set_at(project, Home::Config, name, None, &Task::default())?;
+    let changed = edit::set_at(project, ConfigFile::Config, name, None, &OperationContext::default())?;
     output.result(&json!({ "key": name, "value": null, "changed": changed }));
     output.line(format!("{name} was taken out of .kg/config.json"));
     Ok(ExitCode::SUCCESS)
 }
 
 fn get(project: &Project, name: &str, output: &Output) -> Result<ExitCode> {
-    let key = keys::find(name)?;
+    let key = schema::find(name)?;
     let config = edit::load(project, key.home())?;
     let Some(value) = key.find(&config) else {
         output.result(&Value::Null);
@@ -153,11 +154,11 @@ fn get(project: &Project, name: &str, output: &Output) -> Result<ExitCode> {
 fn show(project: &Project, all: bool, output: &Output) -> Result<ExitCode> {
     let mut wrong = Vec::new();
     let mut warn = |message| wrong.push(message);
-    let settings = Settings::of(&edit::load(project, Home::Config)?, &mut warn);
+    let settings = Settings::of(&edit::load(project, ConfigFile::Config)?, &mut warn);
     settings.assert_usable()?;
-    let hooks = Settings::in_home(Home::Hooks, &edit::load(project, Home::Hooks)?, &mut warn);
+    let hooks = Settings::in_home(ConfigFile::Hooks, &edit::load(project, ConfigFile::Hooks)?, &mut warn);
     let mut told = Map::new();
-    for key in keys::ALL {
+    for key in schema::ALL {
         let value = settings.get(key.name).or(hooks.get(key.name)).map(|value| key.shown(value));
         let text = value.as_ref().map_or_else(|| "not set".to_string(), plain);
         if all {

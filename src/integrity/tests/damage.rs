@@ -41,7 +41,7 @@ fn no_damage_makes_a_check_fail_hang_or_find_nothing() {
             "round {round} at {at}: {report:?}"
         );
         let quick = Scope { quick: true, ..Scope::ALL };
-        fixture.check_as(&Subject::of(fixture.dir.path(), None), quick);
+        fixture.check_as(&CheckTarget::of(fixture.dir.path(), None), quick);
     }
 }
 
@@ -84,7 +84,7 @@ fn pages_that_lead_in_circles_end_a_check_and_are_reported() {
     let began = std::time::Instant::now();
     assert!(fixture.codes().contains("KG_ISSUE_DATABASE_DAMAGED"));
     let quick = Scope { quick: true, ..Scope::ALL };
-    let report = fixture.check_as(&Subject::of(fixture.dir.path(), None), quick);
+    let report = fixture.check_as(&CheckTarget::of(fixture.dir.path(), None), quick);
     assert!(report.issues.iter().any(|issue| issue.code == IssueCode::DatabaseDamaged), "{report:?}");
     assert!(began.elapsed() < Duration::from_secs(300));
 }

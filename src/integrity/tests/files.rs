@@ -84,11 +84,11 @@ fn what_cannot_be_read_and_what_others_may_read_or_write_is_told() {
 #[test]
 fn a_database_is_of_the_project_above_it_or_of_none() {
     let fixture = Fixture::new();
-    let of = |path: PathBuf| fixture.check_as(&Subject::at(&path), Scope::ALL).checked.project.is_some();
+    let of = |path: PathBuf| fixture.check_as(&CheckTarget::at(&path), Scope::ALL).checked.project.is_some();
     assert!(of(fixture.path(".kg/knowledge.db")));
     fs::create_dir(fixture.path("elsewhere")).unwrap();
     Connection::open(fixture.path("elsewhere/other.db")).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
-    let report = fixture.check_as(&Subject::at(&fixture.path("elsewhere/other.db")), Scope::ALL);
+    let report = fixture.check_as(&CheckTarget::at(&fixture.path("elsewhere/other.db")), Scope::ALL);
     assert_eq!((report.checked.project, report.issues), (None, vec![]));
-    assert!(fixture.check_as(&Subject::at(fixture.dir.path()), Scope::ALL).is_graph);
+    assert!(fixture.check_as(&CheckTarget::at(fixture.dir.path()), Scope::ALL).is_graph);
 }

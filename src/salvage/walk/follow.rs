@@ -1,36 +1,36 @@
 //! The second walk, which follows what was decided: leaves in the order of their keys, and the holes between them.
 
-use super::{BadPage, Claim, Hole, Item, Leaf, MAX_DEPTH, Walk, keys_fit, push_children, root_of};
+use super::{BadPage, Claim, Hole, Item, Leaf, MAX_DEPTH, TreeScan, keys_fit, push_children, root_of};
 use crate::{
     error::Result,
-    sqlite::btree::{Kind, Page},
+    sqlite::format::btree::{Page, PageType},
 };
 
 /// What the second walk meets, in order.
-pub(super) enum Met {
+pub(super) enum VisitResult {
     Leaf { leaf: Leaf, fits: bool },
     Hole,
 }
 
-impl Walk<'_> {
+impl TreeScan<'_> {
     /// Whether a leaf holds rows, and none that the table could hold: then it was written to the wrong place.
     fn is_of_another_table(&self, tree: usize, number: u32, page: &Page) -> bool {
-        let (Some(shape), Kind::TableLeaf) = (&self.trees[tree].shape, page.kind) else { return false };
+        let (Some(shape), PageType::TableLeaf) = (&self.trees[tree].shape, page.kind) else { return false };
         let Some(bytes) = self.source.page(number) else { return false };
         !page.cells.is_empty() && !page.cells.iter().any(|cell| shape.allows_cell(&bytes, cell))
     }
 
     /// The second walk of a tree, in the order of its keys.
-    pub(super) fn follow(&mut self, tree: usize) -> Result<Vec<Met>> {
+    pub(super) fn follow(&mut self, tree: usize) -> Result<Vec<VisitResult>> {
         let by_rowid = self.trees[tree].by_rowid;
         let mut met = Vec::new();
         let mut stack = root_of(&self.trees[tree]);
         if stack.is_empty() {
-            met.push(Met::Hole);
+            met.push(VisitResult::Hole);
         }
         while let Some(item) = stack.pop() {
             let Item::Visit(visit) = item else {
-                met.push(Met::Hole);
+                met.push(VisitResult::Hole);
                 continue;
             };
             self.pause()?;
@@ -38,7 +38,7 @@ impl Walk<'_> {
             let mut lose = |walk: &mut Self, reason: &'static str| {
                 walk.found[tree].pages_lost += 1;
                 walk.bad_pages.push(BadPage { page: number, reason });
-                met.push(Met::Hole);
+                met.push(VisitResult::Hole);
             };
             if !self.is_there(number) {
                 lose(self, "it lies beyond the end of the file");
@@ -46,12 +46,12 @@ impl Walk<'_> {
             }
             let is_won = |claim: &Claim| claim.tree == tree as u32 + 1 && claim.parent == visit.parent;
             if self.more_claims.contains_key(&number) && !is_won(&self.claims[number as usize]) {
-                met.push(Met::Hole);
+                met.push(VisitResult::Hole);
                 self.found[tree].pages_lost += 1;
                 continue;
             }
             if visit.depth > MAX_DEPTH || self.is_owned[number as usize] {
-                met.push(Met::Hole);
+                met.push(VisitResult::Hole);
                 continue;
             }
             let Some((_, page)) = self.read(number, by_rowid) else {
@@ -76,10 +76,10 @@ impl Walk<'_> {
                 let last = keys.next_back().or(first);
                 if let (Some(first), Some(last)) = (first, last) {
                     let (lowest, highest) = (visit.lowest, visit.highest);
-                    met.push(Met::Leaf { leaf: Leaf { page: number, lowest, highest, first, last }, fits });
+                    met.push(VisitResult::Leaf { leaf: Leaf { page: number, lowest, highest, first, last }, fits });
                 }
                 if page.bad_cells > 0 || (!page.exact && page.cells.is_empty()) {
-                    met.push(Met::Hole);
+                    met.push(VisitResult::Hole);
                 }
             }
             push_children(&mut stack, &page, &visit, !page.exact);
@@ -89,13 +89,13 @@ impl Walk<'_> {
 
     /// Leaves that fit, and holes between them. A leaf that does not fit the keys of its parents is accepted where it fits
     /// between its neighbours: then it is the parent that is wrong.
-    pub(super) fn list(&mut self, tree: usize, met: Vec<Met>) {
+    pub(super) fn list(&mut self, tree: usize, met: Vec<VisitResult>) {
         let by_rowid = self.trees[tree].by_rowid;
         let mut next_fitting = vec![None; met.len()];
         let mut following = None;
         for (index, met) in met.iter().enumerate().rev() {
             next_fitting[index] = following;
-            if let Met::Leaf { leaf, fits: true } = met {
+            if let VisitResult::Leaf { leaf, fits: true } = met {
                 following = Some(leaf.first);
             }
         }
@@ -104,12 +104,12 @@ impl Walk<'_> {
         let mut found = std::mem::take(&mut self.found[tree]);
         for (index, met) in met.into_iter().enumerate() {
             let accepted = match met {
-                Met::Hole => None,
-                Met::Leaf { leaf, .. } if !by_rowid => Some(leaf),
-                Met::Leaf { leaf, fits: true } => {
+                VisitResult::Hole => None,
+                VisitResult::Leaf { leaf, .. } if !by_rowid => Some(leaf),
+                VisitResult::Leaf { leaf, fits: true } => {
                     Some(leaf).filter(|leaf| before.is_none_or(|before| before < leaf.first))
                 }
-                Met::Leaf { leaf, fits: false } => {
+                VisitResult::Leaf { leaf, fits: false } => {
                     let place = Hole { after: before, before: next_fitting[index] };
                     let shape = self.trees[tree].shape.as_ref();
                     let fits = place.takes(leaf.first, leaf.last)
@@ -141,9 +141,9 @@ impl Walk<'_> {
     }
 }
 
-fn met_page(met: &Met) -> Option<u32> {
+fn met_page(met: &VisitResult) -> Option<u32> {
     match met {
-        Met::Leaf { leaf, .. } => Some(leaf.page),
-        Met::Hole => None,
+        VisitResult::Leaf { leaf, .. } => Some(leaf.page),
+        VisitResult::Hole => None,
     }
 }

@@ -2,13 +2,13 @@
 
 use std::collections::HashSet;
 
-use super::{super::twins, Claim, MAX_CLAIMS, MAX_DEPTH, NO_CLAIM, Walk};
+use super::{super::duplicate_pages, Claim, MAX_CLAIMS, MAX_DEPTH, NO_CLAIM, TreeScan};
 use crate::{
     error::Result,
-    sqlite::{btree::parse, shape::Shape},
+    sqlite::{format::btree::parse, row_schema::RowSchema},
 };
 
-impl Walk<'_> {
+impl TreeScan<'_> {
     /// Gives each page that several claim to one of them, or to none.
     pub(super) fn settle(&mut self) -> Result<()> {
         let contested: Vec<u32> = self.more_claims.keys().copied().collect();
@@ -26,12 +26,12 @@ impl Walk<'_> {
         for page in 1..self.is_free.len() {
             let claim = self.claims[page];
             if self.is_free[page] && claim.tree > 0 && !self.outweighs_freelist(page as u32, claim) {
-                self.dispossess(page as u32);
+                self.release_page(page as u32);
             }
         }
-        let mut twins = twins::find(self.source, |page| self.claims[page as usize].tree, self.cancel)?;
+        let mut twins = duplicate_pages::find(self.source, |page| self.claims[page as usize].tree, self.cancel)?;
         for group in &mut twins.groups {
-            *group = self.expel_strangers(group);
+            *group = self.drop_non_matching(group);
         }
         let mut first = HashSet::new();
         // A root that was written over makes a tree look short, but leaves pages without a parent.
@@ -40,7 +40,7 @@ impl Walk<'_> {
         }
         let tree_of = |page: u32| self.claims[page as usize].tree;
         for page in twins.accidents(tree_of, |page| first.contains(&page)).concat() {
-            self.dispossess(page);
+            self.release_page(page);
         }
         Ok(())
     }
@@ -60,7 +60,7 @@ impl Walk<'_> {
     }
 
     /// Takes equal pages from trees that they do not fit, where they fit another. Returns those that fit.
-    fn expel_strangers(&mut self, twins: &[u32]) -> Vec<u32> {
+    fn drop_non_matching(&mut self, twins: &[u32]) -> Vec<u32> {
         let is_at_home = |page: &u32| {
             let claim = self.claims[*page as usize];
             let tree = &self.trees[claim.tree as usize - 1];
@@ -68,12 +68,12 @@ impl Walk<'_> {
         };
         let (at_home, strangers): (Vec<u32>, Vec<u32>) = twins.iter().copied().partition(is_at_home);
         if !at_home.is_empty() {
-            strangers.into_iter().for_each(|page| self.dispossess(page));
+            strangers.into_iter().for_each(|page| self.release_page(page));
         }
         at_home
     }
 
-    fn dispossess(&mut self, page: u32) {
+    fn release_page(&mut self, page: u32) {
         self.disputed.push(page);
         self.more_claims.entry(page).or_default();
         self.claims[page as usize] = NO_CLAIM;
@@ -115,7 +115,7 @@ impl Walk<'_> {
     }
 
     /// Whether the first leaf at or below the page holds rows of that shape; of a tree of records, the page itself.
-    pub(super) fn looks_like(&self, page: u32, by_rowid: bool, shape: &Shape) -> bool {
+    pub(super) fn looks_like(&self, page: u32, by_rowid: bool, shape: &RowSchema) -> bool {
         let rows = if by_rowid { self.first_leaf(page, true) } else { Some(page) };
         let Some((bytes, page)) = rows.and_then(|page| self.read(page, by_rowid)) else { return false };
         page.cells.iter().all(|cell| shape.fits_cell(&bytes, cell))

@@ -19,7 +19,7 @@ use nix::{
 };
 
 use super::event::Event;
-use crate::util::task::Cancel;
+use crate::util::operation::CancelToken;
 
 /// Of what it prints, so many bytes from the start are kept.
 const MOST_OUTPUT: u64 = 4096;
@@ -28,7 +28,13 @@ const POLL: Duration = Duration::from_millis(20);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// What it printed, or why it failed.
-pub fn run(command: &[String], event: &Event, dir: &Path, limit: Duration, cancel: &Cancel) -> Result<String, String> {
+pub fn run(
+    command: &[String],
+    event: &Event,
+    dir: &Path,
+    limit: Duration,
+    cancel: &CancelToken,
+) -> Result<String, String> {
     let deadline = Instant::now() + limit;
     let (mut child, said) = start(command, event, dir).map_err(|cause| format!("could not be started: {cause}"))?;
     let ended = wait(&mut child, deadline, cancel).map_err(|cause| format!("could not be waited for: {cause}"))?;
@@ -81,7 +87,7 @@ fn collect(mut output: PipeReader) -> io::Result<Receiver<String>> {
 }
 
 /// `None` where it had to be killed.
-fn wait(child: &mut Child, deadline: Instant, cancel: &Cancel) -> io::Result<Option<ExitStatus>> {
+fn wait(child: &mut Child, deadline: Instant, cancel: &CancelToken) -> io::Result<Option<ExitStatus>> {
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
@@ -109,13 +115,13 @@ fn describe(status: ExitStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{project::Project, service::hooks::event::Kind};
+    use crate::{project::Project, service::hooks::event::EventKind};
 
     fn run_in(dir: &Path, script: &str, limit: Duration) -> Result<String, String> {
         std::fs::create_dir_all(dir.join(".kg")).unwrap();
         let project = Project::open(dir).unwrap();
         let command = ["sh", "-c", script].map(String::from);
-        run(&command, &Event::new(Kind::Test, &project), project.root(), limit, &Cancel::default())
+        run(&command, &Event::new(EventKind::Test, &project), project.root(), limit, &CancelToken::default())
     }
 
     #[test]
@@ -139,8 +145,9 @@ mod tests {
         assert_eq!(run_in(dir.path(), flood, Duration::from_secs(10)).unwrap().len(), MOST_OUTPUT as usize);
         assert_eq!(run_in(dir.path(), "kill -9 $$", Duration::from_secs(10)).unwrap_err(), "was ended by signal 9");
         let dir = dir.path();
-        let event = Event::new(Kind::Test, &Project::open(dir).unwrap());
-        let call = |program: &str| run(&[program.into()], &event, dir, Duration::from_secs(10), &Cancel::default());
+        let event = Event::new(EventKind::Test, &Project::open(dir).unwrap());
+        let call =
+            |program: &str| run(&[program.into()], &event, dir, Duration::from_secs(10), &CancelToken::default());
         let said = call("/no/such").unwrap_err();
         assert!(said.starts_with("could not be started: No such file"), "{said}");
         std::os::unix::fs::symlink("/bin/pwd", dir.join("here")).unwrap();

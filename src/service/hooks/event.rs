@@ -12,7 +12,7 @@ use crate::{
     project::Project,
     schedule::plan::Trigger,
     sqlite::check::IntegrityStatus,
-    util::{hex::hex, lock::host_name},
+    util::{file_lock::host_name, hex::hex},
 };
 
 pub const VERSION: u32 = 1;
@@ -20,7 +20,7 @@ pub const VERSION: u32 = 1;
 const MOST_WARNINGS: usize = 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub enum Kind {
+pub enum EventKind {
     #[serde(rename = "backup.started")]
     Started,
     #[serde(rename = "backup.succeeded")]
@@ -32,13 +32,13 @@ pub enum Kind {
     Test,
 }
 
-impl Kind {
+impl EventKind {
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Started => "backup.started",
-            Kind::Succeeded => "backup.succeeded",
-            Kind::Failed => "backup.failed",
-            Kind::Test => "backup.test",
+            EventKind::Started => "backup.started",
+            EventKind::Succeeded => "backup.succeeded",
+            EventKind::Failed => "backup.failed",
+            EventKind::Test => "backup.test",
         }
     }
 }
@@ -50,7 +50,7 @@ pub struct Event {
     pub version: u32,
     /// Of this event alone: however often it is delivered, it is one.
     pub id: String,
-    pub event: Kind,
+    pub event: EventKind,
     pub time: Timestamp,
     pub project: String,
     pub host: String,
@@ -88,7 +88,7 @@ pub struct Saved {
 }
 
 impl Event {
-    pub fn new(event: Kind, project: &Project) -> Self {
+    pub fn new(event: EventKind, project: &Project) -> Self {
         Event {
             version: VERSION,
             id: unique(),
@@ -106,7 +106,7 @@ impl Event {
 
     /// That a run has ended.
     pub fn of_run(project: &Project, made: &Result<Created>, trigger: Trigger, duration_ms: i64) -> Self {
-        let kind = if made.is_ok() { Kind::Succeeded } else { Kind::Failed };
+        let kind = if made.is_ok() { EventKind::Succeeded } else { EventKind::Failed };
         Event {
             trigger: Some(trigger),
             duration_ms: Some(duration_ms),

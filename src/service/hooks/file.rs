@@ -12,7 +12,7 @@ use nix::unistd::geteuid;
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
     project::{HOOKS_FILE, Project},
-    util::regular,
+    util::regular_file,
 };
 
 /// A longer one is no list of hooks.
@@ -25,7 +25,7 @@ pub fn path(project: &Project) -> PathBuf {
 /// The content; `None` where there is no such file. `KG_HOOKS_INVALID` where somebody else could have written it.
 pub fn read(project: &Project) -> Result<Option<String>> {
     let path = path(project);
-    let file = match regular::open(&path) {
+    let file = match regular_file::open(&path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(cause) if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) => {
             return Err(refuse(&path, "it is a link, or no file", "Put the file itself there").with_cause(cause));
@@ -33,7 +33,7 @@ pub fn read(project: &Project) -> Result<Option<String>> {
         opened => opened.map_err(|cause| Error::io("read", &path, cause))?,
     };
     let found = file.metadata().map_err(|cause| Error::io("read", &path, cause))?;
-    if let Some(why) = regular::why_foreign(&found) {
+    if let Some(why) = regular_file::why_foreign(&found) {
         let remedy = format!(
             "Set the hooks as the user who makes the backups, or look at what it says, then `chmod 600 {}`",
             path.display()
@@ -43,7 +43,7 @@ pub fn read(project: &Project) -> Result<Option<String>> {
     if !is_listed(&project.state_dir()).map_err(|cause| Error::io("read", &project.state_dir(), cause))? {
         return Err(refuse(&path, "it is called otherwise, in other letters", "Remove it, and set the hooks again"));
     }
-    let text = match regular::read(&file, MAX_BYTES) {
+    let text = match regular_file::read(&file, MAX_BYTES) {
         Err(cause) if cause.kind() == io::ErrorKind::InvalidData => {
             return Err(refuse(&path, &cause.to_string(), "Set the hooks again"));
         }

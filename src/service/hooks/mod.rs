@@ -12,7 +12,7 @@
 
 pub mod event;
 pub mod file;
-pub mod worker;
+pub mod runner;
 
 mod command;
 mod request;
@@ -27,20 +27,19 @@ use std::{
 use serde_json::Value;
 
 pub use self::{
-    event::{Event, Kind},
-    worker::Worker,
+    event::{Event, EventKind},
+    runner::Worker,
 };
 use crate::{
+    config::{
+        Settings, parse, read_text,
+        schema::{ConfigFile, masked},
+    },
     error::{Code, Error, Result, Warning, WarningCode},
     project::Project,
     service::history::{History, HookFailure},
-    settings::{
-        Settings,
-        keys::{Home, masked},
-        parse, read_text,
-    },
     system::paths,
-    util::task::Cancel,
+    util::operation::CancelToken,
 };
 
 const DEFAULT_TIMEOUT_SECONDS: u32 = 10;
@@ -62,7 +61,7 @@ pub struct Hooks {
 pub struct Hook {
     /// The key that it is the value of.
     pub key: &'static str,
-    on: Kind,
+    on: EventKind,
     what: What,
 }
 
@@ -88,14 +87,14 @@ pub struct Outcome {
 type Reading = fn(&Value) -> Option<What>;
 
 /// Every hook there can be. A trial is in this order, so that a monitor is left with good news.
-const ALL: [(&str, Kind, Reading); 7] = [
-    ("backup.hooks.heartbeatStart", Kind::Started, heartbeat),
-    ("backup.hooks.onFailure.command", Kind::Failed, command_of),
-    ("backup.hooks.onFailure.url", Kind::Failed, webhook),
-    ("backup.hooks.heartbeatFailure", Kind::Failed, heartbeat),
-    ("backup.hooks.onSuccess.command", Kind::Succeeded, command_of),
-    ("backup.hooks.onSuccess.url", Kind::Succeeded, webhook),
-    ("backup.hooks.heartbeat", Kind::Succeeded, heartbeat),
+const ALL: [(&str, EventKind, Reading); 7] = [
+    ("backup.hooks.heartbeatStart", EventKind::Started, heartbeat),
+    ("backup.hooks.onFailure.command", EventKind::Failed, command_of),
+    ("backup.hooks.onFailure.url", EventKind::Failed, webhook),
+    ("backup.hooks.heartbeatFailure", EventKind::Failed, heartbeat),
+    ("backup.hooks.onSuccess.command", EventKind::Succeeded, command_of),
+    ("backup.hooks.onSuccess.url", EventKind::Succeeded, webhook),
+    ("backup.hooks.heartbeat", EventKind::Succeeded, heartbeat),
 ];
 
 fn command_of(value: &Value) -> Option<What> {
@@ -132,7 +131,7 @@ impl Hooks {
             Error::new(Code::HooksInvalid, message, "Mend it, or remove it and set the hooks again")
         };
         let config = parse(text.as_bytes()).map_err(|what| invalid(format!("it {what}")))?;
-        let settings = Settings::in_home(Home::Hooks, &config, warn);
+        let settings = Settings::in_home(ConfigFile::Hooks, &config, warn);
         let found =
             ALL.iter().filter_map(|(key, on, what)| Some(Hook { key, on: *on, what: what(settings.get(key)?)? }));
         let seconds = settings.whole("backup.hooks.timeout").unwrap_or(DEFAULT_TIMEOUT_SECONDS);
@@ -147,11 +146,11 @@ impl Hooks {
     }
 
     /// Those that run at an event; a trial is for all of them.
-    pub fn of(&self, event: Kind) -> impl Iterator<Item = &Hook> {
-        self.hooks.iter().filter(move |hook| event == Kind::Test || hook.on == event)
+    pub fn of(&self, event: EventKind) -> impl Iterator<Item = &Hook> {
+        self.hooks.iter().filter(move |hook| event == EventKind::Test || hook.on == event)
     }
 
-    pub fn has_any_for(&self, event: Kind) -> bool {
+    pub fn has_any_for(&self, event: EventKind) -> bool {
         self.of(event).next().is_some()
     }
 
@@ -161,16 +160,16 @@ impl Hooks {
     }
 
     /// Runs all of them, one after the other.
-    pub fn try_out(&self, project: &Project, cancel: &Cancel, mut tell: impl FnMut(Outcome)) {
-        let event = Event::new(Kind::Test, project);
-        for hook in self.of(Kind::Test).take_while(|_| !cancel.is_cancelled()) {
-            tell(worker::run_one(self, hook, &event, cancel));
+    pub fn try_out(&self, project: &Project, cancel: &CancelToken, mut tell: impl FnMut(Outcome)) {
+        let event = Event::new(EventKind::Test, project);
+        for hook in self.of(EventKind::Test).take_while(|_| !cancel.is_cancelled()) {
+            tell(runner::run_one(self, hook, &event, cancel));
         }
     }
 }
 
 impl Hook {
-    fn run(&self, hooks: &Hooks, event: &Event, cancel: &Cancel) -> std::result::Result<String, String> {
+    fn run(&self, hooks: &Hooks, event: &Event, cancel: &CancelToken) -> std::result::Result<String, String> {
         let patience = request::Patience { limit: hooks.timeout, retries: hooks.retries, cancel };
         let call = |url: &str, call| {
             request::call(url, &call, event, &patience).map_err(|said| format!("{} {said}", masked(url)))
@@ -220,7 +219,7 @@ pub fn forget(project: &Project, key: &str) -> Result<()> {
 }
 
 fn shown_path() -> String {
-    format!(".kg/{}", Home::Hooks.file_name())
+    format!(".kg/{}", ConfigFile::Hooks.file_name())
 }
 
 /// The key that signs; a line end after it is not part of it.

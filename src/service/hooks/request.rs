@@ -25,7 +25,7 @@ use ureq::{
 };
 
 use super::event::Event;
-use crate::util::{hex::hex, task::Cancel};
+use crate::util::{hex::hex, operation::CancelToken};
 
 const USER_AGENT: &str = concat!("kg/", env!("CARGO_PKG_VERSION"));
 const CERTIFICATES_VARIABLE: &str = "SSL_CERT_FILE";
@@ -44,7 +44,7 @@ pub struct Patience<'a> {
     /// For everything, retries and pauses included.
     pub limit: Duration,
     pub retries: u32,
-    pub cancel: &'a Cancel,
+    pub cancel: &'a CancelToken,
 }
 
 /// What one attempt led to.
@@ -156,7 +156,7 @@ fn certificates() -> Result<RootCerts, String> {
 }
 
 /// `false` where that was cut short.
-fn sleep(pause: Duration, cancel: &Cancel) -> bool {
+fn sleep(pause: Duration, cancel: &CancelToken) -> bool {
     let until = Instant::now() + pause;
     while Instant::now() < until && !cancel.is_cancelled() {
         thread::sleep(POLL);

@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::service::{
-    board::{Board, Seen},
     metrics::{Facts, Format},
+    state::{Seen, ServiceState},
     status::Health,
 };
 
@@ -23,7 +23,7 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 pub struct Answerer {
-    pub board: Arc<Board>,
+    pub board: Arc<ServiceState>,
     /// Only this machine is to ask.
     pub is_private: bool,
 }
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     fn ask(is_private: bool, method: &str, uri: &str, headers: &[(&str, &str)]) -> Response<Full<Bytes>> {
-        let board = Arc::new(Board::new("/p".into()));
+        let board = Arc::new(ServiceState::new("/p".into()));
         let mut request = Request::builder().method(method).uri(uri);
         for (name, value) in headers {
             request = request.header(*name, *value);

@@ -20,12 +20,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use self::{answer::Answerer, server::Server};
-use super::{Holder, Log, board::Board};
+use super::{Holder, Log, state::ServiceState};
 use crate::{
+    config::listen::Listen,
     error::{self, Error, Result},
     project::Project,
-    settings::listen::Listen,
-    util::{durable, regular},
+    util::{atomic_file, regular_file},
 };
 
 const FILE: &str = "backup-service.json";
@@ -53,7 +53,7 @@ struct Record {
 impl Listening {
     /// Of the service that `holder` is; the outer `None` where it has not said so yet.
     pub fn find(project: &Project, holder: &Holder) -> Option<Option<Listening>> {
-        let text = regular::read_if_there(&path(project), MAX_BYTES).ok()??;
+        let text = regular_file::read_if_there(&path(project), MAX_BYTES).ok()??;
         let record: Record = serde_json::from_slice(&text).ok()?;
         (record.service == *holder).then_some(record.listen)
     }
@@ -63,7 +63,7 @@ pub struct Http<'a> {
     pub project: &'a Project,
     pub holder: &'a Holder,
     pub log: &'a Log,
-    pub board: Arc<Board>,
+    pub board: Arc<ServiceState>,
     wanted: Option<Listen>,
     server: Option<Server>,
     tried_at: Instant,
@@ -72,7 +72,7 @@ pub struct Http<'a> {
 }
 
 impl<'a> Http<'a> {
-    pub fn new(project: &'a Project, holder: &'a Holder, log: &'a Log, board: Arc<Board>) -> Self {
+    pub fn new(project: &'a Project, holder: &'a Holder, log: &'a Log, board: Arc<ServiceState>) -> Self {
         Http { project, holder, log, board, wanted: None, server: None, tried_at: Instant::now(), said: None }
     }
 
@@ -126,9 +126,9 @@ impl<'a> Http<'a> {
     fn record(&self, listening: &Option<Listening>) -> Result<()> {
         let path = path(self.project);
         let dir = path.parent().unwrap_or(&path);
-        durable::create_dirs(dir).map_err(|cause| Error::io("create", dir, cause))?;
+        atomic_file::create_dirs(dir).map_err(|cause| Error::io("create", dir, cause))?;
         let record = Record { service: self.holder.clone(), listen: listening.clone() };
-        durable::write(&path, &serde_json::to_vec_pretty(&record).unwrap_or_default())
+        atomic_file::write(&path, &serde_json::to_vec_pretty(&record).unwrap_or_default())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use rusqlite::{ErrorCode, ffi};
 
-use crate::{error::Result, util::task::Cancel};
+use crate::{error::Result, util::operation::CancelToken};
 
 /// How SQLite begins what it says of a schema that it cannot parse.
 const MALFORMED_SCHEMA: &str = "malformed database schema";
@@ -27,7 +27,7 @@ pub enum Answer {
 }
 
 /// What an error of SQLite means. `KG_ABORTED` stays an error.
-pub(super) fn refusal(cause: &rusqlite::Error, cancel: &Cancel) -> Result<Answer> {
+pub(super) fn refusal(cause: &rusqlite::Error, cancel: &CancelToken) -> Result<Answer> {
     cancel.check()?;
     Ok(match cause.sqlite_error_code() {
         _ if is_unread_schema(&cause.to_string()) => Answer::Unable(reason(cause)),

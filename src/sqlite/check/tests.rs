@@ -4,7 +4,7 @@ use super::*;
 
 /// What SQLite finds at once, and what is found one after the other.
 fn found(file: &std::path::Path) -> (Integrity, [Vec<String>; 2]) {
-    let (open, cancel) = (|| Connection::open(file).unwrap(), Cancel::default());
+    let (open, cancel) = (|| Connection::open(file).unwrap(), CancelToken::default());
     let all_of = |found: Findings| [found.damage, found.rows].concat();
     let parts = [full_text(&mut open(), &cancel), structure(&mut open(), &cancel)].map(|found| all_of(found.unwrap()));
     let found = everything(&mut open(), Pragma::Quick, &cancel).unwrap();
@@ -32,7 +32,8 @@ fn the_checks_of_parts_find_together_what_the_whole_one_finds() {
     let (_, [_, structure]) = found(&file);
     assert_eq!(structure, ["NULL value in t.y"]);
     let of = |table: &str| {
-        tables(&mut Connection::open(&file).unwrap(), [table.to_string()], &Cancel::default()).map(|found| found.rows)
+        tables(&mut Connection::open(&file).unwrap(), [table.to_string()], &CancelToken::default())
+            .map(|found| found.rows)
     };
     assert_eq!((of("t").unwrap(), of(r#"my "index"_data"#).unwrap()), (structure, vec![]));
 }
@@ -60,7 +61,7 @@ fn what_is_missing_is_named_and_all_other_tables_are_checked() {
         [("t", "CREATE TABLE t (x CHECK (norm(x) = x) COLLATE localized)"), ("u", "CREATE TABLE u (y NOT NULL)")];
     let file = made(dir.path(), &sql, &texts);
     for pragma in [Pragma::Quick, Pragma::Full { most_findings: 10 }] {
-        let found = everything(&mut Connection::open(&file).unwrap(), pragma, &Cancel::default()).unwrap();
+        let found = everything(&mut Connection::open(&file).unwrap(), pragma, &CancelToken::default()).unwrap();
         assert_eq!((found.damage.len(), &found.rows[..]), (0, &["NULL value in u.y".to_string()][..]));
         let [left] = &found.not_checked[..] else { panic!("{found:?}") };
         assert!(left.table == "t" && left.reason.ends_with("is not available here"), "{left:?}");
@@ -72,7 +73,7 @@ fn damage_next_to_what_is_missing_is_found() {
     let dir = tempfile::tempdir().unwrap();
     let sql = format!("CREATE TABLE t (x); CREATE INDEX i ON t (x); {FILL}");
     let file = made(dir.path(), &sql, &[("i", "CREATE INDEX i ON t (x COLLATE localized)")]);
-    let check = || everything(&mut Connection::open(&file).unwrap(), Pragma::Quick, &Cancel::default()).unwrap();
+    let check = || everything(&mut Connection::open(&file).unwrap(), Pragma::Quick, &CancelToken::default()).unwrap();
     let found = check();
     assert_eq!((found.damage.len(), found.not_checked.len()), (0, 1), "{found:?}");
     let mut bytes = std::fs::read(&file).unwrap();
@@ -91,7 +92,7 @@ fn constraints_that_take_too_long_are_not_checked_and_the_rest_is() {
         &format!("CREATE TABLE t (x); {FILL}"),
         &[("t", &format!("CREATE TABLE t (x, CHECK ({terms}))"))],
     );
-    let found = everything(&mut Connection::open(&file).unwrap(), Pragma::Quick, &Cancel::default()).unwrap();
+    let found = everything(&mut Connection::open(&file).unwrap(), Pragma::Quick, &CancelToken::default()).unwrap();
     assert_eq!(found.damage, Vec::<String>::new());
     let left: Vec<String> = found.not_checked.iter().map(NotChecked::to_string).collect();
     assert_eq!(left, ["the CHECK constraints of the table t: that takes too long"]);
@@ -103,7 +104,7 @@ fn an_error_is_damage_only_if_sqlite_says_so_and_the_schema_can_be_read() {
     let file = made(dir.path(), "CREATE TABLE t (x)", &[("t", "CREATE TABLE t (x) FUTURE")]);
     let cause = Connection::open(&file).unwrap().prepare("SELECT * FROM t").unwrap_err();
     assert!(cause.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) && !is_damage(&cause), "{cause}");
-    let found = everything(&mut Connection::open(&file).unwrap(), Pragma::Quick, &Cancel::default()).unwrap();
+    let found = everything(&mut Connection::open(&file).unwrap(), Pragma::Quick, &CancelToken::default()).unwrap();
     assert_eq!(Integrity::of(found, Depth::All).status, IntegrityStatus::Partial);
     std::fs::write(&file, "no database".repeat(1000)).unwrap();
     assert!(is_damage(&Connection::open(&file).unwrap().prepare("SELECT * FROM t").unwrap_err()));
@@ -122,7 +123,7 @@ fn rows_that_break_what_their_table_declares_are_no_damage_and_hide_none() {
         made(&file, &sql, &[("t", "CREATE TABLE t (x NOT NULL)")])
     };
     let check =
-        |file: &Path| everything(&mut Connection::open(file).unwrap(), Pragma::Quick, &Cancel::default()).unwrap();
+        |file: &Path| everything(&mut Connection::open(file).unwrap(), Pragma::Quick, &CancelToken::default()).unwrap();
     let few = check(&broken(3));
     assert_eq!((few.damage.len(), few.rows.len(), few.not_checked.len()), (0, 1, 0), "{few:?}");
     assert_eq!(Integrity::of(few, Depth::All).status, IntegrityStatus::Ok);

@@ -21,16 +21,16 @@ use crate::{
     archive::{
         delta,
         encryption::Keys,
-        manifest::{DIGEST_PREFIX, FileRecord, Manifest, Owner, Stored},
-        pick::Pick,
-        read::read_archive,
-        unpack::Unpacking,
+        extract::Unpacking,
+        filter::EntryFilter,
+        manifest::{DIGEST_PREFIX, FileRecord, Manifest, Owner, Storage},
+        reader::read_archive,
     },
     error::{Code, Error, Result},
     store::manifest_beside,
     util::{
         hex::hex,
-        task::{Phase, Task},
+        operation::{OperationContext, Phase},
     },
 };
 
@@ -56,10 +56,10 @@ pub struct Unpacked {
 
 /// What has to be unpacked for the part of the archive at `archive` that `pick` takes. It rests on manifests that are
 /// checked only when the archives are read. From the newest one on that is encrypted it is everything: only inside does it say what it holds.
-pub fn plan(archive: &Path, pick: &Pick, keys: &Keys, task: &Task) -> Result<Plan> {
+pub fn plan(archive: &Path, pick: &EntryFilter, keys: &Keys, context: &OperationContext) -> Result<Plan> {
     let mut needed: Option<HashSet<String>> = None;
     let (mut wanted, mut is_told) = (Vec::new(), true);
-    let links = walk(archive, keys, task, |manifest| {
+    let links = walk(archive, keys, context, |manifest| {
         is_told &= manifest.as_ref().is_some_and(|manifest| !manifest.encrypted);
         let Some(manifest) = manifest.filter(|_| is_told) else { return wanted.push(None) };
         let needed = needed.get_or_insert_with(|| {
@@ -77,9 +77,9 @@ pub fn plan(archive: &Path, pick: &Pick, keys: &Keys, task: &Task) -> Result<Pla
 fn wanted_of(manifest: &Manifest, needed: &mut HashSet<String>) -> HashSet<String> {
     let files = manifest.files.iter().filter(|record| record.kind.is_file() && needed.contains(&record.path));
     let (mut wanted, mut whole) = (HashSet::new(), Vec::new());
-    for record in files.filter(|record| record.stored != Stored::Base) {
+    for record in files.filter(|record| record.stored != Storage::Unchanged) {
         wanted.insert(record.entry.clone());
-        whole.extend((record.stored == Stored::Whole).then_some(&record.path));
+        whole.extend((record.stored == Storage::Full).then_some(&record.path));
     }
     for path in whole {
         needed.remove(path);
@@ -88,23 +88,23 @@ fn wanted_of(manifest: &Manifest, needed: &mut HashSet<String>) -> HashSet<Strin
 }
 
 /// Unpacks into `dir` what was planned: each file under the number of its record. Without `dir` everything is only checked.
-pub fn unpack(plan: &Plan, dir: Option<&Path>, keys: &Keys, task: &Task) -> Result<Unpacked> {
+pub fn unpack(plan: &Plan, dir: Option<&Path>, keys: &Keys, context: &OperationContext) -> Result<Unpacked> {
     match (plan.links.as_slice(), dir) {
         ([], _) => Err(Error::new(Code::Internal, "A chain without links", "Please report this")),
         ([only], dir) => {
-            let (mut unpacked, _) = read_link(only, dir, keys, task)?;
+            let (mut unpacked, _) = read_link(only, dir, keys, context)?;
             unpacked.owners.truncate(unpacked.manifest.files.len());
             Ok(unpacked)
         }
-        (links, Some(dir)) => unpack_links(links, dir, keys, task),
-        (links, None) => check(links, keys, task),
+        (links, Some(dir)) => unpack_links(links, dir, keys, context),
+        (links, None) => check(links, keys, context),
     }
 }
 
 /// Reads all archives, and whether the pages of the databases would be those that the manifests say.
-fn check(links: &[Link], keys: &Keys, task: &Task) -> Result<Unpacked> {
+fn check(links: &[Link], keys: &Keys, context: &OperationContext) -> Result<Unpacked> {
     let archives: Vec<PathBuf> = links.iter().map(|link| link.archive.clone()).collect();
-    let (reports, hashes) = hash_pages(&archives, keys, task)?;
+    let (reports, hashes) = hash_pages(&archives, keys, context)?;
     let manifests: Result<Vec<Manifest>> =
         reports.into_iter().zip(&archives).map(|(report, archive)| report.into_manifest(archive)).collect();
     match (manifests?.pop(), archives.last(), hashes) {
@@ -116,7 +116,7 @@ fn check(links: &[Link], keys: &Keys, task: &Task) -> Result<Unpacked> {
     }
 }
 
-fn unpack_links(links: &[Link], dir: &Path, keys: &Keys, task: &Task) -> Result<Unpacked> {
+fn unpack_links(links: &[Link], dir: &Path, keys: &Keys, context: &OperationContext) -> Result<Unpacked> {
     let own_dir = |number: usize| dir.join(format!("link-{number}"));
     let mut state = HashMap::new();
     let mut before: Option<String> = None;
@@ -124,7 +124,7 @@ fn unpack_links(links: &[Link], dir: &Path, keys: &Keys, task: &Task) -> Result<
     for (number, link) in links.iter().enumerate() {
         let own = own_dir(number);
         fs::create_dir(&own).map_err(|cause| Error::io("create", &own, cause))?;
-        let (unpacked, checksum) = read_link(link, Some(&own), keys, task)?;
+        let (unpacked, checksum) = read_link(link, Some(&own), keys, context)?;
         if unpacked.manifest.based_on_checksum != before {
             return Err(broken(&link.archive, "it was made from another archive of that name".into()));
         }
@@ -140,7 +140,7 @@ fn unpack_links(links: &[Link], dir: &Path, keys: &Keys, task: &Task) -> Result<
         owners.push(content.as_ref().map_or((0, 0), |content| content.owner));
         let Some(Content { file: Some(file), sha256: Some(digest), assembled, .. }) = content else { continue };
         if assembled {
-            assert_digest(record, &file, &digest, archive, task)?;
+            assert_digest(record, &file, &digest, archive, context)?;
         }
         fs::rename(&file, dir.join(number.to_string())).map_err(|cause| Error::io("move", &file, cause))?;
     }
@@ -151,10 +151,10 @@ fn unpack_links(links: &[Link], dir: &Path, keys: &Keys, task: &Task) -> Result<
 }
 
 /// What a whole archive holds, and its digest with the prefix. Owners are those of its entries.
-fn read_link(link: &Link, dir: Option<&Path>, keys: &Keys, task: &Task) -> Result<(Unpacked, String)> {
+fn read_link(link: &Link, dir: Option<&Path>, keys: &Keys, context: &OperationContext) -> Result<(Unpacked, String)> {
     let beside = manifest_beside(&link.archive)?;
     let mut unpacking = Unpacking::new(dir, link.wanted.as_ref(), beside.as_deref());
-    let report = read_archive(&link.archive, keys, beside.as_deref(), &mut unpacking, task, Phase::Unpacking)?;
+    let report = read_archive(&link.archive, keys, beside.as_deref(), &mut unpacking, context, Phase::Unpacking)?;
     let checksum = format!("{DIGEST_PREFIX}{}", report.sha256);
     let manifest = report.into_manifest(&link.archive)?;
     Ok((Unpacked { manifest, owners: unpacking.into_owners() }, checksum))
@@ -182,7 +182,7 @@ fn next_state(
     let mut entry = 0;
     for record in &manifest.files {
         let number = entry;
-        entry += usize::from(record.stored != Stored::Base);
+        entry += usize::from(record.stored != Storage::Unchanged);
         let lost = |what: &str| broken(archive, format!("{} {what}", record.path));
         let sha256 = match record.kind.is_file() {
             true => Some(manifest.content_digest(record).ok_or_else(|| lost("has no digest"))?.to_string()),
@@ -193,15 +193,15 @@ fn next_state(
         let owner = owners.get(number).copied().unwrap_or_default();
         let mut base = || before.remove(&record.path).ok_or_else(|| lost("is not in the backup before it"));
         let content = match record.stored {
-            Stored::Whole => Content { file: own, sha256, owner, assembled: false },
-            Stored::Base => {
+            Storage::Full => Content { file: own, sha256, owner, assembled: false },
+            Storage::Unchanged => {
                 let content = base()?;
                 if content.sha256 != sha256 {
                     return Err(lost("is another one in the backup before it"));
                 }
                 content
             }
-            Stored::Pages => {
+            Storage::Delta => {
                 let file = base()?.file;
                 if let (Some(database), Some(pages)) = (&file, own) {
                     put_pages(record, database, &pages, archive)?;
@@ -236,7 +236,13 @@ fn put_pages(record: &FileRecord, database: &Path, pages: &Path, link: &Path) ->
     })
 }
 
-fn assert_digest(record: &FileRecord, database: &Path, digest: &str, link: &Path, task: &Task) -> Result<()> {
+fn assert_digest(
+    record: &FileRecord,
+    database: &Path,
+    digest: &str,
+    link: &Path,
+    context: &OperationContext,
+) -> Result<()> {
     let failed = |cause| Error::io("read", database, cause);
     let mut file = File::open(database).map_err(failed)?;
     let mut hasher = Sha256::new();
@@ -246,7 +252,7 @@ fn assert_digest(record: &FileRecord, database: &Path, digest: &str, link: &Path
         let read = file.read(&mut piece).map_err(failed)?;
         hasher.update(&piece[..read]);
         done += read as u64;
-        task.report(Phase::Unpacking, done, record.size)?;
+        context.report(Phase::Unpacking, done, record.size)?;
         if read == 0 {
             break;
         }

@@ -7,7 +7,7 @@ use std::{
 
 use kg_backup::{
     salvage::{report::Salvaged, salvage},
-    util::task::Cancel,
+    util::operation::CancelToken,
 };
 
 /// What is salvaged of the database `name` in `dir`, and the report. Neither it nor the log, whose name ends like `suffix`, is written.
@@ -16,7 +16,7 @@ pub fn salvage_beside(dir: &Path, name: &str, suffix: &str) -> (PathBuf, Salvage
     let read = || ["", suffix].map(|suffix| fs::read(dir.join(format!("{name}{suffix}"))).unwrap());
     let before = read();
     let _ = fs::remove_file(&target);
-    let salvaged = salvage(&database, &target, &[], &Cancel::default()).unwrap();
+    let salvaged = salvage(&database, &target, &[], &CancelToken::default()).unwrap();
     assert!(read() == before, "neither the database nor its {suffix} is written");
     (target, salvaged)
 }

@@ -8,7 +8,7 @@ use std::{
 use kg_backup::{
     error::Code,
     salvage::{report::Salvaged, salvage},
-    util::task::Cancel,
+    util::operation::CancelToken,
 };
 use rusqlite::{Connection, types::Value};
 
@@ -45,7 +45,7 @@ pub fn judge(intact: &Intact, damaged: &[u8]) -> (Tally, Option<Salvaged>) {
     if let Some(wal) = &intact.wal {
         fs::write(dir.path().join("damaged.db-wal"), wal).unwrap();
     }
-    let salvaged = salvage(&source, &target, SCHEMA, &Cancel::default());
+    let salvaged = salvage(&source, &target, SCHEMA, &CancelToken::default());
     assert!(fs::read(&source).unwrap() == damaged, "the source is as it was");
     let (rows, aside, salvaged) = match salvaged {
         Ok(salvaged) => {

@@ -1,0 +1,247 @@
+//! The reading half of the container: an archive's bytes go in, its tar comes out.
+//!
+//! A thread reads the file block by block and hashes it, all cores decompress, and the caller reads the result in
+//! order. A block that is damaged is noted and comes as zeros, so that a check can say what else is whole; whoever
+//! wants only whole archives asks [`Decoder::damages`] before trusting a byte.
+
+use std::{
+    io::{self, Read},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use super::{
+    block::{BadBlock, HEAD_BYTES, Head, Unpacker},
+    seal::{Container, FileFacts, SealedFile},
+};
+use crate::{
+    error::{Code, Error, Result},
+    util::{
+        operation::CancelToken,
+        ordered_pool::{self, Closed, Deliver, Submit, cores},
+        threads,
+    },
+};
+
+/// Under way: those of a forged archive can be large.
+const BLOCKS_PER_WORKER: usize = 4;
+/// Pieces in which a plain archive is read.
+const PLAIN_PIECE_BYTES: usize = 256 * 1024;
+/// How often the end of a file whose content is not wanted is asked for.
+const REST_POLL: Duration = Duration::from_millis(1);
+
+/// Bytes of the archive that cannot be what was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// Where in the archive.
+    pub offset: u64,
+    /// Where in the tar.
+    pub tar_offset: u64,
+    pub what: &'static str,
+}
+
+/// Reads the tar of an archive.
+pub struct Decoder {
+    blocks: Deliver<Block>,
+    block: Vec<u8>,
+    read: usize,
+    /// Of `block`'s end in the archive, and in the tar.
+    archive_offset: Arc<AtomicU64>,
+    tar_offset: u64,
+    damages: Vec<Damage>,
+    is_damaged: Arc<AtomicBool>,
+    file: Option<JoinHandle<io::Result<FileFacts>>>,
+    /// Set when nobody wants the rest any more.
+    stop: CancelToken,
+}
+
+/// A piece of the tar, from so many bytes of the archive.
+struct Block {
+    archive_bytes: u64,
+    content: Result<Vec<u8>, BadBlock>,
+}
+
+enum Piece {
+    Packed { block: Vec<u8>, head: Head, container: Container },
+    Plain(Vec<u8>),
+    Unreadable { archive_bytes: u64, what: &'static str },
+}
+
+impl Decoder {
+    pub fn new(file: SealedFile) -> io::Result<Self> {
+        let started = ordered_pool::ordered(cores(), BLOCKS_PER_WORKER, || {
+            let mut unpacker = Unpacker::default();
+            move |piece| decode(piece, &mut unpacker)
+        });
+        let (submit, blocks) = started.map_err(io::Error::other)?;
+        let stop = CancelToken::default();
+        let stopped = stop.clone();
+        let input = move || read_pieces(file, &submit, &stopped);
+        let file = threads::start("kg-input", input).map_err(io::Error::other)?;
+        Ok(Decoder {
+            blocks,
+            block: Vec::new(),
+            read: 0,
+            archive_offset: Arc::default(),
+            tar_offset: 0,
+            damages: Vec::new(),
+            is_damaged: Arc::default(),
+            file: Some(file),
+            stop,
+        })
+    }
+
+    /// Counts the bytes of the archive that were decoded.
+    pub fn archive_offset(&self) -> Arc<AtomicU64> {
+        self.archive_offset.clone()
+    }
+
+    /// Set once something was found damaged.
+    pub fn is_damaged(&self) -> Arc<AtomicBool> {
+        self.is_damaged.clone()
+    }
+
+    /// What was found damaged so far.
+    pub fn damages(&self) -> &[Damage] {
+        &self.damages
+    }
+
+    /// Decodes what is left and tells what the whole file is; called once. `tick` is called now and then and may fail.
+    pub fn finish(&mut self, mut tick: impl FnMut() -> Result<()>) -> Result<FileFacts> {
+        while self.next_block()? {
+            tick()?;
+        }
+        // Where the blocks ended early, the rest of the file is still read for its digest.
+        while self.file.as_ref().is_some_and(|file| !file.is_finished()) {
+            tick()?;
+            thread::sleep(REST_POLL);
+        }
+        match self.file.take().map(JoinHandle::join) {
+            Some(Ok(facts)) => facts.map_err(|cause| Error::io("read", "the archive".as_ref(), cause)),
+            _ => Err(Error::new(Code::Internal, "The thread that reads the archive panicked", "Please report this")),
+        }
+    }
+
+    /// Goes on to the next block, counting what was not read of this one as read.
+    fn next_block(&mut self) -> Result<bool> {
+        let Some(block) = self.blocks.next() else {
+            self.read = self.block.len();
+            return Ok(false);
+        };
+        let Block { archive_bytes, content } = block?;
+        self.read = 0;
+        self.block = content.unwrap_or_else(|BadBlock { what, tar_bytes }| {
+            let offset = self.archive_offset.load(Ordering::Relaxed);
+            self.is_damaged.store(true, Ordering::Relaxed);
+            self.damages.push(Damage { offset, tar_offset: self.tar_offset, what });
+            vec![0; tar_bytes as usize]
+        });
+        self.archive_offset.fetch_add(archive_bytes, Ordering::Relaxed);
+        self.tar_offset += self.block.len() as u64;
+        Ok(true)
+    }
+}
+
+impl Read for Decoder {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.read == self.block.len() {
+            if !self.next_block().map_err(io::Error::other)? {
+                return Ok(0);
+            }
+        }
+        let taken = buffer.len().min(self.block.len() - self.read);
+        buffer[..taken].copy_from_slice(&self.block[self.read..self.read + taken]);
+        self.read += taken;
+        Ok(taken)
+    }
+}
+
+impl Drop for Decoder {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn read_pieces(mut file: SealedFile, pieces: &Submit<Piece, Block>, stop: &CancelToken) -> io::Result<FileFacts> {
+    loop {
+        let piece = match file.container() {
+            Container::Plain => next_plain(&mut file)?,
+            Container::Gzip | Container::Zstd => next_block(&mut file)?,
+        };
+        let Some(piece) = piece else { break };
+        let is_last = matches!(piece, Piece::Unreadable { .. });
+        // Closed: the caller wants no more of the content.
+        if pieces.submit(piece) == Err(Closed) || is_last {
+            break;
+        }
+    }
+    file.finish(|| stop.is_cancelled())
+}
+
+fn next_plain(file: &mut SealedFile) -> io::Result<Option<Piece>> {
+    let mut piece = Vec::new();
+    append(&mut piece, file, PLAIN_PIECE_BYTES)?;
+    Ok((!piece.is_empty()).then_some(Piece::Plain(piece)))
+}
+
+fn next_block(file: &mut SealedFile) -> io::Result<Option<Piece>> {
+    let container = file.container();
+    let mut block = Vec::new();
+    append(&mut block, file, HEAD_BYTES)?;
+    if block.is_empty() {
+        return Ok(None);
+    }
+    let unreadable = |what, read: usize| Ok(Some(Piece::Unreadable { archive_bytes: read as u64, what }));
+    let head = match Head::parse(&block, container) {
+        Ok(Some(head)) => head,
+        Ok(None) => return unreadable("a block does not begin as blocks of this tool do", block.len()),
+        Err(what) => return unreadable(what, block.len()),
+    };
+    append(&mut block, file, head.size - HEAD_BYTES)?;
+    if block.len() < head.size {
+        return unreadable("the archive ends within a block", block.len());
+    }
+    Ok(Some(Piece::Packed { block, head, container }))
+}
+
+/// Reads `count` more bytes, or as many as there are.
+fn append(bytes: &mut Vec<u8>, file: &mut impl Read, count: usize) -> io::Result<()> {
+    append_from(bytes, count, |rest, _| file.read(rest))
+}
+
+/// The same with whatever `read` puts at the beginning of the rest, which it is given with the number of bytes that came before.
+pub(super) fn append_from(
+    bytes: &mut Vec<u8>,
+    count: usize,
+    mut read: impl FnMut(&mut [u8], usize) -> io::Result<usize>,
+) -> io::Result<()> {
+    let start = bytes.len();
+    let mut filled = start;
+    bytes.resize(start + count, 0);
+    while filled < bytes.len() {
+        match read(&mut bytes[filled..], filled - start) {
+            Ok(0) => break,
+            Ok(more) => filled += more,
+            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+            Err(cause) => return Err(cause),
+        }
+    }
+    bytes.truncate(filled);
+    Ok(())
+}
+
+fn decode(piece: Piece, unpacker: &mut Unpacker) -> Block {
+    match piece {
+        Piece::Plain(bytes) => Block { archive_bytes: bytes.len() as u64, content: Ok(bytes) },
+        Piece::Unreadable { archive_bytes, what } => {
+            Block { archive_bytes, content: Err(BadBlock { what, tar_bytes: 0 }) }
+        }
+        Piece::Packed { block, head, container } => {
+            Block { archive_bytes: block.len() as u64, content: unpacker.unpack(&block, head, container) }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Unpacks an archive into a directory: each wanted file under its number, so that no name from an archive is ever used as
+//! a path.
+//!
+//! An archive may be forged to fill the disk. The manifest beside it, where there is one, says how large each entry is;
+//! and none is begun for which there is no room, with some left for whoever else writes there.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io::Write,
+    path::Path,
+};
+
+use nix::sys::statvfs::statvfs;
+
+use super::{
+    manifest::{Manifest, Owner},
+    reader::Unpack,
+    sparse::SparseFile,
+};
+use crate::error::{Code, Error, Result};
+
+/// What stays free: a 64th of the file system, at most this much.
+const MAX_RESERVE_BYTES: u64 = 64 * 1024 * 1024;
+const RESERVE_SHARE: u64 = 64;
+
+/// The reader syncs the files that it moves into place.
+pub struct Unpacking<'a> {
+    /// Absent where the archive is only checked.
+    dir: Option<&'a Path>,
+    /// Sizes of all files, where the manifest beside the archive says them.
+    expected: Option<HashMap<String, u64>>,
+    /// Entries to unpack; absent for all.
+    wanted: Option<&'a HashSet<String>>,
+    current: Option<SparseFile>,
+    owners: Vec<Owner>,
+}
+
+impl<'a> Unpacking<'a> {
+    /// `beside` is the manifest beside the archive. It only serves to refuse: what it says is checked at the end.
+    pub fn new(dir: Option<&'a Path>, wanted: Option<&'a HashSet<String>>, beside: Option<&[u8]>) -> Self {
+        let manifest = beside.and_then(|json| Manifest::parse(json, "the manifest beside the archive").ok());
+        let manifest = manifest.filter(|manifest| !manifest.encrypted);
+        let files = |manifest: &Manifest| {
+            let sizes = manifest.files.iter().filter_map(|record| Some((record.entry.clone(), record.entry_size()?)));
+            sizes.collect::<HashMap<_, _>>()
+        };
+        Unpacking { dir, expected: manifest.as_ref().map(files), wanted, current: None, owners: Vec::new() }
+    }
+
+    /// Of all entries, in their order.
+    pub fn into_owners(self) -> Vec<Owner> {
+        self.owners
+    }
+}
+
+impl Unpack for Unpacking<'_> {
+    fn entry(&mut self, number: usize, name: &str, size_bytes: u64) -> Result<Option<&mut dyn Write>> {
+        if let Some(expected) = &self.expected
+            && expected.get(name) != Some(&size_bytes)
+        {
+            return Err(Error::new(
+                Code::ChecksumMismatch,
+                format!(
+                    "Checksum mismatch: {name} has {size_bytes} bytes, not what the manifest beside the archive says"
+                ),
+                "Nothing was changed; see the damage with `kg diag backup --verify` and use another backup (`--list`)",
+            ));
+        }
+        let Some(dir) = self.dir.filter(|_| self.wanted.is_none_or(|wanted| wanted.contains(name))) else {
+            return Ok(None);
+        };
+        assert_room(dir, name, size_bytes)?;
+        let path = dir.join(number.to_string());
+        let file = File::create_new(&path).and_then(|file| SparseFile::new(file, size_bytes));
+        let file = file.map_err(|cause| Error::io("write", &path, cause))?;
+        Ok(Some(self.current.insert(file)))
+    }
+
+    fn owner(&mut self, owner: Owner) {
+        self.owners.push(owner);
+    }
+
+    fn wants_whole(&self) -> bool {
+        true
+    }
+}
+
+fn assert_room(dir: &Path, name: &str, size_bytes: u64) -> Result<()> {
+    let found = statvfs(dir).map_err(|cause| Error::io("look at the free space of", dir, cause.into()))?;
+    let unit = found.fragment_size();
+    let (free, all) = (found.blocks_available() * unit, found.blocks() * unit);
+    let usable = free.saturating_sub(MAX_RESERVE_BYTES.min(all / RESERVE_SHARE));
+    if size_bytes <= usable {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::NoSpace,
+        format!("{name} has {size_bytes} bytes, and {usable} can be used in {}", dir.display()),
+        "Nothing was changed; free some space there, or restore into another directory (`--target`), and run it again",
+    ))
+}

@@ -1,0 +1,72 @@
+//! Which part of a backup a restore takes: whole components, or paths.
+
+use std::path::Path;
+
+use super::manifest::{EntryKind, FileRecord, Manifest};
+use crate::{
+    error::Result,
+    project::{Component, names, pattern::Patterns},
+    sqlite::files::COMPANIONS,
+};
+
+/// What is wanted of a backup; by default everything.
+#[derive(Debug, Clone, Default)]
+pub struct EntryFilter {
+    only: Option<Vec<Component>>,
+    paths: Option<Patterns>,
+}
+
+impl EntryFilter {
+    /// Records of these components whose path is matched, as [`crate::project::pattern`] reads it for the project at `root`; `None` takes all.
+    pub fn new(root: &Path, only: Option<Vec<Component>>, patterns: Option<&[String]>) -> Result<Self> {
+        let paths = patterns.map(|patterns| Patterns::new(root, patterns, "paths")).transpose()?;
+        Ok(EntryFilter { only, paths })
+    }
+
+    /// The patterns that matched nothing in the manifests that were asked about.
+    pub fn in_vain(&self) -> impl Iterator<Item = &str> {
+        self.paths.iter().flat_map(Patterns::unmatched)
+    }
+
+    pub fn is_everything(&self) -> bool {
+        self.only.is_none() && self.paths.is_none()
+    }
+
+    /// The records that are wanted, by their number. The WAL or journal of a damaged database goes with that.
+    pub fn select<'a>(&self, manifest: &'a Manifest) -> Vec<(usize, &'a FileRecord)> {
+        let files = &manifest.files;
+        let databases = manifest.databases();
+        let owner = |record: &'a FileRecord| {
+            let mut owners = COMPANIONS.iter().filter_map(|suffix| record.path.strip_suffix(suffix));
+            owners.find(|owner| databases.contains(owner)).unwrap_or(&record.path)
+        };
+        let wanted = |record: &'a FileRecord| {
+            self.only.as_ref().is_none_or(|only| only.contains(&record.component))
+                && self.matches(owner(record), record.kind)
+        };
+        files.iter().enumerate().filter(|(_, record)| wanted(record)).collect()
+    }
+
+    fn matches(&self, path: &str, kind: EntryKind) -> bool {
+        let Some(paths) = &self.paths else { return true };
+        names::decode(path).is_some_and(|path| paths.take(&path, kind == EntryKind::Directory))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picked(pattern: &str, path: &str) -> bool {
+        let pick = EntryFilter::new(Path::new("/project"), None, Some(&[pattern.to_string()])).unwrap();
+        pick.matches(path, EntryKind::File)
+    }
+
+    #[test]
+    fn patterns_are_those_of_exclusions_and_ask_for_names_as_they_are_on_disk() {
+        assert!(picked("plugins/glossary", ".kg/plugins/glossary/terms.json"));
+        assert!(picked("terms.json", ".kg/plugins/glossary/terms.json"));
+        assert!(!picked("/terms.json", ".kg/plugins/glossary/terms.json"));
+        assert!(picked("50%", ".kg/50%25"));
+    }
+}

@@ -1,0 +1,280 @@
+//! Reads an archive to its end and checks every byte of it, while its entries go to whoever wants them.
+//!
+//! What is checked, in one pass: the seal; the archive's size and digest against the manifest beside it; each block's
+//! CRC; each entry's name, size and digest against the manifest inside; `checksums.sha256` against all of that; the
+//! manifest beside the archive against the one inside.
+
+use std::{
+    io::{self, Read, Write},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    block_reader::Decoder,
+    encryption::{Keys, read::Closed},
+    manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest, Owner},
+    report::{Contents, MAX_PROBLEMS, Problem, ProblemCode, ReadEntry, Report},
+    seal::SealedFile,
+    tar_entries::{self, Entries},
+    verify,
+};
+use crate::{
+    error::{Code, Error, Result},
+    util::{
+        hex::hex,
+        operation::{OperationContext, Phase},
+        regular_file,
+    },
+};
+
+/// No archive has more entries: together with `MAX_TEXT_BYTES` it bounds the memory that a forged one can take.
+pub const MAX_ENTRIES: usize = 1 << 19;
+/// All names and links of an archive together are no longer.
+const MAX_NAMES_BYTES: usize = 64 * 1024 * 1024;
+/// No manifest or list of checksums is longer.
+pub const MAX_TEXT_BYTES: u64 = 256 * 1024 * 1024;
+const COPY_BYTES: usize = 128 * 1024;
+const TAR_BLOCK_BYTES: usize = 512;
+
+/// Takes the entries as they come. What it took counts only when [`read_archive`] found no problem.
+pub trait Unpack {
+    /// Where the content of the file that is entry `number` goes; `None` where it is not wanted.
+    fn entry(&mut self, number: usize, name: &str, size_bytes: u64) -> Result<Option<&mut dyn Write>>;
+
+    /// Who owned the next entry, be it a file, a directory or a link.
+    fn owner(&mut self, _owner: Owner) {}
+
+    /// Whether a damaged archive is of no use at all, so that nothing more of it is read.
+    fn wants_whole(&self) -> bool {
+        false
+    }
+}
+
+/// Takes nothing: the archive is only checked.
+pub struct Discard;
+
+impl Unpack for Discard {
+    fn entry(&mut self, _number: usize, _name: &str, _size_bytes: u64) -> Result<Option<&mut dyn Write>> {
+        Ok(None)
+    }
+}
+
+/// Reads the archive at `path`. `beside` is the text of the manifest that stands beside it, if there is one.
+///
+/// Damage is in the report. Errors are a file that cannot be read, one that `keys` do not open, a newer format, an entry that `unpack`
+/// could not take, and a cancelled task.
+pub fn read_archive(
+    path: &Path,
+    keys: &Keys,
+    beside: Option<&[u8]>,
+    unpack: &mut dyn Unpack,
+    context: &OperationContext,
+    phase: Phase,
+) -> Result<Report> {
+    let failed = |cause| unreadable(path, cause);
+    let file = regular_file::open_linked(path).map_err(failed)?;
+    let file = match SealedFile::open(file, keys) {
+        Ok(file) => file,
+        Err(Closed::Io(cause)) => return Err(failed(cause)),
+        Err(Closed::Key(error)) if error.code == Code::NotEncrypted => {
+            return Err(Error { message: format!("{}: {}", path.display(), error.message), ..error });
+        }
+        Err(closed) => return closed_archive(path, closed, beside, context),
+    };
+    let size_bytes = file.size_bytes();
+    let decoder = Decoder::new(file).map_err(failed)?;
+    let (done, damaged) = (decoder.archive_offset(), decoder.is_damaged());
+    let progress = Progress { context, phase, done, damaged, total: size_bytes };
+    let mut contents = Contents::default();
+    let mut tar = tar::Archive::new(decoder);
+    read_entries(&mut tar, unpack, &progress, &mut contents)?;
+    let mut decoder = tar.into_inner();
+    read_rest(&mut decoder, &mut contents);
+    let facts = decoder.finish(|| progress.report())?;
+    context.report(phase, size_bytes, size_bytes)?;
+    let manifest = match contents.manifest.as_deref().map(|json| Manifest::parse(json, &path.display().to_string())) {
+        Some(Err(error)) if error.code == Code::FormatNewer && facts.sealed => return Err(error),
+        Some(Err(error)) => {
+            contents.problems.push(Problem::of_archive(ProblemCode::Structure, error.message));
+            None
+        }
+        Some(Ok(manifest)) => Some(manifest),
+        None => {
+            contents.problems.push(Problem::of_archive(ProblemCode::Structure, "It holds no manifest".into()));
+            None
+        }
+    };
+    verify::damages(decoder.damages(), &mut contents);
+    verify::seal(&facts, &mut contents);
+    verify::beside(&facts, manifest.as_ref(), beside, &mut contents);
+    verify::name(path, &facts, &mut contents);
+    if let Some(manifest) = &manifest {
+        verify::entries(manifest, &mut contents);
+    }
+    Ok(Report {
+        manifest,
+        problems: contents.problems,
+        size_bytes: facts.size_bytes,
+        sha256: hex(&facts.sha256),
+        encrypted: facts.encrypted,
+    })
+}
+
+/// What can be said of an encrypted archive that does not open. Whether the key is another one or the file was changed, the manifest
+/// beside it tells.
+fn closed_archive(path: &Path, closed: Closed, beside: Option<&[u8]>, context: &OperationContext) -> Result<Report> {
+    if let Closed::Key(error) = &closed
+        && (error.code != Code::KeyWrong || beside.is_none())
+    {
+        return Err(error.clone());
+    }
+    let read = || SealedFile::new(regular_file::open_linked(path)?)?.finish(|| context.cancel.is_cancelled());
+    let facts = read();
+    context.cancel.check()?;
+    let facts = facts.map_err(|cause| unreadable(path, cause))?;
+    let mut contents = Contents::default();
+    verify::beside(&facts, None, beside, &mut contents);
+    match closed {
+        Closed::Key(error) if contents.problems.is_empty() => return Err(error),
+        Closed::Damaged(what) => {
+            contents.problems.push(Problem::of_archive(ProblemCode::Archive, format!("It is encrypted, and {what}")));
+        }
+        Closed::Key(_) | Closed::Io(_) => {}
+    }
+    let (problems, sha256) = (contents.problems, hex(&facts.sha256));
+    Ok(Report { manifest: None, problems, size_bytes: facts.size_bytes, sha256, encrypted: true })
+}
+
+/// An archive that could not be read. One that another process removed a moment ago is a backup that is not there.
+pub fn unreadable(archive: &Path, cause: io::Error) -> Error {
+    if cause.kind() != io::ErrorKind::NotFound {
+        return Error::io("read", archive, cause);
+    }
+    let message = format!("{} is not there any more", archive.display());
+    Error::new(Code::BackupNotFound, message, "See the backups with `kg diag backup --list`").with_cause(cause)
+}
+
+struct Progress<'a> {
+    context: &'a OperationContext,
+    phase: Phase,
+    done: Arc<AtomicU64>,
+    damaged: Arc<AtomicBool>,
+    total: u64,
+}
+
+impl Progress<'_> {
+    fn report(&self) -> Result<()> {
+        self.context.report(self.phase, self.done.load(Ordering::Relaxed), self.total)
+    }
+}
+
+fn read_entries(
+    tar: &mut tar::Archive<Decoder>,
+    unpack: &mut dyn Unpack,
+    progress: &Progress<'_>,
+    contents: &mut Contents,
+) -> Result<()> {
+    let mut buffer = vec![0; COPY_BYTES];
+    let unpack_whole = unpack.wants_whole();
+    let mut names_bytes = 0;
+    let mut entries = Entries::new(tar).map_err(|cause| Error::io("read", "the archive".as_ref(), cause))?;
+    for number in 0.. {
+        let stop = |contents: &mut Contents, what: &str| {
+            let message = format!("The tar inside {what} after {number} entries");
+            contents.problems.push(Problem::of_archive(ProblemCode::Structure, message));
+        };
+        let (head, mut entry) = match entries.next() {
+            Ok(None) => return Ok(()),
+            Ok(Some(_)) if number == MAX_ENTRIES + 2 => {
+                stop(contents, "goes on");
+                return Ok(());
+            }
+            Ok(Some((tar_entries::TarItem::Entry(head), entry))) => (head, entry),
+            Ok(Some((tar_entries::TarItem::Foreign { name, what }, _))) => {
+                if contents.problems.len() < MAX_PROBLEMS {
+                    let message = format!("{name} {what}, which no entry of a backup is");
+                    contents.problems.push(Problem::of_entry(name, message));
+                }
+                continue;
+            }
+            // The cause quotes what it could not read, which may be anything.
+            Err(_) => {
+                stop(contents, "is damaged");
+                return Ok(());
+            }
+        };
+        names_bytes += head.name.len() + head.link.len();
+        if names_bytes > MAX_NAMES_BYTES {
+            stop(contents, "has names of an impossible length");
+            return Ok(());
+        }
+        let mut text = match head.name.as_str() {
+            MANIFEST_ENTRY => Some(contents.manifest.insert(Vec::new())),
+            CHECKSUMS_ENTRY => Some(contents.checksums.insert(Vec::new())),
+            _ => None,
+        };
+        if text.is_some() && head.size_bytes > MAX_TEXT_BYTES {
+            stop(contents, "has a manifest of an impossible size");
+            return Ok(());
+        }
+        let mut out = None;
+        unpack.owner(head.owner);
+        if unpack_whole && progress.damaged.load(Ordering::Relaxed) {
+            stop(contents, "is damaged");
+            return Ok(());
+        }
+        if text.is_none() && head.kind.is_file() {
+            out = unpack.entry(number, &head.name, head.size_bytes)?;
+        }
+        let mut hasher = Sha256::new();
+        // An entry that ends early, or cannot be read on, shows in its digest and size.
+        while let Ok(read @ 1..) = entry.read(&mut buffer) {
+            let read = &buffer[..read];
+            hasher.update(read);
+            if let Some(text) = &mut text {
+                text.extend_from_slice(read);
+            }
+            if unpack_whole && progress.damaged.load(Ordering::Relaxed) {
+                break;
+            }
+            if let Some(out) = &mut out {
+                out.write_all(read).map_err(|cause| Error::io("write", "the unpacked files".as_ref(), cause))?;
+            }
+            progress.report()?;
+        }
+        contents.entries.push(ReadEntry { head, digest: hasher.finalize().into() });
+    }
+    Ok(())
+}
+
+/// After the entries a tar has two blocks of zeros, of which the reader has taken at least one.
+fn read_rest(decoder: &mut Decoder, contents: &mut Contents) {
+    let mut rest = Vec::new();
+    let read = decoder.take(2 * TAR_BLOCK_BYTES as u64).read_to_end(&mut rest);
+    if read.is_err() || rest.len() != TAR_BLOCK_BYTES || rest.iter().any(|byte| *byte != 0) {
+        let message = "The tar inside does not end as it should".to_string();
+        contents.problems.push(Problem::of_archive(ProblemCode::Structure, message));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_that_was_removed_meanwhile_is_a_backup_that_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |path: &Path| {
+            read_archive(path, &Keys::default(), None, &mut Discard, &OperationContext::default(), Phase::Verifying)
+                .unwrap_err()
+        };
+        assert_eq!(read(&dir.path().join("kg-backup-20240115-020000.tar.gz")).code, Code::BackupNotFound);
+        assert_eq!(read(dir.path()).code, Code::Io);
+    }
+}

@@ -1,0 +1,67 @@
+//! The hooks of `kg diag backup`: told when it begins and when everything of it is done and printed. They change nothing of its
+//! result or exit status.
+
+use std::{path::Path, time::Duration};
+
+use super::output::Output;
+use crate::{
+    commands::backup::Created,
+    error::{Code, Result, Warning, WarningCode},
+    project::Project,
+    schedule::plan::Trigger,
+    service::hooks::{self, Event, EventKind, Hooks, Worker},
+    util::operation::CancelToken,
+};
+
+/// Beyond what the hooks themselves may take.
+const SLACK: Duration = Duration::from_secs(1);
+
+pub struct HookReporter {
+    /// `None` where there is no project; then there are no hooks.
+    known: Option<(Project, Hooks)>,
+    worker: Worker,
+    warnings: Vec<Warning>,
+}
+
+impl HookReporter {
+    pub fn start(root: &Path) -> Self {
+        let mut told = HookReporter { known: None, worker: Worker::start(), warnings: Vec::new() };
+        if let Ok(project) = Project::open(root) {
+            let hooks = Hooks::load(&project, &mut told.warnings);
+            let event = Event { trigger: Some(Trigger::Manual), ..Event::new(EventKind::Started, &project) };
+            told.known = Some((project, hooks));
+            told.tell(event);
+        }
+        told
+    }
+
+    fn tell(&mut self, event: Event) {
+        let Some((_, hooks)) = &self.known else { return };
+        if let Err(message) = self.worker.tell(hooks.clone(), event) {
+            self.warnings.push(Warning::new(WarningCode::Hook, message));
+        }
+    }
+
+    /// Waits for the hooks, as long as they may take. An interrupted backup is no news.
+    pub fn end(mut self, made: &Result<Created>, duration_ms: i64, cancel: &CancelToken, output: &Output) {
+        let is_news = !made.as_ref().is_err_and(|error| error.code == Code::Aborted);
+        if let Some((project, _)) = self.known.as_ref().filter(|_| is_news) {
+            self.tell(Event::of_run(project, made, Trigger::Manual, duration_ms));
+        }
+        let HookReporter { known, worker, mut warnings } = self;
+        if let Some((project, hooks)) = known {
+            // That of the start may be at work still, and the others come after it.
+            let (outcomes, is_cut_short) = worker.finish(hooks.timeout() * 2 + SLACK, cancel);
+            let failures = outcomes.iter().filter_map(hooks::Outcome::failure);
+            warnings.extend(failures.map(|message| Warning::new(WarningCode::Hook, message)));
+            if is_cut_short {
+                warnings.push(Warning::new(WarningCode::Hook, "Hooks that were not done yet were ended"));
+            }
+            if let Err(error) = hooks::remember(&project, &outcomes) {
+                let message = format!("What hooks did could not be written down: {}", error.message);
+                warnings.push(Warning::new(WarningCode::Hook, message));
+            }
+        }
+        output.late_warnings(&warnings);
+    }
+}

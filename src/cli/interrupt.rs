@@ -1,0 +1,83 @@
+//! A task that Ctrl-C ends and a progress bar shows.
+
+use std::sync::Arc;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::output::Output;
+use crate::{
+    service::run_marker,
+    util::operation::{CancelToken, OperationContext, Phase, Progress},
+};
+
+/// The second Ctrl-C ends the process at once, unless it is putting files into place; what it leaves is removed by the
+/// next run.
+fn end_on_interrupt(cancel: CancelToken) {
+    let interrupted = move || {
+        if cancel.is_cancelled() && !cancel.is_in_critical_section() {
+            run_marker::end_at_work();
+            std::process::exit(130);
+        }
+        cancel.cancel();
+    };
+    // Fails only where a handler is set already, which would do the same.
+    let _ = ctrlc::set_handler(interrupted);
+}
+
+/// For what runs until a signal ends it.
+pub fn cancel_on_interrupt() -> CancelToken {
+    let cancel = CancelToken::default();
+    end_on_interrupt(cancel.clone());
+    cancel
+}
+
+/// A bar on a terminal; it is gone when this is dropped.
+pub struct Watched {
+    pub context: OperationContext,
+    bar: Option<ProgressBar>,
+}
+
+impl Watched {
+    pub fn new(output: &Output) -> Self {
+        let cancel = CancelToken::default();
+        end_on_interrupt(cancel.clone());
+        if !output.shows_progress() {
+            return Watched { context: OperationContext::new(cancel, None), bar: None };
+        }
+        let bar = ProgressBar::no_length().with_style(style());
+        let shown = bar.clone();
+        let listener = Arc::new(move |progress: Progress| {
+            shown.set_message(name(progress.phase));
+            if progress.bytes_total > 0 {
+                shown.set_length(progress.bytes_total);
+            }
+            shown.set_position(progress.bytes_done);
+        });
+        Watched { context: OperationContext::new(cancel, Some(listener)), bar: Some(bar) }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn style() -> ProgressStyle {
+    let template = "{msg:9} [{bar:30}] {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left";
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+}
+
+fn name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Waiting => "Waiting",
+        Phase::Saving => "Saving",
+        Phase::Verifying => "Verifying",
+        Phase::Unpacking => "Unpacking",
+        Phase::Applying => "Applying",
+        Phase::Checking => "Checking",
+        Phase::Repairing => "Repairing",
+    }
+}

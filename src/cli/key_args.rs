@@ -1,0 +1,159 @@
+//! Keys of encrypted backups on the command line: what names them, and when a person is asked for a passphrase.
+
+use std::{
+    env,
+    io::{self, IsTerminal},
+    path::{Path, PathBuf},
+};
+
+use age::secrecy::{ExposeSecret, SecretString};
+use clap::Args;
+
+use crate::{
+    archive::{
+        encryption::{
+            Keyring, Keys,
+            read::{Lock, lock_of},
+        },
+        reader::unreadable,
+    },
+    commands::{
+        credentials::{KeySource, assert_passphrase},
+        scheduled::CallerEncryption,
+    },
+    config::Settings,
+    error::{Code, Error, Result},
+    store::Store,
+    util::regular_file,
+    worker::client::WorkerMode,
+};
+
+const PASSPHRASE_FILE: &str = "KG_PASSPHRASE_FILE";
+const IDENTITY_FILE: &str = "KG_IDENTITY_FILE";
+
+/// What is given here opens backups; where nothing is, what the environment names; where that names nothing, the settings.
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// A file whose only line is the passphrase of encrypted backups; may be repeated, to open what several made [default: $KG_PASSPHRASE_FILE, or
+    /// `backup.passphraseFile` of the settings]
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Vec<PathBuf>,
+    /// An age identity file that opens encrypted backups; may be repeated [default: $KG_IDENTITY_FILE, or `backup.identityFile` of the settings]
+    #[arg(long, value_name = "FILE")]
+    identity: Vec<PathBuf>,
+    /// Refuse a backup that is not encrypted
+    #[arg(long)]
+    require_encryption: bool,
+}
+
+impl KeyArgs {
+    pub fn are_given(&self) -> bool {
+        !self.passphrase_file.is_empty() || !self.identity.is_empty()
+    }
+
+    /// What the call says about encryption of a new backup that is for `recipients`. A key that only opens backups does
+    /// not say who can read new ones.
+    pub fn said(&self, recipients: &[String], encrypt: bool, no_encrypt: bool) -> CallerEncryption {
+        match (no_encrypt, encrypt || self.are_given()) {
+            (true, _) => CallerEncryption::Plain,
+            _ if !recipients.is_empty() || !self.passphrase_file.is_empty() => CallerEncryption::EncryptedTo,
+            (false, true) => CallerEncryption::Encrypted,
+            (false, false) => CallerEncryption::Nothing,
+        }
+    }
+
+    /// The store with the keys that are named: those that open backups, and those of the readers of new ones.
+    pub fn on(&self, store: Store, recipients: &[String], settings: &Settings, root: &Path) -> Store {
+        let set = KeySource::of_settings(settings, root);
+        let opening = self.opening(&set);
+        let new = self.sealing(recipients, set).keys(root, &WorkerMode::InProcess);
+        let keys = opening.keys(root, &WorkerMode::InProcess).sealing_as(&new);
+        let is_given = self.are_given() || named_by(PASSPHRASE_FILE).or(named_by(IDENTITY_FILE)).is_some();
+        let keys = if is_given { keys.given() } else { keys };
+        store.with_keys(keys.requiring_encryption(self.require_encryption))
+    }
+
+    /// What opens backups: the keys of the call, else those of the environment, else those of the settings.
+    fn opening(&self, set: &KeySource) -> KeySource {
+        let (passphrase_file, identity_file) = (named_by(PASSPHRASE_FILE), named_by(IDENTITY_FILE));
+        let (passphrase_files, identity_files) = if self.are_given() {
+            (self.passphrase_file.clone(), self.identity.clone())
+        } else if passphrase_file.is_some() || identity_file.is_some() {
+            (passphrase_file.into_iter().collect(), identity_file.into_iter().collect())
+        } else {
+            (set.passphrase_files.clone(), set.identity_files.clone())
+        };
+        KeySource { passphrase_files, identity_files, ..KeySource::default() }
+    }
+
+    /// Who can read new backups: whom the call names, else the recipients of the settings, else who has the passphrase of
+    /// the environment, else of the settings. An identity of the call or of the environment only opens.
+    fn sealing(&self, recipients: &[String], set: KeySource) -> KeySource {
+        let by_passphrase = |files: Vec<PathBuf>| KeySource { passphrase_files: files, ..KeySource::default() };
+        if !recipients.is_empty() {
+            return KeySource { recipients: recipients.to_vec(), ..KeySource::default() };
+        }
+        if !self.passphrase_file.is_empty() {
+            return by_passphrase(self.passphrase_file.clone());
+        }
+        match named_by(PASSPHRASE_FILE) {
+            Some(file) if set.recipients.is_empty() => by_passphrase(vec![file]),
+            _ => set,
+        }
+    }
+
+    /// The store with what opens `archive`: a person at a terminal is asked for a passphrase if none is named, or with `ask`
+    /// if neither the call nor the environment names one.
+    pub fn unlock(&self, store: Store, archive: &Path, ask: bool) -> Result<Store> {
+        let lock = regular_file::open_linked(archive).and_then(lock_of).map_err(|cause| unreadable(archive, cause))?;
+        let is_given = self.are_given() || named_by(PASSPHRASE_FILE).is_some();
+        // A file that the settings name may be gone: then the passphrase can still be typed.
+        let is_named = || (is_given || !ask) && store.keys().fit(Lock::Passphrase).unwrap_or(false);
+        if lock != Some(Lock::Passphrase) || !may_ask() || is_named() {
+            return Ok(store);
+        }
+        let typed = Keys::of(Keyring::of_passphrase(typed(&format!("Passphrase of {}: ", archive.display()))?));
+        // It opens this backup. It is for new ones only if nothing else is.
+        let has_readers = !store.keys().assert_encrypting().is_err_and(|error| error.code == Code::KeyNeeded);
+        let keys = if has_readers { typed.sealing_as(store.keys()) } else { typed };
+        Ok(store.with_keys(keys))
+    }
+}
+
+/// The file that the environment names.
+fn named_by(variable: &str) -> Option<PathBuf> {
+    env::var_os(variable).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// The store with a key for a new backup, where that is encrypted. Somebody at a terminal is asked where none is named.
+pub fn lockable(store: Store) -> Result<Store> {
+    if !store.encrypts() {
+        return Ok(store);
+    }
+    match store.keys().assert_encrypting() {
+        Err(error) if error.code == Code::KeyNeeded && may_ask() => {}
+        known => return known.map(|()| store),
+    }
+    let passphrase = typed("Passphrase for the backup: ")?;
+    assert_passphrase(passphrase.expose_secret())
+        .map_err(|what| Error::new(Code::KeyInvalid, format!("The passphrase {what}"), "Choose a longer one"))?;
+    if typed("The same again: ")?.expose_secret() != passphrase.expose_secret() {
+        return Err(Error::new(
+            Code::KeyInvalid,
+            "The two passphrases are not the same",
+            "Nothing was done; try again",
+        ));
+    }
+    Ok(store.with_keys(Keys::of(Keyring::of_passphrase(passphrase))))
+}
+
+fn may_ask() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+/// What is typed is not shown.
+fn typed(question: &str) -> Result<SecretString> {
+    let terminal = Path::new("the terminal");
+    let typed = rpassword::prompt_password(question).map_err(|cause| Error::io("read", terminal, cause))?;
+    Ok(SecretString::from(typed))
+}

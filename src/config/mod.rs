@@ -1,0 +1,450 @@
+//! What `.kg/config.json` says of backups: its `backup` object. And what `.kg/hooks.json` says of hooks, in the same form.
+//!
+//! [`schema`] has every key, what it may be, and what that means; [`listen`] is the one value with a type of its own.
+//!
+//! An explicit argument comes before the configuration of a manager, that before these settings, and they before what is built in. A
+//! value that cannot be used is a warning, and its default counts. It does not count where it would be dangerous: where
+//! backups go, who can read them, what is removed and which port is opened are never decided by a default that replaces
+//! what someone wrote. [`Settings::assert_usable`] and [`Settings::doubt_of_dir`] are for code that decides such things.
+//!
+//! [`Settings::read`] opens a file of the live project: only the reader (`src/worker`) and `kg` itself may call it.
+
+pub mod listen;
+pub mod schema;
+mod unknown_keys;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
+
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use self::{
+    listen::Listen,
+    schema::{ConfigFile, Key},
+};
+pub use crate::project::{database_path::read_text, json::parse};
+use crate::{
+    archive::{block::Compression, manifest::BackupType},
+    error::{Code, Error, Result, Warning, WarningCode, plain},
+    project::{CONFIG_FILE, STATE_DIR},
+    schedule::cron::time_zone,
+    store::retention::{Keep, Policy},
+};
+
+/// The values that can be used, by their keys.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    values: BTreeMap<String, Value>,
+    /// Keys whose values cannot be used, and why.
+    refused: BTreeMap<String, String>,
+    /// Keys that are likely to be meant by names that are not known, with what is to be said of those.
+    misspelt: BTreeMap<String, String>,
+    /// Why nothing is known of what is set.
+    unusable: Option<Unusable>,
+}
+
+/// Why none of the settings counts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+enum Unusable {
+    /// The file is there, and this process cannot read it: another user, or a disk, may hold what is set.
+    Unreadable(String),
+    /// The file was read, and does not say anything.
+    Invalid(String),
+}
+
+/// The keys that decide who can read new backups: the switch, and the keys that encrypt.
+const ENCRYPTION: [&str; 4] = ["backup.encrypt", "backup.passphraseFile", "backup.recipients", "backup.identityFile"];
+
+/// The key that decides where backups go.
+const DIR: &str = "backup.dir";
+
+const MEND_IT: &str = "Mend it (`kg config show --all` tells what may be set), or bring it back with \
+                       `kg diag restore --file latest --config-only` (from an encrypted backup, with its key: `--passphrase-file` or `--identity`)";
+const READ_IT: &str = "Give this user the right to read it, mount what it leads to, or run as a user who can read it";
+
+/// The keys that decide what retention removes.
+const RETENTION: [&str; 3] = ["backup.retention", "backup.maxBackups", "backup.keep"];
+
+impl Settings {
+    /// Of the project at `root`.
+    pub fn read(root: &Path, warnings: &mut Vec<Warning>) -> Self {
+        let mut warn = |message: String| {
+            warnings.push(Warning::about(WarningCode::Config, format!("{STATE_DIR}/{CONFIG_FILE}"), message));
+        };
+        Settings::read_at(&root.join(STATE_DIR).join(CONFIG_FILE), &mut warn)
+    }
+
+    /// Of the configuration at `path`.
+    pub fn read_at(path: &Path, warn: &mut impl FnMut(String)) -> Self {
+        match read_text(path) {
+            // A link that leads nowhere is not a project without settings: they may lie on a disk that is not mounted.
+            Ok(None) if path.symlink_metadata().is_ok() => {
+                Settings::unusable(Unusable::Unreadable("it is a link that leads nowhere".into()), warn)
+            }
+            Ok(None) => Settings::default(),
+            Ok(Some(text)) => match parse(&text) {
+                Ok(config) => Settings::of(&config, warn),
+                Err(what) => Settings::unusable(Unusable::Invalid(format!("it {what}")), warn),
+            },
+            Err(cause) => {
+                let why = format!("it could not be read ({})", plain(&cause));
+                // What is too long, a pipe or a directory can be looked at, and is no configuration.
+                let is_other = matches!(cause.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput);
+                Settings::unusable(if is_other { Unusable::Invalid(why) } else { Unusable::Unreadable(why) }, warn)
+            }
+        }
+    }
+
+    fn unusable(why: Unusable, warn: &mut impl FnMut(String)) -> Self {
+        let (Unusable::Unreadable(what) | Unusable::Invalid(what)) = &why;
+        warn(format!("The configuration cannot be used: {what}. Its settings of backups do not count"));
+        Settings { unusable: Some(why), ..Settings::default() }
+    }
+
+    /// `config` is the whole configuration.
+    pub fn of(config: &Value, warn: &mut impl FnMut(String)) -> Self {
+        let section = config.get("backup");
+        if !config.is_object() {
+            return Settings::unusable(Unusable::Invalid(format!("it is {}, not an object", kind_of(config))), warn);
+        }
+        if let Some(section) = section.filter(|section| !section.is_object()) {
+            let what = format!("`backup` is {}, not an object", kind_of(section));
+            return Settings::unusable(Unusable::Invalid(what), warn);
+        }
+        if config.pointer("/backup/hooks").is_some() {
+            warn(
+                "`backup.hooks` does not count here, as a restore brings this file back: set it with `kg config set`"
+                    .into(),
+            );
+        }
+        Settings::in_home(ConfigFile::Config, config, warn)
+    }
+
+    /// `config` is the whole file that is the home of the keys.
+    pub fn in_home(home: ConfigFile, config: &Value, warn: &mut impl FnMut(String)) -> Self {
+        let mut settings = Settings::default();
+        let mut said = Vec::new();
+        for unknown in unknown_keys::unknown(home, config) {
+            let message = format!("`{}` {}", unknown.name, unknown.what);
+            let doubted = if unknown.is_known { &mut settings.refused } else { &mut settings.misspelt };
+            doubted.extend(unknown.meant.iter().map(|name| (name.to_string(), message.clone())));
+            said.push((message, "", unknown.meant));
+        }
+        for key in schema::ALL.iter().filter(|key| key.home() == home) {
+            let Some(value) = key.find(config) else { continue };
+            match key.check(value) {
+                Ok(()) => {
+                    settings.values.insert(key.name.to_string(), value.clone());
+                }
+                Err(error) => {
+                    settings.refused.insert(key.name.to_string(), error.message.clone());
+                    said.push((error.message, "; it was ignored", vec![key.name]));
+                }
+            }
+        }
+        // All of them decide together what follows from one.
+        for (message, ignored, keys) in said {
+            match (settings.refusal(&keys), consequence(&keys)) {
+                (Some(refusal), _) => warn(format!("{message}; {refusal}")),
+                (None, consequence) => warn(format!("{message}{ignored}{consequence}")),
+            }
+        }
+        settings
+    }
+
+    /// Whether the key is set to what cannot be used.
+    pub fn is_refused(&self, name: &str) -> bool {
+        self.refused.contains_key(name)
+    }
+
+    /// Whether nothing is known of what is set.
+    pub fn are_unusable(&self) -> bool {
+        self.unusable.is_some()
+    }
+
+    /// Whether the settings are there, for somebody else to read.
+    pub fn are_hidden(&self) -> bool {
+        matches!(self.unusable, Some(Unusable::Unreadable(_)))
+    }
+
+    /// `KG_CONFIG_INVALID` if nothing is known of what is set.
+    pub fn assert_usable(&self) -> Result<()> {
+        match &self.unusable {
+            Some(Unusable::Unreadable(why)) => Err(unusable(why, READ_IT)),
+            Some(Unusable::Invalid(why)) => Err(unusable(why, MEND_IT)),
+            None => Ok(()),
+        }
+    }
+
+    /// Why it is not known where backups go.
+    pub fn doubt_of_dir(&self) -> Option<Error> {
+        let refused = || self.is_refused(DIR).then_some("`backup.dir` is not the name of a directory");
+        let misspelt = || self.misspelt.get(DIR).filter(|_| self.get(DIR).is_none()).map(String::as_str);
+        self.assert_usable().err().or_else(|| Some(unusable(refused().or_else(misspelt)?, MEND_IT)))
+    }
+
+    /// Why it is not known who can read new backups; `is_asked_for` if the call asks for encryption.
+    pub fn doubt_of_encryption(&self, is_asked_for: bool) -> Option<String> {
+        if let Some(why) = ENCRYPTION.into_iter().find_map(|key| self.refused.get(key)) {
+            return Some(format!("An invalid setting makes it unclear who can read new backups: {why}"));
+        }
+        let [switch, keys @ ..] = ENCRYPTION;
+        let is_known = match self.bool(switch) {
+            Some(false) if !is_asked_for => true,
+            None if !is_asked_for => false,
+            _ => keys.into_iter().any(|key| self.get(key).is_some()),
+        };
+        let why = ENCRYPTION.into_iter().filter(|_| !is_known).find_map(|key| self.misspelt.get(key))?;
+        Some(format!("A misspelt setting makes it unclear who can read new backups: {why}"))
+    }
+
+    /// Whether they say who could read an encrypted backup.
+    pub fn name_readers(&self) -> bool {
+        ["backup.passphraseFile", "backup.recipients"].into_iter().any(|key| self.get(key).is_some())
+    }
+
+    /// Why a backup is refused if the call says neither where to write it nor who can read it.
+    pub fn refuses_backups(&self) -> Option<String> {
+        self.doubt_of_dir().map(|error| error.message).or_else(|| self.doubt_of_encryption(false))
+    }
+
+    /// Why nothing may be removed: what was set could keep it.
+    pub fn doubt_of_retention(&self) -> Option<Error> {
+        let key = self.refused.keys().chain(self.misspelt.keys()).find(|key| is_of_retention(key));
+        let wrong =
+            key.map(|key| unusable(&format!("it is not known what `{key}` is to be, so nothing is removed"), MEND_IT));
+        self.assert_usable().err().or(wrong)
+    }
+
+    /// What is said of these keys if they keep backups from being made.
+    fn refusal(&self, keys: &[&str]) -> Option<&'static str> {
+        let is_about = |key: &str| keys.contains(&key);
+        if ENCRYPTION.into_iter().any(is_about) && self.doubt_of_encryption(false).is_some() {
+            Some("no backup is made until it is mended, unless the call says who can read it")
+        } else if is_about(DIR) && self.doubt_of_dir().is_some() {
+            Some("no backup is made until it is mended, unless the call names a directory")
+        } else {
+            None
+        }
+    }
+
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.values.get(name)
+    }
+
+    pub fn bool(&self, name: &str) -> Option<bool> {
+        self.get(name)?.as_bool()
+    }
+
+    pub fn whole(&self, name: &str) -> Option<u32> {
+        self.get(name)?.as_u64().and_then(|value| u32::try_from(value).ok())
+    }
+
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.get(name)?.as_str()
+    }
+
+    pub fn list(&self, name: &str) -> Option<Vec<String>> {
+        let list = self.get(name)?.as_array()?;
+        Some(list.iter().filter_map(|one| one.as_str().map(str::to_string)).collect())
+    }
+
+    /// `backup.dir`, from the root of the project.
+    pub fn dir(&self, root: &Path) -> Option<PathBuf> {
+        self.text(DIR).map(|dir| root.join(dir))
+    }
+
+    /// The permissions of new archives.
+    pub fn archive_mode(&self) -> Option<u32> {
+        u32::from_str_radix(self.text("backup.mode")?, 8).ok()
+    }
+
+    pub fn kind(&self) -> Option<BackupType> {
+        serde_json::from_value(self.get("backup.type")?.clone()).ok()
+    }
+
+    pub fn listen(&self) -> Listen {
+        let name = "backup.listen";
+        // A port that may have been turned off stays closed.
+        if self.are_unusable() || self.is_refused(name) || self.misspelt.contains_key(name) {
+            return Listen::Off;
+        }
+        self.get(name).and_then(|value| Listen::of(value).ok()).unwrap_or_default()
+    }
+
+    pub fn retention_days(&self) -> Option<u32> {
+        // One of them is enough; of two, the one that removes less.
+        self.whole("backup.retention").max(self.whole("backup.retentionDays"))
+    }
+
+    /// Why no backups are made on a schedule, and what to type; nothing where they are.
+    pub fn without_schedule(&self) -> Vec<&'static str> {
+        let is_off = self.bool("backup.enabled") != Some(true);
+        let is_unset = self.text("backup.schedule").is_none();
+        let off = is_off.then_some("no backups are made: `kg config set backup.enabled true`");
+        let unset = is_unset.then_some("there is no schedule: `kg config set backup.schedule \"0 2 * * *\"`");
+        off.into_iter().chain(unset).collect()
+    }
+
+    /// What `after` has otherwise, as a message tells it.
+    pub fn changes(&self, after: &Settings) -> Vec<String> {
+        let shown = |settings: &Settings, key: &Key| {
+            settings.get(key.name).map_or("not set".to_string(), |value| key.shown(value).to_string())
+        };
+        let changed = schema::ALL.iter().filter(|key| self.get(key.name) != after.get(key.name));
+        changed.map(|key| format!("{} from {} to {}", key.name, shown(self, key), shown(after, key))).collect()
+    }
+
+    /// `backup.timezone`, if it is set.
+    pub fn zone(&self) -> Option<TimeZone> {
+        time_zone(Some(self.text("backup.timezone")?)).ok()
+    }
+
+    /// What retention keeps; everything, while it is in doubt.
+    pub fn policy(&self) -> Policy {
+        if self.doubt_of_retention().is_some() {
+            return Policy::default();
+        }
+        let keep = |period: &str| self.whole(&format!("backup.keep.{period}"));
+        Policy {
+            retention_days: self.retention_days(),
+            max_backups: self.whole("backup.maxBackups"),
+            keep: Keep {
+                last: keep("last"),
+                hourly: keep("hourly"),
+                daily: keep("daily"),
+                weekly: keep("weekly"),
+                monthly: keep("monthly"),
+                yearly: keep("yearly"),
+            },
+            zone: self.zone().unwrap_or(TimeZone::UTC),
+        }
+    }
+}
+
+fn unusable(why: &str, remedy: &str) -> Error {
+    let message = format!("{STATE_DIR}/{CONFIG_FILE} cannot be used: {why}");
+    Error::new(Code::ConfigInvalid, message, remedy)
+}
+
+fn is_of_retention(key: &str) -> bool {
+    RETENTION.iter().any(|name| key.starts_with(name))
+}
+
+/// What follows from a setting that does not count, if that is more than its default.
+fn consequence(keys: &[&str]) -> &'static str {
+    if keys.iter().any(|key| is_of_retention(key)) {
+        ", and no backup is removed until it is mended"
+    } else if keys.contains(&"backup.listen") {
+        ", and no port is opened until it is mended"
+    } else {
+        ""
+    }
+}
+
+/// What a JSON value is, for messages: its content may be secret.
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// What a value of `compression` means: true, false, or the name of a format.
+pub fn compression(value: &Value) -> Option<Compression> {
+    match value {
+        Value::Bool(true) => Some(Compression::GZIP),
+        Value::Bool(false) => Some(Compression::None),
+        Value::String(name) if name == "gzip" => Some(Compression::GZIP),
+        Value::String(name) if name == "zstd" => Some(Compression::ZSTD),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn values_that_cannot_be_used_are_warnings_and_the_others_count() {
+        let config = json!({ "backup": { "enabled": true, "maxBackups": "five", "keep": { "daily": 7 }, "mine": {} } });
+        let mut said = Vec::new();
+        let settings = Settings::of(&config, &mut |message| said.push(message));
+        assert_eq!(settings.bool("backup.enabled"), Some(true));
+        // What someone wrote to limit removal is not known: nothing is removed.
+        assert!(settings.policy().keeps_everything() && settings.doubt_of_retention().is_some());
+        assert_eq!(said.len(), 2);
+        assert_eq!(said[0], "`backup.mine` is not a setting: see `kg config show --all`");
+        assert!(said[1].contains("backup.maxBackups") && said[1].contains("\"five\""), "{}", said[1]);
+    }
+
+    #[test]
+    fn retention_and_retention_days_are_one_thing_and_the_one_that_removes_less_counts() {
+        let of = |config| Settings::of(&config, &mut |_| panic!("no warning")).policy().retention_days;
+        assert_eq!(of(json!({ "backup": { "retention": 30 } })), Some(30));
+        assert_eq!(of(json!({ "backup": { "retentionDays": 7 } })), Some(7));
+        assert_eq!(of(json!({ "backup": { "retention": 30, "retentionDays": 7 } })), Some(30));
+        assert_eq!(of(json!({})), None);
+    }
+
+    #[test]
+    fn a_configuration_that_is_a_pipe_a_directory_or_nothing_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(STATE_DIR)).unwrap();
+        let path = dir.path().join(STATE_DIR).join(CONFIG_FILE);
+        let is_unusable = || Settings::read(dir.path(), &mut Vec::new()).are_unusable();
+        assert!(!is_unusable());
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(is_unusable());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(is_unusable());
+        std::fs::remove_dir(&path).unwrap();
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        assert!(is_unusable());
+    }
+
+    #[test]
+    fn a_configuration_that_is_not_an_object_of_objects_is_unusable_and_not_an_empty_one() {
+        for text in ["[]", "null", "7", "true", "\"text\"", r#"{"backup":[]}"#, r#"{"backup":null}"#, r#"{"backup":1}"#]
+        {
+            let mut said = Vec::new();
+            let settings = Settings::of(&serde_json::from_str(text).unwrap(), &mut |message| said.push(message));
+            assert_eq!(settings.assert_usable().unwrap_err().code, Code::ConfigInvalid, "{text}");
+            assert_eq!((said.len(), settings.listen()), (1, Listen::Off), "{text}");
+        }
+        assert!(Settings::of(&json!({}), &mut |_| panic!()).assert_usable().is_ok());
+    }
+
+    #[test]
+    fn a_default_never_opens_a_port_removes_a_backup_or_chooses_a_directory_for_what_cannot_be_used() {
+        let of = |backup| Settings::of(&json!({ "backup": backup }), &mut |_| {});
+        for backup in [json!({ "listen": false }), json!({ "lisen": "off" })] {
+            assert_eq!(of(backup).listen(), Listen::Off);
+        }
+        for backup in
+            [json!({ "keep": 7 }), json!({ "keep": { "dayly": 7 } }), json!({ "retnetion": 30 }), json!({ "kep": {} })]
+        {
+            let mut whole = json!({ "maxBackups": 1 });
+            whole.as_object_mut().unwrap().extend(backup.as_object().unwrap().clone());
+            assert!(of(whole).policy().keeps_everything(), "{backup}");
+        }
+        for backup in [json!({ "dir": 5 }), json!({ "dri": "b" }), json!({ "backupDir": "b" })] {
+            assert!(of(backup.clone()).doubt_of_dir().is_some(), "{backup}");
+        }
+        for backup in [json!({}), json!({ "dir": "b" }), json!({ "dir": "b", "dri": "b" })] {
+            assert!(of(backup.clone()).doubt_of_dir().is_none(), "{backup}");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! What lies beside a database and around it: its WAL, its names, its file system. Nothing here opens it with SQLite.
+
+use std::{
+    fs::{self},
+    io::Read,
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
+
+use super::{
+    Named,
+    issue::{Issue, IssueCode},
+};
+use crate::{
+    salvage::beside_another_state,
+    sqlite::{
+        files::{MAGIC, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole},
+        format::header::HEADER_BYTES,
+        wal_in_use,
+    },
+    util::{operation::CancelToken, regular_file},
+};
+
+/// Where in the header of a database the version of the SQLite stands that changed it last
+/// (<https://sqlite.org/fileformat2.html#the_database_header>).
+const WRITER_VERSION: usize = 96;
+/// The read version that the header of a database in WAL mode has.
+const WAL_VERSION: u8 = 2;
+const LET_SQLITE: &str = "Stop what uses the database, move the -wal and -shm away, and look at what is missing; or restore \
+                          the newest good backup";
+
+/// What to do about a process that commits to another WAL.
+const REOPEN: &str = "Copy what that process holds while it runs (`VACUUM INTO` on its own connection), then restart it with this \
+                      path: the next commit is seen here";
+
+pub fn check(database: &Path, named: &Named, cancel: &CancelToken) -> Vec<Issue> {
+    let mut issues = Vec::new();
+    issues.extend(wal(database, named, cancel));
+    issues.extend(wal_not_in_use(database, named));
+    if let Ok(found) = fs::metadata(database)
+        && found.nlink() > 1
+    {
+        let message = format!("{} has {} names (hard links)", named.path, found.nlink());
+        let remedy = "Remove all but one: processes that use another name do not see each other's WAL";
+        issues.push(named.issue(IssueCode::DatabaseLinked, message, remedy));
+    }
+    issues.extend(old_writer(database, named));
+    issues.extend(file_system_of(database).and_then(|file_system| on_network(named, file_system)));
+    issues
+}
+
+/// A process that commits to another WAL than the one at the path, or that has a database open that
+/// is gone from there.
+pub fn wal_not_in_use(database: &Path, named: &Named) -> Option<Issue> {
+    let found = wal_in_use::find(database)?;
+    Some(named.issue(IssueCode::WalNotInUse, found.says(&named.path), REOPEN))
+}
+
+/// Whether the SQLite that wrote the first page last, as its header says, can corrupt a database in WAL mode
+/// (<https://sqlite.org/wal.html#walresetbug>). Which SQLite others use now cannot be seen.
+fn old_writer(database: &Path, named: &Named) -> Option<Issue> {
+    let start = read_start::<HEADER_BYTES>(database).filter(|start| start.starts_with(MAGIC))?;
+    let version = word(&start[WRITER_VERSION..], 0);
+    if start[19] != WAL_VERSION || !resets_wal_wrongly(version) {
+        return None;
+    }
+    let shown = format!("{}.{}.{}", version / 1_000_000, version / 1000 % 1000, version % 1000);
+    let message = format!(
+        "{} is in WAL mode and was written by SQLite {shown}, which can corrupt it where two processes write and checkpoint at once",
+        named.path
+    );
+    Some(named.issue(IssueCode::SqliteOld, message, "Let everything that writes to it use SQLite 3.51.3 or newer"))
+}
+
+/// From 3.7.0, which brought the WAL, to the release that mended it, and the older series that it was mended in.
+fn resets_wal_wrongly(version: u32) -> bool {
+    let is_mended = version >= 3_051_003 || matches!(version, 3_050_007..=3_050_999 | 3_044_006..=3_044_999);
+    version >= 3_007_000 && !is_mended
+}
+
+/// Whether the WAL can be used, and by this database.
+fn wal(database: &Path, named: &Named, cancel: &CancelToken) -> Option<Issue> {
+    let path = companion(database, "-wal");
+    let length = fs::metadata(&path).ok().filter(|found| found.is_file())?.len();
+    if length == 0 {
+        return None;
+    }
+    let shown = format!("{}-wal", named.path);
+    let unreadable = |why: &str| {
+        let message = format!("SQLite ignores {shown}, which {why}: what was committed to it is lost");
+        Some(named.issue(IssueCode::WalUnreadable, message, LET_SQLITE).path(&shown))
+    };
+    // Its writer may be at work on it: what is torn once is read again.
+    let header = match (read_start::<WAL_HEADER_BYTES>(&path), read_start::<WAL_HEADER_BYTES>(&path)) {
+        (Some(_), Some(header)) => header,
+        _ => return unreadable("is shorter than its header or cannot be read"),
+    };
+    if !header.starts_with(WAL_MAGIC) {
+        return unreadable("does not begin as a WAL does");
+    }
+    if !is_wal_header_whole(&header) {
+        return unreadable("has a header whose checksum is wrong");
+    }
+    let start = read_start::<20>(database).filter(|start| start.starts_with(MAGIC))?;
+    let foreign = |why: String| {
+        let message = format!("{shown} is not of the database beside it: {why}");
+        Some(named.issue(IssueCode::WalForeign, message, LET_SQLITE).path(&shown))
+    };
+    let page_size = match u16::from_be_bytes([start[16], start[17]]) {
+        1 => 65_536,
+        size => u32::from(size),
+    };
+    let of_wal = word(&header, 2);
+    if of_wal != page_size {
+        return foreign(format!("its pages are of {of_wal} bytes, those of the database of {page_size}"));
+    }
+    if start[19] != WAL_VERSION {
+        return foreign("the database is not in WAL mode".into());
+    }
+    let state = beside_another_state(database, cancel).ok().flatten();
+    state.and_then(|why| foreign(why.into()))
+}
+
+/// Of a database that is sound without its WAL, and not with it.
+pub fn wal_is_foreign(named: &Named) -> Issue {
+    let shown = format!("{}-wal", named.path);
+    let message = format!(
+        "{} is as it should be without {shown}, and not with it: that is not its WAL, or a damaged one",
+        named.path
+    );
+    named.issue(IssueCode::WalForeign, message, LET_SQLITE).path(shown)
+}
+
+pub fn has_wal(database: &Path) -> bool {
+    fs::metadata(companion(database, "-wal")).is_ok_and(|found| found.len() > 0)
+}
+
+fn read_start<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
+    let mut start = [0; LENGTH];
+    regular_file::open_linked(path).ok()?.read_exact(&mut start).ok()?;
+    Some(start)
+}
+
+fn word(bytes: &[u8], number: usize) -> u32 {
+    let at = number * 4;
+    bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_be_bytes)
+}
+
+/// Its number, as `statfs` gives it.
+#[cfg(target_os = "linux")]
+fn file_system_of(path: &Path) -> Option<u32> {
+    nix::sys::statfs::statfs(path).ok().map(|found| found.filesystem_type().0 as u32)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn file_system_of(_path: &Path) -> Option<u32> {
+    None
+}
+
+fn on_network(named: &Named, file_system: u32) -> Option<Issue> {
+    let name = match file_system {
+        0x6969 => "NFS",
+        0x517b => "SMB",
+        0xff53_4d42 => "CIFS",
+        0xfe53_4d42 => "SMB 2",
+        0x5346_414f => "AFS",
+        0x00c3_6400 => "Ceph",
+        0x0102_1997 => "9P",
+        _ => return None,
+    };
+    let message =
+        format!("{} lies on a network file system ({name}), where SQLite's locks and its WAL may not work", named.path);
+    Some(named.issue(IssueCode::NetworkFileSystem, message, "Move it to a local disk"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::issue::Part, *};
+
+    #[test]
+    fn a_writer_that_can_corrupt_a_wal_is_told_by_the_header_and_only_in_wal_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("a.db");
+        let named = Named { path: "a.db".into(), part: Part::Database };
+        let found = |version: u32, mode: u8| {
+            let mut header = [0; HEADER_BYTES];
+            header[..16].copy_from_slice(MAGIC);
+            header[18..20].fill(mode);
+            header[WRITER_VERSION..].copy_from_slice(&version.to_be_bytes());
+            fs::write(&database, header).unwrap();
+            old_writer(&database, &named).map(|issue| issue.message)
+        };
+        assert!(found(3_040_001, WAL_VERSION).unwrap().contains("SQLite 3.40.1,"));
+        assert_eq!(found(3_040_001, 1), None);
+        for version in [3_007_000, 3_044_005, 3_045_000, 3_050_006, 3_051_002] {
+            assert!(found(version, WAL_VERSION).is_some(), "{version}");
+        }
+        for version in [0, 3_006_023, 3_044_006, 3_050_007, 3_051_003, 3_053_002] {
+            assert_eq!(found(version, WAL_VERSION), None, "{version}");
+        }
+    }
+
+    #[test]
+    fn network_file_systems_are_known_by_their_number_and_local_ones_are_none() {
+        let named = Named { path: "a.db".into(), part: Part::Database };
+        for (number, name) in [(0x6969, "NFS"), (0xff53_4d42, "CIFS"), (0xfe53_4d42, "SMB 2"), (0x0102_1997, "9P")] {
+            let issue = on_network(&named, number).unwrap();
+            assert_eq!(issue.code, IssueCode::NetworkFileSystem);
+            assert!(issue.message.contains(name), "{}", issue.message);
+        }
+        for local in [0xef53, 0x0102_1994, 0x9123_683e, 0x5846_5342, 0x794c_7630] {
+            assert_eq!(on_network(&named, local), None);
+        }
+    }
+}

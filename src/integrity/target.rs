@@ -1,0 +1,135 @@
+//! What is checked: a database, and the project that it belongs to.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Named, environment,
+    issue::{Issue, IssueCode, Severity},
+};
+use crate::{
+    error::Result,
+    project::{Project, STATE_DIR, database_path, same_file},
+    system::paths,
+    util::dir_handle,
+};
+
+const SET_PATH: &str = "Set `database.path` in .kg/config.json to a database in this project, or remove that setting";
+
+/// How a caller names what is to be checked. Paths alone tell which project a database may belong to, so a host makes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckTarget {
+    /// `None` for the one of the project's configuration.
+    pub database: Option<PathBuf>,
+    /// The project's root. Where `is_given` is false, the nearest one above the database, which may be of another.
+    pub root: Option<PathBuf>,
+    pub is_given: bool,
+}
+
+impl CheckTarget {
+    /// What lies at `path`: a project's root, or a database.
+    pub fn at(path: &Path) -> Self {
+        if path.is_dir() {
+            return CheckTarget { database: None, root: Some(path.to_path_buf()), is_given: true };
+        }
+        // Of a relative path, the directories above the working directory are not seen.
+        let absolute = paths::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        let root = absolute.parent().and_then(Project::find_root);
+        CheckTarget { database: Some(path.to_path_buf()), root, is_given: false }
+    }
+
+    /// A database of the project at `root`.
+    pub fn of(root: &Path, database: Option<PathBuf>) -> Self {
+        CheckTarget { database, root: Some(root.to_path_buf()), is_given: true }
+    }
+
+    /// Reads the configuration, so this is for the reader alone.
+    pub fn resolve(&self) -> Result<Resolved> {
+        let project = match &self.root {
+            Some(root) if self.is_given => Some(Project::open(root)?),
+            Some(root) => Project::open(root).ok(),
+            None => None,
+        };
+        let mut warnings = Vec::new();
+        let configured =
+            project.as_ref().map(|project| database_path::database_path(project.root(), &mut warnings).absolute);
+        let configured = configured.map(dir_handle::resolve_if_there).transpose()?;
+        let given = self.database.as_ref().map(|path| {
+            let path = paths::absolute(path).unwrap_or_else(|_| path.clone());
+            // SQLite opens the file behind a link, and looks for the WAL beside that.
+            dir_handle::resolve_if_there(path)
+        });
+        let given = given.transpose()?;
+        let database = given.or_else(|| configured.clone()).unwrap_or_default();
+        let belongs = |project: &Project| {
+            let state = project.root().join(STATE_DIR);
+            let state = state.canonicalize().unwrap_or(state);
+            self.is_given || database.starts_with(state) || configured.as_ref() == Some(&database)
+        };
+        let project = project.filter(belongs);
+        let is_graph = project.is_some() && configured.as_ref() == Some(&database);
+        let is_named = self.database.is_some();
+        Ok(Resolved { database, project, is_graph, is_named })
+    }
+}
+
+/// What is checked, as the files say.
+pub struct Resolved {
+    /// Absolute, without links where it exists.
+    pub database: PathBuf,
+    pub project: Option<Project>,
+    /// Whether it is the project's graph database.
+    pub is_graph: bool,
+    /// Whether the caller named the database, rather than the configuration.
+    is_named: bool,
+}
+
+impl Resolved {
+    /// The root of the other project that the configured database belongs to.
+    pub fn owner(&self) -> Option<PathBuf> {
+        let project = self.project.as_ref().filter(|_| !self.is_named)?;
+        database_path::other_owner(project.root(), &self.database)
+    }
+
+    /// What is wrong with where the database lies, and with its other names.
+    pub(super) fn issues(&self, named: &Named) -> Vec<Issue> {
+        let Some(project) = &self.project else { return Vec::new() };
+        let mut issues = Vec::new();
+        if let Some(owner) = self.owner() {
+            let message = format!(
+                "The configuration names {}, the database of another project, {}: it was not checked. This project may be a copy of that \
+                 one",
+                named.path,
+                owner.display()
+            );
+            issues.push(named.issue(IssueCode::DatabaseOutside, message, SET_PATH));
+        } else if !self.is_named && !database_path::is_inside(project.root(), &self.database) {
+            let message = format!("{} lies outside the project: a copy of the project uses it too", named.path);
+            let remedy = "Leave it there if that is meant; a repair works on it if it is named";
+            issues.push(named.issue(IssueCode::DatabaseOutside, message, remedy).severity(Severity::Warning));
+        }
+        if !self.database.exists() {
+            issues.extend(environment::wal_not_in_use(&self.database, named));
+        }
+        let links = same_file::links_outside(project.root(), &self.database);
+        if !self.is_named && links > 0 {
+            let message = format!(
+                "{} has {links} more names (hard links) outside {STATE_DIR}: it may be the database of another project too",
+                named.path
+            );
+            let remedy =
+                "Make it a file of its own: copy it with `sqlite3 … 'VACUUM INTO …'`, and put the copy in its place";
+            issues.push(named.issue(IssueCode::DatabaseOutside, message, remedy).severity(Severity::Warning));
+        }
+        for (other, _) in same_file::others_with_wal(project.root(), &self.database) {
+            let message = format!(
+                "{other} is another name of {}, and has a WAL or journal of its own: what was committed to {other}-wal is not seen here",
+                named.path
+            );
+            let remedy = "Open it once with that name and close it, while nothing else uses it; then use one name only";
+            issues.push(named.issue(IssueCode::WalNotInUse, message, remedy));
+        }
+        issues
+    }
+}

@@ -1,0 +1,179 @@
+//! The part of `.kg/config.json` that a backup must know: where the database lies.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+use super::{CONFIG_FILE, DEFAULT_DATABASE, STATE_DIR, json};
+use crate::{
+    error::{Warning, WarningCode, plain},
+    system::paths::normalize,
+    util::regular_file,
+};
+
+/// A longer one is no configuration.
+const MAX_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Where the graph database lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatabasePath {
+    pub absolute: PathBuf,
+    /// Relative to the root with `/`; `None` where the database lies outside the project.
+    pub relative: Option<String>,
+}
+
+/// Reads `database.path`, which is relative to the project's root.
+///
+/// A configuration that is missing or names no database means the default. One that cannot be read does too, and
+/// a warning says so: a damaged configuration must not keep anyone from a backup of the database.
+pub fn database_path(root: &Path, warnings: &mut Vec<Warning>) -> DatabasePath {
+    database_path_in(&root.join(STATE_DIR).join(CONFIG_FILE), root, warnings)
+}
+
+/// As [`database_path`], from a configuration that lies elsewhere.
+pub fn database_path_in(config: &Path, root: &Path, warnings: &mut Vec<Warning>) -> DatabasePath {
+    let configured = match read_text(config) {
+        Ok(Some(text)) => match json::parse(&text) {
+            Ok(config) => configured_path(&config, warnings),
+            Err(what) => {
+                warn(warnings, format!("The configuration {what}; the default database was used"));
+                None
+            }
+        },
+        Ok(None) => None,
+        Err(cause) => {
+            warn(
+                warnings,
+                format!("The configuration could not be read ({}); the default database was used", plain(&cause)),
+            );
+            None
+        }
+    };
+    locate(root, configured.as_deref().unwrap_or(DEFAULT_DATABASE))
+}
+
+/// The root of another project than the one at `root` that a database belongs to: it lies in the
+/// `.kg` of that one, or the configuration of that one names it. A copy of a project has such a
+/// database if its configuration names that of the original.
+pub fn other_owner(root: &Path, database: &Path) -> Option<PathBuf> {
+    let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let (root, found) = (resolved(root), resolved(database));
+    if is_inside(&root, &found) {
+        return None;
+    }
+    // By the path as it is written too: the `.kg` of the other project may be a link.
+    let above = found.ancestors().chain(database.ancestors()).skip(1).filter(|dir| dir.join(STATE_DIR).is_dir());
+    let owns = |other: &Path| {
+        let is_below = [&found, database].iter().any(|path| path.starts_with(other.join(STATE_DIR)));
+        is_below || resolved(&database_path(other, &mut Vec::new()).absolute) == found
+    };
+    above.map(resolved).find(|other| *other != root && owns(other))
+}
+
+/// Whether a database lies in the project at `root`; both without links.
+pub fn is_inside(root: &Path, database: &Path) -> bool {
+    // The state directory may be a link.
+    let state = root.join(STATE_DIR);
+    database.starts_with(root) || state.canonicalize().is_ok_and(|state| database.starts_with(state))
+}
+
+fn configured_path(config: &Value, warnings: &mut Vec<Warning>) -> Option<String> {
+    match config.get("database")?.get("path")? {
+        Value::String(path) if !path.is_empty() => Some(path.clone()),
+        other => {
+            warn(warnings, format!("`database.path` is {other}, not a path; the default database was used"));
+            None
+        }
+    }
+}
+
+fn locate(root: &Path, configured: &str) -> DatabasePath {
+    let absolute = normalize(&root.join(configured));
+    let relative = absolute.strip_prefix(root).ok().and_then(|path| path.to_str()).map(str::to_string);
+    DatabasePath { absolute, relative }
+}
+
+fn warn(warnings: &mut Vec<Warning>, message: String) {
+    warnings.push(Warning::about(WarningCode::Config, format!("{STATE_DIR}/{CONFIG_FILE}"), message));
+}
+
+/// The bytes of a configuration; `None` where there is none. A pipe or device is not waited for.
+pub fn read_text(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    regular_file::read_if_there(path, MAX_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn resolve(config: Option<&str>) -> (DatabasePath, Vec<Warning>) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(STATE_DIR)).unwrap();
+        if let Some(config) = config {
+            fs::write(dir.path().join(".kg/config.json"), config).unwrap();
+        }
+        let mut warnings = Vec::new();
+        let mut found = database_path(dir.path(), &mut warnings);
+        if let Ok(inside) = found.absolute.strip_prefix(dir.path()) {
+            found.absolute = inside.to_path_buf();
+        }
+        (found, warnings)
+    }
+
+    #[test]
+    fn the_default_applies_where_nothing_is_configured() {
+        for config in [None, Some("{}"), Some(r#"{"database":{}}"#)] {
+            let (found, warnings) = resolve(config);
+            assert_eq!(found.relative.as_deref(), Some(".kg/knowledge.db"));
+            assert!(warnings.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_configured_path_is_relative_to_the_root_and_normalised() {
+        let (found, _) = resolve(Some(r#"{"database":{"path":"./data/../db/graph.db"}}"#));
+        assert_eq!(found.relative.as_deref(), Some("db/graph.db"));
+    }
+
+    #[test]
+    fn a_database_outside_the_project_has_no_relative_path() {
+        let (found, _) = resolve(Some(r#"{"database":{"path":"/var/lib/graph.db"}}"#));
+        assert_eq!(found, DatabasePath { absolute: "/var/lib/graph.db".into(), relative: None });
+    }
+
+    #[test]
+    fn a_database_belongs_to_the_other_project_that_holds_or_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().canonicalize().unwrap().join(path);
+        for path in ["own/.kg", "other/.kg", "other/inner/.kg", "data", "other/data"] {
+            fs::create_dir_all(at(path)).unwrap();
+        }
+        let owner = |path: &str| other_owner(&at("own"), &at(path));
+        assert_eq!(owner("other/.kg/knowledge.db"), Some(at("other")));
+        assert_eq!(owner("other/inner/.kg/x.db"), Some(at("other/inner")));
+        for path in ["own/.kg/knowledge.db", "own/graph.db", "data/graph.db", "other/data/graph.db"] {
+            assert_eq!(owner(path), None, "{path}");
+        }
+        fs::write(at("other/.kg/config.json"), r#"{"database":{"path":"data/graph.db"}}"#).unwrap();
+        assert_eq!(owner("other/data/graph.db"), Some(at("other")));
+        std::os::unix::fs::symlink(at("data"), at("linked")).unwrap();
+        fs::create_dir(at("third")).unwrap();
+        std::os::unix::fs::symlink(at("data"), at("third/.kg")).unwrap();
+        assert_eq!(owner("third/.kg/graph.db"), Some(at("third")));
+    }
+
+    #[test]
+    fn a_configuration_that_cannot_be_used_is_a_warning_and_means_the_default() {
+        for config in ["not json", r#"{"database":{"path":7}}"#] {
+            let (found, warnings) = resolve(Some(config));
+            assert_eq!(found.relative.as_deref(), Some(".kg/knowledge.db"));
+            assert_eq!(warnings.len(), 1);
+            assert_eq!(warnings[0].code, WarningCode::Config);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The thread that runs hooks, so that none of them can fail or delay a backup.
+//!
+//! ```text
+//! whoever backs up ─events, at most MOST_WAITING─▶ worker ─one thread a hook─▶ commands, URLs
+//!                  ◀──────────outcomes────────────
+//! ```
+//!
+//! It opens no file of the project: what is configured comes with the event, read between backups (`docs/architecture.md`, the rule).
+//! Hooks of one event run beside each other, so an event takes no longer than one hook may; events are told in their order.
+
+use std::{
+    panic::{self, AssertUnwindSafe},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{Hook, Hooks, Outcome, event::Event};
+use crate::util::operation::CancelToken;
+
+const MOST_WAITING: usize = 16;
+/// How long killing a command may take.
+const END: Duration = Duration::from_millis(500);
+
+pub struct Worker {
+    queue: SyncSender<(Hooks, Event)>,
+    outcomes: Receiver<Outcome>,
+    cancel: CancelToken,
+}
+
+impl Worker {
+    pub fn start() -> Self {
+        let (queue, waiting) = sync_channel::<(Hooks, Event)>(MOST_WAITING);
+        let (send, outcomes) = channel();
+        let cancel = CancelToken::default();
+        let cancelled = cancel.clone();
+        let work = move || {
+            for (hooks, event) in waiting {
+                if !cancelled.is_cancelled() {
+                    run_all(&hooks, &event, &send, &cancelled);
+                }
+            }
+        };
+        // Where there is no thread to be had, the queue is closed, and each event says so.
+        let _ = thread::Builder::new().name("hooks".into()).spawn(work);
+        Worker { queue, outcomes, cancel }
+    }
+
+    /// Queues the hooks of an event. `Err` says why they will not run: older ones hang.
+    pub fn tell(&self, hooks: Hooks, event: Event) -> Result<(), String> {
+        if !hooks.has_any_for(event.event) {
+            return Ok(());
+        }
+        self.queue.try_send((hooks, event)).map_err(|refused| match refused {
+            TrySendError::Full((_, event)) => format!(
+                "the hooks of {} do not run: those of {MOST_WAITING} earlier events are not done yet",
+                event.event.name()
+            ),
+            TrySendError::Disconnected((_, event)) => format!("the hooks of {} do not run", event.event.name()),
+        })
+    }
+
+    /// What has ended since this was asked last.
+    pub fn ended(&self) -> Vec<Outcome> {
+        self.outcomes.try_iter().collect()
+    }
+
+    /// Waits for what is queued, for so long; then ends it. `true` where something was given up.
+    pub fn finish(self, patience: Duration, cancel: &CancelToken) -> (Vec<Outcome>, bool) {
+        drop(self.queue);
+        let mut all = Vec::new();
+        let is_done = drain(&self.outcomes, &mut all, patience, cancel);
+        if !is_done {
+            self.cancel.cancel();
+            drain(&self.outcomes, &mut all, END, &CancelToken::default());
+        }
+        (all, !is_done)
+    }
+}
+
+/// Until the worker has ended, the time is over or somebody cancels; whether it has ended.
+fn drain(outcomes: &Receiver<Outcome>, all: &mut Vec<Outcome>, patience: Duration, cancel: &CancelToken) -> bool {
+    const POLL: Duration = Duration::from_millis(50);
+    let deadline = Instant::now() + patience;
+    loop {
+        match outcomes.recv_timeout(POLL) {
+            Ok(outcome) => all.push(outcome),
+            Err(RecvTimeoutError::Disconnected) => return true,
+            Err(RecvTimeoutError::Timeout) if Instant::now() >= deadline || cancel.is_cancelled() => return false,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+fn run_all(hooks: &Hooks, event: &Event, outcomes: &Sender<Outcome>, cancel: &CancelToken) {
+    thread::scope(|scope| {
+        for hook in hooks.of(event.event) {
+            let told = outcomes.clone();
+            // Nobody may be left to be told.
+            let run = move || drop(told.send(run_one(hooks, hook, event, cancel)));
+            if let Err(cause) = thread::Builder::new().spawn_scoped(scope, run) {
+                let failed = || Err(format!("there is no thread to run it on: {cause}"));
+                let _ = outcomes.send(outcome_of(hook, failed));
+            }
+        }
+    });
+}
+
+pub fn run_one(hooks: &Hooks, hook: &Hook, event: &Event, cancel: &CancelToken) -> Outcome {
+    outcome_of(hook, || hook.run(hooks, event, cancel))
+}
+
+/// A panic is a failure of this hook: the thread goes on with the next event.
+fn outcome_of(hook: &Hook, run: impl FnOnce() -> Result<String, String>) -> Outcome {
+    let began = Instant::now();
+    let panicked = |_| Err("it panicked; please report this".to_string());
+    let result = panic::catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(panicked);
+    Outcome {
+        hook: hook.key.to_string(),
+        at: jiff::Timestamp::now().as_millisecond(),
+        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+    use crate::{
+        project::Project,
+        service::hooks::{ALL, EventKind, What},
+    };
+
+    #[test]
+    fn hooks_that_hang_hold_up_no_one_and_end_with_the_worker() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(".kg")).unwrap();
+        let project = Project::open(dir.path()).unwrap();
+        let path = super::super::file::path(&project);
+        let hooks = r#"{"backup":{"hooks":{"onFailure":{"command":["sleep","600"]},"timeout":300}}}"#;
+        fs::write(&path, hooks).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let mut warnings = Vec::new();
+        let hooks = Hooks::load(&project, &mut warnings);
+        assert_eq!(warnings, []);
+
+        let began = Instant::now();
+        let worker = Worker::start();
+        worker.tell(hooks.clone(), Event::new(EventKind::Succeeded, &project)).unwrap();
+        // One may be at work already, and leave room for another.
+        let told = (0..MOST_WAITING + 2).map(|_| worker.tell(hooks.clone(), Event::new(EventKind::Failed, &project)));
+        let refused = told.filter_map(Result::err).next().unwrap();
+        assert_eq!(refused, "the hooks of backup.failed do not run: those of 16 earlier events are not done yet");
+        let (outcomes, is_cut_short) = worker.finish(Duration::from_millis(200), &CancelToken::default());
+        assert!(is_cut_short);
+        assert_eq!(outcomes.len(), 1);
+        assert_eq!(outcomes[0].result, Err("was killed, as this process ends".to_string()));
+        assert!(began.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_hook_that_panics_has_failed_and_says_so() {
+        let (key, on, _) = ALL[0];
+        let hook = Hook { key, on, what: What::Heartbeat("http://localhost/".into()) };
+        let outcome = outcome_of(&hook, || panic!("as a thread that cannot be had does"));
+        assert_eq!((outcome.hook.as_str(), outcome.result), (key, Err("it panicked; please report this".to_string())));
+    }
+}

@@ -1,0 +1,195 @@
+//! One service a project, by an operating system's lock on `.kg/backup-service.lock`. Who holds it stands in the file.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io::{self, Seek, Write},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+use super::process::{Process, another_program};
+use crate::{
+    error::{Code, Error, Result},
+    project::Project,
+    system::holders,
+    util::{
+        atomic_file,
+        file_lock::{self, host_name},
+        regular_file,
+    },
+};
+
+/// Below `.kg/`; no backup holds it.
+pub const LOCK_FILE: &str = "backup-service.lock";
+/// A longer file names no process.
+const MAX_BYTES: u64 = 4096;
+const POLL: Duration = Duration::from_millis(20);
+
+/// The process that runs a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Holder {
+    pub pid: i32,
+    pub host: String,
+    /// In milliseconds since the epoch.
+    pub since: i64,
+}
+
+/// The lock, until this is dropped.
+#[derive(Debug)]
+pub struct InstanceLock {
+    file: File,
+    holder: Holder,
+}
+
+impl Holder {
+    /// Who runs the service of `project`; `None` where nobody does. `KG_SERVICE` if another program has its lock.
+    pub fn find(project: &Project) -> Result<Option<Holder>> {
+        let path = path(project);
+        let failed = |cause| Error::io("lock", &path, cause);
+        let Some(file) = open_lock(project)? else { return Ok(None) };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(None),
+            Err(TryLockError::Error(cause)) => Err(failed(cause)),
+            Err(TryLockError::WouldBlock) => {
+                if let Some(process) = another_program(&file) {
+                    let message = format!("{} is locked by {process}, which is no service", path.display());
+                    return Err(Error::new(Code::Service, message, "Stop that process: no service can run beside it"));
+                }
+                let text = regular_file::read(&file, MAX_BYTES).map_err(failed)?;
+                // It has only just taken the lock: nothing is known of it yet.
+                let unknown = Holder { pid: 0, host: String::new(), since: 0 };
+                Ok(Some(serde_json::from_slice(&text).unwrap_or(unknown)))
+            }
+        }
+    }
+
+    /// Ends the service, and waits until it has; by force after `patience`, which leaves nothing that the next run does not clear up.
+    /// `Ok(true)` where force was needed.
+    pub fn stop(&self, project: &Project, patience: Duration) -> Result<bool> {
+        let Some(lock) = open_lock(project)? else { return Ok(false) };
+        let process = match Process::holding(&lock) {
+            // It may have ended by itself just now.
+            Err(why) if Holder::find(project)?.as_ref() == Some(self) => return Err(self.out_of_reach(&why)),
+            Err(_) => return Ok(false),
+            Ok(process) => process,
+        };
+        process.signal(Signal::TERM).map_err(|why| self.out_of_reach(&why))?;
+        if self.wait_for_end(project, patience)? {
+            return Ok(false);
+        }
+        process.signal(Signal::KILL).map_err(|why| self.out_of_reach(&why))?;
+        if self.wait_for_end(project, patience)? { Ok(true) } else { Err(self.out_of_reach("it does not end")) }
+    }
+
+    /// How a message names it: by the number that it has here, which in a container is another one than it knows itself by.
+    pub fn shown(&self, project: &Project) -> String {
+        let lock = open_lock(project).ok().flatten().and_then(|lock| lock.metadata().ok());
+        holders::with_own_name(
+            lock.as_ref(),
+            self.pid,
+            &format!("process {} on {}", self.pid, self.host.escape_default()),
+        )
+    }
+
+    fn wait_for_end(&self, project: &Project, patience: Duration) -> Result<bool> {
+        let deadline = Instant::now() + patience;
+        while Holder::find(project)?.as_ref() == Some(self) {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            thread::sleep(POLL);
+        }
+        Ok(true)
+    }
+
+    fn out_of_reach(&self, what: &str) -> Error {
+        Error::new(
+            Code::Service,
+            format!("The service of this project could not be stopped: {what}"),
+            "Stop it as the user, and on the machine, that started it",
+        )
+    }
+}
+
+fn path(project: &Project) -> PathBuf {
+    project.state_dir().join(LOCK_FILE)
+}
+
+/// The lock file, to look at it; `None` where there is none.
+fn open_lock(project: &Project) -> Result<Option<File>> {
+    let path = path(project);
+    let file = match regular_file::open_linked(&path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(|cause| Error::io("lock", &path, cause))?,
+    };
+    // A copy of the project by hard links has the lock of the service of the original.
+    regular_file::assert_one_name(&file, &path)?;
+    Ok(Some(file))
+}
+
+impl InstanceLock {
+    /// Takes the lock; `Err` of who has it.
+    pub fn take(project: &Project) -> Result<std::result::Result<InstanceLock, Holder>> {
+        let path = path(project);
+        let failed = |cause| Error::io("lock", &path, cause);
+        let mut file = atomic_file::open_lock(&path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::Error(cause)) => return Err(file_lock::refused(&path, cause)),
+            Err(TryLockError::WouldBlock) => {
+                return match Holder::find(project)? {
+                    Some(holder) => Ok(Err(holder)),
+                    None => InstanceLock::take(project),
+                };
+            }
+        }
+        let holder =
+            Holder { pid: std::process::id() as i32, host: host_name(), since: Timestamp::now().as_millisecond() };
+        let text = serde_json::to_string(&holder).unwrap_or_default();
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{text}")).map_err(failed)?;
+        Ok(Ok(InstanceLock { file, holder }))
+    }
+
+    /// Who has it: this process.
+    pub fn holder(&self) -> &Holder {
+        &self.holder
+    }
+
+    /// Whether the file that is locked is still the one of the project: a project that is removed needs no service.
+    pub fn is_in(&self, state_dir: &Path) -> bool {
+        let (Ok(here), Ok(there)) = (self.file.metadata(), fs::metadata(state_dir.join(LOCK_FILE))) else {
+            return false;
+        };
+        (here.dev(), here.ino()) == (there.dev(), there.ino())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_service_is_told_who_is_the_first_and_the_next_one_may_follow_it() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(".kg")).unwrap();
+        let project = Project::open(dir.path()).unwrap();
+        assert_eq!(Holder::find(&project).unwrap(), None);
+        let first = InstanceLock::take(&project).unwrap().unwrap();
+        let holder = InstanceLock::take(&project).unwrap().unwrap_err();
+        assert_eq!(holder.pid, std::process::id() as i32);
+        assert_eq!(Holder::find(&project).unwrap(), Some(holder));
+        assert!(first.is_in(&project.state_dir()));
+        fs::remove_dir_all(project.state_dir()).unwrap();
+        assert!(!first.is_in(&project.state_dir()));
+        fs::create_dir(project.state_dir()).unwrap();
+        drop(first);
+        InstanceLock::take(&project).unwrap().unwrap();
+    }
+}

@@ -1,0 +1,289 @@
+//! The work of the service, of which its loop (`super::serve`) does one thing after the other: take up the settings, tell whether a run
+//! is due, make a backup, remember what came of it, and look how the backups stand.
+//!
+//! All of it opens files of the project, and so happens between backups alone.
+
+use std::{
+    fs,
+    panic::{self, AssertUnwindSafe},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use jiff::Timestamp;
+
+use super::{Log, Options, state::ServiceState};
+use crate::{
+    commands::{
+        backup::{Created, create_backup},
+        scheduled::{self, CallerEncryption},
+    },
+    config::Settings,
+    error::{Code, Error, Result},
+    project::{CONFIG_FILE, Project},
+    schedule::plan::{Action, Plan, State, Trigger},
+    service::{
+        history::{self, Began, History},
+        hook_session::HookSession,
+        hooks::{self, Event},
+        metrics,
+        run_marker::RunMarker,
+        status::{Status, status},
+    },
+    util::operation::{CancelToken, OperationContext},
+    worker::client::WorkerMode,
+};
+
+/// How long settings may be unreadable before that is told.
+const SETTLING: Duration = Duration::from_secs(1);
+const DESCRIPTION: &str = "Scheduled backup";
+
+/// How long what is told over HTTP may be behind a store that somebody else changed.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+pub struct Service<'a> {
+    project: &'a Project,
+    log: &'a Log,
+    options: &'a Options,
+    cancel: &'a CancelToken,
+    pub board: Arc<ServiceState>,
+    pub hooks: HookSession<'a>,
+    /// The last valid ones.
+    pub settings: Settings,
+    /// Why those that are there now do not count.
+    unreadable: Option<Unreadable>,
+    /// `None` while nothing is to be done.
+    plan: Option<Plan>,
+    state: Option<State>,
+    /// When the backups were looked at last, and what the history was like.
+    looked: Option<(Instant, Option<Mark>)>,
+}
+
+/// Settings that became unreadable while the service runs.
+struct Unreadable {
+    since: Instant,
+    why: Error,
+    is_told: bool,
+}
+
+impl<'a> Service<'a> {
+    pub fn new(
+        project: &'a Project,
+        log: &'a Log,
+        options: &'a Options,
+        cancel: &'a CancelToken,
+        board: Arc<ServiceState>,
+    ) -> Self {
+        Service {
+            project,
+            log,
+            options,
+            cancel,
+            board,
+            hooks: HookSession::start(project, log),
+            settings: Settings::default(),
+            unreadable: None,
+            plan: None,
+            state: None,
+            looked: None,
+        }
+    }
+
+    /// Takes up the settings. What was missed before the start counts; a schedule that is new begins now.
+    pub fn load(&mut self, is_start: bool) {
+        let mut warnings = Vec::new();
+        let settings = Settings::read(self.project.root(), &mut warnings);
+        // A file that is gone says nothing: what was set is taken out with `kg config unset`.
+        let is_lost = !is_start && self.settings != Settings::default() && !self.config_path().exists();
+        let lost = is_lost.then(|| {
+            let message = format!("{} is gone", self.config_path().display());
+            Error::new(Code::ConfigInvalid, message, "Bring it back with `kg diag restore --file latest --config-only`")
+        });
+        if let Some(why) = settings.assert_usable().err().or(lost) {
+            self.unreadable = Some(Unreadable { since: Instant::now(), why, is_told: false });
+            if is_start {
+                self.settings = settings;
+            }
+            return;
+        }
+        if self.unreadable.take().is_some_and(|before| before.is_told) {
+            self.log.line("the settings can be read again");
+        }
+        for warning in warnings {
+            self.log.line(&format!("warning: {}", warning.message));
+        }
+        let is_other = |name: &str| settings.get(name) != self.settings.get(name);
+        let is_new = ["backup.enabled", "backup.schedule", "backup.timezone"].into_iter().any(is_other);
+        self.settings = settings;
+        self.looked = None;
+        self.plan = self.planned();
+        if !is_new && !is_start {
+            return;
+        }
+        let Some(plan) = &self.plan else {
+            self.state = None;
+            self.log.line("no backups are made: `backup.enabled` is not true, or there is no `backup.schedule`");
+            return;
+        };
+        let now = now();
+        let last = if is_start { self.last() } else { None };
+        self.state = Some(State::new(plan, last, now));
+        let next = plan.cadence.next(Timestamp::now()).map(|next| next.to_string()).unwrap_or_default();
+        let schedule = self.settings.text("backup.schedule").unwrap_or_default();
+        self.log.line(&format!("the schedule is `{schedule}`; it names {next} next"));
+        self.remember(None);
+    }
+
+    fn config_path(&self) -> PathBuf {
+        self.project.state_dir().join(CONFIG_FILE)
+    }
+
+    /// Tells once that the settings cannot be read. An editor that is saving them is given a moment.
+    pub fn tell_unreadable(&mut self) {
+        let is_due = |found: &&mut Unreadable| !found.is_told && found.since.elapsed() >= SETTLING;
+        let Some(found) = self.unreadable.as_mut().filter(is_due) else { return };
+        found.is_told = true;
+        let why = found.why.clone();
+        self.log.line(&format!("warning: the last valid settings stay in force: {why} [{}]", why.code));
+        let hooks = self.hooks.load();
+        self.hooks.tell(&hooks, Event { error: Some(why), ..Event::new(hooks::EventKind::Failed, self.project) });
+        self.remember(None);
+    }
+
+    fn planned(&self) -> Option<Plan> {
+        if !scheduled::is_enabled(&self.settings) {
+            return None;
+        }
+        scheduled::plan(&self.settings, self.project.root()).unwrap_or_else(|error| {
+            self.log.line(&format!("the schedule cannot be used: {error}"));
+            None
+        })
+    }
+
+    /// Up to when everything is dealt with, as an earlier service or the backups that exist say.
+    fn last(&self) -> Option<i64> {
+        let known = History::read(self.project).ok().and_then(|history| history.state.as_ref().map(State::covered));
+        known.max(scheduled::last_run(&self.settings, self.project).ok().flatten())
+    }
+
+    pub fn due(&mut self) -> Option<Trigger> {
+        let (Some(plan), Some(state)) = (&self.plan, &mut self.state) else { return None };
+        match plan.decide(state, now()) {
+            Action::Run { trigger } => Some(trigger),
+            Action::Wait { .. } | Action::Never => None,
+        }
+    }
+
+    pub fn run(&mut self, trigger: Trigger) {
+        let hooks = self.hooks.begin(trigger);
+        let began = Began::now();
+        let kind = scheduled::wanted_kind(&self.settings);
+        let started = RunMarker::begin(Some(self.project), kind, trigger, began);
+        let made = panic::catch_unwind(AssertUnwindSafe(|| self.back_up())).unwrap_or_else(|_| {
+            Err(Error::new(Code::Internal, "The backup panicked", "Please report this, with the log of the service"))
+        });
+        if self.cancel.is_cancelled() && made.is_err() {
+            self.log.line("a backup was ended by the stop; nothing of it is left");
+            started.end();
+            return;
+        }
+        self.board.counts(made.is_ok());
+        let ended = now();
+        let (Some(plan), Some(state)) = (&self.plan, &mut self.state) else {
+            started.end();
+            return;
+        };
+        let run = history::Run::of(&made, kind, trigger, began);
+        let mut event = Event::of_run(self.project, &made, trigger, run.duration_ms);
+        match &made {
+            Ok(created) => {
+                plan.succeeded(state, ended);
+                let backup = &created.backup;
+                let took = run.duration_ms as f64 / 1000.0;
+                self.log.line(&format!("made {}, {} bytes in {took:.1} s", backup.path.display(), backup.size));
+                if backup.incomplete {
+                    self.log.line(&format!("warning: {} is incomplete: {}", backup.id, backup.lacks()));
+                }
+                for warning in &backup.warnings {
+                    self.log.line(&format!("warning: {}", warning.message));
+                }
+            }
+            Err(error) => {
+                let retry = plan.failed(state, ended).and_then(|at| Timestamp::from_millisecond(at).ok());
+                event.retry_at = retry;
+                let retry = retry.map_or("it is given up until its next time".into(), |at| format!("again at {at:.0}"));
+                self.log.line(&format!("a backup failed, {retry}: {error} [{}]", error.code));
+            }
+        }
+        self.remember(Some(run));
+        started.end();
+        self.hooks.tell(&hooks, event);
+    }
+
+    fn back_up(&self) -> Result<Created> {
+        let root = self.project.root();
+        let store = scheduled::store(&self.settings, root, None, CallerEncryption::Nothing, &WorkerMode::InProcess)?;
+        let mut options = scheduled::options(&self.settings, root, &store, Timestamp::now())?;
+        options.description = Some(DESCRIPTION.into());
+        create_backup(root, &store, &WorkerMode::InProcess, &options, &OperationContext::new(self.cancel.clone(), None))
+    }
+
+    /// Whether somebody else made a backup, or may have changed the store in another way.
+    pub fn is_behind(&self) -> bool {
+        let is_current =
+            |(at, of): &(Instant, Option<Mark>)| at.elapsed() < LOOK_EVERY && *of == mark(&History::path(self.project));
+        !self.looked.as_ref().is_some_and(is_current)
+    }
+
+    /// Tells over HTTP how the backups stand.
+    pub fn look(&mut self) -> Arc<Result<Status>> {
+        self.looked = Some((Instant::now(), mark(&History::path(self.project))));
+        let store = scheduled::store(
+            &self.settings,
+            self.project.root(),
+            None,
+            CallerEncryption::Nothing,
+            &WorkerMode::InProcess,
+        );
+        let found = store.and_then(|store| status(Some(self.project), &store, &self.settings, Timestamp::now()));
+        let doubt = self.unreadable.as_ref().filter(|found| found.is_told).map(|found| {
+            format!("the settings cannot be read, and the last valid ones stay in force: {}", found.why.message)
+        });
+        let doubt = doubt.or_else(|| self.settings.refuses_backups());
+        let found = Arc::new(found.map(|status| status.of_service(doubt)));
+        self.board.publish(Arc::clone(&found));
+        found
+    }
+
+    fn measure(&self, path: &Path, status: &Result<Status>) -> Result<()> {
+        metrics::write(path, self.project, status.as_ref().map_err(Error::clone)?)
+    }
+
+    fn remember(&mut self, run: Option<history::Run>) {
+        let updated = History::update(self.project, |history| {
+            history.runs.extend(run);
+            history.state.clone_from(&self.state);
+        });
+        if let Err(error) = updated {
+            self.log.line(&format!("warning: what happened could not be written down: {error}"));
+        }
+        let status = self.look();
+        if let Some(Err(error)) = self.options.metrics_file.as_ref().map(|path| self.measure(path, &status)) {
+            self.log.line(&format!("warning: the metrics could not be written: {error}"));
+        }
+    }
+}
+
+pub fn now() -> i64 {
+    Timestamp::now().as_millisecond()
+}
+
+/// What changes when a file does.
+pub type Mark = (SystemTime, u64, u64);
+
+pub fn mark(path: &Path) -> Option<Mark> {
+    use std::os::unix::fs::MetadataExt;
+    let found = fs::metadata(path).ok()?;
+    Some((found.modified().ok()?, found.len(), found.ino()))
+}

@@ -1,0 +1,297 @@
+//! Which page is what: each is claimed by one tree, one chain or the list of free pages, or there is no proof.
+
+use super::{
+    super::{files::lock_page, holds, scrub, snapshot::Snapshot},
+    CheckResult, Inconclusive, must,
+    schema::Schema,
+};
+use crate::{
+    sqlite::format::{
+        btree::{Cell, Geometry, Page, PageType, exact, u32_at},
+        header::Header,
+    },
+    util::operation::CancelToken,
+};
+
+/// SQLite reads no tree with more levels above its leaves.
+const MAX_DEPTH: u32 = 19;
+
+/// [`Trees::pages`] of one that nothing has claimed yet and that has not come by: it can only be one of an overflow chain. When it has come by, its place
+/// has the number of the next page of the chain, or 0.
+const UNCLAIMED: u32 = 0;
+/// Of one that there is nothing more to know of.
+const DONE: u32 = u32::MAX;
+/// Of a leaf, with its number among all leaves, from 1.
+const LEAF: u32 = 1 << 31;
+/// When so many chains are waiting for pages that have not come by, it is seen which of them wait no longer.
+const LEAST_CHAINS: usize = if cfg!(test) { 4 } else { 4096 };
+
+pub struct Trees {
+    geometry: Geometry,
+    /// By page, from 1.
+    pages: Vec<u32>,
+    /// How many pages came by.
+    seen: u32,
+    /// In the order of their leaves.
+    trees: Vec<Tree>,
+    leaves: u32,
+    /// Of each leaf of a table, the largest key that it may have.
+    limits: Vec<i64>,
+    /// Where each overflow chain goes on that has pages yet to come, and how many of its pages are left.
+    chains: Vec<(u32, u32)>,
+    most_chains: usize,
+}
+
+struct Tree {
+    /// Among the tables of the schema.
+    table: usize,
+    kind: TreeKind,
+    first_leaf: u32,
+    last_leaf: u32,
+    /// Of the first leaf, where it has one.
+    first_limit: usize,
+    entries: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TreeKind {
+    Table,
+    TableWithoutRowids,
+    Index,
+    PartialIndex,
+}
+
+impl TreeKind {
+    fn of_pages(self, is_leaf: bool) -> PageType {
+        match (self, is_leaf) {
+            (TreeKind::Table, true) => PageType::TableLeaf,
+            (TreeKind::Table, false) => PageType::TableInterior,
+            (_, true) => PageType::IndexLeaf,
+            (_, false) => PageType::IndexInterior,
+        }
+    }
+}
+
+/// What a page turned out to be.
+pub enum Seen {
+    /// Of a table, by its place in the schema.
+    Rows(usize, Page),
+    Other,
+}
+
+impl Trees {
+    /// From the interior pages and the list of free pages.
+    pub fn read(snapshot: &Snapshot, schema: &Schema, cancel: &CancelToken) -> CheckResult<Trees> {
+        let first = page_of(snapshot, 1, cancel)?;
+        let geometry = scrub::geometry(&first, snapshot.page_count()).ok_or(Inconclusive::Unproven)?;
+        let places = geometry.page_count as usize + 1;
+        let mut trees = Trees {
+            geometry,
+            pages: vec![UNCLAIMED; places],
+            seen: 0,
+            trees: Vec::new(),
+            leaves: 0,
+            limits: Vec::new(),
+            chains: Vec::new(),
+            most_chains: LEAST_CHAINS,
+        };
+        must(geometry.page_count < DONE - LEAF)?;
+        let lock_page = lock_page(snapshot.page_size_bytes()) as usize;
+        trees.pages.get_mut(lock_page).into_iter().for_each(|page| *page = DONE);
+        let mut walk = TreeReader { snapshot, cancel, trees };
+        let header = Header::read(&first);
+        // Only with a pointer map, which there is none of.
+        must(!header.is_incremental)?;
+        walk.free_pages(header)?;
+        for (table, made) in schema.tables.iter().enumerate() {
+            let kind = if made.has_rowid { TreeKind::Table } else { TreeKind::TableWithoutRowids };
+            walk.tree(made.root, table, kind)?;
+        }
+        for index in &schema.indexes {
+            let kind = if index.is_partial { TreeKind::PartialIndex } else { TreeKind::Index };
+            walk.tree(index.root, index.table, kind)?;
+        }
+        Ok(walk.trees)
+    }
+
+    /// Looks at the next page, which may have been read already. `None` where it is not what it must be.
+    pub fn page(&mut self, bytes: &[u8], read: Option<Page>) -> Option<Seen> {
+        let number = self.seen.checked_add(1)?;
+        let page = self.pages.get_mut(number as usize)?;
+        self.seen = number;
+        let leaf = match *page {
+            DONE => return Some(Seen::Other),
+            UNCLAIMED => {
+                *page = u32_at(bytes, 0).filter(|next| *next <= self.geometry.page_count)?;
+                return Some(Seen::Other);
+            }
+            leaf => leaf - LEAF,
+        };
+        *page = DONE;
+        let page = read.or_else(|| exact(bytes, number, self.geometry, |_| {}))?;
+        let of = self.trees.partition_point(|tree| tree.first_leaf <= leaf).checked_sub(1)?;
+        let tree = &mut self.trees[of];
+        holds(page.kind == tree.kind.of_pages(true))?;
+        holds(!page.cells.is_empty() || tree.first_leaf == tree.last_leaf)?;
+        tree.entries += page.cells.len() as u64;
+        let (table, is_table) = (tree.table, tree.kind == TreeKind::Table);
+        if let (true, [first, .., last] | [first @ last]) = (is_table, &page.cells[..]) {
+            let limit = tree.first_limit + (leaf - tree.first_leaf) as usize;
+            holds(last.rowid <= *self.limits.get(limit)?)?;
+            holds(leaf == tree.first_leaf || first.rowid > *self.limits.get(limit - 1)?)?;
+        }
+        self.payloads(&page.cells, bytes)?;
+        Some(if is_table { Seen::Rows(table, page) } else { Seen::Other })
+    }
+
+    /// Notes where the chains of cells begin. `None` where there is a payload that cannot be a record.
+    fn payloads(&mut self, cells: &[Cell], bytes: &[u8]) -> Option<()> {
+        let page_bytes = self.geometry.usable_bytes as u64 - 4;
+        for cell in cells {
+            // The length of its header comes first, which counts itself and at least one value.
+            holds(*cell.local(bytes).first()? > 1)?;
+            if cell.overflow != 0 {
+                let rest = cell.payload_bytes - cell.local_bytes as u64;
+                self.chains.push((cell.overflow, rest.div_ceil(page_bytes) as u32));
+            }
+        }
+        if self.chains.len() < self.most_chains {
+            return Some(());
+        }
+        self.follow_chains()?;
+        self.most_chains = LEAST_CHAINS.max(2 * self.chains.len());
+        Some(())
+    }
+
+    /// Claims the pages of chains as far as they have come by. `None` where a chain is not as long as it must be, or leads to a page of something else.
+    fn follow_chains(&mut self) -> Option<()> {
+        let Trees { pages, chains, seen, .. } = self;
+        let mut are_right = true;
+        chains.retain_mut(|(at, left)| {
+            while are_right && *left > 0 && *at <= *seen {
+                let page = pages.get_mut(*at as usize).filter(|page| *at > 0 && **page < LEAF);
+                are_right = page.is_some();
+                *at = page.map_or(0, |page| std::mem::replace(page, DONE));
+                *left -= 1;
+            }
+            are_right &= *left > 0 || *at == 0;
+            *left > 0
+        });
+        holds(are_right)
+    }
+
+    /// After the last page: what can only be known of all together. `None` where something is not as it must be.
+    pub fn end(mut self, schema: &Schema) -> Option<()> {
+        holds(self.seen == self.geometry.page_count)?;
+        self.follow_chains()?;
+        holds(self.chains.is_empty() && self.pages.iter().skip(1).all(|page| *page == DONE))?;
+        let (tables, indexes) = self.trees.split_at(schema.tables.len());
+        let is_as_long = |index: &Tree| {
+            index.kind == TreeKind::PartialIndex
+                || tables.get(index.table).is_some_and(|table| table.entries == index.entries)
+        };
+        holds(indexes.iter().all(is_as_long))
+    }
+
+    /// Before any page came by.
+    fn claim(&mut self, number: u32, role: u32) -> CheckResult {
+        let page = self.pages.get_mut(number as usize).filter(|page| number > 0 && **page == UNCLAIMED);
+        *page.ok_or(Inconclusive::Unproven)? = role;
+        Ok(())
+    }
+}
+
+/// Reads the pages above the leaves.
+struct TreeReader<'a> {
+    snapshot: &'a Snapshot,
+    cancel: &'a CancelToken,
+    trees: Trees,
+}
+
+impl TreeReader<'_> {
+    /// <https://www.sqlite.org/fileformat2.html#the_freelist>
+    fn free_pages(&mut self, header: Header) -> CheckResult {
+        let (mut trunk, mut found) = (header.freelist_head, 0);
+        while trunk != 0 {
+            self.trees.claim(trunk, DONE)?;
+            let page = page_of(self.snapshot, trunk, self.cancel)?;
+            let count = u32_at(&page, 4).ok_or(Inconclusive::Unproven)? as usize;
+            must(count <= self.trees.geometry.usable_bytes / 4 - 2)?;
+            for place in 0..count {
+                self.trees.claim(u32_at(&page, 8 + 4 * place).ok_or(Inconclusive::Unproven)?, DONE)?;
+            }
+            found += 1 + count as u64;
+            trunk = u32_at(&page, 0).ok_or(Inconclusive::Unproven)?;
+        }
+        must(found == u64::from(header.freelist_count))
+    }
+
+    fn tree(&mut self, root: u32, table: usize, kind: TreeKind) -> CheckResult {
+        let depth = self.depth(root)?;
+        let (first_leaf, first_limit) = (self.trees.leaves + 1, self.trees.limits.len());
+        self.trees.trees.push(Tree { table, kind, first_leaf, last_leaf: first_leaf, first_limit, entries: 0 });
+        self.below(root, depth, kind, i64::MAX)?;
+        let limits = &self.trees.limits[first_limit..];
+        must(limits.windows(2).all(|pair| pair[0] < pair[1]))
+    }
+
+    /// How many levels the tree has above its leaves, on the way to the first.
+    fn depth(&self, root: u32) -> CheckResult<u32> {
+        let mut number = root;
+        for depth in 0..=MAX_DEPTH {
+            let (page, _) = self.page(number)?;
+            if !page.kind.is_interior() {
+                return Ok(depth);
+            }
+            number = page.cells.first().map_or(page.right_child, |cell| cell.child);
+        }
+        Err(Inconclusive::Unproven)
+    }
+
+    /// Claims what is below the page and itself. `limit` is the largest key that may be there.
+    fn below(&mut self, number: u32, depth: u32, kind: TreeKind, limit: i64) -> CheckResult {
+        if depth == 0 {
+            return self.leaf(number, kind, limit);
+        }
+        self.trees.claim(number, DONE)?;
+        let (page, bytes) = self.page(number)?;
+        must(page.kind == kind.of_pages(false))?;
+        // Page 1 has less room than others, and can be left without a cell when the tree grows.
+        must(!page.cells.is_empty() || number == 1)?;
+        if kind != TreeKind::Table {
+            self.trees.payloads(&page.cells, &bytes).ok_or(Inconclusive::Unproven)?;
+            let tree = self.trees.trees.last_mut().ok_or(Inconclusive::Unproven)?;
+            tree.entries += page.cells.len() as u64;
+        }
+        for cell in &page.cells {
+            self.below(cell.child, depth - 1, kind, cell.rowid)?;
+        }
+        self.below(page.right_child, depth - 1, kind, limit)
+    }
+
+    fn leaf(&mut self, number: u32, kind: TreeKind, limit: i64) -> CheckResult {
+        self.trees.leaves += 1;
+        let leaf = self.trees.leaves;
+        self.trees.claim(number, LEAF + leaf)?;
+        if kind == TreeKind::Table {
+            self.trees.limits.push(limit);
+        }
+        self.trees.trees.last_mut().into_iter().for_each(|tree| tree.last_leaf = leaf);
+        Ok(())
+    }
+
+    fn page(&self, number: u32) -> CheckResult<(Page, Vec<u8>)> {
+        let bytes = page_of(self.snapshot, number, self.cancel)?;
+        let page = exact(&bytes, number, self.trees.geometry, |_| {}).ok_or(Inconclusive::Unproven)?;
+        Ok((page, bytes))
+    }
+}
+
+fn page_of(snapshot: &Snapshot, number: u32, cancel: &CancelToken) -> CheckResult<Vec<u8>> {
+    let mut copy = Vec::new();
+    snapshot.pages_of(&[number.into()], cancel, |_, page| {
+        copy.extend_from_slice(page);
+        Ok(())
+    })?;
+    Ok(copy)
+}

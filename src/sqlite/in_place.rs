@@ -1,0 +1,335 @@
+//! Opens a database of a live project so that nothing next to it changes.
+//!
+//! SQLite changes files even when it only reads. It creates `-wal` and `-shm`, with this user as their owner; it rebuilds a
+//! `-shm` that no process uses; it deletes the WAL next to a database of zero pages; and as root it gives sidecars to the
+//! owner of the database. Afterwards the owner may not be able to write the database.
+//!
+//! A [`InPlaceAccess`] therefore makes SQLite see a read-only file system while it opens the files: no file can be created, removed,
+//! opened for writing, or given another owner or mode, however the directory changes meanwhile. SQLite reads a WAL in this
+//! way if `-wal` and `-shm` exist (<https://sqlite.org/wal.html#read_only_databases>), whether a process uses them or not.
+//!
+//! If both are missing, no process has the database open. The owner of the database then lets SQLite create them, as the
+//! host would, and removes them at the end. Any other user reads a private copy ([`super::raw_copy`]).
+
+use std::{
+    fs::{self, Metadata},
+    io::Read,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::{
+    fcntl::AtFlags,
+    unistd::{AccessFlags, faccessat, getegid, geteuid},
+};
+use rusqlite::{Connection, OpenFlags};
+
+use super::{
+    database_lock,
+    files::{
+        JOURNAL_MAGIC, WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole, {self},
+    },
+    open_read_only,
+    vfs_guard::ReadOnly,
+};
+use crate::{
+    error::{Code, Error, Result},
+    sqlite::format::header::Header,
+    util::regular_file,
+};
+
+/// No page of a database is smaller.
+const LEAST_PAGE_BYTES: u64 = 512;
+/// Where a journal says how many pages the database had before its transaction
+/// (<https://sqlite.org/fileformat2.html#the_rollback_journal>).
+const JOURNAL_PAGES_AT: u64 = 16;
+/// Where a WAL says how large its pages are (<https://sqlite.org/fileformat2.html#the_write_ahead_log>).
+const WAL_PAGE_SIZE_AT: usize = 8;
+
+/// The right to open one database in place. It must outlive its connections.
+pub struct InPlaceAccess {
+    path: PathBuf,
+    /// SQLite creates `-wal` and `-shm`, and they are removed when this is dropped.
+    creates: bool,
+}
+
+impl InPlaceAccess {
+    /// `None` if the database at `path` can only be read from a copy. `KG_DATABASE_UNREADABLE` if it, or what lies next to it,
+    /// is no regular file: SQLite would wait for a pipe.
+    pub fn at(path: &Path) -> Result<Option<InPlaceAccess>> {
+        files::assert_regular(path)?;
+        Ok(InPlaceAccess::in_place(path))
+    }
+
+    fn in_place(path: &Path) -> Option<InPlaceAccess> {
+        let exists = |suffix: &str| companion(path, suffix).symlink_metadata().is_ok();
+        let (wal, shm) = (exists("-wal"), exists("-shm"));
+        // A file that cannot be read is not known to be anything: SQLite says why.
+        let Ok(found) = fs::metadata(path) else { return Some(InPlaceAccess::new(path, false)) };
+        if (wal || exists("-journal")) && is_shorter_than_a_page(path, &found) {
+            return None;
+        }
+        let is_wal = header(path).is_some_and(|header| header.is_wal);
+        match (wal, shm) {
+            // Without the right to write, SQLite would try for ten seconds to use such a WAL.
+            (true, true) if !ignores_wal(path) => Some(InPlaceAccess::new(path, false)),
+            (false, _) if !is_wal => Some(InPlaceAccess::new(path, false)),
+            (false, false) if creates_as_its_host(path, &found) => Some(InPlaceAccess::new(path, true)),
+            _ => None,
+        }
+    }
+
+    fn new(path: &Path, creates: bool) -> InPlaceAccess {
+        InPlaceAccess { path: path.to_path_buf(), creates }
+    }
+
+    /// Opens a connection and reads from it once, because SQLite opens the WAL only then.
+    pub fn open(&self) -> Result<Connection> {
+        let _read_only = if self.creates { None } else { Some(ReadOnly::begin()?) };
+        let connection = open_read_only(&self.path)?;
+        let version = connection.query_row("PRAGMA schema_version", [], |_| Ok(()));
+        version.map_err(|cause| Error::sqlite("read", &self.path, cause))?;
+        Ok(connection)
+    }
+}
+
+impl Drop for InPlaceAccess {
+    /// SQLite removes what it created when the last connection closes, if that one may write. If another process has opened
+    /// the database meanwhile, the files are in use and stay.
+    fn drop(&mut self) {
+        let is_empty = || fs::metadata(companion(&self.path, "-wal")).is_ok_and(|wal| wal.len() == 0);
+        if !self.creates || !is_empty() {
+            return;
+        }
+        let flags =
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        if let Ok(connection) = Connection::open_with_flags(&self.path, flags) {
+            // If it fails, the files stay as a host leaves them that was killed, and belong to the database's owner.
+            let _ = connection.busy_timeout(Duration::ZERO);
+            let _ = connection.query_row("PRAGMA schema_version", [], |_| Ok(()));
+        }
+    }
+}
+
+/// Whether SQLite ignores what is in the WAL next to the database, because its header is not one. While a process has the
+/// database open, that may be a header that is being written. Closes a descriptor of the database, which must not be open in
+/// this process.
+pub fn ignores_wal(path: &Path) -> bool {
+    let is_whole = |header: &[u8; WAL_HEADER_BYTES]| header.starts_with(WAL_MAGIC) && is_wal_header_whole(header);
+    let wal = companion(path, "-wal");
+    let has_content = fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0);
+    has_content && !start::<WAL_HEADER_BYTES>(&wal).is_some_and(|header| is_whole(&header)) && !is_open(path)
+}
+
+/// Whether SQLite ignores a WAL that may hold commits. One that is shorter than its first frame holds none: a writer was killed while it wrote
+/// the header.
+pub fn ignores_commits(path: &Path) -> bool {
+    const FIRST_FRAME_ENDS_AT: u64 = (WAL_HEADER_BYTES + WAL_FRAME_HEADER_BYTES) as u64 + LEAST_PAGE_BYTES;
+    let has_room = fs::metadata(companion(path, "-wal")).is_ok_and(|wal| wal.len() >= FIRST_FRAME_ENDS_AT);
+    has_room && ignores_wal(path)
+}
+
+/// Whether what this user creates next to the database is what its host would create: of the same owner and group, in a
+/// directory that can be written. A process that has the database open without a WAL uses one that was deleted.
+fn creates_as_its_host(path: &Path, found: &Metadata) -> bool {
+    const SET_GROUP: u32 = 0o2000;
+    let Some(dir) = path.parent() else { return false };
+    let Ok(of_dir) = fs::metadata(dir) else { return false };
+    let group = if of_dir.mode() & SET_GROUP != 0 { of_dir.gid() } else { getegid().as_raw() };
+    let writes = |path: &Path| faccessat(nix::fcntl::AT_FDCWD, path, AccessFlags::W_OK, AtFlags::AT_EACCESS).is_ok();
+    found.uid() == geteuid().as_raw() && found.gid() == group && writes(path) && writes(dir) && !is_open(path)
+}
+
+/// Whether another process has the database open in WAL mode, or is at work on it. If that cannot be told: yes.
+fn is_open(path: &Path) -> bool {
+    let holder = regular_file::open_linked(path).map(|file| database_lock::holder(&file, database_lock::LOCK_BYTES));
+    !matches!(holder, Ok(Ok(None)))
+}
+
+fn header(path: &Path) -> Option<Header> {
+    regular_file::open_linked(path).ok().and_then(|file| Header::read_at(&file, 0)).filter(|header| header.is_sound)
+}
+
+/// Why the database at `path` is damaged for certain: it is shorter than its first page, while the WAL or journal next to it
+/// has content. SQLite would take it for empty, and delete that. `shown` is its name in messages.
+pub fn cut_off(path: &Path, shown: &Path) -> Option<Error> {
+    let found = fs::metadata(path).ok()?;
+    if !is_shorter_than_a_page(path, &found) {
+        return None;
+    }
+    let has_wal = fs::metadata(companion(path, "-wal")).is_ok_and(|wal| wal.len() > 0);
+    let sidecar = if has_wal {
+        "-wal"
+    } else if has_pages(&companion(path, "-journal")) {
+        "-journal"
+    } else {
+        return None;
+    };
+    let shown = shown.display();
+    Some(Error::new(
+        Code::DatabaseDamaged,
+        format!("{shown} was truncated to {} bytes, while {shown}{sidecar} has content", found.len()),
+        "Keep both files, do not open the database, and restore the newest good backup with `kg diag restore --file latest`",
+    ))
+}
+
+/// Whether a file that does not begin as a database was one before it was truncated: its WAL or journal is still there.
+pub fn is_cut_off(path: &Path) -> bool {
+    let starts =
+        |suffix: &str, magic: &[u8]| start::<8>(&companion(path, suffix)).is_some_and(|start| start.starts_with(magic));
+    (starts("-wal", WAL_MAGIC) || starts("-journal", JOURNAL_MAGIC)) && cut_off(path, path).is_some()
+}
+
+fn is_shorter_than_a_page(path: &Path, found: &Metadata) -> bool {
+    let of_wal = || {
+        let start = start::<WAL_HEADER_BYTES>(&companion(path, "-wal")).filter(|start| start.starts_with(WAL_MAGIC))?;
+        crate::sqlite::format::btree::u32_at(&start, WAL_PAGE_SIZE_AT).map(u64::from).filter(|size| *size <= 65_536)
+    };
+    let page = header(path).map(|header| header.page_size as u64).or_else(of_wal);
+    found.len() < page.unwrap_or(LEAST_PAGE_BYTES).max(LEAST_PAGE_BYTES)
+}
+
+/// Whether a journal is of a database that had pages before the transaction.
+fn has_pages(journal: &Path) -> bool {
+    const UNTIL: usize = JOURNAL_PAGES_AT as usize + 4;
+    start::<UNTIL>(journal)
+        .is_some_and(|start| start.starts_with(JOURNAL_MAGIC) && start[JOURNAL_PAGES_AT as usize..] != [0; 4])
+}
+
+fn start<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
+    let mut start = [0; LENGTH];
+    regular_file::open_linked(path).and_then(|mut file| file.read_exact(&mut start)).ok()?;
+    Some(start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A database in WAL mode, which this returns open; its WAL has content.
+    fn database() -> (tempfile::TempDir, PathBuf, Connection) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.db");
+        let host = Connection::open(&path).unwrap();
+        host.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
+        (dir, path, host)
+    }
+
+    fn names(dir: &tempfile::TempDir) -> Vec<String> {
+        let entries = fs::read_dir(dir.path()).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// The files of a host that was killed, in a directory of their own.
+    fn left_by_a_kill() -> (tempfile::TempDir, PathBuf) {
+        let (dir, path, _host) = database();
+        let killed = tempfile::tempdir().unwrap();
+        for name in names(&dir) {
+            fs::copy(dir.path().join(&name), killed.path().join(&name)).unwrap();
+        }
+        let name = path.file_name().unwrap();
+        let path = killed.path().join(name);
+        (killed, path)
+    }
+
+    #[test]
+    fn what_changes_between_the_look_and_the_opening_does_no_harm() {
+        // Truncated: SQLite would delete the WAL.
+        let (dir, path) = left_by_a_kill();
+        let look = InPlaceAccess::at(&path).unwrap().unwrap();
+        fs::write(&path, "").unwrap();
+        assert!(look.open().is_err());
+        drop(look);
+        assert_eq!(names(&dir), ["a.db", "a.db-shm", "a.db-wal"]);
+        // The host closed it: SQLite would create sidecars of this user.
+        let (dir, path, host) = database();
+        let look = InPlaceAccess::at(&path).unwrap().unwrap();
+        drop(host);
+        assert_eq!(look.open().unwrap_err().code, Code::DatabaseUnreadable);
+        drop(look);
+        assert_eq!(names(&dir), ["a.db"]);
+    }
+
+    #[test]
+    fn sidecars_that_were_created_go_unless_another_connection_uses_them() {
+        let (dir, path, host) = database();
+        drop(host);
+        let read = |look: &InPlaceAccess| {
+            let count = look.open().unwrap().query_row("SELECT count(*) FROM t", [], |row| row.get::<_, u64>(0));
+            assert_eq!(count, Ok(1));
+        };
+        let before = fs::read(&path).unwrap();
+        let look = InPlaceAccess::at(&path).unwrap().unwrap();
+        assert!(look.creates);
+        read(&look);
+        drop(look);
+        assert_eq!((names(&dir), fs::read(&path).unwrap()), (vec!["a.db".to_string()], before));
+        let look = InPlaceAccess::at(&path).unwrap().unwrap();
+        read(&look);
+        let host = Connection::open(&path).unwrap();
+        host.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap();
+        drop(look);
+        assert_eq!(names(&dir), ["a.db", "a.db-shm", "a.db-wal"]);
+        host.execute_batch("INSERT INTO t VALUES (2)").unwrap();
+    }
+
+    #[test]
+    fn a_wal_is_read_without_a_change_of_its_index() {
+        let (dir, path) = left_by_a_kill();
+        let content = || names(&dir).iter().map(|name| fs::read(dir.path().join(name)).unwrap()).collect::<Vec<_>>();
+        let before = content();
+        let look = InPlaceAccess::at(&path).unwrap().unwrap();
+        assert!(!look.creates);
+        let count = look.open().unwrap().query_row("SELECT count(*) FROM t", [], |row| row.get::<_, u64>(0));
+        assert_eq!(count, Ok(1));
+        drop(look);
+        assert!(content() == before);
+    }
+
+    #[test]
+    fn a_wal_without_a_header_is_ignored_unless_it_is_empty_or_the_database_is_open() {
+        let (_dir, path) = left_by_a_kill();
+        let wal = companion(&path, "-wal");
+        let whole = fs::read(&wal).unwrap();
+        assert!(!ignores_wal(&path) && InPlaceAccess::at(&path).unwrap().is_some());
+        for at in [0, 9, 31] {
+            let mut torn = whole.clone();
+            torn[at] ^= 1;
+            fs::write(&wal, torn).unwrap();
+            assert!(ignores_wal(&path) && InPlaceAccess::at(&path).unwrap().is_none(), "{at}");
+        }
+        fs::write(&wal, &whole[..20]).unwrap();
+        assert!(ignores_wal(&path));
+        fs::write(&wal, "").unwrap();
+        assert!(!ignores_wal(&path));
+    }
+
+    #[test]
+    fn a_database_is_cut_off_if_it_is_shorter_than_a_page_and_its_log_has_content() {
+        let (_dir, path) = left_by_a_kill();
+        assert!(cut_off(&path, &path).is_none());
+        for size in [0, 1, 50, 99, 100, 511, 512, 4095] {
+            fs::File::options().write(true).open(&path).unwrap().set_len(size).unwrap();
+            assert_eq!(cut_off(&path, &path).unwrap().code, Code::DatabaseDamaged, "{size}");
+            assert!(is_cut_off(&path) && InPlaceAccess::at(&path).unwrap().is_none(), "{size}");
+            fs::File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
+        }
+        fs::write(&path, "").unwrap();
+        fs::write(companion(&path, "-wal"), "").unwrap();
+        assert!(cut_off(&path, &path).is_none() && !is_cut_off(&path));
+        // The first transaction of a new database: what it began with is empty.
+        fs::remove_file(companion(&path, "-wal")).unwrap();
+        let journal = |pages: u32| {
+            let start = [JOURNAL_MAGIC, &[0; 8], &pages.to_be_bytes(), &[0; 492]].concat();
+            fs::write(companion(&path, "-journal"), start).unwrap();
+        };
+        journal(0);
+        assert!(cut_off(&path, &path).is_none());
+        journal(3);
+        assert!(cut_off(&path, &path).is_some());
+    }
+}

@@ -1,0 +1,154 @@
+//! A copy of a database that is nobody else's: checks may hold it for as long as they take, and SQLite may write to it.
+//!
+//! Taking the copy is the only thing that is done with the original, at the speed of reading it once.
+
+use std::{
+    fs::{self, File},
+    io::{BufWriter, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{
+    confirmed,
+    files::companion,
+    raw_copy,
+    snapshot::{self, Capture, Conditions, Snapshot},
+};
+use crate::{
+    error::{Code, Error, Result},
+    util::{
+        atomic_file,
+        operation::CancelToken,
+        temp_dir::{PrivateDir, Scratch, free_bytes, safe_parent},
+        unsupported,
+    },
+};
+
+/// Where the header tells of a WAL (<https://sqlite.org/fileformat2.html#file_format_version_numbers>).
+const VERSIONS: std::ops::Range<usize> = 18..20;
+const ROLLBACK_VERSION: u8 = 1;
+/// What the names of directories start with in which a copy is made that stays.
+const KEPT_PREFIX: &str = ".kg-kept-";
+
+/// A private copy, removed when this is dropped.
+pub struct PrivateCopy {
+    _dir: PrivateDir,
+    database: PathBuf,
+    /// Why SQLite refused the original: then this is its bytes, with its WAL or journal.
+    pub refused: Option<Error>,
+}
+
+impl PrivateCopy {
+    pub fn database(&self) -> &Path {
+        &self.database
+    }
+}
+
+/// Copies one commit of the database at `path` into a directory below `scratch`. `copied` is told of each so many bytes.
+pub fn copy(
+    path: &Path,
+    scratch: &Path,
+    lock_timeout: Duration,
+    cancel: &CancelToken,
+    copied: &dyn Fn(u64),
+) -> Result<PrivateCopy> {
+    assert_room(path, scratch)?;
+    let conditions = Conditions { scratch, lock_timeout, with_twin: false };
+    let attempt = || -> Result<PrivateCopy> {
+        let dir = raw_copy::scratch_dir(scratch)?;
+        match snapshot::take(path, conditions, cancel)? {
+            Capture::Snapshot(snapshot) => {
+                let database = snapshot.write_to(&dir.path().join("database"), cancel, copied)?;
+                Ok(PrivateCopy { _dir: dir, database, refused: None })
+            }
+            Capture::Damaged(copy, error) => Ok(refused(copy, error)),
+        }
+    };
+    match confirmed(attempt) {
+        Err(error) if error.code == Code::DatabaseDamaged => Ok(refused(raw_copy::copy(path, scratch)?, error)),
+        copied => copied,
+    }
+}
+
+/// Keeps a copy of the database at `path` as the new file `to` beside it: a database in itself, without a WAL.
+///
+/// `KG_DATABASE_DAMAGED` and others where SQLite refuses the original, `KG_NO_SPACE`. Then there is no such file.
+pub fn keep(path: &Path, to: &Path, lock_timeout: Duration) -> Result<()> {
+    let failed = |cause| Error::io("write", to, cause);
+    let dir = to.parent().unwrap_or(to);
+    let scratch = Scratch::new(&safe_parent(dir), KEPT_PREFIX)?;
+    let copy = copy(path, scratch.path(), lock_timeout, &CancelToken::default(), &|_| {}).map_err(no_room)?;
+    if let Some(error) = copy.refused {
+        return Err(error);
+    }
+    let file = File::open(copy.database()).map_err(failed)?;
+    let permissions = fs::metadata(path).map_err(failed)?.permissions();
+    unsupported::attributes(file.set_permissions(permissions), to)
+        .and_then(|()| unsupported::sync(&file, to))
+        .map_err(failed)?;
+    atomic_file::persist_noclobber(copy.database(), to)
+}
+
+fn refused(copy: raw_copy::RawCopy, error: Error) -> PrivateCopy {
+    let database = copy.database();
+    PrivateCopy { database, _dir: copy.into_dir(), refused: Some(error) }
+}
+
+/// The advice of a check, to choose another directory, does not help here.
+fn no_room(error: Error) -> Error {
+    match error.code {
+        Code::NoSpace => {
+            Error { remedy: "Nothing was changed; free that much space there, and run it again".into(), ..error }
+        }
+        _ => error,
+    }
+}
+
+/// Fails before the disk is filled.
+fn assert_room(path: &Path, scratch: &Path) -> Result<()> {
+    let size = |path: &Path| fs::metadata(path).map_or(0, |found| found.len());
+    let needed = size(path) + size(&companion(path, "-wal"));
+    let Some(free) = free_bytes(scratch) else { return Ok(()) };
+    if needed <= free {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::NoSpace,
+        format!(
+            "A check of {} takes a copy of {needed} bytes, and {} has {free} free",
+            path.display(),
+            scratch.display()
+        ),
+        "Set TMPDIR to a directory with that much space, and run it again",
+    ))
+}
+
+impl Snapshot {
+    /// Writes its pages to `to`, in rollback-journal mode whatever the original's is.
+    fn write_to(self, to: &Path, cancel: &CancelToken, copied: &dyn Fn(u64)) -> Result<PathBuf> {
+        let failed = |cause| Error::io("write", to, cause);
+        if let Some(file) = self.copied_file()? {
+            copied(self.size_bytes());
+            // Closed first, so that no journal is made for the old name.
+            let (held, connection) = self.into_connection();
+            drop(connection);
+            fs::rename(&file, to).map_err(failed)?;
+            drop(held);
+            return Ok(to.to_path_buf());
+        }
+        let mut file = BufWriter::with_capacity(1 << 20, File::create_new(to).map_err(failed)?);
+        let mut is_first = true;
+        self.pages(cancel, |page| {
+            copied(page.len() as u64);
+            if !std::mem::take(&mut is_first) {
+                return file.write_all(page).map_err(failed);
+            }
+            let mut page = page.to_vec();
+            page[VERSIONS].fill(ROLLBACK_VERSION);
+            file.write_all(&page).map_err(failed)
+        })?;
+        file.flush().map_err(failed)?;
+        Ok(to.to_path_buf())
+    }
+}

@@ -1,0 +1,198 @@
+//! A private copy of a database with its WAL or journal.
+//!
+//! Needed where SQLite cannot work in place: a hot journal that a killed writer left wants recovery, which writes; a
+//! directory or its `-shm` may not be writable; a damaged file is saved as it is.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io,
+    os::unix::{
+        ffi::OsStringExt,
+        fs::{FileExt, MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    error::{Code, Error, Result},
+    sqlite::files::{companion, names_super_journal},
+    util::{dir_handle, temp_dir::PrivateDir},
+};
+
+/// What travels with a database: without them committed transactions are lost, or half of one is kept.
+/// The `-shm` is an index of the WAL that SQLite rebuilds.
+const TRAVELLING: [&str; 2] = ["-wal", "-journal"];
+/// What the names of scratch directories start with, so that the next run finds what a killed one left.
+pub const SCRATCH_PREFIX: &str = ".kg-snapshot-";
+/// How often a copy is begun again because the files changed meanwhile.
+const ATTEMPTS: u32 = 20;
+
+/// Copies in a directory of their own, removed when this is dropped.
+pub struct RawCopy {
+    dir: PrivateDir,
+    /// The suffixes of [`TRAVELLING`] that exist.
+    companions: Vec<&'static str>,
+}
+
+impl RawCopy {
+    pub fn database(&self) -> PathBuf {
+        self.dir.path().join("database")
+    }
+
+    /// Suffix and copy of everything that travels with the database.
+    pub fn companions(&self) -> impl Iterator<Item = (&'static str, PathBuf)> + '_ {
+        self.companions.iter().map(|suffix| (*suffix, companion(&self.database(), suffix)))
+    }
+
+    /// Keeps SQLite from following the name of a super-journal in the copied journal: it would remove the file of that name,
+    /// which belongs to the original. While that file exists, the transaction over several databases is not committed and
+    /// this part of it is rolled back; without it, the journal means nothing
+    /// (<https://sqlite.org/atomiccommit.html#_multi_file_commit>).
+    pub fn settle_super_journal(&self, original: &Path) -> Result<()> {
+        let journal = companion(&self.database(), "-journal");
+        let failed = |cause| Error::io("read a copy of", original, cause);
+        let file = match File::options().read(true).write(true).open(&journal) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
+            file => file.map_err(failed)?,
+        };
+        let Some((name, length)) = super_journal(&file).map_err(failed)? else { return Ok(()) };
+        // In a container the directory may have another path than where the database was written.
+        let here = name.file_name().map(|name| original.with_file_name(name));
+        let exists = name.exists() || here.is_some_and(|here| here.exists());
+        if exists { file.set_len(length).map_err(failed) } else { fs::remove_file(&journal).map_err(failed) }
+    }
+
+    pub fn into_dir(self) -> PrivateDir {
+        self.dir
+    }
+}
+
+/// A directory below `scratch` that only this user may enter.
+pub fn scratch_dir(scratch: &Path) -> Result<PrivateDir> {
+    PrivateDir::new(scratch, SCRATCH_PREFIX)
+}
+
+/// Copies the database and what travels with it; begun again when any of them changed meanwhile.
+pub fn copy(path: &Path, scratch: &Path) -> Result<RawCopy> {
+    let path = &dir_handle::resolve(path).map_err(|cause| Error::io("copy", path, cause))?;
+    for _ in 0..ATTEMPTS {
+        let before = fingerprints(path);
+        let dir = scratch_dir(scratch)?;
+        let database = dir.path().join("database");
+        copy_file(path, &database)?;
+        let mut companions = Vec::new();
+        for suffix in TRAVELLING {
+            let source = companion(path, suffix);
+            if source.exists() {
+                copy_file(&source, &companion(&database, suffix))?;
+                companions.push(suffix);
+            }
+        }
+        if fingerprints(path) == before {
+            return Ok(RawCopy { dir, companions });
+        }
+    }
+    Err(Error::new(
+        Code::DatabaseBusy,
+        format!("{} changed during each of {ATTEMPTS} attempts to copy it", path.display()),
+        "Stop the processes that write it, then run it again",
+    ))
+}
+
+/// The super-journal that a journal names, and how long the journal is without that
+/// (<https://sqlite.org/fileformat2.html#the_rollback_journal>): a page number, the name, its length, a checksum, the magic.
+fn super_journal(journal: &File) -> io::Result<Option<(PathBuf, u64)>> {
+    const BEFORE_NAME: u64 = 4;
+    const AFTER_NAME: u64 = 16;
+    if !names_super_journal(journal)? {
+        return Ok(None);
+    }
+    let size = journal.metadata()?.len();
+    let mut length = [0; 4];
+    let Some(at) = size.checked_sub(AFTER_NAME) else { return Ok(None) };
+    journal.read_exact_at(&mut length, at)?;
+    let length = u64::from(u32::from_be_bytes(length));
+    let Some(begins) = at.checked_sub(length) else { return Ok(None) };
+    let mut name = vec![0; length as usize];
+    journal.read_exact_at(&mut name, begins)?;
+    Ok(Some((OsString::from_vec(name).into(), begins.saturating_sub(BEFORE_NAME))))
+}
+
+/// Copies a file that is no link to a new one, for this user alone; how many bytes these are.
+pub fn copy_file(from: &Path, to: &Path) -> Result<u64> {
+    let mut source = dir_handle::open_file(from).map_err(|cause| Error::io("copy", from, cause))?;
+    let made = File::options().write(true).create_new(true).mode(0o600).open(to);
+    let mut new = made.map_err(|cause| Error::io("write", to, cause))?;
+    io::copy(&mut source, &mut new).map_err(|cause| Error::io("copy", from, cause))
+}
+
+type Fingerprint = io::Result<(u64, u64, i64, i64)>;
+
+/// Inode, size and time of change of the database and of what travels with it.
+pub fn fingerprints(path: &Path) -> Vec<Option<(u64, u64, i64, i64)>> {
+    let of = |path: &Path| -> Fingerprint {
+        let found = fs::metadata(path)?;
+        Ok((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+    };
+    ["", TRAVELLING[0], TRAVELLING[1]].iter().map(|suffix| of(&companion(path, suffix)).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+
+    /// A database with a hot journal that names `super_journal`, and holds a page of the commit before.
+    fn with_super_journal(dir: &Path, super_journal: &Path) -> PathBuf {
+        let path = dir.join("a.db");
+        let host = Connection::open(&path).unwrap();
+        host.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES ('old')").unwrap();
+        let (before, salt) = (fs::read(&path).unwrap(), 7_u32);
+        host.execute_batch("UPDATE t SET x = 'new'").unwrap();
+        drop(host);
+        let mut journal = vec![0; 512];
+        let header = [0xd9d5_05f9, 0x20a1_63d7, 2, salt, 2, 512, 4096_u32];
+        header
+            .iter()
+            .enumerate()
+            .for_each(|(at, word)| journal[at * 4..at * 4 + 4].copy_from_slice(&word.to_be_bytes()));
+        for (number, page) in (1_u32..).zip(before.chunks(4096)) {
+            let sum = (1..=20).map(|step| u32::from(page[4096 - 200 * step])).sum::<u32>() + salt;
+            journal.extend(number.to_be_bytes());
+            journal.extend(page);
+            journal.extend(sum.to_be_bytes());
+        }
+        let name = super_journal.as_os_str().as_encoded_bytes();
+        let sum: u32 = name.iter().map(|byte| u32::from(*byte)).sum();
+        journal.extend(262_145_u32.to_be_bytes());
+        journal.extend(name);
+        journal.extend((name.len() as u32).to_be_bytes());
+        journal.extend(sum.to_be_bytes());
+        journal.extend([0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7]);
+        fs::write(companion(&path, "-journal"), journal).unwrap();
+        path
+    }
+
+    #[test]
+    fn the_file_that_a_copied_journal_names_stays_and_decides_whether_it_is_rolled_back() {
+        let (dir, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let elsewhere = scratch.path().join("a.db-mj1");
+        let path = with_super_journal(dir.path(), &elsewhere);
+        let read = || {
+            let copy = copy(&path, scratch.path()).unwrap();
+            copy.settle_super_journal(&path).unwrap();
+            let connection = Connection::open(copy.database()).unwrap();
+            connection.query_row("SELECT x FROM t", [], |row| row.get::<_, String>(0)).unwrap()
+        };
+        // Without it, the transaction over several databases was committed.
+        assert_eq!(read(), "new");
+        for present in [elsewhere, dir.path().join("a.db-mj1")] {
+            fs::write(&present, "names no journal that exists").unwrap();
+            assert_eq!(read(), "old");
+            assert!(present.exists());
+            fs::remove_file(present).unwrap();
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! Files that are there whole or not at all: written under a temporary name, synced, renamed, the directory synced.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File, Permissions},
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    time::Duration,
+};
+
+use nix::{fcntl::OFlag, libc};
+
+use crate::{
+    error::{Error, Result},
+    system::paths::STATE_DIR,
+    util::{
+        dir_handle::{DirHandle, EntryHandle},
+        hex::hex,
+        ownership,
+        unsupported::{self, Unsupported},
+    },
+};
+
+/// What the names of unfinished files start with, so that the next run finds what a killed one left.
+pub const PARTIAL_PREFIX: &str = ".kg-partial-";
+
+/// Nobody needs so long to write a small file: one that is older was left by a run that was killed.
+const LONGEST_WRITE: Duration = Duration::from_secs(60 * 60);
+
+/// A temporary file in a directory that is held open, for this user alone; removed when it is dropped, unless it was published.
+pub struct TempFile {
+    file: File,
+    place: EntryHandle,
+    is_published: bool,
+}
+
+impl TempFile {
+    /// In `dir`.
+    pub fn new(dir: &Path) -> Result<Self> {
+        TempFile::with_mode(dir, 0o600)
+    }
+
+    /// As [`TempFile::new`], in a store, with these permissions. Without any, also for the group of the directory if that shares it, which its
+    /// set-group-ID bit and the right of the group to write say.
+    pub fn in_store(dir: &Path, mode: Option<u32>) -> Result<Self> {
+        const SHARED: u32 = 0o2070;
+        let file = TempFile::new(dir)?;
+        let is_shared = || fs::metadata(dir).is_ok_and(|found| found.mode() & SHARED == SHARED);
+        if let Some(mode) = mode.or_else(|| is_shared().then_some(0o640)) {
+            file.set_mode(mode)?;
+        }
+        Ok(file)
+    }
+
+    /// The umask takes from the mode what it takes from that of every file.
+    fn with_mode(dir: &Path, mode: u32) -> Result<Self> {
+        let made = TempFile::unsettled(dir, mode)?;
+        ownership::settle(&made.place);
+        Ok(made)
+    }
+
+    /// It stays the file of the user who runs this.
+    fn unsettled(dir: &Path, mode: u32) -> Result<Self> {
+        let made = DirHandle::open(dir).and_then(|dir| TempFile::make(&dir, mode));
+        made.map_err(|cause| Error::io("create a file in", dir, cause))
+    }
+
+    fn make(dir: &DirHandle, mode: u32) -> io::Result<Self> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+        let (place, file) = with_free_name(dir, PARTIAL_PREFIX, |place| place.open(flags, mode))?;
+        Ok(TempFile { file, place, is_published: false })
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The umask does not count. A file system without permissions is a warning of the run.
+    pub fn set_mode(&self, mode: u32) -> Result<()> {
+        let set = self.file.set_permissions(Permissions::from_mode(mode));
+        unsupported::attributes(set, &self.place.path()).map_err(|cause| Error::io("write", &self.place.path(), cause))
+    }
+
+    /// Gives it the name of `to`, in the same directory, and makes that durable.
+    pub fn persist(mut self, to: &Path) -> Result<()> {
+        let failed = |cause| Error::io("write", to, cause);
+        unsupported::sync(&self.file, to).map_err(failed)?;
+        self.place.rename(&self.place.beside(to.file_name().unwrap_or_default())?).map_err(failed)?;
+        self.is_published = true;
+        self.place.dir().sync()
+    }
+}
+
+impl Write for TempFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        if !self.is_published {
+            let _ = self.place.remove_file();
+        }
+    }
+}
+
+/// Makes something in `dir` under a name that begins so, and is free.
+pub fn with_free_name<T>(
+    dir: &DirHandle,
+    prefix: &str,
+    make: impl Fn(&EntryHandle) -> io::Result<T>,
+) -> io::Result<(EntryHandle, T)> {
+    loop {
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(io::Error::other)?;
+        let place = dir.name(format!("{prefix}{}", hex(&random)))?;
+        match make(&place) {
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
+            made => return made.map(|made| (place, made)),
+        }
+    }
+}
+
+/// Opens a file that processes lock, which is made if it does not exist.
+pub fn open_lock(path: &Path) -> Result<File> {
+    open_to_write(path, OFlag::O_RDWR)
+}
+
+/// Opens a file that is written on and on, which is made if it does not exist.
+pub fn open_log(path: &Path) -> Result<File> {
+    open_to_write(path, OFlag::O_WRONLY | OFlag::O_APPEND)
+}
+
+fn open_to_write(path: &Path, flags: OFlag) -> Result<File> {
+    let place = around(path, "open")?;
+    let file = place.open_to_write(flags)?;
+    ownership::settle(&place);
+    Ok(file)
+}
+
+fn around(path: &Path, action: &str) -> Result<EntryHandle> {
+    DirHandle::around(path).map_err(|cause| Error::io(action, path, cause))
+}
+
+/// Moves a finished and synced file to a name that nothing has yet, and makes that durable. Where something has the name, it stays as
+/// it is, and so does the file.
+pub fn persist_noclobber(from: &Path, to: &Path) -> Result<()> {
+    let (from, new) = (around(from, "write")?, around(to, "write")?);
+    let moved = match move_new(&from, &new, EntryHandle::rename_new) {
+        Err(cause) if cause.kind() == io::ErrorKind::CrossesDevices => copy_new(&from, &new),
+        moved => moved,
+    };
+    moved.map_err(|cause| Error::io("write", to, cause))?;
+    ownership::settle(&new);
+    new.dir().sync()
+}
+
+/// To another file system.
+fn copy_new(from: &EntryHandle, to: &EntryHandle) -> io::Result<()> {
+    let mut source = from.open(OFlag::O_RDONLY, 0)?;
+    let found = source.metadata()?;
+    let mut copy = TempFile::make(to.dir(), 0o600)?;
+    io::copy(&mut source, &mut copy)?;
+    unsupported::attributes(copy.file.set_permissions(found.permissions()), &to.path())?;
+    let owned = copy.file.metadata()?;
+    if (owned.uid(), owned.gid()) != (found.uid(), found.gid()) {
+        // Only root may; then it is a warning of the run.
+        let _ = copy.place.give_to((found.uid(), found.gid()));
+    }
+    unsupported::sync(&copy.file, &to.path())?;
+    move_new(&copy.place, to, EntryHandle::rename_new)?;
+    copy.is_published = true;
+    from.unlink()
+}
+
+/// Where a file system knows neither a rename that replaces nothing nor hard links (FAT, some network mounts), the name is taken by an
+/// empty file first, which the rename replaces: so only a kill between the two leaves something, and that is empty.
+fn move_new(
+    from: &EntryHandle,
+    to: &EntryHandle,
+    rename_new: fn(&EntryHandle, &EntryHandle) -> io::Result<()>,
+) -> io::Result<()> {
+    match rename_new(from, to) {
+        Err(cause) if is_for_lack_of_means(&cause) => {}
+        outcome => return outcome,
+    }
+    to.open(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o600)?;
+    from.rename(to).inspect_err(|_| drop(to.remove_file()))
+}
+
+/// What `link` and `renameat2` say where the file system cannot do it.
+fn is_for_lack_of_means(cause: &io::Error) -> bool {
+    let kinds = [io::ErrorKind::Unsupported, io::ErrorKind::PermissionDenied, io::ErrorKind::InvalidInput];
+    kinds.contains(&cause.kind())
+}
+
+/// Renames a file to `name` in its own directory, over what has it. Not durable by itself.
+pub fn rename(path: &Path, name: &OsStr) -> io::Result<()> {
+    let place = DirHandle::around(path)?;
+    let to = place.beside(name).map_err(io::Error::other)?;
+    place.rename(&to)
+}
+
+/// Writes a small file.
+pub fn write(path: &Path, content: &[u8]) -> Result<()> {
+    write_as(TempFile::new(parent(path))?, path, content)
+}
+
+fn write_as(mut file: TempFile, path: &Path, content: &[u8]) -> Result<()> {
+    file.write_all(content).map_err(|cause| Error::io("write", path, cause))?;
+    file.persist(path)
+}
+
+/// As [`write`], in a store: see [`TempFile::in_store`].
+pub fn write_in_store(path: &Path, content: &[u8], mode: Option<u32>) -> Result<()> {
+    write_as(TempFile::in_store(parent(path), mode)?, path, content)
+}
+
+/// As [`write`], for what other users of the project may read.
+pub fn write_shared(path: &Path, content: &[u8]) -> Result<()> {
+    write_as(TempFile::with_mode(parent(path), 0o644)?, path, content)
+}
+
+/// As [`write`], for what a later run does as it says: it stays the file of the user who wrote it, so that nobody else could have.
+/// Everybody may read it.
+pub fn write_orders(path: &Path, content: &[u8]) -> Result<()> {
+    let file = TempFile::unsettled(parent(path), 0o600)?;
+    // The umask does not count: the owner of the project reads what root wrote.
+    file.set_mode(0o644)?;
+    write_as(file, path, content)
+}
+
+/// Points the symbolic link at `link` to `target`, replacing it in one step. A file system without links is a warning of
+/// the run.
+pub fn replace_symlink(target: &Path, link: &Path) -> Result<()> {
+    let failed = |cause| Error::io("write", link, cause);
+    let dir = DirHandle::open(parent(link)).map_err(failed)?;
+    let made = with_free_name(&dir, PARTIAL_PREFIX, |place| place.make_link(target));
+    let (new, ()) = match made {
+        // FAT, and some network mounts.
+        Err(cause) if matches!(cause.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)) => {
+            unsupported::note(Unsupported::Link, link, &cause);
+            return Ok(());
+        }
+        made => made.map_err(failed)?,
+    };
+    ownership::settle(&new);
+    let named = new.beside(link.file_name().unwrap_or_default()).and_then(|place| new.rename(&place).map_err(failed));
+    named.inspect_err(|_| drop(new.remove_file()))?;
+    new.dir().sync()
+}
+
+/// Removes a file; one that is not there is fine.
+pub fn remove(path: &Path) -> Result<()> {
+    match DirHandle::around(path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+        place => place.map_err(|cause| Error::io("remove", path, cause))?.remove_file(),
+    }
+}
+
+/// Removes the temporary files that killed runs left in a directory of small files. What cannot be removed is left to the next run.
+pub fn sweep_partials(dir: &Path) {
+    let is_old = |found: &fs::Metadata| {
+        let age = found.modified().ok().and_then(|at| at.elapsed().ok());
+        found.is_file() && age.is_some_and(|age| age > LONGEST_WRITE)
+    };
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let is_partial = entry.file_name().to_str().is_some_and(|name| name.starts_with(PARTIAL_PREFIX));
+        if is_partial && entry.metadata().is_ok_and(|found| is_old(&found)) {
+            let _ = remove(&entry.path());
+        }
+    }
+}
+
+/// Creates a directory and its parents durably. Where root makes them in a project, they belong to its owner; in `.kg` also those that it
+/// made before, and kept for itself.
+pub fn create_dirs(dir: &Path) -> io::Result<()> {
+    let dir = std::path::absolute(dir)?;
+    let in_state = dir.ancestors().position(|dir| dir.file_name().is_some_and(|name| name == STATE_DIR)).unwrap_or(0);
+    // From the top: what belongs to whom follows from the directory around it.
+    for there in parents(&dir, in_state).into_iter().filter(|dir| dir.exists()) {
+        ownership::settle(&DirHandle::around(there)?);
+    }
+    let missing = parents(&dir, dir.ancestors().take_while(|dir| !dir.exists()).count());
+    let Some((first, others)) = missing.split_first() else { return DirHandle::open(&dir).map(drop) };
+    let mut made = DirHandle::around(first)?;
+    for next in others.iter().map(Some).chain([None]) {
+        made.make_dir(0o777)?;
+        ownership::settle(&made);
+        made.dir().sync().map_err(io::Error::other)?;
+        let Some(next) = next else { break };
+        made = made.enter()?.name(next.file_name().unwrap_or_default())?;
+    }
+    Ok(())
+}
+
+/// `dir` and as many of its parents, of so many in all, from the top.
+fn parents(dir: &Path, count: usize) -> Vec<&Path> {
+    let mut dirs: Vec<&Path> = dir.ancestors().take(count).collect();
+    dirs.reverse();
+    dirs
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
+}
+
+/// Makes a rename or removal in the directory of `path` durable.
+pub fn sync_parent(path: &Path) -> Result<()> {
+    sync_dir(parent(path))
+}
+
+pub fn sync_dir(dir: &Path) -> Result<()> {
+    DirHandle::open(dir).map_err(|cause| Error::io("sync", dir, cause))?.sync()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn without_means(_: &EntryHandle, _: &EntryHandle) -> io::Result<()> {
+        // EPERM is what Linux says of a hard link on FAT.
+        Err(io::Error::from_raw_os_error(1))
+    }
+
+    #[test]
+    fn a_file_gets_a_name_that_is_free_and_replaces_nothing_whatever_the_file_system_can_do() {
+        for means in [EntryHandle::rename_new, without_means] {
+            let dir = tempfile::tempdir().unwrap();
+            let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+            let [old, new] = [&from, &to].map(|path| DirHandle::around(path).unwrap());
+            fs::write(&from, "new").unwrap();
+            fs::write(&to, "old").unwrap();
+            assert_eq!(move_new(&old, &new, means).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!((fs::read(&from).unwrap(), fs::read(&to).unwrap()), (b"new".to_vec(), b"old".to_vec()));
+            fs::remove_file(&to).unwrap();
+            move_new(&old, &new, means).unwrap();
+            assert_eq!((from.exists(), fs::read(&to).unwrap()), (false, b"new".to_vec()));
+        }
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_removed_once_nobody_can_be_at_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = |name: &str, age: Duration| {
+            let file = File::create(dir.path().join(name)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - age).unwrap();
+        };
+        made(".kg-partial-old", LONGEST_WRITE * 2);
+        made(".kg-partial-new", Duration::ZERO);
+        made("other", LONGEST_WRITE * 2);
+        fs::create_dir(dir.path().join(".kg-partial-dir")).unwrap();
+        sweep_partials(dir.path());
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".kg-partial-dir", ".kg-partial-new", "other"]);
+    }
+
+    #[test]
+    fn a_move_that_fails_leaves_no_empty_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let [from, to] = ["gone", "to"].map(|name| DirHandle::around(&dir.path().join(name)).unwrap());
+        for means in [EntryHandle::rename_new, without_means] {
+            assert_eq!(move_new(&from, &to, means).unwrap_err().kind(), io::ErrorKind::NotFound);
+            assert!(!to.path().exists());
+        }
+    }
+}

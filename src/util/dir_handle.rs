@@ -1,0 +1,602 @@
+//! Files below a directory, reached without following a symbolic link.
+//!
+//! A path is walked one name at a time, each opened below the one before it (openat(2)) and refused where it is a link.
+//! So a link that somebody put into a project, before or while a restore runs, never leads a restore out of it.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{self, File, Permissions},
+    io::{self, Read},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
+    path::{Component, Path, PathBuf},
+    sync::OnceLock,
+};
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+use nix::fcntl::{RenameFlags, renameat2};
+use nix::{
+    errno::Errno,
+    fcntl::{AtFlags, OFlag, openat, readlinkat, renameat},
+    sys::{
+        stat::{FileStat, Mode, SFlag, UtimensatFlags, fstat, fstatat, mkdirat, utimensat},
+        time::TimeSpec,
+    },
+    unistd::{Gid, Uid, UnlinkatFlags, fchownat, geteuid, linkat, symlinkat, unlinkat},
+};
+
+use crate::{
+    error::{Code, Error, Result},
+    util::{
+        regular_file,
+        unsupported::{self, Unsupported},
+    },
+};
+
+/// An open directory.
+#[derive(Debug)]
+pub struct DirHandle {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
+
+impl From<DirHandle> for File {
+    fn from(dir: DirHandle) -> Self {
+        dir.fd.into()
+    }
+}
+
+/// The directories on the way need not be readable.
+#[cfg(target_os = "linux")]
+const ON_THE_WAY: OFlag = DIRECTORY.union(OFlag::O_PATH);
+#[cfg(not(target_os = "linux"))]
+const ON_THE_WAY: OFlag = DIRECTORY;
+
+/// Where a directory or a link had to be, and something else is.
+const NO_LINK: Errno = Errno::ENOTDIR;
+
+/// As many links as Linux follows on one path (path_resolution(7)).
+const MOST_LINKS: usize = 40;
+
+impl DirHandle {
+    /// `path` itself may lead through links: whoever names it means what is behind them. But a link of another user, who is not root, counts only
+    /// where it leads to a directory of that user: it cannot have this user write where its owner may not. `KG_UNSAFE_FILE`, inside the error, if it
+    /// leads elsewhere.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(DirHandle::reach(path)?.readable()?)
+    }
+
+    /// The same directory, so that it can be read and synced.
+    fn readable(&self) -> nix::Result<Self> {
+        Ok(DirHandle { fd: openat(&self.fd, ".", DIRECTORY, Mode::empty())?, path: self.path.clone() })
+    }
+
+    /// As [`DirHandle::open`], for what need not be readable: only names in it can be asked for.
+    fn reach(path: &Path) -> io::Result<Self> {
+        let mut waiting: Vec<OsString> = Vec::new();
+        let mut way = DirHandle { fd: open("/".as_ref(), ON_THE_WAY)?, path: "/".into() };
+        let mut links = Vec::new();
+        way.queue(&std::path::absolute(path)?, &mut waiting)?;
+        while let Some(name) = waiting.pop() {
+            match openat(&way.fd, name.as_os_str(), ON_THE_WAY | OFlag::O_NOFOLLOW, Mode::empty()) {
+                Ok(fd) if name == ".." => {
+                    way.fd = fd;
+                    way.path.pop();
+                }
+                Ok(fd) => way = DirHandle { fd, path: way.path.join(name) },
+                Err(Errno::ELOOP | Errno::ENOTDIR) => {
+                    let (target, owner) = way.link_at(&name)?;
+                    if links.len() == MOST_LINKS {
+                        return Err(Errno::ELOOP.into());
+                    }
+                    links.push((way.path.join(name), owner));
+                    way.queue(&target, &mut waiting)?;
+                }
+                Err(cause) => return Err(cause.into()),
+            }
+        }
+        let owner = fstat(&way.fd)?.st_uid;
+        match links.into_iter().find(|(_, of)| *of != owner && !is_ours(*of)) {
+            Some((link, of)) => Err(io::Error::other(foreign(&link, of, &way.path, owner))),
+            None => Ok(way),
+        }
+    }
+
+    /// The names of a path to `waiting`, the first one last. An absolute one begins at the root.
+    fn queue(&mut self, path: &Path, waiting: &mut Vec<OsString>) -> io::Result<()> {
+        if path.is_absolute() {
+            *self = DirHandle { fd: open("/".as_ref(), ON_THE_WAY)?, path: "/".into() };
+        }
+        let names = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+        waiting.extend(names.rev().map(|part| part.as_os_str().to_os_string()));
+        Ok(())
+    }
+
+    /// What the link of that name says, and who owns it: of one link, whatever has its name a moment later.
+    #[cfg(target_os = "linux")]
+    fn link_at(&self, name: &OsStr) -> io::Result<(PathBuf, u32)> {
+        let link = openat(&self.fd, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+        match readlinkat(&link, "") {
+            // It is no link.
+            Err(Errno::ENOENT | Errno::EINVAL) => Err(NO_LINK.into()),
+            target => Ok((target?.into(), fstat(&link)?.st_uid)),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn link_at(&self, name: &OsStr) -> io::Result<(PathBuf, u32)> {
+        match readlinkat(&self.fd, name) {
+            Err(Errno::EINVAL) => Err(NO_LINK.into()),
+            target => Ok((target?.into(), fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_uid)),
+        }
+    }
+
+    /// As [`DirHandle::open`], for the directory that holds `path`, and the name in it. The directory need not be readable, but then it cannot be synced.
+    pub fn around(path: &Path) -> io::Result<EntryHandle> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let dir = DirHandle::reach(parent)?;
+        match dir.readable() {
+            Err(Errno::EACCES) => dir.name(name),
+            readable => readable?.name(name),
+        }
+    }
+
+    /// The place of one name in it.
+    pub fn name(&self, name: impl Into<OsString>) -> io::Result<EntryHandle> {
+        Ok(EntryHandle { dir: self.again()?, name: name.into(), known_as: None })
+    }
+
+    /// Without symbolic links, when it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The place of `relative`, which is made of plain names; `None` where a directory on the way does not exist.
+    pub fn place(&self, relative: &Path) -> Result<Option<EntryHandle>> {
+        let mut names = relative.iter();
+        let Some(name) = names.next_back() else {
+            return Err(in_the_way(&self.path));
+        };
+        let mut dir = self.again().map_err(|cause| Error::io("open", &self.path, cause))?;
+        for name in names {
+            let path = dir.path.join(name);
+            match openat(&dir.fd, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()) {
+                Ok(fd) => dir = DirHandle { fd, path },
+                Err(Errno::ENOENT) => return Ok(None),
+                Err(Errno::ELOOP | Errno::ENOTDIR) => return Err(in_the_way(&path)),
+                Err(cause) => return Err(Error::io("open", &path, cause.into())),
+            }
+        }
+        Ok(Some(EntryHandle { dir, name: name.to_os_string(), known_as: None }))
+    }
+
+    /// A path that leads to this very directory, whatever has its name by now: for this process alone.
+    pub fn held_path(&self) -> PathBuf {
+        held_path(&self.fd, &self.path)
+    }
+
+    /// Makes what changed in the directory durable.
+    pub fn sync(&self) -> Result<()> {
+        let synced = self.again().and_then(|dir| unsupported::sync(&File::from(dir), &self.path));
+        synced.map_err(|cause| Error::io("sync", &self.path, cause))
+    }
+
+    /// User and group that the directory belongs to.
+    pub fn owner(&self) -> Result<(u32, u32)> {
+        let found = fstat(&self.fd).map_err(|cause| Error::io("look at", &self.path, cause.into()))?;
+        Ok((found.st_uid, found.st_gid))
+    }
+
+    fn again(&self) -> io::Result<DirHandle> {
+        Ok(DirHandle { fd: self.fd.try_clone()?, path: self.path.clone() })
+    }
+}
+
+/// The path of what is at `path`, without links; only those count that [`DirHandle::open`] follows.
+pub fn resolve(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_path_buf();
+    for _ in 0..MOST_LINKS {
+        // The root has no name.
+        if path.file_name().is_none() {
+            return DirHandle::open(&path).map(|dir| dir.path);
+        }
+        let place = DirHandle::around(&path)?;
+        path = match place.read_link() {
+            Err(cause) if cause.raw_os_error() == Some(NO_LINK as i32) => return Ok(place.path()),
+            target => place.dir.path.join(target?),
+        };
+    }
+    Err(Errno::ELOOP.into())
+}
+
+/// As [`resolve`]; what is not there, or cannot be looked at, keeps its path. `KG_UNSAFE_FILE` of a link that does not count.
+pub fn resolve_if_there(path: PathBuf) -> Result<PathBuf> {
+    match resolve(&path) {
+        Err(cause) if cause.get_ref().is_some_and(|own| own.is::<Error>()) => Err(Error::io("open", &path, cause)),
+        resolved => Ok(resolved.unwrap_or(path)),
+    }
+}
+
+/// Opens the regular file at `path` to read it, which is no link itself.
+pub fn open_file(path: &Path) -> io::Result<File> {
+    regular_file::only(DirHandle::around(path)?.open(OFlag::O_RDONLY, 0)?)
+}
+
+/// Whether a user's links lead this one where it wants to go.
+fn is_ours(user: u32) -> bool {
+    [0, geteuid().as_raw()].contains(&user) || is_unmapped(user)
+}
+
+/// Whether it stands for all users that a container does not have. Root outside of it is one of them, and made the system's links.
+fn is_unmapped(user: u32) -> bool {
+    static STANDS_FOR_OTHERS: OnceLock<Option<u32>> = OnceLock::new();
+    let of_system = || {
+        const ALL: &str = "0 0 4294967295";
+        let read = |name: &str| fs::read_to_string(name).ok();
+        let map = read("/proc/self/uid_map")?;
+        let has_all = map.split_whitespace().eq(ALL.split(' '));
+        read("/proc/sys/kernel/overflowuid")?.trim().parse().ok().filter(|_| !has_all)
+    };
+    *STANDS_FOR_OTHERS.get_or_init(of_system) == Some(user)
+}
+
+fn open(path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+    Ok(nix::fcntl::open(path, flags, Mode::empty())?)
+}
+
+fn foreign(link: &Path, of: u32, dir: &Path, owner: u32) -> Error {
+    let message = format!(
+        "{} is a link of user {of}, which is not followed: it leads to {}, which belongs to user {owner}",
+        link.display(),
+        dir.display()
+    );
+    let remedy = format!(
+        "If that is meant, make the link yours (`chown -h {} {}`); nothing was changed there",
+        geteuid(),
+        link.display()
+    );
+    Error::new(Code::UnsafeFile, message, remedy)
+}
+
+pub fn in_the_way(path: &Path) -> Error {
+    Error::new(
+        Code::TargetInvalid,
+        format!("{} is in the way: it is a link or a file where the backup has a directory", path.display()),
+        "Move it away, or restore into another directory with `targetDir` (`--target`)",
+    )
+}
+
+/// A name in an open directory, whether something is there or not.
+#[derive(Debug)]
+pub struct EntryHandle {
+    dir: DirHandle,
+    name: OsString,
+    /// What warnings call it, if that is not its path.
+    known_as: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EntryType {
+    File,
+    Directory,
+    Link,
+    Other,
+}
+
+impl EntryHandle {
+    pub fn dir(&self) -> &DirHandle {
+        &self.dir
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.dir.path.join(&self.name)
+    }
+
+    /// As [`DirHandle::held_path`].
+    pub fn held_path(&self) -> PathBuf {
+        self.dir.held_path().join(&self.name)
+    }
+
+    /// The same place, which warnings call `path`: what is there now will be moved to that.
+    pub fn known_as(self, path: PathBuf) -> EntryHandle {
+        EntryHandle { known_as: Some(path), ..self }
+    }
+
+    /// Remembers a change of permissions or times that the file system has no means for, as a warning of the run.
+    pub fn tolerate(&self, set: io::Result<()>) -> io::Result<()> {
+        unsupported::attributes(set, &self.known_path())
+    }
+
+    pub fn known_path(&self) -> PathBuf {
+        self.known_as.clone().unwrap_or_else(|| self.path())
+    }
+
+    /// The place of another name in the same directory.
+    pub fn beside(&self, name: impl Into<OsString>) -> Result<EntryHandle> {
+        self.dir.name(name).map_err(|cause| Error::io("open", &self.dir.path, cause))
+    }
+
+    pub fn stat(&self) -> Result<Option<FileStat>> {
+        match fstatat(&self.dir.fd, self.name(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(found) => Ok(Some(found)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(cause) => Err(self.failed("look at", cause)),
+        }
+    }
+
+    pub fn occupant(&self) -> Result<Option<EntryType>> {
+        let found = self.stat()?;
+        Ok(found.map(|found| match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
+            SFlag::S_IFREG => EntryType::File,
+            SFlag::S_IFDIR => EntryType::Directory,
+            SFlag::S_IFLNK => EntryType::Link,
+            _ => EntryType::Other,
+        }))
+    }
+
+    /// What the link there says, if it counts: see [`DirHandle::open`]. `ENOTDIR` if something else is there.
+    pub fn read_link(&self) -> io::Result<PathBuf> {
+        let (target, owner) = self.dir.link_at(&self.name)?;
+        if !is_ours(owner) {
+            let found = fstatat(&self.dir.fd, self.name(), AtFlags::empty())?;
+            if found.st_uid != owner {
+                let leads_to = self.dir.path.join(&target);
+                return Err(io::Error::other(foreign(&self.path(), owner, &leads_to, found.st_uid)));
+            }
+        }
+        Ok(target)
+    }
+
+    /// Opens a file there, and no link.
+    pub fn open(&self, flags: OFlag, mode: u32) -> io::Result<File> {
+        let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        Ok(openat(&self.dir.fd, self.name(), flags, mode_of(mode))?.into())
+    }
+
+    /// Opens a file to write it, with these flags, and makes it where there is none. `KG_UNSAFE_FILE` if something else than a regular file with
+    /// one name is there: whoever may write to the directory could have any file written over through it.
+    pub fn open_to_write(&self, flags: OFlag) -> Result<File> {
+        let path = self.path();
+        let file = match self.open(flags | OFlag::O_CREAT, 0o666) {
+            Err(cause) if cause.raw_os_error() == Some(Errno::ELOOP as i32) => {
+                return Err(regular_file::unsafe_file(&path, "it is a symbolic link"));
+            }
+            opened => opened.map_err(|cause| Error::io("open", &path, cause))?,
+        };
+        if !file.metadata().map_err(|cause| Error::io("open", &path, cause))?.is_file() {
+            return Err(regular_file::unsafe_file(&path, "it is not a regular file"));
+        }
+        regular_file::assert_one_name(&file, &path)?;
+        Ok(file)
+    }
+
+    /// Opens the directory there, and no link.
+    pub fn enter(&self) -> io::Result<DirHandle> {
+        let fd = openat(&self.dir.fd, self.name(), DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?;
+        Ok(DirHandle { fd, path: self.path() })
+    }
+
+    /// A new file, which only this user may read.
+    pub fn create(&self) -> Result<File> {
+        let created = self.open(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o600);
+        created.map_err(|cause| Error::io("write", &self.path(), cause))
+    }
+
+    pub fn starts_with(&self, magic: &[u8]) -> bool {
+        let mut start = vec![0; magic.len()];
+        self.open(OFlag::O_RDONLY, 0).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == magic
+    }
+
+    /// Renames; over what is there. The caller deals with two file systems.
+    pub fn rename(&self, to: &EntryHandle) -> io::Result<()> {
+        Ok(renameat(&self.dir.fd, self.name(), &to.dir.fd, to.name())?)
+    }
+
+    /// Renames to a name that nothing has yet: with a call that replaces nothing, or else by a second name and the removal of the first.
+    pub fn rename_new(&self, to: &EntryHandle) -> io::Result<()> {
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        match renameat2(&self.dir.fd, self.name(), &to.dir.fd, to.name(), RenameFlags::RENAME_NOREPLACE) {
+            Err(Errno::EINVAL | Errno::ENOSYS) => {}
+            renamed => return Ok(renamed?),
+        }
+        linkat(&self.dir.fd, self.name(), &to.dir.fd, to.name(), AtFlags::empty())?;
+        Ok(unlinkat(&self.dir.fd, self.name(), UnlinkatFlags::NoRemoveDir)?)
+    }
+
+    /// One that is there is fine.
+    pub fn make_dir(&self, mode: u32) -> io::Result<()> {
+        match self.make_new_dir(mode) {
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists && self.is(EntryType::Directory) => Ok(()),
+            made => made,
+        }
+    }
+
+    pub fn make_new_dir(&self, mode: u32) -> io::Result<()> {
+        Ok(mkdirat(&self.dir.fd, self.name(), mode_of(mode))?)
+    }
+
+    pub fn make_link(&self, target: &Path) -> io::Result<()> {
+        Ok(symlinkat(target, &self.dir.fd, self.name())?)
+    }
+
+    fn is(&self, what: EntryType) -> bool {
+        self.occupant().is_ok_and(|found| found == Some(what))
+    }
+
+    /// Something that is not there is fine.
+    pub fn remove_file(&self) -> Result<()> {
+        match self.unlink() {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &self.path(), cause)),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn unlink(&self) -> io::Result<()> {
+        Ok(unlinkat(&self.dir.fd, self.name(), UnlinkatFlags::NoRemoveDir)?)
+    }
+
+    /// Whether it was empty and is gone.
+    pub fn remove_dir(&self) -> bool {
+        unlinkat(&self.dir.fd, self.name(), UnlinkatFlags::RemoveDir).is_ok()
+    }
+
+    /// Of a file or directory, which this user must be able to read; never of what a link leads to.
+    pub fn set_mode(&self, mode: u32) -> Result<()> {
+        self.tolerate(self.chmod(mode & 0o777))
+            .map_err(|cause| Error::io("set the permissions of", &self.path(), cause))
+    }
+
+    /// As [`EntryHandle::set_mode`], with the bits for set-group-id and the like: for a mode that was found there.
+    pub fn change_mode(&self, mode: u32) -> Result<()> {
+        self.chmod(mode & 0o7777).map_err(|cause| Error::io("set the permissions of", &self.path(), cause))
+    }
+
+    fn chmod(&self, mode: u32) -> io::Result<()> {
+        self.open(OFlag::O_RDONLY, 0)?.set_permissions(Permissions::from_mode(mode))
+    }
+
+    pub fn set_modified(&self, seconds: i64, nanoseconds: i64) -> Result<()> {
+        let time = TimeSpec::new(seconds, nanoseconds);
+        let set = utimensat(&self.dir.fd, self.name(), &time, &time, UtimensatFlags::NoFollowSymlink);
+        self.tolerate(set.map_err(io::Error::from)).map_err(|cause| Error::io("set the time of", &self.path(), cause))
+    }
+
+    /// Gives it to a user and group, if root runs this. A refusal is a warning of the run.
+    pub fn give_to(&self, (user, group): (u32, u32)) -> Result<()> {
+        if !geteuid().is_root() || self.stat()?.is_some_and(|found| (found.st_uid, found.st_gid) == (user, group)) {
+            return Ok(());
+        }
+        let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+        let set = fchownat(&self.dir.fd, self.name(), Some(user), Some(group), AtFlags::AT_SYMLINK_NOFOLLOW);
+        if let Err(cause) = set {
+            unsupported::note(Unsupported::Owner, &self.known_path(), &cause.into());
+        }
+        Ok(())
+    }
+
+    fn name(&self) -> &OsStr {
+        &self.name
+    }
+
+    fn failed(&self, action: &str, cause: Errno) -> Error {
+        Error::io(action, &self.path(), cause.into())
+    }
+}
+
+/// As [`DirHandle::held_path`], of an open directory. Where the system has no such path, its own.
+pub fn held_path(fd: &impl AsRawFd, path: &Path) -> PathBuf {
+    static HAS_PATHS: OnceLock<bool> = OnceLock::new();
+    // Not in a chroot without /proc.
+    if *HAS_PATHS.get_or_init(|| cfg!(target_os = "linux") && Path::new("/proc/self/fd").is_dir()) {
+        format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+    } else {
+        path.to_path_buf()
+    }
+}
+
+fn mode_of(mode: u32) -> Mode {
+    Mode::from_bits_truncate(mode & 0o777)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    #[test]
+    fn no_link_on_the_way_is_followed_and_the_last_name_is_the_link_itself() {
+        let outside = tempfile::tempdir().unwrap();
+        let inside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("file"), "outside").unwrap();
+        fs::create_dir(inside.path().join("real")).unwrap();
+        symlink(outside.path(), inside.path().join("real/link")).unwrap();
+        symlink("real", inside.path().join("short")).unwrap();
+        let dir = DirHandle::open(inside.path()).unwrap();
+        let refused = |path: &str| dir.place(Path::new(path)).map(|_| ()).unwrap_err().code == Code::TargetInvalid;
+        assert!(refused("real/link/file") && refused("short/x") && refused(""));
+        assert!(dir.place(Path::new("missing/x")).unwrap().is_none());
+        let link = dir.place(Path::new("real/link")).unwrap().unwrap();
+        assert_eq!(link.occupant().unwrap(), Some(EntryType::Link));
+        assert!(link.open(OFlag::O_RDONLY, 0).is_err());
+        link.remove_file().unwrap();
+        assert_eq!(fs::read(outside.path().join("file")).unwrap(), b"outside");
+    }
+
+    #[test]
+    fn a_directory_that_is_swapped_for_a_link_after_it_was_opened_is_still_the_one_that_was_opened() {
+        let outside = tempfile::tempdir().unwrap();
+        let inside = tempfile::tempdir().unwrap();
+        fs::create_dir(inside.path().join("real")).unwrap();
+        let place = DirHandle::open(inside.path()).unwrap().place(Path::new("real/file")).unwrap().unwrap();
+        fs::rename(inside.path().join("real"), inside.path().join("moved")).unwrap();
+        symlink(outside.path(), inside.path().join("real")).unwrap();
+        place.create().unwrap();
+        assert!(inside.path().join("moved/file").exists() && !outside.path().join("file").exists());
+    }
+
+    #[test]
+    fn a_directory_that_may_only_be_searched_is_enough_to_reach_a_name_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "x").unwrap();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o300)).unwrap();
+        let place = DirHandle::around(&dir.path().join("file")).unwrap();
+        assert!(place.open(OFlag::O_RDONLY, 0).is_ok() && resolve(&place.path()).is_ok());
+        // Root reads it all the same.
+        assert_eq!(DirHandle::open(dir.path()).is_ok(), geteuid().is_root());
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
+    }
+
+    #[test]
+    fn links_lead_on_and_back_and_not_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("real/inner")).unwrap();
+        fs::write(at("real/file"), "x").unwrap();
+        symlink(at("real"), at("absolute")).unwrap();
+        symlink("absolute/inner/..", at("back")).unwrap();
+        symlink("back/file", at("to-file")).unwrap();
+        symlink("round", at("round")).unwrap();
+        let real = dir.path().canonicalize().unwrap().join("real");
+        assert_eq!(DirHandle::open(&at("back")).unwrap().path(), real);
+        assert_eq!(resolve(&at("to-file")).unwrap(), real.join("file"));
+        assert_eq!(resolve(Path::new("/")).unwrap(), Path::new("/"));
+        assert_eq!(DirHandle::open(&at("round")).unwrap_err().raw_os_error(), Some(Errno::ELOOP as i32));
+        for gone in ["gone", "real/file/x", "real/gone/x"] {
+            assert!(resolve(&at(gone)).is_err(), "{gone}");
+        }
+    }
+
+    #[test]
+    fn only_a_regular_file_with_one_name_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let write = |name: &str| DirHandle::around(&at(name)).unwrap().open_to_write(OFlag::O_WRONLY);
+        write("new").unwrap();
+        write("new").unwrap();
+        symlink("new", at("link")).unwrap();
+        symlink("missing", at("dangling")).unwrap();
+        fs::hard_link(at("new"), at("second")).unwrap();
+        mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
+        for (name, why) in
+            [("link", "symbolic link"), ("dangling", "symbolic link"), ("second", "hard links"), ("new", "hard links")]
+        {
+            let error = write(name).unwrap_err();
+            assert_eq!((error.code, error.message.contains(why)), (Code::UnsafeFile, true), "{name}: {error}");
+        }
+        // Without a reader it cannot be opened for writing alone; with one it is still no file.
+        assert!(write("pipe").is_err());
+        let error = DirHandle::around(&at("pipe")).unwrap().open_to_write(OFlag::O_RDWR).unwrap_err();
+        assert_eq!(error.code, Code::UnsafeFile);
+        assert!(!at("missing").exists());
+    }
+}

@@ -1,0 +1,97 @@
+//! Waiting for a lock that another process, or another manager of this one, holds.
+//!
+//! `flock` belongs to the open file: a holder that is killed leaves none, and two holders in one process exclude each
+//! other as two processes do.
+
+use std::{
+    fs::{File, TryLockError},
+    io,
+    os::fd::AsRawFd,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::libc;
+
+use crate::{
+    error::Result,
+    system::mounts,
+    util::operation::{OperationContext, POLL_INTERVAL, Phase},
+};
+
+/// Locks `file` (or directory) until it is closed. `Ok(false)` where somebody else held it all the time; `failed`
+/// makes the error of a file system that cannot lock.
+pub fn wait(
+    file: &File,
+    timeout: Duration,
+    context: &OperationContext,
+    failed: impl Fn(io::Error) -> crate::Error,
+) -> Result<bool> {
+    wait_for(file, || file.try_lock(), timeout, context, failed)
+}
+
+/// As [`wait`], with others who only read.
+pub fn wait_shared(
+    file: &File,
+    timeout: Duration,
+    context: &OperationContext,
+    failed: impl Fn(io::Error) -> crate::Error,
+) -> Result<bool> {
+    wait_for(file, || file.try_lock_shared(), timeout, context, failed)
+}
+
+/// This machine, as messages about locks and backups name it.
+pub fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "this host".into())
+}
+
+/// What NFS without its lock service, and some FUSE file systems, answer.
+pub fn is_without_locks(cause: &io::Error) -> bool {
+    matches!(cause.raw_os_error(), Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL))
+}
+
+/// The error of a lock on `path` that the system refused.
+pub fn refused(path: &Path, cause: io::Error) -> crate::Error {
+    let is_without = is_without_locks(&cause);
+    explained(crate::Error::io("lock", path, cause), is_without, path)
+}
+
+/// Two processes that cannot keep each other out must not both write, so there is no doing without.
+fn explained(error: crate::Error, is_without_locks: bool, path: &Path) -> crate::Error {
+    if !is_without_locks {
+        return error;
+    }
+    crate::Error {
+        message: format!("{}: the file system ({}) does not support locks", error.message, mounts::file_system(path)),
+        remedy: "Mount it with locks (NFS: start the lock service, or mount with `local_lock=flock` if one machine uses it), or \
+                 use a directory on another file system"
+            .into(),
+        ..error
+    }
+}
+
+fn wait_for(
+    file: &File,
+    attempt: impl Fn() -> std::result::Result<(), TryLockError>,
+    timeout: Duration,
+    context: &OperationContext,
+    failed: impl Fn(io::Error) -> crate::Error,
+) -> Result<bool> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        match attempt() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::Error(cause)) => {
+                let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
+                let is_without = is_without_locks(&cause);
+                return Err(explained(failed(cause), is_without, &path));
+            }
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Ok(false),
+            Err(TryLockError::WouldBlock) => {
+                context.report(Phase::Waiting, 0, 0)?;
+                thread::sleep(POLL_INTERVAL);
+            }
+        }
+    }
+}

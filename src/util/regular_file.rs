@@ -1,0 +1,150 @@
+//! Opening files that another user may have put into a project or a store.
+//!
+//! A pipe is waited for, a device has no end, what a link leads to is another file, and one with several names is also
+//! somebody else's. So nothing below a project or a store is opened for a short reading but through here, or for writing but through
+//! [`crate::util::dir_handle`]: a regular file, without a wait, of a bounded length, and for writing without links and with one name.
+
+use std::{
+    fs::{File, Metadata, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::Path,
+};
+
+use nix::{errno::Errno, fcntl::OFlag, unistd::geteuid};
+
+use crate::{
+    error::{Code, Error, Result},
+    system::paths::OTHERS_WRITE,
+};
+
+/// Opens a regular file to read it; a link is an error.
+pub fn open(path: &Path) -> io::Result<File> {
+    open_with(path, OFlag::O_NOFOLLOW)
+}
+
+/// As [`open`], but follows links: a configuration that is mounted into a container is often one.
+pub fn open_linked(path: &Path) -> io::Result<File> {
+    open_with(path, OFlag::empty())
+}
+
+fn open_with(path: &Path, flags: OFlag) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags((flags | OFlag::O_NONBLOCK).bits()).open(path)?;
+    only(file)
+}
+
+/// An open file, if it is a regular one.
+pub fn only(file: File) -> io::Result<File> {
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    Ok(file)
+}
+
+/// All that a file holds; an error where that is more than `most_bytes`.
+pub fn read(file: &File, most_bytes: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(most_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most_bytes {
+        let most = match most_bytes / 1024 {
+            kib if kib >= 1024 => format!("{} MiB", kib / 1024),
+            kib => format!("{kib} KiB"),
+        };
+        let message = format!("it is larger than {most}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(bytes)
+}
+
+/// What the regular file at `path` holds, links followed; `None` where there is none.
+pub fn read_if_there(path: &Path, most_bytes: u64) -> io::Result<Option<Vec<u8>>> {
+    match open_linked(path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => read(&opened?, most_bytes).map(Some),
+    }
+}
+
+/// What the file at `path` says that this process is to do; `None` where there is none. `KG_UNSAFE_FILE` if anybody but this user and root
+/// could have written it.
+pub fn read_orders(path: &Path, most_bytes: u64) -> Result<Option<Vec<u8>>> {
+    let failed = |cause| Error::io("read", path, cause);
+    let file = match open(path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(cause) if cause.raw_os_error() == Some(Errno::ELOOP as i32) => {
+            return Err(unsafe_file(path, "it is a symbolic link"));
+        }
+        opened => opened.map_err(failed)?,
+    };
+    assert_one_name(&file, path)?;
+    if let Some(why) = why_foreign(&file.metadata().map_err(failed)?) {
+        let message = format!("{} was not followed: {why}", path.display());
+        let remedy = "Run this as that user; or look at what it says, and move it away";
+        return Err(Error::new(Code::UnsafeFile, message, remedy));
+    }
+    read(&file, most_bytes).map(Some).map_err(failed)
+}
+
+/// Why somebody else than this user and root could have written a file.
+pub fn why_foreign(found: &Metadata) -> Option<String> {
+    let user = geteuid().as_raw();
+    if found.uid() != user && found.uid() != 0 {
+        return Some(format!("it belongs to user {}, and this is user {user}", found.uid()));
+    }
+    (found.mode() & OTHERS_WRITE != 0).then(|| "others may write it".into())
+}
+
+/// `KG_UNSAFE_FILE` if an open file has other names: it is also somebody else's.
+pub fn assert_one_name(file: &File, path: &Path) -> Result<()> {
+    let links = file.metadata().map_err(|cause| Error::io("open", path, cause))?.nlink();
+    if links > 1 { Err(unsafe_file(path, "it has other names (hard links)")) } else { Ok(()) }
+}
+
+pub fn unsafe_file(path: &Path, why: &str) -> Error {
+    let message = format!("{} was not used: {why}", path.display());
+    Error::new(Code::UnsafeFile, message, "Find out who made it, remove it, then run this again")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt, symlink},
+    };
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
+    use super::*;
+
+    #[test]
+    fn orders_are_taken_from_a_file_that_nobody_else_could_have_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "orders").unwrap();
+        for (mode, is_followed) in [(0o644, true), (0o600, true), (0o664, false), (0o602, false)] {
+            fs::set_permissions(at("file"), fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(read_orders(&at("file"), 9).is_ok(), is_followed, "{mode:o}");
+        }
+        fs::set_permissions(at("file"), fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(read_orders(&at("none"), 9).unwrap(), None);
+        symlink("file", at("link")).unwrap();
+        assert_eq!(read_orders(&at("link"), 9).unwrap_err().code, Code::UnsafeFile);
+        fs::hard_link(at("file"), at("second")).unwrap();
+        assert_eq!(read_orders(&at("file"), 9).unwrap_err().code, Code::UnsafeFile);
+    }
+
+    #[test]
+    fn what_is_read_is_a_regular_file_of_a_bounded_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "12345").unwrap();
+        symlink("file", at("link")).unwrap();
+        mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
+        assert_eq!(read_if_there(&at("link"), 5).unwrap(), Some(b"12345".to_vec()));
+        assert_eq!(read_if_there(&at("none"), 5).unwrap(), None);
+        assert!(read_if_there(&at("file"), 4).is_err());
+        for path in [at("pipe"), dir.path().to_path_buf(), "/dev/zero".into()] {
+            assert!(read_if_there(&path, 5).is_err(), "{}", path.display());
+        }
+        assert!(open(&at("link")).is_err());
+    }
+}

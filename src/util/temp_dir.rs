@@ -1,0 +1,256 @@
+//! PrivateDir directories for what is thrown away again: removed when they are dropped, and after a kill by the next run.
+//!
+//! What lies in them may be secret: copies of databases, decrypted files. [`PrivateDir::end`] reports a directory that could not be
+//! removed. A run holds a lock on its [`Scratch`]; one that no run has locked was left behind.
+
+use std::{
+    fs::{self, File, Permissions},
+    io,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::OFlag;
+
+use crate::{
+    error::{Error, Result},
+    system::paths,
+    util::{
+        atomic_file,
+        dir_handle::{DirHandle, EntryHandle},
+        file_lock,
+    },
+};
+
+/// A directory that only this user may enter, removed with everything in it.
+#[derive(Debug)]
+pub struct PrivateDir {
+    place: EntryHandle,
+    path: PathBuf,
+    is_removed: bool,
+}
+
+impl PrivateDir {
+    /// Makes one in `parent`, whose name starts with `prefix`.
+    pub fn new(parent: &Path, prefix: &str) -> Result<Self> {
+        let made = DirHandle::open(parent)
+            .and_then(|dir| atomic_file::with_free_name(&dir, prefix, |place| place.make_new_dir(0o700)));
+        let (place, ()) = made.map_err(|cause| Error::io("create a directory in", parent, cause))?;
+        Ok(PrivateDir { path: place.path(), place, is_removed: false })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens and locks it: one that nobody has locked may be taken for left behind. `None` if that happened already, or if something else has its
+    /// name by now; then another one is to be made.
+    pub fn lock(&self) -> Result<Option<File>> {
+        let dir = match self.place.open(OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(|cause| Error::io("open", &self.path, cause))?,
+        };
+        let is_own = dir.metadata().is_ok_and(|found| found.uid() == nix::unistd::geteuid().as_raw());
+        dir.lock().map_err(|cause| file_lock::refused(&self.path, cause))?;
+        Ok(Some(dir).filter(|_| is_own && self.path.exists()))
+    }
+
+    /// Leaves it to the next run.
+    pub fn keep(mut self) {
+        self.is_removed = true;
+    }
+
+    /// What has its name in the directory that it was made in, wherever that is by now.
+    fn remove_all(&self) -> io::Result<()> {
+        remove_at(&self.place)
+    }
+
+    /// Removes it now.
+    pub fn remove(mut self) -> Result<()> {
+        self.is_removed = true;
+        self.remove_all().map_err(|cause| left(&self.path, cause))
+    }
+
+    /// Removes it after the work that `done` came of, and returns that. A directory that stays makes an error of it, or adds to
+    /// the error that it is.
+    pub fn end<T>(self, done: Result<T>) -> Result<T> {
+        match (done, self.remove()) {
+            (done, Ok(())) => done,
+            (Ok(_), Err(left)) => Err(left),
+            (Err(error), Err(left)) => {
+                Err(Error { remedy: format!("{}. {}: {}", error.remedy, left.message, left.remedy), ..error })
+            }
+        }
+    }
+}
+
+impl Drop for PrivateDir {
+    /// Where the result matters, [`PrivateDir::end`] was called before.
+    fn drop(&mut self) {
+        if !self.is_removed {
+            let _ = self.remove_all();
+        }
+    }
+}
+
+fn left(dir: &Path, cause: io::Error) -> Error {
+    let error = Error::io("remove", dir, cause);
+    Error { remedy: "Remove that directory: it holds files of the project or of a backup, decrypted".into(), ..error }
+}
+
+/// Removes a directory of this user with everything in it, also where directories in it may not be entered or written. One that is not there
+/// is fine.
+pub fn remove_tree(dir: &Path) -> io::Result<()> {
+    match DirHandle::around(dir) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+        place => remove_at(&place?),
+    }
+}
+
+fn remove_at(place: &EntryHandle) -> io::Result<()> {
+    let dir = place.held_path();
+    match fs::remove_dir_all(&dir) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
+            make_writable(&dir)?;
+            fs::remove_dir_all(&dir)
+        }
+        done => done,
+    }
+}
+
+/// Lets this user enter and change the directory and all below it. No link is followed.
+fn make_writable(dir: &Path) -> io::Result<()> {
+    let mut waiting = vec![dir.to_path_buf()];
+    while let Some(dir) = waiting.pop() {
+        fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where to make a private directory that belongs into `dir`: there, unless others could put something else in its place, or else in the system's
+/// directory for temporary files.
+pub fn safe_parent(dir: &Path) -> PathBuf {
+    if paths::replaceable(&dir.join("private")).is_some() { std::env::temp_dir() } else { dir.to_path_buf() }
+}
+
+/// A private directory that another run of this user removes after a kill.
+pub struct Scratch {
+    dir: PrivateDir,
+    /// Closed after `dir` is removed.
+    lock: File,
+}
+
+impl Scratch {
+    /// Makes one in `parent`, whose name starts with `prefix`, and removes what killed runs left of that prefix.
+    pub fn new(parent: &Path, prefix: &str) -> Result<Self> {
+        sweep(parent, prefix);
+        loop {
+            let dir = PrivateDir::new(parent, prefix)?;
+            if let Some(lock) = dir.lock()? {
+                return Ok(Scratch { dir, lock });
+            }
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Leaves it to the next run.
+    pub fn keep(self) {
+        self.dir.keep();
+    }
+
+    /// As [`PrivateDir::end`].
+    pub fn end<T>(self, done: Result<T>) -> Result<T> {
+        let Scratch { dir, lock } = self;
+        let done = dir.end(done);
+        drop(lock);
+        done
+    }
+}
+
+/// What is left on the disk of `path` for this user.
+#[allow(clippy::unnecessary_cast, reason = "these numbers are smaller on other systems")]
+pub fn free_bytes(path: &Path) -> Option<u64> {
+    let found = nix::sys::statvfs::statvfs(path).ok()?;
+    Some(found.blocks_available() as u64 * found.fragment_size() as u64)
+}
+
+/// Removes directories of that prefix that killed runs of this user left. What cannot be removed is left to the next run.
+pub fn sweep(parent: &Path, prefix: &str) {
+    let own = nix::unistd::geteuid().as_raw();
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let is_ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix))
+            && entry.metadata().is_ok_and(|found| found.is_dir() && found.uid() == own);
+        if is_ours
+            && let Ok(dir) = File::open(entry.path())
+            && dir.try_lock().is_ok()
+        {
+            let _ = remove_tree(&entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_run_left_is_removed_and_what_another_run_uses_is_not() {
+        let parent = tempfile::tempdir().unwrap();
+        let used = Scratch::new(parent.path(), ".kg-test-").unwrap();
+        fs::create_dir(parent.path().join(".kg-test-left")).unwrap();
+        fs::write(parent.path().join(".kg-test-left/file"), "x").unwrap();
+        fs::create_dir(parent.path().join("other")).unwrap();
+        let second = Scratch::new(parent.path(), ".kg-test-").unwrap();
+        assert!(used.path().exists() && second.path().exists() && parent.path().join("other").exists());
+        assert!(!parent.path().join(".kg-test-left").exists());
+        drop((used, second));
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn directories_that_may_not_be_entered_or_written_are_removed_too() {
+        let parent = tempfile::tempdir().unwrap();
+        for (mode, name) in [(0o555, "write"), (0o000, "none"), (0o111, "enter"), (0o444, "read")] {
+            let dir = PrivateDir::new(parent.path(), ".kg-test-").unwrap();
+            let inner = dir.path().join(name).join("inner");
+            fs::create_dir_all(&inner).unwrap();
+            fs::write(inner.join("file"), "secret").unwrap();
+            fs::write(dir.path().join(name).join("file"), "secret").unwrap();
+            std::os::unix::fs::symlink(parent.path(), dir.path().join(name).join("link")).unwrap();
+            for locked in [inner.as_path(), inner.parent().unwrap()] {
+                fs::set_permissions(locked, Permissions::from_mode(mode)).unwrap();
+            }
+            // For root nothing is locked: what follows is what another user needs.
+            make_writable(dir.path()).unwrap();
+            dir.remove().unwrap();
+        }
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_directory_that_stays_is_reported_and_so_is_the_error_before() {
+        let parent = tempfile::tempdir().unwrap();
+        let stays = || {
+            let dir = PrivateDir::new(parent.path(), ".kg-test-").unwrap();
+            fs::remove_dir(dir.path()).unwrap();
+            // A file in its place: no directory that could be removed.
+            fs::write(dir.path(), "").unwrap();
+            dir
+        };
+        let error = stays().end(Ok(())).unwrap_err();
+        assert!(error.message.contains(".kg-test-") && error.remedy.contains("Remove that directory"), "{error}");
+        let error = stays().end::<()>(Err(Error::aborted())).unwrap_err();
+        assert_eq!(error.code, crate::error::Code::Aborted);
+        assert!(error.remedy.contains(".kg-test-"), "{error}");
+    }
+}

@@ -1,0 +1,131 @@
+//! Reads a database once, block by block.
+//!
+//! ```text
+//! a thread: read ─▶ erase ─▶ look whether it is sound ─▶ hash, compare with an earlier backup ─▶ this thread: whatever is to be done with it
+//! ```
+//!
+//! A block is hashed as a whole first. Where an earlier backup has the same at the same place, so are the hashes of its pages, which take longer
+//! to make; elsewhere each page is hashed.
+
+use std::thread;
+
+use crossbeam_channel::bounded;
+
+use crate::{
+    error::{Code, Error, Result},
+    sqlite::{
+        fast_check::FastCheck,
+        page_hashes::{BlockHashes, DatabaseHashes, PageHashes},
+        scrub::Scrubber,
+        snapshot::Snapshot,
+    },
+    util::{
+        content_hash::{ContentHash, content_hash},
+        operation::CancelToken,
+        threads::start_in,
+    },
+};
+
+/// Read, and not yet taken; at least a few blocks.
+const BYTES_WAITING: usize = 2 * 1024 * 1024;
+const LEAST_BLOCKS_WAITING: usize = 4;
+
+/// How a database is read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reading<'a> {
+    pub block_bytes: usize,
+    /// Without what pages no longer hold.
+    pub erase: bool,
+    /// What it was at an earlier backup.
+    pub known: Option<&'a DatabaseHashes>,
+}
+
+pub(super) struct Block {
+    pub bytes: Vec<u8>,
+    pub hash: ContentHash,
+    /// The earlier backup has the same block at the same place.
+    pub is_known: bool,
+}
+
+/// Calls `take` with each block, first to last.
+pub(super) fn read(
+    snapshot: &mut Snapshot,
+    reading: Reading<'_>,
+    mut proof: Option<&mut FastCheck>,
+    cancel: &CancelToken,
+    mut take: impl FnMut(Block) -> Result<()>,
+) -> Result<DatabaseHashes> {
+    thread::scope(|threads| {
+        let (blocks, received) = bounded::<Block>((BYTES_WAITING / reading.block_bytes).max(LEAST_BLOCKS_WAITING));
+        let hash = move || {
+            let page_bytes = snapshot.page_size_bytes();
+            let mut hashes = Hashes::new(page_bytes, reading);
+            let mut eraser = reading.erase.then(|| Scrubber::new(snapshot, cancel)).transpose()?;
+            let mut look = |number: u64, page: &mut [u8]| {
+                let read = eraser.as_mut().and_then(|eraser| eraser.scrub_unused(number, page));
+                if let Some(proof) = &mut proof {
+                    proof.page(page, read);
+                }
+            };
+            snapshot.read_chunks(reading.block_bytes, cancel, |first, piece| {
+                piece.chunks_mut(page_bytes as usize).zip(first..).for_each(|(page, number)| look(number, page));
+                let (hash, is_known) = hashes.add(first, piece);
+                // Nobody takes it where that failed, which is told there.
+                blocks.send(Block { bytes: std::mem::take(piece), hash, is_known }).map_err(|_| Error::aborted())
+            })?;
+            Ok(hashes.made)
+        };
+        let hashing = start_in(threads, "kg-hash", hash)?;
+        let taken = received.iter().try_for_each(&mut take);
+        // The other side waits for room no longer.
+        drop(received);
+        let panicked =
+            |_| Err(Error::new(Code::Internal, "The hashing of the database panicked", "Please report this"));
+        let hashes = hashing.join().unwrap_or_else(panicked);
+        taken.and(hashes)
+    })
+}
+
+struct Hashes<'a> {
+    made: DatabaseHashes,
+    /// Of pages of the same size.
+    known: Option<&'a DatabaseHashes>,
+}
+
+impl<'a> Hashes<'a> {
+    fn new(page_size_bytes: u64, reading: Reading<'a>) -> Self {
+        let blocks = BlockHashes { block_bytes: reading.block_bytes as u64, hashes: Vec::new() };
+        let made = DatabaseHashes { pages: PageHashes::new(page_size_bytes), blocks, sha256: String::new() };
+        let is_alike = |known: &&DatabaseHashes| known.pages.page_size_bytes == page_size_bytes;
+        Hashes { made, known: reading.known.filter(is_alike) }
+    }
+
+    /// The hash of the next block, and whether it is known.
+    fn add(&mut self, first_page: u64, block: &[u8]) -> (ContentHash, bool) {
+        let hash = content_hash(block);
+        let start = first_page as usize - 1;
+        let page_bytes = self.made.pages.page_size_bytes as usize;
+        let pages = start..start + block.len() / page_bytes;
+        let known_pages = self.known.and_then(|known| known.pages.hashes.get(pages));
+        let is_known = match known_pages.filter(|_| self.is_known_block(hash)) {
+            Some(known_pages) => {
+                self.made.pages.hashes.extend_from_slice(known_pages);
+                true
+            }
+            None => {
+                block.chunks(page_bytes).for_each(|page| self.made.pages.push(page));
+                false
+            }
+        };
+        self.made.blocks.hashes.push(hash);
+        (hash, is_known)
+    }
+
+    /// Whether the next block has this hash there.
+    fn is_known_block(&self, hash: ContentHash) -> bool {
+        let (made, known) = (&self.made.blocks, self.known.map(|known| &known.blocks));
+        known.is_some_and(|known| {
+            known.block_bytes == made.block_bytes && known.hashes.get(made.hashes.len()) == Some(&hash)
+        })
+    }
+}

@@ -1,0 +1,444 @@
+//! Starts a reader and receives its answers.
+
+use std::{
+    io::{self, Read},
+    os::{fd::AsFd, unix::process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+
+use super::{
+    protocol::{
+        Applied, ApplyRequest, CheckRequest, Frame, Greeting, KeyRequest, Message, PROTOCOL, READER_ARGUMENT, RELEASE,
+        RecoverRequest, RepairRequest, Request, ResponseSink, SaveRequest, SettingsRequest, UndoRequest, Undone,
+        read_frame, write_json,
+    },
+    restore::{is_untidy, lock_target},
+    server::{self},
+};
+use crate::{
+    config::Settings,
+    error::{Code, Error, Result, Warning},
+    integrity::{Report, repair::Done},
+    project::STATE_DIR,
+    util::{
+        content_hash::ContentHash,
+        operation::{CancelToken, OperationContext, POLL_INTERVAL, Phase},
+        threads,
+    },
+};
+
+/// A reader greets within milliseconds; a machine that is swapping may take longer.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a reader may take from the end of its output to its exit.
+const EXIT_GRACE: Duration = Duration::from_millis(500);
+/// How much of the reader's standard error an error message carries.
+const MAX_STDERR_BYTES: u64 = 4096;
+/// Answers that may wait on the channel between threads.
+const CHANNEL_ANSWERS: usize = 16;
+
+/// Where the reader runs.
+#[derive(Debug, Clone)]
+pub enum WorkerMode {
+    /// On a thread of this process, which therefore must not have databases of the project open: `kg` itself.
+    InProcess,
+    /// In a process of its own: the given `kg` executable. The only choice inside a host.
+    Subprocess(PathBuf),
+}
+
+/// What the reader said.
+pub enum Response {
+    Message(Message),
+    Data(Vec<u8>),
+    /// With the hash of it.
+    Block(Vec<u8>, ContentHash),
+}
+
+/// A reader at work on one request. Dropping it ends the reader.
+pub struct Worker {
+    link: Link,
+    cancel: CancelToken,
+}
+
+enum Link {
+    Thread(Thread),
+    Process(Process),
+}
+
+impl Worker {
+    pub fn save(worker_mode: &WorkerMode, request: SaveRequest, cancel: &CancelToken) -> Result<Self> {
+        Worker::start(worker_mode, Request::Save(request), cancel)
+    }
+
+    /// Applies a restore and waits for its end; it cannot be cancelled half way.
+    pub fn apply(worker_mode: &WorkerMode, request: ApplyRequest) -> Result<Applied> {
+        match Worker::change(worker_mode, Request::Apply(request))? {
+            Message::Applied(applied) => Ok(applied),
+            _ => Err(protocol_violation()),
+        }
+    }
+
+    /// Undoes a restore; as [`Worker::apply`].
+    pub fn undo(worker_mode: &WorkerMode, request: UndoRequest) -> Result<Undone> {
+        match Worker::change(worker_mode, Request::Undo(request))? {
+            Message::Undone(undone) => Ok(undone),
+            _ => Err(protocol_violation()),
+        }
+    }
+
+    /// Makes whole what killed restores of the project at `root` left, and removes what restores replaced longer ago than
+    /// `undo_retention_days`.
+    pub fn recover_interrupted(
+        worker_mode: &WorkerMode,
+        root: &Path,
+        lock_timeout: Duration,
+        undo_retention_days: u32,
+        context: &OperationContext,
+    ) -> Result<Vec<Warning>> {
+        let state = root.join(STATE_DIR);
+        if !is_untidy(&state, undo_retention_days)? {
+            return Ok(Vec::new());
+        }
+        // The reader waits too, but cannot be told to stop.
+        drop(lock_target(&state, lock_timeout, context)?);
+        let lock_timeout_ms = lock_timeout.as_millis() as u64;
+        let request = RecoverRequest { target: root.to_path_buf(), undo_retention_days, lock_timeout_ms };
+        match Worker::change(worker_mode, Request::Tidy(request))? {
+            Message::Tidied { warnings } => Ok(warnings),
+            _ => Err(protocol_violation()),
+        }
+    }
+
+    /// What the configuration of the project at `root` says of backups, and what of it cannot be used.
+    pub fn settings(worker_mode: &WorkerMode, root: &Path) -> Result<(Settings, Vec<Warning>)> {
+        let request = Request::Settings(SettingsRequest { root: root.to_path_buf() });
+        match Worker::start(worker_mode, request, &CancelToken::current())?.next()? {
+            Response::Message(Message::Settings { settings, warnings }) => Ok((settings, warnings)),
+            _ => Err(protocol_violation()),
+        }
+    }
+
+    /// The text of a file that holds a key. A pipe is waited for until `cancel` says otherwise.
+    pub fn key(worker_mode: &WorkerMode, path: &Path, cancel: &CancelToken) -> Result<String> {
+        let request = Request::Key(KeyRequest { path: path.to_path_buf() });
+        match Worker::start(worker_mode, request, cancel)?.next()? {
+            Response::Message(Message::Key { text }) => Ok(text.0),
+            _ => Err(protocol_violation()),
+        }
+    }
+
+    /// Runs checks, and reports how far they are.
+    pub fn check(worker_mode: &WorkerMode, request: CheckRequest, context: &OperationContext) -> Result<Report> {
+        let mut worker = Worker::start(worker_mode, Request::Check(request), &context.cancel)?;
+        loop {
+            match worker.next()? {
+                Response::Message(Message::Checking { bytes_done, bytes_total }) => {
+                    context.report(Phase::Checking, bytes_done, bytes_total)?;
+                }
+                Response::Message(Message::Checked(report)) => return Ok(report),
+                _ => return Err(protocol_violation()),
+            }
+        }
+    }
+
+    /// Repairs and waits for the end; as [`Worker::apply`].
+    pub fn repair(worker_mode: &WorkerMode, request: RepairRequest) -> Result<Vec<Done>> {
+        match Worker::start(worker_mode, Request::Repair(request), &CancelToken::default())?.next() {
+            Ok(Response::Message(Message::Repaired { done })) => Ok(done),
+            Ok(_) => Err(protocol_violation()),
+            Err(error) if error.code == Code::ReaderDied => Err(Error {
+                remedy: "Each database is repaired as a whole or not at all: check again to see which".into(),
+                ..error
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn change(worker_mode: &WorkerMode, request: Request) -> Result<Message> {
+        match Worker::start(worker_mode, request, &CancelToken::default())?.next() {
+            Ok(Response::Message(message)) => Ok(message),
+            Ok(_) => Err(protocol_violation()),
+            Err(error) if error.code == Code::ReaderDied => Err(Error {
+                remedy: "Run it again: the next restore or backup of this project first takes back, or completes, what was begun"
+                    .into(),
+                ..error
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn start(worker_mode: &WorkerMode, request: Request, cancel: &CancelToken) -> Result<Self> {
+        let link = match worker_mode {
+            WorkerMode::InProcess => Link::Thread(Thread::start(request, cancel.clone())?),
+            WorkerMode::Subprocess(executable) => Link::Process(Process::start(executable, &request, cancel)?),
+        };
+        Ok(Worker { link, cancel: cancel.clone() })
+    }
+
+    /// Waits for the next answer. A failure that the reader reports is this call's error.
+    #[allow(clippy::should_implement_trait, reason = "it fails, and it has no end of its own")]
+    pub fn next(&mut self) -> Result<Response> {
+        let answer = match &mut self.link {
+            Link::Thread(thread) => thread.next(&self.cancel)?,
+            Link::Process(process) => process.next(&self.cancel)?,
+        };
+        match answer {
+            Response::Message(Message::Failed { error }) => Err(error),
+            answer => Ok(answer),
+        }
+    }
+}
+
+/// The reader said something that does not belong there.
+pub fn protocol_violation() -> Error {
+    Error::new(
+        Code::ReaderProtocol,
+        "The reader process answered out of turn",
+        "Install @weavelogic/knowledge-graph-agent again, so that all its parts are of one release",
+    )
+}
+
+/// The server on a thread of this process.
+struct Thread {
+    /// `None` once this is being dropped, which tells the server to end.
+    answers: Option<Receiver<Response>>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl Thread {
+    fn start(request: Request, cancel: CancelToken) -> Result<Self> {
+        let (sender, receiver) = bounded(CHANNEL_ANSWERS);
+        // When an answer cannot be sent, nobody waits for the result either.
+        let work = move || drop(server::answer(request, &mut Channel(sender), &cancel));
+        let handle = threads::start("kg-reader", work)?;
+        Ok(Thread { answers: Some(receiver), handle: Some(handle) })
+    }
+
+    fn next(&mut self, cancel: &CancelToken) -> Result<Response> {
+        loop {
+            cancel.check()?;
+            match self.answers.as_ref().map(|answers| answers.recv_timeout(POLL_INTERVAL)) {
+                Some(Ok(answer)) => return Ok(answer),
+                Some(Err(RecvTimeoutError::Timeout)) => {}
+                Some(Err(RecvTimeoutError::Disconnected)) | None => {
+                    return Err(Error::new(Code::Internal, "The reader's thread ended early", "Please report this"));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.answers = None;
+        if let Some(handle) = self.handle.take() {
+            // A panic was reported when the channel broke.
+            let _ = handle.join();
+        }
+    }
+}
+
+struct Channel(Sender<Response>);
+
+impl Channel {
+    fn send(&mut self, answer: Response) -> Result<()> {
+        self.0.send(answer).map_err(|_| Error::aborted())
+    }
+}
+
+impl ResponseSink for Channel {
+    fn message(&mut self, message: Message) -> Result<()> {
+        self.send(Response::Message(message))
+    }
+
+    fn data(&mut self, data: Vec<u8>) -> Result<()> {
+        self.send(Response::Data(data))
+    }
+
+    fn block(&mut self, block: Vec<u8>, hash: ContentHash) -> Result<()> {
+        self.send(Response::Block(block, hash))
+    }
+}
+
+/// `kg __reader` and its pipes.
+struct Process {
+    child: Child,
+    executable: PathBuf,
+    answers: ChildStdout,
+    /// Held open: its end tells the reader that this process is gone.
+    requests: ChildStdin,
+    stderr: Option<JoinHandle<String>>,
+    /// What it said on standard error, once it has ended.
+    said: String,
+}
+
+impl Process {
+    fn start(executable: &Path, request: &Request, cancel: &CancelToken) -> Result<Self> {
+        let mut child = Command::new(executable)
+            .arg(READER_ARGUMENT)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // Ctrl-C in the host's terminal is the host's to handle.
+            .process_group(0)
+            .spawn()
+            .map_err(|cause| match cause.kind() {
+                io::ErrorKind::WouldBlock => threads::refused(cause),
+                _ => cannot_start(executable, "could not be started", &format!(": {cause}")),
+            })?;
+        let (Some(requests), Some(answers), Some(stderr)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(cannot_start(executable, "has no pipes", ""));
+        };
+        widen(&answers);
+        let stderr = match threads::start("kg-stderr", move || first_lines(stderr)) {
+            Ok(stderr) => stderr,
+            Err(error) => {
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(error);
+            }
+        };
+        let mut process = Process {
+            child,
+            executable: executable.to_path_buf(),
+            answers,
+            requests,
+            stderr: Some(stderr),
+            said: String::new(),
+        };
+        process.expect_greeting(cancel)?;
+        // An error here means that the reader died; the next read says why.
+        let _ = write_json(&mut process.requests, request);
+        Ok(process)
+    }
+
+    fn expect_greeting(&mut self, cancel: &CancelToken) -> Result<()> {
+        let greeting = match self.receive(cancel, Some(Instant::now() + GREETING_TIMEOUT)) {
+            Ok(Frame::Json(json)) => serde_json::from_slice::<Greeting>(&json).ok(),
+            Ok(_) => None,
+            Err(error) if error.code == Code::ReaderDied => {
+                let said = self.end();
+                return Err(cannot_start(&self.executable, "ended at once", &said));
+            }
+            Err(error) if error.code == Code::ReaderProtocol => None,
+            Err(error) => return Err(error),
+        };
+        let found = match greeting {
+            Some(Greeting { protocol: PROTOCOL, release }) if release == RELEASE => return Ok(()),
+            Some(greeting) => format!("is release {}, the addon is {RELEASE}", greeting.release),
+            None => "does not answer as a reader does".to_string(),
+        };
+        let said = self.end();
+        Err(Error::new(
+            Code::ReaderVersion,
+            format!("The reader {} {found}{said}", self.executable.display()),
+            "Install @weavelogic/knowledge-graph-agent again, so that all its parts are of one release",
+        ))
+    }
+
+    fn next(&mut self, cancel: &CancelToken) -> Result<Response> {
+        match self.receive(cancel, None)? {
+            Frame::Data(data) => Ok(Response::Data(data)),
+            Frame::Block(block, hash) => Ok(Response::Block(block, hash)),
+            Frame::Json(json) => serde_json::from_slice(&json)
+                .map(Response::Message)
+                .map_err(|cause| protocol_violation().with_cause(cause)),
+        }
+    }
+
+    fn receive(&mut self, cancel: &CancelToken, deadline: Option<Instant>) -> Result<Frame> {
+        self.wait_readable(cancel, deadline)?;
+        read_frame(&mut self.answers).map_err(|cause| match cause.kind() {
+            io::ErrorKind::InvalidData => protocol_violation().with_cause(cause),
+            _ => {
+                self.wait_for_exit();
+                let said = self.end();
+                let status = self.child.wait().map(|status| format!(" ({status})")).unwrap_or_default();
+                Error::new(
+                    Code::ReaderDied,
+                    format!("The reader process ended before its work did{status}{said}"),
+                    "Nothing was changed; run it again, and look at the memory limits of this machine if it happens again",
+                )
+                .with_cause(cause)
+            }
+        })
+    }
+
+    fn wait_readable(&self, cancel: &CancelToken, deadline: Option<Instant>) -> Result<()> {
+        loop {
+            cancel.check()?;
+            if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                return Err(cannot_start(&self.executable, "did not answer", ""));
+            }
+            let timeout = PollTimeout::from(POLL_INTERVAL.as_millis() as u16);
+            match poll(&mut [PollFd::new(self.answers.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(cause) => return Err(protocol_violation().with_cause(cause)),
+            }
+        }
+    }
+
+    /// It has closed its output: gives it the time to end by itself, for the sake of its exit status.
+    fn wait_for_exit(&mut self) {
+        let deadline = Instant::now() + EXIT_GRACE;
+        while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Ends the reader and returns what it said on standard error, as part of a message.
+    fn end(&mut self) -> String {
+        // Its whole group: `kgPath` may be a script that started it. These fail only where the process is gone already.
+        if let Ok(group) = i32::try_from(self.child.id()) {
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
+        let _ = self.child.wait();
+        if let Some(said) = self.stderr.take() {
+            self.said = said.join().unwrap_or_default();
+        }
+        if self.said.is_empty() { String::new() } else { format!("; it said: {}", self.said) }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A larger pipe means fewer switches between the processes; a refusal only costs speed.
+#[cfg(target_os = "linux")]
+fn widen(pipe: &ChildStdout) {
+    let _ = nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
+}
+
+#[cfg(not(target_os = "linux"))]
+fn widen(_pipe: &ChildStdout) {}
+
+/// Reads standard error to its end, so that the reader never waits for it, and keeps its beginning.
+fn first_lines(mut stderr: impl Read) -> String {
+    let mut said = Vec::new();
+    let _ = stderr.by_ref().take(MAX_STDERR_BYTES).read_to_end(&mut said);
+    let _ = io::copy(&mut stderr, &mut io::sink());
+    String::from_utf8_lossy(&said).trim().to_string()
+}
+
+fn cannot_start(executable: &Path, what: &str, said: &str) -> Error {
+    Error::new(
+        Code::ReaderStart,
+        format!("The reader {} {what}{said}", executable.display()),
+        "Check that the file exists and may be executed, or install @weavelogic/knowledge-graph-agent again",
+    )
+}

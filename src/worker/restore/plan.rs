@@ -1,0 +1,391 @@
+//! From places to changes: what is in the way, what is kept of it, which databases are replaced through SQLite.
+//!
+//! Everything that could refuse is asked here, and nothing is changed.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+    path::Path,
+    time::Duration,
+};
+
+use nix::fcntl::OFlag;
+
+use super::{
+    journal::{Intent, Move, Swapped},
+    placement::{Placement, Placements, missing_dirs},
+    record::{MadeDir, Touched},
+    target::Target,
+};
+use crate::{
+    error::{Code, Error, Result},
+    project::{STATE_DIR, UNDO_DIR, same_file},
+    sqlite::{
+        database_lock::{self, Claim},
+        files::{self, COMPANIONS, MAGIC},
+        replace, wal_in_use,
+    },
+    system::holders,
+    util::dir_handle::{EntryHandle, EntryType},
+};
+
+/// Below the directory of an undo: what live databases held, until the new content is committed.
+const PENDING_DIR: &str = ".kg-pending";
+/// An index of a WAL: of no use without the very WAL that it was made of.
+const SHARED_MEMORY: &str = COMPANIONS[1];
+
+pub struct Conditions<'a> {
+    /// The location of the directory for what is replaced.
+    pub undo_dir: &'a str,
+    /// Replace a database even while another process has it open.
+    pub force: bool,
+    pub dry_run: bool,
+    pub lock_timeout: Duration,
+}
+
+pub struct Plan {
+    /// All but what becomes of it afterwards.
+    pub intent: Intent,
+    pub touched: Vec<Touched>,
+    /// Held until the restore is done.
+    pub claims: Vec<Claim>,
+}
+
+pub fn plan(target: &Target, placements: &Placements<'_>, conditions: &Conditions<'_>) -> Result<Plan> {
+    let elsewhere = used_elsewhere(target, placements)?;
+    if let Some(error) = elsewhere.values().next().filter(|_| !conditions.force).cloned() {
+        let remedy =
+            format!("{}; `force` (`--force`) replaces the file, and leaves the old one to the others", error.remedy);
+        return Err(Error { remedy, ..error });
+    }
+    let owners = placements.files.iter().map(|placement| placement.to.as_str()).collect();
+    let (swapped, gone) = (HashSet::new(), HashSet::new());
+    let mut planning = Planning { target, conditions, owners, elsewhere, plan: Plan::new(), swapped, gone };
+    for placement in &placements.files {
+        planning.file(placement)?;
+    }
+    let mut plan = planning.plan;
+    // Claimed after all databases were looked at: opening one drops this process's locks on it.
+    if !conditions.force {
+        plan.claims = claims(target, &plan)?;
+    }
+    plan.directories(target, placements, conditions)?;
+    Ok(plan)
+}
+
+/// Locations of files where something is in the way: the file itself, or what belongs to a database of its name.
+pub fn taken(target: &Target, placements: &Placements<'_>) -> Result<Vec<String>> {
+    let mut taken = Vec::new();
+    for placement in &placements.files {
+        for suffix in parts(placement.is_database) {
+            if target.is_taken(&format!("{}{suffix}", placement.to))? {
+                taken.push(placement.to.clone());
+                break;
+            }
+        }
+    }
+    Ok(taken)
+}
+
+struct Planning<'a> {
+    target: &'a Target,
+    conditions: &'a Conditions<'a>,
+    /// Locations of everything that is placed.
+    owners: HashSet<&'a str>,
+    /// Locations of databases whose users commit to another WAL, and why they are not written.
+    elsewhere: BTreeMap<&'a str, Error>,
+    plan: Plan,
+    /// Databases that get new content through SQLite.
+    swapped: HashSet<Identity>,
+    /// Locations that are empty once the moves so far are made.
+    gone: HashSet<String>,
+}
+
+impl Planning<'_> {
+    fn file(&mut self, placement: &Placement<'_>) -> Result<()> {
+        self.assert_no_companion(placement)?;
+        let place = self.target.place(&placement.to)?;
+        let occupant = place.as_ref().map_or(Ok(None), EntryHandle::occupant)?;
+        let occupant = occupant.filter(|_| !self.gone.contains(&placement.to));
+        if let Some(place) = &place {
+            assert_replaceable(place, occupant, placement)?;
+            if occupant == Some(EntryType::File) && !self.is_swapped(place)? && self.is_live(place, placement)? {
+                self.swapped.extend(identity(place)?);
+                self.swap(placement);
+                return Ok(());
+            }
+        }
+        let is_database = is_database(placement, place.as_ref());
+        let is_alias = place.as_ref().map_or(Ok(false), |place| self.is_swapped(place))?;
+        for suffix in parts(is_database) {
+            self.move_away(placement, suffix, is_database && suffix.is_empty() && !is_alias)?;
+        }
+        if let Some(from) = &placement.from {
+            let is_new = !self.gone.contains(&placement.to);
+            if is_new {
+                self.plan.touched.push(Touched { path: placement.to.clone(), kept: None, database: is_database });
+            }
+            self.plan.intent.moves.push(self.moved(from, placement.to.clone())?);
+            self.gone.remove(&placement.to);
+        }
+        Ok(())
+    }
+
+    /// Whether it is another name of a database that gets new content. That name alone is moved: a
+    /// second connection would take the locks of the first, and the processes that have the
+    /// database open keep it.
+    fn is_swapped(&self, place: &EntryHandle) -> Result<bool> {
+        Ok(identity(place)?.is_some_and(|found| self.swapped.contains(&found)))
+    }
+
+    /// Refuses a file that would become the WAL, index or journal of a database that stays.
+    fn assert_no_companion(&self, placement: &Placement<'_>) -> Result<()> {
+        for owner in COMPANIONS.iter().filter_map(|suffix| placement.to.strip_suffix(suffix)) {
+            let stays = !self.owners.contains(owner);
+            if let Some(place) = self.target.place(owner)?.filter(|_| stays)
+                && place.starts_with(MAGIC)
+            {
+                return Err(in_the_way(
+                    &place,
+                    "is a database, and the backup has a file that would be taken for its WAL or journal",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a sound database is there that can get the new content through SQLite.
+    fn is_live(&self, place: &EntryHandle, placement: &Placement<'_>) -> Result<bool> {
+        let Some(from) = placement.from.as_ref().filter(|_| placement.is_database) else { return Ok(false) };
+        // The WAL that its users write to is not of what SQLite would write to the file: they keep
+        // the old file. So does another project that has the file too.
+        let links = self.target.root().map_or(0, |root| same_file::links_outside(root, &place.path()));
+        if self.elsewhere.contains_key(placement.to.as_str()) || links > 0 {
+            return Ok(false);
+        }
+        // Through a WAL that has another name, SQLite would write to a file of somebody else.
+        if files::has_shared_companion(&place.path()) {
+            return Ok(false);
+        }
+        // One that this user may not write can only be replaced as a file.
+        if place.open(OFlag::O_RDWR, 0).is_err() {
+            return Ok(false);
+        }
+        let new = if self.conditions.dry_run { None } else { Some(self.target.existing(from)?.path()) };
+        replace::is_possible(&place.path(), new.as_deref(), self.conditions.lock_timeout)
+    }
+
+    fn swap(&mut self, placement: &Placement<'_>) {
+        let (live, kept) = (placement.to.clone(), placement.kept_as.clone());
+        self.plan.touched.push(Touched { path: live.clone(), kept: Some(kept.clone()), database: true });
+        let undo_dir = self.conditions.undo_dir;
+        let (kept, number) = (format!("{undo_dir}/{kept}"), self.plan.intent.swaps.len());
+        let pending = format!("{undo_dir}/{PENDING_DIR}/{number}");
+        let new = placement.from.clone().unwrap_or_default();
+        self.plan.intent.swaps.push(Swapped { new, live, kept, pending, digest: None });
+    }
+
+    fn moved(&self, from: &str, to: String) -> Result<Move> {
+        let found = self.target.place(from)?.map_or(Ok(None), |place| place.stat())?;
+        // In a dry run nothing was unpacked.
+        let identity = found.map_or((0, 0), |found| (found.st_dev, found.st_ino));
+        Ok(Move { from: from.to_string(), to, identity })
+    }
+
+    fn move_away(&mut self, placement: &Placement<'_>, suffix: &str, database: bool) -> Result<()> {
+        let path = format!("{}{suffix}", placement.to);
+        if self.gone.contains(&path) || !self.target.is_taken(&path)? {
+            return Ok(());
+        }
+        let kept = format!("{}{suffix}", placement.kept_as);
+        let to = format!("{}/{kept}", self.conditions.undo_dir);
+        self.plan.intent.moves.push(self.moved(&path, to)?);
+        if suffix != SHARED_MEMORY {
+            self.plan.touched.push(Touched { path: path.clone(), kept: Some(kept), database });
+        }
+        self.gone.insert(path);
+        Ok(())
+    }
+}
+
+impl Plan {
+    fn new() -> Self {
+        Plan { intent: Intent::default(), touched: Vec::new(), claims: Vec::new() }
+    }
+
+    /// Directories that the changes need, and those that a backup holds.
+    fn directories(&mut self, target: &Target, placements: &Placements<'_>, conditions: &Conditions<'_>) -> Result<()> {
+        let held = &placements.directories;
+        for dir in held {
+            if let Some(place) = target.place(&dir.at)?
+                && place.occupant()?.is_some_and(|occupant| occupant != EntryType::Directory)
+            {
+                return Err(in_the_way(&place, "is in the way: the backup has a directory there"));
+            }
+        }
+        // The name of a file in a held directory is not looked at.
+        let inside_held: Vec<String> = held.iter().map(|dir| format!("{}/x", dir.at)).collect();
+        let moved = self.intent.moves.iter().map(|change| change.to.as_str());
+        let kept = self.intent.swaps.iter().flat_map(|swapped| [swapped.kept.as_str(), swapped.pending.as_str()]);
+        let record = format!("{}/{}", conditions.undo_dir, crate::worker::restore::record::RECORD_FILE);
+        let locations = moved.chain(kept).chain(inside_held.iter().map(String::as_str)).chain([record.as_str()]);
+        self.intent.made = missing_dirs(target, locations, held)?;
+        // What is kept may be secret.
+        let undo_root = format!("{STATE_DIR}/{UNDO_DIR}");
+        for dir in self.intent.made.iter_mut().filter(|dir| dir.at == undo_root || dir.at == conditions.undo_dir) {
+            dir.mode = Some(0o700);
+        }
+        Ok(())
+    }
+
+    /// Whether something goes to the directory for what is replaced.
+    pub fn keeps_in(&self, undo_dir: &str) -> bool {
+        let mut places = self.intent.moves.iter().map(|change| &change.to);
+        !self.intent.swaps.is_empty() || places.any(|to| is_below(to, undo_dir))
+    }
+
+    /// Directories that are made in the project itself.
+    pub fn made_in_project(&self) -> Vec<MadeDir> {
+        let undo_root = format!("{STATE_DIR}/{UNDO_DIR}");
+        self.intent.made.iter().filter(|dir| !is_below(&dir.at, &undo_root)).cloned().collect()
+    }
+}
+
+fn assert_replaceable(place: &EntryHandle, occupant: Option<EntryType>, placement: &Placement<'_>) -> Result<()> {
+    match occupant {
+        Some(EntryType::Directory) => Err(in_the_way(place, "is a directory where the backup has a file")),
+        Some(EntryType::Link) if placement.is_database => Err(in_the_way(
+            place,
+            "is a symbolic link, and nothing is restored through one: name the database itself in `database.path`, or",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn in_the_way(place: &EntryHandle, what: &str) -> Error {
+    Error::new(
+        Code::TargetInvalid,
+        format!("{} {what}", place.path().display()),
+        "Move it away, or restore into another directory with `targetDir` (`--target`)",
+    )
+}
+
+/// Whether a location is that directory or lies in it.
+fn is_below(location: &str, dir: &str) -> bool {
+    location.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The databases, by their locations, whose users commit to another WAL than the one next to them;
+/// or that have another name with a WAL of its own, which would be taken for one of the new
+/// content. Each with the refusal to write it.
+fn used_elsewhere<'a>(target: &Target, placements: &'a Placements<'_>) -> Result<BTreeMap<&'a str, Error>> {
+    let mut places = Vec::new();
+    for placement in placements.files.iter().filter(|placement| placement.is_database) {
+        let place = target.place(&placement.to)?;
+        // A link leads to another database, which has another WAL.
+        if let Some(place) = place.filter(|place| place.occupant().is_ok_and(|found| found != Some(EntryType::Link))) {
+            places.push((placement.to.as_str(), place.path()));
+        }
+    }
+    let paths: Vec<&Path> = places.iter().map(|(_, path)| path.as_path()).collect();
+    let mut refusals = BTreeMap::new();
+    for (number, found) in wal_in_use::find_all(&paths) {
+        refusals.extend(places.get(number).map(|(location, path)| (*location, found.refusal(path))));
+    }
+    // What is placed itself is moved away with its WAL.
+    let is_placed = |other: &str| placements.files.iter().any(|placement| placement.to == other);
+    for (location, path) in &places {
+        let others = target.root().map(|root| same_file::others_with_wal(root, path)).unwrap_or_default();
+        if let Some(other) = others.iter().find(|(shown, _)| !is_placed(shown)) {
+            refusals.entry(location).or_insert_with(|| other_name(path, &other.1));
+        }
+    }
+    Ok(refusals)
+}
+
+fn other_name(path: &Path, other: &Path) -> Error {
+    Error::new(
+        Code::DatabaseInUse,
+        format!(
+            "{} is another name of {}, and has a WAL or journal of its own, which would be taken for one of the new content",
+            other.display(),
+            path.display()
+        ),
+        "Nothing was changed; open it once with that name and close it, while nothing else uses it, then run it again",
+    )
+}
+
+/// Suffixes of a file and of what belongs to it.
+fn parts(is_database: bool) -> &'static [&'static str] {
+    if is_database { &["", COMPANIONS[0], COMPANIONS[1], COMPANIONS[2]] } else { &[""] }
+}
+
+/// What the backup has as a plain file may be a database by now.
+fn is_database(placement: &Placement<'_>, place: Option<&EntryHandle>) -> bool {
+    placement.is_database || place.is_some_and(|place| place.starts_with(MAGIC))
+}
+
+/// Keeps other processes out of the databases whose files are replaced or taken away.
+fn claims(target: &Target, plan: &Plan) -> Result<Vec<Claim>> {
+    let swapped: HashSet<&str> = plan.intent.swaps.iter().map(|swapped| swapped.live.as_str()).collect();
+    let is_moved =
+        |touched: &&Touched| touched.database && touched.kept.is_some() && !swapped.contains(touched.path.as_str());
+    let moved = plan.touched.iter().filter(is_moved);
+    moved.filter_map(|touched| claim(target, &touched.path).transpose()).collect()
+}
+
+/// Device and inode.
+type Identity = (u64, u64);
+
+fn identity(place: &EntryHandle) -> Result<Option<Identity>> {
+    Ok(place.stat()?.map(|found| (found.st_dev, found.st_ino)))
+}
+
+/// Keeps other processes out of the database at a location; `KG_DATABASE_IN_USE` while one has it open.
+pub fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
+    let place = target.existing(database)?;
+    if place.occupant()? != Some(EntryType::File) {
+        return Ok(None);
+    }
+    let path = place.path();
+    let process = match place.open(OFlag::O_RDWR, 0) {
+        Ok(file) => match database_lock::claim(file, &path)? {
+            Ok(claim) => return Ok(Some(claim)),
+            Err(process) => process,
+        },
+        // Only a writable file can be locked, but a readable one shows the locks of others. A process may have opened it
+        // before its permissions changed, or run as another user.
+        Err(_) => {
+            let file = place.open(OFlag::O_RDONLY, 0).map_err(|cause| cannot_tell(&path, cause))?;
+            match database_lock::holder_of_database(&file, &path)? {
+                Some(process) => process,
+                None => return Ok(None),
+            }
+        }
+    };
+    Err(Error::new(
+        Code::DatabaseInUse,
+        format!(
+            "{} cannot be replaced through SQLite, and is open in {}; what that process writes would be lost",
+            path.display(),
+            holders::name(process)
+        ),
+        "Close it there or stop that process, then run it again; `force` (`--force`) replaces it all the same",
+    ))
+}
+
+/// Only a refusal is told as one: any other failure to open the file keeps its own message.
+fn cannot_tell(path: &Path, cause: io::Error) -> Error {
+    if cause.kind() != io::ErrorKind::PermissionDenied {
+        return Error::io("open", path, cause);
+    }
+    Error::new(
+        Code::PermissionDenied,
+        format!(
+            "{} may not be read by this user, so it cannot be told whether a process has it open; what that process writes would be lost",
+            path.display()
+        ),
+        "Run it as a user who may read the database. Where nothing has it open, `force` (`--force`) replaces it",
+    )
+    .with_cause(cause)
+}

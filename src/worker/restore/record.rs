@@ -1,0 +1,71 @@
+//! What a restore did, written down so that it can be undone.
+
+use std::{io, path::Path};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, Result},
+    util::atomic_file,
+};
+
+pub const RECORD_FILE: &str = "undo.json";
+pub const RECORD_VERSION: u32 = 1;
+
+/// What was done, so that it can be undone.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    pub version: u32,
+    /// The backup that was restored; of an undo, what it undid.
+    pub of: String,
+    pub at: Timestamp,
+    /// It is of an undo; of one that was undone in turn it is a restore again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undo: bool,
+    pub files: Vec<Touched>,
+    /// Directories that were made, parents first.
+    pub made: Vec<MadeDir>,
+    /// Directories that were taken away, parents first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taken: Vec<MadeDir>,
+    /// The graph database, where it lies outside the project.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<std::path::PathBuf>,
+}
+
+/// A file that was replaced or added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Touched {
+    /// Its location in the project.
+    pub path: String,
+    /// What it was, below the directory of the record; absent where there was nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub database: bool,
+}
+
+impl Record {
+    pub fn new(of: String, files: Vec<Touched>) -> Self {
+        let (at, version) = (Timestamp::now(), RECORD_VERSION);
+        Record { version, of, at, undo: false, files, made: Vec::new(), taken: Vec::new(), outside: None }
+    }
+
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(RECORD_FILE);
+        let json =
+            serde_json::to_vec_pretty(self).map_err(|cause| Error::io("write", &path, io::Error::other(cause)))?;
+        atomic_file::write_orders(&path, &json)
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MadeDir {
+    pub at: String,
+    /// Permission bits; the usual ones where absent.
+    pub mode: Option<u32>,
+    /// Seconds and nanoseconds since the epoch.
+    pub mtime: Option<(i64, i64)>,
+}

@@ -1,0 +1,175 @@
+//! Replaces a damaged database by what can be read of it.
+//!
+//! ```text
+//! damaged file, its WAL ─▶ read page by page ─▶ new database in a staging directory ─▶ the changes of a restore of one file
+//! ```
+//!
+//! From there on it is a restore: the journal, the renames, what is kept for an undo. So a kill at any instant leaves the old
+//! files or the new one, and never the new one beside an old WAL.
+
+use std::{
+    fs::{self, File, Permissions},
+    io,
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+    path::Path,
+    time::Duration,
+};
+
+use super::{
+    change, placement,
+    plan::{Conditions, claim, plan},
+    target::Target,
+    undo,
+};
+use crate::{
+    error::{Code, Error, Result},
+    integrity::{documented_schema, issue::Part, repair::Salvage, target::Resolved},
+    project::{Project, STAGING_PREFIX, STATE_DIR, names},
+    salvage::{readable::Readable, report::Salvaged, salvage as read_into},
+    sqlite::raw_copy::{self, fingerprints},
+    util::{
+        atomic_file,
+        operation::CancelToken,
+        temp_dir::{Scratch, safe_parent},
+        unsupported::{self, Unsupported},
+    },
+};
+
+/// In the staging directory.
+const NEW_DATABASE: &str = "salvaged";
+/// What the record of an undo says that was done.
+pub const UNDO_OF: &str = "repair";
+
+/// Replaces the database of `part` at `database`. The project is locked by the caller.
+///
+/// `KG_DATABASE_DAMAGED` where there is nothing to save, `KG_DATABASE_IN_USE`, `KG_DATABASE_BUSY` where it changed meanwhile,
+/// `KG_NO_PROJECT`, and errors of the file system. Then everything is as it was.
+pub fn salvage(resolved: &Resolved, database: &Path, part: Part, lock_timeout: Duration) -> Result<Salvage> {
+    let Some(project) = &resolved.project else { return Err(without_project(database)) };
+    let root = project.root();
+    let mut target = Target::open(root)?;
+    let location = location_of(project, database, &mut target);
+    // Asked before the work as well as after it: the lock does not outlive the reading.
+    drop(claim(&target, &location).map_err(without_force)?);
+    let work = Scratch::new(&safe_parent(&project.state_dir()), STAGING_PREFIX)?;
+    let new = work.path().join(NEW_DATABASE);
+    let is_documented = part != Part::Database || resolved.is_graph;
+    let fallback = if is_documented { documented_schema::schema_of(part) } else { &[] };
+    let before = content_of(database);
+    let cancel = CancelToken::default();
+    // On a copy: SQLite may write while it reads a damaged database.
+    let readable = Readable::of(&raw_copy::copy(database, work.path())?.database(), &cancel)?;
+    let mut report = read_into(database, &new, fallback, &cancel)?;
+    if is_nothing(&report) {
+        return Err(nothing(database));
+    }
+    let broken =
+        |table: &str| report.tables.iter().find(|found| found.name == table).map_or(0, |found| found.rows_broken);
+    if let Some(lacks) = readable.lacking_in(&Readable::of(&new, &cancel)?, broken) {
+        return Err(fewer(database, &lacks));
+    }
+    dress_as(database, &new)?;
+    let staging = Scratch::new(&project.state_dir(), STAGING_PREFIX)?;
+    atomic_file::persist_noclobber(&new, &staging.path().join(NEW_DATABASE))?;
+    let undo_dir = undo::free_dir(root)?;
+    let staged_in = staging.path().file_name().unwrap_or_default().to_string_lossy();
+    let from = format!("{STATE_DIR}/{staged_in}/{NEW_DATABASE}");
+    let kept = target.absolute(&format!("{undo_dir}/{}", placement::kept_as(&location)));
+    let placements = placement::of_database(from, location);
+    let conditions = Conditions { undo_dir: &undo_dir, force: false, dry_run: false, lock_timeout };
+    let plan = plan(&target, &placements, &conditions).map_err(without_force)?;
+    // Others are locked out by now.
+    if content_of(database) != before {
+        return Err(changed(database));
+    }
+    let undo = Some((undo_dir, UNDO_OF.to_string()));
+    let warnings = change(&target, root, plan, undo, None, Some(staging.path()), lock_timeout)?;
+    report.warnings.extend(warnings.into_iter().map(|warning| warning.message));
+    Ok(Salvage { report, kept })
+}
+
+/// Where it lies in the project. One outside may be written because the caller named it, or the configuration.
+fn location_of(project: &Project, database: &Path, target: &mut Target) -> String {
+    let state = project.state_dir();
+    let state = state.canonicalize().unwrap_or(state);
+    if let Ok(below) = database.strip_prefix(state) {
+        return names::encode(&Path::new(STATE_DIR).join(below));
+    }
+    if let Ok(below) = database.strip_prefix(project.root()) {
+        return names::encode(below);
+    }
+    target.allow(Some(database.to_path_buf()));
+    names::encode(database)
+}
+
+/// By what one sees that somebody wrote. SQLite makes an empty WAL when it opens a database.
+fn content_of(database: &Path) -> Vec<Option<(u64, u64, i64, i64)>> {
+    fingerprints(database).into_iter().map(|found| found.filter(|(_, length, ..)| *length > 0)).collect()
+}
+
+/// Whether no row came back.
+fn is_nothing(report: &Salvaged) -> bool {
+    let rows_aside = report.lost_and_found.as_ref().map_or(0, |found| found.rows);
+    report.rows_recovered == 0 && rows_aside == 0
+}
+
+/// Gives the new database the permissions of the old one, and its owner where this user may.
+fn dress_as(old: &Path, new: &Path) -> Result<()> {
+    let failed = |cause: io::Error| Error::io("set the permissions of", new, cause);
+    let found = fs::metadata(old).map_err(failed)?;
+    let own = fs::metadata(new).map_err(failed)?;
+    let is_root = nix::unistd::geteuid().is_root();
+    if is_root && (found.uid(), found.gid()) != (own.uid(), own.gid()) {
+        if let Err(cause) = chown(new, Some(found.uid()), Some(found.gid())) {
+            unsupported::note(Unsupported::Owner, old, &cause);
+        }
+    } else if found.gid() != own.gid() {
+        // Only root and members of a group may give a file to it.
+        let _ = chown(new, None, Some(found.gid()));
+    }
+    let file = File::open(new).map_err(failed)?;
+    let permitted = unsupported::attributes(file.set_permissions(Permissions::from_mode(found.mode() & 0o777)), old);
+    permitted.and_then(|()| unsupported::sync(&file, old)).map_err(failed)
+}
+
+/// A repair cannot be forced.
+fn without_force(error: Error) -> Error {
+    if error.code != Code::DatabaseInUse {
+        return error;
+    }
+    Error { remedy: "Nothing was changed; close it there or stop that process, then run it again".into(), ..error }
+}
+
+fn changed(database: &Path) -> Error {
+    Error::new(
+        Code::DatabaseBusy,
+        format!("{} was written while it was read", database.display()),
+        "Nothing was changed; stop what writes it, then run it again",
+    )
+}
+
+fn nothing(database: &Path) -> Error {
+    Error::new(
+        Code::DatabaseDamaged,
+        format!("{} holds no row that could be read", database.display()),
+        "Nothing was changed; restore the newest good backup with `kg diag restore --file latest`",
+    )
+}
+
+/// SQLite still reads what could not be saved.
+fn fewer(database: &Path, lacks: &str) -> Error {
+    Error::new(
+        Code::DatabaseDamaged,
+        format!("SQLite still reads more of {} than could be saved of it: {lacks}", database.display()),
+        "Nothing was changed; restore the newest good backup with `kg diag restore --file latest`, or copy these tables in the \
+         host, which has what SQLite needs for them",
+    )
+}
+
+fn without_project(database: &Path) -> Error {
+    Error::new(
+        Code::NoProject,
+        format!("{} belongs to no project that could keep what is replaced", database.display()),
+        "Nothing was changed; copy it into a project and repair it there",
+    )
+}

@@ -1,0 +1,78 @@
+//! Carries out an [`Intent`], or takes it back where that fails. [`super::recovery`] does one or the other after a kill.
+//!
+//! ```text
+//! journal ─▶ directories ─▶ renames ─▶ databases locked, their content kept ─▶ "decided" ─▶ new content committed ─▶ record ─▶ end
+//!            └────────────── a failure or kill here is taken back ───────────┘             └── from a commit on it is completed ─┘
+//! ```
+
+use std::{path::Path, time::Duration};
+
+use super::{
+    file_steps::{finish, move_file, open_dirs, swap},
+    journal::{self, Intent, Swapped},
+    roll_back::take_back,
+    target::{Target, parent},
+};
+use crate::error::{Error, Result, Warning};
+
+/// Makes all changes, or none. The target is locked by the caller.
+pub fn carry_out(target: &Target, root: &Path, mut intent: Intent, lock_timeout: Duration) -> Result<Vec<Warning>> {
+    journal::write(root, &intent)?;
+    let mut committed = 0;
+    let done =
+        make_moves(target, &intent).and_then(|()| make_swaps(target, root, &mut intent, lock_timeout, &mut committed));
+    match done {
+        Ok(()) => finish(root, target, &intent).map_err(|error| {
+            let remedy =
+                format!("The files are restored; the next backup or restore completes the rest. {}", error.remedy);
+            Error { remedy, ..error }
+        }),
+        Err(error) => Err(match take_back(target, root, &intent, committed, lock_timeout) {
+            Ok(()) => error,
+            Err(second) => Error {
+                message: format!("{}; and then, taking it back: {}", error.message, second.message),
+                remedy: format!("{}; the next backup or restore of this project makes it whole", second.remedy),
+                ..error
+            },
+        }),
+    }
+}
+
+fn make_moves(target: &Target, intent: &Intent) -> Result<()> {
+    open_dirs(target, intent)?;
+    for dir in &intent.made {
+        let owner = target.owner_of(parent(&dir.at))?;
+        let place = target.existing(&dir.at)?;
+        let made = place.make_dir(dir.mode.map_or(0o777, |mode| mode | 0o700));
+        made.map_err(|cause| Error::io("create", &place.path(), cause))?;
+        owner.map_or(Ok(()), |owner| place.give_to(owner))?;
+    }
+    for (number, change) in intent.moves.iter().enumerate() {
+        let (from, to) = (target.existing(&change.from)?, target.existing(&change.to)?);
+        move_file(&from, &to, &intent.copy_name(number))?;
+    }
+    let renamed = intent.moves.iter().flat_map(|change| [change.from.as_str(), change.to.as_str()]);
+    target.sync(renamed.chain(intent.made.iter().map(|dir| dir.at.as_str())))
+}
+
+fn make_swaps(
+    target: &Target,
+    root: &Path,
+    intent: &mut Intent,
+    lock_timeout: Duration,
+    committed: &mut usize,
+) -> Result<()> {
+    let swaps = intent.swaps.clone();
+    let mut decide = |digests: Vec<String>| {
+        intent.decided = true;
+        for (swapped, digest) in intent.swaps.iter_mut().zip(digests) {
+            swapped.digest = Some(digest);
+        }
+        journal::write(root, intent)
+    };
+    if swaps.is_empty() {
+        return decide(Vec::new());
+    }
+    let all: Vec<&Swapped> = swaps.iter().collect();
+    swap(target, &all, lock_timeout, decide, |_| *committed += 1)
+}

@@ -1,0 +1,130 @@
+//! Answers one request: as a process of its own ([`main`]), or on a thread of `kg` ([`answer`]).
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::fd::AsFd,
+    path::Path,
+    process::ExitCode,
+};
+
+use super::{
+    backup::save,
+    check::{inspect, repair},
+    protocol::{
+        Frame, Greeting, KeyText, Message, PROTOCOL, RELEASE, Request, ResponseSink, read_frame, write_block,
+        write_data, write_json,
+    },
+    restore::{apply, tidy, undo},
+};
+use crate::{
+    config::Settings,
+    error::{Code, Error, Result, plain},
+    sqlite,
+    util::{content_hash::ContentHash, operation::CancelToken, threads},
+};
+
+/// No file of a key is longer.
+const MAX_KEY_BYTES: u64 = 64 * 1024;
+
+/// Carries out `request`; a failure of it is an answer too.
+pub fn answer(request: Request, answers: &mut dyn ResponseSink, cancel: &CancelToken) -> Result<()> {
+    let done = sqlite::assert_capabilities().and_then(|()| sqlite::vfs_guard::watch()).and_then(|()| match request {
+        Request::Save(request) => save(&request, answers, cancel).map(Message::Saved),
+        Request::Apply(request) => apply(&request).map(Message::Applied),
+        Request::Undo(request) => undo(&request).map(Message::Undone),
+        Request::Tidy(request) => tidy(&request).map(|warnings| Message::Tidied { warnings }),
+        Request::Check(request) => inspect(&request, answers, cancel).map(Message::Checked),
+        Request::Repair(request) => repair(&request).map(|done| Message::Repaired { done }),
+        Request::Settings(request) => {
+            let mut warnings = Vec::new();
+            Ok(Message::Settings { settings: Settings::read(&request.root, &mut warnings), warnings })
+        }
+        Request::Key(request) => key_text(&request.path).map(|text| Message::Key { text: KeyText(text) }),
+    });
+    answers.message(done.unwrap_or_else(|error| Message::Failed { error }))
+}
+
+/// The text of a file or pipe that holds a key.
+fn key_text(path: &Path) -> Result<String> {
+    let failed = |cause: io::Error| {
+        let remedy = "Check the path, and that this user may read the file";
+        let what = format!("The key in {} cannot be read: {}", path.display(), plain(&cause));
+        Error::new(Code::KeyInvalid, what, remedy).with_cause(cause)
+    };
+    // A shell's `<(…)` is a pipe.
+    let mut text = Vec::new();
+    File::open(path).and_then(|file| file.take(MAX_KEY_BYTES + 1).read_to_end(&mut text)).map_err(failed)?;
+    // A part of a passphrase is another passphrase.
+    if text.len() as u64 > MAX_KEY_BYTES {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, "it is larger than 64 KiB")));
+    }
+    // What the bytes are that are no text stays untold.
+    String::from_utf8(text).map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "it is no text")))
+}
+
+/// `kg __reader`. The exit status only says whether the conversation came to its end.
+pub fn main() -> ExitCode {
+    let Ok(mut out) = io::stdout().as_fd().try_clone_to_owned().map(File::from) else { return ExitCode::FAILURE };
+    let greeting = Greeting { protocol: PROTOCOL, release: RELEASE.to_string() };
+    if write_json(&mut out, &greeting).is_err() {
+        return ExitCode::FAILURE;
+    }
+    let request = match read_frame(&mut io::stdin().lock()) {
+        Ok(Frame::Json(json)) => serde_json::from_slice::<Request>(&json),
+        // The client went away, or found that this is another release.
+        _ => return ExitCode::FAILURE,
+    };
+    let request = match request {
+        Ok(request) => request,
+        Err(cause) => {
+            eprintln!("kg {RELEASE}: not a request: {cause}");
+            return ExitCode::FAILURE;
+        }
+    };
+    // A restore or repair that has begun is carried to its end even when nobody waits for it any more.
+    let changes = matches!(request, Request::Apply(_) | Request::Undo(_) | Request::Tidy(_) | Request::Repair(_));
+    let mut client = Pipe { out };
+    let ready = if changes { Ok(()) } else { end_with_client() };
+    let answered = match ready {
+        Ok(()) => answer(request, &mut client, &CancelToken::default()),
+        Err(error) => client.message(Message::Failed { error }),
+    };
+    match answered {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Ends this process when the client's side of standard input closes: the client ended, however it did.
+fn end_with_client() -> Result<()> {
+    let waiting = threads::start("kg-client", move || {
+        // Nothing more is ever said on standard input, so this returns at its end.
+        let _ = io::stdin().lock().read(&mut [0]);
+        std::process::exit(1);
+    });
+    waiting.map(drop)
+}
+
+struct Pipe {
+    /// Standard output, without the buffer that this process has for it.
+    out: File,
+}
+
+impl ResponseSink for Pipe {
+    fn message(&mut self, message: Message) -> Result<()> {
+        write_json(&mut self.out, &message).map_err(client_gone)
+    }
+
+    fn data(&mut self, data: Vec<u8>) -> Result<()> {
+        write_data(&mut self.out, &data).map_err(client_gone)
+    }
+
+    fn block(&mut self, block: Vec<u8>, hash: ContentHash) -> Result<()> {
+        write_block(&mut self.out, &block, &hash).map_err(client_gone)
+    }
+}
+
+fn client_gone(cause: io::Error) -> Error {
+    Error::new(Code::ReaderDied, "The other side of the reader's pipe is gone", "Run it again").with_cause(cause)
+}
