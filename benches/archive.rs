@@ -16,7 +16,10 @@ use kg_backup::{
         block::{Compression, Content, Packer},
         block_writer::{Encoder, Sink},
         encryption::Keys,
-        manifest::{BackupType, Contents, EntryKind, FORMAT_VERSION, FileRecord, Manifest, Stats, Storage, Tool},
+        manifest::{
+            BackupType, Contents, EntryKind, FORMAT_VERSION, FileRecord, Manifest, Stats, Storage,
+            Tool,
+        },
         reader::{Discard, read_archive},
         writer::{ArchiveWriter, Totals, checksums},
     },
@@ -59,13 +62,21 @@ impl Write for Memory {
 fn text(bytes: usize) -> Vec<u8> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut text = Vec::new();
-    ["src", "docs", "tests", "__test__"].iter().for_each(|dir| add_files(&root.join(dir), &mut text));
-    assert!(text.len() > Compression::ZSTD.block_bytes(), "the repository has more text than this");
+    ["src", "docs", "tests", "__test__"]
+        .iter()
+        .for_each(|dir| add_files(&root.join(dir), &mut text));
+    assert!(
+        text.len() > Compression::ZSTD.block_bytes(),
+        "the repository has more text than this"
+    );
     text.iter().copied().cycle().take(bytes).collect()
 }
 
 fn add_files(dir: &Path, text: &mut Vec<u8>) {
-    let mut paths: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut paths: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     paths.sort();
     for path in paths {
         if path.is_dir() {
@@ -89,7 +100,9 @@ fn blocks(criterion: &mut Criterion) {
         let hash = content_hash(&content);
         let mut packer = Packer::new(compression).unwrap().unwrap();
         group.throughput(Throughput::Bytes(content.len() as u64));
-        group.bench_function(name, |bencher| bencher.iter(|| packer.pack(black_box(&content), kind, &hash)));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| packer.pack(black_box(&content), kind, &hash))
+        });
     }
 }
 
@@ -97,10 +110,14 @@ fn blocks(criterion: &mut Criterion) {
 fn encoder(criterion: &mut Criterion) {
     let database = text(DATABASE_BYTES);
     let mut group = criterion.benchmark_group("encoder, 16 MiB");
-    group.throughput(Throughput::Bytes(database.len() as u64)).sample_size(20);
-    for (name, compression) in
-        [("plain", Compression::None), ("gzip 1", Compression::Gzip(1)), ("gzip 6", Compression::Gzip(6))]
-    {
+    group
+        .throughput(Throughput::Bytes(database.len() as u64))
+        .sample_size(20);
+    for (name, compression) in [
+        ("plain", Compression::None),
+        ("gzip 1", Compression::Gzip(1)),
+        ("gzip 6", Compression::Gzip(6)),
+    ] {
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 let mut encoder = Encoder::new(Box::new(Memory), compression, None).unwrap();
@@ -116,18 +133,24 @@ fn pages(criterion: &mut Criterion) {
     let database = text(DATABASE_BYTES);
     let hash_all = || {
         let mut hashes = PageHashes::new(PAGE_BYTES as u64);
-        database.chunks(PAGE_BYTES).for_each(|page| hashes.push(page));
+        database
+            .chunks(PAGE_BYTES)
+            .for_each(|page| hashes.push(page));
         hashes
     };
     let base = hash_all();
     let mut changed = base.clone();
     for number in (1..=base.hashes.len() as u64).step_by(100) {
-        changed.set(number, content_hash(&number.to_le_bytes())).unwrap();
+        changed
+            .set(number, content_hash(&number.to_le_bytes()))
+            .unwrap();
     }
     let mut group = criterion.benchmark_group("pages, 4,096 of 4 KiB");
     group.throughput(Throughput::Bytes(database.len() as u64));
     group.bench_function("hash", |bencher| bencher.iter(hash_all));
-    group.bench_function("find 1 % changed", |bencher| bencher.iter(|| black_box(&changed).changed_since(&base)));
+    group.bench_function("find 1 % changed", |bencher| {
+        bencher.iter(|| black_box(&changed).changed_since(&base))
+    });
     group.bench_function("root", |bencher| bencher.iter(|| black_box(&base).root()));
 }
 
@@ -194,7 +217,9 @@ type Named<'a> = (String, &'a [u8]);
 fn write_archive(sink: Box<dyn Sink>, files: &[Named<'_>], compression: Compression) {
     let mut writer = ArchiveWriter::new(sink, compression, None).unwrap();
     for (entry, content) in files {
-        writer.add(record(entry.clone(), content.len()), (0, 0), *content).unwrap();
+        writer
+            .add(record(entry.clone(), content.len()), (0, 0), *content)
+            .unwrap();
     }
     writer.finish(manifest).unwrap();
 }
@@ -203,8 +228,16 @@ fn write_archive(sink: Box<dyn Sink>, files: &[Named<'_>], compression: Compress
 fn projects(text: &[u8]) -> [(&'static str, Vec<Named<'_>>); 2] {
     let small = text.chunks(SMALL_FILE_BYTES).take(SMALL_FILES).enumerate();
     [
-        ("one file of 16 MiB", vec![("database.sqlite".to_string(), text)]),
-        ("2,000 files of 2 KiB", small.map(|(n, content)| (format!("files/{n}.md"), content)).collect()),
+        (
+            "one file of 16 MiB",
+            vec![("database.sqlite".to_string(), text)],
+        ),
+        (
+            "2,000 files of 2 KiB",
+            small
+                .map(|(n, content)| (format!("files/{n}.md"), content))
+                .collect(),
+        ),
     ]
 }
 
@@ -214,7 +247,9 @@ fn write(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("write an archive, plain");
     group.sample_size(20);
     for (name, files) in projects(&text) {
-        group.throughput(Throughput::Bytes(files.iter().map(|(_, content)| content.len() as u64).sum()));
+        group.throughput(Throughput::Bytes(
+            files.iter().map(|(_, content)| content.len() as u64).sum(),
+        ));
         group.bench_function(name, |bencher| {
             bencher.iter(|| write_archive(Box::new(Memory), &files, Compression::None));
         });
@@ -229,14 +264,26 @@ fn read(criterion: &mut Criterion) {
     group.sample_size(20);
     for (name, files) in projects(&text) {
         let path = dir.path().join("archive.tar.gz");
-        write_archive(Box::new(ArchiveFile::new(fs::File::create(&path).unwrap())), &files, Compression::Gzip(6));
-        group.throughput(Throughput::Bytes(files.iter().map(|(_, content)| content.len() as u64).sum()));
+        write_archive(
+            Box::new(ArchiveFile::new(fs::File::create(&path).unwrap())),
+            &files,
+            Compression::Gzip(6),
+        );
+        group.throughput(Throughput::Bytes(
+            files.iter().map(|(_, content)| content.len() as u64).sum(),
+        ));
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 let keys = Keys::default();
-                let report =
-                    read_archive(&path, &keys, None, &mut Discard, &OperationContext::default(), Phase::Verifying)
-                        .unwrap();
+                let report = read_archive(
+                    &path,
+                    &keys,
+                    None,
+                    &mut Discard,
+                    &OperationContext::default(),
+                    Phase::Verifying,
+                )
+                .unwrap();
                 assert_eq!(report.problems, []);
             });
         });

@@ -159,7 +159,12 @@ pub struct Error {
 
 impl Error {
     pub fn new(code: Code, message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Error { code, message: message.into(), remedy: remedy.into(), cause: None }
+        Error {
+            code,
+            message: message.into(),
+            remedy: remedy.into(),
+            cause: None,
+        }
     }
 
     pub fn with_cause(mut self, cause: impl fmt::Display) -> Self {
@@ -172,14 +177,24 @@ impl Error {
     }
 
     pub fn aborted() -> Self {
-        Error::new(Code::Aborted, "The operation was aborted", "Nothing was changed; run it again when you are ready")
+        Error::new(
+            Code::Aborted,
+            "The operation was aborted",
+            "Nothing was changed; run it again when you are ready",
+        )
     }
 
     /// A failed call on `path`; `action` completes "Could not …", for example "write".
     pub fn io(action: &str, path: &Path, cause: io::Error) -> Self {
         // What a reader or writer of this software says of itself.
-        if let Some(own) = cause.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-            return Error { message: format!("Could not {action} {}: {}", path.display(), own.message), ..own.clone() };
+        if let Some(own) = cause
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<Error>())
+        {
+            return Error {
+                message: format!("Could not {action} {}: {}", path.display(), own.message),
+                ..own.clone()
+            };
         }
         let (code, remedy) = match cause.kind() {
             io::ErrorKind::ResourceBusy if mounts::is_point(path) => (
@@ -187,30 +202,55 @@ impl Error {
                 "It was mounted there alone, as containers mount single files, and cannot be replaced: mount the directory that \
                  holds it instead",
             ),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                (Code::NoSpace, "Free some space there, or choose another directory, and run it again")
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (
+                Code::NoSpace,
+                "Free some space there, or choose another directory, and run it again",
+            ),
+            io::ErrorKind::FileTooLarge => (
+                Code::Limit,
+                "Let this process write larger files (`ulimit -f`), or use another file system",
+            ),
+            _ if matches!(
+                cause.raw_os_error(),
+                Some(nix::libc::EMFILE | nix::libc::ENFILE)
+            ) =>
+            {
+                (
+                    Code::Limit,
+                    "Let this process have more files open: `ulimit -n`, `LimitNOFILE=` of a unit of systemd",
+                )
             }
-            io::ErrorKind::FileTooLarge => {
-                (Code::Limit, "Let this process write larger files (`ulimit -f`), or use another file system")
-            }
-            _ if matches!(cause.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE)) => {
-                (Code::Limit, "Let this process have more files open: `ulimit -n`, `LimitNOFILE=` of a unit of systemd")
-            }
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                (Code::PermissionDenied, "Give this user access to it, or run as a user that has it")
-            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => (
+                Code::PermissionDenied,
+                "Give this user access to it, or run as a user that has it",
+            ),
             io::ErrorKind::NotFound => (Code::Io, "Check that the path exists"),
-            io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory | io::ErrorKind::AlreadyExists => {
-                (Code::Io, "Something else has a name on this path: find out what it is, and move it away")
-            }
-            _ => (Code::Io, "Check the disk and the system's log, then run it again"),
+            io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::AlreadyExists => (
+                Code::Io,
+                "Something else has a name on this path: find out what it is, and move it away",
+            ),
+            _ => (
+                Code::Io,
+                "Check the disk and the system's log, then run it again",
+            ),
         };
-        Error::new(code, format!("Could not {action} {}: {}", path.display(), plain(&cause)), remedy).with_cause(cause)
+        Error::new(
+            code,
+            format!("Could not {action} {}: {}", path.display(), plain(&cause)),
+            remedy,
+        )
+        .with_cause(cause)
     }
 
     /// Another process keeps a lock on the database at `path`.
     pub fn busy(action: &str, path: &Path, cause: impl fmt::Display) -> Self {
-        let message = format!("Could not {action} {}: it is locked by {}", path.display(), holders::of(path));
+        let message = format!(
+            "Could not {action} {}: it is locked by {}",
+            path.display(),
+            holders::of(path)
+        );
         let remedy = "Wait until that process ends its transaction, or stop it, then run it again; or raise `lockTimeout` \
                       (`--lock-timeout`)";
         Error::new(Code::DatabaseBusy, message, remedy).with_cause(cause)
@@ -225,26 +265,39 @@ impl Error {
         );
         let (code, remedy) = match cause.sqlite_error_code() {
             Some(DatabaseBusy | DatabaseLocked) => return Error::busy(action, path, cause),
-            Some(DatabaseCorrupt | NotADatabase) => {
-                (Code::DatabaseDamaged, "Restore the newest good backup with `kg diag restore --file latest`")
-            }
-            Some(DiskFull) => (Code::NoSpace, "Free some space on that disk and run it again"),
+            Some(DatabaseCorrupt | NotADatabase) => (
+                Code::DatabaseDamaged,
+                "Restore the newest good backup with `kg diag restore --file latest`",
+            ),
+            Some(DiskFull) => (
+                Code::NoSpace,
+                "Free some space on that disk and run it again",
+            ),
             Some(OperationInterrupted) => return Error::aborted(),
             Some(SystemIoFailure) if refused_to_sync => (
                 Code::DatabaseUnreadable,
                 "SQLite changes no database whose file it cannot sync: check the disk and the system's log. If the file \
                  system has no `fsync`, restore to a directory of another one with `--target`",
             ),
-            Some(SystemIoFailure) => {
-                (Code::DatabaseUnreadable, "Check the disk and the system's log, then run it again")
-            }
-            _ => (Code::DatabaseUnreadable, "Check that this user may read the file and write its directory"),
+            Some(SystemIoFailure) => (
+                Code::DatabaseUnreadable,
+                "Check the disk and the system's log, then run it again",
+            ),
+            _ => (
+                Code::DatabaseUnreadable,
+                "Check that this user may read the file and write its directory",
+            ),
         };
         let what = match refused_to_sync {
             true => format!("the file system refused to sync it ({cause})"),
             false => cause.to_string(),
         };
-        Error::new(code, format!("Could not {action} {}: {what}", path.display()), remedy).with_cause(cause)
+        Error::new(
+            code,
+            format!("Could not {action} {}: {what}", path.display()),
+            remedy,
+        )
+        .with_cause(cause)
     }
 }
 
@@ -401,10 +454,18 @@ impl WarningCode {
 
 impl Warning {
     pub fn new(code: WarningCode, message: impl Into<String>) -> Self {
-        Warning { code, message: message.into(), path: None }
+        Warning {
+            code,
+            message: message.into(),
+            path: None,
+        }
     }
 
     pub fn about(code: WarningCode, path: impl fmt::Display, message: impl Into<String>) -> Self {
-        Warning { code, message: message.into(), path: Some(path.to_string()) }
+        Warning {
+            code,
+            message: message.into(),
+            path: Some(path.to_string()),
+        }
     }
 }

@@ -11,8 +11,14 @@ use nix::sys::{
 fn main() -> ExitCode {
     allow_many_files();
     survive_large_files();
-    let is_reader = std::env::args_os().nth(1).is_some_and(|first| first == worker::protocol::READER_ARGUMENT);
-    if is_reader { worker::server::main() } else { cli::main() }
+    let is_reader = std::env::args_os()
+        .nth(1)
+        .is_some_and(|first| first == worker::protocol::READER_ARGUMENT);
+    if is_reader {
+        worker::server::main()
+    } else {
+        cli::main()
+    }
 }
 
 /// A file that is too large for `ulimit -f` is an error of its write, and not the end of this process. All threads inherit this.

@@ -22,14 +22,31 @@ fuzz_target!(|content: &[u8]| {
     let seal = Container::of(content).seal(&Sha256::digest(content).into());
     fs::write(&archive, [content, &seal].concat()).expect("a file");
     let read = |unpack: &mut dyn Unpack| {
-        read_archive(&archive, &Keys::default(), None, unpack, &OperationContext::default(), Phase::Verifying)
+        read_archive(
+            &archive,
+            &Keys::default(),
+            None,
+            unpack,
+            &OperationContext::default(),
+            Phase::Verifying,
+        )
     };
     let checked = read(&mut Discard);
     if let Ok(unpacked) = read(&mut Unpacking::new(Some(&into), None, None)) {
         let checked = checked.expect("what can be unpacked can be checked");
-        assert_eq!((checked.sha256, checked.manifest), (unpacked.sha256, unpacked.manifest));
+        assert_eq!(
+            (checked.sha256, checked.manifest),
+            (unpacked.sha256, unpacked.manifest)
+        );
     }
-    let names = |dir| fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").file_name());
+    let names = |dir| {
+        fs::read_dir(dir)
+            .expect("a directory")
+            .map(|entry| entry.expect("an entry").file_name())
+    };
     assert_eq!(names(dir.path()).count(), 2);
-    assert!(names(&into).all(|name| name.to_str().is_some_and(|name| name.parse::<u64>().is_ok())));
+    assert!(names(&into).all(|name| {
+        name.to_str()
+            .is_some_and(|name| name.parse::<u64>().is_ok())
+    }));
 });

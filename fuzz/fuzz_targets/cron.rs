@@ -10,7 +10,9 @@ fuzz_target!(|text: &str| {
         Some((expression, zone)) => (expression, Some(zone)),
         None => (text, Some("UTC")),
     };
-    let Ok(cadence) = Cadence::parse(expression, zone) else { return };
+    let Ok(cadence) = Cadence::parse(expression, zone) else {
+        return;
+    };
     let mut at: Timestamp = "2026-03-28T12:00:00Z".parse().expect("a time");
     for _ in 0..5 {
         let Some(next) = cadence.next(at) else { return };

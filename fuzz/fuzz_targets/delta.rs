@@ -23,7 +23,9 @@ fuzz_target!(|input: (u8, &[u8])| {
     let collected = collect(bytes, step);
     assert_eq!(collected, collect(bytes, bytes.len().max(1)));
     let page_size = match &collected {
-        Some(Collected::Delta { page_size_bytes, .. }) => *page_size_bytes,
+        Some(Collected::Delta {
+            page_size_bytes, ..
+        }) => *page_size_bytes,
         _ => 512,
     };
     let database: File = tempfile::tempfile().expect("a file");
@@ -32,13 +34,19 @@ fuzz_target!(|input: (u8, &[u8])| {
         return;
     }
     assert_eq!(database.metadata().expect("its size").len(), size);
-    let Some(Collected::Delta { pages, .. }) = collected else { panic!("what can be applied can be hashed") };
+    let Some(Collected::Delta { pages, .. }) = collected else {
+        panic!("what can be applied can be hashed")
+    };
     // The last of one number counts.
-    for (at, (number, hash)) in
-        pages.iter().enumerate().filter(|(at, page)| !pages[at + 1..].iter().any(|(number, _)| *number == page.0))
+    for (at, (number, hash)) in pages
+        .iter()
+        .enumerate()
+        .filter(|(at, page)| !pages[at + 1..].iter().any(|(number, _)| *number == page.0))
     {
         let mut page = vec![0; page_size as usize];
-        database.read_exact_at(&mut page, (number - 1) * page_size).expect("a page");
+        database
+            .read_exact_at(&mut page, (number - 1) * page_size)
+            .expect("a page");
         assert_eq!(*hash, content_hash(&page), "page {at}");
     }
 });

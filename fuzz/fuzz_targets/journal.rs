@@ -16,5 +16,6 @@ fuzz_target!(|text: &str| {
     project.assert_outside_as_it_was();
     // Whatever it was, it can be put out of the way.
     let _ = fs::remove_file(project.root.join(".kg/restore-journal.json"));
-    lock_and_recover(&project.root, Duration::ZERO, &mut Vec::new()).expect("nothing is in the way");
+    lock_and_recover(&project.root, Duration::ZERO, &mut Vec::new())
+        .expect("nothing is in the way");
 });

@@ -8,13 +8,22 @@ use kg_backup::archive::{
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|json: &[u8]| {
-    let Ok(manifest) = Manifest::parse(json, "it") else { return };
+    let Ok(manifest) = Manifest::parse(json, "it") else {
+        return;
+    };
     let again = Manifest::parse(&manifest.to_json(), "it").expect("what was written");
     assert_eq!(manifest, again);
-    assert!(manifest.public_sidecar().files.is_empty() && manifest.without_archive().archive.is_none());
+    assert!(
+        manifest.public_sidecar().files.is_empty() && manifest.without_archive().archive.is_none()
+    );
     for record in &manifest.files {
         let _ = (record.entry_size(), manifest.content_digest(record));
     }
     assert!(EntryFilter::default().select(&manifest).len() <= manifest.files.len());
-    let _ = checksums_text(manifest.checksums.iter().map(|(entry, digest)| (entry.as_str(), digest.as_str())));
+    let _ = checksums_text(
+        manifest
+            .checksums
+            .iter()
+            .map(|(entry, digest)| (entry.as_str(), digest.as_str())),
+    );
 });

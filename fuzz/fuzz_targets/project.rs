@@ -19,14 +19,24 @@ impl Project {
     pub fn make() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let root = dir.path().join("project");
-        for made in ["project/.kg/restore-undo/20240115-020000/.kg", "project/.kg/restore-staging-1", "outside"] {
+        for made in [
+            "project/.kg/restore-undo/20240115-020000/.kg",
+            "project/.kg/restore-staging-1",
+            "outside",
+        ] {
             fs::create_dir_all(dir.path().join(made)).expect("a directory");
         }
-        for name in ["config.json", "restore-staging-1/0", "restore-undo/20240115-020000/.kg/config.json"] {
+        for name in [
+            "config.json",
+            "restore-staging-1/0",
+            "restore-undo/20240115-020000/.kg/config.json",
+        ] {
             fs::write(root.join(".kg").join(name), "{}").expect("a file");
         }
         let database = Connection::open(root.join(".kg/knowledge.db")).expect("a database");
-        database.execute_batch("CREATE TABLE nodes (id TEXT)").expect("a table");
+        database
+            .execute_batch("CREATE TABLE nodes (id TEXT)")
+            .expect("a table");
         fs::write(dir.path().join("outside/secret"), "secret").expect("a file");
         let outside = beside(dir.path());
         Project { dir, root, outside }

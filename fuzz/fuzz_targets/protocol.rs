@@ -1,7 +1,9 @@
 //! Anything that the reader process could send, or be sent: frames are read as they were written, and no length is believed.
 #![no_main]
 
-use kg_backup::worker::protocol::{Frame, Message, Request, read_frame, write_block, write_data, write_json};
+use kg_backup::worker::protocol::{
+    Frame, Message, Request, read_frame, write_block, write_data, write_json,
+};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -15,7 +17,10 @@ fuzz_target!(|bytes: &[u8]| {
                 if let Ok(message) = serde_json::from_slice::<Message>(&json) {
                     let mut again = Vec::new();
                     write_json(&mut again, &message).expect("a frame");
-                    assert!(matches!(read_frame(&mut again.as_slice()), Ok(Frame::Json(_))));
+                    assert!(matches!(
+                        read_frame(&mut again.as_slice()),
+                        Ok(Frame::Json(_))
+                    ));
                 }
                 let _ = serde_json::from_slice::<Request>(&json);
                 // As it came: JSON has many ways to write the same.

@@ -10,15 +10,32 @@ use kg_backup::{
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &[u8]| {
-    let Ok(config) = json::parse(text) else { return };
+    let Ok(config) = json::parse(text) else {
+        return;
+    };
     let mut warnings = Vec::new();
     let settings = Settings::of(&config, &mut |warning| warnings.push(warning));
-    assert!(!settings.are_unusable() || !warnings.is_empty(), "what cannot be used is said");
+    assert!(
+        !settings.are_unusable() || !warnings.is_empty(),
+        "what cannot be used is said"
+    );
     for key in schema::ALL {
-        let Some(value) = settings.get(key.name) else { continue };
-        assert!(key.check(value).is_ok() && !settings.is_refused(key.name), "{} = {value}", key.name);
+        let Some(value) = settings.get(key.name) else {
+            continue;
+        };
+        assert!(
+            key.check(value).is_ok() && !settings.is_refused(key.name),
+            "{} = {value}",
+            key.name
+        );
     }
-    let _ = (settings.policy(), settings.listen(), settings.zone(), settings.kind(), settings.retention_days());
+    let _ = (
+        settings.policy(),
+        settings.listen(),
+        settings.zone(),
+        settings.kind(),
+        settings.retention_days(),
+    );
     let _ = (
         settings.dir(Path::new("/project")),
         settings.refuses_backups().is_some(),

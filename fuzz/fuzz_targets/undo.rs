@@ -14,7 +14,12 @@ use project::Project;
 
 fuzz_target!(|text: &str| {
     let project = Project::make();
-    project.write_orders(&project.root.join(".kg/restore-undo/20240115-020000/undo.json"), text);
+    project.write_orders(
+        &project
+            .root
+            .join(".kg/restore-undo/20240115-020000/undo.json"),
+        text,
+    );
     let request = |dry_run| UndoRequest {
         target: project.root.clone(),
         earlier: false,
@@ -27,5 +32,6 @@ fuzz_target!(|text: &str| {
     project.assert_outside_as_it_was();
     // A failure leaves nothing that the next run could not take up.
     assert!(fs::metadata(project.root.join(".kg/knowledge.db")).is_ok());
-    lock_and_recover(&project.root, Duration::ZERO, &mut Vec::new()).expect("nothing is left in the midst");
+    lock_and_recover(&project.root, Duration::ZERO, &mut Vec::new())
+        .expect("nothing is left in the midst");
 });

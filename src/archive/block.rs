@@ -34,7 +34,17 @@ const ZSTD_SIZE_AND_HASH: [u8; 8] = *b"kg-block";
 const LIBDEFLATE_LEVELS: [i32; 9] = [1, 2, 3, 4, 5, 6, 6, 7, 9];
 /// The same for databases. What is left out of their pages is spent on speed, with a deflate of our own where there is no level: they are smaller all
 /// the same than a plain copy is with gzip's. Whoever asks for more than gzip's own default wants them small.
-const LIBDEFLATE_LEVELS_OF_PAGES: [Option<i32>; 9] = [None, None, None, None, None, None, Some(5), Some(6), Some(9)];
+const LIBDEFLATE_LEVELS_OF_PAGES: [Option<i32>; 9] = [
+    None,
+    None,
+    None,
+    None,
+    None,
+    None,
+    Some(5),
+    Some(6),
+    Some(9),
+];
 
 /// Of an incremental backup: small, and soon done.
 const LIBDEFLATE_LEVELS_OF_CHANGES: [i32; 9] = [1, 1, 2, 3, 3, 4, 6, 7, 9];
@@ -120,8 +130,12 @@ pub struct Head {
 impl Head {
     /// `None` where it does not begin as blocks do, an error where its size is impossible.
     pub fn parse(start: &[u8], container: Container) -> Result<Option<Self>, &'static str> {
-        let Some(start) = start.first_chunk::<HEAD_BYTES>() else { return Ok(None) };
-        let number = |at: usize| u32::from_le_bytes([start[at], start[at + 1], start[at + 2], start[at + 3]]);
+        let Some(start) = start.first_chunk::<HEAD_BYTES>() else {
+            return Ok(None);
+        };
+        let number = |at: usize| {
+            u32::from_le_bytes([start[at], start[at + 1], start[at + 2], start[at + 3]])
+        };
         let (has_hash, content_start) = match container {
             Container::Gzip if start.starts_with(&GZIP_MAGIC) => {
                 let extra = usize::from(u16::from_le_bytes([start[10], start[11]]));
@@ -131,17 +145,30 @@ impl Head {
                 }
                 (has_hash, 12 + extra)
             }
-            Container::Zstd if start.starts_with(&ZSTD_MAGIC) && start[8..16] == ZSTD_SIZE_AND_HASH => {
+            Container::Zstd
+                if start.starts_with(&ZSTD_MAGIC) && start[8..16] == ZSTD_SIZE_AND_HASH =>
+            {
                 (true, 8 + number(4) as usize)
             }
             _ => return Ok(None),
         };
         let size = number(16);
-        let head = Head { size: size as usize, has_hash, content_start };
-        let least = if has_hash { WHOLE_HEAD_BYTES } else { HEAD_BYTES };
+        let head = Head {
+            size: size as usize,
+            has_hash,
+            content_start,
+        };
+        let least = if has_hash {
+            WHOLE_HEAD_BYTES
+        } else {
+            HEAD_BYTES
+        };
         // Data that cannot be compressed grows by far less than an eighth.
         let most = MAX_BLOCK_BYTES + MAX_BLOCK_BYTES / 8;
-        if content_start < least || head.size < content_start.saturating_add(GZIP_TRAILER_BYTES) || size > most {
+        if content_start < least
+            || head.size < content_start.saturating_add(GZIP_TRAILER_BYTES)
+            || size > most
+        {
             return Err("a block has an impossible size");
         }
         Ok(Some(head))
@@ -149,7 +176,11 @@ impl Head {
 
     /// Of what `block`, which begins with this, says that it holds.
     pub fn hash(self, block: &[u8]) -> Option<ContentHash> {
-        if self.has_hash { block.get(HEAD_BYTES..)?.first_chunk().copied() } else { None }
+        if self.has_hash {
+            block.get(HEAD_BYTES..)?.first_chunk().copied()
+        } else {
+            None
+        }
     }
 }
 
@@ -161,7 +192,9 @@ pub enum Deflate {
 
 impl Deflate {
     fn libdeflate(level: i32) -> Self {
-        Deflate::Libdeflate(Compressor::new(CompressionLvl::new(level).unwrap_or_default()))
+        Deflate::Libdeflate(Compressor::new(
+            CompressionLvl::new(level).unwrap_or_default(),
+        ))
     }
 
     /// Appends the stream of `bytes` to `block`.
@@ -172,7 +205,9 @@ impl Deflate {
                 let start = block.len();
                 block.resize(start + compressor.deflate_compress_bound(bytes.len()), 0);
                 let deflated = compressor.deflate_compress(bytes, &mut block[start..]);
-                block.truncate(start + deflated.map_err(|cause| refused(std::io::Error::other(cause)))?);
+                block.truncate(
+                    start + deflated.map_err(|cause| refused(std::io::Error::other(cause)))?,
+                );
             }
         }
         Ok(())
@@ -181,7 +216,11 @@ impl Deflate {
 
 /// Makes blocks, one after the other.
 pub enum Packer {
-    Gzip { pages: Deflate, changes: Deflate, other: Deflate },
+    Gzip {
+        pages: Deflate,
+        changes: Deflate,
+        other: Deflate,
+    },
     Zstd(zstd::bulk::Compressor<'static>),
 }
 
@@ -195,7 +234,11 @@ impl Packer {
                 let own = || Deflate::Own(Deflater::default());
                 let pages = LIBDEFLATE_LEVELS_OF_PAGES[index].map_or_else(own, Deflate::libdeflate);
                 let changes = Deflate::libdeflate(LIBDEFLATE_LEVELS_OF_CHANGES[index]);
-                Ok(Some(Packer::Gzip { pages, changes, other: Deflate::libdeflate(LIBDEFLATE_LEVELS[index]) }))
+                Ok(Some(Packer::Gzip {
+                    pages,
+                    changes,
+                    other: Deflate::libdeflate(LIBDEFLATE_LEVELS[index]),
+                }))
             }
             Compression::Zstd(level) => {
                 let mut compressor = zstd::bulk::Compressor::new(level.into()).map_err(refused)?;
@@ -218,10 +261,20 @@ impl Packer {
     }
 
     /// The same with so many zeros between its head and what is compressed.
-    fn pack_after(&mut self, zeros: usize, bytes: &[u8], content: Content, hash: &ContentHash) -> Result<Vec<u8>> {
+    fn pack_after(
+        &mut self,
+        zeros: usize,
+        bytes: &[u8],
+        content: Content,
+        hash: &ContentHash,
+    ) -> Result<Vec<u8>> {
         let start = WHOLE_HEAD_BYTES + zeros;
         let mut block = match self {
-            Packer::Gzip { pages, changes, other } => {
+            Packer::Gzip {
+                pages,
+                changes,
+                other,
+            } => {
                 let mut block = vec![0; start];
                 let deflate = match content {
                     Content::Pages => pages,
@@ -238,7 +291,9 @@ impl Packer {
             }
             Packer::Zstd(compressor) => {
                 let mut block = vec![0; start + zstd::zstd_safe::compress_bound(bytes.len())];
-                let compressed = compressor.compress_to_buffer(bytes, &mut block[start..]).map_err(refused)?;
+                let compressed = compressor
+                    .compress_to_buffer(bytes, &mut block[start..])
+                    .map_err(refused)?;
                 block.truncate(start + compressed);
                 block[..4].copy_from_slice(&ZSTD_MAGIC);
                 block[4..8].copy_from_slice(&((start - 8) as u32).to_le_bytes());
@@ -274,14 +329,26 @@ pub struct Unpacker {
 
 impl Unpacker {
     /// What `block` holds. It is as long as its `head` says.
-    pub fn unpack(&mut self, block: &[u8], head: Head, container: Container) -> Result<Vec<u8>, BadBlock> {
+    pub fn unpack(
+        &mut self,
+        block: &[u8],
+        head: Head,
+        container: Container,
+    ) -> Result<Vec<u8>, BadBlock> {
         let packed = &block[head.content_start..];
-        if container == Container::Zstd { self.unzstd(packed) } else { self.inflate(packed) }
+        if container == Container::Zstd {
+            self.unzstd(packed)
+        } else {
+            self.inflate(packed)
+        }
     }
 
     fn inflate(&mut self, packed: &[u8]) -> Result<Vec<u8>, BadBlock> {
         let Some((deflated, trailer)) = packed.split_last_chunk::<GZIP_TRAILER_BYTES>() else {
-            return Err(BadBlock { what: "a block has no end", tar_bytes: 0 });
+            return Err(BadBlock {
+                what: "a block has no end",
+                tar_bytes: 0,
+            });
         };
         let [a, b, c, d, length @ ..] = *trailer;
         let (crc, tar_bytes) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes(length));
@@ -289,19 +356,31 @@ impl Unpacker {
         let decompressor = self.inflate.get_or_insert_with(Decompressor::new);
         match decompressor.deflate_decompress(deflated, &mut content) {
             Ok(length) if length == content.len() && crc32(&content) == crc => Ok(content),
-            _ => Err(BadBlock { what: DAMAGED, tar_bytes }),
+            _ => Err(BadBlock {
+                what: DAMAGED,
+                tar_bytes,
+            }),
         }
     }
 
     fn unzstd(&mut self, packed: &[u8]) -> Result<Vec<u8>, BadBlock> {
-        let length = zstd::zstd_safe::get_frame_content_size(packed).ok().flatten();
+        let length = zstd::zstd_safe::get_frame_content_size(packed)
+            .ok()
+            .flatten();
         let mut content = room(length.unwrap_or(u64::MAX))?;
         let tar_bytes = content.len() as u32;
-        let bad = BadBlock { what: DAMAGED, tar_bytes };
+        let bad = BadBlock {
+            what: DAMAGED,
+            tar_bytes,
+        };
         if self.zstd.is_none() {
             self.zstd = zstd::bulk::Decompressor::new().ok();
         }
-        match self.zstd.as_mut().map(|zstd| zstd.decompress_to_buffer(packed, &mut content[..])) {
+        match self
+            .zstd
+            .as_mut()
+            .map(|zstd| zstd.decompress_to_buffer(packed, &mut content[..]))
+        {
             Some(Ok(length)) if length == content.len() => Ok(content),
             _ => Err(bad),
         }
@@ -312,7 +391,10 @@ const DAMAGED: &str = "a block is damaged";
 
 fn room(tar_bytes: u64) -> Result<Vec<u8>, BadBlock> {
     if tar_bytes > MAX_BLOCK_BYTES.into() {
-        return Err(BadBlock { what: "a block claims an impossible length", tar_bytes: 0 });
+        return Err(BadBlock {
+            what: "a block claims an impossible length",
+            tar_bytes: 0,
+        });
     }
     Ok(vec![0; tar_bytes as usize])
 }
@@ -324,17 +406,28 @@ mod tests {
     #[test]
     fn a_block_holds_what_was_packed_and_says_its_size_and_hash() {
         let content: Vec<u8> = (0..200_000_usize).map(|n| (n * n % 251) as u8).collect();
-        for compression in [Compression::Gzip(6), Compression::Gzip(9), Compression::Zstd(3)] {
+        for compression in [
+            Compression::Gzip(6),
+            Compression::Gzip(9),
+            Compression::Zstd(3),
+        ] {
             let contents = [&content[..], b"", b"x"];
-            for (content, kind) in
-                contents.into_iter().flat_map(|content| [(content, Content::Pages), (content, Content::Other)])
+            for (content, kind) in contents
+                .into_iter()
+                .flat_map(|content| [(content, Content::Pages), (content, Content::Other)])
             {
                 let mut packer = Packer::new(compression).unwrap().unwrap();
                 let block = packer.pack(content, kind, &content_hash(content)).unwrap();
                 let container = compression.container();
                 let head = Head::parse(&block, container).unwrap().unwrap();
-                assert_eq!((head.size, head.hash(&block)), (block.len(), Some(content_hash(content))));
-                assert_eq!(Unpacker::default().unpack(&block, head, container).unwrap(), content);
+                assert_eq!(
+                    (head.size, head.hash(&block)),
+                    (block.len(), Some(content_hash(content)))
+                );
+                assert_eq!(
+                    Unpacker::default().unpack(&block, head, container).unwrap(),
+                    content
+                );
                 assert_eq!(Head::parse(&block, Container::Plain), Ok(None));
             }
         }
@@ -344,10 +437,19 @@ mod tests {
     fn a_filler_has_the_size_that_was_asked_for_and_holds_nothing() {
         for compression in [Compression::Gzip(6), Compression::Zstd(3)] {
             for size in [100, 4095, 4096, 5000] {
-                let filler = Packer::new(compression).unwrap().unwrap().filler(size).unwrap();
-                let head = Head::parse(&filler, compression.container()).unwrap().unwrap();
+                let filler = Packer::new(compression)
+                    .unwrap()
+                    .unwrap()
+                    .filler(size)
+                    .unwrap();
+                let head = Head::parse(&filler, compression.container())
+                    .unwrap()
+                    .unwrap();
                 assert_eq!((filler.len(), head.size), (size, size));
-                assert_eq!(Unpacker::default().unpack(&filler, head, compression.container()), Ok(Vec::new()));
+                assert_eq!(
+                    Unpacker::default().unpack(&filler, head, compression.container()),
+                    Ok(Vec::new())
+                );
             }
         }
     }

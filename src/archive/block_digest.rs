@@ -20,7 +20,11 @@ use crate::util::{
 };
 
 /// Whether the archive at `path` is the one that `record` describes. `record` itself may be damaged: it is enough that one of the two is right.
-pub fn is_as_written(path: &Path, record: &ArchiveRecord, cancel: &CancelToken) -> io::Result<bool> {
+pub fn is_as_written(
+    path: &Path,
+    record: &ArchiveRecord,
+    cancel: &CancelToken,
+) -> io::Result<bool> {
     if let Some(root) = &record.root {
         let mut blocks = StoredBlocks::new(Arc::new(File::open(path)?))?;
         let (mut hashes, mut bytes) = (Sha256::new(), Vec::new());
@@ -28,7 +32,10 @@ pub fn is_as_written(path: &Path, record: &ArchiveRecord, cancel: &CancelToken) 
             cancel.check().map_err(io::Error::other)?;
             hashes.update(block.read(&blocks.file, &mut bytes)?);
         }
-        if blocks.end()?.is_some_and(|end| hex(&hashes.chain_update(end).finalize()) == *root) {
+        if blocks
+            .end()?
+            .is_some_and(|end| hex(&hashes.chain_update(end).finalize()) == *root)
+        {
             return Ok(true);
         }
     }
@@ -54,15 +61,24 @@ impl StoredBlocks {
     pub fn new(file: Arc<File>) -> io::Result<Self> {
         let mut start = Vec::new();
         read_at(&file, &mut start, 4, 0)?;
-        Ok(StoredBlocks { container: Container::of(&start), file, offset: 0 })
+        Ok(StoredBlocks {
+            container: Container::of(&start),
+            file,
+            offset: 0,
+        })
     }
 
     /// The next one, with the hash of what is in it where it says that. `None` where something else follows, or nothing.
     pub fn next_block(&mut self) -> io::Result<Option<(StoredBlock, Option<ContentHash>)>> {
         let mut start = Vec::new();
         read_at(&self.file, &mut start, WHOLE_HEAD_BYTES, self.offset)?;
-        let Ok(Some(head)) = Head::parse(&start, self.container) else { return Ok(None) };
-        let block = StoredBlock { offset: self.offset, size: head.size as u32 };
+        let Ok(Some(head)) = Head::parse(&start, self.container) else {
+            return Ok(None);
+        };
+        let block = StoredBlock {
+            offset: self.offset,
+            size: head.size as u32,
+        };
         self.offset += head.size as u64;
         Ok(Some((block, head.hash(&start))))
     }
@@ -70,7 +86,12 @@ impl StoredBlocks {
     /// The hash of what follows the last block, where that is no more than a seal.
     pub fn end(&self) -> io::Result<Option<ContentHash>> {
         let (seal_bytes, mut end) = (self.container.seal_bytes(), Vec::new());
-        read_at(&self.file, &mut end, seal_bytes.max(HEAD_BYTES) + 1, self.offset)?;
+        read_at(
+            &self.file,
+            &mut end,
+            seal_bytes.max(HEAD_BYTES) + 1,
+            self.offset,
+        )?;
         Ok((end.len() <= seal_bytes).then(|| content_hash(&end)))
     }
 }
@@ -86,7 +107,9 @@ impl StoredBlock {
 /// Replaces `bytes` by so many from there, or fewer where the file ends.
 fn read_at(file: &File, bytes: &mut Vec<u8>, count: usize, offset: u64) -> io::Result<()> {
     bytes.clear();
-    append_from(bytes, count, |rest, read| file.read_at(rest, offset + read as u64))
+    append_from(bytes, count, |rest, read| {
+        file.read_at(rest, offset + read as u64)
+    })
 }
 
 #[cfg(test)]
@@ -105,7 +128,9 @@ mod tests {
     fn written(path: &Path, compression: Compression) -> Written {
         let sink = Box::new(ArchiveFile::new(File::create(path).unwrap()));
         let mut encoder = Encoder::new(sink, compression, None).unwrap();
-        let content: Vec<u8> = (0..300_000_u32).map(|n| (n.wrapping_mul(n) % 251) as u8).collect();
+        let content: Vec<u8> = (0..300_000_u32)
+            .map(|n| (n.wrapping_mul(n) % 251) as u8)
+            .collect();
         encoder.write_all(&content).unwrap();
         encoder.finish().unwrap()
     }
@@ -116,16 +141,39 @@ mod tests {
         let path = dir.path().join("archive");
         for compression in [Compression::GZIP, Compression::ZSTD, Compression::None] {
             let right = written(&path, compression).record("archive".into());
-            let is = |record: &ArchiveRecord| is_as_written(&path, record, &CancelToken::default()).unwrap();
+            let is = |record: &ArchiveRecord| {
+                is_as_written(&path, record, &CancelToken::default()).unwrap()
+            };
             assert_eq!(right.root.is_some(), compression != Compression::None);
             let wrong = || "00".repeat(32);
-            let others =
-                [ArchiveRecord { root: None, ..right.clone() }, ArchiveRecord { root: Some(wrong()), ..right.clone() }];
+            let others = [
+                ArchiveRecord {
+                    root: None,
+                    ..right.clone()
+                },
+                ArchiveRecord {
+                    root: Some(wrong()),
+                    ..right.clone()
+                },
+            ];
             assert!(is(&right) && others.iter().all(is));
-            assert_eq!(is(&ArchiveRecord { sha256: wrong(), ..right.clone() }), right.root.is_some());
-            assert!(!is(&ArchiveRecord { sha256: wrong(), root: None, ..right.clone() }));
+            assert_eq!(
+                is(&ArchiveRecord {
+                    sha256: wrong(),
+                    ..right.clone()
+                }),
+                right.root.is_some()
+            );
+            assert!(!is(&ArchiveRecord {
+                sha256: wrong(),
+                root: None,
+                ..right.clone()
+            }));
             let whole = fs::read(&path).unwrap();
-            for at in (0..whole.len()).step_by(whole.len() / 300 + 1).chain(whole.len() - 100..whole.len()) {
+            for at in (0..whole.len())
+                .step_by(whole.len() / 300 + 1)
+                .chain(whole.len() - 100..whole.len())
+            {
                 let mut changed = whole.clone();
                 changed[at] ^= 1;
                 fs::write(&path, &changed).unwrap();

@@ -66,9 +66,16 @@ struct Block {
 }
 
 enum Piece {
-    Packed { block: Vec<u8>, head: Head, container: Container },
+    Packed {
+        block: Vec<u8>,
+        head: Head,
+        container: Container,
+    },
     Plain(Vec<u8>),
-    Unreadable { archive_bytes: u64, what: &'static str },
+    Unreadable {
+        archive_bytes: u64,
+        what: &'static str,
+    },
 }
 
 impl Decoder {
@@ -121,8 +128,14 @@ impl Decoder {
             thread::sleep(REST_POLL);
         }
         match self.file.take().map(JoinHandle::join) {
-            Some(Ok(facts)) => facts.map_err(|cause| Error::io("read", "the archive".as_ref(), cause)),
-            _ => Err(Error::new(Code::Internal, "The thread that reads the archive panicked", "Please report this")),
+            Some(Ok(facts)) => {
+                facts.map_err(|cause| Error::io("read", "the archive".as_ref(), cause))
+            }
+            _ => Err(Error::new(
+                Code::Internal,
+                "The thread that reads the archive panicked",
+                "Please report this",
+            )),
         }
     }
 
@@ -132,15 +145,23 @@ impl Decoder {
             self.read = self.block.len();
             return Ok(false);
         };
-        let Block { archive_bytes, content } = block?;
+        let Block {
+            archive_bytes,
+            content,
+        } = block?;
         self.read = 0;
         self.block = content.unwrap_or_else(|BadBlock { what, tar_bytes }| {
             let offset = self.archive_offset.load(Ordering::Relaxed);
             self.is_damaged.store(true, Ordering::Relaxed);
-            self.damages.push(Damage { offset, tar_offset: self.tar_offset, what });
+            self.damages.push(Damage {
+                offset,
+                tar_offset: self.tar_offset,
+                what,
+            });
             vec![0; tar_bytes as usize]
         });
-        self.archive_offset.fetch_add(archive_bytes, Ordering::Relaxed);
+        self.archive_offset
+            .fetch_add(archive_bytes, Ordering::Relaxed);
         self.tar_offset += self.block.len() as u64;
         Ok(true)
     }
@@ -166,7 +187,11 @@ impl Drop for Decoder {
     }
 }
 
-fn read_pieces(mut file: SealedFile, pieces: &Submit<Piece, Block>, stop: &CancelToken) -> io::Result<FileFacts> {
+fn read_pieces(
+    mut file: SealedFile,
+    pieces: &Submit<Piece, Block>,
+    stop: &CancelToken,
+) -> io::Result<FileFacts> {
     loop {
         let piece = match file.container() {
             Container::Plain => next_plain(&mut file)?,
@@ -195,17 +220,31 @@ fn next_block(file: &mut SealedFile) -> io::Result<Option<Piece>> {
     if block.is_empty() {
         return Ok(None);
     }
-    let unreadable = |what, read: usize| Ok(Some(Piece::Unreadable { archive_bytes: read as u64, what }));
+    let unreadable = |what, read: usize| {
+        Ok(Some(Piece::Unreadable {
+            archive_bytes: read as u64,
+            what,
+        }))
+    };
     let head = match Head::parse(&block, container) {
         Ok(Some(head)) => head,
-        Ok(None) => return unreadable("a block does not begin as blocks of this tool do", block.len()),
+        Ok(None) => {
+            return unreadable(
+                "a block does not begin as blocks of this tool do",
+                block.len(),
+            );
+        }
         Err(what) => return unreadable(what, block.len()),
     };
     append(&mut block, file, head.size - HEAD_BYTES)?;
     if block.len() < head.size {
         return unreadable("the archive ends within a block", block.len());
     }
-    Ok(Some(Piece::Packed { block, head, container }))
+    Ok(Some(Piece::Packed {
+        block,
+        head,
+        container,
+    }))
 }
 
 /// Reads `count` more bytes, or as many as there are.
@@ -236,12 +275,24 @@ pub(super) fn append_from(
 
 fn decode(piece: Piece, unpacker: &mut Unpacker) -> Block {
     match piece {
-        Piece::Plain(bytes) => Block { archive_bytes: bytes.len() as u64, content: Ok(bytes) },
-        Piece::Unreadable { archive_bytes, what } => {
-            Block { archive_bytes, content: Err(BadBlock { what, tar_bytes: 0 }) }
-        }
-        Piece::Packed { block, head, container } => {
-            Block { archive_bytes: block.len() as u64, content: unpacker.unpack(&block, head, container) }
-        }
+        Piece::Plain(bytes) => Block {
+            archive_bytes: bytes.len() as u64,
+            content: Ok(bytes),
+        },
+        Piece::Unreadable {
+            archive_bytes,
+            what,
+        } => Block {
+            archive_bytes,
+            content: Err(BadBlock { what, tar_bytes: 0 }),
+        },
+        Piece::Packed {
+            block,
+            head,
+            container,
+        } => Block {
+            archive_bytes: block.len() as u64,
+            content: unpacker.unpack(&block, head, container),
+        },
     }
 }

@@ -57,7 +57,12 @@ impl Written {
     /// As the manifest beside it has it.
     pub fn record(&self, name: String) -> ArchiveRecord {
         let root = self.root.map(|root| hex(&root));
-        ArchiveRecord { name, size: self.file.size_bytes, sha256: hex(&self.file.sha256), root }
+        ArchiveRecord {
+            name,
+            size: self.file.size_bytes,
+            sha256: hex(&self.file.sha256),
+            root,
+        }
     }
 }
 
@@ -115,17 +120,29 @@ enum Item {
 
 impl Encoder {
     /// Blocks that `earlier` has are taken over from there.
-    pub fn new(sink: Box<dyn Sink>, compression: Compression, earlier: Option<Arc<ReuseSource>>) -> Result<Self> {
+    pub fn new(
+        sink: Box<dyn Sink>,
+        compression: Compression,
+        earlier: Option<Arc<ReuseSource>>,
+    ) -> Result<Self> {
         let container = compression.container();
-        let workers = if container == Container::Plain { 1 } else { cores() };
-        let blocks_per_worker = (BYTES_PER_WORKER / compression.block_bytes()).max(LEAST_BLOCKS_PER_WORKER);
-        let packers = (0..workers).map(|_| Packer::new(compression)).collect::<Result<Vec<_>>>()?;
+        let workers = if container == Container::Plain {
+            1
+        } else {
+            cores()
+        };
+        let blocks_per_worker =
+            (BYTES_PER_WORKER / compression.block_bytes()).max(LEAST_BLOCKS_PER_WORKER);
+        let packers = (0..workers)
+            .map(|_| Packer::new(compression))
+            .collect::<Result<Vec<_>>>()?;
         let packers = std::cell::RefCell::new(packers);
         let worker = || packing(packers.borrow_mut().pop().flatten(), earlier.clone());
         let (submit, deliver) = ordered_pool::ordered(workers, blocks_per_worker, worker)?;
         let needed = earlier.clone();
         let output = threads::start("kg-output", move || {
-            let written = Output::new(sink, compression, earlier.clone()).and_then(|output| output.write_all(deliver));
+            let written = Output::new(sink, compression, earlier.clone())
+                .and_then(|output| output.write_all(deliver));
             if written.is_err() {
                 earlier.iter().for_each(|earlier| earlier.give_up());
             }
@@ -179,7 +196,11 @@ impl Encoder {
         let (mark, size) = bounded(1);
         self.submit(Piece::Mark(mark))?;
         // An output that failed may leave the mark in a queue that nobody empties.
-        while self.output.as_ref().is_some_and(|output| !output.is_finished()) {
+        while self
+            .output
+            .as_ref()
+            .is_some_and(|output| !output.is_finished())
+        {
             match size.recv_timeout(POLL_INTERVAL) {
                 Err(RecvTimeoutError::Timeout) => {}
                 answer => return answer.map_err(|_| gave_up()),
@@ -195,7 +216,11 @@ impl Encoder {
         self.pipeline = None;
         match self.output.take().map(JoinHandle::join) {
             Some(Ok(written)) => written,
-            _ => Err(Error::new(Code::Internal, "The thread that writes the archive panicked", "Please report this")),
+            _ => Err(Error::new(
+                Code::Internal,
+                "The thread that writes the archive panicked",
+                "Please report this",
+            )),
         }
     }
 
@@ -233,7 +258,10 @@ impl Write for Encoder {
 }
 
 fn gave_up() -> io::Error {
-    io::Error::new(io::ErrorKind::BrokenPipe, "the archive's output ended early")
+    io::Error::new(
+        io::ErrorKind::BrokenPipe,
+        "the archive's output ended early",
+    )
 }
 
 /// The function of one worker.
@@ -246,10 +274,12 @@ fn packing(
             let hash = hash.unwrap_or_else(|| content_hash(&bytes));
             match earlier.as_ref().and_then(|earlier| earlier.block(&hash)) {
                 Some(taken) => Item::Taken(taken),
-                None => packer.pack(&bytes, content, &hash).map_or_else(Item::Failed, |block| {
-                    let hash = content_hash(&block);
-                    Item::Block(block, hash)
-                }),
+                None => packer
+                    .pack(&bytes, content, &hash)
+                    .map_or_else(Item::Failed, |block| {
+                        let hash = content_hash(&block);
+                        Item::Block(block, hash)
+                    }),
             }
         }
         (Piece::Block(bytes, ..), None) => Item::Block(bytes, ContentHash::default()),
@@ -279,7 +309,11 @@ struct Output {
 }
 
 impl Output {
-    fn new(sink: Box<dyn Sink>, compression: Compression, earlier: Option<Arc<ReuseSource>>) -> Result<Self> {
+    fn new(
+        sink: Box<dyn Sink>,
+        compression: Compression,
+        earlier: Option<Arc<ReuseSource>>,
+    ) -> Result<Self> {
         let fillers = Packer::new(compression)?.zip(sink.shared_piece_bytes());
         Ok(Output {
             sink,
@@ -310,15 +344,19 @@ impl Output {
             return Err(Error::aborted());
         }
         if self.reused > 0 {
-            self.earlier
-                .as_ref()
-                .map_or_else(|| Err(reuse::source_changed()), |earlier| earlier.assert_as_written())?;
+            self.earlier.as_ref().map_or_else(
+                || Err(reuse::source_changed()),
+                |earlier| earlier.assert_as_written(),
+            )?;
         }
         let seal = self.container.seal(&self.hasher.clone().finalize().into());
         self.write(&seal, content_hash(&seal))?;
         let transformed = self.sink.finish().map_err(failed)?;
         let has_blocks = self.container != Container::Plain && transformed.is_none();
-        let archive = FileDigest { size_bytes: self.written, sha256: self.hasher.finalize().into() };
+        let archive = FileDigest {
+            size_bytes: self.written,
+            sha256: self.hasher.finalize().into(),
+        };
         Ok(Written {
             file: transformed.unwrap_or(archive),
             root: has_blocks.then(|| self.root.finalize().into()),
@@ -346,7 +384,11 @@ impl Output {
             let (here, there) = (self.written % *piece_bytes, taken.offset % *piece_bytes);
             let gap = (there + *piece_bytes - here) % *piece_bytes;
             // Any filler takes some bytes.
-            let size = if gap > 0 && gap < LEAST_FILLER_BYTES { gap + *piece_bytes } else { gap };
+            let size = if gap > 0 && gap < LEAST_FILLER_BYTES {
+                gap + *piece_bytes
+            } else {
+                gap
+            };
             if size > 0 {
                 let filler = packer.filler(size as usize)?;
                 self.write(&filler, content_hash(&filler))?;
@@ -377,7 +419,10 @@ mod tests {
 
     impl Write for Full {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.writes_left = self.writes_left.checked_sub(1).ok_or(io::ErrorKind::StorageFull)?;
+            self.writes_left = self
+                .writes_left
+                .checked_sub(1)
+                .ok_or(io::ErrorKind::StorageFull)?;
             Ok(bytes.len())
         }
 
@@ -388,17 +433,31 @@ mod tests {
 
     #[test]
     fn a_disk_that_is_full_at_any_write_is_an_error_and_never_a_wait() {
-        for compression in [Compression::None, Compression::Gzip(1), Compression::Zstd(1)] {
-            let block: Vec<u8> = (0..compression.block_bytes()).map(|n| (n * n % 251) as u8).collect();
+        for compression in [
+            Compression::None,
+            Compression::Gzip(1),
+            Compression::Zstd(1),
+        ] {
+            let block: Vec<u8> = (0..compression.block_bytes())
+                .map(|n| (n * n % 251) as u8)
+                .collect();
             for writes_left in 0..12 {
-                let mut encoder = Encoder::new(Box::new(Full { writes_left }), compression, None).unwrap();
+                let mut encoder =
+                    Encoder::new(Box::new(Full { writes_left }), compression, None).unwrap();
                 let written = (0..10).try_for_each(|_| encoder.write_all(&block));
                 let size = encoder.size_so_far();
                 let finished = encoder.finish();
                 if writes_left <= 10 {
-                    assert_eq!(finished.unwrap_err().code, Code::NoSpace, "{compression:?}, {writes_left}");
+                    assert_eq!(
+                        finished.unwrap_err().code,
+                        Code::NoSpace,
+                        "{compression:?}, {writes_left}"
+                    );
                 } else {
-                    assert!(written.is_ok() && size.is_ok() && finished.is_ok(), "{compression:?}, {writes_left}");
+                    assert!(
+                        written.is_ok() && size.is_ok() && finished.is_ok(),
+                        "{compression:?}, {writes_left}"
+                    );
                 }
             }
         }

@@ -52,7 +52,8 @@ pub fn apply(delta: impl Read, database: &File, size_bytes: u64) -> io::Result<(
     let mut delta = BufReader::with_capacity(1 << 20, delta);
     let mut header = [0; HEADER_BYTES as usize];
     delta.read_exact(&mut header)?;
-    let page_size = page_size_of_delta(&header).ok_or_else(|| bad("not the pages of a database"))?;
+    let page_size =
+        page_size_of_delta(&header).ok_or_else(|| bad("not the pages of a database"))?;
     let mut page = vec![0; page_size as usize];
     let mut number = [0; NUMBER_BYTES as usize];
     database.set_len(size_bytes)?;
@@ -63,25 +64,38 @@ pub fn apply(delta: impl Read, database: &File, size_bytes: u64) -> io::Result<(
         }
         delta.read_exact(&mut page)?;
         let number = u64::from_le_bytes(number);
-        let at = number.checked_sub(1).and_then(|before| before.checked_mul(page_size));
-        let at = at.filter(|at| at.checked_add(page_size).is_some_and(|end| end <= size_bytes));
-        database.write_all_at(&page, at.ok_or_else(|| bad("a page lies outside the database"))?)?;
+        let at = number
+            .checked_sub(1)
+            .and_then(|before| before.checked_mul(page_size));
+        let at = at.filter(|at| {
+            at.checked_add(page_size)
+                .is_some_and(|end| end <= size_bytes)
+        });
+        database.write_all_at(
+            &page,
+            at.ok_or_else(|| bad("a page lies outside the database"))?,
+        )?;
     }
 }
 
 fn page_size_of_delta(header: &[u8]) -> Option<u64> {
     let size = u64::from(u32::from_le_bytes(header.get(8..12)?.try_into().ok()?));
-    (header.starts_with(START) && PAGE_SIZES.contains(&size) && size.is_power_of_two()).then_some(size)
+    (header.starts_with(START) && PAGE_SIZES.contains(&size) && size.is_power_of_two())
+        .then_some(size)
 }
 
 fn page_size_of_database(header: &[u8]) -> Option<u64> {
-    let [high, low] = header.get(PAGE_SIZE_AT..PAGE_SIZE_AT + 2)?.try_into().ok()?;
+    let [high, low] = header
+        .get(PAGE_SIZE_AT..PAGE_SIZE_AT + 2)?
+        .try_into()
+        .ok()?;
     // 65536 does not fit and is written as 1.
     let size = match u64::from(u16::from_be_bytes([high, low])) {
         1 => 65536,
         size => size,
     };
-    (header.starts_with(MAGIC) && PAGE_SIZES.contains(&size) && size.is_power_of_two()).then_some(size)
+    (header.starts_with(MAGIC) && PAGE_SIZES.contains(&size) && size.is_power_of_two())
+        .then_some(size)
 }
 
 /// Hashes the pages of an entry as it streams by, be it a whole database or a delta; anything else is left alone.
@@ -111,7 +125,10 @@ enum State {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Collected {
     Database(PageHashes),
-    Delta { page_size_bytes: u64, pages: Vec<(u64, [u8; 16])> },
+    Delta {
+        page_size_bytes: u64,
+        pages: Vec<(u64, [u8; 16])>,
+    },
 }
 
 impl PageCollector {
@@ -132,11 +149,17 @@ impl PageCollector {
     fn begin(&mut self) {
         let start = std::mem::take(&mut self.start);
         if let Some(page_size) = page_size_of_database(&start) {
-            self.state =
-                State::Database { pages: PageHashes::new(page_size), page: Vec::with_capacity(page_size as usize) };
+            self.state = State::Database {
+                pages: PageHashes::new(page_size),
+                page: Vec::with_capacity(page_size as usize),
+            };
             self.take(&start);
         } else if let Some(page_size_bytes) = page_size_of_delta(&start) {
-            self.state = State::Delta { pages: Vec::new(), page_size_bytes, record: Vec::new() };
+            self.state = State::Delta {
+                pages: Vec::new(),
+                page_size_bytes,
+                record: Vec::new(),
+            };
             self.take(&start[HEADER_BYTES as usize..]);
         } else {
             self.state = State::Other;
@@ -150,7 +173,11 @@ impl PageCollector {
                 let size = pages.page_size_bytes as usize;
                 pieces(page, size, bytes, |page| pages.push(page));
             }
-            State::Delta { pages, page_size_bytes, record } => {
+            State::Delta {
+                pages,
+                page_size_bytes,
+                record,
+            } => {
                 let size = (NUMBER_BYTES + *page_size_bytes) as usize;
                 pieces(record, size, bytes, |record| {
                     let (number, page) = record.split_at(NUMBER_BYTES as usize);
@@ -169,9 +196,14 @@ impl PageCollector {
         }
         match self.state {
             State::Database { pages, page } if page.is_empty() => Some(Collected::Database(pages)),
-            State::Delta { pages, page_size_bytes, record } if record.is_empty() => {
-                Some(Collected::Delta { page_size_bytes, pages })
-            }
+            State::Delta {
+                pages,
+                page_size_bytes,
+                record,
+            } if record.is_empty() => Some(Collected::Delta {
+                page_size_bytes,
+                pages,
+            }),
             _ => None,
         }
     }
@@ -208,7 +240,10 @@ mod tests {
     }
 
     fn database(page_size: u16, pages: &[u8]) -> Vec<u8> {
-        let mut database: Vec<u8> = pages.iter().flat_map(|fill| vec![*fill; usize::from(page_size)]).collect();
+        let mut database: Vec<u8> = pages
+            .iter()
+            .flat_map(|fill| vec![*fill; usize::from(page_size)])
+            .collect();
         database[..16].copy_from_slice(MAGIC);
         database[16..18].copy_from_slice(&page_size.to_be_bytes());
         database
@@ -243,12 +278,26 @@ mod tests {
         let whole = database(512, &[1, 2, 3]);
         let changes = delta(1024, &[(1, 5), (9, 6)]);
         for step in [1, 7, 512, 513, 5000] {
-            let Some(Collected::Database(pages)) = collect(&whole, step) else { panic!("step {step}") };
+            let Some(Collected::Database(pages)) = collect(&whole, step) else {
+                panic!("step {step}")
+            };
             assert_eq!((pages.page_size_bytes, pages.hashes.len()), (512, 3));
             assert_eq!(pages.hashes[1], content_hash(&[2; 512]));
             let pages = vec![(1, content_hash(&[5; 1024])), (9, content_hash(&[6; 1024]))];
-            assert_eq!(collect(&changes, step), Some(Collected::Delta { page_size_bytes: 1024, pages }));
-            assert_eq!(collect(&delta(512, &[]), step), Some(Collected::Delta { page_size_bytes: 512, pages: vec![] }));
+            assert_eq!(
+                collect(&changes, step),
+                Some(Collected::Delta {
+                    page_size_bytes: 1024,
+                    pages
+                })
+            );
+            assert_eq!(
+                collect(&delta(512, &[]), step),
+                Some(Collected::Delta {
+                    page_size_bytes: 512,
+                    pages: vec![]
+                })
+            );
             for other in [&whole[..600], &changes[..1000], b"text", b"", &[0; 4096]] {
                 assert_eq!(collect(other, step), None);
             }

@@ -38,14 +38,28 @@ pub struct Unpacking<'a> {
 
 impl<'a> Unpacking<'a> {
     /// `beside` is the manifest beside the archive. It only serves to refuse: what it says is checked at the end.
-    pub fn new(dir: Option<&'a Path>, wanted: Option<&'a HashSet<String>>, beside: Option<&[u8]>) -> Self {
-        let manifest = beside.and_then(|json| Manifest::parse(json, "the manifest beside the archive").ok());
+    pub fn new(
+        dir: Option<&'a Path>,
+        wanted: Option<&'a HashSet<String>>,
+        beside: Option<&[u8]>,
+    ) -> Self {
+        let manifest =
+            beside.and_then(|json| Manifest::parse(json, "the manifest beside the archive").ok());
         let manifest = manifest.filter(|manifest| !manifest.encrypted);
         let files = |manifest: &Manifest| {
-            let sizes = manifest.files.iter().filter_map(|record| Some((record.entry.clone(), record.entry_size()?)));
+            let sizes = manifest
+                .files
+                .iter()
+                .filter_map(|record| Some((record.entry.clone(), record.entry_size()?)));
             sizes.collect::<HashMap<_, _>>()
         };
-        Unpacking { dir, expected: manifest.as_ref().map(files), wanted, current: None, owners: Vec::new() }
+        Unpacking {
+            dir,
+            expected: manifest.as_ref().map(files),
+            wanted,
+            current: None,
+            owners: Vec::new(),
+        }
     }
 
     /// Of all entries, in their order.
@@ -55,7 +69,12 @@ impl<'a> Unpacking<'a> {
 }
 
 impl Unpack for Unpacking<'_> {
-    fn entry(&mut self, number: usize, name: &str, size_bytes: u64) -> Result<Option<&mut dyn Write>> {
+    fn entry(
+        &mut self,
+        number: usize,
+        name: &str,
+        size_bytes: u64,
+    ) -> Result<Option<&mut dyn Write>> {
         if let Some(expected) = &self.expected
             && expected.get(name) != Some(&size_bytes)
         {
@@ -67,7 +86,10 @@ impl Unpack for Unpacking<'_> {
                 "Nothing was changed; see the damage with `kg diag backup --verify` and use another backup (`--list`)",
             ));
         }
-        let Some(dir) = self.dir.filter(|_| self.wanted.is_none_or(|wanted| wanted.contains(name))) else {
+        let Some(dir) = self
+            .dir
+            .filter(|_| self.wanted.is_none_or(|wanted| wanted.contains(name)))
+        else {
             return Ok(None);
         };
         assert_room(dir, name, size_bytes)?;
@@ -87,7 +109,8 @@ impl Unpack for Unpacking<'_> {
 }
 
 fn assert_room(dir: &Path, name: &str, size_bytes: u64) -> Result<()> {
-    let found = statvfs(dir).map_err(|cause| Error::io("look at the free space of", dir, cause.into()))?;
+    let found =
+        statvfs(dir).map_err(|cause| Error::io("look at the free space of", dir, cause.into()))?;
     let unit = found.fragment_size();
     let (free, all) = (found.blocks_available() * unit, found.blocks() * unit);
     let usable = free.saturating_sub(MAX_RESERVE_BYTES.min(all / RESERVE_SHARE));
@@ -96,7 +119,10 @@ fn assert_room(dir: &Path, name: &str, size_bytes: u64) -> Result<()> {
     }
     Err(Error::new(
         Code::NoSpace,
-        format!("{name} has {size_bytes} bytes, and {usable} can be used in {}", dir.display()),
+        format!(
+            "{name} has {size_bytes} bytes, and {usable} can be used in {}",
+            dir.display()
+        ),
         "Nothing was changed; free some space there, or restore into another directory (`--target`), and run it again",
     ))
 }

@@ -18,8 +18,14 @@ pub struct EntryFilter {
 
 impl EntryFilter {
     /// Records of these components whose path is matched, as [`crate::project::pattern`] reads it for the project at `root`; `None` takes all.
-    pub fn new(root: &Path, only: Option<Vec<Component>>, patterns: Option<&[String]>) -> Result<Self> {
-        let paths = patterns.map(|patterns| Patterns::new(root, patterns, "paths")).transpose()?;
+    pub fn new(
+        root: &Path,
+        only: Option<Vec<Component>>,
+        patterns: Option<&[String]>,
+    ) -> Result<Self> {
+        let paths = patterns
+            .map(|patterns| Patterns::new(root, patterns, "paths"))
+            .transpose()?;
         Ok(EntryFilter { only, paths })
     }
 
@@ -37,18 +43,30 @@ impl EntryFilter {
         let files = &manifest.files;
         let databases = manifest.databases();
         let owner = |record: &'a FileRecord| {
-            let mut owners = COMPANIONS.iter().filter_map(|suffix| record.path.strip_suffix(suffix));
-            owners.find(|owner| databases.contains(owner)).unwrap_or(&record.path)
+            let mut owners = COMPANIONS
+                .iter()
+                .filter_map(|suffix| record.path.strip_suffix(suffix));
+            owners
+                .find(|owner| databases.contains(owner))
+                .unwrap_or(&record.path)
         };
         let wanted = |record: &'a FileRecord| {
-            self.only.as_ref().is_none_or(|only| only.contains(&record.component))
+            self.only
+                .as_ref()
+                .is_none_or(|only| only.contains(&record.component))
                 && self.matches(owner(record), record.kind)
         };
-        files.iter().enumerate().filter(|(_, record)| wanted(record)).collect()
+        files
+            .iter()
+            .enumerate()
+            .filter(|(_, record)| wanted(record))
+            .collect()
     }
 
     fn matches(&self, path: &str, kind: EntryKind) -> bool {
-        let Some(paths) = &self.paths else { return true };
+        let Some(paths) = &self.paths else {
+            return true;
+        };
         names::decode(path).is_some_and(|path| paths.take(&path, kind == EntryKind::Directory))
     }
 }
@@ -58,13 +76,17 @@ mod tests {
     use super::*;
 
     fn picked(pattern: &str, path: &str) -> bool {
-        let pick = EntryFilter::new(Path::new("/project"), None, Some(&[pattern.to_string()])).unwrap();
+        let pick =
+            EntryFilter::new(Path::new("/project"), None, Some(&[pattern.to_string()])).unwrap();
         pick.matches(path, EntryKind::File)
     }
 
     #[test]
     fn patterns_are_those_of_exclusions_and_ask_for_names_as_they_are_on_disk() {
-        assert!(picked("plugins/glossary", ".kg/plugins/glossary/terms.json"));
+        assert!(picked(
+            "plugins/glossary",
+            ".kg/plugins/glossary/terms.json"
+        ));
         assert!(picked("terms.json", ".kg/plugins/glossary/terms.json"));
         assert!(!picked("/terms.json", ".kg/plugins/glossary/terms.json"));
         assert!(picked("50%", ".kg/50%25"));

@@ -56,7 +56,11 @@ pub struct Manifest {
     pub files: Vec<FileRecord>,
     /// What was found of what `quick_check` looks for in the source databases.
     pub integrity: Integrity,
-    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "bounded")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "bounded"
+    )]
     pub warnings: Vec<Warning>,
     /// The backup that an incremental one rests on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -65,7 +69,11 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub based_on_checksum: Option<String>,
     /// Paths of that backup that are no more.
-    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "bounded")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "bounded"
+    )]
     pub deleted: Vec<String>,
     /// The incremental backup that this full one was put together from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,7 +91,11 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub encrypted: bool,
     /// Inside an encrypted archive: the public keys that it was encrypted to, sorted. None where it was by a passphrase.
-    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "bounded")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "bounded"
+    )]
     pub recipients: Vec<String>,
     /// How the archive is compressed: `gzip -6`. Absent where it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -192,7 +204,10 @@ pub struct Blocks {
 
 impl From<&BlockHashes> for Blocks {
     fn from(hashes: &BlockHashes) -> Self {
-        Blocks { size: hashes.block_bytes, root: hashes.root() }
+        Blocks {
+            size: hashes.block_bytes,
+            root: hashes.root(),
+        }
     }
 }
 
@@ -239,7 +254,9 @@ impl FileRecord {
         match (self.stored, &self.pages) {
             (Storage::Full, _) => Some(self.size),
             (Storage::Unchanged, _) | (Storage::Delta, None) => None,
-            (Storage::Delta, Some(pages)) => Some(super::delta::size_bytes(pages.page_size, pages.changed)),
+            (Storage::Delta, Some(pages)) => {
+                Some(super::delta::size_bytes(pages.page_size, pages.changed))
+            }
         }
     }
 }
@@ -255,7 +272,10 @@ pub struct Tool {
 
 impl Tool {
     pub fn this() -> Self {
-        Tool { name: env!("CARGO_PKG_NAME").to_string(), version: env!("CARGO_PKG_VERSION").to_string() }
+        Tool {
+            name: env!("CARGO_PKG_NAME").to_string(),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+        }
     }
 }
 
@@ -288,11 +308,16 @@ impl Manifest {
             .with_cause(cause)
         };
         let Versioned { version } = serde_json::from_slice(json).map_err(invalid)?;
-        let major = version.split('.').next().and_then(|major| major.parse::<u64>().ok());
+        let major = version
+            .split('.')
+            .next()
+            .and_then(|major| major.parse::<u64>().ok());
         if major.is_none_or(|major| major > FORMAT_MAJOR) {
             return Err(Error::new(
                 Code::FormatNewer,
-                format!("{name} is of format {version}; this release reads formats up to {FORMAT_MAJOR}.x"),
+                format!(
+                    "{name} is of format {version}; this release reads formats up to {FORMAT_MAJOR}.x"
+                ),
                 "Update @weavelogic/knowledge-graph-agent, or unpack a full backup with `tar -xzf`",
             ));
         }
@@ -300,15 +325,18 @@ impl Manifest {
     }
 
     pub fn to_json(&self) -> Vec<u8> {
-        let mut json =
-            serde_json::to_vec_pretty(self).unwrap_or_else(|_| unreachable!("a manifest has no map with odd keys"));
+        let mut json = serde_json::to_vec_pretty(self)
+            .unwrap_or_else(|_| unreachable!("a manifest has no map with odd keys"));
         json.push(b'\n');
         json
     }
 
     /// As it stands inside the archive.
     pub fn without_archive(&self) -> Self {
-        Manifest { archive: None, ..self.clone() }
+        Manifest {
+            archive: None,
+            ..self.clone()
+        }
     }
 
     /// What may stand beside the archive where that is encrypted: nothing that names or quotes what is in it.
@@ -318,7 +346,11 @@ impl Manifest {
             description: None,
             checksums: BTreeMap::new(),
             files: Vec::new(),
-            integrity: Integrity { messages: Vec::new(), not_checked: Vec::new(), ..self.integrity.clone() },
+            integrity: Integrity {
+                messages: Vec::new(),
+                not_checked: Vec::new(),
+                ..self.integrity.clone()
+            },
             warnings: Vec::new(),
             deleted: Vec::new(),
             recipients: Vec::new(),
@@ -328,7 +360,11 @@ impl Manifest {
 
     /// The paths of all databases.
     pub fn databases(&self) -> HashSet<&str> {
-        self.files.iter().filter(|record| record.database).map(|record| record.path.as_str()).collect()
+        self.files
+            .iter()
+            .filter(|record| record.database)
+            .map(|record| record.path.as_str())
+            .collect()
     }
 
     /// The digest of a file as it is restored, in hexadecimal.
@@ -351,7 +387,10 @@ pub fn checksums_text<'a>(digests: impl IntoIterator<Item = (&'a str, &'a str)>)
     for (entry, digest) in digests {
         // sha256sum marks a line with a backslash when the name on it is escaped.
         if entry.contains(['\\', '\n', '\r']) {
-            let escaped = entry.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r");
+            let escaped = entry
+                .replace('\\', "\\\\")
+                .replace('\n', "\\n")
+                .replace('\r', "\\r");
             text.push_str(&format!("\\{digest}  {escaped}\n"));
         } else {
             text.push_str(&format!("{digest}  {entry}\n"));
@@ -366,15 +405,22 @@ mod tests {
 
     #[test]
     fn a_newer_major_format_is_refused_before_anything_else_is_read() {
-        let error = Manifest::parse(br#"{"version":"2.0.0","files":"of another shape"}"#, "a").unwrap_err();
+        let error =
+            Manifest::parse(br#"{"version":"2.0.0","files":"of another shape"}"#, "a").unwrap_err();
         assert_eq!(error.code, Code::FormatNewer);
         let error = Manifest::parse(br#"{"version":"1.7.0"}"#, "a").unwrap_err();
         assert_eq!(error.code, Code::NotABackup);
-        assert_eq!(Manifest::parse(b"{}", "a").unwrap_err().code, Code::NotABackup);
+        assert_eq!(
+            Manifest::parse(b"{}", "a").unwrap_err().code,
+            Code::NotABackup
+        );
     }
 
     #[test]
     fn names_with_backslashes_and_line_ends_are_escaped_as_sha256sum_does() {
-        assert_eq!(checksums_text([("a b", "00"), ("c\\d\ne", "11")]), "00  a b\n\\11  c\\\\d\\ne\n");
+        assert_eq!(
+            checksums_text([("a b", "00"), ("c\\d\ne", "11")]),
+            "00  a b\n\\11  c\\\\d\\ne\n"
+        );
     }
 }

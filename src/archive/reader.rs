@@ -45,7 +45,12 @@ const TAR_BLOCK_BYTES: usize = 512;
 /// Takes the entries as they come. What it took counts only when [`read_archive`] found no problem.
 pub trait Unpack {
     /// Where the content of the file that is entry `number` goes; `None` where it is not wanted.
-    fn entry(&mut self, number: usize, name: &str, size_bytes: u64) -> Result<Option<&mut dyn Write>>;
+    fn entry(
+        &mut self,
+        number: usize,
+        name: &str,
+        size_bytes: u64,
+    ) -> Result<Option<&mut dyn Write>>;
 
     /// Who owned the next entry, be it a file, a directory or a link.
     fn owner(&mut self, _owner: Owner) {}
@@ -60,7 +65,12 @@ pub trait Unpack {
 pub struct Discard;
 
 impl Unpack for Discard {
-    fn entry(&mut self, _number: usize, _name: &str, _size_bytes: u64) -> Result<Option<&mut dyn Write>> {
+    fn entry(
+        &mut self,
+        _number: usize,
+        _name: &str,
+        _size_bytes: u64,
+    ) -> Result<Option<&mut dyn Write>> {
         Ok(None)
     }
 }
@@ -83,14 +93,23 @@ pub fn read_archive(
         Ok(file) => file,
         Err(Closed::Io(cause)) => return Err(failed(cause)),
         Err(Closed::Key(error)) if error.code == Code::NotEncrypted => {
-            return Err(Error { message: format!("{}: {}", path.display(), error.message), ..error });
+            return Err(Error {
+                message: format!("{}: {}", path.display(), error.message),
+                ..error
+            });
         }
         Err(closed) => return closed_archive(path, closed, beside, context),
     };
     let size_bytes = file.size_bytes();
     let decoder = Decoder::new(file).map_err(failed)?;
     let (done, damaged) = (decoder.archive_offset(), decoder.is_damaged());
-    let progress = Progress { context, phase, done, damaged, total: size_bytes };
+    let progress = Progress {
+        context,
+        phase,
+        done,
+        damaged,
+        total: size_bytes,
+    };
     let mut contents = Contents::default();
     let mut tar = tar::Archive::new(decoder);
     read_entries(&mut tar, unpack, &progress, &mut contents)?;
@@ -98,15 +117,24 @@ pub fn read_archive(
     read_rest(&mut decoder, &mut contents);
     let facts = decoder.finish(|| progress.report())?;
     context.report(phase, size_bytes, size_bytes)?;
-    let manifest = match contents.manifest.as_deref().map(|json| Manifest::parse(json, &path.display().to_string())) {
+    let manifest = match contents
+        .manifest
+        .as_deref()
+        .map(|json| Manifest::parse(json, &path.display().to_string()))
+    {
         Some(Err(error)) if error.code == Code::FormatNewer && facts.sealed => return Err(error),
         Some(Err(error)) => {
-            contents.problems.push(Problem::of_archive(ProblemCode::Structure, error.message));
+            contents
+                .problems
+                .push(Problem::of_archive(ProblemCode::Structure, error.message));
             None
         }
         Some(Ok(manifest)) => Some(manifest),
         None => {
-            contents.problems.push(Problem::of_archive(ProblemCode::Structure, "It holds no manifest".into()));
+            contents.problems.push(Problem::of_archive(
+                ProblemCode::Structure,
+                "It holds no manifest".into(),
+            ));
             None
         }
     };
@@ -128,13 +156,20 @@ pub fn read_archive(
 
 /// What can be said of an encrypted archive that does not open. Whether the key is another one or the file was changed, the manifest
 /// beside it tells.
-fn closed_archive(path: &Path, closed: Closed, beside: Option<&[u8]>, context: &OperationContext) -> Result<Report> {
+fn closed_archive(
+    path: &Path,
+    closed: Closed,
+    beside: Option<&[u8]>,
+    context: &OperationContext,
+) -> Result<Report> {
     if let Closed::Key(error) = &closed
         && (error.code != Code::KeyWrong || beside.is_none())
     {
         return Err(error.clone());
     }
-    let read = || SealedFile::new(regular_file::open_linked(path)?)?.finish(|| context.cancel.is_cancelled());
+    let read = || {
+        SealedFile::new(regular_file::open_linked(path)?)?.finish(|| context.cancel.is_cancelled())
+    };
     let facts = read();
     context.cancel.check()?;
     let facts = facts.map_err(|cause| unreadable(path, cause))?;
@@ -143,12 +178,21 @@ fn closed_archive(path: &Path, closed: Closed, beside: Option<&[u8]>, context: &
     match closed {
         Closed::Key(error) if contents.problems.is_empty() => return Err(error),
         Closed::Damaged(what) => {
-            contents.problems.push(Problem::of_archive(ProblemCode::Archive, format!("It is encrypted, and {what}")));
+            contents.problems.push(Problem::of_archive(
+                ProblemCode::Archive,
+                format!("It is encrypted, and {what}"),
+            ));
         }
         Closed::Key(_) | Closed::Io(_) => {}
     }
     let (problems, sha256) = (contents.problems, hex(&facts.sha256));
-    Ok(Report { manifest: None, problems, size_bytes: facts.size_bytes, sha256, encrypted: true })
+    Ok(Report {
+        manifest: None,
+        problems,
+        size_bytes: facts.size_bytes,
+        sha256,
+        encrypted: true,
+    })
 }
 
 /// An archive that could not be read. One that another process removed a moment ago is a backup that is not there.
@@ -157,7 +201,12 @@ pub fn unreadable(archive: &Path, cause: io::Error) -> Error {
         return Error::io("read", archive, cause);
     }
     let message = format!("{} is not there any more", archive.display());
-    Error::new(Code::BackupNotFound, message, "See the backups with `kg diag backup --list`").with_cause(cause)
+    Error::new(
+        Code::BackupNotFound,
+        message,
+        "See the backups with `kg diag backup --list`",
+    )
+    .with_cause(cause)
 }
 
 struct Progress<'a> {
@@ -170,7 +219,8 @@ struct Progress<'a> {
 
 impl Progress<'_> {
     fn report(&self) -> Result<()> {
-        self.context.report(self.phase, self.done.load(Ordering::Relaxed), self.total)
+        self.context
+            .report(self.phase, self.done.load(Ordering::Relaxed), self.total)
     }
 }
 
@@ -183,11 +233,14 @@ fn read_entries(
     let mut buffer = vec![0; COPY_BYTES];
     let unpack_whole = unpack.wants_whole();
     let mut names_bytes = 0;
-    let mut entries = Entries::new(tar).map_err(|cause| Error::io("read", "the archive".as_ref(), cause))?;
+    let mut entries =
+        Entries::new(tar).map_err(|cause| Error::io("read", "the archive".as_ref(), cause))?;
     for number in 0.. {
         let stop = |contents: &mut Contents, what: &str| {
             let message = format!("The tar inside {what} after {number} entries");
-            contents.problems.push(Problem::of_archive(ProblemCode::Structure, message));
+            contents
+                .problems
+                .push(Problem::of_archive(ProblemCode::Structure, message));
         };
         let (head, mut entry) = match entries.next() {
             Ok(None) => return Ok(()),
@@ -244,11 +297,15 @@ fn read_entries(
                 break;
             }
             if let Some(out) = &mut out {
-                out.write_all(read).map_err(|cause| Error::io("write", "the unpacked files".as_ref(), cause))?;
+                out.write_all(read)
+                    .map_err(|cause| Error::io("write", "the unpacked files".as_ref(), cause))?;
             }
             progress.report()?;
         }
-        contents.entries.push(ReadEntry { head, digest: hasher.finalize().into() });
+        contents.entries.push(ReadEntry {
+            head,
+            digest: hasher.finalize().into(),
+        });
     }
     Ok(())
 }
@@ -256,10 +313,14 @@ fn read_entries(
 /// After the entries a tar has two blocks of zeros, of which the reader has taken at least one.
 fn read_rest(decoder: &mut Decoder, contents: &mut Contents) {
     let mut rest = Vec::new();
-    let read = decoder.take(2 * TAR_BLOCK_BYTES as u64).read_to_end(&mut rest);
+    let read = decoder
+        .take(2 * TAR_BLOCK_BYTES as u64)
+        .read_to_end(&mut rest);
     if read.is_err() || rest.len() != TAR_BLOCK_BYTES || rest.iter().any(|byte| *byte != 0) {
         let message = "The tar inside does not end as it should".to_string();
-        contents.problems.push(Problem::of_archive(ProblemCode::Structure, message));
+        contents
+            .problems
+            .push(Problem::of_archive(ProblemCode::Structure, message));
     }
 }
 
@@ -271,10 +332,20 @@ mod tests {
     fn an_archive_that_was_removed_meanwhile_is_a_backup_that_is_not_there() {
         let dir = tempfile::tempdir().unwrap();
         let read = |path: &Path| {
-            read_archive(path, &Keys::default(), None, &mut Discard, &OperationContext::default(), Phase::Verifying)
-                .unwrap_err()
+            read_archive(
+                path,
+                &Keys::default(),
+                None,
+                &mut Discard,
+                &OperationContext::default(),
+                Phase::Verifying,
+            )
+            .unwrap_err()
         };
-        assert_eq!(read(&dir.path().join("kg-backup-20240115-020000.tar.gz")).code, Code::BackupNotFound);
+        assert_eq!(
+            read(&dir.path().join("kg-backup-20240115-020000.tar.gz")).code,
+            Code::BackupNotFound
+        );
         assert_eq!(read(dir.path()).code, Code::Io);
     }
 }

@@ -45,13 +45,26 @@ pub enum ProblemCode {
 
 impl Problem {
     pub fn of_archive(code: ProblemCode, message: String) -> Self {
-        let remedy = "Use another backup (`kg diag backup --list`) and make a new one now".to_string();
-        Problem { code, message, affects: Vec::new(), remedy }
+        let remedy =
+            "Use another backup (`kg diag backup --list`) and make a new one now".to_string();
+        Problem {
+            code,
+            message,
+            affects: Vec::new(),
+            remedy,
+        }
     }
 
     pub(super) fn of_entry(entry: String, message: String) -> Self {
-        let remedy = "Do not restore this entry from here; use another backup (`kg diag backup --list`)".to_string();
-        Problem { code: ProblemCode::Entry, message, affects: vec![entry], remedy }
+        let remedy =
+            "Do not restore this entry from here; use another backup (`kg diag backup --list`)"
+                .to_string();
+        Problem {
+            code: ProblemCode::Entry,
+            message,
+            affects: vec![entry],
+            remedy,
+        }
     }
 }
 
@@ -73,10 +86,14 @@ impl Report {
         match (self.problems.into_iter().next(), self.manifest) {
             (None, Some(manifest)) => Ok(manifest),
             (problem, _) => {
-                let what = problem.map_or("it has no manifest".to_string(), |problem| problem.message);
+                let what =
+                    problem.map_or("it has no manifest".to_string(), |problem| problem.message);
                 Err(Error::new(
                     Code::ChecksumMismatch,
-                    format!("Checksum mismatch: {} is not what was written: {what}", archive.display()),
+                    format!(
+                        "Checksum mismatch: {} is not what was written: {what}",
+                        archive.display()
+                    ),
                     "Nothing was changed; see the damage with `kg diag backup --verify` and use another backup (`--list`)",
                 ))
             }

@@ -80,15 +80,25 @@ pub struct ReusedBlock {
 
 impl ReuseSource {
     pub fn new(archive: &Path, record: ArchiveRecord, cancel: &CancelToken) -> Self {
-        let shared = Arc::new(SharedIndex { cancel: cancel.clone(), ..SharedIndex::default() });
+        let shared = Arc::new(SharedIndex {
+            cancel: cancel.clone(),
+            ..SharedIndex::default()
+        });
         let (archive, unlisted) = (archive.to_path_buf(), Unlisted(shared.clone()));
         let list = move || {
             // What cannot be listed has no end that was written.
             let end = unlisted.0.list(&archive).ok().flatten();
             unlisted.0.known().end = Some(End(end));
         };
-        let listing = thread::Builder::new().name("kg-earlier".into()).spawn(list).ok();
-        ReuseSource { record, shared, listing }
+        let listing = thread::Builder::new()
+            .name("kg-earlier".into())
+            .spawn(list)
+            .ok();
+        ReuseSource {
+            record,
+            shared,
+            listing,
+        }
     }
 
     /// Whether it is the archive of that checksum.
@@ -104,7 +114,12 @@ impl ReuseSource {
         // It may have been listed by something else.
         let says = block.get(HEAD_BYTES..WHOLE_HEAD_BYTES);
         let is_it = says.is_some_and(|says| says == holds) && self.shared.is_the_same(place, hash);
-        is_it.then_some(ReusedBlock { block, hash, file, offset: stored.offset })
+        is_it.then_some(ReusedBlock {
+            block,
+            hash,
+            file,
+            offset: stored.offset,
+        })
     }
 
     /// Nobody needs it any more: whoever still waits gets nothing.
@@ -116,7 +131,11 @@ impl ReuseSource {
     pub fn assert_as_written(&self) -> Result<()> {
         let is_as_written = self.is_as_written();
         self.shared.cancel.check()?;
-        if is_as_written { Ok(()) } else { Err(source_changed()) }
+        if is_as_written {
+            Ok(())
+        } else {
+            Err(source_changed())
+        }
     }
 
     /// Whether it is what was written. What was not taken is read for that.
@@ -151,13 +170,18 @@ impl SharedIndex {
     }
 
     fn is_wanted(&self) -> io::Result<()> {
-        self.cancel.check().and_then(|()| self.stop.check()).map_err(io::Error::other)
+        self.cancel
+            .check()
+            .and_then(|()| self.stop.check())
+            .map_err(io::Error::other)
     }
 
     /// Waits until there is what `is_missing` denies, or all is known that can be.
     fn wait_while(&self, is_missing: impl Fn(&BlockIndex) -> bool) -> MutexGuard<'_, BlockIndex> {
         let is_to_come = |known: &mut BlockIndex| known.end.is_none() && is_missing(known);
-        self.more.wait_while(self.known(), is_to_come).unwrap_or_else(PoisonError::into_inner)
+        self.more
+            .wait_while(self.known(), is_to_come)
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The hash of what follows the last block.
@@ -196,13 +220,18 @@ impl SharedIndex {
     /// Notes the hash of a block that was read; whether it was the same whenever it was.
     fn is_the_same(&self, place: usize, hash: ContentHash) -> bool {
         let mut known = self.known();
-        known.hashes.get_mut(place).is_some_and(|noted| *noted.get_or_insert(hash) == hash)
+        known
+            .hashes
+            .get_mut(place)
+            .is_some_and(|noted| *noted.get_or_insert(hash) == hash)
     }
 
     /// The root of the archive, hexadecimal (see [`super::block_digest`]); `None` where it is none.
     fn root(&self) -> io::Result<Option<String>> {
         let known = self.wait_while(|_| true);
-        let (Some(file), Some(End(Some(end)))) = (known.file.clone(), known.end) else { return Ok(None) };
+        let (Some(file), Some(End(Some(end)))) = (known.file.clone(), known.end) else {
+            return Ok(None);
+        };
         let count = known.blocks.len();
         drop(known);
         let (mut root, mut bytes) = (Sha256::new(), Vec::new());

@@ -63,7 +63,24 @@ impl Container {
 }
 
 /// Header of a gzip member with one extra field `KS` of 32 bytes.
-const GZIP_SEAL_START: [u8; 16] = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255, 36, 0, b'K', b'S', DIGEST_BYTES as u8, 0];
+const GZIP_SEAL_START: [u8; 16] = [
+    0x1f,
+    0x8b,
+    8,
+    4,
+    0,
+    0,
+    0,
+    0,
+    0,
+    255,
+    36,
+    0,
+    b'K',
+    b'S',
+    DIGEST_BYTES as u8,
+    0,
+];
 /// An empty deflate stream, the CRC and the length of nothing.
 const GZIP_SEAL_END: [u8; 10] = [3, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 /// Header of a skippable frame of 40 bytes, and the first 8 of them.
@@ -123,7 +140,12 @@ impl SealedFile {
         let size_bytes = file.metadata().map_err(Closed::Io)?.len();
         let decrypting = Decrypting::new(file, size_bytes, keys)?;
         let archive_bytes = decrypting.content_bytes();
-        SealedFile::of(Source::Encrypted(Box::new(decrypting)), size_bytes, archive_bytes).map_err(Closed::Io)
+        SealedFile::of(
+            Source::Encrypted(Box::new(decrypting)),
+            size_bytes,
+            archive_bytes,
+        )
+        .map_err(Closed::Io)
     }
 
     fn of(mut source: Source, size_bytes: u64, archive_bytes: u64) -> io::Result<Self> {
@@ -132,7 +154,13 @@ impl SealedFile {
         let container = Container::of(&start);
         let content_left = archive_bytes.saturating_sub(container.seal_bytes() as u64);
         let archive = Cursor::new(start).chain(source);
-        Ok(SealedFile { archive, container, size_bytes, content_left, hasher: Sha256::new() })
+        Ok(SealedFile {
+            archive,
+            container,
+            size_bytes,
+            content_left,
+            hasher: Sha256::new(),
+        })
     }
 
     pub fn container(&self) -> Container {
@@ -153,7 +181,10 @@ impl SealedFile {
         }
         let expected = self.container.seal(&self.hasher.clone().finalize().into());
         let mut end = Vec::new();
-        self.archive.by_ref().take(2 * expected.len() as u64).read_to_end(&mut end)?;
+        self.archive
+            .by_ref()
+            .take(2 * expected.len() as u64)
+            .read_to_end(&mut end)?;
         self.hasher.update(&end);
         let facts = |sha256| FileFacts {
             size_bytes: self.size_bytes,
@@ -167,7 +198,12 @@ impl SealedFile {
             (_, Source::Encrypted(decrypting)) => {
                 let (cut_at, sha256) = decrypting.finish(stop)?;
                 let facts = facts(sha256);
-                Ok(FileFacts { encrypted: true, sealed: facts.sealed && cut_at.is_none(), cut_at, ..facts })
+                Ok(FileFacts {
+                    encrypted: true,
+                    sealed: facts.sealed && cut_at.is_none(),
+                    cut_at,
+                    ..facts
+                })
             }
         }
     }
@@ -175,7 +211,9 @@ impl SealedFile {
 
 impl Read for SealedFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.content_left).unwrap_or(usize::MAX).min(buffer.len());
+        let most = usize::try_from(self.content_left)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         let read = self.archive.read(&mut buffer[..most])?;
         self.content_left -= read as u64;
         self.hasher.update(&buffer[..read]);
@@ -213,7 +251,10 @@ mod tests {
                 assert!(!facts(&changed).sealed, "{container:?}, bit {bit}");
             }
             for length in 0..whole.len() {
-                assert!(!facts(&whole[..length]).sealed, "{container:?}, cut to {length}");
+                assert!(
+                    !facts(&whole[..length]).sealed,
+                    "{container:?}, cut to {length}"
+                );
             }
             assert!(!facts(&[&whole[..], b"x"].concat()).sealed);
         }
@@ -223,7 +264,9 @@ mod tests {
     fn the_gzip_seal_is_an_empty_member() {
         let seal = Container::Gzip.seal(&[7; DIGEST_BYTES]);
         let mut content = Vec::new();
-        flate2::read::GzDecoder::new(seal.as_slice()).read_to_end(&mut content).unwrap();
+        flate2::read::GzDecoder::new(seal.as_slice())
+            .read_to_end(&mut content)
+            .unwrap();
         assert!(content.is_empty());
     }
 }

@@ -27,7 +27,9 @@ impl SparseFile {
         let mut is_hole = None;
         while length < bytes.len() {
             let left = PIECE_BYTES - (self.position + length as u64) % PIECE_BYTES;
-            let end = bytes.len().min(length + usize::try_from(left).unwrap_or(usize::MAX));
+            let end = bytes
+                .len()
+                .min(length + usize::try_from(left).unwrap_or(usize::MAX));
             let is_zero = bytes[length..end].iter().all(|byte| *byte == 0);
             if *is_hole.get_or_insert(is_zero) != is_zero {
                 break;
@@ -85,9 +87,17 @@ mod tests {
     fn zeros_need_no_room() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        let content = [vec![1; 4096], vec![0; 8 << 20], vec![2; 4096], vec![0; 4 << 20]].concat();
+        let content = [
+            vec![1; 4096],
+            vec![0; 8 << 20],
+            vec![2; 4096],
+            vec![0; 4 << 20],
+        ]
+        .concat();
         let mut file = SparseFile::new(File::create(&path).unwrap(), content.len() as u64).unwrap();
-        content.chunks(10_000).for_each(|piece| file.write_all(piece).unwrap());
+        content
+            .chunks(10_000)
+            .for_each(|piece| file.write_all(piece).unwrap());
         assert!(fs::metadata(&path).unwrap().blocks() * 512 < 1 << 20);
         assert_eq!(fs::read(&path).unwrap(), content);
     }

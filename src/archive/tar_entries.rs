@@ -41,17 +41,26 @@ pub struct Entries<'a, R: Read> {
 
 impl<'a, R: Read> Entries<'a, R> {
     pub fn new(tar: &'a mut tar::Archive<R>) -> io::Result<Self> {
-        Ok(Entries { raw: tar.entries()?.raw(true) })
+        Ok(Entries {
+            raw: tar.entries()?.raw(true),
+        })
     }
 
     /// The next entry and its content.
-    #[allow(clippy::type_complexity, reason = "a pair of the head and what tar calls an entry")]
+    #[allow(
+        clippy::type_complexity,
+        reason = "a pair of the head and what tar calls an entry"
+    )]
     pub fn next(&mut self) -> io::Result<Option<(TarItem, tar::Entry<'a, R>)>> {
         let (mut long_name, mut long_link, mut first) = (None, None, None);
         loop {
             let Some(entry) = self.raw.next() else {
                 let is_whole = first.is_none();
-                return if is_whole { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+                return if is_whole {
+                    Ok(None)
+                } else {
+                    Err(io::ErrorKind::UnexpectedEof.into())
+                };
             };
             let mut entry = entry?;
             let start = *first.get_or_insert(entry.raw_header_position());
@@ -60,7 +69,11 @@ impl<'a, R: Read> Entries<'a, R> {
                 EntryType::GNULongLink => keep_once(&mut long_link, long(&mut entry)?)?,
                 kind => {
                     let name = long_name.unwrap_or_else(|| entry.path_bytes().into_owned());
-                    let short = || entry.link_name_bytes().map_or(Vec::new(), |link| link.into_owned());
+                    let short = || {
+                        entry
+                            .link_name_bytes()
+                            .map_or(Vec::new(), |link| link.into_owned())
+                    };
                     let link = long_link.unwrap_or_else(short);
                     return Ok(Some((found(kind, name, link, &entry, start), entry)));
                 }
@@ -69,29 +82,62 @@ impl<'a, R: Read> Entries<'a, R> {
     }
 }
 
-fn found<R: Read>(kind: EntryType, name: Vec<u8>, link: Vec<u8>, entry: &tar::Entry<'_, R>, start: u64) -> TarItem {
+fn found<R: Read>(
+    kind: EntryType,
+    name: Vec<u8>,
+    link: Vec<u8>,
+    entry: &tar::Entry<'_, R>,
+    start: u64,
+) -> TarItem {
     let name = match String::from_utf8(name) {
         Ok(name) => name,
         Err(bytes) => {
             let name = String::from_utf8_lossy(bytes.as_bytes()).into_owned();
-            return TarItem::Foreign { name, what: "has a name that is not UTF-8" };
+            return TarItem::Foreign {
+                name,
+                what: "has a name that is not UTF-8",
+            };
         }
     };
     let kind = match kind {
         EntryType::Regular => EntryKind::File,
         EntryType::Directory => EntryKind::Directory,
         EntryType::Symlink => EntryKind::Link,
-        _ => return TarItem::Foreign { name, what: "is neither a file nor a directory nor a link" },
+        _ => {
+            return TarItem::Foreign {
+                name,
+                what: "is neither a file nor a directory nor a link",
+            };
+        }
     };
     let size_bytes = entry.size();
     // Others carry one for no reason but to fill the memory.
-    let link = if kind == EntryKind::Link { link } else { Vec::new() };
+    let link = if kind == EntryKind::Link {
+        link
+    } else {
+        Vec::new()
+    };
     if !kind.is_file() && size_bytes > 0 {
-        return TarItem::Foreign { name, what: "is a directory or link with content" };
+        return TarItem::Foreign {
+            name,
+            what: "is a directory or link with content",
+        };
     }
-    let number = |id: io::Result<u64>| id.ok().and_then(|id| u32::try_from(id).ok()).unwrap_or_default();
+    let number = |id: io::Result<u64>| {
+        id.ok()
+            .and_then(|id| u32::try_from(id).ok())
+            .unwrap_or_default()
+    };
     let owner = (number(entry.header().uid()), number(entry.header().gid()));
-    TarItem::Entry(Head { name, kind, link, size_bytes, owner, start, end: entry.raw_file_position() + size_bytes })
+    TarItem::Entry(Head {
+        name,
+        kind,
+        link,
+        size_bytes,
+        owner,
+        start,
+        end: entry.raw_file_position() + size_bytes,
+    })
 }
 
 /// Two long names before one entry: readers disagree on which of them counts.

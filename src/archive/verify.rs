@@ -5,7 +5,9 @@ use std::{collections::HashMap, os::unix::ffi::OsStrExt, path::Path};
 use super::{
     block_reader::Damage,
     encryption,
-    manifest::{CHECKSUMS_ENTRY, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Storage, checksums_text},
+    manifest::{
+        CHECKSUMS_ENTRY, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Storage, checksums_text,
+    },
     report::{Contents, MAX_PROBLEMS, Problem, ProblemCode, ReadEntry},
     seal::FileFacts,
 };
@@ -21,34 +23,58 @@ pub fn damages(damages: &[Damage], contents: &mut Contents) {
         let next = places.partition_point(|place| *place < range.start);
         places.get(next).is_some_and(|place| *place < range.end)
     };
-    let affected = contents.entries.iter().filter(is_damaged).take(MAX_PROBLEMS);
+    let affected = contents
+        .entries
+        .iter()
+        .filter(is_damaged)
+        .take(MAX_PROBLEMS);
     let affects = affected.map(|entry| entry.head.name.clone()).collect();
-    let more = if damages.len() > 1 { format!(", and {} more", damages.len() - 1) } else { String::new() };
+    let more = if damages.len() > 1 {
+        format!(", and {} more", damages.len() - 1)
+    } else {
+        String::new()
+    };
     let message = format!("At byte {} {}{more}", first.offset, first.what);
-    contents.problems.push(Problem { affects, ..Problem::of_archive(ProblemCode::Block, message) });
+    contents.problems.push(Problem {
+        affects,
+        ..Problem::of_archive(ProblemCode::Block, message)
+    });
 }
 
 /// The file against its seal, and against what age knows of it.
 pub fn seal(facts: &FileFacts, contents: &mut Contents) {
     let message = match facts.cut_at {
         Some(offset) => {
-            format!("From byte {offset} on it cannot be decrypted: bytes after that were changed, cut or added")
+            format!(
+                "From byte {offset} on it cannot be decrypted: bytes after that were changed, cut or added"
+            )
         }
         None if !facts.sealed => {
-            "The digest at its end is not that of its content: bytes were changed, cut or added".to_string()
+            "The digest at its end is not that of its content: bytes were changed, cut or added"
+                .to_string()
         }
         None => return,
     };
-    contents.problems.push(Problem::of_archive(ProblemCode::Archive, message));
+    contents
+        .problems
+        .push(Problem::of_archive(ProblemCode::Archive, message));
 }
 
 /// The file and the manifest inside against the manifest beside it, whose text is `beside`.
-pub fn beside(facts: &FileFacts, inside: Option<&Manifest>, beside: Option<&[u8]>, contents: &mut Contents) {
+pub fn beside(
+    facts: &FileFacts,
+    inside: Option<&Manifest>,
+    beside: Option<&[u8]>,
+    contents: &mut Contents,
+) {
     let Some(beside) = beside else { return };
     let parsed = Manifest::parse(beside, "the manifest beside the archive").ok();
-    let Some((mut beside, archive)) = parsed.and_then(|manifest| Some((manifest.without_archive(), manifest.archive?)))
+    let Some((mut beside, archive)) =
+        parsed.and_then(|manifest| Some((manifest.without_archive(), manifest.archive?)))
     else {
-        contents.problems.push(sidecar("The manifest beside the archive cannot be read"));
+        contents
+            .problems
+            .push(sidecar("The manifest beside the archive cannot be read"));
         return;
     };
     if archive.size != facts.size_bytes || archive.sha256 != hex(&facts.sha256) {
@@ -59,7 +85,9 @@ pub fn beside(facts: &FileFacts, inside: Option<&Manifest>, beside: Option<&[u8]
             archive.size,
             archive.sha256
         );
-        contents.problems.push(Problem::of_archive(ProblemCode::Archive, message));
+        contents
+            .problems
+            .push(Problem::of_archive(ProblemCode::Archive, message));
     }
     if let Some(inside) = inside {
         let outside = facts.encrypted.then(|| inside.public_sidecar());
@@ -68,23 +96,31 @@ pub fn beside(facts: &FileFacts, inside: Option<&Manifest>, beside: Option<&[u8]
         let expected = beside.stats.compressed_size == archive.size;
         beside.stats.compressed_size = inside.stats.compressed_size;
         if !expected || *inside != beside {
-            contents.problems.push(sidecar("The manifest beside the archive is not the one inside"));
+            contents.problems.push(sidecar(
+                "The manifest beside the archive is not the one inside",
+            ));
         }
     }
 }
 
 fn sidecar(message: &str) -> Problem {
-    let remedy =
-        "Remove the manifest beside the archive if the archive itself verifies: the next backup writes it anew";
-    Problem { remedy: remedy.into(), ..Problem::of_archive(ProblemCode::Sidecar, message.into()) }
+    let remedy = "Remove the manifest beside the archive if the archive itself verifies: the next backup writes it anew";
+    Problem {
+        remedy: remedy.into(),
+        ..Problem::of_archive(ProblemCode::Sidecar, message.into())
+    }
 }
 
 /// An archive that is named like an encrypted one and is none was put in its place.
 pub fn name(path: &Path, facts: &FileFacts, contents: &mut Contents) {
-    let is_named = path.file_name().is_some_and(|name| encryption::is_named(&name.to_string_lossy()));
+    let is_named = path
+        .file_name()
+        .is_some_and(|name| encryption::is_named(&name.to_string_lossy()));
     if is_named && !facts.encrypted {
         let message = "Its name says that it is encrypted, and it is not".to_string();
-        contents.problems.push(Problem::of_archive(ProblemCode::Archive, message));
+        contents
+            .problems
+            .push(Problem::of_archive(ProblemCode::Archive, message));
     }
 }
 
@@ -98,19 +134,29 @@ pub fn entries(manifest: &Manifest, contents: &mut Contents) {
         }
     }
     let rests_on_another = manifest.based_on.is_some() && manifest.based_on_checksum.is_some();
-    for record in manifest.files.iter().filter(|record| !is_plausible(record, rests_on_another)) {
+    for record in manifest
+        .files
+        .iter()
+        .filter(|record| !is_plausible(record, rests_on_another))
+    {
         problems.add(&record.entry, "is described as no backup describes it");
     }
-    for record in manifest.files.iter().filter(|record| record.stored != Storage::Unchanged) {
+    for record in manifest
+        .files
+        .iter()
+        .filter(|record| record.stored != Storage::Unchanged)
+    {
         match found.remove(record.entry.as_str()) {
-            Some(entry) => {
-                difference(manifest, record, entry).iter().for_each(|what| problems.add(&record.entry, what))
-            }
+            Some(entry) => difference(manifest, record, entry)
+                .iter()
+                .for_each(|what| problems.add(&record.entry, what)),
             None => problems.add(&record.entry, "is missing"),
         }
     }
     found.retain(|name, _| ![MANIFEST_ENTRY, CHECKSUMS_ENTRY].contains(name));
-    found.into_keys().for_each(|name| problems.add(name, "is not in the manifest"));
+    found
+        .into_keys()
+        .for_each(|name| problems.add(name, "is not in the manifest"));
     if problems.list.is_empty() {
         problems.list.extend(checksums(manifest, contents));
     }
@@ -122,7 +168,9 @@ fn is_plausible(record: &FileRecord, rests_on_another: bool) -> bool {
     let is_file = record.kind.is_file();
     match (record.stored, &record.pages) {
         (Storage::Full, pages) => pages.is_none() && record.sha256.is_none(),
-        (Storage::Unchanged, pages) => rests_on_another && pages.is_none() && is_file == record.sha256.is_some(),
+        (Storage::Unchanged, pages) => {
+            rests_on_another && pages.is_none() && is_file == record.sha256.is_some()
+        }
         (Storage::Delta, Some(pages)) => {
             let is_whole = pages.page_size > 0 && record.size.is_multiple_of(pages.page_size);
             rests_on_another && is_file && record.database && record.sha256.is_some() && is_whole
@@ -137,12 +185,21 @@ fn checksums(manifest: &Manifest, contents: &Contents) -> Option<Problem> {
         let message = "The entries are not in the order of the manifest".to_string();
         return Some(Problem::of_archive(ProblemCode::Structure, message));
     }
-    let files = contents.entries.iter().filter(|entry| entry.head.kind.is_file());
-    let digests: Vec<_> = files.map(|entry| (entry.head.name.as_str(), hex(&entry.digest))).collect();
+    let files = contents
+        .entries
+        .iter()
+        .filter(|entry| entry.head.kind.is_file());
+    let digests: Vec<_> = files
+        .map(|entry| (entry.head.name.as_str(), hex(&entry.digest)))
+        .collect();
     let digests = digests.iter().filter(|(name, _)| *name != CHECKSUMS_ENTRY);
     let expected = checksums_text(digests.map(|(name, digest)| (*name, digest.as_str())));
-    (contents.checksums.as_deref() != Some(expected.as_bytes()))
-        .then(|| Problem::of_entry(CHECKSUMS_ENTRY.into(), "The checksums are not those of the entries".into()))
+    (contents.checksums.as_deref() != Some(expected.as_bytes())).then(|| {
+        Problem::of_entry(
+            CHECKSUMS_ENTRY.into(),
+            "The checksums are not those of the entries".into(),
+        )
+    })
 }
 
 /// The first problems of entries; the others are counted.
@@ -155,7 +212,8 @@ struct Problems {
 impl Problems {
     fn add(&mut self, entry: &str, what: &str) {
         if self.list.len() < MAX_PROBLEMS {
-            self.list.push(Problem::of_entry(entry.into(), format!("{entry} {what}")));
+            self.list
+                .push(Problem::of_entry(entry.into(), format!("{entry} {what}")));
         } else {
             self.more += 1;
         }
@@ -163,21 +221,32 @@ impl Problems {
 
     fn finish(mut self) -> Vec<Problem> {
         if self.more > 0 {
-            let message = format!("{} more entries are missing, added or other than the manifest says", self.more);
-            self.list.push(Problem::of_archive(ProblemCode::Entry, message));
+            let message = format!(
+                "{} more entries are missing, added or other than the manifest says",
+                self.more
+            );
+            self.list
+                .push(Problem::of_archive(ProblemCode::Entry, message));
         }
         self.list
     }
 }
 
 /// How an entry differs from its record.
-fn difference(manifest: &Manifest, record: &FileRecord, ReadEntry { head, digest }: &ReadEntry) -> Option<String> {
+fn difference(
+    manifest: &Manifest,
+    record: &FileRecord,
+    ReadEntry { head, digest }: &ReadEntry,
+) -> Option<String> {
     if head.kind != record.kind {
         return Some("is not of the type that the manifest says".into());
     }
     let expected = record.entry_size().unwrap_or_default();
     if head.size_bytes != expected {
-        return Some(format!("has {} bytes; the manifest says {expected}", head.size_bytes));
+        return Some(format!(
+            "has {} bytes; the manifest says {expected}",
+            head.size_bytes
+        ));
     }
     match record.kind {
         EntryKind::Directory => None,
@@ -188,17 +257,23 @@ fn difference(manifest: &Manifest, record: &FileRecord, ReadEntry { head, digest
         }
         EntryKind::File => match (manifest.digest_of(&record.entry), hex(digest)) {
             (None, _) => Some("has no digest in the manifest".into()),
-            (Some(expected), digest) if digest != expected => {
-                Some(format!("has SHA-256 {digest}; the manifest says {expected}"))
-            }
+            (Some(expected), digest) if digest != expected => Some(format!(
+                "has SHA-256 {digest}; the manifest says {expected}"
+            )),
             _ => None,
         },
     }
 }
 
 fn is_in_order(manifest: &Manifest, contents: &Contents) -> bool {
-    let in_tar = manifest.files.iter().filter(|record| record.stored != Storage::Unchanged);
+    let in_tar = manifest
+        .files
+        .iter()
+        .filter(|record| record.stored != Storage::Unchanged);
     let expected = in_tar.map(|record| record.entry.as_str());
-    let found = contents.entries.iter().map(|entry| entry.head.name.as_str());
+    let found = contents
+        .entries
+        .iter()
+        .map(|entry| entry.head.name.as_str());
     found.eq(expected.chain([MANIFEST_ENTRY, CHECKSUMS_ENTRY]))
 }

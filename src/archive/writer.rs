@@ -12,8 +12,8 @@ use super::{
     block::{Compression, Content},
     block_writer::{Encoder, Sink, Written},
     manifest::{
-        Blocks, CHECKSUMS_ENTRY, DIGEST_PREFIX, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest, Owner, Storage,
-        checksums_text,
+        Blocks, CHECKSUMS_ENTRY, DIGEST_PREFIX, EntryKind, FileRecord, MANIFEST_ENTRY, Manifest,
+        Owner, Storage, checksums_text,
     },
     reader::MAX_ENTRIES,
     reuse::ReuseSource,
@@ -45,17 +45,31 @@ pub struct Totals {
 
 impl ArchiveWriter {
     /// Blocks that `earlier` has are taken over from there.
-    pub fn new(sink: Box<dyn Sink>, compression: Compression, earlier: Option<Arc<ReuseSource>>) -> Result<Self> {
+    pub fn new(
+        sink: Box<dyn Sink>,
+        compression: Compression,
+        earlier: Option<Arc<ReuseSource>>,
+    ) -> Result<Self> {
         let tar = tar::Builder::new(Encoder::new(sink, compression, earlier)?);
-        Ok(ArchiveWriter { tar, files: Vec::new(), digests: Vec::new() })
+        Ok(ArchiveWriter {
+            tar,
+            files: Vec::new(),
+            digests: Vec::new(),
+        })
     }
 
     /// Adds a file of `record.size` bytes, or a directory or link of none. An error of `data` that carries an [`Error`] is
     /// returned as that.
     pub fn add(&mut self, record: FileRecord, owner: Owner, data: impl BufRead) -> Result<()> {
         self.assert_room()?;
-        let Some(size) = record.entry_size() else { return Err(size_mismatch(&record, 0)) };
-        let mut content = Hashed { data, hasher: Sha256::new(), bytes: 0 };
+        let Some(size) = record.entry_size() else {
+            return Err(size_mismatch(&record, 0));
+        };
+        let mut content = Hashed {
+            data,
+            hasher: Sha256::new(),
+            bytes: 0,
+        };
         let added = self.append(&record, size, owner, &mut content);
         self.explain(added)?;
         if content.bytes != size {
@@ -70,10 +84,16 @@ impl ArchiveWriter {
     }
 
     /// Begins a database, whose content and digest are told as they come.
-    pub fn begin_database(&mut self, record: FileRecord, owner: Owner) -> Result<DatabaseEntry<'_>> {
+    pub fn begin_database(
+        &mut self,
+        record: FileRecord,
+        owner: Owner,
+    ) -> Result<DatabaseEntry<'_>> {
         self.assert_room()?;
         let mut header = header(record.size, record.mode, record.mtime.as_second(), owner);
-        let begun = self.tar.append_data(&mut header, &record.entry, io::empty());
+        let begun = self
+            .tar
+            .append_data(&mut header, &record.entry, io::empty());
         self.explain(begun)?;
         DatabaseEntry::begin(self, record)
     }
@@ -86,7 +106,10 @@ impl ArchiveWriter {
     }
 
     /// Adds the manifest that `describe` makes of the totals, and the checksums, and seals the archive.
-    pub fn finish(mut self, describe: impl FnOnce(Totals) -> Manifest) -> Result<(Manifest, Written)> {
+    pub fn finish(
+        mut self,
+        describe: impl FnOnce(Totals) -> Manifest,
+    ) -> Result<(Manifest, Written)> {
         let so_far = self.tar.get_mut().size_so_far();
         let totals = Totals {
             compressed_bytes: self.explain(so_far)?,
@@ -97,9 +120,21 @@ impl ArchiveWriter {
         let manifest = describe(totals);
         let json = manifest.to_json();
         checksums.push((MANIFEST_ENTRY.into(), hex(&Sha256::digest(&json))));
-        let text = checksums_text(checksums.iter().map(|(entry, digest)| (entry.as_str(), digest.as_str())));
-        for (entry, content) in [(MANIFEST_ENTRY, json.as_slice()), (CHECKSUMS_ENTRY, text.as_bytes())] {
-            let mut header = header(content.len() as u64, 0o644, manifest.timestamp.as_second(), (0, 0));
+        let text = checksums_text(
+            checksums
+                .iter()
+                .map(|(entry, digest)| (entry.as_str(), digest.as_str())),
+        );
+        for (entry, content) in [
+            (MANIFEST_ENTRY, json.as_slice()),
+            (CHECKSUMS_ENTRY, text.as_bytes()),
+        ] {
+            let mut header = header(
+                content.len() as u64,
+                0o644,
+                manifest.timestamp.as_second(),
+                (0, 0),
+            );
             let added = self.tar.append_data(&mut header, entry, content);
             self.explain(added)?;
         }
@@ -125,7 +160,9 @@ impl ArchiveWriter {
         }
         Err(Error::new(
             Code::Unsupported,
-            format!("The project has more than {MAX_ENTRIES} files and directories, which no archive takes"),
+            format!(
+                "The project has more than {MAX_ENTRIES} files and directories, which no archive takes"
+            ),
             "Leave directories of by-products out with `excludePatterns` (`--exclude`)",
         ))
     }
@@ -149,11 +186,16 @@ impl ArchiveWriter {
             }
             EntryKind::Link => {
                 header.set_entry_type(tar::EntryType::Symlink);
-                let target = record.target.as_deref().and_then(names::decode).unwrap_or_default();
+                let target = record
+                    .target
+                    .as_deref()
+                    .and_then(names::decode)
+                    .unwrap_or_default();
                 let target = target.as_os_str().as_bytes();
                 // Byte by byte: the crate's own way leaves out what it finds redundant.
                 if header.set_link_name_literal(target).is_err() {
-                    self.tar.append(&long_link(target.len()), target.chain(&[0][..]))?;
+                    self.tar
+                        .append(&long_link(target.len()), target.chain(&[0][..]))?;
                 }
                 self.tar.append_data(&mut header, &record.entry, content)
             }
@@ -194,7 +236,11 @@ impl ArchiveWriter {
 }
 
 pub(super) fn size_mismatch(record: &FileRecord, bytes: u64) -> Error {
-    let what = format!("{} has {bytes} bytes where {:?} were announced", record.entry, record.entry_size());
+    let what = format!(
+        "{} has {bytes} bytes where {:?} were announced",
+        record.entry,
+        record.entry_size()
+    );
     Error::new(Code::Internal, what, "Please report this")
 }
 
@@ -227,7 +273,11 @@ struct Hashed<R> {
 
 impl<R: BufRead> Hashed<R> {
     /// Hands on what is there next, at most so many bytes. How many these were: none at the end.
-    fn next(&mut self, most: usize, take: impl FnOnce(&[u8]) -> io::Result<()>) -> io::Result<usize> {
+    fn next(
+        &mut self,
+        most: usize,
+        take: impl FnOnce(&[u8]) -> io::Result<()>,
+    ) -> io::Result<usize> {
         let piece = self.data.fill_buf()?;
         let piece = &piece[..most.min(piece.len())];
         self.hasher.update(piece);
@@ -250,7 +300,11 @@ impl<R: BufRead> Read for Hashed<R> {
 
 /// `sha256:` and the digest, for each file: the manifest's `checksums`.
 pub fn checksums(totals: &Totals) -> std::collections::BTreeMap<String, String> {
-    totals.digests.iter().map(|(entry, digest)| (entry.clone(), format!("{DIGEST_PREFIX}{digest}"))).collect()
+    totals
+        .digests
+        .iter()
+        .map(|(entry, digest)| (entry.clone(), format!("{DIGEST_PREFIX}{digest}")))
+        .collect()
 }
 
 /// The entry that is being written. Without [`DatabaseEntry::finish`] the archive is none.
@@ -271,7 +325,12 @@ impl<'a> DatabaseEntry<'a> {
             let begun = encoder.begin(Content::Pages);
             archive.explain(begun)?;
         }
-        Ok(DatabaseEntry { bytes_left: record.size, archive, record, has_own_blocks })
+        Ok(DatabaseEntry {
+            bytes_left: record.size,
+            archive,
+            record,
+            has_own_blocks,
+        })
     }
 
     /// Adds the next block, which has this hash; how many bytes these are.
@@ -279,7 +338,11 @@ impl<'a> DatabaseEntry<'a> {
         let bytes = block.len() as u64;
         self.take(bytes)?;
         let (encoder, has_own_blocks) = (self.archive.encoder(), self.has_own_blocks);
-        let written = if has_own_blocks { encoder.block(block, hash) } else { encoder.write_all(&block) };
+        let written = if has_own_blocks {
+            encoder.block(block, hash)
+        } else {
+            encoder.write_all(&block)
+        };
         self.archive.explain(written)?;
         Ok(bytes)
     }
@@ -300,7 +363,10 @@ impl<'a> DatabaseEntry<'a> {
     /// `sha256` is of the whole, hexadecimal.
     pub fn finish(mut self, sha256: String, blocks: Blocks) -> Result<()> {
         if self.bytes_left > 0 {
-            return Err(size_mismatch(&self.record, self.record.size - self.bytes_left));
+            return Err(size_mismatch(
+                &self.record,
+                self.record.size - self.bytes_left,
+            ));
         }
         // No page is smaller than a block of the tar, so nothing is to be filled up.
         if self.has_own_blocks {
@@ -314,8 +380,9 @@ impl<'a> DatabaseEntry<'a> {
 
     fn take(&mut self, bytes: u64) -> Result<()> {
         let left = self.bytes_left.checked_sub(bytes).filter(|_| bytes > 0);
-        self.bytes_left =
-            left.ok_or_else(|| size_mismatch(&self.record, self.record.size - self.bytes_left + bytes))?;
+        self.bytes_left = left.ok_or_else(|| {
+            size_mismatch(&self.record, self.record.size - self.bytes_left + bytes)
+        })?;
         Ok(())
     }
 }

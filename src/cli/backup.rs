@@ -179,7 +179,14 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
     let store = args.store(&root, &settings);
     if !args.is_about_others() {
         // Before anything is begun: nobody is asked in the midst of it.
-        return Ok(make(args, &root, &settings, store.and_then(lockable), unusable, output));
+        return Ok(make(
+            args,
+            &root,
+            &settings,
+            store.and_then(lockable),
+            unusable,
+            output,
+        ));
     }
     let store = store?;
     let store = match args.opens() {
@@ -194,9 +201,18 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
     }
     if let Some(reference) = &args.verify {
         let is_good = verify(&store, reference, output)?;
-        return Ok(if is_good { 0 } else { Code::ChecksumMismatch.exit_status() });
+        return Ok(if is_good {
+            0
+        } else {
+            Code::ChecksumMismatch.exit_status()
+        });
     }
-    if let Some(done) = args.manage.run(&store, args.compression(Compression::GZIP), args.waiting.timeout(), output) {
+    if let Some(done) = args.manage.run(
+        &store,
+        args.compression(Compression::GZIP),
+        args.waiting.timeout(),
+        output,
+    ) {
         return done.map(|()| 0);
     }
     if args.list {
@@ -226,7 +242,11 @@ fn make(
         Ok(created) => {
             created.backup.warnings.extend(unusable);
             tell(created, output);
-            if created.backup.incomplete || created.retention_error.is_some() { LESS } else { 0 }
+            if created.backup.incomplete || created.retention_error.is_some() {
+                LESS
+            } else {
+                0
+            }
         }
         Err(error) => {
             output.error(error);
@@ -246,8 +266,15 @@ fn attempt(
     output: &Output,
 ) -> Result<Created> {
     let began = Began::now();
-    let mut kind = args.kind.map_or(scheduled::wanted_kind(settings), TypeArgument::backup_type);
-    let started = RunMarker::begin(Project::open(root).ok().as_ref(), kind, Trigger::Manual, began);
+    let mut kind = args
+        .kind
+        .map_or(scheduled::wanted_kind(settings), TypeArgument::backup_type);
+    let started = RunMarker::begin(
+        Project::open(root).ok().as_ref(),
+        kind,
+        Trigger::Manual,
+        began,
+    );
     let mut made = store.as_ref().map_err(Error::clone).and_then(|store| {
         let options = args.options(settings, root, store)?;
         kind = options.kind;
@@ -259,7 +286,10 @@ fn attempt(
     }
     started.end();
     let Ok(store) = store else { return made };
-    let unwritten = args.metrics_file.as_ref().and_then(|path| measure(path, root, &store, settings).err());
+    let unwritten = args
+        .metrics_file
+        .as_ref()
+        .and_then(|path| measure(path, root, &store, settings).err());
     if let Some(error) = unwritten {
         let message = format!("The metrics could not be written: {}", error.message);
         output.warnings(&[Warning::new(WarningCode::Store, message)]);
@@ -269,19 +299,34 @@ fn attempt(
 
 /// For `--status`. An interrupted run is none, and a run that is not written down was one all the same.
 /// Warns if it could not be written down: then status and metrics do not know of this run.
-fn remember(root: &Path, made: &Result<Created>, kind: BackupType, began: Began) -> Option<Warning> {
-    if made.as_ref().is_err_and(|error| error.code == Code::Aborted) {
+fn remember(
+    root: &Path,
+    made: &Result<Created>,
+    kind: BackupType,
+    began: Began,
+) -> Option<Warning> {
+    if made
+        .as_ref()
+        .is_err_and(|error| error.code == Code::Aborted)
+    {
         return None;
     }
     let run = Run::of(made, kind, Trigger::Manual, began);
     let project = Project::open(root).ok()?;
     let error = History::update(&project, |history| history.runs.push(run)).err()?;
-    Some(Warning::new(WarningCode::Store, format!("This run could not be written down: {}", error.message)))
+    Some(Warning::new(
+        WarningCode::Store,
+        format!("This run could not be written down: {}", error.message),
+    ))
 }
 
 fn measure(path: &Path, root: &Path, store: &Store, settings: &Settings) -> Result<()> {
     let project = Project::open(root)?;
-    metrics::write(path, &project, &status::status(Some(&project), store, settings, Timestamp::now())?)
+    metrics::write(
+        path,
+        &project,
+        &status::status(Some(&project), store, settings, Timestamp::now())?,
+    )
 }
 
 impl BackupArgs {
@@ -292,8 +337,11 @@ impl BackupArgs {
 
     /// With the keys that are named; it encrypts where that is wanted.
     fn store(&self, root: &Path, settings: &Settings) -> Result<Store> {
-        let said = self.keys.said(&self.recipient, self.encrypt, self.no_encrypt);
-        let store = store(self.output.as_ref(), root, settings)?.as_set(scheduled::encrypts(settings, said));
+        let said = self
+            .keys
+            .said(&self.recipient, self.encrypt, self.no_encrypt);
+        let store = store(self.output.as_ref(), root, settings)?
+            .as_set(scheduled::encrypts(settings, said));
         Ok(self.keys.on(store, &self.recipient, settings, root))
     }
 
@@ -307,13 +355,17 @@ impl BackupArgs {
         let is_off = self.level.is_some() && otherwise == Compression::None;
         let otherwise = if is_off { Compression::GZIP } else { otherwise };
         let compression = self.compression.map_or(otherwise, Format::compression);
-        self.level.map_or(compression, |level| compression.at(level))
+        self.level
+            .map_or(compression, |level| compression.at(level))
     }
 
     /// What is not asked for is as the settings have it.
     fn options(&self, settings: &Settings, root: &Path, store: &Store) -> Result<BackupOptions> {
         let set = scheduled::options(settings, root, store, Timestamp::now())?;
-        let include_vectors = self.include_vectors.then_some(true).or(self.no_vectors.then_some(false));
+        let include_vectors = self
+            .include_vectors
+            .then_some(true)
+            .or(self.no_vectors.then_some(false));
         Ok(BackupOptions {
             kind: self.kind.map_or(set.kind, TypeArgument::backup_type),
             based_on: self.base_backup.clone(),
@@ -321,7 +373,11 @@ impl BackupArgs {
             description: self.description.clone(),
             include_vectors: include_vectors.unwrap_or(set.include_vectors),
             include_plugin_data: !self.no_plugins && set.include_plugin_data,
-            exclude_patterns: if self.exclude.is_empty() { set.exclude_patterns } else { self.exclude.clone() },
+            exclude_patterns: if self.exclude.is_empty() {
+                set.exclude_patterns
+            } else {
+                self.exclude.clone()
+            },
             compression: self.compression(set.compression),
             check_source: !self.no_check && set.check_source,
             strict: self.strict || set.strict,
@@ -339,7 +395,10 @@ fn tell(created: &Created, output: &Output) {
     output.line(format!("Backup created: {}", backup.path.display()));
     output.line(format!("  id        {}", backup.id));
     let (files, from) = (backup.stats.total_files, size(backup.stats.total_size));
-    output.line(format!("  size      {} ({files} files, {from} before compression)", size(backup.disk_size())));
+    output.line(format!(
+        "  size      {} ({files} files, {from} before compression)",
+        size(backup.disk_size())
+    ));
     output.line(format!("  holds     {}", holds(backup)));
     output.line(format!("  database  {}", integrity(backup)));
     output.line(format!("  checksum  {}", backup.checksum));
@@ -350,12 +409,22 @@ fn tell(created: &Created, output: &Output) {
         output.line("  encrypted nothing opens it without its key: keep a copy of that elsewhere");
     }
     if created.reused_bytes > 0 {
-        output.line(format!("  unchanged {} taken over from an earlier backup", size(created.reused_bytes)));
+        output.line(format!(
+            "  unchanged {} taken over from an earlier backup",
+            size(created.reused_bytes)
+        ));
     }
     if let Some(retention) = &created.retention {
-        let removed = retention.decisions.iter().filter(|decision| !decision.kept).count();
+        let removed = retention
+            .decisions
+            .iter()
+            .filter(|decision| !decision.kept)
+            .count();
         let kept = retention.decisions.len() - removed;
-        output.line(format!("  kept      {kept} backups; {removed} removed, {} freed", size(retention.bytes_freed)));
+        output.line(format!(
+            "  kept      {kept} backups; {removed} removed, {} freed",
+            size(retention.bytes_freed)
+        ));
     }
 }
 
@@ -367,9 +436,18 @@ fn holds(backup: &Backup) -> String {
         (contents.vectors, "vectors"),
         (contents.plugins, "plugins"),
     ];
-    let held: Vec<&str> = parts.iter().filter(|(held, _)| *held).map(|(_, name)| *name).collect();
+    let held: Vec<&str> = parts
+        .iter()
+        .filter(|(held, _)| *held)
+        .map(|(_, name)| *name)
+        .collect();
     let stats = &backup.stats;
-    format!("{}; {} nodes, {} edges", held.join(", "), stats.node_count, stats.edge_count)
+    format!(
+        "{}; {} nodes, {} edges",
+        held.join(", "),
+        stats.node_count,
+        stats.edge_count
+    )
 }
 
 fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {
@@ -387,14 +465,21 @@ fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {
         ));
         return Ok(true);
     }
-    let is_whole_itself = report.problems.iter().all(|problem| problem.code == ProblemCode::Chain);
+    let is_whole_itself = report
+        .problems
+        .iter()
+        .all(|problem| problem.code == ProblemCode::Chain);
     output.line(if is_whole_itself {
         format!("{path}: cannot be restored, for what it rests on is missing or DAMAGED")
     } else {
         format!("{path}: checksum mismatch, this backup is DAMAGED")
     });
     for problem in &report.problems {
-        output.line(format!("  {} [{}]", problem.message, code_of(&problem.code)));
+        output.line(format!(
+            "  {} [{}]",
+            problem.message,
+            code_of(&problem.code)
+        ));
         if !problem.affects.is_empty() {
             output.line(format!("    affects: {}", problem.affects.join(", ")));
         }
@@ -407,7 +492,11 @@ fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {
 fn list(store: &Store, output: &Output) -> Result<u8> {
     store.assert_meant()?;
     let listing = store.read()?;
-    let status = if listing.unread().next().is_some() { LESS } else { 0 };
+    let status = if listing.unread().next().is_some() {
+        LESS
+    } else {
+        0
+    };
     let Listing { backups, unlisted } = listing;
     output.result(&backups);
     if let Some(first) = unlisted.first() {
@@ -419,17 +508,30 @@ fn list(store: &Store, output: &Output) -> Result<u8> {
         );
         output.late_warnings(&[Warning::new(WarningCode::Store, message)]);
     }
-    let own: Vec<Backup> = backups.iter().filter(|backup| store.is_own(backup)).cloned().collect();
-    output.late_warnings(&Vec::from_iter(store.home().and_then(|home| known_stores::emptied(home, store, &own))));
+    let own: Vec<Backup> = backups
+        .iter()
+        .filter(|backup| store.is_own(backup))
+        .cloned()
+        .collect();
+    output.late_warnings(&Vec::from_iter(
+        store
+            .home()
+            .and_then(|home| known_stores::emptied(home, store, &own)),
+    ));
     let chosen = newest_good(&store.preferred(backups.clone())).cloned();
     output.late_warnings(&Vec::from_iter(
-        chosen.into_iter().flat_map(|chosen| store.doubts("latest", &chosen.path, None)),
+        chosen
+            .into_iter()
+            .flat_map(|chosen| store.doubts("latest", &chosen.path, None)),
     ));
     if backups.is_empty() && unlisted.is_empty() {
         output.line(format!("{} holds no backup", store.dir().display()));
         return Ok(status);
     }
-    output.line(format!("{:32} {:9} {:>9} {:20} {}", "ID", "TYPE", "SIZE", "MADE (UTC)", "DESCRIPTION"));
+    output.line(format!(
+        "{:32} {:9} {:>9} {:20} {}",
+        "ID", "TYPE", "SIZE", "MADE (UTC)", "DESCRIPTION"
+    ));
     for left in &unlisted {
         let mark = match &left.flaw {
             Flaw::NoManifest => "[no manifest]",
@@ -437,20 +539,40 @@ fn list(store: &Store, output: &Output) -> Result<u8> {
             Flaw::NoArchive => "[archive missing]",
             Flaw::Unread(_) => "[cannot be read]",
         };
-        output.line(format!("{:32} {:9} {:>9} {:20} {mark}", left.id, "-", "-", "-"));
+        output.line(format!(
+            "{:32} {:9} {:>9} {:20} {mark}",
+            left.id, "-", "-", "-"
+        ));
     }
     let broken = broken_chains(&backups);
     for backup in backups {
         let chain = match broken.get(&backup.id) {
-            Some(why) => format!("[chain broken: {}] ", why.strip_prefix(&format!("{} ", backup.id)).unwrap_or(why)),
+            Some(why) => format!(
+                "[chain broken: {}] ",
+                why.strip_prefix(&format!("{} ", backup.id)).unwrap_or(why)
+            ),
             None => String::new(),
         };
         let description = one_line(backup.description.as_deref().unwrap_or(""));
-        let flawed = backup.flaw_of_source().map_or(String::new(), |flaw| format!("[source {flaw}] "));
-        let other = if store.home().is_none() || store.is_own(&backup) { "" } else { "[other project] " };
-        let incomplete = if backup.incomplete { "[incomplete] " } else { "" };
+        let flawed = backup
+            .flaw_of_source()
+            .map_or(String::new(), |flaw| format!("[source {flaw}] "));
+        let other = if store.home().is_none() || store.is_own(&backup) {
+            ""
+        } else {
+            "[other project] "
+        };
+        let incomplete = if backup.incomplete {
+            "[incomplete] "
+        } else {
+            ""
+        };
         let encrypted = if backup.encrypted { "[encrypted] " } else { "" };
-        let safety = if backup.safety_backup { "[safety backup] " } else { "" };
+        let safety = if backup.safety_backup {
+            "[safety backup] "
+        } else {
+            ""
+        };
         let pinned = match backup.pinned.as_ref().map(|pin| &pin.reason) {
             None => String::new(),
             Some(None) => "[pinned] ".into(),
@@ -472,13 +594,22 @@ fn one_line(text: &str) -> String {
     text.replace(['\n', '\r'], " ")
 }
 
-fn status(root: &Path, store: &Store, settings: &Settings, warnings: &[Warning], output: &Output) -> Result<()> {
+fn status(
+    root: &Path,
+    store: &Store,
+    settings: &Settings,
+    warnings: &[Warning],
+    output: &Output,
+) -> Result<()> {
     let project = Project::open(root).ok();
     let mut status = status::status(project.as_ref(), store, settings, Timestamp::now())?;
     let found = project.as_ref().map(Holder::find).transpose();
     if let Err(error) = &found {
         status.health.ok = false;
-        status.health.messages.push(format!("whether a service runs cannot be told: {}", error.message));
+        status.health.messages.push(format!(
+            "whether a service runs cannot be told: {}",
+            error.message
+        ));
     }
     let service = found.unwrap_or_default().flatten();
     // The run that is due, or whatever that waits for.
@@ -488,14 +619,20 @@ fn status(root: &Path, store: &Store, settings: &Settings, warnings: &[Warning],
     }
     // Settings that do not count may be what would make the backups.
     status.health.ok &= warnings.is_empty();
-    status.health.messages.extend(warnings.iter().map(|warning| warning.message.clone()));
+    status
+        .health
+        .messages
+        .extend(warnings.iter().map(|warning| warning.message.clone()));
     let mut told = serde_json::to_value(&status).unwrap_or_default();
     told["service"] = json!(service);
     told["inProgress"] = json!(is_in_progress);
     told["warnings"] = json!(warnings);
     output.result(&told);
     output.warnings(warnings);
-    let shown = project.as_ref().zip(service.as_ref()).map(|(project, service)| service.shown(project));
+    let shown = project
+        .as_ref()
+        .zip(service.as_ref())
+        .map(|(project, service)| service.shown(project));
     super::status::tell(&status, shown.as_deref(), is_in_progress, output);
     Ok(())
 }

@@ -51,7 +51,12 @@ pub fn run(args: &DrillArgs, output: &Output) -> Result<u8> {
     let mut unusable = Vec::new();
     let settings = Settings::read(&root, &mut unusable);
     output.late_warnings(&unusable);
-    let store = args.keys.on(store(args.backup_dir.as_ref(), &root, &settings)?, &[], &settings, &root);
+    let store = args.keys.on(
+        store(args.backup_dir.as_ref(), &root, &settings)?,
+        &[],
+        &settings,
+        &root,
+    );
     let archive = store.locate(&args.file)?;
     let store = args.keys.unlock(store, &archive, false)?;
     let options = DrillOptions {
@@ -65,19 +70,35 @@ pub fn run(args: &DrillArgs, output: &Output) -> Result<u8> {
     tell(&rehearsal, output);
     rehearsal.warnings.extend(unusable);
     output.result(&rehearsal);
-    Ok(if rehearsal.passed { 0 } else { Code::ChecksumMismatch.exit_status() })
+    Ok(if rehearsal.passed {
+        0
+    } else {
+        Code::ChecksumMismatch.exit_status()
+    })
 }
 
 fn tell(rehearsal: &DrillResult, output: &Output) {
-    let DrillResult { id, nodes, edges, .. } = rehearsal;
+    let DrillResult {
+        id, nodes, edges, ..
+    } = rehearsal;
     output.warnings(&rehearsal.warnings);
     let (files, bytes) = (rehearsal.files_restored, size(rehearsal.bytes_restored));
     output.line(format!("Rehearsed a recovery from {id}"));
-    output.line(format!("  restored  {files} files ({bytes}) in {} ms", rehearsal.restore_ms));
+    output.line(format!(
+        "  restored  {files} files ({bytes}) in {} ms",
+        rehearsal.restore_ms
+    ));
     output.line(format!("  checked   in {} ms", rehearsal.check_ms));
     output.line(format!("  nodes     {} of {}", nodes.found, nodes.expected));
     output.line(format!("  edges     {} of {}", edges.found, edges.expected));
-    output.line(format!("  lost      what was written in the {} since that backup", age(rehearsal.age_ms)));
+    output.line(format!(
+        "  lost      what was written in the {} since that backup",
+        age(rehearsal.age_ms)
+    ));
     tell_issues(&rehearsal.issues, output);
-    output.line(if rehearsal.passed { "Passed" } else { "FAILED: do not rely on this backup" });
+    output.line(if rehearsal.passed {
+        "Passed"
+    } else {
+        "FAILED: do not rely on this backup"
+    });
 }

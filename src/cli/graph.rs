@@ -50,19 +50,32 @@ pub struct GraphArgs {
 
 pub fn run(args: &GraphArgs) -> ExitCode {
     let output = Output::new(&args.common);
-    let command = args.command.clone().or_else(|| std::env::var(COMMAND_VARIABLE).ok()).filter(|text| !text.is_empty());
+    let command = args
+        .command
+        .clone()
+        .or_else(|| std::env::var(COMMAND_VARIABLE).ok())
+        .filter(|text| !text.is_empty());
     let done = args.common.root().and_then(|root| Project::open(&root));
     finish(
         &output,
-        done.and_then(|project| regenerate(&project, command.as_deref(), args.strict, &output)).map(|()| true),
+        done.and_then(|project| regenerate(&project, command.as_deref(), args.strict, &output))
+            .map(|()| true),
     )
 }
 
-fn regenerate(project: &Project, command: Option<&str>, strict: bool, output: &Output) -> Result<()> {
+fn regenerate(
+    project: &Project,
+    command: Option<&str>,
+    strict: bool,
+    output: &Output,
+) -> Result<()> {
     let mut nodes = Nodes::count(project)?;
     let ran = match command {
         Some(command) if nodes.without > 0 => {
-            output.line(format!("{} of {} nodes have no vector; running: {command}", nodes.without, nodes.all));
+            output.line(format!(
+                "{} of {} nodes have no vector; running: {command}",
+                nodes.without, nodes.all
+            ));
             execute(project, command, output)?;
             nodes = Nodes::count(project)?;
             true
@@ -74,10 +87,14 @@ fn regenerate(project: &Project, command: Option<&str>, strict: bool, output: &O
     if let Some(error) = missing.as_ref().filter(|_| ran || strict) {
         return Err(error.clone());
     }
-    let warnings: Vec<Warning> =
-        missing.iter().map(|error| Warning::new(WarningCode::Vectors, error.to_string())).collect();
+    let warnings: Vec<Warning> = missing
+        .iter()
+        .map(|error| Warning::new(WarningCode::Vectors, error.to_string()))
+        .collect();
     output.warnings(&warnings);
-    output.result(&json!({ "nodes": nodes.all, "missing": nodes.without, "ran": ran, "warnings": warnings }));
+    output.result(
+        &json!({ "nodes": nodes.all, "missing": nodes.without, "ran": ran, "warnings": warnings }),
+    );
     if warnings.is_empty() {
         output.line(format!("Each of {} nodes has its vector", nodes.all));
     }
@@ -106,7 +123,10 @@ impl Nodes {
             known.extend(ids(&state.join("vectors.db"), "embeddings")?);
         }
         known.extend(index_ids(&state.join("vectors/index.json")));
-        Ok(Nodes { all: nodes.len(), without: nodes.iter().filter(|id| !known.contains(*id)).count() })
+        Ok(Nodes {
+            all: nodes.len(),
+            without: nodes.iter().filter(|id| !known.contains(*id)).count(),
+        })
     }
 
     fn missing(&self, ran: bool) -> Error {
@@ -116,7 +136,11 @@ impl Nodes {
         );
         if ran {
             let remedy = "Look at what the command said; it ended without an error";
-            return Error::new(Code::Incomplete, format!("{found}, even after the command"), remedy);
+            return Error::new(
+                Code::Incomplete,
+                format!("{found}, even after the command"),
+                remedy,
+            );
         }
         Error::new(
             Code::Incomplete,
@@ -131,7 +155,11 @@ impl Nodes {
 fn ids(database: &Path, table: &str) -> Result<HashSet<String>> {
     let failed = |cause| Error::sqlite("read", database, cause);
     let scratch = Scratch::new(&std::env::temp_dir(), SCRATCH_PREFIX)?;
-    let conditions = Conditions { scratch: scratch.path(), lock_timeout: DEFAULT_LOCK_TIMEOUT, with_twin: false };
+    let conditions = Conditions {
+        scratch: scratch.path(),
+        lock_timeout: DEFAULT_LOCK_TIMEOUT,
+        with_twin: false,
+    };
     let (_held, connection) = match snapshot::take(database, conditions, &CancelToken::default())? {
         Capture::Snapshot(snapshot) => snapshot.into_connection(),
         Capture::Damaged(_, error) => return Err(error),
@@ -139,24 +167,38 @@ fn ids(database: &Path, table: &str) -> Result<HashSet<String>> {
     if !connection.table_exists(None, table).map_err(failed)? {
         return Ok(HashSet::new());
     }
-    let mut rows =
-        connection.prepare(&format!("SELECT CAST(id AS TEXT) FROM {table} WHERE id IS NOT NULL")).map_err(failed)?;
+    let mut rows = connection
+        .prepare(&format!(
+            "SELECT CAST(id AS TEXT) FROM {table} WHERE id IS NOT NULL"
+        ))
+        .map_err(failed)?;
     let ids = rows.query_map([], |row| row.get(0)).map_err(failed)?;
     ids.collect::<std::result::Result<_, _>>().map_err(failed)
 }
 
 /// `ids` of the index beside vectors that are kept as files.
 fn index_ids(path: &Path) -> Vec<String> {
-    let text = regular_file::open(path).and_then(|file| regular_file::read(&file, vectors::MAX_INDEX_BYTES)).ok();
+    let text = regular_file::open(path)
+        .and_then(|file| regular_file::read(&file, vectors::MAX_INDEX_BYTES))
+        .ok();
     let index = text.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
-    let ids = index.as_ref().and_then(|index| index.get("ids")).and_then(Value::as_array);
-    ids.into_iter().flatten().filter_map(|id| id.as_str().map(str::to_string)).collect()
+    let ids = index
+        .as_ref()
+        .and_then(|index| index.get("ids"))
+        .and_then(Value::as_array);
+    ids.into_iter()
+        .flatten()
+        .filter_map(|id| id.as_str().map(str::to_string))
+        .collect()
 }
 
 fn execute(project: &Project, command: &str, output: &Output) -> Result<()> {
     let failed = |cause| Error::io("run", Path::new(command), cause);
     let mut shell = Command::new("sh");
-    shell.args(["-c", command]).current_dir(project.root()).stdin(Stdio::null());
+    shell
+        .args(["-c", command])
+        .current_dir(project.root())
+        .stdin(Stdio::null());
     if output.json {
         // Standard output is for the result alone.
         shell.stdout(Stdio::null());
@@ -166,5 +208,9 @@ fn execute(project: &Project, command: &str, output: &Output) -> Result<()> {
         return Ok(());
     }
     let remedy = "Look at what it said above, mend that, and run this again";
-    Err(Error::new(Code::Incomplete, format!("`{command}` failed ({status})"), remedy))
+    Err(Error::new(
+        Code::Incomplete,
+        format!("`{command}` failed ({status})"),
+        remedy,
+    ))
 }

@@ -64,7 +64,9 @@ pub struct HealthArgs {
 
 /// `24h`: a whole number and a unit.
 pub(super) fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
-    let at = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let at = text
+        .find(|character: char| !character.is_ascii_digit())
+        .unwrap_or(text.len());
     let seconds = match &text[at..] {
         "s" => 1,
         "m" => 60,
@@ -72,8 +74,13 @@ pub(super) fn parse_duration(text: &str) -> std::result::Result<Duration, String
         "d" => 86_400,
         _ => return Err("write a number and s, m, h or d, such as 24h".into()),
     };
-    let number: u64 = text[..at].parse().map_err(|_| "write a number and s, m, h or d, such as 24h")?;
-    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| "that is too long".into())
+    let number: u64 = text[..at]
+        .parse()
+        .map_err(|_| "write a number and s, m, h or d, such as 24h")?;
+    number
+        .checked_mul(seconds)
+        .map(Duration::from_secs)
+        .ok_or_else(|| "that is too long".into())
 }
 
 pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
@@ -101,7 +108,10 @@ pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
         match found {
             Ok(found) if output.json => output.raw(format!("{}\n", json!(found)).as_bytes()),
             Ok(found) => {
-                output.line(format!("── {}", Timestamp::now().strftime("%Y-%m-%d %H:%M:%S UTC")));
+                output.line(format!(
+                    "── {}",
+                    Timestamp::now().strftime("%Y-%m-%d %H:%M:%S UTC")
+                ));
                 tell(&found, output);
             }
             // A database that is locked, or a project that is gone for a moment, is what somebody watches for.
@@ -111,13 +121,19 @@ pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
             Err(error) if !watched.context.cancel.is_cancelled() => output.error(&error),
             Err(error) => return Err(error),
         }
-        wait(began + Duration::from_secs(args.interval), &watched.context.cancel)?;
+        wait(
+            began + Duration::from_secs(args.interval),
+            &watched.context.cancel,
+        )?;
     }
 }
 
 fn wait(until: Instant, cancel: &CancelToken) -> Result<()> {
     while Instant::now() < until {
-        cancel.check().map_err(|error| Error { message: "The watch was ended".into(), ..error })?;
+        cancel.check().map_err(|error| Error {
+            message: "The watch was ended".into(),
+            ..error
+        })?;
         thread::sleep(TICK);
     }
     Ok(())
@@ -126,13 +142,21 @@ fn wait(until: Instant, cancel: &CancelToken) -> Result<()> {
 fn tell(health: &Health, output: &Output) {
     let (checked, backups) = (&health.checked, &health.backups);
     let of_database = format!("{} nodes, {} edges", checked.nodes, checked.edges);
-    output.line(format!("Database  {} ({}; {of_database})", checked.database.display(), size(checked.database_size)));
+    output.line(format!(
+        "Database  {} ({}; {of_database})",
+        checked.database.display(),
+        size(checked.database_size)
+    ));
     let newest = match (&backups.newest_good, backups.age_ms) {
         (Some(id), Some(age)) => format!("newest good one {id}, {} old", age_of(age)),
         _ if backups.unread > 0 => "whether one is good cannot be told".to_string(),
         _ => "no good one".to_string(),
     };
-    output.line(format!("Backups   {} in {}; {newest}", backups.count, backups.backup_dir.display()));
+    output.line(format!(
+        "Backups   {} in {}; {newest}",
+        backups.count,
+        backups.backup_dir.display()
+    ));
     if let Some(free) = backups.free_bytes {
         output.line(format!(
             "Disk      {} free; the next backup is likely to take {}",
@@ -141,12 +165,21 @@ fn tell(health: &Health, output: &Output) {
         ));
     }
     output.line(match &health.service {
-        Service { shown: Some(process), .. } => format!("Service   runs as {process}"),
-        Service { is_enabled: true, .. } => "Service   does not run".to_string(),
+        Service {
+            shown: Some(process),
+            ..
+        } => format!("Service   runs as {process}"),
+        Service {
+            is_enabled: true, ..
+        } => "Service   does not run".to_string(),
         Service { .. } => "Service   none: automated backups are not enabled".to_string(),
     });
     tell_issues(&health.issues, output);
-    output.line(if health.healthy { "Healthy" } else { "NOT HEALTHY" });
+    output.line(if health.healthy {
+        "Healthy"
+    } else {
+        "NOT HEALTHY"
+    });
 }
 
 #[cfg(test)]
@@ -156,7 +189,10 @@ mod tests {
     #[test]
     fn times_are_a_number_and_a_unit() {
         let seconds = |text: &str| parse_duration(text).map(|time| time.as_secs());
-        assert_eq!(["90s", "30m", "24h", "7d"].map(seconds), [Ok(90), Ok(1_800), Ok(86_400), Ok(604_800)]);
+        assert_eq!(
+            ["90s", "30m", "24h", "7d"].map(seconds),
+            [Ok(90), Ok(1_800), Ok(86_400), Ok(604_800)]
+        );
         for text in ["", "h", "24", "1.5h", "-1h", "24 h", "99999999999999999d"] {
             assert!(seconds(text).is_err(), "{text:?}");
         }

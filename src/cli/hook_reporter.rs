@@ -25,10 +25,17 @@ pub struct HookReporter {
 
 impl HookReporter {
     pub fn start(root: &Path) -> Self {
-        let mut told = HookReporter { known: None, worker: Worker::start(), warnings: Vec::new() };
+        let mut told = HookReporter {
+            known: None,
+            worker: Worker::start(),
+            warnings: Vec::new(),
+        };
         if let Ok(project) = Project::open(root) {
             let hooks = Hooks::load(&project, &mut told.warnings);
-            let event = Event { trigger: Some(Trigger::Manual), ..Event::new(EventKind::Started, &project) };
+            let event = Event {
+                trigger: Some(Trigger::Manual),
+                ..Event::new(EventKind::Started, &project)
+            };
             told.known = Some((project, hooks));
             told.tell(event);
         }
@@ -36,29 +43,49 @@ impl HookReporter {
     }
 
     fn tell(&mut self, event: Event) {
-        let Some((_, hooks)) = &self.known else { return };
+        let Some((_, hooks)) = &self.known else {
+            return;
+        };
         if let Err(message) = self.worker.tell(hooks.clone(), event) {
             self.warnings.push(Warning::new(WarningCode::Hook, message));
         }
     }
 
     /// Waits for the hooks, as long as they may take. An interrupted backup is no news.
-    pub fn end(mut self, made: &Result<Created>, duration_ms: i64, cancel: &CancelToken, output: &Output) {
-        let is_news = !made.as_ref().is_err_and(|error| error.code == Code::Aborted);
+    pub fn end(
+        mut self,
+        made: &Result<Created>,
+        duration_ms: i64,
+        cancel: &CancelToken,
+        output: &Output,
+    ) {
+        let is_news = !made
+            .as_ref()
+            .is_err_and(|error| error.code == Code::Aborted);
         if let Some((project, _)) = self.known.as_ref().filter(|_| is_news) {
             self.tell(Event::of_run(project, made, Trigger::Manual, duration_ms));
         }
-        let HookReporter { known, worker, mut warnings } = self;
+        let HookReporter {
+            known,
+            worker,
+            mut warnings,
+        } = self;
         if let Some((project, hooks)) = known {
             // That of the start may be at work still, and the others come after it.
             let (outcomes, is_cut_short) = worker.finish(hooks.timeout() * 2 + SLACK, cancel);
             let failures = outcomes.iter().filter_map(hooks::Outcome::failure);
             warnings.extend(failures.map(|message| Warning::new(WarningCode::Hook, message)));
             if is_cut_short {
-                warnings.push(Warning::new(WarningCode::Hook, "Hooks that were not done yet were ended"));
+                warnings.push(Warning::new(
+                    WarningCode::Hook,
+                    "Hooks that were not done yet were ended",
+                ));
             }
             if let Err(error) = hooks::remember(&project, &outcomes) {
-                let message = format!("What hooks did could not be written down: {}", error.message);
+                let message = format!(
+                    "What hooks did could not be written down: {}",
+                    error.message
+                );
                 warnings.push(Warning::new(WarningCode::Hook, message));
             }
         }

@@ -112,16 +112,42 @@ pub fn run(args: &IntegrityArgs, output: &Output) -> Result<u8> {
     let subject = subject(&args.common, args.path.as_ref())?;
     let watched = Watched::new(output);
     let inspection = if args.repair {
-        let store = safety_store(&subject, args.backup_dir.as_ref(), &args.keys, args.no_encrypt, output)?;
-        repair(&subject, None, store.as_ref(), args.waiting.timeout(), &WorkerMode::InProcess, &watched.context)?
+        let store = safety_store(
+            &subject,
+            args.backup_dir.as_ref(),
+            &args.keys,
+            args.no_encrypt,
+            output,
+        )?;
+        repair(
+            &subject,
+            None,
+            store.as_ref(),
+            args.waiting.timeout(),
+            &WorkerMode::InProcess,
+            &watched.context,
+        )?
     } else {
-        let scope =
-            Scope { database: !args.no_database, files: !args.no_files, vectors: !args.no_vectors, quick: false };
-        inspect(&subject, scope, args.waiting.timeout(), &WorkerMode::InProcess, &watched.context)?
+        let scope = Scope {
+            database: !args.no_database,
+            files: !args.no_files,
+            vectors: !args.no_vectors,
+            quick: false,
+        };
+        inspect(
+            &subject,
+            scope,
+            args.waiting.timeout(),
+            &WorkerMode::InProcess,
+            &watched.context,
+        )?
     };
     drop(watched);
     output.result(&inspection);
-    inspection.repair.iter().for_each(|repair| tell_repair(repair, output));
+    inspection
+        .repair
+        .iter()
+        .for_each(|repair| tell_repair(repair, output));
     tell(&inspection, output);
     Ok(status_after(&inspection))
 }
@@ -130,9 +156,20 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
     let subject = subject(&args.common, args.path.as_ref())?;
     let watched = Watched::new(output);
     if !args.auto {
-        let before = inspect(&subject, Scope::ALL, args.waiting.timeout(), &WorkerMode::InProcess, &watched.context)?;
-        let can_do = before.issues.iter().filter(|issue| issue.repairable).count();
-        let may_ask = can_do > 0 && !output.json && io::stdin().is_terminal() && io::stderr().is_terminal();
+        let before = inspect(
+            &subject,
+            Scope::ALL,
+            args.waiting.timeout(),
+            &WorkerMode::InProcess,
+            &watched.context,
+        )?;
+        let can_do = before
+            .issues
+            .iter()
+            .filter(|issue| issue.repairable)
+            .count();
+        let may_ask =
+            can_do > 0 && !output.json && io::stdin().is_terminal() && io::stderr().is_terminal();
         if may_ask {
             tell(&before, output);
         }
@@ -150,12 +187,27 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
             return Ok(status_of(&before.issues));
         }
     }
-    let store = safety_store(&subject, args.backup_dir.as_ref(), &args.keys, args.no_encrypt, output)?;
-    let after =
-        repair(&subject, None, store.as_ref(), args.waiting.timeout(), &WorkerMode::InProcess, &watched.context)?;
+    let store = safety_store(
+        &subject,
+        args.backup_dir.as_ref(),
+        &args.keys,
+        args.no_encrypt,
+        output,
+    )?;
+    let after = repair(
+        &subject,
+        None,
+        store.as_ref(),
+        args.waiting.timeout(),
+        &WorkerMode::InProcess,
+        &watched.context,
+    )?;
     drop(watched);
     output.result(&after);
-    after.repair.iter().for_each(|repair| tell_repair(repair, output));
+    after
+        .repair
+        .iter()
+        .for_each(|repair| tell_repair(repair, output));
     tell(&after, output);
     Ok(status_after(&after))
 }
@@ -168,7 +220,11 @@ fn safety_store(
     no_encrypt: bool,
     output: &Output,
 ) -> Result<Option<Store>> {
-    let Some(root) = subject.root.as_ref().filter(|root| Project::open(root).is_ok()) else {
+    let Some(root) = subject
+        .root
+        .as_ref()
+        .filter(|root| Project::open(root).is_ok())
+    else {
         return dir.map(|dir| Store::at(dir)).transpose();
     };
     let mut unusable = Vec::new();
@@ -182,7 +238,10 @@ fn safety_store(
 fn subject(common: &Common, path: Option<&PathBuf>) -> Result<CheckTarget> {
     Ok(match (path, &common.project) {
         (Some(path), Some(_)) if path.is_dir() => {
-            return Err(Error::invalid("PATH is a directory, and `--project` names one too", "Leave one of them out"));
+            return Err(Error::invalid(
+                "PATH is a directory, and `--project` names one too",
+                "Leave one of them out",
+            ));
         }
         (Some(path), Some(root)) => CheckTarget::of(root, CheckTarget::at(path).database),
         (Some(path), None) => CheckTarget::at(path),
@@ -193,14 +252,22 @@ fn subject(common: &Common, path: Option<&PathBuf>) -> Result<CheckTarget> {
 /// The exit status of a repair: what is still wrong, else whether everything came back.
 fn status_after(inspection: &Inspection) -> u8 {
     match status_of(&inspection.issues) {
-        0 if inspection.repair.as_ref().is_some_and(|repair| !repair.is_complete()) => DONE_BUT_INCOMPLETE,
+        0 if inspection
+            .repair
+            .as_ref()
+            .is_some_and(|repair| !repair.is_complete()) =>
+        {
+            DONE_BUT_INCOMPLETE
+        }
         status => status,
     }
 }
 
 /// The exit status that errors among the issues lead to.
 pub fn status_of(issues: &[Issue]) -> u8 {
-    let error = issues.iter().find(|issue| issue.severity == Severity::Error);
+    let error = issues
+        .iter()
+        .find(|issue| issue.severity == Severity::Error);
     error.map_or(0, |issue| {
         match issue.component {
             Part::Database | Part::Vectors => Code::DatabaseDamaged,
@@ -214,14 +281,30 @@ pub fn status_of(issues: &[Issue]) -> u8 {
 fn tell(inspection: &Inspection, output: &Output) {
     tell_issues(&inspection.issues, output);
     let checked = &inspection.checked;
-    let what = format!("{} nodes, {} edges, {} vectors", checked.nodes, checked.edges, checked.vectors);
-    let verdict = if inspection.healthy { "is healthy" } else { "is NOT HEALTHY" };
-    output.line(format!("{} {verdict} ({what}; {} ms)", checked.database.display(), inspection.duration_ms));
+    let what = format!(
+        "{} nodes, {} edges, {} vectors",
+        checked.nodes, checked.edges, checked.vectors
+    );
+    let verdict = if inspection.healthy {
+        "is healthy"
+    } else {
+        "is NOT HEALTHY"
+    };
+    output.line(format!(
+        "{} {verdict} ({what}; {} ms)",
+        checked.database.display(),
+        inspection.duration_ms
+    ));
 }
 
 pub fn tell_issues(issues: &[Issue], output: &Output) {
     for issue in issues {
-        output.line(format!("{:7} {} [{}]", code_of(&issue.severity), issue.message, issue.code.as_str()));
+        output.line(format!(
+            "{:7} {} [{}]",
+            code_of(&issue.severity),
+            issue.message,
+            issue.code.as_str()
+        ));
         for example in issue.examples.iter().take(3) {
             output.line(format!("          {example}"));
         }
@@ -240,15 +323,29 @@ pub fn tell_issues(issues: &[Issue], output: &Output) {
 
 fn tell_repair(repair: &Repair, output: &Output) {
     if let Some(backup) = &repair.safety_backup {
-        output.line(format!("Saved before the repair: {}", backup.path.display()));
+        output.line(format!(
+            "Saved before the repair: {}",
+            backup.path.display()
+        ));
     }
     if let Some(copy) = &repair.safety_copy {
         output.line(format!("Saved before the repair: {}", copy.display()));
     }
     for action in &repair.actions {
-        let moved = if action.rows_removed > 0 { format!(": {} rows", action.rows_removed) } else { String::new() };
-        output.line(format!("  {} {}{moved}", if action.done { "done  " } else { "FAILED" }, action.action));
-        action.salvage.iter().for_each(|salvage| tell_salvage(salvage, output));
+        let moved = if action.rows_removed > 0 {
+            format!(": {} rows", action.rows_removed)
+        } else {
+            String::new()
+        };
+        output.line(format!(
+            "  {} {}{moved}",
+            if action.done { "done  " } else { "FAILED" },
+            action.action
+        ));
+        action
+            .salvage
+            .iter()
+            .for_each(|salvage| tell_salvage(salvage, output));
         if let Some(error) = &action.error {
             output.line(format!("         {error}"));
         }
@@ -269,16 +366,31 @@ fn tell_salvage(salvage: &Salvage, output: &Output) {
             LostBy::AtLeast => format!("at least {} lost", table.rows_lost),
             LostBy::Estimate => format!("about {} lost", table.rows_lost),
         };
-        output.line(format!("         {}: {} rows saved, {lost}", table.name, table.rows_recovered));
+        output.line(format!(
+            "         {}: {} rows saved, {lost}",
+            table.name, table.rows_recovered
+        ));
     }
     if let Some(found) = &report.lost_and_found {
-        output.line(format!("         {}: {} rows that may be of any table", found.table, found.rows));
+        output.line(format!(
+            "         {}: {} rows that may be of any table",
+            found.table, found.rows
+        ));
     }
     for object in &report.objects {
         if let Some(reason) = &object.failed {
-            output.line(format!("         the {} {} was not made: {reason}", object.kind, object.name));
+            output.line(format!(
+                "         the {} {} was not made: {reason}",
+                object.kind, object.name
+            ));
         }
     }
-    report.warnings.iter().for_each(|warning| output.line(format!("         {warning}")));
-    output.line(format!("         The damaged database is {}", salvage.kept.display()));
+    report
+        .warnings
+        .iter()
+        .for_each(|warning| output.line(format!("         {warning}")));
+    output.line(format!(
+        "         The damaged database is {}",
+        salvage.kept.display()
+    ));
 }

@@ -42,7 +42,10 @@ impl Watched {
         let cancel = CancelToken::default();
         end_on_interrupt(cancel.clone());
         if !output.shows_progress() {
-            return Watched { context: OperationContext::new(cancel, None), bar: None };
+            return Watched {
+                context: OperationContext::new(cancel, None),
+                bar: None,
+            };
         }
         let bar = ProgressBar::no_length().with_style(style());
         let shown = bar.clone();
@@ -53,7 +56,10 @@ impl Watched {
             }
             shown.set_position(progress.bytes_done);
         });
-        Watched { context: OperationContext::new(cancel, Some(listener)), bar: Some(bar) }
+        Watched {
+            context: OperationContext::new(cancel, Some(listener)),
+            bar: Some(bar),
+        }
     }
 }
 
@@ -67,7 +73,9 @@ impl Drop for Watched {
 
 fn style() -> ProgressStyle {
     let template = "{msg:9} [{bar:30}] {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left";
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
 }
 
 fn name(phase: Phase) -> &'static str {

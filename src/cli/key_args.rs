@@ -56,19 +56,32 @@ impl KeyArgs {
     pub fn said(&self, recipients: &[String], encrypt: bool, no_encrypt: bool) -> CallerEncryption {
         match (no_encrypt, encrypt || self.are_given()) {
             (true, _) => CallerEncryption::Plain,
-            _ if !recipients.is_empty() || !self.passphrase_file.is_empty() => CallerEncryption::EncryptedTo,
+            _ if !recipients.is_empty() || !self.passphrase_file.is_empty() => {
+                CallerEncryption::EncryptedTo
+            }
             (false, true) => CallerEncryption::Encrypted,
             (false, false) => CallerEncryption::Nothing,
         }
     }
 
     /// The store with the keys that are named: those that open backups, and those of the readers of new ones.
-    pub fn on(&self, store: Store, recipients: &[String], settings: &Settings, root: &Path) -> Store {
+    pub fn on(
+        &self,
+        store: Store,
+        recipients: &[String],
+        settings: &Settings,
+        root: &Path,
+    ) -> Store {
         let set = KeySource::of_settings(settings, root);
         let opening = self.opening(&set);
-        let new = self.sealing(recipients, set).keys(root, &WorkerMode::InProcess);
+        let new = self
+            .sealing(recipients, set)
+            .keys(root, &WorkerMode::InProcess);
         let keys = opening.keys(root, &WorkerMode::InProcess).sealing_as(&new);
-        let is_given = self.are_given() || named_by(PASSPHRASE_FILE).or(named_by(IDENTITY_FILE)).is_some();
+        let is_given = self.are_given()
+            || named_by(PASSPHRASE_FILE)
+                .or(named_by(IDENTITY_FILE))
+                .is_some();
         let keys = if is_given { keys.given() } else { keys };
         store.with_keys(keys.requiring_encryption(self.require_encryption))
     }
@@ -79,19 +92,32 @@ impl KeyArgs {
         let (passphrase_files, identity_files) = if self.are_given() {
             (self.passphrase_file.clone(), self.identity.clone())
         } else if passphrase_file.is_some() || identity_file.is_some() {
-            (passphrase_file.into_iter().collect(), identity_file.into_iter().collect())
+            (
+                passphrase_file.into_iter().collect(),
+                identity_file.into_iter().collect(),
+            )
         } else {
             (set.passphrase_files.clone(), set.identity_files.clone())
         };
-        KeySource { passphrase_files, identity_files, ..KeySource::default() }
+        KeySource {
+            passphrase_files,
+            identity_files,
+            ..KeySource::default()
+        }
     }
 
     /// Who can read new backups: whom the call names, else the recipients of the settings, else who has the passphrase of
     /// the environment, else of the settings. An identity of the call or of the environment only opens.
     fn sealing(&self, recipients: &[String], set: KeySource) -> KeySource {
-        let by_passphrase = |files: Vec<PathBuf>| KeySource { passphrase_files: files, ..KeySource::default() };
+        let by_passphrase = |files: Vec<PathBuf>| KeySource {
+            passphrase_files: files,
+            ..KeySource::default()
+        };
         if !recipients.is_empty() {
-            return KeySource { recipients: recipients.to_vec(), ..KeySource::default() };
+            return KeySource {
+                recipients: recipients.to_vec(),
+                ..KeySource::default()
+            };
         }
         if !self.passphrase_file.is_empty() {
             return by_passphrase(self.passphrase_file.clone());
@@ -105,24 +131,38 @@ impl KeyArgs {
     /// The store with what opens `archive`: a person at a terminal is asked for a passphrase if none is named, or with `ask`
     /// if neither the call nor the environment names one.
     pub fn unlock(&self, store: Store, archive: &Path, ask: bool) -> Result<Store> {
-        let lock = regular_file::open_linked(archive).and_then(lock_of).map_err(|cause| unreadable(archive, cause))?;
+        let lock = regular_file::open_linked(archive)
+            .and_then(lock_of)
+            .map_err(|cause| unreadable(archive, cause))?;
         let is_given = self.are_given() || named_by(PASSPHRASE_FILE).is_some();
         // A file that the settings name may be gone: then the passphrase can still be typed.
         let is_named = || (is_given || !ask) && store.keys().fit(Lock::Passphrase).unwrap_or(false);
         if lock != Some(Lock::Passphrase) || !may_ask() || is_named() {
             return Ok(store);
         }
-        let typed = Keys::of(Keyring::of_passphrase(typed(&format!("Passphrase of {}: ", archive.display()))?));
+        let typed = Keys::of(Keyring::of_passphrase(typed(&format!(
+            "Passphrase of {}: ",
+            archive.display()
+        ))?));
         // It opens this backup. It is for new ones only if nothing else is.
-        let has_readers = !store.keys().assert_encrypting().is_err_and(|error| error.code == Code::KeyNeeded);
-        let keys = if has_readers { typed.sealing_as(store.keys()) } else { typed };
+        let has_readers = !store
+            .keys()
+            .assert_encrypting()
+            .is_err_and(|error| error.code == Code::KeyNeeded);
+        let keys = if has_readers {
+            typed.sealing_as(store.keys())
+        } else {
+            typed
+        };
         Ok(store.with_keys(keys))
     }
 }
 
 /// The file that the environment names.
 fn named_by(variable: &str) -> Option<PathBuf> {
-    env::var_os(variable).filter(|path| !path.is_empty()).map(PathBuf::from)
+    env::var_os(variable)
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
 }
 
 /// The store with a key for a new backup, where that is encrypted. Somebody at a terminal is asked where none is named.
@@ -135,8 +175,13 @@ pub fn lockable(store: Store) -> Result<Store> {
         known => return known.map(|()| store),
     }
     let passphrase = typed("Passphrase for the backup: ")?;
-    assert_passphrase(passphrase.expose_secret())
-        .map_err(|what| Error::new(Code::KeyInvalid, format!("The passphrase {what}"), "Choose a longer one"))?;
+    assert_passphrase(passphrase.expose_secret()).map_err(|what| {
+        Error::new(
+            Code::KeyInvalid,
+            format!("The passphrase {what}"),
+            "Choose a longer one",
+        )
+    })?;
     if typed("The same again: ")?.expose_secret() != passphrase.expose_secret() {
         return Err(Error::new(
             Code::KeyInvalid,
@@ -154,6 +199,7 @@ fn may_ask() -> bool {
 /// What is typed is not shown.
 fn typed(question: &str) -> Result<SecretString> {
     let terminal = Path::new("the terminal");
-    let typed = rpassword::prompt_password(question).map_err(|cause| Error::io("read", terminal, cause))?;
+    let typed =
+        rpassword::prompt_password(question).map_err(|cause| Error::io("read", terminal, cause))?;
     Ok(SecretString::from(typed))
 }

@@ -43,7 +43,9 @@ pub struct Manage {
 
 impl Manage {
     pub fn is_asked_for(&self) -> bool {
-        [&self.delete, &self.pin, &self.unpin, &self.consolidate].iter().any(|id| id.is_some())
+        [&self.delete, &self.pin, &self.unpin, &self.consolidate]
+            .iter()
+            .any(|id| id.is_some())
     }
 
     /// The backup whose archive is read.
@@ -63,19 +65,36 @@ impl Manage {
             return Some(self.delete(store, id, lock_timeout, output));
         }
         if let Some(id) = &self.consolidate {
-            return Some(run_consolidate(store, id, compression, lock_timeout, output));
+            return Some(run_consolidate(
+                store,
+                id,
+                compression,
+                lock_timeout,
+                output,
+            ));
         }
         (self.pin.is_some() || self.unpin.is_some()).then(|| self.pin(store, lock_timeout, output))
     }
 
-    fn delete(&self, store: &Store, id: &str, lock_timeout: Duration, output: &Output) -> Result<()> {
+    fn delete(
+        &self,
+        store: &Store,
+        id: &str,
+        lock_timeout: Duration,
+        output: &Output,
+    ) -> Result<()> {
         let watched = Watched::new(output);
         let before = store.read()?.backups;
         let deleted = delete(store, id, self.cascade, lock_timeout, &watched.context)?;
         drop(watched);
         output.result(&json!({ "deleted": deleted }));
-        deleted.iter().for_each(|id| output.line(format!("Deleted {id}")));
-        let linked = before.iter().filter(|backup| deleted.contains(&backup.id)).filter_map(Backup::left_behind);
+        deleted
+            .iter()
+            .for_each(|id| output.line(format!("Deleted {id}")));
+        let linked = before
+            .iter()
+            .filter(|backup| deleted.contains(&backup.id))
+            .filter_map(Backup::left_behind);
         output.late_warnings(&Vec::from_iter(linked));
         Ok(())
     }
@@ -83,14 +102,28 @@ impl Manage {
     fn pin(&self, store: &Store, lock_timeout: Duration, output: &Output) -> Result<()> {
         let watched = Watched::new(output);
         let backup = match (&self.pin, &self.unpin) {
-            (Some(id), _) => pin(store, id, self.reason.clone(), lock_timeout, &watched.context)?,
-            (None, id) => unpin(store, id.as_deref().unwrap_or_default(), lock_timeout, &watched.context)?,
+            (Some(id), _) => pin(
+                store,
+                id,
+                self.reason.clone(),
+                lock_timeout,
+                &watched.context,
+            )?,
+            (None, id) => unpin(
+                store,
+                id.as_deref().unwrap_or_default(),
+                lock_timeout,
+                &watched.context,
+            )?,
         };
         drop(watched);
         output.result(&backup);
         tell_of_store(&backup, output);
         output.line(match backup.pinned {
-            Some(_) => format!("Pinned {}: nothing removes it until `kg diag backup --unpin {0}`", backup.id),
+            Some(_) => format!(
+                "Pinned {}: nothing removes it until `kg diag backup --unpin {0}`",
+                backup.id
+            ),
             None => format!("Unpinned {}", backup.id),
         });
         Ok(())
@@ -100,7 +133,10 @@ impl Manage {
 /// What is wrong with the store. What was said when the backup was made is not said again.
 fn tell_of_store(backup: &Backup, output: &Output) {
     let is_told = |code| matches!(code, WarningCode::Store | WarningCode::KeyExposed);
-    let warnings = backup.warnings.iter().filter(|warning| is_told(warning.code));
+    let warnings = backup
+        .warnings
+        .iter()
+        .filter(|warning| is_told(warning.code));
     output.warnings(&warnings.cloned().collect::<Vec<_>>());
 }
 
@@ -117,9 +153,15 @@ fn run_consolidate(
     output.result(&backup);
     tell_of_store(&backup, output);
     output.line(format!("Backup created: {}", backup.path.display()));
-    output.line(format!("  id        {}, the same as {id} and whole in itself", backup.id));
+    output.line(format!(
+        "  id        {}, the same as {id} and whole in itself",
+        backup.id
+    ));
     let (files, from) = (backup.stats.total_files, size(backup.stats.total_size));
-    output.line(format!("  size      {} ({files} files, {from} before compression)", size(backup.size)));
+    output.line(format!(
+        "  size      {} ({files} files, {from} before compression)",
+        size(backup.size)
+    ));
     output.line(format!("  checksum  {}", backup.checksum));
     Ok(())
 }

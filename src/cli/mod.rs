@@ -47,14 +47,23 @@ use crate::{
 
 /// Back up and restore knowledge-graph projects.
 #[derive(Debug, Parser)]
-#[command(name = "kg", version, propagate_version = true, max_term_width = 100, arg_required_else_help = true)]
+#[command(
+    name = "kg",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
 struct Kg {
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-#[allow(clippy::large_enum_variant, reason = "there is one, for as long as the process lives")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one, for as long as the process lives"
+)]
 enum Command {
     /// Backup, verification and recovery
     #[command(subcommand, arg_required_else_help = true)]
@@ -70,7 +79,10 @@ enum Command {
 }
 
 #[derive(Debug, Subcommand)]
-#[allow(clippy::large_enum_variant, reason = "there is one, for as long as the process lives")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one, for as long as the process lives"
+)]
 enum Diag {
     /// Make a backup, or look at those that exist
     Backup(backup::BackupArgs),
@@ -129,12 +141,20 @@ impl Waiting {
 
 /// As other times; a number alone is seconds.
 fn parse_wait(text: &str) -> std::result::Result<Duration, String> {
-    text.parse().map(Duration::from_secs).or_else(|_| health::parse_duration(text))
+    text.parse()
+        .map(Duration::from_secs)
+        .or_else(|_| health::parse_duration(text))
 }
 
 /// The store that the arguments name, or the settings, or `.kg/backups`.
 fn store(output: Option<&PathBuf>, root: &Path, settings: &Settings) -> Result<Store> {
-    scheduled::store(settings, root, output.map(PathBuf::as_path), CallerEncryption::Nothing, &WorkerMode::InProcess)
+    scheduled::store(
+        settings,
+        root,
+        output.map(PathBuf::as_path),
+        CallerEncryption::Nothing,
+        &WorkerMode::InProcess,
+    )
 }
 
 /// Which backups stay.
@@ -183,12 +203,18 @@ impl Keep {
             yearly: self.keep_yearly.or(set.keep.yearly),
         };
         let retention_days = self.retention_days.or(set.retention_days);
-        Policy { retention_days, max_backups: self.max_backups.or(set.max_backups), keep, zone: set.zone }
+        Policy {
+            retention_days,
+            max_backups: self.max_backups.or(set.max_backups),
+            keep,
+            zone: set.zone,
+        }
     }
 }
 
 fn working_dir() -> Result<PathBuf> {
-    std::env::current_dir().map_err(|cause| Error::io("find", Path::new("the working directory"), cause))
+    std::env::current_dir()
+        .map_err(|cause| Error::io("find", Path::new("the working directory"), cause))
 }
 
 /// Exit status: 0 done, 1 error, 2 usage, 3 database, 4 file system or store, 5 verification failed, 6 a backup that is made
@@ -245,7 +271,16 @@ fn run(command: Command) -> ExitCode {
 
 /// `Ok(false)` is a verification that found damage.
 fn finish(output: &Output, result: Result<bool>) -> ExitCode {
-    finish_with(output, result.map(|good| if good { 0 } else { Code::ChecksumMismatch.exit_status() }))
+    finish_with(
+        output,
+        result.map(|good| {
+            if good {
+                0
+            } else {
+                Code::ChecksumMismatch.exit_status()
+            }
+        }),
+    )
 }
 
 /// Ends with the status that a command chose.

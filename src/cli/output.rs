@@ -34,7 +34,10 @@ impl Output {
     }
 
     pub fn new(common: &Common) -> Self {
-        Output { json: common.json, quiet: common.quiet }
+        Output {
+            json: common.json,
+            quiet: common.quiet,
+        }
     }
 
     /// Whether a person watches: then there is a progress bar.
@@ -74,7 +77,11 @@ impl Output {
     /// What was not known yet when the result was told: to standard error, with `--json` too.
     pub fn late_warnings(&self, warnings: &[Warning]) {
         for warning in warnings {
-            complain(&format!("warning: {} [{}]", warning.message, code_of(&warning.code)));
+            complain(&format!(
+                "warning: {} [{}]",
+                warning.message,
+                code_of(&warning.code)
+            ));
         }
     }
 
@@ -102,11 +109,18 @@ pub fn lost(cause: io::Error) {
 pub fn told_all(code: ExitCode) -> ExitCode {
     let Some(error) = LOST.get() else { return code };
     tell_error(error);
-    if code == ExitCode::SUCCESS { ExitCode::from(error.code.exit_status()) } else { code }
+    if code == ExitCode::SUCCESS {
+        ExitCode::from(error.code.exit_status())
+    } else {
+        code
+    }
 }
 
 fn tell_error(error: &Error) {
-    complain(&format!("kg: {} [{}]\n    {}.", error.message, error.code, error.remedy));
+    complain(&format!(
+        "kg: {} [{}]\n    {}.",
+        error.message, error.code, error.remedy
+    ));
 }
 
 fn complain(text: &str) {
@@ -126,7 +140,10 @@ fn printable(text: &str) -> String {
 
 /// The stable name of a code, as JSON has it.
 pub fn code_of(code: &impl Serialize) -> String {
-    serde_json::to_value(code).ok().and_then(|code| code.as_str().map(str::to_string)).unwrap_or_default()
+    serde_json::to_value(code)
+        .ok()
+        .and_then(|code| code.as_str().map(str::to_string))
+        .unwrap_or_default()
 }
 
 /// `12.3 MB`; decimal, as disks are sold.
@@ -138,7 +155,11 @@ pub fn size(bytes: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+    if unit == 0 {
+        format!("{bytes} B")
+    } else {
+        format!("{value:.1} {}", units[unit])
+    }
 }
 
 /// What a check of the databases said when they were saved.
@@ -149,10 +170,15 @@ pub(super) fn integrity(backup: &Backup) -> String {
             "ok when it was saved, but not checked as a whole"
         }
         IntegrityStatus::Partial => {
-            return format!("ok when it was saved, except not checked: {}", backup.integrity.not_checked.join("; "));
+            return format!(
+                "ok when it was saved, except not checked: {}",
+                backup.integrity.not_checked.join("; ")
+            );
         }
         IntegrityStatus::Ok if backup.integrity.full_text => "ok when it was saved",
-        IntegrityStatus::Ok => "ok when it was saved (full-text indexes are read with the next full backup)",
+        IntegrityStatus::Ok => {
+            "ok when it was saved (full-text indexes are read with the next full backup)"
+        }
         IntegrityStatus::Failed => "DAMAGED when it was saved",
         IntegrityStatus::Skipped => "not checked",
     };

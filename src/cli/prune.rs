@@ -45,11 +45,24 @@ pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
     settings.doubt_of_retention().map_or(Ok(()), Err)?;
     let store = store(args.output.as_ref(), &root, &settings)?;
     let watched = Watched::new(output);
-    let result = prune(&store, &args.keep.policy(&settings), args.dry_run, args.waiting.timeout(), &watched.context)?;
+    let result = prune(
+        &store,
+        &args.keep.policy(&settings),
+        args.dry_run,
+        args.waiting.timeout(),
+        &watched.context,
+    )?;
     drop(watched);
     tell(&result, output);
-    match result.decisions.iter().find_map(|decision| decision.error.clone()) {
-        Some(error) => Err(Error { message: format!("Not everything could be removed: {}", error.message), ..error }),
+    match result
+        .decisions
+        .iter()
+        .find_map(|decision| decision.error.clone())
+    {
+        Some(error) => Err(Error {
+            message: format!("Not everything could be removed: {}", error.message),
+            ..error
+        }),
         None => Ok(true),
     }
 }
@@ -63,7 +76,11 @@ fn tell(result: &PruneResult, output: &Output) {
             (false, true) => "would be removed",
             (false, false) => "removed",
         };
-        output.line(format!("{:32} {fate}: {}", decision.id, code_of(&decision.reason)));
+        output.line(format!(
+            "{:32} {fate}: {}",
+            decision.id,
+            code_of(&decision.reason)
+        ));
     }
     output.line(format!("{} freed", size(result.bytes_freed)));
 }

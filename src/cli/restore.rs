@@ -95,7 +95,9 @@ pub struct RestoreArgs {
 
 pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     let root = args.common.root()?;
-    let Some(file) = &args.file else { return undo(args, root, output) };
+    let Some(file) = &args.file else {
+        return undo(args, root, output);
+    };
     let mut unusable = Vec::new();
     let settings = Settings::read(&root, &mut unusable);
     // Before anything can fail, because the settings may name another directory than the one that is searched.
@@ -118,7 +120,10 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
         store = store.with_keys(keys);
     }
     let target = args.target.clone().unwrap_or(root);
-    let question = format!("Restore over the project in {}? What is replaced is kept.", target.display());
+    let question = format!(
+        "Restore over the project in {}? What is replaced is kept.",
+        target.display()
+    );
     if args.must_ask(&target) && !confirmed(&question)? {
         return Err(Error::aborted());
     }
@@ -133,7 +138,13 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
         ..RestoreOptions::new(target)
     };
     let watched = Watched::new(output);
-    let mut result = restore(&store, file, &WorkerMode::InProcess, &options, &watched.context)?;
+    let mut result = restore(
+        &store,
+        file,
+        &WorkerMode::InProcess,
+        &options,
+        &watched.context,
+    )?;
     drop(watched);
     tell(&result, output);
     result.warnings.extend(unusable);
@@ -143,11 +154,19 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
 
 /// Refuses a project that was found above this directory and is not the backup's: where `.kg` was lost, this directory is meant.
 fn assert_meant(root: &Path, archive: &Path) -> Result<()> {
-    let Ok(project) = Project::open(root) else { return Ok(()) };
-    if working_dir()?.canonicalize().is_ok_and(|here| here == project.root()) {
+    let Ok(project) = Project::open(root) else {
+        return Ok(());
+    };
+    if working_dir()?
+        .canonicalize()
+        .is_ok_and(|here| here == project.root())
+    {
         return Ok(());
     }
-    if described_beside(archive)?.and_then(|manifest| manifest.project).is_some_and(|of| of == project.id()) {
+    if described_beside(archive)?
+        .and_then(|manifest| manifest.project)
+        .is_some_and(|of| of == project.id())
+    {
         return Ok(());
     }
     let message = format!(
@@ -163,7 +182,10 @@ fn assert_meant(root: &Path, archive: &Path) -> Result<()> {
 
 fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {
     let target = args.target.clone().unwrap_or(root);
-    let question = format!("Undo the last restore into {}? What is replaced is kept.", target.display());
+    let question = format!(
+        "Undo the last restore into {}? What is replaced is kept.",
+        target.display()
+    );
     if args.must_ask(&target) && !confirmed(&question)? {
         return Err(Error::aborted());
     }
@@ -181,7 +203,9 @@ fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {
     output.warnings(&result.warnings);
     let (back, away) = (result.files_restored, result.files_removed);
     if result.dry_run {
-        output.line(format!("An undo would put back {back} files and take away {away}, as they were before the"));
+        output.line(format!(
+            "An undo would put back {back} files and take away {away}, as they were before the"
+        ));
         output.line(format!("  {}. Nothing was changed.", undone(&result)));
         return Ok(true);
     }
@@ -199,13 +223,19 @@ fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {
 /// What was undone, and when that had been done.
 fn undone(result: &UndoResult) -> String {
     let at = time(result.restored_at);
-    if result.id == UNDO_OF { format!("repair at {at}") } else { format!("restore of {} at {at}", result.id) }
+    if result.id == UNDO_OF {
+        format!("repair at {at}")
+    } else {
+        format!("restore of {} at {at}", result.id)
+    }
 }
 
 /// RFC 3339, in UTC, to the second.
 fn time(milliseconds: i64) -> String {
     let at = Timestamp::from_millisecond(milliseconds).unwrap_or(Timestamp::UNIX_EPOCH);
-    at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+    at.to_zoned(TimeZone::UTC)
+        .strftime("%Y-%m-%d %H:%M:%S UTC")
+        .to_string()
 }
 
 impl RestoreArgs {
@@ -219,7 +249,10 @@ impl RestoreArgs {
 
     fn must_ask(&self, target: &Path) -> bool {
         let is_silent = self.yes || self.overwrite || self.dry_run;
-        !is_silent && target.join(STATE_DIR).exists() && io::stdin().is_terminal() && io::stderr().is_terminal()
+        !is_silent
+            && target.join(STATE_DIR).exists()
+            && io::stdin().is_terminal()
+            && io::stderr().is_terminal()
     }
 }
 
@@ -228,7 +261,10 @@ pub fn confirmed(question: &str) -> Result<bool> {
     let _ = write!(err, "{question} [y/N] ").and_then(|()| err.flush());
     let mut answer = String::new();
     let terminal = Path::new("the terminal");
-    io::stdin().lock().read_line(&mut answer).map_err(|cause| Error::io("read", terminal, cause))?;
+    io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .map_err(|cause| Error::io("read", terminal, cause))?;
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
@@ -237,11 +273,20 @@ fn tell(result: &RestoreResult, output: &Output) {
     let (files, bytes) = (result.files_restored, size(result.bytes_restored));
     let target = result.target_dir.display();
     if result.dry_run {
-        output.line(format!("{} is whole. A restore would write {files} files ({bytes}) to {target}", result.id));
-        output.line(format!("  and replace {} of them. Nothing was changed.", result.files_replaced));
+        output.line(format!(
+            "{} is whole. A restore would write {files} files ({bytes}) to {target}",
+            result.id
+        ));
+        output.line(format!(
+            "  and replace {} of them. Nothing was changed.",
+            result.files_replaced
+        ));
         return;
     }
-    output.line(format!("Restored {files} files ({bytes}) of {} to {target} in {} ms", result.id, result.duration_ms));
+    output.line(format!(
+        "Restored {files} files ({bytes}) of {} to {target} in {} ms",
+        result.id, result.duration_ms
+    ));
     if let Some(kept) = &result.safety_copy {
         output.line(format!(
             "  {} files were replaced; what they were is kept in {}",

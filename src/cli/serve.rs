@@ -77,17 +77,21 @@ pub struct ServeArgs {
 
 pub fn run(args: &ServeArgs) -> ExitCode {
     let output = Output::new(&args.common);
-    let done = args.common.root().and_then(|root| Project::open(&root)).and_then(|project| {
-        if args.stop {
-            stop(&project, &output)
-        } else if args.status {
-            tell(&project, &output)
-        } else if args.foreground || args.detached {
-            serve(&project, args, &output)
-        } else {
-            start(&project, args, &output)
-        }
-    });
+    let done = args
+        .common
+        .root()
+        .and_then(|root| Project::open(&root))
+        .and_then(|project| {
+            if args.stop {
+                stop(&project, &output)
+            } else if args.status {
+                tell(&project, &output)
+            } else if args.foreground || args.detached {
+                serve(&project, args, &output)
+            } else {
+                start(&project, args, &output)
+            }
+        });
     match done {
         Ok(code) => code,
         Err(error) => finish(&output, Err(error)),
@@ -105,8 +109,12 @@ fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
     settings.assert_usable()?;
     let plan = scheduled::plan(&settings, project.root())?;
     if plan.is_none() || !scheduled::is_enabled(&settings) {
-        output.result(&json!({ "running": false, "started": false, "service": null, "listen": null }));
-        output.line("Nothing to serve: automated backups are not enabled for this project. To enable them:");
+        output.result(
+            &json!({ "running": false, "started": false, "service": null, "listen": null }),
+        );
+        output.line(
+            "Nothing to serve: automated backups are not enabled for this project. To enable them:",
+        );
         if plan.is_none() {
             output.line("  kg config set backup.schedule \"0 2 * * *\"");
         }
@@ -119,14 +127,20 @@ fn start(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
     output.result(&json!({ "running": true, "started": true, "service": holder, "listen": known(&listening) }));
     output.line(format!("The service runs: {}", describe(project, &holder)));
     output.line(format!("  answers   {}", address(&listening)));
-    output.line(format!("  log       {}", service::log_path(project).display()));
+    output.line(format!(
+        "  log       {}",
+        service::log_path(project).display()
+    ));
     Ok(ExitCode::SUCCESS)
 }
 
 fn tell_running(project: &Project, holder: &Holder, output: &Output) {
     let listening = Listening::find(project, holder);
     output.result(&json!({ "running": true, "started": false, "service": holder, "listen": known(&listening) }));
-    output.line(format!("The service runs already: {}", describe(project, holder)));
+    output.line(format!(
+        "The service runs already: {}",
+        describe(project, holder)
+    ));
     output.line(format!("  answers   {}", address(&listening)));
 }
 
@@ -135,9 +149,13 @@ fn launch(project: &Project, args: &ServeArgs) -> Result<Holder> {
     let failed = |cause| Error::io("start", Path::new("the service"), cause);
     let executable = std::env::current_exe().map_err(failed)?;
     let mut command = Command::new(executable);
-    command.args(["serve", "--detached", "--project"]).arg(project.root());
+    command
+        .args(["serve", "--detached", "--project"])
+        .arg(project.root());
     if let Some(path) = &args.metrics_file {
-        command.arg("--metrics-file").arg(std::path::absolute(path).map_err(failed)?);
+        command
+            .arg("--metrics-file")
+            .arg(std::path::absolute(path).map_err(failed)?);
     }
     if let Some(listen) = args.listen {
         command.arg("--listen").arg(listen.to_string());
@@ -145,14 +163,23 @@ fn launch(project: &Project, args: &ServeArgs) -> Result<Holder> {
     // Not a pipe: it outlives this process.
     let said = tempfile::tempfile().map_err(failed)?;
     let stderr = said.try_clone().map_err(failed)?;
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().map_err(failed)?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(stderr)
+        .spawn()
+        .map_err(failed)?;
     let deadline = Instant::now() + START_PATIENCE;
     loop {
         let ended = child.try_wait().map_err(failed)?;
         match Holder::find(project)? {
             // Another one may have been quicker; then this project has its service all the same.
-            Some(holder) if holder.pid != 0 && (is(&holder, &child) || ended.is_some()) => return Ok(holder),
-            _ if ended.is_some() || Instant::now() > deadline => return Err(not_started(project, &said)),
+            Some(holder) if holder.pid != 0 && (is(&holder, &child) || ended.is_some()) => {
+                return Ok(holder);
+            }
+            _ if ended.is_some() || Instant::now() > deadline => {
+                return Err(not_started(project, &said));
+            }
             _ => thread::sleep(POLL),
         }
     }
@@ -181,9 +208,17 @@ fn address(answers: &Answers) -> String {
     match answers {
         None => "it is not known where: see its log".into(),
         Some(None) => "nowhere over HTTP".into(),
-        Some(Some(Listening { address, error: None })) => format!("on http://{address}"),
-        Some(Some(Listening { address, error: Some(error) })) => {
-            format!("not on {address} yet: {error}. Another port: `kg config set backup.listen PORT`")
+        Some(Some(Listening {
+            address,
+            error: None,
+        })) => format!("on http://{address}"),
+        Some(Some(Listening {
+            address,
+            error: Some(error),
+        })) => {
+            format!(
+                "not on {address} yet: {error}. Another port: `kg config set backup.listen PORT`"
+            )
         }
     }
 }
@@ -195,11 +230,24 @@ fn is(holder: &Holder, child: &Child) -> bool {
 /// `said` is what it wrote to its standard error.
 fn not_started(project: &Project, mut said: &File) -> Error {
     let mut text = String::new();
-    let read = said.rewind().and_then(|()| said.take(MOST_SAID_BYTES).read_to_string(&mut text));
-    let first = text.lines().next().filter(|_| read.is_ok()).map(|line| line.trim_start_matches("kg: "));
+    let read = said
+        .rewind()
+        .and_then(|()| said.take(MOST_SAID_BYTES).read_to_string(&mut text));
+    let first = text
+        .lines()
+        .next()
+        .filter(|_| read.is_ok())
+        .map(|line| line.trim_start_matches("kg: "));
     let why = first.map_or(String::new(), |line| format!(": {line}"));
-    let remedy = format!("See {}, or run `kg serve --foreground`", service::log_path(project).display());
-    Error::new(Code::Service, format!("The service did not start{why}"), remedy)
+    let remedy = format!(
+        "See {}, or run `kg serve --foreground`",
+        service::log_path(project).display()
+    );
+    Error::new(
+        Code::Service,
+        format!("The service did not start{why}"),
+        remedy,
+    )
 }
 
 fn stop(project: &Project, output: &Output) -> Result<ExitCode> {
@@ -210,15 +258,23 @@ fn stop(project: &Project, output: &Output) -> Result<ExitCode> {
     };
     let shown = describe(project, &holder);
     let by_force = holder.stop(project, STOP_PATIENCE)?;
-    output.result(&json!({ "running": false, "stopped": true, "byForce": by_force, "service": holder }));
-    let how = if by_force { ", by force: it did not end by itself" } else { "" };
+    output.result(
+        &json!({ "running": false, "stopped": true, "byForce": by_force, "service": holder }),
+    );
+    let how = if by_force {
+        ", by force: it did not end by itself"
+    } else {
+        ""
+    };
     output.line(format!("The service was stopped{how} ({shown})"));
     Ok(ExitCode::SUCCESS)
 }
 
 fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
     let holder = Holder::find(project)?;
-    let listening = holder.as_ref().and_then(|holder| Listening::find(project, holder));
+    let listening = holder
+        .as_ref()
+        .and_then(|holder| Listening::find(project, holder));
     let mut warnings = Vec::new();
     let settings = Settings::read(project.root(), &mut warnings);
     let store = super::store(None, project.root(), &settings)?;
@@ -257,7 +313,11 @@ fn tell(project: &Project, output: &Output) -> Result<ExitCode> {
     for warning in &status.hook_warnings {
         output.line(format!("  hooks     {warning}"));
     }
-    Ok(if holder.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if holder.is_some() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCode> {
@@ -267,7 +327,8 @@ fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
     if args.detached {
         // Of a session of its own, so that the end of the terminal is not its end. It fails only for whoever has one already.
         let _ = nix::unistd::setsid();
-        std::env::set_current_dir("/").map_err(|cause| Error::io("enter", Path::new("/"), cause))?;
+        std::env::set_current_dir("/")
+            .map_err(|cause| Error::io("enter", Path::new("/"), cause))?;
     }
     Settings::read(project.root(), &mut Vec::new()).assert_usable()?;
     let held = match InstanceLock::take(project)? {
@@ -277,12 +338,23 @@ fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
             return Ok(ExitCode::SUCCESS);
         }
     };
-    let log = if args.detached { Log::of(project)? } else { Log::Output };
-    let options = service::Options { metrics_file: args.metrics_file.clone(), listen: args.listen };
+    let log = if args.detached {
+        Log::of(project)?
+    } else {
+        Log::Output
+    };
+    let options = service::Options {
+        metrics_file: args.metrics_file.clone(),
+        listen: args.listen,
+    };
     service::serve(project, &held, &log, &options, &cancel_on_interrupt())?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn describe(project: &Project, holder: &Holder) -> String {
-    format!("{}, since {} UTC", holder.shown(project), date(holder.since, &TimeZone::UTC))
+    format!(
+        "{}, since {} UTC",
+        holder.shown(project),
+        date(holder.since, &TimeZone::UTC)
+    )
 }

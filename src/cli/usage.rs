@@ -22,10 +22,17 @@ pub fn stop(stop: &clap::Error) -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    let wants_json = env::args_os().skip(1).take_while(|one| one != "--").any(|one| one == "--json");
+    let wants_json = env::args_os()
+        .skip(1)
+        .take_while(|one| one != "--")
+        .any(|one| one == "--json");
     if wants_json {
-        let given: Vec<String> = env::args_os().skip(1).map(|one| one.to_string_lossy().into_owned()).collect();
-        Output::of_json(true).result(&serde_json::json!({ "error": error(&stop.render().to_string(), &given) }));
+        let given: Vec<String> = env::args_os()
+            .skip(1)
+            .map(|one| one.to_string_lossy().into_owned())
+            .collect();
+        Output::of_json(true)
+            .result(&serde_json::json!({ "error": error(&stop.render().to_string(), &given) }));
     }
     // The exit status says it too, if standard error is gone.
     let _ = stop.print();
@@ -40,12 +47,24 @@ fn error(text: &str, given: &[String]) -> Error {
         Some(message) => message.split_whitespace().collect::<Vec<_>>().join(" "),
         None => "The command is not complete".into(),
     };
-    let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
-    let usage = text.lines().find_map(|line| line.trim().strip_prefix("Usage: "));
-    let usage = usage.map(|usage| usage.split(' ').take_while(|word| !word.starts_with(['-', '<', '['])).collect());
+    let tips = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("tip: "));
+    let usage = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Usage: "));
+    let usage = usage.map(|usage| {
+        usage
+            .split(' ')
+            .take_while(|word| !word.starts_with(['-', '<', '[']))
+            .collect()
+    });
     // What is wrong with a value is said without it.
     let command: Vec<&str> = usage.unwrap_or_else(|| command_of(given));
-    let remedy: Vec<String> = tips.map(str::to_string).chain([format!("see `{} --help`", command.join(" "))]).collect();
+    let remedy: Vec<String> = tips
+        .map(str::to_string)
+        .chain([format!("see `{} --help`", command.join(" "))])
+        .collect();
     let mut remedy = remedy.join("; ");
     if let Some(first) = remedy.get_mut(..1) {
         first.make_ascii_uppercase();
@@ -62,7 +81,9 @@ fn command_of(given: &[String]) -> Vec<&str> {
     let kg = Kg::command();
     let (mut command, mut words) = (&kg, vec!["kg"]);
     for word in given {
-        let Some(inner) = command.find_subcommand(word) else { break };
+        let Some(inner) = command.find_subcommand(word) else {
+            break;
+        };
         words.push(word);
         command = inner;
     }
@@ -78,14 +99,25 @@ mod tests {
         let text = "error: unexpected argument '--jsn' found\n\n  tip: a similar argument exists: '--json'\n\n\
                     Usage: kg diag backup --json\n\nFor more information, try '--help'.\n";
         let found = error(text, &[]);
-        assert_eq!((found.code, found.message.as_str()), (Code::InvalidOption, "Unexpected argument '--jsn' found"));
-        assert_eq!(found.remedy, "A similar argument exists: '--json'; see `kg diag backup --help`");
+        assert_eq!(
+            (found.code, found.message.as_str()),
+            (Code::InvalidOption, "Unexpected argument '--jsn' found")
+        );
+        assert_eq!(
+            found.remedy,
+            "A similar argument exists: '--json'; see `kg diag backup --help`"
+        );
         let text = "error: the following required arguments were not provided:\n  --file <FILE>\n\nUsage: kg diag restore --file <FILE>";
-        assert_eq!(error(text, &[]).message, "The following required arguments were not provided: --file <FILE>");
+        assert_eq!(
+            error(text, &[]).message,
+            "The following required arguments were not provided: --file <FILE>"
+        );
         let given = ["diag", "prune", "--max-backups", "x"].map(String::from);
-        let text =
-            "error: invalid value 'x' for '--max-backups <N>': invalid digit\n\nFor more information, try '--help'.\n";
+        let text = "error: invalid value 'x' for '--max-backups <N>': invalid digit\n\nFor more information, try '--help'.\n";
         assert_eq!(error(text, &given).remedy, "See `kg diag prune --help`");
-        assert_eq!(error("Usage: kg diag <COMMAND>", &[]).remedy, "See `kg diag --help`");
+        assert_eq!(
+            error("Usage: kg diag <COMMAND>", &[]).remedy,
+            "See `kg diag --help`"
+        );
     }
 }

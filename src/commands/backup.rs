@@ -139,21 +139,37 @@ pub fn create_backup(
     let emptied = known_stores::emptied(&project, store, &own_backups(store, &project)?);
     warnings.extend(emptied.clone());
     let base = choose_base(store, &project, &mut options, &mut warnings, context)?;
-    let run = Run { project: &project, store, lock: &lock, worker_mode, context };
-    let (mut backup, reused_bytes) = match run.save(&options, base.as_ref().map_or(Reuse::Previous, Reuse::Incremental))
-    {
+    let run = Run {
+        project: &project,
+        store,
+        lock: &lock,
+        worker_mode,
+        context,
+    };
+    let (mut backup, reused_bytes) = match run.save(
+        &options,
+        base.as_ref().map_or(Reuse::Previous, Reuse::Incremental),
+    ) {
         // Nobody chose that base: a full backup is what helps now.
         Err(error)
-            if base.is_some() && options.based_on.is_none() && (is_base_error(&error) || error.code.is_key_error()) =>
+            if base.is_some()
+                && options.based_on.is_none()
+                && (is_base_error(&error) || error.code.is_key_error()) =>
         {
-            let message = format!("A full backup was made, for nothing can rest on the newest one: {}", error.message);
+            let message = format!(
+                "A full backup was made, for nothing can rest on the newest one: {}",
+                error.message
+            );
             warnings.push(Warning::new(WarningCode::Full, message));
             options.kind = BackupType::Full;
             run.save(&options, Reuse::None)?
         }
         // The archive that it could have taken from is damaged: it only saves time.
         Err(error) if base.is_none() && is_base_error(&error) => {
-            let message = format!("{}, so nothing was: see the damage with `kg diag backup --verify`", error.message);
+            let message = format!(
+                "{}, so nothing was: see the damage with `kg diag backup --verify`",
+                error.message
+            );
             warnings.push(Warning::new(WarningCode::Store, message));
             run.save(&options, Reuse::None)?
         }
@@ -173,30 +189,56 @@ pub fn create_backup(
             let mut count = own_among(listed.clone(), &project).len();
             if prunes {
                 let pruned = prune_after(store, &lock, &options.retention, listed, &mut backup);
-                count = count.saturating_sub(pruned.decisions.iter().filter(|decision| !decision.kept).count());
+                count = count.saturating_sub(
+                    pruned
+                        .decisions
+                        .iter()
+                        .filter(|decision| !decision.kept)
+                        .count(),
+                );
                 retention = Some(pruned);
             }
-            backup.warnings.extend(known_stores::remember(&project, store, count));
+            backup
+                .warnings
+                .extend(known_stores::remember(&project, store, count));
         }
         Err(error) => {
             let prunes = !options.retention.keeps_everything();
             let consequence = if prunes { ", and none was removed" } else { "" };
-            let message =
-                format!("The backup is made, but the others could not be looked at{consequence}: {}", error.message);
-            backup.warnings.push(Warning::new(WarningCode::Store, message));
+            let message = format!(
+                "The backup is made, but the others could not be looked at{consequence}: {}",
+                error.message
+            );
+            backup
+                .warnings
+                .push(Warning::new(WarningCode::Store, message));
             retention_error = Some(error).filter(|_| prunes);
         }
     }
-    backup.warnings.extend(unsupported::warnings(&[store.dir(), &project.state_dir()]));
-    Ok(Created { backup, reused_bytes, retention, retention_error })
+    backup
+        .warnings
+        .extend(unsupported::warnings(&[store.dir(), &project.state_dir()]));
+    Ok(Created {
+        backup,
+        reused_bytes,
+        retention,
+        retention_error,
+    })
 }
 
 /// A clock that was wrong once must not go unnoticed: what is dated ahead is the newest backup to whoever looks at names alone.
 fn dated_ahead(listed: &[Backup]) -> Option<Warning> {
     let now = Timestamp::now();
-    let ahead: Vec<&Backup> = listed.iter().filter(|backup| backup.is_ahead(now)).collect();
+    let ahead: Vec<&Backup> = listed
+        .iter()
+        .filter(|backup| backup.is_ahead(now))
+        .collect();
     let first = ahead.first()?;
-    let more = if ahead.len() > 1 { format!(" (and {} more)", ahead.len() - 1) } else { String::new() };
+    let more = if ahead.len() > 1 {
+        format!(" (and {} more)", ahead.len() - 1)
+    } else {
+        String::new()
+    };
     let message = format!(
         "{}{more} is dated ahead of now: a clock was wrong then, or is now. It counts as older than all others; delete it when you do not need \
          it (`kg diag backup --delete {}`)",
@@ -233,7 +275,13 @@ impl Run<'_> {
     }
 
     fn save_once(&self, options: &BackupOptions, before: Reuse<'_>) -> Result<(Backup, u64)> {
-        let Run { project, store, lock, worker_mode, context } = *self;
+        let Run {
+            project,
+            store,
+            lock,
+            worker_mode,
+            context,
+        } = *self;
         let at = Timestamp::now();
         let new = store.begin(lock, at, options.compression, store.encrypts())?;
         let own = project.id();
@@ -242,16 +290,26 @@ impl Run<'_> {
         match before {
             Reuse::None => {}
             Reuse::Previous => {
-                earlier =
-                    incremental_base::earlier(store, Some(&own), options.kind, options.compression, &context.cancel)?
-                        .map(Arc::new);
-                if let Some((known, checksum)) = incremental_base::load_page_cache(store, project, new.scratch())? {
+                earlier = incremental_base::earlier(
+                    store,
+                    Some(&own),
+                    options.kind,
+                    options.compression,
+                    &context.cancel,
+                )?
+                .map(Arc::new);
+                if let Some((known, checksum)) =
+                    incremental_base::load_page_cache(store, project, new.scratch())?
+                {
                     request.known = Some(known);
-                    request.takes_over = earlier.as_ref().is_some_and(|earlier| earlier.is(&checksum));
+                    request.takes_over = earlier
+                        .as_ref()
+                        .is_some_and(|earlier| earlier.is(&checksum));
                 }
             }
             Reuse::Incremental(chosen) => {
-                request.known = Some(chosen.prepare(project, new.scratch(), store.keys(), context)?);
+                request.known =
+                    Some(chosen.prepare(project, new.scratch(), store.keys(), context)?);
                 base = Some(chosen);
             }
         }
@@ -259,10 +317,16 @@ impl Run<'_> {
         let mut worker = Worker::save(worker_mode, request, &context.cancel)?;
         // Reading the chain to its end takes as long as reading the project: the one beside the other.
         let (saved, whole) = thread::scope(|threads| {
-            let check = |base| start_in(threads, "kg-chain", move || IncrementalBase::assert_whole(base, context));
+            let check = |base| {
+                start_in(threads, "kg-chain", move || {
+                    IncrementalBase::assert_whole(base, context)
+                })
+            };
             let checking = base.map(check).transpose()?;
             let saved = receive(&mut worker, &mut archive, context);
-            let whole = checking.map_or(Ok(()), |checking| checking.join().unwrap_or_else(|_| Err(check_panicked())));
+            let whole = checking.map_or(Ok(()), |checking| {
+                checking.join().unwrap_or_else(|_| Err(check_panicked()))
+            });
             Ok::<_, Error>((saved, whole))
         })?;
         let mut saved = saved?;
@@ -301,7 +365,10 @@ impl Run<'_> {
 
 /// Whether it is what a backup would have rested on that failed.
 fn is_base_error(error: &Error) -> bool {
-    matches!(error.code, Code::ChecksumMismatch | Code::BaseUnusable | Code::ChainBroken)
+    matches!(
+        error.code,
+        Code::ChecksumMismatch | Code::BaseUnusable | Code::ChainBroken
+    )
 }
 
 /// What an incremental backup rests on. Where there is nothing, it becomes a full one, and a warning says so.
@@ -315,7 +382,10 @@ fn choose_base(
     if options.kind != BackupType::Incremental {
         return match options.based_on {
             None => Ok(None),
-            Some(_) => Err(Error::invalid("`basedOn` goes with the type `incremental`", "Leave it out")),
+            Some(_) => Err(Error::invalid(
+                "`basedOn` goes with the type `incremental`",
+                "Leave it out",
+            )),
         };
     }
     let chosen = incremental_base::choose(store, project, options.based_on.as_deref(), context);
@@ -338,7 +408,11 @@ fn choose_base(
 }
 
 fn check_panicked() -> Error {
-    Error::new(Code::Internal, "The check of the chain panicked", "Please report this")
+    Error::new(
+        Code::Internal,
+        "The check of the chain panicked",
+        "Please report this",
+    )
 }
 
 /// Warns of a graph database without tables. If it has 0 bytes, or an earlier good backup of the project has tables, the new
@@ -348,17 +422,28 @@ fn note_empty(saved: &mut Saved, project: &str, store: &Store) -> Result<bool> {
         return Ok(false);
     }
     let mut listed = store.read()?.backups;
-    listed.retain(|backup| backup.project.as_ref().is_none_or(|of| of == project) && backup.contents.database);
+    listed.retain(|backup| {
+        backup.project.as_ref().is_none_or(|of| of == project) && backup.contents.database
+    });
     let had_tables = |place: &usize| listed[*place].stats.table_count != Some(0);
-    let earlier = good(&listed).into_iter().find(had_tables).map(|place| &listed[place].id);
+    let earlier = good(&listed)
+        .into_iter()
+        .find(had_tables)
+        .map(|place| &listed[place].id);
     let message = match earlier {
         Some(earlier) => {
-            format!("The graph database has no table, and had some in {earlier}: this is not a good backup")
+            format!(
+                "The graph database has no table, and had some in {earlier}: this is not a good backup"
+            )
         }
-        None if saved.has_no_page => "The graph database has 0 bytes: this is not a good backup".to_string(),
+        None if saved.has_no_page => {
+            "The graph database has 0 bytes: this is not a good backup".to_string()
+        }
         None => "The graph database has no table yet".to_string(),
     };
-    saved.warnings.push(Warning::new(WarningCode::DatabaseEmpty, message));
+    saved
+        .warnings
+        .push(Warning::new(WarningCode::DatabaseEmpty, message));
     Ok(earlier.is_some() || saved.has_no_page)
 }
 
@@ -369,8 +454,13 @@ fn assert_complete(warnings: &[Warning], was_emptied: bool) -> Result<()> {
         WarningCode::DatabaseEmpty => was_emptied,
         code => code.means_incomplete(),
     };
-    let lacking = warnings.iter().filter(is_less).map(|warning| &warning.message);
-    let Some(lacking) = first_and_more(lacking) else { return Ok(()) };
+    let lacking = warnings
+        .iter()
+        .filter(is_less)
+        .map(|warning| &warning.message);
+    let Some(lacking) = first_and_more(lacking) else {
+        return Ok(());
+    };
     Err(Error::new(
         Code::Incomplete,
         format!("The backup would not hold the project as it is: {lacking}"),
@@ -387,9 +477,15 @@ fn prune_after(
     backup: &mut Backup,
 ) -> PruneResult {
     let mut result = prune::apply_after(store, lock, policy, listed, backup);
-    for error in result.decisions.iter().filter_map(|decision| decision.error.as_ref()) {
+    for error in result
+        .decisions
+        .iter()
+        .filter_map(|decision| decision.error.as_ref())
+    {
         let message = format!("An old backup could not be removed: {error}");
-        backup.warnings.push(Warning::new(WarningCode::Store, message));
+        backup
+            .warnings
+            .push(Warning::new(WarningCode::Store, message));
     }
     backup.warnings.append(&mut result.warnings);
     result
@@ -420,21 +516,39 @@ fn save_request(root: PathBuf, scratch: &Path, options: &BackupOptions) -> SaveR
 }
 
 /// Moves everything that the reader sends into the archive.
-fn receive(worker: &mut Worker, archive: &mut ArchiveWriter, context: &OperationContext) -> Result<Saved> {
-    let mut progress = SavingProgress { context, done: 0, total: 0 };
+fn receive(
+    worker: &mut Worker,
+    archive: &mut ArchiveWriter,
+    context: &OperationContext,
+) -> Result<Saved> {
+    let mut progress = SavingProgress {
+        context,
+        done: 0,
+        total: 0,
+    };
     loop {
         match worker.next()? {
             Response::Message(Message::Planned { bytes_total }) => progress.plan(bytes_total)?,
             Response::Message(Message::Entry { record, owner }) => {
                 let left = record.entry_size().ok_or_else(protocol_violation)?;
-                let data = EntryData { left, worker, piece: Vec::new(), taken: 0, progress: &mut progress };
+                let data = EntryData {
+                    left,
+                    worker,
+                    piece: Vec::new(),
+                    taken: 0,
+                    progress: &mut progress,
+                };
                 // What of a database did not change was read all the same.
                 let skipped = record.size.saturating_sub(left);
                 archive.add(record, owner, data)?;
                 progress.advance(skipped)?;
             }
             Response::Message(Message::Database { record, owner }) => {
-                receive_database(worker, archive.begin_database(record, owner)?, &mut progress)?;
+                receive_database(
+                    worker,
+                    archive.begin_database(record, owner)?,
+                    &mut progress,
+                )?;
             }
             Response::Message(Message::Unchanged { record }) => {
                 progress.advance(record.size)?;
@@ -455,7 +569,9 @@ fn receive_database(
         let bytes = match worker.next()? {
             Response::Block(block, hash) => database.write(block, hash)?,
             Response::Message(Message::Same { blocks }) => database.take_over(&blocks)?,
-            Response::Message(Message::DatabaseEnd { sha256, blocks }) => return database.finish(sha256, blocks),
+            Response::Message(Message::DatabaseEnd { sha256, blocks }) => {
+                return database.finish(sha256, blocks);
+            }
             _ => return Err(protocol_violation()),
         };
         progress.advance(bytes)?;
@@ -526,7 +642,13 @@ impl BufRead for EntryData<'_, '_> {
     }
 }
 
-fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, saved: Saved) -> Manifest {
+fn describe(
+    id: &str,
+    at: Timestamp,
+    options: &BackupOptions,
+    totals: Totals,
+    saved: Saved,
+) -> Manifest {
     let files = || totals.files.iter().filter(|record| record.kind.is_file());
     let holds = |component| files().any(|record| record.component == component);
     Manifest {
@@ -552,7 +674,10 @@ fn describe(id: &str, at: Timestamp, options: &BackupOptions, totals: Totals, sa
         checksums: checksums(&totals),
         files: totals.files,
         integrity: saved.integrity,
-        incomplete: saved.warnings.iter().any(|warning| warning.code.means_incomplete()),
+        incomplete: saved
+            .warnings
+            .iter()
+            .any(|warning| warning.code.means_incomplete()),
         emptied: false,
         warnings: saved.warnings,
         based_on: None,

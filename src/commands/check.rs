@@ -129,7 +129,14 @@ pub fn inspect(
     worker_mode: &WorkerMode,
     context: &OperationContext,
 ) -> Result<Inspection> {
-    inspect_in(&std::env::temp_dir(), subject, scope, lock_timeout, worker_mode, context)
+    inspect_in(
+        &std::env::temp_dir(),
+        subject,
+        scope,
+        lock_timeout,
+        worker_mode,
+        context,
+    )
 }
 
 /// As [`inspect`], with copies of databases in a directory of their own below `dir`.
@@ -168,7 +175,9 @@ pub fn repair(
 ) -> Result<Inspection> {
     let began = Instant::now();
     let mut found = inspect(subject, Scope::ALL, lock_timeout, worker_mode, context)?;
-    let is_meant = |issue: &Issue| codes.is_none_or(|codes| codes.iter().any(|code| code == issue.code.as_str()));
+    let is_meant = |issue: &Issue| {
+        codes.is_none_or(|codes| codes.iter().any(|code| code == issue.code.as_str()))
+    };
     assert_may_repair(&found, is_meant)?;
     let mut repair = Repair::begin(&found, codes);
     let (mut tried, mut salvages): (Vec<Issue>, Vec<Action>) = (Vec::new(), Vec::new());
@@ -178,7 +187,10 @@ pub fn repair(
         let is_wanted = |issue: &&Issue| {
             let is_consequence = has_salvaged && issue.severity == Severity::Error;
             // What failed is worth one more attempt if something else was mended meanwhile.
-            let attempts = tried.iter().filter(|tried| tried.key() == issue.key()).count();
+            let attempts = tried
+                .iter()
+                .filter(|tried| tried.key() == issue.key())
+                .count();
             let is_new = attempts == 0 || (attempts == 1 && has_mended && !is_damage(issue));
             issue.repairable && is_new && (is_meant(issue) || is_consequence)
         };
@@ -190,15 +202,30 @@ pub fn repair(
         if actions.is_empty() {
             break;
         }
-        let is_graph_alone = found.is_graph && actions.iter().all(|action| action.part == Part::Database);
+        let is_graph_alone =
+            found.is_graph && actions.iter().all(|action| action.part == Part::Database);
         if round == 0 || !(is_graph_alone || backs_up_all) {
-            let back_up = |root: &Path| back_up(root, is_graph_alone, store, lock_timeout, worker_mode, context);
+            let back_up = |root: &Path| {
+                back_up(
+                    root,
+                    is_graph_alone,
+                    store,
+                    lock_timeout,
+                    worker_mode,
+                    context,
+                )
+            };
             match repair.save(&found, &actions, back_up) {
                 Ok(()) => backs_up_all = !is_graph_alone,
                 Err(error) if round == 0 => return Err(error),
                 // The database has been changed by now, and that is to be told.
                 Err(error) => {
-                    repair.add(actions.iter().map(|action| failed(action, &error)).collect());
+                    repair.add(
+                        actions
+                            .iter()
+                            .map(|action| failed(action, &error))
+                            .collect(),
+                    );
                     tried.extend(worked_on);
                     break;
                 }
@@ -215,7 +242,12 @@ pub fn repair(
         };
         let done = match Worker::repair(worker_mode, request) {
             Err(error) if round == 0 => return Err(with_backup(error, &repair)),
-            done => done.unwrap_or_else(|error| actions.iter().map(|action| failed(action, &error)).collect()),
+            done => done.unwrap_or_else(|error| {
+                actions
+                    .iter()
+                    .map(|action| failed(action, &error))
+                    .collect()
+            }),
         };
         if found.checked.project.is_some() {
             salvages = escalated(&done);
@@ -228,23 +260,42 @@ pub fn repair(
     tried.sort_by(|one, other| one.key().cmp(&other.key()));
     tried.dedup_by(|one, other| one.key() == other.key());
     repair.count(&tried, &found);
-    Ok(Inspection { repair: Some(repair), duration_ms: duration_ms(began.elapsed()), ..found })
+    Ok(Inspection {
+        repair: Some(repair),
+        duration_ms: duration_ms(began.elapsed()),
+        ..found
+    })
 }
 
 impl Repair {
     fn begin(found: &Inspection, codes: Option<&[String]>) -> Self {
-        let is_meant = |issue: &&Issue| codes.is_none_or(|codes| codes.iter().any(|code| code == issue.code.as_str()));
+        let is_meant = |issue: &&Issue| {
+            codes.is_none_or(|codes| codes.iter().any(|code| code == issue.code.as_str()))
+        };
         let meant: Vec<&Issue> = found.issues.iter().filter(is_meant).collect();
         let known: HashSet<&str> = meant.iter().map(|issue| issue.code.as_str()).collect();
-        let gone = codes.unwrap_or_default().iter().filter(|code| !known.contains(code.as_str()));
+        let gone = codes
+            .unwrap_or_default()
+            .iter()
+            .filter(|code| !known.contains(code.as_str()));
         let left = meant.iter().filter(|issue| !issue.repairable).count();
         let skipped = left + gone.collect::<HashSet<_>>().len();
-        Repair { fixed: 0, failed: 0, skipped, safety_backup: None, safety_copy: None, actions: Vec::new() }
+        Repair {
+            fixed: 0,
+            failed: 0,
+            skipped,
+            safety_backup: None,
+            safety_copy: None,
+            actions: Vec::new(),
+        }
     }
 
     /// Whether everything that was done brought back everything.
     pub fn is_complete(&self) -> bool {
-        self.actions.iter().filter_map(|action| action.salvage.as_ref()).all(|salvage| salvage.report.is_complete())
+        self.actions
+            .iter()
+            .filter_map(|action| action.salvage.as_ref())
+            .all(|salvage| salvage.report.is_complete())
     }
 
     /// Saves what is about to be changed. The first backup is the one that is told: it holds the oldest state.
@@ -255,7 +306,9 @@ impl Repair {
         back_up: impl FnOnce(&Path) -> Result<SafetyBackup>,
     ) -> Result<()> {
         let root = found.checked.project.as_ref();
-        let Some(root) = root.filter(|root| found.is_graph || is_saved(root, &found.checked.database)) else {
+        let Some(root) =
+            root.filter(|root| found.is_graph || is_saved(root, &found.checked.database))
+        else {
             if self.safety_copy.is_none() {
                 self.safety_copy = Some(copy_beside(&found.checked.database, actions)?);
             }
@@ -267,7 +320,8 @@ impl Repair {
     }
 
     fn add(&mut self, done: Vec<Done>) {
-        self.actions.extend(done.into_iter().map(ActionResult::from));
+        self.actions
+            .extend(done.into_iter().map(ActionResult::from));
     }
 
     /// Counts which of the issues that were `worked_on` are left.
@@ -282,10 +336,15 @@ impl Repair {
 fn escalated(done: &[Done]) -> Vec<Action> {
     let mut salvages: Vec<Action> = Vec::new();
     for Done { action, error, .. } in done {
-        let is_damaged = error.as_ref().is_some_and(|error| error.code == Code::DatabaseDamaged);
+        let is_damaged = error
+            .as_ref()
+            .is_some_and(|error| error.code == Code::DatabaseDamaged);
         let is_known = salvages.iter().any(|salvage| salvage.part == action.part);
         if is_damaged && action.work != Work::Salvage && !is_known {
-            salvages.push(Action { work: Work::Salvage, ..action.clone() });
+            salvages.push(Action {
+                work: Work::Salvage,
+                ..action.clone()
+            });
         }
     }
     salvages
@@ -295,11 +354,22 @@ fn escalated(done: &[Done]) -> Vec<Action> {
 fn assert_may_repair(found: &Inspection, is_meant: impl Fn(&Issue) -> bool) -> Result<()> {
     let of = |code: IssueCode| found.issues.iter().find(|issue| issue.code == code);
     if let Some(issue) = of(IssueCode::WalNotInUse) {
-        return Err(Error::new(Code::DatabaseInUse, issue.message.clone(), CLOSE_IT));
+        return Err(Error::new(
+            Code::DatabaseInUse,
+            issue.message.clone(),
+            CLOSE_IT,
+        ));
     }
-    let would_act = || found.issues.iter().any(|issue| issue.repairable && is_meant(issue));
+    let would_act = || {
+        found
+            .issues
+            .iter()
+            .any(|issue| issue.repairable && is_meant(issue))
+    };
     match of(IssueCode::DatabaseOutside) {
-        Some(outside) if outside.severity == Severity::Error || would_act() => Err(not_named(outside, &found.checked)),
+        Some(outside) if outside.severity == Severity::Error || would_act() => {
+            Err(not_named(outside, &found.checked))
+        }
         _ => Ok(()),
     }
 }
@@ -318,7 +388,9 @@ fn not_named(outside: &Issue, checked: &Checked) -> Error {
 
 /// Whether a backup of the project holds a database that is not its graph database.
 fn is_saved(root: &Path, database: &Path) -> bool {
-    root.join(STATE_DIR).canonicalize().is_ok_and(|state| database.starts_with(state))
+    root.join(STATE_DIR)
+        .canonicalize()
+        .is_ok_and(|state| database.starts_with(state))
 }
 
 /// Saves what is about to be changed.
@@ -342,14 +414,21 @@ fn back_up(
         .for_recovery(),
     };
     let options = BackupOptions {
-        kind: if is_graph_alone { BackupType::Snapshot } else { BackupType::Full },
+        kind: if is_graph_alone {
+            BackupType::Snapshot
+        } else {
+            BackupType::Full
+        },
         description: Some("Before a repair".into()),
         is_safety_backup: true,
         lock_timeout,
         ..BackupOptions::default()
     };
     let backup = create_backup(root, &store, worker_mode, &options, context)?.backup;
-    Ok(SafetyBackup { id: backup.id, path: backup.path })
+    Ok(SafetyBackup {
+        id: backup.id,
+        path: backup.path,
+    })
 }
 
 /// Where a database of no project is copied to before its rows are repaired. The reader makes the copy.
@@ -359,22 +438,36 @@ fn copy_beside(database: &Path, actions: &[Action]) -> Result<PathBuf> {
     }
     let name = database.file_name().unwrap_or_default().to_string_lossy();
     let time = Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
-    let named = |suffix: String| database.with_file_name(format!("{name}-before-repair-{time}{suffix}.sqlite"));
+    let named = |suffix: String| {
+        database.with_file_name(format!("{name}-before-repair-{time}{suffix}.sqlite"))
+    };
     let suffixes = iter::once(String::new()).chain((2..).map(|number| format!("-{number}")));
-    Ok(suffixes.map(named).find(|path| !path.exists()).unwrap_or_default())
+    Ok(suffixes
+        .map(named)
+        .find(|path| !path.exists())
+        .unwrap_or_default())
 }
 
 fn without_project(database: &Path) -> Error {
     Error::new(
         Code::NoProject,
-        format!("{} is damaged, and belongs to no project that could keep what is replaced", database.display()),
+        format!(
+            "{} is damaged, and belongs to no project that could keep what is replaced",
+            database.display()
+        ),
         "Nothing was changed; copy it into a project, as .kg/knowledge.db, and repair it there",
     )
 }
 
 fn with_backup(error: Error, repair: &Repair) -> Error {
-    let kept = repair.safety_backup.as_ref().map(|backup| format!("; the backup from before is {}", backup.id));
-    Error { remedy: format!("{}{}", error.remedy, kept.unwrap_or_default()), ..error }
+    let kept = repair
+        .safety_backup
+        .as_ref()
+        .map(|backup| format!("; the backup from before is {}", backup.id));
+    Error {
+        remedy: format!("{}{}", error.remedy, kept.unwrap_or_default()),
+        ..error
+    }
 }
 
 impl From<Done> for ActionResult {

@@ -51,11 +51,18 @@ pub fn consolidate(
     let backup = store.get(id)?;
     if backup.based_on.is_none() {
         let message = format!("{id} rests on no other backup: there is nothing to consolidate");
-        return Err(Error::invalid(message, "Name an incremental backup: `kg diag backup --list`"));
+        return Err(Error::invalid(
+            message,
+            "Name an incremental backup: `kg diag backup --list`",
+        ));
     }
     let at = Timestamp::from_millisecond(backup.timestamp).unwrap_or_else(|_| Timestamp::now());
     // What was secret stays so, also if this call or the settings ask for plain backups.
-    let store = &if backup.encrypted && store.may_be_plain() { store.clone().encrypting(true) } else { store.clone() };
+    let store = &if backup.encrypted && store.may_be_plain() {
+        store.clone().encrypting(true)
+    } else {
+        store.clone()
+    };
     store.check_encryption_policy(false)?;
     let encrypts = store.encrypts();
     let new = store.begin(&lock, at, compression, encrypts)?;
@@ -75,8 +82,16 @@ pub fn consolidate(
     let earlier = earlier.filter(ReuseSource::is_as_written).map(Arc::new);
     let archive = ArchiveWriter::new(new.sink()?, compression, earlier)?;
     let recipients = new.recipients()?;
-    let (manifest, written) =
-        write(archive, &new.id, compression, recipients, &state, &dir, context).map_err(no_room)?;
+    let (manifest, written) = write(
+        archive,
+        &new.id,
+        compression,
+        recipients,
+        &state,
+        &dir,
+        context,
+    )
+    .map_err(no_room)?;
     assert_same(&state.manifest, &manifest)?;
     context.cancel.check()?;
     let (made, _) = new.publish(manifest, written)?;
@@ -107,25 +122,48 @@ fn write(
     dir: &Path,
     context: &OperationContext,
 ) -> Result<(Manifest, Written)> {
-    let mut progress = Progress { context, done: 0, total: state.manifest.stats.total_size };
+    let mut progress = Progress {
+        context,
+        done: 0,
+        total: state.manifest.stats.total_size,
+    };
     let mut entries = HashSet::new();
     for (number, record) in state.manifest.files.iter().enumerate() {
         if !entries.insert(&record.entry) {
-            let message = format!("{} describes {} twice, which no backup does", state.manifest.id, record.entry);
-            return Err(Error::new(Code::NotABackup, message, "Use another backup: `kg diag backup --list`"));
+            let message = format!(
+                "{} describes {} twice, which no backup does",
+                state.manifest.id, record.entry
+            );
+            return Err(Error::new(
+                Code::NotABackup,
+                message,
+                "Use another backup: `kg diag backup --list`",
+            ));
         }
-        let whole = FileRecord { stored: Storage::Full, sha256: None, pages: None, ..record.clone() };
+        let whole = FileRecord {
+            stored: Storage::Full,
+            sha256: None,
+            pages: None,
+            ..record.clone()
+        };
         let owner = state.owners.get(number).copied().unwrap_or_default();
         if !record.kind.is_file() {
             archive.add(whole, owner, io::empty())?;
             continue;
         }
         let path = dir.join(number.to_string());
-        let file = regular_file::open_linked(&path).map_err(|cause| Error::io("read", &path, cause))?;
+        let file =
+            regular_file::open_linked(&path).map_err(|cause| Error::io("read", &path, cause))?;
         archive.add(
             whole,
             owner,
-            BufReader::with_capacity(compression.block_bytes(), Reported { file, progress: &mut progress }),
+            BufReader::with_capacity(
+                compression.block_bytes(),
+                Reported {
+                    file,
+                    progress: &mut progress,
+                },
+            ),
         )?;
         // What is in the archive needs its room no longer.
         fs::remove_file(&path).map_err(|cause| Error::io("remove", &path, cause))?;
@@ -145,7 +183,10 @@ fn describe(
         version: FORMAT_VERSION.to_string(),
         id: id.to_string(),
         kind: BackupType::Full,
-        stats: Stats { compressed_size: totals.compressed_bytes, ..incremental.stats },
+        stats: Stats {
+            compressed_size: totals.compressed_bytes,
+            ..incremental.stats
+        },
         checksums: checksums(&totals),
         files: totals.files,
         based_on: None,
@@ -162,12 +203,20 @@ fn describe(
 
 /// What was written is what the chain describes, after its way over the disk too.
 fn assert_same(incremental: &Manifest, full: &Manifest) -> Result<()> {
-    let files = incremental.files.iter().filter(|record| record.kind.is_file());
-    let other = files.clone().find(|record| incremental.content_digest(record) != full.digest_of(&record.entry));
+    let files = incremental
+        .files
+        .iter()
+        .filter(|record| record.kind.is_file());
+    let other = files
+        .clone()
+        .find(|record| incremental.content_digest(record) != full.digest_of(&record.entry));
     let Some(other) = other else { return Ok(()) };
     Err(Error::new(
         Code::ChecksumMismatch,
-        format!("Checksum mismatch: {} is not what {} describes, once written", other.path, incremental.id),
+        format!(
+            "Checksum mismatch: {} is not what {} describes, once written",
+            other.path, incremental.id
+        ),
         "Nothing was changed; check the disk of the backups, then run it again",
     ))
 }
@@ -188,8 +237,14 @@ impl Read for Reported<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(buffer)?;
         self.progress.done += read as u64;
-        let Progress { context, done, total } = *self.progress;
-        context.report(Phase::Saving, done, total.max(done)).map_err(io::Error::other)?;
+        let Progress {
+            context,
+            done,
+            total,
+        } = *self.progress;
+        context
+            .report(Phase::Saving, done, total.max(done))
+            .map_err(io::Error::other)?;
         Ok(read)
     }
 }

@@ -56,13 +56,21 @@ impl KeySource {
 
     /// For the backups of the project at `root`.
     pub fn keys(self, root: &Path, worker_mode: &WorkerMode) -> Keys {
-        let (root, worker_mode, cancel) = (root.to_path_buf(), worker_mode.clone(), CancelToken::current());
+        let (root, worker_mode, cancel) = (
+            root.to_path_buf(),
+            worker_mode.clone(),
+            CancelToken::current(),
+        );
         Keys::asked_for(move || self.load(&root, &worker_mode, &cancel))
     }
 
     /// The keys that the settings of the project at `root` name.
     pub fn keys_of_project(root: &Path, worker_mode: &WorkerMode) -> Keys {
-        let (root, worker_mode, cancel) = (root.to_path_buf(), worker_mode.clone(), CancelToken::current());
+        let (root, worker_mode, cancel) = (
+            root.to_path_buf(),
+            worker_mode.clone(),
+            CancelToken::current(),
+        );
         Keys::asked_for(move || {
             let (settings, _) = Worker::settings(&worker_mode, &root)?;
             KeySource::of_settings(&settings, &root).load(&root, &worker_mode, &cancel)
@@ -70,7 +78,10 @@ impl KeySource {
     }
 
     fn load(&self, root: &Path, worker_mode: &WorkerMode, cancel: &CancelToken) -> Result<Keyring> {
-        let recipients = self.recipients.iter().map(|recipient| parse_recipient(recipient));
+        let recipients = self
+            .recipients
+            .iter()
+            .map(|recipient| parse_recipient(recipient));
         let mut ring = Keyring {
             passphrases: self.passphrase.iter().cloned().collect(),
             recipients: recipients.collect::<Result<_>>()?,
@@ -79,7 +90,8 @@ impl KeySource {
         let mut openers = Vec::new();
         for path in &self.passphrase_files {
             let text = Worker::key(worker_mode, path, cancel)?;
-            ring.passphrases.push(passphrase(path, without_mark(&text))?);
+            ring.passphrases
+                .push(passphrase(path, without_mark(&text))?);
             // Earlier releases took the mark for a part of the passphrase.
             if without_mark(&text) != text {
                 openers.push(passphrase(path, &text)?);
@@ -88,7 +100,10 @@ impl KeySource {
         }
         ring.passphrases.append(&mut openers);
         for path in &self.identity_files {
-            ring.identities.extend(identities(path, without_mark(&Worker::key(worker_mode, path, cancel)?))?);
+            ring.identities.extend(identities(
+                path,
+                without_mark(&Worker::key(worker_mode, path, cancel)?),
+            )?);
             ring.files.push(key_file(path));
         }
         ring.refusal = self.inside(root);
@@ -99,9 +114,19 @@ impl KeySource {
     fn inside(&self, root: &Path) -> Option<Error> {
         let state = root.join(STATE_DIR).canonicalize().ok()?;
         let mut files = self.passphrase_files.iter().chain(&self.identity_files);
-        let file = files.find(|file| file.canonicalize().is_ok_and(|file| file.starts_with(&state)))?;
-        let message = format!("{} lies in what is backed up: who loses the project loses the key too", file.display());
-        Some(Error::new(Code::KeyInvalid, message, format!("Keep it outside of {STATE_DIR}/, and a copy elsewhere")))
+        let file = files.find(|file| {
+            file.canonicalize()
+                .is_ok_and(|file| file.starts_with(&state))
+        })?;
+        let message = format!(
+            "{} lies in what is backed up: who loses the project loses the key too",
+            file.display()
+        );
+        Some(Error::new(
+            Code::KeyInvalid,
+            message,
+            format!("Keep it outside of {STATE_DIR}/, and a copy elsewhere"),
+        ))
     }
 }
 
@@ -112,19 +137,33 @@ fn without_mark(text: &str) -> &str {
 
 /// Only asks for modes and owners, so that a host process may do it.
 fn key_file(path: &Path) -> KeyFile {
-    let exposed = fs::metadata(path).ok().filter(Metadata::is_file).and_then(|found| {
-        let (owner, me) = (found.uid(), nix::unistd::geteuid().as_raw());
-        if found.mode() & OTHERS_READ != 0 {
-            Some(format!("others than its owner can read it (chmod go= '{}')", path.display()))
-        } else if found.mode() & OTHERS_WRITE != 0 {
-            Some(format!("others than its owner can replace it (chmod go= '{}')", path.display()))
-        } else if owner != me && owner != 0 {
-            Some(format!("it belongs to another user, {owner}, who can read it"))
-        } else {
-            paths::replaceable(path)
-        }
-    });
-    KeyFile { path: path.to_path_buf(), exposed }
+    let exposed = fs::metadata(path)
+        .ok()
+        .filter(Metadata::is_file)
+        .and_then(|found| {
+            let (owner, me) = (found.uid(), nix::unistd::geteuid().as_raw());
+            if found.mode() & OTHERS_READ != 0 {
+                Some(format!(
+                    "others than its owner can read it (chmod go= '{}')",
+                    path.display()
+                ))
+            } else if found.mode() & OTHERS_WRITE != 0 {
+                Some(format!(
+                    "others than its owner can replace it (chmod go= '{}')",
+                    path.display()
+                ))
+            } else if owner != me && owner != 0 {
+                Some(format!(
+                    "it belongs to another user, {owner}, who can read it"
+                ))
+            } else {
+                paths::replaceable(path)
+            }
+        });
+    KeyFile {
+        path: path.to_path_buf(),
+        exposed,
+    }
 }
 
 /// White space, and characters that are not seen at all.
@@ -145,7 +184,9 @@ pub fn assert_passphrase(passphrase: &str) -> Result<(), &'static str> {
 }
 
 fn passphrase(path: &Path, text: &str) -> Result<SecretString> {
-    let line = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
+    let line = text
+        .strip_suffix('\n')
+        .map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
     assert_passphrase(line).map_err(|what| {
         let remedy = "Put the passphrase into it as its only line: `openssl rand -base64 32 > FILE` makes a good one";
         Error::new(Code::KeyInvalid, format!("The passphrase file {} {what}", path.display()), remedy)
@@ -157,12 +198,25 @@ fn passphrase(path: &Path, text: &str) -> Result<SecretString> {
 fn identities(path: &Path, text: &str) -> Result<Vec<x25519::Identity>> {
     let invalid = |what: &str| {
         let remedy = "Give a file that `age-keygen` wrote; identities of ssh and of plugins are not known here";
-        Error::new(Code::KeyInvalid, format!("The identity file {} {what}", path.display()), remedy)
+        Error::new(
+            Code::KeyInvalid,
+            format!("The identity file {} {what}", path.display()),
+            remedy,
+        )
     };
-    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let found = lines.map(|line| line.parse().map_err(|_| invalid("has a line that is no identity")));
+    let lines = text
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let found = lines.map(|line| {
+        line.parse()
+            .map_err(|_| invalid("has a line that is no identity"))
+    });
     let found: Vec<x25519::Identity> = found.collect::<Result<_>>()?;
-    if found.is_empty() { Err(invalid("holds no identity")) } else { Ok(found) }
+    if found.is_empty() {
+        Err(invalid("holds no identity"))
+    } else {
+        Ok(found)
+    }
 }
 
 #[cfg(test)]
@@ -173,14 +227,26 @@ mod tests {
 
     #[test]
     fn a_passphrase_file_has_one_line_with_or_without_its_end() {
-        let read =
-            |text: &str| passphrase(Path::new("key"), without_mark(text)).map(|read| read.expose_secret().to_string());
+        let read = |text: &str| {
+            passphrase(Path::new("key"), without_mark(text))
+                .map(|read| read.expose_secret().to_string())
+        };
         for text in ["a secret", "a secret\n", "a secret\r\n"] {
             assert_eq!(read(text).unwrap(), "a secret");
         }
         assert_eq!(read(" spaces count \n").unwrap(), " spaces count ");
         assert_eq!(read("\u{feff}a secret\r\n").unwrap(), "a secret");
-        for text in ["", "\n", "one\ntwo\n", "one\n\n", "   \n", "\t", "\u{a0}\u{2003}\n", "\u{feff}", "\u{200b}\n"] {
+        for text in [
+            "",
+            "\n",
+            "one\ntwo\n",
+            "one\n\n",
+            "   \n",
+            "\t",
+            "\u{a0}\u{2003}\n",
+            "\u{feff}",
+            "\u{200b}\n",
+        ] {
             assert_eq!(read(text).unwrap_err().code, Code::KeyInvalid, "{text:?}");
         }
     }
@@ -189,14 +255,33 @@ mod tests {
     fn an_identity_file_is_what_age_keygen_writes_and_an_error_never_quotes_it() {
         let (one, two) = (x25519::Identity::generate(), x25519::Identity::generate());
         let text = |identity: &x25519::Identity| identity.to_string().expose_secret().to_string();
-        let file = format!("# created: now\n# public key: {}\n{}\n\n{}\n", one.to_public(), text(&one), text(&two));
+        let file = format!(
+            "# created: now\n# public key: {}\n{}\n\n{}\n",
+            one.to_public(),
+            text(&one),
+            text(&two)
+        );
         let read = identities(Path::new("key"), &file).unwrap();
-        let public: Vec<String> = read.iter().map(|identity| identity.to_public().to_string()).collect();
-        assert_eq!(public, [one.to_public().to_string(), two.to_public().to_string()]);
-        for wrong in ["# nothing\n".to_string(), format!("{}\nhunter2\n", text(&one))] {
-            let error = identities(Path::new("key"), &wrong).map(|found| found.len()).unwrap_err();
+        let public: Vec<String> = read
+            .iter()
+            .map(|identity| identity.to_public().to_string())
+            .collect();
+        assert_eq!(
+            public,
+            [one.to_public().to_string(), two.to_public().to_string()]
+        );
+        for wrong in [
+            "# nothing\n".to_string(),
+            format!("{}\nhunter2\n", text(&one)),
+        ] {
+            let error = identities(Path::new("key"), &wrong)
+                .map(|found| found.len())
+                .unwrap_err();
             assert_eq!(error.code, Code::KeyInvalid);
-            assert!(!format!("{error:?}").contains("hunter2") && !format!("{error:?}").contains("SECRET"));
+            assert!(
+                !format!("{error:?}").contains("hunter2")
+                    && !format!("{error:?}").contains("SECRET")
+            );
         }
     }
 }

@@ -100,22 +100,54 @@ fn drill_in(
 ) -> Result<DrillResult> {
     let began = Instant::now();
     let target = scratch.join("project");
-    let restoring = RestoreOptions { lock_timeout: options.lock_timeout, ..RestoreOptions::new(target.clone()) };
-    let restored = restore(store, &options.backup, worker_mode, &restoring, context).map_err(no_room)?;
+    let restoring = RestoreOptions {
+        lock_timeout: options.lock_timeout,
+        ..RestoreOptions::new(target.clone())
+    };
+    let restored =
+        restore(store, &options.backup, worker_mode, &restoring, context).map_err(no_room)?;
     let manifest = &restored.manifest;
     // By its place in the backup: a restored configuration may name a live database outside of any project.
-    let database = manifest.files.iter().find(|record| record.component == Component::Database && record.database);
-    let database = database.and_then(|record| names::decode(&record.path)).map(|path| target.join(path));
-    let scope = Scope { database: database.is_some(), ..Scope::ALL };
+    let database = manifest
+        .files
+        .iter()
+        .find(|record| record.component == Component::Database && record.database);
+    let database = database
+        .and_then(|record| names::decode(&record.path))
+        .map(|path| target.join(path));
+    let scope = Scope {
+        database: database.is_some(),
+        ..Scope::ALL
+    };
     let subject = CheckTarget::of(&target, database);
-    let inspection =
-        inspect_in(scratch, &subject, scope, options.lock_timeout, worker_mode, context).map_err(no_room)?;
-    let Stats { node_count, edge_count, .. } = manifest.stats;
-    let nodes = Count { expected: node_count, found: inspection.checked.nodes };
-    let edges = Count { expected: edge_count, found: inspection.checked.edges };
+    let inspection = inspect_in(
+        scratch,
+        &subject,
+        scope,
+        options.lock_timeout,
+        worker_mode,
+        context,
+    )
+    .map_err(no_room)?;
+    let Stats {
+        node_count,
+        edge_count,
+        ..
+    } = manifest.stats;
+    let nodes = Count {
+        expected: node_count,
+        found: inspection.checked.nodes,
+    };
+    let edges = Count {
+        expected: edge_count,
+        found: inspection.checked.edges,
+    };
     let has_all = nodes.expected == nodes.found && edges.expected == edges.found;
     let made = manifest.timestamp.as_millisecond();
-    let age_ms = jiff::Timestamp::now().as_millisecond().saturating_sub(made).max(0) as u64;
+    let age_ms = jiff::Timestamp::now()
+        .as_millisecond()
+        .saturating_sub(made)
+        .max(0) as u64;
     Ok(DrillResult {
         passed: has_all && inspection.healthy,
         id: restored.id,

@@ -48,7 +48,10 @@ pub fn own_backups(store: &Store, project: &Project) -> Result<Vec<Backup>> {
 /// Those of `backups` that are of this project.
 pub fn own_among(backups: Vec<Backup>, project: &Project) -> Vec<Backup> {
     let own = project.id();
-    backups.into_iter().filter(|backup| backup.project.as_ref() == Some(&own)).collect()
+    backups
+        .into_iter()
+        .filter(|backup| backup.project.as_ref() == Some(&own))
+        .collect()
 }
 
 /// A backup that an incremental one can rest on.
@@ -72,11 +75,15 @@ pub fn choose(
     if let Some(id) = id {
         return open(store.get(id)?, project, store, context).map(Some);
     }
-    let can_be = |backup: &Backup| backup.is_sound() && !backup.safety_backup && backup.encrypted == store.encrypts();
+    let can_be = |backup: &Backup| {
+        backup.is_sound() && !backup.safety_backup && backup.encrypted == store.encrypts()
+    };
     for backup in own_backups(store, project)?.into_iter().filter(can_be) {
         match open(backup, project, store, context) {
             // The one before it is not what was asked for; with another key it would be no better.
-            Err(error) if error.code == Code::Aborted || error.code.is_key_error() => return Err(error),
+            Err(error) if error.code == Code::Aborted || error.code.is_key_error() => {
+                return Err(error);
+            }
             // One that cannot be rested on: perhaps the one before it can.
             Err(_) => {}
             chosen => return chosen.map(Some),
@@ -85,20 +92,39 @@ pub fn choose(
     Ok(None)
 }
 
-fn open(backup: Backup, project: &Project, store: &Store, context: &OperationContext) -> Result<IncrementalBase> {
+fn open(
+    backup: Backup,
+    project: &Project,
+    store: &Store,
+    context: &OperationContext,
+) -> Result<IncrementalBase> {
     let unusable = |what: &str| unusable(&backup, what);
     let json = manifest_beside(&backup.path)?.ok_or_else(|| unusable("its manifest is gone"))?;
     let mut manifest = Manifest::parse(&json, &backup.id)?;
     if manifest.project.as_ref() != Some(&project.id()) {
-        return Err(unusable("it is of another project, or this one was moved since"));
+        return Err(unusable(
+            "it is of another project, or this one was moved since",
+        ));
     }
     if backup.encrypted != store.encrypts() {
-        let what =
-            if backup.encrypted { "it is encrypted, and the new one is not to be" } else { "it is not encrypted" };
+        let what = if backup.encrypted {
+            "it is encrypted, and the new one is not to be"
+        } else {
+            "it is not encrypted"
+        };
         return Err(unusable(what));
     }
     if backup.encrypted {
-        let read = || read_archive(&backup.path, store.keys(), Some(&json), &mut Discard, context, Phase::Verifying);
+        let read = || {
+            read_archive(
+                &backup.path,
+                store.keys(),
+                Some(&json),
+                &mut Discard,
+                context,
+                Phase::Verifying,
+            )
+        };
         manifest = match kept_manifest(project, &backup) {
             Some(kept) => kept,
             None => read()?.into_manifest(&backup.path)?,
@@ -106,14 +132,19 @@ fn open(backup: Backup, project: &Project, store: &Store, context: &OperationCon
         assert_same_readers(store.keys(), &backup, &manifest)?;
     }
     let links = chain::links(&backup.path, store.keys(), context)?;
-    Ok(IncrementalBase { backup, manifest, links })
+    Ok(IncrementalBase {
+        backup,
+        manifest,
+        links,
+    })
 }
 
 /// Fails unless the new archive is for those who can open that one.
 fn assert_same_readers(keys: &Keys, backup: &Backup, manifest: &Manifest) -> Result<()> {
     let is_the_same = match keys.passphrase()? {
         Some(passphrase) => {
-            let file = regular_file::open_linked(&backup.path).map_err(|cause| unreadable(&backup.path, cause))?;
+            let file = regular_file::open_linked(&backup.path)
+                .map_err(|cause| unreadable(&backup.path, cause))?;
             manifest.recipients.is_empty() && opens(backup, file, &passphrase)?
         }
         None => manifest.recipients == keys.recipients()?,
@@ -121,8 +152,15 @@ fn assert_same_readers(keys: &Keys, backup: &Backup, manifest: &Manifest) -> Res
     if is_the_same {
         return Ok(());
     }
-    let message = format!("{} is encrypted with another key than the new backup", backup.id);
-    Err(Error::new(Code::KeyWrong, message, "Make a full backup, or give the key that it was made with"))
+    let message = format!(
+        "{} is encrypted with another key than the new backup",
+        backup.id
+    );
+    Err(Error::new(
+        Code::KeyWrong,
+        message,
+        "Make a full backup, or give the key that it was made with",
+    ))
 }
 
 /// Returns whether `key` opens the backup. A damaged or unreadable archive is an error, not a wrong key.
@@ -138,7 +176,11 @@ fn opens(backup: &Backup, archive: fs::File, key: &Keys) -> Result<bool> {
 
 fn unusable(backup: &Backup, what: &str) -> Error {
     let remedy = "Leave `basedOn` (`--base-backup`) out, or make a full backup";
-    Error::new(Code::BaseUnusable, format!("No backup can be based on {}: {what}", backup.id), remedy)
+    Error::new(
+        Code::BaseUnusable,
+        format!("No backup can be based on {}: {what}", backup.id),
+        remedy,
+    )
 }
 
 impl IncrementalBase {
@@ -151,12 +193,19 @@ impl IncrementalBase {
     pub fn assert_whole(&self, context: &OperationContext) -> Result<()> {
         let mut before: Option<String> = None;
         for link in &self.links {
-            let manifest = described_beside(link)?.filter(|manifest| manifest.based_on_checksum == before);
+            let manifest =
+                described_beside(link)?.filter(|manifest| manifest.based_on_checksum == before);
             let archive = manifest.and_then(|manifest| manifest.archive);
-            let is_whole = archive.as_ref().map(|archive| is_as_written(link, archive, &context.cancel));
+            let is_whole = archive
+                .as_ref()
+                .map(|archive| is_as_written(link, archive, &context.cancel));
             context.cancel.check()?;
             before = archive.map(|archive| format!("{DIGEST_PREFIX}{}", archive.sha256));
-            if !is_whole.transpose().map_err(|cause| unreadable(link, cause))?.unwrap_or(false) {
+            if !is_whole
+                .transpose()
+                .map_err(|cause| unreadable(link, cause))?
+                .unwrap_or(false)
+            {
                 return Err(Error::new(
                     Code::ChecksumMismatch,
                     format!(
@@ -179,18 +228,34 @@ impl IncrementalBase {
         context: &OperationContext,
     ) -> Result<PathBuf> {
         if !take_cached(project, &self.backup, scratch) {
-            let (hashes, path) = (self.read_hashes(keys, context)?, scratch.join(BASE_HASHES_FILE));
+            let (hashes, path) = (
+                self.read_hashes(keys, context)?,
+                scratch.join(BASE_HASHES_FILE),
+            );
             let failed = |cause| Error::io("write", &path, cause);
-            hashes.write(BufWriter::new(fs::File::create(&path).map_err(failed)?)).map_err(failed)?;
+            hashes
+                .write(BufWriter::new(fs::File::create(&path).map_err(failed)?))
+                .map_err(failed)?;
         }
         write(&self.manifest, true, scratch)
     }
 
     /// Paths of this backup that are not among those of `newer`.
     pub fn deleted(&self, newer: &Manifest) -> Vec<String> {
-        let kept: std::collections::HashSet<&str> = newer.files.iter().map(|record| record.path.as_str()).collect();
-        let paths = self.manifest.files.iter().map(|record| record.path.as_str());
-        paths.filter(|path| !kept.contains(path)).map(str::to_string).collect()
+        let kept: std::collections::HashSet<&str> = newer
+            .files
+            .iter()
+            .map(|record| record.path.as_str())
+            .collect();
+        let paths = self
+            .manifest
+            .files
+            .iter()
+            .map(|record| record.path.as_str());
+        paths
+            .filter(|path| !kept.contains(path))
+            .map(str::to_string)
+            .collect()
     }
 
     fn read_hashes(&self, keys: &Keys, context: &OperationContext) -> Result<PageFile> {
@@ -208,14 +273,23 @@ impl IncrementalBase {
 /// Writes what is known of the newest backup's databases into `scratch`, for a backup that leaves nothing out: one that has the
 /// very pages that were found sound is not checked again. The file for the reader's request, and the backup's checksum; `None` where
 /// nothing is known.
-pub fn load_page_cache(store: &Store, project: &Project, scratch: &Path) -> Result<Option<(PathBuf, String)>> {
+pub fn load_page_cache(
+    store: &Store,
+    project: &Project,
+    scratch: &Path,
+) -> Result<Option<(PathBuf, String)>> {
     let own = project.id();
     for backup in store.read()?.backups {
         if take_cached(project, &backup, scratch) {
-            let manifest =
-                if backup.encrypted { kept_manifest(project, &backup) } else { described_beside(&backup.path)? };
+            let manifest = if backup.encrypted {
+                kept_manifest(project, &backup)
+            } else {
+                described_beside(&backup.path)?
+            };
             let manifest = manifest.filter(|manifest| manifest.project.as_ref() == Some(&own));
-            let written = manifest.map(|manifest| write(&manifest, false, scratch)).transpose()?;
+            let written = manifest
+                .map(|manifest| write(&manifest, false, scratch))
+                .transpose()?;
             return Ok(written.map(|file| (file, backup.checksum)));
         }
     }
@@ -230,7 +304,9 @@ pub fn earlier(
     compression: Compression,
     cancel: &CancelToken,
 ) -> Result<Option<ReuseSource>> {
-    let Some(name) = compression.name() else { return Ok(None) };
+    let Some(name) = compression.name() else {
+        return Ok(None);
+    };
     for backup in store.read()?.backups {
         let holds_all = backup.kind == BackupType::Full || backup.kind == kind;
         if kind == BackupType::Incremental || backup.kind == BackupType::Incremental || !holds_all {
@@ -239,7 +315,9 @@ pub fn earlier(
         let is_alike = |manifest: &Manifest| {
             manifest.project.as_deref() == project && manifest.compression.as_ref() == Some(&name)
         };
-        let archive = described_beside(&backup.path)?.filter(is_alike).and_then(|manifest| manifest.archive);
+        let archive = described_beside(&backup.path)?
+            .filter(is_alike)
+            .and_then(|manifest| manifest.archive);
         // Without, it could not be told in one reading whether it is what was written.
         if let Some(archive) = archive.filter(|archive| archive.root.is_some()) {
             return Ok(Some(ReuseSource::new(&backup.path, archive, cancel)));
@@ -259,7 +337,11 @@ fn write(manifest: &Manifest, leave_out: bool, scratch: &Path) -> Result<PathBuf
 fn take_cached(project: &Project, backup: &Backup, scratch: &Path) -> bool {
     let taken = || {
         let kept = regular_file::open(&cache_file(project, &backup.id))?;
-        PageFile::copy(kept, fs::File::create(scratch.join(BASE_HASHES_FILE))?, &backup.checksum)
+        PageFile::copy(
+            kept,
+            fs::File::create(scratch.join(BASE_HASHES_FILE))?,
+            &backup.checksum,
+        )
     };
     matches!(taken(), Ok(Some(archive)) if archive == backup.checksum)
 }
@@ -271,7 +353,12 @@ fn take_cached(project: &Project, backup: &Backup, scratch: &Path) -> bool {
 pub fn store_page_cache(project: &Project, backup: &Backup, manifest: &Manifest, hashes: fs::File) {
     let path = cache_file(project, &backup.id);
     let Some(dir) = path.parent() else { return };
-    let older: Vec<PathBuf> = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let older: Vec<PathBuf> = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     let mut kept = vec![path.clone()];
     let keep = || {
         atomic_file::create_dirs(dir).ok()?;
@@ -286,7 +373,11 @@ pub fn store_page_cache(project: &Project, backup: &Backup, manifest: &Manifest,
     if keep().is_none() {
         return;
     }
-    kept.extend(backup.encrypted.then(|| kept_manifest_file(project, backup)));
+    kept.extend(
+        backup
+            .encrypted
+            .then(|| kept_manifest_file(project, backup)),
+    );
     let is_old = |old: &&PathBuf| {
         let name = old.file_name().unwrap_or_default().to_string_lossy();
         !kept.contains(old) && is_id(name.strip_suffix(KEPT_MANIFEST).unwrap_or(&name))
@@ -298,8 +389,12 @@ pub fn store_page_cache(project: &Project, backup: &Backup, manifest: &Manifest,
 
 /// Whether the newest backup that is remembered is encrypted, whatever store it is in.
 pub fn remembers_encrypted(project: &Project) -> bool {
-    let kept = fs::read_dir(project.root().join(STATE_DIR).join(PAGE_CACHE_DIR)).into_iter().flatten().flatten();
-    kept.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().ends_with(KEPT_MANIFEST))
+    let kept = fs::read_dir(project.root().join(STATE_DIR).join(PAGE_CACHE_DIR))
+        .into_iter()
+        .flatten()
+        .flatten();
+    kept.map(|entry| entry.file_name())
+        .any(|name| name.to_string_lossy().ends_with(KEPT_MANIFEST))
 }
 
 /// A line with its digest and that of the archive, then the manifest.
@@ -313,7 +408,9 @@ fn keep_manifest(project: &Project, backup: &Backup, manifest: &Manifest) -> Res
 /// The whole manifest of an encrypted backup, where it was kept and is whole.
 fn kept_manifest(project: &Project, backup: &Backup) -> Option<Manifest> {
     let path = kept_manifest_file(project, backup);
-    let kept = regular_file::open(&path).and_then(|file| regular_file::read(&file, MAX_TEXT_BYTES)).ok()?;
+    let kept = regular_file::open(&path)
+        .and_then(|file| regular_file::read(&file, MAX_TEXT_BYTES))
+        .ok()?;
     let end = kept.iter().position(|byte| *byte == b'\n')?;
     let (line, json) = (&kept[..end], &kept[end + 1..]);
     let expected = format!("{} {}", hex(&Sha256::digest(json)), backup.checksum);

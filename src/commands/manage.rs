@@ -40,13 +40,22 @@ pub fn pin(
 ) -> Result<Backup> {
     let (lock, warnings) = lock_known(store, id, lock_timeout, context)?;
     let pinned = store.pin(&lock, id, reason)?;
-    Ok(pinned.with_warnings(warnings).with_warnings(unsupported::warnings(&[store.dir()])))
+    Ok(pinned
+        .with_warnings(warnings)
+        .with_warnings(unsupported::warnings(&[store.dir()])))
 }
 
-pub fn unpin(store: &Store, id: &str, lock_timeout: Duration, context: &OperationContext) -> Result<Backup> {
+pub fn unpin(
+    store: &Store,
+    id: &str,
+    lock_timeout: Duration,
+    context: &OperationContext,
+) -> Result<Backup> {
     let (lock, warnings) = lock_known(store, id, lock_timeout, context)?;
     let unpinned = store.unpin(&lock, id)?;
-    Ok(unpinned.with_warnings(warnings).with_warnings(unsupported::warnings(&[store.dir()])))
+    Ok(unpinned
+        .with_warnings(warnings)
+        .with_warnings(unsupported::warnings(&[store.dir()])))
 }
 
 /// Locks the store that holds an archive of that id, and says what cannot be listed there. Where there is none, not even the directory is made.

@@ -43,7 +43,10 @@ pub fn prune(
     store.assert_undoubted()?;
     // To make the directory, perhaps where a disk is not mounted, would hide that.
     if !store.exists()? {
-        let message = format!("{} does not exist: there was nothing to remove", store.dir().display());
+        let message = format!(
+            "{} does not exist: there was nothing to remove",
+            store.dir().display()
+        );
         let warnings = vec![Warning::new(WarningCode::Store, message)];
         return Ok(together([], dry_run, &[]).warned(warnings));
     }
@@ -53,7 +56,9 @@ pub fn prune(
             let decisions = decide(&backups, policy, Timestamp::now(), None);
             result(&backups, decisions, dry_run)
         };
-        let groups = by_project(store, backups.clone(), &mut warnings).into_iter().map(foresee);
+        let groups = by_project(store, backups.clone(), &mut warnings)
+            .into_iter()
+            .map(foresee);
         return Ok(together(groups, dry_run, &backups).warned(warnings));
     }
     let lock = store.lock(lock_timeout, context)?;
@@ -62,7 +67,9 @@ pub fn prune(
     let backups = store.list()?;
     let groups = by_project(store, backups.clone(), &mut warnings).into_iter();
     let mut removal = store.removal(&lock, backups.clone());
-    let applied: Vec<PruneResult> = groups.map(|group| apply(store, &mut removal, group, policy, None)).collect();
+    let applied: Vec<PruneResult> = groups
+        .map(|group| apply(store, &mut removal, group, policy, None))
+        .collect();
     warnings.extend(unsupported::warnings(&[store.dir()]));
     Ok(together(applied, dry_run, &backups).warned(warnings))
 }
@@ -75,29 +82,47 @@ impl PruneResult {
 }
 
 /// One result of several, with the decisions in the order of `backups`.
-fn together(results: impl IntoIterator<Item = PruneResult>, dry_run: bool, backups: &[Backup]) -> PruneResult {
-    let mut all = PruneResult { dry_run, decisions: Vec::new(), bytes_freed: 0, warnings: Vec::new() };
+fn together(
+    results: impl IntoIterator<Item = PruneResult>,
+    dry_run: bool,
+    backups: &[Backup],
+) -> PruneResult {
+    let mut all = PruneResult {
+        dry_run,
+        decisions: Vec::new(),
+        bytes_freed: 0,
+        warnings: Vec::new(),
+    };
     for result in results {
         all.decisions.extend(result.decisions);
         all.bytes_freed += result.bytes_freed;
         all.warnings.extend(result.warnings);
     }
     let places = places(backups);
-    all.decisions.sort_by_key(|decision| places.get(decision.id.as_str()).copied());
+    all.decisions
+        .sort_by_key(|decision| places.get(decision.id.as_str()).copied());
     all
 }
 
 /// The backups that a policy is applied to, those of each project by themselves: only of the store's project if that exists. No project's
 /// backups take the place of another one's.
-fn by_project(store: &Store, backups: Vec<Backup>, warnings: &mut Vec<Warning>) -> Vec<Vec<Backup>> {
+fn by_project(
+    store: &Store,
+    backups: Vec<Backup>,
+    warnings: &mut Vec<Warning>,
+) -> Vec<Vec<Backup>> {
     if store.home().is_none() {
         let mut groups: BTreeMap<Option<String>, Vec<Backup>> = BTreeMap::new();
         for backup in backups {
-            groups.entry(backup.project.clone()).or_default().push(backup);
+            groups
+                .entry(backup.project.clone())
+                .or_default()
+                .push(backup);
         }
         return groups.into_values().collect();
     }
-    let (own, others): (Vec<Backup>, Vec<Backup>) = backups.into_iter().partition(|backup| store.is_own(backup));
+    let (own, others): (Vec<Backup>, Vec<Backup>) =
+        backups.into_iter().partition(|backup| store.is_own(backup));
     if !others.is_empty() {
         let (count, dir) = (others.len(), store.dir().display());
         let message = format!(
@@ -117,8 +142,18 @@ pub fn apply_after(
     listed: Vec<Backup>,
     made: &Backup,
 ) -> PruneResult {
-    let backups = listed.iter().filter(|backup| backup.project == made.project).cloned().collect();
-    apply(store, &mut store.removal(lock, listed), backups, policy, Some(&made.id))
+    let backups = listed
+        .iter()
+        .filter(|backup| backup.project == made.project)
+        .cloned()
+        .collect();
+    apply(
+        store,
+        &mut store.removal(lock, listed),
+        backups,
+        policy,
+        Some(&made.id),
+    )
 }
 
 /// What cannot be removed is said in its decision; the others are removed all the same.
@@ -133,7 +168,9 @@ fn apply(
     // Oldest first, but none before one that rests on it.
     let places = places(&backups);
     let doomed = (0..decisions.len()).filter(|place| !decisions[*place].kept);
-    let mut order: Vec<(usize, usize)> = doomed.map(|place| (bases(&backups, &places, place).count(), place)).collect();
+    let mut order: Vec<(usize, usize)> = doomed
+        .map(|place| (bases(&backups, &places, place).count(), place))
+        .collect();
     order.sort_by(|a, b| b.cmp(a));
     for (_, place) in order {
         let decision = &mut decisions[place];
@@ -146,9 +183,20 @@ fn apply(
 }
 
 fn result(backups: &[Backup], decisions: Vec<Decision>, dry_run: bool) -> PruneResult {
-    let removed = backups.iter().zip(&decisions).filter(|(_, decision)| !decision.kept);
+    let removed = backups
+        .iter()
+        .zip(&decisions)
+        .filter(|(_, decision)| !decision.kept);
     let removed: Vec<&Backup> = removed.map(|(backup, _)| backup).collect();
     let bytes_freed = removed.iter().map(|backup| backup.removable_size()).sum();
-    let warnings = removed.iter().filter_map(|backup| backup.left_behind()).collect();
-    PruneResult { dry_run, decisions, bytes_freed, warnings }
+    let warnings = removed
+        .iter()
+        .filter_map(|backup| backup.left_behind())
+        .collect();
+    PruneResult {
+        dry_run,
+        decisions,
+        bytes_freed,
+        warnings,
+    }
 }

@@ -105,7 +105,14 @@ pub fn restore(
     context: &OperationContext,
 ) -> Result<RestoreResult> {
     let mut staging = None;
-    let restored = restore_through(&mut staging, store, reference, worker_mode, options, context);
+    let restored = restore_through(
+        &mut staging,
+        store,
+        reference,
+        worker_mode,
+        options,
+        context,
+    );
     match staging {
         Some(staging) => {
             let restored = restored.map_err(|error| staging.named(error));
@@ -124,17 +131,24 @@ fn restore_through(
     context: &OperationContext,
 ) -> Result<RestoreResult> {
     let began = Instant::now();
-    let target = paths::absolute(&options.target).map_err(|cause| Error::io("resolve", &options.target, cause))?;
+    let target = paths::absolute(&options.target)
+        .map_err(|cause| Error::io("resolve", &options.target, cause))?;
     // An absolute path of the project names the same part at any target.
     let home = store.home().map(|home| home.root());
-    let of_home = |path: &String| home.map_or_else(|| path.clone(), |home| pattern::relative(home, path));
-    let paths: Option<Vec<String>> = options.paths.as_ref().map(|paths| paths.iter().map(of_home).collect());
+    let of_home =
+        |path: &String| home.map_or_else(|| path.clone(), |home| pattern::relative(home, path));
+    let paths: Option<Vec<String>> = options
+        .paths
+        .as_ref()
+        .map(|paths| paths.iter().map(of_home).collect());
     let pick = EntryFilter::new(&target, options.only.clone(), paths.as_deref())?;
     let archive = store.locate_holding(reference, options.only.as_deref())?;
     let state = target.join(STATE_DIR);
     let mut warnings = store.doubts(reference, &archive, Some(&target));
     let staging = staging.insert(Staging::prepare(&target, options.dry_run)?);
-    let is_own = warnings.iter().all(|warning| warning.code != WarningCode::OtherProject);
+    let is_own = warnings
+        .iter()
+        .all(|warning| warning.code != WarningCode::OtherProject);
     if !options.dry_run {
         warnings.extend(Worker::recover_interrupted(
             worker_mode,
@@ -150,7 +164,9 @@ fn restore_through(
     let plan = chain::plan(&archive, &pick, store.keys(), context)?;
     let manifest = chain::unpack(&plan, unpack_to, store.keys(), context)?.manifest;
     assert_holds(store, &manifest, &pick, options)?;
-    let in_vain = pick.in_vain().map(|pattern| format!("{} holds nothing of `{pattern}`", manifest.id));
+    let in_vain = pick
+        .in_vain()
+        .map(|pattern| format!("{} holds nothing of `{pattern}`", manifest.id));
     warnings.extend(in_vain.map(|message| Warning::new(WarningCode::Incomplete, message)));
     write_manifest(&held, &manifest)?;
     context.report(Phase::Applying, 0, 0)?;
@@ -200,7 +216,8 @@ fn restore_through(
     warnings.extend(store.key_warnings(&archive));
     warnings.extend(store.plain_warning(&archive));
     warnings.extend(unsupported::warnings(&[&target]));
-    warnings.extend(of_another(&target, &manifest).filter(|_| is_own && applied.files_replaced > 0));
+    warnings
+        .extend(of_another(&target, &manifest).filter(|_| is_own && applied.files_replaced > 0));
     Ok(RestoreResult {
         id: manifest.id.clone(),
         backup_path: archive,
@@ -219,9 +236,10 @@ fn restore_through(
 /// What a second reader did about the work of one that died.
 fn with_warnings(error: Error, warnings: &[Warning]) -> Error {
     match warnings.first() {
-        Some(warning) => {
-            Error { remedy: format!("{}; look at the project, and run it again", warning.message), ..error }
-        }
+        Some(warning) => Error {
+            remedy: format!("{}; look at the project, and run it again", warning.message),
+            ..error
+        },
         None => error,
     }
 }
@@ -229,12 +247,18 @@ fn with_warnings(error: Error, warnings: &[Warning]) -> Error {
 /// What the backup itself is not: complete, or of a sound source.
 fn less_than_saved(manifest: &Manifest) -> Vec<Warning> {
     let id = &manifest.id;
-    let lacks = lacks(&manifest.warnings).unwrap_or_else(|| "its manifest does not name what it lacks".into());
-    let incomplete = manifest
-        .incomplete
-        .then(|| Warning::new(WarningCode::Incomplete, format!("{id} does not hold all of its project: {lacks}")));
+    let lacks = lacks(&manifest.warnings)
+        .unwrap_or_else(|| "its manifest does not name what it lacks".into());
+    let incomplete = manifest.incomplete.then(|| {
+        Warning::new(
+            WarningCode::Incomplete,
+            format!("{id} does not hold all of its project: {lacks}"),
+        )
+    });
     let damaged = (manifest.integrity.status == IntegrityStatus::Failed).then(|| {
-        let message = format!("The databases of {id} were damaged when they were saved, and are restored as they were");
+        let message = format!(
+            "The databases of {id} were damaged when they were saved, and are restored as they were"
+        );
         Warning::new(WarningCode::SourceDamaged, message)
     });
     incomplete.into_iter().chain(damaged).collect()
@@ -242,8 +266,12 @@ fn less_than_saved(manifest: &Manifest) -> Vec<Warning> {
 
 /// Where projects share a directory of backups, it is easy to take another one's.
 fn of_another(target: &Path, manifest: &Manifest) -> Option<Warning> {
-    let target =
-        Project::open(target).ok().filter(|target| manifest.project.as_ref().is_some_and(|of| *of != target.id()))?;
+    let target = Project::open(target).ok().filter(|target| {
+        manifest
+            .project
+            .as_ref()
+            .is_some_and(|of| *of != target.id())
+    })?;
     let message = format!(
         "{} was made of another project than {}, or of this one where it lay before; `kg diag restore --undo` takes it back",
         manifest.id,
@@ -252,12 +280,23 @@ fn of_another(target: &Path, manifest: &Manifest) -> Option<Warning> {
     Some(Warning::new(WarningCode::OtherProject, message))
 }
 
-fn assert_holds(store: &Store, manifest: &Manifest, pick: &EntryFilter, options: &RestoreOptions) -> Result<()> {
+fn assert_holds(
+    store: &Store,
+    manifest: &Manifest,
+    pick: &EntryFilter,
+    options: &RestoreOptions,
+) -> Result<()> {
     if pick.is_everything() || !pick.select(manifest).is_empty() {
         return Ok(());
     }
-    let parts = options.only.iter().flatten().map(|part| format!("{part:?}").to_lowercase());
-    let wanted: Vec<String> = parts.chain(options.paths.iter().flatten().cloned()).collect();
+    let parts = options
+        .only
+        .iter()
+        .flatten()
+        .map(|part| format!("{part:?}").to_lowercase());
+    let wanted: Vec<String> = parts
+        .chain(options.paths.iter().flatten().cloned())
+        .collect();
     let other = options
         .only
         .as_deref()
@@ -270,7 +309,10 @@ fn assert_holds(store: &Store, manifest: &Manifest, pick: &EntryFilter, options:
                 .into()
         }
     };
-    Err(Error::invalid(format!("{} holds nothing of: {}", manifest.id, wanted.join(", ")), remedy))
+    Err(Error::invalid(
+        format!("{} holds nothing of: {}", manifest.id, wanted.join(", ")),
+        remedy,
+    ))
 }
 
 fn write_manifest(staging: &Path, manifest: &Manifest) -> Result<()> {
@@ -290,7 +332,10 @@ struct Staging {
 impl Staging {
     fn prepare(target: &Path, dry_run: bool) -> Result<Self> {
         let state = target.join(STATE_DIR);
-        if target.components().any(|part| part.as_os_str() == STATE_DIR) {
+        if target
+            .components()
+            .any(|part| part.as_os_str() == STATE_DIR)
+        {
             return Err(Error::new(
                 Code::TargetInvalid,
                 format!("{} lies in the state of a project", target.display()),
@@ -308,13 +353,29 @@ impl Staging {
         }
         if dry_run {
             let dir = Some(PrivateDir::new(&std::env::temp_dir(), STAGING_PREFIX)?);
-            return Ok(Staging { dir, made: Vec::new(), lock: None });
+            return Ok(Staging {
+                dir,
+                made: Vec::new(),
+                lock: None,
+            });
         }
-        let made: Vec<_> = state.ancestors().take_while(|dir| !dir.exists()).map(Path::to_path_buf).collect();
+        let made: Vec<_> = state
+            .ancestors()
+            .take_while(|dir| !dir.exists())
+            .map(Path::to_path_buf)
+            .collect();
         // From here on a failure removes what was made.
-        let mut staging = Staging { dir: None, made, lock: None };
+        let mut staging = Staging {
+            dir: None,
+            made,
+            lock: None,
+        };
         atomic_file::create_dirs(&state).map_err(|cause| Error::io("create", &state, cause))?;
-        staging.made.iter().rev().for_each(|made| ownership::inherit(made));
+        staging
+            .made
+            .iter()
+            .rev()
+            .for_each(|made| ownership::inherit(made));
         while staging.lock.is_none() {
             let dir = PrivateDir::new(&state, STAGING_PREFIX)?;
             staging.lock = dir.lock()?;
@@ -329,21 +390,35 @@ impl Staging {
 
     /// Where it is written to: to the directory that was made, whatever has its name by now.
     fn held_path(&self) -> PathBuf {
-        self.lock.as_ref().map_or_else(|| self.path().to_path_buf(), |dir| held_path(dir, self.path()))
+        self.lock.as_ref().map_or_else(
+            || self.path().to_path_buf(),
+            |dir| held_path(dir, self.path()),
+        )
     }
 
     /// An error that names files as they are called, and not by the descriptor.
     fn named(&self, error: Error) -> Error {
         let (held, path) = (self.held_path(), self.path());
-        Error { message: error.message.replace(&*held.to_string_lossy(), &path.to_string_lossy()), ..error }
+        Error {
+            message: error
+                .message
+                .replace(&*held.to_string_lossy(), &path.to_string_lossy()),
+            ..error
+        }
     }
 
     /// Removes it. After a restore that was carried out, a directory that stays is a warning.
     fn end(mut self, done: Result<RestoreResult>) -> Result<RestoreResult> {
-        let Some(dir) = self.dir.take() else { return done };
-        let Ok(mut restored) = done else { return dir.end(done) };
+        let Some(dir) = self.dir.take() else {
+            return done;
+        };
+        let Ok(mut restored) = done else {
+            return dir.end(done);
+        };
         let left = dir.remove().err();
-        restored.warnings.extend(left.map(|left| Warning::new(WarningCode::Store, left.to_string())));
+        restored
+            .warnings
+            .extend(left.map(|left| Warning::new(WarningCode::Store, left.to_string())));
         Ok(restored)
     }
 

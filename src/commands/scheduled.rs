@@ -25,7 +25,9 @@ use crate::{
 
 /// The plan of a project; `None` where no schedule is set. Whether it is enabled is another question.
 pub fn plan(settings: &Settings, root: &Path) -> Result<Option<Plan>> {
-    let Some(schedule) = settings.text("backup.schedule") else { return Ok(None) };
+    let Some(schedule) = settings.text("backup.schedule") else {
+        return Ok(None);
+    };
     let number = |name: &str| settings.whole(name);
     Ok(Some(Plan {
         cadence: Cadence::parse(schedule, settings.text("backup.timezone"))?,
@@ -48,8 +50,17 @@ pub fn wanted_kind(settings: &Settings) -> BackupType {
 
 /// When the newest backup was made that a run on schedule would have made.
 pub fn last_run(settings: &Settings, project: &Project) -> Result<Option<i64>> {
-    let store = store(settings, project.root(), None, CallerEncryption::Nothing, &WorkerMode::InProcess)?;
-    Ok(backup_type::last_run(&own_backups(&store, project)?, wanted_kind(settings)))
+    let store = store(
+        settings,
+        project.root(),
+        None,
+        CallerEncryption::Nothing,
+        &WorkerMode::InProcess,
+    )?;
+    Ok(backup_type::last_run(
+        &own_backups(&store, project)?,
+        wanted_kind(settings),
+    ))
 }
 
 /// What the call says about encryption of a new backup.
@@ -72,24 +83,45 @@ pub fn store(
     said: CallerEncryption,
     worker_mode: &WorkerMode,
 ) -> Result<Store> {
-    let of_settings = || settings.dir(root).unwrap_or_else(|| Store::default_dir(root));
+    let of_settings = || {
+        settings
+            .dir(root)
+            .unwrap_or_else(|| Store::default_dir(root))
+    };
     let store = Store::at(&dir.map_or_else(of_settings, Path::to_path_buf))?;
     let keys = KeySource::of_settings(settings, root).keys(root, worker_mode);
-    let store =
-        store.for_project(root).with_keys(keys).as_set(encrypts(settings, said)).with_mode(settings.archive_mode());
-    let doubt = if dir.is_none() { settings.doubt_of_dir().map(|why| doubt(why, settings, &store)) } else { None };
+    let store = store
+        .for_project(root)
+        .with_keys(keys)
+        .as_set(encrypts(settings, said))
+        .with_mode(settings.archive_mode());
+    let doubt = if dir.is_none() {
+        settings
+            .doubt_of_dir()
+            .map(|why| doubt(why, settings, &store))
+    } else {
+        None
+    };
     Ok(store.doubted(doubt))
 }
 
 /// Settings that somebody else can read may name another store. Those that say nothing are recovered from the one that is used without
 /// any, unless another one is known, or may be.
 fn doubt(why: Error, settings: &Settings, store: &Store) -> Doubt {
-    let other = store.home().map_or(Ok(None), |home| known_stores::other(home, store));
+    let other = store
+        .home()
+        .map_or(Ok(None), |home| known_stores::other(home, store));
     let known = match &other {
-        Ok(Some(other)) => format!("; backups of this project were last made in {}", other.display()),
+        Ok(Some(other)) => format!(
+            "; backups of this project were last made in {}",
+            other.display()
+        ),
         Ok(None) => String::new(),
         Err(error) => {
-            format!("; whether backups of this project were made elsewhere cannot be told: {}", error.message)
+            format!(
+                "; whether backups of this project were made elsewhere cannot be told: {}",
+                error.message
+            )
         }
     };
     let first = match &other {
@@ -103,7 +135,11 @@ fn doubt(why: Error, settings: &Settings, store: &Store) -> Doubt {
                    in the API";
     Doubt {
         hides_another: settings.are_hidden() || !known.is_empty(),
-        why: Error { message: format!("{}{known}", why.message), remedy: format!("{first}; {name_it}"), ..why },
+        why: Error {
+            message: format!("{}{known}", why.message),
+            remedy: format!("{first}; {name_it}"),
+            ..why
+        },
     }
 }
 
@@ -124,10 +160,16 @@ pub fn encrypts(settings: &Settings, said: CallerEncryption) -> EncryptionPolicy
         return unclear(doubt);
     }
     match (settings.assert_usable(), settings.bool("backup.encrypt")) {
-        (Err(error), _) if is_asked_for => unclear(format!("{}, so it is unclear who can read it", error.message)),
+        (Err(error), _) if is_asked_for => unclear(format!(
+            "{}, so it is unclear who can read it",
+            error.message
+        )),
         (Err(error), _) => {
             let say = "with `--no-encrypt`, `--recipient` or `--passphrase-file` it is known who can read this backup";
-            EncryptionPolicy::Unread(Error { remedy: format!("{}; {say}", error.remedy), ..error })
+            EncryptionPolicy::Unread(Error {
+                remedy: format!("{}; {say}", error.remedy),
+                ..error
+            })
         }
         (Ok(()), Some(true)) => EncryptionPolicy::Yes,
         (Ok(()), _) if is_asked_for => EncryptionPolicy::Yes,
@@ -138,9 +180,19 @@ pub fn encrypts(settings: &Settings, said: CallerEncryption) -> EncryptionPolicy
 }
 
 /// How a backup is made at `now` where nobody asks for something else.
-pub fn options(settings: &Settings, root: &Path, store: &Store, now: Timestamp) -> Result<BackupOptions> {
-    let level = settings.whole("backup.compressionLevel").and_then(|level| u8::try_from(level).ok());
-    let compression = settings.get("backup.compression").and_then(config::compression).unwrap_or(Compression::GZIP);
+pub fn options(
+    settings: &Settings,
+    root: &Path,
+    store: &Store,
+    now: Timestamp,
+) -> Result<BackupOptions> {
+    let level = settings
+        .whole("backup.compressionLevel")
+        .and_then(|level| u8::try_from(level).ok());
+    let compression = settings
+        .get("backup.compression")
+        .and_then(config::compression)
+        .unwrap_or(Compression::GZIP);
     let on = |name: &str| settings.bool(name).unwrap_or(true);
     let mut kind = wanted_kind(settings);
     if kind == BackupType::Incremental {
@@ -155,7 +207,9 @@ pub fn options(settings: &Settings, root: &Path, store: &Store, now: Timestamp) 
         include_plugin_data: on("backup.includePluginData"),
         exclude_patterns: settings.list("backup.excludePatterns").unwrap_or_default(),
         compression: level.map_or(compression, |level| compression.at(level)),
-        max_chain_length: settings.whole("backup.maxChainLength").unwrap_or(DEFAULT_MAX_CHAIN_LENGTH),
+        max_chain_length: settings
+            .whole("backup.maxChainLength")
+            .unwrap_or(DEFAULT_MAX_CHAIN_LENGTH),
         check_source: on("backup.checkSource"),
         strict: settings.bool("backup.strict").unwrap_or(false),
         retention: settings.policy(),

@@ -74,7 +74,11 @@ pub fn undo_restore(
             context,
         )?;
         // The reader waits too, but cannot be told to stop.
-        drop(lock_target(&project.state_dir(), options.lock_timeout, context)?);
+        drop(lock_target(
+            &project.state_dir(),
+            options.lock_timeout,
+            context,
+        )?);
     }
     context.report(Phase::Applying, 0, 0)?;
     // From here on it is carried to its end, or taken back.

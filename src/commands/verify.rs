@@ -39,7 +39,11 @@ pub struct CheckReport {
 }
 
 /// Checks the backup that `reference` means (a path, an id, `latest`). A damaged one is a report, not an error.
-pub fn check_backup(store: &Store, reference: &str, context: &OperationContext) -> Result<CheckReport> {
+pub fn check_backup(
+    store: &Store,
+    reference: &str,
+    context: &OperationContext,
+) -> Result<CheckReport> {
     let began = Instant::now();
     let path = store.locate(reference)?;
     let mut warnings = store.doubts(reference, &path, None);
@@ -51,7 +55,13 @@ pub fn check_backup(store: &Store, reference: &str, context: &OperationContext) 
         }
         Err(error) if error.code == Code::ChainBroken => {
             let problem = Problem::of_archive(ProblemCode::Chain, error.message);
-            (None, vec![Problem { remedy: error.remedy, ..problem }])
+            (
+                None,
+                vec![Problem {
+                    remedy: error.remedy,
+                    ..problem
+                }],
+            )
         }
         links => links.map(|_| (None, Vec::new()))?,
     };
@@ -59,7 +69,14 @@ pub fn check_backup(store: &Store, reference: &str, context: &OperationContext) 
         Some(report) => report,
         None => {
             let beside = manifest_beside(&path)?;
-            read_archive(&path, store.keys(), beside.as_deref(), &mut Discard, context, Phase::Verifying)?
+            read_archive(
+                &path,
+                store.keys(),
+                beside.as_deref(),
+                &mut Discard,
+                context,
+                Phase::Verifying,
+            )?
         }
     };
     report.problems.extend(of_chain);

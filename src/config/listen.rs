@@ -48,7 +48,9 @@ impl FromStr for Listen {
             return Ok(Listen::Off);
         }
         let address = text.parse().map(Listen::At);
-        address.or_else(|_| text.parse().map(Listen::port)).map_err(|_| refused(text))
+        address
+            .or_else(|_| text.parse().map(Listen::port))
+            .map_err(|_| refused(text))
     }
 }
 
@@ -83,10 +85,22 @@ mod tests {
         assert_eq!(told(json!("[::1]:9821")).unwrap(), "[::1]:9821");
         assert_eq!(told(json!("off")).unwrap(), "off");
         assert_eq!(Listen::default().to_string(), "127.0.0.1:9821");
-        for value in
-            [json!("70000"), json!(-1), json!(1.5), json!(false), json!("localhost"), json!("10.0.0.1"), json!("")]
-        {
-            assert!(told(value.clone()).unwrap_err().message.contains("is no address to listen on"), "{value}");
+        for value in [
+            json!("70000"),
+            json!(-1),
+            json!(1.5),
+            json!(false),
+            json!("localhost"),
+            json!("10.0.0.1"),
+            json!(""),
+        ] {
+            assert!(
+                told(value.clone())
+                    .unwrap_err()
+                    .message
+                    .contains("is no address to listen on"),
+                "{value}"
+            );
         }
     }
 }

@@ -58,14 +58,20 @@ enum Unusable {
 }
 
 /// The keys that decide who can read new backups: the switch, and the keys that encrypt.
-const ENCRYPTION: [&str; 4] = ["backup.encrypt", "backup.passphraseFile", "backup.recipients", "backup.identityFile"];
+const ENCRYPTION: [&str; 4] = [
+    "backup.encrypt",
+    "backup.passphraseFile",
+    "backup.recipients",
+    "backup.identityFile",
+];
 
 /// The key that decides where backups go.
 const DIR: &str = "backup.dir";
 
 const MEND_IT: &str = "Mend it (`kg config show --all` tells what may be set), or bring it back with \
                        `kg diag restore --file latest --config-only` (from an encrypted backup, with its key: `--passphrase-file` or `--identity`)";
-const READ_IT: &str = "Give this user the right to read it, mount what it leads to, or run as a user who can read it";
+const READ_IT: &str =
+    "Give this user the right to read it, mount what it leads to, or run as a user who can read it";
 
 /// The keys that decide what retention removes.
 const RETENTION: [&str; 3] = ["backup.retention", "backup.maxBackups", "backup.keep"];
@@ -74,7 +80,11 @@ impl Settings {
     /// Of the project at `root`.
     pub fn read(root: &Path, warnings: &mut Vec<Warning>) -> Self {
         let mut warn = |message: String| {
-            warnings.push(Warning::about(WarningCode::Config, format!("{STATE_DIR}/{CONFIG_FILE}"), message));
+            warnings.push(Warning::about(
+                WarningCode::Config,
+                format!("{STATE_DIR}/{CONFIG_FILE}"),
+                message,
+            ));
         };
         Settings::read_at(&root.join(STATE_DIR).join(CONFIG_FILE), &mut warn)
     }
@@ -83,9 +93,10 @@ impl Settings {
     pub fn read_at(path: &Path, warn: &mut impl FnMut(String)) -> Self {
         match read_text(path) {
             // A link that leads nowhere is not a project without settings: they may lie on a disk that is not mounted.
-            Ok(None) if path.symlink_metadata().is_ok() => {
-                Settings::unusable(Unusable::Unreadable("it is a link that leads nowhere".into()), warn)
-            }
+            Ok(None) if path.symlink_metadata().is_ok() => Settings::unusable(
+                Unusable::Unreadable("it is a link that leads nowhere".into()),
+                warn,
+            ),
             Ok(None) => Settings::default(),
             Ok(Some(text)) => match parse(&text) {
                 Ok(config) => Settings::of(&config, warn),
@@ -94,23 +105,41 @@ impl Settings {
             Err(cause) => {
                 let why = format!("it could not be read ({})", plain(&cause));
                 // What is too long, a pipe or a directory can be looked at, and is no configuration.
-                let is_other = matches!(cause.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput);
-                Settings::unusable(if is_other { Unusable::Invalid(why) } else { Unusable::Unreadable(why) }, warn)
+                let is_other = matches!(
+                    cause.kind(),
+                    io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
+                );
+                Settings::unusable(
+                    if is_other {
+                        Unusable::Invalid(why)
+                    } else {
+                        Unusable::Unreadable(why)
+                    },
+                    warn,
+                )
             }
         }
     }
 
     fn unusable(why: Unusable, warn: &mut impl FnMut(String)) -> Self {
         let (Unusable::Unreadable(what) | Unusable::Invalid(what)) = &why;
-        warn(format!("The configuration cannot be used: {what}. Its settings of backups do not count"));
-        Settings { unusable: Some(why), ..Settings::default() }
+        warn(format!(
+            "The configuration cannot be used: {what}. Its settings of backups do not count"
+        ));
+        Settings {
+            unusable: Some(why),
+            ..Settings::default()
+        }
     }
 
     /// `config` is the whole configuration.
     pub fn of(config: &Value, warn: &mut impl FnMut(String)) -> Self {
         let section = config.get("backup");
         if !config.is_object() {
-            return Settings::unusable(Unusable::Invalid(format!("it is {}, not an object", kind_of(config))), warn);
+            return Settings::unusable(
+                Unusable::Invalid(format!("it is {}, not an object", kind_of(config))),
+                warn,
+            );
         }
         if let Some(section) = section.filter(|section| !section.is_object()) {
             let what = format!("`backup` is {}, not an object", kind_of(section));
@@ -131,18 +160,31 @@ impl Settings {
         let mut said = Vec::new();
         for unknown in unknown_keys::unknown(home, config) {
             let message = format!("`{}` {}", unknown.name, unknown.what);
-            let doubted = if unknown.is_known { &mut settings.refused } else { &mut settings.misspelt };
-            doubted.extend(unknown.meant.iter().map(|name| (name.to_string(), message.clone())));
+            let doubted = if unknown.is_known {
+                &mut settings.refused
+            } else {
+                &mut settings.misspelt
+            };
+            doubted.extend(
+                unknown
+                    .meant
+                    .iter()
+                    .map(|name| (name.to_string(), message.clone())),
+            );
             said.push((message, "", unknown.meant));
         }
         for key in schema::ALL.iter().filter(|key| key.home() == home) {
-            let Some(value) = key.find(config) else { continue };
+            let Some(value) = key.find(config) else {
+                continue;
+            };
             match key.check(value) {
                 Ok(()) => {
                     settings.values.insert(key.name.to_string(), value.clone());
                 }
                 Err(error) => {
-                    settings.refused.insert(key.name.to_string(), error.message.clone());
+                    settings
+                        .refused
+                        .insert(key.name.to_string(), error.message.clone());
                     said.push((error.message, "; it was ignored", vec![key.name]));
                 }
             }
@@ -183,15 +225,27 @@ impl Settings {
 
     /// Why it is not known where backups go.
     pub fn doubt_of_dir(&self) -> Option<Error> {
-        let refused = || self.is_refused(DIR).then_some("`backup.dir` is not the name of a directory");
-        let misspelt = || self.misspelt.get(DIR).filter(|_| self.get(DIR).is_none()).map(String::as_str);
-        self.assert_usable().err().or_else(|| Some(unusable(refused().or_else(misspelt)?, MEND_IT)))
+        let refused = || {
+            self.is_refused(DIR)
+                .then_some("`backup.dir` is not the name of a directory")
+        };
+        let misspelt = || {
+            self.misspelt
+                .get(DIR)
+                .filter(|_| self.get(DIR).is_none())
+                .map(String::as_str)
+        };
+        self.assert_usable()
+            .err()
+            .or_else(|| Some(unusable(refused().or_else(misspelt)?, MEND_IT)))
     }
 
     /// Why it is not known who can read new backups; `is_asked_for` if the call asks for encryption.
     pub fn doubt_of_encryption(&self, is_asked_for: bool) -> Option<String> {
         if let Some(why) = ENCRYPTION.into_iter().find_map(|key| self.refused.get(key)) {
-            return Some(format!("An invalid setting makes it unclear who can read new backups: {why}"));
+            return Some(format!(
+                "An invalid setting makes it unclear who can read new backups: {why}"
+            ));
         }
         let [switch, keys @ ..] = ENCRYPTION;
         let is_known = match self.bool(switch) {
@@ -199,25 +253,42 @@ impl Settings {
             None if !is_asked_for => false,
             _ => keys.into_iter().any(|key| self.get(key).is_some()),
         };
-        let why = ENCRYPTION.into_iter().filter(|_| !is_known).find_map(|key| self.misspelt.get(key))?;
-        Some(format!("A misspelt setting makes it unclear who can read new backups: {why}"))
+        let why = ENCRYPTION
+            .into_iter()
+            .filter(|_| !is_known)
+            .find_map(|key| self.misspelt.get(key))?;
+        Some(format!(
+            "A misspelt setting makes it unclear who can read new backups: {why}"
+        ))
     }
 
     /// Whether they say who could read an encrypted backup.
     pub fn name_readers(&self) -> bool {
-        ["backup.passphraseFile", "backup.recipients"].into_iter().any(|key| self.get(key).is_some())
+        ["backup.passphraseFile", "backup.recipients"]
+            .into_iter()
+            .any(|key| self.get(key).is_some())
     }
 
     /// Why a backup is refused if the call says neither where to write it nor who can read it.
     pub fn refuses_backups(&self) -> Option<String> {
-        self.doubt_of_dir().map(|error| error.message).or_else(|| self.doubt_of_encryption(false))
+        self.doubt_of_dir()
+            .map(|error| error.message)
+            .or_else(|| self.doubt_of_encryption(false))
     }
 
     /// Why nothing may be removed: what was set could keep it.
     pub fn doubt_of_retention(&self) -> Option<Error> {
-        let key = self.refused.keys().chain(self.misspelt.keys()).find(|key| is_of_retention(key));
-        let wrong =
-            key.map(|key| unusable(&format!("it is not known what `{key}` is to be, so nothing is removed"), MEND_IT));
+        let key = self
+            .refused
+            .keys()
+            .chain(self.misspelt.keys())
+            .find(|key| is_of_retention(key));
+        let wrong = key.map(|key| {
+            unusable(
+                &format!("it is not known what `{key}` is to be, so nothing is removed"),
+                MEND_IT,
+            )
+        });
         self.assert_usable().err().or(wrong)
     }
 
@@ -242,7 +313,9 @@ impl Settings {
     }
 
     pub fn whole(&self, name: &str) -> Option<u32> {
-        self.get(name)?.as_u64().and_then(|value| u32::try_from(value).ok())
+        self.get(name)?
+            .as_u64()
+            .and_then(|value| u32::try_from(value).ok())
     }
 
     pub fn text(&self, name: &str) -> Option<&str> {
@@ -251,7 +324,11 @@ impl Settings {
 
     pub fn list(&self, name: &str) -> Option<Vec<String>> {
         let list = self.get(name)?.as_array()?;
-        Some(list.iter().filter_map(|one| one.as_str().map(str::to_string)).collect())
+        Some(
+            list.iter()
+                .filter_map(|one| one.as_str().map(str::to_string))
+                .collect(),
+        )
     }
 
     /// `backup.dir`, from the root of the project.
@@ -274,12 +351,15 @@ impl Settings {
         if self.are_unusable() || self.is_refused(name) || self.misspelt.contains_key(name) {
             return Listen::Off;
         }
-        self.get(name).and_then(|value| Listen::of(value).ok()).unwrap_or_default()
+        self.get(name)
+            .and_then(|value| Listen::of(value).ok())
+            .unwrap_or_default()
     }
 
     pub fn retention_days(&self) -> Option<u32> {
         // One of them is enough; of two, the one that removes less.
-        self.whole("backup.retention").max(self.whole("backup.retentionDays"))
+        self.whole("backup.retention")
+            .max(self.whole("backup.retentionDays"))
     }
 
     /// Why no backups are made on a schedule, and what to type; nothing where they are.
@@ -287,17 +367,31 @@ impl Settings {
         let is_off = self.bool("backup.enabled") != Some(true);
         let is_unset = self.text("backup.schedule").is_none();
         let off = is_off.then_some("no backups are made: `kg config set backup.enabled true`");
-        let unset = is_unset.then_some("there is no schedule: `kg config set backup.schedule \"0 2 * * *\"`");
+        let unset = is_unset
+            .then_some("there is no schedule: `kg config set backup.schedule \"0 2 * * *\"`");
         off.into_iter().chain(unset).collect()
     }
 
     /// What `after` has otherwise, as a message tells it.
     pub fn changes(&self, after: &Settings) -> Vec<String> {
         let shown = |settings: &Settings, key: &Key| {
-            settings.get(key.name).map_or("not set".to_string(), |value| key.shown(value).to_string())
+            settings
+                .get(key.name)
+                .map_or("not set".to_string(), |value| key.shown(value).to_string())
         };
-        let changed = schema::ALL.iter().filter(|key| self.get(key.name) != after.get(key.name));
-        changed.map(|key| format!("{} from {} to {}", key.name, shown(self, key), shown(after, key))).collect()
+        let changed = schema::ALL
+            .iter()
+            .filter(|key| self.get(key.name) != after.get(key.name));
+        changed
+            .map(|key| {
+                format!(
+                    "{} from {} to {}",
+                    key.name,
+                    shown(self, key),
+                    shown(after, key)
+                )
+            })
+            .collect()
     }
 
     /// `backup.timezone`, if it is set.
@@ -385,16 +479,30 @@ mod tests {
         // What someone wrote to limit removal is not known: nothing is removed.
         assert!(settings.policy().keeps_everything() && settings.doubt_of_retention().is_some());
         assert_eq!(said.len(), 2);
-        assert_eq!(said[0], "`backup.mine` is not a setting: see `kg config show --all`");
-        assert!(said[1].contains("backup.maxBackups") && said[1].contains("\"five\""), "{}", said[1]);
+        assert_eq!(
+            said[0],
+            "`backup.mine` is not a setting: see `kg config show --all`"
+        );
+        assert!(
+            said[1].contains("backup.maxBackups") && said[1].contains("\"five\""),
+            "{}",
+            said[1]
+        );
     }
 
     #[test]
     fn retention_and_retention_days_are_one_thing_and_the_one_that_removes_less_counts() {
-        let of = |config| Settings::of(&config, &mut |_| panic!("no warning")).policy().retention_days;
+        let of = |config| {
+            Settings::of(&config, &mut |_| panic!("no warning"))
+                .policy()
+                .retention_days
+        };
         assert_eq!(of(json!({ "backup": { "retention": 30 } })), Some(30));
         assert_eq!(of(json!({ "backup": { "retentionDays": 7 } })), Some(7));
-        assert_eq!(of(json!({ "backup": { "retention": 30, "retentionDays": 7 } })), Some(30));
+        assert_eq!(
+            of(json!({ "backup": { "retention": 30, "retentionDays": 7 } })),
+            Some(30)
+        );
         assert_eq!(of(json!({})), None);
     }
 
@@ -417,33 +525,66 @@ mod tests {
 
     #[test]
     fn a_configuration_that_is_not_an_object_of_objects_is_unusable_and_not_an_empty_one() {
-        for text in ["[]", "null", "7", "true", "\"text\"", r#"{"backup":[]}"#, r#"{"backup":null}"#, r#"{"backup":1}"#]
-        {
+        for text in [
+            "[]",
+            "null",
+            "7",
+            "true",
+            "\"text\"",
+            r#"{"backup":[]}"#,
+            r#"{"backup":null}"#,
+            r#"{"backup":1}"#,
+        ] {
             let mut said = Vec::new();
-            let settings = Settings::of(&serde_json::from_str(text).unwrap(), &mut |message| said.push(message));
-            assert_eq!(settings.assert_usable().unwrap_err().code, Code::ConfigInvalid, "{text}");
+            let settings = Settings::of(&serde_json::from_str(text).unwrap(), &mut |message| {
+                said.push(message)
+            });
+            assert_eq!(
+                settings.assert_usable().unwrap_err().code,
+                Code::ConfigInvalid,
+                "{text}"
+            );
             assert_eq!((said.len(), settings.listen()), (1, Listen::Off), "{text}");
         }
-        assert!(Settings::of(&json!({}), &mut |_| panic!()).assert_usable().is_ok());
+        assert!(
+            Settings::of(&json!({}), &mut |_| panic!())
+                .assert_usable()
+                .is_ok()
+        );
     }
 
     #[test]
-    fn a_default_never_opens_a_port_removes_a_backup_or_chooses_a_directory_for_what_cannot_be_used() {
+    fn a_default_never_opens_a_port_removes_a_backup_or_chooses_a_directory_for_what_cannot_be_used()
+     {
         let of = |backup| Settings::of(&json!({ "backup": backup }), &mut |_| {});
         for backup in [json!({ "listen": false }), json!({ "lisen": "off" })] {
             assert_eq!(of(backup).listen(), Listen::Off);
         }
-        for backup in
-            [json!({ "keep": 7 }), json!({ "keep": { "dayly": 7 } }), json!({ "retnetion": 30 }), json!({ "kep": {} })]
-        {
+        for backup in [
+            json!({ "keep": 7 }),
+            json!({ "keep": { "dayly": 7 } }),
+            json!({ "retnetion": 30 }),
+            json!({ "kep": {} }),
+        ] {
             let mut whole = json!({ "maxBackups": 1 });
-            whole.as_object_mut().unwrap().extend(backup.as_object().unwrap().clone());
+            whole
+                .as_object_mut()
+                .unwrap()
+                .extend(backup.as_object().unwrap().clone());
             assert!(of(whole).policy().keeps_everything(), "{backup}");
         }
-        for backup in [json!({ "dir": 5 }), json!({ "dri": "b" }), json!({ "backupDir": "b" })] {
+        for backup in [
+            json!({ "dir": 5 }),
+            json!({ "dri": "b" }),
+            json!({ "backupDir": "b" }),
+        ] {
             assert!(of(backup.clone()).doubt_of_dir().is_some(), "{backup}");
         }
-        for backup in [json!({}), json!({ "dir": "b" }), json!({ "dir": "b", "dri": "b" })] {
+        for backup in [
+            json!({}),
+            json!({ "dir": "b" }),
+            json!({ "dir": "b", "dri": "b" }),
+        ] {
             assert!(of(backup.clone()).doubt_of_dir().is_none(), "{backup}");
         }
     }

@@ -61,72 +61,220 @@ const MOST: u64 = u32::MAX as u64;
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 const fn key(name: &'static str, rule: Rule, meaning: &'static str) -> Key {
-    Key { name, rule, meaning }
+    Key {
+        name,
+        rule,
+        meaning,
+    }
 }
 
 /// In the order in which `kg config show` tells them.
 pub const ALL: &[Key] = &[
-    key("backup.enabled", Rule::Bool, "whether `kg serve` makes backups on the schedule"),
-    key("backup.schedule", Rule::Schedule, "when, as a cron expression"),
-    key("backup.timezone", Rule::Zone, "in which time zone [default: the system's; UTC for backup.keep]"),
-    key("backup.type", Rule::Choice(&["full", "incremental", "snapshot"]), "what a backup is [default: full]"),
-    key("backup.fullBackupInterval", Rule::Whole(1, MOST), "days after which an incremental backup becomes a full one"),
-    key("backup.dir", Rule::Text, "where backups are kept, from the project's root [default: .kg/backups]"),
+    key(
+        "backup.enabled",
+        Rule::Bool,
+        "whether `kg serve` makes backups on the schedule",
+    ),
+    key(
+        "backup.schedule",
+        Rule::Schedule,
+        "when, as a cron expression",
+    ),
+    key(
+        "backup.timezone",
+        Rule::Zone,
+        "in which time zone [default: the system's; UTC for backup.keep]",
+    ),
+    key(
+        "backup.type",
+        Rule::Choice(&["full", "incremental", "snapshot"]),
+        "what a backup is [default: full]",
+    ),
+    key(
+        "backup.fullBackupInterval",
+        Rule::Whole(1, MOST),
+        "days after which an incremental backup becomes a full one",
+    ),
+    key(
+        "backup.dir",
+        Rule::Text,
+        "where backups are kept, from the project's root [default: .kg/backups]",
+    ),
     key(
         "backup.mode",
         Rule::Choice(&["0600", "0640"]),
         "permissions of new archives: 0600 for their owner, 0640 for their group too [default: 0640 in a directory that its group \
          shares (chmod 2770), otherwise 0600]",
     ),
-    key("backup.retention", Rule::Whole(1, MOST), "remove backups that are older than so many days"),
+    key(
+        "backup.retention",
+        Rule::Whole(1, MOST),
+        "remove backups that are older than so many days",
+    ),
     key("backup.retentionDays", Rule::Whole(1, MOST), "the same"),
-    key("backup.maxBackups", Rule::Whole(1, MOST), "keep so many backups at most"),
-    key("backup.keep.last", Rule::Whole(1, MOST), "keep so many good backups, whatever the limits say"),
-    key("backup.keep.hourly", Rule::Whole(1, MOST), "keep the newest of each of so many hours"),
+    key(
+        "backup.maxBackups",
+        Rule::Whole(1, MOST),
+        "keep so many backups at most",
+    ),
+    key(
+        "backup.keep.last",
+        Rule::Whole(1, MOST),
+        "keep so many good backups, whatever the limits say",
+    ),
+    key(
+        "backup.keep.hourly",
+        Rule::Whole(1, MOST),
+        "keep the newest of each of so many hours",
+    ),
     key("backup.keep.daily", Rule::Whole(1, MOST), "of so many days"),
-    key("backup.keep.weekly", Rule::Whole(1, MOST), "of so many weeks"),
-    key("backup.keep.monthly", Rule::Whole(1, MOST), "of so many months"),
-    key("backup.keep.yearly", Rule::Whole(1, MOST), "of so many years"),
+    key(
+        "backup.keep.weekly",
+        Rule::Whole(1, MOST),
+        "of so many weeks",
+    ),
+    key(
+        "backup.keep.monthly",
+        Rule::Whole(1, MOST),
+        "of so many months",
+    ),
+    key(
+        "backup.keep.yearly",
+        Rule::Whole(1, MOST),
+        "of so many years",
+    ),
     key(
         "backup.maxChainLength",
         Rule::Whole(1, MOST),
         "after so many, an incremental backup becomes a full one [default: 64]",
     ),
-    key("backup.includeVectors", Rule::Bool, "save vector embeddings [default: true]"),
-    key("backup.includePluginData", Rule::Bool, "save plugin data [default: true]"),
-    key("backup.excludePatterns", Rule::Patterns, "leave out what matches, as in .gitignore"),
-    key("backup.compression", Rule::Compression, "gzip, zstd or false [default: gzip]"),
-    key("backup.compressionLevel", Rule::Whole(1, 9), "1 (fast) to 9 (small) [default: 6 for gzip, 3 for zstd]"),
-    key("backup.checkSource", Rule::Bool, "check the databases that are saved [default: true]"),
-    key("backup.strict", Rule::Bool, "fail where a backup would not be complete [default: false]"),
-    key("backup.encrypt", Rule::Bool, "encrypt new backups [default: false]"),
+    key(
+        "backup.includeVectors",
+        Rule::Bool,
+        "save vector embeddings [default: true]",
+    ),
+    key(
+        "backup.includePluginData",
+        Rule::Bool,
+        "save plugin data [default: true]",
+    ),
+    key(
+        "backup.excludePatterns",
+        Rule::Patterns,
+        "leave out what matches, as in .gitignore",
+    ),
+    key(
+        "backup.compression",
+        Rule::Compression,
+        "gzip, zstd or false [default: gzip]",
+    ),
+    key(
+        "backup.compressionLevel",
+        Rule::Whole(1, 9),
+        "1 (fast) to 9 (small) [default: 6 for gzip, 3 for zstd]",
+    ),
+    key(
+        "backup.checkSource",
+        Rule::Bool,
+        "check the databases that are saved [default: true]",
+    ),
+    key(
+        "backup.strict",
+        Rule::Bool,
+        "fail where a backup would not be complete [default: false]",
+    ),
+    key(
+        "backup.encrypt",
+        Rule::Bool,
+        "encrypt new backups [default: false]",
+    ),
     key(
         "backup.passphraseFile",
         Rule::Text,
         "the file with the passphrase of encrypted backups, from the project's root",
     ),
-    key("backup.recipients", Rule::Recipients, "public keys of age (age1…) that new backups are encrypted to"),
-    key("backup.identityFile", Rule::Text, "the age identity file that opens them, from the project's root"),
-    key("backup.catchUp", Rule::Bool, "make up for times that were missed [default: true]"),
-    key("backup.jitter", Rule::Whole(0, DAY_MS), "begin up to so many milliseconds later [default: 0]"),
-    key("backup.retries", Rule::Whole(0, 100), "try a failed backup again so often [default: 3]"),
-    key("backup.retryDelay", Rule::Whole(1, DAY_MS), "milliseconds before the first retry [default: 60000]"),
+    key(
+        "backup.recipients",
+        Rule::Recipients,
+        "public keys of age (age1…) that new backups are encrypted to",
+    ),
+    key(
+        "backup.identityFile",
+        Rule::Text,
+        "the age identity file that opens them, from the project's root",
+    ),
+    key(
+        "backup.catchUp",
+        Rule::Bool,
+        "make up for times that were missed [default: true]",
+    ),
+    key(
+        "backup.jitter",
+        Rule::Whole(0, DAY_MS),
+        "begin up to so many milliseconds later [default: 0]",
+    ),
+    key(
+        "backup.retries",
+        Rule::Whole(0, 100),
+        "try a failed backup again so often [default: 3]",
+    ),
+    key(
+        "backup.retryDelay",
+        Rule::Whole(1, DAY_MS),
+        "milliseconds before the first retry [default: 60000]",
+    ),
     key(
         "backup.listen",
         Rule::Listen,
         "where `kg serve` answers /healthz, /readyz and /metrics: a port of this machine, an address and port, or off \
          [default: 127.0.0.1:9821]",
     ),
-    key("backup.hooks.onSuccess.command", Rule::Command, "run after a backup: a program, or a list with its arguments"),
-    key("backup.hooks.onSuccess.url", Rule::Url, "gets a POST of what happened"),
-    key("backup.hooks.onFailure.command", Rule::Command, "run after a backup that failed"),
+    key(
+        "backup.hooks.onSuccess.command",
+        Rule::Command,
+        "run after a backup: a program, or a list with its arguments",
+    ),
+    key(
+        "backup.hooks.onSuccess.url",
+        Rule::Url,
+        "gets a POST of what happened",
+    ),
+    key(
+        "backup.hooks.onFailure.command",
+        Rule::Command,
+        "run after a backup that failed",
+    ),
     key("backup.hooks.onFailure.url", Rule::Url, "gets a POST of it"),
-    key("backup.hooks.heartbeat", Rule::Url, "gets a GET after a backup"),
-    key("backup.hooks.heartbeatStart", Rule::Url, "gets a GET when a backup begins"),
-    key("backup.hooks.heartbeatFailure", Rule::Url, "gets a GET after a backup that failed"),
-    key("backup.hooks.secretFile", Rule::Text, "a file with the key that signs each POST, from the project's root"),
-    key("backup.hooks.timeout", Rule::Whole(1, 300), "seconds that a hook may take, retries included [default: 10]"),
-    key("backup.hooks.retries", Rule::Whole(0, 10), "call a URL again so often [default: 3]"),
+    key(
+        "backup.hooks.heartbeat",
+        Rule::Url,
+        "gets a GET after a backup",
+    ),
+    key(
+        "backup.hooks.heartbeatStart",
+        Rule::Url,
+        "gets a GET when a backup begins",
+    ),
+    key(
+        "backup.hooks.heartbeatFailure",
+        Rule::Url,
+        "gets a GET after a backup that failed",
+    ),
+    key(
+        "backup.hooks.secretFile",
+        Rule::Text,
+        "a file with the key that signs each POST, from the project's root",
+    ),
+    key(
+        "backup.hooks.timeout",
+        Rule::Whole(1, 300),
+        "seconds that a hook may take, retries included [default: 10]",
+    ),
+    key(
+        "backup.hooks.retries",
+        Rule::Whole(0, 10),
+        "call a URL again so often [default: 3]",
+    ),
 ];
 
 /// The key of that name.
@@ -137,37 +285,56 @@ pub fn find(name: &str) -> Result<&'static Key> {
             Some(known) => format!("Did you mean `{known}`?"),
             None => "See the keys with `kg config show --all`".into(),
         };
-        Error::invalid(format!("`{name}` is no setting"), remedy.trim_end_matches('?'))
+        Error::invalid(
+            format!("`{name}` is no setting"),
+            remedy.trim_end_matches('?'),
+        )
     })
 }
 
 impl Key {
     pub fn home(&self) -> ConfigFile {
-        if self.name.starts_with(HOOKS_PREFIX) { ConfigFile::Hooks } else { ConfigFile::Config }
+        if self.name.starts_with(HOOKS_PREFIX) {
+            ConfigFile::Hooks
+        } else {
+            ConfigFile::Config
+        }
     }
 
     /// Its value in the whole configuration.
     pub fn find<'a>(&self, config: &'a Value) -> Option<&'a Value> {
-        self.name.split('.').try_fold(config, |object, part| object.get(part))
+        self.name
+            .split('.')
+            .try_fold(config, |object, part| object.get(part))
     }
 
     /// The value that a person wrote.
     pub fn parse(&self, text: &str) -> Result<Value> {
         let value = match self.rule {
             Rule::Bool => text.parse::<bool>().ok().map(Value::from),
-            Rule::Compression => text.parse::<bool>().ok().map(Value::from).or_else(|| Some(Value::from(text))),
+            Rule::Compression => text
+                .parse::<bool>()
+                .ok()
+                .map(Value::from)
+                .or_else(|| Some(Value::from(text))),
             Rule::Whole(..) => text.parse::<u64>().ok().map(Value::from),
-            Rule::Choice(_) | Rule::Schedule | Rule::Zone | Rule::Text | Rule::Listen | Rule::Url => {
-                Some(Value::from(text))
-            }
+            Rule::Choice(_)
+            | Rule::Schedule
+            | Rule::Zone
+            | Rule::Text
+            | Rule::Listen
+            | Rule::Url => Some(Value::from(text)),
             Rule::Patterns | Rule::Recipients | Rule::Command if text.starts_with('[') => {
                 serde_json::from_str(text).ok()
             }
             // No shell: whoever writes arguments after it must say where each ends.
             Rule::Command => (!text.contains(char::is_whitespace)).then(|| Value::from(vec![text])),
-            Rule::Patterns | Rule::Recipients => {
-                Some(text.split(',').map(str::trim).filter(|one| !one.is_empty()).collect())
-            }
+            Rule::Patterns | Rule::Recipients => Some(
+                text.split(',')
+                    .map(str::trim)
+                    .filter(|one| !one.is_empty())
+                    .collect(),
+            ),
         };
         let value = value.ok_or_else(|| self.refuse(&Value::from(text)))?;
         self.check(&value).map(|()| value)
@@ -178,12 +345,18 @@ impl Key {
         let fits = match self.rule {
             Rule::Bool => value.is_boolean(),
             Rule::Compression => super::compression(value).is_some(),
-            Rule::Whole(least, most) => value.as_u64().is_some_and(|value| (least..=most).contains(&value)),
+            Rule::Whole(least, most) => value
+                .as_u64()
+                .is_some_and(|value| (least..=most).contains(&value)),
             Rule::Choice(choices) => value.as_str().is_some_and(|value| choices.contains(&value)),
             Rule::Schedule | Rule::Zone => value.is_string(),
             Rule::Text => value.as_str().is_some_and(|value| !value.is_empty()),
-            Rule::Patterns => value.as_array().is_some_and(|list| list.iter().all(Value::is_string)),
-            Rule::Recipients => value.as_array().is_some_and(|list| list.iter().all(is_recipient)),
+            Rule::Patterns => value
+                .as_array()
+                .is_some_and(|list| list.iter().all(Value::is_string)),
+            Rule::Recipients => value
+                .as_array()
+                .is_some_and(|list| list.iter().all(is_recipient)),
             Rule::Listen => Listen::of(value).is_ok(),
             Rule::Command => value.as_array().is_some_and(|list| is_command(list)),
             Rule::Url => value.as_str().is_some_and(is_url),
@@ -191,7 +364,10 @@ impl Key {
         if !fits {
             return Err(self.refuse(value));
         }
-        self.try_out(value).map_err(|error| Error { message: format!("`{}`: {}", self.name, error.message), ..error })
+        self.try_out(value).map_err(|error| Error {
+            message: format!("`{}`: {}", self.name, error.message),
+            ..error
+        })
     }
 
     /// Asks whoever will use it.
@@ -201,8 +377,12 @@ impl Key {
             Rule::Schedule => Cadence::parse(text, Some("UTC")).map(|_| ()),
             Rule::Zone => time_zone(Some(text)).map(|_| ()),
             Rule::Patterns => {
-                let patterns: Vec<String> =
-                    value.as_array().into_iter().flatten().filter_map(|one| one.as_str().map(Into::into)).collect();
+                let patterns: Vec<String> = value
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|one| one.as_str().map(Into::into))
+                    .collect();
                 Exclusion::new(std::path::Path::new("/"), &patterns).map(|_| ())
             }
             _ => Ok(()),
@@ -224,7 +404,10 @@ impl Key {
 
     fn refuse(&self, value: &Value) -> Error {
         let value = self.shown(value);
-        Error::invalid(format!("`{}` is {value}, not {}", self.name, self.allowed()), "Give one that is allowed")
+        Error::invalid(
+            format!("`{}` is {value}, not {}", self.name, self.allowed()),
+            "Give one that is allowed",
+        )
     }
 
     fn allowed(&self) -> String {
@@ -239,38 +422,61 @@ impl Key {
             Rule::Text => "a text".into(),
             Rule::Patterns => "a list of patterns".into(),
             Rule::Recipients => "a list of public keys of age, which begin with age1".into(),
-            Rule::Listen => "a port such as 9821, an address and port such as 0.0.0.0:9821, or off".into(),
-            Rule::Command => r#"a program, or a list such as ["mail", "-s", "Backup", "ops"]"#.into(),
+            Rule::Listen => {
+                "a port such as 9821, an address and port such as 0.0.0.0:9821, or off".into()
+            }
+            Rule::Command => {
+                r#"a program, or a list such as ["mail", "-s", "Backup", "ops"]"#.into()
+            }
             Rule::Url => "an http or https URL".into(),
         }
     }
 }
 
 fn shown_recipient(one: &Value) -> Value {
-    if one.as_str().is_some_and(is_shown) { one.clone() } else { Value::from("…") }
+    if one.as_str().is_some_and(is_shown) {
+        one.clone()
+    } else {
+        Value::from("…")
+    }
 }
 
 fn is_recipient(one: &Value) -> bool {
-    one.as_str().is_some_and(|text| parse_recipient(text).is_ok())
+    one.as_str()
+        .is_some_and(|text| parse_recipient(text).is_ok())
 }
 
 fn is_command(list: &[Value]) -> bool {
     let is_argument = |one: &Value| one.as_str().is_some_and(|text| !text.contains('\0'));
-    list.iter().all(is_argument) && list.first().and_then(Value::as_str).is_some_and(|program| !program.is_empty())
+    list.iter().all(is_argument)
+        && list
+            .first()
+            .and_then(Value::as_str)
+            .is_some_and(|program| !program.is_empty())
 }
 
 fn is_url(text: &str) -> bool {
     let parsed = text.parse::<Uri>().ok();
     parsed.is_some_and(|url| {
-        matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some_and(|host| !host.is_empty())
+        matches!(url.scheme_str(), Some("http" | "https"))
+            && url.host().is_some_and(|host| !host.is_empty())
     })
 }
 
 /// A URL as logs and terminals may show it: names, passwords and tokens may stand anywhere but in scheme, host and port.
 pub fn masked(url: &str) -> String {
-    let Ok(parsed) = url.parse::<Uri>() else { return "…".into() };
-    let port = parsed.port().map(|port| format!(":{port}")).unwrap_or_default();
-    format!("{}://{}{port}/…", parsed.scheme_str().unwrap_or_default(), parsed.host().unwrap_or_default())
+    let Ok(parsed) = url.parse::<Uri>() else {
+        return "…".into();
+    };
+    let port = parsed
+        .port()
+        .map(|port| format!(":{port}"))
+        .unwrap_or_default();
+    format!(
+        "{}://{}{port}/…",
+        parsed.scheme_str().unwrap_or_default(),
+        parsed.host().unwrap_or_default()
+    )
 }
 
 #[cfg(test)]
@@ -282,34 +488,111 @@ mod tests {
         let parse = |name: &str, text: &str| find(name).and_then(|key| key.parse(text));
         assert_eq!(parse("backup.enabled", "true").unwrap(), Value::Bool(true));
         assert_eq!(parse("backup.retention", "30").unwrap(), Value::from(30));
-        assert_eq!(parse("backup.excludePatterns", "*.tmp, a/").unwrap(), Value::from(vec!["*.tmp", "a/"]));
-        assert_eq!(parse("backup.excludePatterns", r#"["a,b"]"#).unwrap(), Value::from(vec!["a,b"]));
+        assert_eq!(
+            parse("backup.excludePatterns", "*.tmp, a/").unwrap(),
+            Value::from(vec!["*.tmp", "a/"])
+        );
+        assert_eq!(
+            parse("backup.excludePatterns", r#"["a,b"]"#).unwrap(),
+            Value::from(vec!["a,b"])
+        );
         let cases = [
-            ("backup.enabled", "yes", "`backup.enabled` is \"yes\", not true or false"),
-            ("backup.retention", "0", "`backup.retention` is 0, not a whole number from 1"),
-            ("backup.compressionLevel", "12", "not a whole number from 1 to 9"),
-            ("backup.type", "partial", "not one of full, incremental, snapshot"),
-            ("backup.schedule", "0 25 * * *", "`backup.schedule`: Field 2 of the schedule"),
+            (
+                "backup.enabled",
+                "yes",
+                "`backup.enabled` is \"yes\", not true or false",
+            ),
+            (
+                "backup.retention",
+                "0",
+                "`backup.retention` is 0, not a whole number from 1",
+            ),
+            (
+                "backup.compressionLevel",
+                "12",
+                "not a whole number from 1 to 9",
+            ),
+            (
+                "backup.type",
+                "partial",
+                "not one of full, incremental, snapshot",
+            ),
+            (
+                "backup.schedule",
+                "0 25 * * *",
+                "`backup.schedule`: Field 2 of the schedule",
+            ),
             ("backup.timezone", "Mars", "`Mars` is no time zone"),
-            ("backup.listen", "localhost", "`backup.listen` is \"localhost\", not a port such as 9821"),
+            (
+                "backup.listen",
+                "localhost",
+                "`backup.listen` is \"localhost\", not a port such as 9821",
+            ),
             ("backup.excludePatterns", "{a", "is not a pattern"),
             ("backup.retension", "30", "`backup.retension` is no setting"),
-            ("backup.hooks.onFailure.command", "mail ops", "is \"mail ops\", not a program, or a list such as"),
-            ("backup.hooks.onFailure.command", "[]", "is [], not a program"),
-            ("backup.hooks.onFailure.command", "[\"a\", 1]", "not a program, or a list"),
-            ("backup.hooks.heartbeat", "ftp://user:secret@host/x", "is \"ftp://host/…\", not an http or https URL"),
-            ("backup.hooks.heartbeat", "not a url", "is \"…\", not an http or https URL"),
-            ("backup.hooks.heartbeat", "/path", "not an http or https URL"),
-            ("backup.recipients", "age1notone", "is [\"age1notone\"], not a list of public keys of age"),
-            ("backup.recipients", "AGE-SECRET-KEY-1", "is [\"…\"], not a list of public keys of age"),
-            ("backup.hooks.timeout", "0", "`backup.hooks.timeout` is 0, not a whole number from 1 to 300"),
+            (
+                "backup.hooks.onFailure.command",
+                "mail ops",
+                "is \"mail ops\", not a program, or a list such as",
+            ),
+            (
+                "backup.hooks.onFailure.command",
+                "[]",
+                "is [], not a program",
+            ),
+            (
+                "backup.hooks.onFailure.command",
+                "[\"a\", 1]",
+                "not a program, or a list",
+            ),
+            (
+                "backup.hooks.heartbeat",
+                "ftp://user:secret@host/x",
+                "is \"ftp://host/…\", not an http or https URL",
+            ),
+            (
+                "backup.hooks.heartbeat",
+                "not a url",
+                "is \"…\", not an http or https URL",
+            ),
+            (
+                "backup.hooks.heartbeat",
+                "/path",
+                "not an http or https URL",
+            ),
+            (
+                "backup.recipients",
+                "age1notone",
+                "is [\"age1notone\"], not a list of public keys of age",
+            ),
+            (
+                "backup.recipients",
+                "AGE-SECRET-KEY-1",
+                "is [\"…\"], not a list of public keys of age",
+            ),
+            (
+                "backup.hooks.timeout",
+                "0",
+                "`backup.hooks.timeout` is 0, not a whole number from 1 to 300",
+            ),
         ];
         for (name, text, said) in cases {
             let error = parse(name, text).unwrap_err();
             assert!(error.message.contains(said), "{}", error.message);
         }
-        assert_eq!(parse("backup.hooks.onFailure.command", "/bin/tell").unwrap(), Value::from(vec!["/bin/tell"]));
-        assert_eq!(parse("backup.hooks.onFailure.command", r#"["a b", ""]"#).unwrap(), Value::from(vec!["a b", ""]));
-        assert!(find("maxbackups").unwrap_err().remedy.contains("backup.maxBackups"));
+        assert_eq!(
+            parse("backup.hooks.onFailure.command", "/bin/tell").unwrap(),
+            Value::from(vec!["/bin/tell"])
+        );
+        assert_eq!(
+            parse("backup.hooks.onFailure.command", r#"["a b", ""]"#).unwrap(),
+            Value::from(vec!["a b", ""])
+        );
+        assert!(
+            find("maxbackups")
+                .unwrap_err()
+                .remedy
+                .contains("backup.maxBackups")
+        );
     }
 }

@@ -50,8 +50,17 @@ pub fn unknown(home: ConfigFile, config: &Value) -> Vec<Unknown> {
                     walk(home, value, SECTION, &mut found);
                 } else if let Some(known) = nearest_beside(name) {
                     let what = format!("is not a setting: {}", suggestion(name, known));
-                    let meant = if known == SECTION { meant_by_members(value) } else { keys_at(home, known) };
-                    found.push(Unknown { name: name.clone(), what, meant, is_known: false });
+                    let meant = if known == SECTION {
+                        meant_by_members(value)
+                    } else {
+                        keys_at(home, known)
+                    };
+                    found.push(Unknown {
+                        name: name.clone(),
+                        what,
+                        meant,
+                        is_known: false,
+                    });
                 }
             }
         }
@@ -63,10 +72,19 @@ pub fn unknown(home: ConfigFile, config: &Value) -> Vec<Unknown> {
 fn walk(home: ConfigFile, value: &Value, name: &str, found: &mut Vec<Unknown>) {
     let Some(map) = value.as_object() else {
         let (what, meant) = ("is not an object".to_string(), below(home, name));
-        return found.push(Unknown { name: name.to_string(), what, meant, is_known: true });
+        return found.push(Unknown {
+            name: name.to_string(),
+            what,
+            meant,
+            is_known: true,
+        });
     };
     for (part, value) in map {
-        let full = if name.is_empty() { part.clone() } else { format!("{name}.{part}") };
+        let full = if name.is_empty() {
+            part.clone()
+        } else {
+            format!("{name}.{part}")
+        };
         // A name with a dot in it is one name, not a path.
         let is_path = !part.contains('.');
         if is_path && keys_of(home).any(|key| key == full) {
@@ -82,27 +100,47 @@ fn walk(home: ConfigFile, value: &Value, name: &str, found: &mut Vec<Unknown>) {
         }
         let nearest = nearest(home, &full);
         let what = match (home, nearest) {
-            (ConfigFile::Config, Some(known)) => format!("is not a setting: {}", suggestion(part, known)),
-            (ConfigFile::Config, None) => "is not a setting: see `kg config show --all`".to_string(),
+            (ConfigFile::Config, Some(known)) => {
+                format!("is not a setting: {}", suggestion(part, known))
+            }
+            (ConfigFile::Config, None) => {
+                "is not a setting: see `kg config show --all`".to_string()
+            }
             (ConfigFile::Hooks, Some(known)) => {
-                format!("in .kg/hooks.json is no setting of hooks: {}", suggestion(part, known))
+                format!(
+                    "in .kg/hooks.json is no setting of hooks: {}",
+                    suggestion(part, known)
+                )
             }
             (ConfigFile::Hooks, None) => {
                 "in .kg/hooks.json is no setting of hooks: see `kg config show --all`".to_string()
             }
         };
         let meant = nearest.map(|known| keys_at(home, known));
-        found.push(Unknown { name: full, what, meant: meant.unwrap_or_default(), is_known: false });
+        found.push(Unknown {
+            name: full,
+            what,
+            meant: meant.unwrap_or_default(),
+            is_known: false,
+        });
     }
 }
 
 fn keys_of(home: ConfigFile) -> impl Iterator<Item = &'static str> {
-    schema::ALL.iter().filter(move |key| key.home() == home).map(|key| key.name)
+    schema::ALL
+        .iter()
+        .filter(move |key| key.home() == home)
+        .map(|key| key.name)
 }
 
 /// The settings in the object of that name.
 fn below(home: ConfigFile, name: &str) -> Vec<&'static str> {
-    keys_of(home).filter(|key| key.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'))).collect()
+    keys_of(home)
+        .filter(|key| {
+            key.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with('.'))
+        })
+        .collect()
 }
 
 /// The setting of that name, or those in the object of that name.
@@ -118,17 +156,24 @@ fn suggestion(given: &str, known: &str) -> String {
     if !given.contains('.') {
         return format!("did you mean `{known}`?");
     }
-    let nested = known.rsplit('.').fold("…".to_string(), |inner, part| format!("{{\"{part}\": {inner}}}"));
+    let nested = known.rsplit('.').fold("…".to_string(), |inner, part| {
+        format!("{{\"{part}\": {inner}}}")
+    });
     format!("a name with a dot must be nested, as in `{nested}`")
 }
 
 /// Names of settings, and of the objects that hold them.
 pub fn nearest(home: ConfigFile, name: &str) -> Option<&'static str> {
     let given = plain(without_section(name));
-    if let Some((_, known)) = OTHER_NAMES.iter().find(|(other, _)| home == ConfigFile::Config && *other == given) {
+    if let Some((_, known)) = OTHER_NAMES
+        .iter()
+        .find(|(other, _)| home == ConfigFile::Config && *other == given)
+    {
         return Some(known);
     }
-    let objects = keys_of(home).filter_map(|key| key.rsplit_once('.')).map(|(object, _)| object);
+    let objects = keys_of(home)
+        .filter_map(|key| key.rsplit_once('.'))
+        .map(|(object, _)| object);
     let candidates = keys_of(home).chain(objects.filter(|object| *object != SECTION));
     let measured = candidates.map(|known| (distance(name, known), known));
     let (distance, known) = measured.min_by_key(|(distance, _)| *distance)?;
@@ -136,7 +181,8 @@ pub fn nearest(home: ConfigFile, name: &str) -> Option<&'static str> {
     if distance > ALWAYS_ALIKE {
         let is_begun = |known: &str| {
             let known = plain(without_section(known));
-            given.len().min(known.len()) >= LEAST_BEGINNING && (known.starts_with(&given) || given.starts_with(&known))
+            given.len().min(known.len()) >= LEAST_BEGINNING
+                && (known.starts_with(&given) || given.starts_with(&known))
         };
         if let Some(begun) = keys_of(home).find(|known| is_begun(known)) {
             return Some(begun);
@@ -157,7 +203,10 @@ fn distance(given: &str, known: &str) -> usize {
 
 fn without_section(name: &str) -> &str {
     let mut name = name;
-    while let Some(rest) = name.strip_prefix(SECTION).and_then(|rest| rest.strip_prefix('.')) {
+    while let Some(rest) = name
+        .strip_prefix(SECTION)
+        .and_then(|rest| rest.strip_prefix('.'))
+    {
         name = rest;
     }
     name
@@ -179,7 +228,12 @@ fn nearest_beside(name: &str) -> Option<&'static str> {
 
 /// The settings that `value` holds, if its name was to be `backup`.
 fn meant_by_members(value: &Value) -> Vec<&'static str> {
-    let is_in = |key: &&str| without_section(key).split('.').try_fold(value, |object, part| object.get(part)).is_some();
+    let is_in = |key: &&str| {
+        without_section(key)
+            .split('.')
+            .try_fold(value, |object, part| object.get(part))
+            .is_some()
+    };
     keys_of(ConfigFile::Config).filter(is_in).collect()
 }
 
@@ -190,47 +244,128 @@ mod tests {
     use super::*;
 
     fn told(config: Value) -> Vec<String> {
-        unknown(ConfigFile::Config, &config).into_iter().map(|one| format!("{} {}", one.name, one.what)).collect()
+        unknown(ConfigFile::Config, &config)
+            .into_iter()
+            .map(|one| format!("{} {}", one.name, one.what))
+            .collect()
     }
 
     #[test]
     fn a_misspelt_name_is_told_with_the_nearest_known_one() {
         let cases = [
-            (json!({ "backup": { "encrpyt": true } }), "backup.encrpyt", "backup.encrypt"),
-            (json!({ "backup": { "Encrypt": true } }), "backup.Encrypt", "backup.encrypt"),
-            (json!({ "backup": { "encryption": true } }), "backup.encryption", "backup.encrypt"),
-            (json!({ "backup": { "passphrasefile": "k" } }), "backup.passphrasefile", "backup.passphraseFile"),
-            (json!({ "backup": { "passphrase_file": "k" } }), "backup.passphrase_file", "backup.passphraseFile"),
-            (json!({ "backup": { "recipient": [] } }), "backup.recipient", "backup.recipients"),
-            (json!({ "backup": { "kep": { "daily": 7 } } }), "backup.kep", "backup.keep"),
-            (json!({ "backup": { "keep": { "dayly": 7 } } }), "backup.keep.dayly", "backup.keep.daily"),
-            (json!({ "backup": { "daily": 7 } }), "backup.daily", "backup.keep.daily"),
-            (json!({ "backup": { "dri": "b" } }), "backup.dri", "backup.dir"),
-            (json!({ "backup": { "backupDir": "b" } }), "backup.backupDir", "backup.dir"),
-            (json!({ "backup": { "password_file": "k" } }), "backup.password_file", "backup.passphraseFile"),
-            (json!({ "backups": { "encrypt": true } }), "backups", "backup"),
+            (
+                json!({ "backup": { "encrpyt": true } }),
+                "backup.encrpyt",
+                "backup.encrypt",
+            ),
+            (
+                json!({ "backup": { "Encrypt": true } }),
+                "backup.Encrypt",
+                "backup.encrypt",
+            ),
+            (
+                json!({ "backup": { "encryption": true } }),
+                "backup.encryption",
+                "backup.encrypt",
+            ),
+            (
+                json!({ "backup": { "passphrasefile": "k" } }),
+                "backup.passphrasefile",
+                "backup.passphraseFile",
+            ),
+            (
+                json!({ "backup": { "passphrase_file": "k" } }),
+                "backup.passphrase_file",
+                "backup.passphraseFile",
+            ),
+            (
+                json!({ "backup": { "recipient": [] } }),
+                "backup.recipient",
+                "backup.recipients",
+            ),
+            (
+                json!({ "backup": { "kep": { "daily": 7 } } }),
+                "backup.kep",
+                "backup.keep",
+            ),
+            (
+                json!({ "backup": { "keep": { "dayly": 7 } } }),
+                "backup.keep.dayly",
+                "backup.keep.daily",
+            ),
+            (
+                json!({ "backup": { "daily": 7 } }),
+                "backup.daily",
+                "backup.keep.daily",
+            ),
+            (
+                json!({ "backup": { "dri": "b" } }),
+                "backup.dri",
+                "backup.dir",
+            ),
+            (
+                json!({ "backup": { "backupDir": "b" } }),
+                "backup.backupDir",
+                "backup.dir",
+            ),
+            (
+                json!({ "backup": { "password_file": "k" } }),
+                "backup.password_file",
+                "backup.passphraseFile",
+            ),
+            (
+                json!({ "backups": { "encrypt": true } }),
+                "backups",
+                "backup",
+            ),
             (json!({ "bakcup": { "encrypt": true } }), "bakcup", "backup"),
             (json!({ "BACKUP": {} }), "BACKUP", "backup"),
         ];
         for (config, name, meant) in cases {
-            assert_eq!(told(config), [format!("{name} is not a setting: did you mean `{meant}`?")]);
+            assert_eq!(
+                told(config),
+                [format!("{name} is not a setting: did you mean `{meant}`?")]
+            );
         }
     }
 
     #[test]
     fn a_name_with_a_dot_is_told_as_it_is_to_be_nested() {
-        let (encrypt, daily) = (r#"{"backup": {"encrypt": …}}"#, r#"{"backup": {"keep": {"daily": …}}}"#);
+        let (encrypt, daily) = (
+            r#"{"backup": {"encrypt": …}}"#,
+            r#"{"backup": {"keep": {"daily": …}}}"#,
+        );
         let cases = [
-            (json!({ "backup.encrypt": true }), "backup.encrypt", encrypt, "backup.encrypt"),
-            (json!({ "Backup.Encrpyt": true }), "Backup.Encrpyt", encrypt, "backup.encrypt"),
-            (json!({ "backup": { "keep.daily": 7 } }), "backup.keep.daily", daily, "backup.keep.daily"),
+            (
+                json!({ "backup.encrypt": true }),
+                "backup.encrypt",
+                encrypt,
+                "backup.encrypt",
+            ),
+            (
+                json!({ "Backup.Encrpyt": true }),
+                "Backup.Encrpyt",
+                encrypt,
+                "backup.encrypt",
+            ),
+            (
+                json!({ "backup": { "keep.daily": 7 } }),
+                "backup.keep.daily",
+                daily,
+                "backup.keep.daily",
+            ),
         ];
         for (config, name, nested, meant) in cases {
-            let what = format!("{name} is not a setting: a name with a dot must be nested, as in `{nested}`");
+            let what = format!(
+                "{name} is not a setting: a name with a dot must be nested, as in `{nested}`"
+            );
             assert_eq!(told(config.clone()), [what]);
             assert_eq!(unknown(ConfigFile::Config, &config)[0].meant, [meant]);
         }
-        assert_eq!(told(json!({ "backup.mine": 1, "database.path": "x" })), Vec::<String>::new());
+        assert_eq!(
+            told(json!({ "backup.mine": 1, "database.path": "x" })),
+            Vec::<String>::new()
+        );
     }
 
     #[test]
@@ -239,9 +374,11 @@ mod tests {
             told(json!({ "backup": { "mine": {} } })),
             ["backup.mine is not a setting: see `kg config show --all`"]
         );
-        assert_eq!(told(json!({ "backup": { "keep": 7 } })), ["backup.keep is not an object"]);
-        let host =
-            json!({ "database": {}, "theme": "dark", "background": 1, "lookup": 1, "encrypt": true, "backup": {} });
+        assert_eq!(
+            told(json!({ "backup": { "keep": 7 } })),
+            ["backup.keep is not an object"]
+        );
+        let host = json!({ "database": {}, "theme": "dark", "background": 1, "lookup": 1, "encrypt": true, "backup": {} });
         assert_eq!(told(host), Vec::<String>::new());
     }
 }

@@ -75,7 +75,11 @@ mod tests {
             for (name, sql) in schema_of(part) {
                 connection.execute_batch(sql).unwrap();
                 let made: bool = connection
-                    .query_row("SELECT count(*) FROM sqlite_schema WHERE name = ?1", [name], |row| row.get(0))
+                    .query_row(
+                        "SELECT count(*) FROM sqlite_schema WHERE name = ?1",
+                        [name],
+                        |row| row.get(0),
+                    )
                     .unwrap();
                 assert!(made, "{name}");
             }

@@ -41,7 +41,8 @@ pub fn check(database: &Path, named: &Named, cancel: &CancelToken) -> Vec<Issue>
         && found.nlink() > 1
     {
         let message = format!("{} has {} names (hard links)", named.path, found.nlink());
-        let remedy = "Remove all but one: processes that use another name do not see each other's WAL";
+        let remedy =
+            "Remove all but one: processes that use another name do not see each other's WAL";
         issues.push(named.issue(IssueCode::DatabaseLinked, message, remedy));
     }
     issues.extend(old_writer(database, named));
@@ -64,34 +65,55 @@ fn old_writer(database: &Path, named: &Named) -> Option<Issue> {
     if start[19] != WAL_VERSION || !resets_wal_wrongly(version) {
         return None;
     }
-    let shown = format!("{}.{}.{}", version / 1_000_000, version / 1000 % 1000, version % 1000);
+    let shown = format!(
+        "{}.{}.{}",
+        version / 1_000_000,
+        version / 1000 % 1000,
+        version % 1000
+    );
     let message = format!(
         "{} is in WAL mode and was written by SQLite {shown}, which can corrupt it where two processes write and checkpoint at once",
         named.path
     );
-    Some(named.issue(IssueCode::SqliteOld, message, "Let everything that writes to it use SQLite 3.51.3 or newer"))
+    Some(named.issue(
+        IssueCode::SqliteOld,
+        message,
+        "Let everything that writes to it use SQLite 3.51.3 or newer",
+    ))
 }
 
 /// From 3.7.0, which brought the WAL, to the release that mended it, and the older series that it was mended in.
 fn resets_wal_wrongly(version: u32) -> bool {
-    let is_mended = version >= 3_051_003 || matches!(version, 3_050_007..=3_050_999 | 3_044_006..=3_044_999);
+    let is_mended =
+        version >= 3_051_003 || matches!(version, 3_050_007..=3_050_999 | 3_044_006..=3_044_999);
     version >= 3_007_000 && !is_mended
 }
 
 /// Whether the WAL can be used, and by this database.
 fn wal(database: &Path, named: &Named, cancel: &CancelToken) -> Option<Issue> {
     let path = companion(database, "-wal");
-    let length = fs::metadata(&path).ok().filter(|found| found.is_file())?.len();
+    let length = fs::metadata(&path)
+        .ok()
+        .filter(|found| found.is_file())?
+        .len();
     if length == 0 {
         return None;
     }
     let shown = format!("{}-wal", named.path);
     let unreadable = |why: &str| {
-        let message = format!("SQLite ignores {shown}, which {why}: what was committed to it is lost");
-        Some(named.issue(IssueCode::WalUnreadable, message, LET_SQLITE).path(&shown))
+        let message =
+            format!("SQLite ignores {shown}, which {why}: what was committed to it is lost");
+        Some(
+            named
+                .issue(IssueCode::WalUnreadable, message, LET_SQLITE)
+                .path(&shown),
+        )
     };
     // Its writer may be at work on it: what is torn once is read again.
-    let header = match (read_start::<WAL_HEADER_BYTES>(&path), read_start::<WAL_HEADER_BYTES>(&path)) {
+    let header = match (
+        read_start::<WAL_HEADER_BYTES>(&path),
+        read_start::<WAL_HEADER_BYTES>(&path),
+    ) {
         (Some(_), Some(header)) => header,
         _ => return unreadable("is shorter than its header or cannot be read"),
     };
@@ -104,7 +126,11 @@ fn wal(database: &Path, named: &Named, cancel: &CancelToken) -> Option<Issue> {
     let start = read_start::<20>(database).filter(|start| start.starts_with(MAGIC))?;
     let foreign = |why: String| {
         let message = format!("{shown} is not of the database beside it: {why}");
-        Some(named.issue(IssueCode::WalForeign, message, LET_SQLITE).path(&shown))
+        Some(
+            named
+                .issue(IssueCode::WalForeign, message, LET_SQLITE)
+                .path(&shown),
+        )
     };
     let page_size = match u16::from_be_bytes([start[16], start[17]]) {
         1 => 65_536,
@@ -112,7 +138,9 @@ fn wal(database: &Path, named: &Named, cancel: &CancelToken) -> Option<Issue> {
     };
     let of_wal = word(&header, 2);
     if of_wal != page_size {
-        return foreign(format!("its pages are of {of_wal} bytes, those of the database of {page_size}"));
+        return foreign(format!(
+            "its pages are of {of_wal} bytes, those of the database of {page_size}"
+        ));
     }
     if start[19] != WAL_VERSION {
         return foreign("the database is not in WAL mode".into());
@@ -128,7 +156,9 @@ pub fn wal_is_foreign(named: &Named) -> Issue {
         "{} is as it should be without {shown}, and not with it: that is not its WAL, or a damaged one",
         named.path
     );
-    named.issue(IssueCode::WalForeign, message, LET_SQLITE).path(shown)
+    named
+        .issue(IssueCode::WalForeign, message, LET_SQLITE)
+        .path(shown)
 }
 
 pub fn has_wal(database: &Path) -> bool {
@@ -137,19 +167,27 @@ pub fn has_wal(database: &Path) -> bool {
 
 fn read_start<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
     let mut start = [0; LENGTH];
-    regular_file::open_linked(path).ok()?.read_exact(&mut start).ok()?;
+    regular_file::open_linked(path)
+        .ok()?
+        .read_exact(&mut start)
+        .ok()?;
     Some(start)
 }
 
 fn word(bytes: &[u8], number: usize) -> u32 {
     let at = number * 4;
-    bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_be_bytes)
+    bytes
+        .get(at..at + 4)
+        .and_then(|word| word.try_into().ok())
+        .map_or(0, u32::from_be_bytes)
 }
 
 /// Its number, as `statfs` gives it.
 #[cfg(target_os = "linux")]
 fn file_system_of(path: &Path) -> Option<u32> {
-    nix::sys::statfs::statfs(path).ok().map(|found| found.filesystem_type().0 as u32)
+    nix::sys::statfs::statfs(path)
+        .ok()
+        .map(|found| found.filesystem_type().0 as u32)
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -168,9 +206,15 @@ fn on_network(named: &Named, file_system: u32) -> Option<Issue> {
         0x0102_1997 => "9P",
         _ => return None,
     };
-    let message =
-        format!("{} lies on a network file system ({name}), where SQLite's locks and its WAL may not work", named.path);
-    Some(named.issue(IssueCode::NetworkFileSystem, message, "Move it to a local disk"))
+    let message = format!(
+        "{} lies on a network file system ({name}), where SQLite's locks and its WAL may not work",
+        named.path
+    );
+    Some(named.issue(
+        IssueCode::NetworkFileSystem,
+        message,
+        "Move it to a local disk",
+    ))
 }
 
 #[cfg(test)]
@@ -181,7 +225,10 @@ mod tests {
     fn a_writer_that_can_corrupt_a_wal_is_told_by_the_header_and_only_in_wal_mode() {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("a.db");
-        let named = Named { path: "a.db".into(), part: Part::Database };
+        let named = Named {
+            path: "a.db".into(),
+            part: Part::Database,
+        };
         let found = |version: u32, mode: u8| {
             let mut header = [0; HEADER_BYTES];
             header[..16].copy_from_slice(MAGIC);
@@ -190,7 +237,11 @@ mod tests {
             fs::write(&database, header).unwrap();
             old_writer(&database, &named).map(|issue| issue.message)
         };
-        assert!(found(3_040_001, WAL_VERSION).unwrap().contains("SQLite 3.40.1,"));
+        assert!(
+            found(3_040_001, WAL_VERSION)
+                .unwrap()
+                .contains("SQLite 3.40.1,")
+        );
         assert_eq!(found(3_040_001, 1), None);
         for version in [3_007_000, 3_044_005, 3_045_000, 3_050_006, 3_051_002] {
             assert!(found(version, WAL_VERSION).is_some(), "{version}");
@@ -202,8 +253,16 @@ mod tests {
 
     #[test]
     fn network_file_systems_are_known_by_their_number_and_local_ones_are_none() {
-        let named = Named { path: "a.db".into(), part: Part::Database };
-        for (number, name) in [(0x6969, "NFS"), (0xff53_4d42, "CIFS"), (0xfe53_4d42, "SMB 2"), (0x0102_1997, "9P")] {
+        let named = Named {
+            path: "a.db".into(),
+            part: Part::Database,
+        };
+        for (number, name) in [
+            (0x6969, "NFS"),
+            (0xff53_4d42, "CIFS"),
+            (0xfe53_4d42, "SMB 2"),
+            (0x0102_1997, "9P"),
+        ] {
             let issue = on_network(&named, number).unwrap();
             assert_eq!(issue.code, IssueCode::NetworkFileSystem);
             assert!(issue.message.contains(name), "{}", issue.message);

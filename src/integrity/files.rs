@@ -39,19 +39,44 @@ const SECRET_ENDINGS: [&str; 3] = ["token", "apikey", "api_key"];
 const PLAIN_ENDINGS: [&str; 3] = [".json", ".md", ".txt"];
 
 /// The files of a project below `.kg/`. Returns how many there are.
-pub fn check(project: &Project, database: &Path, cancel: &CancelToken, issues: &mut Vec<Issue>) -> Result<u64> {
+pub fn check(
+    project: &Project,
+    database: &Path,
+    cancel: &CancelToken,
+    issues: &mut Vec<Issue>,
+) -> Result<u64> {
     let journal = project.state_dir().join(exclude::JOURNAL_FILE);
     if let Ok(found) = fs::symlink_metadata(&journal) {
-        let message = "A restore was interrupted: the project is half of what it was and half of a backup";
-        let who = if found.uid() == geteuid().as_raw() { String::new() } else { format!(" as user {}", found.uid()) };
-        let remedy = format!("Run `kg diag backup`{who}, which first takes the restore back or completes it");
-        issues.push(Issue::new(IssueCode::RestorePending, Part::Files, message, remedy).path(shown(project, &journal)));
+        let message =
+            "A restore was interrupted: the project is half of what it was and half of a backup";
+        let who = if found.uid() == geteuid().as_raw() {
+            String::new()
+        } else {
+            format!(" as user {}", found.uid())
+        };
+        let remedy = format!(
+            "Run `kg diag backup`{who}, which first takes the restore back or completes it"
+        );
+        issues.push(
+            Issue::new(IssueCode::RestorePending, Part::Files, message, remedy)
+                .path(shown(project, &journal)),
+        );
     }
     issues.extend(configuration(project));
-    let mut walk = PermissionWalk { cancel, count: 0, unreadable: Examples::default(), exposed: Examples::default() };
+    let mut walk = PermissionWalk {
+        cancel,
+        count: 0,
+        unreadable: Examples::default(),
+        exposed: Examples::default(),
+    };
     walk.directory(&project.state_dir(), STATE_DIR)?;
     let remedy = "Give this user access to them, or remove what leads nowhere";
-    issues.extend(issue_of(walk.unreadable, IssueCode::FileUnreadable, "files cannot be read", remedy));
+    issues.extend(issue_of(
+        walk.unreadable,
+        IssueCode::FileUnreadable,
+        "files cannot be read",
+        remedy,
+    ));
     let remedy = "Take the right to read from group and others: chmod go= FILE";
     issues.extend(issue_of(
         walk.exposed,
@@ -66,31 +91,51 @@ pub fn check(project: &Project, database: &Path, cancel: &CancelToken, issues: &
 fn issue_of(found: Examples, code: IssueCode, what: &str, remedy: &str) -> Option<Issue> {
     let message = format!("{} {what}", found.count);
     let path = found.examples.first().cloned().unwrap_or_default();
-    (!found.is_empty()).then(|| Issue::new(code, Part::Files, message, remedy).path(path).found(found))
+    (!found.is_empty()).then(|| {
+        Issue::new(code, Part::Files, message, remedy)
+            .path(path)
+            .found(found)
+    })
 }
 
 // ---- Configuration ----
 
 fn configuration(project: &Project) -> Vec<Issue> {
     let mut issues = Vec::new();
-    for entry in fs::read_dir(project.state_dir()).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(project.state_dir())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let name = entry.file_name().to_string_lossy().into_owned();
         let is_config = name == CONFIG_FILE;
-        if !name.ends_with(".json") || exclude::is_by_product(&name, false) || !(is_config || entry.path().is_file()) {
+        if !name.ends_with(".json")
+            || exclude::is_by_product(&name, false)
+            || !(is_config || entry.path().is_file())
+        {
             continue;
         }
-        let path = format!("{STATE_DIR}/{}", names::encode(Path::new(&entry.file_name())));
+        let path = format!(
+            "{STATE_DIR}/{}",
+            names::encode(Path::new(&entry.file_name()))
+        );
         if is_config && entry.path().exists() && !entry.path().is_file() {
             let message = format!("{path} is a directory, pipe or device, so no setting counts");
             let remedy = "Put a file in its place, or restore it with `kg diag restore --file latest --config-only`";
-            issues.push(Issue::new(IssueCode::ConfigInvalid, Part::Files, message, remedy).path(path));
+            issues.push(
+                Issue::new(IssueCode::ConfigInvalid, Part::Files, message, remedy).path(path),
+            );
             continue;
         }
         match parse(&entry.path()) {
             Ok(value) if is_config => issues.extend(settings(&value, &path, &entry.path())),
             Ok(_) => {}
             Err((why, remedy)) => {
-                let severity = if is_config { Severity::Error } else { Severity::Warning };
+                let severity = if is_config {
+                    Severity::Error
+                } else {
+                    Severity::Warning
+                };
                 let message = format!("{path} {why}");
                 let issue = Issue::new(IssueCode::ConfigInvalid, Part::Files, message, remedy);
                 issues.push(issue.severity(severity).path(path));
@@ -103,8 +148,14 @@ fn configuration(project: &Project) -> Vec<Issue> {
 /// An error ends the sentence that begins with the path, and comes with a remedy.
 fn parse(path: &Path) -> std::result::Result<Value, (String, &'static str)> {
     let unreadable = |cause: io::Error| match cause.kind() {
-        io::ErrorKind::NotFound => ("is a link that leads nowhere".into(), "Mount what it leads to, or remove it"),
-        _ => (format!("cannot be read: {}", plain(&cause)), "Give this user the right to read it"),
+        io::ErrorKind::NotFound => (
+            "is a link that leads nowhere".into(),
+            "Mount what it leads to, or remove it",
+        ),
+        _ => (
+            format!("cannot be read: {}", plain(&cause)),
+            "Give this user the right to read it",
+        ),
     };
     let restore = "Correct it, or restore it with `kg diag restore --file latest --config-only`";
     let text = regular_file::open_linked(path)
@@ -127,27 +178,45 @@ fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
     let settings = Settings::of(config, &mut |message| told.push(message));
     match settings.assert_usable() {
         Ok(()) => told.into_iter().for_each(|message| wrong.add(message)),
-        Err(error) => {
-            issues.push(Issue::new(IssueCode::ConfigInvalid, Part::Files, error.message, error.remedy).path(path))
-        }
+        Err(error) => issues.push(
+            Issue::new(
+                IssueCode::ConfigInvalid,
+                Part::Files,
+                error.message,
+                error.remedy,
+            )
+            .path(path),
+        ),
     }
     if !wrong.is_empty() {
         let (severity, consequence) = match settings.refuses_backups() {
             Some(_) => (Severity::Error, ", and backups are refused because of that"),
             None => (Severity::Warning, ""),
         };
-        let message = format!("{} settings in {path} cannot be used{consequence}", wrong.count);
+        let message = format!(
+            "{} settings in {path} cannot be used{consequence}",
+            wrong.count
+        );
         let remedy = "Set them again with `kg config set`, or edit the file";
-        let issue = Issue::new(IssueCode::ConfigValue, Part::Files, message, remedy).severity(severity);
+        let issue =
+            Issue::new(IssueCode::ConfigValue, Part::Files, message, remedy).severity(severity);
         issues.push(issue.path(path).found(wrong));
     }
-    let is_open = fs::metadata(file).is_ok_and(|found| found.permissions().mode() & OTHERS_READ != 0);
+    let is_open =
+        fs::metadata(file).is_ok_and(|found| found.permissions().mode() & OTHERS_READ != 0);
     let mut secrets = Examples::default();
     secret_settings(config, "", &mut secrets);
     if is_open && !secrets.is_empty() {
-        let message = format!("{path} holds {} secrets, and others can read it", secrets.count);
+        let message = format!(
+            "{path} holds {} secrets, and others can read it",
+            secrets.count
+        );
         let remedy = format!("Take the right to read from group and others: chmod go= {path}");
-        issues.push(Issue::new(IssueCode::KeyExposed, Part::Files, message, remedy).path(path).found(secrets));
+        issues.push(
+            Issue::new(IssueCode::KeyExposed, Part::Files, message, remedy)
+                .path(path)
+                .found(secrets),
+        );
     }
     issues
 }
@@ -156,7 +225,11 @@ fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
 fn secret_settings(value: &Value, name: &str, found: &mut Examples) {
     let Value::Object(fields) = value else { return };
     for (key, field) in fields {
-        let full = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+        let full = if name.is_empty() {
+            key.clone()
+        } else {
+            format!("{name}.{key}")
+        };
         let is_text = field.as_str().is_some_and(|text| !text.is_empty());
         if is_text && is_secret(key) && !key.to_lowercase().ends_with("file") {
             found.add(&full);
@@ -190,8 +263,14 @@ impl PermissionWalk<'_> {
         for entry in entries.flatten() {
             let name = entry.file_name();
             let child = format!("{path}/{}", names::encode(Path::new(&name)));
-            let Ok(kind) = entry.file_type() else { continue };
-            if path == STATE_DIR && name.to_str().is_some_and(|name| exclude::is_by_product(name, kind.is_dir())) {
+            let Ok(kind) = entry.file_type() else {
+                continue;
+            };
+            if path == STATE_DIR
+                && name
+                    .to_str()
+                    .is_some_and(|name| exclude::is_by_product(name, kind.is_dir()))
+            {
                 continue;
             }
             if kind.is_dir() {
@@ -209,7 +288,9 @@ impl PermissionWalk<'_> {
                     }
                 }
                 // Removed meanwhile, unless it is a link.
-                Err(_) if kind.is_symlink() => self.unreadable.add(format!("{child} (a link that leads nowhere)")),
+                Err(_) if kind.is_symlink() => self
+                    .unreadable
+                    .add(format!("{child} (a link that leads nowhere)")),
                 Err(_) => {}
             }
         }
@@ -230,20 +311,31 @@ fn is_key(name: &str, found: &Metadata) -> bool {
 
 fn writable_by_others(project: &Project, database: &Path) -> Option<Issue> {
     let state = project.state_dir();
-    let mut paths = vec![state.clone(), state.join(CONFIG_FILE), database.to_path_buf()];
+    let mut paths = vec![
+        state.clone(),
+        state.join(CONFIG_FILE),
+        database.to_path_buf(),
+    ];
     paths.extend(COMPANIONS.iter().map(|suffix| companion(database, suffix)));
     paths.extend(database.parent().map(Path::to_path_buf));
     paths.dedup();
     let mut found = Examples::default();
     let mut seen = HashSet::new();
     for path in paths {
-        let Ok(of) = fs::metadata(&path) else { continue };
+        let Ok(of) = fs::metadata(&path) else {
+            continue;
+        };
         if everyone_may_write(&of) && seen.insert(path.clone()) {
             found.add(shown(project, &path));
         }
     }
     let remedy = "Take the right to write from others: chmod o-w FILE";
-    issue_of(found, IssueCode::Permissions, "files or directories of the database can be written by everyone", remedy)
+    issue_of(
+        found,
+        IssueCode::Permissions,
+        "files or directories of the database can be written by everyone",
+        remedy,
+    )
 }
 
 /// Whether everyone may change it, or put something else in the place of what is in it.
@@ -283,7 +375,12 @@ pub fn documents(
     if let Err(cause) = read(&mut paths) {
         cancel.check()?;
         let message = format!("The documents of nodes could not be checked: {cause}");
-        issues.push(Issue::new(IssueCode::NotChecked, Part::Files, message, "Check the database first"));
+        issues.push(Issue::new(
+            IssueCode::NotChecked,
+            Part::Files,
+            message,
+            "Check the database first",
+        ));
         return Ok(0);
     }
     let mut gone = Examples::default();
@@ -293,20 +390,34 @@ pub fn documents(
         if fs::metadata(project.root().join(path)).is_err() {
             gone.add(path.to_string_lossy());
         } else if let (Some(dir), Some(ending)) = (path.parent(), path.extension()) {
-            beside.entry(dir.to_path_buf()).or_default().insert(ending.to_string_lossy().into_owned());
+            beside
+                .entry(dir.to_path_buf())
+                .or_default()
+                .insert(ending.to_string_lossy().into_owned());
         }
     }
     let all_gone = gone.count == paths.len() as u64;
     if !gone.is_empty() {
-        let message = format!("The documents of {} of {} nodes are not there", gone.count, paths.len());
+        let message = format!(
+            "The documents of {} of {} nodes are not there",
+            gone.count,
+            paths.len()
+        );
         let remedy = if all_gone {
             "Nothing to do in a copy of a project, which holds no documents"
         } else {
             "Put the documents back, or let the host read the project again"
         };
-        let severity = if all_gone { Severity::Info } else { Severity::Warning };
-        issues
-            .push(Issue::new(IssueCode::DocumentMissing, Part::Files, message, remedy).severity(severity).found(gone));
+        let severity = if all_gone {
+            Severity::Info
+        } else {
+            Severity::Warning
+        };
+        issues.push(
+            Issue::new(IssueCode::DocumentMissing, Part::Files, message, remedy)
+                .severity(severity)
+                .found(gone),
+        );
     }
     issues.extend(unindexed(project, &paths, &beside));
     Ok(paths.len() as u64)
@@ -321,17 +432,33 @@ fn unindexed(
     let mut found = Examples::default();
     for (dir, endings) in beside {
         let mut new: Vec<PathBuf> = Vec::new();
-        for entry in fs::read_dir(project.root().join(dir)).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(project.root().join(dir))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let path = dir.join(entry.file_name());
-            let fits = path.extension().is_some_and(|ending| endings.contains(&*ending.to_string_lossy()));
+            let fits = path
+                .extension()
+                .is_some_and(|ending| endings.contains(&*ending.to_string_lossy()));
             let is_hidden = entry.file_name().to_string_lossy().starts_with('.');
-            if fits && !is_hidden && !paths.contains(&path) && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            if fits
+                && !is_hidden
+                && !paths.contains(&path)
+                && entry.file_type().is_ok_and(|kind| kind.is_file())
+            {
                 new.push(path);
             }
         }
         new.sort();
-        new.iter().for_each(|path| found.add(path.to_string_lossy()));
+        new.iter()
+            .for_each(|path| found.add(path.to_string_lossy()));
     }
     let remedy = "Let the host read the project again if they should be in the graph";
-    issue_of(found, IssueCode::DocumentUnindexed, "documents lie beside those of nodes and have no node", remedy)
+    issue_of(
+        found,
+        IssueCode::DocumentUnindexed,
+        "documents lie beside those of nodes and have no node",
+        remedy,
+    )
 }

@@ -29,9 +29,13 @@ pub fn tables(connection: &Connection) -> Vec<FullText> {
     let found = || -> rusqlite::Result<Vec<FullText>> {
         let sql = "SELECT name, sql FROM sqlite_schema WHERE type = 'table' AND rootpage = 0";
         let mut statement = connection.prepare(sql)?;
-        let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+        let rows = statement.query_map([], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+        })?;
         let all = rows.collect::<rusqlite::Result<Vec<_>>>()?.into_iter();
-        Ok(all.filter_map(|(name, sql)| full_text(name, &sql)).collect())
+        Ok(all
+            .filter_map(|(name, sql)| full_text(name, &sql))
+            .collect())
     };
     found().unwrap_or_default()
 }
@@ -39,7 +43,9 @@ pub fn tables(connection: &Connection) -> Vec<FullText> {
 fn full_text(name: String, sql: &str) -> Option<FullText> {
     let plain: String = sql.to_lowercase().split_whitespace().collect();
     let has_content = !plain.contains("content=''") && !plain.contains("content=\"\"");
-    plain.contains("usingfts5(").then_some(FullText { name, has_content })
+    plain
+        .contains("usingfts5(")
+        .then_some(FullText { name, has_content })
 }
 
 /// Compares every full-text index with its content. `connection` is to a private copy.
@@ -49,18 +55,38 @@ pub fn check(connection: &Connection, named: &Named, check: &Check) -> Result<Ve
         check.cancel.check()?;
         let quoted = quoted(&name);
         let sql = format!("INSERT INTO {quoted}({quoted}, rank) VALUES ('integrity-check', 1)");
-        let Err(cause) = connection.execute(&sql, []) else { continue };
+        let Err(cause) = connection.execute(&sql, []) else {
+            continue;
+        };
         check.cancel.check()?;
         issues.push(match is_damage(&cause) {
             true => {
-                let message = format!("The full-text index {name} in {} does not agree with its table", named.path);
-                let remedy = if has_content { "Run `kg diag repair`" } else { "Let the host build it again" };
-                named.issue(IssueCode::FullTextDamaged, message, remedy).table(name)
+                let message = format!(
+                    "The full-text index {name} in {} does not agree with its table",
+                    named.path
+                );
+                let remedy = if has_content {
+                    "Run `kg diag repair`"
+                } else {
+                    "Let the host build it again"
+                };
+                named
+                    .issue(IssueCode::FullTextDamaged, message, remedy)
+                    .table(name)
             }
             false => {
-                let message =
-                    format!("The full-text index {name} in {} could not be checked: {}", named.path, reason(&cause));
-                named.issue(IssueCode::NotChecked, message, "Check it in the host, which has what it needs").table(name)
+                let message = format!(
+                    "The full-text index {name} in {} could not be checked: {}",
+                    named.path,
+                    reason(&cause)
+                );
+                named
+                    .issue(
+                        IssueCode::NotChecked,
+                        message,
+                        "Check it in the host, which has what it needs",
+                    )
+                    .table(name)
             }
         });
     }

@@ -145,7 +145,9 @@ impl IssueCode {
         match self {
             IssueCode::BackupChain => Code::ChainBroken,
             IssueCode::BackupUnlisted => Code::ChecksumMismatch,
-            IssueCode::BackupNone | IssueCode::BackupOld | IssueCode::StoreEmptied => Code::NoBackups,
+            IssueCode::BackupNone | IssueCode::BackupOld | IssueCode::StoreEmptied => {
+                Code::NoBackups
+            }
             _ => Code::NoSpace,
         }
     }
@@ -208,7 +210,12 @@ pub struct Issue {
 }
 
 impl Issue {
-    pub fn new(code: IssueCode, component: Part, message: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub fn new(
+        code: IssueCode,
+        component: Part,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
         Issue {
             code,
             severity: code.severity(),
@@ -232,21 +239,38 @@ impl Issue {
     }
 
     pub fn path(self, path: impl Into<String>) -> Self {
-        Issue { path: Some(path.into()), ..self }
+        Issue {
+            path: Some(path.into()),
+            ..self
+        }
     }
 
     pub fn table(self, table: impl Into<String>) -> Self {
-        Issue { table: Some(table.into()), ..self }
+        Issue {
+            table: Some(table.into()),
+            ..self
+        }
     }
 
     /// How often, and the first of them.
     pub fn found(self, found: Examples) -> Self {
-        Issue { count: found.count, examples: found.examples, rowid: found.rowid.or(self.rowid), ..self }
+        Issue {
+            count: found.count,
+            examples: found.examples,
+            rowid: found.rowid.or(self.rowid),
+            ..self
+        }
     }
 
     /// What tells it apart from every other one.
     pub fn key(&self) -> (IssueCode, Part, Option<&str>, Option<&str>, Option<&str>) {
-        (self.code, self.component, self.path.as_deref(), self.table.as_deref(), self.index.as_deref())
+        (
+            self.code,
+            self.component,
+            self.path.as_deref(),
+            self.table.as_deref(),
+            self.index.as_deref(),
+        )
     }
 }
 

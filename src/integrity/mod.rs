@@ -72,7 +72,12 @@ pub struct Scope {
 }
 
 impl Scope {
-    pub const ALL: Scope = Scope { database: true, files: true, vectors: true, quick: false };
+    pub const ALL: Scope = Scope {
+        database: true,
+        files: true,
+        vectors: true,
+        quick: false,
+    };
 }
 
 /// What was checked.
@@ -132,7 +137,12 @@ pub struct Named {
 }
 
 impl Named {
-    fn issue(&self, code: IssueCode, message: impl Into<String>, remedy: impl Into<String>) -> Issue {
+    fn issue(
+        &self,
+        code: IssueCode,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Issue {
         Issue::new(code, self.part, message, remedy).path(&self.path)
     }
 }
@@ -141,33 +151,60 @@ impl Named {
 pub fn check(subject: &CheckTarget, scope: Scope, check: &Check) -> Result<Report> {
     let report = look(subject, scope, check)?;
     // SQLite calls a read that fails once damage too. What is damaged is so the next time.
-    if report.issues.iter().any(repair::is_damage) { look(subject, scope, check) } else { Ok(report) }
+    if report.issues.iter().any(repair::is_damage) {
+        look(subject, scope, check)
+    } else {
+        Ok(report)
+    }
 }
 
 fn look(subject: &CheckTarget, scope: Scope, check: &Check) -> Result<Report> {
     let resolved = subject.resolve()?;
-    let mut report = Report { is_graph: resolved.is_graph, ..Report::default() };
+    let mut report = Report {
+        is_graph: resolved.is_graph,
+        ..Report::default()
+    };
     let looked_at = std::fs::metadata(&resolved.database);
-    let refused = looked_at.as_ref().err().filter(|cause| cause.kind() != std::io::ErrorKind::NotFound).map(plain);
+    let refused = looked_at
+        .as_ref()
+        .err()
+        .filter(|cause| cause.kind() != std::io::ErrorKind::NotFound)
+        .map(plain);
     let found = looked_at.ok().filter(|found| found.is_file());
-    report.checked.project = resolved.project.as_ref().map(|project| project.root().to_path_buf());
+    report.checked.project = resolved
+        .project
+        .as_ref()
+        .map(|project| project.root().to_path_buf());
     report.checked.database.clone_from(&resolved.database);
     report.checked.database_size = found.as_ref().map_or(0, |found| found.len());
-    let named = Named { path: shown(resolved.project.as_ref(), &resolved.database), part: Part::Database };
+    let named = Named {
+        path: shown(resolved.project.as_ref(), &resolved.database),
+        part: Part::Database,
+    };
     if let Some(why) = refused {
-        let message = format!("Whether there is a database at {} cannot be told: {why}", resolved.database.display());
+        let message = format!(
+            "Whether there is a database at {} cannot be told: {why}",
+            resolved.database.display()
+        );
         let remedy = "Give this user access to it, or run this as a user that has it";
-        report.issues.push(named.issue(IssueCode::DatabaseUnreadable, message, remedy));
+        report
+            .issues
+            .push(named.issue(IssueCode::DatabaseUnreadable, message, remedy));
     } else if found.is_none() {
         let message = format!("There is no database at {}", resolved.database.display());
         let remedy = "Set `database.path` in .kg/config.json, or restore a backup with `kg diag restore --file latest`";
-        report.issues.push(named.issue(IssueCode::DatabaseMissing, message, remedy));
+        report
+            .issues
+            .push(named.issue(IssueCode::DatabaseMissing, message, remedy));
     }
     report.issues.extend(resolved.issues(&named));
     // What another project has is not this one's.
     let found = found.filter(|_| resolved.owner().is_none());
     let size = report.checked.database_size;
-    check.gauge.total.store(size * if scope.quick { 1 } else { READINGS }, Ordering::Relaxed);
+    check.gauge.total.store(
+        size * if scope.quick { 1 } else { READINGS },
+        Ordering::Relaxed,
+    );
     if found.is_some() && scope.quick {
         quick(&resolved, &named, check, &mut report)?;
         check.gauge.add(size);
@@ -175,7 +212,12 @@ fn look(subject: &CheckTarget, scope: Scope, check: &Check) -> Result<Report> {
     if scope.files
         && let Some(project) = &resolved.project
     {
-        report.checked.files = files::check(project, &resolved.database, check.cancel, &mut report.issues)?;
+        report.checked.files = files::check(
+            project,
+            &resolved.database,
+            check.cancel,
+            &mut report.issues,
+        )?;
     }
     if !scope.quick {
         let graph = match found {
@@ -187,13 +229,23 @@ fn look(subject: &CheckTarget, scope: Scope, check: &Check) -> Result<Report> {
         }
     }
     repair::offer(&mut report.issues);
-    report.issues.sort_by_key(|issue| (issue.severity, issue.component, issue.code));
+    report
+        .issues
+        .sort_by_key(|issue| (issue.severity, issue.component, issue.code));
     Ok(report)
 }
 
 /// Documents and vectors, against the nodes where those can be trusted.
-fn compare(project: &Project, graph: Option<&Graph>, scope: Scope, check: &Check, report: &mut Report) -> Result<()> {
-    let Report { issues, checked, .. } = report;
+fn compare(
+    project: &Project,
+    graph: Option<&Graph>,
+    scope: Scope,
+    check: &Check,
+    report: &mut Report,
+) -> Result<()> {
+    let Report {
+        issues, checked, ..
+    } = report;
     if scope.files
         && let Some(graph) = graph
     {
@@ -210,15 +262,27 @@ fn compare(project: &Project, graph: Option<&Graph>, scope: Scope, check: &Check
     if !database.is_file() || database == checked.database {
         return Ok(());
     }
-    let named = Named { path: format!("{STATE_DIR}/{}", vectors::DATABASE), part: Part::Vectors };
+    let named = Named {
+        path: format!("{STATE_DIR}/{}", vectors::DATABASE),
+        part: Part::Vectors,
+    };
     issues.extend(environment::check(&database, &named, check.cancel));
-    let private = private_copy::copy(&database, check.scratch, check.lock_timeout, check.cancel, &|_| ())?;
+    let private = private_copy::copy(
+        &database,
+        check.scratch,
+        check.lock_timeout,
+        check.cancel,
+        &|_| (),
+    )?;
     let refused = refused_for_damage(&private);
     issues.extend(refused.map(|error| structure::refused_to_open(&named, error)));
     let mut connection = open(private.database(), checked.database_size, check)?;
     let found = structure::integrity_check(&mut connection, &named, check)?;
     read_schema(&connection, check.cancel)?;
-    let is_sound = refused.is_none() && found.iter().all(|issue| issue.code == IssueCode::NotChecked);
+    let is_sound = refused.is_none()
+        && found
+            .iter()
+            .all(|issue| issue.code == IssueCode::NotChecked);
     add_new(issues, found);
     if is_sound {
         let attached = graph.map(|graph| {
@@ -226,7 +290,8 @@ fn compare(project: &Project, graph: Option<&Graph>, scope: Scope, check: &Check
             connection.execute(&format!("ATTACH ?1 AS {}", vectors::ATTACHED), [path])
         });
         let has_graph = matches!(attached, Some(Ok(_)));
-        checked.vectors += vectors::check_database(&connection, &named, has_graph, check.cancel, issues)?;
+        checked.vectors +=
+            vectors::check_database(&connection, &named, has_graph, check.cancel, issues)?;
     }
     Ok(())
 }
@@ -247,25 +312,42 @@ fn check_private_copy(
 ) -> Result<Option<Graph>> {
     let path = &resolved.database;
     if scope.database {
-        report.issues.extend(environment::check(path, named, check.cancel));
+        report
+            .issues
+            .extend(environment::check(path, named, check.cancel));
     }
     let size = report.checked.database_size;
-    let private =
-        private_copy::copy(path, check.scratch, check.lock_timeout, check.cancel, &|bytes| check.gauge.add(bytes))?;
-    let refused = refused_for_damage(&private).map(|error| structure::refused_to_open(named, error));
+    let private = private_copy::copy(
+        path,
+        check.scratch,
+        check.lock_timeout,
+        check.cancel,
+        &|bytes| check.gauge.add(bytes),
+    )?;
+    let refused =
+        refused_for_damage(&private).map(|error| structure::refused_to_open(named, error));
     let mut found: Vec<Issue> = refused.into_iter().collect();
     let mut connection = open(private.database(), size, check)?;
     if scope.database {
         found.extend(structure_and_fulltext(&private, named, size, check)?);
-    } else if found.is_empty() && !everything(&mut connection, Pragma::Quick, check.cancel)?.damage.is_empty() {
+    } else if found.is_empty()
+        && !everything(&mut connection, Pragma::Quick, check.cancel)?
+            .damage
+            .is_empty()
+    {
         // Nobody asked for what is wrong with it, only not to be told nonsense.
         return Ok(None);
     }
     // Rows that break what their table declares lie on sound pages.
-    let is_sound = found
+    let is_sound = found.iter().all(|issue| {
+        matches!(
+            issue.code,
+            IssueCode::FullTextDamaged | IssueCode::NotChecked | IssueCode::Constraint
+        )
+    });
+    let is_damaged = found
         .iter()
-        .all(|issue| matches!(issue.code, IssueCode::FullTextDamaged | IssueCode::NotChecked | IssueCode::Constraint));
-    let is_damaged = found.iter().any(|issue| repair::is_damage(issue) || issue.code == IssueCode::IndexDamaged);
+        .any(|issue| repair::is_damage(issue) || issue.code == IssueCode::IndexDamaged);
     if is_damaged && environment::has_wal(path) && without_wal(path, check).is_some() {
         found.push(environment::wal_is_foreign(named));
     }
@@ -276,8 +358,15 @@ fn check_private_copy(
     report.checked.edges = rows::count(&connection, "edges").unwrap_or(0);
     if !is_sound {
         if scope.database {
-            let message = format!("The rows of {} were not checked, for its structure is damaged", named.path);
-            let issue = named.issue(IssueCode::NotChecked, message, "Repair that first, then check again");
+            let message = format!(
+                "The rows of {} were not checked, for its structure is damaged",
+                named.path
+            );
+            let issue = named.issue(
+                IssueCode::NotChecked,
+                message,
+                "Repair that first, then check again",
+            );
             report.issues.push(issue);
         }
         return Ok(None);
@@ -286,30 +375,50 @@ fn check_private_copy(
         let mut found = rows::check(&connection, named, check)?;
         found.extend(rows::empty(&connection, named, resolved.is_graph).unwrap_or_default());
         // With a first page in it, the WAL of another database makes this one that other one.
-        let is_other = found.iter().any(|issue| issue.code == IssueCode::TableMissing) && environment::has_wal(path);
+        let is_other = found
+            .iter()
+            .any(|issue| issue.code == IssueCode::TableMissing)
+            && environment::has_wal(path);
         if is_other
-            && without_wal(path, check)
-                .is_some_and(|alone| rows::missing(&alone, named).is_ok_and(|lacks| lacks.is_empty()))
+            && without_wal(path, check).is_some_and(|alone| {
+                rows::missing(&alone, named).is_ok_and(|lacks| lacks.is_empty())
+            })
         {
             add_new(&mut report.issues, vec![environment::wal_is_foreign(named)]);
         }
         report.issues.extend(found);
     }
     check.gauge.add(size);
-    Ok(Some(Graph { connection, private }))
+    Ok(Some(Graph {
+        connection,
+        private,
+    }))
 }
 
 /// The two that take longest, beside each other.
-fn structure_and_fulltext(private: &PrivateCopy, named: &Named, size: u64, check: &Check) -> Result<Vec<Issue>> {
+fn structure_and_fulltext(
+    private: &PrivateCopy,
+    named: &Named,
+    size: u64,
+    check: &Check,
+) -> Result<Vec<Issue>> {
     // Pages that lead in a circle would keep it for as long as its content seems to be.
     let stop = CancelToken::default();
     let fulltext = || -> Result<Vec<Issue>> {
         let own = open_until(private.database(), size, check, &stop)?;
         // Nothing of it is to be written, not even to the copy.
         let began = own.execute_batch("BEGIN");
-        let found = if began.is_ok() { fulltext::check(&own, named, check)? } else { Vec::new() };
+        let found = if began.is_ok() {
+            fulltext::check(&own, named, check)?
+        } else {
+            Vec::new()
+        };
         check.gauge.add(size);
-        Ok(if stop.is_cancelled() { Vec::new() } else { found })
+        Ok(if stop.is_cancelled() {
+            Vec::new()
+        } else {
+            found
+        })
     };
     thread::scope(|threads| {
         let beside = start_in(threads, "kg-fulltext", fulltext)?;
@@ -320,8 +429,13 @@ fn structure_and_fulltext(private: &PrivateCopy, named: &Named, size: u64, check
         if found.iter().any(repair::is_damage) {
             stop.cancel();
         }
-        let panicked =
-            |_| Err(Error::new(Code::Internal, "The check of full-text indexes panicked", "Please report this"));
+        let panicked = |_| {
+            Err(Error::new(
+                Code::Internal,
+                "The check of full-text indexes panicked",
+                "Please report this",
+            ))
+        };
         add_new(&mut found, beside.join().unwrap_or_else(panicked)?);
         Ok(found)
     })
@@ -355,37 +469,62 @@ fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
     let mut connection = open(&alone, size, check).ok()?;
     // Pages of two states may well make trees, of which indexes then do not agree with their tables.
     forget_fulltext(&connection);
-    let found = everything(&mut connection, Pragma::Full { most_findings: 1 }, check.cancel).ok()?;
+    let found = everything(
+        &mut connection,
+        Pragma::Full { most_findings: 1 },
+        check.cancel,
+    )
+    .ok()?;
     // One finding ends the check, so broken rows could hide damage.
-    if found.damage.is_empty() && found.rows.is_empty() { open(&alone, size, check).ok() } else { None }
+    if found.damage.is_empty() && found.rows.is_empty() {
+        open(&alone, size, check).ok()
+    } else {
+        None
+    }
 }
 
 /// `quick_check` and the tables, in a read transaction of the database itself.
 fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report) -> Result<()> {
     let path = &resolved.database;
-    report.issues.extend(environment::check(path, named, check.cancel));
-    let conditions = Conditions { scratch: check.scratch, lock_timeout: check.lock_timeout, with_twin: false };
+    report
+        .issues
+        .extend(environment::check(path, named, check.cancel));
+    let conditions = Conditions {
+        scratch: check.scratch,
+        lock_timeout: check.lock_timeout,
+        with_twin: false,
+    };
     let snapshot = match snapshot::take(path, conditions, check.cancel)? {
         Capture::Snapshot(snapshot) => snapshot,
         Capture::Damaged(copy, error) if error.cause.as_deref().is_some_and(is_unread_schema) => {
             let found = refused(&copy.database(), error, check.cancel)?;
             let connection = open(&copy.database(), 0, check)?;
-            report.issues.extend(structure::issues_of(&connection, named, &found));
+            report
+                .issues
+                .extend(structure::issues_of(&connection, named, &found));
             return Ok(());
         }
         Capture::Damaged(_, error) => {
-            report.issues.push(structure::refused_to_open(named, &error));
+            report
+                .issues
+                .push(structure::refused_to_open(named, &error));
             return Ok(());
         }
     };
     let (_held, mut connection) = snapshot.into_connection();
     let found = everything(&mut connection, Pragma::Quick, check.cancel)?;
-    report.issues.extend(structure::issues_of(&connection, named, &found));
+    report
+        .issues
+        .extend(structure::issues_of(&connection, named, &found));
     if found.damage.is_empty() {
-        report.issues.extend(rows::empty(&connection, named, resolved.is_graph).unwrap_or_default());
+        report
+            .issues
+            .extend(rows::empty(&connection, named, resolved.is_graph).unwrap_or_default());
         report.checked.nodes = rows::count(&connection, "nodes").unwrap_or(0);
         report.checked.edges = rows::count(&connection, "edges").unwrap_or(0);
-        report.issues.extend(rows::missing(&connection, named).unwrap_or_default());
+        report
+            .issues
+            .extend(rows::missing(&connection, named).unwrap_or_default());
     }
     Ok(())
 }
@@ -403,12 +542,15 @@ fn open_until(database: &Path, size: u64, check: &Check, stop: &CancelToken) -> 
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false)?;
         let (cancel, stop) = (check.cancel.clone(), stop.clone());
-        bound(&mut connection, size, move || cancel.is_cancelled() || stop.is_cancelled())?;
+        bound(&mut connection, size, move || {
+            cancel.is_cancelled() || stop.is_cancelled()
+        })?;
         Ok(connection)
     };
     let connection = opened().map_err(|cause| Error::sqlite("open a copy of", database, cause))?;
     // Only speed: a damaged copy may refuse these.
-    let _ = connection.execute_batch("PRAGMA mmap_size = 1099511627776; PRAGMA cache_size = -16384");
+    let _ =
+        connection.execute_batch("PRAGMA mmap_size = 1099511627776; PRAGMA cache_size = -16384");
     Ok(connection)
 }
 

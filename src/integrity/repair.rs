@@ -80,19 +80,28 @@ pub type Salvaging<'a> = &'a dyn Fn(&Resolved, &Path, Part) -> Result<Salvage>;
 
 /// Whether pages themselves are damaged.
 pub fn is_damage(issue: &Issue) -> bool {
-    matches!(issue.code, IssueCode::DatabaseDamaged | IssueCode::NotADatabase)
+    matches!(
+        issue.code,
+        IssueCode::DatabaseDamaged | IssueCode::NotADatabase
+    )
 }
 
 /// Says of each issue whether repair can do something about it, and what. Where pages of a file are damaged, nothing else in it
 /// is worked on; nor beside a WAL that is not of the database, for what is written then makes one of the two for good.
 pub fn offer(issues: &mut [Issue]) {
-    let damaged: Vec<Option<String>> =
-        issues.iter().filter(|issue| is_damage(issue)).map(|issue| issue.path.clone()).collect();
-    let foreign = issues.iter().filter(|issue| issue.code == IssueCode::WalForeign);
+    let damaged: Vec<Option<String>> = issues
+        .iter()
+        .filter(|issue| is_damage(issue))
+        .map(|issue| issue.path.clone())
+        .collect();
+    let foreign = issues
+        .iter()
+        .filter(|issue| issue.code == IssueCode::WalForeign);
     let foreign: Vec<Option<String>> = foreign.map(|issue| issue.path.clone()).collect();
     for issue in issues {
         let wal = issue.path.as_ref().map(|path| format!("{path}-wal"));
-        let is_left = !is_damage(issue) && (damaged.contains(&issue.path) || (wal.is_some() && foreign.contains(&wal)));
+        let is_left = !is_damage(issue)
+            && (damaged.contains(&issue.path) || (wal.is_some() && foreign.contains(&wal)));
         let action = action_for(issue).filter(|_| !is_left);
         issue.repair = action.map(|action| action.says());
         issue.repairable = issue.repair.is_some();
@@ -103,7 +112,10 @@ pub fn offer(issues: &mut [Issue]) {
 pub fn action_for(issue: &Issue) -> Option<Action> {
     let remove = |columns: &[&str]| {
         let columns = columns.iter().map(|column| column.to_string()).collect();
-        issue.table.clone().map(|table| Work::Remove { table, columns })
+        issue
+            .table
+            .clone()
+            .map(|table| Work::Remove { table, columns })
     };
     let work = match issue.code {
         IssueCode::IndexDamaged => issue.index.clone().map(|index| Work::Reindex { index }),
@@ -116,7 +128,11 @@ pub fn action_for(issue: &Issue) -> Option<Action> {
         IssueCode::DatabaseDamaged | IssueCode::NotADatabase => Some(Work::Salvage),
         _ => None,
     };
-    Some(Action { code: issue.code, part: issue.component, work: work? })
+    Some(Action {
+        code: issue.code,
+        part: issue.component,
+        work: work?,
+    })
 }
 
 /// What repair does about these issues. A damaged database is salvaged once, however many of them it has.
@@ -136,9 +152,13 @@ impl Action {
     pub fn says(&self) -> String {
         match &self.work {
             Work::Reindex { index } => format!("Build the index {index} again (REINDEX)"),
-            Work::Rebuild { table } => format!("Build the full-text index {table} again from its table"),
+            Work::Rebuild { table } => {
+                format!("Build the full-text index {table} again from its table")
+            }
             Work::Remove { table, .. } => format!("Move these rows of {table} to {REMOVED}"),
-            Work::Salvage => "Save what can be read in a new database, and keep the damaged one".to_string(),
+            Work::Salvage => {
+                "Save what can be read in a new database, and keep the damaged one".to_string()
+            }
         }
     }
 }
@@ -151,13 +171,21 @@ pub fn perform(
     salvaging: Salvaging<'_>,
 ) -> Result<Vec<Done>> {
     let resolved = subject.resolve()?;
-    let vectors = resolved.project.as_ref().map(|project| project.state_dir().join(vectors::DATABASE));
+    let vectors = resolved
+        .project
+        .as_ref()
+        .map(|project| project.state_dir().join(vectors::DATABASE));
     let mut done = Vec::new();
     for part in [Part::Database, Part::Vectors] {
-        let of_part: Vec<&Action> = actions.iter().filter(|action| action.part == part).collect();
+        let of_part: Vec<&Action> = actions
+            .iter()
+            .filter(|action| action.part == part)
+            .collect();
         let (database, graph) = match (part, &vectors) {
             _ if of_part.is_empty() => continue,
-            (Part::Vectors, Some(vectors)) => (vectors.as_path(), Some(resolved.database.as_path())),
+            (Part::Vectors, Some(vectors)) => {
+                (vectors.as_path(), Some(resolved.database.as_path()))
+            }
             _ => (resolved.database.as_path(), None),
         };
         // Beside a salvage there is nothing else to do in a database: see [`offer`].
@@ -176,37 +204,69 @@ pub fn perform(
 }
 
 pub fn failed(action: &Action, error: &Error) -> Done {
-    Done { action: action.clone(), rows_removed: 0, salvage: None, error: Some(error.clone()) }
+    Done {
+        action: action.clone(),
+        rows_removed: 0,
+        salvage: None,
+        error: Some(error.clone()),
+    }
 }
 
 fn salvage(action: &Action, salvaged: Result<Salvage>) -> Result<Vec<Done>> {
     match salvaged {
-        Ok(salvage) => Ok(vec![Done { action: action.clone(), rows_removed: 0, salvage: Some(salvage), error: None }]),
+        Ok(salvage) => Ok(vec![Done {
+            action: action.clone(),
+            rows_removed: 0,
+            salvage: Some(salvage),
+            error: None,
+        }]),
         // Nothing can be saved: that is a result.
         Err(error) if error.code == Code::DatabaseDamaged => Ok(vec![failed(action, &error)]),
         Err(error) => Err(error),
     }
 }
 
-fn change(database: &Path, graph: Option<&Path>, actions: &[&Action], lock_timeout: Duration) -> Result<Vec<Done>> {
+fn change(
+    database: &Path,
+    graph: Option<&Path>,
+    actions: &[&Action],
+    lock_timeout: Duration,
+) -> Result<Vec<Done>> {
     let refused = |cause| Error::sqlite("repair", database, cause);
     let connection = open_live(database)?;
     begin(&connection, graph, lock_timeout).map_err(refused)?;
     let mut done = Vec::new();
     for action in actions {
-        connection.execute_batch("SAVEPOINT action").map_err(refused)?;
+        connection
+            .execute_batch("SAVEPOINT action")
+            .map_err(refused)?;
         let carried_out = carry_out(&connection, action);
-        let end = if carried_out.is_ok() { "RELEASE action" } else { "ROLLBACK TO action; RELEASE action" };
+        let end = if carried_out.is_ok() {
+            "RELEASE action"
+        } else {
+            "ROLLBACK TO action; RELEASE action"
+        };
         let is_damage = carried_out.as_ref().is_err_and(is_page_damage);
         if is_damage || connection.execute_batch(end).is_err() {
             // Ending the connection takes everything back, whatever its state.
-            let message = format!("{} turned out to be damaged while it was repaired", database.display());
+            let message = format!(
+                "{} turned out to be damaged while it was repaired",
+                database.display()
+            );
             let remedy = "Nothing was changed; restore the newest good backup";
             let error = Error::new(Code::DatabaseDamaged, message, remedy);
-            return Ok(actions.iter().map(|action| failed(action, &error)).collect());
+            return Ok(actions
+                .iter()
+                .map(|action| failed(action, &error))
+                .collect());
         }
         done.push(match carried_out {
-            Ok(rows_removed) => Done { action: (*action).clone(), rows_removed, salvage: None, error: None },
+            Ok(rows_removed) => Done {
+                action: (*action).clone(),
+                rows_removed,
+                salvage: None,
+                error: None,
+            },
             Err(cause) => failed(action, &refused(cause)),
         });
     }
@@ -215,14 +275,21 @@ fn change(database: &Path, graph: Option<&Path>, actions: &[&Action], lock_timeo
 }
 
 /// Begins a transaction that may write, and attaches the graph where its nodes are asked for.
-fn begin(connection: &Connection, graph: Option<&Path>, lock_timeout: Duration) -> rusqlite::Result<()> {
+fn begin(
+    connection: &Connection,
+    graph: Option<&Path>,
+    lock_timeout: Duration,
+) -> rusqlite::Result<()> {
     connection.busy_timeout(lock_timeout)?;
     // Rows are removed because their parents are gone: nothing may cascade from them.
     connection.pragma_update(None, "foreign_keys", false)?;
     let Some(graph) = graph else {
         return connection.execute_batch("BEGIN IMMEDIATE");
     };
-    connection.execute(&format!("ATTACH ?1 AS {}", vectors::ATTACHED), [graph.to_string_lossy()])?;
+    connection.execute(
+        &format!("ATTACH ?1 AS {}", vectors::ATTACHED),
+        [graph.to_string_lossy()],
+    )?;
     // IMMEDIATE would lock the graph too. Made outside of the transaction, so that its first statement is one that writes.
     connection.execute_batch(&format!("{KEEP}; BEGIN; DELETE FROM {REMOVED} WHERE 0"))
 }
@@ -230,7 +297,9 @@ fn begin(connection: &Connection, graph: Option<&Path>, lock_timeout: Duration) 
 /// Returns how many rows were moved.
 fn carry_out(connection: &Connection, action: &Action) -> rusqlite::Result<u64> {
     match &action.work {
-        Work::Reindex { index } => connection.execute_batch(&format!("REINDEX {}", quoted(index))).map(|()| 0),
+        Work::Reindex { index } => connection
+            .execute_batch(&format!("REINDEX {}", quoted(index)))
+            .map(|()| 0),
         Work::Rebuild { table } => rebuild(connection, table).map(|()| 0),
         Work::Remove { table, columns } => {
             let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
@@ -238,7 +307,9 @@ fn carry_out(connection: &Connection, action: &Action) -> rusqlite::Result<u64> 
                 Part::Vectors => Some(vectors::orphan(vectors::ATTACHED)),
                 _ => rows::orphans(connection, table, &columns)?,
             };
-            condition.map_or(Ok(0), |condition| remove(connection, table, &condition, action.code))
+            condition.map_or(Ok(0), |condition| {
+                remove(connection, table, &condition, action.code)
+            })
         }
         // No work within a database.
         Work::Salvage => Ok(0),
@@ -247,13 +318,20 @@ fn carry_out(connection: &Connection, action: &Action) -> rusqlite::Result<u64> 
 
 fn rebuild(connection: &Connection, table: &str) -> rusqlite::Result<()> {
     let quoted = quoted(table);
-    connection.execute_batch(&format!("INSERT INTO {quoted}({quoted}) VALUES ('rebuild')"))?;
+    connection.execute_batch(&format!(
+        "INSERT INTO {quoted}({quoted}) VALUES ('rebuild')"
+    ))?;
     let check = format!("INSERT INTO {quoted}({quoted}, rank) VALUES ('integrity-check', 1)");
     connection.execute_batch(&check)
 }
 
 /// Moves rows aside, each as a JSON object of its columns. JSON has no bytes: a BLOB becomes the text `X'…'`.
-fn remove(connection: &Connection, table: &str, condition: &str, code: IssueCode) -> rusqlite::Result<u64> {
+fn remove(
+    connection: &Connection,
+    table: &str,
+    condition: &str,
+    code: IssueCode,
+) -> rusqlite::Result<u64> {
     let mut columns: Vec<String> = rows::columns_of(connection, table)?.into_iter().collect();
     columns.sort();
     let fields: Vec<String> = columns

@@ -36,10 +36,17 @@ const REFERENCES: [(&str, &str, &str); 4] = [
 /// Rows whose reference leads nowhere, as a condition on `table`; `None` where it lacks the columns.
 ///
 /// Repair asks the same question again, in its own transaction.
-pub fn orphans(connection: &Connection, table: &str, columns: &[&str]) -> rusqlite::Result<Option<String>> {
+pub fn orphans(
+    connection: &Connection,
+    table: &str,
+    columns: &[&str],
+) -> rusqlite::Result<Option<String>> {
     let mut conditions = Vec::new();
     let own = columns_of(connection, table)?;
-    for (_, column, parent) in REFERENCES.iter().filter(|(of, column, _)| *of == table && columns.contains(column)) {
+    for (_, column, parent) in REFERENCES
+        .iter()
+        .filter(|(of, column, _)| *of == table && columns.contains(column))
+    {
         if !own.contains(*column) || !columns_of(connection, parent)?.contains("id") {
             return Ok(None);
         }
@@ -52,7 +59,9 @@ pub fn orphans(connection: &Connection, table: &str, columns: &[&str]) -> rusqli
 
 /// Whether it has any of the host's tables.
 pub fn is_graph(connection: &Connection) -> rusqlite::Result<bool> {
-    TABLES.iter().try_fold(false, |found, (table, _)| Ok(found || has_table(connection, table)?))
+    TABLES.iter().try_fold(false, |found, (table, _)| {
+        Ok(found || has_table(connection, table)?)
+    })
 }
 
 /// Every question about rows; what fails is told, and does not keep others from being asked.
@@ -72,8 +81,16 @@ pub fn check(connection: &Connection, named: &Named, check: &Check) -> Result<Ve
             Ok(found) => issues.extend(found),
             Err(cause) => {
                 check.cancel.check()?;
-                let message = format!("The {about} in {} could not be checked: {}", named.path, reason(&cause));
-                issues.push(named.issue(IssueCode::NotChecked, message, "Check them in the host").table(about));
+                let message = format!(
+                    "The {about} in {} could not be checked: {}",
+                    named.path,
+                    reason(&cause)
+                );
+                issues.push(
+                    named
+                        .issue(IssueCode::NotChecked, message, "Check them in the host")
+                        .table(about),
+                );
             }
         }
     }
@@ -81,7 +98,11 @@ pub fn check(connection: &Connection, named: &Named, check: &Check) -> Result<Ve
 }
 
 /// The graph database of a project without a single table: what was in it is gone, or nothing has ever been in it.
-pub fn empty(connection: &Connection, named: &Named, is_graph: bool) -> rusqlite::Result<Option<Issue>> {
+pub fn empty(
+    connection: &Connection,
+    named: &Named,
+    is_graph: bool,
+) -> rusqlite::Result<Option<Issue>> {
     let tables = table_count(connection)?;
     let message = format!("{} is empty: it has no table", named.path);
     let remedy = "Restore the newest good backup with `kg diag restore --file latest`; if the project is new, start the host, \
@@ -100,16 +121,28 @@ pub fn missing(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<I
     for (table, severity) in TABLES {
         if !has_table(connection, table)? {
             let message = format!("{} has no table {table}", named.path);
-            let remedy = "Start the host, which makes its tables; if rows are gone too, restore a backup";
-            issues.push(named.issue(IssueCode::TableMissing, message, remedy).severity(severity).table(table));
+            let remedy =
+                "Start the host, which makes its tables; if rows are gone too, restore a backup";
+            issues.push(
+                named
+                    .issue(IssueCode::TableMissing, message, remedy)
+                    .severity(severity)
+                    .table(table),
+            );
         }
     }
-    let kept_up =
-        "SELECT count(*) FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'nodes' AND sql LIKE '%nodes_fts%'";
+    let kept_up = "SELECT count(*) FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'nodes' AND sql LIKE '%nodes_fts%'";
     let triggers: u64 = connection.query_row(kept_up, [], |row| row.get(0))?;
     if triggers == 0 && has_table(connection, "nodes_fts")? && has_table(connection, "nodes")? {
-        let message = format!("No trigger keeps the full-text index nodes_fts in {} up to date", named.path);
-        let issue = named.issue(IssueCode::TriggerMissing, message, "Start the host, which makes its triggers");
+        let message = format!(
+            "No trigger keeps the full-text index nodes_fts in {} up to date",
+            named.path
+        );
+        let issue = named.issue(
+            IssueCode::TriggerMissing,
+            message,
+            "Start the host, which makes its triggers",
+        );
         issues.push(issue.table("nodes_fts"));
     }
     Ok(issues)
@@ -117,43 +150,80 @@ pub fn missing(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<I
 
 fn edges(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<Issue>> {
     let mut issues = Vec::new();
-    let ends = [(IssueCode::EdgeSource, "source_id", "come from"), (IssueCode::EdgeTarget, "target_id", "lead to")];
+    let ends = [
+        (IssueCode::EdgeSource, "source_id", "come from"),
+        (IssueCode::EdgeTarget, "target_id", "lead to"),
+    ];
     for (code, column, verb) in ends {
-        let Some(condition) = orphans(connection, "edges", &[column])? else { continue };
-        let shown = "'edge from ' || ifnull(source_id, 'NULL') || ' to ' || ifnull(target_id, 'NULL')";
+        let Some(condition) = orphans(connection, "edges", &[column])? else {
+            continue;
+        };
+        let shown =
+            "'edge from ' || ifnull(source_id, 'NULL') || ' to ' || ifnull(target_id, 'NULL')";
         let found = found(connection, "edges", shown, &condition)?;
         if !found.is_empty() {
-            let message = format!("{} edges in {} {verb} a node that does not exist", found.count, named.path);
-            issues.push(named.issue(code, message, "Run `kg diag repair`").found(found).table("edges"));
+            let message = format!(
+                "{} edges in {} {verb} a node that does not exist",
+                found.count, named.path
+            );
+            issues.push(
+                named
+                    .issue(code, message, "Run `kg diag repair`")
+                    .found(found)
+                    .table("edges"),
+            );
         }
     }
     Ok(issues)
 }
 
 fn tags(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<Issue>> {
-    let Some(condition) = orphans(connection, "node_tags", &["node_id", "tag_id"])? else { return Ok(Vec::new()) };
+    let Some(condition) = orphans(connection, "node_tags", &["node_id", "tag_id"])? else {
+        return Ok(Vec::new());
+    };
     let shown = "'node ' || ifnull(node_id, 'NULL') || ', tag ' || ifnull(tag_id, 'NULL')";
     let found = found(connection, "node_tags", shown, &condition)?;
     if found.is_empty() {
         return Ok(Vec::new());
     }
-    let message =
-        format!("{} rows of node_tags in {} are of a node or tag that does not exist", found.count, named.path);
-    Ok(vec![named.issue(IssueCode::TagOrphan, message, "Run `kg diag repair`").found(found).table("node_tags")])
+    let message = format!(
+        "{} rows of node_tags in {} are of a node or tag that does not exist",
+        found.count, named.path
+    );
+    Ok(vec![
+        named
+            .issue(IssueCode::TagOrphan, message, "Run `kg diag repair`")
+            .found(found)
+            .table("node_tags"),
+    ])
 }
 
 fn frontmatter(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<Issue>> {
-    if !columns_of(connection, "nodes")?.is_superset(&["id", "frontmatter"].map(String::from).into()) {
+    if !columns_of(connection, "nodes")?
+        .is_superset(&["id", "frontmatter"].map(String::from).into())
+    {
         return Ok(Vec::new());
     }
-    let found =
-        found(connection, "nodes", "ifnull(id, 'NULL')", "frontmatter IS NOT NULL AND NOT json_valid(frontmatter)")?;
+    let found = found(
+        connection,
+        "nodes",
+        "ifnull(id, 'NULL')",
+        "frontmatter IS NOT NULL AND NOT json_valid(frontmatter)",
+    )?;
     if found.is_empty() {
         return Ok(Vec::new());
     }
-    let message = format!("The frontmatter of {} nodes in {} is not JSON", found.count, named.path);
+    let message = format!(
+        "The frontmatter of {} nodes in {} is not JSON",
+        found.count, named.path
+    );
     let remedy = "Let the host read the documents of these nodes again";
-    Ok(vec![named.issue(IssueCode::Frontmatter, message, remedy).found(found).table("nodes")])
+    Ok(vec![
+        named
+            .issue(IssueCode::Frontmatter, message, remedy)
+            .found(found)
+            .table("nodes"),
+    ])
 }
 
 fn paths(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<Issue>> {
@@ -170,9 +240,17 @@ fn paths(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<Issue>>
     if found.is_empty() {
         return Ok(Vec::new());
     }
-    let message = format!("{} paths in {} belong to several nodes", found.count, named.path);
+    let message = format!(
+        "{} paths in {} belong to several nodes",
+        found.count, named.path
+    );
     let remedy = "Remove all but one of them in the host";
-    Ok(vec![named.issue(IssueCode::DuplicatePath, message, remedy).found(found).table("nodes")])
+    Ok(vec![
+        named
+            .issue(IssueCode::DuplicatePath, message, remedy)
+            .found(found)
+            .table("nodes"),
+    ])
 }
 
 /// Declared references, but for those that are asked for above.
@@ -184,26 +262,43 @@ fn foreign_keys(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<
     let is_known = |(table, column, parent): &(String, String, String)| {
         REFERENCES.contains(&(table.as_str(), column.as_str(), parent.as_str()))
     };
-    let tables: HashSet<&str> =
-        declared.iter().filter(|reference| !is_known(reference)).map(|(table, ..)| table.as_str()).collect();
+    let tables: HashSet<&str> = declared
+        .iter()
+        .filter(|reference| !is_known(reference))
+        .map(|(table, ..)| table.as_str())
+        .collect();
     let mut issues = Vec::new();
     for table in tables {
         let mut found = Examples::default();
-        let mut statement = connection.prepare(&format!("PRAGMA foreign_key_check({})", quoted(table)))?;
+        let mut statement =
+            connection.prepare(&format!("PRAGMA foreign_key_check({})", quoted(table)))?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let (rowid, parent): (Option<i64>, String) = (row.get(1)?, row.get(2)?);
-            if is_known(&(table.to_string(), reference_of(connection, table, row.get(3)?)?, parent.clone())) {
+            if is_known(&(
+                table.to_string(),
+                reference_of(connection, table, row.get(3)?)?,
+                parent.clone(),
+            )) {
                 continue;
             }
             found.rowid = found.rowid.or(rowid);
-            found.add(rowid.map_or(format!("to {parent}"), |rowid| format!("row {rowid}, to {parent}")));
+            found.add(rowid.map_or(format!("to {parent}"), |rowid| {
+                format!("row {rowid}, to {parent}")
+            }));
         }
         if !found.is_empty() {
-            let message =
-                format!("{} rows of {table} in {} refer to a row that does not exist", found.count, named.path);
+            let message = format!(
+                "{} rows of {table} in {} refer to a row that does not exist",
+                found.count, named.path
+            );
             let remedy = "Correct or remove the rows that are named";
-            issues.push(named.issue(IssueCode::ForeignKey, message, remedy).found(found).table(table));
+            issues.push(
+                named
+                    .issue(IssueCode::ForeignKey, message, remedy)
+                    .found(found)
+                    .table(table),
+            );
         }
     }
     Ok(issues)
@@ -211,14 +306,28 @@ fn foreign_keys(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<
 
 /// The column of a declared reference.
 fn reference_of(connection: &Connection, table: &str, id: i64) -> rusqlite::Result<String> {
-    connection
-        .query_row("SELECT \"from\" FROM pragma_foreign_key_list(?1) WHERE id = ?2", (table, id), |row| row.get(0))
+    connection.query_row(
+        "SELECT \"from\" FROM pragma_foreign_key_list(?1) WHERE id = ?2",
+        (table, id),
+        |row| row.get(0),
+    )
 }
 
 /// The rows of `table` that meet `condition`, shown as the expression `shown`.
-pub fn found(connection: &Connection, table: &str, as_text: &str, condition: &str) -> rusqlite::Result<Examples> {
-    let rowid = if has_rowid(connection, table)? { "rowid" } else { "NULL" };
-    let mut statement = connection.prepare(&format!("SELECT {rowid}, {as_text} FROM {table} WHERE {condition}"))?;
+pub fn found(
+    connection: &Connection,
+    table: &str,
+    as_text: &str,
+    condition: &str,
+) -> rusqlite::Result<Examples> {
+    let rowid = if has_rowid(connection, table)? {
+        "rowid"
+    } else {
+        "NULL"
+    };
+    let mut statement = connection.prepare(&format!(
+        "SELECT {rowid}, {as_text} FROM {table} WHERE {condition}"
+    ))?;
     let mut rows = statement.query([])?;
     let mut found = Examples::default();
     while let Some(row) = rows.next()? {
@@ -243,7 +352,9 @@ fn shown(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<String> {
 
 pub fn has_table(connection: &Connection, name: &str) -> rusqlite::Result<bool> {
     let sql = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ?1";
-    connection.query_row(sql, [name], |row| row.get::<_, u64>(0)).map(|count| count > 0)
+    connection
+        .query_row(sql, [name], |row| row.get::<_, u64>(0))
+        .map(|count| count > 0)
 }
 
 pub fn columns_of(connection: &Connection, table: &str) -> rusqlite::Result<HashSet<String>> {
@@ -253,7 +364,9 @@ pub fn columns_of(connection: &Connection, table: &str) -> rusqlite::Result<Hash
 
 fn has_rowid(connection: &Connection, table: &str) -> rusqlite::Result<bool> {
     let sql = "SELECT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?1";
-    connection.query_row(sql, [table], |row| row.get::<_, bool>(0)).map(|without| !without)
+    connection
+        .query_row(sql, [table], |row| row.get::<_, bool>(0))
+        .map(|without| !without)
 }
 
 pub fn count(connection: &Connection, table: &str) -> rusqlite::Result<u64> {

@@ -39,7 +39,10 @@ struct Finding {
 
 /// The issue of a file that SQLite did not even open.
 pub fn refused_to_open(named: &Named, error: &Error) -> Issue {
-    let is_none = error.cause.as_deref().is_some_and(|cause| cause.contains("not a database"));
+    let is_none = error
+        .cause
+        .as_deref()
+        .is_some_and(|cause| cause.contains("not a database"));
     let code = if is_none || error.code != Code::DatabaseDamaged {
         IssueCode::NotADatabase
     } else {
@@ -49,15 +52,29 @@ pub fn refused_to_open(named: &Named, error: &Error) -> Issue {
 }
 
 /// Runs the check. Damage is what it returns, not an error.
-pub fn integrity_check(connection: &mut Connection, named: &Named, check: &Check) -> Result<Vec<Issue>> {
-    let found = everything(connection, Pragma::Full { most_findings: MAX_FINDINGS }, check.cancel)?;
+pub fn integrity_check(
+    connection: &mut Connection,
+    named: &Named,
+    check: &Check,
+) -> Result<Vec<Issue>> {
+    let found = everything(
+        connection,
+        Pragma::Full {
+            most_findings: MAX_FINDINGS,
+        },
+        check.cancel,
+    )?;
     Ok(issues_of(connection, named, &found))
 }
 
 /// What a check found, as issues.
 pub fn issues_of(connection: &Connection, named: &Named, found: &Findings) -> Vec<Issue> {
     let trees = trees(connection).unwrap_or_default();
-    let lines = found.damage.iter().chain(&found.rows).flat_map(|lines| lines.lines());
+    let lines = found
+        .damage
+        .iter()
+        .chain(&found.rows)
+        .flat_map(|lines| lines.lines());
     let mut issues = issues(named, &trees, lines);
     issues.extend(not_checked(named, found));
     issues
@@ -65,11 +82,20 @@ pub fn issues_of(connection: &Connection, named: &Named, found: &Findings) -> Ve
 
 /// What could not be checked.
 fn not_checked(named: &Named, found: &Findings) -> Vec<Issue> {
-    let issue = |NotChecked { table, what, reason }: &NotChecked| {
+    let issue = |NotChecked {
+                     table,
+                     what,
+                     reason,
+                 }: &NotChecked| {
         let message = format!("{} was not checked, {what}: {reason}", named.path);
-        let remedy = "Check it in the host, which has what it needs; every page of it is accounted for";
+        let remedy =
+            "Check it in the host, which has what it needs; every page of it is accounted for";
         let issue = named.issue(IssueCode::NotChecked, message, remedy);
-        if table.is_empty() { issue } else { issue.table(table) }
+        if table.is_empty() {
+            issue
+        } else {
+            issue.table(table)
+        }
     };
     found.not_checked.iter().map(issue).collect()
 }
@@ -79,41 +105,63 @@ fn issues<'a>(named: &Named, trees: &Trees, lines: impl Iterator<Item = &'a str>
     for line in lines.filter(|line| *line != "ok" && !line.is_empty() && !line.starts_with("***")) {
         let finding = classify(line, trees);
         let key = (finding.code, finding.table.clone(), finding.index.clone());
-        let (first, found) = grouped.entry(key).or_insert_with(|| (finding, Examples::default()));
+        let (first, found) = grouped
+            .entry(key)
+            .or_insert_with(|| (finding, Examples::default()));
         found.rowid = first.rowid;
         found.add(line);
     }
-    grouped.into_values().map(|(finding, found)| describe(named, finding, found)).collect()
+    grouped
+        .into_values()
+        .map(|(finding, found)| describe(named, finding, found))
+        .collect()
 }
 
 fn describe(named: &Named, finding: Finding, found: Examples) -> Issue {
     let code = finding.code.unwrap_or(IssueCode::DatabaseDamaged);
     let path = &named.path;
-    let of_table = finding.table.as_ref().map_or(String::new(), |table| format!(" of the table {table}"));
+    let of_table = finding
+        .table
+        .as_ref()
+        .map_or(String::new(), |table| format!(" of the table {table}"));
     let (message, remedy) = match code {
         IssueCode::IndexDamaged => {
             let index = finding.index.as_deref().unwrap_or_default();
-            (format!("The index {index}{of_table} in {path} does not agree with its table"), "Run `kg diag repair`")
+            (
+                format!("The index {index}{of_table} in {path} does not agree with its table"),
+                "Run `kg diag repair`",
+            )
         }
         IssueCode::Constraint => {
             let message = format!("Rows{of_table} in {path} break what the table declares");
-            (message, "Correct the rows that are named, or restore the newest good backup")
+            (
+                message,
+                "Correct the rows that are named, or restore the newest good backup",
+            )
         }
         IssueCode::FullTextDamaged => {
             let table = finding.table.as_deref().unwrap_or_default();
-            (format!("The full-text index {table} in {path} is damaged"), "Run `kg diag repair`")
+            (
+                format!("The full-text index {table} in {path} is damaged"),
+                "Run `kg diag repair`",
+            )
         }
         IssueCode::NotADatabase => (format!("{path} is not a database"), RESTORE),
         _ => (format!("{path} has damaged pages{of_table}"), RESTORE),
     };
     let issue = named.issue(code, message, remedy).found(found);
-    Issue { table: finding.table, index: finding.index, page: finding.page, ..issue }
+    Issue {
+        table: finding.table,
+        index: finding.index,
+        page: finding.page,
+        ..issue
+    }
 }
 
 fn trees(connection: &Connection) -> rusqlite::Result<Trees> {
     let mut trees = Trees::default();
-    let mut statement =
-        connection.prepare("SELECT type, name, tbl_name, rootpage FROM sqlite_schema WHERE rootpage > 0")?;
+    let mut statement = connection
+        .prepare("SELECT type, name, tbl_name, rootpage FROM sqlite_schema WHERE rootpage > 0")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (kind, name, table, root): (String, String, String, u64) =
@@ -141,12 +189,18 @@ fn classify(line: &str, trees: &Trees) -> Finding {
     let row = || line.strip_prefix("row ")?.split(' ').next()?.parse().ok();
     let after = |text: &str| line.split_once(text).map(|(_, rest)| rest);
     if line.ends_with("file is not a database") {
-        return Finding { code: Some(IssueCode::NotADatabase), ..Finding::default() };
+        return Finding {
+            code: Some(IssueCode::NotADatabase),
+            ..Finding::default()
+        };
     }
     if let Some(tree) = number_after(line, "Tree ").filter(|_| !line.contains("2nd reference")) {
         let page = number_after(line, " page ");
         return match trees.indexes.get(&tree) {
-            Some(name) => Finding { page, ..index(name, None) },
+            Some(name) => Finding {
+                page,
+                ..index(name, None)
+            },
             None => Finding {
                 code: Some(DatabaseDamaged),
                 table: trees.tables.get(&tree).cloned(),
@@ -155,7 +209,9 @@ fn classify(line: &str, trees: &Trees) -> Finding {
             },
         };
     }
-    if let Some(name) = after(" missing from index ").or_else(|| after("wrong # of entries in index ")) {
+    if let Some(name) =
+        after(" missing from index ").or_else(|| after("wrong # of entries in index "))
+    {
         return index(name, row());
     }
     if let Some(name) = after(" values differ from index ") {
@@ -168,24 +224,47 @@ fn classify(line: &str, trees: &Trees) -> Finding {
     if let Some(table) = after(" for FTS5 table ") {
         let table = table.split(':').next().unwrap_or(table);
         let table = table.split_once('.').map_or(table, |(_, table)| table);
-        return Finding { code: Some(FullTextDamaged), table: Some(table.to_string()), ..Finding::default() };
+        return Finding {
+            code: Some(FullTextDamaged),
+            table: Some(table.to_string()),
+            ..Finding::default()
+        };
     }
     match broken_rows(line) {
-        Some(BrokenRows::Index(name)) => return Finding { code: Some(Constraint), ..index(name, None) },
+        Some(BrokenRows::Index(name)) => {
+            return Finding {
+                code: Some(Constraint),
+                ..index(name, None)
+            };
+        }
         Some(BrokenRows::Table(name)) => {
-            return Finding { code: Some(Constraint), table: Some(name.to_string()), ..Finding::default() };
+            return Finding {
+                code: Some(Constraint),
+                table: Some(name.to_string()),
+                ..Finding::default()
+            };
         }
         None => {}
     }
     // A page of two owners is damage of the whole: to build one of them again would free a page of the other.
     let table = number_after(line, "Tree ").and_then(|tree| trees.tables.get(&tree).cloned());
-    let page = number_after(line, " page ").filter(|_| line.starts_with("Tree ")).or(number_after(line, "Page "));
-    Finding { code: Some(DatabaseDamaged), table, page, ..Finding::default() }
+    let page = number_after(line, " page ")
+        .filter(|_| line.starts_with("Tree "))
+        .or(number_after(line, "Page "));
+    Finding {
+        code: Some(DatabaseDamaged),
+        table,
+        page,
+        ..Finding::default()
+    }
 }
 
 fn number_after(line: &str, text: &str) -> Option<u64> {
     let rest = line.split_once(text)?.1;
-    rest.split(|character: char| !character.is_ascii_digit()).next()?.parse().ok()
+    rest.split(|character: char| !character.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -202,26 +281,124 @@ mod tests {
         let told = |line: &str| {
             let found = classify(line, &trees);
             let name = |name: Option<String>| name.unwrap_or_default();
-            (found.code.unwrap().as_str(), name(found.table), name(found.index), found.page, found.rowid)
+            (
+                found.code.unwrap().as_str(),
+                name(found.table),
+                name(found.index),
+                found.page,
+                found.rowid,
+            )
         };
-        let expect =
-            |line: &str, code: &'static str, table: &str, index: &str, page: Option<u64>, rowid: Option<i64>| {
-                assert_eq!(told(line), (code, table.into(), index.into(), page, rowid), "{line}");
-            };
+        let expect = |line: &str,
+                      code: &'static str,
+                      table: &str,
+                      index: &str,
+                      page: Option<u64>,
+                      rowid: Option<i64>| {
+            assert_eq!(
+                told(line),
+                (code, table.into(), index.into(), page, rowid),
+                "{line}"
+            );
+        };
         let (damaged, index) = ("KG_ISSUE_DATABASE_DAMAGED", "KG_ISSUE_INDEX_DAMAGED");
-        expect("Tree 2 page 7 cell 3: 2nd reference to page 9", damaged, "nodes", "", Some(7), None);
-        expect("Tree 3 page 8: btreeInitPage() returns error code 11", index, "nodes", "by_path", Some(8), None);
+        expect(
+            "Tree 2 page 7 cell 3: 2nd reference to page 9",
+            damaged,
+            "nodes",
+            "",
+            Some(7),
+            None,
+        );
+        expect(
+            "Tree 3 page 8: btreeInitPage() returns error code 11",
+            index,
+            "nodes",
+            "by_path",
+            Some(8),
+            None,
+        );
         expect("Page 12: never used", damaged, "", "", Some(12), None);
-        expect("Freelist: size is 3 but should be 5", damaged, "", "", None, None);
-        expect("row 5 missing from index by_path", index, "nodes", "by_path", None, Some(5));
-        expect("wrong # of entries in index by_path", index, "nodes", "by_path", None, None);
-        expect("row 6 values differ from index by_path", index, "nodes", "by_path", None, Some(6));
-        expect("rowid not at end-of-record for row 4 of index by_path", index, "nodes", "by_path", None, Some(4));
-        expect("non-unique entry in index by_path", "KG_ISSUE_CONSTRAINT", "nodes", "by_path", None, None);
-        expect("NULL value in edges.source_id", "KG_ISSUE_CONSTRAINT", "edges", "", None, None);
-        expect("CHECK constraint failed in nodes", "KG_ISSUE_CONSTRAINT", "nodes", "", None, None);
+        expect(
+            "Freelist: size is 3 but should be 5",
+            damaged,
+            "",
+            "",
+            None,
+            None,
+        );
+        expect(
+            "row 5 missing from index by_path",
+            index,
+            "nodes",
+            "by_path",
+            None,
+            Some(5),
+        );
+        expect(
+            "wrong # of entries in index by_path",
+            index,
+            "nodes",
+            "by_path",
+            None,
+            None,
+        );
+        expect(
+            "row 6 values differ from index by_path",
+            index,
+            "nodes",
+            "by_path",
+            None,
+            Some(6),
+        );
+        expect(
+            "rowid not at end-of-record for row 4 of index by_path",
+            index,
+            "nodes",
+            "by_path",
+            None,
+            Some(4),
+        );
+        expect(
+            "non-unique entry in index by_path",
+            "KG_ISSUE_CONSTRAINT",
+            "nodes",
+            "by_path",
+            None,
+            None,
+        );
+        expect(
+            "NULL value in edges.source_id",
+            "KG_ISSUE_CONSTRAINT",
+            "edges",
+            "",
+            None,
+            None,
+        );
+        expect(
+            "CHECK constraint failed in nodes",
+            "KG_ISSUE_CONSTRAINT",
+            "nodes",
+            "",
+            None,
+            None,
+        );
         let fts = "KG_ISSUE_FTS_DAMAGED";
-        expect("malformed inverted index for FTS5 table main.nodes_fts", fts, "nodes_fts", "", None, None);
-        expect("something that no release has said yet", damaged, "", "", None, None);
+        expect(
+            "malformed inverted index for FTS5 table main.nodes_fts",
+            fts,
+            "nodes_fts",
+            "",
+            None,
+            None,
+        );
+        expect(
+            "something that no release has said yet",
+            damaged,
+            "",
+            "",
+            None,
+            None,
+        );
     }
 }

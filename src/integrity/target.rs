@@ -15,7 +15,8 @@ use crate::{
     util::dir_handle,
 };
 
-const SET_PATH: &str = "Set `database.path` in .kg/config.json to a database in this project, or remove that setting";
+const SET_PATH: &str =
+    "Set `database.path` in .kg/config.json to a database in this project, or remove that setting";
 
 /// How a caller names what is to be checked. Paths alone tell which project a database may belong to, so a host makes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,17 +32,29 @@ impl CheckTarget {
     /// What lies at `path`: a project's root, or a database.
     pub fn at(path: &Path) -> Self {
         if path.is_dir() {
-            return CheckTarget { database: None, root: Some(path.to_path_buf()), is_given: true };
+            return CheckTarget {
+                database: None,
+                root: Some(path.to_path_buf()),
+                is_given: true,
+            };
         }
         // Of a relative path, the directories above the working directory are not seen.
         let absolute = paths::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let root = absolute.parent().and_then(Project::find_root);
-        CheckTarget { database: Some(path.to_path_buf()), root, is_given: false }
+        CheckTarget {
+            database: Some(path.to_path_buf()),
+            root,
+            is_given: false,
+        }
     }
 
     /// A database of the project at `root`.
     pub fn of(root: &Path, database: Option<PathBuf>) -> Self {
-        CheckTarget { database, root: Some(root.to_path_buf()), is_given: true }
+        CheckTarget {
+            database,
+            root: Some(root.to_path_buf()),
+            is_given: true,
+        }
     }
 
     /// Reads the configuration, so this is for the reader alone.
@@ -52,8 +65,9 @@ impl CheckTarget {
             None => None,
         };
         let mut warnings = Vec::new();
-        let configured =
-            project.as_ref().map(|project| database_path::database_path(project.root(), &mut warnings).absolute);
+        let configured = project
+            .as_ref()
+            .map(|project| database_path::database_path(project.root(), &mut warnings).absolute);
         let configured = configured.map(dir_handle::resolve_if_there).transpose()?;
         let given = self.database.as_ref().map(|path| {
             let path = paths::absolute(path).unwrap_or_else(|_| path.clone());
@@ -70,7 +84,12 @@ impl CheckTarget {
         let project = project.filter(belongs);
         let is_graph = project.is_some() && configured.as_ref() == Some(&database);
         let is_named = self.database.is_some();
-        Ok(Resolved { database, project, is_graph, is_named })
+        Ok(Resolved {
+            database,
+            project,
+            is_graph,
+            is_named,
+        })
     }
 }
 
@@ -94,7 +113,9 @@ impl Resolved {
 
     /// What is wrong with where the database lies, and with its other names.
     pub(super) fn issues(&self, named: &Named) -> Vec<Issue> {
-        let Some(project) = &self.project else { return Vec::new() };
+        let Some(project) = &self.project else {
+            return Vec::new();
+        };
         let mut issues = Vec::new();
         if let Some(owner) = self.owner() {
             let message = format!(
@@ -105,9 +126,16 @@ impl Resolved {
             );
             issues.push(named.issue(IssueCode::DatabaseOutside, message, SET_PATH));
         } else if !self.is_named && !database_path::is_inside(project.root(), &self.database) {
-            let message = format!("{} lies outside the project: a copy of the project uses it too", named.path);
+            let message = format!(
+                "{} lies outside the project: a copy of the project uses it too",
+                named.path
+            );
             let remedy = "Leave it there if that is meant; a repair works on it if it is named";
-            issues.push(named.issue(IssueCode::DatabaseOutside, message, remedy).severity(Severity::Warning));
+            issues.push(
+                named
+                    .issue(IssueCode::DatabaseOutside, message, remedy)
+                    .severity(Severity::Warning),
+            );
         }
         if !self.database.exists() {
             issues.extend(environment::wal_not_in_use(&self.database, named));
@@ -118,9 +146,12 @@ impl Resolved {
                 "{} has {links} more names (hard links) outside {STATE_DIR}: it may be the database of another project too",
                 named.path
             );
-            let remedy =
-                "Make it a file of its own: copy it with `sqlite3 … 'VACUUM INTO …'`, and put the copy in its place";
-            issues.push(named.issue(IssueCode::DatabaseOutside, message, remedy).severity(Severity::Warning));
+            let remedy = "Make it a file of its own: copy it with `sqlite3 … 'VACUUM INTO …'`, and put the copy in its place";
+            issues.push(
+                named
+                    .issue(IssueCode::DatabaseOutside, message, remedy)
+                    .severity(Severity::Warning),
+            );
         }
         for (other, _) in same_file::others_with_wal(project.root(), &self.database) {
             let message = format!(

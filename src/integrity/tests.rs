@@ -45,7 +45,9 @@ struct Fixture {
 impl Fixture {
     /// A sound project: database, configuration, documents, vectors of both kinds, a key.
     fn new() -> Self {
-        let fixture = Fixture { dir: tempfile::tempdir().unwrap() };
+        let fixture = Fixture {
+            dir: tempfile::tempdir().unwrap(),
+        };
         for dir in [".kg/vectors", "docs"] {
             fs::create_dir_all(fixture.path(dir)).unwrap();
         }
@@ -59,7 +61,11 @@ impl Fixture {
             br#"{"database":{"path":".kg/knowledge.db"},"backup":{"enabled":true,"retention":30}}"#,
         );
         fixture.write(".kg/signing.key", b"key");
-        fs::set_permissions(fixture.path(".kg/signing.key"), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::set_permissions(
+            fixture.path(".kg/signing.key"),
+            fs::Permissions::from_mode(0o600),
+        )
+        .unwrap();
         let vectors = Connection::open(fixture.path(".kg/vectors.db")).unwrap();
         let table = "CREATE TABLE embeddings (id TEXT, node_type TEXT, embedding BLOB, dimensions INTEGER, metadata TEXT, created_at, updated_at)";
         vectors.execute_batch(table).unwrap();
@@ -93,11 +99,17 @@ impl Fixture {
     }
 
     fn graph(&self, sql: &str) {
-        Connection::open(self.path(".kg/knowledge.db")).unwrap().execute_batch(sql).unwrap();
+        Connection::open(self.path(".kg/knowledge.db"))
+            .unwrap()
+            .execute_batch(sql)
+            .unwrap();
     }
 
     fn vectors(&self, sql: &str) {
-        Connection::open(self.path(".kg/vectors.db")).unwrap().execute_batch(sql).unwrap();
+        Connection::open(self.path(".kg/vectors.db"))
+            .unwrap()
+            .execute_batch(sql)
+            .unwrap();
     }
 
     fn check(&self) -> Report {
@@ -121,21 +133,39 @@ impl Fixture {
 
     /// Of everything that holds data: the index of a WAL is SQLite's to make.
     fn bytes(&self) -> Vec<(PathBuf, Vec<u8>)> {
-        let names = ["knowledge.db", "knowledge.db-wal", "vectors.db", "config.json"];
+        let names = [
+            "knowledge.db",
+            "knowledge.db-wal",
+            "vectors.db",
+            "config.json",
+        ];
         let paths = names.iter().map(|name| self.path(".kg").join(name));
         paths
-            .filter_map(|path| fs::read(&path).ok().filter(|bytes| !bytes.is_empty()).map(|bytes| (path, bytes)))
+            .filter_map(|path| {
+                fs::read(&path)
+                    .ok()
+                    .filter(|bytes| !bytes.is_empty())
+                    .map(|bytes| (path, bytes))
+            })
             .collect()
     }
 
     fn codes(&self) -> BTreeSet<&'static str> {
-        self.check().issues.iter().map(|issue| issue.code.as_str()).collect()
+        self.check()
+            .issues
+            .iter()
+            .map(|issue| issue.code.as_str())
+            .collect()
     }
 
     /// The one issue that is found.
     fn only(&self, code: IssueCode) -> Issue {
         let issues = self.check().issues;
-        assert_eq!(issues.iter().map(|issue| issue.code).collect::<Vec<_>>(), [code], "{issues:#?}");
+        assert_eq!(
+            issues.iter().map(|issue| issue.code).collect::<Vec<_>>(),
+            [code],
+            "{issues:#?}"
+        );
         issues.into_iter().next().unwrap()
     }
 
@@ -151,13 +181,23 @@ impl Fixture {
         let salvaging = |resolved: &Resolved, database: &Path, part| {
             crate::worker::restore::salvage::salvage(resolved, database, part, lock_timeout)
         };
-        repair::perform(&CheckTarget::of(self.dir.path(), None), actions, lock_timeout, &salvaging).unwrap()
+        repair::perform(
+            &CheckTarget::of(self.dir.path(), None),
+            actions,
+            lock_timeout,
+            &salvaging,
+        )
+        .unwrap()
     }
 
     fn removed(&self, database: &str) -> Vec<(String, String, String)> {
         let connection = Connection::open(self.path(database)).unwrap();
-        let mut statement = connection.prepare("SELECT reason, \"table\", \"row\" FROM kg_repair_removed").unwrap();
-        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+        let mut statement = connection
+            .prepare("SELECT reason, \"table\", \"row\" FROM kg_repair_removed")
+            .unwrap();
+        let rows = statement
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .unwrap();
         rows.map(Result::unwrap).collect()
     }
 
@@ -174,5 +214,8 @@ impl Fixture {
 type Result<T, E = rusqlite::Error> = std::result::Result<T, E>;
 
 fn vector(numbers: &[f32]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    numbers
+        .iter()
+        .flat_map(|number| number.to_le_bytes())
+        .collect()
 }

@@ -48,9 +48,21 @@ impl Numbers {
     fn issues(self, named: &Named) -> Vec<Issue> {
         let path = &named.path;
         let of = [
-            (self.length, IssueCode::VectorLength, "vectors are not as long as their dimensions say"),
-            (self.not_finite, IssueCode::VectorNotFinite, "vectors hold something that is no finite number"),
-            (self.zero, IssueCode::VectorZero, "vectors are zeros alone, and so like nothing"),
+            (
+                self.length,
+                IssueCode::VectorLength,
+                "vectors are not as long as their dimensions say",
+            ),
+            (
+                self.not_finite,
+                IssueCode::VectorNotFinite,
+                "vectors hold something that is no finite number",
+            ),
+            (
+                self.zero,
+                IssueCode::VectorZero,
+                "vectors are zeros alone, and so like nothing",
+            ),
         ];
         let issue = |(found, code, what): (Examples, _, _)| {
             let message = format!("{} of {path}: {what}", found.count);
@@ -87,7 +99,10 @@ pub fn check_database(
     let mut count = 0;
     let mut all = || -> rusqlite::Result<Vec<Issue>> {
         let columns = columns_of(connection, TABLE)?;
-        if !["id", "embedding", "dimensions"].iter().all(|column| columns.contains(*column)) {
+        if !["id", "embedding", "dimensions"]
+            .iter()
+            .all(|column| columns.contains(*column))
+        {
             return Ok(Vec::new());
         }
         let mut issues = Vec::new();
@@ -102,7 +117,10 @@ pub fn check_database(
         Ok(found) => issues.extend(found),
         Err(cause) => {
             cancel.check()?;
-            let message = format!("The vectors of {} could not be checked: {cause}", named.path);
+            let message = format!(
+                "The vectors of {} could not be checked: {cause}",
+                named.path
+            );
             issues.push(named.issue(IssueCode::NotChecked, message, REGENERATE));
         }
     }
@@ -117,7 +135,8 @@ fn numbers_of(
 ) -> rusqlite::Result<u64> {
     let mut numbers = Numbers::default();
     let mut by_dimensions: BTreeMap<i64, Examples> = BTreeMap::new();
-    let mut statement = connection.prepare(&format!("SELECT id, embedding, dimensions FROM {TABLE}"))?;
+    let mut statement =
+        connection.prepare(&format!("SELECT id, embedding, dimensions FROM {TABLE}"))?;
     let mut rows = statement.query([])?;
     let mut count = 0;
     while let Some(row) = rows.next()? {
@@ -132,29 +151,55 @@ fn numbers_of(
         let dimensions = row.get_ref(2)?.as_i64().unwrap_or(-1);
         by_dimensions.entry(dimensions).or_default().add(&id);
         match row.get_ref(1)? {
-            ValueRef::Blob(vector) if dimensions > 0 && vector.len() as u64 == dimensions as u64 * NUMBER_BYTES => {
+            ValueRef::Blob(vector)
+                if dimensions > 0 && vector.len() as u64 == dimensions as u64 * NUMBER_BYTES =>
+            {
                 numbers.judge(vector, || id.clone());
             }
             _ => numbers.length.add(id),
         }
     }
-    issues.extend(numbers.issues(named).into_iter().map(|issue| issue.table(TABLE)));
+    issues.extend(
+        numbers
+            .issues(named)
+            .into_iter()
+            .map(|issue| issue.table(TABLE)),
+    );
     if by_dimensions.len() > 1 {
-        let usual = by_dimensions.iter().max_by_key(|(_, found)| found.count).map_or(0, |(dimensions, _)| *dimensions);
+        let usual = by_dimensions
+            .iter()
+            .max_by_key(|(_, found)| found.count)
+            .map_or(0, |(dimensions, _)| *dimensions);
         let mut odd = Examples::default();
-        for (dimensions, found) in by_dimensions.iter().filter(|(dimensions, _)| **dimensions != usual) {
-            found.examples.iter().for_each(|id| odd.add(format!("{id} ({dimensions})")));
+        for (dimensions, found) in by_dimensions
+            .iter()
+            .filter(|(dimensions, _)| **dimensions != usual)
+        {
+            found
+                .examples
+                .iter()
+                .for_each(|id| odd.add(format!("{id} ({dimensions})")));
             odd.count += found.count - found.examples.len() as u64;
         }
-        let message = format!("{} vectors of {} have other dimensions than the usual {usual}", odd.count, named.path);
-        issues.push(named.issue(IssueCode::VectorDimensions, message, REGENERATE).found(odd).table(TABLE));
+        let message = format!(
+            "{} vectors of {} have other dimensions than the usual {usual}",
+            odd.count, named.path
+        );
+        issues.push(
+            named
+                .issue(IssueCode::VectorDimensions, message, REGENERATE)
+                .found(odd)
+                .table(TABLE),
+        );
     }
     Ok(count)
 }
 
 fn has_nodes(connection: &Connection) -> rusqlite::Result<bool> {
     let sql = "SELECT count(*) FROM graph.sqlite_schema WHERE type = 'table' AND name = 'nodes'";
-    connection.query_row(sql, [], |row| row.get::<_, u64>(0)).map(|count| count > 0)
+    connection
+        .query_row(sql, [], |row| row.get::<_, u64>(0))
+        .map(|count| count > 0)
 }
 
 /// A condition on `embeddings` for those that are of no node of the database `graph`.
@@ -163,7 +208,13 @@ pub fn orphan(graph: &str) -> String {
 }
 
 /// The `ids` of vectors (a query) against those of the nodes in the database `graph` of the connection.
-fn compare(connection: &Connection, named: &Named, ids: &str, count: u64, graph: &str) -> rusqlite::Result<Vec<Issue>> {
+fn compare(
+    connection: &Connection,
+    named: &Named,
+    ids: &str,
+    count: u64,
+    graph: &str,
+) -> rusqlite::Result<Vec<Issue>> {
     let found = |sql: &str| -> rusqlite::Result<Examples> {
         let mut found = Examples::default();
         let mut statement = connection.prepare(sql)?;
@@ -174,23 +225,43 @@ fn compare(connection: &Connection, named: &Named, ids: &str, count: u64, graph:
         }
         Ok(found)
     };
-    let nodes: u64 = connection.query_row(&format!("SELECT count(*) FROM {graph}.nodes"), [], |row| row.get(0))?;
+    let nodes: u64 =
+        connection.query_row(&format!("SELECT count(*) FROM {graph}.nodes"), [], |row| {
+            row.get(0)
+        })?;
     let orphans = found(&format!("SELECT id FROM ({ids}) WHERE {}", orphan(graph)))?;
     let mut issues = Vec::new();
     // Where not one fits, the ids are of something else than nodes: then nothing is an orphan, and nothing is removed.
     let is_other = orphans.count == count && nodes > 0;
     if !orphans.is_empty() && is_other {
         let message = format!("None of the {count} vectors of {} is of a node", named.path);
-        issues.push(named.issue(IssueCode::VectorOrphan, message, REGENERATE).found(orphans));
+        issues.push(
+            named
+                .issue(IssueCode::VectorOrphan, message, REGENERATE)
+                .found(orphans),
+        );
     } else if !orphans.is_empty() {
-        let message = format!("{} vectors of {} are of nodes that do not exist", orphans.count, named.path);
-        issues.push(named.issue(IssueCode::VectorOrphan, message, REGENERATE).found(orphans).table(TABLE));
+        let message = format!(
+            "{} vectors of {} are of nodes that do not exist",
+            orphans.count, named.path
+        );
+        issues.push(
+            named
+                .issue(IssueCode::VectorOrphan, message, REGENERATE)
+                .found(orphans)
+                .table(TABLE),
+        );
     }
-    let missing =
-        found(&format!("SELECT id FROM {graph}.nodes WHERE id NOT IN (SELECT id FROM ({ids}) WHERE id IS NOT NULL)"))?;
+    let missing = found(&format!(
+        "SELECT id FROM {graph}.nodes WHERE id NOT IN (SELECT id FROM ({ids}) WHERE id IS NOT NULL)"
+    ))?;
     if !missing.is_empty() && count > 0 && !is_other {
         let message = format!("{} nodes have no vector in {}", missing.count, named.path);
-        issues.push(named.issue(IssueCode::VectorMissing, message, REGENERATE).found(missing));
+        issues.push(
+            named
+                .issue(IssueCode::VectorMissing, message, REGENERATE)
+                .found(missing),
+        );
     }
     Ok(issues)
 }
@@ -213,11 +284,24 @@ pub fn check_files(
     let mut count = 0;
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let Ok(kind) = entry.file_type() else { continue };
+        let Ok(kind) = entry.file_type() else {
+            continue;
+        };
         let name = names::encode(Path::new(&entry.file_name()));
         if kind.is_dir() {
-            count += check_files(&entry.path(), &format!("{path}/{name}"), graph, cancel, issues)?;
-        } else if kind.is_file() && entry.path().extension().is_some_and(|ending| ending == ENDING) {
+            count += check_files(
+                &entry.path(),
+                &format!("{path}/{name}"),
+                graph,
+                cancel,
+                issues,
+            )?;
+        } else if kind.is_file()
+            && entry
+                .path()
+                .extension()
+                .is_some_and(|ending| ending == ENDING)
+        {
             files.push((entry.path(), format!("{path}/{name}")));
         }
     }
@@ -230,13 +314,18 @@ pub fn check_files(
         Err(why) => {
             let path = format!("{path}/{INDEX}");
             let message = format!("{path} cannot be used: {why}");
-            issues.push(Issue::new(IssueCode::VectorIndex, Part::Vectors, message, REGENERATE).path(path));
+            issues.push(
+                Issue::new(IssueCode::VectorIndex, Part::Vectors, message, REGENERATE).path(path),
+            );
             return Ok(count);
         }
     };
     files.sort();
     for (file, path) in files {
-        let named = Named { path, part: Part::Vectors };
+        let named = Named {
+            path,
+            part: Part::Vectors,
+        };
         count += check_file(&file, &index, &named, cancel, issues)?;
         if let Some(graph) = graph {
             issues.extend(compare_ids(graph, &index.ids, &named)?);
@@ -247,8 +336,8 @@ pub fn check_files(
 
 fn read_index(path: &Path) -> std::result::Result<Index, String> {
     let file = regular_file::open(path).map_err(|cause| cause.to_string())?;
-    let index: Index =
-        serde_json::from_reader(BufReader::new(file.take(MAX_INDEX_BYTES))).map_err(|cause| cause.to_string())?;
+    let index: Index = serde_json::from_reader(BufReader::new(file.take(MAX_INDEX_BYTES)))
+        .map_err(|cause| cause.to_string())?;
     let mut sorted: Vec<&String> = index.ids.iter().collect();
     sorted.sort();
     match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -260,7 +349,13 @@ fn read_index(path: &Path) -> std::result::Result<Index, String> {
     }
 }
 
-fn check_file(file: &Path, index: &Index, named: &Named, cancel: &CancelToken, issues: &mut Vec<Issue>) -> Result<u64> {
+fn check_file(
+    file: &Path,
+    index: &Index,
+    named: &Named,
+    cancel: &CancelToken,
+    issues: &mut Vec<Issue>,
+) -> Result<u64> {
     let failed = |cause| Error::io("read", file, cause);
     let opened: File = match regular_file::open(file) {
         Ok(opened) => opened,
@@ -271,9 +366,20 @@ fn check_file(file: &Path, index: &Index, named: &Named, cancel: &CancelToken, i
     let vector_bytes = index.dimensions * NUMBER_BYTES;
     let expected = index.ids.len() as u64 * vector_bytes;
     if size != expected {
-        let what = if size < expected { "cut off" } else { "longer than its index" };
-        let message = format!("{} is {what}: it has {size} bytes, its index describes {expected}", named.path);
-        issues.push(named.issue(IssueCode::VectorFile, message, REGENERATE).severity(Severity::Error));
+        let what = if size < expected {
+            "cut off"
+        } else {
+            "longer than its index"
+        };
+        let message = format!(
+            "{} is {what}: it has {size} bytes, its index describes {expected}",
+            named.path
+        );
+        issues.push(
+            named
+                .issue(IssueCode::VectorFile, message, REGENERATE)
+                .severity(Severity::Error),
+        );
     }
     let mut numbers = Numbers::default();
     let mut reader = BufReader::with_capacity(1 << 20, opened);
@@ -282,7 +388,11 @@ fn check_file(file: &Path, index: &Index, named: &Named, cancel: &CancelToken, i
     for id in index.ids.iter().take(whole as usize) {
         cancel.check()?;
         vector.clear();
-        reader.by_ref().take(vector_bytes).read_to_end(&mut vector).map_err(failed)?;
+        reader
+            .by_ref()
+            .take(vector_bytes)
+            .read_to_end(&mut vector)
+            .map_err(failed)?;
         numbers.judge(&vector, || id.clone());
     }
     issues.extend(numbers.issues(named));
@@ -302,8 +412,20 @@ fn compare_ids(graph: &Connection, ids: &[String], named: &Named) -> Result<Vec<
         if !has_table(graph, "nodes")? {
             return Ok(Vec::new());
         }
-        let issues = compare(graph, named, &format!("SELECT id FROM temp.{table}"), ids.len() as u64, "main")?;
-        Ok(issues.into_iter().map(|issue| Issue { table: None, ..issue }).collect())
+        let issues = compare(
+            graph,
+            named,
+            &format!("SELECT id FROM temp.{table}"),
+            ids.len() as u64,
+            "main",
+        )?;
+        Ok(issues
+            .into_iter()
+            .map(|issue| Issue {
+                table: None,
+                ..issue
+            })
+            .collect())
     };
     let done = compared();
     let _ = graph.execute_batch(&format!("DROP TABLE IF EXISTS temp.{table}"));

@@ -81,13 +81,30 @@ impl Config {
         }
         self.encryption.as_ref().map_or(Ok(()), Encryption::check)?;
         compression(self.compression.as_ref(), self.compression_level)?;
-        whole("lockTimeout", self.lock_timeout, 0, "a number of milliseconds")?;
+        whole(
+            "lockTimeout",
+            self.lock_timeout,
+            0,
+            "a number of milliseconds",
+        )?;
         whole("retentionDays", self.retention_days, 1, "a number of days")?;
         whole("maxBackups", self.max_backups, 1, "a number of backups")?;
         self.keep.as_ref().map_or(Ok(()), KeepOptions::check)?;
-        whole("maxChainLength", self.max_chain_length, 1, "a number of backups")?;
-        self.schedule.as_ref().map_or(Ok(()), |schedule| Cadence::parse(schedule, None).map(|_| ()))?;
-        whole("undoRetentionDays", self.undo_retention_days, 1, "a number of days")?;
+        whole(
+            "maxChainLength",
+            self.max_chain_length,
+            1,
+            "a number of backups",
+        )?;
+        self.schedule.as_ref().map_or(Ok(()), |schedule| {
+            Cadence::parse(schedule, None).map(|_| ())
+        })?;
+        whole(
+            "undoRetentionDays",
+            self.undo_retention_days,
+            1,
+            "a number of days",
+        )?;
         self.store().map(|_| ())
     }
 
@@ -98,11 +115,24 @@ impl Config {
     /// The store for a new backup; `encrypt` is what the call says of it.
     pub fn store_for(&self, encrypt: Option<bool>) -> Result<Store> {
         let root = &self.project_root;
-        if self.backup_dir.as_ref().is_some_and(|dir| dir.as_os_str().is_empty()) {
-            return Err(Error::invalid("`backupDir` is empty", "Name a directory, or leave it out for .kg/backups"));
+        if self
+            .backup_dir
+            .as_ref()
+            .is_some_and(|dir| dir.as_os_str().is_empty())
+        {
+            return Err(Error::invalid(
+                "`backupDir` is empty",
+                "Name a directory, or leave it out for .kg/backups",
+            ));
         }
         let said = Encryption::said(self.encryption.as_ref(), encrypt);
-        let store = scheduled::store(&self.settings, root, self.backup_dir.as_deref(), said, &self.launch())?;
+        let store = scheduled::store(
+            &self.settings,
+            root,
+            self.backup_dir.as_deref(),
+            said,
+            &self.launch(),
+        )?;
         let keys = match self.encryption.as_ref().and_then(Encryption::keys) {
             Some(options) => options.keys(root, &self.launch()),
             None => KeySource::keys_of_project(root, &self.launch()),
@@ -122,12 +152,26 @@ impl Config {
         self.settings = settings.clone();
         self.kind = settings.kind();
         self.zone = settings.zone();
-        self.compression = self.compression.take().or_else(|| settings.get("backup.compression").cloned());
-        self.compression_level = self.compression_level.or(number(settings.whole("backup.compressionLevel")));
-        self.max_chain_length = self.max_chain_length.or(number(settings.whole("backup.maxChainLength")));
-        self.include_vectors = self.include_vectors.or(settings.bool("backup.includeVectors"));
-        self.include_plugin_data = self.include_plugin_data.or(settings.bool("backup.includePluginData"));
-        self.exclude_patterns = self.exclude_patterns.take().or_else(|| settings.list("backup.excludePatterns"));
+        self.compression = self
+            .compression
+            .take()
+            .or_else(|| settings.get("backup.compression").cloned());
+        self.compression_level = self
+            .compression_level
+            .or(number(settings.whole("backup.compressionLevel")));
+        self.max_chain_length = self
+            .max_chain_length
+            .or(number(settings.whole("backup.maxChainLength")));
+        self.include_vectors = self
+            .include_vectors
+            .or(settings.bool("backup.includeVectors"));
+        self.include_plugin_data = self
+            .include_plugin_data
+            .or(settings.bool("backup.includePluginData"));
+        self.exclude_patterns = self
+            .exclude_patterns
+            .take()
+            .or_else(|| settings.list("backup.excludePatterns"));
         self.check_source = self.check_source.or(settings.bool("backup.checkSource"));
         self.strict = self.strict.or(settings.bool("backup.strict"));
         self.retention_days = self.retention_days.or(number(set.retention_days));
@@ -147,13 +191,22 @@ impl Config {
             return Policy::default();
         }
         let whole = |value: Option<f64>| value.map(|value| value as u32);
-        let keep = self.keep.as_ref().map_or(Keep::default(), KeepOptions::resolve);
+        let keep = self
+            .keep
+            .as_ref()
+            .map_or(Keep::default(), KeepOptions::resolve);
         let zone = self.zone.clone().unwrap_or(TimeZone::UTC);
-        Policy { retention_days: whole(self.retention_days), max_backups: whole(self.max_backups), keep, zone }
+        Policy {
+            retention_days: whole(self.retention_days),
+            max_backups: whole(self.max_backups),
+            keep,
+            zone,
+        }
     }
 
     pub fn undo_retention_days(&self) -> u32 {
-        self.undo_retention_days.map_or(DEFAULT_RETENTION_DAYS, |days| days as u32)
+        self.undo_retention_days
+            .map_or(DEFAULT_RETENTION_DAYS, |days| days as u32)
     }
 
     pub fn launch(&self) -> WorkerMode {
@@ -161,7 +214,10 @@ impl Config {
     }
 
     pub fn lock_timeout(&self) -> Duration {
-        self.lock_timeout.map_or(DEFAULT_LOCK_TIMEOUT, |milliseconds| Duration::from_millis(milliseconds as u64))
+        self.lock_timeout
+            .map_or(DEFAULT_LOCK_TIMEOUT, |milliseconds| {
+                Duration::from_millis(milliseconds as u64)
+            })
     }
 }
 
@@ -178,7 +234,10 @@ impl Encryption {
     pub(super) fn check(&self) -> Result<()> {
         match self {
             Encryption::Is(false) => Ok(()),
-            Encryption::Is(true) => Err(Error::invalid("`encryption` is true, which names no key", "Give the keys")),
+            Encryption::Is(true) => Err(Error::invalid(
+                "`encryption` is true, which names no key",
+                "Give the keys",
+            )),
             Encryption::Keys(options) => options.check(),
         }
     }
@@ -230,24 +289,41 @@ impl EncryptionOptions {
     }
 
     pub(super) fn keys(&self, root: &Path, worker_mode: &WorkerMode) -> Keys {
-        self.source().keys(root, worker_mode).given().requiring_encryption(self.require_encryption)
+        self.source()
+            .keys(root, worker_mode)
+            .given()
+            .requiring_encryption(self.require_encryption)
     }
 
     pub(super) fn check(&self) -> Result<()> {
         let source = self.source();
         if source.is_empty() {
-            let remedy =
-                "Give `passphrase`, `passphraseFile`, `recipients` or `identityFile`, or leave `encryption` out";
-            return Err(Error::new(Code::KeyNeeded, "`encryption` names no key", remedy));
+            let remedy = "Give `passphrase`, `passphraseFile`, `recipients` or `identityFile`, or leave `encryption` out";
+            return Err(Error::new(
+                Code::KeyNeeded,
+                "`encryption` names no key",
+                remedy,
+            ));
         }
         if let Some(passphrase) = &source.passphrase {
-            assert_passphrase(passphrase.expose_secret())
-                .map_err(|what| Error::new(Code::KeyInvalid, format!("`passphrase` {what}"), "Give another one"))?;
+            assert_passphrase(passphrase.expose_secret()).map_err(|what| {
+                Error::new(
+                    Code::KeyInvalid,
+                    format!("`passphrase` {what}"),
+                    "Give another one",
+                )
+            })?;
         }
         if self.passphrase.is_some() && self.passphrase_file.is_some() {
-            return Err(Error::invalid("`passphrase` and `passphraseFile` are both given", "Give one of them"));
+            return Err(Error::invalid(
+                "`passphrase` and `passphraseFile` are both given",
+                "Give one of them",
+            ));
         }
-        source.recipients.iter().try_for_each(|recipient| parse_recipient(recipient).map(drop))
+        source
+            .recipients
+            .iter()
+            .try_for_each(|recipient| parse_recipient(recipient).map(drop))
     }
 }
 
@@ -265,16 +341,36 @@ pub struct KeepOptions {
 
 impl From<Keep> for KeepOptions {
     fn from(keep: Keep) -> Self {
-        let [last, hourly, daily, weekly, monthly, yearly] =
-            [keep.last, keep.hourly, keep.daily, keep.weekly, keep.monthly, keep.yearly]
-                .map(|value| value.map(f64::from));
-        KeepOptions { last, hourly, daily, weekly, monthly, yearly }
+        let [last, hourly, daily, weekly, monthly, yearly] = [
+            keep.last,
+            keep.hourly,
+            keep.daily,
+            keep.weekly,
+            keep.monthly,
+            keep.yearly,
+        ]
+        .map(|value| value.map(f64::from));
+        KeepOptions {
+            last,
+            hourly,
+            daily,
+            weekly,
+            monthly,
+            yearly,
+        }
     }
 }
 
 impl KeepOptions {
     fn named(&self) -> [(&'static str, Option<f64>); 6] {
-        let KeepOptions { last, hourly, daily, weekly, monthly, yearly } = *self;
+        let KeepOptions {
+            last,
+            hourly,
+            daily,
+            weekly,
+            monthly,
+            yearly,
+        } = *self;
         [
             ("keep.last", last),
             ("keep.hourly", hourly),
@@ -286,13 +382,23 @@ impl KeepOptions {
     }
 
     fn check(&self) -> Result<()> {
-        self.named().into_iter().try_for_each(|(name, value)| whole(name, value, 1, "a number of backups"))
+        self.named()
+            .into_iter()
+            .try_for_each(|(name, value)| whole(name, value, 1, "a number of backups"))
     }
 
     fn resolve(&self) -> Keep {
-        let [last, hourly, daily, weekly, monthly, yearly] =
-            self.named().map(|(_, value)| value.map(|value| value as u32));
-        Keep { last, hourly, daily, weekly, monthly, yearly }
+        let [last, hourly, daily, weekly, monthly, yearly] = self
+            .named()
+            .map(|(_, value)| value.map(|value| value as u32));
+        Keep {
+            last,
+            hourly,
+            daily,
+            weekly,
+            monthly,
+            yearly,
+        }
     }
 }
 
@@ -301,7 +407,10 @@ pub(super) fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
         // serde_json ends its sentence with a place in the text, which JavaScript's caller never saw.
         let text = cause.to_string();
         let what = text.split(" at line ").next().unwrap_or(&text);
-        Error::invalid(format!("The options cannot be used: {what}"), "See index.d.ts for the options and their types")
+        Error::invalid(
+            format!("The options cannot be used: {what}"),
+            "See index.d.ts for the options and their types",
+        )
     })
 }
 
@@ -310,13 +419,16 @@ pub(super) fn compression(kind: Option<&Value>, level: Option<f64>) -> Result<Co
     let kind = match kind {
         None => Compression::GZIP,
         Some(given) => config::compression(given).ok_or_else(|| {
-            let message = format!("`compression` is {given}, none of true, false, \"gzip\" and \"zstd\"");
+            let message =
+                format!("`compression` is {given}, none of true, false, \"gzip\" and \"zstd\"");
             Error::invalid(message, "Leave it out for gzip")
         })?,
     };
     match level {
         None => Ok(kind),
-        Some(level) if level.fract() == 0.0 && (1.0..=9.0).contains(&level) => Ok(kind.at(level as u8)),
+        Some(level) if level.fract() == 0.0 && (1.0..=9.0).contains(&level) => {
+            Ok(kind.at(level as u8))
+        }
         Some(level) => Err(Error::invalid(
             format!("`compressionLevel` is {level}, not a whole number from 1 to 9"),
             "Use 1 for speed, 9 for size, or leave it out",
@@ -326,8 +438,13 @@ pub(super) fn compression(kind: Option<&Value>, level: Option<f64>) -> Result<Co
 
 pub(super) fn whole(name: &str, value: Option<f64>, least: u32, what: &str) -> Result<()> {
     match value {
-        Some(value) if value.fract() != 0.0 || value < f64::from(least) || value > f64::from(u32::MAX) => {
-            let message = format!("`{name}` is {value}, not {what} from {least} to {}", u32::MAX);
+        Some(value)
+            if value.fract() != 0.0 || value < f64::from(least) || value > f64::from(u32::MAX) =>
+        {
+            let message = format!(
+                "`{name}` is {value}, not {what} from {least} to {}",
+                u32::MAX
+            );
             Err(Error::invalid(message, "Give a whole number"))
         }
         _ => Ok(()),

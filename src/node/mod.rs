@@ -56,7 +56,9 @@ impl Cancellation {
     #[napi(constructor)]
     #[allow(clippy::new_without_default, reason = "JavaScript has no Default")]
     pub fn new() -> Self {
-        Cancellation { cancel: Some(CancelToken::default()) }
+        Cancellation {
+            cancel: Some(CancelToken::default()),
+        }
     }
 
     #[napi]
@@ -92,8 +94,11 @@ pub fn run<'env>(
     let mut context = OperationContext::new(cancellation.cancel.clone().unwrap_or_default(), None);
     if let Some(on_progress) = on_progress {
         // Weak: progress alone does not keep Node running; the promise does.
-        let listener =
-            on_progress.build_threadsafe_function::<String>().callee_handled::<false>().weak::<true>().build()?;
+        let listener = on_progress
+            .build_threadsafe_function::<String>()
+            .callee_handled::<false>()
+            .weak::<true>()
+            .build()?;
         let report = move |progress: Progress| {
             let text = serde_json::to_string(&progress).unwrap_or_default();
             // Only a JavaScript thread that is ending refuses it.
@@ -144,7 +149,11 @@ fn store(config: Config) -> Result<(Config, Store)> {
 }
 
 fn store_and_warnings(config: Config) -> Result<(Config, Store, Vec<Warning>)> {
-    let (config, warnings) = if config.names_a_store() { (config, Vec::new()) } else { settled(config)? };
+    let (config, warnings) = if config.names_a_store() {
+        (config, Vec::new())
+    } else {
+        settled(config)?
+    };
     let store = config.store()?;
     Ok((config, store, warnings))
 }
@@ -152,7 +161,10 @@ fn store_and_warnings(config: Config) -> Result<(Config, Store, Vec<Warning>)> {
 /// JSON of a result; a panic is an error of the code `KG_INTERNAL`.
 fn outcome(work: impl FnOnce() -> Result<Value>) -> String {
     let done = panic::catch_unwind(panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        let said = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or(panic.downcast_ref::<&str>().copied());
         let message = format!("A defect of this software: {}", said.unwrap_or("a panic"));
         Err(Error::new(Code::Internal, message, "Please report this"))
     });
@@ -168,7 +180,13 @@ fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
             let (config, warnings) = settled(config)?;
             let store = options.store(&config)?;
             let options = options.resolve(&config)?;
-            let mut created = create_backup(&config.project_root, &store, &config.launch(), &options, context)?;
+            let mut created = create_backup(
+                &config.project_root,
+                &store,
+                &config.launch(),
+                &options,
+                context,
+            )?;
             created.backup.warnings.extend(warnings);
             value(created)
         }
@@ -181,9 +199,19 @@ fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
             let doubts = store.doubts("latest", &latest.path, None);
             value(latest.with_warnings(doubts))
         }
-        Call::DeleteBackup { config, id, options } => {
+        Call::DeleteBackup {
+            config,
+            id,
+            options,
+        } => {
             let (config, store) = store(config)?;
-            value(delete(&store, &id, options.cascade(), config.lock_timeout(), context)?)
+            value(delete(
+                &store,
+                &id,
+                options.cascade(),
+                config.lock_timeout(),
+                context,
+            )?)
         }
         Call::Pin { config, id, reason } => {
             let (config, store) = store(config)?;
@@ -193,12 +221,22 @@ fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
             let (config, store) = store(config)?;
             value(unpin(&store, &id, config.lock_timeout(), context)?)
         }
-        Call::Consolidate { config, id, options } => {
+        Call::Consolidate {
+            config,
+            id,
+            options,
+        } => {
             // They say whether new backups are encrypted.
             let (config, _) = settled(config)?;
             let store = config.store()?;
             let compression = options.compression(&config)?;
-            value(consolidate(&store, &id, compression, config.lock_timeout(), context)?)
+            value(consolidate(
+                &store,
+                &id,
+                compression,
+                config.lock_timeout(),
+                context,
+            )?)
         }
         Call::CheckBackup { config, backup } => {
             let (_, store, warnings) = store_and_warnings(config)?;
@@ -220,16 +258,29 @@ fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
         Call::Prune { config, options } => {
             let (config, _) = settled(config)?;
             config.assert_retention_known()?;
-            value(prune(&config.store()?, &config.retention(), options.dry_run(), config.lock_timeout(), context)?)
+            value(prune(
+                &config.store()?,
+                &config.retention(),
+                options.dry_run(),
+                config.lock_timeout(),
+                context,
+            )?)
         }
         Call::Rehearse { config, options } => {
             let (config, store, warnings) = store_and_warnings(config)?;
-            let mut rehearsal = drill(&store, &options.resolve(&config), &config.launch(), context)?;
+            let mut rehearsal =
+                drill(&store, &options.resolve(&config), &config.launch(), context)?;
             rehearsal.warnings.extend(warnings);
             value(rehearsal)
         }
         Call::RunChecks { config, options } => match options.scope()? {
-            Some(scope) => value(inspect(&config.subject(), scope, config.lock_timeout()?, &config.launch(), context)?),
+            Some(scope) => value(inspect(
+                &config.subject(),
+                scope,
+                config.lock_timeout()?,
+                &config.launch(),
+                context,
+            )?),
             None => {
                 let store = config.store()?;
                 value(repair(
@@ -244,7 +295,14 @@ fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
         },
         Call::Repair { config, codes } => {
             let (subject, store) = (config.subject(), config.store()?);
-            value(repair(&subject, Some(&codes), store.as_ref(), config.lock_timeout()?, &config.launch(), context)?)
+            value(repair(
+                &subject,
+                Some(&codes),
+                store.as_ref(),
+                config.lock_timeout()?,
+                &config.launch(),
+                context,
+            )?)
         }
         Call::NextRun { config, options } => {
             let (config, store) = store(config)?;
@@ -255,6 +313,11 @@ fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
 
 fn value(result: impl serde::Serialize) -> Result<Value> {
     serde_json::to_value(result).map_err(|cause| {
-        Error::new(Code::Internal, "The result cannot be told", "Please report this").with_cause(cause)
+        Error::new(
+            Code::Internal,
+            "The result cannot be told",
+            "Please report this",
+        )
+        .with_cause(cause)
     })
 }

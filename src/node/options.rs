@@ -31,23 +31,74 @@ use crate::{
 #[derive(Debug, Deserialize)]
 #[serde(tag = "call", rename_all = "camelCase")]
 pub enum Call {
-    CreateBackup { config: Config, options: CreateOptions },
-    ListBackups { config: Config },
-    NewestGood { config: Config },
-    GetBackup { config: Config, id: String },
-    GetLatestBackup { config: Config },
-    DeleteBackup { config: Config, id: String, options: DeleteOptions },
-    Pin { config: Config, id: String, reason: Option<String> },
-    Unpin { config: Config, id: String },
-    Consolidate { config: Config, id: String, options: ConsolidateOptions },
-    CheckBackup { config: Config, backup: String },
-    Restore { config: Config, options: Restoration },
-    UndoRestore { config: Config, options: UndoRestoration },
-    Prune { config: Config, options: PruneOptions },
-    Rehearse { config: Config, options: Rehearsal },
-    RunChecks { config: Checker, options: Checks },
-    Repair { config: Checker, codes: Vec<String> },
-    NextRun { config: Config, options: NextRun },
+    CreateBackup {
+        config: Config,
+        options: CreateOptions,
+    },
+    ListBackups {
+        config: Config,
+    },
+    NewestGood {
+        config: Config,
+    },
+    GetBackup {
+        config: Config,
+        id: String,
+    },
+    GetLatestBackup {
+        config: Config,
+    },
+    DeleteBackup {
+        config: Config,
+        id: String,
+        options: DeleteOptions,
+    },
+    Pin {
+        config: Config,
+        id: String,
+        reason: Option<String>,
+    },
+    Unpin {
+        config: Config,
+        id: String,
+    },
+    Consolidate {
+        config: Config,
+        id: String,
+        options: ConsolidateOptions,
+    },
+    CheckBackup {
+        config: Config,
+        backup: String,
+    },
+    Restore {
+        config: Config,
+        options: Restoration,
+    },
+    UndoRestore {
+        config: Config,
+        options: UndoRestoration,
+    },
+    Prune {
+        config: Config,
+        options: PruneOptions,
+    },
+    Rehearse {
+        config: Config,
+        options: Rehearsal,
+    },
+    RunChecks {
+        config: Checker,
+        options: Checks,
+    },
+    Repair {
+        config: Checker,
+        codes: Vec<String>,
+    },
+    NextRun {
+        config: Config,
+        options: NextRun,
+    },
 }
 
 impl Call {
@@ -86,12 +137,26 @@ impl CreateOptions {
             is_safety_backup: false,
             kind: self.kind.or(config.kind).unwrap_or(BackupType::Full),
             based_on: self.based_on,
-            max_chain_length: config.max_chain_length.map_or(DEFAULT_MAX_CHAIN_LENGTH, |length| length as u32),
+            max_chain_length: config
+                .max_chain_length
+                .map_or(DEFAULT_MAX_CHAIN_LENGTH, |length| length as u32),
             description: self.description,
-            include_vectors: self.include_vectors.or(config.include_vectors).unwrap_or(true),
-            include_plugin_data: self.include_plugin_data.or(config.include_plugin_data).unwrap_or(true),
-            exclude_patterns: self.exclude_patterns.or_else(|| config.exclude_patterns.clone()).unwrap_or_default(),
-            compression: compression(self.compression.as_ref().or(config.compression.as_ref()), level)?,
+            include_vectors: self
+                .include_vectors
+                .or(config.include_vectors)
+                .unwrap_or(true),
+            include_plugin_data: self
+                .include_plugin_data
+                .or(config.include_plugin_data)
+                .unwrap_or(true),
+            exclude_patterns: self
+                .exclude_patterns
+                .or_else(|| config.exclude_patterns.clone())
+                .unwrap_or_default(),
+            compression: compression(
+                self.compression.as_ref().or(config.compression.as_ref()),
+                level,
+            )?,
             check_source: self.check_source.or(config.check_source).unwrap_or(true),
             lock_timeout: config.lock_timeout(),
             retention: config.retention(),
@@ -125,7 +190,10 @@ pub struct ConsolidateOptions {
 impl ConsolidateOptions {
     pub fn compression(&self, config: &Config) -> Result<Compression> {
         let level = self.compression_level.or(config.compression_level);
-        compression(self.compression.as_ref().or(config.compression.as_ref()), level)
+        compression(
+            self.compression.as_ref().or(config.compression.as_ref()),
+            level,
+        )
     }
 }
 
@@ -169,16 +237,31 @@ impl Restoration {
             }
         };
         if self.only.as_ref().is_some_and(Vec::is_empty) {
-            return Err(Error::invalid("`only` is empty", "Name the parts to restore, or leave it out for all"));
+            return Err(Error::invalid(
+                "`only` is empty",
+                "Name the parts to restore, or leave it out for all",
+            ));
         }
         if self.paths.as_ref().is_some_and(Vec::is_empty) {
-            return Err(Error::invalid("`paths` is empty", "Name what to restore, or leave it out for all"));
+            return Err(Error::invalid(
+                "`paths` is empty",
+                "Name what to restore, or leave it out for all",
+            ));
         }
-        if self.target_dir.as_ref().is_some_and(|dir| dir.as_os_str().is_empty()) {
-            return Err(Error::invalid("`targetDir` is empty", "Name a directory, or leave it out for the project"));
+        if self
+            .target_dir
+            .as_ref()
+            .is_some_and(|dir| dir.as_os_str().is_empty())
+        {
+            return Err(Error::invalid(
+                "`targetDir` is empty",
+                "Name a directory, or leave it out for the project",
+            ));
         }
         let options = RestoreOptions {
-            target: self.target_dir.unwrap_or_else(|| config.project_root.clone()),
+            target: self
+                .target_dir
+                .unwrap_or_else(|| config.project_root.clone()),
             only: self.only,
             paths: self.paths,
             force: self.force.unwrap_or(false),
@@ -211,7 +294,11 @@ impl UndoRestoration {
             lock_timeout: config.lock_timeout(),
             undo_retention_days: config.undo_retention_days(),
         };
-        (self.target_dir.unwrap_or_else(|| config.project_root.clone()), options)
+        (
+            self.target_dir
+                .unwrap_or_else(|| config.project_root.clone()),
+            options,
+        )
     }
 }
 
@@ -258,22 +345,43 @@ impl Checker {
     /// Of the backup before a repair. It is encrypted where others would be, or where a key is given.
     pub fn store(&self) -> Result<Option<Store>> {
         self.encryption.as_ref().map_or(Ok(()), Encryption::check)?;
-        let Some(root) = self.subject().root.filter(|root| Project::open(root).is_ok()) else {
+        let Some(root) = self
+            .subject()
+            .root
+            .filter(|root| Project::open(root).is_ok())
+        else {
             return self.backup_dir.as_deref().map(Store::at).transpose();
         };
         let (settings, _) = Worker::settings(&self.launch(), &root)?;
         let said = Encryption::said(self.encryption.as_ref(), None);
-        let store =
-            scheduled::store(&settings, &root, self.backup_dir.as_deref(), said, &self.launch())?.for_recovery();
-        Ok(Some(match self.encryption.as_ref().and_then(Encryption::keys) {
-            Some(options) => store.with_keys(options.keys(&root, &self.launch())),
-            None => store,
-        }))
+        let store = scheduled::store(
+            &settings,
+            &root,
+            self.backup_dir.as_deref(),
+            said,
+            &self.launch(),
+        )?
+        .for_recovery();
+        Ok(Some(
+            match self.encryption.as_ref().and_then(Encryption::keys) {
+                Some(options) => store.with_keys(options.keys(&root, &self.launch())),
+                None => store,
+            },
+        ))
     }
 
     pub fn lock_timeout(&self) -> Result<Duration> {
-        whole("lockTimeout", self.lock_timeout, 0, "a number of milliseconds")?;
-        Ok(self.lock_timeout.map_or(DEFAULT_LOCK_TIMEOUT, |milliseconds| Duration::from_millis(milliseconds as u64)))
+        whole(
+            "lockTimeout",
+            self.lock_timeout,
+            0,
+            "a number of milliseconds",
+        )?;
+        Ok(self
+            .lock_timeout
+            .map_or(DEFAULT_LOCK_TIMEOUT, |milliseconds| {
+                Duration::from_millis(milliseconds as u64)
+            }))
     }
 
     pub fn launch(&self) -> WorkerMode {

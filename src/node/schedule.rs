@@ -41,8 +41,18 @@ impl ScheduleOptions {
     pub fn plan(self) -> Result<Plan> {
         whole("jitter", self.jitter, 0, "a number of milliseconds")?;
         whole("retries", self.retries, 0, "a number of retries")?;
-        whole("retryDelay", self.retry_delay, 1, "a number of milliseconds")?;
-        whole("fullBackupInterval", self.full_backup_interval, 1, "a number of days")?;
+        whole(
+            "retryDelay",
+            self.retry_delay,
+            1,
+            "a number of milliseconds",
+        )?;
+        whole(
+            "fullBackupInterval",
+            self.full_backup_interval,
+            1,
+            "a number of days",
+        )?;
         if self.full_backup_interval.is_some() && self.kind != Some(BackupType::Incremental) {
             return Err(Error::invalid(
                 "`fullBackupInterval` goes with the type `incremental`",
@@ -54,8 +64,12 @@ impl ScheduleOptions {
             catch_up: self.catch_up.unwrap_or(true),
             jitter_ms: self.jitter.map_or(0, |jitter| jitter as i64),
             seed: self.seed,
-            retries: self.retries.map_or(DEFAULT_RETRIES, |retries| retries as u32),
-            retry_delay_ms: self.retry_delay.map_or(DEFAULT_RETRY_DELAY_MS, |delay| delay as i64),
+            retries: self
+                .retries
+                .map_or(DEFAULT_RETRIES, |retries| retries as u32),
+            retry_delay_ms: self
+                .retry_delay
+                .map_or(DEFAULT_RETRY_DELAY_MS, |delay| delay as i64),
         };
         plan.check()?;
         Ok(plan)
@@ -86,7 +100,13 @@ enum Event {
 
 /// The new state, and what to do; after a failure, when it is tried again.
 pub fn plan(request: &str) -> Result<Value> {
-    let PlanRequest { options, event, state, last, now } = parse(request)?;
+    let PlanRequest {
+        options,
+        event,
+        state,
+        last,
+        now,
+    } = parse(request)?;
     let plan = options.plan()?;
     let now = now as i64;
     let mut state = state.unwrap_or_else(|| State::new(&plan, last, now));
@@ -119,7 +139,13 @@ pub fn next_run(config: &Config, store: &Store, request: &NextRun) -> Result<Val
     let backups = own_backups(store, &Project::open(&config.project_root)?)?;
     let zone = time_zone(request.timezone.as_deref())?;
     let full_every = request.full_backup_interval.map(|days| days as u32);
-    let kind = backup_type::choose(&backups, request.kind, full_every, &zone, request.now as i64);
+    let kind = backup_type::choose(
+        &backups,
+        request.kind,
+        full_every,
+        &zone,
+        request.now as i64,
+    );
     let last = backup_type::last_run(&backups, request.kind);
     Ok(json!({ "type": kind, "last": last }))
 }

@@ -39,7 +39,10 @@ pub fn database_path_in(config: &Path, root: &Path, warnings: &mut Vec<Warning>)
         Ok(Some(text)) => match json::parse(&text) {
             Ok(config) => configured_path(&config, warnings),
             Err(what) => {
-                warn(warnings, format!("The configuration {what}; the default database was used"));
+                warn(
+                    warnings,
+                    format!("The configuration {what}; the default database was used"),
+                );
                 None
             }
         },
@@ -47,7 +50,10 @@ pub fn database_path_in(config: &Path, root: &Path, warnings: &mut Vec<Warning>)
         Err(cause) => {
             warn(
                 warnings,
-                format!("The configuration could not be read ({}); the default database was used", plain(&cause)),
+                format!(
+                    "The configuration could not be read ({}); the default database was used",
+                    plain(&cause)
+                ),
             );
             None
         }
@@ -65,26 +71,40 @@ pub fn other_owner(root: &Path, database: &Path) -> Option<PathBuf> {
         return None;
     }
     // By the path as it is written too: the `.kg` of the other project may be a link.
-    let above = found.ancestors().chain(database.ancestors()).skip(1).filter(|dir| dir.join(STATE_DIR).is_dir());
+    let above = found
+        .ancestors()
+        .chain(database.ancestors())
+        .skip(1)
+        .filter(|dir| dir.join(STATE_DIR).is_dir());
     let owns = |other: &Path| {
-        let is_below = [&found, database].iter().any(|path| path.starts_with(other.join(STATE_DIR)));
+        let is_below = [&found, database]
+            .iter()
+            .any(|path| path.starts_with(other.join(STATE_DIR)));
         is_below || resolved(&database_path(other, &mut Vec::new()).absolute) == found
     };
-    above.map(resolved).find(|other| *other != root && owns(other))
+    above
+        .map(resolved)
+        .find(|other| *other != root && owns(other))
 }
 
 /// Whether a database lies in the project at `root`; both without links.
 pub fn is_inside(root: &Path, database: &Path) -> bool {
     // The state directory may be a link.
     let state = root.join(STATE_DIR);
-    database.starts_with(root) || state.canonicalize().is_ok_and(|state| database.starts_with(state))
+    database.starts_with(root)
+        || state
+            .canonicalize()
+            .is_ok_and(|state| database.starts_with(state))
 }
 
 fn configured_path(config: &Value, warnings: &mut Vec<Warning>) -> Option<String> {
     match config.get("database")?.get("path")? {
         Value::String(path) if !path.is_empty() => Some(path.clone()),
         other => {
-            warn(warnings, format!("`database.path` is {other}, not a path; the default database was used"));
+            warn(
+                warnings,
+                format!("`database.path` is {other}, not a path; the default database was used"),
+            );
             None
         }
     }
@@ -92,12 +112,20 @@ fn configured_path(config: &Value, warnings: &mut Vec<Warning>) -> Option<String
 
 fn locate(root: &Path, configured: &str) -> DatabasePath {
     let absolute = normalize(&root.join(configured));
-    let relative = absolute.strip_prefix(root).ok().and_then(|path| path.to_str()).map(str::to_string);
+    let relative = absolute
+        .strip_prefix(root)
+        .ok()
+        .and_then(|path| path.to_str())
+        .map(str::to_string);
     DatabasePath { absolute, relative }
 }
 
 fn warn(warnings: &mut Vec<Warning>, message: String) {
-    warnings.push(Warning::about(WarningCode::Config, format!("{STATE_DIR}/{CONFIG_FILE}"), message));
+    warnings.push(Warning::about(
+        WarningCode::Config,
+        format!("{STATE_DIR}/{CONFIG_FILE}"),
+        message,
+    ));
 }
 
 /// The bytes of a configuration; `None` where there is none. A pipe or device is not waited for.
@@ -143,23 +171,44 @@ mod tests {
     #[test]
     fn a_database_outside_the_project_has_no_relative_path() {
         let (found, _) = resolve(Some(r#"{"database":{"path":"/var/lib/graph.db"}}"#));
-        assert_eq!(found, DatabasePath { absolute: "/var/lib/graph.db".into(), relative: None });
+        assert_eq!(
+            found,
+            DatabasePath {
+                absolute: "/var/lib/graph.db".into(),
+                relative: None
+            }
+        );
     }
 
     #[test]
     fn a_database_belongs_to_the_other_project_that_holds_or_names_it() {
         let dir = tempfile::tempdir().unwrap();
         let at = |path: &str| dir.path().canonicalize().unwrap().join(path);
-        for path in ["own/.kg", "other/.kg", "other/inner/.kg", "data", "other/data"] {
+        for path in [
+            "own/.kg",
+            "other/.kg",
+            "other/inner/.kg",
+            "data",
+            "other/data",
+        ] {
             fs::create_dir_all(at(path)).unwrap();
         }
         let owner = |path: &str| other_owner(&at("own"), &at(path));
         assert_eq!(owner("other/.kg/knowledge.db"), Some(at("other")));
         assert_eq!(owner("other/inner/.kg/x.db"), Some(at("other/inner")));
-        for path in ["own/.kg/knowledge.db", "own/graph.db", "data/graph.db", "other/data/graph.db"] {
+        for path in [
+            "own/.kg/knowledge.db",
+            "own/graph.db",
+            "data/graph.db",
+            "other/data/graph.db",
+        ] {
             assert_eq!(owner(path), None, "{path}");
         }
-        fs::write(at("other/.kg/config.json"), r#"{"database":{"path":"data/graph.db"}}"#).unwrap();
+        fs::write(
+            at("other/.kg/config.json"),
+            r#"{"database":{"path":"data/graph.db"}}"#,
+        )
+        .unwrap();
         assert_eq!(owner("other/data/graph.db"), Some(at("other")));
         std::os::unix::fs::symlink(at("data"), at("linked")).unwrap();
         fs::create_dir(at("third")).unwrap();

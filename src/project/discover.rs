@@ -17,7 +17,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{CONFIG_FILE, Component, DEFAULT_DATABASE, Project, STATE_DIR, database_path, exclude, names, same_file};
+use super::{
+    CONFIG_FILE, Component, DEFAULT_DATABASE, Project, STATE_DIR, database_path, exclude, names,
+    same_file,
+};
 use crate::{
     error::{Code, Error, Result, Warning, WarningCode},
     sqlite::{
@@ -53,7 +56,12 @@ pub struct Selection {
 
 impl Selection {
     pub fn everything() -> Self {
-        Selection { scope: Scope::Full, include_vectors: true, include_plugin_data: true, exclude_patterns: Vec::new() }
+        Selection {
+            scope: Scope::Full,
+            include_vectors: true,
+            include_plugin_data: true,
+            exclude_patterns: Vec::new(),
+        }
     }
 }
 
@@ -97,12 +105,23 @@ impl Source {
 }
 
 /// What [`discover`] found: the graph database first.
-pub fn discover(project: &Project, selection: &Selection, warnings: &mut Vec<Warning>) -> Result<Vec<Source>> {
+pub fn discover(
+    project: &Project,
+    selection: &Selection,
+    warnings: &mut Vec<Warning>,
+) -> Result<Vec<Source>> {
     let graph = graph_database(project, warnings)?;
     let mut sources = Vec::new();
     if selection.scope == Scope::Full {
         let exclusion = exclude::Exclusion::new(project.root(), &selection.exclude_patterns)?;
-        let mut walk = ProjectWalk { project, selection, exclusion, graph: &graph, found: Vec::new(), warnings };
+        let mut walk = ProjectWalk {
+            project,
+            selection,
+            exclusion,
+            graph: &graph,
+            found: Vec::new(),
+            warnings,
+        };
         walk.directory(&project.state_dir(), STATE_DIR)?;
         sources = walk.found;
         let in_vain = walk.exclusion.in_vain();
@@ -145,7 +164,10 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Grap
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
             return Err(Error::new(
                 Code::NoDatabase,
-                format!("The project has no database at {}", located.absolute.display()),
+                format!(
+                    "The project has no database at {}",
+                    located.absolute.display()
+                ),
                 "Set `database.path` in .kg/config.json, or restore a backup with `kg diag restore --file latest`",
             ));
         }
@@ -178,7 +200,11 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Grap
         component: Component::Database,
         kind: SourceKind::Database,
     };
-    Ok(Graph { source, name: directory_entry(&located.absolute).map_err(failed)?, is_outside })
+    Ok(Graph {
+        source,
+        name: directory_entry(&located.absolute).map_err(failed)?,
+        is_outside,
+    })
 }
 
 /// The path of a name without links on the way to it.
@@ -190,7 +216,9 @@ fn directory_entry(path: &Path) -> io::Result<PathBuf> {
 fn free_place(project: &Project) -> String {
     let others = (1..).map(|number| format!("{STATE_DIR}/graph-{number}.db"));
     let mut places = std::iter::once(DEFAULT_DATABASE.to_string()).chain(others);
-    places.find(|place| !project.root().join(place).exists()).unwrap_or_default()
+    places
+        .find(|place| !project.root().join(place).exists())
+        .unwrap_or_default()
 }
 
 struct ProjectWalk<'a> {
@@ -205,12 +233,18 @@ struct ProjectWalk<'a> {
 impl ProjectWalk<'_> {
     /// `path` is `directory` relative to the root.
     fn directory(&mut self, directory: &Path, path: &str) -> Result<()> {
-        let entries = match fs::read_dir(directory).and_then(|entries| entries.collect::<io::Result<Vec<_>>>()) {
+        let entries = match fs::read_dir(directory)
+            .and_then(|entries| entries.collect::<io::Result<Vec<_>>>())
+        {
             Ok(entries) => entries,
             // Removed while we walked: then it is not part of the project any more.
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(cause) => {
-                self.warn(WarningCode::FileUnreadable, path, format!("{path} could not be read: {cause}"));
+                self.warn(
+                    WarningCode::FileUnreadable,
+                    path,
+                    format!("{path} could not be read: {cause}"),
+                );
                 return Ok(());
             }
         };
@@ -221,25 +255,45 @@ impl ProjectWalk<'_> {
             let Ok(kind) = entry.file_type() else {
                 // Whoever is to save it says that it cannot be read.
                 if !self.exclusion.excludes(&Path::new(path).join(&name), false) {
-                    self.add(child.clone(), entry.path(), component_of(&child, false), SourceKind::File);
+                    self.add(
+                        child.clone(),
+                        entry.path(),
+                        component_of(&child, false),
+                        SourceKind::File,
+                    );
                 }
                 continue;
             };
             // A directory of by-products may be a link to somewhere else.
             let may_be_dir = kind.is_dir() || kind.is_symlink();
-            let is_ours = at_top && name.to_str().is_some_and(|name| exclude::is_by_product(name, may_be_dir));
+            let is_ours = at_top
+                && name
+                    .to_str()
+                    .is_some_and(|name| exclude::is_by_product(name, may_be_dir));
             // No pattern leaves the graph database out; each is asked about all else, so that one in vain is known.
             let is_graph = child == self.graph.source.path && !kind.is_dir();
-            if is_graph || self.exclusion.excludes(&Path::new(path).join(&name), kind.is_dir()) || is_ours {
+            if is_graph
+                || self
+                    .exclusion
+                    .excludes(&Path::new(path).join(&name), kind.is_dir())
+                || is_ours
+            {
                 continue;
             }
             if !names::stays_below(&Path::new(path).join(&name)) {
-                let message = format!("{child} was left out: on other systems its name leads out of the project");
+                let message = format!(
+                    "{child} was left out: on other systems its name leads out of the project"
+                );
                 self.warn(WarningCode::FileUnreadable, &child, message);
             } else if kind.is_dir() {
                 let component = component_of(&child, true);
                 if self.wants(component) {
-                    self.add(child.clone(), entry.path(), component, SourceKind::Directory);
+                    self.add(
+                        child.clone(),
+                        entry.path(),
+                        component,
+                        SourceKind::Directory,
+                    );
                     self.directory(&entry.path(), &child)?;
                 }
             } else if kind.is_file() {
@@ -247,7 +301,11 @@ impl ProjectWalk<'_> {
             } else if kind.is_symlink() {
                 self.link(entry.path(), child);
             } else {
-                self.warn(WarningCode::NotAFile, &child, format!("{child} is a socket or device and was left out"));
+                self.warn(
+                    WarningCode::NotAFile,
+                    &child,
+                    format!("{child} is a socket or device and was left out"),
+                );
             }
         }
         Ok(())
@@ -255,7 +313,13 @@ impl ProjectWalk<'_> {
 
     fn add(&mut self, path: String, absolute: PathBuf, component: Component, kind: SourceKind) {
         let entry = entry_name(&path, component);
-        self.found.push(Source { path, absolute, entry, component, kind });
+        self.found.push(Source {
+            path,
+            absolute,
+            entry,
+            component,
+            kind,
+        });
     }
 
     fn file(&mut self, absolute: PathBuf, path: String) {
@@ -267,7 +331,9 @@ impl ProjectWalk<'_> {
         match starts_like_sqlite(&absolute) {
             Ok(true) => self.add(path, absolute, component, SourceKind::Database),
             Ok(false) if is_orphan(&absolute) => {
-                let message = format!("{path} is the WAL or journal of a database that is gone, and was left out");
+                let message = format!(
+                    "{path} is the WAL or journal of a database that is gone, and was left out"
+                );
                 self.warn(WarningCode::FileUnreadable, &path, message);
             }
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
@@ -278,9 +344,15 @@ impl ProjectWalk<'_> {
 
     /// Whether it is the WAL, index or journal of the graph database, also if that does not begin as a database.
     fn belongs_to_graph(&self, path: &Path) -> bool {
-        let Ok(path) = directory_entry(path) else { return false };
+        let Ok(path) = directory_entry(path) else {
+            return false;
+        };
         let names = [&self.graph.name, &self.graph.source.absolute];
-        names.iter().any(|name| COMPANIONS.iter().any(|suffix| companion(name, suffix) == path))
+        names.iter().any(|name| {
+            COMPANIONS
+                .iter()
+                .any(|suffix| companion(name, suffix) == path)
+        })
     }
 
     fn link(&mut self, absolute: PathBuf, path: String) {
@@ -294,9 +366,18 @@ impl ProjectWalk<'_> {
             // That it cannot be read is said by whoever is to save it.
             Err(_) => return self.add(path, absolute, component, SourceKind::File),
         };
-        let leads_to_graph = || absolute.canonicalize().is_ok_and(|path| path == self.graph.source.absolute);
+        let leads_to_graph = || {
+            absolute
+                .canonicalize()
+                .is_ok_and(|path| path == self.graph.source.absolute)
+        };
         if names::decode(&path).is_some_and(|path| names::link_stays_below(&path, &target)) {
-            self.add(path, absolute, component, SourceKind::Link(names::encode(&target)));
+            self.add(
+                path,
+                absolute,
+                component,
+                SourceKind::Link(names::encode(&target)),
+            );
         } else if !self.graph.is_outside && leads_to_graph() {
             let graph = &self.graph.source.path;
             let (kind, message) = (
@@ -308,8 +389,10 @@ impl ProjectWalk<'_> {
             self.warn(WarningCode::SameFile, &path, message);
             self.add(path, absolute, component, kind);
         } else {
-            let message =
-                format!("{path} is a symbolic link out of the project, to {}; it was left out", target.display());
+            let message = format!(
+                "{path} is a symbolic link out of the project, to {}; it was left out",
+                target.display()
+            );
             self.warn(WarningCode::LinkOutside, &path, message);
         }
     }
@@ -325,7 +408,12 @@ impl ProjectWalk<'_> {
     }
 
     fn warn(&mut self, code: WarningCode, path: &str, message: String) {
-        debug_assert!(Path::new(path).starts_with(STATE_DIR), "{} in {:?}", path, self.project);
+        debug_assert!(
+            Path::new(path).starts_with(STATE_DIR),
+            "{} in {:?}",
+            path,
+            self.project
+        );
         self.warnings.push(Warning::about(code, path, message));
     }
 }
@@ -334,9 +422,8 @@ impl ProjectWalk<'_> {
 pub fn component_of(path: &str, is_dir: bool) -> Component {
     let below = path.strip_prefix(".kg/").unwrap_or(path);
     match below.split('/').next().unwrap_or(below) {
-        "vectors" | "vectors.db" | "vectors.db-wal" | "vectors.db-shm" | "vectors.db-journal" | "reasoning-bank" => {
-            Component::Vectors
-        }
+        "vectors" | "vectors.db" | "vectors.db-wal" | "vectors.db-shm" | "vectors.db-journal"
+        | "reasoning-bank" => Component::Vectors,
         "plugins" => Component::Plugins,
         name if name == below && !is_dir && name.ends_with(".json") => Component::Config,
         _ => Component::Files,
@@ -353,7 +440,10 @@ fn entry_name(path: &str, component: Component) -> String {
         Component::Config if below == CONFIG_FILE => CONFIG_FILE.to_string(),
         Component::Config => format!("config/{below}"),
         Component::Vectors if below == "vectors" => below.to_string(),
-        Component::Vectors => format!("vectors/{}", below.strip_prefix("vectors/").unwrap_or(below)),
+        Component::Vectors => format!(
+            "vectors/{}",
+            below.strip_prefix("vectors/").unwrap_or(below)
+        ),
         Component::Plugins => below.to_string(),
         Component::Files => format!("files/{below}"),
     }
@@ -362,15 +452,22 @@ fn entry_name(path: &str, component: Component) -> String {
 /// Whether the file is the WAL, index or journal of a database beside it, be that saved or not: restored without its
 /// database it would hide or undo what that holds by then.
 fn belongs_to_database(path: &Path) -> bool {
-    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
-    let mut databases = COMPANIONS.iter().filter_map(|suffix| name.strip_suffix(suffix));
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+        return false;
+    };
+    let mut databases = COMPANIONS
+        .iter()
+        .filter_map(|suffix| name.strip_suffix(suffix));
     databases.any(|database| starts_like_sqlite(&path.with_file_name(database)).unwrap_or(false))
 }
 
 /// Whether the file is the WAL, index or journal of a database that is gone: restored beside another one of that name it
 /// would change that.
 fn is_orphan(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
     COMPANIONS.iter().any(|suffix| name.ends_with(suffix))
         && starts_with(path, &[WAL_MAGIC, INDEX_MAGIC, JOURNAL_MAGIC]).unwrap_or(false)
 }
@@ -382,7 +479,9 @@ fn starts_like_sqlite(path: &Path) -> io::Result<bool> {
 
 pub fn starts_with(path: &Path, magics: &[&[u8]]) -> io::Result<bool> {
     let mut start = Vec::new();
-    regular_file::open(path)?.take(MAGIC.len() as u64).read_to_end(&mut start)?;
+    regular_file::open(path)?
+        .take(MAGIC.len() as u64)
+        .read_to_end(&mut start)?;
     Ok(magics.iter().any(|magic| start.starts_with(magic)))
 }
 
@@ -491,50 +590,86 @@ mod tests {
             exclude_patterns: vec!["*.db".into()],
         };
         assert_eq!(entries(&project, &selection), ["database.sqlite"]);
-        let database_only = Selection { scope: Scope::Database, ..Selection::everything() };
+        let database_only = Selection {
+            scope: Scope::Database,
+            ..Selection::everything()
+        };
         assert_eq!(entries(&project, &database_only), ["database.sqlite"]);
     }
 
     #[test]
     fn two_sources_never_share_an_entry() {
-        let (_dir, project) =
-            project(&[(".kg/knowledge.db", DATABASE), (".kg/vectors.db", DATABASE), (".kg/vectors/vectors.db", b"x")]);
-        let expected = ["database.sqlite", "vectors", "vectors/vectors.db", "vectors/vectors.db~2"];
+        let (_dir, project) = project(&[
+            (".kg/knowledge.db", DATABASE),
+            (".kg/vectors.db", DATABASE),
+            (".kg/vectors/vectors.db", b"x"),
+        ]);
+        let expected = [
+            "database.sqlite",
+            "vectors",
+            "vectors/vectors.db",
+            "vectors/vectors.db~2",
+        ];
         assert_eq!(entries(&project, &Selection::everything()), expected);
     }
 
     #[test]
     fn links_are_not_followed_and_kept_where_they_stay_inside() {
         let (dir, project) = project(&[(".kg/knowledge.db", DATABASE), ("inside", b"x")]);
-        let link = |target: &Path, name: &str| std::os::unix::fs::symlink(target, dir.path().join(name)).unwrap();
+        let link = |target: &Path, name: &str| {
+            std::os::unix::fs::symlink(target, dir.path().join(name)).unwrap()
+        };
         link(Path::new("../inside"), ".kg/link");
         link(&dir.path().join("inside"), ".kg/absolute");
         link(Path::new("../../outside"), ".kg/outside");
         link(Path::new("knowledge.db"), ".kg/graph");
         let mut warnings = Vec::new();
         let found = discover(&project, &Selection::everything(), &mut warnings).unwrap();
-        let kinds: Vec<_> = found.iter().map(|source| (source.entry.as_str(), source.kind.clone())).collect();
+        let kinds: Vec<_> = found
+            .iter()
+            .map(|source| (source.entry.as_str(), source.kind.clone()))
+            .collect();
         let expected = [
             ("database.sqlite", SourceKind::Database),
             ("files/graph", SourceKind::Link("knowledge.db".into())),
             ("files/link", SourceKind::Link("../inside".into())),
         ];
         assert_eq!(kinds, expected);
-        let mut warned: Vec<_> =
-            warnings.iter().map(|warning| (warning.code, warning.path.as_deref().unwrap())).collect();
+        let mut warned: Vec<_> = warnings
+            .iter()
+            .map(|warning| (warning.code, warning.path.as_deref().unwrap()))
+            .collect();
         warned.sort_by_key(|(_, path)| *path);
-        assert_eq!(warned, [(WarningCode::LinkOutside, ".kg/absolute"), (WarningCode::LinkOutside, ".kg/outside")]);
+        assert_eq!(
+            warned,
+            [
+                (WarningCode::LinkOutside, ".kg/absolute"),
+                (WarningCode::LinkOutside, ".kg/outside")
+            ]
+        );
     }
 
     #[test]
     fn names_that_are_not_utf8_are_written_as_text_and_keep_their_place() {
         use std::os::unix::ffi::OsStrExt;
         let (dir, project) = project(&[(".kg/knowledge.db", DATABASE), (".kg/50%", b"")]);
-        fs::write(dir.path().join(".kg").join(std::ffi::OsStr::from_bytes(b"caf\xe9")), b"x").unwrap();
+        fs::write(
+            dir.path()
+                .join(".kg")
+                .join(std::ffi::OsStr::from_bytes(b"caf\xe9")),
+            b"x",
+        )
+        .unwrap();
         let found = discover(&project, &Selection::everything(), &mut Vec::new()).unwrap();
-        let named: Vec<_> = found.iter().map(|source| (source.path.as_str(), source.entry.as_str())).collect();
-        let expected =
-            [(".kg/knowledge.db", "database.sqlite"), (".kg/50%25", "files/50%"), (".kg/caf%E9", "files/caf%E9")];
+        let named: Vec<_> = found
+            .iter()
+            .map(|source| (source.path.as_str(), source.entry.as_str()))
+            .collect();
+        let expected = [
+            (".kg/knowledge.db", "database.sqlite"),
+            (".kg/50%25", "files/50%"),
+            (".kg/caf%E9", "files/caf%E9"),
+        ];
         assert_eq!(named, expected);
     }
 

@@ -24,14 +24,17 @@ pub struct Exclusion {
 impl Exclusion {
     /// Patterns as [`super::pattern`] reads them.
     pub fn new(root: &Path, patterns: &[String]) -> Result<Self> {
-        Ok(Exclusion { patterns: Patterns::new(root, patterns, "excludePatterns")? })
+        Ok(Exclusion {
+            patterns: Patterns::new(root, patterns, "excludePatterns")?,
+        })
     }
 
     /// A warning for each pattern that has left nothing out of what was asked about.
     pub fn in_vain(&self) -> Vec<Warning> {
         let warn = |pattern: &str| {
-            let message =
-                format!("`{pattern}` in excludePatterns matched nothing that could be left out of the backup");
+            let message = format!(
+                "`{pattern}` in excludePatterns matched nothing that could be left out of the backup"
+            );
             Warning::new(WarningCode::Exclude, message)
         };
         self.patterns.unmatched().map(warn).collect()

@@ -97,10 +97,22 @@ mod tests {
     #[test]
     fn a_name_of_ours_that_stands_twice_is_an_error_with_its_path() {
         let cases = [
-            (r#"{"backup": {"encrypt": true}, "backup": {}}"#, "has `backup` twice"),
-            (r#"{"backup": {"dir": "a", "type": "full", "dir": "b"}}"#, "has `backup.dir` twice"),
-            (r#"{"backup": {"keep": {"daily": 7, "daily": 1}}}"#, "has `backup.keep.daily` twice"),
-            (r#"{"database": {"path": "a", "path": "b"}}"#, "has `database.path` twice"),
+            (
+                r#"{"backup": {"encrypt": true}, "backup": {}}"#,
+                "has `backup` twice",
+            ),
+            (
+                r#"{"backup": {"dir": "a", "type": "full", "dir": "b"}}"#,
+                "has `backup.dir` twice",
+            ),
+            (
+                r#"{"backup": {"keep": {"daily": 7, "daily": 1}}}"#,
+                "has `backup.keep.daily` twice",
+            ),
+            (
+                r#"{"database": {"path": "a", "path": "b"}}"#,
+                "has `database.path` twice",
+            ),
         ];
         for (text, what) in cases {
             assert_eq!(parse(text.as_bytes()).unwrap_err(), what, "{text}");
@@ -117,7 +129,10 @@ mod tests {
             "\"text\"",
         ];
         for text in values {
-            assert_eq!(parse(text.as_bytes()).unwrap(), serde_json::from_str::<Value>(text).unwrap());
+            assert_eq!(
+                parse(text.as_bytes()).unwrap(),
+                serde_json::from_str::<Value>(text).unwrap()
+            );
         }
         assert!(parse(b"{").unwrap_err().starts_with("is not valid JSON ("));
     }

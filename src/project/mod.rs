@@ -62,7 +62,9 @@ pub struct Project {
 impl Project {
     /// The project at `root`; `KG_NO_PROJECT` where that holds no `.kg/`.
     pub fn open(root: &Path) -> Result<Self> {
-        let resolved = root.canonicalize().map_err(|cause| no_project(root).with_cause(cause))?;
+        let resolved = root
+            .canonicalize()
+            .map_err(|cause| no_project(root).with_cause(cause))?;
         if !resolved.join(STATE_DIR).is_dir() {
             return Err(no_project(root));
         }
@@ -71,7 +73,10 @@ impl Project {
 
     /// The nearest directory at or above `start` that holds `.kg/`, as `git` finds its repository.
     pub fn find_root(start: &Path) -> Option<PathBuf> {
-        start.ancestors().find(|dir| dir.join(STATE_DIR).is_dir()).map(Path::to_path_buf)
+        start
+            .ancestors()
+            .find(|dir| dir.join(STATE_DIR).is_dir())
+            .map(Path::to_path_buf)
     }
 
     /// Absolute, without symbolic links.
@@ -98,7 +103,10 @@ impl Project {
 fn no_project(root: &Path) -> Error {
     Error::new(
         Code::NoProject,
-        format!("{} is not a knowledge-graph project: it has no {STATE_DIR} directory", root.display()),
+        format!(
+            "{} is not a knowledge-graph project: it has no {STATE_DIR} directory",
+            root.display()
+        ),
         "Run it inside a project, or name one with `projectRoot` (`--project` on the command line)",
     )
 }

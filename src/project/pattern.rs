@@ -42,7 +42,10 @@ struct Pattern {
 impl Patterns {
     /// `option` names the option in messages. The project at `root` need not exist.
     pub fn new(root: &Path, patterns: &[String], option: &str) -> Result<Self> {
-        let each = patterns.iter().map(|text| Pattern::new(root, text, option)).collect::<Result<_>>()?;
+        let each = patterns
+            .iter()
+            .map(|text| Pattern::new(root, text, option))
+            .collect::<Result<_>>()?;
         Ok(Patterns { each })
     }
 
@@ -53,13 +56,22 @@ impl Patterns {
 
     /// Whether `path` or a directory that it lies in is named; the innermost decides.
     pub fn take(&self, path: &Path, is_dir: bool) -> bool {
-        let ancestors = path.ancestors().enumerate().filter(|(_, path)| *path != Path::new(""));
-        ancestors.map(|(above, path)| self.verdict(path, is_dir || above > 0)).find_map(|verdict| verdict) == Some(true)
+        let ancestors = path
+            .ancestors()
+            .enumerate()
+            .filter(|(_, path)| *path != Path::new(""));
+        ancestors
+            .map(|(above, path)| self.verdict(path, is_dir || above > 0))
+            .find_map(|verdict| verdict)
+            == Some(true)
     }
 
     /// The patterns that matched nothing that was asked about.
     pub fn unmatched(&self) -> impl Iterator<Item = &str> {
-        self.each.iter().filter(|pattern| !pattern.has_matched.get()).map(|pattern| pattern.text.as_str())
+        self.each
+            .iter()
+            .filter(|pattern| !pattern.has_matched.get())
+            .map(|pattern| pattern.text.as_str())
     }
 
     fn verdict(&self, path: &Path, is_dir: bool) -> Option<bool> {
@@ -78,12 +90,19 @@ impl Pattern {
     fn new(root: &Path, text: &str, option: &str) -> Result<Self> {
         let refused = |what: &str| {
             let remedy = "Write it as in a .gitignore file, for example `*.tmp`, `plugins/cache/` or `vectors/*.f32`";
-            Error::invalid(format!("`{text}` in {option} is not a pattern: {what}"), remedy)
+            Error::invalid(
+                format!("`{text}` in {option} is not a pattern: {what}"),
+                remedy,
+            )
         };
         if text.starts_with('#') {
-            return Err(refused("it is a comment; for a name that begins so, write `\\#`"));
+            return Err(refused(
+                "it is a comment; for a name that begins so, write `\\#`",
+            ));
         }
-        let (is_negated, body) = text.strip_prefix('!').map_or((false, text), |body| (true, body));
+        let (is_negated, body) = text
+            .strip_prefix('!')
+            .map_or((false, text), |body| (true, body));
         let body = body.trim_end();
         let inside = normalized(root, body).map_err(|what| refused(&what))?;
         if inside.is_empty() {
@@ -106,20 +125,33 @@ impl Pattern {
         syntax.map_err(|cause| refused(&cause.kind().to_string()))?;
         let mut builder = GitignoreBuilder::new(".");
         for line in lines {
-            builder.add_line(None, &line).map_err(|cause| refused(&cause.to_string()))?;
+            builder
+                .add_line(None, &line)
+                .map_err(|cause| refused(&cause.to_string()))?;
         }
-        let globs = builder.build().map_err(|cause| refused(&cause.to_string()))?;
+        let globs = builder
+            .build()
+            .map_err(|cause| refused(&cause.to_string()))?;
         if globs.num_ignores() == 0 {
             return Err(refused("it matches nothing"));
         }
-        Ok(Pattern { text: text.to_string(), is_negated, globs, has_matched: Cell::new(false) })
+        Ok(Pattern {
+            text: text.to_string(),
+            is_negated,
+            globs,
+            has_matched: Cell::new(false),
+        })
     }
 }
 
 /// The pattern relative to the project's root, without `.`, `..`, and slashes at its ends; or why it is none.
 fn normalized(root: &Path, body: &str) -> std::result::Result<String, String> {
     let outside = || format!("it leads out of the project at {}", root.display());
-    let inside = if body.starts_with('/') { below_root(root, body).ok_or_else(outside)? } else { body.to_string() };
+    let inside = if body.starts_with('/') {
+        below_root(root, body).ok_or_else(outside)?
+    } else {
+        body.to_string()
+    };
     let mut names: Vec<&str> = Vec::new();
     for name in inside.split('/') {
         match name {
@@ -143,7 +175,9 @@ fn below_root(root: &Path, body: &str) -> Option<String> {
     let first = names.first().filter(|_| plain > 0);
     let is_elsewhere = first.is_some_and(|first| {
         let inside = [root.join(first), root.join(STATE_DIR).join(first)];
-        *first != STATE_DIR && !inside.iter().any(|path| path.exists()) && Path::new("/").join(first).exists()
+        *first != STATE_DIR
+            && !inside.iter().any(|path| path.exists())
+            && Path::new("/").join(first).exists()
     });
     (!is_elsewhere).then(|| names.join("/"))
 }
@@ -161,8 +195,14 @@ fn rest_below(root: &Path, body: &str) -> Option<String> {
     let (names, plain) = names_of(body);
     let path: PathBuf = Path::new("/").join(names[..plain].iter().collect::<PathBuf>());
     // The last name may be a link, which is meant itself.
-    let resolved = path.parent().map(resolve).unwrap_or_default().join(path.file_name().unwrap_or_default());
-    let is_absolute = root.components().any(|part| matches!(part, Component::Normal(_)));
+    let resolved = path
+        .parent()
+        .map(resolve)
+        .unwrap_or_default()
+        .join(path.file_name().unwrap_or_default());
+    let is_absolute = root
+        .components()
+        .any(|part| matches!(part, Component::Normal(_)));
     let rest = [(&path, root.to_path_buf()), (&resolved, resolve(root))]
         .into_iter()
         .find_map(|(path, root)| path.strip_prefix(root).ok().filter(|_| is_absolute))?;
@@ -172,11 +212,23 @@ fn rest_below(root: &Path, body: &str) -> Option<String> {
 /// The same pattern, but for an absolute path inside of the project at `root`, which becomes relative: what a project is called where it was
 /// saved means the same where it is restored.
 pub fn relative(root: &Path, text: &str) -> String {
-    let (sign, body) = text.strip_prefix('!').map_or(("", text), |body| ("!", body));
-    let rest = body.starts_with('/').then(|| rest_below(root, body.trim_end())).flatten();
+    let (sign, body) = text
+        .strip_prefix('!')
+        .map_or(("", text), |body| ("!", body));
+    let rest = body
+        .starts_with('/')
+        .then(|| rest_below(root, body.trim_end()))
+        .flatten();
     match rest.filter(|rest| !rest.is_empty()) {
         // It stays anchored at the root.
-        Some(rest) => format!("{sign}/{rest}{}", if body.trim_end().ends_with('/') { "/" } else { "" }),
+        Some(rest) => format!(
+            "{sign}/{rest}{}",
+            if body.trim_end().ends_with('/') {
+                "/"
+            } else {
+                ""
+            }
+        ),
         None => text.to_string(),
     }
 }
@@ -186,7 +238,8 @@ mod tests {
     use super::*;
 
     fn takes(pattern: &str, path: &str) -> bool {
-        let patterns = Patterns::new(Path::new("/srv/project"), &[pattern.to_string()], "paths").unwrap();
+        let patterns =
+            Patterns::new(Path::new("/srv/project"), &[pattern.to_string()], "paths").unwrap();
         patterns.take(Path::new(path), false)
     }
 
@@ -211,10 +264,22 @@ mod tests {
             "/srv/project/.kg/plugins/",
             "**/terms.*",
         ] {
-            assert!(takes(pattern, ".kg/plugins/glossary/terms.json"), "{pattern}");
+            assert!(
+                takes(pattern, ".kg/plugins/glossary/terms.json"),
+                "{pattern}"
+            );
         }
-        for pattern in ["/terms.json", "plugins/*.json", "plugins/gloss", "terms.json/", "/srv/project/plugins/other"] {
-            assert!(!takes(pattern, ".kg/plugins/glossary/terms.json"), "{pattern}");
+        for pattern in [
+            "/terms.json",
+            "plugins/*.json",
+            "plugins/gloss",
+            "terms.json/",
+            "/srv/project/plugins/other",
+        ] {
+            assert!(
+                !takes(pattern, ".kg/plugins/glossary/terms.json"),
+                "{pattern}"
+            );
         }
         assert!(takes("data/graph.db", "data/graph.db") && takes("50%", ".kg/50%"));
     }
@@ -235,7 +300,8 @@ mod tests {
             ("/srv/project/../other", "leads out"),
             ("/srv/project", "names nothing"),
         ] {
-            let error = Patterns::new(Path::new("/srv/project"), &[pattern.to_string()], "paths").unwrap_err();
+            let error = Patterns::new(Path::new("/srv/project"), &[pattern.to_string()], "paths")
+                .unwrap_err();
             assert_eq!(error.code.as_str(), "KG_INVALID_OPTION");
             assert!(error.message.contains(what), "{pattern}: {}", error.message);
         }
@@ -245,7 +311,10 @@ mod tests {
     fn the_last_pattern_decides_and_those_that_matched_nothing_are_known() {
         let all = ["*.tmp", "!keep.tmp", "plugins/none"].map(String::from);
         let patterns = Patterns::new(Path::new("/srv/project"), &all, "excludePatterns").unwrap();
-        assert!(patterns.name(Path::new(".kg/a.tmp"), false) && !patterns.name(Path::new(".kg/keep.tmp"), false));
+        assert!(
+            patterns.name(Path::new(".kg/a.tmp"), false)
+                && !patterns.name(Path::new(".kg/keep.tmp"), false)
+        );
         assert_eq!(patterns.unmatched().collect::<Vec<_>>(), ["plugins/none"]);
     }
 

@@ -41,11 +41,23 @@ enum Beside {
 
 /// Makes one source of the names of each database, and links of its other names. `graph_is_outside`
 /// if a restore may put the graph database elsewhere than its source says.
-pub fn unite(root: &Path, graph_is_outside: bool, sources: &mut Vec<Source>, warnings: &mut Vec<Warning>) {
+pub fn unite(
+    root: &Path,
+    graph_is_outside: bool,
+    sources: &mut Vec<Source>,
+    warnings: &mut Vec<Warning>,
+) {
     let mut groups: BTreeMap<Identity, Vec<usize>> = BTreeMap::new();
-    for (number, source) in sources.iter().enumerate().filter(|(_, source)| source.is_database()) {
+    for (number, source) in sources
+        .iter()
+        .enumerate()
+        .filter(|(_, source)| source.is_database())
+    {
         if let Ok(found) = fs::metadata(&source.absolute) {
-            groups.entry((found.dev(), found.ino())).or_default().push(number);
+            groups
+                .entry((found.dev(), found.ino()))
+                .or_default()
+                .push(number);
         }
     }
     let mut left_out = Vec::new();
@@ -58,15 +70,29 @@ pub fn unite(root: &Path, graph_is_outside: bool, sources: &mut Vec<Source>, war
                 names.push(name);
             }
         }
-        let links = names.first().and_then(|name| fs::metadata(name).ok()).map_or(1, |found| found.nlink());
+        let links = names
+            .first()
+            .and_then(|name| fs::metadata(name).ok())
+            .map_or(1, |found| found.nlink());
         let mut outside = 0;
         if links > 1 {
             let (others, kept) = names_below(root, identity);
-            names.extend(others.into_iter().filter(|other| !names.contains(other)).collect::<Vec<_>>());
+            names.extend(
+                others
+                    .into_iter()
+                    .filter(|other| !names.contains(other))
+                    .collect::<Vec<_>>(),
+            );
             outside = links.saturating_sub(names.len() as u64 + kept);
         }
         if members.len() > 1 || links > 1 {
-            let group = Group { root, graph_is_outside, members, names, outside };
+            let group = Group {
+                root,
+                graph_is_outside,
+                members,
+                names,
+                outside,
+            };
             left_out.extend(group.unite(sources, warnings));
         }
     }
@@ -80,21 +106,35 @@ pub fn unite(root: &Path, graph_is_outside: bool, sources: &mut Vec<Source>, war
 /// Other names of a database below `.kg` that have a WAL or journal of their own: as messages show
 /// them, and their paths.
 pub fn others_with_wal(root: &Path, database: &Path) -> Vec<(String, PathBuf)> {
-    let Some(found) = fs::metadata(database).ok().filter(|found| found.nlink() > 1) else { return Vec::new() };
+    let Some(found) = fs::metadata(database)
+        .ok()
+        .filter(|found| found.nlink() > 1)
+    else {
+        return Vec::new();
+    };
     let own = beside(database);
     let (others, _) = names_below(root, (found.dev(), found.ino()));
     let differs = |other: &PathBuf| match (beside(other), own) {
         (Beside::Nothing, _) => false,
-        (Beside::Left(other) | Beside::InUse(other), Beside::Left(own) | Beside::InUse(own)) => other != own,
+        (Beside::Left(other) | Beside::InUse(other), Beside::Left(own) | Beside::InUse(own)) => {
+            other != own
+        }
         (_, Beside::Nothing) => true,
     };
-    let others = others.into_iter().filter(|other| other != database && differs(other));
+    let others = others
+        .into_iter()
+        .filter(|other| other != database && differs(other));
     others.map(|other| (shown(root, &other), other)).collect()
 }
 
 /// How many names (hard links) a database has outside `.kg`, its own not counted.
 pub fn links_outside(root: &Path, database: &Path) -> u64 {
-    let Some(found) = fs::metadata(database).ok().filter(|found| found.nlink() > 1) else { return 0 };
+    let Some(found) = fs::metadata(database)
+        .ok()
+        .filter(|found| found.nlink() > 1)
+    else {
+        return 0;
+    };
     let (known, kept) = names_below(root, (found.dev(), found.ino()));
     let others = known.iter().filter(|name| *name != database).count() as u64;
     found.nlink().saturating_sub(others + kept + 1)
@@ -117,8 +157,12 @@ impl Group<'_> {
     fn unite(&self, sources: &mut [Source], warnings: &mut Vec<Warning>) -> Vec<usize> {
         let (read, others) = self.choose();
         let mut left_out = Vec::new();
-        let Some(kept) = self.kept(sources, &read) else { return left_out };
-        let Some(saved) = sources.get_mut(kept) else { return left_out };
+        let Some(kept) = self.kept(sources, &read) else {
+            return left_out;
+        };
+        let Some(saved) = sources.get_mut(kept) else {
+            return left_out;
+        };
         saved.absolute.clone_from(&read);
         let (path, is_graph) = (saved.path.clone(), saved.component == Component::Database);
         let through = if shown(self.root, &read) == path {
@@ -134,14 +178,19 @@ impl Group<'_> {
                 shown(self.root, &read)
             );
             warnings.push(Warning::about(WarningCode::SameFile, &path, message));
-            let message = format!("What was committed to {other}-wal is not in the backup; see KG_WARN_SAME_FILE");
+            let message = format!(
+                "What was committed to {other}-wal is not in the backup; see KG_WARN_SAME_FILE"
+            );
             warnings.push(Warning::about(WarningCode::WalNotInUse, &other, message));
         }
         for number in self.members.iter().filter(|number| **number != kept) {
-            let Some(source) = sources.get_mut(*number) else { continue };
+            let Some(source) = sources.get_mut(*number) else {
+                continue;
+            };
             let what = if is_graph && self.graph_is_outside {
                 left_out.push(*number);
-                "is not saved, because a restore may put the database outside the project".to_string()
+                "is not saved, because a restore may put the database outside the project"
+                    .to_string()
             } else {
                 source.kind = SourceKind::Link(relative(&source.path, &path));
                 format!(
@@ -149,8 +198,10 @@ impl Group<'_> {
                      other's WAL"
                 )
             };
-            let message =
-                format!("{} is another name of {path}. {path} is saved{through}; {} {what}", source.path, source.path);
+            let message = format!(
+                "{} is another name of {path}. {path} is saved{through}; {} {what}",
+                source.path, source.path
+            );
             warnings.push(Warning::about(WarningCode::SameFile, &source.path, message));
         }
         if self.outside > 0 {
@@ -169,26 +220,44 @@ impl Group<'_> {
         let mut claims: Vec<(Identity, bool, &PathBuf)> = Vec::new();
         for name in &self.names {
             match beside(name) {
-                Beside::Left(wal) if claims.iter().all(|(known, ..)| *known != wal) => claims.push((wal, false, name)),
-                Beside::InUse(wal) if claims.iter().all(|(known, ..)| *known != wal) => claims.push((wal, true, name)),
+                Beside::Left(wal) if claims.iter().all(|(known, ..)| *known != wal) => {
+                    claims.push((wal, false, name))
+                }
+                Beside::InUse(wal) if claims.iter().all(|(known, ..)| *known != wal) => {
+                    claims.push((wal, true, name))
+                }
                 _ => {}
             }
         }
         // Stable: of several in use, the first name, which is the graph's.
         claims.sort_by_key(|(_, is_in_use, _)| !is_in_use);
         let mut claims = claims.into_iter().map(|(.., name)| name.clone());
-        let read = claims.next().or_else(|| self.names.first().cloned()).unwrap_or_default();
+        let read = claims
+            .next()
+            .or_else(|| self.names.first().cloned())
+            .unwrap_or_default();
         (read, claims.collect())
     }
 
     /// The source that is saved: the graph database, or else the name that is read, or else the
     /// first.
     fn kept(&self, sources: &[Source], read: &Path) -> Option<usize> {
-        let is_graph =
-            |number: &usize| sources.get(*number).is_some_and(|source| source.component == Component::Database);
-        let is_read = |number: &usize| sources.get(*number).is_some_and(|source| resolved(&source.absolute) == read);
+        let is_graph = |number: &usize| {
+            sources
+                .get(*number)
+                .is_some_and(|source| source.component == Component::Database)
+        };
+        let is_read = |number: &usize| {
+            sources
+                .get(*number)
+                .is_some_and(|source| resolved(&source.absolute) == read)
+        };
         let mut members = self.members.iter().copied();
-        members.clone().find(is_graph).or_else(|| members.clone().find(is_read)).or_else(|| members.next())
+        members
+            .clone()
+            .find(is_graph)
+            .or_else(|| members.clone().find(is_read))
+            .or_else(|| members.next())
     }
 }
 
@@ -199,9 +268,14 @@ fn resolved(path: &Path) -> PathBuf {
 /// As messages name it; `.kg` may be a link.
 fn shown(root: &Path, name: &Path) -> String {
     let state = resolved(&root.join(STATE_DIR));
-    let below = name.strip_prefix(&state).map(|below| Path::new(STATE_DIR).join(below));
+    let below = name
+        .strip_prefix(&state)
+        .map(|below| Path::new(STATE_DIR).join(below));
     let below = below.or_else(|_| name.strip_prefix(root).map(Path::to_path_buf));
-    below.map_or_else(|_| name.display().to_string(), |below| names::encode(&below))
+    below.map_or_else(
+        |_| name.display().to_string(),
+        |below| names::encode(&below),
+    )
 }
 
 fn beside(name: &Path) -> Beside {
@@ -230,13 +304,24 @@ fn names_below(root: &Path, identity: Identity) -> (Vec<PathBuf>, u64) {
     let mut directories = vec![(state.clone(), false)];
     while let Some((directory, is_kept)) = directories.pop() {
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            let Ok(kind) = entry.file_type() else { continue };
-            let is_of_restore = |name: &str| directory == state && exclude::is_of_restore(name, kind.is_dir());
+            let Ok(kind) = entry.file_type() else {
+                continue;
+            };
+            let is_of_restore =
+                |name: &str| directory == state && exclude::is_of_restore(name, kind.is_dir());
             let is_kept = is_kept || entry.file_name().to_str().is_some_and(is_of_restore);
             if kind.is_dir() {
                 directories.push((entry.path(), is_kept));
-            } else if kind.is_file() && entry.metadata().is_ok_and(|found| (found.dev(), found.ino()) == identity) {
-                if is_kept { kept += 1 } else { found.push(entry.path()) }
+            } else if kind.is_file()
+                && entry
+                    .metadata()
+                    .is_ok_and(|found| (found.dev(), found.ino()) == identity)
+            {
+                if is_kept {
+                    kept += 1
+                } else {
+                    found.push(entry.path())
+                }
             }
         }
     }
@@ -248,9 +333,16 @@ fn names_below(root: &Path, identity: Identity) -> (Vec<PathBuf>, u64) {
 pub fn relative(from: &str, to: &str) -> String {
     let (from, to): (Vec<&str>, Vec<&str>) = (from.split('/').collect(), to.split('/').collect());
     let directories = from.len().saturating_sub(1);
-    let common = from.iter().take(directories).zip(&to).take_while(|(from, to)| from == to).count();
+    let common = from
+        .iter()
+        .take(directories)
+        .zip(&to)
+        .take_while(|(from, to)| from == to)
+        .count();
     let up = std::iter::repeat_n("..", directories.saturating_sub(common));
-    up.chain(to.into_iter().skip(common)).collect::<Vec<_>>().join("/")
+    up.chain(to.into_iter().skip(common))
+        .collect::<Vec<_>>()
+        .join("/")
 }
 
 #[cfg(test)]
@@ -259,9 +351,15 @@ mod tests {
 
     #[test]
     fn a_link_leads_up_to_the_common_directory_and_down_again() {
-        assert_eq!(relative(".kg/plugins/a/x.db", ".kg/knowledge.db"), "../../knowledge.db");
+        assert_eq!(
+            relative(".kg/plugins/a/x.db", ".kg/knowledge.db"),
+            "../../knowledge.db"
+        );
         assert_eq!(relative(".kg/a.db", ".kg/b.db"), "b.db");
         assert_eq!(relative(".kg/a.db", "db/graph.db"), "../db/graph.db");
-        assert_eq!(relative(".kg/plugins/a/x.db", ".kg/plugins/b/x.db"), "../b/x.db");
+        assert_eq!(
+            relative(".kg/plugins/a/x.db", ".kg/plugins/b/x.db"),
+            "../b/x.db"
+        );
     }
 }

@@ -29,18 +29,31 @@ pub struct Rows<'r, 'w> {
 impl Rows<'_, '_> {
     /// Copies the rows of all tables, and what belongs to none.
     pub fn fill(&self, target: &Target, schema: &Schema, salvaged: &mut Salvaged) -> Result<()> {
-        let taken: HashSet<String> = schema.objects.iter().map(|object| object.name.to_ascii_lowercase()).collect();
+        let taken: HashSet<String> = schema
+            .objects
+            .iter()
+            .map(|object| object.name.to_ascii_lowercase())
+            .collect();
         let mut lost = LostAndFound::new(|name| taken.contains(name));
         // Whatever the sequences are, rows come first: inserting moves them.
         let mut order: Vec<usize> = (1..self.walk.trees.len()).collect();
         order.sort_by_key(|index| self.walk.trees[*index].name == "sqlite_sequence");
         for index in order {
             let tree = &self.walk.trees[index];
-            let is_derived = self.shadows.contains(&tree.name) || tree.name.starts_with("sqlite_stat");
-            let unit = self.carried.units.iter().find(|unit| unit.table == tree.name);
+            let is_derived =
+                self.shadows.contains(&tree.name) || tree.name.starts_with("sqlite_stat");
+            let unit = self
+                .carried
+                .units
+                .iter()
+                .find(|unit| unit.table == tree.name);
             if let Some(unit) = unit.filter(|_| !tree.is_index) {
                 let rows_recovered = unit.rows;
-                salvaged.tables.push(TableReport { name: tree.name.clone(), rows_recovered, ..TableReport::default() });
+                salvaged.tables.push(TableReport {
+                    name: tree.name.clone(),
+                    rows_recovered,
+                    ..TableReport::default()
+                });
             } else if !tree.is_index && !is_derived {
                 let report = self.fill_table(index, target, &mut lost, salvaged)?;
                 if tree.name != "sqlite_sequence" {
@@ -49,8 +62,11 @@ impl Rows<'_, '_> {
             }
         }
         for (group, reason) in &self.orphans.aside {
-            let holds_schema =
-                group.by_rowid && group.leaves.iter().all(|leaf| schema::holds_schema(self.walk.source, leaf.page));
+            let holds_schema = group.by_rowid
+                && group
+                    .leaves
+                    .iter()
+                    .all(|leaf| schema::holds_schema(self.walk.source, leaf.page));
             if !holds_schema {
                 self.put_aside(group, reason, target, &mut lost)?;
             }
@@ -67,9 +83,18 @@ impl Rows<'_, '_> {
         salvaged: &mut Salvaged,
     ) -> Result<TableReport> {
         let (tree, found) = (&self.walk.trees[index], &self.walk.found[index]);
-        let mut report = TableReport { name: tree.name.clone(), ..TableReport::default() };
-        let mut leaves: Vec<(Leaf, Owner)> = found.leaves.iter().map(|leaf| (*leaf, Owner::Tree)).collect();
-        let assigned = self.orphans.assigned[index].iter().flat_map(|group| &group.leaves);
+        let mut report = TableReport {
+            name: tree.name.clone(),
+            ..TableReport::default()
+        };
+        let mut leaves: Vec<(Leaf, Owner)> = found
+            .leaves
+            .iter()
+            .map(|leaf| (*leaf, Owner::Tree))
+            .collect();
+        let assigned = self.orphans.assigned[index]
+            .iter()
+            .flat_map(|group| &group.leaves);
         leaves.extend(assigned.map(|leaf| (*leaf, Owner::Orphan)));
         report.pages_reassigned = (leaves.len() - found.leaves.len()) as u64;
         report.pages_lost = found.pages_lost;
@@ -77,69 +102,109 @@ impl Rows<'_, '_> {
             leaves.sort_by_key(|(leaf, _)| leaf.first);
         }
         let encoding = self.walk.source.encoding;
-        let mut filler =
-            tree.shape.as_ref().map(|shape| Filler::new(&target.connection, &tree.name, shape, tree.by_rowid));
+        let mut filler = tree
+            .shape
+            .as_ref()
+            .map(|shape| Filler::new(&target.connection, &tree.name, shape, tree.by_rowid));
         if filler.as_ref().is_some_and(|filler| !filler.keeps_rowids()) {
-            salvaged
-                .warnings
-                .push(format!("{} has columns that hide its rowid: its rows were numbered anew", tree.name));
+            salvaged.warnings.push(format!(
+                "{} has columns that hide its rowid: its rows were numbered anew",
+                tree.name
+            ));
         }
         if tree.name == "sqlite_sequence" && filler.is_some() {
-            target.connection.execute_batch("DELETE FROM sqlite_sequence").map_err(|cause| target.error(cause))?;
+            target
+                .connection
+                .execute_batch("DELETE FROM sqlite_sequence")
+                .map_err(|cause| target.error(cause))?;
         }
         for (leaf, owner) in &leaves {
             self.cancel.check()?;
-            of_leaf(self.walk, self.chains, leaf, tree.by_rowid, *owner, |cell, payload| {
-                let payload = match payload {
-                    Ok(payload) => payload,
-                    Err(Unread { reason, contested: Some(payload) }) => {
-                        report.rows_aside += 1;
-                        let place = RowLocation {
-                            table: &tree.name,
-                            page: leaf.page,
-                            rowid: tree.by_rowid.then_some(cell.rowid),
-                        };
-                        return lost.put(target, place, &payload, encoding, reason);
+            of_leaf(
+                self.walk,
+                self.chains,
+                leaf,
+                tree.by_rowid,
+                *owner,
+                |cell, payload| {
+                    let payload = match payload {
+                        Ok(payload) => payload,
+                        Err(Unread {
+                            reason,
+                            contested: Some(payload),
+                        }) => {
+                            report.rows_aside += 1;
+                            let place = RowLocation {
+                                table: &tree.name,
+                                page: leaf.page,
+                                rowid: tree.by_rowid.then_some(cell.rowid),
+                            };
+                            return lost.put(target, place, &payload, encoding, reason);
+                        }
+                        Err(_) => {
+                            report.rows_lost += 1;
+                            report.rows_broken += 1;
+                            return Ok(());
+                        }
+                    };
+                    let inserted = match &mut filler {
+                        Some(filler) => filler
+                            .insert(cell.rowid, &payload, encoding)
+                            .map_err(|cause| target.error(cause))?,
+                        None => Err("its table could not be created".to_string()),
+                    };
+                    match inserted {
+                        Ok(()) => report.rows_recovered += 1,
+                        Err(reason) => {
+                            let rowid = tree.by_rowid.then_some(cell.rowid);
+                            let place = RowLocation {
+                                table: &tree.name,
+                                page: leaf.page,
+                                rowid,
+                            };
+                            lost.put(target, place, &payload, encoding, &reason)?;
+                            report.rows_aside += 1;
+                        }
                     }
-                    Err(_) => {
-                        report.rows_lost += 1;
-                        report.rows_broken += 1;
-                        return Ok(());
-                    }
-                };
-                let inserted = match &mut filler {
-                    Some(filler) => {
-                        filler.insert(cell.rowid, &payload, encoding).map_err(|cause| target.error(cause))?
-                    }
-                    None => Err("its table could not be created".to_string()),
-                };
-                match inserted {
-                    Ok(()) => report.rows_recovered += 1,
-                    Err(reason) => {
-                        let rowid = tree.by_rowid.then_some(cell.rowid);
-                        let place = RowLocation { table: &tree.name, page: leaf.page, rowid };
-                        lost.put(target, place, &payload, encoding, &reason)?;
-                        report.rows_aside += 1;
-                    }
-                }
-                Ok(())
-            })?;
+                    Ok(())
+                },
+            )?;
         }
         Ok(report)
     }
 
-    fn put_aside(&self, group: &Group, reason: &str, target: &Target, lost: &mut LostAndFound) -> Result<()> {
+    fn put_aside(
+        &self,
+        group: &Group,
+        reason: &str,
+        target: &Target,
+        lost: &mut LostAndFound,
+    ) -> Result<()> {
         for leaf in &group.leaves {
             self.cancel.check()?;
-            of_leaf(self.walk, self.chains, leaf, group.by_rowid, Owner::Orphan, |cell, payload| {
-                let (payload, reason) = match payload {
-                    Ok(payload) => (payload, reason),
-                    Err(Unread { reason, contested: Some(payload) }) => (payload, reason),
-                    Err(_) => return Ok(()),
-                };
-                let place = RowLocation { table: "", page: leaf.page, rowid: group.by_rowid.then_some(cell.rowid) };
-                lost.put(target, place, &payload, self.walk.source.encoding, reason)
-            })?;
+            of_leaf(
+                self.walk,
+                self.chains,
+                leaf,
+                group.by_rowid,
+                Owner::Orphan,
+                |cell, payload| {
+                    let (payload, reason) = match payload {
+                        Ok(payload) => (payload, reason),
+                        Err(Unread {
+                            reason,
+                            contested: Some(payload),
+                        }) => (payload, reason),
+                        Err(_) => return Ok(()),
+                    };
+                    let place = RowLocation {
+                        table: "",
+                        page: leaf.page,
+                        rowid: group.by_rowid.then_some(cell.rowid),
+                    };
+                    lost.put(target, place, &payload, self.walk.source.encoding, reason)
+                },
+            )?;
         }
         Ok(())
     }

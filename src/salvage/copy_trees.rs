@@ -78,29 +78,56 @@ pub fn units(
     tables: &HashSet<String>,
 ) -> Vec<Unit> {
     let source = walk.source;
-    let format = source.page(1).and_then(|first| u32_at(&first, SCHEMA_FORMAT_AT));
+    let format = source
+        .page(1)
+        .and_then(|first| u32_at(&first, SCHEMA_FORMAT_AT));
     let is_plain = source.geometry.usable_bytes == source.page_size && !source.has_pointer_map;
     if !is_plain || format != Some(SCHEMA_FORMAT) {
         return Vec::new();
     }
     let mut tables: Vec<&String> = tables.iter().collect();
     tables.sort();
-    tables.into_iter().filter_map(|table| unit(walk, chains, orphans, schema, table)).collect()
+    tables
+        .into_iter()
+        .filter_map(|table| unit(walk, chains, orphans, schema, table))
+        .collect()
 }
 
-fn unit(walk: &TreeScan<'_>, chains: &Chains, orphans: &Orphans, schema: &Schema, table: &str) -> Option<Unit> {
+fn unit(
+    walk: &TreeScan<'_>,
+    chains: &Chains,
+    orphans: &Orphans,
+    schema: &Schema,
+    table: &str,
+) -> Option<Unit> {
     let of_kind = |kind: &'static str| {
-        let objects = schema.objects.iter().filter(move |object| object.kind == kind);
-        objects.filter(|object| object.table.eq_ignore_ascii_case(table)).cloned()
+        let objects = schema
+            .objects
+            .iter()
+            .filter(move |object| object.kind == kind);
+        objects
+            .filter(|object| object.table.eq_ignore_ascii_case(table))
+            .cloned()
     };
     let mut objects: Vec<Object> = of_kind("table").collect();
     objects.extend(of_kind("index"));
-    let mut unit = Unit { table: table.to_string(), objects: Vec::new(), rows: 0, pages: Vec::new() };
+    let mut unit = Unit {
+        table: table.to_string(),
+        objects: Vec::new(),
+        rows: 0,
+        pages: Vec::new(),
+    };
     for object in &objects {
-        let tree = walk.trees.iter().position(|tree| tree.name == object.name && tree.root == object.root)?;
+        let tree = walk
+            .trees
+            .iter()
+            .position(|tree| tree.name == object.name && tree.root == object.root)?;
         let found = walk.found.get(tree)?;
         let is_whole = found.holes.is_empty() && found.pages_lost == 0 && found.cells_lost == 0;
-        let has_orphans = orphans.assigned.get(tree).is_some_and(|groups| !groups.is_empty());
+        let has_orphans = orphans
+            .assigned
+            .get(tree)
+            .is_some_and(|groups| !groups.is_empty());
         if object.root < 2 || !is_whole || has_orphans {
             return None;
         }
@@ -115,17 +142,33 @@ fn unit(walk: &TreeScan<'_>, chains: &Chains, orphans: &Orphans, schema: &Schema
 }
 
 /// Lists the pages of a tree, and counts its entries. `None` if one of them is not exactly what it must be.
-fn copy(walk: &TreeScan<'_>, chains: &Chains, tree: usize, root: u32, pages: &mut Vec<(u32, bool)>) -> Option<u64> {
+fn copy(
+    walk: &TreeScan<'_>,
+    chains: &Chains,
+    tree: usize,
+    root: u32,
+    pages: &mut Vec<(u32, bool)>,
+) -> Option<u64> {
     let source = walk.source;
     let (mut rows, mut open) = (0, vec![root]);
     while let Some(number) = open.pop() {
         let is_own = walk.claimed_by(number) == Some(tree) && !is_free(walk, number);
-        let page = exact(&source.page(number)?, number, source.geometry, |_| {}).filter(|_| is_own)?;
+        let page =
+            exact(&source.page(number)?, number, source.geometry, |_| {}).filter(|_| is_own)?;
         pages.push((number, true));
         let holds_rows = !page.kind.is_interior() || !page.kind.is_table();
-        rows += if holds_rows { page.cells.len() as u64 } else { 0 };
+        rows += if holds_rows {
+            page.cells.len() as u64
+        } else {
+            0
+        };
         if page.kind.is_interior() {
-            open.extend(page.cells.iter().map(|cell| cell.child).chain([page.right_child]));
+            open.extend(
+                page.cells
+                    .iter()
+                    .map(|cell| cell.child)
+                    .chain([page.right_child]),
+            );
         }
         for cell in page.cells.iter().filter(|cell| cell.overflow > 0) {
             let rest = cell.payload_bytes.checked_sub(cell.local_bytes as u64)?;
@@ -158,8 +201,15 @@ fn is_free(walk: &TreeScan<'_>, page: u32) -> bool {
 
 /// Appends units and the definitions of virtual tables to the new database at `path`, which nothing has open. Returns the virtual
 /// tables whose definition SQLite refuses, with the reason.
-pub fn append(path: &Path, source: &Source, carried: &Carried, cancel: &CancelToken) -> Result<Vec<(Object, String)>> {
-    let Carried { units, definitions, .. } = carried;
+pub fn append(
+    path: &Path,
+    source: &Source,
+    carried: &Carried,
+    cancel: &CancelToken,
+) -> Result<Vec<(Object, String)>> {
+    let Carried {
+        units, definitions, ..
+    } = carried;
     if units.is_empty() && definitions.is_empty() {
         return Ok(Vec::new());
     }
@@ -186,7 +236,12 @@ pub fn append(path: &Path, source: &Source, carried: &Carried, cancel: &CancelTo
 }
 
 /// Returns the new number of each page.
-fn append_pages(path: &Path, source: &Source, units: &[Unit], cancel: &CancelToken) -> io::Result<HashMap<u32, u32>> {
+fn append_pages(
+    path: &Path,
+    source: &Source,
+    units: &[Unit],
+    cancel: &CancelToken,
+) -> io::Result<HashMap<u32, u32>> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     let page_bytes = source.page_size as u64;
     let lock_page = u32::try_from(lock_page(page_bytes)).unwrap_or(u32::MAX);
@@ -202,7 +257,9 @@ fn append_pages(path: &Path, source: &Source, units: &[Unit], cancel: &CancelTok
     }
     for (number, is_of_tree) in units.iter().flat_map(|unit| &unit.pages) {
         cancel.check().map_err(io::Error::other)?;
-        let page = source.page(*number).and_then(|bytes| renumbered(bytes, *number, *is_of_tree, source, &numbers));
+        let page = source
+            .page(*number)
+            .and_then(|bytes| renumbered(bytes, *number, *is_of_tree, source, &numbers));
         let (Some(page), Some(new)) = (page, numbers.get(number)) else {
             return Err(io::ErrorKind::InvalidData.into());
         };
@@ -226,7 +283,12 @@ fn renumbered(
 ) -> Option<Vec<u8>> {
     if !is_of_tree {
         let next = u32_at(&bytes, 0)?;
-        return set_number(&mut bytes, 0, if next == 0 { 0 } else { *numbers.get(&next)? }).map(|()| bytes);
+        return set_number(
+            &mut bytes,
+            0,
+            if next == 0 { 0 } else { *numbers.get(&next)? },
+        )
+        .map(|()| bytes);
     }
     let page = exact(&bytes, number, source.geometry, |_| {})?;
     for (index, cell) in page.cells.iter().enumerate() {
@@ -235,7 +297,11 @@ fn renumbered(
             set_number(&mut bytes, at, *numbers.get(&cell.child)?)?;
         }
         if cell.overflow > 0 {
-            set_number(&mut bytes, cell.local_start + cell.local_bytes, *numbers.get(&cell.overflow)?)?;
+            set_number(
+                &mut bytes,
+                cell.local_start + cell.local_bytes,
+                *numbers.get(&cell.overflow)?,
+            )?;
         }
     }
     if page.kind.is_interior() {
@@ -245,7 +311,9 @@ fn renumbered(
 }
 
 fn set_number(bytes: &mut [u8], at: usize, number: u32) -> Option<()> {
-    bytes.get_mut(at..at.checked_add(4)?)?.copy_from_slice(&number.to_be_bytes());
+    bytes
+        .get_mut(at..at.checked_add(4)?)?
+        .copy_from_slice(&number.to_be_bytes());
     Some(())
 }
 
@@ -259,9 +327,24 @@ fn write_schema<'o>(
         connection.execute_batch("BEGIN IMMEDIATE")?;
         let sql = "INSERT INTO sqlite_schema (type, name, tbl_name, rootpage, sql) VALUES (?1, ?2, ?3, ?4, ?5)";
         for object in objects {
-            let Object { kind, name, table, root, sql: text } = object;
+            let Object {
+                kind,
+                name,
+                table,
+                root,
+                sql: text,
+            } = object;
             let text = Some(text).filter(|text| !text.is_empty());
-            connection.execute(sql, (kind, name, table, roots.get(root).copied().unwrap_or(0), text))?;
+            connection.execute(
+                sql,
+                (
+                    kind,
+                    name,
+                    table,
+                    roots.get(root).copied().unwrap_or(0),
+                    text,
+                ),
+            )?;
         }
         connection.execute_batch("COMMIT")
     };
@@ -270,8 +353,11 @@ fn write_schema<'o>(
 
 fn remove(path: &Path, object: &Object) -> Result<()> {
     let sql = "DELETE FROM sqlite_schema WHERE type = ?1 AND name = ?2 AND rootpage = 0";
-    let removed = opened(path).and_then(|connection| connection.execute(sql, (&object.kind, &object.name)));
-    removed.map(|_| ()).map_err(|cause| Error::sqlite("write", path, cause))
+    let removed =
+        opened(path).and_then(|connection| connection.execute(sql, (&object.kind, &object.name)));
+    removed
+        .map(|_| ())
+        .map_err(|cause| Error::sqlite("write", path, cause))
 }
 
 fn opened(path: &Path) -> rusqlite::Result<Connection> {
@@ -285,7 +371,9 @@ fn opened(path: &Path) -> rusqlite::Result<Connection> {
 fn unsound(path: &Path, cancel: &CancelToken) -> Result<Option<String>> {
     let failed = |cause| Error::sqlite("check", path, cause);
     let mut connection = Connection::open(path).map_err(failed)?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false).map_err(failed)?;
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)
+        .map_err(failed)?;
     let found = everything(&mut connection, Pragma::Full { most_findings: 10 }, cancel)?;
     // So many broken rows could hide damage.
     Ok(found.damage.into_iter().chain(found.rows).next())

@@ -24,28 +24,45 @@ pub struct DuplicatePages {
 }
 
 /// Looks at the pages that are of a tree, which `tree_of` names; 0 is none.
-pub fn find(source: &Source, tree_of: impl Fn(u32) -> u32, cancel: &CancelToken) -> Result<DuplicatePages> {
+pub fn find(
+    source: &Source,
+    tree_of: impl Fn(u32) -> u32,
+    cancel: &CancelToken,
+) -> Result<DuplicatePages> {
     let (mut hashes, mut twins) = (Vec::new(), DuplicatePages::default());
     for number in (1..=source.present).filter(|number| tree_of(*number) > 0) {
         if number.is_multiple_of(PAGES_PER_CANCEL_CHECK) {
             cancel.check()?;
         }
-        let Some(bytes) = source.page(number) else { continue };
-        if let Some(page) = parse(&bytes, number, source.geometry).filter(|page| !page.cells.is_empty()) {
+        let Some(bytes) = source.page(number) else {
+            continue;
+        };
+        if let Some(page) =
+            parse(&bytes, number, source.geometry).filter(|page| !page.cells.is_empty())
+        {
             hashes.push((crate::util::content_hash::content_hash(&bytes), number));
-            *twins.leaves.entry(tree_of(number)).or_default() += usize::from(!page.kind.is_interior());
+            *twins.leaves.entry(tree_of(number)).or_default() +=
+                usize::from(!page.kind.is_interior());
         }
     }
     hashes.sort_unstable();
-    let equal = hashes.chunk_by(|(one, _), (other, _)| one == other).filter(|group| group.len() > 1);
-    twins.groups = equal.map(|group| group.iter().map(|(_, number)| *number).collect()).collect();
+    let equal = hashes
+        .chunk_by(|(one, _), (other, _)| one == other)
+        .filter(|group| group.len() > 1);
+    twins.groups = equal
+        .map(|group| group.iter().map(|(_, number)| *number).collect())
+        .collect();
     Ok(twins)
 }
 
 impl DuplicatePages {
     /// The groups of pages of several trees that are not in common because one tree is a copy of the other. `is_first` names the pages
     /// that are the first leaves of their trees.
-    pub fn accidents(self, tree_of: impl Fn(u32) -> u32, is_first: impl Fn(u32) -> bool) -> Vec<Vec<u32>> {
+    pub fn accidents(
+        self,
+        tree_of: impl Fn(u32) -> u32,
+        is_first: impl Fn(u32) -> bool,
+    ) -> Vec<Vec<u32>> {
         let trees = |group: &[u32]| {
             let mut trees: Vec<u32> = group.iter().map(|page| tree_of(*page)).collect();
             trees.sort_unstable();
@@ -59,10 +76,17 @@ impl DuplicatePages {
             *count += 1;
             *with_first |= group.iter().all(|page| is_first(*page));
         }
-        let shortest =
-            |trees: &[u32]| trees.iter().map(|tree| self.leaves.get(tree).copied().unwrap_or(0)).min().unwrap_or(0);
+        let shortest = |trees: &[u32]| {
+            trees
+                .iter()
+                .map(|tree| self.leaves.get(tree).copied().unwrap_or(0))
+                .min()
+                .unwrap_or(0)
+        };
         let is_copy = |trees: &[u32]| match common.get(trees) {
-            Some((count, with_first)) => *count > MOST_ACCIDENTS || (*with_first && *count * 2 >= shortest(trees)),
+            Some((count, with_first)) => {
+                *count > MOST_ACCIDENTS || (*with_first && *count * 2 >= shortest(trees))
+            }
             None => false,
         };
         self.groups
@@ -82,7 +106,10 @@ mod tests {
 
     /// Tree 1 has the pages from 1, tree 2 those from 101, tree 3 those from 201.
     fn accidents(groups: &[Vec<u32>], leaves: [usize; 3]) -> Vec<Vec<u32>> {
-        let twins = DuplicatePages { groups: groups.to_vec(), leaves: (1..).zip(leaves).collect() };
+        let twins = DuplicatePages {
+            groups: groups.to_vec(),
+            leaves: (1..).zip(leaves).collect(),
+        };
         twins.accidents(|page| page / 100 + 1, |page| page % 100 == 1)
     }
 
@@ -90,7 +117,10 @@ mod tests {
     fn pages_that_two_trees_have_in_common_by_the_dozen_are_no_accident() {
         let copies: Vec<Vec<u32>> = (5..=17).map(|page| vec![page, page + 100]).collect();
         let accident = vec![50, 250];
-        assert_eq!(accidents(&[copies, vec![accident.clone()]].concat(), [90, 90, 90]), [accident]);
+        assert_eq!(
+            accidents(&[copies, vec![accident.clone()]].concat(), [90, 90, 90]),
+            [accident]
+        );
     }
 
     #[test]
@@ -99,7 +129,11 @@ mod tests {
         assert_eq!(accidents(&[vec![1, 101]], [1, 1, 0]), none);
         assert_eq!(accidents(&[vec![1, 101]], [2, 60, 0]), none);
         assert_eq!(accidents(&[vec![1, 101], vec![2, 102]], [3, 60, 0]), none);
-        for (group, leaves) in [(vec![7, 101], [60, 1, 0]), (vec![1, 101], [3, 3, 0]), (vec![2, 102], [3, 3, 0])] {
+        for (group, leaves) in [
+            (vec![7, 101], [60, 1, 0]),
+            (vec![1, 101], [3, 3, 0]),
+            (vec![2, 102], [3, 3, 0]),
+        ] {
             assert_eq!(accidents(std::slice::from_ref(&group), leaves), [group]);
         }
     }

@@ -55,7 +55,10 @@ impl Source {
             overlay: None,
             header: Header::default(),
             page_size: 4096,
-            geometry: Geometry { usable_bytes: 4096, page_count: 0 },
+            geometry: Geometry {
+                usable_bytes: 4096,
+                page_count: 0,
+            },
             present: 0,
             encoding: Encoding::Utf8,
             has_pointer_map: false,
@@ -69,7 +72,8 @@ impl Source {
             // The header that counts is in the log.
             if let Some(offset) = overlay.offsets.get(&1) {
                 let header = Header::read_at(&overlay.file, *offset);
-                source.header = header.ok_or_else(|| failed(std::io::ErrorKind::UnexpectedEof.into()))?;
+                source.header =
+                    header.ok_or_else(|| failed(std::io::ErrorKind::UnexpectedEof.into()))?;
             }
             let beyond = overlay.offsets.keys().copied().max().unwrap_or(0);
             source.present = in_file.max(beyond).min(overlay.page_count.max(beyond));
@@ -77,9 +81,15 @@ impl Source {
         } else {
             source.present = in_file;
         }
-        let claimed = if source.header.is_sound { source.header.page_count } else { 0 };
-        source.geometry =
-            Geometry { usable_bytes: size - reserved, page_count: source.present.max(claimed).min(u32::MAX - 1) };
+        let claimed = if source.header.is_sound {
+            source.header.page_count
+        } else {
+            0
+        };
+        source.geometry = Geometry {
+            usable_bytes: size - reserved,
+            page_count: source.present.max(claimed).min(u32::MAX - 1),
+        };
         source.recognised = source.sample(|_, page| page.exact && !page.cells.is_empty()) as u32;
         source.encoding = source.find_encoding();
         source.has_pointer_map = source.find_pointer_map();
@@ -91,7 +101,9 @@ impl Source {
     }
 
     pub fn overlay_has(&self, number: u32) -> bool {
-        self.overlay.as_ref().is_some_and(|overlay| overlay.offsets.contains_key(&number))
+        self.overlay
+            .as_ref()
+            .is_some_and(|overlay| overlay.offsets.contains_key(&number))
     }
 
     /// The bytes of a page; `None` where it is not there or the disk does not give it.
@@ -103,22 +115,28 @@ impl Source {
     /// The first four bytes of a page: what an overflow page says comes next.
     pub fn first_word(&self, number: u32) -> Option<u32> {
         let mut bytes = [0; 4];
-        self.read_page(number, &mut bytes).then(|| u32::from_be_bytes(bytes))
+        self.read_page(number, &mut bytes)
+            .then(|| u32::from_be_bytes(bytes))
     }
 
     fn read_page(&self, number: u32, bytes: &mut [u8]) -> bool {
         if number == 0 || number > self.present {
             return false;
         }
-        let in_log = self.overlay.as_ref().and_then(|log| Some((&log.file, *log.offsets.get(&number)?)));
-        let (file, at) = in_log.unwrap_or((&self.file, u64::from(number - 1) * self.page_size as u64));
+        let in_log = self
+            .overlay
+            .as_ref()
+            .and_then(|log| Some((&log.file, *log.offsets.get(&number)?)));
+        let (file, at) =
+            in_log.unwrap_or((&self.file, u64::from(number - 1) * self.page_size as u64));
         file.read_exact_at(bytes, at).is_ok()
     }
 
     /// Whether the page is no data by its place alone: the lock page, or one of the pointer map
     /// (<https://www.sqlite.org/fileformat2.html#pointer_map_or_ptrmap_pages>).
     pub fn is_reserved(&self, number: u32) -> bool {
-        number == self.lock_page() || (self.has_pointer_map && self.pointer_map_of(number) == number)
+        number == self.lock_page()
+            || (self.has_pointer_map && self.pointer_map_of(number) == number)
     }
 
     /// Type and parent of a page from the pointer map.
@@ -144,7 +162,11 @@ impl Source {
         }
         let group = (self.geometry.usable_bytes / 5) as u32 + 1;
         let map = (number - 2) / group * group + 2;
-        if map == self.lock_page() { map + 1 } else { map }
+        if map == self.lock_page() {
+            map + 1
+        } else {
+            map
+        }
     }
 
     fn lock_page(&self) -> u32 {
@@ -165,7 +187,12 @@ impl Source {
     }
 
     /// Page size and reserved bytes: what the header says where pages agree, else what most bytes agree with.
-    fn find_page_size(&self, length: u64, overlay: Option<&Overlay>, cancel: &CancelToken) -> Result<(usize, usize)> {
+    fn find_page_size(
+        &self,
+        length: u64,
+        overlay: Option<&Overlay>,
+        cancel: &CancelToken,
+    ) -> Result<(usize, usize)> {
         let header = &self.header;
         let said = (header.page_size, header.reserved);
         let is_legal = |size: usize, reserved: usize| {
@@ -177,7 +204,11 @@ impl Source {
             let mut best = (0, (0, 0));
             for size in (9..=16).map(|bits| 1 << bits) {
                 cancel.check()?;
-                let legal = candidates.iter().copied().filter(|reserved| is_legal(size, *reserved)).collect::<Vec<_>>();
+                let legal = candidates
+                    .iter()
+                    .copied()
+                    .filter(|reserved| is_legal(size, *reserved))
+                    .collect::<Vec<_>>();
                 for (reserved, score) in self.score(length, size, &legal) {
                     let is_said = (size, reserved) == said;
                     if score > best.0 || (score == best.0 && score > 0 && is_said) {
@@ -190,21 +221,38 @@ impl Source {
             }
         }
         let of_log = overlay.map(|overlay| overlay.page_size_bytes);
-        let size = of_log.unwrap_or(if is_legal(said.0, said.1) { said.0 } else { 4096 });
-        Ok((size, if is_legal(size, header.reserved) && header.is_sound { header.reserved } else { 0 }))
+        let size = of_log.unwrap_or(if is_legal(said.0, said.1) {
+            said.0
+        } else {
+            4096
+        });
+        Ok((
+            size,
+            if is_legal(size, header.reserved) && header.is_sound {
+                header.reserved
+            } else {
+                0
+            },
+        ))
     }
 
     /// How many bytes of the pages that are looked at are b-tree pages to the last byte, for each number of reserved bytes.
     fn score(&self, length: u64, size: usize, candidates: &[usize]) -> Vec<(usize, u64)> {
         let pages = length / size as u64;
-        let page_count = u32::try_from(pages).unwrap_or(u32::MAX).max(self.header.page_count);
+        let page_count = u32::try_from(pages)
+            .unwrap_or(u32::MAX)
+            .max(self.header.page_count);
         // Spread over the file, so that every size is judged by the same stretches of it.
         let stride = pages.div_ceil(SAMPLES).max(1);
-        let mut scores: Vec<(usize, u64)> = candidates.iter().map(|reserved| (*reserved, 0)).collect();
+        let mut scores: Vec<(usize, u64)> =
+            candidates.iter().map(|reserved| (*reserved, 0)).collect();
         for index in (0..pages).step_by(stride as usize) {
             let bytes = self.read_at(index * size as u64, size);
             for (reserved, score) in &mut scores {
-                let geometry = Geometry { usable_bytes: size - *reserved, page_count };
+                let geometry = Geometry {
+                    usable_bytes: size - *reserved,
+                    page_count,
+                };
                 let fits = |page: Page| page.exact && !page.cells.is_empty();
                 if parse(&bytes, index as u32 + 1, geometry).is_some_and(fits) {
                     *score += stride * size as u64;
@@ -219,7 +267,9 @@ impl Source {
         let stride = (u64::from(self.present).div_ceil(SAMPLES)).max(1) as usize;
         let mut counted = 0;
         for number in (1..=self.present).step_by(stride) {
-            let Some(bytes) = self.page(number) else { continue };
+            let Some(bytes) = self.page(number) else {
+                continue;
+            };
             if let Some(page) = parse(&bytes, number, self.geometry) {
                 counted += usize::from(is_counted(&bytes, &page));
             }
@@ -231,15 +281,29 @@ impl Source {
     fn find_encoding(&self) -> Encoding {
         let mut seen = [0_u32; 3];
         let mut tally = |bytes: &[u8], page: &Page| {
-            for cell in page.cells.iter().filter(|_| page.kind == PageType::TableLeaf) {
+            for cell in page
+                .cells
+                .iter()
+                .filter(|_| page.kind == PageType::TableLeaf)
+            {
                 let local = cell.local(bytes);
-                let Some((types, mut at)) = serial_types(local, cell.payload_bytes) else { continue };
+                let Some((types, mut at)) = serial_types(local, cell.payload_bytes) else {
+                    continue;
+                };
                 for serial in types {
                     let length = size_of(serial).unwrap_or(0) as usize;
-                    let Some(text) = local.get(at..at + length) else { break };
+                    let Some(text) = local.get(at..at + length) else {
+                        break;
+                    };
                     at += length;
                     if class_of(serial) == Class::Text && length >= 4 {
-                        let zeros = |start: usize| text.iter().skip(start).step_by(2).take(16).all(|byte| *byte == 0);
+                        let zeros = |start: usize| {
+                            text.iter()
+                                .skip(start)
+                                .step_by(2)
+                                .take(16)
+                                .all(|byte| *byte == 0)
+                        };
                         let index = if length.is_multiple_of(2) && zeros(1) {
                             1
                         } else if length.is_multiple_of(2) && zeros(0) {
@@ -272,16 +336,24 @@ impl Source {
 
     /// A database with a pointer map has its first page of it at 2, where otherwise a b-tree or another page is.
     fn find_pointer_map(&self) -> bool {
-        let Some(bytes) = self.page(2) else { return false };
+        let Some(bytes) = self.page(2) else {
+            return false;
+        };
         let entries = (self.geometry.usable_bytes / 5).min(self.present.saturating_sub(2) as usize);
         let fits = |entry: &[u8]| match entry[0] {
             1 | 2 => entry[1..] == [0; 4],
-            3..=5 => u32_at(entry, 1).is_some_and(|parent| (1..=self.geometry.page_count).contains(&parent)),
+            3..=5 => u32_at(entry, 1)
+                .is_some_and(|parent| (1..=self.geometry.page_count).contains(&parent)),
             _ => false,
         };
-        let good = bytes.chunks_exact(5).take(entries).filter(|entry| fits(entry)).count();
+        let good = bytes
+            .chunks_exact(5)
+            .take(entries)
+            .filter(|entry| fits(entry))
+            .count();
         let is_said = self.header.is_sound && self.header.largest_root != 0;
-        let is_btree = parse(&bytes, 2, self.geometry).is_some_and(|page| page.exact && !page.cells.is_empty());
+        let is_btree = parse(&bytes, 2, self.geometry)
+            .is_some_and(|page| page.exact && !page.cells.is_empty());
         entries > 0 && !is_btree && (good * 10 >= entries * 9 || is_said)
     }
 }

@@ -11,7 +11,10 @@ pub struct Freelist {
 
 /// Follows the freelist from the header.
 pub fn read(source: &Source, cancel: &CancelToken) -> Result<Freelist> {
-    let mut list = Freelist { is_free: vec![false; source.present as usize + 1], is_sound: false };
+    let mut list = Freelist {
+        is_free: vec![false; source.present as usize + 1],
+        is_sound: false,
+    };
     let header = &source.header;
     if !header.is_sound {
         return Ok(list);
@@ -19,7 +22,8 @@ pub fn read(source: &Source, cancel: &CancelToken) -> Result<Freelist> {
     let (mut next, mut count) = (header.freelist_head, 0_u64);
     while next != 0 {
         cancel.check()?;
-        let Some((following, pages)) = source.page(next).and_then(|bytes| trunk(source, &bytes)) else {
+        let Some((following, pages)) = source.page(next).and_then(|bytes| trunk(source, &bytes))
+        else {
             return Ok(list);
         };
         for page in pages.into_iter().chain([next]) {
@@ -43,13 +47,19 @@ pub fn read(source: &Source, cancel: &CancelToken) -> Result<Freelist> {
 pub fn trunk(source: &Source, bytes: &[u8]) -> Option<(u32, Vec<u32>)> {
     let next = u32_at(bytes, 0)?;
     let count = u32_at(bytes, 4)? as usize;
-    if count > source.geometry.usable_bytes / 4 - 2 || next > source.geometry.page_count || next == 1 {
+    if count > source.geometry.usable_bytes / 4 - 2
+        || next > source.geometry.page_count
+        || next == 1
+    {
         return None;
     }
-    let pages: Vec<u32> = (0..count).filter_map(|index| u32_at(bytes, 8 + 4 * index)).collect();
+    let pages: Vec<u32> = (0..count)
+        .filter_map(|index| u32_at(bytes, 8 + 4 * index))
+        .collect();
     let mut sorted = pages.clone();
     sorted.sort_unstable();
-    let in_range = |page: &u32| (2..=source.geometry.page_count).contains(page) && !source.is_reserved(*page);
+    let in_range =
+        |page: &u32| (2..=source.geometry.page_count).contains(page) && !source.is_reserved(*page);
     let are_pages = pages.iter().all(in_range) && sorted.windows(2).all(|pair| pair[0] < pair[1]);
     are_pages.then_some((next, pages))
 }

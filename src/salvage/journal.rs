@@ -39,7 +39,10 @@ struct Header {
 }
 
 /// `Ok(Err(why))` where there is one that cannot be used, `Ok(Ok(None))` where there is none, or nothing to roll back.
-pub fn read(database: &Path, cancel: &CancelToken) -> Result<std::result::Result<Option<Overlay>, String>> {
+pub fn read(
+    database: &Path,
+    cancel: &CancelToken,
+) -> Result<std::result::Result<Option<Overlay>, String>> {
     let path = companion(database, "-journal");
     let file = match regular_file::open_linked(&path) {
         Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(Ok(None)),
@@ -56,7 +59,9 @@ pub fn read(database: &Path, cancel: &CancelToken) -> Result<std::result::Result
     let Some(header) = header_at(&file, 0) else {
         return Ok(Err("its header is none of a journal".to_string()));
     };
-    if names_super_journal(&file).map_err(failed)? && !super_journal(&file, length).is_some_and(|path| path.exists()) {
+    if names_super_journal(&file).map_err(failed)?
+        && !super_journal(&file, length).is_some_and(|path| path.exists())
+    {
         // The transaction over several databases was committed.
         return Ok(Ok(None));
     }
@@ -64,17 +69,30 @@ pub fn read(database: &Path, cancel: &CancelToken) -> Result<std::result::Result
     let mut overlay = Overlay::new(file, page_size, header.page_count);
     let (mut at, mut next) = (0, Some(header));
     while let Some(header) = next {
-        let (end, is_complete) = records(&mut overlay, &header, at + header.sector_bytes, length, cancel)?;
+        let (end, is_complete) = records(
+            &mut overlay,
+            &header,
+            at + header.sector_bytes,
+            length,
+            cancel,
+        )?;
         at = end.next_multiple_of(header.sector_bytes);
-        next = header_at(&overlay.file, at).filter(|next| is_complete && next.page_size == page_size);
+        next =
+            header_at(&overlay.file, at).filter(|next| is_complete && next.page_size == page_size);
         if !is_complete {
-            overlay.lacks = Some("is damaged: pages that it holds behind the damage are as the transaction left them");
+            overlay.lacks = Some(
+                "is damaged: pages that it holds behind the damage are as the transaction left them",
+            );
         }
     }
     if overlay.offsets.is_empty() && overlay.lacks.is_some() {
-        return Ok(Err("it is damaged where its first page should be".to_string()));
+        return Ok(Err(
+            "it is damaged where its first page should be".to_string()
+        ));
     }
-    Ok(Ok(Some(overlay).filter(|overlay| !overlay.offsets.is_empty())))
+    Ok(Ok(
+        Some(overlay).filter(|overlay| !overlay.offsets.is_empty())
+    ))
 }
 
 fn header_at(file: &File, at: u64) -> Option<Header> {
@@ -88,7 +106,9 @@ fn header_at(file: &File, at: u64) -> Option<Header> {
         && page_size.is_power_of_two()
         && (512..=65_536).contains(&page_size);
     is_sound.then(|| Header {
-        records: Some(word(8)).filter(|records| *records != u32::MAX).map(u64::from),
+        records: Some(word(8))
+            .filter(|records| *records != u32::MAX)
+            .map(u64::from),
         nonce: word(12),
         page_count: word(16),
         sector_bytes: u64::from(sector_bytes),
@@ -106,7 +126,9 @@ fn records(
 ) -> Result<(u64, bool)> {
     let mut record = vec![0; header.page_size + 8];
     let size = record.len() as u64;
-    let count = header.records.unwrap_or_else(|| length.saturating_sub(at) / size);
+    let count = header
+        .records
+        .unwrap_or_else(|| length.saturating_sub(at) / size);
     for index in 0..count {
         if index % RECORDS_PER_CANCEL_CHECK == 0 {
             cancel.check()?;
@@ -116,7 +138,9 @@ fn records(
         }
         let page = &record[4..4 + header.page_size];
         let number = u32_at(&record, 0).unwrap_or(0);
-        if number == 0 || u32_at(&record, 4 + header.page_size) != Some(checksum(header.nonce, page)) {
+        if number == 0
+            || u32_at(&record, 4 + header.page_size) != Some(checksum(header.nonce, page))
+        {
             return Ok((at, false));
         }
         if number <= overlay.page_count {
@@ -137,9 +161,16 @@ fn checksum(nonce: u32, page: &[u8]) -> u32 {
 fn super_journal(file: &File, length: u64) -> Option<PathBuf> {
     use std::os::unix::ffi::OsStringExt;
     let mut bytes = [0; 4];
-    file.read_exact_at(&mut bytes, length.checked_sub(16)?).ok()?;
+    file.read_exact_at(&mut bytes, length.checked_sub(16)?)
+        .ok()?;
     let name_bytes = u64::from(u32::from_be_bytes(bytes));
-    let mut name = vec![0; usize::try_from(name_bytes).ok().filter(|_| name_bytes <= MAX_NAME_BYTES)?];
-    file.read_exact_at(&mut name, length.checked_sub(16 + name_bytes)?).ok()?;
+    let mut name = vec![
+        0;
+        usize::try_from(name_bytes)
+            .ok()
+            .filter(|_| name_bytes <= MAX_NAME_BYTES)?
+    ];
+    file.read_exact_at(&mut name, length.checked_sub(16 + name_bytes)?)
+        .ok()?;
     Some(std::ffi::OsString::from_vec(name).into())
 }

@@ -72,7 +72,12 @@ pub type FallbackSchema<'a> = &'a [(&'a str, &'a str)];
 ///
 /// `KG_TARGET_EXISTS`, `KG_DATABASE_DAMAGED` where there is nothing to recover, `KG_ABORTED`, and errors of the file system.
 /// Whatever fails, `target` is removed again.
-pub fn salvage(source: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel: &CancelToken) -> Result<Salvaged> {
+pub fn salvage(
+    source: &Path,
+    target: &Path,
+    fallback: FallbackSchema<'_>,
+    cancel: &CancelToken,
+) -> Result<Salvaged> {
     if target.symlink_metadata().is_ok() {
         return Err(Error::new(
             Code::TargetExists,
@@ -90,7 +95,12 @@ pub fn salvage(source: &Path, target: &Path, fallback: FallbackSchema<'_>, cance
     salvaged
 }
 
-fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel: &CancelToken) -> Result<Salvaged> {
+fn salvage_new(
+    path: &Path,
+    target: &Path,
+    fallback: FallbackSchema<'_>,
+    cancel: &CancelToken,
+) -> Result<Salvaged> {
     let mut salvaged = Salvaged::default();
     let source = open(path, &mut salvaged, cancel)?;
     let nothing = || {
@@ -103,7 +113,11 @@ fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel:
     if source.present > MAX_PAGES {
         return Err(Error::new(
             Code::Unsupported,
-            format!("{} has {} pages, more than the {MAX_PAGES} that can be salvaged", path.display(), source.present),
+            format!(
+                "{} has {} pages, more than the {MAX_PAGES} that can be salvaged",
+                path.display(),
+                source.present
+            ),
             "Restore the newest good backup",
         ));
     }
@@ -120,8 +134,19 @@ fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel:
     if !schema.is_whole {
         objects::add_fallback(&mut schema, fallback, &mut salvaged.warnings);
     }
-    let mut target = Target::create(target, source.page_size, source.encoding, &source.header, cancel)?;
-    let Made { trees, shadows, unready, definitions } = objects::create_tables(&mut target, &mut schema, &source)?;
+    let mut target = Target::create(
+        target,
+        source.page_size,
+        source.encoding,
+        &source.header,
+        cancel,
+    )?;
+    let Made {
+        trees,
+        shadows,
+        unready,
+        definitions,
+    } = objects::create_tables(&mut target, &mut schema, &source)?;
     let mut walk = TreeScan::new(&source, trees, in_use, cancel);
     walk.run()?;
     let mut chains = Chains::new(&source);
@@ -138,10 +163,25 @@ fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel:
     objects::leave(&mut target, &units)?;
     let is_derived = |object: &&Object| is_virtual(object) && !definitions.contains(object);
     let full_text = schema.objects.iter().filter(is_derived).cloned().collect();
-    let carried = Carried { units, definitions, full_text };
-    let rows = Rows { walk: &walk, chains: &chains, orphans: &orphans, shadows: &shadows, carried: &carried, cancel };
+    let carried = Carried {
+        units,
+        definitions,
+        full_text,
+    };
+    let rows = Rows {
+        walk: &walk,
+        chains: &chains,
+        orphans: &orphans,
+        shadows: &shadows,
+        carried: &carried,
+        cancel,
+    };
     rows.fill(&target, &schema, &mut salvaged)?;
-    let is_empty = salvaged.tables.iter().all(|table| table.rows_recovered == 0) && salvaged.lost_and_found.is_none();
+    let is_empty = salvaged
+        .tables
+        .iter()
+        .all(|table| table.rows_recovered == 0)
+        && salvaged.lost_and_found.is_none();
     if is_empty && !(source.header.is_sound && schema.is_whole) {
         return Err(nothing());
     }
@@ -151,7 +191,12 @@ fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel:
     salvaged.leftover_pages = orphans.left;
     salvaged.unreadable_pages = UnreadablePages {
         count: walk.bad_pages.len() as u64,
-        first: walk.bad_pages.iter().take(MAX_NAMED_PAGES).map(|bad| named(bad.page, bad.reason)).collect(),
+        first: walk
+            .bad_pages
+            .iter()
+            .take(MAX_NAMED_PAGES)
+            .map(|bad| named(bad.page, bad.reason))
+            .collect(),
     };
     warn(&mut salvaged, &freelist, &orphans, &target)?;
     salvaged.objects = target.finish(&source, &carried, cancel)?;
@@ -159,10 +204,18 @@ fn salvage_new(path: &Path, target: &Path, fallback: FallbackSchema<'_>, cancel:
 }
 
 fn named(page: u32, reason: &str) -> UnreadablePage {
-    UnreadablePage { page, reason: reason.to_string() }
+    UnreadablePage {
+        page,
+        reason: reason.to_string(),
+    }
 }
 
-fn warn(salvaged: &mut Salvaged, freelist: &Freelist, orphans: &Orphans, target: &Target) -> Result<()> {
+fn warn(
+    salvaged: &mut Salvaged,
+    freelist: &Freelist,
+    orphans: &Orphans,
+    target: &Target,
+) -> Result<()> {
     if !freelist.is_sound && !orphans.freelist_was_certain && !orphans.aside.is_empty() {
         salvaged.warnings.push(
             "The list of free pages is damaged: rows on pages without a parent may have been deleted, and are in lost_and_found".to_string(),
@@ -171,15 +224,18 @@ fn warn(salvaged: &mut Salvaged, freelist: &Freelist, orphans: &Orphans, target:
     let sql = "SELECT DISTINCT \"table\" FROM pragma_foreign_key_check LIMIT ?1";
     let broken = || -> rusqlite::Result<Vec<String>> {
         let mut statement = target.connection.prepare(sql)?;
-        statement.query_map([MAX_NAMES], |row| row.get(0))?.collect()
+        statement
+            .query_map([MAX_NAMES], |row| row.get(0))?
+            .collect()
     };
     // It fails where a foreign key names a table that is not there, which then is in the reports.
     if let Ok(tables) = broken()
         && !tables.is_empty()
     {
-        salvaged
-            .warnings
-            .push(format!("Rows refer by foreign key to rows that are not there, in: {}", tables.join(", ")));
+        salvaged.warnings.push(format!(
+            "Rows refer by foreign key to rows that are not there, in: {}",
+            tables.join(", ")
+        ));
     }
     salvaged.warnings.sort();
     salvaged.warnings.dedup();

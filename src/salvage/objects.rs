@@ -18,12 +18,26 @@ use crate::{
 
 /// Adds what the database should have, and the schema lacks.
 pub fn add_fallback(schema: &mut Schema, fallback: FallbackSchema<'_>, warnings: &mut Vec<String>) {
-    let known: HashSet<String> = schema.objects.iter().map(|object| object.name.to_ascii_lowercase()).collect();
+    let known: HashSet<String> = schema
+        .objects
+        .iter()
+        .map(|object| object.name.to_ascii_lowercase())
+        .collect();
     let mut added = Vec::new();
-    for (name, sql) in fallback.iter().filter(|(name, _)| !known.contains(&name.to_ascii_lowercase())) {
-        let words: Vec<String> = sql.split_whitespace().take(3).map(str::to_ascii_lowercase).collect();
+    for (name, sql) in fallback
+        .iter()
+        .filter(|(name, _)| !known.contains(&name.to_ascii_lowercase()))
+    {
+        let words: Vec<String> = sql
+            .split_whitespace()
+            .take(3)
+            .map(str::to_ascii_lowercase)
+            .collect();
         let kinds = ["table", "index", "view", "trigger"];
-        let kind = kinds.into_iter().find(|kind| words.iter().any(|word| word == kind)).unwrap_or("table");
+        let kind = kinds
+            .into_iter()
+            .find(|kind| words.iter().any(|word| word == kind))
+            .unwrap_or("table");
         schema.objects.push(Object {
             kind: kind.to_string(),
             name: name.to_string(),
@@ -34,7 +48,10 @@ pub fn add_fallback(schema: &mut Schema, fallback: FallbackSchema<'_>, warnings:
         added.push(*name);
     }
     if !added.is_empty() {
-        warnings.push(format!("The schema is damaged; these were made as they are known to be: {}", added.join(", ")));
+        warnings.push(format!(
+            "The schema is damaged; these were made as they are known to be: {}",
+            added.join(", ")
+        ));
     }
 }
 
@@ -65,10 +82,16 @@ pub fn create_tables(target: &mut Target, schema: &mut Schema, source: &Source) 
     let shadows: HashSet<String> = names(target, "table")?.into_iter().collect();
     let mut made: HashSet<String> = shadows.clone();
     // A table that is carried over may be the only one that has a sequence.
-    if objects.iter().any(|object| object.name == "sqlite_sequence") {
+    if objects
+        .iter()
+        .any(|object| object.name == "sqlite_sequence")
+    {
         target.make_sequences()?;
     }
-    for object in objects.iter().filter(|object| is_ordinary_table(object) && !shadows.contains(&object.name)) {
+    for object in objects
+        .iter()
+        .filter(|object| is_ordinary_table(object) && !shadows.contains(&object.name))
+    {
         if object.name.starts_with("sqlite_") {
             continue;
         }
@@ -79,15 +102,30 @@ pub fn create_tables(target: &mut Target, schema: &mut Schema, source: &Source) 
         }
     }
     made.extend(names(target, "table")?);
-    for object in objects.iter().filter(|object| object.kind == "index" && !object.sql.is_empty()) {
+    for object in objects
+        .iter()
+        .filter(|object| object.kind == "index" && !object.sql.is_empty())
+    {
         if !target.create_object(object)? && target.lacks_something_for(object) {
             unready.insert(object.table.clone());
         }
     }
-    for name in shadows.iter().filter(|name| !objects.iter().any(|object| object.name == **name)) {
-        if !objects.iter().any(|object| is_virtual(object) && object.name == *name) {
+    for name in shadows
+        .iter()
+        .filter(|name| !objects.iter().any(|object| object.name == **name))
+    {
+        if !objects
+            .iter()
+            .any(|object| is_virtual(object) && object.name == *name)
+        {
             let (table, name) = (name.clone(), name.clone());
-            schema.objects.push(Object { kind: "table".to_string(), name, table, root: 0, sql: String::new() });
+            schema.objects.push(Object {
+                kind: "table".to_string(),
+                name,
+                table,
+                root: 0,
+                sql: String::new(),
+            });
         }
     }
     let mut trees = vec![Tree {
@@ -99,32 +137,63 @@ pub fn create_tables(target: &mut Target, schema: &mut Schema, source: &Source) 
     }];
     for object in schema.objects.iter().filter(|object| !is_virtual(object)) {
         let shape = match object.kind.as_str() {
-            "table" if made.contains(&object.name) => RowSchema::of_table(&target.connection, &object.name).ok(),
-            "index" => RowSchema::of_index(&target.connection, &object.name).ok().map(|shape| (shape, false)),
+            "table" if made.contains(&object.name) => {
+                RowSchema::of_table(&target.connection, &object.name).ok()
+            }
+            "index" => RowSchema::of_index(&target.connection, &object.name)
+                .ok()
+                .map(|shape| (shape, false)),
             _ => None,
         };
         let is_index = object.kind == "index";
         // The page itself tells what SQLite could not be asked.
-        let root = || source.page(object.root).and_then(|bytes| parse(&bytes, object.root, source.geometry));
+        let root = || {
+            source
+                .page(object.root)
+                .and_then(|bytes| parse(&bytes, object.root, source.geometry))
+        };
         let is_table = || root().map_or(!is_index, |page| page.kind.is_table());
-        let by_rowid = shape.as_ref().map_or_else(is_table, |(_, by_rowid)| *by_rowid);
+        let by_rowid = shape
+            .as_ref()
+            .map_or_else(is_table, |(_, by_rowid)| *by_rowid);
         if (object.kind == "table" || is_index) && (object.root > 1 || shape.is_some()) {
             let (name, root) = (object.name.clone(), object.root);
-            trees.push(Tree { name, root, by_rowid, is_index, shape: shape.map(|(shape, _)| shape) });
+            trees.push(Tree {
+                name,
+                root,
+                by_rowid,
+                is_index,
+                shape: shape.map(|(shape, _)| shape),
+            });
         }
     }
     // Filling an index row by row is slow; unique ones have to be there to see which rows break them.
     let failed = |target: &Target, cause| target.error(cause);
-    for object in objects.iter().filter(|object| object.kind == "index" && !is_unique(object) && !object.sql.is_empty())
+    for object in objects
+        .iter()
+        .filter(|object| object.kind == "index" && !is_unique(object) && !object.sql.is_empty())
     {
         if target.has("index", &object.name)? {
             let sql = format!("DROP INDEX {}", quoted(&object.name));
-            target.connection.execute_batch(&sql).map_err(|cause| failed(target, cause))?;
+            target
+                .connection
+                .execute_batch(&sql)
+                .map_err(|cause| failed(target, cause))?;
         }
     }
-    target.reports.retain(|report| report.kind != "index" || report.failed.is_some());
-    let shadows = shadows.into_iter().filter(|name| !contents.contains(name)).collect();
-    Ok(Made { trees, shadows, unready, definitions })
+    target
+        .reports
+        .retain(|report| report.kind != "index" || report.failed.is_some());
+    let shadows = shadows
+        .into_iter()
+        .filter(|name| !contents.contains(name))
+        .collect();
+    Ok(Made {
+        trees,
+        shadows,
+        unready,
+        definitions,
+    })
 }
 
 /// Whether it is a full-text index that can be built again from its content.
@@ -140,9 +209,13 @@ pub fn leave(target: &mut Target, units: &[Unit]) -> Result<()> {
         target.in_savepoint(|connection| {
             connection.execute_batch(&format!("DROP TABLE IF EXISTS {}", quoted(&unit.table)))
         })?;
-        let is_of_unit = |report: &ObjectReport| unit.objects.iter().any(|object| object.name == report.name);
+        let is_of_unit =
+            |report: &ObjectReport| unit.objects.iter().any(|object| object.name == report.name);
         target.reports.retain(|report| !is_of_unit(report));
-        let carried = unit.objects.iter().filter(|object| object.kind != "table" && !object.sql.is_empty());
+        let carried = unit
+            .objects
+            .iter()
+            .filter(|object| object.kind != "table" && !object.sql.is_empty());
         target.reports.extend(carried.map(|object| ObjectReport {
             kind: object.kind.clone(),
             name: object.name.clone(),
@@ -157,12 +230,18 @@ fn is_ordinary_table(object: &Object) -> bool {
 }
 
 fn is_unique(object: &Object) -> bool {
-    object.sql.split_whitespace().nth(1).is_some_and(|word| word.eq_ignore_ascii_case("UNIQUE"))
+    object
+        .sql
+        .split_whitespace()
+        .nth(1)
+        .is_some_and(|word| word.eq_ignore_ascii_case("UNIQUE"))
 }
 
 fn names(target: &Target, kind: &str) -> Result<Vec<String>> {
     let listed = || -> rusqlite::Result<Vec<String>> {
-        let mut statement = target.connection.prepare("SELECT name FROM sqlite_schema WHERE type = ?1")?;
+        let mut statement = target
+            .connection
+            .prepare("SELECT name FROM sqlite_schema WHERE type = ?1")?;
         statement.query_map([kind], |row| row.get(0))?.collect()
     };
     listed().map_err(|cause| target.error(cause))
@@ -171,11 +250,21 @@ fn names(target: &Target, kind: &str) -> Result<Vec<String>> {
 /// Indexes, views and triggers, after the rows.
 pub fn finish(target: &mut Target, schema: &Schema, carried: &Carried) -> Result<()> {
     let is_made_here = |object: &&Object| !carried.has(&object.table);
-    let indexes = schema.objects.iter().filter(|object| object.kind == "index" && !object.sql.is_empty());
+    let indexes = schema
+        .objects
+        .iter()
+        .filter(|object| object.kind == "index" && !object.sql.is_empty());
     for object in indexes.filter(is_made_here) {
-        let has_failed = target.reports.iter().any(|report| report.kind == "index" && report.name == object.name);
+        let has_failed = target
+            .reports
+            .iter()
+            .any(|report| report.kind == "index" && report.name == object.name);
         if is_unique(object) && !has_failed {
-            let report = ObjectReport { kind: "index".to_string(), name: object.name.clone(), failed: None };
+            let report = ObjectReport {
+                kind: "index".to_string(),
+                name: object.name.clone(),
+                failed: None,
+            };
             target.reports.push(report);
         } else if !has_failed {
             target.create_object(object)?;
@@ -184,10 +273,19 @@ pub fn finish(target: &mut Target, schema: &Schema, carried: &Carried) -> Result
     for object in schema.objects.iter().filter(|object| object.kind == "view") {
         target.create_object(object)?;
     }
-    for object in schema.objects.iter().filter(|object| object.kind == "trigger").filter(is_made_here) {
+    for object in schema
+        .objects
+        .iter()
+        .filter(|object| object.kind == "trigger")
+        .filter(is_made_here)
+    {
         target.create_object(object)?;
     }
-    if schema.objects.iter().any(|object| object.name == "sqlite_stat1") {
+    if schema
+        .objects
+        .iter()
+        .any(|object| object.name == "sqlite_stat1")
+    {
         // Statistics are of the rows that are there now.
         target.in_savepoint(|connection| connection.execute_batch("ANALYZE"))?;
     }

@@ -26,20 +26,29 @@ pub fn in_use(freelist: &Freelist, source: &Source) -> Vec<bool> {
 /// looks at the WAL; a database that has both is on its way from one mode to the other, and nothing is in its WAL yet.
 pub fn open(path: &Path, salvaged: &mut Salvaged, cancel: &CancelToken) -> Result<Source> {
     let alone = Source::open(path, None, cancel)?;
-    let journal = Log { name: "rollback journal", read: journal::read(path, cancel)? };
-    let (rolled_back, journal_use) = journal.apply_overlay(path, &alone, fits, &mut salvaged.warnings, cancel)?;
-    let wal = Log { name: "WAL", read: wal::read(path, cancel)? };
+    let journal = Log {
+        name: "rollback journal",
+        read: journal::read(path, cancel)?,
+    };
+    let (rolled_back, journal_use) =
+        journal.apply_overlay(path, &alone, fits, &mut salvaged.warnings, cancel)?;
+    let wal = Log {
+        name: "WAL",
+        read: wal::read(path, cancel)?,
+    };
     salvaged.journal = journal_use;
     if let Some(rolled_back) = rolled_back {
         if !matches!(wal.read, Ok(None)) {
             salvaged.wal = LogUse::Ignored;
-            salvaged
-                .warnings
-                .push("The WAL beside the database was ignored: there is a rollback journal too".to_string());
+            salvaged.warnings.push(
+                "The WAL beside the database was ignored: there is a rollback journal too"
+                    .to_string(),
+            );
         }
         return Ok(rolled_back);
     }
-    let (with_wal, wal_use) = wal.apply_overlay(path, &alone, foreign, &mut salvaged.warnings, cancel)?;
+    let (with_wal, wal_use) =
+        wal.apply_overlay(path, &alone, foreign, &mut salvaged.warnings, cancel)?;
     salvaged.wal = wal_use;
     Ok(with_wal.unwrap_or(alone))
 }
@@ -63,22 +72,28 @@ impl Log {
         warnings: &mut Vec<String>,
         cancel: &CancelToken,
     ) -> Result<(Option<Source>, LogUse)> {
-        let reason = match self.read {
-            Ok(None) => return Ok((None, LogUse::None)),
-            Ok(Some(overlay)) => {
-                let lacks = overlay.lacks;
-                let with = Source::open(path, Some(overlay), cancel)?;
-                match objection(alone, &with, cancel)? {
-                    None => {
-                        warnings.extend(lacks.map(|what| format!("The {} beside the database {what}", self.name)));
-                        return Ok((Some(with), LogUse::Applied));
+        let reason =
+            match self.read {
+                Ok(None) => return Ok((None, LogUse::None)),
+                Ok(Some(overlay)) => {
+                    let lacks = overlay.lacks;
+                    let with = Source::open(path, Some(overlay), cancel)?;
+                    match objection(alone, &with, cancel)? {
+                        None => {
+                            warnings.extend(lacks.map(|what| {
+                                format!("The {} beside the database {what}", self.name)
+                            }));
+                            return Ok((Some(with), LogUse::Applied));
+                        }
+                        Some(reason) => reason.to_string(),
                     }
-                    Some(reason) => reason.to_string(),
                 }
-            }
-            Err(reason) => reason,
-        };
-        warnings.push(format!("The {} beside the database was ignored: {reason}", self.name));
+                Err(reason) => reason,
+            };
+        warnings.push(format!(
+            "The {} beside the database was ignored: {reason}",
+            self.name
+        ));
         Ok((None, LogUse::Ignored))
     }
 }
@@ -98,7 +113,11 @@ fn fits(alone: &Source, with: &Source, cancel: &CancelToken) -> Result<Option<&'
 }
 
 /// Why a WAL is not of this database: it would make it worse, or something else.
-fn foreign(alone: &Source, with_wal: &Source, cancel: &CancelToken) -> Result<Option<&'static str>> {
+fn foreign(
+    alone: &Source,
+    with_wal: &Source,
+    cancel: &CancelToken,
+) -> Result<Option<&'static str>> {
     let Some(wal) = with_wal.overlay() else {
         return Ok(Some("its pages are of another size"));
     };
@@ -117,8 +136,13 @@ fn compare(alone: &Source, with: &Source, cancel: &CancelToken) -> Result<Option
     if problems_with > problems_alone {
         return Ok(Some("its pages do not fit into the database"));
     }
-    let names =
-        |schema: &Schema| -> HashSet<String> { schema.objects.iter().map(|object| object.sql.clone()).collect() };
+    let names = |schema: &Schema| -> HashSet<String> {
+        schema
+            .objects
+            .iter()
+            .map(|object| object.sql.clone())
+            .collect()
+    };
     let (alone, with) = (names(&schema_alone), names(&schema_with));
     let is_other = !alone.is_empty() && !with.is_empty() && alone.is_disjoint(&with);
     Ok(is_other.then_some("it has other tables"))
@@ -132,24 +156,46 @@ fn problems(source: &Source, cancel: &CancelToken) -> Result<(usize, Schema)> {
     let schema = schema::read(source, &in_use, cancel)?;
     let rooted = schema.objects.iter().filter(|object| object.root > 0);
     let trees = rooted.map(|object| {
-        let by_rowid = object.kind == "table" && !object.sql.to_ascii_uppercase().contains("WITHOUT ROWID");
-        Tree { name: object.name.clone(), root: object.root, by_rowid, is_index: object.kind == "index", shape: None }
+        let by_rowid =
+            object.kind == "table" && !object.sql.to_ascii_uppercase().contains("WITHOUT ROWID");
+        Tree {
+            name: object.name.clone(),
+            root: object.root,
+            by_rowid,
+            is_index: object.kind == "index",
+            shape: None,
+        }
     });
     let mut walk = TreeScan::new(source, trees.collect(), in_use, cancel);
     walk.run()?;
     let cells = |name: &str, is_index: bool| {
-        let tree = walk.trees.iter().position(|tree| tree.name == name && tree.is_index == is_index)?;
+        let tree = walk
+            .trees
+            .iter()
+            .position(|tree| tree.name == name && tree.is_index == is_index)?;
         Some(walk.found[tree].cells)
     };
-    let indexes = schema.objects.iter().filter(|object| object.kind == "index" && object.root > 0);
-    let differ = indexes.filter(|index| match (cells(&index.name, true), cells(&index.table, false)) {
-        // A partial index may have fewer.
-        (Some(entries), Some(rows)) => entries > rows || (entries < rows && !has_word(&index.sql, "WHERE")),
-        _ => false,
-    });
-    Ok((walk.problems() + usize::from(!schema.is_whole) + differ.count(), schema))
+    let indexes = schema
+        .objects
+        .iter()
+        .filter(|object| object.kind == "index" && object.root > 0);
+    let differ =
+        indexes.filter(
+            |index| match (cells(&index.name, true), cells(&index.table, false)) {
+                // A partial index may have fewer.
+                (Some(entries), Some(rows)) => {
+                    entries > rows || (entries < rows && !has_word(&index.sql, "WHERE"))
+                }
+                _ => false,
+            },
+        );
+    Ok((
+        walk.problems() + usize::from(!schema.is_whole) + differ.count(),
+        schema,
+    ))
 }
 
 fn has_word(sql: &str, word: &str) -> bool {
-    sql.split(|letter: char| !letter.is_ascii_alphanumeric()).any(|other| other.eq_ignore_ascii_case(word))
+    sql.split(|letter: char| !letter.is_ascii_alphanumeric())
+        .any(|other| other.eq_ignore_ascii_case(word))
 }

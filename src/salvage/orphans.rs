@@ -83,7 +83,10 @@ pub fn find(
         {
             continue;
         }
-        let listed = walk.source.page(number).and_then(|bytes| trunk(walk.source, &bytes));
+        let listed = walk
+            .source
+            .page(number)
+            .and_then(|bytes| trunk(walk.source, &bytes));
         if let Some((_, listed)) = listed.filter(|(_, listed)| !listed.is_empty()) {
             has_strange_trunk = true;
             free[index] = true;
@@ -94,7 +97,11 @@ pub fn find(
             }
         }
     }
-    let mut finder = Finder { walk, kinds: vec![None; pages as usize + 1], is_taken: vec![false; pages as usize + 1] };
+    let mut finder = Finder {
+        walk,
+        kinds: vec![None; pages as usize + 1],
+        is_taken: vec![false; pages as usize + 1],
+    };
     let groups = finder.groups(&free, &chains.in_trees, cancel)?;
     for group in &groups {
         for leaf in &group.leaves {
@@ -115,12 +122,15 @@ pub fn find(
     };
     let header_count = walk.source.header.page_count;
     // A list that names what a tree holds is not right about other pages either.
-    let is_contradicted =
-        (1..=pages as usize).any(|page| freelist.is_free[page] && (walk.is_owned[page] || chains.in_trees[page] > 0));
-    let is_sound =
-        freelist.is_sound && !is_contradicted && !has_strange_trunk && (header_count == 0 || header_count >= pages);
+    let is_contradicted = (1..=pages as usize)
+        .any(|page| freelist.is_free[page] && (walk.is_owned[page] || chains.in_trees[page] > 0));
+    let is_sound = freelist.is_sound
+        && !is_contradicted
+        && !has_strange_trunk
+        && (header_count == 0 || header_count >= pages);
     let is_certain = is_sound || (2..=pages).all(is_explained);
-    let misses_something = !schema_is_whole || walk.found.iter().any(|found| !found.holes.is_empty());
+    let misses_something =
+        !schema_is_whole || walk.found.iter().any(|found| !found.holes.is_empty());
 
     let mut orphans = Orphans {
         assigned: vec![Vec::new(); walk.trees.len()],
@@ -149,12 +159,18 @@ pub fn find(
 /// A trunk page that lists nothing any more is a free page that hides no other.
 fn is_empty_trunk(walk: &TreeScan<'_>, number: u32) -> bool {
     walk.source.page(number).is_some_and(|bytes| {
-        trunk(walk.source, &bytes).is_some_and(|(_, listed)| listed.is_empty()) && bytes.iter().any(|byte| *byte != 0)
+        trunk(walk.source, &bytes).is_some_and(|(_, listed)| listed.is_empty())
+            && bytes.iter().any(|byte| *byte != 0)
     })
 }
 
 impl Finder<'_, '_> {
-    fn groups(&mut self, free: &[bool], in_chains: &[u8], cancel: &CancelToken) -> Result<Vec<Group>> {
+    fn groups(
+        &mut self,
+        free: &[bool],
+        in_chains: &[u8],
+        cancel: &CancelToken,
+    ) -> Result<Vec<Group>> {
         let walk = self.walk;
         let mut has_parent = vec![false; self.kinds.len()];
         for number in 1..=walk.source.present {
@@ -164,14 +180,24 @@ impl Finder<'_, '_> {
             let index = number as usize;
             let is_disputed = walk.disputed.binary_search(&number).is_ok();
             let is_in_chain = in_chains[index] > 0;
-            if walk.is_owned[index] || (free[index] && !is_disputed) || is_in_chain || walk.source.is_reserved(number) {
+            if walk.is_owned[index]
+                || (free[index] && !is_disputed)
+                || is_in_chain
+                || walk.source.is_reserved(number)
+            {
                 continue;
             }
             let page = walk.source.page(number);
             let page = page.and_then(|bytes| parse(&bytes, number, walk.source.geometry));
-            if let Some(page) = page.filter(|page| page.exact && (page.kind.is_interior() || !page.cells.is_empty())) {
+            if let Some(page) = page
+                .filter(|page| page.exact && (page.kind.is_interior() || !page.cells.is_empty()))
+            {
                 self.kinds[index] = Some(page.kind);
-                let children = page.cells.iter().map(|cell| cell.child).chain([page.right_child]);
+                let children = page
+                    .cells
+                    .iter()
+                    .map(|cell| cell.child)
+                    .chain([page.right_child]);
                 for child in children.filter(|child| page.kind.is_interior() && *child != number) {
                     if let Some(has_parent) = has_parent.get_mut(child as usize) {
                         *has_parent = true;
@@ -182,7 +208,9 @@ impl Finder<'_, '_> {
         let mut groups = Vec::new();
         for number in 1..=walk.source.present {
             let is_disputed = walk.disputed.binary_search(&number).is_ok();
-            if self.kinds[number as usize].is_some() && (!has_parent[number as usize] || is_disputed) {
+            if self.kinds[number as usize].is_some()
+                && (!has_parent[number as usize] || is_disputed)
+            {
                 groups.extend(self.group(number, is_disputed, cancel)?);
             }
         }
@@ -191,24 +219,53 @@ impl Finder<'_, '_> {
 
     /// The subtree below a page. A leaf whose keys do not fit is a subtree of its own.
     fn group(&mut self, top: u32, is_disputed: bool, cancel: &CancelToken) -> Result<Vec<Group>> {
-        let Some(by_rowid) = self.kinds[top as usize].map(PageType::is_table) else { return Ok(Vec::new()) };
-        let mut group = Group { top, by_rowid, leaves: Vec::new(), is_disputed };
+        let Some(by_rowid) = self.kinds[top as usize].map(PageType::is_table) else {
+            return Ok(Vec::new());
+        };
+        let mut group = Group {
+            top,
+            by_rowid,
+            leaves: Vec::new(),
+            is_disputed,
+        };
         let mut apart = Vec::new();
         let mut stack = vec![(top, i64::MIN, i64::MAX, 0)];
         while let Some((number, lowest, highest, depth)) = stack.pop() {
             let index = number as usize;
-            let is_of_kind = self.kinds.get(index).copied().flatten().is_some_and(|kind| kind.is_table() == by_rowid);
-            if !is_of_kind || depth > MAX_DEPTH || std::mem::replace(&mut self.is_taken[index], true) {
+            let is_of_kind = self
+                .kinds
+                .get(index)
+                .copied()
+                .flatten()
+                .is_some_and(|kind| kind.is_table() == by_rowid);
+            if !is_of_kind
+                || depth > MAX_DEPTH
+                || std::mem::replace(&mut self.is_taken[index], true)
+            {
                 continue;
             }
             cancel.check()?;
-            let Some((_, page)) = self.walk.read(number, by_rowid) else { continue };
+            let Some((_, page)) = self.walk.read(number, by_rowid) else {
+                continue;
+            };
             if !by_rowid || !page.kind.is_interior() {
-                let (Some(first), Some(last)) = (page.cells.first(), page.cells.last()) else { continue };
-                let leaf =
-                    Leaf { page: number, lowest: i64::MIN, highest: i64::MAX, first: first.rowid, last: last.rowid };
+                let (Some(first), Some(last)) = (page.cells.first(), page.cells.last()) else {
+                    continue;
+                };
+                let leaf = Leaf {
+                    page: number,
+                    lowest: i64::MIN,
+                    highest: i64::MAX,
+                    first: first.rowid,
+                    last: last.rowid,
+                };
                 if by_rowid && (leaf.first < lowest || leaf.last > highest) {
-                    apart.push(Group { top: number, by_rowid, leaves: vec![leaf], is_disputed });
+                    apart.push(Group {
+                        top: number,
+                        by_rowid,
+                        leaves: vec![leaf],
+                        is_disputed,
+                    });
                 } else {
                     group.leaves.push(leaf);
                 }
@@ -222,13 +279,18 @@ impl Finder<'_, '_> {
                 }
                 stack.push((page.right_child, from, highest, depth + 1));
                 if !by_rowid {
-                    stack[start..].iter_mut().for_each(|entry| (entry.1, entry.2) = (i64::MIN, i64::MAX));
+                    stack[start..]
+                        .iter_mut()
+                        .for_each(|entry| (entry.1, entry.2) = (i64::MIN, i64::MAX));
                 }
                 stack[start..].reverse();
             }
         }
         apart.push(group);
-        Ok(apart.into_iter().filter(|group| !group.leaves.is_empty()).collect())
+        Ok(apart
+            .into_iter()
+            .filter(|group| !group.leaves.is_empty())
+            .collect())
     }
 }
 
@@ -242,18 +304,33 @@ fn owner(
     let (first, last) = (group.first(), group.last());
     let mut could_be: Vec<usize> = Vec::new();
     for (index, tree) in walk.trees.iter().enumerate() {
-        let Some(shape) = tree.shape.as_ref().filter(|_| tree.by_rowid == group.by_rowid) else { continue };
+        let Some(shape) = tree
+            .shape
+            .as_ref()
+            .filter(|_| tree.by_rowid == group.by_rowid)
+        else {
+            continue;
+        };
         let has_place = |hole: &super::walk::Hole| !tree.by_rowid || hole.takes(first, last);
         if walk.found[index].holes.iter().any(has_place) && fits(walk, group, shape) {
             could_be.push(index);
         }
     }
     let are_rows = |tree: &Tree| {
-        !tree.by_rowid && !tree.is_index && tree.shape.as_ref().is_some_and(|shape| fits(walk, group, shape))
+        !tree.by_rowid
+            && !tree.is_index
+            && tree
+                .shape
+                .as_ref()
+                .is_some_and(|shape| fits(walk, group, shape))
     };
     if !group.by_rowid && could_be.iter().all(|index| walk.trees[*index].is_index) {
         let is_of_index = !could_be.is_empty() || !walk.trees.iter().any(are_rows);
-        return if is_of_index { Ok(None) } else { Err("its table misses nothing") };
+        return if is_of_index {
+            Ok(None)
+        } else {
+            Err("its table misses nothing")
+        };
     }
     if group.is_disputed {
         return Err("the page is claimed from more than one place");
@@ -263,7 +340,11 @@ fn owner(
         _ => None,
     };
     if let Some(tree) = parent {
-        return if could_be.contains(&tree) { Ok(Some(tree)) } else { Err("it does not fit its table") };
+        return if could_be.contains(&tree) {
+            Ok(Some(tree))
+        } else {
+            Err("it does not fit its table")
+        };
     }
     if !is_certain {
         return Err("the list of free pages is damaged: these rows may have been deleted");
@@ -281,7 +362,9 @@ fn owner(
 fn fits(walk: &TreeScan<'_>, group: &Group, shape: &RowSchema) -> bool {
     group.leaves.iter().all(|leaf| {
         let page = walk.read(leaf.page, group.by_rowid);
-        page.is_some_and(|(bytes, page)| page.cells.iter().all(|cell| shape.fits_cell(&bytes, cell)))
+        page.is_some_and(|(bytes, page)| {
+            page.cells.iter().all(|cell| shape.fits_cell(&bytes, cell))
+        })
     })
 }
 
@@ -291,7 +374,9 @@ fn settle_overlaps(walk: &TreeScan<'_>, orphans: &mut Orphans) {
         let mut groups = std::mem::take(&mut orphans.assigned[index]);
         if tree.root == 0 && groups.len() > 1 {
             let reason = "more than one tree could be this table";
-            orphans.aside.extend(groups.drain(..).map(|group| (group, reason)));
+            orphans
+                .aside
+                .extend(groups.drain(..).map(|group| (group, reason)));
         }
         groups.sort_by_key(Group::first);
         let mut clashes = vec![false; groups.len()];
@@ -309,7 +394,10 @@ fn settle_overlaps(walk: &TreeScan<'_>, orphans: &mut Orphans) {
         }
         for (group, clashes) in groups.into_iter().zip(clashes) {
             if clashes {
-                orphans.aside.push((group, "its keys overlap with those of another part without a parent"));
+                orphans.aside.push((
+                    group,
+                    "its keys overlap with those of another part without a parent",
+                ));
             } else {
                 orphans.assigned[index].push(group);
             }

@@ -26,7 +26,10 @@ pub struct Unread {
 
 impl From<&'static str> for Unread {
     fn from(reason: &'static str) -> Unread {
-        Unread { reason, contested: None }
+        Unread {
+            reason,
+            contested: None,
+        }
     }
 }
 
@@ -59,7 +62,9 @@ impl Chains {
                 Owner::Orphan => &mut self.in_orphans,
             };
             note(uses, walk.source, cell.overflow, length);
-            if owner == Owner::Tree && u64::from(self.find_end(walk.source, cell.overflow)) == length {
+            if owner == Owner::Tree
+                && u64::from(self.find_end(walk.source, cell.overflow)) == length
+            {
                 note(&mut self.in_whole, walk.source, cell.overflow, length);
             }
         }
@@ -106,14 +111,22 @@ impl Chains {
         }
         let total = cell.payload_bytes as usize;
         let is_whole = |to_end: &u32| u64::from(*to_end) == length(walk.source, cell);
-        if owner == Owner::Tree && !self.to_end.get(cell.overflow as usize).is_some_and(is_whole) {
+        if owner == Owner::Tree
+            && !self
+                .to_end
+                .get(cell.overflow as usize)
+                .is_some_and(is_whole)
+        {
             return Err("its chain of overflow pages is broken".into());
         }
         let mut is_contested = false;
         let (mut before, mut next) = (number, cell.overflow);
         while payload.len() < total {
             let index = next as usize;
-            let in_trees = *self.in_trees.get(index).ok_or("its chain of overflow pages leads out of the file")?;
+            let in_trees = *self
+                .in_trees
+                .get(index)
+                .ok_or("its chain of overflow pages leads out of the file")?;
             let used = match owner {
                 Owner::Tree => self.in_whole[index],
                 Owner::Orphan if in_trees > 0 => 2,
@@ -128,9 +141,14 @@ impl Chains {
             if next < 2 || walk.is_owned[index] || walk.source.is_reserved(next) {
                 return Err("its chain of overflow pages leads to a page of another kind".into());
             }
-            let page = walk.source.page(next).ok_or("an overflow page of it could not be read")?;
+            let page = walk
+                .source
+                .page(next)
+                .ok_or("an overflow page of it could not be read")?;
             // A leaf of the freelist keeps its content: where a tree leads to it, the list is wrong. A trunk does not.
-            if walk.is_free[index] && (owner == Owner::Orphan || trunk(walk.source, &page).is_some()) {
+            if walk.is_free[index]
+                && (owner == Owner::Orphan || trunk(walk.source, &page).is_some())
+            {
                 return Err("its chain of overflow pages leads to a free page".into());
             }
             let content = &page[4..walk.source.geometry.usable_bytes];
@@ -147,9 +165,10 @@ impl Chains {
             (before, next) = (next, following);
         }
         match is_contested {
-            true => {
-                Err(Unread { reason: "an overflow page of it is claimed by another row too", contested: Some(payload) })
-            }
+            true => Err(Unread {
+                reason: "an overflow page of it is claimed by another row too",
+                contested: Some(payload),
+            }),
             false => Ok(payload),
         }
     }
@@ -159,7 +178,9 @@ impl Chains {
 fn note(uses: &mut [u8], source: &Source, first: u32, length: u64) {
     let mut next = first;
     for _ in 0..length {
-        let Some(used) = uses.get_mut(next as usize).filter(|used| **used < 2) else { break };
+        let Some(used) = uses.get_mut(next as usize).filter(|used| **used < 2) else {
+            break;
+        };
         *used += 1;
         match source.first_word(next) {
             // The rest is that of another chain already: it is walked once.

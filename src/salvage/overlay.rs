@@ -19,6 +19,13 @@ pub struct Overlay {
 impl Overlay {
     /// Without pages yet.
     pub fn new(file: File, page_size_bytes: usize, page_count: u32) -> Self {
-        Overlay { file, page_size_bytes, offsets: HashMap::new(), page_count, oldest_header: None, lacks: None }
+        Overlay {
+            file,
+            page_size_bytes,
+            offsets: HashMap::new(),
+            page_count,
+            oldest_header: None,
+            lacks: None,
+        }
     }
 }

@@ -27,9 +27,14 @@ impl Readable {
     pub fn of(path: &Path, cancel: &CancelToken) -> Result<Readable> {
         let failed = |cause| Error::sqlite("open a copy of", path, cause);
         let mut connection = Connection::open(path).map_err(failed)?;
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false).map_err(failed)?;
+        connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)
+            .map_err(failed)?;
         let mut readable = Readable::default();
-        if begin(&mut connection, cancel).and_then(|()| read_schema(&connection, cancel)).is_err() {
+        if begin(&mut connection, cancel)
+            .and_then(|()| read_schema(&connection, cancel))
+            .is_err()
+        {
             cancel.check()?;
             return Ok(readable);
         }
@@ -48,13 +53,17 @@ impl Readable {
     /// Says what `new` lacks of this, apart from rows that are `broken` themselves; `None` if nothing. SQLite does not notice
     /// that an overflow page holds noise.
     pub fn lacking_in(&self, new: &Readable, broken: impl Fn(&str) -> u64) -> Option<String> {
-        let lacks = self.tables.iter().filter_map(|(name, rows)| match new.tables.get(name) {
-            None => Some(format!("the table {name} would not be there")),
-            Some(found) => {
-                let (before, after) = (rows.unwrap_or(0), found.unwrap_or(0));
-                (after + broken(name) < before).then(|| format!("the table {name} would have {after} of {before} rows"))
-            }
-        });
+        let lacks = self
+            .tables
+            .iter()
+            .filter_map(|(name, rows)| match new.tables.get(name) {
+                None => Some(format!("the table {name} would not be there")),
+                Some(found) => {
+                    let (before, after) = (rows.unwrap_or(0), found.unwrap_or(0));
+                    (after + broken(name) < before)
+                        .then(|| format!("the table {name} would have {after} of {before} rows"))
+                }
+            });
         let lacks: Vec<String> = lacks.collect();
         (!lacks.is_empty()).then(|| lacks.join("; "))
     }
@@ -63,8 +72,13 @@ impl Readable {
 /// Gives the connection the instructions that one table may take: damaged pages can lead in a circle.
 fn begin(connection: &mut Connection, cancel: &CancelToken) -> Result<()> {
     let size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
-    let size = connection.query_row(size, [], |row| row.get(0)).unwrap_or(0);
-    let (path, stop) = (connection.path().unwrap_or_default().to_string(), cancel.clone());
+    let size = connection
+        .query_row(size, [], |row| row.get(0))
+        .unwrap_or(0);
+    let (path, stop) = (
+        connection.path().unwrap_or_default().to_string(),
+        cancel.clone(),
+    );
     let bounded = bound(connection, size, move || stop.is_cancelled());
     bounded.map_err(|cause| Error::sqlite("read", Path::new(&path), cause))
 }
@@ -75,33 +89,66 @@ fn names(connection: &Connection) -> Vec<(String, bool)> {
                LEFT JOIN pragma_table_list l ON l.name = s.name AND l.schema = 'main'
                WHERE s.type = 'table' AND s.name NOT LIKE 'sqlite\\_%' ESCAPE '\\'";
     let listed = || -> rusqlite::Result<Vec<(String, bool)>> {
-        connection.prepare(sql)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+        connection
+            .prepare(sql)?
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect()
     };
     listed().unwrap_or_default()
 }
 
 fn rows(connection: &Connection, table: &str) -> Option<u64> {
-    let columns = columns(connection, table).ok().filter(|columns| !columns.is_empty())?;
-    let is_column = |name: &&str| columns.iter().any(|column| column.eq_ignore_ascii_case(name));
-    let rowid = ["rowid", "_rowid_", "oid"].into_iter().find(|name| !is_column(name));
-    let list = columns.iter().map(|column| quoted(column)).collect::<Vec<_>>().join(", ");
-    let select = |key: &str, end: &str| format!("SELECT {key}, {list} FROM {} NOT INDEXED {end}", quoted(table));
-    let Some(rowid) = rowid else { return count(connection, &select("NULL", ""), None).ok().map(|read| read.rows) };
+    let columns = columns(connection, table)
+        .ok()
+        .filter(|columns| !columns.is_empty())?;
+    let is_column = |name: &&str| {
+        columns
+            .iter()
+            .any(|column| column.eq_ignore_ascii_case(name))
+    };
+    let rowid = ["rowid", "_rowid_", "oid"]
+        .into_iter()
+        .find(|name| !is_column(name));
+    let list = columns
+        .iter()
+        .map(|column| quoted(column))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let select = |key: &str, end: &str| {
+        format!(
+            "SELECT {key}, {list} FROM {} NOT INDEXED {end}",
+            quoted(table)
+        )
+    };
+    let Some(rowid) = rowid else {
+        return count(connection, &select("NULL", ""), None)
+            .ok()
+            .map(|read| read.rows);
+    };
     let Ok(forward) = count(connection, &select(rowid, ""), None) else {
         // It has no rowid: then there is no order to go back in.
-        return count(connection, &select("NULL", ""), None).ok().map(|read| read.rows);
+        return count(connection, &select("NULL", ""), None)
+            .ok()
+            .map(|read| read.rows);
     };
     if forward.is_whole {
         return Some(forward.rows);
     }
-    let back = count(connection, &select(rowid, &format!("ORDER BY {rowid} DESC")), Some(forward.last));
+    let back = count(
+        connection,
+        &select(rowid, &format!("ORDER BY {rowid} DESC")),
+        Some(forward.last),
+    );
     Some(forward.rows + back.map_or(0, |read| read.rows))
 }
 
 /// Columns that records hold.
 fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
     let sql = "SELECT name FROM pragma_table_xinfo(?1) WHERE hidden = 0";
-    connection.prepare(sql)?.query_map([table], |row| row.get(0))?.collect()
+    connection
+        .prepare(sql)?
+        .query_map([table], |row| row.get(0))?
+        .collect()
 }
 
 struct Read {
@@ -114,12 +161,21 @@ struct Read {
 fn count(connection: &Connection, sql: &str, after: Option<i64>) -> rusqlite::Result<Read> {
     let mut statement = connection.prepare(sql)?;
     let mut rows = statement.query([])?;
-    let mut read = Read { rows: 0, last: i64::MIN, is_whole: false };
+    let mut read = Read {
+        rows: 0,
+        last: i64::MIN,
+        is_whole: false,
+    };
     let mut before: Option<i64> = None;
     loop {
         let row = match rows.next() {
             Ok(Some(row)) => row,
-            Ok(None) => return Ok(Read { is_whole: true, ..read }),
+            Ok(None) => {
+                return Ok(Read {
+                    is_whole: true,
+                    ..read
+                });
+            }
             Err(_) => return Ok(read),
         };
         let ValueRef::Integer(key) = row.get_ref(0)? else {
@@ -155,10 +211,15 @@ mod tests {
                    INSERT INTO w SELECT rowid, x FROM t; CREATE VIEW v AS SELECT missing(x) FROM t";
         connection.execute_batch(sql).unwrap();
         let leaf = "SELECT pageno, ncell FROM dbstat WHERE name = 't' AND pagetype = 'leaf' LIMIT 1 OFFSET 20";
-        let (page, cells): (u64, u64) = connection.query_row(leaf, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        let (page, cells): (u64, u64) = connection
+            .query_row(leaf, [], |row| Ok((row.get(0)?, row.get(1)?)))
+            .unwrap();
         drop(connection);
         let whole = Readable::of(&file, &CancelToken::default()).unwrap();
-        assert_eq!(whole.tables, BTreeMap::from([("t".into(), Some(400)), ("w".into(), Some(400))]));
+        assert_eq!(
+            whole.tables,
+            BTreeMap::from([("t".into(), Some(400)), ("w".into(), Some(400))])
+        );
         let mut bytes = std::fs::read(&file).unwrap();
         bytes[(page as usize - 1) * 512..page as usize * 512].fill(0x55);
         std::fs::write(&file, bytes).unwrap();
@@ -166,9 +227,20 @@ mod tests {
         assert_eq!(damaged.tables.get("t"), Some(&Some(400 - cells)));
         assert_eq!(damaged.lacking_in(&whole, |_| 0), None);
         let text = whole.lacking_in(&damaged, |_| 0).unwrap();
-        assert_eq!(text, format!("the table t would have {} of 400 rows", 400 - cells));
-        assert_eq!(whole.lacking_in(&damaged, |table| if table == "t" { cells } else { 0 }), None);
+        assert_eq!(
+            text,
+            format!("the table t would have {} of 400 rows", 400 - cells)
+        );
+        assert_eq!(
+            whole.lacking_in(&damaged, |table| if table == "t" { cells } else { 0 }),
+            None
+        );
         assert_eq!(Readable::default().lacking_in(&whole, |_| 0), None);
-        assert!(whole.lacking_in(&Readable::default(), |_| 1000).unwrap().contains("the table w would not be there"));
+        assert!(
+            whole
+                .lacking_in(&Readable::default(), |_| 1000)
+                .unwrap()
+                .contains("the table w would not be there")
+        );
     }
 }

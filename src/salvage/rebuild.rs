@@ -40,21 +40,27 @@ impl Target {
         cancel: &CancelToken,
     ) -> Result<Target> {
         let failed = |cause| Error::sqlite("create", path, cause);
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(path, flags).map_err(failed)?;
         let encoding = match encoding {
             Encoding::Utf8 => "UTF-8",
             Encoding::Utf16Le => "UTF-16le",
             Encoding::Utf16Be => "UTF-16be",
         };
-        let vacuum = match (header.is_sound && header.largest_root != 0, header.is_incremental) {
+        let vacuum = match (
+            header.is_sound && header.largest_root != 0,
+            header.is_incremental,
+        ) {
             (false, _) => "NONE",
             (true, false) => "FULL",
             (true, true) => "INCREMENTAL",
         };
         let stop = cancel.clone();
         let prepare = || -> rusqlite::Result<()> {
-            connection.progress_handler(INSTRUCTIONS_PER_CALLBACK, Some(move || stop.is_cancelled()))?;
+            connection
+                .progress_handler(INSTRUCTIONS_PER_CALLBACK, Some(move || stop.is_cancelled()))?;
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, false)?;
             connection.execute_batch(&format!(
@@ -63,7 +69,11 @@ impl Target {
             ))
         };
         prepare().map_err(failed)?;
-        Ok(Target { connection, path: path.to_path_buf(), reports: Vec::new() })
+        Ok(Target {
+            connection,
+            path: path.to_path_buf(),
+            reports: Vec::new(),
+        })
     }
 
     pub fn error(&self, cause: rusqlite::Error) -> Error {
@@ -73,38 +83,62 @@ impl Target {
     /// Has SQLite make the table `sqlite_sequence`, which stays when its reason is gone.
     pub fn make_sequences(&self) -> Result<()> {
         let sql = "CREATE TABLE kg_sequences (id INTEGER PRIMARY KEY AUTOINCREMENT); DROP TABLE kg_sequences";
-        self.in_savepoint(|connection| connection.execute_batch(sql)).map(|_| ())
+        self.in_savepoint(|connection| connection.execute_batch(sql))
+            .map(|_| ())
     }
 
     /// Whether there is a table, index, view or trigger of that name.
     pub fn has(&self, kind: &str, name: &str) -> Result<bool> {
         let sql = "SELECT count(*) FROM sqlite_schema WHERE type = ?1 AND name = ?2 COLLATE NOCASE";
-        self.connection.query_row(sql, [kind, name], |row| row.get(0)).map_err(|cause| self.error(cause))
+        self.connection
+            .query_row(sql, [kind, name], |row| row.get(0))
+            .map_err(|cause| self.error(cause))
     }
 
     /// Executes the text of an object, which comes from the damaged file: it may create that object and nothing else.
     pub fn create_object(&mut self, object: &Object) -> Result<bool> {
-        let kind = if is_virtual(object) { "virtual table" } else { &object.kind };
+        let kind = if is_virtual(object) {
+            "virtual table"
+        } else {
+            &object.kind
+        };
         let failed = self.try_create(object)?;
         let is_made = failed.is_none();
         // Tables have a report of their own.
         if !(is_made && kind == "table") {
-            self.reports.push(ObjectReport { kind: kind.to_string(), name: object.name.clone(), failed });
+            self.reports.push(ObjectReport {
+                kind: kind.to_string(),
+                name: object.name.clone(),
+                failed,
+            });
         }
         Ok(is_made)
     }
 
     /// Whether the object could not be made because this build of SQLite lacks what its text uses.
     pub fn lacks_something_for(&self, object: &Object) -> bool {
-        let of_object = |report: &&ObjectReport| report.name == object.name && report.kind == object.kind;
-        let reason = self.reports.iter().rev().find(of_object).and_then(|report| report.failed.as_deref());
+        let of_object =
+            |report: &&ObjectReport| report.name == object.name && report.kind == object.kind;
+        let reason = self
+            .reports
+            .iter()
+            .rev()
+            .find(of_object)
+            .and_then(|report| report.failed.as_deref());
         reason.is_some_and(check::is_missing)
     }
 
     fn try_create(&mut self, object: &Object) -> Result<Option<String>> {
-        let words: Vec<String> = object.sql.split_whitespace().take(3).map(str::to_ascii_uppercase).collect();
+        let words: Vec<String> = object
+            .sql
+            .split_whitespace()
+            .take(3)
+            .map(str::to_ascii_uppercase)
+            .collect();
         let creates = words.first().is_some_and(|word| word == "CREATE")
-            && words[1..].iter().any(|word| word.starts_with(&object.kind.to_ascii_uppercase()));
+            && words[1..]
+                .iter()
+                .any(|word| word.starts_with(&object.kind.to_ascii_uppercase()));
         if !creates {
             return Ok(Some("its text does not create it".to_string()));
         }
@@ -117,11 +151,16 @@ impl Target {
                 AuthAction::Select | AuthAction::Attach { .. } => Authorization::Deny,
                 _ => Authorization::Allow,
             };
-            self.connection.authorizer(Some(deny)).map_err(|cause| self.error(cause))?;
+            self.connection
+                .authorizer(Some(deny))
+                .map_err(|cause| self.error(cause))?;
         }
-        let outcome = self.in_savepoint(|connection| connection.execute(&object.sql, []).map(|_| ()));
+        let outcome =
+            self.in_savepoint(|connection| connection.execute(&object.sql, []).map(|_| ()));
         type NoHook = fn(rusqlite::hooks::AuthContext<'_>) -> Authorization;
-        self.connection.authorizer(None::<NoHook>).map_err(|cause| self.error(cause))?;
+        self.connection
+            .authorizer(None::<NoHook>)
+            .map_err(|cause| self.error(cause))?;
         match outcome? {
             Some(reason) => Ok(Some(reason)),
             None if self.has(&object.kind, &object.name)? => Ok(None),
@@ -130,8 +169,15 @@ impl Target {
     }
 
     /// Runs something that may fail without harm, and says why it failed.
-    pub fn in_savepoint(&self, action: impl FnOnce(&Connection) -> rusqlite::Result<()>) -> Result<Option<String>> {
-        let run = |sql: &str| self.connection.execute_batch(sql).map_err(|cause| self.error(cause));
+    pub fn in_savepoint(
+        &self,
+        action: impl FnOnce(&Connection) -> rusqlite::Result<()>,
+    ) -> Result<Option<String>> {
+        let run = |sql: &str| {
+            self.connection
+                .execute_batch(sql)
+                .map_err(|cause| self.error(cause))
+        };
         run("SAVEPOINT attempt")?;
         match action(&self.connection) {
             Ok(()) => run("RELEASE attempt").map(|()| None),
@@ -159,15 +205,18 @@ impl Target {
             }
             "fts4" | "fts3" => {
                 let rebuilt = self.in_savepoint(|connection| {
-                    connection.execute_batch(&format!("INSERT INTO {name}({name}) VALUES('rebuild')"))
+                    connection
+                        .execute_batch(&format!("INSERT INTO {name}({name}) VALUES('rebuild')"))
                 })?;
                 rebuilt.map(|reason| format!("it is empty, as it could not be rebuilt: {reason}"))
             }
             // Its content is in tables of its own, which were copied.
             _ => None,
         };
-        if let Some(report) =
-            self.reports.iter_mut().find(|report| report.name == object.name && report.failed.is_none())
+        if let Some(report) = self
+            .reports
+            .iter_mut()
+            .find(|report| report.name == object.name && report.failed.is_none())
         {
             report.failed = failed;
         }
@@ -175,13 +224,26 @@ impl Target {
     }
 
     /// Commits, adds what is carried over as it is, checks the whole, and makes it durable.
-    pub fn finish(self, source: &Source, carried: &Carried, cancel: &CancelToken) -> Result<Vec<ObjectReport>> {
+    pub fn finish(
+        self,
+        source: &Source,
+        carried: &Carried,
+        cancel: &CancelToken,
+    ) -> Result<Vec<ObjectReport>> {
         let header = &source.header;
-        let Target { connection, path, mut reports } = self;
+        let Target {
+            connection,
+            path,
+            mut reports,
+        } = self;
         let failed = |cause| Error::sqlite("write", &path, cause);
         if header.is_sound {
-            connection.pragma_update(None, "user_version", header.user_version).map_err(failed)?;
-            connection.pragma_update(None, "application_id", header.application_id).map_err(failed)?;
+            connection
+                .pragma_update(None, "user_version", header.user_version)
+                .map_err(failed)?;
+            connection
+                .pragma_update(None, "application_id", header.application_id)
+                .map_err(failed)?;
         }
         connection.execute_batch("COMMIT").map_err(failed)?;
         let findings = || -> rusqlite::Result<Vec<String>> {
@@ -190,35 +252,62 @@ impl Target {
         };
         let mut findings = findings().map_err(failed)?;
         // Full-text indexes are empty so far: they are filled below.
-        let is_of_index =
-            |line: &str| carried.full_text.iter().any(|index| line.ends_with(&format!(".{}", index.name)));
-        findings.retain(|line| line != "ok" && !(line.contains("inverted index for FTS") && is_of_index(line)));
+        let is_of_index = |line: &str| {
+            carried
+                .full_text
+                .iter()
+                .any(|index| line.ends_with(&format!(".{}", index.name)))
+        };
+        findings.retain(|line| {
+            line != "ok" && !(line.contains("inverted index for FTS") && is_of_index(line))
+        });
         if !findings.is_empty() {
             return Err(Error::new(
                 Code::Internal,
-                format!("The database that was made of what could be read is not sound: {}", findings.join("; ")),
+                format!(
+                    "The database that was made of what could be read is not sound: {}",
+                    findings.join("; ")
+                ),
                 "Restore the newest good backup, and please report this",
             ));
         }
         connection.close().map_err(|(_, cause)| failed(cause))?;
         let refused = copy_trees::append(&path, source, carried, cancel)?;
-        reports.extend(carried.definitions.iter().map(|definition| ObjectReport {
-            kind: "virtual table".to_string(),
-            name: definition.name.clone(),
-            failed: refused.iter().find(|(object, _)| object == definition).map(|(_, reason)| reason.clone()),
+        reports.extend(carried.definitions.iter().map(|definition| {
+            ObjectReport {
+                kind: "virtual table".to_string(),
+                name: definition.name.clone(),
+                failed: refused
+                    .iter()
+                    .find(|(object, _)| object == definition)
+                    .map(|(_, reason)| reason.clone()),
+            }
         }));
         let connection = Connection::open(&path).map_err(failed)?;
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false).map_err(failed)?;
-        let mut complete = Target { connection, path: path.clone(), reports };
+        connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)
+            .map_err(failed)?;
+        let mut complete = Target {
+            connection,
+            path: path.clone(),
+            reports,
+        };
         for object in &carried.full_text {
             complete.rebuild_full_text(object)?;
         }
-        let Target { connection, reports, .. } = complete;
+        let Target {
+            connection,
+            reports,
+            ..
+        } = complete;
         if header.is_sound && header.is_wal {
-            connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())).map_err(failed)?;
+            connection
+                .query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
+                .map_err(failed)?;
         }
         connection.close().map_err(|(_, cause)| failed(cause))?;
-        let synced = std::fs::File::open(&path).and_then(|file| crate::util::unsupported::sync(&file, &path));
+        let synced = std::fs::File::open(&path)
+            .and_then(|file| crate::util::unsupported::sync(&file, &path));
         synced.map_err(|cause| Error::io("sync", &path, cause))?;
         Ok(reports)
     }
@@ -229,13 +318,25 @@ pub fn is_fatal(cause: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode::*;
     matches!(
         cause.sqlite_error_code(),
-        Some(DiskFull | OperationInterrupted | OutOfMemory | SystemIoFailure | CannotOpen | ReadOnly | DatabaseBusy)
+        Some(
+            DiskFull
+                | OperationInterrupted
+                | OutOfMemory
+                | SystemIoFailure
+                | CannotOpen
+                | ReadOnly
+                | DatabaseBusy
+        )
     )
 }
 
 pub fn is_virtual(object: &Object) -> bool {
     object.kind == "table"
-        && object.sql.split_whitespace().nth(1).is_some_and(|word| word.eq_ignore_ascii_case("VIRTUAL"))
+        && object
+            .sql
+            .split_whitespace()
+            .nth(1)
+            .is_some_and(|word| word.eq_ignore_ascii_case("VIRTUAL"))
 }
 
 /// The module of a virtual table, in lower case.

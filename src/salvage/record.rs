@@ -45,8 +45,14 @@ pub fn values(payload: &[u8], encoding: Encoding) -> Option<Vec<Value<'_>>> {
 
 /// Big-endian, with a sign, of up to eight bytes.
 fn integer(bytes: &[u8]) -> i64 {
-    let start = if bytes.first().is_some_and(|byte| byte & 0x80 != 0) { -1 } else { 0 };
-    bytes.iter().fold(start, |value, byte| (value << 8) | i64::from(*byte))
+    let start = if bytes.first().is_some_and(|byte| byte & 0x80 != 0) {
+        -1
+    } else {
+        0
+    };
+    bytes
+        .iter()
+        .fold(start, |value, byte| (value << 8) | i64::from(*byte))
 }
 
 fn text(bytes: &[u8], encoding: Encoding) -> Value<'_> {

@@ -45,7 +45,10 @@ impl Salvaged {
                 table.rows_lost_by = LostBy::Aside;
             }
         }
-        let of_no_table = self.lost_and_found.as_ref().map_or(0, |found| found.rows.saturating_sub(aside));
+        let of_no_table = self
+            .lost_and_found
+            .as_ref()
+            .map_or(0, |found| found.rows.saturating_sub(aside));
         self.rows_recovered = self.tables.iter().map(|table| table.rows_recovered).sum();
         self.rows_lost = self.tables.iter().map(|table| table.rows_lost).sum::<u64>() + of_no_table;
     }

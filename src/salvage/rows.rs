@@ -58,7 +58,9 @@ pub fn of_leaf(
     owner: Owner,
     mut row: impl FnMut(&Cell, Result<Vec<u8>, Unread>) -> Result<()>,
 ) -> Result<()> {
-    let Some((bytes, page)) = walk.read(leaf.page, by_rowid) else { return Ok(()) };
+    let Some((bytes, page)) = walk.read(leaf.page, by_rowid) else {
+        return Ok(());
+    };
     for cell in &page.cells {
         let is_inside = !by_rowid || (leaf.lowest..=leaf.highest).contains(&cell.rowid);
         let payload = match is_inside {
@@ -83,10 +85,22 @@ pub struct Filler<'c> {
 }
 
 impl<'c> Filler<'c> {
-    pub fn new(connection: &'c Connection, table: &str, shape: &'c RowSchema, by_rowid: bool) -> Filler<'c> {
-        let is_column = |name: &str| shape.columns.iter().any(|column| column.name.eq_ignore_ascii_case(name));
+    pub fn new(
+        connection: &'c Connection,
+        table: &str,
+        shape: &'c RowSchema,
+        by_rowid: bool,
+    ) -> Filler<'c> {
+        let is_column = |name: &str| {
+            shape
+                .columns
+                .iter()
+                .any(|column| column.name.eq_ignore_ascii_case(name))
+        };
         let has_alias = shape.columns.iter().any(|column| column.is_rowid);
-        let rowid = ["rowid", "_rowid_", "oid"].into_iter().find(|name| !is_column(name));
+        let rowid = ["rowid", "_rowid_", "oid"]
+            .into_iter()
+            .find(|name| !is_column(name));
         Filler {
             connection,
             table: table.to_string(),
@@ -98,7 +112,12 @@ impl<'c> Filler<'c> {
     }
 
     /// Inserts a row, or says why it cannot be one of this table.
-    pub fn insert(&mut self, rowid: i64, payload: &[u8], encoding: Encoding) -> rusqlite::Result<Result<(), String>> {
+    pub fn insert(
+        &mut self,
+        rowid: i64,
+        payload: &[u8],
+        encoding: Encoding,
+    ) -> rusqlite::Result<Result<(), String>> {
         let types = serial_types(payload, payload.len() as u64).map(|(types, _)| types);
         let Some((types, row)) = types.zip(values(payload, encoding)) else {
             return Ok(Err("it is no record".to_string()));
@@ -106,7 +125,10 @@ impl<'c> Filler<'c> {
         if !self.shape.allows(&types) {
             return Ok(Err("its values do not fit the columns".to_string()));
         }
-        if row.iter().any(|value| matches!(value, Value::DoubtfulText(_))) {
+        if row
+            .iter()
+            .any(|value| matches!(value, Value::DoubtfulText(_)))
+        {
             return Ok(Err("a text of it is damaged".to_string()));
         }
         if !self.statements.contains_key(&row.len()) {
@@ -140,18 +162,25 @@ impl<'c> Filler<'c> {
 
     fn sql(&self, fields: usize) -> String {
         let named = self.shape.columns.iter().enumerate();
-        let named = named.filter(|(index, column)| (*index < fields || column.is_rowid) && !column.is_generated);
+        let named = named
+            .filter(|(index, column)| (*index < fields || column.is_rowid) && !column.is_generated);
         let mut columns: Vec<String> = self.rowid.map(str::to_string).into_iter().collect();
         columns.extend(named.map(|(_, column)| quoted(&column.name)));
         let places = vec!["?"; columns.len()].join(", ");
         if columns.is_empty() {
             return format!("INSERT INTO {} DEFAULT VALUES", quoted(&self.table));
         }
-        format!("INSERT INTO {} ({}) VALUES ({places})", quoted(&self.table), columns.join(", "))
+        format!(
+            "INSERT INTO {} ({}) VALUES ({places})",
+            quoted(&self.table),
+            columns.join(", ")
+        )
     }
 
     pub fn keeps_rowids(&self) -> bool {
-        !self.by_rowid || self.rowid.is_some() || self.shape.columns.iter().any(|column| column.is_rowid)
+        !self.by_rowid
+            || self.rowid.is_some()
+            || self.shape.columns.iter().any(|column| column.is_rowid)
     }
 }
 
@@ -167,8 +196,15 @@ impl LostAndFound {
     /// Takes the first free name of `lost_and_found`, `lost_and_found_1`, …
     pub fn new(is_taken: impl Fn(&str) -> bool) -> Self {
         let names = (1..).map(|number| format!("lost_and_found_{number}"));
-        let name = std::iter::once("lost_and_found".to_string()).chain(names).find(|name| !is_taken(name));
-        LostAndFound { name: name.unwrap_or_default(), is_made: false, width: 0, rows: 0 }
+        let name = std::iter::once("lost_and_found".to_string())
+            .chain(names)
+            .find(|name| !is_taken(name));
+        LostAndFound {
+            name: name.unwrap_or_default(),
+            is_made: false,
+            width: 0,
+            rows: 0,
+        }
     }
 
     /// Keeps a row. What is no record at all is kept as one blob.
@@ -182,7 +218,8 @@ impl LostAndFound {
     ) -> Result<()> {
         let mut row = values(payload, encoding).unwrap_or_else(|| vec![Value::Blob(payload)]);
         row.truncate(MAX_COLUMNS);
-        self.put_values(target, place, &row, reason).map_err(|cause| target.error(cause))
+        self.put_values(target, place, &row, reason)
+            .map_err(|cause| target.error(cause))
     }
 
     fn put_values(
@@ -204,7 +241,9 @@ impl LostAndFound {
             connection.execute_batch(&format!("ALTER TABLE {name} ADD COLUMN c{}", self.width))?;
             self.width += 1;
         }
-        let columns: String = (0..row.len()).map(|column| format!(", c{column}")).collect();
+        let columns: String = (0..row.len())
+            .map(|column| format!(", c{column}"))
+            .collect();
         let sql = format!(
             "INSERT INTO {name} (table_name, page, reason, field_count, id{columns}) VALUES (?, ?, ?, ?, ?{})",
             ", ?".repeat(row.len())
@@ -224,6 +263,9 @@ impl LostAndFound {
     }
 
     pub fn report(self) -> Option<LostAndFoundReport> {
-        self.is_made.then_some(LostAndFoundReport { table: self.name, rows: self.rows })
+        self.is_made.then_some(LostAndFoundReport {
+            table: self.name,
+            rows: self.rows,
+        })
     }
 }

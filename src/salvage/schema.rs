@@ -55,7 +55,10 @@ pub fn read(source: &Source, is_free: &[bool], cancel: &CancelToken) -> Result<S
             if number % 256 == 0 {
                 cancel.check()?;
             }
-            if !walk.is_owned[number as usize] && !is_free[number as usize] && holds_schema(source, number) {
+            if !walk.is_owned[number as usize]
+                && !is_free[number as usize]
+                && holds_schema(source, number)
+            {
                 pages.push(number);
             }
         }
@@ -70,33 +73,56 @@ pub fn read(source: &Source, is_free: &[bool], cancel: &CancelToken) -> Result<S
     let mut is_complete = is_whole;
     let mut seen = std::collections::HashSet::new();
     for number in pages {
-        let Some((bytes, page)) = walk.read(number, true) else { continue };
+        let Some((bytes, page)) = walk.read(number, true) else {
+            continue;
+        };
         for cell in &page.cells {
             let payload = chains.payload(&walk, number, &bytes, cell, Owner::Tree);
             match payload.ok().and_then(|payload| object(&payload, source)) {
-                Some(object) if seen.insert((object.kind.clone(), object.name.clone())) => objects.push(object),
+                Some(object) if seen.insert((object.kind.clone(), object.name.clone())) => {
+                    objects.push(object)
+                }
                 Some(_) => {}
                 None => is_complete = false,
             }
         }
     }
-    Ok(Schema { objects, is_whole: is_complete })
+    Ok(Schema {
+        objects,
+        is_whole: is_complete,
+    })
 }
 
 pub fn holds_schema(source: &Source, number: u32) -> bool {
-    let Some(bytes) = source.page(number) else { return false };
-    let Some(page) = parse(&bytes, number, source.geometry) else { return false };
+    let Some(bytes) = source.page(number) else {
+        return false;
+    };
+    let Some(page) = parse(&bytes, number, source.geometry) else {
+        return false;
+    };
     let is_row = |cell: &Cell| {
         let local = cell.local(&bytes);
-        let Some((types, at)) = serial_types(local, cell.payload_bytes) else { return false };
-        let text = types.first().filter(|serial| class_of(**serial) == Class::Text);
+        let Some((types, at)) = serial_types(local, cell.payload_bytes) else {
+            return false;
+        };
+        let text = types
+            .first()
+            .filter(|serial| class_of(**serial) == Class::Text);
         let kind = text.and_then(|serial| local.get(at..at + (*serial as usize - 12) / 2));
-        let kind: Vec<u8> = kind.unwrap_or_default().iter().copied().filter(|byte| *byte != 0).collect();
+        let kind: Vec<u8> = kind
+            .unwrap_or_default()
+            .iter()
+            .copied()
+            .filter(|byte| *byte != 0)
+            .collect();
         types.len() == 5
             && [&b"table"[..], b"index", b"view", b"trigger"].contains(&&kind[..])
             && class_of(types[3]) == Class::Integer
     };
-    page.exact && page.kind == PageType::TableLeaf && !page.cells.is_empty() && page.cells.iter().all(is_row)
+    page.exact
+        && page.kind == PageType::TableLeaf
+        && !page.cells.is_empty()
+        && page.cells.iter().all(is_row)
 }
 
 fn object(payload: &[u8], source: &Source) -> Option<Object> {
@@ -105,8 +131,11 @@ fn object(payload: &[u8], source: &Source) -> Option<Object> {
         _ => None,
     };
     let row = values(payload, source.encoding)?;
-    let [kind, name, table, root, sql] = &row[..] else { return None };
-    let kind = text(kind).filter(|kind| ["table", "index", "view", "trigger"].contains(&kind.as_str()))?;
+    let [kind, name, table, root, sql] = &row[..] else {
+        return None;
+    };
+    let kind =
+        text(kind).filter(|kind| ["table", "index", "view", "trigger"].contains(&kind.as_str()))?;
     let root = match root {
         Value::Integer(root) => u32::try_from(*root).ok()?,
         Value::Null => 0,
@@ -116,5 +145,11 @@ fn object(payload: &[u8], source: &Source) -> Option<Object> {
         Value::Null => String::new(),
         sql => text(sql)?,
     };
-    Some(Object { kind, name: text(name)?, table: text(table)?, root, sql })
+    Some(Object {
+        kind,
+        name: text(name)?,
+        table: text(table)?,
+        root,
+        sql,
+    })
 }

@@ -10,7 +10,10 @@ use super::overlay::Overlay;
 use crate::{
     error::{Error, Result},
     sqlite::{
-        files::{WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole, wal_checksum},
+        files::{
+            WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole,
+            wal_checksum,
+        },
         format::{btree::u32_at, header::Header},
     },
     util::{operation::CancelToken, regular_file},
@@ -21,25 +24,37 @@ const FRAMES_PER_CANCEL_CHECK: u64 = 256;
 const ATTEMPTS: u32 = 3;
 
 /// `Ok(Err(why))` where the log cannot be used, `Ok(Ok(None))` where there is none, or nothing is in it.
-pub fn read(database: &Path, cancel: &CancelToken) -> Result<std::result::Result<Option<Overlay>, String>> {
+pub fn read(
+    database: &Path,
+    cancel: &CancelToken,
+) -> Result<std::result::Result<Option<Overlay>, String>> {
     let path = companion(database, "-wal");
     let file = match regular_file::open_linked(&path) {
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(Ok(None)),
         Err(cause) => return Ok(Err(format!("it could not be opened: {cause}"))),
         Ok(file) => file,
     };
-    let length = file.metadata().map_err(|cause| Error::io("read", &path, cause))?.len();
+    let length = file
+        .metadata()
+        .map_err(|cause| Error::io("read", &path, cause))?
+        .len();
     let mut header = [0; WAL_HEADER_BYTES];
     if length == 0 {
         return Ok(Ok(None));
     }
-    if file.read_exact_at(&mut header, 0).is_err() || !header.starts_with(WAL_MAGIC) || header[3] & 0xfe != 0x82 {
+    if file.read_exact_at(&mut header, 0).is_err()
+        || !header.starts_with(WAL_MAGIC)
+        || header[3] & 0xfe != 0x82
+    {
         return Ok(Err("its header is none of a WAL".to_string()));
     }
     let is_big_endian = header[3] & 1 == 1;
     let page_size = u32_at(&header, 8).unwrap_or(0) as usize;
     let mut sum = wal_checksum((0, 0), &header[..24], is_big_endian);
-    if !is_wal_header_whole(&header) || !page_size.is_power_of_two() || !(512..=65_536).contains(&page_size) {
+    if !is_wal_header_whole(&header)
+        || !page_size.is_power_of_two()
+        || !(512..=65_536).contains(&page_size)
+    {
         return Ok(Err("the checksum of its header is wrong".to_string()));
     }
     let mut wal = Overlay::new(file, page_size, 0);
@@ -63,7 +78,10 @@ pub fn read(database: &Path, cancel: &CancelToken) -> Result<std::result::Result
         pending.push((number, at + WAL_FRAME_HEADER_BYTES as u64));
         let committed_size = u32_at(&frame, 4).unwrap_or(0);
         if committed_size > 0 {
-            let header = pending.iter().find(|(number, _)| *number == 1).map(|(_, at)| *at);
+            let header = pending
+                .iter()
+                .find(|(number, _)| *number == 1)
+                .map(|(_, at)| *at);
             wal.oldest_header = wal.oldest_header.or(header);
             wal.offsets.extend(pending.drain(..));
             wal.page_count = committed_size;
@@ -78,16 +96,26 @@ pub fn read(database: &Path, cancel: &CancelToken) -> Result<std::result::Result
 ///
 /// Whenever page 1 is written to a WAL, its counter of changes is the one of the last state or one more, and every change of the
 /// database's size writes page 1. So what is in the file is no newer than the last page 1 of the WAL, and was not left behind by the first.
-pub fn of_another_state(header: &Header, pages_in_file: u32, wal: &Overlay) -> Option<&'static str> {
+pub fn of_another_state(
+    header: &Header,
+    pages_in_file: u32,
+    wal: &Overlay,
+) -> Option<&'static str> {
     // Otherwise it is damaged there, and says nothing.
     if !header.is_sound || !(1..=pages_in_file).contains(&header.page_count) {
         return None;
     }
-    let counter = |at: u64| Header::read_at(&wal.file, at).filter(|header| header.is_sound).map(|it| it.change_counter);
+    let counter = |at: u64| {
+        Header::read_at(&wal.file, at)
+            .filter(|header| header.is_sound)
+            .map(|it| it.change_counter)
+    };
     let oldest = wal.oldest_header.and_then(counter);
     let newest = wal.offsets.get(&1).copied().and_then(counter);
     match header.change_counter {
-        counter if newest.is_some_and(|newest| newest < counter) => Some("it is older than the database"),
+        counter if newest.is_some_and(|newest| newest < counter) => {
+            Some("it is older than the database")
+        }
         counter if oldest.is_some_and(|oldest| oldest.saturating_sub(1) > counter) => {
             Some("it is newer than the database, and changes between the two are in neither")
         }
@@ -106,14 +134,23 @@ pub fn beside_another_state(database: &Path, cancel: &CancelToken) -> Result<Opt
         let header = Header::read_at(&file, 0)?;
         let pages = file.metadata().ok()?.len() / header.page_size.max(1) as u64;
         let mut wal = [0; WAL_HEADER_BYTES];
-        regular_file::open_linked(&companion(database, "-wal")).ok()?.read_exact_at(&mut wal, 0).ok()?;
+        regular_file::open_linked(&companion(database, "-wal"))
+            .ok()?
+            .read_exact_at(&mut wal, 0)
+            .ok()?;
         Some((header, wal, u32::try_from(pages).ok()?))
     };
     for _ in 0..ATTEMPTS {
-        let Some((before, wal_before, pages)) = headers() else { return Ok(None) };
-        let Ok(Some(wal)) = read(database, cancel)? else { return Ok(None) };
+        let Some((before, wal_before, pages)) = headers() else {
+            return Ok(None);
+        };
+        let Ok(Some(wal)) = read(database, cancel)? else {
+            return Ok(None);
+        };
         let reason = of_another_state(&before, pages, &wal);
-        if reason.is_none() || headers().is_some_and(|(after, wal, _)| after == before && wal == wal_before) {
+        if reason.is_none()
+            || headers().is_some_and(|(after, wal, _)| after == before && wal == wal_before)
+        {
             return Ok(reason);
         }
     }

@@ -60,7 +60,8 @@ pub struct Hole {
 
 impl Hole {
     pub fn takes(&self, first: i64, last: i64) -> bool {
-        self.after.is_none_or(|after| after < first) && self.before.is_none_or(|before| last < before)
+        self.after.is_none_or(|after| after < first)
+            && self.before.is_none_or(|before| last < before)
     }
 }
 
@@ -93,7 +94,11 @@ struct Claim {
     fits: bool,
 }
 
-const NO_CLAIM: Claim = Claim { tree: 0, parent: 0, fits: false };
+const NO_CLAIM: Claim = Claim {
+    tree: 0,
+    parent: 0,
+    fits: false,
+};
 
 pub struct TreeScan<'a> {
     pub source: &'a Source,
@@ -126,7 +131,12 @@ enum Item {
 }
 
 impl<'a> TreeScan<'a> {
-    pub fn new(source: &'a Source, trees: Vec<Tree>, is_free: Vec<bool>, cancel: &'a CancelToken) -> Self {
+    pub fn new(
+        source: &'a Source,
+        trees: Vec<Tree>,
+        is_free: Vec<bool>,
+        cancel: &'a CancelToken,
+    ) -> Self {
         let pages = source.present as usize + 1;
         TreeScan {
             source,
@@ -161,7 +171,11 @@ impl<'a> TreeScan<'a> {
     /// How many places are not as they should be: of two readings of one database the one with fewer is right. A place counts once,
     /// however many pages are missing there: a misplaced page names all children of another one.
     pub fn problems(&self) -> usize {
-        self.found.iter().map(|found| found.holes.len()).sum::<usize>() + self.disputed.len()
+        self.found
+            .iter()
+            .map(|found| found.holes.len())
+            .sum::<usize>()
+            + self.disputed.len()
     }
 
     /// The tree that claimed the page first, whether or not the page could be read.
@@ -179,7 +193,11 @@ impl<'a> TreeScan<'a> {
 
     fn pause(&mut self) -> Result<()> {
         self.visited = self.visited.wrapping_add(1);
-        if self.visited.is_multiple_of(PAGES_PER_CANCEL_CHECK) { self.cancel.check() } else { Ok(()) }
+        if self.visited.is_multiple_of(PAGES_PER_CANCEL_CHECK) {
+            self.cancel.check()
+        } else {
+            Ok(())
+        }
     }
 
     fn is_there(&self, page: u32) -> bool {
@@ -196,8 +214,14 @@ impl<'a> TreeScan<'a> {
             }
             self.pause()?;
             let page = self.read(visit.page, by_rowid).map(|(_, page)| page);
-            let fits = page.as_ref().is_some_and(|page| !by_rowid || keys_fit(page, &visit));
-            let claim = Claim { tree: tree as u32 + 1, parent: visit.parent, fits };
+            let fits = page
+                .as_ref()
+                .is_some_and(|page| !by_rowid || keys_fit(page, &visit));
+            let claim = Claim {
+                tree: tree as u32 + 1,
+                parent: visit.parent,
+                fits,
+            };
             let first = &mut self.claims[visit.page as usize];
             if first.tree > 0 {
                 let more = self.more_claims.entry(visit.page).or_default();
@@ -219,13 +243,27 @@ fn root_of(tree: &Tree) -> Vec<Item> {
     if tree.root == 0 {
         return Vec::new();
     }
-    vec![Item::Visit(Visit { page: tree.root, parent: 0, depth: 0, lowest: i64::MIN, highest: i64::MAX })]
+    vec![Item::Visit(Visit {
+        page: tree.root,
+        parent: 0,
+        depth: 0,
+        lowest: i64::MIN,
+        highest: i64::MAX,
+    })]
 }
 
 /// Whether the keys are those that the parents announce. Of a page that does not add up, most of them.
 fn keys_fit(page: &Page, visit: &Visit) -> bool {
-    let inside = page.cells.iter().filter(|cell| (visit.lowest..=visit.highest).contains(&cell.rowid)).count();
-    if page.exact { inside == page.cells.len() } else { inside * 2 > page.cells.len() }
+    let inside = page
+        .cells
+        .iter()
+        .filter(|cell| (visit.lowest..=visit.highest).contains(&cell.rowid))
+        .count();
+    if page.exact {
+        inside == page.cells.len()
+    } else {
+        inside * 2 > page.cells.len()
+    }
 }
 
 /// Puts the children onto the stack, so that the first is on top.
@@ -234,7 +272,13 @@ fn push_children(stack: &mut Vec<Item>, page: &Page, visit: &Visit, with_holes: 
         return;
     }
     let child = |page: u32, lowest: i64, highest: i64| {
-        Item::Visit(Visit { page, parent: visit.page, depth: visit.depth + 1, lowest, highest })
+        Item::Visit(Visit {
+            page,
+            parent: visit.page,
+            depth: visit.depth + 1,
+            lowest,
+            highest,
+        })
     };
     let start = stack.len();
     let mut lowest = visit.lowest;

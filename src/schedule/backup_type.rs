@@ -9,18 +9,29 @@ use crate::{archive::manifest::BackupType, store::Backup};
 /// a second earlier than last week's makes a full one all the same.
 ///
 /// `backups` are those of one project, newest first.
-pub fn choose(backups: &[Backup], kind: BackupType, full_every: Option<u32>, zone: &TimeZone, now: i64) -> BackupType {
+pub fn choose(
+    backups: &[Backup],
+    kind: BackupType,
+    full_every: Option<u32>,
+    zone: &TimeZone,
+    now: i64,
+) -> BackupType {
     if kind != BackupType::Incremental {
         return kind;
     }
-    let Some(newest) = newest_good(backups) else { return BackupType::Full };
+    let Some(newest) = newest_good(backups) else {
+        return BackupType::Full;
+    };
     // That the chain is broken is told by the backup, which finds another base or warns that it is a full one.
-    let Some(chain) = start_of(newest, backups) else { return kind };
-    let date = |at| Timestamp::from_millisecond(at).map(|at: Timestamp| zone.to_datetime(at).date());
+    let Some(chain) = start_of(newest, backups) else {
+        return kind;
+    };
+    let date =
+        |at| Timestamp::from_millisecond(at).map(|at: Timestamp| zone.to_datetime(at).date());
     let is_old = match (date(chain.timestamp), date(now), full_every) {
-        (Ok(made), Ok(today), Some(days)) => {
-            made.until(today).is_ok_and(|age| age.get_days() >= i32::try_from(days).unwrap_or(i32::MAX))
-        }
+        (Ok(made), Ok(today), Some(days)) => made
+            .until(today)
+            .is_ok_and(|age| age.get_days() >= i32::try_from(days).unwrap_or(i32::MAX)),
         _ => false,
     };
     if is_old { BackupType::Full } else { kind }
@@ -29,13 +40,16 @@ pub fn choose(backups: &[Backup], kind: BackupType, full_every: Option<u32>, zon
 /// When the newest backup was made that a run of `kind` would have made.
 pub fn last_run(backups: &[Backup], kind: BackupType) -> Option<i64> {
     let counts = |backup: &&Backup| {
-        !backup.safety_backup && (kind == BackupType::Snapshot || backup.kind != BackupType::Snapshot)
+        !backup.safety_backup
+            && (kind == BackupType::Snapshot || backup.kind != BackupType::Snapshot)
     };
     backups.iter().find(counts).map(|backup| backup.timestamp)
 }
 
 fn newest_good(backups: &[Backup]) -> Option<&Backup> {
-    let is_good = |backup: &&Backup| backup.kind != BackupType::Snapshot && backup.is_sound() && !backup.safety_backup;
+    let is_good = |backup: &&Backup| {
+        backup.kind != BackupType::Snapshot && backup.is_sound() && !backup.safety_backup
+    };
     backups.iter().find(is_good)
 }
 
@@ -92,13 +106,25 @@ mod tests {
     }
 
     fn chosen(backups: &[Backup]) -> BackupType {
-        choose(backups, BackupType::Incremental, Some(7), &TimeZone::UTC, NOW)
+        choose(
+            backups,
+            BackupType::Incremental,
+            Some(7),
+            &TimeZone::UTC,
+            NOW,
+        )
     }
 
     #[test]
-    fn a_full_one_is_due_after_so_many_days_of_the_calendar_even_when_the_run_begins_a_little_early() {
+    fn a_full_one_is_due_after_so_many_days_of_the_calendar_even_when_the_run_begins_a_little_early()
+     {
         use BackupType::{Full, Incremental};
-        let chain = |age| [backup("b", Incremental, DAY, Some("a")), backup("a", Full, age, None)];
+        let chain = |age| {
+            [
+                backup("b", Incremental, DAY, Some("a")),
+                backup("a", Full, age, None),
+            ]
+        };
         assert_eq!(chosen(&chain(6 * DAY)), Incremental);
         assert_eq!(chosen(&chain(7 * DAY - 60_000)), Full);
         assert_eq!(chosen(&chain(30 * DAY)), Full);
@@ -119,22 +145,34 @@ mod tests {
     #[test]
     fn what_becomes_of_a_broken_chain_is_left_to_the_backup_which_says_so() {
         use BackupType::Incremental;
-        assert_eq!(chosen(&[backup("b", Incremental, DAY, Some("gone"))]), Incremental);
-        assert_eq!(chosen(&[backup("b", Incremental, DAY, Some("b"))]), Incremental);
+        assert_eq!(
+            chosen(&[backup("b", Incremental, DAY, Some("gone"))]),
+            Incremental
+        );
+        assert_eq!(
+            chosen(&[backup("b", Incremental, DAY, Some("b"))]),
+            Incremental
+        );
     }
 
     #[test]
     fn other_kinds_are_made_as_they_are_wanted_and_a_snapshot_is_no_run_of_theirs() {
         let snapshot = backup("s", BackupType::Snapshot, DAY, None);
         let backups = [snapshot, backup("a", BackupType::Full, 3 * DAY, None)];
-        assert_eq!(choose(&backups, BackupType::Snapshot, Some(1), &TimeZone::UTC, NOW), BackupType::Snapshot);
+        assert_eq!(
+            choose(&backups, BackupType::Snapshot, Some(1), &TimeZone::UTC, NOW),
+            BackupType::Snapshot
+        );
         assert_eq!(last_run(&backups, BackupType::Full), Some(NOW - 3 * DAY));
         assert_eq!(last_run(&backups, BackupType::Snapshot), Some(NOW - DAY));
     }
 
     #[test]
     fn the_safety_backup_of_a_repair_is_no_run_and_begins_no_chain() {
-        let safety = Backup { safety_backup: true, ..backup("s", BackupType::Full, DAY, None) };
+        let safety = Backup {
+            safety_backup: true,
+            ..backup("s", BackupType::Full, DAY, None)
+        };
         let backups = [safety.clone(), backup("a", BackupType::Full, 3 * DAY, None)];
         assert_eq!(last_run(&backups, BackupType::Full), Some(NOW - 3 * DAY));
         assert_eq!(chosen(&[safety]), BackupType::Full);

@@ -13,8 +13,22 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use crate::error::{Error, Result};
 
-const FIELDS: [&str; 6] = ["second", "minute", "hour", "day of the month", "month", "day of the week"];
-const NICKNAMES: [&str; 6] = ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@hourly"];
+const FIELDS: [&str; 6] = [
+    "second",
+    "minute",
+    "hour",
+    "day of the month",
+    "month",
+    "day of the week",
+];
+const NICKNAMES: [&str; 6] = [
+    "@yearly",
+    "@annually",
+    "@monthly",
+    "@weekly",
+    "@daily",
+    "@hourly",
+];
 
 /// A cron expression in a time zone.
 #[derive(Clone)]
@@ -33,9 +47,14 @@ impl Cadence {
     /// `zone` is a name of the IANA database; `None` means the one of the system.
     pub fn parse(expression: &str, zone: Option<&str>) -> Result<Self> {
         let cron = parse(expression).map_err(|cause| refuse(expression, &cause))?;
-        let cadence = Cadence { cron, zone: time_zone(zone)? };
+        let cadence = Cadence {
+            cron,
+            zone: time_zone(zone)?,
+        };
         if cadence.next(Timestamp::UNIX_EPOCH).is_none() {
-            return Err(invalid(format!("The schedule `{expression}` names no time at all: there is no such day")));
+            return Err(invalid(format!(
+                "The schedule `{expression}` names no time at all: there is no such day"
+            )));
         }
         Ok(cadence)
     }
@@ -43,7 +62,10 @@ impl Cadence {
     /// The first time after `after`; `None` only at the end of the calendar.
     pub fn next(&self, after: Timestamp) -> Option<Timestamp> {
         let after = after.to_zoned(self.zone.clone());
-        self.cron.find_next_occurrence(&after, false).ok().map(|found| found.timestamp())
+        self.cron
+            .find_next_occurrence(&after, false)
+            .ok()
+            .map(|found| found.timestamp())
     }
 
     pub fn zone(&self) -> &TimeZone {
@@ -52,7 +74,9 @@ impl Cadence {
 }
 
 pub fn time_zone(name: Option<&str>) -> Result<TimeZone> {
-    let Some(name) = name else { return Ok(TimeZone::system()) };
+    let Some(name) = name else {
+        return Ok(TimeZone::system());
+    };
     TimeZone::get(name).map_err(|_| {
         Error::invalid(
             format!("`{name}` is no time zone"),
@@ -62,7 +86,10 @@ pub fn time_zone(name: Option<&str>) -> Result<TimeZone> {
 }
 
 fn parse(expression: &str) -> std::result::Result<Cron, String> {
-    let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
+    let parser = CronParser::builder()
+        .seconds(Seconds::Optional)
+        .year(Year::Disallowed)
+        .build();
     parser.parse(expression).map_err(|cause| cause.to_string())
 }
 
@@ -70,10 +97,16 @@ fn parse(expression: &str) -> std::result::Result<Cron, String> {
 fn refuse(expression: &str, cause: &str) -> Error {
     let fields: Vec<&str> = expression.split_whitespace().collect();
     if expression.trim_start().starts_with('@') {
-        return invalid(format!("The schedule `{expression}` is none of {}", NICKNAMES.join(", ")));
+        return invalid(format!(
+            "The schedule `{expression}` is none of {}",
+            NICKNAMES.join(", ")
+        ));
     }
     if !(5..=6).contains(&fields.len()) {
-        return invalid(format!("The schedule `{expression}` has {} fields instead of five or six", fields.len()));
+        return invalid(format!(
+            "The schedule `{expression}` has {} fields instead of five or six",
+            fields.len()
+        ));
     }
     let names = &FIELDS[FIELDS.len() - fields.len()..];
     for (place, (field, name)) in fields.iter().zip(names).enumerate() {
@@ -81,10 +114,14 @@ fn refuse(expression: &str, cause: &str) -> Error {
         alone[place] = field;
         if let Err(cause) = parse(&alone.join(" ")) {
             let ordinal = place + 1;
-            return invalid(format!("Field {ordinal} of the schedule `{expression}`, the {name} `{field}`: {cause}"));
+            return invalid(format!(
+                "Field {ordinal} of the schedule `{expression}`, the {name} `{field}`: {cause}"
+            ));
         }
     }
-    invalid(format!("The schedule `{expression}` is no cron expression: {cause}"))
+    invalid(format!(
+        "The schedule `{expression}` is no cron expression: {cause}"
+    ))
 }
 
 fn invalid(message: String) -> Error {
@@ -112,7 +149,14 @@ mod tests {
     #[test]
     fn a_time_that_the_spring_skips_happens_right_after_the_change() {
         let berlin = times("30 2 * * *", "Europe/Berlin", "2024-03-29T12:00:00Z", 3);
-        assert_eq!(berlin, ["2024-03-30T01:30:00Z", "2024-03-31T01:00:00Z", "2024-04-01T00:30:00Z"]);
+        assert_eq!(
+            berlin,
+            [
+                "2024-03-30T01:30:00Z",
+                "2024-03-31T01:00:00Z",
+                "2024-04-01T00:30:00Z"
+            ]
+        );
         let new_york = times("30 2 * * *", "America/New_York", "2024-03-09T12:00:00Z", 2);
         assert_eq!(new_york, ["2024-03-10T07:00:00Z", "2024-03-11T06:30:00Z"]);
     }
@@ -132,7 +176,8 @@ mod tests {
             let gaps: Vec<i64> = found
                 .windows(2)
                 .map(|pair| {
-                    let [a, b] = [&pair[0], &pair[1]].map(|at| at.parse::<Timestamp>().unwrap().as_second());
+                    let [a, b] =
+                        [&pair[0], &pair[1]].map(|at| at.parse::<Timestamp>().unwrap().as_second());
                     b - a
                 })
                 .collect();
@@ -143,19 +188,43 @@ mod tests {
     #[test]
     fn seconds_names_last_days_and_nicknames_are_understood() {
         let after = "2024-02-27T00:00:00Z";
-        assert_eq!(times("*/20 * * * * *", "UTC", after, 2), ["2024-02-27T00:00:20Z", "2024-02-27T00:00:40Z"]);
-        assert_eq!(times("0 3 L * *", "UTC", after, 2), ["2024-02-29T03:00:00Z", "2024-03-31T03:00:00Z"]);
-        assert_eq!(times("0 3 * * fri#2", "UTC", after, 1), ["2024-03-08T03:00:00Z"]);
-        assert_eq!(times("0 3 1 JAN *", "UTC", after, 1), ["2025-01-01T03:00:00Z"]);
-        assert_eq!(times("@daily", "Asia/Tokyo", after, 1), ["2024-02-27T15:00:00Z"]);
+        assert_eq!(
+            times("*/20 * * * * *", "UTC", after, 2),
+            ["2024-02-27T00:00:20Z", "2024-02-27T00:00:40Z"]
+        );
+        assert_eq!(
+            times("0 3 L * *", "UTC", after, 2),
+            ["2024-02-29T03:00:00Z", "2024-03-31T03:00:00Z"]
+        );
+        assert_eq!(
+            times("0 3 * * fri#2", "UTC", after, 1),
+            ["2024-03-08T03:00:00Z"]
+        );
+        assert_eq!(
+            times("0 3 1 JAN *", "UTC", after, 1),
+            ["2025-01-01T03:00:00Z"]
+        );
+        assert_eq!(
+            times("@daily", "Asia/Tokyo", after, 1),
+            ["2024-02-27T15:00:00Z"]
+        );
     }
 
     #[test]
     fn a_wrong_expression_is_refused_with_the_field_that_is_wrong() {
         let cases = [
-            ("61 * * * *", "Field 1 of the schedule `61 * * * *`, the minute `61`"),
-            ("0 25 * * *", "Field 2 of the schedule `0 25 * * *`, the hour `25`"),
-            ("0 0 2 x * *", "Field 4 of the schedule `0 0 2 x * *`, the day of the month `x`"),
+            (
+                "61 * * * *",
+                "Field 1 of the schedule `61 * * * *`, the minute `61`",
+            ),
+            (
+                "0 25 * * *",
+                "Field 2 of the schedule `0 25 * * *`, the hour `25`",
+            ),
+            (
+                "0 0 2 x * *",
+                "Field 4 of the schedule `0 0 2 x * *`, the day of the month `x`",
+            ),
             ("0 2 * *", "has 4 fields instead of five or six"),
             ("0 0 2 * * * 2030", "has 7 fields instead of five or six"),
             ("@sometimes", "is none of @yearly"),

@@ -82,8 +82,14 @@ pub enum Trigger {
 impl State {
     /// At the start of a scheduler. `last` is when the newest backup was made that a run would have made.
     pub fn new(plan: &Plan, last: Option<i64>, now: i64) -> Self {
-        let covered = last.filter(|_| plan.catch_up).map_or(now, |last| last.min(now));
-        State { covered, failures: 0, retry_at: None }
+        let covered = last
+            .filter(|_| plan.catch_up)
+            .map_or(now, |last| last.min(now));
+        State {
+            covered,
+            failures: 0,
+            retry_at: None,
+        }
     }
 }
 
@@ -96,16 +102,24 @@ impl State {
 
 impl Plan {
     pub fn check(&self) -> Result<()> {
-        for (name, value, least) in [("jitter", self.jitter_ms, 0), ("retryDelay", self.retry_delay_ms, 1)] {
+        for (name, value, least) in [
+            ("jitter", self.jitter_ms, 0),
+            ("retryDelay", self.retry_delay_ms, 1),
+        ] {
             if !(least..=MAX_MS).contains(&value) {
                 return Err(Error::invalid(
-                    format!("`{name}` is {value}, not a number of milliseconds from {least} to a day"),
+                    format!(
+                        "`{name}` is {value}, not a number of milliseconds from {least} to a day"
+                    ),
                     "Give a whole number",
                 ));
             }
         }
         if self.retries > 100 {
-            return Err(Error::invalid(format!("`retries` is {}, more than 100", self.retries), "Give fewer"));
+            return Err(Error::invalid(
+                format!("`retries` is {}, more than 100", self.retries),
+                "Give fewer",
+            ));
         }
         Ok(())
     }
@@ -124,11 +138,19 @@ impl Plan {
             (Some(due), _) if due <= now => {
                 state.failures = 0;
                 state.retry_at = None;
-                let trigger = if now - due > GRACE_MS { Trigger::CatchUp } else { Trigger::Schedule };
+                let trigger = if now - due > GRACE_MS {
+                    Trigger::CatchUp
+                } else {
+                    Trigger::Schedule
+                };
                 Action::Run { trigger }
             }
-            (_, Some(retry)) if retry <= now => Action::Run { trigger: Trigger::Retry },
-            (Some(due), retry) => Action::Wait { until: due.min(retry.unwrap_or(due)) },
+            (_, Some(retry)) if retry <= now => Action::Run {
+                trigger: Trigger::Retry,
+            },
+            (Some(due), retry) => Action::Wait {
+                until: due.min(retry.unwrap_or(due)),
+            },
             (None, Some(until)) => Action::Wait { until },
             (None, None) => Action::Never,
         }
@@ -136,16 +158,27 @@ impl Plan {
 
     /// A run has ended well.
     pub fn succeeded(&self, state: &mut State, now: i64) {
-        *state = State { covered: state.covered.max(now), failures: 0, retry_at: None };
+        *state = State {
+            covered: state.covered.max(now),
+            failures: 0,
+            retry_at: None,
+        };
     }
 
     /// A run has failed; the time of its retry, or `None` where it is given up.
     pub fn failed(&self, state: &mut State, now: i64) -> Option<i64> {
         let failures = state.failures + 1;
-        let delay = self.retry_delay_ms.saturating_mul(1 << (failures - 1).min(30)).min(MAX_RETRY_DELAY_MS);
+        let delay = self
+            .retry_delay_ms
+            .saturating_mul(1 << (failures - 1).min(30))
+            .min(MAX_RETRY_DELAY_MS);
         let retry_at = (failures <= self.retries).then(|| now.saturating_add(delay));
         let failures = if retry_at.is_some() { failures } else { 0 };
-        *state = State { covered: state.covered.max(now), failures, retry_at };
+        *state = State {
+            covered: state.covered.max(now),
+            failures,
+            retry_at,
+        };
         retry_at
     }
 
@@ -165,12 +198,15 @@ impl Plan {
 
     /// The first time that the schedule names after `covered`.
     fn after(&self, covered: i64) -> Option<i64> {
-        self.cadence.next(Timestamp::from_millisecond(covered).ok()?).map(Timestamp::as_millisecond)
+        self.cadence
+            .next(Timestamp::from_millisecond(covered).ok()?)
+            .map(Timestamp::as_millisecond)
     }
 
     /// When that is due.
     fn due(&self, covered: i64) -> Option<i64> {
-        self.after(covered).map(|time| time.saturating_add(self.jitter(time)))
+        self.after(covered)
+            .map(|time| time.saturating_add(self.jitter(time)))
     }
 
     fn jitter(&self, time: i64) -> i64 {
@@ -178,7 +214,9 @@ impl Plan {
             return 0;
         }
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&time.to_le_bytes()).update(self.seed.as_bytes());
+        hasher
+            .update(&time.to_le_bytes())
+            .update(self.seed.as_bytes());
         let mut first = [0; 8];
         first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
         (u64::from_le_bytes(first) % (self.jitter_ms as u64 + 1)) as i64

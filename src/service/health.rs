@@ -31,7 +31,10 @@ use crate::{
         Holder,
         history::{History, Run},
     },
-    store::{Backup, Flaw, Listing, Store, broken_chains, known_stores, newest_good, passed_over, passed_over_warning},
+    store::{
+        Backup, Flaw, Listing, Store, broken_chains, known_stores, newest_good, passed_over,
+        passed_over_warning,
+    },
     util::{age::age, operation::OperationContext, temp_dir::free_bytes},
     worker::client::WorkerMode,
 };
@@ -111,7 +114,11 @@ pub fn health(
     context: &OperationContext,
 ) -> Result<Health> {
     let began = Instant::now();
-    let scope = Scope { vectors: false, quick: !options.check_database, ..Scope::ALL };
+    let scope = Scope {
+        vectors: false,
+        quick: !options.check_database,
+        ..Scope::ALL
+    };
     let project = Project::open(&options.root)?;
     let subject = CheckTarget::of(&options.root, None);
     let inspection = inspect(&subject, scope, options.lock_timeout, worker_mode, context)?;
@@ -129,7 +136,12 @@ pub fn health(
     })
 }
 
-fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues: &mut Vec<Issue>) -> Backups {
+fn of_store(
+    store: &Store,
+    checked: &Checked,
+    max_age: Option<Duration>,
+    issues: &mut Vec<Issue>,
+) -> Backups {
     let dir = store.dir();
     let issue = |code, message: String, remedy: &str| {
         Issue::new(code, Part::Backups, message, remedy).path(dir.to_string_lossy())
@@ -144,34 +156,65 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
     let unread = if is_read { listing.unread().count() } else { 1 };
     let Listing { backups, unlisted } = listing;
     let backups = own_of(store, backups);
-    let emptied = store.home().filter(|_| is_read).and_then(|home| known_stores::emptied(home, store, &backups));
+    let emptied = store
+        .home()
+        .filter(|_| is_read)
+        .and_then(|home| known_stores::emptied(home, store, &backups));
     if let Some(warning) = emptied {
-        let remedy =
-            "Mount it, then run this again; if the backups were removed on purpose, make one with `kg diag backup`";
+        let remedy = "Mount it, then run this again; if the backups were removed on purpose, make one with `kg diag backup`";
         issues.push(match warning.code {
             WarningCode::StoreEmptied => issue(IssueCode::StoreEmptied, warning.message, remedy),
-            _ => issue(IssueCode::FileUnreadable, warning.message, "Give this user the right to read that file")
-                .severity(Severity::Warning),
+            _ => issue(
+                IssueCode::FileUnreadable,
+                warning.message,
+                "Give this user the right to read that file",
+            )
+            .severity(Severity::Warning),
         });
     }
     let broken = broken_chains(&backups);
     let newest = newest_good(&backups);
     let age_ms = newest.map(|newest| age_ms(newest.timestamp));
-    let severity = if max_age.is_some() { Severity::Error } else { Severity::Warning };
+    let severity = if max_age.is_some() {
+        Severity::Error
+    } else {
+        Severity::Warning
+    };
     let max_age_ms = max_age.unwrap_or(DEFAULT_MAX_AGE).as_millis() as u64;
     match age_ms {
         None if unread > 0 => {
-            let message = format!("Whether there is a good backup in {} cannot be told", dir.display());
+            let message = format!(
+                "Whether there is a good backup in {} cannot be told",
+                dir.display()
+            );
             let remedy = "Make readable what the other issues name, then run this again";
             issues.push(issue(IssueCode::BackupNone, message, remedy).severity(severity));
         }
         None => {
             let message = format!("There is no good backup in {}", dir.display());
-            issues.push(issue(IssueCode::BackupNone, message, "Make one with `kg diag backup`").severity(severity));
+            issues.push(
+                issue(
+                    IssueCode::BackupNone,
+                    message,
+                    "Make one with `kg diag backup`",
+                )
+                .severity(severity),
+            );
         }
         Some(past) if past > max_age_ms => {
-            let message = format!("The newest good backup is {} old; {} is allowed", age(past), age(max_age_ms));
-            issues.push(issue(IssueCode::BackupOld, message, "Make one with `kg diag backup`").severity(severity));
+            let message = format!(
+                "The newest good backup is {} old; {} is allowed",
+                age(past),
+                age(max_age_ms)
+            );
+            issues.push(
+                issue(
+                    IssueCode::BackupOld,
+                    message,
+                    "Make one with `kg diag backup`",
+                )
+                .severity(severity),
+            );
         }
         Some(_) if newest.is_some_and(|newest| newest.is_ahead(Timestamp::now())) => {
             let message = format!(
@@ -184,21 +227,31 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
         Some(_) => {}
     }
     if let Some(newest) = newest.filter(|newest| newest.incomplete) {
-        let message = format!("The newest good backup, {}, is incomplete: {}", newest.id, newest.lacks());
+        let message = format!(
+            "The newest good backup, {}, is incomplete: {}",
+            newest.id,
+            newest.lacks()
+        );
         let remedy = "Make what it names readable, or leave it out with `--exclude` (`backup.excludePatterns`)";
         issues.push(issue(IssueCode::BackupIncomplete, message, remedy));
     }
     if !broken.is_empty() {
         let mut found = Examples::default();
         broken.values().for_each(|why| found.add(why));
-        let message = format!("{} incremental backups in {} cannot be restored", found.count, dir.display());
+        let message = format!(
+            "{} incremental backups in {} cannot be restored",
+            found.count,
+            dir.display()
+        );
         let remedy = match unread {
             0 => "Put the archives back that they rest on, or make a full backup and delete these",
             _ => "Make readable what the other issues name, then run this again",
         };
         issues.push(issue(IssueCode::BackupChain, message, remedy).found(found));
     }
-    let passed = newest.map(|newest| passed_over(&backups, &unlisted, newest)).unwrap_or_default();
+    let passed = newest
+        .map(|newest| passed_over(&backups, &unlisted, newest))
+        .unwrap_or_default();
     if let Some(warning) = newest.and_then(|newest| passed_over_warning(&passed, newest)) {
         let remedy = "Put back what is missing, or make a backup now with `kg diag backup`";
         issues.push(issue(IssueCode::BackupPassedOver, warning.message, remedy));
@@ -208,14 +261,24 @@ fn of_store(store: &Store, checked: &Checked, max_age: Option<Duration>, issues:
         let remedy = match &left.flaw {
             Flaw::NoArchive => "Put the archive back; the next backup removes the manifest",
             Flaw::Unread(error) => &error.remedy,
-            _ => "Check it with `kg diag backup --verify FILE`; the next backup lists it if it is whole",
+            _ => {
+                "Check it with `kg diag backup --verify FILE`; the next backup lists it if it is whole"
+            }
         };
         let is_error = matches!(left.flaw, Flaw::Misfit | Flaw::Unread(_));
-        let severity = if is_error { Severity::Error } else { Severity::Warning };
+        let severity = if is_error {
+            Severity::Error
+        } else {
+            Severity::Warning
+        };
         let found = issue(IssueCode::BackupUnlisted, message, remedy).severity(severity);
         issues.push(found.path(left.path.to_string_lossy()));
     }
-    issues.extend(store.refusal_to_lock().map(|error| issue(IssueCode::BackupDir, error.message, &error.remedy)));
+    issues.extend(
+        store
+            .refusal_to_lock()
+            .map(|error| issue(IssueCode::BackupDir, error.message, &error.remedy)),
+    );
     issues.extend(refused(store, &issue));
     let next_bytes = next_size(&backups, checked.database_size);
     let free_bytes = room(dir, next_bytes, issues);
@@ -236,13 +299,19 @@ fn refused(store: &Store, issue: &dyn Fn(IssueCode, String, &str) -> Issue) -> O
         .check_encryption_policy(remembers_encrypted(store.home()?))
         .err()
         .filter(|error| error.code == Code::KeyInvalid)?;
-    let message = format!("A backup that does not say how to encrypt it is refused: {}", error.message);
+    let message = format!(
+        "A backup that does not say how to encrypt it is refused: {}",
+        error.message
+    );
     Some(issue(IssueCode::BackupRefused, message, &error.remedy))
 }
 
 /// Those of the project: what neighbours make in the same directory saves nothing of it.
 fn own_of(store: &Store, backups: Vec<Backup>) -> Vec<Backup> {
-    backups.into_iter().filter(|backup| store.is_own(backup)).collect()
+    backups
+        .into_iter()
+        .filter(|backup| store.is_own(backup))
+        .collect()
 }
 
 /// The last run that failed, unless there is a good backup since; a schedule that nobody keeps.
@@ -258,37 +327,87 @@ fn of_service(
     let found = Holder::find(project);
     if let Err(error) = &found {
         let message = format!("Whether a service runs cannot be told: {}", error.message);
-        issues.push(Issue::new(IssueCode::ServiceUnknown, Part::Backups, message, &error.remedy));
+        issues.push(Issue::new(
+            IssueCode::ServiceUnknown,
+            Part::Backups,
+            message,
+            &error.remedy,
+        ));
     }
     let is_known = found.is_ok();
     let process = found.unwrap_or_default();
     if is_enabled && is_known && process.is_none() {
         let message = "Backups are to be made on a schedule, and no service of this project runs";
-        issues.push(Issue::new(IssueCode::ServiceStopped, Part::Backups, message, "Start it with `kg serve --all`"));
+        issues.push(Issue::new(
+            IssueCode::ServiceStopped,
+            Part::Backups,
+            message,
+            "Start it with `kg serve --all`",
+        ));
     }
     if process.is_some() && !settings.are_unusable() && !is_enabled {
         let why = settings.without_schedule().join("; ");
         let message = "A service of this project runs, and makes no backups";
-        let remedy = if why.is_empty() { "Mend the schedule: `kg config show`" } else { &why };
-        issues.push(Issue::new(IssueCode::ServiceIdle, Part::Backups, message, remedy));
+        let remedy = if why.is_empty() {
+            "Mend the schedule: `kg config show`"
+        } else {
+            &why
+        };
+        issues.push(Issue::new(
+            IssueCode::ServiceIdle,
+            Part::Backups,
+            message,
+            remedy,
+        ));
     }
     let last_run = match History::read(project) {
         Ok(history) => history.last().cloned(),
         Err(error) => {
-            let message = format!("Whether the last backup failed cannot be told: {}", error.message);
-            let issue = Issue::new(IssueCode::FileUnreadable, Part::Backups, message, error.remedy);
+            let message = format!(
+                "Whether the last backup failed cannot be told: {}",
+                error.message
+            );
+            let issue = Issue::new(
+                IssueCode::FileUnreadable,
+                Part::Backups,
+                message,
+                error.remedy,
+            );
             issues.push(issue.severity(Severity::Warning));
             None
         }
     };
-    let failure = last_run.as_ref().and_then(|run| Some((age_ms(run.started_at), run.error.as_ref()?)));
-    if let Some((past, error)) = failure.filter(|(past, _)| newest_age_ms.is_none_or(|newest| newest > *past)) {
-        let message = format!("The last backup failed, {} ago: {} [{}]", age(past), error.message, error.code);
-        let remedy = if error.remedy.is_empty() { "Make one with `kg diag backup`" } else { &error.remedy };
-        issues.push(Issue::new(IssueCode::BackupFailed, Part::Backups, message, remedy));
+    let failure = last_run
+        .as_ref()
+        .and_then(|run| Some((age_ms(run.started_at), run.error.as_ref()?)));
+    if let Some((past, error)) =
+        failure.filter(|(past, _)| newest_age_ms.is_none_or(|newest| newest > *past))
+    {
+        let message = format!(
+            "The last backup failed, {} ago: {} [{}]",
+            age(past),
+            error.message,
+            error.code
+        );
+        let remedy = if error.remedy.is_empty() {
+            "Make one with `kg diag backup`"
+        } else {
+            &error.remedy
+        };
+        issues.push(Issue::new(
+            IssueCode::BackupFailed,
+            Part::Backups,
+            message,
+            remedy,
+        ));
     }
     let shown = process.as_ref().map(|process| process.shown(project));
-    Ok(Service { is_enabled, process, shown, last_run })
+    Ok(Service {
+        is_enabled,
+        process,
+        shown,
+        last_run,
+    })
 }
 
 fn age_ms(timestamp: i64) -> u64 {
@@ -297,7 +416,10 @@ fn age_ms(timestamp: i64) -> u64 {
 
 /// As large as the newest full backup; as the database where there is none.
 fn next_size(backups: &[Backup], database_size: u64) -> u64 {
-    backups.iter().find(|backup| backup.kind == BackupType::Full).map_or(database_size, Backup::disk_size)
+    backups
+        .iter()
+        .find(|backup| backup.kind == BackupType::Full)
+        .map_or(database_size, Backup::disk_size)
 }
 
 /// Whether backups can be written, and how much the disk has left for them.
@@ -323,9 +445,15 @@ fn room(dir: &Path, next_bytes: u64, issues: &mut Vec<Issue>) -> Option<u64> {
 /// A warning where everyone may put another archive in the place of one.
 fn exposed(dir: &Path) -> Option<Issue> {
     fs::metadata(dir).ok().filter(everyone_may_write)?;
-    let message = format!("Everyone may write to {}, and so replace or remove backups", dir.display());
+    let message = format!(
+        "Everyone may write to {}, and so replace or remove backups",
+        dir.display()
+    );
     let remedy = format!("Take that right away: chmod o-w '{}'", dir.display());
-    Some(Issue::new(IssueCode::Permissions, Part::Backups, message, remedy).path(dir.to_string_lossy()))
+    Some(
+        Issue::new(IssueCode::Permissions, Part::Backups, message, remedy)
+            .path(dir.to_string_lossy()),
+    )
 }
 
 /// An error where the next backup does not fit, a warning where the one after that would not.
@@ -333,9 +461,16 @@ fn space(dir: &Path, free: u64, next_bytes: u64) -> Option<Issue> {
     if free >= next_bytes.saturating_mul(2) {
         return None;
     }
-    let message = format!("{} has {free} bytes left; the next backup is likely to take {next_bytes}", dir.display());
+    let message = format!(
+        "{} has {free} bytes left; the next backup is likely to take {next_bytes}",
+        dir.display()
+    );
     let remedy = "Remove old backups with `kg diag prune`, or use another disk";
-    let severity = if free < next_bytes { Severity::Error } else { Severity::Warning };
+    let severity = if free < next_bytes {
+        Severity::Error
+    } else {
+        Severity::Warning
+    };
     let issue = Issue::new(IssueCode::DiskSpace, Part::Backups, message, remedy).severity(severity);
     Some(issue.path(dir.to_string_lossy()))
 }
@@ -346,9 +481,14 @@ mod tests {
 
     #[test]
     fn a_disk_that_the_next_backup_does_not_fit_on_is_an_error_and_one_for_two_is_fine() {
-        let told = |free, next| space(Path::new("/backups"), free, next).map(|issue| (issue.code, issue.severity));
+        let told = |free, next| {
+            space(Path::new("/backups"), free, next).map(|issue| (issue.code, issue.severity))
+        };
         assert_eq!(told(99, 100), Some((IssueCode::DiskSpace, Severity::Error)));
-        assert_eq!(told(100, 100), Some((IssueCode::DiskSpace, Severity::Warning)));
+        assert_eq!(
+            told(100, 100),
+            Some((IssueCode::DiskSpace, Severity::Warning))
+        );
         assert_eq!(told(200, 100), None);
         assert_eq!(told(0, 0), None);
     }

@@ -89,7 +89,10 @@ pub struct Began {
 
 impl Began {
     pub fn now() -> Self {
-        Began { at: Timestamp::now().as_millisecond(), instant: Instant::now() }
+        Began {
+            at: Timestamp::now().as_millisecond(),
+            instant: Instant::now(),
+        }
     }
 
     pub fn duration_ms(&self) -> i64 {
@@ -138,13 +141,25 @@ impl Run {
 
 /// Warnings that no manifest has, because they are of the run: what was made is not what was asked for, or not where.
 fn of_run(created: &Created) -> Vec<Warning> {
-    let is_of_run = |warning: &&Warning| matches!(warning.code, WarningCode::Full | WarningCode::StoreEmptied);
-    created.backup.warnings.iter().filter(is_of_run).cloned().collect()
+    let is_of_run =
+        |warning: &&Warning| matches!(warning.code, WarningCode::Full | WarningCode::StoreEmptied);
+    created
+        .backup
+        .warnings
+        .iter()
+        .filter(is_of_run)
+        .cloned()
+        .collect()
 }
 
 fn retention_failures(created: &Created) -> u32 {
-    let decisions = created.retention.iter().flat_map(|retention| &retention.decisions);
-    let errors = decisions.filter_map(|decision| decision.error.as_ref()).chain(&created.retention_error);
+    let decisions = created
+        .retention
+        .iter()
+        .flat_map(|retention| &retention.decisions);
+    let errors = decisions
+        .filter_map(|decision| decision.error.as_ref())
+        .chain(&created.retention_error);
     errors.count() as u32
 }
 
@@ -160,7 +175,8 @@ impl History {
             Err(cause) if cause.kind() == io::ErrorKind::InvalidData => None,
             text => text.map_err(|cause| Error::io("read", &path, cause))?,
         };
-        let mut history: History = serde_json::from_slice(&text.unwrap_or_default()).unwrap_or_default();
+        let mut history: History =
+            serde_json::from_slice(&text.unwrap_or_default()).unwrap_or_default();
         history.take_up(run_marker::killed(project).into_iter().map(|(_, run)| run));
         Ok(history)
     }
@@ -168,8 +184,15 @@ impl History {
     /// Adds runs that it does not have.
     fn take_up(&mut self, runs: impl Iterator<Item = Run>) {
         for run in runs {
-            if self.runs.iter().all(|known| known.started_at != run.started_at) {
-                let later = self.runs.iter().position(|known| known.started_at > run.started_at);
+            if self
+                .runs
+                .iter()
+                .all(|known| known.started_at != run.started_at)
+            {
+                let later = self
+                    .runs
+                    .iter()
+                    .position(|known| known.started_at > run.started_at);
                 self.runs.insert(later.unwrap_or(self.runs.len()), run);
             }
         }
@@ -193,7 +216,9 @@ impl History {
         let text = serde_json::to_vec_pretty(&history).unwrap_or_default();
         atomic_file::write_shared(&History::path(project), &text)?;
         // From here on the history has them.
-        killed.iter().try_for_each(|(record, _)| atomic_file::remove(record))
+        killed
+            .iter()
+            .try_for_each(|(record, _)| atomic_file::remove(record))
     }
 
     pub fn last(&self) -> Option<&Run> {

@@ -21,13 +21,23 @@ pub struct HookSession<'a> {
 
 impl<'a> HookSession<'a> {
     pub fn start(project: &'a Project, log: &'a Log) -> Self {
-        HookSession { project, log, worker: Worker::start() }
+        HookSession {
+            project,
+            log,
+            worker: Worker::start(),
+        }
     }
 
     /// That a backup begins; the hooks of its end.
     pub fn begin(&self, trigger: Trigger) -> Hooks {
         let hooks = self.load();
-        self.tell(&hooks, Event { trigger: Some(trigger), ..Event::new(EventKind::Started, self.project) });
+        self.tell(
+            &hooks,
+            Event {
+                trigger: Some(trigger),
+                ..Event::new(EventKind::Started, self.project)
+            },
+        );
         hooks
     }
 
@@ -53,7 +63,11 @@ impl<'a> HookSession<'a> {
     }
 
     pub fn finish(self) {
-        let HookSession { project, log, worker } = self;
+        let HookSession {
+            project,
+            log,
+            worker,
+        } = self;
         let (outcomes, is_cut_short) = worker.finish(PATIENCE, &CancelToken::default());
         if is_cut_short {
             log.line("warning: hooks that were not done yet were ended by the stop");
@@ -65,11 +79,19 @@ impl<'a> HookSession<'a> {
 fn write_down(project: &Project, log: &Log, outcomes: &[Outcome]) {
     for outcome in outcomes {
         match &outcome.result {
-            Ok(said) => log.line(&format!("the hook `{}` ran in {} ms: {said}", outcome.hook, outcome.duration_ms)),
-            Err(said) => log.line(&format!("warning: the hook `{}` failed: {said}", outcome.hook)),
+            Ok(said) => log.line(&format!(
+                "the hook `{}` ran in {} ms: {said}",
+                outcome.hook, outcome.duration_ms
+            )),
+            Err(said) => log.line(&format!(
+                "warning: the hook `{}` failed: {said}",
+                outcome.hook
+            )),
         }
     }
     if let Err(error) = hooks::remember(project, outcomes) {
-        log.line(&format!("warning: what hooks did could not be written down: {error}"));
+        log.line(&format!(
+            "warning: what hooks did could not be written down: {error}"
+        ));
     }
 }

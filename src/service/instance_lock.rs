@@ -53,18 +53,31 @@ impl Holder {
     pub fn find(project: &Project) -> Result<Option<Holder>> {
         let path = path(project);
         let failed = |cause| Error::io("lock", &path, cause);
-        let Some(file) = open_lock(project)? else { return Ok(None) };
+        let Some(file) = open_lock(project)? else {
+            return Ok(None);
+        };
         match file.try_lock_shared() {
             Ok(()) => Ok(None),
             Err(TryLockError::Error(cause)) => Err(failed(cause)),
             Err(TryLockError::WouldBlock) => {
                 if let Some(process) = another_program(&file) {
-                    let message = format!("{} is locked by {process}, which is no service", path.display());
-                    return Err(Error::new(Code::Service, message, "Stop that process: no service can run beside it"));
+                    let message = format!(
+                        "{} is locked by {process}, which is no service",
+                        path.display()
+                    );
+                    return Err(Error::new(
+                        Code::Service,
+                        message,
+                        "Stop that process: no service can run beside it",
+                    ));
                 }
                 let text = regular_file::read(&file, MAX_BYTES).map_err(failed)?;
                 // It has only just taken the lock: nothing is known of it yet.
-                let unknown = Holder { pid: 0, host: String::new(), since: 0 };
+                let unknown = Holder {
+                    pid: 0,
+                    host: String::new(),
+                    since: 0,
+                };
                 Ok(Some(serde_json::from_slice(&text).unwrap_or(unknown)))
             }
         }
@@ -73,24 +86,39 @@ impl Holder {
     /// Ends the service, and waits until it has; by force after `patience`, which leaves nothing that the next run does not clear up.
     /// `Ok(true)` where force was needed.
     pub fn stop(&self, project: &Project, patience: Duration) -> Result<bool> {
-        let Some(lock) = open_lock(project)? else { return Ok(false) };
+        let Some(lock) = open_lock(project)? else {
+            return Ok(false);
+        };
         let process = match Process::holding(&lock) {
             // It may have ended by itself just now.
-            Err(why) if Holder::find(project)?.as_ref() == Some(self) => return Err(self.out_of_reach(&why)),
+            Err(why) if Holder::find(project)?.as_ref() == Some(self) => {
+                return Err(self.out_of_reach(&why));
+            }
             Err(_) => return Ok(false),
             Ok(process) => process,
         };
-        process.signal(Signal::TERM).map_err(|why| self.out_of_reach(&why))?;
+        process
+            .signal(Signal::TERM)
+            .map_err(|why| self.out_of_reach(&why))?;
         if self.wait_for_end(project, patience)? {
             return Ok(false);
         }
-        process.signal(Signal::KILL).map_err(|why| self.out_of_reach(&why))?;
-        if self.wait_for_end(project, patience)? { Ok(true) } else { Err(self.out_of_reach("it does not end")) }
+        process
+            .signal(Signal::KILL)
+            .map_err(|why| self.out_of_reach(&why))?;
+        if self.wait_for_end(project, patience)? {
+            Ok(true)
+        } else {
+            Err(self.out_of_reach("it does not end"))
+        }
     }
 
     /// How a message names it: by the number that it has here, which in a container is another one than it knows itself by.
     pub fn shown(&self, project: &Project) -> String {
-        let lock = open_lock(project).ok().flatten().and_then(|lock| lock.metadata().ok());
+        let lock = open_lock(project)
+            .ok()
+            .flatten()
+            .and_then(|lock| lock.metadata().ok());
         holders::with_own_name(
             lock.as_ref(),
             self.pid,
@@ -150,10 +178,16 @@ impl InstanceLock {
                 };
             }
         }
-        let holder =
-            Holder { pid: std::process::id() as i32, host: host_name(), since: Timestamp::now().as_millisecond() };
+        let holder = Holder {
+            pid: std::process::id() as i32,
+            host: host_name(),
+            since: Timestamp::now().as_millisecond(),
+        };
         let text = serde_json::to_string(&holder).unwrap_or_default();
-        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{text}")).map_err(failed)?;
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{text}"))
+            .map_err(failed)?;
         Ok(Ok(InstanceLock { file, holder }))
     }
 
@@ -164,7 +198,10 @@ impl InstanceLock {
 
     /// Whether the file that is locked is still the one of the project: a project that is removed needs no service.
     pub fn is_in(&self, state_dir: &Path) -> bool {
-        let (Ok(here), Ok(there)) = (self.file.metadata(), fs::metadata(state_dir.join(LOCK_FILE))) else {
+        let (Ok(here), Ok(there)) = (
+            self.file.metadata(),
+            fs::metadata(state_dir.join(LOCK_FILE)),
+        ) else {
             return false;
         };
         (here.dev(), here.ino()) == (there.dev(), there.ino())

@@ -33,12 +33,18 @@ impl Log {
         atomic_file::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
         let path = dir.join(FILE);
         let file = open(&path)?;
-        Ok(Log::File { path, file: RefCell::new(file) })
+        Ok(Log::File {
+            path,
+            file: RefCell::new(file),
+        })
     }
 
     /// A log that cannot be written must not keep a backup from being made.
     pub fn line(&self, text: &str) {
-        let text: String = text.chars().map(|one| if one.is_control() { ' ' } else { one }).collect();
+        let text: String = text
+            .chars()
+            .map(|one| if one.is_control() { ' ' } else { one })
+            .collect();
         let line = format!("{:.0} {text}\n", Timestamp::now());
         let _ = match self {
             Log::Output => io::stdout().write_all(line.as_bytes()),
@@ -49,9 +55,16 @@ impl Log {
     fn append(&self, path: &Path, file: &mut File, line: &[u8]) -> io::Result<()> {
         if file.metadata()?.len() + line.len() as u64 > MOST_BYTES {
             for number in (1..MOST_FILES).rev() {
-                let from = if number == 1 { path.to_path_buf() } else { numbered(path, number - 1) };
+                let from = if number == 1 {
+                    path.to_path_buf()
+                } else {
+                    numbered(path, number - 1)
+                };
                 if from.exists() {
-                    atomic_file::rename(&from, numbered(path, number).file_name().unwrap_or_default())?;
+                    atomic_file::rename(
+                        &from,
+                        numbered(path, number).file_name().unwrap_or_default(),
+                    )?;
                 }
             }
             *file = open(path).map_err(io::Error::other)?;
@@ -87,9 +100,16 @@ mod tests {
         for number in 0..100 {
             log.line(&format!("{number} {text}"));
         }
-        let files: Vec<_> = fs::read_dir(project.state_dir().join(DIR)).unwrap().flatten().collect();
+        let files: Vec<_> = fs::read_dir(project.state_dir().join(DIR))
+            .unwrap()
+            .flatten()
+            .collect();
         assert_eq!(files.len(), MOST_FILES as usize);
-        assert!(files.iter().all(|file| file.metadata().unwrap().len() <= MOST_BYTES));
+        assert!(
+            files
+                .iter()
+                .all(|file| file.metadata().unwrap().len() <= MOST_BYTES)
+        );
         let newest = fs::read_to_string(project.state_dir().join(DIR).join(FILE)).unwrap();
         assert!(newest.lines().last().unwrap().contains(" 99 a line"));
     }

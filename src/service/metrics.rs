@@ -61,11 +61,17 @@ struct Metric {
 /// Writes the file, whole or not at all. Everybody may read it: the collector is another user.
 pub fn write(path: &Path, project: &Project, status: &Status) -> Result<()> {
     let root = project.root().display().to_string();
-    let facts = Facts { project: &root, status: Some(status), is_healthy: status.health.ok, activity: None };
+    let facts = Facts {
+        project: &root,
+        status: Some(status),
+        is_healthy: status.health.ok,
+        activity: None,
+    };
     let failed = |cause| Error::io("write", path, cause);
     let path = std::path::absolute(path).map_err(failed)?;
     let mut file = atomic_file::TempFile::new(path.parent().unwrap_or(&path))?;
-    file.write_all(facts.render(Format::Prometheus).as_bytes()).map_err(failed)?;
+    file.write_all(facts.render(Format::Prometheus).as_bytes())
+        .map_err(failed)?;
     file.set_mode(0o644)?;
     file.persist(&path)
 }
@@ -74,7 +80,11 @@ impl Facts<'_> {
     pub fn render(&self, format: Format) -> String {
         let project = format!("project=\"{}\"", escape(self.project));
         let mut text = String::new();
-        for metric in self.metrics().iter().filter(|metric| !metric.samples.is_empty()) {
+        for metric in self
+            .metrics()
+            .iter()
+            .filter(|metric| !metric.samples.is_empty())
+        {
             metric.render(format, &project, &mut text);
         }
         if format == Format::OpenMetrics {
@@ -91,7 +101,11 @@ impl Facts<'_> {
                 help: "The release of kg.",
                 samples: vec![(Some(("version", env!("CARGO_PKG_VERSION"))), 1.0)],
             },
-            gauge("healthy", "1 where nothing about the backups has to be seen to.", Some(flag(self.is_healthy))),
+            gauge(
+                "healthy",
+                "1 where nothing about the backups has to be seen to.",
+                Some(flag(self.is_healthy)),
+            ),
         ];
         metrics.extend(self.status.map(of_status).into_iter().flatten());
         metrics.extend(self.activity.map(of_activity).into_iter().flatten());
@@ -103,11 +117,27 @@ fn of_status(status: &Status) -> [Metric; 12] {
     let seconds = |ms: i64| ms as f64 / 1000.0;
     let (newest, success) = (status.newest.as_ref(), status.last_success.as_ref());
     let kinds = &status.by_type;
-    let kept = [("full", kinds.full), ("incremental", kinds.incremental), ("snapshot", kinds.snapshot)];
+    let kept = [
+        ("full", kinds.full),
+        ("incremental", kinds.incremental),
+        ("snapshot", kinds.snapshot),
+    ];
     [
-        gauge("last_success_timestamp_seconds", "When the newest backup was made.", status.succeeded_at().map(seconds)),
-        gauge("last_failure_timestamp_seconds", "When the last attempt failed.", status.failed_at().map(seconds)),
-        gauge("last_duration_seconds", "How long the last backup took.", success.map(|run| seconds(run.duration_ms))),
+        gauge(
+            "last_success_timestamp_seconds",
+            "When the newest backup was made.",
+            status.succeeded_at().map(seconds),
+        ),
+        gauge(
+            "last_failure_timestamp_seconds",
+            "When the last attempt failed.",
+            status.failed_at().map(seconds),
+        ),
+        gauge(
+            "last_duration_seconds",
+            "How long the last backup took.",
+            success.map(|run| seconds(run.duration_ms)),
+        ),
         gauge(
             "last_size_bytes",
             "Size of the newest archive and its sidecar.",
@@ -132,9 +162,15 @@ fn of_status(status: &Status) -> [Metric; 12] {
             name: "kept",
             kind: MetricType::Gauge,
             help: "Backups that are kept.",
-            samples: kept.map(|(kind, count)| (Some(("type", kind)), count as f64)).to_vec(),
+            samples: kept
+                .map(|(kind, count)| (Some(("type", kind)), count as f64))
+                .to_vec(),
         },
-        gauge("kept_size_bytes", "Size of all archives and their sidecars.", Some(status.total_size as f64)),
+        gauge(
+            "kept_size_bytes",
+            "Size of all archives and their sidecars.",
+            Some(status.total_size as f64),
+        ),
         gauge(
             "chain_length",
             "Archives that a restore of the newest backup reads.",
@@ -145,25 +181,41 @@ fn of_status(status: &Status) -> [Metric; 12] {
             "Old backups that the last backup could not remove.",
             success.map(|run| f64::from(run.retention_failures)),
         ),
-        gauge("next_run_timestamp_seconds", "When the next run is due.", status.next_run.map(seconds)),
+        gauge(
+            "next_run_timestamp_seconds",
+            "When the next run is due.",
+            status.next_run.map(seconds),
+        ),
     ]
 }
 
 fn of_activity(activity: Activity) -> [Metric; 2] {
     let result = |result| Some(("result", result));
     [
-        gauge("running", "1 while the service makes a backup.", Some(flag(activity.is_running))),
+        gauge(
+            "running",
+            "1 while the service makes a backup.",
+            Some(flag(activity.is_running)),
+        ),
         Metric {
             name: "runs",
             kind: MetricType::Counter,
             help: "Runs of the service since its start.",
-            samples: vec![(result("success"), activity.succeeded as f64), (result("failure"), activity.failed as f64)],
+            samples: vec![
+                (result("success"), activity.succeeded as f64),
+                (result("failure"), activity.failed as f64),
+            ],
         },
     ]
 }
 
 fn gauge(name: &'static str, help: &'static str, value: Option<f64>) -> Metric {
-    Metric { name, kind: MetricType::Gauge, help, samples: value.map(|value| (None, value)).into_iter().collect() }
+    Metric {
+        name,
+        kind: MetricType::Gauge,
+        help,
+        samples: value.map(|value| (None, value)).into_iter().collect(),
+    }
 }
 
 fn flag(value: bool) -> f64 {
@@ -172,7 +224,11 @@ fn flag(value: bool) -> f64 {
 
 impl Metric {
     fn render(&self, format: Format, project: &str, text: &mut String) {
-        let family = if self.name.is_empty() { PREFIX.to_string() } else { format!("{PREFIX}_{}", self.name) };
+        let family = if self.name.is_empty() {
+            PREFIX.to_string()
+        } else {
+            format!("{PREFIX}_{}", self.name)
+        };
         let (kind, suffix) = match self.kind {
             MetricType::Gauge => ("gauge", ""),
             MetricType::Counter => ("counter", "_total"),
@@ -182,16 +238,31 @@ impl Metric {
         // OpenMetrics describes the family and knows units; the older text describes what the samples are called, and has no infos.
         let (described, kind) = match format {
             Format::OpenMetrics => (&family, kind),
-            Format::Prometheus => (&sample, if self.kind == MetricType::Info { "gauge" } else { kind }),
+            Format::Prometheus => (
+                &sample,
+                if self.kind == MetricType::Info {
+                    "gauge"
+                } else {
+                    kind
+                },
+            ),
         };
-        let unit = ["seconds", "bytes"].into_iter().find(|unit| described.ends_with(&format!("_{unit}")));
+        let unit = ["seconds", "bytes"]
+            .into_iter()
+            .find(|unit| described.ends_with(&format!("_{unit}")));
         // Writing to a String does not fail.
-        let _ = writeln!(text, "# HELP {described} {}\n# TYPE {described} {kind}", self.help);
+        let _ = writeln!(
+            text,
+            "# HELP {described} {}\n# TYPE {described} {kind}",
+            self.help
+        );
         if let Some(unit) = unit.filter(|_| format == Format::OpenMetrics) {
             let _ = writeln!(text, "# UNIT {described} {unit}");
         }
         for (label, value) in &self.samples {
-            let label = label.map(|(name, value)| format!(",{name}=\"{value}\"")).unwrap_or_default();
+            let label = label
+                .map(|(name, value)| format!(",{name}=\"{value}\""))
+                .unwrap_or_default();
             let _ = writeln!(text, "{sample}{{{project}{label}}} {value}");
         }
     }
@@ -199,7 +270,9 @@ impl Metric {
 
 /// In the value of a label.
 fn escape(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    text.replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 #[cfg(test)]
@@ -207,8 +280,17 @@ mod tests {
     use super::*;
 
     fn facts(project: &str) -> Facts<'_> {
-        let activity = Activity { is_running: true, succeeded: 2, failed: 1 };
-        Facts { project, status: None, is_healthy: false, activity: Some(activity) }
+        let activity = Activity {
+            is_running: true,
+            succeeded: 2,
+            failed: 1,
+        };
+        Facts {
+            project,
+            status: None,
+            is_healthy: false,
+            activity: Some(activity),
+        }
     }
 
     #[test]
@@ -216,13 +298,21 @@ mod tests {
         let version = env!("CARGO_PKG_VERSION");
         let older = facts("/p").render(Format::Prometheus);
         let open = facts("/p").render(Format::OpenMetrics);
-        assert!(older.contains("# TYPE kg_backup_info gauge\n") && open.contains("# TYPE kg_backup info\n"));
         assert!(
-            older.contains("# TYPE kg_backup_runs_total counter\n") && open.contains("# TYPE kg_backup_runs counter\n")
+            older.contains("# TYPE kg_backup_info gauge\n")
+                && open.contains("# TYPE kg_backup info\n")
+        );
+        assert!(
+            older.contains("# TYPE kg_backup_runs_total counter\n")
+                && open.contains("# TYPE kg_backup_runs counter\n")
         );
         assert!(!older.contains("EOF") && open.ends_with("\n# EOF\n"));
-        let samples =
-            |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(str::to_string).collect::<Vec<_>>();
+        let samples = |text: &str| {
+            text.lines()
+                .filter(|line| !line.starts_with('#'))
+                .map(str::to_string)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(samples(&older), samples(&open));
         assert_eq!(
             samples(&open),
@@ -239,6 +329,9 @@ mod tests {
     #[test]
     fn a_path_of_any_characters_is_one_label() {
         let text = facts("/a \"b\"\\\nc").render(Format::OpenMetrics);
-        assert!(text.contains("kg_backup_healthy{project=\"/a \\\"b\\\"\\\\\\nc\"} 0\n"), "{text}");
+        assert!(
+            text.contains("kg_backup_healthy{project=\"/a \\\"b\\\"\\\\\\nc\"} 0\n"),
+            "{text}"
+        );
     }
 }

@@ -63,11 +63,21 @@ pub struct Options {
 }
 
 /// Runs until `cancel` is set. `KG_SERVICE` if the project is gone.
-pub fn serve(project: &Project, held: &InstanceLock, log: &Log, options: &Options, cancel: &CancelToken) -> Result<()> {
+pub fn serve(
+    project: &Project,
+    held: &InstanceLock,
+    log: &Log,
+    options: &Options,
+    cancel: &CancelToken,
+) -> Result<()> {
     let board = Arc::new(ServiceState::new(project.root().display().to_string()));
     let mut http = Http::new(project, held.holder(), log, Arc::clone(&board));
     let mut service = Service::new(project, log, options, cancel, board);
-    log.line(&format!("started as process {} for {}", std::process::id(), project.root().display()));
+    log.line(&format!(
+        "started as process {} for {}",
+        std::process::id(),
+        project.root().display()
+    ));
     let mut seen = None;
     while !cancel.is_cancelled() && held.is_in(&project.state_dir()) {
         let mark = mark(&project.state_dir().join(CONFIG_FILE));
@@ -110,7 +120,10 @@ pub fn serve(project: &Project, held: &InstanceLock, log: &Log, options: &Option
 fn lost(project: &Project) -> Error {
     Error::new(
         Code::Service,
-        format!("{} is no longer the project that this service was started for", project.root().display()),
+        format!(
+            "{} is no longer the project that this service was started for",
+            project.root().display()
+        ),
         "It was moved, removed or unmounted, or another one was put there; start the service again where the project is",
     )
 }

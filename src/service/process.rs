@@ -33,30 +33,48 @@ impl Process {
     pub fn holding(lock: &File) -> Result<Process, String> {
         let failed = |cause: io::Error| plain(&cause);
         let found = lock.metadata().map_err(failed)?;
-        let number = holders::of_flock(&found)
-            .ok_or("it cannot be seen from here: it runs in another container or on another machine")?;
+        let number = holders::of_flock(&found).ok_or(
+            "it cannot be seen from here: it runs in another container or on another machine",
+        )?;
         let pid = Pid::from_raw(number).ok_or("the system does not name it")?;
         let descriptor = match pidfd_open(pid, PidfdFlags::empty()) {
             Err(Errno::NOSYS) => None,
             opened => Some(opened.map_err(|cause| failed(cause.into()))?),
         };
         // From here on the descriptor means one process, whatever becomes of its number.
-        let is_it = holders::of_flock(&found) == Some(number) && holders::has_file_open(number, &found);
+        let is_it =
+            holders::of_flock(&found) == Some(number) && holders::has_file_open(number, &found);
         if !is_it {
-            return Err(format!("process {number} took its lock, and has it no more, or hides what it has open"));
+            return Err(format!(
+                "process {number} took its lock, and has it no more, or hides what it has open"
+            ));
         }
         let of_process = fs::metadata(format!("/proc/{number}")).map_err(failed)?;
         let user = geteuid().as_raw();
-        let is_allowed = of_process.uid() == user || user == 0 && [0, found.uid()].contains(&of_process.uid());
+        let is_allowed =
+            of_process.uid() == user || user == 0 && [0, found.uid()].contains(&of_process.uid());
         if !is_allowed {
-            return Err(format!("process {number}, which has its lock, is of user {}", of_process.uid()));
+            return Err(format!(
+                "process {number}, which has its lock, is of user {}",
+                of_process.uid()
+            ));
         }
         let program = fs::read_link(format!("/proc/{number}/exe")).map_err(failed)?;
-        if program_name(&program) != std::env::current_exe().ok().as_deref().and_then(program_name) {
-            return Err(format!("process {number}, which has its lock, runs {}", program.display()));
+        if program_name(&program)
+            != std::env::current_exe()
+                .ok()
+                .as_deref()
+                .and_then(program_name)
+        {
+            return Err(format!(
+                "process {number}, which has its lock, runs {}",
+                program.display()
+            ));
         }
         if !serves(number) {
-            return Err(format!("process {number}, which has its lock, is no service"));
+            return Err(format!(
+                "process {number}, which has its lock, is no service"
+            ));
         }
         Ok(Process { pid, descriptor })
     }

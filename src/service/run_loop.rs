@@ -95,13 +95,22 @@ impl<'a> Service<'a> {
         let mut warnings = Vec::new();
         let settings = Settings::read(self.project.root(), &mut warnings);
         // A file that is gone says nothing: what was set is taken out with `kg config unset`.
-        let is_lost = !is_start && self.settings != Settings::default() && !self.config_path().exists();
+        let is_lost =
+            !is_start && self.settings != Settings::default() && !self.config_path().exists();
         let lost = is_lost.then(|| {
             let message = format!("{} is gone", self.config_path().display());
-            Error::new(Code::ConfigInvalid, message, "Bring it back with `kg diag restore --file latest --config-only`")
+            Error::new(
+                Code::ConfigInvalid,
+                message,
+                "Bring it back with `kg diag restore --file latest --config-only`",
+            )
         });
         if let Some(why) = settings.assert_usable().err().or(lost) {
-            self.unreadable = Some(Unreadable { since: Instant::now(), why, is_told: false });
+            self.unreadable = Some(Unreadable {
+                since: Instant::now(),
+                why,
+                is_told: false,
+            });
             if is_start {
                 self.settings = settings;
             }
@@ -114,7 +123,9 @@ impl<'a> Service<'a> {
             self.log.line(&format!("warning: {}", warning.message));
         }
         let is_other = |name: &str| settings.get(name) != self.settings.get(name);
-        let is_new = ["backup.enabled", "backup.schedule", "backup.timezone"].into_iter().any(is_other);
+        let is_new = ["backup.enabled", "backup.schedule", "backup.timezone"]
+            .into_iter()
+            .any(is_other);
         self.settings = settings;
         self.looked = None;
         self.plan = self.planned();
@@ -129,9 +140,15 @@ impl<'a> Service<'a> {
         let now = now();
         let last = if is_start { self.last() } else { None };
         self.state = Some(State::new(plan, last, now));
-        let next = plan.cadence.next(Timestamp::now()).map(|next| next.to_string()).unwrap_or_default();
+        let next = plan
+            .cadence
+            .next(Timestamp::now())
+            .map(|next| next.to_string())
+            .unwrap_or_default();
         let schedule = self.settings.text("backup.schedule").unwrap_or_default();
-        self.log.line(&format!("the schedule is `{schedule}`; it names {next} next"));
+        self.log.line(&format!(
+            "the schedule is `{schedule}`; it names {next} next"
+        ));
         self.remember(None);
     }
 
@@ -142,12 +159,23 @@ impl<'a> Service<'a> {
     /// Tells once that the settings cannot be read. An editor that is saving them is given a moment.
     pub fn tell_unreadable(&mut self) {
         let is_due = |found: &&mut Unreadable| !found.is_told && found.since.elapsed() >= SETTLING;
-        let Some(found) = self.unreadable.as_mut().filter(is_due) else { return };
+        let Some(found) = self.unreadable.as_mut().filter(is_due) else {
+            return;
+        };
         found.is_told = true;
         let why = found.why.clone();
-        self.log.line(&format!("warning: the last valid settings stay in force: {why} [{}]", why.code));
+        self.log.line(&format!(
+            "warning: the last valid settings stay in force: {why} [{}]",
+            why.code
+        ));
         let hooks = self.hooks.load();
-        self.hooks.tell(&hooks, Event { error: Some(why), ..Event::new(hooks::EventKind::Failed, self.project) });
+        self.hooks.tell(
+            &hooks,
+            Event {
+                error: Some(why),
+                ..Event::new(hooks::EventKind::Failed, self.project)
+            },
+        );
         self.remember(None);
     }
 
@@ -156,19 +184,28 @@ impl<'a> Service<'a> {
             return None;
         }
         scheduled::plan(&self.settings, self.project.root()).unwrap_or_else(|error| {
-            self.log.line(&format!("the schedule cannot be used: {error}"));
+            self.log
+                .line(&format!("the schedule cannot be used: {error}"));
             None
         })
     }
 
     /// Up to when everything is dealt with, as an earlier service or the backups that exist say.
     fn last(&self) -> Option<i64> {
-        let known = History::read(self.project).ok().and_then(|history| history.state.as_ref().map(State::covered));
-        known.max(scheduled::last_run(&self.settings, self.project).ok().flatten())
+        let known = History::read(self.project)
+            .ok()
+            .and_then(|history| history.state.as_ref().map(State::covered));
+        known.max(
+            scheduled::last_run(&self.settings, self.project)
+                .ok()
+                .flatten(),
+        )
     }
 
     pub fn due(&mut self) -> Option<Trigger> {
-        let (Some(plan), Some(state)) = (&self.plan, &mut self.state) else { return None };
+        let (Some(plan), Some(state)) = (&self.plan, &mut self.state) else {
+            return None;
+        };
         match plan.decide(state, now()) {
             Action::Run { trigger } => Some(trigger),
             Action::Wait { .. } | Action::Never => None,
@@ -181,10 +218,15 @@ impl<'a> Service<'a> {
         let kind = scheduled::wanted_kind(&self.settings);
         let started = RunMarker::begin(Some(self.project), kind, trigger, began);
         let made = panic::catch_unwind(AssertUnwindSafe(|| self.back_up())).unwrap_or_else(|_| {
-            Err(Error::new(Code::Internal, "The backup panicked", "Please report this, with the log of the service"))
+            Err(Error::new(
+                Code::Internal,
+                "The backup panicked",
+                "Please report this, with the log of the service",
+            ))
         });
         if self.cancel.is_cancelled() && made.is_err() {
-            self.log.line("a backup was ended by the stop; nothing of it is left");
+            self.log
+                .line("a backup was ended by the stop; nothing of it is left");
             started.end();
             return;
         }
@@ -201,19 +243,34 @@ impl<'a> Service<'a> {
                 plan.succeeded(state, ended);
                 let backup = &created.backup;
                 let took = run.duration_ms as f64 / 1000.0;
-                self.log.line(&format!("made {}, {} bytes in {took:.1} s", backup.path.display(), backup.size));
+                self.log.line(&format!(
+                    "made {}, {} bytes in {took:.1} s",
+                    backup.path.display(),
+                    backup.size
+                ));
                 if backup.incomplete {
-                    self.log.line(&format!("warning: {} is incomplete: {}", backup.id, backup.lacks()));
+                    self.log.line(&format!(
+                        "warning: {} is incomplete: {}",
+                        backup.id,
+                        backup.lacks()
+                    ));
                 }
                 for warning in &backup.warnings {
                     self.log.line(&format!("warning: {}", warning.message));
                 }
             }
             Err(error) => {
-                let retry = plan.failed(state, ended).and_then(|at| Timestamp::from_millisecond(at).ok());
+                let retry = plan
+                    .failed(state, ended)
+                    .and_then(|at| Timestamp::from_millisecond(at).ok());
                 event.retry_at = retry;
-                let retry = retry.map_or("it is given up until its next time".into(), |at| format!("again at {at:.0}"));
-                self.log.line(&format!("a backup failed, {retry}: {error} [{}]", error.code));
+                let retry = retry.map_or("it is given up until its next time".into(), |at| {
+                    format!("again at {at:.0}")
+                });
+                self.log.line(&format!(
+                    "a backup failed, {retry}: {error} [{}]",
+                    error.code
+                ));
             }
         }
         self.remember(Some(run));
@@ -223,16 +280,29 @@ impl<'a> Service<'a> {
 
     fn back_up(&self) -> Result<Created> {
         let root = self.project.root();
-        let store = scheduled::store(&self.settings, root, None, CallerEncryption::Nothing, &WorkerMode::InProcess)?;
+        let store = scheduled::store(
+            &self.settings,
+            root,
+            None,
+            CallerEncryption::Nothing,
+            &WorkerMode::InProcess,
+        )?;
         let mut options = scheduled::options(&self.settings, root, &store, Timestamp::now())?;
         options.description = Some(DESCRIPTION.into());
-        create_backup(root, &store, &WorkerMode::InProcess, &options, &OperationContext::new(self.cancel.clone(), None))
+        create_backup(
+            root,
+            &store,
+            &WorkerMode::InProcess,
+            &options,
+            &OperationContext::new(self.cancel.clone(), None),
+        )
     }
 
     /// Whether somebody else made a backup, or may have changed the store in another way.
     pub fn is_behind(&self) -> bool {
-        let is_current =
-            |(at, of): &(Instant, Option<Mark>)| at.elapsed() < LOOK_EVERY && *of == mark(&History::path(self.project));
+        let is_current = |(at, of): &(Instant, Option<Mark>)| {
+            at.elapsed() < LOOK_EVERY && *of == mark(&History::path(self.project))
+        };
         !self.looked.as_ref().is_some_and(is_current)
     }
 
@@ -246,10 +316,18 @@ impl<'a> Service<'a> {
             CallerEncryption::Nothing,
             &WorkerMode::InProcess,
         );
-        let found = store.and_then(|store| status(Some(self.project), &store, &self.settings, Timestamp::now()));
-        let doubt = self.unreadable.as_ref().filter(|found| found.is_told).map(|found| {
-            format!("the settings cannot be read, and the last valid ones stay in force: {}", found.why.message)
-        });
+        let found = store
+            .and_then(|store| status(Some(self.project), &store, &self.settings, Timestamp::now()));
+        let doubt = self
+            .unreadable
+            .as_ref()
+            .filter(|found| found.is_told)
+            .map(|found| {
+                format!(
+                    "the settings cannot be read, and the last valid ones stay in force: {}",
+                    found.why.message
+                )
+            });
         let doubt = doubt.or_else(|| self.settings.refuses_backups());
         let found = Arc::new(found.map(|status| status.of_service(doubt)));
         self.board.publish(Arc::clone(&found));
@@ -266,11 +344,20 @@ impl<'a> Service<'a> {
             history.state.clone_from(&self.state);
         });
         if let Err(error) = updated {
-            self.log.line(&format!("warning: what happened could not be written down: {error}"));
+            self.log.line(&format!(
+                "warning: what happened could not be written down: {error}"
+            ));
         }
         let status = self.look();
-        if let Some(Err(error)) = self.options.metrics_file.as_ref().map(|path| self.measure(path, &status)) {
-            self.log.line(&format!("warning: the metrics could not be written: {error}"));
+        if let Some(Err(error)) = self
+            .options
+            .metrics_file
+            .as_ref()
+            .map(|path| self.measure(path, &status))
+        {
+            self.log.line(&format!(
+                "warning: the metrics could not be written: {error}"
+            ));
         }
     }
 }

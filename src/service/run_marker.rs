@@ -46,20 +46,39 @@ struct Record {
 pub struct RunMarker(Option<(PathBuf, File)>);
 
 impl RunMarker {
-    pub fn begin(project: Option<&Project>, kind: BackupType, trigger: Trigger, began: Began) -> Self {
+    pub fn begin(
+        project: Option<&Project>,
+        kind: BackupType,
+        trigger: Trigger,
+        began: Began,
+    ) -> Self {
         RunMarker(project.and_then(|project| RunMarker::write(project, kind, trigger, began).ok()))
     }
 
-    fn write(project: &Project, kind: BackupType, trigger: Trigger, began: Began) -> Result<(PathBuf, File)> {
+    fn write(
+        project: &Project,
+        kind: BackupType,
+        trigger: Trigger,
+        began: Began,
+    ) -> Result<(PathBuf, File)> {
         let dir = history::dir(project);
         atomic_file::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
-        let path = dir.join(format!("{PREFIX}{}-{}{SUFFIX}", began.at, std::process::id()));
+        let path = dir.join(format!(
+            "{PREFIX}{}-{}{SUFFIX}",
+            began.at,
+            std::process::id()
+        ));
         let failed = |cause| Error::io("write", &path, cause);
         // Locked before it has its name: it is never seen without.
         let mut file = atomic_file::TempFile::new(&dir)?;
         file.file().lock().map_err(failed)?;
-        let record = Record { started_at: began.at, trigger, kind };
-        file.write_all(&serde_json::to_vec(&record).unwrap_or_default()).map_err(failed)?;
+        let record = Record {
+            started_at: began.at,
+            trigger,
+            kind,
+        };
+        file.write_all(&serde_json::to_vec(&record).unwrap_or_default())
+            .map_err(failed)?;
         let locked = file.file().try_clone().map_err(failed)?;
         file.persist(&path)?;
         set_at_work(Some(path.clone()));
@@ -84,16 +103,25 @@ pub fn end_at_work() {
 }
 
 fn set_at_work(path: Option<PathBuf>) -> Option<PathBuf> {
-    let mut at_work = AT_WORK.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut at_work = AT_WORK
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
     std::mem::replace(&mut *at_work, path)
 }
 
 /// The runs that were killed, each with its file, oldest first.
 pub fn killed(project: &Project) -> Vec<(PathBuf, Run)> {
-    let entries = fs::read_dir(history::dir(project)).into_iter().flatten().flatten();
+    let entries = fs::read_dir(history::dir(project))
+        .into_iter()
+        .flatten()
+        .flatten();
     let is_record = |name: &str| name.starts_with(PREFIX) && name.ends_with(SUFFIX);
-    let records = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_record)).map(|entry| entry.path());
-    let mut found: Vec<(PathBuf, Run)> = records.filter_map(|path| Some((path.clone(), killed_run(&path)?))).collect();
+    let records = entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_record))
+        .map(|entry| entry.path());
+    let mut found: Vec<(PathBuf, Run)> = records
+        .filter_map(|path| Some((path.clone(), killed_run(&path)?)))
+        .collect();
     found.sort_by_key(|(_, run)| run.started_at);
     found
 }
@@ -106,7 +134,11 @@ fn killed_run(path: &Path) -> Option<Run> {
         return None;
     }
     let text = regular_file::read(&file, MAX_BYTES).ok()?;
-    let Record { started_at, trigger, kind } = serde_json::from_slice(&text).ok()?;
+    let Record {
+        started_at,
+        trigger,
+        kind,
+    } = serde_json::from_slice(&text).ok()?;
     let at = Timestamp::from_millisecond(started_at).ok()?;
     let error = Error::new(
         Code::Killed,
@@ -155,7 +187,14 @@ mod tests {
     #[test]
     fn a_run_that_ended_or_was_interrupted_is_not_killed() {
         let (_dir, project) = project();
-        let begin = || RunMarker::begin(Some(&project), BackupType::Full, Trigger::Manual, Began::now());
+        let begin = || {
+            RunMarker::begin(
+                Some(&project),
+                BackupType::Full,
+                Trigger::Manual,
+                Began::now(),
+            )
+        };
         begin().end();
         let interrupted = begin();
         end_at_work();

@@ -40,7 +40,11 @@ pub struct Seen {
 
 impl ServiceState {
     pub fn new(project: String) -> Self {
-        let unknown = Error::new(Code::Service, "The service has only just started", "Ask again in a moment");
+        let unknown = Error::new(
+            Code::Service,
+            "The service has only just started",
+            "Ask again in a moment",
+        );
         let seen = Seen {
             moved_at: Instant::now(),
             running_since: None,
@@ -48,7 +52,10 @@ impl ServiceState {
             failed: 0,
             status: Arc::new(Err(unknown)),
         };
-        ServiceState { project, seen: Mutex::new(seen) }
+        ServiceState {
+            project,
+            seen: Mutex::new(seen),
+        }
     }
 
     pub fn moved(&self) {
@@ -61,7 +68,11 @@ impl ServiceState {
 
     pub fn counts(&self, is_success: bool) {
         let mut seen = self.lock();
-        let count = if is_success { &mut seen.succeeded } else { &mut seen.failed };
+        let count = if is_success {
+            &mut seen.succeeded
+        } else {
+            &mut seen.failed
+        };
         *count += 1;
     }
 
@@ -80,7 +91,9 @@ impl ServiceState {
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.seen
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -89,7 +102,12 @@ impl Seen {
     pub fn liveness(&self, now: Instant) -> Health {
         let still = now.saturating_duration_since(self.moved_at);
         let is_stuck = self.running_since.is_none() && still > PATIENCE;
-        let message = || format!("the service has not moved for {} s: its disk may hang; restart it", still.as_secs());
+        let message = || {
+            format!(
+                "the service has not moved for {} s: its disk may hang; restart it",
+                still.as_secs()
+            )
+        };
         health(is_stuck.then(message).into_iter().collect())
     }
 
@@ -97,7 +115,9 @@ impl Seen {
     pub fn health(&self, now: i64) -> Health {
         match self.status.as_ref() {
             Ok(status) => {
-                let is_late = status.next_run.is_some_and(|due| due.saturating_add(GRACE_MS) <= now);
+                let is_late = status
+                    .next_run
+                    .is_some_and(|due| due.saturating_add(GRACE_MS) <= now);
                 status.health_when(is_late && self.running_since.is_none())
             }
             Err(error) => health(vec![format!("{} [{}]", error, error.code)]),
@@ -105,12 +125,19 @@ impl Seen {
     }
 
     pub fn activity(&self) -> Activity {
-        Activity { is_running: self.running_since.is_some(), succeeded: self.succeeded, failed: self.failed }
+        Activity {
+            is_running: self.running_since.is_some(),
+            succeeded: self.succeeded,
+            failed: self.failed,
+        }
     }
 }
 
 fn health(messages: Vec<String>) -> Health {
-    Health { ok: messages.is_empty(), messages }
+    Health {
+        ok: messages.is_empty(),
+        messages,
+    }
 }
 
 #[cfg(test)]
@@ -129,8 +156,13 @@ mod tests {
 
     fn board(dir: &Path, config: serde_json::Value) -> ServiceState {
         fs::create_dir_all(dir.join(".kg")).unwrap();
-        let settings = Settings::of(&json!({ "backup": config }), &mut |message| panic!("{message}"));
-        let (project, store) = (Project::open(dir).unwrap(), Store::at(&dir.join("backups")).unwrap());
+        let settings = Settings::of(&json!({ "backup": config }), &mut |message| {
+            panic!("{message}")
+        });
+        let (project, store) = (
+            Project::open(dir).unwrap(),
+            Store::at(&dir.join("backups")).unwrap(),
+        );
         let board = ServiceState::new("/p".into());
         let looked_at = Timestamp::from_millisecond(LOOKED_AT).unwrap();
         let found = status(Some(&project), &store, &settings, looked_at);
@@ -139,11 +171,29 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_late_when_its_time_has_passed_since_the_project_was_looked_at_unless_it_has_begun() {
+    fn a_run_is_late_when_its_time_has_passed_since_the_project_was_looked_at_unless_it_has_begun()
+    {
         let dir = tempfile::tempdir().unwrap();
-        let board = board(dir.path(), json!({ "enabled": true, "schedule": "0 2 * * *", "timezone": "UTC" }));
-        let due = board.seen().status.as_ref().as_ref().unwrap().next_run.unwrap();
-        let is_late = |now| board.seen().health(now).messages.iter().any(|message| message.contains("a run is due"));
+        let board = board(
+            dir.path(),
+            json!({ "enabled": true, "schedule": "0 2 * * *", "timezone": "UTC" }),
+        );
+        let due = board
+            .seen()
+            .status
+            .as_ref()
+            .as_ref()
+            .unwrap()
+            .next_run
+            .unwrap();
+        let is_late = |now| {
+            board
+                .seen()
+                .health(now)
+                .messages
+                .iter()
+                .any(|message| message.contains("a run is due"))
+        };
         assert_eq!(
             [due - 1, due, due + GRACE_MS - 1, due + GRACE_MS, due + DAY].map(is_late),
             [false, false, false, true, true]
@@ -157,7 +207,13 @@ mod tests {
     #[test]
     fn a_project_that_makes_no_backups_is_not_ready_and_says_what_to_type() {
         let dir = tempfile::tempdir().unwrap();
-        let told = |config| board(dir.path(), config).seen().health(LOOKED_AT).messages.join("; ");
+        let told = |config| {
+            board(dir.path(), config)
+                .seen()
+                .health(LOOKED_AT)
+                .messages
+                .join("; ")
+        };
         assert!(told(json!({})).contains("kg config set backup.enabled true"));
         assert!(told(json!({ "enabled": true })).contains("kg config set backup.schedule"));
     }
@@ -168,7 +224,11 @@ mod tests {
         let now = Instant::now();
         assert!(board.seen().liveness(now + PATIENCE / 2).ok);
         let stuck = board.seen().liveness(now + PATIENCE * 2);
-        assert!(!stuck.ok && stuck.messages[0].contains("has not moved for 1"), "{:?}", stuck.messages);
+        assert!(
+            !stuck.ok && stuck.messages[0].contains("has not moved for 1"),
+            "{:?}",
+            stuck.messages
+        );
         board.began(0);
         assert!(board.seen().liveness(now + PATIENCE * 2).ok);
         board.ended();
@@ -178,7 +238,14 @@ mod tests {
     #[test]
     fn a_store_that_cannot_be_read_is_told_of() {
         let board = ServiceState::new("/p".into());
-        board.publish(Arc::new(Err(Error::new(Code::Io, "Could not read /backups", "Check the disk"))));
-        assert_eq!(board.seen().health(0).messages, ["Could not read /backups. Check the disk. [KG_IO]"]);
+        board.publish(Arc::new(Err(Error::new(
+            Code::Io,
+            "Could not read /backups",
+            "Check the disk",
+        ))));
+        assert_eq!(
+            board.seen().health(0).messages,
+            ["Could not read /backups. Check the disk. [KG_IO]"]
+        );
     }
 }

@@ -17,7 +17,10 @@ use crate::{
         plan::{Action, State, Trigger},
     },
     service::hooks::Hooks,
-    store::{Backup, Listing, Store, broken_chains, known_stores, newest_good, passed_over, passed_over_warning},
+    store::{
+        Backup, Listing, Store, broken_chains, known_stores, newest_good, passed_over,
+        passed_over_warning,
+    },
 };
 
 /// So many of the newest sizes are told.
@@ -128,7 +131,10 @@ impl Status {
 
     /// When the newest backup of the project was made, by whomever.
     pub fn succeeded_at(&self) -> Option<i64> {
-        self.last_success.as_ref().map(Run::ended_at).max(self.newest.as_ref().map(|newest| newest.timestamp))
+        self.last_success
+            .as_ref()
+            .map(Run::ended_at)
+            .max(self.newest.as_ref().map(|newest| newest.timestamp))
     }
 
     pub fn failed_at(&self) -> Option<i64> {
@@ -142,25 +148,43 @@ impl Health {
         if is_late {
             messages.push("a run is due; does the service run? See `kg serve --status`".into());
         }
-        Health { ok: messages.is_empty(), messages }
+        Health {
+            ok: messages.is_empty(),
+            messages,
+        }
     }
 }
 
 /// `project` is `None` where there is none: then only the store is told of, and each of its backups counts.
-pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now: Timestamp) -> Result<Status> {
+pub fn status(
+    project: Option<&Project>,
+    store: &Store,
+    settings: &Settings,
+    now: Timestamp,
+) -> Result<Status> {
     let now = now.as_millisecond();
     let listing = store.read()?;
     let (unread, unread_message) = (listing.unread().count(), listing.unread_message());
     let Listing { backups, unlisted } = listing;
-    let own = project.map_or_else(|| backups.clone(), |project| own_among(backups.clone(), project));
+    let own = project.map_or_else(
+        || backups.clone(),
+        |project| own_among(backups.clone(), project),
+    );
     let (history, unknown) = match project.map(History::read).transpose() {
         Ok(history) => (history.unwrap_or_default(), None),
-        Err(error) => {
-            (History::default(), Some(format!("what the last runs led to cannot be told: {}", error.message)))
-        }
+        Err(error) => (
+            History::default(),
+            Some(format!(
+                "what the last runs led to cannot be told: {}",
+                error.message
+            )),
+        ),
     };
     let enabled = scheduled::is_enabled(settings);
-    let plan = project.map(|project| scheduled::plan(settings, project.root())).transpose()?.flatten();
+    let plan = project
+        .map(|project| scheduled::plan(settings, project.root()))
+        .transpose()?
+        .flatten();
     let kind = scheduled::wanted_kind(settings);
     let next = plan.as_ref().filter(|_| enabled).map(|plan| {
         let known = history.state.as_ref().map(State::covered);
@@ -173,8 +197,17 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         Some(Action::Never) | None => None,
     };
     // One that is on time is about to begin, or has just begun.
-    let is_late = matches!(next, Some(Action::Run { trigger: Trigger::CatchUp }));
-    let mut sizes: Vec<u64> = backups.iter().take(MOST_SIZES).map(Backup::disk_size).collect();
+    let is_late = matches!(
+        next,
+        Some(Action::Run {
+            trigger: Trigger::CatchUp
+        })
+    );
+    let mut sizes: Vec<u64> = backups
+        .iter()
+        .take(MOST_SIZES)
+        .map(Backup::disk_size)
+        .collect();
     sizes.reverse();
     let count = |kind| backups.iter().filter(|backup| backup.kind == kind).count();
     let chains = chains(&backups);
@@ -188,8 +221,10 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
     });
     let emptied = project.and_then(|project| known_stores::emptied(project, store, &own));
     let in_last_run = history.last().into_iter().flat_map(|run| &run.warnings);
-    let emptied =
-        emptied.or(in_last_run.into_iter().find(|warning| warning.code == WarningCode::StoreEmptied).cloned());
+    let emptied = emptied.or(in_last_run
+        .into_iter()
+        .find(|warning| warning.code == WarningCode::StoreEmptied)
+        .cloned());
     let mut problems = problems(regular, backups.is_empty(), unread == 0, &chains, &history);
     problems.extend(unread_message);
     problems.extend(unknown);
@@ -216,8 +251,18 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
         },
         chains,
         last_run: history.last().cloned(),
-        last_success: history.runs.iter().rev().find(|run| run.backup.is_some()).cloned(),
-        last_failure: history.runs.iter().rev().find(|run| run.error.is_some()).cloned(),
+        last_success: history
+            .runs
+            .iter()
+            .rev()
+            .find(|run| run.backup.is_some())
+            .cloned(),
+        last_failure: history
+            .runs
+            .iter()
+            .rev()
+            .find(|run| run.error.is_some())
+            .cloned(),
         hook_failures: history.hook_failures,
         hook_warnings: project.map(hook_warnings).unwrap_or_default(),
         sizes,
@@ -233,7 +278,10 @@ pub fn status(project: Option<&Project>, store: &Store, settings: &Settings, now
 fn hook_warnings(project: &Project) -> Vec<String> {
     let mut warnings = Vec::new();
     Hooks::load(project, &mut warnings);
-    warnings.into_iter().map(|warning| warning.message).collect()
+    warnings
+        .into_iter()
+        .map(|warning| warning.message)
+        .collect()
 }
 
 fn chains(backups: &[Backup]) -> Chains {
@@ -247,7 +295,9 @@ fn chains(backups: &[Backup]) -> Chains {
     rested_on.dedup();
     Chains {
         count: rested_on.len(),
-        newest_length: backups.first().map_or(0, |newest| chain_length(newest, backups)),
+        newest_length: backups
+            .first()
+            .map_or(0, |newest| chain_length(newest, backups)),
         broken: broken_chains(backups).len(),
     }
 }
@@ -259,7 +309,9 @@ fn base_of<'a>(backup: &Backup, backups: &'a [Backup]) -> Option<&'a Backup> {
 
 fn chain_length(backup: &Backup, backups: &[Backup]) -> usize {
     // No chain is longer than there are backups; a longer one leads in a circle.
-    iter::successors(Some(backup), |link| base_of(link, backups)).take(backups.len()).count()
+    iter::successors(Some(backup), |link| base_of(link, backups))
+        .take(backups.len())
+        .count()
 }
 
 /// That a backup lacks something, and what, as far as its sidecar names it.
@@ -280,22 +332,38 @@ fn problems(
         None if !is_known => messages.push("whether there is a backup cannot be told".into()),
         None => {
             let others = if is_empty { "" } else { " of this project" };
-            messages.push(format!("there is no backup{others}: make one with `kg diag backup`"));
+            messages.push(format!(
+                "there is no backup{others}: make one with `kg diag backup`"
+            ));
         }
         Some(newest) => match newest.flaw_of_source() {
-            Some(flaw) => messages.push(format!("the database was {flaw} when {} was made", newest.id)),
+            Some(flaw) => messages.push(format!(
+                "the database was {flaw} when {} was made",
+                newest.id
+            )),
             None if newest.incomplete => messages.push(incomplete(newest)),
             None => {}
         },
     }
     if chains.broken > 0 {
-        messages.push(format!("{} incremental backups rest on one that is gone", chains.broken));
+        messages.push(format!(
+            "{} incremental backups rest on one that is gone",
+            chains.broken
+        ));
     }
     // Somebody else, an application, may have made one since.
-    let is_mended = |run: &&Run| newest.is_some_and(|newest| newest.is_sound() && newest.timestamp > run.started_at);
-    let failure = history.last().filter(|run| !is_mended(run)).and_then(|run| run.error.as_ref());
+    let is_mended = |run: &&Run| {
+        newest.is_some_and(|newest| newest.is_sound() && newest.timestamp > run.started_at)
+    };
+    let failure = history
+        .last()
+        .filter(|run| !is_mended(run))
+        .and_then(|run| run.error.as_ref());
     if let Some(error) = failure {
-        messages.push(format!("the last run failed: {} [{}]", error.message, error.code));
+        messages.push(format!(
+            "the last run failed: {} [{}]",
+            error.message, error.code
+        ));
     }
     messages
 }

@@ -46,14 +46,20 @@ pub fn supervise() -> Result<ExitCode> {
     ctrlc::set_handler(forward).map_err(|cause| failed(io::Error::other(cause)))?;
     let executable = std::env::current_exe().map_err(failed)?;
     // In a group of its own: a terminal's Ctrl-C reaches this process, which forwards it once.
-    let child = Command::new(executable).args(std::env::args_os().skip(1)).process_group(0).spawn().map_err(failed)?;
+    let child = Command::new(executable)
+        .args(std::env::args_os().skip(1))
+        .process_group(0)
+        .spawn()
+        .map_err(failed)?;
     let pid = Pid::from_raw(child.id() as i32);
     if service.swap(pid.as_raw(), Ordering::SeqCst) == STOPPED {
         let _ = kill(pid, Signal::SIGTERM);
     }
     loop {
         match wait() {
-            Ok(WaitStatus::Exited(ended, status)) if ended == pid => return Ok(ExitCode::from(status as u8)),
+            Ok(WaitStatus::Exited(ended, status)) if ended == pid => {
+                return Ok(ExitCode::from(status as u8));
+            }
             Ok(WaitStatus::Signaled(ended, signal, _)) if ended == pid => {
                 return Ok(ExitCode::from(128_u8.saturating_add(signal as i32 as u8)));
             }

@@ -20,7 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use self::answer::refusal;
 pub use self::answer::{
-    Answer, BrokenRows, broken_rows, is_damage, is_missing, is_page_damage, is_unread_schema, reason,
+    Answer, BrokenRows, broken_rows, is_damage, is_missing, is_page_damage, is_unread_schema,
+    reason,
 };
 use super::{
     fast_check::{accounting, fts5},
@@ -48,7 +49,9 @@ pub fn bound(
     let instructions = LEAST_INSTRUCTIONS + size_bytes.saturating_mul(INSTRUCTIONS_PER_BYTE);
     let left = AtomicU64::new(instructions / INSTRUCTIONS_PER_CALLBACK as u64);
     let is_spent = move || {
-        let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            left.checked_sub(1)
+        });
         must_end() || before.is_err()
     };
     connection.progress_handler(INSTRUCTIONS_PER_CALLBACK, Some(is_spent))
@@ -63,7 +66,11 @@ pub struct Integrity {
     #[serde(deserialize_with = "bounded")]
     pub messages: Vec<String>,
     /// What could not be checked here, and what is missing for it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "bounded")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "bounded"
+    )]
     pub not_checked: Vec<String>,
     /// Full-text indexes were read through too, see [`Depth`]. Earlier releases always did.
     #[serde(default = "yes")]
@@ -126,23 +133,37 @@ impl Findings {
     pub fn add(&mut self, other: Findings) {
         add_new(&mut self.damage, other.damage);
         add_new(&mut self.rows, other.rows);
-        other.not_checked.into_iter().for_each(|what| self.leave(what));
+        other
+            .not_checked
+            .into_iter()
+            .for_each(|what| self.leave(what));
     }
 
     /// Notes what is not checked, once for each table.
     fn leave(&mut self, what: NotChecked) {
-        if !self.not_checked.iter().any(|known| known.table == what.table) {
+        if !self
+            .not_checked
+            .iter()
+            .any(|known| known.table == what.table)
+        {
             self.not_checked.push(what);
         }
     }
 
     /// What a pragma said that stops after `most` lines.
     fn add_lines(&mut self, lines: Vec<String>, most: usize) {
-        let hides_the_rest = lines.len() >= most && lines.iter().all(|line| broken_rows(line).is_some());
+        let hides_the_rest =
+            lines.len() >= most && lines.iter().all(|line| broken_rows(line).is_some());
         if hides_the_rest {
-            let what = format!("what lies behind the first {most} rows that break what their table declares");
+            let what = format!(
+                "what lies behind the first {most} rows that break what their table declares"
+            );
             let reason = "SQLite stops there".into();
-            self.leave(NotChecked { table: String::new(), what, reason });
+            self.leave(NotChecked {
+                table: String::new(),
+                what,
+                reason,
+            });
         }
         for line in lines.into_iter().filter(|line| line != "ok") {
             if broken_rows(&line).is_some() {
@@ -155,7 +176,11 @@ impl Findings {
                     let table = rest.split_once(" table ").map_or(rest, |(_, table)| table);
                     let table = table.split(':').next().unwrap_or(table);
                     let table = table.rsplit('.').next().unwrap_or(table).to_string();
-                    self.leave(NotChecked { what: format!("the full-text index {table}"), table, reason: line });
+                    self.leave(NotChecked {
+                        what: format!("the full-text index {table}"),
+                        table,
+                        reason: line,
+                    });
                 }
                 None => self.damage.push(line),
             }
@@ -197,7 +222,11 @@ impl Pragma {
     }
 
     fn of_table(self, name: &str) -> String {
-        let pragma = if self == Pragma::Quick { "quick_check" } else { "integrity_check" };
+        let pragma = if self == Pragma::Quick {
+            "quick_check"
+        } else {
+            "integrity_check"
+        };
         format!("PRAGMA {pragma}({})", quoted(name))
     }
 }
@@ -214,7 +243,11 @@ pub fn structure(connection: &mut Connection, cancel: &CancelToken) -> Result<Fi
 }
 
 /// Checks all of a database: its pages with [`accounting`], and what `pragma` looks at as far as SQLite can.
-pub fn everything(connection: &mut Connection, pragma: Pragma, cancel: &CancelToken) -> Result<Findings> {
+pub fn everything(
+    connection: &mut Connection,
+    pragma: Pragma,
+    cancel: &CancelToken,
+) -> Result<Findings> {
     let mut found = Findings::default();
     begin(connection, cancel)?;
     match read_schema(connection, cancel)? {
@@ -223,7 +256,11 @@ pub fn everything(connection: &mut Connection, pragma: Pragma, cancel: &CancelTo
             return Ok(found);
         }
         Answer::Unable(reason) => {
-            found.leave(NotChecked { table: String::new(), what: "the schema".into(), reason });
+            found.leave(NotChecked {
+                table: String::new(),
+                what: "the schema".into(),
+                reason,
+            });
         }
         Answer::Lines(_) => {}
     }
@@ -243,7 +280,10 @@ pub fn everything(connection: &mut Connection, pragma: Pragma, cancel: &CancelTo
         // Damaged pages can lead in a circle, and each table would take as long again.
         Answer::Unable(_) => {}
     }
-    accounts.not_checked.into_iter().for_each(|what| found.leave(what));
+    accounts
+        .not_checked
+        .into_iter()
+        .for_each(|what| found.leave(what));
     if found.damage.is_empty() {
         found.damage = accounts.damage;
     }
@@ -260,7 +300,14 @@ pub fn tables(
     let mut found = Findings::default();
     let missing = missing::of(connection);
     for name in names {
-        check_table(connection, Pragma::Quick, &name, &missing, &mut found, cancel)?;
+        check_table(
+            connection,
+            Pragma::Quick,
+            &name,
+            &missing,
+            &mut found,
+            cancel,
+        )?;
     }
     missing.into_values().for_each(|what| found.leave(what));
     Ok(found)
@@ -273,7 +320,14 @@ pub fn full_text(connection: &mut Connection, cancel: &CancelToken) -> Result<Fi
     begin(connection, cancel)?;
     let missing = missing::of(connection);
     for name in full_text_tables(connection, cancel)? {
-        check_table(connection, Pragma::Quick, &name, &missing, &mut found, cancel)?;
+        check_table(
+            connection,
+            Pragma::Quick,
+            &name,
+            &missing,
+            &mut found,
+            cancel,
+        )?;
     }
     Ok(found)
 }
@@ -282,8 +336,10 @@ fn full_text_tables(connection: &Connection, cancel: &CancelToken) -> Result<Vec
     let named = r#"SELECT name FROM sqlite_schema
                    WHERE type = 'table' AND rootpage = 0 AND sql LIKE '%using%fts5%'"#;
     let listed = || -> rusqlite::Result<Vec<String>> {
-        let tables: Vec<String> =
-            connection.prepare(named)?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        let tables: Vec<String> = connection
+            .prepare(named)?
+            .query_map([], |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
         let mut doubtful = Vec::new();
         for table in tables {
             if !fts5::is_well_formed(connection, &table, cancel)? {
@@ -320,9 +376,17 @@ fn check_table(
         }
         Answer::Unable(reason) => reason,
     };
-    let named = |reason: String| missing.get(name).map_or(reason, |missing| missing.reason.clone());
+    let named = |reason: String| {
+        missing
+            .get(name)
+            .map_or(reason, |missing| missing.reason.clone())
+    };
     begin(connection, cancel)?;
-    let ignores = |yes| connection.pragma_update(None, "ignore_check_constraints", yes).map_err(failed(connection));
+    let ignores = |yes| {
+        connection
+            .pragma_update(None, "ignore_check_constraints", yes)
+            .map_err(failed(connection))
+    };
     ignores(true)?;
     let without = ask(connection, &sql, cancel);
     ignores(false)?;
@@ -330,12 +394,20 @@ fn check_table(
         Answer::Lines(lines) => {
             found.add_lines(lines, MAX_FINDINGS);
             let what = format!("the CHECK constraints of the table {name}");
-            found.leave(NotChecked { table: name.to_string(), what, reason: named(reason) });
+            found.leave(NotChecked {
+                table: name.to_string(),
+                what,
+                reason: named(reason),
+            });
         }
         Answer::Damage(message) => found.damage.push(message),
         Answer::Unable(reason) => {
             let what = format!("the rows of the table {name}");
-            found.leave(NotChecked { table: name.to_string(), what, reason: named(reason) });
+            found.leave(NotChecked {
+                table: name.to_string(),
+                what,
+                reason: named(reason),
+            });
         }
     }
     Ok(())
@@ -346,7 +418,9 @@ fn begin(connection: &mut Connection, cancel: &CancelToken) -> Result<()> {
     cancel.check()?;
     let page = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
     // A schema that cannot be read has no size to tell; the least is enough to find that out.
-    let size = connection.query_row(page, [], |row| row.get(0)).unwrap_or(0);
+    let size = connection
+        .query_row(page, [], |row| row.get(0))
+        .unwrap_or(0);
     let stop = cancel.clone();
     let bounded = bound(connection, size, move || stop.is_cancelled());
     bounded.map_err(failed(connection))
@@ -358,8 +432,12 @@ fn failed(connection: &Connection) -> impl Fn(rusqlite::Error) -> Error {
 }
 
 fn ask(connection: &Connection, pragma: &str, cancel: &CancelToken) -> Result<Answer> {
-    let said =
-        || -> rusqlite::Result<Vec<String>> { connection.prepare(pragma)?.query_map([], |row| row.get(0))?.collect() };
+    let said = || -> rusqlite::Result<Vec<String>> {
+        connection
+            .prepare(pragma)?
+            .query_map([], |row| row.get(0))?
+            .collect()
+    };
     match said() {
         Ok(lines) => Ok(Answer::Lines(lines)),
         Err(cause) => refusal(&cause, cancel),
@@ -371,9 +449,13 @@ fn ask(connection: &Connection, pragma: &str, cancel: &CancelToken) -> Result<An
 pub fn refused(path: &Path, error: Error, cancel: &CancelToken) -> Result<Findings> {
     let cause = error.cause.as_deref().unwrap_or_default();
     if !is_unread_schema(cause) {
-        return Ok(Findings { damage: vec![error.message], ..Findings::default() });
+        return Ok(Findings {
+            damage: vec![error.message],
+            ..Findings::default()
+        });
     }
-    let mut connection = Connection::open(path).map_err(|cause| Error::sqlite("open a copy of", path, cause))?;
+    let mut connection =
+        Connection::open(path).map_err(|cause| Error::sqlite("open a copy of", path, cause))?;
     everything(&mut connection, Pragma::Quick, cancel)
 }
 
@@ -387,24 +469,41 @@ pub fn read_schema(connection: &Connection, cancel: &CancelToken) -> Result<Answ
     if !is_unread_schema(&cause.to_string()) {
         return refusal(&cause, cancel);
     }
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA, true).map_err(failed(connection))?;
-    read().map_or_else(|cause| refusal(&cause, cancel), |()| Ok(Answer::Unable(reason(&cause))))
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA, true)
+        .map_err(failed(connection))?;
+    read().map_or_else(
+        |cause| refusal(&cause, cancel),
+        |()| Ok(Answer::Unable(reason(&cause))),
+    )
 }
 
 /// Tables that have pages, and the schema's own.
 fn names(connection: &Connection) -> Vec<String> {
     let sql = "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type <> 'view'";
-    let listed =
-        || -> rusqlite::Result<Vec<String>> { connection.prepare(sql)?.query_map([], |row| row.get(0))?.collect() };
+    let listed = || -> rusqlite::Result<Vec<String>> {
+        connection
+            .prepare(sql)?
+            .query_map([], |row| row.get(0))?
+            .collect()
+    };
     listed().unwrap_or_default()
 }
 
 /// The module that the text of a virtual table names, in lower case; empty if it is none.
 pub fn module_of(sql: &str) -> String {
     let lower = sql.to_ascii_lowercase();
-    let mut words = lower.split_whitespace().skip_while(|word| *word != "using").skip(1);
-    let name = words.next().unwrap_or("").trim_start_matches(['"', '`', '[']);
-    name.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()
+    let mut words = lower
+        .split_whitespace()
+        .skip_while(|word| *word != "using")
+        .skip(1);
+    let name = words
+        .next()
+        .unwrap_or("")
+        .trim_start_matches(['"', '`', '[']);
+    name.chars()
+        .take_while(|letter| letter.is_alphanumeric() || *letter == '_')
+        .collect()
 }
 
 impl Integrity {
@@ -412,13 +511,23 @@ impl Integrity {
     pub fn of(found: Findings, depth: Depth) -> Self {
         let mut messages = found.damage;
         messages.truncate(MAX_FINDINGS);
-        let not_checked: Vec<String> = found.not_checked.iter().take(MAX_FINDINGS).map(NotChecked::to_string).collect();
+        let not_checked: Vec<String> = found
+            .not_checked
+            .iter()
+            .take(MAX_FINDINGS)
+            .map(NotChecked::to_string)
+            .collect();
         let status = match (messages.is_empty(), not_checked.is_empty()) {
             (true, true) => IntegrityStatus::Ok,
             (true, false) => IntegrityStatus::Partial,
             (false, _) => IntegrityStatus::Failed,
         };
-        Integrity { status, messages, not_checked, full_text: depth == Depth::All }
+        Integrity {
+            status,
+            messages,
+            not_checked,
+            full_text: depth == Depth::All,
+        }
     }
 
     /// Whether no damage was found.

@@ -36,11 +36,20 @@ pub(super) fn holder(file: &File, range: (u64, i64)) -> nix::Result<Option<Forei
     let mut lock = exclusive(range);
     fcntl(file, FcntlArg::F_GETLK(&mut lock))?;
     let is_held = lock.l_type != F_UNLCK as i16;
-    Ok(is_held.then(|| ForeignLock { process: lock.l_pid.max(0), is_shared: lock.l_type == F_RDLCK as i16 }))
+    Ok(is_held.then(|| ForeignLock {
+        process: lock.l_pid.max(0),
+        is_shared: lock.l_type == F_RDLCK as i16,
+    }))
 }
 
 fn exclusive((start, length): (u64, i64)) -> flock {
-    flock { l_type: F_WRLCK as i16, l_whence: SEEK_SET as i16, l_start: start as i64, l_len: length, l_pid: 0 }
+    flock {
+        l_type: F_WRLCK as i16,
+        l_whence: SEEK_SET as i16,
+        l_start: start as i64,
+        l_len: length,
+        l_pid: 0,
+    }
 }
 
 /// Keeps connections of other processes out of a database while it lives.
@@ -64,9 +73,9 @@ pub fn claim(file: File, path: &Path) -> Result<std::result::Result<Claim, i32>>
     match fcntl(&file, FcntlArg::F_SETLK(&exclusive(LOCK_BYTES))) {
         Ok(_) => Ok(Ok(Claim(file))),
         Err(cause) if is_without_locks(&cause.into()) => Ok(Ok(Claim(file))),
-        Err(Errno::EAGAIN | Errno::EACCES) => {
-            Ok(Err(holder(&file, LOCK_BYTES).map_err(failed)?.map_or(0, |held| held.process)))
-        }
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(Err(holder(&file, LOCK_BYTES)
+            .map_err(failed)?
+            .map_or(0, |held| held.process))),
         Err(cause) => Err(failed(cause)),
     }
 }

@@ -39,7 +39,11 @@ pub fn is_wal_header_whole(header: &[u8; WAL_HEADER_BYTES]) -> bool {
 pub fn wal_checksum(mut sum: (u32, u32), bytes: &[u8], is_big_endian: bool) -> (u32, u32) {
     let word = |bytes: &[u8]| {
         let bytes = [bytes[0], bytes[1], bytes[2], bytes[3]];
-        if is_big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
+        if is_big_endian {
+            u32::from_be_bytes(bytes)
+        } else {
+            u32::from_le_bytes(bytes)
+        }
     };
     for pair in bytes.chunks_exact(8) {
         sum.0 = sum.0.wrapping_add(word(&pair[..4])).wrapping_add(sum.1);
@@ -70,11 +74,18 @@ pub fn names_super_journal(mut journal: &File) -> io::Result<bool> {
 
 /// `KG_DATABASE_UNREADABLE` if the database, or what SQLite keeps beside it, is there and no regular file.
 pub fn assert_regular(database: &Path) -> Result<()> {
-    let all = COMPANIONS.iter().map(|suffix| companion(database, suffix)).chain([database.to_path_buf()]);
+    let all = COMPANIONS
+        .iter()
+        .map(|suffix| companion(database, suffix))
+        .chain([database.to_path_buf()]);
     for path in all {
         if fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
             let message = format!("{} is not a regular file", path.display());
-            return Err(Error::new(Code::DatabaseUnreadable, message, "Find out who made it, and remove it"));
+            return Err(Error::new(
+                Code::DatabaseUnreadable,
+                message,
+                "Find out who made it, and remove it",
+            ));
         }
     }
     Ok(())
@@ -83,7 +94,10 @@ pub fn assert_regular(database: &Path) -> Result<()> {
 /// Whether something that SQLite keeps beside the database, and writes to, has other names (hard links).
 pub fn has_shared_companion(database: &Path) -> bool {
     let is_shared = |path: PathBuf| fs::metadata(path).is_ok_and(|found| found.nlink() > 1);
-    COMPANIONS.iter().map(|suffix| companion(database, suffix)).any(is_shared)
+    COMPANIONS
+        .iter()
+        .map(|suffix| companion(database, suffix))
+        .any(is_shared)
 }
 
 /// The path of what SQLite keeps beside `database`, for one of [`COMPANIONS`].

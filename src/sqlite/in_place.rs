@@ -28,7 +28,8 @@ use rusqlite::{Connection, OpenFlags};
 use super::{
     database_lock,
     files::{
-        JOURNAL_MAGIC, WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WAL_MAGIC, companion, is_wal_header_whole, {self},
+        JOURNAL_MAGIC, WAL_FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WAL_MAGIC, companion,
+        is_wal_header_whole, {self},
     },
     open_read_only,
     vfs_guard::ReadOnly,
@@ -66,7 +67,9 @@ impl InPlaceAccess {
         let exists = |suffix: &str| companion(path, suffix).symlink_metadata().is_ok();
         let (wal, shm) = (exists("-wal"), exists("-shm"));
         // A file that cannot be read is not known to be anything: SQLite says why.
-        let Ok(found) = fs::metadata(path) else { return Some(InPlaceAccess::new(path, false)) };
+        let Ok(found) = fs::metadata(path) else {
+            return Some(InPlaceAccess::new(path, false));
+        };
         if (wal || exists("-journal")) && is_shorter_than_a_page(path, &found) {
             return None;
         }
@@ -75,18 +78,27 @@ impl InPlaceAccess {
             // Without the right to write, SQLite would try for ten seconds to use such a WAL.
             (true, true) if !ignores_wal(path) => Some(InPlaceAccess::new(path, false)),
             (false, _) if !is_wal => Some(InPlaceAccess::new(path, false)),
-            (false, false) if creates_as_its_host(path, &found) => Some(InPlaceAccess::new(path, true)),
+            (false, false) if creates_as_its_host(path, &found) => {
+                Some(InPlaceAccess::new(path, true))
+            }
             _ => None,
         }
     }
 
     fn new(path: &Path, creates: bool) -> InPlaceAccess {
-        InPlaceAccess { path: path.to_path_buf(), creates }
+        InPlaceAccess {
+            path: path.to_path_buf(),
+            creates,
+        }
     }
 
     /// Opens a connection and reads from it once, because SQLite opens the WAL only then.
     pub fn open(&self) -> Result<Connection> {
-        let _read_only = if self.creates { None } else { Some(ReadOnly::begin()?) };
+        let _read_only = if self.creates {
+            None
+        } else {
+            Some(ReadOnly::begin()?)
+        };
         let connection = open_read_only(&self.path)?;
         let version = connection.query_row("PRAGMA schema_version", [], |_| Ok(()));
         version.map_err(|cause| Error::sqlite("read", &self.path, cause))?;
@@ -98,12 +110,14 @@ impl Drop for InPlaceAccess {
     /// SQLite removes what it created when the last connection closes, if that one may write. If another process has opened
     /// the database meanwhile, the files are in use and stay.
     fn drop(&mut self) {
-        let is_empty = || fs::metadata(companion(&self.path, "-wal")).is_ok_and(|wal| wal.len() == 0);
+        let is_empty =
+            || fs::metadata(companion(&self.path, "-wal")).is_ok_and(|wal| wal.len() == 0);
         if !self.creates || !is_empty() {
             return;
         }
-        let flags =
-            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         if let Ok(connection) = Connection::open_with_flags(&self.path, flags) {
             // If it fails, the files stay as a host leaves them that was killed, and belong to the database's owner.
             let _ = connection.busy_timeout(Duration::ZERO);
@@ -116,17 +130,23 @@ impl Drop for InPlaceAccess {
 /// database open, that may be a header that is being written. Closes a descriptor of the database, which must not be open in
 /// this process.
 pub fn ignores_wal(path: &Path) -> bool {
-    let is_whole = |header: &[u8; WAL_HEADER_BYTES]| header.starts_with(WAL_MAGIC) && is_wal_header_whole(header);
+    let is_whole = |header: &[u8; WAL_HEADER_BYTES]| {
+        header.starts_with(WAL_MAGIC) && is_wal_header_whole(header)
+    };
     let wal = companion(path, "-wal");
     let has_content = fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0);
-    has_content && !start::<WAL_HEADER_BYTES>(&wal).is_some_and(|header| is_whole(&header)) && !is_open(path)
+    has_content
+        && !start::<WAL_HEADER_BYTES>(&wal).is_some_and(|header| is_whole(&header))
+        && !is_open(path)
 }
 
 /// Whether SQLite ignores a WAL that may hold commits. One that is shorter than its first frame holds none: a writer was killed while it wrote
 /// the header.
 pub fn ignores_commits(path: &Path) -> bool {
-    const FIRST_FRAME_ENDS_AT: u64 = (WAL_HEADER_BYTES + WAL_FRAME_HEADER_BYTES) as u64 + LEAST_PAGE_BYTES;
-    let has_room = fs::metadata(companion(path, "-wal")).is_ok_and(|wal| wal.len() >= FIRST_FRAME_ENDS_AT);
+    const FIRST_FRAME_ENDS_AT: u64 =
+        (WAL_HEADER_BYTES + WAL_FRAME_HEADER_BYTES) as u64 + LEAST_PAGE_BYTES;
+    let has_room =
+        fs::metadata(companion(path, "-wal")).is_ok_and(|wal| wal.len() >= FIRST_FRAME_ENDS_AT);
     has_room && ignores_wal(path)
 }
 
@@ -134,21 +154,45 @@ pub fn ignores_commits(path: &Path) -> bool {
 /// directory that can be written. A process that has the database open without a WAL uses one that was deleted.
 fn creates_as_its_host(path: &Path, found: &Metadata) -> bool {
     const SET_GROUP: u32 = 0o2000;
-    let Some(dir) = path.parent() else { return false };
-    let Ok(of_dir) = fs::metadata(dir) else { return false };
-    let group = if of_dir.mode() & SET_GROUP != 0 { of_dir.gid() } else { getegid().as_raw() };
-    let writes = |path: &Path| faccessat(nix::fcntl::AT_FDCWD, path, AccessFlags::W_OK, AtFlags::AT_EACCESS).is_ok();
-    found.uid() == geteuid().as_raw() && found.gid() == group && writes(path) && writes(dir) && !is_open(path)
+    let Some(dir) = path.parent() else {
+        return false;
+    };
+    let Ok(of_dir) = fs::metadata(dir) else {
+        return false;
+    };
+    let group = if of_dir.mode() & SET_GROUP != 0 {
+        of_dir.gid()
+    } else {
+        getegid().as_raw()
+    };
+    let writes = |path: &Path| {
+        faccessat(
+            nix::fcntl::AT_FDCWD,
+            path,
+            AccessFlags::W_OK,
+            AtFlags::AT_EACCESS,
+        )
+        .is_ok()
+    };
+    found.uid() == geteuid().as_raw()
+        && found.gid() == group
+        && writes(path)
+        && writes(dir)
+        && !is_open(path)
 }
 
 /// Whether another process has the database open in WAL mode, or is at work on it. If that cannot be told: yes.
 fn is_open(path: &Path) -> bool {
-    let holder = regular_file::open_linked(path).map(|file| database_lock::holder(&file, database_lock::LOCK_BYTES));
+    let holder = regular_file::open_linked(path)
+        .map(|file| database_lock::holder(&file, database_lock::LOCK_BYTES));
     !matches!(holder, Ok(Ok(None)))
 }
 
 fn header(path: &Path) -> Option<Header> {
-    regular_file::open_linked(path).ok().and_then(|file| Header::read_at(&file, 0)).filter(|header| header.is_sound)
+    regular_file::open_linked(path)
+        .ok()
+        .and_then(|file| Header::read_at(&file, 0))
+        .filter(|header| header.is_sound)
 }
 
 /// Why the database at `path` is damaged for certain: it is shorter than its first page, while the WAL or journal next to it
@@ -169,37 +213,50 @@ pub fn cut_off(path: &Path, shown: &Path) -> Option<Error> {
     let shown = shown.display();
     Some(Error::new(
         Code::DatabaseDamaged,
-        format!("{shown} was truncated to {} bytes, while {shown}{sidecar} has content", found.len()),
+        format!(
+            "{shown} was truncated to {} bytes, while {shown}{sidecar} has content",
+            found.len()
+        ),
         "Keep both files, do not open the database, and restore the newest good backup with `kg diag restore --file latest`",
     ))
 }
 
 /// Whether a file that does not begin as a database was one before it was truncated: its WAL or journal is still there.
 pub fn is_cut_off(path: &Path) -> bool {
-    let starts =
-        |suffix: &str, magic: &[u8]| start::<8>(&companion(path, suffix)).is_some_and(|start| start.starts_with(magic));
-    (starts("-wal", WAL_MAGIC) || starts("-journal", JOURNAL_MAGIC)) && cut_off(path, path).is_some()
+    let starts = |suffix: &str, magic: &[u8]| {
+        start::<8>(&companion(path, suffix)).is_some_and(|start| start.starts_with(magic))
+    };
+    (starts("-wal", WAL_MAGIC) || starts("-journal", JOURNAL_MAGIC))
+        && cut_off(path, path).is_some()
 }
 
 fn is_shorter_than_a_page(path: &Path, found: &Metadata) -> bool {
     let of_wal = || {
-        let start = start::<WAL_HEADER_BYTES>(&companion(path, "-wal")).filter(|start| start.starts_with(WAL_MAGIC))?;
-        crate::sqlite::format::btree::u32_at(&start, WAL_PAGE_SIZE_AT).map(u64::from).filter(|size| *size <= 65_536)
+        let start = start::<WAL_HEADER_BYTES>(&companion(path, "-wal"))
+            .filter(|start| start.starts_with(WAL_MAGIC))?;
+        crate::sqlite::format::btree::u32_at(&start, WAL_PAGE_SIZE_AT)
+            .map(u64::from)
+            .filter(|size| *size <= 65_536)
     };
-    let page = header(path).map(|header| header.page_size as u64).or_else(of_wal);
+    let page = header(path)
+        .map(|header| header.page_size as u64)
+        .or_else(of_wal);
     found.len() < page.unwrap_or(LEAST_PAGE_BYTES).max(LEAST_PAGE_BYTES)
 }
 
 /// Whether a journal is of a database that had pages before the transaction.
 fn has_pages(journal: &Path) -> bool {
     const UNTIL: usize = JOURNAL_PAGES_AT as usize + 4;
-    start::<UNTIL>(journal)
-        .is_some_and(|start| start.starts_with(JOURNAL_MAGIC) && start[JOURNAL_PAGES_AT as usize..] != [0; 4])
+    start::<UNTIL>(journal).is_some_and(|start| {
+        start.starts_with(JOURNAL_MAGIC) && start[JOURNAL_PAGES_AT as usize..] != [0; 4]
+    })
 }
 
 fn start<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
     let mut start = [0; LENGTH];
-    regular_file::open_linked(path).and_then(|mut file| file.read_exact(&mut start)).ok()?;
+    regular_file::open_linked(path)
+        .and_then(|mut file| file.read_exact(&mut start))
+        .ok()?;
     Some(start)
 }
 
@@ -212,14 +269,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
         let host = Connection::open(&path).unwrap();
-        host.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
+        host.execute_batch(
+            "PRAGMA journal_mode = wal; CREATE TABLE t (x); INSERT INTO t VALUES (1)",
+        )
+        .unwrap();
         (dir, path, host)
     }
 
     fn names(dir: &tempfile::TempDir) -> Vec<String> {
         let entries = fs::read_dir(dir.path()).unwrap();
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }
@@ -259,7 +320,10 @@ mod tests {
         let (dir, path, host) = database();
         drop(host);
         let read = |look: &InPlaceAccess| {
-            let count = look.open().unwrap().query_row("SELECT count(*) FROM t", [], |row| row.get::<_, u64>(0));
+            let count = look
+                .open()
+                .unwrap()
+                .query_row("SELECT count(*) FROM t", [], |row| row.get::<_, u64>(0));
             assert_eq!(count, Ok(1));
         };
         let before = fs::read(&path).unwrap();
@@ -267,11 +331,15 @@ mod tests {
         assert!(look.creates);
         read(&look);
         drop(look);
-        assert_eq!((names(&dir), fs::read(&path).unwrap()), (vec!["a.db".to_string()], before));
+        assert_eq!(
+            (names(&dir), fs::read(&path).unwrap()),
+            (vec!["a.db".to_string()], before)
+        );
         let look = InPlaceAccess::at(&path).unwrap().unwrap();
         read(&look);
         let host = Connection::open(&path).unwrap();
-        host.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap();
+        host.query_row("SELECT count(*) FROM t", [], |_| Ok(()))
+            .unwrap();
         drop(look);
         assert_eq!(names(&dir), ["a.db", "a.db-shm", "a.db-wal"]);
         host.execute_batch("INSERT INTO t VALUES (2)").unwrap();
@@ -280,11 +348,19 @@ mod tests {
     #[test]
     fn a_wal_is_read_without_a_change_of_its_index() {
         let (dir, path) = left_by_a_kill();
-        let content = || names(&dir).iter().map(|name| fs::read(dir.path().join(name)).unwrap()).collect::<Vec<_>>();
+        let content = || {
+            names(&dir)
+                .iter()
+                .map(|name| fs::read(dir.path().join(name)).unwrap())
+                .collect::<Vec<_>>()
+        };
         let before = content();
         let look = InPlaceAccess::at(&path).unwrap().unwrap();
         assert!(!look.creates);
-        let count = look.open().unwrap().query_row("SELECT count(*) FROM t", [], |row| row.get::<_, u64>(0));
+        let count = look
+            .open()
+            .unwrap()
+            .query_row("SELECT count(*) FROM t", [], |row| row.get::<_, u64>(0));
         assert_eq!(count, Ok(1));
         drop(look);
         assert!(content() == before);
@@ -300,7 +376,10 @@ mod tests {
             let mut torn = whole.clone();
             torn[at] ^= 1;
             fs::write(&wal, torn).unwrap();
-            assert!(ignores_wal(&path) && InPlaceAccess::at(&path).unwrap().is_none(), "{at}");
+            assert!(
+                ignores_wal(&path) && InPlaceAccess::at(&path).unwrap().is_none(),
+                "{at}"
+            );
         }
         fs::write(&wal, &whole[..20]).unwrap();
         assert!(ignores_wal(&path));
@@ -313,10 +392,27 @@ mod tests {
         let (_dir, path) = left_by_a_kill();
         assert!(cut_off(&path, &path).is_none());
         for size in [0, 1, 50, 99, 100, 511, 512, 4095] {
-            fs::File::options().write(true).open(&path).unwrap().set_len(size).unwrap();
-            assert_eq!(cut_off(&path, &path).unwrap().code, Code::DatabaseDamaged, "{size}");
-            assert!(is_cut_off(&path) && InPlaceAccess::at(&path).unwrap().is_none(), "{size}");
-            fs::File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
+            fs::File::options()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_len(size)
+                .unwrap();
+            assert_eq!(
+                cut_off(&path, &path).unwrap().code,
+                Code::DatabaseDamaged,
+                "{size}"
+            );
+            assert!(
+                is_cut_off(&path) && InPlaceAccess::at(&path).unwrap().is_none(),
+                "{size}"
+            );
+            fs::File::options()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_len(4096)
+                .unwrap();
         }
         fs::write(&path, "").unwrap();
         fs::write(companion(&path, "-wal"), "").unwrap();

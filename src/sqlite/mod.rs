@@ -38,7 +38,8 @@ const BUSY_SLICE: Duration = Duration::from_millis(200);
 /// of a project that is only looked at is opened with [`in_place::InPlaceAccess`].
 pub fn open_read_only(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(|cause| Error::sqlite("open", path, cause))?;
+    let connection = Connection::open_with_flags(path, flags)
+        .map_err(|cause| Error::sqlite("open", path, cause))?;
     prepare(&connection, path)?;
     Ok(connection)
 }
@@ -77,8 +78,14 @@ pub fn quoted(name: &str) -> String {
 pub fn forget_fulltext(connection: &Connection) {
     use std::{ffi::c_char, ptr::null};
     let keep = [c"rtree", c"rtree_i32", c"fts3", c"fts4", c"sqlite_dbpage"];
-    let mut keep: [*const c_char; 6] =
-        [keep[0].as_ptr(), keep[1].as_ptr(), keep[2].as_ptr(), keep[3].as_ptr(), keep[4].as_ptr(), null()];
+    let mut keep: [*const c_char; 6] = [
+        keep[0].as_ptr(),
+        keep[1].as_ptr(),
+        keep[2].as_ptr(),
+        keep[3].as_ptr(),
+        keep[4].as_ptr(),
+        null(),
+    ];
     // SAFETY: the handle is open for as long as `connection` is borrowed; the list outlives the call, is of C strings, and ends
     // with a null. SQLite only reads it.
     unsafe { rusqlite::ffi::sqlite3_drop_modules(connection.handle(), keep.as_mut_ptr()) };
@@ -88,7 +95,11 @@ pub fn forget_fulltext(connection: &Connection) {
 pub fn assert_capabilities() -> Result<()> {
     let has_dbpage = || -> rusqlite::Result<bool> {
         let connection = Connection::open_in_memory()?;
-        connection.query_row("SELECT sqlite_compileoption_used('ENABLE_DBPAGE_VTAB')", [], |row| row.get(0))
+        connection.query_row(
+            "SELECT sqlite_compileoption_used('ENABLE_DBPAGE_VTAB')",
+            [],
+            |row| row.get(0),
+        )
     };
     match has_dbpage() {
         Ok(true) => Ok(()),
@@ -107,6 +118,10 @@ mod tests {
     #[test]
     fn the_bundled_sqlite_reads_pages_and_is_free_of_the_wal_reset_race() {
         assert_capabilities().unwrap();
-        assert!(rusqlite::version_number() >= 3_051_003, "SQLite {}", rusqlite::version());
+        assert!(
+            rusqlite::version_number() >= 3_051_003,
+            "SQLite {}",
+            rusqlite::version()
+        );
     }
 }

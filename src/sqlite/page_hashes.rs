@@ -30,7 +30,10 @@ pub struct PageHashes {
 
 impl PageHashes {
     pub fn new(page_size_bytes: u64) -> Self {
-        PageHashes { page_size_bytes, hashes: Vec::new() }
+        PageHashes {
+            page_size_bytes,
+            hashes: Vec::new(),
+        }
     }
 
     pub fn push(&mut self, page: &[u8]) {
@@ -53,8 +56,9 @@ impl PageHashes {
         if self.page_size_bytes != base.page_size_bytes {
             return None;
         }
-        let differs =
-            |(index, hash): (usize, &ContentHash)| (base.hashes.get(index) != Some(hash)).then_some(index as u64 + 1);
+        let differs = |(index, hash): (usize, &ContentHash)| {
+            (base.hashes.get(index) != Some(hash)).then_some(index as u64 + 1)
+        };
         Some(self.hashes.iter().enumerate().filter_map(differs).collect())
     }
 
@@ -121,7 +125,14 @@ struct Described {
 
 impl PageFile {
     pub fn write(&self, out: impl Write) -> io::Result<()> {
-        let described = |(path, DatabaseHashes { pages, blocks, sha256 }): (&String, &DatabaseHashes)| Described {
+        let described = |(
+            path,
+            DatabaseHashes {
+                pages,
+                blocks,
+                sha256,
+            },
+        ): (&String, &DatabaseHashes)| Described {
             path: path.clone(),
             page_size: pages.page_size_bytes,
             pages: pages.hashes.len(),
@@ -129,8 +140,14 @@ impl PageFile {
             blocks: blocks.hashes.len(),
             sha256: sha256.clone(),
         };
-        let mut out = Digesting { out, hasher: Sha256::new() };
-        out.head(&Head { archive: self.archive.clone(), databases: self.databases.iter().map(described).collect() })?;
+        let mut out = Digesting {
+            out,
+            hasher: Sha256::new(),
+        };
+        out.head(&Head {
+            archive: self.archive.clone(),
+            databases: self.databases.iter().map(described).collect(),
+        })?;
         for DatabaseHashes { pages, blocks, .. } in self.databases.values() {
             out.write(pages.hashes.as_flattened())?;
             out.write(blocks.hashes.as_flattened())?;
@@ -140,15 +157,31 @@ impl PageFile {
 
     /// `None` where the file is not whole.
     pub fn read(from: impl Read) -> io::Result<Option<Self>> {
-        let Some(mut reading) = Reading::begin(from)? else { return Ok(None) };
+        let Some(mut reading) = Reading::begin(from)? else {
+            return Ok(None);
+        };
         let mut databases = BTreeMap::new();
-        for Described { path, page_size, pages, block_size, blocks, sha256 } in reading.head.databases.clone() {
+        for Described {
+            path,
+            page_size,
+            pages,
+            block_size,
+            blocks,
+            sha256,
+        } in reading.head.databases.clone()
+        {
             let mut hashes = DatabaseHashes {
                 pages: PageHashes::new(page_size),
-                blocks: BlockHashes { block_bytes: block_size, hashes: Vec::new() },
+                blocks: BlockHashes {
+                    block_bytes: block_size,
+                    hashes: Vec::new(),
+                },
                 sha256,
             };
-            for (into, count) in [(&mut hashes.pages.hashes, pages), (&mut hashes.blocks.hashes, blocks)] {
+            for (into, count) in [
+                (&mut hashes.pages.hashes, pages),
+                (&mut hashes.blocks.hashes, blocks),
+            ] {
                 let is_there = reading.hashes(count, |piece| {
                     into.extend_from_slice(piece.as_chunks().0);
                     Ok(())
@@ -159,18 +192,30 @@ impl PageFile {
             }
             databases.insert(path, hashes);
         }
-        Ok(reading.end()?.map(|archive| PageFile { archive, databases }))
+        Ok(reading
+            .end()?
+            .map(|archive| PageFile { archive, databases }))
     }
 
     /// Copies such a file, as one of `archive`, a piece at a time. The archive that it was of; `None` where it is not whole, and then
     /// neither is the copy.
     pub fn copy(from: impl Read, out: impl Write, archive: &str) -> io::Result<Option<String>> {
-        let Some(mut reading) = Reading::begin(from)? else { return Ok(None) };
+        let Some(mut reading) = Reading::begin(from)? else {
+            return Ok(None);
+        };
         let databases = reading.head.databases.clone();
-        let counts = databases.iter().flat_map(|database| [database.pages, database.blocks]);
+        let counts = databases
+            .iter()
+            .flat_map(|database| [database.pages, database.blocks]);
         let count = counts.fold(0, usize::saturating_add);
-        let mut out = Digesting { out, hasher: Sha256::new() };
-        out.head(&Head { archive: archive.to_string(), databases })?;
+        let mut out = Digesting {
+            out,
+            hasher: Sha256::new(),
+        };
+        out.head(&Head {
+            archive: archive.to_string(),
+            databases,
+        })?;
         if !reading.hashes(count, |piece| out.write(piece))? {
             return Ok(None);
         }
@@ -190,13 +235,23 @@ impl<R: Read> Reading<R> {
     fn begin(from: R) -> io::Result<Option<Self>> {
         let mut from = BufReader::new(from);
         let mut line = Vec::new();
-        from.by_ref().take(MAX_HEAD_BYTES).read_until(b'\n', &mut line)?;
+        from.by_ref()
+            .take(MAX_HEAD_BYTES)
+            .read_until(b'\n', &mut line)?;
         let head = serde_json::from_slice(&line).ok();
-        Ok(head.map(|head| Reading { from, hasher: Sha256::new_with_prefix(&line), head }))
+        Ok(head.map(|head| Reading {
+            from,
+            hasher: Sha256::new_with_prefix(&line),
+            head,
+        }))
     }
 
     /// Takes the next `count` hashes, some at a time; `false` where there are not so many.
-    fn hashes(&mut self, count: usize, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<bool> {
+    fn hashes(
+        &mut self,
+        count: usize,
+        mut take: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<bool> {
         let mut left = count;
         let mut piece = [0; HASHES_AT_ONCE * HASH_BYTES];
         while left > 0 {
@@ -216,7 +271,10 @@ impl<R: Read> Reading<R> {
     /// The archive that it is of, where nothing but the digest of all before follows.
     fn end(mut self) -> io::Result<Option<String>> {
         let mut digest = Vec::new();
-        self.from.by_ref().take(DIGEST_BYTES as u64 + 1).read_to_end(&mut digest)?;
+        self.from
+            .by_ref()
+            .take(DIGEST_BYTES as u64 + 1)
+            .read_to_end(&mut digest)?;
         Ok((self.hasher.finalize().as_slice() == digest).then_some(self.head.archive))
     }
 }
@@ -267,27 +325,54 @@ mod tests {
 
     #[test]
     fn a_file_of_hashes_is_read_as_it_was_written_or_not_at_all() {
-        let blocks = BlockHashes { block_bytes: 1024, hashes: vec![content_hash(&[1]), content_hash(&[2])] };
-        let of = |pages: &[u8], blocks| DatabaseHashes { pages: hashes(pages), blocks, sha256: "22".into() };
-        let databases = [("a", of(&[1, 2, 3], blocks)), ("b", of(&[], BlockHashes::default()))];
-        let databases = databases.map(|(path, hashes)| (path.to_string(), hashes)).into();
-        let file = PageFile { archive: "00".into(), databases };
+        let blocks = BlockHashes {
+            block_bytes: 1024,
+            hashes: vec![content_hash(&[1]), content_hash(&[2])],
+        };
+        let of = |pages: &[u8], blocks| DatabaseHashes {
+            pages: hashes(pages),
+            blocks,
+            sha256: "22".into(),
+        };
+        let databases = [
+            ("a", of(&[1, 2, 3], blocks)),
+            ("b", of(&[], BlockHashes::default())),
+        ];
+        let databases = databases
+            .map(|(path, hashes)| (path.to_string(), hashes))
+            .into();
+        let file = PageFile {
+            archive: "00".into(),
+            databases,
+        };
         let mut bytes = Vec::new();
         file.write(&mut bytes).unwrap();
         let read = |bytes: &[u8]| PageFile::read(bytes).unwrap();
         assert_eq!(read(&bytes).as_ref(), Some(&file));
         let copy = |bytes: &[u8]| {
             let mut copy = Vec::new();
-            PageFile::copy(bytes, &mut copy, "11").unwrap().map(|of| (of, copy))
+            PageFile::copy(bytes, &mut copy, "11")
+                .unwrap()
+                .map(|of| (of, copy))
         };
         let (of, copied) = copy(&bytes).unwrap();
         assert_eq!(of, "00");
-        assert_eq!(read(&copied), Some(PageFile { archive: "11".into(), ..file }));
+        assert_eq!(
+            read(&copied),
+            Some(PageFile {
+                archive: "11".into(),
+                ..file
+            })
+        );
         for at in 0..bytes.len() {
             let mut changed = bytes.clone();
             changed[at] ^= 1;
             assert_eq!((read(&changed), copy(&changed)), (None, None), "byte {at}");
-            assert_eq!((read(&bytes[..at]), copy(&bytes[..at])), (None, None), "cut at {at}");
+            assert_eq!(
+                (read(&bytes[..at]), copy(&bytes[..at])),
+                (None, None),
+                "cut at {at}"
+            );
         }
         assert_eq!(copy(&[&bytes[..], b"x"].concat()), None);
     }

@@ -54,19 +54,29 @@ pub fn copy(
     copied: &dyn Fn(u64),
 ) -> Result<PrivateCopy> {
     assert_room(path, scratch)?;
-    let conditions = Conditions { scratch, lock_timeout, with_twin: false };
+    let conditions = Conditions {
+        scratch,
+        lock_timeout,
+        with_twin: false,
+    };
     let attempt = || -> Result<PrivateCopy> {
         let dir = raw_copy::scratch_dir(scratch)?;
         match snapshot::take(path, conditions, cancel)? {
             Capture::Snapshot(snapshot) => {
                 let database = snapshot.write_to(&dir.path().join("database"), cancel, copied)?;
-                Ok(PrivateCopy { _dir: dir, database, refused: None })
+                Ok(PrivateCopy {
+                    _dir: dir,
+                    database,
+                    refused: None,
+                })
             }
             Capture::Damaged(copy, error) => Ok(refused(copy, error)),
         }
     };
     match confirmed(attempt) {
-        Err(error) if error.code == Code::DatabaseDamaged => Ok(refused(raw_copy::copy(path, scratch)?, error)),
+        Err(error) if error.code == Code::DatabaseDamaged => {
+            Ok(refused(raw_copy::copy(path, scratch)?, error))
+        }
         copied => copied,
     }
 }
@@ -78,7 +88,14 @@ pub fn keep(path: &Path, to: &Path, lock_timeout: Duration) -> Result<()> {
     let failed = |cause| Error::io("write", to, cause);
     let dir = to.parent().unwrap_or(to);
     let scratch = Scratch::new(&safe_parent(dir), KEPT_PREFIX)?;
-    let copy = copy(path, scratch.path(), lock_timeout, &CancelToken::default(), &|_| {}).map_err(no_room)?;
+    let copy = copy(
+        path,
+        scratch.path(),
+        lock_timeout,
+        &CancelToken::default(),
+        &|_| {},
+    )
+    .map_err(no_room)?;
     if let Some(error) = copy.refused {
         return Err(error);
     }
@@ -92,15 +109,20 @@ pub fn keep(path: &Path, to: &Path, lock_timeout: Duration) -> Result<()> {
 
 fn refused(copy: raw_copy::RawCopy, error: Error) -> PrivateCopy {
     let database = copy.database();
-    PrivateCopy { database, _dir: copy.into_dir(), refused: Some(error) }
+    PrivateCopy {
+        database,
+        _dir: copy.into_dir(),
+        refused: Some(error),
+    }
 }
 
 /// The advice of a check, to choose another directory, does not help here.
 fn no_room(error: Error) -> Error {
     match error.code {
-        Code::NoSpace => {
-            Error { remedy: "Nothing was changed; free that much space there, and run it again".into(), ..error }
-        }
+        Code::NoSpace => Error {
+            remedy: "Nothing was changed; free that much space there, and run it again".into(),
+            ..error
+        },
         _ => error,
     }
 }
@@ -109,7 +131,9 @@ fn no_room(error: Error) -> Error {
 fn assert_room(path: &Path, scratch: &Path) -> Result<()> {
     let size = |path: &Path| fs::metadata(path).map_or(0, |found| found.len());
     let needed = size(path) + size(&companion(path, "-wal"));
-    let Some(free) = free_bytes(scratch) else { return Ok(()) };
+    let Some(free) = free_bytes(scratch) else {
+        return Ok(());
+    };
     if needed <= free {
         return Ok(());
     }

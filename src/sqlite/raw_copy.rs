@@ -42,7 +42,9 @@ impl RawCopy {
 
     /// Suffix and copy of everything that travels with the database.
     pub fn companions(&self) -> impl Iterator<Item = (&'static str, PathBuf)> + '_ {
-        self.companions.iter().map(|suffix| (*suffix, companion(&self.database(), suffix)))
+        self.companions
+            .iter()
+            .map(|suffix| (*suffix, companion(&self.database(), suffix)))
     }
 
     /// Keeps SQLite from following the name of a super-journal in the copied journal: it would remove the file of that name,
@@ -56,11 +58,17 @@ impl RawCopy {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
             file => file.map_err(failed)?,
         };
-        let Some((name, length)) = super_journal(&file).map_err(failed)? else { return Ok(()) };
+        let Some((name, length)) = super_journal(&file).map_err(failed)? else {
+            return Ok(());
+        };
         // In a container the directory may have another path than where the database was written.
         let here = name.file_name().map(|name| original.with_file_name(name));
         let exists = name.exists() || here.is_some_and(|here| here.exists());
-        if exists { file.set_len(length).map_err(failed) } else { fs::remove_file(&journal).map_err(failed) }
+        if exists {
+            file.set_len(length).map_err(failed)
+        } else {
+            fs::remove_file(&journal).map_err(failed)
+        }
     }
 
     pub fn into_dir(self) -> PrivateDir {
@@ -95,7 +103,10 @@ pub fn copy(path: &Path, scratch: &Path) -> Result<RawCopy> {
     }
     Err(Error::new(
         Code::DatabaseBusy,
-        format!("{} changed during each of {ATTEMPTS} attempts to copy it", path.display()),
+        format!(
+            "{} changed during each of {ATTEMPTS} attempts to copy it",
+            path.display()
+        ),
         "Stop the processes that write it, then run it again",
     ))
 }
@@ -110,19 +121,30 @@ fn super_journal(journal: &File) -> io::Result<Option<(PathBuf, u64)>> {
     }
     let size = journal.metadata()?.len();
     let mut length = [0; 4];
-    let Some(at) = size.checked_sub(AFTER_NAME) else { return Ok(None) };
+    let Some(at) = size.checked_sub(AFTER_NAME) else {
+        return Ok(None);
+    };
     journal.read_exact_at(&mut length, at)?;
     let length = u64::from(u32::from_be_bytes(length));
-    let Some(begins) = at.checked_sub(length) else { return Ok(None) };
+    let Some(begins) = at.checked_sub(length) else {
+        return Ok(None);
+    };
     let mut name = vec![0; length as usize];
     journal.read_exact_at(&mut name, begins)?;
-    Ok(Some((OsString::from_vec(name).into(), begins.saturating_sub(BEFORE_NAME))))
+    Ok(Some((
+        OsString::from_vec(name).into(),
+        begins.saturating_sub(BEFORE_NAME),
+    )))
 }
 
 /// Copies a file that is no link to a new one, for this user alone; how many bytes these are.
 pub fn copy_file(from: &Path, to: &Path) -> Result<u64> {
     let mut source = dir_handle::open_file(from).map_err(|cause| Error::io("copy", from, cause))?;
-    let made = File::options().write(true).create_new(true).mode(0o600).open(to);
+    let made = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(to);
     let mut new = made.map_err(|cause| Error::io("write", to, cause))?;
     io::copy(&mut source, &mut new).map_err(|cause| Error::io("copy", from, cause))
 }
@@ -135,7 +157,10 @@ pub fn fingerprints(path: &Path) -> Vec<Option<(u64, u64, i64, i64)>> {
         let found = fs::metadata(path)?;
         Ok((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
     };
-    ["", TRAVELLING[0], TRAVELLING[1]].iter().map(|suffix| of(&companion(path, suffix)).ok()).collect()
+    ["", TRAVELLING[0], TRAVELLING[1]]
+        .iter()
+        .map(|suffix| of(&companion(path, suffix)).ok())
+        .collect()
 }
 
 #[cfg(test)]
@@ -148,18 +173,21 @@ mod tests {
     fn with_super_journal(dir: &Path, super_journal: &Path) -> PathBuf {
         let path = dir.join("a.db");
         let host = Connection::open(&path).unwrap();
-        host.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES ('old')").unwrap();
+        host.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES ('old')")
+            .unwrap();
         let (before, salt) = (fs::read(&path).unwrap(), 7_u32);
         host.execute_batch("UPDATE t SET x = 'new'").unwrap();
         drop(host);
         let mut journal = vec![0; 512];
         let header = [0xd9d5_05f9, 0x20a1_63d7, 2, salt, 2, 512, 4096_u32];
-        header
-            .iter()
-            .enumerate()
-            .for_each(|(at, word)| journal[at * 4..at * 4 + 4].copy_from_slice(&word.to_be_bytes()));
+        header.iter().enumerate().for_each(|(at, word)| {
+            journal[at * 4..at * 4 + 4].copy_from_slice(&word.to_be_bytes())
+        });
         for (number, page) in (1_u32..).zip(before.chunks(4096)) {
-            let sum = (1..=20).map(|step| u32::from(page[4096 - 200 * step])).sum::<u32>() + salt;
+            let sum = (1..=20)
+                .map(|step| u32::from(page[4096 - 200 * step]))
+                .sum::<u32>()
+                + salt;
             journal.extend(number.to_be_bytes());
             journal.extend(page);
             journal.extend(sum.to_be_bytes());
@@ -184,7 +212,9 @@ mod tests {
             let copy = copy(&path, scratch.path()).unwrap();
             copy.settle_super_journal(&path).unwrap();
             let connection = Connection::open(copy.database()).unwrap();
-            connection.query_row("SELECT x FROM t", [], |row| row.get::<_, String>(0)).unwrap()
+            connection
+                .query_row("SELECT x FROM t", [], |row| row.get::<_, String>(0))
+                .unwrap()
         };
         // Without it, the transaction over several databases was committed.
         assert_eq!(read(), "new");

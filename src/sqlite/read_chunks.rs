@@ -46,11 +46,14 @@ impl Snapshot {
             cancel.check()?;
             let after = (first + pages_of_piece).min(page_count + 1);
             let start = (first - 1) * page_bytes;
-            file.read(&mut piece, ((after - first) * page_bytes) as usize, start).map_err(failed)?;
-            let place =
-                |number: u64| ((number - first) * page_bytes) as usize..((number - first + 1) * page_bytes) as usize;
-            let in_wal =
-                logged.partition_point(|number| *number < first)..logged.partition_point(|number| *number < after);
+            file.read(&mut piece, ((after - first) * page_bytes) as usize, start)
+                .map_err(failed)?;
+            let place = |number: u64| {
+                ((number - first) * page_bytes) as usize
+                    ..((number - first + 1) * page_bytes) as usize
+            };
+            let in_wal = logged.partition_point(|number| *number < first)
+                ..logged.partition_point(|number| *number < after);
             let in_wal = &logged[in_wal];
             if !in_wal.is_empty() {
                 self.pages_of(in_wal, cancel, |number, page| {
@@ -75,19 +78,29 @@ impl Snapshot {
         let read = wal.and_then(|wal| match wal {
             None => Ok(true),
             Some(wal) => frames(&wal, self.page_size_bytes(), |number| {
-                may_have.get_mut(number as usize - 1).into_iter().for_each(|page| *page = true);
+                may_have
+                    .get_mut(number as usize - 1)
+                    .into_iter()
+                    .for_each(|page| *page = true);
             }),
         });
         if !read.map_err(|cause| self.sqlite_error(cause))? {
             // It is read as no WAL is: then SQLite reads everything.
             may_have.fill(true);
         }
-        Ok((1..).zip(may_have).filter_map(|(number, may_have)| may_have.then_some(number)).collect())
+        Ok((1..)
+            .zip(may_have)
+            .filter_map(|(number, may_have)| may_have.then_some(number))
+            .collect())
     }
 }
 
 /// Calls `visit` with the page of each frame since the WAL last began anew (<https://sqlite.org/fileformat2.html#walformat>). `false` where it is none.
-fn frames(wal: &SqliteFile<'_>, page_bytes: u64, mut visit: impl FnMut(u32)) -> rusqlite::Result<bool> {
+fn frames(
+    wal: &SqliteFile<'_>,
+    page_bytes: u64,
+    mut visit: impl FnMut(u32),
+) -> rusqlite::Result<bool> {
     let (length, mut header, mut frame) = (wal.size()?, Vec::new(), Vec::new());
     if length < WAL_HEADER_BYTES as u64 {
         return Ok(true);
@@ -103,7 +116,10 @@ fn frames(wal: &SqliteFile<'_>, page_bytes: u64, mut visit: impl FnMut(u32)) -> 
         if frame[8..16] != header[16..24] {
             break;
         }
-        u32_at(&frame, 0).filter(|number| *number > 0).into_iter().for_each(&mut visit);
+        u32_at(&frame, 0)
+            .filter(|number| *number > 0)
+            .into_iter()
+            .for_each(&mut visit);
         at += WAL_FRAME_HEADER_BYTES as u64 + page_bytes;
     }
     Ok(true)
@@ -122,8 +138,14 @@ impl<'a> SqliteFile<'a> {
         let mut file: *mut ffi::sqlite3_file = null_mut();
         // SAFETY: the handle is open for as long as `connection` is borrowed, the name is a C string, and SQLite writes one pointer to `file`
         // (<https://sqlite.org/c3ref/c_fcntl_begin_atomic_write.html>).
-        let code =
-            unsafe { ffi::sqlite3_file_control(connection.handle(), c"main".as_ptr(), which, (&raw mut file).cast()) };
+        let code = unsafe {
+            ffi::sqlite3_file_control(
+                connection.handle(),
+                c"main".as_ptr(),
+                which,
+                (&raw mut file).cast(),
+            )
+        };
         checked(code)?;
         // SAFETY: a file that SQLite gives stays where it is until its connection is closed; one that is not open has no methods, and those are
         // constant.
@@ -153,7 +175,12 @@ impl<'a> SqliteFile<'a> {
             // method writes. That is `count` bytes, in both cases in which the length is set: zeros where the file has none
             // (<https://sqlite.org/c3ref/io_methods.html>).
             unsafe {
-                match read(self.file, into.as_mut_ptr().add(had).cast(), count as c_int, from) {
+                match read(
+                    self.file,
+                    into.as_mut_ptr().add(had).cast(),
+                    count as c_int,
+                    from,
+                ) {
                     ffi::SQLITE_OK | ffi::SQLITE_IOERR_SHORT_READ => into.set_len(had + count),
                     // What SQLite itself makes of it: the disk cannot read that.
                     ffi::SQLITE_IOERR_CORRUPTFS => return checked(ffi::SQLITE_CORRUPT),
@@ -170,7 +197,11 @@ fn not_open() -> rusqlite::Error {
 }
 
 fn checked(code: c_int) -> rusqlite::Result<()> {
-    if code == ffi::SQLITE_OK { Ok(()) } else { Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)) }
+    if code == ffi::SQLITE_OK {
+        Ok(())
+    } else {
+        Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None))
+    }
 }
 
 #[cfg(test)]
@@ -191,8 +222,8 @@ mod tests {
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let checkpoint =
-            prop::sample::select(vec!["PASSIVE", "FULL", "RESTART", "TRUNCATE"]).prop_map(Step::Checkpoint);
+        let checkpoint = prop::sample::select(vec!["PASSIVE", "FULL", "RESTART", "TRUNCATE"])
+            .prop_map(Step::Checkpoint);
         prop::collection::vec(
             prop_oneof![3 => any::<u8>().prop_map(Step::Write), 1 => Just(Step::Shrink), 3 => checkpoint],
             0..8,
@@ -205,7 +236,9 @@ mod tests {
                 "UPDATE t SET x = randomblob(300) WHERE id % 7 = {}; INSERT INTO t (x) SELECT randomblob(900) FROM t LIMIT {seed}",
                 seed % 7
             ),
-            Step::Shrink => "DELETE FROM t WHERE id > (SELECT max(id) / 2 FROM t); VACUUM".to_string(),
+            Step::Shrink => {
+                "DELETE FROM t WHERE id > (SELECT max(id) / 2 FROM t); VACUUM".to_string()
+            }
             // Refused or cut short where a reader is in the way.
             Step::Checkpoint(how) => format!("PRAGMA wal_checkpoint({how})"),
         };
@@ -264,11 +297,21 @@ mod tests {
         let writer = Connection::open(&path).unwrap();
         let made = "PRAGMA journal_mode = wal; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (x); INSERT INTO t VALUES (zeroblob(400000))";
         writer.execute_batch(made).unwrap();
-        let pages = || Snapshot::pin(open_read_only(&path).unwrap(), &path).unwrap().pages_in_wal().unwrap().len();
+        let pages = || {
+            Snapshot::pin(open_read_only(&path).unwrap(), &path)
+                .unwrap()
+                .pages_in_wal()
+                .unwrap()
+                .len()
+        };
         assert!(pages() > 90);
-        writer.execute_batch("PRAGMA wal_checkpoint(RESTART); INSERT INTO t VALUES (1)").unwrap();
+        writer
+            .execute_batch("PRAGMA wal_checkpoint(RESTART); INSERT INTO t VALUES (1)")
+            .unwrap();
         assert!((1..5).contains(&pages()), "{}", pages());
-        writer.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        writer
+            .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
+            .unwrap();
         assert_eq!(pages(), 0);
     }
 
@@ -283,19 +326,26 @@ mod tests {
         for file in fs::read_dir(dir.path()).unwrap() {
             fs::remove_file(file.unwrap().path()).unwrap();
         }
-        Connection::open(&path).unwrap().execute_batch("CREATE TABLE other (x)").unwrap();
+        Connection::open(&path)
+            .unwrap()
+            .execute_batch("CREATE TABLE other (x)")
+            .unwrap();
         let (mut read, mut expected) = (Vec::new(), Vec::new());
         let mut add = |_, piece: &mut Vec<u8>| {
             read.append(piece);
             Ok(())
         };
-        snapshot.read_chunks(1 << 16, &CancelToken::default(), &mut add).unwrap();
+        snapshot
+            .read_chunks(1 << 16, &CancelToken::default(), &mut add)
+            .unwrap();
         let numbers: Vec<u64> = (1..=snapshot.page_count()).collect();
         let add = |_, page: &[u8]| {
             expected.extend_from_slice(page);
             Ok(())
         };
-        snapshot.pages_of(&numbers, &CancelToken::default(), add).unwrap();
+        snapshot
+            .pages_of(&numbers, &CancelToken::default(), add)
+            .unwrap();
         assert!(numbers.len() > 90 && read == expected);
     }
 }

@@ -55,7 +55,11 @@ pub fn is_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> R
 fn seems_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> Result<bool> {
     let deadline = Instant::now() + lock_timeout;
     let cancel = CancelToken::default();
-    let pinned = |path: &Path| until(deadline, &cancel, || Snapshot::pin(open_read_only(path)?, path));
+    let pinned = |path: &Path| {
+        until(deadline, &cancel, || {
+            Snapshot::pin(open_read_only(path)?, path)
+        })
+    };
     let seen = match InPlaceAccess::at(live)? {
         // What lies next to it is kept as it is.
         _ if in_place::cut_off(live, live).is_some() => return Ok(false),
@@ -70,7 +74,9 @@ fn seems_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> Re
     };
     let fits = match new.map(pinned) {
         None => true,
-        Some(Ok(new)) => new.size_bytes() > 0 && new.page_size_bytes() == snapshot.page_size_bytes(),
+        Some(Ok(new)) => {
+            new.size_bytes() > 0 && new.page_size_bytes() == snapshot.page_size_bytes()
+        }
         Some(Err(_)) => false,
     };
     let (_held, mut connection) = snapshot.into_connection();
@@ -88,7 +94,10 @@ pub fn replace(
     let deadline = Instant::now() + lock_timeout;
     // Declared first, so that these are closed last, whatever happens.
     let mut open_until_done = Vec::new();
-    let mut pairs = swaps.iter().map(|swap| Pair::open(swap, deadline)).collect::<Result<Vec<_>>>()?;
+    let mut pairs = swaps
+        .iter()
+        .map(|swap| Pair::open(swap, deadline))
+        .collect::<Result<Vec<_>>>()?;
     let mut locked = Vec::new();
     for (pair, swap) in pairs.iter_mut().zip(swaps) {
         let failed = |cause| Error::sqlite("replace the content of", swap.live, cause);
@@ -113,7 +122,9 @@ pub fn replace(
     drop(locked);
     for pair in pairs.iter().filter(|pair| pair.is_wal) {
         // Others may be reading: then it is for them to do, as ever.
-        let _ = pair.live.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        let _ = pair
+            .live
+            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
     }
     Ok(())
 }
@@ -151,7 +162,9 @@ fn compare(live: &Path, new: &Path, lock_timeout: Duration) -> Result<bool> {
     let mut pages = Vec::new();
     for path in [live, new] {
         // The transaction of a killed replacement is rolled back first, which only a connection that writes can do.
-        let pinned = until(deadline, &cancel, || Snapshot::pin(open_read_only(path)?, path));
+        let pinned = until(deadline, &cancel, || {
+            Snapshot::pin(open_read_only(path)?, path)
+        });
         let snapshot = match pinned {
             Err(error) if error.code == Code::DatabaseUnreadable => {
                 until(deadline, &cancel, || Snapshot::pin(open_live(path)?, path))?
@@ -185,19 +198,23 @@ impl Pair {
         let failed = |cause| Error::sqlite("replace the content of", swap.live, cause);
         let live = until(deadline, &CancelToken::default(), || open_live(swap.live))?;
         let mode: String = until(deadline, &CancelToken::default(), || {
-            live.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(failed)
+            live.query_row("PRAGMA journal_mode", [], |row| row.get(0))
+                .map_err(failed)
         })?;
         let is_wal = mode == "wal";
         let new = Connection::open(swap.new).map_err(failed)?;
         let mode = if is_wal { "wal" } else { "delete" };
-        new.query_row(&format!("PRAGMA journal_mode = {mode}"), [], |_| Ok(())).map_err(failed)?;
+        new.query_row(&format!("PRAGMA journal_mode = {mode}"), [], |_| Ok(()))
+            .map_err(failed)?;
         Ok(Pair { live, new, is_wal })
     }
 }
 
 /// A live database that is about to be changed. A link in its place is refused.
 pub fn open_live(live: &Path) -> Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let opened = || -> rusqlite::Result<Connection> {
         let connection = Connection::open_with_flags(live, flags)?;
         connection.busy_timeout(BUSY_SLICE)?;
@@ -211,10 +228,15 @@ pub fn open_live(live: &Path) -> Result<Connection> {
 
 fn step(backup: &Backup<'_, '_>, pages: i32, live: &Path, deadline: Instant) -> Result<()> {
     until(deadline, &CancelToken::default(), || {
-        match backup.step(pages).map_err(|cause| Error::sqlite("replace the content of", live, cause))? {
-            StepResult::Busy | StepResult::Locked => {
-                Err(Error::busy("replace the content of", live, "database is locked"))
-            }
+        match backup
+            .step(pages)
+            .map_err(|cause| Error::sqlite("replace the content of", live, cause))?
+        {
+            StepResult::Busy | StepResult::Locked => Err(Error::busy(
+                "replace the content of",
+                live,
+                "database is locked",
+            )),
             _ => Ok(()),
         }
     })
@@ -223,10 +245,15 @@ fn step(backup: &Backup<'_, '_>, pages: i32, live: &Path, deadline: Instant) -> 
 fn keep_snapshot(live: &Path, keep: &File) -> Result<()> {
     let failed = |cause| Error::io("keep a copy of", live, cause);
     confirmed(|| {
-        (&mut &*keep).rewind().and_then(|()| keep.set_len(0)).map_err(failed)?;
+        (&mut &*keep)
+            .rewind()
+            .and_then(|()| keep.set_len(0))
+            .map_err(failed)?;
         let mut out = BufWriter::with_capacity(1 << 20, keep);
         let snapshot = Snapshot::pin(open_read_only(live)?, live)?;
-        snapshot.pages(&CancelToken::default(), |page| out.write_all(page).map_err(failed))?;
+        snapshot.pages(&CancelToken::default(), |page| {
+            out.write_all(page).map_err(failed)
+        })?;
         out.flush().map_err(failed)
     })?;
     unsupported::sync(keep, live).map_err(failed)

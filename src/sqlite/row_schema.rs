@@ -49,8 +49,17 @@ impl RowSchema {
             is_rowid: false,
             is_generated: false,
         };
-        let columns = [Affinity::Text, Affinity::Text, Affinity::Text, Affinity::Integer, Affinity::Text];
-        RowSchema { columns: columns.into_iter().map(column).collect(), is_computed: false }
+        let columns = [
+            Affinity::Text,
+            Affinity::Text,
+            Affinity::Text,
+            Affinity::Integer,
+            Affinity::Text,
+        ];
+        RowSchema {
+            columns: columns.into_iter().map(column).collect(),
+            is_computed: false,
+        }
     }
 
     /// Of a table of `connection`, and whether it has rowids.
@@ -60,7 +69,10 @@ impl RowSchema {
             [table],
             |row| Ok((row.get(0)?, row.get(1)?)),
         )?;
-        Ok((RowSchema::of_columns(connection, table, !without_rowid, is_strict)?, !without_rowid))
+        Ok((
+            RowSchema::of_columns(connection, table, !without_rowid, is_strict)?,
+            !without_rowid,
+        ))
     }
 
     /// The same, of which the rest is known.
@@ -71,7 +83,11 @@ impl RowSchema {
         is_strict: bool,
     ) -> rusqlite::Result<RowSchema> {
         let primary_index: Option<String> = connection
-            .query_row("SELECT name FROM pragma_index_list(?1) WHERE origin = 'pk'", [table], |row| row.get(0))
+            .query_row(
+                "SELECT name FROM pragma_index_list(?1) WHERE origin = 'pk'",
+                [table],
+                |row| row.get(0),
+            )
             .map(Some)
             .or_else(|error| match error {
                 rusqlite::Error::QueryReturnedNoRows => Ok(None),
@@ -97,27 +113,45 @@ impl RowSchema {
                 affinity: affinity(&declared, is_strict),
                 not_null: row.get(3)?,
                 has_default: row.get(4)?,
-                is_rowid: is_key && primary_index.is_none() && declared.eq_ignore_ascii_case("INTEGER"),
+                is_rowid: is_key
+                    && primary_index.is_none()
+                    && declared.eq_ignore_ascii_case("INTEGER"),
                 is_generated: hidden == 3,
             };
             columns.push((row.get::<_, i64>(0)?, column));
         }
         if key_columns != 1 || !has_rowid {
-            columns.iter_mut().for_each(|(_, column)| column.is_rowid = false);
+            columns
+                .iter_mut()
+                .for_each(|(_, column)| column.is_rowid = false);
         }
         if let Some(index) = primary_index.filter(|_| !has_rowid) {
-            let mut statement = connection.prepare("SELECT cid FROM pragma_index_xinfo(?1) ORDER BY seqno")?;
-            let order: Vec<i64> = statement.query_map([index], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-            let place = |cid: &i64| order.iter().position(|ordered| ordered == cid).unwrap_or(usize::MAX);
+            let mut statement =
+                connection.prepare("SELECT cid FROM pragma_index_xinfo(?1) ORDER BY seqno")?;
+            let order: Vec<i64> = statement
+                .query_map([index], |row| row.get(0))?
+                .collect::<rusqlite::Result<_>>()?;
+            let place = |cid: &i64| {
+                order
+                    .iter()
+                    .position(|ordered| ordered == cid)
+                    .unwrap_or(usize::MAX)
+            };
             columns.sort_by_key(|(cid, _)| place(cid));
         }
-        Ok(RowSchema { columns: columns.into_iter().map(|(_, column)| column).collect(), is_computed })
+        Ok(RowSchema {
+            columns: columns.into_iter().map(|(_, column)| column).collect(),
+            is_computed,
+        })
     }
 
     /// Of an index: how many fields its records have.
     pub fn of_index(connection: &Connection, index: &str) -> rusqlite::Result<RowSchema> {
-        let fields: usize =
-            connection.query_row("SELECT count(*) FROM pragma_index_xinfo(?1)", [index], |row| row.get(0))?;
+        let fields: usize = connection.query_row(
+            "SELECT count(*) FROM pragma_index_xinfo(?1)",
+            [index],
+            |row| row.get(0),
+        )?;
         let any = Column {
             name: String::new(),
             affinity: Affinity::Blob,
@@ -126,7 +160,10 @@ impl RowSchema {
             is_rowid: false,
             is_generated: false,
         };
-        Ok(RowSchema { columns: vec![any; fields], is_computed: false })
+        Ok(RowSchema {
+            columns: vec![any; fields],
+            is_computed: false,
+        })
     }
 
     /// Whether a record of these types can be a row at all: SQLite would not have stored it otherwise.
@@ -137,7 +174,9 @@ impl RowSchema {
             Class::Integer | Class::Real => column.affinity != Affinity::Text,
             Class::Text | Class::Blob => true,
         };
-        !types.is_empty() && types.len() <= self.columns.len() && self.columns.iter().zip(types).all(allows)
+        !types.is_empty()
+            && types.len() <= self.columns.len()
+            && self.columns.iter().zip(types).all(allows)
     }
 
     /// Whether a record of these types looks like a row of this table and of no other: what is allowed but unusual counts
@@ -146,7 +185,10 @@ impl RowSchema {
         let usual = |(column, serial): (&Column, &u64)| {
             !matches!(
                 (column.affinity, class_of(*serial)),
-                (Affinity::Integer | Affinity::Real, Class::Text | Class::Blob) | (Affinity::Text, Class::Blob)
+                (
+                    Affinity::Integer | Affinity::Real,
+                    Class::Text | Class::Blob
+                ) | (Affinity::Text, Class::Blob)
             )
         };
         let may_lack = |column: &Column| column.has_default || !column.not_null;

@@ -54,7 +54,10 @@ pub struct Scrubber {
 
 impl Scrubber {
     pub fn new(snapshot: &Snapshot, cancel: &CancelToken) -> Result<Self> {
-        let mut eraser = Scrubber { geometry: None, parts: Vec::new() };
+        let mut eraser = Scrubber {
+            geometry: None,
+            parts: Vec::new(),
+        };
         let page_count = snapshot.page_count();
         // An empty file is a database too.
         let first: &[u64] = if page_count == 0 { &[] } else { &[1] };
@@ -76,7 +79,9 @@ impl Scrubber {
         // There is a geometry only where every number of a page fits.
         let read = btree::exact(page, number as u32, geometry, |part| self.parts.push(part))?;
         if !read.cells.is_empty() {
-            self.parts.iter().for_each(|part| page[part.clone()].fill(0));
+            self.parts
+                .iter()
+                .for_each(|part| page[part.clone()].fill(0));
         }
         Some(read)
     }
@@ -87,7 +92,10 @@ pub(super) fn geometry(first: &[u8], page_count: u64) -> Option<Geometry> {
     let page_count = u32::try_from(page_count).ok()?;
     let header = Header::read(first);
     // There is a pointer map where the largest root is said.
-    (header.reserved == 0 && header.largest_root == 0).then_some(Geometry { usable_bytes: first.len(), page_count })
+    (header.reserved == 0 && header.largest_root == 0).then_some(Geometry {
+        usable_bytes: first.len(),
+        page_count,
+    })
 }
 
 #[cfg(test)]
@@ -112,16 +120,27 @@ mod tests {
         let size = snapshot.page_size_bytes() as usize;
         snapshot
             .read_chunks(20_000, &CancelToken::default(), |first, piece| {
-                piece.chunks_mut(size).zip(first..).for_each(|(page, number)| drop(eraser.scrub_unused(number, page)));
+                piece
+                    .chunks_mut(size)
+                    .zip(first..)
+                    .for_each(|(page, number)| drop(eraser.scrub_unused(number, page)));
                 whole.append(piece);
                 Ok(())
             })
             .unwrap();
         let numbers: Vec<u64> = (1..=snapshot.page_count()).collect();
-        pages_of(&snapshot, &numbers, &CancelToken::default(), |number, page| {
-            assert!(page == &whole[(number as usize - 1) * size..][..size], "page {number} is the same alone");
-            Ok(())
-        })
+        pages_of(
+            &snapshot,
+            &numbers,
+            &CancelToken::default(),
+            |number, page| {
+                assert!(
+                    page == &whole[(number as usize - 1) * size..][..size],
+                    "page {number} is the same alone"
+                );
+                Ok(())
+            },
+        )
         .unwrap();
         whole
     }
@@ -133,13 +152,22 @@ mod tests {
             let mut statement = connection.prepare(sql).unwrap();
             let columns = statement.column_count();
             let row = |row: &rusqlite::Row<'_>| {
-                (0..columns).map(|at| row.get_ref(at).map(|value| format!("{value:?} "))).collect()
+                (0..columns)
+                    .map(|at| row.get_ref(at).map(|value| format!("{value:?} ")))
+                    .collect()
             };
-            statement.query_map([], row).unwrap().map(Result::unwrap).collect()
+            statement
+                .query_map([], row)
+                .unwrap()
+                .map(Result::unwrap)
+                .collect()
         };
         let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name";
         let mut tables = connection.prepare(tables).unwrap();
-        let tables = tables.query_map([], |row| row.get::<_, String>(0)).unwrap().map(Result::unwrap);
+        let tables = tables
+            .query_map([], |row| row.get::<_, String>(0))
+            .unwrap()
+            .map(Result::unwrap);
         all("PRAGMA integrity_check")
             .into_iter()
             .chain(tables.flat_map(|table| all(&format!("SELECT * FROM {table}"))))
@@ -147,7 +175,9 @@ mod tests {
     }
 
     fn holds(bytes: &[u8], text: &str) -> bool {
-        bytes.windows(text.len()).any(|part| part == text.as_bytes())
+        bytes
+            .windows(text.len())
+            .any(|part| part == text.as_bytes())
     }
 
     const NOTES: &str = "CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT);
@@ -160,7 +190,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (file, copy) = (dir.path().join("a.db"), dir.path().join("b.db"));
         made(&file, NOTES);
-        assert!(holds(&fs::read(&file).unwrap(), "password"), "SQLite leaves it there");
+        assert!(
+            holds(&fs::read(&file).unwrap(), "password"),
+            "SQLite leaves it there"
+        );
         let bytes = erased(&file);
         assert!(!holds(&bytes, "password"));
         fs::write(&copy, &bytes).unwrap();
@@ -178,7 +211,10 @@ mod tests {
     fn a_database_whose_pages_may_hold_more_than_sqlite_says_is_left_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let with_pointer_map = dir.path().join("a.db");
-        made(&with_pointer_map, &format!("PRAGMA auto_vacuum = incremental; {NOTES}"));
+        made(
+            &with_pointer_map,
+            &format!("PRAGMA auto_vacuum = incremental; {NOTES}"),
+        );
         assert!(erased(&with_pointer_map) == fs::read(&with_pointer_map).unwrap());
 
         let with_reserved_bytes = dir.path().join("b.db");
@@ -213,7 +249,10 @@ mod tests {
         );
         let bytes = fs::read(&file).unwrap();
         let geometry = geometry(&bytes[..512], bytes.len() as u64 / 512).unwrap();
-        let mut eraser = Scrubber { geometry: Some(geometry), parts: Vec::new() };
+        let mut eraser = Scrubber {
+            geometry: Some(geometry),
+            parts: Vec::new(),
+        };
         let mut tried = 0;
         for (index, page) in bytes.chunks(512).enumerate() {
             let mut unused = vec![false; 512];
@@ -248,7 +287,9 @@ mod tests {
             }
             4 => format!("UPDATE notes SET data = hex(zeroblob({length} / 2)) WHERE id > {id}"),
             5 => format!("DELETE FROM notes WHERE id = {id}"),
-            6 => format!("INSERT OR REPLACE INTO tags VALUES ({id} % 7, 'tag {id}', hex(zeroblob({length} / 2)))"),
+            6 => format!(
+                "INSERT OR REPLACE INTO tags VALUES ({id} % 7, 'tag {id}', hex(zeroblob({length} / 2)))"
+            ),
             _ => format!("DELETE FROM tags WHERE a = {id} % 7"),
         }
     }

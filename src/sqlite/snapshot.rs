@@ -78,7 +78,11 @@ pub fn take(path: &Path, conditions: Conditions<'_>, cancel: &CancelToken) -> Re
     // SQLite looks for the WAL next to the file that a symbolic link leads to.
     let path = &dir_handle::resolve(path).map_err(|cause| Error::io("read", path, cause))?;
     // A process that opens the database while it is copied keeps changing it, and makes it one that can be read in place.
-    let attempt = || until(Instant::now() + conditions.lock_timeout, cancel, || take_now(path, conditions, cancel));
+    let attempt = || {
+        until(Instant::now() + conditions.lock_timeout, cancel, || {
+            take_now(path, conditions, cancel)
+        })
+    };
     match attempt()? {
         // SQLite calls a read that fails once damage too. What is damaged is so the next time.
         Capture::Damaged(copy, _) => {
@@ -90,7 +94,9 @@ pub fn take(path: &Path, conditions: Conditions<'_>, cancel: &CancelToken) -> Re
 }
 
 fn take_now(path: &Path, conditions: Conditions<'_>, cancel: &CancelToken) -> Result<Capture> {
-    let Some(look) = InPlaceAccess::at(path)? else { return take_copy(path, conditions) };
+    let Some(look) = InPlaceAccess::at(path)? else {
+        return take_copy(path, conditions);
+    };
     match take_live(path, look, conditions, cancel) {
         Ok(snapshot) => Ok(Capture::Snapshot(snapshot)),
         // A hot journal needs recovery, a directory may not be writable: SQLite can do with a copy what it cannot here.
@@ -102,12 +108,20 @@ fn take_now(path: &Path, conditions: Conditions<'_>, cancel: &CancelToken) -> Re
 /// The bytes of a database that SQLite refuses.
 fn damaged(path: &Path, conditions: Conditions<'_>, error: Error) -> Result<Capture> {
     match error.code {
-        Code::DatabaseDamaged => Ok(Capture::Damaged(raw_copy::copy(path, conditions.scratch)?, error)),
+        Code::DatabaseDamaged => Ok(Capture::Damaged(
+            raw_copy::copy(path, conditions.scratch)?,
+            error,
+        )),
         _ => Err(error),
     }
 }
 
-fn take_live(path: &Path, look: InPlaceAccess, conditions: Conditions<'_>, cancel: &CancelToken) -> Result<Snapshot> {
+fn take_live(
+    path: &Path,
+    look: InPlaceAccess,
+    conditions: Conditions<'_>,
+    cancel: &CancelToken,
+) -> Result<Snapshot> {
     let deadline = Instant::now() + conditions.lock_timeout;
     let mut snapshot = until(deadline, cancel, || Snapshot::pin(look.open()?, path))?;
     if !snapshot.is_wal()? {
@@ -117,7 +131,10 @@ fn take_live(path: &Path, look: InPlaceAccess, conditions: Conditions<'_>, cance
         drop(snapshot);
         snapshot = until(deadline, cancel, || pin_pair(path, &look))?;
     }
-    snapshot.held = ConnectionGuards { scratch: None, look: Some(look) };
+    snapshot.held = ConnectionGuards {
+        scratch: None,
+        look: Some(look),
+    };
     Ok(snapshot)
 }
 
@@ -166,12 +183,19 @@ fn recovered(copy: RawCopy, path: &Path, conditions: Conditions<'_>) -> Result<S
     if conditions.with_twin {
         snapshot.twin = Some(Snapshot::pin(open()?, path)?.connection);
     }
-    snapshot.held = ConnectionGuards { scratch: Some(copy.into_dir()), look: None };
+    snapshot.held = ConnectionGuards {
+        scratch: Some(copy.into_dir()),
+        look: None,
+    };
     Ok(snapshot)
 }
 
 /// Tries again while the database is busy, until the deadline or a cancellation.
-pub(super) fn until<T>(deadline: Instant, cancel: &CancelToken, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+pub(super) fn until<T>(
+    deadline: Instant,
+    cancel: &CancelToken,
+    mut attempt: impl FnMut() -> Result<T>,
+) -> Result<T> {
     loop {
         cancel.check()?;
         match attempt() {
@@ -192,7 +216,8 @@ impl Snapshot {
             Ok((page_size, page_count))
         };
         let metadata = fs::metadata(path).map_err(|cause| Error::io("read", path, cause))?;
-        let (page_size_bytes, page_count) = pinned().map_err(|cause| Error::sqlite("read", path, cause))?;
+        let (page_size_bytes, page_count) =
+            pinned().map_err(|cause| Error::sqlite("read", path, cause))?;
         Ok(Snapshot {
             connection,
             path: path.to_path_buf(),
@@ -260,9 +285,15 @@ impl Snapshot {
     }
 
     /// [`Snapshot::read_chunks`], a page at a time.
-    pub fn pages(&self, cancel: &CancelToken, mut visit: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    pub fn pages(
+        &self,
+        cancel: &CancelToken,
+        mut visit: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let page_bytes = self.page_size_bytes as usize;
-        self.read_chunks(PIECE_BYTES, cancel, |_, piece| piece.chunks(page_bytes).try_for_each(&mut visit))
+        self.read_chunks(PIECE_BYTES, cancel, |_, piece| {
+            piece.chunks(page_bytes).try_for_each(&mut visit)
+        })
     }
 
     /// Calls `visit` with each of these pages, which count from 1.
@@ -277,8 +308,15 @@ impl Snapshot {
         let mut statement = self.connection.prepare_cached(sql).map_err(failed)?;
         for (visited, number) in numbers.iter().enumerate() {
             let mut rows = statement.query([*number]).map_err(failed)?;
-            let row = rows.next().map_err(failed)?.ok_or_else(|| self.lacks(*number))?;
-            let page = row.get_ref(0).map_err(failed)?.as_blob().map_err(|cause| failed(cause.into()))?;
+            let row = rows
+                .next()
+                .map_err(failed)?
+                .ok_or_else(|| self.lacks(*number))?;
+            let page = row
+                .get_ref(0)
+                .map_err(failed)?
+                .as_blob()
+                .map_err(|cause| failed(cause.into()))?;
             if page.len() as u64 != self.page_size_bytes {
                 return Err(self.lacks(*number));
             }
@@ -293,7 +331,11 @@ impl Snapshot {
     fn lacks(&self, number: u64) -> Error {
         Error::new(
             Code::DatabaseDamaged,
-            format!("Page {number} of {} pages of {} could not be read", self.page_count, self.path.display()),
+            format!(
+                "Page {number} of {} pages of {} could not be read",
+                self.page_count,
+                self.path.display()
+            ),
             "Check the disk, then restore the newest good backup",
         )
     }
@@ -313,7 +355,11 @@ impl Snapshot {
     /// The scratch file that it was copied out to, where it was, and has no WAL.
     pub(super) fn copied_file(&self) -> Result<Option<PathBuf>> {
         let file = self.connection.path().map(PathBuf::from);
-        Ok(if self.held.scratch.is_some() && !self.is_wal()? { file } else { None })
+        Ok(if self.held.scratch.is_some() && !self.is_wal()? {
+            file
+        } else {
+            None
+        })
     }
 
     pub fn connection(&self) -> &Connection {

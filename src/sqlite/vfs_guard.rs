@@ -79,9 +79,15 @@ fn install() -> bool {
         ffi::sqlite3_vfs_find(null())
     };
     // SAFETY: the pointer is null or that VFS; the field exists from version 3 on.
-    let set = unsafe { vfs.as_ref() }.filter(|vfs| vfs.iVersion >= 3).and_then(|vfs| vfs.xSetSystemCall);
+    let set = unsafe { vfs.as_ref() }
+        .filter(|vfs| vfs.iVersion >= 3)
+        .and_then(|vfs| vfs.xSetSystemCall);
     // SAFETY: the names are C strings and the functions live as long as the process.
-    set.is_some_and(|set| calls.iter().all(|(name, call)| unsafe { set(vfs, name.as_ptr(), Some(*call)) } == 0))
+    set.is_some_and(|set| {
+        calls
+            .iter()
+            .all(|(name, call)| unsafe { set(vfs, name.as_ptr(), Some(*call)) } == 0)
+    })
 }
 
 /// What a call returns that failed, with the reason where C expects it. A link that is not followed is one that may not be.
@@ -92,19 +98,23 @@ fn failed(cause: &io::Error) -> c_int {
 
 /// Fails while this thread may not change files.
 fn refuse() -> Option<c_int> {
-    IS_READ_ONLY.get().then(|| failed(&io::Error::from_raw_os_error(libc::EACCES)))
+    IS_READ_ONLY
+        .get()
+        .then(|| failed(&io::Error::from_raw_os_error(libc::EACCES)))
 }
 
 /// SQLite tries again with `O_RDONLY` where it may not write. Links are resolved by now, so the name is none.
 #[allow(unsafe_code, reason = "SQLite calls it")]
 unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: c_int) -> c_int {
-    let changes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & (libc::O_CREAT | libc::O_TRUNC) != 0;
+    let changes =
+        flags & libc::O_ACCMODE != libc::O_RDONLY || flags & (libc::O_CREAT | libc::O_TRUNC) != 0;
     if let Some(refused) = changes.then(refuse).flatten() {
         return refused;
     }
     // SAFETY: SQLite gives a C string that outlives the call.
     let path = unsafe { path_of(path) };
-    let opened = DirHandle::around(path).and_then(|place| place.open(OFlag::from_bits_retain(flags), mode as u32));
+    let opened = DirHandle::around(path)
+        .and_then(|place| place.open(OFlag::from_bits_retain(flags), mode as u32));
     opened.map_or_else(|cause| failed(&cause), IntoRawFd::into_raw_fd)
 }
 
@@ -115,20 +125,31 @@ unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
     }
     // SAFETY: as in `open`.
     let path = unsafe { path_of(path) };
-    DirHandle::around(path).and_then(|place| place.unlink()).map_or_else(|cause| failed(&cause), |()| 0)
+    DirHandle::around(path)
+        .and_then(|place| place.unlink())
+        .map_or_else(|cause| failed(&cause), |()| 0)
 }
 
 #[allow(unsafe_code, reason = "SQLite calls it")]
-unsafe extern "C" fn readlink(path: *const c_char, buffer: *mut c_char, length: libc::size_t) -> libc::ssize_t {
+unsafe extern "C" fn readlink(
+    path: *const c_char,
+    buffer: *mut c_char,
+    length: libc::size_t,
+) -> libc::ssize_t {
     // SAFETY: as in `open`.
-    let target = match DirHandle::around(unsafe { path_of(path) }).and_then(|link| link.read_link()) {
+    let target = match DirHandle::around(unsafe { path_of(path) }).and_then(|link| link.read_link())
+    {
         Ok(target) => target,
         Err(cause) => return failed(&cause) as libc::ssize_t,
     };
     let bytes = target.as_os_str().as_bytes();
     let fits = bytes.len().min(length);
     // SAFETY: SQLite says that so many bytes may be written there, and `bytes` has them.
-    unsafe { buffer.cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), fits) };
+    unsafe {
+        buffer
+            .cast::<u8>()
+            .copy_from_nonoverlapping(bytes.as_ptr(), fits)
+    };
     fits as libc::ssize_t
 }
 
@@ -151,5 +172,7 @@ unsafe extern "C" fn fchmod(file: c_int, mode: libc::mode_t) -> c_int {
 #[allow(unsafe_code, reason = "SQLite gives pointers")]
 unsafe fn path_of<'a>(path: *const c_char) -> &'a Path {
     // SAFETY: the caller says so.
-    Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes()))
+    Path::new(OsStr::from_bytes(
+        unsafe { CStr::from_ptr(path) }.to_bytes(),
+    ))
 }

@@ -143,10 +143,19 @@ pub fn is_index_in_use(name: &Path) -> bool {
 }
 
 /// Both kinds of evidence, because one may be of a connection that is just opening.
-fn look(databases: &[&Path], numbers: impl Iterator<Item = usize>, suspected: &[i32]) -> Vec<(usize, Elsewhere)> {
-    let numbered: Vec<(usize, &Path)> = numbers.filter_map(|number| Some((number, *databases.get(number)?))).collect();
+fn look(
+    databases: &[&Path],
+    numbers: impl Iterator<Item = usize>,
+    suspected: &[i32],
+) -> Vec<(usize, Elsewhere)> {
+    let numbered: Vec<(usize, &Path)> = numbers
+        .filter_map(|number| Some((number, *databases.get(number)?)))
+        .collect();
     let by_locks = numbered.iter().flat_map(|(number, database)| {
-        by_locks(database, suspected).into_iter().map(|found| (*number, found)).collect::<Vec<_>>()
+        by_locks(database, suspected)
+            .into_iter()
+            .map(|found| (*number, found))
+            .collect::<Vec<_>>()
     });
     by_locks.chain(by_open_files(&numbered)).collect()
 }
@@ -154,10 +163,16 @@ fn look(databases: &[&Path], numbers: impl Iterator<Item = usize>, suspected: &[
 /// What the locks on the files at the path tell: of each process, because those that are in order say nothing of the others.
 fn by_locks(database: &Path, suspected: &[i32]) -> Vec<Elsewhere> {
     let at_index = companion(database, COMPANIONS[1]);
-    let (Some(main), Some(index)) = (open_if_there(database), open_if_there(&at_index)) else { return Vec::new() };
+    let (Some(main), Some(index)) = (open_if_there(database), open_if_there(&at_index)) else {
+        return Vec::new();
+    };
     let found = judge_locks(database, main.as_ref(), index.as_ref(), suspected);
     // Processes that close a database and open it again delete the index and make a new one meanwhile.
-    if is_still_at(database, main.as_ref()) && is_still_at(&at_index, index.as_ref()) { found } else { Vec::new() }
+    if is_still_at(database, main.as_ref()) && is_still_at(&at_index, index.as_ref()) {
+        found
+    } else {
+        Vec::new()
+    }
 }
 
 fn is_still_at(path: &Path, file: Option<&File>) -> bool {
@@ -166,27 +181,46 @@ fn is_still_at(path: &Path, file: Option<&File>) -> bool {
     now == file.and_then(|file| file.metadata().ok()).map(identity)
 }
 
-fn judge_locks(database: &Path, main: Option<&File>, index: Option<&File>, suspected: &[i32]) -> Vec<Elsewhere> {
-    let is_wal = main.and_then(|main| Header::read_at(main, 0)).is_some_and(|header| header.is_wal);
+fn judge_locks(
+    database: &Path,
+    main: Option<&File>,
+    index: Option<&File>,
+    suspected: &[i32],
+) -> Vec<Elsewhere> {
+    let is_wal = main
+        .and_then(|main| Header::read_at(main, 0))
+        .is_some_and(|header| header.is_wal);
     let indexed = index.map_or_else(Vec::new, |index| holders(index, DEAD_MAN_SWITCH, suspected));
     let mut found = Vec::new();
-    for user in main.filter(|_| is_wal).map_or_else(Vec::new, |main| holders(main, SHARED, suspected)) {
+    for user in main
+        .filter(|_| is_wal)
+        .map_or_else(Vec::new, |main| holders(main, SHARED, suspected))
+    {
         let uses_index = || match open_files(user.process) {
             // Without any index it is a connection that is just opening.
             Some(open) => !open.has_index || index.is_some_and(|index| open.contains(index)),
             None => !indexed.is_empty(),
         };
         if user.is_shared && !uses_index() {
-            found.push(Elsewhere { process: user.process, how: How::OtherWal });
+            found.push(Elsewhere {
+                process: user.process,
+                how: How::OtherWal,
+            });
         }
     }
     let Some(index) = index else { return found };
     for user in indexed {
         let has_main = |open: OpenFiles| main.is_some_and(|main| open.contains(main));
         if open_files(user.process).is_some_and(|open| !has_main(open)) {
-            found.push(Elsewhere { process: user.process, how: How::Replaced });
+            found.push(Elsewhere {
+                process: user.process,
+                how: How::Replaced,
+            });
         } else if is_of_another_wal(index, &companion(database, COMPANIONS[0])) {
-            found.push(Elsewhere { process: user.process, how: How::WalGone });
+            found.push(Elsewhere {
+                process: user.process,
+                how: How::WalGone,
+            });
         }
     }
     found
@@ -210,12 +244,18 @@ fn holder(file: &File, range: (u64, i64)) -> Option<ForeignLock> {
 /// that is suspected holds.
 fn holders(file: &File, range: (u64, i64), suspected: &[i32]) -> Vec<ForeignLock> {
     let mut found = Vec::from_iter(holder(file, range));
-    let Ok(of) = file.metadata() else { return found };
+    let Ok(of) = file.metadata() else {
+        return found;
+    };
     for lock in holders::locks(&of, suspected) {
-        let is_it = || lock.is_on(&of) || open_files(lock.process).is_some_and(|open| open.contains(file));
+        let is_it =
+            || lock.is_on(&of) || open_files(lock.process).is_some_and(|open| open.contains(file));
         let is_new = found.iter().all(|known| known.process != lock.process);
         if is_new && lock.process > 0 && lock.meets(range.0, range.1.unsigned_abs()) && is_it() {
-            found.push(ForeignLock { process: lock.process, is_shared: lock.is_shared });
+            found.push(ForeignLock {
+                process: lock.process,
+                is_shared: lock.is_shared,
+            });
         }
     }
     found
@@ -231,7 +271,8 @@ struct OpenFiles {
 
 impl OpenFiles {
     fn contains(&self, file: &File) -> bool {
-        file.metadata().is_ok_and(|found| self.files.contains(&(found.dev(), found.ino())))
+        file.metadata()
+            .is_ok_and(|found| self.files.contains(&(found.dev(), found.ino())))
     }
 }
 
@@ -240,8 +281,12 @@ fn open_files(process: i32) -> Option<OpenFiles> {
     let mut open = OpenFiles::default();
     for path in descriptors(process).filter(|_| process > 0)? {
         // Pipes and sockets have no path. Some file systems make whoever asks for a file wait.
-        let Some(to) = fs::read_link(&path).ok().filter(|to| to.is_absolute()) else { continue };
-        let Ok(found) = fs::metadata(&path) else { continue };
+        let Some(to) = fs::read_link(&path).ok().filter(|to| to.is_absolute()) else {
+            continue;
+        };
+        let Ok(found) = fs::metadata(&path) else {
+            continue;
+        };
         open.files.insert((found.dev(), found.ino()));
         let name = to.as_os_str().as_bytes();
         let name = name.strip_suffix(DELETED).unwrap_or(name);
@@ -263,29 +308,44 @@ fn is_of_another_wal(index: &File, wal: &Path) -> bool {
         return false;
     }
     let (header, copy) = bytes.split_at(INDEX_HEADER_BYTES);
-    let (page_bytes, frames) = (u16::from_ne_bytes([header[14], header[15]]), &header[16..20]);
-    let page_bytes = if page_bytes == 1 { 65_536 } else { u64::from(page_bytes) };
+    let (page_bytes, frames) = (
+        u16::from_ne_bytes([header[14], header[15]]),
+        &header[16..20],
+    );
+    let page_bytes = if page_bytes == 1 {
+        65_536
+    } else {
+        u64::from(page_bytes)
+    };
     let frames = frames.try_into().map_or(0, u32::from_ne_bytes);
     if header != copy || frames == 0 {
         return false;
     }
-    let needed = WAL_HEADER_BYTES as u64 + u64::from(frames) * (WAL_FRAME_HEADER_BYTES as u64 + page_bytes);
+    let needed =
+        WAL_HEADER_BYTES as u64 + u64::from(frames) * (WAL_FRAME_HEADER_BYTES as u64 + page_bytes);
     let mut start = [0; WAL_HEADER_BYTES];
     let read = regular_file::open_linked(wal).and_then(|mut file| {
         file.read_exact(&mut start)?;
         file.metadata()
     });
     // The salts change with each beginning of the WAL; the index has a copy of them.
-    read.map_or(true, |found| found.len() < needed || start[16..24] != header[32..40])
+    read.map_or(true, |found| {
+        found.len() < needed || start[16..24] != header[32..40]
+    })
 }
 
 /// Processes that have a file of that path open although it was deleted, and that use it with
 /// SQLite.
 fn by_open_files(databases: &[(usize, &Path)]) -> Vec<(usize, Elsewhere)> {
-    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     let own = (std::process::id() as i32, mount_namespace("self"));
     let mut seen = Vec::new();
-    for process in processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
+    for process in processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+    {
         // A path means the same file only in the same namespace.
         if process == own.0 || mount_namespace(&process.to_string()) != own.1 {
             continue;
@@ -319,7 +379,11 @@ fn uses_deleted(database: &Path, open: &[(PathBuf, OsString)]) -> Option<How> {
         open.iter().filter_map(move |(at, to)| {
             let to = to.as_bytes();
             let is_deleted = to.ends_with(DELETED);
-            let to = if is_deleted { &to[..to.len() - DELETED.len()] } else { to };
+            let to = if is_deleted {
+                &to[..to.len() - DELETED.len()]
+            } else {
+                to
+            };
             (to == name.as_bytes()).then_some((at, is_deleted))
         })
     };
@@ -327,14 +391,20 @@ fn uses_deleted(database: &Path, open: &[(PathBuf, OsString)]) -> Option<How> {
         return Some(How::Replaced);
     }
     let [wal, index, _] = COMPANIONS;
-    if !named(wal).chain(named(index)).any(|(_, is_deleted)| is_deleted) {
+    if !named(wal)
+        .chain(named(index))
+        .any(|(_, is_deleted)| is_deleted)
+    {
         return None;
     }
-    let has_lock = named("").chain(named(index)).any(|(at, _)| info(at).contains("POSIX"));
+    let has_lock = named("")
+        .chain(named(index))
+        .any(|(at, _)| info(at).contains("POSIX"));
     // Under an exclusive lock on the database, the last connection deletes the index before it closes it.
     let is_closing = named("").any(|(at, _)| info(at).contains("WRITE"));
     // The locks were read after the names: the process may have closed the database and opened it again meanwhile.
-    let is_still = |at: &Path| fs::read_link(at).is_ok_and(|to| to.as_os_str().as_bytes().ends_with(DELETED));
+    let is_still =
+        |at: &Path| fs::read_link(at).is_ok_and(|to| to.as_os_str().as_bytes().ends_with(DELETED));
     let is_deleted = |suffix| named(suffix).any(|(at, is_deleted)| is_deleted && is_still(at));
     let is_gone = is_deleted(wal) || is_deleted(index) && !is_closing;
     (is_gone && has_lock).then_some(How::WalGone)
@@ -350,5 +420,7 @@ fn info(descriptor: &Path) -> String {
 fn may_write(descriptor: &Path) -> bool {
     let info = info(descriptor);
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
-    flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).is_some_and(|flags| flags & 3 != 0)
+    flags
+        .and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok())
+        .is_some_and(|flags| flags & 3 != 0)
 }

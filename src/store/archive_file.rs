@@ -45,7 +45,8 @@ impl ArchiveFile {
     /// `file` is empty.
     pub fn new(file: File) -> Self {
         let kind = statfs::fstatfs(&file).map(|found| found.filesystem_type());
-        let shares = kind.is_ok_and(|kind| kind == statfs::BTRFS_SUPER_MAGIC || kind == statfs::XFS_SUPER_MAGIC);
+        let shares = kind
+            .is_ok_and(|kind| kind == statfs::BTRFS_SUPER_MAGIC || kind == statfs::XFS_SUPER_MAGIC);
         let file = Arc::new(file);
         let synced = file.clone();
         let behind = WriteBehind::new(Box::new(move || match synced.sync_data() {
@@ -53,11 +54,19 @@ impl ArchiveFile {
             Err(cause) if unsupported::cannot_sync(&cause) => Ok(()),
             written => written,
         }) as Sync);
-        ArchiveFile { file, behind, position: 0, shares, row: None }
+        ArchiveFile {
+            file,
+            behind,
+            position: 0,
+            shares,
+            row: None,
+        }
     }
 
     fn end_row(&mut self) -> io::Result<()> {
-        let Some(Row { from, range }) = self.row.take() else { return Ok(()) };
+        let Some(Row { from, range }) = self.row.take() else {
+            return Ok(());
+        };
         // Only whole pieces can be shared.
         let first = range.start.next_multiple_of(PIECE_BYTES).min(range.end);
         let last = (range.end - range.end % PIECE_BYTES).max(first);
@@ -71,12 +80,15 @@ impl ArchiveFile {
         while !range.is_empty() {
             let (mut at, mut to) = (range.start as loff_t, self.position as loff_t);
             let most = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-            let copied = match copy_file_range(from, Some(&mut at), &self.file, Some(&mut to), most) {
+            let copied = match copy_file_range(from, Some(&mut at), &self.file, Some(&mut to), most)
+            {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(copied) => copied,
                 Err(Errno::EINTR) => 0,
                 // The kernel or the file system cannot: as everywhere else then.
-                Err(Errno::EXDEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPERM) => {
+                Err(
+                    Errno::EXDEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPERM,
+                ) => {
                     let mut bytes = vec![0; most.min(COPY_BYTES)];
                     from.read_exact_at(&mut bytes, range.start)?;
                     self.file.write_all_at(&bytes, self.position)?;
@@ -107,10 +119,15 @@ impl Sink for ArchiveFile {
         }
         let end = taken.offset + taken.block.len() as u64;
         match &mut self.row {
-            Some(row) if row.range.end == taken.offset && Arc::ptr_eq(&row.from, &taken.file) => row.range.end = end,
+            Some(row) if row.range.end == taken.offset && Arc::ptr_eq(&row.from, &taken.file) => {
+                row.range.end = end
+            }
             _ => {
                 self.end_row()?;
-                self.row = Some(Row { from: taken.file.clone(), range: taken.offset..end });
+                self.row = Some(Row {
+                    from: taken.file.clone(),
+                    range: taken.offset..end,
+                });
             }
         }
         Ok(())
@@ -174,13 +191,19 @@ mod tests {
         let mut content = Vec::new();
         match compression {
             Compression::Zstd(_) => zstd::stream::copy_decode(file, &mut content).unwrap(),
-            _ => drop(flate2::read::MultiGzDecoder::new(file).read_to_end(&mut content).unwrap()),
+            _ => drop(
+                flate2::read::MultiGzDecoder::new(file)
+                    .read_to_end(&mut content)
+                    .unwrap(),
+            ),
         }
         content
     }
 
     fn noise(seed: u8, bytes: usize) -> Vec<u8> {
-        (0..bytes as u32).map(|n| (n.wrapping_mul(2_654_435_761 + u32::from(seed)) >> 13) as u8).collect()
+        (0..bytes as u32)
+            .map(|n| (n.wrapping_mul(2_654_435_761 + u32::from(seed)) >> 13) as u8)
+            .collect()
     }
 
     proptest! {
@@ -227,7 +250,11 @@ mod tests {
             match write(&new, Compression::GZIP, &pieces, Some(Arc::new(earlier))) {
                 Ok(second) => {
                     let content = content(&new, Compression::GZIP);
-                    assert_eq!((second.reused_bytes, content), (0, pieces.concat()), "byte {at}");
+                    assert_eq!(
+                        (second.reused_bytes, content),
+                        (0, pieces.concat()),
+                        "byte {at}"
+                    );
                 }
                 Err(error) => assert_eq!(error.code, Code::BaseUnusable, "byte {at}"),
             }

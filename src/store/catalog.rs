@@ -48,7 +48,9 @@ impl Store {
             }
         }
         let alone = sidecars.iter().filter(|name| !archives.contains(name));
-        listing.unlisted.extend(alone.filter_map(|name| self.unlisted(name, Flaw::NoArchive)));
+        listing
+            .unlisted
+            .extend(alone.filter_map(|name| self.unlisted(name, Flaw::NoArchive)));
         sort(&mut listing.backups, Timestamp::now());
         Ok(listing)
     }
@@ -80,7 +82,9 @@ impl Store {
         let path = self.dir.join(name);
         match fs::symlink_metadata(&path) {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(false),
-            found => found.map(|_| true).map_err(|cause| Error::io("read", &path, cause)),
+            found => found
+                .map(|_| true)
+                .map_err(|cause| Error::io("read", &path, cause)),
         }
     }
 
@@ -88,9 +92,18 @@ impl Store {
     /// beside it), the one that is listed with that checksum.
     pub fn archive_of(&self, id: &str, checksum: Option<&str>) -> Option<PathBuf> {
         let archives = names::archives_of_id(id);
-        let is_it = |name: &&String| self.judge(name).is_ok_and(|found| Some(found.checksum.as_str()) == checksum);
-        let is_there = |name: &&String| led_to(&self.dir.join(name), &ARCHIVE_ENDINGS).is_ok_and(|end| end.is_file());
-        archives.iter().find(is_it).or(archives.iter().find(is_there)).map(|name| self.dir.join(name))
+        let is_it = |name: &&String| {
+            self.judge(name)
+                .is_ok_and(|found| Some(found.checksum.as_str()) == checksum)
+        };
+        let is_there = |name: &&String| {
+            led_to(&self.dir.join(name), &ARCHIVE_ENDINGS).is_ok_and(|end| end.is_file())
+        };
+        archives
+            .iter()
+            .find(is_it)
+            .or(archives.iter().find(is_there))
+            .map(|name| self.dir.join(name))
     }
 
     /// The newest good backup; where there is none, the newest. Of the project that this store is asked for, where it has any here.
@@ -106,7 +119,10 @@ impl Store {
     pub fn newest_good(&self) -> Result<Option<Backup>> {
         self.assert_meant()?;
         let Listing { backups, unlisted } = self.read()?;
-        let own: Vec<Backup> = backups.into_iter().filter(|backup| self.is_own(backup)).collect();
+        let own: Vec<Backup> = backups
+            .into_iter()
+            .filter(|backup| self.is_own(backup))
+            .collect();
         let newest = usable::newest_good(&own).cloned();
         assert_none_unread_after(&unlisted, newest.as_ref())?;
         Ok(newest.filter(|newest| !newest.is_ahead(Timestamp::now())))
@@ -119,8 +135,9 @@ impl Store {
             let remedy = "Make one with `kg diag backup`, or name the directory that holds them";
             Error::new(Code::NoBackups, format!("{dir} holds no backup"), remedy)
         } else {
-            let message =
-                format!("{dir} holds {archives} archives, and no manifest beside one that fits it and can be read");
+            let message = format!(
+                "{dir} holds {archives} archives, and no manifest beside one that fits it and can be read"
+            );
             let remedy = "Name an archive by its path; a backup into that directory lists those that are whole";
             Error::new(Code::NoBackups, message, remedy)
         })
@@ -142,14 +159,19 @@ impl Store {
         let holds = |backup: &&Backup| only.iter().any(|component| backup.contents.has(*component));
         let Listing { backups, unlisted } = self.read()?;
         let backups = self.preferred(backups);
-        let newest = usable::good(&backups).into_iter().map(|place| &backups[place]).find(holds).cloned();
+        let newest = usable::good(&backups)
+            .into_iter()
+            .map(|place| &backups[place])
+            .find(holds)
+            .cloned();
         assert_none_unread_after(&unlisted, newest.as_ref())?;
         newest.map_or_else(|| self.latest(), Ok)
     }
 
     /// Those of the project that this store is asked for; all of them where it has none.
     pub fn preferred(&self, backups: Vec<Backup>) -> Vec<Backup> {
-        let (own, others): (Vec<Backup>, Vec<Backup>) = backups.into_iter().partition(|backup| self.is_own(backup));
+        let (own, others): (Vec<Backup>, Vec<Backup>) =
+            backups.into_iter().partition(|backup| self.is_own(backup));
         if own.is_empty() { others } else { own }
     }
 
@@ -162,7 +184,10 @@ impl Store {
     pub fn locate(&self, reference: &str) -> Result<PathBuf> {
         let path = Path::new(reference);
         if reference.is_empty() {
-            return Err(Error::invalid("An empty backup name was given", "Name an archive, an id, or `latest`"));
+            return Err(Error::invalid(
+                "An empty backup name was given",
+                "Name an archive, an id, or `latest`",
+            ));
         }
         if path.is_file() {
             return archive_at(path);
@@ -181,7 +206,10 @@ impl Store {
         }
         Err(Error::new(
             Code::BackupNotFound,
-            format!("There is no file {reference} and no such backup in {}", self.dir.display()),
+            format!(
+                "There is no file {reference} and no such backup in {}",
+                self.dir.display()
+            ),
             "Check the path, or see the backups with `kg diag backup --list`",
         ))
     }
@@ -190,7 +218,10 @@ impl Store {
     /// is known to be of another project than this store is asked for, nothing.
     fn unlisted(&self, name: &str, flaw: Flaw) -> Option<Unlisted> {
         let path = self.dir.join(name);
-        let of = described_beside(&path).ok().flatten().and_then(|manifest| manifest.project);
+        let of = described_beside(&path)
+            .ok()
+            .flatten()
+            .and_then(|manifest| manifest.project);
         let is_of_another = self.project.is_some() && of.is_some() && of != self.project;
         let id = names::id_of_archive(name).filter(|_| !is_of_another)?;
         Some(Unlisted { id, path, flaw })
@@ -200,22 +231,39 @@ impl Store {
     /// of a backup of another project. `target` is where it is restored. A new place is no project's, so there it is only a
     /// warning if the store holds the backups of several projects.
     pub fn doubts(&self, reference: &str, archive: &Path, target: Option<&Path>) -> Vec<Warning> {
-        let name = Path::new(reference).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let Some(dir) = archive.parent().filter(|_| is_latest(name)) else { return Vec::new() };
-        let store = Store { dir: dir.to_path_buf(), ..self.clone() };
+        let name = Path::new(reference)
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        let Some(dir) = archive.parent().filter(|_| is_latest(name)) else {
+            return Vec::new();
+        };
+        let store = Store {
+            dir: dir.to_path_buf(),
+            ..self.clone()
+        };
         let Listing { backups, unlisted } = match store.read() {
             Ok(listing) => listing,
             Err(error) => {
-                let message = format!("Whether `{name}` is the newest backup cannot be told: {}", error.message);
+                let message = format!(
+                    "Whether `{name}` is the newest backup cannot be told: {}",
+                    error.message
+                );
                 return vec![Warning::new(WarningCode::PassedOver, message)];
             }
         };
         let named = |backup: &&Backup| backup.path.file_name() == archive.file_name();
-        let Some(chosen) = backups.iter().find(named).cloned() else { return Vec::new() };
-        let has_several = || backups.iter().any(|backup| backup.project != chosen.project);
+        let Some(chosen) = backups.iter().find(named).cloned() else {
+            return Vec::new();
+        };
+        let has_several = || {
+            backups
+                .iter()
+                .any(|backup| backup.project != chosen.project)
+        };
         let may_be_meant = |target: &Path| is_new_place(target) && !has_several();
-        let is_other =
-            !self.is_own(&chosen) && (self.home.is_some() || target.is_some_and(|target| !may_be_meant(target)));
+        let is_other = !self.is_own(&chosen)
+            && (self.home.is_some() || target.is_some_and(|target| !may_be_meant(target)));
         let of_another = is_other.then(|| {
             let (id, dir) = (&chosen.id, dir.display());
             let message = format!(
@@ -224,9 +272,15 @@ impl Store {
             );
             Warning::new(WarningCode::OtherProject, message)
         });
-        let alike = backups.into_iter().filter(|backup| backup.project == chosen.project).collect::<Vec<_>>();
+        let alike = backups
+            .into_iter()
+            .filter(|backup| backup.project == chosen.project)
+            .collect::<Vec<_>>();
         let passed = usable::passed_over(&alike, &unlisted, &chosen);
-        usable::passed_over_warning(&passed, &chosen).into_iter().chain(of_another).collect()
+        usable::passed_over_warning(&passed, &chosen)
+            .into_iter()
+            .chain(of_another)
+            .collect()
     }
 
     /// File names of all archives, listed or not; none where the directory does not exist.
@@ -244,13 +298,20 @@ impl Store {
         let (mut archives, mut sidecars) = (Vec::new(), Vec::new());
         for entry in entries {
             let entry = entry.map_err(failed)?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
             let archive = name.strip_suffix(MANIFEST_SUFFIX);
             let of = archive.unwrap_or(&name);
             let kind = entry.file_type().map_err(failed)?;
             // An archive that was moved to another disk may be linked here.
             if names::id_of_archive(of).is_some() && (kind.is_file() || kind.is_symlink()) {
-                if archive.is_some() { &mut sidecars } else { &mut archives }.push(of.to_string());
+                if archive.is_some() {
+                    &mut sidecars
+                } else {
+                    &mut archives
+                }
+                .push(of.to_string());
             }
         }
         archives.sort();
@@ -268,11 +329,16 @@ impl Store {
             Err(cause) if is_absent(&cause) => return Err(Flaw::NoArchive),
             Err(cause) => return Err(Flaw::Unread(Error::io("read", &path, cause))),
         };
-        let json = manifest_beside(&path).map_err(Flaw::Unread)?.ok_or(Flaw::NoManifest)?;
+        let json = manifest_beside(&path)
+            .map_err(Flaw::Unread)?
+            .ok_or(Flaw::NoManifest)?;
         let manifest = Manifest::parse(&json, BESIDE).ok();
-        let mut backup = manifest.and_then(|manifest| Backup::new(path, manifest)).ok_or(Flaw::Misfit)?;
+        let mut backup = manifest
+            .and_then(|manifest| Backup::new(path, manifest))
+            .ok_or(Flaw::Misfit)?;
         backup.linked_to = Some(end).filter(|end| *end != backup.path);
-        let fits = backup.size == size && names::id_of_archive(archive_name).as_ref() == Some(&backup.id);
+        let fits =
+            backup.size == size && names::id_of_archive(archive_name).as_ref() == Some(&backup.id);
         if fits { Ok(backup) } else { Err(Flaw::Misfit) }
     }
 }
@@ -295,12 +361,19 @@ pub(super) fn led_to(path: &Path, endings: &[&str]) -> std::result::Result<PathB
         end => end.map_err(|cause| Flaw::Unread(Error::io("read", path, cause)))?,
     };
     let name = end.to_string_lossy();
-    if endings.iter().any(|ending| name.ends_with(ending)) { Ok(end) } else { Err(Flaw::Misfit) }
+    if endings.iter().any(|ending| name.ends_with(ending)) {
+        Ok(end)
+    } else {
+        Err(Flaw::Misfit)
+    }
 }
 
 /// Nothing is there, or no regular file.
 fn is_absent(cause: &io::Error) -> bool {
-    matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput)
+    matches!(
+        cause.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput
+    )
 }
 
 /// What a store holds.
@@ -314,7 +387,9 @@ pub struct Listing {
 impl Listing {
     /// The backups; fails if something could not be read.
     pub fn whole(self) -> Result<Vec<Backup>> {
-        self.unread().next().map_or(Ok(()), |error| Err(error.clone()))?;
+        self.unread()
+            .next()
+            .map_or(Ok(()), |error| Err(error.clone()))?;
         Ok(self.backups)
     }
 
@@ -330,11 +405,24 @@ impl Listing {
 }
 
 /// Fails if something that could not be read may be newer than `chosen`, which would then be taken in its place.
-pub(super) fn assert_none_unread_after(unlisted: &[Unlisted], chosen: Option<&Backup>) -> Result<()> {
-    let newer = unlisted.iter().filter(|left| chosen.is_none_or(|chosen| left.began_after(chosen)));
-    let Some((left, error)) = newer.filter_map(|left| Some((left, left.unread()?))).next() else { return Ok(()) };
-    let message = format!("{}: whether {} is the newest backup cannot be told", error.message, left.id);
-    Err(Error { message, ..error.clone() })
+pub(super) fn assert_none_unread_after(
+    unlisted: &[Unlisted],
+    chosen: Option<&Backup>,
+) -> Result<()> {
+    let newer = unlisted
+        .iter()
+        .filter(|left| chosen.is_none_or(|chosen| left.began_after(chosen)));
+    let Some((left, error)) = newer.filter_map(|left| Some((left, left.unread()?))).next() else {
+        return Ok(());
+    };
+    let message = format!(
+        "{}: whether {} is the newest backup cannot be told",
+        error.message, left.id
+    );
+    Err(Error {
+        message,
+        ..error.clone()
+    })
 }
 
 /// An archive or a sidecar that makes no backup.
@@ -380,12 +468,15 @@ impl Unlisted {
     }
 
     pub(super) fn is_encrypted(&self) -> bool {
-        self.path.file_name().is_some_and(|name| encryption::is_named(&name.to_string_lossy()))
+        self.path
+            .file_name()
+            .is_some_and(|name| encryption::is_named(&name.to_string_lossy()))
     }
 
     /// Whether it was begun after `backup`, as their names say.
     pub(super) fn began_after(&self, backup: &Backup) -> bool {
-        let order = |id: &str| names::time_of_id(id).map(|second| (second, id.len(), id.to_string()));
+        let order =
+            |id: &str| names::time_of_id(id).map(|second| (second, id.len(), id.to_string()));
         order(&self.id) > order(&backup.id)
     }
 }
@@ -396,7 +487,9 @@ fn is_new_place(dir: &Path) -> bool {
 }
 
 fn is_latest(reference: &str) -> bool {
-    reference.strip_prefix(LATEST).is_some_and(|ending| ending.is_empty() || ENDINGS.contains(&ending))
+    reference
+        .strip_prefix(LATEST)
+        .is_some_and(|ending| ending.is_empty() || ENDINGS.contains(&ending))
 }
 
 /// The archive at `path`, which may be a link, as the store has it that it lies in: beside it are its manifest and what it rests on. What is
@@ -406,7 +499,9 @@ fn archive_at(path: &Path) -> Result<PathBuf> {
     let name = end.to_string_lossy();
     if ARCHIVE_ENDINGS.iter().any(|ending| name.ends_with(ending)) {
         let is_in_store = |path: &Path| {
-            path.file_name().and_then(|name| name.to_str()).is_some_and(|name| names::id_of_archive(name).is_some())
+            path.file_name()
+                .and_then(|name| name.to_str())
+                .is_some_and(|name| names::id_of_archive(name).is_some())
         };
         let mut here = path.to_path_buf();
         while !is_in_store(&here)
@@ -418,14 +513,21 @@ fn archive_at(path: &Path) -> Result<PathBuf> {
     }
     Err(Error::new(
         Code::NotABackup,
-        format!("{} is not a backup: archives end in {}", path.display(), ARCHIVE_ENDINGS.join(", ")),
+        format!(
+            "{} is not a backup: archives end in {}",
+            path.display(),
+            ARCHIVE_ENDINGS.join(", ")
+        ),
         "Name an archive, or see the backups with `kg diag backup --list`",
     ))
 }
 
 /// The same name in its directory, without links in the path of that.
 fn resolve_parent(path: &Path) -> Option<PathBuf> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     Some(fs::canonicalize(parent).ok()?.join(path.file_name()?))
 }
 
@@ -433,8 +535,12 @@ fn resolve_parent(path: &Path) -> Option<PathBuf> {
 /// knows when it was made.
 pub(super) fn sort(backups: &mut [Backup], now: Timestamp) {
     backups.sort_by(|a, b| {
-        let age = |a: &Backup, b: &Backup| (b.timestamp, b.id.len(), &b.id).cmp(&(a.timestamp, a.id.len(), &a.id));
-        a.is_ahead(now).cmp(&b.is_ahead(now)).then_with(|| age(a, b))
+        let age = |a: &Backup, b: &Backup| {
+            (b.timestamp, b.id.len(), &b.id).cmp(&(a.timestamp, a.id.len(), &a.id))
+        };
+        a.is_ahead(now)
+            .cmp(&b.is_ahead(now))
+            .then_with(|| age(a, b))
     });
 }
 

@@ -44,7 +44,12 @@ fn walk(
 ) -> Result<Vec<PathBuf>> {
     let mut links = vec![archive.to_path_buf()];
     let newest = manifest_of(archive, keys, context)?;
-    let base_of = |manifest: &Manifest| Some((manifest.based_on.clone()?, manifest.based_on_checksum.clone()));
+    let base_of = |manifest: &Manifest| {
+        Some((
+            manifest.based_on.clone()?,
+            manifest.based_on_checksum.clone(),
+        ))
+    };
     let mut next = newest.as_ref().and_then(base_of);
     visit(newest);
     let store = Store::at(archive.parent().unwrap_or(archive))?;
@@ -53,7 +58,9 @@ fn walk(
             Error::new(
                 Code::ChainBroken,
                 format!("{} rests on {id}, which {why}", archive.display()),
-                format!("Put the archive of {id} back beside it, or use another backup: `kg diag backup --list`"),
+                format!(
+                    "Put the archive of {id} back beside it, or use another backup: `kg diag backup --list`"
+                ),
             )
         };
         let base = store.archive_of(&id, checksum.as_deref());
@@ -62,7 +69,8 @@ fn walk(
             return Err(missing("rests on it in turn"));
         }
         let manifest = manifest_of(&base, keys, context)?.filter(|manifest| manifest.id == id);
-        let manifest = manifest.ok_or_else(|| missing("is not what the archive of that name holds"))?;
+        let manifest =
+            manifest.ok_or_else(|| missing("is not what the archive of that name holds"))?;
         next = base_of(&manifest);
         visit(Some(manifest));
         links.push(base);
@@ -72,17 +80,26 @@ fn walk(
 }
 
 /// The manifest beside an archive, or inside where there is none.
-fn manifest_of(archive: &Path, keys: &Keys, context: &OperationContext) -> Result<Option<Manifest>> {
+fn manifest_of(
+    archive: &Path,
+    keys: &Keys,
+    context: &OperationContext,
+) -> Result<Option<Manifest>> {
     match described_beside(archive)? {
         Some(manifest) => Ok(Some(manifest)),
-        None => Ok(read_archive(archive, keys, None, &mut Discard, context, Phase::Verifying)?.manifest),
+        None => Ok(
+            read_archive(archive, keys, None, &mut Discard, context, Phase::Verifying)?.manifest,
+        ),
     }
 }
 
 fn broken(link: &Path, what: String) -> Error {
     Error::new(
         Code::ChecksumMismatch,
-        format!("Checksum mismatch: {} does not fit what it rests on: {what}", link.display()),
+        format!(
+            "Checksum mismatch: {} does not fit what it rests on: {what}",
+            link.display()
+        ),
         "Nothing was changed; use another backup (`kg diag backup --list`)",
     )
 }
@@ -100,19 +117,39 @@ pub fn hash_pages(
     for link in links {
         let beside = manifest_beside(link)?;
         let mut collecting = Collecting::default();
-        let report = read_archive(link, keys, beside.as_deref(), &mut collecting, context, Phase::Verifying)?;
-        let manifest = report.manifest.as_ref().filter(|_| report.problems.is_empty());
-        state = match (manifest.filter(|manifest| manifest.based_on_checksum == before), state) {
+        let report = read_archive(
+            link,
+            keys,
+            beside.as_deref(),
+            &mut collecting,
+            context,
+            Phase::Verifying,
+        )?;
+        let manifest = report
+            .manifest
+            .as_ref()
+            .filter(|_| report.problems.is_empty());
+        state = match (
+            manifest.filter(|manifest| manifest.based_on_checksum == before),
+            state,
+        ) {
             (Some(manifest), Some(known)) => next_known(known, manifest, collecting.finish()),
             _ => None,
         };
         before = Some(format!("{DIGEST_PREFIX}{}", report.sha256));
         reports.push(report);
     }
-    let of_pages = |pages| DatabaseHashes { pages, ..DatabaseHashes::default() };
+    let of_pages = |pages| DatabaseHashes {
+        pages,
+        ..DatabaseHashes::default()
+    };
     let hashes = state.map(|known| PageFile {
         archive: String::new(),
-        databases: known.databases.into_iter().map(|(path, pages)| (path, of_pages(pages))).collect(),
+        databases: known
+            .databases
+            .into_iter()
+            .map(|(path, pages)| (path, of_pages(pages)))
+            .collect(),
     });
     Ok((reports, hashes))
 }
@@ -140,14 +177,22 @@ fn next_known(
             (Storage::Unchanged, _) => before.databases.remove(&record.path),
             (Storage::Full, Some(Collected::Database(pages))) if record.database => Some(pages),
             (Storage::Full, _) => None,
-            (Storage::Delta, Some(Collected::Delta { page_size_bytes, pages })) => {
+            (
+                Storage::Delta,
+                Some(Collected::Delta {
+                    page_size_bytes,
+                    pages,
+                }),
+            ) => {
                 let mut hashes = before.databases.remove(&record.path)?;
                 if hashes.page_size_bytes != page_size_bytes {
                     return None;
                 }
                 let count = usize::try_from(record.size / page_size_bytes).ok()?;
                 hashes.hashes.truncate(count);
-                pages.into_iter().try_for_each(|(number, hash)| hashes.set(number, hash))?;
+                pages
+                    .into_iter()
+                    .try_for_each(|(number, hash)| hashes.set(number, hash))?;
                 if hashes.hashes.len() != count || hashes.root() != record.pages.as_ref()?.root {
                     return None;
                 }
@@ -156,7 +201,9 @@ fn next_known(
             (Storage::Delta, _) => return None,
         };
         known.files.insert(record.path.clone(), digest.to_string());
-        known.databases.extend(pages.map(|pages| (record.path.clone(), pages)));
+        known
+            .databases
+            .extend(pages.map(|pages| (record.path.clone(), pages)));
     }
     Some(known)
 }
@@ -184,7 +231,12 @@ impl Collecting {
 }
 
 impl Unpack for Collecting {
-    fn entry(&mut self, _number: usize, name: &str, _size_bytes: u64) -> Result<Option<&mut dyn Write>> {
+    fn entry(
+        &mut self,
+        _number: usize,
+        name: &str,
+        _size_bytes: u64,
+    ) -> Result<Option<&mut dyn Write>> {
         self.end_entry();
         self.current = Some((name.to_string(), PageCollector::default()));
         Ok(Some(self))
@@ -211,10 +263,19 @@ pub fn problems(links: &[PathBuf], reports: &[Report], fits: bool) -> Vec<Proble
     for (link, report) in links.iter().zip(reports).take(bases) {
         for problem in &report.problems {
             let message = format!("{}, on which it rests: {}", link.display(), problem.message);
-            problems.push(Problem { code: ProblemCode::Chain, message, ..problem.clone() });
+            problems.push(Problem {
+                code: ProblemCode::Chain,
+                message,
+                ..problem.clone()
+            });
         }
     }
-    if problems.is_empty() && !fits && reports.last().is_some_and(|report| report.problems.is_empty()) {
+    if problems.is_empty()
+        && !fits
+        && reports
+            .last()
+            .is_some_and(|report| report.problems.is_empty())
+    {
         let message = "The pages that it holds do not fit the backups that it rests on".to_string();
         problems.push(Problem::of_archive(ProblemCode::Chain, message));
     }

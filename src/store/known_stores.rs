@@ -32,25 +32,39 @@ struct KnownStores {
 impl KnownStores {
     fn read(project: &Project) -> io::Result<Self> {
         let text = match regular_file::open(&path(project)) {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(KnownStores::none(project)),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                return Ok(KnownStores::none(project));
+            }
             opened => regular_file::read(&opened?, MAX_BYTES)?,
         };
         let held: KnownStores = serde_json::from_slice(&text)?;
-        Ok(if held.project == project.id() { held } else { KnownStores::none(project) })
+        Ok(if held.project == project.id() {
+            held
+        } else {
+            KnownStores::none(project)
+        })
     }
 
     fn none(project: &Project) -> Self {
-        KnownStores { project: project.id(), ..KnownStores::default() }
+        KnownStores {
+            project: project.id(),
+            ..KnownStores::default()
+        }
     }
 }
 
 /// What is to be said if the store held backups of the project when it was last changed, and none of them is among `own` now:
 /// `KG_WARN_STORE_EMPTIED`, or `KG_WARN_STORE` if whether it did cannot be told.
 pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warning> {
-    let held = KnownStores::read(project).map(|held| held.stores.get(&key(store)).copied().unwrap_or(0));
+    let held =
+        KnownStores::read(project).map(|held| held.stores.get(&key(store)).copied().unwrap_or(0));
     // An archive that cannot be listed is there all the same.
     let is_archive = |left: &Unlisted| left.flaw != Flaw::NoArchive;
-    let has_archives = || store.read().is_ok_and(|listing| listing.unlisted.iter().any(is_archive));
+    let has_archives = || {
+        store
+            .read()
+            .is_ok_and(|listing| listing.unlisted.iter().any(is_archive))
+    };
     if matches!(held, Ok(0)) || !own.is_empty() || has_archives() {
         return None;
     }
@@ -76,15 +90,22 @@ pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warni
 
 /// Another store that held backups of the project when it was last changed. `KG_IO` or `KG_PERMISSION_DENIED` if that cannot be read.
 pub fn other(project: &Project, store: &Store) -> Result<Option<PathBuf>> {
-    let held = KnownStores::read(project).map_err(|cause| Error::io("read", &path(project), cause))?;
-    let mut others = held.stores.into_iter().filter(|(dir, count)| *count > 0 && *dir != key(store));
+    let held =
+        KnownStores::read(project).map_err(|cause| Error::io("read", &path(project), cause))?;
+    let mut others = held
+        .stores
+        .into_iter()
+        .filter(|(dir, count)| *count > 0 && *dir != key(store));
     Ok(others.next().map(|(dir, _)| PathBuf::from(dir)))
 }
 
 /// Remembers how many backups of the project there are now. That this fails is a warning.
 pub fn remember(project: &Project, store: &Store, count: usize) -> Option<Warning> {
     let error = write(project, store, count).err()?;
-    let message = format!("How many backups there are could not be written down: {}", error.message);
+    let message = format!(
+        "How many backups there are could not be written down: {}",
+        error.message
+    );
     Some(Warning::new(WarningCode::Store, message))
 }
 

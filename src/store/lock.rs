@@ -40,7 +40,12 @@ pub struct StoreLock {
 }
 
 impl StoreLock {
-    pub fn acquire(dir: &Path, shared: Option<Shared>, timeout: Duration, context: &OperationContext) -> Result<Self> {
+    pub fn acquire(
+        dir: &Path,
+        shared: Option<Shared>,
+        timeout: Duration,
+        context: &OperationContext,
+    ) -> Result<Self> {
         let path = dir.join(LOCK_FILE);
         let failed = |cause| Error::io("lock", &path, cause);
         let mut file = atomic_file::open_lock(&path)?;
@@ -49,19 +54,29 @@ impl StoreLock {
         if !file_lock::wait(&file, timeout, context, failed)? {
             return Err(held(dir, &mut file, timeout));
         }
-        let holder = format!("process {} on {} since {}\n", std::process::id(), host_name(), Timestamp::now());
+        let holder = format!(
+            "process {} on {} since {}\n",
+            std::process::id(),
+            host_name(),
+            Timestamp::now()
+        );
         file.rewind()
             .and_then(|()| file.set_len(0))
             .and_then(|()| file.write_all(holder.as_bytes()))
             .map_err(failed)?;
-        Ok(StoreLock { _file: file, _shared: shared })
+        Ok(StoreLock {
+            _file: file,
+            _shared: shared,
+        })
     }
 }
 
 /// Why this user could not lock the store at `dir`, as far as permissions tell. The lock is not taken.
 pub fn refusal(dir: &Path) -> Option<Error> {
     let path = dir.join(LOCK_FILE);
-    let refused = access(&path, AccessFlags::R_OK | AccessFlags::W_OK).err().filter(|cause| *cause != Errno::ENOENT)?;
+    let refused = access(&path, AccessFlags::R_OK | AccessFlags::W_OK)
+        .err()
+        .filter(|cause| *cause != Errno::ENOENT)?;
     Some(Error::io("lock", &path, refused.into()))
 }
 
@@ -73,15 +88,29 @@ pub fn is_held(dir: &Path) -> bool {
 
 fn held(dir: &Path, file: &mut File, waited: Duration) -> Error {
     // Who holds it is only for the message; the holder may be writing it this very moment.
-    let text = file.rewind().and_then(|()| regular_file::read(file, MAX_BYTES)).unwrap_or_default();
+    let text = file
+        .rewind()
+        .and_then(|()| regular_file::read(file, MAX_BYTES))
+        .unwrap_or_default();
     let holder = String::from_utf8_lossy(&text);
     let holder = holder.trim();
-    let own = holder.strip_prefix("process ").and_then(|rest| rest.split(' ').next()?.parse().ok()).unwrap_or(0);
-    let said = if holder.is_empty() { "another process" } else { holder };
+    let own = holder
+        .strip_prefix("process ")
+        .and_then(|rest| rest.split(' ').next()?.parse().ok())
+        .unwrap_or(0);
+    let said = if holder.is_empty() {
+        "another process"
+    } else {
+        holder
+    };
     let holder = holders::with_own_name(file.metadata().ok().as_ref(), own, said);
     Error::new(
         Code::StoreLocked,
-        format!("{} is in use by {holder}; waited {} s", dir.display(), waited.as_secs_f32()),
+        format!(
+            "{} is in use by {holder}; waited {} s",
+            dir.display(),
+            waited.as_secs_f32()
+        ),
         "Wait until it ends, or raise `lockTimeout` (`--lock-timeout`)",
     )
 }
@@ -93,11 +122,24 @@ mod tests {
     #[test]
     fn a_second_writer_of_the_same_process_is_told_who_holds_the_store() {
         let dir = tempfile::tempdir().unwrap();
-        let acquire = || StoreLock::acquire(dir.path(), None, Duration::ZERO, &OperationContext::default());
+        let acquire = || {
+            StoreLock::acquire(
+                dir.path(),
+                None,
+                Duration::ZERO,
+                &OperationContext::default(),
+            )
+        };
         let first = acquire().unwrap();
         let error = acquire().unwrap_err();
         assert_eq!(error.code, Code::StoreLocked);
-        assert!(error.message.contains(&format!("process {}", std::process::id())), "{}", error.message);
+        assert!(
+            error
+                .message
+                .contains(&format!("process {}", std::process::id())),
+            "{}",
+            error.message
+        );
         assert!(is_held(dir.path()));
         drop(first);
         assert!(!is_held(dir.path()));

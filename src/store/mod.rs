@@ -164,7 +164,10 @@ impl Store {
         if dir.to_str().is_some_and(|dir| dir.contains("://")) {
             return Err(Error::new(
                 Code::Unsupported,
-                format!("{} is not a directory: this release keeps backups in local directories only", dir.display()),
+                format!(
+                    "{} is not a directory: this release keeps backups in local directories only",
+                    dir.display()
+                ),
                 "Give a directory as `backupDir`, for example one that is synchronised to the object store",
             ));
         }
@@ -209,7 +212,11 @@ impl Store {
 
     /// The same store, whose new archives are encrypted, or are not, because the caller says so.
     pub fn encrypting(self, encrypts: bool) -> Self {
-        self.as_set(if encrypts { EncryptionPolicy::Yes } else { EncryptionPolicy::Never })
+        self.as_set(if encrypts {
+            EncryptionPolicy::Yes
+        } else {
+            EncryptionPolicy::Never
+        })
     }
 
     pub fn as_set(self, encrypts: EncryptionPolicy) -> Self {
@@ -227,7 +234,9 @@ impl Store {
 
     /// Fails if another store may be meant: nothing is written here then.
     pub fn assert_undoubted(&self) -> Result<()> {
-        self.doubt.as_ref().map_or(Ok(()), |doubt| Err(doubt.why.clone()))
+        self.doubt
+            .as_ref()
+            .map_or(Ok(()), |doubt| Err(doubt.why.clone()))
     }
 
     /// Fails if another store is likely to be meant: what is newest here, or what is here at all, says nothing then.
@@ -243,7 +252,11 @@ impl Store {
             EncryptionPolicy::Unread(error) => EncryptionPolicy::UnreadInRecovery(error),
             decided => decided,
         };
-        Store { encrypts, doubt: None, ..self }
+        Store {
+            encrypts,
+            doubt: None,
+            ..self
+        }
     }
 
     pub fn keys(&self) -> &Keys {
@@ -258,7 +271,10 @@ impl Store {
             let is_here = dirs.iter().flatten().any(|dir| path.starts_with(dir));
             let where_it_is = "it lies in the directory of the backups that it opens".to_string();
             let why = file.exposed.or(is_here.then_some(where_it_is))?;
-            let message = format!("The key in {} does not protect the backups: {why}", file.path.display());
+            let message = format!(
+                "The key in {} does not protect the backups: {why}",
+                file.path.display()
+            );
             Some(Warning::new(WarningCode::KeyExposed, message))
         });
         warnings.collect()
@@ -269,7 +285,9 @@ impl Store {
     pub fn plain_warning(&self, archive: &Path) -> Option<Warning> {
         let is_expected = self.keys.are_given() || self.encrypts();
         let is_plain = || {
-            regular_file::open_linked(archive).and_then(|file| is_encrypted(&file)).is_ok_and(|encrypted| !encrypted)
+            regular_file::open_linked(archive)
+                .and_then(|file| is_encrypted(&file))
+                .is_ok_and(|encrypted| !encrypted)
         };
         let message = format!(
             "{} is not encrypted, so no key proves where it comes from; `--decrypt` and `--require-encryption` \
@@ -286,20 +304,26 @@ impl Store {
     /// Whether a new archive is plain unless something forbids it.
     pub fn may_be_plain(&self) -> bool {
         use EncryptionPolicy::{KeyAlone, Never, TurnedOff, Unasked, UnreadInRecovery};
-        matches!(self.encrypts, Unasked | KeyAlone | UnreadInRecovery(_) | TurnedOff | Never)
+        matches!(
+            self.encrypts,
+            Unasked | KeyAlone | UnreadInRecovery(_) | TurnedOff | Never
+        )
     }
 
     /// Fails if a new archive could be read by others than those who are meant, or could not be encrypted. `was_encrypted`
     /// says what the project remembers of its newest backup, which may lie in another store.
     pub fn check_encryption_policy(&self, was_encrypted: bool) -> Result<()> {
         let follows_encrypted = |remembered: bool| -> Result<bool> {
-            Ok((remembered && was_encrypted) || self.newest_own()?.is_some_and(|newest| newest.encrypted))
+            Ok((remembered && was_encrypted)
+                || self.newest_own()?.is_some_and(|newest| newest.encrypted))
         };
         match &self.encrypts {
             EncryptionPolicy::Never => Ok(()),
             EncryptionPolicy::Yes => self.keys.assert_encrypting(),
             EncryptionPolicy::Undecided(error) => Err(error.clone()),
-            EncryptionPolicy::Unread(error) | EncryptionPolicy::UnreadInRecovery(error) if follows_encrypted(true)? => {
+            EncryptionPolicy::Unread(error) | EncryptionPolicy::UnreadInRecovery(error)
+                if follows_encrypted(true)? =>
+            {
                 Err(first_plain(Some(error)))
             }
             EncryptionPolicy::Unasked | EncryptionPolicy::KeyAlone if follows_encrypted(true)? => {
@@ -318,7 +342,8 @@ impl Store {
     pub fn key_without_encryption(&self) -> Option<Warning> {
         let message = "It is not encrypted: the settings name who could read it (`backup.passphraseFile`, `backup.recipients`), and \
                        nothing asks for encryption. `kg config set backup.encrypt true` does, `false` says that plain backups are meant";
-        (self.encrypts == EncryptionPolicy::KeyAlone).then(|| Warning::new(WarningCode::NotEncrypted, message))
+        (self.encrypts == EncryptionPolicy::KeyAlone)
+            .then(|| Warning::new(WarningCode::NotEncrypted, message))
     }
 
     /// The newest backup that the project made for itself. The backup before a repair counts only if there is no other.
@@ -327,16 +352,29 @@ impl Store {
         if !self.dir.is_dir() {
             return Ok(None);
         }
-        let Listing { backups: listed, unlisted } = self.read()?;
-        let mut own: Vec<Backup> = listed.iter().filter(|backup| self.is_own(backup)).cloned().collect();
+        let Listing {
+            backups: listed,
+            unlisted,
+        } = self.read()?;
+        let mut own: Vec<Backup> = listed
+            .iter()
+            .filter(|backup| self.is_own(backup))
+            .cloned()
+            .collect();
         // What lies in a project is of that project, also if it was moved.
         if own.is_empty() && self.dir.ends_with(Path::new(STATE_DIR).join(BACKUPS_DIR)) {
             own = listed;
         }
-        let regular = own.iter().position(|backup| !backup.safety_backup).unwrap_or(0);
+        let regular = own
+            .iter()
+            .position(|backup| !backup.safety_backup)
+            .unwrap_or(0);
         let newest = own.into_iter().nth(regular);
         // The name alone tells that an archive is encrypted.
-        let encrypted = unlisted.into_iter().filter(Unlisted::is_encrypted).collect::<Vec<_>>();
+        let encrypted = unlisted
+            .into_iter()
+            .filter(Unlisted::is_encrypted)
+            .collect::<Vec<_>>();
         catalog::assert_none_unread_after(&encrypted, newest.as_ref())?;
         Ok(newest)
     }
@@ -359,7 +397,10 @@ impl Store {
         }
         Err(Error::new(
             Code::BackupDirInProject,
-            format!("Backups in {} would be backed up into themselves", self.dir.display()),
+            format!(
+                "Backups in {} would be backed up into themselves",
+                self.dir.display()
+            ),
             format!("Use a directory outside {STATE_DIR}, or {STATE_DIR}/{BACKUPS_DIR}"),
         ))
     }
@@ -372,7 +413,10 @@ impl Store {
     /// Makes the directory and waits, at most `timeout`, until this process is the only one that writes to it.
     pub fn lock(&self, timeout: Duration, context: &OperationContext) -> Result<StoreLock> {
         self.assert_undoubted()?;
-        let shared = self.home.as_ref().and_then(|home| ownership::share(&self.dir, &home.state_dir()));
+        let shared = self
+            .home
+            .as_ref()
+            .and_then(|home| ownership::share(&self.dir, &home.state_dir()));
         self.create()?;
         StoreLock::acquire(&self.dir, shared, timeout, context)
     }
@@ -402,7 +446,10 @@ impl Store {
         atomic_file::create_dirs(&self.dir).map_err(|cause| match cause.kind() {
             io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => Error::new(
                 Code::BackupDirInvalid,
-                format!("The backup directory {} lies below a file", self.dir.display()),
+                format!(
+                    "The backup directory {} lies below a file",
+                    self.dir.display()
+                ),
                 "Name a directory",
             ),
             _ => Error::io("create", &self.dir, cause),
@@ -412,7 +459,9 @@ impl Store {
 
 /// What a backup with these warnings lacks; `None` if they do not name anything.
 pub fn lacks(warnings: &[Warning]) -> Option<String> {
-    let lacking = warnings.iter().filter(|warning| warning.code.means_incomplete());
+    let lacking = warnings
+        .iter()
+        .filter(|warning| warning.code.means_incomplete());
     first_and_more(lacking.map(|warning| &warning.message))
 }
 
@@ -420,11 +469,16 @@ pub fn lacks(warnings: &[Warning]) -> Option<String> {
 fn first_plain(cause: Option<&Error>) -> Error {
     let (why, remedy) = match cause {
         Some(cause) => (format!("{}. ", cause.message), cause.remedy.as_str()),
-        None => (String::new(), "Mend `backup.encrypt` and the keys of the settings (`kg config show`)"),
+        None => (
+            String::new(),
+            "Mend `backup.encrypt` and the keys of the settings (`kg config show`)",
+        ),
     };
     Error::new(
         Code::KeyInvalid,
-        format!("{why}The newest backup of this project is encrypted, and nothing says how to encrypt the next one"),
+        format!(
+            "{why}The newest backup of this project is encrypted, and nothing says how to encrypt the next one"
+        ),
         format!(
             "{remedy}; or give `--recipient` or `--passphrase-file` (`encryption` in the API). `--no-encrypt` \
              (`encrypt: false`) makes a plain backup"
@@ -438,13 +492,20 @@ impl Backup {
         let archive = manifest.archive?;
         let pinned = pins::pin_beside(&path);
         // The name says it too, should the manifest not.
-        let is_named = path.file_name().is_some_and(|name| encryption::is_named(&name.to_string_lossy()));
+        let is_named = path
+            .file_name()
+            .is_some_and(|name| encryption::is_named(&name.to_string_lossy()));
         Some(Backup {
             id: manifest.id,
             kind: manifest.kind,
             size: archive.size,
-            sidecar_size: fs::metadata(catalog::manifest_path(&path)).map_or(0, |found| found.len()),
-            checksum: format!("{}{}", crate::archive::manifest::DIGEST_PREFIX, archive.sha256),
+            sidecar_size: fs::metadata(catalog::manifest_path(&path))
+                .map_or(0, |found| found.len()),
+            checksum: format!(
+                "{}{}",
+                crate::archive::manifest::DIGEST_PREFIX,
+                archive.sha256
+            ),
             timestamp: manifest.timestamp.as_millisecond(),
             description: manifest.description,
             contents: manifest.contents,
@@ -472,13 +533,20 @@ impl Backup {
 
     /// What its removal frees: of an archive that is linked into the store, only the link is removed.
     pub fn removable_size(&self) -> u64 {
-        if self.linked_to.is_some() { self.sidecar_size } else { self.disk_size() }
+        if self.linked_to.is_some() {
+            self.sidecar_size
+        } else {
+            self.disk_size()
+        }
     }
 
     /// That its removal leaves the archive itself, where that is linked into the store.
     pub fn left_behind(&self) -> Option<Warning> {
         let archive = self.linked_to.as_ref()?.display();
-        let message = format!("Of {} the link in the store is removed; the archive itself stays: {archive}", self.id);
+        let message = format!(
+            "Of {} the link in the store is removed; the archive itself stays: {archive}",
+            self.id
+        );
         Some(Warning::new(WarningCode::Store, message))
     }
 
@@ -489,7 +557,8 @@ impl Backup {
 
     /// What an incomplete backup lacks: the first of it, and how much more there is.
     pub fn lacks(&self) -> String {
-        let inside = || "what it lacks is named inside the encrypted archive, and by a restore of it".into();
+        let inside =
+            || "what it lacks is named inside the encrypted archive, and by a restore of it".into();
         lacks(&self.warnings).unwrap_or_else(inside)
     }
 

@@ -12,12 +12,26 @@ pub const LATEST: &str = "latest";
 const ARCHIVE_PREFIX: &str = "kg-backup-";
 const ID_PREFIX: &str = "backup-";
 /// Of archives, most usual first; then of encrypted ones.
-pub const ENDINGS: [&str; 6] = [".tar.gz", ".tar.zst", ".tar", ".enc.tar.gz", ".enc.tar.zst", ".enc.tar"];
+pub const ENDINGS: [&str; 6] = [
+    ".tar.gz",
+    ".tar.zst",
+    ".tar",
+    ".enc.tar.gz",
+    ".enc.tar.zst",
+    ".enc.tar",
+];
 
 /// `20240115-020000`, in UTC; the `number`th of that second gets a suffix from the second on.
 pub fn stamp(at: Timestamp, number: u32) -> String {
-    let stamp = at.to_zoned(TimeZone::UTC).strftime("%Y%m%d-%H%M%S").to_string();
-    if number > 1 { format!("{stamp}-{number}") } else { stamp }
+    let stamp = at
+        .to_zoned(TimeZone::UTC)
+        .strftime("%Y%m%d-%H%M%S")
+        .to_string();
+    if number > 1 {
+        format!("{stamp}-{number}")
+    } else {
+        stamp
+    }
 }
 
 pub fn id(stamp: &str) -> String {
@@ -36,7 +50,9 @@ pub fn archive(stamp: &str, compression: Compression, encrypted: bool) -> String
 
 /// The id of the archive of that name; `None` where it is not named like one.
 pub fn id_of_archive(name: &str) -> Option<String> {
-    let stamp = name.strip_prefix(ARCHIVE_PREFIX)?.strip_suffix(ending(name)?)?;
+    let stamp = name
+        .strip_prefix(ARCHIVE_PREFIX)?
+        .strip_suffix(ending(name)?)?;
     is_stamp(stamp).then(|| id(stamp))
 }
 
@@ -49,9 +65,10 @@ pub fn ending(name: &str) -> Option<&'static str> {
 /// The possible archives of a backup; empty where `id` is not one.
 pub fn archives_of_id(id: &str) -> Vec<String> {
     match id.strip_prefix(ID_PREFIX) {
-        Some(stamp) if is_stamp(stamp) => {
-            ENDINGS.iter().map(|ending| format!("{ARCHIVE_PREFIX}{stamp}{ending}")).collect()
-        }
+        Some(stamp) if is_stamp(stamp) => ENDINGS
+            .iter()
+            .map(|ending| format!("{ARCHIVE_PREFIX}{stamp}{ending}"))
+            .collect(),
         _ => Vec::new(),
     }
 }
@@ -60,7 +77,10 @@ pub fn archives_of_id(id: &str) -> Vec<String> {
 pub fn time_of_id(id: &str) -> Option<i64> {
     let stamp = id.strip_prefix(ID_PREFIX).filter(|stamp| is_stamp(stamp))?;
     let civil = jiff::civil::DateTime::strptime("%Y%m%d-%H%M%S", stamp.get(..15)?).ok()?;
-    TimeZone::UTC.to_timestamp(civil).ok().map(Timestamp::as_second)
+    TimeZone::UTC
+        .to_timestamp(civil)
+        .ok()
+        .map(Timestamp::as_second)
 }
 
 pub fn is_id(id: &str) -> bool {
@@ -87,9 +107,18 @@ mod tests {
         let at: Timestamp = "2024-01-15T02:00:00.5Z".parse().unwrap();
         let gzip = Compression::Gzip(6);
         assert_eq!(id(&stamp(at, 1)), "backup-20240115-020000");
-        assert_eq!(archive(&stamp(at, 1), gzip, false), "kg-backup-20240115-020000.tar.gz");
-        assert_eq!(archive(&stamp(at, 1), gzip, true), "kg-backup-20240115-020000.enc.tar.gz");
-        assert_eq!(archive(&stamp(at, 2), Compression::None, false), "kg-backup-20240115-020000-2.tar");
+        assert_eq!(
+            archive(&stamp(at, 1), gzip, false),
+            "kg-backup-20240115-020000.tar.gz"
+        );
+        assert_eq!(
+            archive(&stamp(at, 1), gzip, true),
+            "kg-backup-20240115-020000.enc.tar.gz"
+        );
+        assert_eq!(
+            archive(&stamp(at, 2), Compression::None, false),
+            "kg-backup-20240115-020000-2.tar"
+        );
     }
 
     #[test]
@@ -98,7 +127,10 @@ mod tests {
             for compression in [Compression::GZIP, Compression::ZSTD, Compression::None] {
                 for encrypted in [false, true] {
                     let name = archive(stamp, compression, encrypted);
-                    assert_eq!((id_of_archive(&name), is_named(&name)), (Some(id(stamp)), encrypted));
+                    assert_eq!(
+                        (id_of_archive(&name), is_named(&name)),
+                        (Some(id(stamp)), encrypted)
+                    );
                 }
             }
             for archive in archives_of_id(&id(stamp)) {

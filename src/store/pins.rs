@@ -48,13 +48,20 @@ impl Store {
     /// Pins the backup of that id; one that is pinned gets the new reason.
     pub fn pin(&self, _lock: &StoreLock, id: &str, reason: Option<String>) -> Result<Backup> {
         let backup = self.get(id)?;
-        if reason.as_ref().is_some_and(|reason| reason.len() > MAX_REASON_BYTES) {
+        if reason
+            .as_ref()
+            .is_some_and(|reason| reason.len() > MAX_REASON_BYTES)
+        {
             let message = format!("The reason of a pin has more than {MAX_REASON_BYTES} bytes");
             return Err(Error::invalid(message, "Shorten it"));
         }
         let path = pin_path(&backup.path);
-        let pin = Written { at: Some(Timestamp::now()), reason };
-        let mut json = serde_json::to_vec_pretty(&pin).map_err(|cause| Error::io("write", &path, cause.into()))?;
+        let pin = Written {
+            at: Some(Timestamp::now()),
+            reason,
+        };
+        let mut json = serde_json::to_vec_pretty(&pin)
+            .map_err(|cause| Error::io("write", &path, cause.into()))?;
         json.push(b'\n');
         atomic_file::write_in_store(&path, &json, self.mode)?;
         self.get(id)
@@ -69,12 +76,19 @@ impl Store {
 
     /// Refuses what would remove a pinned backup.
     pub(super) fn assert_unpinned(&self, id: &str) -> Result<()> {
-        let Some(pin) = self.get(id)?.pinned else { return Ok(()) };
-        let reason = pin.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        let Some(pin) = self.get(id)?.pinned else {
+            return Ok(());
+        };
+        let reason = pin
+            .reason
+            .map(|reason| format!(": {reason}"))
+            .unwrap_or_default();
         Err(Error::new(
             Code::BackupPinned,
             format!("{id} is pinned{reason}"),
-            format!("Nothing was removed; unpin it first: `kg diag backup --unpin {id}` or unpin()"),
+            format!(
+                "Nothing was removed; unpin it first: `kg diag backup --unpin {id}` or unpin()"
+            ),
         ))
     }
 }
@@ -91,11 +105,21 @@ pub(super) fn pin_beside(archive: &Path) -> Option<Pin> {
     let path = pin_path(archive);
     let since = match fs::symlink_metadata(&path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return None,
-        found => found.and_then(|found| found.modified()).ok().and_then(|at| Timestamp::try_from(at).ok()),
+        found => found
+            .and_then(|found| found.modified())
+            .ok()
+            .and_then(|at| Timestamp::try_from(at).ok()),
     };
     let written = read(&path).unwrap_or_default();
-    let at = written.at.or(since).unwrap_or(Timestamp::UNIX_EPOCH).as_millisecond();
-    Some(Pin { reason: written.reason, at })
+    let at = written
+        .at
+        .or(since)
+        .unwrap_or(Timestamp::UNIX_EPOCH)
+        .as_millisecond();
+    Some(Pin {
+        reason: written.reason,
+        at,
+    })
 }
 
 fn read(path: &Path) -> Option<Written> {
@@ -113,13 +137,23 @@ mod tests {
         let archive = dir.path().join("kg-backup-20240115-020000.tar.gz");
         let path = pin_path(&archive);
         assert_eq!(pin_beside(&archive), None);
-        fs::write(&path, r#"{"at": "2024-01-15T02:00:00.5Z", "reason": "before the move", "since": "later"}"#).unwrap();
-        let pin = Pin { reason: Some("before the move".into()), at: 1_705_284_000_500 };
+        fs::write(
+            &path,
+            r#"{"at": "2024-01-15T02:00:00.5Z", "reason": "before the move", "since": "later"}"#,
+        )
+        .unwrap();
+        let pin = Pin {
+            reason: Some("before the move".into()),
+            at: 1_705_284_000_500,
+        };
         assert_eq!(pin_beside(&archive), Some(pin));
         for content in ["", "{", "[]", "\"x\"", r#"{"at": 7}"#] {
             fs::write(&path, content).unwrap();
             let pin = pin_beside(&archive).unwrap();
-            assert!(pin.reason.is_none() && pin.at > 1_705_284_000_500, "{content}");
+            assert!(
+                pin.reason.is_none() && pin.at > 1_705_284_000_500,
+                "{content}"
+            );
         }
         fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink("nowhere", &path).unwrap();

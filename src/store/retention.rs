@@ -25,7 +25,12 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Policy { retention_days: None, max_backups: None, keep: Keep::default(), zone: TimeZone::UTC }
+        Policy {
+            retention_days: None,
+            max_backups: None,
+            keep: Keep::default(),
+            zone: TimeZone::UTC,
+        }
     }
 }
 
@@ -95,7 +100,12 @@ pub struct Decision {
 /// Decides about `backups` of one project, which come newest first. Those that are pinned stay, and the others are decided on as if there were
 /// no pinned ones, except that a pinned one can be the newest good one. The one of the id `made` stays: whoever made it is told that it is
 /// there.
-pub fn decide(backups: &[Backup], policy: &Policy, now: Timestamp, made: Option<&str>) -> Vec<Decision> {
+pub fn decide(
+    backups: &[Backup],
+    policy: &Policy,
+    now: Timestamp,
+    made: Option<&str>,
+) -> Vec<Decision> {
     let places = places(backups);
     let is_pinned = |place: &usize| backups[*place].pinned.is_some();
     let good = good(backups);
@@ -106,7 +116,12 @@ pub fn decide(backups: &[Backup], policy: &Policy, now: Timestamp, made: Option<
     let by_rule = by_rule(backups, &good, policy);
     // How many come before each that count towards `max_backups`.
     let ranks: Vec<u64> = (0..backups.len())
-        .scan(0, |rank, place| Some(std::mem::replace(rank, *rank + u64::from(!is_pinned(&place)))))
+        .scan(0, |rank, place| {
+            Some(std::mem::replace(
+                rank,
+                *rank + u64::from(!is_pinned(&place)),
+            ))
+        })
         .collect();
     let decide = |(place, backup): (usize, &Backup)| {
         let age_ms = now.as_millisecond().saturating_sub(backup.timestamp).max(0) as u128;
@@ -118,23 +133,47 @@ pub fn decide(backups: &[Backup], policy: &Policy, now: Timestamp, made: Option<
             *rule
         } else if !policy.has_limits() && policy.keep != Keep::default() {
             Reason::NoRule
-        } else if policy.max_backups.is_some_and(|most| ranks[place] >= u64::from(most)) {
+        } else if policy
+            .max_backups
+            .is_some_and(|most| ranks[place] >= u64::from(most))
+        {
             Reason::TooMany
-        } else if policy.retention_days.is_some_and(|days| age_ms > u128::from(days) * DAY.as_millis()) {
+        } else if policy
+            .retention_days
+            .is_some_and(|days| age_ms > u128::from(days) * DAY.as_millis())
+        {
             Reason::TooOld
         } else {
             Reason::WithinLimits
         };
         let is_kept = !matches!(reason, Reason::TooMany | Reason::TooOld | Reason::NoRule);
-        let (kept, reason) =
-            if !is_kept && made == Some(&backup.id) { (true, Reason::JustMade) } else { (is_kept, reason) };
-        Decision { id: backup.id.clone(), kept, reason, error: None }
+        let (kept, reason) = if !is_kept && made == Some(&backup.id) {
+            (true, Reason::JustMade)
+        } else {
+            (is_kept, reason)
+        };
+        Decision {
+            id: backup.id.clone(),
+            kept,
+            reason,
+            error: None,
+        }
     };
     let mut decisions: Vec<Decision> = backups.iter().enumerate().map(decide).collect();
-    let kept: Vec<usize> = (0..decisions.len()).filter(|place| decisions[*place].kept).collect();
-    for base in kept.into_iter().flat_map(|place| bases(backups, &places, place)).flatten() {
+    let kept: Vec<usize> = (0..decisions.len())
+        .filter(|place| decisions[*place].kept)
+        .collect();
+    for base in kept
+        .into_iter()
+        .flat_map(|place| bases(backups, &places, place))
+        .flatten()
+    {
         if !decisions[base].kept {
-            decisions[base] = Decision { kept: true, reason: Reason::Needed, ..decisions[base].clone() };
+            decisions[base] = Decision {
+                kept: true,
+                reason: Reason::Needed,
+                ..decisions[base].clone()
+            };
         }
     }
     decisions
@@ -143,13 +182,21 @@ pub fn decide(backups: &[Backup], policy: &Policy, now: Timestamp, made: Option<
 /// What no limit may remove, of the places of `good`: the newest one; and because that may hold less than those before it, the newest of a graph
 /// that has nodes, the newest of these that is more than a snapshot, and the newest of these that lacks nothing.
 fn last_good(backups: &[Backup], good: &[usize]) -> Vec<usize> {
-    let newest = |is_wanted: &dyn Fn(&Backup) -> bool| good.iter().copied().find(|place| is_wanted(&backups[*place]));
+    let newest = |is_wanted: &dyn Fn(&Backup) -> bool| {
+        good.iter()
+            .copied()
+            .find(|place| is_wanted(&backups[*place]))
+    };
     let is_whole = |backup: &Backup| backup.kind != BackupType::Snapshot;
     let is_filled = |backup: &Backup| backup.stats.node_count > 0;
     // Where no graph had nodes, or only snapshots of it exist.
-    let both = newest(&|backup| is_whole(backup) && is_filled(backup)).or_else(|| newest(&is_whole));
+    let both =
+        newest(&|backup| is_whole(backup) && is_filled(backup)).or_else(|| newest(&is_whole));
     let complete = newest(&|backup| is_whole(backup) && is_filled(backup) && !backup.incomplete);
-    [newest(&|_| true), newest(&is_filled), both, complete].into_iter().flatten().collect()
+    [newest(&|_| true), newest(&is_filled), both, complete]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// The rule that keeps each backup, of those at the places of `good`: the first that does.
@@ -158,7 +205,12 @@ fn by_rule(backups: &[Backup], good: &[usize], policy: &Policy) -> HashMap<usize
     let day = |at: &Zoned| i64::from(at.year()) * 366 + i64::from(at.day_of_year());
     // The hour that a change of clocks repeats is another one.
     let hour = |at: &Zoned| (day(at) * 24 + i64::from(at.hour()), at.offset().seconds());
-    let week = |at: &Zoned| (i64::from(at.date().iso_week_date().year()), at.date().iso_week_date().week().into());
+    let week = |at: &Zoned| {
+        (
+            i64::from(at.date().iso_week_date().year()),
+            at.date().iso_week_date().week().into(),
+        )
+    };
     // Each rule with the period that a backup is of; for `last` each is one of its own.
     type PeriodOf<'a> = &'a dyn Fn(usize, &Zoned) -> (i64, i32);
     let rules: [(Option<u32>, Reason, PeriodOf<'_>); 6] = [
@@ -166,15 +218,20 @@ fn by_rule(backups: &[Backup], good: &[usize], policy: &Policy) -> HashMap<usize
         (keep.hourly, Reason::KeepHourly, &|_, at| hour(at)),
         (keep.daily, Reason::KeepDaily, &|_, at| (day(at), 0)),
         (keep.weekly, Reason::KeepWeekly, &|_, at| week(at)),
-        (keep.monthly, Reason::KeepMonthly, &|_, at| (at.year().into(), at.month().into())),
-        (keep.yearly, Reason::KeepYearly, &|_, at| (at.year().into(), 0)),
+        (keep.monthly, Reason::KeepMonthly, &|_, at| {
+            (at.year().into(), at.month().into())
+        }),
+        (keep.yearly, Reason::KeepYearly, &|_, at| {
+            (at.year().into(), 0)
+        }),
     ];
     let mut kept = HashMap::new();
     for (count, reason, period_of) in rules {
         let mut left = count.unwrap_or(0);
         let mut last = None;
         for place in good {
-            let at = Timestamp::from_millisecond(backups[*place].timestamp).unwrap_or(Timestamp::UNIX_EPOCH);
+            let at = Timestamp::from_millisecond(backups[*place].timestamp)
+                .unwrap_or(Timestamp::UNIX_EPOCH);
             let period = period_of(*place, &at.to_zoned(policy.zone.clone()));
             if left > 0 && (last != Some(period) || good.last() == Some(place)) {
                 kept.entry(*place).or_insert(reason);
@@ -188,12 +245,25 @@ fn by_rule(backups: &[Backup], good: &[usize], policy: &Policy) -> HashMap<usize
 
 /// Where in the list each backup is, by its id.
 pub fn places(backups: &[Backup]) -> HashMap<&str, usize> {
-    backups.iter().enumerate().map(|(place, backup)| (backup.id.as_str(), place)).collect()
+    backups
+        .iter()
+        .enumerate()
+        .map(|(place, backup)| (backup.id.as_str(), place))
+        .collect()
 }
 
 /// The places of what a backup rests on, nearest first; `None` at the end where one is missing.
-pub fn bases(backups: &[Backup], places: &HashMap<&str, usize>, place: usize) -> impl Iterator<Item = Option<usize>> {
-    let base_of = |place: usize| backups[place].based_on.as_deref().map(|id| places.get(id).copied());
+pub fn bases(
+    backups: &[Backup],
+    places: &HashMap<&str, usize>,
+    place: usize,
+) -> impl Iterator<Item = Option<usize>> {
+    let base_of = |place: usize| {
+        backups[place]
+            .based_on
+            .as_deref()
+            .map(|id| places.get(id).copied())
+    };
     let mut found = Vec::new();
     let mut next = base_of(place);
     while let Some(base) = next {
@@ -221,7 +291,11 @@ mod tests {
     const NOW: i64 = 1_800_000_000_000;
 
     fn backup(hours_old: i64, good: bool) -> Backup {
-        let status = if good { IntegrityStatus::Ok } else { IntegrityStatus::Failed };
+        let status = if good {
+            IntegrityStatus::Ok
+        } else {
+            IntegrityStatus::Failed
+        };
         Backup {
             id: format!("backup-{hours_old}"),
             kind: BackupType::Full,
@@ -232,8 +306,16 @@ mod tests {
             timestamp: NOW - hours_old * 3_600_000,
             description: None,
             contents: Contents::default(),
-            stats: Stats { node_count: 1, ..Stats::default() },
-            integrity: Integrity { status, messages: Vec::new(), not_checked: Vec::new(), full_text: true },
+            stats: Stats {
+                node_count: 1,
+                ..Stats::default()
+            },
+            integrity: Integrity {
+                status,
+                messages: Vec::new(),
+                not_checked: Vec::new(),
+                full_text: true,
+            },
             warnings: Vec::new(),
             based_on: None,
             // As the one that it rests on has it.
@@ -250,27 +332,46 @@ mod tests {
     }
 
     fn reasons(ages: &[(i64, bool)], policy: impl Borrow<Policy>) -> Vec<Reason> {
-        let backups: Vec<Backup> = ages.iter().map(|(hours, good)| backup(*hours, *good)).collect();
+        let backups: Vec<Backup> = ages
+            .iter()
+            .map(|(hours, good)| backup(*hours, *good))
+            .collect();
         let now = Timestamp::from_millisecond(NOW).unwrap();
-        decide(&backups, policy.borrow(), now, None).into_iter().map(|decision| decision.reason).collect()
+        decide(&backups, policy.borrow(), now, None)
+            .into_iter()
+            .map(|decision| decision.reason)
+            .collect()
     }
 
     #[test]
     fn a_backup_is_removed_when_it_is_older_than_the_days_or_beyond_the_number() {
         use Reason::*;
-        let week = Policy { retention_days: Some(7), ..Policy::default() };
+        let week = Policy {
+            retention_days: Some(7),
+            ..Policy::default()
+        };
         assert_eq!(
             reasons(&[(1, true), (167, true), (168, true), (169, true)], week),
             [NewestGood, WithinLimits, WithinLimits, TooOld]
         );
-        let two = Policy { max_backups: Some(2), ..Policy::default() };
-        assert_eq!(reasons(&[(1, true), (2, true), (3, true)], two), [NewestGood, WithinLimits, TooMany]);
+        let two = Policy {
+            max_backups: Some(2),
+            ..Policy::default()
+        };
+        assert_eq!(
+            reasons(&[(1, true), (2, true), (3, true)], two),
+            [NewestGood, WithinLimits, TooMany]
+        );
     }
 
     #[test]
     fn the_newest_good_backup_stays_even_when_newer_damaged_ones_fill_the_limit() {
         use Reason::*;
-        let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
+        let one = Policy {
+            retention_days: Some(1),
+            max_backups: Some(1),
+            ..Policy::default()
+        };
         assert_eq!(
             reasons(&[(1, false), (2, false), (900, true), (901, true)], &one),
             [WithinLimits, TooMany, NewestGood, TooMany]
@@ -281,12 +382,25 @@ mod tests {
     #[test]
     fn the_safety_backup_of_a_repair_is_the_newest_good_one_only_where_there_is_no_other() {
         let now = Timestamp::from_millisecond(NOW).unwrap();
-        let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
-        let kept = |backups: &[Backup]| -> Vec<Reason> {
-            decide(backups, &one, now, None).into_iter().map(|decision| decision.reason).collect()
+        let one = Policy {
+            retention_days: Some(1),
+            max_backups: Some(1),
+            ..Policy::default()
         };
-        let safety = |hours| Backup { safety_backup: true, ..backup(hours, true) };
-        assert_eq!(kept(&[safety(1), backup(900, true)]), [Reason::WithinLimits, Reason::NewestGood]);
+        let kept = |backups: &[Backup]| -> Vec<Reason> {
+            decide(backups, &one, now, None)
+                .into_iter()
+                .map(|decision| decision.reason)
+                .collect()
+        };
+        let safety = |hours| Backup {
+            safety_backup: true,
+            ..backup(hours, true)
+        };
+        assert_eq!(
+            kept(&[safety(1), backup(900, true)]),
+            [Reason::WithinLimits, Reason::NewestGood]
+        );
         assert_eq!(
             kept(&[safety(900), backup(901, false), safety(902)]),
             [Reason::NewestGood, Reason::TooMany, Reason::TooMany]
@@ -294,20 +408,36 @@ mod tests {
     }
 
     fn pin() -> Option<Pin> {
-        Some(Pin { reason: None, at: NOW })
+        Some(Pin {
+            reason: None,
+            at: NOW,
+        })
     }
 
     #[test]
     fn a_snapshot_or_an_emptied_graph_takes_the_place_of_no_backup_that_holds_more() {
         use Reason::*;
         let now = Timestamp::from_millisecond(NOW).unwrap();
-        let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
+        let one = Policy {
+            retention_days: Some(1),
+            max_backups: Some(1),
+            ..Policy::default()
+        };
         let reasons = |backups: &[Backup]| -> Vec<Reason> {
-            decide(backups, &one, now, None).into_iter().map(|decision| decision.reason).collect()
+            decide(backups, &one, now, None)
+                .into_iter()
+                .map(|decision| decision.reason)
+                .collect()
         };
         let full = |hours| backup(hours, true);
-        let snapshot = |hours| Backup { kind: BackupType::Snapshot, ..full(hours) };
-        let empty = |hours| Backup { stats: Stats::default(), ..full(hours) };
+        let snapshot = |hours| Backup {
+            kind: BackupType::Snapshot,
+            ..full(hours)
+        };
+        let empty = |hours| Backup {
+            stats: Stats::default(),
+            ..full(hours)
+        };
         assert_eq!(
             reasons(&[snapshot(1), snapshot(2), full(900), full(901)]),
             [NewestGood, TooMany, NewestGood, TooMany]
@@ -317,7 +447,10 @@ mod tests {
             reasons(&[empty(1), empty(2), snapshot(800), full(900)]),
             [NewestGood, TooMany, NewestGood, NewestGood]
         );
-        assert_eq!(reasons(&[empty(1), empty(2), snapshot(800)]), [NewestGood, TooMany, NewestGood]);
+        assert_eq!(
+            reasons(&[empty(1), empty(2), snapshot(800)]),
+            [NewestGood, TooMany, NewestGood]
+        );
         assert_eq!(reasons(&[empty(1), empty(2)]), [NewestGood, TooMany]);
     }
 
@@ -325,41 +458,86 @@ mod tests {
     fn an_incomplete_backup_takes_the_place_of_no_complete_one() {
         use Reason::*;
         let now = Timestamp::from_millisecond(NOW).unwrap();
-        let one = Policy { retention_days: Some(1), max_backups: Some(1), ..Policy::default() };
-        let reasons = |backups: &[Backup]| -> Vec<Reason> {
-            decide(backups, &one, now, None).into_iter().map(|decision| decision.reason).collect()
+        let one = Policy {
+            retention_days: Some(1),
+            max_backups: Some(1),
+            ..Policy::default()
         };
-        let incomplete = |hours| Backup { incomplete: true, ..backup(hours, true) };
+        let reasons = |backups: &[Backup]| -> Vec<Reason> {
+            decide(backups, &one, now, None)
+                .into_iter()
+                .map(|decision| decision.reason)
+                .collect()
+        };
+        let incomplete = |hours| Backup {
+            incomplete: true,
+            ..backup(hours, true)
+        };
         assert_eq!(
-            reasons(&[incomplete(1), incomplete(2), backup(900, true), backup(901, true)]),
+            reasons(&[
+                incomplete(1),
+                incomplete(2),
+                backup(900, true),
+                backup(901, true)
+            ]),
             [NewestGood, TooMany, NewestGood, TooMany]
         );
-        assert_eq!(reasons(&[incomplete(1), incomplete(2)]), [NewestGood, TooMany]);
-        assert_eq!(reasons(&[backup(1, true), backup(2, true)]), [NewestGood, TooMany]);
+        assert_eq!(
+            reasons(&[incomplete(1), incomplete(2)]),
+            [NewestGood, TooMany]
+        );
+        assert_eq!(
+            reasons(&[backup(1, true), backup(2, true)]),
+            [NewestGood, TooMany]
+        );
     }
 
     #[test]
     fn a_backup_that_is_dated_ahead_takes_no_place_of_a_rule() {
         use Reason::*;
         let now = Timestamp::from_millisecond(NOW).unwrap();
-        let policy = Policy { keep: Keep { yearly: Some(2), ..Keep::default() }, ..Policy::default() };
+        let policy = Policy {
+            keep: Keep {
+                yearly: Some(2),
+                ..Keep::default()
+            },
+            ..Policy::default()
+        };
         // It comes last, as the list has it.
-        let backups = [backup(1, true), backup(2, true), backup(3, true), backup(-24 * 400, true)];
-        let reasons: Vec<Reason> =
-            decide(&backups, &policy, now, None).into_iter().map(|decision| decision.reason).collect();
+        let backups = [
+            backup(1, true),
+            backup(2, true),
+            backup(3, true),
+            backup(-24 * 400, true),
+        ];
+        let reasons: Vec<Reason> = decide(&backups, &policy, now, None)
+            .into_iter()
+            .map(|decision| decision.reason)
+            .collect();
         assert_eq!(reasons, [NewestGood, NoRule, KeepYearly, NoRule]);
     }
 
     #[test]
     fn what_was_made_a_moment_ago_stays_with_what_it_rests_on() {
         let now = Timestamp::from_millisecond(NOW).unwrap();
-        let daily = Policy { keep: Keep { daily: Some(1), ..Keep::default() }, ..Policy::default() };
+        let daily = Policy {
+            keep: Keep {
+                daily: Some(1),
+                ..Keep::default()
+            },
+            ..Policy::default()
+        };
         let mut backups = vec![backup(0, false), backup(1, true), backup(2, true)];
         backups[0].based_on = Some(backups[2].id.clone());
         let made = backups[0].id.clone();
-        let reasons: Vec<Reason> =
-            decide(&backups, &daily, now, Some(&made)).into_iter().map(|decision| decision.reason).collect();
-        assert_eq!(reasons, [Reason::JustMade, Reason::NewestGood, Reason::Needed]);
+        let reasons: Vec<Reason> = decide(&backups, &daily, now, Some(&made))
+            .into_iter()
+            .map(|decision| decision.reason)
+            .collect();
+        assert_eq!(
+            reasons,
+            [Reason::JustMade, Reason::NewestGood, Reason::Needed]
+        );
     }
 
     /// A history of backups, newest first: how old each is, whether its source was sound, on which older one it rests, whether it is pinned, a
@@ -371,8 +549,13 @@ mod tests {
         prop::collection::vec(one, 0..60).prop_map(|mut history| {
             history.sort_by_key(|(hours, ..)| *hours);
             history.dedup_by_key(|(hours, ..)| *hours);
-            let mut backups: Vec<Backup> = history.iter().map(|(hours, good, ..)| backup(*hours, *good)).collect();
-            for (place, (_, _, base, pinned, is_snapshot, is_empty, is_incomplete)) in history.iter().enumerate() {
+            let mut backups: Vec<Backup> = history
+                .iter()
+                .map(|(hours, good, ..)| backup(*hours, *good))
+                .collect();
+            for (place, (_, _, base, pinned, is_snapshot, is_empty, is_incomplete)) in
+                history.iter().enumerate()
+            {
                 backups[place].incomplete = *is_incomplete;
                 if *is_snapshot {
                     backups[place].kind = BackupType::Snapshot;
@@ -381,7 +564,9 @@ mod tests {
                     backups[place].stats = Stats::default();
                 }
                 let older = &backups[place + 1..];
-                let base = base.filter(|_| !older.is_empty()).map(|base| older[base.index(older.len())].id.clone());
+                let base = base
+                    .filter(|_| !older.is_empty())
+                    .map(|base| older[base.index(older.len())].id.clone());
                 backups[place].based_on = base;
                 backups[place].pinned = pin().filter(|_| *pinned);
             }
@@ -392,15 +577,33 @@ mod tests {
     fn keep() -> impl Strategy<Value = Keep> {
         let count = || prop::option::of(1..8_u32);
         (count(), count(), count(), count(), count(), count()).prop_map(
-            |(last, hourly, daily, weekly, monthly, yearly)| Keep { last, hourly, daily, weekly, monthly, yearly },
+            |(last, hourly, daily, weekly, monthly, yearly)| Keep {
+                last,
+                hourly,
+                daily,
+                weekly,
+                monthly,
+                yearly,
+            },
         )
     }
 
     /// The hours of age that a rule keeps, of a backup every so many hours for so many of them.
     fn kept_of(keep: Keep, every_hours: i64, count: i64) -> Vec<i64> {
-        let ages: Vec<(i64, bool)> = (0..count).map(|number| (number * every_hours, true)).collect();
-        let reasons = reasons(&ages, Policy { keep, ..Policy::default() });
-        let kept = ages.iter().zip(reasons).filter(|(_, reason)| *reason != Reason::NoRule);
+        let ages: Vec<(i64, bool)> = (0..count)
+            .map(|number| (number * every_hours, true))
+            .collect();
+        let reasons = reasons(
+            &ages,
+            Policy {
+                keep,
+                ..Policy::default()
+            },
+        );
+        let kept = ages
+            .iter()
+            .zip(reasons)
+            .filter(|(_, reason)| *reason != Reason::NoRule);
         kept.map(|((hours, _), _)| *hours).collect()
     }
 
@@ -408,63 +611,293 @@ mod tests {
     fn a_rule_keeps_the_newest_of_each_of_its_last_periods() {
         // NOW is 2027-01-15T08:00:00Z, a Friday.
         let none = Keep::default;
-        assert_eq!(kept_of(Keep { last: Some(3), ..none() }, 5, 100), [0, 5, 10]);
-        assert_eq!(kept_of(Keep { hourly: Some(3), ..none() }, 1, 100), [0, 1, 2]);
-        assert_eq!(kept_of(Keep { daily: Some(3), ..none() }, 1, 100), [0, 9, 33]);
-        assert_eq!(kept_of(Keep { weekly: Some(3), ..none() }, 24, 100), [0, 5 * 24, 12 * 24]);
-        assert_eq!(kept_of(Keep { monthly: Some(3), ..none() }, 24, 100), [0, 15 * 24, 46 * 24]);
-        assert_eq!(kept_of(Keep { yearly: Some(2), ..none() }, 24, 100), [0, 15 * 24]);
-        assert_eq!(kept_of(Keep { daily: Some(2), last: Some(2), ..none() }, 4, 50), [0, 4, 12]);
+        assert_eq!(
+            kept_of(
+                Keep {
+                    last: Some(3),
+                    ..none()
+                },
+                5,
+                100
+            ),
+            [0, 5, 10]
+        );
+        assert_eq!(
+            kept_of(
+                Keep {
+                    hourly: Some(3),
+                    ..none()
+                },
+                1,
+                100
+            ),
+            [0, 1, 2]
+        );
+        assert_eq!(
+            kept_of(
+                Keep {
+                    daily: Some(3),
+                    ..none()
+                },
+                1,
+                100
+            ),
+            [0, 9, 33]
+        );
+        assert_eq!(
+            kept_of(
+                Keep {
+                    weekly: Some(3),
+                    ..none()
+                },
+                24,
+                100
+            ),
+            [0, 5 * 24, 12 * 24]
+        );
+        assert_eq!(
+            kept_of(
+                Keep {
+                    monthly: Some(3),
+                    ..none()
+                },
+                24,
+                100
+            ),
+            [0, 15 * 24, 46 * 24]
+        );
+        assert_eq!(
+            kept_of(
+                Keep {
+                    yearly: Some(2),
+                    ..none()
+                },
+                24,
+                100
+            ),
+            [0, 15 * 24]
+        );
+        assert_eq!(
+            kept_of(
+                Keep {
+                    daily: Some(2),
+                    last: Some(2),
+                    ..none()
+                },
+                4,
+                50
+            ),
+            [0, 4, 12]
+        );
         // Years to come are not there yet: the oldest stands for them.
-        assert_eq!(kept_of(Keep { yearly: Some(9), ..none() }, 24, 100), [0, 15 * 24, 99 * 24]);
+        assert_eq!(
+            kept_of(
+                Keep {
+                    yearly: Some(9),
+                    ..none()
+                },
+                24,
+                100
+            ),
+            [0, 15 * 24, 99 * 24]
+        );
     }
 
     /// The places that a policy keeps by a rule, of backups that were made at these times, newest first.
     fn kept_in(zone: &str, keep: Keep, times: &[&str]) -> Vec<usize> {
-        let policy = Policy { keep, zone: TimeZone::get(zone).unwrap(), ..Policy::default() };
+        let policy = Policy {
+            keep,
+            zone: TimeZone::get(zone).unwrap(),
+            ..Policy::default()
+        };
         let at = |time: &&str| time.parse::<Timestamp>().unwrap().as_millisecond();
-        let backups: Vec<Backup> =
-            times.iter().map(|time| Backup { id: (*time).into(), timestamp: at(time), ..backup(0, true) }).collect();
-        let decisions = decide(&backups, &policy, Timestamp::from_millisecond(NOW).unwrap(), None);
-        (0..times.len()).filter(|place| decisions[*place].kept).collect()
+        let backups: Vec<Backup> = times
+            .iter()
+            .map(|time| Backup {
+                id: (*time).into(),
+                timestamp: at(time),
+                ..backup(0, true)
+            })
+            .collect();
+        let decisions = decide(
+            &backups,
+            &policy,
+            Timestamp::from_millisecond(NOW).unwrap(),
+            None,
+        );
+        (0..times.len())
+            .filter(|place| decisions[*place].kept)
+            .collect()
     }
 
     #[test]
     fn periods_are_those_of_the_calendar_in_the_time_zone() {
         let none = Keep::default;
         // Two evenings in Berlin, one of which is the next day in UTC; and the last hours of a year, which is over in Tokyo.
-        let evenings = ["2026-06-03T12:00:00Z", "2026-06-02T23:30:00Z", "2026-06-02T21:30:00Z", "2026-06-01T10:00:00Z"];
-        assert_eq!(kept_in("UTC", Keep { daily: Some(2), ..none() }, &evenings), [0, 1]);
-        assert_eq!(kept_in("Europe/Berlin", Keep { daily: Some(2), ..none() }, &evenings), [0, 2]);
-        let year = ["2026-01-01T00:30:00Z", "2025-12-31T16:00:00Z", "2025-12-31T14:00:00Z", "2025-01-01T10:00:00Z"];
-        for keep in [Keep { monthly: Some(2), ..none() }, Keep { yearly: Some(2), ..none() }] {
+        let evenings = [
+            "2026-06-03T12:00:00Z",
+            "2026-06-02T23:30:00Z",
+            "2026-06-02T21:30:00Z",
+            "2026-06-01T10:00:00Z",
+        ];
+        assert_eq!(
+            kept_in(
+                "UTC",
+                Keep {
+                    daily: Some(2),
+                    ..none()
+                },
+                &evenings
+            ),
+            [0, 1]
+        );
+        assert_eq!(
+            kept_in(
+                "Europe/Berlin",
+                Keep {
+                    daily: Some(2),
+                    ..none()
+                },
+                &evenings
+            ),
+            [0, 2]
+        );
+        let year = [
+            "2026-01-01T00:30:00Z",
+            "2025-12-31T16:00:00Z",
+            "2025-12-31T14:00:00Z",
+            "2025-01-01T10:00:00Z",
+        ];
+        for keep in [
+            Keep {
+                monthly: Some(2),
+                ..none()
+            },
+            Keep {
+                yearly: Some(2),
+                ..none()
+            },
+        ] {
             assert_eq!(kept_in("UTC", keep, &year), [0, 1]);
             assert_eq!(kept_in("Asia/Tokyo", keep, &year), [0, 2]);
         }
         // Sunday in UTC, Monday in Auckland.
-        let week = ["2026-06-07T23:00:00Z", "2026-06-07T13:00:00Z", "2026-06-07T11:00:00Z", "2026-05-01T00:00:00Z"];
-        assert_eq!(kept_in("UTC", Keep { weekly: Some(2), ..none() }, &week), [0, 3]);
-        assert_eq!(kept_in("Pacific/Auckland", Keep { weekly: Some(2), ..none() }, &week), [0, 2]);
+        let week = [
+            "2026-06-07T23:00:00Z",
+            "2026-06-07T13:00:00Z",
+            "2026-06-07T11:00:00Z",
+            "2026-05-01T00:00:00Z",
+        ];
+        assert_eq!(
+            kept_in(
+                "UTC",
+                Keep {
+                    weekly: Some(2),
+                    ..none()
+                },
+                &week
+            ),
+            [0, 3]
+        );
+        assert_eq!(
+            kept_in(
+                "Pacific/Auckland",
+                Keep {
+                    weekly: Some(2),
+                    ..none()
+                },
+                &week
+            ),
+            [0, 2]
+        );
     }
 
     #[test]
     fn days_of_23_and_25_hours_are_one_day_and_an_hour_that_is_repeated_is_two() {
         let none = Keep::default;
-        let spring = ["2026-03-29T21:30:00Z", "2026-03-28T23:30:00Z", "2026-03-28T22:30:00Z", "2026-03-27T10:00:00Z"];
-        assert_eq!(kept_in("Europe/Berlin", Keep { daily: Some(2), ..none() }, &spring), [0, 2]);
-        let autumn = ["2026-10-25T22:30:00Z", "2026-10-24T22:30:00Z", "2026-10-24T21:30:00Z", "2026-10-23T10:00:00Z"];
-        assert_eq!(kept_in("Europe/Berlin", Keep { daily: Some(2), ..none() }, &autumn), [0, 2]);
-        let repeated = ["2026-10-25T01:30:00Z", "2026-10-25T00:30:00Z", "2026-10-24T23:30:00Z", "2026-10-24T10:00:00Z"];
-        assert_eq!(kept_in("Europe/Berlin", Keep { hourly: Some(3), ..none() }, &repeated), [0, 1, 2]);
+        let spring = [
+            "2026-03-29T21:30:00Z",
+            "2026-03-28T23:30:00Z",
+            "2026-03-28T22:30:00Z",
+            "2026-03-27T10:00:00Z",
+        ];
+        assert_eq!(
+            kept_in(
+                "Europe/Berlin",
+                Keep {
+                    daily: Some(2),
+                    ..none()
+                },
+                &spring
+            ),
+            [0, 2]
+        );
+        let autumn = [
+            "2026-10-25T22:30:00Z",
+            "2026-10-24T22:30:00Z",
+            "2026-10-24T21:30:00Z",
+            "2026-10-23T10:00:00Z",
+        ];
+        assert_eq!(
+            kept_in(
+                "Europe/Berlin",
+                Keep {
+                    daily: Some(2),
+                    ..none()
+                },
+                &autumn
+            ),
+            [0, 2]
+        );
+        let repeated = [
+            "2026-10-25T01:30:00Z",
+            "2026-10-25T00:30:00Z",
+            "2026-10-24T23:30:00Z",
+            "2026-10-24T10:00:00Z",
+        ];
+        assert_eq!(
+            kept_in(
+                "Europe/Berlin",
+                Keep {
+                    hourly: Some(3),
+                    ..none()
+                },
+                &repeated
+            ),
+            [0, 1, 2]
+        );
     }
 
     #[test]
     fn limits_keep_beside_the_rules_and_damaged_backups_fill_none() {
         use Reason::*;
-        let policy =
-            Policy { retention_days: Some(1), keep: Keep { daily: Some(2), ..Keep::default() }, ..Policy::default() };
-        let ages = [(0, false), (1, true), (2, true), (30, true), (31, true), (60, true)];
-        assert_eq!(reasons(&ages, policy), [WithinLimits, NewestGood, WithinLimits, KeepDaily, TooOld, TooOld]);
+        let policy = Policy {
+            retention_days: Some(1),
+            keep: Keep {
+                daily: Some(2),
+                ..Keep::default()
+            },
+            ..Policy::default()
+        };
+        let ages = [
+            (0, false),
+            (1, true),
+            (2, true),
+            (30, true),
+            (31, true),
+            (60, true),
+        ];
+        assert_eq!(
+            reasons(&ages, policy),
+            [
+                WithinLimits,
+                NewestGood,
+                WithinLimits,
+                KeepDaily,
+                TooOld,
+                TooOld
+            ]
+        );
     }
 
     proptest! {
@@ -538,19 +971,44 @@ mod tests {
         backups[4].based_on = Some(backups[5].id.clone());
         backups[4].pinned = pin();
         backups[1].pinned = pin();
-        let two = Policy { max_backups: Some(2), ..Policy::default() };
-        let decided = decide(&backups, &two, Timestamp::from_millisecond(NOW).unwrap(), None);
+        let two = Policy {
+            max_backups: Some(2),
+            ..Policy::default()
+        };
+        let decided = decide(
+            &backups,
+            &two,
+            Timestamp::from_millisecond(NOW).unwrap(),
+            None,
+        );
         let reasons: Vec<Reason> = decided.iter().map(|decision| decision.reason).collect();
-        assert_eq!(reasons, [NewestGood, Pinned, WithinLimits, TooMany, Pinned, Needed]);
+        assert_eq!(
+            reasons,
+            [NewestGood, Pinned, WithinLimits, TooMany, Pinned, Needed]
+        );
     }
 
     #[test]
     fn a_backup_whose_base_is_gone_is_not_the_newest_good_one() {
         let mut backups = vec![backup(1, true), backup(2, true), backup(3, true)];
         backups[0].based_on = Some("backup-gone".into());
-        let one = Policy { max_backups: Some(1), ..Policy::default() };
-        let decided = decide(&backups, &one, Timestamp::from_millisecond(NOW).unwrap(), None);
-        let reasons: Vec<Reason> = decided.into_iter().map(|decision| decision.reason).collect();
-        assert_eq!(reasons, [Reason::WithinLimits, Reason::NewestGood, Reason::TooMany]);
+        let one = Policy {
+            max_backups: Some(1),
+            ..Policy::default()
+        };
+        let decided = decide(
+            &backups,
+            &one,
+            Timestamp::from_millisecond(NOW).unwrap(),
+            None,
+        );
+        let reasons: Vec<Reason> = decided
+            .into_iter()
+            .map(|decision| decision.reason)
+            .collect();
+        assert_eq!(
+            reasons,
+            [Reason::WithinLimits, Reason::NewestGood, Reason::TooMany]
+        );
     }
 }

@@ -26,7 +26,11 @@ struct Syncing {
 impl<S: FnMut() -> io::Result<()> + Send + 'static> WriteBehind<S> {
     /// `sync` makes the disk hold what was written.
     pub fn new(sync: S) -> Self {
-        WriteBehind { sync: Some(sync), thread: None, unsynced_bytes: 0 }
+        WriteBehind {
+            sync: Some(sync),
+            thread: None,
+            unsynced_bytes: 0,
+        }
     }
 
     /// So many bytes more were written.
@@ -48,9 +52,15 @@ impl<S: FnMut() -> io::Result<()> + Send + 'static> WriteBehind<S> {
 
     /// Waits for what is under way. After a failure the file may lack anything.
     pub fn finish(&mut self) -> io::Result<()> {
-        let Some(Syncing { ask, done }) = self.thread.take() else { return Ok(()) };
+        let Some(Syncing { ask, done }) = self.thread.take() else {
+            return Ok(());
+        };
         drop(ask);
-        done.join().unwrap_or_else(|_| Err(io::Error::other("the thread that syncs the archive panicked")))
+        done.join().unwrap_or_else(|_| {
+            Err(io::Error::other(
+                "the thread that syncs the archive panicked",
+            ))
+        })
     }
 }
 
@@ -71,7 +81,10 @@ mod tests {
     fn a_sync_that_fails_meanwhile_fails_the_end() {
         let mut behind = WriteBehind::new(|| Err(io::ErrorKind::StorageFull.into()));
         (0..100).for_each(|_| behind.wrote(STEP_BYTES).unwrap());
-        assert_eq!(behind.finish().unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(
+            behind.finish().unwrap_err().kind(),
+            io::ErrorKind::StorageFull
+        );
     }
 
     #[test]

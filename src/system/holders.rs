@@ -16,7 +16,9 @@ const NAMED: usize = 3;
 pub fn of(path: &Path) -> String {
     let mut found: Vec<i32> = Vec::new();
     for file in [path.to_path_buf(), shared_memory(path)] {
-        let Ok(stat) = fs::metadata(&file) else { continue };
+        let Ok(stat) = fs::metadata(&file) else {
+            continue;
+        };
         for lock in locks(&stat, &[]) {
             let is_it = || lock.is_on(&stat) || has_open(lock.process, &file);
             if !found.contains(&lock.process) && is_it() {
@@ -25,11 +27,19 @@ pub fn of(path: &Path) -> String {
         }
     }
     let more = found.len().saturating_sub(NAMED);
-    let mut names: Vec<String> = found.iter().take(NAMED).map(|process| name(*process)).collect();
+    let mut names: Vec<String> = found
+        .iter()
+        .take(NAMED)
+        .map(|process| name(*process))
+        .collect();
     if more > 0 {
         names.push(format!("{more} more"));
     }
-    if names.is_empty() { name(0) } else { names.join(", ") }
+    if names.is_empty() {
+        name(0)
+    } else {
+        names.join(", ")
+    }
 }
 
 /// A process as a person knows it; 0 and less stand for one that the system does not name.
@@ -78,12 +88,18 @@ pub fn locks(file: &Metadata, known: &[i32]) -> Vec<Lock> {
         known
             .iter()
             .flat_map(|process| fs::read_dir(format!("/proc/{process}/fdinfo")))
-            .flat_map(|all| all.flatten().filter_map(|descriptor| fs::read_to_string(descriptor.path()).ok())),
+            .flat_map(|all| {
+                all.flatten()
+                    .filter_map(|descriptor| fs::read_to_string(descriptor.path()).ok())
+            }),
     );
     let lines = texts.iter().flat_map(|text| text.lines());
     let of_ranges = ["POSIX", "OFDLCK"];
-    let locks = lines.filter_map(|line| parse(line.strip_prefix("lock:").unwrap_or(line), &of_ranges));
-    locks.filter(|lock| lock.inode == file.ino() && lock.process != own).collect()
+    let locks =
+        lines.filter_map(|line| parse(line.strip_prefix("lock:").unwrap_or(line), &of_ranges));
+    locks
+        .filter(|lock| lock.inode == file.ino() && lock.process != own)
+        .collect()
 }
 
 /// The process that took the `flock` on a file; `None` if none has it, or none that can be seen from here.
@@ -91,7 +107,9 @@ pub fn of_flock(file: &Metadata) -> Option<i32> {
     let table = fs::read_to_string("/proc/locks").ok()?;
     let locks = table.lines().filter_map(|line| parse(line, &["FLOCK"]));
     let mut holders = locks.filter(|lock| lock.inode == file.ino() && lock.process > 0);
-    holders.find(|lock| lock.is_on(file) || has_file_open(lock.process, file)).map(|lock| lock.process)
+    holders
+        .find(|lock| lock.is_on(file) || has_file_open(lock.process, file))
+        .map(|lock| lock.process)
 }
 
 /// How a message names the process that has the `flock` on a file, and that calls itself process `own`: `said` is all that it
@@ -100,29 +118,41 @@ pub fn with_own_name(file: Option<&Metadata>, own: i32, said: &str) -> String {
     match file.and_then(of_flock) {
         Some(process) if process == own => said.to_string(),
         Some(process) => format!("process {process}, which calls itself {said}"),
-        None => format!("{said}, which cannot be seen from here (in another container, or on another machine)"),
+        None => format!(
+            "{said}, which cannot be seen from here (in another container, or on another machine)"
+        ),
     }
 }
 
 /// Whether a process has that very file open, as far as this one may see.
 pub fn has_file_open(process: i32, file: &Metadata) -> bool {
-    let Ok(open) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
+    let Ok(open) = fs::read_dir(format!("/proc/{process}/fd")) else {
+        return false;
+    };
     let is_it = |found: Metadata| (found.dev(), found.ino()) == (file.dev(), file.ino());
-    open.flatten().filter_map(|one| fs::metadata(one.path()).ok()).any(is_it)
+    open.flatten()
+        .filter_map(|one| fs::metadata(one.path()).ok())
+        .any(is_it)
 }
 
 /// A line of the table, of one of these kinds: `1: POSIX  ADVISORY  WRITE 3568 fd:00:2531452 1073741824 1073742335`. One that
 /// waits has `->` after its number.
 fn parse(line: &str, kinds: &[&str]) -> Option<Lock> {
     let fields: Vec<&str> = line.split_whitespace().collect();
-    let [_, of, _, kind, process, file, first, last] = fields.as_slice() else { return None };
+    let [_, of, _, kind, process, file, first, last] = fields.as_slice() else {
+        return None;
+    };
     if !kinds.contains(of) {
         return None;
     }
     let mut parts = file.split(':');
     let mut hexadecimal = || u64::from_str_radix(parts.next()?, 16).ok();
     let device = (hexadecimal()?, hexadecimal()?);
-    let last = if *last == "EOF" { u64::MAX } else { last.parse().ok()? };
+    let last = if *last == "EOF" {
+        u64::MAX
+    } else {
+        last.parse().ok()?
+    };
     Some(Lock {
         process: process.parse().ok()?,
         is_shared: *kind == "READ",
@@ -132,15 +162,24 @@ fn parse(line: &str, kinds: &[&str]) -> Option<Lock> {
     })
 }
 
-#[allow(clippy::unnecessary_cast, reason = "these numbers are smaller on other systems")]
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "these numbers are smaller on other systems"
+)]
 fn device(of: u64) -> (u64, u64) {
     let of = of as nix::libc::dev_t;
-    (nix::sys::stat::major(of) as u64, nix::sys::stat::minor(of) as u64)
+    (
+        nix::sys::stat::major(of) as u64,
+        nix::sys::stat::minor(of) as u64,
+    )
 }
 
 fn has_open(process: i32, file: &Path) -> bool {
-    let Ok(open) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
-    open.flatten().any(|one| fs::read_link(one.path()).is_ok_and(|to| to == file))
+    let Ok(open) = fs::read_dir(format!("/proc/{process}/fd")) else {
+        return false;
+    };
+    open.flatten()
+        .any(|one| fs::read_link(one.path()).is_ok_and(|to| to == file))
 }
 
 fn shared_memory(database: &Path) -> PathBuf {
@@ -156,12 +195,25 @@ mod tests {
     #[test]
     fn a_line_of_the_table_names_process_and_file_and_one_that_waits_holds_nothing() {
         let posix = |line| parse(line, &["POSIX"]);
-        let lock = posix("1: POSIX  ADVISORY  WRITE 3568 fd:00:2531452 1073741824 1073742335").unwrap();
-        assert_eq!((lock.process, lock.device, lock.inode), (3568, (0xfd, 0), 2_531_452));
-        assert_eq!([1_073_741_823, 1_073_741_824, 1_073_742_336].map(|byte| lock.meets(byte, 1)), [false, true, false]);
+        let lock =
+            posix("1: POSIX  ADVISORY  WRITE 3568 fd:00:2531452 1073741824 1073742335").unwrap();
+        assert_eq!(
+            (lock.process, lock.device, lock.inode),
+            (3568, (0xfd, 0), 2_531_452)
+        );
+        assert_eq!(
+            [1_073_741_823, 1_073_741_824, 1_073_742_336].map(|byte| lock.meets(byte, 1)),
+            [false, true, false]
+        );
         assert!(posix("1: -> POSIX  ADVISORY  WRITE 3568 fd:00:2531452 0 EOF").is_none());
         assert!(posix("2: FLOCK  ADVISORY  WRITE 3568 fd:00:2531452 0 EOF").is_none());
-        assert!(parse("2: FLOCK  ADVISORY  WRITE 3568 fd:00:2531452 0 EOF", &["FLOCK"]).is_some());
+        assert!(
+            parse(
+                "2: FLOCK  ADVISORY  WRITE 3568 fd:00:2531452 0 EOF",
+                &["FLOCK"]
+            )
+            .is_some()
+        );
         assert!(of(Path::new("/nothing/here")).contains("another container"));
     }
 }

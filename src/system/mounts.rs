@@ -27,7 +27,10 @@ pub fn is_point(path: &Path) -> bool {
 
 /// The type of the file system that `path` lies on, for messages.
 pub fn file_system(path: &Path) -> String {
-    of(path).map_or_else(|| "this file system".into(), |(point, kind)| format!("{kind} at {}", point.display()))
+    of(path).map_or_else(
+        || "this file system".into(),
+        |(point, kind)| format!("{kind} at {}", point.display()),
+    )
 }
 
 /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`
@@ -35,7 +38,10 @@ fn parse(line: &str) -> Option<(PathBuf, String)> {
     let (mount, file_system) = line.split_once(" - ")?;
     let point = mount.split(' ').nth(4)?;
     let kind = file_system.split(' ').next()?;
-    Some((PathBuf::from(std::ffi::OsString::from_vec(unescape(point))), kind.to_string()))
+    Some((
+        PathBuf::from(std::ffi::OsString::from_vec(unescape(point))),
+        kind.to_string(),
+    ))
 }
 
 /// The kernel writes blanks and line ends as three octal digits.
@@ -44,9 +50,13 @@ fn unescape(text: &str) -> Vec<u8> {
     let mut rest = text;
     while let Some(at) = rest.find('\\') {
         bytes.extend_from_slice(&rest.as_bytes()[..at]);
-        let digits = rest.get(at + 1..at + 4).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        let digits = rest
+            .get(at + 1..at + 4)
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
         bytes.push(digits.unwrap_or(b'\\'));
-        rest = rest.get(at + if digits.is_some() { 4 } else { 1 }..).unwrap_or_default();
+        rest = rest
+            .get(at + if digits.is_some() { 4 } else { 1 }..)
+            .unwrap_or_default();
     }
     bytes.extend_from_slice(rest.as_bytes());
     bytes
@@ -59,10 +69,15 @@ mod tests {
     #[test]
     fn a_line_of_the_table_names_the_mount_point_and_the_file_system() {
         let line = r"36 35 98:0 / /a\040b/c\134d rw,noatime master:1 - fuse.sshfs host:/ rw";
-        assert_eq!(parse(line), Some((PathBuf::from("/a b/c\\d"), "fuse.sshfs".into())));
+        assert_eq!(
+            parse(line),
+            Some((PathBuf::from("/a b/c\\d"), "fuse.sshfs".into()))
+        );
         assert_eq!(parse("36 35 98:0"), None);
         assert!(
-            of(Path::new("/")).is_some() && is_point(Path::new("/proc")) && !is_point(Path::new("/proc/self/status"))
+            of(Path::new("/")).is_some()
+                && is_point(Path::new("/proc"))
+                && !is_point(Path::new("/proc/self/status"))
         );
     }
 }

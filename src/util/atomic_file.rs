@@ -69,7 +69,11 @@ impl TempFile {
     fn make(dir: &DirHandle, mode: u32) -> io::Result<Self> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
         let (place, file) = with_free_name(dir, PARTIAL_PREFIX, |place| place.open(flags, mode))?;
-        Ok(TempFile { file, place, is_published: false })
+        Ok(TempFile {
+            file,
+            place,
+            is_published: false,
+        })
     }
 
     pub fn file(&self) -> &File {
@@ -79,14 +83,17 @@ impl TempFile {
     /// The umask does not count. A file system without permissions is a warning of the run.
     pub fn set_mode(&self, mode: u32) -> Result<()> {
         let set = self.file.set_permissions(Permissions::from_mode(mode));
-        unsupported::attributes(set, &self.place.path()).map_err(|cause| Error::io("write", &self.place.path(), cause))
+        unsupported::attributes(set, &self.place.path())
+            .map_err(|cause| Error::io("write", &self.place.path(), cause))
     }
 
     /// Gives it the name of `to`, in the same directory, and makes that durable.
     pub fn persist(mut self, to: &Path) -> Result<()> {
         let failed = |cause| Error::io("write", to, cause);
         unsupported::sync(&self.file, to).map_err(failed)?;
-        self.place.rename(&self.place.beside(to.file_name().unwrap_or_default())?).map_err(failed)?;
+        self.place
+            .rename(&self.place.beside(to.file_name().unwrap_or_default())?)
+            .map_err(failed)?;
         self.is_published = true;
         self.place.dir().sync()
     }
@@ -196,7 +203,11 @@ fn move_new(
 
 /// What `link` and `renameat2` say where the file system cannot do it.
 fn is_for_lack_of_means(cause: &io::Error) -> bool {
-    let kinds = [io::ErrorKind::Unsupported, io::ErrorKind::PermissionDenied, io::ErrorKind::InvalidInput];
+    let kinds = [
+        io::ErrorKind::Unsupported,
+        io::ErrorKind::PermissionDenied,
+        io::ErrorKind::InvalidInput,
+    ];
     kinds.contains(&cause.kind())
 }
 
@@ -213,7 +224,8 @@ pub fn write(path: &Path, content: &[u8]) -> Result<()> {
 }
 
 fn write_as(mut file: TempFile, path: &Path, content: &[u8]) -> Result<()> {
-    file.write_all(content).map_err(|cause| Error::io("write", path, cause))?;
+    file.write_all(content)
+        .map_err(|cause| Error::io("write", path, cause))?;
     file.persist(path)
 }
 
@@ -244,14 +256,21 @@ pub fn replace_symlink(target: &Path, link: &Path) -> Result<()> {
     let made = with_free_name(&dir, PARTIAL_PREFIX, |place| place.make_link(target));
     let (new, ()) = match made {
         // FAT, and some network mounts.
-        Err(cause) if matches!(cause.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)) => {
+        Err(cause)
+            if matches!(
+                cause.raw_os_error(),
+                Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)
+            ) =>
+        {
             unsupported::note(Unsupported::Link, link, &cause);
             return Ok(());
         }
         made => made.map_err(failed)?,
     };
     ownership::settle(&new);
-    let named = new.beside(link.file_name().unwrap_or_default()).and_then(|place| new.rename(&place).map_err(failed));
+    let named = new
+        .beside(link.file_name().unwrap_or_default())
+        .and_then(|place| new.rename(&place).map_err(failed));
     named.inspect_err(|_| drop(new.remove_file()))?;
     new.dir().sync()
 }
@@ -260,7 +279,9 @@ pub fn replace_symlink(target: &Path, link: &Path) -> Result<()> {
 pub fn remove(path: &Path) -> Result<()> {
     match DirHandle::around(path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
-        place => place.map_err(|cause| Error::io("remove", path, cause))?.remove_file(),
+        place => place
+            .map_err(|cause| Error::io("remove", path, cause))?
+            .remove_file(),
     }
 }
 
@@ -271,7 +292,10 @@ pub fn sweep_partials(dir: &Path) {
         found.is_file() && age.is_some_and(|age| age > LONGEST_WRITE)
     };
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let is_partial = entry.file_name().to_str().is_some_and(|name| name.starts_with(PARTIAL_PREFIX));
+        let is_partial = entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| name.starts_with(PARTIAL_PREFIX));
         if is_partial && entry.metadata().is_ok_and(|found| is_old(&found)) {
             let _ = remove(&entry.path());
         }
@@ -282,13 +306,24 @@ pub fn sweep_partials(dir: &Path) {
 /// made before, and kept for itself.
 pub fn create_dirs(dir: &Path) -> io::Result<()> {
     let dir = std::path::absolute(dir)?;
-    let in_state = dir.ancestors().position(|dir| dir.file_name().is_some_and(|name| name == STATE_DIR)).unwrap_or(0);
+    let in_state = dir
+        .ancestors()
+        .position(|dir| dir.file_name().is_some_and(|name| name == STATE_DIR))
+        .unwrap_or(0);
     // From the top: what belongs to whom follows from the directory around it.
-    for there in parents(&dir, in_state).into_iter().filter(|dir| dir.exists()) {
+    for there in parents(&dir, in_state)
+        .into_iter()
+        .filter(|dir| dir.exists())
+    {
         ownership::settle(&DirHandle::around(there)?);
     }
-    let missing = parents(&dir, dir.ancestors().take_while(|dir| !dir.exists()).count());
-    let Some((first, others)) = missing.split_first() else { return DirHandle::open(&dir).map(drop) };
+    let missing = parents(
+        &dir,
+        dir.ancestors().take_while(|dir| !dir.exists()).count(),
+    );
+    let Some((first, others)) = missing.split_first() else {
+        return DirHandle::open(&dir).map(drop);
+    };
     let mut made = DirHandle::around(first)?;
     for next in others.iter().map(Some).chain([None]) {
         made.make_dir(0o777)?;
@@ -317,7 +352,9 @@ pub fn sync_parent(path: &Path) -> Result<()> {
 }
 
 pub fn sync_dir(dir: &Path) -> Result<()> {
-    DirHandle::open(dir).map_err(|cause| Error::io("sync", dir, cause))?.sync()
+    DirHandle::open(dir)
+        .map_err(|cause| Error::io("sync", dir, cause))?
+        .sync()
 }
 
 #[cfg(test)]
@@ -337,11 +374,20 @@ mod tests {
             let [old, new] = [&from, &to].map(|path| DirHandle::around(path).unwrap());
             fs::write(&from, "new").unwrap();
             fs::write(&to, "old").unwrap();
-            assert_eq!(move_new(&old, &new, means).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-            assert_eq!((fs::read(&from).unwrap(), fs::read(&to).unwrap()), (b"new".to_vec(), b"old".to_vec()));
+            assert_eq!(
+                move_new(&old, &new, means).unwrap_err().kind(),
+                io::ErrorKind::AlreadyExists
+            );
+            assert_eq!(
+                (fs::read(&from).unwrap(), fs::read(&to).unwrap()),
+                (b"new".to_vec(), b"old".to_vec())
+            );
             fs::remove_file(&to).unwrap();
             move_new(&old, &new, means).unwrap();
-            assert_eq!((from.exists(), fs::read(&to).unwrap()), (false, b"new".to_vec()));
+            assert_eq!(
+                (from.exists(), fs::read(&to).unwrap()),
+                (false, b"new".to_vec())
+            );
         }
     }
 
@@ -350,14 +396,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let made = |name: &str, age: Duration| {
             let file = File::create(dir.path().join(name)).unwrap();
-            file.set_modified(std::time::SystemTime::now() - age).unwrap();
+            file.set_modified(std::time::SystemTime::now() - age)
+                .unwrap();
         };
         made(".kg-partial-old", LONGEST_WRITE * 2);
         made(".kg-partial-new", Duration::ZERO);
         made("other", LONGEST_WRITE * 2);
         fs::create_dir(dir.path().join(".kg-partial-dir")).unwrap();
         sweep_partials(dir.path());
-        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut left: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
         left.sort();
         assert_eq!(left, [".kg-partial-dir", ".kg-partial-new", "other"]);
     }
@@ -365,9 +415,13 @@ mod tests {
     #[test]
     fn a_move_that_fails_leaves_no_empty_file() {
         let dir = tempfile::tempdir().unwrap();
-        let [from, to] = ["gone", "to"].map(|name| DirHandle::around(&dir.path().join(name)).unwrap());
+        let [from, to] =
+            ["gone", "to"].map(|name| DirHandle::around(&dir.path().join(name)).unwrap());
         for means in [EntryHandle::rename_new, without_means] {
-            assert_eq!(move_new(&from, &to, means).unwrap_err().kind(), io::ErrorKind::NotFound);
+            assert_eq!(
+                move_new(&from, &to, means).unwrap_err().kind(),
+                io::ErrorKind::NotFound
+            );
             assert!(!to.path().exists());
         }
     }

@@ -72,22 +72,38 @@ impl DirHandle {
 
     /// The same directory, so that it can be read and synced.
     fn readable(&self) -> nix::Result<Self> {
-        Ok(DirHandle { fd: openat(&self.fd, ".", DIRECTORY, Mode::empty())?, path: self.path.clone() })
+        Ok(DirHandle {
+            fd: openat(&self.fd, ".", DIRECTORY, Mode::empty())?,
+            path: self.path.clone(),
+        })
     }
 
     /// As [`DirHandle::open`], for what need not be readable: only names in it can be asked for.
     fn reach(path: &Path) -> io::Result<Self> {
         let mut waiting: Vec<OsString> = Vec::new();
-        let mut way = DirHandle { fd: open("/".as_ref(), ON_THE_WAY)?, path: "/".into() };
+        let mut way = DirHandle {
+            fd: open("/".as_ref(), ON_THE_WAY)?,
+            path: "/".into(),
+        };
         let mut links = Vec::new();
         way.queue(&std::path::absolute(path)?, &mut waiting)?;
         while let Some(name) = waiting.pop() {
-            match openat(&way.fd, name.as_os_str(), ON_THE_WAY | OFlag::O_NOFOLLOW, Mode::empty()) {
+            match openat(
+                &way.fd,
+                name.as_os_str(),
+                ON_THE_WAY | OFlag::O_NOFOLLOW,
+                Mode::empty(),
+            ) {
                 Ok(fd) if name == ".." => {
                     way.fd = fd;
                     way.path.pop();
                 }
-                Ok(fd) => way = DirHandle { fd, path: way.path.join(name) },
+                Ok(fd) => {
+                    way = DirHandle {
+                        fd,
+                        path: way.path.join(name),
+                    }
+                }
                 Err(Errno::ELOOP | Errno::ENOTDIR) => {
                     let (target, owner) = way.link_at(&name)?;
                     if links.len() == MOST_LINKS {
@@ -100,7 +116,10 @@ impl DirHandle {
             }
         }
         let owner = fstat(&way.fd)?.st_uid;
-        match links.into_iter().find(|(_, of)| *of != owner && !is_ours(*of)) {
+        match links
+            .into_iter()
+            .find(|(_, of)| *of != owner && !is_ours(*of))
+        {
             Some((link, of)) => Err(io::Error::other(foreign(&link, of, &way.path, owner))),
             None => Ok(way),
         }
@@ -109,9 +128,14 @@ impl DirHandle {
     /// The names of a path to `waiting`, the first one last. An absolute one begins at the root.
     fn queue(&mut self, path: &Path, waiting: &mut Vec<OsString>) -> io::Result<()> {
         if path.is_absolute() {
-            *self = DirHandle { fd: open("/".as_ref(), ON_THE_WAY)?, path: "/".into() };
+            *self = DirHandle {
+                fd: open("/".as_ref(), ON_THE_WAY)?,
+                path: "/".into(),
+            };
         }
-        let names = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+        let names = path
+            .components()
+            .filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
         waiting.extend(names.rev().map(|part| part.as_os_str().to_os_string()));
         Ok(())
     }
@@ -119,7 +143,12 @@ impl DirHandle {
     /// What the link of that name says, and who owns it: of one link, whatever has its name a moment later.
     #[cfg(target_os = "linux")]
     fn link_at(&self, name: &OsStr) -> io::Result<(PathBuf, u32)> {
-        let link = openat(&self.fd, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+        let link = openat(
+            &self.fd,
+            name,
+            OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
         match readlinkat(&link, "") {
             // It is no link.
             Err(Errno::ENOENT | Errno::EINVAL) => Err(NO_LINK.into()),
@@ -131,7 +160,10 @@ impl DirHandle {
     fn link_at(&self, name: &OsStr) -> io::Result<(PathBuf, u32)> {
         match readlinkat(&self.fd, name) {
             Err(Errno::EINVAL) => Err(NO_LINK.into()),
-            target => Ok((target?.into(), fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_uid)),
+            target => Ok((
+                target?.into(),
+                fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_uid,
+            )),
         }
     }
 
@@ -140,7 +172,11 @@ impl DirHandle {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let parent = if parent.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            parent
+        };
         let dir = DirHandle::reach(parent)?;
         match dir.readable() {
             Err(Errno::EACCES) => dir.name(name),
@@ -150,7 +186,11 @@ impl DirHandle {
 
     /// The place of one name in it.
     pub fn name(&self, name: impl Into<OsString>) -> io::Result<EntryHandle> {
-        Ok(EntryHandle { dir: self.again()?, name: name.into(), known_as: None })
+        Ok(EntryHandle {
+            dir: self.again()?,
+            name: name.into(),
+            known_as: None,
+        })
     }
 
     /// Without symbolic links, when it was opened.
@@ -164,7 +204,9 @@ impl DirHandle {
         let Some(name) = names.next_back() else {
             return Err(in_the_way(&self.path));
         };
-        let mut dir = self.again().map_err(|cause| Error::io("open", &self.path, cause))?;
+        let mut dir = self
+            .again()
+            .map_err(|cause| Error::io("open", &self.path, cause))?;
         for name in names {
             let path = dir.path.join(name);
             match openat(&dir.fd, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()) {
@@ -174,7 +216,11 @@ impl DirHandle {
                 Err(cause) => return Err(Error::io("open", &path, cause.into())),
             }
         }
-        Ok(Some(EntryHandle { dir, name: name.to_os_string(), known_as: None }))
+        Ok(Some(EntryHandle {
+            dir,
+            name: name.to_os_string(),
+            known_as: None,
+        }))
     }
 
     /// A path that leads to this very directory, whatever has its name by now: for this process alone.
@@ -184,18 +230,24 @@ impl DirHandle {
 
     /// Makes what changed in the directory durable.
     pub fn sync(&self) -> Result<()> {
-        let synced = self.again().and_then(|dir| unsupported::sync(&File::from(dir), &self.path));
+        let synced = self
+            .again()
+            .and_then(|dir| unsupported::sync(&File::from(dir), &self.path));
         synced.map_err(|cause| Error::io("sync", &self.path, cause))
     }
 
     /// User and group that the directory belongs to.
     pub fn owner(&self) -> Result<(u32, u32)> {
-        let found = fstat(&self.fd).map_err(|cause| Error::io("look at", &self.path, cause.into()))?;
+        let found =
+            fstat(&self.fd).map_err(|cause| Error::io("look at", &self.path, cause.into()))?;
         Ok((found.st_uid, found.st_gid))
     }
 
     fn again(&self) -> io::Result<DirHandle> {
-        Ok(DirHandle { fd: self.fd.try_clone()?, path: self.path.clone() })
+        Ok(DirHandle {
+            fd: self.fd.try_clone()?,
+            path: self.path.clone(),
+        })
     }
 }
 
@@ -219,7 +271,9 @@ pub fn resolve(path: &Path) -> io::Result<PathBuf> {
 /// As [`resolve`]; what is not there, or cannot be looked at, keeps its path. `KG_UNSAFE_FILE` of a link that does not count.
 pub fn resolve_if_there(path: PathBuf) -> Result<PathBuf> {
     match resolve(&path) {
-        Err(cause) if cause.get_ref().is_some_and(|own| own.is::<Error>()) => Err(Error::io("open", &path, cause)),
+        Err(cause) if cause.get_ref().is_some_and(|own| own.is::<Error>()) => {
+            Err(Error::io("open", &path, cause))
+        }
         resolved => Ok(resolved.unwrap_or(path)),
     }
 }
@@ -242,7 +296,11 @@ fn is_unmapped(user: u32) -> bool {
         let read = |name: &str| fs::read_to_string(name).ok();
         let map = read("/proc/self/uid_map")?;
         let has_all = map.split_whitespace().eq(ALL.split(' '));
-        read("/proc/sys/kernel/overflowuid")?.trim().parse().ok().filter(|_| !has_all)
+        read("/proc/sys/kernel/overflowuid")?
+            .trim()
+            .parse()
+            .ok()
+            .filter(|_| !has_all)
     };
     *STANDS_FOR_OTHERS.get_or_init(of_system) == Some(user)
 }
@@ -268,7 +326,10 @@ fn foreign(link: &Path, of: u32, dir: &Path, owner: u32) -> Error {
 pub fn in_the_way(path: &Path) -> Error {
     Error::new(
         Code::TargetInvalid,
-        format!("{} is in the way: it is a link or a file where the backup has a directory", path.display()),
+        format!(
+            "{} is in the way: it is a link or a file where the backup has a directory",
+            path.display()
+        ),
         "Move it away, or restore into another directory with `targetDir` (`--target`)",
     )
 }
@@ -306,7 +367,10 @@ impl EntryHandle {
 
     /// The same place, which warnings call `path`: what is there now will be moved to that.
     pub fn known_as(self, path: PathBuf) -> EntryHandle {
-        EntryHandle { known_as: Some(path), ..self }
+        EntryHandle {
+            known_as: Some(path),
+            ..self
+        }
     }
 
     /// Remembers a change of permissions or times that the file system has no means for, as a warning of the run.
@@ -320,7 +384,9 @@ impl EntryHandle {
 
     /// The place of another name in the same directory.
     pub fn beside(&self, name: impl Into<OsString>) -> Result<EntryHandle> {
-        self.dir.name(name).map_err(|cause| Error::io("open", &self.dir.path, cause))
+        self.dir
+            .name(name)
+            .map_err(|cause| Error::io("open", &self.dir.path, cause))
     }
 
     pub fn stat(&self) -> Result<Option<FileStat>> {
@@ -333,11 +399,13 @@ impl EntryHandle {
 
     pub fn occupant(&self) -> Result<Option<EntryType>> {
         let found = self.stat()?;
-        Ok(found.map(|found| match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
-            SFlag::S_IFREG => EntryType::File,
-            SFlag::S_IFDIR => EntryType::Directory,
-            SFlag::S_IFLNK => EntryType::Link,
-            _ => EntryType::Other,
+        Ok(found.map(|found| {
+            match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
+                SFlag::S_IFREG => EntryType::File,
+                SFlag::S_IFDIR => EntryType::Directory,
+                SFlag::S_IFLNK => EntryType::Link,
+                _ => EntryType::Other,
+            }
         }))
     }
 
@@ -348,7 +416,12 @@ impl EntryHandle {
             let found = fstatat(&self.dir.fd, self.name(), AtFlags::empty())?;
             if found.st_uid != owner {
                 let leads_to = self.dir.path.join(&target);
-                return Err(io::Error::other(foreign(&self.path(), owner, &leads_to, found.st_uid)));
+                return Err(io::Error::other(foreign(
+                    &self.path(),
+                    owner,
+                    &leads_to,
+                    found.st_uid,
+                )));
             }
         }
         Ok(target)
@@ -370,7 +443,11 @@ impl EntryHandle {
             }
             opened => opened.map_err(|cause| Error::io("open", &path, cause))?,
         };
-        if !file.metadata().map_err(|cause| Error::io("open", &path, cause))?.is_file() {
+        if !file
+            .metadata()
+            .map_err(|cause| Error::io("open", &path, cause))?
+            .is_file()
+        {
             return Err(regular_file::unsafe_file(&path, "it is not a regular file"));
         }
         regular_file::assert_one_name(&file, &path)?;
@@ -379,8 +456,16 @@ impl EntryHandle {
 
     /// Opens the directory there, and no link.
     pub fn enter(&self) -> io::Result<DirHandle> {
-        let fd = openat(&self.dir.fd, self.name(), DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?;
-        Ok(DirHandle { fd, path: self.path() })
+        let fd = openat(
+            &self.dir.fd,
+            self.name(),
+            DIRECTORY | OFlag::O_NOFOLLOW,
+            Mode::empty(),
+        )?;
+        Ok(DirHandle {
+            fd,
+            path: self.path(),
+        })
     }
 
     /// A new file, which only this user may read.
@@ -391,7 +476,10 @@ impl EntryHandle {
 
     pub fn starts_with(&self, magic: &[u8]) -> bool {
         let mut start = vec![0; magic.len()];
-        self.open(OFlag::O_RDONLY, 0).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == magic
+        self.open(OFlag::O_RDONLY, 0)
+            .and_then(|mut file| file.read_exact(&mut start))
+            .is_ok()
+            && start == magic
     }
 
     /// Renames; over what is there. The caller deals with two file systems.
@@ -402,18 +490,39 @@ impl EntryHandle {
     /// Renames to a name that nothing has yet: with a call that replaces nothing, or else by a second name and the removal of the first.
     pub fn rename_new(&self, to: &EntryHandle) -> io::Result<()> {
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        match renameat2(&self.dir.fd, self.name(), &to.dir.fd, to.name(), RenameFlags::RENAME_NOREPLACE) {
+        match renameat2(
+            &self.dir.fd,
+            self.name(),
+            &to.dir.fd,
+            to.name(),
+            RenameFlags::RENAME_NOREPLACE,
+        ) {
             Err(Errno::EINVAL | Errno::ENOSYS) => {}
             renamed => return Ok(renamed?),
         }
-        linkat(&self.dir.fd, self.name(), &to.dir.fd, to.name(), AtFlags::empty())?;
-        Ok(unlinkat(&self.dir.fd, self.name(), UnlinkatFlags::NoRemoveDir)?)
+        linkat(
+            &self.dir.fd,
+            self.name(),
+            &to.dir.fd,
+            to.name(),
+            AtFlags::empty(),
+        )?;
+        Ok(unlinkat(
+            &self.dir.fd,
+            self.name(),
+            UnlinkatFlags::NoRemoveDir,
+        )?)
     }
 
     /// One that is there is fine.
     pub fn make_dir(&self, mode: u32) -> io::Result<()> {
         match self.make_new_dir(mode) {
-            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists && self.is(EntryType::Directory) => Ok(()),
+            Err(cause)
+                if cause.kind() == io::ErrorKind::AlreadyExists
+                    && self.is(EntryType::Directory) =>
+            {
+                Ok(())
+            }
             made => made,
         }
     }
@@ -433,13 +542,19 @@ impl EntryHandle {
     /// Something that is not there is fine.
     pub fn remove_file(&self) -> Result<()> {
         match self.unlink() {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &self.path(), cause)),
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("remove", &self.path(), cause))
+            }
             _ => Ok(()),
         }
     }
 
     pub fn unlink(&self) -> io::Result<()> {
-        Ok(unlinkat(&self.dir.fd, self.name(), UnlinkatFlags::NoRemoveDir)?)
+        Ok(unlinkat(
+            &self.dir.fd,
+            self.name(),
+            UnlinkatFlags::NoRemoveDir,
+        )?)
     }
 
     /// Whether it was empty and is gone.
@@ -455,26 +570,45 @@ impl EntryHandle {
 
     /// As [`EntryHandle::set_mode`], with the bits for set-group-id and the like: for a mode that was found there.
     pub fn change_mode(&self, mode: u32) -> Result<()> {
-        self.chmod(mode & 0o7777).map_err(|cause| Error::io("set the permissions of", &self.path(), cause))
+        self.chmod(mode & 0o7777)
+            .map_err(|cause| Error::io("set the permissions of", &self.path(), cause))
     }
 
     fn chmod(&self, mode: u32) -> io::Result<()> {
-        self.open(OFlag::O_RDONLY, 0)?.set_permissions(Permissions::from_mode(mode))
+        self.open(OFlag::O_RDONLY, 0)?
+            .set_permissions(Permissions::from_mode(mode))
     }
 
     pub fn set_modified(&self, seconds: i64, nanoseconds: i64) -> Result<()> {
         let time = TimeSpec::new(seconds, nanoseconds);
-        let set = utimensat(&self.dir.fd, self.name(), &time, &time, UtimensatFlags::NoFollowSymlink);
-        self.tolerate(set.map_err(io::Error::from)).map_err(|cause| Error::io("set the time of", &self.path(), cause))
+        let set = utimensat(
+            &self.dir.fd,
+            self.name(),
+            &time,
+            &time,
+            UtimensatFlags::NoFollowSymlink,
+        );
+        self.tolerate(set.map_err(io::Error::from))
+            .map_err(|cause| Error::io("set the time of", &self.path(), cause))
     }
 
     /// Gives it to a user and group, if root runs this. A refusal is a warning of the run.
     pub fn give_to(&self, (user, group): (u32, u32)) -> Result<()> {
-        if !geteuid().is_root() || self.stat()?.is_some_and(|found| (found.st_uid, found.st_gid) == (user, group)) {
+        if !geteuid().is_root()
+            || self
+                .stat()?
+                .is_some_and(|found| (found.st_uid, found.st_gid) == (user, group))
+        {
             return Ok(());
         }
         let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
-        let set = fchownat(&self.dir.fd, self.name(), Some(user), Some(group), AtFlags::AT_SYMLINK_NOFOLLOW);
+        let set = fchownat(
+            &self.dir.fd,
+            self.name(),
+            Some(user),
+            Some(group),
+            AtFlags::AT_SYMLINK_NOFOLLOW,
+        );
         if let Err(cause) = set {
             unsupported::note(Unsupported::Owner, &self.known_path(), &cause.into());
         }
@@ -522,7 +656,9 @@ mod tests {
         symlink(outside.path(), inside.path().join("real/link")).unwrap();
         symlink("real", inside.path().join("short")).unwrap();
         let dir = DirHandle::open(inside.path()).unwrap();
-        let refused = |path: &str| dir.place(Path::new(path)).map(|_| ()).unwrap_err().code == Code::TargetInvalid;
+        let refused = |path: &str| {
+            dir.place(Path::new(path)).map(|_| ()).unwrap_err().code == Code::TargetInvalid
+        };
         assert!(refused("real/link/file") && refused("short/x") && refused(""));
         assert!(dir.place(Path::new("missing/x")).unwrap().is_none());
         let link = dir.place(Path::new("real/link")).unwrap().unwrap();
@@ -533,11 +669,16 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_swapped_for_a_link_after_it_was_opened_is_still_the_one_that_was_opened() {
+    fn a_directory_that_is_swapped_for_a_link_after_it_was_opened_is_still_the_one_that_was_opened()
+    {
         let outside = tempfile::tempdir().unwrap();
         let inside = tempfile::tempdir().unwrap();
         fs::create_dir(inside.path().join("real")).unwrap();
-        let place = DirHandle::open(inside.path()).unwrap().place(Path::new("real/file")).unwrap().unwrap();
+        let place = DirHandle::open(inside.path())
+            .unwrap()
+            .place(Path::new("real/file"))
+            .unwrap()
+            .unwrap();
         fs::rename(inside.path().join("real"), inside.path().join("moved")).unwrap();
         symlink(outside.path(), inside.path().join("real")).unwrap();
         place.create().unwrap();
@@ -570,7 +711,10 @@ mod tests {
         assert_eq!(DirHandle::open(&at("back")).unwrap().path(), real);
         assert_eq!(resolve(&at("to-file")).unwrap(), real.join("file"));
         assert_eq!(resolve(Path::new("/")).unwrap(), Path::new("/"));
-        assert_eq!(DirHandle::open(&at("round")).unwrap_err().raw_os_error(), Some(Errno::ELOOP as i32));
+        assert_eq!(
+            DirHandle::open(&at("round")).unwrap_err().raw_os_error(),
+            Some(Errno::ELOOP as i32)
+        );
         for gone in ["gone", "real/file/x", "real/gone/x"] {
             assert!(resolve(&at(gone)).is_err(), "{gone}");
         }
@@ -580,22 +724,36 @@ mod tests {
     fn only_a_regular_file_with_one_name_is_written() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        let write = |name: &str| DirHandle::around(&at(name)).unwrap().open_to_write(OFlag::O_WRONLY);
+        let write = |name: &str| {
+            DirHandle::around(&at(name))
+                .unwrap()
+                .open_to_write(OFlag::O_WRONLY)
+        };
         write("new").unwrap();
         write("new").unwrap();
         symlink("new", at("link")).unwrap();
         symlink("missing", at("dangling")).unwrap();
         fs::hard_link(at("new"), at("second")).unwrap();
         mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
-        for (name, why) in
-            [("link", "symbolic link"), ("dangling", "symbolic link"), ("second", "hard links"), ("new", "hard links")]
-        {
+        for (name, why) in [
+            ("link", "symbolic link"),
+            ("dangling", "symbolic link"),
+            ("second", "hard links"),
+            ("new", "hard links"),
+        ] {
             let error = write(name).unwrap_err();
-            assert_eq!((error.code, error.message.contains(why)), (Code::UnsafeFile, true), "{name}: {error}");
+            assert_eq!(
+                (error.code, error.message.contains(why)),
+                (Code::UnsafeFile, true),
+                "{name}: {error}"
+            );
         }
         // Without a reader it cannot be opened for writing alone; with one it is still no file.
         assert!(write("pipe").is_err());
-        let error = DirHandle::around(&at("pipe")).unwrap().open_to_write(OFlag::O_RDWR).unwrap_err();
+        let error = DirHandle::around(&at("pipe"))
+            .unwrap()
+            .open_to_write(OFlag::O_RDWR)
+            .unwrap_err();
         assert_eq!(error.code, Code::UnsafeFile);
         assert!(!at("missing").exists());
     }

@@ -43,12 +43,18 @@ pub fn wait_shared(
 
 /// This machine, as messages about locks and backups name it.
 pub fn host_name() -> String {
-    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "this host".into())
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_else(|| "this host".into())
 }
 
 /// What NFS without its lock service, and some FUSE file systems, answer.
 pub fn is_without_locks(cause: &io::Error) -> bool {
-    matches!(cause.raw_os_error(), Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL))
+    matches!(
+        cause.raw_os_error(),
+        Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)
+    )
 }
 
 /// The error of a lock on `path` that the system refused.
@@ -83,7 +89,8 @@ fn wait_for(
         match attempt() {
             Ok(()) => return Ok(true),
             Err(TryLockError::Error(cause)) => {
-                let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
+                let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+                    .unwrap_or_default();
                 let is_without = is_without_locks(&cause);
                 return Err(explained(failed(cause), is_without, &path));
             }

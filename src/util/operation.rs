@@ -65,7 +65,11 @@ impl CancelToken {
 
     /// `KG_ABORTED` once the operation was cancelled.
     pub fn check(&self) -> Result<()> {
-        if self.is_cancelled() { Err(Error::aborted()) } else { Ok(()) }
+        if self.is_cancelled() {
+            Err(Error::aborted())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -111,7 +115,11 @@ pub struct OperationContext {
 
 impl OperationContext {
     pub fn new(cancel: CancelToken, listener: Option<Arc<Listener>>) -> Self {
-        OperationContext { cancel, listener, reported: Arc::default() }
+        OperationContext {
+            cancel,
+            listener,
+            reported: Arc::default(),
+        }
     }
 
     /// Reports progress, at most ten times in any second, and fails once the task was cancelled.
@@ -120,7 +128,11 @@ impl OperationContext {
         if let Some(listener) = &self.listener {
             let ends = bytes_done == bytes_total && bytes_total > 0;
             if self.is_due(phase, ends) {
-                listener(Progress { phase, bytes_done, bytes_total });
+                listener(Progress {
+                    phase,
+                    bytes_done,
+                    bytes_total,
+                });
             }
         }
         Ok(())
@@ -128,8 +140,14 @@ impl OperationContext {
 
     fn is_due(&self, phase: Phase, ends: bool) -> bool {
         let now = Instant::now();
-        let mut reported = self.reported.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        while reported.front().is_some_and(|(at, _)| now - *at >= REPORT_WINDOW) {
+        let mut reported = self
+            .reported
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        while reported
+            .front()
+            .is_some_and(|(at, _)| now - *at >= REPORT_WINDOW)
+        {
             reported.pop_front();
         }
         let due = match reported.back() {

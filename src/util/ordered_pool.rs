@@ -37,7 +37,11 @@ pub fn cores() -> usize {
 }
 
 /// Starts `workers` threads, and lets so many items be under way for each of them. `worker` is called once for each and makes its function, which may keep state.
-pub fn ordered<I, O, F>(workers: usize, items_each: usize, worker: impl Fn() -> F) -> Result<(Submit<I, O>, Deliver<O>)>
+pub fn ordered<I, O, F>(
+    workers: usize,
+    items_each: usize,
+    worker: impl Fn() -> F,
+) -> Result<(Submit<I, O>, Deliver<O>)>
 where
     I: Send + 'static,
     O: Send + 'static,
@@ -76,7 +80,13 @@ impl<O> Iterator for Deliver<O> {
     /// The next result in order; an error where its worker panicked.
     fn next(&mut self) -> Option<Result<O>> {
         let slot = self.slots.recv().ok()?;
-        Some(slot.recv().map_err(|_| Error::new(Code::Internal, "A worker thread panicked", "Please report this")))
+        Some(slot.recv().map_err(|_| {
+            Error::new(
+                Code::Internal,
+                "A worker thread panicked",
+                "Please report this",
+            )
+        }))
     }
 }
 
@@ -86,7 +96,8 @@ mod tests {
 
     #[test]
     fn results_come_in_the_order_of_submission() {
-        let (submit, deliver) = ordered(3, 4, || |n: u64| (0..n % 7 * 1000).fold(n, |sum, _| sum)).unwrap();
+        let (submit, deliver) =
+            ordered(3, 4, || |n: u64| (0..n % 7 * 1000).fold(n, |sum, _| sum)).unwrap();
         let producer = thread::spawn(move || (0..500).for_each(|n| submit.submit(n).unwrap()));
         assert!(deliver.map(|result| result.unwrap()).eq(0..500));
         producer.join().unwrap();
@@ -101,7 +112,10 @@ mod tests {
 
     #[test]
     fn a_panic_of_a_worker_is_an_error_of_its_item() {
-        let (submit, mut deliver) = ordered(1, 4, || |n: u32| if n == 1 { panic!("on purpose") } else { n }).unwrap();
+        let (submit, mut deliver) = ordered(1, 4, || {
+            |n: u32| if n == 1 { panic!("on purpose") } else { n }
+        })
+        .unwrap();
         submit.submit(0).unwrap();
         submit.submit(1).unwrap();
         assert_eq!(deliver.next().unwrap().unwrap(), 0);

@@ -40,8 +40,15 @@ pub struct Shared(Share);
 
 /// `store` need not exist yet; `state` is the directory `.kg` of the project.
 pub fn share(store: &Path, state: &Path) -> Option<Shared> {
-    let owner = fs::metadata(state).ok().filter(|_| nix::unistd::geteuid().is_root())?.uid();
-    let share = Share { store: resolve(store), project: resolve(state.parent()?), owner };
+    let owner = fs::metadata(state)
+        .ok()
+        .filter(|_| nix::unistd::geteuid().is_root())?
+        .uid();
+    let share = Share {
+        store: resolve(store),
+        project: resolve(state.parent()?),
+        owner,
+    };
     shares().push(share.clone());
     Some(Shared(share))
 }
@@ -65,7 +72,10 @@ pub fn settle(made: &EntryHandle) {
         return;
     }
     let dir = made.dir().path();
-    let owner = match dir.ancestors().find(|dir| dir.file_name().is_some_and(|name| name == STATE_DIR)) {
+    let owner = match dir
+        .ancestors()
+        .find(|dir| dir.file_name().is_some_and(|name| name == STATE_DIR))
+    {
         Some(state) => fs::metadata(state).ok(),
         None => owner_in_store(dir).unwrap_or_else(|| owner_beside_state(dir)),
     };
@@ -77,10 +87,20 @@ pub fn settle(made: &EntryHandle) {
 /// Who owns what is made in `dir`, if that is a store or lies on the way to one. Whose `.kg` lies above it says nothing: anybody could have put it
 /// there.
 fn owner_in_store(dir: &Path) -> Option<Option<Metadata>> {
-    let shares: Vec<Share> = shares().iter().filter(|share| share.store.starts_with(dir)).cloned().collect();
+    let shares: Vec<Share> = shares()
+        .iter()
+        .filter(|share| share.store.starts_with(dir))
+        .cloned()
+        .collect();
     let owner_of = |share: &Share| {
-        let dirs = [Some(dir), Some(share.project.as_path()).filter(|project| dir.starts_with(project))];
-        let found = dirs.into_iter().flatten().filter_map(|dir| fs::metadata(dir).ok());
+        let dirs = [
+            Some(dir),
+            Some(share.project.as_path()).filter(|project| dir.starts_with(project)),
+        ];
+        let found = dirs
+            .into_iter()
+            .flatten()
+            .filter_map(|dir| fs::metadata(dir).ok());
         found.into_iter().find(|found| found.uid() == share.owner)
     };
     (!shares.is_empty()).then(|| shares.iter().find_map(owner_of))
@@ -88,8 +108,13 @@ fn owner_in_store(dir: &Path) -> Option<Option<Metadata>> {
 
 /// Who owns what is made in `dir`, if that is a directory of the owner of the project that it lies in.
 fn owner_beside_state(dir: &Path) -> Option<Metadata> {
-    let state = dir.ancestors().find_map(|dir| fs::metadata(dir.join(STATE_DIR)).ok()).filter(Metadata::is_dir)?;
-    fs::metadata(dir).is_ok_and(|found| found.uid() == state.uid()).then_some(state)
+    let state = dir
+        .ancestors()
+        .find_map(|dir| fs::metadata(dir.join(STATE_DIR)).ok())
+        .filter(Metadata::is_dir)?;
+    fs::metadata(dir)
+        .is_ok_and(|found| found.uid() == state.uid())
+        .then_some(state)
 }
 
 /// Gives what root just made at `path` to the owner of the directory that it lies in.
@@ -97,7 +122,9 @@ pub fn inherit(path: &Path) {
     if !nix::unistd::geteuid().is_root() {
         return;
     }
-    let Ok(made) = DirHandle::around(path) else { return };
+    let Ok(made) = DirHandle::around(path) else {
+        return;
+    };
     if let Ok(owner) = fs::metadata(made.dir().held_path()) {
         give(&made, &owner);
     }
@@ -106,7 +133,9 @@ pub fn inherit(path: &Path) {
 /// Only what is root's is given away, and nothing that has another name: that may be a file of somebody else.
 fn give(made: &EntryHandle, owner: &Metadata) {
     let Ok(Some(found)) = made.stat() else { return };
-    let is_dir = made.occupant().is_ok_and(|found| found == Some(EntryType::Directory));
+    let is_dir = made
+        .occupant()
+        .is_ok_and(|found| found == Some(EntryType::Directory));
     if found.st_uid == 0 && (is_dir || found.st_nlink == 1) {
         // A refusal is a warning of the run; what is not there any more is nobody's.
         let _ = made.give_to((owner.uid(), owner.gid()));

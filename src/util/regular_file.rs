@@ -29,14 +29,20 @@ pub fn open_linked(path: &Path) -> io::Result<File> {
 }
 
 fn open_with(path: &Path, flags: OFlag) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).custom_flags((flags | OFlag::O_NONBLOCK).bits()).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags((flags | OFlag::O_NONBLOCK).bits())
+        .open(path)?;
     only(file)
 }
 
 /// An open file, if it is a regular one.
 pub fn only(file: File) -> io::Result<File> {
     if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        ));
     }
     Ok(file)
 }
@@ -44,7 +50,8 @@ pub fn only(file: File) -> io::Result<File> {
 /// All that a file holds; an error where that is more than `most_bytes`.
 pub fn read(file: &File, most_bytes: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take(most_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
+    file.take(most_bytes.saturating_add(1))
+        .read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most_bytes {
         let most = match most_bytes / 1024 {
             kib if kib >= 1024 => format!("{} MiB", kib / 1024),
@@ -88,20 +95,34 @@ pub fn read_orders(path: &Path, most_bytes: u64) -> Result<Option<Vec<u8>>> {
 pub fn why_foreign(found: &Metadata) -> Option<String> {
     let user = geteuid().as_raw();
     if found.uid() != user && found.uid() != 0 {
-        return Some(format!("it belongs to user {}, and this is user {user}", found.uid()));
+        return Some(format!(
+            "it belongs to user {}, and this is user {user}",
+            found.uid()
+        ));
     }
     (found.mode() & OTHERS_WRITE != 0).then(|| "others may write it".into())
 }
 
 /// `KG_UNSAFE_FILE` if an open file has other names: it is also somebody else's.
 pub fn assert_one_name(file: &File, path: &Path) -> Result<()> {
-    let links = file.metadata().map_err(|cause| Error::io("open", path, cause))?.nlink();
-    if links > 1 { Err(unsafe_file(path, "it has other names (hard links)")) } else { Ok(()) }
+    let links = file
+        .metadata()
+        .map_err(|cause| Error::io("open", path, cause))?
+        .nlink();
+    if links > 1 {
+        Err(unsafe_file(path, "it has other names (hard links)"))
+    } else {
+        Ok(())
+    }
 }
 
 pub fn unsafe_file(path: &Path, why: &str) -> Error {
     let message = format!("{} was not used: {why}", path.display());
-    Error::new(Code::UnsafeFile, message, "Find out who made it, remove it, then run this again")
+    Error::new(
+        Code::UnsafeFile,
+        message,
+        "Find out who made it, remove it, then run this again",
+    )
 }
 
 #[cfg(test)]
@@ -127,9 +148,15 @@ mod tests {
         fs::set_permissions(at("file"), fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(read_orders(&at("none"), 9).unwrap(), None);
         symlink("file", at("link")).unwrap();
-        assert_eq!(read_orders(&at("link"), 9).unwrap_err().code, Code::UnsafeFile);
+        assert_eq!(
+            read_orders(&at("link"), 9).unwrap_err().code,
+            Code::UnsafeFile
+        );
         fs::hard_link(at("file"), at("second")).unwrap();
-        assert_eq!(read_orders(&at("file"), 9).unwrap_err().code, Code::UnsafeFile);
+        assert_eq!(
+            read_orders(&at("file"), 9).unwrap_err().code,
+            Code::UnsafeFile
+        );
     }
 
     #[test]
@@ -139,7 +166,10 @@ mod tests {
         fs::write(at("file"), "12345").unwrap();
         symlink("file", at("link")).unwrap();
         mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
-        assert_eq!(read_if_there(&at("link"), 5).unwrap(), Some(b"12345".to_vec()));
+        assert_eq!(
+            read_if_there(&at("link"), 5).unwrap(),
+            Some(b"12345".to_vec())
+        );
         assert_eq!(read_if_there(&at("none"), 5).unwrap(), None);
         assert!(read_if_there(&at("file"), 4).is_err());
         for path in [at("pipe"), dir.path().to_path_buf(), "/dev/zero".into()] {

@@ -33,10 +33,16 @@ pub struct PrivateDir {
 impl PrivateDir {
     /// Makes one in `parent`, whose name starts with `prefix`.
     pub fn new(parent: &Path, prefix: &str) -> Result<Self> {
-        let made = DirHandle::open(parent)
-            .and_then(|dir| atomic_file::with_free_name(&dir, prefix, |place| place.make_new_dir(0o700)));
-        let (place, ()) = made.map_err(|cause| Error::io("create a directory in", parent, cause))?;
-        Ok(PrivateDir { path: place.path(), place, is_removed: false })
+        let made = DirHandle::open(parent).and_then(|dir| {
+            atomic_file::with_free_name(&dir, prefix, |place| place.make_new_dir(0o700))
+        });
+        let (place, ()) =
+            made.map_err(|cause| Error::io("create a directory in", parent, cause))?;
+        Ok(PrivateDir {
+            path: place.path(),
+            place,
+            is_removed: false,
+        })
     }
 
     pub fn path(&self) -> &Path {
@@ -50,8 +56,11 @@ impl PrivateDir {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(|cause| Error::io("open", &self.path, cause))?,
         };
-        let is_own = dir.metadata().is_ok_and(|found| found.uid() == nix::unistd::geteuid().as_raw());
-        dir.lock().map_err(|cause| file_lock::refused(&self.path, cause))?;
+        let is_own = dir
+            .metadata()
+            .is_ok_and(|found| found.uid() == nix::unistd::geteuid().as_raw());
+        dir.lock()
+            .map_err(|cause| file_lock::refused(&self.path, cause))?;
         Ok(Some(dir).filter(|_| is_own && self.path.exists()))
     }
 
@@ -77,9 +86,10 @@ impl PrivateDir {
         match (done, self.remove()) {
             (done, Ok(())) => done,
             (Ok(_), Err(left)) => Err(left),
-            (Err(error), Err(left)) => {
-                Err(Error { remedy: format!("{}. {}: {}", error.remedy, left.message, left.remedy), ..error })
-            }
+            (Err(error), Err(left)) => Err(Error {
+                remedy: format!("{}. {}: {}", error.remedy, left.message, left.remedy),
+                ..error
+            }),
         }
     }
 }
@@ -95,7 +105,11 @@ impl Drop for PrivateDir {
 
 fn left(dir: &Path, cause: io::Error) -> Error {
     let error = Error::io("remove", dir, cause);
-    Error { remedy: "Remove that directory: it holds files of the project or of a backup, decrypted".into(), ..error }
+    Error {
+        remedy: "Remove that directory: it holds files of the project or of a backup, decrypted"
+            .into(),
+        ..error
+    }
 }
 
 /// Removes a directory of this user with everything in it, also where directories in it may not be entered or written. One that is not there
@@ -137,7 +151,11 @@ fn make_writable(dir: &Path) -> io::Result<()> {
 /// Where to make a private directory that belongs into `dir`: there, unless others could put something else in its place, or else in the system's
 /// directory for temporary files.
 pub fn safe_parent(dir: &Path) -> PathBuf {
-    if paths::replaceable(&dir.join("private")).is_some() { std::env::temp_dir() } else { dir.to_path_buf() }
+    if paths::replaceable(&dir.join("private")).is_some() {
+        std::env::temp_dir()
+    } else {
+        dir.to_path_buf()
+    }
 }
 
 /// A private directory that another run of this user removes after a kill.
@@ -178,7 +196,10 @@ impl Scratch {
 }
 
 /// What is left on the disk of `path` for this user.
-#[allow(clippy::unnecessary_cast, reason = "these numbers are smaller on other systems")]
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "these numbers are smaller on other systems"
+)]
 pub fn free_bytes(path: &Path) -> Option<u64> {
     let found = nix::sys::statvfs::statvfs(path).ok()?;
     Some(found.blocks_available() as u64 * found.fragment_size() as u64)
@@ -188,8 +209,13 @@ pub fn free_bytes(path: &Path) -> Option<u64> {
 pub fn sweep(parent: &Path, prefix: &str) {
     let own = nix::unistd::geteuid().as_raw();
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let is_ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix))
-            && entry.metadata().is_ok_and(|found| found.is_dir() && found.uid() == own);
+        let is_ours = entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| name.starts_with(prefix))
+            && entry
+                .metadata()
+                .is_ok_and(|found| found.is_dir() && found.uid() == own);
         if is_ours
             && let Ok(dir) = File::open(entry.path())
             && dir.try_lock().is_ok()
@@ -211,7 +237,9 @@ mod tests {
         fs::write(parent.path().join(".kg-test-left/file"), "x").unwrap();
         fs::create_dir(parent.path().join("other")).unwrap();
         let second = Scratch::new(parent.path(), ".kg-test-").unwrap();
-        assert!(used.path().exists() && second.path().exists() && parent.path().join("other").exists());
+        assert!(
+            used.path().exists() && second.path().exists() && parent.path().join("other").exists()
+        );
         assert!(!parent.path().join(".kg-test-left").exists());
         drop((used, second));
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
@@ -220,7 +248,12 @@ mod tests {
     #[test]
     fn directories_that_may_not_be_entered_or_written_are_removed_too() {
         let parent = tempfile::tempdir().unwrap();
-        for (mode, name) in [(0o555, "write"), (0o000, "none"), (0o111, "enter"), (0o444, "read")] {
+        for (mode, name) in [
+            (0o555, "write"),
+            (0o000, "none"),
+            (0o111, "enter"),
+            (0o444, "read"),
+        ] {
             let dir = PrivateDir::new(parent.path(), ".kg-test-").unwrap();
             let inner = dir.path().join(name).join("inner");
             fs::create_dir_all(&inner).unwrap();
@@ -248,7 +281,10 @@ mod tests {
             dir
         };
         let error = stays().end(Ok(())).unwrap_err();
-        assert!(error.message.contains(".kg-test-") && error.remedy.contains("Remove that directory"), "{error}");
+        assert!(
+            error.message.contains(".kg-test-") && error.remedy.contains("Remove that directory"),
+            "{error}"
+        );
         let error = stays().end::<()>(Err(Error::aborted())).unwrap_err();
         assert_eq!(error.code, crate::error::Code::Aborted);
         assert!(error.remedy.contains(".kg-test-"), "{error}");

@@ -45,13 +45,27 @@ static NOTES: Mutex<Vec<Note>> = Mutex::new(Vec::new());
 
 /// Remembers that something was refused for `path`.
 pub fn note(refused: Unsupported, path: &Path, cause: &io::Error) {
-    let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    let dir = if path.is_dir() {
+        path
+    } else {
+        path.parent().unwrap_or(path)
+    };
     // A warning names what is there after a restore.
-    let is_staging = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(STAGING_PREFIX));
+    let is_staging = dir
+        .file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with(STAGING_PREFIX));
     let dir = paths::resolve(dir.parent().filter(|_| is_staging).unwrap_or(dir));
     let mut notes = NOTES.lock().unwrap_or_else(PoisonError::into_inner);
-    if notes.len() < MOST && !notes.iter().any(|note| note.refused == refused && note.dir == dir) {
-        notes.push(Note { refused, dir, why: plain(cause) });
+    if notes.len() < MOST
+        && !notes
+            .iter()
+            .any(|note| note.refused == refused && note.dir == dir)
+    {
+        notes.push(Note {
+            refused,
+            dir,
+            why: plain(cause),
+        });
     }
 }
 
@@ -59,7 +73,10 @@ pub fn note(refused: Unsupported, path: &Path, cause: &io::Error) {
 pub fn attributes(set: io::Result<()>, path: &Path) -> io::Result<()> {
     match set {
         Err(cause)
-            if matches!(cause.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)) =>
+            if matches!(
+                cause.raw_os_error(),
+                Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)
+            ) =>
         {
             note(Unsupported::Attributes, path, &cause);
             Ok(())
@@ -82,7 +99,10 @@ pub fn sync(file: &File, path: &Path) -> io::Result<()> {
 
 /// What FUSE, CIFS and NFS answer to `fsync` if they do not have it. Anything else is about the data.
 pub fn cannot_sync(cause: &io::Error) -> bool {
-    matches!(cause.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP))
+    matches!(
+        cause.raw_os_error(),
+        Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)
+    )
 }
 
 /// Takes what was remembered of these directories and everything in them, as one warning for each kind of refusal.
@@ -93,7 +113,11 @@ pub fn warnings(below: &[&Path]) -> Vec<Warning> {
     notes.retain_mut(|note| {
         let is_asked_for = below.iter().any(|dir| note.dir.starts_with(dir));
         if is_asked_for {
-            found.push((note.refused, std::mem::take(&mut note.dir), std::mem::take(&mut note.why)));
+            found.push((
+                note.refused,
+                std::mem::take(&mut note.dir),
+                std::mem::take(&mut note.why),
+            ));
         }
         !is_asked_for
     });
@@ -104,21 +128,39 @@ pub fn warnings(below: &[&Path]) -> Vec<Warning> {
         }
     }
     drop(told);
-    let kinds = [Unsupported::Sync, Unsupported::Owner, Unsupported::Attributes, Unsupported::Link];
-    kinds.into_iter().filter_map(|kind| warning(kind, &found)).collect()
+    let kinds = [
+        Unsupported::Sync,
+        Unsupported::Owner,
+        Unsupported::Attributes,
+        Unsupported::Link,
+    ];
+    kinds
+        .into_iter()
+        .filter_map(|kind| warning(kind, &found))
+        .collect()
 }
 
 /// What no result of this process has told of, for the end of a command.
 pub fn untold() -> Vec<Warning> {
     let told = TOLD.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    NOTES.lock().unwrap_or_else(PoisonError::into_inner).retain(|note| !told.contains(&note.refused));
+    NOTES
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .retain(|note| !told.contains(&note.refused));
     warnings(&[Path::new("/")])
 }
 
 fn warning(kind: Unsupported, found: &[(Unsupported, PathBuf, String)]) -> Option<Warning> {
-    let of_kind: Vec<_> = found.iter().filter(|(refused, ..)| *refused == kind).collect();
+    let of_kind: Vec<_> = found
+        .iter()
+        .filter(|(refused, ..)| *refused == kind)
+        .collect();
     let (_, dir, why) = of_kind.first()?;
-    let more = if of_kind.len() > 1 { format!(" and {} more directories", of_kind.len() - 1) } else { String::new() };
+    let more = if of_kind.len() > 1 {
+        format!(" and {} more directories", of_kind.len() - 1)
+    } else {
+        String::new()
+    };
     let place = format!("{}{more}", dir.display());
     Some(match kind {
         Unsupported::Link => Warning::new(
@@ -167,7 +209,14 @@ mod tests {
         let told = warnings(&[&here]);
         assert_eq!(told.len(), 1);
         assert_eq!(told[0].code, WarningCode::Store);
-        assert!(told[0].message.contains("and 1 more directories"), "{}", told[0].message);
-        assert_eq!((warnings(&[&here]).len(), warnings(&[&there]).len()), (0, 1));
+        assert!(
+            told[0].message.contains("and 1 more directories"),
+            "{}",
+            told[0].message
+        );
+        assert_eq!(
+            (warnings(&[&here]).len(), warnings(&[&there]).len()),
+            (0, 1)
+        );
     }
 }

@@ -37,7 +37,10 @@ impl BaselineFile {
             pages: None,
             ..record.clone()
         };
-        let warns_of_rows = manifest.warnings.iter().any(|warning| warning.code == WarningCode::Constraint);
+        let warns_of_rows = manifest
+            .warnings
+            .iter()
+            .any(|warning| warning.code == WarningCode::Constraint);
         BaselineFile {
             files: manifest.files.iter().map(described).collect(),
             page_hashes,
@@ -48,7 +51,8 @@ impl BaselineFile {
     }
 
     pub fn write(&self, path: &Path) -> Result<()> {
-        let json = serde_json::to_vec(self).map_err(|cause| Error::io("write", path, io::Error::other(cause)))?;
+        let json = serde_json::to_vec(self)
+            .map_err(|cause| Error::io("write", path, io::Error::other(cause)))?;
         fs::write(path, json).map_err(|cause| Error::io("write", path, cause))
     }
 }
@@ -65,16 +69,38 @@ pub struct Baseline {
 impl Baseline {
     pub fn read(path: &Path) -> Result<Self> {
         let json = fs::read(path).map_err(|cause| Error::io("read", path, cause))?;
-        let wrong = || Error::new(Code::Internal, "What the backup rests on cannot be read", "Please report this");
-        let base: BaselineFile = serde_json::from_slice(&json).map_err(|cause| wrong().with_cause(cause))?;
+        let wrong = || {
+            Error::new(
+                Code::Internal,
+                "What the backup rests on cannot be read",
+                "Please report this",
+            )
+        };
+        let base: BaselineFile =
+            serde_json::from_slice(&json).map_err(|cause| wrong().with_cause(cause))?;
         let hashes = path.with_file_name(&base.page_hashes);
         let read = fs::File::open(&hashes).and_then(PageFile::read);
-        let databases = read.map_err(|cause| Error::io("read", &hashes, cause))?.ok_or_else(wrong)?;
-        let files = base.files.into_iter().map(|record| (record.path.clone(), record)).collect();
-        let depth = if base.full_text { Depth::All } else { Depth::Structure };
+        let databases = read
+            .map_err(|cause| Error::io("read", &hashes, cause))?
+            .ok_or_else(wrong)?;
+        let files = base
+            .files
+            .into_iter()
+            .map(|record| (record.path.clone(), record))
+            .collect();
+        let depth = if base.full_text {
+            Depth::All
+        } else {
+            Depth::Structure
+        };
         let is_enough = depth == Depth::All || base.leave_out;
         let sound = (base.sound && is_enough).then_some(depth);
-        Ok(Baseline { files, databases, sound, leave_out: base.leave_out })
+        Ok(Baseline {
+            files,
+            databases,
+            sound,
+            leave_out: base.leave_out,
+        })
     }
 
     /// Whether the backup leaves out what is as it was there.
@@ -95,15 +121,21 @@ impl Baseline {
 
     /// Whether a file of that content would be the same there.
     pub fn has(&self, path: &str, size: u64, sha256: &str) -> bool {
-        self.file(path).is_some_and(|record| record.size == size && record.sha256.as_deref() == Some(sha256))
+        self.file(path)
+            .is_some_and(|record| record.size == size && record.sha256.as_deref() == Some(sha256))
     }
 
     /// The SHA-256, hexadecimal, of a database there, if it is of these blocks. What is kept of its pages must say the same as the manifest, which
     /// nothing else guards.
     pub fn digest(&self, path: &str, size: u64, blocks: &BlockHashes) -> Option<&str> {
-        let same = |record: &&FileRecord| record.size == size && record.blocks == Some(Blocks::from(blocks));
+        let same = |record: &&FileRecord| {
+            record.size == size && record.blocks == Some(Blocks::from(blocks))
+        };
         let digest = self.file(path).filter(same)?.sha256.as_deref();
-        digest.filter(|digest| self.hashes(path).is_some_and(|hashes| hashes.sha256 == *digest))
+        digest.filter(|digest| {
+            self.hashes(path)
+                .is_some_and(|hashes| hashes.sha256 == *digest)
+        })
     }
 
     /// Whether the directory or link of `record` is the same there.
@@ -114,10 +146,18 @@ impl Baseline {
     /// Whether a database there has the size and the time of `record`, and it can be told by blocks of that size whether it is the same.
     pub fn looks_like(&self, record: &FileRecord, block_bytes: usize) -> bool {
         let looks = |base: &FileRecord| (base.size, base.mtime) == (record.size, record.mtime);
-        let has_blocks =
-            |base: &FileRecord| base.blocks.as_ref().is_some_and(|blocks| blocks.size == block_bytes as u64);
-        let is_told = self.hashes(&record.path).is_some_and(|hashes| !hashes.sha256.is_empty());
-        is_told && self.file(&record.path).is_some_and(|base| looks(base) && has_blocks(base))
+        let has_blocks = |base: &FileRecord| {
+            base.blocks
+                .as_ref()
+                .is_some_and(|blocks| blocks.size == block_bytes as u64)
+        };
+        let is_told = self
+            .hashes(&record.path)
+            .is_some_and(|hashes| !hashes.sha256.is_empty());
+        is_told
+            && self
+                .file(&record.path)
+                .is_some_and(|base| looks(base) && has_blocks(base))
     }
 
     /// What lies at a path there: a file, directory or link.
@@ -127,8 +167,16 @@ impl Baseline {
 
     /// All that lies below a directory there, in the order of its paths.
     pub fn below(&self, path: &str) -> Vec<&FileRecord> {
-        let is_below = |found: &str| found.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
-        let mut found: Vec<&FileRecord> = self.files.values().filter(|record| is_below(&record.path)).collect();
+        let is_below = |found: &str| {
+            found
+                .strip_prefix(path)
+                .is_some_and(|rest| rest.starts_with('/'))
+        };
+        let mut found: Vec<&FileRecord> = self
+            .files
+            .values()
+            .filter(|record| is_below(&record.path))
+            .collect();
         found.sort_by(|a, b| a.path.cmp(&b.path));
         found
     }

@@ -23,27 +23,47 @@ use crate::{
 
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
-pub fn inspect(request: &CheckRequest, answers: &mut dyn ResponseSink, cancel: &CancelToken) -> Result<Report> {
+pub fn inspect(
+    request: &CheckRequest,
+    answers: &mut dyn ResponseSink,
+    cancel: &CancelToken,
+) -> Result<Report> {
     let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
     let _no_restore = keep_restores_out(&request.subject, lock_timeout, cancel)?;
     let gauge = ProgressCounter::default();
-    let conditions = Check { cancel, gauge: &gauge, lock_timeout, scratch: &request.scratch };
+    let conditions = Check {
+        cancel,
+        gauge: &gauge,
+        lock_timeout,
+        scratch: &request.scratch,
+    };
     thread::scope(|threads| {
         let (sender, receiver) = bounded(1);
         // Where it cannot be sent, nobody waits for it.
-        start_in(threads, "kg-check", move || drop(sender.send(check(&request.subject, request.scope, &conditions))))?;
+        start_in(threads, "kg-check", move || {
+            drop(sender.send(check(&request.subject, request.scope, &conditions)))
+        })?;
         loop {
             match receiver.recv_timeout(REPORT_INTERVAL) {
                 Ok(report) => return report,
                 Err(RecvTimeoutError::Timeout) => {
-                    let (bytes_done, bytes_total) =
-                        (gauge.done.load(Ordering::Relaxed), gauge.total.load(Ordering::Relaxed));
-                    let checking = Message::Checking { bytes_done: bytes_done.min(bytes_total), bytes_total };
+                    let (bytes_done, bytes_total) = (
+                        gauge.done.load(Ordering::Relaxed),
+                        gauge.total.load(Ordering::Relaxed),
+                    );
+                    let checking = Message::Checking {
+                        bytes_done: bytes_done.min(bytes_total),
+                        bytes_total,
+                    };
                     // Nobody waits for the result any more: the check is to end too.
                     answers.message(checking).inspect_err(|_| cancel.cancel())?;
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Error::new(Code::Internal, "The checks panicked", "Please report this"));
+                    return Err(Error::new(
+                        Code::Internal,
+                        "The checks panicked",
+                        "Please report this",
+                    ));
                 }
             }
         }
@@ -53,13 +73,22 @@ pub fn inspect(request: &CheckRequest, answers: &mut dyn ResponseSink, cancel: &
 pub fn repair(request: &RepairRequest) -> Result<Vec<Done>> {
     let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
     // A salvage replaces files as a restore does, and so has the project to itself.
-    let replaces = request.actions.iter().any(|action| action.work == Work::Salvage);
+    let replaces = request
+        .actions
+        .iter()
+        .any(|action| action.work == Work::Salvage);
     let project = request.subject.resolve()?.project.filter(|_| replaces);
     let _alone = match &project {
-        Some(project) => Some(lock_and_recover(project.root(), lock_timeout, &mut Vec::new())?),
+        Some(project) => Some(lock_and_recover(
+            project.root(),
+            lock_timeout,
+            &mut Vec::new(),
+        )?),
         None => keep_restores_out(&request.subject, lock_timeout, &CancelToken::default())?,
     };
-    let Resolved { database, project, .. } = request.subject.resolve()?;
+    let Resolved {
+        database, project, ..
+    } = request.subject.resolve()?;
     let vectors = project.map(|project| project.state_dir().join(VECTOR_DATABASE));
     for database in [Some(&database), vectors.as_ref()].into_iter().flatten() {
         if let Some(elsewhere) = wal_in_use::find(database) {
@@ -69,13 +98,24 @@ pub fn repair(request: &RepairRequest) -> Result<Vec<Done>> {
     if let Some(to) = &request.safety_copy {
         private_copy::keep(&database, to, lock_timeout)?;
     }
-    let salvaging =
-        |resolved: &Resolved, database: &Path, part: Part| salvage::salvage(resolved, database, part, lock_timeout);
+    let salvaging = |resolved: &Resolved, database: &Path, part: Part| {
+        salvage::salvage(resolved, database, part, lock_timeout)
+    };
     perform(&request.subject, &request.actions, lock_timeout, &salvaging)
 }
 
 /// A project that is half restored is no state of it. A database of no project has nothing to lock.
-fn keep_restores_out(subject: &CheckTarget, lock_timeout: Duration, cancel: &CancelToken) -> Result<Option<File>> {
-    let state = subject.root.as_ref().map(|root| root.join(STATE_DIR)).filter(|state| state.is_dir());
-    state.map(|state| lock_against_restores(&state, lock_timeout, cancel)).transpose()
+fn keep_restores_out(
+    subject: &CheckTarget,
+    lock_timeout: Duration,
+    cancel: &CancelToken,
+) -> Result<Option<File>> {
+    let state = subject
+        .root
+        .as_ref()
+        .map(|root| root.join(STATE_DIR))
+        .filter(|state| state.is_dir());
+    state
+        .map(|state| lock_against_restores(&state, lock_timeout, cancel))
+        .transpose()
 }

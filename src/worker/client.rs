@@ -19,9 +19,9 @@ use nix::{
 
 use super::{
     protocol::{
-        Applied, ApplyRequest, CheckRequest, Frame, Greeting, KeyRequest, Message, PROTOCOL, READER_ARGUMENT, RELEASE,
-        RecoverRequest, RepairRequest, Request, ResponseSink, SaveRequest, SettingsRequest, UndoRequest, Undone,
-        read_frame, write_json,
+        Applied, ApplyRequest, CheckRequest, Frame, Greeting, KeyRequest, Message, PROTOCOL,
+        READER_ARGUMENT, RELEASE, RecoverRequest, RepairRequest, Request, ResponseSink,
+        SaveRequest, SettingsRequest, UndoRequest, Undone, read_frame, write_json,
     },
     restore::{is_untidy, lock_target},
     server::{self},
@@ -76,7 +76,11 @@ enum Link {
 }
 
 impl Worker {
-    pub fn save(worker_mode: &WorkerMode, request: SaveRequest, cancel: &CancelToken) -> Result<Self> {
+    pub fn save(
+        worker_mode: &WorkerMode,
+        request: SaveRequest,
+        cancel: &CancelToken,
+    ) -> Result<Self> {
         Worker::start(worker_mode, Request::Save(request), cancel)
     }
 
@@ -112,7 +116,11 @@ impl Worker {
         // The reader waits too, but cannot be told to stop.
         drop(lock_target(&state, lock_timeout, context)?);
         let lock_timeout_ms = lock_timeout.as_millis() as u64;
-        let request = RecoverRequest { target: root.to_path_buf(), undo_retention_days, lock_timeout_ms };
+        let request = RecoverRequest {
+            target: root.to_path_buf(),
+            undo_retention_days,
+            lock_timeout_ms,
+        };
         match Worker::change(worker_mode, Request::Tidy(request))? {
             Message::Tidied { warnings } => Ok(warnings),
             _ => Err(protocol_violation()),
@@ -121,7 +129,9 @@ impl Worker {
 
     /// What the configuration of the project at `root` says of backups, and what of it cannot be used.
     pub fn settings(worker_mode: &WorkerMode, root: &Path) -> Result<(Settings, Vec<Warning>)> {
-        let request = Request::Settings(SettingsRequest { root: root.to_path_buf() });
+        let request = Request::Settings(SettingsRequest {
+            root: root.to_path_buf(),
+        });
         match Worker::start(worker_mode, request, &CancelToken::current())?.next()? {
             Response::Message(Message::Settings { settings, warnings }) => Ok((settings, warnings)),
             _ => Err(protocol_violation()),
@@ -130,7 +140,9 @@ impl Worker {
 
     /// The text of a file that holds a key. A pipe is waited for until `cancel` says otherwise.
     pub fn key(worker_mode: &WorkerMode, path: &Path, cancel: &CancelToken) -> Result<String> {
-        let request = Request::Key(KeyRequest { path: path.to_path_buf() });
+        let request = Request::Key(KeyRequest {
+            path: path.to_path_buf(),
+        });
         match Worker::start(worker_mode, request, cancel)?.next()? {
             Response::Message(Message::Key { text }) => Ok(text.0),
             _ => Err(protocol_violation()),
@@ -138,11 +150,18 @@ impl Worker {
     }
 
     /// Runs checks, and reports how far they are.
-    pub fn check(worker_mode: &WorkerMode, request: CheckRequest, context: &OperationContext) -> Result<Report> {
+    pub fn check(
+        worker_mode: &WorkerMode,
+        request: CheckRequest,
+        context: &OperationContext,
+    ) -> Result<Report> {
         let mut worker = Worker::start(worker_mode, Request::Check(request), &context.cancel)?;
         loop {
             match worker.next()? {
-                Response::Message(Message::Checking { bytes_done, bytes_total }) => {
+                Response::Message(Message::Checking {
+                    bytes_done,
+                    bytes_total,
+                }) => {
                     context.report(Phase::Checking, bytes_done, bytes_total)?;
                 }
                 Response::Message(Message::Checked(report)) => return Ok(report),
@@ -153,11 +172,19 @@ impl Worker {
 
     /// Repairs and waits for the end; as [`Worker::apply`].
     pub fn repair(worker_mode: &WorkerMode, request: RepairRequest) -> Result<Vec<Done>> {
-        match Worker::start(worker_mode, Request::Repair(request), &CancelToken::default())?.next() {
+        match Worker::start(
+            worker_mode,
+            Request::Repair(request),
+            &CancelToken::default(),
+        )?
+        .next()
+        {
             Ok(Response::Message(Message::Repaired { done })) => Ok(done),
             Ok(_) => Err(protocol_violation()),
             Err(error) if error.code == Code::ReaderDied => Err(Error {
-                remedy: "Each database is repaired as a whole or not at all: check again to see which".into(),
+                remedy:
+                    "Each database is repaired as a whole or not at all: check again to see which"
+                        .into(),
                 ..error
             }),
             Err(error) => Err(error),
@@ -180,13 +207,21 @@ impl Worker {
     fn start(worker_mode: &WorkerMode, request: Request, cancel: &CancelToken) -> Result<Self> {
         let link = match worker_mode {
             WorkerMode::InProcess => Link::Thread(Thread::start(request, cancel.clone())?),
-            WorkerMode::Subprocess(executable) => Link::Process(Process::start(executable, &request, cancel)?),
+            WorkerMode::Subprocess(executable) => {
+                Link::Process(Process::start(executable, &request, cancel)?)
+            }
         };
-        Ok(Worker { link, cancel: cancel.clone() })
+        Ok(Worker {
+            link,
+            cancel: cancel.clone(),
+        })
     }
 
     /// Waits for the next answer. A failure that the reader reports is this call's error.
-    #[allow(clippy::should_implement_trait, reason = "it fails, and it has no end of its own")]
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "it fails, and it has no end of its own"
+    )]
     pub fn next(&mut self) -> Result<Response> {
         let answer = match &mut self.link {
             Link::Thread(thread) => thread.next(&self.cancel)?,
@@ -221,17 +256,28 @@ impl Thread {
         // When an answer cannot be sent, nobody waits for the result either.
         let work = move || drop(server::answer(request, &mut Channel(sender), &cancel));
         let handle = threads::start("kg-reader", work)?;
-        Ok(Thread { answers: Some(receiver), handle: Some(handle) })
+        Ok(Thread {
+            answers: Some(receiver),
+            handle: Some(handle),
+        })
     }
 
     fn next(&mut self, cancel: &CancelToken) -> Result<Response> {
         loop {
             cancel.check()?;
-            match self.answers.as_ref().map(|answers| answers.recv_timeout(POLL_INTERVAL)) {
+            match self
+                .answers
+                .as_ref()
+                .map(|answers| answers.recv_timeout(POLL_INTERVAL))
+            {
                 Some(Ok(answer)) => return Ok(answer),
                 Some(Err(RecvTimeoutError::Timeout)) => {}
                 Some(Err(RecvTimeoutError::Disconnected)) | None => {
-                    return Err(Error::new(Code::Internal, "The reader's thread ended early", "Please report this"));
+                    return Err(Error::new(
+                        Code::Internal,
+                        "The reader's thread ended early",
+                        "Please report this",
+                    ));
                 }
             }
         }
@@ -335,7 +381,10 @@ impl Process {
             Err(error) => return Err(error),
         };
         let found = match greeting {
-            Some(Greeting { protocol: PROTOCOL, release }) if release == RELEASE => return Ok(()),
+            Some(Greeting {
+                protocol: PROTOCOL,
+                release,
+            }) if release == RELEASE => return Ok(()),
             Some(greeting) => format!("is release {}, the addon is {RELEASE}", greeting.release),
             None => "does not answer as a reader does".to_string(),
         };
@@ -382,7 +431,10 @@ impl Process {
                 return Err(cannot_start(&self.executable, "did not answer", ""));
             }
             let timeout = PollTimeout::from(POLL_INTERVAL.as_millis() as u16);
-            match poll(&mut [PollFd::new(self.answers.as_fd(), PollFlags::POLLIN)], timeout) {
+            match poll(
+                &mut [PollFd::new(self.answers.as_fd(), PollFlags::POLLIN)],
+                timeout,
+            ) {
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) => return Ok(()),
                 Err(cause) => return Err(protocol_violation().with_cause(cause)),
@@ -408,7 +460,11 @@ impl Process {
         if let Some(said) = self.stderr.take() {
             self.said = said.join().unwrap_or_default();
         }
-        if self.said.is_empty() { String::new() } else { format!("; it said: {}", self.said) }
+        if self.said.is_empty() {
+            String::new()
+        } else {
+            format!("; it said: {}", self.said)
+        }
     }
 }
 
@@ -430,7 +486,10 @@ fn widen(_pipe: &ChildStdout) {}
 /// Reads standard error to its end, so that the reader never waits for it, and keeps its beginning.
 fn first_lines(mut stderr: impl Read) -> String {
     let mut said = Vec::new();
-    let _ = stderr.by_ref().take(MAX_STDERR_BYTES).read_to_end(&mut said);
+    let _ = stderr
+        .by_ref()
+        .take(MAX_STDERR_BYTES)
+        .read_to_end(&mut said);
     let _ = io::copy(&mut stderr, &mut io::sink());
     String::from_utf8_lossy(&said).trim().to_string()
 }

@@ -295,8 +295,11 @@ pub fn write_block(out: &mut impl Write, block: &[u8], hash: &ContentHash) -> io
 }
 
 fn write_frame(out: &mut impl Write, kind: u8, before: &[u8], payload: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(before.len() + payload.len()).ok().filter(|length| *length <= MAX_FRAME_BYTES);
-    let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the frame is too long"))?;
+    let length = u32::try_from(before.len() + payload.len())
+        .ok()
+        .filter(|length| *length <= MAX_FRAME_BYTES);
+    let length = length
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the frame is too long"))?;
     out.write_all(&[&[kind], &length.to_le_bytes()[..], before].concat())?;
     out.write_all(payload)?;
     out.flush()
@@ -338,16 +341,35 @@ mod tests {
     #[test]
     fn frames_are_read_as_they_were_written() {
         let mut pipe = Vec::new();
-        write_json(&mut pipe, &Greeting { protocol: 1, release: "1.2.3".into() }).unwrap();
+        write_json(
+            &mut pipe,
+            &Greeting {
+                protocol: 1,
+                release: "1.2.3".into(),
+            },
+        )
+        .unwrap();
         write_data(&mut pipe, b"").unwrap();
         write_data(&mut pipe, b"text").unwrap();
         write_block(&mut pipe, b"pages", &[7; 16]).unwrap();
         let mut input = pipe.as_slice();
-        assert_eq!(read_frame(&mut input).unwrap(), Frame::Json(br#"{"protocol":1,"release":"1.2.3"}"#.to_vec()));
+        assert_eq!(
+            read_frame(&mut input).unwrap(),
+            Frame::Json(br#"{"protocol":1,"release":"1.2.3"}"#.to_vec())
+        );
         assert_eq!(read_frame(&mut input).unwrap(), Frame::Data(vec![]));
-        assert_eq!(read_frame(&mut input).unwrap(), Frame::Data(b"text".to_vec()));
-        assert_eq!(read_frame(&mut input).unwrap(), Frame::Block(b"pages".to_vec(), [7; 16]));
-        assert_eq!(read_frame(&mut input).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(
+            read_frame(&mut input).unwrap(),
+            Frame::Data(b"text".to_vec())
+        );
+        assert_eq!(
+            read_frame(&mut input).unwrap(),
+            Frame::Block(b"pages".to_vec(), [7; 16])
+        );
+        assert_eq!(
+            read_frame(&mut input).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
         let last = pipe.len() - 26;
         for end in last + 1..pipe.len() {
             assert_eq!(
@@ -360,8 +382,16 @@ mod tests {
 
     #[test]
     fn other_output_and_endless_frames_are_refused_before_memory_is_taken() {
-        for input in [b"usage: kg [OPTIONS]".as_slice(), b"D\xff\xff\xff\xff", b"J\x00\x00\x00\x02", b"B\x0f\0\0\0"] {
-            assert_eq!(read_frame(&mut &*input).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        for input in [
+            b"usage: kg [OPTIONS]".as_slice(),
+            b"D\xff\xff\xff\xff",
+            b"J\x00\x00\x00\x02",
+            b"B\x0f\0\0\0",
+        ] {
+            assert_eq!(
+                read_frame(&mut &*input).unwrap_err().kind(),
+                io::ErrorKind::InvalidData
+            );
         }
     }
 }

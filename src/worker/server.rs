@@ -12,8 +12,8 @@ use super::{
     backup::save,
     check::{inspect, repair},
     protocol::{
-        Frame, Greeting, KeyText, Message, PROTOCOL, RELEASE, Request, ResponseSink, read_frame, write_block,
-        write_data, write_json,
+        Frame, Greeting, KeyText, Message, PROTOCOL, RELEASE, Request, ResponseSink, read_frame,
+        write_block, write_data, write_json,
     },
     restore::{apply, tidy, undo},
 };
@@ -28,20 +28,31 @@ use crate::{
 const MAX_KEY_BYTES: u64 = 64 * 1024;
 
 /// Carries out `request`; a failure of it is an answer too.
-pub fn answer(request: Request, answers: &mut dyn ResponseSink, cancel: &CancelToken) -> Result<()> {
-    let done = sqlite::assert_capabilities().and_then(|()| sqlite::vfs_guard::watch()).and_then(|()| match request {
-        Request::Save(request) => save(&request, answers, cancel).map(Message::Saved),
-        Request::Apply(request) => apply(&request).map(Message::Applied),
-        Request::Undo(request) => undo(&request).map(Message::Undone),
-        Request::Tidy(request) => tidy(&request).map(|warnings| Message::Tidied { warnings }),
-        Request::Check(request) => inspect(&request, answers, cancel).map(Message::Checked),
-        Request::Repair(request) => repair(&request).map(|done| Message::Repaired { done }),
-        Request::Settings(request) => {
-            let mut warnings = Vec::new();
-            Ok(Message::Settings { settings: Settings::read(&request.root, &mut warnings), warnings })
-        }
-        Request::Key(request) => key_text(&request.path).map(|text| Message::Key { text: KeyText(text) }),
-    });
+pub fn answer(
+    request: Request,
+    answers: &mut dyn ResponseSink,
+    cancel: &CancelToken,
+) -> Result<()> {
+    let done = sqlite::assert_capabilities()
+        .and_then(|()| sqlite::vfs_guard::watch())
+        .and_then(|()| match request {
+            Request::Save(request) => save(&request, answers, cancel).map(Message::Saved),
+            Request::Apply(request) => apply(&request).map(Message::Applied),
+            Request::Undo(request) => undo(&request).map(Message::Undone),
+            Request::Tidy(request) => tidy(&request).map(|warnings| Message::Tidied { warnings }),
+            Request::Check(request) => inspect(&request, answers, cancel).map(Message::Checked),
+            Request::Repair(request) => repair(&request).map(|done| Message::Repaired { done }),
+            Request::Settings(request) => {
+                let mut warnings = Vec::new();
+                Ok(Message::Settings {
+                    settings: Settings::read(&request.root, &mut warnings),
+                    warnings,
+                })
+            }
+            Request::Key(request) => key_text(&request.path).map(|text| Message::Key {
+                text: KeyText(text),
+            }),
+        });
     answers.message(done.unwrap_or_else(|error| Message::Failed { error }))
 }
 
@@ -49,24 +60,39 @@ pub fn answer(request: Request, answers: &mut dyn ResponseSink, cancel: &CancelT
 fn key_text(path: &Path) -> Result<String> {
     let failed = |cause: io::Error| {
         let remedy = "Check the path, and that this user may read the file";
-        let what = format!("The key in {} cannot be read: {}", path.display(), plain(&cause));
+        let what = format!(
+            "The key in {} cannot be read: {}",
+            path.display(),
+            plain(&cause)
+        );
         Error::new(Code::KeyInvalid, what, remedy).with_cause(cause)
     };
     // A shell's `<(…)` is a pipe.
     let mut text = Vec::new();
-    File::open(path).and_then(|file| file.take(MAX_KEY_BYTES + 1).read_to_end(&mut text)).map_err(failed)?;
+    File::open(path)
+        .and_then(|file| file.take(MAX_KEY_BYTES + 1).read_to_end(&mut text))
+        .map_err(failed)?;
     // A part of a passphrase is another passphrase.
     if text.len() as u64 > MAX_KEY_BYTES {
-        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, "it is larger than 64 KiB")));
+        return Err(failed(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is larger than 64 KiB",
+        )));
     }
     // What the bytes are that are no text stays untold.
-    String::from_utf8(text).map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "it is no text")))
+    String::from_utf8(text)
+        .map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "it is no text")))
 }
 
 /// `kg __reader`. The exit status only says whether the conversation came to its end.
 pub fn main() -> ExitCode {
-    let Ok(mut out) = io::stdout().as_fd().try_clone_to_owned().map(File::from) else { return ExitCode::FAILURE };
-    let greeting = Greeting { protocol: PROTOCOL, release: RELEASE.to_string() };
+    let Ok(mut out) = io::stdout().as_fd().try_clone_to_owned().map(File::from) else {
+        return ExitCode::FAILURE;
+    };
+    let greeting = Greeting {
+        protocol: PROTOCOL,
+        release: RELEASE.to_string(),
+    };
     if write_json(&mut out, &greeting).is_err() {
         return ExitCode::FAILURE;
     }
@@ -83,7 +109,10 @@ pub fn main() -> ExitCode {
         }
     };
     // A restore or repair that has begun is carried to its end even when nobody waits for it any more.
-    let changes = matches!(request, Request::Apply(_) | Request::Undo(_) | Request::Tidy(_) | Request::Repair(_));
+    let changes = matches!(
+        request,
+        Request::Apply(_) | Request::Undo(_) | Request::Tidy(_) | Request::Repair(_)
+    );
     let mut client = Pipe { out };
     let ready = if changes { Ok(()) } else { end_with_client() };
     let answered = match ready {
@@ -126,5 +155,10 @@ impl ResponseSink for Pipe {
 }
 
 fn client_gone(cause: io::Error) -> Error {
-    Error::new(Code::ReaderDied, "The other side of the reader's pipe is gone", "Run it again").with_cause(cause)
+    Error::new(
+        Code::ReaderDied,
+        "The other side of the reader's pipe is gone",
+        "Run it again",
+    )
+    .with_cause(cause)
 }

@@ -43,7 +43,9 @@ impl<F: FnOnce()> ResponseSink for Receiver<F> {
     fn message(&mut self, message: Message) -> Result<()> {
         match message {
             Message::Planned { .. } if self.when == When::Planned => self.change_it(),
-            Message::Entry { record, .. } | Message::Database { record, .. } => self.entries.push((record, 0)),
+            Message::Entry { record, .. } | Message::Database { record, .. } => {
+                self.entries.push((record, 0))
+            }
             _ => {}
         }
         Ok(())
@@ -73,12 +75,19 @@ impl<F: FnOnce()> Receiver<F> {
 
 /// Saves a project whose file of `size` bytes is changed; the announced and the sent size of the file, if it was saved, and
 /// the codes of the warnings.
-fn saved(size: usize, when: When, change: impl Fn(&Path)) -> (Option<(u64, usize)>, Vec<WarningCode>) {
+fn saved(
+    size: usize,
+    when: When,
+    change: impl Fn(&Path),
+) -> (Option<(u64, usize)>, Vec<WarningCode>) {
     let dir = tempfile::tempdir().unwrap();
     let file: PathBuf = dir.path().join(PATH);
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     fs::write(&file, vec![7; size]).unwrap();
-    Connection::open(dir.path().join(".kg/knowledge.db")).unwrap().execute_batch("CREATE TABLE nodes (id)").unwrap();
+    Connection::open(dir.path().join(".kg/knowledge.db"))
+        .unwrap()
+        .execute_batch("CREATE TABLE nodes (id)")
+        .unwrap();
     let scratch = tempfile::tempdir().unwrap();
     let request = SaveRequest {
         root: dir.path().to_path_buf(),
@@ -91,23 +100,40 @@ fn saved(size: usize, when: When, change: impl Fn(&Path)) -> (Option<(u64, usize
         takes_over: false,
         lock_timeout_ms: 1000,
     };
-    let mut receiver = Receiver { change: Some(|| change(&file)), when, entries: Vec::new() };
+    let mut receiver = Receiver {
+        change: Some(|| change(&file)),
+        when,
+        entries: Vec::new(),
+    };
     let saved = save(&request, &mut receiver, &CancelToken::default()).unwrap();
     assert!(receiver.change.is_none(), "the file was never changed");
     for (record, sent) in &receiver.entries {
         assert_eq!(record.size, *sent as u64, "{}", record.path);
     }
-    let entry = receiver.entries.iter().find(|(record, _)| record.path == PATH);
+    let entry = receiver
+        .entries
+        .iter()
+        .find(|(record, _)| record.path == PATH);
     let codes = saved.warnings.iter().map(|warning| warning.code).collect();
     (entry.map(|(record, sent)| (record.size, *sent)), codes)
 }
 
 fn grow(file: &Path) {
-    File::options().append(true).open(file).unwrap().write_all(&[8; 100]).unwrap();
+    File::options()
+        .append(true)
+        .open(file)
+        .unwrap()
+        .write_all(&[8; 100])
+        .unwrap();
 }
 
 fn shrink(file: &Path) {
-    File::options().write(true).open(file).unwrap().set_len(10).unwrap();
+    File::options()
+        .write(true)
+        .open(file)
+        .unwrap()
+        .set_len(10)
+        .unwrap();
 }
 
 fn replace(file: &Path) {
@@ -120,7 +146,10 @@ fn replace(file: &Path) {
 fn a_large_file_that_grows_or_shrinks_is_saved_at_the_size_it_had_and_said_to_have_changed() {
     for change in [grow, shrink] {
         let (sizes, warnings) = saved(LARGE, When::Reading, change);
-        assert_eq!((sizes, warnings), (Some((LARGE as u64, LARGE)), vec![WarningCode::FileChanged]));
+        assert_eq!(
+            (sizes, warnings),
+            (Some((LARGE as u64, LARGE)), vec![WarningCode::FileChanged])
+        );
     }
 }
 
@@ -140,7 +169,11 @@ fn a_file_that_is_gone_or_other_before_it_is_read_is_saved_as_it_is_then() {
         (LARGE, shrink, Some(10)),
         (1000, replace, Some(LARGE as u64)),
         (LARGE, |file| fs::remove_file(file).unwrap(), None),
-        (1000, |file| fs::remove_dir_all(file.parent().unwrap()).unwrap(), None),
+        (
+            1000,
+            |file| fs::remove_dir_all(file.parent().unwrap()).unwrap(),
+            None,
+        ),
     ] {
         let (sizes, warnings) = saved(size, When::Planned, change);
         assert_eq!((sizes.map(|(size, _)| size), warnings), (expected, vec![]));

@@ -24,21 +24,42 @@ fn small_archive(compression: Compression, keys: Option<&Keys>) -> (TempDir, Vec
     fs::create_dir_all(root.join(".kg")).unwrap();
     let connection = Connection::open(root.join(".kg/knowledge.db")).unwrap();
     connection
-        .execute_batch("PRAGMA page_size = 512; CREATE TABLE nodes (id TEXT); INSERT INTO nodes VALUES ('a')")
+        .execute_batch(
+            "PRAGMA page_size = 512; CREATE TABLE nodes (id TEXT); INSERT INTO nodes VALUES ('a')",
+        )
         .unwrap();
     drop(connection);
     fs::write(root.join(".kg/config.json"), "{}").unwrap();
     let store = Store::at(&dir.path().join("backups")).unwrap();
-    let store = keys.map_or(store.clone(), |keys| store.with_keys(keys.clone()).encrypting(true));
-    let options = BackupOptions { compression, ..BackupOptions::default() };
-    let backup = create_backup(&root, &store, &WorkerMode::InProcess, &options, &OperationContext::default()).unwrap();
+    let store = keys.map_or(store.clone(), |keys| {
+        store.with_keys(keys.clone()).encrypting(true)
+    });
+    let options = BackupOptions {
+        compression,
+        ..BackupOptions::default()
+    };
+    let backup = create_backup(
+        &root,
+        &store,
+        &WorkerMode::InProcess,
+        &options,
+        &OperationContext::default(),
+    )
+    .unwrap();
     let bytes = fs::read(backup.backup.path).unwrap();
     (dir, bytes)
 }
 
 fn is_whole(path: &Path, bytes: &[u8], keys: &Keys) -> bool {
     fs::write(path, bytes).unwrap();
-    match read_archive(path, keys, None, &mut Discard, &OperationContext::default(), Phase::Verifying) {
+    match read_archive(
+        path,
+        keys,
+        None,
+        &mut Discard,
+        &OperationContext::default(),
+        Phase::Verifying,
+    ) {
         Ok(report) => report.problems.is_empty() && report.manifest.is_some(),
         Err(_) => false,
     }
@@ -53,13 +74,25 @@ fn assert_every_byte_matters(compression: Compression, keys: Option<&Keys>) {
     for at in 0..whole.len() {
         let mut changed = whole.clone();
         changed[at] ^= 1 << (at % 8);
-        assert!(!is_whole(&path, &changed), "a changed byte {at} of {} went unnoticed", whole.len());
+        assert!(
+            !is_whole(&path, &changed),
+            "a changed byte {at} of {} went unnoticed",
+            whole.len()
+        );
     }
     for length in 0..whole.len() {
-        assert!(!is_whole(&path, &whole[..length]), "a cut to {length} of {} went unnoticed", whole.len());
+        assert!(
+            !is_whole(&path, &whole[..length]),
+            "a cut to {length} of {} went unnoticed",
+            whole.len()
+        );
     }
     for added in [&b"\0"[..], &[0; 512], &whole] {
-        assert!(!is_whole(&path, &[&whole, added].concat()), "{} added bytes went unnoticed", added.len());
+        assert!(
+            !is_whole(&path, &[&whole, added].concat()),
+            "{} added bytes went unnoticed",
+            added.len()
+        );
     }
 }
 
@@ -81,6 +114,9 @@ fn of_a_plain_archive() {
 #[test]
 fn of_an_encrypted_archive() {
     let identities = vec![x25519::Identity::generate()];
-    let keys = Keys::of(Keyring { identities, ..Keyring::default() });
+    let keys = Keys::of(Keyring {
+        identities,
+        ..Keyring::default()
+    });
     assert_every_byte_matters(Compression::Gzip(6), Some(&keys));
 }

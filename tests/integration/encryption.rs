@@ -27,7 +27,13 @@ fn passphrase(text: &str) -> Keys {
 fn identity() -> (Keys, x25519::Recipient) {
     let identity = x25519::Identity::generate();
     let recipient = identity.to_public();
-    (Keys::of(Keyring { identities: vec![identity], ..Keyring::default() }), recipient)
+    (
+        Keys::of(Keyring {
+            identities: vec![identity],
+            ..Keyring::default()
+        }),
+        recipient,
+    )
 }
 
 fn project() -> (TempDir, PathBuf) {
@@ -40,15 +46,30 @@ fn project() -> (TempDir, PathBuf) {
 
 fn backup(keys: &Keys) -> (TempDir, Backup) {
     let (dir, root) = project();
-    let store = Store::at(&dir.path().join("backups")).unwrap().with_keys(keys.clone()).encrypting(true);
-    let made =
-        create_backup(&root, &store, &WorkerMode::InProcess, &BackupOptions::default(), &OperationContext::default())
-            .unwrap();
+    let store = Store::at(&dir.path().join("backups"))
+        .unwrap()
+        .with_keys(keys.clone())
+        .encrypting(true);
+    let made = create_backup(
+        &root,
+        &store,
+        &WorkerMode::InProcess,
+        &BackupOptions::default(),
+        &OperationContext::default(),
+    )
+    .unwrap();
     (dir, made.backup)
 }
 
 fn read(path: &std::path::Path, keys: &Keys, beside: Option<&[u8]>) -> Result<Report, Error> {
-    read_archive(path, keys, beside, &mut Discard, &OperationContext::default(), Phase::Verifying)
+    read_archive(
+        path,
+        keys,
+        beside,
+        &mut Discard,
+        &OperationContext::default(),
+        Phase::Verifying,
+    )
 }
 
 #[test]
@@ -57,11 +78,25 @@ fn another_key_is_told_from_a_changed_file_where_the_manifest_is_beside_it() {
     let (wrong, _) = identity();
     let (_dir, made) = backup(&right);
     let beside = manifest_beside(&made.path).unwrap().unwrap();
-    assert_eq!(read(&made.path, &right, Some(&beside)).unwrap().problems, []);
+    assert_eq!(
+        read(&made.path, &right, Some(&beside)).unwrap().problems,
+        []
+    );
     for beside in [Some(beside.as_slice()), None] {
-        assert_eq!(read(&made.path, &wrong, beside).unwrap_err().code, Code::KeyWrong);
-        assert_eq!(read(&made.path, &passphrase("any"), beside).unwrap_err().code, Code::KeyNeeded);
-        assert_eq!(read(&made.path, &Keys::default(), beside).unwrap_err().code, Code::KeyNeeded);
+        assert_eq!(
+            read(&made.path, &wrong, beside).unwrap_err().code,
+            Code::KeyWrong
+        );
+        assert_eq!(
+            read(&made.path, &passphrase("any"), beside)
+                .unwrap_err()
+                .code,
+            Code::KeyNeeded
+        );
+        assert_eq!(
+            read(&made.path, &Keys::default(), beside).unwrap_err().code,
+            Code::KeyNeeded
+        );
     }
     // Each byte of the header: what wraps the key looks like another key then.
     let whole = fs::read(&made.path).unwrap();
@@ -81,7 +116,13 @@ fn a_passphrase_opens_what_it_made_and_no_other_does() {
     let (_dir, made) = backup(&keys);
     assert_eq!(read(&made.path, &keys, None).unwrap().problems, []);
     let error = read(&made.path, &passphrase("correct horse "), None).unwrap_err();
-    assert_eq!((error.code, error.message.as_str()), (Code::KeyWrong, "The passphrase is not the one of this backup"));
+    assert_eq!(
+        (error.code, error.message.as_str()),
+        (
+            Code::KeyWrong,
+            "The passphrase is not the one of this backup"
+        )
+    );
 }
 
 #[test]
@@ -96,11 +137,25 @@ fn a_forged_header_takes_neither_memory_nor_time() {
     let work = format!("age-encryption.org/v1\n-> scrypt {salt} 21\n{body}\n{mac}0123456789abcdef");
     let none = "age-encryption.org/v1\nwhat is this\n".to_string();
     let (keys, _) = identity();
-    for (forged, keys) in [(&endless, &keys), (&work, &passphrase("any")), (&none, &keys)] {
+    for (forged, keys) in [
+        (&endless, &keys),
+        (&work, &passphrase("any")),
+        (&none, &keys),
+    ] {
         fs::write(&path, forged).unwrap();
         let report = read(&path, keys, None).unwrap();
-        assert!(report.manifest.is_none() && report.encrypted, "{:.40}", forged);
-        assert!(report.problems[0].message.starts_with("It is encrypted, and "), "{:?}", report.problems);
+        assert!(
+            report.manifest.is_none() && report.encrypted,
+            "{:.40}",
+            forged
+        );
+        assert!(
+            report.problems[0]
+                .message
+                .starts_with("It is encrypted, and "),
+            "{:?}",
+            report.problems
+        );
     }
 }
 
@@ -108,9 +163,18 @@ fn a_forged_header_takes_neither_memory_nor_time() {
 fn nothing_is_begun_where_nothing_can_be_encrypted() {
     let (dir, root) = project();
     let recipients = (0..129).map(|_| identity().1).collect();
-    let many = Keyring { recipients, ..Keyring::default() };
-    for (keys, code) in [(Keys::default(), Code::KeyNeeded), (Keys::of(many), Code::InvalidOption)] {
-        let store = Store::at(&dir.path().join("backups")).unwrap().with_keys(keys).encrypting(true);
+    let many = Keyring {
+        recipients,
+        ..Keyring::default()
+    };
+    for (keys, code) in [
+        (Keys::default(), Code::KeyNeeded),
+        (Keys::of(many), Code::InvalidOption),
+    ] {
+        let store = Store::at(&dir.path().join("backups"))
+            .unwrap()
+            .with_keys(keys)
+            .encrypting(true);
         let made = create_backup(
             &root,
             &store,
@@ -179,7 +243,15 @@ fn a_call_that_is_cancelled_while_a_changed_archive_is_read_is_aborted() {
     let beside = manifest_beside(&made.path).unwrap().unwrap();
     let context = OperationContext::default();
     context.cancel.cancel();
-    let error = read_archive(&made.path, &wrong, Some(&beside), &mut Discard, &context, Phase::Verifying).unwrap_err();
+    let error = read_archive(
+        &made.path,
+        &wrong,
+        Some(&beside),
+        &mut Discard,
+        &context,
+        Phase::Verifying,
+    )
+    .unwrap_err();
     assert_eq!(error.code, Code::Aborted);
 }
 
@@ -187,13 +259,18 @@ fn a_call_that_is_cancelled_while_a_changed_archive_is_read_is_aborted() {
 fn as_many_recipients_as_are_allowed_can_be_read() {
     let (own, recipient) = identity();
     let recipients: Vec<_> = (0..127).map(|_| identity().1).chain([recipient]).collect();
-    let (_dir, made) = backup(&Keys::of(Keyring { recipients, ..Keyring::default() }));
+    let (_dir, made) = backup(&Keys::of(Keyring {
+        recipients,
+        ..Keyring::default()
+    }));
     assert_eq!(read(&made.path, &own, None).unwrap().problems, []);
 }
 
 #[test]
 fn secrets_are_in_no_debug_text() {
     let ring = Keyring::of_passphrase("hunter2".to_string().into());
-    let store = Store::at(&PathBuf::from("/tmp")).unwrap().with_keys(Keys::of(ring.clone()));
+    let store = Store::at(&PathBuf::from("/tmp"))
+        .unwrap()
+        .with_keys(Keys::of(ring.clone()));
     assert!(!format!("{ring:?} {store:?}").contains("hunter2"));
 }

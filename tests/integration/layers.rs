@@ -48,7 +48,9 @@ fn first_names(tree: &str) -> Vec<String> {
                 is_done = false;
             }
             ':' if depth == 0 => is_done = true,
-            letter if depth == 0 && !is_done && (letter.is_alphanumeric() || letter == '_') => name.push(letter),
+            letter if depth == 0 && !is_done && (letter.is_alphanumeric() || letter == '_') => {
+                name.push(letter)
+            }
             _ => {}
         }
     }
@@ -59,7 +61,9 @@ fn first_names(tree: &str) -> Vec<String> {
 /// What a file names after `crate::`, comments and its tests left out.
 fn imports(text: &str) -> Vec<String> {
     let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let lines = code
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
     let code = lines.collect::<Vec<_>>().join("\n");
     let mut found = Vec::new();
     for (at, _) in code.match_indices("crate::") {
@@ -74,7 +78,9 @@ fn imports(text: &str) -> Vec<String> {
                 found.extend(first_names(&tree[..end.unwrap_or(tree.len())]));
             }
             None => found.extend(first_names(
-                &rest[..rest.find(|letter: char| !letter.is_alphanumeric() && letter != '_').unwrap_or(rest.len())],
+                &rest[..rest
+                    .find(|letter: char| !letter.is_alphanumeric() && letter != '_')
+                    .unwrap_or(rest.len())],
             )),
         }
     }
@@ -82,7 +88,11 @@ fn imports(text: &str) -> Vec<String> {
 }
 
 fn level(layer: &str) -> Option<usize> {
-    if FACES.contains(&layer) { Some(LAYERS.len()) } else { LAYERS.iter().position(|name| *name == layer) }
+    if FACES.contains(&layer) {
+        Some(LAYERS.len())
+    } else {
+        LAYERS.iter().position(|name| *name == layer)
+    }
 }
 
 #[test]
@@ -93,7 +103,13 @@ fn no_layer_imports_one_above_it() {
     let (mut wrong, mut checked) = (Vec::new(), 0);
     for path in all {
         let place = path.strip_prefix(&source).unwrap();
-        let layer = place.iter().next().unwrap().to_string_lossy().trim_end_matches(".rs").to_string();
+        let layer = place
+            .iter()
+            .next()
+            .unwrap()
+            .to_string_lossy()
+            .trim_end_matches(".rs")
+            .to_string();
         if ["lib", "main"].contains(&layer.as_str()) {
             continue;
         }
@@ -103,12 +119,22 @@ fn no_layer_imports_one_above_it() {
         };
         for import in imports(&fs::read_to_string(&path).unwrap()) {
             // What lib.rs gives the names `Code`, `Error` and `Result`.
-            let of = if import.starts_with(char::is_uppercase) { "error" } else { import.as_str() };
+            let of = if import.starts_with(char::is_uppercase) {
+                "error"
+            } else {
+                import.as_str()
+            };
             checked += 1;
             match level(of) {
                 Some(other) if other < own || of == layer => {}
-                Some(_) => wrong.push(format!("{} imports {import}, which is not below {layer}", place.display())),
-                None => wrong.push(format!("{} imports {import}, which is no layer", place.display())),
+                Some(_) => wrong.push(format!(
+                    "{} imports {import}, which is not below {layer}",
+                    place.display()
+                )),
+                None => wrong.push(format!(
+                    "{} imports {import}, which is no layer",
+                    place.display()
+                )),
             }
         }
     }

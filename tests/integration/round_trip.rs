@@ -26,10 +26,20 @@ use rusqlite::Connection;
 /// Any bytes that a file system takes, text more often than not; but nothing that leads out of a directory somewhere.
 fn name() -> impl Strategy<Value = OsString> {
     let text = "[a-zA-Z0-9 äß漢._\\\\'\"\n%~-]{1,40}".prop_map(OsString::from);
-    let bytes = prop::collection::vec(any::<u8>().prop_filter("ends a name", |byte| !matches!(byte, 0 | b'/')), 1..40);
-    prop_oneof![3 => text, 1 => bytes.prop_map(OsString::from_vec)].prop_filter("leads out", |name| {
-        name != "." && !name.as_bytes().split(|byte| *byte == b'\\').any(|part| part == b"..")
-    })
+    let bytes = prop::collection::vec(
+        any::<u8>().prop_filter("ends a name", |byte| !matches!(byte, 0 | b'/')),
+        1..40,
+    );
+    prop_oneof![3 => text, 1 => bytes.prop_map(OsString::from_vec)].prop_filter(
+        "leads out",
+        |name| {
+            name != "."
+                && !name
+                    .as_bytes()
+                    .split(|byte| *byte == b'\\')
+                    .any(|part| part == b"..")
+        },
+    )
 }
 
 /// Contents around the sizes where something changes: empty, a tar block, a compressed block.
@@ -39,8 +49,14 @@ fn content() -> impl Strategy<Value = Vec<u8>> {
     (size, any::<u64>(), any::<bool>()).prop_map(|(size, seed, random)| {
         let mut state = seed;
         let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            if random { (state >> 33) as u8 } else { b'a' + ((state >> 60) as u8) % 4 }
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            if random {
+                (state >> 33) as u8
+            } else {
+                b'a' + ((state >> 60) as u8) % 4
+            }
         };
         (0..size).map(|_| next()).collect()
     })
@@ -52,7 +68,11 @@ fn files_below(dir: &Path) -> BTreeMap<String, Vec<u8>> {
         let path = entry.unwrap().path();
         let name = names::encode(Path::new(path.file_name().unwrap()));
         if path.is_dir() {
-            found.extend(files_below(&path).into_iter().map(|(below, content)| (format!("{name}/{below}"), content)));
+            found.extend(
+                files_below(&path)
+                    .into_iter()
+                    .map(|(below, content)| (format!("{name}/{below}"), content)),
+            );
         } else {
             found.insert(name, fs::read(path).unwrap());
         }

@@ -21,8 +21,14 @@ const VARIANTS: [Variant; 8] = [
     Variant::new(4096, "UTF-8", true),
     Variant::new(8192, "UTF-16be", false),
     Variant::new(65536, "UTF-8", false),
-    Variant { reserved: 40, ..Variant::new(1024, "UTF-8", true) },
-    Variant { in_wal: true, ..Variant::new(2048, "UTF-8", false) },
+    Variant {
+        reserved: 40,
+        ..Variant::new(1024, "UTF-8", true)
+    },
+    Variant {
+        in_wal: true,
+        ..Variant::new(2048, "UTF-8", false)
+    },
 ];
 
 fn with_page(intact: &Intact, number: u32, content: &[u8]) -> Vec<u8> {
@@ -34,7 +40,11 @@ fn with_page(intact: &Intact, number: u32, content: &[u8]) -> Vec<u8> {
 
 fn intact(variant: Variant) -> Intact {
     let dir = tempfile::tempdir().unwrap();
-    build(&dir.path().join("intact.db"), variant, if variant.page_size < 4096 { 90 } else { 150 })
+    build(
+        &dir.path().join("intact.db"),
+        variant,
+        if variant.page_size < 4096 { 90 } else { 150 },
+    )
 }
 
 #[test]
@@ -44,10 +54,24 @@ fn an_intact_database_comes_back_as_it_was() {
         let (tally, salvaged) = judge(&intact, &intact.bytes);
         let salvaged = salvaged.unwrap();
         let rows: usize = intact.rows.values().map(Vec::len).sum();
-        assert_eq!((tally.whole, tally.invented), (tally.saved, 0), "{variant:?}");
-        assert_eq!(salvaged.rows_recovered as usize, rows, "{variant:?}: {salvaged:?}");
+        assert_eq!(
+            (tally.whole, tally.invented),
+            (tally.saved, 0),
+            "{variant:?}"
+        );
+        assert_eq!(
+            salvaged.rows_recovered as usize, rows,
+            "{variant:?}: {salvaged:?}"
+        );
         assert_eq!(salvaged.lost_and_found, None, "{variant:?}");
-        assert!(salvaged.objects.iter().all(|object| object.failed.is_none()), "{:?}", salvaged.objects);
+        assert!(
+            salvaged
+                .objects
+                .iter()
+                .all(|object| object.failed.is_none()),
+            "{:?}",
+            salvaged.objects
+        );
     }
 }
 
@@ -56,15 +80,37 @@ fn damaged_pages_cost_no_row_on_another_page_and_invent_none() {
     let mut tallies: BTreeMap<String, Tally> = BTreeMap::new();
     for (seed, variant) in VARIANTS.into_iter().enumerate() {
         let intact = intact(variant);
-        for kind in ["schema", "table leaf", "table interior", "index", "overflow", "full text", "free"] {
-            let pages: Vec<u32> =
-                intact.kinds.iter().filter(|(page, of)| **of == kind && **page > 1).map(|(page, _)| *page).collect();
-            for (index, page) in pages.iter().step_by(pages.len().div_ceil(3).max(1)).enumerate() {
+        for kind in [
+            "schema",
+            "table leaf",
+            "table interior",
+            "index",
+            "overflow",
+            "full text",
+            "free",
+        ] {
+            let pages: Vec<u32> = intact
+                .kinds
+                .iter()
+                .filter(|(page, of)| **of == kind && **page > 1)
+                .map(|(page, _)| *page)
+                .collect();
+            for (index, page) in pages
+                .iter()
+                .step_by(pages.len().div_ceil(3).max(1))
+                .enumerate()
+            {
                 let zeros = vec![0; intact.page_size];
-                for (how, content) in [("zeros", zeros), ("noise", noise((seed * 9 + index) as u64, intact.page_size))]
-                {
+                for (how, content) in [
+                    ("zeros", zeros),
+                    ("noise", noise((seed * 9 + index) as u64, intact.page_size)),
+                ] {
                     let (tally, _) = judge(&intact, &with_page(&intact, *page, &content));
-                    assert_eq!((tally.invented, tally.changed), (0, 0), "{variant:?}, {kind} {page}, {how}");
+                    assert_eq!(
+                        (tally.invented, tally.changed),
+                        (0, 0),
+                        "{variant:?}, {kind} {page}, {how}"
+                    );
                     let sum = tallies.entry(format!("{kind}, {how}")).or_default();
                     sum.cases += 1;
                     sum.whole += tally.whole;
@@ -80,16 +126,25 @@ fn damaged_pages_cost_no_row_on_another_page_and_invent_none() {
     let table: String = tallies
         .iter()
         .map(|(kind, tally)| {
-            format!("| {kind} | {} | {} | {} | {} |\n", tally.cases, tally.whole, tally.saved, tally.aside)
+            format!(
+                "| {kind} | {} | {} | {} | {} |\n",
+                tally.cases, tally.whole, tally.saved, tally.aside
+            )
         })
         .collect();
     println!("{table}");
     assert!(tallies.values().map(|tally| tally.cases).sum::<usize>() >= 60);
     for (kind, tally) in &tallies {
         assert_eq!(tally.saved + tally.aside, tally.whole, "{kind}");
-        assert!(tally.aside == 0 || kind.starts_with("schema"), "{kind}: {tally:?}");
+        assert!(
+            tally.aside == 0 || kind.starts_with("schema"),
+            "{kind}: {tally:?}"
+        );
     }
-    assert!(include_str!("../../docs/salvage-results.md").contains(&table), "the document says what happens");
+    assert!(
+        include_str!("../../docs/salvage-results.md").contains(&table),
+        "the document says what happens"
+    );
 }
 
 #[test]
@@ -99,11 +154,15 @@ fn a_page_that_was_also_written_over_another_brings_no_row_into_a_second_table()
         // The first and the last leaf of each table that has rows of its own, and some others.
         let mut pages: Vec<u32> = Vec::new();
         for places in intact.places.values() {
-            let mut leaves =
-                places.iter().filter_map(|pages| pages.iter().find(|page| intact.kinds[page] == "table leaf"));
+            let mut leaves = places
+                .iter()
+                .filter_map(|pages| pages.iter().find(|page| intact.kinds[page] == "table leaf"));
             pages.extend(leaves.next().into_iter().chain(leaves.next_back()));
         }
-        let inner = intact.kinds.iter().filter(|(page, kind)| **kind == "table interior" && **page > 1);
+        let inner = intact
+            .kinds
+            .iter()
+            .filter(|(page, kind)| **kind == "table interior" && **page > 1);
         pages.extend(inner.map(|(page, _)| *page).take(2));
         pages.sort_unstable();
         pages.dedup();
@@ -112,8 +171,15 @@ fn a_page_that_was_also_written_over_another_brings_no_row_into_a_second_table()
             let content = intact.bytes[start..start + intact.page_size].to_vec();
             for over in pages.iter().filter(|over| *over != from) {
                 let (tally, _) = judge(&intact, &with_page(&intact, *over, &content));
-                assert_eq!(tally.invented, 0, "{variant:?}, {from} over {over}: {tally:?}");
-                assert_eq!(tally.saved + tally.aside, tally.whole, "{variant:?}, {from} over {over}: {tally:?}");
+                assert_eq!(
+                    tally.invented, 0,
+                    "{variant:?}, {from} over {over}: {tally:?}"
+                );
+                assert_eq!(
+                    tally.saved + tally.aside,
+                    tally.whole,
+                    "{variant:?}, {from} over {over}: {tally:?}"
+                );
             }
         }
     }
@@ -122,8 +188,17 @@ fn a_page_that_was_also_written_over_another_brings_no_row_into_a_second_table()
 #[test]
 fn a_misplaced_page_of_many_children_does_not_speak_against_the_wal() {
     for page_size in [512, 1024] {
-        let intact = intact(Variant { in_wal: true, ..Variant::new(page_size, "UTF-16le", false) });
-        let of = |kind| intact.kinds.iter().filter(move |(page, of)| **of == kind && **page > 1).map(|(page, _)| *page);
+        let intact = intact(Variant {
+            in_wal: true,
+            ..Variant::new(page_size, "UTF-16le", false)
+        });
+        let of = |kind| {
+            intact
+                .kinds
+                .iter()
+                .filter(move |(page, of)| **of == kind && **page > 1)
+                .map(|(page, _)| *page)
+        };
         for from in of("table interior") {
             let start = (from as usize - 1) * page_size;
             let content = &intact.bytes[start..start + page_size];
@@ -131,7 +206,11 @@ fn a_misplaced_page_of_many_children_does_not_speak_against_the_wal() {
                 let (tally, salvaged) = judge(&intact, &with_page(&intact, over, content));
                 // Without the WAL, rows that were deleted in it would be back.
                 let wal = salvaged.unwrap().wal;
-                assert_eq!((tally.invented, wal), (0, LogUse::Applied), "{page_size}, {from} over {over}: {tally:?}");
+                assert_eq!(
+                    (tally.invented, wal),
+                    (0, LogUse::Applied),
+                    "{page_size}, {from} over {over}: {tally:?}"
+                );
             }
         }
     }
@@ -148,7 +227,10 @@ fn a_table_that_is_a_copy_of_another_is_no_damage() {
     connection.execute_batch(made).unwrap();
     drop(connection);
     let salvaged = salvage(&source, &target, &[], &CancelToken::default()).unwrap();
-    assert_eq!((salvaged.rows_recovered, salvaged.lost_and_found), (4000, None));
+    assert_eq!(
+        (salvaged.rows_recovered, salvaged.lost_and_found),
+        (4000, None)
+    );
 }
 
 #[test]
@@ -174,7 +256,10 @@ fn a_damaged_header_costs_no_row() {
                 let (tally, _) = judge(&intact, &with_page(&intact, 1, &content));
                 assert_eq!(tally.invented, 0, "{variant:?}: {from}..{to} = {value}");
                 // Page 1 itself is touched, but holds no row of a table.
-                assert_eq!(tally.saved, tally.whole, "{variant:?}: {from}..{to} = {value}");
+                assert_eq!(
+                    tally.saved, tally.whole,
+                    "{variant:?}: {from}..{to} = {value}"
+                );
             }
         }
     }
@@ -187,12 +272,19 @@ fn a_file_that_is_too_short_or_too_long_keeps_what_is_before_its_end_and_invents
         // Something was written behind the end, or half a page.
         for more in [1, 100, variant.page_size / 2, variant.page_size + 7] {
             let (tally, _) = judge(&intact, &[&intact.bytes[..], &noise(3, more)].concat());
-            assert_eq!((tally.invented, tally.saved), (0, tally.whole), "{variant:?}, {more} bytes more");
+            assert_eq!(
+                (tally.invented, tally.saved),
+                (0, tally.whole),
+                "{variant:?}, {more} bytes more"
+            );
         }
         for part in 0..12 {
             let (tally, _) = judge(&intact, &intact.bytes[..intact.bytes.len() * part / 12]);
             assert_eq!(tally.invented, 0, "{variant:?}, cut to {part} twelfths");
-            assert_eq!(tally.saved, tally.whole, "{variant:?}, cut to {part} twelfths");
+            assert_eq!(
+                tally.saved, tally.whole,
+                "{variant:?}, cut to {part} twelfths"
+            );
         }
     }
 }
@@ -200,7 +292,12 @@ fn a_file_that_is_too_short_or_too_long_keeps_what_is_before_its_end_and_invents
 #[test]
 fn what_is_no_database_is_refused() {
     let intact = intact(VARIANTS[2]);
-    for content in [Vec::new(), b"just a text\n".repeat(2000), noise(7, 200_000), vec![0; 100_000]] {
+    for content in [
+        Vec::new(),
+        b"just a text\n".repeat(2000),
+        noise(7, 200_000),
+        vec![0; 100_000],
+    ] {
         assert!(judge(&intact, &content).1.is_none());
     }
 }
@@ -210,23 +307,40 @@ fn where_the_first_page_is_lost_each_row_is_in_its_table_or_in_lost_and_found() 
     let mut sum = Tally::default();
     for (seed, variant) in VARIANTS.into_iter().enumerate() {
         let intact = intact(variant);
-        for content in [vec![0; intact.page_size], noise(seed as u64, intact.page_size)] {
+        for content in [
+            vec![0; intact.page_size],
+            noise(seed as u64, intact.page_size),
+        ] {
             let (tally, salvaged) = judge(&intact, &with_page(&intact, 1, &content));
             let salvaged = salvaged.unwrap();
             // Deleted rows do not come back, although nothing says any more which pages are free.
             assert_eq!(tally.invented, 0, "{variant:?}");
-            assert_eq!(tally.saved + tally.aside, tally.whole, "{variant:?}: {salvaged:?}");
+            assert_eq!(
+                tally.saved + tally.aside,
+                tally.whole,
+                "{variant:?}: {salvaged:?}"
+            );
             assert_eq!(salvaged.page_size_bytes as usize, intact.page_size);
             if intact.wal.is_none() {
                 assert!(!salvaged.header_readable && !salvaged.schema_readable);
             }
-            (sum.cases, sum.whole, sum.saved) = (sum.cases + 1, sum.whole + tally.whole, sum.saved + tally.saved);
+            (sum.cases, sum.whole, sum.saved) = (
+                sum.cases + 1,
+                sum.whole + tally.whole,
+                sum.saved + tally.saved,
+            );
             sum.aside += tally.aside;
         }
     }
-    let row = format!("| first, zeros or noise | {} | {} | {} | {} |\n", sum.cases, sum.whole, sum.saved, sum.aside);
+    let row = format!(
+        "| first, zeros or noise | {} | {} | {} | {} |\n",
+        sum.cases, sum.whole, sum.saved, sum.aside
+    );
     println!("{row}");
-    assert!(include_str!("../../docs/salvage-results.md").contains(&row), "the document says what happens");
+    assert!(
+        include_str!("../../docs/salvage-results.md").contains(&row),
+        "the document says what happens"
+    );
 }
 
 #[test]
@@ -234,12 +348,16 @@ fn a_flipped_bit_changes_at_most_one_row() {
     for variant in [VARIANTS[0], VARIANTS[3]] {
         let intact = intact(variant);
         for (index, offset) in noise(11, 160).chunks(4).enumerate() {
-            let at = u32::from_le_bytes([offset[0], offset[1], offset[2], offset[3]]) as usize % intact.bytes.len();
+            let at = u32::from_le_bytes([offset[0], offset[1], offset[2], offset[3]]) as usize
+                % intact.bytes.len();
             let mut bytes = intact.bytes.clone();
             bytes[at] ^= 1 << (index % 8);
             let (tally, _) = judge(&intact, &bytes);
             // What changed inside a value cannot be told: at most the one row that it is a part of.
-            assert!(tally.invented + tally.changed <= 1, "{variant:?}: bit at {at}, {tally:?}");
+            assert!(
+                tally.invented + tally.changed <= 1,
+                "{variant:?}: bit at {at}, {tally:?}"
+            );
         }
     }
 }
@@ -250,8 +368,12 @@ fn committed_changes_in_the_wal_are_there_and_those_of_a_foreign_wal_are_not() {
     let live = dir.path().join("live.db");
     let connection = Connection::open(&live).unwrap();
     connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE a (x INTEGER); INSERT INTO a VALUES (1)").unwrap();
-    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
-    connection.execute_batch("INSERT INTO a VALUES (2)").unwrap();
+    connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        .unwrap();
+    connection
+        .execute_batch("INSERT INTO a VALUES (2)")
+        .unwrap();
     let other = Connection::open(dir.path().join("other.db")).unwrap();
     other
         .execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE b (y); INSERT INTO b VALUES (9); CREATE TABLE c (z)")
@@ -263,9 +385,14 @@ fn committed_changes_in_the_wal_are_there_and_those_of_a_foreign_wal_are_not() {
         let target = dir.path().join(format!("salvaged-{expected}.db"));
         let salvaged = salvage(&source, &target, &[], &CancelToken::default()).unwrap();
         let read = Connection::open(&target).unwrap();
-        let rows: i64 = read.query_row("SELECT count(*) FROM a", [], |row| row.get(0)).unwrap();
+        let rows: i64 = read
+            .query_row("SELECT count(*) FROM a", [], |row| row.get(0))
+            .unwrap();
         assert_eq!(rows, expected, "{wal}: {salvaged:?}");
-        assert_eq!(salvaged.warnings.len(), usize::from(wal.starts_with("other")));
+        assert_eq!(
+            salvaged.warnings.len(),
+            usize::from(wal.starts_with("other"))
+        );
     }
 }
 

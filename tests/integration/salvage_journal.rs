@@ -17,7 +17,11 @@ type Content = (i64, i64);
 
 fn content(path: &Path) -> Content {
     let connection = Connection::open(path).unwrap();
-    connection.query_row("SELECT count(*), sum(b) FROM t", [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+    connection
+        .query_row("SELECT count(*), sum(b) FROM t", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .unwrap()
 }
 
 /// A database in the middle of a transaction that has spilled pages into the file, as a kill leaves it.
@@ -40,11 +44,21 @@ impl Killed {
             .unwrap();
         let before = content(&live);
         // A cache of a few pages spills, and with each spill the journal gets one more header.
-        connection.execute_batch(&format!("PRAGMA journal_mode = {mode}; PRAGMA cache_size = 10")).unwrap();
-        connection.execute_batch(&format!("BEGIN; {transaction}")).unwrap();
+        connection
+            .execute_batch(&format!(
+                "PRAGMA journal_mode = {mode}; PRAGMA cache_size = 10"
+            ))
+            .unwrap();
+        connection
+            .execute_batch(&format!("BEGIN; {transaction}"))
+            .unwrap();
         let killed = Killed { dir, before };
         for suffix in ["", "-journal"] {
-            fs::copy(killed.path(&format!("live.db{suffix}")), killed.path(&format!("killed.db{suffix}"))).unwrap();
+            fs::copy(
+                killed.path(&format!("live.db{suffix}")),
+                killed.path(&format!("killed.db{suffix}")),
+            )
+            .unwrap();
         }
         connection.execute_batch("ROLLBACK").unwrap();
         killed
@@ -74,12 +88,22 @@ fn a_transaction_that_was_never_committed_is_taken_back() {
         ("DELETE", UPDATE),
         ("PERSIST", UPDATE),
         ("TRUNCATE", "INSERT INTO t SELECT a + 3000, 7, c FROM t"),
-        ("DELETE", "DELETE FROM t WHERE a > 10; INSERT INTO t SELECT a + 90000, 3, hex(randomblob(400)) FROM t"),
+        (
+            "DELETE",
+            "DELETE FROM t WHERE a > 10; INSERT INTO t SELECT a + 90000, 3, hex(randomblob(400)) FROM t",
+        ),
     ] {
         let killed = Killed::new(mode, transaction);
         let (content, salvaged) = killed.salvage();
-        assert_eq!(content, killed.before, "{mode}, {transaction}: {salvaged:?}");
-        assert_eq!((salvaged.journal, salvaged.warnings.len()), (LogUse::Applied, 0), "{salvaged:?}");
+        assert_eq!(
+            content, killed.before,
+            "{mode}, {transaction}: {salvaged:?}"
+        );
+        assert_eq!(
+            (salvaged.journal, salvaged.warnings.len()),
+            (LogUse::Applied, 0),
+            "{salvaged:?}"
+        );
         // SQLite agrees.
         assert_eq!(self::content(&killed.path("killed.db")), killed.before);
     }
@@ -90,23 +114,38 @@ fn pages_that_are_damaged_in_the_file_come_back_from_the_journal() {
     let killed = Killed::new("DELETE", UPDATE);
     // Page 1 and all others: the transaction changed each of them.
     for page in [0, 5, 20] {
-        killed.change("killed.db", |bytes| bytes[page * 1024..(page + 1) * 1024].fill(0xa5));
+        killed.change("killed.db", |bytes| {
+            bytes[page * 1024..(page + 1) * 1024].fill(0xa5)
+        });
         let (content, salvaged) = killed.salvage();
-        assert_eq!((content, salvaged.journal), (killed.before, LogUse::Applied), "{salvaged:?}");
+        assert_eq!(
+            (content, salvaged.journal),
+            (killed.before, LogUse::Applied),
+            "{salvaged:?}"
+        );
     }
 }
 
 #[test]
 fn a_journal_of_a_committed_transaction_or_of_none_is_not_applied() {
-    for (journal, expected) in
-        [(Vec::new(), LogUse::None), (vec![0; 4096], LogUse::None), (vec![7; 4096], LogUse::Ignored)]
-    {
+    for (journal, expected) in [
+        (Vec::new(), LogUse::None),
+        (vec![0; 4096], LogUse::None),
+        (vec![7; 4096], LogUse::Ignored),
+    ] {
         let killed = Killed::new("DELETE", UPDATE);
         fs::copy(killed.path("live.db"), killed.path("killed.db")).unwrap();
         fs::write(killed.path("killed.db-journal"), journal).unwrap();
         let (content, salvaged) = killed.salvage();
-        assert_eq!((content, salvaged.journal), (killed.before, expected), "{salvaged:?}");
-        assert_eq!(salvaged.warnings.len(), usize::from(expected == LogUse::Ignored));
+        assert_eq!(
+            (content, salvaged.journal),
+            (killed.before, expected),
+            "{salvaged:?}"
+        );
+        assert_eq!(
+            salvaged.warnings.len(),
+            usize::from(expected == LogUse::Ignored)
+        );
     }
 }
 
@@ -115,7 +154,9 @@ fn the_journal_of_another_database_is_ignored_with_a_warning() {
     let killed = Killed::new("DELETE", UPDATE);
     let other = Connection::open(killed.path("other.db")).unwrap();
     other
-        .execute_batch("PRAGMA page_size = 1024; CREATE TABLE u (x); BEGIN; INSERT INTO u VALUES (1); COMMIT")
+        .execute_batch(
+            "PRAGMA page_size = 1024; CREATE TABLE u (x); BEGIN; INSERT INTO u VALUES (1); COMMIT",
+        )
         .unwrap();
     other
         .execute_batch(
@@ -127,10 +168,22 @@ fn the_journal_of_another_database_is_ignored_with_a_warning() {
     fs::copy(live, killed.path("killed.db")).unwrap();
     fs::copy(journal, killed.path("killed.db-journal")).unwrap();
     // As many changes as the other has seen say nothing: this one has seen more.
-    killed.change("killed.db", |bytes| bytes[24..28].copy_from_slice(&40_u32.to_be_bytes()));
+    killed.change("killed.db", |bytes| {
+        bytes[24..28].copy_from_slice(&40_u32.to_be_bytes())
+    });
     let (content, salvaged) = killed.salvage();
-    assert_eq!((content, salvaged.journal), (killed.before, LogUse::Ignored), "{salvaged:?}");
-    assert!(salvaged.warnings.iter().any(|warning| warning.contains("rollback journal")), "{salvaged:?}");
+    assert_eq!(
+        (content, salvaged.journal),
+        (killed.before, LogUse::Ignored),
+        "{salvaged:?}"
+    );
+    assert!(
+        salvaged
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("rollback journal")),
+        "{salvaged:?}"
+    );
 }
 
 /// Where in the image of a page a byte of a journal lies, if it does.
@@ -175,24 +228,49 @@ fn a_damaged_journal_counts_up_to_the_damage_and_never_stops_a_salvage() {
         let salvaged = Connection::open(killed.path("salvaged.db")).unwrap();
         let sql = "SELECT a, c FROM t WHERE NOT (c = 'text of row ' || a AND b % 1000 = a % 10)";
         let mut statement = salvaged.prepare(sql).unwrap();
-        let wrong = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        let wrong = statement
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+            .unwrap();
         let wrong: Vec<(i64, String)> = wrong.map(Result::unwrap).collect();
-        assert!(rows <= killed.before.0 && wrong.len() <= 1, "byte {at}: {wrong:?} of {rows}: {report:?}");
+        assert!(
+            rows <= killed.before.0 && wrong.len() <= 1,
+            "byte {at}: {wrong:?} of {rows}: {report:?}"
+        );
         let place = place_in_page(&intact, at);
         seen[usize::from(place.is_some_and(is_in_checksum))] += 1;
         let said = report.tables[0].rows_lost + report.tables[0].rows_aside;
-        let is_warned = report.warnings.iter().any(|warning| warning.contains("journal"));
-        assert!(rows + said as i64 >= killed.before.0 || is_warned, "byte {at}: {rows} rows, {report:?}");
-        assert!(is_warned || !place.is_some_and(is_in_checksum), "byte {at}: {report:?}");
+        let is_warned = report
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("journal"));
+        assert!(
+            rows + said as i64 >= killed.before.0 || is_warned,
+            "byte {at}: {rows} rows, {report:?}"
+        );
+        assert!(
+            is_warned || !place.is_some_and(is_in_checksum),
+            "byte {at}: {report:?}"
+        );
         // One thing is not noticed, by SQLite neither: a byte inside a value, on a page's image, that no checksum takes.
         if let Some((key, text)) = wrong.first() {
             let mut right = format!("text of row {key}").into_bytes();
-            let changed = right.iter().zip(text.as_bytes()).position(|(right, is)| right != is).unwrap();
-            assert_eq!(&intact[at - changed..][..right.len()], right, "byte {at} is in that text");
+            let changed = right
+                .iter()
+                .zip(text.as_bytes())
+                .position(|(right, is)| right != is)
+                .unwrap();
+            assert_eq!(
+                &intact[at - changed..][..right.len()],
+                right,
+                "byte {at} is in that text"
+            );
             right[changed] ^= 0x55;
             assert_eq!(right, text.as_bytes(), "and nothing else of it is changed");
             assert_eq!(place.map(is_in_checksum), Some(false), "byte {at}");
         }
     }
-    assert!(seen[0] >= 10 && seen[1] >= 8, "bytes outside and inside of checksums: {seen:?}");
+    assert!(
+        seen[0] >= 10 && seen[1] >= 8,
+        "bytes outside and inside of checksums: {seen:?}"
+    );
 }

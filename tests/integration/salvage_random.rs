@@ -14,7 +14,10 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         ((self.0 >> 33) as usize) % limit.max(1)
     }
 
@@ -59,7 +62,8 @@ impl Random {
             _ => {
                 let header = range.start + if page == 0 { 100 } else { 0 };
                 // Behind the pointers rows may begin, and a bit inside a value is nothing that can be noticed.
-                let cells = usize::from(u16::from_be_bytes([bytes[header + 3], bytes[header + 4]])).clamp(1, 16);
+                let cells = usize::from(u16::from_be_bytes([bytes[header + 3], bytes[header + 4]]))
+                    .clamp(1, 16);
                 let pointers = match bytes[header] {
                     10 | 13 => cells * 2,
                     2 | 5 => 4 + cells * 2,
@@ -86,7 +90,9 @@ fn random_damage_costs_no_row_on_an_untouched_page_and_invents_none() {
         }
         let (variant, intact) = &database;
         let mut bytes = intact.bytes.clone();
-        let damages: Vec<(&str, u32)> = (0..1 + random.below(4)).map(|_| random.damage(intact, &mut bytes)).collect();
+        let damages: Vec<(&str, u32)> = (0..1 + random.below(4))
+            .map(|_| random.damage(intact, &mut bytes))
+            .collect();
         let (tally, _) = judge(intact, &bytes);
         let sum = sum.entry(format!("{} pages", damages.len())).or_default();
         sum.cases += 1;
@@ -96,10 +102,20 @@ fn random_damage_costs_no_row_on_an_untouched_page_and_invents_none() {
         sum.invented += tally.invented;
         sum.changed += tally.changed;
         if tally.saved + tally.aside < tally.whole || tally.invented > 0 {
-            let kinds = damages.iter().map(|(how, page)| format!("{how} {page} ({:?})", intact.kinds.get(page)));
-            failures.push(format!("{case}: {variant:?}, {:?}: {tally:?}", kinds.collect::<Vec<_>>()));
+            let kinds = damages
+                .iter()
+                .map(|(how, page)| format!("{how} {page} ({:?})", intact.kinds.get(page)));
+            failures.push(format!(
+                "{case}: {variant:?}, {:?}: {tally:?}",
+                kinds.collect::<Vec<_>>()
+            ));
         }
     }
     println!("{sum:#?}");
-    assert!(failures.is_empty(), "{} of {cases}:\n{}", failures.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {cases}:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
 }

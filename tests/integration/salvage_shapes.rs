@@ -18,7 +18,11 @@ const PAGE: usize = 1024;
 fn rows(connection: &Connection, sql: &str) -> Vec<Vec<Value>> {
     let mut statement = connection.prepare(sql).unwrap();
     let columns = statement.column_count();
-    let rows = statement.query_map([], |row| (0..columns).map(|column| row.get(column)).collect()).unwrap();
+    let rows = statement
+        .query_map([], |row| {
+            (0..columns).map(|column| row.get(column)).collect()
+        })
+        .unwrap();
     rows.map(Result::unwrap).collect()
 }
 
@@ -29,9 +33,14 @@ fn before_and_after(
     damage: impl FnOnce(&Path, &mut [u8]),
 ) -> (Vec<Vec<Value>>, Vec<Vec<Value>>) {
     let dir = tempfile::tempdir().unwrap();
-    let (source, target) = (dir.path().join("damaged.db"), dir.path().join("salvaged.db"));
+    let (source, target) = (
+        dir.path().join("damaged.db"),
+        dir.path().join("salvaged.db"),
+    );
     let connection = Connection::open(&source).unwrap();
-    connection.execute_batch(&format!("PRAGMA page_size = {PAGE}; {sql}")).unwrap();
+    connection
+        .execute_batch(&format!("PRAGMA page_size = {PAGE}; {sql}"))
+        .unwrap();
     let before = rows(&connection, query);
     drop(connection);
     let mut bytes = fs::read(&source).unwrap();
@@ -39,7 +48,10 @@ fn before_and_after(
     fs::write(&source, bytes).unwrap();
     salvage(&source, &target, &[], &CancelToken::default()).unwrap();
     let connection = Connection::open(&target).unwrap();
-    assert_eq!(rows(&connection, "PRAGMA integrity_check"), [[Value::Text("ok".into())]]);
+    assert_eq!(
+        rows(&connection, "PRAGMA integrity_check"),
+        [[Value::Text("ok".into())]]
+    );
     (before, rows(&connection, query))
 }
 
@@ -47,7 +59,8 @@ fn without_header(_: &Path, bytes: &mut [u8]) {
     bytes[..100].fill(0);
 }
 
-const NUMBERS: &str = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 400)";
+const NUMBERS: &str =
+    "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 400)";
 
 #[test]
 fn rows_from_before_a_column_was_added_have_its_default() {
@@ -59,7 +72,11 @@ fn rows_from_before_a_column_was_added_have_its_default() {
          ALTER TABLE t ADD COLUMN e;
          INSERT INTO t VALUES (1000, 'new', 'now', 8, 1.5), (1001, 'new', NULL, 9, x'00ff')"
     );
-    let (before, after) = before_and_after(&sql, "SELECT a, b, c, d, e, typeof(d) FROM t ORDER BY a", without_header);
+    let (before, after) = before_and_after(
+        &sql,
+        "SELECT a, b, c, d, e, typeof(d) FROM t ORDER BY a",
+        without_header,
+    );
     assert_eq!(before.len(), 402);
     assert_eq!(after, before);
 }
@@ -71,8 +88,11 @@ fn generated_columns_are_computed_again_and_the_others_keep_their_values() {
          CREATE INDEX by_c ON t (c);
          {NUMBERS} INSERT INTO t (a, b, d, f) SELECT n, n % 7, 'text ' || n, n FROM n"
     );
-    let (before, after) =
-        before_and_after(&sql, "SELECT a, b, c, d, e, f, typeof(f) FROM t ORDER BY a", without_header);
+    let (before, after) = before_and_after(
+        &sql,
+        "SELECT a, b, c, d, e, f, typeof(f) FROM t ORDER BY a",
+        without_header,
+    );
     assert_eq!(before.len(), 400);
     assert_eq!(after, before);
 }
@@ -85,25 +105,36 @@ fn a_table_without_rowids_loses_the_rows_of_a_lost_page_and_no_other() {
     );
     for kind in ["leaf", "internal"] {
         let mut on_page = 0;
-        let (before, after) = before_and_after(&sql, "SELECT * FROM t ORDER BY b, a", |path, bytes| {
-            let connection = Connection::open(path).unwrap();
-            // Not the root, where there is another one.
-            let query = "SELECT pageno, ncell FROM dbstat WHERE name = 't' AND pagetype = ?1 AND path <> '/'
+        let (before, after) = before_and_after(
+            &sql,
+            "SELECT * FROM t ORDER BY b, a",
+            |path, bytes| {
+                let connection = Connection::open(path).unwrap();
+                // Not the root, where there is another one.
+                let query = "SELECT pageno, ncell FROM dbstat WHERE name = 't' AND pagetype = ?1 AND path <> '/'
                          ORDER BY path LIMIT 1 OFFSET 1";
-            let found = connection.query_row(query, [kind], |row| Ok((row.get(0)?, row.get(1)?)));
-            let (page, cells): (usize, usize) = match found {
-                Ok(found) => found,
-                Err(rusqlite::Error::QueryReturnedNoRows) if kind == "internal" => {
-                    let root = "SELECT pageno, ncell FROM dbstat WHERE name = 't' AND path = '/'";
-                    connection.query_row(root, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
-                }
-                Err(error) => panic!("{error}"),
-            };
-            on_page = cells;
-            bytes[(page - 1) * PAGE..page * PAGE].fill(0xa5);
-        });
+                let found =
+                    connection.query_row(query, [kind], |row| Ok((row.get(0)?, row.get(1)?)));
+                let (page, cells): (usize, usize) = match found {
+                    Ok(found) => found,
+                    Err(rusqlite::Error::QueryReturnedNoRows) if kind == "internal" => {
+                        let root =
+                            "SELECT pageno, ncell FROM dbstat WHERE name = 't' AND path = '/'";
+                        connection
+                            .query_row(root, [], |row| Ok((row.get(0)?, row.get(1)?)))
+                            .unwrap()
+                    }
+                    Err(error) => panic!("{error}"),
+                };
+                on_page = cells;
+                bytes[(page - 1) * PAGE..page * PAGE].fill(0xa5);
+            },
+        );
         assert!(on_page > 0 && before.len() == 400);
-        assert!(after.iter().all(|row| before.contains(row)), "{kind}: a row that was not there");
+        assert!(
+            after.iter().all(|row| before.contains(row)),
+            "{kind}: a row that was not there"
+        );
         assert_eq!(after.len(), before.len() - on_page, "{kind}");
     }
 }
@@ -119,7 +150,10 @@ fn rows_that_a_table_without_rowids_lost_are_counted_by_an_index_of_it() {
         ("f", "d, f"),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let (source, target) = (dir.path().join("damaged.db"), dir.path().join("salvaged.db"));
+        let (source, target) = (
+            dir.path().join("damaged.db"),
+            dir.path().join("salvaged.db"),
+        );
         let connection = Connection::open(&source).unwrap();
         connection
             .execute_batch(&format!(
@@ -129,14 +163,15 @@ fn rows_that_a_table_without_rowids_lost_are_counted_by_an_index_of_it() {
                  {NUMBERS} INSERT INTO t SELECT n % 13, 'Key ' || n, zeroblob(n % 90), 'd' || n % 7, n / 2.0 FROM n"
             ))
             .unwrap();
-        let query =
-            "SELECT pageno, ncell FROM dbstat WHERE name = 't' AND pagetype = 'leaf' ORDER BY path LIMIT 2 OFFSET 3";
+        let query = "SELECT pageno, ncell FROM dbstat WHERE name = 't' AND pagetype = 'leaf' ORDER BY path LIMIT 2 OFFSET 3";
         let pages = rows(&connection, query);
         drop(connection);
         let mut bytes = fs::read(&source).unwrap();
         let mut on_pages = 0;
         for page in &pages {
-            let [Value::Integer(page), Value::Integer(cells)] = page[..] else { panic!("{page:?}") };
+            let [Value::Integer(page), Value::Integer(cells)] = page[..] else {
+                panic!("{page:?}")
+            };
             bytes[(page as usize - 1) * PAGE..page as usize * PAGE].fill(0xa5);
             on_pages += cells as u64;
         }
@@ -144,7 +179,11 @@ fn rows_that_a_table_without_rowids_lost_are_counted_by_an_index_of_it() {
         let report = salvage(&source, &target, &[], &CancelToken::default()).unwrap();
         let table = &report.tables[0];
         let told = (table.rows_recovered, table.rows_lost, table.rows_lost_by);
-        assert_eq!(told, (400 - on_pages, on_pages, LostBy::Index), "{key}, {index}");
+        assert_eq!(
+            told,
+            (400 - on_pages, on_pages, LostBy::Index),
+            "{key}, {index}"
+        );
     }
 }
 
@@ -162,7 +201,16 @@ fn twins(lengths: [usize; 2]) -> String {
 
 #[test]
 fn a_table_and_its_copy_come_back_both_however_short_they_are() {
-    for lengths in [[1, 1], [20, 20], [60, 60], [100, 100], [400, 400], [60, 400], [90, 34], [1000, 200]] {
+    for lengths in [
+        [1, 1],
+        [20, 20],
+        [60, 60],
+        [100, 100],
+        [400, 400],
+        [60, 400],
+        [90, 34],
+        [1000, 200],
+    ] {
         for table in ["one", "other"] {
             let query = format!("SELECT * FROM {table} ORDER BY a");
             let (before, after) = before_and_after(&twins(lengths), &query, without_header);
@@ -174,34 +222,45 @@ fn a_table_and_its_copy_come_back_both_however_short_they_are() {
 #[test]
 fn a_page_over_one_of_a_table_of_the_same_columns_is_not_taken_for_a_copy() {
     // Other rows of the same keys, so that the page fits there too.
-    let sql = twins([400, 400]) + "UPDATE other SET b = 'the wish of row ' || a; DELETE FROM other WHERE a > 60";
+    let sql = twins([400, 400])
+        + "UPDATE other SET b = 'the wish of row ' || a; DELETE FROM other WHERE a > 60";
     for (from, over) in [(1, 1), (0, 1), (2, 0), (3, 1)] {
         let query = "SELECT 'one', * FROM one UNION ALL SELECT 'other', * FROM other";
         let (before, after) = before_and_after(&sql, query, |path, bytes| {
             let connection = Connection::open(path).unwrap();
             let leaf = |table: &str, number: usize| {
-                let sql =
-                    "SELECT pageno FROM dbstat WHERE name = ?1 AND pagetype = 'leaf' ORDER BY path LIMIT 1 OFFSET ?2";
-                let page: usize =
-                    connection.query_row(sql, rusqlite::params![table, number], |row| row.get(0)).unwrap();
+                let sql = "SELECT pageno FROM dbstat WHERE name = ?1 AND pagetype = 'leaf' ORDER BY path LIMIT 1 OFFSET ?2";
+                let page: usize = connection
+                    .query_row(sql, rusqlite::params![table, number], |row| row.get(0))
+                    .unwrap();
                 (page - 1) * PAGE
             };
             let (from, over) = (leaf("one", from), leaf("other", over));
             bytes.copy_within(from..from + PAGE, over);
         });
-        assert!(after.iter().all(|row| before.contains(row)), "{from} over {over}: a row that was not there");
+        assert!(
+            after.iter().all(|row| before.contains(row)),
+            "{from} over {over}: a row that was not there"
+        );
     }
 }
 
 fn intact() -> Intact {
     let dir = tempfile::tempdir().unwrap();
-    build(&dir.path().join("intact.db"), Variant::new(PAGE, "UTF-8", false), 150)
+    build(
+        &dir.path().join("intact.db"),
+        Variant::new(PAGE, "UTF-8", false),
+        150,
+    )
 }
 
 /// What comes out of these bytes.
 fn salvaged(bytes: &[u8]) -> (BTreeMap<&'static str, Vec<crate::support::Row>>, Salvaged) {
     let dir = tempfile::tempdir().unwrap();
-    let (source, target) = (dir.path().join("damaged.db"), dir.path().join("salvaged.db"));
+    let (source, target) = (
+        dir.path().join("damaged.db"),
+        dir.path().join("salvaged.db"),
+    );
     fs::write(&source, bytes).unwrap();
     let salvaged = salvage(&source, &target, SCHEMA, &CancelToken::default()).unwrap();
     (all_rows(&Connection::open(&target).unwrap()), salvaged)
@@ -210,8 +269,12 @@ fn salvaged(bytes: &[u8]) -> (BTreeMap<&'static str, Vec<crate::support::Row>>, 
 #[test]
 fn overflow_pages_that_lead_in_a_circle_cost_the_row_that_they_are_of() {
     let intact = intact();
-    let overflow: Vec<u32> =
-        intact.kinds.iter().filter(|(_, kind)| **kind == "overflow").map(|(page, _)| *page).collect();
+    let overflow: Vec<u32> = intact
+        .kinds
+        .iter()
+        .filter(|(_, kind)| **kind == "overflow")
+        .map(|(page, _)| *page)
+        .collect();
     assert!(overflow.len() > 3);
     for page in overflow.iter().step_by(overflow.len() / 3) {
         let mut bytes = intact.bytes.clone();
@@ -222,9 +285,15 @@ fn overflow_pages_that_lead_in_a_circle_cost_the_row_that_they_are_of() {
         let (rows, report) = salvaged(&bytes);
         for table in TABLES {
             let (was, is) = (&intact.rows[table], &rows[table]);
-            assert!(is.iter().all(|row| was.contains(row)), "{table}: a row that was not there");
+            assert!(
+                is.iter().all(|row| was.contains(row)),
+                "{table}: a row that was not there"
+            );
             let lost = was.len() - is.len();
-            assert!(lost <= usize::from(table == "nodes"), "{page} (last: {was_last}): {lost} of {table}, {report:?}");
+            assert!(
+                lost <= usize::from(table == "nodes"),
+                "{page} (last: {was_last}): {lost} of {table}, {report:?}"
+            );
         }
     }
 }
@@ -234,14 +303,28 @@ fn a_list_of_free_pages_that_leads_in_a_circle_or_nowhere_costs_no_row_and_bring
     let intact = intact();
     let trunk = u32::from_be_bytes(intact.bytes[32..36].try_into().unwrap());
     assert!(trunk > 1, "there are free pages");
-    let leaf = *intact.kinds.iter().find(|(_, kind)| **kind == "table leaf").unwrap().0;
+    let leaf = *intact
+        .kinds
+        .iter()
+        .find(|(_, kind)| **kind == "table leaf")
+        .unwrap()
+        .0;
     let start = (trunk as usize - 1) * PAGE;
-    for (at, page) in [(start, trunk), (start, leaf), (start + 4, u32::MAX), (start + 8, u32::MAX), (32, leaf)] {
+    for (at, page) in [
+        (start, trunk),
+        (start, leaf),
+        (start + 4, u32::MAX),
+        (start + 8, u32::MAX),
+        (32, leaf),
+    ] {
         let mut bytes = intact.bytes.clone();
         bytes[at..at + 4].copy_from_slice(&page.to_be_bytes());
         let (rows, report) = salvaged(&bytes);
         for table in TABLES {
-            assert!(rows[table] == intact.rows[table], "{table}, {page} at {at}: {report:?}");
+            assert!(
+                rows[table] == intact.rows[table],
+                "{table}, {page} at {at}: {report:?}"
+            );
         }
     }
 }
@@ -254,13 +337,23 @@ fn a_list_of_free_pages_that_names_a_page_of_a_sound_tree_does_not_take_its_rows
     let listed = u32::from_be_bytes(intact.bytes[start + 4..start + 8].try_into().unwrap());
     assert!(listed > 0, "the trunk names pages");
     for kind in ["table leaf", "table interior", "overflow", "index"] {
-        for page in intact.kinds.iter().filter(|(_, of)| **of == kind).map(|(page, _)| *page).step_by(7) {
+        for page in intact
+            .kinds
+            .iter()
+            .filter(|(_, of)| **of == kind)
+            .map(|(page, _)| *page)
+            .step_by(7)
+        {
             let mut bytes = intact.bytes.clone();
             bytes[start + 8..start + 12].copy_from_slice(&page.to_be_bytes());
             let (tally, report) = judge(&intact, &bytes);
             // Whether records are in order is not known without their collations: those may go to lost_and_found.
             let in_place = tally.saved + if kind == "index" { tally.aside } else { 0 };
-            assert_eq!((in_place, tally.invented), (tally.whole, 0), "{kind} {page}: {report:?}");
+            assert_eq!(
+                (in_place, tally.invented),
+                (tally.whole, 0),
+                "{kind} {page}: {report:?}"
+            );
         }
     }
 }

@@ -13,15 +13,16 @@ use rusqlite::Connection;
 
 use crate::support::beside::salvage_beside;
 
-const SCHEMA: &str =
-    "CREATE TABLE nodes (a INTEGER PRIMARY KEY, b TEXT UNIQUE, c TEXT); CREATE INDEX by_c ON nodes (c)";
+const SCHEMA: &str = "CREATE TABLE nodes (a INTEGER PRIMARY KEY, b TEXT UNIQUE, c TEXT); CREATE INDEX by_c ON nodes (c)";
 
 type Rows = BTreeMap<i64, (String, String)>;
 
 fn rows(path: &Path) -> Rows {
     let connection = Connection::open(path).unwrap();
     let mut statement = connection.prepare("SELECT a, b, c FROM nodes").unwrap();
-    let rows = statement.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?)))).unwrap();
+    let rows = statement
+        .query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))
+        .unwrap();
     rows.map(Result::unwrap).collect()
 }
 
@@ -52,7 +53,9 @@ fn create(path: &Path) -> Connection {
 }
 
 fn checkpoint(connection: &Connection) {
-    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        .unwrap();
 }
 
 /// A database in one state and a WAL of another, with what was in either.
@@ -79,8 +82,9 @@ impl Mixed {
         for (key, row) in &rows {
             let known = [self.of_database.get(key), self.of_wal.get(key)];
             if !known.contains(&Some(row)) {
-                let may_mix =
-                    report.wal == LogUse::Applied && is_mixed_of(row, known) && row == &self.row_of_sqlite(*key);
+                let may_mix = report.wal == LogUse::Applied
+                    && is_mixed_of(row, known)
+                    && row == &self.row_of_sqlite(*key);
                 assert!(may_mix, "{name}: row {key} was in neither: {report:?}");
             }
         }
@@ -91,28 +95,59 @@ impl Mixed {
         let dir = tempfile::tempdir().unwrap();
         let copy = dir.path().join("mixed.db");
         let _ = ["", "-wal"].map(|suffix| {
-            fs::copy(self.path(&format!("mixed.db{suffix}")), dir.path().join(format!("mixed.db{suffix}"))).unwrap()
+            fs::copy(
+                self.path(&format!("mixed.db{suffix}")),
+                dir.path().join(format!("mixed.db{suffix}")),
+            )
+            .unwrap()
         });
         let sql = "SELECT b, c FROM nodes NOT INDEXED WHERE a = ?1";
-        Connection::open(copy).unwrap().query_row(sql, [key], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+        Connection::open(copy)
+            .unwrap()
+            .query_row(sql, [key], |row| Ok((row.get(0)?, row.get(1)?)))
+            .unwrap()
     }
 
     /// Moreover, what both states have is there.
     fn expect_rows_of_either(&self, name: &str) -> Salvaged {
         let (rows, report) = self.expect_none_invented(name);
-        let of_both = self.of_database.iter().filter(|(key, row)| self.of_wal.get(*key) == Some(*row));
-        let lost = of_both.filter(|(key, row)| rows.get(*key) != Some(*row)).count() as u64;
-        let said: u64 = report.tables.iter().map(|table| table.rows_lost + table.rows_aside).sum();
-        assert!(lost <= said, "{name}: {lost} rows are lost, {said} are said to be: {report:?}");
+        let of_both = self
+            .of_database
+            .iter()
+            .filter(|(key, row)| self.of_wal.get(*key) == Some(*row));
+        let lost = of_both
+            .filter(|(key, row)| rows.get(*key) != Some(*row))
+            .count() as u64;
+        let said: u64 = report
+            .tables
+            .iter()
+            .map(|table| table.rows_lost + table.rows_aside)
+            .sum();
+        assert!(
+            lost <= said,
+            "{name}: {lost} rows are lost, {said} are said to be: {report:?}"
+        );
         report
     }
 }
 
 /// Whether a row that goes on on overflow pages is that of two states in turn.
 fn is_mixed_of((b, c): &(String, String), known: [Option<&(String, String)>; 2]) -> bool {
-    let [Some(one), Some(other)] = known else { return false };
-    let differs = |row: &(String, String)| row.1.bytes().zip(c.bytes()).filter(|(one, other)| one != other).count();
-    let is_of_either = |(at, byte)| [one, other].iter().any(|row| row.1.as_bytes().get(at) == Some(byte));
+    let [Some(one), Some(other)] = known else {
+        return false;
+    };
+    let differs = |row: &(String, String)| {
+        row.1
+            .bytes()
+            .zip(c.bytes())
+            .filter(|(one, other)| one != other)
+            .count()
+    };
+    let is_of_either = |(at, byte)| {
+        [one, other]
+            .iter()
+            .any(|row| row.1.as_bytes().get(at) == Some(byte))
+    };
     c.len() > 900
         && [&one.0, &other.0].contains(&b)
         && differs(one) > 0
@@ -157,10 +192,15 @@ fn mix(changes: [&str; 2], database: Database, is_reopened: bool) -> Mixed {
     fs::copy(path(wal), path("mixed.db-wal")).unwrap();
     fs::copy(path(file), path("alone.db")).unwrap();
     let of_database = rows(&path("alone.db"));
-    Mixed { of_database, of_wal, dir }
+    Mixed {
+        of_database,
+        of_wal,
+        dir,
+    }
 }
 
-const GROW: &str = "WITH RECURSIVE n(n) AS (SELECT 10000 UNION ALL SELECT n + 1 FROM n WHERE n < 10400)
+const GROW: &str =
+    "WITH RECURSIVE n(n) AS (SELECT 10000 UNION ALL SELECT n + 1 FROM n WHERE n < 10400)
                     INSERT INTO nodes SELECT n, 'node ' || n, 'more of row ' || n FROM n";
 const CHANGE: &str = "UPDATE nodes SET c = replace(c, 'text', 'next') WHERE a % 7 = 1";
 const CHANGE_OTHERS: &str = "UPDATE nodes SET c = replace(c, 'of', 'by') WHERE a % 5 = 1";
@@ -170,14 +210,24 @@ const REWRITE: &str = "UPDATE nodes SET c = replace(c, '00', '7a') WHERE length(
 const REPLACE: &str = "DELETE FROM nodes WHERE a BETWEEN 100 AND 450;
                        WITH RECURSIVE n(n) AS (SELECT 20000 UNION ALL SELECT n + 1 FROM n WHERE n < 20900)
                        INSERT INTO nodes SELECT n, 'node ' || n, 'new of row ' || n || iif(n % 9 = 1, hex(zeroblob(1500)), '') FROM n";
-const CHANGES: [&str; 7] = [GROW, CHANGE, CHANGE_OTHERS, SHRINK, LENGTHEN, REWRITE, REPLACE];
+const CHANGES: [&str; 7] = [
+    GROW,
+    CHANGE,
+    CHANGE_OTHERS,
+    SHRINK,
+    LENGTHEN,
+    REWRITE,
+    REPLACE,
+];
 
 fn all_mixtures(reopened: &[bool], mut each: impl FnMut(Mixed, &str)) {
     for first in CHANGES {
         for second in CHANGES.into_iter().filter(|second| *second != first) {
             for database in [Database::Older, Database::Newer] {
                 for is_reopened in reopened.iter().copied() {
-                    let name = format!("{first}, then {second}, the database {database:?}, reopened: {is_reopened}");
+                    let name = format!(
+                        "{first}, then {second}, the database {database:?}, reopened: {is_reopened}"
+                    );
                     each(mix([first, second], database, is_reopened), &name);
                 }
             }
@@ -192,9 +242,16 @@ fn with_a_wal_of_another_state_every_row_is_of_one_of_the_two_and_none_is_missin
         let report = mixed.expect_rows_of_either(name);
         applied += u32::from(report.wal == LogUse::Applied);
         count += 1;
-        assert_eq!(report.warnings.len(), usize::from(report.wal == LogUse::Ignored), "{name}: {report:?}");
+        assert_eq!(
+            report.warnings.len(),
+            usize::from(report.wal == LogUse::Ignored),
+            "{name}: {report:?}"
+        );
     });
-    assert!(applied < count / 5, "{applied} of {count} were taken for the right one");
+    assert!(
+        applied < count / 5,
+        "{applied} of {count} were taken for the right one"
+    );
 }
 
 #[test]
@@ -215,7 +272,8 @@ fn the_wal_of_another_project_with_the_same_schema_is_ignored() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     for change in CHANGES {
-        let _ = ["", "-wal", "-shm"].map(|suffix| fs::remove_file(path(&format!("other.db{suffix}"))));
+        let _ =
+            ["", "-wal", "-shm"].map(|suffix| fs::remove_file(path(&format!("other.db{suffix}"))));
         let own = create(&path("own.db"));
         let expected = rows(&path("own.db"));
         let other = open(&path("other.db"));
@@ -225,13 +283,22 @@ fn the_wal_of_another_project_with_the_same_schema_is_ignored() {
         other.execute_batch(change).unwrap();
         fs::copy(path("own.db"), path("mixed.db")).unwrap();
         fs::copy(path("other.db-wal"), path("mixed.db-wal")).unwrap();
-        let mixed =
-            Mixed { of_database: expected.clone(), of_wal: rows(&path("other.db")), dir: tempfile::tempdir().unwrap() };
-        let _ = ["mixed.db", "mixed.db-wal"].map(|name| fs::copy(path(name), mixed.path(name)).unwrap());
+        let mixed = Mixed {
+            of_database: expected.clone(),
+            of_wal: rows(&path("other.db")),
+            dir: tempfile::tempdir().unwrap(),
+        };
+        let _ = ["mixed.db", "mixed.db-wal"]
+            .map(|name| fs::copy(path(name), mixed.path(name)).unwrap());
         let (found, report) = mixed.salvage();
-        assert_eq!((found == expected, report.wal), (true, LogUse::Ignored), "{change}: {report:?}");
+        assert_eq!(
+            (found == expected, report.wal),
+            (true, LogUse::Ignored),
+            "{change}: {report:?}"
+        );
         drop(own);
-        let _ = ["", "-wal", "-shm"].map(|suffix| fs::remove_file(path(&format!("own.db{suffix}"))));
+        let _ =
+            ["", "-wal", "-shm"].map(|suffix| fs::remove_file(path(&format!("own.db{suffix}"))));
     }
 }
 
@@ -243,37 +310,65 @@ fn the_wal_of_the_state_that_the_database_is_in_is_always_taken() {
     let mut writers = [create(&live), open(&live), open(&live)];
     let mut state = 7_u64;
     let mut random = |below: u64| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % below
     };
     let mut taken = 0;
     for step in 0..300_i64 {
         let writer = random(3) as usize;
         match random(9) {
-            0 => insert(&writers[writer], 1_000 + step * 100, random(80) as i64 + 1, "text"),
-            1 => drop(writers[writer].execute("DELETE FROM nodes WHERE a % 97 = ?1", [random(97) as i64])),
+            0 => insert(
+                &writers[writer],
+                1_000 + step * 100,
+                random(80) as i64 + 1,
+                "text",
+            ),
+            1 => drop(
+                writers[writer].execute("DELETE FROM nodes WHERE a % 97 = ?1", [random(97) as i64]),
+            ),
             // A reader keeps the end of the WAL from being checkpointed.
             2 => {
                 let reader = open(&live);
-                reader.execute_batch("BEGIN; SELECT count(*) FROM nodes").unwrap();
+                reader
+                    .execute_batch("BEGIN; SELECT count(*) FROM nodes")
+                    .unwrap();
                 writers[writer].execute_batch(CHANGE_OTHERS).unwrap();
-                writers[writer].query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).unwrap();
+                writers[writer]
+                    .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+                    .unwrap();
             }
             3 if random(3) == 0 => checkpoint(&writers[writer]),
-            4 => writers[writer].query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(())).unwrap(),
+            4 => writers[writer]
+                .query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()))
+                .unwrap(),
             5 if random(5) == 0 => writers[writer].execute_batch("VACUUM").unwrap(),
             6 => writers[writer] = open(&live),
             7 => writers[writer].execute_batch(REWRITE).unwrap(),
-            _ => drop(writers[writer].execute("UPDATE nodes SET c = c || 'x' WHERE a % 31 = ?1", [random(31) as i64])),
+            _ => drop(writers[writer].execute(
+                "UPDATE nodes SET c = c || 'x' WHERE a % 31 = ?1",
+                [random(31) as i64],
+            )),
         }
         let expected = rows(&live);
-        let mixed =
-            Mixed { of_database: expected.clone(), of_wal: expected.clone(), dir: tempfile::tempdir().unwrap() };
+        let mixed = Mixed {
+            of_database: expected.clone(),
+            of_wal: expected.clone(),
+            dir: tempfile::tempdir().unwrap(),
+        };
         let _ = ["", "-wal"].map(|suffix| {
-            fs::copy(path(&format!("live.db{suffix}")), mixed.path(&format!("mixed.db{suffix}"))).unwrap()
+            fs::copy(
+                path(&format!("live.db{suffix}")),
+                mixed.path(&format!("mixed.db{suffix}")),
+            )
+            .unwrap()
         });
         let (found, report) = mixed.salvage();
-        assert!(found == expected && report.wal != LogUse::Ignored, "step {step}: {report:?}");
+        assert!(
+            found == expected && report.wal != LogUse::Ignored,
+            "step {step}: {report:?}"
+        );
         taken += u64::from(report.wal == LogUse::Applied);
     }
     assert!(taken > 100, "{taken} WALs were looked at");

@@ -38,13 +38,23 @@ const BLOCK_BYTES: usize = 65_536;
 /// From ones too small for blocks of their own to one of several blocks, and names that take a header more.
 fn databases() -> Vec<(PathBuf, usize)> {
     let long = format!(".kg/plugins/{}/{}.db", "p".repeat(120), "n".repeat(120));
-    let named =
-        [(".kg/knowledge.db", 600_000), (".kg/vectors.db", 140_000), (".kg/plugins/p/a.db", 9000), (&long, 300_000)];
-    named.into_iter().map(|(path, bytes)| (path.into(), bytes)).collect()
+    let named = [
+        (".kg/knowledge.db", 600_000),
+        (".kg/vectors.db", 140_000),
+        (".kg/plugins/p/a.db", 9000),
+        (&long, 300_000),
+    ];
+    named
+        .into_iter()
+        .map(|(path, bytes)| (path.into(), bytes))
+        .collect()
 }
 
 fn change(root: &Path, path: &Path, sql: &str) {
-    Connection::open(root.join(path)).unwrap().execute_batch(sql).unwrap();
+    Connection::open(root.join(path))
+        .unwrap()
+        .execute_batch(sql)
+        .unwrap();
 }
 
 /// A project with all of them, no two of the same content.
@@ -67,14 +77,31 @@ fn content(root: &Path) -> BTreeMap<PathBuf, Vec<(u64, String)>> {
     let rows = |path: &Path| {
         let connection = Connection::open(root.join(path)).unwrap();
         let mut statement = connection.prepare("SELECT id, text FROM nodes").unwrap();
-        statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(|row| row.unwrap()).collect()
+        statement
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+            .unwrap()
+            .map(|row| row.unwrap())
+            .collect()
     };
-    databases().into_iter().map(|(path, _)| (path.clone(), rows(&path))).collect()
+    databases()
+        .into_iter()
+        .map(|(path, _)| (path.clone(), rows(&path)))
+        .collect()
 }
 
 fn back_up(root: &Path, store: &Store, compression: Compression) -> Created {
-    let options = BackupOptions { compression, ..BackupOptions::default() };
-    create_backup(root, store, &WorkerMode::InProcess, &options, &OperationContext::default()).unwrap()
+    let options = BackupOptions {
+        compression,
+        ..BackupOptions::default()
+    };
+    create_backup(
+        root,
+        store,
+        &WorkerMode::InProcess,
+        &options,
+        &OperationContext::default(),
+    )
+    .unwrap()
 }
 
 proptest! {
@@ -133,7 +160,9 @@ impl ResponseSink for Said {
                 self.content.get_mut(&self.path).unwrap().1 += blocks.len();
                 self.told.extend(blocks);
             }
-            Message::DatabaseEnd { sha256, .. } => drop(self.digests.insert(std::mem::take(&mut self.path), sha256)),
+            Message::DatabaseEnd { sha256, .. } => {
+                drop(self.digests.insert(std::mem::take(&mut self.path), sha256))
+            }
             _ => {}
         }
         Ok(())
@@ -167,18 +196,30 @@ impl Before {
         let store = Store::at(&dir.path().join("backups")).unwrap();
         let backup = back_up(&root, &store, Compression::GZIP).backup;
         fs::create_dir(&scratch).unwrap();
-        fs::copy(root.join(".kg/cache/backup-pages").join(&backup.id), scratch.join("hashes")).unwrap();
+        fs::copy(
+            root.join(".kg/cache/backup-pages").join(&backup.id),
+            scratch.join("hashes"),
+        )
+        .unwrap();
         let beside = fs::read(format!("{}.manifest.json", backup.path.display())).unwrap();
         let manifest = Manifest::parse(&beside, &backup.id).unwrap();
         let known = scratch.join("known.json");
-        let before = Before { _dir: dir, root, scratch, known, manifest };
+        let before = Before {
+            _dir: dir,
+            root,
+            scratch,
+            known,
+            manifest,
+        };
         before.leave_out(false);
         before
     }
 
     /// Whether what is saved next is incremental.
     fn leave_out(&self, leave_out: bool) {
-        BaselineFile::new(&self.manifest, "hashes".into(), leave_out).write(&self.known).unwrap();
+        BaselineFile::new(&self.manifest, "hashes".into(), leave_out)
+            .write(&self.known)
+            .unwrap();
     }
 
     fn save(&self, block_bytes: usize, takes_over: bool, erase: bool) -> (Said, Saved) {
@@ -196,17 +237,31 @@ impl Before {
         let mut said = Said::default();
         let saved = save(&request, &mut said, &CancelToken::default()).unwrap();
         assert_eq!(saved.integrity.status, IntegrityStatus::Ok, "{saved:?}");
-        let blocks = self.hashes().databases.into_values().flat_map(|hashes| hashes.blocks.hashes);
-        assert!(said.told.is_subset(&blocks.collect()), "the earlier archive has every block that is told of");
+        let blocks = self
+            .hashes()
+            .databases
+            .into_values()
+            .flat_map(|hashes| hashes.blocks.hashes);
+        assert!(
+            said.told.is_subset(&blocks.collect()),
+            "the earlier archive has every block that is told of"
+        );
         (said, saved)
     }
 
     fn hashes(&self) -> PageFile {
-        PageFile::read(fs::File::open(self.scratch.join("hashes")).unwrap()).unwrap().unwrap()
+        PageFile::read(fs::File::open(self.scratch.join("hashes")).unwrap())
+            .unwrap()
+            .unwrap()
     }
 
     fn digest(&self, path: &str) -> &str {
-        let record = self.manifest.files.iter().find(|record| record.path == path).unwrap();
+        let record = self
+            .manifest
+            .files
+            .iter()
+            .find(|record| record.path == path)
+            .unwrap();
         self.manifest.content_digest(record).unwrap()
     }
 }
@@ -214,64 +269,125 @@ impl Before {
 #[test]
 fn of_large_databases_only_the_blocks_that_changed_are_sent_and_the_digest_is_that_of_the_whole() {
     let before = Before::new();
-    let paths: Vec<String> = databases().iter().map(|(path, _)| path.display().to_string()).collect();
-    let [knowledge, vectors, small, long] = &paths[..] else { unreachable!() };
+    let paths: Vec<String> = databases()
+        .iter()
+        .map(|(path, _)| path.display().to_string())
+        .collect();
+    let [knowledge, vectors, small, long] = &paths[..] else {
+        unreachable!()
+    };
     let (said, saved) = before.save(BLOCK_BYTES, true, true);
-    assert!(saved.integrity.full_text && saved.node_count == 600, "{saved:?}");
+    assert!(
+        saved.integrity.full_text && saved.node_count == 600,
+        "{saved:?}"
+    );
     for path in [knowledge, vectors, long] {
-        assert!(matches!(said.content[path], (0, 2..)), "{path}: {:?}", said.content[path]);
+        assert!(
+            matches!(said.content[path], (0, 2..)),
+            "{path}: {:?}",
+            said.content[path]
+        );
     }
-    assert!(matches!(said.content[small], (1.., 0)), "it shares a block with other files");
-    assert!(paths.iter().all(|path| said.digests[path] == before.digest(path)));
+    assert!(
+        matches!(said.content[small], (1.., 0)),
+        "it shares a block with other files"
+    );
+    assert!(
+        paths
+            .iter()
+            .all(|path| said.digests[path] == before.digest(path))
+    );
 
     // As it was by size and time, and nothing but the content says otherwise.
-    let file = fs::File::options().write(true).open(before.root.join(vectors)).unwrap();
+    let file = fs::File::options()
+        .write(true)
+        .open(before.root.join(vectors))
+        .unwrap();
     let then = file.metadata().unwrap();
-    change(&before.root, Path::new(vectors), "UPDATE nodes SET text = hex(randomblob(450)) || '1' WHERE id = 70");
+    change(
+        &before.root,
+        Path::new(vectors),
+        "UPDATE nodes SET text = hex(randomblob(450)) || '1' WHERE id = 70",
+    );
     file.set_modified(then.modified().unwrap()).unwrap();
     assert_eq!(file.metadata().unwrap().len(), then.len());
     let (said, _) = before.save(BLOCK_BYTES, true, true);
     let (sent, told) = said.content[vectors];
-    assert!(sent > 0 && told > 0 && sent < then.len() as usize, "{sent}, {told}");
+    assert!(
+        sent > 0 && told > 0 && sent < then.len() as usize,
+        "{sent}, {told}"
+    );
     assert_eq!(said.content[knowledge].0, 0);
     let (plain, _) = before.save(BLOCK_BYTES, false, true);
-    assert!(plain.content.values().all(|(sent, told)| *sent > 0 && *told == 0), "no earlier archive is at hand");
+    assert!(
+        plain
+            .content
+            .values()
+            .all(|(sent, told)| *sent > 0 && *told == 0),
+        "no earlier archive is at hand"
+    );
     assert_eq!(said.digests, plain.digests);
     assert_ne!(said.digests[vectors], before.digest(vectors));
 }
 
 #[test]
-fn blocks_of_another_size_are_not_told_of_and_those_that_are_not_erased_only_if_they_are_the_same() {
+fn blocks_of_another_size_are_not_told_of_and_those_that_are_not_erased_only_if_they_are_the_same()
+{
     let before = Before::new();
     let knowledge = ".kg/knowledge.db";
     let (said, _) = before.save(BLOCK_BYTES / 2, true, true);
-    assert!(said.content.values().all(|(sent, told)| *sent > 0 && *told == 0), "the earlier archive has no such block");
-    change(&before.root, Path::new(knowledge), "DELETE FROM nodes WHERE id % 5 > 0");
+    assert!(
+        said.content
+            .values()
+            .all(|(sent, told)| *sent > 0 && *told == 0),
+        "the earlier archive has no such block"
+    );
+    change(
+        &before.root,
+        Path::new(knowledge),
+        "DELETE FROM nodes WHERE id % 5 > 0",
+    );
     let (erased, _) = before.save(BLOCK_BYTES, true, true);
     let (kept, _) = before.save(BLOCK_BYTES, true, false);
     assert!(kept.content[knowledge].0 > 0);
-    assert_ne!(kept.digests[knowledge], erased.digests[knowledge], "what was deleted is still there");
+    assert_ne!(
+        kept.digests[knowledge], erased.digests[knowledge],
+        "what was deleted is still there"
+    );
 }
 
 #[test]
 fn hashes_of_other_content_make_no_wrong_backup() {
     let before = Before::new();
-    let (vectors, long) = (databases()[1].0.display().to_string(), databases()[3].0.display().to_string());
+    let (vectors, long) = (
+        databases()[1].0.display().to_string(),
+        databases()[3].0.display().to_string(),
+    );
     // Right in itself, but each of the two is said to be what the other is.
     let mut wrong = before.hashes();
     let [of_vectors, of_long] = [&vectors, &long].map(|path| wrong.databases.remove(path).unwrap());
-    wrong.databases.extend([(vectors.clone(), of_long), (long.clone(), of_vectors)]);
-    wrong.write(fs::File::create(before.scratch.join("hashes")).unwrap()).unwrap();
+    wrong
+        .databases
+        .extend([(vectors.clone(), of_long), (long.clone(), of_vectors)]);
+    wrong
+        .write(fs::File::create(before.scratch.join("hashes")).unwrap())
+        .unwrap();
     let (said, _) = before.save(BLOCK_BYTES, true, true);
     for path in [&vectors, &long] {
         assert!(said.content[path].0 > 0);
         assert_eq!(said.digests[path], before.digest(path));
     }
     assert_eq!(
-        PageFile::read(fs::File::open(before.scratch.join(PAGE_HASHES_FILE)).unwrap()).unwrap().unwrap().databases,
+        PageFile::read(fs::File::open(before.scratch.join(PAGE_HASHES_FILE)).unwrap())
+            .unwrap()
+            .unwrap()
+            .databases,
         {
             let mut right = before.hashes().databases;
-            let (of_vectors, of_long) = (right.remove(&vectors).unwrap(), right.remove(&long).unwrap());
+            let (of_vectors, of_long) = (
+                right.remove(&vectors).unwrap(),
+                right.remove(&long).unwrap(),
+            );
             right.extend([(vectors, of_long), (long, of_vectors)]);
             right
         }
@@ -282,13 +398,25 @@ fn hashes_of_other_content_make_no_wrong_backup() {
 fn an_incremental_backup_leaves_out_no_database_of_which_only_the_hashes_are_the_same() {
     let before = Before::new();
     let vectors = databases()[1].0.display().to_string();
-    change(&before.root, Path::new(&vectors), "UPDATE nodes SET text = 'other' WHERE id = 70");
+    change(
+        &before.root,
+        Path::new(&vectors),
+        "UPDATE nodes SET text = 'other' WHERE id = 70",
+    );
     let (changed, _) = before.save(BLOCK_BYTES, false, true);
     before.leave_out(true);
     let (said, _) = before.save(BLOCK_BYTES, false, true);
-    assert!(said.content.is_empty(), "pages are sent: {:?}", said.content);
+    assert!(
+        said.content.is_empty(),
+        "pages are sent: {:?}",
+        said.content
+    );
     // As if they had been those of the base.
-    fs::copy(before.scratch.join(PAGE_HASHES_FILE), before.scratch.join("hashes")).unwrap();
+    fs::copy(
+        before.scratch.join(PAGE_HASHES_FILE),
+        before.scratch.join("hashes"),
+    )
+    .unwrap();
     let (said, _) = before.save(BLOCK_BYTES, false, true);
     assert_eq!(said.content.keys().collect::<Vec<_>>(), [&vectors]);
     assert_eq!(said.digests[&vectors], changed.digests[&vectors]);
@@ -299,7 +427,11 @@ fn of_a_database_that_became_shorter_no_block_is_told_of_that_ends_earlier_now()
     let before = Before::new();
     let knowledge = ".kg/knowledge.db";
     for rows in (300..600).step_by(37) {
-        change(&before.root, Path::new(knowledge), &format!("DELETE FROM nodes WHERE id > {}; VACUUM", 900 - rows));
+        change(
+            &before.root,
+            Path::new(knowledge),
+            &format!("DELETE FROM nodes WHERE id > {}; VACUUM", 900 - rows),
+        );
         let (said, _) = before.save(BLOCK_BYTES, true, true);
         assert!(said.content[knowledge].0 > 0);
     }
@@ -310,11 +442,17 @@ fn a_digest_that_rotted_in_the_manifest_beside_the_last_archive_gets_into_no_oth
     let before = Before::new();
     let knowledge = ".kg/knowledge.db";
     let mut rotten = before.manifest.clone();
-    let record = rotten.files.iter().find(|record| record.path == knowledge).unwrap();
+    let record = rotten
+        .files
+        .iter()
+        .find(|record| record.path == knowledge)
+        .unwrap();
     let digest = rotten.checksums.get_mut(&record.entry).unwrap();
     *digest = digest.replace(['1', '2', '3'], "4");
     for leave_out in [false, true] {
-        BaselineFile::new(&rotten, "hashes".into(), leave_out).write(&before.known).unwrap();
+        BaselineFile::new(&rotten, "hashes".into(), leave_out)
+            .write(&before.known)
+            .unwrap();
         let (said, _) = before.save(BLOCK_BYTES, !leave_out, true);
         assert_eq!(said.digests[knowledge], before.digest(knowledge));
     }

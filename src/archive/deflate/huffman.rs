@@ -52,7 +52,8 @@ fn depths(keys: &[u64]) -> [u32; MAX_DEPTH] {
     let (mut leaf, mut inner) = (0, 0);
     for made in 0..keys.len() - 1 {
         for _ in 0..2 {
-            let is_leaf = leaf < keys.len() && (inner == made || count(keys[leaf]) <= inner_counts[inner]);
+            let is_leaf =
+                leaf < keys.len() && (inner == made || count(keys[leaf]) <= inner_counts[inner]);
             let node = if is_leaf {
                 inner_counts[made] += count(keys[leaf]);
                 leaf += 1;
@@ -86,10 +87,14 @@ fn limited(mut of_depth: [u32; MAX_DEPTH], limit: usize) -> [u32; MAX_DEPTH] {
     of_depth[limit + 1..].fill(0);
     of_depth[limit] += too_deep;
     // In units of the deepest leaves: what all of them take, and what there is.
-    let taken: u32 = (1..=limit).map(|depth| of_depth[depth] << (limit - depth)).sum();
+    let taken: u32 = (1..=limit)
+        .map(|depth| of_depth[depth] << (limit - depth))
+        .sum();
     for _ in 1 << limit..taken {
         // A leaf moves down to make room for one of the deepest beside it, which takes one unit less together.
-        let Some(depth) = (1..limit).rev().find(|depth| of_depth[*depth] > 0) else { break };
+        let Some(depth) = (1..limit).rev().find(|depth| of_depth[*depth] > 0) else {
+            break;
+        };
         of_depth[depth] -= 1;
         of_depth[depth + 1] += 2;
         of_depth[limit] -= 1;
@@ -100,7 +105,9 @@ fn limited(mut of_depth: [u32; MAX_DEPTH], limit: usize) -> [u32; MAX_DEPTH] {
 /// The codes of these lengths.
 pub fn codes<const SYMBOLS: usize>(lengths: &[u8; SYMBOLS]) -> [Code; SYMBOLS] {
     let mut of_length = [0; 16];
-    lengths.iter().for_each(|length| of_length[usize::from(*length)] += 1);
+    lengths
+        .iter()
+        .for_each(|length| of_length[usize::from(*length)] += 1);
     of_length[0] = 0;
     let mut next = [0_u32; 16];
     for length in 1..16 {
@@ -110,7 +117,10 @@ pub fn codes<const SYMBOLS: usize>(lengths: &[u8; SYMBOLS]) -> [Code; SYMBOLS] {
         0 => Code::default(),
         length => {
             let next = &mut next[usize::from(length)];
-            let code = Code { bits: next.reverse_bits() >> (32 - u32::from(length)), length: length.into() };
+            let code = Code {
+                bits: next.reverse_bits() >> (32 - u32::from(length)),
+                length: length.into(),
+            };
             *next += 1;
             code
         }
@@ -129,7 +139,10 @@ mod tests {
             let bits = code.bits.reverse_bits() >> (32 - code.length);
             format!("{bits:0width$b}", width = code.length as usize)
         });
-        assert_eq!(codes, ["010", "011", "100", "101", "110", "00", "1110", "1111"]);
+        assert_eq!(
+            codes,
+            ["010", "011", "100", "101", "110", "00", "1110", "1111"]
+        );
     }
 
     #[test]

@@ -59,18 +59,30 @@ mod tests {
         deflater.deflate(content, &mut stream);
         let stream = stream.strip_prefix(b"before").unwrap().to_vec();
         let mut inflated = vec![0; content.len()];
-        let length = libdeflater::Decompressor::new().deflate_decompress(&stream, &mut inflated).unwrap();
-        assert!(length == content.len() && inflated == content, "libdeflate reads something else");
+        let length = libdeflater::Decompressor::new()
+            .deflate_decompress(&stream, &mut inflated)
+            .unwrap();
+        assert!(
+            length == content.len() && inflated == content,
+            "libdeflate reads something else"
+        );
         let mut inflated = Vec::new();
-        let read = flate2::bufread::DeflateDecoder::new(&stream[..]).read_to_end(&mut inflated).unwrap();
-        assert!(read == content.len() && inflated == content, "zlib reads something else");
+        let read = flate2::bufread::DeflateDecoder::new(&stream[..])
+            .read_to_end(&mut inflated)
+            .unwrap();
+        assert!(
+            read == content.len() && inflated == content,
+            "zlib reads something else"
+        );
         stream
     }
 
     fn noise(bytes: usize) -> Vec<u8> {
         let mut state = 1_u64;
         let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 56) as u8
         };
         (0..bytes).map(|_| next()).collect()
@@ -79,8 +91,13 @@ mod tests {
     #[test]
     fn content_of_every_length_around_those_where_parts_and_words_end_is_read_back() {
         let mut deflater = Deflater::default();
-        let text: Vec<u8> = (0..).flat_map(|n: u32| format!("{n} nodes, ").into_bytes()).take(3 * PART_BYTES).collect();
-        let lengths = (0..600).chain(PART_BYTES - 20..PART_BYTES + 20).chain(2 * PART_BYTES - 9..2 * PART_BYTES + 9);
+        let text: Vec<u8> = (0..)
+            .flat_map(|n: u32| format!("{n} nodes, ").into_bytes())
+            .take(3 * PART_BYTES)
+            .collect();
+        let lengths = (0..600)
+            .chain(PART_BYTES - 20..PART_BYTES + 20)
+            .chain(2 * PART_BYTES - 9..2 * PART_BYTES + 9);
         for length in lengths {
             deflated(&mut deflater, &text[..length]);
         }
@@ -100,7 +117,11 @@ mod tests {
             let unit = noise(period);
             let content: Vec<u8> = unit.iter().copied().cycle().take(2 * PART_BYTES).collect();
             let stream = deflated(&mut Deflater::default(), &content);
-            assert!(stream.len() < period + 2000, "{} for {period}", stream.len());
+            assert!(
+                stream.len() < period + 2000,
+                "{} for {period}",
+                stream.len()
+            );
         }
         let too_far: Vec<u8> = noise(33 * 1024).repeat(3);
         deflated(&mut Deflater::default(), &too_far);

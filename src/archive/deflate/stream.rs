@@ -3,7 +3,9 @@
 use super::{
     PART_BYTES,
     huffman::{self, Code},
-    tokens::{DISTANCE_CODES, END, LENGTHS, LITERAL_CODES, MAX_LENGTH, Token, Tokens, distance_rest_bits},
+    tokens::{
+        DISTANCE_CODES, END, LENGTHS, LITERAL_CODES, MAX_LENGTH, Token, Tokens, distance_rest_bits,
+    },
 };
 
 /// Of codes of literals and distances, and of codes that tell the lengths of those.
@@ -21,11 +23,25 @@ const DYNAMIC: u64 = 2;
 
 /// Codes that tell of lengths: one length, or a row of equal ones, which takes further bits.
 const LENGTH_CODES: usize = 19;
-const REPEAT: RowKind = RowKind { code: 16, rows: 3..=6, rest_bits: 2 };
-const SHORT_ZEROS: RowKind = RowKind { code: 17, rows: 3..=10, rest_bits: 3 };
-const LONG_ZEROS: RowKind = RowKind { code: 18, rows: 11..=138, rest_bits: 7 };
+const REPEAT: RowKind = RowKind {
+    code: 16,
+    rows: 3..=6,
+    rest_bits: 2,
+};
+const SHORT_ZEROS: RowKind = RowKind {
+    code: 17,
+    rows: 3..=10,
+    rest_bits: 3,
+};
+const LONG_ZEROS: RowKind = RowKind {
+    code: 18,
+    rows: 11..=138,
+    rest_bits: 7,
+};
 /// The order in which their own lengths stand in a stream (RFC 1951, 3.2.7).
-const LENGTH_CODE_ORDER: [usize; LENGTH_CODES] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
+const LENGTH_CODE_ORDER: [usize; LENGTH_CODES] = [
+    16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15,
+];
 
 struct RowKind {
     code: u8,
@@ -69,7 +85,11 @@ impl End {
 impl<'a> Bits<'a> {
     /// A stream that begins where `out` ends.
     pub fn after(out: &'a mut Vec<u8>) -> Self {
-        let end = End { at: out.len(), held: 0, held_bits: 0 };
+        let end = End {
+            at: out.len(),
+            held: 0,
+            held_bits: 0,
+        };
         Bits { out, end }
     }
 
@@ -84,7 +104,8 @@ impl<'a> Bits<'a> {
         let before = self.end;
         self.out.resize(before.at + MAX_BLOCK_BYTES + WORD_BYTES, 0);
         self.compressed(&found, is_last);
-        let stored_bytes = part.len() + part.len().div_ceil(MAX_STORED_BYTES).max(1) * STORED_HEAD_BYTES;
+        let stored_bytes =
+            part.len() + part.len().div_ceil(MAX_STORED_BYTES).max(1) * STORED_HEAD_BYTES;
         if self.end.at - before.at > stored_bytes {
             self.end = before;
             self.stored(part, is_last);
@@ -131,22 +152,36 @@ impl<'a> Bits<'a> {
     /// Tells how long the codes are that follow (RFC 1951, 3.2.7).
     fn codes(&mut self, literals: &[u8; LITERAL_CODES], distances: &[u8; DISTANCE_CODES]) {
         let up_to_last = |lengths: &[u8], least: usize| {
-            lengths.iter().rposition(|length| *length > 0).map_or(least, |last| least.max(last + 1))
+            lengths
+                .iter()
+                .rposition(|length| *length > 0)
+                .map_or(least, |last| least.max(last + 1))
         };
         let (literal_count, distance_count) = (up_to_last(literals, 257), up_to_last(distances, 1));
         let lengths = [&literals[..literal_count], &distances[..distance_count]].concat();
         let rows = rows(&lengths);
         let mut counts = [0; LENGTH_CODES];
-        rows.iter().for_each(|row| counts[usize::from(row.code)] += 1);
+        rows.iter()
+            .for_each(|row| counts[usize::from(row.code)] += 1);
         let row_lengths = huffman::lengths(&counts, MAX_LENGTH_CODE_BITS);
         let row_codes = huffman::codes(&row_lengths);
         let ordered = LENGTH_CODE_ORDER.map(|code| row_lengths[code]);
         let row_count = up_to_last(&ordered, 4);
-        self.put((literal_count - 257) as u64 | (distance_count as u64 - 1) << 5 | (row_count as u64 - 4) << 10, 14);
-        ordered[..row_count].iter().for_each(|length| self.put((*length).into(), 3));
+        self.put(
+            (literal_count - 257) as u64
+                | (distance_count as u64 - 1) << 5
+                | (row_count as u64 - 4) << 10,
+            14,
+        );
+        ordered[..row_count]
+            .iter()
+            .for_each(|length| self.put((*length).into(), 3));
         for row in rows {
             let code = row_codes[usize::from(row.code)];
-            self.put(u64::from(code.bits) | row.rest << code.length, code.length + row.rest_bits);
+            self.put(
+                u64::from(code.bits) | row.rest << code.length,
+                code.length + row.rest_bits,
+            );
         }
     }
 
@@ -173,13 +208,24 @@ fn rows(lengths: &[u8]) -> Vec<Row> {
     let mut rows = Vec::with_capacity(lengths.len());
     let mut row = |kind: &RowKind, equal: usize| {
         let taken = equal.min(*kind.rows.end());
-        rows.push(Row { code: kind.code, rest: (taken - kind.rows.start()) as u64, rest_bits: kind.rest_bits });
+        rows.push(Row {
+            code: kind.code,
+            rest: (taken - kind.rows.start()) as u64,
+            rest_bits: kind.rest_bits,
+        });
         taken
     };
     let mut at = 0;
     while let Some(length) = lengths.get(at) {
-        let equal = lengths[at..].iter().take_while(|other| *other == length).count();
-        let one = RowKind { code: *length, rows: 1..=1, rest_bits: 0 };
+        let equal = lengths[at..]
+            .iter()
+            .take_while(|other| *other == length)
+            .count();
+        let one = RowKind {
+            code: *length,
+            rows: 1..=1,
+            rest_bits: 0,
+        };
         at += match (*length, equal) {
             (0, 11..) => row(&LONG_ZEROS, equal),
             (0, 3..) => row(&SHORT_ZEROS, equal),
@@ -201,13 +247,18 @@ fn whats(codes: &[Code; LITERAL_CODES]) -> [What; Token::WHATS] {
     let mut whats = [What::default(); Token::WHATS];
     // Literals and the end.
     for (what, code) in whats.iter_mut().zip(&codes[..=END]) {
-        *what = What { bits: code.bits, count: code.length };
+        *what = What {
+            bits: code.bits,
+            count: code.length,
+        };
     }
     for length in 3..=MAX_LENGTH {
         let written = LENGTHS[length];
         let code = codes[written.code];
-        whats[Token::what_of_length(length)] =
-            What { bits: code.bits | written.rest << code.length, count: code.length + written.rest_bits };
+        whats[Token::what_of_length(length)] = What {
+            bits: code.bits | written.rest << code.length,
+            count: code.length + written.rest_bits,
+        };
     }
     whats
 }
@@ -225,7 +276,11 @@ fn distances(codes: &[Code; DISTANCE_CODES]) -> [DistanceBits; Token::DISTANCE_C
     let mut distances = [DistanceBits::default(); Token::DISTANCE_CODES];
     for (number, (distance, code)) in distances.iter_mut().zip(codes).enumerate() {
         let count = code.length + distance_rest_bits(number);
-        *distance = DistanceBits { bits: code.bits as u16, code_bits: code.length as u8, count: count as u8 };
+        *distance = DistanceBits {
+            bits: code.bits as u16,
+            code_bits: code.length as u8,
+            count: count as u8,
+        };
     }
     distances
 }

@@ -77,12 +77,18 @@ impl Distance {
     #[inline(always)]
     fn of(less_one: u32) -> Self {
         if less_one < 4 {
-            return Distance { code: less_one, rest: 0 };
+            return Distance {
+                code: less_one,
+                rest: 0,
+            };
         }
         // Each two codes have one further bit more: what stands below the two highest bits.
         let highest = less_one.ilog2();
         let rest_bits = highest - 1;
-        Distance { code: 2 * highest + (less_one >> rest_bits & 1), rest: less_one & ((1 << rest_bits) - 1) }
+        Distance {
+            code: 2 * highest + (less_one >> rest_bits & 1),
+            rest: less_one & ((1 << rest_bits) - 1),
+        }
     }
 }
 
@@ -103,21 +109,33 @@ pub struct Length {
 pub static LENGTHS: [Length; MAX_LENGTH + 1] = lengths();
 
 const fn lengths() -> [Length; MAX_LENGTH + 1] {
-    let mut lengths = [Length { code: 0, rest: 0, rest_bits: 0 }; MAX_LENGTH + 1];
+    let mut lengths = [Length {
+        code: 0,
+        rest: 0,
+        rest_bits: 0,
+    }; MAX_LENGTH + 1];
     let (mut length, mut code) = (3, FIRST_LENGTH_CODE);
     while length < MAX_LENGTH {
         let number = (code - FIRST_LENGTH_CODE) as u32;
         let rest_bits = if number < 8 { 0 } else { number / 4 - 1 };
         let mut rest = 0;
         while rest < 1 << rest_bits && length < MAX_LENGTH {
-            lengths[length] = Length { code, rest, rest_bits };
+            lengths[length] = Length {
+                code,
+                rest,
+                rest_bits,
+            };
             length += 1;
             rest += 1;
         }
         code += 1;
     }
     // The longest has a code of its own.
-    lengths[MAX_LENGTH] = Length { code: LITERAL_CODES - 1, rest: 0, rest_bits: 0 };
+    lengths[MAX_LENGTH] = Length {
+        code: LITERAL_CODES - 1,
+        rest: 0,
+        rest_bits: 0,
+    };
     lengths
 }
 
@@ -183,16 +201,30 @@ impl TokenBuffer {
         for (count, length) in self.lengths.iter().zip(&LENGTHS).skip(MIN_LENGTH) {
             self.counts.literals[length.code] += count;
         }
-        Tokens { tokens: &self.tokens[..self.token_count], counts: &self.counts }
+        Tokens {
+            tokens: &self.tokens[..self.token_count],
+            counts: &self.counts,
+        }
     }
 }
 
 impl Default for Finder {
     fn default() -> Self {
-        let counts = Counts { literals: [0; LITERAL_CODES], distances: [0; DISTANCE_CODES] };
+        let counts = Counts {
+            literals: [0; LITERAL_CODES],
+            distances: [0; DISTANCE_CODES],
+        };
         let tokens = [Token::default(); PART_BYTES + 1];
-        let taken = TokenBuffer { tokens, token_count: 0, lengths: [0; MAX_LENGTH + 1], counts };
-        Finder { places: Box::new([0; 1 << HASH_BITS]), taken: Box::new(taken) }
+        let taken = TokenBuffer {
+            tokens,
+            token_count: 0,
+            lengths: [0; MAX_LENGTH + 1],
+            counts,
+        };
+        Finder {
+            places: Box::new([0; 1 << HASH_BITS]),
+            taken: Box::new(taken),
+        }
     }
 }
 
@@ -252,7 +284,9 @@ fn hash(four_bytes: u32) -> usize {
 /// The eight bytes from there on.
 #[inline(always)]
 fn word_at(content: &[u8], at: usize) -> u64 {
-    content[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word))
+    content[at..]
+        .first_chunk()
+        .map_or(0, |word| u64::from_le_bytes(*word))
 }
 
 /// How long the match is of what begins at these two places with the same eight bytes.
@@ -270,7 +304,12 @@ fn long_match(content: &[u8], at: usize, distance: usize) -> usize {
         }
         length += 8;
     }
-    length + this[length..].iter().zip(&that[length..]).take_while(|(byte, that)| byte == that).count()
+    length
+        + this[length..]
+            .iter()
+            .zip(&that[length..])
+            .take_while(|(byte, that)| byte == that)
+            .count()
 }
 
 #[cfg(test)]
@@ -279,19 +318,37 @@ mod tests {
 
     #[test]
     fn lengths_and_distances_have_the_codes_of_rfc_1951() {
-        let length = |length: usize| (LENGTHS[length].code, LENGTHS[length].rest_bits, LENGTHS[length].rest);
+        let length = |length: usize| {
+            (
+                LENGTHS[length].code,
+                LENGTHS[length].rest_bits,
+                LENGTHS[length].rest,
+            )
+        };
         assert_eq!(
             [length(3), length(10), length(11), length(12)],
             [(257, 0, 0), (264, 0, 0), (265, 1, 0), (265, 1, 1)]
         );
-        assert_eq!([length(18), length(19), length(130)], [(268, 1, 1), (269, 2, 0), (280, 4, 15)]);
-        assert_eq!([length(131), length(257), length(258)], [(281, 5, 0), (284, 5, 30), (285, 0, 0)]);
+        assert_eq!(
+            [length(18), length(19), length(130)],
+            [(268, 1, 1), (269, 2, 0), (280, 4, 15)]
+        );
+        assert_eq!(
+            [length(131), length(257), length(258)],
+            [(281, 5, 0), (284, 5, 30), (285, 0, 0)]
+        );
         let distance = |distance: u32| {
             let Distance { code, rest } = Distance::of(distance - 1);
             (code, distance_rest_bits(code as usize), rest)
         };
-        assert_eq!([distance(1), distance(4), distance(5), distance(6)], [(0, 0, 0), (3, 0, 0), (4, 1, 0), (4, 1, 1)]);
-        assert_eq!([distance(7), distance(192), distance(193)], [(5, 1, 0), (14, 6, 63), (15, 6, 0)]);
+        assert_eq!(
+            [distance(1), distance(4), distance(5), distance(6)],
+            [(0, 0, 0), (3, 0, 0), (4, 1, 0), (4, 1, 1)]
+        );
+        assert_eq!(
+            [distance(7), distance(192), distance(193)],
+            [(5, 1, 0), (14, 6, 63), (15, 6, 0)]
+        );
         assert_eq!(
             [distance(24_576), distance(24_577), distance(32_768)],
             [(28, 13, 8191), (29, 13, 0), (29, 13, 8191)]

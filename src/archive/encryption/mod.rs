@@ -16,7 +16,9 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use age::{DecryptError, Decryptor, Encryptor, Identity, Recipient, scrypt, secrecy::SecretString, x25519};
+use age::{
+    DecryptError, Decryptor, Encryptor, Identity, Recipient, scrypt, secrecy::SecretString, x25519,
+};
 use age_core::format::{FileKey, Stanza};
 
 use crate::error::{Code, Error, Result};
@@ -61,7 +63,10 @@ enum Readers<'a> {
 
 impl Keyring {
     pub fn of_passphrase(passphrase: SecretString) -> Self {
-        Keyring { passphrases: vec![passphrase], ..Keyring::default() }
+        Keyring {
+            passphrases: vec![passphrase],
+            ..Keyring::default()
+        }
     }
 
     /// Recipients where there are any: then passphrases and identities only open. Else whoever has the passphrase, else the identities.
@@ -72,7 +77,11 @@ impl Keyring {
         let recipients = match (self.recipients.is_empty(), self.passphrases.first()) {
             (false, _) => self.recipients.clone(),
             (true, Some(passphrase)) => return Ok(Readers::Passphrase(passphrase)),
-            (true, None) => self.identities.iter().map(x25519::Identity::to_public).collect(),
+            (true, None) => self
+                .identities
+                .iter()
+                .map(x25519::Identity::to_public)
+                .collect(),
         };
         match recipients.len() {
             0 => Err(Error::new(
@@ -84,7 +93,10 @@ impl Keyring {
             1..=MOST_RECIPIENTS => Ok(Readers::Recipients(recipients)),
             many => {
                 let message = format!("The backup is to be encrypted to {many} recipients");
-                Err(Error::invalid(message, format!("Give {MOST_RECIPIENTS} at most")))
+                Err(Error::invalid(
+                    message,
+                    format!("Give {MOST_RECIPIENTS} at most"),
+                ))
             }
         }
     }
@@ -102,14 +114,24 @@ impl Keyring {
             }
         };
         encryptor.map_err(|cause| {
-            Error::invalid("The archive cannot be encrypted to these recipients", "Check them").with_cause(cause)
+            Error::invalid(
+                "The archive cannot be encrypted to these recipients",
+                "Check them",
+            )
+            .with_cause(cause)
         })
     }
 
     /// The content of an age file of which `decryptor` has read the header.
-    fn decrypt<R: std::io::Read>(&self, decryptor: Decryptor<R>) -> Result<age::stream::StreamReader<R>, DecryptError> {
+    fn decrypt<R: std::io::Read>(
+        &self,
+        decryptor: Decryptor<R>,
+    ) -> Result<age::stream::StreamReader<R>, DecryptError> {
         let passphrases = Passphrases(&self.passphrases);
-        let identities = self.identities.iter().map(|identity| identity as &dyn Identity);
+        let identities = self
+            .identities
+            .iter()
+            .map(|identity| identity as &dyn Identity);
         decryptor.decrypt(identities.chain(std::iter::once(&passphrases as &dyn Identity)))
     }
 }
@@ -135,16 +157,21 @@ impl Identity for Passphrases<'_> {
 /// A public key of age, which archives can be encrypted to. What is none is not quoted unless it looks like one: it may be a secret.
 pub fn parse_recipient(text: &str) -> Result<x25519::Recipient> {
     text.parse().map_err(|cause| {
-        let remedy = "Give a public key of age, which begins with `age1`: `age-keygen -y FILE` tells it";
-        let what =
-            if is_shown(text) { format!("`{text}` is no recipient") } else { "What was given is no recipient".into() };
+        let remedy =
+            "Give a public key of age, which begins with `age1`: `age-keygen -y FILE` tells it";
+        let what = if is_shown(text) {
+            format!("`{text}` is no recipient")
+        } else {
+            "What was given is no recipient".into()
+        };
         Error::new(Code::KeyInvalid, what, remedy).with_cause(cause)
     })
 }
 
 /// Whether an archive of that name is said to be encrypted.
 pub fn is_named(name: &str) -> bool {
-    name.split_once('.').is_some_and(|(_, ending)| ending.starts_with(&format!("{}.tar", &NAME_MARK[1..])))
+    name.split_once('.')
+        .is_some_and(|(_, ending)| ending.starts_with(&format!("{}.tar", &NAME_MARK[1..])))
 }
 
 /// Whether what was given as a recipient may be told.
@@ -181,18 +208,31 @@ struct Asked {
 impl Keys {
     /// Both opens backups and says who reads new ones.
     pub fn asked_for(ask: impl Fn() -> Result<Keyring> + Send + Sync + 'static) -> Self {
-        let asked = Some(Arc::new(Asked { ask: Box::new(ask), answer: OnceLock::new() }));
-        Keys { opening: asked.clone(), sealing: asked, ..Keys::default() }
+        let asked = Some(Arc::new(Asked {
+            ask: Box::new(ask),
+            answer: OnceLock::new(),
+        }));
+        Keys {
+            opening: asked.clone(),
+            sealing: asked,
+            ..Keys::default()
+        }
     }
 
     /// Opens backups as before; new ones are for those whom `other` names.
     pub fn sealing_as(&self, other: &Keys) -> Self {
-        Keys { sealing: other.sealing.clone(), ..self.clone() }
+        Keys {
+            sealing: other.sealing.clone(),
+            ..self.clone()
+        }
     }
 
     /// The same keys, which the caller gave.
     pub fn given(self) -> Self {
-        Keys { are_given: true, ..self }
+        Keys {
+            are_given: true,
+            ..self
+        }
     }
 
     pub fn are_given(&self) -> bool {
@@ -201,7 +241,10 @@ impl Keys {
 
     /// The same keys; with `is_required`, an archive that is not encrypted is refused.
     pub fn requiring_encryption(self, is_required: bool) -> Self {
-        Keys { require_encryption: is_required, ..self }
+        Keys {
+            require_encryption: is_required,
+            ..self
+        }
     }
 
     /// `KG_NOT_ENCRYPTED` if archives must be encrypted.
@@ -223,17 +266,24 @@ impl Keys {
 
     /// What opens backups.
     fn ring(&self) -> Result<Keyring> {
-        self.opening.as_ref().map_or(Ok(Keyring::default()), |asked| asked.ring())
+        self.opening
+            .as_ref()
+            .map_or(Ok(Keyring::default()), |asked| asked.ring())
     }
 
     /// Who can read new backups.
     fn sealing_ring(&self) -> Result<Keyring> {
-        self.sealing.as_ref().map_or(Ok(Keyring::default()), |asked| asked.ring())
+        self.sealing
+            .as_ref()
+            .map_or(Ok(Keyring::default()), |asked| asked.ring())
     }
 
     /// The files that keys were read from so far.
     pub fn files(&self) -> Vec<KeyFile> {
-        let read = [&self.opening, &self.sealing].into_iter().flatten().filter_map(|asked| asked.answer.get());
+        let read = [&self.opening, &self.sealing]
+            .into_iter()
+            .flatten()
+            .filter_map(|asked| asked.answer.get());
         let mut files: Vec<KeyFile> = read.flatten().flat_map(|ring| ring.files.clone()).collect();
         files.sort();
         files.dedup();
@@ -250,7 +300,9 @@ impl Keys {
         let ring = self.sealing_ring()?;
         let mut recipients: Vec<String> = match ring.readers()? {
             Readers::Passphrase(_) => Vec::new(),
-            Readers::Recipients(readers) => readers.iter().map(x25519::Recipient::to_string).collect(),
+            Readers::Recipients(readers) => {
+                readers.iter().map(x25519::Recipient::to_string).collect()
+            }
         };
         recipients.sort_unstable();
         recipients.dedup();
@@ -260,7 +312,9 @@ impl Keys {
     /// The key that new archives are encrypted with, where it is a passphrase, and no other.
     pub fn passphrase(&self) -> Result<Option<Keys>> {
         Ok(match self.sealing_ring()?.readers()? {
-            Readers::Passphrase(passphrase) => Some(Keys::of(Keyring::of_passphrase(passphrase.clone()))),
+            Readers::Passphrase(passphrase) => {
+                Some(Keys::of(Keyring::of_passphrase(passphrase.clone())))
+            }
             Readers::Recipients(_) => None,
         })
     }

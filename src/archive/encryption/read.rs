@@ -54,7 +54,13 @@ pub fn lock_of(file: File) -> io::Result<Option<Lock>> {
         return Ok(None);
     }
     let decryptor = Decryptor::new(Shared::new(file)).ok();
-    Ok(decryptor.map(|decryptor| if decryptor.is_scrypt() { Lock::Passphrase } else { Lock::Identity }))
+    Ok(decryptor.map(|decryptor| {
+        if decryptor.is_scrypt() {
+            Lock::Passphrase
+        } else {
+            Lock::Identity
+        }
+    }))
 }
 
 /// Whether the file at its beginning is encrypted; it is left there.
@@ -73,23 +79,36 @@ impl Decrypting {
     pub fn new(file: File, file_bytes: u64, keys: &Keys) -> Result<Self, Closed> {
         let file = Shared::new(file);
         let decryptor = Decryptor::new(file.clone()).map_err(closed)?;
-        let lock = if decryptor.is_scrypt() { Lock::Passphrase } else { Lock::Identity };
+        let lock = if decryptor.is_scrypt() {
+            Lock::Passphrase
+        } else {
+            Lock::Identity
+        };
         if !keys.fit(lock).map_err(Closed::Key)? {
             return Err(Closed::Key(key_needed(lock)));
         }
-        let content = keys.ring().map_err(Closed::Key)?.decrypt(decryptor).map_err(|cause| match cause {
-            DecryptError::NoMatchingKeys | DecryptError::KeyDecryptionFailed | DecryptError::DecryptionFailed => {
-                Closed::Key(wrong_key(lock))
-            }
-            cause => closed(cause),
-        })?;
+        let content = keys
+            .ring()
+            .map_err(Closed::Key)?
+            .decrypt(decryptor)
+            .map_err(|cause| match cause {
+                DecryptError::NoMatchingKeys
+                | DecryptError::KeyDecryptionFailed
+                | DecryptError::DecryptionFailed => Closed::Key(wrong_key(lock)),
+                cause => closed(cause),
+            })?;
         let left = {
             let mut raw = file.raw();
             raw.most_bytes = None;
             file_bytes.saturating_sub(raw.read_bytes)
         };
         let content_bytes = left.saturating_sub(left.div_ceil(PIECE_BYTES + TAG_BYTES) * TAG_BYTES);
-        Ok(Decrypting { content, file, content_bytes, cut_at: None })
+        Ok(Decrypting {
+            content,
+            file,
+            content_bytes,
+            cut_at: None,
+        })
     }
 
     pub fn content_bytes(&self) -> u64 {
@@ -119,7 +138,12 @@ impl Read for Decrypting {
         }
         let before = self.file.raw().read_bytes;
         match self.content.read(buffer) {
-            Err(cause) if matches!(cause.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
+            Err(cause)
+                if matches!(
+                    cause.kind(),
+                    io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+                ) =>
+            {
                 self.cut_at = Some(before);
                 Ok(0)
             }
@@ -130,8 +154,12 @@ impl Read for Decrypting {
 
 fn closed(cause: DecryptError) -> Closed {
     match cause {
-        DecryptError::Io(cause) if cause.kind() != io::ErrorKind::UnexpectedEof => Closed::Io(cause),
-        DecryptError::ExcessiveWork { .. } => Closed::Damaged("asks for more work than any backup does"),
+        DecryptError::Io(cause) if cause.kind() != io::ErrorKind::UnexpectedEof => {
+            Closed::Io(cause)
+        }
+        DecryptError::ExcessiveWork { .. } => {
+            Closed::Damaged("asks for more work than any backup does")
+        }
         DecryptError::InvalidMac => Closed::Damaged("has a header that was changed"),
         _ => Closed::Damaged("has a header that is none"),
     }
@@ -153,12 +181,14 @@ fn key_needed(lock: Lock) -> Error {
 
 fn wrong_key(lock: Lock) -> Error {
     let (message, remedy) = match lock {
-        Lock::Passphrase => {
-            ("The passphrase is not the one of this backup", "Give the passphrase that it was made with")
-        }
-        Lock::Identity => {
-            ("No identity that was given opens this backup", "Give the identity file of one of its recipients")
-        }
+        Lock::Passphrase => (
+            "The passphrase is not the one of this backup",
+            "Give the passphrase that it was made with",
+        ),
+        Lock::Identity => (
+            "No identity that was given opens this backup",
+            "Give the identity file of one of its recipients",
+        ),
     };
     Error::new(Code::KeyWrong, message, remedy)
 }
@@ -177,7 +207,12 @@ struct Raw {
 
 impl Shared {
     fn new(file: File) -> Self {
-        let raw = Raw { file, hasher: Sha256::new(), read_bytes: 0, most_bytes: Some(MAX_HEADER_BYTES) };
+        let raw = Raw {
+            file,
+            hasher: Sha256::new(),
+            read_bytes: 0,
+            most_bytes: Some(MAX_HEADER_BYTES),
+        };
         Shared(Arc::new(Mutex::new(raw)))
     }
 
@@ -189,8 +224,12 @@ impl Shared {
 impl Read for Shared {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut raw = self.raw();
-        let most = raw.most_bytes.map_or(u64::MAX, |most| most.saturating_sub(raw.read_bytes));
-        let most = usize::try_from(most).unwrap_or(usize::MAX).min(buffer.len());
+        let most = raw
+            .most_bytes
+            .map_or(u64::MAX, |most| most.saturating_sub(raw.read_bytes));
+        let most = usize::try_from(most)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         let read = raw.file.read(&mut buffer[..most])?;
         raw.hasher.update(&buffer[..read]);
         raw.read_bytes += read as u64;

@@ -26,24 +26,37 @@ struct Hashed<S> {
 impl<S: Sink> Encrypting<S> {
     /// Writes the header. `KG_KEY_NEEDED` where `keys` can encrypt nothing.
     pub fn new(sink: S, keys: &Keys) -> Result<Self> {
-        let hashed = Hashed { sink, hasher: Sha256::new(), size_bytes: 0 };
+        let hashed = Hashed {
+            sink,
+            hasher: Sha256::new(),
+            size_bytes: 0,
+        };
         let stream = keys.sealing_ring()?.encryptor()?.wrap_output(hashed);
         let stream = stream.map_err(|cause| Error::io("write", "the archive".as_ref(), cause))?;
-        Ok(Encrypting { stream: Some(stream) })
+        Ok(Encrypting {
+            stream: Some(stream),
+        })
     }
 
     fn stream(&mut self) -> io::Result<&mut StreamWriter<Hashed<S>>> {
-        self.stream.as_mut().ok_or_else(|| io::Error::other("the archive has ended"))
+        self.stream
+            .as_mut()
+            .ok_or_else(|| io::Error::other("the archive has ended"))
     }
 }
 
 impl<S: Sink> Sink for Encrypting<S> {
     fn finish(&mut self) -> io::Result<Option<FileDigest>> {
         self.stream()?;
-        let Some(stream) = self.stream.take() else { return Ok(None) };
+        let Some(stream) = self.stream.take() else {
+            return Ok(None);
+        };
         let mut hashed = stream.finish()?;
         hashed.sink.finish()?;
-        Ok(Some(FileDigest { size_bytes: hashed.size_bytes, sha256: hashed.hasher.finalize().into() }))
+        Ok(Some(FileDigest {
+            size_bytes: hashed.size_bytes,
+            sha256: hashed.hasher.finalize().into(),
+        }))
     }
 }
 

@@ -30,7 +30,12 @@ const LOCK_FILE: &str = "config.lock";
 const DEFAULT_INDENT: &str = "  ";
 
 /// Sets `key`, or takes it out; returns whether that changed anything. A restore of the configuration is waited for.
-pub fn set(project: &Project, key: &Key, value: Option<Value>, context: &OperationContext) -> Result<bool> {
+pub fn set(
+    project: &Project,
+    key: &Key,
+    value: Option<Value>,
+    context: &OperationContext,
+) -> Result<bool> {
     set_at(project, key.home(), key.name, value, context)
 }
 
@@ -68,14 +73,23 @@ fn lock(project: &Project, context: &OperationContext) -> Result<File> {
     if file_lock::wait(&file, LOCK_TIMEOUT, context, failed)? {
         return Ok(file);
     }
-    let message = format!("The settings in {} are being changed by another process", project.state_dir().display());
-    Err(Error::new(Code::TargetLocked, message, "Wait until it ends"))
+    let message = format!(
+        "The settings in {} are being changed by another process",
+        project.state_dir().display()
+    );
+    Err(Error::new(
+        Code::TargetLocked,
+        message,
+        "Wait until it ends",
+    ))
 }
 
 /// The whole file; an empty object where there is none.
 pub fn load(project: &Project, home: ConfigFile) -> Result<Value> {
     let path = path(project, home);
-    let Some(text) = read(project, home)? else { return Ok(Value::Object(Map::new())) };
+    let Some(text) = read(project, home)? else {
+        return Ok(Value::Object(Map::new()));
+    };
     match parse(text.as_bytes()) {
         Ok(config) if config.is_object() => Ok(config),
         Ok(_) => Err(invalid(home, &path, "it is no object")),
@@ -95,19 +109,37 @@ fn read(project: &Project, home: ConfigFile) -> Result<Option<String>> {
     let text = read_text(&path).map_err(|cause| Error::io("read", &path, cause))?;
     if text.is_none() && path.symlink_metadata().is_ok() {
         let message = format!("{} is a link that leads nowhere", path.display());
-        return Err(Error::new(Code::ConfigInvalid, message, "Mount what it leads to, or remove it"));
+        return Err(Error::new(
+            Code::ConfigInvalid,
+            message,
+            "Mount what it leads to, or remove it",
+        ));
     }
-    text.map(|text| String::from_utf8(text).map_err(|_| invalid(home, &path, "it is not UTF-8"))).transpose()
+    text.map(|text| String::from_utf8(text).map_err(|_| invalid(home, &path, "it is not UTF-8")))
+        .transpose()
 }
 
 /// Replaces a configuration; a link stays one, and the file that it leads to is replaced. `KG_UNSAFE_FILE` if that lies outside of the
 /// project: others may use it too, and whoever may write to `.kg` could have any file written over.
 fn replace(project: &Project, link: &Path, content: &[u8]) -> Result<()> {
-    let path = link.canonicalize().map_err(|cause| Error::io("find", link, cause))?;
-    let root = project.root().canonicalize().map_err(|cause| Error::io("find", project.root(), cause))?;
+    let path = link
+        .canonicalize()
+        .map_err(|cause| Error::io("find", link, cause))?;
+    let root = project
+        .root()
+        .canonicalize()
+        .map_err(|cause| Error::io("find", project.root(), cause))?;
     if !is_inside(&root, &path) {
-        let message = format!("{} is a link to {}, which lies outside of the project", link.display(), path.display());
-        return Err(Error::new(Code::UnsafeFile, message, "Change that file itself; nothing was changed"));
+        let message = format!(
+            "{} is a link to {}, which lies outside of the project",
+            link.display(),
+            path.display()
+        );
+        return Err(Error::new(
+            Code::UnsafeFile,
+            message,
+            "Change that file itself; nothing was changed",
+        ));
     }
     let failed = |cause| Error::io("write", &path, cause);
     let mut file = atomic_file::TempFile::new(path.parent().unwrap_or(&path))?;
@@ -132,11 +164,18 @@ fn create(path: &Path, content: &[u8]) -> Result<()> {
 
 fn invalid(home: ConfigFile, path: &Path, what: &str) -> Error {
     let (code, remedy) = match home {
-        ConfigFile::Config => (Code::ConfigInvalid, "bring it back with `kg diag restore --file latest --config-only`"),
+        ConfigFile::Config => (
+            Code::ConfigInvalid,
+            "bring it back with `kg diag restore --file latest --config-only`",
+        ),
         ConfigFile::Hooks => (Code::HooksInvalid, "remove it and set the hooks again"),
     };
     let message = format!("{} is not a configuration: {what}", path.display());
-    Error::new(code, message, format!("Mend it, or {remedy}; nothing was changed"))
+    Error::new(
+        code,
+        message,
+        format!("Mend it, or {remedy}; nothing was changed"),
+    )
 }
 
 /// The members of the outermost object, each with the text of its value.
@@ -152,7 +191,10 @@ impl<'de> Deserialize<'de> for Members<'de> {
                 f.write_str("an object")
             }
 
-            fn visit_map<M: de::MapAccess<'de>>(self, mut map: M) -> std::result::Result<Members<'de>, M::Error> {
+            fn visit_map<M: de::MapAccess<'de>>(
+                self,
+                mut map: M,
+            ) -> std::result::Result<Members<'de>, M::Error> {
                 let mut members = Vec::new();
                 while let Some(member) = map.next_entry()? {
                     members.push(member);
@@ -172,7 +214,9 @@ fn edited(text: &str, name: &str, value: Option<Value>) -> std::result::Result<S
     let path: Vec<&str> = path.collect();
     let member = members.iter().find(|(name, _)| name == outer);
     let mut object = match member {
-        Some((_, raw)) => serde_json::from_str::<Value>(raw.get()).map_err(|cause| cause.to_string())?,
+        Some((_, raw)) => {
+            serde_json::from_str::<Value>(raw.get()).map_err(|cause| cause.to_string())?
+        }
         None => Value::Object(Map::new()),
     };
     let before = object.clone();
@@ -187,21 +231,41 @@ fn edited(text: &str, name: &str, value: Option<Value>) -> std::result::Result<S
         (Some((_, raw)), _) => splice(text, range_of(text, raw), &written),
         (None, Some((_, last))) => {
             let (_, end) = range_of(text, last);
-            splice(text, (end, end), &format!(",{}{}:{}{written}", style.newline(), Value::from(outer), style.space()))
+            splice(
+                text,
+                (end, end),
+                &format!(
+                    ",{}{}:{}{written}",
+                    style.newline(),
+                    Value::from(outer),
+                    style.space()
+                ),
+            )
         }
         (None, None) => {
             let open = text.find('{').map_or(0, |open| open + 1);
             let close = text.rfind('}').unwrap_or(text.len());
             let end = if style.indent.is_some() { "\n" } else { "" };
-            let member = format!("{}{}:{}{written}{end}", style.newline(), Value::from(outer), style.space());
+            let member = format!(
+                "{}{}:{}{written}{end}",
+                style.newline(),
+                Value::from(outer),
+                style.space()
+            );
             splice(text, (open, close), &member)
         }
     })
 }
 
 /// Sets what `path` names in `object`, or takes it out along with objects that this leaves empty.
-fn place(object: &mut Value, path: &[&str], value: Option<Value>) -> std::result::Result<(), String> {
-    let Some(map) = object.as_object_mut() else { return Err(String::new()) };
+fn place(
+    object: &mut Value,
+    path: &[&str],
+    value: Option<Value>,
+) -> std::result::Result<(), String> {
+    let Some(map) = object.as_object_mut() else {
+        return Err(String::new());
+    };
     match (path, value) {
         ([name], Some(value)) => {
             // One name for one thing.
@@ -217,7 +281,9 @@ fn place(object: &mut Value, path: &[&str], value: Option<Value>) -> std::result
             if value.is_none() && !map.contains_key(*name) {
                 return Ok(());
             }
-            let inner = map.entry(*name).or_insert_with(|| Value::Object(Map::new()));
+            let inner = map
+                .entry(*name)
+                .or_insert_with(|| Value::Object(Map::new()));
             place(inner, rest, value).map_err(|part| format!(".{name}{part}"))?;
             if inner.as_object().is_some_and(Map::is_empty) {
                 map.shift_remove(*name);
@@ -252,11 +318,21 @@ impl Style {
         }
         let first = text.lines().find(|line| line.trim_start().starts_with('"'));
         let indent = first.map(|line| &line[..line.len() - line.trim_start().len()]);
-        Style { indent: Some(indent.filter(|indent| !indent.is_empty()).unwrap_or(DEFAULT_INDENT).to_string()) }
+        Style {
+            indent: Some(
+                indent
+                    .filter(|indent| !indent.is_empty())
+                    .unwrap_or(DEFAULT_INDENT)
+                    .to_string(),
+            ),
+        }
     }
 
     fn newline(&self) -> String {
-        self.indent.as_ref().map(|indent| format!("\n{indent}")).unwrap_or_default()
+        self.indent
+            .as_ref()
+            .map(|indent| format!("\n{indent}"))
+            .unwrap_or_default()
     }
 
     fn space(&self) -> &'static str {
@@ -266,10 +342,15 @@ impl Style {
     /// The value, as a member of the outermost object.
     fn write(&self, value: &Value) -> std::result::Result<String, String> {
         use serde::Serialize;
-        let Some(indent) = &self.indent else { return Ok(value.to_string()) };
+        let Some(indent) = &self.indent else {
+            return Ok(value.to_string());
+        };
         let mut out = Vec::new();
-        let mut serializer = Serializer::with_formatter(&mut out, PrettyFormatter::with_indent(indent.as_bytes()));
-        value.serialize(&mut serializer).map_err(|cause| cause.to_string())?;
+        let mut serializer =
+            Serializer::with_formatter(&mut out, PrettyFormatter::with_indent(indent.as_bytes()));
+        value
+            .serialize(&mut serializer)
+            .map_err(|cause| cause.to_string())?;
         let text = String::from_utf8(out).map_err(|cause| cause.to_string())?;
         Ok(text.replace('\n', &format!("\n{indent}")))
     }
@@ -300,9 +381,18 @@ mod tests {
             set("{\n\t\"a\": 1\n}\n", "backup.enabled", json!(true)),
             "{\n\t\"a\": 1,\n\t\"backup\": {\n\t\t\"enabled\": true\n\t}\n}\n"
         );
-        assert_eq!(set("{\"a\":1}\n", "backup.enabled", json!(true)), "{\"a\":1,\"backup\":{\"enabled\":true}}\n");
-        assert_eq!(set("{}\n", "backup.enabled", json!(true)), "{\n  \"backup\": {\n    \"enabled\": true\n  }\n}\n");
-        assert_eq!(set("{\n}\n", "backup.enabled", json!(true)), "{\n  \"backup\": {\n    \"enabled\": true\n  }\n}\n");
+        assert_eq!(
+            set("{\"a\":1}\n", "backup.enabled", json!(true)),
+            "{\"a\":1,\"backup\":{\"enabled\":true}}\n"
+        );
+        assert_eq!(
+            set("{}\n", "backup.enabled", json!(true)),
+            "{\n  \"backup\": {\n    \"enabled\": true\n  }\n}\n"
+        );
+        assert_eq!(
+            set("{\n}\n", "backup.enabled", json!(true)),
+            "{\n  \"backup\": {\n    \"enabled\": true\n  }\n}\n"
+        );
     }
 
     #[test]
@@ -311,19 +401,35 @@ mod tests {
         assert_eq!(set(text, "backup.enabled", json!(true)), text);
         assert_eq!(edited(text, "backup.dir", None).unwrap(), text);
         assert_eq!(edited("{}", "backup.keep.daily", None).unwrap(), "{}");
-        assert_eq!(edited(text, "backup.keep.daily", None).unwrap(), "{\"backup\": {\"enabled\":true}}");
+        assert_eq!(
+            edited(text, "backup.keep.daily", None).unwrap(),
+            "{\"backup\": {\"enabled\":true}}"
+        );
     }
 
     #[test]
     fn the_two_names_of_the_retention_do_not_stand_beside_each_other() {
         let text = "{\"backup\":{\"retention\":30}}";
-        assert_eq!(set(text, "backup.retentionDays", json!(7)), "{\"backup\":{\"retentionDays\":7}}");
+        assert_eq!(
+            set(text, "backup.retentionDays", json!(7)),
+            "{\"backup\":{\"retentionDays\":7}}"
+        );
     }
 
     #[test]
     fn what_is_no_object_is_refused() {
-        for text in ["", "not json", "[]", "{\"backup\": 7}", "{\"a\": 1,}", "{\"backup\":{\"keep\":1}}"] {
-            assert!(edited(text, "backup.keep.daily", Some(json!(1))).is_err(), "{text}");
+        for text in [
+            "",
+            "not json",
+            "[]",
+            "{\"backup\": 7}",
+            "{\"a\": 1,}",
+            "{\"backup\":{\"keep\":1}}",
+        ] {
+            assert!(
+                edited(text, "backup.keep.daily", Some(json!(1))).is_err(),
+                "{text}"
+            );
         }
     }
 }

@@ -81,13 +81,16 @@ pub fn run(args: &ConfigArgs) -> ExitCode {
     | Command::Show { common, .. }
     | Command::TestHooks { common }) = &args.command;
     let output = Output::new(common);
-    let done = common.root().and_then(|root| Project::open(&root)).and_then(|project| match &args.command {
-        Command::Set { key, value, .. } => set(&project, key, Some(value), &output),
-        Command::Unset { key, .. } => set(&project, key, None, &output),
-        Command::Get { key, .. } => get(&project, key, &output),
-        Command::Show { all, .. } => show(&project, *all, &output),
-        Command::TestHooks { .. } => Ok(test_hooks(&project, &output)),
-    });
+    let done = common
+        .root()
+        .and_then(|root| Project::open(&root))
+        .and_then(|project| match &args.command {
+            Command::Set { key, value, .. } => set(&project, key, Some(value), &output),
+            Command::Unset { key, .. } => set(&project, key, None, &output),
+            Command::Get { key, .. } => get(&project, key, &output),
+            Command::Show { all, .. } => show(&project, *all, &output),
+            Command::TestHooks { .. } => Ok(test_hooks(&project, &output)),
+        });
     match done {
         Ok(code) => code,
         Err(error) => finish(&output, Err(error)),
@@ -115,25 +118,44 @@ fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -
         (None, true) => format!("{name} was taken out of {file}"),
         (None, false) => format!("{name} is not set"),
     });
-    if let Some(warning) = (key.home() == ConfigFile::Hooks).then(|| hooks::file::not_for_this_user(project)).flatten()
+    if let Some(warning) = (key.home() == ConfigFile::Hooks)
+        .then(|| hooks::file::not_for_this_user(project))
+        .flatten()
     {
         output.late_warnings(&[warning]);
     }
     if let Err(error) = forgotten {
-        let message = format!("`--status` may still tell that it failed: {}", error.message);
+        let message = format!(
+            "`--status` may still tell that it failed: {}",
+            error.message
+        );
         output.late_warnings(&[Warning::new(WarningCode::Hook, message)]);
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Takes out what was written under a misspelt name; `unknown` says that there is no such setting.
-fn unset_unknown(project: &Project, name: &str, unknown: Error, output: &Output) -> Result<ExitCode> {
+fn unset_unknown(
+    project: &Project,
+    name: &str,
+    unknown: Error,
+    output: &Output,
+) -> Result<ExitCode> {
     let pointer = format!("/{}", name.replace('.', "/"));
-    let is_there = name.starts_with("backup.") && edit::load(project, ConfigFile::Config)?.pointer(&pointer).is_some();
+    let is_there = name.starts_with("backup.")
+        && edit::load(project, ConfigFile::Config)?
+            .pointer(&pointer)
+            .is_some();
     if !is_there {
         return Err(unknown);
     }
-    let changed = edit::set_at(project, ConfigFile::Config, name, None, &OperationContext::default())?;
+    let changed = edit::set_at(
+        project,
+        ConfigFile::Config,
+        name,
+        None,
+        &OperationContext::default(),
+    )?;
     output.result(&json!({ "key": name, "value": null, "changed": changed }));
     output.line(format!("{name} was taken out of .kg/config.json"));
     Ok(ExitCode::SUCCESS)
@@ -156,10 +178,17 @@ fn show(project: &Project, all: bool, output: &Output) -> Result<ExitCode> {
     let mut warn = |message| wrong.push(message);
     let settings = Settings::of(&edit::load(project, ConfigFile::Config)?, &mut warn);
     settings.assert_usable()?;
-    let hooks = Settings::in_home(ConfigFile::Hooks, &edit::load(project, ConfigFile::Hooks)?, &mut warn);
+    let hooks = Settings::in_home(
+        ConfigFile::Hooks,
+        &edit::load(project, ConfigFile::Hooks)?,
+        &mut warn,
+    );
     let mut told = Map::new();
     for key in schema::ALL {
-        let value = settings.get(key.name).or(hooks.get(key.name)).map(|value| key.shown(value));
+        let value = settings
+            .get(key.name)
+            .or(hooks.get(key.name))
+            .map(|value| key.shown(value));
         let text = value.as_ref().map_or_else(|| "not set".to_string(), plain);
         if all {
             output.line(format!("{:32} {text:20} {}", key.name, key.meaning));
@@ -200,19 +229,29 @@ fn test_hooks(project: &Project, output: &Output) -> ExitCode {
         outcomes.push(outcome);
     });
     if let Err(error) = hooks::remember(project, &outcomes) {
-        let message = format!("What hooks did could not be written down: {}", error.message);
+        let message = format!(
+            "What hooks did could not be written down: {}",
+            error.message
+        );
         warnings.push(Warning::new(WarningCode::Hook, message));
     }
     if told.is_empty() && warnings.is_empty() {
         output.line("No hook is set; see those that can be with `kg config show --all`");
     }
-    let is_good = !told.is_empty() && warnings.is_empty() && told.iter().all(|one| one["ok"] == true);
+    let is_good =
+        !told.is_empty() && warnings.is_empty() && told.iter().all(|one| one["ok"] == true);
     output.warnings(&warnings);
     output.result(&json!({ "hooks": told, "warnings": warnings }));
-    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if is_good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// As a person would write it.
 fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_string)
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_string)
 }

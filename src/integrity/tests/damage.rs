@@ -7,7 +7,12 @@ fn a_database_that_is_gone_or_none_is_an_issue_and_not_an_error() {
     let fixture = Fixture::new();
     fixture.damage(|bytes| bytes[..100].fill(0));
     assert!(fixture.codes().contains("KG_ISSUE_NOT_A_DATABASE"));
-    let repairable = |issues: Vec<Issue>| issues.into_iter().filter(|issue| issue.repairable).map(|issue| issue.code);
+    let repairable = |issues: Vec<Issue>| {
+        issues
+            .into_iter()
+            .filter(|issue| issue.repairable)
+            .map(|issue| issue.code)
+    };
     assert!(repairable(fixture.check().issues).eq([IssueCode::NotADatabase]));
     for suffix in ["", "-wal", "-shm"] {
         let _ = fs::remove_file(fixture.path(&format!(".kg/knowledge.db{suffix}")));
@@ -30,17 +35,25 @@ fn no_damage_makes_a_check_fail_hang_or_find_nothing() {
         let fixture = Fixture::new();
         let (at, noise) = (4096 + random() % (length - 12_288), random() as u8 | 1);
         fixture.damage(|bytes| match round % 4 {
-            0 => bytes[at..at + 4096].iter_mut().for_each(|byte| *byte = byte.wrapping_add(noise)),
+            0 => bytes[at..at + 4096]
+                .iter_mut()
+                .for_each(|byte| *byte = byte.wrapping_add(noise)),
             1 => bytes.truncate(at),
             2 => bytes[at / 4096 * 4096..][..16].fill(noise),
             _ => bytes.copy_within(4096..8192, at / 4096 * 4096),
         });
         let report = fixture.check();
         assert!(
-            report.issues.iter().any(|issue| issue.severity == Severity::Error),
+            report
+                .issues
+                .iter()
+                .any(|issue| issue.severity == Severity::Error),
             "round {round} at {at}: {report:?}"
         );
-        let quick = Scope { quick: true, ..Scope::ALL };
+        let quick = Scope {
+            quick: true,
+            ..Scope::ALL
+        };
         fixture.check_as(&CheckTarget::of(fixture.dir.path(), None), quick);
     }
 }
@@ -52,7 +65,11 @@ fn pages_that_lead_in_circles_end_a_check_and_are_reported() {
     let fixture = Fixture::new();
     let root = Connection::open(fixture.path(".kg/knowledge.db"))
         .unwrap()
-        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'nodes'", [], |row| row.get::<_, u32>(0))
+        .query_row(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'nodes'",
+            [],
+            |row| row.get::<_, u32>(0),
+        )
         .unwrap();
     let interior = |child: u32| {
         let mut page = vec![0; 4096];
@@ -77,15 +94,28 @@ fn pages_that_lead_in_circles_end_a_check_and_are_reported() {
         let leaf = u32::from_be_bytes(bytes[at + 8..at + 12].try_into().unwrap());
         bytes[at..at + 4096].copy_from_slice(&interior(pages + 1));
         for level in 1..=LEVELS {
-            bytes.extend(interior(if level == LEVELS { leaf } else { pages + level + 1 }));
+            bytes.extend(interior(if level == LEVELS {
+                leaf
+            } else {
+                pages + level + 1
+            }));
         }
         bytes[28..32].copy_from_slice(&(pages + LEVELS).to_be_bytes());
     });
     let began = std::time::Instant::now();
     assert!(fixture.codes().contains("KG_ISSUE_DATABASE_DAMAGED"));
-    let quick = Scope { quick: true, ..Scope::ALL };
+    let quick = Scope {
+        quick: true,
+        ..Scope::ALL
+    };
     let report = fixture.check_as(&CheckTarget::of(fixture.dir.path(), None), quick);
-    assert!(report.issues.iter().any(|issue| issue.code == IssueCode::DatabaseDamaged), "{report:?}");
+    assert!(
+        report
+            .issues
+            .iter()
+            .any(|issue| issue.code == IssueCode::DatabaseDamaged),
+        "{report:?}"
+    );
     assert!(began.elapsed() < Duration::from_secs(300));
 }
 
@@ -95,7 +125,10 @@ fn a_wal_of_another_database_is_recognised_and_one_that_cannot_be_read_too() {
     let wal = fixture.path(".kg/knowledge.db-wal");
     fixture.graph("PRAGMA wal_checkpoint(TRUNCATE)");
     fs::write(&wal, [7; 5000]).unwrap();
-    assert_eq!(fixture.only(IssueCode::WalUnreadable).path.as_deref(), Some(".kg/knowledge.db-wal"));
+    assert_eq!(
+        fixture.only(IssueCode::WalUnreadable).path.as_deref(),
+        Some(".kg/knowledge.db-wal")
+    );
 
     // The WALs of another database, as when somebody copies one of the files: with a first page in it, and without.
     let other = tempfile::tempdir().unwrap();
@@ -110,17 +143,25 @@ fn a_wal_of_another_database_is_recognised_and_one_that_cannot_be_read_too() {
         WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 500) INSERT INTO t SELECT hex(zeroblob(300)) FROM n";
     connection.execute_batch(filled).unwrap();
     let codes = foreign();
-    assert!(codes.contains("KG_ISSUE_WAL_FOREIGN") && codes.contains("KG_ISSUE_TABLE_MISSING"), "{codes:?}");
+    assert!(
+        codes.contains("KG_ISSUE_WAL_FOREIGN") && codes.contains("KG_ISSUE_TABLE_MISSING"),
+        "{codes:?}"
+    );
     connection
         .execute_batch("PRAGMA wal_checkpoint(TRUNCATE); UPDATE t SET x = hex(randomblob(300)) WHERE rowid < 300")
         .unwrap();
     let codes = foreign();
-    assert!(codes.contains("KG_ISSUE_WAL_FOREIGN") && codes.contains("KG_ISSUE_DATABASE_DAMAGED"), "{codes:?}");
+    assert!(
+        codes.contains("KG_ISSUE_WAL_FOREIGN") && codes.contains("KG_ISSUE_DATABASE_DAMAGED"),
+        "{codes:?}"
+    );
 
     // Of another page size.
     let path = other.path().join("small.db");
     let small = Connection::open(&path).unwrap();
-    small.execute_batch("PRAGMA page_size = 512; PRAGMA journal_mode = wal; CREATE TABLE t (x)").unwrap();
+    small
+        .execute_batch("PRAGMA page_size = 512; PRAGMA journal_mode = wal; CREATE TABLE t (x)")
+        .unwrap();
     fs::copy(path.with_file_name("small.db-wal"), &wal).unwrap();
     let _ = fs::remove_file(fixture.path(".kg/knowledge.db-shm"));
     assert!(fixture.codes().contains("KG_ISSUE_WAL_FOREIGN"));
@@ -132,41 +173,70 @@ fn a_wal_of_another_state_of_the_database_is_recognised_and_nothing_is_repaired_
         let fixture = Fixture::new();
         let path = |suffix: &str| fixture.path(&format!(".kg/knowledge.db{suffix}"));
         let aside = tempfile::tempdir().unwrap();
-        let keep = |suffix: &str, name: &str| fs::copy(path(suffix), aside.path().join(name)).unwrap();
+        let keep =
+            |suffix: &str, name: &str| fs::copy(path(suffix), aside.path().join(name)).unwrap();
         let connection = Connection::open(path("")).unwrap();
         connection
             .execute_batch("PRAGMA foreign_keys = OFF; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA wal_autocheckpoint = 0")
             .unwrap();
         // Both change nodes and their indexes; neither changes a table's tree so that the other's pages make none.
-        let changes =
-            ["UPDATE nodes SET path = 'moved/' || path WHERE rowid % 3 = 0", "DELETE FROM nodes WHERE rowid % 5 = 1"];
-        connection.execute_batch(changes[usize::from(!is_older)]).unwrap();
+        let changes = [
+            "UPDATE nodes SET path = 'moved/' || path WHERE rowid % 3 = 0",
+            "DELETE FROM nodes WHERE rowid % 5 = 1",
+        ];
+        connection
+            .execute_batch(changes[usize::from(!is_older)])
+            .unwrap();
         keep("-wal", "older-wal");
         keep("", "older");
-        connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
-        connection.execute_batch(changes[usize::from(is_older)]).unwrap();
+        connection
+            .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
+            .unwrap();
+        connection
+            .execute_batch(changes[usize::from(is_older)])
+            .unwrap();
         keep("-wal", "newer-wal");
-        connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        connection
+            .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
+            .unwrap();
         keep("", "newer");
         drop(connection);
-        let (database, wal) = if is_older { ("newer", "older-wal") } else { ("older", "newer-wal") };
+        let (database, wal) = if is_older {
+            ("newer", "older-wal")
+        } else {
+            ("older", "newer-wal")
+        };
         fs::copy(aside.path().join(database), path("")).unwrap();
         fs::copy(aside.path().join(wal), path("-wal")).unwrap();
         let issues = fixture.check().issues;
-        let found = issues.iter().find(|issue| issue.code == IssueCode::WalForeign);
+        let found = issues
+            .iter()
+            .find(|issue| issue.code == IssueCode::WalForeign);
         assert!(
             found.is_some_and(|issue| issue.path.as_deref() == Some(".kg/knowledge.db-wal")),
             "{is_older}: {issues:?}"
         );
-        let other = issues.iter().filter(|issue| issue.repairable && !repair::is_damage(issue));
-        assert_eq!(other.filter(|issue| issue.component == Part::Database).count(), 0, "{is_older}: {issues:?}");
+        let other = issues
+            .iter()
+            .filter(|issue| issue.repairable && !repair::is_damage(issue));
+        assert_eq!(
+            other
+                .filter(|issue| issue.component == Part::Database)
+                .count(),
+            0,
+            "{is_older}: {issues:?}"
+        );
     }
 }
 
 #[test]
 fn a_database_of_two_names_is_a_hazard() {
     let fixture = Fixture::new();
-    fs::hard_link(fixture.path(".kg/knowledge.db"), fixture.path(".kg/same.db")).unwrap();
+    fs::hard_link(
+        fixture.path(".kg/knowledge.db"),
+        fixture.path(".kg/same.db"),
+    )
+    .unwrap();
     fixture.only(IssueCode::DatabaseLinked);
     // A name outside may be that of another project.
     fs::rename(fixture.path(".kg/same.db"), fixture.path("same.db")).unwrap();
@@ -185,7 +255,13 @@ fn a_damaged_database_is_salvaged_once_however_many_issues_it_has() {
         issue(IssueCode::TagOrphan, "node_tags"),
     ];
     let actions = repair::actions_for(&issues);
-    assert_eq!(actions.iter().filter(|action| action.work == repair::Work::Salvage).count(), 1);
+    assert_eq!(
+        actions
+            .iter()
+            .filter(|action| action.work == repair::Work::Salvage)
+            .count(),
+        1
+    );
     assert_eq!(actions.len(), 3);
 }
 
@@ -194,7 +270,9 @@ fn a_check_in_rollback_mode_beside_a_hot_writer_waits_for_nobody() {
     let fixture = Fixture::new();
     fixture.graph("PRAGMA journal_mode = delete");
     let writer = Connection::open(fixture.path(".kg/knowledge.db")).unwrap();
-    writer.execute_batch("BEGIN IMMEDIATE; INSERT INTO metadata VALUES ('a', 'b')").unwrap();
+    writer
+        .execute_batch("BEGIN IMMEDIATE; INSERT INTO metadata VALUES ('a', 'b')")
+        .unwrap();
     assert_eq!(fixture.check().issues, []);
     writer.execute_batch("COMMIT").unwrap();
 }

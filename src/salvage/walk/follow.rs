@@ -1,6 +1,8 @@
 //! The second walk, which follows what was decided: leaves in the order of their keys, and the holes between them.
 
-use super::{BadPage, Claim, Hole, Item, Leaf, MAX_DEPTH, TreeScan, keys_fit, push_children, root_of};
+use super::{
+    BadPage, Claim, Hole, Item, Leaf, MAX_DEPTH, TreeScan, keys_fit, push_children, root_of,
+};
 use crate::{
     error::Result,
     sqlite::format::btree::{Page, PageType},
@@ -15,9 +17,17 @@ pub(super) enum VisitResult {
 impl TreeScan<'_> {
     /// Whether a leaf holds rows, and none that the table could hold: then it was written to the wrong place.
     fn is_of_another_table(&self, tree: usize, number: u32, page: &Page) -> bool {
-        let (Some(shape), PageType::TableLeaf) = (&self.trees[tree].shape, page.kind) else { return false };
-        let Some(bytes) = self.source.page(number) else { return false };
-        !page.cells.is_empty() && !page.cells.iter().any(|cell| shape.allows_cell(&bytes, cell))
+        let (Some(shape), PageType::TableLeaf) = (&self.trees[tree].shape, page.kind) else {
+            return false;
+        };
+        let Some(bytes) = self.source.page(number) else {
+            return false;
+        };
+        !page.cells.is_empty()
+            && !page
+                .cells
+                .iter()
+                .any(|cell| shape.allows_cell(&bytes, cell))
     }
 
     /// The second walk of a tree, in the order of its keys.
@@ -37,14 +47,18 @@ impl TreeScan<'_> {
             let number = visit.page;
             let mut lose = |walk: &mut Self, reason: &'static str| {
                 walk.found[tree].pages_lost += 1;
-                walk.bad_pages.push(BadPage { page: number, reason });
+                walk.bad_pages.push(BadPage {
+                    page: number,
+                    reason,
+                });
                 met.push(VisitResult::Hole);
             };
             if !self.is_there(number) {
                 lose(self, "it lies beyond the end of the file");
                 continue;
             }
-            let is_won = |claim: &Claim| claim.tree == tree as u32 + 1 && claim.parent == visit.parent;
+            let is_won =
+                |claim: &Claim| claim.tree == tree as u32 + 1 && claim.parent == visit.parent;
             if self.more_claims.contains_key(&number) && !is_won(&self.claims[number as usize]) {
                 met.push(VisitResult::Hole);
                 self.found[tree].pages_lost += 1;
@@ -64,19 +78,35 @@ impl TreeScan<'_> {
             }
             self.is_owned[number as usize] = true;
             if page.bad_cells > 0 {
-                self.bad_pages.push(BadPage { page: number, reason: "some of its cells could not be read" });
+                self.bad_pages.push(BadPage {
+                    page: number,
+                    reason: "some of its cells could not be read",
+                });
             }
             if !by_rowid || !page.kind.is_interior() {
                 self.found[tree].cells += page.cells.len() as u64;
                 self.found[tree].cells_lost += u64::from(page.bad_cells);
                 let fits = !by_rowid || keys_fit(&page, &visit);
                 let inside = |rowid: &i64| (visit.lowest..=visit.highest).contains(rowid);
-                let mut keys = page.cells.iter().map(|cell| cell.rowid).filter(|key| !by_rowid || !fits || inside(key));
+                let mut keys = page
+                    .cells
+                    .iter()
+                    .map(|cell| cell.rowid)
+                    .filter(|key| !by_rowid || !fits || inside(key));
                 let first = keys.next();
                 let last = keys.next_back().or(first);
                 if let (Some(first), Some(last)) = (first, last) {
                     let (lowest, highest) = (visit.lowest, visit.highest);
-                    met.push(VisitResult::Leaf { leaf: Leaf { page: number, lowest, highest, first, last }, fits });
+                    met.push(VisitResult::Leaf {
+                        leaf: Leaf {
+                            page: number,
+                            lowest,
+                            highest,
+                            first,
+                            last,
+                        },
+                        fits,
+                    });
                 }
                 if page.bad_cells > 0 || (!page.exact && page.cells.is_empty()) {
                     met.push(VisitResult::Hole);
@@ -110,17 +140,27 @@ impl TreeScan<'_> {
                     Some(leaf).filter(|leaf| before.is_none_or(|before| before < leaf.first))
                 }
                 VisitResult::Leaf { leaf, fits: false } => {
-                    let place = Hole { after: before, before: next_fitting[index] };
+                    let place = Hole {
+                        after: before,
+                        before: next_fitting[index],
+                    };
                     let shape = self.trees[tree].shape.as_ref();
                     let fits = place.takes(leaf.first, leaf.last)
                         && shape.is_none_or(|shape| self.looks_like(leaf.page, true, shape));
-                    fits.then_some(Leaf { lowest: leaf.first, highest: leaf.last, ..leaf })
+                    fits.then_some(Leaf {
+                        lowest: leaf.first,
+                        highest: leaf.last,
+                        ..leaf
+                    })
                 }
             };
             match (accepted, met_page(&met)) {
                 (Some(leaf), _) => {
                     if in_hole {
-                        found.holes.push(Hole { after: before, before: Some(leaf.first).filter(|_| by_rowid) });
+                        found.holes.push(Hole {
+                            after: before,
+                            before: Some(leaf.first).filter(|_| by_rowid),
+                        });
                         in_hole = false;
                     }
                     before = Some(leaf.last).filter(|_| by_rowid);
@@ -135,7 +175,10 @@ impl TreeScan<'_> {
             }
         }
         if in_hole {
-            found.holes.push(Hole { after: before, before: None });
+            found.holes.push(Hole {
+                after: before,
+                before: None,
+            });
         }
         self.found[tree] = found;
     }

@@ -17,7 +17,11 @@ impl TreeScan<'_> {
             let mut claims = self.more_claims.get(&page).cloned().unwrap_or_default();
             let too_many = claims.len() >= MAX_CLAIMS;
             claims.push(self.claims[page as usize]);
-            let winner = if too_many { None } else { self.winner(page, claims) };
+            let winner = if too_many {
+                None
+            } else {
+                self.winner(page, claims)
+            };
             if winner.is_none() {
                 self.disputed.push(page);
             }
@@ -25,21 +29,33 @@ impl TreeScan<'_> {
         }
         for page in 1..self.is_free.len() {
             let claim = self.claims[page];
-            if self.is_free[page] && claim.tree > 0 && !self.outweighs_freelist(page as u32, claim) {
+            if self.is_free[page] && claim.tree > 0 && !self.outweighs_freelist(page as u32, claim)
+            {
                 self.release_page(page as u32);
             }
         }
-        let mut twins = duplicate_pages::find(self.source, |page| self.claims[page as usize].tree, self.cancel)?;
+        let mut twins = duplicate_pages::find(
+            self.source,
+            |page| self.claims[page as usize].tree,
+            self.cancel,
+        )?;
         for group in &mut twins.groups {
             *group = self.drop_non_matching(group);
         }
         let mut first = HashSet::new();
         // A root that was written over makes a tree look short, but leaves pages without a parent.
         if twins.groups.iter().any(|group| group.len() > 1) && !self.has_strays()? {
-            first.extend(self.trees.iter().filter_map(|tree| self.first_leaf(tree.root, tree.by_rowid)));
+            first.extend(
+                self.trees
+                    .iter()
+                    .filter_map(|tree| self.first_leaf(tree.root, tree.by_rowid)),
+            );
         }
         let tree_of = |page: u32| self.claims[page as usize].tree;
-        for page in twins.accidents(tree_of, |page| first.contains(&page)).concat() {
+        for page in twins
+            .accidents(tree_of, |page| first.contains(&page))
+            .concat()
+        {
             self.release_page(page);
         }
         Ok(())
@@ -50,7 +66,11 @@ impl TreeScan<'_> {
         for number in 2..=self.source.present {
             self.pause()?;
             let is_known = self.claims[number as usize].tree > 0 || self.is_free[number as usize];
-            let bytes = if is_known || !self.is_there(number) { None } else { self.source.page(number) };
+            let bytes = if is_known || !self.is_there(number) {
+                None
+            } else {
+                self.source.page(number)
+            };
             let page = bytes.and_then(|bytes| parse(&bytes, number, self.source.geometry));
             if page.is_some_and(|page| page.exact && !page.cells.is_empty()) {
                 return Ok(true);
@@ -64,11 +84,18 @@ impl TreeScan<'_> {
         let is_at_home = |page: &u32| {
             let claim = self.claims[*page as usize];
             let tree = &self.trees[claim.tree as usize - 1];
-            claim.fits && tree.shape.as_ref().is_none_or(|shape| self.looks_like(*page, tree.by_rowid, shape))
+            claim.fits
+                && tree
+                    .shape
+                    .as_ref()
+                    .is_none_or(|shape| self.looks_like(*page, tree.by_rowid, shape))
         };
-        let (at_home, strangers): (Vec<u32>, Vec<u32>) = twins.iter().copied().partition(is_at_home);
+        let (at_home, strangers): (Vec<u32>, Vec<u32>) =
+            twins.iter().copied().partition(is_at_home);
         if !at_home.is_empty() {
-            strangers.into_iter().for_each(|page| self.release_page(page));
+            strangers
+                .into_iter()
+                .for_each(|page| self.release_page(page));
         }
         at_home
     }
@@ -93,7 +120,10 @@ impl TreeScan<'_> {
             && claim.fits
             && is_exact(page)
             && (claim.parent == 0 || is_exact(claim.parent))
-            && tree.shape.as_ref().is_some_and(|shape| self.looks_like(page, true, shape))
+            && tree
+                .shape
+                .as_ref()
+                .is_some_and(|shape| self.looks_like(page, true, shape))
     }
 
     fn winner(&self, page: u32, mut claims: Vec<Claim>) -> Option<Claim> {
@@ -108,7 +138,9 @@ impl TreeScan<'_> {
         if claims.len() > 1 {
             claims.retain(|claim| {
                 let tree = &self.trees[claim.tree as usize - 1];
-                tree.shape.as_ref().is_none_or(|shape| self.looks_like(page, tree.by_rowid, shape))
+                tree.shape
+                    .as_ref()
+                    .is_none_or(|shape| self.looks_like(page, tree.by_rowid, shape))
             });
         }
         (claims.len() == 1).then(|| claims[0])
@@ -116,8 +148,14 @@ impl TreeScan<'_> {
 
     /// Whether the first leaf at or below the page holds rows of that shape; of a tree of records, the page itself.
     pub(super) fn looks_like(&self, page: u32, by_rowid: bool, shape: &RowSchema) -> bool {
-        let rows = if by_rowid { self.first_leaf(page, true) } else { Some(page) };
-        let Some((bytes, page)) = rows.and_then(|page| self.read(page, by_rowid)) else { return false };
+        let rows = if by_rowid {
+            self.first_leaf(page, true)
+        } else {
+            Some(page)
+        };
+        let Some((bytes, page)) = rows.and_then(|page| self.read(page, by_rowid)) else {
+            return false;
+        };
         page.cells.iter().all(|cell| shape.fits_cell(&bytes, cell))
     }
 
@@ -129,7 +167,10 @@ impl TreeScan<'_> {
             if !page.kind.is_interior() {
                 return Some(next);
             }
-            next = page.cells.first().map_or(page.right_child, |cell| cell.child);
+            next = page
+                .cells
+                .first()
+                .map_or(page.right_child, |cell| cell.child);
         }
         None
     }

@@ -36,16 +36,23 @@ pub fn run(
     cancel: &CancelToken,
 ) -> Result<String, String> {
     let deadline = Instant::now() + limit;
-    let (mut child, said) = start(command, event, dir).map_err(|cause| format!("could not be started: {cause}"))?;
-    let ended = wait(&mut child, deadline, cancel).map_err(|cause| format!("could not be waited for: {cause}"))?;
+    let (mut child, said) =
+        start(command, event, dir).map_err(|cause| format!("could not be started: {cause}"))?;
+    let ended = wait(&mut child, deadline, cancel)
+        .map_err(|cause| format!("could not be waited for: {cause}"))?;
     let said = said.recv_timeout(LAST_WORDS).unwrap_or_default();
     let said = said.trim();
     let colon = if said.is_empty() { "" } else { ": " };
     match ended {
         Some(status) if status.success() => Ok(said.to_string()),
         Some(status) => Err(format!("{}{colon}{said}", describe(status))),
-        None if cancel.is_cancelled() => Err(format!("was killed, as this process ends{colon}{said}")),
-        None => Err(format!("was killed after {} s{colon}{said}", limit.as_secs())),
+        None if cancel.is_cancelled() => {
+            Err(format!("was killed, as this process ends{colon}{said}"))
+        }
+        None => Err(format!(
+            "was killed after {} s{colon}{said}",
+            limit.as_secs()
+        )),
     }
 }
 
@@ -59,9 +66,17 @@ fn start(command: &[String], event: &Event, dir: &Path) -> io::Result<(Child, Re
     thread::Builder::new().spawn(move || drop(to_input.write_all(json.as_bytes())))?;
     let said = collect(output)?;
     // A path starts at the project's root too; a name is looked for in `PATH`.
-    let program = if program.contains('/') { dir.join(program) } else { program.into() };
+    let program = if program.contains('/') {
+        dir.join(program)
+    } else {
+        program.into()
+    };
     let mut command = Command::new(program);
-    command.args(arguments).current_dir(dir).process_group(0).stdin(input);
+    command
+        .args(arguments)
+        .current_dir(dir)
+        .process_group(0)
+        .stdin(input);
     command.stdout(to_output.try_clone()?).stderr(to_output);
     for name in Event::VARIABLES {
         command.env_remove(name);
@@ -87,7 +102,11 @@ fn collect(mut output: PipeReader) -> io::Result<Receiver<String>> {
 }
 
 /// `None` where it had to be killed.
-fn wait(child: &mut Child, deadline: Instant, cancel: &CancelToken) -> io::Result<Option<ExitStatus>> {
+fn wait(
+    child: &mut Child,
+    deadline: Instant,
+    cancel: &CancelToken,
+) -> io::Result<Option<ExitStatus>> {
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
@@ -121,7 +140,13 @@ mod tests {
         std::fs::create_dir_all(dir.join(".kg")).unwrap();
         let project = Project::open(dir).unwrap();
         let command = ["sh", "-c", script].map(String::from);
-        run(&command, &Event::new(EventKind::Test, &project), project.root(), limit, &CancelToken::default())
+        run(
+            &command,
+            &Event::new(EventKind::Test, &project),
+            project.root(),
+            limit,
+            &CancelToken::default(),
+        )
     }
 
     #[test]
@@ -131,7 +156,8 @@ mod tests {
         let said = run_in(dir.path(), script, Duration::from_secs(10)).unwrap();
         let root = dir.path().canonicalize().unwrap();
         assert_eq!(said, format!("backup.test in {}", root.display()));
-        let told: serde_json::Value = serde_json::from_slice(&std::fs::read(root.join("told.json")).unwrap()).unwrap();
+        let told: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(root.join("told.json")).unwrap()).unwrap();
         assert_eq!(told["event"], "backup.test");
         assert_eq!(told["id"].as_str().unwrap().len(), 32);
     }
@@ -139,19 +165,45 @@ mod tests {
     #[test]
     fn one_that_fails_floods_or_reads_nothing_is_told_with_the_start_of_what_it_printed() {
         let dir = tempfile::tempdir().unwrap();
-        let said = run_in(dir.path(), "echo no disk >&2; exit 7", Duration::from_secs(10)).unwrap_err();
+        let said = run_in(
+            dir.path(),
+            "echo no disk >&2; exit 7",
+            Duration::from_secs(10),
+        )
+        .unwrap_err();
         assert_eq!(said, "ended with status 7: no disk");
         let flood = "exec 0<&-; head -c 1000000 /dev/zero | tr '\\0' x";
-        assert_eq!(run_in(dir.path(), flood, Duration::from_secs(10)).unwrap().len(), MOST_OUTPUT as usize);
-        assert_eq!(run_in(dir.path(), "kill -9 $$", Duration::from_secs(10)).unwrap_err(), "was ended by signal 9");
+        assert_eq!(
+            run_in(dir.path(), flood, Duration::from_secs(10))
+                .unwrap()
+                .len(),
+            MOST_OUTPUT as usize
+        );
+        assert_eq!(
+            run_in(dir.path(), "kill -9 $$", Duration::from_secs(10)).unwrap_err(),
+            "was ended by signal 9"
+        );
         let dir = dir.path();
         let event = Event::new(EventKind::Test, &Project::open(dir).unwrap());
-        let call =
-            |program: &str| run(&[program.into()], &event, dir, Duration::from_secs(10), &CancelToken::default());
+        let call = |program: &str| {
+            run(
+                &[program.into()],
+                &event,
+                dir,
+                Duration::from_secs(10),
+                &CancelToken::default(),
+            )
+        };
         let said = call("/no/such").unwrap_err();
-        assert!(said.starts_with("could not be started: No such file"), "{said}");
+        assert!(
+            said.starts_with("could not be started: No such file"),
+            "{said}"
+        );
         std::os::unix::fs::symlink("/bin/pwd", dir.join("here")).unwrap();
-        assert_eq!(call("./here").unwrap(), dir.canonicalize().unwrap().display().to_string());
+        assert_eq!(
+            call("./here").unwrap(),
+            dir.canonicalize().unwrap().display().to_string()
+        );
     }
 
     #[test]

@@ -105,8 +105,17 @@ impl Event {
     }
 
     /// That a run has ended.
-    pub fn of_run(project: &Project, made: &Result<Created>, trigger: Trigger, duration_ms: i64) -> Self {
-        let kind = if made.is_ok() { EventKind::Succeeded } else { EventKind::Failed };
+    pub fn of_run(
+        project: &Project,
+        made: &Result<Created>,
+        trigger: Trigger,
+        duration_ms: i64,
+    ) -> Self {
+        let kind = if made.is_ok() {
+            EventKind::Succeeded
+        } else {
+            EventKind::Failed
+        };
         Event {
             trigger: Some(trigger),
             duration_ms: Some(duration_ms),
@@ -122,16 +131,31 @@ impl Event {
 
     /// The same, in short, for commands that read no JSON.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
-        let mut all = vec![("KG_BACKUP_EVENT", self.event.name().to_string()), ("KG_PROJECT", self.project.clone())];
+        let mut all = vec![
+            ("KG_BACKUP_EVENT", self.event.name().to_string()),
+            ("KG_PROJECT", self.project.clone()),
+        ];
         if let Some(backup) = &self.backup {
-            all.extend([("KG_BACKUP_ID", backup.id.clone()), ("KG_BACKUP_PATH", backup.path.clone())]);
-            all.extend(backup.incomplete.then(|| ("KG_BACKUP_INCOMPLETE", "1".to_string())));
+            all.extend([
+                ("KG_BACKUP_ID", backup.id.clone()),
+                ("KG_BACKUP_PATH", backup.path.clone()),
+            ]);
+            all.extend(
+                backup
+                    .incomplete
+                    .then(|| ("KG_BACKUP_INCOMPLETE", "1".to_string())),
+            );
         }
         if let Some(error) = &self.error {
-            all.extend([("KG_ERROR_CODE", error.code.to_string()), ("KG_ERROR_MESSAGE", error.message.clone())]);
+            all.extend([
+                ("KG_ERROR_CODE", error.code.to_string()),
+                ("KG_ERROR_MESSAGE", error.message.clone()),
+            ]);
         }
         // No variable may hold a zero byte.
-        all.into_iter().map(|(name, value)| (name, value.replace('\0', " "))).collect()
+        all.into_iter()
+            .map(|(name, value)| (name, value.replace('\0', " ")))
+            .collect()
     }
 
     /// Every variable that [`Event::environment`] may set: none is to be inherited.
@@ -158,7 +182,12 @@ impl Saved {
             based_on: backup.based_on.clone(),
             integrity: backup.integrity.status,
             incomplete: backup.incomplete,
-            warnings: backup.warnings.iter().take(MOST_WARNINGS).cloned().collect(),
+            warnings: backup
+                .warnings
+                .iter()
+                .take(MOST_WARNINGS)
+                .cloned()
+                .collect(),
         }
     }
 }

@@ -28,11 +28,18 @@ pub fn read(project: &Project) -> Result<Option<String>> {
     let file = match regular_file::open(&path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(cause) if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) => {
-            return Err(refuse(&path, "it is a link, or no file", "Put the file itself there").with_cause(cause));
+            return Err(refuse(
+                &path,
+                "it is a link, or no file",
+                "Put the file itself there",
+            )
+            .with_cause(cause));
         }
         opened => opened.map_err(|cause| Error::io("read", &path, cause))?,
     };
-    let found = file.metadata().map_err(|cause| Error::io("read", &path, cause))?;
+    let found = file
+        .metadata()
+        .map_err(|cause| Error::io("read", &path, cause))?;
     if let Some(why) = regular_file::why_foreign(&found) {
         let remedy = format!(
             "Set the hooks as the user who makes the backups, or look at what it says, then `chmod 600 {}`",
@@ -40,8 +47,14 @@ pub fn read(project: &Project) -> Result<Option<String>> {
         );
         return Err(refuse(&path, &why, remedy));
     }
-    if !is_listed(&project.state_dir()).map_err(|cause| Error::io("read", &project.state_dir(), cause))? {
-        return Err(refuse(&path, "it is called otherwise, in other letters", "Remove it, and set the hooks again"));
+    if !is_listed(&project.state_dir())
+        .map_err(|cause| Error::io("read", &project.state_dir(), cause))?
+    {
+        return Err(refuse(
+            &path,
+            "it is called otherwise, in other letters",
+            "Remove it, and set the hooks again",
+        ));
     }
     let text = match regular_file::read(&file, MAX_BYTES) {
         Err(cause) if cause.kind() == io::ErrorKind::InvalidData => {
@@ -49,13 +62,18 @@ pub fn read(project: &Project) -> Result<Option<String>> {
         }
         text => text.map_err(|cause| Error::io("read", &path, cause))?,
     };
-    String::from_utf8(text).map(Some).map_err(|_| refuse(&path, "it is no text", "Set the hooks again"))
+    String::from_utf8(text)
+        .map(Some)
+        .map_err(|_| refuse(&path, "it is no text", "Set the hooks again"))
 }
 
 /// A warning if this user's backups do not run the hooks because the file belongs to another one: root set them for the
 /// owner of the project.
 pub fn not_for_this_user(project: &Project) -> Option<Warning> {
-    let (owner, user) = (fs::symlink_metadata(path(project)).ok()?.uid(), geteuid().as_raw());
+    let (owner, user) = (
+        fs::symlink_metadata(path(project)).ok()?.uid(),
+        geteuid().as_raw(),
+    );
     let message = format!(
         "The hooks belong to the owner of the project: they run for backups that user {owner} makes, not for those of user {user}"
     );
@@ -73,7 +91,11 @@ fn is_listed(state_dir: &Path) -> io::Result<bool> {
 }
 
 fn refuse(path: &Path, what: &str, remedy: impl Into<String>) -> Error {
-    Error::new(Code::HooksInvalid, format!("{} is not used: {what}", path.display()), remedy)
+    Error::new(
+        Code::HooksInvalid,
+        format!("{} is not used: {what}", path.display()),
+        remedy,
+    )
 }
 
 #[cfg(test)]
@@ -95,7 +117,13 @@ mod tests {
         assert_eq!(refused(&project).code, Code::HooksInvalid);
         fs::remove_file(state.join(HOOKS_FILE)).unwrap();
         fs::write(state.join(HOOKS_FILE), "{}").unwrap();
-        for (mode, is_good) in [(0o600, true), (0o644, true), (0o620, false), (0o602, false), (0o666, false)] {
+        for (mode, is_good) in [
+            (0o600, true),
+            (0o644, true),
+            (0o620, false),
+            (0o602, false),
+            (0o666, false),
+        ] {
             fs::set_permissions(state.join(HOOKS_FILE), fs::Permissions::from_mode(mode)).unwrap();
             assert_eq!(read(&project).is_ok(), is_good, "{mode:o}");
         }

@@ -89,17 +89,33 @@ type Reading = fn(&Value) -> Option<What>;
 /// Every hook there can be. A trial is in this order, so that a monitor is left with good news.
 const ALL: [(&str, EventKind, Reading); 7] = [
     ("backup.hooks.heartbeatStart", EventKind::Started, heartbeat),
-    ("backup.hooks.onFailure.command", EventKind::Failed, command_of),
+    (
+        "backup.hooks.onFailure.command",
+        EventKind::Failed,
+        command_of,
+    ),
     ("backup.hooks.onFailure.url", EventKind::Failed, webhook),
-    ("backup.hooks.heartbeatFailure", EventKind::Failed, heartbeat),
-    ("backup.hooks.onSuccess.command", EventKind::Succeeded, command_of),
+    (
+        "backup.hooks.heartbeatFailure",
+        EventKind::Failed,
+        heartbeat,
+    ),
+    (
+        "backup.hooks.onSuccess.command",
+        EventKind::Succeeded,
+        command_of,
+    ),
     ("backup.hooks.onSuccess.url", EventKind::Succeeded, webhook),
     ("backup.hooks.heartbeat", EventKind::Succeeded, heartbeat),
 ];
 
 fn command_of(value: &Value) -> Option<What> {
     let arguments = value.as_array()?.iter();
-    Some(What::Command(arguments.filter_map(|one| one.as_str().map(str::to_string)).collect()))
+    Some(What::Command(
+        arguments
+            .filter_map(|one| one.as_str().map(str::to_string))
+            .collect(),
+    ))
 }
 
 fn webhook(value: &Value) -> Option<What> {
@@ -114,7 +130,9 @@ impl Hooks {
     /// Reads them. What is wrong with them becomes a warning: where somebody else could have written the file, none of them
     /// counts, and otherwise all but those that are wrong.
     pub fn load(project: &Project, warnings: &mut Vec<Warning>) -> Self {
-        let mut warn = |message: String| warnings.push(Warning::about(WarningCode::Hook, shown_path(), message));
+        let mut warn = |message: String| {
+            warnings.push(Warning::about(WarningCode::Hook, shown_path(), message))
+        };
         match Hooks::read(project, &mut warn) {
             Ok(hooks) => hooks,
             Err(error) => {
@@ -125,29 +143,51 @@ impl Hooks {
     }
 
     fn read(project: &Project, warn: &mut impl FnMut(String)) -> Result<Self> {
-        let Some(text) = file::read(project)? else { return Ok(Hooks::default()) };
+        let Some(text) = file::read(project)? else {
+            return Ok(Hooks::default());
+        };
         let invalid = |what: String| {
-            let message = format!("{} is not a configuration: {what}", file::path(project).display());
-            Error::new(Code::HooksInvalid, message, "Mend it, or remove it and set the hooks again")
+            let message = format!(
+                "{} is not a configuration: {what}",
+                file::path(project).display()
+            );
+            Error::new(
+                Code::HooksInvalid,
+                message,
+                "Mend it, or remove it and set the hooks again",
+            )
         };
         let config = parse(text.as_bytes()).map_err(|what| invalid(format!("it {what}")))?;
         let settings = Settings::in_home(ConfigFile::Hooks, &config, warn);
-        let found =
-            ALL.iter().filter_map(|(key, on, what)| Some(Hook { key, on: *on, what: what(settings.get(key)?)? }));
-        let seconds = settings.whole("backup.hooks.timeout").unwrap_or(DEFAULT_TIMEOUT_SECONDS);
-        let secret_file = settings.text("backup.hooks.secretFile").map(|path| project.root().join(path));
+        let found = ALL.iter().filter_map(|(key, on, what)| {
+            Some(Hook {
+                key,
+                on: *on,
+                what: what(settings.get(key)?)?,
+            })
+        });
+        let seconds = settings
+            .whole("backup.hooks.timeout")
+            .unwrap_or(DEFAULT_TIMEOUT_SECONDS);
+        let secret_file = settings
+            .text("backup.hooks.secretFile")
+            .map(|path| project.root().join(path));
         Ok(Hooks {
             root: project.root().to_path_buf(),
             hooks: found.collect(),
             timeout: Duration::from_secs(seconds.into()),
-            retries: settings.whole("backup.hooks.retries").unwrap_or(DEFAULT_RETRIES),
+            retries: settings
+                .whole("backup.hooks.retries")
+                .unwrap_or(DEFAULT_RETRIES),
             secret: secret_file.map(|path| secret(&path)),
         })
     }
 
     /// Those that run at an event; a trial is for all of them.
     pub fn of(&self, event: EventKind) -> impl Iterator<Item = &Hook> {
-        self.hooks.iter().filter(move |hook| event == EventKind::Test || hook.on == event)
+        self.hooks
+            .iter()
+            .filter(move |hook| event == EventKind::Test || hook.on == event)
     }
 
     pub fn has_any_for(&self, event: EventKind) -> bool {
@@ -162,25 +202,49 @@ impl Hooks {
     /// Runs all of them, one after the other.
     pub fn try_out(&self, project: &Project, cancel: &CancelToken, mut tell: impl FnMut(Outcome)) {
         let event = Event::new(EventKind::Test, project);
-        for hook in self.of(EventKind::Test).take_while(|_| !cancel.is_cancelled()) {
+        for hook in self
+            .of(EventKind::Test)
+            .take_while(|_| !cancel.is_cancelled())
+        {
             tell(runner::run_one(self, hook, &event, cancel));
         }
     }
 }
 
 impl Hook {
-    fn run(&self, hooks: &Hooks, event: &Event, cancel: &CancelToken) -> std::result::Result<String, String> {
-        let patience = request::Patience { limit: hooks.timeout, retries: hooks.retries, cancel };
+    fn run(
+        &self,
+        hooks: &Hooks,
+        event: &Event,
+        cancel: &CancelToken,
+    ) -> std::result::Result<String, String> {
+        let patience = request::Patience {
+            limit: hooks.timeout,
+            retries: hooks.retries,
+            cancel,
+        };
         let call = |url: &str, call| {
-            request::call(url, &call, event, &patience).map_err(|said| format!("{} {said}", masked(url)))
+            request::call(url, &call, event, &patience)
+                .map_err(|said| format!("{} {said}", masked(url)))
         };
         match &self.what {
-            What::Command(command) => command::run(command, event, &hooks.root, hooks.timeout, cancel),
+            What::Command(command) => {
+                command::run(command, event, &hooks.root, hooks.timeout, cancel)
+            }
             What::Heartbeat(url) => call(url, request::Call::Heartbeat),
             What::Webhook(url) => {
                 // Unsigned, it would be refused, or worse, believed.
-                let secret = hooks.secret.as_ref().map(|secret| secret.as_deref()).transpose();
-                call(url, request::Call::Webhook { secret: secret.map_err(String::clone)? })
+                let secret = hooks
+                    .secret
+                    .as_ref()
+                    .map(|secret| secret.as_deref())
+                    .transpose();
+                call(
+                    url,
+                    request::Call::Webhook {
+                        secret: secret.map_err(String::clone)?,
+                    },
+                )
             }
         }
     }
@@ -188,7 +252,10 @@ impl Hook {
 
 impl Outcome {
     pub fn failure(&self) -> Option<String> {
-        self.result.as_ref().err().map(|said| format!("The hook `{}` failed: {said}", self.hook))
+        self.result
+            .as_ref()
+            .err()
+            .map(|said| format!("The hook `{}` failed: {said}", self.hook))
     }
 }
 
@@ -200,9 +267,15 @@ pub fn remember(project: &Project, outcomes: &[Outcome]) -> Result<()> {
     }
     History::update(project, |history| {
         for outcome in outcomes {
-            history.hook_failures.retain(|known| known.hook != outcome.hook);
+            history
+                .hook_failures
+                .retain(|known| known.hook != outcome.hook);
             if let Err(message) = &outcome.result {
-                let failure = HookFailure { hook: outcome.hook.clone(), at: outcome.at, message: message.clone() };
+                let failure = HookFailure {
+                    hook: outcome.hook.clone(),
+                    at: outcome.at,
+                    message: message.clone(),
+                };
                 history.hook_failures.push(failure);
             }
         }
@@ -215,7 +288,9 @@ pub fn forget(project: &Project, key: &str) -> Result<()> {
     if !History::read(project)?.hook_failures.iter().any(is_of_it) {
         return Ok(());
     }
-    History::update(project, |history| history.hook_failures.retain(|failure| !is_of_it(failure)))
+    History::update(project, |history| {
+        history.hook_failures.retain(|failure| !is_of_it(failure))
+    })
 }
 
 fn shown_path() -> String {
@@ -224,7 +299,12 @@ fn shown_path() -> String {
 
 /// The key that signs; a line end after it is not part of it.
 fn secret(path: &Path) -> std::result::Result<Vec<u8>, String> {
-    let failed = |what: String| format!("is not called: `backup.hooks.secretFile`, {}: {what}", path.display());
+    let failed = |what: String| {
+        format!(
+            "is not called: `backup.hooks.secretFile`, {}: {what}",
+            path.display()
+        )
+    };
     let text = read_text(path).map_err(|cause| failed(cause.to_string()))?;
     let mut secret = text.ok_or_else(|| failed("there is no such file".into()))?;
     if fs::metadata(path).is_ok_and(|found| found.mode() & paths::OTHERS_WRITE != 0) {

@@ -68,8 +68,15 @@ pub fn call(url: &str, call: &Call, event: &Event, patience: &Patience) -> Resul
             Answer::Refused(said) => return Err(said),
             Answer::Later(said) => said,
         };
-        let tries = if attempt == 0 { String::new() } else { format!(", {} times", attempt + 1) };
-        if attempt == patience.retries || Instant::now() + pause >= deadline || !sleep(pause, patience.cancel) {
+        let tries = if attempt == 0 {
+            String::new()
+        } else {
+            format!(", {} times", attempt + 1)
+        };
+        if attempt == patience.retries
+            || Instant::now() + pause >= deadline
+            || !sleep(pause, patience.cancel)
+        {
             return Err(format!("{said}{tries}"));
         }
         pause *= 2;
@@ -77,7 +84,14 @@ pub fn call(url: &str, call: &Call, event: &Event, patience: &Patience) -> Resul
     Err("was not called".into())
 }
 
-fn attempt_once(url: &str, call: &Call, event: &Event, body: &str, roots: RootCerts, limit: Duration) -> Answer {
+fn attempt_once(
+    url: &str,
+    call: &Call,
+    event: &Event,
+    body: &str,
+    roots: RootCerts,
+    limit: Duration,
+) -> Answer {
     let config = Agent::config_builder()
         .timeout_global(Some(limit))
         .http_status_as_error(false)
@@ -91,7 +105,10 @@ fn attempt_once(url: &str, call: &Call, event: &Event, body: &str, roots: RootCe
         request = request.header("Authorization", credentials);
     }
     let answered = match call {
-        Call::Heartbeat => request.method("GET").body(()).map(|request| agent.run(request)),
+        Call::Heartbeat => request
+            .method("GET")
+            .body(())
+            .map(|request| agent.run(request)),
         Call::Webhook { secret } => {
             request = request
                 .method("POST")
@@ -99,7 +116,10 @@ fn attempt_once(url: &str, call: &Call, event: &Event, body: &str, roots: RootCe
                 .header("KG-Event", event.event.name())
                 .header("KG-Delivery", &event.id);
             if let Some(secret) = secret {
-                request = request.header("KG-Signature", signature(secret, Timestamp::now().as_second(), body));
+                request = request.header(
+                    "KG-Signature",
+                    signature(secret, Timestamp::now().as_second(), body),
+                );
             }
             request.body(body).map(|request| agent.run(request))
         }
@@ -108,7 +128,9 @@ fn attempt_once(url: &str, call: &Call, event: &Event, body: &str, roots: RootCe
         Err(_) => Answer::Refused("is no URL that can be called".into()),
         Ok(Ok(response)) => match response.status().as_u16() {
             status @ 200..=299 => Answer::Good(status),
-            status @ 300..=399 => Answer::Refused(format!("answered {status}: redirects are not followed")),
+            status @ 300..=399 => {
+                Answer::Refused(format!("answered {status}: redirects are not followed"))
+            }
             status @ (429 | 500..=599) => Answer::Later(format!("answered {status}")),
             status => Answer::Refused(format!("answered {status}")),
         },
@@ -122,8 +144,8 @@ fn attempt_once(url: &str, call: &Call, event: &Event, body: &str, roots: RootCe
 /// `t=<unix seconds>,v1=<HMAC-SHA256 of "t.body">`: who knows the secret can tell that the event is ours, and not an old one.
 fn signature(secret: &[u8], at: i64, body: &str) -> String {
     // A key may have any length.
-    let mut mac =
-        <Hmac<Sha256> as KeyInit>::new_from_slice(secret).unwrap_or_else(|_| unreachable!("any length will do"));
+    let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(secret)
+        .unwrap_or_else(|_| unreachable!("any length will do"));
     mac.update(format!("{at}.{body}").as_bytes());
     format!("t={at},v1={}", hex(&mac.finalize().into_bytes()))
 }
@@ -141,11 +163,18 @@ fn certificates() -> Result<RootCerts, String> {
         return Ok(RootCerts::WebPki);
     };
     let file = Path::new(&file);
-    let failed = |what: String| format!("cannot be called: {CERTIFICATES_VARIABLE}, {}: {what}", file.display());
+    let failed = |what: String| {
+        format!(
+            "cannot be called: {CERTIFICATES_VARIABLE}, {}: {what}",
+            file.display()
+        )
+    };
     let text = fs::read(file).map_err(|cause| failed(cause.to_string()))?;
     let mut certificates = Vec::new();
     for item in parse_pem(&text) {
-        if let PemItem::Certificate(certificate) = item.map_err(|cause| failed(cause.to_string()))? {
+        if let PemItem::Certificate(certificate) =
+            item.map_err(|cause| failed(cause.to_string()))?
+        {
             certificates.push(certificate);
         }
     }
@@ -171,13 +200,17 @@ mod tests {
     #[test]
     fn the_signature_is_the_hmac_of_time_and_body() {
         // As `printf '1700000000.{}' | openssl dgst -sha256 -hmac key` says.
-        let expected = "t=1700000000,v1=9d713ed406bb7076d4123f0dc2c39d2df5c654ed4b0cd56b52c8b4c940bd63ae";
+        let expected =
+            "t=1700000000,v1=9d713ed406bb7076d4123f0dc2c39d2df5c654ed4b0cd56b52c8b4c940bd63ae";
         assert_eq!(signature(b"key", 1_700_000_000, "{}"), expected);
     }
 
     #[test]
     fn credentials_of_a_url_are_a_header() {
-        assert_eq!(credentials("https://me:p%40ss@host/x").as_deref(), Some("Basic bWU6cEBzcw=="));
+        assert_eq!(
+            credentials("https://me:p%40ss@host/x").as_deref(),
+            Some("Basic bWU6cEBzcw==")
+        );
         assert_eq!(credentials("https://host/x@y"), None);
     }
 }

@@ -10,7 +10,9 @@
 
 use std::{
     panic::{self, AssertUnwindSafe},
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel},
+    sync::mpsc::{
+        Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -43,7 +45,11 @@ impl Worker {
         };
         // Where there is no thread to be had, the queue is closed, and each event says so.
         let _ = thread::Builder::new().name("hooks".into()).spawn(work);
-        Worker { queue, outcomes, cancel }
+        Worker {
+            queue,
+            outcomes,
+            cancel,
+        }
     }
 
     /// Queues the hooks of an event. `Err` says why they will not run: older ones hang.
@@ -79,14 +85,23 @@ impl Worker {
 }
 
 /// Until the worker has ended, the time is over or somebody cancels; whether it has ended.
-fn drain(outcomes: &Receiver<Outcome>, all: &mut Vec<Outcome>, patience: Duration, cancel: &CancelToken) -> bool {
+fn drain(
+    outcomes: &Receiver<Outcome>,
+    all: &mut Vec<Outcome>,
+    patience: Duration,
+    cancel: &CancelToken,
+) -> bool {
     const POLL: Duration = Duration::from_millis(50);
     let deadline = Instant::now() + patience;
     loop {
         match outcomes.recv_timeout(POLL) {
             Ok(outcome) => all.push(outcome),
             Err(RecvTimeoutError::Disconnected) => return true,
-            Err(RecvTimeoutError::Timeout) if Instant::now() >= deadline || cancel.is_cancelled() => return false,
+            Err(RecvTimeoutError::Timeout)
+                if Instant::now() >= deadline || cancel.is_cancelled() =>
+            {
+                return false;
+            }
             Err(RecvTimeoutError::Timeout) => {}
         }
     }
@@ -139,7 +154,8 @@ mod tests {
         fs::create_dir(dir.path().join(".kg")).unwrap();
         let project = Project::open(dir.path()).unwrap();
         let path = super::super::file::path(&project);
-        let hooks = r#"{"backup":{"hooks":{"onFailure":{"command":["sleep","600"]},"timeout":300}}}"#;
+        let hooks =
+            r#"{"backup":{"hooks":{"onFailure":{"command":["sleep","600"]},"timeout":300}}}"#;
         fs::write(&path, hooks).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         let mut warnings = Vec::new();
@@ -148,23 +164,40 @@ mod tests {
 
         let began = Instant::now();
         let worker = Worker::start();
-        worker.tell(hooks.clone(), Event::new(EventKind::Succeeded, &project)).unwrap();
+        worker
+            .tell(hooks.clone(), Event::new(EventKind::Succeeded, &project))
+            .unwrap();
         // One may be at work already, and leave room for another.
-        let told = (0..MOST_WAITING + 2).map(|_| worker.tell(hooks.clone(), Event::new(EventKind::Failed, &project)));
+        let told = (0..MOST_WAITING + 2)
+            .map(|_| worker.tell(hooks.clone(), Event::new(EventKind::Failed, &project)));
         let refused = told.filter_map(Result::err).next().unwrap();
-        assert_eq!(refused, "the hooks of backup.failed do not run: those of 16 earlier events are not done yet");
-        let (outcomes, is_cut_short) = worker.finish(Duration::from_millis(200), &CancelToken::default());
+        assert_eq!(
+            refused,
+            "the hooks of backup.failed do not run: those of 16 earlier events are not done yet"
+        );
+        let (outcomes, is_cut_short) =
+            worker.finish(Duration::from_millis(200), &CancelToken::default());
         assert!(is_cut_short);
         assert_eq!(outcomes.len(), 1);
-        assert_eq!(outcomes[0].result, Err("was killed, as this process ends".to_string()));
+        assert_eq!(
+            outcomes[0].result,
+            Err("was killed, as this process ends".to_string())
+        );
         assert!(began.elapsed() < Duration::from_secs(10));
     }
 
     #[test]
     fn a_hook_that_panics_has_failed_and_says_so() {
         let (key, on, _) = ALL[0];
-        let hook = Hook { key, on, what: What::Heartbeat("http://localhost/".into()) };
+        let hook = Hook {
+            key,
+            on,
+            what: What::Heartbeat("http://localhost/".into()),
+        };
         let outcome = outcome_of(&hook, || panic!("as a thread that cannot be had does"));
-        assert_eq!((outcome.hook.as_str(), outcome.result), (key, Err("it panicked; please report this".to_string())));
+        assert_eq!(
+            (outcome.hook.as_str(), outcome.result),
+            (key, Err("it panicked; please report this".to_string()))
+        );
     }
 }

@@ -41,9 +41,15 @@ impl Answerer {
         let mut response = Response::new(Full::new(answer.body.into()));
         *response.status_mut() = answer.status;
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static(answer.content_type),
+        );
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        );
         if is_refused {
             headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
@@ -59,14 +65,20 @@ impl Answerer {
         }
         let path = request.uri().path();
         if !matches!(path, "/healthz" | "/readyz" | "/metrics") {
-            return refusal(StatusCode::NOT_FOUND, "there are /healthz, /readyz and /metrics");
+            return refusal(
+                StatusCode::NOT_FOUND,
+                "there are /healthz, /readyz and /metrics",
+            );
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return refusal(StatusCode::METHOD_NOT_ALLOWED, "ask with GET or HEAD");
         }
         let seen = self.board.seen();
         match path {
-            "/healthz" => judged(&seen.liveness(Instant::now()), json!({ "pid": std::process::id() })),
+            "/healthz" => judged(
+                &seen.liveness(Instant::now()),
+                json!({ "pid": std::process::id() }),
+            ),
             "/readyz" => self.readiness(&seen),
             _ => self.metrics(&seen, request.headers()),
         }
@@ -95,7 +107,11 @@ impl Answerer {
             true => (Format::OpenMetrics, OPEN_METRICS),
             false => (Format::Prometheus, PROMETHEUS),
         };
-        Answer { status: StatusCode::OK, content_type, body: facts.render(format) }
+        Answer {
+            status: StatusCode::OK,
+            content_type,
+            body: facts.render(format),
+        }
     }
 }
 
@@ -109,20 +125,38 @@ fn judged(health: &Health, about: Value) -> Answer {
     if let (Value::Object(body), Value::Object(about)) = (&mut body, about) {
         body.extend(about);
     }
-    let status = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Answer { status, content_type: JSON, body: format!("{body:#}\n") }
+    let status = if health.ok {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    Answer {
+        status,
+        content_type: JSON,
+        body: format!("{body:#}\n"),
+    }
 }
 
 fn refusal(status: StatusCode, what_to_do: &str) -> Answer {
-    Answer { status, content_type: JSON, body: format!("{:#}\n", json!({ "error": what_to_do })) }
+    Answer {
+        status,
+        content_type: JSON,
+        body: format!("{:#}\n", json!({ "error": what_to_do })),
+    }
 }
 
 /// Whether a person or program of this machine asks by one of its own names. A page of the web that lets its name lead to 127.0.0.1
 /// ("DNS rebinding") makes the browser here ask by that name, and would be told where the project lies. An IP address leads nowhere else.
 fn is_for_this_machine<Body>(request: &Request<Body>) -> bool {
-    let host = request.headers().get(header::HOST).map(|host| host.as_bytes().try_into().ok());
+    let host = request
+        .headers()
+        .get(header::HOST)
+        .map(|host| host.as_bytes().try_into().ok());
     let asked = [host, request.uri().authority().cloned().map(Some)];
-    asked.into_iter().flatten().all(|name: Option<Authority>| name.is_some_and(|name| is_own_name(name.host())))
+    asked
+        .into_iter()
+        .flatten()
+        .all(|name: Option<Authority>| name.is_some_and(|name| is_own_name(name.host())))
 }
 
 fn is_own_name(host: &str) -> bool {
@@ -132,11 +166,18 @@ fn is_own_name(host: &str) -> bool {
 
 /// Whether the client prefers OpenMetrics 1.0 to the older text, or has no preference but knows it.
 fn accepts_open_metrics(headers: &HeaderMap) -> bool {
-    let accept = headers.get_all(header::ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
-    let ranges: Vec<_> = accept.flat_map(|value| value.split(',')).map(range).collect();
+    let accept = headers
+        .get_all(header::ACCEPT)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok());
+    let ranges: Vec<_> = accept
+        .flat_map(|value| value.split(','))
+        .map(range)
+        .collect();
     let quality = |wanted: &str| {
         let fits = ranges.iter().filter(|(kind, version, _)| {
-            kind.eq_ignore_ascii_case(wanted) && version.is_none_or(|version| matches!(version, "1.0.0" | "0.0.4"))
+            kind.eq_ignore_ascii_case(wanted)
+                && version.is_none_or(|version| matches!(version, "1.0.0" | "0.0.4"))
         });
         fits.map(|(.., quality)| *quality).fold(0.0, f32::max)
     };
@@ -163,7 +204,12 @@ fn range(text: &str) -> (&str, Option<&str>, f32) {
 mod tests {
     use super::*;
 
-    fn ask(is_private: bool, method: &str, uri: &str, headers: &[(&str, &str)]) -> Response<Full<Bytes>> {
+    fn ask(
+        is_private: bool,
+        method: &str,
+        uri: &str,
+        headers: &[(&str, &str)],
+    ) -> Response<Full<Bytes>> {
         let board = Arc::new(ServiceState::new("/p".into()));
         let mut request = Request::builder().method(method).uri(uri);
         for (name, value) in headers {
@@ -174,15 +220,40 @@ mod tests {
 
     #[test]
     fn a_private_address_answers_to_names_of_this_machine_only() {
-        let status = |is_private, host| ask(is_private, "GET", "/healthz", &[("host", host)]).status().as_u16();
-        for host in ["localhost", "LocalHost:9821", "127.0.0.1:9821", "[::1]:9821", "10.1.2.3"] {
+        let status = |is_private, host| {
+            ask(is_private, "GET", "/healthz", &[("host", host)])
+                .status()
+                .as_u16()
+        };
+        for host in [
+            "localhost",
+            "LocalHost:9821",
+            "127.0.0.1:9821",
+            "[::1]:9821",
+            "10.1.2.3",
+        ] {
             assert_eq!(status(true, host), 200, "{host}");
         }
-        for host in ["rebound.example", "localhost.rebound.example:9821", "127.0.0.1.rebound.example", "", "a b"] {
+        for host in [
+            "rebound.example",
+            "localhost.rebound.example:9821",
+            "127.0.0.1.rebound.example",
+            "",
+            "a b",
+        ] {
             assert_eq!(status(true, host), 403, "{host}");
         }
         assert_eq!(status(false, "kg-backup.monitoring.svc:9821"), 200);
-        assert_eq!(ask(true, "GET", "http://rebound.example/metrics", &[("host", "localhost")]).status(), 403);
+        assert_eq!(
+            ask(
+                true,
+                "GET",
+                "http://rebound.example/metrics",
+                &[("host", "localhost")]
+            )
+            .status(),
+            403
+        );
         // HTTP/1.0 has no such header; browsers send it.
         assert_eq!(ask(true, "GET", "/healthz", &[]).status(), 200);
     }

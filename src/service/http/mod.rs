@@ -72,8 +72,22 @@ pub struct Http<'a> {
 }
 
 impl<'a> Http<'a> {
-    pub fn new(project: &'a Project, holder: &'a Holder, log: &'a Log, board: Arc<ServiceState>) -> Self {
-        Http { project, holder, log, board, wanted: None, server: None, tried_at: Instant::now(), said: None }
+    pub fn new(
+        project: &'a Project,
+        holder: &'a Holder,
+        log: &'a Log,
+        board: Arc<ServiceState>,
+    ) -> Self {
+        Http {
+            project,
+            holder,
+            log,
+            board,
+            wanted: None,
+            server: None,
+            tried_at: Instant::now(),
+            said: None,
+        }
     }
 
     /// Listens where it is wanted, if that can be had.
@@ -99,20 +113,31 @@ impl<'a> Http<'a> {
     fn start(&mut self, address: SocketAddr) -> Listening {
         // 127.0.0.1 may be written as one of IPv6.
         let is_private = address.ip().to_canonical().is_loopback();
-        let answerer = Answerer { board: Arc::clone(&self.board), is_private };
+        let answerer = Answerer {
+            board: Arc::clone(&self.board),
+            is_private,
+        };
         match Server::start(address, answerer) {
             Ok(server) => {
                 let address = server.address();
                 self.server = Some(server);
-                Listening { address, error: None }
+                Listening {
+                    address,
+                    error: None,
+                }
             }
-            Err(cause) => Listening { address, error: Some(error::plain(&cause)) },
+            Err(cause) => Listening {
+                address,
+                error: Some(error::plain(&cause)),
+            },
         }
     }
 
     fn say(&self, listening: &Option<Listening>) {
         if let Err(error) = self.record(listening) {
-            self.log.line(&format!("warning: where the service listens could not be written down: {error}"));
+            self.log.line(&format!(
+                "warning: where the service listens could not be written down: {error}"
+            ));
         }
         self.log.line(&match listening {
             None => "answers no HTTP: `backup.listen` is off".to_string(),
@@ -127,8 +152,14 @@ impl<'a> Http<'a> {
         let path = path(self.project);
         let dir = path.parent().unwrap_or(&path);
         atomic_file::create_dirs(dir).map_err(|cause| Error::io("create", dir, cause))?;
-        let record = Record { service: self.holder.clone(), listen: listening.clone() };
-        atomic_file::write(&path, &serde_json::to_vec_pretty(&record).unwrap_or_default())
+        let record = Record {
+            service: self.holder.clone(),
+            listen: listening.clone(),
+        };
+        atomic_file::write(
+            &path,
+            &serde_json::to_vec_pretty(&record).unwrap_or_default(),
+        )
     }
 }
 

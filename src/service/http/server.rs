@@ -52,11 +52,18 @@ impl Server {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
+        let runtime = Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()?;
         let (stop, stopped) = oneshot::channel();
         let work = move || serve(&runtime, listener, Arc::new(answerer), stopped);
         let thread = threads::start("http", work).map_err(io::Error::other)?;
-        Ok(Server { address, stop: Some(stop), thread: Some(thread) })
+        Ok(Server {
+            address,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 
     /// With the port that was found where any was asked for.
@@ -66,7 +73,9 @@ impl Server {
 
     /// False once it has ended by itself, which it should not.
     pub fn is_alive(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        self.thread
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished())
     }
 }
 
@@ -79,9 +88,16 @@ impl Drop for Server {
     }
 }
 
-fn serve(runtime: &Runtime, listener: TcpListener, answerer: Arc<Answerer>, mut stopped: oneshot::Receiver<()>) {
+fn serve(
+    runtime: &Runtime,
+    listener: TcpListener,
+    answerer: Arc<Answerer>,
+    mut stopped: oneshot::Receiver<()>,
+) {
     runtime.block_on(async {
-        let Ok(listener) = net::TcpListener::from_std(listener) else { return };
+        let Ok(listener) = net::TcpListener::from_std(listener) else {
+            return;
+        };
         let mut connections = JoinSet::new();
         {
             let mut accepting = pin!(accept(&listener, &mut connections, &answerer));
@@ -97,7 +113,11 @@ fn serve(runtime: &Runtime, listener: TcpListener, answerer: Arc<Answerer>, mut 
     });
 }
 
-async fn accept(listener: &net::TcpListener, connections: &mut JoinSet<()>, answerer: &Arc<Answerer>) {
+async fn accept(
+    listener: &net::TcpListener,
+    connections: &mut JoinSet<()>,
+    answerer: &Arc<Answerer>,
+) {
     let mut oldest_first: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -118,9 +138,14 @@ async fn accept(listener: &net::TcpListener, connections: &mut JoinSet<()>, answ
 }
 
 async fn converse(stream: net::TcpStream, answerer: &Answerer) -> hyper::Result<()> {
-    let answer = service_fn(|request| async move { Ok::<_, Infallible>(answerer.answer(&request)) });
+    let answer =
+        service_fn(|request| async move { Ok::<_, Infallible>(answerer.answer(&request)) });
     let mut connection = http1::Builder::new();
-    connection.timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE);
+    connection
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_PATIENCE);
     connection.max_buf_size(MOST_HEADER_BYTES).keep_alive(false);
-    connection.serve_connection(TokioIo::new(stream), answer).await
+    connection
+        .serve_connection(TokioIo::new(stream), answer)
+        .await
 }

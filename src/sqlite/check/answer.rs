@@ -41,7 +41,10 @@ pub(super) fn refusal(cause: &rusqlite::Error, cancel: &CancelToken) -> Result<A
 
 /// Whether an error is proof of damage.
 pub fn is_damage(cause: &rusqlite::Error) -> bool {
-    let is_code = matches!(cause.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase));
+    let is_code = matches!(
+        cause.sqlite_error_code(),
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+    );
     is_code && !is_unread_schema(&cause.to_string())
 }
 
@@ -54,7 +57,10 @@ pub fn is_page_damage(cause: &rusqlite::Error) -> bool {
 
 /// Whether SQLite says that it cannot parse what is in the schema. Another release may well be able to.
 pub fn is_unread_schema(message: &str) -> bool {
-    message.contains(MALFORMED_SCHEMA) && !CONTRADICTIONS.iter().any(|contradiction| message.contains(contradiction))
+    message.contains(MALFORMED_SCHEMA)
+        && !CONTRADICTIONS
+            .iter()
+            .any(|contradiction| message.contains(contradiction))
 }
 
 /// The rows that a line of a check is about: they break what their table declares.
@@ -77,7 +83,9 @@ pub fn broken_rows(line: &str) -> Option<BrokenRows<'_>> {
         let is_kind = !kind.is_empty() && kind.bytes().all(|letter| letter.is_ascii_uppercase());
         is_kind.then_some(column)
     };
-    let table = line.strip_prefix("CHECK constraint failed in ").or_else(of_value)?;
+    let table = line
+        .strip_prefix("CHECK constraint failed in ")
+        .or_else(of_value)?;
     Some(BrokenRows::Table(table.split('.').next().unwrap_or(table)))
 }
 
@@ -92,7 +100,11 @@ pub fn reason(cause: &rusqlite::Error) -> String {
     let missing = MISSING.iter().find_map(|(start, what)| {
         let name = message.split_once(start)?.1;
         let name = name.split([' ', '(']).next().unwrap_or(name);
-        let name = if *what == "function" { name.to_ascii_lowercase() } else { name.to_string() };
+        let name = if *what == "function" {
+            name.to_ascii_lowercase()
+        } else {
+            name.to_string()
+        };
         Some(format!("the {what} {name} is not available here"))
     });
     missing.unwrap_or(message)

@@ -36,18 +36,31 @@ fn try_all(connection: &Connection) -> rusqlite::Result<BTreeMap<String, NotChec
     let mut missing = BTreeMap::new();
     while let Some(row) = rows.next()? {
         // What is not text is no definition, which the checks report.
-        let (Ok(kind), Ok(name), Ok(table), Ok(sql)) = (row.get(0), row.get(1), row.get(2), row.get(3)) else {
+        let (Ok(kind), Ok(name), Ok(table), Ok(sql)) =
+            (row.get(0), row.get(1), row.get(2), row.get(3))
+        else {
             continue;
         };
-        let object = Object { kind, name, table, sql };
+        let object = Object {
+            kind,
+            name,
+            table,
+            sql,
+        };
         if let Some(reason) = lacks(&mut empty, &object)? {
-            let Object { kind, name, table, .. } = object;
+            let Object {
+                kind, name, table, ..
+            } = object;
             let what = if kind == "index" {
                 format!("the index {name} of the table {table}")
             } else {
                 format!("the table {table}")
             };
-            missing.entry(table.clone()).or_insert(NotChecked { table, what, reason });
+            missing.entry(table.clone()).or_insert(NotChecked {
+                table,
+                what,
+                reason,
+            });
         }
     }
     Ok(missing)
@@ -57,9 +70,13 @@ fn try_all(connection: &Connection) -> rusqlite::Result<BTreeMap<String, NotChec
 /// nothing.
 fn lacks(empty: &mut Connection, object: &Object) -> rusqlite::Result<Option<String>> {
     let mut words = object.sql.split_whitespace().map(str::to_ascii_lowercase);
-    let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let (first, second) = (
+        words.next().unwrap_or_default(),
+        words.next().unwrap_or_default(),
+    );
     let is_virtual = second == "virtual";
-    if first != "create" || !(is_virtual || ["table", "index", "unique"].contains(&second.as_str())) {
+    if first != "create" || !(is_virtual || ["table", "index", "unique"].contains(&second.as_str()))
+    {
         return Ok(None);
     }
     // The text comes from a file: a table made of a query is not what a schema holds, and may never end.
@@ -69,6 +86,8 @@ fn lacks(empty: &mut Connection, object: &Object) -> rusqlite::Result<Option<Str
         _ => Authorization::Allow,
     };
     empty.authorizer(Some(no_query))?;
-    let Err(cause) = empty.execute(&object.sql, []) else { return Ok(None) };
+    let Err(cause) = empty.execute(&object.sql, []) else {
+        return Ok(None);
+    };
     Ok(is_missing(&cause.to_string()).then(|| reason(&cause)))
 }

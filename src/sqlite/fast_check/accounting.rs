@@ -46,7 +46,9 @@ pub fn account(connection: &Connection, cancel: &CancelToken) -> Result<Findings
             Ok(size) => size,
             Err(cause) => return failed(cause),
         };
-    let Ok(page_count) = u32::try_from(page_count) else { return Ok(Findings::default()) };
+    let Ok(page_count) = u32::try_from(page_count) else {
+        return Ok(Findings::default());
+    };
     if page_count == 0 {
         return Ok(Findings::default());
     }
@@ -55,7 +57,10 @@ pub fn account(connection: &Connection, cancel: &CancelToken) -> Result<Findings
         Err(cause) => return failed(cause),
     };
     let stopped = accounts.run();
-    let mut found = Findings { damage: accounts.messages, ..Findings::default() };
+    let mut found = Findings {
+        damage: accounts.messages,
+        ..Findings::default()
+    };
     match stopped {
         Ok(()) | Err(Stop::Full) => {}
         Err(Stop::Aborted(error)) => return Err(error),
@@ -68,11 +73,21 @@ pub fn account(connection: &Connection, cancel: &CancelToken) -> Result<Findings
 fn unreadable(cause: rusqlite::Error, cancel: &CancelToken) -> Result<Findings> {
     cancel.check()?;
     if is_damage(&cause) {
-        return Ok(Findings { damage: vec![format!("The pages could not be read: {cause}")], ..Findings::default() });
+        return Ok(Findings {
+            damage: vec![format!("The pages could not be read: {cause}")],
+            ..Findings::default()
+        });
     }
     let what = "which pages are in use".to_string();
-    let not_checked = vec![NotChecked { table: String::new(), what, reason: reason(&cause) }];
-    Ok(Findings { not_checked, ..Findings::default() })
+    let not_checked = vec![NotChecked {
+        table: String::new(),
+        what,
+        reason: reason(&cause),
+    }];
+    Ok(Findings {
+        not_checked,
+        ..Findings::default()
+    })
 }
 
 enum Stop {
@@ -130,7 +145,10 @@ impl<'a> Accounts<'a> {
             pages: connection.prepare("SELECT data FROM sqlite_dbpage('main') WHERE pgno = ?1")?,
             connection,
             page_bytes,
-            geometry: Geometry { usable_bytes: page_bytes, page_count },
+            geometry: Geometry {
+                usable_bytes: page_bytes,
+                page_count,
+            },
             header: Header::default(),
             is_claimed: vec![false; places],
             pointers: Vec::new(),
@@ -177,17 +195,26 @@ impl<'a> Accounts<'a> {
         while let Some(row) = rows.next()? {
             let name: String = row.get(0).unwrap_or_default();
             let root: i64 = row.get(1).unwrap_or(0);
-            match u32::try_from(root).ok().filter(|root| (2..=self.geometry.page_count).contains(root)) {
+            match u32::try_from(root)
+                .ok()
+                .filter(|root| (2..=self.geometry.page_count).contains(root))
+            {
                 Some(root) if roots.insert(root) => {}
-                Some(root) => self.note(format!("{name} has the root page {root}, which another has too"))?,
-                None => self.note(format!("{name} has the root page {root}, which does not exist"))?,
+                Some(root) => self.note(format!(
+                    "{name} has the root page {root}, which another has too"
+                ))?,
+                None => self.note(format!(
+                    "{name} has the root page {root}, which does not exist"
+                ))?,
             }
         }
         if !self.pointers.is_empty() {
             let last = roots.last().copied().unwrap_or(1);
             if last != self.header.largest_root {
                 let said = self.header.largest_root;
-                self.note(format!("max rootpage ({last}) disagrees with header ({said})"))?;
+                self.note(format!(
+                    "max rootpage ({last}) disagrees with header ({said})"
+                ))?;
             }
         }
         Ok(roots)
@@ -199,26 +226,46 @@ impl<'a> Accounts<'a> {
         }
         let mut kind = None;
         let mut leaf_depth = None;
-        let mut visits = vec![Visit { page: root, depth: 0, after: None, upto: None }];
+        let mut visits = vec![Visit {
+            page: root,
+            depth: 0,
+            after: None,
+            upto: None,
+        }];
         while let Some(visit) = visits.pop() {
             let bytes = self.page(visit.page)?;
             let Some(page) = exact(&bytes, visit.page, self.geometry, |_| {}) else {
-                self.note(format!("Tree {root} page {}: its bytes are not those of a b-tree page", visit.page))?;
+                self.note(format!(
+                    "Tree {root} page {}: its bytes are not those of a b-tree page",
+                    visit.page
+                ))?;
                 continue;
             };
             if *kind.get_or_insert(page.kind.is_table()) != page.kind.is_table() {
-                self.note(format!("Tree {root} page {}: it is a page of another kind of tree", visit.page))?;
+                self.note(format!(
+                    "Tree {root} page {}: it is a page of another kind of tree",
+                    visit.page
+                ))?;
                 continue;
             }
             if page.kind.is_table() && !is_in_range(&page, &visit) {
-                self.note(format!("Tree {root} page {}: Rowid out of order", visit.page))?;
+                self.note(format!(
+                    "Tree {root} page {}: Rowid out of order",
+                    visit.page
+                ))?;
             }
             if !page.kind.is_interior() {
                 if *leaf_depth.get_or_insert(visit.depth) != visit.depth {
-                    self.note(format!("Tree {root} page {}: Child page depth differs", visit.page))?;
+                    self.note(format!(
+                        "Tree {root} page {}: Child page depth differs",
+                        visit.page
+                    ))?;
                 }
             } else if visit.depth >= MAX_DEPTH {
-                self.note(format!("Tree {root} page {}: the tree is too deep", visit.page))?;
+                self.note(format!(
+                    "Tree {root} page {}: the tree is too deep",
+                    visit.page
+                ))?;
                 continue;
             }
             for cell in &page.cells {
@@ -237,10 +284,18 @@ impl<'a> Accounts<'a> {
         let first = visits.len();
         let mut after = visit.after;
         let by_key = page.kind.is_table();
-        let cells = page.cells.iter().map(|cell| (cell.child, by_key.then_some(cell.rowid)));
+        let cells = page
+            .cells
+            .iter()
+            .map(|cell| (cell.child, by_key.then_some(cell.rowid)));
         for (child, upto) in cells.chain([(page.right_child, visit.upto)]) {
             if self.claim(child, CHILD, visit.page)? {
-                visits.push(Visit { page: child, depth: visit.depth + 1, after, upto });
+                visits.push(Visit {
+                    page: child,
+                    depth: visit.depth + 1,
+                    after,
+                    upto,
+                });
             }
             after = upto.or(after);
         }
@@ -270,7 +325,9 @@ impl<'a> Accounts<'a> {
         }
         if next != 0 {
             let root = self.root;
-            return self.note(format!("Tree {root} page {page}: overflow list is longer than {length} pages"));
+            return self.note(format!(
+                "Tree {root} page {page}: overflow list is longer than {length} pages"
+            ));
         }
         Ok(())
     }
@@ -286,7 +343,9 @@ impl<'a> Accounts<'a> {
             let bytes = self.page(trunk)?;
             let count = u32_at(&bytes, 4).unwrap_or(0) as usize;
             if count > (self.geometry.usable_bytes / 4).saturating_sub(2) {
-                return self.note(format!("Freelist: freelist leaf count too big on page {trunk}"));
+                return self.note(format!(
+                    "Freelist: freelist leaf count too big on page {trunk}"
+                ));
             }
             for place in 0..count {
                 let leaf = u32_at(&bytes, 8 + 4 * place).unwrap_or(0);
@@ -312,7 +371,11 @@ impl<'a> Accounts<'a> {
         let mut map = (0, Vec::new());
         for number in 3..=self.geometry.page_count {
             let of_page = self.map_of(number);
-            let Some((kind, parent)) = pointers.get(number as usize).copied().filter(|(kind, _)| *kind != 0) else {
+            let Some((kind, parent)) = pointers
+                .get(number as usize)
+                .copied()
+                .filter(|(kind, _)| *kind != 0)
+            else {
                 continue;
             };
             if of_page == number || number == lock_page {
@@ -322,10 +385,15 @@ impl<'a> Accounts<'a> {
                 map = (of_page, self.page(of_page)?);
             }
             let at = 5 * (number.saturating_sub(of_page + 1)) as usize;
-            let found = (map.1.get(at).copied().unwrap_or(0), u32_at(&map.1, at + 1).unwrap_or(0));
+            let found = (
+                map.1.get(at).copied().unwrap_or(0),
+                u32_at(&map.1, at + 1).unwrap_or(0),
+            );
             if found != (kind, parent) {
-                let text =
-                    format!("Bad ptr map entry key={number} expected=({kind},{parent}) got=({},{})", found.0, found.1);
+                let text = format!(
+                    "Bad ptr map entry key={number} expected=({kind},{parent}) got=({},{})",
+                    found.0, found.1
+                );
                 self.note(text)?;
             }
         }
@@ -350,12 +418,20 @@ impl<'a> Accounts<'a> {
     fn map_of(&self, number: u32) -> u32 {
         let group = (self.geometry.usable_bytes / 5) as u32 + 1;
         let map = (number.saturating_sub(2)) / group * group + 2;
-        if map == self.lock_page() { map + 1 } else { map }
+        if map == self.lock_page() {
+            map + 1
+        } else {
+            map
+        }
     }
 
     /// Whether the page is there, and has not been claimed before.
     fn claim(&mut self, page: u32, kind: u8, parent: u32) -> Step<bool> {
-        let of = if self.root == 0 { "Freelist".to_string() } else { format!("Tree {} page {parent}", self.root) };
+        let of = if self.root == 0 {
+            "Freelist".to_string()
+        } else {
+            format!("Tree {} page {parent}", self.root)
+        };
         let place = self.is_claimed.get_mut(page as usize).filter(|_| page > 0);
         match place {
             None => self.note(format!("{of}: invalid page number {page}"))?,
@@ -385,7 +461,11 @@ impl<'a> Accounts<'a> {
 
     fn note(&mut self, message: String) -> Step {
         self.messages.push(message);
-        if self.messages.len() < MAX_MESSAGES { Ok(()) } else { Err(Stop::Full) }
+        if self.messages.len() < MAX_MESSAGES {
+            Ok(())
+        } else {
+            Err(Stop::Full)
+        }
     }
 }
 

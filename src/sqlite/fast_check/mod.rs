@@ -55,7 +55,11 @@ enum Inconclusive {
 /// What cannot be read is SQLite's to report.
 impl From<Error> for Inconclusive {
     fn from(error: Error) -> Self {
-        if error.code == Code::Aborted { Inconclusive::Aborted(error) } else { Inconclusive::Unproven }
+        if error.code == Code::Aborted {
+            Inconclusive::Aborted(error)
+        } else {
+            Inconclusive::Unproven
+        }
     }
 }
 
@@ -68,7 +72,11 @@ impl From<rusqlite::Error> for Inconclusive {
 type CheckResult<T = ()> = std::result::Result<T, Inconclusive>;
 
 fn must(condition: bool) -> CheckResult {
-    if condition { Ok(()) } else { Err(Inconclusive::Unproven) }
+    if condition {
+        Ok(())
+    } else {
+        Err(Inconclusive::Unproven)
+    }
 }
 
 /// Has SQLite asked about the rows of a table.
@@ -80,13 +88,22 @@ fn defer_to_sqlite(ask: &Sender<String>, table: &Table) {
 impl FastCheck {
     /// Reads what pages are to be compared with. Each table whose rows SQLite is to be asked about is sent to `ask`, as soon as that is known.
     /// `None` where SQLite is to be asked about everything.
-    pub fn begin(snapshot: &Snapshot, ask: Sender<String>, cancel: &CancelToken) -> Result<Option<FastCheck>> {
+    pub fn begin(
+        snapshot: &Snapshot,
+        ask: Sender<String>,
+        cancel: &CancelToken,
+    ) -> Result<Option<FastCheck>> {
         let begun = || {
             let schema = Schema::read(snapshot.connection(), cancel)?;
             let trees = Trees::read(snapshot, &schema, cancel)?;
             let left = schema.tables.iter().filter(|table| table.shape.is_none());
             left.for_each(|table| defer_to_sqlite(&ask, table));
-            Ok(FastCheck { schema, trees, ask, is_refuted: false })
+            Ok(FastCheck {
+                schema,
+                trees,
+                ask,
+                is_refuted: false,
+            })
         };
         match begun() {
             Ok(proof) => Ok(Some(proof)),
@@ -107,7 +124,10 @@ impl FastCheck {
         if let Seen::Rows(table, page) = self.trees.page(bytes, read)?
             && let table = &mut self.schema.tables[table]
             && let Some(shape) = &table.shape
-            && !page.cells.iter().all(|cell| rows::is_plain(bytes, cell, shape, self.schema.is_utf8))
+            && !page
+                .cells
+                .iter()
+                .all(|cell| rows::is_plain(bytes, cell, shape, self.schema.is_utf8))
         {
             table.shape = None;
             defer_to_sqlite(&self.ask, table);

@@ -20,8 +20,11 @@ pub fn is_plain(page: &[u8], cell: &Cell, shape: &RowSchema, is_utf8: bool) -> b
         is_plain = is_plain
             && columns.next().is_some_and(|column| {
                 let start = local.len().min(start as usize);
-                let size = size_of(serial).unwrap_or(0).min((local.len() - start) as u64) as usize;
-                column.is_rowid || is_plain_value(column, serial, &local[start..start + size], is_utf8)
+                let size = size_of(serial)
+                    .unwrap_or(0)
+                    .min((local.len() - start) as u64) as usize;
+                column.is_rowid
+                    || is_plain_value(column, serial, &local[start..start + size], is_utf8)
             });
     });
     record.is_some() && has_values && is_plain && columns.all(may_lack)
@@ -44,16 +47,20 @@ fn is_plain_value(column: &Column, serial: u64, value: &[u8], is_utf8: bool) -> 
 
 /// A record from before the column was added; SQLite takes its default then.
 fn may_lack(column: &Column) -> bool {
-    column.is_rowid || (!column.not_null && (!column.has_default || column.affinity == Affinity::Blob))
+    column.is_rowid
+        || (!column.not_null && (!column.has_default || column.affinity == Affinity::Blob))
 }
 
 fn is_finite(value: &[u8]) -> bool {
-    value.try_into().is_ok_and(|bytes| f64::from_bits(u64::from_be_bytes(bytes)).is_finite())
+    value
+        .try_into()
+        .is_ok_and(|bytes| f64::from_bits(u64::from_be_bytes(bytes)).is_finite())
 }
 
 /// Whether it has a character that no number has, or a sign between two digits, as dates have. SQLite reads up to a zero.
 fn is_no_number(text: &[u8]) -> bool {
-    let is_of_number = |byte: &u8| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E' | b' ' | 9..=13);
+    let is_of_number =
+        |byte: &u8| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E' | b' ' | 9..=13);
     let has_sign_within = |pair: &[u8]| pair[0].is_ascii_digit() && matches!(pair[1], b'+' | b'-');
     !text.contains(&0) && (!text.iter().all(is_of_number) || text.windows(2).any(has_sign_within))
 }

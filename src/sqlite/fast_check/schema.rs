@@ -39,7 +39,11 @@ impl Schema {
         let objects = objects(connection)?;
         let tables = tables(connection, &objects, cancel)?;
         let indexes = indexes(connection, &objects, &tables, cancel)?;
-        Ok(Schema { tables, indexes, is_utf8: encoding == "UTF-8" })
+        Ok(Schema {
+            tables,
+            indexes,
+            is_utf8: encoding == "UTF-8",
+        })
     }
 }
 
@@ -53,11 +57,13 @@ struct Object {
 
 /// Tables and indexes, by their names in lower case. SQLite reads these rows by rules of its own, of which a sound schema needs few.
 fn objects(connection: &Connection) -> CheckResult<HashMap<String, Object>> {
-    let mut rows = connection.prepare("SELECT type, name, rootpage, coalesce(sql, '') FROM sqlite_schema")?;
+    let mut rows =
+        connection.prepare("SELECT type, name, rootpage, coalesce(sql, '') FROM sqlite_schema")?;
     let mut rows = rows.query([])?;
     let mut objects = HashMap::new();
     while let Some(row) = rows.next()? {
-        let (kind, name, root): (String, String, Option<u32>) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let (kind, name, root): (String, String, Option<u32>) =
+            (row.get(0)?, row.get(1)?, row.get(2)?);
         let (folded, sql): (_, String) = (name.to_ascii_lowercase(), row.get(3)?);
         // It would be asked instead of the pragma.
         must(!folded.starts_with("pragma_"))?;
@@ -69,18 +75,32 @@ fn objects(connection: &Connection) -> CheckResult<HashMap<String, Object>> {
             "trigger" => continue,
             _ => return Err(Inconclusive::Unproven),
         };
-        let object = Object { name, root: root.unwrap_or(0), sql: sql.to_ascii_lowercase(), is_index };
+        let object = Object {
+            name,
+            root: root.unwrap_or(0),
+            sql: sql.to_ascii_lowercase(),
+            is_index,
+        };
         must(objects.insert(folded, object).is_none())?;
     }
     Ok(objects)
 }
 
-fn tables(connection: &Connection, objects: &HashMap<String, Object>, cancel: &CancelToken) -> CheckResult<Vec<Table>> {
+fn tables(
+    connection: &Connection,
+    objects: &HashMap<String, Object>,
+    cancel: &CancelToken,
+) -> CheckResult<Vec<Table>> {
     let known = "SELECT name, type, wr, strict FROM pragma_table_list WHERE schema = 'main'";
     let mut known = connection.prepare(known)?;
     let mut rows = known.query([])?;
     let name = "sqlite_schema".to_string();
-    let mut tables = vec![Table { name, root: 1, has_rowid: true, shape: Some(RowSchema::of_schema()) }];
+    let mut tables = vec![Table {
+        name,
+        root: 1,
+        has_rowid: true,
+        shape: Some(RowSchema::of_schema()),
+    }];
     let mut found = 0;
     while let Some(row) = rows.next()? {
         cancel.check()?;
@@ -95,11 +115,19 @@ fn tables(connection: &Connection, objects: &HashMap<String, Object>, cancel: &C
         match kind.as_str() {
             "table" | "shadow" => {
                 let shape = RowSchema::of_columns(connection, &name, has_rowid, is_strict)?;
-                let is_plain = has_rowid && !is_strict && !shape.is_computed && !object.sql.contains("check");
-                tables.push(Table { name, root: object.root, has_rowid, shape: is_plain.then_some(shape) });
+                let is_plain =
+                    has_rowid && !is_strict && !shape.is_computed && !object.sql.contains("check");
+                tables.push(Table {
+                    name,
+                    root: object.root,
+                    has_rowid,
+                    shape: is_plain.then_some(shape),
+                });
             }
             "virtual" => {
-                let is_checked = CHECKED_MODULES.iter().any(|module| object.sql.contains(module));
+                let is_checked = CHECKED_MODULES
+                    .iter()
+                    .any(|module| object.sql.contains(module));
                 must(object.root == 0 && !is_checked)?;
             }
             _ => must(object.root == 0)?,
@@ -116,17 +144,30 @@ fn indexes(
     tables: &[Table],
     cancel: &CancelToken,
 ) -> CheckResult<Vec<Index>> {
-    let mut known = connection.prepare("SELECT name, origin, partial FROM pragma_index_list(?1)")?;
+    let mut known =
+        connection.prepare("SELECT name, origin, partial FROM pragma_index_list(?1)")?;
     let mut indexes = Vec::new();
-    for (table, Table { name, has_rowid, .. }) in tables.iter().enumerate() {
+    for (
+        table,
+        Table {
+            name, has_rowid, ..
+        },
+    ) in tables.iter().enumerate()
+    {
         cancel.check()?;
         let mut rows = known.query([name])?;
         while let Some(row) = rows.next()? {
             // Of a table without rowids that is the table itself.
             if *has_rowid || row.get_ref(1)? != ValueRef::Text(b"pk") {
                 let object = objects.get(&row.get::<_, String>(0)?.to_ascii_lowercase());
-                let object = object.filter(|object| object.is_index).ok_or(Inconclusive::Unproven)?;
-                indexes.push(Index { root: object.root, table, is_partial: row.get(2)? });
+                let object = object
+                    .filter(|object| object.is_index)
+                    .ok_or(Inconclusive::Unproven)?;
+                indexes.push(Index {
+                    root: object.root,
+                    table,
+                    is_partial: row.get(2)?,
+                });
             }
         }
     }

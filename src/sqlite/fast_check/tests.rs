@@ -8,7 +8,10 @@ use tempfile::TempDir;
 
 use super::{FastCheck, rows};
 use crate::{
-    sqlite::{forget_fulltext, format::btree::Cell, open_read_only, quoted, row_schema::RowSchema, snapshot::Snapshot},
+    sqlite::{
+        forget_fulltext, format::btree::Cell, open_read_only, quoted, row_schema::RowSchema,
+        snapshot::Snapshot,
+    },
     util::operation::CancelToken,
 };
 
@@ -68,7 +71,9 @@ fn said(file: &Path, table: Option<&str>) -> String {
     let said = || -> rusqlite::Result<String> {
         let connection = Connection::open(file)?;
         forget_fulltext(&connection);
-        let of = table.map(|table| format!("({})", quoted(table))).unwrap_or_default();
+        let of = table
+            .map(|table| format!("({})", quoted(table)))
+            .unwrap_or_default();
         connection.query_row(&format!("PRAGMA quick_check{of}"), [], |row| row.get(0))
     };
     said().unwrap_or_else(|cause| cause.to_string())
@@ -91,7 +96,12 @@ impl Damaged {
     fn new(sql: &str) -> Self {
         let sample = Sample::new(sql);
         let bytes = fs::read(&sample.file).unwrap();
-        Damaged { sample, bytes, tried: 0, proven: 0 }
+        Damaged {
+            sample,
+            bytes,
+            tried: 0,
+            proven: 0,
+        }
     }
 
     fn page(&self, index: usize) -> Vec<u8> {
@@ -113,7 +123,13 @@ impl Damaged {
         self.tried += 1;
         if is_proven(&self.sample.file) {
             self.proven += 1;
-            assert_eq!(said(&self.sample.file, None), "ok", "{bytes:?} at {} of page {}", at % 512, at / 512 + 1);
+            assert_eq!(
+                said(&self.sample.file, None),
+                "ok",
+                "{bytes:?} at {} of page {}",
+                at % 512,
+                at / 512 + 1
+            );
         }
     }
 }
@@ -121,7 +137,10 @@ impl Damaged {
 #[test]
 fn a_database_of_many_kinds_of_tables_is_proven_sound() {
     let sample = Sample::new(SAMPLE);
-    assert_eq!(sample.left(), Some(vec!["ft_config".into(), "ft_idx".into(), "tags".into()]));
+    assert_eq!(
+        sample.left(),
+        Some(vec!["ft_config".into(), "ft_idx".into(), "tags".into()])
+    );
     assert!(is_proven(&sample.file));
     let sample = Sample::new("CREATE TABLE t (x); DROP TABLE t");
     assert_eq!(sample.left(), Some(vec![]));
@@ -135,8 +154,18 @@ fn what_is_proven_after_any_change_of_a_byte_sqlite_finds_sound_too() {
         let flipped = damaged.bytes[at] ^ (1 << bit);
         damaged.with(at, &[flipped]);
     }
-    assert!(damaged.proven > damaged.tried / 10, "{} of {}", damaged.proven, damaged.tried);
-    assert!(damaged.proven < damaged.tried, "{} of {}", damaged.proven, damaged.tried);
+    assert!(
+        damaged.proven > damaged.tried / 10,
+        "{} of {}",
+        damaged.proven,
+        damaged.tried
+    );
+    assert!(
+        damaged.proven < damaged.tried,
+        "{} of {}",
+        damaged.proven,
+        damaged.tried
+    );
 }
 
 #[test]
@@ -167,12 +196,16 @@ fn rows_that_only_sqlite_can_judge_are_left_to_it() {
     let left = |sql: &str| Sample::new(sql).left();
     let t = || Some(vec!["t".to_string()]);
     assert_eq!(left("CREATE TABLE t (x CHECK (x > 0))"), t());
-    assert_eq!(left("CREATE TABLE '12' (x CHECK (x > 0))"), Some(vec!["12".to_string()]));
+    assert_eq!(
+        left("CREATE TABLE '12' (x CHECK (x > 0))"),
+        Some(vec!["12".to_string()])
+    );
     assert_eq!(left("CREATE TABLE t (x INTEGER) STRICT"), t());
     assert_eq!(left("CREATE TABLE t (x, y AS (x + 1))"), t());
     assert_eq!(left("CREATE TABLE t (x, y AS (x + 1) STORED)"), t());
     assert_eq!(left("CREATE TABLE t (x PRIMARY KEY) WITHOUT ROWID"), t());
-    let text_as_number = "CREATE TABLE t (x); INSERT INTO t VALUES ('12'); PRAGMA writable_schema = 1;
+    let text_as_number =
+        "CREATE TABLE t (x); INSERT INTO t VALUES ('12'); PRAGMA writable_schema = 1;
         UPDATE sqlite_schema SET sql = 'CREATE TABLE t (x INTEGER)'";
     assert_eq!(left(text_as_number), t());
     let late = "CREATE TABLE t (x); INSERT INTO t VALUES (1); ALTER TABLE t ADD COLUMN y INTEGER DEFAULT 7";
@@ -188,7 +221,10 @@ fn values_that_their_columns_should_not_have_are_found() {
         );
         let sample = Sample::new(&sql);
         let is_sound = said(&sample.file, None) == "ok";
-        assert!(is_sound || !is_proven(&sample.file), "{value} as {declared}");
+        assert!(
+            is_sound || !is_proven(&sample.file),
+            "{value} as {declared}"
+        );
         (is_sound, sample.left() == Some(vec![]))
     };
     for (declared, value) in [
@@ -199,7 +235,11 @@ fn values_that_their_columns_should_not_have_are_found() {
         ("DATETIME", "' -1e5 '"),
         ("\"\"", "'12'"),
     ] {
-        assert_eq!(with(declared, value), (false, false), "{value} as {declared}");
+        assert_eq!(
+            with(declared, value),
+            (false, false),
+            "{value} as {declared}"
+        );
     }
     for (declared, value) in [
         ("TEXT", "x'00'"),
@@ -216,8 +256,14 @@ fn values_that_their_columns_should_not_have_are_found() {
 
 #[test]
 fn databases_that_only_sqlite_can_judge_are_left_to_it() {
-    assert_eq!(Sample::new("PRAGMA auto_vacuum = full; CREATE TABLE t (x)").left(), None);
-    assert_eq!(Sample::new("CREATE VIRTUAL TABLE t USING rtree(id, a, b)").left(), None);
+    assert_eq!(
+        Sample::new("PRAGMA auto_vacuum = full; CREATE TABLE t (x)").left(),
+        None
+    );
+    assert_eq!(
+        Sample::new("CREATE VIRTUAL TABLE t USING rtree(id, a, b)").left(),
+        None
+    );
     let file = tempfile::NamedTempFile::new().unwrap();
     assert_eq!(left(file.path()), None, "a database without a page");
 }
@@ -232,7 +278,9 @@ fn a_schema_that_sqlite_may_read_in_another_way_is_left_to_it() {
     assert_eq!(with(""), (Some(vec![]), true));
     let u = "(SELECT rootpage FROM sqlite_schema WHERE name = 'u')";
     for sql in [
-        &format!("INSERT INTO sqlite_schema VALUES ('index', 'sqlite_autoindex_t_1', 't', {u}, NULL)"),
+        &format!(
+            "INSERT INTO sqlite_schema VALUES ('index', 'sqlite_autoindex_t_1', 't', {u}, NULL)"
+        ),
         "UPDATE sqlite_schema SET sql = 'CREATE INDEX i ON t (y COLLATE icu)' WHERE name = 'i'",
         "DELETE FROM sqlite_schema WHERE name = 'sqlite_autoindex_t_1'",
     ] {
@@ -259,9 +307,13 @@ fn a_record_without_a_value_is_no_row() {
         local_bytes: bytes.len(),
         overflow: 0,
     };
-    let is_plain = |bytes: &[u8]| rows::is_plain(bytes, &cell(bytes), &RowSchema::of_schema(), true);
+    let is_plain =
+        |bytes: &[u8]| rows::is_plain(bytes, &cell(bytes), &RowSchema::of_schema(), true);
     assert!(is_plain(&[2, 0]));
-    assert!(!is_plain(&[0x80, 2]), "a header of two bytes, which are its length");
+    assert!(
+        !is_plain(&[0x80, 2]),
+        "a header of two bytes, which are its length"
+    );
     assert!(!is_plain(&[1]));
 }
 

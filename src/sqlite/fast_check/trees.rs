@@ -83,7 +83,8 @@ impl Trees {
     /// From the interior pages and the list of free pages.
     pub fn read(snapshot: &Snapshot, schema: &Schema, cancel: &CancelToken) -> CheckResult<Trees> {
         let first = page_of(snapshot, 1, cancel)?;
-        let geometry = scrub::geometry(&first, snapshot.page_count()).ok_or(Inconclusive::Unproven)?;
+        let geometry =
+            scrub::geometry(&first, snapshot.page_count()).ok_or(Inconclusive::Unproven)?;
         let places = geometry.page_count as usize + 1;
         let mut trees = Trees {
             geometry,
@@ -97,18 +98,34 @@ impl Trees {
         };
         must(geometry.page_count < DONE - LEAF)?;
         let lock_page = lock_page(snapshot.page_size_bytes()) as usize;
-        trees.pages.get_mut(lock_page).into_iter().for_each(|page| *page = DONE);
-        let mut walk = TreeReader { snapshot, cancel, trees };
+        trees
+            .pages
+            .get_mut(lock_page)
+            .into_iter()
+            .for_each(|page| *page = DONE);
+        let mut walk = TreeReader {
+            snapshot,
+            cancel,
+            trees,
+        };
         let header = Header::read(&first);
         // Only with a pointer map, which there is none of.
         must(!header.is_incremental)?;
         walk.free_pages(header)?;
         for (table, made) in schema.tables.iter().enumerate() {
-            let kind = if made.has_rowid { TreeKind::Table } else { TreeKind::TableWithoutRowids };
+            let kind = if made.has_rowid {
+                TreeKind::Table
+            } else {
+                TreeKind::TableWithoutRowids
+            };
             walk.tree(made.root, table, kind)?;
         }
         for index in &schema.indexes {
-            let kind = if index.is_partial { TreeKind::PartialIndex } else { TreeKind::Index };
+            let kind = if index.is_partial {
+                TreeKind::PartialIndex
+            } else {
+                TreeKind::Index
+            };
             walk.tree(index.root, index.table, kind)?;
         }
         Ok(walk.trees)
@@ -129,7 +146,10 @@ impl Trees {
         };
         *page = DONE;
         let page = read.or_else(|| exact(bytes, number, self.geometry, |_| {}))?;
-        let of = self.trees.partition_point(|tree| tree.first_leaf <= leaf).checked_sub(1)?;
+        let of = self
+            .trees
+            .partition_point(|tree| tree.first_leaf <= leaf)
+            .checked_sub(1)?;
         let tree = &mut self.trees[of];
         holds(page.kind == tree.kind.of_pages(true))?;
         holds(!page.cells.is_empty() || tree.first_leaf == tree.last_leaf)?;
@@ -141,7 +161,11 @@ impl Trees {
             holds(leaf == tree.first_leaf || first.rowid > *self.limits.get(limit - 1)?)?;
         }
         self.payloads(&page.cells, bytes)?;
-        Some(if is_table { Seen::Rows(table, page) } else { Seen::Other })
+        Some(if is_table {
+            Seen::Rows(table, page)
+        } else {
+            Seen::Other
+        })
     }
 
     /// Notes where the chains of cells begin. `None` where there is a payload that cannot be a record.
@@ -152,7 +176,8 @@ impl Trees {
             holds(*cell.local(bytes).first()? > 1)?;
             if cell.overflow != 0 {
                 let rest = cell.payload_bytes - cell.local_bytes as u64;
-                self.chains.push((cell.overflow, rest.div_ceil(page_bytes) as u32));
+                self.chains
+                    .push((cell.overflow, rest.div_ceil(page_bytes) as u32));
             }
         }
         if self.chains.len() < self.most_chains {
@@ -165,11 +190,18 @@ impl Trees {
 
     /// Claims the pages of chains as far as they have come by. `None` where a chain is not as long as it must be, or leads to a page of something else.
     fn follow_chains(&mut self) -> Option<()> {
-        let Trees { pages, chains, seen, .. } = self;
+        let Trees {
+            pages,
+            chains,
+            seen,
+            ..
+        } = self;
         let mut are_right = true;
         chains.retain_mut(|(at, left)| {
             while are_right && *left > 0 && *at <= *seen {
-                let page = pages.get_mut(*at as usize).filter(|page| *at > 0 && **page < LEAF);
+                let page = pages
+                    .get_mut(*at as usize)
+                    .filter(|page| *at > 0 && **page < LEAF);
                 are_right = page.is_some();
                 *at = page.map_or(0, |page| std::mem::replace(page, DONE));
                 *left -= 1;
@@ -188,14 +220,19 @@ impl Trees {
         let (tables, indexes) = self.trees.split_at(schema.tables.len());
         let is_as_long = |index: &Tree| {
             index.kind == TreeKind::PartialIndex
-                || tables.get(index.table).is_some_and(|table| table.entries == index.entries)
+                || tables
+                    .get(index.table)
+                    .is_some_and(|table| table.entries == index.entries)
         };
         holds(indexes.iter().all(is_as_long))
     }
 
     /// Before any page came by.
     fn claim(&mut self, number: u32, role: u32) -> CheckResult {
-        let page = self.pages.get_mut(number as usize).filter(|page| number > 0 && **page == UNCLAIMED);
+        let page = self
+            .pages
+            .get_mut(number as usize)
+            .filter(|page| number > 0 && **page == UNCLAIMED);
         *page.ok_or(Inconclusive::Unproven)? = role;
         Ok(())
     }
@@ -218,7 +255,10 @@ impl TreeReader<'_> {
             let count = u32_at(&page, 4).ok_or(Inconclusive::Unproven)? as usize;
             must(count <= self.trees.geometry.usable_bytes / 4 - 2)?;
             for place in 0..count {
-                self.trees.claim(u32_at(&page, 8 + 4 * place).ok_or(Inconclusive::Unproven)?, DONE)?;
+                self.trees.claim(
+                    u32_at(&page, 8 + 4 * place).ok_or(Inconclusive::Unproven)?,
+                    DONE,
+                )?;
             }
             found += 1 + count as u64;
             trunk = u32_at(&page, 0).ok_or(Inconclusive::Unproven)?;
@@ -229,7 +269,14 @@ impl TreeReader<'_> {
     fn tree(&mut self, root: u32, table: usize, kind: TreeKind) -> CheckResult {
         let depth = self.depth(root)?;
         let (first_leaf, first_limit) = (self.trees.leaves + 1, self.trees.limits.len());
-        self.trees.trees.push(Tree { table, kind, first_leaf, last_leaf: first_leaf, first_limit, entries: 0 });
+        self.trees.trees.push(Tree {
+            table,
+            kind,
+            first_leaf,
+            last_leaf: first_leaf,
+            first_limit,
+            entries: 0,
+        });
         self.below(root, depth, kind, i64::MAX)?;
         let limits = &self.trees.limits[first_limit..];
         must(limits.windows(2).all(|pair| pair[0] < pair[1]))
@@ -243,7 +290,10 @@ impl TreeReader<'_> {
             if !page.kind.is_interior() {
                 return Ok(depth);
             }
-            number = page.cells.first().map_or(page.right_child, |cell| cell.child);
+            number = page
+                .cells
+                .first()
+                .map_or(page.right_child, |cell| cell.child);
         }
         Err(Inconclusive::Unproven)
     }
@@ -259,7 +309,9 @@ impl TreeReader<'_> {
         // Page 1 has less room than others, and can be left without a cell when the tree grows.
         must(!page.cells.is_empty() || number == 1)?;
         if kind != TreeKind::Table {
-            self.trees.payloads(&page.cells, &bytes).ok_or(Inconclusive::Unproven)?;
+            self.trees
+                .payloads(&page.cells, &bytes)
+                .ok_or(Inconclusive::Unproven)?;
             let tree = self.trees.trees.last_mut().ok_or(Inconclusive::Unproven)?;
             tree.entries += page.cells.len() as u64;
         }
@@ -276,13 +328,18 @@ impl TreeReader<'_> {
         if kind == TreeKind::Table {
             self.trees.limits.push(limit);
         }
-        self.trees.trees.last_mut().into_iter().for_each(|tree| tree.last_leaf = leaf);
+        self.trees
+            .trees
+            .last_mut()
+            .into_iter()
+            .for_each(|tree| tree.last_leaf = leaf);
         Ok(())
     }
 
     fn page(&self, number: u32) -> CheckResult<(Page, Vec<u8>)> {
         let bytes = page_of(self.snapshot, number, self.cancel)?;
-        let page = exact(&bytes, number, self.trees.geometry, |_| {}).ok_or(Inconclusive::Unproven)?;
+        let page =
+            exact(&bytes, number, self.trees.geometry, |_| {}).ok_or(Inconclusive::Unproven)?;
         Ok((page, bytes))
     }
 }

@@ -66,7 +66,8 @@ pub struct Cell {
 
 impl Cell {
     pub fn local<'a>(&self, page: &'a [u8]) -> &'a [u8] {
-        page.get(self.local_start..self.local_start + self.local_bytes).unwrap_or_default()
+        page.get(self.local_start..self.local_start + self.local_bytes)
+            .unwrap_or_default()
     }
 }
 
@@ -86,23 +87,59 @@ pub struct Page {
 pub fn parse(bytes: &[u8], number: u32, geometry: Geometry) -> Option<Page> {
     let layout = Layout::read(bytes, number, geometry)?;
     let exact = layout.is_exact(geometry);
-    let Layout { kind, count, right_child, .. } = layout;
-    let cells = if exact { layout.cells } else { layout.consistent_cells(geometry) };
+    let Layout {
+        kind,
+        count,
+        right_child,
+        ..
+    } = layout;
+    let cells = if exact {
+        layout.cells
+    } else {
+        layout.consistent_cells(geometry)
+    };
     let bad = count - cells.len();
     if !exact && (count == 0 || bad > cells.len()) {
         return None;
     }
-    Some(Page { kind, cells, right_child, exact, bad_cells: bad as u32 })
+    Some(Page {
+        kind,
+        cells,
+        right_child,
+        exact,
+        bad_cells: bad as u32,
+    })
 }
 
 /// Reads a b-tree page of which every byte is accounted for, and calls `unallocated` with each part of it that belongs to nothing: the gap between cell
 /// pointers and cells, and what is in free blocks behind their own heads. Nothing reads them, and SQLite leaves in them what was there before.
-pub fn exact(bytes: &[u8], number: u32, geometry: Geometry, mut unallocated: impl FnMut(Range<usize>)) -> Option<Page> {
-    let layout = Layout::read(bytes, number, geometry).filter(|layout| layout.is_exact(geometry))?;
+pub fn exact(
+    bytes: &[u8],
+    number: u32,
+    geometry: Geometry,
+    mut unallocated: impl FnMut(Range<usize>),
+) -> Option<Page> {
+    let layout =
+        Layout::read(bytes, number, geometry).filter(|layout| layout.is_exact(geometry))?;
     unallocated(layout.pointers_end..layout.content_start);
-    layout.free.iter().flatten().for_each(|(start, end)| unallocated(start + FREE_BLOCK_HEAD_BYTES..*end));
-    let Layout { kind, cells, right_child, .. } = layout;
-    Some(Page { kind, cells, right_child, exact: true, bad_cells: 0 })
+    layout
+        .free
+        .iter()
+        .flatten()
+        .for_each(|(start, end)| unallocated(start + FREE_BLOCK_HEAD_BYTES..*end));
+    let Layout {
+        kind,
+        cells,
+        right_child,
+        ..
+    } = layout;
+    Some(Page {
+        kind,
+        cells,
+        right_child,
+        exact: true,
+        bad_cells: 0,
+    })
 }
 
 /// Where what is in a b-tree page.
@@ -152,7 +189,11 @@ impl Layout {
         Some(Layout {
             kind,
             count,
-            right_child: if kind.is_interior() { u32_at(bytes, start + 8)? } else { 0 },
+            right_child: if kind.is_interior() {
+                u32_at(bytes, start + 8)?
+            } else {
+                0
+            },
             pointers_end,
             content_start,
             fragments: usize::from(bytes[start + 7]),
@@ -168,13 +209,18 @@ impl Layout {
         self.cells.len() == self.count
             && (self.pointers_end..=usable).contains(&self.content_start)
             && self.fills(usable)
-            && (!self.kind.is_table() || self.cells.windows(2).all(|pair| pair[0].rowid < pair[1].rowid))
+            && (!self.kind.is_table()
+                || self
+                    .cells
+                    .windows(2)
+                    .all(|pair| pair[0].rowid < pair[1].rowid))
             && (!self.kind.is_interior() || is_page(self.right_child, geometry))
     }
 
     /// Of cells and free blocks.
     fn spans(&self) -> Vec<(usize, usize)> {
-        let mut spans = Vec::with_capacity(self.cell_spans.len() + self.free.as_ref().map_or(0, Vec::len));
+        let mut spans =
+            Vec::with_capacity(self.cell_spans.len() + self.free.as_ref().map_or(0, Vec::len));
         spans.extend_from_slice(&self.cell_spans);
         spans.extend(self.free.iter().flatten());
         spans.sort_unstable();
@@ -201,7 +247,11 @@ impl Layout {
     /// Without cells that lie outside the cell area, overlap something, or are out of order.
     fn consistent_cells(self, geometry: Geometry) -> Vec<Cell> {
         let cell_area = self.pointers_end..=geometry.usable_bytes;
-        let content_start = if cell_area.contains(&self.content_start) { self.content_start } else { 0 };
+        let content_start = if cell_area.contains(&self.content_start) {
+            self.content_start
+        } else {
+            0
+        };
         let mut clashing = HashSet::new();
         let mut longest = (0, 0);
         for span in self.spans() {
@@ -214,7 +264,8 @@ impl Layout {
             }
         }
         let cells = self.cells.into_iter().zip(self.cell_spans);
-        let consistent = cells.filter(|(_, (start, _))| *start >= content_start && !clashing.contains(start));
+        let consistent =
+            cells.filter(|(_, (start, _))| *start >= content_start && !clashing.contains(start));
         let mut cells: Vec<Cell> = consistent.map(|(cell, _)| cell).collect();
         if self.kind.is_table() {
             let kept = longest_ascending(&cells.iter().map(|cell| cell.rowid).collect::<Vec<_>>());
@@ -231,7 +282,14 @@ impl Layout {
 
 /// A cell and its length in the page.
 fn cell_at(bytes: &[u8], at: usize, kind: PageType, geometry: Geometry) -> Option<(Cell, usize)> {
-    let mut cell = Cell { child: 0, rowid: 0, payload_bytes: 0, local_start: 0, local_bytes: 0, overflow: 0 };
+    let mut cell = Cell {
+        child: 0,
+        rowid: 0,
+        payload_bytes: 0,
+        local_start: 0,
+        local_bytes: 0,
+        overflow: 0,
+    };
     let mut next = at;
     if kind.is_interior() {
         cell.child = u32_at(bytes, next).filter(|child| is_page(*child, geometry))?;
@@ -260,7 +318,9 @@ fn cell_at(bytes: &[u8], at: usize, kind: PageType, geometry: Geometry) -> Optio
     }
     cell.local_start = next;
     cell.local_bytes = local_bytes(cell.payload_bytes as usize, kind, geometry.usable_bytes);
-    next = next.checked_add(cell.local_bytes).filter(|end| *end <= bytes.len())?;
+    next = next
+        .checked_add(cell.local_bytes)
+        .filter(|end| *end <= bytes.len())?;
     if (cell.local_bytes as u64) < cell.payload_bytes {
         cell.overflow = u32_at(bytes, next).filter(|page| is_page(*page, geometry))?;
         next += 4;
@@ -270,7 +330,11 @@ fn cell_at(bytes: &[u8], at: usize, kind: PageType, geometry: Geometry) -> Optio
 
 /// How much of a payload stays in the page.
 fn local_bytes(payload: usize, kind: PageType, usable: usize) -> usize {
-    let most = if kind == PageType::TableLeaf { usable - 35 } else { (usable - 12) * 64 / 255 - 23 };
+    let most = if kind == PageType::TableLeaf {
+        usable - 35
+    } else {
+        (usable - 12) * 64 / 255 - 23
+    };
     if payload <= most {
         return payload;
     }
@@ -308,7 +372,11 @@ fn longest_ascending(keys: &[i64]) -> Vec<usize> {
     let mut before = vec![usize::MAX; keys.len()];
     for (index, key) in keys.iter().enumerate() {
         let place = tails.partition_point(|tail| keys[*tail] < *key);
-        before[index] = if place > 0 { tails[place - 1] } else { usize::MAX };
+        before[index] = if place > 0 {
+            tails[place - 1]
+        } else {
+            usize::MAX
+        };
         if place == tails.len() {
             tails.push(index);
         } else {
@@ -326,11 +394,15 @@ fn longest_ascending(keys: &[i64]) -> Vec<usize> {
 }
 
 pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_be_bytes(bytes.get(at..at.checked_add(2)?)?.try_into().ok()?))
+    Some(u16::from_be_bytes(
+        bytes.get(at..at.checked_add(2)?)?.try_into().ok()?,
+    ))
 }
 
 pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_be_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
+    Some(u32::from_be_bytes(
+        bytes.get(at..at.checked_add(4)?)?.try_into().ok()?,
+    ))
 }
 
 /// A variable-length integer and how many bytes it takes.
@@ -342,5 +414,7 @@ pub fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
             return Some((value, at + 1));
         }
     }
-    bytes.get(8).map(|byte| ((value << 8) | u64::from(*byte), 9))
+    bytes
+        .get(8)
+        .map(|byte| ((value << 8) | u64::from(*byte), 9))
 }

@@ -42,7 +42,8 @@ impl Header {
             1 => 65_536,
             other => usize::from(other),
         };
-        let is_sound = bytes.starts_with(MAGIC) && bytes.get(21..24) == Some(&[64, 32, 32]) && byte(18) <= 2;
+        let is_sound =
+            bytes.starts_with(MAGIC) && bytes.get(21..24) == Some(&[64, 32, 32]) && byte(18) <= 2;
         Header {
             is_sound,
             page_size,

@@ -29,7 +29,9 @@ pub fn serial_types(bytes: &[u8], payload_bytes: u64) -> Option<(Vec<u64>, usize
 /// Calls `visit` with the serial type of each value of a record and where it begins, as [`serial_types`] does; how long the header is.
 pub fn fields(bytes: &[u8], payload_bytes: u64, mut visit: impl FnMut(u64, u64)) -> Option<usize> {
     let (header, mut at) = varint(bytes)?;
-    let header = usize::try_from(header).ok().filter(|header| *header >= at && *header <= bytes.len())?;
+    let header = usize::try_from(header)
+        .ok()
+        .filter(|header| *header >= at && *header <= bytes.len())?;
     let (mut value, mut count) = (header as u64, 0);
     while at < header {
         let (serial, length) = varint(&bytes[at..header])?;

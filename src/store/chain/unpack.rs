@@ -56,26 +56,46 @@ pub struct Unpacked {
 
 /// What has to be unpacked for the part of the archive at `archive` that `pick` takes. It rests on manifests that are
 /// checked only when the archives are read. From the newest one on that is encrypted it is everything: only inside does it say what it holds.
-pub fn plan(archive: &Path, pick: &EntryFilter, keys: &Keys, context: &OperationContext) -> Result<Plan> {
+pub fn plan(
+    archive: &Path,
+    pick: &EntryFilter,
+    keys: &Keys,
+    context: &OperationContext,
+) -> Result<Plan> {
     let mut needed: Option<HashSet<String>> = None;
     let (mut wanted, mut is_told) = (Vec::new(), true);
     let links = walk(archive, keys, context, |manifest| {
-        is_told &= manifest.as_ref().is_some_and(|manifest| !manifest.encrypted);
-        let Some(manifest) = manifest.filter(|_| is_told) else { return wanted.push(None) };
+        is_told &= manifest
+            .as_ref()
+            .is_some_and(|manifest| !manifest.encrypted);
+        let Some(manifest) = manifest.filter(|_| is_told) else {
+            return wanted.push(None);
+        };
         let needed = needed.get_or_insert_with(|| {
-            let files = pick.select(&manifest).into_iter().filter(|(_, record)| record.kind.is_file());
+            let files = pick
+                .select(&manifest)
+                .into_iter()
+                .filter(|(_, record)| record.kind.is_file());
             files.map(|(_, record)| record.path.clone()).collect()
         });
         wanted.push(Some(wanted_of(&manifest, needed)));
     })?;
     wanted.reverse();
-    let links = links.into_iter().zip(wanted).map(|(archive, wanted)| Link { archive, wanted });
-    Ok(Plan { links: links.collect() })
+    let links = links
+        .into_iter()
+        .zip(wanted)
+        .map(|(archive, wanted)| Link { archive, wanted });
+    Ok(Plan {
+        links: links.collect(),
+    })
 }
 
 /// The entries that an archive has of the paths in `needed`, which are left with what archives before it must have.
 fn wanted_of(manifest: &Manifest, needed: &mut HashSet<String>) -> HashSet<String> {
-    let files = manifest.files.iter().filter(|record| record.kind.is_file() && needed.contains(&record.path));
+    let files = manifest
+        .files
+        .iter()
+        .filter(|record| record.kind.is_file() && needed.contains(&record.path));
     let (mut wanted, mut whole) = (HashSet::new(), Vec::new());
     for record in files.filter(|record| record.stored != Storage::Unchanged) {
         wanted.insert(record.entry.clone());
@@ -88,9 +108,18 @@ fn wanted_of(manifest: &Manifest, needed: &mut HashSet<String>) -> HashSet<Strin
 }
 
 /// Unpacks into `dir` what was planned: each file under the number of its record. Without `dir` everything is only checked.
-pub fn unpack(plan: &Plan, dir: Option<&Path>, keys: &Keys, context: &OperationContext) -> Result<Unpacked> {
+pub fn unpack(
+    plan: &Plan,
+    dir: Option<&Path>,
+    keys: &Keys,
+    context: &OperationContext,
+) -> Result<Unpacked> {
     match (plan.links.as_slice(), dir) {
-        ([], _) => Err(Error::new(Code::Internal, "A chain without links", "Please report this")),
+        ([], _) => Err(Error::new(
+            Code::Internal,
+            "A chain without links",
+            "Please report this",
+        )),
         ([only], dir) => {
             let (mut unpacked, _) = read_link(only, dir, keys, context)?;
             unpacked.owners.truncate(unpacked.manifest.files.len());
@@ -105,18 +134,32 @@ pub fn unpack(plan: &Plan, dir: Option<&Path>, keys: &Keys, context: &OperationC
 fn check(links: &[Link], keys: &Keys, context: &OperationContext) -> Result<Unpacked> {
     let archives: Vec<PathBuf> = links.iter().map(|link| link.archive.clone()).collect();
     let (reports, hashes) = hash_pages(&archives, keys, context)?;
-    let manifests: Result<Vec<Manifest>> =
-        reports.into_iter().zip(&archives).map(|(report, archive)| report.into_manifest(archive)).collect();
+    let manifests: Result<Vec<Manifest>> = reports
+        .into_iter()
+        .zip(&archives)
+        .map(|(report, archive)| report.into_manifest(archive))
+        .collect();
     match (manifests?.pop(), archives.last(), hashes) {
-        (Some(manifest), _, Some(_)) => Ok(Unpacked { manifest, owners: Vec::new() }),
+        (Some(manifest), _, Some(_)) => Ok(Unpacked {
+            manifest,
+            owners: Vec::new(),
+        }),
         (_, newest, _) => {
             let newest = newest.map_or(Path::new(""), |newest| newest);
-            Err(broken(newest, "its files are not those of the backups before it".into()))
+            Err(broken(
+                newest,
+                "its files are not those of the backups before it".into(),
+            ))
         }
     }
 }
 
-fn unpack_links(links: &[Link], dir: &Path, keys: &Keys, context: &OperationContext) -> Result<Unpacked> {
+fn unpack_links(
+    links: &[Link],
+    dir: &Path,
+    keys: &Keys,
+    context: &OperationContext,
+) -> Result<Unpacked> {
     let own_dir = |number: usize| dir.join(format!("link-{number}"));
     let mut state = HashMap::new();
     let mut before: Option<String> = None;
@@ -126,23 +169,40 @@ fn unpack_links(links: &[Link], dir: &Path, keys: &Keys, context: &OperationCont
         fs::create_dir(&own).map_err(|cause| Error::io("create", &own, cause))?;
         let (unpacked, checksum) = read_link(link, Some(&own), keys, context)?;
         if unpacked.manifest.based_on_checksum != before {
-            return Err(broken(&link.archive, "it was made from another archive of that name".into()));
+            return Err(broken(
+                &link.archive,
+                "it was made from another archive of that name".into(),
+            ));
         }
         before = Some(checksum);
         state = next_state(state, &unpacked, &own, link)?;
         newest = Some((unpacked.manifest, &link.archive));
     }
-    let (manifest, archive) =
-        newest.ok_or_else(|| Error::new(Code::Internal, "A chain without links", "Please report this"))?;
+    let (manifest, archive) = newest.ok_or_else(|| {
+        Error::new(
+            Code::Internal,
+            "A chain without links",
+            "Please report this",
+        )
+    })?;
     let mut owners = Vec::with_capacity(manifest.files.len());
     for (number, record) in manifest.files.iter().enumerate() {
         let content = state.remove(&record.path);
         owners.push(content.as_ref().map_or((0, 0), |content| content.owner));
-        let Some(Content { file: Some(file), sha256: Some(digest), assembled, .. }) = content else { continue };
+        let Some(Content {
+            file: Some(file),
+            sha256: Some(digest),
+            assembled,
+            ..
+        }) = content
+        else {
+            continue;
+        };
         if assembled {
             assert_digest(record, &file, &digest, archive, context)?;
         }
-        fs::rename(&file, dir.join(number.to_string())).map_err(|cause| Error::io("move", &file, cause))?;
+        fs::rename(&file, dir.join(number.to_string()))
+            .map_err(|cause| Error::io("move", &file, cause))?;
     }
     for own in (0..links.len()).map(own_dir) {
         fs::remove_dir_all(&own).map_err(|cause| Error::io("remove", &own, cause))?;
@@ -151,13 +211,31 @@ fn unpack_links(links: &[Link], dir: &Path, keys: &Keys, context: &OperationCont
 }
 
 /// What a whole archive holds, and its digest with the prefix. Owners are those of its entries.
-fn read_link(link: &Link, dir: Option<&Path>, keys: &Keys, context: &OperationContext) -> Result<(Unpacked, String)> {
+fn read_link(
+    link: &Link,
+    dir: Option<&Path>,
+    keys: &Keys,
+    context: &OperationContext,
+) -> Result<(Unpacked, String)> {
     let beside = manifest_beside(&link.archive)?;
     let mut unpacking = Unpacking::new(dir, link.wanted.as_ref(), beside.as_deref());
-    let report = read_archive(&link.archive, keys, beside.as_deref(), &mut unpacking, context, Phase::Unpacking)?;
+    let report = read_archive(
+        &link.archive,
+        keys,
+        beside.as_deref(),
+        &mut unpacking,
+        context,
+        Phase::Unpacking,
+    )?;
     let checksum = format!("{DIGEST_PREFIX}{}", report.sha256);
     let manifest = report.into_manifest(&link.archive)?;
-    Ok((Unpacked { manifest, owners: unpacking.into_owners() }, checksum))
+    Ok((
+        Unpacked {
+            manifest,
+            owners: unpacking.into_owners(),
+        },
+        checksum,
+    ))
 }
 
 /// What a file, directory or link is at one link of a chain.
@@ -185,15 +263,31 @@ fn next_state(
         entry += usize::from(record.stored != Storage::Unchanged);
         let lost = |what: &str| broken(archive, format!("{} {what}", record.path));
         let sha256 = match record.kind.is_file() {
-            true => Some(manifest.content_digest(record).ok_or_else(|| lost("has no digest"))?.to_string()),
+            true => Some(
+                manifest
+                    .content_digest(record)
+                    .ok_or_else(|| lost("has no digest"))?
+                    .to_string(),
+            ),
             false => None,
         };
-        let is_wanted = wanted.as_ref().is_none_or(|wanted| wanted.contains(&record.entry));
+        let is_wanted = wanted
+            .as_ref()
+            .is_none_or(|wanted| wanted.contains(&record.entry));
         let own = (is_wanted && record.kind.is_file()).then(|| dir.join(number.to_string()));
         let owner = owners.get(number).copied().unwrap_or_default();
-        let mut base = || before.remove(&record.path).ok_or_else(|| lost("is not in the backup before it"));
+        let mut base = || {
+            before
+                .remove(&record.path)
+                .ok_or_else(|| lost("is not in the backup before it"))
+        };
         let content = match record.stored {
-            Storage::Full => Content { file: own, sha256, owner, assembled: false },
+            Storage::Full => Content {
+                file: own,
+                sha256,
+                owner,
+                assembled: false,
+            },
             Storage::Unchanged => {
                 let content = base()?;
                 if content.sha256 != sha256 {
@@ -207,7 +301,12 @@ fn next_state(
                     put_pages(record, database, &pages, archive)?;
                     fs::remove_file(&pages).map_err(|cause| Error::io("remove", &pages, cause))?;
                 }
-                Content { file, sha256, owner, assembled: true }
+                Content {
+                    file,
+                    sha256,
+                    owner,
+                    assembled: true,
+                }
             }
         };
         state.insert(record.path.clone(), content);
@@ -226,12 +325,16 @@ fn put_pages(record: &FileRecord, database: &Path, pages: &Path, link: &Path) ->
     // A forged size must not make a file that takes for ever to read.
     let most = file.metadata().map_err(failed)?.len() + delta.metadata().map_err(failed)?.len();
     if record.size > most {
-        return Err(broken(link, format!("{} would have more bytes than its pages give", record.path)));
+        return Err(broken(
+            link,
+            format!("{} would have more bytes than its pages give", record.path),
+        ));
     }
     delta::apply(delta, &file, record.size).map_err(|cause| match cause.kind() {
-        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
-            broken(link, format!("the pages of {} are none of a database", record.path))
-        }
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => broken(
+            link,
+            format!("the pages of {} are none of a database", record.path),
+        ),
         _ => failed(cause),
     })
 }
@@ -261,7 +364,13 @@ fn assert_digest(
     if found == digest {
         return Ok(());
     }
-    Err(broken(link, format!("{} has SHA-256 {found} once put together; the manifest says {digest}", record.path)))
+    Err(broken(
+        link,
+        format!(
+            "{} has SHA-256 {found} once put together; the manifest says {digest}",
+            record.path
+        ),
+    ))
 }
 
 #[cfg(test)]
@@ -282,7 +391,8 @@ mod tests {
             })
         };
         let files: Vec<_> = stored.iter().enumerate().filter_map(record).collect();
-        let contents = json!({ "database": false, "config": false, "vectors": false, "plugins": false });
+        let contents =
+            json!({ "database": false, "config": false, "vectors": false, "plugins": false });
         let stats = json!({ "totalFiles": 0, "totalSize": 0, "compressedSize": 0, "nodeCount": 0, "edgeCount": 0 });
         let manifest = json!({ "version": "1.0.0", "id": "b", "type": "full", "timestamp": "2024-01-15T02:00:00Z", "contents": contents,
             "stats": stats, "checksums": {}, "files": files, "integrity": { "status": "ok", "messages": [] },

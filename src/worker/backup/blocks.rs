@@ -56,22 +56,37 @@ pub(super) fn read(
     mut take: impl FnMut(Block) -> Result<()>,
 ) -> Result<DatabaseHashes> {
     thread::scope(|threads| {
-        let (blocks, received) = bounded::<Block>((BYTES_WAITING / reading.block_bytes).max(LEAST_BLOCKS_WAITING));
+        let (blocks, received) =
+            bounded::<Block>((BYTES_WAITING / reading.block_bytes).max(LEAST_BLOCKS_WAITING));
         let hash = move || {
             let page_bytes = snapshot.page_size_bytes();
             let mut hashes = Hashes::new(page_bytes, reading);
-            let mut eraser = reading.erase.then(|| Scrubber::new(snapshot, cancel)).transpose()?;
+            let mut eraser = reading
+                .erase
+                .then(|| Scrubber::new(snapshot, cancel))
+                .transpose()?;
             let mut look = |number: u64, page: &mut [u8]| {
-                let read = eraser.as_mut().and_then(|eraser| eraser.scrub_unused(number, page));
+                let read = eraser
+                    .as_mut()
+                    .and_then(|eraser| eraser.scrub_unused(number, page));
                 if let Some(proof) = &mut proof {
                     proof.page(page, read);
                 }
             };
             snapshot.read_chunks(reading.block_bytes, cancel, |first, piece| {
-                piece.chunks_mut(page_bytes as usize).zip(first..).for_each(|(page, number)| look(number, page));
+                piece
+                    .chunks_mut(page_bytes as usize)
+                    .zip(first..)
+                    .for_each(|(page, number)| look(number, page));
                 let (hash, is_known) = hashes.add(first, piece);
                 // Nobody takes it where that failed, which is told there.
-                blocks.send(Block { bytes: std::mem::take(piece), hash, is_known }).map_err(|_| Error::aborted())
+                blocks
+                    .send(Block {
+                        bytes: std::mem::take(piece),
+                        hash,
+                        is_known,
+                    })
+                    .map_err(|_| Error::aborted())
             })?;
             Ok(hashes.made)
         };
@@ -79,8 +94,13 @@ pub(super) fn read(
         let taken = received.iter().try_for_each(&mut take);
         // The other side waits for room no longer.
         drop(received);
-        let panicked =
-            |_| Err(Error::new(Code::Internal, "The hashing of the database panicked", "Please report this"));
+        let panicked = |_| {
+            Err(Error::new(
+                Code::Internal,
+                "The hashing of the database panicked",
+                "Please report this",
+            ))
+        };
         let hashes = hashing.join().unwrap_or_else(panicked);
         taken.and(hashes)
     })
@@ -94,10 +114,20 @@ struct Hashes<'a> {
 
 impl<'a> Hashes<'a> {
     fn new(page_size_bytes: u64, reading: Reading<'a>) -> Self {
-        let blocks = BlockHashes { block_bytes: reading.block_bytes as u64, hashes: Vec::new() };
-        let made = DatabaseHashes { pages: PageHashes::new(page_size_bytes), blocks, sha256: String::new() };
+        let blocks = BlockHashes {
+            block_bytes: reading.block_bytes as u64,
+            hashes: Vec::new(),
+        };
+        let made = DatabaseHashes {
+            pages: PageHashes::new(page_size_bytes),
+            blocks,
+            sha256: String::new(),
+        };
         let is_alike = |known: &&DatabaseHashes| known.pages.page_size_bytes == page_size_bytes;
-        Hashes { made, known: reading.known.filter(is_alike) }
+        Hashes {
+            made,
+            known: reading.known.filter(is_alike),
+        }
     }
 
     /// The hash of the next block, and whether it is known.
@@ -113,7 +143,9 @@ impl<'a> Hashes<'a> {
                 true
             }
             None => {
-                block.chunks(page_bytes).for_each(|page| self.made.pages.push(page));
+                block
+                    .chunks(page_bytes)
+                    .for_each(|page| self.made.pages.push(page));
                 false
             }
         };
@@ -125,7 +157,8 @@ impl<'a> Hashes<'a> {
     fn is_known_block(&self, hash: ContentHash) -> bool {
         let (made, known) = (&self.made.blocks, self.known.map(|known| &known.blocks));
         known.is_some_and(|known| {
-            known.block_bytes == made.block_bytes && known.hashes.get(made.hashes.len()) == Some(&hash)
+            known.block_bytes == made.block_bytes
+                && known.hashes.get(made.hashes.len()) == Some(&hash)
         })
     }
 }

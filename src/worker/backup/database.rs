@@ -46,7 +46,11 @@ impl Saving<'_> {
                 return Ok(());
             }
             let (_held, mut connection) = snapshot.into_connection();
-            if self.check_source { findings(&mut connection, depth, None, self.cancel)? } else { Findings::default() }
+            if self.check_source {
+                findings(&mut connection, depth, None, self.cancel)?
+            } else {
+                Findings::default()
+            }
         } else if self.check_source {
             self.pages_and_findings(source, snapshot, depth)?
         } else {
@@ -58,7 +62,12 @@ impl Saving<'_> {
     }
 
     /// Sends what is to be saved, and checks it meanwhile: the pages as they come by, and what has to be asked of SQLite beside that.
-    fn pages_and_findings(&mut self, source: &Source, mut snapshot: Snapshot, depth: Depth) -> Result<Findings> {
+    fn pages_and_findings(
+        &mut self,
+        source: &Source,
+        mut snapshot: Snapshot,
+        depth: Depth,
+    ) -> Result<Findings> {
         let (ask, asked) = unbounded();
         let cancel = self.cancel;
         let mut proof = FastCheck::begin(&snapshot, ask, cancel)?;
@@ -66,17 +75,23 @@ impl Saving<'_> {
         let twin = snapshot.second_connection();
         let (sent, is_proven, beside) = thread::scope(|threads| {
             let asked = asked.as_ref();
-            let check = |mut twin| start_in(threads, "kg-check", move || findings(&mut twin, depth, asked, cancel));
+            let check = |mut twin| {
+                start_in(threads, "kg-check", move || {
+                    findings(&mut twin, depth, asked, cancel)
+                })
+            };
             let beside = twin.map(check).transpose()?;
             let sent = self.pages(source, &mut snapshot, false, proof.as_mut());
             // Nothing more is asked then.
             let is_proven = proof.map(FastCheck::end);
-            let beside = beside.map(|beside| beside.join().unwrap_or_else(|_| Err(check_panicked())));
+            let beside =
+                beside.map(|beside| beside.join().unwrap_or_else(|_| Err(check_panicked())));
             Ok::<_, Error>((sent, is_proven, beside))
         })?;
         sent?;
         let (_held, mut connection) = snapshot.into_connection();
-        let mut found = beside.unwrap_or_else(|| findings(&mut connection, depth, asked.as_ref(), cancel))?;
+        let mut found =
+            beside.unwrap_or_else(|| findings(&mut connection, depth, asked.as_ref(), cancel))?;
         // SQLite calls a read that fails once damage too. What is damaged is so the next time.
         if !found.damage.is_empty() {
             let again = findings(&mut connection, depth, None, cancel)?;
@@ -95,16 +110,24 @@ impl Saving<'_> {
     /// An incremental backup of a database that was found sound leaves its full-text indexes to the next full one: to read them can take
     /// longer than all else together, and they can be made again from their tables.
     fn depth(&self, source: &Source) -> Depth {
-        let was_sound = self.base.is_some_and(|base| base.sound().is_some() && base.hashes(&source.path).is_some());
-        if was_sound { Depth::Structure } else { Depth::All }
+        let was_sound = self
+            .base
+            .is_some_and(|base| base.sound().is_some() && base.hashes(&source.path).is_some());
+        if was_sound {
+            Depth::Structure
+        } else {
+            Depth::All
+        }
     }
 
     /// Whether the files of the database look as they did at an earlier backup that was found sound. This only decides what
     /// is done beside what: its blocks are compared.
     fn looks_unchanged(&self, source: &Source, snapshot: &Snapshot) -> bool {
         let now = record(source, snapshot.metadata(), snapshot.size_bytes());
-        let wal = std::fs::metadata(companion(&source.absolute, COMPANIONS[0])).map_or(0, |wal| wal.len());
-        let looks = |known: &Baseline| known.sound().is_some() && known.looks_like(&now, self.block_bytes);
+        let wal = std::fs::metadata(companion(&source.absolute, COMPANIONS[0]))
+            .map_or(0, |wal| wal.len());
+        let looks =
+            |known: &Baseline| known.sound().is_some() && known.looks_like(&now, self.block_bytes);
         // What is kept of pages that are not erased is in no earlier backup.
         wal == 0 && self.erase && self.known.is_some_and(looks)
     }
@@ -122,8 +145,11 @@ impl Saving<'_> {
             Some(base) => self.changed_pages(source, snapshot, base, looks_unchanged, proof)?,
             None => self.all_pages(source, snapshot, looks_unchanged, proof)?,
         };
-        let is_as_then =
-            |known: &&Baseline| known.digest(&source.path, snapshot.size_bytes(), &hashes.blocks).is_some();
+        let is_as_then = |known: &&Baseline| {
+            known
+                .digest(&source.path, snapshot.size_bytes(), &hashes.blocks)
+                .is_some()
+        };
         let found = self.known.filter(is_as_then).and_then(Baseline::sound);
         self.hashes.databases.insert(source.path.clone(), hashes);
         if source.component == Component::Database {
@@ -151,7 +177,11 @@ impl Saving<'_> {
         let hashes = pass.read(snapshot, proof, &mut |block| {
             if takes_over && block.is_known {
                 same.push(block.hash);
-                return if same.len() < SAME_AT_ONCE { Ok(()) } else { tell_same(answers, &mut same) };
+                return if same.len() < SAME_AT_ONCE {
+                    Ok(())
+                } else {
+                    tell_same(answers, &mut same)
+                };
             }
             tell_same(answers, &mut same)?;
             answers.block(block.bytes, block.hash)
@@ -171,14 +201,20 @@ impl Saving<'_> {
         looks_unchanged: bool,
         proof: Option<&mut FastCheck>,
     ) -> Result<DatabaseHashes> {
-        let hashes = self.pass(source, looks_unchanged).read(snapshot, proof, &mut |_| Ok(()))?;
+        let hashes = self
+            .pass(source, looks_unchanged)
+            .read(snapshot, proof, &mut |_| Ok(()))?;
         let (page_size, size) = (snapshot.page_size_bytes(), snapshot.size_bytes());
         let (pages, base) = (&hashes.pages, &base.pages);
         let changed = pages.changed_since(base).unwrap_or_default();
         let is_same = changed.is_empty() && pages.hashes.len() == base.hashes.len();
         // Hashes of something else: what the manifest says of the base decides.
-        let is_wrong = is_same && !self.base.is_some_and(|base| base.has(&source.path, size, &hashes.sha256));
-        let is_other = base.page_size_bytes != page_size || delta::size_bytes(page_size, changed.len() as u64) >= size;
+        let is_wrong = is_same
+            && !self
+                .base
+                .is_some_and(|base| base.has(&source.path, size, &hashes.sha256));
+        let is_other = base.page_size_bytes != page_size
+            || delta::size_bytes(page_size, changed.len() as u64) >= size;
         if is_other || is_wrong {
             return self.all_pages(source, snapshot, false, None);
         }
@@ -191,7 +227,11 @@ impl Saving<'_> {
             return Ok(hashes);
         }
         record.stored = Storage::Delta;
-        record.pages = Some(Pages { page_size, changed: changed.len() as u64, root: pages.root() });
+        record.pages = Some(Pages {
+            page_size,
+            changed: changed.len() as u64,
+            root: pages.root(),
+        });
         let owner = owner(snapshot.metadata());
         self.answers.message(Message::Entry { record, owner })?;
         let mut out = Chunks::new(|chunk| self.answers.data(chunk));
@@ -214,7 +254,12 @@ impl Saving<'_> {
             erase: self.erase || self.base.is_some(),
             known: self.known.and_then(|known| known.hashes(&source.path)),
         };
-        Pass { reading, path: &source.path, earlier: self.known.filter(|_| looks_unchanged), cancel: self.cancel }
+        Pass {
+            reading,
+            path: &source.path,
+            earlier: self.known.filter(|_| looks_unchanged),
+            cancel: self.cancel,
+        }
     }
 }
 
@@ -245,9 +290,16 @@ impl Pass<'_> {
         })?;
         hashes.sha256 = match self.earlier {
             None => hex(&whole.finalize()),
-            Some(earlier) => match earlier.digest(self.path, snapshot.size_bytes(), &hashes.blocks) {
+            Some(earlier) => match earlier.digest(self.path, snapshot.size_bytes(), &hashes.blocks)
+            {
                 Some(digest) => digest.to_string(),
-                None => return Pass { earlier: None, ..self }.read(snapshot, None, &mut |_| Ok(())),
+                None => {
+                    return Pass {
+                        earlier: None,
+                        ..self
+                    }
+                    .read(snapshot, None, &mut |_| Ok(()));
+                }
             },
         };
         Ok(hashes)
@@ -255,7 +307,13 @@ impl Pass<'_> {
 }
 
 fn tell_same(answers: &mut dyn ResponseSink, same: &mut Vec<ContentHash>) -> Result<()> {
-    if same.is_empty() { Ok(()) } else { answers.message(Message::Same { blocks: std::mem::take(same) }) }
+    if same.is_empty() {
+        Ok(())
+    } else {
+        answers.message(Message::Same {
+            blocks: std::mem::take(same),
+        })
+    }
 }
 
 /// What SQLite finds: in these tables, or everywhere, and in full-text indexes.
@@ -277,7 +335,11 @@ fn findings(
 }
 
 fn check_panicked() -> Error {
-    Error::new(Code::Internal, "The check of the database panicked", "Please report this")
+    Error::new(
+        Code::Internal,
+        "The check of the database panicked",
+        "Please report this",
+    )
 }
 
 /// Collects data into chunks of `DATA_CHUNK_BYTES`, and hands them on.
@@ -288,7 +350,10 @@ struct Chunks<F> {
 
 impl<F: FnMut(Vec<u8>) -> Result<()>> Chunks<F> {
     fn new(hand_on: F) -> Self {
-        Chunks { hand_on, chunk: Vec::new() }
+        Chunks {
+            hand_on,
+            chunk: Vec::new(),
+        }
     }
 
     fn push(&mut self, bytes: &[u8]) -> Result<()> {
@@ -303,6 +368,10 @@ impl<F: FnMut(Vec<u8>) -> Result<()>> Chunks<F> {
     }
 
     fn finish(mut self) -> Result<()> {
-        if self.chunk.is_empty() { Ok(()) } else { (self.hand_on)(self.chunk) }
+        if self.chunk.is_empty() {
+            Ok(())
+        } else {
+            (self.hand_on)(self.chunk)
+        }
     }
 }

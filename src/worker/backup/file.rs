@@ -26,7 +26,8 @@ const READ_ATTEMPTS: u32 = 5;
 impl Saving<'_> {
     /// Sends a file; `from` is where its bytes are, which for a copied-out one is not where it lies.
     pub(super) fn file(&mut self, source: &Source, from: &Path) -> Result<()> {
-        let opened = regular_file::open(from).and_then(|file| file.metadata().map(|found| (file, found)));
+        let opened =
+            regular_file::open(from).and_then(|file| file.metadata().map(|found| (file, found)));
         let (file, found) = match opened {
             Ok(opened) => opened,
             // Removed since it was found: it is not part of the project any more.
@@ -57,8 +58,12 @@ impl Saving<'_> {
             }
             let after = attributes(source, from, after);
             let size = content.len() as u64;
-            let may_be_unchanged = self.base.is_some_and(|base| base.size(&source.path) == Some(size));
-            if may_be_unchanged && self.is_unchanged(source, &after, size, &hex(&Sha256::digest(&content)))? {
+            let may_be_unchanged = self
+                .base
+                .is_some_and(|base| base.size(&source.path) == Some(size));
+            if may_be_unchanged
+                && self.is_unchanged(source, &after, size, &hex(&Sha256::digest(&content)))?
+            {
                 return Ok(());
             }
             self.entry(source, &after, size)?;
@@ -71,19 +76,37 @@ impl Saving<'_> {
     }
 
     /// Sends as many bytes as the file had when it was opened, padded with zeros where it shrank.
-    fn large_file(&mut self, source: &Source, mut file: File, found: &Metadata, shown: &Metadata) -> Result<()> {
-        if self.base.is_some_and(|base| base.size(&source.path) == Some(found.len())) {
+    fn large_file(
+        &mut self,
+        source: &Source,
+        mut file: File,
+        found: &Metadata,
+        shown: &Metadata,
+    ) -> Result<()> {
+        if self
+            .base
+            .is_some_and(|base| base.size(&source.path) == Some(found.len()))
+        {
             let mut whole = Sha256::new();
-            let hashed =
-                io::copy(&mut file.by_ref().take(found.len()), &mut Hashing { whole: &mut whole, cancel: self.cancel });
-            let same_size = hashed.map_err(|cause| Error::io("read", &source.absolute, cause))? == found.len();
+            let hashed = io::copy(
+                &mut file.by_ref().take(found.len()),
+                &mut Hashing {
+                    whole: &mut whole,
+                    cancel: self.cancel,
+                },
+            );
+            let same_size =
+                hashed.map_err(|cause| Error::io("read", &source.absolute, cause))? == found.len();
             self.cancel.check()?;
-            let after = file.metadata().map_err(|cause| Error::io("read", &source.absolute, cause))?;
+            let after = file
+                .metadata()
+                .map_err(|cause| Error::io("read", &source.absolute, cause))?;
             let is_still = same_size && !has_changed(found, &after);
             if is_still && self.is_unchanged(source, shown, found.len(), &hex(&whole.finalize()))? {
                 return Ok(());
             }
-            file.rewind().map_err(|cause| Error::io("read", &source.absolute, cause))?;
+            file.rewind()
+                .map_err(|cause| Error::io("read", &source.absolute, cause))?;
         }
         self.entry(source, shown, found.len())?;
         let mut left = found.len();
@@ -103,7 +126,9 @@ impl Saving<'_> {
             left -= chunk.len() as u64;
             self.answers.data(chunk)?;
         }
-        let after = file.metadata().map_err(|cause| Error::io("read", &source.absolute, cause))?;
+        let after = file
+            .metadata()
+            .map_err(|cause| Error::io("read", &source.absolute, cause))?;
         if shrank || has_changed(found, &after) {
             self.changed(source);
         }
@@ -111,12 +136,24 @@ impl Saving<'_> {
     }
 
     /// Tells that a file is as it is in the base, where it is.
-    fn is_unchanged(&mut self, source: &Source, found: &Metadata, size: u64, sha256: &str) -> Result<bool> {
-        if !self.base.is_some_and(|base| base.has(&source.path, size, sha256)) {
+    fn is_unchanged(
+        &mut self,
+        source: &Source,
+        found: &Metadata,
+        size: u64,
+        sha256: &str,
+    ) -> Result<bool> {
+        if !self
+            .base
+            .is_some_and(|base| base.has(&source.path, size, sha256))
+        {
             return Ok(false);
         }
-        let record =
-            FileRecord { stored: Storage::Unchanged, sha256: Some(sha256.to_string()), ..record(source, found, size) };
+        let record = FileRecord {
+            stored: Storage::Unchanged,
+            sha256: Some(sha256.to_string()),
+            ..record(source, found, size)
+        };
         self.answers.message(Message::Unchanged { record })?;
         Ok(true)
     }
@@ -141,7 +178,11 @@ impl io::Write for Hashing<'_> {
 
 /// Of the file where it lies: the copy of a damaged database has others.
 fn attributes(source: &Source, from: &Path, found: Metadata) -> Metadata {
-    if from == source.absolute { found } else { std::fs::metadata(&source.absolute).unwrap_or(found) }
+    if from == source.absolute {
+        found
+    } else {
+        std::fs::metadata(&source.absolute).unwrap_or(found)
+    }
 }
 
 fn read_whole(path: &Path) -> io::Result<(Vec<u8>, Metadata, Metadata)> {
@@ -149,7 +190,9 @@ fn read_whole(path: &Path) -> io::Result<(Vec<u8>, Metadata, Metadata)> {
     let before = file.metadata()?;
     let mut content = Vec::with_capacity(before.len() as usize);
     // A file that grows without end must not fill the memory.
-    file.by_ref().take(2 * WHOLE_FILE_BYTES).read_to_end(&mut content)?;
+    file.by_ref()
+        .take(2 * WHOLE_FILE_BYTES)
+        .read_to_end(&mut content)?;
     let after = file.metadata()?;
     Ok((content, before, after))
 }

@@ -47,7 +47,11 @@ use crate::{
     worker::protocol::ResponseSink,
 };
 
-pub fn save(request: &SaveRequest, answers: &mut dyn ResponseSink, cancel: &CancelToken) -> Result<Saved> {
+pub fn save(
+    request: &SaveRequest,
+    answers: &mut dyn ResponseSink,
+    cancel: &CancelToken,
+) -> Result<Saved> {
     let known = request.known.as_deref().map(Baseline::read).transpose()?;
     let project = Project::open(&request.root)?;
     let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
@@ -56,7 +60,9 @@ pub fn save(request: &SaveRequest, answers: &mut dyn ResponseSink, cancel: &Canc
     let sources = discover(&project, &request.selection, &mut warnings)?;
     warnings.extend(committed_elsewhere(&sources));
     // Asked before any of them is opened, see `look`.
-    let ignored = sources.iter().filter(|source| source.is_database() && in_place::ignores_commits(&source.absolute));
+    let ignored = sources
+        .iter()
+        .filter(|source| source.is_database() && in_place::ignores_commits(&source.absolute));
     let ignored: HashSet<String> = ignored.map(|source| source.path.clone()).collect();
     let entries = sources.iter().map(|source| source.entry.clone()).collect();
     let mut planned = Vec::new();
@@ -64,7 +70,11 @@ pub fn save(request: &SaveRequest, answers: &mut dyn ResponseSink, cancel: &Canc
     for source in sources {
         let content = match source.is_database().then(|| take(&source, request, cancel)) {
             // Removed since it was found: it is not part of the project any more.
-            Some(Err(_)) if source.component != Component::Database && !source.absolute.exists() => continue,
+            Some(Err(_))
+                if source.component != Component::Database && !source.absolute.exists() =>
+            {
+                continue;
+            }
             taken => taken.transpose()?,
         };
         bytes_total += match (&content, &source.kind) {
@@ -107,15 +117,16 @@ pub fn save(request: &SaveRequest, answers: &mut dyn ResponseSink, cancel: &Canc
             Some(Capture::Damaged(copy, error)) => {
                 let found = refused(&copy.database(), error, cancel)?;
                 if source.component == Component::Database && found.damage.is_empty() {
-                    saving.count(
-                        &Connection::open(copy.database())
-                            .map_err(|cause| Error::sqlite("open a copy of", &source.absolute, cause))?,
-                    )?;
+                    saving.count(&Connection::open(copy.database()).map_err(|cause| {
+                        Error::sqlite("open a copy of", &source.absolute, cause)
+                    })?)?;
                 }
                 saving.found(&source.path, found, Depth::All);
                 saving.file(&source, &copy.database())?;
                 for (suffix, file) in copy.companions() {
-                    if File::open(&file).is_ok_and(|journal| names_super_journal(&journal).unwrap_or(true)) {
+                    if File::open(&file)
+                        .is_ok_and(|journal| names_super_journal(&journal).unwrap_or(true))
+                    {
                         saving.super_journal(&beside(&source, suffix));
                         continue;
                     }
@@ -129,7 +140,10 @@ pub fn save(request: &SaveRequest, answers: &mut dyn ResponseSink, cancel: &Canc
     saving.keep_closed(&project, &request.selection)?;
     let hashes = request.scratch.join(PAGE_HASHES_FILE);
     let failed = |cause| Error::io("write", &hashes, cause);
-    saving.hashes.write(BufWriter::new(File::create(&hashes).map_err(failed)?)).map_err(failed)?;
+    saving
+        .hashes
+        .write(BufWriter::new(File::create(&hashes).map_err(failed)?))
+        .map_err(failed)?;
     if !request.check_source && saving.saved.integrity.status == IntegrityStatus::Ok {
         saving.saved.integrity.status = IntegrityStatus::Skipped;
         saving.saved.integrity.full_text = false;
@@ -139,12 +153,24 @@ pub fn save(request: &SaveRequest, answers: &mut dyn ResponseSink, cancel: &Canc
 
 /// Databases whose users commit to other files than those that are saved.
 fn committed_elsewhere(sources: &[Source]) -> Vec<Warning> {
-    let databases: Vec<&Source> = sources.iter().filter(|source| source.is_database()).collect();
-    let paths: Vec<&Path> = databases.iter().map(|source| source.absolute.as_path()).collect();
+    let databases: Vec<&Source> = sources
+        .iter()
+        .filter(|source| source.is_database())
+        .collect();
+    let paths: Vec<&Path> = databases
+        .iter()
+        .map(|source| source.absolute.as_path())
+        .collect();
     let found = wal_in_use::find_all(&paths).into_iter();
     let found = found.filter_map(|(number, found)| Some((databases.get(number)?, found)));
     found
-        .map(|(source, found)| Warning::about(WarningCode::WalNotInUse, &source.path, found.says(&source.path)))
+        .map(|(source, found)| {
+            Warning::about(
+                WarningCode::WalNotInUse,
+                &source.path,
+                found.says(&source.path),
+            )
+        })
         .collect()
 }
 
@@ -189,7 +215,10 @@ impl Saving<'_> {
     /// Announces `size` bytes of data; everything else is taken from `found`.
     fn entry(&mut self, source: &Source, found: &Metadata, size: u64) -> Result<()> {
         let record = record(source, found, size);
-        self.answers.message(Message::Entry { record, owner: owner(found) })
+        self.answers.message(Message::Entry {
+            record,
+            owner: owner(found),
+        })
     }
 
     /// A directory or a link, which have no data.
@@ -198,7 +227,10 @@ impl Saving<'_> {
             Ok(found) => {
                 let record = record(source, &found, 0);
                 if self.base.is_some_and(|base| base.has_node(&record)) {
-                    let record = FileRecord { stored: Storage::Unchanged, ..record };
+                    let record = FileRecord {
+                        stored: Storage::Unchanged,
+                        ..record
+                    };
                     return self.answers.message(Message::Unchanged { record });
                 }
                 self.entry(source, &found, 0)
@@ -226,19 +258,33 @@ impl Saving<'_> {
                 "Rows of {path} break what their table declares ({rows}); the backup holds them as they are, and \
                  `kg diag integrity` names them"
             );
-            self.saved.warnings.push(Warning::about(WarningCode::Constraint, path, message));
+            self.saved
+                .warnings
+                .push(Warning::about(WarningCode::Constraint, path, message));
         }
         let found = Integrity::of(found, depth);
-        let Integrity { messages, not_checked, full_text, .. } = found;
+        let Integrity {
+            messages,
+            not_checked,
+            full_text,
+            ..
+        } = found;
         let integrity = &mut self.saved.integrity;
         integrity.full_text &= full_text;
         if let Some(left) = first_and_more(&not_checked) {
-            let message = format!("{path} was not checked as a whole: {left}; the backup holds all of it");
-            self.saved.warnings.push(Warning::about(WarningCode::NotChecked, path, message));
+            let message =
+                format!("{path} was not checked as a whole: {left}; the backup holds all of it");
+            self.saved
+                .warnings
+                .push(Warning::about(WarningCode::NotChecked, path, message));
             if integrity.status == IntegrityStatus::Ok {
                 integrity.status = IntegrityStatus::Partial;
             }
-            integrity.not_checked.extend(not_checked.into_iter().map(|what| format!("{path}: {what}")));
+            integrity.not_checked.extend(
+                not_checked
+                    .into_iter()
+                    .map(|what| format!("{path}: {what}")),
+            );
         }
         if !messages.is_empty() {
             self.damaged(path, messages);
@@ -248,31 +294,61 @@ impl Saving<'_> {
     fn damaged(&mut self, path: &str, messages: Vec<String>) {
         let first = messages.first().map_or("", String::as_str);
         let message = format!("{path} is damaged ({first}); the backup holds it as it is");
-        self.saved.warnings.push(Warning::about(WarningCode::SourceDamaged, path, message));
+        self.saved
+            .warnings
+            .push(Warning::about(WarningCode::SourceDamaged, path, message));
         self.saved.integrity.status = IntegrityStatus::Failed;
-        self.saved.integrity.messages.extend(messages.into_iter().map(|message| format!("{path}: {message}")));
+        self.saved.integrity.messages.extend(
+            messages
+                .into_iter()
+                .map(|message| format!("{path}: {message}")),
+        );
     }
 
     /// It is there, so an incremental backup does not take it for one that is no more: what the base has is better than nothing.
     fn unreadable(&mut self, source: &Source, cause: &io::Error) -> Result<()> {
         let kept = self.base.and_then(|base| base.at(&source.path));
-        let what = if kept.is_some() { "is kept as it was in the backup before" } else { "was left out" };
+        let what = if kept.is_some() {
+            "is kept as it was in the backup before"
+        } else {
+            "was left out"
+        };
         let message = format!("{} could not be read and {what}: {cause}", source.path);
-        self.saved.warnings.push(Warning::about(WarningCode::FileUnreadable, &source.path, message));
+        self.saved.warnings.push(Warning::about(
+            WarningCode::FileUnreadable,
+            &source.path,
+            message,
+        ));
         let Some(kept) = kept else { return Ok(()) };
-        self.keep(FileRecord { entry: source.entry.clone(), ..kept.clone() })?;
+        self.keep(FileRecord {
+            entry: source.entry.clone(),
+            ..kept.clone()
+        })?;
         // The WAL or journal of a database that was damaged then belongs to it.
-        let of_damaged = COMPANIONS.iter().filter(|_| kept.database).map(|suffix| format!("{}{suffix}", source.path));
-        let companions: Vec<&FileRecord> = of_damaged.filter_map(|path| self.base?.at(&path)).collect();
-        companions.into_iter().try_for_each(|record| self.keep_under_free_name(record))
+        let of_damaged = COMPANIONS
+            .iter()
+            .filter(|_| kept.database)
+            .map(|suffix| format!("{}{suffix}", source.path));
+        let companions: Vec<&FileRecord> =
+            of_damaged.filter_map(|path| self.base?.at(&path)).collect();
+        companions
+            .into_iter()
+            .try_for_each(|record| self.keep_under_free_name(record))
     }
 
     /// Sends that something is as it was in the base.
     fn keep(&mut self, record: FileRecord) -> Result<()> {
         if let Some(hashes) = self.base.and_then(|base| base.hashes(&record.path)) {
-            self.hashes.databases.insert(record.path.clone(), hashes.clone());
+            self.hashes
+                .databases
+                .insert(record.path.clone(), hashes.clone());
         }
-        self.answers.message(Message::Unchanged { record: FileRecord { stored: Storage::Unchanged, ..record } })
+        self.answers.message(Message::Unchanged {
+            record: FileRecord {
+                stored: Storage::Unchanged,
+                ..record
+            },
+        })
     }
 
     fn keep_under_free_name(&mut self, record: &FileRecord) -> Result<()> {
@@ -282,7 +358,10 @@ impl Saving<'_> {
             entry = format!("{}~{number}", record.entry);
             number += 1;
         }
-        self.keep(FileRecord { entry, ..record.clone() })
+        self.keep(FileRecord {
+            entry,
+            ..record.clone()
+        })
     }
 
     /// A directory that could not be read is there, and so may be all that the base has below it.
@@ -291,22 +370,43 @@ impl Saving<'_> {
         let exclusion = Exclusion::new(project.root(), &selection.exclude_patterns)?;
         let mut done = HashSet::new();
         let mut warnings = std::mem::take(&mut self.saved.warnings);
-        for warning in warnings.iter_mut().filter(|warning| warning.code == WarningCode::FileUnreadable) {
-            let Some(path) = warning.path.clone().filter(|path| done.insert(path.clone())) else { continue };
+        for warning in warnings
+            .iter_mut()
+            .filter(|warning| warning.code == WarningCode::FileUnreadable)
+        {
+            let Some(path) = warning
+                .path
+                .clone()
+                .filter(|path| done.insert(path.clone()))
+            else {
+                continue;
+            };
             let mut kept = base.below(&path);
-            kept.retain(|record| selection.wants(record.component) && !is_excluded(&exclusion, record));
+            kept.retain(|record| {
+                selection.wants(record.component) && !is_excluded(&exclusion, record)
+            });
             if !kept.is_empty() {
-                warning.message.push_str("; what the backup before holds of it is kept");
+                warning
+                    .message
+                    .push_str("; what the backup before holds of it is kept");
             }
-            kept.into_iter().try_for_each(|record| self.keep_under_free_name(record))?;
+            kept.into_iter()
+                .try_for_each(|record| self.keep_under_free_name(record))?;
         }
         self.saved.warnings = warnings;
         Ok(())
     }
 
     fn super_journal(&mut self, source: &Source) {
-        let message = format!("{} was left out: it belongs to a transaction over several databases", source.path);
-        self.saved.warnings.push(Warning::about(WarningCode::FileUnreadable, &source.path, message));
+        let message = format!(
+            "{} was left out: it belongs to a transaction over several databases",
+            source.path
+        );
+        self.saved.warnings.push(Warning::about(
+            WarningCode::FileUnreadable,
+            &source.path,
+            message,
+        ));
     }
 
     fn ignored_wal(&mut self, source: &Source) {
@@ -314,20 +414,36 @@ impl Saving<'_> {
         let message = format!(
             "SQLite ignores {path}-wal, which does not begin as a WAL does: what was committed to it is not in the backup"
         );
-        self.saved.warnings.push(Warning::about(WarningCode::WalNotInUse, path, message));
+        self.saved
+            .warnings
+            .push(Warning::about(WarningCode::WalNotInUse, path, message));
     }
 
     fn changed(&mut self, source: &Source) {
-        let message = format!("{} changed while it was read; the backup may hold half of the change", source.path);
-        self.saved.warnings.push(Warning::about(WarningCode::FileChanged, &source.path, message));
+        let message = format!(
+            "{} changed while it was read; the backup may hold half of the change",
+            source.path
+        );
+        self.saved.warnings.push(Warning::about(
+            WarningCode::FileChanged,
+            &source.path,
+            message,
+        ));
     }
 }
 
 /// Whether a pattern leaves it out, or a directory that it lies in.
 fn is_excluded(exclusion: &Exclusion, record: &FileRecord) -> bool {
-    let Some(path) = names::decode(&record.path) else { return false };
-    let mut ancestors = path.ancestors().enumerate().filter(|(_, path)| *path != Path::new(""));
-    ancestors.any(|(above, path)| exclusion.excludes(path, above > 0 || record.kind == EntryKind::Directory))
+    let Some(path) = names::decode(&record.path) else {
+        return false;
+    };
+    let mut ancestors = path
+        .ancestors()
+        .enumerate()
+        .filter(|(_, path)| *path != Path::new(""));
+    ancestors.any(|(above, path)| {
+        exclusion.excludes(path, above > 0 || record.kind == EntryKind::Directory)
+    })
 }
 
 fn owner(found: &Metadata) -> Owner {
@@ -355,6 +471,7 @@ fn record(source: &Source, found: &Metadata, size: u64) -> FileRecord {
         database: source.is_database(),
         size,
         mode: found.mode() & 0o7777,
-        mtime: Timestamp::new(found.mtime(), found.mtime_nsec() as i32).unwrap_or(Timestamp::UNIX_EPOCH),
+        mtime: Timestamp::new(found.mtime(), found.mtime_nsec() as i32)
+            .unwrap_or(Timestamp::UNIX_EPOCH),
     }
 }

@@ -21,14 +21,25 @@ impl Folding {
             let _ = fs::remove_file(&made);
             is_one
         };
-        Folding { case: is_one("kg-case", "KG-CASE"), composition: is_one("kg-\u{e9}", "kg-e\u{301}") }
+        Folding {
+            case: is_one("kg-case", "KG-CASE"),
+            composition: is_one("kg-\u{e9}", "kg-e\u{301}"),
+        }
     }
 
     /// Equal for names that are one to the file system.
     pub fn key(&self, name: &str) -> String {
-        let name = if self.composition { name.nfc().collect() } else { name.to_string() };
+        let name = if self.composition {
+            name.nfc().collect()
+        } else {
+            name.to_string()
+        };
         // Up and down again: some letters have two small forms.
-        if self.case { name.to_uppercase().to_lowercase() } else { name }
+        if self.case {
+            name.to_uppercase().to_lowercase()
+        } else {
+            name
+        }
     }
 }
 
@@ -38,11 +49,20 @@ mod tests {
 
     #[test]
     fn names_are_one_exactly_where_the_file_system_says_so() {
-        let exact = Folding { case: false, composition: false };
-        let folding = Folding { case: true, composition: true };
-        for (a, b) in
-            [("Notes.md", "notes.MD"), ("caf\u{e9}", "cafe\u{301}"), ("ΣΑΣ", "σας"), ("CAF\u{c9}", "cafe\u{301}")]
-        {
+        let exact = Folding {
+            case: false,
+            composition: false,
+        };
+        let folding = Folding {
+            case: true,
+            composition: true,
+        };
+        for (a, b) in [
+            ("Notes.md", "notes.MD"),
+            ("caf\u{e9}", "cafe\u{301}"),
+            ("ΣΑΣ", "σας"),
+            ("CAF\u{c9}", "cafe\u{301}"),
+        ] {
             assert_eq!(folding.key(a), folding.key(b));
             assert_ne!(exact.key(a), exact.key(b));
         }

@@ -1,6 +1,8 @@
 //! The single steps of a transaction. Each may be done again after a kill.
 
-use std::{collections::BTreeSet, fs, io, os::unix::fs::MetadataExt, path::Path, thread, time::Duration};
+use std::{
+    collections::BTreeSet, fs, io, os::unix::fs::MetadataExt, path::Path, thread, time::Duration,
+};
 
 use nix::fcntl::OFlag;
 
@@ -34,14 +36,18 @@ pub fn move_file(from: &EntryHandle, to: &EntryHandle, copy_name: &str) -> Resul
             let copy = to.beside(copy_name)?;
             copy.remove_file()?;
             if from.occupant()? == Some(EntryType::Link) {
-                copy.make_link(&fs::read_link(from.path()).map_err(failed)?).map_err(failed)?;
+                copy.make_link(&fs::read_link(from.path()).map_err(failed)?)
+                    .map_err(failed)?;
             } else {
                 let mut source = from.open(OFlag::O_RDONLY, 0).map_err(failed)?;
                 let file = copy.create()?;
                 let found = source.metadata().map_err(failed)?;
-                let written = file.try_clone().and_then(|file| SparseFile::new(file, found.len()));
+                let written = file
+                    .try_clone()
+                    .and_then(|file| SparseFile::new(file, found.len()));
                 io::copy(&mut source, &mut written.map_err(failed)?).map_err(failed)?;
-                unsupported::attributes(file.set_permissions(found.permissions()), &to.path()).map_err(failed)?;
+                unsupported::attributes(file.set_permissions(found.permissions()), &to.path())
+                    .map_err(failed)?;
                 copy.give_to((found.uid(), found.gid()))?;
                 let modified = found.modified().map_err(failed)?;
                 let times = fs::FileTimes::new().set_modified(modified);
@@ -59,7 +65,10 @@ pub fn move_file(from: &EntryHandle, to: &EntryHandle, copy_name: &str) -> Resul
 
 /// A mount point cannot be renamed, and nothing can be renamed over it.
 fn mounted(from: &EntryHandle, to: &EntryHandle, cause: io::Error) -> Error {
-    let Some(point) = [from.path(), to.path()].into_iter().find(|path| mounts::is_point(path)) else {
+    let Some(point) = [from.path(), to.path()]
+        .into_iter()
+        .find(|path| mounts::is_point(path))
+    else {
         return Error::io("move", &from.path(), cause);
     };
     let message = format!(
@@ -76,7 +85,10 @@ fn mounted(from: &EntryHandle, to: &EntryHandle, cause: io::Error) -> Error {
 
 /// Directories of this user's in which the changes cannot be made before they are writable, with the permissions that they have.
 pub fn read_only_dirs(target: &Target, intent: &Intent) -> Result<Vec<MadeDir>> {
-    let moved = intent.moves.iter().flat_map(|change| [&change.from, &change.to]);
+    let moved = intent
+        .moves
+        .iter()
+        .flat_map(|change| [&change.from, &change.to]);
     let made = intent.made.iter().map(|dir| &dir.at);
     // SQLite makes a journal or WAL next to a database.
     let swapped = intent.swaps.iter().map(|swapped| &swapped.live);
@@ -90,12 +102,21 @@ pub fn read_only_dirs(target: &Target, intent: &Intent) -> Result<Vec<MadeDir>> 
     let own = nix::unistd::geteuid().as_raw();
     let mut found = Vec::new();
     for at in dirs.into_iter().filter(|at| !at.starts_with('/')) {
-        let Some(place) = target.place(at)? else { continue };
-        let Some(stat) = place.stat()?.filter(|stat| stat.st_uid == own && stat.st_mode & WRITABLE != WRITABLE) else {
+        let Some(place) = target.place(at)? else {
+            continue;
+        };
+        let Some(stat) = place
+            .stat()?
+            .filter(|stat| stat.st_uid == own && stat.st_mode & WRITABLE != WRITABLE)
+        else {
             continue;
         };
         if place.occupant()? == Some(EntryType::Directory) {
-            found.push(MadeDir { at: at.to_string(), mode: Some(stat.st_mode & 0o7777), mtime: None });
+            found.push(MadeDir {
+                at: at.to_string(),
+                mode: Some(stat.st_mode & 0o7777),
+                mtime: None,
+            });
         }
     }
     Ok(found)
@@ -103,7 +124,9 @@ pub fn read_only_dirs(target: &Target, intent: &Intent) -> Result<Vec<MadeDir>> 
 
 /// Makes directories writable for the changes; may be done twice.
 pub fn open_dirs(target: &Target, intent: &Intent) -> Result<()> {
-    each_opened(target, intent, |place, mode| place.change_mode(mode | WRITABLE))
+    each_opened(target, intent, |place, mode| {
+        place.change_mode(mode | WRITABLE)
+    })
 }
 
 /// Gives directories the permissions back that they had; may be done twice.
@@ -111,7 +134,11 @@ pub fn close_dirs(target: &Target, intent: &Intent) -> Result<()> {
     each_opened(target, intent, |place, mode| place.change_mode(mode))
 }
 
-fn each_opened(target: &Target, intent: &Intent, change: impl Fn(&EntryHandle, u32) -> Result<()>) -> Result<()> {
+fn each_opened(
+    target: &Target,
+    intent: &Intent,
+    change: impl Fn(&EntryHandle, u32) -> Result<()>,
+) -> Result<()> {
     for dir in &intent.opened {
         let place = target.place(&dir.at)?;
         if let (Some(place), Some(mode)) = (place, dir.mode)
@@ -133,26 +160,56 @@ pub fn swap(
 ) -> Result<()> {
     let mut places = Vec::new();
     for swapped in swaps {
-        let (live, growing) = (target.existing(&swapped.live)?, target.existing(&swapped.growing())?);
+        let (live, growing) = (
+            target.existing(&swapped.live)?,
+            target.existing(&swapped.growing())?,
+        );
         growing.remove_file()?;
         let file = growing.create()?;
         dress_as(&growing, &live)?;
-        let (new, pending) = (target.existing(&swapped.new)?, target.existing(&swapped.pending)?);
-        places.push((live.path(), new.path(), file, growing, pending, target.existing(&swapped.kept)?));
+        let (new, pending) = (
+            target.existing(&swapped.new)?,
+            target.existing(&swapped.pending)?,
+        );
+        places.push((
+            live.path(),
+            new.path(),
+            file,
+            growing,
+            pending,
+            target.existing(&swapped.kept)?,
+        ));
     }
-    let databases: Vec<Swap<'_>> =
-        places.iter().map(|(live, new, file, ..)| Swap { live, new, keep: Some(file) }).collect();
+    let databases: Vec<Swap<'_>> = places
+        .iter()
+        .map(|(live, new, file, ..)| Swap {
+            live,
+            new,
+            keep: Some(file),
+        })
+        .collect();
     thread::scope(|threads| {
         // Beside the copying of what is replaced, which waits for the disk.
-        let digest = || places.iter().map(|(_, new, ..)| replace::content_digest(new)).collect::<Result<Vec<String>>>();
+        let digest = || {
+            places
+                .iter()
+                .map(|(_, new, ..)| replace::content_digest(new))
+                .collect::<Result<Vec<String>>>()
+        };
         let digesting = start_in(threads, "kg-digest", digest)?;
         let decide = || {
-            let digests = digesting.join().unwrap_or_else(|_| Err(digest_panicked()))?;
+            let digests = digesting
+                .join()
+                .unwrap_or_else(|_| Err(digest_panicked()))?;
             // A recovery takes the new content from here, perhaps after a loss of power.
-            swaps.iter().try_for_each(|swapped| sync_file(&target.existing(&swapped.new)?))?;
+            swaps
+                .iter()
+                .try_for_each(|swapped| sync_file(&target.existing(&swapped.new)?))?;
             target.sync(swaps.iter().map(|swapped| swapped.new.as_str()))?;
             // Whole from here on, and only what is whole has this name.
-            places.iter().try_for_each(|(.., growing, pending, _)| keep(growing, pending))?;
+            places
+                .iter()
+                .try_for_each(|(.., growing, pending, _)| keep(growing, pending))?;
             decide(digests)
         };
         replace::replace(&databases, lock_timeout, decide, |number| {
@@ -164,23 +221,33 @@ pub fn swap(
 }
 
 fn sync_file(place: &EntryHandle) -> Result<()> {
-    let synced = place.open(OFlag::O_RDONLY, 0).and_then(|file| unsupported::sync(&file, &place.known_path()));
+    let synced = place
+        .open(OFlag::O_RDONLY, 0)
+        .and_then(|file| unsupported::sync(&file, &place.known_path()));
     synced.map_err(|cause| Error::io("sync", &place.path(), cause))
 }
 
 fn digest_panicked() -> Error {
-    Error::new(Code::Internal, "The digest of the new content panicked", "Please report this")
+    Error::new(
+        Code::Internal,
+        "The digest of the new content panicked",
+        "Please report this",
+    )
 }
 
 /// What a database held gets its name: the new content is committed.
 pub fn keep(pending: &EntryHandle, kept: &EntryHandle) -> Result<()> {
-    pending.rename(kept).map_err(|cause| Error::io("keep", &kept.path(), cause))?;
+    pending
+        .rename(kept)
+        .map_err(|cause| Error::io("keep", &kept.path(), cause))?;
     kept.dir().sync()
 }
 
 /// What is kept of a database may be put back as a file.
 fn dress_as(kept: &EntryHandle, live: &EntryHandle) -> Result<()> {
-    let Some(found) = live.stat()? else { return Ok(()) };
+    let Some(found) = live.stat()? else {
+        return Ok(());
+    };
     // An undo may have to write to it.
     kept.set_mode(found.st_mode | 0o200)?;
     kept.give_to((found.st_uid, found.st_gid))
@@ -193,7 +260,11 @@ pub fn finish(root: &Path, target: &Target, intent: &Intent) -> Result<Vec<Warni
     // Innermost first: nothing changes in a directory any more when it gets its time.
     for dir in intent.made.iter().rev() {
         if let Err(error) = dress_dir(target, dir) {
-            warnings.push(Warning::about(WarningCode::Attributes, &dir.at, error.message));
+            warnings.push(Warning::about(
+                WarningCode::Attributes,
+                &dir.at,
+                error.message,
+            ));
         }
     }
     if let Some((dir, record)) = &intent.undo {
@@ -202,7 +273,11 @@ pub fn finish(root: &Path, target: &Target, intent: &Intent) -> Result<Vec<Warni
         record.write(&path)?;
         target.sync([dir.as_str()])?;
     }
-    if let Some(retired) = intent.retired.as_ref().filter(|retired| super::undo::is_dir(retired)) {
+    if let Some(retired) = intent
+        .retired
+        .as_ref()
+        .filter(|retired| super::undo::is_dir(retired))
+    {
         let dir = root.join(retired);
         remove_tree(&dir).map_err(|cause| Error::io("remove", &dir, cause))?;
         target.sync([retired.as_str()])?;
@@ -221,11 +296,15 @@ pub fn finish(root: &Path, target: &Target, intent: &Intent) -> Result<Vec<Warni
 }
 
 fn dress_dir(target: &Target, dir: &MadeDir) -> Result<()> {
-    let Some(place) = target.place(&dir.at)? else { return Ok(()) };
+    let Some(place) = target.place(&dir.at)? else {
+        return Ok(());
+    };
     if place.occupant()? != Some(EntryType::Directory) {
         return Ok(());
     }
-    dir.mtime.map_or(Ok(()), |(seconds, nanoseconds)| place.set_modified(seconds, nanoseconds))?;
+    dir.mtime.map_or(Ok(()), |(seconds, nanoseconds)| {
+        place.set_modified(seconds, nanoseconds)
+    })?;
     // The mode last: it may keep this user out.
     dir.mode.map_or(Ok(()), |mode| place.set_mode(mode))
 }
@@ -237,6 +316,8 @@ impl Intent {
     }
 
     pub fn is_staged(&self, location: &str) -> bool {
-        self.staging.as_ref().is_some_and(|staging| location.starts_with(staging))
+        self.staging
+            .as_ref()
+            .is_some_and(|staging| location.starts_with(staging))
     }
 }

@@ -90,7 +90,8 @@ pub fn path(root: &Path) -> PathBuf {
 /// Writes the journal, durably.
 pub fn write(root: &Path, intent: &Intent) -> Result<()> {
     let path = path(root);
-    let json = serde_json::to_vec(intent).map_err(|cause| Error::io("write", &path, io::Error::other(cause)))?;
+    let json = serde_json::to_vec(intent)
+        .map_err(|cause| Error::io("write", &path, io::Error::other(cause)))?;
     atomic_file::write_orders(&path, &json)
 }
 
@@ -98,14 +99,20 @@ pub fn write(root: &Path, intent: &Intent) -> Result<()> {
 pub fn read(root: &Path) -> Result<Option<Intent>> {
     let path = path(root);
     let read = regular_file::read_orders(&path, MAX_TEXT_BYTES).map_err(|error| Error {
-        message: format!("An earlier restore may have been interrupted: {}", error.message),
+        message: format!(
+            "An earlier restore may have been interrupted: {}",
+            error.message
+        ),
         ..error
     })?;
     let Some(json) = read else { return Ok(None) };
     serde_json::from_slice(&json).map(Some).map_err(|cause| {
         Error::new(
             Code::TargetInvalid,
-            format!("{} cannot be read: it is not what an interrupted restore left", path.display()),
+            format!(
+                "{} cannot be read: it is not what an interrupted restore left",
+                path.display()
+            ),
             format!("Look for the old files in {STATE_DIR}/{UNDO_DIR}, then remove it"),
         )
         .with_cause(cause)

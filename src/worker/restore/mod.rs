@@ -77,22 +77,51 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     let root = &request.target;
     let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
     let mut warnings = Vec::new();
-    let _lock = if request.dry_run { None } else { Some(lock_and_recover(root, lock_timeout, &mut warnings)?) };
+    let _lock = if request.dry_run {
+        None
+    } else {
+        Some(lock_and_recover(root, lock_timeout, &mut warnings)?)
+    };
     let mut target = Target::open(root)?;
     let staged_in = request.staging.file_name().unwrap_or_default();
     // A dry run unpacks nothing, and elsewhere.
-    let staging = if request.dry_run { request.staging.clone() } else { target.hold(staged_in)? };
+    let staging = if request.dry_run {
+        request.staging.clone()
+    } else {
+        target.hold(staged_in)?
+    };
     let manifest = read_manifest(&staging, &request.staging)?;
-    let picked = EntryFilter::new(&request.target, request.only.clone(), request.paths.as_deref())?.select(&manifest);
-    let placements = placement::of_backup(&mut target, root, &staging, staged_in, &manifest, &picked, &mut warnings)?;
+    let picked = EntryFilter::new(
+        &request.target,
+        request.only.clone(),
+        request.paths.as_deref(),
+    )?
+    .select(&manifest);
+    let placements = placement::of_backup(
+        &mut target,
+        root,
+        &staging,
+        staged_in,
+        &manifest,
+        &picked,
+        &mut warnings,
+    )?;
     let taken = plan::taken(&target, &placements)?;
     if !taken.is_empty() && !request.overwrite {
         return Err(target_exists(&target, &taken));
     }
     let undo_dir = undo::free_dir(root)?;
-    let conditions = Conditions { undo_dir: &undo_dir, force: request.force, dry_run: request.dry_run, lock_timeout };
+    let conditions = Conditions {
+        undo_dir: &undo_dir,
+        force: request.force,
+        dry_run: request.dry_run,
+        lock_timeout,
+    };
     let plan = plan(&target, &placements, &conditions)?;
-    let sizes = placements.files.iter().filter_map(|placement| placement.record);
+    let sizes = placements
+        .files
+        .iter()
+        .filter_map(|placement| placement.record);
     let mut applied = Applied {
         files_restored: placements.files.len() as u64,
         bytes_restored: sizes.map(|record| record.size).sum(),
@@ -103,7 +132,9 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     if request.dry_run {
         return Ok(applied);
     }
-    applied.warnings.extend(changed_settings(&target, &placements)?);
+    applied
+        .warnings
+        .extend(changed_settings(&target, &placements)?);
     assert_no_super_journal(&target, &placements)?;
     dress(&target, &placements, &plan)?;
     // Of a restore into an empty place there is nothing to bring back.
@@ -112,18 +143,45 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
         applied.safety_copy = Some(root.join(&undo_dir));
     }
     let undo = can_undo.then_some((undo_dir, manifest.id));
-    applied.warnings.extend(change(&target, root, plan, undo, None, Some(&request.staging), lock_timeout)?);
+    applied.warnings.extend(change(
+        &target,
+        root,
+        plan,
+        undo,
+        None,
+        Some(&request.staging),
+        lock_timeout,
+    )?);
     Ok(applied)
 }
 
 /// Names the settings of backups that another configuration changes, or says that they cannot be told.
 fn changed_settings(target: &Target, placements: &Placements<'_>) -> Result<Option<Warning>> {
     let config = format!("{STATE_DIR}/{CONFIG_FILE}");
-    let Some(placement) = placements.files.iter().find(|placement| placement.to == config) else { return Ok(None) };
-    let read = |location: &str| Ok::<_, Error>(Settings::read_at(&target.existing(location)?.path(), &mut |_| {}));
-    let (true, Some(from)) = (target.is_taken(&config)?, &placement.from) else { return Ok(None) };
+    let Some(placement) = placements
+        .files
+        .iter()
+        .find(|placement| placement.to == config)
+    else {
+        return Ok(None);
+    };
+    let read = |location: &str| {
+        Ok::<_, Error>(Settings::read_at(
+            &target.existing(location)?.path(),
+            &mut |_| {},
+        ))
+    };
+    let (true, Some(from)) = (target.is_taken(&config)?, &placement.from) else {
+        return Ok(None);
+    };
     let (before, after) = (read(&config)?, read(from)?);
-    let warn = |message| Ok(Some(Warning::about(WarningCode::SettingsChanged, &config, message)));
+    let warn = |message| {
+        Ok(Some(Warning::about(
+            WarningCode::SettingsChanged,
+            &config,
+            message,
+        )))
+    };
     if before.are_unusable() {
         return warn(format!(
             "What {config} said of backups before could not be read, so it may have said more: see what counts now with `kg config show`"
@@ -134,8 +192,15 @@ fn changed_settings(target: &Target, placements: &Placements<'_>) -> Result<Opti
         return Ok(None);
     }
     let had_schedule = before.without_schedule().is_empty() && !after.without_schedule().is_empty();
-    let ends = if had_schedule { ". No more backups are made on a schedule" } else { "" };
-    warn(format!("Settings of backups changed: {}{ends}. `kg config set` sets them again", changes.join(", ")))
+    let ends = if had_schedule {
+        ". No more backups are made on a schedule"
+    } else {
+        ""
+    };
+    warn(format!(
+        "Settings of backups changed: {}{ends}. `kg config set` sets them again",
+        changes.join(", ")
+    ))
 }
 
 /// Puts back what the newest restore replaced, and takes away what it added. What is there now is kept in its turn.
@@ -143,7 +208,11 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
     let root = &request.target;
     let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
     let mut warnings = Vec::new();
-    let _lock = if request.dry_run { None } else { Some(lock_and_recover(root, lock_timeout, &mut warnings)?) };
+    let _lock = if request.dry_run {
+        None
+    } else {
+        Some(lock_and_recover(root, lock_timeout, &mut warnings)?)
+    };
     let (dir, record) = undo::newest(root, request.earlier)?;
     let mut target = Target::open(root)?;
     if let Some(outside) = &record.outside {
@@ -153,9 +222,18 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
     let placements = placement::of_undo(&dir, &record);
     assert_kept(&target, &dir, &placements)?;
     let undo_dir = undo::free_dir(root)?;
-    let conditions = Conditions { undo_dir: &undo_dir, force: request.force, dry_run: request.dry_run, lock_timeout };
+    let conditions = Conditions {
+        undo_dir: &undo_dir,
+        force: request.force,
+        dry_run: request.dry_run,
+        lock_timeout,
+    };
     let plan = plan(&target, &placements, &conditions)?;
-    let put_back = placements.files.iter().filter(|placement| placement.from.is_some()).count() as u64;
+    let put_back = placements
+        .files
+        .iter()
+        .filter(|placement| placement.from.is_some())
+        .count() as u64;
     let applied = Applied {
         files_restored: put_back,
         bytes_restored: 0,
@@ -164,11 +242,27 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
         warnings,
     };
     let files_removed = placements.files.len() as u64 - put_back;
-    let mut undone = Undone { of: record.of.clone(), at: record.at, files_removed, applied };
+    let mut undone = Undone {
+        of: record.of.clone(),
+        at: record.at,
+        files_removed,
+        applied,
+    };
     if !request.dry_run {
-        undone.applied.warnings.extend(changed_settings(&target, &placements)?);
+        undone
+            .applied
+            .warnings
+            .extend(changed_settings(&target, &placements)?);
         let undo = Some((undo_dir, record.of.clone()));
-        undone.applied.warnings.extend(change(&target, root, plan, undo, Some((dir, record)), None, lock_timeout)?);
+        undone.applied.warnings.extend(change(
+            &target,
+            root,
+            plan,
+            undo,
+            Some((dir, record)),
+            None,
+            lock_timeout,
+        )?);
     }
     Ok(undone)
 }
@@ -177,13 +271,20 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
 pub fn tidy(request: &RecoverRequest) -> Result<Vec<Warning>> {
     let mut warnings = Vec::new();
     let root = &request.target;
-    let _lock = lock_and_recover(root, Duration::from_millis(request.lock_timeout_ms), &mut warnings)?;
+    let _lock = lock_and_recover(
+        root,
+        Duration::from_millis(request.lock_timeout_ms),
+        &mut warnings,
+    )?;
     let state = root.join(STATE_DIR);
     for name in undo::expired(&state, request.undo_retention_days)? {
         let dir = state.join(UNDO_DIR).join(name);
         if let Err(cause) = remove_tree(&dir) {
             let error = Error::io("remove", &dir, cause);
-            warnings.push(Warning::new(WarningCode::Store, format!("{}: it is older than is kept", error.message)));
+            warnings.push(Warning::new(
+                WarningCode::Store,
+                format!("{}: it is older than is kept", error.message),
+            ));
         }
     }
     // Stays where something is in it.
@@ -205,40 +306,70 @@ pub fn lock_target(state: &Path, timeout: Duration, context: &OperationContext) 
     if file_lock::wait(&dir, timeout, context, failed)? {
         return Ok(dir);
     }
-    Err(locked(state, "A restore into it, or a backup of it, is running"))
+    Err(locked(
+        state,
+        "A restore into it, or a backup of it, is running",
+    ))
 }
 
 /// Keeps restores out while a project is read: half of the one and half of the other would be no state of it.
-pub fn lock_against_restores(state: &Path, timeout: Duration, cancel: &CancelToken) -> Result<File> {
+pub fn lock_against_restores(
+    state: &Path,
+    timeout: Duration,
+    cancel: &CancelToken,
+) -> Result<File> {
     let failed = |cause| Error::io("lock", state, cause);
     let dir = File::from(DirHandle::open(state).map_err(failed)?);
-    if file_lock::wait_shared(&dir, timeout, &OperationContext::new(cancel.clone(), None), failed)? {
+    if file_lock::wait_shared(
+        &dir,
+        timeout,
+        &OperationContext::new(cancel.clone(), None),
+        failed,
+    )? {
         return Ok(dir);
     }
     Err(locked(state, "A restore into it is running"))
 }
 
 fn locked(state: &Path, who: &str) -> Error {
-    let holder = fs::metadata(state).ok().and_then(|found| holders::of_flock(&found));
-    let holder = holder.map_or(String::new(), |process| format!(" ({})", holders::name(process)));
+    let holder = fs::metadata(state)
+        .ok()
+        .and_then(|found| holders::of_flock(&found));
+    let holder = holder.map_or(String::new(), |process| {
+        format!(" ({})", holders::name(process))
+    });
     let message = format!("{} is in use: {who}{holder}", state.display());
-    Error::new(Code::TargetLocked, message, "Wait until it ends, or raise `lockTimeout` (`--lock-timeout`)")
+    Error::new(
+        Code::TargetLocked,
+        message,
+        "Wait until it ends, or raise `lockTimeout` (`--lock-timeout`)",
+    )
 }
 
 /// Locks the target, and makes whole what killed restores left.
-pub fn lock_and_recover(root: &Path, lock_timeout: Duration, warnings: &mut Vec<Warning>) -> Result<File> {
+pub fn lock_and_recover(
+    root: &Path,
+    lock_timeout: Duration,
+    warnings: &mut Vec<Warning>,
+) -> Result<File> {
     let state = root.join(STATE_DIR);
     let lock = lock_target(&state, lock_timeout, &OperationContext::default())?;
     if journal::is_pending(&state)
         && let Some(recovered) = recover(&mut Target::open(root)?, root, lock_timeout)?
     {
-        let Recovered { completed, warnings: seen } = recovered;
+        let Recovered {
+            completed,
+            warnings: seen,
+        } = recovered;
         let what = if completed { "completed" } else { "taken back" };
-        let message = format!("An earlier restore into this project had been interrupted and was {what}");
+        let message =
+            format!("An earlier restore into this project had been interrupted and was {what}");
         warnings.push(Warning::new(WarningCode::Recovered, message));
         warnings.extend(seen);
     }
-    left_behind(&state)?.iter().try_for_each(remove_left_behind)?;
+    left_behind(&state)?
+        .iter()
+        .try_for_each(remove_left_behind)?;
     Ok(lock)
 }
 
@@ -252,8 +383,8 @@ fn left_behind(state: &Path) -> Result<Vec<(PathBuf, Option<File>)>> {
         if kind.is_file() && name.starts_with(PARTIAL_PREFIX) {
             return Some((entry.path(), None));
         }
-        let dir =
-            (kind.is_dir() && name.starts_with(STAGING_PREFIX)).then(|| DirHandle::open(&entry.path()).ok())??;
+        let dir = (kind.is_dir() && name.starts_with(STAGING_PREFIX))
+            .then(|| DirHandle::open(&entry.path()).ok())??;
         let dir = File::from(dir);
         dir.try_lock().ok()?;
         Some((entry.path(), Some(dir)))
@@ -270,10 +401,15 @@ fn remove_left_behind((path, lock): &(PathBuf, Option<File>)) -> Result<()> {
 
 /// Whether there is a project that an undo could bring back, rather than nothing.
 fn holds_something(state: &Path) -> bool {
-    let Ok(entries) = fs::read_dir(state) else { return false };
+    let Ok(entries) = fs::read_dir(state) else {
+        return false;
+    };
     entries.flatten().any(|entry| {
         let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        !entry.file_name().to_str().is_some_and(|name| exclude::is_of_restore(name, is_dir))
+        !entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| exclude::is_of_restore(name, is_dir))
     })
 }
 
@@ -285,10 +421,17 @@ fn read_manifest(staging: &Path, known_as: &Path) -> Result<Manifest> {
 }
 
 fn target_exists(target: &Target, replaced: &[String]) -> Error {
-    let named: Vec<String> =
-        replaced.iter().take(NAMED_PATHS).map(|location| target.absolute(location).display().to_string()).collect();
+    let named: Vec<String> = replaced
+        .iter()
+        .take(NAMED_PATHS)
+        .map(|location| target.absolute(location).display().to_string())
+        .collect();
     let more = replaced.len().saturating_sub(NAMED_PATHS);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
     Error::new(
         Code::TargetExists,
         format!("The restore would replace {}{more}", named.join(", ")),
@@ -298,12 +441,25 @@ fn target_exists(target: &Target, replaced: &[String]) -> Error {
 
 /// Refuses a journal that names other files: SQLite would remove those when it opens the database.
 fn assert_no_super_journal(target: &Target, placements: &Placements<'_>) -> Result<()> {
-    for placement in placements.files.iter().filter(|placement| placement.to.ends_with("-journal")) {
-        let Some(from) = &placement.from else { continue };
-        let staged = target.place(from)?.map(|place| place.open(OFlag::O_RDONLY, 0));
+    for placement in placements
+        .files
+        .iter()
+        .filter(|placement| placement.to.ends_with("-journal"))
+    {
+        let Some(from) = &placement.from else {
+            continue;
+        };
+        let staged = target
+            .place(from)?
+            .map(|place| place.open(OFlag::O_RDONLY, 0));
         let Some(Ok(file)) = staged else { continue };
-        if names_super_journal(&file).map_err(|cause| Error::io("read", &target.absolute(from), cause))? {
-            return Err(target::not_ours(&placement.to, "is a journal that names other files"));
+        if names_super_journal(&file)
+            .map_err(|cause| Error::io("read", &target.absolute(from), cause))?
+        {
+            return Err(target::not_ours(
+                &placement.to,
+                "is a journal that names other files",
+            ));
         }
     }
     Ok(())
@@ -315,31 +471,54 @@ fn assert_no_super_journal(target: &Target, placements: &Placements<'_>) -> Resu
 ///
 /// A database whose content goes into a live one stays as it is: SQLite writes to it too.
 fn dress(target: &Target, placements: &Placements<'_>, plan: &Plan) -> Result<()> {
-    let swapped: HashSet<&str> = plan.intent.swaps.iter().map(|swapped| swapped.new.as_str()).collect();
+    let swapped: HashSet<&str> = plan
+        .intent
+        .swaps
+        .iter()
+        .map(|swapped| swapped.new.as_str())
+        .collect();
     for placement in &placements.files {
-        let (Some(from), Some(record)) = (&placement.from, placement.record) else { continue };
+        let (Some(from), Some(record)) = (&placement.from, placement.record) else {
+            continue;
+        };
         if swapped.contains(from.as_str()) {
             continue;
         }
-        let staged = target.existing(from)?.known_as(target.absolute(&placement.to));
+        let staged = target
+            .existing(from)?
+            .known_as(target.absolute(&placement.to));
         // Open before its mode is set, which may keep this user out.
         let file = if record.kind == EntryKind::Link {
-            let made = staged.make_link(&record.target.as_deref().and_then(names::decode).unwrap_or_default());
+            let made = staged.make_link(
+                &record
+                    .target
+                    .as_deref()
+                    .and_then(names::decode)
+                    .unwrap_or_default(),
+            );
             made.map_err(|cause| Error::io("create", &staged.path(), cause))?;
             None
         } else {
             let opened = staged.open(OFlag::O_WRONLY, 0);
             Some(opened.map_err(|cause| Error::io("open", &staged.path(), cause))?)
         };
-        target.owner_of(&placement.to)?.map_or(Ok(()), |owner| staged.give_to(owner))?;
+        target
+            .owner_of(&placement.to)?
+            .map_or(Ok(()), |owner| staged.give_to(owner))?;
         let (seconds, nanoseconds) = placement::seconds_and_nanoseconds(record.mtime);
         staged.set_modified(seconds, nanoseconds)?;
         if let Some(file) = file {
             // A database is data, whatever is said of it.
-            let mode = if record.database { record.mode & 0o666 } else { record.mode & 0o777 };
+            let mode = if record.database {
+                record.mode & 0o666
+            } else {
+                record.mode & 0o777
+            };
             let permitted = staged.tolerate(file.set_permissions(Permissions::from_mode(mode)));
-            permitted.map_err(|cause| Error::io("set the permissions of", &staged.path(), cause))?;
-            unsupported::sync(&file, &staged.known_path()).map_err(|cause| Error::io("sync", &staged.path(), cause))?;
+            permitted
+                .map_err(|cause| Error::io("set the permissions of", &staged.path(), cause))?;
+            unsupported::sync(&file, &staged.known_path())
+                .map_err(|cause| Error::io("sync", &staged.path(), cause))?;
         }
     }
     Ok(())
@@ -347,11 +526,18 @@ fn dress(target: &Target, placements: &Placements<'_>, plan: &Plan) -> Result<()
 
 /// Fails where something that was kept is gone: then nothing of that restore is undone.
 fn assert_kept(target: &Target, dir: &str, placements: &Placements<'_>) -> Result<()> {
-    for from in placements.files.iter().filter_map(|placement| placement.from.as_ref()) {
+    for from in placements
+        .files
+        .iter()
+        .filter_map(|placement| placement.from.as_ref())
+    {
         if !target.is_taken(from)? {
             return Err(Error::new(
                 Code::NothingToUndo,
-                format!("{} is gone, which the newest restore had replaced", target.absolute(from).display()),
+                format!(
+                    "{} is gone, which the newest restore had replaced",
+                    target.absolute(from).display()
+                ),
                 format!(
                     "Nothing was changed; move {} away to undo the restore before it",
                     target.absolute(dir).display()
@@ -375,15 +561,23 @@ fn change(
     let made = plan.made_in_project();
     let mut intent = plan.intent;
     intent.outside = target.outside().map(Path::to_path_buf);
-    intent.token = format!("{}-{}", std::process::id(), Timestamp::now().as_nanosecond());
-    let staging = staging.and_then(Path::file_name).and_then(|name| name.to_str());
+    intent.token = format!(
+        "{}-{}",
+        std::process::id(),
+        Timestamp::now().as_nanosecond()
+    );
+    let staging = staging
+        .and_then(Path::file_name)
+        .and_then(|name| name.to_str());
     intent.staging = staging.map(|name| format!("{STATE_DIR}/{name}/"));
     match undo {
         Some((dir, of)) => {
             let mut record = Record::new(of, plan.touched);
             record.made = made;
             record.undo = undone.as_ref().is_some_and(|(_, undone)| !undone.undo);
-            record.taken = undone.as_ref().map_or(Vec::new(), |(_, undone)| undone.made.clone());
+            record.taken = undone
+                .as_ref()
+                .map_or(Vec::new(), |(_, undone)| undone.made.clone());
             record.outside.clone_from(&intent.outside);
             intent.undo = Some((dir, record));
         }
@@ -395,7 +589,8 @@ fn change(
     }
     intent.opened = read_only_dirs(target, &intent)?;
     // The claims on databases that are replaced as files are held until here.
-    let mut warnings = carry_out(target, root, intent, lock_timeout).inspect(|_| drop(plan.claims))?;
+    let mut warnings =
+        carry_out(target, root, intent, lock_timeout).inspect(|_| drop(plan.claims))?;
     let outside = target.outside().and_then(Path::parent).unwrap_or(root);
     warnings.extend(unsupported::warnings(&[root, outside]));
     Ok(warnings)

@@ -71,20 +71,34 @@ pub fn of_backup<'a>(
     let folding = Folding::of(staging);
     let databases = manifest.databases();
     let mut taken = HashSet::new();
-    let mut placements = Placements { files: Vec::new(), directories: Vec::new() };
+    let mut placements = Placements {
+        files: Vec::new(),
+        directories: Vec::new(),
+    };
     for (number, record) in picked {
         assert_ours(record)?;
         assert_companion_belongs(manifest, &databases, record)?;
-        let to = match record.entry.strip_prefix(DATABASE_ENTRY).filter(|_| record.component == Component::Database) {
+        let to = match record
+            .entry
+            .strip_prefix(DATABASE_ENTRY)
+            .filter(|_| record.component == Component::Database)
+        {
             Some(suffix) => format!("{database}{suffix}"),
             None => record.path.clone(),
         };
         if !taken.insert(folding.key(&to)) {
-            return Err(not_ours(&record.path, "is named twice, or differs from another one only in case or accents"));
+            return Err(not_ours(
+                &record.path,
+                "is named twice, or differs from another one only in case or accents",
+            ));
         }
         if record.kind == EntryKind::Directory {
             let mtime = seconds_and_nanoseconds(record.mtime);
-            placements.directories.push(MadeDir { at: to, mode: Some(record.mode), mtime: Some(mtime) });
+            placements.directories.push(MadeDir {
+                at: to,
+                mode: Some(record.mode),
+                mtime: Some(mtime),
+            });
             continue;
         }
         placements.files.push(Placement {
@@ -95,7 +109,9 @@ pub fn of_backup<'a>(
             record: Some(record),
         });
     }
-    placements.files.sort_by_key(|placement| !placement.is_database);
+    placements
+        .files
+        .sort_by_key(|placement| !placement.is_database);
     assert_no_file_is_a_directory(&placements, &folding)?;
     Ok(placements)
 }
@@ -111,21 +127,36 @@ pub fn of_undo<'a>(dir: &str, record: &Record) -> Placements<'a> {
     };
     let mut files: Vec<_> = record.files.iter().map(placement).collect();
     files.sort_by_key(|placement| !placement.is_database);
-    Placements { files, directories: record.taken.clone() }
+    Placements {
+        files,
+        directories: record.taken.clone(),
+    }
 }
 
 /// The place of one database, which lies at `from`.
 pub fn of_database<'a>(from: String, to: String) -> Placements<'a> {
     let kept_as = kept_as(&to);
-    let placement = Placement { from: Some(from), to, kept_as, is_database: true, record: None };
-    Placements { files: vec![placement], directories: Vec::new() }
+    let placement = Placement {
+        from: Some(from),
+        to,
+        kept_as,
+        is_database: true,
+        record: None,
+    };
+    Placements {
+        files: vec![placement],
+        directories: Vec::new(),
+    }
 }
 
 /// As the system counts: nanoseconds are never negative.
 pub fn seconds_and_nanoseconds(at: Timestamp) -> (i64, i64) {
     const BILLION: i128 = 1_000_000_000;
     let nanoseconds = at.as_nanosecond();
-    (nanoseconds.div_euclid(BILLION) as i64, nanoseconds.rem_euclid(BILLION) as i64)
+    (
+        nanoseconds.div_euclid(BILLION) as i64,
+        nanoseconds.rem_euclid(BILLION) as i64,
+    )
 }
 
 /// Where what is replaced at a location is kept, below the directory for that.
@@ -146,14 +177,25 @@ fn assert_ours(record: &FileRecord) -> Result<()> {
         return refuse("is no file, and called a database");
     }
     let target = record.target.as_deref().and_then(names::decode);
-    if (record.kind == EntryKind::Link) != target.as_ref().is_some_and(|to| names::link_stays_below(&path, to)) {
+    if (record.kind == EntryKind::Link)
+        != target
+            .as_ref()
+            .is_some_and(|to| names::link_stays_below(&path, to))
+    {
         return refuse("is no link that stays inside the project");
     }
-    let below = path.strip_prefix(STATE_DIR).ok().filter(|below| !below.as_os_str().is_empty());
-    let top = below.and_then(|below| below.iter().next()).and_then(|name| name.to_str()).unwrap_or_default();
+    let below = path
+        .strip_prefix(STATE_DIR)
+        .ok()
+        .filter(|below| !below.as_os_str().is_empty());
+    let top = below
+        .and_then(|below| below.iter().next())
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
     // Also where the file system ignores case: nothing of a project is called so in other letters.
     let top = &folded(top);
-    let is_dir = record.kind == EntryKind::Directory || below.is_some_and(|below| below.components().count() > 1);
+    let is_dir = record.kind == EntryKind::Directory
+        || below.is_some_and(|below| below.components().count() > 1);
     if exclude::is_reserved(top, is_dir) {
         return refuse("is what no backup may bring");
     }
@@ -162,8 +204,10 @@ fn assert_ours(record: &FileRecord) -> Result<()> {
     {
         return refuse("is no place of a file");
     }
-    let is_graph =
-        record.entry.strip_prefix(DATABASE_ENTRY).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+    let is_graph = record
+        .entry
+        .strip_prefix(DATABASE_ENTRY)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
     if is_graph != (record.component == Component::Database) {
         return refuse("is not of the part that it is said to be of");
     }
@@ -181,11 +225,13 @@ fn assert_ours(record: &FileRecord) -> Result<()> {
         None => refuse("does not lie in .kg"),
         Some(_) => {
             // A link may stand for either.
-            let is_by_product =
-                exclude::is_by_product(top, is_dir) || exclude::is_by_product(top, record.kind == EntryKind::Link);
+            let is_by_product = exclude::is_by_product(top, is_dir)
+                || exclude::is_by_product(top, record.kind == EntryKind::Link);
             if is_by_product {
                 refuse("is no part of a backup")
-            } else if component_of(&record.path, record.kind == EntryKind::Directory) != record.component {
+            } else if component_of(&record.path, record.kind == EntryKind::Directory)
+                != record.component
+            {
                 refuse("is not of the part that it is said to be of")
             } else {
                 Ok(())
@@ -201,19 +247,33 @@ fn folded(name: &str) -> String {
 
 /// Whether something on the way is called as what a directory listing leaves out, and what tools keep their own in.
 fn is_hidden(path: &Path) -> bool {
-    path.iter().any(|name| name.as_encoded_bytes().starts_with(b"."))
+    path.iter()
+        .any(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 /// A WAL or journal is only saved with a database that was found damaged: beside a sound one it would change that.
-fn assert_companion_belongs(manifest: &Manifest, databases: &HashSet<&str>, record: &FileRecord) -> Result<()> {
+fn assert_companion_belongs(
+    manifest: &Manifest,
+    databases: &HashSet<&str>,
+    record: &FileRecord,
+) -> Result<()> {
     for suffix in COMPANIONS {
-        let Some(owner) = record.path.strip_suffix(suffix) else { continue };
+        let Some(owner) = record.path.strip_suffix(suffix) else {
+            continue;
+        };
         if !databases.contains(owner) {
             continue;
         }
-        let said = manifest.integrity.messages.iter().any(|message| message.starts_with(&format!("{owner}: ")));
+        let said = manifest
+            .integrity
+            .messages
+            .iter()
+            .any(|message| message.starts_with(&format!("{owner}: ")));
         if !said || suffix == COMPANIONS[1] {
-            return Err(not_ours(&record.path, "belongs to a database that is sound"));
+            return Err(not_ours(
+                &record.path,
+                "belongs to a database that is sound",
+            ));
         }
     }
     Ok(())
@@ -221,9 +281,21 @@ fn assert_companion_belongs(manifest: &Manifest, databases: &HashSet<&str>, reco
 
 /// A place that is a file for one record and a directory for another.
 fn assert_no_file_is_a_directory(placements: &Placements<'_>, folding: &Folding) -> Result<()> {
-    let files: HashSet<String> = placements.files.iter().map(|placement| folding.key(&placement.to)).collect();
-    let directories = placements.directories.iter().map(|directory| directory.at.as_str());
-    for location in placements.files.iter().map(|placement| placement.to.as_str()).chain(directories) {
+    let files: HashSet<String> = placements
+        .files
+        .iter()
+        .map(|placement| folding.key(&placement.to))
+        .collect();
+    let directories = placements
+        .directories
+        .iter()
+        .map(|directory| directory.at.as_str());
+    for location in placements
+        .files
+        .iter()
+        .map(|placement| placement.to.as_str())
+        .chain(directories)
+    {
         let mut above = parent(location);
         while !above.is_empty() {
             if files.contains(&folding.key(above)) {
@@ -245,37 +317,62 @@ fn database_location(
     picked: &[(usize, &FileRecord)],
     warnings: &mut Vec<Warning>,
 ) -> Result<String> {
-    let record = manifest.files.iter().find(|record| record.entry == DATABASE_ENTRY);
-    let recorded = record.map_or(DEFAULT_DATABASE, |record| record.path.as_str()).to_string();
+    let record = manifest
+        .files
+        .iter()
+        .find(|record| record.entry == DATABASE_ENTRY);
+    let recorded = record
+        .map_or(DEFAULT_DATABASE, |record| record.path.as_str())
+        .to_string();
     if record.is_none() {
         return Ok(recorded);
     }
     let own_config = root.join(STATE_DIR).join(CONFIG_FILE);
-    let own = own_config.exists().then(|| database_path::database_path(root, warnings));
-    let restored = picked.iter().find(|(_, record)| record.entry == CONFIG_FILE && record.kind.is_file());
-    let restored = restored.map(|(number, _)| staging.join(number.to_string())).filter(|staged| staged.exists());
+    let own = own_config
+        .exists()
+        .then(|| database_path::database_path(root, warnings));
+    let restored = picked
+        .iter()
+        .find(|(_, record)| record.entry == CONFIG_FILE && record.kind.is_file());
+    let restored = restored
+        .map(|(number, _)| staging.join(number.to_string()))
+        .filter(|staged| staged.exists());
     let in_force = match &restored {
         Some(staged) => Some(database_path::database_path_in(staged, root, warnings)),
         None => own.clone(),
     };
     let warn = |message: String| Warning::new(WarningCode::Config, message);
-    let own_location = own.as_ref().and_then(|own| own.relative.as_deref()).map(|path| names::encode(Path::new(path)));
+    let own_location = own
+        .as_ref()
+        .and_then(|own| own.relative.as_deref())
+        .map(|path| names::encode(Path::new(path)));
     let believed = |location: String| {
         let is_own = own_location.as_ref() == Some(&location);
         assert_place_for_database(&location, is_own, staging, manifest)?;
         Ok(location)
     };
     match in_force {
-        Some(DatabasePath { relative: Some(relative), .. }) => believed(names::encode(Path::new(&relative))),
-        Some(DatabasePath { absolute, relative: None }) if own.is_some_and(|own| own.absolute == absolute) => {
+        Some(DatabasePath {
+            relative: Some(relative),
+            ..
+        }) => believed(names::encode(Path::new(&relative))),
+        Some(DatabasePath {
+            absolute,
+            relative: None,
+        }) if own.is_some_and(|own| own.absolute == absolute) => {
             assert_own_database(target, root, &absolute, &recorded)?;
             let place = absolute.display();
-            warnings.push(warn(format!("The database goes to {place}, where the target's configuration has it")));
+            warnings.push(warn(format!(
+                "The database goes to {place}, where the target's configuration has it"
+            )));
             let location = names::encode(&absolute);
             target.allow(Some(absolute));
             Ok(location)
         }
-        Some(DatabasePath { absolute, relative: None }) => {
+        Some(DatabasePath {
+            absolute,
+            relative: None,
+        }) => {
             let (place, named) = (root.join(&recorded), absolute);
             let message = format!(
                 "The database goes to {}; the restored configuration names {}, outside the project: set `database.path`",
@@ -299,7 +396,10 @@ fn assert_own_database(target: &Target, root: &Path, outside: &Path, recorded: &
         return Err(not_own(
             root,
             outside,
-            &format!("outside the project, and another database lies at {}", other.display()),
+            &format!(
+                "outside the project, and another database lies at {}",
+                other.display()
+            ),
         ));
     }
     Ok(())
@@ -308,7 +408,11 @@ fn assert_own_database(target: &Target, root: &Path, outside: &Path, recorded: &
 /// Refuses to write to a database that belongs to another project.
 pub fn assert_not_of_another(root: &Path, outside: &Path) -> Result<()> {
     match database_path::other_owner(root, outside) {
-        Some(owner) => Err(not_own(root, outside, &format!("the database of another project, {}", owner.display()))),
+        Some(owner) => Err(not_own(
+            root,
+            outside,
+            &format!("the database of another project, {}", owner.display()),
+        )),
         None => Ok(()),
     }
 }
@@ -316,7 +420,11 @@ pub fn assert_not_of_another(root: &Path, outside: &Path) -> Result<()> {
 fn not_own(root: &Path, outside: &Path, why: &str) -> Error {
     Error::new(
         Code::TargetInvalid,
-        format!("{} would be written as the database of {}, and is {why}", outside.display(), root.display()),
+        format!(
+            "{} would be written as the database of {}, and is {why}",
+            outside.display(),
+            root.display()
+        ),
         "Nothing was changed; set `database.path` in .kg/config.json to the database that is meant, or restore into the project \
          that it belongs to",
     )
@@ -324,14 +432,23 @@ fn not_own(root: &Path, outside: &Path, why: &str) -> Error {
 
 /// Refuses a place for the graph database that is none: what restores and backups keep; and, where only the archive names
 /// it, a hidden directory (`.git/hooks`), or, outside `.kg`, content that is no database.
-fn assert_place_for_database(location: &str, is_own: bool, staging: &Path, manifest: &Manifest) -> Result<()> {
+fn assert_place_for_database(
+    location: &str,
+    is_own: bool,
+    staging: &Path,
+    manifest: &Manifest,
+) -> Result<()> {
     let refuse = |what: &str| Err(not_ours(location, what));
     let Some(path) = names::decode(location).filter(|path| names::stays_below(path)) else {
         return refuse("does not stay inside the project");
     };
     let below = path.strip_prefix(STATE_DIR).ok();
     if let Some(below) = below {
-        let top = below.iter().next().and_then(|name| name.to_str()).unwrap_or_default();
+        let top = below
+            .iter()
+            .next()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
         let top = folded(top);
         let is_taken = exclude::is_reserved(&top, below.components().count() > 1)
             || top == BACKUPS_DIR
@@ -347,7 +464,10 @@ fn assert_place_for_database(location: &str, is_own: bool, staging: &Path, manif
     if is_hidden(&path) {
         return refuse("is no place for a database");
     }
-    let number = manifest.files.iter().position(|record| record.entry == DATABASE_ENTRY);
+    let number = manifest
+        .files
+        .iter()
+        .position(|record| record.entry == DATABASE_ENTRY);
     // A dry run unpacks nothing.
     let staged = number.and_then(|number| File::open(staging.join(number.to_string())).ok());
     let mut start = Vec::new();
@@ -365,16 +485,25 @@ pub fn missing_dirs<'a>(
     locations: impl Iterator<Item = &'a str>,
     recorded: &[MadeDir],
 ) -> Result<Vec<MadeDir>> {
-    let recorded: HashMap<&str, &MadeDir> = recorded.iter().map(|dir| (dir.at.as_str(), dir)).collect();
+    let recorded: HashMap<&str, &MadeDir> =
+        recorded.iter().map(|dir| (dir.at.as_str(), dir)).collect();
     let mut seen = HashSet::new();
     let mut missing = Vec::new();
     for location in locations {
         let mut above = Vec::new();
         let mut dir = parent(location);
         // The directory of a database outside the project is there, or the restore fails.
-        while !dir.is_empty() && !dir.starts_with('/') && dir != STATE_DIR && seen.insert(dir.to_string()) {
+        while !dir.is_empty()
+            && !dir.starts_with('/')
+            && dir != STATE_DIR
+            && seen.insert(dir.to_string())
+        {
             if !target.is_taken(dir)? {
-                let plain = MadeDir { at: dir.to_string(), mode: None, mtime: None };
+                let plain = MadeDir {
+                    at: dir.to_string(),
+                    mode: None,
+                    mtime: None,
+                };
                 above.push(recorded.get(dir).map_or(plain, |dir| (*dir).clone()));
             }
             dir = parent(dir);

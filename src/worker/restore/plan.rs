@@ -51,16 +51,39 @@ pub struct Plan {
     pub claims: Vec<Claim>,
 }
 
-pub fn plan(target: &Target, placements: &Placements<'_>, conditions: &Conditions<'_>) -> Result<Plan> {
+pub fn plan(
+    target: &Target,
+    placements: &Placements<'_>,
+    conditions: &Conditions<'_>,
+) -> Result<Plan> {
     let elsewhere = used_elsewhere(target, placements)?;
-    if let Some(error) = elsewhere.values().next().filter(|_| !conditions.force).cloned() {
-        let remedy =
-            format!("{}; `force` (`--force`) replaces the file, and leaves the old one to the others", error.remedy);
+    if let Some(error) = elsewhere
+        .values()
+        .next()
+        .filter(|_| !conditions.force)
+        .cloned()
+    {
+        let remedy = format!(
+            "{}; `force` (`--force`) replaces the file, and leaves the old one to the others",
+            error.remedy
+        );
         return Err(Error { remedy, ..error });
     }
-    let owners = placements.files.iter().map(|placement| placement.to.as_str()).collect();
+    let owners = placements
+        .files
+        .iter()
+        .map(|placement| placement.to.as_str())
+        .collect();
     let (swapped, gone) = (HashSet::new(), HashSet::new());
-    let mut planning = Planning { target, conditions, owners, elsewhere, plan: Plan::new(), swapped, gone };
+    let mut planning = Planning {
+        target,
+        conditions,
+        owners,
+        elsewhere,
+        plan: Plan::new(),
+        swapped,
+        gone,
+    };
     for placement in &placements.files {
         planning.file(placement)?;
     }
@@ -109,23 +132,39 @@ impl Planning<'_> {
         let occupant = occupant.filter(|_| !self.gone.contains(&placement.to));
         if let Some(place) = &place {
             assert_replaceable(place, occupant, placement)?;
-            if occupant == Some(EntryType::File) && !self.is_swapped(place)? && self.is_live(place, placement)? {
+            if occupant == Some(EntryType::File)
+                && !self.is_swapped(place)?
+                && self.is_live(place, placement)?
+            {
                 self.swapped.extend(identity(place)?);
                 self.swap(placement);
                 return Ok(());
             }
         }
         let is_database = is_database(placement, place.as_ref());
-        let is_alias = place.as_ref().map_or(Ok(false), |place| self.is_swapped(place))?;
+        let is_alias = place
+            .as_ref()
+            .map_or(Ok(false), |place| self.is_swapped(place))?;
         for suffix in parts(is_database) {
-            self.move_away(placement, suffix, is_database && suffix.is_empty() && !is_alias)?;
+            self.move_away(
+                placement,
+                suffix,
+                is_database && suffix.is_empty() && !is_alias,
+            )?;
         }
         if let Some(from) = &placement.from {
             let is_new = !self.gone.contains(&placement.to);
             if is_new {
-                self.plan.touched.push(Touched { path: placement.to.clone(), kept: None, database: is_database });
+                self.plan.touched.push(Touched {
+                    path: placement.to.clone(),
+                    kept: None,
+                    database: is_database,
+                });
             }
-            self.plan.intent.moves.push(self.moved(from, placement.to.clone())?);
+            self.plan
+                .intent
+                .moves
+                .push(self.moved(from, placement.to.clone())?);
             self.gone.remove(&placement.to);
         }
         Ok(())
@@ -140,7 +179,10 @@ impl Planning<'_> {
 
     /// Refuses a file that would become the WAL, index or journal of a database that stays.
     fn assert_no_companion(&self, placement: &Placement<'_>) -> Result<()> {
-        for owner in COMPANIONS.iter().filter_map(|suffix| placement.to.strip_suffix(suffix)) {
+        for owner in COMPANIONS
+            .iter()
+            .filter_map(|suffix| placement.to.strip_suffix(suffix))
+        {
             let stays = !self.owners.contains(owner);
             if let Some(place) = self.target.place(owner)?.filter(|_| stays)
                 && place.starts_with(MAGIC)
@@ -156,10 +198,15 @@ impl Planning<'_> {
 
     /// Whether a sound database is there that can get the new content through SQLite.
     fn is_live(&self, place: &EntryHandle, placement: &Placement<'_>) -> Result<bool> {
-        let Some(from) = placement.from.as_ref().filter(|_| placement.is_database) else { return Ok(false) };
+        let Some(from) = placement.from.as_ref().filter(|_| placement.is_database) else {
+            return Ok(false);
+        };
         // The WAL that its users write to is not of what SQLite would write to the file: they keep
         // the old file. So does another project that has the file too.
-        let links = self.target.root().map_or(0, |root| same_file::links_outside(root, &place.path()));
+        let links = self
+            .target
+            .root()
+            .map_or(0, |root| same_file::links_outside(root, &place.path()));
         if self.elsewhere.contains_key(placement.to.as_str()) || links > 0 {
             return Ok(false);
         }
@@ -171,25 +218,46 @@ impl Planning<'_> {
         if place.open(OFlag::O_RDWR, 0).is_err() {
             return Ok(false);
         }
-        let new = if self.conditions.dry_run { None } else { Some(self.target.existing(from)?.path()) };
+        let new = if self.conditions.dry_run {
+            None
+        } else {
+            Some(self.target.existing(from)?.path())
+        };
         replace::is_possible(&place.path(), new.as_deref(), self.conditions.lock_timeout)
     }
 
     fn swap(&mut self, placement: &Placement<'_>) {
         let (live, kept) = (placement.to.clone(), placement.kept_as.clone());
-        self.plan.touched.push(Touched { path: live.clone(), kept: Some(kept.clone()), database: true });
+        self.plan.touched.push(Touched {
+            path: live.clone(),
+            kept: Some(kept.clone()),
+            database: true,
+        });
         let undo_dir = self.conditions.undo_dir;
         let (kept, number) = (format!("{undo_dir}/{kept}"), self.plan.intent.swaps.len());
         let pending = format!("{undo_dir}/{PENDING_DIR}/{number}");
         let new = placement.from.clone().unwrap_or_default();
-        self.plan.intent.swaps.push(Swapped { new, live, kept, pending, digest: None });
+        self.plan.intent.swaps.push(Swapped {
+            new,
+            live,
+            kept,
+            pending,
+            digest: None,
+        });
     }
 
     fn moved(&self, from: &str, to: String) -> Result<Move> {
-        let found = self.target.place(from)?.map_or(Ok(None), |place| place.stat())?;
+        let found = self
+            .target
+            .place(from)?
+            .map_or(Ok(None), |place| place.stat())?;
         // In a dry run nothing was unpacked.
         let identity = found.map_or((0, 0), |found| (found.st_dev, found.st_ino));
-        Ok(Move { from: from.to_string(), to, identity })
+        Ok(Move {
+            from: from.to_string(),
+            to,
+            identity,
+        })
     }
 
     fn move_away(&mut self, placement: &Placement<'_>, suffix: &str, database: bool) -> Result<()> {
@@ -201,7 +269,11 @@ impl Planning<'_> {
         let to = format!("{}/{kept}", self.conditions.undo_dir);
         self.plan.intent.moves.push(self.moved(&path, to)?);
         if suffix != SHARED_MEMORY {
-            self.plan.touched.push(Touched { path: path.clone(), kept: Some(kept), database });
+            self.plan.touched.push(Touched {
+                path: path.clone(),
+                kept: Some(kept),
+                database,
+            });
         }
         self.gone.insert(path);
         Ok(())
@@ -210,29 +282,59 @@ impl Planning<'_> {
 
 impl Plan {
     fn new() -> Self {
-        Plan { intent: Intent::default(), touched: Vec::new(), claims: Vec::new() }
+        Plan {
+            intent: Intent::default(),
+            touched: Vec::new(),
+            claims: Vec::new(),
+        }
     }
 
     /// Directories that the changes need, and those that a backup holds.
-    fn directories(&mut self, target: &Target, placements: &Placements<'_>, conditions: &Conditions<'_>) -> Result<()> {
+    fn directories(
+        &mut self,
+        target: &Target,
+        placements: &Placements<'_>,
+        conditions: &Conditions<'_>,
+    ) -> Result<()> {
         let held = &placements.directories;
         for dir in held {
             if let Some(place) = target.place(&dir.at)?
-                && place.occupant()?.is_some_and(|occupant| occupant != EntryType::Directory)
+                && place
+                    .occupant()?
+                    .is_some_and(|occupant| occupant != EntryType::Directory)
             {
-                return Err(in_the_way(&place, "is in the way: the backup has a directory there"));
+                return Err(in_the_way(
+                    &place,
+                    "is in the way: the backup has a directory there",
+                ));
             }
         }
         // The name of a file in a held directory is not looked at.
         let inside_held: Vec<String> = held.iter().map(|dir| format!("{}/x", dir.at)).collect();
         let moved = self.intent.moves.iter().map(|change| change.to.as_str());
-        let kept = self.intent.swaps.iter().flat_map(|swapped| [swapped.kept.as_str(), swapped.pending.as_str()]);
-        let record = format!("{}/{}", conditions.undo_dir, crate::worker::restore::record::RECORD_FILE);
-        let locations = moved.chain(kept).chain(inside_held.iter().map(String::as_str)).chain([record.as_str()]);
+        let kept = self
+            .intent
+            .swaps
+            .iter()
+            .flat_map(|swapped| [swapped.kept.as_str(), swapped.pending.as_str()]);
+        let record = format!(
+            "{}/{}",
+            conditions.undo_dir,
+            crate::worker::restore::record::RECORD_FILE
+        );
+        let locations = moved
+            .chain(kept)
+            .chain(inside_held.iter().map(String::as_str))
+            .chain([record.as_str()]);
         self.intent.made = missing_dirs(target, locations, held)?;
         // What is kept may be secret.
         let undo_root = format!("{STATE_DIR}/{UNDO_DIR}");
-        for dir in self.intent.made.iter_mut().filter(|dir| dir.at == undo_root || dir.at == conditions.undo_dir) {
+        for dir in self
+            .intent
+            .made
+            .iter_mut()
+            .filter(|dir| dir.at == undo_root || dir.at == conditions.undo_dir)
+        {
             dir.mode = Some(0o700);
         }
         Ok(())
@@ -247,13 +349,25 @@ impl Plan {
     /// Directories that are made in the project itself.
     pub fn made_in_project(&self) -> Vec<MadeDir> {
         let undo_root = format!("{STATE_DIR}/{UNDO_DIR}");
-        self.intent.made.iter().filter(|dir| !is_below(&dir.at, &undo_root)).cloned().collect()
+        self.intent
+            .made
+            .iter()
+            .filter(|dir| !is_below(&dir.at, &undo_root))
+            .cloned()
+            .collect()
     }
 }
 
-fn assert_replaceable(place: &EntryHandle, occupant: Option<EntryType>, placement: &Placement<'_>) -> Result<()> {
+fn assert_replaceable(
+    place: &EntryHandle,
+    occupant: Option<EntryType>,
+    placement: &Placement<'_>,
+) -> Result<()> {
     match occupant {
-        Some(EntryType::Directory) => Err(in_the_way(place, "is a directory where the backup has a file")),
+        Some(EntryType::Directory) => Err(in_the_way(
+            place,
+            "is a directory where the backup has a file",
+        )),
         Some(EntryType::Link) if placement.is_database => Err(in_the_way(
             place,
             "is a symbolic link, and nothing is restored through one: name the database itself in `database.path`, or",
@@ -272,32 +386,59 @@ fn in_the_way(place: &EntryHandle, what: &str) -> Error {
 
 /// Whether a location is that directory or lies in it.
 fn is_below(location: &str, dir: &str) -> bool {
-    location.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    location
+        .strip_prefix(dir)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The databases, by their locations, whose users commit to another WAL than the one next to them;
 /// or that have another name with a WAL of its own, which would be taken for one of the new
 /// content. Each with the refusal to write it.
-fn used_elsewhere<'a>(target: &Target, placements: &'a Placements<'_>) -> Result<BTreeMap<&'a str, Error>> {
+fn used_elsewhere<'a>(
+    target: &Target,
+    placements: &'a Placements<'_>,
+) -> Result<BTreeMap<&'a str, Error>> {
     let mut places = Vec::new();
-    for placement in placements.files.iter().filter(|placement| placement.is_database) {
+    for placement in placements
+        .files
+        .iter()
+        .filter(|placement| placement.is_database)
+    {
         let place = target.place(&placement.to)?;
         // A link leads to another database, which has another WAL.
-        if let Some(place) = place.filter(|place| place.occupant().is_ok_and(|found| found != Some(EntryType::Link))) {
+        if let Some(place) = place.filter(|place| {
+            place
+                .occupant()
+                .is_ok_and(|found| found != Some(EntryType::Link))
+        }) {
             places.push((placement.to.as_str(), place.path()));
         }
     }
     let paths: Vec<&Path> = places.iter().map(|(_, path)| path.as_path()).collect();
     let mut refusals = BTreeMap::new();
     for (number, found) in wal_in_use::find_all(&paths) {
-        refusals.extend(places.get(number).map(|(location, path)| (*location, found.refusal(path))));
+        refusals.extend(
+            places
+                .get(number)
+                .map(|(location, path)| (*location, found.refusal(path))),
+        );
     }
     // What is placed itself is moved away with its WAL.
-    let is_placed = |other: &str| placements.files.iter().any(|placement| placement.to == other);
+    let is_placed = |other: &str| {
+        placements
+            .files
+            .iter()
+            .any(|placement| placement.to == other)
+    };
     for (location, path) in &places {
-        let others = target.root().map(|root| same_file::others_with_wal(root, path)).unwrap_or_default();
+        let others = target
+            .root()
+            .map(|root| same_file::others_with_wal(root, path))
+            .unwrap_or_default();
         if let Some(other) = others.iter().find(|(shown, _)| !is_placed(shown)) {
-            refusals.entry(location).or_insert_with(|| other_name(path, &other.1));
+            refusals
+                .entry(location)
+                .or_insert_with(|| other_name(path, &other.1));
         }
     }
     Ok(refusals)
@@ -317,7 +458,11 @@ fn other_name(path: &Path, other: &Path) -> Error {
 
 /// Suffixes of a file and of what belongs to it.
 fn parts(is_database: bool) -> &'static [&'static str] {
-    if is_database { &["", COMPANIONS[0], COMPANIONS[1], COMPANIONS[2]] } else { &[""] }
+    if is_database {
+        &["", COMPANIONS[0], COMPANIONS[1], COMPANIONS[2]]
+    } else {
+        &[""]
+    }
 }
 
 /// What the backup has as a plain file may be a database by now.
@@ -327,11 +472,19 @@ fn is_database(placement: &Placement<'_>, place: Option<&EntryHandle>) -> bool {
 
 /// Keeps other processes out of the databases whose files are replaced or taken away.
 fn claims(target: &Target, plan: &Plan) -> Result<Vec<Claim>> {
-    let swapped: HashSet<&str> = plan.intent.swaps.iter().map(|swapped| swapped.live.as_str()).collect();
-    let is_moved =
-        |touched: &&Touched| touched.database && touched.kept.is_some() && !swapped.contains(touched.path.as_str());
+    let swapped: HashSet<&str> = plan
+        .intent
+        .swaps
+        .iter()
+        .map(|swapped| swapped.live.as_str())
+        .collect();
+    let is_moved = |touched: &&Touched| {
+        touched.database && touched.kept.is_some() && !swapped.contains(touched.path.as_str())
+    };
     let moved = plan.touched.iter().filter(is_moved);
-    moved.filter_map(|touched| claim(target, &touched.path).transpose()).collect()
+    moved
+        .filter_map(|touched| claim(target, &touched.path).transpose())
+        .collect()
 }
 
 /// Device and inode.
@@ -356,7 +509,9 @@ pub fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
         // Only a writable file can be locked, but a readable one shows the locks of others. A process may have opened it
         // before its permissions changed, or run as another user.
         Err(_) => {
-            let file = place.open(OFlag::O_RDONLY, 0).map_err(|cause| cannot_tell(&path, cause))?;
+            let file = place
+                .open(OFlag::O_RDONLY, 0)
+                .map_err(|cause| cannot_tell(&path, cause))?;
             match database_lock::holder_of_database(&file, &path)? {
                 Some(process) => process,
                 None => return Ok(None),

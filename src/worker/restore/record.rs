@@ -50,13 +50,22 @@ pub struct Touched {
 impl Record {
     pub fn new(of: String, files: Vec<Touched>) -> Self {
         let (at, version) = (Timestamp::now(), RECORD_VERSION);
-        Record { version, of, at, undo: false, files, made: Vec::new(), taken: Vec::new(), outside: None }
+        Record {
+            version,
+            of,
+            at,
+            undo: false,
+            files,
+            made: Vec::new(),
+            taken: Vec::new(),
+            outside: None,
+        }
     }
 
     pub fn write(&self, dir: &Path) -> Result<()> {
         let path = dir.join(RECORD_FILE);
-        let json =
-            serde_json::to_vec_pretty(self).map_err(|cause| Error::io("write", &path, io::Error::other(cause)))?;
+        let json = serde_json::to_vec_pretty(self)
+            .map_err(|cause| Error::io("write", &path, io::Error::other(cause)))?;
         atomic_file::write_orders(&path, &json)
     }
 }

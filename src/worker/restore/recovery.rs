@@ -33,13 +33,22 @@ pub struct Recovered {
 }
 
 /// Makes whole what a killed restore left. The target is locked by the caller.
-pub fn recover(target: &mut Target, root: &Path, lock_timeout: Duration) -> Result<Option<Recovered>> {
-    let Some(intent) = journal::read(root)? else { return Ok(None) };
+pub fn recover(
+    target: &mut Target,
+    root: &Path,
+    lock_timeout: Duration,
+) -> Result<Option<Recovered>> {
+    let Some(intent) = journal::read(root)? else {
+        return Ok(None);
+    };
     target.allow(intent.outside.clone());
     let recovered = if intent.decided {
         complete(target, root, &intent, lock_timeout)
     } else {
-        roll_back(target, root, &intent).map(|()| Recovered { completed: false, warnings: Vec::new() })
+        roll_back(target, root, &intent).map(|()| Recovered {
+            completed: false,
+            warnings: Vec::new(),
+        })
     };
     recovered.map(Some).map_err(|error| {
         // What it unpacked is for that user alone.
@@ -79,12 +88,17 @@ fn left(target: &Target, swapped: &Swapped, lock_timeout: Duration) -> Result<Le
     }
     let path = |location: &str| -> Result<Option<PathBuf>> {
         let place = target.place(location)?;
-        let is_file = place.as_ref().map_or(Ok(None), EntryHandle::occupant)? == Some(EntryType::File);
+        let is_file =
+            place.as_ref().map_or(Ok(None), EntryHandle::occupant)? == Some(EntryType::File);
         Ok(place.filter(|_| is_file).map(|place| place.path()))
     };
-    let Some(live) = path(&swapped.live)? else { return Ok(Left::Other) };
+    let Some(live) = path(&swapped.live)? else {
+        return Ok(Left::Other);
+    };
     let has = |content: Option<PathBuf>| {
-        let Some(content) = content else { return Ok(false) };
+        let Some(content) = content else {
+            return Ok(false);
+        };
         match replace::has_content_of(&live, &content, lock_timeout) {
             // A damaged one is another one by now. What is only locked, or cannot be read, may be anything.
             Err(error) if error.code == Code::DatabaseDamaged => Ok(false),
@@ -94,7 +108,11 @@ fn left(target: &Target, swapped: &Swapped, lock_timeout: Duration) -> Result<Le
     if has(path(&swapped.new)?)? {
         return Ok(Left::New);
     }
-    Ok(if has(path(&swapped.pending)?)? { Left::Old } else { Left::Other })
+    Ok(if has(path(&swapped.pending)?)? {
+        Left::Old
+    } else {
+        Left::Other
+    })
 }
 
 /// Fails unless the new content of a live database is what it was when it was decided: a disk may have lost it.
@@ -102,7 +120,12 @@ fn assert_as_decided(target: &Target, intent: &Intent, swapped: &Swapped) -> Res
     let new = target.existing(&swapped.new)?.path();
     let is_empty = fs::metadata(&new).is_ok_and(|found| found.len() == 0);
     let digest = replace::content_digest(&new)?;
-    if !is_empty && swapped.digest.as_ref().is_none_or(|decided| *decided == digest) {
+    if !is_empty
+        && swapped
+            .digest
+            .as_ref()
+            .is_none_or(|decided| *decided == digest)
+    {
         return Ok(());
     }
     let kept = intent.undo.as_ref().map_or("", |(dir, _)| dir);
@@ -121,15 +144,31 @@ fn assert_as_decided(target: &Target, intent: &Intent, swapped: &Swapped) -> Res
 }
 
 /// After a kill once it was decided: without a commit everything is taken back, otherwise the rest is done.
-fn complete(target: &Target, root: &Path, intent: &Intent, lock_timeout: Duration) -> Result<Recovered> {
-    let lefts = intent.swaps.iter().map(|swapped| left(target, swapped, lock_timeout)).collect::<Result<Vec<_>>>()?;
+fn complete(
+    target: &Target,
+    root: &Path,
+    intent: &Intent,
+    lock_timeout: Duration,
+) -> Result<Recovered> {
+    let lefts = intent
+        .swaps
+        .iter()
+        .map(|swapped| left(target, swapped, lock_timeout))
+        .collect::<Result<Vec<_>>>()?;
     if !lefts.is_empty() && lefts.iter().all(|left| *left == Left::Old) {
         roll_back(target, root, intent)?;
-        return Ok(Recovered { completed: false, warnings: Vec::new() });
+        return Ok(Recovered {
+            completed: false,
+            warnings: Vec::new(),
+        });
     }
     open_dirs(target, intent)?;
     // Somebody may have tidied them away.
-    for location in intent.swaps.iter().flat_map(|swapped| [&swapped.pending, &swapped.kept]) {
+    for location in intent
+        .swaps
+        .iter()
+        .flat_map(|swapped| [&swapped.pending, &swapped.kept])
+    {
         let dir = root.join(parent(location));
         atomic_file::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
     }
@@ -137,8 +176,14 @@ fn complete(target: &Target, root: &Path, intent: &Intent, lock_timeout: Duratio
     let mut to_do = Vec::new();
     for (swapped, left) in intent.swaps.iter().zip(lefts) {
         let new_is_there = target.is_taken(&swapped.new)?;
-        let (pending, kept) = (target.place(&swapped.pending)?, target.place(&swapped.kept)?);
-        let is_pending = pending.as_ref().map_or(Ok(None), EntryHandle::occupant)?.is_some();
+        let (pending, kept) = (
+            target.place(&swapped.pending)?,
+            target.place(&swapped.kept)?,
+        );
+        let is_pending = pending
+            .as_ref()
+            .map_or(Ok(None), EntryHandle::occupant)?
+            .is_some();
         if left == Left::Old && new_is_there {
             to_do.push(swapped);
         } else {
@@ -152,16 +197,25 @@ fn complete(target: &Target, root: &Path, intent: &Intent, lock_timeout: Duratio
                     target.absolute(&swapped.live).display(),
                     target.absolute(&swapped.kept).display()
                 );
-                warnings.push(Warning::about(WarningCode::Recovered, &swapped.live, message));
+                warnings.push(Warning::about(
+                    WarningCode::Recovered,
+                    &swapped.live,
+                    message,
+                ));
             }
         }
     }
     if !to_do.is_empty() {
-        to_do.iter().try_for_each(|swapped| assert_as_decided(target, intent, swapped))?;
+        to_do
+            .iter()
+            .try_for_each(|swapped| assert_as_decided(target, intent, swapped))?;
         swap(target, &to_do, lock_timeout, |_| Ok(()), |_| {})?;
     }
     warnings.extend(finish(root, target, intent)?);
-    Ok(Recovered { completed: true, warnings })
+    Ok(Recovered {
+        completed: true,
+        warnings,
+    })
 }
 
 #[cfg(test)]
@@ -180,12 +234,17 @@ mod tests {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         let connection = Connection::open(path).unwrap();
         connection
-            .execute_batch(&format!("PRAGMA journal_mode = wal; CREATE TABLE t (a); INSERT INTO t VALUES ('{row}')"))
+            .execute_batch(&format!(
+                "PRAGMA journal_mode = wal; CREATE TABLE t (a); INSERT INTO t VALUES ('{row}')"
+            ))
             .unwrap();
     }
 
     fn row(path: &Path) -> String {
-        Connection::open(path).unwrap().query_row("SELECT a FROM t", [], |row| row.get(0)).unwrap()
+        Connection::open(path)
+            .unwrap()
+            .query_row("SELECT a FROM t", [], |row| row.get(0))
+            .unwrap()
     }
 
     const UNDO: &str = ".kg/restore-undo/20240101-000000";
@@ -194,8 +253,14 @@ mod tests {
     fn project() -> (tempfile::TempDir, Intent) {
         let dir = tempfile::tempdir().unwrap();
         for name in ["a", "b"] {
-            make(&dir.path().join(format!(".kg/{name}.db")), &format!("old {name}"));
-            make(&dir.path().join(format!(".kg/restore-staging-1/{name}")), &format!("new {name}"));
+            make(
+                &dir.path().join(format!(".kg/{name}.db")),
+                &format!("old {name}"),
+            );
+            make(
+                &dir.path().join(format!(".kg/restore-staging-1/{name}")),
+                &format!("new {name}"),
+            );
         }
         for made in [".kg-pending", ".kg"] {
             fs::create_dir_all(dir.path().join(UNDO).join(made)).unwrap();
@@ -208,7 +273,11 @@ mod tests {
             digest: None,
         };
         let undo = Some((UNDO.to_string(), Record::new("backup-1".into(), Vec::new())));
-        let intent = Intent { swaps: vec![swapped("a"), swapped("b")], undo, ..Intent::default() };
+        let intent = Intent {
+            swaps: vec![swapped("a"), swapped("b")],
+            undo,
+            ..Intent::default()
+        };
         (dir, intent)
     }
 
@@ -227,7 +296,12 @@ mod tests {
             assert!(carry_out(&target, root, intent, Duration::from_secs(1)).is_err());
             assert_eq!(rows(root), ["old a", "old b"]);
             assert!(!journal::is_pending(&root.join(STATE_DIR)));
-            assert_eq!(fs::read_dir(root.join(UNDO).join(".kg-pending")).unwrap().count(), 0);
+            assert_eq!(
+                fs::read_dir(root.join(UNDO).join(".kg-pending"))
+                    .unwrap()
+                    .count(),
+                0
+            );
         }
     }
 
@@ -238,9 +312,16 @@ mod tests {
         let target = Target::open(&root).unwrap();
         for (number, swapped) in intent.swaps.iter().enumerate() {
             let at = |location: &str| root.join(location);
-            make(&at(&swapped.pending), &format!("old {}", ["a", "b"][number]));
+            make(
+                &at(&swapped.pending),
+                &format!("old {}", ["a", "b"][number]),
+            );
             if number < commits {
-                let swap = Swap { live: &at(&swapped.live), new: &at(&swapped.new), keep: None };
+                let swap = Swap {
+                    live: &at(&swapped.live),
+                    new: &at(&swapped.new),
+                    keep: None,
+                };
                 replace::replace(&[swap], Duration::from_secs(1), || Ok(()), |_| Ok(())).unwrap();
             }
             if number < kept {
@@ -256,14 +337,30 @@ mod tests {
     fn a_restore_that_was_killed_before_its_first_commit_is_taken_back_and_after_it_completed() {
         for (commits, kept) in [(0, 0), (1, 0), (1, 1), (2, 1), (2, 2)] {
             let (dir, mut target) = killed(commits, kept);
-            let recovered = recover(&mut target, dir.path(), Duration::from_secs(1)).unwrap().unwrap();
-            let expected = if commits == 0 { ["old a", "old b"] } else { ["new a", "new b"] };
+            let recovered = recover(&mut target, dir.path(), Duration::from_secs(1))
+                .unwrap()
+                .unwrap();
+            let expected = if commits == 0 {
+                ["old a", "old b"]
+            } else {
+                ["new a", "new b"]
+            };
             assert_eq!(rows(dir.path()), expected, "{commits} commits, {kept} kept");
-            assert_eq!((recovered.completed, recovered.warnings), (commits > 0, vec![]));
+            assert_eq!(
+                (recovered.completed, recovered.warnings),
+                (commits > 0, vec![])
+            );
             for name in ["a", "b"].iter().filter(|_| commits > 0) {
-                assert_eq!(row(&dir.path().join(UNDO).join(format!(".kg/{name}.db"))), format!("old {name}"));
+                assert_eq!(
+                    row(&dir.path().join(UNDO).join(format!(".kg/{name}.db"))),
+                    format!("old {name}")
+                );
             }
-            assert!(recover(&mut target, dir.path(), Duration::ZERO).unwrap().is_none());
+            assert!(
+                recover(&mut target, dir.path(), Duration::ZERO)
+                    .unwrap()
+                    .is_none()
+            );
         }
     }
 
@@ -278,8 +375,13 @@ mod tests {
             }
             journal::write(root, &intent).unwrap();
             fs::write(root.join(".kg/restore-staging-1/b"), lost).unwrap();
-            let error = recover(&mut target, root, Duration::from_secs(1)).map(|_| ()).unwrap_err();
-            assert!(error.message.contains("restore-staging-1/b") && error.remedy.contains(UNDO), "{error}");
+            let error = recover(&mut target, root, Duration::from_secs(1))
+                .map(|_| ())
+                .unwrap_err();
+            assert!(
+                error.message.contains("restore-staging-1/b") && error.remedy.contains(UNDO),
+                "{error}"
+            );
             assert_eq!(rows(root), ["new a", "old b"]);
             // Nothing of it is given up.
             assert!(journal::is_pending(&root.join(STATE_DIR)));
@@ -292,8 +394,13 @@ mod tests {
         let (dir, mut target) = killed(1, 0);
         // What a kill leaves of a copy that was not whole yet.
         fs::write(dir.path().join(UNDO).join(".kg-pending/b~"), "half").unwrap();
-        let recovered = recover(&mut target, dir.path(), Duration::from_secs(1)).unwrap().unwrap();
-        assert_eq!((rows(dir.path()), recovered.warnings), (["new a", "new b"].map(String::from), vec![]));
+        let recovered = recover(&mut target, dir.path(), Duration::from_secs(1))
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (rows(dir.path()), recovered.warnings),
+            (["new a", "new b"].map(String::from), vec![])
+        );
         assert_eq!(row(&dir.path().join(UNDO).join(".kg/b.db")), "old b");
     }
 
@@ -301,7 +408,12 @@ mod tests {
     fn a_recovery_does_without_directories_that_were_tidied_away() {
         let (dir, mut target) = killed(1, 0);
         fs::remove_dir(dir.path().join(UNDO).join(".kg")).unwrap();
-        assert!(recover(&mut target, dir.path(), Duration::from_secs(1)).unwrap().unwrap().completed);
+        assert!(
+            recover(&mut target, dir.path(), Duration::from_secs(1))
+                .unwrap()
+                .unwrap()
+                .completed
+        );
         assert_eq!(rows(dir.path()), ["new a", "new b"]);
         assert_eq!(row(&dir.path().join(UNDO).join(".kg/a.db")), "old a");
     }
@@ -310,22 +422,37 @@ mod tests {
     fn a_database_that_is_only_locked_is_waited_for_and_never_taken_for_another_one() {
         let (dir, mut target) = killed(0, 0);
         let connection = Connection::open(dir.path().join(".kg/b.db")).unwrap();
-        connection.execute_batch("PRAGMA journal_mode = delete; BEGIN EXCLUSIVE").unwrap();
+        connection
+            .execute_batch("PRAGMA journal_mode = delete; BEGIN EXCLUSIVE")
+            .unwrap();
         let refused = recover(&mut target, dir.path(), Duration::from_millis(100));
-        assert_eq!(refused.err().map(|error| error.code), Some(Code::DatabaseBusy));
+        assert_eq!(
+            refused.err().map(|error| error.code),
+            Some(Code::DatabaseBusy)
+        );
         assert!(journal::is_pending(&dir.path().join(STATE_DIR)));
         connection.execute_batch("COMMIT").unwrap();
         drop(connection);
-        let recovered = recover(&mut target, dir.path(), Duration::from_secs(1)).unwrap().unwrap();
-        assert_eq!((rows(dir.path()), recovered.completed), (["old a", "old b"].map(String::from), false));
+        let recovered = recover(&mut target, dir.path(), Duration::from_secs(1))
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (rows(dir.path()), recovered.completed),
+            (["old a", "old b"].map(String::from), false)
+        );
     }
 
     #[test]
     fn what_others_wrote_after_the_kill_is_left_alone_and_said() {
         let (dir, mut target) = killed(1, 0);
         let written = dir.path().join(".kg/b.db");
-        Connection::open(&written).unwrap().execute_batch("UPDATE t SET a = 'mine'").unwrap();
-        let recovered = recover(&mut target, dir.path(), Duration::from_secs(1)).unwrap().unwrap();
+        Connection::open(&written)
+            .unwrap()
+            .execute_batch("UPDATE t SET a = 'mine'")
+            .unwrap();
+        let recovered = recover(&mut target, dir.path(), Duration::from_secs(1))
+            .unwrap()
+            .unwrap();
         assert_eq!(rows(dir.path()), ["new a", "mine"]);
         assert_eq!(recovered.warnings.len(), 1);
         assert_eq!(row(&dir.path().join(UNDO).join(".kg/b.db")), "old b");

@@ -44,8 +44,15 @@ pub const UNDO_OF: &str = "repair";
 ///
 /// `KG_DATABASE_DAMAGED` where there is nothing to save, `KG_DATABASE_IN_USE`, `KG_DATABASE_BUSY` where it changed meanwhile,
 /// `KG_NO_PROJECT`, and errors of the file system. Then everything is as it was.
-pub fn salvage(resolved: &Resolved, database: &Path, part: Part, lock_timeout: Duration) -> Result<Salvage> {
-    let Some(project) = &resolved.project else { return Err(without_project(database)) };
+pub fn salvage(
+    resolved: &Resolved,
+    database: &Path,
+    part: Part,
+    lock_timeout: Duration,
+) -> Result<Salvage> {
+    let Some(project) = &resolved.project else {
+        return Err(without_project(database));
+    };
     let root = project.root();
     let mut target = Target::open(root)?;
     let location = location_of(project, database, &mut target);
@@ -54,7 +61,11 @@ pub fn salvage(resolved: &Resolved, database: &Path, part: Part, lock_timeout: D
     let work = Scratch::new(&safe_parent(&project.state_dir()), STAGING_PREFIX)?;
     let new = work.path().join(NEW_DATABASE);
     let is_documented = part != Part::Database || resolved.is_graph;
-    let fallback = if is_documented { documented_schema::schema_of(part) } else { &[] };
+    let fallback = if is_documented {
+        documented_schema::schema_of(part)
+    } else {
+        &[]
+    };
     let before = content_of(database);
     let cancel = CancelToken::default();
     // On a copy: SQLite may write while it reads a damaged database.
@@ -63,8 +74,13 @@ pub fn salvage(resolved: &Resolved, database: &Path, part: Part, lock_timeout: D
     if is_nothing(&report) {
         return Err(nothing(database));
     }
-    let broken =
-        |table: &str| report.tables.iter().find(|found| found.name == table).map_or(0, |found| found.rows_broken);
+    let broken = |table: &str| {
+        report
+            .tables
+            .iter()
+            .find(|found| found.name == table)
+            .map_or(0, |found| found.rows_broken)
+    };
     if let Some(lacks) = readable.lacking_in(&Readable::of(&new, &cancel)?, broken) {
         return Err(fewer(database, &lacks));
     }
@@ -72,19 +88,38 @@ pub fn salvage(resolved: &Resolved, database: &Path, part: Part, lock_timeout: D
     let staging = Scratch::new(&project.state_dir(), STAGING_PREFIX)?;
     atomic_file::persist_noclobber(&new, &staging.path().join(NEW_DATABASE))?;
     let undo_dir = undo::free_dir(root)?;
-    let staged_in = staging.path().file_name().unwrap_or_default().to_string_lossy();
+    let staged_in = staging
+        .path()
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
     let from = format!("{STATE_DIR}/{staged_in}/{NEW_DATABASE}");
     let kept = target.absolute(&format!("{undo_dir}/{}", placement::kept_as(&location)));
     let placements = placement::of_database(from, location);
-    let conditions = Conditions { undo_dir: &undo_dir, force: false, dry_run: false, lock_timeout };
+    let conditions = Conditions {
+        undo_dir: &undo_dir,
+        force: false,
+        dry_run: false,
+        lock_timeout,
+    };
     let plan = plan(&target, &placements, &conditions).map_err(without_force)?;
     // Others are locked out by now.
     if content_of(database) != before {
         return Err(changed(database));
     }
     let undo = Some((undo_dir, UNDO_OF.to_string()));
-    let warnings = change(&target, root, plan, undo, None, Some(staging.path()), lock_timeout)?;
-    report.warnings.extend(warnings.into_iter().map(|warning| warning.message));
+    let warnings = change(
+        &target,
+        root,
+        plan,
+        undo,
+        None,
+        Some(staging.path()),
+        lock_timeout,
+    )?;
+    report
+        .warnings
+        .extend(warnings.into_iter().map(|warning| warning.message));
     Ok(Salvage { report, kept })
 }
 
@@ -104,7 +139,10 @@ fn location_of(project: &Project, database: &Path, target: &mut Target) -> Strin
 
 /// By what one sees that somebody wrote. SQLite makes an empty WAL when it opens a database.
 fn content_of(database: &Path) -> Vec<Option<(u64, u64, i64, i64)>> {
-    fingerprints(database).into_iter().map(|found| found.filter(|(_, length, ..)| *length > 0)).collect()
+    fingerprints(database)
+        .into_iter()
+        .map(|found| found.filter(|(_, length, ..)| *length > 0))
+        .collect()
 }
 
 /// Whether no row came back.
@@ -128,8 +166,13 @@ fn dress_as(old: &Path, new: &Path) -> Result<()> {
         let _ = chown(new, None, Some(found.gid()));
     }
     let file = File::open(new).map_err(failed)?;
-    let permitted = unsupported::attributes(file.set_permissions(Permissions::from_mode(found.mode() & 0o777)), old);
-    permitted.and_then(|()| unsupported::sync(&file, old)).map_err(failed)
+    let permitted = unsupported::attributes(
+        file.set_permissions(Permissions::from_mode(found.mode() & 0o777)),
+        old,
+    );
+    permitted
+        .and_then(|()| unsupported::sync(&file, old))
+        .map_err(failed)
 }
 
 /// A repair cannot be forced.
@@ -137,7 +180,11 @@ fn without_force(error: Error) -> Error {
     if error.code != Code::DatabaseInUse {
         return error;
     }
-    Error { remedy: "Nothing was changed; close it there or stop that process, then run it again".into(), ..error }
+    Error {
+        remedy: "Nothing was changed; close it there or stop that process, then run it again"
+            .into(),
+        ..error
+    }
 }
 
 fn changed(database: &Path) -> Error {
@@ -160,7 +207,10 @@ fn nothing(database: &Path) -> Error {
 fn fewer(database: &Path, lacks: &str) -> Error {
     Error::new(
         Code::DatabaseDamaged,
-        format!("SQLite still reads more of {} than could be saved of it: {lacks}", database.display()),
+        format!(
+            "SQLite still reads more of {} than could be saved of it: {lacks}",
+            database.display()
+        ),
         "Nothing was changed; restore the newest good backup with `kg diag restore --file latest`, or copy these tables in the \
          host, which has what SQLite needs for them",
     )
@@ -169,7 +219,10 @@ fn fewer(database: &Path, lacks: &str) -> Error {
 fn without_project(database: &Path) -> Error {
     Error::new(
         Code::NoProject,
-        format!("{} belongs to no project that could keep what is replaced", database.display()),
+        format!(
+            "{} belongs to no project that could keep what is replaced",
+            database.display()
+        ),
         "Nothing was changed; copy it into a project and repair it there",
     )
 }

@@ -39,7 +39,13 @@ impl Target {
             Err(cause) => Err(Error::io("open", path, cause)),
         };
         let (root, state) = (open(path)?, open(&path.join(STATE_DIR))?);
-        Ok(Target { root, state, path: path.to_path_buf(), outside: None, staging: None })
+        Ok(Target {
+            root,
+            state,
+            path: path.to_path_buf(),
+            outside: None,
+            staging: None,
+        })
     }
 
     /// Lets the database at `outside`, an absolute path, be written.
@@ -51,10 +57,15 @@ impl Target {
     /// Returns a path that leads to it. `KG_UNSAFE_FILE` if somebody has done so already.
     pub fn hold(&mut self, name: &OsStr) -> Result<PathBuf> {
         let place = self.existing(&format!("{STATE_DIR}/{}", name.to_string_lossy()))?;
-        let dir = place.enter().map_err(|cause| Error::io("open", &place.path(), cause))?;
+        let dir = place
+            .enter()
+            .map_err(|cause| Error::io("open", &place.path(), cause))?;
         let (owner, _) = dir.owner()?;
         if owner != geteuid().as_raw() {
-            let message = format!("{} is not what was unpacked: it belongs to user {owner}", dir.path().display());
+            let message = format!(
+                "{} is not what was unpacked: it belongs to user {owner}",
+                dir.path().display()
+            );
             return Err(Error::new(
                 Code::UnsafeFile,
                 message,
@@ -77,7 +88,8 @@ impl Target {
 
     /// The place of a location; `None` where a directory on the way does not exist.
     pub fn place(&self, location: &str) -> Result<Option<EntryHandle>> {
-        let path = names::decode(location).ok_or_else(|| not_ours(location, "is not written as a path is"))?;
+        let path = names::decode(location)
+            .ok_or_else(|| not_ours(location, "is not written as a path is"))?;
         if path.is_absolute() {
             return self.place_outside(&path);
         }
@@ -157,17 +169,28 @@ impl Target {
     }
 
     fn place_outside(&self, path: &Path) -> Result<Option<EntryHandle>> {
-        let names_it =
-            |outside: &Path| path == outside || COMPANIONS.iter().any(|suffix| path == companion(outside, suffix));
-        let (true, Some(parent), Some(name)) =
-            (self.outside.as_deref().is_some_and(names_it), path.parent(), path.file_name())
-        else {
-            return Err(not_ours(&path.to_string_lossy(), "does not stay inside the project"));
+        let names_it = |outside: &Path| {
+            path == outside
+                || COMPANIONS
+                    .iter()
+                    .any(|suffix| path == companion(outside, suffix))
+        };
+        let (true, Some(parent), Some(name)) = (
+            self.outside.as_deref().is_some_and(names_it),
+            path.parent(),
+            path.file_name(),
+        ) else {
+            return Err(not_ours(
+                &path.to_string_lossy(),
+                "does not stay inside the project",
+            ));
         };
         match DirHandle::open(parent) {
             Ok(dir) => {
                 let place = dir.place(Path::new(name))?;
-                place.as_ref().map_or(Ok(()), |place| self.assert_of_project(&dir, place))?;
+                place
+                    .as_ref()
+                    .map_or(Ok(()), |place| self.assert_of_project(&dir, place))?;
                 Ok(place)
             }
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -178,7 +201,9 @@ impl Target {
     /// Refuses a place outside that only this user may write to, and not the owner of the project: its configuration would have one user
     /// write for another.
     fn assert_of_project(&self, dir: &DirHandle, place: &EntryHandle) -> Result<()> {
-        let Some((owner, _)) = self.state.as_ref().map(DirHandle::owner).transpose()? else { return Ok(()) };
+        let Some((owner, _)) = self.state.as_ref().map(DirHandle::owner).transpose()? else {
+            return Ok(());
+        };
         let is_theirs = owner == geteuid().as_raw()
             || dir.owner()?.0 == owner
             || place.stat()?.is_some_and(|found| found.st_uid == owner);
@@ -189,7 +214,11 @@ impl Target {
             "{} lies outside of the project and does not belong to its owner, user {owner}, as neither does its directory",
             place.path().display()
         );
-        Err(Error::new(Code::TargetInvalid, message, "Restore as the owner of the project"))
+        Err(Error::new(
+            Code::TargetInvalid,
+            message,
+            "Restore as the owner of the project",
+        ))
     }
 }
 

@@ -16,25 +16,40 @@ use super::{
 use crate::error::{Error, Result, Warning};
 
 /// Makes all changes, or none. The target is locked by the caller.
-pub fn carry_out(target: &Target, root: &Path, mut intent: Intent, lock_timeout: Duration) -> Result<Vec<Warning>> {
+pub fn carry_out(
+    target: &Target,
+    root: &Path,
+    mut intent: Intent,
+    lock_timeout: Duration,
+) -> Result<Vec<Warning>> {
     journal::write(root, &intent)?;
     let mut committed = 0;
-    let done =
-        make_moves(target, &intent).and_then(|()| make_swaps(target, root, &mut intent, lock_timeout, &mut committed));
+    let done = make_moves(target, &intent)
+        .and_then(|()| make_swaps(target, root, &mut intent, lock_timeout, &mut committed));
     match done {
         Ok(()) => finish(root, target, &intent).map_err(|error| {
-            let remedy =
-                format!("The files are restored; the next backup or restore completes the rest. {}", error.remedy);
+            let remedy = format!(
+                "The files are restored; the next backup or restore completes the rest. {}",
+                error.remedy
+            );
             Error { remedy, ..error }
         }),
-        Err(error) => Err(match take_back(target, root, &intent, committed, lock_timeout) {
-            Ok(()) => error,
-            Err(second) => Error {
-                message: format!("{}; and then, taking it back: {}", error.message, second.message),
-                remedy: format!("{}; the next backup or restore of this project makes it whole", second.remedy),
-                ..error
+        Err(error) => Err(
+            match take_back(target, root, &intent, committed, lock_timeout) {
+                Ok(()) => error,
+                Err(second) => Error {
+                    message: format!(
+                        "{}; and then, taking it back: {}",
+                        error.message, second.message
+                    ),
+                    remedy: format!(
+                        "{}; the next backup or restore of this project makes it whole",
+                        second.remedy
+                    ),
+                    ..error
+                },
             },
-        }),
+        ),
     }
 }
 
@@ -51,7 +66,10 @@ fn make_moves(target: &Target, intent: &Intent) -> Result<()> {
         let (from, to) = (target.existing(&change.from)?, target.existing(&change.to)?);
         move_file(&from, &to, &intent.copy_name(number))?;
     }
-    let renamed = intent.moves.iter().flat_map(|change| [change.from.as_str(), change.to.as_str()]);
+    let renamed = intent
+        .moves
+        .iter()
+        .flat_map(|change| [change.from.as_str(), change.to.as_str()]);
     target.sync(renamed.chain(intent.made.iter().map(|dir| dir.at.as_str())))
 }
 

@@ -23,12 +23,23 @@ const STAMP_BYTES: usize = 15;
 /// The location of a directory for now: `.kg/restore-undo/20240115-020000`. Its name comes after all that exist, with a
 /// number where that second is taken or the clock was set back.
 pub fn free_dir(root: &Path) -> Result<String> {
-    let newest = names(&root.join(STATE_DIR))?.into_iter().max().unwrap_or_default();
-    let now = Timestamp::now().to_zoned(TimeZone::UTC).strftime(STAMP).to_string();
-    let stamp = now.as_str().max(newest.get(..STAMP_BYTES).unwrap_or_default());
+    let newest = names(&root.join(STATE_DIR))?
+        .into_iter()
+        .max()
+        .unwrap_or_default();
+    let now = Timestamp::now()
+        .to_zoned(TimeZone::UTC)
+        .strftime(STAMP)
+        .to_string();
+    let stamp = now
+        .as_str()
+        .max(newest.get(..STAMP_BYTES).unwrap_or_default());
     let numbered = (2..).map(|number| format!("{stamp}-{number:06}"));
     let mut names = std::iter::once(stamp.to_string()).chain(numbered);
-    Ok(format!("{STATE_DIR}/{UNDO_DIR}/{}", names.find(|name| *name > newest).unwrap_or(now)))
+    Ok(format!(
+        "{STATE_DIR}/{UNDO_DIR}/{}",
+        names.find(|name| *name > newest).unwrap_or(now)
+    ))
 }
 
 /// The newest restore or undo that can be undone, or with `earlier` the newest restore: the location of its directory, and its record.
@@ -36,23 +47,37 @@ pub fn newest(root: &Path, earlier: bool) -> Result<(String, Record)> {
     let mut names = names(&root.join(STATE_DIR))?;
     names.sort();
     for name in names.iter().rev() {
-        let path = root.join(STATE_DIR).join(UNDO_DIR).join(name).join(RECORD_FILE);
+        let path = root
+            .join(STATE_DIR)
+            .join(UNDO_DIR)
+            .join(name)
+            .join(RECORD_FILE);
         // Without one, it is of a restore that was taken back, or removed by hand in part.
-        let Some(json) = regular_file::read_orders(&path, MAX_TEXT_BYTES)? else { continue };
+        let Some(json) = regular_file::read_orders(&path, MAX_TEXT_BYTES)? else {
+            continue;
+        };
         let record: Result<Record, _> = serde_json::from_slice(&json);
         return match record {
             Ok(record) if earlier && record.undo => continue,
-            Ok(record) if record.version == RECORD_VERSION => Ok((format!("{STATE_DIR}/{UNDO_DIR}/{name}"), record)),
+            Ok(record) if record.version == RECORD_VERSION => {
+                Ok((format!("{STATE_DIR}/{UNDO_DIR}/{name}"), record))
+            }
             _ => Err(Error::new(
                 Code::TargetInvalid,
-                format!("{} cannot be read: it is not a record of this release", path.display()),
+                format!(
+                    "{} cannot be read: it is not a record of this release",
+                    path.display()
+                ),
                 "Put the files beside it back by hand, or move the directory away to undo an earlier restore",
             )),
         };
     }
     Err(Error::new(
         Code::NothingToUndo,
-        format!("Nothing is kept in {} that could be put back", root.join(STATE_DIR).join(UNDO_DIR).display()),
+        format!(
+            "Nothing is kept in {} that could be put back",
+            root.join(STATE_DIR).join(UNDO_DIR).display()
+        ),
         "Restore a backup with `kg diag restore --file latest`",
     ))
 }
@@ -60,7 +85,9 @@ pub fn newest(root: &Path, earlier: bool) -> Result<(String, Record)> {
 /// Directories of restores that are older than so many days. Asks for paths only, so a host may call it.
 pub fn expired(state: &Path, days: u32) -> Result<Vec<String>> {
     let age = SignedDuration::from_hours(24 * i64::from(days));
-    let oldest = Timestamp::now().saturating_sub(age).unwrap_or(Timestamp::MIN);
+    let oldest = Timestamp::now()
+        .saturating_sub(age)
+        .unwrap_or(Timestamp::MIN);
     let mut names = names(state)?;
     names.retain(|name| time_of(name).is_some_and(|at| at < oldest));
     Ok(names)
@@ -68,15 +95,20 @@ pub fn expired(state: &Path, days: u32) -> Result<Vec<String>> {
 
 /// Whether a location is that of a directory of a restore.
 pub fn is_dir(location: &str) -> bool {
-    let name = location.strip_prefix(STATE_DIR).and_then(|below| below.strip_prefix('/'));
-    let name = name.and_then(|below| below.strip_prefix(UNDO_DIR)).and_then(|below| below.strip_prefix('/'));
+    let name = location
+        .strip_prefix(STATE_DIR)
+        .and_then(|below| below.strip_prefix('/'));
+    let name = name
+        .and_then(|below| below.strip_prefix(UNDO_DIR))
+        .and_then(|below| below.strip_prefix('/'));
     name.is_some_and(|name| time_of(name).is_some())
 }
 
 /// When the restore of a directory of this name began.
 fn time_of(name: &str) -> Option<Timestamp> {
     let number = name.get(STAMP_BYTES..)?;
-    let is_number = |digits: &str| digits.len() == 6 && digits.bytes().all(|digit| digit.is_ascii_digit());
+    let is_number =
+        |digits: &str| digits.len() == 6 && digits.bytes().all(|digit| digit.is_ascii_digit());
     if !number.is_empty() && !number.strip_prefix('-').is_some_and(is_number) {
         return None;
     }
@@ -93,8 +125,13 @@ fn names(state: &Path) -> Result<Vec<String>> {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(|cause| Error::io("read", &dir, cause))?,
     };
-    let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    Ok(dirs.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| time_of(name).is_some()).collect())
+    let dirs = entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    Ok(dirs
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| time_of(name).is_some())
+        .collect())
 }
 
 #[cfg(test)]
@@ -119,7 +156,9 @@ mod tests {
     fn only_directories_of_restores_that_are_too_old_expire() {
         let dir = tempfile::tempdir().unwrap();
         let days_ago = |days: i64| {
-            let at = Timestamp::now().saturating_sub(SignedDuration::from_hours(24 * days)).unwrap();
+            let at = Timestamp::now()
+                .saturating_sub(SignedDuration::from_hours(24 * days))
+                .unwrap();
             at.to_zoned(TimeZone::UTC).strftime(STAMP).to_string()
         };
         let (old, new) = (format!("{}-000002", days_ago(8)), days_ago(6));
@@ -127,6 +166,9 @@ mod tests {
             fs::create_dir_all(dir.path().join(UNDO_DIR).join(name)).unwrap();
         }
         assert_eq!(expired(dir.path(), 7).unwrap(), [old]);
-        assert_eq!(expired(&dir.path().join("missing"), 7).unwrap(), Vec::<String>::new());
+        assert_eq!(
+            expired(&dir.path().join("missing"), 7).unwrap(),
+            Vec::<String>::new()
+        );
     }
 }

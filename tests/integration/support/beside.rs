@@ -17,6 +17,9 @@ pub fn salvage_beside(dir: &Path, name: &str, suffix: &str) -> (PathBuf, Salvage
     let before = read();
     let _ = fs::remove_file(&target);
     let salvaged = salvage(&database, &target, &[], &CancelToken::default()).unwrap();
-    assert!(read() == before, "neither the database nor its {suffix} is written");
+    assert!(
+        read() == before,
+        "neither the database nor its {suffix} is written"
+    );
     (target, salvaged)
 }

@@ -19,11 +19,26 @@ pub const SCHEMA: &[(&str, &str)] = &[
         "edges",
         "CREATE TABLE edges (id INTEGER PRIMARY KEY AUTOINCREMENT, source_id TEXT NOT NULL REFERENCES nodes(id), target_id TEXT NOT NULL, type TEXT, weight REAL, context TEXT)",
     ),
-    ("tags", "CREATE TABLE tags (id INTEGER PRIMARY KEY, name TEXT NOT NULL, used INTEGER NOT NULL)"),
-    ("node_tags", "CREATE TABLE node_tags (node_id TEXT, tag_id INTEGER, PRIMARY KEY (node_id, tag_id)) WITHOUT ROWID"),
-    ("metadata", "CREATE TABLE metadata (key TEXT PRIMARY KEY, value TEXT)"),
-    ("edges_source", "CREATE INDEX edges_source ON edges (source_id)"),
-    ("nodes_fts", "CREATE VIRTUAL TABLE nodes_fts USING fts5(title, content, content='nodes', content_rowid='rowid')"),
+    (
+        "tags",
+        "CREATE TABLE tags (id INTEGER PRIMARY KEY, name TEXT NOT NULL, used INTEGER NOT NULL)",
+    ),
+    (
+        "node_tags",
+        "CREATE TABLE node_tags (node_id TEXT, tag_id INTEGER, PRIMARY KEY (node_id, tag_id)) WITHOUT ROWID",
+    ),
+    (
+        "metadata",
+        "CREATE TABLE metadata (key TEXT PRIMARY KEY, value TEXT)",
+    ),
+    (
+        "edges_source",
+        "CREATE INDEX edges_source ON edges (source_id)",
+    ),
+    (
+        "nodes_fts",
+        "CREATE VIRTUAL TABLE nodes_fts USING fts5(title, content, content='nodes', content_rowid='rowid')",
+    ),
     (
         "nodes_ai",
         "CREATE TRIGGER nodes_ai AFTER INSERT ON nodes BEGIN INSERT INTO nodes_fts(rowid, title, content) VALUES (new.rowid, new.title, new.content); END",
@@ -49,7 +64,13 @@ pub struct Variant {
 impl Variant {
     #[allow(dead_code, reason = "each test needs some of it")]
     pub const fn new(page_size: usize, encoding: &'static str, auto_vacuum: bool) -> Variant {
-        Variant { page_size, encoding, auto_vacuum, reserved: 0, in_wal: false }
+        Variant {
+            page_size,
+            encoding,
+            auto_vacuum,
+            reserved: 0,
+            in_wal: false,
+        }
     }
 }
 
@@ -81,16 +102,28 @@ pub fn build(path: &Path, variant: Variant, rows: usize) -> Intact {
         ))
         .unwrap();
     if variant.in_wal {
-        connection.execute_batch("COMMIT; PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; BEGIN").unwrap();
+        connection
+            .execute_batch(
+                "COMMIT; PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; BEGIN",
+            )
+            .unwrap();
     }
-    SCHEMA.iter().for_each(|(_, sql)| connection.execute_batch(sql).unwrap());
+    SCHEMA
+        .iter()
+        .for_each(|(_, sql)| connection.execute_batch(sql).unwrap());
     for n in 0..rows {
         let id = format!("node-{:05}", (n * 7919) % 100_003);
         let content = format!("text {n} ").repeat(if n % 9 == 0 { size / 5 } else { 3 + n % 11 });
         connection
             .execute(
                 "INSERT INTO nodes VALUES (?1, ?2, ?3, 'note', ?4, ?5, '2026-01-01')",
-                rusqlite::params![id, format!("docs/{n}.md"), format!("Title ä {n}"), content, n],
+                rusqlite::params![
+                    id,
+                    format!("docs/{n}.md"),
+                    format!("Title ä {n}"),
+                    content,
+                    n
+                ],
             )
             .unwrap();
         connection
@@ -100,13 +133,28 @@ pub fn build(path: &Path, variant: Variant, rows: usize) -> Intact {
             )
             .unwrap();
         connection
-            .execute("INSERT INTO tags VALUES (?1, ?2, 3)", rusqlite::params![n * 3, format!("tag {n}")])
+            .execute(
+                "INSERT INTO tags VALUES (?1, ?2, 3)",
+                rusqlite::params![n * 3, format!("tag {n}")],
+            )
             .unwrap();
-        connection.execute("INSERT INTO node_tags VALUES (?1, ?2)", rusqlite::params![id, n]).unwrap();
-        connection.execute("INSERT INTO metadata VALUES (?1, 'v')", [format!("key {n}")]).unwrap();
+        connection
+            .execute(
+                "INSERT INTO node_tags VALUES (?1, ?2)",
+                rusqlite::params![id, n],
+            )
+            .unwrap();
+        connection
+            .execute(
+                "INSERT INTO metadata VALUES (?1, 'v')",
+                [format!("key {n}")],
+            )
+            .unwrap();
     }
     if variant.in_wal {
-        connection.execute_batch("COMMIT; PRAGMA wal_checkpoint; BEGIN").unwrap();
+        connection
+            .execute_batch("COMMIT; PRAGMA wal_checkpoint; BEGIN")
+            .unwrap();
     }
     connection
         .execute_batch(&format!(
@@ -117,10 +165,19 @@ pub fn build(path: &Path, variant: Variant, rows: usize) -> Intact {
         .unwrap();
     let rows = all_rows(&connection);
     let (mut places, mut kinds) = (BTreeMap::new(), BTreeMap::new());
-    let mut statement =
-        connection.prepare("SELECT name, path, pageno, pagetype, ncell FROM dbstat ORDER BY name, path").unwrap();
+    let mut statement = connection
+        .prepare("SELECT name, path, pageno, pagetype, ncell FROM dbstat ORDER BY name, path")
+        .unwrap();
     let stat: Vec<Stat> = statement
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))
+        .query_map([], |row| {
+            Ok((
+                row.get(0)?,
+                row.get(1)?,
+                row.get(2)?,
+                row.get(3)?,
+                row.get(4)?,
+            ))
+        })
         .unwrap()
         .collect::<rusqlite::Result<_>>()
         .unwrap();
@@ -139,22 +196,37 @@ pub fn build(path: &Path, variant: Variant, rows: usize) -> Intact {
         );
     }
     for table in TABLES {
-        let tree =
-            Tree { stat: stat.iter().filter(|entry| entry.0 == table).collect(), holds_all: table == "node_tags" };
+        let tree = Tree {
+            stat: stat.iter().filter(|entry| entry.0 == table).collect(),
+            holds_all: table == "node_tags",
+        };
         let mut of_table = Vec::new();
         tree.places("/", &mut of_table);
         places.insert(table, of_table);
-        assert_eq!(places[table].len(), rows[table].len(), "dbstat and the rows of {table} agree");
+        assert_eq!(
+            places[table].len(),
+            rows[table].len(),
+            "dbstat and the rows of {table} agree"
+        );
     }
     drop(statement);
     let bytes = std::fs::read(path).unwrap();
     // Before it is closed, which empties it.
-    let wal = variant.in_wal.then(|| std::fs::read(path.with_extension("db-wal")).unwrap());
+    let wal = variant
+        .in_wal
+        .then(|| std::fs::read(path.with_extension("db-wal")).unwrap());
     connection.close().unwrap();
     for page in 2..=(bytes.len() / size) as u32 {
         kinds.entry(page).or_insert("free");
     }
-    Intact { bytes, wal, page_size: size, rows, places, kinds }
+    Intact {
+        bytes,
+        wal,
+        page_size: size,
+        rows,
+        places,
+        kinds,
+    }
 }
 
 fn reserve(connection: &Connection, bytes: u8) {
@@ -192,7 +264,10 @@ impl Tree<'_> {
             }
             if !is_interior || self.holds_all {
                 let prefix = format!("{path}{cell:03x}+");
-                let overflow = self.stat.iter().filter(|entry| entry.1.starts_with(&prefix));
+                let overflow = self
+                    .stat
+                    .iter()
+                    .filter(|entry| entry.1.starts_with(&prefix));
                 places.push(overflow.map(|entry| entry.2).chain([*page]).collect());
             }
         }
@@ -209,10 +284,19 @@ pub fn all_rows(connection: &Connection) -> BTreeMap<&'static str, Vec<Row>> {
             "node_tags" => "SELECT 0, * FROM node_tags ORDER BY node_id, tag_id".to_string(),
             _ => format!("SELECT rowid, * FROM {table} ORDER BY rowid"),
         };
-        let Ok(mut statement) = connection.prepare(&sql) else { continue };
+        let Ok(mut statement) = connection.prepare(&sql) else {
+            continue;
+        };
         let columns = statement.column_count();
         let rows = statement
-            .query_map([], |row| Ok((row.get(0)?, (1..columns).map(|at| row.get(at)).collect::<Result<_, _>>()?)))
+            .query_map([], |row| {
+                Ok((
+                    row.get(0)?,
+                    (1..columns)
+                        .map(|at| row.get(at))
+                        .collect::<Result<_, _>>()?,
+                ))
+            })
             .unwrap()
             .collect::<rusqlite::Result<_>>()
             .unwrap();

@@ -14,7 +14,9 @@ use Token::{Mark, Quoted, Word};
 
 /// Whether this makes an FTS5 table with content elsewhere, or none, and nothing that changes what its index looks like.
 pub fn is_understood(sql: &str) -> bool {
-    let Some(tokens) = tokens(sql) else { return false };
+    let Some(tokens) = tokens(sql) else {
+        return false;
+    };
     let [
         Word(create),
         Word(kind),
@@ -37,12 +39,14 @@ fn has_content_elsewhere(arguments: &[Token]) -> bool {
     let mut contents = 0;
     for argument in arguments.split(|token| *token == Mark(',')) {
         match argument {
-            [Word(key), Mark('='), value] if !matches!(value, Mark(_)) => match key.to_ascii_lowercase().as_str() {
-                "content" => contents += 1,
-                "content_rowid" | "tokenize" | "prefix" | "columnsize" => {}
-                "detail" if is_full(value) => {}
-                _ => return false,
-            },
+            [Word(key), Mark('='), value] if !matches!(value, Mark(_)) => {
+                match key.to_ascii_lowercase().as_str() {
+                    "content" => contents += 1,
+                    "content_rowid" | "tokenize" | "prefix" | "columnsize" => {}
+                    "detail" if is_full(value) => {}
+                    _ => return false,
+                }
+            }
             // A column.
             [_, ..] if !argument.iter().any(|token| matches!(token, Mark(_))) => {}
             _ => return false,

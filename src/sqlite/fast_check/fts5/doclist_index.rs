@@ -21,14 +21,21 @@ impl<'a> DoclistIndex<'a> {
     pub fn open(index: &'a Index<'a>, segment: Segment, leaf: u32) -> Proof<Self> {
         let mut pages: Vec<Page> = Vec::new();
         for height in 0..MAX_HEIGHT {
-            let page = Page::read(index.block(segment.doclist_index_id(height, leaf))?).ok_or(Doubt::Unproven)?;
+            let page = Page::read(index.block(segment.doclist_index_id(height, leaf))?)
+                .ok_or(Doubt::Unproven)?;
             let below = pages.last();
-            let leads_here = below.is_none_or(|below| page.below == leaf && page.rowid == below.rowid);
+            let leads_here =
+                below.is_none_or(|below| page.below == leaf && page.rowid == below.rowid);
             holds(leads_here).ok_or(Doubt::Unproven)?;
             let is_top = !page.has_above;
             pages.push(page);
             if is_top {
-                return Ok(DoclistIndex { index, segment, pages, is_at_end: false });
+                return Ok(DoclistIndex {
+                    index,
+                    segment,
+                    pages,
+                    is_at_end: false,
+                });
             }
         }
         Err(Doubt::Unproven)
@@ -36,7 +43,10 @@ impl<'a> DoclistIndex<'a> {
 
     /// That the next leaf with a row is this one, with that row.
     pub fn expect(&mut self, leaf: u32, rowid: i64) -> Proof {
-        let is_next = self.pages.first().is_some_and(|page| (page.below, page.rowid) == (leaf, rowid));
+        let is_next = self
+            .pages
+            .first()
+            .is_some_and(|page| (page.below, page.rowid) == (leaf, rowid));
         holds(is_next && !self.is_at_end).ok_or(Doubt::Unproven)?;
         self.is_at_end = !self.advance(0)?;
         Ok(())
@@ -50,7 +60,9 @@ impl<'a> DoclistIndex<'a> {
     /// False at the end.
     fn advance(&mut self, height: u32) -> Proof<bool> {
         let at = height as usize;
-        let Some(page) = self.pages.get_mut(at) else { return Ok(false) };
+        let Some(page) = self.pages.get_mut(at) else {
+            return Ok(false);
+        };
         if page.advance().ok_or(Doubt::Unproven)? {
             return Ok(true);
         }
@@ -58,8 +70,13 @@ impl<'a> DoclistIndex<'a> {
             return Ok(false);
         }
         let above = self.pages.get(at + 1).ok_or(Doubt::Unproven)?;
-        let next = Page::read(self.index.block(self.segment.doclist_index_id(height, above.below))?);
-        let next = next.filter(|page| page.has_above && page.rowid == above.rowid).ok_or(Doubt::Unproven)?;
+        let next = Page::read(
+            self.index
+                .block(self.segment.doclist_index_id(height, above.below))?,
+        );
+        let next = next
+            .filter(|page| page.has_above && page.rowid == above.rowid)
+            .ok_or(Doubt::Unproven)?;
         *self.pages.get_mut(at).ok_or(Doubt::Unproven)? = next;
         Ok(true)
     }
@@ -81,18 +98,32 @@ impl Page {
         let below = u32::try_from(cursor.size()?).ok()?;
         let rowid = cursor.varint()? as i64;
         let at = cursor.at();
-        Some(Page { block, at, has_above: flag == 1, below, rowid })
+        Some(Page {
+            block,
+            at,
+            has_above: flag == 1,
+            below,
+            rowid,
+        })
     }
 
     /// To the next page below that has a row; false at the end.
     fn advance(&mut self) -> Option<bool> {
-        let without = self.block.get(self.at..)?.iter().take_while(|byte| **byte == 0).count();
+        let without = self
+            .block
+            .get(self.at..)?
+            .iter()
+            .take_while(|byte| **byte == 0)
+            .count();
         let mut cursor = Cursor::new(&self.block, self.at + without);
         if cursor.is_at_end() {
             return Some(false);
         }
         self.rowid = self.rowid.wrapping_add(cursor.varint()? as i64);
-        self.below = self.below.checked_add(u32::try_from(without).ok()?)?.checked_add(1)?;
+        self.below = self
+            .below
+            .checked_add(u32::try_from(without).ok()?)?
+            .checked_add(1)?;
         self.at = cursor.at();
         Some(true)
     }

@@ -28,7 +28,11 @@ impl LeafScan {
         let content_end = usize::from(u16_at(block, 2)?);
         let content = block.get(..content_end)?;
         holds(content_end > HEADER_BYTES)?;
-        let mut places = Places { left: Cursor::new(block, content_end), last: 0, content_end };
+        let mut places = Places {
+            left: Cursor::new(block, content_end),
+            last: 0,
+            content_end,
+        };
         let mut end = places.next()?;
         holds((end < content_end) == least_term.is_some())?;
         let row = self.continue_list(content.get(..end)?, first_row, end == content_end)?;
@@ -50,7 +54,12 @@ impl LeafScan {
     }
 
     /// What is on a leaf before its first term.
-    fn continue_list(&mut self, before: &[u8], first_row: usize, is_last: bool) -> Option<Option<i64>> {
+    fn continue_list(
+        &mut self,
+        before: &[u8],
+        first_row: usize,
+        is_last: bool,
+    ) -> Option<Option<i64>> {
         let mut cursor = Cursor::new(before, HEADER_BYTES);
         self.continue_positions(&mut cursor)?;
         if cursor.is_at_end() {

@@ -33,8 +33,16 @@ const VERSION: i64 = 4;
 
 /// Whether the index of the FTS5 table `table` of `connection` was proven to be well formed. Where not, ask SQLite.
 /// Fails only with `SQLITE_INTERRUPT`.
-pub fn is_well_formed(connection: &Connection, table: &str, cancel: &CancelToken) -> rusqlite::Result<bool> {
-    match prove(&Index { connection, table, cancel }) {
+pub fn is_well_formed(
+    connection: &Connection,
+    table: &str,
+    cancel: &CancelToken,
+) -> rusqlite::Result<bool> {
+    match prove(&Index {
+        connection,
+        table,
+        cancel,
+    }) {
         Ok(()) => Ok(true),
         Err(Doubt::Unproven) => Ok(false),
         Err(Doubt::Interrupted(cause)) => Err(cause),
@@ -66,10 +74,14 @@ fn prove(index: &Index) -> Proof {
     index.assert_tables()?;
     index.assert_version()?;
     // SQLite reads the options by this, and finds a tokenizer that it does not have.
-    index.connection.prepare(&format!("SELECT 1 FROM {}", quoted(index.table)))?;
+    index
+        .connection
+        .prepare(&format!("SELECT 1 FROM {}", quoted(index.table)))?;
     let record = index.block(structure::RECORD_ID)?;
     let segments = structure::segments(&record).ok_or(Doubt::Unproven)?;
-    segments.into_iter().try_for_each(|of| segment::prove(index, of))
+    segments
+        .into_iter()
+        .try_for_each(|of| segment::prove(index, of))
 }
 
 /// An FTS5 table and the tables that it keeps its index in.
@@ -89,7 +101,10 @@ impl Index<'_> {
     fn sql_of(&self, suffix: &str) -> Proof<String> {
         let name = format!("{}{suffix}", self.table);
         let sql = "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1";
-        let found: Option<String> = self.connection.query_row(sql, [name], |row| row.get(0)).optional()?;
+        let found: Option<String> = self
+            .connection
+            .query_row(sql, [name], |row| row.get(0))
+            .optional()?;
         found.ok_or(Doubt::Unproven)
     }
 
@@ -97,7 +112,10 @@ impl Index<'_> {
     fn assert_tables(&self) -> Proof {
         let made = [
             ("_data", "(id INTEGER PRIMARY KEY, block BLOB)"),
-            ("_idx", "(segid, term, pgno, PRIMARY KEY(segid, term)) WITHOUT ROWID"),
+            (
+                "_idx",
+                "(segid, term, pgno, PRIMARY KEY(segid, term)) WITHOUT ROWID",
+            ),
             ("_config", "(k PRIMARY KEY, v) WITHOUT ROWID"),
         ];
         for (suffix, columns) in made {
@@ -107,7 +125,9 @@ impl Index<'_> {
     }
 
     fn assert_version(&self) -> Proof {
-        let mut statement = self.connection.prepare(&format!("SELECT k, v FROM {}", self.part("_config")))?;
+        let mut statement = self
+            .connection
+            .prepare(&format!("SELECT k, v FROM {}", self.part("_config")))?;
         let mut rows = statement.query([])?;
         let mut is_known = false;
         while let Some(row) = rows.next()? {
@@ -124,7 +144,12 @@ impl Index<'_> {
     fn block(&self, id: i64) -> Proof<Vec<u8>> {
         let sql = format!("SELECT block FROM {} WHERE id = ?1", self.part("_data"));
         let mut statement = self.connection.prepare_cached(&sql)?;
-        Ok(statement.query_row([id], |row| row.get_ref(0)?.as_blob().map(<[u8]>::to_vec).map_err(Error::from))?)
+        Ok(statement.query_row([id], |row| {
+            row.get_ref(0)?
+                .as_blob()
+                .map(<[u8]>::to_vec)
+                .map_err(Error::from)
+        })?)
     }
 
     fn assert_wanted(&self) -> Proof {

@@ -2,13 +2,24 @@
 
 use rusqlite::{Error, Rows};
 
-use super::{Doubt, Index, Proof, doclist_index::DoclistIndex, holds, leaf::LeafScan, structure::Segment};
+use super::{
+    Doubt, Index, Proof, doclist_index::DoclistIndex, holds, leaf::LeafScan, structure::Segment,
+};
 
 pub fn prove(index: &Index, segment: Segment) -> Proof {
-    let leaves = format!("SELECT id, block FROM {} WHERE id BETWEEN ?1 AND ?2 ORDER BY id", index.part("_data"));
+    let leaves = format!(
+        "SELECT id, block FROM {} WHERE id BETWEEN ?1 AND ?2 ORDER BY id",
+        index.part("_data")
+    );
     let mut leaves = index.connection.prepare(&leaves)?;
-    let mut leaves = leaves.query([segment.leaf_id(segment.first_page), segment.leaf_id(segment.last_page)])?;
-    let entries = format!("SELECT term, pgno FROM {} WHERE segid = ?1 ORDER BY segid, term", index.part("_idx"));
+    let mut leaves = leaves.query([
+        segment.leaf_id(segment.first_page),
+        segment.leaf_id(segment.last_page),
+    ])?;
+    let entries = format!(
+        "SELECT term, pgno FROM {} WHERE segid = ?1 ORDER BY segid, term",
+        index.part("_idx")
+    );
     let mut entries = index.connection.prepare(&entries)?;
     let mut entries = Entries::of(entries.query([segment.id])?, segment.first_page)?;
 
@@ -27,7 +38,10 @@ pub fn prove(index: &Index, segment: Segment) -> Proof {
         }
         if let Some(entry) = entry {
             long_list.take().map_or(Ok(()), DoclistIndex::end)?;
-            long_list = entry.has_doclist_index.then(|| DoclistIndex::open(index, segment, page)).transpose()?;
+            long_list = entry
+                .has_doclist_index
+                .then(|| DoclistIndex::open(index, segment, page))
+                .transpose()?;
         }
     }
     walk.end().ok_or(Doubt::Unproven)?;
@@ -55,7 +69,11 @@ impl<'a> Entries<'a> {
     fn of(rows: Rows<'a>, first_page: u32) -> Proof<Self> {
         let mut entries = Entries { rows, next: None };
         entries.advance()?;
-        while entries.next.as_ref().is_some_and(|entry| entry.page < first_page) {
+        while entries
+            .next
+            .as_ref()
+            .is_some_and(|entry| entry.page < first_page)
+        {
             entries.advance()?;
         }
         Ok(entries)
@@ -75,12 +93,18 @@ impl<'a> Entries<'a> {
 
     fn advance(&mut self) -> Proof {
         self.next = None;
-        let Some(row) = self.rows.next()? else { return Ok(()) };
+        let Some(row) = self.rows.next()? else {
+            return Ok(());
+        };
         let term = row.get_ref(0)?.as_blob().map_err(Error::from)?.to_vec();
         let page: i64 = row.get(1)?;
         let has_doclist_index = page & 1 == 1;
         let page = u32::try_from(page >> 1).map_err(|_| Doubt::Unproven)?;
-        self.next = Some(Entry { page, has_doclist_index, term });
+        self.next = Some(Entry {
+            page,
+            has_doclist_index,
+            term,
+        });
         Ok(())
     }
 }

@@ -64,11 +64,17 @@ pub fn segments(record: &[u8]) -> Option<Vec<Segment>> {
 }
 
 fn segment(cursor: &mut Cursor) -> Option<Segment> {
-    let id = cursor.size().filter(|id| (1..=MAX_SEGMENT_ID).contains(id))?;
+    let id = cursor
+        .size()
+        .filter(|id| (1..=MAX_SEGMENT_ID).contains(id))?;
     let first = cursor.size()?;
     let last = cursor.size().filter(|last| *last <= MAX_PAGE)?;
     holds(first <= last && (first == 0) == (last == 0))?;
-    Some(Segment { id: id as u32, first_page: first as u32, last_page: last as u32 })
+    Some(Segment {
+        id: id as u32,
+        first_page: first as u32,
+        last_page: last as u32,
+    })
 }
 
 #[cfg(test)]
@@ -80,9 +86,19 @@ mod tests {
         let cookie = [0, 0, 0, 9];
         let read = |rest: &[u8]| segments(&[&cookie[..], rest].concat());
         assert_eq!(read(&[0, 0, 0]), Some(vec![]));
-        let one = Segment { id: 5, first_page: 1, last_page: 300 };
-        assert_eq!(read(&[2, 2, 1, 0, 0, 0, 2, 5, 1, 0x82, 0x2c, 6, 0, 0]), Some(vec![one]));
-        assert_eq!(one.doclist_index_id(1, 7), (5 << 37) + (1 << 36) + (1 << 31) + 7);
+        let one = Segment {
+            id: 5,
+            first_page: 1,
+            last_page: 300,
+        };
+        assert_eq!(
+            read(&[2, 2, 1, 0, 0, 0, 2, 5, 1, 0x82, 0x2c, 6, 0, 0]),
+            Some(vec![one])
+        );
+        assert_eq!(
+            one.doclist_index_id(1, 7),
+            (5 << 37) + (1 << 36) + (1 << 31) + 7
+        );
         let wrong: [&[u8]; 9] = [
             &[2, 1, 1, 0, 0, 0, 2, 5, 1, 9, 6, 1, 1],
             &[2, 3, 1, 0, 0, 0, 2, 5, 1, 9, 6, 1, 1],
