@@ -14,7 +14,7 @@
  *
  * Calls are safe while this very process has the database open (better-sqlite3, node:sqlite): every file of the project is
  * read in a process of its own. Work happens off the JavaScript thread. All errors are {@link KgError}s with a stable
- * `code`, except that an aborted call rejects with an `AbortError`; `docs/errors.md` explains each code.
+ * `code`, except that an aborted call rejects with an `AbortError`; `docs/reference/errors.md` explains each code.
  */
 
 /**
@@ -27,7 +27,7 @@ export declare function createBackupManager(config?: BackupManagerConfig): Backu
 
 /**
  * What a manager backs up, where to, and how. The guide's section "Backup Configuration". What is absent is as the project's
- * `.kg/config.json` has it (`kg config show --all`, `docs/schedule.md`), and otherwise as the defaults here say. A setting there that cannot be
+ * `.kg/config.json` has it (`kg config show --all`, `docs/guide/schedule.md`), and otherwise as the defaults here say. A setting there that cannot be
  * used does not count, and is a `KG_WARN_CONFIG` of each backup. If the whole file cannot be used, what writes or removes backups rejects with
  * `KG_CONFIG_INVALID`, unless `backupDir` and `encryption` are given.
  */
@@ -44,7 +44,7 @@ export interface BackupConfig {
   compression: boolean | 'gzip' | 'zstd';
   /**
    * 1 (fast) to 9 (small), as gzip and zstd mean them. Default: 6 for gzip, 3 for zstd. Databases take the same time up to gzip's 6, and are smaller
-   * than a copy is with gzip's (`docs/performance.md`).
+   * than a copy is with gzip's (`docs/internals/benchmarks.md`).
    */
   compressionLevel: number;
   /**
@@ -78,7 +78,7 @@ export interface BackupConfig {
   strict: boolean;
   /**
    * Files to leave out, as in a `.gitignore` at the project's root or in `.kg`: `*.tmp`, `plugins/cache/`, `!keep.tmp`, or an absolute path inside
-   * the project. They never apply to the graph database; one that matches nothing is a `KG_WARN_EXCLUDE`. `docs/recovery.md` describes them. Default: none.
+   * the project. They never apply to the graph database; one that matches nothing is a `KG_WARN_EXCLUDE`. `docs/guide/recovery.md` describes them. Default: none.
    */
   excludePatterns: string[];
   /** A cron expression, for {@link BackupManager.scheduler}. By itself it starts nothing. Default: none. */
@@ -299,7 +299,7 @@ export declare class BackupManager {
  * ```
  *
  * A run is one backup, with the wait for another writer of the store. Runs never overlap; times of the schedule that pass during a run
- * are dealt with by it. See `docs/schedule.md` for what happens when clocks change, machines sleep and backups fail.
+ * are dealt with by it. See `docs/guide/schedule.md` for what happens when clocks change, machines sleep and backups fail.
  */
 export declare class BackupScheduler {
   /** @throws {KgError} `KG_INVALID_OPTION`: a wrong expression is refused here, with the field that is wrong. */
@@ -670,7 +670,7 @@ export interface Problem {
   remedy: string;
 }
 
-/** `manifest.json` of an archive: the guide's section "Backup Manifest", and `docs/format.md`. */
+/** `manifest.json` of an archive: the guide's section "Backup Manifest", and `docs/reference/format.md`. */
 export interface Manifest {
   /** Of the format. */
   version: string;
@@ -727,7 +727,7 @@ export interface ManifestFile {
   stored?: 'base' | 'pages';
   /** Where `stored` is there: of the restored content, 64 hexadecimal digits. */
   sha256?: string;
-  /** Where `stored` is `pages`: see `docs/format.md`. */
+  /** Where `stored` is `pages`: see `docs/reference/format.md`. */
   pages?: { pageSize: number; changed: number; root: string };
   /** RFC 3339, in UTC. */
   mtime: string;
@@ -951,7 +951,7 @@ export interface Issue {
   repair?: string;
 }
 
-/** The codes of {@link Issue}; `docs/errors.md` explains each. */
+/** The codes of {@link Issue}; `docs/reference/errors.md` explains each. */
 export type IssueCode =
   | 'KG_ISSUE_DATABASE_MISSING'
   | 'KG_ISSUE_DATABASE_UNREADABLE'
@@ -1151,7 +1151,7 @@ export interface FreshnessCheck {
   check: () => Promise<boolean>;
 }
 
-/** The codes of {@link KgError}; `docs/errors.md` gives cause and remedy of each. */
+/** The codes of {@link KgError}; `docs/reference/errors.md` gives cause and remedy of each. */
 export type KgErrorCode =
   | 'KG_INVALID_OPTION'
   | 'KG_UNSUPPORTED'

@@ -9,8 +9,8 @@ import { kgPath, repository, run } from './support/processes.mjs';
 import { makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
 const read = (file) => readFileSync(path.join(repository, file), 'utf8');
-const own = ['README.md', ...readdirSync(path.join(repository, 'docs')).map((name) => `docs/${name}`)].filter(
-  (file) => file.endsWith('.md') && file !== 'docs/guide.md',
+const own = ['README.md', ...readdirSync(path.join(repository, 'docs'), { recursive: true }).map((name) => `docs/${name}`)].filter(
+  (file) => file.endsWith('.md') && file !== 'docs/reference/specification.md',
 );
 
 for (const file of own) {
@@ -29,8 +29,8 @@ for (const file of own) {
   });
 }
 
-describe('the commands between the blocks of docs/recovery.md run', () => {
-  const outside = read('docs/recovery.md').replace(/^```bash\n[^]*?^```$/gm, '');
+describe('the commands between the blocks of docs/guide/recovery.md run', () => {
+  const outside = read('docs/guide/recovery.md').replace(/^```bash\n[^]*?^```$/gm, '');
   const commands = new Set([...outside.matchAll(/`((?:kg|sqlite3) [^`]+)`/g)].map(([, command]) => command));
   test('there are some', () => expect(commands.size).toBeGreaterThan(8));
   test.each([...commands])('%s', async (command) => {
@@ -58,19 +58,19 @@ test('links between documents lead somewhere', () => {
   }
 });
 
-test('docs/errors.md and index.d.ts list every code of the source, and only those', () => {
+test('docs/reference/errors.md and index.d.ts list every code of the source, and only those', () => {
   const loader = read('lib/platform.js').replaceAll("'", '"');
   const sources = read('src/error.rs') + read('src/archive/report.rs') + read('src/integrity/issue.rs') + loader;
   const codes = (text) => [...new Set(text.match(/\bKG_[A-Z_]+[A-Z]\b/g))].sort();
   const inSource = codes([...sources.matchAll(/"(KG_[A-Z_]+)"/g)].map(([, code]) => code).join(' '));
-  expect(codes([...read('docs/errors.md').matchAll(/^\| `(KG_[A-Z_]+)`/gm)].map(([, code]) => code).join(' '))).toEqual(inSource);
+  expect(codes([...read('docs/reference/errors.md').matchAll(/^\| `(KG_[A-Z_]+)`/gm)].map(([, code]) => code).join(' '))).toEqual(inSource);
   const unions = [...read('index.d.ts').matchAll(/\| '(KG_[A-Z_]+)'/g)].map(([, code]) => code).join(' ');
   // An aborted call rejects with an AbortError instead.
   expect(codes(unions)).toEqual(inSource.filter((code) => code !== 'KG_ABORTED'));
 });
 
-test('docs/errors.md gives the exit status of the source', () => {
-  const documented = [...read('docs/errors.md').matchAll(/^\| `(KG_[A-Z_]+)` \| (\d+) /gm)].map(([, code, exit]) => [code, exit]);
+test('docs/reference/errors.md gives the exit status of the source', () => {
+  const documented = [...read('docs/reference/errors.md').matchAll(/^\| `(KG_[A-Z_]+)` \| (\d+) /gm)].map(([, code, exit]) => [code, exit]);
   const inSource = [...read('src/error.rs').matchAll(/= "(KG_[A-Z_]+)", exit (\d+);/g)].map(([, code, exit]) => [code, exit]);
   expect(documented).toEqual(inSource);
 });

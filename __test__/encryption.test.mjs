@@ -441,7 +441,7 @@ describe('on the command line', () => {
     const { root } = setUp();
     writeFileSync(path.join(root, 'key'), `${PASSPHRASE}\n`);
     const env = { ...process.env, PATH: `${path.dirname(kgPath)}:${process.env.PATH}`, KG_PASSPHRASE_FILE: './key' };
-    const guide = readFileSync(path.join(repository, 'docs/guide.md'), 'utf8');
+    const guide = readFileSync(path.join(repository, 'docs/reference/specification.md'), 'utf8');
     const [, block] = guide.match(/```bash\n(# Encrypt backup\n[^]*?)```/);
     const [encrypt, decrypt] = block.split('\n').filter((line) => line.startsWith('kg '));
     expect(run('sh', ['-ec', encrypt], { cwd: root, env })).toContain('.enc.tar.gz');

@@ -22,7 +22,7 @@ const SURROUNDINGS = `
   }`;
 
 function blocks() {
-  const guide = readFileSync(path.join(repository, 'docs/guide.md'), 'utf8');
+  const guide = readFileSync(path.join(repository, 'docs/reference/specification.md'), 'utf8');
   let heading = '';
   const found = [];
   for (const [, title, code] of guide.matchAll(/^#{2,4} (.+)$|^```typescript\n([^]*?)^```$/gm)) {

@@ -1,4 +1,4 @@
-// The rule that everything bends to (docs/architecture.md): a host that has the database open keeps its locks, its WAL and
+// The rule that everything bends to (docs/internals/architecture.md): a host that has the database open keeps its locks, its WAL and
 // its commits through every call.
 
 import { closeSync, existsSync, openSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';

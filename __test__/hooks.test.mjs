@@ -109,7 +109,7 @@ describe('a webhook', () => {
     const [{ headers, body }] = receiver.got;
     const [, t, v1] = headers['kg-signature'].match(/^t=(\d+),v1=([0-9a-f]{64})$/);
     expect(v1).toBe(createHmac('sha256', 'correct horse').update(`${t}.${body}`).digest('hex'));
-    const [, snippet] = readFileSync(path.join(repository, 'docs/hooks.md'), 'utf8').match(/```js\n([^]*?)```/);
+    const [, snippet] = readFileSync(path.join(repository, 'docs/guide/hooks.md'), 'utf8').match(/```js\n([^]*?)```/);
     const { isGenuine } = await import(`data:text/javascript,${encodeURIComponent(snippet)}`);
     const verdicts = (secret, header, text) => isGenuine(secret, header, text);
     expect(verdicts('correct horse', headers['kg-signature'], body)).toBe(true);

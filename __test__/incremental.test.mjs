@@ -417,7 +417,7 @@ test('random changes over a long chain come back, each of them', async () => {
   expect(await manager.verifyBackup(saved.at(-1).backup.path)).toBe(true);
 });
 
-test('the restorer in docs/format.md restores a chain with Python alone', async () => {
+test('the restorer in docs/reference/format.md restores a chain with Python alone', async () => {
   const { manager, incremental, database, at } = setUp();
   await manager.createBackup();
   change(database, "UPDATE nodes SET title = 'changed' WHERE rowid % 100 = 0");
@@ -426,7 +426,7 @@ test('the restorer in docs/format.md restores a chain with Python alone', async 
   change(database, 'DELETE FROM edges; VACUUM');
   writeFileSync(at('plugins/glossary/terms.json'), '[]');
   const last = await incremental();
-  const [, script] = readFileSync(path.join(repository, 'docs/format.md'), 'utf8').match(/```python\n([^]*?)```/);
+  const [, script] = readFileSync(path.join(repository, 'docs/reference/format.md'), 'utf8').match(/```python\n([^]*?)```/);
   const out = path.join(temporaryDirectory(), 'out');
   run('python3', ['-c', script, last.path, out]);
   const { target } = await restored(manager, last);

@@ -120,7 +120,7 @@ test('where no backup is good, the latest is the newest', async () => {
 test("the guide's monitor is told that there is no backup, and that one is young", async () => {
   const { root, backups } = makeProject();
   const manager = createBackupManager({ projectRoot: root, backupDir: backups });
-  const guide = readFileSync(new URL('../docs/guide.md', import.meta.url), 'utf8');
+  const guide = readFileSync(new URL('../docs/reference/specification.md', import.meta.url), 'utf8');
   const [, block] = guide.slice(guide.indexOf('### 3. Monitor Backup Health')).match(/^```typescript\n([^]*?)^```$/m);
   const checks = [];
   // The block as it stands: it is JavaScript too.

@@ -1,4 +1,4 @@
-// docs/monitoring.md and what lies beside it are about the metrics that there are.
+// docs/guide/monitor.md and what lies beside it are about the metrics that there are.
 
 import { readFileSync, renameSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -8,7 +8,7 @@ import { expect, test } from 'vitest';
 import { kg, repository, run, until } from './support/processes.mjs';
 import { makeProject, temporaryDirectory } from './support/project.mjs';
 
-const at = (name) => path.join(repository, 'docs', name);
+const at = (name) => path.join(repository, 'docs/guide', name);
 const read = (name) => readFileSync(at(name), 'utf8');
 const names = (text) => [...new Set(text.match(/\bkg_backup_\w+/g))].sort();
 const { panels, templating } = JSON.parse(read('monitoring/grafana-dashboard.json'));
@@ -28,7 +28,7 @@ test('every metric in the document, the alerts and the dashboard is one that a s
     const scrape = async () => (await fetch(`http://${listen.address}/metrics`)).text();
     const text = await until(async () => ((await scrape()).includes('kg_backup_last_duration_seconds{') ? scrape() : undefined), 'a backup');
     const exported = names(text);
-    expect(names(read('monitoring.md'))).toEqual(exported);
+    expect(names(read('monitor.md'))).toEqual(exported);
     expect(exported).toEqual(expect.arrayContaining(names(read('monitoring/alerts.yml'))));
     expect(exported).toEqual(expect.arrayContaining(names(JSON.stringify({ targets, templating }))));
   } finally {
@@ -44,7 +44,7 @@ test('the rules of alerts are sound, and each alert is shown to fire and not to 
   const withResult = (isQuiet) => new Set(shown.filter(([, , quiet]) => Boolean(quiet) === isQuiet).map(([, name]) => name));
   expect([...withResult(false)].sort()).toEqual([...alerts].sort());
   expect([...withResult(true)].sort()).toEqual([...alerts].sort());
-  const documented = [...read('monitoring.md').matchAll(/^\| `(Kg\w+)`/gm)].map(([, name]) => name);
+  const documented = [...read('monitor.md').matchAll(/^\| `(Kg\w+)`/gm)].map(([, name]) => name);
   expect(documented).toEqual(alerts);
 });
 

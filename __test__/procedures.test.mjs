@@ -20,7 +20,7 @@ const PACKAGE = '@weavelogic/knowledge-graph-agent';
 
 /** The first shell script below a heading of the guide. */
 function procedure(heading) {
-  const guide = readFileSync(path.join(repository, 'docs/guide.md'), 'utf8');
+  const guide = readFileSync(path.join(repository, 'docs/reference/specification.md'), 'utf8');
   return guide.slice(guide.indexOf(`${heading}\n`)).match(/^```bash\n([^]*?)^```$/m)[1];
 }
 

@@ -60,7 +60,7 @@ test('a command that fails, or does not do what it should, is an error', async (
 test('a script that goes through level 2 of the guide gets to its end without vectors', () => {
   const { root } = setUp();
   run(kgPath, ['diag', 'backup', '--no-vectors', '--output', '../backups'], { cwd: root });
-  const [, block] = readFileSync(path.join(repository, 'docs/guide.md'), 'utf8').match(/^#### Level 2.*\n\n```bash\n([^]*?)^```$/m);
+  const [, block] = readFileSync(path.join(repository, 'docs/reference/specification.md'), 'utf8').match(/^#### Level 2.*\n\n```bash\n([^]*?)^```$/m);
   const [install, ...steps] = block.split('\n').filter((line) => line && !line.startsWith('#'));
   expect(install).toMatch(/^npm install/);
   const machine = temporaryDirectory();

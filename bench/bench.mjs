@@ -29,7 +29,7 @@ const HELP = `npm run bench -- [options]
   --only ours,pigz    these contenders alone
   --sweep             instead of the tables, measure the curves: backup over size, incremental backups over what changed
   --changes 0,0.1,…   the points of the latter curve: per cent of the pages, default 0,0.1,1,5,20,100
-  --plots             draw the curves that were measured (docs/plots, or plots below --data)
+  --plots             draw the curves that were measured (docs/internals/plots, or plots below --data)
   --data bench/data   where projects, result.md and result.json are kept
   --no-build          measure the build that is installed
   --help
@@ -56,7 +56,7 @@ if (values.help) {
 }
 
 const data = path.resolve(values.data ?? path.join(root, 'bench/data'));
-const plotsDir = values.data ? path.join(data, 'plots') : path.join(root, 'docs/plots');
+const plotsDir = values.data ? path.join(data, 'plots') : path.join(root, 'docs/internals/plots');
 const resultFile = path.join(data, 'result.json');
 const runs = wholeNumbers('runs', values.runs ?? (values.sweep ? '3' : '5'))[0];
 const sizes = wholeNumbers('sizes', values.sizes ?? (values.sweep ? '10,50,200,500' : '50,500'));

@@ -18,12 +18,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 macro_rules! codes {
     ($($(#[doc = $doc:literal])+ $name:ident = $text:literal, exit $exit:literal;)+) => {
-        /// What went wrong, as a name that programs may rely on. `docs/errors.md` explains each one.
+        /// What went wrong, as a name that programs may rely on. `docs/reference/errors.md` explains each one.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum Code { $($(#[doc = $doc])+ #[serde(rename = $text)] $name,)+ }
 
         impl Code {
-            /// Every code, in the order of `docs/errors.md`.
+            /// Every code, in the order of `docs/reference/errors.md`.
             pub const ALL: &[Code] = &[$(Code::$name),+];
 
             pub fn as_str(self) -> &'static str {

@@ -29,7 +29,7 @@
 //! | [`error`] | errors and warnings, with their codes |
 //! | [`system`] | what the operating system says of paths, mounts and processes |
 //!
-//! `docs/architecture.md` says why things are as they are.
+//! `docs/internals/architecture.md` says why things are as they are.
 
 pub mod archive;
 pub mod cli;

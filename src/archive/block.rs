@@ -29,7 +29,7 @@ const GZIP_SIZE: [u8; 4] = *b"KG\x04\0";
 const ZSTD_MAGIC: [u8; 4] = *b"\x50\x2a\x4d\x18";
 const ZSTD_SIZE_AND_HASH: [u8; 8] = *b"kg-block";
 
-/// libdeflate's level for each of gzip's from 1 on, as measured on text (`docs/performance.md`): the fastest one that makes it no larger than
+/// libdeflate's level for each of gzip's from 1 on, as measured on text (`docs/internals/benchmarks.md`): the fastest one that makes it no larger than
 /// gzip does.
 const LIBDEFLATE_LEVELS: [i32; 9] = [1, 2, 3, 4, 5, 6, 6, 7, 9];
 /// The same for databases. What is left out of their pages is spent on speed, with a deflate of our own where there is no level: they are smaller all
@@ -84,7 +84,7 @@ impl Compression {
         }
     }
 
-    /// What one block holds. Smaller ones cost size, larger ones leave less to take over: `docs/performance.md` has figures.
+    /// What one block holds. Smaller ones cost size, larger ones leave less to take over: `docs/internals/benchmarks.md` has figures.
     pub fn block_bytes(self) -> usize {
         match self {
             Compression::None | Compression::Gzip(_) => 64 * 1024,

@@ -2,7 +2,7 @@
 //!
 //! An archive is a tar of entries, then `manifest.json`, then `checksums.sha256`, as a gzip or zstd stream of independent
 //! blocks (or plain), closed by a seal: the digest of everything before it, where every unpacker skips it.
-//! `docs/format.md` has it to the byte.
+//! `docs/reference/format.md` has it to the byte.
 //!
 //! ```text
 //! write   entries ─▶ tar ─▶ blocks, all cores ─▶ in order, hashed ─▶ file             [`writer`], [`database`], [`block_writer`], [`block`], [`reuse`]

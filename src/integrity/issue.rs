@@ -9,7 +9,7 @@ pub const MAX_EXAMPLES: usize = 10;
 
 macro_rules! issue_codes {
     ($($(#[doc = $doc:literal])+ $name:ident = $text:literal, $severity:ident;)+) => {
-        /// `docs/errors.md` explains each one.
+        /// `docs/reference/errors.md` explains each one.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub enum IssueCode { $($(#[doc = $doc])+ #[serde(rename = $text)] $name,)+ }
 

@@ -24,7 +24,7 @@ use crate::{
 
 const FILE: &str = "backup-runs.json";
 const LOCK_FILE: &str = "backup-runs.lock";
-/// Whoever holds it has two files to sync. No longer: the end of the service waits for this too (`docs/schedule.md`).
+/// Whoever holds it has two files to sync. No longer: the end of the service waits for this too (`docs/guide/schedule.md`).
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 const MOST_RUNS: usize = 50;
 /// Of the file.

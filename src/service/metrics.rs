@@ -1,5 +1,5 @@
 //! How the backups of a project stand, for Prometheus: over HTTP (`src/service/http/`), and as a file for the textfile collector of
-//! node_exporter (<https://github.com/prometheus/node_exporter#textfile-collector>). `docs/monitoring.md` lists the metrics.
+//! node_exporter (<https://github.com/prometheus/node_exporter#textfile-collector>). `docs/guide/monitor.md` lists the metrics.
 //!
 //! A metric that is not known is left out. Times are seconds since the epoch.
 

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! [`serve`] is a loop on one thread: read the settings when they have changed, ask the plan (`crate::schedule`), make a backup or
-//! wait for a moment. It reads the project's files between backups only, never beside one (`docs/architecture.md`, the rule).
+//! wait for a moment. It reads the project's files between backups only, never beside one (`docs/internals/architecture.md`, the rule).
 //! It ends at the end of a moment, or of a backup that it cancels: nothing of that is left.
 
 pub mod health;

@@ -2,7 +2,7 @@
 //!
 //! The loop looks at the project between backups, and puts what it found here. Who asks gets a copy, and works out from the times
 //! in it what depends on the time now. So a scrape never opens a file of the project, which beside a backup it must not
-//! (`docs/architecture.md`, the rule), and never waits for one.
+//! (`docs/internals/architecture.md`, the rule), and never waits for one.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},

@@ -142,7 +142,7 @@ fn damaged_pages_cost_no_row_on_another_page_and_invent_none() {
         );
     }
     assert!(
-        include_str!("../../docs/salvage-results.md").contains(&table),
+        include_str!("../../docs/internals/salvage-results.md").contains(&table),
         "the document says what happens"
     );
 }
@@ -338,7 +338,7 @@ fn where_the_first_page_is_lost_each_row_is_in_its_table_or_in_lost_and_found() 
     );
     println!("{row}");
     assert!(
-        include_str!("../../docs/salvage-results.md").contains(&row),
+        include_str!("../../docs/internals/salvage-results.md").contains(&row),
         "the document says what happens"
     );
 }

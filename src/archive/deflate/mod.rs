@@ -7,7 +7,7 @@
 //!
 //! Compression is what most of the time of a backup goes into, and what is left out of the pages (see [`crate::sqlite::scrub`]) is more than
 //! a quicker search loses: it looks at one earlier place only, takes the match that it finds there, and writes literals and matches
-//! in the same way, without a decision. `docs/performance.md` has figures beside libdeflate, which makes everything else.
+//! in the same way, without a decision. `docs/internals/benchmarks.md` has figures beside libdeflate, which makes everything else.
 //! The streams are ordinary: every inflater reads them.
 
 mod huffman;

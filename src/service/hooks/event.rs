@@ -1,6 +1,6 @@
 //! What a hook is told: one JSON object, the same for commands (standard input) and webhooks (the body).
 //!
-//! It is part of the interface (`docs/hooks.md`): members are added, never changed, as long as [`VERSION`] stays.
+//! It is part of the interface (`docs/guide/hooks.md`): members are added, never changed, as long as [`VERSION`] stays.
 
 use jiff::Timestamp;
 use serde::Serialize;

@@ -8,7 +8,7 @@
 //!
 //! `kg serve` and `kg diag backup` call this; Node has callbacks. A hook never changes what comes of a backup: it runs on threads of
 //! its own, within a time, and that it failed is an [`Outcome`], never an error. What is configured lies in a file that no
-//! backup holds, so that an archive can never decide what runs here (`docs/security.md`).
+//! backup holds, so that an archive can never decide what runs here (`docs/guide/security.md`).
 
 pub mod event;
 pub mod file;

@@ -5,7 +5,7 @@
 //!                  ◀──────────outcomes────────────
 //! ```
 //!
-//! It opens no file of the project: what is configured comes with the event, read between backups (`docs/architecture.md`, the rule).
+//! It opens no file of the project: what is configured comes with the event, read between backups (`docs/internals/architecture.md`, the rule).
 //! Hooks of one event run beside each other, so an event takes no longer than one hook may; events are told in their order.
 
 use std::{

@@ -1,4 +1,4 @@
-//! The service over HTTP: `/healthz`, `/readyz`, `/metrics` (`docs/monitoring.md`).
+//! The service over HTTP: `/healthz`, `/readyz`, `/metrics` (`docs/guide/monitor.md`).
 //!
 //! ```text
 //! settings ─▶ Http (the loop's side: where to listen, tried again and again) ─▶ server (a thread) ─▶ answer ◀─ board ◀─ the loop
