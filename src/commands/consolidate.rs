@@ -24,7 +24,7 @@ use crate::{
         reuse::ReuseSource,
         writer::{ArchiveWriter, Totals, checksums},
     },
-    commands::{incremental_base, manage::lock_known},
+    commands::{backup::reuse_source, manage::lock_known},
     error::{Code, Error, Result},
     store::{
         Backup, Store,
@@ -71,7 +71,7 @@ pub fn consolidate(
     let plan = chain::plan(&backup.path, &EntryFilter::default(), store.keys(), context)?;
     let state = chain::unpack(&plan, Some(&dir), store.keys(), context).map_err(no_room)?;
     // Most of it is in the full backup that the chain begins with.
-    let earlier = incremental_base::earlier(
+    let earlier = reuse_source(
         store,
         state.manifest.project.as_deref(),
         BackupType::Full,

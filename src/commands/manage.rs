@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::{
-    commands::incremental_base::own_among,
+    commands::own_backups::own_among,
     error::{Result, Warning},
     store::{Backup, Store, StoreLock, known_stores},
     util::{operation::OperationContext, unsupported},

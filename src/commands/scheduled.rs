@@ -9,7 +9,7 @@ use crate::{
     commands::{
         backup::{BackupOptions, DEFAULT_MAX_CHAIN_LENGTH},
         credentials::KeySource,
-        incremental_base::own_backups,
+        own_backups::own_backups,
     },
     config::{self, Settings},
     error::{Code, Error, Result},

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::config::{Config, parse, whole};
 use crate::{
     archive::manifest::BackupType,
-    commands::incremental_base::own_backups,
+    commands::own_backups::own_backups,
     error::{Error, Result},
     project::Project,
     schedule::{

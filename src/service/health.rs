@@ -14,7 +14,7 @@ use crate::{
     archive::manifest::BackupType,
     commands::{
         check::{inspect, is_healthy},
-        incremental_base::remembers_encrypted,
+        backup::page_cache,
         scheduled,
         verify::duration_ms,
     },
@@ -296,7 +296,7 @@ fn of_store(
 /// That a backup which says nothing of encryption is refused, before the first one is. It may be that each call says it.
 fn refused(store: &Store, issue: &dyn Fn(IssueCode, String, &str) -> Issue) -> Option<Issue> {
     let error = store
-        .check_encryption_policy(remembers_encrypted(store.home()?))
+        .check_encryption_policy(page_cache::is_of_encrypted(store.home()?))
         .err()
         .filter(|error| error.code == Code::KeyInvalid)?;
     let message = format!(

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::history::{History, HookFailure, Run};
 use crate::{
     archive::manifest::BackupType,
-    commands::{incremental_base::own_among, scheduled},
+    commands::{own_backups::own_among, scheduled},
     config::Settings,
     error::{Result, WarningCode},
     project::Project,

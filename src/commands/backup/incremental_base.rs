@@ -1,0 +1,298 @@
+//! Finds the base of an incremental backup, and checks that it can be one.
+
+use std::{
+    collections::HashSet,
+    fs,
+    io::BufWriter,
+    path::{Path, PathBuf},
+};
+
+use super::page_cache;
+use crate::{
+    archive::{
+        block::Compression,
+        block_digest::is_as_written,
+        encryption::{Keys, read::Closed},
+        manifest::{BackupType, DIGEST_PREFIX, Manifest},
+        reader::{Discard, read_archive, unreadable},
+        reuse::ReuseSource,
+        seal::SealedFile,
+    },
+    commands::own_backups::own_backups,
+    error::{Code, Error, Result},
+    project::Project,
+    sqlite::page_hashes::PageFile,
+    store::{Backup, Store, chain, described_beside, manifest_beside},
+    util::{
+        operation::{CancelToken, OperationContext, Phase},
+        regular_file,
+    },
+    worker::baseline::BaselineFile,
+};
+
+const BASELINE_FILE: &str = "base.json";
+
+/// A backup that can be the base of an incremental one.
+pub struct IncrementalBase {
+    pub backup: Backup,
+    manifest: Manifest,
+    /// The archives of its chain, the full backup first.
+    members: Vec<PathBuf>,
+}
+
+/// Returns the backup with that id as a base. Without an id, returns the newest good backup of the
+/// project that can be a base, or `None`.
+///
+/// All members of a chain have the same recipients, so that a key opens all of them or none. Fails
+/// with `KG_KEY_NEEDED` or `KG_KEY_WRONG` if the new backup would have others.
+pub fn choose(
+    store: &Store,
+    project: &Project,
+    id: Option<&str>,
+    context: &OperationContext,
+) -> Result<Option<IncrementalBase>> {
+    if let Some(id) = id {
+        return open(store.get(id)?, project, store, context).map(Some);
+    }
+    let can_be = |backup: &Backup| {
+        backup.is_sound() && !backup.safety_backup && backup.encrypted == store.encrypts()
+    };
+    for backup in own_backups(store, project)?.into_iter().filter(can_be) {
+        match open(backup, project, store, context) {
+            // An older base does not help: the key would be as wrong for it.
+            Err(error) if error.code == Code::Aborted || error.code.is_key_error() => {
+                return Err(error);
+            }
+            // An older backup may still be usable.
+            Err(_) => {}
+            chosen => return chosen.map(Some),
+        }
+    }
+    Ok(None)
+}
+
+/// Opens a backup as a base. `KG_BASE_UNUSABLE` if it cannot be one.
+fn open(
+    backup: Backup,
+    project: &Project,
+    store: &Store,
+    context: &OperationContext,
+) -> Result<IncrementalBase> {
+    let unusable = |what: &str| unusable(&backup, what);
+    let json = manifest_beside(&backup.path)?.ok_or_else(|| unusable("its manifest is gone"))?;
+    let mut manifest = Manifest::parse(&json, &backup.id)?;
+    if manifest.project.as_ref() != Some(&project.id()) {
+        return Err(unusable(
+            "it belongs to another project, or this project was moved",
+        ));
+    }
+    if backup.encrypted != store.encrypts() {
+        let what = if backup.encrypted {
+            "it is encrypted and the new backup is not"
+        } else {
+            "it is not encrypted and the new backup is"
+        };
+        return Err(unusable(what));
+    }
+    if backup.encrypted {
+        let read = || {
+            read_archive(
+                &backup.path,
+                store.keys(),
+                Some(&json),
+                &mut Discard,
+                context,
+                Phase::Verifying,
+            )
+        };
+        manifest = match page_cache::manifest(project, &backup) {
+            Some(kept) => kept,
+            None => read()?.into_manifest(&backup.path)?,
+        };
+        assert_same_readers(store.keys(), &backup, &manifest)?;
+    }
+    let members = chain::links(&backup.path, store.keys(), context)?;
+    Ok(IncrementalBase {
+        backup,
+        manifest,
+        members,
+    })
+}
+
+/// Fails with `KG_KEY_WRONG` unless the new archive has the recipients of the base.
+fn assert_same_readers(keys: &Keys, backup: &Backup, manifest: &Manifest) -> Result<()> {
+    let is_the_same = match keys.passphrase()? {
+        Some(passphrase) => {
+            let file = regular_file::open_linked(&backup.path)
+                .map_err(|cause| unreadable(&backup.path, cause))?;
+            manifest.recipients.is_empty() && opens(backup, file, &passphrase)?
+        }
+        None => manifest.recipients == keys.recipients()?,
+    };
+    if is_the_same {
+        return Ok(());
+    }
+    let message = format!(
+        "{} is encrypted with another key than the new backup",
+        backup.id
+    );
+    Err(Error::new(
+        Code::KeyWrong,
+        message,
+        "Make a full backup, or give the key that it was made with",
+    ))
+}
+
+/// Returns whether `key` opens the backup. A damaged or unreadable archive is an error, not a wrong key.
+fn opens(backup: &Backup, archive: fs::File, key: &Keys) -> Result<bool> {
+    match SealedFile::open(archive, key) {
+        Ok(_) => Ok(true),
+        Err(Closed::Key(error)) if error.code == Code::KeyWrong => Ok(false),
+        Err(Closed::Key(error)) => Err(error),
+        Err(Closed::Damaged(what)) => Err(unusable(backup, &format!("its archive {what}"))),
+        Err(Closed::Io(cause)) => Err(unreadable(&backup.path, cause)),
+    }
+}
+
+fn unusable(backup: &Backup, what: &str) -> Error {
+    let remedy = "Leave `basedOn` (`--base-backup`) out, or make a full backup";
+    Error::new(
+        Code::BaseUnusable,
+        format!("{} cannot be used as a base: {what}", backup.id),
+        remedy,
+    )
+}
+
+impl IncrementalBase {
+    /// Returns how many members its chain has.
+    pub fn members(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Reads the chain and fails with `KG_CHECKSUM_MISMATCH` if a member is damaged, because a
+    /// backup that depends on it could not be restored.
+    pub fn assert_whole(&self, context: &OperationContext) -> Result<()> {
+        let mut before: Option<String> = None;
+        for link in &self.members {
+            let manifest =
+                described_beside(link)?.filter(|manifest| manifest.based_on_checksum == before);
+            let archive = manifest.and_then(|manifest| manifest.archive);
+            let is_whole = archive
+                .as_ref()
+                .map(|archive| is_as_written(link, archive, &context.cancel));
+            context.cancel.check()?;
+            before = archive.map(|archive| format!("{DIGEST_PREFIX}{}", archive.sha256));
+            if !is_whole
+                .transpose()
+                .map_err(|cause| unreadable(link, cause))?
+                .unwrap_or(false)
+            {
+                return Err(Error::new(
+                    Code::ChecksumMismatch,
+                    format!(
+                        "Checksum mismatch: {} is damaged and cannot be part of a chain",
+                        link.display()
+                    ),
+                    "Make a full backup now; see the damage with `kg diag backup --verify`",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what the worker compares the project with into `scratch`, and returns the file.
+    pub fn prepare(
+        &self,
+        project: &Project,
+        scratch: &Path,
+        keys: &Keys,
+        context: &OperationContext,
+    ) -> Result<PathBuf> {
+        if !page_cache::copy_hashes(project, &self.backup, scratch) {
+            let (hashes, path) = (
+                self.read_hashes(keys, context)?,
+                scratch.join(page_cache::HASHES_FILE),
+            );
+            let failed = |cause| Error::io("write", &path, cause);
+            hashes
+                .write(BufWriter::new(fs::File::create(&path).map_err(failed)?))
+                .map_err(failed)?;
+        }
+        write_baseline(&self.manifest, true, scratch)
+    }
+
+    /// Returns the paths that are in this backup and not in `newer`.
+    pub fn deleted(&self, newer: &Manifest) -> Vec<String> {
+        let kept: HashSet<&str> = newer
+            .files
+            .iter()
+            .map(|record| record.path.as_str())
+            .collect();
+        let paths = self
+            .manifest
+            .files
+            .iter()
+            .map(|record| record.path.as_str());
+        paths
+            .filter(|path| !kept.contains(path))
+            .map(str::to_string)
+            .collect()
+    }
+
+    /// Computes the page hashes of the base from its chain.
+    fn read_hashes(&self, keys: &Keys, context: &OperationContext) -> Result<PageFile> {
+        let (reports, hashes) = chain::hash_pages(&self.members, keys, context)?;
+        for (report, link) in reports.into_iter().zip(&self.members) {
+            report.into_manifest(link)?;
+        }
+        hashes.ok_or_else(|| {
+            let message = format!(
+                "The backups that {} depends on do not match it",
+                self.backup.id
+            );
+            Error::new(Code::BaseUnusable, message, "Make a full backup")
+        })
+    }
+}
+
+/// Returns the newest archive of the project that can contain the same blocks as a backup of that
+/// type and compression.
+pub fn reuse_source(
+    store: &Store,
+    project: Option<&str>,
+    kind: BackupType,
+    compression: Compression,
+    cancel: &CancelToken,
+) -> Result<Option<ReuseSource>> {
+    let Some(name) = compression.name() else {
+        return Ok(None);
+    };
+    for backup in store.read()?.backups {
+        let holds_all = backup.kind == BackupType::Full || backup.kind == kind;
+        if kind == BackupType::Incremental || backup.kind == BackupType::Incremental || !holds_all {
+            continue;
+        }
+        let is_alike = |manifest: &Manifest| {
+            manifest.project.as_deref() == project && manifest.compression.as_ref() == Some(&name)
+        };
+        let archive = described_beside(&backup.path)?
+            .filter(is_alike)
+            .and_then(|manifest| manifest.archive);
+        // Only the root digest lets one pass over the file prove that it is undamaged.
+        if let Some(archive) = archive.filter(|archive| archive.root.is_some()) {
+            return Ok(Some(ReuseSource::new(&backup.path, archive, cancel)));
+        }
+    }
+    Ok(None)
+}
+
+/// Writes the baseline of a backup whose page hashes are already in `scratch`.
+pub(super) fn write_baseline(
+    manifest: &Manifest,
+    leave_out: bool,
+    scratch: &Path,
+) -> Result<PathBuf> {
+    let path = scratch.join(BASELINE_FILE);
+    BaselineFile::new(manifest, page_cache::HASHES_FILE.to_string(), leave_out).write(&path)?;
+    Ok(path)
+}

@@ -1,0 +1,170 @@
+//! The command `backup`: saves a project into a new archive of a store.
+//!
+//! | module | duty |
+//! | --- | --- |
+//! | [`plan`] | decides the type, and what is reused |
+//! | [`incremental_base`] | finds and checks the base of an incremental backup |
+//! | [`page_cache`] | remembers the pages of the newest backup |
+//! | [`save`], [`receive`] | carry out the plan: worker to archive |
+//! | [`content`] | the manifest, and whether something is missing |
+//! | [`old_backups`] | applies the retention policy afterwards |
+
+mod content;
+mod incremental_base;
+mod old_backups;
+pub mod page_cache;
+mod plan;
+mod receive;
+mod save;
+
+use std::{path::Path, time::Duration};
+
+use serde::Serialize;
+
+pub use self::incremental_base::reuse_source;
+use self::{old_backups::look_after, plan::BackupPlan, save::Run};
+use crate::{
+    archive::{block::Compression, manifest::BackupType},
+    commands::{own_backups::own_backups, prune::PruneResult},
+    error::{Error, Result},
+    project::{Project, exclude::Exclusion},
+    store::{Backup, Store, known_stores, retention::Policy},
+    util::{operation::OperationContext, unsupported},
+    worker::{
+        client::{Worker, WorkerMode},
+        restore::undo::DEFAULT_RETENTION_DAYS,
+    },
+};
+
+/// The default of `lockTimeout`.
+pub const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+/// The default of `maxChainLength`. A restore and each further backup read all members of a chain,
+/// and none can be removed before the last one.
+pub const DEFAULT_MAX_CHAIN_LENGTH: u32 = 64;
+
+/// What to save, and how.
+#[derive(Debug, Clone)]
+pub struct BackupOptions {
+    pub kind: BackupType,
+    /// The id of the base of an incremental backup. Default: the newest good backup.
+    pub based_on: Option<String>,
+    /// The most members that a chain may have. A longer one begins anew with a full backup, unless
+    /// `based_on` names the base.
+    pub max_chain_length: u32,
+    pub description: Option<String>,
+    /// Marks the backup that a repair makes first. It may hold damage, so it is never the latest.
+    pub is_safety_backup: bool,
+    pub include_vectors: bool,
+    pub include_plugin_data: bool,
+    /// Patterns as in `.gitignore`, relative to the root of the project.
+    pub exclude_patterns: Vec<String>,
+    pub compression: Compression,
+    /// Checks each snapshot as `PRAGMA quick_check` does. The manifest holds the result.
+    pub check_source: bool,
+    /// How long to wait for another writer of the store and for the lock of a database.
+    pub lock_timeout: Duration,
+    /// Which backups to keep after this one.
+    pub retention: Policy,
+    /// Fails with `KG_INCOMPLETE` if the backup would lack a part of the project.
+    pub strict: bool,
+    /// How many days the files that a restore replaced are kept for an undo.
+    pub undo_retention_days: u32,
+}
+
+impl Default for BackupOptions {
+    fn default() -> Self {
+        BackupOptions {
+            kind: BackupType::Full,
+            based_on: None,
+            max_chain_length: DEFAULT_MAX_CHAIN_LENGTH,
+            description: None,
+            is_safety_backup: false,
+            include_vectors: true,
+            include_plugin_data: true,
+            exclude_patterns: Vec::new(),
+            compression: Compression::GZIP,
+            check_source: true,
+            lock_timeout: DEFAULT_LOCK_TIMEOUT,
+            retention: Policy::default(),
+            strict: false,
+            undo_retention_days: DEFAULT_RETENTION_DAYS,
+        }
+    }
+}
+
+/// A new backup, and what became of the older ones.
+#[derive(Debug, Clone, Serialize)]
+pub struct Created {
+    #[serde(flatten)]
+    pub backup: Backup,
+    /// Bytes of the archive that were copied from an earlier one.
+    #[serde(rename = "reusedBytes")]
+    pub reused_bytes: u64,
+    /// Absent if no limit is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention: Option<PruneResult>,
+    /// Why the limits were not applied. Absent if they were, or if none is set.
+    #[serde(rename = "retentionError", skip_serializing_if = "Option::is_none")]
+    pub retention_error: Option<Error>,
+}
+
+/// Saves the project at `root` and returns when the backup is on the disk.
+///
+/// A failure or an abort leaves nothing behind. Once the backup is on the disk, every problem with
+/// older backups is a warning.
+pub fn create_backup(
+    root: &Path,
+    store: &Store,
+    worker_mode: &WorkerMode,
+    options: &BackupOptions,
+    context: &OperationContext,
+) -> Result<Created> {
+    // The worker checks these too. Checked here, they fail before a directory is made.
+    let project = Project::open(root)?;
+    Exclusion::new(project.root(), &options.exclude_patterns)?;
+    store.assert_outside(&project)?;
+    store.check_encryption_policy(page_cache::is_of_encrypted(&project))?;
+    let mut warnings = Worker::recover_interrupted(
+        worker_mode,
+        project.root(),
+        options.lock_timeout,
+        options.undo_retention_days,
+        context,
+    )?;
+    let lock = store.lock(options.lock_timeout, context)?;
+    warnings.extend(store.clean_up(&lock, context)?);
+    let own = own_backups(store, &project)?;
+    let emptied = known_stores::emptied(&project, store, &own);
+    let store_was_emptied = emptied.is_some();
+    warnings.extend(emptied);
+
+    let plan = BackupPlan::decide(&project, store, options, context)?;
+    let run = Run {
+        project: &project,
+        store,
+        lock: &lock,
+        worker_mode,
+        options,
+        context,
+    };
+    let saved = run.carry_out(plan)?;
+    warnings.extend(saved.plan_warnings);
+
+    let mut backup = saved.backup;
+    // Hooks report the first warning, so those about the whole backup come before those about
+    // single files.
+    backup.warnings.splice(0..0, warnings);
+    backup.warnings.extend(store.key_warnings(&backup.path));
+    backup.warnings.extend(store.key_without_encryption());
+    let old = look_after(&project, store, &lock, options, &backup, store_was_emptied);
+    backup.warnings.extend(old.warnings);
+    backup
+        .warnings
+        .extend(unsupported::warnings(&[store.dir(), &project.state_dir()]));
+    Ok(Created {
+        backup,
+        reused_bytes: saved.reused_bytes,
+        retention: old.retention,
+        retention_error: old.error,
+    })
+}

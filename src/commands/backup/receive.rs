@@ -1,0 +1,142 @@
+//! Receives what the worker sends, and writes it into the archive.
+
+use std::io::{self, BufRead, Read};
+
+use crate::{
+    archive::writer::{ArchiveWriter, DatabaseEntry},
+    error::Result,
+    util::operation::{OperationContext, Phase},
+    worker::{
+        client::{Response, Worker, protocol_violation},
+        protocol::{Message, Saved},
+    },
+};
+
+/// Moves everything that the worker sends into the archive.
+pub(super) fn receive(
+    worker: &mut Worker,
+    archive: &mut ArchiveWriter,
+    context: &OperationContext,
+) -> Result<Saved> {
+    let mut progress = SavingProgress {
+        context,
+        done: 0,
+        total: 0,
+    };
+    loop {
+        match worker.next()? {
+            Response::Message(Message::Planned { bytes_total }) => progress.plan(bytes_total)?,
+            Response::Message(Message::Entry { record, owner }) => {
+                let left = record.entry_size().ok_or_else(protocol_violation)?;
+                let data = EntryData {
+                    left,
+                    worker,
+                    piece: Vec::new(),
+                    taken: 0,
+                    progress: &mut progress,
+                };
+                // The worker also reads the pages that did not change.
+                let skipped = record.size.saturating_sub(left);
+                archive.add(record, owner, data)?;
+                progress.advance(skipped)?;
+            }
+            Response::Message(Message::Database { record, owner }) => {
+                receive_database(
+                    worker,
+                    archive.begin_database(record, owner)?,
+                    &mut progress,
+                )?;
+            }
+            Response::Message(Message::Unchanged { record }) => {
+                progress.advance(record.size)?;
+                archive.add_unchanged(record)?;
+            }
+            Response::Message(Message::Saved(saved)) => return Ok(saved),
+            _ => return Err(protocol_violation()),
+        }
+    }
+}
+
+/// Moves one database into the archive, block by block.
+fn receive_database(
+    worker: &mut Worker,
+    mut database: DatabaseEntry<'_>,
+    progress: &mut SavingProgress<'_>,
+) -> Result<()> {
+    loop {
+        let bytes = match worker.next()? {
+            Response::Block(block, hash) => database.write(block, hash)?,
+            Response::Message(Message::Same { blocks }) => database.take_over(&blocks)?,
+            Response::Message(Message::DatabaseEnd { sha256, blocks }) => {
+                return database.finish(sha256, blocks);
+            }
+            _ => return Err(protocol_violation()),
+        };
+        progress.advance(bytes)?;
+    }
+}
+
+/// Counts the bytes that are saved, and reports them.
+struct SavingProgress<'a> {
+    context: &'a OperationContext,
+    done: u64,
+    total: u64,
+}
+
+impl SavingProgress<'_> {
+    fn plan(&mut self, bytes_total: u64) -> Result<()> {
+        self.total = bytes_total;
+        self.advance(0)
+    }
+
+    fn advance(&mut self, bytes: u64) -> Result<()> {
+        self.done += bytes;
+        // A file may grow after it was planned.
+        self.total = self.total.max(self.done);
+        self.context.report(Phase::Saving, self.done, self.total)
+    }
+}
+
+/// The content of one entry, as the worker sends it.
+struct EntryData<'a, 'b> {
+    worker: &'a mut Worker,
+    left: u64,
+    piece: Vec<u8>,
+    taken: usize,
+    progress: &'a mut SavingProgress<'b>,
+}
+
+impl EntryData<'_, '_> {
+    fn next_piece(&mut self) -> Result<()> {
+        match self.worker.next()? {
+            Response::Data(piece) if piece.len() as u64 <= self.left && !piece.is_empty() => {
+                self.left -= piece.len() as u64;
+                self.progress.advance(piece.len() as u64)?;
+                (self.piece, self.taken) = (piece, 0);
+                Ok(())
+            }
+            _ => Err(protocol_violation()),
+        }
+    }
+}
+
+impl Read for EntryData<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.fill_buf()?.read(buffer)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
+
+impl BufRead for EntryData<'_, '_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.taken == self.piece.len() && self.left > 0 {
+            self.next_piece().map_err(io::Error::other)?;
+        }
+        Ok(&self.piece[self.taken..])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.taken += count;
+    }
+}
