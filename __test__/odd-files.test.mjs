@@ -142,7 +142,7 @@ describe('what is not saved is said, and refused with strict', () => {
     chmodSync(at('secret'), 0o000);
     run('chown', ['root', at('secret')]);
     const { id, type, warnings } = await asNobody('--type', 'incremental');
-    expect([type, warnings]).toEqual(['incremental', [{ code: 'KG_WARN_FILE_UNREADABLE', path: '.kg/secret', message: expect.stringContaining('kept as it was in the backup before') }]]);
+    expect([type, warnings]).toEqual(['incremental', [{ code: 'KG_WARN_FILE_UNREADABLE', path: '.kg/secret', message: expect.stringContaining('kept as it is in the base') }]]);
     const target = path.join(temporaryDirectory(), 'target');
     expect((await kg(['diag', 'restore', '--file', id, '--backup-dir', backups, '--target', target], { cwd: root })).status).toBe(0);
     expect(readFileSync(path.join(target, '.kg/secret'), 'utf8')).toBe('then');

@@ -1,11 +1,11 @@
 //! Reads a database once, block by block.
 //!
 //! ```text
-//! a thread: read ─▶ erase ─▶ look whether it is sound ─▶ hash, compare with an earlier backup ─▶ this thread: whatever is to be done with it
+//! a thread: read ─▶ scrub ─▶ fast check ─▶ hash, compare with an earlier backup ─▶ this thread: send
 //! ```
 //!
-//! A block is hashed as a whole first. Where an earlier backup has the same at the same place, so are the hashes of its pages, which take longer
-//! to make; elsewhere each page is hashed.
+//! A block is hashed as a whole first. If an earlier backup has the same block at the same place, its
+//! page hashes are known too. Otherwise each page is hashed, which takes longer.
 
 use std::thread;
 
@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// Read, and not yet taken; at least a few blocks.
+/// How many bytes may wait between the two threads, but at least a few blocks.
 const BYTES_WAITING: usize = 2 * 1024 * 1024;
 const LEAST_BLOCKS_WAITING: usize = 4;
 
@@ -34,16 +34,17 @@ const LEAST_BLOCKS_WAITING: usize = 4;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reading<'a> {
     pub block_bytes: usize,
-    /// Without what pages no longer hold.
+    /// Scrub deleted content from the pages.
     pub erase: bool,
-    /// What it was at an earlier backup.
+    /// The hashes at an earlier backup.
     pub known: Option<&'a DatabaseHashes>,
 }
 
+/// A block of a database, scrubbed and hashed.
 pub(super) struct Block {
     pub bytes: Vec<u8>,
     pub hash: ContentHash,
-    /// The earlier backup has the same block at the same place.
+    /// Whether the earlier backup has the same block at the same place.
     pub is_known: bool,
 }
 
@@ -51,7 +52,7 @@ pub(super) struct Block {
 pub(super) fn read(
     snapshot: &mut Snapshot,
     reading: Reading<'_>,
-    mut proof: Option<&mut FastCheck>,
+    mut fast_check: Option<&mut FastCheck>,
     cancel: &CancelToken,
     mut take: impl FnMut(Block) -> Result<()>,
 ) -> Result<DatabaseHashes> {
@@ -61,16 +62,16 @@ pub(super) fn read(
         let hash = move || {
             let page_bytes = snapshot.page_size_bytes();
             let mut hashes = Hashes::new(page_bytes, reading);
-            let mut eraser = reading
+            let mut scrubber = reading
                 .erase
                 .then(|| Scrubber::new(snapshot, cancel))
                 .transpose()?;
             let mut look = |number: u64, page: &mut [u8]| {
-                let read = eraser
+                let read = scrubber
                     .as_mut()
-                    .and_then(|eraser| eraser.scrub_unused(number, page));
-                if let Some(proof) = &mut proof {
-                    proof.page(page, read);
+                    .and_then(|scrubber| scrubber.scrub_unused(number, page));
+                if let Some(fast_check) = &mut fast_check {
+                    fast_check.page(page, read);
                 }
             };
             snapshot.read_chunks(reading.block_bytes, cancel, |first, piece| {
@@ -92,7 +93,7 @@ pub(super) fn read(
         };
         let hashing = start_in(threads, "kg-hash", hash)?;
         let taken = received.iter().try_for_each(&mut take);
-        // The other side waits for room no longer.
+        // This ends a thread that waits for room in the channel.
         drop(received);
         let panicked = |_| {
             Err(Error::new(
@@ -108,7 +109,7 @@ pub(super) fn read(
 
 struct Hashes<'a> {
     made: DatabaseHashes,
-    /// Of pages of the same size.
+    /// The hashes of an earlier backup with the same page size.
     known: Option<&'a DatabaseHashes>,
 }
 

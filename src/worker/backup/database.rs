@@ -1,4 +1,5 @@
-//! Sends a database: the pages of one snapshot, all of them or those that changed since the base, without what they no longer hold.
+//! Sends a database: all pages of one snapshot, or those that changed since the base. Content that
+//! was deleted is scrubbed from the pages.
 
 use std::thread;
 
@@ -9,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::{
     Saving,
     blocks::{self, Block, Reading},
-    owner, record,
+    records::{owner, record},
 };
 use crate::{
     archive::{
@@ -33,14 +34,14 @@ use crate::{
     },
 };
 
-/// How many blocks one message tells of.
+/// The most blocks that one message names.
 const SAME_AT_ONCE: usize = 256;
 
 impl Saving<'_> {
     pub(super) fn snapshot(&mut self, source: &Source, mut snapshot: Snapshot) -> Result<()> {
         let depth = self.depth(source);
         let found = if self.looks_unchanged(source, &snapshot) {
-            // Then it has the very pages that were found sound, and is not checked again.
+            // The pages are those of a sound backup, so they are not checked again.
             if let Some(found) = self.pages(source, &mut snapshot, true, None)? {
                 self.saved.integrity.full_text &= found == Depth::All;
                 return Ok(());
@@ -61,7 +62,8 @@ impl Saving<'_> {
         Ok(())
     }
 
-    /// Sends what is to be saved, and checks it meanwhile: the pages as they come by, and what has to be asked of SQLite beside that.
+    /// Sends the database and checks it at the same time: the fast check sees each page that is sent,
+    /// and a second connection runs the checks of SQLite.
     fn pages_and_findings(
         &mut self,
         source: &Source,
@@ -70,20 +72,20 @@ impl Saving<'_> {
     ) -> Result<Findings> {
         let (ask, asked) = unbounded();
         let cancel = self.cancel;
-        let mut proof = FastCheck::begin(&snapshot, ask, cancel)?;
-        let asked = proof.is_some().then_some(asked);
-        let twin = snapshot.second_connection();
+        let mut fast_check = FastCheck::begin(&snapshot, ask, cancel)?;
+        let asked = fast_check.is_some().then_some(asked);
+        let second = snapshot.second_connection();
         let (sent, is_proven, beside) = thread::scope(|threads| {
             let asked = asked.as_ref();
-            let check = |mut twin| {
+            let check = |mut second| {
                 start_in(threads, "kg-check", move || {
-                    findings(&mut twin, depth, asked, cancel)
+                    findings(&mut second, depth, asked, cancel)
                 })
             };
-            let beside = twin.map(check).transpose()?;
-            let sent = self.pages(source, &mut snapshot, false, proof.as_mut());
-            // Nothing more is asked then.
-            let is_proven = proof.map(FastCheck::end);
+            let beside = second.map(check).transpose()?;
+            let sent = self.pages(source, &mut snapshot, false, fast_check.as_mut());
+            // This closes the channel, so the thread that asks SQLite ends.
+            let is_proven = fast_check.map(FastCheck::end);
             let beside =
                 beside.map(|beside| beside.join().unwrap_or_else(|_| Err(check_panicked())));
             Ok::<_, Error>((sent, is_proven, beside))
@@ -92,7 +94,7 @@ impl Saving<'_> {
         let (_held, mut connection) = snapshot.into_connection();
         let mut found =
             beside.unwrap_or_else(|| findings(&mut connection, depth, asked.as_ref(), cancel))?;
-        // SQLite calls a read that fails once damage too. What is damaged is so the next time.
+        // SQLite also reports damage if a single read fails. Real damage is found again.
         if !found.damage.is_empty() {
             let again = findings(&mut connection, depth, None, cancel)?;
             if again.damage.is_empty() {
@@ -107,8 +109,9 @@ impl Saving<'_> {
         Ok(found)
     }
 
-    /// An incremental backup of a database that was found sound leaves its full-text indexes to the next full one: to read them can take
-    /// longer than all else together, and they can be made again from their tables.
+    /// Returns how much of the database is checked. If the base of an incremental backup is sound, its
+    /// full-text indexes are not checked before the next full backup: reading them can take longer
+    /// than everything else, and they can be rebuilt from their tables.
     fn depth(&self, source: &Source) -> Depth {
         let was_sound = self
             .base
@@ -120,30 +123,32 @@ impl Saving<'_> {
         }
     }
 
-    /// Whether the files of the database look as they did at an earlier backup that was found sound. This only decides what
-    /// is done beside what: its blocks are compared.
+    /// Returns whether the files of the database look as they did at an earlier sound backup. This
+    /// is only a hint that chooses the faster order of work; the blocks decide.
     fn looks_unchanged(&self, source: &Source, snapshot: &Snapshot) -> bool {
         let now = record(source, snapshot.metadata(), snapshot.size_bytes());
         let wal = std::fs::metadata(companion(&source.absolute, COMPANIONS[0]))
             .map_or(0, |wal| wal.len());
         let looks =
             |known: &Baseline| known.sound().is_some() && known.looks_like(&now, self.block_bytes);
-        // What is kept of pages that are not erased is in no earlier backup.
+        // Earlier backups contain scrubbed pages, so they match only if this one scrubs too.
         wal == 0 && self.erase && self.known.is_some_and(looks)
     }
 
-    /// Sends what is to be saved of the database. Where it has the very pages that were found sound at an earlier backup, how far they
-    /// were checked then.
+    /// Sends the database. If its pages are those of an earlier sound backup, returns how deeply that
+    /// backup checked them.
     fn pages(
         &mut self,
         source: &Source,
         snapshot: &mut Snapshot,
         looks_unchanged: bool,
-        proof: Option<&mut FastCheck>,
+        fast_check: Option<&mut FastCheck>,
     ) -> Result<Option<Depth>> {
         let hashes = match self.base.and_then(|base| base.hashes(&source.path)) {
-            Some(base) => self.changed_pages(source, snapshot, base, looks_unchanged, proof)?,
-            None => self.all_pages(source, snapshot, looks_unchanged, proof)?,
+            Some(base) => {
+                self.changed_pages(source, snapshot, base, looks_unchanged, fast_check)?
+            }
+            None => self.all_pages(source, snapshot, looks_unchanged, fast_check)?,
         };
         let is_as_then = |known: &&Baseline| {
             known
@@ -158,57 +163,58 @@ impl Saving<'_> {
         Ok(found)
     }
 
-    /// Sends all of it, but for the blocks that the earlier archive has.
+    /// Sends all pages, except blocks that the earlier archive contains.
     fn all_pages(
         &mut self,
         source: &Source,
         snapshot: &mut Snapshot,
         looks_unchanged: bool,
-        proof: Option<&mut FastCheck>,
+        fast_check: Option<&mut FastCheck>,
     ) -> Result<DatabaseHashes> {
         let size = snapshot.size_bytes();
         let record = record(source, snapshot.metadata(), size);
         let owner = owner(snapshot.metadata());
-        self.answers.message(Message::Database { record, owner })?;
-        // Smaller ones share a block with other files.
+        self.responses
+            .message(Message::Database { record, owner })?;
+        // A smaller database shares a block with other files.
         let takes_over = self.takes_over && size >= self.block_bytes as u64;
-        let (pass, answers) = (self.pass(source, looks_unchanged), &mut *self.answers);
+        let (pass, responses) = (self.pass(source, looks_unchanged), &mut *self.responses);
         let mut same = Vec::new();
-        let hashes = pass.read(snapshot, proof, &mut |block| {
+        let hashes = pass.read(snapshot, fast_check, &mut |block| {
             if takes_over && block.is_known {
                 same.push(block.hash);
                 return if same.len() < SAME_AT_ONCE {
                     Ok(())
                 } else {
-                    tell_same(answers, &mut same)
+                    send_same(responses, &mut same)
                 };
             }
-            tell_same(answers, &mut same)?;
-            answers.block(block.bytes, block.hash)
+            send_same(responses, &mut same)?;
+            responses.block(block.bytes, block.hash)
         })?;
-        tell_same(answers, &mut same)?;
+        send_same(responses, &mut same)?;
         let (sha256, blocks) = (hashes.sha256.clone(), Blocks::from(&hashes.blocks));
-        answers.message(Message::DatabaseEnd { sha256, blocks })?;
+        responses.message(Message::DatabaseEnd { sha256, blocks })?;
         Ok(hashes)
     }
 
-    /// The pages are read twice in the one transaction: first to see which of them changed, then those.
+    /// Reads the pages twice in one transaction: first to find those that changed, then to send them.
     fn changed_pages(
         &mut self,
         source: &Source,
         snapshot: &mut Snapshot,
         base: &DatabaseHashes,
         looks_unchanged: bool,
-        proof: Option<&mut FastCheck>,
+        fast_check: Option<&mut FastCheck>,
     ) -> Result<DatabaseHashes> {
         let hashes = self
             .pass(source, looks_unchanged)
-            .read(snapshot, proof, &mut |_| Ok(()))?;
+            .read(snapshot, fast_check, &mut |_| Ok(()))?;
         let (page_size, size) = (snapshot.page_size_bytes(), snapshot.size_bytes());
         let (pages, base) = (&hashes.pages, &base.pages);
         let changed = pages.changed_since(base).unwrap_or_default();
         let is_same = changed.is_empty() && pages.hashes.len() == base.hashes.len();
-        // Hashes of something else: what the manifest says of the base decides.
+        // The cached hashes may belong to another state; the manifest of the base decides.
         let is_wrong = is_same
             && !self
                 .base
@@ -223,7 +229,7 @@ impl Saving<'_> {
         record.blocks = Some(Blocks::from(&hashes.blocks));
         if is_same {
             record.stored = Storage::Unchanged;
-            self.answers.message(Message::Unchanged { record })?;
+            self.responses.message(Message::Unchanged { record })?;
             return Ok(hashes);
         }
         record.stored = Storage::Delta;
@@ -233,8 +239,8 @@ impl Saving<'_> {
             root: pages.root(),
         });
         let owner = owner(snapshot.metadata());
-        self.answers.message(Message::Entry { record, owner })?;
-        let mut out = Chunks::new(|chunk| self.answers.data(chunk));
+        self.responses.message(Message::Entry { record, owner })?;
+        let mut out = Chunks::new(|chunk| self.responses.data(chunk));
         out.push(&delta::header(page_size))?;
         scrub::pages_of(snapshot, &changed, self.cancel, |number, page| {
             out.push(&number.to_le_bytes())?;
@@ -250,7 +256,7 @@ impl Saving<'_> {
     {
         let reading = Reading {
             block_bytes: self.block_bytes,
-            // What a backup rests on is erased too.
+            // The pages of the base are scrubbed, and must match.
             erase: self.erase || self.base.is_some(),
             known: self.known.and_then(|known| known.hashes(&source.path)),
         };
@@ -263,26 +269,27 @@ impl Saving<'_> {
     }
 }
 
-/// One pass over a database, which tells its hashes and the SHA-256 of the whole.
+/// One pass over a database. It computes the hashes of pages and blocks, and the SHA-256 of the
+/// whole.
 struct Pass<'a> {
     reading: Reading<'a>,
     path: &'a str,
-    /// The backup since which it seems not to have changed.
+    /// The backup since which the database looks unchanged.
     earlier: Option<&'a Baseline>,
     cancel: &'a CancelToken,
 }
 
 impl Pass<'_> {
-    /// The SHA-256 takes longer than all else here, so what seems to be as it was is read without. If it is, the manifest has it; if not, it is read
-    /// again.
+    /// The SHA-256 takes longer than everything else here. If the database looks unchanged, this
+    /// takes the SHA-256 from the earlier manifest, and reads again if the blocks differ after all.
     fn read(
         self,
         snapshot: &mut Snapshot,
-        proof: Option<&mut FastCheck>,
+        fast_check: Option<&mut FastCheck>,
         take: &mut dyn FnMut(Block) -> Result<()>,
     ) -> Result<DatabaseHashes> {
         let mut whole = Sha256::new();
-        let mut hashes = blocks::read(snapshot, self.reading, proof, self.cancel, |block| {
+        let mut hashes = blocks::read(snapshot, self.reading, fast_check, self.cancel, |block| {
             if self.earlier.is_none() {
                 whole.update(&block.bytes);
             }
@@ -306,17 +313,17 @@ impl Pass<'_> {
     }
 }
 
-fn tell_same(answers: &mut dyn ResponseSink, same: &mut Vec<ContentHash>) -> Result<()> {
+fn send_same(responses: &mut dyn ResponseSink, same: &mut Vec<ContentHash>) -> Result<()> {
     if same.is_empty() {
         Ok(())
     } else {
-        answers.message(Message::Same {
+        responses.message(Message::Same {
             blocks: std::mem::take(same),
         })
     }
 }
 
-/// What SQLite finds: in these tables, or everywhere, and in full-text indexes.
+/// Returns what SQLite finds in the given tables, or in all of them, and in full-text indexes.
 fn findings(
     connection: &mut Connection,
     depth: Depth,
@@ -342,7 +349,7 @@ fn check_panicked() -> Error {
     )
 }
 
-/// Collects data into chunks of `DATA_CHUNK_BYTES`, and hands them on.
+/// Collects data into chunks of `DATA_CHUNK_BYTES` and passes them on.
 struct Chunks<F> {
     hand_on: F,
     chunk: Vec<u8>,

@@ -9,7 +9,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{Saving, record};
+use super::{Saving, records::record};
 use crate::{
     archive::manifest::{FileRecord, Storage},
     error::{Error, Result},
@@ -18,19 +18,20 @@ use crate::{
     worker::protocol::{DATA_CHUNK_BYTES, Message},
 };
 
-/// Files up to this size are read whole before they are sent, so that one that changes meanwhile is read again.
+/// Files up to this size are read completely before they are sent, so that a file that changes
+/// meanwhile can be read again.
 const WHOLE_FILE_BYTES: u64 = 8 * 1024 * 1024;
-/// How often a small file that changes while it is read is read again.
+/// How often a small file is read if it changes meanwhile.
 const READ_ATTEMPTS: u32 = 5;
 
 impl Saving<'_> {
-    /// Sends a file; `from` is where its bytes are, which for a copied-out one is not where it lies.
+    /// Sends a file. `from` is where to read it; for a copied database that is not its own path.
     pub(super) fn file(&mut self, source: &Source, from: &Path) -> Result<()> {
         let opened =
             regular_file::open(from).and_then(|file| file.metadata().map(|found| (file, found)));
         let (file, found) = match opened {
             Ok(opened) => opened,
-            // Removed since it was found: it is not part of the project any more.
+            // It was removed after it was found, so it is not part of the project any more.
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(cause) => return self.unreadable(source, &cause),
         };
@@ -68,14 +69,14 @@ impl Saving<'_> {
             }
             self.entry(source, &after, size)?;
             for chunk in content.chunks(DATA_CHUNK_BYTES) {
-                self.answers.data(chunk.to_vec())?;
+                self.responses.data(chunk.to_vec())?;
             }
             return Ok(());
         }
         Ok(())
     }
 
-    /// Sends as many bytes as the file had when it was opened, padded with zeros where it shrank.
+    /// Sends as many bytes as the file had when it was opened. If it shrank, zeros fill the rest.
     fn large_file(
         &mut self,
         source: &Source,
@@ -124,7 +125,7 @@ impl Saving<'_> {
                 chunk.resize(most as usize, 0);
             }
             left -= chunk.len() as u64;
-            self.answers.data(chunk)?;
+            self.responses.data(chunk)?;
         }
         let after = file
             .metadata()
@@ -135,7 +136,7 @@ impl Saving<'_> {
         Ok(())
     }
 
-    /// Tells that a file is as it is in the base, where it is.
+    /// If the file is unchanged since the base, sends that and returns `true`.
     fn is_unchanged(
         &mut self,
         source: &Source,
@@ -154,7 +155,7 @@ impl Saving<'_> {
             sha256: Some(sha256.to_string()),
             ..record(source, found, size)
         };
-        self.answers.message(Message::Unchanged { record })?;
+        self.responses.message(Message::Unchanged { record })?;
         Ok(true)
     }
 }
@@ -176,7 +177,7 @@ impl io::Write for Hashing<'_> {
     }
 }
 
-/// Of the file where it lies: the copy of a damaged database has others.
+/// Returns the attributes of the file itself, because the copy of a damaged database has others.
 fn attributes(source: &Source, from: &Path, found: Metadata) -> Metadata {
     if from == source.absolute {
         found
@@ -189,7 +190,7 @@ fn read_whole(path: &Path) -> io::Result<(Vec<u8>, Metadata, Metadata)> {
     let mut file = regular_file::open(path)?;
     let before = file.metadata()?;
     let mut content = Vec::with_capacity(before.len() as usize);
-    // A file that grows without end must not fill the memory.
+    // The limit protects the memory from a file that keeps growing.
     file.by_ref()
         .take(2 * WHOLE_FILE_BYTES)
         .read_to_end(&mut content)?;
