@@ -1,429 +1,681 @@
 /**
  * Backup and recovery for knowledge-graph projects.
  *
- * A project is a directory that holds `.kg/`: a SQLite database that several processes write, configuration,
- * embeddings, plugin data. A {@link BackupManager} saves it while it is in use, verifies archives, and brings it back.
+ * A project is a directory that contains `.kg/`: a SQLite database that several processes write,
+ * configuration, embeddings and plugin data. A {@link BackupManager} backs up a project while it is
+ * in use, verifies archives and restores them.
  *
  * ```ts
  * import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
  *
- * const manager = createBackupManager({ projectRoot: '/path/to/project', backupDir: '/path/to/backups' });
+ * const manager = createBackupManager({
+ *   projectRoot: '/path/to/project',
+ *   backupDir: '/path/to/backups',
+ * });
  * const backup = await manager.createBackup({ description: 'Pre-migration backup' });
  * if (await manager.verifyBackup(backup.path)) console.log(`${backup.id}: ${backup.size} bytes`);
  * ```
  *
- * Calls are safe while this very process has the database open (better-sqlite3, node:sqlite): every file of the project is
- * read in a process of its own. Work happens off the JavaScript thread. All errors are {@link KgError}s with a stable
- * `code`, except that an aborted call rejects with an `AbortError`; `docs/reference/errors.md` explains each code.
+ * Calls are safe while this process has the database open (better-sqlite3, node:sqlite). A separate
+ * worker process reads the files of the project. No call blocks the JavaScript thread.
+ *
+ * Every error is a {@link KgError} with a stable `code`, except that an aborted call rejects with
+ * an `AbortError`. `docs/reference/errors.md` explains each code.
+ *
+ * A relative path is resolved against the working directory at the time of the call that receives
+ * it.
  */
 
 /**
- * Makes a manager. Nothing is opened or created until a call needs it.
+ * Creates a manager. The manager opens and creates nothing until a call needs it.
  *
- * @throws {KgError} `KG_INVALID_OPTION` for an unknown option or an impossible value; `KG_UNSUPPORTED` for what this release
- * does not do; `KG_BACKUP_DIR_INVALID` where `backupDir` is a file.
+ * @throws {KgError} `KG_INVALID_OPTION` for an unknown option or an invalid value; `KG_UNSUPPORTED`
+ * for a feature that this release does not have; `KG_BACKUP_DIR_INVALID` if `backupDir` is a file
  */
 export declare function createBackupManager(config?: BackupManagerConfig): BackupManager;
 
 /**
- * What a manager backs up, where to, and how. The guide's section "Backup Configuration". What is absent is as the project's
- * `.kg/config.json` has it (`kg config show --all`, `docs/guide/schedule.md`), and otherwise as the defaults here say. A setting there that cannot be
- * used does not count, and is a `KG_WARN_CONFIG` of each backup. If the whole file cannot be used, what writes or removes backups rejects with
- * `KG_CONFIG_INVALID`, unless `backupDir` and `encryption` are given.
+ * What a manager backs up, where the backups are kept, and how they are made. See the guide's
+ * section "Backup Configuration".
+ *
+ * An option that is not set takes its value from the project's `.kg/config.json` (`kg config show
+ * --all`, `docs/guide/schedule.md`). If that file does not set it either, the default given here
+ * applies.
+ *
+ * An invalid setting in that file is ignored, and each backup reports it as `KG_WARN_CONFIG`.
+ * `docs/guide/schedule.md` lists the settings that stop a call instead. If the whole file is
+ * unusable, calls that write or remove backups reject with `KG_CONFIG_INVALID`. They continue only
+ * if `backupDir` and `encryption` are both given.
  */
 export interface BackupConfig {
   /**
-   * The directory of the backups, made when it is needed. Relative paths start at the working directory of the moment.
-   * It may not lie inside `.kg/`, except as `.kg/backups`. Default: `backup.dir` of `.kg/config.json`, else `.kg/backups` of the project.
+   * The directory of the backups. It is created when it is needed. It must not be inside `.kg/`,
+   * except as `.kg/backups`. Default: `backup.dir` of `.kg/config.json`, else `.kg/backups` of the
+   * project.
    */
   backupDir: string;
   /**
-   * `true` and `'gzip'` write `.tar.gz`, which every system opens; `'zstd'` writes `.tar.zst`, faster and smaller, for systems that
-   * have zstd; `false` writes a plain `.tar`. Default: true.
+   * The format of the archive. `true` and `'gzip'` write `.tar.gz`, which every system can open.
+   * `'zstd'` writes `.tar.zst`, which is faster and smaller but needs zstd. `false` writes a plain
+   * `.tar`. Default: `true`.
    */
   compression: boolean | 'gzip' | 'zstd';
   /**
-   * 1 (fast) to 9 (small), as gzip and zstd mean them. Default: 6 for gzip, 3 for zstd. Databases take the same time up to gzip's 6, and are smaller
-   * than a copy is with gzip's (`docs/internals/benchmarks.md`).
+   * The compression level, a whole number from 1 (fastest) to 9 (smallest), with the meaning that
+   * gzip and zstd give it. Default: 6 for gzip, 3 for zstd.
+   *
+   * Databases take the same time at every gzip level up to 6. They become smaller than a copy
+   * compressed by `gzip` itself (`docs/internals/benchmarks.md`).
    */
   compressionLevel: number;
   /**
-   * After each backup, remove those that are older than this whole number of days, from 1. The newest backup whose source
-   * was not damaged always stays. Default: nothing is removed.
+   * The age in days, a whole number from 1, above which each successful backup removes older
+   * backups. The newest backup whose source was not damaged is always kept. Default: no limit.
    */
   retentionDays: number;
-  /** After each backup, keep only this many, from 1. The newest good one always stays, and pinned ones do not count. Default: no limit. */
+  /**
+   * The number of backups, a whole number from 1, that each successful backup keeps. The newest
+   * good backup is always kept, and pinned backups do not count. Default: no limit.
+   */
   maxBackups: number;
-  /** Save `.kg/vectors/`, `.kg/vectors.db` and `.kg/reasoning-bank/`; a snapshot never does. Default: true. */
+  /**
+   * Whether to save `.kg/vectors/`, `.kg/vectors.db` and `.kg/reasoning-bank/`. A snapshot never
+   * contains them. Default: `true`.
+   */
   includeVectors: boolean;
-  /** Save `.kg/plugins/`; a snapshot never does. Default: true. */
+  /** Whether to save `.kg/plugins/`. A snapshot never contains it. Default: `true`. */
   includePluginData: boolean;
   /**
-   * Of the good backups, keep the newest of each of the last so many hours, days, ISO weeks, months and years (of `backup.timezone` in the project's settings, else UTC) that have one, and the
-   * `last` so many at all, as restic's `forget` does; whatever `retentionDays` and `maxBackups` say. Where neither of those is set,
-   * everything else is removed. Default: no rules.
+   * Rules that keep good backups regardless of `retentionDays` and `maxBackups`, as `forget` of
+   * restic does. For each period, the rules keep the newest backup of each of the last periods that
+   * contain a backup.
+   *
+   * If neither `retentionDays` nor `maxBackups` is set, every backup that no rule keeps is removed.
+   * Periods follow `backup.timezone` of the project's settings, else UTC. Default: no rules.
    */
   keep: KeepRules;
   /**
-   * How many backups a chain may have, the full one included, from 1. An incremental backup without `basedOn` that would make a longer one becomes
-   * a full backup, with `KG_WARN_FULL`: a restore reads the whole chain, and none of it can be removed before its last. Default: 64.
+   * The largest number of backups in a chain, including the full backup; a whole number from 1. An
+   * incremental backup without `basedOn` that would exceed it becomes a full backup, with the
+   * warning `KG_WARN_FULL`.
+   *
+   * A restore reads the whole chain, and no member can be removed before the last one. Default: 64.
    */
   maxChainLength: number;
-  /** What a restore replaced is kept for this whole number of days, from 1. Default: 7. */
+  /**
+   * How long the files that a restore replaced are kept, in days; a whole number from 1. Default:
+   * 7.
+   */
   undoRetentionDays: number;
   /**
-   * Reject with `KG_INCOMPLETE` where a backup would not hold the project as it is: a file that cannot be read or changed
-   * meanwhile, a link out of the project, a damaged database, commits to another WAL. Default: false, which reports them in `warnings`.
+   * Whether to reject with `KG_INCOMPLETE` if a backup would not match the project. A file that is
+   * unreadable or changes during the backup is a cause, and so is a link that leads out of the
+   * project. The other causes are a damaged database, and commits to another WAL. Default: `false`,
+   * which reports them in `warnings`.
    */
   strict: boolean;
   /**
-   * Files to leave out, as in a `.gitignore` at the project's root or in `.kg`: `*.tmp`, `plugins/cache/`, `!keep.tmp`, or an absolute path inside
-   * the project. They never apply to the graph database; one that matches nothing is a `KG_WARN_EXCLUDE`. `docs/guide/recovery.md` describes them. Default: none.
+   * Patterns of files to leave out, with the syntax of a `.gitignore` in the project's root or in
+   * `.kg`. Examples: `*.tmp`, `plugins/cache/`, `!keep.tmp`, or an absolute path inside the
+   * project.
+   *
+   * Patterns never exclude the graph database. A pattern that matches nothing causes the warning
+   * `KG_WARN_EXCLUDE`. See `docs/guide/recovery.md`. Default: none.
    */
   excludePatterns: string[];
-  /** A cron expression, for {@link BackupManager.scheduler}. By itself it starts nothing. Default: none. */
+  /**
+   * The cron expression for {@link BackupManager.scheduler}. It does not start a scheduler.
+   * Default: none.
+   */
   schedule: string;
-  /** Called after each backup. What it throws becomes a warning of the process and changes nothing. */
+  /**
+   * A function that is called after each successful backup. If it throws, the process emits a
+   * warning and the result does not change.
+   */
   onSuccess: (backup: Backup) => void;
-  /** Called after each `createBackup` that rejects, with what it rejects with. */
+  /**
+   * A function that is called with the error of each `createBackup` that rejects. If it throws, the
+   * process emits a warning and the result does not change.
+   */
   onFailure: (error: Error) => void;
 }
 
-/** How many backups to keep of each period: whole numbers from 1. A rule that is not used up keeps the oldest backup too. */
+/**
+ * The number of backups to keep for each period; whole numbers from 1. A rule that finds fewer
+ * backups than its number also keeps the oldest backup.
+ */
 export interface KeepRules {
+  /** The number of newest backups to keep, regardless of their age. Default: no rule. */
   last?: number;
+  /** The number of hours to keep the newest backup of. Default: no rule. */
   hourly?: number;
+  /** The number of days to keep the newest backup of. Default: no rule. */
   daily?: number;
+  /** The number of ISO weeks to keep the newest backup of. Default: no rule. */
   weekly?: number;
+  /** The number of months to keep the newest backup of. Default: no rule. */
   monthly?: number;
+  /** The number of years to keep the newest backup of. Default: no rule. */
   yearly?: number;
 }
 
-/** The argument of {@link createBackupManager}: any part of a {@link BackupConfig}, and the following. */
+/**
+ * The argument of {@link createBackupManager}: any part of a {@link BackupConfig}, and the options
+ * below.
+ */
 export interface BackupManagerConfig extends Partial<BackupConfig> {
-  /** The directory that holds `.kg/`. Default: the working directory of the moment. */
+  /** The directory that contains `.kg/`. Default: the working directory at the time of the call. */
   projectRoot?: string;
-  /** Look in what is saved for what SQLite's `quick_check` finds. Default: true. */
+  /**
+   * Whether to check each saved database for the problems that SQLite's `quick_check` reports.
+   * Default: `true`.
+   */
   checkSource?: boolean;
   /**
-   * How long, in milliseconds, a call waits for another writer of the same `backupDir`, and for a lock that another process
-   * holds on a database. Default: 60000.
+   * The time in milliseconds that a call waits for another writer of the same `backupDir`, and for
+   * a lock that another process holds on a database. Default: 60000.
    */
   lockTimeout?: number;
   /**
-   * Keys of encrypted backups. Where this is given, new backups are encrypted with it, and what is encrypted is opened with it. Default: the keys
-   * that `.kg/config.json` names (`backup.passphraseFile`, `backup.recipients`, `backup.identityFile`); whether new backups are encrypted, `backup.encrypt`
-   * says there. `false`: new backups are plain, also after an encrypted one, which is `KG_KEY_INVALID` otherwise.
+   * The keys of encrypted backups. If keys are given, new backups are encrypted with them, and
+   * encrypted backups are opened with them.
+   *
+   * If `false`, new backups are not encrypted, even after an encrypted one. Without `false`, an
+   * unencrypted backup after an encrypted one is refused with `KG_KEY_INVALID`.
+   *
+   * Default: the keys that `.kg/config.json` names (`backup.passphraseFile`, `backup.recipients`,
+   * `backup.identityFile`). `backup.encrypt` in the same file decides whether new backups are
+   * encrypted.
    */
   encryption?: EncryptionOptions | false;
-  /** For object stores, which this release does not have: setting it is `KG_UNSUPPORTED`. */
+  /**
+   * Reserved for object stores, which this release does not support. Any value is refused with
+   * `KG_UNSUPPORTED`.
+   */
   storageOptions?: Record<string, string | undefined>;
-  /** The `kg` executable that reads the project's files. Default: the one of this installation. For bundlers. */
+  /**
+   * The path of the `kg` executable that runs as the worker process. It exists for bundlers.
+   * Default: the executable of this installation.
+   */
   kgPath?: string;
 }
 
 /**
- * Keys for the encryption of [age](https://age-encryption.org/v1). New backups are encrypted to `recipients`, where there are any; else by the passphrase; else to the
- * identities. Backups are opened by passphrase and identities, whichever fits.
+ * The keys for the encryption of [age](https://age-encryption.org/v1). New backups are encrypted to
+ * `recipients` if there are any, else with the passphrase, else to the identities. The passphrase
+ * and the identities open backups, whichever fits.
  *
- * Whoever loses them loses the backups: keep a copy elsewhere. Wrong ones are `KG_KEY_INVALID` and `KG_INVALID_OPTION` here, and `KG_KEY_WRONG` where a
- * backup is opened; without any that could open it, it is `KG_KEY_NEEDED`.
+ * Without its keys, a backup cannot be opened: keep a copy of the keys elsewhere. Invalid keys are
+ * refused with `KG_KEY_INVALID` or `KG_INVALID_OPTION`. Opening a backup fails with `KG_KEY_WRONG`
+ * if no key fits, and with `KG_KEY_NEEDED` if there is no key that could open it.
  */
 export interface EncryptionOptions {
-  /** One line that is not blank. Each archive that is made or opened with it takes half a second and 256 MiB of memory, which is what makes guessing dear. */
+  /**
+   * The passphrase: one line that is not blank. Each archive that is written or opened with it
+   * takes half a second and 256 MiB of memory, which makes guessing expensive.
+   */
   passphrase?: string;
   /**
-   * A file whose only line is the passphrase; read when it is needed, and not by this process. It may not lie in `.kg/`. If others can read or replace it, or
-   * it lies next to the backups, each use has a `KG_WARN_KEY_EXPOSED`.
+   * The path of a file whose only line is the passphrase. The worker process reads it when it is
+   * needed. It must not be inside `.kg/`.
+   *
+   * Each use causes the warning `KG_WARN_KEY_EXPOSED` if other users can read or replace the file,
+   * or if it is in the same directory as the backups.
    */
   passphraseFile?: string | URL;
-  /** Public keys, `age1…`, at most 128: each of their owners can open what is made, and nobody else; this machine only with the `identityFile` of one. */
+  /**
+   * Public keys (`age1…`), at most 128. Only the owners of these keys can open the backup. This
+   * machine can open it only with the `identityFile` of one of them.
+   */
   recipients?: string[];
-  /** A file that `age-keygen` wrote. Its identities open backups. It may not lie in `.kg/`. Others may not read it, as of `passphraseFile`. */
+  /**
+   * The path of a file that `age-keygen` wrote. Its identities open backups. It must not be inside
+   * `.kg/`. As with `passphraseFile`, other users must not be able to read it.
+   */
   identityFile?: string | URL;
   /**
-   * Refuse to restore, verify or rehearse a backup that is not encrypted (`KG_NOT_ENCRYPTED`): whoever can write to the directory of the
-   * backups can put a plain one there. Without this, such a backup has a `KG_WARN_NOT_ENCRYPTED`. Default: false.
+   * Whether to refuse to restore, verify or drill a backup that is not encrypted
+   * (`KG_NOT_ENCRYPTED`). Anyone who can write to `backupDir` could put an unencrypted backup
+   * there. Default: `false`, which reports such a backup as `KG_WARN_NOT_ENCRYPTED`.
    */
   requireEncryption?: boolean;
 }
 
 /** Backs up and restores one project. */
 export declare class BackupManager {
-  /** As {@link createBackupManager}. */
+  /**
+   * Creates a manager, as {@link createBackupManager} does.
+   *
+   * @throws {KgError} the errors of {@link createBackupManager}
+   */
   constructor(config?: BackupManagerConfig);
 
-  /** Absolute. */
+  /** The absolute path of the directory that contains `.kg/`. */
   readonly projectRoot: string;
-  /** Absolute. Where neither the configuration nor `.kg/config.json` names one: `.kg/backups`. The latter is looked up each time. */
+  /**
+   * The absolute path of the directory of the backups. If the manager has no `backupDir`, each
+   * access reads it from `.kg/config.json`. If that file does not name one either, it is
+   * `.kg/backups` of the project.
+   */
   readonly backupDir: string;
 
   /**
-   * Saves the project as it is at one moment, while others write to it. When the promise resolves, archive and manifest are
-   * on the disk; when it rejects, nothing of the attempt is left.
+   * Saves the state of the project at one moment, while other processes write to it. When the
+   * promise resolves, the archive and its sidecar are on disk. When it rejects, the attempt leaves
+   * nothing.
    *
-   * A database that fails its check is saved all the same: see `integrity` and `warnings` of the result.
+   * A database that fails its check is saved nevertheless: see `integrity` and `warnings` of the
+   * result.
    *
-   * @throws {KgError} `KG_NO_PROJECT`, `KG_NO_DATABASE`, `KG_DATABASE_BUSY`, `KG_DATABASE_UNREADABLE`, `KG_BACKUP_DIR_INVALID`,
-   * `KG_BACKUP_DIR_IN_PROJECT`, `KG_STORE_LOCKED`, `KG_TARGET_LOCKED`, `KG_INCOMPLETE`, `KG_BACKUP_NOT_FOUND`,
-   * `KG_BASE_UNUSABLE`, `KG_CHAIN_BROKEN`, `KG_CHECKSUM_MISMATCH`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`,
-   * `KG_READER_…`, `KG_KEY_NEEDED`, `KG_KEY_WRONG`, `KG_KEY_INVALID`, `KG_INVALID_OPTION`, `KG_UNSUPPORTED`
+   * @throws {KgError} `KG_NO_PROJECT`, `KG_NO_DATABASE`, `KG_DATABASE_BUSY`,
+   * `KG_DATABASE_UNREADABLE`, `KG_BACKUP_DIR_INVALID`, `KG_BACKUP_DIR_IN_PROJECT`,
+   * `KG_CONFIG_INVALID`, `KG_STORE_LOCKED`, `KG_TARGET_LOCKED`, `KG_INCOMPLETE`,
+   * `KG_BACKUP_NOT_FOUND`, `KG_BASE_UNUSABLE`, `KG_CHAIN_BROKEN`, `KG_CHECKSUM_MISMATCH`,
+   * `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`, `KG_READER_…`, `KG_KEY_NEEDED`, `KG_KEY_WRONG`,
+   * `KG_KEY_INVALID`, `KG_INVALID_OPTION`, `KG_UNSUPPORTED`
    */
   createBackup(options?: CreateBackupOptions): Promise<CreatedBackup>;
 
-  /** All backups of `backupDir`, those of other projects too, newest first, and last those that are dated ahead; none where the directory does not exist. */
+  /**
+   * Returns all backups of `backupDir`, including those of other projects, newest first. Backups
+   * with a date in the future come last. The list is empty if the directory does not exist.
+   */
   listBackups(): Promise<Backup[]>;
 
-  /** @throws {KgError} `KG_BACKUP_NOT_FOUND` */
+  /**
+   * Returns the backup with this id.
+   *
+   * @throws {KgError} `KG_BACKUP_NOT_FOUND`
+   */
   getBackup(id: string): Promise<Backup>;
 
   /**
-   * The newest good backup, which is what `latest` and `latest.tar.gz` mean too: its source was not found damaged, all that it rests on is there,
-   * and it is not the safety backup of a repair. Where there is no such one, the newest. Of this project, where it has any in `backupDir`; the link is of all.
+   * Returns the newest good backup, or the newest backup if none is good. `latest` means the same
+   * backup.
    *
-   * @throws {KgError} `KG_NO_BACKUPS` where there is none
+   * A backup is good if its source was not found damaged, all members of its chain exist, and it is
+   * not the safety backup of a repair. If `backupDir` contains backups of this project, only these
+   * are considered. The link `latest.tar.gz` covers the backups of all projects.
+   *
+   * @throws {KgError} `KG_NO_BACKUPS` if there is no backup
    */
   getLatestBackup(): Promise<Backup>;
 
   /**
-   * Removes a backup, its archive and manifest. One that incremental backups rest on is refused, or removed with them.
+   * Removes a backup: its archive and its sidecar. If incremental backups depend on it, the call
+   * rejects, or removes them too with `cascade`.
    *
-   * @returns the ids of what was removed
-   * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_BACKUP_NEEDED`, `KG_BACKUP_PINNED` (then nothing is removed), `KG_STORE_LOCKED`,
-   * `KG_PERMISSION_DENIED`, `KG_IO`
+   * @returns the ids of the removed backups
+   * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_BACKUP_NEEDED`, `KG_BACKUP_PINNED` (these remove
+   * nothing), `KG_STORE_LOCKED`, `KG_PERMISSION_DENIED`, `KG_IO`
    */
   deleteBackup(id: string, options?: DeleteOptions): Promise<string[]>;
 
   /**
-   * Keeps a backup, and what it rests on, until it is unpinned: retention keeps it beside those that its limits and rules keep, and
-   * {@link deleteBackup} refuses it. The pin is a file beside the archive. Pinned again, it gets the new reason.
+   * Keeps a backup and the backups that it depends on until it is unpinned. Retention keeps it in
+   * addition to the backups that its limits and rules keep, and {@link deleteBackup} refuses to
+   * remove it.
+   *
+   * The pin is a file in the same directory as the archive. Pinning a backup again replaces the
+   * reason.
    *
    * ```ts
    * await manager.pin(backup.id, 'the state that the audit saw');
    * ```
    *
-   * @param reason at most 4096 bytes
-   * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_INVALID_OPTION`, `KG_STORE_LOCKED`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`
+   * @param reason why the backup is kept; at most 4096 bytes
+   * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_INVALID_OPTION`, `KG_STORE_LOCKED`, `KG_NO_SPACE`,
+   * `KG_PERMISSION_DENIED`, `KG_IO`
    */
   pin(id: string, reason?: string): Promise<Backup>;
 
   /**
-   * Takes the pin of a backup away; one that has none stays as it is.
+   * Removes the pin of a backup. A backup without a pin does not change.
    *
    * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_STORE_LOCKED`, `KG_PERMISSION_DENIED`, `KG_IO`
    */
   unpin(id: string): Promise<Backup>;
 
   /**
-   * Writes a full backup of what an incremental one and those that it rests on describe, without the project. It has the `timestamp`,
-   * `description` and `integrity` of the incremental one, an id of the same second, and `consolidatedFrom`. Every byte of the chain is
-   * checked; nothing that exists is changed, and no retention runs. It is encrypted where that one is, or where new backups are. `backupDir` needs room for the project as it is restored, and the new archive.
+   * Writes a full backup from the chain of an incremental backup, without the project. It has the
+   * `timestamp`, `description` and `integrity` of the incremental backup, an id of the same second,
+   * and `consolidatedFrom`.
    *
-   * Afterwards the chain can be deleted, as far as no other incremental backup rests on it.
+   * The call checks every byte of the chain, changes no existing backup and applies no retention.
+   * The result is encrypted if the incremental backup is encrypted or if new backups are.
+   * `backupDir` needs space for the restored project and for the new archive.
    *
-   * @throws {KgError} `KG_INVALID_OPTION` where the backup rests on no other; `KG_BACKUP_NOT_FOUND`, `KG_CHAIN_BROKEN`, `KG_CHECKSUM_MISMATCH`,
-   * `KG_NOT_A_BACKUP`, `KG_FORMAT_NEWER`, `KG_KEY_NEEDED`, `KG_KEY_WRONG`, `KG_KEY_INVALID`, `KG_STORE_LOCKED`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`,
-   * `KG_IO`
+   * Afterwards, the chain can be deleted unless another incremental backup depends on it.
+   *
+   * @throws {KgError} `KG_INVALID_OPTION` if the backup depends on no other backup;
+   * `KG_BACKUP_NOT_FOUND`, `KG_CHAIN_BROKEN`, `KG_CHECKSUM_MISMATCH`, `KG_NOT_A_BACKUP`,
+   * `KG_FORMAT_NEWER`, `KG_KEY_NEEDED`, `KG_KEY_WRONG`, `KG_KEY_INVALID`, `KG_STORE_LOCKED`,
+   * `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`
    */
   consolidate(id: string, options?: ConsolidateOptions): Promise<Backup>;
 
   /**
-   * Removes what `retentionDays`, `maxBackups` and `keep` of the configuration do not keep. Each successful backup does so too.
+   * Removes the backups that `retentionDays`, `maxBackups` and `keep` of the configuration do not
+   * keep. Each successful backup does the same.
    *
-   * @throws {KgError} `KG_INVALID_OPTION` where none is set; `KG_STORE_LOCKED`, `KG_IO`
+   * @throws {KgError} `KG_INVALID_OPTION` if no limit and no rule is set; `KG_STORE_LOCKED`,
+   * `KG_IO`
    */
   prune(options?: PruneOptions): Promise<PruneResult>;
 
   /**
-   * Whether every byte of an archive is as it was written, and the manifest beside it (if there is one) agrees.
+   * Returns whether every byte of an archive is as it was written, and whether the sidecar, if
+   * there is one, agrees with the archive.
    *
-   * @param backup path of an archive, id of a backup, or `'latest'`
-   * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_KEY_NEEDED`, `KG_KEY_WRONG`, `KG_KEY_INVALID`, `KG_FORMAT_NEWER`, `KG_PERMISSION_DENIED`, `KG_IO`
+   * @param backup the path of an archive, the id of a backup, or `'latest'`
+   * @throws {KgError} `KG_BACKUP_NOT_FOUND`, `KG_KEY_NEEDED`, `KG_KEY_WRONG`, `KG_KEY_INVALID`,
+   * `KG_FORMAT_NEWER`, `KG_PERMISSION_DENIED`, `KG_IO`
    */
   verifyBackup(backup: string, options?: LongCallOptions): Promise<boolean>;
 
-  /** As {@link verifyBackup}, with a report of what is wrong, what it affects, and what to do. */
+  /**
+   * Verifies a backup as {@link verifyBackup} does, and returns a report of each problem, the files
+   * that it affects, and the remedy.
+   *
+   * @param backup the path of an archive, the id of a backup, or `'latest'`
+   * @throws {KgError} the errors of {@link verifyBackup}
+   */
   checkBackup(backup: string, options?: LongCallOptions): Promise<CheckReport>;
 
   /**
-   * Restores a backup, or parts of it. The archive is unpacked beside its place and every byte checked before the target is
-   * touched. Files that the backup does not hold stay as they are.
+   * Restores a backup or parts of it. The archive is unpacked into a staging directory, and every
+   * byte is checked before the target changes. Files that the backup does not contain stay
+   * unchanged.
    *
-   * With `overwrite`, what is replaced is kept in `safetyCopy` of the result. A sound database gets its new content through
-   * SQLite, in one transaction: whoever has it open, this process too, keeps its connection and sees the new content. A
-   * damaged one, or one of another page size, is replaced as a file, which is refused while a process has it open. Both are refused
-   * while a process commits to another WAL than the one next to the database.
+   * With `overwrite`, the replaced files are kept in `safetyCopy` of the result. An undamaged
+   * database receives its new content through SQLite in one transaction. Every process that has it
+   * open, including this one, keeps its connection and sees the new content.
    *
-   * It is done as a whole or not at all: a failure puts everything back, and after a kill at any instant the next backup or
-   * restore of the project puts everything back or completes it (`KG_WARN_RECOVERED`). No symbolic link is followed.
+   * A damaged database, or one with another page size, is replaced as a file. This is refused while
+   * a process has the database open. Both ways are refused while a process commits to a WAL other
+   * than the one next to the database.
    *
-   * @throws {KgError} `KG_TARGET_EXISTS`, `KG_DATABASE_IN_USE`, `KG_CHECKSUM_MISMATCH`, `KG_CHAIN_BROKEN`, `KG_BACKUP_NOT_FOUND`,
-   * `KG_NO_BACKUPS`, `KG_FORMAT_NEWER`, `KG_TARGET_INVALID`, `KG_TARGET_LOCKED`, `KG_NOT_A_BACKUP`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`,
-   * `KG_KEY_NEEDED`, `KG_KEY_WRONG`, `KG_KEY_INVALID`, `KG_READER_…`, `KG_INVALID_OPTION`
+   * A restore is atomic: a failure rolls back every change. If the process is killed, the next
+   * backup or restore of the project completes the restore or rolls it back (`KG_WARN_RECOVERED`).
+   * A restore follows no symbolic link.
+   *
+   * @throws {KgError} `KG_TARGET_EXISTS`, `KG_DATABASE_IN_USE`, `KG_CHECKSUM_MISMATCH`,
+   * `KG_CHAIN_BROKEN`, `KG_BACKUP_NOT_FOUND`, `KG_NO_BACKUPS`, `KG_FORMAT_NEWER`,
+   * `KG_TARGET_INVALID`, `KG_TARGET_LOCKED`, `KG_NOT_A_BACKUP`, `KG_NO_SPACE`,
+   * `KG_PERMISSION_DENIED`, `KG_IO`, `KG_KEY_NEEDED`, `KG_KEY_WRONG`, `KG_KEY_INVALID`,
+   * `KG_READER_…`, `KG_INVALID_OPTION`
    */
   restore(options: RestoreOptions): Promise<RestoreResult>;
 
   /**
-   * Puts back what the newest restore into a project replaced, and takes away what it added; into a database that is open,
-   * through SQLite, as {@link restore} does. What is there before is kept in its turn: undoing twice leads back. With `earlier`, each call goes one
-   * restore further back instead.
+   * Puts back the files that the newest restore into a project replaced, and removes the files that
+   * it added. It changes an open database through SQLite, as {@link restore} does.
    *
-   * @throws {KgError} `KG_NOTHING_TO_UNDO`, `KG_NO_PROJECT`, `KG_DATABASE_IN_USE`, `KG_DATABASE_BUSY`, `KG_TARGET_INVALID`,
-   * `KG_TARGET_LOCKED`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`, `KG_READER_…`, `KG_INVALID_OPTION`
+   * The state before the undo is kept in turn, so a second undo reverses the first. With `earlier`,
+   * each call goes one restore further back instead.
+   *
+   * @throws {KgError} `KG_NOTHING_TO_UNDO`, `KG_NO_PROJECT`, `KG_DATABASE_IN_USE`,
+   * `KG_DATABASE_BUSY`, `KG_TARGET_INVALID`, `KG_TARGET_LOCKED`, `KG_NO_SPACE`,
+   * `KG_PERMISSION_DENIED`, `KG_IO`, `KG_READER_…`, `KG_INVALID_OPTION`
    */
   undoRestore(options?: UndoOptions): Promise<UndoResult>;
 
   /**
-   * Proves that a backup can be restored: restores it into a temporary directory, checks what comes of it, counts its nodes and edges, and
-   * says how long that took. The project is not touched and nothing is left; what a killed process leaves, the next one removes.
+   * Runs a drill, which proves that a backup can be restored. The drill restores the backup into a
+   * temporary directory, checks the result, counts its nodes and edges, and measures the time.
    *
-   * @throws {KgError} what {@link restore} and {@link IntegrityChecker.runChecks} reject with
+   * The project does not change, and the temporary directory is deleted. If the process is killed,
+   * the next drill deletes what it left.
+   *
+   * @throws {KgError} the errors of {@link restore} and {@link IntegrityChecker.runChecks}
    */
   rehearse(options?: RehearseOptions): Promise<Rehearsal>;
 
   /**
-   * A scheduler of this manager, with the `schedule` of its configuration unless `options` has one. The `onSuccess` and `onFailure` of
-   * the configuration are called for each backup as ever, also for an attempt that is retried; those of `options` belong to the scheduler.
+   * Creates a scheduler for this manager. It uses the `schedule` of the manager's configuration
+   * unless `options` has one.
    *
-   * @throws {KgError} `KG_INVALID_OPTION` for a wrong option, or where there is no schedule
+   * `onSuccess` and `onFailure` of the manager's configuration are called for each attempt, even if
+   * a failed attempt is retried. Those of `options` are called for each run of the scheduler.
+   *
+   * @throws {KgError} `KG_INVALID_OPTION` for an invalid option, or if there is no schedule
    */
   scheduler(options?: Partial<Omit<BackupSchedulerOptions, 'backupManager'>>): BackupScheduler;
 }
 
 /**
- * Makes backups on a schedule, in this process, from `start()` to `stop()`. `kg serve` does the same without one.
+ * Makes backups on a schedule in this process, from `start()` to `stop()`. `kg serve` does the same
+ * without a Node process.
  *
  * ```ts
- * const scheduler = new BackupScheduler({ backupManager, schedule: '0 2 * * *', type: 'incremental', fullBackupInterval: 7 });
+ * const scheduler = new BackupScheduler({
+ *   backupManager,
+ *   schedule: '0 2 * * *',
+ *   type: 'incremental',
+ *   fullBackupInterval: 7,
+ * });
  * scheduler.start();
  * ```
  *
- * A run is one backup, with the wait for another writer of the store. Runs never overlap; times of the schedule that pass during a run
- * are dealt with by it. See `docs/guide/schedule.md` for what happens when clocks change, machines sleep and backups fail.
+ * A run is one backup, including the wait for another writer of the store. Runs never overlap.
+ * Scheduled times that pass during a run are covered by that run.
+ *
+ * `docs/guide/schedule.md` explains what happens when clocks change, machines sleep and backups
+ * fail.
  */
 export declare class BackupScheduler {
-  /** @throws {KgError} `KG_INVALID_OPTION`: a wrong expression is refused here, with the field that is wrong. */
+  /**
+   * Creates a scheduler. It does nothing until `start()` or `runNow()`.
+   *
+   * @throws {KgError} `KG_INVALID_OPTION` for an invalid option; for an invalid cron expression,
+   * the message names the invalid field
+   */
   constructor(options: BackupSchedulerOptions);
 
-  /** From now on, until `stop()`. Does nothing where it is started already. */
+  /**
+   * Starts the schedule, which runs until `stop()`. Has no effect if the scheduler is already
+   * started.
+   */
   start(): void;
 
-  /** Resolves when no run is in progress; nothing begins any more. A failure that would have been retried is reported now. */
+  /**
+   * Stops the schedule. Resolves when no run is in progress; no new run begins. A failure that
+   * waits for a retry is reported now.
+   */
   stop(options?: StopOptions): Promise<void>;
 
   /**
-   * A backup as the schedule makes them, at once, whether started or not; where a run is in progress, after it (calls that wait share one).
-   * A failure is not retried: it is reported and rejects.
+   * Makes a backup immediately, with the options of the schedule, whether the scheduler is started
+   * or not. If a run is in progress, the backup follows it; all waiting calls share one backup.
+   *
+   * A failure is not retried: it is reported to `onFailure`, and the promise rejects.
    */
   runNow(): Promise<CreatedBackup>;
 
-  /** When the next run begins, with its jitter; `null` while stopped. */
+  /**
+   * Returns the time at which the next run begins, including its jitter, or `null` while the
+   * scheduler is stopped.
+   */
   nextRun(): Date | null;
 
+  /** Returns the state and the counters of this scheduler. */
   status(): SchedulerStatus;
 }
 
 /** The argument of {@link BackupScheduler}. */
 export interface BackupSchedulerOptions {
+  /** The manager that makes the backups. Required. */
   backupManager: BackupManager;
   /**
-   * Cron: minute, hour, day of the month, month, day of the week, with an optional field for seconds before them. Names (`MON`), lists,
-   * ranges, steps, `L` (last), `#` (`FRI#2`, the second Friday), `W` (the nearest weekday), `@hourly` to `@yearly`.
+   * A cron expression: minute, hour, day of the month, month and day of the week, optionally
+   * preceded by a field for seconds. Required, unless {@link BackupManager.scheduler} takes it from
+   * the configuration.
+   *
+   * Fields accept names (`MON`), lists, ranges, steps, `L` (last), `#` (`FRI#2`, the second Friday)
+   * and `W` (the nearest weekday). `@hourly` to `@yearly` are accepted too.
    */
   schedule: string;
-  /** Default: `full`. An incremental backup with nothing whole to rest on becomes a full one. */
+  /**
+   * The type of each backup. An incremental backup that has no usable base becomes a full one.
+   * Default: `'full'`.
+   */
   type?: BackupType;
   /**
-   * With `incremental`: a full backup where the newest one was made this whole number of days ago or more, from 1; days of the calendar in
-   * `timezone`. Default: never for its age.
+   * The age in days, a whole number from 1, of the newest full backup at which the next run makes a
+   * full backup. Days are calendar days in `timezone`. Valid only with the type `'incremental'`.
+   * Default: age alone never causes a full backup.
    */
   fullBackupInterval?: number;
-  /** A name of the IANA database: `Europe/Berlin`. Default: the time zone of the system. */
+  /**
+   * The name of a time zone in the IANA database, such as `Europe/Berlin`. Default: the time zone
+   * of the system.
+   */
   timezone?: string;
   /**
-   * Make up, with one run, for times that were missed while the machine slept or no process ran: those since the newest backup of this
-   * project (for other types than `snapshot`, the newest that is not one). Default: true.
+   * Whether one run makes up for scheduled times that were missed while the machine slept or no
+   * process ran. Times count as missed if they are later than the newest backup of this project.
+   * For types other than `snapshot`, snapshots do not count as that backup. Default: `true`.
    */
   catchUp?: boolean;
-  /** Begin each run up to this many milliseconds after its time, to spread load; up to one day. Default: 0. */
+  /**
+   * The largest delay in milliseconds between a scheduled time and the start of its run, to spread
+   * load. A whole number, at most one day. Default: 0.
+   */
   jitter?: number;
-  /** How often a failed run is tried again before it is reported, up to 100. Default: 3. */
+  /**
+   * The number of times that a failed run is retried before the failure is reported; a whole number
+   * from 0 to 100. Default: 3.
+   */
   retries?: number;
-  /** Before the first retry, in milliseconds; it doubles with each, up to one hour. Default: 60000. */
+  /**
+   * The delay in milliseconds before the first retry. It doubles with each retry, up to one hour.
+   * Default: 60000.
+   */
   retryDelay?: number;
-  /** Keep Node running while the scheduler is started. Default: false. A run in progress always does. */
+  /**
+   * Whether the started scheduler keeps Node running. A run in progress always does. Default:
+   * `false`.
+   */
   keepAlive?: boolean;
-  /** For tests: where the time comes from. Default: that of the system. */
+  /** The source of the time and the timers, for tests. Default: the system's. */
   clock?: SchedulerClock;
-  /** Called after each run. What it throws becomes a warning of the process and changes nothing. */
+  /**
+   * A function that is called after each successful run. If it throws, the process emits a warning
+   * and the result does not change.
+   */
   onSuccess?: (backup: CreatedBackup) => void;
-  /** Called for each failed run once its retries have failed too. An aborted run is no failure. */
+  /**
+   * A function that is called for each failed run, after its retries have failed too. An aborted
+   * run does not count as failed.
+   */
   onFailure?: (error: Error) => void;
 }
 
+/** The clock of a {@link BackupScheduler}, for tests. */
 export interface SchedulerClock {
-  /** Milliseconds since the epoch. */
+  /** Returns the time in milliseconds since the epoch. */
   now(): number;
+  /**
+   * Starts a timer that calls `callback` after `ms` milliseconds, and returns a handle for
+   * `clearTimeout`.
+   */
   setTimeout(callback: () => void, ms: number): unknown;
+  /** Cancels a timer that `setTimeout` returned. */
   clearTimeout(timer: unknown): void;
 }
 
+/** The argument of {@link BackupScheduler.stop}. */
 export interface StopOptions {
-  /** End a run in progress instead of waiting for it. It leaves nothing. Default: false. */
+  /**
+   * Whether to abort a run in progress instead of waiting for it. An aborted run leaves nothing.
+   * Default: `false`.
+   */
   abort?: boolean;
 }
 
-/** `catch-up`: its time had been missed. `manual`: {@link BackupScheduler.runNow}. */
+/**
+ * The cause of a run: its scheduled time (`schedule`), a scheduled time that was missed
+ * (`catch-up`), the failure of the previous attempt (`retry`), or {@link BackupScheduler.runNow}
+ * (`manual`).
+ */
 export type RunTrigger = 'schedule' | 'catch-up' | 'retry' | 'manual';
 
-/** Times are milliseconds since the epoch. Counts are of this object. */
+/**
+ * The result of {@link BackupScheduler.status}. Times are in milliseconds since the epoch. Counters
+ * start at 0 for each scheduler object.
+ */
 export interface SchedulerStatus {
+  /** Whether the schedule is started. */
   started: boolean;
+  /** The run in progress, or `null`. */
   running: { trigger: RunTrigger; startedAt: number } | null;
+  /** The time at which the next run begins, or `null` while the scheduler is stopped. */
   nextRun: number | null;
+  /** The last run that ended, or `null`. */
   lastRun: SchedulerRun | null;
-  /** Each attempt counts. */
+  /** The number of runs that ended. Each attempt counts, including aborted ones. */
   runs: number;
+  /** The number of runs that failed. Each attempt counts, except aborted ones. */
   failures: number;
+  /** The number of failures since the last success. */
   consecutiveFailures: number;
 }
 
-/** Has `backup` or `error`. */
+/** A run that ended. It has either `backup` or `error`. */
 export interface SchedulerRun {
+  /** The cause of the run. */
   trigger: RunTrigger;
+  /** The time at which the run began, in milliseconds since the epoch. */
   startedAt: number;
+  /** The duration of the run in milliseconds. */
   durationMs: number;
+  /** The backup, if the run succeeded. */
   backup?: CreatedBackup;
+  /** The error, if the run failed or was aborted. */
   error?: Error;
 }
 
-/** What every long call takes. */
+/** The options that every long call accepts. */
 export interface LongCallOptions {
-  /** Told how far the call is, at most ten times in any second. What it throws becomes a warning of the process. */
+  /**
+   * A function that is called with the progress of the call, at most ten times per second. If it
+   * throws, the process emits a warning and the call continues.
+   */
   onProgress?: (progress: Progress) => void;
-  /** Ends the call: it rejects with an `AbortError` (`code` `'ABORT_ERR'`, `cause` the signal's reason) and leaves nothing. */
+  /**
+   * A signal that aborts the call. The call rejects with an `AbortError`, whose `code` is
+   * `'ABORT_ERR'` and whose `cause` is the signal's reason. An aborted call leaves nothing.
+   */
   signal?: AbortSignal;
 }
 
+/** The progress of a long call. */
 export interface Progress {
   /**
-   * `waiting` for another writer, `saving` (also what is consolidated), `verifying`, `unpacking`, `applying` what was unpacked, `checking`,
-   * `repairing`.
+   * The current phase. `waiting` waits for another writer, `saving` writes a backup or consolidates
+   * a chain, `applying` moves unpacked files to the target. The other names describe themselves.
    */
   phase: 'waiting' | 'saving' | 'verifying' | 'unpacking' | 'applying' | 'checking' | 'repairing';
-  /** Bytes of the project when saving, bytes to read when checking, bytes of the archive otherwise. */
+  /**
+   * The number of bytes that are done. `saving` counts bytes of the project, `checking` counts
+   * bytes to read, and every other phase counts bytes of the archive.
+   */
   bytesDone: number;
-  /** 0 while it is not known. */
+  /** The total number of bytes of the phase; 0 while it is not known. */
   bytesTotal: number;
 }
 
 /**
- * The guide's section "Backup Types". `full` is everything below `.kg/`, `snapshot` the graph database alone, `incremental` what
- * differs from another backup: files whose content changed, and the changed pages of databases.
+ * The type of a backup; see the guide's section "Backup Types". `full` contains everything below
+ * `.kg/`, and `snapshot` contains only the graph database. `incremental` contains the differences
+ * from another backup: files whose content changed, and the changed pages of databases.
  */
 export type BackupType = 'full' | 'snapshot' | 'incremental';
 
-/** The argument of {@link BackupManager.createBackup}. What is absent comes from the manager's configuration. */
+/**
+ * The argument of {@link BackupManager.createBackup}. An option that is not set takes its value
+ * from the manager's configuration.
+ */
 export interface CreateBackupOptions
   extends LongCallOptions,
     Partial<
@@ -432,117 +684,166 @@ export interface CreateBackupOptions
         'compression' | 'compressionLevel' | 'includeVectors' | 'includePluginData' | 'excludePatterns' | 'checkSource' | 'strict'
       >
     > {
-  /** Default: `backup.type` of `.kg/config.json`, else `full`. */
+  /** The type of the backup. Default: `backup.type` of `.kg/config.json`, else `'full'`. */
   type?: BackupType;
-  /** A note that is kept with the backup. */
+  /** A note that is stored with the backup. Default: none. */
   description?: string;
   /**
-   * The id of the backup that an incremental one rests on, however long the chain gets. Default: the newest good one of this project; where
-   * there is none, or its chain has `maxChainLength` backups, a full backup is made, with `KG_WARN_FULL`.
+   * The id of the base of an incremental backup. With it, `maxChainLength` does not apply. Default:
+   * the newest good backup of this project.
+   *
+   * If there is no good backup, or its chain already has `maxChainLength` members, a full backup is
+   * made, with the warning `KG_WARN_FULL`.
    */
   basedOn?: string;
   /**
-   * Encrypt it. Default: whether `encryption` of the manager is given, else `backup.encrypt` of `.kg/config.json`. A chain is encrypted as a whole, with one key, or not
-   * at all: an incremental backup rests on the newest one that is like it; with another key a full one is made, with `KG_WARN_FULL`.
-   * Only `false` makes a plain backup after an encrypted one.
+   * Whether to encrypt the backup. Only `false` makes an unencrypted backup after an encrypted one.
+   * Default: `true` if the manager has keys in `encryption`, else `backup.encrypt` of
+   * `.kg/config.json`.
+   *
+   * All members of a chain are encrypted with one key, or none is encrypted. The base of an
+   * incremental backup is the newest backup that matches. With another key, a full backup is made,
+   * with the warning `KG_WARN_FULL`.
    */
   encrypt?: boolean;
 }
 
-/** A backup. */
+/** A backup: an archive and its sidecar. */
 export interface Backup {
-  /** `backup-{YYYYMMDD-HHMMSS}`, in UTC, with a suffix `-2`, `-3` … where that second is taken. */
+  /**
+   * The id: `backup-{YYYYMMDD-HHMMSS}` in UTC. If that second is taken, the id has a suffix `-2`,
+   * `-3` and so on.
+   */
   id: string;
+  /** The type of the backup. */
   type: BackupType;
-  /** Of the archive, absolute. */
+  /** The absolute path of the archive. */
   path: string;
-  /** Of the archive, in bytes. */
+  /** The size of the archive in bytes. */
   size: number;
-  /** Of the sidecar next to it, in bytes. Both together are what the backup takes on the disk. */
+  /** The size of the sidecar in bytes. The backup takes `size` plus `sidecarSize` bytes on disk. */
   sidecarSize: number;
-  /** Of the archive: `sha256:` and 64 hexadecimal digits. */
+  /** The digest of the archive: `sha256:` and 64 hexadecimal digits. */
   checksum: string;
-  /** When the backup began, in milliseconds since the epoch. */
+  /** The time at which the backup began, in milliseconds since the epoch. */
   timestamp: number;
-  /** Of an encrypted one only as the result of `createBackup` and `consolidate`: beside the archive nothing is written that names or quotes what is in it. */
+  /**
+   * The note given to `createBackup`. For an encrypted backup, only the results of `createBackup`
+   * and `consolidate` have it: the sidecar of an encrypted archive reveals nothing of its content.
+   */
   description?: string;
-  /** Which parts the backup holds. */
+  /** The parts of the project that the backup contains. */
   contents: BackupContents;
+  /** The sizes and counts of the backup. */
   stats: BackupStats;
-  /** What was found, of what `quick_check` looks for, in the databases as they were saved. */
+  /** The result of checking the saved databases for the problems that `quick_check` reports. */
   integrity: SourceIntegrity;
-  /** What did not stop the backup but should be seen. In lists, none of an encrypted one. */
+  /**
+   * Conditions that did not stop the backup but need attention. In lists, an encrypted backup has
+   * none.
+   */
   warnings: Warning[];
   /**
-   * Present if the backup does not hold all of the project as it was: a file or directory could not be read or changed meanwhile, or a link leads out
-   * of the project. The warnings of `createBackup` name what. What `excludePatterns` leaves out does not count.
+   * `true` if the backup does not contain the whole project; absent otherwise. Causes are a file or
+   * directory that was unreadable or changed during the backup, and a link that leads out of the
+   * project.
+   *
+   * The warnings of `createBackup` name these files. Files that `excludePatterns` excludes do not
+   * count.
    */
   incomplete?: true;
   /**
-   * Present if the graph database has 0 bytes, or no table while an earlier good backup has some: `latest` means this backup only if there is no good
-   * one.
+   * `true` if the graph database has 0 bytes, or has no table although an earlier good backup has
+   * some; absent otherwise. `latest` means this backup only if no backup is good.
    */
   emptied?: true;
-  /** Present where only a key opens it. */
+  /** `true` if the backup can be opened only with a key; absent otherwise. */
   encrypted?: true;
-  /** The backup that an incremental one rests on. */
+  /** The id of the base of an incremental backup; absent otherwise. */
   basedOn?: string;
-  /** The incremental backup that this full one was made of. */
+  /**
+   * The id of the incremental backup from which this full backup was consolidated; absent
+   * otherwise.
+   */
   consolidatedFrom?: string;
-  /** Made before a repair, of what was about to be repaired: never what `latest` means while there is another good backup. */
+  /**
+   * `true` if the backup was made before a repair, and therefore contains the problems that were
+   * repaired; absent otherwise. `latest` means it only if there is no other good backup.
+   */
   safetyBackup?: true;
-  /** Present while nothing removes it: why, and since when, in milliseconds since the epoch. */
+  /**
+   * The pin, which prevents removal: its reason, and its time in milliseconds since the epoch.
+   * Absent if the backup is not pinned.
+   */
   pinned?: { reason?: string; at: number };
 }
 
 /** The result of {@link BackupManager.createBackup}. */
 export interface CreatedBackup extends Backup {
   /**
-   * Bytes of the archive that were taken over from an earlier one of the store, because what they hold did not change. The archive is
-   * none the less whole by itself. 0 where there was none of the same compression.
+   * The number of bytes of the archive that were copied from an earlier archive of the store
+   * because their content did not change. The archive does not depend on the earlier one. 0 if the
+   * store has no earlier archive with the same compression.
    */
   reusedBytes: number;
-  /** What the success of this backup removed; absent where no limit is set. */
+  /** The backups that retention removed after this backup; absent if no limit is set. */
   retention?: PruneResult;
-  /** Why the limits were not applied, where some are set: an old backup could not be read, so none was removed. */
+  /**
+   * The reason why retention removed nothing although limits are set: an old backup could not be
+   * read. Absent otherwise.
+   */
   retentionError?: { code: KgErrorCode; message: string; remedy: string };
 }
 
 /** The second argument of {@link BackupManager.deleteBackup}. */
 export interface DeleteOptions extends LongCallOptions {
-  /** Remove the backups that rest on it too. Default: false. */
+  /** Whether to remove the backups that depend on it too. Default: `false`. */
   cascade?: boolean;
 }
 
-/** The second argument of {@link BackupManager.consolidate}. What is absent comes from the manager's configuration. */
+/**
+ * The second argument of {@link BackupManager.consolidate}. An option that is not set takes its
+ * value from the manager's configuration.
+ */
 export interface ConsolidateOptions
   extends LongCallOptions,
     Partial<Pick<BackupManagerConfig, 'compression' | 'compressionLevel'>> {}
 
 /** The argument of {@link BackupManager.prune}. */
 export interface PruneOptions extends LongCallOptions {
-  /** Only say what would be removed. Default: false. */
+  /** Whether to report what would be removed without removing it. Default: `false`. */
   dryRun?: boolean;
 }
 
+/** The result of {@link BackupManager.prune}. */
 export interface PruneResult {
+  /** Whether nothing was removed because the call was a dry run. */
   dryRun: boolean;
-  /** One for every backup, newest first. */
+  /** One decision for each backup, newest first. */
   decisions: PruneDecision[];
-  /** Bytes of the archives and sidecars that were (with `dryRun`, would be) removed. */
+  /**
+   * The size in bytes of the archives and sidecars that were removed, or would be removed with
+   * `dryRun`.
+   */
   bytesFreed: number;
-  /** Archives that could not be decided on: they are not whole. */
+  /** Archives for which no decision was possible because they are not complete. */
   warnings: Warning[];
 }
 
+/** The decision of retention about one backup. */
 export interface PruneDecision {
-  /** Of the backup. */
+  /** The id of the backup. */
   id: string;
+  /** Whether the backup was kept, or would be kept with `dryRun`. */
   kept: boolean;
   /**
-   * `pinned`, `newest-good`, `just-made`, `keep-…` (a rule), `within-limits` and `needed` (by one that is kept) keep a backup; `too-old`, `too-many`
-   * and `no-rule` remove it. If the newest good backup is a snapshot, of a graph without nodes, or incomplete, the newest good one that is none of it
-   * is `newest-good` too, and the newest of a graph with nodes.
+   * The reason of the decision. These keep a backup: `pinned`, `newest-good`, `just-made`, `keep-…`
+   * (a rule of `keep`), `within-limits`, and `needed` (a kept backup depends on it). These remove
+   * it: `too-old`, `too-many` and `no-rule`.
+   *
+   * The newest good backup can be a snapshot, incomplete, or of a graph without nodes. In that
+   * case, `newest-good` also keeps the newest good backup that is none of these, and the newest one
+   * of a graph with nodes.
    */
   reason:
     | 'pinned'
@@ -559,50 +860,77 @@ export interface PruneDecision {
     | 'too-old'
     | 'too-many'
     | 'no-rule';
-  /** Why it should have been removed and could not be. */
+  /**
+   * The reason why a backup that should have been removed could not be removed; `kept` is then
+   * `true`.
+   */
   error?: { code: KgErrorCode; message: string; remedy: string };
 }
 
+/** The parts of a project that a backup contains. */
 export interface BackupContents {
+  /** Whether the backup contains the graph database. */
   database: boolean;
+  /** Whether the backup contains the configuration. */
   config: boolean;
+  /** Whether the backup contains vectors. */
   vectors: boolean;
+  /** Whether the backup contains plugin data. */
   plugins: boolean;
 }
 
+/** The sizes and counts of a backup. */
 export interface BackupStats {
+  /** The number of saved files. */
   totalFiles: number;
-  /** Bytes before compression. */
+  /** The size of the saved files in bytes, before compression. */
   totalSize: number;
-  /** Bytes of the archive. */
+  /** The size of the archive in bytes. */
   compressedSize: number;
-  /** Rows of `nodes` in the saved database; 0 where there is no such table. */
+  /** The number of rows of `nodes` in the saved database; 0 if there is no such table. */
   nodeCount: number;
-  /** Rows of `edges` in the saved database; 0 where there is no such table. */
+  /** The number of rows of `edges` in the saved database; 0 if there is no such table. */
   edgeCount: number;
-  /** Tables of the saved graph database, without SQLite's own. Absent if it could not be read. */
+  /**
+   * The number of tables of the saved graph database, without SQLite's own tables. Absent if it
+   * could not be read.
+   */
   tableCount?: number;
 }
 
+/** The state of the databases at the time of the backup. */
 export interface SourceIntegrity {
   /**
-   * `partial`: everything that could be checked is sound, and `notChecked` names the rest; such a backup is good. `failed`: damage was found, or the
-   * graph database has no table any more. `skipped`: `checkSource` is off.
+   * The result of the check:
+   *
+   * - `ok`: everything is undamaged
+   * - `partial`: everything that could be checked is undamaged, and `notChecked` names the rest;
+   * such a backup is good
+   * - `failed`: damage was found, or the graph database no longer has a table
+   * - `skipped`: `checkSource` is `false`
    */
   status: 'ok' | 'partial' | 'failed' | 'skipped';
-  /** SQLite's findings, each after the path of its database; at most 100 a database. */
+  /** The findings of SQLite, each after the path of its database; at most 100 for each database. */
   messages: string[];
-  /** With `partial`: what could not be checked, and the function, collation, tokenizer or module that SQLite lacks here. */
+  /**
+   * With `partial`, what could not be checked, and the function, collation, tokenizer or module
+   * that SQLite lacks here. Absent otherwise.
+   */
   notChecked?: string[];
   /**
-   * Full-text indexes were read through too, which can take longer than everything else together. An incremental backup that rests on one
-   * with sound databases checks every page, table and index of them, and leaves full-text indexes, which FTS5 can make again, to
-   * the next full backup and to {@link IntegrityChecker}.
+   * Whether full-text indexes were checked too, which can take longer than all other checks
+   * together.
+   *
+   * An incremental backup whose base has undamaged databases checks every page, table and index. It
+   * leaves full-text indexes, which FTS5 can rebuild, to the next full backup and to {@link
+   * IntegrityChecker}.
    */
   fullText: boolean;
 }
 
+/** A condition that did not stop a call but needs attention. */
 export interface Warning {
+  /** The stable code of the warning; `docs/reference/errors.md` explains each. */
   code:
     | 'KG_WARN_SOURCE_DAMAGED'
     | 'KG_WARN_NOT_CHECKED'
@@ -629,33 +957,41 @@ export interface Warning {
     | 'KG_WARN_KEY_EXPOSED'
     | 'KG_WARN_SETTINGS_CHANGED'
     | 'KG_WARN_NOT_ENCRYPTED';
+  /** The text of the warning. */
   message: string;
-  /** What it is about, relative to the project, where that is one file. */
+  /**
+   * The path of the file that the warning is about, relative to the project. Absent if the warning
+   * is not about one file.
+   */
   path?: string;
 }
 
 /** The result of {@link BackupManager.checkBackup}. */
 export interface CheckReport {
-  /** No problem was found. */
+  /** Whether no problem was found. */
   valid: boolean;
+  /** The problems that were found. */
   problems: Problem[];
-  /** Of the archive. */
+  /** The path of the archive. */
   path: string;
-  /** The manifest inside the archive; absent where it could not be read. */
+  /** The manifest inside the archive; absent if it could not be read. */
   manifest?: Manifest;
   /**
-   * `KG_WARN_PASSED_OVER` if `latest` was asked for and means an older backup than the newest; and what concerns the keys that
-   * opened it, or the settings.
+   * `KG_WARN_PASSED_OVER` if `latest` was given and means an older backup than the newest one; and
+   * warnings about the keys that opened the backup, or about the settings.
    */
   warnings: Warning[];
-  /** Bytes of the archive. */
+  /** The size of the archive in bytes. */
   size: number;
-  /** Of the archive as it is, 64 hexadecimal digits. */
+  /** The SHA-256 digest of the archive in its present state: 64 hexadecimal digits. */
   sha256: string;
+  /** The duration of the call in milliseconds. */
   durationMs: number;
 }
 
+/** A problem of an archive. */
 export interface Problem {
+  /** The stable code of the problem; `docs/reference/errors.md` explains each. */
   code:
     | 'KG_PROBLEM_ARCHIVE'
     | 'KG_PROBLEM_BLOCK'
@@ -663,159 +999,246 @@ export interface Problem {
     | 'KG_PROBLEM_ENTRY'
     | 'KG_PROBLEM_CHAIN'
     | 'KG_PROBLEM_SIDECAR';
+  /** The text of the problem. */
   message: string;
-  /** Entries of the archive; empty where it is the archive as a whole. */
+  /**
+   * The entries of the archive that are affected; empty if the problem concerns the archive as a
+   * whole.
+   */
   affects: string[];
-  /** What to do. */
+  /** What to do about the problem. */
   remedy: string;
 }
 
-/** `manifest.json` of an archive: the guide's section "Backup Manifest", and `docs/reference/format.md`. */
+/**
+ * The content of `manifest.json` in an archive. See the guide's section "Backup Manifest", and
+ * `docs/reference/format.md`.
+ */
 export interface Manifest {
-  /** Of the format. */
+  /** The version of the format. */
   version: string;
+  /** The id of the backup. */
   id: string;
+  /** The type of the backup. */
   type: BackupType;
-  /** RFC 3339, in UTC. */
+  /** The time at which the backup began, as an RFC 3339 timestamp in UTC. */
   timestamp: string;
+  /** The note given to `createBackup`. */
   description?: string;
+  /** The parts of the project that the backup contains. */
   contents: BackupContents;
-  /** Here `compressedSize` is the size of the archive before its manifest. */
+  /**
+   * The sizes and counts of the backup. In a manifest, `compressedSize` is the size of the archive
+   * before its manifest.
+   */
   stats: BackupStats;
-  /** Entry to `sha256:` and 64 hexadecimal digits. */
+  /**
+   * The digest of each entry of the archive: `sha256:` and 64 hexadecimal digits, by the name of
+   * the entry.
+   */
   checksums: Record<string, string>;
-  /** Files, directories and links, in the order of the archive. */
+  /** The files, directories and links, in the order of the archive. */
   files: ManifestFile[];
+  /** The state of the databases at the time of the backup. */
   integrity: SourceIntegrity;
+  /** The warnings of the backup. */
   warnings?: Warning[];
+  /** The id of the base of an incremental backup; absent otherwise. */
   basedOn?: string;
-  /** Of a full backup that was made of an incremental one: the id of that. */
+  /**
+   * The id of the incremental backup from which this full backup was consolidated; absent
+   * otherwise.
+   */
   consolidatedFrom?: string;
-  /** Of a backup that was made before a repair, of what was about to be repaired. */
+  /**
+   * `true` if the backup was made before a repair, and therefore contains the problems that were
+   * repaired; absent otherwise.
+   */
   safetyBackup?: true;
-  /** It does not hold all of the project. */
+  /** `true` if the backup does not contain the whole project; absent otherwise. */
   incomplete?: true;
-  /** Its graph database has 0 bytes, or no table while an earlier good backup of the project has some. */
+  /**
+   * `true` if the graph database has 0 bytes, or has no table although an earlier good backup of
+   * the project has some; absent otherwise.
+   */
   emptied?: true;
-  /** Of an incremental backup: `sha256:` and the digest of the archive that it rests on. */
+  /**
+   * For an incremental backup, the digest of the archive of its base: `sha256:` and 64 hexadecimal
+   * digits.
+   */
   basedOnChecksum?: string;
-  /** Of an incremental backup: paths of the one it rests on that are no more. */
+  /** For an incremental backup, the paths in its base that no longer exist. */
   deleted?: string[];
-  /** `gzip -6` and so on; absent for a plain archive. */
+  /** The compression and its level, such as `gzip -6`; absent for a plain archive. */
   compression?: string;
+  /** A digest of the project's location, which distinguishes projects that share a store. */
   project?: string;
+  /** The program that made the backup. */
   tool: { name: string; version: string };
 }
 
+/** A file, directory or link in an archive. */
 export interface ManifestFile {
-  /** Its name in the archive. */
+  /** The name of the entry in the archive. */
   entry: string;
-  /** Where it lay, relative to the project's root, with `/`; `%` and bytes that are not UTF-8 as `%XX`. */
+  /**
+   * The path relative to the project's root, with `/` as the separator. `%` and bytes that are not
+   * UTF-8 are written as `%XX`.
+   */
   path: string;
+  /** The part of the project that the file belongs to. */
   component: Component;
-  /** Absent for a file. */
+  /** `directory` or `link`; absent for a file. */
   type?: 'directory' | 'link';
-  /** Of a link: where it points to, written like `path`. */
+  /** The target of a link, written as in `path`; absent otherwise. */
   target?: string;
-  /** Present and true for a SQLite database. */
+  /** `true` for a SQLite database; absent otherwise. */
   database?: boolean;
-  /** In bytes. */
+  /** The size of the file in bytes. */
   size: number;
-  /** Permission bits. */
+  /** The permission bits. */
   mode: number;
-  /** Of an incremental backup: `base` where the file is as it is there, `pages` where the entry has the changed pages alone. */
+  /**
+   * How an incremental backup stores the file. `base`: the file is the same as in the base.
+   * `pages`: the entry contains only the changed pages. Absent if the entry contains the whole
+   * file.
+   */
   stored?: 'base' | 'pages';
-  /** Where `stored` is there: of the restored content, 64 hexadecimal digits. */
+  /**
+   * The SHA-256 digest of the restored content, 64 hexadecimal digits; present if `stored` is
+   * present.
+   */
   sha256?: string;
-  /** Where `stored` is `pages`: see `docs/reference/format.md`. */
+  /** The changed pages, if `stored` is `pages`; see `docs/reference/format.md`. */
   pages?: { pageSize: number; changed: number; root: string };
-  /** RFC 3339, in UTC. */
+  /** The time of the last modification, as an RFC 3339 timestamp in UTC. */
   mtime: string;
 }
 
-/** A part of a project that can be restored by itself; `files` is everything below `.kg/` that is none of the others. */
+/**
+ * A part of a project that can be restored on its own. `files` is everything below `.kg/` that
+ * belongs to none of the other parts.
+ */
 export type Component = 'database' | 'config' | 'vectors' | 'plugins' | 'files';
 
-/** The argument of {@link BackupManager.restore}: one of `backupPath` and `backupId` is needed. */
+/**
+ * The argument of {@link BackupManager.restore}. Exactly one of `backupPath` and `backupId` is
+ * required.
+ */
 export interface RestoreOptions extends LongCallOptions {
-  /** Path of an archive. Its neighbours are not needed. */
+  /**
+   * The path of an archive. Its sidecar is not needed. The archive of an incremental backup needs
+   * the archives of its chain in the same directory.
+   */
   backupPath?: string;
-  /** Id of a backup of `backupDir`, or `'latest'`. */
+  /** The id of a backup in `backupDir`, or `'latest'`. */
   backupId?: string;
-  /** The project's root to restore into, made where it does not exist. Default: the manager's `projectRoot`. */
+  /**
+   * The root of the project to restore into. It is created if it does not exist. Default:
+   * `projectRoot` of the manager.
+   */
   targetDir?: string;
-  /** Replace files that exist, keeping what they were. Default: false, which rejects with `KG_TARGET_EXISTS`. */
+  /**
+   * Whether to replace existing files; their previous content is kept. Default: `false`, which
+   * rejects with `KG_TARGET_EXISTS`.
+   */
   overwrite?: boolean;
-  /** Restore only these parts. Default: all that the backup holds. */
+  /** The parts to restore. Default: all parts that the backup contains. */
   only?: Component[];
   /**
-   * Restore only what matches one of these patterns, read as those of `excludePatterns`: `['plugins/glossary', 'vectors/*.f32']`. One of several that
-   * matches nothing is a `KG_WARN_INCOMPLETE`. Default: everything.
+   * Patterns of the files to restore, with the syntax of `excludePatterns`. Example:
+   * `['plugins/glossary', 'vectors/*.f32']`. If one of several patterns matches nothing, the result
+   * has the warning `KG_WARN_INCOMPLETE`. Default: all files.
    */
   paths?: string[];
   /**
-   * Replace a database that cannot be replaced through SQLite even while another process has it open, or commits to another WAL.
-   * That process keeps the old file. Default: false.
+   * Whether to replace a database that cannot be changed through SQLite even while another process
+   * has it open or commits to another WAL. That process keeps the old file. Default: `false`.
    */
   force?: boolean;
-  /** Check everything that {@link BackupManager.verifyBackup} does, and report what would happen, without changing anything. Default: false. */
+  /**
+   * Whether to check everything that {@link BackupManager.verifyBackup} checks, and to report what
+   * would happen, without changing anything. Default: `false`.
+   */
   dryRun?: boolean;
 }
 
 /** The argument of {@link BackupManager.undoRestore}. */
 export interface UndoOptions extends LongCallOptions {
-  /** The project's root. Default: the manager's `projectRoot`. */
+  /** The project's root. Default: `projectRoot` of the manager. */
   targetDir?: string;
-  /** Undo no undo, but the newest restore that is not undone: called again and again, it leads to what was before the first one. Default: false. */
+  /**
+   * Whether to undo the newest restore that is not yet undone, rather than to reverse an undo.
+   * Repeated calls lead back to the state before the first restore. Default: `false`.
+   */
   earlier?: boolean;
-  /** As for {@link RestoreOptions}. Default: false. */
+  /**
+   * Whether to replace a database that is in use, as {@link RestoreOptions.force} does. Default:
+   * `false`.
+   */
   force?: boolean;
-  /** Report what would happen, without changing anything. Default: false. */
+  /** Whether to report what would happen without changing anything. Default: `false`. */
   dryRun?: boolean;
 }
 
-/** The result of {@link BackupManager.undoRestore}. With `dryRun`, what it would do. */
+/** The result of {@link BackupManager.undoRestore}. With `dryRun`, what an undo would do. */
 export interface UndoResult {
-  /** The backup whose restore was undone; `'repair'` where a repair had replaced a damaged database. */
+  /**
+   * The id of the backup whose restore was undone; `'repair'` if the undo reversed a repair that
+   * had replaced a damaged database.
+   */
   id: string;
-  /** When that was restored, in milliseconds since the epoch. */
+  /** The time of that restore or repair, in milliseconds since the epoch. */
   restoredAt: number;
+  /** The project's root. */
   targetDir: string;
+  /** Whether nothing was changed because the call was a dry run. */
   dryRun: boolean;
-  /** Files that were put back. */
+  /** The number of files that were put back. */
   filesRestored: number;
-  /** Files that the restore had added. */
+  /** The number of files that were removed because the restore had added them. */
   filesRemoved: number;
-  /** The directory that keeps what was there before this undo; absent in a dry run. */
+  /** The directory that keeps the state before this undo; absent in a dry run. */
   safetyCopy?: string;
+  /** Conditions that did not stop the undo but need attention. */
   warnings: Warning[];
+  /** The duration of the call in milliseconds. */
   durationMs: number;
 }
 
 /** The result of {@link BackupManager.restore}. With `dryRun`, what a restore would do. */
 export interface RestoreResult {
-  /** Of the backup. */
+  /** The id of the backup. */
   id: string;
-  /** Its archive. */
+  /** The path of the archive. */
   backupPath: string;
+  /** The root of the project that was restored into. */
   targetDir: string;
+  /** Whether nothing was changed because the call was a dry run. */
   dryRun: boolean;
+  /** The number of files that were restored. */
   filesRestored: number;
+  /** The size of the restored files in bytes. */
   bytesRestored: number;
-  /** How many of them took the place of an existing file. */
+  /** The number of restored files that replaced an existing file. */
   filesReplaced: number;
-  /** The directory that keeps what was replaced, under the paths it had in the project. */
+  /**
+   * The directory that keeps the replaced files, under their paths in the project; absent if there
+   * is none.
+   */
   safetyCopy?: string;
+  /** Conditions that did not stop the restore but need attention. */
   warnings: Warning[];
+  /** The duration of the call in milliseconds. */
   durationMs: number;
 }
 
 /**
- * Checks a database, the files of its project and its vectors, and repairs what can be repaired without guessing. The guide's section
- * "Recovery Verification".
+ * Checks a database, the files of its project and its vectors, and repairs what can be repaired
+ * without guessing. See the guide's section "Recovery Verification".
  *
- * Everything happens in a process of its own, on a private copy of one commit: whoever writes the database goes on, the host's
- * connections and locks stay as they are, and a check changes nothing.
+ * A separate worker process works on a private copy of one commit. Other processes can continue to
+ * write, and the host's connections and locks do not change. A check changes nothing.
  *
  * ```ts
  * const checker = new IntegrityChecker(db);
@@ -825,43 +1248,56 @@ export interface RestoreResult {
  */
 export declare class IntegrityChecker {
   /**
-   * @param db the path of a database or of a project's root; or a better-sqlite3 handle, a node:sqlite handle or the host's
-   * `KnowledgeGraphDatabase`, of which only the path is asked for. A database that lies in `.kg/`, or that the configuration of the
-   * nearest project above it names, is checked with that project, any other one alone.
-   * @throws {KgError} `KG_INVALID_OPTION` for a database in memory, which has no file, and for what is no database
+   * Creates a checker.
+   *
+   * @param db the path of a database or of a project's root; or a better-sqlite3 handle, a
+   * node:sqlite handle or the host's `KnowledgeGraphDatabase`, from which only the path is read. A
+   * database in `.kg/`, or one that the configuration of the nearest project above it names, is
+   * checked with that project. Any other database is checked alone.
+   * @throws {KgError} `KG_INVALID_OPTION` for a database in memory, which has no file, and for a
+   * value that is not a database
    */
   constructor(db: string | object, options?: IntegrityCheckerOptions);
 
-  /** What is checked: the absolute path of a database or of a project's root. */
+  /** The absolute path of the database or of the project's root that is checked. */
   readonly path: string;
 
   /**
-   * Runs the checks. Whatever is wrong is an issue of the result; it rejects only where checks could not be run at all.
+   * Runs the checks. Each problem is an issue of the result. The promise rejects only if the checks
+   * could not run.
    *
-   * A check of a database takes a copy of it in the system's directory for temporary files (`TMPDIR`), which is gone afterwards.
+   * A check copies the database into the system's directory for temporary files (`TMPDIR`) and
+   * deletes the copy afterwards.
    *
-   * @throws {KgError} `KG_NO_PROJECT`, `KG_DATABASE_BUSY`, `KG_DATABASE_UNREADABLE`, `KG_TARGET_LOCKED`, `KG_NO_SPACE`,
-   * `KG_PERMISSION_DENIED`, `KG_IO`, `KG_READER_…`, `KG_INVALID_OPTION`; with `repairMode` also what {@link repair} rejects with
+   * @throws {KgError} `KG_NO_PROJECT`, `KG_DATABASE_BUSY`, `KG_DATABASE_UNREADABLE`,
+   * `KG_TARGET_LOCKED`, `KG_NO_SPACE`, `KG_PERMISSION_DENIED`, `KG_IO`, `KG_READER_…`,
+   * `KG_INVALID_OPTION`; with `repairMode`, also the errors of {@link repair}
    */
   runChecks(options?: CheckOptions): Promise<IntegrityResult>;
 
   /**
-   * Repairs. First a backup is made: a snapshot, or a full one where vectors are to be changed. Then indexes and full-text indexes are
-   * built again, and edges, rows of `node_tags` and vectors that lead nowhere are moved to the table `kg_repair_removed` of the same
-   * database, as JSON with time and reason; in one transaction a database, through SQLite, so that open connections go on with what is
-   * right. Then everything is checked again.
+   * Repairs issues, and then checks everything again. Only the codes of the given issues count: the
+   * problems are searched for again. What cannot be repaired stays unchanged. If there is nothing
+   * to repair, nothing changes and no backup is made.
    *
-   * Of a damaged database what can be read is saved in a new one, which takes its place while nothing has it open; the damaged one is
-   * kept in `.kg/restore-undo/`, and {@link BackupManager.undoRestore} puts it back. What leads nowhere because its row was lost is
-   * moved aside in the same call where it is an error. Where a newer good backup exists, restoring it brings back more.
+   * A backup is made first: a snapshot, or a full backup if vectors are to be changed. The repair
+   * then rebuilds indexes and full-text indexes. It moves edges, rows of `node_tags` and vectors
+   * whose target does not exist to the table `kg_repair_removed` of the same database. Each row is
+   * kept there as JSON with its time and reason.
    *
-   * Of the issues that are handed in only the codes count: what they stand for is searched for again. What cannot be repaired is left as
-   * it is. Where there is nothing to repair, nothing is changed and no backup is made.
+   * Each database is repaired in one transaction through SQLite, so open connections continue with
+   * the repaired content.
    *
-   * @throws {KgError} `KG_NO_PROJECT` where pages of a database are damaged that belongs to no project, so that nothing could keep the damaged one;
-   * `KG_DATABASE_BUSY`; `KG_DATABASE_IN_USE` where a damaged database is open in this process or another one, or a process commits to another WAL than
-   * the one next to it: close it first; `KG_INVALID_OPTION` where the configured database lies outside the project and was not named; and
-   * what {@link runChecks} and {@link BackupManager.createBackup} reject with
+   * A damaged database is salvaged into a new one, which replaces it while no process has it open.
+   * The damaged one is kept in `.kg/restore-undo/`, and {@link BackupManager.undoRestore} puts it
+   * back. The same call also moves rows whose target was lost, if they are an error. If a newer
+   * good backup exists, restoring it recovers more.
+   *
+   * @throws {KgError} `KG_NO_PROJECT` if pages of a database are damaged that belongs to no
+   * project, because the damaged one could not be kept; `KG_DATABASE_BUSY`; `KG_DATABASE_IN_USE` if
+   * a damaged database is open in this or another process, or a process commits to a WAL other than
+   * the one next to it; `KG_INVALID_OPTION` if the configured database is outside the project and
+   * was not named; and the errors of {@link runChecks} and {@link BackupManager.createBackup}
    */
   repair(issues: Pick<Issue, 'code'>[], options?: LongCallOptions): Promise<RepairResult>;
 }
@@ -869,85 +1305,124 @@ export declare class IntegrityChecker {
 /** The second argument of {@link IntegrityChecker}. */
 export interface IntegrityCheckerOptions {
   /**
-   * The project's root, where the database's path does not tell. A database outside the project is repaired only if it is named, so:
-   * `new IntegrityChecker('/var/lib/graph.db', { projectRoot })`.
+   * The project's root, if it cannot be found from the path of the database. A database outside the
+   * project is repaired only if it is named, as in `new IntegrityChecker('/var/lib/graph.db', {
+   * projectRoot })`.
    */
   projectRoot?: string;
-  /** Where the backup before a repair goes. Default: `.kg/backups` of the project. */
+  /**
+   * The directory for the backup before a repair. Default: `backup.dir` of `.kg/config.json`, else
+   * `.kg/backups` of the project.
+   */
   backupDir?: string;
-  /** Encrypt that backup. Default: whether and how `.kg/config.json` says. `false`: it is plain, also after an encrypted one. */
+  /**
+   * The keys that encrypt that backup. If `false`, it is not encrypted, even after an encrypted
+   * one. Default: the settings of `.kg/config.json`.
+   */
   encryption?: EncryptionOptions | false;
-  /** How long, in milliseconds, to wait for a lock that another process holds. Default: 60000. */
+  /** The time in milliseconds to wait for a lock that another process holds. Default: 60000. */
   lockTimeout?: number;
-  /** As in {@link BackupManagerConfig}. */
+  /** The path of the `kg` executable, as in {@link BackupManagerConfig}. */
   kgPath?: string;
 }
 
 /** The argument of {@link IntegrityChecker.runChecks}. */
 export interface CheckOptions extends LongCallOptions {
-  /** Pages, indexes, full-text indexes, references, rows, the WAL. Default: true. */
+  /**
+   * Whether to check pages, indexes, full-text indexes, references, rows and the WAL. Default:
+   * `true`.
+   */
   checkDatabase?: boolean;
-  /** Configuration, documents of nodes, what cannot be read, permissions. Default: true. */
+  /**
+   * Whether to check the configuration, the documents of nodes, unreadable files and permissions.
+   * Default: `true`.
+   */
   checkFiles?: boolean;
-  /** `.kg/vectors.db`, and `NAME.f32` with `index.json` in `.kg/vectors/`. Default: true. */
+  /**
+   * Whether to check `.kg/vectors.db`, and `NAME.f32` with `index.json` in `.kg/vectors/`. Default:
+   * `true`.
+   */
   checkVectors?: boolean;
-  /** Repair everything that can be repaired, as {@link IntegrityChecker.repair}; goes with all of the checks. Default: false. */
+  /**
+   * Whether to repair everything that can be repaired, as {@link IntegrityChecker.repair} does. It
+   * requires all of the checks; otherwise the call rejects with `KG_INVALID_OPTION`. Default:
+   * `false`.
+   */
   repairMode?: boolean;
 }
 
-/** The result of {@link IntegrityChecker.runChecks}; with `repairMode`, what is so after the repair. */
+/**
+ * The result of {@link IntegrityChecker.runChecks}. With `repairMode`, it describes the state after
+ * the repair.
+ */
 export interface IntegrityResult {
-  /** No issue is of the severity `error`. */
+  /** Whether no issue has the severity `error`. */
   healthy: boolean;
-  /** Errors first. */
+  /** The issues, errors first. */
   issues: Issue[];
+  /** What was checked. */
   checked: Checked;
+  /** The duration of the call in milliseconds. */
   durationMs: number;
-  /** With `repairMode`. */
+  /** What the repair did; present with `repairMode`. */
   repair?: RepairSummary;
 }
 
 /** What was checked. */
 export interface Checked {
-  /** The project's root; absent for a database that belongs to none. */
+  /** The project's root; absent for a database that belongs to no project. */
   project?: string;
+  /** The path of the database. */
   database: string;
-  /** Of the database, in bytes. */
+  /** The size of the database in bytes. */
   databaseSize: number;
-  /** Rows; 0 where the structure is damaged or was not looked at. */
+  /** The number of nodes; 0 if the structure is damaged or was not checked. */
   nodes: number;
+  /** The number of edges; 0 if the structure is damaged or was not checked. */
   edges: number;
-  /** How many nodes name a document. */
+  /** The number of nodes that name a document. */
   documents: number;
-  /** Files below `.kg/`. */
+  /** The number of files below `.kg/`. */
   files: number;
+  /** The number of vectors. */
   vectors: number;
 }
 
-/** One kind of thing that is wrong in one place, however often. */
+/** One kind of problem in one place. `count` is the number of occurrences. */
 export interface Issue {
+  /** The stable code of the issue. */
   code: IssueCode;
-  /** `error`: not healthy; `warning`: somebody should see to it; `info`: good to know. */
+  /**
+   * The severity. `error`: the project is not healthy. `warning`: the issue needs attention.
+   * `info`: the issue needs no action.
+   */
   severity: 'error' | 'warning' | 'info';
+  /** The part of the project that the issue concerns. */
   component: 'database' | 'files' | 'vectors' | 'backups';
-  /** What is wrong, without a full stop. */
+  /** What is wrong, without a period at the end. */
   message: string;
-  /** What to do, without a full stop. */
+  /** What to do, without a period at the end. */
   remedy: string;
+  /** The name of the table, if the issue concerns one. */
   table?: string;
+  /** The name of the index, if the issue concerns one. */
   index?: string;
-  /** Of the first row. */
+  /** The rowid of the first row, if the issue concerns rows. */
   rowid?: number;
-  /** The first page, from 1. */
+  /** The number of the first page, from 1, if the issue concerns pages. */
   page?: number;
-  /** The file, relative to the project where it lies in it. */
+  /**
+   * The path of the file, if the issue concerns one; relative to the project if the file is inside
+   * it.
+   */
   path?: string;
-  /** How often. */
+  /** The number of occurrences. */
   count: number;
-  /** The first ten of them. */
+  /** The first ten occurrences. */
   examples: string[];
+  /** Whether {@link IntegrityChecker.repair} can do something about the issue. */
   repairable: boolean;
-  /** What repair would do; present where it can do something. */
+  /** What a repair would do; absent if it can do nothing. */
   repair?: string;
 }
 
@@ -1010,148 +1485,214 @@ export type IssueCode =
 
 /** What a repair did. */
 export interface RepairSummary {
-  /** Issues that are gone. */
+  /** The number of issues that are gone. */
   fixed: number;
-  /** Issues that were worked on and are still there. */
+  /** The number of issues that the repair worked on and that still exist. */
   failed: number;
-  /** Issues that repair can do nothing about, and codes of which there is no issue. */
+  /**
+   * The number of issues that a repair can do nothing about, and of given codes for which no issue
+   * exists.
+   */
   skipped: number;
-  /** The backup from before; absent where there was nothing to repair, and nothing was changed. */
+  /** The backup that was made before the repair; absent if there was nothing to repair. */
   safetyBackup?: { id: string; path: string };
   /**
-   * Instead of a backup, where the database belongs to no project: the path of a copy of it from before, beside it,
-   * `NAME-before-repair-{YYYYMMDD-HHMMSS}.sqlite`. Nothing removes it.
+   * For a database that belongs to no project, the path of a copy from before the repair. It is in
+   * the same directory as the database: `NAME-before-repair-{YYYYMMDD-HHMMSS}.sqlite`. It is never
+   * removed automatically.
    */
   safetyCopy?: string;
+  /** The actions of the repair. */
   actions: RepairAction[];
 }
 
-/** The result of {@link IntegrityChecker.repair}: what was done, and what is wrong after that. */
+/**
+ * The result of {@link IntegrityChecker.repair}: what was done, and the issues after the repair.
+ */
 export interface RepairResult extends RepairSummary, Omit<IntegrityResult, 'repair'> {}
 
+/** One action of a repair. */
 export interface RepairAction {
+  /** The code of the issue that the action repairs. */
   code: IssueCode;
+  /** The part of the project that the action concerns. */
   component: Issue['component'];
   /** What was done, or was to be done. */
   action: string;
+  /** Whether the action succeeded. */
   done: boolean;
-  /** Rows that were moved to `kg_repair_removed`. */
+  /** The number of rows that were moved to `kg_repair_removed`. */
   rowsRemoved: number;
-  /** What was saved of a damaged database. */
+  /** What was salvaged from a damaged database; absent for other actions. */
   salvage?: Salvage;
-  /** Why it was not done. */
+  /** The reason why the action failed; absent if it succeeded. */
   error?: { code: KgErrorCode; message: string; remedy: string };
 }
 
-/** What was saved of a damaged database. */
+/** What was salvaged from a damaged database. */
 export interface Salvage {
-  /** Where the damaged database is kept, with its WAL or journal: an absolute path. */
+  /** The absolute path at which the damaged database is kept, with its WAL or journal. */
   kept: string;
-  /** In bytes. */
+  /** The page size in bytes. */
   pageSizeBytes: number;
-  /** Pages of the damaged database, those of its WAL included. */
+  /** The number of pages of the damaged database, including those of its WAL. */
   pageCount: number;
-  /** Whether the header could be believed. Without it the user version, application id and journal mode are SQLite's defaults. */
+  /**
+   * Whether the header was credible. If not, the user version, application id and journal mode are
+   * SQLite's defaults.
+   */
   headerReadable: boolean;
-  /** Whether the schema was there as a whole. Where it was not, the host's own tables were made as they are documented. */
+  /**
+   * Whether the schema was complete. If not, the host's own tables were created as they are
+   * documented.
+   */
   schemaReadable: boolean;
-  /** `ignored` where it is damaged or of another database; a warning says why. */
+  /**
+   * What happened to the WAL. It is `ignored` if it is damaged or belongs to another database; a
+   * warning gives the reason.
+   */
   wal: 'none' | 'applied' | 'ignored';
-  /** The rollback journal that a killed writer left: `applied` is the database as it was before that transaction. */
+  /**
+   * What happened to the rollback journal of a killed writer. `applied` restores the database to
+   * its state before that transaction.
+   */
   journal: 'none' | 'applied' | 'ignored';
+  /** The salvaged tables. */
   tables: SalvagedTable[];
-  /** Over all tables, without what was put aside. */
+  /** The number of recovered rows in all tables, without the rows in `lostAndFound`. */
   rowsRecovered: number;
-  /** `page` counts from 1; `first` names the first 100. */
+  /** The pages that could not be read. `page` counts from 1; `first` contains the first 100. */
   unreadablePages: { count: number; first: { page: number; reason: string }[] };
-  /** Everything of the schema but the tables that were made; `failed` says why one is not there, or not with its content. */
+  /**
+   * The objects of the schema other than the salvaged tables. `failed` is the reason why an object
+   * is missing or lacks its content.
+   */
   objects: { kind: string; name: string; failed?: string }[];
-  /** The table for rows that could not be given to a table with certainty; `null` where there are none. */
+  /**
+   * The table for rows that could not be assigned to a table with certainty; `null` if there are
+   * none.
+   */
   lostAndFound: { table: string; rows: number } | null;
-  /** Pages with old content, of deleted rows or earlier versions, that were left where they are. */
+  /**
+   * The number of pages with old content, from deleted rows or earlier versions, that were not
+   * used.
+   */
   leftoverPages: number;
   /** Sentences for a person. */
   warnings: string[];
 }
 
-/** A table of {@link Salvage}. */
+/** A table of a {@link Salvage}. */
 export interface SalvagedTable {
+  /** The name of the table. */
   name: string;
+  /** The number of recovered rows. */
   rowsRecovered: number;
-  /** Rows that are known or supposed to be lost to this table, those in `lostAndFound` among them. */
+  /**
+   * The number of rows that this table is known or estimated to have lost, including those in
+   * `lostAndFound`.
+   */
   rowsLost: number;
   /**
-   * How that number came about: `aside`, just those in `lostAndFound`; `index` names exactly these, a damaged index `atLeast` these; `estimate`
-   * counts for each lost page as many rows as the others hold.
+   * How `rowsLost` was determined:
+   *
+   * - `nothing`: no row is lost
+   * - `aside`: exactly the rows in `lostAndFound`
+   * - `index`: exactly the rows that an index names
+   * - `atLeast`: at least the rows that a damaged index names
+   * - `estimate`: for each lost page, as many rows as the other pages hold
    */
   rowsLostBy: 'nothing' | 'aside' | 'index' | 'atLeast' | 'estimate';
-  /** Rows of this table that are in `lostAndFound`. */
+  /** The number of rows of this table that are in `lostAndFound`. */
   rowsAside: number;
-  /** Pages that were to be parts of this table, but could not be read. */
+  /** The number of pages that belong to this table but could not be read. */
   pagesLost: number;
-  /** Pages that had lost their parent, and were found to belong here. */
+  /** The number of pages that had lost their parent and were identified as part of this table. */
   pagesReassigned: number;
 }
 
 /** The argument of {@link BackupManager.rehearse}. */
 export interface RehearseOptions extends LongCallOptions {
-  /** Path of an archive, id of a backup, or `'latest'`. Default: `latest`. */
+  /** The path of an archive, the id of a backup, or `'latest'`. Default: `'latest'`. */
   backup?: string;
-  /** Where to restore to, in a directory of its own. Default: the system's directory for temporary files. */
+  /**
+   * The directory in which the drill creates its temporary directory. Default: the system's
+   * directory for temporary files.
+   */
   directory?: string;
 }
 
 /** The result of {@link BackupManager.rehearse}. */
 export interface Rehearsal {
-  /** The restored project is healthy, and has the nodes and edges that the manifest promises. */
+  /**
+   * Whether the restored project is healthy and has the numbers of nodes and edges that the
+   * manifest states.
+   */
   passed: boolean;
-  /** Of the backup. */
+  /** The id of the backup. */
   id: string;
+  /** The path of the archive. */
   backupPath: string;
-  /** How old the backup is: what was written since would be lost. */
+  /** The age of the backup in milliseconds. A recovery would lose what was written in this time. */
   ageMs: number;
+  /** The number of files that were restored. */
   filesRestored: number;
+  /** The size of the restored files in bytes. */
   bytesRestored: number;
-  /** The time to recover: how long the restore took. */
+  /** The duration of the restore in milliseconds, which is the time that a recovery takes. */
   restoreMs: number;
-  /** How long the checks took. */
+  /** The duration of the checks in milliseconds. */
   checkMs: number;
+  /** The number of nodes that the manifest states, and the number that was found. */
   nodes: { expected: number; found: number };
+  /** The number of edges that the manifest states, and the number that was found. */
   edges: { expected: number; found: number };
+  /** The issues of the restored project. */
   issues: Issue[];
+  /** Conditions that did not stop the drill but need attention. */
   warnings: Warning[];
+  /** The duration of the call in milliseconds. */
   durationMs: number;
 }
 
 /**
- * A check for the guide's health monitor: whether the newest good backup is young enough.
+ * Creates a check for the guide's health monitor: whether the newest good backup is recent enough.
  *
  * ```ts
  * healthMonitor.addCheck(backupFreshnessCheck(manager, { maxAge: '24h' }));
  * ```
  *
- * `check` resolves to false where there is no good backup, and rejects where `backupDir` cannot be read.
+ * `check` resolves to `false` if there is no good backup, and rejects if `backupDir` cannot be
+ * read.
  *
  * @throws {KgError} `KG_INVALID_OPTION`
  */
 export declare function backupFreshnessCheck(manager: BackupManager, options?: FreshnessOptions): FreshnessCheck;
 
+/** The second argument of {@link backupFreshnessCheck}. */
 export interface FreshnessOptions {
-  /** Milliseconds, or a number and `s`, `m`, `h` or `d`. Default: `'24h'`. */
+  /**
+   * The largest age of the newest good backup: milliseconds, or a whole number followed by `s`,
+   * `m`, `h` or `d`. Default: `'24h'`.
+   */
   maxAge?: number | string;
-  /** How often the monitor should ask. Default: `'1h'`. */
+  /** How often the monitor should run the check, in the same format. Default: `'1h'`. */
   interval?: string;
-  /** Default: `'backup-freshness'`. */
+  /** The name of the check. Default: `'backup-freshness'`. */
   name?: string;
 }
 
+/** A check of the guide's health monitor. */
 export interface FreshnessCheck {
+  /** The name of the check. */
   name: string;
+  /** How often the monitor should run the check. */
   interval: string;
+  /** Resolves to whether the newest good backup is recent enough. */
   check: () => Promise<boolean>;
 }
 
-/** The codes of {@link KgError}; `docs/reference/errors.md` gives cause and remedy of each. */
+/** The codes of {@link KgError}; `docs/reference/errors.md` gives the cause and remedy of each. */
 export type KgErrorCode =
   | 'KG_INVALID_OPTION'
   | 'KG_UNSUPPORTED'
@@ -1196,15 +1737,23 @@ export type KgErrorCode =
   | 'KG_SERVICE'
   | 'KG_KILLED'
   | 'KG_INTERNAL'
-  /** Thrown when the package is loaded: there are no native parts for this platform, for example musl or Windows. */
+  /**
+   * Thrown when the package is loaded: it has no native parts for this platform, for example musl
+   * or Windows.
+   */
   | 'KG_PLATFORM_UNSUPPORTED'
-  /** Thrown when the package is loaded: its native parts are not installed, cannot be loaded, or a bundler lost them. */
+  /**
+   * Thrown when the package is loaded: its native parts are not installed, cannot be loaded, or
+   * were lost by a bundler.
+   */
   | 'KG_NATIVE_MISSING';
 
-/** What happened and what to do about it. The message holds both. */
+/** An error of this package. Its message states what failed and what to do. */
 export declare class KgError extends Error {
+  /** The name of the error class. */
   readonly name: 'KgError';
+  /** The stable code of the error. */
   readonly code: KgErrorCode;
-  /** What to do. */
+  /** What to do about the error, without a period at the end. */
   readonly remedy: string;
 }

@@ -1,6 +1,6 @@
 'use strict';
 
-// The JavaScript face of the addon. See index.d.ts for what each export does.
+// The public exports of the package. index.d.ts documents each of them.
 
 const { BackupManager, createBackupManager } = require('./lib/manager.js');
 const { BackupScheduler } = require('./lib/scheduler.js');

@@ -1,6 +1,6 @@
 'use strict';
 
-/** An error of this package: see index.d.ts. */
+/** An error of this package; see index.d.ts. */
 class KgError extends Error {
   constructor({ code, message, remedy, cause }) {
     super(`${message}. ${remedy}.`, cause === undefined ? undefined : { cause: new Error(cause) });
@@ -10,7 +10,7 @@ class KgError extends Error {
   }
 }
 
-/** What an aborted call rejects with, shaped as Node's own. */
+/** The error with which an aborted call rejects, in the shape of Node's own AbortError. */
 class AbortError extends Error {
   constructor(reason) {
     super('The operation was aborted', { cause: reason });

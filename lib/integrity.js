@@ -8,7 +8,9 @@ const { kgPath } = require('./platform.js');
 const SUBJECTS =
   'Give the path of a database or project, a better-sqlite3 or node:sqlite handle, or the host\'s KnowledgeGraphDatabase';
 
-/** Where the database of a handle lies; the handle itself is only asked for its name. */
+/**
+ * Returns the path of the database of a handle. It only reads the path and leaves the handle alone.
+ */
 function fileOf(db) {
   if (typeof db.getDatabase === 'function') return fileOf(db.getDatabase());
   if (typeof db.location === 'function') return db.location();
@@ -20,7 +22,7 @@ function subjectOf(db) {
   if (db === null || db === undefined) throw invalidOption(`${String(db)} is no database`, SUBJECTS);
   const isHandle = typeof db === 'object' && !(db instanceof URL);
   const file = isHandle ? fileOf(db) : db;
-  // node:sqlite tells null, and better-sqlite3 an empty name, of a database that is nowhere but in memory.
+  // For a database in memory, node:sqlite returns null and better-sqlite3 an empty name.
   if (file === ':memory:' || file === null || file === '') {
     throw invalidOption('A database in memory has no file that could be checked', 'Write it to a file first, with VACUUM INTO');
   }
@@ -46,7 +48,7 @@ class IntegrityChecker {
     };
   }
 
-  /** Of the database, or of the project that it was given. */
+  /** The absolute path of the database, or of the project that the caller named. */
   get path() {
     return this.#config.path;
   }
@@ -69,11 +71,14 @@ class IntegrityChecker {
   }
 }
 
-/** How a freshness check asks its manager for the newest good backup; the same in every realm. */
+/**
+ * The method with which a freshness check gets the newest good backup of its manager. `Symbol.for`
+ * makes it the same symbol in every realm.
+ */
 const NEWEST_GOOD = Symbol.for('@weavelogic/knowledge-graph-agent.newestGood');
 const UNITS = { s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };
 
-/** Milliseconds of a number of them, or of a text such as `24h`. */
+/** Converts a number of milliseconds, or a text such as `24h`, to milliseconds. */
 function milliseconds(name, time) {
   const [, number, unit] = /^(\d+)([smhd])$/.exec(time) ?? [];
   const value = typeof time === 'number' ? time : Number(number) * UNITS[unit];

@@ -69,7 +69,7 @@ class BackupManager {
     return call({ call: 'getLatestBackup', config: this.#config });
   }
 
-  /** For a freshness check: the newest good backup of this project, or null. */
+  /** Returns the newest good backup of this project, or null. Freshness checks use it. */
   async [NEWEST_GOOD]() {
     return call({ call: 'newestGood', config: this.#config });
   }
@@ -150,7 +150,7 @@ class BackupManager {
     return new BackupScheduler({ schedule: this.#config.schedule, ...given, backupManager: this });
   }
 
-  /** For a scheduler: what its next run makes, and when the last one was. */
+  /** Returns the type of the next run and the time of the last one. Schedulers use it. */
   async [NEXT_RUN](options) {
     return call({ call: 'nextRun', config: this.#config, options });
   }

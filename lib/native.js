@@ -1,13 +1,17 @@
 'use strict';
 
-// Calls the addon: JSON in, JSON out, errors and callbacks made native to this realm.
+// Calls the addon with JSON, and converts the JSON that it returns to results, errors and callbacks
+// of this realm.
 
 const { AbortError, KgError, invalidOption } = require('./errors.js');
 const { loadAddon } = require('./platform.js');
 
 const addon = loadAddon();
 
-/** JSON of options; what JSON would silently change (NaN to null, a function to nothing) is refused. */
+/**
+ * Serializes options as JSON. Refuses values that JSON would change silently, such as NaN (to null)
+ * or a function (to nothing).
+ */
 function encode(value) {
   return JSON.stringify(value, (key, field) => {
     const isLost =
@@ -25,7 +29,7 @@ function decode(text) {
   return ok;
 }
 
-/** Calls back; what a callback throws, or its promise rejects with, becomes a warning of the process. */
+/** Calls a callback. If it throws, or if its promise rejects, the process emits a warning. */
 function callBack(name, callback, argument) {
   const warn = (thrown) => {
     const text = thrown instanceof Error ? (thrown.stack ?? thrown.message) : String(thrown);
@@ -51,7 +55,7 @@ function assertSignal(signal) {
   }
 }
 
-/** Carries out a call of the addon, off this thread. */
+/** Runs a call of the addon on another thread. */
 async function call(request, { onProgress, signal } = {}) {
   assertFunction('onProgress', onProgress);
   assertSignal(signal);
@@ -71,17 +75,17 @@ async function call(request, { onProgress, signal } = {}) {
   }
 }
 
-/** Throws where a configuration cannot be used. */
+/** Throws if a configuration cannot be used. */
 function checkConfig(config) {
   decode(addon.checkConfig(encode(config)));
 }
 
-/** Where the backups of a configuration without `backupDir` are. */
+/** Returns the directory of the backups for a configuration without `backupDir`. */
 function backupDir(config) {
   return decode(addon.backupDir(encode(config)));
 }
 
-/** What a scheduler does next: see src/node/schedule.rs. */
+/** Returns what a scheduler does next; see src/node/schedule.rs. */
 function planSchedule(request) {
   return decode(addon.planSchedule(encode(request)));
 }

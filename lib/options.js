@@ -5,7 +5,7 @@ const { fileURLToPath } = require('node:url');
 
 const { invalidOption } = require('./errors.js');
 
-/** An options object without the fields that do not go to the addon. */
+/** Splits options into those that go to the addon and those that stay in JavaScript. */
 function split(name, options = {}) {
   if (options === null || typeof options !== 'object' || Array.isArray(options)) {
     throw invalidOption(`${name} takes an object of options`, 'See index.d.ts for the options');
@@ -18,19 +18,22 @@ function toPath(value) {
   return value instanceof URL && value.protocol === 'file:' ? fileURLToPath(value) : value;
 }
 
-/** Absolute, so that a later change of the working directory means nothing. */
+/** Makes a path absolute, so that a later change of the working directory has no effect. */
 function toAbsolute(value) {
   const given = toPath(value);
   const isLocal = typeof given === 'string' && given !== '' && !given.includes('://');
   return isLocal ? path.resolve(given) : given;
 }
 
-/** The keys of encrypted backups. What is wrong with them is said here: nothing of a secret may get into a message. */
+/**
+ * Checks the keys of encrypted backups. The check is in JavaScript because the messages of the
+ * addon quote values, and no secret may appear in a message.
+ */
 function toEncryption(value) {
   if (value === undefined || value === false) return value;
   const refuse = (what) => invalidOption(what, 'Give { passphrase }, { passphraseFile }, { recipients } or { identityFile }');
   if (value === null || typeof value !== 'object' || Array.isArray(value)) throw refuse('`encryption` is no object');
-  // A URL is a file, never a passphrase.
+  // A URL names a file, never a passphrase.
   if (!['string', 'undefined'].includes(typeof value.passphrase)) throw refuse('`encryption.passphrase` is no string');
   for (const name of ['passphraseFile', 'identityFile']) {
     if (value[name] === undefined) continue;

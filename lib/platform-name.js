@@ -2,12 +2,16 @@
 
 const fs = require('node:fs');
 
-/** How much of an executable to read: the program headers of an ELF file, and the name of its loader, are at its start. */
+/**
+ * The number of bytes to read from an executable. The program headers of an ELF file and the name
+ * of its loader are at its start.
+ */
 const HEADER_BYTES = 4096;
 
 /**
- * Whether this Node runs on musl (Alpine Linux), as the loader that its executable asks for says. `process.report` would say
- * too, but it looks up the names of all open connections, which can block the event loop for minutes.
+ * Returns whether this Node runs on musl (Alpine Linux), according to the loader that its
+ * executable requests. `process.report` has the answer too, but it resolves the names of all open
+ * connections, which can block the event loop for minutes.
  */
 function isMusl() {
   let file;
@@ -22,7 +26,9 @@ function isMusl() {
   }
 }
 
-/** The name of this machine's folder in npm/ and of its package. */
+/**
+ * Returns the name of this machine's directory in npm/, which is also the suffix of its package.
+ */
 function platformName() {
   const name = `${process.platform}-${process.arch}`;
   return process.platform === 'linux' ? `${name}-${isMusl() ? 'musl' : 'gnu'}` : name;

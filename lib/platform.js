@@ -1,7 +1,8 @@
 'use strict';
 
-// Finds the native parts for this machine: the addon, and the executable `kg` that the addon starts as its reader.
-// A checkout has them in npm/<platform>/ (`npm run build`), an installation in a package of its own.
+// Finds the native parts for this machine: the addon, and the executable `kg` that the addon starts
+// as its worker. A checkout has them in npm/<platform>/ (`npm run build`), an installation in a
+// package of its own.
 
 const fs = require('node:fs');
 const path = require('node:path');
@@ -11,19 +12,19 @@ const { platformName } = require('./platform-name.js');
 
 const NAME = '@weavelogic/knowledge-graph-agent';
 const ADDON = 'knowledge-graph-agent.node';
-/** Those that there is a package for. */
+/** The platforms for which a package exists. */
 const PLATFORMS = ['darwin-arm64', 'darwin-x64', 'linux-arm64-gnu', 'linux-x64-gnu'];
 
 const BUNDLED =
   'a bundler has moved this code away from its package: leave the package out of the bundle ' +
   `(esbuild \`--external:${NAME}\`, Rollup \`external\`, webpack \`externals\`) and install it where the bundle runs`;
 
-/** Whether this file is where its package has it. */
+/** Returns whether this file is still inside its package. A bundler moves it out. */
 function isInPackage() {
   try {
     return JSON.parse(fs.readFileSync(path.join(__dirname, '..', 'package.json'), 'utf8')).name === NAME;
   } catch {
-    // Also in a bundle of ES modules, which have no `__dirname`.
+    // A bundle of ES modules gets here too, because it has no `__dirname`.
     return false;
   }
 }
@@ -61,7 +62,7 @@ function nativeDirectory(platform) {
 const platform = platformName();
 const directory = nativeDirectory(platform);
 
-/** The addon; `KG_NATIVE_MISSING` with the loader's reason if it cannot be loaded. */
+/** Loads the addon. Throws `KG_NATIVE_MISSING` with the loader's reason if that fails. */
 function loadAddon() {
   const addonPath = path.join(directory, ADDON);
   try {

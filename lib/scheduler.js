@@ -1,18 +1,24 @@
 'use strict';
 
-// Runs backups on a schedule. When, is planned by the addon (src/schedule), which is told the time; here are the timers, the runs and
-// what is told about them.
+// Runs backups on a schedule. The addon (src/schedule) plans the times and receives the current
+// time as an argument. This file has the timers, the runs and the callbacks.
 
 const { AbortError, invalidOption } = require('./errors.js');
 const { assertFunction, callBack, planSchedule } = require('./native.js');
 
-/** The time is looked at again this often: a clock may be set, a machine may have slept. */
+/**
+ * The longest wait before the time is read again. The clock may have been set, or the machine may
+ * have slept.
+ */
 const MAX_WAIT_MS = 60_000;
 const DESCRIPTION = 'Scheduled backup';
-/** How a scheduler asks its manager what the next run makes; the same in every realm. */
+/**
+ * The method with which a scheduler asks its manager about the next run. `Symbol.for` makes it the
+ * same symbol in every realm.
+ */
 const NEXT_RUN = Symbol.for('@weavelogic/knowledge-graph-agent.nextRun');
 
-/** Asked at each call, so that a test may replace the global timers. */
+/** Reads the global timers at each call, so that a test can replace them. */
 const SYSTEM_CLOCK = {
   now: () => Date.now(),
   setTimeout: (callback, ms) => setTimeout(callback, ms),
@@ -40,18 +46,18 @@ class BackupScheduler {
   #keepAlive;
   #onSuccess;
   #onFailure;
-  /** What the plan remembers; null until it has looked at what exists. */
+  /** The state of the plan; null until the scheduler has looked for the last backup. */
   #state = null;
   #started = false;
-  /** Of the present start: what an earlier one began must not go on. */
+  /** The number of the current start. Work that an earlier start began must not continue. */
   #generation = 0;
   #timer;
   #nextRun = null;
   /** The run in progress: { promise, controller, trigger, startedAt }. */
   #run = null;
-  /** A run that waits for the one in progress. */
+  /** A run that waits for the end of the one in progress. */
   #queued = null;
-  /** The failure whose retry is waited for. */
+  /** A failure that has not been reported because a retry is pending. */
   #untold = null;
   #lastRun = null;
   #counts = { runs: 0, failures: 0, consecutiveFailures: 0 };
@@ -97,7 +103,7 @@ class BackupScheduler {
     this.#queued = null;
     if (abort) this.#run?.controller.abort(reason);
     await this.#run?.promise.catch(() => {});
-    // Its retry does not happen any more.
+    // The pending retry will not happen.
     if (!this.#started) this.#tellFailure();
   }
 
@@ -121,29 +127,29 @@ class BackupScheduler {
     };
   }
 
-  /** Looks when the last backup was made, and takes up the plan. */
+  /** Looks for the time of the last backup, and then follows the plan. */
   async #begin(generation) {
-    // What is wrong with the store or project will fail the first run, and be told then.
+    // An error of the store or the project makes the first run fail too, which reports it.
     const { last } = await this.#next().catch(() => ({}));
     if (generation !== this.#generation) return;
-    // A run on request that ended meanwhile has done what it could for the past.
+    // If a run on request ended in the meantime, it has already made up for missed times.
     this.#state ??= this.#plan('tick', last ?? undefined).state;
     this.#tick();
   }
 
-  /** What the next run makes, and when the last one was. */
+  /** Returns the type of the next run and the time of the last one. */
   #next() {
     const { type = 'full', fullBackupInterval, timezone } = this.#options;
     return this.#manager[NEXT_RUN]({ type, fullBackupInterval, timezone, now: this.#clock.now() });
   }
 
-  /** What the plan says after `event`. */
+  /** Returns the plan after `event`. */
   #plan(event, last) {
     return planSchedule({ options: this.#options, event, state: this.#state ?? undefined, last, now: this.#clock.now() });
   }
 
   #tick() {
-    // The end of a run looks at the time again.
+    // The end of a run calls this function again.
     if (!this.#started || this.#run) return;
     const { state, action } = this.#plan('tick');
     this.#state = state;
@@ -152,7 +158,7 @@ class BackupScheduler {
       if (action.until !== undefined) this.#wait(action.until - this.#clock.now());
       return;
     }
-    // Its retry would have come later than this run.
+    // The pending retry would have come later than this run.
     if (action.trigger !== 'retry') this.#tellFailure();
     this.#perform(action.trigger).catch(() => {});
     this.#nextRun = this.#plan('succeeded').action.until ?? null;
@@ -162,7 +168,7 @@ class BackupScheduler {
     this.#clearTimer();
     const onTime = () => {
       this.#timer = undefined;
-      // Nobody could catch what is thrown here.
+      // No caller could catch an error that is thrown here.
       callBack('clock', () => this.#tick());
     };
     this.#timer = this.#clock.setTimeout(onTime, Math.min(Math.max(ms, 0), MAX_WAIT_MS));
@@ -174,7 +180,7 @@ class BackupScheduler {
     this.#timer = undefined;
   }
 
-  /** Begins a run; resolves to its backup. */
+  /** Begins a run. Resolves to its backup. */
   #perform(trigger) {
     this.#clearTimer();
     const run = { trigger, startedAt: this.#clock.now(), controller: new AbortController() };
@@ -193,7 +199,7 @@ class BackupScheduler {
   }
 
   async #backUp(signal) {
-    // Where this fails, createBackup fails too, and says so to whom it must.
+    // If this fails, createBackup fails too and reports the error.
     const { type } = await this.#next().catch(() => ({ type: this.#options.type }));
     return this.#manager.createBackup({ type, description: DESCRIPTION, signal });
   }
@@ -222,7 +228,7 @@ class BackupScheduler {
     this.#counts.failures += 1;
     this.#counts.consecutiveFailures += 1;
     let retryAt = null;
-    // Whoever asked for a run is told at once, and may ask again.
+    // A run on request reports its failure immediately; its caller can try again.
     if (this.#started && run.trigger !== 'manual') {
       const plan = this.#plan('failed');
       this.#state = plan.state;

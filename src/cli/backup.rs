@@ -1,4 +1,4 @@
-//! `kg diag backup`: make a backup, list them, verify one, tell how things stand.
+//! `kg diag backup`: make a backup, list backups, verify one, print their status.
 
 use std::path::{Path, PathBuf};
 
@@ -57,64 +57,67 @@ if something of the directory could not be read.")]
 pub struct BackupArgs {
     #[command(flatten)]
     pub common: Common,
-    /// The directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
+    /// Directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, short, value_name = "DIR", alias = "backup-dir")]
     output: Option<PathBuf>,
     /// What to save [default: full]
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<TypeArgument>,
-    /// The backup that an incremental one rests on [default: the newest good one]
+    /// The base of an incremental backup [default: the newest good one]
     #[arg(long, value_name = "ID")]
     base_backup: Option<String>,
     /// Save vector embeddings (this is the default)
     #[arg(long)]
     include_vectors: bool,
-    /// Leave vector embeddings out
+    /// Do not save vector embeddings
     #[arg(long, conflicts_with = "include_vectors")]
     no_vectors: bool,
-    /// Leave plugin data out
+    /// Do not save plugin data
     #[arg(long)]
     no_plugins: bool,
-    /// Leave out what matches, as in .gitignore, relative to the project or .kg; may be repeated
+    /// Exclude files that match, as in .gitignore, relative to the project or .kg; may be repeated
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
-    /// A note that is kept with the backup
+    /// A note that is stored with the backup
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// How to compress [default: gzip]
+    /// The compression format [default: gzip]
     #[arg(long, value_name = "FORMAT")]
     compression: Option<Format>,
-    /// How hard to compress: 1 (fast) to 9 (small) [default: 6 for gzip, 3 for zstd]
+    /// The compression level, from 1 (fast) to 9 (small) [default: 6 for gzip, 3 for zstd]
     #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u8).range(1..=9))]
     level: Option<u8>,
-    /// Fail where a file could not be read, changed meanwhile, or a database is damaged
+    /// Fail if a file cannot be read or changes during the backup, or if a database is damaged
     #[arg(long)]
     strict: bool,
-    /// Do not check the database that is saved
+    /// Do not check the saved database
     #[arg(long)]
     no_check: bool,
     /// Write metrics for node_exporter's textfile collector after the backup
     #[arg(long, value_name = "FILE")]
     metrics_file: Option<PathBuf>,
-    /// Encrypt the backup, as `age` does; implied by a key that is given here [default: `backup.encrypt` of the settings]
+    /// Encrypt the backup, as `age` does; implied by a key that is given here [default:
+    /// `backup.encrypt` of the settings]
     #[arg(long)]
     encrypt: bool,
-    /// Do not encrypt it, whatever the settings say
+    /// Do not encrypt the backup, whatever the settings say
     #[arg(long, conflicts_with = "encrypt")]
     no_encrypt: bool,
     #[command(flatten)]
     keys: KeyArgs,
-    /// Encrypt to this public key of age (age1…) instead of a passphrase; may be repeated [default: `backup.recipients` of the settings]
+    /// Encrypt to this public key of age (age1…) instead of a passphrase; may be repeated [default:
+    /// `backup.recipients` of the settings]
     #[arg(long, short, value_name = "KEY", conflicts_with = "no_encrypt")]
     recipient: Vec<String>,
     #[command(flatten)]
     keep: Keep,
     #[command(flatten)]
     waiting: Waiting,
-    /// Make a full backup where an incremental one would make a chain of more backups than this [default: 64]
+    /// Make a full backup if an incremental one would make its chain longer than this number of
+    /// backups [default: 64]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     max_chain: Option<u32>,
-    /// Tell how the backups of this project stand
+    /// Print the status of this project's backups
     #[arg(long, group = "instead")]
     status: bool,
     /// List the backups, newest first
@@ -131,9 +134,9 @@ pub struct BackupArgs {
 enum TypeArgument {
     /// Everything below .kg/
     Full,
-    /// The database alone
+    /// Only the database
     Snapshot,
-    /// What changed since another backup
+    /// The changes since another backup
     Incremental,
 }
 
@@ -149,9 +152,9 @@ impl TypeArgument {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Format {
-    /// .tar.gz, which every system reads
+    /// A .tar.gz, which every system can read
     Gzip,
-    /// .tar.zst: faster and smaller, for systems with zstd
+    /// A .tar.zst, which is faster and smaller but needs zstd
     Zstd,
     /// A plain .tar
     None,
@@ -167,18 +170,19 @@ impl Format {
     }
 }
 
-/// The exit status where less was done than was asked for: a backup lacks something of the project, old ones could not be
-/// looked at, a list lacks what cannot be read.
+/// The exit status if the result is incomplete: a backup lacks a part of the project, retention
+/// could not examine old backups, or a list lacks backups that cannot be read.
 const LESS: u8 = 6;
 
-/// The exit status.
+/// Runs the command and returns its exit status.
 pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
     let root = args.common.root()?;
     let mut unusable = Vec::new();
     let settings = Settings::read(&root, &mut unusable);
     let store = args.store(&root, &settings);
     if !args.is_about_others() {
-        // Before anything is begun: nobody is asked in the midst of it.
+        // The passphrase is asked for here, before the backup begins, so that no question
+        // interrupts it.
         return Ok(make(
             args,
             &root,
@@ -222,7 +226,8 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
     Ok(0)
 }
 
-/// Makes a backup and tells of it: first here, then the hooks, which change nothing of the exit status.
+/// Makes a backup and reports it, first on the terminal and then to the hooks. The hooks do not
+/// change the exit status.
 fn make(
     args: &BackupArgs,
     root: &Path,
@@ -297,8 +302,10 @@ fn attempt(
     made
 }
 
-/// For `--status`. An interrupted run is none, and a run that is not written down was one all the same.
-/// Warns if it could not be written down: then status and metrics do not know of this run.
+/// Records the run for `--status` and the metrics. An interrupted run is not recorded.
+///
+/// Returns a warning if the run could not be recorded. The run counts nevertheless, but status and
+/// metrics do not know of it.
 fn remember(
     root: &Path,
     made: &Result<Created>,
@@ -330,12 +337,13 @@ fn measure(path: &Path, root: &Path, store: &Store, settings: &Settings) -> Resu
 }
 
 impl BackupArgs {
-    /// Whether it is about backups that exist.
+    /// Returns whether the command concerns existing backups instead of making one.
     fn is_about_others(&self) -> bool {
         self.list || self.status || self.verify.is_some() || self.manage.is_asked_for()
     }
 
-    /// With the keys that are named; it encrypts where that is wanted.
+    /// Returns the store with the keys that are named. It encrypts new backups if the call or the
+    /// settings ask for that.
     fn store(&self, root: &Path, settings: &Settings) -> Result<Store> {
         let said = self
             .keys
@@ -345,13 +353,13 @@ impl BackupArgs {
         Ok(self.keys.on(store, &self.recipient, settings, root))
     }
 
-    /// The backup that is opened.
+    /// Returns the backup that the command opens.
     fn opens(&self) -> Option<&str> {
         self.verify.as_deref().or(self.manage.opens())
     }
 
     fn compression(&self, otherwise: Compression) -> Compression {
-        // Whoever names a level wants compression, whatever the settings are.
+        // A level asks for compression, even if the settings turn it off.
         let is_off = self.level.is_some() && otherwise == Compression::None;
         let otherwise = if is_off { Compression::GZIP } else { otherwise };
         let compression = self.compression.map_or(otherwise, Format::compression);
@@ -359,7 +367,7 @@ impl BackupArgs {
             .map_or(compression, |level| compression.at(level))
     }
 
-    /// What is not asked for is as the settings have it.
+    /// Returns the options of the backup. What the arguments do not set comes from the settings.
     fn options(&self, settings: &Settings, root: &Path, store: &Store) -> Result<BackupOptions> {
         let set = scheduled::options(settings, root, store, Timestamp::now())?;
         let include_vectors = self
@@ -488,7 +496,7 @@ fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {
     Ok(false)
 }
 
-/// The exit status.
+/// Lists the backups and returns the exit status.
 fn list(store: &Store, output: &Output) -> Result<u8> {
     store.assert_meant()?;
     let listing = store.read()?;
@@ -589,7 +597,8 @@ fn list(store: &Store, output: &Output) -> Result<u8> {
     Ok(status)
 }
 
-/// What a person wrote, no line of which must look like a backup.
+/// Joins the lines of a text that a user wrote, so that none of them can look like a backup in the
+/// list.
 fn one_line(text: &str) -> String {
     text.replace(['\n', '\r'], " ")
 }
@@ -612,12 +621,12 @@ fn status(
         ));
     }
     let service = found.unwrap_or_default().flatten();
-    // The run that is due, or whatever that waits for.
+    // The store is in use: by the scheduled run, or by the writer that it waits for.
     let is_in_progress = service.is_some() && store.is_in_use();
     if is_in_progress {
         status.health = status.health_when(false);
     }
-    // Settings that do not count may be what would make the backups.
+    // An unusable setting may be one that backups depend on.
     status.health.ok &= warnings.is_empty();
     status
         .health

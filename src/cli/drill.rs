@@ -1,4 +1,5 @@
-//! `kg diag drill`: restore a backup aside, check what comes of it, and say how long a recovery takes.
+//! `kg diag drill`: restore a backup into a temporary directory, check the result, and report how
+//! long a recovery takes.
 
 use std::path::PathBuf;
 
@@ -34,12 +35,13 @@ pub struct DrillArgs {
     /// The backup: a file, an id, or `latest`
     #[arg(long, short, value_name = "FILE", default_value = "latest")]
     file: String,
-    /// The directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
+    /// Directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
     #[command(flatten)]
     keys: KeyArgs,
-    /// Where to restore to, in a directory of its own [default: the system's for temporary files]
+    /// Directory in which the temporary directory is created [default: the system's directory for
+    /// temporary files]
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
     #[command(flatten)]

@@ -1,11 +1,13 @@
-//! `kg graph --regenerate-vectors`: finds nodes without a vector, and has them made by whoever can.
+//! `kg graph --regenerate-vectors`: finds nodes without a vector, and runs the command that creates
+//! vectors.
 //!
-//! This package saves embeddings, it makes none: that takes the model of the host. So the command that does is named by whoever types
-//! this one, by a flag or the environment. It is not a setting of `.kg/config.json`: that comes back with a restore, and no archive
-//! may say what is run here.
+//! This package saves embeddings but cannot create them, because that needs the model of the host.
+//! The user names the command that creates them, with a flag or in the environment. It is not a
+//! setting of `.kg/config.json`: a restore writes that file, and no archive may decide what runs
+//! here.
 //!
-//! Vectors that are missing are a warning: a recovery without them is whole in everything else, and a script that goes through one
-//! (`sh -e`) is to go on. `--strict` makes an error of it, for scripts that want to know.
+//! Missing vectors are a warning. A recovery without them is otherwise complete, and a recovery
+//! script (`sh -e`) should continue. `--strict` makes them an error, for scripts that need to know.
 
 use std::{
     collections::HashSet,
@@ -37,13 +39,14 @@ Examples:
 pub struct GraphArgs {
     #[command(flatten)]
     common: Common,
-    /// Find the nodes that have no vector, and run the command that makes them
+    /// Find the nodes that have no vector, and run the command that creates vectors
     #[arg(long, required = true)]
     regenerate_vectors: bool,
-    /// What makes vectors: run by `sh` in the project's root, only where some are missing [default: $KG_VECTORS_COMMAND]
+    /// The command that creates vectors; runs with `sh` in the project's root, only if some are
+    /// missing [default: $KG_VECTORS_COMMAND]
     #[arg(long, value_name = "COMMAND")]
     command: Option<String>,
-    /// Fail where a node has no vector, rather than warn
+    /// Fail if a node has no vector, instead of printing a warning
     #[arg(long)]
     strict: bool,
 }
@@ -83,7 +86,8 @@ fn regenerate(
         _ => false,
     };
     let missing = (nodes.without > 0).then(|| nodes.missing(ran));
-    // Who named a command was promised vectors.
+    // A user who names a command expects vectors, so missing ones are an error even without
+    // `--strict`.
     if let Some(error) = missing.as_ref().filter(|_| ran || strict) {
         return Err(error.clone());
     }
@@ -151,7 +155,7 @@ impl Nodes {
     }
 }
 
-/// The column `id` of a table; none where there is no such table.
+/// Returns the column `id` of a table; an empty set if there is no such table.
 fn ids(database: &Path, table: &str) -> Result<HashSet<String>> {
     let failed = |cause| Error::sqlite("read", database, cause);
     let scratch = Scratch::new(&std::env::temp_dir(), SCRATCH_PREFIX)?;
@@ -176,7 +180,7 @@ fn ids(database: &Path, table: &str) -> Result<HashSet<String>> {
     ids.collect::<std::result::Result<_, _>>().map_err(failed)
 }
 
-/// `ids` of the index beside vectors that are kept as files.
+/// Returns `ids` of the index in the directory of vector files.
 fn index_ids(path: &Path) -> Vec<String> {
     let text = regular_file::open(path)
         .and_then(|file| regular_file::read(&file, vectors::MAX_INDEX_BYTES))
@@ -200,7 +204,7 @@ fn execute(project: &Project, command: &str, output: &Output) -> Result<()> {
         .current_dir(project.root())
         .stdin(Stdio::null());
     if output.json {
-        // Standard output is for the result alone.
+        // Standard output contains only the JSON result.
         shell.stdout(Stdio::null());
     }
     let status = shell.status().map_err(failed)?;

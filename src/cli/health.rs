@@ -1,4 +1,4 @@
-//! `kg diag health`: how the project and its backups stand, once or again and again.
+//! `kg diag health`: the state of the project and its backups, once or repeatedly.
 
 use std::{
     path::PathBuf,
@@ -25,7 +25,7 @@ use crate::{
     worker::client::WorkerMode,
 };
 
-/// How often a wait looks whether it was interrupted.
+/// How often a wait checks for an interrupt.
 const TICK: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Args)]
@@ -43,26 +43,27 @@ With --watch --json, one object a line.")]
 pub struct HealthArgs {
     #[command(flatten)]
     pub common: Common,
-    /// Check everything of the database: its structure, full-text index and rows
+    /// Check the whole database: its structure, full-text indexes and rows
     #[arg(long)]
     check_db: bool,
-    /// The directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
+    /// Directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
-    /// Fail if the newest good backup is older, such as 90s, 30m, 24h, 7d, or if there is none [default: a warning after 8d]
+    /// Fail if the newest good backup is older than this, such as 90s, 30m, 24h or 7d, or if there
+    /// is none [default: a warning after 8d]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     max_age: Option<Duration>,
-    /// Tell it again and again, until Ctrl-C
+    /// Repeat the report until Ctrl-C
     #[arg(long)]
     watch: bool,
-    /// Seconds from one report to the next
+    /// Seconds between two reports
     #[arg(long, value_name = "SECONDS", default_value_t = 30, requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
     interval: u64,
     #[command(flatten)]
     waiting: Waiting,
 }
 
-/// `24h`: a whole number and a unit.
+/// Parses a whole number and a unit, such as `24h`.
 pub(super) fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
     let at = text
         .find(|character: char| !character.is_ascii_digit())
@@ -114,7 +115,8 @@ pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
                 ));
                 tell(&found, output);
             }
-            // A database that is locked, or a project that is gone for a moment, is what somebody watches for.
+            // The watch continues after an error: a locked database or a project that is missing
+            // for a moment is exactly what a watch should report.
             Err(error) if !watched.context.cancel.is_cancelled() && output.json => {
                 output.raw(format!("{}\n", json!({ "error": error })).as_bytes());
             }

@@ -1,5 +1,5 @@
-//! The hooks of `kg diag backup`: told when it begins and when everything of it is done and printed. They change nothing of its
-//! result or exit status.
+//! Runs the hooks of `kg diag backup`: when the backup begins, and after everything is done and
+//! printed. Hooks change neither the result nor the exit status.
 
 use std::{path::Path, time::Duration};
 
@@ -13,11 +13,11 @@ use crate::{
     util::operation::CancelToken,
 };
 
-/// Beyond what the hooks themselves may take.
+/// The time to wait beyond the timeouts of the hooks.
 const SLACK: Duration = Duration::from_secs(1);
 
 pub struct HookReporter {
-    /// `None` where there is no project; then there are no hooks.
+    /// `None` if there is no project, and therefore no hooks.
     known: Option<(Project, Hooks)>,
     worker: Worker,
     warnings: Vec<Warning>,
@@ -51,7 +51,8 @@ impl HookReporter {
         }
     }
 
-    /// Waits for the hooks, as long as they may take. An interrupted backup is no news.
+    /// Runs the hooks for the end of the backup and waits for them, at most for their timeouts. An
+    /// interrupted backup runs no hook.
     pub fn end(
         mut self,
         made: &Result<Created>,
@@ -71,7 +72,8 @@ impl HookReporter {
             mut warnings,
         } = self;
         if let Some((project, hooks)) = known {
-            // That of the start may be at work still, and the others come after it.
+            // The start hooks may still be running, and the end hooks run after them. Hence twice
+            // the timeout.
             let (outcomes, is_cut_short) = worker.finish(hooks.timeout() * 2 + SLACK, cancel);
             let failures = outcomes.iter().filter_map(hooks::Outcome::failure);
             warnings.extend(failures.map(|message| Warning::new(WarningCode::Hook, message)));

@@ -1,4 +1,4 @@
-//! `kg diag integrity` and `kg diag repair`: what is wrong with a project, and mending what can be mended.
+//! `kg diag integrity` and `kg diag repair`: check a project, and repair what can be repaired.
 
 use std::{
     io::{self, IsTerminal},
@@ -34,7 +34,7 @@ use crate::{
     worker::client::WorkerMode,
 };
 
-/// The exit status of a repair that did not bring everything back.
+/// The exit status of a repair that did not recover everything.
 const DONE_BUT_INCOMPLETE: u8 = 6;
 
 #[derive(Debug, Args)]
@@ -48,22 +48,23 @@ Nothing is changed without --repair. Exit status: 0 healthy, 3 database or vecto
 pub struct IntegrityArgs {
     #[command(flatten)]
     pub common: Common,
-    /// A database, or the directory of a project [default: the project]
+    /// The path of a database or of a project's directory [default: the project]
     #[arg(value_name = "PATH")]
     path: Option<PathBuf>,
-    /// Leave the database out
+    /// Do not check the database
     #[arg(long)]
     no_database: bool,
-    /// Leave configuration, documents and permissions out
+    /// Do not check configuration, documents and permissions
     #[arg(long)]
     no_files: bool,
-    /// Leave vectors out
+    /// Do not check vectors
     #[arg(long)]
     no_vectors: bool,
-    /// Repair what can be repaired; a backup is made first
+    /// Repair what can be repaired, after making a backup
     #[arg(long, conflicts_with_all = ["no_database", "no_files", "no_vectors"])]
     repair: bool,
-    /// Where the backup before a repair goes [default: `backup.dir` of the settings, or .kg/backups]
+    /// Directory for the backup before a repair [default: `backup.dir` of the settings, or
+    /// .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
     /// Do not encrypt the backup before a repair, whatever the settings say
@@ -90,13 +91,14 @@ came back.")]
 pub struct RepairArgs {
     #[command(flatten)]
     pub common: Common,
-    /// A database, or the directory of a project [default: the project]
+    /// The path of a database or of a project's directory [default: the project]
     #[arg(value_name = "PATH")]
     path: Option<PathBuf>,
     /// Repair without asking
     #[arg(long)]
     auto: bool,
-    /// Where the backup before the repair goes [default: `backup.dir` of the settings, or .kg/backups]
+    /// Directory for the backup before the repair [default: `backup.dir` of the settings, or
+    /// .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
     /// Do not encrypt the backup before a repair, whatever the settings say
@@ -212,7 +214,9 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
     Ok(status_after(&after))
 }
 
-/// Where the backup before a repair goes. It is encrypted where others would be, or where a key is given.
+/// Returns the store for the backup before a repair; `None` if the database belongs to no project
+/// and no directory is named. That backup is encrypted if other backups would be, or if a key is
+/// given.
 fn safety_store(
     subject: &CheckTarget,
     dir: Option<&PathBuf>,
@@ -249,7 +253,8 @@ fn subject(common: &Common, path: Option<&PathBuf>) -> Result<CheckTarget> {
     })
 }
 
-/// The exit status of a repair: what is still wrong, else whether everything came back.
+/// Returns the exit status of a repair. Issues that remain come first, then whether everything was
+/// recovered.
 fn status_after(inspection: &Inspection) -> u8 {
     match status_of(&inspection.issues) {
         0 if inspection
@@ -263,7 +268,7 @@ fn status_after(inspection: &Inspection) -> u8 {
     }
 }
 
-/// The exit status that errors among the issues lead to.
+/// Returns the exit status for the first error among the issues, or 0 if there is none.
 pub fn status_of(issues: &[Issue]) -> u8 {
     let error = issues
         .iter()
@@ -314,7 +319,7 @@ pub fn tell_issues(issues: &[Issue], output: &Output) {
         if let Some(repair) = &issue.repair {
             output.line(format!("        repair would: {repair}"));
         }
-        // Of damaged pages a backup brings back more than a repair.
+        // For damaged pages, restoring a backup recovers more than a repair.
         if issue.repair.is_none() || is_damage(issue) {
             output.line(format!("        to do: {}", issue.remedy));
         }
@@ -356,7 +361,7 @@ fn tell_repair(repair: &Repair, output: &Output) {
     ));
 }
 
-/// What came back of each table, and what did not.
+/// Prints what was and was not salvaged of each table.
 fn tell_salvage(salvage: &Salvage, output: &Output) {
     let report = &salvage.report;
     for table in &report.tables {

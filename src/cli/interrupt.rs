@@ -1,4 +1,4 @@
-//! A task that Ctrl-C ends and a progress bar shows.
+//! An operation that Ctrl-C cancels and a progress bar shows.
 
 use std::sync::Arc;
 
@@ -10,8 +10,9 @@ use crate::{
     util::operation::{CancelToken, OperationContext, Phase, Progress},
 };
 
-/// The second Ctrl-C ends the process at once, unless it is putting files into place; what it leaves is removed by the
-/// next run.
+/// Cancels the operation on the first Ctrl-C. The second one ends the process immediately, except
+/// in a critical section, which moves files into place. The next run removes what an ended process
+/// leaves.
 fn end_on_interrupt(cancel: CancelToken) {
     let interrupted = move || {
         if cancel.is_cancelled() && !cancel.is_in_critical_section() {
@@ -20,18 +21,18 @@ fn end_on_interrupt(cancel: CancelToken) {
         }
         cancel.cancel();
     };
-    // Fails only where a handler is set already, which would do the same.
+    // This fails only if a handler is already set, which does the same.
     let _ = ctrlc::set_handler(interrupted);
 }
 
-/// For what runs until a signal ends it.
+/// Returns a token that a signal cancels, for commands that run until then.
 pub fn cancel_on_interrupt() -> CancelToken {
     let cancel = CancelToken::default();
     end_on_interrupt(cancel.clone());
     cancel
 }
 
-/// A bar on a terminal; it is gone when this is dropped.
+/// An operation with a progress bar on a terminal. Dropping it removes the bar.
 pub struct Watched {
     pub context: OperationContext,
     bar: Option<ProgressBar>,

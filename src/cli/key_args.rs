@@ -1,4 +1,5 @@
-//! Keys of encrypted backups on the command line: what names them, and when a person is asked for a passphrase.
+//! Keys of encrypted backups on the command line: the arguments that name them, and the prompt for
+//! a passphrase.
 
 use std::{
     env,
@@ -31,14 +32,17 @@ use crate::{
 const PASSPHRASE_FILE: &str = "KG_PASSPHRASE_FILE";
 const IDENTITY_FILE: &str = "KG_IDENTITY_FILE";
 
-/// What is given here opens backups; where nothing is, what the environment names; where that names nothing, the settings.
+/// The arguments that name keys. Backups are opened with the keys given here, else with those of
+/// the environment, else with those of the settings.
 #[derive(Debug, Args)]
 pub struct KeyArgs {
-    /// A file whose only line is the passphrase of encrypted backups; may be repeated, to open what several made [default: $KG_PASSPHRASE_FILE, or
-    /// `backup.passphraseFile` of the settings]
+    /// A file whose only line is the passphrase of encrypted backups; may be repeated, to open
+    /// backups of several passphrases [default: $KG_PASSPHRASE_FILE, or `backup.passphraseFile` of
+    /// the settings]
     #[arg(long, value_name = "FILE")]
     passphrase_file: Vec<PathBuf>,
-    /// An age identity file that opens encrypted backups; may be repeated [default: $KG_IDENTITY_FILE, or `backup.identityFile` of the settings]
+    /// An age identity file that opens encrypted backups; may be repeated [default:
+    /// $KG_IDENTITY_FILE, or `backup.identityFile` of the settings]
     #[arg(long, value_name = "FILE")]
     identity: Vec<PathBuf>,
     /// Refuse a backup that is not encrypted
@@ -51,8 +55,8 @@ impl KeyArgs {
         !self.passphrase_file.is_empty() || !self.identity.is_empty()
     }
 
-    /// What the call says about encryption of a new backup that is for `recipients`. A key that only opens backups does
-    /// not say who can read new ones.
+    /// Returns what the call says about the encryption of a new backup for `recipients`. A key that
+    /// only opens backups does not determine who can read new ones.
     pub fn said(&self, recipients: &[String], encrypt: bool, no_encrypt: bool) -> CallerEncryption {
         match (no_encrypt, encrypt || self.are_given()) {
             (true, _) => CallerEncryption::Plain,
@@ -64,7 +68,8 @@ impl KeyArgs {
         }
     }
 
-    /// The store with the keys that are named: those that open backups, and those of the readers of new ones.
+    /// Returns the store with the named keys: those that open backups, and those that encrypt new
+    /// ones.
     pub fn on(
         &self,
         store: Store,
@@ -86,7 +91,8 @@ impl KeyArgs {
         store.with_keys(keys.requiring_encryption(self.require_encryption))
     }
 
-    /// What opens backups: the keys of the call, else those of the environment, else those of the settings.
+    /// Returns the keys that open backups: those of the call, else of the environment, else of the
+    /// settings.
     fn opening(&self, set: &KeySource) -> KeySource {
         let (passphrase_file, identity_file) = (named_by(PASSPHRASE_FILE), named_by(IDENTITY_FILE));
         let (passphrase_files, identity_files) = if self.are_given() {
@@ -106,8 +112,9 @@ impl KeyArgs {
         }
     }
 
-    /// Who can read new backups: whom the call names, else the recipients of the settings, else who has the passphrase of
-    /// the environment, else of the settings. An identity of the call or of the environment only opens.
+    /// Returns the keys that encrypt new backups. The order is: recipients or passphrase of the
+    /// call, recipients of the settings, passphrase of the environment, other keys of the settings.
+    /// An identity of the call or of the environment only opens backups.
     fn sealing(&self, recipients: &[String], set: KeySource) -> KeySource {
         let by_passphrase = |files: Vec<PathBuf>| KeySource {
             passphrase_files: files,
@@ -128,14 +135,15 @@ impl KeyArgs {
         }
     }
 
-    /// The store with what opens `archive`: a person at a terminal is asked for a passphrase if none is named, or with `ask`
-    /// if neither the call nor the environment names one.
+    /// Returns the store with keys that open `archive`. On a terminal, the user is asked for a
+    /// passphrase if no key is named. With `ask`, keys of the settings do not prevent the question.
     pub fn unlock(&self, store: Store, archive: &Path, ask: bool) -> Result<Store> {
         let lock = regular_file::open_linked(archive)
             .and_then(lock_of)
             .map_err(|cause| unreadable(archive, cause))?;
         let is_given = self.are_given() || named_by(PASSPHRASE_FILE).is_some();
-        // A file that the settings name may be gone: then the passphrase can still be typed.
+        // The file that the settings name may be missing. The user can then still type the
+        // passphrase.
         let is_named = || (is_given || !ask) && store.keys().fit(Lock::Passphrase).unwrap_or(false);
         if lock != Some(Lock::Passphrase) || !may_ask() || is_named() {
             return Ok(store);
@@ -144,7 +152,7 @@ impl KeyArgs {
             "Passphrase of {}: ",
             archive.display()
         ))?));
-        // It opens this backup. It is for new ones only if nothing else is.
+        // The typed passphrase opens this backup. It encrypts new ones only if no other key does.
         let has_readers = !store
             .keys()
             .assert_encrypting()
@@ -158,14 +166,16 @@ impl KeyArgs {
     }
 }
 
-/// The file that the environment names.
+/// Returns the file that the environment variable names.
 fn named_by(variable: &str) -> Option<PathBuf> {
     env::var_os(variable)
         .filter(|path| !path.is_empty())
         .map(PathBuf::from)
 }
 
-/// The store with a key for a new backup, where that is encrypted. Somebody at a terminal is asked where none is named.
+/// Returns the store with a key for a new backup if that is to be encrypted. If no key is named,
+/// the user is asked for a passphrase on a terminal. Fails with `KG_KEY_INVALID` if the passphrase
+/// is unsuitable or the two inputs differ.
 pub fn lockable(store: Store) -> Result<Store> {
     if !store.encrypts() {
         return Ok(store);
@@ -196,7 +206,7 @@ fn may_ask() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
-/// What is typed is not shown.
+/// Asks for a passphrase without showing the input.
 fn typed(question: &str) -> Result<SecretString> {
     let terminal = Path::new("the terminal");
     let typed =

@@ -1,4 +1,4 @@
-//! What `kg diag backup` does with single backups that exist: delete, pin, unpin, consolidate.
+//! The actions of `kg diag backup` on one existing backup: delete, pin, unpin and consolidate.
 
 use std::time::Duration;
 
@@ -24,19 +24,19 @@ pub struct Manage {
     /// Remove a backup
     #[arg(long, value_name = "ID", group = "instead")]
     delete: Option<String>,
-    /// Remove the backups that rest on it too
+    /// Also remove the backups that depend on it
     #[arg(long, requires = "delete")]
     cascade: bool,
-    /// Keep a backup, whatever retention and deletion want, until it is unpinned
+    /// Keep a backup until it is unpinned; retention and --delete do not remove it
     #[arg(long, value_name = "ID", group = "instead")]
     pin: Option<String>,
-    /// Why it is pinned
+    /// Why the backup is pinned
     #[arg(long, value_name = "TEXT", requires = "pin")]
     reason: Option<String>,
-    /// Take the pin of a backup away
+    /// Remove the pin of a backup
     #[arg(long, value_name = "ID", group = "instead")]
     unpin: Option<String>,
-    /// Write a full backup out of an incremental one and those that it rests on
+    /// Write a full backup from the chain of an incremental one
     #[arg(long, value_name = "ID", group = "instead")]
     consolidate: Option<String>,
 }
@@ -48,12 +48,12 @@ impl Manage {
             .any(|id| id.is_some())
     }
 
-    /// The backup whose archive is read.
+    /// Returns the backup whose archive the action opens.
     pub fn opens(&self) -> Option<&str> {
         self.consolidate.as_deref()
     }
 
-    /// Does what was asked for; `None` where that is nothing.
+    /// Runs the requested action; `None` if no action was requested.
     pub fn run(
         &self,
         store: &Store,
@@ -130,7 +130,7 @@ impl Manage {
     }
 }
 
-/// What is wrong with the store. What was said when the backup was made is not said again.
+/// Prints warnings about the store. Warnings from the time of the backup are not repeated.
 fn tell_of_store(backup: &Backup, output: &Output) {
     let is_told = |code| matches!(code, WarningCode::Store | WarningCode::KeyExposed);
     let warnings = backup

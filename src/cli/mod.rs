@@ -1,7 +1,8 @@
-//! `kg`, the command.
+//! The command `kg`.
 //!
-//! Each subcommand is a file: it turns its arguments into a call of a verb and tells the result. [`output`] is how
-//! anything gets onto the terminal, [`interrupt`] ties Ctrl-C and a progress bar to a task.
+//! Each subcommand has a file, which turns its arguments into a call of a function in `commands`
+//! and prints the result. [`output`] writes everything to the terminal. [`interrupt`] connects an
+//! operation to Ctrl-C and a progress bar.
 
 mod backup;
 mod config;
@@ -65,14 +66,14 @@ struct Kg {
     reason = "there is one, for as long as the process lives"
 )]
 enum Command {
-    /// Backup, verification and recovery
+    /// Back up, verify and restore
     #[command(subcommand, arg_required_else_help = true)]
     Diag(Diag),
-    /// Settings of backups, kept in .kg/config.json, and their hooks
+    /// Read and change backup settings in .kg/config.json, and hooks
     Config(config::ConfigArgs),
-    /// Vectors of the graph
+    /// Find the nodes that have no vector, and run the command that creates vectors
     Graph(graph::GraphArgs),
-    /// Run the project's services: backups on its schedule
+    /// Run the project's services: scheduled backups
     Serve(serve::ServeArgs),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
@@ -84,38 +85,39 @@ enum Command {
     reason = "there is one, for as long as the process lives"
 )]
 enum Diag {
-    /// Make a backup, or look at those that exist
+    /// Make a backup, or manage existing ones
     Backup(backup::BackupArgs),
-    /// Bring a project, or a part of it, back from a backup
+    /// Restore a project, or a part of it, from a backup
     Restore(restore::RestoreArgs),
     /// Remove backups that are too old or too many
     Prune(prune::PruneArgs),
-    /// Tell how the project and its backups stand
+    /// Print the state of the project and its backups
     Health(health::HealthArgs),
     /// Check database, files and vectors
     Integrity(integrity::IntegrityArgs),
-    /// Repair what can be repaired, after a backup
+    /// Repair what can be repaired, after making a backup
     Repair(integrity::RepairArgs),
-    /// Rehearse a recovery: restore a backup aside and check it
+    /// Run a drill: restore a backup into a temporary directory and check it
     Drill(drill::DrillArgs),
 }
 
-/// What every subcommand of `diag` takes.
+/// The arguments that every subcommand has.
 #[derive(Debug, Args)]
 struct Common {
-    /// The project: the directory that holds .kg/ [default: the nearest one at or above the working directory]
+    /// The project: the directory that contains .kg/ [default: the nearest one at or above the
+    /// working directory]
     #[arg(long, value_name = "DIR")]
     project: Option<PathBuf>,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
-    /// Print nothing but errors
+    /// Print only errors
     #[arg(long, short, conflicts_with = "json")]
     quiet: bool,
 }
 
 impl Common {
-    /// The project's root, which may not exist yet for a restore.
+    /// Returns the project's root. Before a restore, it may not exist yet.
     fn root(&self) -> Result<PathBuf> {
         if let Some(project) = &self.project {
             return Ok(project.clone());
@@ -125,10 +127,11 @@ impl Common {
     }
 }
 
-/// How long a command waits for others.
+/// The time that a command waits for other processes.
 #[derive(Debug, Args)]
 struct Waiting {
-    /// How long to wait for another writer of backups, a restore, or a lock on a database, such as 30s or 5m [default: 60s]
+    /// How long to wait for another writer of backups, a restore, or a lock on a database, such as
+    /// 30s or 5m [default: 60s]
     #[arg(long, value_name = "TIME", value_parser = parse_wait)]
     lock_timeout: Option<Duration>,
 }
@@ -139,14 +142,15 @@ impl Waiting {
     }
 }
 
-/// As other times; a number alone is seconds.
+/// Parses a duration as [`health::parse_duration`] does; a number without a unit is in seconds.
 fn parse_wait(text: &str) -> std::result::Result<Duration, String> {
     text.parse()
         .map(Duration::from_secs)
         .or_else(|_| health::parse_duration(text))
 }
 
-/// The store that the arguments name, or the settings, or `.kg/backups`.
+/// Returns the store that the arguments name, else the one that the settings name, else
+/// `.kg/backups`.
 fn store(output: Option<&PathBuf>, root: &Path, settings: &Settings) -> Result<Store> {
     scheduled::store(
         settings,
@@ -157,39 +161,41 @@ fn store(output: Option<&PathBuf>, root: &Path, settings: &Settings) -> Result<S
     )
 }
 
-/// Which backups stay.
+/// The arguments of retention.
 #[derive(Debug, Args)]
 struct Keep {
-    /// Remove backups that are older; the newest good one always stays
+    /// Remove backups older than this; the newest good one is always kept
     #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..))]
     retention_days: Option<u32>,
     /// Keep at most this many backups
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     max_backups: Option<u32>,
-    /// Keep the newest so many good backups, whatever the limits say
+    /// Keep this many of the newest good backups, whatever the limits say
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     keep_last: Option<u32>,
-    /// Keep the newest of each of the last so many hours that have one
+    /// Keep the newest backup of each of the last NUMBER hours that have one
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     keep_hourly: Option<u32>,
-    /// The same for days of `backup.timezone`, or UTC
+    /// Keep the newest backup of each of the last NUMBER days, in `backup.timezone` or UTC, that
+    /// have one
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     keep_daily: Option<u32>,
-    /// The same for ISO weeks
+    /// Keep the newest backup of each of the last NUMBER ISO weeks that have one
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     keep_weekly: Option<u32>,
-    /// The same for months
+    /// Keep the newest backup of each of the last NUMBER months that have one
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     keep_monthly: Option<u32>,
-    /// The same for years
+    /// Keep the newest backup of each of the last NUMBER years that have one
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     keep_yearly: Option<u32>,
 }
 
 impl Keep {
-    /// What the settings say where no argument does.
+    /// Returns the retention policy. What the arguments do not set comes from the settings.
     fn policy(&self, settings: &Settings) -> Policy {
-        // What is in doubt could keep more than the arguments do.
+        // An unusable setting could keep more backups than the arguments do. Then nothing is
+        // removed.
         if settings.doubt_of_retention().is_some() {
             return Policy::default();
         }
@@ -217,8 +223,10 @@ fn working_dir() -> Result<PathBuf> {
         .map_err(|cause| Error::io("find", Path::new("the working directory"), cause))
 }
 
-/// Exit status: 0 done, 1 error, 2 usage, 3 database, 4 file system or store, 5 verification failed, 6 a backup that is made
-/// but incomplete, 130 interrupted.
+/// Runs the command.
+///
+/// Exit statuses: 0 success, 1 error, 2 usage, 3 database, 4 file system or store, 5 verification
+/// failed, 6 done but incomplete, 130 interrupted.
 pub fn main() -> ExitCode {
     let code = match Kg::try_parse() {
         Ok(kg) => run(kg.command),
@@ -269,7 +277,7 @@ fn run(command: Command) -> ExitCode {
     }
 }
 
-/// `Ok(false)` is a verification that found damage.
+/// Returns the exit status. `Ok(false)` is a verification that found damage.
 fn finish(output: &Output, result: Result<bool>) -> ExitCode {
     finish_with(
         output,
@@ -283,9 +291,10 @@ fn finish(output: &Output, result: Result<bool>) -> ExitCode {
     )
 }
 
-/// Ends with the status that a command chose.
+/// Returns the exit status that the command chose, or prints its error and returns the status of
+/// that.
 fn finish_with(output: &Output, result: Result<u8>) -> ExitCode {
-    // What no result had a place for.
+    // Warnings that no result contained.
     output.late_warnings(&unsupported::untold());
     match result {
         Ok(status) => ExitCode::from(status),

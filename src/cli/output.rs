@@ -1,7 +1,8 @@
-//! How anything gets onto the terminal.
+//! Everything that `kg` writes to the terminal.
 //!
-//! If the reader is gone (`kg … | head`), lines are dropped and the work goes on to its end. Any other failure to write, such as a
-//! full device, becomes the exit status of a command that was done.
+//! If standard output is closed (`kg … | head`), lines are dropped and the command continues to its
+//! end. If writing fails for any other reason, such as a full device, the exit status of a command
+//! that succeeded becomes an error.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -20,7 +21,7 @@ use crate::{
     store::Backup,
 };
 
-/// Where and how results are told.
+/// The format and the amount of output.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Output {
     pub json: bool,
@@ -28,7 +29,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// For what comes before any argument is known.
+    /// Returns an output for use before the arguments are known.
     pub fn of_json(json: bool) -> Self {
         Output { json, quiet: false }
     }
@@ -40,19 +41,19 @@ impl Output {
         }
     }
 
-    /// Whether a person watches: then there is a progress bar.
+    /// Returns whether a progress bar is shown: only on a terminal.
     pub fn shows_progress(&self) -> bool {
         !self.json && !self.quiet && io::stderr().is_terminal()
     }
 
-    /// A line for a person; none with `--json` or `--quiet`.
+    /// Prints a line for a person; nothing with `--json` or `--quiet`.
     pub fn line(&self, text: impl AsRef<str>) {
         if !self.json && !self.quiet {
             self.raw(format!("{}\n", printable(text.as_ref())).as_bytes());
         }
     }
 
-    /// The result, with `--json`.
+    /// Prints the result as JSON with `--json`; nothing otherwise.
     pub fn result(&self, result: &impl Serialize) {
         if self.json {
             let text = serde_json::to_string_pretty(result).unwrap_or_default();
@@ -67,14 +68,16 @@ impl Output {
         }
     }
 
-    /// Warnings go to standard error; with `--json` they are part of the result.
+    /// Prints warnings to standard error; nothing with `--json`, because they are part of the
+    /// result.
     pub fn warnings(&self, warnings: &[Warning]) {
         if !self.json {
             self.late_warnings(warnings);
         }
     }
 
-    /// What was not known yet when the result was told: to standard error, with `--json` too.
+    /// Prints warnings that the result could not contain. They go to standard error, with `--json`
+    /// too.
     pub fn late_warnings(&self, warnings: &[Warning]) {
         for warning in warnings {
             complain(&format!(
@@ -93,7 +96,8 @@ impl Output {
     }
 }
 
-/// The first failure to write a result. A reader that is gone is none: nothing is lost that somebody waits for.
+/// The first failure to write a result. A closed pipe does not count, because its reader does not
+/// expect more output.
 static LOST: OnceLock<Error> = OnceLock::new();
 
 pub fn lost(cause: io::Error) {
@@ -105,7 +109,7 @@ pub fn lost(cause: io::Error) {
     }
 }
 
-/// The exit status `code`, or that of an output that could not be written.
+/// Returns `code`, or the exit status of a failure to write the output if `code` is a success.
 pub fn told_all(code: ExitCode) -> ExitCode {
     let Some(error) = LOST.get() else { return code };
     tell_error(error);
@@ -128,7 +132,8 @@ fn complain(text: &str) {
     let _ = writeln!(err, "{}", printable(text));
 }
 
-/// Names come from archives and file systems: what would command the terminal is shown instead.
+/// Escapes control characters. Names come from archives and file systems and could otherwise
+/// control the terminal.
 fn printable(text: &str) -> String {
     let show = |character: char| match character {
         '\n' => "\n".to_string(),
@@ -138,7 +143,7 @@ fn printable(text: &str) -> String {
     text.chars().map(show).collect()
 }
 
-/// The stable name of a code, as JSON has it.
+/// Returns the stable name of a code, as in JSON.
 pub fn code_of(code: &impl Serialize) -> String {
     serde_json::to_value(code)
         .ok()
@@ -146,7 +151,7 @@ pub fn code_of(code: &impl Serialize) -> String {
         .unwrap_or_default()
 }
 
-/// `12.3 MB`; decimal, as disks are sold.
+/// Formats a size such as `12.3 MB`, with decimal units, as disk vendors use them.
 pub fn size(bytes: u64) -> String {
     let units = ["B", "kB", "MB", "GB", "TB"];
     let mut value = bytes as f64;
@@ -162,10 +167,10 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
-/// What a check of the databases said when they were saved.
+/// Returns the result of the check of the databases at the time of the backup.
 pub(super) fn integrity(backup: &Backup) -> String {
     let said = match backup.integrity.status {
-        // In lists, those of an encrypted backup are not named.
+        // In a list, an encrypted backup does not name what was not checked.
         IntegrityStatus::Partial if backup.integrity.not_checked.is_empty() => {
             "ok when it was saved, but not checked as a whole"
         }

@@ -24,12 +24,12 @@ Examples:
 pub struct PruneArgs {
     #[command(flatten)]
     pub common: Common,
-    /// The directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
+    /// Directory of the backups [default: `backup.dir` of the settings, or .kg/backups]
     #[arg(long, short, value_name = "DIR", alias = "backup-dir")]
     output: Option<PathBuf>,
     #[command(flatten)]
     keep: Keep,
-    /// Only say what would be removed
+    /// Print what would be removed without removing it
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -41,7 +41,7 @@ pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
     let mut warnings = Vec::new();
     let settings = Settings::read(&root, &mut warnings);
     output.warnings(&warnings);
-    // Settings that cannot be used may be those that keep a backup.
+    // An unusable setting may be one that keeps a backup.
     settings.doubt_of_retention().map_or(Ok(()), Err)?;
     let store = store(args.output.as_ref(), &root, &settings)?;
     let watched = Watched::new(output);

@@ -1,4 +1,4 @@
-//! `kg diag restore`: bring a project, or a part of it, back from a backup.
+//! `kg diag restore`: restore a project, or a part of it, from a backup.
 
 use std::{
     io::{self, BufRead, IsTerminal, Write},
@@ -50,20 +50,23 @@ pub struct RestoreArgs {
     /// The backup: a file, an id, or `latest`
     #[arg(long, short, value_name = "FILE", required_unless_present = "undo")]
     file: Option<String>,
-    /// Put back what the last restore replaced, and take away what it added
+    /// Put back the files that the last restore replaced, and remove those that it added
     #[arg(long, conflicts_with_all = ["file", "config_only", "db_only", "path", "backup_dir"])]
     undo: bool,
-    /// With --undo: take no undo back, but undo the newest restore that is not undone; again and again, to before the first one
+    /// With --undo: undo the newest restore that is not yet undone, and never an undo; repeat it to
+    /// go back to before the first restore
     #[arg(long, requires = "undo")]
     earlier: bool,
-    /// The directory to restore into [default: the project]
+    /// Directory to restore into [default: the project]
     #[arg(long, value_name = "DIR")]
     target: Option<PathBuf>,
-    /// The directory of the backups, for an id or `latest` [default: `backup.dir` of the settings, or .kg/backups]
+    /// Directory of the backups, for an id or `latest` [default: `backup.dir` of the settings, or
+    /// .kg/backups]
     #[arg(long, value_name = "DIR")]
     backup_dir: Option<PathBuf>,
-    /// Restore only a backup that is encrypted, and ask for the passphrase at a terminal, whatever the settings name, unless a key is given here
-    /// or by $KG_PASSPHRASE_FILE. That a backup is encrypted is seen without this too
+    /// Restore only an encrypted backup, and ask for its passphrase on a terminal, whatever the
+    /// settings name, unless a key is given here or by $KG_PASSPHRASE_FILE. Encrypted backups are
+    /// recognized without this flag too
     #[arg(long)]
     decrypt: bool,
     #[command(flatten)]
@@ -74,19 +77,20 @@ pub struct RestoreArgs {
     /// Restore only the database
     #[arg(long, conflicts_with = "config_only")]
     db_only: bool,
-    /// Restore only what matches, as in .gitignore, relative to the project or .kg, such as plugins/glossary; may be repeated
+    /// Restore only files that match, as in .gitignore, relative to the project or .kg, such as
+    /// plugins/glossary; may be repeated
     #[arg(long, value_name = "PATTERN")]
     path: Vec<String>,
     /// Replace a damaged database even while another process has it open
     #[arg(long)]
     force: bool,
-    /// Replace what exists without asking
+    /// Replace existing files without asking
     #[arg(long)]
     overwrite: bool,
-    /// Check everything and say what would happen, without changing anything
+    /// Check everything and print what would happen, without changing anything
     #[arg(long)]
     dry_run: bool,
-    /// Answer every question with yes
+    /// Answer yes to every question
     #[arg(long, short)]
     yes: bool,
     #[command(flatten)]
@@ -100,15 +104,17 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     };
     let mut unusable = Vec::new();
     let settings = Settings::read(&root, &mut unusable);
-    // Before anything can fail, because the settings may name another directory than the one that is searched.
+    // Printed before anything can fail: the unusable settings may name a directory other than the
+    // one that is searched.
     output.late_warnings(&unusable);
     let store = store(args.backup_dir.as_ref(), &root, &settings)?;
-    // Outside of any project, the one that is restored is asked for.
+    // Without a project, the store is asked for the backups of the project that is restored.
     let store = match &args.target {
         Some(target) if store.home().is_none() => store.for_project(target),
         _ => store,
     };
-    // Found first, so that nobody is asked about a backup that does not exist.
+    // The archive is located first, so that no question is asked about a backup that does not
+    // exist.
     let store = args.keys.on(store, &[], &settings, &root);
     let archive = store.locate_holding(file, args.only().as_deref())?;
     if args.target.is_none() && args.common.project.is_none() {
@@ -131,7 +137,7 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
         only: args.only(),
         paths: (!args.path.is_empty()).then(|| args.path.clone()),
         force: args.force,
-        // What is replaced is kept, and the result says where.
+        // The replaced files are kept, and the result states where.
         overwrite: true,
         dry_run: args.dry_run,
         lock_timeout: args.waiting.timeout(),
@@ -152,7 +158,9 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     Ok(true)
 }
 
-/// Refuses a project that was found above this directory and is not the backup's: where `.kg` was lost, this directory is meant.
+/// Fails with `KG_INVALID_OPTION` if the project was found above the working directory and the
+/// backup is not known to belong to it. If `.kg` was lost, the user probably means the working
+/// directory.
 fn assert_meant(root: &Path, archive: &Path) -> Result<()> {
     let Ok(project) = Project::open(root) else {
         return Ok(());
@@ -220,7 +228,7 @@ fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {
     Ok(true)
 }
 
-/// What was undone, and when that had been done.
+/// Describes what was undone, with the time at which it had been done.
 fn undone(result: &UndoResult) -> String {
     let at = time(result.restored_at);
     if result.id == UNDO_OF {
@@ -230,7 +238,7 @@ fn undone(result: &UndoResult) -> String {
     }
 }
 
-/// RFC 3339, in UTC, to the second.
+/// Formats a time in UTC, to the second.
 fn time(milliseconds: i64) -> String {
     let at = Timestamp::from_millisecond(milliseconds).unwrap_or(Timestamp::UNIX_EPOCH);
     at.to_zoned(TimeZone::UTC)

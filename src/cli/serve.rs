@@ -31,12 +31,12 @@ use crate::{
     },
 };
 
-/// A service ends within a moment; one that puts files into place may take longer.
+/// A service normally ends within a moment. One that is moving files into place may take longer.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 const START_PATIENCE: Duration = Duration::from_secs(15);
 const LISTEN_PATIENCE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
-/// Of what a service that did not start wrote to its standard error.
+/// The number of bytes to read from the standard error of a service that did not start.
 const MOST_SAID_BYTES: u64 = 4096;
 
 #[derive(Debug, Args)]
@@ -52,25 +52,26 @@ It answers /healthz, /readyz and /metrics over HTTP.")]
 pub struct ServeArgs {
     #[command(flatten)]
     common: Common,
-    /// Start all services of this package: backups on schedule (this is the default)
+    /// Start all services of this package: scheduled backups (this is the default)
     #[arg(long, group = "what")]
     all: bool,
-    /// Stop them, and wait until they have ended
+    /// Stop the services, and wait until they have ended
     #[arg(long, group = "what")]
     stop: bool,
-    /// Tell whether they run; exits with 1 where they do not
+    /// Print whether the services run; exits with 1 if they do not
     #[arg(long, group = "what")]
     status: bool,
-    /// Run here until a signal ends it, and log to standard output
+    /// Run in the foreground until a signal arrives, and log to standard output
     #[arg(long, group = "what")]
     foreground: bool,
     /// Write metrics for node_exporter's textfile collector after each backup
     #[arg(long, value_name = "FILE", conflicts_with_all = ["stop", "status"])]
     metrics_file: Option<PathBuf>,
-    /// Answer there instead of where `backup.listen` says: a port of this machine, an address and port, or off
+    /// Answer at this address instead of `backup.listen`: a port of this machine, an address and
+    /// port, or off
     #[arg(long, value_name = "ADDR", conflicts_with_all = ["stop", "status"])]
     listen: Option<Listen>,
-    /// As --foreground, detached: what --all starts
+    /// Run as --foreground does, but detached; --all starts this
     #[arg(long, hide = true, group = "what")]
     detached: bool,
 }
@@ -144,7 +145,7 @@ fn tell_running(project: &Project, holder: &Holder, output: &Output) {
     output.line(format!("  answers   {}", address(&listening)));
 }
 
-/// Starts this executable once more, detached, and waits until it has taken over.
+/// Starts this executable again, detached, and waits until the new process holds the instance lock.
 fn launch(project: &Project, args: &ServeArgs) -> Result<Holder> {
     let failed = |cause| Error::io("start", Path::new("the service"), cause);
     let executable = std::env::current_exe().map_err(failed)?;
@@ -160,7 +161,7 @@ fn launch(project: &Project, args: &ServeArgs) -> Result<Holder> {
     if let Some(listen) = args.listen {
         command.arg("--listen").arg(listen.to_string());
     }
-    // Not a pipe: it outlives this process.
+    // A file rather than a pipe, because the service outlives this process.
     let said = tempfile::tempfile().map_err(failed)?;
     let stderr = said.try_clone().map_err(failed)?;
     let mut child = command
@@ -173,7 +174,8 @@ fn launch(project: &Project, args: &ServeArgs) -> Result<Holder> {
     loop {
         let ended = child.try_wait().map_err(failed)?;
         match Holder::find(project)? {
-            // Another one may have been quicker; then this project has its service all the same.
+            // Another process may have started the service first. The project has its service in
+            // that case too.
             Some(holder) if holder.pid != 0 && (is(&holder, &child) || ended.is_some()) => {
                 return Ok(holder);
             }
@@ -185,10 +187,11 @@ fn launch(project: &Project, args: &ServeArgs) -> Result<Holder> {
     }
 }
 
-/// Where a service answers: the outer `None` where it has not said so, the inner one where that is turned off.
+/// The address at which a service answers. The outer `None` means that the service has not reported
+/// it, the inner `None` that it is turned off.
 type Answers = Option<Option<Listening>>;
 
-/// Of a service that has just started, as soon as it knows.
+/// Waits until a service that has just started reports its address.
 fn settled(project: &Project, holder: &Holder) -> Answers {
     let deadline = Instant::now() + LISTEN_PATIENCE;
     loop {
@@ -199,7 +202,7 @@ fn settled(project: &Project, holder: &Holder) -> Answers {
     }
 }
 
-/// For `--json`.
+/// Returns the address for `--json`.
 fn known(answers: &Answers) -> Option<&Listening> {
     answers.as_ref()?.as_ref()
 }
@@ -227,7 +230,7 @@ fn is(holder: &Holder, child: &Child) -> bool {
     u32::try_from(holder.pid).is_ok_and(|pid| pid == child.id())
 }
 
-/// `said` is what it wrote to its standard error.
+/// Returns the error of a service that did not start. `said` is its standard error.
 fn not_started(project: &Project, mut said: &File) -> Error {
     let mut text = String::new();
     let read = said
@@ -325,7 +328,8 @@ fn serve(project: &Project, args: &ServeArgs, output: &Output) -> Result<ExitCod
         return supervisor::supervise();
     }
     if args.detached {
-        // Of a session of its own, so that the end of the terminal is not its end. It fails only for whoever has one already.
+        // A session of its own lets the service survive the end of the terminal. The call fails
+        // only for a process that already leads a process group.
         let _ = nix::unistd::setsid();
         std::env::set_current_dir("/")
             .map_err(|cause| Error::io("enter", Path::new("/"), cause))?;

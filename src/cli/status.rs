@@ -1,4 +1,4 @@
-//! `kg diag backup --status`, for people.
+//! `kg diag backup --status` as text.
 
 use jiff::{Timestamp, tz::TimeZone};
 
@@ -123,7 +123,7 @@ pub fn tell(status: &Status, service: Option<&str>, is_in_progress: bool, output
     );
 }
 
-/// In the time zone of the schedule.
+/// Formats the time of the next run in the time zone of the schedule.
 pub fn next_run(status: &Status) -> Option<String> {
     let next = status.next_run?;
     let zone = time_zone(status.timezone.as_deref()).unwrap_or(TimeZone::UTC);
@@ -160,7 +160,7 @@ fn schedule(status: &Status, service: Option<&str>) -> String {
     }
 }
 
-/// One bar for each size, the largest the highest.
+/// Draws one bar for each size. The largest size has the highest bar.
 fn bars(sizes: &[u64]) -> String {
     let most = sizes.iter().copied().max().unwrap_or(0).max(1);
     sizes
@@ -176,7 +176,7 @@ pub fn date(timestamp: i64, zone: &TimeZone) -> String {
         .to_string()
 }
 
-/// `3 h ago`.
+/// Formats the time since `timestamp`, such as `3 h ago`.
 pub fn ago(timestamp: i64) -> String {
     let past =
         u64::try_from(Timestamp::now().as_millisecond().saturating_sub(timestamp)).unwrap_or(0);

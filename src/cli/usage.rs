@@ -1,4 +1,4 @@
-//! Arguments that `kg` does not take, and requests for help.
+//! Invalid arguments of `kg`, and requests for help.
 
 use std::{
     env,
@@ -14,7 +14,8 @@ use super::{
 };
 use crate::error::{Code, Error};
 
-/// Prints help, the version, or what is wrong with the arguments: with `--json` as other errors are.
+/// Prints help, the version, or what is wrong with the arguments. With `--json`, an error has the
+/// same form as other errors.
 pub fn stop(stop: &clap::Error) -> ExitCode {
     if !stop.use_stderr() {
         if let Err(cause) = stop.print().and_then(|()| io::stdout().flush()) {
@@ -34,12 +35,13 @@ pub fn stop(stop: &clap::Error) -> ExitCode {
         Output::of_json(true)
             .result(&serde_json::json!({ "error": error(&stop.render().to_string(), &given) }));
     }
-    // The exit status says it too, if standard error is gone.
+    // If standard error is closed, the exit status still reports the error.
     let _ = stop.print();
     ExitCode::from(Code::InvalidOption.exit_status())
 }
 
-/// From what clap writes for people: the error, tips, and how the command is used.
+/// Converts the text of clap to an error. The text contains the error, tips, and the usage of the
+/// command.
 fn error(text: &str, given: &[String]) -> Error {
     let text = text.trim();
     let first = text.split("\n\n").next().unwrap_or_default();
@@ -59,7 +61,7 @@ fn error(text: &str, given: &[String]) -> Error {
             .take_while(|word| !word.starts_with(['-', '<', '[']))
             .collect()
     });
-    // What is wrong with a value is said without it.
+    // For an invalid value, the text of clap contains no usage.
     let command: Vec<&str> = usage.unwrap_or_else(|| command_of(given));
     let remedy: Vec<String> = tips
         .map(str::to_string)
@@ -76,7 +78,7 @@ fn error(text: &str, given: &[String]) -> Error {
     Error::invalid(message, remedy)
 }
 
-/// The words of the command that these arguments begin with.
+/// Returns the words of the command with which these arguments begin.
 fn command_of(given: &[String]) -> Vec<&str> {
     let kg = Kg::command();
     let (mut command, mut words) = (&kg, vec!["kg"]);

@@ -1,4 +1,5 @@
-//! The configuration of a manager, as JavaScript gives it and as the project's own settings complete it. And how what JavaScript gives is read.
+//! The configuration of a manager: parsed from the JSON that JavaScript sends, and completed by the
+//! project's settings. The parsing helpers for all options are here too.
 
 use std::{
     path::{Path, PathBuf},
@@ -31,7 +32,7 @@ use crate::{
     worker::{client::WorkerMode, restore::undo::DEFAULT_RETENTION_DAYS},
 };
 
-/// The configuration of a manager.
+/// The configuration of a `BackupManager`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
@@ -43,7 +44,7 @@ pub struct Config {
     pub(super) include_plugin_data: Option<bool>,
     pub(super) exclude_patterns: Option<Vec<String>>,
     pub(super) check_source: Option<bool>,
-    /// In milliseconds.
+    /// The time to wait for locks, in milliseconds.
     lock_timeout: Option<f64>,
     retention_days: Option<f64>,
     max_backups: Option<f64>,
@@ -51,19 +52,19 @@ pub struct Config {
     pub(super) max_chain_length: Option<f64>,
     undo_retention_days: Option<f64>,
     pub(super) strict: Option<bool>,
-    /// Of the settings: a manager has no type of its own.
+    /// The backup type of the project's settings. A manager has no such option.
     #[serde(skip)]
     pub(super) kind: Option<BackupType>,
     schedule: Option<String>,
     storage_options: Option<Value>,
     encryption: Option<Encryption>,
-    /// Of the settings.
+    /// The time zone of the project's settings.
     #[serde(skip)]
     zone: Option<TimeZone>,
-    /// Of the project, if they were asked for.
+    /// The settings of the project; empty until [`Config::complete`] was called.
     #[serde(skip)]
     settings: Settings,
-    /// The `kg` executable that serves as reader.
+    /// The `kg` executable that runs as the worker.
     kg_path: PathBuf,
 }
 
@@ -112,7 +113,7 @@ impl Config {
         self.store_for(None)
     }
 
-    /// The store for a new backup; `encrypt` is what the call says of it.
+    /// Returns the store for a new backup. `encrypt` is the option of the call.
     pub fn store_for(&self, encrypt: Option<bool>) -> Result<Store> {
         let root = &self.project_root;
         if self
@@ -140,12 +141,13 @@ impl Config {
         Ok(store.with_keys(keys))
     }
 
-    /// Why nothing may be removed.
+    /// Fails if the settings about retention are unusable. Nothing may be removed then.
     pub fn assert_retention_known(&self) -> Result<()> {
         self.settings.doubt_of_retention().map_or(Ok(()), Err)
     }
 
-    /// What is not configured, as the settings of the project have it; relative paths there start at its root.
+    /// Completes options that are not set from the project's settings. Relative paths in the
+    /// settings are resolved against the project's root.
     pub fn complete(&mut self, settings: &Settings) {
         let set = settings.policy();
         let number = |value: Option<u32>| value.map(f64::from);
@@ -185,7 +187,8 @@ impl Config {
         self.backup_dir.is_some()
     }
 
-    /// All numbers were checked to be whole.
+    /// Returns the retention policy. The casts are safe because [`Config::parse`] has checked that
+    /// all numbers are whole.
     pub fn retention(&self) -> Policy {
         if self.assert_retention_known().is_err() {
             return Policy::default();
@@ -221,11 +224,11 @@ impl Config {
     }
 }
 
-/// `encryption` of a configuration.
+/// The option `encryption`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub enum Encryption {
-    /// `false`: new backups are plain. Backups are opened with the keys of the settings.
+    /// `false`: new backups are not encrypted. The keys of the settings open existing backups.
     Is(bool),
     Keys(EncryptionOptions),
 }
@@ -249,7 +252,8 @@ impl Encryption {
         }
     }
 
-    /// What a manager of this configuration and one call say together about a new backup.
+    /// Combines the configuration of a manager with the option of one call into a decision about a
+    /// new backup.
     pub(super) fn said(configured: Option<&Encryption>, encrypt: Option<bool>) -> CallerEncryption {
         match (encrypt, configured) {
             (Some(false), _) | (None, Some(Encryption::Is(_))) => CallerEncryption::Plain,
@@ -273,7 +277,7 @@ pub struct EncryptionOptions {
     require_encryption: bool,
 }
 
-/// Debug shows nothing of it from then on.
+/// Deserializes a secret into a type whose `Debug` output does not reveal it.
 fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
     Option::<String>::deserialize(deserializer).map(|text| text.map(SecretString::from))
 }
@@ -327,7 +331,7 @@ impl EncryptionOptions {
     }
 }
 
-/// `keep` of the configuration.
+/// The option `keep`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct KeepOptions {
@@ -404,7 +408,8 @@ impl KeepOptions {
 
 pub(super) fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
     serde_json::from_str(json).map_err(|cause| {
-        // serde_json ends its sentence with a place in the text, which JavaScript's caller never saw.
+        // serde_json appends a position in the JSON text, which the caller in JavaScript has never
+        // seen.
         let text = cause.to_string();
         let what = text.split(" at line ").next().unwrap_or(&text);
         Error::invalid(
@@ -414,7 +419,7 @@ pub(super) fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
     })
 }
 
-/// `compression` and `compressionLevel` together.
+/// Combines `compression` and `compressionLevel`. Fails with `KG_INVALID_OPTION`.
 pub(super) fn compression(kind: Option<&Value>, level: Option<f64>) -> Result<Compression> {
     let kind = match kind {
         None => Compression::GZIP,

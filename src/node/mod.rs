@@ -1,12 +1,15 @@
-//! The JavaScript face: the only code that knows napi.
+//! The napi addon. No other code uses napi.
 //!
-//! The border is one function, [`run`]: a call goes in as JSON, and a promise of JSON comes out, which is either the
-//! result or an [`Error`]. `index.js` makes a class, real `Error`s and callbacks of that. So nothing here depends on the
-//! realm that calls (jest has several), no argument can make an `async` function throw, and [`options`] is the one place
-//! that reads what JavaScript gave.
+//! All long calls go through one function, [`run`]. It takes a call as JSON and returns a promise
+//! of JSON, which contains either the result or an [`Error`]. The files in `lib/` turn that into
+//! classes, real `Error`s and callbacks.
 //!
-//! Every call runs on a thread of its own: neither the JavaScript thread nor libuv's pool, which the host needs for its
-//! files and names, waits for a backup.
+//! Therefore, nothing here depends on the calling realm (jest has several), and no argument can
+//! make an `async` function throw synchronously. [`options`] is the only place that parses the
+//! arguments of calls.
+//!
+//! Every call runs on a thread of its own. Neither the JavaScript thread nor libuv's pool, which
+//! the host needs for files and name lookups, waits for a backup.
 
 mod config;
 mod options;
@@ -44,8 +47,8 @@ use crate::{
     worker::client::Worker,
 };
 
-/// Ends one operation. An operation whose `Cancellation` is dropped before `release` is ended too: its environment (a
-/// worker thread, say) is gone.
+/// Cancels one operation. If it is dropped before `release`, for example because its environment (a
+/// worker thread of Node) ended, the operation is cancelled too.
 #[napi]
 pub struct Cancellation {
     cancel: Option<CancelToken>,
@@ -68,7 +71,7 @@ impl Cancellation {
         }
     }
 
-    /// The operation has ended.
+    /// Detaches from an operation that has ended.
     #[napi]
     pub fn release(&mut self) {
         self.cancel = None;
@@ -81,7 +84,9 @@ impl Drop for Cancellation {
     }
 }
 
-/// Carries out a call on a thread of its own. Resolves to `{"ok": …}` or `{"error": {code, message, remedy, cause?}}`.
+/// Runs a call on a thread of its own.
+///
+/// The promise resolves to `{"ok": …}` or `{"error": {code, message, remedy, cause?}}`.
 #[napi(ts_return_type = "Promise<string>")]
 pub fn run<'env>(
     env: &'env Env,
@@ -93,7 +98,8 @@ pub fn run<'env>(
 ) -> NapiResult<Object<'env>> {
     let mut context = OperationContext::new(cancellation.cancel.clone().unwrap_or_default(), None);
     if let Some(on_progress) = on_progress {
-        // Weak: progress alone does not keep Node running; the promise does.
+        // A weak function does not keep Node running because of progress alone. The promise keeps
+        // it running.
         let listener = on_progress
             .build_threadsafe_function::<String>()
             .callee_handled::<false>()
@@ -101,12 +107,13 @@ pub fn run<'env>(
             .build()?;
         let report = move |progress: Progress| {
             let text = serde_json::to_string(&progress).unwrap_or_default();
-            // Only a JavaScript thread that is ending refuses it.
+            // The call fails only while the JavaScript thread is ending.
             let _ = listener.call(text, ThreadsafeFunctionCallMode::NonBlocking);
         };
         context = OperationContext::new(context.cancel, Some(Arc::new(report)));
     }
-    // After the listener: where both have something to say, Node asks whoever was there first, and progress comes before the result.
+    // The deferred must be created after the listener. If both have pending events, Node serves the
+    // older one first, so progress arrives before the result.
     let (deferred, promise) = env.create_deferred()?;
     let started = threads::start("kg-call", move || {
         context.cancel.enter();
@@ -123,27 +130,32 @@ pub fn check_config(config: String) -> String {
     outcome(|| Config::parse(&config).map(|_| Value::Null))
 }
 
-/// What a scheduler does next. Returns `{"ok": {state, action, retryAt}}` or `{"error": …}`; touches no file.
+/// Returns what a scheduler does next, as `{"ok": {state, action, retryAt}}` or `{"error": …}`.
+/// Accesses no file.
 #[napi]
 pub fn plan_schedule(request: String) -> String {
     outcome(|| schedule::plan(&request))
 }
 
-/// The absolute directory of a manager whose configuration names none: `{"ok": …}` or `{"error": …}`. Asks a reader, for some
+/// Returns the absolute directory of the backups for a configuration that names none.
+///
+/// The result is `{"ok": …}` or `{"error": …}`. The call starts a worker, which takes some
 /// milliseconds.
 #[napi]
 pub fn backup_dir(config: String) -> String {
     outcome(|| value(settled(Config::parse(&config)?)?.0.store()?.dir()))
 }
 
-/// The configuration with what the project's settings add to it, and what of those cannot be used.
+/// Completes the configuration from the project's settings, and returns warnings about settings
+/// that cannot be used.
 fn settled(mut config: Config) -> Result<(Config, Vec<Warning>)> {
     let (settings, warnings) = Worker::settings(&config.launch(), &config.project_root)?;
     config.complete(&settings);
     Ok((config, warnings))
 }
 
-/// As [`settled`], where only the store is needed: without a reader where the configuration names it.
+/// Returns the configuration and its store. Completes the configuration as [`settled`] does, but
+/// only if it does not name the store, because [`settled`] needs a worker.
 fn store(config: Config) -> Result<(Config, Store)> {
     store_and_warnings(config).map(|(config, store, _)| (config, store))
 }
@@ -158,7 +170,7 @@ fn store_and_warnings(config: Config) -> Result<(Config, Store, Vec<Warning>)> {
     Ok((config, store, warnings))
 }
 
-/// JSON of a result; a panic is an error of the code `KG_INTERNAL`.
+/// Serializes a result as JSON. A panic becomes an error with the code `KG_INTERNAL`.
 fn outcome(work: impl FnOnce() -> Result<Value>) -> String {
     let done = panic::catch_unwind(panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let said = panic
@@ -226,7 +238,7 @@ fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
             id,
             options,
         } => {
-            // They say whether new backups are encrypted.
+            // The settings decide whether new backups are encrypted.
             let (config, _) = settled(config)?;
             let store = config.store()?;
             let compression = options.compression(&config)?;

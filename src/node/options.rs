@@ -1,6 +1,7 @@
-//! What JavaScript gives: the options of each call, checked field by field. What is absent comes from the [`Config`].
+//! The options of each call, parsed and checked field by field. A field that is not set takes its
+//! value from the [`Config`].
 //!
-//! Unknown fields are refused: an option that is misspelt must not be ignored in a backup tool.
+//! Unknown fields are refused: a backup tool must not ignore a misspelt option.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -27,7 +28,7 @@ use crate::{
     worker::client::{Worker, WorkerMode},
 };
 
-/// One call of a `BackupManager`.
+/// A call of a `BackupManager` or an `IntegrityChecker`.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "call", rename_all = "camelCase")]
 pub enum Call {
@@ -107,7 +108,7 @@ impl Call {
     }
 }
 
-/// The argument of `createBackup`; each field that is absent comes from the configuration.
+/// The argument of `createBackup`. A field that is not set takes its value from the configuration.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateOptions {
@@ -126,7 +127,7 @@ pub struct CreateOptions {
 }
 
 impl CreateOptions {
-    /// The store as the backup needs it.
+    /// Returns the store, with the encryption that this backup asks for.
     pub fn store(&self, config: &Config) -> Result<Store> {
         config.store_for(self.encrypt)
     }
@@ -179,7 +180,8 @@ impl DeleteOptions {
     }
 }
 
-/// The second argument of `consolidate`; what is absent comes from the configuration.
+/// The second argument of `consolidate`. A field that is not set takes its value from the
+/// configuration.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConsolidateOptions {
@@ -225,7 +227,8 @@ pub struct Restoration {
 }
 
 impl Restoration {
-    /// Which backup, and how.
+    /// Returns the reference of the backup, and the options of the restore. Fails with
+    /// `KG_INVALID_OPTION`.
     pub fn resolve(self, config: &Config) -> Result<(String, RestoreOptions)> {
         let reference = match (self.backup_path, self.backup_id) {
             (Some(reference), None) | (None, Some(reference)) => reference,
@@ -285,7 +288,7 @@ pub struct UndoRestoration {
 }
 
 impl UndoRestoration {
-    /// Into which project, and how.
+    /// Returns the root of the project, and the options of the undo.
     pub fn resolve(self, config: &Config) -> (PathBuf, UndoOptions) {
         let options = UndoOptions {
             earlier: self.earlier.unwrap_or(false),
@@ -320,16 +323,16 @@ impl Rehearsal {
     }
 }
 
-/// What an `IntegrityChecker` was made of.
+/// The configuration of an `IntegrityChecker`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Checker {
-    /// A database, or the root of a project.
+    /// The path of a database, or of the root of a project.
     path: PathBuf,
     project_root: Option<PathBuf>,
     backup_dir: Option<PathBuf>,
     encryption: Option<Encryption>,
-    /// In milliseconds.
+    /// The time to wait for locks, in milliseconds.
     lock_timeout: Option<f64>,
     kg_path: PathBuf,
 }
@@ -342,7 +345,9 @@ impl Checker {
         }
     }
 
-    /// Of the backup before a repair. It is encrypted where others would be, or where a key is given.
+    /// Returns the store for the backup before a repair; `None` if the database belongs to no
+    /// project and no directory is named. That backup is encrypted if other backups would be, or if
+    /// a key is given.
     pub fn store(&self) -> Result<Option<Store>> {
         self.encryption.as_ref().map_or(Ok(()), Encryption::check)?;
         let Some(root) = self
@@ -400,7 +405,8 @@ pub struct Checks {
 }
 
 impl Checks {
-    /// `None` where everything is checked and then repaired.
+    /// Returns what to check, or `None` if everything is to be checked and then repaired. Fails
+    /// with `KG_INVALID_OPTION` if `repairMode` is combined with a part of the checks.
     pub fn scope(&self) -> Result<Option<Scope>> {
         let scope = Scope {
             database: self.check_database.unwrap_or(true),

@@ -1,4 +1,4 @@
-//! The plan of a `BackupScheduler`: what JavaScript asks between its timers.
+//! The plan of a `BackupScheduler`, which JavaScript requests between its timers.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -17,21 +17,21 @@ use crate::{
     store::Store,
 };
 
-/// The options of a scheduler that make its plan.
+/// The options of a scheduler that determine its plan.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ScheduleOptions {
     schedule: String,
     #[serde(rename = "type")]
     kind: Option<BackupType>,
-    /// In days.
+    /// The interval in days.
     full_backup_interval: Option<f64>,
     timezone: Option<String>,
     catch_up: Option<bool>,
-    /// In milliseconds.
+    /// The largest delay of a run in milliseconds.
     jitter: Option<f64>,
     retries: Option<f64>,
-    /// In milliseconds.
+    /// The delay before the first retry in milliseconds.
     retry_delay: Option<f64>,
     #[serde(default)]
     seed: String,
@@ -76,15 +76,15 @@ impl ScheduleOptions {
     }
 }
 
-/// Something happened at the time `now`, in milliseconds since the epoch.
+/// An event at the time `now`, in milliseconds since the epoch.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PlanRequest {
     options: ScheduleOptions,
     event: Event,
-    /// Absent at the start.
+    /// The state that the previous request returned; absent at the start.
     state: Option<State>,
-    /// When the newest backup was made; at the start.
+    /// The time of the newest backup, in milliseconds since the epoch; used only at the start.
     last: Option<i64>,
     now: f64,
 }
@@ -92,13 +92,14 @@ pub struct PlanRequest {
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum Event {
-    /// Nothing but the time.
+    /// Time has passed; nothing else happened.
     Tick,
     Succeeded,
     Failed,
 }
 
-/// The new state, and what to do; after a failure, when it is tried again.
+/// Returns the new state and the next action. After a failure, it also returns the time of the
+/// retry.
 pub fn plan(request: &str) -> Result<Value> {
     let PlanRequest {
         options,
@@ -116,7 +117,8 @@ pub fn plan(request: &str) -> Result<Value> {
         Event::Succeeded => plan.succeeded(&mut state, now),
         Event::Failed => retry_at = plan.failed(&mut state, now),
     }
-    // Asked only for its time: the state keeps a run that is due for the next tick.
+    // The other events need only the time of the next run. They pass a copy of the state, so that a
+    // run that is due stays due for the next tick.
     let action = match event {
         Event::Tick => plan.decide(&mut state, now),
         _ => plan.decide(&mut state.clone(), now),
@@ -124,7 +126,7 @@ pub fn plan(request: &str) -> Result<Value> {
     Ok(json!({ "state": state, "action": action, "retryAt": retry_at }))
 }
 
-/// What the next run makes, and when the last one was.
+/// The argument of `nextRun`, which returns the type of the next run and the time of the last one.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NextRun {

@@ -1,5 +1,5 @@
-//! Sets one key of `.kg/config.json` or `.kg/hooks.json`, or takes it out, and keeps every other byte of the file: what is outside of the object that
-//! the key belongs to is not even written anew.
+//! Sets or removes one key of `.kg/config.json` or `.kg/hooks.json`, and keeps the other bytes of
+//! the file. Only the outermost member that contains the key is written again.
 
 use std::{
     fs::{self, File},
@@ -25,11 +25,13 @@ use crate::{
 };
 
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
-/// Locked while the file is changed: of two who set different keys, none must be lost.
+/// The file that is locked during a change, so that two processes that set different keys do not
+/// lose a change.
 const LOCK_FILE: &str = "config.lock";
 const DEFAULT_INDENT: &str = "  ";
 
-/// Sets `key`, or takes it out; returns whether that changed anything. A restore of the configuration is waited for.
+/// Sets or removes `key`. Returns whether the file changed. Waits for a restore that is in
+/// progress.
 pub fn set(
     project: &Project,
     key: &Key,
@@ -39,7 +41,7 @@ pub fn set(
     set_at(project, key.home(), key.name, value, context)
 }
 
-/// As [`set`], for a name in that file that is no key.
+/// Sets or removes a name as [`set`] does, even if the name is not a key.
 pub fn set_at(
     project: &Project,
     home: ConfigFile,
@@ -60,7 +62,7 @@ pub fn set_at(
     match home {
         ConfigFile::Config if before.is_some() => replace(project, &path, after.as_bytes())?,
         ConfigFile::Config => create(&path, after.as_bytes())?,
-        // For the owner of the project alone: what it says runs as them.
+        // Only the owner may read and write this file, because its commands run as that user.
         ConfigFile::Hooks => atomic_file::write(&path, after.as_bytes())?,
     }
     Ok(true)
@@ -84,7 +86,7 @@ fn lock(project: &Project, context: &OperationContext) -> Result<File> {
     ))
 }
 
-/// The whole file; an empty object where there is none.
+/// Returns the whole file, or an empty object if there is none.
 pub fn load(project: &Project, home: ConfigFile) -> Result<Value> {
     let path = path(project, home);
     let Some(text) = read(project, home)? else {
@@ -119,8 +121,10 @@ fn read(project: &Project, home: ConfigFile) -> Result<Option<String>> {
         .transpose()
 }
 
-/// Replaces a configuration; a link stays one, and the file that it leads to is replaced. `KG_UNSAFE_FILE` if that lies outside of the
-/// project: others may use it too, and whoever may write to `.kg` could have any file written over.
+/// Replaces a configuration. A link stays a link, and its target is replaced.
+///
+/// Fails with `KG_UNSAFE_FILE` if the target is outside the project. Other programs may use that
+/// file. Besides, a user who can write to `.kg` could otherwise have any file overwritten.
 fn replace(project: &Project, link: &Path, content: &[u8]) -> Result<()> {
     let path = link
         .canonicalize()
@@ -206,7 +210,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
     }
 }
 
-/// `text` with the key set to `value`.
+/// Returns `text` with the key set to `value`, or without the key.
 fn edited(text: &str, name: &str, value: Option<Value>) -> std::result::Result<String, String> {
     let Members(members) = serde_json::from_str(text).map_err(|cause| cause.to_string())?;
     let mut path = name.split('.');
@@ -257,7 +261,8 @@ fn edited(text: &str, name: &str, value: Option<Value>) -> std::result::Result<S
     })
 }
 
-/// Sets what `path` names in `object`, or takes it out along with objects that this leaves empty.
+/// Sets the member of `object` that `path` names, or removes it together with objects that become
+/// empty.
 fn place(
     object: &mut Value,
     path: &[&str],
@@ -268,7 +273,8 @@ fn place(
     };
     match (path, value) {
         ([name], Some(value)) => {
-            // One name for one thing.
+            // `retention` and `retentionDays` are two names for one setting. Only one of them may
+            // remain.
             match *name {
                 "retention" => drop(map.shift_remove("retentionDays")),
                 "retentionDays" => drop(map.shift_remove("retention")),
@@ -294,7 +300,7 @@ fn place(
     Ok(())
 }
 
-/// Where the text of a value lies in `text`, which it was read from.
+/// Returns the range of a value in `text`. The value must have been parsed from `text`.
 fn range_of(text: &str, raw: &RawValue) -> (usize, usize) {
     let start = raw.get().as_ptr() as usize - text.as_ptr() as usize;
     (start, start + raw.get().len())
@@ -304,9 +310,9 @@ fn splice(text: &str, (start, end): (usize, usize), with: &str) -> String {
     format!("{}{with}{}", &text[..start], &text[end..])
 }
 
-/// How the file is laid out.
+/// The layout of the file.
 struct Style {
-    /// Of one level; `None` where everything stands in one line.
+    /// The indentation of one level; `None` if the whole file is one line.
     indent: Option<String>,
 }
 
@@ -339,7 +345,7 @@ impl Style {
         if self.indent.is_some() { " " } else { "" }
     }
 
-    /// The value, as a member of the outermost object.
+    /// Formats the value as a member of the outermost object.
     fn write(&self, value: &Value) -> std::result::Result<String, String> {
         use serde::Serialize;
         let Some(indent) = &self.indent else {

@@ -1,4 +1,4 @@
-//! `kg config`: the settings of backups in `.kg/config.json`, and their hooks in `.kg/hooks.json`.
+//! `kg config`: the backup settings in `.kg/config.json`, and the hooks in `.kg/hooks.json`.
 
 mod edit;
 
@@ -41,25 +41,25 @@ pub struct ConfigArgs {
 enum Command {
     /// Set a key
     Set {
-        /// For example backup.schedule
+        /// The name of the key, such as backup.schedule
         key: String,
         value: String,
         #[command(flatten)]
         common: Common,
     },
-    /// Print the value of a key; exits with 1 where it is not set
+    /// Print the value of a key; exits with 1 if it is not set
     Get {
         key: String,
         #[command(flatten)]
         common: Common,
     },
-    /// Take a key out, so that its default counts
+    /// Remove a key, so that its default applies
     Unset {
         key: String,
         #[command(flatten)]
         common: Common,
     },
-    /// Print what is set
+    /// Print the keys that are set
     Show {
         /// Print every key with its meaning
         #[arg(long)]
@@ -67,7 +67,7 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Run every hook now with an event `backup.test`; exits with 1 where one fails, or there is none
+    /// Run every hook now with a `backup.test` event; exits with 1 if one fails or there is none
     TestHooks {
         #[command(flatten)]
         common: Common,
@@ -134,7 +134,8 @@ fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -
     Ok(ExitCode::SUCCESS)
 }
 
-/// Takes out what was written under a misspelt name; `unknown` says that there is no such setting.
+/// Removes a value that was set under a misspelt name. `unknown` is the error for a name that is
+/// not a setting.
 fn unset_unknown(
     project: &Project,
     name: &str,
@@ -249,7 +250,7 @@ fn test_hooks(project: &Project, output: &Output) -> ExitCode {
     }
 }
 
-/// As a person would write it.
+/// Formats a value as a person would type it.
 fn plain(value: &Value) -> String {
     value
         .as_str()
