@@ -1,8 +1,9 @@
 //! One block of an archive: a piece of the tar that is compressed by itself.
 //!
-//! A block is a gzip member (RFC 1952, 2.2) or a zstd frame (RFC 8878), and the stream of them is what every gzip or zstd
-//! reads. Where those skip it, a block begins with its size, by which this crate finds the next one and works on all cores,
-//! and with a hash of what it holds, by which a later archive takes it over (see [`super::reuse`]).
+//! A block is a gzip member (RFC 1952, 2.2) or a zstd frame (RFC 8878). Any gzip or zstd tool reads
+//! the stream of blocks. Each block begins with its size and a hash of its content, in a field that
+//! those tools skip. The size lets this crate find the next block and work on all cores. The hash
+//! lets a later archive reuse the block (see [`super::reuse`]).
 
 use libdeflater::{CompressionLvl, Compressor, Decompressor, crc32};
 
@@ -12,28 +13,36 @@ use crate::{
     util::content_hash::{ContentHash, HASH_BYTES, content_hash},
 };
 
-/// No block of this crate holds more; bounds what a forged one can make us allocate.
+/// Largest content of a block. The limit bounds the memory that a forged block can make us
+/// allocate.
 pub const MAX_BLOCK_BYTES: u32 = 16 * 1024 * 1024;
-/// What is needed of a block to know its size.
+/// Length of the start of a block that contains its size.
 pub const HEAD_BYTES: usize = 20;
-/// The same, and what it holds.
+/// Length of the start of a block that contains its size and content hash.
 pub const WHOLE_HEAD_BYTES: usize = HEAD_BYTES + HASH_BYTES;
-/// CRC and length.
+/// CRC and length of the content.
 const GZIP_TRAILER_BYTES: usize = 8;
-/// A gzip header with an extra field (RFC 1952, 2.3.1.1), whose length follows.
+/// A gzip header with an extra field (RFC 1952, 2.3.1.1). The length of the extra field follows.
 const GZIP_MAGIC: [u8; 10] = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255];
-/// The first part of the extra field: size and hash, or, in the oldest archives, the size alone.
+/// The start of the extra field, which holds the size and the hash. The oldest archives hold only
+/// the size.
 const GZIP_SIZE_AND_HASH: [u8; 4] = *b"KG\x14\0";
 const GZIP_SIZE: [u8; 4] = *b"KG\x04\0";
-/// A skippable frame (RFC 8878, 3.1.2), whose length follows; the frame that holds the data comes after it.
+/// A skippable frame (RFC 8878, 3.1.2). Its length follows, and the frame with the data comes after
+/// it.
 const ZSTD_MAGIC: [u8; 4] = *b"\x50\x2a\x4d\x18";
 const ZSTD_SIZE_AND_HASH: [u8; 8] = *b"kg-block";
 
-/// libdeflate's level for each of gzip's from 1 on, as measured on text (`docs/internals/benchmarks.md`): the fastest one that makes it no larger than
-/// gzip does.
+/// libdeflate level for each gzip level from 1 on, as measured on text
+/// (`docs/internals/benchmarks.md`). Each is the fastest level whose output is not larger than that
+/// of gzip.
 const LIBDEFLATE_LEVELS: [i32; 9] = [1, 2, 3, 4, 5, 6, 6, 7, 9];
-/// The same for databases. What is left out of their pages is spent on speed, with a deflate of our own where there is no level: they are smaller all
-/// the same than a plain copy is with gzip's. Whoever asks for more than gzip's own default wants them small.
+/// libdeflate level for database pages, for each gzip level from 1 on. `None` stands for the
+/// crate's own deflate.
+///
+/// Up to gzip's default level, the size saved by clearing unused bytes in pages is traded for
+/// speed. The result is still smaller than a plain copy compressed by gzip. Above the default
+/// level, the user wants small archives.
 const LIBDEFLATE_LEVELS_OF_PAGES: [Option<i32>; 9] = [
     None,
     None,
@@ -46,26 +55,27 @@ const LIBDEFLATE_LEVELS_OF_PAGES: [Option<i32>; 9] = [
     Some(9),
 ];
 
-/// Of an incremental backup: small, and soon done.
+/// libdeflate level for the pages of an incremental backup, for each gzip level from 1 on. They are
+/// few, so small output costs little time.
 const LIBDEFLATE_LEVELS_OF_CHANGES: [i32; 9] = [1, 1, 2, 3, 3, 4, 6, 7, 9];
 
-/// What a block holds, which decides how hard it is compressed.
+/// Kind of content in a block, which decides how hard it is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
-    /// Of databases, without what they no longer hold (see [`crate::sqlite::scrub`]).
+    /// Database pages without data that the database no longer uses (see [`crate::sqlite::scrub`]).
     Pages,
-    /// Those of them that differ from the base.
+    /// Database pages that differ from the base.
     Changes,
     Other,
 }
 
-/// Whether and how hard to compress.
+/// Compression format and level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
     None,
-    /// 1 (fast) to 9 (small), as gzip means them.
+    /// Level 1 (fast) to 9 (small), with gzip's meaning.
     Gzip(u8),
-    /// 1 (fast) to 9 (small), as zstd means them.
+    /// Level 1 (fast) to 9 (small), with zstd's meaning.
     Zstd(u8),
 }
 
@@ -75,7 +85,7 @@ impl Compression {
     /// zstd's own default level.
     pub const ZSTD: Compression = Compression::Zstd(3);
 
-    /// The same at another level, from 1 to 9.
+    /// Returns the same format at another level, from 1 to 9.
     pub fn at(self, level: u8) -> Self {
         match self {
             Compression::None => Compression::None,
@@ -84,7 +94,8 @@ impl Compression {
         }
     }
 
-    /// What one block holds. Smaller ones cost size, larger ones leave less to take over: `docs/internals/benchmarks.md` has figures.
+    /// Returns the content size of a block. Smaller blocks compress worse, and larger blocks leave
+    /// less to reuse: `docs/internals/benchmarks.md` has figures.
     pub fn block_bytes(self) -> usize {
         match self {
             Compression::None | Compression::Gzip(_) => 64 * 1024,
@@ -92,7 +103,8 @@ impl Compression {
         }
     }
 
-    /// The same for this content: what changed comes in another composition each time, and is not there to take over.
+    /// Returns the content size of a block of this kind. Blocks of changed pages can be larger,
+    /// because they differ in each backup and cannot be reused.
     pub fn block_bytes_of(self, content: Content) -> usize {
         match content {
             Content::Changes => self.block_bytes().max(256 * 1024),
@@ -108,7 +120,7 @@ impl Compression {
         }
     }
 
-    /// As the manifest names it: `gzip -6`.
+    /// Returns the name that the manifest uses, such as `gzip -6`.
     pub fn name(self) -> Option<String> {
         match self {
             Compression::None => None,
@@ -118,17 +130,18 @@ impl Compression {
     }
 }
 
-/// What the first bytes of a block say.
+/// The parsed start of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
-    /// Of the whole block, in bytes; it can be one.
+    /// Size of the whole block in bytes, checked to be plausible.
     pub size: usize,
     has_hash: bool,
     content_start: usize,
 }
 
 impl Head {
-    /// `None` where it does not begin as blocks do, an error where its size is impossible.
+    /// Parses the start of a block. Returns `None` if it is not the start of a block, and an error
+    /// if its size is impossible.
     pub fn parse(start: &[u8], container: Container) -> Result<Option<Self>, &'static str> {
         let Some(start) = start.first_chunk::<HEAD_BYTES>() else {
             return Ok(None);
@@ -163,7 +176,7 @@ impl Head {
         } else {
             HEAD_BYTES
         };
-        // Data that cannot be compressed grows by far less than an eighth.
+        // Incompressible data grows by far less than an eighth.
         let most = MAX_BLOCK_BYTES + MAX_BLOCK_BYTES / 8;
         if content_start < least
             || head.size < content_start.saturating_add(GZIP_TRAILER_BYTES)
@@ -174,7 +187,7 @@ impl Head {
         Ok(Some(head))
     }
 
-    /// Of what `block`, which begins with this, says that it holds.
+    /// Returns the content hash that `block` states. `block` must begin with this head.
     pub fn hash(self, block: &[u8]) -> Option<ContentHash> {
         if self.has_hash {
             block.get(HEAD_BYTES..)?.first_chunk().copied()
@@ -184,7 +197,7 @@ impl Head {
     }
 }
 
-/// What makes the deflate stream of a block.
+/// A compressor that writes the deflate stream of a block.
 pub enum Deflate {
     Own(Deflater),
     Libdeflate(Compressor),
@@ -197,7 +210,7 @@ impl Deflate {
         ))
     }
 
-    /// Appends the stream of `bytes` to `block`.
+    /// Appends the deflate stream of `bytes` to `block`.
     fn append(&mut self, bytes: &[u8], block: &mut Vec<u8>) -> Result<()> {
         match self {
             Deflate::Own(deflater) => deflater.deflate(bytes, block),
@@ -214,7 +227,7 @@ impl Deflate {
     }
 }
 
-/// Makes blocks, one after the other.
+/// Compresses blocks, one after the other.
 pub enum Packer {
     Gzip {
         pages: Deflate,
@@ -225,7 +238,7 @@ pub enum Packer {
 }
 
 impl Packer {
-    /// `None` where nothing is compressed.
+    /// Returns `None` if `compression` is [`Compression::None`].
     pub fn new(compression: Compression) -> Result<Option<Self>> {
         match compression {
             Compression::None => Ok(None),
@@ -248,19 +261,20 @@ impl Packer {
         }
     }
 
-    /// The block that holds `bytes`, whose hash is `hash`.
+    /// Returns the block that holds `bytes`, whose hash is `hash`.
     pub fn pack(&mut self, bytes: &[u8], content: Content, hash: &ContentHash) -> Result<Vec<u8>> {
         self.pack_after(0, bytes, content, hash)
     }
 
-    /// A block of `size` bytes that holds nothing; of a few more where that is too little.
+    /// Returns a block of `size` bytes without content. The block is larger if `size` is less than
+    /// an empty block needs.
     pub fn filler(&mut self, size: usize) -> Result<Vec<u8>> {
         let nothing = content_hash(&[]);
         let least = self.pack(&[], Content::Other, &nothing)?.len();
         self.pack_after(size.saturating_sub(least), &[], Content::Other, &nothing)
     }
 
-    /// The same with so many zeros between its head and what is compressed.
+    /// Packs a block with this number of zeros between its head and the compressed data.
     fn pack_after(
         &mut self,
         zeros: usize,
@@ -312,15 +326,15 @@ fn refused(cause: std::io::Error) -> Error {
     Error::new(Code::Internal, "The compressor gave up", "Run it again").with_cause(cause)
 }
 
-/// A block that is not what was written.
+/// A block that differs from what was written.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BadBlock {
     pub what: &'static str,
-    /// What it says that it holds; 0 where even that is unknown.
+    /// The content length that the block states, or 0 if that is unknown.
     pub tar_bytes: u32,
 }
 
-/// Opens blocks, one after the other.
+/// Decompresses blocks, one after the other.
 #[derive(Default)]
 pub struct Unpacker {
     inflate: Option<Decompressor>,
@@ -328,7 +342,7 @@ pub struct Unpacker {
 }
 
 impl Unpacker {
-    /// What `block` holds. It is as long as its `head` says.
+    /// Returns the content of `block`, which must be as long as its `head` says.
     pub fn unpack(
         &mut self,
         block: &[u8],

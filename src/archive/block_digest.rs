@@ -1,7 +1,9 @@
-//! Reads an archive to its end and tells whether it is what was written.
+//! Reads an archive to its end and checks whether it is what was written.
 //!
-//! The manifest beside an archive has its SHA-256, which is for everyone, and its *root*: the SHA-256 of the first 16 bytes of the BLAKE3 of each of its
-//! blocks, and of what follows the last one. That takes a third of the time, and every backup that makes use of an earlier one asks it.
+//! The sidecar of an archive holds two digests. The SHA-256 of the file can be checked with any
+//! tool. The *root* is the SHA-256 of a list of hashes: the first 16 bytes of the BLAKE3 of each
+//! block, and of the bytes after the last block. The root takes a third of the time, and every
+//! backup that uses an earlier one checks it.
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
 
@@ -19,7 +21,8 @@ use crate::util::{
     operation::CancelToken,
 };
 
-/// Whether the archive at `path` is the one that `record` describes. `record` itself may be damaged: it is enough that one of the two is right.
+/// Returns whether the archive at `path` is the one that `record` describes. `record` may itself be
+/// damaged, so it is enough if one of its two digests matches.
 pub fn is_as_written(
     path: &Path,
     record: &ArchiveRecord,
@@ -43,11 +46,11 @@ pub fn is_as_written(
     Ok(hex(&facts.sha256) == record.sha256)
 }
 
-/// The blocks of an archive as they are stored, first to last: what their heads say.
+/// Iterates over the stored blocks of an archive in order, reading only their heads.
 pub struct StoredBlocks {
     pub file: Arc<File>,
     container: Container,
-    /// Where the next one begins.
+    /// Offset of the next block.
     offset: u64,
 }
 
@@ -68,7 +71,8 @@ impl StoredBlocks {
         })
     }
 
-    /// The next one, with the hash of what is in it where it says that. `None` where something else follows, or nothing.
+    /// Returns the next block, and the hash of its content if the block states it. Returns `None`
+    /// at the end of the file, or if something other than a block follows.
     pub fn next_block(&mut self) -> io::Result<Option<(StoredBlock, Option<ContentHash>)>> {
         let mut start = Vec::new();
         read_at(&self.file, &mut start, WHOLE_HEAD_BYTES, self.offset)?;
@@ -83,7 +87,8 @@ impl StoredBlocks {
         Ok(Some((block, head.hash(&start))))
     }
 
-    /// The hash of what follows the last block, where that is no more than a seal.
+    /// Returns the hash of the bytes after the last block, or `None` if they are longer than a
+    /// seal.
     pub fn end(&self) -> io::Result<Option<ContentHash>> {
         let (seal_bytes, mut end) = (self.container.seal_bytes(), Vec::new());
         read_at(
@@ -97,14 +102,15 @@ impl StoredBlocks {
 }
 
 impl StoredBlock {
-    /// Puts the block into `bytes`, or what there is of it; the hash of that.
+    /// Reads the block into `bytes`, or as much of it as the file has. Returns the hash of the
+    /// bytes read.
     pub fn read(&self, file: &File, bytes: &mut Vec<u8>) -> io::Result<ContentHash> {
         read_at(file, bytes, self.size as usize, self.offset)?;
         Ok(content_hash(bytes))
     }
 }
 
-/// Replaces `bytes` by so many from there, or fewer where the file ends.
+/// Replaces `bytes` with `count` bytes from `offset`, or with fewer if the file ends.
 fn read_at(file: &File, bytes: &mut Vec<u8>, count: usize, offset: u64) -> io::Result<()> {
     bytes.clear();
     append_from(bytes, count, |rest, read| {

@@ -1,8 +1,9 @@
-//! The reading half of the container: an archive's bytes go in, its tar comes out.
+//! The reading half of the container: reads the bytes of an archive and returns its tar.
 //!
-//! A thread reads the file block by block and hashes it, all cores decompress, and the caller reads the result in
-//! order. A block that is damaged is noted and comes as zeros, so that a check can say what else is whole; whoever
-//! wants only whole archives asks [`Decoder::damages`] before trusting a byte.
+//! One thread reads the file block by block and hashes it, all cores decompress, and the caller
+//! reads the result in order. A damaged block is recorded and returned as zeros, so that a check
+//! can report which other parts are intact. A caller that accepts only intact archives must check
+//! [`Decoder::damages`] before it trusts a byte.
 
 use std::{
     io::{self, Read},
@@ -27,19 +28,20 @@ use crate::{
     },
 };
 
-/// Under way: those of a forged archive can be large.
+/// Blocks in flight per pool thread. The number is small because blocks of a forged archive can be
+/// large.
 const BLOCKS_PER_WORKER: usize = 4;
-/// Pieces in which a plain archive is read.
+/// Size of the pieces in which an uncompressed archive is read.
 const PLAIN_PIECE_BYTES: usize = 256 * 1024;
-/// How often the end of a file whose content is not wanted is asked for.
+/// Interval at which the decoder checks whether the input thread has read the rest of the file.
 const REST_POLL: Duration = Duration::from_millis(1);
 
-/// Bytes of the archive that cannot be what was written.
+/// A place in the archive whose bytes differ from what was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
-    /// Where in the archive.
+    /// Offset in the archive.
     pub offset: u64,
-    /// Where in the tar.
+    /// Offset in the tar.
     pub tar_offset: u64,
     pub what: &'static str,
 }
@@ -49,17 +51,17 @@ pub struct Decoder {
     blocks: Deliver<Block>,
     block: Vec<u8>,
     read: usize,
-    /// Of `block`'s end in the archive, and in the tar.
+    /// Offset of the end of `block` in the archive; `tar_offset` is its offset in the tar.
     archive_offset: Arc<AtomicU64>,
     tar_offset: u64,
     damages: Vec<Damage>,
     is_damaged: Arc<AtomicBool>,
     file: Option<JoinHandle<io::Result<FileFacts>>>,
-    /// Set when nobody wants the rest any more.
+    /// Cancelled when the caller does not need the rest of the file.
     stop: CancelToken,
 }
 
-/// A piece of the tar, from so many bytes of the archive.
+/// A piece of the tar and the number of archive bytes that it was decoded from.
 struct Block {
     archive_bytes: u64,
     content: Result<Vec<u8>, BadBlock>,
@@ -102,27 +104,29 @@ impl Decoder {
         })
     }
 
-    /// Counts the bytes of the archive that were decoded.
+    /// Returns the counter of archive bytes that have been decoded.
     pub fn archive_offset(&self) -> Arc<AtomicU64> {
         self.archive_offset.clone()
     }
 
-    /// Set once something was found damaged.
+    /// Returns a flag that is set when damage is found.
     pub fn is_damaged(&self) -> Arc<AtomicBool> {
         self.is_damaged.clone()
     }
 
-    /// What was found damaged so far.
+    /// Returns the damage found so far.
     pub fn damages(&self) -> &[Damage] {
         &self.damages
     }
 
-    /// Decodes what is left and tells what the whole file is; called once. `tick` is called now and then and may fail.
+    /// Decodes the rest and returns the facts about the whole file. Call it only once. It calls
+    /// `tick` from time to time and stops if `tick` fails.
     pub fn finish(&mut self, mut tick: impl FnMut() -> Result<()>) -> Result<FileFacts> {
         while self.next_block()? {
             tick()?;
         }
-        // Where the blocks ended early, the rest of the file is still read for its digest.
+        // If the blocks end early, the input thread still reads the rest of the file for its
+        // digest.
         while self.file.as_ref().is_some_and(|file| !file.is_finished()) {
             tick()?;
             thread::sleep(REST_POLL);
@@ -139,7 +143,8 @@ impl Decoder {
         }
     }
 
-    /// Goes on to the next block, counting what was not read of this one as read.
+    /// Moves to the next block and skips the unread rest of the current one. Returns false at the
+    /// end.
     fn next_block(&mut self) -> Result<bool> {
         let Some(block) = self.blocks.next() else {
             self.read = self.block.len();
@@ -199,7 +204,7 @@ fn read_pieces(
         };
         let Some(piece) = piece else { break };
         let is_last = matches!(piece, Piece::Unreadable { .. });
-        // Closed: the caller wants no more of the content.
+        // `Closed` means that the caller needs no more content.
         if pieces.submit(piece) == Err(Closed) || is_last {
             break;
         }
@@ -247,12 +252,13 @@ fn next_block(file: &mut SealedFile) -> io::Result<Option<Piece>> {
     }))
 }
 
-/// Reads `count` more bytes, or as many as there are.
+/// Appends `count` bytes of `file`, or fewer if the file ends.
 fn append(bytes: &mut Vec<u8>, file: &mut impl Read, count: usize) -> io::Result<()> {
     append_from(bytes, count, |rest, _| file.read(rest))
 }
 
-/// The same with whatever `read` puts at the beginning of the rest, which it is given with the number of bytes that came before.
+/// Appends `count` bytes, or fewer if `read` returns 0. `read` fills the start of the slice that it
+/// gets. Its second argument is the number of bytes that came before.
 pub(super) fn append_from(
     bytes: &mut Vec<u8>,
     count: usize,

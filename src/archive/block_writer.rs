@@ -1,7 +1,8 @@
-//! The writing half of the container: bytes go in, a sealed archive comes out.
+//! The writing half of the container: takes the bytes of a tar and writes a sealed archive.
 //!
 //! ```text
-//! tar ─▶ pieces ─▶ on any core: taken over from an earlier archive, or compressed ─▶ in order, hashed ─▶ file ─▶ seal
+//! tar ─▶ pieces ─▶ on all cores: reused from an earlier archive, or compressed
+//!               ─▶ in order, hashed ─▶ file ─▶ seal
 //! ```
 
 use std::{
@@ -30,31 +31,33 @@ use crate::{
     },
 };
 
-/// What is under way for each worker, in blocks of a full backup: enough that nobody waits for another one's turn on the processor.
+/// Content in flight per pool thread, in blocks of a full backup. It is large enough that no thread
+/// waits until another one is scheduled.
 const BYTES_PER_WORKER: usize = 1024 * 1024;
 const LEAST_BLOCKS_PER_WORKER: usize = 4;
-/// More than an empty block takes.
+/// An upper bound for the size of an empty block.
 const LEAST_FILLER_BYTES: u64 = 128;
 
-/// A file as a whole.
+/// Size and digest of a whole file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileDigest {
     pub size_bytes: u64,
     pub sha256: [u8; DIGEST_BYTES],
 }
 
-/// An archive as it was written.
+/// Facts about an archive that was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {
     pub file: FileDigest,
-    /// Of its blocks, see [`super::block_digest`]; `None` for an archive without, or one whose blocks are encrypted.
+    /// Root of its blocks, see [`super::block_digest`]. `None` for an archive without blocks and
+    /// for an encrypted archive.
     pub root: Option<[u8; DIGEST_BYTES]>,
-    /// How much of it was taken over from an earlier archive.
+    /// Number of bytes that were reused from an earlier archive.
     pub reused_bytes: u64,
 }
 
 impl Written {
-    /// As the manifest beside it has it.
+    /// Returns the record for the sidecar.
     pub fn record(&self, name: String) -> ArchiveRecord {
         let root = self.root.map(|root| hex(&root));
         ArchiveRecord {
@@ -68,25 +71,28 @@ impl Written {
 
 /// A file or a connection that an archive is written to.
 pub trait Sink: Write + Send {
-    /// The size of the pieces that it can share with an earlier archive instead of holding them twice, where it can.
+    /// Returns the size of the pieces that the sink can share with an earlier archive instead of
+    /// storing them twice. Returns `None` if it cannot share.
     fn shared_piece_bytes(&self) -> Option<u64> {
         None
     }
 
-    /// Writes a block that an earlier archive has.
+    /// Writes a block that an earlier archive contains.
     fn write_taken(&mut self, taken: &ReusedBlock) -> io::Result<()> {
         self.write_all(&taken.block)
     }
 
-    /// Ends it, once. What the file is, where it is not what was written to this.
+    /// Ends the archive. Call it only once. If the sink transforms the bytes, it returns the digest
+    /// of the resulting file.
     fn finish(&mut self) -> io::Result<Option<FileDigest>> {
         self.flush().map(|()| None)
     }
 }
 
-/// Writes one archive's bytes. Without [`Encoder::finish`] there is no seal, and so no archive.
+/// Writes the bytes of one archive. Without [`Encoder::finish`] the archive has no seal and is not
+/// valid.
 ///
-/// After an error of [`Write`], `finish` tells the cause.
+/// After an error of [`Write`], [`Encoder::finish`] returns the cause.
 pub struct Encoder {
     block: Vec<u8>,
     content: Content,
@@ -96,30 +102,30 @@ pub struct Encoder {
     earlier: Option<Arc<ReuseSource>>,
 }
 
-/// What the producer hands to the workers.
+/// A message from the producer to the pool threads.
 enum Piece {
-    /// With the hash of it, where it is known.
+    /// Content, with its hash if the hash is known.
     Block(Vec<u8>, Content, Option<ContentHash>),
-    /// The block of the earlier archive that holds what has this hash.
+    /// Stands for the block of the earlier archive whose content has this hash.
     Earlier(ContentHash),
     Mark(Sender<u64>),
     End,
 }
 
-/// What the workers hand to the output.
+/// A message from the pool threads to the output thread.
 enum Item {
-    /// With its own hash, where it is one.
+    /// A block with the hash of its stored bytes. In an uncompressed archive the hash is not used.
     Block(Vec<u8>, ContentHash),
     Taken(ReusedBlock),
-    /// Answered with the number of bytes that were written before it.
+    /// Asks for the number of archive bytes written before this mark.
     Mark(Sender<u64>),
-    /// Nothing follows: the archive is sealed.
+    /// Nothing follows, so the output thread seals the archive.
     End,
     Failed(Error),
 }
 
 impl Encoder {
-    /// Blocks that `earlier` has are taken over from there.
+    /// Creates an encoder. It reuses the blocks that `earlier` contains.
     pub fn new(
         sink: Box<dyn Sink>,
         compression: Compression,
@@ -158,25 +164,25 @@ impl Encoder {
         })
     }
 
-    /// What a full block of a whole file or database holds.
+    /// Returns the content size of a full block in a file or database that is stored in full.
     pub fn block_bytes(&self) -> usize {
         self.compression.block_bytes()
     }
 
-    /// What comes next begins a block of its own, and is of this kind.
+    /// Ends the current block. The bytes that follow begin a new block of this kind.
     pub fn begin(&mut self, content: Content) -> io::Result<()> {
         self.end_block()?;
         self.content = content;
         Ok(())
     }
 
-    /// Writes a block of which the hash is known.
+    /// Writes a block whose hash is known.
     pub fn block(&mut self, block: Vec<u8>, hash: ContentHash) -> io::Result<()> {
         self.end_block()?;
         self.submit(Piece::Block(block, self.content, Some(hash)))
     }
 
-    /// Writes the block of the earlier archive that holds what has this hash.
+    /// Writes the block of the earlier archive whose content has this hash.
     pub fn reuse_block(&mut self, hash: ContentHash) -> io::Result<()> {
         self.end_block()?;
         self.submit(Piece::Earlier(hash))
@@ -190,12 +196,12 @@ impl Encoder {
         self.submit(Piece::Block(block, self.content, None))
     }
 
-    /// How many bytes of the archive everything takes that was written until now.
+    /// Returns the number of archive bytes that everything written so far takes.
     pub fn size_so_far(&mut self) -> io::Result<u64> {
         self.end_block()?;
         let (mark, size) = bounded(1);
         self.submit(Piece::Mark(mark))?;
-        // An output that failed may leave the mark in a queue that nobody empties.
+        // If the output thread fails, the mark may stay in a queue that is no longer read.
         while self
             .output
             .as_ref()
@@ -209,9 +215,9 @@ impl Encoder {
         size.try_recv().map_err(|_| gave_up())
     }
 
-    /// Writes what is left and the seal.
+    /// Writes the rest and the seal.
     pub fn finish(&mut self) -> Result<Written> {
-        // Where this fails the output has ended, with the cause that is returned below.
+        // If this fails, the output thread has ended, and its error is returned below.
         let _ = self.end_block().and_then(|()| self.submit(Piece::End));
         self.pipeline = None;
         match self.output.take().map(JoinHandle::join) {
@@ -231,7 +237,7 @@ impl Encoder {
 }
 
 impl Drop for Encoder {
-    /// Workers that wait for the earlier archive end with this.
+    /// Ends the pool threads that wait for the earlier archive.
     fn drop(&mut self) {
         self.earlier.iter().for_each(|earlier| earlier.give_up());
     }
@@ -251,7 +257,7 @@ impl Write for Encoder {
         Ok(taken)
     }
 
-    /// Blocks end where they are full, not where a caller flushes.
+    /// Does nothing: blocks end when they are full, not when a caller flushes.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -264,7 +270,7 @@ fn gave_up() -> io::Error {
     )
 }
 
-/// The function of one worker.
+/// Returns the function that one pool thread runs.
 fn packing(
     mut packer: Option<Packer>,
     earlier: Option<Arc<ReuseSource>>,
@@ -292,19 +298,20 @@ fn packing(
     }
 }
 
-/// The output thread: everything in order, hashed, then the seal, unless the producer gave up.
+/// The output thread. It writes and hashes everything in order, then writes the seal unless the
+/// producer gave up.
 struct Output {
     sink: Box<dyn Sink>,
     container: Container,
     hasher: Sha256,
-    /// Takes the hash of each block.
+    /// Digest over the hashes of all blocks.
     root: Sha256,
     written: u64,
     reused: u64,
-    /// Makes fillers, where the sink can share pieces of an earlier archive.
+    /// Creates filler blocks, if the sink can share pieces of an earlier archive.
     fillers: Option<(Packer, u64)>,
     earlier: Option<Arc<ReuseSource>>,
-    /// Where in it the block ends that was written last.
+    /// Offset in the earlier archive at which the last reused block ends.
     taken_end: Option<u64>,
 }
 
@@ -334,7 +341,7 @@ impl Output {
             match item? {
                 Item::Block(block, hash) => self.write(&block, hash)?,
                 Item::Taken(taken) => self.write_taken(&taken)?,
-                // Where nobody waits for it any more, the producer has given up, and the items end.
+                // Sending fails if the producer has given up. The items end then too.
                 Item::Mark(mark) => drop(mark.send(self.written)),
                 Item::End => is_whole = true,
                 Item::Failed(error) => return Err(error),
@@ -376,14 +383,15 @@ impl Output {
         self.written += bytes.len() as u64;
     }
 
-    /// Pieces can be shared where they are at places of the same kind in both files, so the first block of a row is moved there.
+    /// Writes a reused block. A sink can share a piece only if it has the same offset within a
+    /// piece in both files. So a filler block moves the first block of each run to such an offset.
     fn write_taken(&mut self, taken: &ReusedBlock) -> Result<()> {
         if let Some((packer, piece_bytes)) = &mut self.fillers
             && self.taken_end != Some(taken.offset)
         {
             let (here, there) = (self.written % *piece_bytes, taken.offset % *piece_bytes);
             let gap = (there + *piece_bytes - here) % *piece_bytes;
-            // Any filler takes some bytes.
+            // A filler cannot be smaller than an empty block.
             let size = if gap > 0 && gap < LEAST_FILLER_BYTES {
                 gap + *piece_bytes
             } else {
@@ -410,7 +418,7 @@ fn failed(cause: io::Error) -> Error {
 mod tests {
     use super::*;
 
-    /// Fails from the `writes_left`th write on, as a full disk does.
+    /// Fails from write number `writes_left` on, as a full disk does.
     struct Full {
         writes_left: usize,
     }

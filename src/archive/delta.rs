@@ -1,16 +1,16 @@
-//! A database as the pages that differ from the one of an earlier backup.
+//! Stores a database as the pages that differ from the database in an earlier backup.
 //!
 //! ```text
 //! 8 bytes   "kg-pages"
-//! 4         size of a page
+//! 4         page size
 //! 4         0
-//! then for each page, by rising number:
-//! 8         its number, from 1
+//! then for each page, in ascending order:
+//! 8         page number, from 1
 //! …         the page
 //! ```
 //!
-//! Numbers are little endian. To apply: write each page at (number − 1) × size, then cut or extend the file to the size
-//! that the manifest gives.
+//! Numbers are little-endian. To apply a delta, write each page at (number − 1) × page size. Then
+//! truncate or extend the file to the size in the manifest.
 
 use std::{
     fs::File,
@@ -26,12 +26,13 @@ use crate::{
 const START: &[u8; 8] = b"kg-pages";
 pub const HEADER_BYTES: u64 = 16;
 pub const NUMBER_BYTES: u64 = 8;
-/// Of SQLite.
+/// The page sizes that SQLite supports.
 const PAGE_SIZES: std::ops::RangeInclusive<u64> = 512..=65536;
-/// Where a database's header has the size of its pages (<https://sqlite.org/fileformat2.html#page_size>).
+/// Offset of the page size in the header of a database
+/// (<https://sqlite.org/fileformat2.html#page_size>).
 const PAGE_SIZE_AT: usize = 16;
 
-/// The size of a delta.
+/// Returns the size of a delta.
 pub fn size_bytes(page_size_bytes: u64, pages: u64) -> u64 {
     HEADER_BYTES.saturating_add(pages.saturating_mul(NUMBER_BYTES.saturating_add(page_size_bytes)))
 }
@@ -47,7 +48,7 @@ fn bad(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// Applies a delta to a database file, which has `size_bytes` afterwards.
+/// Applies a delta to a database file, which has `size_bytes` bytes afterwards.
 pub fn apply(delta: impl Read, database: &File, size_bytes: u64) -> io::Result<()> {
     let mut delta = BufReader::with_capacity(1 << 20, delta);
     let mut header = [0; HEADER_BYTES as usize];
@@ -89,7 +90,7 @@ fn page_size_of_database(header: &[u8]) -> Option<u64> {
         .get(PAGE_SIZE_AT..PAGE_SIZE_AT + 2)?
         .try_into()
         .ok()?;
-    // 65536 does not fit and is written as 1.
+    // 65536 does not fit into two bytes, so SQLite writes it as 1.
     let size = match u64::from(u16::from_be_bytes([high, low])) {
         1 => 65536,
         size => size,
@@ -98,7 +99,8 @@ fn page_size_of_database(header: &[u8]) -> Option<u64> {
         .then_some(size)
 }
 
-/// Hashes the pages of an entry as it streams by, be it a whole database or a delta; anything else is left alone.
+/// Hashes the pages of an entry as its bytes arrive. It recognizes whole databases and deltas, and
+/// ignores anything else.
 #[derive(Default)]
 pub struct PageCollector {
     start: Vec<u8>,
@@ -121,7 +123,7 @@ enum State {
     },
 }
 
-/// What an entry holds.
+/// The pages found in an entry.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Collected {
     Database(PageHashes),
@@ -188,10 +190,10 @@ impl PageCollector {
         }
     }
 
-    /// `None` for an entry that is neither, or a database that ends within a page.
+    /// Returns `None` if the entry is neither a database nor a delta, or ends within a page.
     pub fn finish(mut self) -> Option<Collected> {
         if matches!(self.state, State::Unknown) && self.start.len() as u64 >= HEADER_BYTES {
-            // A delta of no pages.
+            // This is a delta without pages.
             self.begin();
         }
         match self.state {
@@ -209,7 +211,8 @@ impl PageCollector {
     }
 }
 
-/// Calls `whole` with each piece of `size` bytes; `rest` carries what is left to the next call.
+/// Calls `whole` with each piece of `size` bytes. `rest` carries the remaining bytes to the next
+/// call.
 fn pieces(rest: &mut Vec<u8>, size: usize, mut bytes: &[u8], mut whole: impl FnMut(&[u8])) {
     if !rest.is_empty() {
         let taken = bytes.len().min(size - rest.len());

@@ -1,8 +1,9 @@
-//! Unpacks an archive into a directory: each wanted file under its number, so that no name from an archive is ever used as
-//! a path.
+//! Unpacks an archive into a directory. Each selected file gets its number as its name, so that a
+//! name from an archive is never used as a path.
 //!
-//! An archive may be forged to fill the disk. The manifest beside it, where there is one, says how large each entry is;
-//! and none is begun for which there is no room, with some left for whoever else writes there.
+//! An archive may be forged to fill the disk. The sidecar, if there is one, states how large each
+//! entry must be. No entry is written unless there is enough room for it, with a reserve for other
+//! processes.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,24 +21,26 @@ use super::{
 };
 use crate::error::{Code, Error, Result};
 
-/// What stays free: a 64th of the file system, at most this much.
+/// The reserve that stays free: 1/64 of the file system, but at most this number of bytes.
 const MAX_RESERVE_BYTES: u64 = 64 * 1024 * 1024;
 const RESERVE_SHARE: u64 = 64;
 
-/// The reader syncs the files that it moves into place.
+/// Unpacks the entries of an archive. It does not sync: the worker syncs the files that it moves
+/// into place.
 pub struct Unpacking<'a> {
-    /// Absent where the archive is only checked.
+    /// `None` if the archive is only checked.
     dir: Option<&'a Path>,
-    /// Sizes of all files, where the manifest beside the archive says them.
+    /// Sizes of all files according to the sidecar; `None` if they are not known.
     expected: Option<HashMap<String, u64>>,
-    /// Entries to unpack; absent for all.
+    /// Entries to unpack; `None` for all.
     wanted: Option<&'a HashSet<String>>,
     current: Option<SparseFile>,
     owners: Vec<Owner>,
 }
 
 impl<'a> Unpacking<'a> {
-    /// `beside` is the manifest beside the archive. It only serves to refuse: what it says is checked at the end.
+    /// Creates an unpacker. `beside` is the text of the sidecar. It is used only to reject entries:
+    /// its content is verified at the end.
     pub fn new(
         dir: Option<&'a Path>,
         wanted: Option<&'a HashSet<String>>,
@@ -62,7 +65,7 @@ impl<'a> Unpacking<'a> {
         }
     }
 
-    /// Of all entries, in their order.
+    /// Returns the owners of all entries, in their order.
     pub fn into_owners(self) -> Vec<Owner> {
         self.owners
     }

@@ -1,4 +1,4 @@
-//! Which part of a backup a restore takes: whole components, or paths.
+//! Selects the part of a backup that a restore takes: whole components, or paths.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::{
     sqlite::files::COMPANIONS,
 };
 
-/// What is wanted of a backup; by default everything.
+/// The part of a backup to restore; by default everything.
 #[derive(Debug, Clone, Default)]
 pub struct EntryFilter {
     only: Option<Vec<Component>>,
@@ -17,7 +17,9 @@ pub struct EntryFilter {
 }
 
 impl EntryFilter {
-    /// Records of these components whose path is matched, as [`crate::project::pattern`] reads it for the project at `root`; `None` takes all.
+    /// Selects the records of these components whose path matches a pattern.
+    /// [`crate::project::pattern`] reads the patterns for the project at `root`. `None` selects
+    /// all.
     pub fn new(
         root: &Path,
         only: Option<Vec<Component>>,
@@ -29,7 +31,8 @@ impl EntryFilter {
         Ok(EntryFilter { only, paths })
     }
 
-    /// The patterns that matched nothing in the manifests that were asked about.
+    /// Returns the patterns that matched nothing in the manifests passed to
+    /// [`EntryFilter::select`].
     pub fn in_vain(&self) -> impl Iterator<Item = &str> {
         self.paths.iter().flat_map(Patterns::unmatched)
     }
@@ -38,7 +41,8 @@ impl EntryFilter {
         self.only.is_none() && self.paths.is_none()
     }
 
-    /// The records that are wanted, by their number. The WAL or journal of a damaged database goes with that.
+    /// Returns the selected records with their indexes. The WAL or journal of a damaged database is
+    /// selected together with the database.
     pub fn select<'a>(&self, manifest: &'a Manifest) -> Vec<(usize, &'a FileRecord)> {
         let files = &manifest.files;
         let databases = manifest.databases();

@@ -1,4 +1,5 @@
-//! What an archive says of itself: the guide's manifest, and what a restore needs beyond it.
+//! The description inside an archive: the manifest of the guide, and what a restore needs in
+//! addition.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -12,49 +13,52 @@ use crate::{
     util::limits::{bounded, bounded_map},
 };
 
-/// The format that this release writes. A reader refuses a newer major one.
+/// The format that this release writes. A release refuses archives with a newer major version.
 pub const FORMAT_VERSION: &str = "1.0.0";
 const FORMAT_MAJOR: u64 = 1;
 
-/// The manifest's entry in the archive; last but one.
+/// Name of the manifest's entry, the last but one in the archive.
 pub const MANIFEST_ENTRY: &str = "manifest.json";
-/// What `sha256sum -c` reads; the last entry.
+/// Name of the entry that `sha256sum -c` reads, the last one in the archive.
 pub const CHECKSUMS_ENTRY: &str = "checksums.sha256";
-/// Before the hexadecimal digest in `checksums`, as in the guide.
+/// Prefix of the hexadecimal digests in `checksums`, as in the guide.
 pub const DIGEST_PREFIX: &str = "sha256:";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackupType {
-    /// Everything below `.kg/`, as chosen by the options.
+    /// Everything below `.kg/` that the options select.
     Full,
-    /// The graph database alone.
+    /// Only the graph database.
     Snapshot,
-    /// What differs from an earlier backup, see `based_on`.
+    /// The differences from an earlier backup, see [`Manifest::based_on`].
     Incremental,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
-    /// Of the format, see [`FORMAT_VERSION`].
+    /// Version of the format, see [`FORMAT_VERSION`].
     pub version: String,
     pub id: String,
     #[serde(rename = "type")]
     pub kind: BackupType,
-    /// When the backup began.
+    /// Time at which the backup began.
     pub timestamp: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     pub contents: Contents,
     pub stats: Stats,
-    /// Entry to `sha256:` and the hexadecimal digest, for every file but the manifest and the checksums.
+    /// Maps each file entry, except the manifest and the checksums, to `sha256:` and its
+    /// hexadecimal digest.
     #[serde(deserialize_with = "bounded_map")]
     pub checksums: BTreeMap<String, String>,
-    /// One record an entry, in the order of the archive.
+    /// One record per entry, in the order of the archive. An item that has not changed since the
+    /// base has a record but no entry.
     #[serde(deserialize_with = "bounded")]
     pub files: Vec<FileRecord>,
-    /// What was found of what `quick_check` looks for in the source databases.
+    /// Result of the integrity check of the source databases, which looks for what `quick_check`
+    /// finds.
     pub integrity: Integrity,
     #[serde(
         default,
@@ -62,49 +66,53 @@ pub struct Manifest {
         deserialize_with = "bounded"
     )]
     pub warnings: Vec<Warning>,
-    /// The backup that an incremental one rests on.
+    /// The base of an incremental backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub based_on: Option<String>,
-    /// The digest of that backup's archive, with its prefix: another one of its name is none to rest on.
+    /// Digest of the base's archive, with its prefix. A different archive with the same name cannot
+    /// be the base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub based_on_checksum: Option<String>,
-    /// Paths of that backup that are no more.
+    /// Paths of the base that no longer exist.
     #[serde(
         default,
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "bounded"
     )]
     pub deleted: Vec<String>,
-    /// The incremental backup that this full one was put together from.
+    /// The incremental backup that this full backup was consolidated from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consolidated_from: Option<String>,
-    /// It was made before a repair, of what was about to be repaired.
+    /// The backup was made before a repair, of the data that was about to be repaired.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub safety_backup: bool,
-    /// It lacks something of the project, or may hold half of a change; `warnings` names what.
+    /// The backup lacks a part of the project, or may contain half of a change. `warnings` has the
+    /// details.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub incomplete: bool,
-    /// Its graph database has 0 bytes, or no table while an earlier good backup of the project has some.
+    /// The graph database has 0 bytes, or has no table although an earlier good backup of the
+    /// project has some.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub emptied: bool,
-    /// In the manifest beside an encrypted archive only, see [`Manifest::public_sidecar`].
+    /// Set only in the sidecar of an encrypted archive, see [`Manifest::public_sidecar`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub encrypted: bool,
-    /// Inside an encrypted archive: the public keys that it was encrypted to, sorted. None where it was by a passphrase.
+    /// Set only inside an encrypted archive: the public keys that it was encrypted to, sorted. The
+    /// list is empty if the archive was encrypted with a passphrase.
     #[serde(
         default,
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "bounded"
     )]
     pub recipients: Vec<String>,
-    /// How the archive is compressed: `gzip -6`. Absent where it is not.
+    /// Compression of the archive, such as `gzip -6`. Absent if it is not compressed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<String>,
-    /// Tells projects apart that share a store: a digest of where it lies.
+    /// Digest of the project's location, which distinguishes projects that share a store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project: Option<String>,
     pub tool: Tool,
-    /// In the manifest beside an archive only: no archive can hold its own digest.
+    /// Set only in a sidecar, because an archive cannot contain its own digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub archive: Option<ArchiveRecord>,
 }
@@ -124,7 +132,7 @@ impl Contents {
             Component::Config => self.config,
             Component::Vectors => self.vectors,
             Component::Plugins => self.plugins,
-            // Not told apart: any backup may have some.
+            // These files have no flag of their own, so any backup may contain some.
             Component::Files => true,
         }
     }
@@ -133,15 +141,17 @@ impl Contents {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Stats {
-    /// Without directories, links, the manifest and the checksums.
+    /// Number of files, without directories, links, the manifest and the checksums.
     pub total_files: u64,
-    /// Bytes of those files, as they are restored.
+    /// Size of those files in bytes, as they are restored.
     pub total_size: u64,
-    /// Beside the archive: its size. Inside it: the bytes before the manifest.
+    /// In a sidecar, the size of the archive. Inside the archive, the number of bytes before the
+    /// manifest.
     pub compressed_size: u64,
     pub node_count: u64,
     pub edge_count: u64,
-    /// Tables of the graph database, without SQLite's own. Absent if it could not be read, and in manifests of earlier releases.
+    /// Number of tables in the graph database, without SQLite's own. Absent if it could not be
+    /// read, and in manifests of earlier releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table_count: Option<u64>,
 }
@@ -167,10 +177,10 @@ pub enum Storage {
     #[default]
     #[serde(rename = "whole")]
     Full,
-    /// As it is in the backup that this one is based on; the archive has no entry for it.
+    /// The file is as in the base, and the archive has no entry for it.
     #[serde(rename = "base")]
     Unchanged,
-    /// As the pages that differ from that backup's, see [`super::delta`].
+    /// The entry holds the pages that differ from the base, see [`super::delta`].
     #[serde(rename = "pages")]
     Delta,
 }
@@ -185,20 +195,21 @@ impl Storage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pages {
-    /// Of one page, in bytes.
+    /// Size of a page in bytes.
     pub page_size: u64,
-    /// How many the entry holds.
+    /// Number of pages that the entry holds.
     pub changed: u64,
-    /// Of the whole database, see [`crate::sqlite::page_hashes`].
+    /// Root of the whole database, see [`crate::sqlite::page_hashes`].
     pub root: String,
 }
 
-/// How a database is told to be the same: by the blocks that it is cut into, from its first byte on.
+/// Identifies the content of a database by the hashes of its blocks, which are counted from its
+/// first byte.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blocks {
-    /// Of each but the last, in bytes.
+    /// Size in bytes of each block except the last.
     pub size: u64,
-    /// See [`crate::sqlite::page_hashes`].
+    /// Root of the blocks, see [`crate::sqlite::page_hashes`].
     pub root: String,
 }
 
@@ -215,33 +226,35 @@ impl From<&BlockHashes> for Blocks {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FileRecord {
-    /// Its name in the archive.
+    /// Name of the entry in the archive.
     pub entry: String,
-    /// Where its content is to be found; absent for an entry that holds all of it.
+    /// How the content is stored. Absent if the entry holds all of it.
     #[serde(default, skip_serializing_if = "Storage::is_whole")]
     pub stored: Storage,
-    /// Of the content as it is restored, hexadecimal. Where `stored` is absent, the digest of the entry says it.
+    /// Hexadecimal digest of the content as it is restored. Absent if `stored` is absent, because
+    /// the digest of the entry is then the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
-    /// Of a database whose entry holds pages.
+    /// Set for a database whose entry holds pages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pages: Option<Pages>,
-    /// Of a database, as it is restored; absent for one that SQLite could not read.
+    /// Blocks of a database as it is restored. Absent if SQLite could not read the database.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocks: Option<Blocks>,
-    /// Where it lay, relative to the project's root, as [`crate::project::names`] writes it.
+    /// Original path relative to the project's root, as [`crate::project::names`] writes it.
     pub path: String,
     pub component: Component,
     /// Absent for a file.
     #[serde(rename = "type", default, skip_serializing_if = "EntryKind::is_file")]
     pub kind: EntryKind,
-    /// Of a link: where it points to, written like `path`.
+    /// Target of a link, written like `path`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// A SQLite database: restored without a WAL, journal or index that another one left.
+    /// The file is a SQLite database. It is restored without the WAL, journal or index of another
+    /// database.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub database: bool,
-    /// As it is restored, in bytes.
+    /// Size in bytes as it is restored.
     pub size: u64,
     /// Permission bits.
     pub mode: u32,
@@ -249,7 +262,7 @@ pub struct FileRecord {
 }
 
 impl FileRecord {
-    /// The size of its entry; `None` where the archive has none.
+    /// Returns the size of the entry, or `None` if the archive has no entry for this record.
     pub fn entry_size(&self) -> Option<u64> {
         match (self.stored, &self.pages) {
             (Storage::Full, _) => Some(self.size),
@@ -261,7 +274,8 @@ impl FileRecord {
     }
 }
 
-/// User and group id. They stand in the tar header alone, for whoever unpacks with `tar` as root.
+/// User id and group id. They are stored only in the tar header, for users who unpack with `tar` as
+/// root.
 pub type Owner = (u32, u32);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -283,17 +297,19 @@ impl Tool {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchiveRecord {
     pub name: String,
-    /// In bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Hexadecimal.
+    /// Hexadecimal digest of the file.
     pub sha256: String,
-    /// Hexadecimal; see [`super::block_digest`]. Absent for an archive without blocks, and where the manifest was written again from the archive.
+    /// Root of the blocks in hexadecimal, see [`super::block_digest`]. Absent for an archive
+    /// without blocks, for an encrypted archive, and if the sidecar was rebuilt from the archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
 }
 
 impl Manifest {
-    /// Reads a manifest, refusing formats that this release does not know. `name` is for the message.
+    /// Parses a manifest. `name` is used in messages. Fails with `KG_FORMAT_NEWER` if the format is
+    /// unknown to this release, and with `KG_NOT_A_BACKUP` if the manifest is not valid.
     pub fn parse(json: &[u8], name: &str) -> Result<Self> {
         #[derive(Deserialize)]
         struct Versioned {
@@ -331,7 +347,7 @@ impl Manifest {
         json
     }
 
-    /// As it stands inside the archive.
+    /// Returns the manifest as it is inside the archive.
     pub fn without_archive(&self) -> Self {
         Manifest {
             archive: None,
@@ -339,7 +355,8 @@ impl Manifest {
         }
     }
 
-    /// What may stand beside the archive where that is encrypted: nothing that names or quotes what is in it.
+    /// Returns the sidecar for an encrypted archive, which does not name or quote anything inside
+    /// it.
     pub fn public_sidecar(&self) -> Self {
         Manifest {
             encrypted: true,
@@ -358,7 +375,7 @@ impl Manifest {
         }
     }
 
-    /// The paths of all databases.
+    /// Returns the paths of all databases.
     pub fn databases(&self) -> HashSet<&str> {
         self.files
             .iter()
@@ -367,7 +384,7 @@ impl Manifest {
             .collect()
     }
 
-    /// The digest of a file as it is restored, in hexadecimal.
+    /// Returns the hexadecimal digest of a file as it is restored.
     pub fn content_digest<'a>(&'a self, record: &'a FileRecord) -> Option<&'a str> {
         match record.stored {
             Storage::Full => self.digest_of(&record.entry),
@@ -375,17 +392,18 @@ impl Manifest {
         }
     }
 
-    /// The digest that `checksums` gives for an entry, in hexadecimal.
+    /// Returns the hexadecimal digest that `checksums` gives for an entry.
     pub fn digest_of(&self, entry: &str) -> Option<&str> {
         self.checksums.get(entry)?.strip_prefix(DIGEST_PREFIX)
     }
 }
 
-/// The text of `checksums.sha256`, as `sha256sum` writes it. Entries come in the order of the archive.
+/// Returns the text of `checksums.sha256`, in the format of `sha256sum`. `digests` must be in the
+/// order of the archive.
 pub fn checksums_text<'a>(digests: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let mut text = String::new();
     for (entry, digest) in digests {
-        // sha256sum marks a line with a backslash when the name on it is escaped.
+        // `sha256sum` starts a line with a backslash if it escapes the name on that line.
         if entry.contains(['\\', '\n', '\r']) {
             let escaped = entry
                 .replace('\\', "\\\\")

@@ -1,15 +1,20 @@
-//! The container: what a backup is as bytes.
+//! The container: the format of a backup in bytes.
 //!
-//! An archive is a tar of entries, then `manifest.json`, then `checksums.sha256`, as a gzip or zstd stream of independent
-//! blocks (or plain), closed by a seal: the digest of everything before it, where every unpacker skips it.
-//! `docs/reference/format.md` has it to the byte.
+//! An archive is a tar of entries, then `manifest.json`, then `checksums.sha256`. The tar is stored
+//! as a gzip or zstd stream of independent blocks, or plain. A seal ends the archive: the digest of
+//! everything before it, placed so that every unpacker skips it. `docs/reference/format.md` defines
+//! the format to the byte.
 //!
 //! ```text
-//! write   entries ─▶ tar ─▶ blocks, all cores ─▶ in order, hashed ─▶ file             [`writer`], [`database`], [`block_writer`], [`block`], [`reuse`]
-//! read    file ─▶ blocks, hashed ─▶ unpacked, all cores ─▶ tar ─▶ entries, hashed     [`reader`], [`block_reader`], [`block`], [`extract`], [`sparse`]
+//! write   entries ─▶ tar ─▶ blocks, all cores ─▶ in order, hashed ─▶ file
+//! read    file ─▶ blocks, hashed ─▶ unpacked, all cores ─▶ tar ─▶ entries, hashed
 //! ```
 //!
-//! Nothing here knows where archives are kept or what a project is made of, beyond the names of its components.
+//! * Writing: [`writer`], [`block_writer`], [`block`], [`reuse`].
+//! * Reading: [`reader`], [`block_reader`], [`block`], [`extract`], [`sparse`].
+//!
+//! This module does not know where archives are stored. Of a project, it knows only the names of
+//! the components.
 
 pub mod block;
 pub mod block_digest;

@@ -1,8 +1,13 @@
-//! Reads an archive to its end and checks every byte of it, while its entries go to whoever wants them.
+//! Reads an archive to its end and checks every byte, while it passes the entries to an [`Unpack`].
 //!
-//! What is checked, in one pass: the seal; the archive's size and digest against the manifest beside it; each block's
-//! CRC; each entry's name, size and digest against the manifest inside; `checksums.sha256` against all of that; the
-//! manifest beside the archive against the one inside.
+//! One pass checks:
+//!
+//! * the seal;
+//! * the size and digest of the archive against the sidecar;
+//! * the CRC of each block;
+//! * the name, size and digest of each entry against the manifest inside;
+//! * `checksums.sha256` against all of these;
+//! * the sidecar against the manifest inside.
 
 use std::{
     io::{self, Read, Write},
@@ -33,18 +38,20 @@ use crate::{
     },
 };
 
-/// No archive has more entries: together with `MAX_TEXT_BYTES` it bounds the memory that a forged one can take.
+/// Maximum number of entries. Together with [`MAX_TEXT_BYTES`] it bounds the memory that a forged
+/// archive can take.
 pub const MAX_ENTRIES: usize = 1 << 19;
-/// All names and links of an archive together are no longer.
+/// Maximum total length of all names and link targets in an archive.
 const MAX_NAMES_BYTES: usize = 64 * 1024 * 1024;
-/// No manifest or list of checksums is longer.
+/// Maximum length of a manifest or a list of checksums.
 pub const MAX_TEXT_BYTES: u64 = 256 * 1024 * 1024;
 const COPY_BYTES: usize = 128 * 1024;
 const TAR_BLOCK_BYTES: usize = 512;
 
-/// Takes the entries as they come. What it took counts only when [`read_archive`] found no problem.
+/// Receives the entries as they are read. What it received is valid only if [`read_archive`] found
+/// no problem.
 pub trait Unpack {
-    /// Where the content of the file that is entry `number` goes; `None` where it is not wanted.
+    /// Returns the destination for the content of file entry `number`, or `None` to skip it.
     fn entry(
         &mut self,
         number: usize,
@@ -52,16 +59,17 @@ pub trait Unpack {
         size_bytes: u64,
     ) -> Result<Option<&mut dyn Write>>;
 
-    /// Who owned the next entry, be it a file, a directory or a link.
+    /// Receives the owner of the next entry, which may be a file, a directory or a link.
     fn owner(&mut self, _owner: Owner) {}
 
-    /// Whether a damaged archive is of no use at all, so that nothing more of it is read.
+    /// Returns whether a damaged archive is useless to the receiver, so that reading stops at the
+    /// first damage.
     fn wants_whole(&self) -> bool {
         false
     }
 }
 
-/// Takes nothing: the archive is only checked.
+/// Skips all content, so that the archive is only checked.
 pub struct Discard;
 
 impl Unpack for Discard {
@@ -75,10 +83,11 @@ impl Unpack for Discard {
     }
 }
 
-/// Reads the archive at `path`. `beside` is the text of the manifest that stands beside it, if there is one.
+/// Reads the archive at `path`. `beside` is the text of the sidecar, if there is one.
 ///
-/// Damage is in the report. Errors are a file that cannot be read, one that `keys` do not open, a newer format, an entry that `unpack`
-/// could not take, and a cancelled task.
+/// The report lists damage. The function fails if the file cannot be read, `keys` do not open it,
+/// or its format is newer (`KG_FORMAT_NEWER`). It also fails if `unpack` cannot store an entry or
+/// the operation is cancelled.
 pub fn read_archive(
     path: &Path,
     keys: &Keys,
@@ -154,8 +163,8 @@ pub fn read_archive(
     })
 }
 
-/// What can be said of an encrypted archive that does not open. Whether the key is another one or the file was changed, the manifest
-/// beside it tells.
+/// Reports on an encrypted archive that cannot be opened. The sidecar shows whether the key is
+/// wrong or the file was changed.
 fn closed_archive(
     path: &Path,
     closed: Closed,
@@ -195,7 +204,8 @@ fn closed_archive(
     })
 }
 
-/// An archive that could not be read. One that another process removed a moment ago is a backup that is not there.
+/// Returns the error for an archive that could not be read. If the file is missing, for example
+/// because another process has just removed it, the code is `KG_BACKUP_NOT_FOUND`.
 pub fn unreadable(archive: &Path, cause: io::Error) -> Error {
     if cause.kind() != io::ErrorKind::NotFound {
         return Error::io("read", archive, cause);
@@ -256,7 +266,7 @@ fn read_entries(
                 }
                 continue;
             }
-            // The cause quotes what it could not read, which may be anything.
+            // The cause is dropped because it quotes the unreadable bytes, which may be anything.
             Err(_) => {
                 stop(contents, "is damaged");
                 return Ok(());
@@ -286,7 +296,7 @@ fn read_entries(
             out = unpack.entry(number, &head.name, head.size_bytes)?;
         }
         let mut hasher = Sha256::new();
-        // An entry that ends early, or cannot be read on, shows in its digest and size.
+        // If an entry ends early or cannot be read, its size and digest do not match.
         while let Ok(read @ 1..) = entry.read(&mut buffer) {
             let read = &buffer[..read];
             hasher.update(read);
@@ -310,7 +320,8 @@ fn read_entries(
     Ok(())
 }
 
-/// After the entries a tar has two blocks of zeros, of which the reader has taken at least one.
+/// Checks the end of the tar. A tar ends with two blocks of zeros, and the tar crate has read the
+/// first one.
 fn read_rest(decoder: &mut Decoder, contents: &mut Contents) {
     let mut rest = Vec::new();
     let read = decoder

@@ -1,4 +1,4 @@
-//! What reading an archive found.
+//! The result of reading an archive.
 
 use std::{ops::Range, path::Path};
 
@@ -7,26 +7,26 @@ use serde::Serialize;
 use super::{manifest::Manifest, tar_entries::Head};
 use crate::error::{Code, Error, Result};
 
-/// More problems than this are counted as one.
+/// Maximum number of problems listed separately. The others are counted in one problem.
 pub(super) const MAX_PROBLEMS: usize = 100;
 
-/// Something in or beside an archive that is not what was written.
+/// A difference between what was written and the archive or its sidecar.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
     pub code: ProblemCode,
     pub message: String,
-    /// Entries of the archive; empty where it is the archive as a whole.
+    /// Affected entries of the archive; empty if the problem concerns the archive as a whole.
     pub affects: Vec<String>,
-    /// What to do.
+    /// What the user can do.
     pub remedy: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum ProblemCode {
-    /// The file is not the one that was written: its size, digest or seal differs.
+    /// The size, digest or seal of the file differs from what was written.
     #[serde(rename = "KG_PROBLEM_ARCHIVE")]
     Archive,
-    /// A compressed block is damaged or cut.
+    /// A compressed block is damaged or truncated.
     #[serde(rename = "KG_PROBLEM_BLOCK")]
     Block,
     /// The archive does not have the structure of a backup.
@@ -35,10 +35,10 @@ pub enum ProblemCode {
     /// An entry is missing, added or differs from the manifest.
     #[serde(rename = "KG_PROBLEM_ENTRY")]
     Entry,
-    /// A backup that this one rests on is missing, damaged or not the one it was made from.
+    /// A backup that this one depends on is missing, damaged or not its actual base.
     #[serde(rename = "KG_PROBLEM_CHAIN")]
     Chain,
-    /// The manifest beside the archive differs from the one inside or cannot be read.
+    /// The sidecar differs from the manifest inside the archive or cannot be read.
     #[serde(rename = "KG_PROBLEM_SIDECAR")]
     Sidecar,
 }
@@ -68,12 +68,12 @@ impl Problem {
     }
 }
 
-/// What an archive is.
+/// The facts about an archive, and the problems found in it.
 #[derive(Debug)]
 pub struct Report {
-    /// The manifest inside; `None` where it could not be read.
+    /// The manifest inside the archive; `None` if it could not be read.
     pub manifest: Option<Manifest>,
-    /// Empty: every byte is as it was written.
+    /// Empty if every byte is as it was written.
     pub problems: Vec<Problem>,
     pub size_bytes: u64,
     pub sha256: String,
@@ -81,7 +81,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// The manifest of a whole archive, or the first problem as an error.
+    /// Returns the manifest of an intact archive. Otherwise it returns the first problem as an
+    /// error (`KG_CHECKSUM_MISMATCH`).
     pub fn into_manifest(self, archive: &Path) -> Result<Manifest> {
         match (self.problems.into_iter().next(), self.manifest) {
             (None, Some(manifest)) => Ok(manifest),
@@ -101,7 +102,7 @@ impl Report {
     }
 }
 
-/// What was found in an archive.
+/// What was read from an archive, and the problems found so far.
 #[derive(Default)]
 pub(super) struct Contents {
     pub entries: Vec<ReadEntry>,
@@ -110,14 +111,14 @@ pub(super) struct Contents {
     pub problems: Vec<Problem>,
 }
 
-/// An entry as it was found.
+/// An entry that was read, with the digest of its content.
 pub(super) struct ReadEntry {
     pub head: Head,
     pub digest: [u8; 32],
 }
 
 impl ReadEntry {
-    /// Its header and content in the tar.
+    /// Returns the range of its headers and content in the tar.
     pub fn tar_range(&self) -> Range<u64> {
         self.head.start..self.head.end
     }

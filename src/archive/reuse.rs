@@ -1,15 +1,19 @@
-//! The blocks of an earlier archive, for a new one to take over instead of compressing the same again.
+//! Finds blocks of an earlier archive, so that a new archive can copy them instead of compressing
+//! the same content again.
 //!
-//! Large files begin a block of their own, so what did not change since makes the same blocks. An archive that takes them over
-//! is as whole and as independent as any: it holds the bytes.
+//! Large files begin a block of their own, so content that has not changed gives the same blocks.
+//! An archive with reused blocks is as complete and independent as any other, because it contains
+//! the bytes.
 //!
-//! It is safe because nothing is taken on trust. Every block that is copied is hashed, and before the new archive is sealed so are all others of the earlier
-//! one: unless they are together what was written, the new one is not sealed. So an archive that is damaged, gone or of another kind makes a
-//! backup slower and nothing else.
+//! Reuse trusts nothing. Every copied block is hashed, and so are all other blocks of the earlier
+//! archive before the new archive is sealed. If the earlier archive is not what was written, the
+//! new one is not sealed. If the earlier archive is missing or has another format, the backup is
+//! slower, but otherwise the same.
 //!
 //! ```text
-//! a thread: heads of the blocks of the earlier archive ─▶ which block holds what
-//! workers: a hash ─▶ its block, read and hashed ─▶ new archive ─▶ at its end: the other blocks, hashed; is all of it what was written?
+//! a thread   heads of the blocks of the earlier archive ─▶ index by content hash
+//! pool       a hash ─▶ its block, read and hashed ─▶ new archive
+//! at the end the other blocks, hashed ─▶ is all of it what was written?
 //! ```
 
 use std::{
@@ -33,10 +37,12 @@ use crate::{
     util::{content_hash::ContentHash, hex::hex, operation::CancelToken, regular_file},
 };
 
-/// How many blocks are told of at once, which wakes whoever waits for one.
+/// Number of blocks added to the index at once. Each addition wakes the threads that wait for a
+/// block.
 const BLOCKS_AT_ONCE: usize = 64;
 
-/// An archive whose blocks may be taken over. Where they are is found out from when this is made on.
+/// An archive whose blocks can be reused. A thread starts to list its blocks when this value is
+/// created.
 pub struct ReuseSource {
     record: ArchiveRecord,
     shared: Arc<SharedIndex>,
@@ -47,7 +53,7 @@ pub struct ReuseSource {
 struct SharedIndex {
     known: Mutex<BlockIndex>,
     more: Condvar,
-    /// Of the whole task, and of this alone.
+    /// Cancels the whole operation; `stop` cancels only the search for blocks.
     cancel: CancelToken,
     stop: CancelToken,
 }
@@ -55,24 +61,25 @@ struct SharedIndex {
 #[derive(Default)]
 struct BlockIndex {
     file: Option<Arc<File>>,
-    /// In their order.
+    /// The blocks in their order.
     blocks: Vec<StoredBlock>,
-    /// Of the blocks themselves, as far as they were read.
+    /// Hashes of the stored bytes of the blocks that have been read.
     hashes: Vec<Option<ContentHash>>,
-    /// By the hash of what is in them: their places among the blocks.
+    /// Index into `blocks` by the hash of the content.
     places: HashMap<ContentHash, usize>,
-    /// Once all are known.
+    /// Set when all blocks are listed.
     end: Option<End>,
 }
 
-/// What follows the last block.
+/// The hash of the bytes after the last block, or `None` if the archive could not be listed to a
+/// valid end.
 #[derive(Clone, Copy)]
 struct End(Option<ContentHash>);
 
 /// A block of an earlier archive, and where it is.
 pub struct ReusedBlock {
     pub block: Vec<u8>,
-    /// Of the block itself.
+    /// Hash of the stored bytes of the block.
     pub hash: ContentHash,
     pub file: Arc<File>,
     pub offset: u64,
@@ -86,7 +93,7 @@ impl ReuseSource {
         });
         let (archive, unlisted) = (archive.to_path_buf(), Unlisted(shared.clone()));
         let list = move || {
-            // What cannot be listed has no end that was written.
+            // An archive that cannot be listed has no valid end, so it never counts as unchanged.
             let end = unlisted.0.list(&archive).ok().flatten();
             unlisted.0.known().end = Some(End(end));
         };
@@ -101,17 +108,18 @@ impl ReuseSource {
         }
     }
 
-    /// Whether it is the archive of that checksum.
+    /// Returns whether this is the archive with that checksum.
     pub fn is(&self, checksum: &str) -> bool {
         checksum.strip_prefix(DIGEST_PREFIX) == Some(&self.record.sha256)
     }
 
-    /// The block that holds what has this hash, as soon as it is known where that is.
+    /// Returns the block whose content has this hash. Waits until the thread has listed it or has
+    /// listed all blocks.
     pub fn block(&self, holds: &ContentHash) -> Option<ReusedBlock> {
         let (file, place, stored) = self.shared.find(holds)?;
         let mut block = Vec::new();
         let hash = stored.read(&file, &mut block).ok()?;
-        // It may have been listed by something else.
+        // The file may have changed since the block was listed.
         let says = block.get(HEAD_BYTES..WHOLE_HEAD_BYTES);
         let is_it = says.is_some_and(|says| says == holds) && self.shared.is_the_same(place, hash);
         is_it.then_some(ReusedBlock {
@@ -122,12 +130,13 @@ impl ReuseSource {
         })
     }
 
-    /// Nobody needs it any more: whoever still waits gets nothing.
+    /// Ends the search: calls that still wait for a block return `None`.
     pub fn give_up(&self) {
         self.shared.stop.cancel();
     }
 
-    /// As [`ReuseSource::is_as_written`]. `KG_BASE_UNUSABLE`, `KG_ABORTED`.
+    /// Checks the same as [`ReuseSource::is_as_written`]. Fails with `KG_BASE_UNUSABLE`, or with
+    /// `KG_ABORTED` if the operation was cancelled.
     pub fn assert_as_written(&self) -> Result<()> {
         let is_as_written = self.is_as_written();
         self.shared.cancel.check()?;
@@ -138,7 +147,7 @@ impl ReuseSource {
         }
     }
 
-    /// Whether it is what was written. What was not taken is read for that.
+    /// Returns whether the archive is what was written. Reads the blocks that were not reused.
     pub fn is_as_written(&self) -> bool {
         self.record.root.is_some() && self.shared.root().ok().flatten() == self.record.root
     }
@@ -148,13 +157,14 @@ impl Drop for ReuseSource {
     fn drop(&mut self) {
         self.give_up();
         if let Some(listing) = self.listing.take() {
-            // After a panic it is one that is not what was written.
+            // If the thread panicked, the archive counts as changed.
             let _ = listing.join();
         }
     }
 }
 
-/// With this the listing ends, however it does, and nobody waits for it any more.
+/// Marks the list as ended when it is dropped, even after an error or a panic, so that no thread
+/// waits forever.
 struct Unlisted(Arc<SharedIndex>);
 
 impl Drop for Unlisted {
@@ -176,7 +186,7 @@ impl SharedIndex {
             .map_err(io::Error::other)
     }
 
-    /// Waits until there is what `is_missing` denies, or all is known that can be.
+    /// Waits until `is_missing` returns false or all blocks are listed.
     fn wait_while(&self, is_missing: impl Fn(&BlockIndex) -> bool) -> MutexGuard<'_, BlockIndex> {
         let is_to_come = |known: &mut BlockIndex| known.end.is_none() && is_missing(known);
         self.more
@@ -184,7 +194,7 @@ impl SharedIndex {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The hash of what follows the last block.
+    /// Lists the blocks and returns the hash of the bytes after the last one.
     fn list(&self, archive: &Path) -> io::Result<Option<ContentHash>> {
         let mut blocks = StoredBlocks::new(Arc::new(regular_file::open_linked(archive)?))?;
         self.known().file = Some(blocks.file.clone());
@@ -217,7 +227,8 @@ impl SharedIndex {
         Some((known.file.clone()?, place, *known.blocks.get(place)?))
     }
 
-    /// Notes the hash of a block that was read; whether it was the same whenever it was.
+    /// Records the hash of a block that was read. Returns whether it equals the hash of any earlier
+    /// read.
     fn is_the_same(&self, place: usize, hash: ContentHash) -> bool {
         let mut known = self.known();
         known
@@ -226,7 +237,8 @@ impl SharedIndex {
             .is_some_and(|noted| *noted.get_or_insert(hash) == hash)
     }
 
-    /// The root of the archive, hexadecimal (see [`super::block_digest`]); `None` where it is none.
+    /// Returns the root of the archive in hexadecimal (see [`super::block_digest`]), or `None` if
+    /// it has no valid end or changed while it was read.
     fn root(&self) -> io::Result<Option<String>> {
         let known = self.wait_while(|_| true);
         let (Some(file), Some(End(Some(end)))) = (known.file.clone(), known.end) else {
@@ -256,7 +268,8 @@ impl SharedIndex {
     }
 }
 
-/// The archive that something was to be taken from, or was taken from, is not what it was.
+/// Returns the error for an earlier archive that has changed since it was written
+/// (`KG_BASE_UNUSABLE`).
 pub fn source_changed() -> Error {
     Error::new(
         Code::BaseUnusable,

@@ -1,9 +1,14 @@
-//! The end of every archive: the SHA-256 of all bytes before it.
+//! The seal at the end of every archive: the SHA-256 of all bytes before it.
 //!
-//! Checksums of entries and the CRC of gzip leave bytes uncovered: fields of headers, bits that pad a deflate stream to
-//! a byte, whole members cut off at the end. With the seal a lone archive shows any change of itself. It stands where
-//! unpackers skip it: in a gzip archive as an empty member whose digest is an extra field (RFC 1952, 2.3.1.1), in a zstd archive
-//! as a skippable frame (RFC 8878, 3.1.2), in a plain tar as a block after the two that end it.
+//! The checksums of entries and the CRC of gzip leave some bytes uncovered. Examples are header
+//! fields, the bits that pad a deflate stream to a byte, and whole members cut off at the end. With
+//! the seal, an archive without a sidecar still reveals any change.
+//!
+//! The seal is placed so that unpackers skip it:
+//!
+//! * in a gzip archive, an empty member with the digest in an extra field (RFC 1952, 2.3.1.1);
+//! * in a zstd archive, a skippable frame (RFC 8878, 3.1.2);
+//! * in a plain tar, a block after the two blocks that end it.
 
 use std::{
     fs::File,
@@ -20,7 +25,7 @@ use super::encryption::{
 pub const DIGEST_BYTES: usize = 32;
 const REST_PIECE_BYTES: usize = 256 * 1024;
 
-/// How an archive wraps its tar.
+/// The format in which an archive stores its tar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Container {
     Gzip,
@@ -29,7 +34,7 @@ pub enum Container {
 }
 
 impl Container {
-    /// By the first bytes, whatever the file is called.
+    /// Determines the container from the first bytes, whatever the name of the file is.
     pub fn of(start: &[u8]) -> Self {
         if start.starts_with(&GZIP_SEAL_START[..2]) {
             Container::Gzip
@@ -48,7 +53,7 @@ impl Container {
         }
     }
 
-    /// The seal over content of this digest.
+    /// Returns the seal for content with this digest.
     pub fn seal(self, digest: &[u8; DIGEST_BYTES]) -> Vec<u8> {
         match self {
             Container::Gzip => [&GZIP_SEAL_START[..], digest, &GZIP_SEAL_END].concat(),
@@ -81,18 +86,18 @@ const GZIP_SEAL_START: [u8; 16] = [
     DIGEST_BYTES as u8,
     0,
 ];
-/// An empty deflate stream, the CRC and the length of nothing.
+/// An empty deflate stream, and the CRC and the length of empty content.
 const GZIP_SEAL_END: [u8; 10] = [3, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-/// Header of a skippable frame of 40 bytes, and the first 8 of them.
+/// Header of a skippable frame of 40 bytes, and the first 8 of these bytes.
 const ZSTD_SEAL_START: [u8; 16] = *b"\x50\x2a\x4d\x18\x28\0\0\0kg-seal1";
 const PLAIN_SEAL_START: &[u8] = b"kg-backup seal 1";
 
-/// Reads the content of an archive, which is all but its seal, and hashes every byte that passes.
+/// Reads the content of an archive, which is everything except the seal, and hashes every byte.
 pub struct SealedFile {
-    /// With the bytes that told the container before it.
+    /// The archive. The first bytes, which were read to determine the container, come from memory.
     archive: io::Chain<Cursor<Vec<u8>>, Source>,
     container: Container,
-    /// Of the file.
+    /// Size of the file.
     size_bytes: u64,
     content_left: u64,
     hasher: Sha256,
@@ -112,26 +117,27 @@ impl Read for Source {
     }
 }
 
-/// What [`SealedFile`] found out.
+/// The facts that [`SealedFile`] found about a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileFacts {
     pub size_bytes: u64,
     pub sha256: [u8; DIGEST_BYTES],
-    /// The seal is there and is the one of the content.
+    /// The seal is present and matches the content.
     pub sealed: bool,
     pub encrypted: bool,
-    /// Where an encrypted file is not what was written.
+    /// Offset at which decryption of an encrypted file failed.
     pub cut_at: Option<u64>,
 }
 
 impl SealedFile {
-    /// `file` is taken as it is, at its beginning: one that is encrypted has a digest and nothing else.
+    /// Reads `file` without decryption. It must be at its beginning. For an encrypted file, only
+    /// the size and the digest are meaningful.
     pub fn new(file: File) -> io::Result<Self> {
         let size_bytes = file.metadata()?.len();
         SealedFile::of(Source::Plain(file), size_bytes, size_bytes)
     }
 
-    /// What is encrypted is read as what it holds.
+    /// Opens an archive and decrypts it if it is encrypted.
     pub fn open(file: File, keys: &Keys) -> Result<Self, Closed> {
         if !is_encrypted(&file).map_err(Closed::Io)? {
             keys.accept_plain().map_err(Closed::Key)?;
@@ -171,7 +177,8 @@ impl SealedFile {
         self.size_bytes
     }
 
-    /// Reads what is left, unless `stop` says that nobody wants to know any more, and compares the seal.
+    /// Reads the rest and compares the seal, unless `stop` says that the result is no longer
+    /// needed.
     pub fn finish(mut self, stop: impl Fn() -> bool) -> io::Result<FileFacts> {
         let mut rest = vec![0; REST_PIECE_BYTES];
         while self.read(&mut rest)? > 0 {

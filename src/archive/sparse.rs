@@ -1,11 +1,12 @@
-//! Files that are written with holes: runs of zeros need no room, in the original or in what is restored of it.
+//! Writes files with holes, so that runs of zeros take no disk space in a restored file.
 
 use std::{
     fs::File,
     io::{self, Seek, SeekFrom, Write},
 };
 
-/// Content is looked at in pieces of this size; one of zeros alone is not written.
+/// Size of the pieces in which content is examined. A piece that contains only zeros is not
+/// written.
 const PIECE_BYTES: u64 = 64 * 1024;
 
 /// Writes the content of a new file whose size is known.
@@ -15,13 +16,14 @@ pub struct SparseFile {
 }
 
 impl SparseFile {
-    /// `file` is empty.
+    /// Sets the size of `file`, which must be empty.
     pub fn new(file: File, size_bytes: u64) -> io::Result<Self> {
         file.set_len(size_bytes)?;
         Ok(SparseFile { file, position: 0 })
     }
 
-    /// How many bytes of `bytes` come before the next piece that is, or is not, of zeros alone; and whether these are.
+    /// Returns the length of the first run of pieces in `bytes` that are either all zero or all not
+    /// zero, and whether they are zero.
     fn run(&self, bytes: &[u8]) -> (usize, bool) {
         let mut length = 0;
         let mut is_hole = None;

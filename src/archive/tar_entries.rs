@@ -1,7 +1,8 @@
-//! The entries of a tar, read as strictly as this tool writes them.
+//! Reads the entries of a tar as strictly as this tool writes them.
 //!
-//! Files, directories, symbolic links, and GNU's long names before them: nothing else is in an archive of this tool, so
-//! nothing else is interpreted. What a forged archive may make us hold in memory is one name of `MAX_NAME_BYTES`.
+//! An archive of this tool contains only files, directories, symbolic links, and GNU long names
+//! before them. Nothing else is interpreted. A forged archive can make this module hold at most one
+//! name and one link target of `MAX_NAME_BYTES` in memory.
 
 use std::io::{self, Read};
 
@@ -9,13 +10,13 @@ use tar::EntryType;
 
 use super::manifest::{EntryKind, Owner};
 
-/// As long as a path can be on Linux.
+/// Maximum length of a path on Linux.
 const MAX_NAME_BYTES: u64 = 4096;
 
-/// What stands at one place of the tar.
+/// One item of the tar.
 pub enum TarItem {
     Entry(Head),
-    /// Of a type that no backup has, or named as no backup names.
+    /// An entry whose type or name never occurs in a backup.
     Foreign {
         name: String,
         what: &'static str,
@@ -25,16 +26,16 @@ pub enum TarItem {
 pub struct Head {
     pub name: String,
     pub kind: EntryKind,
-    /// Of a link: where it points to.
+    /// Target of a link; empty for other entries.
     pub link: Vec<u8>,
     pub size_bytes: u64,
     pub owner: Owner,
-    /// Where its first header and its end are in the tar.
+    /// Offsets in the tar of the first header of the entry and of its end.
     pub start: u64,
     pub end: u64,
 }
 
-/// Goes through a tar. After an error nothing more can be read.
+/// Iterates over a tar. After an error nothing more can be read.
 pub struct Entries<'a, R: Read> {
     raw: tar::Entries<'a, R>,
 }
@@ -46,7 +47,7 @@ impl<'a, R: Read> Entries<'a, R> {
         })
     }
 
-    /// The next entry and its content.
+    /// Returns the next entry and its content.
     #[allow(
         clippy::type_complexity,
         reason = "a pair of the head and what tar calls an entry"
@@ -111,7 +112,8 @@ fn found<R: Read>(
         }
     };
     let size_bytes = entry.size();
-    // Others carry one for no reason but to fill the memory.
+    // Only a link needs a target. A forged archive could add targets to other entries to fill the
+    // memory.
     let link = if kind == EntryKind::Link {
         link
     } else {
@@ -140,7 +142,8 @@ fn found<R: Read>(
     })
 }
 
-/// Two long names before one entry: readers disagree on which of them counts.
+/// Stores a long name and rejects a second one for the same entry, because tar readers disagree on
+/// which of them counts.
 fn keep_once(kept: &mut Option<Vec<u8>>, name: Vec<u8>) -> io::Result<()> {
     if kept.replace(name).is_some() {
         return Err(io::ErrorKind::InvalidData.into());
@@ -148,7 +151,7 @@ fn keep_once(kept: &mut Option<Vec<u8>>, name: Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// A long name, which a zero byte ends.
+/// Reads a long name, which must end with a zero byte.
 fn long<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Vec<u8>> {
     if entry.size() > MAX_NAME_BYTES + 1 {
         return Err(io::ErrorKind::InvalidData.into());

@@ -1,4 +1,4 @@
-//! Compares what was found in an archive with what the manifests say.
+//! Compares the content of an archive with its manifests.
 
 use std::{collections::HashMap, os::unix::ffi::OsStrExt, path::Path};
 
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{project::names, util::hex::hex};
 
-/// Damaged blocks, as one problem with the entries that they hold.
+/// Reports damaged blocks as one problem that lists the affected entries.
 pub fn damages(damages: &[Damage], contents: &mut Contents) {
     let Some(first) = damages.first() else { return };
     let mut places: Vec<u64> = damages.iter().map(|damage| damage.tar_offset).collect();
@@ -41,7 +41,7 @@ pub fn damages(damages: &[Damage], contents: &mut Contents) {
     });
 }
 
-/// The file against its seal, and against what age knows of it.
+/// Checks the file against its seal and, if it is encrypted, against the authentication of age.
 pub fn seal(facts: &FileFacts, contents: &mut Contents) {
     let message = match facts.cut_at {
         Some(offset) => {
@@ -60,7 +60,7 @@ pub fn seal(facts: &FileFacts, contents: &mut Contents) {
         .push(Problem::of_archive(ProblemCode::Archive, message));
 }
 
-/// The file and the manifest inside against the manifest beside it, whose text is `beside`.
+/// Compares the file and the manifest inside it with the sidecar, whose text is `beside`.
 pub fn beside(
     facts: &FileFacts,
     inside: Option<&Manifest>,
@@ -92,7 +92,7 @@ pub fn beside(
     if let Some(inside) = inside {
         let outside = facts.encrypted.then(|| inside.public_sidecar());
         let inside = outside.as_ref().unwrap_or(inside);
-        // The one field that differs by its nature: see `Stats::compressed_size`.
+        // This field differs by design: see `Stats::compressed_size`.
         let expected = beside.stats.compressed_size == archive.size;
         beside.stats.compressed_size = inside.stats.compressed_size;
         if !expected || *inside != beside {
@@ -111,7 +111,8 @@ fn sidecar(message: &str) -> Problem {
     }
 }
 
-/// An archive that is named like an encrypted one and is none was put in its place.
+/// Reports an archive whose name says that it is encrypted although it is not. Somebody may have
+/// put it in the place of the encrypted one.
 pub fn name(path: &Path, facts: &FileFacts, contents: &mut Contents) {
     let is_named = path
         .file_name()
@@ -124,7 +125,7 @@ pub fn name(path: &Path, facts: &FileFacts, contents: &mut Contents) {
     }
 }
 
-/// Names, order, kinds, sizes and digests of all entries.
+/// Checks the names, order, kinds, sizes and digests of all entries.
 pub fn entries(manifest: &Manifest, contents: &mut Contents) {
     let mut problems = Problems::default();
     let mut found = HashMap::with_capacity(contents.entries.len());
@@ -163,7 +164,7 @@ pub fn entries(manifest: &Manifest, contents: &mut Contents) {
     contents.problems.extend(problems.finish());
 }
 
-/// Whether a record says all that its kind of storage needs.
+/// Returns whether a record has exactly the fields that its kind of storage needs.
 fn is_plausible(record: &FileRecord, rests_on_another: bool) -> bool {
     let is_file = record.kind.is_file();
     match (record.stored, &record.pages) {
@@ -179,7 +180,7 @@ fn is_plausible(record: &FileRecord, rests_on_another: bool) -> bool {
     }
 }
 
-/// The order of the entries and what `checksums.sha256` says.
+/// Checks the order of the entries and the content of `checksums.sha256`.
 fn checksums(manifest: &Manifest, contents: &Contents) -> Option<Problem> {
     if !is_in_order(manifest, contents) {
         let message = "The entries are not in the order of the manifest".to_string();
@@ -202,7 +203,7 @@ fn checksums(manifest: &Manifest, contents: &Contents) -> Option<Problem> {
     })
 }
 
-/// The first problems of entries; the others are counted.
+/// Keeps the first problems of entries and counts the others.
 #[derive(Default)]
 struct Problems {
     list: Vec<Problem>,
@@ -232,7 +233,7 @@ impl Problems {
     }
 }
 
-/// How an entry differs from its record.
+/// Describes how an entry differs from its record.
 fn difference(
     manifest: &Manifest,
     record: &FileRecord,

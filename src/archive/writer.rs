@@ -1,4 +1,4 @@
-//! Writes an archive: entries as they come, then what they were, then the seal.
+//! Writes an archive: the entries as they arrive, then the manifest and checksums, then the seal.
 
 use std::{
     io::{self, BufRead, Read, Write},
@@ -26,25 +26,25 @@ use crate::{
 
 const TAR_BLOCK_BYTES: u64 = 512;
 
-/// An archive being written. Without [`ArchiveWriter::finish`] it is none.
+/// An archive that is being written. Without [`ArchiveWriter::finish`] it is not valid.
 pub struct ArchiveWriter {
     tar: tar::Builder<Encoder>,
     files: Vec<FileRecord>,
-    /// Entry and hexadecimal digest of each file, in the order of the archive.
+    /// Entry name and hexadecimal digest of each file, in the order of the archive.
     digests: Vec<(String, String)>,
 }
 
-/// What [`ArchiveWriter::finish`] fills into the manifest.
+/// The values that the caller of [`ArchiveWriter::finish`] puts into the manifest.
 #[derive(Debug)]
 pub struct Totals {
     pub files: Vec<FileRecord>,
-    /// Entry and hexadecimal digest of each file.
+    /// Entry name and hexadecimal digest of each file.
     pub digests: Vec<(String, String)>,
     pub compressed_bytes: u64,
 }
 
 impl ArchiveWriter {
-    /// Blocks that `earlier` has are taken over from there.
+    /// Creates a writer. It reuses the blocks that `earlier` contains.
     pub fn new(
         sink: Box<dyn Sink>,
         compression: Compression,
@@ -58,8 +58,8 @@ impl ArchiveWriter {
         })
     }
 
-    /// Adds a file of `record.size` bytes, or a directory or link of none. An error of `data` that carries an [`Error`] is
-    /// returned as that.
+    /// Adds a file of `record.size` bytes, or a directory or link without content. If reading
+    /// `data` fails with a cause that contains an [`Error`], that error is returned.
     pub fn add(&mut self, record: FileRecord, owner: Owner, data: impl BufRead) -> Result<()> {
         self.assert_room()?;
         let Some(size) = record.entry_size() else {
@@ -83,7 +83,7 @@ impl ArchiveWriter {
         Ok(())
     }
 
-    /// Begins a database, whose content and digest are told as they come.
+    /// Begins a database. The returned entry receives its content and digest.
     pub fn begin_database(
         &mut self,
         record: FileRecord,
@@ -98,14 +98,15 @@ impl ArchiveWriter {
         DatabaseEntry::begin(self, record)
     }
 
-    /// Adds a record of a file that is as it is in the backup that this one is based on.
+    /// Adds the record of a file that has not changed since the base.
     pub fn add_unchanged(&mut self, record: FileRecord) -> Result<()> {
         self.assert_room()?;
         self.files.push(record);
         Ok(())
     }
 
-    /// Adds the manifest that `describe` makes of the totals, and the checksums, and seals the archive.
+    /// Adds the manifest that `describe` creates from the totals, adds the checksums, and seals the
+    /// archive.
     pub fn finish(
         mut self,
         describe: impl FnOnce(Totals) -> Manifest,
@@ -144,7 +145,7 @@ impl ArchiveWriter {
         Ok((manifest, written))
     }
 
-    /// A file is in the archive.
+    /// Records a file that is now in the archive.
     pub(super) fn added(&mut self, record: FileRecord, sha256: String) {
         self.digests.push((record.entry.clone(), sha256));
         self.files.push(record);
@@ -192,7 +193,8 @@ impl ArchiveWriter {
                     .and_then(names::decode)
                     .unwrap_or_default();
                 let target = target.as_os_str().as_bytes();
-                // Byte by byte: the crate's own way leaves out what it finds redundant.
+                // The target is written byte by byte, because the crate's own function drops parts
+                // that it considers redundant.
                 if header.set_link_name_literal(target).is_err() {
                     self.tar
                         .append(&long_link(target.len()), target.chain(&[0][..]))?;
@@ -202,8 +204,8 @@ impl ArchiveWriter {
         }
     }
 
-    /// The content of a large file begins and ends blocks of its own, so that equal content makes equal blocks in every
-    /// archive, whatever is around it.
+    /// Adds a large file. Its content begins and ends at block boundaries, so that equal content
+    /// gives equal blocks in every archive, whatever surrounds it.
     fn append_large(
         &mut self,
         header: &mut tar::Header,
@@ -223,7 +225,8 @@ impl ArchiveWriter {
         encoder.begin(Content::Other)
     }
 
-    /// The cause behind a failed write is the output's, behind a failed read the source's.
+    /// Returns the cause of a failed read or write. A failed write was caused by the output thread,
+    /// a failed read by the source.
     pub(super) fn explain<T>(&mut self, result: io::Result<T>) -> Result<T> {
         result.map_err(|cause| match cause.downcast::<Error>() {
             Ok(error) => error,
@@ -255,7 +258,8 @@ fn header(size: u64, mode: u32, mtime: i64, (uid, gid): Owner) -> tar::Header {
     header
 }
 
-/// What stands before an entry whose link is too long for its header, as GNU tar writes it.
+/// Returns the header that GNU tar writes before an entry whose link target is too long for the
+/// entry's own header.
 fn long_link(bytes: usize) -> tar::Header {
     let mut long = header(bytes as u64 + 1, 0o644, 0, (0, 0));
     long.set_entry_type(tar::EntryType::GNULongLink);
@@ -272,7 +276,7 @@ struct Hashed<R> {
 }
 
 impl<R: BufRead> Hashed<R> {
-    /// Hands on what is there next, at most so many bytes. How many these were: none at the end.
+    /// Passes on the next piece of at most `most` bytes. Returns its length, which is 0 at the end.
     fn next(
         &mut self,
         most: usize,
@@ -298,7 +302,7 @@ impl<R: BufRead> Read for Hashed<R> {
     }
 }
 
-/// `sha256:` and the digest, for each file: the manifest's `checksums`.
+/// Returns the `checksums` of the manifest: `sha256:` and the digest for each file.
 pub fn checksums(totals: &Totals) -> std::collections::BTreeMap<String, String> {
     totals
         .digests
@@ -307,17 +311,18 @@ pub fn checksums(totals: &Totals) -> std::collections::BTreeMap<String, String> 
         .collect()
 }
 
-/// The entry that is being written. Without [`DatabaseEntry::finish`] the archive is none.
+/// A database entry that is being written. Without [`DatabaseEntry::finish`] the archive is not
+/// valid.
 pub struct DatabaseEntry<'a> {
     archive: &'a mut ArchiveWriter,
     record: FileRecord,
-    /// Smaller ones share a block with other files.
+    /// False for a small database, which shares a block with other files.
     has_own_blocks: bool,
     bytes_left: u64,
 }
 
 impl<'a> DatabaseEntry<'a> {
-    /// The header was written.
+    /// Begins the content. The header must have been written.
     pub(super) fn begin(archive: &'a mut ArchiveWriter, record: FileRecord) -> Result<Self> {
         let encoder = archive.encoder();
         let has_own_blocks = record.size >= encoder.block_bytes() as u64;
@@ -333,7 +338,7 @@ impl<'a> DatabaseEntry<'a> {
         })
     }
 
-    /// Adds the next block, which has this hash; how many bytes these are.
+    /// Adds the next block, whose hash is `hash`. Returns the number of bytes added.
     pub fn write(&mut self, block: Vec<u8>, hash: ContentHash) -> Result<u64> {
         let bytes = block.len() as u64;
         self.take(bytes)?;
@@ -347,7 +352,8 @@ impl<'a> DatabaseEntry<'a> {
         Ok(bytes)
     }
 
-    /// Adds the blocks that hold what has these hashes, as the earlier archive has them; how many bytes they hold. An archive that lacks one fails with
+    /// Adds the blocks of the earlier archive whose content has these hashes. Returns the number of
+    /// bytes that they hold. If the earlier archive lacks one, the archive fails with
     /// `KG_BASE_UNUSABLE`.
     pub fn take_over(&mut self, blocks: &[ContentHash]) -> Result<u64> {
         let before = self.bytes_left;
@@ -360,7 +366,7 @@ impl<'a> DatabaseEntry<'a> {
         Ok(before - self.bytes_left)
     }
 
-    /// `sha256` is of the whole, hexadecimal.
+    /// Ends the entry. `sha256` is the hexadecimal digest of the whole database.
     pub fn finish(mut self, sha256: String, blocks: Blocks) -> Result<()> {
         if self.bytes_left > 0 {
             return Err(size_mismatch(
@@ -368,7 +374,7 @@ impl<'a> DatabaseEntry<'a> {
                 self.record.size - self.bytes_left,
             ));
         }
-        // No page is smaller than a block of the tar, so nothing is to be filled up.
+        // A page is at least as large as a tar block, so no padding is needed.
         if self.has_own_blocks {
             let ended = self.archive.encoder().begin(Content::Other);
             self.archive.explain(ended)?;

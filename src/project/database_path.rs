@@ -1,4 +1,4 @@
-//! The part of `.kg/config.json` that a backup must know: where the database lies.
+//! Finds the graph database: reads the part of `.kg/config.json` that a backup needs.
 
 use std::{
     io,
@@ -14,26 +14,27 @@ use crate::{
     util::regular_file,
 };
 
-/// A longer one is no configuration.
+/// Maximum length of a configuration.
 const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Where the graph database lies.
+/// The path of the graph database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatabasePath {
     pub absolute: PathBuf,
-    /// Relative to the root with `/`; `None` where the database lies outside the project.
+    /// Path relative to the root, with `/`; `None` if the database is outside the project.
     pub relative: Option<String>,
 }
 
 /// Reads `database.path`, which is relative to the project's root.
 ///
-/// A configuration that is missing or names no database means the default. One that cannot be read does too, and
-/// a warning says so: a damaged configuration must not keep anyone from a backup of the database.
+/// If the configuration is missing or does not name a database, the default applies. If it cannot
+/// be read, the default applies too, with a warning: a damaged configuration must not prevent a
+/// backup of the database.
 pub fn database_path(root: &Path, warnings: &mut Vec<Warning>) -> DatabasePath {
     database_path_in(&root.join(STATE_DIR).join(CONFIG_FILE), root, warnings)
 }
 
-/// As [`database_path`], from a configuration that lies elsewhere.
+/// Does the same as [`database_path`] for a configuration at another path.
 pub fn database_path_in(config: &Path, root: &Path, warnings: &mut Vec<Warning>) -> DatabasePath {
     let configured = match read_text(config) {
         Ok(Some(text)) => match json::parse(&text) {
@@ -61,16 +62,16 @@ pub fn database_path_in(config: &Path, root: &Path, warnings: &mut Vec<Warning>)
     locate(root, configured.as_deref().unwrap_or(DEFAULT_DATABASE))
 }
 
-/// The root of another project than the one at `root` that a database belongs to: it lies in the
-/// `.kg` of that one, or the configuration of that one names it. A copy of a project has such a
-/// database if its configuration names that of the original.
+/// Returns the root of another project that owns the database that the project at `root` uses. The
+/// other project owns it if its `.kg` contains the database or its configuration names it. This
+/// happens if a project is copied and the copy's configuration still names the original database.
 pub fn other_owner(root: &Path, database: &Path) -> Option<PathBuf> {
     let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let (root, found) = (resolved(root), resolved(database));
     if is_inside(&root, &found) {
         return None;
     }
-    // By the path as it is written too: the `.kg` of the other project may be a link.
+    // The path as written is checked too, because the `.kg` of the other project may be a link.
     let above = found
         .ancestors()
         .chain(database.ancestors())
@@ -87,7 +88,7 @@ pub fn other_owner(root: &Path, database: &Path) -> Option<PathBuf> {
         .find(|other| *other != root && owns(other))
 }
 
-/// Whether a database lies in the project at `root`; both without links.
+/// Returns whether a database is in the project at `root`. Both paths must be free of links.
 pub fn is_inside(root: &Path, database: &Path) -> bool {
     // The state directory may be a link.
     let state = root.join(STATE_DIR);
@@ -128,7 +129,8 @@ fn warn(warnings: &mut Vec<Warning>, message: String) {
     ));
 }
 
-/// The bytes of a configuration; `None` where there is none. A pipe or device is not waited for.
+/// Reads the bytes of a configuration; returns `None` if the file does not exist. It does not wait
+/// for a pipe or a device.
 pub fn read_text(path: &Path) -> io::Result<Option<Vec<u8>>> {
     regular_file::read_if_there(path, MAX_BYTES)
 }

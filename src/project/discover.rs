@@ -1,12 +1,15 @@
-//! Finds everything that a backup saves, in the order in which the archive holds it.
+//! Finds everything that a backup saves, in the order of the archive.
 //!
-//! Walks `.kg/`, leaves out what [`super::exclude`] names, recognises SQLite databases by their header wherever they
-//! lie, and names the entry of each source in the archive. Directories are sources too, and so are symbolic links that
-//! lead to somewhere inside the project; no link is followed. A database that has several names is one source ([`same_file`]). A database's `-wal`, `-shm` and `-journal` belong to its
-//! snapshot and are not sources themselves.
+//! It walks `.kg/` and leaves out what [`super::exclude`] names. It recognizes SQLite databases by
+//! their header, wherever they are, and names the archive entry of each source. Directories are
+//! sources too, and so are symbolic links that lead to a place inside the project. No link is
+//! followed.
 //!
-//! Every header is looked at before any database is opened: closing a plain descriptor of a file drops the locks
-//! that SQLite holds on it in this process.
+//! A database that has several names is one source ([`same_file`]). The `-wal`, `-shm` and
+//! `-journal` files of a database belong to its snapshot and are not sources.
+//!
+//! Every header is read before any database is opened. Closing a plain descriptor of a file drops
+//! the locks that SQLite holds on it in this process.
 
 use std::{
     collections::HashSet,
@@ -33,16 +36,16 @@ use crate::{
     },
 };
 
-/// The graph database in every archive.
+/// Name of the graph database's entry in every archive.
 pub const DATABASE_ENTRY: &str = "database.sqlite";
 
-/// How much of a project a backup takes.
+/// The extent of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
-    /// Everything below `.kg/`, as chosen by the options.
+    /// Everything below `.kg/` that the options select.
     Full,
-    /// The graph database alone.
+    /// Only the graph database.
     Database,
 }
 
@@ -66,7 +69,8 @@ impl Selection {
 }
 
 impl Selection {
-    /// Whether what is found of a component is saved. The graph database always is, and is not found.
+    /// Returns whether the walk saves items of a component. The graph database is always saved, but
+    /// the walk does not find it.
     pub fn wants(&self, component: Component) -> bool {
         match component {
             Component::Database => false,
@@ -77,13 +81,13 @@ impl Selection {
     }
 }
 
-/// One thing to save.
+/// One database, file, directory or link to save.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// Relative to the project's root, as [`names`] writes it: where a restore puts it.
+    /// Path relative to the project's root, as [`names`] writes it. A restore puts the item there.
     pub path: String,
     pub absolute: PathBuf,
-    /// Its name in the archive.
+    /// Name of the entry in the archive.
     pub entry: String,
     pub component: Component,
     pub kind: SourceKind,
@@ -94,7 +98,7 @@ pub enum SourceKind {
     Database,
     File,
     Directory,
-    /// Where it points to, as [`names`] writes it.
+    /// A symbolic link with its target, as [`names`] writes it.
     Link(String),
 }
 
@@ -104,7 +108,8 @@ impl Source {
     }
 }
 
-/// What [`discover`] found: the graph database first.
+/// Finds the sources of a backup. The graph database comes first. Fails with `KG_NO_DATABASE` if
+/// there is none.
 pub fn discover(
     project: &Project,
     selection: &Selection,
@@ -136,16 +141,15 @@ pub fn discover(
     Ok(sources)
 }
 
-/// The graph database first, then the configuration, vectors, plugins and the rest.
+/// Returns the sort key: the graph database, then the configuration, vectors, plugins and the rest.
 fn rank(source: &Source) -> (Component, bool) {
     (source.component, source.entry != CONFIG_FILE)
 }
 
-/// The graph database.
 struct Graph {
     source: Source,
-    /// The name that the configuration gives it, which may be a symbolic link; the directories on
-    /// the way are not.
+    /// Path of the database according to the configuration. Its last name may be a symbolic link;
+    /// its directories are resolved.
     name: PathBuf,
     is_outside: bool,
 }
@@ -194,7 +198,7 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Grap
     let failed = |cause| Error::io("read", &located.absolute, cause);
     let source = Source {
         path,
-        // SQLite opens the file behind a symbolic link, and looks for the WAL beside that file.
+        // SQLite opens the target of a symbolic link and expects the WAL next to the target.
         absolute: dir_handle::resolve(&located.absolute).map_err(failed)?,
         entry: DATABASE_ENTRY.to_string(),
         component: Component::Database,
@@ -207,12 +211,13 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Grap
     })
 }
 
-/// The path of a name without links on the way to it.
+/// Returns the path with its directories resolved, but not its last name.
 fn directory_entry(path: &Path) -> io::Result<PathBuf> {
     Ok(DirHandle::around(path)?.path())
 }
 
-/// Where a database from outside would go in the project: the default, or beside a file that is there already.
+/// Returns the path in the project for a database from outside. It is the default, or another one
+/// if a file exists there.
 fn free_place(project: &Project) -> String {
     let others = (1..).map(|number| format!("{STATE_DIR}/graph-{number}.db"));
     let mut places = std::iter::once(DEFAULT_DATABASE.to_string()).chain(others);
@@ -231,13 +236,13 @@ struct ProjectWalk<'a> {
 }
 
 impl ProjectWalk<'_> {
-    /// `path` is `directory` relative to the root.
+    /// Walks `directory`. `path` is the same directory relative to the root.
     fn directory(&mut self, directory: &Path, path: &str) -> Result<()> {
         let entries = match fs::read_dir(directory)
             .and_then(|entries| entries.collect::<io::Result<Vec<_>>>())
         {
             Ok(entries) => entries,
-            // Removed while we walked: then it is not part of the project any more.
+            // The directory was removed during the walk, so it is no longer part of the project.
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(cause) => {
                 self.warn(
@@ -253,7 +258,7 @@ impl ProjectWalk<'_> {
             let name = entry.file_name();
             let child = format!("{path}/{}", names::encode(Path::new(&name)));
             let Ok(kind) = entry.file_type() else {
-                // Whoever is to save it says that it cannot be read.
+                // The code that saves the file reports that it cannot be read.
                 if !self.exclusion.excludes(&Path::new(path).join(&name), false) {
                     self.add(
                         child.clone(),
@@ -264,13 +269,14 @@ impl ProjectWalk<'_> {
                 }
                 continue;
             };
-            // A directory of by-products may be a link to somewhere else.
+            // A directory of by-products may be a link to another place.
             let may_be_dir = kind.is_dir() || kind.is_symlink();
             let is_ours = at_top
                 && name
                     .to_str()
                     .is_some_and(|name| exclude::is_by_product(name, may_be_dir));
-            // No pattern leaves the graph database out; each is asked about all else, so that one in vain is known.
+            // Patterns cannot exclude the graph database. All other items are checked against the
+            // patterns first, so that a pattern that matches nothing can be reported.
             let is_graph = child == self.graph.source.path && !kind.is_dir();
             if is_graph
                 || self
@@ -337,12 +343,13 @@ impl ProjectWalk<'_> {
                 self.warn(WarningCode::FileUnreadable, &path, message);
             }
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
-            // That it cannot be read is said by whoever is to save it.
+            // The code that saves the file reports that it cannot be read.
             Ok(false) | Err(_) => self.add(path, absolute, component, SourceKind::File),
         }
     }
 
-    /// Whether it is the WAL, index or journal of the graph database, also if that does not begin as a database.
+    /// Returns whether `path` is the WAL, index or journal of the graph database. This includes a
+    /// graph database without a valid header.
     fn belongs_to_graph(&self, path: &Path) -> bool {
         let Ok(path) = directory_entry(path) else {
             return false;
@@ -363,7 +370,7 @@ impl ProjectWalk<'_> {
         let target = match fs::read_link(&absolute) {
             Ok(target) => target,
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return,
-            // That it cannot be read is said by whoever is to save it.
+            // The code that saves the file reports that it cannot be read.
             Err(_) => return self.add(path, absolute, component, SourceKind::File),
         };
         let leads_to_graph = || {
@@ -397,8 +404,8 @@ impl ProjectWalk<'_> {
         }
     }
 
-    /// Whether it is the name that the configuration gives the graph database, also where `.kg` is
-    /// a symbolic link.
+    /// Returns whether `path` is the configured name of the graph database, even if `.kg` is a
+    /// symbolic link.
     fn is_graph(&self, path: &Path) -> bool {
         directory_entry(path).is_ok_and(|path| path == self.graph.name)
     }
@@ -418,7 +425,7 @@ impl ProjectWalk<'_> {
     }
 }
 
-/// The component of what lies at `path`, unless it is the graph database.
+/// Returns the component of the item at `path`, which must not be the graph database.
 pub fn component_of(path: &str, is_dir: bool) -> Component {
     let below = path.strip_prefix(".kg/").unwrap_or(path);
     match below.split('/').next().unwrap_or(below) {
@@ -430,7 +437,8 @@ pub fn component_of(path: &str, is_dir: bool) -> Component {
     }
 }
 
-/// `config.json`, `config/…`, `vectors/…`, `plugins/…`, `files/…`. A name that is UTF-8 stands as it is.
+/// Returns the name of the archive entry: `config.json`, `config/…`, `vectors/…`, `plugins/…` or
+/// `files/…`. A UTF-8 name is used unchanged.
 fn entry_name(path: &str, component: Component) -> String {
     let decoded = names::decode(path);
     let path = decoded.as_deref().and_then(Path::to_str).unwrap_or(path);
@@ -449,8 +457,9 @@ fn entry_name(path: &str, component: Component) -> String {
     }
 }
 
-/// Whether the file is the WAL, index or journal of a database beside it, be that saved or not: restored without its
-/// database it would hide or undo what that holds by then.
+/// Returns whether the file is the WAL, index or journal of a database in the same directory,
+/// whether or not that is saved. Restored without its database, the file would hide or undo later
+/// content of the database.
 fn belongs_to_database(path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
         return false;
@@ -461,8 +470,8 @@ fn belongs_to_database(path: &Path) -> bool {
     databases.any(|database| starts_like_sqlite(&path.with_file_name(database)).unwrap_or(false))
 }
 
-/// Whether the file is the WAL, index or journal of a database that is gone: restored beside another one of that name it
-/// would change that.
+/// Returns whether the file is the WAL, index or journal of a database that no longer exists.
+/// Restored next to another database of that name, the file would change that database.
 fn is_orphan(path: &Path) -> bool {
     let name = path
         .file_name()
@@ -472,7 +481,8 @@ fn is_orphan(path: &Path) -> bool {
         && starts_with(path, &[WAL_MAGIC, INDEX_MAGIC, JOURNAL_MAGIC]).unwrap_or(false)
 }
 
-/// Whether the file starts like a database, or was one before it was truncated; a link or device in its place is an error.
+/// Returns whether the file starts like a database, or was a database before it was truncated.
+/// Fails if the path is a link or a device.
 fn starts_like_sqlite(path: &Path) -> io::Result<bool> {
     Ok(starts_with(path, &[MAGIC])? || is_cut_off(path))
 }
@@ -485,7 +495,7 @@ pub fn starts_with(path: &Path, magics: &[&[u8]]) -> io::Result<bool> {
     Ok(magics.iter().any(|magic| start.starts_with(magic)))
 }
 
-/// Removes the files that belong to a database's snapshot.
+/// Removes the sources that belong to a database's snapshot.
 fn drop_companions(sources: &mut Vec<Source>) {
     let companions: HashSet<PathBuf> = sources
         .iter()
@@ -495,8 +505,9 @@ fn drop_companions(sources: &mut Vec<Source>) {
     sources.retain(|source| source.is_database() || !companions.contains(&source.absolute));
 }
 
-/// Two sources can want one entry name (`.kg/vectors.db` and `.kg/vectors/vectors.db`): the later gets a suffix.
-/// The manifest maps entries to paths, so nothing depends on the name.
+/// Makes entry names unique. Two sources can have the same name (`.kg/vectors.db` and
+/// `.kg/vectors/vectors.db`), so the later one gets a suffix. The manifest maps entries to paths,
+/// so nothing depends on the name.
 fn name_entries(sources: &mut [Source]) {
     let mut taken = HashSet::new();
     for source in sources {

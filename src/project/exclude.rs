@@ -1,4 +1,5 @@
-//! Which files stay out of a backup: the project's own by-products, and what the caller's patterns name.
+//! Decides which files stay out of a backup: the by-products of the project, and files that match
+//! the user's patterns.
 
 use std::path::Path;
 
@@ -8,28 +9,28 @@ use crate::{
     util::atomic_file::PARTIAL_PREFIX,
 };
 
-/// Of a restore that is at work; written by the reader.
+/// Journal of a restore in progress. The worker writes it.
 pub const JOURNAL_FILE: &str = "restore-journal.json";
-/// Directories directly below `.kg/` that hold nothing worth a backup.
+/// Directories directly below `.kg/` that hold nothing worth saving.
 const DIRECTORIES: &[&str] = &[BACKUPS_DIR, "cache", "caches", ".cache", "logs", "tmp"];
-/// Endings of files directly below `.kg/` that mean something only while their process lives.
+/// Suffixes of files directly below `.kg/` that are useful only while their process runs.
 const ENDINGS: &[&str] = &[".lock", ".pid", ".log", ".sock"];
 
-/// `excludePatterns`, compiled.
+/// The compiled `excludePatterns`.
 #[derive(Debug)]
 pub struct Exclusion {
     patterns: Patterns,
 }
 
 impl Exclusion {
-    /// Patterns as [`super::pattern`] reads them.
+    /// Compiles the patterns, whose syntax is described in [`super::pattern`].
     pub fn new(root: &Path, patterns: &[String]) -> Result<Self> {
         Ok(Exclusion {
             patterns: Patterns::new(root, patterns, "excludePatterns")?,
         })
     }
 
-    /// A warning for each pattern that has left nothing out of what was asked about.
+    /// Returns a warning for each pattern that has excluded nothing.
     pub fn in_vain(&self) -> Vec<Warning> {
         let warn = |pattern: &str| {
             let message = format!(
@@ -40,13 +41,14 @@ impl Exclusion {
         self.patterns.unmatched().map(warn).collect()
     }
 
-    /// `path` is relative to the project's root; its parents were asked before it.
+    /// Returns whether the patterns exclude `path`, which is relative to the project's root. The
+    /// caller must check the parents of `path` first.
     pub fn excludes(&self, path: &Path, is_dir: bool) -> bool {
         self.patterns.name(path, is_dir)
     }
 }
 
-/// What a restore itself keeps; `name` stands directly below `.kg/`.
+/// Returns whether a restore keeps this item for itself. `name` is directly below `.kg/`.
 pub fn is_of_restore(name: &str, is_dir: bool) -> bool {
     name == JOURNAL_FILE
         || name == UNDO_DIR
@@ -54,13 +56,15 @@ pub fn is_of_restore(name: &str, is_dir: bool) -> bool {
         || is_dir && name.starts_with(STAGING_PREFIX)
 }
 
-/// What no archive may bring, and no restore touches: what restores keep, and what decides what runs here.
-/// `name` stands directly below `.kg/`.
+/// Returns whether this item is reserved: an archive may not contain it, and a restore does not
+/// touch it. These are the items that restores keep, and the file that decides which commands run
+/// here. `name` is directly below `.kg/`.
 pub fn is_reserved(name: &str, is_dir: bool) -> bool {
     name == HOOKS_FILE || is_of_restore(name, is_dir)
 }
 
-/// By-products of the host and of this tool; `name` stands directly below `.kg/`.
+/// Returns whether this item is a by-product of the host or of this tool. `name` is directly below
+/// `.kg/`.
 pub fn is_by_product(name: &str, is_dir: bool) -> bool {
     if is_reserved(name, is_dir) {
         true

@@ -1,4 +1,4 @@
-//! The text of `config.json` and `hooks.json` as JSON.
+//! Parses `config.json` and `hooks.json`.
 
 use serde::{
     Deserialize, Deserializer,
@@ -6,11 +6,14 @@ use serde::{
 };
 use serde_json::Value;
 
-/// The objects of these files that this tool reads; what stands beside them is the host's.
+/// The objects in these files that this tool reads. Everything else belongs to the host.
 const OURS: [&str; 2] = ["backup", "database"];
 
-/// An error ends a sentence that begins with "it". RFC 8259, section 4, leaves open which value counts of a name that stands
-/// twice in an object, so there it is an error: one of the values would be lost without a word.
+/// Parses a file. An error text completes a sentence that begins with "it".
+///
+/// If an object contains a name twice, RFC 8259, section 4, does not define which value counts. A
+/// duplicate name in an object that this tool reads is therefore an error. Otherwise one of the
+/// values would be lost silently.
 pub fn parse(text: &[u8]) -> Result<Value, String> {
     let invalid = |cause: serde_json::Error| format!("is not valid JSON ({cause})");
     let names: Names = serde_json::from_slice(text).map_err(invalid)?;
@@ -21,11 +24,11 @@ pub fn parse(text: &[u8]) -> Result<Value, String> {
     }
 }
 
-/// The names of an object, each with those in its value; of every other value, none.
+/// The names in an object, each with the names in its value. Other values have no names.
 struct Names(Vec<(String, Names)>);
 
 impl Names {
-    /// The path of `name`, or of something in it, that stands twice.
+    /// Returns the path of a duplicate: `name` itself, or a name inside its value.
     fn twice(&self, name: &str) -> Option<String> {
         let mut values = self.0.iter().filter(|(other, _)| other == name);
         let (_, inner) = values.next()?;

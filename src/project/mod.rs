@@ -1,8 +1,8 @@
-//! What a project holds: where its parts lie, which of them a backup takes.
+//! Describes a project: where its parts are, and which of them a backup saves.
 //!
-//! A project is the directory that holds `.kg/`. [`Project`] itself only asks for paths (`stat`), so a host process may
-//! use it, and [`names`]. [`database_path`], [`discover`] and [`same_file`] open files of the live project: only the reader may
-//! call them (`src/worker`).
+//! A project is the directory that contains `.kg/`. [`Project`] only queries paths (`stat`), so a
+//! host process may use it, and also [`names`]. [`database_path`], [`discover`] and [`same_file`]
+//! open files of the live project, so only the worker may call them (`src/worker`).
 
 pub mod database_path;
 pub mod discover;
@@ -26,22 +26,22 @@ use crate::{
 
 /// The configuration, below the state directory.
 pub const CONFIG_FILE: &str = "config.json";
-/// What is called and run after a backup, below the state directory. It belongs to this place: no backup holds it.
+/// Webhooks and commands that run after a backup, below the state directory. The file belongs to
+/// this location, so no backup contains it.
 pub const HOOKS_FILE: &str = "hooks.json";
-/// The database where the configuration names none, relative to the root.
+/// Path of the database relative to the root, if the configuration does not name one.
 pub const DEFAULT_DATABASE: &str = ".kg/knowledge.db";
-/// Backups where no other directory is given, below the state directory.
+/// Default directory for backups, below the state directory.
 pub const BACKUPS_DIR: &str = "backups";
-/// What backups remember for the next one, below the state directory.
+/// Data that a backup stores for the next one, below the state directory.
 pub const PAGE_CACHE_DIR: &str = "cache/backup-pages";
-/// What restores replaced, below the state directory.
+/// Files that restores replaced, below the state directory.
 pub const UNDO_DIR: &str = "restore-undo";
 
-/// The parts that a backup may hold and a restore may choose from.
+/// The parts that a backup may contain and a restore can select.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Component {
-    /// The graph database.
     Database,
     /// `config.json` and the other JSON files directly below `.kg/`.
     Config,
@@ -60,7 +60,7 @@ pub struct Project {
 }
 
 impl Project {
-    /// The project at `root`; `KG_NO_PROJECT` where that holds no `.kg/`.
+    /// Opens the project at `root`. Fails with `KG_NO_PROJECT` if `root` does not contain `.kg/`.
     pub fn open(root: &Path) -> Result<Self> {
         let resolved = root
             .canonicalize()
@@ -71,7 +71,8 @@ impl Project {
         Ok(Project { root: resolved })
     }
 
-    /// The nearest directory at or above `start` that holds `.kg/`, as `git` finds its repository.
+    /// Returns the nearest directory at or above `start` that contains `.kg/`, just as `git` finds
+    /// its repository.
     pub fn find_root(start: &Path) -> Option<PathBuf> {
         start
             .ancestors()
@@ -79,7 +80,7 @@ impl Project {
             .map(Path::to_path_buf)
     }
 
-    /// Absolute, without symbolic links.
+    /// Returns the root, an absolute path without symbolic links.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -88,12 +89,13 @@ impl Project {
         self.root.join(STATE_DIR)
     }
 
-    /// Tells projects apart that share a store, without naming them: a digest of where the project lies.
+    /// Returns an id that distinguishes projects that share a store without revealing their paths.
+    /// It is a digest of the project's path.
     pub fn id(&self) -> String {
         Project::id_at(&self.root)
     }
 
-    /// The id of a project that lies at `root`, whether there is one or not.
+    /// Returns the id that a project at `root` has or would have.
     pub fn id_at(root: &Path) -> String {
         use std::os::unix::ffi::OsStrExt;
         hex(&Sha256::digest(resolve(root).as_os_str().as_bytes())[..8])

@@ -1,7 +1,8 @@
-//! Paths as text: how manifests, journals and messages write the path of a file, whatever its bytes are.
+//! Writes paths as text in manifests, journals and messages, whatever their bytes are.
 //!
-//! A path is relative to the project's root, with `/` between its parts. Bytes that are not UTF-8, and the percent sign,
-//! are written as `%XX`; everything else stands for itself. So every path has exactly one text, and the text is UTF-8.
+//! A path is relative to the project's root, with `/` between its parts. Bytes that are not UTF-8,
+//! and the percent sign, are written as `%XX`. Everything else is unchanged. So every path has
+//! exactly one text, and the text is UTF-8.
 
 use std::{
     ffi::OsString,
@@ -9,7 +10,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// The text of a path or of a part of one.
+/// Returns the text of a path or of a part of a path.
 pub fn encode(path: &Path) -> String {
     let mut text = String::new();
     for chunk in path.as_os_str().as_bytes().utf8_chunks() {
@@ -21,7 +22,7 @@ pub fn encode(path: &Path) -> String {
     text
 }
 
-/// The path of a text; `None` where [`encode`] does not write that text.
+/// Returns the path for a text, or `None` if [`encode`] never writes that text.
 pub fn decode(text: &str) -> Option<PathBuf> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -39,21 +40,24 @@ pub fn decode(text: &str) -> Option<PathBuf> {
     (encode(&path) == text).then_some(path)
 }
 
-/// As long as a path can be on Linux, without the zero that ends it; and one name in it.
+/// Maximum length of a path on Linux, without the final zero byte. [`MAX_NAME_BYTES`] is the
+/// maximum length of one name in it.
 const MAX_PATH_BYTES: usize = 4095;
 const MAX_NAME_BYTES: usize = 255;
-/// Directories in directories that a backup holds. What a restore does for a path grows with the square of it.
+/// Maximum depth of nested directories in a backup. The work of a restore for a path grows with the
+/// square of its depth.
 const MAX_DEPTH: usize = 255;
 
-/// Whether a relative path stays below where it starts, on every system, and is written in the one plain way.
+/// Returns whether a relative path stays below its start on every system and is written in its
+/// canonical form.
 pub fn stays_below(path: &Path) -> bool {
     let bytes = path.as_os_str().as_bytes();
     let is_plain = path
         .components()
         .all(|part| matches!(part, Component::Normal(_)));
-    // `a//b`, `a/./b` and `a/` name the same file as another text does.
+    // `a//b`, `a/./b` and `a/` are other texts for the same file.
     let is_canonical = path.components().collect::<PathBuf>().as_os_str() == path.as_os_str();
-    // `\` divides and `C:` leads away on Windows.
+    // On Windows, `\` separates names and `C:` leads to another drive.
     let is_drive = matches!(bytes, [letter, b':', ..] if letter.is_ascii_alphabetic());
     let climbs = bytes
         .split(|byte| matches!(byte, b'/' | b'\\'))
@@ -76,8 +80,9 @@ fn is_too_long(path: &Path) -> bool {
         || path.iter().nth(MAX_DEPTH).is_some()
 }
 
-/// Whether a link at `path` that points to `target` leads to somewhere below where `path` starts, by their names alone: up
-/// first, then down. Up again from a directory that is a link itself would lead elsewhere than the names say.
+/// Returns whether a link at `path` to `target` leads to a place below the start of `path`. Only
+/// the names are considered: first up, then down. Going up again is refused, because a directory on
+/// the way may be a link, and `..` would then lead elsewhere.
 pub fn link_stays_below(path: &Path, target: &Path) -> bool {
     let mut depth = path.components().count().saturating_sub(1);
     let mut goes_down = false;

@@ -1,12 +1,21 @@
-//! Patterns for paths of a project: what a backup leaves out (`excludePatterns`, `--exclude`), what a restore takes (`paths`, `--path`).
+//! Patterns for paths of a project: what a backup leaves out (`excludePatterns`, `--exclude`), and
+//! what a restore selects (`paths`, `--path`).
 //!
-//! They are read as in a `.gitignore` file: `*.tmp` matches a name anywhere, a pattern with a slash in it starts at the project's root, a slash
-//! at its end stands for directories alone, what matches a directory takes all that is in it, and a later `!pattern` takes back what an earlier
-//! one named. Beyond that:
+//! The syntax is that of a `.gitignore` file:
 //!
-//! * A pattern with a slash may start at `.kg` too: `plugins/x` is `.kg/plugins/x`.
-//! * `./` at its beginning and `..` between names are resolved, and an absolute path inside the project is that part of it.
-//! * What leads out of the project is refused, and so is what would match nothing at all: an empty pattern, or a comment.
+//! * `*.tmp` matches a name anywhere.
+//! * A pattern with a slash starts at the project's root, and a slash at its end matches only
+//!   directories.
+//! * A pattern that matches a directory covers everything in it.
+//! * A later `!pattern` reverses an earlier match.
+//!
+//! In addition:
+//!
+//! * A pattern with a slash may also start at `.kg`: `plugins/x` matches `.kg/plugins/x`.
+//! * A `./` at the beginning and `..` between names are resolved. An absolute path inside the
+//!   project means that part of the project.
+//! * A pattern that leads out of the project is refused. So is one that cannot match anything, such
+//!   as an empty pattern or a comment.
 
 use std::{
     cell::Cell,
@@ -22,7 +31,7 @@ use crate::{
     system::paths::resolve,
 };
 
-/// Patterns, compiled.
+/// Compiled patterns.
 #[derive(Debug, Clone, Default)]
 pub struct Patterns {
     each: Vec<Pattern>,
@@ -30,17 +39,19 @@ pub struct Patterns {
 
 #[derive(Debug, Clone)]
 struct Pattern {
-    /// As it was given.
+    /// The pattern as the user gave it.
     text: String,
-    /// It takes back what earlier ones named.
+    /// The pattern starts with `!` and reverses earlier matches.
     is_negated: bool,
-    /// It starts at the root or at the state directory.
+    /// The pattern relative to the root and, if it has a slash, also relative to the state
+    /// directory.
     globs: Gitignore,
     has_matched: Cell<bool>,
 }
 
 impl Patterns {
-    /// `option` names the option in messages. The project at `root` need not exist.
+    /// Compiles patterns. Messages name the option `option`. The project at `root` need not exist.
+    /// Fails with `KG_INVALID_OPTION`.
     pub fn new(root: &Path, patterns: &[String], option: &str) -> Result<Self> {
         let each = patterns
             .iter()
@@ -49,12 +60,14 @@ impl Patterns {
         Ok(Patterns { each })
     }
 
-    /// Whether `path`, relative to the project's root, is named. Its parents are not looked at.
+    /// Returns whether the patterns match `path`, which is relative to the project's root. The
+    /// parents of `path` are not considered.
     pub fn name(&self, path: &Path, is_dir: bool) -> bool {
         self.verdict(path, is_dir) == Some(true)
     }
 
-    /// Whether `path` or a directory that it lies in is named; the innermost decides.
+    /// Returns whether the patterns match `path` or a directory that contains it. The innermost
+    /// match decides.
     pub fn take(&self, path: &Path, is_dir: bool) -> bool {
         let ancestors = path
             .ancestors()
@@ -66,7 +79,7 @@ impl Patterns {
             == Some(true)
     }
 
-    /// The patterns that matched nothing that was asked about.
+    /// Returns the patterns that have matched nothing so far.
     pub fn unmatched(&self) -> impl Iterator<Item = &str> {
         self.each
             .iter()
@@ -109,7 +122,7 @@ impl Pattern {
             return Err(refused("it names nothing inside of the project"));
         }
         let slash = if body.ends_with('/') { "/" } else { "" };
-        // `/name` starts at the root, as `a/name` does; a name alone matches anywhere.
+        // Like `a/name`, `/name` starts at the root. A name without a slash matches anywhere.
         let is_anchored = inside.contains('/') || body.starts_with('/') || inside == STATE_DIR;
         let mut lines = Vec::new();
         if !is_anchored || inside.starts_with("**/") {
@@ -120,7 +133,8 @@ impl Pattern {
                 lines.push(format!("/{STATE_DIR}/{inside}{slash}"));
             }
         }
-        // In a `.gitignore` file a class that is not closed is a name.
+        // A `.gitignore` file may contain an unclosed class, which is then a literal name. Here it
+        // is an error.
         let syntax = GlobBuilder::new(&inside).literal_separator(true).build();
         syntax.map_err(|cause| refused(&cause.kind().to_string()))?;
         let mut builder = GitignoreBuilder::new(".");
@@ -144,7 +158,8 @@ impl Pattern {
     }
 }
 
-/// The pattern relative to the project's root, without `.`, `..`, and slashes at its ends; or why it is none.
+/// Returns the pattern relative to the project's root, without `.`, `..`, and slashes at its ends.
+/// The error says why the pattern is not valid.
 fn normalized(root: &Path, body: &str) -> std::result::Result<String, String> {
     let outside = || format!("it leads out of the project at {}", root.display());
     let inside = if body.starts_with('/') {
@@ -165,8 +180,9 @@ fn normalized(root: &Path, body: &str) -> std::result::Result<String, String> {
     Ok(names.join("/"))
 }
 
-/// What begins with a slash is an absolute path inside of the project, or starts at its root as in a `.gitignore` file; `None` for an absolute
-/// path that is somewhere else.
+/// Returns a pattern that begins with a slash relative to the project's root. It is an absolute
+/// path inside the project, or starts at the project's root as in a `.gitignore` file. Returns
+/// `None` for an absolute path outside the project.
 fn below_root(root: &Path, body: &str) -> Option<String> {
     if let Some(rest) = rest_below(root, body) {
         return Some(rest);
@@ -182,7 +198,8 @@ fn below_root(root: &Path, body: &str) -> Option<String> {
     (!is_elsewhere).then(|| names.join("/"))
 }
 
-/// The names of a pattern, and how many stand before the first with a wildcard: so far it is a path.
+/// Returns the names of a pattern, and how many of them come before the first with a wildcard.
+/// Those names form a path.
 fn names_of(body: &str) -> (Vec<&str>, usize) {
     let is_plain = |name: &&str| !name.contains(['*', '?', '[', '{', '\\']);
     let names: Vec<&str> = body.split('/').filter(|name| !name.is_empty()).collect();
@@ -190,11 +207,12 @@ fn names_of(body: &str) -> (Vec<&str>, usize) {
     (names, plain)
 }
 
-/// Of an absolute path inside of the directory `root`, what comes after it.
+/// Returns the part of an absolute path that comes after the directory `root`, or `None` if the
+/// path is not inside it.
 fn rest_below(root: &Path, body: &str) -> Option<String> {
     let (names, plain) = names_of(body);
     let path: PathBuf = Path::new("/").join(names[..plain].iter().collect::<PathBuf>());
-    // The last name may be a link, which is meant itself.
+    // The last name is not resolved: if it is a link, the pattern means the link itself.
     let resolved = path
         .parent()
         .map(resolve)
@@ -209,8 +227,9 @@ fn rest_below(root: &Path, body: &str) -> Option<String> {
     Some([&[rest.to_str()?], &names[plain..]].concat().join("/"))
 }
 
-/// The same pattern, but for an absolute path inside of the project at `root`, which becomes relative: what a project is called where it was
-/// saved means the same where it is restored.
+/// Makes an absolute path inside the project at `root` relative and returns any other pattern
+/// unchanged. A pattern with the path of the saved project then has the same meaning in the project
+/// that is restored.
 pub fn relative(root: &Path, text: &str) -> String {
     let (sign, body) = text
         .strip_prefix('!')
@@ -220,7 +239,7 @@ pub fn relative(root: &Path, text: &str) -> String {
         .then(|| rest_below(root, body.trim_end()))
         .flatten();
     match rest.filter(|rest| !rest.is_empty()) {
-        // It stays anchored at the root.
+        // The leading slash keeps the pattern anchored at the root.
         Some(rest) => format!(
             "{sign}/{rest}{}",
             if body.trim_end().ends_with('/') {

@@ -1,11 +1,11 @@
-//! Databases that have several names: hard links, bind mounts, symbolic links on the way to a file.
+//! Handles databases that have several names: hard links, bind mounts, symbolic links in a path.
 //!
 //! SQLite's locks belong to the inode and its WAL to the name. So a database is opened once,
-//! through the name whose WAL is in use; another name would not see what was committed there, and
+//! through the name whose WAL is in use. Another name would not show what was committed there, and
 //! closing it would drop the locks of the first. The backup holds the content once. The other names
-//! become symbolic links to it, because SQLite follows those to one WAL.
+//! become symbolic links to it, because SQLite follows those to the same WAL.
 //!
-//! Only for the reader: this opens files of the live project.
+//! Only the worker may use this module, because it opens files of the live project.
 
 use std::{
     collections::BTreeMap,
@@ -29,18 +29,19 @@ use crate::{
 
 type Identity = (u64, u64);
 
-/// What lies next to a name of a database.
+/// The WAL or journal in the same directory as a name of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Beside {
     Nothing,
-    /// A WAL or a journal with content, of this identity.
+    /// A WAL or a journal with content. The identity is that of the WAL or journal.
     Left(Identity),
     /// A WAL that a process has open.
     InUse(Identity),
 }
 
-/// Makes one source of the names of each database, and links of its other names. `graph_is_outside`
-/// if a restore may put the graph database elsewhere than its source says.
+/// Turns all names of a database into one source, and its other names into links.
+/// `graph_is_outside` is set if a restore may put the graph database at a different path than its
+/// source has.
 pub fn unite(
     root: &Path,
     graph_is_outside: bool,
@@ -64,7 +65,7 @@ pub fn unite(
     for (identity, members) in groups {
         let mut names: Vec<PathBuf> = Vec::new();
         for source in members.iter().filter_map(|number| sources.get(*number)) {
-            // A link may lead to the file that is another source.
+            // A link may lead to a file that is another source.
             let name = resolved(&source.absolute);
             if !names.contains(&name) {
                 names.push(name);
@@ -103,8 +104,8 @@ pub fn unite(
     });
 }
 
-/// Other names of a database below `.kg` that have a WAL or journal of their own: as messages show
-/// them, and their paths.
+/// Returns the other names of a database below `.kg` that have a WAL or journal of their own. Each
+/// comes as messages show it, and as a path.
 pub fn others_with_wal(root: &Path, database: &Path) -> Vec<(String, PathBuf)> {
     let Some(found) = fs::metadata(database)
         .ok()
@@ -127,7 +128,8 @@ pub fn others_with_wal(root: &Path, database: &Path) -> Vec<(String, PathBuf)> {
     others.map(|other| (shown(root, &other), other)).collect()
 }
 
-/// How many names (hard links) a database has outside `.kg`, its own not counted.
+/// Returns how many names (hard links) a database has outside `.kg`, not counting `database`
+/// itself.
 pub fn links_outside(root: &Path, database: &Path) -> u64 {
     let Some(found) = fs::metadata(database)
         .ok()
@@ -144,16 +146,16 @@ pub fn links_outside(root: &Path, database: &Path) -> u64 {
 struct Group<'a> {
     root: &'a Path,
     graph_is_outside: bool,
-    /// The numbers of its sources. The graph database comes first.
+    /// Indexes of its sources. The graph database comes first.
     members: Vec<usize>,
-    /// Absolute: those of the sources, in their order, then those that are no source.
+    /// Absolute paths: first those of the sources, in their order, then those that are not sources.
     names: Vec<PathBuf>,
-    /// How many names more it has outside `.kg`.
+    /// Number of further names outside `.kg`.
     outside: u64,
 }
 
 impl Group<'_> {
-    /// Returns the numbers of sources that are left out.
+    /// Returns the indexes of the sources that are left out.
     fn unite(&self, sources: &mut [Source], warnings: &mut Vec<Warning>) -> Vec<usize> {
         let (read, others) = self.choose();
         let mut left_out = Vec::new();
@@ -215,7 +217,7 @@ impl Group<'_> {
         left_out
     }
 
-    /// The name to read, and the others that have a WAL of their own.
+    /// Returns the name to read, and the other names that have a WAL or journal of their own.
     fn choose(&self) -> (PathBuf, Vec<PathBuf>) {
         let mut claims: Vec<(Identity, bool, &PathBuf)> = Vec::new();
         for name in &self.names {
@@ -229,7 +231,8 @@ impl Group<'_> {
                 _ => {}
             }
         }
-        // Stable: of several in use, the first name, which is the graph's.
+        // The sort is stable: if several WALs are in use, the first name wins, which is that of the
+        // graph database.
         claims.sort_by_key(|(_, is_in_use, _)| !is_in_use);
         let mut claims = claims.into_iter().map(|(.., name)| name.clone());
         let read = claims
@@ -239,8 +242,7 @@ impl Group<'_> {
         (read, claims.collect())
     }
 
-    /// The source that is saved: the graph database, or else the name that is read, or else the
-    /// first.
+    /// Returns the source to save: the graph database, else the name that is read, else the first.
     fn kept(&self, sources: &[Source], read: &Path) -> Option<usize> {
         let is_graph = |number: &usize| {
             sources
@@ -265,7 +267,7 @@ fn resolved(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
 }
 
-/// As messages name it; `.kg` may be a link.
+/// Returns a name as messages show it. `.kg` may be a link.
 fn shown(root: &Path, name: &Path) -> String {
     let state = resolved(&root.join(STATE_DIR));
     let below = name
@@ -296,8 +298,8 @@ fn beside(name: &Path) -> Beside {
     }
 }
 
-/// Every name of a file below `.kg`, also where a backup does not look, without links on the way;
-/// and how many more names restores keep, which no process uses.
+/// Returns every name of a file below `.kg`, resolved, including names in places that a backup
+/// skips. The number counts further names that restores keep and no process uses.
 fn names_below(root: &Path, identity: Identity) -> (Vec<PathBuf>, u64) {
     let state = resolved(&root.join(STATE_DIR));
     let (mut found, mut kept) = (Vec::new(), 0);
@@ -329,7 +331,8 @@ fn names_below(root: &Path, identity: Identity) -> (Vec<PathBuf>, u64) {
     (found, kept)
 }
 
-/// The target of a symbolic link at `from` that leads to `to`, both relative to the project's root.
+/// Returns the target of a symbolic link at `from` that leads to `to`. Both are relative to the
+/// project's root.
 pub fn relative(from: &str, to: &str) -> String {
     let (from, to): (Vec<&str>, Vec<&str>) = (from.split('/').collect(), to.split('/').collect());
     let directories = from.len().saturating_sub(1);

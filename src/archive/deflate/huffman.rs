@@ -1,22 +1,24 @@
-//! Huffman codes of limited length, as deflate wants them (RFC 1951, 3.2.2).
+//! Huffman codes of limited length, as deflate requires them (RFC 1951, 3.2.2).
 
-/// More symbols than any alphabet of deflate has.
+/// An upper bound for the number of symbols in every alphabet of deflate.
 const MAX_SYMBOLS: usize = 288;
-/// No tree is deeper whose counts sum up to less than 2^26: each level takes more than all below it.
+/// An upper bound for the depth of a tree whose counts sum to less than 2^26. With each level, the
+/// sum of the counts grows at least as fast as the Fibonacci numbers.
 const MAX_DEPTH: usize = 40;
 
-/// A code as it goes into a stream, lowest bit first, and how many bits it has: none where the symbol does not occur.
+/// A code as it is written to a stream, lowest bit first, and its length in bits. The length is 0
+/// if the symbol does not occur.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Code {
     pub bits: u32,
     pub length: u32,
 }
 
-/// How long the codes of symbols are that occur so often: as short as can be together, and none longer than `limit`. At least two symbols
-/// get one, for some inflaters refuse less.
+/// Returns the code lengths of symbols that occur this often. They are Huffman lengths, adjusted so
+/// that none exceeds `limit`. At least two symbols get a code, because some inflaters reject fewer.
 pub fn lengths<const SYMBOLS: usize>(counts: &[u32; SYMBOLS], limit: usize) -> [u8; SYMBOLS] {
     let mut lengths = [0; SYMBOLS];
-    // How often, and in the low bits which.
+    // The count of a symbol, with the symbol in the low bits.
     let mut keys = [0; MAX_SYMBOLS];
     let mut used = 0;
     for (symbol, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
@@ -43,10 +45,11 @@ pub fn lengths<const SYMBOLS: usize>(counts: &[u32; SYMBOLS], limit: usize) -> [
     lengths
 }
 
-/// How many leaves of the tree of these sorted keys lie how deep.
+/// Returns the number of leaves at each depth of the tree for these sorted keys.
 fn depths(keys: &[u64]) -> [u32; MAX_DEPTH] {
     let count = |key: u64| key >> 16;
-    // Inner nodes are made in the order of their counts, so the next two to join are always at the front of one of two queues.
+    // Inner nodes are created in the order of their counts. So the next two nodes to join are
+    // always at the front of one of two queues.
     let mut inner_counts = [0; MAX_SYMBOLS];
     let mut parents = [0_u16; 2 * MAX_SYMBOLS];
     let (mut leaf, mut inner) = (0, 0);
@@ -66,7 +69,7 @@ fn depths(keys: &[u64]) -> [u32; MAX_DEPTH] {
             parents[node] = made as u16;
         }
     }
-    // The root was made last.
+    // The root was created last.
     let mut inner_depths = [0; MAX_SYMBOLS];
     for inner in (0..keys.len() - 2).rev() {
         inner_depths[inner] = inner_depths[usize::from(parents[keys.len() + inner])] + 1;
@@ -78,7 +81,7 @@ fn depths(keys: &[u64]) -> [u32; MAX_DEPTH] {
     of_depth
 }
 
-/// The same with the leaves that lie too deep moved up, and as many others moved down as that takes.
+/// Moves leaves that are deeper than `limit` up, and moves as many others down as that requires.
 fn limited(mut of_depth: [u32; MAX_DEPTH], limit: usize) -> [u32; MAX_DEPTH] {
     let too_deep: u32 = of_depth[limit + 1..].iter().sum();
     if too_deep == 0 {
@@ -86,12 +89,14 @@ fn limited(mut of_depth: [u32; MAX_DEPTH], limit: usize) -> [u32; MAX_DEPTH] {
     }
     of_depth[limit + 1..].fill(0);
     of_depth[limit] += too_deep;
-    // In units of the deepest leaves: what all of them take, and what there is.
+    // The room that all leaves take, in units of the deepest leaves. The available room is `1 <<
+    // limit`.
     let taken: u32 = (1..=limit)
         .map(|depth| of_depth[depth] << (limit - depth))
         .sum();
     for _ in 1 << limit..taken {
-        // A leaf moves down to make room for one of the deepest beside it, which takes one unit less together.
+        // A leaf moves one level down and makes room next to it for one of the deepest leaves.
+        // Together they take one unit less.
         let Some(depth) = (1..limit).rev().find(|depth| of_depth[*depth] > 0) else {
             break;
         };
@@ -102,7 +107,7 @@ fn limited(mut of_depth: [u32; MAX_DEPTH], limit: usize) -> [u32; MAX_DEPTH] {
     of_depth
 }
 
-/// The codes of these lengths.
+/// Returns the codes with these lengths.
 pub fn codes<const SYMBOLS: usize>(lengths: &[u8; SYMBOLS]) -> [Code; SYMBOLS] {
     let mut of_length = [0; 16];
     lengths

@@ -1,14 +1,17 @@
-//! Makes deflate streams (RFC 1951) of the pages of databases, at the speed of a backup.
+//! Writes deflate streams (RFC 1951) of database pages at the speed of a backup.
 //!
 //! ```text
-//! content ─▶ tokens: literals and matches, and how often each occurs ─▶ codes made for them ─▶ bits
-//!            tokens.rs                                                  huffman.rs             stream.rs
+//! content ─▶ tokens: literals and matches, with counts ─▶ codes for these counts ─▶ bits
+//!            tokens.rs                                    huffman.rs                stream.rs
 //! ```
 //!
-//! Compression is what most of the time of a backup goes into, and what is left out of the pages (see [`crate::sqlite::scrub`]) is more than
-//! a quicker search loses: it looks at one earlier place only, takes the match that it finds there, and writes literals and matches
-//! in the same way, without a decision. `docs/internals/benchmarks.md` has figures beside libdeflate, which makes everything else.
-//! The streams are ordinary: every inflater reads them.
+//! A backup spends most of its time on compression. The search for matches looks at only one
+//! earlier position and takes the match that it finds there. The writer treats literals and matches
+//! in the same way, without a branch. The quick search loses less size than clearing unused bytes
+//! in pages saves (see [`crate::sqlite::scrub`]).
+//!
+//! `docs/internals/benchmarks.md` compares the speed and size with libdeflate, which compresses all
+//! other content. Every inflater reads the streams.
 
 mod huffman;
 mod stream;
@@ -17,10 +20,10 @@ mod tokens;
 use stream::Bits;
 use tokens::Finder;
 
-/// How much content shares one set of codes.
+/// Length of the content that shares one set of codes.
 const PART_BYTES: usize = 64 * 1024;
 
-/// Makes streams, one after the other.
+/// Writes streams, one after the other.
 #[derive(Default)]
 pub struct Deflater {
     finder: Finder,
@@ -53,7 +56,7 @@ mod tests {
 
     use super::*;
 
-    /// The stream of `content`, after both inflaters read it back.
+    /// Returns the stream of `content` after both inflaters have read it back.
     fn deflated(deflater: &mut Deflater, content: &[u8]) -> Vec<u8> {
         let mut stream = b"before".to_vec();
         deflater.deflate(content, &mut stream);
@@ -129,14 +132,15 @@ mod tests {
 
     #[test]
     fn counts_that_would_need_longer_codes_than_deflate_has_are_read_back() {
-        // Each byte as often as the two rarer ones together: the deepest tree there is.
+        // Each byte occurs as often as the two rarer ones together, which makes the deepest
+        // possible tree.
         let (mut a, mut b) = (1_usize, 1_usize);
         let mut content = Vec::new();
         for byte in 0..22 {
             content.extend(std::iter::repeat_n(byte, a));
             (a, b) = (b, a + b);
         }
-        // Shuffled, so that they are literals.
+        // The bytes are shuffled so that they become literals.
         let order = noise(8 * content.len());
         let mut keyed: Vec<(&[u8], u8)> = order.chunks(8).zip(content).collect();
         keyed.sort_unstable();

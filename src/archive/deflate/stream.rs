@@ -1,4 +1,4 @@
-//! Writes blocks of a deflate stream.
+//! Writes the blocks of a deflate stream.
 
 use super::{
     PART_BYTES,
@@ -8,20 +8,23 @@ use super::{
     },
 };
 
-/// Of codes of literals and distances, and of codes that tell the lengths of those.
+/// Maximum length of the codes for literals and distances. [`MAX_LENGTH_CODE_BITS`] is the maximum
+/// length of the codes that encode those lengths.
 const MAX_CODE_BITS: usize = 15;
 const MAX_LENGTH_CODE_BITS: usize = 7;
-/// No block takes more, whatever it holds: a literal at most 15 bits, and some hundred bytes for the codes.
+/// An upper bound for the size of a block. A literal takes at most 15 bits, and the codes take some
+/// hundred bytes.
 const MAX_BLOCK_BYTES: usize = 2 * PART_BYTES + 1024;
 const WORD_BYTES: usize = 8;
-/// What a block without compression holds at most (RFC 1951, 3.2.4).
+/// Largest content of a stored block (RFC 1951, 3.2.4).
 const MAX_STORED_BYTES: usize = 65_535;
-/// What one takes beside what it holds, at most.
+/// Largest overhead of a stored block.
 const STORED_HEAD_BYTES: usize = 5;
 const STORED: u64 = 0;
 const DYNAMIC: u64 = 2;
 
-/// Codes that tell of lengths: one length, or a row of equal ones, which takes further bits.
+/// Number of codes that encode code lengths. A code stands for one length or for a run of equal
+/// lengths, whose size takes extra bits.
 const LENGTH_CODES: usize = 19;
 const REPEAT: RowKind = RowKind {
     code: 16,
@@ -38,7 +41,7 @@ const LONG_ZEROS: RowKind = RowKind {
     rows: 11..=138,
     rest_bits: 7,
 };
-/// The order in which their own lengths stand in a stream (RFC 1951, 3.2.7).
+/// The order in which a stream lists the lengths of these codes (RFC 1951, 3.2.7).
 const LENGTH_CODE_ORDER: [usize; LENGTH_CODES] = [
     16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15,
 ];
@@ -55,18 +58,18 @@ pub struct Bits<'a> {
     end: End,
 }
 
-/// Where a stream ends so far.
+/// The current end of a stream.
 #[derive(Clone, Copy)]
 struct End {
-    /// The first byte that is not whole.
+    /// Position of the first incomplete byte.
     at: usize,
-    /// Bits of it, lowest first; fewer than a byte between two writes.
+    /// Bits of that byte, lowest first. Between two writes there are fewer than eight.
     held: u64,
     held_bits: u32,
 }
 
 impl End {
-    /// At most 56 bits are added between two calls of [`End::store`].
+    /// Adds bits. At most 56 bits may be added between two calls of [`End::store`].
     #[inline(always)]
     fn add(&mut self, bits: u64, count: u32) {
         self.held |= bits << self.held_bits;
@@ -83,7 +86,7 @@ impl End {
 }
 
 impl<'a> Bits<'a> {
-    /// A stream that begins where `out` ends.
+    /// Starts a stream at the end of `out`.
     pub fn after(out: &'a mut Vec<u8>) -> Self {
         let end = End {
             at: out.len(),
@@ -93,13 +96,14 @@ impl<'a> Bits<'a> {
         Bits { out, end }
     }
 
-    /// The last byte is filled up with zeros.
+    /// Fills the last byte with zero bits.
     pub fn finish(mut self) {
         self.fill_byte();
         self.out.truncate(self.end.at);
     }
 
-    /// Writes a part of the content, for which `found` stands: compressed, unless that takes more room.
+    /// Writes a part of the content, whose tokens are `found`. The part is compressed unless that
+    /// takes more room.
     pub fn block(&mut self, found: Tokens<'_>, part: &[u8], is_last: bool) {
         let before = self.end;
         self.out.resize(before.at + MAX_BLOCK_BYTES + WORD_BYTES, 0);
@@ -112,7 +116,7 @@ impl<'a> Bits<'a> {
         }
     }
 
-    /// Nothing is a block too.
+    /// Writes stored blocks. An empty part becomes one block too.
     fn stored(&mut self, mut part: &[u8], is_last: bool) {
         loop {
             let (piece, after) = part.split_at(part.len().min(MAX_STORED_BYTES));
@@ -138,7 +142,8 @@ impl<'a> Bits<'a> {
         let distances = distances(&huffman::codes(&distance_lengths));
         let mut end = self.end;
         for token in found.tokens {
-            // At most 20 and 28 bits, beside the 7 that may be left.
+            // These are at most 20 and 28 bits, in addition to the at most 7 bits that are left
+            // over.
             let what = whats[token.what()];
             end.add(what.bits.into(), what.count);
             let distance = distances[token.distance_code()];
@@ -149,7 +154,7 @@ impl<'a> Bits<'a> {
         self.end = end;
     }
 
-    /// Tells how long the codes are that follow (RFC 1951, 3.2.7).
+    /// Writes the lengths of the codes that follow (RFC 1951, 3.2.7).
     fn codes(&mut self, literals: &[u8; LITERAL_CODES], distances: &[u8; DISTANCE_CODES]) {
         let up_to_last = |lengths: &[u8], least: usize| {
             lengths
@@ -197,7 +202,7 @@ impl<'a> Bits<'a> {
     }
 }
 
-/// One length, or a row of equal ones.
+/// One length, or a run of equal lengths.
 struct Row {
     code: u8,
     rest: u64,
@@ -236,7 +241,7 @@ fn rows(lengths: &[u8]) -> Vec<Row> {
     rows
 }
 
-/// The bits of [`Token::what`].
+/// The bits for a value of [`Token::what`].
 #[derive(Clone, Copy, Default)]
 struct What {
     bits: u32,
@@ -245,7 +250,7 @@ struct What {
 
 fn whats(codes: &[Code; LITERAL_CODES]) -> [What; Token::WHATS] {
     let mut whats = [What::default(); Token::WHATS];
-    // Literals and the end.
+    // Literals and the end of a block.
     for (what, code) in whats.iter_mut().zip(&codes[..=END]) {
         *what = What {
             bits: code.bits,
@@ -263,12 +268,12 @@ fn whats(codes: &[Code; LITERAL_CODES]) -> [What; Token::WHATS] {
     whats
 }
 
-/// The bits of the code of a distance; none where there is no distance.
+/// The bits of a distance code; none if there is no distance.
 #[derive(Clone, Copy, Default)]
 struct DistanceBits {
     bits: u16,
     code_bits: u8,
-    /// With those that follow the code.
+    /// Number of bits, including the extra bits after the code.
     count: u8,
 }
 

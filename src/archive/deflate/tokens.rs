@@ -1,33 +1,37 @@
-//! Takes content apart into literals and matches: repetitions of what came at most 32 KiB before.
+//! Splits content into literals and matches: repetitions of bytes that occurred at most 32 KiB
+//! before.
 
 use std::ops::Range;
 
 use super::PART_BYTES;
 
-/// Codes for literals, for the end of a block, and for the lengths of matches.
+/// Number of codes for literals, for the end of a block, and for the lengths of matches.
 pub const LITERAL_CODES: usize = 286;
 pub const DISTANCE_CODES: usize = 30;
-/// Code of the end of a block.
+/// Code for the end of a block.
 pub const END: usize = 256;
 const FIRST_LENGTH_CODE: usize = 257;
 
 const MIN_LENGTH: usize = 4;
 pub const MAX_LENGTH: usize = 258;
-/// Distances less one are below this.
+/// A distance minus one is always below this number.
 const WINDOW_BYTES: usize = 32 * 1024;
 const HASH_BITS: u32 = 14;
 /// No search begins closer to the end of a part, so that whole words can be read everywhere.
 const TAIL_BYTES: usize = 16;
 
-/// A literal, a match or the end, in one number, so that writing it takes no decision: what the bits of its first field say (a literal, or
-/// how long a match is), the code of its distance, and what that code leaves open.
+/// A literal, a match or the end of a block, packed into one number so that it can be written
+/// without a branch.
+///
+/// The fields are a literal or the length of a match, the code of its distance, and the extra bits
+/// of that code.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Token(u32);
 
 impl Token {
-    /// Of the values of [`Token::what`].
+    /// Number of values of [`Token::what`].
     pub const WHATS: usize = 1 << Token::DISTANCE_SHIFT;
-    /// Of the values of [`Token::distance_code`].
+    /// Number of values of [`Token::distance_code`].
     pub const DISTANCE_CODES: usize = 1 << (Token::REST_SHIFT - Token::DISTANCE_SHIFT);
     pub const END: Token = Token::without_distance(END as u32);
     const DISTANCE_SHIFT: u32 = 10;
@@ -47,17 +51,17 @@ impl Token {
         Token(what | distance.code << Token::DISTANCE_SHIFT | distance.rest << Token::REST_SHIFT)
     }
 
-    /// [`Token::what`] of a match.
+    /// Returns [`Token::what`] of a match of this length.
     pub const fn what_of_length(length: usize) -> usize {
         END + length
     }
 
-    /// A byte, [`END`], or more where it is a match.
+    /// Returns a byte for a literal, [`END`] for the end of a block, or a larger value for a match.
     pub fn what(self) -> usize {
         self.0 as usize % Token::WHATS
     }
 
-    /// Of a match; [`DISTANCE_CODES`] of anything else.
+    /// Returns the distance code of a match, or [`DISTANCE_CODES`] for any other token.
     pub fn distance_code(self) -> usize {
         (self.0 >> Token::DISTANCE_SHIFT) as usize % Token::DISTANCE_CODES
     }
@@ -67,7 +71,7 @@ impl Token {
     }
 }
 
-/// How the format writes a distance: a code, and further bits (RFC 1951, 3.2.5).
+/// A distance as deflate writes it: a code and extra bits (RFC 1951, 3.2.5).
 struct Distance {
     code: u32,
     rest: u32,
@@ -82,7 +86,8 @@ impl Distance {
                 rest: 0,
             };
         }
-        // Each two codes have one further bit more: what stands below the two highest bits.
+        // Every second code has one extra bit more. The extra bits are those below the two highest
+        // bits.
         let highest = less_one.ilog2();
         let rest_bits = highest - 1;
         Distance {
@@ -92,12 +97,12 @@ impl Distance {
     }
 }
 
-/// How many bits follow the code of a distance.
+/// Returns the number of extra bits that follow a distance code.
 pub fn distance_rest_bits(code: usize) -> u32 {
     (code as u32 / 2).saturating_sub(1)
 }
 
-/// How the format writes the length of a match.
+/// The length of a match as deflate writes it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Length {
     pub code: usize,
@@ -105,7 +110,7 @@ pub struct Length {
     pub rest_bits: u32,
 }
 
-/// By lengths, of which there is none below 3.
+/// Codes by the length of a match. The shortest match that deflate can write has length 3.
 pub static LENGTHS: [Length; MAX_LENGTH + 1] = lengths();
 
 const fn lengths() -> [Length; MAX_LENGTH + 1] {
@@ -130,7 +135,7 @@ const fn lengths() -> [Length; MAX_LENGTH + 1] {
         }
         code += 1;
     }
-    // The longest has a code of its own.
+    // The longest match has a code of its own.
     lengths[MAX_LENGTH] = Length {
         code: LITERAL_CODES - 1,
         rest: 0,
@@ -139,14 +144,14 @@ const fn lengths() -> [Length; MAX_LENGTH + 1] {
     lengths
 }
 
-/// What a part of the content consists of.
+/// The tokens of one part of the content.
 pub struct Tokens<'a> {
-    /// The last one is the end.
+    /// The last token is the end of the block.
     pub tokens: &'a [Token],
     pub counts: &'a Counts,
 }
 
-/// How often each code occurs.
+/// The number of occurrences of each code.
 pub struct Counts {
     pub literals: [u32; LITERAL_CODES],
     pub distances: [u32; DISTANCE_CODES],
@@ -154,16 +159,17 @@ pub struct Counts {
 
 /// Finds matches.
 pub struct Finder {
-    /// For the hash of each four bytes where they were last: one more than the place, of which the lowest bits are enough.
+    /// The last position of each hash of four bytes. An entry is the position plus one; its low 16
+    /// bits are enough.
     places: Box<[u16; 1 << HASH_BITS]>,
     taken: Box<TokenBuffer>,
 }
 
-/// What a part was taken apart into so far.
+/// The tokens of the current part so far.
 struct TokenBuffer {
     tokens: [Token; PART_BYTES + 1],
     token_count: usize,
-    /// Matches by their lengths.
+    /// The number of matches of each length.
     lengths: [u32; MAX_LENGTH + 1],
     counts: Counts,
 }
@@ -229,20 +235,22 @@ impl Default for Finder {
 }
 
 impl Finder {
-    /// What comes next is another content.
+    /// Prepares for new content, which has no earlier parts.
     pub fn forget(&mut self) {
-        // Every four bytes are looked for at its beginning first.
+        // The value 1 stands for position 0, so bytes not seen before are compared with the first
+        // ones.
         self.places.fill(1);
     }
 
-    /// Takes apart this part of `content`, which is no longer than [`PART_BYTES`]; those before it came before it.
+    /// Splits a part of `content` that is at most [`PART_BYTES`] long. The earlier parts of
+    /// `content` must have been split before.
     pub fn find(&mut self, content: &[u8], part: Range<usize>) -> Tokens<'_> {
         let content = &content[..part.end];
         let (places, taken) = (&mut *self.places, &mut *self.taken);
         taken.begin();
         let mut at = part.start;
         let tail = part.end.saturating_sub(TAIL_BYTES).max(at);
-        // The first byte of all repeats nothing.
+        // Nothing comes before the first byte, so it cannot be part of a match.
         if at == 0 && at < tail {
             taken.literal(content[at]);
             at += 1;
@@ -250,7 +258,8 @@ impl Finder {
         while at < tail {
             let word = word_at(content, at);
             let place = &mut places[hash(word as u32)];
-            // Only the lowest bits of the place are known. Those of one out of reach name another one within reach, which is as good a guess.
+            // Only the low bits of the position are known. If the position is out of reach, they
+            // name another one within reach, which is as good a guess.
             let distance_less_one = usize::from((at as u16).wrapping_sub(*place)) % WINDOW_BYTES;
             *place = (at as u16).wrapping_add(1);
             let differs = word_at(content, at - 1 - distance_less_one) ^ word;
@@ -264,7 +273,7 @@ impl Finder {
                 _ => differs.trailing_zeros() as usize / 8,
             };
             taken.matched(length, Distance::of(distance_less_one as u32));
-            // Of what is within a match, its second byte and its last are remembered.
+            // Of the positions in a match, only the second and the last are recorded.
             places[hash((word >> 8) as u32)] = (at as u16).wrapping_add(2);
             at += length;
             if at < tail {
@@ -281,7 +290,7 @@ fn hash(four_bytes: u32) -> usize {
     (four_bytes.wrapping_mul(0x9e37_79b1) >> (32 - HASH_BITS)) as usize
 }
 
-/// The eight bytes from there on.
+/// Returns the eight bytes at `at`, or 0 if fewer are left.
 #[inline(always)]
 fn word_at(content: &[u8], at: usize) -> u64 {
     content[at..]
@@ -289,7 +298,7 @@ fn word_at(content: &[u8], at: usize) -> u64 {
         .map_or(0, |word| u64::from_le_bytes(*word))
 }
 
-/// How long the match is of what begins at these two places with the same eight bytes.
+/// Returns the length of a match whose first eight bytes are known to be equal.
 #[inline(never)]
 fn long_match(content: &[u8], at: usize, distance: usize) -> usize {
     let this = &content[at..content.len().min(at + MAX_LENGTH)];

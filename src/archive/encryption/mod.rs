@@ -1,11 +1,14 @@
-//! Encrypted archives: [age](https://age-encryption.org/v1) files whose content is an archive like any other.
+//! Encrypted archives: [age](https://age-encryption.org/v1) files whose content is an ordinary
+//! archive.
 //!
 //! ```text
 //! backup    archive, with its seal ─▶ age ([write]) ─▶ hashed ─▶ file
 //! reading   file ─▶ hashed ─▶ age ([read]) ─▶ archive, its seal checked
 //! ```
-//! So `age -d` gives back what `tar` opens. A passphrase opens it, or the identity of one of the recipients that it was made for.
-//! What stands beside an encrypted archive names nothing of what is in it: [`super::manifest::Manifest::public_sidecar`].
+//!
+//! So `age -d` returns an archive that `tar` can unpack. The file opens with a passphrase, or with
+//! the identity of one of the recipients that it was encrypted to. The sidecar of an encrypted
+//! archive does not name anything inside it: see [`super::manifest::Manifest::public_sidecar`].
 
 pub mod read;
 pub mod write;
@@ -23,27 +26,31 @@ use age_core::format::{FileKey, Stanza};
 
 use crate::error::{Code, Error, Result};
 
-/// Before the ending of the name of an encrypted archive.
+/// The part of the name of an encrypted archive that comes before its ending.
 pub const NAME_MARK: &str = ".enc";
-/// What every age file begins with.
+/// The first bytes of every age file.
 pub const MAGIC: &[u8] = b"age-encryption.org/v1\n";
-/// 2 to this many rounds of scrypt, as the `age` command writes: half a second and 256 MiB of memory.
+/// Base-2 logarithm of the number of scrypt rounds. It is the value of the `age` command: half a
+/// second and 256 MiB of memory.
 const WORK_FACTOR: u8 = 18;
-/// Other tools may write more. This is 1 GiB: a header that asks for more than that is forged, or as good as.
+/// The highest accepted work factor, because other tools may use more than [`WORK_FACTOR`]. It
+/// needs 1 GiB of memory. A header that asks for more is treated as forged.
 const MOST_WORK_FACTOR: u8 = 20;
-/// Their header can still be read, see [`read`].
+/// Maximum number of recipients. A header with this many recipients can still be read, see
+/// [`read`].
 const MOST_RECIPIENTS: usize = 128;
 
-/// Secrets that open archives, and to whom new ones are encrypted.
+/// Secrets that open archives, and the recipients of new ones.
 #[derive(Clone, Default)]
 pub struct Keyring {
-    /// Each is tried; new archives get the first.
+    /// Each passphrase is tried when an archive is opened. A new archive is encrypted with the
+    /// first.
     pub passphrases: Vec<SecretString>,
     pub identities: Vec<x25519::Identity>,
     pub recipients: Vec<x25519::Recipient>,
-    /// Why nothing is to be encrypted with it.
+    /// If set, encryption with this keyring fails with this error.
     pub refusal: Option<Error>,
-    /// The files that it was read from.
+    /// The files that the keys were read from.
     pub files: Vec<KeyFile>,
 }
 
@@ -51,11 +58,11 @@ pub struct Keyring {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KeyFile {
     pub path: PathBuf,
-    /// Why others than its owner have the key, if they do.
+    /// Explains why users other than the owner can get the key, if they can.
     pub exposed: Option<String>,
 }
 
-/// Who can open a new archive.
+/// What can open a new archive.
 enum Readers<'a> {
     Passphrase(&'a SecretString),
     Recipients(Vec<x25519::Recipient>),
@@ -69,7 +76,12 @@ impl Keyring {
         }
     }
 
-    /// Recipients where there are any: then passphrases and identities only open. Else whoever has the passphrase, else the identities.
+    /// Returns what can open a new archive: the recipients, else the first passphrase, else the
+    /// identities. If there are recipients, passphrases and identities are used only to open
+    /// archives.
+    ///
+    /// Fails with [`Keyring::refusal`] if that is set, and with `KG_KEY_NEEDED` if there is no key.
+    /// Fails with `KG_INVALID_OPTION` if there are too many recipients.
     fn readers(&self) -> Result<Readers<'_>> {
         if let Some(refusal) = &self.refusal {
             return Err(refusal.clone());
@@ -101,7 +113,7 @@ impl Keyring {
         }
     }
 
-    /// For one new archive. With a passphrase this takes half a second.
+    /// Returns an encryptor for one new archive. With a passphrase this takes half a second.
     fn encryptor(&self) -> Result<Encryptor> {
         let encryptor = match self.readers()? {
             Readers::Passphrase(passphrase) => {
@@ -122,7 +134,7 @@ impl Keyring {
         })
     }
 
-    /// The content of an age file of which `decryptor` has read the header.
+    /// Returns the content of an age file whose header `decryptor` has read.
     fn decrypt<R: std::io::Read>(
         &self,
         decryptor: Decryptor<R>,
@@ -136,7 +148,7 @@ impl Keyring {
     }
 }
 
-/// Tries one after the other.
+/// An identity that tries each passphrase in turn.
 struct Passphrases<'a>(&'a [SecretString]);
 
 impl Identity for Passphrases<'_> {
@@ -154,7 +166,8 @@ impl Identity for Passphrases<'_> {
     }
 }
 
-/// A public key of age, which archives can be encrypted to. What is none is not quoted unless it looks like one: it may be a secret.
+/// Parses a public key of age that archives can be encrypted to. Fails with `KG_KEY_INVALID`. The
+/// message quotes an invalid key only if it looks like a public key, because it may be a secret.
 pub fn parse_recipient(text: &str) -> Result<x25519::Recipient> {
     text.parse().map_err(|cause| {
         let remedy =
@@ -168,35 +181,36 @@ pub fn parse_recipient(text: &str) -> Result<x25519::Recipient> {
     })
 }
 
-/// Whether an archive of that name is said to be encrypted.
+/// Returns whether the name of an archive says that it is encrypted.
 pub fn is_named(name: &str) -> bool {
     name.split_once('.')
         .is_some_and(|(_, ending)| ending.starts_with(&format!("{}.tar", &NAME_MARK[1..])))
 }
 
-/// Whether what was given as a recipient may be told.
+/// Returns whether a message may quote a value that was given as a recipient.
 pub fn is_shown(text: &str) -> bool {
     text.starts_with("age1")
 }
 
-/// Nothing of a secret may get into a log.
+/// Prints no fields, because a secret must not get into a log.
 impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Keyring").finish_non_exhaustive()
     }
 }
 
-/// The keys of a store. They are asked for once, when the first archive is met that needs them: an archive that is not encrypted
-/// can be read where the file of a passphrase is gone.
+/// The keys of a store. They are read once, when they are first needed. An archive that is not
+/// encrypted can thus be read even if a passphrase file is missing.
 ///
-/// What opens backups and who can read new ones are two questions: a key that is given to open one must not decide the other.
+/// The keys that open backups are separate from those that encrypt new ones. A key that the user
+/// gives to open a backup must not decide who can read new backups.
 #[derive(Clone, Default)]
 pub struct Keys {
     opening: Option<Arc<Asked>>,
     sealing: Option<Arc<Asked>>,
-    /// The caller gave keys, so an archive that needs none is not what is expected.
+    /// The caller gave keys, so an archive that is not encrypted is unexpected.
     are_given: bool,
-    /// An archive that is not encrypted is refused.
+    /// Archives that are not encrypted are refused.
     require_encryption: bool,
 }
 
@@ -206,7 +220,8 @@ struct Asked {
 }
 
 impl Keys {
-    /// Both opens backups and says who reads new ones.
+    /// Returns keys that both open backups and encrypt new ones. `ask` is called once, when the
+    /// keys are first needed.
     pub fn asked_for(ask: impl Fn() -> Result<Keyring> + Send + Sync + 'static) -> Self {
         let asked = Some(Arc::new(Asked {
             ask: Box::new(ask),
@@ -219,7 +234,7 @@ impl Keys {
         }
     }
 
-    /// Opens backups as before; new ones are for those whom `other` names.
+    /// Returns keys that open the same backups but encrypt new ones as `other` does.
     pub fn sealing_as(&self, other: &Keys) -> Self {
         Keys {
             sealing: other.sealing.clone(),
@@ -227,7 +242,7 @@ impl Keys {
         }
     }
 
-    /// The same keys, which the caller gave.
+    /// Marks the keys as given by the caller.
     pub fn given(self) -> Self {
         Keys {
             are_given: true,
@@ -239,7 +254,7 @@ impl Keys {
         self.are_given
     }
 
-    /// The same keys; with `is_required`, an archive that is not encrypted is refused.
+    /// Returns the same keys. If `is_required`, they refuse an archive that is not encrypted.
     pub fn requiring_encryption(self, is_required: bool) -> Self {
         Keys {
             require_encryption: is_required,
@@ -247,7 +262,7 @@ impl Keys {
         }
     }
 
-    /// `KG_NOT_ENCRYPTED` if archives must be encrypted.
+    /// Fails with `KG_NOT_ENCRYPTED` if archives must be encrypted.
     pub fn accept_plain(&self) -> Result<()> {
         if !self.require_encryption {
             return Ok(());
@@ -264,21 +279,21 @@ impl Keys {
         Keys::asked_for(move || Ok(keyring.clone()))
     }
 
-    /// What opens backups.
+    /// Returns the keys that open backups.
     fn ring(&self) -> Result<Keyring> {
         self.opening
             .as_ref()
             .map_or(Ok(Keyring::default()), |asked| asked.ring())
     }
 
-    /// Who can read new backups.
+    /// Returns the keys that encrypt new backups.
     fn sealing_ring(&self) -> Result<Keyring> {
         self.sealing
             .as_ref()
             .map_or(Ok(Keyring::default()), |asked| asked.ring())
     }
 
-    /// The files that keys were read from so far.
+    /// Returns the files that keys have been read from so far.
     pub fn files(&self) -> Vec<KeyFile> {
         let read = [&self.opening, &self.sealing]
             .into_iter()
@@ -290,12 +305,13 @@ impl Keys {
         files
     }
 
-    /// Fails where nothing can be encrypted with them.
+    /// Fails if these keys cannot encrypt an archive.
     pub fn assert_encrypting(&self) -> Result<()> {
         self.sealing_ring()?.readers().map(drop)
     }
 
-    /// The public keys that new archives are encrypted to, sorted; none where they are encrypted by a passphrase.
+    /// Returns the public keys that new archives are encrypted to, sorted. The list is empty if new
+    /// archives are encrypted with a passphrase.
     pub fn recipients(&self) -> Result<Vec<String>> {
         let ring = self.sealing_ring()?;
         let mut recipients: Vec<String> = match ring.readers()? {
@@ -309,7 +325,8 @@ impl Keys {
         Ok(recipients)
     }
 
-    /// The key that new archives are encrypted with, where it is a passphrase, and no other.
+    /// Returns only the passphrase that new archives are encrypted with, or `None` if they are
+    /// encrypted to recipients.
     pub fn passphrase(&self) -> Result<Option<Keys>> {
         Ok(match self.sealing_ring()?.readers()? {
             Readers::Passphrase(passphrase) => {
@@ -319,7 +336,7 @@ impl Keys {
         })
     }
 
-    /// Whether there is one that could open an archive that is locked like this.
+    /// Returns whether there is a key of the kind that opens an archive with this lock.
     pub fn fit(&self, lock: read::Lock) -> Result<bool> {
         let ring = self.ring()?;
         Ok(match lock {

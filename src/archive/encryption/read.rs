@@ -1,7 +1,7 @@
-//! Reads the archive in an age file, and hashes the file meanwhile.
+//! Reads the archive inside an age file and hashes the file at the same time.
 //!
-//! age authenticates each 64 KiB of it, and its end. Where that fails the archive ends: its seal is missing then, and whoever reads it is told
-//! where that was.
+//! age authenticates each 64 KiB of the content, and its end. If authentication fails, the archive
+//! ends there. The seal is then missing, and [`Decrypting::finish`] returns the offset.
 
 use std::{
     fs::File,
@@ -15,40 +15,43 @@ use sha2::{Digest, Sha256};
 use super::{Keys, MAGIC};
 use crate::error::{Code, Error};
 
-/// A longer header is forged: one has some 100 bytes a recipient. The library takes time in the square of its length.
+/// Maximum length of a header. A longer one is forged, because a header has about 100 bytes per
+/// recipient. The age library takes time that grows with the square of the length.
 const MAX_HEADER_BYTES: u64 = 16 * 1024;
-/// age encrypts pieces of this size, each with a tag (age-encryption.org/v1, "Payload").
+/// Size of the pieces that age encrypts. Each has a tag (age-encryption.org/v1, "Payload").
 const PIECE_BYTES: u64 = 64 * 1024;
 const TAG_BYTES: u64 = 16;
 const REST_PIECE_BYTES: usize = 256 * 1024;
 
-/// Why an encrypted archive cannot be read.
+/// The reason why an archive cannot be read.
 pub enum Closed {
-    /// There is no key, it cannot be had, or it is another one. A header that was changed can look like the latter.
+    /// The key is missing, cannot be read or is wrong. A header that was changed can look like a
+    /// wrong key. An archive that must be encrypted and is not also ends here (`KG_NOT_ENCRYPTED`).
     Key(Error),
-    /// It does not begin as an age file does.
+    /// The file does not begin as a valid age file does.
     Damaged(&'static str),
     Io(io::Error),
 }
 
-/// The archive in an age file.
+/// Reads the archive inside an age file.
 pub struct Decrypting {
     content: StreamReader<Shared>,
     file: Shared,
-    /// Of the archive.
+    /// Size of the archive inside.
     content_bytes: u64,
-    /// Where in the file it could not be read on.
+    /// Offset in the file at which decryption failed.
     cut_at: Option<u64>,
 }
 
-/// What opens an archive.
+/// The kind of key that opens an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lock {
     Passphrase,
     Identity,
 }
 
-/// What opens the file, which is at its beginning; `None` where it is not encrypted, or does not begin as an age file does.
+/// Returns the kind of key that opens the file, which must be at its beginning. Returns `None` if
+/// the file is not encrypted or its age header is not valid.
 pub fn lock_of(file: File) -> io::Result<Option<Lock>> {
     if !is_encrypted(&file)? {
         return Ok(None);
@@ -63,7 +66,7 @@ pub fn lock_of(file: File) -> io::Result<Option<Lock>> {
     }))
 }
 
-/// Whether the file at its beginning is encrypted; it is left there.
+/// Returns whether the file is encrypted. The position of the file does not change.
 pub fn is_encrypted(file: &File) -> io::Result<bool> {
     use std::os::unix::fs::FileExt;
     let mut start = [0; MAGIC.len()];
@@ -75,7 +78,7 @@ pub fn is_encrypted(file: &File) -> io::Result<bool> {
 }
 
 impl Decrypting {
-    /// `file` is at its beginning, and has so many bytes.
+    /// Opens an age file of `file_bytes` bytes. `file` must be at its beginning.
     pub fn new(file: File, file_bytes: u64, keys: &Keys) -> Result<Self, Closed> {
         let file = Shared::new(file);
         let decryptor = Decryptor::new(file.clone()).map_err(closed)?;
@@ -115,10 +118,11 @@ impl Decrypting {
         self.content_bytes
     }
 
-    /// Where in the file age found that it is not what was written, and the SHA-256 of the file; reads what is left of it,
-    /// unless `stop` says that nobody wants to know any more.
+    /// Reads the rest of the file, unless `stop` says that the result is no longer needed. Returns
+    /// the offset at which age found a difference from what was written, and the SHA-256 of the
+    /// file.
     pub fn finish(mut self, stop: impl Fn() -> bool) -> io::Result<(Option<u64>, [u8; 32])> {
-        // What follows the archive must be nothing, and that must be authentic too.
+        // Nothing may follow the archive, and age must authenticate that too.
         let mut rest = vec![0; REST_PIECE_BYTES];
         while self.read(&mut rest)? > 0 {}
         while self.file.read(&mut rest)? > 0 {
@@ -193,7 +197,7 @@ fn wrong_key(lock: Lock) -> Error {
     Error::new(Code::KeyWrong, message, remedy)
 }
 
-/// The file, which both age and whoever needs its digest hold.
+/// The file, shared by age and the code that needs its digest.
 #[derive(Clone)]
 struct Shared(Arc<Mutex<Raw>>);
 
@@ -201,7 +205,7 @@ struct Raw {
     file: File,
     hasher: Sha256,
     read_bytes: u64,
-    /// While the header is read.
+    /// Limit for the bytes read, set while the header is read.
     most_bytes: Option<u64>,
 }
 

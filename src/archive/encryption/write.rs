@@ -1,4 +1,4 @@
-//! Encrypts an archive as it is written.
+//! Encrypts an archive while it is written.
 
 use std::io::{self, Write};
 
@@ -11,9 +11,9 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Encrypts what is written to it, and hashes what comes of that.
+/// Encrypts the bytes written to it and hashes the encrypted bytes.
 pub struct Encrypting<S> {
-    /// Until the end is written.
+    /// `None` after the end has been written.
     stream: Option<StreamWriter<Hashed<S>>>,
 }
 
@@ -24,7 +24,7 @@ struct Hashed<S> {
 }
 
 impl<S: Sink> Encrypting<S> {
-    /// Writes the header. `KG_KEY_NEEDED` where `keys` can encrypt nothing.
+    /// Writes the header. Fails with `KG_KEY_NEEDED` if `keys` cannot encrypt.
     pub fn new(sink: S, keys: &Keys) -> Result<Self> {
         let hashed = Hashed {
             sink,
