@@ -1,12 +1,13 @@
-//! Errors are part of the interface: a stable code, what happened, what to do about it.
+//! Error and warning types: a stable code, a message that says what happened, and a remedy.
 //!
-//! One plain, serialisable type serves every layer, because an error may cross the pipe from the reader
-//! process, the border to JavaScript, or end as a line on a terminal. Rules:
+//! One plain, serializable type serves every layer. An error may cross the pipe from the worker,
+//! cross the border to JavaScript, or end as a line on a terminal. Rules:
 //!
-//! * `message` says what happened, with the path or value it is about; `remedy` is the next step for the
-//!   person who reads it. Neither ends up empty.
-//! * The code is chosen where the cause is known. Callers match on codes, never on text.
-//! * Errors are returned, never logged and swallowed. What does not stop an operation is a [`Warning`] of its result.
+//! * `message` says what happened and names the path or value concerned. `remedy` is the next step
+//!   for the person who reads the message. Neither is ever empty.
+//! * The code that detects the cause chooses the error code. Callers match on codes, never on text.
+//! * Functions return errors and never log and swallow them. A problem that does not stop an
+//!   operation is a [`Warning`] in the result of the operation.
 
 use std::{fmt, io, path::Path};
 
@@ -18,20 +19,20 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 macro_rules! codes {
     ($($(#[doc = $doc:literal])+ $name:ident = $text:literal, exit $exit:literal;)+) => {
-        /// What went wrong, as a name that programs may rely on. `docs/reference/errors.md` explains each one.
+        /// Error codes that programs may rely on. `docs/reference/errors.md` explains each one.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum Code { $($(#[doc = $doc])+ #[serde(rename = $text)] $name,)+ }
 
         impl Code {
-            /// Every code, in the order of `docs/reference/errors.md`.
+            /// All codes, in the order of `docs/reference/errors.md`.
             pub const ALL: &[Code] = &[$(Code::$name),+];
 
             pub fn as_str(self) -> &'static str {
                 match self { $(Code::$name => $text),+ }
             }
 
-            /// The exit status of `kg` that this code leads to: 1 error, 2 usage, 3 database,
-            /// 4 file system or store, 5 verification failed, 130 interrupted.
+            /// Returns the exit status of `kg` for this code: 1 error, 2 usage, 3 database, 4 file
+            /// system or store, 5 verification failed, 130 interrupted.
             pub fn exit_status(self) -> u8 {
                 match self { $(Code::$name => $exit),+ }
             }
@@ -40,23 +41,24 @@ macro_rules! codes {
 }
 
 codes! {
-    /// An option or value that does not exist or is out of range.
+    /// An option or value does not exist or is out of range.
     InvalidOption = "KG_INVALID_OPTION", exit 2;
-    /// Something that this release does not do.
+    /// This release does not support the operation.
     Unsupported = "KG_UNSUPPORTED", exit 2;
-    /// `.kg/config.json` is not a JSON object, so that nothing can be set in it.
+    /// `.kg/config.json` is not a JSON object, so no setting can be written to it.
     ConfigInvalid = "KG_CONFIG_INVALID", exit 2;
-    /// `.kg/hooks.json` is no list of hooks, or others could have written it.
+    /// `.kg/hooks.json` is not a list of hooks, or other users could have written it.
     HooksInvalid = "KG_HOOKS_INVALID", exit 2;
-    /// The directory holds no `.kg/`.
+    /// The directory does not contain `.kg/`.
     NoProject = "KG_NO_PROJECT", exit 2;
-    /// With `strict`: something of the project is not in the backup as it is.
+    /// With `strict`: the backup lacks part of the project, or holds a part that changed during the
+    /// backup.
     Incomplete = "KG_INCOMPLETE", exit 4;
     /// The project has no database.
     NoDatabase = "KG_NO_DATABASE", exit 3;
-    /// A lock on the source database was not to be had in time.
+    /// The lock on the source database could not be acquired in time.
     DatabaseBusy = "KG_DATABASE_BUSY", exit 3;
-    /// SQLite says that the file is malformed or no database.
+    /// SQLite reports that the file is malformed or is not a database.
     DatabaseDamaged = "KG_DATABASE_DAMAGED", exit 3;
     /// SQLite could not open or read the file.
     DatabaseUnreadable = "KG_DATABASE_UNREADABLE", exit 3;
@@ -64,37 +66,38 @@ codes! {
     DatabaseInUse = "KG_DATABASE_IN_USE", exit 3;
     /// The backup directory is a file or cannot be used.
     BackupDirInvalid = "KG_BACKUP_DIR_INVALID", exit 4;
-    /// The backup directory lies where it would be backed up into itself.
+    /// The backup directory lies inside the part of the project that is backed up.
     BackupDirInProject = "KG_BACKUP_DIR_IN_PROJECT", exit 2;
-    /// Another backup or deletion holds the store.
+    /// Another backup or deletion holds the lock of the store.
     StoreLocked = "KG_STORE_LOCKED", exit 4;
     /// The store holds no backup.
     NoBackups = "KG_NO_BACKUPS", exit 4;
-    /// No backup of that id, or no file of that name.
+    /// No backup has that id, or no file has that name.
     BackupNotFound = "KG_BACKUP_NOT_FOUND", exit 4;
     /// The file is not an archive of this tool.
     NotABackup = "KG_NOT_A_BACKUP", exit 5;
-    /// The archive, or what stands beside it, is not what was written.
+    /// The archive, or a file in the same directory that belongs to it, differs from what was
+    /// written.
     ChecksumMismatch = "KG_CHECKSUM_MISMATCH", exit 5;
-    /// The backup is encrypted, or is to be, and no key was given.
+    /// The backup is encrypted or must be encrypted, and the caller gave no key.
     KeyNeeded = "KG_KEY_NEEDED", exit 2;
-    /// The key that was given is not the one of the backup.
+    /// The given key does not open the backup.
     KeyWrong = "KG_KEY_WRONG", exit 2;
-    /// The archive is not encrypted, and only an encrypted one was to be read.
+    /// The archive is not encrypted, and the caller accepts only encrypted archives.
     NotEncrypted = "KG_NOT_ENCRYPTED", exit 5;
-    /// A passphrase or identity file, or a recipient, cannot be used.
+    /// A passphrase file, identity file or recipient cannot be used.
     KeyInvalid = "KG_KEY_INVALID", exit 2;
-    /// A backup that this one rests on is not there.
+    /// A backup that this one depends on is missing.
     ChainBroken = "KG_CHAIN_BROKEN", exit 5;
-    /// The backup cannot be the base of an incremental one.
+    /// The backup cannot be the base of an incremental backup.
     BaseUnusable = "KG_BASE_UNUSABLE", exit 2;
-    /// Other backups rest on the one that was to be deleted.
+    /// Other backups depend on the backup that was to be deleted.
     BackupNeeded = "KG_BACKUP_NEEDED", exit 4;
     /// A deletion would remove a pinned backup.
     BackupPinned = "KG_BACKUP_PINNED", exit 4;
-    /// The archive was written in a newer format than this release reads.
+    /// The archive has a newer format than this release can read.
     FormatNewer = "KG_FORMAT_NEWER", exit 1;
-    /// The restore would replace files and `overwrite` is off.
+    /// The restore would replace files, and `overwrite` is off.
     TargetExists = "KG_TARGET_EXISTS", exit 4;
     /// The target directory cannot take a restore.
     TargetInvalid = "KG_TARGET_INVALID", exit 4;
@@ -106,32 +109,33 @@ codes! {
     PermissionDenied = "KG_PERMISSION_DENIED", exit 4;
     /// The disk or quota is full.
     NoSpace = "KG_NO_SPACE", exit 4;
-    /// A file that is to be written is a link, has other names, or is no regular file.
+    /// A file to be written is a link, has other names, or is not a regular file.
     UnsafeFile = "KG_UNSAFE_FILE", exit 4;
-    /// A limit of the system for this user or process: threads, processes, open files, the size of a file.
+    /// The system limits this user or process: threads, processes, open files, or the size of a
+    /// file.
     Limit = "KG_LIMIT", exit 4;
-    /// Another failure of the file system.
+    /// Another file system call failed.
     Io = "KG_IO", exit 4;
-    /// The reader process could not be started.
+    /// The worker process could not be started.
     ReaderStart = "KG_READER_START", exit 1;
-    /// The reader process ended before its work did.
+    /// The worker process ended before it finished its work.
     ReaderDied = "KG_READER_DIED", exit 1;
-    /// The reader process is of another release than the addon.
+    /// The worker process belongs to another release than the addon.
     ReaderVersion = "KG_READER_VERSION", exit 1;
-    /// The reader process said something that is not of the protocol.
+    /// The worker process sent something that does not follow the protocol.
     ReaderProtocol = "KG_READER_PROTOCOL", exit 1;
     /// The service of `kg serve` could not be started or stopped.
     Service = "KG_SERVICE", exit 1;
-    /// Of a run in the history: its process was killed.
+    /// The process of a run in the history was killed.
     Killed = "KG_KILLED", exit 1;
-    /// The caller's signal, or Ctrl-C, ended the operation.
+    /// The signal of the caller, or Ctrl-C, ended the operation.
     Aborted = "KG_ABORTED", exit 130;
     /// A defect of this software.
     Internal = "KG_INTERNAL", exit 1;
 }
 
 impl Code {
-    /// Whether something is encrypted, and not to be opened.
+    /// Returns whether the operation failed because of a key: missing, wrong or unusable.
     pub fn is_key_error(self) -> bool {
         matches!(self, Code::KeyNeeded | Code::KeyWrong | Code::KeyInvalid)
     }
@@ -143,7 +147,7 @@ impl fmt::Display for Code {
     }
 }
 
-/// What happened and what to do about it.
+/// A failed operation: what happened, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}. {remedy}.")]
 pub struct Error {
@@ -152,7 +156,7 @@ pub struct Error {
     pub message: String,
     /// What to do, without a full stop.
     pub remedy: String,
-    /// The text of the error beneath, as the operating system or SQLite gave it.
+    /// The text of the underlying error, as the operating system or SQLite gave it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
 }
@@ -184,9 +188,9 @@ impl Error {
         )
     }
 
-    /// A failed call on `path`; `action` completes "Could not …", for example "write".
+    /// Describes a failed call on `path`. `action` completes "Could not …", for example "write".
     pub fn io(action: &str, path: &Path, cause: io::Error) -> Self {
-        // What a reader or writer of this software says of itself.
+        // A reader or writer of this crate may have wrapped its own error in the `io::Error`.
         if let Some(own) = cause
             .get_ref()
             .and_then(|inner| inner.downcast_ref::<Error>())
@@ -244,7 +248,7 @@ impl Error {
         .with_cause(cause)
     }
 
-    /// Another process keeps a lock on the database at `path`.
+    /// Describes a database at `path` that another process keeps locked.
     pub fn busy(action: &str, path: &Path, cause: impl fmt::Display) -> Self {
         let message = format!(
             "Could not {action} {}: it is locked by {}",
@@ -256,7 +260,7 @@ impl Error {
         Error::new(Code::DatabaseBusy, message, remedy).with_cause(cause)
     }
 
-    /// A failed SQLite call on the database at `path`; `action` completes "Could not …".
+    /// Describes a failed SQLite call on the database at `path`. `action` completes "Could not …".
     pub fn sqlite(action: &str, path: &Path, cause: rusqlite::Error) -> Self {
         use rusqlite::{ErrorCode::*, ffi};
         let refused_to_sync = matches!(
@@ -301,7 +305,7 @@ impl Error {
     }
 }
 
-/// The operating system's sentence without Rust's "(os error N)".
+/// Returns the sentence of the operating system without Rust's "(os error N)".
 pub(crate) fn plain(error: &io::Error) -> String {
     let text = error.to_string();
     match text.find(" (os error") {
@@ -310,7 +314,7 @@ pub(crate) fn plain(error: &io::Error) -> String {
     }
 }
 
-/// The first of several texts, and how many more there are; `None` if there is none.
+/// Returns the first text and the number of further texts, or `None` if there is no text.
 pub(crate) fn first_and_more<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Option<String> {
     let mut texts = texts.into_iter();
     let first = texts.next()?.as_ref().to_string();
@@ -320,93 +324,97 @@ pub(crate) fn first_and_more<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) 
     })
 }
 
-/// What did not stop an operation but belongs before a person's eyes; part of the operation's result.
+/// A problem that did not stop an operation but that a person should see. It is part of the result
+/// of the operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warning {
-    /// `KG_WARN_…`, stable.
+    /// A stable code, `KG_WARN_…`.
     pub code: WarningCode,
     pub message: String,
-    /// What it is about, relative to the project, where that is one file.
+    /// The path concerned, relative to the project, if the warning is about a single file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WarningCode {
-    /// The source database failed its integrity check; the backup holds it as it is.
+    /// The source database failed its integrity check. The backup holds the database as it is.
     #[serde(rename = "KG_WARN_SOURCE_DAMAGED")]
     SourceDamaged,
-    /// Something of a source database could not be checked here; the backup holds all of it.
+    /// Part of a source database could not be checked here. The backup holds the whole database.
     #[serde(rename = "KG_WARN_NOT_CHECKED")]
     NotChecked,
-    /// Rows break what their table declares: NOT NULL, UNIQUE, CHECK or the type of a column. The backup holds them as they are.
+    /// Rows violate a NOT NULL, UNIQUE or CHECK constraint or a column type of their table. The
+    /// backup holds the rows as they are.
     #[serde(rename = "KG_WARN_CONSTRAINT")]
     Constraint,
     /// The graph database has no table.
     #[serde(rename = "KG_WARN_DATABASE_EMPTY")]
     DatabaseEmpty,
-    /// A file changed while it was read; what was read is in the backup.
+    /// A file changed while the worker read it. The backup holds what the worker read.
     #[serde(rename = "KG_WARN_FILE_CHANGED")]
     FileChanged,
     /// A file or directory could not be read and is not in the backup.
     #[serde(rename = "KG_WARN_FILE_UNREADABLE")]
     FileUnreadable,
-    /// A socket or device, which is not saved.
+    /// A socket or device, which a backup does not save.
     #[serde(rename = "KG_WARN_NOT_A_FILE")]
     NotAFile,
-    /// A symbolic link that leads out of the project, which is not saved.
+    /// A symbolic link that leads out of the project, which a backup does not save.
     #[serde(rename = "KG_WARN_LINK_OUTSIDE")]
     LinkOutside,
-    /// Something in the project's configuration could not be used.
+    /// A setting in the configuration of the project could not be used.
     #[serde(rename = "KG_WARN_CONFIG")]
     Config,
-    /// The backup is good, but something beside it could not be written or removed.
+    /// The backup is good, but another file in the store could not be written or removed.
     #[serde(rename = "KG_WARN_STORE")]
     Store,
     /// The mode or time of a restored directory could not be set.
     #[serde(rename = "KG_WARN_ATTRIBUTES")]
     Attributes,
-    /// There was nothing that an incremental backup could rest on: a full one was made.
+    /// No backup could serve as the base of an incremental backup, so a full one was made.
     #[serde(rename = "KG_WARN_FULL")]
     Full,
-    /// An interrupted restore was found, and was taken back or completed.
+    /// An interrupted restore was found and was rolled back or completed.
     #[serde(rename = "KG_WARN_RECOVERED")]
     Recovered,
-    /// A hook failed, or could not be used. The backup is as good.
+    /// A hook failed or could not be used. This does not affect the backup.
     #[serde(rename = "KG_WARN_HOOK")]
     Hook,
-    /// Nodes have no vector.
+    /// Some nodes have no vector.
     #[serde(rename = "KG_WARN_VECTORS")]
     Vectors,
-    /// What was restored over a project is of another one, or of this one where it lay before.
+    /// The restored backup belongs to another project, or to this project at another path.
     #[serde(rename = "KG_WARN_OTHER_PROJECT")]
     OtherProject,
-    /// A database has another name in the project; it is saved once.
+    /// A database has another name in the project and is saved only once.
     #[serde(rename = "KG_WARN_SAME_FILE")]
     SameFile,
-    /// A process commits to another WAL than the one next to a database, and those commits are not
-    /// in the backup.
+    /// A process commits to another WAL than the one next to a database. The backup does not hold
+    /// those commits.
     #[serde(rename = "KG_WARN_WAL_NOT_IN_USE")]
     WalNotInUse,
-    /// `latest` passed over newer backups, or what is left of them.
+    /// `latest` skipped newer backups or the remains of newer backups.
     #[serde(rename = "KG_WARN_PASSED_OVER")]
     PassedOver,
-    /// The backup that was restored does not hold all of its project.
+    /// The restored backup does not hold all of its project.
     #[serde(rename = "KG_WARN_INCOMPLETE")]
     Incomplete,
-    /// The store held backups of this project at the last run, and holds none now.
+    /// The store held backups of this project at the last run and holds none now.
     #[serde(rename = "KG_WARN_STORE_EMPTIED")]
     StoreEmptied,
-    /// A pattern of `excludePatterns` left nothing out.
+    /// A pattern of `excludePatterns` excluded nothing.
     #[serde(rename = "KG_WARN_EXCLUDE")]
     Exclude,
-    /// A key of encrypted backups can be read or replaced by others, or lies next to what it opens.
+    /// Other users can read or replace a key of encrypted backups, or the key lies next to what it
+    /// opens.
     #[serde(rename = "KG_WARN_KEY_EXPOSED")]
     KeyExposed,
-    /// A configuration was restored that sets backups otherwise than the one it replaced.
+    /// The restored configuration has other backup settings than the one that it replaced.
     #[serde(rename = "KG_WARN_SETTINGS_CHANGED")]
     SettingsChanged,
-    /// Keys were given, or backups are to be encrypted, and the backup that was read is not.
+    /// The caller gave keys, or backups must be encrypted, but the backup that was read is not
+    /// encrypted.
     #[serde(rename = "KG_WARN_NOT_ENCRYPTED")]
     NotEncrypted,
 }
@@ -440,7 +448,8 @@ impl WarningCode {
         WarningCode::NotEncrypted,
     ];
 
-    /// Whether a backup with this warning lacks something of its project, or may hold half of a change.
+    /// Returns whether a backup with this warning lacks part of its project or may hold half of a
+    /// change.
     pub fn means_incomplete(self) -> bool {
         matches!(
             self,

@@ -1,35 +1,38 @@
-//! Backup and recovery of knowledge-graph projects: the Rust core of `@weavelogic/knowledge-graph-agent`.
+//! Backup and recovery of knowledge-graph projects: the Rust core of
+//! `@weavelogic/knowledge-graph-agent`.
 //!
-//! A project keeps its state in `.kg/`: a SQLite database that several processes write, configuration, embeddings,
-//! plugin data. This crate saves it, while it is in use, into archives that `tar` and `sqlite3` can open, verifies
-//! them, and brings the project back.
+//! A project keeps its state in `.kg/`: a SQLite database that several processes write,
+//! configuration, embeddings and plugin data. This crate saves the project while it is in use. The
+//! archives can be opened with `tar` and `sqlite3`. The crate also verifies archives and restores
+//! projects from them.
 //!
 //! ```text
 //! backup    project ─▶ worker ─pages, files─▶ tar ─▶ gzip, all cores ─▶ store ─▶ manifest
-//! restore   store ─▶ gunzip, all cores ─▶ tar ─▶ checked against the manifest ─▶ staging ─▶ worker applies it
+//! restore   store ─▶ gunzip, all cores ─▶ tar ─▶ checked against the manifest ─▶ staging ─▶ worker
 //! ```
 //!
-//! Each folder is a layer, and imports only those below it in this table; `tests/integration/layers.rs` keeps it so.
+//! Each folder is a layer and imports only the layers below it in this table. The test
+//! `tests/integration/layers.rs` enforces this.
 //!
-//! | layer | what it is |
+//! | layer | purpose |
 //! | --- | --- |
-//! | [`cli`], [`node`] | the two faces: the command `kg`, and the addon. Only they know `clap` and `napi` |
-//! | [`service`] | the process of `kg serve`, the history of runs, health, metrics, and the hooks that are called after a backup |
-//! | [`commands`] | what a user asks for, a file each: back up, restore, verify, prune, check, repair, rehearse |
-//! | [`worker`] | the one place that opens files of a live project: a process of its own inside a host |
-//! | [`integrity`] | what can be wrong with a project, and how it is repaired |
-//! | [`config`] | what `.kg/config.json` and `.kg/hooks.json` say of backups |
-//! | [`schedule`] | when backups are made: a plan that is given the time |
-//! | [`store`] | the directory where archives are kept: catalog, lock, pins, chains, the policy of retention |
-//! | [`archive`] | the container: tar, blocks of gzip or zstd, manifest, checksums, seal, encryption |
-//! | [`project`] | what a project holds, and where its database lies |
+//! | [`cli`], [`node`] | the command `kg` and the addon; only they use `clap` and `napi` |
+//! | [`service`] | the process of `kg serve`, run history, health, metrics, hooks after a backup |
+//! | [`commands`] | one file per user command, such as back up, restore, prune or drill |
+//! | [`worker`] | opens the files of a live project; inside a host it is a separate process |
+//! | [`integrity`] | checks of a project, and repairs |
+//! | [`config`] | the backup settings of `.kg/config.json`, and `.kg/hooks.json` |
+//! | [`schedule`] | when backups are made: a plan that receives the time as an argument |
+//! | [`store`] | the directory of archives: catalog, lock, pins, chains, retention |
+//! | [`archive`] | the container: tar, gzip or zstd blocks, manifest, checksums, seal, encryption |
+//! | [`project`] | the contents of a project, and the path of its database |
 //! | [`salvage`] | rows out of damaged databases |
 //! | [`sqlite`] | databases at one commit, their checks, and their file format |
-//! | [`util`] | files that are written whole or not at all, locks, paths, progress |
+//! | [`util`] | atomic file writes, locks, paths, progress |
 //! | [`error`] | errors and warnings, with their codes |
-//! | [`system`] | what the operating system says of paths, mounts and processes |
+//! | [`system`] | what the operating system reports about paths, mounts and processes |
 //!
-//! `docs/internals/architecture.md` says why things are as they are.
+//! `docs/internals/architecture.md` explains the design decisions.
 
 pub mod archive;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! `kg`: the command line, and, as `kg __reader`, the reader process of a host.
+//! The command line `kg`. As `kg __reader`, the same executable is the worker process of a host.
 
 use std::process::ExitCode;
 
@@ -21,12 +21,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// A file that is too large for `ulimit -f` is an error of its write, and not the end of this process. All threads inherit this.
+/// Blocks SIGXFSZ, so that a file larger than `ulimit -f` makes the write fail and does not end
+/// this process. All threads inherit the signal mask.
 fn survive_large_files() {
     let _ = SigSet::from(Signal::SIGXFSZ).thread_block();
 }
 
-/// Every database of a project is open at once, with three descriptors a connection. A refusal only keeps the old limit.
+/// Raises the limit of open files, because every database of a project is open at once with three
+/// descriptors per connection. If the system refuses, the old limit stays.
 fn allow_many_files() {
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);

@@ -1,4 +1,4 @@
-//! The verb `health`: how a project and its backups stand, told without reading archives.
+//! The command `health`: reports the state of a project and its backups without reading archives.
 
 use std::{
     fs,
@@ -39,19 +39,20 @@ use crate::{
     worker::client::WorkerMode,
 };
 
-/// A backup that is older than this is worth a warning: the guide's table has a full backup at least weekly.
+/// The age above which the newest good backup is worth a warning. The guide recommends a full
+/// backup at least weekly.
 pub const DEFAULT_MAX_AGE: Duration = Duration::from_secs(8 * 24 * 60 * 60);
 
 #[derive(Debug, Clone)]
 pub struct HealthOptions {
-    /// The project's root.
+    /// The root of the project.
     pub root: PathBuf,
-    /// Of the project.
+    /// The settings of the project.
     pub settings: Settings,
-    /// Everything of the database, not only what `quick_check` finds.
+    /// Check the whole database, not only what `quick_check` covers.
     pub check_database: bool,
-    /// How old the newest good backup may be. Where this is given, it is an error that there is none or that it is older; otherwise a warning,
-    /// after [`DEFAULT_MAX_AGE`].
+    /// The maximum age of the newest good backup. If it is set, a missing or older backup is an
+    /// error. Otherwise it is a warning, with [`DEFAULT_MAX_AGE`] as the limit.
     pub max_age: Option<Duration>,
     pub lock_timeout: Duration,
 }
@@ -59,9 +60,9 @@ pub struct HealthOptions {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Health {
-    /// No issue is an error.
+    /// True if no issue is an error.
     pub healthy: bool,
-    /// Errors first.
+    /// Sorted by severity, errors first.
     pub issues: Vec<Issue>,
     pub checked: Checked,
     pub backups: Backups,
@@ -69,36 +70,37 @@ pub struct Health {
     pub duration_ms: u64,
 }
 
-/// How the backups stand.
+/// The state of the backups.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Backups {
     pub backup_dir: PathBuf,
     pub count: usize,
-    /// Archives and manifests that could not be read: whether they are backups cannot be told.
+    /// The number of archives and manifests that could not be read and may or may not be backups.
     pub unread: usize,
-    /// What `latest` means: its source was not damaged, and all that it rests on is there.
+    /// The id of the backup that `latest` selects: its source was not damaged, and its chain is
+    /// complete.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub newest_good: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub age_ms: Option<u64>,
-    /// What the disk has left.
+    /// The free space of the disk, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub free_bytes: Option<u64>,
-    /// What the next full backup is likely to take.
+    /// The expected size of the next full backup, in bytes.
     pub next_bytes: u64,
 }
 
-/// How backups come about by themselves.
+/// The state of automatic backups.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
-    /// A schedule is set and enabled.
+    /// True if a schedule is set and enabled.
     pub is_enabled: bool,
-    /// The process that makes backups on the schedule, where one does.
+    /// The process that makes scheduled backups, if one runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<Holder>,
-    /// As a person knows that process.
+    /// The description of that process for a person.
     #[serde(skip)]
     pub shown: Option<String>,
     /// The last attempt of `kg`, which may have failed.
@@ -106,7 +108,8 @@ pub struct Service {
     pub last_run: Option<Run>,
 }
 
-/// Opens files of the project: for `kg` itself alone.
+/// Checks the health of a project. Opens files of the project, so only `kg` itself may call this in
+/// process.
 pub fn health(
     store: &Store,
     options: &HealthOptions,
@@ -293,7 +296,8 @@ fn of_store(
     }
 }
 
-/// That a backup which says nothing of encryption is refused, before the first one is. It may be that each call says it.
+/// Returns an issue if the store refuses a backup that does not specify encryption, so that the
+/// user learns it before the first refusal. Each call may still specify encryption.
 fn refused(store: &Store, issue: &dyn Fn(IssueCode, String, &str) -> Issue) -> Option<Issue> {
     let error = store
         .check_encryption_policy(page_cache::is_of_encrypted(store.home()?))
@@ -306,7 +310,8 @@ fn refused(store: &Store, issue: &dyn Fn(IssueCode, String, &str) -> Issue) -> O
     Some(issue(IssueCode::BackupRefused, message, &error.remedy))
 }
 
-/// Those of the project: what neighbours make in the same directory saves nothing of it.
+/// Keeps only the backups of this project. Other projects that use the same directory save nothing
+/// of it.
 fn own_of(store: &Store, backups: Vec<Backup>) -> Vec<Backup> {
     backups
         .into_iter()
@@ -314,14 +319,15 @@ fn own_of(store: &Store, backups: Vec<Backup>) -> Vec<Backup> {
         .collect()
 }
 
-/// The last run that failed, unless there is a good backup since; a schedule that nobody keeps.
+/// Collects the state of the service. Adds issues for a schedule without a running service, and for
+/// a failed last run without a good backup since.
 fn of_service(
     project: &Project,
     settings: &Settings,
     newest_age_ms: Option<u64>,
     issues: &mut Vec<Issue>,
 ) -> Result<Service> {
-    // What is wrong with a schedule is an issue of the configuration.
+    // An invalid schedule is reported as an issue of the configuration.
     let has_plan = matches!(scheduled::plan(settings, project.root()), Ok(Some(_)));
     let is_enabled = has_plan && scheduled::is_enabled(settings);
     let found = Holder::find(project);
@@ -414,7 +420,7 @@ fn age_ms(timestamp: i64) -> u64 {
     (Timestamp::now().as_millisecond() - timestamp).max(0) as u64
 }
 
-/// As large as the newest full backup; as the database where there is none.
+/// Returns the size of the newest full backup, or of the database if there is no full backup.
 fn next_size(backups: &[Backup], database_size: u64) -> u64 {
     backups
         .iter()
@@ -422,7 +428,7 @@ fn next_size(backups: &[Backup], database_size: u64) -> u64 {
         .map_or(database_size, Backup::disk_size)
 }
 
-/// Whether backups can be written, and how much the disk has left for them.
+/// Checks whether backups can be written, and returns the free space of the disk in bytes.
 fn room(dir: &Path, next_bytes: u64, issues: &mut Vec<Issue>) -> Option<u64> {
     let exists = dir.ancestors().find(|dir| dir.exists())?;
     let issue = |code, message: String, remedy: &str| {
@@ -442,7 +448,7 @@ fn room(dir: &Path, next_bytes: u64, issues: &mut Vec<Issue>) -> Option<u64> {
     Some(free)
 }
 
-/// A warning where everyone may put another archive in the place of one.
+/// Returns a warning if every user may replace archives in the directory.
 fn exposed(dir: &Path) -> Option<Issue> {
     fs::metadata(dir).ok().filter(everyone_may_write)?;
     let message = format!(
@@ -456,7 +462,8 @@ fn exposed(dir: &Path) -> Option<Issue> {
     )
 }
 
-/// An error where the next backup does not fit, a warning where the one after that would not.
+/// Returns an error if the next backup does not fit, and a warning if the one after it would not
+/// fit.
 fn space(dir: &Path, free: u64, next_bytes: u64) -> Option<Issue> {
     if free >= next_bytes.saturating_mul(2) {
         return None;

@@ -1,7 +1,7 @@
-//! The last runs of a project's backups, by `kg` and its service: `.kg/cache/backup-runs.json`.
+//! The recent runs of a project's backups by `kg` and its service: `.kg/cache/backup-runs.json`.
 //!
-//! It is for people and monitors: no decision rests on it but when a service that was down takes up its plan. It is written by `kg`
-//! itself alone, never inside a host.
+//! The history is for people and monitors. The only decision that depends on it is when a service
+//! that was down continues its plan. Only `kg` itself writes it, never a host.
 
 use std::{
     io,
@@ -24,10 +24,11 @@ use crate::{
 
 const FILE: &str = "backup-runs.json";
 const LOCK_FILE: &str = "backup-runs.lock";
-/// Whoever holds it has two files to sync. No longer: the end of the service waits for this too (`docs/guide/schedule.md`).
+/// The holder of the lock syncs two files. The timeout must not be longer, because the end of the
+/// service waits for it too (`docs/guide/schedule.md`).
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 const MOST_RUNS: usize = 50;
-/// Of the file.
+/// The maximum size of the history file.
 const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -35,51 +36,52 @@ const MAX_BYTES: u64 = 16 * 1024 * 1024;
 pub struct History {
     /// Newest last.
     pub runs: Vec<Run>,
-    /// Where the plan of the service stands.
+    /// The position of the service in its plan.
     pub state: Option<State>,
-    /// Hooks that failed when they ran last.
+    /// Hooks that failed when they last ran.
     pub hook_failures: Vec<HookFailure>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct HookFailure {
-    /// The key that it is the value of.
+    /// The settings key of the hook.
     pub hook: String,
     /// In milliseconds since the epoch.
     pub at: i64,
     pub message: String,
 }
 
-/// One attempt. Times are milliseconds.
+/// One attempt to make a backup. Times are in milliseconds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Run {
-    /// Since the epoch.
+    /// In milliseconds since the epoch.
     pub started_at: i64,
     pub duration_ms: i64,
     pub trigger: Trigger,
     #[serde(rename = "type")]
     pub kind: BackupType,
-    /// Its id, where it succeeded.
+    /// The id of the backup, if the attempt succeeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup: Option<String>,
-    /// Of the archive, in bytes.
+    /// The size of the archive, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Error>,
-    /// It lacks something of the project, or may hold half of a change.
+    /// The backup lacks part of its project or may hold half of a change.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub incomplete: bool,
-    /// What was not made as it was asked for.
+    /// Warnings about how this run differed from what was requested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<Warning>,
-    /// How many old backups could not be removed after it.
+    /// The number of old backups that could not be removed after the run.
     #[serde(default)]
     pub retention_failures: u32,
 }
 
-/// When something began. How long it takes is measured by a clock that nobody sets.
+/// The start of an operation. The duration comes from a monotonic clock, which setting the system
+/// time does not change.
 #[derive(Debug, Clone, Copy)]
 pub struct Began {
     /// In milliseconds since the epoch.
@@ -101,7 +103,8 @@ impl Began {
 }
 
 impl Run {
-    /// `made` is what the attempt led to, which was to be of `kind` and has ended now.
+    /// Describes an attempt that has just ended. `made` is its result, and `kind` is the requested
+    /// type.
     pub fn of(made: &Result<Created>, kind: BackupType, trigger: Trigger, began: Began) -> Self {
         let backup = made.as_ref().ok().map(|created| &created.backup);
         Run {
@@ -118,7 +121,7 @@ impl Run {
         }
     }
 
-    /// An attempt that failed, which took nobody knows how long.
+    /// Describes a failed attempt of unknown duration.
     pub fn failed(started_at: i64, trigger: Trigger, kind: BackupType, error: Error) -> Self {
         Run {
             started_at,
@@ -139,7 +142,8 @@ impl Run {
     }
 }
 
-/// Warnings that no manifest has, because they are of the run: what was made is not what was asked for, or not where.
+/// Returns the warnings that belong to the run and are in no manifest. The backup has another type
+/// than requested, or the store was unexpectedly empty.
 fn of_run(created: &Created) -> Vec<Warning> {
     let is_of_run =
         |warning: &&Warning| matches!(warning.code, WarningCode::Full | WarningCode::StoreEmptied);
@@ -168,7 +172,8 @@ impl History {
         dir(project).join(FILE)
     }
 
-    /// What is known, runs that were killed among it; nothing else where the file is missing, or holds something else.
+    /// Reads the history and adds runs that were killed. Returns only those if the file is missing
+    /// or invalid.
     pub fn read(project: &Project) -> Result<Self> {
         let path = History::path(project);
         let text = match regular_file::read_if_there(&path, MAX_BYTES) {
@@ -181,7 +186,7 @@ impl History {
         Ok(history)
     }
 
-    /// Adds runs that it does not have.
+    /// Adds runs that are not in the history yet.
     fn take_up(&mut self, runs: impl Iterator<Item = Run>) {
         for run in runs {
             if self
@@ -198,7 +203,7 @@ impl History {
         }
     }
 
-    /// Adds to it. Where that fails, the backup that it is about is as good.
+    /// Changes the history. A failure does not affect the backup that the change describes.
     pub fn update(project: &Project, change: impl FnOnce(&mut History)) -> Result<()> {
         let dir = dir(project);
         atomic_file::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
@@ -215,7 +220,7 @@ impl History {
         history.runs.drain(..surplus);
         let text = serde_json::to_vec_pretty(&history).unwrap_or_default();
         atomic_file::write_shared(&History::path(project), &text)?;
-        // From here on the history has them.
+        // The history contains these runs from here on, so their markers are no longer needed.
         killed
             .iter()
             .try_for_each(|(record, _)| atomic_file::remove(record))

@@ -1,4 +1,5 @@
-//! The hooks of the service: told between backups, run on a thread of their own, their failures logged.
+//! The hooks of the service. They are queued between backups and run on a separate thread. Failures
+//! are logged.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use crate::{
     util::operation::CancelToken,
 };
 
-/// How long the end of the service waits for hooks that are at work.
+/// How long the end of the service waits for running hooks.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 pub struct HookSession<'a> {
@@ -28,7 +29,7 @@ impl<'a> HookSession<'a> {
         }
     }
 
-    /// That a backup begins; the hooks of its end.
+    /// Queues the hooks of a backup that begins, and returns the hooks for its end.
     pub fn begin(&self, trigger: Trigger) -> Hooks {
         let hooks = self.load();
         self.tell(
@@ -41,7 +42,7 @@ impl<'a> HookSession<'a> {
         hooks
     }
 
-    /// As they are configured now.
+    /// Loads the hooks as they are configured now, and logs warnings.
     pub fn load(&self) -> Hooks {
         let mut warnings = Vec::new();
         let hooks = Hooks::load(self.project, &mut warnings);
@@ -57,7 +58,7 @@ impl<'a> HookSession<'a> {
         }
     }
 
-    /// Logs what has ended meanwhile.
+    /// Logs hooks that have ended since the last call.
     pub fn note(&self) {
         write_down(self.project, self.log, &self.worker.ended());
     }

@@ -1,4 +1,5 @@
-//! One service a project, by an operating system's lock on `.kg/backup-service.lock`. Who holds it stands in the file.
+//! Ensures one service per project, with an operating system lock on `.kg/backup-service.lock`. The
+//! file names its holder.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -25,9 +26,9 @@ use crate::{
     },
 };
 
-/// Below `.kg/`; no backup holds it.
+/// The name of the lock file below `.kg/`. Backups exclude it.
 pub const LOCK_FILE: &str = "backup-service.lock";
-/// A longer file names no process.
+/// The maximum size of the lock file. A larger file does not name a process.
 const MAX_BYTES: u64 = 4096;
 const POLL: Duration = Duration::from_millis(20);
 
@@ -41,7 +42,7 @@ pub struct Holder {
     pub since: i64,
 }
 
-/// The lock, until this is dropped.
+/// The lock of a service, held until this value is dropped.
 #[derive(Debug)]
 pub struct InstanceLock {
     file: File,
@@ -49,7 +50,8 @@ pub struct InstanceLock {
 }
 
 impl Holder {
-    /// Who runs the service of `project`; `None` where nobody does. `KG_SERVICE` if another program has its lock.
+    /// Finds the process that runs the service of `project`; `None` if no service runs. Returns
+    /// `KG_SERVICE` if another program holds the lock.
     pub fn find(project: &Project) -> Result<Option<Holder>> {
         let path = path(project);
         let failed = |cause| Error::io("lock", &path, cause);
@@ -72,7 +74,7 @@ impl Holder {
                     ));
                 }
                 let text = regular_file::read(&file, MAX_BYTES).map_err(failed)?;
-                // It has only just taken the lock: nothing is known of it yet.
+                // The process has only just taken the lock and has not written its details yet.
                 let unknown = Holder {
                     pid: 0,
                     host: String::new(),
@@ -83,14 +85,14 @@ impl Holder {
         }
     }
 
-    /// Ends the service, and waits until it has; by force after `patience`, which leaves nothing that the next run does not clear up.
-    /// `Ok(true)` where force was needed.
+    /// Ends the service and waits until it has ended. After `patience` it kills the service, and
+    /// the next run cleans up. Returns `Ok(true)` if it had to kill the service.
     pub fn stop(&self, project: &Project, patience: Duration) -> Result<bool> {
         let Some(lock) = open_lock(project)? else {
             return Ok(false);
         };
         let process = match Process::holding(&lock) {
-            // It may have ended by itself just now.
+            // The service may have ended by itself just now.
             Err(why) if Holder::find(project)?.as_ref() == Some(self) => {
                 return Err(self.out_of_reach(&why));
             }
@@ -113,7 +115,8 @@ impl Holder {
         }
     }
 
-    /// How a message names it: by the number that it has here, which in a container is another one than it knows itself by.
+    /// Returns the name of the process for messages, with its process id in this container. The
+    /// process may know itself by another number.
     pub fn shown(&self, project: &Project) -> String {
         let lock = open_lock(project)
             .ok()
@@ -150,20 +153,20 @@ fn path(project: &Project) -> PathBuf {
     project.state_dir().join(LOCK_FILE)
 }
 
-/// The lock file, to look at it; `None` where there is none.
+/// Opens the lock file to inspect it; `None` if there is no lock file.
 fn open_lock(project: &Project) -> Result<Option<File>> {
     let path = path(project);
     let file = match regular_file::open_linked(&path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(|cause| Error::io("lock", &path, cause))?,
     };
-    // A copy of the project by hard links has the lock of the service of the original.
+    // A copy of the project made with hard links shares the lock file of the original.
     regular_file::assert_one_name(&file, &path)?;
     Ok(Some(file))
 }
 
 impl InstanceLock {
-    /// Takes the lock; `Err` of who has it.
+    /// Takes the lock, or returns the current holder as the inner `Err`.
     pub fn take(project: &Project) -> Result<std::result::Result<InstanceLock, Holder>> {
         let path = path(project);
         let failed = |cause| Error::io("lock", &path, cause);
@@ -191,12 +194,13 @@ impl InstanceLock {
         Ok(Ok(InstanceLock { file, holder }))
     }
 
-    /// Who has it: this process.
+    /// Returns the holder of the lock, which is this process.
     pub fn holder(&self) -> &Holder {
         &self.holder
     }
 
-    /// Whether the file that is locked is still the one of the project: a project that is removed needs no service.
+    /// Returns whether the locked file is still the lock file of the project. If the project was
+    /// removed, it needs no service.
     pub fn is_in(&self, state_dir: &Path) -> bool {
         let (Ok(here), Ok(there)) = (
             self.file.metadata(),

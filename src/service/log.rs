@@ -1,5 +1,5 @@
-//! What the service did, a line each: on standard output, or in `.kg/logs/`, where no more than [`MOST_FILES`] files of
-//! [`MOST_BYTES`] are kept.
+//! The log of the service, one line per event. It goes to standard output or to `.kg/logs/`, which
+//! keeps at most [`MOST_FILES`] files of [`MOST_BYTES`].
 
 use std::{
     cell::RefCell,
@@ -16,7 +16,7 @@ use crate::{
     util::atomic_file,
 };
 
-/// Below `.kg/`; no backup holds it.
+/// The directory below `.kg/`. Backups exclude it.
 pub const DIR: &str = "logs";
 pub const FILE: &str = "backup-service.log";
 const MOST_BYTES: u64 = 1024 * 1024;
@@ -39,7 +39,8 @@ impl Log {
         })
     }
 
-    /// A log that cannot be written must not keep a backup from being made.
+    /// Writes a line. Errors are ignored, because a log that cannot be written must not prevent a
+    /// backup.
     pub fn line(&self, text: &str) {
         let text: String = text
             .chars()
@@ -77,7 +78,7 @@ fn open(path: &Path) -> Result<File> {
     atomic_file::open_log(path)
 }
 
-/// `backup-service.log.2`.
+/// Returns the path of a rotated log, such as `backup-service.log.2`.
 fn numbered(path: &Path, number: u32) -> PathBuf {
     let mut name = path.as_os_str().to_os_string();
     name.push(format!(".{number}"));

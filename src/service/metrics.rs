@@ -1,7 +1,9 @@
-//! How the backups of a project stand, for Prometheus: over HTTP (`src/service/http/`), and as a file for the textfile collector of
-//! node_exporter (<https://github.com/prometheus/node_exporter#textfile-collector>). `docs/guide/monitor.md` lists the metrics.
+//! Metrics about the backups of a project, for Prometheus: over HTTP (`src/service/http/`), and as
+//! a file for the textfile collector of node_exporter
+//! (<https://github.com/prometheus/node_exporter#textfile-collector>). `docs/guide/monitor.md`
+//! lists the metrics.
 //!
-//! A metric that is not known is left out. Times are seconds since the epoch.
+//! A metric with an unknown value is omitted. Times are seconds since the epoch.
 
 use std::{fmt::Write as _, io::Write as _, path::Path};
 
@@ -12,29 +14,29 @@ use crate::{
     util::atomic_file,
 };
 
-/// What the name of each metric begins with.
+/// The prefix of the name of each metric.
 const PREFIX: &str = "kg_backup";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// Prometheus' text, version 0.0.4: what the textfile collector reads.
+    /// The text format of Prometheus, version 0.0.4, which the textfile collector reads.
     Prometheus,
     /// OpenMetrics 1.0.
     OpenMetrics,
 }
 
-/// What the metrics tell.
+/// The data for the metrics.
 pub struct Facts<'a> {
-    /// Its root.
+    /// The root of the project.
     pub project: &'a str,
-    /// `None` where it could not be found out.
+    /// `None` if the status could not be determined.
     pub status: Option<&'a Status>,
     pub is_healthy: bool,
-    /// Of a service that runs.
+    /// The activity of a running service.
     pub activity: Option<Activity>,
 }
 
-/// What a service does and did since its start.
+/// The activity of a service since its start.
 #[derive(Debug, Clone, Copy)]
 pub struct Activity {
     pub is_running: bool,
@@ -50,15 +52,15 @@ enum MetricType {
 }
 
 struct Metric {
-    /// After [`PREFIX`], without the suffix of a counter.
+    /// The name after [`PREFIX`], without the suffix of a counter.
     name: &'static str,
     kind: MetricType,
     help: &'static str,
-    /// Label, its value; the value of the sample.
+    /// An optional label with its value, and the value of the sample.
     samples: Vec<(Option<(&'static str, &'static str)>, f64)>,
 }
 
-/// Writes the file, whole or not at all. Everybody may read it: the collector is another user.
+/// Writes the file atomically. Every user may read it, because the collector runs as another user.
 pub fn write(path: &Path, project: &Project, status: &Status) -> Result<()> {
     let root = project.root().display().to_string();
     let facts = Facts {
@@ -235,7 +237,8 @@ impl Metric {
             MetricType::Info => ("info", "_info"),
         };
         let sample = format!("{family}{suffix}");
-        // OpenMetrics describes the family and knows units; the older text describes what the samples are called, and has no infos.
+        // OpenMetrics describes the metric family and knows units and infos. The older format
+        // describes the name of the samples and has no infos.
         let (described, kind) = match format {
             Format::OpenMetrics => (&family, kind),
             Format::Prometheus => (
@@ -250,7 +253,7 @@ impl Metric {
         let unit = ["seconds", "bytes"]
             .into_iter()
             .find(|unit| described.ends_with(&format!("_{unit}")));
-        // Writing to a String does not fail.
+        // Writing to a `String` does not fail.
         let _ = writeln!(
             text,
             "# HELP {described} {}\n# TYPE {described} {kind}",
@@ -268,7 +271,7 @@ impl Metric {
     }
 }
 
-/// In the value of a label.
+/// Escapes the value of a label.
 fn escape(text: &str) -> String {
     text.replace('\\', "\\\\")
         .replace('"', "\\\"")

@@ -1,20 +1,22 @@
-//! The service that `kg serve` runs: one process a project, which makes the backups that the project's settings ask for.
+//! The service that `kg serve` runs: one process per project, which makes the backups that the
+//! settings of the project ask for.
 //!
 //! ```text
-//! holder        one service a project: a lock, and who has it
-//! process       that process, as the kernel knows it, to end it
-//! work          what is done between two moments: take up the settings, make a backup, remember what came of it
-//! hook_session  the hooks of each run, on a thread of their own ─▶ hooks: commands, webhooks, heartbeats
-//! log           .kg/logs/backup-service.log, with a limit
-//! init          what the first process of a container owes the others
-//! board         what the loop shows of itself ─▶ http: health and metrics, on a thread of their own
+//! instance_lock  one service per project: a lock, and its holder
+//! process        that process, as the kernel identifies it, to end it
+//! run_loop       the work of the loop: load the settings, make a backup, record the result
+//! hook_session   the hooks of each run, on a separate thread ─▶ hooks: commands, URLs
+//! log            .kg/logs/backup-service.log, with a size limit
+//! supervisor     the duties of the first process of a container
+//! state          what the loop publishes ─▶ http: health and metrics, on a separate thread
 //!
-//! started       a run that has begun ─▶ history: the last runs ─▶ status, health, metrics: how the backups of a project stand
+//! run_marker     a running backup ─▶ history: the last runs ─▶ status, health, metrics
 //! ```
 //!
-//! [`serve`] is a loop on one thread: read the settings when they have changed, ask the plan (`crate::schedule`), make a backup or
-//! wait for a moment. It reads the project's files between backups only, never beside one (`docs/internals/architecture.md`, the rule).
-//! It ends at the end of a moment, or of a backup that it cancels: nothing of that is left.
+//! [`serve`] is a loop on one thread. It reads the settings when they have changed and asks the
+//! plan ([`crate::schedule`]). Then it makes a backup or sleeps for a moment. It reads files of the
+//! project only between backups, never during one (the rule in `docs/internals/architecture.md`).
+//! The loop ends after a moment, or after a backup that it cancels and that leaves nothing behind.
 
 pub mod health;
 pub mod history;
@@ -50,19 +52,19 @@ use crate::{
     util::operation::CancelToken,
 };
 
-/// How soon a signal, a changed configuration or a clock that was set is noticed.
+/// The interval at which the loop notices a signal, a changed configuration or a clock change.
 const MOMENT: Duration = Duration::from_millis(200);
 
-/// What whoever starts a service chooses for it alone.
+/// Options that apply only to the service that is being started.
 #[derive(Debug, Default)]
 pub struct Options {
-    /// Written after each run.
+    /// The path of the metrics file, written after each run.
     pub metrics_file: Option<PathBuf>,
-    /// Instead of what the settings say.
+    /// Overrides the address of the settings.
     pub listen: Option<Listen>,
 }
 
-/// Runs until `cancel` is set. `KG_SERVICE` if the project is gone.
+/// Runs until `cancel` is set. Returns `KG_SERVICE` if the project is gone.
 pub fn serve(
     project: &Project,
     held: &InstanceLock,
@@ -116,7 +118,8 @@ pub fn serve(
     Ok(())
 }
 
-/// Nothing is written to a project that is gone: that would make a new one at its place.
+/// Describes a project that is gone. The service writes nothing to it, because a write would create
+/// a new project in its place.
 fn lost(project: &Project) -> Error {
     Error::new(
         Code::Service,
@@ -128,7 +131,7 @@ fn lost(project: &Project) -> Error {
     )
 }
 
-/// The log of the service of a project, for messages that name it.
+/// Returns the path of the service log of a project, for messages.
 pub fn log_path(project: &Project) -> PathBuf {
     project.state_dir().join(log::DIR).join(log::FILE)
 }

@@ -1,8 +1,9 @@
-//! The process that runs a service, as the kernel knows it.
+//! The process that runs a service, as the kernel identifies it.
 //!
-//! What stands in the lock file is only what somebody wrote: in another container the same number is another process, and
-//! whoever may write to the project could name any. So a signal goes to the process that holds the lock, through a descriptor
-//! of that process, once it is known to be `kg` and of a user who may run the service.
+//! The content of the lock file proves nothing. In another container, the same number is another
+//! process, and any user who can write to the project could name any process. A signal therefore
+//! goes to the process that holds the lock, through a descriptor of that process. Before that, this
+//! module checks that the process is `kg` and that its user may run the service.
 
 use std::{
     fs::{self, File},
@@ -19,17 +20,18 @@ use rustix::{
 
 use crate::{error::plain, system::holders};
 
-/// What the kernel adds to the path of an executable that was replaced since.
+/// The suffix that the kernel adds to the path of an executable that was replaced after the start.
 const DELETED: &str = " (deleted)";
 
 pub struct Process {
     pid: Pid,
-    /// `None` where the kernel is older than 5.3.
+    /// `None` if the kernel is older than 5.3.
     descriptor: Option<OwnedFd>,
 }
 
 impl Process {
-    /// The one that holds the `flock` on this file. An error completes "could not be stopped: …".
+    /// Returns the process that holds the `flock` on this file. An error completes "could not be
+    /// stopped: …".
     pub fn holding(lock: &File) -> Result<Process, String> {
         let failed = |cause: io::Error| plain(&cause);
         let found = lock.metadata().map_err(failed)?;
@@ -41,7 +43,7 @@ impl Process {
             Err(Errno::NOSYS) => None,
             opened => Some(opened.map_err(|cause| failed(cause.into()))?),
         };
-        // From here on the descriptor means one process, whatever becomes of its number.
+        // From here on the descriptor identifies one process, even if the number is reused.
         let is_it =
             holders::of_flock(&found) == Some(number) && holders::has_file_open(number, &found);
         if !is_it {
@@ -79,7 +81,7 @@ impl Process {
         Ok(Process { pid, descriptor })
     }
 
-    /// One that has ended meanwhile is no error.
+    /// Sends a signal. A process that has already ended is not an error.
     pub fn signal(&self, signal: Signal) -> Result<(), String> {
         let sent = match &self.descriptor {
             Some(descriptor) => pidfd_send_signal(descriptor, signal),
@@ -92,7 +94,7 @@ impl Process {
     }
 }
 
-/// The process that has the lock, where it can be seen and is another program, as a message names it.
+/// Returns the name of the process that holds the lock if it is visible and is another program.
 pub fn another_program(lock: &File) -> Option<String> {
     let name = |process: &str| fs::read_to_string(format!("/proc/{process}/comm")).ok();
     let process = holders::of_flock(&lock.metadata().ok()?)?;
@@ -100,13 +102,14 @@ pub fn another_program(lock: &File) -> Option<String> {
     is_other.then(|| holders::name(process))
 }
 
-/// Whether it was started as `kg serve`.
+/// Returns whether the process was started as `kg serve`.
 fn serves(process: i32) -> bool {
     let arguments = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
     arguments.split(|byte| *byte == 0).nth(1) == Some(b"serve".as_slice())
 }
 
-/// Another release of a program is the same program, also while it is being replaced.
+/// Returns the name of a program. Another release counts as the same program, also while it is
+/// being replaced.
 fn program_name(program: &Path) -> Option<PathBuf> {
     let name = program.file_name()?.to_str()?;
     Some(PathBuf::from(name.strip_suffix(DELETED).unwrap_or(name)))

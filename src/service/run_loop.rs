@@ -1,7 +1,8 @@
-//! The work of the service, of which its loop (`super::serve`) does one thing after the other: take up the settings, tell whether a run
-//! is due, make a backup, remember what came of it, and look how the backups stand.
+//! The work of the service: load the settings, check whether a run is due, make a backup, record
+//! the result, and update the published status. The loop [`super::serve`] does one step after the
+//! other.
 //!
-//! All of it opens files of the project, and so happens between backups alone.
+//! Every step opens files of the project, so it runs only between backups.
 
 use std::{
     fs,
@@ -35,11 +36,11 @@ use crate::{
     worker::client::WorkerMode,
 };
 
-/// How long settings may be unreadable before that is told.
+/// How long settings may be unreadable before the service reports it.
 const SETTLING: Duration = Duration::from_secs(1);
 const DESCRIPTION: &str = "Scheduled backup";
 
-/// How long what is told over HTTP may be behind a store that somebody else changed.
+/// The maximum age of the published status, if another process changed the store.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 pub struct Service<'a> {
@@ -49,14 +50,14 @@ pub struct Service<'a> {
     cancel: &'a CancelToken,
     pub board: Arc<ServiceState>,
     pub hooks: HookSession<'a>,
-    /// The last valid ones.
+    /// The last valid settings.
     pub settings: Settings,
-    /// Why those that are there now do not count.
+    /// Why the current settings cannot be used.
     unreadable: Option<Unreadable>,
-    /// `None` while nothing is to be done.
+    /// `None` while no schedule is enabled.
     plan: Option<Plan>,
     state: Option<State>,
-    /// When the backups were looked at last, and what the history was like.
+    /// The time of the last look at the backups, and the mark of the history file then.
     looked: Option<(Instant, Option<Mark>)>,
 }
 
@@ -90,11 +91,13 @@ impl<'a> Service<'a> {
         }
     }
 
-    /// Takes up the settings. What was missed before the start counts; a schedule that is new begins now.
+    /// Loads the settings. At the start of the service, missed runs count. A schedule that changes
+    /// later begins now.
     pub fn load(&mut self, is_start: bool) {
         let mut warnings = Vec::new();
         let settings = Settings::read(self.project.root(), &mut warnings);
-        // A file that is gone says nothing: what was set is taken out with `kg config unset`.
+        // A missing file does not reset the settings. A user removes settings with `kg config
+        // unset`.
         let is_lost =
             !is_start && self.settings != Settings::default() && !self.config_path().exists();
         let lost = is_lost.then(|| {
@@ -156,7 +159,7 @@ impl<'a> Service<'a> {
         self.project.state_dir().join(CONFIG_FILE)
     }
 
-    /// Tells once that the settings cannot be read. An editor that is saving them is given a moment.
+    /// Reports once that the settings cannot be read. The delay gives an editor time to save them.
     pub fn tell_unreadable(&mut self) {
         let is_due = |found: &&mut Unreadable| !found.is_told && found.since.elapsed() >= SETTLING;
         let Some(found) = self.unreadable.as_mut().filter(is_due) else {
@@ -190,7 +193,8 @@ impl<'a> Service<'a> {
         })
     }
 
-    /// Up to when everything is dealt with, as an earlier service or the backups that exist say.
+    /// Returns the time up to which all runs are dealt with, in milliseconds since the epoch. It
+    /// comes from an earlier service or from the existing backups.
     fn last(&self) -> Option<i64> {
         let known = History::read(self.project)
             .ok()
@@ -298,7 +302,8 @@ impl<'a> Service<'a> {
         )
     }
 
-    /// Whether somebody else made a backup, or may have changed the store in another way.
+    /// Returns whether the published status may be outdated, because another process made a backup
+    /// or changed the store.
     pub fn is_behind(&self) -> bool {
         let is_current = |(at, of): &(Instant, Option<Mark>)| {
             at.elapsed() < LOOK_EVERY && *of == mark(&History::path(self.project))
@@ -306,7 +311,7 @@ impl<'a> Service<'a> {
         !self.looked.as_ref().is_some_and(is_current)
     }
 
-    /// Tells over HTTP how the backups stand.
+    /// Publishes the status of the backups over HTTP.
     pub fn look(&mut self) -> Arc<Result<Status>> {
         self.looked = Some((Instant::now(), mark(&History::path(self.project))));
         let store = scheduled::store(
@@ -366,7 +371,7 @@ pub fn now() -> i64 {
     Timestamp::now().as_millisecond()
 }
 
-/// What changes when a file does.
+/// Attributes that change when a file changes.
 pub type Mark = (SystemTime, u64, u64);
 
 pub fn mark(path: &Path) -> Option<Mark> {

@@ -1,7 +1,9 @@
-//! Runs that are at work: a file each, `.kg/cache/backup-run-….started`, which its process keeps locked for as long as it lives. A file
-//! that is not locked any more is of a run that was killed: by a signal, for want of memory, or by a loss of power.
+//! Markers of running backups: one file per run, `.kg/cache/backup-run-….started`.
 //!
-//! A lock tells it across containers too, where process ids do not. Where locks cannot be asked, a run is not said to be killed.
+//! The process of a run keeps its marker locked as long as it lives. A marker without a lock
+//! belongs to a run that was killed by a signal, by a lack of memory, or by a power loss. Locks
+//! work across containers, and process ids do not. If locks are not available, no run is reported
+//! as killed.
 
 use std::{
     fs::{self, File},
@@ -27,10 +29,10 @@ const PREFIX: &str = "backup-run-";
 const SUFFIX: &str = ".started";
 const MAX_BYTES: u64 = 4096;
 
-/// Of the run of this process that a second interrupt may end at once.
+/// The marker of the run of this process that a second interrupt may end at once.
 static AT_WORK: Mutex<Option<PathBuf>> = Mutex::new(None);
 
-/// What the file says.
+/// The content of a marker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Record {
@@ -41,7 +43,8 @@ struct Record {
     kind: BackupType,
 }
 
-/// A run that is at work, with its record and what keeps that locked. Where it cannot be written down, it is a run all the same.
+/// A running backup: the path of its marker and the locked file. `None` if the marker could not be
+/// written, which does not stop the run.
 #[derive(Debug)]
 pub struct RunMarker(Option<(PathBuf, File)>);
 
@@ -69,7 +72,7 @@ impl RunMarker {
             std::process::id()
         ));
         let failed = |cause| Error::io("write", &path, cause);
-        // Locked before it has its name: it is never seen without.
+        // The file is locked before it gets its name, so it is never visible without a lock.
         let mut file = atomic_file::TempFile::new(&dir)?;
         file.file().lock().map_err(failed)?;
         let record = Record {
@@ -85,17 +88,19 @@ impl RunMarker {
         Ok((path, locked))
     }
 
-    /// The run has ended: the history has what came of it, or it is none.
+    /// Removes the marker after the run has ended. The result is in the history, or the run does
+    /// not count.
     pub fn end(self) {
         set_at_work(None);
         if let Some((path, _)) = &self.0 {
-            // One that stays is of a run that the history has.
+            // If the marker cannot be removed, the history still has the run, so it is not reported
+            // as killed.
             let _ = atomic_file::remove(path);
         }
     }
 }
 
-/// For an end of this process that the user asked for: that is no failure.
+/// Removes the marker when the user ends this process, because that is not a failure.
 pub fn end_at_work() {
     if let Some(path) = set_at_work(None) {
         let _ = atomic_file::remove(&path);
@@ -109,7 +114,7 @@ fn set_at_work(path: Option<PathBuf>) -> Option<PathBuf> {
     std::mem::replace(&mut *at_work, path)
 }
 
-/// The runs that were killed, each with its file, oldest first.
+/// Returns the killed runs and their marker files, oldest first.
 pub fn killed(project: &Project) -> Vec<(PathBuf, Run)> {
     let entries = fs::read_dir(history::dir(project))
         .into_iter()
@@ -129,7 +134,7 @@ pub fn killed(project: &Project) -> Vec<(PathBuf, Run)> {
 fn killed_run(path: &Path) -> Option<Run> {
     let file = regular_file::open(path).ok()?;
     file.try_lock_shared().ok()?;
-    // A run that has just ended has removed it.
+    // A run that has just ended has removed its marker.
     if file.metadata().ok()?.nlink() == 0 {
         return None;
     }
@@ -166,7 +171,7 @@ mod tests {
         let began = Began::now();
         let started = RunMarker::begin(Some(&project), BackupType::Full, Trigger::Manual, began);
         assert!(History::read(&project).unwrap().last().is_none());
-        // As the end of the process does.
+        // Simulates the end of the process.
         drop(started);
         let told = || {
             History::read(&project)

@@ -1,8 +1,9 @@
-//! What the loop of the service tells whoever asks over HTTP.
+//! The state that the loop of the service publishes for HTTP requests.
 //!
-//! The loop looks at the project between backups, and puts what it found here. Who asks gets a copy, and works out from the times
-//! in it what depends on the time now. So a scrape never opens a file of the project, which beside a backup it must not
-//! (`docs/internals/architecture.md`, the rule), and never waits for one.
+//! The loop examines the project between backups and stores its findings here. A request gets a
+//! copy and computes from the stored times what depends on the current time. A scrape therefore
+//! never opens a file of the project, which it must not do during a backup (the rule in
+//! `docs/internals/architecture.md`). It never waits for such a file either.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
@@ -18,20 +19,21 @@ use crate::{
     },
 };
 
-/// A loop that has not moved for so long does not live. Reading a large catalog from a slow disk takes seconds.
+/// The time without progress after which the loop counts as stuck. Reading a large catalog from a
+/// slow disk takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct ServiceState {
-    /// Its root.
+    /// The root of the project.
     pub project: String,
     seen: Mutex<Seen>,
 }
 
-/// What there was to see at one moment.
+/// A snapshot of the service at one moment.
 #[derive(Clone)]
 pub struct Seen {
     moved_at: Instant,
-    /// Since when a backup is being made, in milliseconds since the epoch.
+    /// The start of the running backup, in milliseconds since the epoch; `None` if no backup runs.
     pub running_since: Option<i64>,
     succeeded: u64,
     failed: u64,
@@ -76,7 +78,8 @@ impl ServiceState {
         *count += 1;
     }
 
-    /// Called when the status after the backup is there: before, the next run still is the one that has ended.
+    /// Marks the end of a backup. Called once the new status is published, because until then the
+    /// next run is still the one that has ended.
     pub fn ended(&self) {
         let mut seen = self.lock();
         (seen.running_since, seen.moved_at) = (None, Instant::now());
@@ -98,7 +101,7 @@ impl ServiceState {
 }
 
 impl Seen {
-    /// What keeps the service from working at all.
+    /// Returns whether the service makes progress at all.
     pub fn liveness(&self, now: Instant) -> Health {
         let still = now.saturating_duration_since(self.moved_at);
         let is_stuck = self.running_since.is_none() && still > PATIENCE;
@@ -111,7 +114,8 @@ impl Seen {
         health(is_stuck.then(message).into_iter().collect())
     }
 
-    /// How the backups stand at `now`. A run that has begun is not late, nor is one that begins within a moment.
+    /// Returns the health of the backups at `now`, in milliseconds since the epoch. A run that has
+    /// begun is not late, and neither is one that is due within the grace period.
     pub fn health(&self, now: i64) -> Health {
         match self.status.as_ref() {
             Ok(status) => {
@@ -150,7 +154,7 @@ mod tests {
     use super::*;
     use crate::{config::Settings, project::Project, service::status::status, store::Store};
 
-    /// Nothing was looked at since this.
+    /// Creates a state that has not been updated since.
     const LOOKED_AT: i64 = 1_709_258_400_000;
     const DAY: i64 = 24 * 60 * 60 * 1000;
 

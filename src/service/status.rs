@@ -1,4 +1,4 @@
-//! How the backups of a project stand.
+//! The command `status`: the state of the backups of a project.
 
 use std::iter;
 
@@ -23,10 +23,11 @@ use crate::{
     },
 };
 
-/// So many of the newest sizes are told.
+/// The number of newest backups whose sizes are reported.
 const MOST_SIZES: usize = 30;
 
-/// Times are milliseconds since the epoch, sizes bytes of archives and their sidecars.
+/// The state of the backups. Times are milliseconds since the epoch. Sizes are bytes of archives
+/// and their sidecars.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
@@ -34,17 +35,18 @@ pub struct Status {
     pub enabled: bool,
     pub schedule: Option<String>,
     pub timezone: Option<String>,
-    /// What a run on schedule makes.
+    /// The type of backup that a scheduled run makes.
     #[serde(rename = "type")]
     pub kind: BackupType,
     /// `None` unless a schedule is enabled.
     pub next_run: Option<i64>,
     pub count: usize,
-    /// Archives and manifests that could not be read: whether they are backups cannot be told.
+    /// The number of archives and manifests that could not be read and may or may not be backups.
     pub unread: usize,
     pub total_size: u64,
     pub by_type: ByType,
-    /// How many of these are of other projects, or of this one where it lay before: its retention leaves them alone.
+    /// The number of backups of other projects, or of this project at an earlier path. Retention of
+    /// this project ignores them.
     pub others: usize,
     pub chains: Chains,
     pub latest: Option<Backup>,
@@ -52,36 +54,38 @@ pub struct Status {
     pub last_run: Option<Run>,
     pub last_success: Option<Run>,
     pub last_failure: Option<Run>,
-    /// Hooks that failed when they ran last.
+    /// Hooks that failed when they last ran.
     pub hook_failures: Vec<HookFailure>,
-    /// Why hooks that are configured do not run, or cannot all be used.
+    /// Why configured hooks do not run or cannot all be used.
     pub hook_warnings: Vec<String>,
-    /// Of the newest backups, oldest first.
+    /// The sizes of the newest backups, oldest first.
     pub sizes: Vec<u64>,
     pub health: Health,
-    /// The store held backups of the project at the last run and holds none now, or did so at the last run.
+    /// The store held backups of the project at the last run and holds none now, or this was the
+    /// case at the last run.
     pub store_emptied: bool,
-    /// Of this project, where others share the store; not what a repair saved.
+    /// The newest backup of this project, even if other projects share the store. Safety backups
+    /// before repairs do not count.
     #[serde(skip)]
     pub newest: Option<Newest>,
-    /// Why no backups are made on a schedule, and what to type.
+    /// Why no scheduled backups are made, and the command that changes this.
     #[serde(skip)]
     pub without_schedule: Vec<&'static str>,
-    /// What to see to, whatever the time is.
+    /// Problems that do not depend on the current time.
     #[serde(skip)]
     problems: Vec<String>,
 }
 
-/// The newest backup that a project made for itself.
+/// The newest backup that a project made, except safety backups.
 #[derive(Debug)]
 pub struct Newest {
     pub timestamp: i64,
     pub size: u64,
-    /// Before compression.
+    /// The size before compression, in bytes.
     pub source_size: u64,
-    /// How many backups a restore of it reads.
+    /// The number of backups that a restore of this backup reads.
     pub chain_length: usize,
-    /// It lacks something of the project, or may hold half of a change.
+    /// The backup lacks part of its project or may hold half of a change.
     pub incomplete: bool,
 }
 
@@ -96,30 +100,32 @@ pub struct ByType {
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Chains {
-    /// Full backups that incremental ones rest on.
+    /// The number of full backups that have incremental backups.
     pub count: usize,
-    /// How many backups a restore of the newest one reads.
+    /// The number of backups that a restore of the newest backup reads.
     pub newest_length: usize,
-    /// Incremental backups that cannot be restored, as one that they rest on is gone.
+    /// The number of incremental backups that cannot be restored because a backup that they depend
+    /// on is missing.
     pub broken: usize,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Health {
-    /// There is a good backup, and no run is missing.
+    /// True if there is a good backup and no run was missed.
     pub ok: bool,
-    /// What to see to.
+    /// Problems that need attention.
     pub messages: Vec<String>,
 }
 
 impl Status {
-    /// The health at a later time. Nothing else changes by itself than that a run is late.
+    /// Returns the health at a later time. Only a late run can change it.
     pub fn health_when(&self, is_late: bool) -> Health {
         Health::of(&self.problems, is_late)
     }
 
-    /// As a service tells it, which is there to make backups on a schedule. `doubt` is what else there is to see to.
+    /// Adjusts the status for a service, whose purpose is to make scheduled backups. `doubt` is an
+    /// additional problem.
     pub fn of_service(mut self, doubt: Option<String>) -> Self {
         let without_schedule = self.without_schedule.iter().map(|why| why.to_string());
         let problems: Vec<String> = doubt.into_iter().chain(without_schedule).collect();
@@ -129,7 +135,7 @@ impl Status {
         self
     }
 
-    /// When the newest backup of the project was made, by whomever.
+    /// Returns when the newest backup of the project was made, by any process.
     pub fn succeeded_at(&self) -> Option<i64> {
         self.last_success
             .as_ref()
@@ -155,7 +161,8 @@ impl Health {
     }
 }
 
-/// `project` is `None` where there is none: then only the store is told of, and each of its backups counts.
+/// Returns the status. If `project` is `None`, it covers only the store and counts every backup of
+/// the store.
 pub fn status(
     project: Option<&Project>,
     store: &Store,
@@ -196,7 +203,7 @@ pub fn status(
         Some(Action::Wait { until }) => Some(until),
         Some(Action::Never) | None => None,
     };
-    // One that is on time is about to begin, or has just begun.
+    // A run that is on time is about to begin or has just begun.
     let is_late = matches!(
         next,
         Some(Action::Run {
@@ -308,18 +315,20 @@ fn base_of<'a>(backup: &Backup, backups: &'a [Backup]) -> Option<&'a Backup> {
 }
 
 fn chain_length(backup: &Backup, backups: &[Backup]) -> usize {
-    // No chain is longer than there are backups; a longer one leads in a circle.
+    // A chain cannot be longer than the number of backups, so the limit stops a cycle.
     iter::successors(Some(backup), |link| base_of(link, backups))
         .take(backups.len())
         .count()
 }
 
-/// That a backup lacks something, and what, as far as its sidecar names it.
+/// Returns a message that names an incomplete backup and, as far as its sidecar says, what it
+/// lacks.
 fn incomplete(backup: &Backup) -> String {
     format!("{} is incomplete: {}", backup.id, backup.lacks())
 }
 
-/// `newest` is the one that the project made last for itself: what a repair saved of a damaged database is no sign that it is damaged now.
+/// Collects problems. `newest` is the newest backup that is not a safety backup. A safety backup of
+/// a damaged database does not show that the database is still damaged.
 fn problems(
     newest: Option<&Backup>,
     is_empty: bool,
@@ -351,7 +360,7 @@ fn problems(
             chains.broken
         ));
     }
-    // Somebody else, an application, may have made one since.
+    // Another process, such as an application, may have made a good backup since.
     let is_mended = |run: &&Run| {
         newest.is_some_and(|newest| newest.is_sound() && newest.timestamp > run.started_at)
     };

@@ -1,8 +1,9 @@
 //! The duties of the first process of a container.
 //!
-//! If `kg serve` is a container's entry point, it is process 1: processes that lose their parent become its children, and
-//! stay as zombies until it waits for them. Waiting for any child would take the end of a hook from the thread that waits
-//! for that, so the service is a child of its own: process 1 starts it, forwards signals, and waits for everything else.
+//! If `kg serve` is the entry point of a container, it is process 1. Processes that lose their
+//! parent become its children and stay zombies until it waits for them. Waiting for any child would
+//! also collect the exit status of a hook, which another thread waits for. The service is therefore
+//! a child process: process 1 starts it, forwards signals, and waits for all other children.
 
 use std::{
     io,
@@ -26,15 +27,15 @@ use nix::{
 
 use crate::error::{Error, Result};
 
-/// A signal came before the service was started.
+/// Marks that a signal arrived before the service was started.
 const STOPPED: i32 = -1;
 
-/// Whether this process is the first of its container.
+/// Returns whether this process is the first of its container.
 pub fn is_first() -> bool {
     std::process::id() == 1
 }
 
-/// Runs this command once more as a child, and ends with its status.
+/// Runs this command again as a child and returns the exit status of the child.
 pub fn supervise() -> Result<ExitCode> {
     let failed = |cause: io::Error| Error::io("start", Path::new("the service"), cause);
     let service = Arc::new(AtomicI32::new(0));
@@ -45,7 +46,8 @@ pub fn supervise() -> Result<ExitCode> {
     };
     ctrlc::set_handler(forward).map_err(|cause| failed(io::Error::other(cause)))?;
     let executable = std::env::current_exe().map_err(failed)?;
-    // In a group of its own: a terminal's Ctrl-C reaches this process, which forwards it once.
+    // The child has its own process group. Ctrl-C in a terminal reaches this process, which
+    // forwards it once.
     let child = Command::new(executable)
         .args(std::env::args_os().skip(1))
         .process_group(0)

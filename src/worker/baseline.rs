@@ -1,6 +1,6 @@
-//! What a backup compares with: the files of the one that it rests on, or for a full one, of the newest.
+//! The baseline of a backup: the files of its base, or of the newest backup if it is a full backup.
 //!
-//! The client writes it to a file, for it can be longer than a frame; the reader reads it.
+//! The client passes the baseline to the worker in a file because it can be larger than a frame.
 
 use std::{collections::HashMap, fs, io, path::Path};
 
@@ -18,18 +18,19 @@ use crate::{
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BaselineFile {
     files: Vec<FileRecord>,
-    /// The name of a [`PageFile`] of its databases, in the same directory.
+    /// The name of a [`PageFile`] of the databases in the baseline, in the same directory.
     page_hashes: String,
-    /// The check of its databases found nothing, not even rows that a later backup has to warn of again.
+    /// The check of the databases in the baseline found nothing, not even rows that a later backup
+    /// would have to warn about again.
     sound: bool,
-    /// The check read full-text indexes too.
+    /// The check also read full-text indexes.
     full_text: bool,
-    /// What is as it was there is left out: the backup is incremental.
+    /// Skips entries that have not changed since the base, because the backup is incremental.
     leave_out: bool,
 }
 
 impl BaselineFile {
-    /// The files that `manifest` describes, each with the digest of its content.
+    /// Describes the files of `manifest`, each with the digest of its content.
     pub fn new(manifest: &Manifest, page_hashes: String, leave_out: bool) -> Self {
         let described = |record: &FileRecord| FileRecord {
             sha256: manifest.content_digest(record).map(str::to_string),
@@ -57,7 +58,7 @@ impl BaselineFile {
     }
 }
 
-/// A base, ready to be asked.
+/// A baseline that was read into memory for lookups.
 #[derive(Debug)]
 pub struct Baseline {
     files: HashMap<String, FileRecord>,
@@ -103,30 +104,32 @@ impl Baseline {
         })
     }
 
-    /// Whether the backup leaves out what is as it was there.
+    /// Returns whether the backup skips entries that have not changed since the base.
     pub fn leaves_out(&self) -> bool {
         self.leave_out
     }
 
-    /// How far its databases were checked, if nothing was wrong. For a backup that leaves nothing out only a check of all counts.
+    /// Returns how far the databases of the baseline were checked, or `None` if the check found a
+    /// problem. For a full backup, only a check that included full-text indexes counts.
     pub fn sound(&self) -> Option<Depth> {
         self.sound
     }
 
-    /// Of the database that is at `path` in the base.
+    /// Returns the page hashes of the database at `path` in the baseline.
     pub fn hashes(&self, path: &str) -> Option<&DatabaseHashes> {
         self.file(path)?;
         self.databases.databases.get(path)
     }
 
-    /// Whether a file of that content would be the same there.
+    /// Returns whether the baseline has a file with the same path, size and digest.
     pub fn has(&self, path: &str, size: u64, sha256: &str) -> bool {
         self.file(path)
             .is_some_and(|record| record.size == size && record.sha256.as_deref() == Some(sha256))
     }
 
-    /// The SHA-256, hexadecimal, of a database there, if it is of these blocks. What is kept of its pages must say the same as the manifest, which
-    /// nothing else guards.
+    /// Returns the SHA-256 (hexadecimal) of a database in the baseline if it consists of these
+    /// blocks. The stored page hashes must contain the same digest as the manifest, because nothing
+    /// else protects them.
     pub fn digest(&self, path: &str, size: u64, blocks: &BlockHashes) -> Option<&str> {
         let same = |record: &&FileRecord| {
             record.size == size && record.blocks == Some(Blocks::from(blocks))
@@ -138,12 +141,13 @@ impl Baseline {
         })
     }
 
-    /// Whether the directory or link of `record` is the same there.
+    /// Returns whether the baseline has the same directory or link as `record`.
     pub fn has_node(&self, record: &FileRecord) -> bool {
         self.files.get(&record.path) == Some(record)
     }
 
-    /// Whether a database there has the size and the time of `record`, and it can be told by blocks of that size whether it is the same.
+    /// Returns whether a database in the baseline has the size and time of `record` and can be
+    /// compared by blocks of `block_bytes`.
     pub fn looks_like(&self, record: &FileRecord, block_bytes: usize) -> bool {
         let looks = |base: &FileRecord| (base.size, base.mtime) == (record.size, record.mtime);
         let has_blocks = |base: &FileRecord| {
@@ -160,12 +164,12 @@ impl Baseline {
                 .is_some_and(|base| looks(base) && has_blocks(base))
     }
 
-    /// What lies at a path there: a file, directory or link.
+    /// Returns the file, directory or link at `path` in the baseline.
     pub fn at(&self, path: &str) -> Option<&FileRecord> {
         self.files.get(path)
     }
 
-    /// All that lies below a directory there, in the order of its paths.
+    /// Returns all entries below a directory in the baseline, sorted by path.
     pub fn below(&self, path: &str) -> Vec<&FileRecord> {
         let is_below = |found: &str| {
             found
@@ -181,7 +185,7 @@ impl Baseline {
         found
     }
 
-    /// The size of a file there.
+    /// Returns the size of a file in the baseline, in bytes.
     pub fn size(&self, path: &str) -> Option<u64> {
         self.file(path).map(|record| record.size)
     }

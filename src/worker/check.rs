@@ -1,4 +1,4 @@
-//! Runs checks and repairs while no restore is at work, and tells how far a check is.
+//! Runs checks and repairs while no restore is running, and reports the progress of checks.
 
 use std::{fs::File, path::Path, sync::atomic::Ordering, thread, time::Duration};
 
@@ -39,7 +39,7 @@ pub fn inspect(
     };
     thread::scope(|threads| {
         let (sender, receiver) = bounded(1);
-        // Where it cannot be sent, nobody waits for it.
+        // If the result cannot be sent, the receiver has gone and does not need it.
         start_in(threads, "kg-check", move || {
             drop(sender.send(check(&request.subject, request.scope, &conditions)))
         })?;
@@ -55,7 +55,7 @@ pub fn inspect(
                         bytes_done: bytes_done.min(bytes_total),
                         bytes_total,
                     };
-                    // Nobody waits for the result any more: the check is to end too.
+                    // The client has gone, so the check must end too.
                     answers.message(checking).inspect_err(|_| cancel.cancel())?;
                 }
                 Err(RecvTimeoutError::Disconnected) => {
@@ -72,7 +72,7 @@ pub fn inspect(
 
 pub fn repair(request: &RepairRequest) -> Result<Vec<Done>> {
     let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
-    // A salvage replaces files as a restore does, and so has the project to itself.
+    // A salvage replaces files as a restore does, so it needs the exclusive lock of the project.
     let replaces = request
         .actions
         .iter()
@@ -104,7 +104,8 @@ pub fn repair(request: &RepairRequest) -> Result<Vec<Done>> {
     perform(&request.subject, &request.actions, lock_timeout, &salvaging)
 }
 
-/// A project that is half restored is no state of it. A database of no project has nothing to lock.
+/// Keeps restores out of the project, because a half-restored project is not a consistent state.
+/// Returns `None` for a database without a project, which has nothing to lock.
 fn keep_restores_out(
     subject: &CheckTarget,
     lock_timeout: Duration,

@@ -1,4 +1,4 @@
-//! Starts a reader and receives its answers.
+//! Starts a worker and receives its answers.
 
 use std::{
     io::{self, Read},
@@ -38,33 +38,34 @@ use crate::{
     },
 };
 
-/// A reader greets within milliseconds; a machine that is swapping may take longer.
+/// A worker greets within milliseconds, but a machine that is swapping may need longer.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a reader may take from the end of its output to its exit.
+/// The time that a worker has between the end of its output and its exit.
 const EXIT_GRACE: Duration = Duration::from_millis(500);
-/// How much of the reader's standard error an error message carries.
+/// The number of bytes of the worker's standard error that an error message quotes.
 const MAX_STDERR_BYTES: u64 = 4096;
-/// Answers that may wait on the channel between threads.
+/// The number of answers that may wait in the channel between the threads.
 const CHANNEL_ANSWERS: usize = 16;
 
-/// Where the reader runs.
+/// Where the worker runs.
 #[derive(Debug, Clone)]
 pub enum WorkerMode {
-    /// On a thread of this process, which therefore must not have databases of the project open: `kg` itself.
+    /// Runs the worker on a thread of this process, for `kg` itself. The process must not have
+    /// databases of the project open.
     InProcess,
-    /// In a process of its own: the given `kg` executable. The only choice inside a host.
+    /// Runs the worker as a subprocess: the given `kg` executable. A host must use this mode.
     Subprocess(PathBuf),
 }
 
-/// What the reader said.
+/// An answer of the worker.
 pub enum Response {
     Message(Message),
     Data(Vec<u8>),
-    /// With the hash of it.
+    /// A block of a database, and its hash.
     Block(Vec<u8>, ContentHash),
 }
 
-/// A reader at work on one request. Dropping it ends the reader.
+/// A worker that is carrying out one request. Dropping it ends the worker.
 pub struct Worker {
     link: Link,
     cancel: CancelToken,
@@ -84,7 +85,7 @@ impl Worker {
         Worker::start(worker_mode, Request::Save(request), cancel)
     }
 
-    /// Applies a restore and waits for its end; it cannot be cancelled half way.
+    /// Applies a restore and waits for its end. The caller cannot cancel it.
     pub fn apply(worker_mode: &WorkerMode, request: ApplyRequest) -> Result<Applied> {
         match Worker::change(worker_mode, Request::Apply(request))? {
             Message::Applied(applied) => Ok(applied),
@@ -92,7 +93,7 @@ impl Worker {
         }
     }
 
-    /// Undoes a restore; as [`Worker::apply`].
+    /// Undoes a restore. Like [`Worker::apply`], it cannot be cancelled.
     pub fn undo(worker_mode: &WorkerMode, request: UndoRequest) -> Result<Undone> {
         match Worker::change(worker_mode, Request::Undo(request))? {
             Message::Undone(undone) => Ok(undone),
@@ -100,8 +101,8 @@ impl Worker {
         }
     }
 
-    /// Makes whole what killed restores of the project at `root` left, and removes what restores replaced longer ago than
-    /// `undo_retention_days`.
+    /// Recovers killed restores of the project at `root`: completes them or rolls them back. Also
+    /// removes files that restores replaced more than `undo_retention_days` days ago.
     pub fn recover_interrupted(
         worker_mode: &WorkerMode,
         root: &Path,
@@ -113,7 +114,7 @@ impl Worker {
         if !is_untidy(&state, undo_retention_days)? {
             return Ok(Vec::new());
         }
-        // The reader waits too, but cannot be told to stop.
+        // The worker waits for the lock too, but the caller cannot cancel that wait.
         drop(lock_target(&state, lock_timeout, context)?);
         let lock_timeout_ms = lock_timeout.as_millis() as u64;
         let request = RecoverRequest {
@@ -127,7 +128,8 @@ impl Worker {
         }
     }
 
-    /// What the configuration of the project at `root` says of backups, and what of it cannot be used.
+    /// Returns the backup settings of the project at `root`, and a warning for each unusable
+    /// setting.
     pub fn settings(worker_mode: &WorkerMode, root: &Path) -> Result<(Settings, Vec<Warning>)> {
         let request = Request::Settings(SettingsRequest {
             root: root.to_path_buf(),
@@ -138,7 +140,8 @@ impl Worker {
         }
     }
 
-    /// The text of a file that holds a key. A pipe is waited for until `cancel` says otherwise.
+    /// Reads the text of a file that holds a key. If the file is a pipe, the call waits until
+    /// `cancel` ends it.
     pub fn key(worker_mode: &WorkerMode, path: &Path, cancel: &CancelToken) -> Result<String> {
         let request = Request::Key(KeyRequest {
             path: path.to_path_buf(),
@@ -149,7 +152,7 @@ impl Worker {
         }
     }
 
-    /// Runs checks, and reports how far they are.
+    /// Runs checks and reports their progress.
     pub fn check(
         worker_mode: &WorkerMode,
         request: CheckRequest,
@@ -170,7 +173,7 @@ impl Worker {
         }
     }
 
-    /// Repairs and waits for the end; as [`Worker::apply`].
+    /// Runs repairs and waits for their end. Like [`Worker::apply`], it cannot be cancelled.
     pub fn repair(worker_mode: &WorkerMode, request: RepairRequest) -> Result<Vec<Done>> {
         match Worker::start(
             worker_mode,
@@ -217,7 +220,7 @@ impl Worker {
         })
     }
 
-    /// Waits for the next answer. A failure that the reader reports is this call's error.
+    /// Waits for the next answer. A failure that the worker reports becomes the error of this call.
     #[allow(
         clippy::should_implement_trait,
         reason = "it fails, and it has no end of its own"
@@ -234,7 +237,7 @@ impl Worker {
     }
 }
 
-/// The reader said something that does not belong there.
+/// Creates the error for an answer that the protocol does not allow at this point.
 pub fn protocol_violation() -> Error {
     Error::new(
         Code::ReaderProtocol,
@@ -245,7 +248,7 @@ pub fn protocol_violation() -> Error {
 
 /// The server on a thread of this process.
 struct Thread {
-    /// `None` once this is being dropped, which tells the server to end.
+    /// Set to `None` on drop, which makes the server end.
     answers: Option<Receiver<Response>>,
     handle: Option<JoinHandle<()>>,
 }
@@ -253,7 +256,7 @@ struct Thread {
 impl Thread {
     fn start(request: Request, cancel: CancelToken) -> Result<Self> {
         let (sender, receiver) = bounded(CHANNEL_ANSWERS);
-        // When an answer cannot be sent, nobody waits for the result either.
+        // If an answer cannot be sent, the client does not wait for the result either.
         let work = move || drop(server::answer(request, &mut Channel(sender), &cancel));
         let handle = threads::start("kg-reader", work)?;
         Ok(Thread {
@@ -288,7 +291,7 @@ impl Drop for Thread {
     fn drop(&mut self) {
         self.answers = None;
         if let Some(handle) = self.handle.take() {
-            // A panic was reported when the channel broke.
+            // The broken channel has already reported a panic.
             let _ = handle.join();
         }
     }
@@ -316,15 +319,15 @@ impl ResponseSink for Channel {
     }
 }
 
-/// `kg __reader` and its pipes.
+/// The process `kg __reader` and its pipes.
 struct Process {
     child: Child,
     executable: PathBuf,
     answers: ChildStdout,
-    /// Held open: its end tells the reader that this process is gone.
+    /// Stays open. When it closes, the worker knows that this process has gone.
     requests: ChildStdin,
     stderr: Option<JoinHandle<String>>,
-    /// What it said on standard error, once it has ended.
+    /// The standard error of the worker, once the worker has ended.
     said: String,
 }
 
@@ -335,7 +338,7 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Ctrl-C in the host's terminal is the host's to handle.
+            // The host handles Ctrl-C in its terminal.
             .process_group(0)
             .spawn()
             .map_err(|cause| match cause.kind() {
@@ -364,7 +367,7 @@ impl Process {
             said: String::new(),
         };
         process.expect_greeting(cancel)?;
-        // An error here means that the reader died; the next read says why.
+        // An error here means that the worker has ended. The next read reports why.
         let _ = write_json(&mut process.requests, request);
         Ok(process)
     }
@@ -442,7 +445,8 @@ impl Process {
         }
     }
 
-    /// It has closed its output: gives it the time to end by itself, for the sake of its exit status.
+    /// Waits briefly for the worker to exit by itself after it closed its output, to obtain its
+    /// exit status.
     fn wait_for_exit(&mut self) {
         let deadline = Instant::now() + EXIT_GRACE;
         while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
@@ -450,9 +454,10 @@ impl Process {
         }
     }
 
-    /// Ends the reader and returns what it said on standard error, as part of a message.
+    /// Ends the worker and returns its standard error as part of a message.
     fn end(&mut self) -> String {
-        // Its whole group: `kgPath` may be a script that started it. These fail only where the process is gone already.
+        // `kgPath` may be a script that started the worker, so this kills the whole process group.
+        // These calls fail only if the process has already ended.
         if let Ok(group) = i32::try_from(self.child.id()) {
             let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
         }
@@ -474,7 +479,8 @@ impl Drop for Process {
     }
 }
 
-/// A larger pipe means fewer switches between the processes; a refusal only costs speed.
+/// Enlarges the pipe, because a larger pipe needs fewer switches between the processes. If the
+/// system refuses, the transfer is only slower.
 #[cfg(target_os = "linux")]
 fn widen(pipe: &ChildStdout) {
     let _ = nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
@@ -483,7 +489,8 @@ fn widen(pipe: &ChildStdout) {
 #[cfg(not(target_os = "linux"))]
 fn widen(_pipe: &ChildStdout) {}
 
-/// Reads standard error to its end, so that the reader never waits for it, and keeps its beginning.
+/// Reads standard error to its end, so that the worker never blocks on it, and keeps the first
+/// bytes.
 fn first_lines(mut stderr: impl Read) -> String {
     let mut said = Vec::new();
     let _ = stderr

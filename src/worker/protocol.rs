@@ -1,9 +1,13 @@
-//! What the reader and its client say to each other.
+//! The protocol between the worker and its client.
 //!
-//! A frame is a kind (one byte), a length (four bytes, little endian) and that many bytes: JSON for a message, raw bytes
-//! for data, a hash and raw bytes for a block of a database. The server greets first, so that a client never sends a request to another release. Then the client
-//! sends one request, and the server answers until `Saved`, `Applied`, `Undone`, `Tidied`, `Checked`, `Repaired`, `Settings`, `Key` or `Failed`. The client keeps the server's
-//! standard input open: its end means that the client is gone.
+//! A frame is a kind (one byte), a length (four bytes, little endian) and that many bytes. The
+//! bytes are JSON for a message, raw bytes for data, or a hash and raw bytes for a block of a
+//! database.
+//!
+//! The server greets first, so that a client never sends a request to another release. Then the
+//! client sends one request. The server answers until it sends `Saved`, `Applied`, `Undone`,
+//! `Tidied`, `Checked`, `Repaired`, `Settings`, `Key` or `Failed`. The client keeps the standard
+//! input of the server open; when it closes, the server knows that the client has gone.
 
 use std::{
     fmt,
@@ -28,17 +32,19 @@ use crate::{
     util::content_hash::ContentHash,
 };
 
-/// Where a reader that saves leaves a [`crate::sqlite::page_hashes::PageFile`], in its scratch directory.
+/// The file name of the [`crate::sqlite::page_hashes::PageFile`] that a backup leaves in the
+/// scratch directory of its request.
 pub const PAGE_HASHES_FILE: &str = "page-hashes";
-/// Changes with every incompatible change of the frames or messages.
+/// Incremented with every incompatible change of the frames or messages.
 pub const PROTOCOL: u32 = 3;
-/// The release of this crate; addon and reader come from one build.
+/// The release of this crate. The addon and the worker come from one build.
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");
-/// The argument that makes `kg` a reader.
+/// The argument that makes `kg` a worker.
 pub const READER_ARGUMENT: &str = "__reader";
-/// Data of files comes in pieces of at most this size, which bounds the memory of both sides; that of databases by blocks.
+/// The maximum size of a data chunk of a file, which bounds the memory of both sides. Databases are
+/// sent in blocks instead.
 pub const DATA_CHUNK_BYTES: usize = 256 * 1024;
-/// A longer frame is not of this protocol.
+/// The maximum length of a frame. A longer frame does not belong to this protocol.
 const MAX_FRAME_BYTES: u32 = 16 * 1024 * 1024;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,70 +66,74 @@ pub enum Request {
     Key(KeyRequest),
 }
 
-/// Stream what a backup holds.
+/// Asks the worker to stream the contents of a backup.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SaveRequest {
     pub root: PathBuf,
     pub selection: Selection,
-    /// Look for what `quick_check` finds in every snapshot.
+    /// Check every snapshot for the problems that `quick_check` finds.
     pub check_source: bool,
-    /// Leave out what pages no longer hold, see [`crate::sqlite::scrub`]. A backup that leaves out pages of a base always does.
+    /// Scrub deleted content from pages, see [`crate::sqlite::scrub`]. A backup that skips
+    /// unchanged pages of a base always does this.
     pub erase: bool,
-    /// A directory with room for a copy of a database that is not in WAL mode. The hashes of all pages are left in its
-    /// `PAGE_HASHES_FILE`.
+    /// A directory with room for a copy of a database that is not in WAL mode. The worker leaves
+    /// the hashes of all pages there, in [`PAGE_HASHES_FILE`].
     pub scratch: PathBuf,
-    /// What an earlier backup holds: a file of a [`super::baseline::BaselineFile`].
+    /// The file of the [`super::baseline::BaselineFile`] that describes an earlier backup.
     pub known: Option<PathBuf>,
-    /// What the largest block of the archive holds.
+    /// The uncompressed size of the largest block of the archive, in bytes.
     pub block_bytes: usize,
-    /// Blocks of databases that are as that backup has them are told of instead of sent ([`Message::Same`]): its archive is at hand.
+    /// The earlier archive is available for reuse. The worker sends [`Message::Same`] instead of
+    /// the content for database blocks that the archive already has.
     pub takes_over: bool,
     pub lock_timeout_ms: u64,
 }
 
-/// Put an unpacked backup into its place.
+/// Asks the worker to apply an unpacked backup to a project.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ApplyRequest {
-    /// The target's root.
+    /// The root of the target.
     pub target: PathBuf,
-    /// Holds `manifest.json` and, unless `dry_run`, the file of each record of the manifest, named by its number.
+    /// Holds `manifest.json` and, unless `dry_run` is set, the file of each record of the manifest,
+    /// named by the number of the record.
     pub staging: PathBuf,
-    /// `None` for everything.
+    /// The components to restore; `None` selects everything.
     pub only: Option<Vec<Component>>,
-    /// Patterns, see [`crate::archive::filter`]; `None` for everything.
+    /// The path patterns to restore, see [`crate::archive::filter`]; `None` selects everything.
     pub paths: Option<Vec<String>>,
     pub overwrite: bool,
-    /// Replace a database as a file even while another process has it open.
+    /// Replace a database as a file even if another process has it open.
     pub force: bool,
-    /// Only say what would happen.
+    /// Only report what would happen.
     pub dry_run: bool,
-    /// Bounds each wait: for another restore, for a lock that another process holds on a database.
+    /// Limits each wait: for another restore, and for a lock that another process holds on a
+    /// database.
     pub lock_timeout_ms: u64,
 }
 
-/// Put back what the newest restore replaced.
+/// Asks the worker to put back the files that the newest restore replaced.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UndoRequest {
-    /// The target's root.
+    /// The root of the target.
     pub target: PathBuf,
-    /// Undo no undo, but the newest restore that is not undone.
+    /// Skip undos, and undo the newest restore that has not been undone.
     pub earlier: bool,
     pub force: bool,
     pub dry_run: bool,
     pub lock_timeout_ms: u64,
 }
 
-/// Make whole what killed restores left.
+/// Asks the worker to recover killed restores.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RecoverRequest {
-    /// The target's root.
+    /// The root of the target.
     pub target: PathBuf,
-    /// What restores replaced longer ago than this is removed.
+    /// Files that restores replaced more than this number of days ago are removed.
     pub undo_retention_days: u32,
     pub lock_timeout_ms: u64,
 }
 
-/// Run the checks of [`crate::integrity`]. Nothing is changed.
+/// Asks the worker to run the checks of [`crate::integrity`]. The checks change nothing.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CheckRequest {
     pub subject: CheckTarget,
@@ -133,29 +143,30 @@ pub struct CheckRequest {
     pub lock_timeout_ms: u64,
 }
 
-/// Carry out repairs.
+/// Asks the worker to carry out repairs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RepairRequest {
     pub subject: CheckTarget,
     pub actions: Vec<Action>,
-    /// Where the database is copied to before, where it is of no project that could be backed up.
+    /// Where to copy the database before the repair, if it does not belong to a project that could
+    /// be backed up.
     pub safety_copy: Option<PathBuf>,
     pub lock_timeout_ms: u64,
 }
 
-/// Tell what the configuration of a project says of backups.
+/// Asks the worker for the backup settings of a project.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SettingsRequest {
     pub root: PathBuf,
 }
 
-/// Read a file that holds a key of encrypted backups.
+/// Asks the worker to read a file that holds a key of encrypted backups.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct KeyRequest {
     pub path: PathBuf,
 }
 
-/// A secret on its way: no message that is printed shows it.
+/// A secret in transit. Its `Debug` output does not reveal it.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct KeyText(pub String);
 
@@ -168,7 +179,7 @@ impl fmt::Debug for KeyText {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "camelCase")]
 pub enum Message {
-    /// What `Save` is about to stream; files may still change.
+    /// The size of what `Save` is about to stream. Files may still change.
     Planned {
         bytes_total: u64,
     },
@@ -177,12 +188,13 @@ pub enum Message {
         record: FileRecord,
         owner: Owner,
     },
-    /// A database that is stored whole. Until its size is reached its blocks follow, as they are or as `Same`, then `DatabaseEnd`.
+    /// A database that is stored in full. Its blocks follow, as content or as `Same`, until its
+    /// size is reached. `DatabaseEnd` comes last.
     Database {
         record: FileRecord,
         owner: Owner,
     },
-    /// The next blocks of the database, which the earlier archive has: the hashes of what they hold.
+    /// The content hashes of the next blocks of the database, which the earlier archive contains.
     Same {
         blocks: Vec<ContentHash>,
     },
@@ -191,7 +203,7 @@ pub enum Message {
         sha256: String,
         blocks: Blocks,
     },
-    /// A file that is as it is in the base: nothing follows.
+    /// A file that has not changed since the base. No content follows.
     Unchanged {
         record: FileRecord,
     },
@@ -201,13 +213,13 @@ pub enum Message {
     Tidied {
         warnings: Vec<Warning>,
     },
-    /// How far a `Check` is.
+    /// The progress of a `Check`.
     Checking {
         bytes_done: u64,
         bytes_total: u64,
     },
     Checked(Report),
-    /// One for each action.
+    /// One result per action.
     Repaired {
         done: Vec<Done>,
     },
@@ -223,14 +235,15 @@ pub enum Message {
     },
 }
 
-/// The end of a `Save`.
+/// The result of a `Save`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Saved {
     pub integrity: Integrity,
-    /// Rows of `nodes` and `edges` in the snapshot of the graph database; 0 where there is no such table.
+    /// Rows of `nodes` and `edges` in the snapshot of the graph database; 0 if a table does not
+    /// exist.
     pub node_count: u64,
     pub edge_count: u64,
-    /// Of the graph database; `None` if it could not be read.
+    /// The number of tables of the graph database; `None` if it could not be read.
     pub table_count: Option<u64>,
     /// The graph database is a file of 0 bytes.
     #[serde(default)]
@@ -238,35 +251,35 @@ pub struct Saved {
     pub warnings: Vec<Warning>,
 }
 
-/// The end of an `Apply`.
+/// The result of an `Apply`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {
     pub files_restored: u64,
     pub bytes_restored: u64,
-    /// How many files were (or, in a dry run, would be) replaced.
+    /// The number of files that were replaced or, in a dry run, would be replaced.
     pub files_replaced: u64,
-    /// Where what was replaced is kept.
+    /// The directory that keeps the replaced files.
     pub safety_copy: Option<PathBuf>,
     pub warnings: Vec<Warning>,
 }
 
-/// The end of an `Undo`.
+/// The result of an `Undo`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Undone {
-    /// The backup whose restore was undone, and when that was.
+    /// The backup whose restore was undone. `at` is the time of that restore.
     pub of: String,
     pub at: Timestamp,
-    /// Files that the restore had added.
+    /// The number of removed files, which the restore had added.
     pub files_removed: u64,
     pub applied: Applied,
 }
 
-/// Where answers go. A failure means that the client is gone.
+/// The destination of answers. An error means that the client has gone.
 pub trait ResponseSink {
     fn message(&mut self, message: Message) -> Result<()>;
-    /// At most `DATA_CHUNK_BYTES` of the current entry.
+    /// Sends at most [`DATA_CHUNK_BYTES`] of the current entry.
     fn data(&mut self, data: Vec<u8>) -> Result<()>;
-    /// A block of the current database, and the hash of it.
+    /// Sends a block of the current database, and its hash.
     fn block(&mut self, block: Vec<u8>, hash: ContentHash) -> Result<()>;
 }
 
@@ -274,7 +287,7 @@ pub trait ResponseSink {
 pub enum Frame {
     Json(Vec<u8>),
     Data(Vec<u8>),
-    /// With the hash of it.
+    /// A block of a database, and its hash.
     Block(Vec<u8>, ContentHash),
 }
 
@@ -305,7 +318,8 @@ fn write_frame(out: &mut impl Write, kind: u8, before: &[u8], payload: &[u8]) ->
     out.flush()
 }
 
-/// The next frame; `UnexpectedEof` where the other side ended, `InvalidData` where it does not speak this protocol.
+/// Reads the next frame. Returns `UnexpectedEof` if the other side ended, and `InvalidData` if it
+/// does not speak this protocol.
 pub fn read_frame(input: &mut impl Read) -> io::Result<Frame> {
     let mut head = [0; 5];
     input.read_exact(&mut head)?;

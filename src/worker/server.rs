@@ -1,4 +1,5 @@
-//! Answers one request: as a process of its own ([`main`]), or on a thread of `kg` ([`answer`]).
+//! Answers one request, either as a separate process ([`main`]) or on a thread of `kg`
+//! ([`answer`]).
 
 use std::{
     fs::File,
@@ -24,10 +25,10 @@ use crate::{
     util::{content_hash::ContentHash, operation::CancelToken, threads},
 };
 
-/// No file of a key is longer.
+/// The upper limit for the size of a key file.
 const MAX_KEY_BYTES: u64 = 64 * 1024;
 
-/// Carries out `request`; a failure of it is an answer too.
+/// Carries out `request` and sends the result. A failure is sent as [`Message::Failed`].
 pub fn answer(
     request: Request,
     answers: &mut dyn ResponseSink,
@@ -56,7 +57,7 @@ pub fn answer(
     answers.message(done.unwrap_or_else(|error| Message::Failed { error }))
 }
 
-/// The text of a file or pipe that holds a key.
+/// Reads the text of a file or pipe that holds a key. Returns `KG_KEY_INVALID` if that fails.
 fn key_text(path: &Path) -> Result<String> {
     let failed = |cause: io::Error| {
         let remedy = "Check the path, and that this user may read the file";
@@ -67,24 +68,24 @@ fn key_text(path: &Path) -> Result<String> {
         );
         Error::new(Code::KeyInvalid, what, remedy).with_cause(cause)
     };
-    // A shell's `<(…)` is a pipe.
+    // The path may be a pipe, such as `<(…)` of a shell.
     let mut text = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_KEY_BYTES + 1).read_to_end(&mut text))
         .map_err(failed)?;
-    // A part of a passphrase is another passphrase.
+    // Truncating a passphrase would produce a different passphrase.
     if text.len() as u64 > MAX_KEY_BYTES {
         return Err(failed(io::Error::new(
             io::ErrorKind::InvalidData,
             "it is larger than 64 KiB",
         )));
     }
-    // What the bytes are that are no text stays untold.
+    // The message must not reveal the bytes that are not valid UTF-8, because they are secret.
     String::from_utf8(text)
         .map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "it is no text")))
 }
 
-/// `kg __reader`. The exit status only says whether the conversation came to its end.
+/// Runs `kg __reader`. The exit status only says whether the conversation was completed.
 pub fn main() -> ExitCode {
     let Ok(mut out) = io::stdout().as_fd().try_clone_to_owned().map(File::from) else {
         return ExitCode::FAILURE;
@@ -98,7 +99,7 @@ pub fn main() -> ExitCode {
     }
     let request = match read_frame(&mut io::stdin().lock()) {
         Ok(Frame::Json(json)) => serde_json::from_slice::<Request>(&json),
-        // The client went away, or found that this is another release.
+        // The client ended, or it found that this executable belongs to another release.
         _ => return ExitCode::FAILURE,
     };
     let request = match request {
@@ -108,7 +109,7 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    // A restore or repair that has begun is carried to its end even when nobody waits for it any more.
+    // A restore or repair that has begun runs to its end, even if the client has gone.
     let changes = matches!(
         request,
         Request::Apply(_) | Request::Undo(_) | Request::Tidy(_) | Request::Repair(_)
@@ -125,10 +126,11 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Ends this process when the client's side of standard input closes: the client ended, however it did.
+/// Ends this process when the client closes its side of standard input, which happens however the
+/// client ends.
 fn end_with_client() -> Result<()> {
     let waiting = threads::start("kg-client", move || {
-        // Nothing more is ever said on standard input, so this returns at its end.
+        // The client sends nothing more on standard input, so this call returns at its end.
         let _ = io::stdin().lock().read(&mut [0]);
         std::process::exit(1);
     });
@@ -136,7 +138,7 @@ fn end_with_client() -> Result<()> {
 }
 
 struct Pipe {
-    /// Standard output, without the buffer that this process has for it.
+    /// Standard output, without the buffer of Rust's standard library.
     out: File,
 }
 

@@ -1,7 +1,9 @@
-//! Runs the command of a hook: no shell, in the project's root, the event on its standard input and in its environment.
+//! Runs the command of a hook without a shell in the root of the project. The event is in its
+//! standard input and its environment.
 //!
-//! It leads a process group of its own, so that at its time limit everything that it started ends with it. It gets three
-//! descriptors of ours, and none of a lock, as all others close on `exec`. What it prints is kept up to a limit.
+//! The command leads its own process group, so that everything it started ends with it at its time
+//! limit. It inherits only three descriptors and no lock, because all other descriptors close on
+//! `exec`. Its output is kept up to a limit.
 
 use std::{
     io::{self, PipeReader, Read, Write},
@@ -21,13 +23,14 @@ use nix::{
 use super::event::Event;
 use crate::util::operation::CancelToken;
 
-/// Of what it prints, so many bytes from the start are kept.
+/// The number of bytes of the output that are kept, from its start.
 const MOST_OUTPUT: u64 = 4096;
 const POLL: Duration = Duration::from_millis(20);
-/// For what is still in the pipe when the command has ended; a process that it left behind may hold that open for ever.
+/// The wait for output that is still in the pipe when the command has ended. A process that the
+/// command left behind may hold the pipe open forever.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// What it printed, or why it failed.
+/// Returns the output of the command, or why it failed.
 pub fn run(
     command: &[String],
     event: &Event,
@@ -60,12 +63,14 @@ fn start(command: &[String], event: &Event, dir: &Path) -> io::Result<(Child, Re
     let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let (input, mut to_input) = io::pipe()?;
     let (output, to_output) = io::pipe()?;
-    // Threads before the process: where there are none to be had, nothing runs that nobody watches. Each ends with its pipe.
+    // Threads start before the process. If no thread is available, no unobserved process runs. Each
+    // thread ends with its pipe.
     let json = event.json();
-    // A command that reads nothing must not hold us up. That it did not is its own business.
+    // A command that does not read its input must not block this process, so write errors are
+    // ignored.
     thread::Builder::new().spawn(move || drop(to_input.write_all(json.as_bytes())))?;
     let said = collect(output)?;
-    // A path starts at the project's root too; a name is looked for in `PATH`.
+    // A program path is relative to the root of the project. A plain name is looked up in `PATH`.
     let program = if program.contains('/') {
         dir.join(program)
     } else {
@@ -83,25 +88,26 @@ fn start(command: &[String], event: &Event, dir: &Path) -> io::Result<(Child, Re
     }
     command.envs(event.environment());
     let child = command.spawn()?;
-    // Our ends of what is the child's are closed now, or neither side would see an end.
+    // This closes the ends of the pipes that belong to the child. Otherwise neither side would see
+    // an end of file.
     drop(command);
     Ok((child, said))
 }
 
-/// Reads to the end, and keeps the start.
+/// Reads the output to its end and keeps the start.
 fn collect(mut output: PipeReader) -> io::Result<Receiver<String>> {
     let (send, receive) = channel();
     thread::Builder::new().spawn(move || {
         let mut kept = Vec::new();
         let _ = output.by_ref().take(MOST_OUTPUT).read_to_end(&mut kept);
         let _ = send.send(String::from_utf8_lossy(&kept).into_owned());
-        // Whoever prints more is not stopped by a full pipe.
+        // A full pipe must not stop a command that prints more.
         let _ = io::copy(&mut output, &mut io::sink());
     })?;
     Ok(receive)
 }
 
-/// `None` where it had to be killed.
+/// Waits for the command. Returns `None` if it had to be killed.
 fn wait(
     child: &mut Child,
     deadline: Instant,
@@ -112,7 +118,7 @@ fn wait(
             return Ok(Some(status));
         }
         if Instant::now() >= deadline || cancel.is_cancelled() {
-            // Not waited for yet, so its number is still its own.
+            // The child has not been waited for yet, so its process id cannot have been reused.
             if let Ok(group) = i32::try_from(child.id()) {
                 let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
             }

@@ -1,6 +1,8 @@
-//! What a hook is told: one JSON object, the same for commands (standard input) and webhooks (the body).
+//! The event that a hook receives: one JSON object, the same for commands (standard input) and
+//! webhooks (body).
 //!
-//! It is part of the interface (`docs/guide/hooks.md`): members are added, never changed, as long as [`VERSION`] stays.
+//! It is part of the interface (`docs/guide/hooks.md`). As long as [`VERSION`] stays the same,
+//! members are added but never changed.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -16,7 +18,8 @@ use crate::{
 };
 
 pub const VERSION: u32 = 1;
-/// A backup that could not read a whole tree has a warning for each file: so many are told.
+/// The maximum number of warnings in an event. A backup that could not read a whole tree has a
+/// warning for each file.
 const MOST_WARNINGS: usize = 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -27,7 +30,7 @@ pub enum EventKind {
     Succeeded,
     #[serde(rename = "backup.failed")]
     Failed,
-    /// Somebody tries the hooks out.
+    /// A user tests the hooks.
     #[serde(rename = "backup.test")]
     Test,
 }
@@ -43,12 +46,12 @@ impl EventKind {
     }
 }
 
-/// Times are in RFC 3339, sizes in bytes.
+/// An event of a backup. Times are in RFC 3339, sizes in bytes.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
     pub version: u32,
-    /// Of this event alone: however often it is delivered, it is one.
+    /// Unique to this event and the same for every delivery of it.
     pub id: String,
     pub event: EventKind,
     pub time: Timestamp,
@@ -58,7 +61,7 @@ pub struct Event {
     pub trigger: Option<Trigger>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<i64>,
-    /// When the service tries a failed backup again; absent where that is given up until its next time.
+    /// When the service retries a failed backup; absent if it waits for the next scheduled time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,9 +84,9 @@ pub struct Saved {
     pub based_on: Option<String>,
     /// Whether the databases were sound when they were saved.
     pub integrity: IntegrityStatus,
-    /// Whether it lacks something of the project, or may hold half of a change.
+    /// Whether the backup lacks part of its project or may hold half of a change.
     pub incomplete: bool,
-    /// The first of them.
+    /// The first warnings, at most `MOST_WARNINGS`.
     pub warnings: Vec<Warning>,
 }
 
@@ -104,7 +107,7 @@ impl Event {
         }
     }
 
-    /// That a run has ended.
+    /// Creates the event for a run that has ended.
     pub fn of_run(
         project: &Project,
         made: &Result<Created>,
@@ -129,7 +132,7 @@ impl Event {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// The same, in short, for commands that read no JSON.
+    /// Returns the main values as environment variables, for commands that do not read JSON.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         let mut all = vec![
             ("KG_BACKUP_EVENT", self.event.name().to_string()),
@@ -152,13 +155,13 @@ impl Event {
                 ("KG_ERROR_MESSAGE", error.message.clone()),
             ]);
         }
-        // No variable may hold a zero byte.
+        // An environment variable cannot contain a zero byte.
         all.into_iter()
             .map(|(name, value)| (name, value.replace('\0', " ")))
             .collect()
     }
 
-    /// Every variable that [`Event::environment`] may set: none is to be inherited.
+    /// All variables that [`Event::environment`] may set. A command must not inherit any of them.
     pub const VARIABLES: [&str; 7] = [
         "KG_BACKUP_EVENT",
         "KG_PROJECT",
@@ -192,10 +195,11 @@ impl Saved {
     }
 }
 
-/// 128 bits that nobody has had before.
+/// Returns a unique id of 128 bits.
 fn unique() -> String {
     let mut bytes = [0; 16];
-    // Where the system has no random numbers, the time and the process still make it unique here.
+    // If the system has no random numbers, the time and the process id still make the id unique
+    // here.
     if getrandom::fill(&mut bytes).is_err() {
         let now = Timestamp::now().as_nanosecond().to_le_bytes();
         bytes = now.map(|byte| byte ^ std::process::id().to_le_bytes()[0]);

@@ -1,5 +1,8 @@
-//! `.kg/hooks.json`, and whether it is to be believed: what stands in it is run, so nobody but the user who runs it, or root, may
-//! have written it. A restore cannot have: it refuses that name, and [`read`] a file that is only taken for it where case does not count.
+//! Reads `.kg/hooks.json` and decides whether to trust it.
+//!
+//! The file names commands that are run, so only the user who runs them, or root, may have written
+//! it. A restore cannot write it, because a restore refuses that name. On a file system that
+//! ignores case, [`read`] also refuses a file whose name differs in case.
 
 use std::{
     fs, io,
@@ -15,14 +18,15 @@ use crate::{
     util::regular_file,
 };
 
-/// A longer one is no list of hooks.
+/// The maximum size of the file. A larger file is not a list of hooks.
 const MAX_BYTES: u64 = 1024 * 1024;
 
 pub fn path(project: &Project) -> PathBuf {
     project.state_dir().join(HOOKS_FILE)
 }
 
-/// The content; `None` where there is no such file. `KG_HOOKS_INVALID` where somebody else could have written it.
+/// Returns the content; `None` if the file does not exist. Returns `KG_HOOKS_INVALID` if another
+/// user could have written it.
 pub fn read(project: &Project) -> Result<Option<String>> {
     let path = path(project);
     let file = match regular_file::open(&path) {
@@ -67,7 +71,7 @@ pub fn read(project: &Project) -> Result<Option<String>> {
         .map_err(|_| refuse(&path, "it is no text", "Set the hooks again"))
 }
 
-/// A warning if this user's backups do not run the hooks because the file belongs to another one: root set them for the
+/// Returns a warning if backups of this user do not run the hooks, because root set them for the
 /// owner of the project.
 pub fn not_for_this_user(project: &Project) -> Option<Warning> {
     let (owner, user) = (
@@ -80,7 +84,7 @@ pub fn not_for_this_user(project: &Project) -> Option<Warning> {
     (owner != user && owner != 0).then(|| Warning::new(WarningCode::Hook, message))
 }
 
-/// Whether the name stands in the directory to the letter.
+/// Returns whether the directory lists exactly this name.
 fn is_listed(state_dir: &Path) -> io::Result<bool> {
     for entry in fs::read_dir(state_dir)? {
         if entry?.file_name() == HOOKS_FILE {

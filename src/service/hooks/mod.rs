@@ -1,14 +1,15 @@
-//! Tells somebody how a backup went: commands, webhooks and heartbeats of a project.
+//! Reports the result of a backup to the commands, webhooks and heartbeats of a project.
 //!
 //! ```text
-//! .kg/hooks.json ─▶ file (is it to be believed?) ─▶ Hooks ─┐
-//!                                                          ├▶ worker ─▶ command | request ─▶ Outcome ─▶ log, --status
-//!                        a backup begins or ends ─▶ Event ─┘
+//! .kg/hooks.json ─▶ file (is it trusted?) ─▶ Hooks ─┐
+//!                                                   ├▶ runner ─▶ command | request ─▶ Outcome
+//!                 a backup begins or ends ─▶ Event ─┘
 //! ```
 //!
-//! `kg serve` and `kg diag backup` call this; Node has callbacks. A hook never changes what comes of a backup: it runs on threads of
-//! its own, within a time, and that it failed is an [`Outcome`], never an error. What is configured lies in a file that no
-//! backup holds, so that an archive can never decide what runs here (`docs/guide/security.md`).
+//! `kg serve` and `kg diag backup` run hooks; Node has callbacks instead. A hook never changes the
+//! result of a backup. It runs on separate threads with a time limit, and its failure is an
+//! [`Outcome`], never an error. No backup contains the configuration of hooks, so an archive can
+//! never decide which commands run here (`docs/guide/security.md`).
 
 pub mod event;
 pub mod file;
@@ -53,13 +54,13 @@ pub struct Hooks {
     hooks: Vec<Hook>,
     timeout: Duration,
     retries: u32,
-    /// Of webhooks; what is wrong with it where it cannot be used.
+    /// The secret that signs webhooks, or why it cannot be used.
     secret: Option<std::result::Result<Vec<u8>, String>>,
 }
 
 #[derive(Debug, Clone)]
 pub struct Hook {
-    /// The key that it is the value of.
+    /// The settings key of the hook.
     pub key: &'static str,
     on: EventKind,
     what: What,
@@ -72,21 +73,21 @@ enum What {
     Heartbeat(String),
 }
 
-/// What came of one hook.
+/// The result of one hook.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     pub hook: String,
-    /// When it ended, in milliseconds since the epoch.
+    /// When the hook ended, in milliseconds since the epoch.
     pub at: i64,
     pub duration_ms: u64,
-    /// What was answered or printed, or what went wrong.
+    /// The answer or output, or what went wrong.
     pub result: std::result::Result<String, String>,
 }
 
-/// What the value of a key asks for.
+/// Reads the action of a hook from the value of its settings key.
 type Reading = fn(&Value) -> Option<What>;
 
-/// Every hook there can be. A trial is in this order, so that a monitor is left with good news.
+/// All hooks. A test runs them in this order, so that a monitor ends with a success.
 const ALL: [(&str, EventKind, Reading); 7] = [
     ("backup.hooks.heartbeatStart", EventKind::Started, heartbeat),
     (
@@ -127,8 +128,8 @@ fn heartbeat(value: &Value) -> Option<What> {
 }
 
 impl Hooks {
-    /// Reads them. What is wrong with them becomes a warning: where somebody else could have written the file, none of them
-    /// counts, and otherwise all but those that are wrong.
+    /// Loads the hooks and turns problems into warnings. If another user could have written the
+    /// file, no hook is loaded. Otherwise only invalid hooks are skipped.
     pub fn load(project: &Project, warnings: &mut Vec<Warning>) -> Self {
         let mut warn = |message: String| {
             warnings.push(Warning::about(WarningCode::Hook, shown_path(), message))
@@ -183,7 +184,7 @@ impl Hooks {
         })
     }
 
-    /// Those that run at an event; a trial is for all of them.
+    /// Returns the hooks of an event. A test runs all hooks.
     pub fn of(&self, event: EventKind) -> impl Iterator<Item = &Hook> {
         self.hooks
             .iter()
@@ -194,12 +195,12 @@ impl Hooks {
         self.of(event).next().is_some()
     }
 
-    /// How long the hooks of an event may take.
+    /// Returns the time limit for the hooks of an event.
     pub fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// Runs all of them, one after the other.
+    /// Runs all hooks, one after the other.
     pub fn try_out(&self, project: &Project, cancel: &CancelToken, mut tell: impl FnMut(Outcome)) {
         let event = Event::new(EventKind::Test, project);
         for hook in self
@@ -233,7 +234,7 @@ impl Hook {
             }
             What::Heartbeat(url) => call(url, request::Call::Heartbeat),
             What::Webhook(url) => {
-                // Unsigned, it would be refused, or worse, believed.
+                // The receiver would refuse an unsigned event or, worse, trust it.
                 let secret = hooks
                     .secret
                     .as_ref()
@@ -259,9 +260,9 @@ impl Outcome {
     }
 }
 
-/// Writes down which hooks failed, for `--status`: until they succeed.
+/// Records failed hooks for `--status`. A failure stays until the hook succeeds.
 pub fn remember(project: &Project, outcomes: &[Outcome]) -> Result<()> {
-    // A project that was removed meanwhile is not made again.
+    // Does not recreate a project that was removed meanwhile.
     if outcomes.is_empty() || !project.state_dir().is_dir() {
         return Ok(());
     }
@@ -282,7 +283,7 @@ pub fn remember(project: &Project, outcomes: &[Outcome]) -> Result<()> {
     })
 }
 
-/// That the hook of this key failed is of no interest any more: another one is set, or none.
+/// Forgets the failure of the hook of this key, because the hook was replaced or removed.
 pub fn forget(project: &Project, key: &str) -> Result<()> {
     let is_of_it = |failure: &HookFailure| failure.hook == key;
     if !History::read(project)?.hook_failures.iter().any(is_of_it) {
@@ -297,7 +298,7 @@ fn shown_path() -> String {
     format!(".kg/{}", ConfigFile::Hooks.file_name())
 }
 
-/// The key that signs; a line end after it is not part of it.
+/// Reads the secret that signs webhooks. Line ends after the secret are not part of it.
 fn secret(path: &Path) -> std::result::Result<Vec<u8>, String> {
     let failed = |what: String| {
         format!(

@@ -1,10 +1,13 @@
-//! Calls the URL of a hook: a webhook is a POST of the event, signed where there is a secret; a heartbeat is a GET.
+//! Calls the URL of a hook. A webhook is a POST of the event, signed if there is a secret. A
+//! heartbeat is a GET.
 //!
-//! A receiver that is not there, too busy or broken (429, 5xx) is asked again after a while, with the same `KG-Delivery`; one
-//! that refuses (any other 4xx) is not. No redirect is followed: it could lead an event to somebody else.
+//! If a receiver is unreachable, too busy or broken (429, 5xx), the call is retried after a pause
+//! with the same `KG-Delivery`. If a receiver refuses (any other 4xx), the call is not retried.
+//! Redirects are not followed, because a redirect could lead an event to another party.
 //!
-//! Certificates are checked against the roots of Mozilla that this executable carries, as Node does: a slim container has none of
-//! its own. `SSL_CERT_FILE` names others, for a company's own authority.
+//! Certificates are checked against the Mozilla roots that this executable contains, as in Node,
+//! because a slim container has none. `SSL_CERT_FILE` names other roots, for the certificate
+//! authority of a company.
 
 use std::{
     env, fs,
@@ -29,33 +32,33 @@ use crate::util::{hex::hex, operation::CancelToken};
 
 const USER_AGENT: &str = concat!("kg/", env!("CARGO_PKG_VERSION"));
 const CERTIFICATES_VARIABLE: &str = "SSL_CERT_FILE";
-/// Before the first retry; twice that before the next, and so on.
+/// The pause before the first retry. It doubles before each further retry.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(20);
 
-/// What is sent.
+/// The kind of request.
 pub enum Call<'a> {
     Webhook { secret: Option<&'a [u8]> },
     Heartbeat,
 }
 
-/// How patient a call is.
+/// The limits of a call.
 pub struct Patience<'a> {
-    /// For everything, retries and pauses included.
+    /// The time limit for the whole call, including retries and pauses.
     pub limit: Duration,
     pub retries: u32,
     pub cancel: &'a CancelToken,
 }
 
-/// What one attempt led to.
+/// The result of one attempt.
 enum Answer {
     Good(u16),
-    /// It may be better in a while.
+    /// A retry may succeed.
     Later(String),
     Refused(String),
 }
 
-/// What was answered, or why it failed.
+/// Calls the URL. Returns the answer, or why the call failed.
 pub fn call(url: &str, call: &Call, event: &Event, patience: &Patience) -> Result<String, String> {
     let deadline = Instant::now() + patience.limit;
     let certificates = certificates()?;
@@ -135,22 +138,23 @@ fn attempt_once(
             status => Answer::Refused(format!("answered {status}")),
         },
         Ok(Err(ureq::Error::Timeout(_))) => Answer::Later("did not answer in time".into()),
-        // It would tell the URL.
+        // The message of this error would reveal the URL.
         Ok(Err(ureq::Error::BadUri(_))) => Answer::Refused("is no URL that can be called".into()),
         Ok(Err(error)) => Answer::Later(format!("could not be called: {error}")),
     }
 }
 
-/// `t=<unix seconds>,v1=<HMAC-SHA256 of "t.body">`: who knows the secret can tell that the event is ours, and not an old one.
+/// Returns `t=<unix seconds>,v1=<HMAC-SHA256 of "t.body">`. A receiver that knows the secret can
+/// verify the sender and the age of the event.
 fn signature(secret: &[u8], at: i64, body: &str) -> String {
-    // A key may have any length.
+    // An HMAC key may have any length.
     let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(secret)
         .unwrap_or_else(|_| unreachable!("any length will do"));
     mac.update(format!("{at}.{body}").as_bytes());
     format!("t={at},v1={}", hex(&mac.finalize().into_bytes()))
 }
 
-/// Of `https://user:password@host`.
+/// Returns the `Authorization` header for the credentials in `https://user:password@host`.
 fn credentials(url: &str) -> Option<String> {
     let url: Uri = url.parse().ok()?;
     let (credentials, _) = url.authority()?.as_str().rsplit_once('@')?;
@@ -184,7 +188,7 @@ fn certificates() -> Result<RootCerts, String> {
     Ok(RootCerts::new_with_certs(&certificates))
 }
 
-/// `false` where that was cut short.
+/// Waits for `pause`. Returns `false` if `cancel` cut it short.
 fn sleep(pause: Duration, cancel: &CancelToken) -> bool {
     let until = Instant::now() + pause;
     while Instant::now() < until && !cancel.is_cancelled() {
@@ -199,7 +203,7 @@ mod tests {
 
     #[test]
     fn the_signature_is_the_hmac_of_time_and_body() {
-        // As `printf '1700000000.{}' | openssl dgst -sha256 -hmac key` says.
+        // The expected value comes from `printf '1700000000.{}' | openssl dgst -sha256 -hmac key`.
         let expected =
             "t=1700000000,v1=9d713ed406bb7076d4123f0dc2c39d2df5c654ed4b0cd56b52c8b4c940bd63ae";
         assert_eq!(signature(b"key", 1_700_000_000, "{}"), expected);

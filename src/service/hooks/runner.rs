@@ -1,12 +1,13 @@
-//! The thread that runs hooks, so that none of them can fail or delay a backup.
+//! The thread that runs hooks, so that no hook can fail or delay a backup.
 //!
 //! ```text
-//! whoever backs up ─events, at most MOST_WAITING─▶ worker ─one thread a hook─▶ commands, URLs
-//!                  ◀──────────outcomes────────────
+//! backup ─events, at most MOST_WAITING─▶ runner ─one thread per hook─▶ commands, URLs
+//!        ◀──────────outcomes────────────
 //! ```
 //!
-//! It opens no file of the project: what is configured comes with the event, read between backups (`docs/internals/architecture.md`, the rule).
-//! Hooks of one event run beside each other, so an event takes no longer than one hook may; events are told in their order.
+//! The thread opens no file of the project. The configuration comes with the event and was read
+//! between backups (the rule in `docs/internals/architecture.md`). The hooks of one event run in
+//! parallel, so an event takes no longer than the limit of one hook. Events run in their order.
 
 use std::{
     panic::{self, AssertUnwindSafe},
@@ -43,7 +44,7 @@ impl Worker {
                 }
             }
         };
-        // Where there is no thread to be had, the queue is closed, and each event says so.
+        // If no thread is available, the queue is closed and each event reports it.
         let _ = thread::Builder::new().name("hooks".into()).spawn(work);
         Worker {
             queue,
@@ -52,7 +53,8 @@ impl Worker {
         }
     }
 
-    /// Queues the hooks of an event. `Err` says why they will not run: older ones hang.
+    /// Queues the hooks of an event. `Err` says why they will not run, for example because older
+    /// hooks hang.
     pub fn tell(&self, hooks: Hooks, event: Event) -> Result<(), String> {
         if !hooks.has_any_for(event.event) {
             return Ok(());
@@ -66,12 +68,13 @@ impl Worker {
         })
     }
 
-    /// What has ended since this was asked last.
+    /// Returns the hooks that have ended since the last call.
     pub fn ended(&self) -> Vec<Outcome> {
         self.outcomes.try_iter().collect()
     }
 
-    /// Waits for what is queued, for so long; then ends it. `true` where something was given up.
+    /// Waits for queued hooks for at most `patience`, or until `cancel` is set, and then cancels
+    /// the rest. Returns `true` if a hook was cancelled.
     pub fn finish(self, patience: Duration, cancel: &CancelToken) -> (Vec<Outcome>, bool) {
         drop(self.queue);
         let mut all = Vec::new();
@@ -84,7 +87,8 @@ impl Worker {
     }
 }
 
-/// Until the worker has ended, the time is over or somebody cancels; whether it has ended.
+/// Collects outcomes until the thread has ended, the time is over or `cancel` is set. Returns
+/// whether the thread has ended.
 fn drain(
     outcomes: &Receiver<Outcome>,
     all: &mut Vec<Outcome>,
@@ -111,7 +115,7 @@ fn run_all(hooks: &Hooks, event: &Event, outcomes: &Sender<Outcome>, cancel: &Ca
     thread::scope(|scope| {
         for hook in hooks.of(event.event) {
             let told = outcomes.clone();
-            // Nobody may be left to be told.
+            // The receiver may have gone, so a send error is ignored.
             let run = move || drop(told.send(run_one(hooks, hook, event, cancel)));
             if let Err(cause) = thread::Builder::new().spawn_scoped(scope, run) {
                 let failed = || Err(format!("there is no thread to run it on: {cause}"));
@@ -125,7 +129,8 @@ pub fn run_one(hooks: &Hooks, hook: &Hook, event: &Event, cancel: &CancelToken) 
     outcome_of(hook, || hook.run(hooks, event, cancel))
 }
 
-/// A panic is a failure of this hook: the thread goes on with the next event.
+/// Runs a hook and builds its outcome. A panic is a failure of this hook, and the thread continues
+/// with the next event.
 fn outcome_of(hook: &Hook, run: impl FnOnce() -> Result<String, String>) -> Outcome {
     let began = Instant::now();
     let panicked = |_| Err("it panicked; please report this".to_string());
@@ -167,7 +172,7 @@ mod tests {
         worker
             .tell(hooks.clone(), Event::new(EventKind::Succeeded, &project))
             .unwrap();
-        // One may be at work already, and leave room for another.
+        // One event may already be running, which leaves room for another.
         let told = (0..MOST_WAITING + 2)
             .map(|_| worker.tell(hooks.clone(), Event::new(EventKind::Failed, &project)));
         let refused = told.filter_map(Result::err).next().unwrap();

@@ -1,4 +1,5 @@
-//! What is answered: a request and what the loop has told of itself ─▶ a response. Reads nothing else, and changes nothing.
+//! Turns a request and the published state of the loop into a response. Reads nothing else and
+//! changes nothing.
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
@@ -24,7 +25,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 
 pub struct Answerer {
     pub board: Arc<ServiceState>,
-    /// Only this machine is to ask.
+    /// Only clients on this machine may send requests.
     pub is_private: bool,
 }
 
@@ -119,7 +120,7 @@ fn now() -> i64 {
     Timestamp::now().as_millisecond()
 }
 
-/// What is wrong comes first: a person may be reading it at night.
+/// Builds the response. The health comes first in the body, so that a person sees problems at once.
 fn judged(health: &Health, about: Value) -> Answer {
     let mut body = json!(health);
     if let (Value::Object(body), Value::Object(about)) = (&mut body, about) {
@@ -145,8 +146,11 @@ fn refusal(status: StatusCode, what_to_do: &str) -> Answer {
     }
 }
 
-/// Whether a person or program of this machine asks by one of its own names. A page of the web that lets its name lead to 127.0.0.1
-/// ("DNS rebinding") makes the browser here ask by that name, and would be told where the project lies. An IP address leads nowhere else.
+/// Returns whether the request addresses this machine by one of its own names.
+///
+/// A web page can resolve its own name to 127.0.0.1 ("DNS rebinding"). A browser on this machine
+/// then sends requests under that name, and the page would learn the path of the project. An IP
+/// address cannot be rebound.
 fn is_for_this_machine<Body>(request: &Request<Body>) -> bool {
     let host = request
         .headers()
@@ -164,7 +168,8 @@ fn is_own_name(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
 }
 
-/// Whether the client prefers OpenMetrics 1.0 to the older text, or has no preference but knows it.
+/// Returns whether the client prefers OpenMetrics 1.0 to the older text format, or accepts both
+/// equally.
 fn accepts_open_metrics(headers: &HeaderMap) -> bool {
     let accept = headers
         .get_all(header::ACCEPT)
@@ -185,7 +190,7 @@ fn accepts_open_metrics(headers: &HeaderMap) -> bool {
     open > 0.0 && open >= quality("text/plain")
 }
 
-/// `text/plain;version=0.0.4;q=0.5`: its type, version and quality.
+/// Splits a media range such as `text/plain;version=0.0.4;q=0.5` into type, version and quality.
 fn range(text: &str) -> (&str, Option<&str>, f32) {
     let mut parts = text.split(';').map(str::trim);
     let kind = parts.next().unwrap_or_default();
@@ -254,7 +259,7 @@ mod tests {
             .status(),
             403
         );
-        // HTTP/1.0 has no such header; browsers send it.
+        // HTTP/1.0 has no such header; browsers always send it.
         assert_eq!(ask(true, "GET", "/healthz", &[]).status(), 200);
     }
 

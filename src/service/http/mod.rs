@@ -1,11 +1,12 @@
-//! The service over HTTP: `/healthz`, `/readyz`, `/metrics` (`docs/guide/monitor.md`).
+//! The HTTP interface of the service: `/healthz`, `/readyz`, `/metrics` (`docs/guide/monitor.md`).
 //!
 //! ```text
-//! settings ─▶ Http (the loop's side: where to listen, tried again and again) ─▶ server (a thread) ─▶ answer ◀─ board ◀─ the loop
+//! settings ─▶ Http (part of the loop: chooses the address, retries) ─▶ server (a thread)
+//! loop ─▶ state ─▶ answer ─▶ server
 //! ```
 //!
-//! Backups matter more than metrics: an address that is not to be had is said once, and tried again while the service works. Where it
-//! listens stands in `.kg/cache/`, for `kg serve --status`.
+//! Backups matter more than metrics. If an address is not available, the service logs this once,
+//! keeps working, and retries. The address is recorded in `.kg/cache/` for `kg serve --status`.
 
 mod answer;
 mod server;
@@ -29,29 +30,30 @@ use crate::{
 };
 
 const FILE: &str = "backup-service.json";
-/// A longer file is none of a service.
+/// The maximum size of the record. A larger file was not written by a service.
 const MAX_BYTES: u64 = 64 * 1024;
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Where a service listens, or wants to.
+/// The address at which a service listens or tries to listen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listening {
     pub address: SocketAddr,
-    /// Why it does not.
+    /// Why the service does not listen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// The file: of one service, so that nothing of an earlier one is believed.
+/// The recorded file. It names its service, so that a record of an earlier service is ignored.
 #[derive(Serialize, Deserialize)]
 struct Record {
     service: Holder,
-    /// `None` where that is turned off.
+    /// `None` if HTTP is turned off.
     listen: Option<Listening>,
 }
 
 impl Listening {
-    /// Of the service that `holder` is; the outer `None` where it has not said so yet.
+    /// Returns the record of the service `holder`. The outer `None` means that the service has
+    /// written no record yet.
     pub fn find(project: &Project, holder: &Holder) -> Option<Option<Listening>> {
         let text = regular_file::read_if_there(&path(project), MAX_BYTES).ok()??;
         let record: Record = serde_json::from_slice(&text).ok()?;
@@ -67,7 +69,7 @@ pub struct Http<'a> {
     wanted: Option<Listen>,
     server: Option<Server>,
     tried_at: Instant,
-    /// What was said last.
+    /// The last state that was logged and recorded.
     said: Option<Option<Listening>>,
 }
 
@@ -90,14 +92,14 @@ impl<'a> Http<'a> {
         }
     }
 
-    /// Listens where it is wanted, if that can be had.
+    /// Listens on the wanted address if it is available.
     pub fn follow(&mut self, wanted: Listen) {
         let is_new = self.wanted != Some(wanted);
         let is_down = !self.server.as_ref().is_some_and(Server::is_alive);
         if !is_new && (!is_down || self.tried_at.elapsed() < RETRY) {
             return;
         }
-        // Before the next begins: it may be of the same port.
+        // Stops the old server first, because the new one may use the same port.
         self.server = None;
         (self.wanted, self.tried_at) = (Some(wanted), Instant::now());
         let listening = match wanted {
@@ -111,7 +113,7 @@ impl<'a> Http<'a> {
     }
 
     fn start(&mut self, address: SocketAddr) -> Listening {
-        // 127.0.0.1 may be written as one of IPv6.
+        // 127.0.0.1 may be written as an IPv6 address.
         let is_private = address.ip().to_canonical().is_loopback();
         let answerer = Answerer {
             board: Arc::clone(&self.board),

@@ -1,8 +1,9 @@
-//! A listener, for as long as the value lives, on a thread of its own. Nothing of async leaves this file.
+//! An HTTP listener on a separate thread. It listens until the value is dropped. No async code
+//! leaves this file.
 //!
-//! One request a connection, and little time for each. Where there are too many, the oldest one makes room: an answer takes no longer than
-//! a moment, so it is of somebody who sends slowly or reads slowly, and keeps nobody waiting. Whatever he does, the loop of the
-//! service knows nothing of it.
+//! Each connection serves one request within a short time limit. If there are too many connections,
+//! the oldest one is closed. An answer takes only a moment, so the oldest connection belongs to a
+//! slow or stalled client. No client can delay the loop of the service.
 
 use std::{
     collections::VecDeque,
@@ -32,13 +33,14 @@ use crate::util::threads;
 
 const MOST_CONNECTIONS: usize = 32;
 const MOST_HEADER_BYTES: usize = 16 * 1024;
-/// Until the header of a request is there.
+/// The time limit for the header of a request.
 const HEADER_PATIENCE: Duration = Duration::from_secs(5);
-/// Until the answer is out.
+/// The time limit for a whole connection, including the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Those that are being answered when it ends may take so long.
+/// The time that open connections get to finish when the server stops.
 const GRACE: Duration = Duration::from_millis(250);
-/// After a connection could not be accepted: the process may have no descriptor left.
+/// The pause after a connection could not be accepted, because the process may have no descriptor
+/// left.
 const PAUSE: Duration = Duration::from_millis(200);
 
 pub struct Server {
@@ -66,12 +68,12 @@ impl Server {
         })
     }
 
-    /// With the port that was found where any was asked for.
+    /// Returns the bound address. It contains the actual port if port 0 was requested.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// False once it has ended by itself, which it should not.
+    /// Returns false if the thread has ended by itself, which indicates a defect.
     pub fn is_alive(&self) -> bool {
         self.thread
             .as_ref()
@@ -80,9 +82,9 @@ impl Server {
 }
 
 impl Drop for Server {
-    /// Afterwards the port is free.
+    /// Stops the thread and frees the port.
     fn drop(&mut self) {
-        // Both fail only where the thread is gone already.
+        // Both calls fail only if the thread has already ended.
         let _ = self.stop.take().map(|stop| stop.send(()));
         let _ = self.thread.take().map(JoinHandle::join);
     }
@@ -101,7 +103,7 @@ fn serve(
         let mut connections = JoinSet::new();
         {
             let mut accepting = pin!(accept(&listener, &mut connections, &answerer));
-            // Whichever ends first.
+            // Ends as soon as either future ends.
             poll_fn(|context| match Pin::new(&mut stopped).poll(context) {
                 Poll::Ready(_) => Poll::Ready(()),
                 Poll::Pending => accepting.as_mut().poll(context),
@@ -131,7 +133,7 @@ async fn accept(
         }
         let answerer = Arc::clone(answerer);
         oldest_first.push_back(connections.spawn(async move {
-            // What goes wrong on a connection is its client's matter.
+            // Errors on a connection concern only its client.
             let _ = timeout(PATIENCE, converse(stream, &answerer)).await;
         }));
     }

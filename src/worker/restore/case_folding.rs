@@ -1,11 +1,13 @@
-//! Names that a file system takes for one: where case or the composition of accents does not count, two files of a backup
-//! could land on one place, and the second would overwrite the first.
+//! Detects names that a file system treats as equal.
+//!
+//! If a file system ignores case or the composition of accents, two files of a backup could have
+//! the same destination. The second would overwrite the first.
 
 use std::{fs, path::Path};
 
 use unicode_normalization::UnicodeNormalization;
 
-/// What the file system of a directory ignores.
+/// The differences that the file system of a directory ignores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Folding {
     case: bool,
@@ -13,7 +15,8 @@ pub struct Folding {
 }
 
 impl Folding {
-    /// Tries it in a directory that is this restore's own. Where that fails, nothing can be unpacked there either.
+    /// Probes the file system in a private directory of this restore. If a probe fails, the restore
+    /// cannot unpack there either.
     pub fn of(dir: &Path) -> Self {
         let is_one = |made: &str, asked: &str| {
             let made = dir.join(made);
@@ -27,14 +30,14 @@ impl Folding {
         }
     }
 
-    /// Equal for names that are one to the file system.
+    /// Returns a key that is equal for names that the file system treats as equal.
     pub fn key(&self, name: &str) -> String {
         let name = if self.composition {
             name.nfc().collect()
         } else {
             name.to_string()
         };
-        // Up and down again: some letters have two small forms.
+        // To upper case and back, because some letters have two lower-case forms.
         if self.case {
             name.to_uppercase().to_lowercase()
         } else {

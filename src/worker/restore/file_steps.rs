@@ -1,4 +1,4 @@
-//! The single steps of a transaction. Each may be done again after a kill.
+//! The single steps of a transaction. Each step may be repeated after a kill.
 
 use std::{
     collections::BTreeSet, fs, io, os::unix::fs::MetadataExt, path::Path, thread, time::Duration,
@@ -25,10 +25,11 @@ use crate::{
     },
 };
 
-/// What a directory must allow its owner for a change of its names.
+/// The permissions that the owner of a directory needs to change its entries.
 const WRITABLE: u32 = 0o300;
 
-/// Renames; where the two lie on different file systems, copies under a temporary name first.
+/// Renames a file. If source and destination lie on different file systems, the file is first
+/// copied under a temporary name.
 pub fn move_file(from: &EntryHandle, to: &EntryHandle, copy_name: &str) -> Result<()> {
     let failed = |cause| Error::io("move", &from.path(), cause);
     match from.rename(to) {
@@ -63,7 +64,7 @@ pub fn move_file(from: &EntryHandle, to: &EntryHandle, copy_name: &str) -> Resul
     }
 }
 
-/// A mount point cannot be renamed, and nothing can be renamed over it.
+/// Describes a failed move. A mount point cannot be renamed, and no file can be renamed over it.
 fn mounted(from: &EntryHandle, to: &EntryHandle, cause: io::Error) -> Error {
     let Some(point) = [from.path(), to.path()]
         .into_iter()
@@ -83,14 +84,15 @@ fn mounted(from: &EntryHandle, to: &EntryHandle, cause: io::Error) -> Error {
     Error::new(Code::TargetInvalid, message, remedy).with_cause(cause)
 }
 
-/// Directories of this user's in which the changes cannot be made before they are writable, with the permissions that they have.
+/// Returns the directories of this user that must be made writable for the changes, with their
+/// current permissions.
 pub fn read_only_dirs(target: &Target, intent: &Intent) -> Result<Vec<MadeDir>> {
     let moved = intent
         .moves
         .iter()
         .flat_map(|change| [&change.from, &change.to]);
     let made = intent.made.iter().map(|dir| &dir.at);
-    // SQLite makes a journal or WAL next to a database.
+    // SQLite creates a journal or WAL next to a database.
     let swapped = intent.swaps.iter().map(|swapped| &swapped.live);
     let dirs: BTreeSet<&str> = moved
         .chain(made)
@@ -122,14 +124,14 @@ pub fn read_only_dirs(target: &Target, intent: &Intent) -> Result<Vec<MadeDir>> 
     Ok(found)
 }
 
-/// Makes directories writable for the changes; may be done twice.
+/// Makes directories writable for the changes. May be repeated.
 pub fn open_dirs(target: &Target, intent: &Intent) -> Result<()> {
     each_opened(target, intent, |place, mode| {
         place.change_mode(mode | WRITABLE)
     })
 }
 
-/// Gives directories the permissions back that they had; may be done twice.
+/// Restores the original permissions of directories. May be repeated.
 pub fn close_dirs(target: &Target, intent: &Intent) -> Result<()> {
     each_opened(target, intent, |place, mode| place.change_mode(mode))
 }
@@ -150,7 +152,8 @@ fn each_opened(
     Ok(())
 }
 
-/// Replaces the content of live databases. `decide` is given the digests of the new contents, `done` is called after each commit.
+/// Replaces the content of live databases. `decide` receives the digests of the new contents.
+/// `done` runs after each commit.
 pub fn swap(
     target: &Target,
     swaps: &[&Swapped],
@@ -189,7 +192,8 @@ pub fn swap(
         })
         .collect();
     thread::scope(|threads| {
-        // Beside the copying of what is replaced, which waits for the disk.
+        // Computing the digests runs in parallel with copying the replaced content, which waits for
+        // the disk.
         let digest = || {
             places
                 .iter()
@@ -201,12 +205,12 @@ pub fn swap(
             let digests = digesting
                 .join()
                 .unwrap_or_else(|_| Err(digest_panicked()))?;
-            // A recovery takes the new content from here, perhaps after a loss of power.
+            // A recovery reads the new content from here, possibly after a power loss.
             swaps
                 .iter()
                 .try_for_each(|swapped| sync_file(&target.existing(&swapped.new)?))?;
             target.sync(swaps.iter().map(|swapped| swapped.new.as_str()))?;
-            // Whole from here on, and only what is whole has this name.
+            // The copy is complete from here on, and only a complete copy has this name.
             places
                 .iter()
                 .try_for_each(|(.., growing, pending, _)| keep(growing, pending))?;
@@ -235,7 +239,7 @@ fn digest_panicked() -> Error {
     )
 }
 
-/// What a database held gets its name: the new content is committed.
+/// Gives the previous content of a database its final name once the new content is committed.
 pub fn keep(pending: &EntryHandle, kept: &EntryHandle) -> Result<()> {
     pending
         .rename(kept)
@@ -243,21 +247,22 @@ pub fn keep(pending: &EntryHandle, kept: &EntryHandle) -> Result<()> {
     kept.dir().sync()
 }
 
-/// What is kept of a database may be put back as a file.
+/// Gives a kept copy the attributes of the live database, because an undo may put it back as a
+/// file.
 fn dress_as(kept: &EntryHandle, live: &EntryHandle) -> Result<()> {
     let Some(found) = live.stat()? else {
         return Ok(());
     };
-    // An undo may have to write to it.
+    // An undo may have to write to the copy.
     kept.set_mode(found.st_mode | 0o200)?;
     kept.give_to((found.st_uid, found.st_gid))
 }
 
-/// What comes after the changes; may be done twice.
+/// Carries out the steps that follow the changes. May be repeated.
 pub fn finish(root: &Path, target: &Target, intent: &Intent) -> Result<Vec<Warning>> {
     open_dirs(target, intent)?;
     let mut warnings = Vec::new();
-    // Innermost first: nothing changes in a directory any more when it gets its time.
+    // Innermost directories first, so that nothing changes in a directory after its time is set.
     for dir in intent.made.iter().rev() {
         if let Err(error) = dress_dir(target, dir) {
             warnings.push(Warning::about(
@@ -284,7 +289,7 @@ pub fn finish(root: &Path, target: &Target, intent: &Intent) -> Result<Vec<Warni
     }
     for dir in intent.emptied.iter().rev() {
         if let Some(place) = target.place(dir)? {
-            // One that holds something by now stays.
+            // A directory that is not empty stays.
             place.remove_dir();
         }
     }
@@ -305,12 +310,12 @@ fn dress_dir(target: &Target, dir: &MadeDir) -> Result<()> {
     dir.mtime.map_or(Ok(()), |(seconds, nanoseconds)| {
         place.set_modified(seconds, nanoseconds)
     })?;
-    // The mode last: it may keep this user out.
+    // The mode comes last because it may deny access to this user.
     dir.mode.map_or(Ok(()), |mode| place.set_mode(mode))
 }
 
 impl Intent {
-    /// Of a file that is copied from another file system, until it is whole.
+    /// Returns the temporary name of a file while it is copied from another file system.
     pub fn copy_name(&self, number: usize) -> String {
         format!("{PARTIAL_PREFIX}{}-{number}", self.token)
     }

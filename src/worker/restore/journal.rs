@@ -1,8 +1,9 @@
-//! What a restore is about to do, written down before it begins, so that a kill at any instant leaves a project that the
-//! next run makes whole again.
+//! The journal of a restore. It is written before the restore begins, so that the next run can
+//! recover the project after a kill at any instant.
 //!
-//! The journal lists every change in order. Until it says `decided`, everything in it is taken back: directories and
-//! renames. From then on a database may have its new content; if one has, the rest is done too ([`super::transaction`]).
+//! The journal lists every change in order. Until it says `decided`, recovery rolls back everything
+//! in it: directories and renames. From then on a database may have its new content. If one has,
+//! recovery completes the rest too ([`super::transaction`]).
 
 use std::{
     io,
@@ -19,32 +20,35 @@ use crate::{
     util::{atomic_file, regular_file},
 };
 
-/// All places are locations, see [`super::target`].
+/// The changes of one restore. All paths are locations, see [`super::target`].
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Intent {
-    /// The renames are made, and the first commit may be: once one is, this restore is carried to its end.
+    /// The renames are made, and the first commit may have happened. Once a database is committed,
+    /// recovery completes this restore.
     pub decided: bool,
-    /// Part of the names of temporary files: no other restore has the same.
+    /// Part of the names of temporary files, unique to this restore.
     pub token: String,
-    /// Where the backup was unpacked, with a slash.
+    /// The location where the backup was unpacked, with a trailing slash.
     pub staging: Option<String>,
-    /// Directories that this user must make writable for the changes, with the permissions that they get back.
+    /// Directories that this user must make writable for the changes, with their original
+    /// permissions.
     #[serde(default)]
     pub opened: Vec<MadeDir>,
     /// Directories that do not exist yet, parents first.
     pub made: Vec<MadeDir>,
-    /// In order.
+    /// Renames, in the order in which they are made.
     pub moves: Vec<Move>,
     /// Live databases that get their new content through SQLite.
     pub swaps: Vec<Swapped>,
-    /// Where what is replaced is kept, and what is to be written there.
+    /// The location that keeps the replaced files, and the record to write there.
     pub undo: Option<(String, Record)>,
-    /// What goes when all is done: the directory of the restore that this one undoes.
+    /// The location to remove when everything is done: the directory of the restore that this one
+    /// undoes.
     pub retired: Option<String>,
-    /// Directories that go if nothing is in them by then.
+    /// Directories to remove if they are empty at the end.
     pub emptied: Vec<String>,
-    /// The graph database, where it lies outside the project.
+    /// The graph database, if it lies outside the project.
     pub outside: Option<PathBuf>,
 }
 
@@ -52,33 +56,36 @@ pub struct Intent {
 pub struct Move {
     pub from: String,
     pub to: String,
-    /// Device and inode of what is moved, by which it is known again.
+    /// Device and inode of the moved file, which identify it later.
     pub identity: (u64, u64),
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Swapped {
-    /// Holds the new content.
+    /// The location of the new content.
     pub new: String,
     pub live: String,
-    /// Gets what the live database held; there once the new content is committed.
+    /// The location of the previous content of the live database. It exists once the new content is
+    /// committed.
     pub kept: String,
-    /// What becomes `kept`, until then: in a directory of its own, where nothing of a project is kept.
+    /// The location of the previous content until then. It has a separate directory that keeps no
+    /// file of a project.
     pub pending: String,
-    /// Digest of the new content, once it is decided: a recovery puts nothing else into the live database. Absent in journals of
-    /// older releases.
+    /// The digest of the new content, set when `decided` is set. Recovery puts no other content
+    /// into the live database. Journals of older releases do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
 }
 
 impl Swapped {
-    /// What becomes `pending`, until it is whole.
+    /// Returns the location of the copy that becomes `pending` once it is complete.
     pub fn growing(&self) -> String {
         format!("{}~", self.pending)
     }
 }
 
-/// Whether a restore was interrupted, or is at work. Asks for a path only, so a host may call it.
+/// Returns whether a restore was interrupted or is running. A host may call this function because
+/// it only looks up a path and opens no file.
 pub fn is_pending(state: &Path) -> bool {
     state.join(JOURNAL_FILE).exists()
 }
@@ -87,7 +94,7 @@ pub fn path(root: &Path) -> PathBuf {
     root.join(STATE_DIR).join(JOURNAL_FILE)
 }
 
-/// Writes the journal, durably.
+/// Writes the journal durably.
 pub fn write(root: &Path, intent: &Intent) -> Result<()> {
     let path = path(root);
     let json = serde_json::to_vec(intent)
@@ -95,7 +102,8 @@ pub fn write(root: &Path, intent: &Intent) -> Result<()> {
     atomic_file::write_orders(&path, &json)
 }
 
-/// The journal of an interrupted restore. `KG_UNSAFE_FILE` if another user could have written it: what it says is carried out.
+/// Reads the journal of an interrupted restore. Returns `KG_UNSAFE_FILE` if another user could have
+/// written it, because recovery carries out its contents.
 pub fn read(root: &Path) -> Result<Option<Intent>> {
     let path = path(root);
     let read = regular_file::read_orders(&path, MAX_TEXT_BYTES).map_err(|error| Error {
@@ -119,7 +127,7 @@ pub fn read(root: &Path) -> Result<Option<Intent>> {
     })
 }
 
-/// The restore is complete, or was taken back.
+/// Removes the journal after the restore was completed or rolled back.
 pub fn end(root: &Path) -> Result<()> {
     let path = path(root);
     atomic_file::remove(&path)?;

@@ -1,20 +1,25 @@
-//! Puts an unpacked, checked backup into its place, or puts back what a restore replaced.
+//! Applies an unpacked, checked backup to a project, or puts back the files that a restore
+//! replaced.
 //!
 //! ```text
-//! manifest, or record of a restore ─▶ what goes where ─▶ what is in the way ─▶ all changes, or none
-//!                                     [`placement`]          [`plan`]             [`transaction`], [`journal`]
+//! manifest or record ─▶ destinations ─▶ existing files ─▶ all changes, or none
+//!                       [`placement`]   [`plan`]          [`transaction`], [`journal`]
 //! ```
 //!
-//! Everything that could refuse is asked first: where each file goes, whether something would be replaced, whether a
-//! database is in use. Then every file that is in the way is moved to a directory that keeps it ([`undo`]), and the new one
-//! is moved in. A sound database is not moved but gets its new content through SQLite, last, so that whoever has it open
-//! sees it. A damaged one goes as a set: beside the new one there is no WAL, index or journal of the old. No path is
-//! followed through a link ([`target`]).
+//! The restore first checks everything that could refuse it, such as files that it would replace
+//! and databases that are in use. Then it moves every file in the way to a directory that keeps it
+//! ([`undo`]) and moves the new file in. It follows no link on any path ([`target`]).
 //!
-//! A failure half way puts everything back. A kill at any instant leaves a journal with which the next restore or backup of
-//! the project takes everything back, or completes it ([`recovery`]): either the old state or the backup's.
+//! The restore does not move a sound database. The database gets its new content through SQLite, as
+//! the last step, so that processes that have it open see the new content. A damaged database is
+//! replaced together with its companions. No WAL, index or journal of the old database remains next
+//! to the new one.
 //!
-//! A repair that saves what can be read of a damaged database replaces it in the same way ([`salvage`]).
+//! A failure puts everything back. A kill at any instant leaves a journal. With it, the next
+//! restore or backup of the project rolls everything back or completes it ([`recovery`]). The
+//! result is either the old state or the state of the backup.
+//!
+//! A repair that salvages a damaged database replaces the database in the same way ([`salvage`]).
 
 mod case_folding;
 mod file_steps;
@@ -70,7 +75,7 @@ use crate::{
     },
 };
 
-/// How many paths a message names.
+/// The number of paths that a message names.
 const NAMED_PATHS: usize = 3;
 
 pub fn apply(request: &ApplyRequest) -> Result<Applied> {
@@ -84,7 +89,7 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     };
     let mut target = Target::open(root)?;
     let staged_in = request.staging.file_name().unwrap_or_default();
-    // A dry run unpacks nothing, and elsewhere.
+    // A dry run unpacks nothing, and its staging directory lies outside the project.
     let staging = if request.dry_run {
         request.staging.clone()
     } else {
@@ -137,7 +142,7 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
         .extend(changed_settings(&target, &placements)?);
     assert_no_super_journal(&target, &placements)?;
     dress(&target, &placements, &plan)?;
-    // Of a restore into an empty place there is nothing to bring back.
+    // After a restore into an empty project, there is nothing to put back.
     let can_undo = holds_something(&root.join(STATE_DIR)) || plan.keeps_in(&undo_dir);
     if can_undo && applied.files_replaced > 0 {
         applied.safety_copy = Some(root.join(&undo_dir));
@@ -155,7 +160,8 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
     Ok(applied)
 }
 
-/// Names the settings of backups that another configuration changes, or says that they cannot be told.
+/// Returns a warning that names the backup settings that the restored configuration changes, or
+/// that says that the previous settings could not be read.
 fn changed_settings(target: &Target, placements: &Placements<'_>) -> Result<Option<Warning>> {
     let config = format!("{STATE_DIR}/{CONFIG_FILE}");
     let Some(placement) = placements
@@ -203,7 +209,8 @@ fn changed_settings(target: &Target, placements: &Placements<'_>) -> Result<Opti
     ))
 }
 
-/// Puts back what the newest restore replaced, and takes away what it added. What is there now is kept in its turn.
+/// Puts back the files that the newest restore replaced and removes the files that it added. Keeps
+/// the current files in turn.
 pub fn undo(request: &UndoRequest) -> Result<Undone> {
     let root = &request.target;
     let lock_timeout = Duration::from_millis(request.lock_timeout_ms);
@@ -267,7 +274,8 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
     Ok(undone)
 }
 
-/// Makes whole what killed restores left, removes what they unpacked, and what was kept for too long.
+/// Recovers killed restores and removes what they unpacked. Also removes replaced files that are
+/// older than the retention of undos.
 pub fn tidy(request: &RecoverRequest) -> Result<Vec<Warning>> {
     let mut warnings = Vec::new();
     let root = &request.target;
@@ -287,19 +295,21 @@ pub fn tidy(request: &RecoverRequest) -> Result<Vec<Warning>> {
             ));
         }
     }
-    // Stays where something is in it.
+    // A directory that is not empty stays.
     let _ = DirHandle::around(&state.join(UNDO_DIR)).map(|place| place.remove_dir());
     Ok(warnings)
 }
 
-/// Whether there is something for [`tidy`] to do. Asks for paths only, so a host may call it.
+/// Returns whether [`tidy`] has anything to do. A host may call this function because it opens no
+/// file of the project, only directories.
 pub fn is_untidy(state: &Path, undo_retention_days: u32) -> Result<bool> {
     Ok(journal::is_pending(state)
         || !left_behind(state)?.is_empty()
         || !undo::expired(state, undo_retention_days)?.is_empty())
 }
 
-/// Locks the directory itself, which leaves no file behind: one process at a time changes a target.
+/// Locks the directory itself, which leaves no lock file. Only one process at a time changes a
+/// target. `KG_TARGET_LOCKED` if the lock is not available in time.
 pub fn lock_target(state: &Path, timeout: Duration, context: &OperationContext) -> Result<File> {
     let failed = |cause| Error::io("lock", state, cause);
     let dir = File::from(DirHandle::open(state).map_err(failed)?);
@@ -312,7 +322,8 @@ pub fn lock_target(state: &Path, timeout: Duration, context: &OperationContext) 
     ))
 }
 
-/// Keeps restores out while a project is read: half of the one and half of the other would be no state of it.
+/// Keeps restores out while a project is read, because a mix of old and new files is not a
+/// consistent state. `KG_TARGET_LOCKED` if the lock is not available in time.
 pub fn lock_against_restores(
     state: &Path,
     timeout: Duration,
@@ -346,7 +357,7 @@ fn locked(state: &Path, who: &str) -> Error {
     )
 }
 
-/// Locks the target, and makes whole what killed restores left.
+/// Locks the target and recovers killed restores.
 pub fn lock_and_recover(
     root: &Path,
     lock_timeout: Duration,
@@ -373,8 +384,9 @@ pub fn lock_and_recover(
     Ok(lock)
 }
 
-/// What killed restores left: temporary files, and directories that they unpacked into. A directory in which a restore is at
-/// work is locked by that; the others are locked from here on.
+/// Returns what killed restores left: temporary files, and directories that they unpacked into. A
+/// running restore holds the lock of its directory. The returned handles lock the other
+/// directories.
 fn left_behind(state: &Path) -> Result<Vec<(PathBuf, Option<File>)>> {
     let entries = fs::read_dir(state).map_err(|cause| Error::io("read", state, cause))?;
     let left = entries.flatten().filter_map(|entry| {
@@ -399,7 +411,7 @@ fn remove_left_behind((path, lock): &(PathBuf, Option<File>)) -> Result<()> {
     }
 }
 
-/// Whether there is a project that an undo could bring back, rather than nothing.
+/// Returns whether the project contains anything that an undo could bring back.
 fn holds_something(state: &Path) -> bool {
     let Ok(entries) = fs::read_dir(state) else {
         return false;
@@ -413,7 +425,7 @@ fn holds_something(state: &Path) -> bool {
     })
 }
 
-/// `known_as` is what messages call the directory.
+/// Reads the manifest. Messages call the directory `known_as`.
 fn read_manifest(staging: &Path, known_as: &Path) -> Result<Manifest> {
     let read = fs::read(staging.join(MANIFEST_ENTRY));
     let json = read.map_err(|cause| Error::io("read", &known_as.join(MANIFEST_ENTRY), cause))?;
@@ -439,7 +451,8 @@ fn target_exists(target: &Target, replaced: &[String]) -> Error {
     )
 }
 
-/// Refuses a journal that names other files: SQLite would remove those when it opens the database.
+/// Refuses a journal that names other files, because SQLite would delete those files when it opens
+/// the database.
 fn assert_no_super_journal(target: &Target, placements: &Placements<'_>) -> Result<()> {
     for placement in placements
         .files
@@ -465,11 +478,14 @@ fn assert_no_super_journal(target: &Target, placements: &Placements<'_>) -> Resu
     Ok(())
 }
 
-/// Gives what was unpacked the permissions and the time of the original, makes links, and writes that to the disk.
+/// Gives unpacked files the permissions and time of the originals, creates links, and syncs the
+/// files to disk.
 ///
-/// Owners are not restored. Root gives a file to the owner of what it replaces, or else of the directory that it goes to.
+/// Owners are not restored. If the restore runs as root, a file gets the owner of the file that it
+/// replaces, or else the owner of its destination directory.
 ///
-/// A database whose content goes into a live one stays as it is: SQLite writes to it too.
+/// This does not touch a database whose content goes into a live database, because SQLite writes to
+/// that file too.
 fn dress(target: &Target, placements: &Placements<'_>, plan: &Plan) -> Result<()> {
     let swapped: HashSet<&str> = plan
         .intent
@@ -487,7 +503,7 @@ fn dress(target: &Target, placements: &Placements<'_>, plan: &Plan) -> Result<()
         let staged = target
             .existing(from)?
             .known_as(target.absolute(&placement.to));
-        // Open before its mode is set, which may keep this user out.
+        // Opened before its mode is set, because the mode may deny access to this user.
         let file = if record.kind == EntryKind::Link {
             let made = staged.make_link(
                 &record
@@ -508,7 +524,7 @@ fn dress(target: &Target, placements: &Placements<'_>, plan: &Plan) -> Result<()
         let (seconds, nanoseconds) = placement::seconds_and_nanoseconds(record.mtime);
         staged.set_modified(seconds, nanoseconds)?;
         if let Some(file) = file {
-            // A database is data, whatever is said of it.
+            // A database is data, so it never gets execute permission, whatever its record says.
             let mode = if record.database {
                 record.mode & 0o666
             } else {
@@ -524,7 +540,8 @@ fn dress(target: &Target, placements: &Placements<'_>, plan: &Plan) -> Result<()
     Ok(())
 }
 
-/// Fails where something that was kept is gone: then nothing of that restore is undone.
+/// Fails with `KG_NOTHING_TO_UNDO` if a kept file is missing. Then nothing of that restore is
+/// undone.
 fn assert_kept(target: &Target, dir: &str, placements: &Placements<'_>) -> Result<()> {
     for from in placements
         .files
@@ -548,7 +565,8 @@ fn assert_kept(target: &Target, dir: &str, placements: &Placements<'_>) -> Resul
     Ok(())
 }
 
-/// Carries the plan out. `undo` is where what it replaces is kept, and what that is of; `undone` what an undo uses up.
+/// Carries out the plan. `undo` is the directory that keeps the replaced files, and the id for its
+/// record. `undone` is the restore that an undo consumes.
 fn change(
     target: &Target,
     root: &Path,

@@ -1,7 +1,8 @@
-//! What goes where: from the manifest of a backup, or from the record of a restore that is undone.
+//! Decides where each file goes, from the manifest of a backup or from the record of a restore that
+//! is undone.
 //!
-//! Nothing here changes anything. Whatever an archive says is refused unless it stays inside the project, and inside that
-//! part of it which backups save.
+//! This module changes nothing. It refuses every path of an archive that leaves the project or lies
+//! outside the part of the project that backups save.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -30,33 +31,33 @@ use crate::{
     sqlite::files::{COMPANIONS, MAGIC},
 };
 
-/// What every path but that of the graph database begins with.
+/// The prefix of every path except that of the graph database.
 const STATE_PREFIX: &str = ".kg/";
-/// Where a graph database from outside the project is kept, below the directory of an undo.
+/// The directory that keeps a graph database from outside the project, below the undo directory.
 const OUTSIDE_PREFIX: &str = "outside/";
 
-/// A file or link, and where it goes. All but `kept_as` are locations.
+/// A file or link, and its destination. All paths except `kept_as` are locations.
 pub struct Placement<'a> {
-    /// Where it lies now; absent where there is only something to be taken away.
+    /// The current location; `None` if the destination is only removed.
     pub from: Option<String>,
     pub to: String,
-    /// Where what it replaces is kept, below the directory for that.
+    /// Where to keep the replaced file, below the undo directory.
     pub kept_as: String,
     pub is_database: bool,
-    /// What a backup says of it.
+    /// The record of the file in the manifest of the backup.
     pub record: Option<&'a FileRecord>,
 }
 
-/// Everything that goes somewhere.
+/// All files and directories with a destination.
 pub struct Placements<'a> {
-    /// Databases before what belongs to them.
+    /// The files and links. Databases come before their companions.
     pub files: Vec<Placement<'a>>,
-    /// Directories that a backup holds.
+    /// The directories that the backup holds.
     pub directories: Vec<MadeDir>,
 }
 
-/// The places of the records that were picked from a backup, which was unpacked into `staging`, a directory of `.kg` of the name
-/// `staged_in`.
+/// Returns the placements of the selected records of a backup. `staging` is where the backup was
+/// unpacked, and `staged_in` is the name of that directory in `.kg`.
 pub fn of_backup<'a>(
     target: &mut Target,
     root: &Path,
@@ -116,7 +117,7 @@ pub fn of_backup<'a>(
     Ok(placements)
 }
 
-/// The places of what a restore replaced, whose record lies in the directory `dir`.
+/// Returns the placements of the files that a restore replaced. `dir` contains its record.
 pub fn of_undo<'a>(dir: &str, record: &Record) -> Placements<'a> {
     let placement = |touched: &crate::worker::restore::record::Touched| Placement {
         from: touched.kept.as_ref().map(|kept| format!("{dir}/{kept}")),
@@ -133,7 +134,7 @@ pub fn of_undo<'a>(dir: &str, record: &Record) -> Placements<'a> {
     }
 }
 
-/// The place of one database, which lies at `from`.
+/// Returns the placement of a single database that lies at `from`.
 pub fn of_database<'a>(from: String, to: String) -> Placements<'a> {
     let kept_as = kept_as(&to);
     let placement = Placement {
@@ -149,7 +150,7 @@ pub fn of_database<'a>(from: String, to: String) -> Placements<'a> {
     }
 }
 
-/// As the system counts: nanoseconds are never negative.
+/// Splits a time as the system does: the nanoseconds are never negative.
 pub fn seconds_and_nanoseconds(at: Timestamp) -> (i64, i64) {
     const BILLION: i128 = 1_000_000_000;
     let nanoseconds = at.as_nanosecond();
@@ -159,7 +160,7 @@ pub fn seconds_and_nanoseconds(at: Timestamp) -> (i64, i64) {
     )
 }
 
-/// Where what is replaced at a location is kept, below the directory for that.
+/// Returns where to keep the file that is replaced at a location, below the undo directory.
 pub fn kept_as(location: &str) -> String {
     match location.rsplit_once('/') {
         Some((_, name)) if location.starts_with('/') => format!("{OUTSIDE_PREFIX}{name}"),
@@ -167,7 +168,7 @@ pub fn kept_as(location: &str) -> String {
     }
 }
 
-/// Refuses a record that no backup of this tool has.
+/// Refuses a record that no backup of this tool contains.
 fn assert_ours(record: &FileRecord) -> Result<()> {
     let refuse = |what: &str| Err(not_ours(&record.path, what));
     let Some(path) = names::decode(&record.path).filter(|path| names::stays_below(path)) else {
@@ -192,7 +193,8 @@ fn assert_ours(record: &FileRecord) -> Result<()> {
         .and_then(|below| below.iter().next())
         .and_then(|name| name.to_str())
         .unwrap_or_default();
-    // Also where the file system ignores case: nothing of a project is called so in other letters.
+    // The folded name also catches variants on a file system that ignores case. No file of a
+    // project has such a name in other letter case.
     let top = &folded(top);
     let is_dir = record.kind == EntryKind::Directory
         || below.is_some_and(|below| below.components().count() > 1);
@@ -224,7 +226,7 @@ fn assert_ours(record: &FileRecord) -> Result<()> {
     match below {
         None => refuse("does not lie in .kg"),
         Some(_) => {
-            // A link may stand for either.
+            // A link may stand for a file or a directory.
             let is_by_product = exclude::is_by_product(top, is_dir)
                 || exclude::is_by_product(top, record.kind == EntryKind::Link);
             if is_by_product {
@@ -240,18 +242,20 @@ fn assert_ours(record: &FileRecord) -> Result<()> {
     }
 }
 
-/// Without case: up and down again, as some letters have two small forms.
+/// Removes case: to upper case and back, because some letters have two lower-case forms.
 fn folded(name: &str) -> String {
     name.to_uppercase().to_lowercase()
 }
 
-/// Whether something on the way is called as what a directory listing leaves out, and what tools keep their own in.
+/// Returns whether a component of the path is hidden from directory listings. Tools keep their own
+/// files in such directories.
 fn is_hidden(path: &Path) -> bool {
     path.iter()
         .any(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
-/// A WAL or journal is only saved with a database that was found damaged: beside a sound one it would change that.
+/// Refuses a WAL or journal unless the backup found its database damaged. Next to a sound database,
+/// it would change the content of that database. A WAL index is always refused.
 fn assert_companion_belongs(
     manifest: &Manifest,
     databases: &HashSet<&str>,
@@ -279,7 +283,7 @@ fn assert_companion_belongs(
     Ok(())
 }
 
-/// A place that is a file for one record and a directory for another.
+/// Refuses a path that is a file in one record and a directory in another.
 fn assert_no_file_is_a_directory(placements: &Placements<'_>, folding: &Folding) -> Result<()> {
     let files: HashSet<String> = placements
         .files
@@ -307,8 +311,9 @@ fn assert_no_file_is_a_directory(placements: &Placements<'_>, folding: &Folding)
     Ok(())
 }
 
-/// Where the graph database goes: where the configuration has it that is in force after the restore. A place outside the
-/// project is only believed when the target itself names it already.
+/// Returns the location of the graph database: the one that the configuration in force after the
+/// restore names. A path outside the project counts only if the configuration of the target already
+/// names it.
 fn database_location(
     target: &mut Target,
     root: &Path,
@@ -386,8 +391,8 @@ fn database_location(
     }
 }
 
-/// Refuses to write to a database outside the project that may be the one of the original of a
-/// copy.
+/// Refuses to write to a database outside the project that may belong to the original of a copied
+/// project.
 fn assert_own_database(target: &Target, root: &Path, outside: &Path, recorded: &str) -> Result<()> {
     assert_not_of_another(root, outside)?;
     // A restore into a copy puts its database there.
@@ -430,8 +435,9 @@ fn not_own(root: &Path, outside: &Path, why: &str) -> Error {
     )
 }
 
-/// Refuses a place for the graph database that is none: what restores and backups keep; and, where only the archive names
-/// it, a hidden directory (`.git/hooks`), or, outside `.kg`, content that is no database.
+/// Refuses an unsuitable path for the graph database, such as the directories of restores and
+/// backups. If only the archive names the path, this also refuses a hidden directory (`.git/hooks`)
+/// and, outside `.kg`, content that is not a database.
 fn assert_place_for_database(
     location: &str,
     is_own: bool,
@@ -479,7 +485,8 @@ fn assert_place_for_database(
     refuse("lies outside .kg, and what it holds is no database")
 }
 
-/// Directories on the way to these locations that do not exist yet, parents first, as the backup has them.
+/// Returns the directories on the way to these locations that do not exist yet, parents first, with
+/// the attributes that the backup recorded.
 pub fn missing_dirs<'a>(
     target: &Target,
     locations: impl Iterator<Item = &'a str>,
@@ -492,7 +499,7 @@ pub fn missing_dirs<'a>(
     for location in locations {
         let mut above = Vec::new();
         let mut dir = parent(location);
-        // The directory of a database outside the project is there, or the restore fails.
+        // The directory of a database outside the project must exist, otherwise the restore fails.
         while !dir.is_empty()
             && !dir.starts_with('/')
             && dir != STATE_DIR

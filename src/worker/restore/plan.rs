@@ -1,6 +1,7 @@
-//! From places to changes: what is in the way, what is kept of it, which databases are replaced through SQLite.
+//! Turns placements into changes: which files are in the way, which are kept, and which databases
+//! are replaced through SQLite.
 //!
-//! Everything that could refuse is asked here, and nothing is changed.
+//! This module makes every check that could refuse the restore, and changes nothing.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -29,22 +30,23 @@ use crate::{
     util::dir_handle::{EntryHandle, EntryType},
 };
 
-/// Below the directory of an undo: what live databases held, until the new content is committed.
+/// A directory below the undo directory. It holds the previous content of live databases until the
+/// new content is committed.
 const PENDING_DIR: &str = ".kg-pending";
-/// An index of a WAL: of no use without the very WAL that it was made of.
+/// The suffix of a WAL index, which is useless without the WAL that it was built from.
 const SHARED_MEMORY: &str = COMPANIONS[1];
 
 pub struct Conditions<'a> {
-    /// The location of the directory for what is replaced.
+    /// The location of the directory that keeps the replaced files.
     pub undo_dir: &'a str,
-    /// Replace a database even while another process has it open.
+    /// Replace a database even if another process has it open.
     pub force: bool,
     pub dry_run: bool,
     pub lock_timeout: Duration,
 }
 
 pub struct Plan {
-    /// All but what becomes of it afterwards.
+    /// All changes except the steps that follow them.
     pub intent: Intent,
     pub touched: Vec<Touched>,
     /// Held until the restore is done.
@@ -88,7 +90,8 @@ pub fn plan(
         planning.file(placement)?;
     }
     let mut plan = planning.plan;
-    // Claimed after all databases were looked at: opening one drops this process's locks on it.
+    // Claimed after all databases were examined, because opening a database drops the locks of this
+    // process on it.
     if !conditions.force {
         plan.claims = claims(target, &plan)?;
     }
@@ -96,7 +99,8 @@ pub fn plan(
     Ok(plan)
 }
 
-/// Locations of files where something is in the way: the file itself, or what belongs to a database of its name.
+/// Returns the locations of files whose place is taken, by the file itself or by a companion of a
+/// database of its name.
 pub fn taken(target: &Target, placements: &Placements<'_>) -> Result<Vec<String>> {
     let mut taken = Vec::new();
     for placement in &placements.files {
@@ -113,14 +117,14 @@ pub fn taken(target: &Target, placements: &Placements<'_>) -> Result<Vec<String>
 struct Planning<'a> {
     target: &'a Target,
     conditions: &'a Conditions<'a>,
-    /// Locations of everything that is placed.
+    /// The locations of all placements.
     owners: HashSet<&'a str>,
-    /// Locations of databases whose users commit to another WAL, and why they are not written.
+    /// The locations of databases whose users commit to another WAL, and why they are not written.
     elsewhere: BTreeMap<&'a str, Error>,
     plan: Plan,
     /// Databases that get new content through SQLite.
     swapped: HashSet<Identity>,
-    /// Locations that are empty once the moves so far are made.
+    /// Locations that are empty after the moves planned so far.
     gone: HashSet<String>,
 }
 
@@ -170,9 +174,9 @@ impl Planning<'_> {
         Ok(())
     }
 
-    /// Whether it is another name of a database that gets new content. That name alone is moved: a
-    /// second connection would take the locks of the first, and the processes that have the
-    /// database open keep it.
+    /// Returns whether the place is another name of a database that gets new content. Only that
+    /// name is moved. A second connection would drop the locks of the first, and the processes that
+    /// have the database open keep it.
     fn is_swapped(&self, place: &EntryHandle) -> Result<bool> {
         Ok(identity(place)?.is_some_and(|found| self.swapped.contains(&found)))
     }
@@ -196,13 +200,14 @@ impl Planning<'_> {
         Ok(())
     }
 
-    /// Whether a sound database is there that can get the new content through SQLite.
+    /// Returns whether the place holds a sound database that can get the new content through
+    /// SQLite.
     fn is_live(&self, place: &EntryHandle, placement: &Placement<'_>) -> Result<bool> {
         let Some(from) = placement.from.as_ref().filter(|_| placement.is_database) else {
             return Ok(false);
         };
-        // The WAL that its users write to is not of what SQLite would write to the file: they keep
-        // the old file. So does another project that has the file too.
+        // Processes that write to another WAL would not see what SQLite writes to the file, so they
+        // keep the old file. The same applies to another project that shares the file.
         let links = self
             .target
             .root()
@@ -210,11 +215,11 @@ impl Planning<'_> {
         if self.elsewhere.contains_key(placement.to.as_str()) || links > 0 {
             return Ok(false);
         }
-        // Through a WAL that has another name, SQLite would write to a file of somebody else.
+        // Through a WAL that has another name, SQLite would write to an unrelated file.
         if files::has_shared_companion(&place.path()) {
             return Ok(false);
         }
-        // One that this user may not write can only be replaced as a file.
+        // A database that this user may not write can only be replaced as a file.
         if place.open(OFlag::O_RDWR, 0).is_err() {
             return Ok(false);
         }
@@ -251,7 +256,7 @@ impl Planning<'_> {
             .target
             .place(from)?
             .map_or(Ok(None), |place| place.stat())?;
-        // In a dry run nothing was unpacked.
+        // A dry run unpacked nothing.
         let identity = found.map_or((0, 0), |found| (found.st_dev, found.st_ino));
         Ok(Move {
             from: from.to_string(),
@@ -289,7 +294,7 @@ impl Plan {
         }
     }
 
-    /// Directories that the changes need, and those that a backup holds.
+    /// Plans the directories that the changes need and those that the backup holds.
     fn directories(
         &mut self,
         target: &Target,
@@ -309,7 +314,7 @@ impl Plan {
                 ));
             }
         }
-        // The name of a file in a held directory is not looked at.
+        // `missing_dirs` looks only at the parents, so any file name serves for a held directory.
         let inside_held: Vec<String> = held.iter().map(|dir| format!("{}/x", dir.at)).collect();
         let moved = self.intent.moves.iter().map(|change| change.to.as_str());
         let kept = self
@@ -327,7 +332,7 @@ impl Plan {
             .chain(inside_held.iter().map(String::as_str))
             .chain([record.as_str()]);
         self.intent.made = missing_dirs(target, locations, held)?;
-        // What is kept may be secret.
+        // Kept files may be confidential.
         let undo_root = format!("{STATE_DIR}/{UNDO_DIR}");
         for dir in self
             .intent
@@ -340,13 +345,14 @@ impl Plan {
         Ok(())
     }
 
-    /// Whether something goes to the directory for what is replaced.
+    /// Returns whether the plan puts anything into the undo directory.
     pub fn keeps_in(&self, undo_dir: &str) -> bool {
         let mut places = self.intent.moves.iter().map(|change| &change.to);
         !self.intent.swaps.is_empty() || places.any(|to| is_below(to, undo_dir))
     }
 
-    /// Directories that are made in the project itself.
+    /// Returns the directories that are created in the project itself, outside the undo
+    /// directories.
     pub fn made_in_project(&self) -> Vec<MadeDir> {
         let undo_root = format!("{STATE_DIR}/{UNDO_DIR}");
         self.intent
@@ -384,16 +390,18 @@ fn in_the_way(place: &EntryHandle, what: &str) -> Error {
     )
 }
 
-/// Whether a location is that directory or lies in it.
+/// Returns whether a location is the directory or lies in it.
 fn is_below(location: &str, dir: &str) -> bool {
     location
         .strip_prefix(dir)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The databases, by their locations, whose users commit to another WAL than the one next to them;
-/// or that have another name with a WAL of its own, which would be taken for one of the new
-/// content. Each with the refusal to write it.
+/// Finds databases that must not be written, and returns the refusal for each location.
+///
+/// In the first case, the users of the database commit to another WAL than the one next to it. In
+/// the second case, the database has another name with a WAL of its own. SQLite would take that WAL
+/// for one of the new content.
 fn used_elsewhere<'a>(
     target: &Target,
     placements: &'a Placements<'_>,
@@ -423,7 +431,7 @@ fn used_elsewhere<'a>(
                 .map(|(location, path)| (*location, found.refusal(path))),
         );
     }
-    // What is placed itself is moved away with its WAL.
+    // A database that is itself replaced is moved away with its WAL.
     let is_placed = |other: &str| {
         placements
             .files
@@ -456,7 +464,7 @@ fn other_name(path: &Path, other: &Path) -> Error {
     )
 }
 
-/// Suffixes of a file and of what belongs to it.
+/// Returns the suffixes of a file and of its companions.
 fn parts(is_database: bool) -> &'static [&'static str] {
     if is_database {
         &["", COMPANIONS[0], COMPANIONS[1], COMPANIONS[2]]
@@ -465,12 +473,13 @@ fn parts(is_database: bool) -> &'static [&'static str] {
     }
 }
 
-/// What the backup has as a plain file may be a database by now.
+/// Returns whether the placement concerns a database. A plain file of the backup may have become a
+/// database in the project.
 fn is_database(placement: &Placement<'_>, place: Option<&EntryHandle>) -> bool {
     placement.is_database || place.is_some_and(|place| place.starts_with(MAGIC))
 }
 
-/// Keeps other processes out of the databases whose files are replaced or taken away.
+/// Keeps other processes out of the databases whose files are replaced or removed.
 fn claims(target: &Target, plan: &Plan) -> Result<Vec<Claim>> {
     let swapped: HashSet<&str> = plan
         .intent
@@ -494,7 +503,8 @@ fn identity(place: &EntryHandle) -> Result<Option<Identity>> {
     Ok(place.stat()?.map(|found| (found.st_dev, found.st_ino)))
 }
 
-/// Keeps other processes out of the database at a location; `KG_DATABASE_IN_USE` while one has it open.
+/// Keeps other processes out of the database at a location. `KG_DATABASE_IN_USE` if a process has
+/// it open.
 pub fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
     let place = target.existing(database)?;
     if place.occupant()? != Some(EntryType::File) {
@@ -506,8 +516,8 @@ pub fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
             Ok(claim) => return Ok(Some(claim)),
             Err(process) => process,
         },
-        // Only a writable file can be locked, but a readable one shows the locks of others. A process may have opened it
-        // before its permissions changed, or run as another user.
+        // Only a writable file can be locked, but a readable file shows the locks of others. A
+        // process may have opened it before its permissions changed, or may run as another user.
         Err(_) => {
             let file = place
                 .open(OFlag::O_RDONLY, 0)
@@ -529,7 +539,8 @@ pub fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
     ))
 }
 
-/// Only a refusal is told as one: any other failure to open the file keeps its own message.
+/// Reports a permission error as an unknown state. Any other failure to open the file keeps its own
+/// message.
 fn cannot_tell(path: &Path, cause: io::Error) -> Error {
     if cause.kind() != io::ErrorKind::PermissionDenied {
         return Error::io("open", path, cause);

@@ -1,4 +1,4 @@
-//! What a restore did, written down so that it can be undone.
+//! The record of a restore, which makes it possible to undo the restore.
 
 use std::{io, path::Path};
 
@@ -13,24 +13,24 @@ use crate::{
 pub const RECORD_FILE: &str = "undo.json";
 pub const RECORD_VERSION: u32 = 1;
 
-/// What was done, so that it can be undone.
+/// The changes that a restore or undo made.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
     pub version: u32,
-    /// The backup that was restored; of an undo, what it undid.
+    /// The restored backup. For an undo, the backup whose restore it undid.
     pub of: String,
     pub at: Timestamp,
-    /// It is of an undo; of one that was undone in turn it is a restore again.
+    /// This is the record of an undo. An undo of an undo counts as a restore again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub undo: bool,
     pub files: Vec<Touched>,
-    /// Directories that were made, parents first.
+    /// Directories that were created, parents first.
     pub made: Vec<MadeDir>,
-    /// Directories that were taken away, parents first.
+    /// Directories that were removed, parents first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub taken: Vec<MadeDir>,
-    /// The graph database, where it lies outside the project.
+    /// The graph database, if it lies outside the project.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outside: Option<std::path::PathBuf>,
 }
@@ -38,9 +38,9 @@ pub struct Record {
 /// A file that was replaced or added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Touched {
-    /// Its location in the project.
+    /// The location in the project.
     pub path: String,
-    /// What it was, below the directory of the record; absent where there was nothing.
+    /// The previous file, below the directory of the record; `None` if there was no file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<String>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -73,7 +73,7 @@ impl Record {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MadeDir {
     pub at: String,
-    /// Permission bits; the usual ones where absent.
+    /// Permission bits; `None` means the usual ones.
     pub mode: Option<u32>,
     /// Seconds and nanoseconds since the epoch.
     pub mtime: Option<(i64, i64)>,

@@ -1,6 +1,8 @@
-//! Makes whole what a killed restore or undo left: takes it back, or completes it once a database has its new content.
+//! Recovers a killed restore or undo. It rolls the operation back, or completes it once a database
+//! has its new content.
 //!
-//! It looks at what is there, and what is kept of it, so it may be killed and begun again.
+//! Recovery looks at the existing files and at the kept ones, so it may itself be killed and
+//! repeated.
 
 use std::{
     fs,
@@ -26,13 +28,13 @@ use crate::{
     },
 };
 
-/// What became of an interrupted restore, and what should be seen of it.
+/// The outcome of an interrupted restore, and its warnings.
 pub struct Recovered {
     pub completed: bool,
     pub warnings: Vec<Warning>,
 }
 
-/// Makes whole what a killed restore left. The target is locked by the caller.
+/// Recovers a killed restore. The caller holds the lock of the target.
 pub fn recover(
     target: &mut Target,
     root: &Path,
@@ -51,7 +53,7 @@ pub fn recover(
         })
     };
     recovered.map(Some).map_err(|error| {
-        // What it unpacked is for that user alone.
+        // Only the user who ran that restore can read the files that it unpacked.
         let whose = fs::metadata(journal::path(root)).map(|found| found.uid()).ok();
         let as_them = match whose.filter(|user| *user != geteuid().as_raw()) {
             Some(user) => format!("Run `kg diag backup` as user {user}, whose restore it was; or else: "),
@@ -71,14 +73,14 @@ pub fn recover(
     })
 }
 
-/// What a killed restore left of a live database.
+/// The state in which a killed restore left a live database.
 #[derive(Clone, Copy, PartialEq)]
 enum Left {
     /// The new content was committed.
     New,
-    /// It still has the old.
+    /// The database still has the old content.
     Old,
-    /// Somebody wrote to it since, or removed or damaged it.
+    /// Another process has written to the database since, or removed or damaged it.
     Other,
 }
 
@@ -100,7 +102,8 @@ fn left(target: &Target, swapped: &Swapped, lock_timeout: Duration) -> Result<Le
             return Ok(false);
         };
         match replace::has_content_of(&live, &content, lock_timeout) {
-            // A damaged one is another one by now. What is only locked, or cannot be read, may be anything.
+            // A damaged database no longer has either content. A database that is only locked or
+            // unreadable may have any content, so that error is returned.
             Err(error) if error.code == Code::DatabaseDamaged => Ok(false),
             has => has,
         }
@@ -115,7 +118,8 @@ fn left(target: &Target, swapped: &Swapped, lock_timeout: Duration) -> Result<Le
     })
 }
 
-/// Fails unless the new content of a live database is what it was when it was decided: a disk may have lost it.
+/// Fails with `KG_CHECKSUM_MISMATCH` unless the new content of a live database is the content that
+/// was decided on. A disk may have lost it.
 fn assert_as_decided(target: &Target, intent: &Intent, swapped: &Swapped) -> Result<()> {
     let new = target.existing(&swapped.new)?.path();
     let is_empty = fs::metadata(&new).is_ok_and(|found| found.len() == 0);
@@ -143,7 +147,8 @@ fn assert_as_decided(target: &Target, intent: &Intent, swapped: &Swapped) -> Res
     ))
 }
 
-/// After a kill once it was decided: without a commit everything is taken back, otherwise the rest is done.
+/// Recovers a restore that was killed after it was decided. Rolls everything back if no database
+/// was committed, and otherwise completes the rest.
 fn complete(
     target: &Target,
     root: &Path,
@@ -163,7 +168,7 @@ fn complete(
         });
     }
     open_dirs(target, intent)?;
-    // Somebody may have tidied them away.
+    // A user may have removed these directories.
     for location in intent
         .swaps
         .iter()
@@ -229,7 +234,7 @@ mod tests {
         worker::restore::{record::Record, transaction::carry_out},
     };
 
-    /// A database with one row, which says what it is.
+    /// Creates a database with one row that identifies it.
     fn make(path: &Path, row: &str) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         let connection = Connection::open(path).unwrap();
@@ -249,7 +254,7 @@ mod tests {
 
     const UNDO: &str = ".kg/restore-undo/20240101-000000";
 
-    /// A project whose two live databases are about to be replaced.
+    /// Creates a project whose two live databases are about to be replaced.
     fn project() -> (tempfile::TempDir, Intent) {
         let dir = tempfile::tempdir().unwrap();
         for name in ["a", "b"] {
@@ -290,7 +295,7 @@ mod tests {
         for blocked in ["a", "b"] {
             let (dir, intent) = project();
             let root = dir.path();
-            // Nothing can be kept under a name that a directory has.
+            // The rename to this name fails because a directory has it.
             fs::create_dir_all(root.join(UNDO).join(format!(".kg/{blocked}.db/x"))).unwrap();
             let target = Target::open(root).unwrap();
             assert!(carry_out(&target, root, intent, Duration::from_secs(1)).is_err());
@@ -305,7 +310,8 @@ mod tests {
         }
     }
 
-    /// What is there when a restore of two databases was killed after so many commits, decided.
+    /// Creates the state after a kill of a decided restore of two databases, after `commits`
+    /// commits.
     fn killed(commits: usize, kept: usize) -> (tempfile::TempDir, Target) {
         let (dir, mut intent) = project();
         let root = dir.path().to_path_buf();
@@ -383,7 +389,7 @@ mod tests {
                 "{error}"
             );
             assert_eq!(rows(root), ["new a", "old b"]);
-            // Nothing of it is given up.
+            // Recovery abandons nothing.
             assert!(journal::is_pending(&root.join(STATE_DIR)));
             assert_eq!(row(&root.join(UNDO).join(".kg/a.db")), "old a");
         }
@@ -392,7 +398,7 @@ mod tests {
     #[test]
     fn a_recovery_that_is_killed_while_it_keeps_a_database_loses_nothing() {
         let (dir, mut target) = killed(1, 0);
-        // What a kill leaves of a copy that was not whole yet.
+        // The incomplete copy that a kill leaves.
         fs::write(dir.path().join(UNDO).join(".kg-pending/b~"), "half").unwrap();
         let recovered = recover(&mut target, dir.path(), Duration::from_secs(1))
             .unwrap()

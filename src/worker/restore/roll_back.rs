@@ -1,7 +1,7 @@
-//! Takes back what was done of an [`Intent`].
+//! Rolls back the changes of an [`Intent`].
 //!
-//! It looks at what is there: a file is only moved or removed where its identity says that it is the one that was moved. So it may be
-//! killed and begun again.
+//! It looks at the existing files. A file is moved or removed only if its identity shows that it is
+//! the one that was moved. A roll back may therefore be killed and repeated.
 
 use std::{path::Path, time::Duration};
 
@@ -16,9 +16,9 @@ use crate::{
     util::dir_handle::EntryHandle,
 };
 
-/// After a failure: the first `committed` databases have their new content.
+/// Rolls back after a failure. The first `committed` databases have their new content.
 ///
-/// What they held stays under a name that the journal knows until everything is back.
+/// Their previous content keeps a name that the journal knows until everything is back.
 pub fn take_back(
     target: &Target,
     root: &Path,
@@ -46,10 +46,11 @@ pub fn take_back(
     roll_back(target, root, intent)
 }
 
-/// Takes back what was renamed and made; may be done twice.
+/// Rolls back renames and new directories. May be repeated.
 pub fn roll_back(target: &Target, root: &Path, intent: &Intent) -> Result<()> {
     if intent.decided {
-        // A full disk may refuse it. It is needed only where this is killed between the last removal and the end.
+        // A full disk may prevent this write. It only matters if a kill happens between the last
+        // removal and the end of the journal.
         let _ = journal::write(
             root,
             &Intent {
@@ -87,7 +88,7 @@ fn move_back(target: &Target, intent: &Intent, number: usize) -> Result<()> {
     let copy = now.beside(intent.copy_name(number))?;
     copy.remove_file()?;
     let Some(found) = now.stat()? else {
-        // Not made yet, or taken back already.
+        // The move was not made yet, or was already rolled back.
         return Ok(());
     };
     let is_renamed = ({ found.st_dev }, { found.st_ino }) == *identity;
@@ -95,23 +96,26 @@ fn move_back(target: &Target, intent: &Intent, number: usize) -> Result<()> {
     let original = was.as_ref().map_or(Ok(None), EntryHandle::stat)?;
     let is_at_home =
         original.is_some_and(|found| ({ found.st_dev }, { found.st_ino }) == *identity);
-    // A copy from another file system has an identity of its own; what stood in its place tells that it is one.
+    // A copy from another file system has a different identity. It counts as the copy if its place
+    // was empty before or the previous occupant was moved away.
     let is_copied = found.st_dev != identity.0 && is_vacated(target, intent, number)?;
     match (was, original) {
-        // Copied, and not removed where it came from.
+        // The file was copied, and the original was not removed.
         (_, Some(_)) if is_at_home && is_copied => now.remove_file(),
-        // Not made yet; or something else is there by now, and what was moved stays where it is kept.
+        // The move was not made yet, or another file has taken the original place. In that case,
+        // the moved file stays where it is kept.
         (_, Some(_)) => Ok(()),
         (Some(was), None) if is_renamed || is_copied => {
             move_file(&now, &was, &intent.copy_name(number))
         }
-        // The directory that it was unpacked into is gone: it is still in the archive.
+        // The staging directory is gone, but the archive still contains the file.
         (None, None) if (is_renamed || is_copied) && intent.is_staged(from) => now.remove_file(),
         _ => Ok(()),
     }
 }
 
-/// Whether what had stood at the destination of this move was moved away, or nothing had.
+/// Returns whether the previous occupant of the destination of this move was moved away, or whether
+/// there was none.
 fn is_vacated(target: &Target, intent: &Intent, number: usize) -> Result<bool> {
     let to = &intent.moves[number].to;
     match intent.moves[..number]

@@ -1,11 +1,12 @@
-//! Replaces a damaged database by what can be read of it.
+//! Replaces a damaged database with the rows that can be read from it.
 //!
 //! ```text
-//! damaged file, its WAL ─▶ read page by page ─▶ new database in a staging directory ─▶ the changes of a restore of one file
+//! damaged file, its WAL ─▶ read page by page ─▶ new database in staging ─▶ restore of one file
 //! ```
 //!
-//! From there on it is a restore: the journal, the renames, what is kept for an undo. So a kill at any instant leaves the old
-//! files or the new one, and never the new one beside an old WAL.
+//! The last step uses the machinery of a restore: the journal, the renames, and the directory for
+//! an undo. A kill at any instant leaves the old files or the new one, and never the new one next
+//! to an old WAL.
 
 use std::{
     fs::{self, File, Permissions},
@@ -35,15 +36,17 @@ use crate::{
     },
 };
 
-/// In the staging directory.
+/// The name of the new database in the staging directory.
 const NEW_DATABASE: &str = "salvaged";
-/// What the record of an undo says that was done.
+/// The operation that the undo record names.
 pub const UNDO_OF: &str = "repair";
 
-/// Replaces the database of `part` at `database`. The project is locked by the caller.
+/// Replaces the database of `part` at `database`. The caller holds the lock of the project.
 ///
-/// `KG_DATABASE_DAMAGED` where there is nothing to save, `KG_DATABASE_IN_USE`, `KG_DATABASE_BUSY` where it changed meanwhile,
-/// `KG_NO_PROJECT`, and errors of the file system. Then everything is as it was.
+/// Returns `KG_DATABASE_DAMAGED` if there is nothing to save or if SQLite still reads more than
+/// could be saved. Returns `KG_DATABASE_BUSY` if the database changed meanwhile. Also returns
+/// `KG_DATABASE_IN_USE`, `KG_NO_PROJECT`, and errors of the file system. After an error, everything
+/// is as it was.
 pub fn salvage(
     resolved: &Resolved,
     database: &Path,
@@ -56,7 +59,7 @@ pub fn salvage(
     let root = project.root();
     let mut target = Target::open(root)?;
     let location = location_of(project, database, &mut target);
-    // Asked before the work as well as after it: the lock does not outlive the reading.
+    // Checked before the work as well as after it, because reading the database drops the lock.
     drop(claim(&target, &location).map_err(without_force)?);
     let work = Scratch::new(&safe_parent(&project.state_dir()), STAGING_PREFIX)?;
     let new = work.path().join(NEW_DATABASE);
@@ -68,7 +71,7 @@ pub fn salvage(
     };
     let before = content_of(database);
     let cancel = CancelToken::default();
-    // On a copy: SQLite may write while it reads a damaged database.
+    // Works on a copy, because SQLite may write while it reads a damaged database.
     let readable = Readable::of(&raw_copy::copy(database, work.path())?.database(), &cancel)?;
     let mut report = read_into(database, &new, fallback, &cancel)?;
     if is_nothing(&report) {
@@ -103,7 +106,7 @@ pub fn salvage(
         lock_timeout,
     };
     let plan = plan(&target, &placements, &conditions).map_err(without_force)?;
-    // Others are locked out by now.
+    // Other processes are locked out from here on.
     if content_of(database) != before {
         return Err(changed(database));
     }
@@ -123,7 +126,8 @@ pub fn salvage(
     Ok(Salvage { report, kept })
 }
 
-/// Where it lies in the project. One outside may be written because the caller named it, or the configuration.
+/// Returns the location of the database in the project. A database outside the project may be
+/// written because the caller or the configuration named it.
 fn location_of(project: &Project, database: &Path, target: &mut Target) -> String {
     let state = project.state_dir();
     let state = state.canonicalize().unwrap_or(state);
@@ -137,7 +141,8 @@ fn location_of(project: &Project, database: &Path, target: &mut Target) -> Strin
     names::encode(database)
 }
 
-/// By what one sees that somebody wrote. SQLite makes an empty WAL when it opens a database.
+/// Returns the attributes that reveal a write. An empty WAL is ignored, because SQLite creates one
+/// when it opens a database.
 fn content_of(database: &Path) -> Vec<Option<(u64, u64, i64, i64)>> {
     fingerprints(database)
         .into_iter()
@@ -145,13 +150,13 @@ fn content_of(database: &Path) -> Vec<Option<(u64, u64, i64, i64)>> {
         .collect()
 }
 
-/// Whether no row came back.
+/// Returns whether no row was recovered.
 fn is_nothing(report: &Salvaged) -> bool {
     let rows_aside = report.lost_and_found.as_ref().map_or(0, |found| found.rows);
     report.rows_recovered == 0 && rows_aside == 0
 }
 
-/// Gives the new database the permissions of the old one, and its owner where this user may.
+/// Gives the new database the permissions of the old one, and its owner if this user may set it.
 fn dress_as(old: &Path, new: &Path) -> Result<()> {
     let failed = |cause: io::Error| Error::io("set the permissions of", new, cause);
     let found = fs::metadata(old).map_err(failed)?;
@@ -175,7 +180,7 @@ fn dress_as(old: &Path, new: &Path) -> Result<()> {
         .map_err(failed)
 }
 
-/// A repair cannot be forced.
+/// Removes the advice to use force, because a repair cannot be forced.
 fn without_force(error: Error) -> Error {
     if error.code != Code::DatabaseInUse {
         return error;
@@ -203,7 +208,7 @@ fn nothing(database: &Path) -> Error {
     )
 }
 
-/// SQLite still reads what could not be saved.
+/// Describes a salvage that recovered less than SQLite can still read.
 fn fewer(database: &Path, lacks: &str) -> Error {
     Error::new(
         Code::DatabaseDamaged,

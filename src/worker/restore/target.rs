@@ -1,7 +1,8 @@
-//! The project that a restore writes into: where its files are, reached without following a link.
+//! The project that a restore writes into. Its files are reached without following a link.
 //!
-//! A *location* is the text of a path relative to the project's root ([`names`]), or the absolute path of a graph database
-//! that lies outside the project because the project's own configuration says so.
+//! A *location* is the text of a path relative to the root of the project ([`names`]). It is an
+//! absolute path for a graph database that the configuration of the project places outside the
+//! project.
 
 use std::{
     collections::BTreeSet,
@@ -20,14 +21,15 @@ use crate::{
 };
 
 pub struct Target {
-    /// Absent where there is no project yet, as in a dry run.
+    /// `None` if there is no project yet, as in a dry run.
     root: Option<DirHandle>,
-    /// `.kg`, which may be a link of the user's.
+    /// The directory `.kg`, which may be a link that the user made.
     state: Option<DirHandle>,
     path: PathBuf,
-    /// The one place outside that may be written.
+    /// The only path outside the project that may be written.
     outside: Option<PathBuf>,
-    /// The directory of `.kg` that a backup was unpacked into, by its name.
+    /// The path, relative to the root, and the handle of the directory in `.kg` that a backup was
+    /// unpacked into.
     staging: Option<(PathBuf, DirHandle)>,
 }
 
@@ -48,13 +50,14 @@ impl Target {
         })
     }
 
-    /// Lets the database at `outside`, an absolute path, be written.
+    /// Allows writing the database at `outside`, an absolute path.
     pub fn allow(&mut self, outside: Option<PathBuf>) {
         self.outside = outside;
     }
 
-    /// Holds the directory of that name in `.kg` open, into which a backup was unpacked: nobody puts another one in its place.
-    /// Returns a path that leads to it. `KG_UNSAFE_FILE` if somebody has done so already.
+    /// Opens the staging directory `name` in `.kg` and keeps it open, so that no other directory
+    /// can take its place. Returns a path that leads to it. `KG_UNSAFE_FILE` if it belongs to
+    /// another user.
     pub fn hold(&mut self, name: &OsStr) -> Result<PathBuf> {
         let place = self.existing(&format!("{STATE_DIR}/{}", name.to_string_lossy()))?;
         let dir = place
@@ -77,7 +80,7 @@ impl Target {
         Ok(path)
     }
 
-    /// Without links; `None` if there is no project yet.
+    /// Returns the root without links; `None` if there is no project yet.
     pub fn root(&self) -> Option<&Path> {
         self.root.as_ref().map(DirHandle::path)
     }
@@ -86,7 +89,7 @@ impl Target {
         self.outside.as_deref()
     }
 
-    /// The place of a location; `None` where a directory on the way does not exist.
+    /// Returns the entry at a location; `None` if a directory on the way does not exist.
     pub fn place(&self, location: &str) -> Result<Option<EntryHandle>> {
         let path = names::decode(location)
             .ok_or_else(|| not_ours(location, "is not written as a path is"))?;
@@ -109,7 +112,7 @@ impl Target {
         dir.as_ref().map_or(Ok(None), |dir| dir.place(below))
     }
 
-    /// As [`Target::place`], for what must be there.
+    /// Like [`Target::place`], but fails if a directory on the way does not exist.
     pub fn existing(&self, location: &str) -> Result<EntryHandle> {
         self.place(location)?.ok_or_else(|| {
             let path = self.path.join(location);
@@ -124,7 +127,8 @@ impl Target {
         })
     }
 
-    /// User and group of what is at a location, or else of the nearest directory above it that exists.
+    /// Returns user and group of the entry at a location, or else of the nearest existing directory
+    /// above it.
     pub fn owner_of(&self, location: &str) -> Result<Option<(u32, u32)>> {
         let mut location = location;
         loop {
@@ -143,19 +147,20 @@ impl Target {
                 }
             }
             if location.starts_with('/') {
-                // The directory of a database outside the project is missing: the restore fails there.
+                // The directory of a database outside the project is missing, so the restore fails
+                // there.
                 return Ok(None);
             }
             location = parent(location);
         }
     }
 
-    /// For messages.
+    /// Returns the absolute path of a location, for messages.
     pub fn absolute(&self, location: &str) -> PathBuf {
         self.path.join(names::decode(location).unwrap_or_default())
     }
 
-    /// Makes what changed at these locations durable: one sync a directory.
+    /// Makes the changes at these locations durable, with one sync per directory.
     pub fn sync<'a>(&self, locations: impl IntoIterator<Item = &'a str>) -> Result<()> {
         let mut synced = BTreeSet::new();
         for location in locations {
@@ -198,8 +203,9 @@ impl Target {
         }
     }
 
-    /// Refuses a place outside that only this user may write to, and not the owner of the project: its configuration would have one user
-    /// write for another.
+    /// Refuses a path outside the project that does not belong to the owner of the project, unless
+    /// this user is the owner. Otherwise, the configuration of one user would direct the writes of
+    /// another.
     fn assert_of_project(&self, dir: &DirHandle, place: &EntryHandle) -> Result<()> {
         let Some((owner, _)) = self.state.as_ref().map(DirHandle::owner).transpose()? else {
             return Ok(());
@@ -222,7 +228,7 @@ impl Target {
     }
 }
 
-/// The location of the directory that holds `location`; empty for the root.
+/// Returns the location of the directory that contains `location`; empty for the root.
 pub fn parent(location: &str) -> &str {
     location.rsplit_once('/').map_or("", |(parent, _)| parent)
 }

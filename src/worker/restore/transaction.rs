@@ -1,9 +1,14 @@
-//! Carries out an [`Intent`], or takes it back where that fails. [`super::recovery`] does one or the other after a kill.
+//! Carries out an [`Intent`] and rolls it back if that fails. After a kill, [`super::recovery`]
+//! completes it or rolls it back.
 //!
 //! ```text
-//! journal ─▶ directories ─▶ renames ─▶ databases locked, their content kept ─▶ "decided" ─▶ new content committed ─▶ record ─▶ end
-//!            └────────────── a failure or kill here is taken back ───────────┘             └── from a commit on it is completed ─┘
+//! journal ─▶ directories ─▶ renames ─▶ databases locked, previous content kept ─▶ "decided"
+//!         ─▶ new content committed ─▶ record ─▶ end of the journal
 //! ```
+//!
+//! A failure up to the last commit rolls everything back, and so does recovery after a kill before
+//! the first commit. After a kill from the first commit on, recovery completes the rest. Without
+//! live databases, "decided" takes the place of the first commit.
 
 use std::{path::Path, time::Duration};
 
@@ -15,7 +20,7 @@ use super::{
 };
 use crate::error::{Error, Result, Warning};
 
-/// Makes all changes, or none. The target is locked by the caller.
+/// Makes all changes or none. The caller holds the lock of the target.
 pub fn carry_out(
     target: &Target,
     root: &Path,

@@ -1,6 +1,7 @@
-//! What a restore replaced: `.kg/restore-undo/{time}/`, with the files under the paths that they had and a record,
-//! `undo.json`, of where each belongs and what the restore added. An undo is a restore of that, and leaves a record of its
-//! own.
+//! The files that a restore replaced: `.kg/restore-undo/{time}/`.
+//!
+//! The files keep the paths that they had. The record `undo.json` says where each file belongs and
+//! what the restore added. An undo is a restore of these files and leaves a record of its own.
 
 use std::{fs, io, path::Path};
 
@@ -14,14 +15,15 @@ use crate::{
     util::{dir_handle::in_the_way, regular_file},
 };
 
-/// Of `undoRetentionDays`.
+/// The default of `undoRetentionDays`.
 pub const DEFAULT_RETENTION_DAYS: u32 = 7;
 
 const STAMP: &str = "%Y%m%d-%H%M%S";
 const STAMP_BYTES: usize = 15;
 
-/// The location of a directory for now: `.kg/restore-undo/20240115-020000`. Its name comes after all that exist, with a
-/// number where that second is taken or the clock was set back.
+/// Returns the location of a new directory for this restore, such as
+/// `.kg/restore-undo/20240115-020000`. Its name sorts after all existing names. It gets a number if
+/// that second is taken or the clock was set back.
 pub fn free_dir(root: &Path) -> Result<String> {
     let newest = names(&root.join(STATE_DIR))?
         .into_iter()
@@ -42,7 +44,8 @@ pub fn free_dir(root: &Path) -> Result<String> {
     ))
 }
 
-/// The newest restore or undo that can be undone, or with `earlier` the newest restore: the location of its directory, and its record.
+/// Finds the newest restore or undo that can be undone or, with `earlier`, the newest restore.
+/// Returns the location of its directory and its record. `KG_NOTHING_TO_UNDO` if none is kept.
 pub fn newest(root: &Path, earlier: bool) -> Result<(String, Record)> {
     let mut names = names(&root.join(STATE_DIR))?;
     names.sort();
@@ -52,7 +55,8 @@ pub fn newest(root: &Path, earlier: bool) -> Result<(String, Record)> {
             .join(UNDO_DIR)
             .join(name)
             .join(RECORD_FILE);
-        // Without one, it is of a restore that was taken back, or removed by hand in part.
+        // A directory without a record belongs to a restore that was rolled back, or a user has
+        // removed part of it.
         let Some(json) = regular_file::read_orders(&path, MAX_TEXT_BYTES)? else {
             continue;
         };
@@ -82,7 +86,8 @@ pub fn newest(root: &Path, earlier: bool) -> Result<(String, Record)> {
     ))
 }
 
-/// Directories of restores that are older than so many days. Asks for paths only, so a host may call it.
+/// Returns the directories of restores that are older than `days`. A host may call this function
+/// because it only looks up paths and opens no file.
 pub fn expired(state: &Path, days: u32) -> Result<Vec<String>> {
     let age = SignedDuration::from_hours(24 * i64::from(days));
     let oldest = Timestamp::now()
@@ -93,7 +98,7 @@ pub fn expired(state: &Path, days: u32) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Whether a location is that of a directory of a restore.
+/// Returns whether a location is the directory of a restore.
 pub fn is_dir(location: &str) -> bool {
     let name = location
         .strip_prefix(STATE_DIR)
@@ -104,7 +109,7 @@ pub fn is_dir(location: &str) -> bool {
     name.is_some_and(|name| time_of(name).is_some())
 }
 
-/// When the restore of a directory of this name began.
+/// Returns the time when the restore with this directory name began.
 fn time_of(name: &str) -> Option<Timestamp> {
     let number = name.get(STAMP_BYTES..)?;
     let is_number =
