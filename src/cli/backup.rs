@@ -43,17 +43,17 @@ use crate::{
 #[command(after_help = "\
 Examples:
   kg diag backup --output ./backups                save the project into ./backups
-  kg diag backup --type snapshot                   the database alone, into .kg/backups
-  kg diag backup --encrypt --passphrase-file ./key only this passphrase opens it
-  kg diag backup --list                            the backups that exist, newest first
-  kg diag backup --pin ID --reason 'before 2.0'    nothing removes it until it is unpinned
-  kg diag backup --consolidate ID                  a full backup out of an incremental one
-  kg diag backup --delete ID --cascade             remove one, and those that rest on it
-  kg diag backup --verify ./backups/latest.tar.gz  check every byte of one
+  kg diag backup --type snapshot                   save only the database, into .kg/backups
+  kg diag backup --encrypt --passphrase-file ./key encrypt it with a passphrase
+  kg diag backup --list                            list the backups, newest first
+  kg diag backup --pin ID --reason 'before 2.0'    protect it until it is unpinned
+  kg diag backup --consolidate ID                  make a full backup of an incremental one
+  kg diag backup --delete ID --cascade             delete it and all that depend on it
+  kg diag backup --verify ./backups/latest.tar.gz  check every byte of it
 
-Exit status of a backup: 0 made, 6 made but incomplete (a file could not be read or changed meanwhile, or a link leads
-out of the project) or old ones were not removed because some could not be read, 1 to 5 not made. A list exits with 6
-if something of the directory could not be read.")]
+Exit status of a backup: 0 made, 1 to 5 not made. 6 made, but incomplete (a file could not be
+read, or changed meanwhile, or a link leads out of the project), or old backups were not removed
+because some could not be read. A list exits with 6 if it could not read everything.")]
 pub struct BackupArgs {
     #[command(flatten)]
     pub common: Common,

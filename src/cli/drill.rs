@@ -25,10 +25,11 @@ use crate::{
 #[command(after_help = "\
 Examples:
   kg diag drill                                 rehearse a recovery from the newest backup
-  kg diag drill --file ./backups/latest.tar.gz  from this one
-  kg diag drill --directory /mnt/large          where there is room for the restored project
+  kg diag drill --file ./backups/latest.tar.gz  use this backup
+  kg diag drill --directory /mnt/large          use a directory with enough space
 
-The project is not touched, and nothing is left. Exit status: 0 passed, 5 failed.")]
+A drill does not touch the project and leaves nothing behind.
+Exit status: 0 passed, 5 failed.")]
 pub struct DrillArgs {
     #[command(flatten)]
     pub common: Common,

@@ -33,9 +33,9 @@ const COMMAND_VARIABLE: &str = "KG_VECTORS_COMMAND";
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  kg graph --regenerate-vectors                                   whether every node has its vector
-  kg graph --regenerate-vectors --command 'npm run embed'         have those made that are missing
-  kg graph --regenerate-vectors --strict                          exit with 4 where one is missing")]
+  kg graph --regenerate-vectors                                   list the nodes that have no vector
+  kg graph --regenerate-vectors --command 'npm run embed'         create the missing vectors
+  kg graph --regenerate-vectors --strict                          exit with 4 if one is missing")]
 pub struct GraphArgs {
     #[command(flatten)]
     common: Common,

@@ -31,15 +31,15 @@ const TICK: Duration = Duration::from_millis(50);
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  kg diag health                            database, files, backups and disk at a glance
-  kg diag health --check-db                 everything of the database, as after a restore
-  kg diag health --project ./test-restore   of a restored copy
+  kg diag health                            a quick look at database, files, backups and disk
+  kg diag health --check-db                 check the whole database, as after a restore
+  kg diag health --project ./test-restore   the health of a restored copy
   kg diag health --max-age 26h              fail if the newest good backup is older
-  kg diag health --watch --interval 60      every minute, until Ctrl-C
+  kg diag health --watch --interval 60      repeat every minute until Ctrl-C
 
-Exit status: 0 healthy, 3 database, 4 files, disk or the directory of the backups, or a backup that is missing or older than
---max-age, 5 backups that cannot be restored.
-With --watch --json, one object a line.")]
+Exit status: 0 healthy, 3 problems in the database, 4 in files, the disk or the directory of
+the backups, or no backup younger than --max-age, 5 backups that cannot be restored.
+With --watch --json, each line is one object.")]
 pub struct HealthArgs {
     #[command(flatten)]
     pub common: Common,

@@ -9,7 +9,7 @@ use crate::{
     error::{Code, Result, Warning, WarningCode},
     project::Project,
     schedule::plan::Trigger,
-    service::hooks::{self, Event, EventKind, Hooks, Worker},
+    service::hooks::{self, Event, EventKind, HookRunner, Hooks},
     util::operation::CancelToken,
 };
 
@@ -19,7 +19,7 @@ const SLACK: Duration = Duration::from_secs(1);
 pub struct HookReporter {
     /// `None` if there is no project, and therefore no hooks.
     known: Option<(Project, Hooks)>,
-    worker: Worker,
+    worker: HookRunner,
     warnings: Vec<Warning>,
 }
 
@@ -27,7 +27,7 @@ impl HookReporter {
     pub fn start(root: &Path) -> Self {
         let mut told = HookReporter {
             known: None,
-            worker: Worker::start(),
+            worker: HookRunner::start(),
             warnings: Vec::new(),
         };
         if let Ok(project) = Project::open(root) {

@@ -41,10 +41,11 @@ const DONE_BUT_INCOMPLETE: u8 = 6;
 #[command(after_help = "\
 Examples:
   kg diag integrity                      check database, files and vectors of this project
-  kg diag integrity .kg/knowledge.db     check one database, and the project that it belongs to
-  kg diag integrity --repair             and repair what can be repaired, after a backup
+  kg diag integrity .kg/knowledge.db     check one database and its project
+  kg diag integrity --repair             make a backup, then repair what can be repaired
 
-Nothing is changed without --repair. Exit status: 0 healthy, 3 database or vectors, 4 files.")]
+Without --repair, nothing is changed.
+Exit status: 0 healthy, 3 problems in the database or vectors, 4 in files.")]
 pub struct IntegrityArgs {
     #[command(flatten)]
     pub common: Common,
@@ -79,15 +80,15 @@ pub struct IntegrityArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  kg diag repair           check, say what can be done, and ask on a terminal
-  kg diag repair --auto    without asking
-  kg diag repair /var/lib/graph.db --project .    a database outside the project, which has to be named
+  kg diag repair           check, list the repairs, and ask on a terminal
+  kg diag repair --auto    repair without asking
+  kg diag repair /var/lib/graph.db --project .    a database outside of the project that is named
 
-A backup is made first. Rows that are removed are kept in the table kg_repair_removed.
-Of a damaged database what can be read is saved in a new one, while nothing has it open; the
-damaged one is kept in .kg/restore-undo for 7 days, and `kg diag restore --undo` puts it back.
-Exit status: 0 healthy afterwards, 3 database or vectors, 4 files, 6 healthy, but not everything
-came back.")]
+kg makes a backup first. It keeps removed rows in the table kg_repair_removed.
+It salvages a damaged database into a new one, if no other process has it open. The damaged
+one stays in .kg/restore-undo for 7 days; `kg diag restore --undo` puts it back.
+Exit status: 0 healthy afterwards, 3 problems in the database or vectors, 4 in files,
+6 healthy, but some content was lost.")]
 pub struct RepairArgs {
     #[command(flatten)]
     pub common: Common,

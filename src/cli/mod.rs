@@ -223,6 +223,11 @@ fn working_dir() -> Result<PathBuf> {
         .map_err(|cause| Error::io("find", Path::new("the working directory"), cause))
 }
 
+/// Returns the definition of `kg`, from which its reference is made.
+pub fn command() -> clap::Command {
+    Kg::command()
+}
+
 /// Runs the command.
 ///
 /// Exit statuses: 0 success, 1 error, 2 usage, 3 database, 4 file system or store, 5 verification

@@ -19,8 +19,8 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  kg diag prune --retention-days 30 --dry-run   what would be removed, and why
-  kg diag prune --max-backups 5                 keep the five newest")]
+  kg diag prune --retention-days 30 --dry-run   print what would be removed, and why
+  kg diag prune --max-backups 5                 keep the 5 newest backups")]
 pub struct PruneArgs {
     #[command(flatten)]
     pub common: Common,

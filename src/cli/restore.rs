@@ -33,17 +33,17 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  kg diag restore --file latest                          the newest backup, into this project
-  kg diag restore --file ./backups/latest.tar.gz         from another directory of backups
-  kg diag restore --file latest.tar.gz --target ./test   into another directory
-  kg diag restore --file latest --db-only                the database alone
+  kg diag restore --file latest                          restore the newest backup into this project
+  kg diag restore --file ./backups/latest.tar.gz         use another directory of backups
+  kg diag restore --file latest.tar.gz --target ./test   restore into another directory
+  kg diag restore --file latest --db-only                restore only the database
   kg diag restore --file latest --path 'plugins/glossary/**'
-                                                         one plugin's data
-  kg diag restore --file latest --dry-run                check it and say what would happen
+                                                         restore the data of one plugin
+  kg diag restore --file latest --dry-run                check it and print what would happen
   kg diag restore --undo                                 put back what the last restore replaced
-  kg diag restore --undo --earlier                       and what the one before that replaced
+  kg diag restore --undo --earlier                       then what the restore before it replaced
 
-What a restore replaces is kept in .kg/restore-undo/ of the target for 7 days.")]
+The files that a restore replaces stay in .kg/restore-undo/ of the target for 7 days.")]
 pub struct RestoreArgs {
     #[command(flatten)]
     pub common: Common,

@@ -43,10 +43,10 @@ const MOST_SAID_BYTES: u64 = 4096;
 #[command(after_help = "\
 Examples:
   kg serve --all          make backups on the project's schedule, in the background
-  kg serve --status       whether that runs, where it answers, and what comes next
-  kg serve --stop         end it
+  kg serve --status       print whether it runs, its address, and the next backup
+  kg serve --stop         stop it
   kg serve --foreground   stay in the foreground, for systemd and containers
-  kg serve --foreground --listen 0.0.0.0:9821   and answer other machines
+  kg serve --foreground --listen 0.0.0.0:9821   also answer other machines
 
 It answers /healthz, /readyz and /metrics over HTTP.")]
 pub struct ServeArgs {

@@ -73,80 +73,84 @@ pub const ALL: &[Key] = &[
     key(
         "backup.enabled",
         Rule::Bool,
-        "whether `kg serve` makes backups on the schedule",
+        "make backups with `kg serve` on the schedule [default: false]",
     ),
-    key(
-        "backup.schedule",
-        Rule::Schedule,
-        "when, as a cron expression",
-    ),
+    key("backup.schedule", Rule::Schedule, "when to make backups"),
     key(
         "backup.timezone",
         Rule::Zone,
-        "in which time zone [default: the system's; UTC for backup.keep]",
+        "time zone of the schedule and of backup.keep [default: the system's; UTC for backup.keep]",
     ),
     key(
         "backup.type",
         Rule::Choice(&["full", "incremental", "snapshot"]),
-        "what a backup is [default: full]",
+        "type of scheduled backups [default: full]",
     ),
     key(
         "backup.fullBackupInterval",
         Rule::Whole(1, MOST),
-        "days after which an incremental backup becomes a full one",
+        "days after which a scheduled incremental backup is a full one",
     ),
     key(
         "backup.dir",
         Rule::Text,
-        "where backups are kept, from the project's root [default: .kg/backups]",
+        "directory of the backups, relative to the project [default: .kg/backups]",
     ),
     key(
         "backup.mode",
         Rule::Choice(&["0600", "0640"]),
-        "permissions of new archives: 0600 for their owner, 0640 for their group too [default: 0640 in a directory that its group \
-         shares (chmod 2770), otherwise 0600]",
+        "permissions of new archives: 0600 for the owner, 0640 also for the group [default: 0640 in a \
+         directory that its group shares (chmod 2770), otherwise 0600]",
     ),
     key(
         "backup.retention",
         Rule::Whole(1, MOST),
-        "remove backups that are older than so many days",
+        "remove backups that are older than this many days",
     ),
-    key("backup.retentionDays", Rule::Whole(1, MOST), "the same"),
+    key(
+        "backup.retentionDays",
+        Rule::Whole(1, MOST),
+        "the same as backup.retention",
+    ),
     key(
         "backup.maxBackups",
         Rule::Whole(1, MOST),
-        "keep so many backups at most",
+        "keep at most this many backups",
     ),
     key(
         "backup.keep.last",
         Rule::Whole(1, MOST),
-        "keep so many good backups, whatever the limits say",
+        "keep this many of the newest good backups, regardless of the limits",
     ),
     key(
         "backup.keep.hourly",
         Rule::Whole(1, MOST),
-        "keep the newest of each of so many hours",
+        "keep the newest backup of each of this many hours",
     ),
-    key("backup.keep.daily", Rule::Whole(1, MOST), "of so many days"),
+    key(
+        "backup.keep.daily",
+        Rule::Whole(1, MOST),
+        "keep the newest backup of each of this many days",
+    ),
     key(
         "backup.keep.weekly",
         Rule::Whole(1, MOST),
-        "of so many weeks",
+        "keep the newest backup of each of this many weeks",
     ),
     key(
         "backup.keep.monthly",
         Rule::Whole(1, MOST),
-        "of so many months",
+        "keep the newest backup of each of this many months",
     ),
     key(
         "backup.keep.yearly",
         Rule::Whole(1, MOST),
-        "of so many years",
+        "keep the newest backup of each of this many years",
     ),
     key(
         "backup.maxChainLength",
         Rule::Whole(1, MOST),
-        "after so many, an incremental backup becomes a full one [default: 64]",
+        "the most members of a chain; the next backup is a full one [default: 64]",
     ),
     key(
         "backup.includeVectors",
@@ -161,17 +165,17 @@ pub const ALL: &[Key] = &[
     key(
         "backup.excludePatterns",
         Rule::Patterns,
-        "leave out what matches, as in .gitignore",
+        "exclude files that match, as in .gitignore [default: none]",
     ),
     key(
         "backup.compression",
         Rule::Compression,
-        "gzip, zstd or false [default: gzip]",
+        "compression format of new archives [default: gzip]",
     ),
     key(
         "backup.compressionLevel",
         Rule::Whole(1, 9),
-        "1 (fast) to 9 (small) [default: 6 for gzip, 3 for zstd]",
+        "compression level, 1 is fast and 9 is small [default: 6 for gzip, 3 for zstd]",
     ),
     key(
         "backup.checkSource",
@@ -181,7 +185,7 @@ pub const ALL: &[Key] = &[
     key(
         "backup.strict",
         Rule::Bool,
-        "fail where a backup would not be complete [default: false]",
+        "fail if a backup would be incomplete [default: false]",
     ),
     key(
         "backup.encrypt",
@@ -191,89 +195,92 @@ pub const ALL: &[Key] = &[
     key(
         "backup.passphraseFile",
         Rule::Text,
-        "the file with the passphrase of encrypted backups, from the project's root",
+        "file with the passphrase of encrypted backups, relative to the project",
     ),
     key(
         "backup.recipients",
         Rule::Recipients,
-        "public keys of age (age1…) that new backups are encrypted to",
+        "age public keys (age1…) that new backups are encrypted to",
     ),
     key(
         "backup.identityFile",
         Rule::Text,
-        "the age identity file that opens them, from the project's root",
+        "age identity file that opens encrypted backups, relative to the project",
     ),
     key(
         "backup.catchUp",
         Rule::Bool,
-        "make up for times that were missed [default: true]",
+        "make one backup for scheduled times that were missed [default: true]",
     ),
     key(
         "backup.jitter",
         Rule::Whole(0, DAY_MS),
-        "begin up to so many milliseconds later [default: 0]",
+        "start up to this many milliseconds later, at random [default: 0]",
     ),
     key(
         "backup.retries",
         Rule::Whole(0, 100),
-        "try a failed backup again so often [default: 3]",
+        "number of retries of a failed backup [default: 3]",
     ),
     key(
         "backup.retryDelay",
         Rule::Whole(1, DAY_MS),
-        "milliseconds before the first retry [default: 60000]",
+        "milliseconds before the first retry; the delay grows with each retry [default: 60000]",
     ),
     key(
         "backup.listen",
         Rule::Listen,
-        "where `kg serve` answers /healthz, /readyz and /metrics: a port of this machine, an address and port, or off \
-         [default: 127.0.0.1:9821]",
+        "address where `kg serve` answers /healthz, /readyz and /metrics [default: 127.0.0.1:9821]",
     ),
     key(
         "backup.hooks.onSuccess.command",
         Rule::Command,
-        "run after a backup: a program, or a list with its arguments",
+        "command to run after a successful backup",
     ),
     key(
         "backup.hooks.onSuccess.url",
         Rule::Url,
-        "gets a POST of what happened",
+        "URL that receives a POST after a successful backup",
     ),
     key(
         "backup.hooks.onFailure.command",
         Rule::Command,
-        "run after a backup that failed",
+        "command to run after a failed backup",
     ),
-    key("backup.hooks.onFailure.url", Rule::Url, "gets a POST of it"),
+    key(
+        "backup.hooks.onFailure.url",
+        Rule::Url,
+        "URL that receives a POST after a failed backup",
+    ),
     key(
         "backup.hooks.heartbeat",
         Rule::Url,
-        "gets a GET after a backup",
+        "URL that receives a GET after a successful backup",
     ),
     key(
         "backup.hooks.heartbeatStart",
         Rule::Url,
-        "gets a GET when a backup begins",
+        "URL that receives a GET when a backup starts",
     ),
     key(
         "backup.hooks.heartbeatFailure",
         Rule::Url,
-        "gets a GET after a backup that failed",
+        "URL that receives a GET after a failed backup",
     ),
     key(
         "backup.hooks.secretFile",
         Rule::Text,
-        "a file with the key that signs each POST, from the project's root",
+        "file with the key that signs each POST, relative to the project",
     ),
     key(
         "backup.hooks.timeout",
         Rule::Whole(1, 300),
-        "seconds that a hook may take, retries included [default: 10]",
+        "seconds that a hook may take, including retries [default: 10]",
     ),
     key(
         "backup.hooks.retries",
         Rule::Whole(0, 10),
-        "call a URL again so often [default: 3]",
+        "number of retries of a call to a URL [default: 3]",
     ),
 ];
 
@@ -405,12 +412,13 @@ impl Key {
     fn refuse(&self, value: &Value) -> Error {
         let value = self.shown(value);
         Error::invalid(
-            format!("`{}` is {value}, not {}", self.name, self.allowed()),
+            format!("`{}` is {value}, not {}", self.name, self.values()),
             "Give one that is allowed",
         )
     }
 
-    fn allowed(&self) -> String {
+    /// Describes the values that are allowed.
+    pub fn values(&self) -> String {
         match self.rule {
             Rule::Bool => "true or false".into(),
             Rule::Compression => "gzip, zstd, true or false".into(),

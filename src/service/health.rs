@@ -13,8 +13,8 @@ use serde::Serialize;
 use crate::{
     archive::manifest::BackupType,
     commands::{
-        check::{inspect, is_healthy},
         backup::page_cache,
+        check::{inspect, is_healthy},
         scheduled,
         verify::duration_ms,
     },

@@ -19,6 +19,7 @@ use crate::{
     error::{Error, Result, Warning, WarningCode},
     project::Project,
     schedule::plan::{State, Trigger},
+    system::holders,
     util::{atomic_file, file_lock, operation::OperationContext, regular_file},
 };
 
@@ -203,14 +204,18 @@ impl History {
         }
     }
 
-    /// Changes the history. A failure does not affect the backup that the change describes.
+    /// Changes the history. A failure does not affect the backup that the change describes. Fails if
+    /// another process holds the lock too long: without it, the runs of that process could be lost.
     pub fn update(project: &Project, change: impl FnOnce(&mut History)) -> Result<()> {
         let dir = dir(project);
         atomic_file::create_dirs(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
         let path = dir.join(LOCK_FILE);
         let failed = |cause| Error::io("lock", &path, cause);
         let file = atomic_file::open_lock(&path)?;
-        file_lock::wait(&file, LOCK_TIMEOUT, &OperationContext::default(), failed)?;
+        if !file_lock::wait(&file, LOCK_TIMEOUT, &OperationContext::default(), failed)? {
+            let cause = format!("it is locked by {}", holders::of(&path));
+            return Err(failed(io::Error::other(cause)));
+        }
         atomic_file::sweep_partials(&dir);
         let killed = run_marker::killed(project);
         let mut history = History::read(project)?;
@@ -233,4 +238,24 @@ impl History {
 
 pub(super) fn dir(project: &Project) -> PathBuf {
     project.state_dir().join("cache")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_that_another_process_is_writing_is_not_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(crate::project::STATE_DIR)).unwrap();
+        let project = Project::open(dir.path()).unwrap();
+        History::update(&project, |_| {}).unwrap();
+        let before = std::fs::read(History::path(&project)).unwrap();
+        let writer = atomic_file::open_lock(&super::dir(&project).join(LOCK_FILE)).unwrap();
+        writer.lock().unwrap();
+        let run = Run::failed(0, Trigger::Schedule, BackupType::Full, Error::aborted());
+        let error = History::update(&project, |history| history.runs.push(run)).unwrap_err();
+        assert!(error.message.contains("locked by"), "{error}");
+        assert_eq!(std::fs::read(History::path(&project)).unwrap(), before);
+    }
 }

@@ -7,7 +7,7 @@ use super::Log;
 use crate::{
     project::Project,
     schedule::plan::Trigger,
-    service::hooks::{self, Event, EventKind, Hooks, Outcome, Worker},
+    service::hooks::{self, Event, EventKind, HookRunner, Hooks, Outcome},
     util::operation::CancelToken,
 };
 
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct HookSession<'a> {
     project: &'a Project,
     log: &'a Log,
-    worker: Worker,
+    worker: HookRunner,
 }
 
 impl<'a> HookSession<'a> {
@@ -25,7 +25,7 @@ impl<'a> HookSession<'a> {
         HookSession {
             project,
             log,
-            worker: Worker::start(),
+            worker: HookRunner::start(),
         }
     }
 

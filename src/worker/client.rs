@@ -93,7 +93,7 @@ impl Worker {
         }
     }
 
-    /// Undoes a restore. Like [`Worker::apply`], it cannot be cancelled.
+    /// Undoes a restore. Like [`HookRunner::apply`], it cannot be cancelled.
     pub fn undo(worker_mode: &WorkerMode, request: UndoRequest) -> Result<Undone> {
         match Worker::change(worker_mode, Request::Undo(request))? {
             Message::Undone(undone) => Ok(undone),
@@ -173,7 +173,7 @@ impl Worker {
         }
     }
 
-    /// Runs repairs and waits for their end. Like [`Worker::apply`], it cannot be cancelled.
+    /// Runs repairs and waits for their end. Like [`HookRunner::apply`], it cannot be cancelled.
     pub fn repair(worker_mode: &WorkerMode, request: RepairRequest) -> Result<Vec<Done>> {
         match Worker::start(
             worker_mode,

@@ -4,6 +4,7 @@ mod changing_files;
 mod damage;
 mod encryption;
 mod layers;
+mod reference;
 mod round_trip;
 mod salvage;
 mod salvage_journal;

@@ -25,13 +25,13 @@ Examples:
   kg config set backup.enabled true
   kg config set backup.schedule \"0 2 * * *\"   every day at 2:00
   kg config set backup.retention 30           remove backups after 30 days
-  kg config show --all                        every key, and what it means
+  kg config show --all                        every key with its meaning
   kg config set backup.hooks.heartbeat https://hc.example/ping/abc
   kg config set backup.hooks.onFailure.command '[\"mail\", \"-s\", \"Backup failed\", \"ops\"]'
-  kg config test-hooks                        run every hook now, and tell what came of it
+  kg config test-hooks                        run every hook now and print the results
 
-Keys of `backup.hooks` are kept in .kg/hooks.json: no backup holds that file and no restore writes it,
-so that an archive cannot decide what is called or run here.")]
+Keys of `backup.hooks` are in .kg/hooks.json. No backup contains that file and no restore writes
+it, so an archive cannot decide which commands and URLs are called here.")]
 pub struct ConfigArgs {
     #[command(subcommand)]
     command: Command,

@@ -29,7 +29,7 @@ use serde_json::Value;
 
 pub use self::{
     event::{Event, EventKind},
-    runner::Worker,
+    runner::HookRunner,
 };
 use crate::{
     config::{

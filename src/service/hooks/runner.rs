@@ -25,13 +25,13 @@ const MOST_WAITING: usize = 16;
 /// How long killing a command may take.
 const END: Duration = Duration::from_millis(500);
 
-pub struct Worker {
+pub struct HookRunner {
     queue: SyncSender<(Hooks, Event)>,
     outcomes: Receiver<Outcome>,
     cancel: CancelToken,
 }
 
-impl Worker {
+impl HookRunner {
     pub fn start() -> Self {
         let (queue, waiting) = sync_channel::<(Hooks, Event)>(MOST_WAITING);
         let (send, outcomes) = channel();
@@ -46,7 +46,7 @@ impl Worker {
         };
         // If no thread is available, the queue is closed and each event reports it.
         let _ = thread::Builder::new().name("hooks".into()).spawn(work);
-        Worker {
+        HookRunner {
             queue,
             outcomes,
             cancel,
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(warnings, []);
 
         let began = Instant::now();
-        let worker = Worker::start();
+        let worker = HookRunner::start();
         worker
             .tell(hooks.clone(), Event::new(EventKind::Succeeded, &project))
             .unwrap();

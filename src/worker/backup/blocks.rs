@@ -1,10 +1,12 @@
 //! Reads a database once, block by block.
 //!
 //! ```text
-//! a thread: read ─▶ scrub ─▶ fast check ─▶ hash, compare with an earlier backup ─▶ this thread: send
+//! a thread:    read ─▶ scrub ─▶ fast check ─▶ hash ─▶ compare with an earlier backup
+//! this thread: send
 //! ```
 //!
-//! A block is hashed as a whole first. If an earlier backup has the same block at the same place, its
+//! A block is hashed as a whole first. If an earlier backup has the same block at the same place,
+//! its
 //! page hashes are known too. Otherwise each page is hashed, which takes longer.
 
 use std::thread;

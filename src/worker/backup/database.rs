@@ -62,7 +62,8 @@ impl Saving<'_> {
         Ok(())
     }
 
-    /// Sends the database and checks it at the same time: the fast check sees each page that is sent,
+    /// Sends the database and checks it at the same time: the fast check sees each page that is
+    /// sent,
     /// and a second connection runs the checks of SQLite.
     fn pages_and_findings(
         &mut self,
@@ -109,7 +110,8 @@ impl Saving<'_> {
         Ok(found)
     }
 
-    /// Returns how much of the database is checked. If the base of an incremental backup is sound, its
+    /// Returns how much of the database is checked. If the base of an incremental backup is sound,
+    /// its
     /// full-text indexes are not checked before the next full backup: reading them can take longer
     /// than everything else, and they can be rebuilt from their tables.
     fn depth(&self, source: &Source) -> Depth {
@@ -135,7 +137,8 @@ impl Saving<'_> {
         wal == 0 && self.erase && self.known.is_some_and(looks)
     }
 
-    /// Sends the database. If its pages are those of an earlier sound backup, returns how deeply that
+    /// Sends the database. If its pages are those of an earlier sound backup, returns how deeply
+    /// that
     /// backup checked them.
     fn pages(
         &mut self,
@@ -198,7 +201,8 @@ impl Saving<'_> {
         Ok(hashes)
     }
 
-    /// Reads the pages twice in one transaction: first to find those that changed, then to send them.
+    /// Reads the pages twice in one transaction: first to find those that changed, then to send
+    /// them.
     fn changed_pages(
         &mut self,
         source: &Source,
