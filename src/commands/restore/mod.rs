@@ -1,0 +1,385 @@
+//! The command `restore`: brings a project, or a part of it, back from an archive.
+//!
+//! Everything is unpacked into a [`staging`] directory inside the target's `.kg/`, and every byte of
+//! the archive is checked, before the worker touches a file of the project. The staging directory is
+//! on the file system of the target, so that the worker can put files into place by renaming them.
+
+mod staging;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use self::staging::Staging;
+use crate::{
+    archive::{
+        filter::EntryFilter,
+        manifest::{MANIFEST_ENTRY, Manifest},
+    },
+    commands::{backup::DEFAULT_LOCK_TIMEOUT, verify::duration_ms},
+    error::{Error, Result, Warning, WarningCode},
+    project::{Component, Project, STATE_DIR, pattern},
+    sqlite::check::IntegrityStatus,
+    store::{Store, chain, lacks},
+    system::paths,
+    util::{
+        operation::{OperationContext, Phase},
+        unsupported,
+    },
+    worker::{
+        client::{Worker, WorkerMode},
+        protocol::{Applied, ApplyRequest},
+        restore::{lock_target, undo::DEFAULT_RETENTION_DAYS},
+    },
+};
+
+/// What to restore, and where.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    /// The root of the project to restore into. It is created if it does not exist.
+    pub target: PathBuf,
+    /// The components to restore. Default: all.
+    pub only: Option<Vec<Component>>,
+    /// Patterns of the paths to restore, see [`EntryFilter`]. Default: all.
+    pub paths: Option<Vec<String>>,
+    /// Replaces a damaged database even if another process has it open.
+    pub force: bool,
+    /// Replaces existing files. Their old content is kept for an undo.
+    pub overwrite: bool,
+    /// Checks everything and reports what would happen, without changing anything.
+    pub dry_run: bool,
+    /// How long to wait for another restore into the target and for the lock of a database.
+    pub lock_timeout: Duration,
+    /// How many days the files that a restore replaced are kept for an undo.
+    pub undo_retention_days: u32,
+}
+
+impl RestoreOptions {
+    /// Returns the options that restore everything into `target` and replace nothing.
+    pub fn new(target: PathBuf) -> Self {
+        RestoreOptions {
+            target,
+            only: None,
+            paths: None,
+            force: false,
+            overwrite: false,
+            dry_run: false,
+            lock_timeout: DEFAULT_LOCK_TIMEOUT,
+            undo_retention_days: DEFAULT_RETENTION_DAYS,
+        }
+    }
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RestoreResult {
+    /// The backup that was restored.
+    pub id: String,
+    /// Its archive.
+    pub backup_path: PathBuf,
+    pub target_dir: PathBuf,
+    pub dry_run: bool,
+    pub files_restored: u64,
+    pub bytes_restored: u64,
+    /// How many of them replaced an existing file.
+    pub files_replaced: u64,
+    /// The directory that keeps the replaced files, under their paths in the project.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub safety_copy: Option<PathBuf>,
+    pub warnings: Vec<Warning>,
+    pub duration_ms: u64,
+    /// The manifest inside the archive.
+    #[serde(skip)]
+    pub manifest: Manifest,
+}
+
+/// Restores the backup that `reference` names: a path, an id, or `latest`.
+pub fn restore(
+    store: &Store,
+    reference: &str,
+    worker_mode: &WorkerMode,
+    options: &RestoreOptions,
+    context: &OperationContext,
+) -> Result<RestoreResult> {
+    let mut staging = None;
+    let restored = restore_through(
+        &mut staging,
+        store,
+        reference,
+        worker_mode,
+        options,
+        context,
+    );
+    match staging {
+        Some(staging) => {
+            let restored = restored.map_err(|error| staging.named(error));
+            staging.end(restored)
+        }
+        None => restored,
+    }
+}
+
+fn restore_through(
+    staging: &mut Option<Staging>,
+    store: &Store,
+    reference: &str,
+    worker_mode: &WorkerMode,
+    options: &RestoreOptions,
+    context: &OperationContext,
+) -> Result<RestoreResult> {
+    let began = Instant::now();
+    let request = Request::new(store, reference, options)?;
+    let target = &request.target;
+    let mut warnings = store.doubts(reference, &request.archive, Some(target));
+    let names_another_project = warnings
+        .iter()
+        .any(|warning| warning.code == WarningCode::OtherProject);
+    let staging = staging.insert(Staging::prepare(target, options.dry_run)?);
+    if !options.dry_run {
+        warnings.extend(recover(worker_mode, target, options, context)?);
+    }
+    let manifest = unpack(&request, staging, store, options, context)?;
+    warnings.extend(request.unmatched_patterns(&manifest));
+    let applied = apply(&request, staging, worker_mode, options, context)?;
+    staging.succeeded();
+
+    warnings.extend(flaws(&manifest));
+    warnings.extend(applied.warnings);
+    warnings.extend(store.key_warnings(&request.archive));
+    warnings.extend(store.plain_warning(&request.archive));
+    warnings.extend(unsupported::warnings(&[target]));
+    if applied.files_replaced > 0 && !names_another_project {
+        warnings.extend(of_another_project(target, &manifest));
+    }
+    Ok(RestoreResult {
+        id: manifest.id.clone(),
+        backup_path: request.archive,
+        target_dir: request.target,
+        dry_run: options.dry_run,
+        files_restored: applied.files_restored,
+        bytes_restored: applied.bytes_restored,
+        files_replaced: applied.files_replaced,
+        safety_copy: applied.safety_copy,
+        warnings,
+        duration_ms: duration_ms(began.elapsed()),
+        manifest,
+    })
+}
+
+/// The options of a restore with all paths resolved.
+struct Request {
+    /// Absolute.
+    target: PathBuf,
+    archive: PathBuf,
+    /// The patterns, relative to the root of a project.
+    paths: Option<Vec<String>>,
+    filter: EntryFilter,
+}
+
+impl Request {
+    fn new(store: &Store, reference: &str, options: &RestoreOptions) -> Result<Request> {
+        let target = paths::absolute(&options.target)
+            .map_err(|cause| Error::io("resolve", &options.target, cause))?;
+        // An absolute path inside the project names the same part of any target.
+        let home = store.home().map(|home| home.root());
+        let relative =
+            |path: &String| home.map_or_else(|| path.clone(), |home| pattern::relative(home, path));
+        let paths: Option<Vec<String>> = options
+            .paths
+            .as_ref()
+            .map(|paths| paths.iter().map(relative).collect());
+        let filter = EntryFilter::new(&target, options.only.clone(), paths.as_deref())?;
+        let archive = store.locate_holding(reference, options.only.as_deref())?;
+        Ok(Request {
+            target,
+            archive,
+            paths,
+            filter,
+        })
+    }
+
+    fn unmatched_patterns(&self, manifest: &Manifest) -> Vec<Warning> {
+        let message =
+            |pattern| format!("{} contains nothing that matches `{pattern}`", manifest.id);
+        self.filter
+            .in_vain()
+            .map(|pattern| Warning::new(WarningCode::Incomplete, message(pattern)))
+            .collect()
+    }
+}
+
+/// Completes or rolls back interrupted restores of the target.
+fn recover(
+    worker_mode: &WorkerMode,
+    target: &Path,
+    options: &RestoreOptions,
+    context: &OperationContext,
+) -> Result<Vec<Warning>> {
+    Worker::recover_interrupted(
+        worker_mode,
+        target,
+        options.lock_timeout,
+        options.undo_retention_days,
+        context,
+    )
+}
+
+/// Unpacks the chain into the staging directory and checks every byte. A dry run only checks.
+///
+/// Every descriptor of an unpacked file is closed when this returns. That matters because the file
+/// may become a live database.
+fn unpack(
+    request: &Request,
+    staging: &Staging,
+    store: &Store,
+    options: &RestoreOptions,
+    context: &OperationContext,
+) -> Result<Manifest> {
+    let held = staging.held_path();
+    let unpack_to = (!options.dry_run).then_some(held.as_path());
+    let plan = chain::plan(&request.archive, &request.filter, store.keys(), context)?;
+    let manifest = chain::unpack(&plan, unpack_to, store.keys(), context)?.manifest;
+    assert_holds(store, &manifest, &request.filter, options)?;
+    write_manifest(&held, &manifest)?;
+    Ok(manifest)
+}
+
+/// Has the worker put the unpacked files into place.
+fn apply(
+    request: &Request,
+    staging: &mut Staging,
+    worker_mode: &WorkerMode,
+    options: &RestoreOptions,
+    context: &OperationContext,
+) -> Result<Applied> {
+    context.report(Phase::Applying, 0, 0)?;
+    let target = &request.target;
+    if !options.dry_run {
+        // Waits here, where a cancellation is noticed. The worker could not be cancelled.
+        let state = target.join(STATE_DIR);
+        drop(lock_target(&state, options.lock_timeout, context)?);
+    }
+    // From here on the restore is completed or rolled back.
+    context.cancel.enter_critical_section();
+    let apply = ApplyRequest {
+        target: target.clone(),
+        staging: staging.path().to_path_buf(),
+        only: options.only.clone(),
+        paths: request.paths.clone(),
+        overwrite: options.overwrite,
+        force: options.force,
+        dry_run: options.dry_run,
+        lock_timeout_ms: options.lock_timeout.as_millis() as u64,
+    };
+    let error = match Worker::apply(worker_mode, apply) {
+        Ok(applied) => return Ok(applied),
+        Err(error) => error,
+    };
+    // If the worker died, a second one completes or rolls back its work. It may need the unpacked
+    // files, so they stay if that fails too.
+    match recover(worker_mode, target, options, context) {
+        Ok(warnings) => Err(with_warnings(error, &warnings)),
+        Err(_) => {
+            staging.keep();
+            Err(error)
+        }
+    }
+}
+
+/// Adds to the remedy what a second worker did after the first one died.
+fn with_warnings(error: Error, warnings: &[Warning]) -> Error {
+    match warnings.first() {
+        Some(warning) => Error {
+            remedy: format!(
+                "{}. Look at the project, then run it again",
+                warning.message
+            ),
+            ..error
+        },
+        None => error,
+    }
+}
+
+/// Warns if the backup is incomplete, or if its source was damaged.
+fn flaws(manifest: &Manifest) -> Vec<Warning> {
+    let id = &manifest.id;
+    let lacks = lacks(&manifest.warnings)
+        .unwrap_or_else(|| "the manifest does not say what is missing".into());
+    let incomplete = manifest.incomplete.then(|| {
+        Warning::new(
+            WarningCode::Incomplete,
+            format!("{id} is incomplete: {lacks}"),
+        )
+    });
+    let damaged = (manifest.integrity.status == IntegrityStatus::Failed).then(|| {
+        let message = format!(
+            "The databases of {id} were damaged when they were saved. They are restored as they were"
+        );
+        Warning::new(WarningCode::SourceDamaged, message)
+    });
+    incomplete.into_iter().chain(damaged).collect()
+}
+
+/// Warns of a backup of another project, because projects may share a store.
+fn of_another_project(target: &Path, manifest: &Manifest) -> Option<Warning> {
+    let target = Project::open(target).ok().filter(|target| {
+        manifest
+            .project
+            .as_ref()
+            .is_some_and(|of| *of != target.id())
+    })?;
+    let message = format!(
+        "{} belongs to another project than {}, or to this project before it was moved. To undo, run \
+         `kg diag restore --undo`",
+        manifest.id,
+        target.root().display()
+    );
+    Some(Warning::new(WarningCode::OtherProject, message))
+}
+
+/// Fails if the backup contains nothing of what is to be restored.
+fn assert_holds(
+    store: &Store,
+    manifest: &Manifest,
+    filter: &EntryFilter,
+    options: &RestoreOptions,
+) -> Result<()> {
+    if filter.is_everything() || !filter.select(manifest).is_empty() {
+        return Ok(());
+    }
+    let parts = options
+        .only
+        .iter()
+        .flatten()
+        .map(|part| format!("{part:?}").to_lowercase());
+    let wanted: Vec<String> = parts
+        .chain(options.paths.iter().flatten().cloned())
+        .collect();
+    let other = options
+        .only
+        .as_deref()
+        .and_then(|only| store.latest_holding(only).ok())
+        .filter(|other| other.id != manifest.id);
+    let remedy = match other {
+        Some(other) => format!("Restore {}, which contains some", other.id),
+        None => {
+            "Paths start with `.kg`; the manifest lists them. To choose another backup, run `kg diag backup \
+             --list`"
+                .into()
+        }
+    };
+    Err(Error::invalid(
+        format!("{} contains nothing of: {}", manifest.id, wanted.join(", ")),
+        remedy,
+    ))
+}
+
+fn write_manifest(staging: &Path, manifest: &Manifest) -> Result<()> {
+    let path = staging.join(MANIFEST_ENTRY);
+    fs::write(&path, manifest.to_json()).map_err(|cause| Error::io("write", &path, cause))
+}
