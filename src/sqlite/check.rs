@@ -1,9 +1,12 @@
-//! What SQLite says of the health of a snapshot.
+//! SQLite's findings about the health of a snapshot.
 //!
-//! Three answers: nothing is wrong, damage, and "not checked". Only damage that SQLite or [`accounting`] names is damage.
-//! Rows that break what their table declares ([`Findings::rows`]) lie on sound pages, and are no damage either.
-//! SQLite cannot evaluate a schema here that uses what only the host has: functions, collations, tokenizers, modules. Then
-//! the pages are accounted for, every table is checked that can be, and [`Findings::not_checked`] says what was left.
+//! A check has three results: sound, damaged, and not checked. Only damage that SQLite or
+//! [`accounting`] names counts as damage. Rows that violate the declaration of their table
+//! ([`Findings::rows`]) are stored on sound pages, so they are not damage.
+//!
+//! SQLite cannot evaluate a schema here that uses functions, collations, tokenizers or modules that
+//! only the host has. In that case the pages are still accounted for, and every table that can be
+//! checked is checked. [`Findings::not_checked`] lists the rest.
 
 mod answer;
 mod missing;
@@ -34,13 +37,15 @@ use crate::{
 
 /// `quick_check` stops after this many findings.
 const MAX_FINDINGS: usize = 100;
-/// SQLite calls back after this many virtual machine instructions, to see whether the task was cancelled.
+/// SQLite calls the progress handler after this many virtual machine instructions, to check for
+/// cancellation.
 const INSTRUCTIONS_PER_CALLBACK: i32 = 100_000;
-/// A check of a sound database takes a fraction of this many instructions; damaged pages can lead in a circle.
+/// The minimum instruction limit of a check. A check of a sound database needs a fraction of it,
+/// but references between damaged pages can form a cycle.
 const LEAST_INSTRUCTIONS: u64 = if cfg!(test) { 4_000_000 } else { 200_000_000 };
 const INSTRUCTIONS_PER_BYTE: u64 = 50;
-/// Ends what `connection` does (with `SQLITE_INTERRUPT`) when `must_end` says so, or when all that was done on it is more than
-/// checks of a sound database of that size can take.
+/// Limits the work of `connection`. Interrupts it with `SQLITE_INTERRUPT` if `must_end` returns
+/// `true`, or if all work together exceeds what checks of a sound database of that size can need.
 pub fn bound(
     connection: &mut Connection,
     size_bytes: u64,
@@ -57,22 +62,22 @@ pub fn bound(
     connection.progress_handler(INSTRUCTIONS_PER_CALLBACK, Some(is_spent))
 }
 
-/// What a check of a backup's databases found.
+/// The result of checking the databases of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Integrity {
     pub status: IntegrityStatus,
-    /// What is wrong, in SQLite's words; at most 100 lines a database.
+    /// The damage, in SQLite's words. At most 100 lines for each database.
     #[serde(deserialize_with = "bounded")]
     pub messages: Vec<String>,
-    /// What could not be checked here, and what is missing for it.
+    /// The parts that could not be checked here, and what is missing for each.
     #[serde(
         default,
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "bounded"
     )]
     pub not_checked: Vec<String>,
-    /// Full-text indexes were read through too, see [`Depth`]. Earlier releases always did.
+    /// Whether full-text indexes were read too, see [`Depth`]. Earlier releases always read them.
     #[serde(default = "yes")]
     pub full_text: bool,
 }
@@ -84,7 +89,8 @@ fn yes() -> bool {
 /// How much of a database is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// Every page, table and index, the tables of full-text indexes among them, but not whether what those hold is an index.
+    /// Every page, table and index, including the tables of full-text indexes. The content of those
+    /// tables is not checked as an index.
     Structure,
     All,
 }
@@ -93,20 +99,19 @@ pub enum Depth {
 #[serde(rename_all = "lowercase")]
 pub enum IntegrityStatus {
     Ok,
-    /// Everything that could be checked is sound; something could not be checked here.
+    /// Everything that could be checked is sound, but something could not be checked here.
     Partial,
-    /// Damage was found.
     Failed,
     /// The check was turned off.
     Skipped,
 }
 
-/// What checks found in one database.
+/// The findings of checks in one database.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Findings {
-    /// Proven, in SQLite's words.
+    /// Proven damage, in SQLite's words.
     pub damage: Vec<String>,
-    /// Rows that break NOT NULL, UNIQUE, CHECK or the type of a column, in SQLite's words.
+    /// Rows that violate NOT NULL, UNIQUE, CHECK or the type of a column, in SQLite's words.
     pub rows: Vec<String>,
     pub not_checked: Vec<NotChecked>,
 }
@@ -118,7 +123,7 @@ pub struct NotChecked {
     pub table: String,
     /// For example "the CHECK constraints of the table people".
     pub what: String,
-    /// What is missing, by its name, or what SQLite says.
+    /// The name of the missing object, or SQLite's message.
     pub reason: String,
 }
 
@@ -129,7 +134,7 @@ impl fmt::Display for NotChecked {
 }
 
 impl Findings {
-    /// Adds what is not in it yet.
+    /// Adds findings that are not included yet.
     pub fn add(&mut self, other: Findings) {
         add_new(&mut self.damage, other.damage);
         add_new(&mut self.rows, other.rows);
@@ -139,7 +144,7 @@ impl Findings {
             .for_each(|what| self.leave(what));
     }
 
-    /// Notes what is not checked, once for each table.
+    /// Records something that is not checked, once for each table.
     fn leave(&mut self, what: NotChecked) {
         if !self
             .not_checked
@@ -150,7 +155,7 @@ impl Findings {
         }
     }
 
-    /// What a pragma said that stops after `most` lines.
+    /// Adds the output of a pragma that stops after `most` lines.
     fn add_lines(&mut self, lines: Vec<String>, most: usize) {
         let hides_the_rest =
             lines.len() >= most && lines.iter().all(|line| broken_rows(line).is_some());
@@ -170,7 +175,7 @@ impl Findings {
                 add_new(&mut self.rows, vec![line]);
                 continue;
             }
-            // FTS says it of an index that it cannot read for another reason than damage.
+            // FTS reports this for an index that it cannot read for a reason other than damage.
             match line.split_once("unable to validate the inverted index") {
                 Some((_, rest)) => {
                     let table = rest.split_once(" table ").map_or(rest, |(_, table)| table);
@@ -196,11 +201,11 @@ fn add_new(known: &mut Vec<String>, lines: Vec<String>) {
     }
 }
 
-/// A pragma that checks.
+/// A pragma that checks a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pragma {
     Quick,
-    /// Compares indexes with their tables too.
+    /// Also compares indexes with their tables.
     Full {
         most_findings: u32,
     },
@@ -231,18 +236,20 @@ impl Pragma {
     }
 }
 
-/// Runs `PRAGMA quick_check` in the read transaction of `connection`, and accounts for its pages.
+/// Runs `PRAGMA quick_check` in the read transaction of `connection`, and accounts for the pages.
 pub fn quick_check(connection: &mut Connection, cancel: &CancelToken) -> Result<Integrity> {
     everything(connection, Pragma::Quick, cancel).map(|found| Integrity::of(found, Depth::All))
 }
 
-/// What `quick_check` finds in everything but full-text indexes. The connection cannot use those any more.
+/// Returns the findings of `quick_check` in everything except full-text indexes. The connection
+/// cannot use those indexes afterwards.
 pub fn structure(connection: &mut Connection, cancel: &CancelToken) -> Result<Findings> {
     forget_fulltext(connection);
     everything(connection, Pragma::Quick, cancel)
 }
 
-/// Checks all of a database: its pages with [`accounting`], and what `pragma` looks at as far as SQLite can.
+/// Checks a whole database: its pages with [`accounting`], and the subjects of `pragma` as far as
+/// SQLite can.
 pub fn everything(
     connection: &mut Connection,
     pragma: Pragma,
@@ -271,13 +278,15 @@ pub fn everything(
         Answer::Lines(lines) => found.add_lines(lines, pragma.most_findings()),
         Answer::Damage(message) if accounts.damage.is_empty() => found.damage.push(message),
         Answer::Damage(_) => {}
-        // Something in the schema keeps SQLite from checking anything: what it can check is found table by table.
+        // Something in the schema prevents SQLite from checking anything, so each table is checked
+        // on its own.
         Answer::Unable(_) if accounts.damage.is_empty() => {
             for name in names(connection) {
                 check_table(connection, pragma, &name, &missing, &mut found, cancel)?;
             }
         }
-        // Damaged pages can lead in a circle, and each table would take as long again.
+        // References between damaged pages can form a cycle, and each table would take as long
+        // again.
         Answer::Unable(_) => {}
     }
     accounts
@@ -291,7 +300,7 @@ pub fn everything(
     Ok(found)
 }
 
-/// What it finds in these tables alone.
+/// Returns the findings of `quick_check` in these tables alone.
 pub fn tables(
     connection: &mut Connection,
     names: impl IntoIterator<Item = String>,
@@ -313,8 +322,9 @@ pub fn tables(
     Ok(found)
 }
 
-/// What it finds in full-text indexes, all of each. That can take longer than everything else together, so those that are plainly well formed are
-/// not asked about. What cannot be read here is found by the check of everything else.
+/// Returns the findings in all full-text indexes. SQLite's check of them can take longer than
+/// everything else together. Therefore SQLite is not asked about indexes that are proven to be well
+/// formed. The check of everything else reports what cannot be read here.
 pub fn full_text(connection: &mut Connection, cancel: &CancelToken) -> Result<Findings> {
     let mut found = Findings::default();
     begin(connection, cancel)?;
@@ -350,11 +360,12 @@ fn full_text_tables(connection: &Connection, cancel: &CancelToken) -> Result<Vec
     };
     let listed = listed();
     cancel.check()?;
-    // A schema that cannot be read is found by the check of everything else.
+    // The check of everything else reports a schema that cannot be read.
     Ok(listed.unwrap_or_default())
 }
 
-/// Checks one table, without its CHECK constraints if these are what SQLite cannot evaluate, or what takes too long.
+/// Checks one table. If SQLite cannot evaluate its CHECK constraints, or they take too long, checks
+/// it without them.
 fn check_table(
     connection: &mut Connection,
     pragma: Pragma,
@@ -413,11 +424,12 @@ fn check_table(
     Ok(())
 }
 
-/// Gives the connection the instructions that a check may take.
+/// Resets the number of instructions that a check may use on the connection.
 fn begin(connection: &mut Connection, cancel: &CancelToken) -> Result<()> {
     cancel.check()?;
     let page = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
-    // A schema that cannot be read has no size to tell; the least is enough to find that out.
+    // If the schema cannot be read, the size is unknown. The minimum limit is enough to find that
+    // out.
     let size = connection
         .query_row(page, [], |row| row.get(0))
         .unwrap_or(0);
@@ -444,8 +456,9 @@ fn ask(connection: &Connection, pragma: &str, cancel: &CancelToken) -> Result<An
     }
 }
 
-/// What is to be said of a database that SQLite refused with `error`, of which a private copy lies at `path`: damage, or a
-/// schema that this build cannot parse around pages that are sound.
+/// Returns the findings for a database that SQLite refused with `error`, with a private copy at
+/// `path`. The result is damage, unless this build only cannot parse the schema. Then the pages are
+/// checked.
 pub fn refused(path: &Path, error: Error, cancel: &CancelToken) -> Result<Findings> {
     let cause = error.cause.as_deref().unwrap_or_default();
     if !is_unread_schema(cause) {
@@ -459,7 +472,8 @@ pub fn refused(path: &Path, error: Error, cancel: &CancelToken) -> Result<Findin
     everything(&mut connection, Pragma::Quick, cancel)
 }
 
-/// Has SQLite read the schema. If SQLite cannot parse all of it, the connection goes on with the rest, and this says why.
+/// Makes SQLite read the schema. If SQLite cannot parse all of it, the connection continues with
+/// the rest, and the result is the reason.
 pub fn read_schema(connection: &Connection, cancel: &CancelToken) -> Result<Answer> {
     let read = || connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()));
     let cause = match read() {
@@ -478,7 +492,7 @@ pub fn read_schema(connection: &Connection, cancel: &CancelToken) -> Result<Answ
     )
 }
 
-/// Tables that have pages, and the schema's own.
+/// Returns the names of all tables except views, including the schema table.
 fn names(connection: &Connection) -> Vec<String> {
     let sql = "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type <> 'view'";
     let listed = || -> rusqlite::Result<Vec<String>> {
@@ -490,7 +504,8 @@ fn names(connection: &Connection) -> Vec<String> {
     listed().unwrap_or_default()
 }
 
-/// The module that the text of a virtual table names, in lower case; empty if it is none.
+/// Returns the module that the SQL text of a virtual table names, in lower case. Returns an empty
+/// string for any other text.
 pub fn module_of(sql: &str) -> String {
     let lower = sql.to_ascii_lowercase();
     let mut words = lower
@@ -507,7 +522,7 @@ pub fn module_of(sql: &str) -> String {
 }
 
 impl Integrity {
-    /// What was found in a database that was read so far.
+    /// Returns the result for a database that was checked to this depth.
     pub fn of(found: Findings, depth: Depth) -> Self {
         let mut messages = found.damage;
         messages.truncate(MAX_FINDINGS);
@@ -530,7 +545,7 @@ impl Integrity {
         }
     }
 
-    /// Whether no damage was found.
+    /// Returns whether no damage was found.
     pub fn is_sound(&self) -> bool {
         self.status != IntegrityStatus::Failed
     }

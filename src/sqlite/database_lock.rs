@@ -1,10 +1,12 @@
-//! Who else has a database open, and keeping others out while its file is replaced.
+//! Detects which other process has a database open, and keeps others out while its file is
+//! replaced.
 //!
-//! Every connection to a database in WAL mode holds a shared lock on the database file for as long as it is open, and
-//! one in rollback mode while it reads or writes (<https://sqlite.org/lockingv3.html>). Taking a conflicting lock on the
-//! same bytes fails while there is one, and keeps new ones waiting.
+//! Every connection to a database in WAL mode holds a shared lock on the database file for as long
+//! as it is open. A connection in rollback mode holds one while it reads or writes
+//! (<https://sqlite.org/lockingv3.html>). A conflicting lock on the same bytes cannot be taken
+//! while such a lock exists. Once taken, it keeps new connections waiting.
 //!
-//! Not guaranteed: a connection in rollback mode that does nothing at the moment holds no lock and is not seen.
+//! Not guaranteed: an idle connection in rollback mode holds no lock and is not detected.
 
 use std::{fs::File, io, path::Path};
 
@@ -20,18 +22,19 @@ use crate::{
     util::file_lock::is_without_locks,
 };
 
-/// The pending byte, the reserved byte and 510 shared bytes.
+/// The pending byte, the reserved byte and 510 shared bytes, as offset and length.
 pub(super) const LOCK_BYTES: (u64, i64) = (LOCK_BYTE, 512);
 
 /// A lock that another process holds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ForeignLock {
-    /// 0 if the system does not name it.
+    /// 0 if the system does not name the process.
     pub process: i32,
     pub is_shared: bool,
 }
 
-/// The first lock of another process in that range of a file; an error on a file system without locks.
+/// Returns the first lock of another process in that range of a file. Returns an error on a file
+/// system without locks.
 pub(super) fn holder(file: &File, range: (u64, i64)) -> nix::Result<Option<ForeignLock>> {
     let mut lock = exclusive(range);
     fcntl(file, FcntlArg::F_GETLK(&mut lock))?;
@@ -52,12 +55,13 @@ fn exclusive((start, length): (u64, i64)) -> flock {
     }
 }
 
-/// Keeps connections of other processes out of a database while it lives.
+/// Keeps connections of other processes out of a database while this value exists.
 ///
-/// Closing any descriptor of the file in this process ends it early.
+/// The claim ends early if this process closes any descriptor of the file.
 pub struct Claim(#[expect(dead_code, reason = "closing it is what ends the claim")] File);
 
-/// The process that has the database behind `file` open, which need not be writable; 0 where the system does not name it.
+/// Returns the process that has the database behind `file` open, or 0 if the system does not name
+/// it. `file` need not be open for writing. Returns `None` on a file system without locks.
 pub fn holder_of_database(file: &File, path: &Path) -> Result<Option<i32>> {
     match holder(file, LOCK_BYTES) {
         Ok(held) => Ok(held.map(|held| held.process)),
@@ -66,8 +70,9 @@ pub fn holder_of_database(file: &File, path: &Path) -> Result<Option<i32>> {
     }
 }
 
-/// Claims the database behind `file`, which must be open for writing. `Err` in the result is a process that has it open;
-/// 0 where the system does not name it.
+/// Claims the database behind `file`, which must be open for writing. The inner `Err` is the
+/// process that has it open, or 0 if the system does not name it. On a file system without locks,
+/// the claim succeeds but does not keep other connections out.
 pub fn claim(file: File, path: &Path) -> Result<std::result::Result<Claim, i32>> {
     let failed = |cause: Errno| Error::io("lock", path, io::Error::from(cause));
     match fcntl(&file, FcntlArg::F_SETLK(&exclusive(LOCK_BYTES))) {

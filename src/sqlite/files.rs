@@ -1,4 +1,4 @@
-//! How SQLite's files are recognised and named.
+//! Names and signatures of SQLite's files.
 
 use std::{
     fs::{self, File},
@@ -11,31 +11,35 @@ use crate::error::{Code, Error, Result};
 
 /// The first bytes of every database (<https://sqlite.org/fileformat2.html#the_database_header>).
 pub const MAGIC: &[u8; 16] = b"SQLite format 3\0";
-/// What the index of a WAL begins with (<https://sqlite.org/walformat.html#walidxfmt>).
+/// The first bytes of the index of a WAL (<https://sqlite.org/walformat.html#walidxfmt>).
 pub const INDEX_MAGIC: &[u8] = &3_007_000_u32.to_ne_bytes();
-/// Suffixes of what SQLite keeps beside a database (<https://sqlite.org/tempfiles.html>).
+/// Suffixes of the files that SQLite keeps next to a database
+/// (<https://sqlite.org/tempfiles.html>).
 pub const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
-/// What a journal begins with, and what one ends with that names a super-journal
+/// The first bytes of a journal. A journal that names a super-journal also ends with them
 /// (<https://sqlite.org/fileformat2.html#the_rollback_journal>).
 pub const JOURNAL_MAGIC: &[u8] = &[0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
-/// What a WAL begins with, but for the last bit of its fourth byte (<https://sqlite.org/fileformat2.html#walformat>).
+/// The first bytes of a WAL. The last bit of its fourth byte varies, so these are only three bytes
+/// (<https://sqlite.org/fileformat2.html#walformat>).
 pub const WAL_MAGIC: &[u8] = &[0x37, 0x7f, 0x06];
-/// Of a WAL, and of each of its frames, before the page.
+/// The size of the header of a WAL. Each frame has a header of its own before the page.
 pub const WAL_HEADER_BYTES: usize = 32;
 pub const WAL_FRAME_HEADER_BYTES: usize = 24;
 
-/// How much of a WAL's header its checksum covers.
+/// The number of bytes of a WAL's header that its checksum covers.
 const WAL_CHECKED_BYTES: usize = 24;
 
-/// Whether a WAL's header has the checksum that it names, in the byte order that its first word gives.
+/// Returns whether the checksum in a WAL's header is correct. The first word of the header gives
+/// the byte order.
 pub fn is_wal_header_whole(header: &[u8; WAL_HEADER_BYTES]) -> bool {
     let (checked, checksum) = header.split_at(WAL_CHECKED_BYTES);
     let (first, second) = wal_checksum((0, 0), checked, header[3] & 1 == 1);
     checksum == [first.to_be_bytes(), second.to_be_bytes()].concat()
 }
 
-/// The checksum of a WAL, carried on from `sum` (<https://sqlite.org/fileformat2.html#walcksm>).
+/// Computes the checksum of a WAL, continuing from `sum`
+/// (<https://sqlite.org/fileformat2.html#walcksm>).
 pub fn wal_checksum(mut sum: (u32, u32), bytes: &[u8], is_big_endian: bool) -> (u32, u32) {
     let word = |bytes: &[u8]| {
         let bytes = [bytes[0], bytes[1], bytes[2], bytes[3]];
@@ -52,16 +56,17 @@ pub fn wal_checksum(mut sum: (u32, u32), bytes: &[u8], is_big_endian: bool) -> (
     sum
 }
 
-/// Where SQLite's locks are on a database file: no data is kept in the page that this byte is in
+/// The offset of SQLite's locks in a database file. The page that contains this byte holds no data
 /// (<https://sqlite.org/fileformat2.html#the_lock_byte_page>).
 pub const LOCK_BYTE: u64 = 0x4000_0000;
 
-/// The number of that page, which counts from 1.
+/// Returns the number of the page that contains [`LOCK_BYTE`]. Pages count from 1.
 pub fn lock_page(page_size_bytes: u64) -> u64 {
     LOCK_BYTE / page_size_bytes + 1
 }
 
-/// Whether a journal names a file that SQLite removes once the journal was rolled back.
+/// Returns whether a journal names a super-journal, which SQLite removes after it has rolled back
+/// the journal.
 pub fn names_super_journal(mut journal: &File) -> io::Result<bool> {
     let mut end = [0; 8];
     if journal.metadata()?.len() < 2 * end.len() as u64 {
@@ -72,7 +77,8 @@ pub fn names_super_journal(mut journal: &File) -> io::Result<bool> {
     Ok(end == JOURNAL_MAGIC)
 }
 
-/// `KG_DATABASE_UNREADABLE` if the database, or what SQLite keeps beside it, is there and no regular file.
+/// Returns `KG_DATABASE_UNREADABLE` if the database or one of its [`COMPANIONS`] exists but is not
+/// a regular file.
 pub fn assert_regular(database: &Path) -> Result<()> {
     let all = COMPANIONS
         .iter()
@@ -91,7 +97,8 @@ pub fn assert_regular(database: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether something that SQLite keeps beside the database, and writes to, has other names (hard links).
+/// Returns whether one of the [`COMPANIONS`] of the database, to which SQLite writes, has other
+/// names (hard links).
 pub fn has_shared_companion(database: &Path) -> bool {
     let is_shared = |path: PathBuf| fs::metadata(path).is_ok_and(|found| found.nlink() > 1);
     COMPANIONS
@@ -100,7 +107,7 @@ pub fn has_shared_companion(database: &Path) -> bool {
         .any(is_shared)
 }
 
-/// The path of what SQLite keeps beside `database`, for one of [`COMPANIONS`].
+/// Returns the path of the file with one of the [`COMPANIONS`] suffixes next to `database`.
 pub fn companion(database: &Path, suffix: &str) -> PathBuf {
     let mut path = database.as_os_str().to_os_string();
     path.push(suffix);

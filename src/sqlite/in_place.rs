@@ -1,15 +1,18 @@
-//! Opens a database of a live project so that nothing next to it changes.
+//! Opens a database of a live project without changing anything next to it.
 //!
-//! SQLite changes files even when it only reads. It creates `-wal` and `-shm`, with this user as their owner; it rebuilds a
-//! `-shm` that no process uses; it deletes the WAL next to a database of zero pages; and as root it gives sidecars to the
-//! owner of the database. Afterwards the owner may not be able to write the database.
+//! SQLite changes files even when it only reads. It creates `-wal` and `-shm`, owned by the user
+//! who runs this program. It rebuilds a `-shm` that no process uses, and it deletes the WAL next to
+//! a database of zero pages. As root, it gives sidecars to the owner of the database. Afterwards
+//! the owner may not be able to write the database.
 //!
-//! A [`InPlaceAccess`] therefore makes SQLite see a read-only file system while it opens the files: no file can be created, removed,
-//! opened for writing, or given another owner or mode, however the directory changes meanwhile. SQLite reads a WAL in this
-//! way if `-wal` and `-shm` exist (<https://sqlite.org/wal.html#read_only_databases>), whether a process uses them or not.
+//! Therefore [`InPlaceAccess`] makes SQLite see a read-only file system while it opens the files.
+//! SQLite cannot create or remove a file, open one for writing, or change its owner or mode, even
+//! if the directory changes meanwhile. In this state SQLite reads a WAL if `-wal` and `-shm` exist,
+//! whether or not a process uses them (<https://sqlite.org/wal.html#read_only_databases>).
 //!
-//! If both are missing, no process has the database open. The owner of the database then lets SQLite create them, as the
-//! host would, and removes them at the end. Any other user reads a private copy ([`super::raw_copy`]).
+//! If both are missing, no process has the database open. If this user owns the database, SQLite
+//! creates them as the host would, and they are removed at the end. Any other user reads a private
+//! copy ([`super::raw_copy`]).
 
 use std::{
     fs::{self, Metadata},
@@ -40,24 +43,26 @@ use crate::{
     util::regular_file,
 };
 
-/// No page of a database is smaller.
+/// The smallest page size of a database.
 const LEAST_PAGE_BYTES: u64 = 512;
-/// Where a journal says how many pages the database had before its transaction
+/// The offset in a journal of the number of pages that the database had before the transaction
 /// (<https://sqlite.org/fileformat2.html#the_rollback_journal>).
 const JOURNAL_PAGES_AT: u64 = 16;
-/// Where a WAL says how large its pages are (<https://sqlite.org/fileformat2.html#the_write_ahead_log>).
+/// The offset of the page size in a WAL
+/// (<https://sqlite.org/fileformat2.html#the_write_ahead_log>).
 const WAL_PAGE_SIZE_AT: usize = 8;
 
 /// The right to open one database in place. It must outlive its connections.
 pub struct InPlaceAccess {
     path: PathBuf,
-    /// SQLite creates `-wal` and `-shm`, and they are removed when this is dropped.
+    /// SQLite creates `-wal` and `-shm`, and dropping this value removes them.
     creates: bool,
 }
 
 impl InPlaceAccess {
-    /// `None` if the database at `path` can only be read from a copy. `KG_DATABASE_UNREADABLE` if it, or what lies next to it,
-    /// is no regular file: SQLite would wait for a pipe.
+    /// Returns `None` if the database at `path` can only be read from a copy. Returns
+    /// `KG_DATABASE_UNREADABLE` if the database or one of its companion files is not a regular
+    /// file. SQLite would block on a pipe.
     pub fn at(path: &Path) -> Result<Option<InPlaceAccess>> {
         files::assert_regular(path)?;
         Ok(InPlaceAccess::in_place(path))
@@ -66,7 +71,7 @@ impl InPlaceAccess {
     fn in_place(path: &Path) -> Option<InPlaceAccess> {
         let exists = |suffix: &str| companion(path, suffix).symlink_metadata().is_ok();
         let (wal, shm) = (exists("-wal"), exists("-shm"));
-        // A file that cannot be read is not known to be anything: SQLite says why.
+        // If the file cannot be read, nothing is known about it, and SQLite reports the reason.
         let Ok(found) = fs::metadata(path) else {
             return Some(InPlaceAccess::new(path, false));
         };
@@ -75,7 +80,8 @@ impl InPlaceAccess {
         }
         let is_wal = header(path).is_some_and(|header| header.is_wal);
         match (wal, shm) {
-            // Without the right to write, SQLite would try for ten seconds to use such a WAL.
+            // Without write permission, SQLite would try for ten seconds to use a WAL that it
+            // ignores.
             (true, true) if !ignores_wal(path) => Some(InPlaceAccess::new(path, false)),
             (false, _) if !is_wal => Some(InPlaceAccess::new(path, false)),
             (false, false) if creates_as_its_host(path, &found) => {
@@ -92,7 +98,8 @@ impl InPlaceAccess {
         }
     }
 
-    /// Opens a connection and reads from it once, because SQLite opens the WAL only then.
+    /// Opens a connection and reads from it once, because SQLite opens the WAL only at the first
+    /// read.
     pub fn open(&self) -> Result<Connection> {
         let _read_only = if self.creates {
             None
@@ -107,8 +114,9 @@ impl InPlaceAccess {
 }
 
 impl Drop for InPlaceAccess {
-    /// SQLite removes what it created when the last connection closes, if that one may write. If another process has opened
-    /// the database meanwhile, the files are in use and stay.
+    /// Opens a writable connection, because only such a connection lets SQLite remove the files
+    /// that it created when the last connection closes. If another process has opened the database
+    /// meanwhile, the files are in use and stay.
     fn drop(&mut self) {
         let is_empty =
             || fs::metadata(companion(&self.path, "-wal")).is_ok_and(|wal| wal.len() == 0);
@@ -119,16 +127,20 @@ impl Drop for InPlaceAccess {
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         if let Ok(connection) = Connection::open_with_flags(&self.path, flags) {
-            // If it fails, the files stay as a host leaves them that was killed, and belong to the database's owner.
+            // If this fails, the files stay as after a killed host, and belong to the database's
+            // owner.
             let _ = connection.busy_timeout(Duration::ZERO);
             let _ = connection.query_row("PRAGMA schema_version", [], |_| Ok(()));
         }
     }
 }
 
-/// Whether SQLite ignores what is in the WAL next to the database, because its header is not one. While a process has the
-/// database open, that may be a header that is being written. Closes a descriptor of the database, which must not be open in
-/// this process.
+/// Returns whether SQLite ignores the content of the WAL next to the database because its header is
+/// invalid. While a process has the database open, the header may be incomplete because it is being
+/// written, so the result is `false`.
+///
+/// This function closes a descriptor of the database, so the database must not be open in this
+/// process.
 pub fn ignores_wal(path: &Path) -> bool {
     let is_whole = |header: &[u8; WAL_HEADER_BYTES]| {
         header.starts_with(WAL_MAGIC) && is_wal_header_whole(header)
@@ -140,8 +152,8 @@ pub fn ignores_wal(path: &Path) -> bool {
         && !is_open(path)
 }
 
-/// Whether SQLite ignores a WAL that may hold commits. One that is shorter than its first frame holds none: a writer was killed while it wrote
-/// the header.
+/// Returns whether SQLite ignores a WAL that may contain commits. A WAL that ends before its first
+/// frame ends contains none: a writer was killed while it wrote the header.
 pub fn ignores_commits(path: &Path) -> bool {
     const FIRST_FRAME_ENDS_AT: u64 =
         (WAL_HEADER_BYTES + WAL_FRAME_HEADER_BYTES) as u64 + LEAST_PAGE_BYTES;
@@ -150,8 +162,9 @@ pub fn ignores_commits(path: &Path) -> bool {
     has_room && ignores_wal(path)
 }
 
-/// Whether what this user creates next to the database is what its host would create: of the same owner and group, in a
-/// directory that can be written. A process that has the database open without a WAL uses one that was deleted.
+/// Returns whether files that this user creates next to the database equal those that its host
+/// would create. They must have the same owner and group, in a writable directory. A process that
+/// has the database open without a WAL next to it uses a deleted one, so the result is `false`.
 fn creates_as_its_host(path: &Path, found: &Metadata) -> bool {
     const SET_GROUP: u32 = 0o2000;
     let Some(dir) = path.parent() else {
@@ -181,7 +194,8 @@ fn creates_as_its_host(path: &Path, found: &Metadata) -> bool {
         && !is_open(path)
 }
 
-/// Whether another process has the database open in WAL mode, or is at work on it. If that cannot be told: yes.
+/// Returns whether another process has the database open in WAL mode or is reading or writing it.
+/// Returns `true` if this cannot be determined.
 fn is_open(path: &Path) -> bool {
     let holder = regular_file::open_linked(path)
         .map(|file| database_lock::holder(&file, database_lock::LOCK_BYTES));
@@ -195,8 +209,9 @@ fn header(path: &Path) -> Option<Header> {
         .filter(|header| header.is_sound)
 }
 
-/// Why the database at `path` is damaged for certain: it is shorter than its first page, while the WAL or journal next to it
-/// has content. SQLite would take it for empty, and delete that. `shown` is its name in messages.
+/// Returns `KG_DATABASE_DAMAGED` if the database at `path` is certainly damaged. It is shorter than
+/// its first page, while the WAL or journal next to it has content. SQLite would treat the database
+/// as empty and delete that content. `shown` is the path in messages.
 pub fn cut_off(path: &Path, shown: &Path) -> Option<Error> {
     let found = fs::metadata(path).ok()?;
     if !is_shorter_than_a_page(path, &found) {
@@ -221,7 +236,8 @@ pub fn cut_off(path: &Path, shown: &Path) -> Option<Error> {
     ))
 }
 
-/// Whether a file that does not begin as a database was one before it was truncated: its WAL or journal is still there.
+/// Returns whether a file without the header of a database was a database before it was truncated.
+/// Its WAL or journal still exists then.
 pub fn is_cut_off(path: &Path) -> bool {
     let starts = |suffix: &str, magic: &[u8]| {
         start::<8>(&companion(path, suffix)).is_some_and(|start| start.starts_with(magic))
@@ -244,7 +260,7 @@ fn is_shorter_than_a_page(path: &Path, found: &Metadata) -> bool {
     found.len() < page.unwrap_or(LEAST_PAGE_BYTES).max(LEAST_PAGE_BYTES)
 }
 
-/// Whether a journal is of a database that had pages before the transaction.
+/// Returns whether a journal belongs to a database that had pages before the transaction.
 fn has_pages(journal: &Path) -> bool {
     const UNTIL: usize = JOURNAL_PAGES_AT as usize + 4;
     start::<UNTIL>(journal).is_some_and(|start| {
@@ -264,7 +280,7 @@ fn start<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
 mod tests {
     use super::*;
 
-    /// A database in WAL mode, which this returns open; its WAL has content.
+    /// Creates a database in WAL mode and returns it open. Its WAL has content.
     fn database() -> (tempfile::TempDir, PathBuf, Connection) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
@@ -285,7 +301,7 @@ mod tests {
         names
     }
 
-    /// The files of a host that was killed, in a directory of their own.
+    /// Creates the files of a killed host, in a directory of their own.
     fn left_by_a_kill() -> (tempfile::TempDir, PathBuf) {
         let (dir, path, _host) = database();
         let killed = tempfile::tempdir().unwrap();
@@ -306,7 +322,7 @@ mod tests {
         assert!(look.open().is_err());
         drop(look);
         assert_eq!(names(&dir), ["a.db", "a.db-shm", "a.db-wal"]);
-        // The host closed it: SQLite would create sidecars of this user.
+        // The host closed it: SQLite would create sidecars that belong to this user.
         let (dir, path, host) = database();
         let look = InPlaceAccess::at(&path).unwrap().unwrap();
         drop(host);
@@ -417,7 +433,7 @@ mod tests {
         fs::write(&path, "").unwrap();
         fs::write(companion(&path, "-wal"), "").unwrap();
         assert!(cut_off(&path, &path).is_none() && !is_cut_off(&path));
-        // The first transaction of a new database: what it began with is empty.
+        // The first transaction of a new database: the database was empty before it.
         fs::remove_file(companion(&path, "-wal")).unwrap();
         let journal = |pages: u32| {
             let start = [JOURNAL_MAGIC, &[0; 8], &pages.to_be_bytes(), &[0; 492]].concat();

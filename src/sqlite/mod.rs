@@ -1,12 +1,18 @@
-//! SQLite databases of a live project. Only the reader may call into this module (`src/worker`).
+//! SQLite databases of a live project. Only the worker (`src/worker`) may open live databases
+//! through this module. The command `kg` may also do so, because no host runs in its process.
 //!
-//! [`snapshot`] takes the pages of a database at one commit beside any number of writers, and [`read_chunks`] reads them. [`in_place`] opens
-//! a database so that nothing next to it changes. [`raw_copy`] copies a database
-//! with its WAL or journal to where SQLite can recover it, or to save a damaged one as it is. [`database_lock`] tells which
-//! process has a database open, and [`wal_in_use`] whether its users write to the WAL next to it. [`replace`] puts new content into a database that others have open. [`private_copy`] copies one
-//! commit for checks that take their time. [`check`] asks SQLite whether a database is sound, and [`fast_check`] spares it what
-//! can be told faster. [`format`] read what is in a page, [`row_schema`] tells what the rows of a table are, and [`scrub`] leaves
-//! out what nothing refers to.
+//! [`snapshot`] takes the pages of a database at one commit while other processes write, and
+//! [`read_chunks`] reads them. [`in_place`] opens a database without changing anything next to it.
+//! [`raw_copy`] copies a database with its WAL or journal, so that SQLite can recover the copy or a
+//! damaged file can be saved unchanged.
+//!
+//! [`database_lock`] reports which process has a database open. [`wal_in_use`] reports whether its
+//! users write to the WAL next to it. [`replace`] puts new content into a database that others have
+//! open. [`private_copy`] copies one commit for long checks.
+//!
+//! [`check`] asks SQLite whether a database is sound, and [`fast_check`] proves faster what it can.
+//! [`format`] reads the contents of a page, and [`row_schema`] describes the rows of a table.
+//! [`scrub`] clears bytes that nothing refers to.
 
 pub mod check;
 pub mod database_lock;
@@ -31,11 +37,12 @@ use rusqlite::{Connection, OpenFlags, config::DbConfig};
 
 use crate::error::{Code, Error, Result};
 
-/// How long one attempt to get a lock waits inside SQLite, before cancellation is looked at.
+/// The time that SQLite waits for a lock in one attempt, before the caller checks for cancellation.
 const BUSY_SLICE: Duration = Duration::from_millis(200);
 
-/// Opens a database read-only, without a checkpoint when it closes. SQLite may create, change or remove `-wal` and `-shm`: a database
-/// of a project that is only looked at is opened with [`in_place::InPlaceAccess`].
+/// Opens a database read-only and disables the checkpoint on close. SQLite may still create, change
+/// or remove `-wal` and `-shm`. To inspect a database of a project, use
+/// [`in_place::InPlaceAccess`].
 pub fn open_read_only(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)
@@ -53,8 +60,8 @@ fn prepare(connection: &Connection, path: &Path) -> Result<()> {
     prepared().map_err(|cause| Error::sqlite("open", path, cause))
 }
 
-/// What `read` answers; that a database is damaged only if a second reading says so too. SQLite answers a read that fails with EIO as it
-/// answers damage.
+/// Returns the result of `read`, and reports damage only if a second attempt reports it too. SQLite
+/// reports a read that fails with EIO as damage.
 pub fn confirmed<T>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
     match read() {
         Err(error) if error.code == Code::DatabaseDamaged => read(),
@@ -62,18 +69,19 @@ pub fn confirmed<T>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
     }
 }
 
-/// For parsers: nothing where the condition does not hold.
+/// Returns `None` if the condition does not hold. Parsers use this with `?`.
 fn holds(condition: bool) -> Option<()> {
     condition.then_some(())
 }
 
-/// A name as SQL has it.
+/// Returns a name as a quoted SQL identifier.
 pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Makes `integrity_check` on this connection leave full-text indexes out, whose tables it otherwise reads as a whole: for whoever
-/// checks those more strictly anyway. The connection cannot use them any more.
+/// Makes `integrity_check` on this connection skip full-text indexes, whose tables it otherwise
+/// reads in full. Use this if the caller checks those indexes more strictly. The connection cannot
+/// use them afterwards.
 #[allow(unsafe_code, reason = "rusqlite has no such call")]
 pub fn forget_fulltext(connection: &Connection) {
     use std::{ffi::c_char, ptr::null};
@@ -86,12 +94,13 @@ pub fn forget_fulltext(connection: &Connection) {
         keep[4].as_ptr(),
         null(),
     ];
-    // SAFETY: the handle is open for as long as `connection` is borrowed; the list outlives the call, is of C strings, and ends
-    // with a null. SQLite only reads it.
+    // SAFETY: the handle is open for as long as `connection` is borrowed. The list outlives the
+    // call, contains C strings and ends with a null pointer. SQLite only reads it.
     unsafe { rusqlite::ffi::sqlite3_drop_modules(connection.handle(), keep.as_mut_ptr()) };
 }
 
-/// Fails where this build's SQLite lacks `sqlite_dbpage`, which `.cargo/config.toml` asks for.
+/// Checks that this build's SQLite has `sqlite_dbpage`, which `.cargo/config.toml` enables. Returns
+/// `KG_INTERNAL` if it does not.
 pub fn assert_capabilities() -> Result<()> {
     let has_dbpage = || -> rusqlite::Result<bool> {
         let connection = Connection::open_in_memory()?;

@@ -1,7 +1,8 @@
-//! What a database was at a backup: a hash of each page, by which the next backup knows those that changed, and one of each block of pages,
-//! by which it knows most of those that did not, for a large piece is hashed several times as fast as many small ones.
+//! Hashes of a database at a backup. The page hashes tell the next backup which pages changed. The
+//! hashes of blocks of pages identify most of the unchanged pages. Hashing one large block is
+//! several times as fast as hashing many small pages.
 //!
-//! A *root* is the SHA-256 of such hashes in order: two databases of one root are the same.
+//! A *root* is the SHA-256 of such hashes in order. Two databases with the same root are equal.
 
 use std::{
     collections::BTreeMap,
@@ -17,11 +18,12 @@ use crate::util::{
 };
 
 const DIGEST_BYTES: usize = 32;
-/// Of a file, how much is read at once; and how long its first line may be.
+/// The number of hashes that are read from a file at once. `MAX_HEAD_BYTES` limits the length of
+/// the first line of the file.
 const HASHES_AT_ONCE: usize = 1024;
 const MAX_HEAD_BYTES: u64 = 64 * 1024 * 1024;
 
-/// The hashes of all pages of a database, first page first.
+/// The hashes of all pages of a database, in page order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PageHashes {
     pub page_size_bytes: u64,
@@ -40,7 +42,8 @@ impl PageHashes {
         self.hashes.push(content_hash(page));
     }
 
-    /// Of the page of that number, which counts from 1, or the one after the last. `None` for any other.
+    /// Sets the hash of the page `number`, which counts from 1. The number may also be that of the
+    /// page after the last one. Returns `None` for any other number.
     pub fn set(&mut self, number: u64, hash: ContentHash) -> Option<()> {
         let index = usize::try_from(number.checked_sub(1)?).ok()?;
         if index == self.hashes.len() {
@@ -51,7 +54,8 @@ impl PageHashes {
         Some(())
     }
 
-    /// Numbers of the pages that differ from `base`, or are not in it; `None` where the page sizes differ.
+    /// Returns the numbers of the pages that differ from `base` or do not exist there. Returns
+    /// `None` if the page sizes differ.
     pub fn changed_since(&self, base: &PageHashes) -> Option<Vec<u64>> {
         if self.page_size_bytes != base.page_size_bytes {
             return None;
@@ -62,13 +66,13 @@ impl PageHashes {
         Some(self.hashes.iter().enumerate().filter_map(differs).collect())
     }
 
-    /// Hexadecimal.
+    /// Returns the root in hexadecimal.
     pub fn root(&self) -> String {
         root(&self.hashes)
     }
 }
 
-/// The hashes of all blocks of a database, as an archive is cut into them; the last one can be shorter.
+/// The hashes of all blocks of a database, divided as in an archive. The last block can be shorter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BlockHashes {
     pub block_bytes: u64,
@@ -76,7 +80,7 @@ pub struct BlockHashes {
 }
 
 impl BlockHashes {
-    /// Hexadecimal.
+    /// Returns the root in hexadecimal.
     pub fn root(&self) -> String {
         root(&self.hashes)
     }
@@ -87,20 +91,22 @@ fn root(hashes: &[ContentHash]) -> String {
     hex(&root)
 }
 
-/// Of one database.
+/// The hashes of one database.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DatabaseHashes {
     pub pages: PageHashes,
-    /// Of size 0 where they are not known.
+    /// The block size is 0 if the block hashes are not known.
     pub blocks: BlockHashes,
-    /// Of the whole, hexadecimal; empty where it is not known.
+    /// The SHA-256 of the whole database in hexadecimal, or empty if it is not known.
     pub sha256: String,
 }
 
-/// Hashes of the databases of a backup in a file, by the paths of the databases. It ends with a digest of itself.
+/// A file with the hashes of the databases of a backup, keyed by database path. It ends with a
+/// digest of its own content.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PageFile {
-    /// Digest of the archive that the hashes are of; empty while there is none yet.
+    /// The digest of the archive that contains these databases, or empty if there is no archive
+    /// yet.
     pub archive: String,
     pub databases: BTreeMap<String, DatabaseHashes>,
 }
@@ -112,7 +118,7 @@ struct Head {
     databases: Vec<Described>,
 }
 
-/// A database whose hashes follow: of its pages, then of its blocks.
+/// A database whose hashes follow: first those of its pages, then those of its blocks.
 #[derive(Clone, Serialize, Deserialize)]
 struct Described {
     path: String,
@@ -155,7 +161,7 @@ impl PageFile {
         out.finish()
     }
 
-    /// `None` where the file is not whole.
+    /// Reads a file of hashes. Returns `None` if the file is incomplete or damaged.
     pub fn read(from: impl Read) -> io::Result<Option<Self>> {
         let Some(mut reading) = Reading::begin(from)? else {
             return Ok(None);
@@ -197,8 +203,11 @@ impl PageFile {
             .map(|archive| PageFile { archive, databases }))
     }
 
-    /// Copies such a file, as one of `archive`, a piece at a time. The archive that it was of; `None` where it is not whole, and then
-    /// neither is the copy.
+    /// Copies such a file in pieces, and names `archive` as the archive in the copy. Returns the
+    /// archive that the original names.
+    ///
+    /// Returns `None` if the original is incomplete or damaged. The caller must discard the copy
+    /// then, because it may end with a digest that matches damaged content.
     pub fn copy(from: impl Read, out: impl Write, archive: &str) -> io::Result<Option<String>> {
         let Some(mut reading) = Reading::begin(from)? else {
             return Ok(None);
@@ -224,7 +233,7 @@ impl PageFile {
     }
 }
 
-/// A file that is read from its beginning to its end.
+/// A file that is read from beginning to end.
 struct Reading<R> {
     from: BufReader<R>,
     hasher: Sha256,
@@ -246,7 +255,8 @@ impl<R: Read> Reading<R> {
         }))
     }
 
-    /// Takes the next `count` hashes, some at a time; `false` where there are not so many.
+    /// Passes the next `count` hashes to `take`, in pieces. Returns `false` if the file contains
+    /// fewer.
     fn hashes(
         &mut self,
         count: usize,
@@ -268,7 +278,8 @@ impl<R: Read> Reading<R> {
         Ok(true)
     }
 
-    /// The archive that it is of, where nothing but the digest of all before follows.
+    /// Returns the archive that the file names, if the rest of the file is exactly the digest of
+    /// everything before.
     fn end(mut self) -> io::Result<Option<String>> {
         let mut digest = Vec::new();
         self.from
@@ -279,7 +290,7 @@ impl<R: Read> Reading<R> {
     }
 }
 
-/// Writes what the last bytes are the digest of.
+/// A writer that appends the digest of everything written through it.
 struct Digesting<W> {
     out: W,
     hasher: Sha256,

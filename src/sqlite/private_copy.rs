@@ -1,6 +1,7 @@
-//! A copy of a database that is nobody else's: checks may hold it for as long as they take, and SQLite may write to it.
+//! A copy of a database that no other process uses. Checks may keep it for as long as they take,
+//! and SQLite may write to it.
 //!
-//! Taking the copy is the only thing that is done with the original, at the speed of reading it once.
+//! Making the copy reads the original once. Nothing else is done with the original.
 
 use std::{
     fs::{self, File},
@@ -25,17 +26,19 @@ use crate::{
     },
 };
 
-/// Where the header tells of a WAL (<https://sqlite.org/fileformat2.html#file_format_version_numbers>).
+/// The file format versions in the header, which select WAL mode or rollback mode
+/// (<https://sqlite.org/fileformat2.html#file_format_version_numbers>).
 const VERSIONS: std::ops::Range<usize> = 18..20;
 const ROLLBACK_VERSION: u8 = 1;
-/// What the names of directories start with in which a copy is made that stays.
+/// The prefix of temporary directories for copies that are kept.
 const KEPT_PREFIX: &str = ".kg-kept-";
 
-/// A private copy, removed when this is dropped.
+/// A private copy. Dropping it removes the copy.
 pub struct PrivateCopy {
     _dir: PrivateDir,
     database: PathBuf,
-    /// Why SQLite refused the original: then this is its bytes, with its WAL or journal.
+    /// The reason why SQLite refused the original. If it is set, the copy contains the original's
+    /// bytes, with its WAL or journal.
     pub refused: Option<Error>,
 }
 
@@ -45,7 +48,8 @@ impl PrivateCopy {
     }
 }
 
-/// Copies one commit of the database at `path` into a directory below `scratch`. `copied` is told of each so many bytes.
+/// Copies one commit of the database at `path` into a directory below `scratch`. Calls `copied`
+/// with the number of bytes of each part.
 pub fn copy(
     path: &Path,
     scratch: &Path,
@@ -81,9 +85,11 @@ pub fn copy(
     }
 }
 
-/// Keeps a copy of the database at `path` as the new file `to` beside it: a database in itself, without a WAL.
+/// Keeps a copy of the database at `path` as the new file `to` in the same directory. The copy is a
+/// complete database without a WAL.
 ///
-/// `KG_DATABASE_DAMAGED` and others where SQLite refuses the original, `KG_NO_SPACE`. Then there is no such file.
+/// Returns `KG_DATABASE_DAMAGED` or another code if SQLite refuses the original, and `KG_NO_SPACE`
+/// if the disk is too full. The file `to` is not created then.
 pub fn keep(path: &Path, to: &Path, lock_timeout: Duration) -> Result<()> {
     let failed = |cause| Error::io("write", to, cause);
     let dir = to.parent().unwrap_or(to);
@@ -116,7 +122,7 @@ fn refused(copy: raw_copy::RawCopy, error: Error) -> PrivateCopy {
     }
 }
 
-/// The advice of a check, to choose another directory, does not help here.
+/// Replaces the advice for checks, which is to choose another directory: it does not help here.
 fn no_room(error: Error) -> Error {
     match error.code {
         Code::NoSpace => Error {
@@ -127,7 +133,7 @@ fn no_room(error: Error) -> Error {
     }
 }
 
-/// Fails before the disk is filled.
+/// Returns `KG_NO_SPACE` if the copy does not fit, so that the disk is not filled.
 fn assert_room(path: &Path, scratch: &Path) -> Result<()> {
     let size = |path: &Path| fs::metadata(path).map_or(0, |found| found.len());
     let needed = size(path) + size(&companion(path, "-wal"));
@@ -149,12 +155,13 @@ fn assert_room(path: &Path, scratch: &Path) -> Result<()> {
 }
 
 impl Snapshot {
-    /// Writes its pages to `to`, in rollback-journal mode whatever the original's is.
+    /// Writes the pages to `to`, in rollback-journal mode even if the original uses another mode.
     fn write_to(self, to: &Path, cancel: &CancelToken, copied: &dyn Fn(u64)) -> Result<PathBuf> {
         let failed = |cause| Error::io("write", to, cause);
         if let Some(file) = self.copied_file()? {
             copied(self.size_bytes());
-            // Closed first, so that no journal is made for the old name.
+            // Close the connection first, so that SQLite does not create a journal for the old
+            // name.
             let (held, connection) = self.into_connection();
             drop(connection);
             fs::rename(&file, to).map_err(failed)?;

@@ -1,7 +1,8 @@
 //! A private copy of a database with its WAL or journal.
 //!
-//! Needed where SQLite cannot work in place: a hot journal that a killed writer left wants recovery, which writes; a
-//! directory or its `-shm` may not be writable; a damaged file is saved as it is.
+//! A copy is needed if SQLite cannot work in place. A hot journal of a killed writer needs
+//! recovery, which writes. A directory or its `-shm` may not be writable. A damaged file is saved
+//! unchanged.
 
 use std::{
     ffi::OsString,
@@ -20,18 +21,18 @@ use crate::{
     util::{dir_handle, temp_dir::PrivateDir},
 };
 
-/// What travels with a database: without them committed transactions are lost, or half of one is kept.
-/// The `-shm` is an index of the WAL that SQLite rebuilds.
+/// Suffixes of the files that are copied with a database. Without them, committed transactions are
+/// lost or half of one remains. The `-shm` is an index of the WAL that SQLite rebuilds.
 const TRAVELLING: [&str; 2] = ["-wal", "-journal"];
-/// What the names of scratch directories start with, so that the next run finds what a killed one left.
+/// The prefix of scratch directories, by which the next run finds those that a killed run left.
 pub const SCRATCH_PREFIX: &str = ".kg-snapshot-";
-/// How often a copy is begun again because the files changed meanwhile.
+/// The number of attempts to copy files that change during the copy.
 const ATTEMPTS: u32 = 20;
 
-/// Copies in a directory of their own, removed when this is dropped.
+/// Copies in a directory of their own. Dropping this value removes them.
 pub struct RawCopy {
     dir: PrivateDir,
-    /// The suffixes of [`TRAVELLING`] that exist.
+    /// The suffixes in [`TRAVELLING`] that exist.
     companions: Vec<&'static str>,
 }
 
@@ -40,16 +41,18 @@ impl RawCopy {
         self.dir.path().join("database")
     }
 
-    /// Suffix and copy of everything that travels with the database.
+    /// Returns the suffix and the copy of each file that was copied with the database.
     pub fn companions(&self) -> impl Iterator<Item = (&'static str, PathBuf)> + '_ {
         self.companions
             .iter()
             .map(|suffix| (*suffix, companion(&self.database(), suffix)))
     }
 
-    /// Keeps SQLite from following the name of a super-journal in the copied journal: it would remove the file of that name,
-    /// which belongs to the original. While that file exists, the transaction over several databases is not committed and
-    /// this part of it is rolled back; without it, the journal means nothing
+    /// Prevents SQLite from following the name of a super-journal in the copied journal. SQLite
+    /// would remove the file of that name, which belongs to the original.
+    ///
+    /// While that file exists, the transaction over several databases is not committed, and this
+    /// part of it is rolled back. Without it, the journal has no meaning
     /// (<https://sqlite.org/atomiccommit.html#_multi_file_commit>).
     pub fn settle_super_journal(&self, original: &Path) -> Result<()> {
         let journal = companion(&self.database(), "-journal");
@@ -61,7 +64,8 @@ impl RawCopy {
         let Some((name, length)) = super_journal(&file).map_err(failed)? else {
             return Ok(());
         };
-        // In a container the directory may have another path than where the database was written.
+        // In a container, the directory may have another path than the one under which the database
+        // was written.
         let here = name.file_name().map(|name| original.with_file_name(name));
         let exists = name.exists() || here.is_some_and(|here| here.exists());
         if exists {
@@ -76,12 +80,13 @@ impl RawCopy {
     }
 }
 
-/// A directory below `scratch` that only this user may enter.
+/// Creates a directory below `scratch` that only this user may enter.
 pub fn scratch_dir(scratch: &Path) -> Result<PrivateDir> {
     PrivateDir::new(scratch, SCRATCH_PREFIX)
 }
 
-/// Copies the database and what travels with it; begun again when any of them changed meanwhile.
+/// Copies the database with its WAL and journal, and starts again if any of them changed meanwhile.
+/// Returns `KG_DATABASE_BUSY` if all attempts fail.
 pub fn copy(path: &Path, scratch: &Path) -> Result<RawCopy> {
     let path = &dir_handle::resolve(path).map_err(|cause| Error::io("copy", path, cause))?;
     for _ in 0..ATTEMPTS {
@@ -111,8 +116,9 @@ pub fn copy(path: &Path, scratch: &Path) -> Result<RawCopy> {
     ))
 }
 
-/// The super-journal that a journal names, and how long the journal is without that
-/// (<https://sqlite.org/fileformat2.html#the_rollback_journal>): a page number, the name, its length, a checksum, the magic.
+/// Returns the super-journal that a journal names, and the length of the journal without that
+/// record. The record is a page number, the name, its length, a checksum and the magic
+/// (<https://sqlite.org/fileformat2.html#the_rollback_journal>).
 fn super_journal(journal: &File) -> io::Result<Option<(PathBuf, u64)>> {
     const BEFORE_NAME: u64 = 4;
     const AFTER_NAME: u64 = 16;
@@ -137,7 +143,8 @@ fn super_journal(journal: &File) -> io::Result<Option<(PathBuf, u64)>> {
     )))
 }
 
-/// Copies a file that is no link to a new one, for this user alone; how many bytes these are.
+/// Copies a file, which must not be a link, to a new file that only this user can read. Returns the
+/// number of bytes.
 pub fn copy_file(from: &Path, to: &Path) -> Result<u64> {
     let mut source = dir_handle::open_file(from).map_err(|cause| Error::io("copy", from, cause))?;
     let made = File::options()
@@ -151,7 +158,7 @@ pub fn copy_file(from: &Path, to: &Path) -> Result<u64> {
 
 type Fingerprint = io::Result<(u64, u64, i64, i64)>;
 
-/// Inode, size and time of change of the database and of what travels with it.
+/// Returns the inode, size and modification time of the database, its WAL and its journal.
 pub fn fingerprints(path: &Path) -> Vec<Option<(u64, u64, i64, i64)>> {
     let of = |path: &Path| -> Fingerprint {
         let found = fs::metadata(path)?;
@@ -169,7 +176,8 @@ mod tests {
 
     use super::*;
 
-    /// A database with a hot journal that names `super_journal`, and holds a page of the commit before.
+    /// Creates a database with a hot journal that names `super_journal` and contains the pages of
+    /// the previous commit.
     fn with_super_journal(dir: &Path, super_journal: &Path) -> PathBuf {
         let path = dir.join("a.db");
         let host = Connection::open(&path).unwrap();
@@ -216,7 +224,7 @@ mod tests {
                 .query_row("SELECT x FROM t", [], |row| row.get::<_, String>(0))
                 .unwrap()
         };
-        // Without it, the transaction over several databases was committed.
+        // Without the super-journal, the transaction over several databases was committed.
         assert_eq!(read(), "new");
         for present in [elsewhere, dir.path().join("a.db-mj1")] {
             fs::write(&present, "names no journal that exists").unwrap();

@@ -1,12 +1,18 @@
-//! Reads the pages of a snapshot many at a time.
+//! Reads many pages of a snapshot at a time.
 //!
-//! SQLite takes a page from the WAL where that has it, and from the database's file otherwise, each by a call of its own. For as long as a read
-//! transaction lasts, a checkpoint writes no page to the file but those that the WAL has for this transaction too
-//! (<https://sqlite.org/wal.html#concurrency>), for SQLite itself reads there at any time. So whatever no frame of the WAL is of is read from the
-//! file at once, and only the others are asked of SQLite. More frames than the transaction sees do no harm: their pages are asked of SQLite too.
+//! SQLite takes a page from the WAL if the WAL contains it, and from the database file otherwise,
+//! with one call for each page. While a read transaction lasts, a checkpoint writes a page to the
+//! file only if the WAL also has that page for this transaction
+//! (<https://sqlite.org/wal.html#concurrency>). Otherwise SQLite itself could not read the file at
+//! any time.
 //!
-//! Both files are read through SQLite's own handles: whatever becomes of their names, SQLite goes on reading these. And to open and close the database
-//! would drop all locks that this process has on it
+//! So pages that have no frame in the WAL are read from the file in large pieces. Only the others
+//! are requested from SQLite. Frames that the transaction does not see do no harm, because their
+//! pages are requested from SQLite too.
+//!
+//! Both files are read through SQLite's own handles, because SQLite continues to read these files
+//! even if they are renamed or deleted. Opening and closing the database again would drop all locks
+//! of this process on it
 //! (<https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>).
 
 use std::{ffi::c_int, ptr::null_mut};
@@ -19,14 +25,16 @@ use super::{
 };
 use crate::{error::Result, sqlite::format::btree::u32_at, util::operation::CancelToken};
 
-/// The most that SQLite ever asks a file for.
+/// The largest read that SQLite ever requests from a file.
 const MOST_AT_ONCE_BYTES: usize = 65_536;
 
 impl Snapshot {
-    /// Calls `visit` with every page, first to last, so many together as fit in `piece_bytes` (at least one), and the number of the first of them, from 1.
-    /// Their concatenation is the database file. `visit` may change or keep what it gets.
+    /// Calls `visit` with all pages in order, in pieces. Each piece holds as many pages as fit in
+    /// `piece_bytes`, but at least one. `visit` also receives the number of the first page of the
+    /// piece, counted from 1.
     ///
-    /// The lock page comes as zeros.
+    /// The concatenation of the pieces is the database file. `visit` may change or keep a piece.
+    /// The lock page is returned as zeros.
     pub fn read_chunks(
         &self,
         piece_bytes: usize,
@@ -71,7 +79,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Numbers of the pages that the WAL may have, in order.
+    /// Returns the numbers of the pages that the WAL may contain, in ascending order.
     fn pages_in_wal(&self) -> Result<Vec<u64>> {
         let wal = SqliteFile::of(self.connection(), ffi::SQLITE_FCNTL_JOURNAL_POINTER);
         let mut may_have = vec![false; self.page_count() as usize];
@@ -85,7 +93,7 @@ impl Snapshot {
             }),
         });
         if !read.map_err(|cause| self.sqlite_error(cause))? {
-            // It is read as no WAL is: then SQLite reads everything.
+            // SQLite does not read such a file as a WAL either, so request every page from SQLite.
             may_have.fill(true);
         }
         Ok((1..)
@@ -95,7 +103,9 @@ impl Snapshot {
     }
 }
 
-/// Calls `visit` with the page of each frame since the WAL last began anew (<https://sqlite.org/fileformat2.html#walformat>). `false` where it is none.
+/// Calls `visit` with the page number of each frame since the WAL was last restarted
+/// (<https://sqlite.org/fileformat2.html#walformat>). Returns `false` if the file is not a WAL of
+/// this page size.
 fn frames(
     wal: &SqliteFile<'_>,
     page_bytes: u64,
@@ -112,7 +122,7 @@ fn frames(
     let mut at = WAL_HEADER_BYTES as u64;
     while at + WAL_FRAME_HEADER_BYTES as u64 <= length {
         wal.read(&mut frame, WAL_FRAME_HEADER_BYTES, at)?;
-        // Left from before.
+        // This frame is left over from before the restart.
         if frame[8..16] != header[16..24] {
             break;
         }
@@ -125,18 +135,20 @@ fn frames(
     Ok(true)
 }
 
-/// A file that a connection has open. Whatever became of its name, it is the one that SQLite reads.
+/// A file that a connection has open. It is the file that SQLite reads, even if its name was
+/// changed or removed.
 struct SqliteFile<'a> {
     file: *mut ffi::sqlite3_file,
     methods: &'a ffi::sqlite3_io_methods,
 }
 
 impl<'a> SqliteFile<'a> {
-    /// The one that `which` asks for, of the main database; `None` where that is not open.
+    /// Returns the file of the main database that `which` selects, or `None` if it is not open.
     #[allow(unsafe_code, reason = "rusqlite has no such call")]
     fn of(connection: &'a Connection, which: c_int) -> rusqlite::Result<Option<Self>> {
         let mut file: *mut ffi::sqlite3_file = null_mut();
-        // SAFETY: the handle is open for as long as `connection` is borrowed, the name is a C string, and SQLite writes one pointer to `file`
+        // SAFETY: the handle is open for as long as `connection` is borrowed and the name is a C
+        // string. SQLite writes one pointer to `file`
         // (<https://sqlite.org/c3ref/c_fcntl_begin_atomic_write.html>).
         let code = unsafe {
             ffi::sqlite3_file_control(
@@ -147,8 +159,8 @@ impl<'a> SqliteFile<'a> {
             )
         };
         checked(code)?;
-        // SAFETY: a file that SQLite gives stays where it is until its connection is closed; one that is not open has no methods, and those are
-        // constant.
+        // SAFETY: a file that SQLite returns stays in place until its connection is closed. A file
+        // that is not open has no methods, and methods are constant.
         let methods = unsafe { file.as_ref().and_then(|file| file.pMethods.as_ref()) };
         Ok(methods.map(|methods| SqliteFile { file, methods }))
     }
@@ -157,12 +169,14 @@ impl<'a> SqliteFile<'a> {
     fn size(&self) -> rusqlite::Result<u64> {
         let mut size = 0;
         let ask = self.methods.xFileSize.ok_or_else(not_open)?;
-        // SAFETY: the file is open while the connection is borrowed, which belongs to this thread alone.
+        // SAFETY: the file is open while the connection is borrowed, and the connection belongs to
+        // this thread alone.
         checked(unsafe { ask(self.file, &mut size) })?;
         Ok(size as u64)
     }
 
-    /// Fills `into` with so many bytes. What is beyond the end of the file comes as zeros.
+    /// Fills `into` with `bytes` bytes from offset `at`. Bytes beyond the end of the file are
+    /// zeros.
     #[allow(unsafe_code, reason = "rusqlite has no such call")]
     fn read(&self, into: &mut Vec<u8>, bytes: usize, at: u64) -> rusqlite::Result<()> {
         let read = self.methods.xRead.ok_or_else(not_open)?;
@@ -171,9 +185,10 @@ impl<'a> SqliteFile<'a> {
         while into.len() < bytes {
             let (had, count) = (into.len(), (bytes - into.len()).min(MOST_AT_ONCE_BYTES));
             let from = at as ffi::sqlite3_int64 + had as ffi::sqlite3_int64;
-            // SAFETY: the file is open while the connection is borrowed, which belongs to this thread alone, and there is room for what its
-            // method writes. That is `count` bytes, in both cases in which the length is set: zeros where the file has none
-            // (<https://sqlite.org/c3ref/io_methods.html>).
+            // SAFETY: the file is open while the connection is borrowed, and the connection belongs
+            // to this thread alone. There is room for the `count` bytes that the method writes. It
+            // writes all of them in both cases in which the length is set, with zeros beyond the
+            // end of the file (<https://sqlite.org/c3ref/io_methods.html>).
             unsafe {
                 match read(
                     self.file,
@@ -182,7 +197,8 @@ impl<'a> SqliteFile<'a> {
                     from,
                 ) {
                     ffi::SQLITE_OK | ffi::SQLITE_IOERR_SHORT_READ => into.set_len(had + count),
-                    // What SQLite itself makes of it: the disk cannot read that.
+                    // The disk cannot read this range. SQLite itself also reports this code as
+                    // SQLITE_CORRUPT.
                     ffi::SQLITE_IOERR_CORRUPTFS => return checked(ffi::SQLITE_CORRUPT),
                     code => return checked(code),
                 }
@@ -213,7 +229,7 @@ mod tests {
     use super::*;
     use crate::sqlite::open_read_only;
 
-    /// What a writer may do beside a reader.
+    /// An action of a writer while a snapshot is read.
     #[derive(Debug, Clone, Copy)]
     enum Step {
         Write(u8),
@@ -239,7 +255,7 @@ mod tests {
             Step::Shrink => {
                 "DELETE FROM t WHERE id > (SELECT max(id) / 2 FROM t); VACUUM".to_string()
             }
-            // Refused or cut short where a reader is in the way.
+            // SQLite refuses this or does only part of it if a reader is in the way.
             Step::Checkpoint(how) => format!("PRAGMA wal_checkpoint({how})"),
         };
         let _ = writer.execute_batch(&sql);

@@ -1,13 +1,15 @@
 //! Replaces the content of databases that other processes may have open.
 //!
 //! SQLite's backup API writes the new content in one transaction of the live database
-//! (<https://sqlite.org/backup.html>). Whoever has it open keeps its connection, sees the new content, and its next
-//! commits are seen by all. A rename would leave them with a file that nobody else sees.
+//! (<https://sqlite.org/backup.html>). Processes that have it open keep their connections and see
+//! the new content. All other processes see their next commits. A rename would leave them with a
+//! file that no other process sees.
 //!
-//! Several databases are replaced as one: all are locked, what they hold is written away, the caller decides, and only then
-//! is the first of them changed.
+//! Several databases are replaced as one. All are locked first, their current content is saved, and
+//! the caller decides. Only then is the first of them changed.
 //!
-//! Not possible where the page sizes differ or either of the two is damaged: [`is_possible`] says so.
+//! A replacement is not possible if the page sizes differ or if one of the two databases is
+//! damaged. [`is_possible`] checks this.
 
 use std::{
     fs::File,
@@ -39,16 +41,17 @@ use crate::{
 /// One database to replace.
 pub struct Swap<'a> {
     pub live: &'a Path,
-    /// Holds the new content, and is nobody else's.
+    /// The database with the new content, which no other process uses.
     pub new: &'a Path,
-    /// Takes what the live database held.
+    /// Receives the previous content of the live database.
     pub keep: Option<&'a File>,
 }
 
-/// Whether `live` is a sound database with content, and `new` (where there is one already) fits it. One that a killed writer
-/// left half written is not: what lies beside it is kept as it is.
+/// Returns whether `live` is a sound database with content, and whether `new`, if given, fits it. A
+/// database that a killed writer left half written is not sound; the files next to it are kept
+/// unchanged.
 pub fn is_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> Result<bool> {
-    // What speaks against it does so the next time too, unless it was a read that failed.
+    // A second attempt gives the same answer, unless the first one failed because of a read error.
     Ok(seems_possible(live, new, lock_timeout)? || seems_possible(live, new, lock_timeout)?)
 }
 
@@ -61,9 +64,10 @@ fn seems_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> Re
         })
     };
     let seen = match InPlaceAccess::at(live)? {
-        // What lies next to it is kept as it is.
+        // The files next to it are kept unchanged.
         _ if in_place::cut_off(live, live).is_some() => return Ok(false),
-        // This is no dry run, so the database is about to be written. A copy would only take time and space.
+        // This is not a dry run, so the database is about to be written. A copy would only cost
+        // time and space.
         None if new.is_some() => pinned(live),
         _ => until(deadline, &cancel, || Snapshot::look(live)),
     };
@@ -83,8 +87,8 @@ fn seems_possible(live: &Path, new: Option<&Path>, lock_timeout: Duration) -> Re
     Ok(fits && quick_check(&mut connection, &cancel)?.is_sound())
 }
 
-/// Replaces the content of each live database. Until `decide` has returned, nothing was changed; `done` is called after
-/// each commit, in order. The journal modes stay as they are.
+/// Replaces the content of each live database. Nothing is changed until `decide` has returned.
+/// `done` is called after each commit, in order. The journal modes do not change.
 pub fn replace(
     swaps: &[Swap<'_>],
     lock_timeout: Duration,
@@ -92,7 +96,7 @@ pub fn replace(
     mut done: impl FnMut(usize) -> Result<()>,
 ) -> Result<()> {
     let deadline = Instant::now() + lock_timeout;
-    // Declared first, so that these are closed last, whatever happens.
+    // Declared first, so that these files are closed last, even after an error.
     let mut open_until_done = Vec::new();
     let mut pairs = swaps
         .iter()
@@ -102,14 +106,16 @@ pub fn replace(
     for (pair, swap) in pairs.iter_mut().zip(swaps) {
         let failed = |cause| Error::sqlite("replace the content of", swap.live, cause);
         let backup = Backup::new(&pair.new, &mut pair.live).map_err(failed)?;
-        // A step of no pages takes the write lock: what is kept is the last commit before the replacement.
+        // A step of zero pages takes the write lock, so the saved content is the last commit before
+        // the replacement.
         step(&backup, 0, swap.live, deadline)?;
         locked.push((backup, pair.is_wal));
     }
     for (swap, (_, is_wal)) in swaps.iter().zip(&locked) {
         match swap.keep {
             Some(keep) if *is_wal => keep_snapshot(swap.live, keep)?,
-            // In rollback mode the lock keeps readers out, so the file itself is copied; closing it would drop the lock.
+            // In rollback mode the lock keeps readers out, so the file itself is copied. Closing
+            // the file would drop the lock.
             Some(keep) => open_until_done.push(keep_file(swap.live, keep)?),
             None => {}
         }
@@ -121,7 +127,7 @@ pub fn replace(
     }
     drop(locked);
     for pair in pairs.iter().filter(|pair| pair.is_wal) {
-        // Others may be reading: then it is for them to do, as ever.
+        // If other processes are reading, the checkpoint is left to them, as in normal operation.
         let _ = pair
             .live
             .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
@@ -129,11 +135,12 @@ pub fn replace(
     Ok(())
 }
 
-/// What SQLite changes in the first page when it replaces the content: versions, change counter, schema cookie
-/// (<https://sqlite.org/fileformat2.html#the_database_header>).
+/// The bytes of the first page that SQLite changes when it replaces the content: versions, change
+/// counter, schema cookie (<https://sqlite.org/fileformat2.html#the_database_header>).
 const OWN: [std::ops::Range<usize>; 4] = [18..20, 24..32, 40..44, 92..100];
 
-/// Digest of the bytes of the database `new`, which nobody else has open, but for [`OWN`].
+/// Returns a digest of the bytes of the database `new`, without those in [`OWN`]. No other process
+/// may have it open.
 pub fn content_digest(new: &Path) -> Result<String> {
     const PIECE_BYTES: usize = 1 << 20;
     let failed = |cause| Error::io("read", new, cause);
@@ -152,7 +159,7 @@ pub fn content_digest(new: &Path) -> Result<String> {
     }
 }
 
-/// Whether `live` has the content of `new`: all pages, but for [`OWN`].
+/// Returns whether `live` has the content of `new`: all pages, without the bytes in [`OWN`].
 pub fn has_content_of(live: &Path, new: &Path, lock_timeout: Duration) -> Result<bool> {
     confirmed(|| compare(live, new, lock_timeout))
 }
@@ -161,7 +168,8 @@ fn compare(live: &Path, new: &Path, lock_timeout: Duration) -> Result<bool> {
     let (cancel, deadline) = (CancelToken::default(), Instant::now() + lock_timeout);
     let mut pages = Vec::new();
     for path in [live, new] {
-        // The transaction of a killed replacement is rolled back first, which only a connection that writes can do.
+        // SQLite must first roll back the transaction of a killed replacement, which only a
+        // writable connection can do.
         let pinned = until(deadline, &cancel, || {
             Snapshot::pin(open_read_only(path)?, path)
         });
@@ -186,7 +194,7 @@ fn compare(live: &Path, new: &Path, lock_timeout: Duration) -> Result<bool> {
     Ok(pages[0] == pages[1])
 }
 
-/// A live database and its new content, open.
+/// Open connections to a live database and its new content.
 struct Pair {
     live: Connection,
     new: Connection,
@@ -210,7 +218,7 @@ impl Pair {
     }
 }
 
-/// A live database that is about to be changed. A link in its place is refused.
+/// Opens a live database that is about to be changed. Refuses a symbolic link in its place.
 pub fn open_live(live: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
@@ -219,7 +227,8 @@ pub fn open_live(live: &Path) -> Result<Connection> {
         let connection = Connection::open_with_flags(live, flags)?;
         connection.busy_timeout(BUSY_SLICE)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
-        // A checkpoint of everything that was replaced would stand between the commit and the caller's note of it.
+        // A checkpoint of all replaced content would come between the commit and the caller's
+        // record of it.
         connection.pragma_update(None, "wal_autocheckpoint", 0)?;
         Ok(connection)
     };
@@ -259,7 +268,7 @@ fn keep_snapshot(live: &Path, keep: &File) -> Result<()> {
     unsupported::sync(keep, live).map_err(failed)
 }
 
-/// Returns the open file of the database.
+/// Copies the file of a live database to `keep` and returns the open file of the database.
 fn keep_file(live: &Path, mut keep: &File) -> Result<File> {
     let failed = |cause| Error::io("keep a copy of", live, cause);
     let mut file = dir_handle::open_file(live).map_err(failed)?;

@@ -1,6 +1,6 @@
-//! The columns of a table as the records in its b-tree hold them.
+//! The columns of a table, as stored in the records of its b-tree.
 //!
-//! The text of a table is never parsed here: SQLite is asked what it made of it.
+//! The SQL text of a table is never parsed here. SQLite is asked how it understood the text.
 
 use rusqlite::Connection;
 
@@ -18,24 +18,24 @@ pub enum Affinity {
     Numeric,
 }
 
-/// A column, as records hold it.
+/// A column, as stored in records.
 #[derive(Debug, Clone)]
 pub struct Column {
     pub name: String,
     pub affinity: Affinity,
     pub not_null: bool,
     pub has_default: bool,
-    /// Stands for the rowid; records hold NULL.
+    /// The column is an alias of the rowid, so records contain NULL.
     pub is_rowid: bool,
-    /// SQLite computes it: the value in the record is not inserted.
+    /// SQLite computes the column, so the value in the record is not inserted.
     pub is_generated: bool,
 }
 
-/// The columns of a table or index in the order of its records.
+/// The columns of a table or index, in the order of its records.
 #[derive(Debug, Clone)]
 pub struct RowSchema {
     pub columns: Vec<Column>,
-    /// The table has generated columns, of which records may hold some.
+    /// The table has generated columns, and records may contain some of them.
     pub is_computed: bool,
 }
 
@@ -62,7 +62,7 @@ impl RowSchema {
         }
     }
 
-    /// Of a table of `connection`, and whether it has rowids.
+    /// Reads the columns of a table of `connection`, and whether it has rowids.
     pub fn of_table(connection: &Connection, table: &str) -> rusqlite::Result<(RowSchema, bool)> {
         let (without_rowid, is_strict): (bool, bool) = connection.query_row(
             "SELECT wr, strict FROM pragma_table_list(?1) WHERE schema = 'main'",
@@ -75,7 +75,7 @@ impl RowSchema {
         ))
     }
 
-    /// The same, of which the rest is known.
+    /// Reads the columns of a table of which the caller knows whether it has rowids and is strict.
     pub fn of_columns(
         connection: &Connection,
         table: &str,
@@ -104,7 +104,7 @@ impl RowSchema {
             let is_key = row.get::<_, i64>(5)? > 0;
             key_columns += usize::from(is_key);
             is_computed |= hidden > 1;
-            // A virtual column is in no record.
+            // Records do not contain virtual generated columns.
             if hidden == 2 {
                 continue;
             }
@@ -145,7 +145,7 @@ impl RowSchema {
         })
     }
 
-    /// Of an index: how many fields its records have.
+    /// Returns columns for an index that only give the number of fields in its records.
     pub fn of_index(connection: &Connection, index: &str) -> rusqlite::Result<RowSchema> {
         let fields: usize = connection.query_row(
             "SELECT count(*) FROM pragma_index_xinfo(?1)",
@@ -166,7 +166,8 @@ impl RowSchema {
         })
     }
 
-    /// Whether a record of these types can be a row at all: SQLite would not have stored it otherwise.
+    /// Returns whether a record with these serial types can be a row of this table. SQLite would
+    /// not have stored it otherwise.
     pub fn allows(&self, types: &[u64]) -> bool {
         let allows = |(column, serial): (&Column, &u64)| match class_of(*serial) {
             Class::Null => column.is_rowid || !column.not_null,
@@ -179,8 +180,8 @@ impl RowSchema {
             && self.columns.iter().zip(types).all(allows)
     }
 
-    /// Whether a record of these types looks like a row of this table and of no other: what is allowed but unusual counts
-    /// against it.
+    /// Returns whether a record with these serial types looks like a row of this table and of no
+    /// other. Types that are allowed but unusual count against it.
     pub fn fits(&self, types: &[u64]) -> bool {
         let usual = |(column, serial): (&Column, &u64)| {
             !matches!(
@@ -197,7 +198,7 @@ impl RowSchema {
             && self.columns.iter().skip(types.len()).all(may_lack)
     }
 
-    /// Whether a cell is allowed, as far as its page tells.
+    /// Returns whether a cell is allowed, judging by the part of it in the page.
     pub fn allows_cell(&self, bytes: &[u8], cell: &Cell) -> bool {
         match serial_types(cell.local(bytes), cell.payload_bytes) {
             Some((types, _)) => self.allows(&types),
@@ -205,7 +206,7 @@ impl RowSchema {
         }
     }
 
-    /// Whether a cell fits, as far as its page tells.
+    /// Returns whether a cell fits, judging by the part of it in the page.
     pub fn fits_cell(&self, bytes: &[u8], cell: &Cell) -> bool {
         match serial_types(cell.local(bytes), cell.payload_bytes) {
             Some((types, _)) => self.fits(&types),
@@ -214,7 +215,8 @@ impl RowSchema {
     }
 }
 
-/// <https://www.sqlite.org/datatype3.html#determination_of_column_affinity>
+/// Determines the affinity of a column from its declared type
+/// (<https://www.sqlite.org/datatype3.html#determination_of_column_affinity>).
 fn affinity(declared: &str, is_strict: bool) -> Affinity {
     let declared = declared.to_ascii_uppercase();
     let has = |part: &str| declared.contains(part);

@@ -1,18 +1,25 @@
-//! Pages without what they no longer hold.
+//! Clears the bytes of pages that are no longer in use.
 //!
-//! SQLite does not wipe: between the cell pointers and the cells of a b-tree page, and in its free blocks, stands what was there before, rows that
-//! were deleted or have moved to another page (<https://www.sqlite.org/fileformat2.html#b_tree_pages>). Nothing ever reads these bytes.
-//! A backup has zeros instead, as the file has after `VACUUM` or with `PRAGMA secure_delete`: it is smaller and faster for it, and keeps less of what
-//! somebody deleted.
+//! SQLite does not wipe pages. The gap between the cell pointers and the cells of a b-tree page,
+//! and its free blocks, keep their old content. This includes rows that were deleted or moved to
+//! another page (<https://www.sqlite.org/fileformat2.html#b_tree_pages>). SQLite never reads these
+//! bytes.
 //!
-//! Bytes that may mean something are never touched. A page is changed only where it must be one of a b-tree and every byte of it is accounted for
-//! (see [`btree::exact`]). So these stay as they are:
+//! A backup contains zeros instead, as the file does after `VACUUM` or with `PRAGMA secure_delete`.
+//! The backup is smaller and faster, and keeps less of the data that a user deleted.
 //!
-//! * a page that begins with the number of a page, as overflow and freelist pages do: a b-tree page only could in a database of more than
-//!   33 million pages;
-//! * a b-tree page without cells, of which too little would have to fit by chance;
-//! * databases with a pointer map (`auto_vacuum`), whose pages have no mark of their own, and those that reserve bytes at the end of pages, which
-//!   an extension may have filled with a checksum of the page.
+//! Bytes that may have a meaning are never changed. A page is changed only if it must be a b-tree
+//! page and every byte of it is accounted for (see [`btree::exact`]). Therefore these pages stay
+//! unchanged:
+//!
+//! * A page that begins with a page number, as overflow and freelist pages do. A b-tree page could
+//!   begin with one only in a database of more than 33 million pages.
+//! * A b-tree page without cells, because too few of its bytes are checked to exclude a match by
+//!   chance.
+//! * Pages of databases with a pointer map (`auto_vacuum`), because pointer map pages have no mark
+//!   of their own.
+//! * Pages of databases that reserve bytes at the end of pages. An extension may have stored a
+//!   checksum of the page there.
 
 use std::ops::Range;
 
@@ -28,7 +35,8 @@ use crate::{
     util::operation::CancelToken,
 };
 
-/// What [`Snapshot::pages_of`] gives, erased.
+/// Calls `visit` with the pages that [`Snapshot::pages_of`] reads, after clearing their unused
+/// bytes.
 pub fn pages_of(
     snapshot: &Snapshot,
     numbers: &[u64],
@@ -45,9 +53,9 @@ pub fn pages_of(
     })
 }
 
-/// Erases the pages of one database.
+/// Clears the unused bytes in pages of one database.
 pub struct Scrubber {
-    /// `None` where they are left as they are.
+    /// `None` if the pages of this database stay unchanged.
     geometry: Option<Geometry>,
     parts: Vec<Range<usize>>,
 }
@@ -59,7 +67,7 @@ impl Scrubber {
             parts: Vec::new(),
         };
         let page_count = snapshot.page_count();
-        // An empty file is a database too.
+        // An empty file is a valid database without pages.
         let first: &[u64] = if page_count == 0 { &[] } else { &[1] };
         snapshot.pages_of(first, cancel, |_, first| {
             eraser.geometry = geometry(first, page_count);
@@ -68,7 +76,8 @@ impl Scrubber {
         Ok(eraser)
     }
 
-    /// Erases a page; what is in it, where that was read for it.
+    /// Clears the unused bytes of a page. Returns the content of the page if this function parsed
+    /// it, else `None`.
     pub fn scrub_unused(&mut self, number: u64, page: &mut [u8]) -> Option<Page> {
         let geometry = self.geometry?;
         let may_be_of_a_chain = u32_at(page, 0).is_none_or(|first| first <= geometry.page_count);
@@ -76,7 +85,7 @@ impl Scrubber {
             return None;
         }
         self.parts.clear();
-        // There is a geometry only where every number of a page fits.
+        // A geometry exists only if every page number fits in 32 bits.
         let read = btree::exact(page, number as u32, geometry, |part| self.parts.push(part))?;
         if !read.cells.is_empty() {
             self.parts
@@ -87,11 +96,12 @@ impl Scrubber {
     }
 }
 
-/// `None` where the database, whose first page this is, is one to leave as it is.
+/// Returns the geometry of a database from its first page. Returns `None` if the pages of the
+/// database must stay unchanged.
 pub(super) fn geometry(first: &[u8], page_count: u64) -> Option<Geometry> {
     let page_count = u32::try_from(page_count).ok()?;
     let header = Header::read(first);
-    // There is a pointer map where the largest root is said.
+    // A database has a pointer map if its header names the largest root page.
     (header.reserved == 0 && header.largest_root == 0).then_some(Geometry {
         usable_bytes: first.len(),
         page_count,
@@ -108,7 +118,7 @@ mod tests {
     use super::*;
     use crate::sqlite::open_read_only;
 
-    /// A database after `sql`, closed.
+    /// Creates a database with `sql` and closes it.
     fn made(file: &Path, sql: &str) {
         Connection::open(file).unwrap().execute_batch(sql).unwrap();
     }
@@ -145,7 +155,7 @@ mod tests {
         whole
     }
 
-    /// What SQLite says of the database and all that is in it.
+    /// Returns the result of SQLite's integrity check and all rows of the database.
     fn content(file: &Path) -> Vec<String> {
         let connection = Connection::open(file).unwrap();
         let all = |sql: &str| -> Vec<String> {
@@ -220,7 +230,8 @@ mod tests {
         let with_reserved_bytes = dir.path().join("b.db");
         let connection = Connection::open(&with_reserved_bytes).unwrap();
         let mut bytes = 8;
-        // SAFETY: the handle is open, and the opcode takes a pointer to an int, which outlives the call.
+        // SAFETY: the handle is open, and the opcode takes a pointer to an int that outlives the
+        // call.
         #[allow(unsafe_code, reason = "rusqlite has no such call")]
         unsafe {
             rusqlite::ffi::sqlite3_file_control(
@@ -274,7 +285,7 @@ mod tests {
         assert!(tried > 50_000, "{tried}");
     }
 
-    /// Some change of a database, from a small number.
+    /// Returns a statement that changes the database, derived from a small number.
     fn change(number: u32) -> String {
         let id = number / 8 % 50;
         let length = [3, 40, 400, 9000][number as usize / 400 % 4];

@@ -1,12 +1,15 @@
-//! The pages of a database at one commit, beside writers.
+//! The pages of a database at one commit, while other processes write.
 //!
-//! In WAL mode one read transaction pins the commit and pages are streamed from it ([`Snapshot::read_chunks`]): writers go on, nothing is copied.
-//! In rollback-journal mode the same transaction would make writers fail for as long as it lasts, so the pages are
-//! first copied to a scratch file in one go and streamed from there. The stepped backup API is not used: it starts
-//! again after every foreign commit and never ends beside a busy writer.
+//! In WAL mode, one read transaction pins the commit, and [`Snapshot::read_chunks`] streams the
+//! pages from it. Writers continue, and nothing is copied.
 //!
-//! Not guaranteed: two databases of one project are two snapshots, pinned within milliseconds of each other but not
-//! at one commit.
+//! In rollback-journal mode, the same transaction would make writers fail for as long as it lasts.
+//! Therefore the pages are first copied to a scratch file in one pass, and then streamed from
+//! there. The stepped backup API is not used. It restarts after every commit of another process and
+//! never finishes next to a busy writer.
+//!
+//! Not guaranteed: two databases of one project are two snapshots. They are pinned within
+//! milliseconds of each other, but not at one commit.
 
 use std::{
     fs::{self, File, Metadata},
@@ -27,26 +30,27 @@ use crate::{
     util::{dir_handle, operation::CancelToken, temp_dir::PrivateDir},
 };
 
-/// How often two connections are pinned before one has to do for a busy database.
+/// The number of attempts to pin two connections to one commit. After that, a busy database gets
+/// only one connection.
 const TWIN_ATTEMPTS: u32 = 10;
-/// Few enough that what was read is still in the cache of the core when it is looked at.
+/// Small enough that a chunk is still in the CPU core's cache when it is processed.
 const PIECE_BYTES: usize = 256 * 1024;
 
 /// One commit of a database. Dropping it ends the read transaction.
 pub struct Snapshot {
     connection: Connection,
-    /// The project's file, for messages; the connection may be to a copy.
+    /// The project's file, for messages. The connection may use a copy.
     path: PathBuf,
     page_size_bytes: u64,
     page_count: u64,
-    /// Of the file when it was pinned.
+    /// The metadata of the file when the snapshot was pinned.
     metadata: Box<Metadata>,
     twin: Option<Connection>,
-    // The last field, because fields are dropped in order.
+    // This must be the last field, because fields are dropped in order.
     held: ConnectionGuards,
 }
 
-/// What the connections of a snapshot need for as long as they are open.
+/// Resources that the connections of a snapshot need while they are open.
 #[derive(Default)]
 pub struct ConnectionGuards {
     /// The directory of a copy.
@@ -55,36 +59,38 @@ pub struct ConnectionGuards {
     look: Option<InPlaceAccess>,
 }
 
-/// What could be had of a database.
+/// The result of taking a snapshot.
 pub enum Capture {
     Snapshot(Snapshot),
-    /// SQLite refuses the file: its bytes as they are, and why.
+    /// The unchanged bytes of a file that SQLite refuses, and the reason.
     Damaged(RawCopy, Error),
 }
 
-/// How a snapshot is taken.
+/// The conditions for taking a snapshot.
 #[derive(Debug, Clone, Copy)]
 pub struct Conditions<'a> {
     /// A directory with room for a copy of the database.
     pub scratch: &'a Path,
-    /// Bounds the wait for a lock that another process holds.
+    /// The longest wait for a lock that another process holds.
     pub lock_timeout: Duration,
-    /// Pin one more connection to the same commit, see [`Snapshot::twin`].
+    /// Pins a second connection to the same commit, see [`Snapshot::second_connection`].
     pub with_twin: bool,
 }
 
-/// Takes a snapshot of the database at `path`. Nothing changes there.
+/// Takes a snapshot of the database at `path`, and changes nothing there.
 pub fn take(path: &Path, conditions: Conditions<'_>, cancel: &CancelToken) -> Result<Capture> {
-    // SQLite looks for the WAL next to the file that a symbolic link leads to.
+    // SQLite looks for the WAL next to the target of a symbolic link.
     let path = &dir_handle::resolve(path).map_err(|cause| Error::io("read", path, cause))?;
-    // A process that opens the database while it is copied keeps changing it, and makes it one that can be read in place.
+    // A process that opens the database during the copy keeps changing it. The database can then be
+    // read in place, so the next attempt does that.
     let attempt = || {
         until(Instant::now() + conditions.lock_timeout, cancel, || {
             take_now(path, conditions, cancel)
         })
     };
     match attempt()? {
-        // SQLite calls a read that fails once damage too. What is damaged is so the next time.
+        // SQLite also reports damage if a read fails once. A damaged database is still damaged at
+        // the second attempt.
         Capture::Damaged(copy, _) => {
             drop(copy);
             attempt()
@@ -99,13 +105,14 @@ fn take_now(path: &Path, conditions: Conditions<'_>, cancel: &CancelToken) -> Re
     };
     match take_live(path, look, conditions, cancel) {
         Ok(snapshot) => Ok(Capture::Snapshot(snapshot)),
-        // A hot journal needs recovery, a directory may not be writable: SQLite can do with a copy what it cannot here.
+        // A hot journal needs recovery, or a directory may not be writable. SQLite can handle both
+        // in a copy.
         Err(error) if error.code == Code::DatabaseUnreadable => take_copy(path, conditions),
         Err(error) => damaged(path, conditions, error),
     }
 }
 
-/// The bytes of a database that SQLite refuses.
+/// Returns the bytes of a database that SQLite reports as damaged. Passes on all other errors.
 fn damaged(path: &Path, conditions: Conditions<'_>, error: Error) -> Result<Capture> {
     match error.code {
         Code::DatabaseDamaged => Ok(Capture::Damaged(
@@ -138,8 +145,9 @@ fn take_live(
     Ok(snapshot)
 }
 
-/// Pins two connections to one commit. A third one tells whether there was a commit meanwhile
-/// (<https://sqlite.org/pragma.html#pragma_data_version>); where there always is, one connection has to do.
+/// Pins two connections to one commit. A third connection shows whether a commit happened meanwhile
+/// (<https://sqlite.org/pragma.html#pragma_data_version>). If that is so in every attempt, only one
+/// connection is pinned.
 fn pin_pair(path: &Path, look: &InPlaceAccess) -> Result<Snapshot> {
     let watch = look.open()?;
     let version = || -> Result<u64> {
@@ -166,7 +174,7 @@ fn take_copy(path: &Path, conditions: Conditions<'_>) -> Result<Capture> {
     }
     match recovered(copy, path, conditions) {
         Ok(snapshot) => Ok(Capture::Snapshot(snapshot)),
-        // SQLite may have changed this copy.
+        // SQLite may have changed this copy, so the bytes are copied again.
         Err(error) => damaged(path, conditions, error),
     }
 }
@@ -190,7 +198,7 @@ fn recovered(copy: RawCopy, path: &Path, conditions: Conditions<'_>) -> Result<S
     Ok(snapshot)
 }
 
-/// Tries again while the database is busy, until the deadline or a cancellation.
+/// Retries while the database is busy, until the deadline or a cancellation.
 pub(super) fn until<T>(
     deadline: Instant,
     cancel: &CancelToken,
@@ -206,7 +214,7 @@ pub(super) fn until<T>(
 }
 
 impl Snapshot {
-    /// Begins a read transaction and pins it: `BEGIN` alone pins nothing, the first read does.
+    /// Begins a read transaction and pins it with a first read, because `BEGIN` alone pins nothing.
     pub(super) fn pin(connection: Connection, path: &Path) -> Result<Self> {
         let pinned = || -> rusqlite::Result<(u64, u64)> {
             connection.execute_batch("BEGIN")?;
@@ -229,7 +237,7 @@ impl Snapshot {
         })
     }
 
-    /// Pins what SQLite would read at `path` without recovering anything, and changes nothing there.
+    /// Pins the state that SQLite would read at `path` without recovery, and changes nothing there.
     pub(super) fn look(path: &Path) -> Result<Self> {
         let Some(look) = InPlaceAccess::at(path)? else {
             let copy = raw_copy::copy(path, &std::env::temp_dir())?;
@@ -250,7 +258,7 @@ impl Snapshot {
         Ok(mode == "wal")
     }
 
-    /// Copies the pages to a scratch file, which takes as long as the lock on the source is held.
+    /// Copies the pages to a scratch file. The lock on the source is held during the copy.
     fn copied_out(self, conditions: Conditions<'_>, cancel: &CancelToken) -> Result<Self> {
         let dir = raw_copy::scratch_dir(conditions.scratch)?;
         let copy = dir.path().join("database");
@@ -284,7 +292,7 @@ impl Snapshot {
         self.page_count
     }
 
-    /// [`Snapshot::read_chunks`], a page at a time.
+    /// Calls `visit` with every page in order, using [`Snapshot::read_chunks`].
     pub fn pages(
         &self,
         cancel: &CancelToken,
@@ -296,7 +304,8 @@ impl Snapshot {
         })
     }
 
-    /// Calls `visit` with each of these pages, which count from 1.
+    /// Calls `visit` with each of the pages in `numbers`, which count from 1. Returns
+    /// `KG_DATABASE_DAMAGED` if a page cannot be read.
     pub fn pages_of(
         &self,
         numbers: &[u64],
@@ -340,19 +349,20 @@ impl Snapshot {
         )
     }
 
-    /// One more connection at this very commit, for checks beside the reading of pages. It is there if it was asked for
-    /// and writers left a moment between two commits.
+    /// Returns the second connection at the same commit, for checks that run while pages are read.
+    /// It exists only if it was requested and writers left enough time between two commits.
     pub fn second_connection(&mut self) -> Option<Connection> {
         self.twin.take()
     }
 
-    /// Its own connection, for a check after the reading of pages, and what is to be dropped after that: of a pattern the last
-    /// variable is dropped first.
+    /// Returns the connection for a check after the pages are read, and the guards to be dropped
+    /// after the connection. In a `let` pattern the last variable is dropped first, so the
+    /// connection comes last.
     pub fn into_connection(self) -> (ConnectionGuards, Connection) {
         (self.held, self.connection)
     }
 
-    /// The scratch file that it was copied out to, where it was, and has no WAL.
+    /// Returns the scratch file with a copy of the database, if there is one and it has no WAL.
     pub(super) fn copied_file(&self) -> Result<Option<PathBuf>> {
         let file = self.connection.path().map(PathBuf::from);
         Ok(if self.held.scratch.is_some() && !self.is_wal()? {

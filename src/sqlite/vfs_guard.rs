@@ -1,8 +1,10 @@
-//! What SQLite may do to files: these functions stand between it and the operating system.
+//! Restricts what SQLite may do to files. These functions stand between SQLite and the operating
+//! system.
 //!
-//! - While a database is only looked at ([`ReadOnly`]), SQLite sees a read-only file system.
-//! - A link of another user that leads to what is not that user's is never followed ([`crate::util::dir_handle`]): SQLite resolves links by itself, and
-//!   opens and removes files by what it resolved.
+//! - While a database is only read in place ([`ReadOnly`]), SQLite sees a read-only file system.
+//! - A link that belongs to another user and leads to a file that is not that user's is never
+//!   followed ([`crate::util::dir_handle`]). SQLite itself resolves links, then opens and removes
+//!   files by the resolved names.
 
 use std::{
     cell::Cell,
@@ -26,7 +28,7 @@ thread_local! {
     static IS_READ_ONLY: Cell<bool> = const { Cell::new(false) };
 }
 
-/// While it lives, SQLite cannot change a file from this thread.
+/// Prevents SQLite from changing files on this thread while this value exists.
 pub struct ReadOnly;
 
 impl ReadOnly {
@@ -43,7 +45,8 @@ impl Drop for ReadOnly {
     }
 }
 
-/// Puts these functions between SQLite and the operating system, for as long as the process lives.
+/// Installs these functions between SQLite and the operating system for the rest of the process.
+/// Returns `KG_INTERNAL` if that fails.
 pub fn watch() -> Result<()> {
     static INSTALLED: OnceLock<bool> = OnceLock::new();
     if *INSTALLED.get_or_init(install) {
@@ -53,7 +56,8 @@ pub fn watch() -> Result<()> {
     Err(Error::new(Code::Internal, message, "Please report this"))
 }
 
-/// <https://sqlite.org/c3ref/vfs.html>, `xSetSystemCall`.
+/// Replaces system calls of SQLite's default VFS with `xSetSystemCall`
+/// (<https://sqlite.org/c3ref/vfs.html>).
 #[allow(unsafe_code, reason = "rusqlite has no such call")]
 fn install() -> bool {
     type Open = unsafe extern "C" fn(*const c_char, c_int, c_int) -> c_int;
@@ -62,8 +66,8 @@ fn install() -> bool {
     type Chown = unsafe extern "C" fn(c_int, libc::uid_t, libc::gid_t) -> c_int;
     type Chmod = unsafe extern "C" fn(c_int, libc::mode_t) -> c_int;
     type Call = unsafe extern "C" fn();
-    // SAFETY: SQLite casts each pointer back to the type that it has here, which is that of the function of this name in
-    // `os_unix.c`, before it calls it.
+    // SAFETY: before SQLite calls a pointer, it casts it back to the type that it has here. That is
+    // the type of the function of this name in `os_unix.c`.
     let calls: [(&CStr, Call); 5] = unsafe {
         [
             (c"open", mem::transmute::<Open, Call>(open)),
@@ -73,16 +77,17 @@ fn install() -> bool {
             (c"fchmod", mem::transmute::<Chmod, Call>(fchmod)),
         ]
     };
-    // SAFETY: SQLite initialises itself and returns its default VFS, which lives as long as the process.
+    // SAFETY: SQLite initialises itself and returns its default VFS, which lives as long as the
+    // process.
     let vfs = unsafe {
         ffi::sqlite3_initialize();
         ffi::sqlite3_vfs_find(null())
     };
-    // SAFETY: the pointer is null or that VFS; the field exists from version 3 on.
+    // SAFETY: the pointer is null or that VFS, and the field exists from version 3 on.
     let set = unsafe { vfs.as_ref() }
         .filter(|vfs| vfs.iVersion >= 3)
         .and_then(|vfs| vfs.xSetSystemCall);
-    // SAFETY: the names are C strings and the functions live as long as the process.
+    // SAFETY: the names are C strings, and the functions live as long as the process.
     set.is_some_and(|set| {
         calls
             .iter()
@@ -90,20 +95,22 @@ fn install() -> bool {
     })
 }
 
-/// What a call returns that failed, with the reason where C expects it. A link that is not followed is one that may not be.
+/// Sets `errno` and returns the value of a failed call. A link that must not be followed has no
+/// error number and gives EACCES.
 fn failed(cause: &io::Error) -> c_int {
     Errno::from_raw(cause.raw_os_error().unwrap_or(libc::EACCES)).set();
     -1
 }
 
-/// Fails while this thread may not change files.
+/// Returns the value of a failed call if this thread may not change files.
 fn refuse() -> Option<c_int> {
     IS_READ_ONLY
         .get()
         .then(|| failed(&io::Error::from_raw_os_error(libc::EACCES)))
 }
 
-/// SQLite tries again with `O_RDONLY` where it may not write. Links are resolved by now, so the name is none.
+/// Opens a file without following links. SQLite retries with `O_RDONLY` if it may not write. SQLite
+/// has resolved links before this call, so the name is not a link.
 #[allow(unsafe_code, reason = "SQLite calls it")]
 unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: c_int) -> c_int {
     let changes =
@@ -111,7 +118,7 @@ unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: c_int) -> c_i
     if let Some(refused) = changes.then(refuse).flatten() {
         return refused;
     }
-    // SAFETY: SQLite gives a C string that outlives the call.
+    // SAFETY: SQLite passes a C string that outlives the call.
     let path = unsafe { path_of(path) };
     let opened = DirHandle::around(path)
         .and_then(|place| place.open(OFlag::from_bits_retain(flags), mode as u32));
@@ -144,7 +151,8 @@ unsafe extern "C" fn readlink(
     };
     let bytes = target.as_os_str().as_bytes();
     let fits = bytes.len().min(length);
-    // SAFETY: SQLite says that so many bytes may be written there, and `bytes` has them.
+    // SAFETY: SQLite guarantees that `length` bytes may be written there, and `bytes` contains at
+    // least `fits` bytes.
     unsafe {
         buffer
             .cast::<u8>()
@@ -153,10 +161,11 @@ unsafe extern "C" fn readlink(
     fits as libc::ssize_t
 }
 
-/// SQLite goes on without, as it does for a user who is not root.
+/// Refuses to change the owner while this thread may not change files. SQLite ignores the failure,
+/// as it does for a user other than root.
 #[allow(unsafe_code, reason = "SQLite calls it")]
 unsafe extern "C" fn fchown(file: c_int, owner: libc::uid_t, group: libc::gid_t) -> c_int {
-    // SAFETY: the call is the one that SQLite would make itself.
+    // SAFETY: this is the call that SQLite would make itself.
     refuse().unwrap_or_else(|| unsafe { libc::fchown(file, owner, group) })
 }
 
@@ -168,10 +177,10 @@ unsafe extern "C" fn fchmod(file: c_int, mode: libc::mode_t) -> c_int {
 
 /// # Safety
 ///
-/// `path` is a C string that outlives what is returned.
+/// `path` must be a C string that outlives the returned path.
 #[allow(unsafe_code, reason = "SQLite gives pointers")]
 unsafe fn path_of<'a>(path: *const c_char) -> &'a Path {
-    // SAFETY: the caller says so.
+    // SAFETY: the caller guarantees it.
     Path::new(OsStr::from_bytes(
         unsafe { CStr::from_ptr(path) }.to_bytes(),
     ))

@@ -1,22 +1,26 @@
-//! Whether the WAL next to a database is the one that its users write to.
+//! Detects whether the users of a database write to the WAL next to it.
 //!
-//! SQLite finds the WAL by the name of the database, and its locks by the inode. So a process can
-//! have the same database open and commit to another WAL: the WAL was deleted while the process had
-//! it open, the process opened another name of the file (a hard link, or a bind mount of the file
-//! alone), or the file was replaced by another one. What such a process commits is not in the files
-//! at this path, and writing to them damages its database.
+//! SQLite finds the WAL by the name of the database, but its locks by the inode. So a process can
+//! have the same database open and commit to another WAL. There are three causes:
 //!
-//! Every connection in WAL mode holds a shared lock on the database and one on a byte of its `-shm`
-//! for as long as it is open (<https://sqlite.org/walformat.html#wal_locks>). A process that holds
+//! - The WAL was deleted while the process had it open.
+//! - The process opened another name of the file: a hard link, or a bind mount of the file alone.
+//! - The file was replaced by another one.
+//!
+//! The commits of such a process are not in the files at this path, and writing to these files
+//! damages its database.
+//!
+//! While a connection in WAL mode is open, it holds two shared locks: one on the database and one
+//! on a byte of its `-shm` (<https://sqlite.org/walformat.html#wal_locks>). A process that holds
 //! the first lock and does not have this `-shm` open uses another one. `/proc` shows which files a
 //! process has open, and which of them were deleted.
 //!
-//! Call this before a connection to the database is open in this process: closing a plain
-//! descriptor drops its locks.
+//! Call this module before this process opens a connection to the database, because closing a plain
+//! descriptor drops the connection's locks.
 //!
-//! Not guaranteed: a process that has the database open only now and then holds no lock in between.
-//! The files that a process of another user or container has open cannot be seen; of those only the
-//! locks tell.
+//! Not guaranteed: a process that opens the database only from time to time holds no lock in
+//! between. The open files of a process of another user or container are not visible. Such a
+//! process is detected only by its locks.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -45,43 +49,44 @@ use crate::{
     util::regular_file,
 };
 
-/// Where the shared locks are on a database, and the lock that every user of a `-shm` holds on it.
+/// The range (offset, length) of the shared locks on a database. `DEAD_MAN_SWITCH` is the range of
+/// the lock that every user of a `-shm` holds on it.
 const SHARED: (u64, i64) = (LOCK_BYTE + 2, 510);
 const DEAD_MAN_SWITCH: (u64, i64) = (128, 1);
-/// What a suspicion must outlast: a connection that opens or closes holds only one of its locks for
-/// a moment.
+/// The number of looks in which a suspicion must be confirmed. A connection that opens or closes
+/// holds only one of its locks for a moment.
 const LOOKS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(10);
-/// What the kernel adds to the path of an open file that has no name any more.
+/// The suffix that the kernel adds to the path of an open file whose name was removed.
 const DELETED: &[u8] = b" (deleted)";
-/// Of an index of a WAL: its header, of which a copy follows
+/// The size of the header of a WAL index. A copy of the header follows it
 /// (<https://sqlite.org/walformat.html#the_wal_index_header>).
 const INDEX_HEADER_BYTES: usize = 48;
 
-/// What helps before a database is changed.
+/// The remedy to show before a database is changed.
 pub const CLOSE_IT: &str = "Nothing was changed; save what that process holds with `VACUUM INTO` on its own connection if it matters, \
                             then stop it and run this again";
 
 /// A process whose commits are not in the files at the path of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Elsewhere {
-    /// 0 if the system does not name it.
+    /// 0 if the system does not name the process.
     process: i32,
     how: How,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum How {
-    /// It has the same file open, with another WAL.
+    /// The process has the same file open, with another WAL.
     OtherWal,
-    /// It has a WAL open that was deleted or replaced.
+    /// The process has a WAL open that was deleted or replaced.
     WalGone,
-    /// It has a file open that was deleted or replaced.
+    /// The process has a file open that was deleted or replaced.
     Replaced,
 }
 
 impl Elsewhere {
-    /// A sentence about the database that messages call `shown`, without its full stop.
+    /// Returns a sentence about the database, which is called `shown` there, without a full stop.
     pub fn says(&self, shown: &str) -> String {
         let process = holders::name(self.process);
         match self.how {
@@ -100,7 +105,7 @@ impl Elsewhere {
         }
     }
 
-    /// Why the database at `path` is not written.
+    /// Returns `KG_DATABASE_IN_USE`, with the reason why the database at `path` is not written.
     pub fn refusal(&self, path: &Path) -> Error {
         Error::new(
             Code::DatabaseInUse,
@@ -113,12 +118,13 @@ impl Elsewhere {
     }
 }
 
-/// What is found of one database.
+/// Returns a process whose commits to this database are not in the files at its path.
 pub fn find(database: &Path) -> Option<Elsewhere> {
     find_all(&[database]).pop().map(|(_, found)| found)
 }
 
-/// The databases of these whose users commit to somewhere else, by their numbers.
+/// Returns the databases whose users commit to other files, by their position in `databases`, with
+/// one process for each.
 pub fn find_all(databases: &[&Path]) -> Vec<(usize, Elsewhere)> {
     let mut suspected = look(databases, 0..databases.len(), &[]);
     for _ in 1..LOOKS {
@@ -136,13 +142,14 @@ pub fn find_all(databases: &[&Path]) -> Vec<(usize, Elsewhere)> {
     suspected
 }
 
-/// Whether another process has the WAL open that lies next to this name of a database.
+/// Returns whether another process has the WAL open that is next to this name of a database.
 pub fn is_index_in_use(name: &Path) -> bool {
     regular_file::open_linked(&companion(name, COMPANIONS[1]))
         .is_ok_and(|index| holder(&index, DEAD_MAN_SWITCH).is_some())
 }
 
-/// Both kinds of evidence, because one may be of a connection that is just opening.
+/// Collects both kinds of evidence: locks and open files. One kind alone may come from a connection
+/// that is just opening.
 fn look(
     databases: &[&Path],
     numbers: impl Iterator<Item = usize>,
@@ -160,14 +167,16 @@ fn look(
     by_locks.chain(by_open_files(&numbered)).collect()
 }
 
-/// What the locks on the files at the path tell: of each process, because those that are in order say nothing of the others.
+/// Returns the evidence from the locks on the files at the path. Each process is judged separately,
+/// because a process with correct locks says nothing about the others.
 fn by_locks(database: &Path, suspected: &[i32]) -> Vec<Elsewhere> {
     let at_index = companion(database, COMPANIONS[1]);
     let (Some(main), Some(index)) = (open_if_there(database), open_if_there(&at_index)) else {
         return Vec::new();
     };
     let found = judge_locks(database, main.as_ref(), index.as_ref(), suspected);
-    // Processes that close a database and open it again delete the index and make a new one meanwhile.
+    // Processes that close a database and open it again delete the index and create a new one
+    // meanwhile.
     if is_still_at(database, main.as_ref()) && is_still_at(&at_index, index.as_ref()) {
         found
     } else {
@@ -197,7 +206,7 @@ fn judge_locks(
         .map_or_else(Vec::new, |main| holders(main, SHARED, suspected))
     {
         let uses_index = || match open_files(user.process) {
-            // Without any index it is a connection that is just opening.
+            // A process without any index has a connection that is just opening.
             Some(open) => !open.has_index || index.is_some_and(|index| open.contains(index)),
             None => !indexed.is_empty(),
         };
@@ -226,7 +235,7 @@ fn judge_locks(
     found
 }
 
-/// `None` if it is there and cannot be opened: then nothing can be told.
+/// Returns `None` if the file exists but cannot be opened, because nothing can be determined then.
 fn open_if_there(path: &Path) -> Option<Option<File>> {
     match regular_file::open_linked(path) {
         Ok(file) => Some(Some(file)),
@@ -235,13 +244,13 @@ fn open_if_there(path: &Path) -> Option<Option<File>> {
     }
 }
 
-/// The first lock of another process in that range. A file system without locks has none.
+/// Returns the first lock of another process in that range. A file system without locks has none.
 fn holder(file: &File, range: (u64, i64)) -> Option<ForeignLock> {
     database_lock::holder(file, range).ok().flatten()
 }
 
-/// The locks of other processes in that range: the first, and those that the table of locks has beside it or that a process
-/// that is suspected holds.
+/// Returns locks of other processes in that range: the first one, further ones from the system's
+/// lock table, and those of suspected processes.
 fn holders(file: &File, range: (u64, i64), suspected: &[i32]) -> Vec<ForeignLock> {
     let mut found = Vec::from_iter(holder(file, range));
     let Ok(of) = file.metadata() else {
@@ -261,11 +270,11 @@ fn holders(file: &File, range: (u64, i64), suspected: &[i32]) -> Vec<ForeignLock
     found
 }
 
-/// What a process has open.
+/// The files that a process has open.
 #[derive(Default)]
 struct OpenFiles {
     files: HashSet<(u64, u64)>,
-    /// The index of some WAL, also one that was deleted.
+    /// The process has the index of some WAL open, possibly a deleted one.
     has_index: bool,
 }
 
@@ -276,11 +285,11 @@ impl OpenFiles {
     }
 }
 
-/// The files that a process has open; `None` if this process may not see them.
+/// Returns the files that a process has open, or `None` if this process may not see them.
 fn open_files(process: i32) -> Option<OpenFiles> {
     let mut open = OpenFiles::default();
     for path in descriptors(process).filter(|_| process > 0)? {
-        // Pipes and sockets have no path. Some file systems make whoever asks for a file wait.
+        // Pipes and sockets have no path. A query about a file can block on some file systems.
         let Some(to) = fs::read_link(&path).ok().filter(|to| to.is_absolute()) else {
             continue;
         };
@@ -300,8 +309,8 @@ fn descriptors(process: i32) -> Option<Vec<PathBuf>> {
     Some(entries.flatten().map(|entry| entry.path()).collect())
 }
 
-/// Whether an index that is in use counts frames that the WAL at the path does not have. While the
-/// index is written, no.
+/// Returns whether an index that is in use counts frames that the WAL at the path does not contain.
+/// Returns `false` while the index is being written.
 fn is_of_another_wal(index: &File, wal: &Path) -> bool {
     let mut bytes = [0; 2 * INDEX_HEADER_BYTES];
     if index.read_exact_at(&mut bytes, 0).is_err() {
@@ -328,13 +337,13 @@ fn is_of_another_wal(index: &File, wal: &Path) -> bool {
         file.read_exact(&mut start)?;
         file.metadata()
     });
-    // The salts change with each beginning of the WAL; the index has a copy of them.
+    // The salts change each time the WAL is restarted. The index has a copy of them.
     read.map_or(true, |found| {
         found.len() < needed || start[16..24] != header[32..40]
     })
 }
 
-/// Processes that have a file of that path open although it was deleted, and that use it with
+/// Returns the processes that have a deleted file of one of these databases open and use it with
 /// SQLite.
 fn by_open_files(databases: &[(usize, &Path)]) -> Vec<(usize, Elsewhere)> {
     let Ok(processes) = fs::read_dir("/proc") else {
@@ -346,7 +355,7 @@ fn by_open_files(databases: &[(usize, &Path)]) -> Vec<(usize, Elsewhere)> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
     {
-        // A path means the same file only in the same namespace.
+        // A path names the same file only in the same mount namespace.
         if process == own.0 || mount_namespace(&process.to_string()) != own.1 {
             continue;
         }
@@ -368,11 +377,11 @@ fn mount_namespace(process: &str) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{process}/ns/mnt")).ok()
 }
 
-/// Which file of a database a process uses that was deleted, given its descriptors and what they
-/// lead to.
+/// Determines which deleted file of a database a process uses, from its descriptors and their
+/// targets.
 ///
-/// A child process inherits descriptors without the locks. SQLite deletes a WAL itself, so one that
-/// no lock goes with may be inherited; a database it never deletes.
+/// A child process inherits descriptors without the locks. SQLite itself deletes a WAL, so a
+/// deleted WAL without a lock may be inherited. SQLite never deletes a database.
 fn uses_deleted(database: &Path, open: &[(PathBuf, OsString)]) -> Option<How> {
     let named = |suffix: &str| {
         let name = companion(database, suffix).into_os_string();
@@ -400,9 +409,11 @@ fn uses_deleted(database: &Path, open: &[(PathBuf, OsString)]) -> Option<How> {
     let has_lock = named("")
         .chain(named(index))
         .any(|(at, _)| info(at).contains("POSIX"));
-    // Under an exclusive lock on the database, the last connection deletes the index before it closes it.
+    // Under an exclusive lock on the database, the last connection deletes the index before it
+    // closes the index.
     let is_closing = named("").any(|(at, _)| info(at).contains("WRITE"));
-    // The locks were read after the names: the process may have closed the database and opened it again meanwhile.
+    // The locks were read after the names, so the process may have closed and reopened the database
+    // meanwhile.
     let is_still =
         |at: &Path| fs::read_link(at).is_ok_and(|to| to.as_os_str().as_bytes().ends_with(DELETED));
     let is_deleted = |suffix| named(suffix).any(|(at, is_deleted)| is_deleted && is_still(at));
@@ -410,8 +421,8 @@ fn uses_deleted(database: &Path, open: &[(PathBuf, OsString)]) -> Option<How> {
     (is_gone && has_lock).then_some(How::WalGone)
 }
 
-/// What the kernel tells of a descriptor: how it was opened, and the locks of its process on the
-/// file.
+/// Returns the kernel's information about a descriptor: how it was opened, and the locks of its
+/// process on the file.
 fn info(descriptor: &Path) -> String {
     let path = descriptor.to_string_lossy().replacen("/fd/", "/fdinfo/", 1);
     fs::read_to_string(path).unwrap_or_default()

@@ -1,14 +1,16 @@
-//! What an answer of SQLite to a check means: an error is damage only if SQLite says so of pages.
+//! Interprets SQLite's answers to checks. An error counts as damage only if SQLite reports damaged
+//! pages.
 
 use rusqlite::{ErrorCode, ffi};
 
 use crate::{error::Result, util::operation::CancelToken};
 
-/// How SQLite begins what it says of a schema that it cannot parse.
+/// The start of SQLite's message about a schema that it cannot parse.
 const MALFORMED_SCHEMA: &str = "malformed database schema";
-/// What SQLite says of a schema that contradicts itself; a feature of another release never leads to it.
+/// SQLite's messages about a schema that contradicts itself. A feature of another release never
+/// causes them.
 const CONTRADICTIONS: [&str; 3] = ["invalid rootpage", "orphan index", "- duplicate"];
-/// What is missing, by how SQLite's errors begin.
+/// The start of each error about a missing object, and the kind of that object.
 const MISSING: [(&str, &str); 6] = [
     ("no such function: ", "function"),
     ("unknown function: ", "function"),
@@ -18,15 +20,15 @@ const MISSING: [(&str, &str); 6] = [
     ("unknown tokenizer: ", "tokenizer"),
 ];
 
-/// What one statement of a check led to.
+/// The result of one statement of a check.
 pub enum Answer {
     Lines(Vec<String>),
     Damage(String),
-    /// Why SQLite could not do it.
+    /// The reason why SQLite could not run the statement.
     Unable(String),
 }
 
-/// What an error of SQLite means. `KG_ABORTED` stays an error.
+/// Interprets an error of SQLite. Returns `KG_ABORTED` if the operation was cancelled.
 pub(super) fn refusal(cause: &rusqlite::Error, cancel: &CancelToken) -> Result<Answer> {
     cancel.check()?;
     Ok(match cause.sqlite_error_code() {
@@ -39,7 +41,7 @@ pub(super) fn refusal(cause: &rusqlite::Error, cancel: &CancelToken) -> Result<A
     })
 }
 
-/// Whether an error is proof of damage.
+/// Returns whether an error is proof of damage.
 pub fn is_damage(cause: &rusqlite::Error) -> bool {
     let is_code = matches!(
         cause.sqlite_error_code(),
@@ -48,14 +50,15 @@ pub fn is_damage(cause: &rusqlite::Error) -> bool {
     is_code && !is_unread_schema(&cause.to_string())
 }
 
-/// Whether an error is proof of damaged pages. What SQLite says of an index that does not agree with its table, or of a virtual
-/// table, has an extended code of its own.
+/// Returns whether an error is proof of damaged pages. SQLite uses other extended codes for an
+/// index that does not match its table, and for a virtual table.
 pub fn is_page_damage(cause: &rusqlite::Error) -> bool {
     let code = cause.sqlite_error().map(|error| error.extended_code);
     is_damage(cause) && matches!(code, Some(ffi::SQLITE_CORRUPT | ffi::SQLITE_NOTADB))
 }
 
-/// Whether SQLite says that it cannot parse what is in the schema. Another release may well be able to.
+/// Returns whether SQLite reports that it cannot parse the schema. Another release may be able to
+/// parse it.
 pub fn is_unread_schema(message: &str) -> bool {
     message.contains(MALFORMED_SCHEMA)
         && !CONTRADICTIONS
@@ -63,16 +66,16 @@ pub fn is_unread_schema(message: &str) -> bool {
             .any(|contradiction| message.contains(contradiction))
 }
 
-/// The rows that a line of a check is about: they break what their table declares.
+/// The rows in a line of a check that violate the declaration of their table.
 #[derive(Debug, PartialEq, Eq)]
 pub enum BrokenRows<'a> {
     Table(&'a str),
-    /// A unique index has an entry twice.
+    /// A unique index that contains an entry twice.
     Index(&'a str),
 }
 
-/// Returns `None` for a line about pages. Names of tables and indexes follow the words that are compared, so a name cannot be mistaken for
-/// them.
+/// Returns the table or index of a line about rows, or `None` for a line about pages. The names of
+/// tables and indexes come after the compared words, so a name cannot be mistaken for these words.
 pub fn broken_rows(line: &str) -> Option<BrokenRows<'_>> {
     if let Some(index) = line.strip_prefix("non-unique entry in index ") {
         return Some(BrokenRows::Index(index));
@@ -89,12 +92,12 @@ pub fn broken_rows(line: &str) -> Option<BrokenRows<'_>> {
     Some(BrokenRows::Table(table.split('.').next().unwrap_or(table)))
 }
 
-/// Whether SQLite says that it lacks something that the schema uses.
+/// Returns whether SQLite reports that it lacks something that the schema uses.
 pub fn is_missing(message: &str) -> bool {
     MISSING.iter().any(|(start, _)| message.contains(start))
 }
 
-/// What is missing here, by its name, or what SQLite says.
+/// Returns which object is missing, or SQLite's message if no object is missing.
 pub fn reason(cause: &rusqlite::Error) -> String {
     let message = cause.to_string();
     let missing = MISSING.iter().find_map(|(start, what)| {

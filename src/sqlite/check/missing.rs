@@ -1,8 +1,9 @@
-//! What the schema of a database uses and this build of SQLite does not have: functions, collations, tokenizers, modules.
+//! Finds what the schema of a database uses but this build of SQLite lacks: functions, collations,
+//! tokenizers and modules.
 //!
-//! SQLite names what it misses when it executes the text of a table or index anew, so an empty database in memory is made
-//! to try each. On a connection that only reads, SQLite does not even look at CHECK constraints, and it passes over virtual
-//! tables without a module.
+//! SQLite names a missing object when it executes the SQL text of a table or index again. Therefore
+//! each text is tried in an empty database in memory. On a read-only connection, SQLite does not
+//! examine CHECK constraints, and it skips virtual tables without a module.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +22,8 @@ struct Object {
     sql: String,
 }
 
-/// What is missing, by the table that needs it. Nothing if the schema cannot be read, which the checks report.
+/// Returns what is missing, keyed by the table that needs it. Returns nothing if the schema cannot
+/// be read, because the checks report that.
 pub fn of(connection: &Connection) -> BTreeMap<String, NotChecked> {
     try_all(connection).unwrap_or_default()
 }
@@ -35,7 +37,7 @@ fn try_all(connection: &Connection) -> rusqlite::Result<BTreeMap<String, NotChec
     empty.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     let mut missing = BTreeMap::new();
     while let Some(row) = rows.next()? {
-        // What is not text is no definition, which the checks report.
+        // A value that is not text is not a definition. The checks report it.
         let (Ok(kind), Ok(name), Ok(table), Ok(sql)) =
             (row.get(0), row.get(1), row.get(2), row.get(3))
         else {
@@ -66,8 +68,8 @@ fn try_all(connection: &Connection) -> rusqlite::Result<BTreeMap<String, NotChec
     Ok(missing)
 }
 
-/// What is missing for this object. Other failures, as of a table that belongs to a virtual one and is there already, mean
-/// nothing.
+/// Returns what is missing for this object. Other failures have no meaning here. For example, a
+/// table that belongs to a virtual table may exist already.
 fn lacks(empty: &mut Connection, object: &Object) -> rusqlite::Result<Option<String>> {
     let mut words = object.sql.split_whitespace().map(str::to_ascii_lowercase);
     let (first, second) = (
@@ -79,7 +81,8 @@ fn lacks(empty: &mut Connection, object: &Object) -> rusqlite::Result<Option<Str
     {
         return Ok(None);
     }
-    // The text comes from a file: a table made of a query is not what a schema holds, and may never end.
+    // The SQL text comes from a file. A schema never contains a table that is created from a query,
+    // and such a query may never end.
     let no_query = move |context: AuthContext<'_>| match context.action {
         AuthAction::Select if !is_virtual => Authorization::Deny,
         AuthAction::Attach { .. } => Authorization::Deny,

@@ -2,7 +2,7 @@ use rusqlite::ErrorCode;
 
 use super::*;
 
-/// What SQLite finds at once, and what is found one after the other.
+/// Returns the findings of the whole check and those of the separate checks.
 fn found(file: &std::path::Path) -> (Integrity, [Vec<String>; 2]) {
     let (open, cancel) = (|| Connection::open(file).unwrap(), CancelToken::default());
     let all_of = |found: Findings| [found.damage, found.rows].concat();
@@ -55,7 +55,8 @@ fn the_checks_of_parts_find_together_what_the_whole_one_finds() {
     );
 }
 
-/// A database of these statements, whose definitions are then replaced by texts that use what is missing here.
+/// Creates a database with these statements, then replaces the definitions with texts that use
+/// objects which are missing here.
 fn made(dir: &Path, sql: &str, definitions: &[(&str, &str)]) -> std::path::PathBuf {
     let file = dir.join("a.db");
     let connection = Connection::open(&file).unwrap();
@@ -225,7 +226,7 @@ fn rows_that_break_what_their_table_declares_are_no_damage_and_hide_none() {
         "{few:?}"
     );
     assert_eq!(Integrity::of(few, Depth::All).status, IntegrityStatus::Ok);
-    // SQLite stops after so many: it has not looked at the rest.
+    // SQLite stops after this many lines, so it has not checked the rest.
     let many = check(&broken(150));
     assert_eq!((many.damage.len(), many.rows.len()), (0, 1), "{many:?}");
     assert_eq!(

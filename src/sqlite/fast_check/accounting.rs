@@ -1,13 +1,16 @@
-//! Which page belongs to what: each page of a database is in exactly one tree, one overflow chain or the freelist, or
-//! is a page of the pointer map or the lock page.
+//! Accounts for the use of every page. Each page of a database belongs to exactly one tree, one
+//! overflow chain or the freelist. The only exceptions are pointer map pages and the lock page.
 //!
-//! `PRAGMA quick_check` and `PRAGMA integrity_check` only compare this if the first table of SQLite's own list has a root
-//! page. If that is a view or a virtual table, SQLite takes the check for one of a single table, and looks neither at the
-//! freelist nor for pages that two trees share. With a function or collation missing, SQLite checks nothing at all. This
-//! module needs neither: it reads root pages from the rows of `sqlite_schema`, and pages byte by byte.
+//! `PRAGMA quick_check` and `PRAGMA integrity_check` compare this only if the first table of
+//! SQLite's own list has a root page. If the first one is a view or a virtual table, SQLite treats
+//! the check as one of a single table. Then it checks neither the freelist nor whether two trees
+//! share a page. If a function or collation is missing, SQLite checks nothing at all. This module
+//! has neither restriction: it reads root pages from the rows of `sqlite_schema`, and pages byte by
+//! byte.
 //!
-//! What it reports is damage: nothing here is stricter than SQLite's complete check. It does not look at the values in
-//! records or at the order of keys in indexes, which SQLite compares with the collations of the schema.
+//! Everything that this module reports is damage, because nothing here is stricter than SQLite's
+//! complete check. It does not check the values in records or the order of keys in indexes. SQLite
+//! compares these with the collations of the schema.
 
 use std::collections::BTreeSet;
 
@@ -26,18 +29,20 @@ use crate::{
     util::operation::CancelToken,
 };
 
-/// SQLite reads no tree with more levels.
+/// SQLite does not read trees with more levels.
 const MAX_DEPTH: usize = 20;
 const MAX_MESSAGES: usize = 100;
 const PAGES_PER_CANCEL_CHECK: u64 = 256;
-/// Types of entries in a pointer map (<https://www.sqlite.org/fileformat2.html#pointer_map_or_ptrmap_pages>).
+/// Types of entries in a pointer map
+/// (<https://www.sqlite.org/fileformat2.html#pointer_map_or_ptrmap_pages>).
 const ROOT: u8 = 1;
 const FREE: u8 = 2;
 const OVERFLOW_FIRST: u8 = 3;
 const OVERFLOW_NEXT: u8 = 4;
 const CHILD: u8 = 5;
 
-/// Returns what contradicts a sound database, in the words of SQLite's check; nothing if every page is accounted for.
+/// Returns what contradicts a sound database, in the words of SQLite's check. Returns no findings
+/// if every page is accounted for.
 pub fn account(connection: &Connection, cancel: &CancelToken) -> Result<Findings> {
     let failed = |cause| unreadable(cause, cancel);
     let size = "SELECT page_size, page_count FROM pragma_page_size, pragma_page_count";
@@ -69,7 +74,8 @@ pub fn account(connection: &Connection, cancel: &CancelToken) -> Result<Findings
     Ok(found)
 }
 
-/// An error of SQLite is proof of damage if it says so. After any other one the pages are not checked.
+/// Converts an error of SQLite into findings. The error is proof of damage if SQLite says so. After
+/// any other error the pages count as not checked.
 fn unreadable(cause: rusqlite::Error, cancel: &CancelToken) -> Result<Findings> {
     cancel.check()?;
     if is_damage(&cause) {
@@ -91,7 +97,7 @@ fn unreadable(cause: rusqlite::Error, cancel: &CancelToken) -> Result<Findings> 
 }
 
 enum Stop {
-    /// There are as many messages as are wanted.
+    /// The number of messages has reached the limit.
     Full,
     Aborted(Error),
     Sqlite(rusqlite::Error),
@@ -112,23 +118,24 @@ struct Accounts<'a> {
     page_bytes: usize,
     geometry: Geometry,
     header: Header,
-    /// By page, from 1.
+    /// Indexed by page number, from 1.
     is_claimed: Vec<bool>,
-    /// Type and parent of each page as the pointer map must have them; empty if there is none.
+    /// The type and parent that the pointer map must contain for each page. Empty if there is no
+    /// pointer map.
     pointers: Vec<(u8, u32)>,
-    /// The tree at work, for messages.
+    /// The root of the current tree, for messages. 0 for the freelist.
     root: u32,
     read: u64,
     messages: Vec<String>,
 }
 
-/// A page of a tree that is yet to be read.
+/// A page of a tree that has not been read yet.
 struct Visit {
     page: u32,
     depth: usize,
-    /// Its keys are larger than this.
+    /// All keys of the page are larger than this.
     after: Option<i64>,
-    /// And not larger than this.
+    /// No key of the page is larger than this.
     upto: Option<i64>,
 }
 
@@ -186,7 +193,7 @@ impl<'a> Accounts<'a> {
         self.pointer_map()
     }
 
-    /// Root pages, that of the schema first.
+    /// Returns the root pages in ascending order, including page 1 of the schema.
     fn roots(&mut self) -> Step<BTreeSet<u32>> {
         let sql = "SELECT name, rootpage FROM sqlite_schema WHERE type IN ('table', 'index') AND rootpage <> 0";
         let mut statement = self.connection.prepare(sql)?;
@@ -276,7 +283,7 @@ impl<'a> Accounts<'a> {
         Ok(())
     }
 
-    /// Adds the children of an interior page, the first one last, so that it is read first.
+    /// Adds the children of an interior page in reverse order, so that the first one is read first.
     fn children(&mut self, page: &Page, visit: &Visit, visits: &mut Vec<Visit>) -> Step {
         if !page.kind.is_interior() {
             return Ok(());
@@ -303,7 +310,7 @@ impl<'a> Accounts<'a> {
         Ok(())
     }
 
-    /// The overflow pages of a cell.
+    /// Claims the overflow pages of a cell.
     fn chain(&mut self, page: u32, cell: &Cell) -> Step {
         if cell.overflow == 0 {
             return Ok(());
@@ -332,7 +339,7 @@ impl<'a> Accounts<'a> {
         Ok(())
     }
 
-    /// <https://www.sqlite.org/fileformat2.html#the_freelist>
+    /// Claims the pages of the freelist (<https://www.sqlite.org/fileformat2.html#the_freelist>).
     fn freelist(&mut self) -> Step {
         let (mut trunk, mut found) = (self.header.freelist_head, 0_u64);
         while trunk != 0 {
@@ -361,7 +368,7 @@ impl<'a> Accounts<'a> {
         Ok(())
     }
 
-    /// Whether the entries of the pointer map say what was found.
+    /// Compares the entries of the pointer map with the pages that were found.
     fn pointer_map(&mut self) -> Step {
         if self.pointers.is_empty() {
             return Ok(());
@@ -400,7 +407,8 @@ impl<'a> Accounts<'a> {
         Ok(())
     }
 
-    /// Pages that are no data by their place.
+    /// Returns the pages that contain no data because of their position: the lock page and the
+    /// pointer map pages.
     fn reserved_pages(&self) -> Vec<u32> {
         let mut reserved = vec![self.lock_page()];
         if !self.pointers.is_empty() {
@@ -425,7 +433,8 @@ impl<'a> Accounts<'a> {
         }
     }
 
-    /// Whether the page is there, and has not been claimed before.
+    /// Claims a page. Returns whether the page exists and was not claimed before, and reports it
+    /// otherwise.
     fn claim(&mut self, page: u32, kind: u8, parent: u32) -> Step<bool> {
         let of = if self.root == 0 {
             "Freelist".to_string()
@@ -453,7 +462,8 @@ impl<'a> Accounts<'a> {
             self.cancel.check().map_err(Stop::Aborted)?;
         }
         match self.pages.query_row([number], |row| row.get(0)) {
-            // A page that is not there is no page of any kind, which is what its owner is told.
+            // A missing page is returned without bytes. Its owner then reports that it is not a
+            // page of the expected type.
             Err(rusqlite::Error::QueryReturnedNoRows) => Ok(Vec::new()),
             read => Ok(read?),
         }

@@ -1,21 +1,28 @@
-//! A proof that a database is sound, from the pages of one pass that reads them anyway.
+//! A fast proof that a database is sound, from the pages of a pass that reads them anyway.
 //!
 //! ```text
-//! before the pass: schema ─▶ interior pages of all trees, list of free pages ─▶ what each page must be
-//! each page that comes by: is it that? ─▶ its cells, rows, keys; where its overflow chains begin
-//! after it: the chains, every page used once, as many entries in an index as rows in its table
+//! before the pass: schema ─▶ interior pages of all trees, freelist ─▶ expected role of each page
+//! for each page: does it match its role? ─▶ cells, rows, keys; where overflow chains begin
+//! after the pass: chains; every page used once; as many index entries as table rows
 //! ```
 //!
-//! `PRAGMA quick_check` reads every page again by itself, and looks at the same things. Wherever it is not certain that SQLite would find nothing,
-//! there is no proof, and SQLite is asked: about all of it where the pages themselves are not as they should be, else about single tables. So a mistake
-//! here can cost time but raises no alarm. The other way, nothing here is less strict than SQLite's check: the tests damage a database in tens of thousands of
-//! ways and ask both.
+//! `PRAGMA quick_check` reads every page a second time and checks the same properties. If it is not
+//! certain that SQLite would find nothing, there is no proof, and SQLite is asked. SQLite checks
+//! everything if the pages are not as expected, and otherwise only single tables.
 //!
-//! [`schema`] knows which trees there are and what their rows are like, [`trees`] which pages they are of, and [`rows`] looks at records.
-//! Memory: 4 bytes a page, and 8 for each leaf of a table.
+//! So a mistake here can cost time, but it cannot cause a false alarm. Conversely, nothing here is
+//! less strict than SQLite's check. The tests damage a database in tens of thousands of ways and
+//! compare both results.
 //!
-//! Not proven, but left to SQLite: databases with a pointer map (`auto_vacuum`), or reserved bytes, and those that have virtual tables
-//! other than full-text indexes; tables with `CHECK`, generated columns, `STRICT` or `WITHOUT ROWID`.
+//! [`schema`] determines the trees and the form of their rows, [`trees`] assigns pages to trees,
+//! and [`rows`] checks records. The check needs 4 bytes of memory for each page, and 8 more for
+//! each leaf of a table.
+//!
+//! Not proven, but left to SQLite:
+//!
+//! - databases with a pointer map (`auto_vacuum`) or reserved bytes
+//! - databases with virtual tables other than full-text indexes
+//! - tables with `CHECK`, generated columns, `STRICT` or `WITHOUT ROWID`
 
 pub mod accounting;
 pub mod fts5;
@@ -38,7 +45,7 @@ use crate::{
     util::operation::CancelToken,
 };
 
-/// A proof under way.
+/// A proof in progress.
 pub struct FastCheck {
     schema: Schema,
     trees: Trees,
@@ -46,13 +53,13 @@ pub struct FastCheck {
     is_refuted: bool,
 }
 
-/// Why there is no proof.
+/// The reason why there is no proof.
 enum Inconclusive {
     Unproven,
     Aborted(Error),
 }
 
-/// What cannot be read is SQLite's to report.
+/// SQLite reports what cannot be read.
 impl From<Error> for Inconclusive {
     fn from(error: Error) -> Self {
         if error.code == Code::Aborted {
@@ -79,15 +86,15 @@ fn must(condition: bool) -> CheckResult {
     }
 }
 
-/// Has SQLite asked about the rows of a table.
+/// Requests that SQLite check the rows of a table.
 fn defer_to_sqlite(ask: &Sender<String>, table: &Table) {
-    // Nobody listens where the backup has failed already.
+    // The receiver is gone if the backup has already failed.
     let _ = ask.send(table.name.clone());
 }
 
 impl FastCheck {
-    /// Reads what pages are to be compared with. Each table whose rows SQLite is to be asked about is sent to `ask`, as soon as that is known.
-    /// `None` where SQLite is to be asked about everything.
+    /// Reads what the pages are compared with. Sends the name of each table whose rows SQLite must
+    /// check to `ask`, as soon as that is known. Returns `None` if SQLite must check everything.
     pub fn begin(
         snapshot: &Snapshot,
         ask: Sender<String>,
@@ -112,14 +119,15 @@ impl FastCheck {
         }
     }
 
-    /// Looks at the next page; all of them must come, in order. `read` is what is in it, where somebody has read that already.
+    /// Checks the next page. All pages must be passed in order. `read` is the parsed page, if the
+    /// caller has already parsed it.
     pub fn page(&mut self, page: &[u8], read: Option<Page>) {
         if !self.is_refuted {
             self.is_refuted = self.look_at(page, read).is_none();
         }
     }
 
-    /// `None` where the page is not what it must be.
+    /// Returns `None` if the page is not as expected.
     fn look_at(&mut self, bytes: &[u8], read: Option<Page>) -> Option<()> {
         if let Seen::Rows(table, page) = self.trees.page(bytes, read)?
             && let table = &mut self.schema.tables[table]
@@ -135,7 +143,8 @@ impl FastCheck {
         Some(())
     }
 
-    /// Whether the database is sound, if SQLite finds the tables so that it was to be asked about.
+    /// Returns whether the database is sound, provided that SQLite finds the tables sound that were
+    /// sent to `ask`.
     pub fn end(self) -> bool {
         !self.is_refuted && self.trees.end(&self.schema).is_some()
     }

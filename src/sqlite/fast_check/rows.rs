@@ -1,4 +1,5 @@
-//! Whether a row is one that SQLite has nothing to say of: a record that adds up, and no value that its column should not have.
+//! Checks whether SQLite would accept a row: a record whose lengths add up, in which every value is
+//! allowed in its column.
 
 use crate::sqlite::{
     format::{
@@ -10,7 +11,8 @@ use crate::sqlite::{
 
 const EMPTY_TEXT: u64 = 13;
 
-/// `false` where that is not certain from what is in `page`.
+/// Returns whether SQLite would certainly accept the row. Returns `false` if the part of it in
+/// `page` is not enough to be certain.
 pub fn is_plain(page: &[u8], cell: &Cell, shape: &RowSchema, is_utf8: bool) -> bool {
     let local = cell.local(page);
     let mut columns = shape.columns.iter();
@@ -30,14 +32,14 @@ pub fn is_plain(page: &[u8], cell: &Cell, shape: &RowSchema, is_utf8: bool) -> b
     record.is_some() && has_values && is_plain && columns.all(may_lack)
 }
 
-/// `value` may be cut off.
+/// Returns whether a value is allowed in its column. `value` may be cut off.
 fn is_plain_value(column: &Column, serial: u64, value: &[u8], is_utf8: bool) -> bool {
     match (class_of(serial), column.affinity) {
         (Class::Null, _) => !column.not_null,
         (Class::Integer | Class::Real, Affinity::Text) => false,
-        // SQLite takes what is not a number for NULL.
+        // SQLite treats a value that is not a number (NaN) as NULL.
         (Class::Real, _) => !column.not_null || is_finite(value),
-        // Of a column whose type is an empty name nothing tells that it is one for numbers.
+        // If the type of a column is an empty name, nothing shows that the column is numeric.
         (Class::Text, affinity) => {
             affinity == Affinity::Text || serial == EMPTY_TEXT || (is_utf8 && is_no_number(value))
         }
@@ -45,7 +47,8 @@ fn is_plain_value(column: &Column, serial: u64, value: &[u8], is_utf8: bool) -> 
     }
 }
 
-/// A record from before the column was added; SQLite takes its default then.
+/// Returns whether a record may lack the column because it was written before the column was added.
+/// SQLite uses the default value then.
 fn may_lack(column: &Column) -> bool {
     column.is_rowid
         || (!column.not_null && (!column.has_default || column.affinity == Affinity::Blob))
@@ -57,7 +60,8 @@ fn is_finite(value: &[u8]) -> bool {
         .is_ok_and(|bytes| f64::from_bits(u64::from_be_bytes(bytes)).is_finite())
 }
 
-/// Whether it has a character that no number has, or a sign between two digits, as dates have. SQLite reads up to a zero.
+/// Returns whether a text contains a character that no number contains, or a sign after a digit, as
+/// dates do. SQLite reads a text only up to a zero byte, so the result is `false` if there is one.
 fn is_no_number(text: &[u8]) -> bool {
     let is_of_number =
         |byte: &u8| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E' | b' ' | 9..=13);

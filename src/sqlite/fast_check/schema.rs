@@ -1,4 +1,4 @@
-//! What tables and indexes there are, as SQLite understands the schema.
+//! The tables and indexes of a database, as SQLite understands its schema.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,8 @@ use rusqlite::{Connection, types::ValueRef};
 use super::{CheckResult, Inconclusive, must};
 use crate::{sqlite::row_schema::RowSchema, util::operation::CancelToken};
 
-/// Of the modules for virtual tables, those whose tables SQLite checks where full-text indexes are left out (see [`crate::sqlite::forget_fulltext`]).
+/// Modules whose virtual tables SQLite checks even if full-text indexes are skipped (see
+/// [`crate::sqlite::forget_fulltext`]).
 const CHECKED_MODULES: [&str; 3] = ["rtree", "fts3", "fts4"];
 
 pub struct Schema {
@@ -20,20 +21,20 @@ pub struct Table {
     pub name: String,
     pub root: u32,
     pub has_rowid: bool,
-    /// `None` where the rows are left to SQLite.
+    /// `None` if SQLite must check the rows.
     pub shape: Option<RowSchema>,
 }
 
 pub struct Index {
     pub root: u32,
-    /// Among the tables.
+    /// The position in [`Schema::tables`].
     pub table: usize,
     pub is_partial: bool,
 }
 
 impl Schema {
     pub fn read(connection: &Connection, cancel: &CancelToken) -> CheckResult<Schema> {
-        // It is not run. Where it cannot be, a collation may be missing.
+        // The pragma is only prepared, not run. If that fails, a collation may be missing.
         connection.prepare("PRAGMA quick_check")?;
         let encoding: String = connection.query_row("PRAGMA encoding", [], |row| row.get(0))?;
         let objects = objects(connection)?;
@@ -55,7 +56,8 @@ struct Object {
     is_index: bool,
 }
 
-/// Tables and indexes, by their names in lower case. SQLite reads these rows by rules of its own, of which a sound schema needs few.
+/// Returns tables, views and indexes, keyed by their names in lower case. SQLite reads these rows
+/// by its own rules, of which a sound schema needs few.
 fn objects(connection: &Connection) -> CheckResult<HashMap<String, Object>> {
     let mut rows =
         connection.prepare("SELECT type, name, rootpage, coalesce(sql, '') FROM sqlite_schema")?;
@@ -65,12 +67,12 @@ fn objects(connection: &Connection) -> CheckResult<HashMap<String, Object>> {
         let (kind, name, root): (String, String, Option<u32>) =
             (row.get(0)?, row.get(1)?, row.get(2)?);
         let (folded, sql): (_, String) = (name.to_ascii_lowercase(), row.get(3)?);
-        // It would be asked instead of the pragma.
+        // SQLite would query such a table instead of the pragma.
         must(!folded.starts_with("pragma_"))?;
         let is_index = match kind.as_str() {
             "table" => false,
             "index" => true,
-            // It shares its name with no other, but has no pages.
+            // A view shares the namespace of tables and indexes, but has no pages.
             "view" => false,
             "trigger" => continue,
             _ => return Err(Inconclusive::Unproven),
@@ -137,7 +139,8 @@ fn tables(
     Ok(tables)
 }
 
-/// Those that SQLite knows of: a damaged schema may lack one that a table must have.
+/// Returns the indexes that SQLite knows. A damaged schema may lack an index that a table must
+/// have.
 fn indexes(
     connection: &Connection,
     objects: &HashMap<String, Object>,
@@ -157,7 +160,7 @@ fn indexes(
         cancel.check()?;
         let mut rows = known.query([name])?;
         while let Some(row) = rows.next()? {
-            // Of a table without rowids that is the table itself.
+            // In a table without rowids, this index is the table itself.
             if *has_rowid || row.get_ref(1)? != ValueRef::Text(b"pk") {
                 let object = objects.get(&row.get::<_, String>(0)?.to_ascii_lowercase());
                 let object = object

@@ -1,4 +1,5 @@
-//! Whatever is done to a database: where it is proven sound, SQLite finds nothing either.
+//! Compares the fast check with SQLite on damaged databases: if a database is proven sound, SQLite
+//! must find nothing either.
 
 use std::{fs, path::Path};
 
@@ -15,7 +16,7 @@ use crate::{
     util::operation::CancelToken,
 };
 
-/// Tables, indexes, chains and free pages of every kind, in pages of 512 bytes.
+/// Tables, indexes, overflow chains and free pages of every kind, in pages of 512 bytes.
 const SAMPLE: &str = "PRAGMA page_size = 512;
     CREATE TABLE nodes (id TEXT PRIMARY KEY, size INTEGER, weight REAL NOT NULL, made DATETIME, title TEXT NOT NULL, data);
     CREATE INDEX by_title ON nodes(title, size);
@@ -45,7 +46,7 @@ impl Sample {
         Sample { _dir: dir, file }
     }
 
-    /// The tables that are left to SQLite; `None` where everything is.
+    /// Returns the tables that are left to SQLite, or `None` if everything is.
     fn left(&self) -> Option<Vec<String>> {
         left(&self.file)
     }
@@ -66,7 +67,7 @@ fn left(file: &Path) -> Option<Vec<String>> {
     is_proven.then_some(asked)
 }
 
-/// What SQLite says of one table, or of all.
+/// Returns SQLite's result for one table, or for all.
 fn said(file: &Path, table: Option<&str>) -> String {
     let said = || -> rusqlite::Result<String> {
         let connection = Connection::open(file)?;
@@ -79,12 +80,12 @@ fn said(file: &Path, table: Option<&str>) -> String {
     said().unwrap_or_else(|cause| cause.to_string())
 }
 
-/// Whether we call it sound, with SQLite's help.
+/// Returns whether the database is found sound, with SQLite's check of the remaining tables.
 fn is_proven(file: &Path) -> bool {
     left(file).is_some_and(|tables| tables.iter().all(|table| said(file, Some(table)) == "ok"))
 }
 
-/// A copy of the sample that one thing after the other is done to.
+/// A copy of the sample that is damaged in one way after another.
 struct Damaged {
     sample: Sample,
     bytes: Vec<u8>,
@@ -173,7 +174,7 @@ fn what_is_proven_with_any_two_bytes_for_others_sqlite_finds_sound_too() {
     let mut damaged = Damaged::new(SAMPLE);
     let pages = damaged.pages();
     for at in (0..damaged.bytes.len()).step_by(3) {
-        // Offsets, counts and numbers of pages are of this size.
+        // Offsets, counts and page numbers have values of this size.
         damaged.with(at, &[[0, 1][at % 2], (at * 31 % pages.min(255)) as u8]);
     }
     assert!(damaged.proven > 0);

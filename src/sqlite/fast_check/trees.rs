@@ -1,4 +1,5 @@
-//! Which page is what: each is claimed by one tree, one chain or the list of free pages, or there is no proof.
+//! Assigns a role to each page. One tree, one overflow chain or the freelist must claim each page,
+//! or there is no proof.
 
 use super::{
     super::{files::lock_page, holds, scrub, snapshot::Snapshot},
@@ -13,42 +14,46 @@ use crate::{
     util::operation::CancelToken,
 };
 
-/// SQLite reads no tree with more levels above its leaves.
+/// SQLite does not read trees with more levels above their leaves.
 const MAX_DEPTH: u32 = 19;
 
-/// [`Trees::pages`] of one that nothing has claimed yet and that has not come by: it can only be one of an overflow chain. When it has come by, its place
-/// has the number of the next page of the chain, or 0.
+/// The value in [`Trees::pages`] of a page that nothing has claimed yet and that has not been read.
+/// Such a page can only belong to an overflow chain. After it is read, its value is the number of
+/// the next page of the chain, or 0.
 const UNCLAIMED: u32 = 0;
-/// Of one that there is nothing more to know of.
+/// The value of a page that needs no further check.
 const DONE: u32 = u32::MAX;
-/// Of a leaf, with its number among all leaves, from 1.
+/// The value of a leaf, to which its number among all leaves is added. Leaves count from 1.
 const LEAF: u32 = 1 << 31;
-/// When so many chains are waiting for pages that have not come by, it is seen which of them wait no longer.
+/// When this many chains wait for pages that have not been read, the chains are followed and
+/// finished ones are removed.
 const LEAST_CHAINS: usize = if cfg!(test) { 4 } else { 4096 };
 
 pub struct Trees {
     geometry: Geometry,
-    /// By page, from 1.
+    /// Indexed by page number, from 1.
     pages: Vec<u32>,
-    /// How many pages came by.
+    /// The number of pages that were read.
     seen: u32,
     /// In the order of their leaves.
     trees: Vec<Tree>,
     leaves: u32,
-    /// Of each leaf of a table, the largest key that it may have.
+    /// The largest key that each leaf of a table may have.
     limits: Vec<i64>,
-    /// Where each overflow chain goes on that has pages yet to come, and how many of its pages are left.
+    /// Each overflow chain with pages that are still to be read: the next page, and how many of its
+    /// pages are left.
     chains: Vec<(u32, u32)>,
     most_chains: usize,
 }
 
 struct Tree {
-    /// Among the tables of the schema.
+    /// The position in the tables of the schema.
     table: usize,
     kind: TreeKind,
     first_leaf: u32,
     last_leaf: u32,
-    /// Of the first leaf, where it has one.
+    /// The position in [`Trees::limits`] of the first leaf's limit. Only trees of tables with
+    /// rowids have limits.
     first_limit: usize,
     entries: u64,
 }
@@ -72,15 +77,15 @@ impl TreeKind {
     }
 }
 
-/// What a page turned out to be.
+/// The role of a page that was read.
 pub enum Seen {
-    /// Of a table, by its place in the schema.
+    /// A leaf of a table, with the position of the table in the schema.
     Rows(usize, Page),
     Other,
 }
 
 impl Trees {
-    /// From the interior pages and the list of free pages.
+    /// Reads the interior pages and the freelist.
     pub fn read(snapshot: &Snapshot, schema: &Schema, cancel: &CancelToken) -> CheckResult<Trees> {
         let first = page_of(snapshot, 1, cancel)?;
         let geometry =
@@ -109,7 +114,7 @@ impl Trees {
             trees,
         };
         let header = Header::read(&first);
-        // Only with a pointer map, which there is none of.
+        // Incremental vacuum needs a pointer map, and this database has none.
         must(!header.is_incremental)?;
         walk.free_pages(header)?;
         for (table, made) in schema.tables.iter().enumerate() {
@@ -131,7 +136,8 @@ impl Trees {
         Ok(walk.trees)
     }
 
-    /// Looks at the next page, which may have been read already. `None` where it is not what it must be.
+    /// Checks the next page, which the caller may have parsed already. Returns `None` if the page
+    /// is not as expected.
     pub fn page(&mut self, bytes: &[u8], read: Option<Page>) -> Option<Seen> {
         let number = self.seen.checked_add(1)?;
         let page = self.pages.get_mut(number as usize)?;
@@ -168,11 +174,13 @@ impl Trees {
         })
     }
 
-    /// Notes where the chains of cells begin. `None` where there is a payload that cannot be a record.
+    /// Records where the overflow chains of cells begin. Returns `None` if a payload cannot be a
+    /// record.
     fn payloads(&mut self, cells: &[Cell], bytes: &[u8]) -> Option<()> {
         let page_bytes = self.geometry.usable_bytes as u64 - 4;
         for cell in cells {
-            // The length of its header comes first, which counts itself and at least one value.
+            // A record starts with the length of its header, which covers this length and at least
+            // one value.
             holds(*cell.local(bytes).first()? > 1)?;
             if cell.overflow != 0 {
                 let rest = cell.payload_bytes - cell.local_bytes as u64;
@@ -188,7 +196,8 @@ impl Trees {
         Some(())
     }
 
-    /// Claims the pages of chains as far as they have come by. `None` where a chain is not as long as it must be, or leads to a page of something else.
+    /// Claims the pages of chains that have been read so far. Returns `None` if a chain has the
+    /// wrong length or leads to a page with another role.
     fn follow_chains(&mut self) -> Option<()> {
         let Trees {
             pages,
@@ -212,7 +221,8 @@ impl Trees {
         holds(are_right)
     }
 
-    /// After the last page: what can only be known of all together. `None` where something is not as it must be.
+    /// Runs the checks that need all pages, after the last page. Returns `None` if one of them
+    /// fails.
     pub fn end(mut self, schema: &Schema) -> Option<()> {
         holds(self.seen == self.geometry.page_count)?;
         self.follow_chains()?;
@@ -227,7 +237,7 @@ impl Trees {
         holds(indexes.iter().all(is_as_long))
     }
 
-    /// Before any page came by.
+    /// Claims a page for a role. Only valid before the first call of [`Trees::page`].
     fn claim(&mut self, number: u32, role: u32) -> CheckResult {
         let page = self
             .pages
@@ -246,7 +256,7 @@ struct TreeReader<'a> {
 }
 
 impl TreeReader<'_> {
-    /// <https://www.sqlite.org/fileformat2.html#the_freelist>
+    /// Claims the pages of the freelist (<https://www.sqlite.org/fileformat2.html#the_freelist>).
     fn free_pages(&mut self, header: Header) -> CheckResult {
         let (mut trunk, mut found) = (header.freelist_head, 0);
         while trunk != 0 {
@@ -282,7 +292,7 @@ impl TreeReader<'_> {
         must(limits.windows(2).all(|pair| pair[0] < pair[1]))
     }
 
-    /// How many levels the tree has above its leaves, on the way to the first.
+    /// Returns the number of levels above the leaves, on the path to the first leaf.
     fn depth(&self, root: u32) -> CheckResult<u32> {
         let mut number = root;
         for depth in 0..=MAX_DEPTH {
@@ -298,7 +308,7 @@ impl TreeReader<'_> {
         Err(Inconclusive::Unproven)
     }
 
-    /// Claims what is below the page and itself. `limit` is the largest key that may be there.
+    /// Claims the page and everything below it. `limit` is the largest key that may occur there.
     fn below(&mut self, number: u32, depth: u32, kind: TreeKind, limit: i64) -> CheckResult {
         if depth == 0 {
             return self.leaf(number, kind, limit);
@@ -306,7 +316,7 @@ impl TreeReader<'_> {
         self.trees.claim(number, DONE)?;
         let (page, bytes) = self.page(number)?;
         must(page.kind == kind.of_pages(false))?;
-        // Page 1 has less room than others, and can be left without a cell when the tree grows.
+        // Page 1 has less room than other pages, and may have no cell after the tree has grown.
         must(!page.cells.is_empty() || number == 1)?;
         if kind != TreeKind::Table {
             self.trees

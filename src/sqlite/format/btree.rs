@@ -1,17 +1,20 @@
 //! B-tree pages and their cells (<https://www.sqlite.org/fileformat2.html#b_tree_pages>).
 //!
-//! Every byte of a sound page is accounted for: header, cell pointers, the gap, cells, free blocks and fragments add up to
-//! the page. [`Page::exact`] says that they do, which noise, or a page of another kind, practically never achieves. Of a page
-//! where they do not, those cells are read that contradict nothing: they lie in the cell area, overlap neither each other
-//! nor a free block, and their keys ascend. Where that is less than half of them, the page is taken for noise.
-//! Deleted rows are never read: only the cell pointers say what a row is.
+//! Every byte of a sound page is accounted for: header, cell pointers, the gap, cells, free blocks
+//! and fragments add up to the page. [`Page::exact`] is set if they do. Noise or a page of another
+//! kind practically never passes this test.
+//!
+//! If the parts of a page do not add up, only cells without contradictions are read. They lie in
+//! the cell area, overlap neither each other nor a free block, and have ascending keys. If fewer
+//! than half of the cells remain, the page is treated as noise. Deleted rows are never read,
+//! because only the cell pointers define which bytes are rows.
 
 use std::{collections::HashSet, ops::Range};
 
-/// The smallest place that SQLite gives to a cell.
+/// The smallest space that SQLite allocates for a cell.
 const MIN_CELL_BYTES: usize = 4;
 const MAX_VARINT_BYTES: usize = 9;
-/// Where the next one is, and its own length.
+/// The head of a free block: the position of the next free block, and its own length.
 const FREE_BLOCK_HEAD_BYTES: usize = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,25 +45,25 @@ impl PageType {
     }
 }
 
-/// What the parser has to know of the database.
+/// The facts about the database that the parser needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
-    /// A page without the bytes that are reserved at its end.
+    /// The size of a page without the bytes that are reserved at its end.
     pub usable_bytes: usize,
     pub page_count: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cell {
-    /// Of an interior page: the page to the left.
+    /// The page to the left of the cell, on an interior page.
     pub child: u32,
-    /// Of a table's page.
+    /// The key of the cell, on a page of a table.
     pub rowid: i64,
-    /// The whole payload, of which `local_bytes` from `local_start` are in the page.
+    /// The length of the whole payload. `local_bytes` of it, from `local_start`, are in the page.
     pub payload_bytes: u64,
     pub local_start: usize,
     pub local_bytes: usize,
-    /// The first page of the rest, or 0.
+    /// The first overflow page with the rest of the payload, or 0.
     pub overflow: u32,
 }
 
@@ -76,14 +79,15 @@ pub struct Page {
     pub kind: PageType,
     /// In the order of their keys.
     pub cells: Vec<Cell>,
-    /// Of an interior page: the child to the right of all cells.
+    /// The child to the right of all cells, on an interior page.
     pub right_child: u32,
     pub exact: bool,
-    /// Cells that could not be read.
+    /// The number of cells that could not be read or that contradict others.
     pub bad_cells: u32,
 }
 
-/// Reads a b-tree page. `None` where it is none, or hardly one.
+/// Reads a b-tree page. Returns `None` if the page is not a b-tree page, or if fewer than half of
+/// its cells can be used.
 pub fn parse(bytes: &[u8], number: u32, geometry: Geometry) -> Option<Page> {
     let layout = Layout::read(bytes, number, geometry)?;
     let exact = layout.is_exact(geometry);
@@ -111,8 +115,9 @@ pub fn parse(bytes: &[u8], number: u32, geometry: Geometry) -> Option<Page> {
     })
 }
 
-/// Reads a b-tree page of which every byte is accounted for, and calls `unallocated` with each part of it that belongs to nothing: the gap between cell
-/// pointers and cells, and what is in free blocks behind their own heads. Nothing reads them, and SQLite leaves in them what was there before.
+/// Reads a b-tree page if every byte of it is accounted for. Calls `unallocated` with each unused
+/// part of the page. These are the gap between cell pointers and cells, and the content of free
+/// blocks after their heads. SQLite never reads these parts and leaves their old content in place.
 pub fn exact(
     bytes: &[u8],
     number: u32,
@@ -142,20 +147,20 @@ pub fn exact(
     })
 }
 
-/// Where what is in a b-tree page.
+/// The positions of the parts of a b-tree page.
 struct Layout {
     kind: PageType,
-    /// Of cells, as the header says.
+    /// The number of cells in the header.
     count: usize,
     right_child: u32,
     pointers_end: usize,
     content_start: usize,
     fragments: usize,
-    /// Start and end of each free block, in order; `None` where the chain is broken.
+    /// Start and end of each free block, in order. `None` if the chain of free blocks is broken.
     free: Option<Vec<(usize, usize)>>,
-    /// Those that can be read, in the order of their keys.
+    /// The cells that can be read, in the order of their keys.
     cells: Vec<Cell>,
-    /// Start and end of each of them.
+    /// Start and end of each cell in `cells`.
     cell_spans: Vec<(usize, usize)>,
 }
 
@@ -203,7 +208,7 @@ impl Layout {
         })
     }
 
-    /// Whether every byte of the page is accounted for.
+    /// Returns whether every byte of the page is accounted for.
     fn is_exact(&self, geometry: Geometry) -> bool {
         let usable = geometry.usable_bytes;
         self.cells.len() == self.count
@@ -217,7 +222,7 @@ impl Layout {
             && (!self.kind.is_interior() || is_page(self.right_child, geometry))
     }
 
-    /// Of cells and free blocks.
+    /// Returns start and end of all cells and free blocks, in ascending order.
     fn spans(&self) -> Vec<(usize, usize)> {
         let mut spans =
             Vec::with_capacity(self.cell_spans.len() + self.free.as_ref().map_or(0, Vec::len));
@@ -227,7 +232,7 @@ impl Layout {
         spans
     }
 
-    /// Whether cells, free blocks and fragments fill the cell area without overlap.
+    /// Returns whether cells, free blocks and fragments fill the cell area without overlap.
     fn fills(&self, usable: usize) -> bool {
         if self.free.is_none() {
             return false;
@@ -244,7 +249,8 @@ impl Layout {
         gaps + (usable - at) == self.fragments
     }
 
-    /// Without cells that lie outside the cell area, overlap something, or are out of order.
+    /// Returns the cells without those that lie outside the cell area, overlap something, or are
+    /// out of order.
     fn consistent_cells(self, geometry: Geometry) -> Vec<Cell> {
         let cell_area = self.pointers_end..=geometry.usable_bytes;
         let content_start = if cell_area.contains(&self.content_start) {
@@ -280,7 +286,7 @@ impl Layout {
     }
 }
 
-/// A cell and its length in the page.
+/// Reads a cell. Returns the cell and its length in the page.
 fn cell_at(bytes: &[u8], at: usize, kind: PageType, geometry: Geometry) -> Option<(Cell, usize)> {
     let mut cell = Cell {
         child: 0,
@@ -297,7 +303,7 @@ fn cell_at(bytes: &[u8], at: usize, kind: PageType, geometry: Geometry) -> Optio
     }
     if kind != PageType::TableInterior {
         let (payload, length) = varint(bytes.get(next..)?)?;
-        // No length needs nine bytes, and SQLite reads the last of them in another way here.
+        // No length needs nine bytes, and SQLite interprets the ninth byte differently here.
         if length == MAX_VARINT_BYTES {
             return None;
         }
@@ -328,7 +334,7 @@ fn cell_at(bytes: &[u8], at: usize, kind: PageType, geometry: Geometry) -> Optio
     Some((cell, next - at))
 }
 
-/// How much of a payload stays in the page.
+/// Returns the number of payload bytes that are stored in the page.
 fn local_bytes(payload: usize, kind: PageType, usable: usize) -> usize {
     let most = if kind == PageType::TableLeaf {
         usable - 35
@@ -347,7 +353,8 @@ fn is_page(number: u32, geometry: Geometry) -> bool {
     (2..=geometry.page_count).contains(&number)
 }
 
-/// Start and end of each free block, in order; `None` where the chain is broken.
+/// Returns start and end of each free block, in order. Returns `None` if the chain of free blocks
+/// is broken.
 fn free_blocks(bytes: &[u8], start: usize, content_start: usize) -> Option<Vec<(usize, usize)>> {
     let mut blocks = Vec::new();
     let mut next = usize::from(u16_at(bytes, start + 1)?);
@@ -359,14 +366,14 @@ fn free_blocks(bytes: &[u8], start: usize, content_start: usize) -> Option<Vec<(
             return None;
         }
         blocks.push((next, end));
-        // What is nearer belongs to the block before.
+        // A free block that starts nearer would be part of the previous one.
         least = end + FREE_BLOCK_HEAD_BYTES;
         next = usize::from(u16_at(bytes, next)?);
     }
     Some(blocks)
 }
 
-/// Positions of a longest strictly ascending subsequence.
+/// Returns the positions of a longest strictly ascending subsequence.
 fn longest_ascending(keys: &[i64]) -> Vec<usize> {
     let mut tails: Vec<usize> = Vec::new();
     let mut before = vec![usize::MAX; keys.len()];
@@ -405,7 +412,7 @@ pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     ))
 }
 
-/// A variable-length integer and how many bytes it takes.
+/// Reads a variable-length integer. Returns the value and the number of bytes.
 pub fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
     let mut value = 0_u64;
     for (at, byte) in bytes.iter().take(8).enumerate() {

@@ -7,7 +7,7 @@ use crate::sqlite::files::MAGIC;
 
 pub const HEADER_BYTES: usize = 100;
 
-/// What the first 100 bytes say. Only believed where [`Header::is_sound`].
+/// The content of the first 100 bytes. Use it only if [`Header::is_sound`] is set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Header {
     pub is_sound: bool,
@@ -15,7 +15,8 @@ pub struct Header {
     pub reserved: usize,
     pub is_wal: bool,
     pub change_counter: u32,
-    /// 0 where it is not to be used (<https://www.sqlite.org/fileformat2.html#in_header_database_size>).
+    /// The number of pages, or 0 if the stored number is not valid
+    /// (<https://www.sqlite.org/fileformat2.html#in_header_database_size>).
     pub page_count: u32,
     pub freelist_head: u32,
     pub freelist_count: u32,
@@ -27,14 +28,15 @@ pub struct Header {
 }
 
 impl Header {
-    /// The header in a page 1 that lies there.
+    /// Reads the header of a page 1 at offset `at` of a file. Returns `None` if the file is too
+    /// short or cannot be read.
     pub fn read_at(file: &File, at: u64) -> Option<Header> {
         let mut bytes = [0; HEADER_BYTES];
         file.read_exact_at(&mut bytes, at).ok()?;
         Some(Header::read(&bytes))
     }
 
-    /// `bytes` begins as page 1 does; what it does not have is taken for zeros.
+    /// Reads the header from `bytes`, which begin as page 1 does. Missing bytes count as zeros.
     pub fn read(bytes: &[u8]) -> Header {
         let at = |offset| u32_at(bytes, offset).unwrap_or(0);
         let byte = |offset: usize| bytes.get(offset).copied().unwrap_or(0);

@@ -1,4 +1,5 @@
-//! The file format of SQLite (<https://sqlite.org/fileformat2.html>): the header of a database, b-tree pages, records.
+//! Parsers for SQLite's file format (<https://sqlite.org/fileformat2.html>): database header,
+//! b-tree pages and records.
 
 pub mod btree;
 pub mod header;

@@ -1,14 +1,16 @@
 //! Records: the rows inside cells (<https://www.sqlite.org/fileformat2.html#record_format>).
 //!
-//! SQLite writes a record without a gap: the header says how long each value is, and all of them together are as long as
-//! the payload. What does not add up is no record, which tells rows from noise.
+//! SQLite writes a record without gaps. The header gives the length of each value, and header and
+//! values together are as long as the payload. Bytes whose lengths do not add up are not a record.
+//! This distinguishes rows from noise.
 
 use super::btree::varint;
 
 /// More columns than any build of SQLite allows.
 const MAX_FIELDS: usize = 32_767;
 
-/// The kinds of values, for comparing a record with the columns of a table without reading its body.
+/// The classes of values. They allow a record to be compared with the columns of a table without
+/// reading its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     Null,
@@ -18,15 +20,17 @@ pub enum Class {
     Blob,
 }
 
-/// The serial types of a record, of which `bytes` is the beginning, and how long the header is. `None` where they do not
-/// add up to `payload_bytes`, or where the header goes on beyond `bytes`.
+/// Returns the serial types of a record that starts with `bytes`, and the length of its header.
+/// Returns `None` if the lengths do not add up to `payload_bytes`, or if the header continues
+/// beyond `bytes`.
 pub fn serial_types(bytes: &[u8], payload_bytes: u64) -> Option<(Vec<u64>, usize)> {
     let mut types = Vec::new();
     let header = fields(bytes, payload_bytes, |serial, _| types.push(serial))?;
     Some((types, header))
 }
 
-/// Calls `visit` with the serial type of each value of a record and where it begins, as [`serial_types`] does; how long the header is.
+/// Calls `visit` with the serial type and the offset of each value of a record. Returns the length
+/// of the header, or `None` as [`serial_types`] does. `visit` may have been called before a `None`.
 pub fn fields(bytes: &[u8], payload_bytes: u64, mut visit: impl FnMut(u64, u64)) -> Option<usize> {
     let (header, mut at) = varint(bytes)?;
     let header = usize::try_from(header)
@@ -46,7 +50,8 @@ pub fn fields(bytes: &[u8], payload_bytes: u64, mut visit: impl FnMut(u64, u64))
     (value == payload_bytes).then_some(header)
 }
 
-/// How many bytes a value of that serial type takes; `None` for the two that are never written.
+/// Returns the size in bytes of a value of that serial type. Returns `None` for the two types that
+/// are never written.
 pub fn size_of(serial: u64) -> Option<u64> {
     match serial {
         0 | 8 | 9 => Some(0),

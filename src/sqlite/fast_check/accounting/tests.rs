@@ -8,7 +8,7 @@ use super::*;
 
 const PAGE: u64 = 512;
 
-/// A database with trees of several levels, overflow chains and free pages.
+/// Creates a database with trees of several levels, overflow chains and free pages.
 fn made(dir: &Path, first: &str, more: &str) -> PathBuf {
     let file = dir.join("a.db");
     let sql = format!(
@@ -56,7 +56,8 @@ const SETTINGS: [&str; 4] = [
     "PRAGMA auto_vacuum = INCREMENTAL",
     "PRAGMA encoding = 'UTF-16'",
 ];
-/// What SQLite takes for the start of a partial check, if it comes last.
+/// Objects that SQLite lists first because they are created last. A view or virtual table in this
+/// place makes SQLite run only a partial check.
 const LISTED_FIRST: [&str; 4] = [
     "",
     "CREATE VIEW v AS SELECT * FROM t",
@@ -115,7 +116,7 @@ fn nothing_is_called_damage_that_sqlite_has_nothing_to_say_of() {
         seed = seed
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        // The heads of pages hold what is accounted for.
+        // The heads of pages contain what is accounted for.
         let at = (seed >> 40) as usize % (bytes.len() / PAGE as usize) * PAGE as usize
             + (seed >> 33) as usize % 16;
         bytes[at] ^= 1 << (seed >> 20 & 7);

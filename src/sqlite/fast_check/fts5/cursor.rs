@@ -1,4 +1,4 @@
-//! A place in bytes that nothing leads out of.
+//! A position in bytes that cannot move beyond their end.
 
 use crate::sqlite::format::btree::varint;
 
@@ -35,7 +35,7 @@ impl<'a> Cursor<'a> {
     #[inline]
     pub fn varint(&mut self) -> Option<u64> {
         let rest = self.bytes.get(self.at..)?;
-        // Nearly all are of one byte.
+        // Nearly all varints have one byte.
         let (value, length) = match rest.first()? {
             byte if *byte < 0x80 => (u64::from(*byte), 1),
             _ => varint(rest)?,
@@ -44,7 +44,7 @@ impl<'a> Cursor<'a> {
         Some(value)
     }
 
-    /// A varint of 31 bits: FTS5 ignores what else is in those that it takes for a size.
+    /// Reads a varint of 31 bits. FTS5 ignores the other bits of a varint that it reads as a size.
     #[inline]
     pub fn size(&mut self) -> Option<usize> {
         let value = self.varint()?;

@@ -1,18 +1,20 @@
-//! What `CREATE VIRTUAL TABLE` says of an FTS5 table.
+//! Reads the `CREATE VIRTUAL TABLE` statement of an FTS5 table.
 //!
-//! FTS5 takes abbreviated options and quotes nearly everywhere. Here is read how people write it; anything else is not understood.
+//! FTS5 accepts abbreviated options, and quotes nearly everywhere. This parser accepts only what
+//! people usually write, and rejects everything else.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token<'a> {
     Word(&'a str),
-    /// Without the quotes.
+    /// The text without its quotes.
     Quoted(&'a str),
     Mark(char),
 }
 
 use Token::{Mark, Quoted, Word};
 
-/// Whether this makes an FTS5 table with content elsewhere, or none, and nothing that changes what its index looks like.
+/// Returns whether the statement creates an FTS5 table with external content or none. Options that
+/// change the format of the index must be absent.
 pub fn is_understood(sql: &str) -> bool {
     let Some(tokens) = tokens(sql) else {
         return false;
@@ -80,7 +82,7 @@ fn tokens(sql: &str) -> Option<Vec<Token<'_>>> {
     Some(tokens)
 }
 
-/// With the quotes; a quote within is doubled.
+/// Returns the length of a quoted text, including its quotes. A quote inside the text is doubled.
 fn quoted_length(text: &str, quote: char) -> Option<usize> {
     let mut at = 1;
     loop {

@@ -1,8 +1,11 @@
-//! The index of a list of rows that goes over many leaves: which leaf begins with which row.
+//! The index of a list of rows that spans many leaves. It contains the first row of each leaf.
 //!
-//! Its pages form a tree. Each begins with a flag (whether there is a page above), the number of a page below, and the first row
-//! there; then for each page that follows the difference to its first row, or a zero where it has none. Below the lowest pages are
-//! leaves. The first page of each height has the number of the leaf that the term is on.
+//! Its pages form a tree. Each page begins with a flag (whether there is a page above), the number
+//! of a page below, and the first row of that page. For each following page below, it contains the
+//! difference to the first row of that page, or a zero if that page has none.
+//!
+//! The lowest pages of the tree refer to leaves. The first page of each height contains the number
+//! of the leaf with the term.
 
 use super::{Doubt, Index, Proof, cursor::Cursor, holds, structure::Segment};
 
@@ -11,13 +14,13 @@ const MAX_HEIGHT: u32 = 32;
 pub struct DoclistIndex<'a> {
     index: &'a Index<'a>,
     segment: Segment,
-    /// From the lowest up.
+    /// From the lowest page up.
     pages: Vec<Page>,
     is_at_end: bool,
 }
 
 impl<'a> DoclistIndex<'a> {
-    /// Of the last term on the leaf `leaf`.
+    /// Opens the index of the last term on the leaf `leaf`.
     pub fn open(index: &'a Index<'a>, segment: Segment, leaf: u32) -> Proof<Self> {
         let mut pages: Vec<Page> = Vec::new();
         for height in 0..MAX_HEIGHT {
@@ -41,7 +44,7 @@ impl<'a> DoclistIndex<'a> {
         Err(Doubt::Unproven)
     }
 
-    /// That the next leaf with a row is this one, with that row.
+    /// Checks that this leaf is the next one with a row, and that its first row is `rowid`.
     pub fn expect(&mut self, leaf: u32, rowid: i64) -> Proof {
         let is_next = self
             .pages
@@ -52,12 +55,12 @@ impl<'a> DoclistIndex<'a> {
         Ok(())
     }
 
-    /// That there are no more.
+    /// Checks that there are no more rows.
     pub fn end(self) -> Proof {
         holds(self.is_at_end).ok_or(Doubt::Unproven)
     }
 
-    /// False at the end.
+    /// Moves to the next entry at this height. Returns `false` at the end.
     fn advance(&mut self, height: u32) -> Proof<bool> {
         let at = height as usize;
         let Some(page) = self.pages.get_mut(at) else {
@@ -84,7 +87,7 @@ impl<'a> DoclistIndex<'a> {
 
 struct Page {
     block: Vec<u8>,
-    /// Behind the entry that `below` and `rowid` are of.
+    /// The position after the entry from which `below` and `rowid` come.
     at: usize,
     has_above: bool,
     below: u32,
@@ -107,7 +110,7 @@ impl Page {
         })
     }
 
-    /// To the next page below that has a row; false at the end.
+    /// Moves to the next page below that has a row. Returns `false` at the end.
     fn advance(&mut self) -> Option<bool> {
         let without = self
             .block

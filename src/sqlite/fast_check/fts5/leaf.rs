@@ -1,28 +1,33 @@
-//! The leaves of a segment: terms in order, each with its list of rows, each row with its list of positions.
+//! The leaves of a segment: terms in order, each with its list of rows, and each row with its list
+//! of positions.
 //!
-//! A leaf has a header (where the first row on the leaf is, and where the content ends), the content, and where each term begins.
-//! Lists go on from leaf to leaf: the rest of the positions first, then the next row, which is told in full there and not as a
-//! difference. [`LeafScan`] carries over what the next leaf must begin with. Positions are counted, not read.
+//! A leaf has a header, the content, and the offsets at which terms begin. The header contains the
+//! offset of the first row on the leaf and the end of the content.
+//!
+//! A list can continue on the next leaf: first the remaining positions, then the next row. That row
+//! is stored in full there, not as a difference. [`LeafScan`] keeps what the next leaf must begin
+//! with. Positions are counted but not read.
 
 use super::{cursor::Cursor, holds};
 use crate::sqlite::format::btree::u16_at;
 
 const HEADER_BYTES: usize = 4;
 
-/// Where a walk over the leaves of a segment is.
+/// The state of a walk over the leaves of a segment.
 #[derive(Default)]
 pub struct LeafScan {
-    /// The last one; empty before the first.
+    /// The last term. Empty before the first one.
     term: Vec<u8>,
-    /// The last one of that term; `None` where none was seen yet.
+    /// The last row of that term. `None` if no row was read yet.
     rowid: Option<i64>,
-    /// Of the last list of positions, on the leaves to come.
+    /// The number of bytes of the last list of positions on the following leaves.
     positions_left: usize,
 }
 
 impl LeafScan {
-    /// Reads the next leaf. `least_term` is what the table of first terms says of it, if it has terms. Returns the first row on the
-    /// leaf where that belongs to a term of a leaf before.
+    /// Reads the next leaf. `least_term` is the entry of the leaf in the table of first terms, if
+    /// the leaf has terms. Returns the first row on the leaf if it belongs to a term of an earlier
+    /// leaf.
     pub fn leaf(&mut self, block: &[u8], least_term: Option<&[u8]>) -> Option<Option<i64>> {
         let first_row = usize::from(u16_at(block, 0)?);
         let content_end = usize::from(u16_at(block, 2)?);
@@ -48,12 +53,12 @@ impl LeafScan {
         Some(row)
     }
 
-    /// That nothing is missing after the last leaf.
+    /// Checks that nothing is missing after the last leaf.
     pub fn end(&self) -> Option<()> {
         holds(self.positions_left == 0 && self.rowid.is_some())
     }
 
-    /// What is on a leaf before its first term.
+    /// Reads the part of a leaf before its first term.
     fn continue_list(
         &mut self,
         before: &[u8],
@@ -74,7 +79,7 @@ impl LeafScan {
         Some(Some(rowid))
     }
 
-    /// `least` is given for the first term on a leaf, which is there in full.
+    /// Reads a term. `least` is given for the first term on a leaf, which is stored in full.
     fn begin_term(&mut self, cursor: &mut Cursor, least: Option<&[u8]>) -> Option<()> {
         holds(self.positions_left == 0 && (self.term.is_empty() || self.rowid.is_some()))?;
         let kept = if least.is_some() { 0 } else { cursor.size()? };
@@ -87,7 +92,8 @@ impl LeafScan {
         holds(least.is_none_or(|least| least <= self.term.as_slice()))
     }
 
-    /// Rows up to where the cursor ends. `is_last`: that is the end of the leaf, beyond which positions may go on.
+    /// Reads rows up to the end of the cursor. `is_last` means that this is the end of the leaf's
+    /// content, after which positions may continue.
     fn rows(&mut self, cursor: &mut Cursor, is_last: bool) -> Option<()> {
         while !cursor.is_at_end() {
             let difference = cursor.varint()? as i64;
@@ -102,7 +108,7 @@ impl LeafScan {
     }
 
     fn positions(&mut self, cursor: &mut Cursor, is_last: bool) -> Option<()> {
-        // The lowest bit says that the row was deleted.
+        // The lowest bit indicates that the row was deleted.
         self.positions_left = cursor.size()? / 2;
         self.continue_positions(cursor)?;
         holds(self.positions_left == 0 || is_last)
@@ -111,12 +117,12 @@ impl LeafScan {
     fn continue_positions(&mut self, cursor: &mut Cursor) -> Option<()> {
         let here = cursor.take(self.positions_left.min(cursor.left()))?;
         self.positions_left -= here.len();
-        // No position is cut in two.
+        // No position is split between two leaves.
         holds(here.last().is_none_or(|byte| *byte < 0x80))
     }
 }
 
-/// Where terms begin: differences, behind the content.
+/// The offsets at which terms begin, stored as differences after the content.
 struct Places<'a> {
     left: Cursor<'a>,
     last: usize,
@@ -124,7 +130,7 @@ struct Places<'a> {
 }
 
 impl Places<'_> {
-    /// The next one; after the last, where the content ends.
+    /// Returns the next offset. After the last one, returns the end of the content.
     fn next(&mut self) -> Option<usize> {
         if self.left.is_at_end() {
             return Some(self.content_end);

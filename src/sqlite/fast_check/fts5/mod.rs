@@ -1,16 +1,23 @@
-//! A fast proof that the index of an FTS5 table is well formed, where SQLite's own check is slow for nothing.
+//! A fast proof that the index of an FTS5 table is well formed, for tables where SQLite's own check
+//! is slow without benefit.
 //!
-//! `PRAGMA quick_check` of a table whose content is elsewhere (`content='notes'`, `content=''`) hashes every position of every term,
-//! and compares the hash with nothing. What else it looks at is found here by one walk over the same pages, at the speed of reading
-//! them, and more strictly.
+//! `PRAGMA quick_check` of a table whose content is elsewhere (`content='notes'`, `content=''`)
+//! hashes every position of every term. It then compares the hash with nothing. This module checks
+//! everything else in one walk over the same pages. The walk is as fast as reading the pages, and
+//! stricter.
 //!
-//! This only ever says yes. Whatever is damaged, unusual or unknown is left to SQLite, whose word is what is reported: content of
-//! its own (then the hash counts), `contentless_delete`, other `detail` than full, `secure-delete`, another version of the format.
-//! So a mistake here can cost time but raises no alarm.
+//! This module only ever confirms. SQLite checks everything that is damaged, unusual or unknown,
+//! and only its result is reported. This includes tables with their own content (for which the hash
+//! matters), `contentless_delete`, a `detail` other than full, `secure-delete`, and other versions
+//! of the format. So a mistake here can cost time, but it cannot cause a false alarm.
 //!
-//! [`definition`] reads how the table was made, [`structure`] which segments there are, and [`segment`] goes through one: each leaf
-//! in turn, read by [`leaf`], beside the table of first terms and the [`doclist_index`] of a long list. The format is described at
-//! the head of SQLite's `fts5_index.c`. What a parser does not understand is `None`; with a database it is a [`Doubt`].
+//! [`definition`] reads how the table was created, and [`structure`] which segments exist.
+//! [`segment`] checks one segment, and [`leaf`] reads each of its leaves in turn. They are compared
+//! with the table of first terms and the [`doclist_index`] of a long list.
+//!
+//! The comment at the start of SQLite's `fts5_index.c` describes the format. A parser returns
+//! `None` for anything that it does not understand. Functions that read the database return a
+//! [`Doubt`] instead.
 
 mod cursor;
 mod definition;
@@ -28,11 +35,11 @@ use crate::{
     util::operation::CancelToken,
 };
 
-/// The format without `secure-delete`, which leaves pages in more shapes.
+/// The format without `secure-delete`, which leaves pages in more forms.
 const VERSION: i64 = 4;
 
-/// Whether the index of the FTS5 table `table` of `connection` was proven to be well formed. Where not, ask SQLite.
-/// Fails only with `SQLITE_INTERRUPT`.
+/// Returns whether the index of the FTS5 table `table` is proven to be well formed. If it is not,
+/// the caller must ask SQLite. Fails only with `SQLITE_INTERRUPT`.
 pub fn is_well_formed(
     connection: &Connection,
     table: &str,
@@ -49,14 +56,14 @@ pub fn is_well_formed(
     }
 }
 
-/// Why there is no proof.
+/// The reason why there is no proof.
 #[derive(Debug)]
 enum Doubt {
     Unproven,
     Interrupted(Error),
 }
 
-/// What cannot be read is SQLite's to report.
+/// SQLite reports what cannot be read.
 impl From<Error> for Doubt {
     fn from(cause: Error) -> Self {
         match cause.sqlite_error_code() {
@@ -73,7 +80,7 @@ fn prove(index: &Index) -> Proof {
     holds(definition::is_understood(&sql)).ok_or(Doubt::Unproven)?;
     index.assert_tables()?;
     index.assert_version()?;
-    // SQLite reads the options by this, and finds a tokenizer that it does not have.
+    // SQLite reads the options when it prepares this statement, and reports a missing tokenizer.
     index
         .connection
         .prepare(&format!("SELECT 1 FROM {}", quoted(index.table)))?;
@@ -84,7 +91,7 @@ fn prove(index: &Index) -> Proof {
         .try_for_each(|of| segment::prove(index, of))
 }
 
-/// An FTS5 table and the tables that it keeps its index in.
+/// An FTS5 table and the tables that contain its index.
 struct Index<'a> {
     connection: &'a Connection,
     table: &'a str,
@@ -92,12 +99,12 @@ struct Index<'a> {
 }
 
 impl Index<'_> {
-    /// The name of one of its tables, for SQL.
+    /// Returns the quoted name of one of its tables.
     fn part(&self, suffix: &str) -> String {
         quoted(&format!("{}{suffix}", self.table))
     }
 
-    /// How the table, or one of its tables, was made.
+    /// Returns the SQL text that created the table or one of its tables.
     fn sql_of(&self, suffix: &str) -> Proof<String> {
         let name = format!("{}{suffix}", self.table);
         let sql = "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1";
@@ -108,7 +115,7 @@ impl Index<'_> {
         found.ok_or(Doubt::Unproven)
     }
 
-    /// That its tables are as FTS5 makes them, so that reading them with SQL is what FTS5 does.
+    /// Checks that its tables are as FTS5 creates them, so that SQL reads the same data as FTS5.
     fn assert_tables(&self) -> Proof {
         let made = [
             ("_data", "(id INTEGER PRIMARY KEY, block BLOB)"),

@@ -1,4 +1,5 @@
-//! One segment: its leaves from first to last, beside the table of the least terms of leaves and the doclist indexes.
+//! Checks one segment: its leaves from first to last, the table of their first terms, and the
+//! doclist indexes.
 
 use rusqlite::{Error, Rows};
 
@@ -49,23 +50,25 @@ pub fn prove(index: &Index, segment: Segment) -> Proof {
     entries.end()
 }
 
-/// Of a leaf that has terms.
+/// An entry of the `_idx` table for a leaf that has terms.
 struct Entry {
     page: u32,
-    /// Of the last term on the leaf.
+    /// Whether the last term on the leaf has a doclist index.
     has_doclist_index: bool,
-    /// Not above the first term on the leaf, and above all before.
+    /// A term that is not greater than the first term on the leaf, and greater than all earlier
+    /// terms.
     term: Vec<u8>,
 }
 
-/// In the order of terms, which is that of leaves.
+/// In the order of terms, which is also the order of leaves.
 struct Entries<'a> {
     rows: Rows<'a>,
     next: Option<Entry>,
 }
 
 impl<'a> Entries<'a> {
-    /// Without those of leaves that a merge has removed already, which may stay until it ends.
+    /// Skips entries of leaves that a merge has already removed. These entries may remain until the
+    /// merge ends.
     fn of(rows: Rows<'a>, first_page: u32) -> Proof<Self> {
         let mut entries = Entries { rows, next: None };
         entries.advance()?;

@@ -1,4 +1,4 @@
-//! The record that says which segments an index has, and which tables' rows they are in.
+//! The record that lists the segments of an index and the pages that contain them.
 
 use std::collections::HashSet;
 
@@ -6,18 +6,19 @@ use super::{cursor::Cursor, holds};
 
 pub const RECORD_ID: i64 = 10;
 
-/// Of the format.
+/// Limits of the format.
 const MAX_LEVELS: usize = 2000;
 const MAX_SEGMENTS: usize = 2000;
 const MAX_SEGMENT_ID: usize = 0xffff;
 const MAX_PAGE: usize = 0x7fff_ff00;
-/// A number that changes with the configuration. Where tombstones are in use, a mark follows that is no number of levels.
+/// The size of a number that changes with the configuration. If tombstones are in use, a mark
+/// follows that is not a valid number of levels.
 const COOKIE_BYTES: usize = 4;
 
 const PAGE_BITS: u32 = 31;
 const HEIGHT_BITS: u32 = 5;
 
-/// A sorted index of its own; a query merges all.
+/// A separate sorted index. A query merges all segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     pub id: u32,
@@ -26,18 +27,18 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// The row of a leaf.
+    /// Returns the row id of a leaf.
     pub fn leaf_id(self, page: u32) -> i64 {
         i64::from(self.id) << (PAGE_BITS + HEIGHT_BITS + 1) | i64::from(page)
     }
 
-    /// The row of a page of a doclist index. `height` is less than 32.
+    /// Returns the row id of a page of a doclist index. `height` must be less than 32.
     pub fn doclist_index_id(self, height: u32, page: u32) -> i64 {
         self.leaf_id(page) | 1 << (PAGE_BITS + HEIGHT_BITS) | i64::from(height) << PAGE_BITS
     }
 }
 
-/// All that have pages. A merge that is under way leaves segments without any.
+/// Returns all segments that have pages. A merge in progress leaves segments without pages.
 pub fn segments(record: &[u8]) -> Option<Vec<Segment>> {
     let mut cursor = Cursor::new(record, COOKIE_BYTES);
     let levels = cursor.size().filter(|count| *count <= MAX_LEVELS)?;
@@ -49,7 +50,7 @@ pub fn segments(record: &[u8]) -> Option<Vec<Segment>> {
         let merging = cursor.size()?;
         let count = cursor.size()?;
         holds(merging <= count && count <= total - segments.len())?;
-        // What is merged goes to the level above.
+        // A merge writes to the level above, so that level must not be empty.
         holds(were_merging == 0 || count > 0)?;
         were_merging = merging;
         for _ in 0..count {

@@ -1,4 +1,4 @@
-//! Whatever SQLite finds, no proof passes over.
+//! Tests that no damage that SQLite finds is proven sound.
 
 use std::cell::Cell;
 
@@ -7,7 +7,7 @@ use rusqlite::{params, types::Value};
 use super::{IS_DOCLIST_INDEX, Sample};
 use crate::sqlite::{fast_check::fts5::structure, format::btree::varint};
 
-/// Numbers that look random and are the same each time.
+/// Pseudo-random numbers that are the same each time.
 struct Random(u64);
 
 impl Random {
@@ -19,7 +19,7 @@ impl Random {
     }
 }
 
-/// Compares with SQLite what is said of damage.
+/// Compares the results for damaged indexes with SQLite's results.
 #[derive(Default)]
 struct Trial {
     tried: Cell<usize>,
@@ -62,7 +62,7 @@ impl Trial {
     }
 }
 
-/// Several small segments, and doclist indexes of more than one height.
+/// Creates an index with several small segments, and doclist indexes of more than one height.
 fn damageable() -> Sample {
     let sample = Sample::external(32)
         .add(-40, 400)
@@ -139,7 +139,8 @@ fn no_random_change_of_a_block_that_sqlite_finds_is_proven() {
     trial.end("changed blocks", 500);
 }
 
-/// Over such a page of a doclist index SQLite counts from leaf to leaf for seconds.
+/// Returns whether SQLite would spend seconds counting from leaf to leaf for this page of a doclist
+/// index.
 fn leads_far(block: &[u8]) -> bool {
     block
         .get(1..)

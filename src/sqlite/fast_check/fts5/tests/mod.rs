@@ -1,4 +1,4 @@
-//! Indexes of every shape that FTS5 writes; [`damage`] is what may happen to them.
+//! Tests with indexes of every form that FTS5 writes. [`damage`] tests damaged ones.
 
 mod damage;
 
@@ -29,7 +29,7 @@ const TRIGGERS: &str = "
         INSERT INTO ft (ft, rowid, title, body) VALUES ('delete', old.id, old.title, old.body);
         INSERT INTO ft (rowid, title, body) VALUES (new.id, new.title, new.body); END;";
 
-/// Words whose frequencies differ much, and are the same each time.
+/// Words with very different frequencies, which are the same each time.
 const ADD_NOTES: &str = "
     WITH RECURSIVE n (value) AS (SELECT 0 UNION ALL SELECT value + 1 FROM n LIMIT ?2)
     INSERT INTO notes SELECT ?1 + value, 'note ' || value,
@@ -73,7 +73,7 @@ impl Sample {
         self
     }
 
-    /// What we say, and whether SQLite finds it sound.
+    /// Returns whether the fast check proves the index, and whether SQLite finds it sound.
     fn judge(&self) -> (bool, bool) {
         let reader = Connection::open(&self.file).unwrap();
         let ours = is_well_formed(&reader, "ft", &CancelToken::default()).unwrap();
