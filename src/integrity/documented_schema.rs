@@ -1,9 +1,10 @@
-//! The tables that the host documents, as text: what a salvage falls back on where the schema itself is lost.
+//! The documented tables of the host, as SQL text. A salvage uses them if the schema itself is
+//! lost.
 
 use super::issue::Part;
 use crate::salvage::FallbackSchema;
 
-/// Of the graph database.
+/// Schema of the graph database.
 const GRAPH: FallbackSchema<'static> = &[
     (
         "nodes",
@@ -46,7 +47,7 @@ const GRAPH: FallbackSchema<'static> = &[
     ),
 ];
 
-/// Of the vectors' database.
+/// Schema of the vector database.
 const VECTORS: FallbackSchema<'static> = &[(
     "embeddings",
     "CREATE TABLE embeddings (
@@ -55,7 +56,7 @@ const VECTORS: FallbackSchema<'static> = &[(
     )",
 )];
 
-/// What the database of a part should have.
+/// Returns the schema that the database of a part should have.
 pub fn schema_of(part: Part) -> FallbackSchema<'static> {
     match part {
         Part::Database => GRAPH,

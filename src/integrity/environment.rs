@@ -1,4 +1,5 @@
-//! What lies beside a database and around it: its WAL, its names, its file system. Nothing here opens it with SQLite.
+//! The environment of a database: its WAL, its names and its file system. Nothing here opens the
+//! database with SQLite.
 
 use std::{
     fs::{self},
@@ -21,15 +22,15 @@ use crate::{
     util::{operation::CancelToken, regular_file},
 };
 
-/// Where in the header of a database the version of the SQLite stands that changed it last
+/// Offset in the header of the version of SQLite that last changed the database
 /// (<https://sqlite.org/fileformat2.html#the_database_header>).
 const WRITER_VERSION: usize = 96;
-/// The read version that the header of a database in WAL mode has.
+/// Read version in the header of a database in WAL mode.
 const WAL_VERSION: u8 = 2;
 const LET_SQLITE: &str = "Stop what uses the database, move the -wal and -shm away, and look at what is missing; or restore \
                           the newest good backup";
 
-/// What to do about a process that commits to another WAL.
+/// Remedy if a process commits to another WAL.
 const REOPEN: &str = "Copy what that process holds while it runs (`VACUUM INTO` on its own connection), then restart it with this \
                       path: the next commit is seen here";
 
@@ -50,15 +51,16 @@ pub fn check(database: &Path, named: &Named, cancel: &CancelToken) -> Vec<Issue>
     issues
 }
 
-/// A process that commits to another WAL than the one at the path, or that has a database open that
-/// is gone from there.
+/// Returns an issue if a process commits to a WAL other than the one at the path. The same issue
+/// covers a process that has a database open that no longer exists there.
 pub fn wal_not_in_use(database: &Path, named: &Named) -> Option<Issue> {
     let found = wal_in_use::find(database)?;
     Some(named.issue(IssueCode::WalNotInUse, found.says(&named.path), REOPEN))
 }
 
-/// Whether the SQLite that wrote the first page last, as its header says, can corrupt a database in WAL mode
-/// (<https://sqlite.org/wal.html#walresetbug>). Which SQLite others use now cannot be seen.
+/// Returns an issue if the SQLite that last wrote page 1 can corrupt a database in WAL mode
+/// (<https://sqlite.org/wal.html#walresetbug>). The header names that version. The versions that
+/// other processes use now cannot be determined.
 fn old_writer(database: &Path, named: &Named) -> Option<Issue> {
     let start = read_start::<HEADER_BYTES>(database).filter(|start| start.starts_with(MAGIC))?;
     let version = word(&start[WRITER_VERSION..], 0);
@@ -82,14 +84,15 @@ fn old_writer(database: &Path, named: &Named) -> Option<Issue> {
     ))
 }
 
-/// From 3.7.0, which brought the WAL, to the release that mended it, and the older series that it was mended in.
+/// Returns whether a version of SQLite has the WAL-reset bug. The bug exists from 3.7.0, which
+/// introduced the WAL, until 3.51.3. It was also fixed in 3.50.7 and 3.44.6 of two older series.
 fn resets_wal_wrongly(version: u32) -> bool {
     let is_mended =
         version >= 3_051_003 || matches!(version, 3_050_007..=3_050_999 | 3_044_006..=3_044_999);
     version >= 3_007_000 && !is_mended
 }
 
-/// Whether the WAL can be used, and by this database.
+/// Returns an issue if the WAL cannot be used, or not by this database.
 fn wal(database: &Path, named: &Named, cancel: &CancelToken) -> Option<Issue> {
     let path = companion(database, "-wal");
     let length = fs::metadata(&path)
@@ -109,7 +112,8 @@ fn wal(database: &Path, named: &Named, cancel: &CancelToken) -> Option<Issue> {
                 .path(&shown),
         )
     };
-    // Its writer may be at work on it: what is torn once is read again.
+    // A process may be writing the header at this moment, so it is read twice and the second
+    // reading counts.
     let header = match (
         read_start::<WAL_HEADER_BYTES>(&path),
         read_start::<WAL_HEADER_BYTES>(&path),
@@ -149,7 +153,7 @@ fn wal(database: &Path, named: &Named, cancel: &CancelToken) -> Option<Issue> {
     state.and_then(|why| foreign(why.into()))
 }
 
-/// Of a database that is sound without its WAL, and not with it.
+/// Returns the issue of a database that is sound only without its WAL.
 pub fn wal_is_foreign(named: &Named) -> Issue {
     let shown = format!("{}-wal", named.path);
     let message = format!(
@@ -182,7 +186,7 @@ fn word(bytes: &[u8], number: usize) -> u32 {
         .map_or(0, u32::from_be_bytes)
 }
 
-/// Its number, as `statfs` gives it.
+/// Returns the number of the file system type, as `statfs` reports it.
 #[cfg(target_os = "linux")]
 fn file_system_of(path: &Path) -> Option<u32> {
     nix::sys::statfs::statfs(path)

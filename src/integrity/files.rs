@@ -1,4 +1,4 @@
-//! The files of a project: configuration, documents of nodes, what cannot be read, who may write and read.
+//! The files of a project: configuration, documents of nodes, unreadable files, and permissions.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -24,21 +24,21 @@ use crate::{
     util::{operation::CancelToken, regular_file},
 };
 
-/// A longer configuration is none.
+/// Maximum size of a configuration file.
 const MAX_CONFIG_BYTES: u64 = 16 * 1024 * 1024;
 const OTHERS_WRITE: u32 = 0o002;
 const STICKY: u32 = 0o1000;
 const OTHERS_READ: u32 = 0o044;
-/// Of files that hold keys, whatever else is in their name.
+/// Endings of files that hold keys, whatever the rest of the name is.
 const KEY_ENDINGS: [&str; 4] = [".key", ".pem", ".p12", ".age"];
-/// Parts of names, of files and of settings, that stand for something secret.
+/// Parts of file names and setting names that indicate a secret.
 const SECRET_NAMES: [&str; 4] = ["passphrase", "password", "secret", "private_key"];
-/// The same at the end of names only: a tokenizer is no token.
+/// Parts that indicate a secret only at the end of a name: a tokenizer is not a token.
 const SECRET_ENDINGS: [&str; 3] = ["token", "apikey", "api_key"];
-/// Endings of files that are data or text, whatever they are about.
+/// Endings of files that contain data or text, whatever their name is about.
 const PLAIN_ENDINGS: [&str; 3] = [".json", ".md", ".txt"];
 
-/// The files of a project below `.kg/`. Returns how many there are.
+/// Checks the files of a project below `.kg/`. Returns their number.
 pub fn check(
     project: &Project,
     database: &Path,
@@ -145,7 +145,8 @@ fn configuration(project: &Project) -> Vec<Issue> {
     issues
 }
 
-/// An error ends the sentence that begins with the path, and comes with a remedy.
+/// Parses a configuration file. An error completes a sentence that begins with the path, and comes
+/// with a remedy.
 fn parse(path: &Path) -> std::result::Result<Value, (String, &'static str)> {
     let unreadable = |cause: io::Error| match cause.kind() {
         io::ErrorKind::NotFound => (
@@ -221,7 +222,7 @@ fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
     issues
 }
 
-/// Names of settings that look like secrets and have a text. Their values are never shown.
+/// Finds settings that hold text and whose names look like secrets. Their values are never shown.
 fn secret_settings(value: &Value, name: &str, found: &mut Examples) {
     let Value::Object(fields) = value else { return };
     for (key, field) in fields {
@@ -287,7 +288,7 @@ impl PermissionWalk<'_> {
                         self.exposed.add(child);
                     }
                 }
-                // Removed meanwhile, unless it is a link.
+                // A file that is not a link was removed meanwhile.
                 Err(_) if kind.is_symlink() => self
                     .unreadable
                     .add(format!("{child} (a link that leads nowhere)")),
@@ -298,7 +299,7 @@ impl PermissionWalk<'_> {
     }
 }
 
-/// Whether it looks like a key that others can read.
+/// Returns whether a file looks like a key that other users can read.
 fn is_key(name: &str, found: &Metadata) -> bool {
     let name = name.to_lowercase();
     let looks = KEY_ENDINGS.iter().any(|ending| name.ends_with(ending))
@@ -338,21 +339,23 @@ fn writable_by_others(project: &Project, database: &Path) -> Option<Issue> {
     )
 }
 
-/// Whether everyone may change it, or put something else in the place of what is in it.
+/// Returns whether everyone may change a file or directory, or replace the entries of the
+/// directory.
 pub fn everyone_may_write(found: &fs::Metadata) -> bool {
     let mode = found.permissions().mode();
-    // In a sticky directory only its owner removes a file.
+    // In a sticky directory, only the owner of a file can remove it.
     mode & OTHERS_WRITE != 0 && !(found.is_dir() && mode & STICKY != 0)
 }
 
-/// Relative to the project where it lies in it.
+/// Returns a path relative to the project, or the full path if it is outside.
 fn shown(project: &Project, path: &Path) -> String {
     names::encode(path.strip_prefix(project.root()).unwrap_or(path))
 }
 
 // ---- Documents ----
 
-/// Documents of nodes that are gone, and documents beside those of nodes that have no node. Returns how many nodes name one.
+/// Finds missing documents of nodes, and documents without a node in directories where nodes have
+/// documents. Returns the number of documents that nodes name.
 pub fn documents(
     connection: &Connection,
     project: &Project,
@@ -423,7 +426,8 @@ pub fn documents(
     Ok(paths.len() as u64)
 }
 
-/// In directories where nodes have documents, files of the same endings.
+/// Finds files without a node in directories where nodes have documents with the same file
+/// extension.
 fn unindexed(
     project: &Project,
     paths: &HashSet<PathBuf>,

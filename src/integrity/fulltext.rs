@@ -1,7 +1,8 @@
-//! Whether full-text indexes agree with what they are of.
+//! Checks whether full-text indexes agree with their content.
 //!
-//! `PRAGMA integrity_check` does not compare an FTS5 index with the table of its content; FTS5's own `integrity-check` of
-//! rank 1 does. It is written as an INSERT and takes a write lock, so it runs on a private copy.
+//! `PRAGMA integrity_check` does not compare an FTS5 index with the table that holds its content.
+//! The `integrity-check` command of FTS5 with rank 1 does. The command is an INSERT and takes a
+//! write lock, so it runs on a private copy.
 
 use rusqlite::Connection;
 
@@ -17,14 +18,15 @@ use crate::{
     },
 };
 
-/// An FTS5 table, and whether it can be built again from its content.
+/// An FTS5 table, and whether it can be rebuilt from its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FullText {
     pub name: String,
     pub has_content: bool,
 }
 
-/// All FTS5 tables; none where the schema cannot be read, which others report.
+/// Returns all FTS5 tables, or none if the schema cannot be read. Other checks report such a
+/// schema.
 pub fn tables(connection: &Connection) -> Vec<FullText> {
     let found = || -> rusqlite::Result<Vec<FullText>> {
         let sql = "SELECT name, sql FROM sqlite_schema WHERE type = 'table' AND rootpage = 0";
@@ -48,7 +50,7 @@ fn full_text(name: String, sql: &str) -> Option<FullText> {
         .then_some(FullText { name, has_content })
 }
 
-/// Compares every full-text index with its content. `connection` is to a private copy.
+/// Compares every full-text index with its content. `connection` must be to a private copy.
 pub fn check(connection: &Connection, named: &Named, check: &Check) -> Result<Vec<Issue>> {
     let mut issues = Vec::new();
     for FullText { name, has_content } in tables(connection) {

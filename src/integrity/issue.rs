@@ -1,15 +1,15 @@
-//! What checks find: a stable code, how bad it is, what it is about, and what can be done.
+//! Issues: what checks find, with a stable code, a severity, the affected part and a remedy.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Code;
 
-/// An issue names this many of what it counts.
+/// Maximum number of examples in an issue.
 pub const MAX_EXAMPLES: usize = 10;
 
 macro_rules! issue_codes {
     ($($(#[doc = $doc:literal])+ $name:ident = $text:literal, $severity:ident;)+) => {
-        /// `docs/reference/errors.md` explains each one.
+        /// Stable code of an issue. `docs/reference/errors.md` explains each one.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub enum IssueCode { $($(#[doc = $doc])+ #[serde(rename = $text)] $name,)+ }
 
@@ -20,7 +20,7 @@ macro_rules! issue_codes {
                 match self { $(IssueCode::$name => $text),+ }
             }
 
-            /// How bad it is, unless the check knows better.
+            /// Returns the severity that applies unless the check sets another.
             fn severity(self) -> Severity {
                 match self { $(IssueCode::$name => Severity::$severity),+ }
             }
@@ -29,118 +29,120 @@ macro_rules! issue_codes {
 }
 
 issue_codes! {
-    /// There is no database where the configuration has it.
+    /// The configured database does not exist.
     DatabaseMissing = "KG_ISSUE_DATABASE_MISSING", Error;
-    /// Whether there is a database cannot be told: its directory cannot be entered, or the disk fails.
+    /// It is unknown whether the database exists: its directory cannot be entered, or the disk
+    /// fails.
     DatabaseUnreadable = "KG_ISSUE_DATABASE_UNREADABLE", Error;
-    /// The graph database has no table: it has 0 bytes, or everything in it was dropped.
+    /// The graph database has no table: it has 0 bytes, or all tables were dropped.
     DatabaseEmpty = "KG_ISSUE_DATABASE_EMPTY", Error;
-    /// SQLite says that the file is no database, or it cannot be opened.
+    /// SQLite reports that the file is not a database, or the file cannot be opened.
     NotADatabase = "KG_ISSUE_NOT_A_DATABASE", Error;
-    /// Pages that are not what a database is made of.
+    /// Pages do not have the structure of a database.
     DatabaseDamaged = "KG_ISSUE_DATABASE_DAMAGED", Error;
-    /// An index that does not agree with its table.
+    /// An index does not agree with its table.
     IndexDamaged = "KG_ISSUE_INDEX_DAMAGED", Error;
-    /// A full-text index that does not agree with its table, or with itself.
+    /// A full-text index does not agree with its table or with itself.
     FullTextDamaged = "KG_ISSUE_FTS_DAMAGED", Error;
-    /// Rows that break what their table declares.
+    /// Rows violate constraints that their table declares.
     Constraint = "KG_ISSUE_CONSTRAINT", Error;
-    /// Rows whose declared parent is missing.
+    /// Rows refer to a declared parent that is missing.
     ForeignKey = "KG_ISSUE_FOREIGN_KEY", Error;
-    /// Edges whose source is no node.
+    /// The source of an edge is not a node.
     EdgeSource = "KG_ISSUE_EDGE_SOURCE", Error;
-    /// Edges whose target is no node.
+    /// The target of an edge is not a node.
     EdgeTarget = "KG_ISSUE_EDGE_TARGET", Warning;
-    /// Rows of `node_tags` without their node or tag.
+    /// Rows of `node_tags` refer to a missing node or tag.
     TagOrphan = "KG_ISSUE_TAG_ORPHAN", Warning;
-    /// `frontmatter` that is not JSON.
+    /// The `frontmatter` of a node is not JSON.
     Frontmatter = "KG_ISSUE_FRONTMATTER", Warning;
-    /// Several nodes of one path.
+    /// Several nodes have the same path.
     DuplicatePath = "KG_ISSUE_DUPLICATE_PATH", Warning;
-    /// A documented table that is not there.
+    /// A documented table is missing.
     TableMissing = "KG_ISSUE_TABLE_MISSING", Error;
-    /// Nothing keeps the full-text index up to date.
+    /// No trigger keeps the full-text index up to date.
     TriggerMissing = "KG_ISSUE_TRIGGER_MISSING", Warning;
-    /// A WAL that SQLite cannot use: what was committed to it is lost.
+    /// SQLite cannot use the WAL, so its commits are lost.
     WalUnreadable = "KG_ISSUE_WAL_UNREADABLE", Error;
-    /// A WAL that does not belong to the database beside it.
+    /// The WAL does not belong to the database next to it.
     WalForeign = "KG_ISSUE_WAL_FOREIGN", Error;
-    /// A process commits to another WAL than the one next to the database.
+    /// A process commits to a WAL other than the one next to the database.
     WalNotInUse = "KG_ISSUE_WAL_NOT_IN_USE", Error;
-    /// The configured database lies outside the project, perhaps in another one.
+    /// The configured database is outside the project, perhaps in another one.
     DatabaseOutside = "KG_ISSUE_DATABASE_OUTSIDE", Error;
-    /// The database lies where file locks may not work.
+    /// The database is on a file system where file locks may not work.
     NetworkFileSystem = "KG_ISSUE_NETWORK_FILE_SYSTEM", Warning;
-    /// It was written by a SQLite that can corrupt a database in WAL mode.
+    /// The database was written by a version of SQLite that can corrupt a database in WAL mode.
     SqliteOld = "KG_ISSUE_SQLITE_OLD", Warning;
-    /// The database has several names, and processes that use different ones do not see each other's WAL.
+    /// The database has several names. Processes that use different names do not see each other's
+    /// WAL.
     DatabaseLinked = "KG_ISSUE_DATABASE_LINKED", Warning;
-    /// Something that could not be checked.
+    /// Something could not be checked.
     NotChecked = "KG_ISSUE_NOT_CHECKED", Info;
-    /// A restore was interrupted: the project is half of what it was and half of a backup.
+    /// A restore was interrupted: the project is a mixture of its earlier state and a backup.
     RestorePending = "KG_ISSUE_RESTORE_PENDING", Error;
-    /// A configuration file that is not JSON.
+    /// A configuration file is not JSON.
     ConfigInvalid = "KG_ISSUE_CONFIG_INVALID", Error;
-    /// A setting of the wrong type, or out of range.
+    /// A setting has the wrong type or is out of range.
     ConfigValue = "KG_ISSUE_CONFIG_VALUE", Warning;
-    /// Nodes whose document is gone.
+    /// The document of a node is missing.
     DocumentMissing = "KG_ISSUE_DOCUMENT_MISSING", Warning;
-    /// Documents beside those of nodes that have no node.
+    /// Documents have no node, although documents in the same directory have one.
     DocumentUnindexed = "KG_ISSUE_DOCUMENT_UNINDEXED", Info;
-    /// Files that cannot be read, or links that lead nowhere.
+    /// Files cannot be read, or links lead nowhere.
     FileUnreadable = "KG_ISSUE_FILE_UNREADABLE", Warning;
-    /// Everyone may write what only the host should.
+    /// Everyone may write files that only the host should write.
     Permissions = "KG_ISSUE_PERMISSIONS", Warning;
-    /// Others may read what looks like a key.
+    /// Other users may read a file that looks like a key.
     KeyExposed = "KG_ISSUE_KEY_EXPOSED", Warning;
-    /// Vectors that are not as long as their dimensions say.
+    /// The length of a vector does not match its dimensions.
     VectorLength = "KG_ISSUE_VECTOR_LENGTH", Error;
-    /// Vectors of different dimensions in one store.
+    /// Vectors in one store have different dimensions.
     VectorDimensions = "KG_ISSUE_VECTOR_DIMENSIONS", Error;
-    /// Vectors with something that is no finite number.
+    /// Vectors contain a value that is not a finite number.
     VectorNotFinite = "KG_ISSUE_VECTOR_NOT_FINITE", Error;
-    /// Vectors of zeros alone, which have no direction.
+    /// Vectors consist only of zeros and have no direction.
     VectorZero = "KG_ISSUE_VECTOR_ZERO", Warning;
-    /// Vectors of nodes that do not exist.
+    /// Vectors belong to nodes that do not exist.
     VectorOrphan = "KG_ISSUE_VECTOR_ORPHAN", Warning;
-    /// Nodes that have no vector.
+    /// Nodes have no vector.
     VectorMissing = "KG_ISSUE_VECTOR_MISSING", Info;
-    /// A file of vectors that is shorter or longer than its index says.
+    /// A vector file is shorter or longer than its index says.
     VectorFile = "KG_ISSUE_VECTOR_FILE", Error;
-    /// An index of vectors that cannot be used.
+    /// A vector index cannot be used.
     VectorIndex = "KG_ISSUE_VECTOR_INDEX", Error;
     /// There is no good backup.
     BackupNone = "KG_ISSUE_BACKUP_NONE", Warning;
     /// The newest good backup is too old.
     BackupOld = "KG_ISSUE_BACKUP_OLD", Warning;
-    /// A backup rests on one that is not there, or is another one.
+    /// The base of a backup is missing or is a different backup.
     BackupChain = "KG_ISSUE_BACKUP_CHAIN", Error;
-    /// An archive that is not listed: it is not whole, or its manifest is gone.
+    /// An archive is not listed because it is incomplete or its manifest is missing.
     BackupUnlisted = "KG_ISSUE_BACKUP_UNLISTED", Error;
-    /// The directory of the backups cannot be used.
+    /// The backup directory cannot be used.
     BackupDir = "KG_ISSUE_BACKUP_DIR", Error;
-    /// The store held backups of this project at the last run, and holds none now.
+    /// The store held backups of this project at the last run and holds none now.
     StoreEmptied = "KG_ISSUE_STORE_EMPTIED", Error;
-    /// `latest` passes over newer backups, or what is left of them.
+    /// `latest` skips newer backups or what remains of them.
     BackupPassedOver = "KG_ISSUE_BACKUP_PASSED_OVER", Warning;
-    /// The newest good backup does not hold all of the project.
+    /// The newest good backup does not contain the whole project.
     BackupIncomplete = "KG_ISSUE_BACKUP_INCOMPLETE", Warning;
-    /// The last run that was to make a backup failed.
+    /// The last run that should have made a backup failed.
     BackupFailed = "KG_ISSUE_BACKUP_FAILED", Warning;
-    /// Backups are to be made on a schedule, and nothing makes them.
+    /// Backups are scheduled, but no service makes them.
     ServiceStopped = "KG_ISSUE_SERVICE_STOPPED", Warning;
-    /// A backup of which nothing says how to encrypt it is refused.
+    /// No setting says how to encrypt the next backup, so the backup is refused.
     BackupRefused = "KG_ISSUE_BACKUP_REFUSED", Warning;
-    /// Whether a service runs cannot be told.
+    /// It is unknown whether a service runs.
     ServiceUnknown = "KG_ISSUE_SERVICE_UNKNOWN", Warning;
-    /// A service runs, and no backups are to be made on a schedule.
+    /// A service runs, but no backups are scheduled.
     ServiceIdle = "KG_ISSUE_SERVICE_IDLE", Warning;
     /// The disk has too little space for the next backup.
     DiskSpace = "KG_ISSUE_DISK_SPACE", Warning;
 }
 
 impl IssueCode {
-    /// Of an issue of backups: the error that it leads to.
+    /// Returns the error code that an issue about backups leads to.
     pub fn of_backups(self) -> Code {
         match self {
             IssueCode::BackupChain => Code::ChainBroken,
@@ -156,15 +158,15 @@ impl IssueCode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Something is wrong: what is there is not healthy.
+    /// What was checked is not healthy.
     Error,
-    /// Something that a person should see to.
+    /// A person should look into this.
     Warning,
-    /// Good to know.
+    /// Information that requires no action.
     Info,
 }
 
-/// What an issue is of.
+/// The part of a project that an issue belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Part {
@@ -174,37 +176,37 @@ pub enum Part {
     Backups,
 }
 
-/// One kind of thing that is wrong in one place, however often.
+/// One kind of fault in one place, regardless of how often it occurs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Issue {
     pub code: IssueCode,
     pub severity: Severity,
     pub component: Part,
-    /// A sentence, without its full stop.
+    /// One sentence, without its full stop.
     pub message: String,
-    /// What to do, without a full stop.
+    /// What the user should do, without a full stop.
     pub remedy: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub index: Option<String>,
-    /// Of the first row.
+    /// Rowid of the first affected row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rowid: Option<i64>,
-    /// The first page, from 1.
+    /// The first affected page, starting at 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub page: Option<u64>,
-    /// The file, relative to the project where it lies in it.
+    /// The affected file, relative to the project if it is inside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// How often.
+    /// Number of occurrences.
     pub count: u64,
-    /// The first of them.
+    /// The first occurrences, at most [`MAX_EXAMPLES`].
     pub examples: Vec<String>,
-    /// Whether repair can do something about it.
+    /// Whether repair can do something about the issue.
     pub repairable: bool,
-    /// What repair would do.
+    /// The action that repair would take.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repair: Option<String>,
 }
@@ -252,7 +254,7 @@ impl Issue {
         }
     }
 
-    /// How often, and the first of them.
+    /// Sets the number of occurrences, the first of them, and the first rowid if known.
     pub fn found(self, found: Examples) -> Self {
         Issue {
             count: found.count,
@@ -262,7 +264,7 @@ impl Issue {
         }
     }
 
-    /// What tells it apart from every other one.
+    /// Returns the fields that distinguish an issue from every other one.
     pub fn key(&self) -> (IssueCode, Part, Option<&str>, Option<&str>, Option<&str>) {
         (
             self.code,
@@ -274,7 +276,7 @@ impl Issue {
     }
 }
 
-/// Things of one kind: how many, the first of them, the row of the very first.
+/// Occurrences of one kind: their number, the first of them, and the rowid of the very first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Examples {
     pub count: u64,

@@ -1,16 +1,20 @@
-//! Checks and repairs. Only the reader calls what opens files here (`src/worker/check.rs`).
+//! Checks and repairs. Only the worker calls the functions here that open files
+//! (`src/worker/check.rs`).
 //!
 //! ```text
-//! database ─▶ private copy of one commit ─▶ structure ─▶ rows ─▶ documents, vectors     ─▶ issues ─▶ actions of repair
-//!                                       └─▶ full-text indexes, on another connection ─┘
+//! database ─▶ private copy of one commit ─▶ structure ─▶ rows ─▶ documents, vectors
+//!                       │                                                         │
+//!                       └─▶ full-text indexes, on another connection ─────────────┤
+//!                                                                                 ▼
+//!                                                              issues ─▶ repair actions
 //! ```
 //!
-//! A check holds nothing of the live database but for the moment in which its pages are copied, so writers go on, and FTS5 may
-//! "write" what its own check is written as. What a check finds is an [`Issue`]; whether [`repair`] can do something about
-//! it is decided in one place, after everything was found.
+//! A check holds the live database only while its pages are copied, so writers can continue. The
+//! copy also allows the check of FTS5, which is written as an INSERT. Each finding is an [`Issue`].
+//! After all checks, one place decides whether [`repair`] can do something about an issue.
 //!
-//! Not guaranteed: a check sees one commit of each database; what was written since is not in it. A process that opens a
-//! database with `synchronous=off`, or that copies one while it is written, cannot be seen from outside.
+//! Not guaranteed: a check sees one commit of each database, without later changes. It cannot
+//! detect that a process opens a database with `synchronous=off` or copies one while it is written.
 
 pub mod documented_schema;
 mod environment;
@@ -56,18 +60,18 @@ use crate::{
     util::{atomic_file, operation::CancelToken, threads::start_in},
 };
 
-/// What the names of scratch directories of checks start with.
+/// Prefix of the names of scratch directories of checks.
 pub const SCRATCH_PREFIX: &str = ".kg-check-";
-/// How often the database is read: copied, its structure, its full-text indexes, its rows.
+/// Number of times that the database is read: copy, structure, full-text indexes and rows.
 const READINGS: u64 = 4;
 
-/// What to check.
+/// The parts of a project to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scope {
     pub database: bool,
     pub files: bool,
     pub vectors: bool,
-    /// Of the database only what `quick_check` finds, without a copy.
+    /// Runs only `quick_check` on the database, without a copy.
     pub quick: bool,
 }
 
@@ -80,35 +84,35 @@ impl Scope {
     };
 }
 
-/// What was checked.
+/// What was checked, with sizes and counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Checked {
-    /// The project's root; absent for a database that belongs to none.
+    /// The root of the project, absent if the database belongs to none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project: Option<PathBuf>,
     pub database: PathBuf,
-    /// Of the database, in bytes.
+    /// Size of the database in bytes.
     pub database_size: u64,
     pub nodes: u64,
     pub edges: u64,
-    /// How many nodes name a document.
+    /// Number of distinct documents that nodes name.
     pub documents: u64,
-    /// Files below `.kg/`.
+    /// Number of files below `.kg/`.
     pub files: u64,
     pub vectors: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// Errors first.
+    /// Issues, sorted by severity with errors first.
     pub issues: Vec<Issue>,
     pub checked: Checked,
-    /// Whether the database is the one of the project's configuration.
+    /// Whether the database is the one that the configuration of the project names.
     pub is_graph: bool,
 }
 
-/// How far a check is, in bytes to read.
+/// Progress of a check in bytes to read.
 #[derive(Debug, Clone, Default)]
 pub struct ProgressCounter {
     pub done: Arc<AtomicU64>,
@@ -121,16 +125,16 @@ impl ProgressCounter {
     }
 }
 
-/// What every check is given.
+/// The conditions that all checks share.
 pub struct Check<'a> {
     pub cancel: &'a CancelToken,
     pub gauge: &'a ProgressCounter,
     pub lock_timeout: Duration,
-    /// A directory of the caller's with room for copies of databases.
+    /// A directory of the caller with space for copies of databases.
     pub scratch: &'a Path,
 }
 
-/// A file as issues name it.
+/// A file, as issues name it.
 pub struct Named {
     path: String,
     part: Part,
@@ -147,10 +151,12 @@ impl Named {
     }
 }
 
-/// Runs the checks. Whatever is wrong with the subject is an issue; an error is what kept the checks from running.
+/// Runs the checks. Everything that is wrong with the subject is an issue. An error means that the
+/// checks could not run.
 pub fn check(subject: &CheckTarget, scope: Scope, check: &Check) -> Result<Report> {
     let report = look(subject, scope, check)?;
-    // SQLite calls a read that fails once damage too. What is damaged is so the next time.
+    // SQLite also reports damage if a read fails once. Real damage is found again by a second
+    // check.
     if report.issues.iter().any(repair::is_damage) {
         look(subject, scope, check)
     } else {
@@ -198,7 +204,7 @@ fn look(subject: &CheckTarget, scope: Scope, check: &Check) -> Result<Report> {
             .push(named.issue(IssueCode::DatabaseMissing, message, remedy));
     }
     report.issues.extend(resolved.issues(&named));
-    // What another project has is not this one's.
+    // A database of another project is not checked.
     let found = found.filter(|_| resolved.owner().is_none());
     let size = report.checked.database_size;
     check.gauge.total.store(
@@ -235,7 +241,7 @@ fn look(subject: &CheckTarget, scope: Scope, check: &Check) -> Result<Report> {
     Ok(report)
 }
 
-/// Documents and vectors, against the nodes where those can be trusted.
+/// Checks documents and vectors, and compares them with the nodes if those can be trusted.
 fn compare(
     project: &Project,
     graph: Option<&Graph>,
@@ -296,13 +302,13 @@ fn compare(
     Ok(())
 }
 
-/// A sound copy of the graph database.
+/// A sound private copy of the graph database.
 struct Graph {
     connection: Connection,
     private: PrivateCopy,
 }
 
-/// Everything about the database, on a copy. Returns that, where its rows can be trusted.
+/// Runs all checks of the database on a private copy. Returns the copy if its rows can be trusted.
 fn check_private_copy(
     resolved: &Resolved,
     named: &Named,
@@ -335,10 +341,11 @@ fn check_private_copy(
             .damage
             .is_empty()
     {
-        // Nobody asked for what is wrong with it, only not to be told nonsense.
+        // The caller did not ask for the faults of the database. Comparing with damaged rows would
+        // give wrong results.
         return Ok(None);
     }
-    // Rows that break what their table declares lie on sound pages.
+    // Rows that violate a constraint are on sound pages.
     let is_sound = found.iter().all(|issue| {
         matches!(
             issue.code,
@@ -352,7 +359,7 @@ fn check_private_copy(
         found.push(environment::wal_is_foreign(named));
     }
     add_new(&mut report.issues, found);
-    // Parts of a schema that cannot be parsed do not keep the others from being read.
+    // Parts of a schema that cannot be parsed must not prevent reading the others.
     read_schema(&connection, check.cancel)?;
     report.checked.nodes = rows::count(&connection, "nodes").unwrap_or(0);
     report.checked.edges = rows::count(&connection, "edges").unwrap_or(0);
@@ -374,7 +381,8 @@ fn check_private_copy(
     if scope.database && (resolved.is_graph || rows::is_graph(&connection).unwrap_or(false)) {
         let mut found = rows::check(&connection, named, check)?;
         found.extend(rows::empty(&connection, named, resolved.is_graph).unwrap_or_default());
-        // With a first page in it, the WAL of another database makes this one that other one.
+        // The WAL of another database may contain page 1, which makes this database look like that
+        // one.
         let is_other = found
             .iter()
             .any(|issue| issue.code == IssueCode::TableMissing)
@@ -395,18 +403,19 @@ fn check_private_copy(
     }))
 }
 
-/// The two that take longest, beside each other.
+/// Runs the two slowest checks in parallel.
 fn structure_and_fulltext(
     private: &PrivateCopy,
     named: &Named,
     size: u64,
     check: &Check,
 ) -> Result<Vec<Issue>> {
-    // Pages that lead in a circle would keep it for as long as its content seems to be.
+    // Damaged pages can form a circle. The check of full-text indexes would then run for as long as
+    // the apparent content requires, so damage found elsewhere stops it.
     let stop = CancelToken::default();
     let fulltext = || -> Result<Vec<Issue>> {
         let own = open_until(private.database(), size, check, &stop)?;
-        // Nothing of it is to be written, not even to the copy.
+        // This transaction is never committed, so the check writes nothing, not even to the copy.
         let began = own.execute_batch("BEGIN");
         let found = if began.is_ok() {
             fulltext::check(&own, named, check)?
@@ -441,7 +450,7 @@ fn structure_and_fulltext(
     })
 }
 
-/// Only what is no issue yet: two checks may find the same.
+/// Adds the issues that are not yet known, because two checks may find the same one.
 fn add_new(issues: &mut Vec<Issue>, found: Vec<Issue>) {
     for issue in found {
         if !issues.iter().any(|known| known.key() == issue.key()) {
@@ -450,24 +459,26 @@ fn add_new(issues: &mut Vec<Issue>, found: Vec<Issue>) {
     }
 }
 
-/// Why SQLite refused the original, if that is damage and not a schema that this build cannot parse.
+/// Returns why SQLite refused the original, if the reason is damage. A schema that this build
+/// cannot parse is not damage.
 fn refused_for_damage(private: &PrivateCopy) -> Option<&Error> {
     let refused = private.refused.as_ref();
     refused.filter(|error| !error.cause.as_deref().is_some_and(is_unread_schema))
 }
 
-/// The database as it is without its WAL, if that is sound.
+/// Opens a copy of the database without its WAL, if that copy is sound.
 fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
-    // One that was truncated is sound only because it is empty.
+    // A truncated database is sound without its WAL only because it is empty.
     if in_place::cut_off(path, path).is_some() {
         return None;
     }
     let alone = check.scratch.join("without-wal");
-    // What is damaged is checked twice.
+    // A copy may remain from an earlier call, because a damaged database is checked twice.
     atomic_file::remove(&alone).ok()?;
     let size = raw_copy::copy_file(path, &alone).ok()?;
     let mut connection = open(&alone, size, check).ok()?;
-    // Pages of two states may well make trees, of which indexes then do not agree with their tables.
+    // Pages of two states can form valid trees whose indexes do not agree with their tables. Only
+    // the full check compares them.
     forget_fulltext(&connection);
     let found = everything(
         &mut connection,
@@ -475,7 +486,7 @@ fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
         check.cancel,
     )
     .ok()?;
-    // One finding ends the check, so broken rows could hide damage.
+    // The check ends after one finding, so broken rows could hide damage.
     if found.damage.is_empty() && found.rows.is_empty() {
         open(&alone, size, check).ok()
     } else {
@@ -483,7 +494,7 @@ fn without_wal(path: &Path, check: &Check) -> Option<Connection> {
     }
 }
 
-/// `quick_check` and the tables, in a read transaction of the database itself.
+/// Runs `quick_check` and checks the tables, in a read transaction of the database itself.
 fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report) -> Result<()> {
     let path = &resolved.database;
     report
@@ -529,12 +540,13 @@ fn quick(resolved: &Resolved, named: &Named, check: &Check, report: &mut Report)
     Ok(())
 }
 
-/// Opens a private copy. Its checks end when they are cancelled, and when damaged pages lead them in a circle.
+/// Opens a private copy. Checks on the connection end when they are cancelled or when damaged pages
+/// form a circle.
 fn open(database: &Path, size: u64, check: &Check) -> Result<Connection> {
     open_until(database, size, check, &CancelToken::default())
 }
 
-/// As [`open`]; `stop` ends it too.
+/// Opens a private copy like [`open`], for checks that `stop` ends too.
 fn open_until(database: &Path, size: u64, check: &Check, stop: &CancelToken) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened = || -> rusqlite::Result<Connection> {
@@ -548,13 +560,13 @@ fn open_until(database: &Path, size: u64, check: &Check, stop: &CancelToken) -> 
         Ok(connection)
     };
     let connection = opened().map_err(|cause| Error::sqlite("open a copy of", database, cause))?;
-    // Only speed: a damaged copy may refuse these.
+    // These settings only affect speed, and a damaged copy may refuse them.
     let _ =
         connection.execute_batch("PRAGMA mmap_size = 1099511627776; PRAGMA cache_size = -16384");
     Ok(connection)
 }
 
-/// Relative to the project where it lies in it.
+/// Returns a path relative to the project, or the full path if it is outside.
 fn shown(project: Option<&Project>, path: &Path) -> String {
     let relative = project.and_then(|project| path.strip_prefix(project.root()).ok());
     relative.map_or_else(|| path.display().to_string(), names::encode)

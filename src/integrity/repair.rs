@@ -1,11 +1,13 @@
-//! Repairs what can be repaired without guessing: indexes and full-text indexes are built again from their tables, rows that
-//! lead nowhere are moved aside, and of a damaged database what can be read is saved in a new one ([`crate::salvage`]).
+//! Repairs what can be repaired without guessing. Indexes and full-text indexes are rebuilt from
+//! their tables. Rows with a broken reference are moved to another table. The readable content of a
+//! damaged database is saved in a new one ([`crate::salvage`]).
 //!
-//! [`action_for`] is the one place that decides what can be done about an issue; [`perform`] does it, through SQLite, in one
-//! transaction a database, so that whoever has it open goes on with what is right. An action that fails is taken back and
-//! the others stay; where SQLite finds damage meanwhile, all of it is taken back.
+//! [`action_for`] alone decides what can be done about an issue, and [`perform`] does it. It works
+//! through SQLite, in one transaction per database, so that processes that have the database open
+//! see the repaired content. A failed action is rolled back and the others stay. If SQLite finds
+//! damage meanwhile, all of them are rolled back.
 //!
-//! What is removed is kept as JSON in the table `kg_repair_removed` of the same database.
+//! Removed rows are kept as JSON in the table `kg_repair_removed` of the same database.
 
 use std::{
     path::{Path, PathBuf},
@@ -27,17 +29,17 @@ use crate::{
     sqlite::{check::is_page_damage, quoted, replace::open_live},
 };
 
-/// Takes what repairs remove.
+/// Name of the table that keeps removed rows.
 pub const REMOVED: &str = "kg_repair_removed";
 const KEEP: &str = "CREATE TABLE IF NOT EXISTS kg_repair_removed (
     id INTEGER PRIMARY KEY, removed_at TEXT NOT NULL, reason TEXT NOT NULL, \"table\" TEXT NOT NULL, \"row\" TEXT NOT NULL
 )";
 
-/// One thing that repair does.
+/// One action of a repair.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Action {
     pub code: IssueCode,
-    /// Which database: the graph's or the vectors'.
+    /// The database to repair: that of the graph or that of the vectors.
     pub part: Part,
     pub work: Work,
 }
@@ -45,40 +47,41 @@ pub struct Action {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Work {
-    /// Builds an index again.
+    /// Rebuilds an index.
     Reindex { index: String },
-    /// Builds a full-text index again.
+    /// Rebuilds a full-text index.
     Rebuild { table: String },
-    /// Moves rows of `table` whose reference in one of `columns` leads nowhere.
+    /// Moves rows of `table` in which one of `columns` refers to a missing row.
     Remove { table: String, columns: Vec<String> },
-    /// Replaces a damaged database by a new one with what can be read of it.
+    /// Replaces a damaged database with a new one that holds its readable content.
     Salvage,
 }
 
-/// What became of an action.
+/// The outcome of an action.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {
     pub action: Action,
-    /// Rows that were moved to `kg_repair_removed`.
+    /// Number of rows that were moved to `kg_repair_removed`.
     pub rows_removed: u64,
     pub salvage: Option<Salvage>,
     pub error: Option<Error>,
 }
 
-/// What a salvage brought back.
+/// The outcome of a salvage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Salvage {
     #[serde(flatten)]
     pub report: Salvaged,
-    /// Where the damaged database is kept, with its WAL or journal.
+    /// Path where the damaged database is kept, with its WAL or journal.
     pub kept: PathBuf,
 }
 
-/// Replaces the damaged database at a path by what can be read of it. Only the reader knows how.
+/// Replaces the damaged database at a path with its readable content. Only the worker implements
+/// this.
 pub type Salvaging<'a> = &'a dyn Fn(&Resolved, &Path, Part) -> Result<Salvage>;
 
-/// Whether pages themselves are damaged.
+/// Returns whether the issue means that pages themselves are damaged.
 pub fn is_damage(issue: &Issue) -> bool {
     matches!(
         issue.code,
@@ -86,8 +89,10 @@ pub fn is_damage(issue: &Issue) -> bool {
     )
 }
 
-/// Says of each issue whether repair can do something about it, and what. Where pages of a file are damaged, nothing else in it
-/// is worked on; nor beside a WAL that is not of the database, for what is written then makes one of the two for good.
+/// Sets for each issue whether repair can do something about it, and what.
+///
+/// If pages of a file are damaged, only its salvage is offered. The same holds if a WAL does not
+/// belong to its database, because writing would make the content of one of the two permanent.
 pub fn offer(issues: &mut [Issue]) {
     let damaged: Vec<Option<String>> = issues
         .iter()
@@ -108,7 +113,7 @@ pub fn offer(issues: &mut [Issue]) {
     }
 }
 
-/// What repair does about an issue; `None` where it can do nothing.
+/// Returns what repair does about an issue, or `None` if it can do nothing.
 pub fn action_for(issue: &Issue) -> Option<Action> {
     let remove = |columns: &[&str]| {
         let columns = columns.iter().map(|column| column.to_string()).collect();
@@ -123,7 +128,7 @@ pub fn action_for(issue: &Issue) -> Option<Action> {
         IssueCode::EdgeSource => remove(&["source_id"]),
         IssueCode::EdgeTarget => remove(&["target_id"]),
         IssueCode::TagOrphan => remove(&["node_id", "tag_id"]),
-        // Only those in SQLite name their table.
+        // Only vector stores in SQLite set the table of the issue.
         IssueCode::VectorOrphan => remove(&["id"]),
         IssueCode::DatabaseDamaged | IssueCode::NotADatabase => Some(Work::Salvage),
         _ => None,
@@ -135,7 +140,8 @@ pub fn action_for(issue: &Issue) -> Option<Action> {
     })
 }
 
-/// What repair does about these issues. A damaged database is salvaged once, however many of them it has.
+/// Returns what repair does about these issues. A damaged database is salvaged once, even if it has
+/// several issues.
 pub fn actions_for<'a>(issues: impl IntoIterator<Item = &'a Issue>) -> Vec<Action> {
     let mut actions: Vec<Action> = Vec::new();
     for action in issues.into_iter().filter_map(action_for) {
@@ -148,7 +154,7 @@ pub fn actions_for<'a>(issues: impl IntoIterator<Item = &'a Issue>) -> Vec<Actio
 }
 
 impl Action {
-    /// As a sentence on what it would do, without its full stop.
+    /// Returns a sentence about what the action would do, without its full stop.
     pub fn says(&self) -> String {
         match &self.work {
             Work::Reindex { index } => format!("Build the index {index} again (REINDEX)"),
@@ -163,7 +169,7 @@ impl Action {
     }
 }
 
-/// Carries out `actions` on the databases of `subject`.
+/// Performs `actions` on the databases of `subject`.
 pub fn perform(
     subject: &CheckTarget,
     actions: &[Action],
@@ -188,7 +194,7 @@ pub fn perform(
             }
             _ => (resolved.database.as_path(), None),
         };
-        // Beside a salvage there is nothing else to do in a database: see [`offer`].
+        // A salvage is the only action in its database; see [`offer`].
         let changed = match of_part.iter().find(|action| action.work == Work::Salvage) {
             Some(action) => salvage(action, salvaging(&resolved, database, part)),
             None => change(database, graph, &of_part, lock_timeout),
@@ -196,7 +202,7 @@ pub fn perform(
         match changed {
             Ok(of_part) => done.extend(of_part),
             Err(error) if done.is_empty() => return Err(error),
-            // The first database has been changed, and that is to be told.
+            // The first database was changed already, and the caller must learn about it.
             Err(error) => done.extend(of_part.into_iter().map(|action| failed(action, &error))),
         }
     }
@@ -220,7 +226,7 @@ fn salvage(action: &Action, salvaged: Result<Salvage>) -> Result<Vec<Done>> {
             salvage: Some(salvage),
             error: None,
         }]),
-        // Nothing can be saved: that is a result.
+        // That nothing can be recovered is a result, not an error.
         Err(error) if error.code == Code::DatabaseDamaged => Ok(vec![failed(action, &error)]),
         Err(error) => Err(error),
     }
@@ -248,7 +254,7 @@ fn change(
         };
         let is_damage = carried_out.as_ref().is_err_and(is_page_damage);
         if is_damage || connection.execute_batch(end).is_err() {
-            // Ending the connection takes everything back, whatever its state.
+            // Closing the connection rolls everything back, whatever its state.
             let message = format!(
                 "{} turned out to be damaged while it was repaired",
                 database.display()
@@ -274,14 +280,14 @@ fn change(
     Ok(done)
 }
 
-/// Begins a transaction that may write, and attaches the graph where its nodes are asked for.
+/// Begins a write transaction, and attaches the graph if the action needs its nodes.
 fn begin(
     connection: &Connection,
     graph: Option<&Path>,
     lock_timeout: Duration,
 ) -> rusqlite::Result<()> {
     connection.busy_timeout(lock_timeout)?;
-    // Rows are removed because their parents are gone: nothing may cascade from them.
+    // Rows are removed because their parents are missing, so nothing may cascade from them.
     connection.pragma_update(None, "foreign_keys", false)?;
     let Some(graph) = graph else {
         return connection.execute_batch("BEGIN IMMEDIATE");
@@ -290,11 +296,12 @@ fn begin(
         &format!("ATTACH ?1 AS {}", vectors::ATTACHED),
         [graph.to_string_lossy()],
     )?;
-    // IMMEDIATE would lock the graph too. Made outside of the transaction, so that its first statement is one that writes.
+    // IMMEDIATE would lock the graph too. The table is created outside the transaction, so that the
+    // first statement of the transaction is a write.
     connection.execute_batch(&format!("{KEEP}; BEGIN; DELETE FROM {REMOVED} WHERE 0"))
 }
 
-/// Returns how many rows were moved.
+/// Performs an action within the transaction and returns the number of rows that were moved.
 fn carry_out(connection: &Connection, action: &Action) -> rusqlite::Result<u64> {
     match &action.work {
         Work::Reindex { index } => connection
@@ -311,7 +318,7 @@ fn carry_out(connection: &Connection, action: &Action) -> rusqlite::Result<u64> 
                 remove(connection, table, &condition, action.code)
             })
         }
-        // No work within a database.
+        // A salvage replaces the database and has nothing to do inside it.
         Work::Salvage => Ok(0),
     }
 }
@@ -325,7 +332,8 @@ fn rebuild(connection: &Connection, table: &str) -> rusqlite::Result<()> {
     connection.execute_batch(&check)
 }
 
-/// Moves rows aside, each as a JSON object of its columns. JSON has no bytes: a BLOB becomes the text `X'…'`.
+/// Moves rows to `kg_repair_removed`, each as a JSON object of its columns. JSON has no bytes, so a
+/// BLOB becomes the text `X'…'`.
 fn remove(
     connection: &Connection,
     table: &str,
@@ -353,7 +361,7 @@ fn remove(
     )?;
     let removed = connection.execute(&format!("DELETE FROM {quoted} WHERE {condition}"), [])?;
     if removed != kept {
-        // A trigger of the host's interfered: take it back rather than lose a row.
+        // A trigger of the host interfered. The action is rolled back so that no row is lost.
         return Err(rusqlite::Error::StatementChangedRows(removed));
     }
     Ok(removed as u64)

@@ -1,7 +1,7 @@
-//! Whether the rows of a graph database mean something: what SQLite does not know of, and declared foreign keys.
+//! Checks the rows of a graph database: rules that SQLite does not know, and declared foreign keys.
 //!
-//! Only for a database whose structure is sound: with a page or an index entry missing, every question here has a wrong
-//! answer.
+//! The checks require a database with a sound structure. If a page or an index entry is missing,
+//! all results are wrong.
 
 use std::collections::HashSet;
 
@@ -16,7 +16,7 @@ use crate::{
     sqlite::{check::reason, quoted},
 };
 
-/// The host's tables, and how bad it is when one is not there.
+/// Tables of the host, and the severity if one is missing.
 const TABLES: [(&str, Severity); 6] = [
     ("nodes", Severity::Error),
     ("edges", Severity::Error),
@@ -25,7 +25,7 @@ const TABLES: [(&str, Severity); 6] = [
     ("metadata", Severity::Warning),
     ("nodes_fts", Severity::Warning),
 ];
-/// References that the host's tables have, declared or not: table, column, parent.
+/// References between the tables of the host, whether declared or not: table, column, parent.
 const REFERENCES: [(&str, &str, &str); 4] = [
     ("edges", "source_id", "nodes"),
     ("edges", "target_id", "nodes"),
@@ -33,9 +33,10 @@ const REFERENCES: [(&str, &str, &str); 4] = [
     ("node_tags", "tag_id", "tags"),
 ];
 
-/// Rows whose reference leads nowhere, as a condition on `table`; `None` where it lacks the columns.
+/// Returns a condition for rows of `table` that refer to a missing row, or `None` if a column does
+/// not exist.
 ///
-/// Repair asks the same question again, in its own transaction.
+/// Repair evaluates the same condition again in its own transaction.
 pub fn orphans(
     connection: &Connection,
     table: &str,
@@ -50,21 +51,21 @@ pub fn orphans(
         if !own.contains(*column) || !columns_of(connection, parent)?.contains("id") {
             return Ok(None);
         }
-        // With a NULL among them SQL would call every row's answer unknown.
+        // If the list contained a NULL, NOT IN would never be true.
         conditions
             .push(format!("({column} IS NOT NULL AND {column} NOT IN (SELECT id FROM {parent} WHERE id IS NOT NULL))"));
     }
     Ok((!conditions.is_empty()).then(|| conditions.join(" OR ")))
 }
 
-/// Whether it has any of the host's tables.
+/// Returns whether the database has any of the tables of the host.
 pub fn is_graph(connection: &Connection) -> rusqlite::Result<bool> {
     TABLES.iter().try_fold(false, |found, (table, _)| {
         Ok(found || has_table(connection, table)?)
     })
 }
 
-/// Every question about rows; what fails is told, and does not keep others from being asked.
+/// Runs all checks of rows. A check that fails becomes an issue, and the others still run.
 pub fn check(connection: &Connection, named: &Named, check: &Check) -> Result<Vec<Issue>> {
     let mut issues = Vec::new();
     type Question = fn(&Connection, &Named) -> rusqlite::Result<Vec<Issue>>;
@@ -97,7 +98,8 @@ pub fn check(connection: &Connection, named: &Named, check: &Check) -> Result<Ve
     Ok(issues)
 }
 
-/// The graph database of a project without a single table: what was in it is gone, or nothing has ever been in it.
+/// Returns an issue if the graph database of a project has no table. Its content was lost, or it
+/// never had any.
 pub fn empty(
     connection: &Connection,
     named: &Named,
@@ -110,7 +112,7 @@ pub fn empty(
     Ok((is_graph && tables == 0).then(|| named.issue(IssueCode::DatabaseEmpty, message, remedy)))
 }
 
-/// How many tables there are, without SQLite's own.
+/// Returns the number of tables, without those of SQLite itself.
 pub fn table_count(connection: &Connection) -> rusqlite::Result<u64> {
     let sql = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'";
     connection.query_row(sql, [], |row| row.get(0))
@@ -253,7 +255,7 @@ fn paths(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<Issue>>
     ])
 }
 
-/// Declared references, but for those that are asked for above.
+/// Checks declared foreign keys, except those that [`orphans`] covers.
 fn foreign_keys(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<Issue>> {
     let sql = "SELECT m.name, f.\"from\", f.\"table\" FROM sqlite_schema m JOIN pragma_foreign_key_list(m.name) f WHERE m.type = 'table'";
     let mut statement = connection.prepare(sql)?;
@@ -304,7 +306,7 @@ fn foreign_keys(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<
     Ok(issues)
 }
 
-/// The column of a declared reference.
+/// Returns the column of a declared foreign key.
 fn reference_of(connection: &Connection, table: &str, id: i64) -> rusqlite::Result<String> {
     connection.query_row(
         "SELECT \"from\" FROM pragma_foreign_key_list(?1) WHERE id = ?2",
@@ -313,7 +315,7 @@ fn reference_of(connection: &Connection, table: &str, id: i64) -> rusqlite::Resu
     )
 }
 
-/// The rows of `table` that meet `condition`, shown as the expression `shown`.
+/// Returns the rows of `table` that meet `condition`, each shown as the expression `as_text`.
 pub fn found(
     connection: &Connection,
     table: &str,
@@ -339,7 +341,7 @@ pub fn found(
     Ok(found)
 }
 
-/// Text of a row, whatever its bytes are.
+/// Returns a column of a row as text, even if its bytes are not valid UTF-8.
 fn shown(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<String> {
     use rusqlite::types::ValueRef::{Blob, Integer, Null, Real, Text};
     Ok(match row.get_ref(column)? {

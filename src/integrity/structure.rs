@@ -1,5 +1,6 @@
-//! Whether a database is made as SQLite makes them: `PRAGMA integrity_check`, each line of which is mapped to a page, an
-//! index or a table. What SQLite cannot check here is an issue of its own, and no damage.
+//! Checks the structure of a database with `PRAGMA integrity_check`. Each line of the result is
+//! assigned to a page, an index or a table. What SQLite cannot check here is a separate issue and
+//! not damage.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,12 +15,12 @@ use crate::{
     sqlite::check::{BrokenRows, Findings, NotChecked, Pragma, broken_rows, everything},
 };
 
-/// `integrity_check` stops after this many findings.
+/// Number of findings after which `integrity_check` stops.
 const MAX_FINDINGS: u32 = 1000;
 pub const RESTORE: &str = "Restore the newest good backup with `kg diag restore --file latest`, or save what can be read with \
                            `kg diag repair`";
 
-/// Whose root page is which: the name of the table or index, and of the table that it belongs to.
+/// Tables and indexes by root page, and the table of each index.
 #[derive(Default)]
 struct Trees {
     tables: HashMap<u64, String>,
@@ -27,7 +28,7 @@ struct Trees {
     table_of: HashMap<String, String>,
 }
 
-/// What one line of `integrity_check` is about.
+/// The subject of one line of `integrity_check`.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Finding {
     code: Option<IssueCode>,
@@ -37,7 +38,7 @@ struct Finding {
     rowid: Option<i64>,
 }
 
-/// The issue of a file that SQLite did not even open.
+/// Returns the issue of a file that SQLite could not open.
 pub fn refused_to_open(named: &Named, error: &Error) -> Issue {
     let is_none = error
         .cause
@@ -51,7 +52,7 @@ pub fn refused_to_open(named: &Named, error: &Error) -> Issue {
     named.issue(code, error.message.clone(), RESTORE)
 }
 
-/// Runs the check. Damage is what it returns, not an error.
+/// Runs the check. Damage is part of the result and not an error.
 pub fn integrity_check(
     connection: &mut Connection,
     named: &Named,
@@ -67,7 +68,7 @@ pub fn integrity_check(
     Ok(issues_of(connection, named, &found))
 }
 
-/// What a check found, as issues.
+/// Converts the findings of a check to issues.
 pub fn issues_of(connection: &Connection, named: &Named, found: &Findings) -> Vec<Issue> {
     let trees = trees(connection).unwrap_or_default();
     let lines = found
@@ -80,7 +81,6 @@ pub fn issues_of(connection: &Connection, named: &Named, found: &Findings) -> Ve
     issues
 }
 
-/// What could not be checked.
 fn not_checked(named: &Named, found: &Findings) -> Vec<Issue> {
     let issue = |NotChecked {
                      table,
@@ -176,7 +176,7 @@ fn trees(connection: &Connection) -> rusqlite::Result<Trees> {
     Ok(trees)
 }
 
-/// The lines are those of SQLite 3.45 and later.
+/// Determines the subject of a line, in the wording of SQLite 3.45 and later.
 fn classify(line: &str, trees: &Trees) -> Finding {
     use IssueCode::{Constraint, DatabaseDamaged, FullTextDamaged, IndexDamaged};
     let index = |name: &str, rowid: Option<i64>| Finding {
@@ -246,7 +246,8 @@ fn classify(line: &str, trees: &Trees) -> Finding {
         }
         None => {}
     }
-    // A page of two owners is damage of the whole: to build one of them again would free a page of the other.
+    // A page with two owners damages the whole database: rebuilding one owner would free a page of
+    // the other.
     let table = number_after(line, "Tree ").and_then(|tree| trees.tables.get(&tree).cloned());
     let page = number_after(line, " page ")
         .filter(|_| line.starts_with("Tree "))

@@ -1,4 +1,4 @@
-//! What is checked: a database, and the project that it belongs to.
+//! The target of a check: a database, and the project that it belongs to.
 
 use std::path::{Path, PathBuf};
 
@@ -18,18 +18,20 @@ use crate::{
 const SET_PATH: &str =
     "Set `database.path` in .kg/config.json to a database in this project, or remove that setting";
 
-/// How a caller names what is to be checked. Paths alone tell which project a database may belong to, so a host makes it.
+/// What the caller wants to check. The host can create it, because paths alone show which project a
+/// database may belong to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckTarget {
-    /// `None` for the one of the project's configuration.
+    /// The database; `None` means the one in the configuration of the project.
     pub database: Option<PathBuf>,
-    /// The project's root. Where `is_given` is false, the nearest one above the database, which may be of another.
+    /// The root of the project. If `is_given` is false, it is the nearest root above the database,
+    /// which may belong to another project.
     pub root: Option<PathBuf>,
     pub is_given: bool,
 }
 
 impl CheckTarget {
-    /// What lies at `path`: a project's root, or a database.
+    /// Creates a target from `path`, which is the root of a project or a database.
     pub fn at(path: &Path) -> Self {
         if path.is_dir() {
             return CheckTarget {
@@ -38,7 +40,8 @@ impl CheckTarget {
                 is_given: true,
             };
         }
-        // Of a relative path, the directories above the working directory are not seen.
+        // The parents of a relative path do not include the directories above the working
+        // directory.
         let absolute = paths::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let root = absolute.parent().and_then(Project::find_root);
         CheckTarget {
@@ -48,7 +51,7 @@ impl CheckTarget {
         }
     }
 
-    /// A database of the project at `root`.
+    /// Creates a target from the root of a project and optionally a database of it.
     pub fn of(root: &Path, database: Option<PathBuf>) -> Self {
         CheckTarget {
             database,
@@ -57,7 +60,8 @@ impl CheckTarget {
         }
     }
 
-    /// Reads the configuration, so this is for the reader alone.
+    /// Resolves the target. Only the worker calls this, because it reads the configuration of the
+    /// project.
     pub fn resolve(&self) -> Result<Resolved> {
         let project = match &self.root {
             Some(root) if self.is_given => Some(Project::open(root)?),
@@ -71,7 +75,7 @@ impl CheckTarget {
         let configured = configured.map(dir_handle::resolve_if_there).transpose()?;
         let given = self.database.as_ref().map(|path| {
             let path = paths::absolute(path).unwrap_or_else(|_| path.clone());
-            // SQLite opens the file behind a link, and looks for the WAL beside that.
+            // SQLite opens the file that a link leads to, and looks for the WAL next to that file.
             dir_handle::resolve_if_there(path)
         });
         let given = given.transpose()?;
@@ -93,25 +97,25 @@ impl CheckTarget {
     }
 }
 
-/// What is checked, as the files say.
+/// A resolved target, according to the files of the project.
 pub struct Resolved {
-    /// Absolute, without links where it exists.
+    /// Absolute path, with links resolved if it exists.
     pub database: PathBuf,
     pub project: Option<Project>,
-    /// Whether it is the project's graph database.
+    /// Whether this is the graph database of the project.
     pub is_graph: bool,
-    /// Whether the caller named the database, rather than the configuration.
+    /// Whether the caller named the database instead of the configuration.
     is_named: bool,
 }
 
 impl Resolved {
-    /// The root of the other project that the configured database belongs to.
+    /// Returns the root of the other project that the configured database belongs to, if any.
     pub fn owner(&self) -> Option<PathBuf> {
         let project = self.project.as_ref().filter(|_| !self.is_named)?;
         database_path::other_owner(project.root(), &self.database)
     }
 
-    /// What is wrong with where the database lies, and with its other names.
+    /// Returns the issues about the location of the database and about its other names.
     pub(super) fn issues(&self, named: &Named) -> Vec<Issue> {
         let Some(project) = &self.project else {
             return Vec::new();

@@ -1,4 +1,4 @@
-//! Every code is found where there is reason for it, and a sound project gives none.
+//! Tests that each fault leads to its code, and that a sound project leads to none.
 
 mod damage;
 mod files;
@@ -43,7 +43,8 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// A sound project: database, configuration, documents, vectors of both kinds, a key.
+    /// Creates a sound project with a database, configuration, documents, both kinds of vectors,
+    /// and a key.
     fn new() -> Self {
         let fixture = Fixture {
             dir: tempfile::tempdir().unwrap(),
@@ -116,7 +117,7 @@ impl Fixture {
         self.check_as(&CheckTarget::of(self.dir.path(), None), Scope::ALL)
     }
 
-    /// Also sees that nothing of the project was changed.
+    /// Runs a check, and asserts that it changes nothing in the project.
     fn check_as(&self, subject: &CheckTarget, scope: Scope) -> Report {
         let scratch = tempfile::tempdir().unwrap();
         let before = self.bytes();
@@ -131,7 +132,7 @@ impl Fixture {
         report
     }
 
-    /// Of everything that holds data: the index of a WAL is SQLite's to make.
+    /// Reads all files that hold data. The index of a WAL is excluded because SQLite recreates it.
     fn bytes(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let names = [
             "knowledge.db",
@@ -158,7 +159,7 @@ impl Fixture {
             .collect()
     }
 
-    /// The one issue that is found.
+    /// Returns the only issue that a check finds.
     fn only(&self, code: IssueCode) -> Issue {
         let issues = self.check().issues;
         assert_eq!(
@@ -175,7 +176,7 @@ impl Fixture {
         self.perform(&actions)
     }
 
-    /// As the reader does it.
+    /// Performs actions as the worker does.
     fn perform(&self, actions: &[repair::Action]) -> Vec<repair::Done> {
         let lock_timeout = Duration::from_secs(5);
         let salvaging = |resolved: &Resolved, database: &Path, part| {
@@ -201,7 +202,7 @@ impl Fixture {
         rows.map(Result::unwrap).collect()
     }
 
-    /// Overwrites the database, after everything was moved into the file.
+    /// Changes the bytes of the database after a checkpoint moved everything into the file.
     fn damage(&self, change: impl FnOnce(&mut Vec<u8>)) {
         self.graph("PRAGMA wal_checkpoint(TRUNCATE)");
         let path = self.path(".kg/knowledge.db");

@@ -1,4 +1,5 @@
-//! Vector stores that are understood: a SQLite file with a table `embeddings`, and `NAME.f32` beside an `index.json`.
+//! The supported vector stores: a SQLite file with a table `embeddings`, and `NAME.f32` files next
+//! to an `index.json`.
 
 use std::{
     collections::BTreeMap,
@@ -22,21 +23,21 @@ use crate::{
     util::{operation::CancelToken, regular_file},
 };
 
-/// The table that a store in SQLite has.
+/// Table of vectors in a SQLite store.
 pub const TABLE: &str = "embeddings";
-/// The store in SQLite, below the state directory; and the directory of the others.
+/// Names below the state directory: the SQLite store, and the directory of the other stores.
 pub const DATABASE: &str = "vectors.db";
 pub const DIRECTORY: &str = "vectors";
 const INDEX: &str = "index.json";
 const ENDING: &str = "f32";
 const NUMBER_BYTES: u64 = 4;
-/// A longer index is none: 64 bytes for each of 16 million vectors.
+/// Maximum size of an index file: 64 bytes for each of 16 million vectors.
 pub const MAX_INDEX_BYTES: u64 = 1 << 30;
-/// The name under which the graph is attached to a connection to a store.
+/// Name under which the graph is attached to a connection to a store.
 pub const ATTACHED: &str = "graph";
 const REGENERATE: &str = "Make the vectors again: `kg graph --regenerate-vectors`";
 
-/// What is wrong with the numbers of vectors.
+/// Vectors with faulty numbers, by kind of fault.
 #[derive(Default)]
 struct Numbers {
     length: Examples,
@@ -87,8 +88,8 @@ impl Numbers {
     }
 }
 
-/// A store in SQLite. `connection` is to a private copy of it, to which a sound graph is attached as `graph` where there is
-/// one. Returns how many vectors it has.
+/// Checks a SQLite store and returns the number of its vectors. `connection` must be to a private
+/// copy. If `has_graph` is set, a sound graph is attached to it as `graph`.
 pub fn check_database(
     connection: &Connection,
     named: &Named,
@@ -202,12 +203,13 @@ fn has_nodes(connection: &Connection) -> rusqlite::Result<bool> {
         .map(|count| count > 0)
 }
 
-/// A condition on `embeddings` for those that are of no node of the database `graph`.
+/// Returns an SQL condition for embeddings that belong to no node of the database `graph`.
 pub fn orphan(graph: &str) -> String {
     format!("id NOT IN (SELECT id FROM {graph}.nodes WHERE id IS NOT NULL)")
 }
 
-/// The `ids` of vectors (a query) against those of the nodes in the database `graph` of the connection.
+/// Compares the `ids` of vectors, a query, with those of the nodes in the database `graph` of the
+/// connection.
 fn compare(
     connection: &Connection,
     named: &Named,
@@ -231,7 +233,8 @@ fn compare(
         })?;
     let orphans = found(&format!("SELECT id FROM ({ids}) WHERE {}", orphan(graph)))?;
     let mut issues = Vec::new();
-    // Where not one fits, the ids are of something else than nodes: then nothing is an orphan, and nothing is removed.
+    // If no id matches, the ids do not identify nodes. Then no vector is an orphan and none is
+    // removed.
     let is_other = orphans.count == count && nodes > 0;
     if !orphans.is_empty() && is_other {
         let message = format!("None of the {count} vectors of {} is of a node", named.path);
@@ -272,8 +275,8 @@ struct Index {
     ids: Vec<String>,
 }
 
-/// The files of a directory and those below it. `graph` is a connection to a sound private copy of the graph, where there is
-/// one. Returns how many vectors there are.
+/// Checks the vector files of a directory and its subdirectories, and returns the number of their
+/// vectors. `graph` is a connection to a sound private copy of the graph, if there is one.
 pub fn check_files(
     dir: &Path,
     path: &str,
@@ -359,7 +362,7 @@ fn check_file(
     let failed = |cause| Error::io("read", file, cause);
     let opened: File = match regular_file::open(file) {
         Ok(opened) => opened,
-        // Others report what cannot be read.
+        // Another check reports files that cannot be read.
         Err(_) => return Ok(0),
     };
     let size = opened.metadata().map_err(failed)?.len();
@@ -399,7 +402,8 @@ fn check_file(
     Ok(whole)
 }
 
-/// The ids go into a temporary table, so that SQL compares them.
+/// Compares ids with those of the nodes. The ids are copied to a temporary table so that SQL can
+/// compare them.
 fn compare_ids(graph: &Connection, ids: &[String], named: &Named) -> Result<Vec<Issue>> {
     let table = quoted("kg_vector_ids");
     let compared = || -> rusqlite::Result<Vec<Issue>> {

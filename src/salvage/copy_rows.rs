@@ -1,4 +1,4 @@
-//! Which rows go into which table, and what goes to `lost_and_found`.
+//! Decides which rows go into which table, and which go to `lost_and_found`.
 
 use std::collections::HashSet;
 
@@ -14,20 +14,20 @@ use super::{
 };
 use crate::{error::Result, util::operation::CancelToken};
 
-/// Everything that is known when rows are copied.
+/// The results of all earlier steps, which copying rows needs.
 pub struct Rows<'r, 'w> {
     pub walk: &'r TreeScan<'w>,
     pub chains: &'r Chains,
     pub orphans: &'r Orphans,
-    /// Tables whose content is derived.
+    /// Tables whose content is derived from other tables.
     pub shadows: &'r HashSet<String>,
-    /// Tables that are carried over as they are.
+    /// Tables that are copied page by page.
     pub carried: &'r Carried,
     pub cancel: &'r CancelToken,
 }
 
 impl Rows<'_, '_> {
-    /// Copies the rows of all tables, and what belongs to none.
+    /// Copies the rows of all tables, and those that belong to no table.
     pub fn fill(&self, target: &Target, schema: &Schema, salvaged: &mut Salvaged) -> Result<()> {
         let taken: HashSet<String> = schema
             .objects
@@ -35,7 +35,7 @@ impl Rows<'_, '_> {
             .map(|object| object.name.to_ascii_lowercase())
             .collect();
         let mut lost = LostAndFound::new(|name| taken.contains(name));
-        // Whatever the sequences are, rows come first: inserting moves them.
+        // The table `sqlite_sequence` comes last, because inserting rows changes it.
         let mut order: Vec<usize> = (1..self.walk.trees.len()).collect();
         order.sort_by_key(|index| self.walk.trees[*index].name == "sqlite_sequence");
         for index in order {

@@ -1,13 +1,16 @@
-//! Tables that SQLite cannot make here, carried over as they are.
+//! Copies tables that SQLite cannot create here, page by page.
 //!
-//! A table whose definition uses a function, collation or module that only the host has cannot be created in the new
-//! database, and its rows cannot be inserted. But its trees need no evaluation: if none of their pages is damaged or
-//! contested, the pages are appended to the new database with their new numbers, and the definitions of the table, its
-//! indexes and its triggers are written into `sqlite_schema` as they stand. The definition of a virtual table is carried the
-//! same way, because the tables that hold its content are ordinary ones.
+//! If the definition of a table uses a function, collation or module that only the host has, the
+//! new database cannot create it. Its rows then cannot be inserted either. Copying its trees needs
+//! no evaluation, but none of their pages may be damaged or contested.
 //!
-//! Not carried: tables of which a page is damaged, and those of databases with a pointer map, with reserved bytes or of a
-//! schema format before 4. Their rows are inserted if SQLite can do that, else they go to `lost_and_found`.
+//! The pages are appended to the new database with new numbers. The definitions of the table, its
+//! indexes and its triggers are written into `sqlite_schema` unchanged. The definition of a virtual
+//! table is copied in the same way, because ordinary tables hold its content.
+//!
+//! Not copied: tables with a damaged page, and tables of databases with a pointer map, with
+//! reserved bytes, or with a schema format before 4. Their rows are inserted if SQLite can do that,
+//! otherwise they go to `lost_and_found`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -36,30 +39,31 @@ use crate::{
     util::operation::CancelToken,
 };
 
-/// Offsets in the header of a database, and the only schema format in which the order of every index is the declared one.
+/// Offsets in the header of a database, and the only schema format in which every index has its
+/// declared order.
 const PAGE_COUNT_AT: u64 = 28;
 const SCHEMA_FORMAT_AT: usize = 44;
 const SCHEMA_FORMAT: u32 = 4;
-/// Of a page of a tree: where its right child is named, and where the cell pointers of an interior page begin.
+/// Offsets in an interior page: the number of the right child, and the start of the cell pointers.
 const RIGHT_CHILD_AT: usize = 8;
 const POINTERS_AT: usize = 12;
 
-/// A table with its indexes and triggers.
+/// A table with its indexes and triggers, which are copied together.
 pub struct Unit {
     pub table: String,
-    /// The table first, then its indexes, then its triggers.
+    /// The table, followed by its indexes and then its triggers.
     pub objects: Vec<Object>,
     pub rows: u64,
-    /// Of its trees and their overflow chains; `true` for those of trees.
+    /// Pages of the trees (`true`) and of their overflow chains (`false`).
     pages: Vec<(u32, bool)>,
 }
 
-/// What is added to the new database when all else is in it.
+/// Objects that are added to the new database after everything else.
 pub struct Carried {
     pub units: Vec<Unit>,
-    /// Of virtual tables.
+    /// Definitions of virtual tables.
     pub definitions: Vec<Object>,
-    /// Full-text indexes that are built again after that: their content may be in a table that is carried.
+    /// Full-text indexes that are rebuilt last, because their content may be in a table of `units`.
     pub full_text: Vec<Object>,
 }
 
@@ -69,7 +73,7 @@ impl Carried {
     }
 }
 
-/// Finds those of `tables` that are whole.
+/// Returns the units of those `tables` that are undamaged.
 pub fn units(
     walk: &TreeScan<'_>,
     chains: &Chains,
@@ -141,7 +145,8 @@ fn unit(
     Some(unit)
 }
 
-/// Lists the pages of a tree, and counts its entries. `None` if one of them is not exactly what it must be.
+/// Adds the pages of a tree to `pages` and returns the number of its entries. Returns `None` if a
+/// page is not exactly what it must be.
 fn copy(
     walk: &TreeScan<'_>,
     chains: &Chains,
@@ -187,7 +192,7 @@ fn copy(
                 return None;
             }
         }
-        // No page has more than one owner, so a tree has no more pages than the file.
+        // A page has at most one owner, so a tree cannot have more pages than the file.
         if pages.len() > source.present as usize {
             return None;
         }
@@ -199,8 +204,11 @@ fn is_free(walk: &TreeScan<'_>, page: u32) -> bool {
     walk.is_free.get(page as usize).copied().unwrap_or(true)
 }
 
-/// Appends units and the definitions of virtual tables to the new database at `path`, which nothing has open. Returns the virtual
-/// tables whose definition SQLite refuses, with the reason.
+/// Appends the units and the definitions of virtual tables to the new database at `path`, which no
+/// connection may have open. Returns the virtual tables whose definition SQLite refuses, with the
+/// reason.
+///
+/// Fails with `KG_INTERNAL` if the new database is not sound afterwards.
 pub fn append(
     path: &Path,
     source: &Source,
@@ -235,7 +243,7 @@ pub fn append(
     }
 }
 
-/// Returns the new number of each page.
+/// Appends the pages of the units and returns the new number of each page.
 fn append_pages(
     path: &Path,
     source: &Source,
@@ -273,7 +281,7 @@ fn set_page_count(file: &File, count: u32) -> io::Result<()> {
     file.write_all_at(&count.to_be_bytes(), PAGE_COUNT_AT)
 }
 
-/// The page with the new numbers of the pages that it names.
+/// Returns the page with the new numbers of the pages that it refers to.
 fn renumbered(
     mut bytes: Vec<u8>,
     number: u32,
@@ -367,7 +375,7 @@ fn opened(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// What a fresh look at the new database finds.
+/// Checks the new database on a new connection and returns the first finding.
 fn unsound(path: &Path, cancel: &CancelToken) -> Result<Option<String>> {
     let failed = |cause| Error::sqlite("check", path, cause);
     let mut connection = Connection::open(path).map_err(failed)?;
@@ -375,6 +383,6 @@ fn unsound(path: &Path, cancel: &CancelToken) -> Result<Option<String>> {
         .set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)
         .map_err(failed)?;
     let found = everything(&mut connection, Pragma::Full { most_findings: 10 }, cancel)?;
-    // So many broken rows could hide damage.
+    // The number of findings is limited, so findings about rows could hide damage.
     Ok(found.damage.into_iter().chain(found.rows).next())
 }

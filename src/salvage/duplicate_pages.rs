@@ -1,29 +1,36 @@
-//! Pages that are the same to the last byte in two places: one was also written where it does not belong.
+//! Duplicate pages: finds pages that are equal to the last byte, one of which was written to the
+//! wrong place.
 //!
-//! A page does not say where it lies, so a copy adds up as well as the original. But each has a place, with keys and columns that are
-//! expected there. Where one of them fits and the others do not, that one is the original. Where more fit, it cannot be told which of
-//! the trees the rows are of, and all of these pages belong to nobody: unless one table is a copy of the other. Then they have many
-//! pages in common, or half of those that the shorter one has, the first of both among them, as of tables that
-//! have grown since, and no page of any tree has lost its parent.
+//! A page does not record its own number, so a copy is as valid as the original. But each place has
+//! keys and columns that are expected there. If only one of the pages fits its place, that one is
+//! the original. If several fit, the owner of the rows is unknown, and all of these pages belong to
+//! no tree.
+//!
+//! The exception is a table that is a copy of another. Such tables have many pages in common. Short
+//! tables, and tables that have grown since, have in common at least half the pages of the shorter
+//! table. These pages must include the first page of both. In that case no page of any tree may
+//! have lost its parent.
 
 use std::collections::HashMap;
 
 use super::file::Source;
 use crate::{error::Result, sqlite::format::btree::parse, util::operation::CancelToken};
 
-/// More pages that two trees have in common are a table and its copy.
+/// Maximum number of common pages that counts as an accident. If trees have more pages in common,
+/// one table is a copy of the other.
 const MOST_ACCIDENTS: usize = 3;
 const PAGES_PER_CANCEL_CHECK: u32 = 256;
 
 #[derive(Default)]
 pub struct DuplicatePages {
-    /// Groups of equal pages with rows or keys on them.
+    /// Groups of equal pages that hold rows or keys.
     pub groups: Vec<Vec<u32>>,
-    /// How many leaves with rows or keys a tree has.
+    /// By tree: the number of leaves with rows or keys.
     leaves: HashMap<u32, usize>,
 }
 
-/// Looks at the pages that are of a tree, which `tree_of` names; 0 is none.
+/// Finds duplicates among the pages that belong to a tree. `tree_of` returns the tree of a page, or
+/// 0 if there is none.
 pub fn find(
     source: &Source,
     tree_of: impl Fn(u32) -> u32,
@@ -56,8 +63,8 @@ pub fn find(
 }
 
 impl DuplicatePages {
-    /// The groups of pages of several trees that are not in common because one tree is a copy of the other. `is_first` names the pages
-    /// that are the first leaves of their trees.
+    /// Returns the groups of equal pages in different trees of which none is a copy of another.
+    /// `is_first` returns whether a page is the first leaf of its tree.
     pub fn accidents(
         self,
         tree_of: impl Fn(u32) -> u32,
@@ -69,7 +76,8 @@ impl DuplicatePages {
             trees.dedup();
             trees
         };
-        // How many pages trees have in common, and whether those that they begin with.
+        // For each set of trees: the number of common pages, and whether they include the first
+        // leaves.
         let mut common: HashMap<Vec<u32>, (usize, bool)> = HashMap::new();
         for group in &self.groups {
             let (count, with_first) = common.entry(trees(group)).or_default();
@@ -104,7 +112,8 @@ impl DuplicatePages {
 mod tests {
     use super::*;
 
-    /// Tree 1 has the pages from 1, tree 2 those from 101, tree 3 those from 201.
+    /// Finds the accidents among groups of pages: tree 1 has the pages from 1, tree 2 those from
+    /// 101, and tree 3 those from 201.
     fn accidents(groups: &[Vec<u32>], leaves: [usize; 3]) -> Vec<Vec<u32>> {
         let twins = DuplicatePages {
             groups: groups.to_vec(),

@@ -1,7 +1,9 @@
-//! The damaged file: its header as far as it can be believed, and its pages, with those of the WAL in front.
+//! The damaged file: the trustworthy part of its header, and its pages, with those of the log
+//! taking precedence.
 //!
-//! Page size and reserved bytes are what most pages fit, whatever the header says; the text encoding is what the texts are
-//! in. So a header of noise costs nothing but the settings that only it holds.
+//! The page size and the number of reserved bytes are those that most pages fit. The text encoding
+//! is the one that the texts use. A header of random bytes therefore loses only the settings that
+//! no other page holds.
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
@@ -19,7 +21,7 @@ use crate::{
     util::{operation::CancelToken, regular_file},
 };
 
-/// So many pages are looked at to find the page size, and the encoding.
+/// Number of pages that are sampled to find the page size and the encoding.
 const SAMPLES: u64 = 96;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,19 +31,19 @@ pub enum Encoding {
     Utf16Be,
 }
 
-/// A database file, read-only, with the pages of the log beside it.
+/// A read-only database file, with the pages of the log next to it.
 pub struct Source {
     file: File,
     overlay: Option<Overlay>,
     pub header: Header,
     pub page_size: usize,
     pub geometry: Geometry,
-    /// Pages that are there, whatever the header says.
+    /// Number of pages that exist, regardless of the header.
     pub present: u32,
     pub encoding: Encoding,
-    /// Without pointer map pages where it is not in use.
+    /// Whether the database has pointer map pages.
     pub has_pointer_map: bool,
-    /// Pages of the size that was found which are b-tree pages to the last byte, among those that were looked at.
+    /// Number of sampled pages that parse to the last byte as b-tree pages of the detected size.
     pub recognised: u32,
 }
 
@@ -69,7 +71,7 @@ impl Source {
         source.page_size = size;
         let in_file = u32::try_from(length / size as u64).unwrap_or(u32::MAX - 1);
         if let Some(overlay) = overlay.filter(|overlay| overlay.page_size_bytes == size) {
-            // The header that counts is in the log.
+            // The header in the log replaces that of the file.
             if let Some(offset) = overlay.offsets.get(&1) {
                 let header = Header::read_at(&overlay.file, *offset);
                 source.header =
@@ -106,13 +108,14 @@ impl Source {
             .is_some_and(|overlay| overlay.offsets.contains_key(&number))
     }
 
-    /// The bytes of a page; `None` where it is not there or the disk does not give it.
+    /// Returns the bytes of a page, or `None` if it does not exist or cannot be read.
     pub fn page(&self, number: u32) -> Option<Vec<u8>> {
         let mut bytes = vec![0; self.page_size];
         self.read_page(number, &mut bytes).then_some(bytes)
     }
 
-    /// The first four bytes of a page: what an overflow page says comes next.
+    /// Returns the first four bytes of a page. In an overflow page, they are the number of the next
+    /// page.
     pub fn first_word(&self, number: u32) -> Option<u32> {
         let mut bytes = [0; 4];
         self.read_page(number, &mut bytes)
@@ -132,14 +135,15 @@ impl Source {
         file.read_exact_at(bytes, at).is_ok()
     }
 
-    /// Whether the page is no data by its place alone: the lock page, or one of the pointer map
+    /// Returns whether the number of a page alone excludes that it holds data. Such a page is the
+    /// lock page or a pointer map page
     /// (<https://www.sqlite.org/fileformat2.html#pointer_map_or_ptrmap_pages>).
     pub fn is_reserved(&self, number: u32) -> bool {
         number == self.lock_page()
             || (self.has_pointer_map && self.pointer_map_of(number) == number)
     }
 
-    /// Type and parent of a page from the pointer map.
+    /// Returns the type and parent of a page according to the pointer map.
     pub fn pointer(&self, number: u32) -> Option<(u8, u32)> {
         if !self.has_pointer_map || number < 3 || self.is_reserved(number) {
             return None;
@@ -186,7 +190,9 @@ impl Source {
         bytes
     }
 
-    /// Page size and reserved bytes: what the header says where pages agree, else what most bytes agree with.
+    /// Finds the page size and the number of reserved bytes that most bytes of the file agree with.
+    /// The header decides ties. If no page is recognised, the page size of the log or the header
+    /// counts.
     fn find_page_size(
         &self,
         length: u64,
@@ -236,13 +242,15 @@ impl Source {
         ))
     }
 
-    /// How many bytes of the pages that are looked at are b-tree pages to the last byte, for each number of reserved bytes.
+    /// Returns for each number of reserved bytes an estimate of how many bytes of the file belong
+    /// to valid b-tree pages. A page is valid if it parses to the last byte.
     fn score(&self, length: u64, size: usize, candidates: &[usize]) -> Vec<(usize, u64)> {
         let pages = length / size as u64;
         let page_count = u32::try_from(pages)
             .unwrap_or(u32::MAX)
             .max(self.header.page_count);
-        // Spread over the file, so that every size is judged by the same stretches of it.
+        // The sample is spread over the file so that every page size is judged by the same parts of
+        // it.
         let stride = pages.div_ceil(SAMPLES).max(1);
         let mut scores: Vec<(usize, u64)> =
             candidates.iter().map(|reserved| (*reserved, 0)).collect();
@@ -262,7 +270,7 @@ impl Source {
         scores
     }
 
-    /// Looks at pages spread over the file.
+    /// Counts the pages that meet a condition, in a sample that is spread over the file.
     fn sample(&self, mut is_counted: impl FnMut(&[u8], &Page) -> bool) -> usize {
         let stride = (u64::from(self.present).div_ceil(SAMPLES)).max(1) as usize;
         let mut counted = 0;
@@ -277,7 +285,8 @@ impl Source {
         counted
     }
 
-    /// Texts of the schema are ASCII, which looks different in each encoding.
+    /// Detects the text encoding: the texts of the schema are ASCII, which looks different in each
+    /// encoding.
     fn find_encoding(&self) -> Encoding {
         let mut seen = [0_u32; 3];
         let mut tally = |bytes: &[u8], page: &Page| {
@@ -334,7 +343,8 @@ impl Source {
         }
     }
 
-    /// A database with a pointer map has its first page of it at 2, where otherwise a b-tree or another page is.
+    /// Detects a pointer map. Its first page is page 2, where other databases have a b-tree or
+    /// another page.
     fn find_pointer_map(&self) -> bool {
         let Some(bytes) = self.page(2) else {
             return false;

@@ -1,15 +1,16 @@
-//! The freelist: pages whose old content must not come back (<https://www.sqlite.org/fileformat2.html#the_freelist>).
+//! The freelist: pages whose old content must not come back
+//! (<https://www.sqlite.org/fileformat2.html#the_freelist>).
 
 use super::file::Source;
 use crate::{error::Result, sqlite::format::btree::u32_at, util::operation::CancelToken};
 
 pub struct Freelist {
     pub is_free: Vec<bool>,
-    /// Whether the chain from the header holds as many pages as the header says, each once.
+    /// Whether the list contains as many pages as the header says, each of them once.
     pub is_sound: bool,
 }
 
-/// Follows the freelist from the header.
+/// Reads the freelist, starting from the header.
 pub fn read(source: &Source, cancel: &CancelToken) -> Result<Freelist> {
     let mut list = Freelist {
         is_free: vec![false; source.present as usize + 1],
@@ -43,7 +44,8 @@ pub fn read(source: &Source, cancel: &CancelToken) -> Result<Freelist> {
     Ok(list)
 }
 
-/// The next trunk page and the leaves of this one, where it looks like a trunk page.
+/// Returns the next trunk page and the leaves of this page, or `None` if it does not look like a
+/// trunk page.
 pub fn trunk(source: &Source, bytes: &[u8]) -> Option<(u32, Vec<u32>)> {
     let next = u32_at(bytes, 0)?;
     let count = u32_at(bytes, 4)? as usize;

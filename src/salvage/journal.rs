@@ -1,9 +1,11 @@
-//! The rollback journal beside a database: the pages as they were before a transaction that was never committed
-//! (<https://www.sqlite.org/fileformat2.html#the_rollback_journal>).
+//! The rollback journal next to a database: finds the pages as they were before an uncommitted
+//! transaction (<https://www.sqlite.org/fileformat2.html#the_rollback_journal>).
 //!
-//! As in SQLite, records count up to the first one whose checksum is not right, of each page the first one, and a header that was
-//! never completed counts none. Nothing is written: the pages are laid over those of the file. SQLite would need a private copy of
-//! both, and does nothing where the header of the database is damaged.
+//! As in SQLite, records count up to the first one with a wrong checksum, and only the first record
+//! of each page counts. A header that was never completed has no records.
+//!
+//! Nothing is written: the pages of the journal overlay those of the file. SQLite would need a
+//! private copy of both files, and it does nothing if the header of the database is damaged.
 
 use std::{
     fs::File,
@@ -24,13 +26,13 @@ use crate::{
 
 const HEADER_BYTES: usize = 28;
 const RECORDS_PER_CANCEL_CHECK: u64 = 256;
-/// The checksum takes one byte of each stretch of this length, from the end.
+/// Distance in bytes between the bytes that the checksum adds, counted from the end of the page.
 const CHECKSUM_STRIDE: usize = 200;
-/// A longer name of a super-journal is none.
+/// Maximum length of the name of a super-journal.
 const MAX_NAME_BYTES: u64 = 4096;
 
 struct Header {
-    /// `None`: as many as the file holds.
+    /// Number of records; `None` means as many as the file holds.
     records: Option<u64>,
     nonce: u32,
     page_count: u32,
@@ -38,7 +40,8 @@ struct Header {
     page_size: usize,
 }
 
-/// `Ok(Err(why))` where there is one that cannot be used, `Ok(Ok(None))` where there is none, or nothing to roll back.
+/// Reads the rollback journal of a database. Returns `Ok(Err(why))` if the journal cannot be used,
+/// and `Ok(Ok(None))` if there is none or there is nothing to roll back.
 pub fn read(
     database: &Path,
     cancel: &CancelToken,
@@ -51,7 +54,8 @@ pub fn read(
     };
     let failed = |cause| Error::io("read", &path, cause);
     let length = file.metadata().map_err(failed)?.len();
-    // In PERSIST mode a commit leaves zeros where the header was, in TRUNCATE mode nothing.
+    // A commit leaves zeros in place of the header in PERSIST mode, and an empty file in TRUNCATE
+    // mode.
     let mut first = [0];
     if length == 0 || (file.read_exact_at(&mut first, 0).is_ok() && first == [0]) {
         return Ok(Ok(None));
@@ -62,7 +66,7 @@ pub fn read(
     if names_super_journal(&file).map_err(failed)?
         && !super_journal(&file, length).is_some_and(|path| path.exists())
     {
-        // The transaction over several databases was committed.
+        // The super-journal is gone, so the transaction over several databases was committed.
         return Ok(Ok(None));
     }
     let page_size = header.page_size;
@@ -116,7 +120,8 @@ fn header_at(file: &File, at: u64) -> Option<Header> {
     })
 }
 
-/// Notes the records that follow a header; says where they end, and whether all of them were right.
+/// Adds the records that follow a header to `overlay`. Returns where they end and whether all of
+/// them were valid.
 fn records(
     overlay: &mut Overlay,
     header: &Header,
@@ -157,7 +162,8 @@ fn checksum(nonce: u32, page: &[u8]) -> u32 {
     places.fold(nonce, |sum, place| sum.wrapping_add(u32::from(page[place])))
 }
 
-/// The name before its length, its checksum and the magic number at the end.
+/// Reads the name of the super-journal. It precedes its length, its checksum and the magic number
+/// at the end of the file.
 fn super_journal(file: &File, length: u64) -> Option<PathBuf> {
     use std::os::unix::ffi::OsStringExt;
     let mut bytes = [0; 4];

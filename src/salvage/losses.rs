@@ -1,4 +1,5 @@
-//! How many rows are not there: by an index that names them, else by what fits into the gaps.
+//! Counts the lost rows: by an index that lists them, or else by an estimate of what fits into the
+//! gaps.
 
 use super::{
     copy_rows::Rows,
@@ -41,7 +42,9 @@ impl Rows<'_, '_> {
         Ok(())
     }
 
-    /// For each lost page what the others hold on average, but no more than there are keys in the holes; and cells that could not be read.
+    /// Estimates the number of lost rows. Each lost page counts as many rows as the other pages
+    /// hold on average, up to the number of keys that fit into the holes. Unreadable cells are
+    /// added.
     fn estimate(&self, found: &TreeContents, report: &TableReport) -> u64 {
         let (reassigned, pages_lost) = (report.pages_reassigned, found.pages_lost);
         let leaves = found.leaves.len() as u64 + reassigned;
@@ -54,7 +57,7 @@ impl Rows<'_, '_> {
                 _ => u64::MAX,
             });
         let room = room.fold(0, u64::saturating_add);
-        // A page above leaves that were all found again lost no row.
+        // An interior page lost no row if all leaves below it were found again.
         let on_pages = if reassigned > 0 && pages_lost <= 1 {
             0
         } else {
@@ -63,7 +66,8 @@ impl Rows<'_, '_> {
         on_pages.min(room) + found.cells_lost
     }
 
-    /// The index to count by: one that has each row of the table, preferably a whole one.
+    /// Returns the index to count by, which has an entry for each row of the table, and whether it
+    /// is undamaged. An undamaged index is preferred.
     fn index_of(&self, tree: &Tree, target: &Target) -> Result<Option<(usize, bool)>> {
         let listed = || -> rusqlite::Result<Vec<String>> {
             let mut statement = target
@@ -96,7 +100,7 @@ impl Rows<'_, '_> {
             .copied())
     }
 
-    /// How many rows an index names that the table does not have.
+    /// Counts the rows that an index lists but the table does not have.
     fn missing_by_index(&self, index: usize, table: &Tree, target: &Target) -> Result<u64> {
         let failed = |cause| target.error(cause);
         let key = Key::of(&self.walk.trees[index].name, table, target).map_err(failed)?;
@@ -144,11 +148,14 @@ impl Rows<'_, '_> {
     }
 }
 
-/// What an entry of an index says of its row: the rowid, which is its last field, or the primary key of a table without rowids, whose
-/// columns are at its end as far as they are not among its own.
+/// How an index entry identifies its row.
+///
+/// In a table with rowids, the last field of the entry is the rowid. In a table without rowids, the
+/// entry holds the primary key. Columns of that key that the index does not have itself are at the
+/// end of the entry.
 struct Key {
     condition: String,
-    /// Of the fields of an entry, counted from its end.
+    /// Positions of the key in the fields of an entry, counted from its end.
     places: Vec<usize>,
 }
 
@@ -186,7 +193,7 @@ impl Key {
             .iter()
             .map(|column| format!("{} IS ?", quoted(column)))
             .collect();
-        // Where one is not found, no entry has a field there, and none is counted.
+        // The position of a missing column lies outside every entry, so no entry is counted.
         let places = key
             .iter()
             .map(|column| place(column).unwrap_or(usize::MAX))

@@ -1,21 +1,24 @@
-//! Salvage: a new, sound database of what can be read of a damaged one.
+//! Salvage: writes what can be read of a damaged database into a new, sound one.
 //!
 //! ```text
-//! file + journal or WAL ─▶ schema ─▶ trees ─▶ overflow chains ─▶ pages without parents ─▶ rows ─▶ new database ─▶ checked
+//! file + journal or WAL ─▶ schema ─▶ trees ─▶ overflow chains ─▶ pages without parents
+//!                       ─▶ rows ─▶ new database ─▶ integrity check
 //! ```
 //!
-//! The source is only read, page by page, never through SQLite. Rules:
+//! Salvage reads the source page by page, never through SQLite, and never writes to it. Rules:
 //!
-//! * A row that was not in the database never gets into one of its tables. Deleted rows (free pages, free blocks) are not read.
-//!   What may be a row, but is not certain, goes to the table `lost_and_found` with the reason.
-//! * Every row whose pages are intact comes back, whatever happened to the pages above them, as long as it can be told which
-//!   table they are of.
-//! * Any input ends in a result or an error: each page is visited a bounded number of times. Memory: some 20 bytes a page, one row,
-//!   and what SQLite caches.
+//! * A row that was not in the database never gets into one of its tables. Deleted rows (free
+//!   pages, free blocks) are not read. An uncertain row goes to the table `lost_and_found` with the
+//!   reason.
+//! * Every row whose pages are intact comes back, even if the pages above them are damaged. The
+//!   only condition is that the table of the row can be determined.
+//! * Any input ends in a result or an error, because each page is visited a bounded number of
+//!   times. Memory use is about 20 bytes per page, one row, and the cache of SQLite.
 //!
-//! Not guaranteed: a bit that flipped inside a value, and leaves a record that adds up, is not noticed: SQLite's pages have no
-//! checksums. A whole page that was also written in place of another is noticed as long as the original is there too (`twins`). A page that a tree without
-//! rowids and the list of free pages both claim is nobody's: the rows on it go to `lost_and_found`.
+//! Not guaranteed: SQLite pages have no checksums. A flipped bit inside a value goes unnoticed if
+//! the record remains well formed. A page that was also written in place of another page is noticed
+//! only while the original exists too (`duplicate_pages`). If both the freelist and a tree without
+//! rowids claim a page, it belongs to neither, and its rows go to `lost_and_found`.
 
 mod copy_rows;
 mod copy_trees;
@@ -60,18 +63,20 @@ use crate::{
     util::operation::CancelToken,
 };
 
-/// More pages than any database that this is for; each takes memory.
+/// Maximum number of pages that a salvage accepts, because each page takes memory.
 const MAX_PAGES: u32 = 1 << 29;
-/// Names in one warning.
+/// Maximum number of names in one warning.
 const MAX_NAMES: usize = 5;
 
-/// Tables, indexes and triggers that the database should have: name and text. Used where the schema is damaged.
+/// Name and SQL text of the tables, indexes and triggers that the database should have. Salvage
+/// uses them if the schema is damaged.
 pub type FallbackSchema<'a> = &'a [(&'a str, &'a str)];
 
 /// Salvages `source` into a new database at `target`, which must not exist.
 ///
-/// `KG_TARGET_EXISTS`, `KG_DATABASE_DAMAGED` where there is nothing to recover, `KG_ABORTED`, and errors of the file system.
-/// Whatever fails, `target` is removed again.
+/// Fails with `KG_TARGET_EXISTS`, `KG_UNSUPPORTED` if the source has too many pages,
+/// `KG_DATABASE_DAMAGED` if nothing can be recovered, `KG_ABORTED`, and errors of the file system.
+/// After any failure, `target` is removed again.
 pub fn salvage(
     source: &Path,
     target: &Path,
@@ -88,7 +93,7 @@ pub fn salvage(
     let salvaged = salvage_new(source, target, fallback, cancel);
     if salvaged.is_err() {
         for suffix in ["", "-journal", "-wal", "-shm"] {
-            // Nothing can be done about a failure, and the first error says what is wrong.
+            // A failure to remove is ignored because the first error already names the problem.
             let _ = fs::remove_file(companion(target, suffix));
         }
     }
@@ -228,7 +233,7 @@ fn warn(
             .query_map([MAX_NAMES], |row| row.get(0))?
             .collect()
     };
-    // It fails where a foreign key names a table that is not there, which then is in the reports.
+    // The check fails if a foreign key names a missing table. The reports already list that table.
     if let Ok(tables) = broken()
         && !tables.is_empty()
     {

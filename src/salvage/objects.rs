@@ -1,4 +1,5 @@
-//! The schema in the new database: tables, to learn their columns and be filled; what rests on their rows afterwards.
+//! The schema in the new database. Tables are created first to learn their columns and to be
+//! filled. Objects that depend on their rows follow.
 
 use std::collections::HashSet;
 
@@ -16,7 +17,7 @@ use crate::{
     sqlite::{format::btree::parse, quoted, row_schema::RowSchema},
 };
 
-/// Adds what the database should have, and the schema lacks.
+/// Adds the objects of `fallback` that the schema lacks, with a warning.
 pub fn add_fallback(schema: &mut Schema, fallback: FallbackSchema<'_>, warnings: &mut Vec<String>) {
     let known: HashSet<String> = schema
         .objects
@@ -55,18 +56,20 @@ pub fn add_fallback(schema: &mut Schema, fallback: FallbackSchema<'_>, warnings:
     }
 }
 
-/// What could be made of the schema, and what could not.
+/// The result of creating the schema.
 pub struct Made {
     pub trees: Vec<Tree>,
-    /// Tables that belong to virtual tables, and whose content is derived.
+    /// Tables that belong to virtual tables and whose content is derived.
     pub shadows: HashSet<String>,
-    /// Tables that SQLite cannot make here, or not all of their indexes, for what only the host has.
+    /// Tables that SQLite cannot create here, or not with all indexes, because only the host has
+    /// what they use.
     pub unready: HashSet<String>,
-    /// Virtual tables whose content is copied with the tables that hold it: only their definition is missing then.
+    /// Virtual tables whose content is in ordinary tables, which are copied. Only the definition
+    /// has to be added.
     pub definitions: Vec<Object>,
 }
 
-/// Creates the tables, and lists all trees.
+/// Creates the tables and lists all trees.
 pub fn create_tables(target: &mut Target, schema: &mut Schema, source: &Source) -> Result<Made> {
     let (mut contents, mut unready, mut definitions) = (HashSet::new(), HashSet::new(), Vec::new());
     let objects = schema.objects.clone();
@@ -78,10 +81,10 @@ pub fn create_tables(target: &mut Target, schema: &mut Schema, source: &Source) 
             definitions.push(object.clone());
         }
     }
-    // What exists now are the tables of virtual tables.
+    // So far only the tables that belong to virtual tables exist.
     let shadows: HashSet<String> = names(target, "table")?.into_iter().collect();
     let mut made: HashSet<String> = shadows.clone();
-    // A table that is carried over may be the only one that has a sequence.
+    // The only table that uses `sqlite_sequence` may be one that is copied as pages.
     if objects
         .iter()
         .any(|object| object.name == "sqlite_sequence")
@@ -146,7 +149,7 @@ pub fn create_tables(target: &mut Target, schema: &mut Schema, source: &Source) 
             _ => None,
         };
         let is_index = object.kind == "index";
-        // The page itself tells what SQLite could not be asked.
+        // If SQLite could not create the object, its root page shows the kind of the tree.
         let root = || {
             source
                 .page(object.root)
@@ -167,7 +170,8 @@ pub fn create_tables(target: &mut Target, schema: &mut Schema, source: &Source) 
             });
         }
     }
-    // Filling an index row by row is slow; unique ones have to be there to see which rows break them.
+    // Filling an index row by row is slow. Only unique indexes are needed now, to find rows that
+    // violate them.
     let failed = |target: &Target, cause| target.error(cause);
     for object in objects
         .iter()
@@ -196,14 +200,14 @@ pub fn create_tables(target: &mut Target, schema: &mut Schema, source: &Source) 
     })
 }
 
-/// Whether it is a full-text index that can be built again from its content.
+/// Returns whether an object is a full-text index that can be rebuilt from its content.
 fn is_derived(object: &Object) -> bool {
     let plain: String = object.sql.to_lowercase().split_whitespace().collect();
     let has_content = !plain.contains("content=''") && !plain.contains("content=\"\"");
     has_content && ["fts3", "fts4", "fts5"].contains(&module_of(object).as_str())
 }
 
-/// Takes back what was made of the tables that are carried over as they are.
+/// Drops what was created of the tables that are copied as pages.
 pub fn leave(target: &mut Target, units: &[Unit]) -> Result<()> {
     for unit in units {
         target.in_savepoint(|connection| {
@@ -247,7 +251,7 @@ fn names(target: &Target, kind: &str) -> Result<Vec<String>> {
     listed().map_err(|cause| target.error(cause))
 }
 
-/// Indexes, views and triggers, after the rows.
+/// Creates the indexes, views and triggers, after the rows were inserted.
 pub fn finish(target: &mut Target, schema: &Schema, carried: &Carried) -> Result<()> {
     let is_made_here = |object: &&Object| !carried.has(&object.table);
     let indexes = schema
@@ -286,7 +290,7 @@ pub fn finish(target: &mut Target, schema: &Schema, carried: &Carried) -> Result
         .iter()
         .any(|object| object.name == "sqlite_stat1")
     {
-        // Statistics are of the rows that are there now.
+        // ANALYZE computes the statistics for the rows that exist now.
         target.in_savepoint(|connection| connection.execute_batch("ANALYZE"))?;
     }
     Ok(())

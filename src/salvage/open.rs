@@ -1,4 +1,4 @@
-//! What is read: the file, and the log beside it where that makes it better.
+//! Opens the source: the file, and the journal or WAL next to it if that improves the result.
 
 use std::{collections::HashSet, path::Path};
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{error::Result, util::operation::CancelToken};
 
-/// Free pages as the trees may know them: a list that contradicts itself says nothing.
+/// Returns the free pages for the tree scan, or no free pages if the freelist contradicts itself.
 pub fn in_use(freelist: &Freelist, source: &Source) -> Vec<bool> {
     match freelist.is_sound {
         true => freelist.is_free.clone(),
@@ -22,8 +22,10 @@ pub fn in_use(freelist: &Freelist, source: &Source) -> Vec<bool> {
     }
 }
 
-/// Opens the file with what lies beside it. A transaction that was never committed is taken back, as SQLite does before it
-/// looks at the WAL; a database that has both is on its way from one mode to the other, and nothing is in its WAL yet.
+/// Opens the file with the journal or WAL next to it.
+///
+/// As in SQLite, an uncommitted transaction is rolled back before the WAL is considered. A database
+/// that has both logs is changing its journal mode, and its WAL holds nothing yet.
 pub fn open(path: &Path, salvaged: &mut Salvaged, cancel: &CancelToken) -> Result<Source> {
     let alone = Source::open(path, None, cancel)?;
     let journal = Log {
@@ -53,17 +55,19 @@ pub fn open(path: &Path, salvaged: &mut Salvaged, cancel: &CancelToken) -> Resul
     Ok(with_wal.unwrap_or(alone))
 }
 
-/// Why a database with a log is not what it should be; the first is without.
+/// Returns why a log does not belong to the database. The first source is without the log, the
+/// second with it.
 type Objection = fn(&Source, &Source, &CancelToken) -> Result<Option<&'static str>>;
 
-/// A log beside the database, or why it cannot be used.
+/// A log next to the database, or the reason why it cannot be used.
 struct Log {
     name: &'static str,
     read: std::result::Result<Option<Overlay>, String>,
 }
 
 impl Log {
-    /// The database with the log, where there is one and it is of this database.
+    /// Returns the database with the log applied, if there is a log and it belongs to this
+    /// database.
     fn apply_overlay(
         self,
         path: &Path,
@@ -98,8 +102,9 @@ impl Log {
     }
 }
 
-/// Why a journal is not of this database. A transaction counts the changes one up, in the first page; where that does not
-/// tell, a journal that makes the database worse is of another.
+/// Returns why a journal does not belong to this database. A transaction increments the change
+/// counter on the first page. If the counter does not decide, a journal that makes the database
+/// worse is rejected.
 fn fits(alone: &Source, with: &Source, cancel: &CancelToken) -> Result<Option<&'static str>> {
     if with.overlay().is_none() {
         return Ok(Some("its pages are of another size"));
@@ -112,7 +117,8 @@ fn fits(alone: &Source, with: &Source, cancel: &CancelToken) -> Result<Option<&'
     compare(alone, with, cancel)
 }
 
-/// Why a WAL is not of this database: it would make it worse, or something else.
+/// Returns why a WAL does not belong to this database: it would damage the database or replace it
+/// with another one.
 fn foreign(
     alone: &Source,
     with_wal: &Source,
@@ -148,8 +154,9 @@ fn compare(alone: &Source, with: &Source, cancel: &CancelToken) -> Result<Option
     Ok(is_other.then_some("it has other tables"))
 }
 
-/// How many places of the trees are not as they should be, and how many indexes have more or fewer entries than their table rows:
-/// the pages of two states of a database may well make trees, but hardly such that agree.
+/// Counts the faults of the trees, and the indexes whose number of entries does not match their
+/// table. Pages of two states of a database can form valid trees, but their indexes rarely agree
+/// with their tables.
 fn problems(source: &Source, cancel: &CancelToken) -> Result<(usize, Schema)> {
     let freelist = freelist::read(source, cancel)?;
     let in_use = in_use(&freelist, source);
@@ -182,7 +189,7 @@ fn problems(source: &Source, cancel: &CancelToken) -> Result<(usize, Schema)> {
     let differ =
         indexes.filter(
             |index| match (cells(&index.name, true), cells(&index.table, false)) {
-                // A partial index may have fewer.
+                // A partial index may have fewer entries than its table has rows.
                 (Some(entries), Some(rows)) => {
                     entries > rows || (entries < rows && !has_word(&index.sql, "WHERE"))
                 }

@@ -1,12 +1,22 @@
-//! Pages without a parent: rows whose way from the root is lost, or leftovers that must not come back.
+//! Pages without a parent: rows whose path from the root is lost, or leftovers that must not come
+//! back.
 //!
-//! Only pages that add up to the last byte are considered. They are put together to subtrees, as far as their own interior
-//! pages do that. A subtree is given to a table where all of this holds: it is certain that it is no leftover; the table has
-//! a hole that its keys fit into; its rows fit the columns; and no other table could take it. All else goes to `lost_and_found`.
+//! Only pages that parse to the last byte are considered. Interior pages among them combine the
+//! pages into subtrees. A subtree goes to a table only if all of these conditions hold:
 //!
-//! *Certain* means that the freelist is sound, or that the pointer map names the parent, or that every page of the file is
-//! explained without it, so that what is free has been found page by page. Where no tree misses anything and the freelist is not
-//! sound, pages without a parent are leftovers, and are left.
+//! * The subtree is certainly not a leftover.
+//! * The table has a hole that the keys fit into.
+//! * The rows fit the columns of the table.
+//! * No other table could contain the subtree.
+//!
+//! All other subtrees go to `lost_and_found`.
+//!
+//! *Certain* means that one of three conditions holds. The freelist is sound, the pointer map names
+//! the parent, or every page of the file is accounted for without a sound freelist. In the last
+//! case all free pages have been found one by one.
+//!
+//! If no tree misses anything and the freelist is not sound, pages without a parent are leftovers
+//! and are skipped.
 
 use super::{
     freelist::{Freelist, trunk},
@@ -24,7 +34,6 @@ use crate::{
 
 const MAX_DEPTH: usize = 40;
 
-/// A subtree without a parent.
 #[derive(Debug, Clone)]
 pub struct Group {
     pub top: u32,
@@ -45,11 +54,11 @@ impl Group {
 
 #[derive(Default)]
 pub struct Orphans {
-    /// By tree.
+    /// By tree: the subtrees that belong to it.
     pub assigned: Vec<Vec<Group>>,
-    /// With the reason why they belong to no table.
+    /// Subtrees that belong to no table, with the reason.
     pub aside: Vec<(Group, &'static str)>,
-    /// Pages of rows that were left as leftovers.
+    /// Number of pages with rows that were skipped as leftovers.
     pub left: u64,
     pub freelist_was_certain: bool,
 }
@@ -121,7 +130,7 @@ pub fn find(
             || is_empty_trunk(walk, number)
     };
     let header_count = walk.source.header.page_count;
-    // A list that names what a tree holds is not right about other pages either.
+    // A freelist that lists a page of a tree is not reliable about other pages either.
     let is_contradicted = (1..=pages as usize)
         .any(|page| freelist.is_free[page] && (walk.is_owned[page] || chains.in_trees[page] > 0));
     let is_sound = freelist.is_sound
@@ -140,7 +149,8 @@ pub fn find(
     for group in groups {
         cancel.check()?;
         let by_map = walk.source.pointer(group.top);
-        // SQLite loses no page: beside a sound freelist a page without a parent is no leftover.
+        // SQLite loses no page, so if the freelist is sound, a page without a parent is not a
+        // leftover.
         let is_leftover = !misses_something && !is_sound;
         if !group.is_disputed && (is_leftover || by_map.is_some_and(|(kind, _)| kind == 2)) {
             orphans.left += group.leaves.len() as u64;
@@ -156,7 +166,7 @@ pub fn find(
     Ok(orphans)
 }
 
-/// A trunk page that lists nothing any more is a free page that hides no other.
+/// Returns whether the page is a trunk page without entries: a free page that hides no other.
 fn is_empty_trunk(walk: &TreeScan<'_>, number: u32) -> bool {
     walk.source.page(number).is_some_and(|bytes| {
         trunk(walk.source, &bytes).is_some_and(|(_, listed)| listed.is_empty())
@@ -217,7 +227,7 @@ impl Finder<'_, '_> {
         Ok(groups)
     }
 
-    /// The subtree below a page. A leaf whose keys do not fit is a subtree of its own.
+    /// Returns the subtree below a page. A leaf whose keys do not fit becomes a subtree of its own.
     fn group(&mut self, top: u32, is_disputed: bool, cancel: &CancelToken) -> Result<Vec<Group>> {
         let Some(by_rowid) = self.kinds[top as usize].map(PageType::is_table) else {
             return Ok(Vec::new());
@@ -294,7 +304,8 @@ impl Finder<'_, '_> {
     }
 }
 
-/// The tree that a subtree belongs to; `None` where it is nothing but a part of an index.
+/// Returns the tree that a subtree belongs to, or `None` if it is only a part of an index. An error
+/// is the reason why the subtree goes to `lost_and_found`.
 fn owner(
     walk: &TreeScan<'_>,
     group: &Group,
@@ -368,7 +379,8 @@ fn fits(walk: &TreeScan<'_>, group: &Group, shape: &RowSchema) -> bool {
     })
 }
 
-/// A table has one root, and each key once: subtrees that claim the same keys, or the same unknown root, are not all its own.
+/// Puts aside subtrees that claim the same keys or the same unknown root. A table has one root and
+/// each key once, so not all of these subtrees belong to it.
 fn settle_overlaps(walk: &TreeScan<'_>, orphans: &mut Orphans) {
     for (index, tree) in walk.trees.iter().enumerate() {
         let mut groups = std::mem::take(&mut orphans.assigned[index]);

@@ -1,26 +1,30 @@
 //! Overflow pages: the rest of payloads that do not fit into their cell
 //! (<https://www.sqlite.org/fileformat2.html#ovflpgs>).
 //!
-//! A page belongs to one chain. All chains of all trees are followed first, so that a page that two of them lead to is known
-//! before a row is made of either. Chains of pages without parents come second: they may be leftovers.
+//! A page belongs to one overflow chain. All chains of all trees are followed first, so that a page
+//! in two chains is known before a row is read from either. Chains of pages without parents come
+//! second, because they may be leftovers.
 
 use super::{file::Source, freelist::trunk, walk::TreeScan};
 use crate::sqlite::format::btree::{Cell, Page};
 
-/// How often each page is used in chains: 0, 1, or 2 for more.
+/// Number of overflow chains that use each page: 0, 1, or 2 for two or more.
 pub struct Chains {
     pub in_trees: Vec<u8>,
     pub in_orphans: Vec<u8>,
-    /// In those chains of trees that are as long as their payload: a broken one takes no page from another.
+    /// Uses by chains of trees that are as long as their payload. A broken chain takes no page from
+    /// another row.
     in_whole: Vec<u8>,
-    /// By page: how many pages it is to the end of the chain, itself included; [`NO_END`], or 0 where nobody has looked yet.
+    /// By page: the number of pages to the end of its chain, including itself. [`NO_END`] if there
+    /// is no end, 0 if not yet known.
     to_end: Vec<u32>,
 }
 
-/// Why the payload of a cell could not be read.
+/// The reason why the payload of a cell could not be read.
 pub struct Unread {
     pub reason: &'static str,
-    /// What its chain leads to, where another chain leads there too: one of the two is wrong.
+    /// The content of the chain if another chain uses one of its pages too. One of the two chains
+    /// is wrong.
     pub contested: Option<Vec<u8>>,
 }
 
@@ -35,7 +39,7 @@ impl From<&'static str> for Unread {
 
 const NO_END: u32 = u32::MAX;
 
-/// Whose cell it is that a chain starts from.
+/// The owner of the cell that an overflow chain starts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
     Tree,
@@ -53,7 +57,7 @@ impl Chains {
         }
     }
 
-    /// Notes the pages of all chains of a page's cells.
+    /// Records the pages of the overflow chains of all cells of a page.
     pub fn claim(&mut self, walk: &TreeScan<'_>, page: &Page, owner: Owner) {
         for cell in page.cells.iter().filter(|cell| cell.overflow > 0) {
             let length = length(walk.source, cell);
@@ -70,7 +74,8 @@ impl Chains {
         }
     }
 
-    /// How many pages the chain from here has, or [`NO_END`]. Each page is looked at once.
+    /// Returns the number of pages from `first` to the end of the chain, or [`NO_END`]. Each page
+    /// is read once.
     fn find_end(&mut self, source: &Source, first: u32) -> u32 {
         let (mut passed, mut next) = (Vec::new(), first);
         let after = loop {
@@ -78,7 +83,7 @@ impl Chains {
                 _ if next == 0 => break 0,
                 None => break NO_END,
                 Some(known) if *known > 0 => break *known,
-                // Until its end is found it has none: then a circle has none either.
+                // A page has no end until one is found, so a circle has none either.
                 Some(unknown) => *unknown = NO_END,
             }
             passed.push(next);
@@ -96,7 +101,7 @@ impl Chains {
         after + passed.len() as u32
     }
 
-    /// The whole payload of a cell, or why there is none.
+    /// Returns the complete payload of a cell, or the reason why it cannot be read.
     pub fn payload(
         &self,
         walk: &TreeScan<'_>,
@@ -132,7 +137,7 @@ impl Chains {
                 Owner::Orphan if in_trees > 0 => 2,
                 Owner::Orphan => self.in_orphans[index],
             };
-            // The pointer map knows whose page it is.
+            // The pointer map names the owner of the page.
             let kind = if before == number { 3 } else { 4 };
             let by_map = walk.source.pointer(next) == Some((kind, before));
             if used != 1 && !(owner == Owner::Tree && by_map) {
@@ -145,7 +150,8 @@ impl Chains {
                 .source
                 .page(next)
                 .ok_or("an overflow page of it could not be read")?;
-            // A leaf of the freelist keeps its content: where a tree leads to it, the list is wrong. A trunk does not.
+            // A leaf of the freelist keeps its old content, so if a tree leads to it, the freelist
+            // is wrong. A trunk page does not keep its content.
             if walk.is_free[index]
                 && (owner == Owner::Orphan || trunk(walk.source, &page).is_some())
             {
@@ -174,7 +180,7 @@ impl Chains {
     }
 }
 
-/// Counts the pages of a chain.
+/// Counts a use of each page of a chain.
 fn note(uses: &mut [u8], source: &Source, first: u32, length: u64) {
     let mut next = first;
     for _ in 0..length {
@@ -183,7 +189,8 @@ fn note(uses: &mut [u8], source: &Source, first: u32, length: u64) {
         };
         *used += 1;
         match source.first_word(next) {
-            // The rest is that of another chain already: it is walked once.
+            // From here on this is another chain, whose pages were counted already. They are walked
+            // only once.
             Some(_) if *used == 2 => break,
             Some(following) if following > 0 => next = following,
             _ => break,
@@ -191,7 +198,7 @@ fn note(uses: &mut [u8], source: &Source, first: u32, length: u64) {
     }
 }
 
-/// How many overflow pages a cell has.
+/// Returns the number of overflow pages that a cell needs.
 fn length(source: &Source, cell: &Cell) -> u64 {
     (cell.payload_bytes - cell.local_bytes as u64).div_ceil(source.geometry.usable_bytes as u64 - 4)
 }

@@ -1,23 +1,24 @@
-//! Pages that a log beside the database holds, and that count instead of the file's: those of a WAL are newer, those of a
-//! rollback journal are what the file held before a transaction that was never committed.
+//! Pages of a log next to the database, which replace those of the file. The pages of a WAL are
+//! newer than those of the file. The pages of a rollback journal hold the content before an
+//! uncommitted transaction.
 
 use std::{collections::HashMap, fs::File};
 
 pub struct Overlay {
     pub file: File,
     pub page_size_bytes: usize,
-    /// Where the page that counts lies in the log.
+    /// Offset in the log of the version of each page that counts.
     pub offsets: HashMap<u32, u64>,
-    /// The size of the database with the log.
+    /// Size of the database in pages, with the log applied.
     pub page_count: u32,
-    /// Where a WAL holds page 1 as it was committed to it first, if it was.
+    /// Offset of the earliest committed version of page 1 in a WAL, if any.
     pub oldest_header: Option<u64>,
-    /// What it does not give, though it should.
+    /// Which content the log should provide but does not.
     pub lacks: Option<&'static str>,
 }
 
 impl Overlay {
-    /// Without pages yet.
+    /// Creates an overlay without pages.
     pub fn new(file: File, page_size_bytes: usize, page_count: u32) -> Self {
         Overlay {
             file,

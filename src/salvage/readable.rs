@@ -1,7 +1,8 @@
-//! What SQLite can read of a database: the least that a salvage has to bring back.
+//! Counts what SQLite can read of a database, which is the minimum that a salvage has to recover.
 //!
-//! Rows are read from the first on until one cannot be read, and from the last back. Rowids have to ascend, so that pages
-//! that lead in a circle, or that are named twice, count once.
+//! Rows are read forwards from the first row until one cannot be read, and then backwards from the
+//! last row. Rowids must ascend, so that pages in a circle or pages that are referenced twice count
+//! once.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -16,14 +17,16 @@ use crate::{
     util::operation::CancelToken,
 };
 
-/// Tables with the number of their rows that SQLite can read; `None` if it can read none here.
+/// Tables with the number of rows that SQLite can read. `None` if it can read none, or if a salvage
+/// rebuilds the table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Readable {
     tables: BTreeMap<String, Option<u64>>,
 }
 
 impl Readable {
-    /// Of the database at `path`, a private one. Nothing if SQLite refuses it.
+    /// Counts the readable rows of the database at `path`, which must be a private copy. The result
+    /// is empty if SQLite refuses the database.
     pub fn of(path: &Path, cancel: &CancelToken) -> Result<Readable> {
         let failed = |cause| Error::sqlite("open a copy of", path, cause);
         let mut connection = Connection::open(path).map_err(failed)?;
@@ -50,8 +53,9 @@ impl Readable {
         Ok(readable)
     }
 
-    /// Says what `new` lacks of this, apart from rows that are `broken` themselves; `None` if nothing. SQLite does not notice
-    /// that an overflow page holds noise.
+    /// Returns what `new` lacks compared with `self`, or `None` if it lacks nothing. `broken`
+    /// returns the number of damaged rows of a table, which are allowed to be missing. SQLite does
+    /// not notice if an overflow page holds random bytes, so it counts such rows as readable.
     pub fn lacking_in(&self, new: &Readable, broken: impl Fn(&str) -> u64) -> Option<String> {
         let lacks = self
             .tables
@@ -69,7 +73,7 @@ impl Readable {
     }
 }
 
-/// Gives the connection the instructions that one table may take: damaged pages can lead in a circle.
+/// Limits the instructions for one table, because damaged pages can form a circle.
 fn begin(connection: &mut Connection, cancel: &CancelToken) -> Result<()> {
     let size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
     let size = connection
@@ -83,7 +87,8 @@ fn begin(connection: &mut Connection, cancel: &CancelToken) -> Result<()> {
     bounded.map_err(|cause| Error::sqlite("read", Path::new(&path), cause))
 }
 
-/// Tables, without SQLite's own, and whether their rows are those of an index that a salvage builds again, or of its table.
+/// Returns the tables except those of SQLite itself, and whether a salvage rebuilds their rows. It
+/// rebuilds full-text indexes and the tables that belong to them.
 fn names(connection: &Connection) -> Vec<(String, bool)> {
     let sql = "SELECT s.name, coalesce(l.type = 'shadow', 0) OR s.sql LIKE '%using%fts_(%' FROM sqlite_schema s
                LEFT JOIN pragma_table_list l ON l.name = s.name AND l.schema = 'main'
@@ -126,7 +131,7 @@ fn rows(connection: &Connection, table: &str) -> Option<u64> {
             .map(|read| read.rows);
     };
     let Ok(forward) = count(connection, &select(rowid, ""), None) else {
-        // It has no rowid: then there is no order to go back in.
+        // A table without rowids cannot be read backwards.
         return count(connection, &select("NULL", ""), None)
             .ok()
             .map(|read| read.rows);
@@ -142,7 +147,7 @@ fn rows(connection: &Connection, table: &str) -> Option<u64> {
     Some(forward.rows + back.map_or(0, |read| read.rows))
 }
 
-/// Columns that records hold.
+/// Returns the columns that records hold.
 fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
     let sql = "SELECT name FROM pragma_table_xinfo(?1) WHERE hidden = 0";
     connection
@@ -157,7 +162,8 @@ struct Read {
     is_whole: bool,
 }
 
-/// Reads rows until one cannot be read; with `after`, back to that rowid. An error is one of the statement.
+/// Reads rows until one cannot be read. With `after`, reads backwards to that rowid. Fails only if
+/// the statement itself is invalid.
 fn count(connection: &Connection, sql: &str, after: Option<i64>) -> rusqlite::Result<Read> {
     let mut statement = connection.prepare(sql)?;
     let mut rows = statement.query([])?;

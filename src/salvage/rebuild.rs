@@ -1,7 +1,9 @@
-//! The new database: settings, schema, and what is made after the rows.
+//! The new database: settings, schema, and the objects that are created after the rows.
 //!
-//! Everything happens in one transaction of a file that nobody else knows. Tables come first, so that SQLite says what their columns
-//! are; unique indexes before the rows, so that a row that breaks them is found; the others, views, full-text indexes and triggers after.
+//! Rows and objects are written in one transaction of a file that no other process uses. Tables
+//! come first, so that SQLite reports their columns. Unique indexes come before the rows, so that a
+//! row that violates them is found. Other indexes, views and triggers come after the rows.
+//! Full-text indexes are filled last.
 
 use std::path::{Path, PathBuf};
 
@@ -80,14 +82,15 @@ impl Target {
         Error::sqlite("write", &self.path, cause)
     }
 
-    /// Has SQLite make the table `sqlite_sequence`, which stays when its reason is gone.
+    /// Makes SQLite create the table `sqlite_sequence`, which remains after the table that needed
+    /// it is dropped.
     pub fn make_sequences(&self) -> Result<()> {
         let sql = "CREATE TABLE kg_sequences (id INTEGER PRIMARY KEY AUTOINCREMENT); DROP TABLE kg_sequences";
         self.in_savepoint(|connection| connection.execute_batch(sql))
             .map(|_| ())
     }
 
-    /// Whether there is a table, index, view or trigger of that name.
+    /// Returns whether a table, index, view or trigger of that name exists.
     pub fn has(&self, kind: &str, name: &str) -> Result<bool> {
         let sql = "SELECT count(*) FROM sqlite_schema WHERE type = ?1 AND name = ?2 COLLATE NOCASE";
         self.connection
@@ -95,7 +98,8 @@ impl Target {
             .map_err(|cause| self.error(cause))
     }
 
-    /// Executes the text of an object, which comes from the damaged file: it may create that object and nothing else.
+    /// Executes the text of an object. The text comes from the damaged file, so it may create that
+    /// object and nothing else.
     pub fn create_object(&mut self, object: &Object) -> Result<bool> {
         let kind = if is_virtual(object) {
             "virtual table"
@@ -104,7 +108,7 @@ impl Target {
         };
         let failed = self.try_create(object)?;
         let is_made = failed.is_none();
-        // Tables have a report of their own.
+        // Created tables have a report of their own.
         if !(is_made && kind == "table") {
             self.reports.push(ObjectReport {
                 kind: kind.to_string(),
@@ -115,7 +119,8 @@ impl Target {
         Ok(is_made)
     }
 
-    /// Whether the object could not be made because this build of SQLite lacks what its text uses.
+    /// Returns whether an object could not be created because this build of SQLite lacks something
+    /// that its text uses.
     pub fn lacks_something_for(&self, object: &Object) -> bool {
         let of_object =
             |report: &&ObjectReport| report.name == object.name && report.kind == object.kind;
@@ -145,7 +150,8 @@ impl Target {
         if self.has(&object.kind, &object.name)? {
             return Ok(Some("there is another of that name".to_string()));
         }
-        // A table made of a query, or one more statement, is not what a schema holds.
+        // The definition of a table in a schema contains no query and no ATTACH, so both are
+        // denied.
         if object.kind == "table" && !is_virtual(object) {
             let deny = |context: rusqlite::hooks::AuthContext<'_>| match context.action {
                 AuthAction::Select | AuthAction::Attach { .. } => Authorization::Deny,
@@ -168,7 +174,8 @@ impl Target {
         }
     }
 
-    /// Runs something that may fail without harm, and says why it failed.
+    /// Runs an action in a savepoint, and returns why it failed. A failed action is rolled back. An
+    /// error of the disk or the caller ([`is_fatal`]) is returned as an error.
     pub fn in_savepoint(
         &self,
         action: impl FnOnce(&Connection) -> rusqlite::Result<()>,
@@ -189,7 +196,7 @@ impl Target {
         }
     }
 
-    /// Fills a full-text index from its content, and checks that it fits.
+    /// Fills a full-text index from its content, and checks an FTS5 index against that content.
     pub fn rebuild_full_text(&mut self, object: &Object) -> Result<()> {
         let name = quoted(&object.name);
         let module = module_of(object);
@@ -210,7 +217,7 @@ impl Target {
                 })?;
                 rebuilt.map(|reason| format!("it is empty, as it could not be rebuilt: {reason}"))
             }
-            // Its content is in tables of its own, which were copied.
+            // The content of other modules is in tables of their own, which were copied.
             _ => None,
         };
         if let Some(report) = self
@@ -223,7 +230,8 @@ impl Target {
         Ok(())
     }
 
-    /// Commits, adds what is carried over as it is, checks the whole, and makes it durable.
+    /// Commits, appends the tables that are copied as pages, checks the result, fills the full-text
+    /// indexes, and syncs the file.
     pub fn finish(
         self,
         source: &Source,
@@ -251,7 +259,7 @@ impl Target {
             statement.query_map([], |row| row.get(0))?.collect()
         };
         let mut findings = findings().map_err(failed)?;
-        // Full-text indexes are empty so far: they are filled below.
+        // The full-text indexes are still empty here; they are filled below.
         let is_of_index = |line: &str| {
             carried
                 .full_text
@@ -313,7 +321,7 @@ impl Target {
     }
 }
 
-/// What is not about the row or text at hand, but about the disk or the caller.
+/// Returns whether an error concerns the disk or the caller instead of the row or text at hand.
 pub fn is_fatal(cause: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode::*;
     matches!(
@@ -339,7 +347,7 @@ pub fn is_virtual(object: &Object) -> bool {
             .is_some_and(|word| word.eq_ignore_ascii_case("VIRTUAL"))
 }
 
-/// The module of a virtual table, in lower case.
+/// Returns the module of a virtual table in lower case.
 pub fn module_of(object: &Object) -> String {
     check::module_of(&object.sql)
 }

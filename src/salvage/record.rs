@@ -1,12 +1,11 @@
-//! The values of records, as far as they can be believed.
+//! Values of records, as far as they can be trusted.
 
 use super::file::Encoding;
 use crate::sqlite::format::record::{serial_types, size_of};
 
-/// So many zero bytes within a text are a sign that a sector was lost, not something that somebody wrote.
+/// Number of consecutive zero bytes in a text that indicates a lost sector instead of real content.
 const ZERO_RUN: usize = 8;
 
-/// One value of a record.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value<'a> {
     Null,
@@ -14,11 +13,12 @@ pub enum Value<'a> {
     Real(f64),
     Text(String),
     Blob(&'a [u8]),
-    /// Text that is not valid in the database's encoding, or holds what a lost sector leaves.
+    /// Text that is invalid in the encoding of the database, or that contains the traces of a lost
+    /// sector.
     DoubtfulText(&'a [u8]),
 }
 
-/// The values of a whole record.
+/// Decodes the values of a complete record. Returns `None` if the payload is not a valid record.
 pub fn values(payload: &[u8], encoding: Encoding) -> Option<Vec<Value<'_>>> {
     let (types, mut at) = serial_types(payload, payload.len() as u64)?;
     let mut values = Vec::with_capacity(types.len());
@@ -32,7 +32,7 @@ pub fn values(payload: &[u8], encoding: Encoding) -> Option<Vec<Value<'_>>> {
             9 => Value::Integer(1),
             1..=6 => Value::Integer(integer(bytes)),
             7 => match f64::from_bits(integer(bytes) as u64) {
-                // SQLite stores NULL instead.
+                // SQLite stores NULL instead of NaN.
                 real if real.is_nan() => return None,
                 real => Value::Real(real),
             },
@@ -43,7 +43,7 @@ pub fn values(payload: &[u8], encoding: Encoding) -> Option<Vec<Value<'_>>> {
     Some(values)
 }
 
-/// Big-endian, with a sign, of up to eight bytes.
+/// Decodes a signed big-endian integer of up to eight bytes.
 fn integer(bytes: &[u8]) -> i64 {
     let start = if bytes.first().is_some_and(|byte| byte & 0x80 != 0) {
         -1

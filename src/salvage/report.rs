@@ -1,41 +1,45 @@
-//! What came of a salvage.
+//! The result of a salvage.
 
 use serde::{Deserialize, Serialize};
 
-/// No more pages than this are named one by one.
+/// Maximum number of unreadable pages that a report lists.
 pub const MAX_NAMED_PAGES: usize = 100;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Salvaged {
     pub page_size_bytes: u64,
-    /// Pages of the source, those of its WAL included.
+    /// Number of pages of the source, including those of its WAL.
     pub page_count: u64,
-    /// Whether the header could be believed. Without it the user version, application id and journal mode are defaults.
+    /// Whether the header could be trusted. If not, the user version, application id and journal
+    /// mode are defaults.
     pub header_readable: bool,
-    /// Whether the schema was there as a whole.
+    /// Whether all of the schema could be read.
     pub schema_readable: bool,
     pub wal: LogUse,
-    /// The rollback journal of a transaction that was never committed.
+    /// How the rollback journal of an uncommitted transaction was used.
     pub journal: LogUse,
     pub tables: Vec<TableReport>,
-    /// Over all tables, without what was put aside.
+    /// Number of rows in all tables, without those in `lost_and_found`.
     pub rows_recovered: u64,
-    /// Rows that are in no table of theirs: those of all tables, and what is in `lost_and_found` of no known table.
+    /// Number of rows that are not in their table. Includes the rows in `lost_and_found`, even
+    /// those of no known table.
     #[serde(default)]
     pub rows_lost: u64,
     pub unreadable_pages: UnreadablePages,
-    /// Everything of the schema but the tables that were recreated.
+    /// Objects of the schema except the tables that were recreated.
     pub objects: Vec<ObjectReport>,
     pub lost_and_found: Option<LostAndFoundReport>,
-    /// Pages with old content, of deleted rows or earlier versions, that were left where they are.
+    /// Number of pages with old content, of deleted rows or earlier versions, that were not
+    /// recovered.
     pub leftover_pages: u64,
-    /// Sentences for a person.
+    /// Sentences for a person to read.
     pub warnings: Vec<String>,
 }
 
 impl Salvaged {
-    /// Adds up what the tables have. A row that is not in its own table again is lost to the host.
+    /// Computes the totals over all tables. A row outside its own table is lost to the host, so
+    /// rows in `lost_and_found` count as lost.
     pub(super) fn count(&mut self) {
         let mut aside = 0;
         for table in self.tables.iter_mut().filter(|table| table.rows_aside > 0) {
@@ -53,21 +57,21 @@ impl Salvaged {
         self.rows_lost = self.tables.iter().map(|table| table.rows_lost).sum::<u64>() + of_no_table;
     }
 
-    /// Whether every row is in its table again, and every object of the schema is there.
+    /// Returns whether every row is in its table again and every object of the schema exists.
     pub fn is_complete(&self) -> bool {
         self.rows_lost == 0 && self.objects.iter().all(|object| object.failed.is_none())
     }
 }
 
-/// What became of a log beside the database.
+/// How salvage used a log next to the database.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum LogUse {
-    /// There was none, or nothing in it that counts.
+    /// There was no log, or it held nothing that counts.
     #[default]
     None,
     Applied,
-    /// It is damaged or of another database; a warning says why.
+    /// The log is damaged or belongs to another database; a warning says why.
     Ignored,
 }
 
@@ -76,35 +80,37 @@ pub enum LogUse {
 pub struct TableReport {
     pub name: String,
     pub rows_recovered: u64,
-    /// Rows that are known or supposed to be lost, those in `lost_and_found` among them; `rows_lost_by` says which.
+    /// Number of rows that are known or estimated to be lost, including those in `lost_and_found`.
+    /// The field `rows_lost_by` says how the number was obtained.
     pub rows_lost: u64,
     pub rows_lost_by: LostBy,
-    /// Rows whose overflow pages are damaged: SQLite reads noise from them, or nothing.
+    /// Number of rows whose overflow pages are damaged. SQLite reads random bytes from them, or
+    /// nothing.
     #[serde(default)]
     pub rows_broken: u64,
-    /// Rows of this table that were put into `lost_and_found`.
+    /// Number of rows of this table that were put into `lost_and_found`.
     pub rows_aside: u64,
-    /// Pages that were to be parts of this table, but could not be read.
+    /// Number of pages that should belong to this table but could not be read.
     pub pages_lost: u64,
-    /// Leaf pages that had lost their parent, and were found to belong here.
+    /// Number of leaf pages without a parent that were found to belong to this table.
     pub pages_reassigned: u64,
 }
 
-/// How the number of lost rows came about.
+/// How the number of lost rows was obtained.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum LostBy {
-    /// Nothing of the table is missing.
+    /// Nothing is missing from the table.
     #[default]
     Nothing,
-    /// Just those that were put into `lost_and_found`.
+    /// Only rows that were put into `lost_and_found` are missing.
     Aside,
-    /// An index that is whole names so many rows that are not there.
+    /// An undamaged index lists this many rows that the table does not have.
     Index,
-    /// A damaged index names so many; there may be more.
+    /// A damaged index lists this many missing rows; there may be more.
     AtLeast,
-    /// Cells that could not be read, and for each lost page as many rows as the others hold on average, but no more than fit between
-    /// the keys around the gaps.
+    /// An estimate. It counts unreadable cells, and for each lost page as many rows as the others
+    /// hold on average. The rows of lost pages are limited to the keys that fit into the gaps.
     Estimate,
 }
 
@@ -112,14 +118,14 @@ pub enum LostBy {
 #[serde(rename_all = "camelCase")]
 pub struct UnreadablePages {
     pub count: u64,
-    /// The first 100.
+    /// The first 100 pages.
     pub first: Vec<UnreadablePage>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UnreadablePage {
-    /// Counts from 1.
+    /// Page number, starting at 1.
     pub page: u32,
     pub reason: String,
 }
@@ -130,12 +136,12 @@ pub struct ObjectReport {
     /// `table`, `index`, `view`, `trigger` or `virtual table`.
     pub kind: String,
     pub name: String,
-    /// Why it is not there, or not with its content; `None` where it was recreated.
+    /// Why the object is missing or lacks its content; `None` if it was recreated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
 }
 
-/// The table for rows that could not be given to a table with certainty.
+/// The table for rows that could not be assigned to a table with certainty.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LostAndFoundReport {

@@ -1,4 +1,4 @@
-//! Rows, from pages into the new database.
+//! Moves rows from pages into the new database.
 
 use std::collections::HashMap;
 
@@ -24,7 +24,8 @@ use crate::{
     },
 };
 
-/// SQLite allows no more columns in a table.
+/// Maximum number of values per row in `lost_and_found`, which also has five columns of its own. By
+/// default, SQLite allows 2000 columns in a table.
 const MAX_COLUMNS: usize = 1_900;
 
 impl ToSql for Value<'_> {
@@ -39,17 +40,17 @@ impl ToSql for Value<'_> {
     }
 }
 
-/// Where a row was found.
+/// The place where a row was found.
 #[derive(Clone, Copy)]
 pub struct RowLocation<'p> {
     pub table: &'p str,
     pub page: u32,
-    /// For a table of records there is none.
+    /// `None` in a table that is keyed by records.
     pub rowid: Option<i64>,
 }
 
-/// The cells of a leaf that are rows, with their payloads or the reason why there is none. A page of a tree of records may be
-/// an interior one.
+/// Calls `row` for each row of a leaf, with its payload or the reason why it cannot be read. In a
+/// tree keyed by records, the page may be an interior one.
 pub fn of_leaf(
     walk: &TreeScan<'_>,
     chains: &Chains,
@@ -72,15 +73,15 @@ pub fn of_leaf(
     Ok(())
 }
 
-/// Puts rows into a table.
+/// Inserts rows into a table.
 pub struct Filler<'c> {
     connection: &'c Connection,
     table: String,
     shape: &'c RowSchema,
-    /// What the table calls its rowid.
+    /// A name of the rowid that no column hides, if the rowid has to be inserted explicitly.
     rowid: Option<&'static str>,
     by_rowid: bool,
-    /// By number of fields.
+    /// Prepared statements by number of fields.
     statements: HashMap<usize, Statement<'c>>,
 }
 
@@ -111,7 +112,7 @@ impl<'c> Filler<'c> {
         }
     }
 
-    /// Inserts a row, or says why it cannot be one of this table.
+    /// Inserts a row, or returns the reason why it cannot belong to this table.
     pub fn insert(
         &mut self,
         rowid: i64,
@@ -184,7 +185,8 @@ impl<'c> Filler<'c> {
     }
 }
 
-/// The table for rows that could not be given to a table with certainty. Made when the first one comes.
+/// The table for rows that could not be assigned to a table with certainty. It is created with the
+/// first such row.
 pub struct LostAndFound {
     name: String,
     is_made: bool,
@@ -193,7 +195,7 @@ pub struct LostAndFound {
 }
 
 impl LostAndFound {
-    /// Takes the first free name of `lost_and_found`, `lost_and_found_1`, …
+    /// Chooses the first free name among `lost_and_found`, `lost_and_found_1`, …
     pub fn new(is_taken: impl Fn(&str) -> bool) -> Self {
         let names = (1..).map(|number| format!("lost_and_found_{number}"));
         let name = std::iter::once("lost_and_found".to_string())
@@ -207,7 +209,7 @@ impl LostAndFound {
         }
     }
 
-    /// Keeps a row. What is no record at all is kept as one blob.
+    /// Inserts a row. A payload that is not a valid record is kept as one BLOB.
     pub fn put(
         &mut self,
         target: &Target,

@@ -1,4 +1,5 @@
-//! What the tables are: the rows of `sqlite_schema`. SQLite executes their texts in the new database and is asked what came of it.
+//! The schema: the rows of `sqlite_schema`. SQLite executes their texts in the new database and
+//! then reports which columns result.
 
 use super::{
     file::Source,
@@ -18,26 +19,26 @@ use crate::{
     util::operation::CancelToken,
 };
 
-/// A row of `sqlite_schema`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object {
     /// `table`, `index`, `view` or `trigger`.
     pub kind: String,
     pub name: String,
     pub table: String,
-    /// 0 for what has none, or where it is not known.
+    /// Root page; 0 if the object has none or it is unknown.
     pub root: u32,
-    /// Empty for the indexes that come with a table.
+    /// Empty for indexes that SQLite creates with a table.
     pub sql: String,
 }
 
 pub struct Schema {
     pub objects: Vec<Object>,
-    /// Whether nothing of `sqlite_schema` is missing.
+    /// Whether all of `sqlite_schema` could be read.
     pub is_whole: bool,
 }
 
-/// Reads `sqlite_schema`; where its tree is damaged, also from pages that hold rows like its own.
+/// Reads `sqlite_schema`. If its tree is damaged, also reads other pages that hold rows of that
+/// form.
 pub fn read(source: &Source, is_free: &[bool], cancel: &CancelToken) -> Result<Schema> {
     let tree = Tree {
         name: "sqlite_schema".to_string(),

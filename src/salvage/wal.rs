@@ -1,8 +1,9 @@
-//! The write-ahead log beside a database: which pages it holds in a newer version
+//! The write-ahead log (WAL) next to a database: finds the pages that it holds in a newer version
 //! (<https://www.sqlite.org/fileformat2.html#walformat>).
 //!
-//! Frames count up to the last commit before the first one whose salts or checksum are not right, as in SQLite. What cannot be
-//! told from the log itself is whether it is of this database, and of the state that it is in; [`super::open`] compares the two.
+//! As in SQLite, frames count up to the last commit before the first frame with wrong salts or a
+//! wrong checksum. The log alone does not show whether it belongs to this database and its current
+//! state. [`super::open`] compares the two.
 
 use std::{os::unix::fs::FileExt, path::Path};
 
@@ -20,10 +21,11 @@ use crate::{
 };
 
 const FRAMES_PER_CANCEL_CHECK: u64 = 256;
-/// How often a database that is checkpointed meanwhile is looked at.
+/// Attempts to read a consistent state of a database that is checkpointed meanwhile.
 const ATTEMPTS: u32 = 3;
 
-/// `Ok(Err(why))` where the log cannot be used, `Ok(Ok(None))` where there is none, or nothing is in it.
+/// Reads the WAL of a database. Returns `Ok(Err(why))` if the WAL cannot be used, and
+/// `Ok(Ok(None))` if there is none or it is empty.
 pub fn read(
     database: &Path,
     cancel: &CancelToken,
@@ -92,16 +94,18 @@ pub fn read(
     Ok(Ok(Some(wal).filter(|wal| !wal.offsets.is_empty())))
 }
 
-/// Why a WAL cannot be of the state that the database is in, by the header of the file alone, which has so many pages.
+/// Returns why a WAL cannot continue the state of the database file, or `None` if it can. Only the
+/// header of the file, which has `pages_in_file` pages, is considered.
 ///
-/// Whenever page 1 is written to a WAL, its counter of changes is the one of the last state or one more, and every change of the
-/// database's size writes page 1. So what is in the file is no newer than the last page 1 of the WAL, and was not left behind by the first.
+/// When page 1 is written to a WAL, its change counter equals that of the previous state or is one
+/// higher. Every change of the database size writes page 1. Therefore the file must not be newer
+/// than the last page 1 in the WAL. It must also be at most one change behind the first page 1.
 pub fn of_another_state(
     header: &Header,
     pages_in_file: u32,
     wal: &Overlay,
 ) -> Option<&'static str> {
-    // Otherwise it is damaged there, and says nothing.
+    // An unsound header is damaged and proves nothing.
     if !header.is_sound || !(1..=pages_in_file).contains(&header.page_count) {
         return None;
     }
@@ -126,8 +130,11 @@ pub fn of_another_state(
     }
 }
 
-/// As [`of_another_state`], of a live database: it is looked at until its header and that of its WAL are the same before and after
-/// the WAL was read. A WAL that began anew meanwhile was read in part as it was before.
+/// Applies [`of_another_state`] to a live database.
+///
+/// An objection counts only if the headers of database and WAL are equal before and after the WAL
+/// was read. Otherwise a WAL that was restarted meanwhile would be read partly in its old state.
+/// Returns `None` if no attempt is consistent.
 pub fn beside_another_state(database: &Path, cancel: &CancelToken) -> Result<Option<&'static str>> {
     let headers = || {
         let file = regular_file::open_linked(database).ok()?;

@@ -1,10 +1,15 @@
-//! Trees: which pages belong to which table or index.
+//! Trees: determines which pages belong to which table or index.
 //!
-//! A page of a sound database has one parent. In a damaged one a pointer may lead to a page of another tree, so all trees are
-//! walked twice. The first walk notes every claim to a page; a page that several parents claim is given to the one whose keys it
-//! fits, whose columns it fits, or which the pointer map names, and to none where that does not decide. The second walk
-//! follows what was decided. It lists the leaves of each tree in order, and the *holes* between them, where a page or a cell
-//! could not be read: what is found without a parent may belong there.
+//! A page of a sound database has one parent. In a damaged database a pointer may lead to a page of
+//! another tree, so all trees are walked twice.
+//!
+//! The first walk records every claim to a page. A page that several parents claim goes to the
+//! parent whose keys or columns it fits, or that the pointer map names. If that does not decide,
+//! the page goes to no parent.
+//!
+//! The second walk follows these decisions and lists the leaves of each tree in order. It also
+//! lists the *holes*, where a page or a cell could not be read. A page without a parent may belong
+//! into a hole.
 
 mod follow;
 mod settle;
@@ -21,9 +26,9 @@ use crate::{
     util::operation::CancelToken,
 };
 
-/// More claims to one page than this settle nothing.
+/// Number of additional claims to one page at which no claim wins.
 const MAX_CLAIMS: usize = 4;
-/// No tree of SQLite is deeper.
+/// Maximum depth of a tree; no b-tree of SQLite is deeper.
 const MAX_DEPTH: usize = 40;
 const PAGES_PER_CANCEL_CHECK: u32 = 256;
 
@@ -31,27 +36,29 @@ const PAGES_PER_CANCEL_CHECK: u32 = 256;
 #[derive(Debug, Clone)]
 pub struct Tree {
     pub name: String,
-    /// 0 where it is not known.
+    /// 0 if unknown.
     pub root: u32,
-    /// Whether rows are kept by rowid; indexes and tables without rowid are kept by their records.
+    /// Whether the tree is keyed by rowid. Indexes and tables without rowids are keyed by their
+    /// records.
     pub by_rowid: bool,
     pub is_index: bool,
-    /// Of what could be made in the new database.
+    /// Columns of the table or index, if it could be created in the new database.
     pub shape: Option<RowSchema>,
 }
 
-/// A leaf, and the keys that it may hold, both inclusive. For a tree of records they say nothing.
+/// A leaf and the inclusive range of keys that it may hold. The range is meaningless in a tree that
+/// is keyed by records.
 #[derive(Debug, Clone, Copy)]
 pub struct Leaf {
     pub page: u32,
     pub lowest: i64,
     pub highest: i64,
-    /// The keys it does hold.
+    /// The first and last key that the leaf holds.
     pub first: i64,
     pub last: i64,
 }
 
-/// Where something is missing: between these keys, exclusive.
+/// A gap in a tree, between two keys that are both exclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hole {
     pub after: Option<i64>,
@@ -65,21 +72,22 @@ impl Hole {
     }
 }
 
-/// What a tree consists of.
+/// The leaves and holes of a tree, with counts.
 #[derive(Debug, Clone, Default)]
 pub struct TreeContents {
-    /// In the order of their keys. Of a tree of records: every page, as interior ones hold rows too.
+    /// Leaves in key order. A tree keyed by records lists every page, because interior pages hold
+    /// rows too.
     pub leaves: Vec<Leaf>,
     pub holes: Vec<Hole>,
-    /// Rows or keys on the pages of the tree that could be read, whether or not they fit.
+    /// Rows or keys on the readable pages of the tree, whether or not they fit.
     pub cells: u64,
-    /// Pages that are named, but could not be read as what they should be.
+    /// Pages that a parent names but that could not be read as pages of this tree.
     pub pages_lost: u64,
-    /// Rows or keys on other pages that could not be read.
+    /// Unreadable rows or keys on pages that could otherwise be read.
     pub cells_lost: u64,
 }
 
-/// A page that could not be used, and why.
+/// A page that could not be used, and the reason.
 #[derive(Debug, Clone, Copy)]
 pub struct BadPage {
     pub page: u32,
@@ -88,7 +96,7 @@ pub struct BadPage {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Claim {
-    /// One more than its index; 0 for no claim.
+    /// Index of the tree plus one; 0 if there is no claim.
     tree: u32,
     parent: u32,
     fits: bool,
@@ -107,11 +115,11 @@ pub struct TreeScan<'a> {
     pub found: Vec<TreeContents>,
     claims: Vec<Claim>,
     more_claims: HashMap<u32, Vec<Claim>>,
-    /// Pages that belong to nobody, although somebody claims them.
+    /// Pages that belong to no tree although at least one tree claims them.
     pub disputed: Vec<u32>,
-    /// By page: it belongs to a tree.
+    /// By page: whether it belongs to a tree.
     pub is_owned: Vec<bool>,
-    /// By page: it is on the freelist.
+    /// By page: whether the freelist lists it.
     pub is_free: Vec<bool>,
     pub bad_pages: Vec<BadPage>,
     visited: u32,
@@ -168,8 +176,9 @@ impl<'a> TreeScan<'a> {
         Ok(())
     }
 
-    /// How many places are not as they should be: of two readings of one database the one with fewer is right. A place counts once,
-    /// however many pages are missing there: a misplaced page names all children of another one.
+    /// Returns the number of faults. Of two readings of one database, the one with fewer faults is
+    /// right. A hole counts once however many pages are missing there, because a misplaced page
+    /// names all children of another page.
     pub fn problems(&self) -> usize {
         self.found
             .iter()
@@ -178,13 +187,14 @@ impl<'a> TreeScan<'a> {
             + self.disputed.len()
     }
 
-    /// The tree that claimed the page first, whether or not the page could be read.
+    /// Returns the tree that claims the page, or `None` if no parent or more than one parent claims
+    /// it. The page need not be readable.
     pub fn claimed_by(&self, page: u32) -> Option<usize> {
         let claim = self.claims.get(page as usize)?;
         (claim.tree > 0 && !self.more_claims.contains_key(&page)).then(|| claim.tree as usize - 1)
     }
 
-    /// Reads a page as one of a tree of that kind.
+    /// Reads a page, and returns `None` if it is not a page of a tree of that kind.
     pub fn read(&self, page: u32, by_rowid: bool) -> Option<(Vec<u8>, Page)> {
         let bytes = self.source.page(page)?;
         let parsed = parse(&bytes, page, self.source.geometry)?;
@@ -252,7 +262,8 @@ fn root_of(tree: &Tree) -> Vec<Item> {
     })]
 }
 
-/// Whether the keys are those that the parents announce. Of a page that does not add up, most of them.
+/// Returns whether the keys of a page lie in the range that its parents give. If the page cannot be
+/// parsed exactly, more than half of its keys must lie there.
 fn keys_fit(page: &Page, visit: &Visit) -> bool {
     let inside = page
         .cells
@@ -266,7 +277,7 @@ fn keys_fit(page: &Page, visit: &Visit) -> bool {
     }
 }
 
-/// Puts the children onto the stack, so that the first is on top.
+/// Pushes the children onto the stack so that the first child is on top.
 fn push_children(stack: &mut Vec<Item>, page: &Page, visit: &Visit, with_holes: bool) {
     if !page.kind.is_interior() {
         return;

@@ -1,4 +1,4 @@
-//! A database that is gone, damaged, or beside files that are not its own.
+//! Tests of a database that is missing, damaged, or next to files that do not belong to it.
 
 use super::*;
 
@@ -58,7 +58,8 @@ fn no_damage_makes_a_check_fail_hang_or_find_nothing() {
     }
 }
 
-/// Interior pages of a table, each of which leads a hundred times to the next: more rows than anyone can read.
+/// Each of these interior pages leads to the next one a hundred times, which gives more rows than
+/// any check can read.
 #[test]
 fn pages_that_lead_in_circles_end_a_check_and_are_reported() {
     const LEVELS: u32 = 6;
@@ -130,7 +131,7 @@ fn a_wal_of_another_database_is_recognised_and_one_that_cannot_be_read_too() {
         Some(".kg/knowledge.db-wal")
     );
 
-    // The WALs of another database, as when somebody copies one of the files: with a first page in it, and without.
+    // WALs of another database, with and without page 1, as if a user copied only one of the files.
     let other = tempfile::tempdir().unwrap();
     let path = other.path().join("other.db");
     let connection = Connection::open(&path).unwrap();
@@ -156,7 +157,7 @@ fn a_wal_of_another_database_is_recognised_and_one_that_cannot_be_read_too() {
         "{codes:?}"
     );
 
-    // Of another page size.
+    // A WAL with another page size.
     let path = other.path().join("small.db");
     let small = Connection::open(&path).unwrap();
     small
@@ -179,7 +180,8 @@ fn a_wal_of_another_state_of_the_database_is_recognised_and_nothing_is_repaired_
         connection
             .execute_batch("PRAGMA foreign_keys = OFF; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA wal_autocheckpoint = 0")
             .unwrap();
-        // Both change nodes and their indexes; neither changes a table's tree so that the other's pages make none.
+        // Both changes affect nodes and their indexes, but the pages of both together still form
+        // valid trees.
         let changes = [
             "UPDATE nodes SET path = 'moved/' || path WHERE rowid % 3 = 0",
             "DELETE FROM nodes WHERE rowid % 5 = 1",
@@ -238,7 +240,7 @@ fn a_database_of_two_names_is_a_hazard() {
     )
     .unwrap();
     fixture.only(IssueCode::DatabaseLinked);
-    // A name outside may be that of another project.
+    // A name outside the project may belong to another project.
     fs::rename(fixture.path(".kg/same.db"), fixture.path("same.db")).unwrap();
     let codes = [IssueCode::DatabaseLinked, IssueCode::DatabaseOutside].map(IssueCode::as_str);
     assert_eq!(fixture.codes(), codes.into());

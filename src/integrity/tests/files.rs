@@ -1,4 +1,4 @@
-//! Configuration, documents, permissions, and whose a database is.
+//! Tests of configuration, documents, permissions, and the owner of a database.
 
 use super::*;
 
@@ -117,7 +117,7 @@ fn what_cannot_be_read_and_what_others_may_read_or_write_is_told() {
         fixture.only(IssueCode::Permissions).examples,
         [".kg/knowledge.db"]
     );
-    // SQLite makes a WAL with the mode of its database.
+    // SQLite creates a WAL with the mode of its database.
     for suffix in ["", "-wal", "-shm"]
         .iter()
         .filter(|suffix| fixture.path(&format!(".kg/knowledge.db{suffix}")).exists())

@@ -1,4 +1,4 @@
-//! Indexes, full-text indexes, rows and tables: what is wrong with them, and what a repair does about it.
+//! Tests of indexes, full-text indexes, rows and tables, and of their repair.
 
 use super::*;
 
@@ -22,7 +22,7 @@ fn a_sound_project_gives_no_issue_and_is_counted() {
 #[test]
 fn an_index_that_lacks_an_entry_is_named_and_built_again() {
     let fixture = Fixture::new();
-    // The entry goes from the index alone, as a fault of the disk may have it.
+    // The entry is removed only from the index, as a disk fault could do.
     fixture.graph(
         "PRAGMA writable_schema = on;
          UPDATE sqlite_schema SET sql = 'CREATE INDEX by_path ON nodes(path) WHERE 0' WHERE name = 'by_path'",
@@ -126,7 +126,7 @@ fn rows_that_mean_nothing_are_reported_and_left_alone() {
          UPDATE nodes SET path = 'docs/9.md' WHERE id = 'n8';
          INSERT INTO children VALUES (1, 5, 1), (2, NULL, 99)",
     );
-    // Rows that break a constraint lie on sound pages: all other questions are asked too.
+    // Rows that violate a constraint are on sound pages, so all other checks run too.
     let codes = fixture.codes();
     assert!(
         codes.contains("KG_ISSUE_CONSTRAINT") && codes.contains("KG_ISSUE_FOREIGN_KEY"),

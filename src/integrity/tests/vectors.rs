@@ -1,4 +1,4 @@
-//! Vector stores, in SQLite and in files.
+//! Tests of vector stores in SQLite and in files.
 
 use super::*;
 

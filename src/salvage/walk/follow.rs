@@ -1,4 +1,5 @@
-//! The second walk, which follows what was decided: leaves in the order of their keys, and the holes between them.
+//! The second walk: follows the settled claims and lists leaves in key order with the holes between
+//! them.
 
 use super::{
     BadPage, Claim, Hole, Item, Leaf, MAX_DEPTH, TreeScan, keys_fit, push_children, root_of,
@@ -8,14 +9,15 @@ use crate::{
     sqlite::format::btree::{Page, PageType},
 };
 
-/// What the second walk meets, in order.
+/// A result of the second walk, in key order.
 pub(super) enum VisitResult {
     Leaf { leaf: Leaf, fits: bool },
     Hole,
 }
 
 impl TreeScan<'_> {
-    /// Whether a leaf holds rows, and none that the table could hold: then it was written to the wrong place.
+    /// Returns whether a leaf holds rows of which the table could hold none. Such a leaf was
+    /// written to the wrong place.
     fn is_of_another_table(&self, tree: usize, number: u32, page: &Page) -> bool {
         let (Some(shape), PageType::TableLeaf) = (&self.trees[tree].shape, page.kind) else {
             return false;
@@ -30,7 +32,7 @@ impl TreeScan<'_> {
                 .any(|cell| shape.allows_cell(&bytes, cell))
     }
 
-    /// The second walk of a tree, in the order of its keys.
+    /// Walks a tree for the second time, in key order.
     pub(super) fn follow(&mut self, tree: usize) -> Result<Vec<VisitResult>> {
         let by_rowid = self.trees[tree].by_rowid;
         let mut met = Vec::new();
@@ -117,8 +119,8 @@ impl TreeScan<'_> {
         Ok(met)
     }
 
-    /// Leaves that fit, and holes between them. A leaf that does not fit the keys of its parents is accepted where it fits
-    /// between its neighbours: then it is the parent that is wrong.
+    /// Records the leaves that fit and the holes between them. A leaf outside the key range of its
+    /// parents is accepted if it fits between its neighbours, because then the parent is wrong.
     pub(super) fn list(&mut self, tree: usize, met: Vec<VisitResult>) {
         let by_rowid = self.trees[tree].by_rowid;
         let mut next_fitting = vec![None; met.len()];

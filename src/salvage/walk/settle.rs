@@ -1,4 +1,4 @@
-//! To whom a page belongs that several parents claim, that is free too, or that is there twice.
+//! Settles who owns a page that several parents claim, that is also free, or that exists twice.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl TreeScan<'_> {
-    /// Gives each page that several claim to one of them, or to none.
+    /// Assigns each contested page to one of its claimants or to none.
     pub(super) fn settle(&mut self) -> Result<()> {
         let contested: Vec<u32> = self.more_claims.keys().copied().collect();
         for page in contested {
@@ -43,7 +43,7 @@ impl TreeScan<'_> {
             *group = self.drop_non_matching(group);
         }
         let mut first = HashSet::new();
-        // A root that was written over makes a tree look short, but leaves pages without a parent.
+        // An overwritten root makes a tree look short, but it also leaves pages without a parent.
         if twins.groups.iter().any(|group| group.len() > 1) && !self.has_strays()? {
             first.extend(
                 self.trees
@@ -61,7 +61,7 @@ impl TreeScan<'_> {
         Ok(())
     }
 
-    /// Whether a page with rows or keys is neither free nor claimed.
+    /// Returns whether any page with rows or keys is neither free nor claimed.
     fn has_strays(&mut self) -> Result<bool> {
         for number in 2..=self.source.present {
             self.pause()?;
@@ -79,7 +79,8 @@ impl TreeScan<'_> {
         Ok(false)
     }
 
-    /// Takes equal pages from trees that they do not fit, where they fit another. Returns those that fit.
+    /// Releases those duplicates that do not fit their tree, if at least one of the group fits its
+    /// own. Returns the pages that fit.
     fn drop_non_matching(&mut self, twins: &[u32]) -> Vec<u32> {
         let is_at_home = |page: &u32| {
             let claim = self.claims[*page as usize];
@@ -106,8 +107,12 @@ impl TreeScan<'_> {
         self.claims[page as usize] = NO_CLAIM;
     }
 
-    /// Whether a page is its tree's although the freelist names it: the pointer map says so, or it adds up to the last byte and holds
-    /// the columns and the keys that are expected there. Keys of records are not compared, so for those only the map counts.
+    /// Returns whether a page belongs to its tree although the freelist lists it. The pointer map
+    /// decides if it names the page as a root, as a child or as free.
+    ///
+    /// Otherwise the page and its parent must parse to the last byte, and its keys and columns must
+    /// match. Keys that are records are not compared, so in those trees only the pointer map
+    /// counts.
     fn outweighs_freelist(&self, page: u32, claim: Claim) -> bool {
         let tree = &self.trees[claim.tree as usize - 1];
         match self.source.pointer(page) {
@@ -146,7 +151,8 @@ impl TreeScan<'_> {
         (claims.len() == 1).then(|| claims[0])
     }
 
-    /// Whether the first leaf at or below the page holds rows of that shape; of a tree of records, the page itself.
+    /// Returns whether all rows of the first leaf at or below the page fit `shape`. In a tree keyed
+    /// by records, checks the page itself.
     pub(super) fn looks_like(&self, page: u32, by_rowid: bool, shape: &RowSchema) -> bool {
         let rows = if by_rowid {
             self.first_leaf(page, true)
@@ -159,7 +165,7 @@ impl TreeScan<'_> {
         page.cells.iter().all(|cell| shape.fits_cell(&bytes, cell))
     }
 
-    /// The first leaf at or below the page.
+    /// Returns the first leaf at or below the page.
     fn first_leaf(&self, page: u32, by_rowid: bool) -> Option<u32> {
         let mut next = page;
         for _ in 0..MAX_DEPTH {
