@@ -11,7 +11,7 @@ import { repository } from './support/processes.mjs';
 import { temporaryDirectory } from './support/project.mjs';
 
 function bench(data, ...options) {
-  const script = path.join(repository, 'bench/bench.mjs');
+  const script = path.join(repository, 'benchmarks/bench.mjs');
   return promisify(execFile)(process.execPath, [script, '--no-build', '--sizes', '1', '--runs', '1', '--data', data, ...options]);
 }
 

@@ -30,7 +30,7 @@ const HELP = `npm run bench -- [options]
   --sweep             instead of the tables, measure the curves: backup over size, incremental backups over what changed
   --changes 0,0.1,…   the points of the latter curve: per cent of the pages, default 0,0.1,1,5,20,100
   --plots             draw the curves that were measured (docs/internals/plots, or plots below --data)
-  --data bench/data   where projects, result.md and result.json are kept
+  --data benchmarks/data   where projects, result.md and result.json are kept
   --no-build          measure the build that is installed
   --help
 
@@ -55,7 +55,7 @@ if (values.help) {
   process.exit();
 }
 
-const data = path.resolve(values.data ?? path.join(root, 'bench/data'));
+const data = path.resolve(values.data ?? path.join(root, 'benchmarks/data'));
 const plotsDir = values.data ? path.join(data, 'plots') : path.join(root, 'docs/internals/plots');
 const resultFile = path.join(data, 'result.json');
 const runs = wholeNumbers('runs', values.runs ?? (values.sweep ? '3' : '5'))[0];

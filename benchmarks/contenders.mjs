@@ -13,7 +13,7 @@ import path from 'node:path';
 
 import { root } from '../scripts/setup.mjs';
 
-const node = `exec ${process.execPath} --expose-gc ${path.join(root, 'bench')}`;
+const node = `exec ${process.execPath} --expose-gc ${path.join(root, 'benchmarks')}`;
 
 /** The database as it is at one moment, and what else the project has, in `$COPY`. */
 const TAKE_COPY = `sqlite3 $PROJECT/.kg/knowledge.db ".backup --async $COPY/knowledge.db"
@@ -38,7 +38,7 @@ function own(key, name, options) {
   };
 }
 
-const AGE_IDENTITY = path.join(root, 'bench/age-identity');
+const AGE_IDENTITY = path.join(root, 'benchmarks/age-identity');
 const AGE_RECIPIENT = 'age1rwr2hu4mw7evx8yy5986uxf3ectsaltyuhlplavf0gxukqxpndrq4p0anf';
 
 /** A tar of the copy through a compressor. */

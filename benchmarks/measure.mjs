@@ -90,7 +90,7 @@ export async function rounds(contenders, steps, project, dir, runs) {
 
 /** Lets a writer work with a copy of the project during `work`. Returns what `work` returned and the writer's longest commit. */
 async function besideWriter(env, work) {
-  const child = spawn(process.execPath, [path.join(root, 'bench/writer.mjs'), path.join(env.PROJECT, '.kg/knowledge.db')], {
+  const child = spawn(process.execPath, [path.join(root, 'benchmarks/writer.mjs'), path.join(env.PROJECT, '.kg/knowledge.db')], {
     stdio: ['pipe', 'pipe', 'inherit'],
   });
   let printed = '';

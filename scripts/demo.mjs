@@ -32,7 +32,7 @@ async function timed(work) {
 
 function markdownBelow(dir) {
   return readdirSync(dir, { withFileTypes: true }).flatMap((entry) => {
-    if (['node_modules', 'target', '.git', 'bench'].includes(entry.name)) return [];
+    if (['node_modules', 'target', '.git', 'benchmarks'].includes(entry.name)) return [];
     const full = path.join(dir, entry.name);
     return entry.isDirectory() ? markdownBelow(full) : entry.name.endsWith('.md') ? [full] : [];
   });
