@@ -112,21 +112,22 @@ fn wal(database: &Path, named: &Named, cancel: &CancelToken) -> Option<Issue> {
                 .path(&shown),
         )
     };
-    // A process may be writing the header at this moment, so it is read twice and the second
-    // reading counts.
-    let header = match (
-        read_start::<WAL_HEADER_BYTES>(&path),
-        read_start::<WAL_HEADER_BYTES>(&path),
-    ) {
-        (Some(_), Some(header)) => header,
-        _ => return unreadable("is shorter than its header or cannot be read"),
+    let read_header = || {
+        let header = read_start::<WAL_HEADER_BYTES>(&path)
+            .ok_or("is shorter than its header or cannot be read")?;
+        if !header.starts_with(WAL_MAGIC) {
+            return Err("has no valid header");
+        }
+        if !is_wal_header_whole(&header) {
+            return Err("has a header whose checksum is wrong");
+        }
+        Ok(header)
     };
-    if !header.starts_with(WAL_MAGIC) {
-        return unreadable("does not begin as a WAL does");
-    }
-    if !is_wal_header_whole(&header) {
-        return unreadable("has a header whose checksum is wrong");
-    }
+    // A process may be writing the header at this moment, so a bad one is read again.
+    let header = match read_header().or_else(|_| read_header()) {
+        Ok(header) => header,
+        Err(why) => return unreadable(why),
+    };
     let start = read_start::<20>(database).filter(|start| start.starts_with(MAGIC))?;
     let foreign = |why: String| {
         let message = format!("{shown} is not of the database beside it: {why}");
