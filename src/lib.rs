@@ -32,7 +32,7 @@
 //! | [`error`] | errors and warnings, with their codes |
 //! | [`system`] | what the operating system reports about paths, mounts and processes |
 //!
-//! `docs/internals/architecture.md` explains the design decisions.
+//! `docs/internals/architecture.md` shows how they work together, and `docs/internals/decisions/` why.
 
 pub mod archive;
 pub mod cli;
