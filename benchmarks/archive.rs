@@ -2,6 +2,8 @@
 //!
 //! These show what a change of one part does. What the whole costs beside other tools is measured by `npm run bench`.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "it has no user")]
+
 use std::{
     fs,
     hint::black_box,

@@ -232,6 +232,7 @@ pub fn build(path: &Path, variant: Variant, rows: usize) -> Intact {
 fn reserve(connection: &Connection, bytes: u8) {
     let mut bytes = std::ffi::c_int::from(bytes);
     // SAFETY: the handle is that of an open connection, and the control takes a pointer to an int.
+    #[allow(unsafe_code, reason = "rusqlite has no such call")]
     let status = unsafe {
         rusqlite::ffi::sqlite3_file_control(
             connection.handle(),

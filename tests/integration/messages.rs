@@ -1,0 +1,154 @@
+//! `messages.txt` next to this file has every message of the source with its code, so that messages
+//! can be proofread together. To write it anew:
+//! `KG_WRITE_REFERENCE=1 cargo test --test integration messages`.
+
+use std::{
+    env,
+    fmt::Write,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
+
+#[test]
+fn the_list_of_messages_is_up_to_date() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut expected = String::new();
+    for file in sources(&root.join("src")) {
+        let text = fs::read_to_string(&file).unwrap();
+        let mut found = Messages::default();
+        found.read(text.parse::<TokenStream>().unwrap(), None);
+        if !found.lines.is_empty() {
+            let name = file.strip_prefix(root).unwrap().display();
+            writeln!(expected, "{name}\n{}", found.lines).unwrap();
+        }
+    }
+    let list = root.join("tests/integration/messages.txt");
+    if env::var_os("KG_WRITE_REFERENCE").is_some() {
+        fs::write(&list, &expected).unwrap();
+    }
+    assert!(
+        fs::read_to_string(&list).unwrap_or_default() == expected,
+        "messages.txt is stale: proofread what changed, then run \
+         KG_WRITE_REFERENCE=1 cargo test --test integration messages"
+    );
+}
+
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let mut entries: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    entries.sort();
+    let of = |path: PathBuf| match path.file_stem().and_then(|stem| stem.to_str()) {
+        Some(name) if name.ends_with("tests") => Vec::new(),
+        _ if path.is_dir() => sources(&path),
+        _ => vec![path],
+    };
+    entries.into_iter().flat_map(of).collect()
+}
+
+#[derive(Default)]
+struct Messages {
+    /// A message a line, with the code that belongs to it.
+    lines: String,
+}
+
+impl Messages {
+    /// Reads the tokens of a block. `code` is the code that the blocks around it name.
+    fn read(&mut self, tokens: TokenStream, code: Option<&str>) {
+        let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+        for (at, token) in tokens.iter().enumerate() {
+            match token {
+                TokenTree::Group(group) => {
+                    let is_attribute = group.delimiter() == Delimiter::Bracket
+                        && at > 0
+                        && matches!(&tokens[at - 1], TokenTree::Punct(punct) if "#!".contains(punct.as_char()));
+                    if is_attribute || is_of_test(&tokens[..at]) {
+                        continue;
+                    }
+                    let nearest = nearest_code(&tokens, at).or(code.map(str::to_string));
+                    self.read(group.stream(), nearest.as_deref());
+                }
+                TokenTree::Literal(literal) => {
+                    let text = literal.to_string();
+                    if is_message(&text) {
+                        let nearest = nearest_code(&tokens, at).or(code.map(str::to_string));
+                        let code = nearest.unwrap_or_default();
+                        let message = unfolded(&text);
+                        writeln!(self.lines, "  {code:<18} {message}").unwrap();
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Whether the block that follows is a module of tests.
+fn is_of_test(before: &[TokenTree]) -> bool {
+    let mut last = before.iter().rev();
+    let name = last.next();
+    let keyword = last.next();
+    matches!((keyword, name), (Some(TokenTree::Ident(keyword)), Some(TokenTree::Ident(name)))
+        if keyword == "mod" && name.to_string().ends_with("tests"))
+}
+
+/// The code that stands nearest before or after a token of the same block.
+fn nearest_code(tokens: &[TokenTree], at: usize) -> Option<String> {
+    let codes = codes(tokens);
+    let is_near = |place: usize| place.abs_diff(at);
+    codes
+        .into_iter()
+        .min_by_key(|(place, _)| is_near(*place))
+        .map(|(_, code)| code)
+}
+
+fn codes(tokens: &[TokenTree]) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for (at, token) in tokens.iter().enumerate() {
+        match token {
+            TokenTree::Ident(name) if name.to_string().ends_with("Code") => {
+                if let Some(TokenTree::Ident(code)) = tokens.get(at + 3) {
+                    found.push((at, code.to_string()));
+                }
+            }
+            TokenTree::Group(group) if group.delimiter() == Delimiter::Parenthesis => {
+                let inner: Vec<TokenTree> = group.stream().into_iter().collect();
+                found.extend(codes(&inner).into_iter().map(|(_, code)| (at, code)));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Whether a literal is a text for people: several words.
+fn is_message(literal: &str) -> bool {
+    let text = literal.trim_start_matches(['b', 'r', '#']);
+    let words = text
+        .split_whitespace()
+        .filter(|word| word.chars().any(char::is_alphabetic));
+    !literal.starts_with('b')
+        && text.starts_with('"')
+        && words.count() > 2
+        && !is_sql(text.trim_start_matches('"').trim_start())
+}
+
+fn is_sql(text: &str) -> bool {
+    ["SELECT", "INSERT", "CREATE", "PRAGMA", "DELETE", "UPDATE", "WITH ", "ALTER", "DROP", "ATTACH", "BEGIN"]
+        .iter()
+        .any(|keyword| text.starts_with(keyword))
+}
+
+/// The text of a literal on one line.
+fn unfolded(literal: &str) -> String {
+    let text = literal.trim_start_matches(['r', '#']).trim_end_matches('#');
+    let text = text.trim_matches('"');
+    let lines: Vec<&str> = text
+        .lines()
+        .map(|line| line.trim_start().trim_end_matches('\\'))
+        .collect();
+    lines.join("")
+}
