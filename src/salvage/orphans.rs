@@ -33,6 +33,51 @@ use crate::{
 };
 
 const MAX_DEPTH: usize = 40;
+/// How many pages are looked at between two checks for a cancellation.
+const PAGES_PER_CANCEL_CHECK: u32 = 256;
+
+/// What is known about one page.
+#[derive(Debug, Clone, Copy, Default)]
+struct PageState {
+    /// It belongs to a tree.
+    is_owned: bool,
+    /// The freelist lists it, or a trunk page that no freelist names.
+    is_free: bool,
+    /// It is part of an overflow chain of a tree.
+    is_in_tree_chain: bool,
+    /// It is part of an overflow chain of a subtree without a parent.
+    is_in_orphan_chain: bool,
+    /// It is the lock page or a page of the pointer map.
+    is_reserved: bool,
+    /// Several parents claim it.
+    is_disputed: bool,
+    /// The type of a page that parses to the last byte and has content.
+    page_type: Option<PageType>,
+    /// Another such page names it as its child.
+    has_parent: bool,
+    /// It is part of a subtree that was found.
+    is_taken: bool,
+}
+
+impl PageState {
+    /// Returns whether a page can be a part of a subtree without a parent.
+    fn is_unclaimed(&self) -> bool {
+        !self.is_owned
+            && !self.is_in_tree_chain
+            && !self.is_reserved
+            && (!self.is_free || self.is_disputed)
+    }
+
+    /// Returns whether the purpose of the page is known.
+    fn is_explained(&self) -> bool {
+        self.is_owned
+            || self.is_free
+            || self.is_taken
+            || self.is_in_tree_chain
+            || self.is_in_orphan_chain
+            || self.is_reserved
+    }
+}
 
 #[derive(Debug, Clone)]
 pub struct Group {
@@ -63,12 +108,6 @@ pub struct Orphans {
     pub freelist_was_certain: bool,
 }
 
-struct Finder<'w, 'a> {
-    walk: &'w TreeScan<'a>,
-    kinds: Vec<Option<PageType>>,
-    is_taken: Vec<bool>,
-}
-
 /// Finds the subtrees without a parent and decides where they belong.
 pub fn find(
     walk: &TreeScan<'_>,
@@ -77,67 +116,27 @@ pub fn find(
     schema_is_whole: bool,
     cancel: &CancelToken,
 ) -> Result<Orphans> {
+    let mut finder = Finder::new(walk, chains, freelist);
+    let has_strange_trunk = finder.free_strange_trunks(cancel)?;
+    let groups = finder.groups(cancel)?;
+    finder.claim_chains(&groups, chains);
+    let finder = finder;
+
     let pages = walk.source.present;
-    let mut free = freelist.is_free.clone();
-    let mut has_strange_trunk = false;
-    for number in 1..=pages {
-        if number % 256 == 0 {
-            cancel.check()?;
-        }
-        let index = number as usize;
-        if walk.is_owned[index]
-            || freelist.is_free[index]
-            || chains.in_trees[index] > 0
-            || walk.source.is_reserved(number)
-        {
-            continue;
-        }
-        let listed = walk
-            .source
-            .page(number)
-            .and_then(|bytes| trunk(walk.source, &bytes));
-        if let Some((_, listed)) = listed.filter(|(_, listed)| !listed.is_empty()) {
-            has_strange_trunk = true;
-            free[index] = true;
-            for page in listed {
-                if let Some(free) = free.get_mut(page as usize) {
-                    *free = true;
-                }
-            }
-        }
-    }
-    let mut finder = Finder {
-        walk,
-        kinds: vec![None; pages as usize + 1],
-        is_taken: vec![false; pages as usize + 1],
-    };
-    let groups = finder.groups(&free, &chains.in_trees, cancel)?;
-    for group in &groups {
-        for leaf in &group.leaves {
-            if let Some((_, page)) = walk.read(leaf.page, group.by_rowid) {
-                chains.claim(walk, &page, Owner::Orphan);
-            }
-        }
-    }
-    let is_explained = |number: u32| {
-        let index = number as usize;
-        walk.is_owned[index]
-            || free[index]
-            || finder.is_taken[index]
-            || chains.in_trees[index] > 0
-            || chains.in_orphans[index] > 0
-            || walk.source.is_reserved(number)
-            || is_empty_trunk(walk, number)
-    };
     let header_count = walk.source.header.page_count;
     // A freelist that lists a page of a tree is not reliable about other pages either.
-    let is_contradicted = (1..=pages as usize)
-        .any(|page| freelist.is_free[page] && (walk.is_owned[page] || chains.in_trees[page] > 0));
+    let is_contradicted = (1..=pages as usize).any(|page| {
+        let state = &finder.pages[page];
+        freelist.is_free[page] && (state.is_owned || state.is_in_tree_chain)
+    });
     let is_sound = freelist.is_sound
         && !is_contradicted
         && !has_strange_trunk
         && (header_count == 0 || header_count >= pages);
-    let is_certain = is_sound || (2..=pages).all(is_explained);
+    let is_certain = is_sound
+        || (2..=pages).all(|number| {
+            finder.pages[number as usize].is_explained() || is_empty_trunk(walk, number)
+        });
     let misses_something =
         !schema_is_whole || walk.found.iter().any(|found| !found.holes.is_empty());
 
@@ -174,62 +173,118 @@ fn is_empty_trunk(walk: &TreeScan<'_>, number: u32) -> bool {
     })
 }
 
-impl Finder<'_, '_> {
-    fn groups(
-        &mut self,
-        free: &[bool],
-        in_chains: &[u8],
-        cancel: &CancelToken,
-    ) -> Result<Vec<Group>> {
-        let walk = self.walk;
-        let mut has_parent = vec![false; self.kinds.len()];
-        for number in 1..=walk.source.present {
-            if number % 256 == 0 {
+struct Finder<'w, 'a> {
+    walk: &'w TreeScan<'a>,
+    /// By page number.
+    pages: Vec<PageState>,
+}
+
+impl<'w, 'a> Finder<'w, 'a> {
+    fn new(walk: &'w TreeScan<'a>, chains: &Chains, freelist: &Freelist) -> Self {
+        let mut pages = vec![PageState::default(); walk.source.present as usize + 1];
+        for (number, state) in (1..).zip(pages.iter_mut().skip(1)) {
+            let index = number as usize;
+            state.is_owned = walk.is_owned[index];
+            state.is_free = freelist.is_free[index];
+            state.is_in_tree_chain = chains.in_trees[index] > 0;
+            state.is_reserved = walk.source.is_reserved(number);
+            state.is_disputed = walk.disputed.binary_search(&number).is_ok();
+        }
+        Finder { walk, pages }
+    }
+
+    /// Marks the pages of trunk pages that the freelist does not name as free. Returns whether there
+    /// are such trunk pages.
+    fn free_strange_trunks(&mut self, cancel: &CancelToken) -> Result<bool> {
+        let listed: Vec<bool> = self.pages.iter().map(|state| state.is_free).collect();
+        let mut found = false;
+        for number in 1..=self.walk.source.present {
+            if number % PAGES_PER_CANCEL_CHECK == 0 {
                 cancel.check()?;
             }
             let index = number as usize;
-            let is_disputed = walk.disputed.binary_search(&number).is_ok();
-            let is_in_chain = in_chains[index] > 0;
-            if walk.is_owned[index]
-                || (free[index] && !is_disputed)
-                || is_in_chain
-                || walk.source.is_reserved(number)
-            {
+            let state = &self.pages[index];
+            let has_purpose = state.is_owned || state.is_in_tree_chain || state.is_reserved;
+            if listed[index] || has_purpose {
                 continue;
             }
-            let page = walk.source.page(number);
-            let page = page.and_then(|bytes| parse(&bytes, number, walk.source.geometry));
-            if let Some(page) = page
-                .filter(|page| page.exact && (page.kind.is_interior() || !page.cells.is_empty()))
-            {
-                self.kinds[index] = Some(page.kind);
-                let children = page
-                    .cells
-                    .iter()
-                    .map(|cell| cell.child)
-                    .chain([page.right_child]);
-                for child in children.filter(|child| page.kind.is_interior() && *child != number) {
-                    if let Some(has_parent) = has_parent.get_mut(child as usize) {
-                        *has_parent = true;
-                    }
+            let source = self.walk.source;
+            let entries = source.page(number).and_then(|bytes| trunk(source, &bytes));
+            let Some((_, entries)) = entries.filter(|(_, entries)| !entries.is_empty()) else {
+                continue;
+            };
+            found = true;
+            for page in entries.into_iter().chain([number]) {
+                if let Some(state) = self.pages.get_mut(page as usize) {
+                    state.is_free = true;
                 }
             }
         }
+        Ok(found)
+    }
+
+    /// Notes the overflow chains of the rows in the subtrees.
+    fn claim_chains(&mut self, groups: &[Group], chains: &mut Chains) {
+        for group in groups {
+            for leaf in &group.leaves {
+                if let Some((_, page)) = self.walk.read(leaf.page, group.by_rowid) {
+                    chains.claim(self.walk, &page, Owner::Orphan);
+                }
+            }
+        }
+        for (state, in_orphans) in self.pages.iter_mut().zip(&chains.in_orphans) {
+            state.is_in_orphan_chain = *in_orphans > 0;
+        }
+    }
+
+    fn groups(&mut self, cancel: &CancelToken) -> Result<Vec<Group>> {
+        for number in 1..=self.walk.source.present {
+            if number % PAGES_PER_CANCEL_CHECK == 0 {
+                cancel.check()?;
+            }
+            self.parse(number);
+        }
         let mut groups = Vec::new();
-        for number in 1..=walk.source.present {
-            let is_disputed = walk.disputed.binary_search(&number).is_ok();
-            if self.kinds[number as usize].is_some()
-                && (!has_parent[number as usize] || is_disputed)
-            {
-                groups.extend(self.group(number, is_disputed, cancel)?);
+        for number in 1..=self.walk.source.present {
+            let state = self.pages[number as usize];
+            let is_top = !state.has_parent || state.is_disputed;
+            if state.page_type.is_some() && is_top {
+                groups.extend(self.group(number, state.is_disputed, cancel)?);
             }
         }
         Ok(groups)
     }
 
+    /// Notes the type and the children of a page without an owner, if it parses to the last byte.
+    fn parse(&mut self, number: u32) {
+        if !self.pages[number as usize].is_unclaimed() {
+            return;
+        }
+        let source = self.walk.source;
+        let Some(page) = source
+            .page(number)
+            .and_then(|bytes| parse(&bytes, number, source.geometry))
+            .filter(|page| page.exact && (page.kind.is_interior() || !page.cells.is_empty()))
+        else {
+            return;
+        };
+        self.pages[number as usize].page_type = Some(page.kind);
+        if !page.kind.is_interior() {
+            return;
+        }
+        let children = page.cells.iter().map(|cell| cell.child);
+        for child in children.chain([page.right_child]) {
+            if child != number
+                && let Some(state) = self.pages.get_mut(child as usize)
+            {
+                state.has_parent = true;
+            }
+        }
+    }
+
     /// Returns the subtree below a page. A leaf whose keys do not fit becomes a subtree of its own.
     fn group(&mut self, top: u32, is_disputed: bool, cancel: &CancelToken) -> Result<Vec<Group>> {
-        let Some(by_rowid) = self.kinds[top as usize].map(PageType::is_table) else {
+        let Some(by_rowid) = self.pages[top as usize].page_type.map(PageType::is_table) else {
             return Ok(Vec::new());
         };
         let mut group = Group {
@@ -241,17 +296,13 @@ impl Finder<'_, '_> {
         let mut apart = Vec::new();
         let mut stack = vec![(top, i64::MIN, i64::MAX, 0)];
         while let Some((number, lowest, highest, depth)) = stack.pop() {
-            let index = number as usize;
-            let is_of_kind = self
-                .kinds
-                .get(index)
-                .copied()
-                .flatten()
-                .is_some_and(|kind| kind.is_table() == by_rowid);
-            if !is_of_kind
-                || depth > MAX_DEPTH
-                || std::mem::replace(&mut self.is_taken[index], true)
-            {
+            let Some(state) = self.pages.get_mut(number as usize) else {
+                continue;
+            };
+            let is_of_kind = state
+                .page_type
+                .is_some_and(|page_type| page_type.is_table() == by_rowid);
+            if !is_of_kind || depth > MAX_DEPTH || std::mem::replace(&mut state.is_taken, true) {
                 continue;
             }
             cancel.check()?;
@@ -340,7 +391,7 @@ fn owner(
         return if is_of_index {
             Ok(None)
         } else {
-            Err("its table misses nothing")
+            Err("nothing is missing from its table")
         };
     }
     if group.is_disputed {
@@ -364,9 +415,9 @@ fn owner(
         [tree] if schema_is_whole || walk.trees[tree].root == 0 => {
             Ok(Some(tree).filter(|_| !walk.trees[tree].is_index))
         }
-        [_] => Err("the schema is damaged: it may be a part of a table that is not known"),
-        [] => Err("it is a part of no table that is known"),
-        _ => Err("it could be a part of more than one table"),
+        [_] => Err("the schema is damaged: it may be part of an unknown table"),
+        [] => Err("it is not part of a known table"),
+        _ => Err("it could be part of more than one table"),
     }
 }
 
