@@ -235,7 +235,7 @@ describe('a full backup that is consolidated from a chain', () => {
   test('is refused of a full one, of a broken and of a damaged chain, and nothing is left of the attempt', async () => {
     const { manager, made, backups } = await chain(3);
     const listed = await manager.listBackups();
-    await expect(manager.consolidate(made[0].id)).rejects.toMatchObject({ code: 'KG_INVALID_OPTION', message: expect.stringContaining('rests on no other') });
+    await expect(manager.consolidate(made[0].id)).rejects.toMatchObject({ code: 'KG_INVALID_OPTION', message: expect.stringContaining('depends on no other') });
     await expect(manager.consolidate('backup-20200101-000000')).rejects.toMatchObject({ code: 'KG_BACKUP_NOT_FOUND' });
     await expect(manager.consolidate(made[2].id, { type: 'full' })).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
     const whole = readFileSync(made[0].path);
@@ -269,10 +269,10 @@ describe('a full backup that is consolidated from a chain', () => {
       kg diag backup --consolidate "$id" --output "$disk" 2>&1 | grep -o KG_NO_SPACE
       rm "$disk/other"
       test "$(df --output=used "$disk" | tail -1)" -le "$((before + 8))" && echo 'space given back'
-      kg diag backup --consolidate "$id" --output "$disk" | grep -o 'whole in itself'
+      kg diag backup --consolidate "$id" --output "$disk" | grep -o 'without a base'
       kg diag backup --verify "$disk/latest.tar.gz" | grep -o 'as it was written'`;
     const said = run('unshare', [process.getuid() === 0 ? '-m' : '-rm', 'sh', '-ec', script], { cwd: root }).trim().split('\n');
-    expect(said).toEqual(['KG_NO_SPACE', 'space given back', 'whole in itself', 'as it was written']);
+    expect(said).toEqual(['KG_NO_SPACE', 'space given back', 'without a base', 'as it was written']);
   });
 
   test(`is there whole or not at all after a kill, ${KILLS} times`, async () => {
@@ -406,7 +406,7 @@ describe('a restore from a chain', () => {
       wrong(manifest);
       manifest.basedOnChecksum = checksum;
     });
-    await expect(restored(manager, last)).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH', message: expect.stringContaining('once put together') });
+    await expect(restored(manager, last)).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH', message: expect.stringContaining('after it is assembled') });
     await expect(manager.consolidate(last.id)).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH' });
   });
 });

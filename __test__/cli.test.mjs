@@ -47,7 +47,7 @@ describe('kg diag backup', () => {
 
   test('--list and --status are for people too, with and without backups', async () => {
     const { kg } = setUp();
-    expect((await kg('diag', 'backup', '--list')).stdout).toMatch(/holds no backup/);
+    expect((await kg('diag', 'backup', '--list')).stdout).toMatch(/contains no backup/);
     expect((await kg('diag', 'backup', '--status')).stdout).toMatch(/none yet/);
     await kg('diag', 'backup', '--description', 'before the change');
     expect((await kg('diag', 'backup', '--list')).stdout).toMatch(/ID .*\nbackup-\d{8}-\d{6} +full .* before the change\n$/);
@@ -117,7 +117,7 @@ describe('kg diag restore', () => {
     await kg('diag', 'backup', '--output', 'backups');
     const { stdout, status } = await kg('diag', 'restore', '--file', 'backups/latest.tar.gz', '--dry-run');
     expect(status).toBe(0);
-    expect(stdout).toMatch(/is whole\. A restore would write 4 files[^]*replace 4 of them\. Nothing was changed/);
+    expect(stdout).toMatch(/is intact\. A restore would write 4 files[^]*replace 4 of them\. Nothing was changed/);
     expect(readdirSync(path.join(root, '.kg'))).not.toContain('restore-undo');
   });
 

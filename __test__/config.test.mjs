@@ -51,7 +51,7 @@ describe('kg config', () => {
   test('unset takes a misspelt name out too, and nothing that is not there', async () => {
     const { file, kg } = setUp();
     writeFileSync(file, '{"backup":{"dri":"x","dir":"y"}}');
-    expect(await kg('config', 'unset', 'backup.dri')).toMatchObject({ status: 0, stdout: 'backup.dri was taken out of .kg/config.json\n' });
+    expect(await kg('config', 'unset', 'backup.dri')).toMatchObject({ status: 0, stdout: 'backup.dri was removed from .kg/config.json\n' });
     expect(JSON.parse(readFileSync(file, 'utf8'))).toEqual({ backup: { dir: 'y' } });
     expect(await kg('config', 'unset', 'backup.dri')).toMatchObject({ status: 2, stderr: expect.stringContaining('backup.dir') });
   });
@@ -100,7 +100,7 @@ describe('kg config', () => {
     const { file, kg } = setUp();
     const before = readFileSync(file);
     const cases = [
-      [['backup.retension', '30'], /`backup\.retension` is no setting/],
+      [['backup.retension', '30'], /`backup\.retension` is not a setting/],
       [['backup.retention', '-1'], /`backup\.retention` is "-1", not a whole number from 1/],
       [['backup.schedule', '0 25 * * *'], /`backup\.schedule`: Field 2 .* the hour `25`/],
       [['backup.type', 'partial'], /not one of full, incremental, snapshot/],
@@ -141,7 +141,7 @@ describe('the settings', () => {
     const health = async () => JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout).health;
     expect(await health()).toEqual({ ok: true, messages: [] });
     writeFileSync(file, '{"backup": {"enabled": true, "schedule": "0 2 * * *"');
-    expect(await health()).toMatchObject({ ok: false, messages: [expect.stringContaining('do not count')] });
+    expect(await health()).toMatchObject({ ok: false, messages: [expect.stringContaining('Its backup settings are ignored')] });
   });
 
   test('count for kg and the API alike where nothing else is said', async () => {

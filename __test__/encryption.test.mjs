@@ -98,7 +98,7 @@ describe('by a passphrase', () => {
     const backup = await manage({ passphrase: PASSPHRASE }).createBackup();
     writeFileSync(path.join(root, '.kg/key'), PASSPHRASE);
     const manager = manage({ passphraseFile: path.join(root, '.kg/key') });
-    await expect(manager.createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID', message: expect.stringContaining('loses the key too') });
+    await expect(manager.createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID', message: expect.stringContaining('so is the key') });
     expect(await manager.verifyBackup(backup.id)).toBe(true);
   });
 
@@ -128,7 +128,7 @@ describe('by a passphrase', () => {
     }
     expect(inspect(manage({ passphrase: 'hunter2' }), { depth: 9, showHidden: true })).not.toContain('hunter2');
     const notText = file('binary', Buffer.from([0xff, 0xfe, 0x68, 0x75]));
-    await expect(manage({ passphraseFile: notText }).createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID', message: expect.stringContaining('it is no text') });
+    await expect(manage({ passphraseFile: notText }).createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID', message: expect.stringContaining('it is not UTF-8 text') });
   });
 });
 
@@ -163,7 +163,7 @@ describe('to recipients', () => {
     const file = path.join(kept, `${full.id}.manifest`);
     writeFileSync(file, readFileSync(file, 'utf8').replace('"mode"', '"mood"'));
     project.change(1);
-    expect(await maker.createBackup({ type: 'incremental' })).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL', message: expect.stringContaining('no identity is given') }] });
+    expect(await maker.createBackup({ type: 'incremental' })).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL', message: expect.stringContaining('no identity was given') }] });
     await expect(maker.createBackup({ type: 'incremental', basedOn: full.id })).rejects.toMatchObject({ code: 'KG_KEY_NEEDED' });
     rmSync(kept, { recursive: true });
     project.change(2);
@@ -255,7 +255,7 @@ describe('a chain has one key', () => {
     run('sh', ['-ec', `age -d -i '${project.identityFile}' '${full.path}' > '${full.path.replace('.enc.tar.gz', '.tar.gz')}'`]);
     project.change(1);
     const next = await owner.createBackup({ type: 'incremental' });
-    expect(next).toMatchObject({ type: 'incremental', basedOn: full.id, warnings: [{ message: expect.stringContaining(`another archive of ${full.id} beside it`) }] });
+    expect(next).toMatchObject({ type: 'incremental', basedOn: full.id, warnings: [{ message: expect.stringContaining(`another archive of ${full.id} next to it`) }] });
     await expectRestores(owner, next, project);
   });
 });
@@ -293,7 +293,7 @@ describe('what is changed', () => {
     expect(existsSync(path.join(project.base, 'none'))).toBe(false);
     writeFileSync(path.join(project.base, 'lone.enc.tar.gz'), Buffer.concat([whole.subarray(0, 30_000), whole.subarray(30_001)]));
     const { problems } = await manager.checkBackup(path.join(project.base, 'lone.enc.tar.gz'));
-    expect(problems.map((problem) => problem.message).join('\n')).toMatch(/From byte \d+ on it cannot be decrypted/);
+    expect(problems.map((problem) => problem.message).join('\n')).toMatch(/It cannot be decrypted from byte \d+ on/);
   });
 
   test('in an archive that others rest on keeps anything from resting on it', async () => {
@@ -315,7 +315,7 @@ describe('what is changed', () => {
     rmSync(`${backup.path}.manifest.json`);
     const maker = project.manage({ recipients: [project.recipient] });
     const { warnings } = await maker.createBackup();
-    expect(warnings).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringMatching(/is not listed: The backup is encrypted to recipients, and no identity is given; a backup that is made with its key lists it$/) }]);
+    expect(warnings).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringMatching(/is not listed: The backup is encrypted to recipients, but no identity was given; the next backup that is made with its key lists it$/) }]);
     await owner.createBackup();
     expect((await owner.listBackups()).map(({ id }) => id)).toContain(backup.id);
     expect(beside(backup)).not.toContain('quarterly');
@@ -369,7 +369,7 @@ describe('a plain backup where an encrypted one is expected', () => {
     copyFileSync(plain.path, encrypted.path);
     const report = await manager.checkBackup(encrypted.path);
     expect(report.valid).toBe(false);
-    expect(report.problems.map(({ message }) => message)).toContain('Its name says that it is encrypted, and it is not');
+    expect(report.problems.map(({ message }) => message)).toContain('Its name says that it is encrypted, but it is not');
     // The archive alone is damage too.
     rmSync(`${encrypted.path}.manifest.json`);
     expect((await manager.checkBackup(encrypted.path)).valid).toBe(false);
@@ -426,7 +426,7 @@ print(said.decode()); sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
   test('`kg` asks at a terminal for what is not given, twice for a new one', () => {
     const { root, backups, base } = setUp();
     const at = (args) => `cd '${root}' && '${kgPath}' diag ${args}`;
-    expect(typed(at(`backup --encrypt --output '${backups}'`), PASSPHRASE, PASSPHRASE)).toContain('encrypted nothing opens it without its key');
+    expect(typed(at(`backup --encrypt --output '${backups}'`), PASSPHRASE, PASSPHRASE)).toContain('encrypted only its key opens it');
     expect(typed(at(`backup --verify '${backups}/latest.enc.tar.gz'`), PASSPHRASE)).toContain('every byte is as it was written');
     expect(typed(at(`restore --file '${backups}/latest.enc.tar.gz' --decrypt --target '${base}/typed'`), PASSPHRASE)).toContain('Restored');
     expect(contents(path.join(base, 'typed'))).toEqual(contents(root));
@@ -464,7 +464,7 @@ describe('on the command line', () => {
     expect((await run('backup', '--list', '--output', backups)).stdout.match(/\[encrypted\]/g)).toHaveLength(2);
     const latest = path.join(backups, 'latest.enc.tar.gz');
     expect(await run('restore', '--file', latest)).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_NEEDED]') });
-    expect(await run('backup', '--verify', latest, '--passphrase-file', key)).toMatchObject({ status: 2, stderr: expect.stringContaining('no identity is given [KG_KEY_NEEDED]') });
+    expect(await run('backup', '--verify', latest, '--passphrase-file', key)).toMatchObject({ status: 2, stderr: expect.stringContaining('no identity was given [KG_KEY_NEEDED]') });
     expect((await run('backup', '--verify', latest, '--identity', identityFile)).status).toBe(0);
     expect((await run('drill', '--file', latest, '--identity', identityFile)).stdout).toContain('Passed');
   });

@@ -27,7 +27,7 @@ describe('a file system that cannot sync directories', () => {
     };
     const backup = json(['backup', '--output', backups]);
     expect(refusals(backup.warnings)).toEqual([
-      { code: 'KG_WARN_STORE', message: expect.stringContaining('up to the file system') },
+      { code: 'KG_WARN_STORE', message: expect.stringContaining('may not survive a power failure') },
     ]);
     json(['backup', '--pin', backup.id, '--output', backups]);
     const target = path.join(backups, '../target');
@@ -114,7 +114,7 @@ describe.skipIf(!isRoot)('single files that were mounted, as containers mount th
     writeFileSync(path.join(root, '.kg/plugins/glossary/terms.json'), '["other"]');
     const { status, stderr } = inContainer(root, 'config.json', `echo '{"theme":"light"}' > .kg/config.json; "$KG" diag restore --file latest --yes`);
     expect(status).toBe(4);
-    expect(stderr).toMatch(/\.kg\/config\.json is a mount point[^]*mount the directory that holds it[^]*\[KG_TARGET_INVALID\]|\[KG_TARGET_INVALID\][^]*mount the directory that holds it/);
+    expect(stderr).toMatch(/\.kg\/config\.json is a mount point[^]*mount the directory that contains it[^]*\[KG_TARGET_INVALID\]|\[KG_TARGET_INVALID\][^]*mount the directory that contains it/);
     expect(readFileSync(path.join(root, '.kg/plugins/glossary/terms.json'), 'utf8')).toBe('["other"]');
     expect(existsSync(path.join(root, '.kg/restore-journal.json'))).toBe(false);
     expect(before.length).toBeGreaterThan(0);
@@ -170,5 +170,5 @@ test.skipIf(!isRoot)('settings that were mounted alone are not changed, and the 
   const { root } = makeProject({ nodes: 20 });
   const { status, stderr } = spawnSync('unshare', ['-m', 'sh', '-ec', `mount --make-rprivate /; mount --bind .kg/config.json .kg/config.json; "${kgPath}" config set backup.maxBackups 5`], { cwd: root, encoding: 'utf8' });
   expect(status).toBe(4);
-  expect(stderr).toMatch(/Could not write .*config\.json: .*\n.*mounted there alone.*mount the directory that holds it instead/);
+  expect(stderr).toMatch(/Could not write .*config\.json: .*\n.*single file is mounted there.*mount the directory that contains it instead/);
 });

@@ -148,7 +148,7 @@ test('a repair that would replace a damaged database is refused while this proce
 });
 
 test('a WAL that nobody has checkpointed is still there after a backup', async () => {
-  const { root, database, backups } = makeProject();
+  const { database, backups } = makeProject();
   const db = new Database(database);
   db.exec("INSERT INTO metadata VALUES ('in', 'the WAL')");
   // As after a crash: the WAL holds the commit, and no process has the database open.

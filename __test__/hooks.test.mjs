@@ -251,7 +251,7 @@ describe('a hook that hangs', () => {
     expect(Date.now() - stopped).toBeLessThan(10_000);
     await until(() => !isAlive(pid), 'the end of the command');
     expect(service.said).toMatch(/the hook `backup\.hooks\.onSuccess\.url` ran in \d+ ms: answered 200/);
-    expect(service.said).toMatch(/hooks that were not done yet were ended by the stop/);
+    expect(service.said).toMatch(/hooks that had not finished were ended because the service stopped/);
     const [{ headers }] = receiver.got;
     expect(headers['kg-event']).toBe('backup.succeeded');
   });
@@ -350,7 +350,7 @@ describe('a hooks file', () => {
     chmodSync(file, 0o666);
     const { status, stderr } = await backup();
     expect(status).toBe(0);
-    expect(stderr).toMatch(/^warning: No hook runs: .*hooks\.json is not used: others may write it\. .*chmod 600 .*\[KG_WARN_HOOK\]\n$/);
+    expect(stderr).toMatch(/^warning: No hook runs: .*hooks\.json is not used: other users can write to it\. .*chmod 600 .*\[KG_WARN_HOOK\]\n$/);
     expect(existsSync(at('success.json'))).toBe(false);
     expect(await kg('config', 'test-hooks')).toMatchObject({ status: 1 });
     expect(await kg('config', 'set', 'backup.hooks.timeout', '5')).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_HOOKS_INVALID]') });
@@ -359,7 +359,7 @@ describe('a hooks file', () => {
   test.skipIf(process.getuid() !== 0)('of another user is not used', async () => {
     const { backup, file, at } = setUp({ onSuccess: { command: noting('success') } });
     chownSync(file, 12_345, 12_345);
-    expect(await backup()).toMatchObject({ status: 0, stderr: expect.stringMatching(/No hook runs: .*it belongs to user 12345, and this is user 0.*\[KG_WARN_HOOK\]/) });
+    expect(await backup()).toMatchObject({ status: 0, stderr: expect.stringMatching(/No hook runs: .*it belongs to user 12345, but this process runs as user 0.*\[KG_WARN_HOOK\]/) });
     chownSync(file, 0, 0);
     expect(existsSync(at('success.json'))).toBe(false);
     expect((await backup()).stderr).toBe('');
@@ -370,13 +370,13 @@ describe('a hooks file', () => {
     const { backup, at, file } = setUp({ onSuccess: { command: noting('success'), url: 'ftp://hidden:x@host/' }, onFail: {}, timeout: 0 });
     const { status, stderr } = await backup();
     expect(status).toBe(0);
-    expect(stderr).toMatch(/`backup\.hooks\.onFail` in \.kg\/hooks\.json is no setting of hooks/);
+    expect(stderr).toMatch(/`backup\.hooks\.onFail` in \.kg\/hooks\.json is not a hook setting/);
     expect(stderr).toMatch(/`backup\.hooks\.onSuccess\.url` is "ftp:\/\/host\/…", not an http or https URL; it was ignored/);
     expect(stderr).toMatch(/`backup\.hooks\.timeout` is 0, not a whole number from 1 to 300; it was ignored/);
     expect(stderr).not.toContain('hidden');
     expect(existsSync(at('success.json'))).toBe(true);
     writeFileSync(file, '{"backup":');
-    expect((await backup()).stderr).toMatch(/No hook runs: .*hooks\.json is not a configuration/);
+    expect((await backup()).stderr).toMatch(/No hook runs: .*hooks\.json is not a valid configuration/);
   });
 
   test('is in no backup, and no restore or undo touches it', async () => {
@@ -402,7 +402,7 @@ describe('a hooks file', () => {
     const { root, backup, at } = setUp();
     const hooks = { onSuccess: { command: ['touch', 'harmed'] } };
     writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ backup: { dir: '../backups', hooks } }));
-    expect(await backup()).toMatchObject({ status: 0, stderr: expect.stringMatching(/`backup\.hooks` does not count here.*\[KG_WARN_CONFIG\]/) });
+    expect(await backup()).toMatchObject({ status: 0, stderr: expect.stringMatching(/`backup\.hooks` is ignored here.*\[KG_WARN_CONFIG\]/) });
     expect(existsSync(at('harmed'))).toBe(false);
   });
 });

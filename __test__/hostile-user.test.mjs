@@ -34,7 +34,7 @@ function setUp(options = { nodes: 5 }) {
   return { ...project, secrets, secret, at, forge };
 }
 
-const unsafe = { status: 4, stderr: expect.stringMatching(/it belongs to user 1001, and this is user 0.*\[KG_UNSAFE_FILE\][^]*Run this as that user/) };
+const unsafe = { status: 4, stderr: expect.stringMatching(/it belongs to user 1001, but this process runs as user 0.*\[KG_UNSAFE_FILE\][^]*Run this as that user/) };
 const UNTOUCHED = [['mine', 'secret']];
 
 describe.runIf(isRoot)('a record that the owner of the project wrote is not followed by root', () => {
@@ -89,8 +89,8 @@ test.runIf(isRoot)('a restore that was killed is made whole by whoever began it,
     expect(kill(...as).status).not.toBe(0);
     expect(existsSync(at('restore-journal.json'))).toBe(true);
     expect(other('diag', 'backup')).toMatchObject({ status: 4, stderr: expect.stringMatching(new RegExp(`An earlier restore [^]*${who}`)) });
-    expect(other('diag', 'health').stdout).toMatch(/Run `kg diag backup` as user \d+, which first takes/);
-    expect(whoever('diag', 'backup')).toMatchObject({ status: 0, stderr: expect.stringContaining('was taken back') });
+    expect(other('diag', 'health').stdout).toMatch(/Run `kg diag backup` as user \d+, which first rolls/);
+    expect(whoever('diag', 'backup')).toMatchObject({ status: 0, stderr: expect.stringContaining('has been rolled back') });
     expect(other('diag', 'backup').status).toBe(0);
   }
 });
@@ -106,7 +106,7 @@ test.runIf(isRoot)('a database that the settings put into a directory of root\'s
   expect(asRoot('diag', 'backup', '--output', backups).status).toBe(0);
   configure(secrets);
   const restore = () => asRoot('diag', 'restore', '--file', 'latest', '--backup-dir', backups, '--db-only', '--yes');
-  expect(restore()).toMatchObject({ status: 4, stderr: expect.stringMatching(/does not belong to its owner, user 1001.*\[KG_TARGET_INVALID\]/) });
+  expect(restore()).toMatchObject({ status: 4, stderr: expect.stringMatching(/neither it nor its directory belongs to the owner of the project, user 1001.*\[KG_TARGET_INVALID\]/) });
   expect(secret()).toEqual(UNTOUCHED);
   configure(theirs);
   rmSync(path.join(theirs, 'graph.db'));
@@ -202,7 +202,7 @@ test.runIf(isRoot)('a process of another user that keeps the project locked is n
   onTestFinished(() => holder.kill('SIGKILL'));
   await new Promise((resolve) => holder.stdout.once('data', resolve));
   const { status, stderr } = asOwner('diag', 'backup', '--lock-timeout', '1');
-  expect([status, stderr]).toEqual([4, expect.stringMatching(new RegExp(`\\.kg is in use: A restore into it is running \\(process ${holder.pid} \\(flock\\)\\) \\[KG_TARGET_LOCKED\\]`))]);
+  expect([status, stderr]).toEqual([4, expect.stringMatching(new RegExp(`\\.kg is in use: a restore into it is running \\(process ${holder.pid} \\(flock\\)\\) \\[KG_TARGET_LOCKED\\]`))]);
 });
 
 /** Everything below a directory, with owners, modes, times and content. */

@@ -137,7 +137,7 @@ test('it answers while a backup is made, and says that one is', async () => {
     const now = await seen();
     return now.ready.runningSince && /^kg_backup_running\{.*\} 1$/m.test(now.text) ? now : undefined;
   }, 'an answer beside a backup');
-  expect(during.ready.messages.join()).not.toContain('a run is due');
+  expect(during.ready.messages.join()).not.toContain('a run is overdue');
   expect((await fetch(`http://${address}/healthz`)).status).toBe(200);
 });
 
@@ -168,11 +168,11 @@ test('another address is taken up without a restart, and off ends it; the flag c
   configure({ ...NIGHTLY, listen: 'off' });
   await until(async () => (await listening()) === null, 'its end');
   await expect(fetch(`http://127.0.0.1:${port}/healthz`)).rejects.toThrow();
-  expect((await kg('serve', '--status')).stdout).toContain('answers   nowhere over HTTP');
+  expect((await kg('serve', '--status')).stdout).toContain('answers   not over HTTP');
   await kg('serve', '--stop');
   await begin('--listen', String(port));
   expect(await listening()).toEqual({ address: `127.0.0.1:${port}` });
-  expect(await kg('serve', '--listen', 'everywhere')).toMatchObject({ status: 2, stderr: expect.stringContaining('no address to listen on') });
+  expect(await kg('serve', '--listen', 'everywhere')).toMatchObject({ status: 2, stderr: expect.stringContaining('not an address to listen on') });
 });
 
 test('nothing but GET and HEAD of its three paths is answered, and no name but one of this machine', async () => {
@@ -206,7 +206,7 @@ test('where that is not known, nobody is told that it answers nowhere', async ()
   const { begin, kg, root } = await setUp();
   await begin();
   rmSync(path.join(root, '.kg/cache'), { recursive: true });
-  expect((await kg('serve', '--status')).stdout).toMatch(/^ {2}answers {3}it is not known where: see its log$/m);
+  expect((await kg('serve', '--status')).stdout).toMatch(/^ {2}answers {3}at an unknown address: see its log$/m);
 });
 
 test('clients that never finish what they ask lose their connection, and delay neither backups nor others nor the stop', async () => {
@@ -242,7 +242,7 @@ test('a restore of older settings names what it changed, and a service that make
 
   const restored = JSON.parse((await kg('diag', 'restore', '--file', id, '--config-only', '--yes', '--json')).stdout);
   const changed = restored.warnings.filter(({ code }) => code === 'KG_WARN_SETTINGS_CHANGED');
-  expect(changed).toEqual([{ code: 'KG_WARN_SETTINGS_CHANGED', path: '.kg/config.json', message: expect.stringContaining('No more backups are made on a schedule') }]);
+  expect(changed).toEqual([{ code: 'KG_WARN_SETTINGS_CHANGED', path: '.kg/config.json', message: expect.stringContaining('Scheduled backups are now off') }]);
   for (const change of ['backup.enabled from true to not set', 'backup.schedule from "0 2 * * *" to not set', 'backup.maxBackups from 3 to not set']) {
     expect(changed[0].message).toContain(change);
   }

@@ -453,7 +453,7 @@ describe('kg', () => {
     const listed = await kg(['diag', 'integrity', database], { cwd: '/' });
     expect(listed).toMatchObject({ status: 3, stdout: expect.stringMatching(/error +1 edges .*\[KG_ISSUE_EDGE_SOURCE\]\n.*\n +repair would: /) });
     const asked = await kg(['diag', 'repair'], { cwd: root });
-    expect(asked).toMatchObject({ status: 3, stdout: expect.stringMatching(/Nothing was changed; `kg diag repair --auto` does it\n$/) });
+    expect(asked).toMatchObject({ status: 3, stdout: expect.stringMatching(/Nothing was changed\. To repair, run `kg diag repair --auto`\n$/) });
     expect(data()).toEqual(before);
     const done = await kg(['diag', 'repair', '--auto'], { cwd: root });
     expect(done).toMatchObject({ status: 0, stdout: expect.stringMatching(/^Saved before the repair: .*\n[^]*4 fixed, 0 failed/) });

@@ -54,11 +54,11 @@ describe('a key that others have', () => {
     for (const mode of [0o640, 0o604]) {
       chmodSync(project.identity, mode);
       for (const [use, messages] of Object.entries(await told(project, project.identity))) {
-        expect(messages, `${use} ${mode.toString(8)}`).toEqual([expect.stringContaining('others than its owner can read it')]);
+        expect(messages, `${use} ${mode.toString(8)}`).toEqual([expect.stringContaining('users other than its owner can read it')]);
       }
     }
     chmodSync(project.identity, 0o620);
-    expect((await told(project, project.identity)).backup).toEqual([expect.stringContaining('others than its owner can replace it')]);
+    expect((await told(project, project.identity)).backup).toEqual([expect.stringContaining('users other than its owner can replace it')]);
     const { stderr } = await project.kg('backup', '--verify', 'latest', '--output', project.backups, '--identity', project.identity);
     expect(stderr).toContain('[KG_WARN_KEY_EXPOSED]');
   });
@@ -91,7 +91,7 @@ describe('a key that others have', () => {
     for (const [dir, mode] of [[inner, 0o777], [outer, 0o777], [outer, 0o757]]) {
       chmodSync(dir, mode);
       for (const [use, messages] of Object.entries(await told(project, identity))) {
-        expect(messages, `${use} ${mode.toString(8)}`).toEqual([expect.stringContaining(`others than its owner can replace it, because they may write to ${dir} (chmod go-w '${dir}')`)]);
+        expect(messages, `${use} ${mode.toString(8)}`).toEqual([expect.stringContaining(`users other than its owner can replace it, because they can write to ${dir} (chmod go-w '${dir}')`)]);
       }
       chmodSync(dir, 0o755);
     }
@@ -118,7 +118,7 @@ describe('a key that others have', () => {
     }
     chmodSync(dir, 0o775);
     chownSync(dir, 0, 65534);
-    expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([expect.stringContaining(`they may write to ${dir} `)]);
+    expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([expect.stringContaining(`they can write to ${dir} `)]);
     // The group that bears the number of the owner has no other member.
     chownSync(dir, 0, 0);
     expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([]);

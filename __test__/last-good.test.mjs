@@ -44,7 +44,7 @@ describe('a backup that is dated ahead', () => {
   test('is an issue of health while there is no other', async () => {
     const { root, backups } = await ahead();
     const { stdout } = await kg(['diag', 'health', '--backup-dir', backups, '--json'], { cwd: root });
-    expect(JSON.parse(stdout).issues).toContainEqual(expect.objectContaining({ code: 'KG_ISSUE_BACKUP_OLD', message: expect.stringContaining('dated ahead') }));
+    expect(JSON.parse(stdout).issues).toContainEqual(expect.objectContaining({ code: 'KG_ISSUE_BACKUP_OLD', message: expect.stringContaining('dated in the future') }));
   });
 });
 
@@ -63,7 +63,7 @@ describe('retention keeps what the newest backup does not hold', () => {
     expect(JSON.parse(restored.stdout)).toMatchObject({ id: full.id });
     expect(readFileSync(path.join(root, '.kg/config.json'), 'utf8')).toContain('dark');
     const lacking = await kg(['diag', 'restore', '--file', snapshot.id, '--backup-dir', backups, '--config-only'], { cwd: root });
-    expect(lacking).toMatchObject({ status: 2, stderr: expect.stringContaining(`${full.id} holds some: name that one`) });
+    expect(lacking).toMatchObject({ status: 2, stderr: expect.stringContaining(`Restore ${full.id}, which contains some`) });
   });
 
   test('beside an emptied graph the newest one with nodes', async () => {
@@ -96,7 +96,7 @@ describe('projects that share a directory of backups', () => {
     expect((await managers[1].getLatestBackup()).id).toBe(second.id);
     const pruned = await managers[0].prune();
     expect(pruned.decisions).toMatchObject([{ id: first.id, kept: true }]);
-    expect(pruned.warnings).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringMatching(/^1 backups in .* are of other projects/) }]);
+    expect(pruned.warnings).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringMatching(/^1 backups in .* belong to other projects/) }]);
     const restored = await kg(['diag', 'restore', '--file', 'latest', '--backup-dir', backups], { cwd: a.root });
     expect(restored).toMatchObject({ status: 0, stdout: expect.stringContaining(first.id) });
     expect(nodes(a.database)).toBe(10);
@@ -105,7 +105,7 @@ describe('projects that share a directory of backups', () => {
   test('are told where the one is restored over the other, which can be undone', async () => {
     const { a, second } = await two();
     const restored = await kg(['diag', 'restore', '--file', second.path], { cwd: a.root });
-    expect(restored).toMatchObject({ status: 0, stderr: expect.stringMatching(/was made of another project than .*--undo.* \[KG_WARN_OTHER_PROJECT\]/) });
+    expect(restored).toMatchObject({ status: 0, stderr: expect.stringMatching(/belongs to another project than .*--undo.* \[KG_WARN_OTHER_PROJECT\]/) });
     expect(nodes(a.database)).toBe(20);
     expect((await kg(['diag', 'restore', '--undo'], { cwd: a.root })).status).toBe(0);
     expect(nodes(a.database)).toBe(10);
@@ -167,8 +167,8 @@ describe('projects that share a directory of backups', () => {
     expect((await diag('backup', '--list')).stdout.match(/\[other project\]/g)).toHaveLength(2);
     const status = JSON.parse((await diag('backup', '--status', '--json')).stdout);
     expect(status).toMatchObject({ count: 2, others: 2, storeEmptied: false });
-    expect((await diag('backup', '--status')).stdout).toContain('of this one where it lay before');
-    expect((await diag('prune', '--max-backups', '1')).stderr).toContain('of this one where it lay before');
+    expect((await diag('backup', '--status')).stdout).toContain('to this project before it was moved');
+    expect((await diag('prune', '--max-backups', '1')).stderr).toContain('to this project before it was moved');
     expect((await diag('backup', '--verify', second.id)).status).toBe(0);
   });
 });
@@ -232,9 +232,9 @@ test('archives that lost their manifests are not said to be absent', async () =>
   const manager = createBackupManager({ projectRoot: root, backupDir: backups });
   const backup = await manager.createBackup();
   rmSync(`${backup.path}.manifest.json`);
-  await expect(manager.getLatestBackup()).rejects.toMatchObject({ code: 'KG_NO_BACKUPS', message: expect.stringContaining('holds 1 archives, and no manifest') });
+  await expect(manager.getLatestBackup()).rejects.toMatchObject({ code: 'KG_NO_BACKUPS', message: expect.stringContaining('contains 1 archives, but none has a matching, readable manifest') });
   const listed = await kg(['diag', 'backup', '--list', '--output', backups, '--json'], { cwd: root });
-  expect(listed).toMatchObject({ status: 0, stdout: '[]\n', stderr: expect.stringContaining(`make no backup; the first: ${backup.path}`) });
+  expect(listed).toMatchObject({ status: 0, stdout: '[]\n', stderr: expect.stringContaining(`cannot be used as backups; the first: ${backup.path}`) });
 });
 
 test('a line in a description looks like no backup in a list', async () => {

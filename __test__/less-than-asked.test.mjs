@@ -3,7 +3,7 @@
 import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
-import { backupFreshnessCheck, createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
 import { describe, expect, test } from 'vitest';
 
 import { kg, kgPath, run, spawn, until } from './support/processes.mjs';
@@ -153,7 +153,7 @@ describe('`latest` that passes over newer backups', () => {
     rmSync(second.path);
     await expectPassedOver(made, full, [third.id, second.id]);
     const { stdout } = await made.diag('backup', '--list');
-    expect(stdout).toMatch(new RegExp(`${third.id} .*\\[chain broken: rests on ${second.id}, which is missing or cannot be read\\]`));
+    expect(stdout).toMatch(new RegExp(`${third.id} .*\\[chain broken: depends on ${second.id}, which is missing or cannot be read\\]`));
     expect(stdout).toMatch(new RegExp(`${second.id} .*\\[archive missing\\]`));
   });
 

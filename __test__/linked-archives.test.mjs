@@ -106,5 +106,5 @@ test('a link to something that is not named like an archive or a manifest is not
     expect(readFileSync(trace, 'utf8')).toContain('openat');
     expect(readFileSync(trace, 'utf8'), args.join(' ')).not.toMatch(/host\.db|(20240101-000000\.tar\.gz|20240101-000001\.tar\.gz\.manifest\.json)"/);
   }
-  expect((await kg('backup', '--list', '--output', backups)).stdout).toContain('[archive does not fit its manifest]');
+  expect((await kg('backup', '--list', '--output', backups)).stdout).toContain('[archive does not match its manifest]');
 });

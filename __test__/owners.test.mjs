@@ -179,7 +179,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     expect(asOwner('diag', 'backup', '--status').stdout).not.toMatch(/No hook runs/);
     expect(asRoot('diag', 'backup', '--status').stdout).toMatch(/hooks +No hook runs: .*belongs to user 1001/);
     chmodSync(hooks, 0o666);
-    expect(asOwner('diag', 'backup', '--status').stdout).toMatch(/No hook runs: .*others may write it/);
+    expect(asOwner('diag', 'backup', '--status').stdout).toMatch(/No hook runs: .*other users can write to it/);
     expect(JSON.parse(asOwner('diag', 'backup', '--status', '--json').stdout).hookWarnings).toHaveLength(1);
     chownSync(hooks, 0, 0);
     chmodSync(hooks, 0o600);
@@ -260,7 +260,7 @@ describe.skipIf(!isRoot)('read-only directories', () => {
     expect(killed.status).not.toBe(0);
     expect(existsSync(path.join(root, '.kg/restore-journal.json'))).toBe(true);
     expect(modes()).not.toEqual(before);
-    expect(asUser(USER, 'diag', 'backup').stderr).toMatch(/was taken back/);
+    expect(asUser(USER, 'diag', 'backup').stderr).toMatch(/has been rolled back/);
     expect(modes()).toEqual(before);
     expect(files.map((file) => readFileSync(file, 'utf8'))).toEqual(files.map(() => 'newer'));
   });

@@ -34,7 +34,7 @@ const broken = {
   'is another release': ['KG_READER_VERSION', () => script(`${GREETING(3, '0.0.1')}; cat > /dev/null`), /release 0\.0\.1/],
   'speaks another protocol': ['KG_READER_VERSION', () => script(`${GREETING(9, version)}; cat > /dev/null`), /release/],
   'dies at work': ['KG_READER_DIED', () => script(`${GREETING(3, version)}; head -c 5 > /dev/null; echo killed >&2; exit 9`), /killed/],
-  'talks nonsense': ['KG_READER_PROTOCOL', () => script(`${GREETING(3, version)}; head -c 5 > /dev/null; echo hello world`), /out of turn/],
+  'talks nonsense': ['KG_READER_PROTOCOL', () => script(`${GREETING(3, version)}; head -c 5 > /dev/null; echo hello world`), /unexpected response/],
 };
 for (const [what, [code, kg, message]] of Object.entries(broken)) {
   test(`a reader that ${what} is ${code}, and nothing is left of the backup`, async () => {

@@ -188,12 +188,12 @@ test('on the command line: without --auto nothing is changed, with it one reads 
   const damaged = damagePages(database, pages);
   const asked = await kg(['diag', 'repair'], { cwd: root });
   expect(asked.status).toBe(3);
-  expect(asked.stdout).toMatch(/repair would: Save what can be read.*\n +to do: Restore the newest good backup/);
+  expect(asked.stdout).toMatch(/repair would: Salvage what can be read.*\n +to do: Restore the newest good backup/);
   expect(readFileSync(database).equals(damaged)).toBe(true);
   const done = await kg(['diag', 'repair', '--auto'], { cwd: root });
   // Rows are lost with their pages, so this is not a success.
   expect(done).toMatchObject({ status: 6 });
-  expect(done.stdout).toMatch(/^Saved before the repair: .*\n +done +Save what can be read/);
+  expect(done.stdout).toMatch(/^Saved before the repair: .*\n +done +Salvage what can be read/);
   expect(done.stdout).toContain(`nodes: ${whole.length} rows saved, ${2000 - whole.length} lost\n`);
   expect(done.stdout).toContain('edges: 1999 rows saved, none lost\n');
   const [, kept] = done.stdout.match(/The damaged database is (.*)\n/);
@@ -205,7 +205,7 @@ test('on the command line: without --auto nothing is changed, with it one reads 
 
   writeFileSync(database, Buffer.alloc(damaged.length, 0xa5));
   const hopeless = await kg(['diag', 'repair', '--auto'], { cwd: root });
-  expect(hopeless).toMatchObject({ status: 3, stdout: expect.stringMatching(/FAILED Save what can be read.*\n +.*nothing that could be recovered/) });
+  expect(hopeless).toMatchObject({ status: 3, stdout: expect.stringMatching(/FAILED Salvage what can be read.*\n +.*nothing that could be salvaged/) });
 });
 
 for (const moment of ['restore-staging-', 'restore-journal', 'restore-undo']) {

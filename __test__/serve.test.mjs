@@ -57,7 +57,7 @@ describe('kg serve', () => {
     const { kg, archives, root, log } = setUp();
     const begun = await kg('serve', '--all');
     expect([begun.status, begun.stderr]).toEqual([0, '']);
-    expect(begun.stdout).toMatch(/^The service runs: process \d+ on .*\n {2}answers   nowhere over HTTP\n {2}log .*backup-service\.log\n$/);
+    expect(begun.stdout).toMatch(/^The service runs: process \d+ on .*\n {2}answers {3}not over HTTP\n {2}log .*backup-service\.log\n$/);
     const pid = Number(begun.stdout.match(/process (\d+)/)[1]);
     await until(() => archives().length >= 3, 'three backups');
     expect(await json(kg('serve', '--status', '--json'))).toMatchObject({ running: true, service: { pid }, lastRun: { trigger: 'schedule' } });
@@ -99,7 +99,7 @@ describe('kg serve', () => {
     const { child, said } = foreground(root);
     const [status] = await once(child, 'exit');
     expect(status).toBe(0);
-    expect(said + (await kg('serve', '--all')).stdout).toContain(`The service runs already: process ${pids[0]}`);
+    expect(said + (await kg('serve', '--all')).stdout).toContain(`The service is already running: process ${pids[0]}`);
   });
 
   test('takes up changed settings, and waits where they enable nothing', async () => {
@@ -118,7 +118,7 @@ describe('kg serve', () => {
     const { archives, root, kg, database } = setUp({ enabled: true, schedule: '*/2 * * * * *', retryDelay: 100 });
     rmSync(database);
     const service = foreground(root);
-    await until(() => /a backup failed, again at .*KG_NO_DATABASE/.test(service.said), 'a failure');
+    await until(() => /a backup failed, next attempt at .*KG_NO_DATABASE/.test(service.said), 'a failure');
     // The log is first, the history after it.
     await until(async () => /health .*the last run failed: .*\[KG_NO_DATABASE\]/.test((await kg('diag', 'backup', '--status')).stdout), 'the failure in --status');
     fillDatabase(database);
@@ -160,7 +160,7 @@ describe('kg serve', () => {
     service.child.kill('SIGTERM');
     expect(await once(service.child, 'exit')).toEqual([0, null]);
     expect(Date.now() - at).toBeLessThan(10_000);
-    expect(service.said).toMatch(/hooks that were not done yet were ended by the stop[^]*stopped\n$/);
+    expect(service.said).toMatch(/hooks that had not finished were ended because the service stopped[^]*stopped\n$/);
     process.kill(Number(readFileSync(path.join(root, 'left'), 'utf8')));
   });
 
@@ -178,14 +178,14 @@ describe('kg serve', () => {
     const known = JSON.parse(readFileSync(history, 'utf8'));
     known.runs = [];
     writeFileSync(history, JSON.stringify(known));
-    expect((await status()).health.messages).toEqual([expect.stringContaining('a run is due')]);
+    expect((await status()).health.messages).toEqual([expect.stringContaining('a run is overdue')]);
     // As a run of hours: another process has the store, and the run waits for it.
     const holder = spawn('flock', ['--no-fork', path.join(backups, '.kg-store.lock'), 'sh', '-c', 'echo held; exec sleep 60'], { stdio: ['ignore', 'pipe', 'inherit'] });
     onTestFinished(() => holder.kill('SIGKILL'));
     await once(holder.stdout, 'data');
-    expect((await status()).health.messages).toEqual([expect.stringContaining('a run is due')]);
+    expect((await status()).health.messages).toEqual([expect.stringContaining('a run is overdue')]);
     const service = foreground(root);
-    await until(() => service.said.includes('answers no HTTP'), 'its start');
+    await until(() => service.said.includes('does not answer over HTTP'), 'its start');
     expect(await status()).toMatchObject({ health: { ok: true, messages: [] }, inProgress: true, service: { pid: service.child.pid } });
     expect((await kg('diag', 'backup', '--status')).stdout).toMatch(/^ {2}now {7}a backup is being made, or waits for another writer$/m);
   });
@@ -223,7 +223,7 @@ describe('kg serve', () => {
     for (const lose of Object.values(losses)) {
       const { root } = setUp({ enabled: true, schedule: '0 2 * * *' });
       const service = foreground(root, 'pipe');
-      await until(() => service.said.includes('answers no HTTP'), 'all that its start writes');
+      await until(() => service.said.includes('does not answer over HTTP'), 'all that its start writes');
       lose(root);
       const left = () => existsSync(path.join(root, '.kg')) && readdirSync(path.join(root, '.kg'));
       const before = left();
@@ -300,7 +300,7 @@ print("ready", flush=True); sys.stdin.read()`;
     onTestFinished(() => victim.kill('SIGKILL'));
     const holder = await pretender(root, victim.pid, 'python3');
     const stopped = await kg('serve', '--stop');
-    const told = expect.stringMatching(new RegExp(`is locked by process ${holder.pid} \\(python3\\), which is no service .*KG_SERVICE`));
+    const told = expect.stringMatching(new RegExp(`is locked by process ${holder.pid} \\(python3\\), which is not a service .*KG_SERVICE`));
     expect(stopped).toMatchObject({ status: 1, stderr: told });
     expect([isAlive(victim.pid), isAlive(holder.pid)]).toEqual([true, true]);
     // Nor is it taken for the service.

@@ -317,14 +317,14 @@ describe('settings that may name another directory', () => {
     const stores = path.join(root, '.kg/cache/backup-pages/stores.json');
     const remembered = readFileSync(stores);
     writeFileSync(stores, 'garbage');
-    expect(await kg('restore', '--file', 'latest', '--dry-run')).toMatchObject({ status: 2, stderr: expect.stringContaining('whether backups of this project were made elsewhere cannot be told') });
+    expect(await kg('restore', '--file', 'latest', '--dry-run')).toMatchObject({ status: 2, stderr: expect.stringContaining('whether backups of this project were made elsewhere cannot be determined') });
     writeFileSync(stores, remembered);
     // The advice works as it is typed.
     const advice = (await kg('drill')).stderr.match(/`kg (diag restore --file latest --config-only --backup-dir \S+)`/)[1];
     expect((await runKg([...advice.split(' '), '--yes'], { cwd: root })).status).toBe(0);
     expect(readFileSync(config, 'utf8')).toContain(backups);
     writeFileSync(config, '{"backup": {"dir": ');
-    expect((await kg('backup', '--output', backups)).stderr).toContain('with `--no-encrypt`, `--recipient` or `--passphrase-file` it is known');
+    expect((await kg('backup', '--output', backups)).stderr).toContain('or name who can read this backup with `--recipient` or `--passphrase-file`, or use `--no-encrypt`');
     expect((await kg('backup', '--output', backups, '--no-encrypt')).status).toBe(0);
   });
 
@@ -378,14 +378,14 @@ describe('a setting that does not count', () => {
     expect((await kg('diag', 'backup')).status).toBe(0);
     expect((await kg('diag', 'health')).stdout).toMatch(/^Healthy$/m);
     const cases = [
-      [{ encrypt: 1 }, /`backup\.encrypt` is 1, not true or false; no backup is made until it is mended, unless the call says who can read it/],
-      [{ encrpyt: true }, /did you mean `backup\.encrypt`\?; no backup is made until it is mended, unless the call says/],
-      [{ dir: 5 }, /`backup\.dir` is 5, not a text; no backup is made until it is mended, unless the call names a directory/],
+      [{ encrypt: 1 }, /`backup\.encrypt` is 1, not true or false; no backup is made until it is corrected, unless the call says who can read it/],
+      [{ encrpyt: true }, /did you mean `backup\.encrypt`\?; no backup is made until it is corrected, unless the call says/],
+      [{ dir: 5 }, /`backup\.dir` is 5, not a text; no backup is made until it is corrected, unless the call names a directory/],
     ];
     for (const [backup, said] of cases) {
       set({ backup });
       const { healthy, issues } = JSON.parse((await kg('diag', 'health', '--json')).stdout);
-      const message = expect.stringContaining('cannot be used, and backups are refused because of that');
+      const message = expect.stringContaining('cannot be used, so backups are refused');
       expect(healthy).toBe(false);
       expect(issues[0]).toMatchObject({ code: 'KG_ISSUE_CONFIG_VALUE', severity: 'error', message, examples: [expect.stringMatching(said)] });
       const { stdout } = await kg('config', 'show');
@@ -420,7 +420,7 @@ describe('a setting that does not count', () => {
     const doubtful = [{ keep: 7 }, { keep: { dayly: 7 } }, { retention: '30' }, { kepe: { daily: 7 } }];
     for (const more of doubtful) {
       set({ maxBackups: 1, ...more });
-      expect(await kg('backup'), JSON.stringify(more)).toMatchObject({ status: 0, stderr: expect.stringContaining('no backup is removed until it is mended') });
+      expect(await kg('backup'), JSON.stringify(more)).toMatchObject({ status: 0, stderr: expect.stringContaining('no backup is removed until it is corrected') });
       expect(await kg('prune', '--max-backups', '1')).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_CONFIG_INVALID]') });
     }
     expect(count()).toBe(2 + doubtful.length);

@@ -210,7 +210,7 @@ test('a schema that this SQLite cannot parse around sound pages is no damage, an
   writeFileSync(database, bytes);
   const repaired = await kg(['diag', 'repair', '--auto', '--project', root, '--backup-dir', backups]);
   expect(repaired.status).toBe(3);
-  expect(repaired.stdout).toContain('the table people would not be there');
+  expect(repaired.stdout).toContain('the table people would be missing');
   expect(readFileSync(database).equals(bytes)).toBe(true);
 });
 
@@ -225,7 +225,7 @@ test('a damaged table that cannot be evaluated is left as it is, with a sentence
   writeFileSync(database, bytes);
   const repaired = await kg(['diag', 'repair', '--auto', '--project', root, '--backup-dir', backups]);
   expect(repaired.status).toBe(3);
-  expect(repaired.stdout).toContain('SQLite still reads more of');
+  expect(repaired.stdout).toContain('SQLite can still read more of');
   expect(readFileSync(database).equals(bytes)).toBe(true);
 });
 
@@ -258,6 +258,6 @@ test('the command line says of a backup what was not checked', async () => {
   const dir = temporaryDirectory();
   const made = await kg(['diag', 'backup', '--project', root, '--output', dir, '--strict']);
   expect(made.status).toBe(0);
-  expect(made.stdout).toContain('ok when it was saved, except not checked: .kg/knowledge.db: the table people: the function norm is not available here');
+  expect(made.stdout).toContain('ok when it was saved; not checked: .kg/knowledge.db: the table people: the function norm is not available here');
   expect(await kg(['diag', 'drill', '--file', path.join(dir, 'latest.tar.gz'), '--project', root])).toMatchObject({ status: 0 });
 });

@@ -66,7 +66,7 @@ describe.each([
       ['drill', '--backup-dir', backups],
     ]) {
       const { status, stderr } = without(newest, args, root);
-      expect([args, status, stderr]).toEqual([args, 4, expect.stringContaining(`${newest.id} is the newest backup cannot be told`)]);
+      expect([args, status, stderr]).toEqual([args, 4, expect.stringContaining(`${newest.id} is the newest backup cannot be determined`)]);
     }
     expect(readdirSync(target)).toEqual([]);
     // One that is older than the newest changes nothing of that.
@@ -122,10 +122,10 @@ describe.skipIf(!isRoot)('a database in a directory that this user may not enter
     chmodSync(path.join(root, 'data'), 0o700);
     for (const command of ['health', 'integrity']) {
       const { status, stdout } = asOwner('diag', command);
-      expect([command, status, stdout]).toEqual([command, 3, expect.stringContaining('cannot be told: Permission denied')]);
+      expect([command, status, stdout]).toEqual([command, 3, expect.stringContaining('cannot be determined: Permission denied')]);
       expect(stdout).not.toContain('There is no database');
     }
-    expect(asRoot('diag', 'integrity').stdout).not.toContain('cannot be told');
+    expect(asRoot('diag', 'integrity').stdout).not.toContain('cannot be determined');
   });
 });
 
@@ -145,10 +145,10 @@ describe.skipIf(!isRoot)('where every manifest is of another user', () => {
     const list = asOwner('diag', 'backup', '--list');
     expect(list).toMatchObject({ status: 6, stdout: expect.stringContaining('[cannot be read]') });
     const status = asOwner('diag', 'backup', '--status').stdout;
-    expect(status).toContain('whether there is a backup cannot be told');
+    expect(status).toContain('could not determine whether there is a backup');
     expect(status).not.toContain('make one');
     const health = asOwner('diag', 'health', '--max-age', '1d');
-    expect(health).toMatchObject({ status: 4, stdout: expect.stringContaining('cannot be told') });
+    expect(health).toMatchObject({ status: 4, stdout: expect.stringContaining('Could not determine whether') });
     expect(health.stdout).not.toContain('Make one');
     expect(asOwner('diag', 'restore', '--file', 'latest', '--yes')).toMatchObject({ status: 4, stderr: expect.stringContaining('KG_PERMISSION_DENIED') });
   });
@@ -205,11 +205,11 @@ describe('what was remembered and cannot be read', () => {
     const only = remembered(root, 'backup-runs.json');
     const before = readFileSync(only);
     const without = (...args) => failing('openat', 'EIO', ['diag', ...args, '--json'], { only, cwd: root });
-    const unwritten = { code: 'KG_WARN_STORE', message: expect.stringMatching(/This run could not be written down: .*backup-runs\.json/) };
+    const unwritten = { code: 'KG_WARN_STORE', message: expect.stringMatching(/This run could not be recorded: .*backup-runs\.json/) };
     expect(JSON.parse(without('backup').stdout).warnings).toContainEqual(unwritten);
     expect(readFileSync(only)).toEqual(before);
     const status = JSON.parse(without('backup', '--status').stdout);
-    expect(status.health).toMatchObject({ ok: false, messages: [expect.stringContaining('what the last runs led to cannot be told')] });
+    expect(status.health).toMatchObject({ ok: false, messages: [expect.stringContaining('the results of the last runs are unknown')] });
     expect(JSON.parse(without('health').stdout).issues).toMatchObject([{ code: 'KG_ISSUE_FILE_UNREADABLE', severity: 'warning' }]);
   });
 
@@ -221,8 +221,8 @@ describe('what was remembered and cannot be read', () => {
     const only = remembered(root, 'backup-pages/stores.json');
     const before = readFileSync(only);
     const warningsOf = (dir) => JSON.parse(failing('openat', 'EIO', ['diag', 'backup', '--output', dir, '--json'], { only, cwd: root }).stdout).warnings;
-    expect(warningsOf(backups)).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringContaining('could not be written down') }]);
+    expect(warningsOf(backups)).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringContaining('could not be recorded') }]);
     expect(readFileSync(only)).toEqual(before);
-    expect(warningsOf(path.join(root, '../empty'))[0]).toMatchObject({ code: 'KG_WARN_STORE', message: expect.stringMatching(/whether it ever did cannot be told.*stores\.json/) });
+    expect(warningsOf(path.join(root, '../empty'))[0]).toMatchObject({ code: 'KG_WARN_STORE', message: expect.stringMatching(/whether it ever did cannot be determined.*stores\.json/) });
   });
 });

@@ -20,7 +20,7 @@ test('without a command it warns of what is missing, that this package cannot ma
   const { regenerate } = setUp();
   const { status, stdout, stderr } = await regenerate();
   expect([status, stdout]).toEqual([0, '']);
-  expect(stderr).toMatch(/^warning: 20 of 20 nodes have no vector .* no model that could make them\. Restore them with .*--command`\. \[KG_WARN_VECTORS\]\n$/);
+  expect(stderr).toMatch(/^warning: 20 of 20 nodes have no vector .* no model to create them\. Restore them with .*--command`\. \[KG_WARN_VECTORS\]\n$/);
   const told = JSON.parse((await regenerate(['--json'])).stdout);
   expect(told).toMatchObject({ nodes: 20, missing: 20, ran: false, warnings: [{ code: 'KG_WARN_VECTORS' }] });
 });
@@ -34,7 +34,7 @@ test('with --strict, what is missing is an error', async () => {
 test('a command makes what is missing, and is not run where nothing is', async () => {
   const { root, regenerate } = setUp();
   const command = `${embed} && echo ran >> ran.txt`;
-  expect(await regenerate(['--command', command])).toMatchObject({ status: 0, stdout: expect.stringContaining('Each of 20 nodes has its vector') });
+  expect(await regenerate(['--command', command])).toMatchObject({ status: 0, stdout: expect.stringContaining('Each of 20 nodes has a vector') });
   const again = await regenerate(['--json'], { KG_VECTORS_COMMAND: command });
   expect(JSON.parse(again.stdout)).toEqual({ nodes: 20, missing: 0, ran: false, warnings: [] });
   expect(readFileSync(path.join(root, 'ran.txt'), 'utf8')).toBe('ran\n');

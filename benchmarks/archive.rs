@@ -2,7 +2,12 @@
 //!
 //! These show what a change of one part does. What the whole costs beside other tools is measured by `npm run bench`.
 
-#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "it has no user")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "it has no user"
+)]
 
 use std::{
     fs,
@@ -13,7 +18,7 @@ use std::{
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use jiff::Timestamp;
-use kg_backup::{
+use kg_backup::internals::{
     archive::{
         block::{Compression, Content, Packer},
         block_writer::{Encoder, Sink},

@@ -88,7 +88,7 @@ function pageFiller(db, text, next) {
   const node = db.prepare('INSERT INTO nodes (content) VALUES (?)');
   return () => {
     const start = Math.floor(next() * (text.length - PAGE_TEXT_BYTES));
-    node.run(text.slice(start, start + PAGE_TEXT_BYTES).replace(/[^\x00-\x7f]/g, '?'));
+    node.run(text.slice(start, start + PAGE_TEXT_BYTES).replace(/[\u0080-\uffff]/g, '?'));
   };
 }
 

@@ -203,8 +203,8 @@ impl Error {
         let (code, remedy) = match cause.kind() {
             io::ErrorKind::ResourceBusy if mounts::is_point(path) => (
                 Code::Io,
-                "It was mounted there alone, as containers mount single files, and cannot be replaced: mount the directory that \
-                 holds it instead",
+                "A single file is mounted there, as containers do, and cannot be replaced: mount \
+                 the directory that contains it instead",
             ),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (
                 Code::NoSpace,
@@ -221,7 +221,8 @@ impl Error {
             {
                 (
                     Code::Limit,
-                    "Let this process have more files open: `ulimit -n`, `LimitNOFILE=` of a unit of systemd",
+                    "Raise the limit on open files: `ulimit -n`, or `LimitNOFILE=` in a systemd \
+                     unit",
                 )
             }
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => (
@@ -233,7 +234,8 @@ impl Error {
             | io::ErrorKind::IsADirectory
             | io::ErrorKind::AlreadyExists => (
                 Code::Io,
-                "Something else has a name on this path: find out what it is, and move it away",
+                "Another kind of file is at this path or above it: find out what it is, and move \
+                 it away",
             ),
             _ => (
                 Code::Io,
@@ -280,8 +282,9 @@ impl Error {
             Some(OperationInterrupted) => return Error::aborted(),
             Some(SystemIoFailure) if refused_to_sync => (
                 Code::DatabaseUnreadable,
-                "SQLite changes no database whose file it cannot sync: check the disk and the system's log. If the file \
-                 system has no `fsync`, restore to a directory of another one with `--target`",
+                "SQLite does not change a database that it cannot sync: check the disk and the \
+                 system's log. If the file system has no `fsync`, restore into a directory on \
+                 another file system with `--target`",
             ),
             Some(SystemIoFailure) => (
                 Code::DatabaseUnreadable,
@@ -420,6 +423,7 @@ pub enum WarningCode {
 }
 
 impl WarningCode {
+    #[cfg(not(without_internals))]
     pub const ALL: &[WarningCode] = &[
         WarningCode::SourceDamaged,
         WarningCode::NotChecked,

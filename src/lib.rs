@@ -34,21 +34,80 @@
 //!
 //! `docs/internals/architecture.md` shows how they work together, and `docs/internals/decisions/` why.
 
-pub mod archive;
-pub mod cli;
-pub mod commands;
-pub mod config;
-pub mod error;
-pub mod integrity;
+mod archive;
+mod cli;
+mod commands;
+mod config;
+mod error;
+mod integrity;
 pub mod node;
-pub mod project;
-pub mod salvage;
-pub mod schedule;
-pub mod service;
-pub mod sqlite;
-pub mod store;
-pub mod system;
-pub mod util;
-pub mod worker;
+mod project;
+mod salvage;
+mod schedule;
+mod service;
+mod sqlite;
+mod store;
+mod system;
+mod util;
+mod worker;
 
-pub use error::{Code, Error, Result};
+pub use self::{
+    cli::main as kg,
+    error::{Code, Error, Result},
+    worker::{protocol::WORKER_ARGUMENT, server::main as worker},
+};
+
+/// Everything, for the tests, the benchmark and the fuzz targets of this repository alone.
+///
+/// `npm run lint` also compiles the crate without it, so that the compiler reports dead code.
+#[cfg(not(without_internals))]
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::{Code, Error, Result};
+
+    pub mod archive {
+        pub use crate::archive::*;
+    }
+    pub mod cli {
+        pub use crate::cli::*;
+    }
+    pub mod commands {
+        pub use crate::commands::*;
+    }
+    pub mod config {
+        pub use crate::config::*;
+    }
+    pub mod error {
+        pub use crate::error::*;
+    }
+    pub mod integrity {
+        pub use crate::integrity::*;
+    }
+    pub mod project {
+        pub use crate::project::*;
+    }
+    pub mod salvage {
+        pub use crate::salvage::*;
+    }
+    pub mod schedule {
+        pub use crate::schedule::*;
+    }
+    pub mod service {
+        pub use crate::service::*;
+    }
+    pub mod sqlite {
+        pub use crate::sqlite::*;
+    }
+    pub mod store {
+        pub use crate::store::*;
+    }
+    pub mod system {
+        pub use crate::system::*;
+    }
+    pub mod util {
+        pub use crate::util::*;
+    }
+    pub mod worker {
+        pub use crate::worker::*;
+    }
+}

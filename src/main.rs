@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use kg_backup::{cli, worker};
+use kg_backup::WORKER_ARGUMENT;
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
     signal::{SigSet, Signal},
@@ -11,13 +11,13 @@ use nix::sys::{
 fn main() -> ExitCode {
     allow_many_files();
     survive_large_files();
-    let is_reader = std::env::args_os()
+    let is_worker = std::env::args_os()
         .nth(1)
-        .is_some_and(|first| first == worker::protocol::READER_ARGUMENT);
-    if is_reader {
-        worker::server::main()
+        .is_some_and(|first| first == WORKER_ARGUMENT);
+    if is_worker {
+        kg_backup::worker()
     } else {
-        cli::main()
+        kg_backup::kg()
     }
 }
 

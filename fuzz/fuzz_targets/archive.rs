@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use kg_backup::{
+use kg_backup::internals::{
     archive::{
         encryption::Keys,
         extract::Unpacking,

@@ -2,7 +2,7 @@
 #![no_main]
 
 use jiff::Timestamp;
-use kg_backup::schedule::cron::Cadence;
+use kg_backup::internals::schedule::cron::Cadence;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

@@ -4,7 +4,7 @@
 
 use std::{fs::File, os::unix::fs::FileExt};
 
-use kg_backup::{
+use kg_backup::internals::{
     archive::delta::{self, Collected, PageCollector},
     util::content_hash::content_hash,
 };

@@ -5,7 +5,7 @@ mod project;
 
 use std::{fs, time::Duration};
 
-use kg_backup::worker::restore::lock_and_recover;
+use kg_backup::internals::worker::restore::lock_and_recover;
 use libfuzzer_sys::fuzz_target;
 use project::Project;
 

@@ -1,7 +1,7 @@
 //! Any manifest: what is read is written so that it reads the same, and what stands beside an encrypted archive names no file.
 #![no_main]
 
-use kg_backup::archive::{
+use kg_backup::internals::archive::{
     filter::EntryFilter,
     manifest::{Manifest, checksums_text},
 };

@@ -1,7 +1,7 @@
 //! Anything that the reader process could send, or be sent: frames are read as they were written, and no length is believed.
 #![no_main]
 
-use kg_backup::worker::protocol::{
+use kg_backup::internals::worker::protocol::{
     Frame, Message, Request, read_frame, write_block, write_data, write_json,
 };
 use libfuzzer_sys::fuzz_target;

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use kg_backup::{salvage::salvage, util::operation::CancelToken};
+use kg_backup::internals::{salvage::salvage, util::operation::CancelToken};
 use libfuzzer_sys::fuzz_target;
 use rusqlite::Connection;
 

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use kg_backup::{
+use kg_backup::internals::{
     config::{Settings, schema},
     project::json,
 };

@@ -5,7 +5,7 @@ mod project;
 
 use std::{fs, time::Duration};
 
-use kg_backup::worker::{
+use kg_backup::internals::worker::{
     protocol::UndoRequest,
     restore::{lock_and_recover, undo},
 };

@@ -323,7 +323,7 @@ impl Packer {
 }
 
 fn refused(cause: std::io::Error) -> Error {
-    Error::new(Code::Internal, "The compressor gave up", "Run it again").with_cause(cause)
+    Error::new(Code::Internal, "The compressor failed", "Run it again").with_cause(cause)
 }
 
 /// A block that differs from what was written.

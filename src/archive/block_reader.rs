@@ -234,10 +234,7 @@ fn next_block(file: &mut SealedFile) -> io::Result<Option<Piece>> {
     let head = match Head::parse(&block, container) {
         Ok(Some(head)) => head,
         Ok(None) => {
-            return unreadable(
-                "a block does not begin as blocks of this tool do",
-                block.len(),
-            );
+            return unreadable("a block has no valid header", block.len());
         }
         Err(what) => return unreadable(what, block.len()),
     };

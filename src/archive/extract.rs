@@ -47,7 +47,7 @@ impl<'a> Unpacking<'a> {
         beside: Option<&[u8]>,
     ) -> Self {
         let manifest =
-            beside.and_then(|json| Manifest::parse(json, "the manifest beside the archive").ok());
+            beside.and_then(|json| Manifest::parse(json, "the manifest next to the archive").ok());
         let manifest = manifest.filter(|manifest| !manifest.encrypted);
         let files = |manifest: &Manifest| {
             let sizes = manifest
@@ -84,7 +84,8 @@ impl Unpack for Unpacking<'_> {
             return Err(Error::new(
                 Code::ChecksumMismatch,
                 format!(
-                    "Checksum mismatch: {name} has {size_bytes} bytes, not what the manifest beside the archive says"
+                    "Checksum mismatch: {name} has {size_bytes} bytes, which differs from the \
+                     manifest next to the archive"
                 ),
                 "Nothing was changed; see the damage with `kg diag backup --verify` and use another backup (`--list`)",
             ));
@@ -112,8 +113,8 @@ impl Unpack for Unpacking<'_> {
 }
 
 fn assert_room(dir: &Path, name: &str, size_bytes: u64) -> Result<()> {
-    let found =
-        statvfs(dir).map_err(|cause| Error::io("look at the free space of", dir, cause.into()))?;
+    let found = statvfs(dir)
+        .map_err(|cause| Error::io("determine the free space of", dir, cause.into()))?;
     let unit = found.fragment_size();
     let (free, all) = (found.blocks_available() * unit, found.blocks() * unit);
     let usable = free.saturating_sub(MAX_RESERVE_BYTES.min(all / RESERVE_SHARE));
@@ -123,7 +124,7 @@ fn assert_room(dir: &Path, name: &str, size_bytes: u64) -> Result<()> {
     Err(Error::new(
         Code::NoSpace,
         format!(
-            "{name} has {size_bytes} bytes, and {usable} can be used in {}",
+            "{name} has {size_bytes} bytes, but only {usable} can be used in {}",
             dir.display()
         ),
         "Nothing was changed; free some space there, or restore into another directory (`--target`), and run it again",

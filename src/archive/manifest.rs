@@ -332,7 +332,7 @@ impl Manifest {
             return Err(Error::new(
                 Code::FormatNewer,
                 format!(
-                    "{name} is of format {version}; this release reads formats up to {FORMAT_MAJOR}.x"
+                    "{name} has format {version}; this release reads formats up to {FORMAT_MAJOR}.x"
                 ),
                 "Update @weavelogic/knowledge-graph-agent, or unpack a full backup with `tar -xzf`",
             ));

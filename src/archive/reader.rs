@@ -26,7 +26,7 @@ use super::{
     manifest::{CHECKSUMS_ENTRY, MANIFEST_ENTRY, Manifest, Owner},
     report::{Contents, MAX_PROBLEMS, Problem, ProblemCode, ReadEntry, Report},
     seal::SealedFile,
-    tar_entries::{self, Entries},
+    tar_entries::{Entries, Head, TarItem},
     verify,
 };
 use crate::{
@@ -142,7 +142,7 @@ pub fn read_archive(
         None => {
             contents.problems.push(Problem::of_archive(
                 ProblemCode::Structure,
-                "It holds no manifest".into(),
+                "It contains no manifest".into(),
             ));
             None
         }
@@ -210,7 +210,7 @@ pub fn unreadable(archive: &Path, cause: io::Error) -> Error {
     if cause.kind() != io::ErrorKind::NotFound {
         return Error::io("read", archive, cause);
     }
-    let message = format!("{} is not there any more", archive.display());
+    let message = format!("{} no longer exists", archive.display());
     Error::new(
         Code::BackupNotFound,
         message,
@@ -232,6 +232,32 @@ impl Progress<'_> {
         self.context
             .report(self.phase, self.done.load(Ordering::Relaxed), self.total)
     }
+
+    fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
+    }
+}
+
+/// Why reading ends before the end of the tar. The archive has a problem then.
+#[derive(Clone, Copy)]
+enum Stop {
+    TooManyEntries,
+    Damaged,
+    NamesTooLong,
+    TextTooLong,
+}
+
+impl Stop {
+    fn problem(self, entries_read: usize) -> Problem {
+        let what = match self {
+            Stop::TooManyEntries => "has more entries than a backup can have",
+            Stop::Damaged => "is damaged",
+            Stop::NamesTooLong => "has names of an impossible length",
+            Stop::TextTooLong => "has a manifest of an impossible size",
+        };
+        let message = format!("The tar inside {what} (after {entries_read} entries)");
+        Problem::of_archive(ProblemCode::Structure, message)
+    }
 }
 
 fn read_entries(
@@ -240,84 +266,107 @@ fn read_entries(
     progress: &Progress<'_>,
     contents: &mut Contents,
 ) -> Result<()> {
-    let mut buffer = vec![0; COPY_BYTES];
-    let unpack_whole = unpack.wants_whole();
-    let mut names_bytes = 0;
     let mut entries =
         Entries::new(tar).map_err(|cause| Error::io("read", "the archive".as_ref(), cause))?;
+    let mut reading = EntryReader {
+        stops_at_damage: unpack.wants_whole(),
+        unpack,
+        progress,
+        contents,
+        buffer: vec![0; COPY_BYTES],
+        names_bytes: 0,
+    };
     for number in 0.. {
-        let stop = |contents: &mut Contents, what: &str| {
-            let message = format!("The tar inside {what} after {number} entries");
-            contents
-                .problems
-                .push(Problem::of_archive(ProblemCode::Structure, message));
-        };
-        let (head, mut entry) = match entries.next() {
+        let stop = match entries.next() {
             Ok(None) => return Ok(()),
-            Ok(Some(_)) if number == MAX_ENTRIES + 2 => {
-                stop(contents, "goes on");
-                return Ok(());
-            }
-            Ok(Some((tar_entries::TarItem::Entry(head), entry))) => (head, entry),
-            Ok(Some((tar_entries::TarItem::Foreign { name, what }, _))) => {
-                if contents.problems.len() < MAX_PROBLEMS {
-                    let message = format!("{name} {what}, which no entry of a backup is");
-                    contents.problems.push(Problem::of_entry(name, message));
-                }
-                continue;
+            Ok(Some(_)) if number == MAX_ENTRIES + 2 => Some(Stop::TooManyEntries),
+            Ok(Some((TarItem::Entry(head), entry))) => reading.read(number, head, entry)?,
+            Ok(Some((TarItem::Foreign { name, what }, _))) => {
+                reading.note_foreign(name, what);
+                None
             }
             // The cause is dropped because it quotes the unreadable bytes, which may be anything.
-            Err(_) => {
-                stop(contents, "is damaged");
-                return Ok(());
-            }
+            Err(_) => Some(Stop::Damaged),
         };
-        names_bytes += head.name.len() + head.link.len();
-        if names_bytes > MAX_NAMES_BYTES {
-            stop(contents, "has names of an impossible length");
+        if let Some(stop) = stop {
+            contents.problems.push(stop.problem(number));
             return Ok(());
         }
+    }
+    Ok(())
+}
+
+/// Passes entries on, and collects what is checked at the end of the archive.
+struct EntryReader<'a, 'p> {
+    unpack: &'a mut dyn Unpack,
+    stops_at_damage: bool,
+    progress: &'a Progress<'p>,
+    contents: &'a mut Contents,
+    buffer: Vec<u8>,
+    names_bytes: usize,
+}
+
+impl EntryReader<'_, '_> {
+    /// Reads one entry. Returns why reading has to stop, if it has to.
+    fn read(&mut self, number: usize, head: Head, mut content: impl Read) -> Result<Option<Stop>> {
+        self.names_bytes += head.name.len() + head.link.len();
+        if self.names_bytes > MAX_NAMES_BYTES {
+            return Ok(Some(Stop::NamesTooLong));
+        }
+        let stops_early = self.stops_early();
         let mut text = match head.name.as_str() {
-            MANIFEST_ENTRY => Some(contents.manifest.insert(Vec::new())),
-            CHECKSUMS_ENTRY => Some(contents.checksums.insert(Vec::new())),
+            MANIFEST_ENTRY => Some(self.contents.manifest.insert(Vec::new())),
+            CHECKSUMS_ENTRY => Some(self.contents.checksums.insert(Vec::new())),
             _ => None,
         };
         if text.is_some() && head.size_bytes > MAX_TEXT_BYTES {
-            stop(contents, "has a manifest of an impossible size");
-            return Ok(());
+            return Ok(Some(Stop::TextTooLong));
+        }
+        self.unpack.owner(head.owner);
+        if stops_early {
+            return Ok(Some(Stop::Damaged));
         }
         let mut out = None;
-        unpack.owner(head.owner);
-        if unpack_whole && progress.damaged.load(Ordering::Relaxed) {
-            stop(contents, "is damaged");
-            return Ok(());
-        }
         if text.is_none() && head.kind.is_file() {
-            out = unpack.entry(number, &head.name, head.size_bytes)?;
+            out = self.unpack.entry(number, &head.name, head.size_bytes)?;
         }
         let mut hasher = Sha256::new();
         // If an entry ends early or cannot be read, its size and digest do not match.
-        while let Ok(read @ 1..) = entry.read(&mut buffer) {
-            let read = &buffer[..read];
+        while let Ok(read @ 1..) = content.read(&mut self.buffer) {
+            let read = &self.buffer[..read];
             hasher.update(read);
             if let Some(text) = &mut text {
                 text.extend_from_slice(read);
             }
-            if unpack_whole && progress.damaged.load(Ordering::Relaxed) {
+            if self.stops_at_damage && self.progress.is_damaged() {
                 break;
             }
             if let Some(out) = &mut out {
                 out.write_all(read)
                     .map_err(|cause| Error::io("write", "the unpacked files".as_ref(), cause))?;
             }
-            progress.report()?;
+            self.progress.report()?;
         }
-        contents.entries.push(ReadEntry {
+        self.contents.entries.push(ReadEntry {
             head,
             digest: hasher.finalize().into(),
         });
+        Ok(None)
     }
-    Ok(())
+
+    fn stops_early(&self) -> bool {
+        self.stops_at_damage && self.progress.is_damaged()
+    }
+
+    /// Notes an entry of a type or name that no backup contains.
+    fn note_foreign(&mut self, name: String, what: &str) {
+        if self.contents.problems.len() < MAX_PROBLEMS {
+            let message = format!("{name} {what}, so it is not an entry of a backup");
+            self.contents
+                .problems
+                .push(Problem::of_entry(name, message));
+        }
+    }
 }
 
 /// Checks the end of the tar. A tar ends with two blocks of zeros, and the tar crate has read the
@@ -328,7 +377,7 @@ fn read_rest(decoder: &mut Decoder, contents: &mut Contents) {
         .take(2 * TAR_BLOCK_BYTES as u64)
         .read_to_end(&mut rest);
     if read.is_err() || rest.len() != TAR_BLOCK_BYTES || rest.iter().any(|byte| *byte != 0) {
-        let message = "The tar inside does not end as it should".to_string();
+        let message = "The tar inside does not end correctly".to_string();
         contents
             .problems
             .push(Problem::of_archive(ProblemCode::Structure, message));

@@ -273,7 +273,7 @@ impl SharedIndex {
 pub fn source_changed() -> Error {
     Error::new(
         Code::BaseUnusable,
-        "The earlier backup that unchanged blocks are taken from is not what was written",
-        "Run it again; see the damage with `kg diag backup --verify`",
+        "The earlier backup from which unchanged blocks are reused is not what was written",
+        "Run the backup again; see the damage with `kg diag backup --verify`",
     )
 }

@@ -183,7 +183,7 @@ impl SealedFile {
         let mut rest = vec![0; REST_PIECE_BYTES];
         while self.read(&mut rest)? > 0 {
             if stop() {
-                return Err(io::Error::other("nobody waits for the rest of the file"));
+                return Err(io::Error::other("the rest of the file is no longer needed"));
             }
         }
         let expected = self.container.seal(&self.hasher.clone().finalize().into());

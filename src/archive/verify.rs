@@ -46,11 +46,12 @@ pub fn seal(facts: &FileFacts, contents: &mut Contents) {
     let message = match facts.cut_at {
         Some(offset) => {
             format!(
-                "From byte {offset} on it cannot be decrypted: bytes after that were changed, cut or added"
+                "It cannot be decrypted from byte {offset} on: bytes after that were changed, \
+                 removed or added"
             )
         }
         None if !facts.sealed => {
-            "The digest at its end is not that of its content: bytes were changed, cut or added"
+            "The digest at its end does not match its content: bytes were changed, removed or added"
                 .to_string()
         }
         None => return,
@@ -68,18 +69,19 @@ pub fn beside(
     contents: &mut Contents,
 ) {
     let Some(beside) = beside else { return };
-    let parsed = Manifest::parse(beside, "the manifest beside the archive").ok();
+    let parsed = Manifest::parse(beside, "the manifest next to the archive").ok();
     let Some((mut beside, archive)) =
         parsed.and_then(|manifest| Some((manifest.without_archive(), manifest.archive?)))
     else {
         contents
             .problems
-            .push(sidecar("The manifest beside the archive cannot be read"));
+            .push(sidecar("The manifest next to the archive cannot be read"));
         return;
     };
     if archive.size != facts.size_bytes || archive.sha256 != hex(&facts.sha256) {
         let message = format!(
-            "The archive has {} bytes of SHA-256 {}; the manifest beside it says {} bytes of SHA-256 {}",
+            "The archive has {} bytes with SHA-256 {}; the manifest next to it says {} bytes with \
+             SHA-256 {}",
             facts.size_bytes,
             hex(&facts.sha256),
             archive.size,
@@ -97,14 +99,15 @@ pub fn beside(
         beside.stats.compressed_size = inside.stats.compressed_size;
         if !expected || *inside != beside {
             contents.problems.push(sidecar(
-                "The manifest beside the archive is not the one inside",
+                "The manifest next to the archive differs from the manifest inside",
             ));
         }
     }
 }
 
 fn sidecar(message: &str) -> Problem {
-    let remedy = "Remove the manifest beside the archive if the archive itself verifies: the next backup writes it anew";
+    let remedy = "If the archive itself verifies, remove the manifest next to the archive: the \
+                  next backup writes it again";
     Problem {
         remedy: remedy.into(),
         ..Problem::of_archive(ProblemCode::Sidecar, message.into())
@@ -118,7 +121,7 @@ pub fn name(path: &Path, facts: &FileFacts, contents: &mut Contents) {
         .file_name()
         .is_some_and(|name| encryption::is_named(&name.to_string_lossy()));
     if is_named && !facts.encrypted {
-        let message = "Its name says that it is encrypted, and it is not".to_string();
+        let message = "Its name says that it is encrypted, but it is not".to_string();
         contents
             .problems
             .push(Problem::of_archive(ProblemCode::Archive, message));
@@ -131,7 +134,7 @@ pub fn entries(manifest: &Manifest, contents: &mut Contents) {
     let mut found = HashMap::with_capacity(contents.entries.len());
     for entry in &contents.entries {
         if found.insert(entry.head.name.as_str(), entry).is_some() {
-            problems.add(&entry.head.name, "is there twice");
+            problems.add(&entry.head.name, "is present twice");
         }
     }
     let rests_on_another = manifest.based_on.is_some() && manifest.based_on_checksum.is_some();
@@ -140,7 +143,10 @@ pub fn entries(manifest: &Manifest, contents: &mut Contents) {
         .iter()
         .filter(|record| !is_plausible(record, rests_on_another))
     {
-        problems.add(&record.entry, "is described as no backup describes it");
+        problems.add(
+            &record.entry,
+            "has a description that is not valid in a backup",
+        );
     }
     for record in manifest
         .files
@@ -198,7 +204,7 @@ fn checksums(manifest: &Manifest, contents: &Contents) -> Option<Problem> {
     (contents.checksums.as_deref() != Some(expected.as_bytes())).then(|| {
         Problem::of_entry(
             CHECKSUMS_ENTRY.into(),
-            "The checksums are not those of the entries".into(),
+            "The checksums do not match the entries".into(),
         )
     })
 }
@@ -223,7 +229,7 @@ impl Problems {
     fn finish(mut self) -> Vec<Problem> {
         if self.more > 0 {
             let message = format!(
-                "{} more entries are missing, added or other than the manifest says",
+                "{} more entries are missing, added or different from the manifest",
                 self.more
             );
             self.list
@@ -254,7 +260,7 @@ fn difference(
         EntryKind::Link => {
             let target = record.target.as_deref().and_then(names::decode);
             let is_same = target.is_some_and(|target| target.as_os_str().as_bytes() == head.link);
-            (!is_same).then(|| "points elsewhere than the manifest says".into())
+            (!is_same).then(|| "points to another target than the manifest says".into())
         }
         EntryKind::File => match (manifest.digest_of(&record.entry), hex(digest)) {
             (None, _) => Some("has no digest in the manifest".into()),

@@ -162,9 +162,10 @@ impl ArchiveWriter {
         Err(Error::new(
             Code::Unsupported,
             format!(
-                "The project has more than {MAX_ENTRIES} files and directories, which no archive takes"
+                "The project has more than {MAX_ENTRIES} files and directories, which is more than \
+                 an archive can contain"
             ),
-            "Leave directories of by-products out with `excludePatterns` (`--exclude`)",
+            "Exclude directories of generated files with `excludePatterns` (`--exclude`)",
         ))
     }
 
@@ -240,7 +241,7 @@ impl ArchiveWriter {
 
 pub(super) fn size_mismatch(record: &FileRecord, bytes: u64) -> Error {
     let what = format!(
-        "{} has {bytes} bytes where {:?} were announced",
+        "{} has {bytes} bytes, but {:?} were announced",
         record.entry,
         record.entry_size()
     );

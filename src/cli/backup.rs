@@ -323,7 +323,7 @@ fn remember(
     let error = History::update(&project, |history| history.runs.push(run)).err()?;
     Some(Warning::new(
         WarningCode::Store,
-        format!("This run could not be written down: {}", error.message),
+        format!("This run could not be recorded: {}", error.message),
     ))
 }
 
@@ -407,18 +407,20 @@ fn tell(created: &Created, output: &Output) {
         "  size      {} ({files} files, {from} before compression)",
         size(backup.disk_size())
     ));
-    output.line(format!("  holds     {}", holds(backup)));
+    output.line(format!("  contains  {}", holds(backup)));
     output.line(format!("  database  {}", integrity(backup)));
     output.line(format!("  checksum  {}", backup.checksum));
     if backup.incomplete {
-        output.line("  INCOMPLETE: the warnings name what it lacks; what may be left out, name with --exclude");
+        output.line(
+            "  INCOMPLETE: the warnings name what is missing; use --exclude to leave it out on purpose",
+        );
     }
     if backup.encrypted {
-        output.line("  encrypted nothing opens it without its key: keep a copy of that elsewhere");
+        output.line("  encrypted only its key opens it: keep a copy of the key elsewhere");
     }
     if created.reused_bytes > 0 {
         output.line(format!(
-            "  unchanged {} taken over from an earlier backup",
+            "  reused    {} from an earlier backup",
             size(created.reused_bytes)
         ));
     }
@@ -478,7 +480,9 @@ fn verify(store: &Store, reference: &str, output: &Output) -> Result<bool> {
         .iter()
         .all(|problem| problem.code == ProblemCode::Chain);
     output.line(if is_whole_itself {
-        format!("{path}: cannot be restored, for what it rests on is missing or DAMAGED")
+        format!(
+            "{path}: cannot be restored, because a backup that it depends on is missing or DAMAGED"
+        )
     } else {
         format!("{path}: checksum mismatch, this backup is DAMAGED")
     });
@@ -510,7 +514,7 @@ fn list(store: &Store, output: &Output) -> Result<u8> {
     if let Some(first) = unlisted.first() {
         let (count, dir) = (unlisted.len(), store.dir().display());
         let message = format!(
-            "{count} archives or manifests in {dir} make no backup; the first: {}: {}",
+            "{count} archives or manifests in {dir} cannot be used as backups; the first: {}: {}",
             first.path.display(),
             first.why()
         );
@@ -533,7 +537,7 @@ fn list(store: &Store, output: &Output) -> Result<u8> {
             .flat_map(|chosen| store.doubts("latest", &chosen.path, None)),
     ));
     if backups.is_empty() && unlisted.is_empty() {
-        output.line(format!("{} holds no backup", store.dir().display()));
+        output.line(format!("{} contains no backup", store.dir().display()));
         return Ok(status);
     }
     output.line(format!(
@@ -543,7 +547,7 @@ fn list(store: &Store, output: &Output) -> Result<u8> {
     for left in &unlisted {
         let mark = match &left.flaw {
             Flaw::NoManifest => "[no manifest]",
-            Flaw::Misfit => "[archive does not fit its manifest]",
+            Flaw::Misfit => "[archive does not match its manifest]",
             Flaw::NoArchive => "[archive missing]",
             Flaw::Unread(_) => "[cannot be read]",
         };
@@ -616,7 +620,7 @@ fn status(
     if let Err(error) = &found {
         status.health.ok = false;
         status.health.messages.push(format!(
-            "whether a service runs cannot be told: {}",
+            "whether a service is running cannot be determined: {}",
             error.message
         ));
     }

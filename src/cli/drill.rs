@@ -86,7 +86,7 @@ fn tell(rehearsal: &DrillResult, output: &Output) {
     } = rehearsal;
     output.warnings(&rehearsal.warnings);
     let (files, bytes) = (rehearsal.files_restored, size(rehearsal.bytes_restored));
-    output.line(format!("Rehearsed a recovery from {id}"));
+    output.line(format!("Drill with {id}"));
     output.line(format!(
         "  restored  {files} files ({bytes}) in {} ms",
         rehearsal.restore_ms
@@ -95,7 +95,7 @@ fn tell(rehearsal: &DrillResult, output: &Output) {
     output.line(format!("  nodes     {} of {}", nodes.found, nodes.expected));
     output.line(format!("  edges     {} of {}", edges.found, edges.expected));
     output.line(format!(
-        "  lost      what was written in the {} since that backup",
+        "  lost      everything written in the {} since that backup",
         age(rehearsal.age_ms)
     ));
     tell_issues(&rehearsal.issues, output);

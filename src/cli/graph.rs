@@ -100,7 +100,7 @@ fn regenerate(
         &json!({ "nodes": nodes.all, "missing": nodes.without, "ran": ran, "warnings": warnings }),
     );
     if warnings.is_empty() {
-        output.line(format!("Each of {} nodes has its vector", nodes.all));
+        output.line(format!("Each of {} nodes has a vector", nodes.all));
     }
     Ok(())
 }
@@ -139,7 +139,7 @@ impl Nodes {
             self.without, self.all
         );
         if ran {
-            let remedy = "Look at what the command said; it ended without an error";
+            let remedy = "See the output of the command; it exited without an error";
             return Error::new(
                 Code::Incomplete,
                 format!("{found}, even after the command"),
@@ -148,9 +148,10 @@ impl Nodes {
         }
         Error::new(
             Code::Incomplete,
-            format!("{found}, and this package has no model that could make them"),
-            "Restore them with `kg diag restore --file latest --path 'vectors*'` where a backup holds them, or name the command of your \
-             application that makes them with `--command`",
+            format!("{found}, and this package has no model to create them"),
+            "Restore them with `kg diag restore --file latest --path 'vectors*'` if a backup \
+             contains them, or name the command of your application that creates them with \
+             `--command`",
         )
     }
 }
@@ -211,7 +212,7 @@ fn execute(project: &Project, command: &str, output: &Output) -> Result<()> {
     if status.success() {
         return Ok(());
     }
-    let remedy = "Look at what it said above, mend that, and run this again";
+    let remedy = "See its output above, fix the cause, and run this again";
     Err(Error::new(
         Code::Incomplete,
         format!("`{command}` failed ({status})"),

@@ -133,7 +133,7 @@ pub fn run(args: &HealthArgs, output: &Output) -> Result<u8> {
 fn wait(until: Instant, cancel: &CancelToken) -> Result<()> {
     while Instant::now() < until {
         cancel.check().map_err(|error| Error {
-            message: "The watch was ended".into(),
+            message: "The watch was stopped".into(),
             ..error
         })?;
         thread::sleep(TICK);
@@ -151,7 +151,7 @@ fn tell(health: &Health, output: &Output) {
     ));
     let newest = match (&backups.newest_good, backups.age_ms) {
         (Some(id), Some(age)) => format!("newest good one {id}, {} old", age_of(age)),
-        _ if backups.unread > 0 => "whether one is good cannot be told".to_string(),
+        _ if backups.unread > 0 => "cannot determine whether one is good".to_string(),
         _ => "no good one".to_string(),
     };
     output.line(format!(

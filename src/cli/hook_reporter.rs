@@ -80,12 +80,12 @@ impl HookReporter {
             if is_cut_short {
                 warnings.push(Warning::new(
                     WarningCode::Hook,
-                    "Hooks that were not done yet were ended",
+                    "Hooks that had not finished were stopped",
                 ));
             }
             if let Err(error) = hooks::remember(&project, &outcomes) {
                 let message = format!(
-                    "What hooks did could not be written down: {}",
+                    "The results of the hooks could not be recorded: {}",
                     error.message
                 );
                 warnings.push(Warning::new(WarningCode::Hook, message));

@@ -183,7 +183,7 @@ pub fn run_repair(args: &RepairArgs, output: &Output) -> Result<u8> {
                 tell(&before, output);
             }
             output.line(if can_do > 0 {
-                "Nothing was changed; `kg diag repair --auto` does it"
+                "Nothing was changed. To repair, run `kg diag repair --auto`"
             } else {
                 "There is nothing to repair"
             });
@@ -245,7 +245,7 @@ fn subject(common: &Common, path: Option<&PathBuf>) -> Result<CheckTarget> {
         (Some(path), Some(_)) if path.is_dir() => {
             return Err(Error::invalid(
                 "PATH is a directory, and `--project` names one too",
-                "Leave one of them out",
+                "Omit one of them",
             ));
         }
         (Some(path), Some(root)) => CheckTarget::of(root, CheckTarget::at(path).database),
@@ -357,7 +357,7 @@ fn tell_repair(repair: &Repair, output: &Output) {
         }
     }
     output.line(format!(
-        "{} fixed, {} failed, {} that repair can do nothing about",
+        "{} fixed, {} failed, {} not repairable",
         repair.fixed, repair.failed, repair.skipped
     ));
 }
@@ -379,14 +379,14 @@ fn tell_salvage(salvage: &Salvage, output: &Output) {
     }
     if let Some(found) = &report.lost_and_found {
         output.line(format!(
-            "         {}: {} rows that may be of any table",
+            "         {}: {} rows of an unknown table",
             found.table, found.rows
         ));
     }
     for object in &report.objects {
         if let Some(reason) = &object.failed {
             output.line(format!(
-                "         the {} {} was not made: {reason}",
+                "         the {} {} was not created: {reason}",
                 object.kind, object.name
             ));
         }

@@ -192,10 +192,10 @@ pub fn lockable(store: Store) -> Result<Store> {
             "Choose a longer one",
         )
     })?;
-    if typed("The same again: ")?.expose_secret() != passphrase.expose_secret() {
+    if typed("Repeat the passphrase: ")?.expose_secret() != passphrase.expose_secret() {
         return Err(Error::new(
             Code::KeyInvalid,
-            "The two passphrases are not the same",
+            "The two passphrases differ",
             "Nothing was done; try again",
         ));
     }

@@ -154,7 +154,7 @@ fn run_consolidate(
     tell_of_store(&backup, output);
     output.line(format!("Backup created: {}", backup.path.display()));
     output.line(format!(
-        "  id        {}, the same as {id} and whole in itself",
+        "  id        {}, with the content of {id} and without a base",
         backup.id
     ));
     let (files, from) = (backup.stats.total_files, size(backup.stats.total_size));

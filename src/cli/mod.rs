@@ -224,6 +224,7 @@ fn working_dir() -> Result<PathBuf> {
 }
 
 /// Returns the definition of `kg`, from which its reference is made.
+#[cfg(not(without_internals))]
 pub fn command() -> clap::Command {
     Kg::command()
 }

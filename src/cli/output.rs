@@ -104,7 +104,9 @@ pub fn lost(cause: io::Error) {
     if cause.kind() != io::ErrorKind::BrokenPipe {
         let mut error = Error::io("write", Path::new("the result to standard output"), cause);
         error.remedy =
-            "What the command did is done; make room there, or send the output elsewhere, to see the result".into();
+            "The command itself has finished. To see its result, free some space there, or send \
+             the output elsewhere"
+                .into();
         let _ = LOST.set(error);
     }
 }
@@ -172,11 +174,11 @@ pub(super) fn integrity(backup: &Backup) -> String {
     let said = match backup.integrity.status {
         // In a list, an encrypted backup does not name what was not checked.
         IntegrityStatus::Partial if backup.integrity.not_checked.is_empty() => {
-            "ok when it was saved, but not checked as a whole"
+            "ok when it was saved, but not completely checked"
         }
         IntegrityStatus::Partial => {
             return format!(
-                "ok when it was saved, except not checked: {}",
+                "ok when it was saved; not checked: {}",
                 backup.integrity.not_checked.join("; ")
             );
         }

@@ -127,7 +127,7 @@ pub fn run(args: &RestoreArgs, output: &Output) -> Result<bool> {
     }
     let target = args.target.clone().unwrap_or(root);
     let question = format!(
-        "Restore over the project in {}? What is replaced is kept.",
+        "Restore over the project in {}? Replaced files are kept.",
         target.display()
     );
     if args.must_ask(&target) && !confirmed(&question)? {
@@ -178,20 +178,22 @@ fn assert_meant(root: &Path, archive: &Path) -> Result<()> {
         return Ok(());
     }
     let message = format!(
-        "This directory holds no .kg, and {} is not known to be of {}, the nearest project above it",
+        "This directory contains no .kg, and {} is not known to belong to {}, the nearest project \
+         above it",
         archive.display(),
         project.root().display()
     );
     Err(Error::invalid(
         message,
-        "Name what you mean: `--target .` restores into this directory, `--project DIR` over that project",
+        "Name the target: `--target .` restores into this directory, `--project DIR` over that \
+         project",
     ))
 }
 
 fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {
     let target = args.target.clone().unwrap_or(root);
     let question = format!(
-        "Undo the last restore into {}? What is replaced is kept.",
+        "Undo the last restore into {}? Replaced files are kept.",
         target.display()
     );
     if args.must_ask(&target) && !confirmed(&question)? {
@@ -212,16 +214,17 @@ fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {
     let (back, away) = (result.files_restored, result.files_removed);
     if result.dry_run {
         output.line(format!(
-            "An undo would put back {back} files and take away {away}, as they were before the"
+            "An undo would put back {back} files and remove {away}, to restore the state before the"
         ));
         output.line(format!("  {}. Nothing was changed.", undone(&result)));
         return Ok(true);
     }
     output.line(format!("Undid the {}", undone(&result)));
-    output.line(format!("  {back} files were put back, {away} taken away"));
+    output.line(format!("  {back} files were put back, {away} removed"));
     if let Some(kept) = &result.safety_copy {
         output.line(format!(
-            "  what was there is kept in {}; `--undo` again puts it back, `--undo --earlier` undoes the restore before",
+            "  the previous files are kept in {}; `--undo` again puts them back, `--undo \
+             --earlier` undoes the restore before",
             kept.display()
         ));
     }
@@ -282,7 +285,7 @@ fn tell(result: &RestoreResult, output: &Output) {
     let target = result.target_dir.display();
     if result.dry_run {
         output.line(format!(
-            "{} is whole. A restore would write {files} files ({bytes}) to {target}",
+            "{} is intact. A restore would write {files} files ({bytes}) to {target}",
             result.id
         ));
         output.line(format!(
@@ -297,10 +300,10 @@ fn tell(result: &RestoreResult, output: &Output) {
     ));
     if let Some(kept) = &result.safety_copy {
         output.line(format!(
-            "  {} files were replaced; what they were is kept in {}",
+            "  {} files were replaced; the previous files are kept in {}",
             result.files_replaced,
             kept.display()
         ));
-        output.line("  `kg diag restore --undo` puts it back");
+        output.line("  `kg diag restore --undo` puts them back");
     }
 }

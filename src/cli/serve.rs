@@ -139,7 +139,7 @@ fn tell_running(project: &Project, holder: &Holder, output: &Output) {
     let listening = Listening::find(project, holder);
     output.result(&json!({ "running": true, "started": false, "service": holder, "listen": known(&listening) }));
     output.line(format!(
-        "The service runs already: {}",
+        "The service is already running: {}",
         describe(project, holder)
     ));
     output.line(format!("  answers   {}", address(&listening)));
@@ -209,8 +209,8 @@ fn known(answers: &Answers) -> Option<&Listening> {
 
 fn address(answers: &Answers) -> String {
     match answers {
-        None => "it is not known where: see its log".into(),
-        Some(None) => "nowhere over HTTP".into(),
+        None => "at an unknown address: see its log".into(),
+        Some(None) => "not over HTTP".into(),
         Some(Some(Listening {
             address,
             error: None,
@@ -220,7 +220,8 @@ fn address(answers: &Answers) -> String {
             error: Some(error),
         })) => {
             format!(
-                "not on {address} yet: {error}. Another port: `kg config set backup.listen PORT`"
+                "not on {address} yet: {error}. To use another port, run `kg config set \
+                 backup.listen PORT`"
             )
         }
     }

@@ -16,7 +16,12 @@ pub fn tell(status: &Status, service: Option<&str>, is_in_progress: bool, output
     output.line(format!("Backups in {}", status.backup_dir.display()));
     row("schedule", schedule(status, service));
     match &status.latest {
-        None if status.unread > 0 => row("last", "cannot be told".into()),
+        None if status.unread > 0 => {
+            row(
+                "last",
+                "unknown, because some backups cannot be read".into(),
+            );
+        }
         None => row("last", "none yet: make one with `kg diag backup`".into()),
         Some(latest) => {
             let took = status
@@ -83,7 +88,8 @@ pub fn tell(status: &Status, service: Option<&str>, is_in_progress: bool, output
         row(
             "others",
             format!(
-                "{count} of these are of other projects, or of this one where it lay before; retention leaves them alone"
+                "{count} of these belong to other projects, or to this project before it was \
+                 moved; retention does not remove them"
             ),
         );
     }

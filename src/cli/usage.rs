@@ -47,7 +47,7 @@ fn error(text: &str, given: &[String]) -> Error {
     let first = text.split("\n\n").next().unwrap_or_default();
     let message = match first.strip_prefix("error: ") {
         Some(message) => message.split_whitespace().collect::<Vec<_>>().join(" "),
-        None => "The command is not complete".into(),
+        None => "The command is incomplete".into(),
     };
     let tips = text
         .lines()

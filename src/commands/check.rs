@@ -1,7 +1,9 @@
-//! The verbs `inspect` and `repair`: what is wrong with a project's database, files and vectors, and mending what can be.
+//! The commands `inspect` and `repair`: check a project's database, files and vectors, and repair
+//! what can be repaired.
 //!
-//! A repair checks first, backs up, repairs, and checks again; after a salvage also what the lost rows left behind. It works on
-//! what it found itself: of the issues that a caller hands in only the codes count.
+//! A repair checks, makes a backup, repairs, and checks again. After a salvage it also repairs the
+//! references to lost rows. It acts only on issues that it found itself. Of the issues that a
+//! caller passes, only the codes matter.
 
 use std::{
     collections::HashSet,
@@ -40,23 +42,23 @@ use crate::{
     },
 };
 
-/// More rounds of repair than one thing can lead to.
+/// The maximum number of rounds. It is higher than the number that one damage can require.
 const MAX_ROUNDS: usize = 5;
 
-/// What checks found.
+/// The result of the checks.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Inspection {
-    /// No issue is an error.
+    /// Whether no issue is an error.
     pub healthy: bool,
-    /// Errors first.
+    /// The issues that were found, errors first.
     pub issues: Vec<Issue>,
     pub checked: Checked,
     pub duration_ms: u64,
-    /// With `repairMode`.
+    /// The repair, if one was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repair: Option<Repair>,
-    /// Whether the database is the one of the project's configuration.
+    /// Whether the database is the one that the project's configuration names.
     #[serde(skip)]
     is_graph: bool,
 }
@@ -74,31 +76,32 @@ impl Inspection {
     }
 }
 
+/// Returns whether no issue is an error.
 pub fn is_healthy(issues: &[Issue]) -> bool {
     issues.iter().all(|issue| issue.severity != Severity::Error)
 }
 
-/// Where the safety backup of a repair is.
+/// The backup that a repair makes before it changes anything.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SafetyBackup {
     pub id: String,
     pub path: PathBuf,
 }
 
-/// What a repair did.
+/// The result of a repair.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Repair {
-    /// Issues that are gone.
+    /// The number of issues that were repaired.
     pub fixed: usize,
-    /// Issues that were worked on and are still there.
+    /// The number of issues that the repair tried to fix and that remain.
     pub failed: usize,
-    /// Issues that repair can do nothing about, and codes of which there is no issue.
+    /// The number of issues that cannot be repaired, and of given codes without an issue.
     pub skipped: usize,
-    /// Absent where there was nothing to repair, and nothing was changed.
+    /// Absent if there was nothing to repair, so nothing was changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub safety_backup: Option<SafetyBackup>,
-    /// Instead of a backup, where the database belongs to no project: a copy of it, beside it.
+    /// If no backup can contain the database, a copy of it in the same directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub safety_copy: Option<PathBuf>,
     pub actions: Vec<ActionResult>,
@@ -109,19 +112,19 @@ pub struct Repair {
 pub struct ActionResult {
     pub code: IssueCode,
     pub component: Part,
-    /// What was done, or was to be done.
+    /// A description of the action.
     pub action: String,
     pub done: bool,
-    /// Rows that were moved to the table `kg_repair_removed`.
+    /// The number of rows that were moved to the table `kg_repair_removed`.
     pub rows_removed: u64,
-    /// What was saved of a damaged database.
+    /// The content that was salvaged from a damaged database.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub salvage: Option<Salvage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Error>,
 }
 
-/// Runs the checks of `scope`. Nothing is changed.
+/// Runs the checks of `scope` without changing anything.
 pub fn inspect(
     subject: &CheckTarget,
     scope: Scope,
@@ -139,7 +142,7 @@ pub fn inspect(
     )
 }
 
-/// As [`inspect`], with copies of databases in a directory of their own below `dir`.
+/// Runs the checks as [`inspect`] does, with copies of databases in a new directory below `dir`.
 pub fn inspect_in(
     dir: &Path,
     subject: &CheckTarget,
@@ -161,10 +164,12 @@ pub fn inspect_in(
     Ok(Inspection::new(report, began))
 }
 
-/// Repairs the issues of these codes, or of all where `codes` is `None`. The result holds what is wrong after that.
+/// Repairs the issues with these codes, or all issues if `codes` is `None`. The result contains the
+/// issues that remain.
 ///
-/// What one repair leaves behind may be repaired in turn: of rows that were lost with their page others know the name, and an
-/// index can be built again once its table is whole. So the checks run again after each round, until nothing new can be done.
+/// One repair can make another one necessary or possible. For example, other rows may refer to rows
+/// that were lost with their page, and an index can be rebuilt once its table is sound. The checks
+/// therefore run again after each round, until there is nothing new to do.
 pub fn repair(
     subject: &CheckTarget,
     codes: Option<&[String]>,
@@ -186,7 +191,7 @@ pub fn repair(
         let has_salvaged = repair.actions.iter().any(|action| action.salvage.is_some());
         let is_wanted = |issue: &&Issue| {
             let is_consequence = has_salvaged && issue.severity == Severity::Error;
-            // What failed is worth one more attempt if something else was mended meanwhile.
+            // A failed repair gets a second attempt if another repair succeeded in the meantime.
             let attempts = tried
                 .iter()
                 .filter(|tried| tried.key() == issue.key())
@@ -196,7 +201,7 @@ pub fn repair(
         };
         let worked_on: Vec<Issue> = found.issues.iter().filter(is_wanted).cloned().collect();
         let mut actions = actions_for(&worked_on);
-        // In a database that is replaced, nothing else is done meanwhile.
+        // A salvage replaces its database, so no other action changes that database in this round.
         actions.retain(|action| !salvages.iter().any(|salvage| salvage.part == action.part));
         actions.append(&mut salvages);
         if actions.is_empty() {
@@ -218,7 +223,7 @@ pub fn repair(
             match repair.save(&found, &actions, back_up) {
                 Ok(()) => backs_up_all = !is_graph_alone,
                 Err(error) if round == 0 => return Err(error),
-                // The database has been changed by now, and that is to be told.
+                // An earlier round has changed the database, so the result must report that.
                 Err(error) => {
                     repair.add(
                         actions
@@ -232,7 +237,7 @@ pub fn repair(
             }
         }
         context.report(Phase::Repairing, 0, 0)?;
-        // From here on it is carried to its end, or taken back.
+        // From here on, the repair is either completed or rolled back.
         context.cancel.enter_critical_section();
         let request = RepairRequest {
             subject: subject.clone(),
@@ -290,7 +295,7 @@ impl Repair {
         }
     }
 
-    /// Whether everything that was done brought back everything.
+    /// Returns whether every salvage recovered all content.
     pub fn is_complete(&self) -> bool {
         self.actions
             .iter()
@@ -298,7 +303,8 @@ impl Repair {
             .all(|salvage| salvage.report.is_complete())
     }
 
-    /// Saves what is about to be changed. The first backup is the one that is told: it holds the oldest state.
+    /// Makes a backup or a copy before a change. The result names the first backup, which contains
+    /// the oldest state.
     fn save(
         &mut self,
         found: &Inspection,
@@ -324,7 +330,7 @@ impl Repair {
             .extend(done.into_iter().map(ActionResult::from));
     }
 
-    /// Counts which of the issues that were `worked_on` are left.
+    /// Counts how many of the issues in `worked_on` remain and how many are fixed.
     fn count(&mut self, worked_on: &[Issue], after: &Inspection) {
         let is_left = |issue: &&Issue| after.issues.iter().any(|left| left.key() == issue.key());
         self.failed = worked_on.iter().filter(is_left).count();
@@ -332,7 +338,7 @@ impl Repair {
     }
 }
 
-/// Salvages of databases that turned out to have damaged pages while something else was repaired in them.
+/// Returns a salvage for each database in which another repair met damaged pages.
 fn escalated(done: &[Done]) -> Vec<Action> {
     let mut salvages: Vec<Action> = Vec::new();
     for Done { action, error, .. } in done {
@@ -350,7 +356,8 @@ fn escalated(done: &[Done]) -> Vec<Action> {
     salvages
 }
 
-/// Refuses a database that a process commits to through another WAL, and one outside the project that was not named.
+/// Fails with `KG_DATABASE_IN_USE` if a process commits to the database through another WAL. Fails
+/// with `KG_INVALID_OPTION` if the database is outside the project and the caller did not name it.
 fn assert_may_repair(found: &Inspection, is_meant: impl Fn(&Issue) -> bool) -> Result<()> {
     let of = |code: IssueCode| found.issues.iter().find(|issue| issue.code == code);
     if let Some(issue) = of(IssueCode::WalNotInUse) {
@@ -374,11 +381,13 @@ fn assert_may_repair(found: &Inspection, is_meant: impl Fn(&Issue) -> bool) -> R
     }
 }
 
-/// Others may use a database outside the project: it is repaired if the caller means it.
+/// Returns the error for a database outside the project. Other programs may use it, so the caller
+/// must name it.
 fn not_named(outside: &Issue, checked: &Checked) -> Error {
     let root = checked.project.as_deref().unwrap_or(Path::new("DIR"));
     let remedy = format!(
-        "Nothing was changed; {}. To repair that database, name it: kg diag repair '{}' --project '{}'",
+        "Nothing was changed; {}. To repair that database, name it: kg diag repair '{}' --project \
+         '{}'",
         outside.remedy,
         checked.database.display(),
         root.display()
@@ -386,14 +395,14 @@ fn not_named(outside: &Issue, checked: &Checked) -> Error {
     Error::invalid(outside.message.clone(), remedy)
 }
 
-/// Whether a backup of the project holds a database that is not its graph database.
+/// Returns whether a backup of the project contains a database that is not its graph database.
 fn is_saved(root: &Path, database: &Path) -> bool {
     root.join(STATE_DIR)
         .canonicalize()
         .is_ok_and(|state| database.starts_with(state))
 }
 
-/// Saves what is about to be changed.
+/// Makes the safety backup: a snapshot if only the graph database changes, otherwise a full backup.
 fn back_up(
     root: &Path,
     is_graph_alone: bool,
@@ -431,7 +440,11 @@ fn back_up(
     })
 }
 
-/// Where a database of no project is copied to before its rows are repaired. The reader makes the copy.
+/// Returns the path of the copy that the worker makes before it repairs a database that no backup
+/// can contain.
+///
+/// Fails with `KG_NO_PROJECT` if the database needs a salvage, because the damaged database is kept
+/// in a project.
 fn copy_beside(database: &Path, actions: &[Action]) -> Result<PathBuf> {
     if actions.iter().any(|action| action.work == Work::Salvage) {
         return Err(without_project(database));
@@ -452,18 +465,19 @@ fn without_project(database: &Path) -> Error {
     Error::new(
         Code::NoProject,
         format!(
-            "{} is damaged, and belongs to no project that could keep what is replaced",
+            "{} is damaged, and belongs to no project that could keep the replaced database",
             database.display()
         ),
         "Nothing was changed; copy it into a project, as .kg/knowledge.db, and repair it there",
     )
 }
 
+/// Adds the id of the safety backup to the remedy.
 fn with_backup(error: Error, repair: &Repair) -> Error {
     let kept = repair
         .safety_backup
         .as_ref()
-        .map(|backup| format!("; the backup from before is {}", backup.id));
+        .map(|backup| format!("; the backup from before the repair is {}", backup.id));
     Error {
         remedy: format!("{}{}", error.remedy, kept.unwrap_or_default()),
         ..error

@@ -1,8 +1,9 @@
-//! The verb `consolidate`: a full backup out of an incremental one and the chain that it rests on, without the project.
+//! The command `consolidate`: writes a full backup from an incremental one and its chain, without
+//! the project.
 //!
-//! The chain is unpacked and checked as for a restore, into the scratch directory of the store, and written as a full backup of the
-//! same moment: with the time of the data, so that retention by age and `latest` are right. Nothing that exists is
-//! changed; when the new backup is there, the chain can be deleted.
+//! The chain is unpacked into the scratch directory of the store and checked as for a restore. The
+//! new full backup has the timestamp of the incremental one, so that `latest` and retention by age
+//! remain correct. Existing backups are not changed. The chain can be deleted afterwards.
 
 use std::{
     collections::HashSet,
@@ -36,10 +37,13 @@ use crate::{
     },
 };
 
-/// Where the chain is unpacked, below the scratch directory.
+/// The directory, in the scratch directory, into which the chain is unpacked.
 const UNPACKED: &str = "unpacked";
 
-/// Writes the full backup and returns when it is on the disk. A failure or an abort leaves nothing of it.
+/// Writes the full backup and returns when it is durable. A failure or an abort leaves nothing
+/// behind.
+///
+/// Fails with `KG_INVALID_OPTION` if the backup is not incremental.
 pub fn consolidate(
     store: &Store,
     id: &str,
@@ -50,14 +54,15 @@ pub fn consolidate(
     let (lock, warnings) = lock_known(store, id, lock_timeout, context)?;
     let backup = store.get(id)?;
     if backup.based_on.is_none() {
-        let message = format!("{id} rests on no other backup: there is nothing to consolidate");
+        let message = format!("{id} depends on no other backup: there is nothing to consolidate");
         return Err(Error::invalid(
             message,
             "Name an incremental backup: `kg diag backup --list`",
         ));
     }
     let at = Timestamp::from_millisecond(backup.timestamp).unwrap_or_else(|_| Timestamp::now());
-    // What was secret stays so, also if this call or the settings ask for plain backups.
+    // Content that was encrypted stays encrypted, even if the call or the settings ask for
+    // unencrypted backups.
     let store = &if backup.encrypted && store.may_be_plain() {
         store.clone().encrypting(true)
     } else {
@@ -70,7 +75,7 @@ pub fn consolidate(
     fs::create_dir(&dir).map_err(|cause| Error::io("create", &dir, cause))?;
     let plan = chain::plan(&backup.path, &EntryFilter::default(), store.keys(), context)?;
     let state = chain::unpack(&plan, Some(&dir), store.keys(), context).map_err(no_room)?;
-    // Most of it is in the full backup that the chain begins with.
+    // The full backup at the start of the chain contains most of the blocks.
     let earlier = reuse_source(
         store,
         state.manifest.project.as_deref(),
@@ -78,7 +83,8 @@ pub fn consolidate(
         compression,
         &context.cancel,
     )?;
-    // What was unpacked is there once: nothing can be made again without it.
+    // Each unpacked file is removed once it is in the archive, so writing cannot start again
+    // without reuse. The earlier archive is therefore checked first.
     let earlier = earlier.filter(ReuseSource::is_as_written).map(Arc::new);
     let archive = ArchiveWriter::new(new.sink()?, compression, earlier)?;
     let recipients = new.recipients()?;
@@ -102,11 +108,13 @@ pub fn consolidate(
         .with_warnings(warnings_of_keys))
 }
 
-/// The advice of a restore, to choose another directory, does not help here.
+/// Replaces the remedy of a restore, which is to choose another directory and does not help here.
 fn no_room(error: Error) -> Error {
     match error.code {
         Code::NoSpace => Error {
-            remedy: "Nothing was changed; free some space there: the project as it is restored needs room beside the new archive, and run it again".into(),
+            remedy: "Nothing was changed. Free space there for the unpacked project and the new \
+                     archive, and run it again"
+                .into(),
             ..error
         },
         _ => error,
@@ -131,7 +139,7 @@ fn write(
     for (number, record) in state.manifest.files.iter().enumerate() {
         if !entries.insert(&record.entry) {
             let message = format!(
-                "{} describes {} twice, which no backup does",
+                "{} describes {} twice, so it is not a valid backup",
                 state.manifest.id, record.entry
             );
             return Err(Error::new(
@@ -165,13 +173,13 @@ fn write(
                 },
             ),
         )?;
-        // What is in the archive needs its room no longer.
+        // The file is in the archive now, so its disk space is freed.
         fs::remove_file(&path).map_err(|cause| Error::io("remove", &path, cause))?;
     }
     archive.finish(|totals| describe(id, compression, recipients, &state.manifest, totals))
 }
 
-/// The manifest of a full backup of what `incremental` describes.
+/// Returns the manifest of a full backup with the content that `incremental` describes.
 fn describe(
     id: &str,
     compression: Compression,
@@ -201,7 +209,8 @@ fn describe(
     }
 }
 
-/// What was written is what the chain describes, after its way over the disk too.
+/// Fails with `KG_CHECKSUM_MISMATCH` if the written files differ from those that the chain
+/// describes. This also finds errors of the disk between unpacking and writing.
 fn assert_same(incremental: &Manifest, full: &Manifest) -> Result<()> {
     let files = incremental
         .files
@@ -214,7 +223,7 @@ fn assert_same(incremental: &Manifest, full: &Manifest) -> Result<()> {
     Err(Error::new(
         Code::ChecksumMismatch,
         format!(
-            "Checksum mismatch: {} is not what {} describes, once written",
+            "Checksum mismatch: {} was not written as {} describes it",
             other.path, incremental.id
         ),
         "Nothing was changed; check the disk of the backups, then run it again",
@@ -227,7 +236,7 @@ struct Progress<'a> {
     total: u64,
 }
 
-/// A file whose reading is told, and ends when the task is cancelled.
+/// A file that reports progress while it is read. Reading fails once the operation is cancelled.
 struct Reported<'a, 'b> {
     file: File,
     progress: &'a mut Progress<'b>,

@@ -1,7 +1,8 @@
-//! Where the keys of encrypted backups come from: a value, files, the settings of the project.
+//! The sources of the keys of encrypted backups: a passphrase, files, and the settings of the
+//! project.
 //!
-//! Files are read when a key is needed for the first time, and by the reader: what is named as a passphrase file may be the database
-//! of the host.
+//! The worker reads key files, when a key is first needed. It does so because a path that is named
+//! as a passphrase file may be a live database of the host.
 
 use std::{
     fs::{self, Metadata},
@@ -23,20 +24,21 @@ use crate::{
 
 const OTHERS_READ: u32 = 0o044;
 
-/// What was given to encrypt and open backups with.
+/// The named keys, which encrypt and open backups.
 #[derive(Debug, Clone, Default)]
 pub struct KeySource {
     pub passphrase: Option<SecretString>,
-    /// The text of each without its line end is a passphrase. Each is tried; new backups get the first.
+    /// Files that contain a passphrase, with or without a line end. Each passphrase is tried to
+    /// open a backup. The first one encrypts new backups.
     pub passphrase_files: Vec<PathBuf>,
-    /// As `age-keygen` writes them.
+    /// Files in the format of `age-keygen`.
     pub identity_files: Vec<PathBuf>,
-    /// `age1…`.
+    /// Public keys of age (`age1…`).
     pub recipients: Vec<String>,
 }
 
 impl KeySource {
-    /// Relative paths there start at the root of the project.
+    /// Returns the keys that the settings name. Relative paths start at the root of the project.
     pub fn of_settings(settings: &Settings, root: &Path) -> Self {
         let file = |name: &str| settings.text(name).map(|path| root.join(path));
         KeySource {
@@ -54,7 +56,7 @@ impl KeySource {
             && self.recipients.is_empty()
     }
 
-    /// For the backups of the project at `root`.
+    /// Returns keys for the backups of the project at `root`, loaded when first needed.
     pub fn keys(self, root: &Path, worker_mode: &WorkerMode) -> Keys {
         let (root, worker_mode, cancel) = (
             root.to_path_buf(),
@@ -64,7 +66,7 @@ impl KeySource {
         Keys::asked_for(move || self.load(&root, &worker_mode, &cancel))
     }
 
-    /// The keys that the settings of the project at `root` name.
+    /// Returns the keys that the settings of the project at `root` name, loaded when first needed.
     pub fn keys_of_project(root: &Path, worker_mode: &WorkerMode) -> Keys {
         let (root, worker_mode, cancel) = (
             root.to_path_buf(),
@@ -92,7 +94,7 @@ impl KeySource {
             let text = Worker::key(worker_mode, path, cancel)?;
             ring.passphrases
                 .push(passphrase(path, without_mark(&text))?);
-            // Earlier releases took the mark for a part of the passphrase.
+            // Earlier releases treated the byte order mark as part of the passphrase.
             if without_mark(&text) != text {
                 openers.push(passphrase(path, &text)?);
             }
@@ -110,7 +112,7 @@ impl KeySource {
         Ok(ring)
     }
 
-    /// Why nothing may be encrypted with it.
+    /// Returns the reason not to encrypt: a key file in the directory that is backed up.
     fn inside(&self, root: &Path) -> Option<Error> {
         let state = root.join(STATE_DIR).canonicalize().ok()?;
         let mut files = self.passphrase_files.iter().chain(&self.identity_files);
@@ -119,23 +121,24 @@ impl KeySource {
                 .is_ok_and(|file| file.starts_with(&state))
         })?;
         let message = format!(
-            "{} lies in what is backed up: who loses the project loses the key too",
+            "{} is in the directory that is backed up: if the project is lost, so is the key",
             file.display()
         );
         Some(Error::new(
             Code::KeyInvalid,
             message,
-            format!("Keep it outside of {STATE_DIR}/, and a copy elsewhere"),
+            format!("Keep it outside of {STATE_DIR}/, and keep a copy elsewhere"),
         ))
     }
 }
 
-/// The text without the byte order mark that some editors put before it.
+/// Removes the byte order mark that some editors write at the start of a file.
 fn without_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
-/// Only asks for modes and owners, so that a host process may do it.
+/// Returns the path with the way in which other users can read or replace the file. Reads only
+/// metadata, so that a host process may call it.
 fn key_file(path: &Path) -> KeyFile {
     let exposed = fs::metadata(path)
         .ok()
@@ -144,12 +147,12 @@ fn key_file(path: &Path) -> KeyFile {
             let (owner, me) = (found.uid(), nix::unistd::geteuid().as_raw());
             if found.mode() & OTHERS_READ != 0 {
                 Some(format!(
-                    "others than its owner can read it (chmod go= '{}')",
+                    "users other than its owner can read it (chmod go= '{}')",
                     path.display()
                 ))
             } else if found.mode() & OTHERS_WRITE != 0 {
                 Some(format!(
-                    "others than its owner can replace it (chmod go= '{}')",
+                    "users other than its owner can replace it (chmod go= '{}')",
                     path.display()
                 ))
             } else if owner != me && owner != 0 {
@@ -166,14 +169,14 @@ fn key_file(path: &Path) -> KeyFile {
     }
 }
 
-/// White space, and characters that are not seen at all.
+/// Returns whether the character is white space or invisible.
 fn is_blank(character: char) -> bool {
     character.is_whitespace()
         || character.is_control()
         || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}')
 }
 
-/// A line that is not empty.
+/// Fails, with the reason, unless the passphrase is one line that is not blank.
 pub fn assert_passphrase(passphrase: &str) -> Result<(), &'static str> {
     match passphrase {
         "" => Err("is empty"),
@@ -188,16 +191,23 @@ fn passphrase(path: &Path, text: &str) -> Result<SecretString> {
         .strip_suffix('\n')
         .map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
     assert_passphrase(line).map_err(|what| {
-        let remedy = "Put the passphrase into it as its only line: `openssl rand -base64 32 > FILE` makes a good one";
-        Error::new(Code::KeyInvalid, format!("The passphrase file {} {what}", path.display()), remedy)
+        let remedy = "Put the passphrase into it as its only line: `openssl rand -base64 32 > FILE` \
+                      makes a good one";
+        Error::new(
+            Code::KeyInvalid,
+            format!("The passphrase file {} {what}", path.display()),
+            remedy,
+        )
     })?;
     Ok(SecretString::from(line.to_string()))
 }
 
-/// Each line that is neither empty nor a comment is one. What a line holds is never told.
+/// Parses an identity file: each line that is neither empty nor a comment is an identity. An error
+/// never quotes a line, because it may be a secret.
 fn identities(path: &Path, text: &str) -> Result<Vec<x25519::Identity>> {
     let invalid = |what: &str| {
-        let remedy = "Give a file that `age-keygen` wrote; identities of ssh and of plugins are not known here";
+        let remedy = "Give a file that `age-keygen` wrote; identities of ssh and of plugins are \
+                      not supported";
         Error::new(
             Code::KeyInvalid,
             format!("The identity file {} {what}", path.display()),
@@ -209,11 +219,11 @@ fn identities(path: &Path, text: &str) -> Result<Vec<x25519::Identity>> {
         .filter(|line| !line.is_empty() && !line.starts_with('#'));
     let found = lines.map(|line| {
         line.parse()
-            .map_err(|_| invalid("has a line that is no identity"))
+            .map_err(|_| invalid("has a line that is not an identity"))
     });
     let found: Vec<x25519::Identity> = found.collect::<Result<_>>()?;
     if found.is_empty() {
-        Err(invalid("holds no identity"))
+        Err(invalid("contains no identity"))
     } else {
         Ok(found)
     }

@@ -1,4 +1,5 @@
-//! The verb `rehearse`: proves that a backup can be restored, by restoring it aside and checking what comes of it.
+//! The command `drill` (`rehearse` in the API): restores a backup into a temporary directory and
+//! checks the result, to prove that the backup can be restored.
 
 use std::{
     path::{Path, PathBuf},
@@ -22,39 +23,40 @@ use crate::{
     worker::client::WorkerMode,
 };
 
-/// What the names of directories that are restored into start with.
+/// The prefix of the names of the temporary directories.
 const SCRATCH_PREFIX: &str = ".kg-drill-";
 
 #[derive(Debug, Clone)]
 pub struct DrillOptions {
     /// A path, an id, or `latest`.
     pub backup: String,
-    /// Where to restore, in a directory of its own; the system's directory for temporary files where absent.
+    /// The directory in which the temporary directory is created. Defaults to the system's
+    /// directory for temporary files.
     pub directory: Option<PathBuf>,
     pub lock_timeout: Duration,
 }
 
-/// Rows that the manifest promises and that the restored database has.
+/// The number of rows according to the manifest, and in the restored database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Count {
     pub expected: u64,
     pub found: u64,
 }
 
-/// What came of it.
+/// The result of a drill.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DrillResult {
-    /// The restored project is healthy and has the rows that the manifest promises.
+    /// Whether the restored project is healthy and has as many rows as the manifest states.
     pub passed: bool,
-    /// The backup.
+    /// The id of the backup.
     pub id: String,
     pub backup_path: PathBuf,
-    /// How old it is: what was written since is not in it.
+    /// The age of the backup. A recovery would lose everything written in this time.
     pub age_ms: u64,
     pub files_restored: u64,
     pub bytes_restored: u64,
-    /// The time to recover: how long the restore took.
+    /// The duration of the restore, which is the time to recover.
     pub restore_ms: u64,
     pub check_ms: u64,
     pub nodes: Count,
@@ -64,21 +66,23 @@ pub struct DrillResult {
     pub duration_ms: u64,
 }
 
-/// The advice of a restore or a check, to set another target or TMPDIR, does not help here.
+/// Replaces the remedy of a restore or a check, which is to set another target or `TMPDIR` and does
+/// not help here.
 fn no_room(error: Error) -> Error {
     match error.code {
         Code::NoSpace => Error {
-            remedy: "Free some space there, or name a directory with room for the restored project and a copy of its database: \
-                     `directory` (`--directory`)"
-                .into(),
+            remedy:
+                "Free some space there, or name a directory with room for the restored project \
+                     and a copy of its database: `directory` (`--directory`)"
+                    .into(),
             ..error
         },
         _ => error,
     }
 }
 
-/// Restores a backup into a temporary directory and checks it there. Nothing is left, whatever happens; an error names the
-/// directory if it could not be removed.
+/// Restores a backup into a temporary directory and checks it there. The directory is removed, even
+/// after a failure. If it cannot be removed, the error names it.
 pub fn drill(
     store: &Store,
     options: &DrillOptions,
@@ -107,7 +111,8 @@ fn drill_in(
     let restored =
         restore(store, &options.backup, worker_mode, &restoring, context).map_err(no_room)?;
     let manifest = &restored.manifest;
-    // By its place in the backup: a restored configuration may name a live database outside of any project.
+    // The database is found by its path in the backup, because a restored configuration may name a
+    // live database outside of any project.
     let database = manifest
         .files
         .iter()

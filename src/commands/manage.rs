@@ -1,7 +1,8 @@
-//! The verbs `delete`, `pin` and `unpin`: what a person decides about single backups.
+//! The commands `delete`, `pin` and `unpin`, which change one backup.
 //!
-//! Each waits for the store and first finishes what killed runs left. An archive that came here without its manifest is listed
-//! from then on, so whatever it rests on is known to be needed.
+//! Each command waits for the lock of the store, and first cleans up after killed runs. The cleanup
+//! also lists archives that were copied here without a sidecar. Only then is it known which
+//! backups they depend on.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::{
     util::{operation::OperationContext, unsupported},
 };
 
-/// Removes a backup, and with `cascade` those that rest on it; the ids of what was removed.
+/// Removes a backup, and with `cascade` also those that depend on it. Returns the removed ids.
 pub fn delete(
     store: &Store,
     id: &str,
@@ -20,17 +21,17 @@ pub fn delete(
     lock_timeout: Duration,
     context: &OperationContext,
 ) -> Result<Vec<String>> {
-    // What the sweep warns of, the next backup says: there is no backup here that could.
+    // The result has no warnings. The next backup repeats those of the cleanup.
     let (lock, _) = lock_known(store, id, lock_timeout, context)?;
     let deleted = store.delete(&lock, id, cascade)?;
     if let (Some(home), Ok(listed)) = (store.home(), store.list()) {
-        // The next backup says why, where it cannot be written down.
+        // If the count cannot be recorded, the next backup warns.
         let _ = known_stores::remember(home, store, own_among(listed, home).len());
     }
     Ok(deleted)
 }
 
-/// Keeps retention and deletion from a backup, until it is unpinned.
+/// Protects a backup from retention and deletion until it is unpinned.
 pub fn pin(
     store: &Store,
     id: &str,
@@ -45,6 +46,7 @@ pub fn pin(
         .with_warnings(unsupported::warnings(&[store.dir()])))
 }
 
+/// Removes the pin of a backup.
 pub fn unpin(
     store: &Store,
     id: &str,
@@ -58,7 +60,10 @@ pub fn unpin(
         .with_warnings(unsupported::warnings(&[store.dir()])))
 }
 
-/// Locks the store that holds an archive of that id, and says what cannot be listed there. Where there is none, not even the directory is made.
+/// Locks the store and cleans it up. Returns the lock, and a warning for each archive that cannot
+/// be listed.
+///
+/// If the store contains no archive with that id, fails without creating the directory.
 pub fn lock_known(
     store: &Store,
     id: &str,
@@ -69,7 +74,7 @@ pub fn lock_known(
         store.get(id)?;
     }
     let lock = store.lock(lock_timeout, context)?;
-    // What cannot be listed protects nothing.
+    // An archive that cannot be listed does not protect the backups that it depends on.
     let warnings = store.clean_up(&lock, context)?;
     Ok((lock, warnings))
 }

@@ -1,15 +1,19 @@
-//! What a user asks for. Both faces call these functions, and only these.
+//! The commands. The command line (`cli`) and the addon (`node`) both call these functions.
 //!
-//! | module | command |
+//! | module | content |
 //! | --- | --- |
-//! | [`backup`], [`incremental_base`] | back up; what an incremental backup may leave out |
-//! | [`restore`], [`undo`] | restore; undo a restore |
-//! | [`verify`], [`drill`] | check an archive; rehearse a recovery |
-//! | [`verify`] | check and repair a project |
-//! | [`manage`], [`consolidate`] | delete, pin and unpin backups; make a full backup of a chain |
-//! | [`prune`] | remove old backups |
-//! | [`scheduled`] | what the settings of a project say of its backups |
-//! | [`credentials`] | where the keys of encrypted backups come from |
+//! | [`backup`] | make a backup |
+//! | [`restore`] | restore a project, or a part of it, from a backup |
+//! | [`undo`] | undo a restore |
+//! | [`verify`] | check every byte of an archive |
+//! | [`drill`] | restore into a temporary directory and check the result |
+//! | [`check`] | check and repair a project |
+//! | [`manage`] | delete, pin and unpin backups |
+//! | [`consolidate`] | write a full backup from a chain |
+//! | [`prune`] | remove backups that retention does not keep |
+//! | [`scheduled`] | the store, the options and the schedule that the settings define |
+//! | [`credentials`] | the sources of the keys of encrypted backups |
+//! | [`own_backups`] | the backups of one project in a shared store |
 
 pub mod backup;
 pub mod check;

@@ -1,4 +1,6 @@
-//! Removes the backups that the policy of retention does not keep, oldest first. A dry run says exactly what the run does.
+//! The command `prune`: removes the backups that the retention policy does not keep, oldest first.
+//!
+//! A dry run reports exactly what a run would do.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,15 +20,18 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 pub struct PruneResult {
     pub dry_run: bool,
-    /// One for every backup, newest first.
+    /// One decision for every backup, newest first.
     pub decisions: Vec<Decision>,
-    /// Bytes of the archives and sidecars that were (or, in a dry run, would be) removed.
+    /// The size of the archives and sidecars that were removed, or in a dry run would be.
     pub bytes_freed: u64,
-    /// Archives that could not be decided on.
+    /// Warnings about archives that retention could not consider, and about leftovers.
     pub warnings: Vec<Warning>,
 }
 
-/// Waits for the store and applies the policy to it.
+/// Waits for the lock of the store and applies the policy.
+///
+/// Fails with `KG_INVALID_OPTION` if the policy keeps everything. A store that does not exist is a
+/// warning.
 pub fn prune(
     store: &Store,
     policy: &Policy,
@@ -37,11 +42,12 @@ pub fn prune(
     if policy.keeps_everything() {
         return Err(Error::invalid(
             "There is no limit to prune by",
-            "Give `retentionDays`, `maxBackups` or `keep` (`--retention-days`, `--max-backups`, `--keep-daily` …)",
+            "Give `retentionDays`, `maxBackups` or `keep` (`--retention-days`, `--max-backups`, \
+             `--keep-daily` …)",
         ));
     }
     store.assert_undoubted()?;
-    // To make the directory, perhaps where a disk is not mounted, would hide that.
+    // Creating the directory, for example below an unmounted disk, would hide that it is missing.
     if !store.exists()? {
         let message = format!(
             "{} does not exist: there was nothing to remove",
@@ -62,7 +68,7 @@ pub fn prune(
         return Ok(together(groups, dry_run, &backups).warned(warnings));
     }
     let lock = store.lock(lock_timeout, context)?;
-    // What came here without its manifest may rest on what would be removed.
+    // Lists archives without a sidecar first, because they may depend on backups to be removed.
     let mut warnings = store.clean_up(&lock, context)?;
     let backups = store.list()?;
     let groups = by_project(store, backups.clone(), &mut warnings).into_iter();
@@ -81,7 +87,7 @@ impl PruneResult {
     }
 }
 
-/// One result of several, with the decisions in the order of `backups`.
+/// Merges several results. The decisions are in the order of `backups`.
 fn together(
     results: impl IntoIterator<Item = PruneResult>,
     dry_run: bool,
@@ -104,8 +110,11 @@ fn together(
     all
 }
 
-/// The backups that a policy is applied to, those of each project by themselves: only of the store's project if that exists. No project's
-/// backups take the place of another one's.
+/// Returns the backups that the policy applies to, in one group for each project.
+///
+/// If the store belongs to a project, only the backups of that project are returned, and a warning
+/// counts the others. Because the policy applies to each group separately, backups of one project
+/// do not displace those of another.
 fn by_project(
     store: &Store,
     backups: Vec<Backup>,
@@ -126,15 +135,17 @@ fn by_project(
     if !others.is_empty() {
         let (count, dir) = (others.len(), store.dir().display());
         let message = format!(
-            "{count} backups in {dir} are of other projects, or of this one where it lay before, and were left alone: `kg diag prune \
-             --output {dir}` outside of any project decides on all, on those of each project by themselves"
+            "{count} backups in {dir} belong to other projects, or to this project before it was \
+             moved, and were not pruned. Outside of any project, `kg diag prune --output {dir}` \
+             applies the limits to the backups of each project separately"
         );
         warnings.push(Warning::new(WarningCode::Store, message));
     }
     vec![own]
 }
 
-/// Applies the policy after a backup, to those of its project among all that are listed, in a store that was swept.
+/// Applies the policy after a backup, to the backups of its project among those in `listed`. The
+/// store must have been cleaned up.
 pub fn apply_after(
     store: &Store,
     lock: &StoreLock,
@@ -156,7 +167,8 @@ pub fn apply_after(
     )
 }
 
-/// What cannot be removed is said in its decision; the others are removed all the same.
+/// Removes the backups that the policy does not keep. If one cannot be removed, its decision
+/// contains the error, and the others are removed nevertheless.
 fn apply(
     store: &Store,
     removal: &mut Removal<'_>,
@@ -165,7 +177,7 @@ fn apply(
     made: Option<&str>,
 ) -> PruneResult {
     let mut decisions = decide(&backups, policy, Timestamp::now(), made);
-    // Oldest first, but none before one that rests on it.
+    // Oldest first, but a backup is removed only after those that depend on it.
     let places = places(&backups);
     let doomed = (0..decisions.len()).filter(|place| !decisions[*place].kept);
     let mut order: Vec<(usize, usize)> = doomed

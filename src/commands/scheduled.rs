@@ -1,4 +1,5 @@
-//! What the settings of a project make of its backups: when they are due, and how each is made.
+//! The backups that the settings of a project define: when they are due, where they are kept, and
+//! how each is made.
 
 use std::path::Path;
 
@@ -23,7 +24,8 @@ use crate::{
     worker::client::WorkerMode,
 };
 
-/// The plan of a project; `None` where no schedule is set. Whether it is enabled is another question.
+/// Returns the plan of a project, or `None` if no schedule is set. It may not be enabled; see
+/// [`is_enabled`].
 pub fn plan(settings: &Settings, root: &Path) -> Result<Option<Plan>> {
     let Some(schedule) = settings.text("backup.schedule") else {
         return Ok(None);
@@ -39,16 +41,18 @@ pub fn plan(settings: &Settings, root: &Path) -> Result<Option<Plan>> {
     }))
 }
 
+/// Returns whether scheduled backups are enabled.
 pub fn is_enabled(settings: &Settings) -> bool {
     settings.bool("backup.enabled").unwrap_or(false)
 }
 
-/// What a run makes.
+/// Returns the type of backup that a scheduled run makes.
 pub fn wanted_kind(settings: &Settings) -> BackupType {
     settings.kind().unwrap_or(BackupType::Full)
 }
 
-/// When the newest backup was made that a run on schedule would have made.
+/// Returns the time of the newest backup that counts as a scheduled run, in milliseconds since the
+/// epoch.
 pub fn last_run(settings: &Settings, project: &Project) -> Result<Option<i64>> {
     let store = store(
         settings,
@@ -63,19 +67,21 @@ pub fn last_run(settings: &Settings, project: &Project) -> Result<Option<i64>> {
     ))
 }
 
-/// What the call says about encryption of a new backup.
+/// The encryption of a new backup that the caller asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallerEncryption {
     Nothing,
-    /// It is to be plain.
+    /// The backup is not encrypted.
     Plain,
-    /// It is to be encrypted; the settings, or the environment, say for whom.
+    /// The backup is encrypted with the keys of the settings or of the environment.
     Encrypted,
-    /// It is to be encrypted for readers that the call names.
+    /// The backup is encrypted with keys that the call names.
     EncryptedTo,
 }
 
-/// Where the project keeps its backups, with the keys that it names. In another directory, where one is given, it is encrypted all the same.
+/// Returns the store of the project, with the keys that the settings name.
+///
+/// `dir` replaces the directory of the settings. Their encryption applies to that directory too.
 pub fn store(
     settings: &Settings,
     root: &Path,
@@ -105,8 +111,10 @@ pub fn store(
     Ok(store.doubted(doubt))
 }
 
-/// Settings that somebody else can read may name another store. Those that say nothing are recovered from the one that is used without
-/// any, unless another one is known, or may be.
+/// Returns the doubt that `dir` is the store, because the settings that name it are unusable.
+///
+/// Settings that this user cannot read may name another store. Otherwise the default store may be
+/// used to recover the settings, unless the project made backups elsewhere, or may have.
 fn doubt(why: Error, settings: &Settings, store: &Store) -> Doubt {
     let other = store
         .home()
@@ -119,20 +127,21 @@ fn doubt(why: Error, settings: &Settings, store: &Store) -> Doubt {
         Ok(None) => String::new(),
         Err(error) => {
             format!(
-                "; whether backups of this project were made elsewhere cannot be told: {}",
+                "; whether backups of this project were made elsewhere cannot be determined: {}",
                 error.message
             )
         }
     };
     let first = match &other {
         Ok(Some(other)) if !settings.are_hidden() => format!(
-            "Mend it, or bring it back with `kg diag restore --file latest --config-only --backup-dir {}`",
+            "Fix it, or restore it with `kg diag restore --file latest --config-only --backup-dir \
+             {}`",
             other.display()
         ),
         _ => why.remedy,
     };
-    let name_it = "or name the directory of the backups: `--output` of `kg diag backup`, `--backup-dir` of other commands, `backupDir` \
-                   in the API";
+    let name_it = "or name the directory of the backups: `--output` of `kg diag backup`, \
+                   `--backup-dir` of other commands, `backupDir` in the API";
     Doubt {
         hides_another: settings.are_hidden() || !known.is_empty(),
         why: Error {
@@ -143,7 +152,8 @@ fn doubt(why: Error, settings: &Settings, store: &Store) -> Doubt {
     }
 }
 
-/// Whether a new backup is encrypted: the one place that decides it, from what the call and the settings say.
+/// Decides whether a new backup is encrypted, from the call and the settings. No other function
+/// decides this.
 pub fn encrypts(settings: &Settings, said: CallerEncryption) -> EncryptionPolicy {
     match said {
         CallerEncryption::Plain => return EncryptionPolicy::Never,
@@ -151,8 +161,9 @@ pub fn encrypts(settings: &Settings, said: CallerEncryption) -> EncryptionPolicy
         CallerEncryption::Nothing | CallerEncryption::Encrypted => {}
     }
     let unclear = |what: String| {
-        let remedy = "Mend it (`kg config show --all` tells what it may be), or say with `--recipient` or \
-                      `--passphrase-file` who can read this backup; `--no-encrypt` makes a plain one";
+        let remedy = "Fix it (`kg config show --all` lists the valid values), or name who can read \
+                      this backup with `--recipient` or `--passphrase-file`; `--no-encrypt` makes \
+                      an unencrypted backup";
         EncryptionPolicy::Undecided(Error::new(Code::KeyInvalid, what, remedy))
     };
     let is_asked_for = said == CallerEncryption::Encrypted;
@@ -161,11 +172,12 @@ pub fn encrypts(settings: &Settings, said: CallerEncryption) -> EncryptionPolicy
     }
     match (settings.assert_usable(), settings.bool("backup.encrypt")) {
         (Err(error), _) if is_asked_for => unclear(format!(
-            "{}, so it is unclear who can read it",
+            "{}, so it is unclear who can read the backup",
             error.message
         )),
         (Err(error), _) => {
-            let say = "with `--no-encrypt`, `--recipient` or `--passphrase-file` it is known who can read this backup";
+            let say = "or name who can read this backup with `--recipient` or \
+                       `--passphrase-file`, or use `--no-encrypt`";
             EncryptionPolicy::Unread(Error {
                 remedy: format!("{}; {say}", error.remedy),
                 ..error
@@ -179,7 +191,7 @@ pub fn encrypts(settings: &Settings, said: CallerEncryption) -> EncryptionPolicy
     }
 }
 
-/// How a backup is made at `now` where nobody asks for something else.
+/// Returns the options of a backup at `now`, as the settings define them.
 pub fn options(
     settings: &Settings,
     root: &Path,

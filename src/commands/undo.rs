@@ -1,6 +1,8 @@
-//! The verb `undo`: puts back what the newest restore of a project replaced, and takes away what it added.
+//! The command `undo`: puts back the files that the newest restore of a project replaced, and
+//! removes those that it added.
 //!
-//! What is there now is kept in its turn, so an undo can be undone. The reader does all of it.
+//! An undo keeps the files that it replaces, so that it can be undone too. The worker does all of
+//! it.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,32 +25,33 @@ use crate::{
 
 #[derive(Debug, Clone)]
 pub struct UndoOptions {
-    /// Undo no undo, but the newest restore that is not undone: said again and again, it leads back to what was before the first one.
+    /// Undo the newest restore that is not undone yet, and never an undo. Repeated undos lead back
+    /// to the state before the first restore.
     pub earlier: bool,
     /// Replace a damaged database even while another process has it open.
     pub force: bool,
-    /// Say what would happen, without changing anything.
+    /// Report what would happen, without changing anything.
     pub dry_run: bool,
-    /// How long to wait for a restore into the project, and for a lock on a database.
+    /// The time to wait for a restore into the project, and for a lock on a database.
     pub lock_timeout: Duration,
-    /// What restores replaced longer ago than this is removed first.
+    /// Files that restores replaced longer ago than this are removed first.
     pub undo_retention_days: u32,
 }
 
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UndoResult {
-    /// The backup whose restore was undone; `repair` where a repair had replaced a damaged database.
+    /// The backup whose restore was undone; `repair` if a repair had replaced a damaged database.
     pub id: String,
-    /// When that was, in milliseconds since the epoch.
+    /// The time of that restore, in milliseconds since the epoch.
     pub restored_at: i64,
     pub target_dir: PathBuf,
     pub dry_run: bool,
-    /// Files that were put back.
+    /// The number of files that were put back.
     pub files_restored: u64,
-    /// Files that the restore had added.
+    /// The number of files that the restore had added and that were removed.
     pub files_removed: u64,
-    /// The directory that keeps what was there before this undo.
+    /// The directory that keeps the files that this undo replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub safety_copy: Option<PathBuf>,
     pub warnings: Vec<Warning>,
@@ -73,7 +76,7 @@ pub fn undo_restore(
             options.undo_retention_days,
             context,
         )?;
-        // The reader waits too, but cannot be told to stop.
+        // The worker waits for the lock too, but that wait cannot be cancelled.
         drop(lock_target(
             &project.state_dir(),
             options.lock_timeout,
@@ -81,7 +84,7 @@ pub fn undo_restore(
         )?);
     }
     context.report(Phase::Applying, 0, 0)?;
-    // From here on it is carried to its end, or taken back.
+    // From here on, the undo is either completed or rolled back.
     context.cancel.enter_critical_section();
     let undone = Worker::undo(
         worker_mode,
@@ -94,7 +97,7 @@ pub fn undo_restore(
         },
     );
     if undone.is_err() && !options.dry_run {
-        // What it could not take back itself; it would say again what is wrong.
+        // Rolls back what the worker could not. An error here would only repeat the first one.
         let _ = Worker::recover_interrupted(
             worker_mode,
             project.root(),

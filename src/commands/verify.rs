@@ -1,4 +1,5 @@
-//! The verb `verify`: reads an archive to its end and says what of it is not as it was written.
+//! The command `verify`: reads a whole archive and reports everything in it that is not as it was
+//! written.
 
 use std::{
     path::PathBuf,
@@ -18,27 +19,29 @@ use crate::{
     util::operation::{OperationContext, Phase},
 };
 
-/// What a check of a backup found.
+/// The result of the check of a backup.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckReport {
-    /// Every byte of the archive is as it was written, and what stands beside it agrees.
+    /// Whether every byte of the archive is as it was written and the sidecar agrees with it.
     pub valid: bool,
     pub problems: Vec<Problem>,
     pub path: PathBuf,
-    /// The manifest inside; absent where it could not be read.
+    /// The manifest inside the archive; absent if it could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manifest: Option<Manifest>,
-    /// Bytes of the archive that were read.
+    /// The number of bytes of the archive that were read.
     pub size: u64,
-    /// About the choice of the backup, and the keys that opened it.
+    /// Warnings about the choice of the backup and about the keys that opened it.
     pub warnings: Vec<Warning>,
-    /// Of the archive as it is now, hexadecimal.
+    /// The digest of the archive as it is now, hexadecimal.
     pub sha256: String,
     pub duration_ms: u64,
 }
 
-/// Checks the backup that `reference` means (a path, an id, `latest`). A damaged one is a report, not an error.
+/// Checks the backup that `reference` names: a path, an id, or `latest`.
+///
+/// A damaged backup, or one whose chain is broken, is reported in the result and is not an error.
 pub fn check_backup(
     store: &Store,
     reference: &str,
@@ -94,7 +97,7 @@ pub fn check_backup(
     })
 }
 
-/// Whole milliseconds, for results.
+/// Returns whole milliseconds, for results.
 pub fn duration_ms(duration: Duration) -> u64 {
     duration.as_millis() as u64
 }

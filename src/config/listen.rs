@@ -1,4 +1,5 @@
-//! Where the service answers over HTTP: the value of `backup.listen` and of `kg serve --listen`.
+//! The address where the service answers over HTTP: the value of `backup.listen` and of `kg serve
+//! --listen`.
 
 use std::{
     fmt,
@@ -19,12 +20,13 @@ pub enum Listen {
 }
 
 impl Listen {
-    /// A port alone is one of this machine, for nobody else: whoever wants to be reached from elsewhere writes an address.
+    /// A port alone means the loopback address. To be reachable from other machines, the user must
+    /// write an address.
     fn port(port: u16) -> Self {
         Listen::At((Ipv4Addr::LOCALHOST, port).into())
     }
 
-    /// In a configuration, a port may be a number.
+    /// Parses a configuration value, in which a port may also be a number.
     pub fn of(value: &Value) -> Result<Self> {
         match value {
             Value::String(text) => text.parse(),
@@ -65,7 +67,7 @@ impl fmt::Display for Listen {
 
 fn refused(text: &str) -> Error {
     Error::invalid(
-        format!("`{text}` is no address to listen on"),
+        format!("`{text}` is not an address to listen on"),
         "Give a port of this machine such as 9821, an address and port such as 0.0.0.0:9821 or [::1]:9821, or off",
     )
 }
@@ -98,7 +100,7 @@ mod tests {
                 told(value.clone())
                     .unwrap_err()
                     .message
-                    .contains("is no address to listen on"),
+                    .contains("is not an address to listen on"),
                 "{value}"
             );
         }

@@ -1,13 +1,17 @@
-//! What `.kg/config.json` says of backups: its `backup` object. And what `.kg/hooks.json` says of hooks, in the same form.
+//! The `backup` object of `.kg/config.json`, and `.kg/hooks.json`, which has the same form.
 //!
-//! [`schema`] has every key, what it may be, and what that means; [`listen`] is the one value with a type of its own.
+//! [`schema`] defines every key, its allowed values and its meaning. [`listen`] is the only value
+//! with a type of its own.
 //!
-//! An explicit argument comes before the configuration of a manager, that before these settings, and they before what is built in. A
-//! value that cannot be used is a warning, and its default counts. It does not count where it would be dangerous: where
-//! backups go, who can read them, what is removed and which port is opened are never decided by a default that replaces
-//! what someone wrote. [`Settings::assert_usable`] and [`Settings::doubt_of_dir`] are for code that decides such things.
+//! An explicit argument takes precedence over the configuration of a manager, that over these
+//! settings, and these over the built-in defaults. An unusable value causes a warning, and its
+//! default applies. A default never applies if that would be dangerous. It never decides where
+//! backups go, who can read them, what is removed or which port is opened, if the user wrote
+//! something else. Code that decides such things uses [`Settings::assert_usable`] and
+//! [`Settings::doubt_of_dir`].
 //!
-//! [`Settings::read`] opens a file of the live project: only the reader (`src/worker`) and `kg` itself may call it.
+//! [`Settings::read`] opens a file of the live project, so only the worker (`src/worker`) and `kg`
+//! itself may call it.
 
 pub mod listen;
 pub mod schema;
@@ -36,24 +40,25 @@ use crate::{
     store::retention::{Keep, Policy},
 };
 
-/// The values that can be used, by their keys.
+/// The usable values by key.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     values: BTreeMap<String, Value>,
-    /// Keys whose values cannot be used, and why.
+    /// Keys with unusable values, and why.
     refused: BTreeMap<String, String>,
-    /// Keys that are likely to be meant by names that are not known, with what is to be said of those.
+    /// Keys that a misspelt name probably stands for, and the message about that name.
     misspelt: BTreeMap<String, String>,
-    /// Why nothing is known of what is set.
+    /// Why the settings as a whole are unusable.
     unusable: Option<Unusable>,
 }
 
-/// Why none of the settings counts.
+/// Why none of the settings apply.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 enum Unusable {
-    /// The file is there, and this process cannot read it: another user, or a disk, may hold what is set.
+    /// The file exists, but this process cannot read it. Another user may be able to, or the disk
+    /// may not be mounted.
     Unreadable(String),
-    /// The file was read, and does not say anything.
+    /// The file was read, but it is not a valid configuration.
     Invalid(String),
 }
 
@@ -68,8 +73,9 @@ const ENCRYPTION: [&str; 4] = [
 /// The key that decides where backups go.
 const DIR: &str = "backup.dir";
 
-const MEND_IT: &str = "Mend it (`kg config show --all` tells what may be set), or bring it back with \
-                       `kg diag restore --file latest --config-only` (from an encrypted backup, with its key: `--passphrase-file` or `--identity`)";
+const MEND_IT: &str = "Correct it (`kg config show --all` lists the settings), or restore it with \
+                       `kg diag restore --file latest --config-only` (from an encrypted backup, \
+                       with its key: `--passphrase-file` or `--identity`)";
 const READ_IT: &str =
     "Give this user the right to read it, mount what it leads to, or run as a user who can read it";
 
@@ -77,7 +83,7 @@ const READ_IT: &str =
 const RETENTION: [&str; 3] = ["backup.retention", "backup.maxBackups", "backup.keep"];
 
 impl Settings {
-    /// Of the project at `root`.
+    /// Reads the settings of the project at `root`.
     pub fn read(root: &Path, warnings: &mut Vec<Warning>) -> Self {
         let mut warn = |message: String| {
             warnings.push(Warning::about(
@@ -89,10 +95,11 @@ impl Settings {
         Settings::read_at(&root.join(STATE_DIR).join(CONFIG_FILE), &mut warn)
     }
 
-    /// Of the configuration at `path`.
+    /// Reads the configuration at `path`.
     pub fn read_at(path: &Path, warn: &mut impl FnMut(String)) -> Self {
         match read_text(path) {
-            // A link that leads nowhere is not a project without settings: they may lie on a disk that is not mounted.
+            // A dangling link does not mean a project without settings: the disk with them may not
+            // be mounted.
             Ok(None) if path.symlink_metadata().is_ok() => Settings::unusable(
                 Unusable::Unreadable("it is a link that leads nowhere".into()),
                 warn,
@@ -104,7 +111,8 @@ impl Settings {
             },
             Err(cause) => {
                 let why = format!("it could not be read ({})", plain(&cause));
-                // What is too long, a pipe or a directory can be looked at, and is no configuration.
+                // A file that is too long, a pipe or a directory is accessible but is not a
+                // configuration.
                 let is_other = matches!(
                     cause.kind(),
                     io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
@@ -124,7 +132,7 @@ impl Settings {
     fn unusable(why: Unusable, warn: &mut impl FnMut(String)) -> Self {
         let (Unusable::Unreadable(what) | Unusable::Invalid(what)) = &why;
         warn(format!(
-            "The configuration cannot be used: {what}. Its settings of backups do not count"
+            "The configuration cannot be used: {what}. Its backup settings are ignored"
         ));
         Settings {
             unusable: Some(why),
@@ -132,7 +140,7 @@ impl Settings {
         }
     }
 
-    /// `config` is the whole configuration.
+    /// Builds the settings from `config`, the whole configuration.
     pub fn of(config: &Value, warn: &mut impl FnMut(String)) -> Self {
         let section = config.get("backup");
         if !config.is_object() {
@@ -147,14 +155,15 @@ impl Settings {
         }
         if config.pointer("/backup/hooks").is_some() {
             warn(
-                "`backup.hooks` does not count here, as a restore brings this file back: set it with `kg config set`"
+                "`backup.hooks` is ignored here because a restore replaces this file: set it with \
+                 `kg config set`"
                     .into(),
             );
         }
         Settings::in_home(ConfigFile::Config, config, warn)
     }
 
-    /// `config` is the whole file that is the home of the keys.
+    /// Builds the settings from `config`, the whole content of the file `home`.
     pub fn in_home(home: ConfigFile, config: &Value, warn: &mut impl FnMut(String)) -> Self {
         let mut settings = Settings::default();
         let mut said = Vec::new();
@@ -189,7 +198,7 @@ impl Settings {
                 }
             }
         }
-        // All of them decide together what follows from one.
+        // The consequence of one value depends on all of them.
         for (message, ignored, keys) in said {
             match (settings.refusal(&keys), consequence(&keys)) {
                 (Some(refusal), _) => warn(format!("{message}; {refusal}")),
@@ -199,22 +208,22 @@ impl Settings {
         settings
     }
 
-    /// Whether the key is set to what cannot be used.
+    /// Returns whether the key is set to an unusable value.
     pub fn is_refused(&self, name: &str) -> bool {
         self.refused.contains_key(name)
     }
 
-    /// Whether nothing is known of what is set.
+    /// Returns whether the settings as a whole are unusable.
     pub fn are_unusable(&self) -> bool {
         self.unusable.is_some()
     }
 
-    /// Whether the settings are there, for somebody else to read.
+    /// Returns whether settings exist that this process cannot read.
     pub fn are_hidden(&self) -> bool {
         matches!(self.unusable, Some(Unusable::Unreadable(_)))
     }
 
-    /// `KG_CONFIG_INVALID` if nothing is known of what is set.
+    /// Fails with `KG_CONFIG_INVALID` if the settings as a whole are unusable.
     pub fn assert_usable(&self) -> Result<()> {
         match &self.unusable {
             Some(Unusable::Unreadable(why)) => Err(unusable(why, READ_IT)),
@@ -223,7 +232,7 @@ impl Settings {
         }
     }
 
-    /// Why it is not known where backups go.
+    /// Returns why it is unknown where backups go, if it is.
     pub fn doubt_of_dir(&self) -> Option<Error> {
         let refused = || {
             self.is_refused(DIR)
@@ -240,7 +249,8 @@ impl Settings {
             .or_else(|| Some(unusable(refused().or_else(misspelt)?, MEND_IT)))
     }
 
-    /// Why it is not known who can read new backups; `is_asked_for` if the call asks for encryption.
+    /// Returns why it is unknown who can read new backups, if it is. `is_asked_for` says whether
+    /// the call requests encryption.
     pub fn doubt_of_encryption(&self, is_asked_for: bool) -> Option<String> {
         if let Some(why) = ENCRYPTION.into_iter().find_map(|key| self.refused.get(key)) {
             return Some(format!(
@@ -262,21 +272,22 @@ impl Settings {
         ))
     }
 
-    /// Whether they say who could read an encrypted backup.
+    /// Returns whether the settings name who could read an encrypted backup.
     pub fn name_readers(&self) -> bool {
         ["backup.passphraseFile", "backup.recipients"]
             .into_iter()
             .any(|key| self.get(key).is_some())
     }
 
-    /// Why a backup is refused if the call says neither where to write it nor who can read it.
+    /// Returns why a backup is refused if the call specifies neither a directory nor who can read
+    /// it.
     pub fn refuses_backups(&self) -> Option<String> {
         self.doubt_of_dir()
             .map(|error| error.message)
             .or_else(|| self.doubt_of_encryption(false))
     }
 
-    /// Why nothing may be removed: what was set could keep it.
+    /// Returns why nothing may be removed: an unusable setting could have kept it.
     pub fn doubt_of_retention(&self) -> Option<Error> {
         let key = self
             .refused
@@ -285,20 +296,20 @@ impl Settings {
             .find(|key| is_of_retention(key));
         let wrong = key.map(|key| {
             unusable(
-                &format!("it is not known what `{key}` is to be, so nothing is removed"),
+                &format!("the intended value of `{key}` is not known, so nothing is removed"),
                 MEND_IT,
             )
         });
         self.assert_usable().err().or(wrong)
     }
 
-    /// What is said of these keys if they keep backups from being made.
+    /// Returns the warning for these keys if they prevent backups.
     fn refusal(&self, keys: &[&str]) -> Option<&'static str> {
         let is_about = |key: &str| keys.contains(&key);
         if ENCRYPTION.into_iter().any(is_about) && self.doubt_of_encryption(false).is_some() {
-            Some("no backup is made until it is mended, unless the call says who can read it")
+            Some("no backup is made until it is corrected, unless the call says who can read it")
         } else if is_about(DIR) && self.doubt_of_dir().is_some() {
-            Some("no backup is made until it is mended, unless the call names a directory")
+            Some("no backup is made until it is corrected, unless the call names a directory")
         } else {
             None
         }
@@ -331,12 +342,12 @@ impl Settings {
         )
     }
 
-    /// `backup.dir`, from the root of the project.
+    /// Returns `backup.dir`, resolved against the project root.
     pub fn dir(&self, root: &Path) -> Option<PathBuf> {
         self.text(DIR).map(|dir| root.join(dir))
     }
 
-    /// The permissions of new archives.
+    /// Returns the permissions of new archives.
     pub fn archive_mode(&self) -> Option<u32> {
         u32::from_str_radix(self.text("backup.mode")?, 8).ok()
     }
@@ -347,7 +358,7 @@ impl Settings {
 
     pub fn listen(&self) -> Listen {
         let name = "backup.listen";
-        // A port that may have been turned off stays closed.
+        // A port that the user may have turned off stays closed.
         if self.are_unusable() || self.is_refused(name) || self.misspelt.contains_key(name) {
             return Listen::Off;
         }
@@ -357,12 +368,13 @@ impl Settings {
     }
 
     pub fn retention_days(&self) -> Option<u32> {
-        // One of them is enough; of two, the one that removes less.
+        // Either key is enough. If both are set, the one that removes less applies.
         self.whole("backup.retention")
             .max(self.whole("backup.retentionDays"))
     }
 
-    /// Why no backups are made on a schedule, and what to type; nothing where they are.
+    /// Returns why no backups are made on a schedule, and the command to change that. Empty if they
+    /// are made.
     pub fn without_schedule(&self) -> Vec<&'static str> {
         let is_off = self.bool("backup.enabled") != Some(true);
         let is_unset = self.text("backup.schedule").is_none();
@@ -372,7 +384,7 @@ impl Settings {
         off.into_iter().chain(unset).collect()
     }
 
-    /// What `after` has otherwise, as a message tells it.
+    /// Describes the differences to `after` for a message.
     pub fn changes(&self, after: &Settings) -> Vec<String> {
         let shown = |settings: &Settings, key: &Key| {
             settings
@@ -394,12 +406,12 @@ impl Settings {
             .collect()
     }
 
-    /// `backup.timezone`, if it is set.
+    /// Returns `backup.timezone`, if it is set.
     pub fn zone(&self) -> Option<TimeZone> {
         time_zone(Some(self.text("backup.timezone")?)).ok()
     }
 
-    /// What retention keeps; everything, while it is in doubt.
+    /// Returns the retention policy, which keeps everything while a retention setting is in doubt.
     pub fn policy(&self) -> Policy {
         if self.doubt_of_retention().is_some() {
             return Policy::default();
@@ -430,18 +442,18 @@ fn is_of_retention(key: &str) -> bool {
     RETENTION.iter().any(|name| key.starts_with(name))
 }
 
-/// What follows from a setting that does not count, if that is more than its default.
+/// Returns the consequence of a setting that does not apply, if there is one besides its default.
 fn consequence(keys: &[&str]) -> &'static str {
     if keys.iter().any(|key| is_of_retention(key)) {
-        ", and no backup is removed until it is mended"
+        ", and no backup is removed until it is corrected"
     } else if keys.contains(&"backup.listen") {
-        ", and no port is opened until it is mended"
+        ", and no port is opened until it is corrected"
     } else {
         ""
     }
 }
 
-/// What a JSON value is, for messages: its content may be secret.
+/// Returns the type of a JSON value for messages, because the content may be secret.
 fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -453,7 +465,7 @@ fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// What a value of `compression` means: true, false, or the name of a format.
+/// Parses a value of `compression`: true, false, or the name of a format.
 pub fn compression(value: &Value) -> Option<Compression> {
     match value {
         Value::Bool(true) => Some(Compression::GZIP),
@@ -476,7 +488,7 @@ mod tests {
         let mut said = Vec::new();
         let settings = Settings::of(&config, &mut |message| said.push(message));
         assert_eq!(settings.bool("backup.enabled"), Some(true));
-        // What someone wrote to limit removal is not known: nothing is removed.
+        // The limit on removal that the user wrote is unusable, so nothing is removed.
         assert!(settings.policy().keeps_everything() && settings.doubt_of_retention().is_some());
         assert_eq!(said.len(), 2);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Every key that `kg config` sets, and what its value may be.
+//! Every key that `kg config` sets, and its allowed values.
 
 use serde_json::Value;
 use ureq::http::Uri;
@@ -11,12 +11,13 @@ use crate::{
     schedule::cron::{Cadence, time_zone},
 };
 
-/// The file of `.kg/` that a key stands in.
+/// The file in `.kg/` that contains a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConfigFile {
     /// `config.json`, which a restore brings back.
     Config,
-    /// `hooks.json`, which no backup holds: an archive must not decide what is called or run here.
+    /// `hooks.json`, which no backup contains: an archive must not decide what is called or run on
+    /// this machine.
     Hooks,
 }
 
@@ -29,13 +30,13 @@ impl ConfigFile {
     }
 }
 
-/// One key.
+/// A configuration key.
 #[derive(Debug)]
 pub struct Key {
-    /// Its path in the file.
+    /// The path of the key in the file.
     pub name: &'static str,
     rule: Rule,
-    /// What it means, for people.
+    /// The description for users.
     pub meaning: &'static str,
 }
 
@@ -55,7 +56,7 @@ enum Rule {
     Url,
 }
 
-/// What the names of all keys of [`ConfigFile::Hooks`] begin with.
+/// The prefix of all keys in [`ConfigFile::Hooks`].
 const HOOKS_PREFIX: &str = "backup.hooks.";
 const MOST: u64 = u32::MAX as u64;
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
@@ -68,7 +69,7 @@ const fn key(name: &'static str, rule: Rule, meaning: &'static str) -> Key {
     }
 }
 
-/// In the order in which `kg config show` tells them.
+/// All keys, in the order in which `kg config show` prints them.
 pub const ALL: &[Key] = &[
     key(
         "backup.enabled",
@@ -284,7 +285,7 @@ pub const ALL: &[Key] = &[
     ),
 ];
 
-/// The key of that name.
+/// Returns the key of that name.
 pub fn find(name: &str) -> Result<&'static Key> {
     ALL.iter().find(|key| key.name == name).ok_or_else(|| {
         let homes = [ConfigFile::Config, ConfigFile::Hooks];
@@ -293,7 +294,7 @@ pub fn find(name: &str) -> Result<&'static Key> {
             None => "See the keys with `kg config show --all`".into(),
         };
         Error::invalid(
-            format!("`{name}` is no setting"),
+            format!("`{name}` is not a setting"),
             remedy.trim_end_matches('?'),
         )
     })
@@ -308,14 +309,14 @@ impl Key {
         }
     }
 
-    /// Its value in the whole configuration.
+    /// Returns the value of the key in the whole configuration.
     pub fn find<'a>(&self, config: &'a Value) -> Option<&'a Value> {
         self.name
             .split('.')
             .try_fold(config, |object, part| object.get(part))
     }
 
-    /// The value that a person wrote.
+    /// Parses and checks a value that a person typed.
     pub fn parse(&self, text: &str) -> Result<Value> {
         let value = match self.rule {
             Rule::Bool => text.parse::<bool>().ok().map(Value::from),
@@ -334,7 +335,7 @@ impl Key {
             Rule::Patterns | Rule::Recipients | Rule::Command if text.starts_with('[') => {
                 serde_json::from_str(text).ok()
             }
-            // No shell: whoever writes arguments after it must say where each ends.
+            // No shell splits the command, so arguments must be given as a list.
             Rule::Command => (!text.contains(char::is_whitespace)).then(|| Value::from(vec![text])),
             Rule::Patterns | Rule::Recipients => Some(
                 text.split(',')
@@ -347,7 +348,7 @@ impl Key {
         self.check(&value).map(|()| value)
     }
 
-    /// Whether the value is one of those that are allowed.
+    /// Checks that the value is allowed.
     pub fn check(&self, value: &Value) -> Result<()> {
         let fits = match self.rule {
             Rule::Bool => value.is_boolean(),
@@ -377,7 +378,7 @@ impl Key {
         })
     }
 
-    /// Asks whoever will use it.
+    /// Checks the value with the code that will use it.
     fn try_out(&self, value: &Value) -> Result<()> {
         let text = value.as_str().unwrap_or_default();
         match self.rule {
@@ -396,11 +397,11 @@ impl Key {
         }
     }
 
-    /// The value as it may be told: of a URL, what may be secret is left out.
+    /// Returns the value for display, without the parts of a URL or recipient that may be secret.
     pub fn shown(&self, value: &Value) -> Value {
         match (self.rule, value.as_str()) {
             (Rule::Url, Some(url)) => Value::from(masked(url)),
-            // Somebody may have put the private key there.
+            // The user may have entered the private key by mistake.
             (Rule::Recipients, _) => match value.as_array() {
                 Some(list) => list.iter().map(shown_recipient).collect(),
                 None => shown_recipient(value),
@@ -413,11 +414,11 @@ impl Key {
         let value = self.shown(value);
         Error::invalid(
             format!("`{}` is {value}, not {}", self.name, self.values()),
-            "Give one that is allowed",
+            "Give an allowed value",
         )
     }
 
-    /// Describes the values that are allowed.
+    /// Describes the allowed values.
     pub fn values(&self) -> String {
         match self.rule {
             Rule::Bool => "true or false".into(),
@@ -471,7 +472,8 @@ fn is_url(text: &str) -> bool {
     })
 }
 
-/// A URL as logs and terminals may show it: names, passwords and tokens may stand anywhere but in scheme, host and port.
+/// Masks a URL for logs and terminals. Names, passwords and tokens may be anywhere except in the
+/// scheme, host and port.
 pub fn masked(url: &str) -> String {
     let Ok(parsed) = url.parse::<Uri>() else {
         return "…".into();
@@ -530,14 +532,18 @@ mod tests {
                 "0 25 * * *",
                 "`backup.schedule`: Field 2 of the schedule",
             ),
-            ("backup.timezone", "Mars", "`Mars` is no time zone"),
+            ("backup.timezone", "Mars", "`Mars` is not a time zone"),
             (
                 "backup.listen",
                 "localhost",
                 "`backup.listen` is \"localhost\", not a port such as 9821",
             ),
             ("backup.excludePatterns", "{a", "is not a pattern"),
-            ("backup.retension", "30", "`backup.retension` is no setting"),
+            (
+                "backup.retension",
+                "30",
+                "`backup.retension` is not a setting",
+            ),
             (
                 "backup.hooks.onFailure.command",
                 "mail ops",

@@ -1,18 +1,20 @@
-//! Names in a configuration that mean nothing to this tool, and which known name each may have been meant as.
+//! Unknown names in a configuration, and the known name that each may stand for.
 
 use serde_json::Value;
 
 use super::schema::{self, ConfigFile};
 
-/// The object of `config.json` that is about backups; everything else there is the host's.
+/// The object of `config.json` that configures backups. Everything else in the file belongs to the
+/// host.
 const SECTION: &str = "backup";
-/// Names that differ by this much may be meant as the same, whatever their length is.
+/// Names that differ by at most this many edits may be the same, if the known name is long enough.
 const ALWAYS_ALIKE: usize = 2;
 
-/// So many letters at the beginning of two names make them alike: `encryption` and `encrypt`.
+/// Two names are alike if one begins with the other and both have this many letters: `encryption`,
+/// `encrypt`.
 const LEAST_BEGINNING: usize = 5;
 
-/// What other tools, and the API, call a setting of [`SECTION`].
+/// Names that other tools, and the API, use for a setting in [`SECTION`].
 const OTHER_NAMES: [(&str, &str); 10] = [
     ("backupdir", "backup.dir"),
     ("directory", "backup.dir"),
@@ -26,20 +28,20 @@ const OTHER_NAMES: [(&str, &str); 10] = [
     ("cron", "backup.schedule"),
 ];
 
-/// A name that is not a setting, or an object of settings that is not an object.
+/// A name that is not a setting, or a name of an object whose value is not an object.
 #[derive(Debug, PartialEq)]
 pub struct Unknown {
-    /// Its path in the file.
+    /// The path in the file.
     pub name: String,
-    /// Ends the sentence that begins with the name.
+    /// The end of the sentence that begins with the name.
     pub what: String,
-    /// The names of the settings that may be meant by it.
+    /// The settings that the name may stand for.
     pub meant: Vec<&'static str>,
-    /// The name is known, but what it holds cannot be used.
+    /// Whether the name is known but its value is not an object.
     pub is_known: bool,
 }
 
-/// All of them in the whole file that is the home of the keys.
+/// Returns all unknown names in `config`, the whole content of the file `home`.
 pub fn unknown(home: ConfigFile, config: &Value) -> Vec<Unknown> {
     let mut found = Vec::new();
     match home {
@@ -68,7 +70,7 @@ pub fn unknown(home: ConfigFile, config: &Value) -> Vec<Unknown> {
     found
 }
 
-/// `name` is the path of `value`: empty, that of a key, or that of an object of keys.
+/// Collects the unknown names in `value`. Its path is `name`: empty, or that of an object of keys.
 fn walk(home: ConfigFile, value: &Value, name: &str, found: &mut Vec<Unknown>) {
     let Some(map) = value.as_object() else {
         let (what, meant) = ("is not an object".to_string(), below(home, name));
@@ -94,7 +96,7 @@ fn walk(home: ConfigFile, value: &Value, name: &str, found: &mut Vec<Unknown>) {
             walk(home, value, &full, found);
             continue;
         }
-        // These have a warning of their own, because they are in the wrong file.
+        // These keys have a warning of their own, because they are in the wrong file.
         if home == ConfigFile::Config && full == "backup.hooks" {
             continue;
         }
@@ -108,12 +110,12 @@ fn walk(home: ConfigFile, value: &Value, name: &str, found: &mut Vec<Unknown>) {
             }
             (ConfigFile::Hooks, Some(known)) => {
                 format!(
-                    "in .kg/hooks.json is no setting of hooks: {}",
+                    "in .kg/hooks.json is not a hook setting: {}",
                     suggestion(part, known)
                 )
             }
             (ConfigFile::Hooks, None) => {
-                "in .kg/hooks.json is no setting of hooks: see `kg config show --all`".to_string()
+                "in .kg/hooks.json is not a hook setting: see `kg config show --all`".to_string()
             }
         };
         let meant = nearest.map(|known| keys_at(home, known));
@@ -133,7 +135,7 @@ fn keys_of(home: ConfigFile) -> impl Iterator<Item = &'static str> {
         .map(|key| key.name)
 }
 
-/// The settings in the object of that name.
+/// Returns the settings in the object of that name.
 fn below(home: ConfigFile, name: &str) -> Vec<&'static str> {
     keys_of(home)
         .filter(|key| {
@@ -143,7 +145,7 @@ fn below(home: ConfigFile, name: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// The setting of that name, or those in the object of that name.
+/// Returns the setting of that name, or the settings in the object of that name.
 fn keys_at(home: ConfigFile, name: &str) -> Vec<&'static str> {
     match below(home, name) {
         keys if keys.is_empty() => keys_of(home).filter(|key| *key == name).collect(),
@@ -151,7 +153,7 @@ fn keys_at(home: ConfigFile, name: &str) -> Vec<&'static str> {
     }
 }
 
-/// What is said to someone who wrote `given`, one name of an object, and is likely to mean `known`.
+/// Returns the advice for a user who wrote `given` and probably means `known`.
 fn suggestion(given: &str, known: &str) -> String {
     if !given.contains('.') {
         return format!("did you mean `{known}`?");
@@ -162,7 +164,7 @@ fn suggestion(given: &str, known: &str) -> String {
     format!("a name with a dot must be nested, as in `{nested}`")
 }
 
-/// Names of settings, and of the objects that hold them.
+/// Returns the setting, or the object of settings, that `name` most likely stands for.
 pub fn nearest(home: ConfigFile, name: &str) -> Option<&'static str> {
     let given = plain(without_section(name));
     if let Some((_, known)) = OTHER_NAMES
@@ -188,11 +190,12 @@ pub fn nearest(home: ConfigFile, name: &str) -> Option<&'static str> {
             return Some(begun);
         }
     }
-    // Of a short name, more than half would be another one.
+    // In a short name, less than half of the letters may differ.
     (distance <= ALWAYS_ALIKE.max(length / 4) && distance < length.div_ceil(2)).then_some(known)
 }
 
-/// How many letters differ, as people see it: of the whole name, or of its last part if that was put in another place.
+/// Counts the letters that differ: in the whole name, or in its last part plus one if that part was
+/// put elsewhere.
 fn distance(given: &str, known: &str) -> usize {
     let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_string();
     let (given, known) = (plain(without_section(given)), plain(without_section(known)));
@@ -212,12 +215,12 @@ fn without_section(name: &str) -> &str {
     name
 }
 
-/// As `kg config set` could be told: capitals, `-` and `_` make no difference.
+/// Removes differences that users overlook: capitals, `-` and `_`.
 fn plain(name: &str) -> String {
     name.to_lowercase().replace(['-', '_'], "")
 }
 
-/// What a name next to `backup` was meant as, if it looks like it.
+/// Returns the name that a misplaced name next to `backup` probably stands for.
 fn nearest_beside(name: &str) -> Option<&'static str> {
     let name = plain(name);
     match name.split_once('.') {
@@ -226,7 +229,7 @@ fn nearest_beside(name: &str) -> Option<&'static str> {
     }
 }
 
-/// The settings that `value` holds, if its name was to be `backup`.
+/// Returns the settings in `value`, whose name probably stands for `backup`.
 fn meant_by_members(value: &Value) -> Vec<&'static str> {
     let is_in = |key: &&str| {
         without_section(key)

@@ -27,12 +27,12 @@ use crate::{
 const WRITER_VERSION: usize = 96;
 /// Read version in the header of a database in WAL mode.
 const WAL_VERSION: u8 = 2;
-const LET_SQLITE: &str = "Stop what uses the database, move the -wal and -shm away, and look at what is missing; or restore \
-                          the newest good backup";
+const LET_SQLITE: &str = "Stop the processes that use the database, move the -wal and -shm away, \
+                          and check what is missing; or restore the newest good backup";
 
 /// Remedy if a process commits to another WAL.
-const REOPEN: &str = "Copy what that process holds while it runs (`VACUUM INTO` on its own connection), then restart it with this \
-                      path: the next commit is seen here";
+const REOPEN: &str = "While that process runs, copy its database with `VACUUM INTO` on its own \
+                      connection. Then restart it with this path: the next commit is visible here";
 
 pub fn check(database: &Path, named: &Named, cancel: &CancelToken) -> Vec<Issue> {
     let mut issues = Vec::new();
@@ -74,13 +74,14 @@ fn old_writer(database: &Path, named: &Named) -> Option<Issue> {
         version % 1000
     );
     let message = format!(
-        "{} is in WAL mode and was written by SQLite {shown}, which can corrupt it where two processes write and checkpoint at once",
+        "{} is in WAL mode and was written by SQLite {shown}, which can corrupt it if two \
+         processes write and checkpoint at once",
         named.path
     );
     Some(named.issue(
         IssueCode::SqliteOld,
         message,
-        "Let everything that writes to it use SQLite 3.51.3 or newer",
+        "Use SQLite 3.51.3 or newer in every program that writes to it",
     ))
 }
 
@@ -104,8 +105,7 @@ fn wal(database: &Path, named: &Named, cancel: &CancelToken) -> Option<Issue> {
     }
     let shown = format!("{}-wal", named.path);
     let unreadable = |why: &str| {
-        let message =
-            format!("SQLite ignores {shown}, which {why}: what was committed to it is lost");
+        let message = format!("SQLite ignores {shown}, which {why}: the commits in it are lost");
         Some(
             named
                 .issue(IssueCode::WalUnreadable, message, LET_SQLITE)
@@ -130,7 +130,7 @@ fn wal(database: &Path, named: &Named, cancel: &CancelToken) -> Option<Issue> {
     };
     let start = read_start::<20>(database).filter(|start| start.starts_with(MAGIC))?;
     let foreign = |why: String| {
-        let message = format!("{shown} is not of the database beside it: {why}");
+        let message = format!("{shown} does not belong to the database next to it: {why}");
         Some(
             named
                 .issue(IssueCode::WalForeign, message, LET_SQLITE)
@@ -144,7 +144,7 @@ fn wal(database: &Path, named: &Named, cancel: &CancelToken) -> Option<Issue> {
     let of_wal = word(&header, 2);
     if of_wal != page_size {
         return foreign(format!(
-            "its pages are of {of_wal} bytes, those of the database of {page_size}"
+            "its pages have {of_wal} bytes, but those of the database have {page_size}"
         ));
     }
     if start[19] != WAL_VERSION {
@@ -158,7 +158,8 @@ fn wal(database: &Path, named: &Named, cancel: &CancelToken) -> Option<Issue> {
 pub fn wal_is_foreign(named: &Named) -> Issue {
     let shown = format!("{}-wal", named.path);
     let message = format!(
-        "{} is as it should be without {shown}, and not with it: that is not its WAL, or a damaged one",
+        "{} is sound without {shown}, but not with it: that WAL is damaged or belongs to another \
+         database",
         named.path
     );
     named

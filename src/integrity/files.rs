@@ -48,14 +48,14 @@ pub fn check(
     let journal = project.state_dir().join(exclude::JOURNAL_FILE);
     if let Ok(found) = fs::symlink_metadata(&journal) {
         let message =
-            "A restore was interrupted: the project is half of what it was and half of a backup";
+            "A restore was interrupted: the project is a mixture of its earlier state and a backup";
         let who = if found.uid() == geteuid().as_raw() {
             String::new()
         } else {
             format!(" as user {}", found.uid())
         };
         let remedy = format!(
-            "Run `kg diag backup`{who}, which first takes the restore back or completes it"
+            "Run `kg diag backup`{who}, which first rolls the restore back or completes it"
         );
         issues.push(
             Issue::new(IssueCode::RestorePending, Part::Files, message, remedy)
@@ -70,14 +70,14 @@ pub fn check(
         exposed: Examples::default(),
     };
     walk.directory(&project.state_dir(), STATE_DIR)?;
-    let remedy = "Give this user access to them, or remove what leads nowhere";
+    let remedy = "Give this user access to them, or remove links that lead nowhere";
     issues.extend(issue_of(
         walk.unreadable,
         IssueCode::FileUnreadable,
         "files cannot be read",
         remedy,
     ));
-    let remedy = "Take the right to read from group and others: chmod go= FILE";
+    let remedy = "Remove the access of group and others: chmod go= FILE";
     issues.extend(issue_of(
         walk.exposed,
         IssueCode::KeyExposed,
@@ -120,7 +120,8 @@ fn configuration(project: &Project) -> Vec<Issue> {
             names::encode(Path::new(&entry.file_name()))
         );
         if is_config && entry.path().exists() && !entry.path().is_file() {
-            let message = format!("{path} is a directory, pipe or device, so no setting counts");
+            let message =
+                format!("{path} is a directory, pipe or device, so its settings are ignored");
             let remedy = "Put a file in its place, or restore it with `kg diag restore --file latest --config-only`";
             issues.push(
                 Issue::new(IssueCode::ConfigInvalid, Part::Files, message, remedy).path(path),
@@ -172,7 +173,7 @@ fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
     }
     let database = config.pointer("/database/path");
     if let Some(value) = database.filter(|value| value.as_str().is_none_or(str::is_empty)) {
-        wrong.add(format!("`database.path` is {value}: it should be a text"));
+        wrong.add(format!("`database.path` is {value}: it should be a string"));
     }
     let mut told = Vec::new();
     let mut issues = Vec::new();
@@ -191,7 +192,7 @@ fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
     }
     if !wrong.is_empty() {
         let (severity, consequence) = match settings.refuses_backups() {
-            Some(_) => (Severity::Error, ", and backups are refused because of that"),
+            Some(_) => (Severity::Error, ", so backups are refused"),
             None => (Severity::Warning, ""),
         };
         let message = format!(
@@ -209,10 +210,10 @@ fn settings(config: &Value, path: &str, file: &Path) -> Vec<Issue> {
     secret_settings(config, "", &mut secrets);
     if is_open && !secrets.is_empty() {
         let message = format!(
-            "{path} holds {} secrets, and others can read it",
+            "{path} contains {} secrets, and others can read it",
             secrets.count
         );
-        let remedy = format!("Take the right to read from group and others: chmod go= {path}");
+        let remedy = format!("Remove the access of group and others: chmod go= {path}");
         issues.push(
             Issue::new(IssueCode::KeyExposed, Part::Files, message, remedy)
                 .path(path)
@@ -330,7 +331,7 @@ fn writable_by_others(project: &Project, database: &Path) -> Option<Issue> {
             found.add(shown(project, &path));
         }
     }
-    let remedy = "Take the right to write from others: chmod o-w FILE";
+    let remedy = "Remove the write permission of others: chmod o-w FILE";
     issue_of(
         found,
         IssueCode::Permissions,
@@ -402,12 +403,12 @@ pub fn documents(
     let all_gone = gone.count == paths.len() as u64;
     if !gone.is_empty() {
         let message = format!(
-            "The documents of {} of {} nodes are not there",
+            "The documents of {} of {} nodes are missing",
             gone.count,
             paths.len()
         );
         let remedy = if all_gone {
-            "Nothing to do in a copy of a project, which holds no documents"
+            "Nothing to do in a copy of a project, which contains no documents"
         } else {
             "Put the documents back, or let the host read the project again"
         };
@@ -462,7 +463,7 @@ fn unindexed(
     issue_of(
         found,
         IssueCode::DocumentUnindexed,
-        "documents lie beside those of nodes and have no node",
+        "documents are next to those of nodes but have no node",
         remedy,
     )
 }

@@ -86,7 +86,7 @@ pub fn check(connection: &Connection, named: &Named, check: &Check) -> Result<Ve
                     .issue(
                         IssueCode::NotChecked,
                         message,
-                        "Check it in the host, which has what it needs",
+                        "Check it in the host, which provides what it needs",
                     )
                     .table(name)
             }

@@ -14,6 +14,7 @@ macro_rules! issue_codes {
         pub enum IssueCode { $($(#[doc = $doc])+ #[serde(rename = $text)] $name,)+ }
 
         impl IssueCode {
+            #[cfg(not(without_internals))]
             pub const ALL: &[IssueCode] = &[$(IssueCode::$name),+];
 
             pub fn as_str(self) -> &'static str {

@@ -189,10 +189,10 @@ fn look(subject: &CheckTarget, scope: Scope, check: &Check) -> Result<Report> {
     };
     if let Some(why) = refused {
         let message = format!(
-            "Whether there is a database at {} cannot be told: {why}",
+            "Whether there is a database at {} cannot be determined: {why}",
             resolved.database.display()
         );
-        let remedy = "Give this user access to it, or run this as a user that has it";
+        let remedy = "Give this user access to it, or run this as a user who has access";
         report
             .issues
             .push(named.issue(IssueCode::DatabaseUnreadable, message, remedy));
@@ -366,13 +366,13 @@ fn check_private_copy(
     if !is_sound {
         if scope.database {
             let message = format!(
-                "The rows of {} were not checked, for its structure is damaged",
+                "The rows of {} were not checked because its structure is damaged",
                 named.path
             );
             let issue = named.issue(
                 IssueCode::NotChecked,
                 message,
-                "Repair that first, then check again",
+                "Repair the structure first, then check again",
             );
             report.issues.push(issue);
         }

@@ -157,13 +157,13 @@ impl Action {
     /// Returns a sentence about what the action would do, without its full stop.
     pub fn says(&self) -> String {
         match &self.work {
-            Work::Reindex { index } => format!("Build the index {index} again (REINDEX)"),
+            Work::Reindex { index } => format!("Rebuild the index {index} (REINDEX)"),
             Work::Rebuild { table } => {
-                format!("Build the full-text index {table} again from its table")
+                format!("Rebuild the full-text index {table} from its table")
             }
             Work::Remove { table, .. } => format!("Move these rows of {table} to {REMOVED}"),
             Work::Salvage => {
-                "Save what can be read in a new database, and keep the damaged one".to_string()
+                "Salvage what can be read into a new database, and keep the damaged one".to_string()
             }
         }
     }

@@ -107,8 +107,8 @@ pub fn empty(
 ) -> rusqlite::Result<Option<Issue>> {
     let tables = table_count(connection)?;
     let message = format!("{} is empty: it has no table", named.path);
-    let remedy = "Restore the newest good backup with `kg diag restore --file latest`; if the project is new, start the host, \
-                  which makes its tables";
+    let remedy = "Restore the newest good backup with `kg diag restore --file latest`; if the \
+                  project is new, start the host, which creates its tables";
     Ok((is_graph && tables == 0).then(|| named.issue(IssueCode::DatabaseEmpty, message, remedy)))
 }
 
@@ -123,8 +123,8 @@ pub fn missing(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<I
     for (table, severity) in TABLES {
         if !has_table(connection, table)? {
             let message = format!("{} has no table {table}", named.path);
-            let remedy =
-                "Start the host, which makes its tables; if rows are gone too, restore a backup";
+            let remedy = "Start the host, which creates its tables; if rows are missing too, restore a \
+                 backup";
             issues.push(
                 named
                     .issue(IssueCode::TableMissing, message, remedy)
@@ -143,7 +143,7 @@ pub fn missing(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<I
         let issue = named.issue(
             IssueCode::TriggerMissing,
             message,
-            "Start the host, which makes its triggers",
+            "Start the host, which creates its triggers",
         );
         issues.push(issue.table("nodes_fts"));
     }
@@ -189,7 +189,7 @@ fn tags(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<Issue>> 
         return Ok(Vec::new());
     }
     let message = format!(
-        "{} rows of node_tags in {} are of a node or tag that does not exist",
+        "{} rows of node_tags in {} refer to a node or tag that does not exist",
         found.count, named.path
     );
     Ok(vec![
@@ -294,7 +294,7 @@ fn foreign_keys(connection: &Connection, named: &Named) -> rusqlite::Result<Vec<
                 "{} rows of {table} in {} refer to a row that does not exist",
                 found.count, named.path
             );
-            let remedy = "Correct or remove the rows that are named";
+            let remedy = "Correct or remove the listed rows";
             issues.push(
                 named
                     .issue(IssueCode::ForeignKey, message, remedy)

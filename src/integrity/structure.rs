@@ -17,8 +17,8 @@ use crate::{
 
 /// Number of findings after which `integrity_check` stops.
 const MAX_FINDINGS: u32 = 1000;
-pub const RESTORE: &str = "Restore the newest good backup with `kg diag restore --file latest`, or save what can be read with \
-                           `kg diag repair`";
+pub const RESTORE: &str = "Restore the newest good backup with `kg diag restore --file latest`, or \
+                           salvage what can be read with `kg diag repair`";
 
 /// Tables and indexes by root page, and the table of each index.
 #[derive(Default)]
@@ -87,9 +87,9 @@ fn not_checked(named: &Named, found: &Findings) -> Vec<Issue> {
                      what,
                      reason,
                  }: &NotChecked| {
-        let message = format!("{} was not checked, {what}: {reason}", named.path);
+        let message = format!("{} was not fully checked ({what}): {reason}", named.path);
         let remedy =
-            "Check it in the host, which has what it needs; every page of it is accounted for";
+            "Check it in the host, which provides what it needs; every page of it is accounted for";
         let issue = named.issue(IssueCode::NotChecked, message, remedy);
         if table.is_empty() {
             issue
@@ -133,10 +133,10 @@ fn describe(named: &Named, finding: Finding, found: Examples) -> Issue {
             )
         }
         IssueCode::Constraint => {
-            let message = format!("Rows{of_table} in {path} break what the table declares");
+            let message = format!("Rows{of_table} in {path} violate the constraints of the table");
             (
                 message,
-                "Correct the rows that are named, or restore the newest good backup",
+                "Correct the listed rows, or restore the newest good backup",
             )
         }
         IssueCode::FullTextDamaged => {

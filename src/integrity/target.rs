@@ -134,7 +134,7 @@ impl Resolved {
                 "{} lies outside the project: a copy of the project uses it too",
                 named.path
             );
-            let remedy = "Leave it there if that is meant; a repair works on it if it is named";
+            let remedy = "Leave it there if that is intended; a repair changes it if it is named";
             issues.push(
                 named
                     .issue(IssueCode::DatabaseOutside, message, remedy)
@@ -150,7 +150,8 @@ impl Resolved {
                 "{} has {links} more names (hard links) outside {STATE_DIR}: it may be the database of another project too",
                 named.path
             );
-            let remedy = "Make it a file of its own: copy it with `sqlite3 … 'VACUUM INTO …'`, and put the copy in its place";
+            let remedy = "Make it a separate file: copy it with `sqlite3 … 'VACUUM INTO …'`, and \
+                          replace it with the copy";
             issues.push(
                 named
                     .issue(IssueCode::DatabaseOutside, message, remedy)
@@ -159,10 +160,12 @@ impl Resolved {
         }
         for (other, _) in same_file::others_with_wal(project.root(), &self.database) {
             let message = format!(
-                "{other} is another name of {}, and has a WAL or journal of its own: what was committed to {other}-wal is not seen here",
+                "{other} is another name of {}, and has its own WAL or journal: the commits in \
+                 {other}-wal are not visible here",
                 named.path
             );
-            let remedy = "Open it once with that name and close it, while nothing else uses it; then use one name only";
+            let remedy = "Open it once by that name and close it, while nothing else uses it; then \
+                          use only one name";
             issues.push(named.issue(IssueCode::WalNotInUse, message, remedy));
         }
         issues

@@ -35,7 +35,7 @@ const NUMBER_BYTES: u64 = 4;
 pub const MAX_INDEX_BYTES: u64 = 1 << 30;
 /// Name under which the graph is attached to a connection to a store.
 pub const ATTACHED: &str = "graph";
-const REGENERATE: &str = "Make the vectors again: `kg graph --regenerate-vectors`";
+const REGENERATE: &str = "Generate the vectors again: `kg graph --regenerate-vectors`";
 
 /// Vectors with faulty numbers, by kind of fault.
 #[derive(Default)]
@@ -52,17 +52,17 @@ impl Numbers {
             (
                 self.length,
                 IssueCode::VectorLength,
-                "vectors are not as long as their dimensions say",
+                "vectors do not have the length that their dimensions require",
             ),
             (
                 self.not_finite,
                 IssueCode::VectorNotFinite,
-                "vectors hold something that is no finite number",
+                "vectors contain a value that is not a finite number",
             ),
             (
                 self.zero,
                 IssueCode::VectorZero,
-                "vectors are zeros alone, and so like nothing",
+                "vectors contain only zeros, so they are similar to nothing",
             ),
         ];
         let issue = |(found, code, what): (Examples, _, _)| {
@@ -183,7 +183,7 @@ fn numbers_of(
             odd.count += found.count - found.examples.len() as u64;
         }
         let message = format!(
-            "{} vectors of {} have other dimensions than the usual {usual}",
+            "{} vectors of {} have dimensions that differ from the usual {usual}",
             odd.count, named.path
         );
         issues.push(
@@ -223,7 +223,7 @@ fn compare(
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let name = row.get_ref(0)?;
-            found.add(name.as_str().unwrap_or("an id that is no text"));
+            found.add(name.as_str().unwrap_or("an id that is not text"));
         }
         Ok(found)
     };
@@ -237,7 +237,10 @@ fn compare(
     // removed.
     let is_other = orphans.count == count && nodes > 0;
     if !orphans.is_empty() && is_other {
-        let message = format!("None of the {count} vectors of {} is of a node", named.path);
+        let message = format!(
+            "None of the {count} vectors of {} belongs to a node",
+            named.path
+        );
         issues.push(
             named
                 .issue(IssueCode::VectorOrphan, message, REGENERATE)
@@ -245,7 +248,7 @@ fn compare(
         );
     } else if !orphans.is_empty() {
         let message = format!(
-            "{} vectors of {} are of nodes that do not exist",
+            "{} vectors of {} belong to nodes that do not exist",
             orphans.count, named.path
         );
         issues.push(
@@ -347,7 +350,7 @@ fn read_index(path: &Path) -> std::result::Result<Index, String> {
         _ if index.dimensions == 0 || index.dimensions > u64::from(u32::MAX) => {
             Err("`dimensions` is out of range".into())
         }
-        Some(pair) => Err(format!("the id {} is in it twice", pair[0])),
+        Some(pair) => Err(format!("the id {} occurs twice", pair[0])),
         None => Ok(index),
     }
 }
@@ -375,7 +378,7 @@ fn check_file(
             "longer than its index"
         };
         let message = format!(
-            "{} is {what}: it has {size} bytes, its index describes {expected}",
+            "{} is {what}: it has {size} bytes, but its index describes {expected}",
             named.path
         );
         issues.push(

@@ -77,7 +77,7 @@ impl Config {
 
     fn check(&self) -> Result<()> {
         if self.storage_options.is_some() {
-            let message = "This release does not know `storageOptions`";
+            let message = "This release does not support `storageOptions`";
             return Err(Error::new(Code::Unsupported, message, "Leave it out"));
         }
         self.encryption.as_ref().map_or(Ok(()), Encryption::check)?;
@@ -238,7 +238,7 @@ impl Encryption {
         match self {
             Encryption::Is(false) => Ok(()),
             Encryption::Is(true) => Err(Error::invalid(
-                "`encryption` is true, which names no key",
+                "`encryption` is true, but names no key",
                 "Give the keys",
             )),
             Encryption::Keys(options) => options.check(),
@@ -302,7 +302,8 @@ impl EncryptionOptions {
     pub(super) fn check(&self) -> Result<()> {
         let source = self.source();
         if source.is_empty() {
-            let remedy = "Give `passphrase`, `passphraseFile`, `recipients` or `identityFile`, or leave `encryption` out";
+            let remedy = "Give `passphrase`, `passphraseFile`, `recipients` or `identityFile`, or \
+                          leave `encryption` out";
             return Err(Error::new(
                 Code::KeyNeeded,
                 "`encryption` names no key",
@@ -425,7 +426,7 @@ pub(super) fn compression(kind: Option<&Value>, level: Option<f64>) -> Result<Co
         None => Compression::GZIP,
         Some(given) => config::compression(given).ok_or_else(|| {
             let message =
-                format!("`compression` is {given}, none of true, false, \"gzip\" and \"zstd\"");
+                format!("`compression` is {given}, not true, false, \"gzip\" or \"zstd\"");
             Error::invalid(message, "Leave it out for gzip")
         })?,
     };

@@ -177,7 +177,7 @@ fn outcome(work: impl FnOnce() -> Result<Value>) -> String {
             .downcast_ref::<String>()
             .map(String::as_str)
             .or(panic.downcast_ref::<&str>().copied());
-        let message = format!("A defect of this software: {}", said.unwrap_or("a panic"));
+        let message = format!("Internal error: {}", said.unwrap_or("a panic"));
         Err(Error::new(Code::Internal, message, "Please report this"))
     });
     match done {
@@ -327,7 +327,7 @@ fn value(result: impl serde::Serialize) -> Result<Value> {
     serde_json::to_value(result).map_err(|cause| {
         Error::new(
             Code::Internal,
-            "The result cannot be told",
+            "The result could not be serialized",
             "Please report this",
         )
         .with_cause(cause)

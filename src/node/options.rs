@@ -416,8 +416,9 @@ impl Checks {
         };
         match self.repair_mode {
             Some(true) if scope != Scope::ALL => Err(Error::invalid(
-                "`repairMode` goes with all of the checks",
-                "Leave `checkDatabase`, `checkFiles` and `checkVectors` out, or hand what you want repaired to repair()",
+                "`repairMode` requires all checks",
+                "Leave `checkDatabase`, `checkFiles` and `checkVectors` out, or pass the issues to \
+                 repair()",
             )),
             Some(true) => Ok(None),
             _ => Ok(Some(scope)),

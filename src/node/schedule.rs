@@ -55,7 +55,7 @@ impl ScheduleOptions {
         )?;
         if self.full_backup_interval.is_some() && self.kind != Some(BackupType::Incremental) {
             return Err(Error::invalid(
-                "`fullBackupInterval` goes with the type `incremental`",
+                "`fullBackupInterval` requires the type `incremental`",
                 "Set `type` to `incremental`, or leave it out",
             ));
         }

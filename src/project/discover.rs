@@ -57,7 +57,9 @@ pub struct Selection {
     pub exclude_patterns: Vec<String>,
 }
 
+#[cfg(not(without_internals))]
 impl Selection {
+    /// Selects everything that a full backup saves.
     pub fn everything() -> Self {
         Selection {
             scope: Scope::Full,
@@ -189,8 +191,9 @@ fn graph_database(project: &Project, warnings: &mut Vec<Warning>) -> Result<Grap
     });
     if let Some(owner) = database_path::other_owner(project.root(), &located.absolute) {
         let message = format!(
-            "The configuration names the database of another project, {}: the backup holds what that one has. If this is a copy of \
-             it, set `database.path` in .kg/config.json to a database of its own",
+            "The configuration names the database of another project, {}, so the backup contains \
+             that database. If this project is a copy, set `database.path` in .kg/config.json to a \
+             database of its own",
             owner.display()
         );
         warnings.push(Warning::new(WarningCode::Config, message));
@@ -338,7 +341,8 @@ impl ProjectWalk<'_> {
             Ok(true) => self.add(path, absolute, component, SourceKind::Database),
             Ok(false) if is_orphan(&absolute) => {
                 let message = format!(
-                    "{path} is the WAL or journal of a database that is gone, and was left out"
+                    "{path} is the WAL or journal of a database that no longer exists, and was \
+                     left out"
                 );
                 self.warn(WarningCode::FileUnreadable, &path, message);
             }

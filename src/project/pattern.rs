@@ -110,7 +110,7 @@ impl Pattern {
         };
         if text.starts_with('#') {
             return Err(refused(
-                "it is a comment; for a name that begins so, write `\\#`",
+                "it is a comment; if a name begins with `#`, write `\\#`",
             ));
         }
         let (is_negated, body) = text
@@ -119,7 +119,7 @@ impl Pattern {
         let body = body.trim_end();
         let inside = normalized(root, body).map_err(|what| refused(&what))?;
         if inside.is_empty() {
-            return Err(refused("it names nothing inside of the project"));
+            return Err(refused("it matches nothing inside the project"));
         }
         let slash = if body.ends_with('/') { "/" } else { "" };
         // Like `a/name`, `/name` starts at the root. A name without a slash matches anywhere.
@@ -306,10 +306,10 @@ mod tests {
     #[test]
     fn what_is_no_pattern_or_leads_out_of_the_project_is_refused() {
         for (pattern, what) in [
-            ("", "names nothing"),
-            ("/", "names nothing"),
-            ("./", "names nothing"),
-            ("!", "names nothing"),
+            ("", "matches nothing inside the project"),
+            ("/", "matches nothing inside the project"),
+            ("./", "matches nothing inside the project"),
+            ("!", "matches nothing inside the project"),
             ("a[", "is not a pattern"),
             ("{b", "is not a pattern"),
             ("# all", "comment"),
@@ -317,7 +317,7 @@ mod tests {
             ("plugins/../../x", "leads out"),
             ("/etc/passwd", "leads out"),
             ("/srv/project/../other", "leads out"),
-            ("/srv/project", "names nothing"),
+            ("/srv/project", "matches nothing inside the project"),
         ] {
             let error = Patterns::new(Path::new("/srv/project"), &[pattern.to_string()], "paths")
                 .unwrap_err();

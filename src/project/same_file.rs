@@ -175,14 +175,13 @@ impl Group<'_> {
         for other in &others {
             let other = shown(self.root, other);
             let message = format!(
-                "{} and {other} are names of one database, and each has a WAL or journal of its own: which of them holds the \
-                 commits cannot be told. {path} is saved{through}",
+                "{} and {other} are names of one database, and each has its own WAL or journal: \
+                 which of them contains the commits cannot be determined. {path} is saved{through}",
                 shown(self.root, &read)
             );
             warnings.push(Warning::about(WarningCode::SameFile, &path, message));
-            let message = format!(
-                "What was committed to {other}-wal is not in the backup; see KG_WARN_SAME_FILE"
-            );
+            let message =
+                format!("The commits in {other}-wal are not in the backup; see KG_WARN_SAME_FILE");
             warnings.push(Warning::about(WarningCode::WalNotInUse, &other, message));
         }
         for number in self.members.iter().filter(|number| **number != kept) {
@@ -208,8 +207,8 @@ impl Group<'_> {
         }
         if self.outside > 0 {
             let message = format!(
-                "{path} has {} more names (hard links) outside {STATE_DIR}: what a process committed to a WAL next to one of those is \
-                 not in the backup",
+                "{path} has {} more names (hard links) outside {STATE_DIR}: commits in a WAL next \
+                 to one of those are not in the backup",
                 self.outside
             );
             warnings.push(Warning::about(WarningCode::SameFile, &path, message));

@@ -108,7 +108,7 @@ impl Rows<'_, '_> {
             .map(|shape| Filler::new(&target.connection, &tree.name, shape, tree.by_rowid));
         if filler.as_ref().is_some_and(|filler| !filler.keeps_rowids()) {
             salvaged.warnings.push(format!(
-                "{} has columns that hide its rowid: its rows were numbered anew",
+                "{} has columns that hide its rowid: its rows were renumbered",
                 tree.name
             ));
         }

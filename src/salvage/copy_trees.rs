@@ -237,7 +237,7 @@ pub fn append(
         None => Ok(refused),
         Some(reason) => Err(Error::new(
             Code::Internal,
-            format!("The database that was made of what could be read is not sound: {reason}"),
+            format!("The salvaged database is not sound: {reason}"),
             "Nothing was changed; restore the newest good backup, and please report this",
         )),
     }

@@ -61,7 +61,7 @@ pub fn read(
         return Ok(Ok(None));
     }
     let Some(header) = header_at(&file, 0) else {
-        return Ok(Err("its header is none of a journal".to_string()));
+        return Ok(Err("its header is not that of a journal".to_string()));
     };
     if names_super_journal(&file).map_err(failed)?
         && !super_journal(&file, length).is_some_and(|path| path.exists())
@@ -85,7 +85,8 @@ pub fn read(
             header_at(&overlay.file, at).filter(|next| is_complete && next.page_size == page_size);
         if !is_complete {
             overlay.lacks = Some(
-                "is damaged: pages that it holds behind the damage are as the transaction left them",
+                "is damaged: pages that it contains after the damage are as the transaction left \
+                 them",
             );
         }
     }

@@ -111,7 +111,7 @@ fn salvage_new(
     let nothing = || {
         Error::new(
             Code::DatabaseDamaged,
-            format!("{} holds nothing that could be recovered", path.display()),
+            format!("{} contains nothing that could be salvaged", path.display()),
             "Restore the newest good backup with `kg diag restore --file latest`",
         )
     };
@@ -238,7 +238,7 @@ fn warn(
         && !tables.is_empty()
     {
         salvaged.warnings.push(format!(
-            "Rows refer by foreign key to rows that are not there, in: {}",
+            "Rows refer by foreign key to rows that do not exist, in: {}",
             tables.join(", ")
         ));
     }

@@ -50,7 +50,7 @@ pub fn add_fallback(schema: &mut Schema, fallback: FallbackSchema<'_>, warnings:
     }
     if !added.is_empty() {
         warnings.push(format!(
-            "The schema is damaged; these were made as they are known to be: {}",
+            "The schema is damaged; these were created from their known definitions: {}",
             added.join(", ")
         ));
     }

@@ -43,7 +43,7 @@ pub fn open(path: &Path, salvaged: &mut Salvaged, cancel: &CancelToken) -> Resul
         if !matches!(wal.read, Ok(None)) {
             salvaged.wal = LogUse::Ignored;
             salvaged.warnings.push(
-                "The WAL beside the database was ignored: there is a rollback journal too"
+                "The WAL next to the database was ignored: there is a rollback journal too"
                     .to_string(),
             );
         }
@@ -85,7 +85,7 @@ impl Log {
                     match objection(alone, &with, cancel)? {
                         None => {
                             warnings.extend(lacks.map(|what| {
-                                format!("The {} beside the database {what}", self.name)
+                                format!("The {} next to the database {what}", self.name)
                             }));
                             return Ok((Some(with), LogUse::Applied));
                         }
@@ -95,7 +95,7 @@ impl Log {
                 Err(reason) => reason,
             };
         warnings.push(format!(
-            "The {} beside the database was ignored: {reason}",
+            "The {} next to the database was ignored: {reason}",
             self.name
         ));
         Ok((None, LogUse::Ignored))
@@ -107,7 +107,7 @@ impl Log {
 /// worse is rejected.
 fn fits(alone: &Source, with: &Source, cancel: &CancelToken) -> Result<Option<&'static str>> {
     if with.overlay().is_none() {
-        return Ok(Some("its pages are of another size"));
+        return Ok(Some("its pages have another size"));
     }
     let (now, before) = (&alone.header, &with.header);
     let is_next = now.change_counter.wrapping_sub(before.change_counter) <= 1;
@@ -125,7 +125,7 @@ fn foreign(
     cancel: &CancelToken,
 ) -> Result<Option<&'static str>> {
     let Some(wal) = with_wal.overlay() else {
-        return Ok(Some("its pages are of another size"));
+        return Ok(Some("its pages have another size"));
     };
     if alone.header.is_sound && !alone.header.is_wal {
         return Ok(Some("the database is not in WAL mode"));

@@ -149,7 +149,7 @@ impl Chains {
             let page = walk
                 .source
                 .page(next)
-                .ok_or("an overflow page of it could not be read")?;
+                .ok_or("one of its overflow pages could not be read")?;
             // A leaf of the freelist keeps its old content, so if a tree leads to it, the freelist
             // is wrong. A trunk page does not keep its content.
             if walk.is_free[index]
@@ -166,13 +166,13 @@ impl Chains {
                 return Err("its chain of overflow pages is broken".into());
             }
             if is_last && page.iter().all(|byte| *byte == 0) {
-                return Err("its last overflow page is nothing but zeros".into());
+                return Err("its last overflow page contains only zeros".into());
             }
             (before, next) = (next, following);
         }
         match is_contested {
             true => Err(Unread {
-                reason: "an overflow page of it is claimed by another row too",
+                reason: "one of its overflow pages is claimed by another row too",
                 contested: Some(payload),
             }),
             false => Ok(payload),

@@ -61,7 +61,7 @@ impl Readable {
             .tables
             .iter()
             .filter_map(|(name, rows)| match new.tables.get(name) {
-                None => Some(format!("the table {name} would not be there")),
+                None => Some(format!("the table {name} would be missing")),
                 Some(found) => {
                     let (before, after) = (rows.unwrap_or(0), found.unwrap_or(0));
                     (after + broken(name) < before)
@@ -246,7 +246,7 @@ mod tests {
             whole
                 .lacking_in(&Readable::default(), |_| 1000)
                 .unwrap()
-                .contains("the table w would not be there")
+                .contains("the table w would be missing")
         );
     }
 }

@@ -145,10 +145,10 @@ impl Target {
                 .iter()
                 .any(|word| word.starts_with(&object.kind.to_ascii_uppercase()));
         if !creates {
-            return Ok(Some("its text does not create it".to_string()));
+            return Ok(Some("its SQL does not create it".to_string()));
         }
         if self.has(&object.kind, &object.name)? {
-            return Ok(Some("there is another of that name".to_string()));
+            return Ok(Some("another object has that name".to_string()));
         }
         // The definition of a table in a schema contains no query and no ATTACH, so both are
         // denied.
@@ -170,7 +170,7 @@ impl Target {
         match outcome? {
             Some(reason) => Ok(Some(reason)),
             None if self.has(&object.kind, &object.name)? => Ok(None),
-            None => Ok(Some("its text creates something else".to_string())),
+            None => Ok(Some("its SQL creates something else".to_string())),
         }
     }
 
@@ -208,14 +208,16 @@ impl Target {
                          INSERT INTO {name}({name}, rank) VALUES('integrity-check', 1)"
                     ))
                 })?;
-                rebuilt.map(|reason| format!("it is empty, as it could not be rebuilt: {reason}"))
+                rebuilt
+                    .map(|reason| format!("it is empty because it could not be rebuilt: {reason}"))
             }
             "fts4" | "fts3" => {
                 let rebuilt = self.in_savepoint(|connection| {
                     connection
                         .execute_batch(&format!("INSERT INTO {name}({name}) VALUES('rebuild')"))
                 })?;
-                rebuilt.map(|reason| format!("it is empty, as it could not be rebuilt: {reason}"))
+                rebuilt
+                    .map(|reason| format!("it is empty because it could not be rebuilt: {reason}"))
             }
             // The content of other modules is in tables of their own, which were copied.
             _ => None,
@@ -273,7 +275,7 @@ impl Target {
             return Err(Error::new(
                 Code::Internal,
                 format!(
-                    "The database that was made of what could be read is not sound: {}",
+                    "The salvaged database is not sound: {}",
                     findings.join("; ")
                 ),
                 "Restore the newest good backup, and please report this",

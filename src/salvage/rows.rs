@@ -121,7 +121,7 @@ impl<'c> Filler<'c> {
     ) -> rusqlite::Result<Result<(), String>> {
         let types = serial_types(payload, payload.len() as u64).map(|(types, _)| types);
         let Some((types, row)) = types.zip(values(payload, encoding)) else {
-            return Ok(Err("it is no record".to_string()));
+            return Ok(Err("it is not a record".to_string()));
         };
         if !self.shape.allows(&types) {
             return Ok(Err("its values do not fit the columns".to_string()));
@@ -130,14 +130,14 @@ impl<'c> Filler<'c> {
             .iter()
             .any(|value| matches!(value, Value::DoubtfulText(_)))
         {
-            return Ok(Err("a text of it is damaged".to_string()));
+            return Ok(Err("one of its texts is damaged".to_string()));
         }
         if !self.statements.contains_key(&row.len()) {
             let statement = self.connection.prepare(&self.sql(row.len()))?;
             self.statements.insert(row.len(), statement);
         }
         let Some(statement) = self.statements.get_mut(&row.len()) else {
-            return Ok(Err("it is no record".to_string()));
+            return Ok(Err("it is not a record".to_string()));
         };
         let mut index = 0;
         let mut bind = |statement: &mut Statement<'_>, value: &dyn ToSql| {

@@ -48,7 +48,7 @@ pub fn read(
         || !header.starts_with(WAL_MAGIC)
         || header[3] & 0xfe != 0x82
     {
-        return Ok(Err("its header is none of a WAL".to_string()));
+        return Ok(Err("its header is not that of a WAL".to_string()));
     }
     let is_big_endian = header[3] & 1 == 1;
     let page_size = u32_at(&header, 8).unwrap_or(0) as usize;
@@ -121,10 +121,10 @@ pub fn of_another_state(
             Some("it is older than the database")
         }
         counter if oldest.is_some_and(|oldest| oldest.saturating_sub(1) > counter) => {
-            Some("it is newer than the database, and changes between the two are in neither")
+            Some("it is newer than the database, and neither contains the changes in between")
         }
         _ if wal.oldest_header.is_none() && header.page_count != wal.page_count => {
-            Some("the database that it is of has another size")
+            Some("its database has another size")
         }
         _ => None,
     }

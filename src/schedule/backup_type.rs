@@ -1,14 +1,15 @@
-//! A full or an incremental backup.
+//! The choice between a full and an incremental backup.
 
 use jiff::{Timestamp, tz::TimeZone};
 
 use crate::{archive::manifest::BackupType, store::Backup};
 
-/// What the next run makes where the schedule wants `kind`: an incremental one becomes a full one where there is nothing whole to rest
-/// on, or where the newest full one was made `full_every` days ago or more: days of the calendar in `zone`, so that a run that begins
-/// a second earlier than last week's makes a full one all the same.
+/// Returns the type of the next backup, given that the schedule asks for `kind`. An incremental
+/// backup becomes a full one if there is no good backup to build on. It also becomes a full one if
+/// its chain began at least `full_every` days ago.
 ///
-/// `backups` are those of one project, newest first.
+/// These are calendar days in `zone`, so a run that begins a second earlier than last week's still
+/// makes a full backup. `backups` are those of one project, newest first.
 pub fn choose(
     backups: &[Backup],
     kind: BackupType,
@@ -22,7 +23,8 @@ pub fn choose(
     let Some(newest) = newest_good(backups) else {
         return BackupType::Full;
     };
-    // That the chain is broken is told by the backup, which finds another base or warns that it is a full one.
+    // The backup itself reports a broken chain: it finds another base or warns that it is a full
+    // backup.
     let Some(chain) = start_of(newest, backups) else {
         return kind;
     };
@@ -37,7 +39,7 @@ pub fn choose(
     if is_old { BackupType::Full } else { kind }
 }
 
-/// When the newest backup was made that a run of `kind` would have made.
+/// Returns when the newest backup was made that counts as a run of `kind`.
 pub fn last_run(backups: &[Backup], kind: BackupType) -> Option<i64> {
     let counts = |backup: &&Backup| {
         !backup.safety_backup
@@ -53,10 +55,10 @@ fn newest_good(backups: &[Backup]) -> Option<&Backup> {
     backups.iter().find(is_good)
 }
 
-/// The full backup that `newest` rests on, if all between them are there.
+/// Returns the full backup at the start of the chain of `newest`, if no member is missing.
 fn start_of<'a>(newest: &'a Backup, backups: &'a [Backup]) -> Option<&'a Backup> {
     let mut link = newest;
-    // No chain is longer than there are backups; a longer one leads in a circle.
+    // A chain cannot have more members than there are backups, so a longer one is a cycle.
     for _ in 0..backups.len() {
         match &link.based_on {
             None => return Some(link),

@@ -1,7 +1,8 @@
-//! The times that a cron expression names in a time zone.
+//! The times that a cron expression specifies in a time zone.
 //!
-//! What happens when clocks change is croner's, which follows Vixie cron: a fixed time of the day that a change skips happens right
-//! after it, one that a change repeats happens once; expressions with `*` or steps for minute or hour follow the clock as it runs.
+//! The croner crate handles clock changes like Vixie cron. A fixed time of day that a clock change
+//! skips happens right after the change; one that is repeated happens once. Expressions with `*` or
+//! steps for the minute or hour follow the running clock.
 
 use std::fmt;
 
@@ -44,7 +45,7 @@ impl fmt::Debug for Cadence {
 }
 
 impl Cadence {
-    /// `zone` is a name of the IANA database; `None` means the one of the system.
+    /// Parses an expression. `zone` is an IANA name; `None` means the time zone of the system.
     pub fn parse(expression: &str, zone: Option<&str>) -> Result<Self> {
         let cron = parse(expression).map_err(|cause| refuse(expression, &cause))?;
         let cadence = Cadence {
@@ -53,23 +54,19 @@ impl Cadence {
         };
         if cadence.next(Timestamp::UNIX_EPOCH).is_none() {
             return Err(invalid(format!(
-                "The schedule `{expression}` names no time at all: there is no such day"
+                "The schedule `{expression}` never occurs: there is no such day"
             )));
         }
         Ok(cadence)
     }
 
-    /// The first time after `after`; `None` only at the end of the calendar.
+    /// Returns the first time after `after`, or `None` at the end of the calendar.
     pub fn next(&self, after: Timestamp) -> Option<Timestamp> {
         let after = after.to_zoned(self.zone.clone());
         self.cron
             .find_next_occurrence(&after, false)
             .ok()
             .map(|found| found.timestamp())
-    }
-
-    pub fn zone(&self) -> &TimeZone {
-        &self.zone
     }
 }
 
@@ -79,8 +76,8 @@ pub fn time_zone(name: Option<&str>) -> Result<TimeZone> {
     };
     TimeZone::get(name).map_err(|_| {
         Error::invalid(
-            format!("`{name}` is no time zone"),
-            "Give a name of the IANA database, for example Europe/Berlin or UTC",
+            format!("`{name}` is not a time zone"),
+            "Give a name from the IANA database, for example Europe/Berlin or UTC",
         )
     })
 }
@@ -93,12 +90,12 @@ fn parse(expression: &str) -> std::result::Result<Cron, String> {
     parser.parse(expression).map_err(|cause| cause.to_string())
 }
 
-/// Says which field is wrong: the one that is refused while all others are `*`.
+/// Reports which field is wrong: the one that is still refused when all others are `*`.
 fn refuse(expression: &str, cause: &str) -> Error {
     let fields: Vec<&str> = expression.split_whitespace().collect();
     if expression.trim_start().starts_with('@') {
         return invalid(format!(
-            "The schedule `{expression}` is none of {}",
+            "The schedule `{expression}` is not one of {}",
             NICKNAMES.join(", ")
         ));
     }
@@ -120,7 +117,7 @@ fn refuse(expression: &str, cause: &str) -> Error {
         }
     }
     invalid(format!(
-        "The schedule `{expression}` is no cron expression: {cause}"
+        "The schedule `{expression}` is not a cron expression: {cause}"
     ))
 }
 
@@ -227,9 +224,9 @@ mod tests {
             ),
             ("0 2 * *", "has 4 fields instead of five or six"),
             ("0 0 2 * * * 2030", "has 7 fields instead of five or six"),
-            ("@sometimes", "is none of @yearly"),
+            ("@sometimes", "is not one of @yearly"),
             ("", "has 0 fields"),
-            ("0 2 30 2 *", "names no time at all"),
+            ("0 2 30 2 *", "never occurs"),
         ];
         for (expression, said) in cases {
             let error = Cadence::parse(expression, Some("UTC")).unwrap_err();

@@ -1,12 +1,12 @@
-//! When backups are made.
+//! Decides when backups are made.
 //!
 //! ```text
-//! cron ─▶ plan   the times that a cron expression names, what has been done, the time now ─▶ run, or wait until
-//!         kind   the backups that exist, the time now ─▶ a full or an incremental backup
+//! cron ─▶ plan    scheduled times, completed runs, the current time ─▶ run, or wait until a time
+//! backup_type     the existing backups, the current time ─▶ a full or an incremental backup
 //! ```
 //!
-//! Nothing here reads a clock: the time comes in as an argument, so a year passes in a test within milliseconds. The
-//! `BackupScheduler` of JavaScript and `kg serve` both follow this plan.
+//! Nothing in this module reads a clock: the time is an argument, so a test can simulate a year
+//! within milliseconds. Both the `BackupScheduler` of JavaScript and `kg serve` follow this plan.
 
 pub mod backup_type;
 pub mod cron;

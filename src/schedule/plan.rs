@@ -1,13 +1,14 @@
-//! What to do now: run, or wait until when.
+//! Decides what to do now: run, or wait until a time.
 //!
 //! ```text
-//! State::new(last backup) ─▶ decide(now) ─▶ Run ─▶ succeeded(now), or failed(now): a retry, or given up
-//!                                 └───────▶ Wait { until } ─▶ decide(now) again, at the latest then
+//! State::new(last) ─▶ decide(now) ─▶ Run ─▶ succeeded(now), or failed(now): retry or give up
+//!                          └───────▶ Wait { until } ─▶ decide(now) again, at the latest then
 //! ```
 //!
-//! The state holds one time, up to which every time that the schedule names is dealt with. So however many were missed while
-//! the machine slept, one run makes up for them; and a run deals with the times that pass while it works, so that runs
-//! never queue. A clock that is set back by more than [`CLOCK_TOLERANCE_MS`] does not leave the schedule waiting for the past.
+//! The state is a single time: every scheduled time up to it has been handled. However many times
+//! were missed while the machine slept, one run therefore makes up for them all. A run also covers
+//! the times that pass while it works, so runs never queue. If the clock is set back by more than
+//! [`CLOCK_TOLERANCE_MS`], the schedule continues from the new time.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -17,38 +18,39 @@ use crate::{
     schedule::cron::Cadence,
 };
 
-/// A run that begins later than this after its time is one that was missed.
+/// A run that begins later than this after its scheduled time counts as missed.
 pub const GRACE_MS: i64 = 90_000;
-/// How far a clock may be set back, as time servers do, without a time being run again.
+/// How far a clock may be set back, as time servers do, without repeating a run.
 pub const CLOCK_TOLERANCE_MS: i64 = 60 * 60 * 1000;
 pub const DEFAULT_RETRIES: u32 = 3;
 pub const DEFAULT_RETRY_DELAY_MS: i64 = 60_000;
-/// The delay doubles with each retry, up to this.
+/// The limit of the delay, which doubles with each retry.
 pub const MAX_RETRY_DELAY_MS: i64 = 60 * 60 * 1000;
-/// Of delays and jitter: whatever is larger was a mistake.
+/// The limit of delays and jitter. A larger value is assumed to be a mistake.
 const MAX_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// When to run, and what to do about times that were missed and runs that failed.
+/// When to run, and how to handle missed times and failed runs.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub cadence: Cadence,
-    /// Make up for missed times.
+    /// Whether to make up for missed times.
     pub catch_up: bool,
-    /// Each run begins up to this many milliseconds after its time; how many depends on the time and `seed` alone.
+    /// The maximum delay of a run in milliseconds. The actual delay depends only on the scheduled
+    /// time and `seed`.
     pub jitter_ms: i64,
     pub seed: String,
     pub retries: u32,
-    /// Before the first retry, in milliseconds.
+    /// The delay before the first retry, in milliseconds.
     pub retry_delay_ms: i64,
 }
 
-/// What has been done. All times are milliseconds since the epoch.
+/// The progress of the schedule. All times are milliseconds since the epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct State {
-    /// Every time that the schedule names up to this one is dealt with.
+    /// Every scheduled time up to this one has been handled.
     covered: i64,
-    /// How often the run that is under way has failed.
+    /// How often the current run has failed.
     failures: u32,
     retry_at: Option<i64>,
 }
@@ -62,7 +64,7 @@ pub enum Action {
     Wait {
         until: i64,
     },
-    /// The schedule names no further time.
+    /// The schedule has no further time.
     Never,
 }
 
@@ -71,16 +73,17 @@ pub enum Action {
 #[serde(rename_all = "kebab-case")]
 pub enum Trigger {
     Schedule,
-    /// Its time was missed.
+    /// The scheduled time was missed.
     CatchUp,
-    /// The run before it failed.
+    /// The previous run failed.
     Retry,
-    /// Somebody asked for it.
+    /// A user requested the run.
     Manual,
 }
 
 impl State {
-    /// At the start of a scheduler. `last` is when the newest backup was made that a run would have made.
+    /// Returns the state when a scheduler starts. `last` is the time of the newest backup that
+    /// counts as a run.
     pub fn new(plan: &Plan, last: Option<i64>, now: i64) -> Self {
         let covered = last
             .filter(|_| plan.catch_up)
@@ -94,7 +97,8 @@ impl State {
 }
 
 impl State {
-    /// Every time up to this one, in milliseconds since the epoch, is dealt with.
+    /// Returns the time, in milliseconds since the epoch, up to which every scheduled time has been
+    /// handled.
     pub fn covered(&self) -> i64 {
         self.covered
     }
@@ -156,7 +160,7 @@ impl Plan {
         }
     }
 
-    /// A run has ended well.
+    /// Records a successful run.
     pub fn succeeded(&self, state: &mut State, now: i64) {
         *state = State {
             covered: state.covered.max(now),
@@ -165,7 +169,7 @@ impl Plan {
         };
     }
 
-    /// A run has failed; the time of its retry, or `None` where it is given up.
+    /// Records a failed run. Returns the time of the retry, or `None` if there are no retries left.
     pub fn failed(&self, state: &mut State, now: i64) -> Option<i64> {
         let failures = state.failures + 1;
         let delay = self
@@ -182,7 +186,7 @@ impl Plan {
         retry_at
     }
 
-    /// Takes the times that were missed for dealt with; one that is on time may come after them.
+    /// Marks missed times as handled. A later time that is still on schedule is kept.
     fn skip_missed(&self, state: &mut State, now: i64) {
         let missed = |due: i64| now - due > GRACE_MS;
         if !self.due(state.covered).is_some_and(missed) {
@@ -196,14 +200,14 @@ impl Plan {
         }
     }
 
-    /// The first time that the schedule names after `covered`.
+    /// Returns the first scheduled time after `covered`.
     fn after(&self, covered: i64) -> Option<i64> {
         self.cadence
             .next(Timestamp::from_millisecond(covered).ok()?)
             .map(Timestamp::as_millisecond)
     }
 
-    /// When that is due.
+    /// Returns when that time is due, including jitter.
     fn due(&self, covered: i64) -> Option<i64> {
         self.after(covered)
             .map(|time| time.saturating_add(self.jitter(time)))

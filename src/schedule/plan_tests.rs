@@ -1,4 +1,4 @@
-//! Whole years of a plan, with a clock that is told what time it is.
+//! Simulates whole years of a plan with an artificial clock.
 
 use jiff::{ToSpan, civil, tz::TimeZone};
 use proptest::prelude::*;
@@ -25,11 +25,11 @@ fn at(time: &str) -> i64 {
     time.parse::<Timestamp>().unwrap().as_millisecond()
 }
 
-/// A machine that runs a plan: what it did, and when it slept.
+/// A machine that runs a plan, with a record of its runs and sleeps.
 struct Machine {
     plan: Plan,
     now: i64,
-    /// When it will sleep, and for how long; in order.
+    /// When the machine will sleep and for how long, in order.
     sleeps: Vec<(i64, i64)>,
     slept: Vec<(i64, i64)>,
     /// Whether each run fails, in turn.
@@ -87,7 +87,8 @@ impl Machine {
     }
 }
 
-/// The instants of 2:30 on every day of a year, by a way of its own; where a clock skips it, that of the change.
+/// Returns the instants of 2:30 on every day of a year, computed independently of croner. If a
+/// clock change skips 2:30, the instant is that of the change.
 fn half_past_two(zone: &str, year: i16) -> Vec<i64> {
     let zone = TimeZone::get(zone).unwrap();
     let first = civil::date(year, 1, 1);
@@ -143,7 +144,7 @@ fn a_year_has_one_run_a_day_in_every_zone_through_both_changes() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
-    /// Exactly the runs that the expression names, plus one for each sleep in which at least one was missed.
+    /// Exactly the scheduled runs happen, plus one for each sleep in which at least one was missed.
     #[test]
     fn a_year_with_sleeps_and_failures_has_every_named_run_and_one_catch_up_a_gap(
         zone in prop::sample::select(vec!["Europe/Berlin", "America/New_York"]),
@@ -153,7 +154,7 @@ proptest! {
         let named = half_past_two(zone, 2024);
         let start = named[0] - HOUR;
         let mut machine = Machine::new(plan("30 2 * * *", zone), start);
-        // From and to a quarter before each hour: nobody falls asleep or wakes up within a run and its retries.
+        // Sleeps begin and end at a quarter past an hour, so never within a run and its retries.
         machine.sleeps =
             sleeps.into_iter().map(|(from, length)| (start + from * HOUR + HOUR / 4, length * HOUR)).collect();
         machine.sleeps.sort();
@@ -162,7 +163,7 @@ proptest! {
         machine.run_until(end);
         let mut expected: Vec<i64> = Vec::new();
         for time in named {
-            // Whoever wakes up makes up for all that was missed.
+            // One run after the sleep makes up for all missed times.
             let gap = machine.slept.iter().find(|(from, to)| *from < time && time < *to);
             expected.push(gap.map_or(time, |(_, to)| *to));
         }
@@ -173,7 +174,7 @@ proptest! {
         prop_assert_eq!(begun, expected);
     }
 
-    /// Jitter only delays, by no more than was asked for, and the same way each time it is asked.
+    /// Jitter only delays, never by more than the limit, and always by the same amount.
     #[test]
     fn jitter_delays_each_run_by_its_own_time_within_the_limit(seed in "[a-z]{0,8}", jitter in 0..HOUR) {
         let jittered = Plan { jitter_ms: jitter, seed, ..plan("0 */6 * * *", "UTC") };

@@ -187,10 +187,11 @@ fn of_store(
     match age_ms {
         None if unread > 0 => {
             let message = format!(
-                "Whether there is a good backup in {} cannot be told",
+                "Could not determine whether {} contains a good backup",
                 dir.display()
             );
-            let remedy = "Make readable what the other issues name, then run this again";
+            let remedy = "Give this user access to the files that the other issues name, then run \
+                          this again";
             issues.push(issue(IssueCode::BackupNone, message, remedy).severity(severity));
         }
         None => {
@@ -206,7 +207,7 @@ fn of_store(
         }
         Some(past) if past > max_age_ms => {
             let message = format!(
-                "The newest good backup is {} old; {} is allowed",
+                "The newest good backup is {} old; the limit is {}",
                 age(past),
                 age(max_age_ms)
             );
@@ -221,7 +222,8 @@ fn of_store(
         }
         Some(_) if newest.is_some_and(|newest| newest.is_ahead(Timestamp::now())) => {
             let message = format!(
-                "Every good backup in {} is dated ahead of now: a clock was wrong then, or is now",
+                "Every good backup in {} is dated in the future: the clock was wrong then, or it \
+                 is wrong now",
                 dir.display()
             );
             let remedy = "Set the clock, and make one with `kg diag backup`";
@@ -235,7 +237,8 @@ fn of_store(
             newest.id,
             newest.lacks()
         );
-        let remedy = "Make what it names readable, or leave it out with `--exclude` (`backup.excludePatterns`)";
+        let remedy = "Give this user access to the files that the message names, or exclude them \
+                      with `--exclude` (`backup.excludePatterns`)";
         issues.push(issue(IssueCode::BackupIncomplete, message, remedy));
     }
     if !broken.is_empty() {
@@ -247,8 +250,14 @@ fn of_store(
             dir.display()
         );
         let remedy = match unread {
-            0 => "Put the archives back that they rest on, or make a full backup and delete these",
-            _ => "Make readable what the other issues name, then run this again",
+            0 => {
+                "Put back the archives that they depend on, or make a full backup and delete \
+                  these backups"
+            }
+            _ => {
+                "Give this user access to the files that the other issues name, then run this \
+                  again"
+            }
         };
         issues.push(issue(IssueCode::BackupChain, message, remedy).found(found));
     }
@@ -256,7 +265,7 @@ fn of_store(
         .map(|newest| passed_over(&backups, &unlisted, newest))
         .unwrap_or_default();
     if let Some(warning) = newest.and_then(|newest| passed_over_warning(&passed, newest)) {
-        let remedy = "Put back what is missing, or make a backup now with `kg diag backup`";
+        let remedy = "Put back the missing files, or make a backup now with `kg diag backup`";
         issues.push(issue(IssueCode::BackupPassedOver, warning.message, remedy));
     }
     for left in unlisted {
@@ -265,7 +274,8 @@ fn of_store(
             Flaw::NoArchive => "Put the archive back; the next backup removes the manifest",
             Flaw::Unread(error) => &error.remedy,
             _ => {
-                "Check it with `kg diag backup --verify FILE`; the next backup lists it if it is whole"
+                "Verify it with `kg diag backup --verify FILE`; the next backup lists it if it is \
+                 intact"
             }
         };
         let is_error = matches!(left.flaw, Flaw::Misfit | Flaw::Unread(_));
@@ -304,7 +314,7 @@ fn refused(store: &Store, issue: &dyn Fn(IssueCode, String, &str) -> Issue) -> O
         .err()
         .filter(|error| error.code == Code::KeyInvalid)?;
     let message = format!(
-        "A backup that does not say how to encrypt it is refused: {}",
+        "A backup without an encryption option is refused: {}",
         error.message
     );
     Some(issue(IssueCode::BackupRefused, message, &error.remedy))
@@ -332,7 +342,10 @@ fn of_service(
     let is_enabled = has_plan && scheduled::is_enabled(settings);
     let found = Holder::find(project);
     if let Err(error) = &found {
-        let message = format!("Whether a service runs cannot be told: {}", error.message);
+        let message = format!(
+            "Could not determine whether a service is running: {}",
+            error.message
+        );
         issues.push(Issue::new(
             IssueCode::ServiceUnknown,
             Part::Backups,
@@ -343,7 +356,7 @@ fn of_service(
     let is_known = found.is_ok();
     let process = found.unwrap_or_default();
     if is_enabled && is_known && process.is_none() {
-        let message = "Backups are to be made on a schedule, and no service of this project runs";
+        let message = "Scheduled backups are enabled, but no service is running for this project";
         issues.push(Issue::new(
             IssueCode::ServiceStopped,
             Part::Backups,
@@ -353,9 +366,9 @@ fn of_service(
     }
     if process.is_some() && !settings.are_unusable() && !is_enabled {
         let why = settings.without_schedule().join("; ");
-        let message = "A service of this project runs, and makes no backups";
+        let message = "The service of this project is running, but it makes no backups";
         let remedy = if why.is_empty() {
-            "Mend the schedule: `kg config show`"
+            "Correct the schedule; see `kg config show`"
         } else {
             &why
         };
@@ -370,7 +383,7 @@ fn of_service(
         Ok(history) => history.last().cloned(),
         Err(error) => {
             let message = format!(
-                "Whether the last backup failed cannot be told: {}",
+                "Could not determine whether the last backup failed: {}",
                 error.message
             );
             let issue = Issue::new(
@@ -439,7 +452,7 @@ fn room(dir: &Path, next_bytes: u64, issues: &mut Vec<Issue>) -> Option<u64> {
         issues.push(issue(
             IssueCode::BackupDir,
             message,
-            "Give this user the right to write there, or name another directory",
+            "Give this user write access to it, or choose another directory",
         ));
     }
     issues.extend(exposed(dir));
@@ -452,10 +465,10 @@ fn room(dir: &Path, next_bytes: u64, issues: &mut Vec<Issue>) -> Option<u64> {
 fn exposed(dir: &Path) -> Option<Issue> {
     fs::metadata(dir).ok().filter(everyone_may_write)?;
     let message = format!(
-        "Everyone may write to {}, and so replace or remove backups",
+        "Every user can write to {} and can therefore replace or remove backups",
         dir.display()
     );
-    let remedy = format!("Take that right away: chmod o-w '{}'", dir.display());
+    let remedy = format!("Remove that permission: chmod o-w '{}'", dir.display());
     Some(
         Issue::new(IssueCode::Permissions, Part::Backups, message, remedy)
             .path(dir.to_string_lossy()),

@@ -71,7 +71,7 @@ impl<'a> HookSession<'a> {
         } = self;
         let (outcomes, is_cut_short) = worker.finish(PATIENCE, &CancelToken::default());
         if is_cut_short {
-            log.line("warning: hooks that were not done yet were ended by the stop");
+            log.line("warning: hooks that had not finished were ended because the service stopped");
         }
         write_down(project, log, &outcomes);
     }
@@ -92,7 +92,7 @@ fn write_down(project: &Project, log: &Log, outcomes: &[Outcome]) {
     }
     if let Err(error) = hooks::remember(project, outcomes) {
         log.line(&format!(
-            "warning: what hooks did could not be written down: {error}"
+            "warning: the results of the hooks could not be recorded: {error}"
         ));
     }
 }

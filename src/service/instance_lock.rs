@@ -64,13 +64,13 @@ impl Holder {
             Err(TryLockError::WouldBlock) => {
                 if let Some(process) = another_program(&file) {
                     let message = format!(
-                        "{} is locked by {process}, which is no service",
+                        "{} is locked by {process}, which is not a service",
                         path.display()
                     );
                     return Err(Error::new(
                         Code::Service,
                         message,
-                        "Stop that process: no service can run beside it",
+                        "Stop that process: no service can run until it has ended",
                     ));
                 }
                 let text = regular_file::read(&file, MAX_BYTES).map_err(failed)?;
@@ -144,7 +144,7 @@ impl Holder {
         Error::new(
             Code::Service,
             format!("The service of this project could not be stopped: {what}"),
-            "Stop it as the user, and on the machine, that started it",
+            "Stop it on the machine where it was started, as the user who started it",
         )
     }
 }

@@ -105,7 +105,7 @@ impl Facts<'_> {
             },
             gauge(
                 "healthy",
-                "1 where nothing about the backups has to be seen to.",
+                "1 if no backup problem needs attention, else 0.",
                 Some(flag(self.is_healthy)),
             ),
         ];
@@ -132,7 +132,7 @@ fn of_status(status: &Status) -> [Metric; 12] {
         ),
         gauge(
             "last_failure_timestamp_seconds",
-            "When the last attempt failed.",
+            "Time of the last failed attempt.",
             status.failed_at().map(seconds),
         ),
         gauge(
@@ -147,23 +147,24 @@ fn of_status(status: &Status) -> [Metric; 12] {
         ),
         gauge(
             "last_source_size_bytes",
-            "Size of what the newest backup saved, before compression.",
+            "Size of the data in the newest backup before compression.",
             newest.map(|newest| newest.source_size as f64),
         ),
         gauge(
             "last_incomplete",
-            "1 if the newest backup lacks something of the project.",
+            "1 if the newest backup lacks part of the project, else 0.",
             newest.map(|newest| flag(newest.incomplete)),
         ),
         gauge(
             "store_emptied",
-            "1 if the store held backups at the last run and holds none now, or did so at the last run.",
+            "1 if the store lost all its backups since the last run, or had lost them at the last \
+             run, else 0.",
             Some(flag(status.store_emptied)),
         ),
         Metric {
             name: "kept",
             kind: MetricType::Gauge,
-            help: "Backups that are kept.",
+            help: "Number of backups in the store.",
             samples: kept
                 .map(|(kind, count)| (Some(("type", kind)), count as f64))
                 .to_vec(),
@@ -175,12 +176,12 @@ fn of_status(status: &Status) -> [Metric; 12] {
         ),
         gauge(
             "chain_length",
-            "Archives that a restore of the newest backup reads.",
+            "Number of archives that a restore of the newest backup reads.",
             newest.map(|newest| newest.chain_length as f64),
         ),
         gauge(
             "retention_failures",
-            "Old backups that the last backup could not remove.",
+            "Number of old backups that the last backup could not remove.",
             success.map(|run| f64::from(run.retention_failures)),
         ),
         gauge(
@@ -196,13 +197,13 @@ fn of_activity(activity: Activity) -> [Metric; 2] {
     [
         gauge(
             "running",
-            "1 while the service makes a backup.",
+            "1 while the service makes a backup, else 0.",
             Some(flag(activity.is_running)),
         ),
         Metric {
             name: "runs",
             kind: MetricType::Counter,
-            help: "Runs of the service since its start.",
+            help: "Number of runs of the service since its start.",
             samples: vec![
                 (result("success"), activity.succeeded as f64),
                 (result("failure"), activity.failed as f64),

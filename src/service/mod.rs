@@ -127,7 +127,8 @@ fn lost(project: &Project) -> Error {
             "{} is no longer the project that this service was started for",
             project.root().display()
         ),
-        "It was moved, removed or unmounted, or another one was put there; start the service again where the project is",
+        "The project was moved, removed, unmounted or replaced; start the service again in the \
+         directory of the project",
     )
 }
 

@@ -38,7 +38,7 @@ impl Process {
         let number = holders::of_flock(&found).ok_or(
             "it cannot be seen from here: it runs in another container or on another machine",
         )?;
-        let pid = Pid::from_raw(number).ok_or("the system does not name it")?;
+        let pid = Pid::from_raw(number).ok_or("the system does not report its process")?;
         let descriptor = match pidfd_open(pid, PidfdFlags::empty()) {
             Err(Errno::NOSYS) => None,
             opened => Some(opened.map_err(|cause| failed(cause.into()))?),
@@ -48,7 +48,8 @@ impl Process {
             holders::of_flock(&found) == Some(number) && holders::has_file_open(number, &found);
         if !is_it {
             return Err(format!(
-                "process {number} took its lock, and has it no more, or hides what it has open"
+                "process {number} took its lock but no longer has it, or its open files are not \
+                 visible"
             ));
         }
         let of_process = fs::metadata(format!("/proc/{number}")).map_err(failed)?;
@@ -57,7 +58,7 @@ impl Process {
             of_process.uid() == user || user == 0 && [0, found.uid()].contains(&of_process.uid());
         if !is_allowed {
             return Err(format!(
-                "process {number}, which has its lock, is of user {}",
+                "process {number}, which has its lock, belongs to user {}",
                 of_process.uid()
             ));
         }
@@ -75,7 +76,7 @@ impl Process {
         }
         if !serves(number) {
             return Err(format!(
-                "process {number}, which has its lock, is no service"
+                "process {number}, which has its lock, is not a service"
             ));
         }
         Ok(Process { pid, descriptor })

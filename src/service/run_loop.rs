@@ -105,7 +105,7 @@ impl<'a> Service<'a> {
             Error::new(
                 Code::ConfigInvalid,
                 message,
-                "Bring it back with `kg diag restore --file latest --config-only`",
+                "Restore it with `kg diag restore --file latest --config-only`",
             )
         });
         if let Some(why) = settings.assert_usable().err().or(lost) {
@@ -150,7 +150,7 @@ impl<'a> Service<'a> {
             .unwrap_or_default();
         let schedule = self.settings.text("backup.schedule").unwrap_or_default();
         self.log.line(&format!(
-            "the schedule is `{schedule}`; it names {next} next"
+            "the schedule is `{schedule}`; the next run is at {next}"
         ));
         self.remember(None);
     }
@@ -230,7 +230,7 @@ impl<'a> Service<'a> {
         });
         if self.cancel.is_cancelled() && made.is_err() {
             self.log
-                .line("a backup was ended by the stop; nothing of it is left");
+                .line("a backup was cancelled because the service stopped; nothing of it remains");
             started.end();
             return;
         }
@@ -268,8 +268,8 @@ impl<'a> Service<'a> {
                     .failed(state, ended)
                     .and_then(|at| Timestamp::from_millisecond(at).ok());
                 event.retry_at = retry;
-                let retry = retry.map_or("it is given up until its next time".into(), |at| {
-                    format!("again at {at:.0}")
+                let retry = retry.map_or("no retry before the next scheduled run".into(), |at| {
+                    format!("next attempt at {at:.0}")
                 });
                 self.log.line(&format!(
                     "a backup failed, {retry}: {error} [{}]",
@@ -349,9 +349,8 @@ impl<'a> Service<'a> {
             history.state.clone_from(&self.state);
         });
         if let Err(error) = updated {
-            self.log.line(&format!(
-                "warning: what happened could not be written down: {error}"
-            ));
+            self.log
+                .line(&format!("warning: the run could not be recorded: {error}"));
         }
         let status = self.look();
         if let Some(Err(error)) = self

@@ -147,8 +147,9 @@ fn killed_run(path: &Path) -> Option<Run> {
     let at = Timestamp::from_millisecond(started_at).ok()?;
     let error = Error::new(
         Code::Killed,
-        format!("The backup that began at {at:.0} was killed before it was done"),
-        "Make one now with `kg diag backup`; the system's log says what ended it (a signal, want of memory, a loss of power)",
+        format!("The backup that began at {at:.0} was killed before it finished"),
+        "Make a backup now with `kg diag backup`; the system's log says what ended it (a signal, \
+         lack of memory, a power failure)",
     );
     Some(Run::failed(started_at, trigger, kind, error))
 }

@@ -45,7 +45,7 @@ impl ServiceState {
         let unknown = Error::new(
             Code::Service,
             "The service has only just started",
-            "Ask again in a moment",
+            "Try again in a moment",
         );
         let seen = Seen {
             moved_at: Instant::now(),
@@ -107,7 +107,7 @@ impl Seen {
         let is_stuck = self.running_since.is_none() && still > PATIENCE;
         let message = || {
             format!(
-                "the service has not moved for {} s: its disk may hang; restart it",
+                "the service has made no progress for {} s: its disk may hang; restart it",
                 still.as_secs()
             )
         };
@@ -196,7 +196,7 @@ mod tests {
                 .health(now)
                 .messages
                 .iter()
-                .any(|message| message.contains("a run is due"))
+                .any(|message| message.contains("a run is overdue"))
         };
         assert_eq!(
             [due - 1, due, due + GRACE_MS - 1, due + GRACE_MS, due + DAY].map(is_late),
@@ -229,7 +229,7 @@ mod tests {
         assert!(board.seen().liveness(now + PATIENCE / 2).ok);
         let stuck = board.seen().liveness(now + PATIENCE * 2);
         assert!(
-            !stuck.ok && stuck.messages[0].contains("has not moved for 1"),
+            !stuck.ok && stuck.messages[0].contains("made no progress for 1"),
             "{:?}",
             stuck.messages
         );

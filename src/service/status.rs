@@ -152,7 +152,10 @@ impl Health {
     fn of(problems: &[String], is_late: bool) -> Self {
         let mut messages = problems.to_vec();
         if is_late {
-            messages.push("a run is due; does the service run? See `kg serve --status`".into());
+            messages.push(
+                "a run is overdue; check with `kg serve --status` whether the service is running"
+                    .into(),
+            );
         }
         Health {
             ok: messages.is_empty(),
@@ -182,7 +185,7 @@ pub fn status(
         Err(error) => (
             History::default(),
             Some(format!(
-                "what the last runs led to cannot be told: {}",
+                "the results of the last runs are unknown: {}",
                 error.message
             )),
         ),
@@ -338,7 +341,7 @@ fn problems(
 ) -> Vec<String> {
     let mut messages = Vec::new();
     match newest {
-        None if !is_known => messages.push("whether there is a backup cannot be told".into()),
+        None if !is_known => messages.push("could not determine whether there is a backup".into()),
         None => {
             let others = if is_empty { "" } else { " of this project" };
             messages.push(format!(
@@ -356,7 +359,7 @@ fn problems(
     }
     if chains.broken > 0 {
         messages.push(format!(
-            "{} incremental backups rest on one that is gone",
+            "{} incremental backups depend on a backup that is missing",
             chains.broken
         ));
     }

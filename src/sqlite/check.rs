@@ -161,7 +161,7 @@ impl Findings {
             lines.len() >= most && lines.iter().all(|line| broken_rows(line).is_some());
         if hides_the_rest {
             let what = format!(
-                "what lies behind the first {most} rows that break what their table declares"
+                "what follows the first {most} rows that violate the constraints of their table"
             );
             let reason = "SQLite stops there".into();
             self.leave(NotChecked {

@@ -90,7 +90,7 @@ pub fn assert_regular(database: &Path) -> Result<()> {
             return Err(Error::new(
                 Code::DatabaseUnreadable,
                 message,
-                "Find out who made it, and remove it",
+                "Find out which program created it, and remove it",
             ));
         }
     }

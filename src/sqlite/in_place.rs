@@ -229,7 +229,7 @@ pub fn cut_off(path: &Path, shown: &Path) -> Option<Error> {
     Some(Error::new(
         Code::DatabaseDamaged,
         format!(
-            "{shown} was truncated to {} bytes, while {shown}{sidecar} has content",
+            "{shown} was truncated to {} bytes, but {shown}{sidecar} has content",
             found.len()
         ),
         "Keep both files, do not open the database, and restore the newest good backup with `kg diag restore --file latest`",

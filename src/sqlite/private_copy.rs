@@ -146,7 +146,7 @@ fn assert_room(path: &Path, scratch: &Path) -> Result<()> {
     Err(Error::new(
         Code::NoSpace,
         format!(
-            "A check of {} takes a copy of {needed} bytes, and {} has {free} free",
+            "A check of {} needs a copy of {needed} bytes, but {} has only {free} free",
             path.display(),
             scratch.display()
         ),

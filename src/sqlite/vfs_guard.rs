@@ -52,7 +52,7 @@ pub fn watch() -> Result<()> {
     if *INSTALLED.get_or_init(install) {
         return Ok(());
     }
-    let message = "SQLite's calls of the operating system cannot be watched in this build";
+    let message = "This build cannot watch the system calls of SQLite";
     Err(Error::new(Code::Internal, message, "Please report this"))
 }
 

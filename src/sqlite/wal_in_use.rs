@@ -64,8 +64,9 @@ const DELETED: &[u8] = b" (deleted)";
 const INDEX_HEADER_BYTES: usize = 48;
 
 /// The remedy to show before a database is changed.
-pub const CLOSE_IT: &str = "Nothing was changed; save what that process holds with `VACUUM INTO` on its own connection if it matters, \
-                            then stop it and run this again";
+pub const CLOSE_IT: &str = "Nothing was changed; if the commits of that process matter, save them \
+                            with `VACUUM INTO` on its own connection. Then stop it and run this \
+                            again";
 
 /// A process whose commits are not in the files at the path of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,16 +92,17 @@ impl Elsewhere {
         let process = holders::name(self.process);
         match self.how {
             How::OtherWal => format!(
-                "{shown} is open in {process} with another WAL than {shown}-wal, because that was deleted or the process opened \
-                 another name of the file: what it commits is not in the files here"
-            ),
-            How::WalGone => format!(
-                "{shown}-wal is not the WAL that {process} writes to, which was deleted or replaced: what it commits is not in \
+                "{shown} is open in {process} with a WAL other than {shown}-wal, because that was \
+                 deleted or the process opened another name of the file: its commits are not in \
                  the files here"
             ),
+            How::WalGone => format!(
+                "{shown}-wal is not the WAL that {process} writes to, which was deleted or \
+                 replaced: its commits are not in the files here"
+            ),
             How::Replaced => format!(
-                "{shown} was deleted or replaced while {process} had it open: that process goes on with the old file and its \
-                 WAL, and what it commits is not in the files here"
+                "{shown} was deleted or replaced while {process} had it open: that process still \
+                 uses the old file and its WAL, and its commits are not in the files here"
             ),
         }
     }
@@ -110,7 +112,7 @@ impl Elsewhere {
         Error::new(
             Code::DatabaseInUse,
             format!(
-                "{}; a change here would damage its database or be lost to it",
+                "{}; a change here would damage its database or not reach it",
                 self.says(&path.display().to_string())
             ),
             CLOSE_IT,

@@ -1,8 +1,9 @@
 //! The file that an archive is written to.
 //!
-//! Blocks that are taken over from an earlier archive need no room of their own on file systems that share extents (btrfs, XFS):
-//! `copy_file_range(2)` makes both files refer to the same bytes. Neighbouring blocks are collected, for only whole pieces of
-//! the file system can be shared; what is left at both ends is copied.
+//! Blocks reused from an earlier archive need no additional space on file systems that share
+//! extents (btrfs, XFS). There, `copy_file_range(2)` makes both files refer to the same bytes.
+//! Adjacent blocks are collected because only whole blocks of the file system can be shared. The
+//! remainder at both ends is copied.
 
 use std::{
     fs::File,
@@ -20,14 +21,15 @@ use crate::{
     util::unsupported,
 };
 
-/// Extents begin and end there on both file systems, unless they were made otherwise: then nothing is shared.
+/// The usual extent boundary of both file systems. If a file system was created with another one,
+/// nothing is shared.
 const PIECE_BYTES: u64 = 4096;
 const COPY_BYTES: usize = 1 << 20;
 
 pub struct ArchiveFile {
     file: Arc<File>,
     behind: WriteBehind<Sync>,
-    /// Where the next byte goes, after the row.
+    /// The offset at which the pending row, or else the next byte, is written.
     position: u64,
     shares: bool,
     row: Option<Row>,
@@ -35,14 +37,14 @@ pub struct ArchiveFile {
 
 type Sync = Box<dyn FnMut() -> io::Result<()> + Send>;
 
-/// Neighbouring blocks of an earlier archive that are to be written before anything else.
+/// Adjacent blocks of an earlier archive that must be written before any other data.
 struct Row {
     from: Arc<File>,
     range: Range<u64>,
 }
 
 impl ArchiveFile {
-    /// `file` is empty.
+    /// Wraps `file`, which must be empty.
     pub fn new(file: File) -> Self {
         let kind = statfs::fstatfs(&file).map(|found| found.filesystem_type());
         let shares = kind
@@ -50,7 +52,7 @@ impl ArchiveFile {
         let file = Arc::new(file);
         let synced = file.clone();
         let behind = WriteBehind::new(Box::new(move || match synced.sync_data() {
-            // The sync at the end says so.
+            // The sync at the end reports it.
             Err(cause) if unsupported::cannot_sync(&cause) => Ok(()),
             written => written,
         }) as Sync);
@@ -67,7 +69,7 @@ impl ArchiveFile {
         let Some(Row { from, range }) = self.row.take() else {
             return Ok(());
         };
-        // Only whole pieces can be shared.
+        // Only whole blocks of the file system can be shared.
         let first = range.start.next_multiple_of(PIECE_BYTES).min(range.end);
         let last = (range.end - range.end % PIECE_BYTES).max(first);
         for part in [range.start..first, first..last, last..range.end] {
@@ -85,7 +87,8 @@ impl ArchiveFile {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(copied) => copied,
                 Err(Errno::EINTR) => 0,
-                // The kernel or the file system cannot: as everywhere else then.
+                // The kernel or the file system cannot copy the range, so the bytes are read and
+                // written.
                 Err(
                     Errno::EXDEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPERM,
                 ) => {
@@ -168,7 +171,7 @@ mod tests {
         util::operation::{OperationContext, Phase},
     };
 
-    /// Pieces of content, each of which begins a block.
+    /// Writes pieces of content, each of which begins a block.
     fn write(
         path: &std::path::Path,
         compression: Compression,
@@ -176,7 +179,7 @@ mod tests {
         earlier: Option<Arc<ReuseSource>>,
     ) -> Result<Written> {
         let mut file = ArchiveFile::new(File::create(path).unwrap());
-        // As on a file system that shares: where it cannot, the kernel copies.
+        // Pretends that the file system shares extents; the kernel copies if it does not.
         file.shares = true;
         let mut encoder = Encoder::new(Box::new(file), compression, earlier).unwrap();
         for piece in pieces {
@@ -229,7 +232,8 @@ mod tests {
             prop_assert_eq!(second.reused_bytes > 0, kept_any);
             let facts = SealedFile::new(File::open(&new).unwrap()).unwrap().finish(|| false).unwrap();
             prop_assert!(facts.sealed && facts.sha256 == second.file.sha256 && facts.size_bytes == second.file.size_bytes);
-            // No tar, so it is none of ours, but every block can be read.
+            // The content is not a tar file, so the archive is not one of ours, but every block is
+            // readable.
             let report = read_archive(&new, &Keys::default(), None, &mut Discard, &OperationContext::default(), Phase::Verifying).unwrap();
             prop_assert!(report.problems.iter().all(|problem| !problem.message.contains("block")), "{:?}", report.problems);
         }

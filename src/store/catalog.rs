@@ -1,4 +1,4 @@
-//! Which backups a store holds. Nothing here writes or waits for a lock.
+//! The backups that a store contains. This module never writes and never waits for a lock.
 
 use std::{
     fs, io,
@@ -23,21 +23,23 @@ use crate::{
     util::regular_file,
 };
 
-/// How messages name a manifest that cannot be understood.
-const BESIDE: &str = "the manifest beside the archive";
-/// What an archive may be called elsewhere; in a store it is one of `names::ENDINGS`.
+/// How messages name a manifest that cannot be parsed.
+const BESIDE: &str = "the manifest next to the archive";
+/// The endings that an archive may have outside a store. In a store it has one of `names::ENDINGS`.
 pub(super) const ARCHIVE_ENDINGS: [&str; 4] = [".tar.gz", ".tgz", ".tar.zst", ".tar"];
 
 impl Store {
-    /// All backups, newest first, and last of all those that are dated ahead. One is listed while its manifest and its
-    /// archive, of the size that the manifest gives, are both there. Fails if it cannot read one of them, so that a decision
-    /// about what is removed or preferred never comes from a part of the store.
+    /// Returns all backups, newest first; backups dated in the future come last. A backup is listed
+    /// if it has a manifest and an archive of the size that the manifest states.
+    ///
+    /// Fails if any of them cannot be read, so that removals and preferences are never based on
+    /// part of the store.
     pub fn list(&self) -> Result<Vec<Backup>> {
         self.assert_meant()?;
         self.read()?.whole()
     }
 
-    /// All that the store holds, and what of it cannot be read: to show it.
+    /// Returns the backups and the unreadable entries of the store, for display.
     pub fn read(&self) -> Result<Listing> {
         let (archives, sidecars) = self.names()?;
         let mut listing = Listing::default();
@@ -55,7 +57,7 @@ impl Store {
         Ok(listing)
     }
 
-    /// The backup of that id.
+    /// Returns the backup with that id. `KG_BACKUP_NOT_FOUND` if the store has none.
     pub fn get(&self, id: &str) -> Result<Backup> {
         self.assert_meant()?;
         for name in names::archives_of_id(id) {
@@ -67,17 +69,17 @@ impl Store {
         }
         Err(Error::new(
             Code::BackupNotFound,
-            format!("{} holds no backup {id}", self.dir.display()),
+            format!("{} contains no backup {id}", self.dir.display()),
             "See the ids with `kg diag backup --list` or listBackups()",
         ))
     }
 
-    /// Whether it holds a backup of that id, also if that cannot be read.
+    /// Returns whether the store has a backup with that id, including one that cannot be read.
     pub fn may_hold(&self, id: &str) -> bool {
         !matches!(self.get(id), Err(error) if error.code == Code::BackupNotFound)
     }
 
-    /// Whether there is something of that name, a link that leads nowhere too.
+    /// Returns whether an entry of that name exists, including a dangling link.
     pub(super) fn has_file(&self, name: &str) -> Result<bool> {
         let path = self.dir.join(name);
         match fs::symlink_metadata(&path) {
@@ -88,8 +90,9 @@ impl Store {
         }
     }
 
-    /// The archive of that id, whether it is listed or came here without its manifest. Of several (somebody put what an encrypted one holds
-    /// beside it), the one that is listed with that checksum.
+    /// Returns the archive with that id, whether it is listed or was copied here without its
+    /// sidecar. If there are several, for example a decrypted copy next to the encrypted archive,
+    /// returns the one with that checksum.
     pub fn archive_of(&self, id: &str, checksum: Option<&str>) -> Option<PathBuf> {
         let archives = names::archives_of_id(id);
         let is_it = |name: &&String| {
@@ -106,7 +109,8 @@ impl Store {
             .map(|name| self.dir.join(name))
     }
 
-    /// The newest good backup; where there is none, the newest. Of the project that this store is asked for, where it has any here.
+    /// Returns the newest good backup, or else the newest. Prefers the requested project if it has
+    /// any backup here.
     pub fn latest(&self) -> Result<Backup> {
         self.assert_meant()?;
         let Listing { backups, unlisted } = self.read()?;
@@ -115,7 +119,8 @@ impl Store {
         latest.map_or_else(|| Err(self.empty()?), Ok)
     }
 
-    /// The newest good backup of the project that this store is asked for, not of another one. What is dated ahead was made nobody knows when.
+    /// Returns the newest good backup of the requested project only. A backup dated in the future
+    /// is not returned, because its real time is unknown.
     pub fn newest_good(&self) -> Result<Option<Backup>> {
         self.assert_meant()?;
         let Listing { backups, unlisted } = self.read()?;
@@ -128,22 +133,27 @@ impl Store {
         Ok(newest.filter(|newest| !newest.is_ahead(Timestamp::now())))
     }
 
-    /// That there is no backup, and why where there are archives all the same.
+    /// Returns the error for a store without backups, which explains any archives that are not
+    /// listed.
     fn empty(&self) -> Result<Error> {
         let (dir, archives) = (self.dir.display(), self.archive_names()?.len());
         Ok(if archives == 0 {
-            let remedy = "Make one with `kg diag backup`, or name the directory that holds them";
-            Error::new(Code::NoBackups, format!("{dir} holds no backup"), remedy)
+            let remedy = "Make a backup with `kg diag backup`, or name the directory that contains \
+                          the backups";
+            Error::new(Code::NoBackups, format!("{dir} contains no backup"), remedy)
         } else {
             let message = format!(
-                "{dir} holds {archives} archives, and no manifest beside one that fits it and can be read"
+                "{dir} contains {archives} archives, but none has a matching, readable manifest \
+                 next to it"
             );
-            let remedy = "Name an archive by its path; a backup into that directory lists those that are whole";
+            let remedy = "Name an archive by its path; a backup into that directory lists the \
+                          intact archives";
             Error::new(Code::NoBackups, message, remedy)
         })
     }
 
-    /// As [`Store::locate`]; of several that `latest` could mean, one that holds some of what is wanted.
+    /// Works like [`Store::locate`], but resolves `latest` to a backup that contains one of the
+    /// requested components.
     pub fn locate_holding(&self, reference: &str, only: Option<&[Component]>) -> Result<PathBuf> {
         match only {
             Some(only) if is_latest(reference) && !Path::new(reference).is_file() => {
@@ -153,7 +163,8 @@ impl Store {
         }
     }
 
-    /// The newest good backup that holds one of these; where there is none, as [`Store::latest`].
+    /// Returns the newest good backup that contains one of these components, or else
+    /// [`Store::latest`].
     pub fn latest_holding(&self, only: &[Component]) -> Result<Backup> {
         self.assert_meant()?;
         let holds = |backup: &&Backup| only.iter().any(|component| backup.contents.has(*component));
@@ -168,19 +179,21 @@ impl Store {
         newest.map_or_else(|| self.latest(), Ok)
     }
 
-    /// Those of the project that this store is asked for; all of them where it has none.
+    /// Returns the backups of the requested project, or all of them if it has none.
     pub fn preferred(&self, backups: Vec<Backup>) -> Vec<Backup> {
         let (own, others): (Vec<Backup>, Vec<Backup>) =
             backups.into_iter().partition(|backup| self.is_own(backup));
         if own.is_empty() { others } else { own }
     }
 
-    /// Whether a backup is of the project that this store is asked for; where it is asked for none, each is.
+    /// Returns whether a backup belongs to the requested project. If none was requested, every
+    /// backup does.
     pub fn is_own(&self, backup: &Backup) -> bool {
         self.project.is_none() || backup.project == self.project
     }
 
-    /// The archive that `reference` means: a path, `latest`, an id, or the name of an archive of this store.
+    /// Returns the archive that `reference` names: a path, `latest`, an id, or the file name of an
+    /// archive in this store.
     pub fn locate(&self, reference: &str) -> Result<PathBuf> {
         let path = Path::new(reference);
         if reference.is_empty() {
@@ -214,8 +227,8 @@ impl Store {
         ))
     }
 
-    /// What was a backup, or is one whose manifest is missing, and so is not listed. Told by names and manifests alone. Of what
-    /// is known to be of another project than this store is asked for, nothing.
+    /// Describes an entry that is not listed, using only names and manifests. Returns `None` for an
+    /// entry that is known to belong to another project.
     fn unlisted(&self, name: &str, flaw: Flaw) -> Option<Unlisted> {
         let path = self.dir.join(name);
         let of = described_beside(&path)
@@ -227,9 +240,11 @@ impl Store {
         Some(Unlisted { id, path, flaw })
     }
 
-    /// Warns if the reference `latest`, or a link of that name, leads to `archive`: of newer backups that were passed over, and
-    /// of a backup of another project. `target` is where it is restored. A new place is no project's, so there it is only a
-    /// warning if the store holds the backups of several projects.
+    /// Returns warnings if `latest`, or a link of that name, resolves to `archive`. One names newer
+    /// backups that were skipped, the other reports a backup of another project.
+    ///
+    /// `target` is the restore target. An empty or missing directory belongs to no project, so for
+    /// it the second warning appears only if the store contains several projects.
     pub fn doubts(&self, reference: &str, archive: &Path, target: Option<&Path>) -> Vec<Warning> {
         let name = Path::new(reference)
             .file_name()
@@ -246,7 +261,7 @@ impl Store {
             Ok(listing) => listing,
             Err(error) => {
                 let message = format!(
-                    "Whether `{name}` is the newest backup cannot be told: {}",
+                    "Whether `{name}` is the newest backup cannot be determined: {}",
                     error.message
                 );
                 return vec![Warning::new(WarningCode::PassedOver, message)];
@@ -267,7 +282,8 @@ impl Store {
         let of_another = is_other.then(|| {
             let (id, dir) = (&chosen.id, dir.display());
             let message = format!(
-                "`{name}` means {id}, which is of another project, or of this one where it lay before: name the backup that you want, see \
+                "`{name}` means {id}, which belongs to another project, or to this project before \
+                 it was moved: name the backup that you want, see \
                  `kg diag backup --list --output {dir}`"
             );
             Warning::new(WarningCode::OtherProject, message)
@@ -283,12 +299,13 @@ impl Store {
             .collect()
     }
 
-    /// File names of all archives, listed or not; none where the directory does not exist.
+    /// Returns the file names of all archives, listed or not. Empty if the directory does not
+    /// exist.
     pub(super) fn archive_names(&self) -> Result<Vec<String>> {
         Ok(self.names()?.0)
     }
 
-    /// File names of all archives, and those that the sidecars are named after.
+    /// Returns the file names of all archives, and the archive names that the sidecars belong to.
     fn names(&self) -> Result<(Vec<String>, Vec<String>)> {
         let failed = |cause| Error::io("read", &self.dir, cause);
         let entries = match fs::read_dir(&self.dir) {
@@ -304,7 +321,7 @@ impl Store {
             let archive = name.strip_suffix(MANIFEST_SUFFIX);
             let of = archive.unwrap_or(&name);
             let kind = entry.file_type().map_err(failed)?;
-            // An archive that was moved to another disk may be linked here.
+            // The user may have moved an archive to another disk and linked it here.
             if names::id_of_archive(of).is_some() && (kind.is_file() || kind.is_symlink()) {
                 if archive.is_some() {
                     &mut sidecars
@@ -319,10 +336,11 @@ impl Store {
         Ok((archives, sidecars))
     }
 
-    /// The archive of that name as its manifest describes it, or why it makes no backup.
+    /// Returns the backup with that archive name as its manifest describes it, or why it is not a
+    /// backup.
     pub(super) fn judge(&self, archive_name: &str) -> std::result::Result<Backup, Flaw> {
         let path = self.dir.join(archive_name);
-        // Opened, because one that cannot be is as good as none to whoever wants to restore it.
+        // The archive is opened because one that cannot be opened cannot be restored.
         let end = led_to(&path, &ARCHIVE_ENDINGS)?;
         let size = match regular_file::open(&end).and_then(|file| file.metadata()) {
             Ok(found) => found.len(),
@@ -343,8 +361,9 @@ impl Store {
     }
 }
 
-/// What a file of a store is, or the end of the link that it is. A link to something that is called otherwise is not followed: it could be a
-/// database that this process has open, whose locks would be lost. One that leads nowhere may lead to a disk that is not mounted.
+/// Returns the path itself, or the target if the path is a link. A link to a file with another
+/// ending is not followed. The target could be a database that this process has open, and closing
+/// it would drop the locks. A dangling link may point to a disk that is not mounted.
 pub(super) fn led_to(path: &Path, endings: &[&str]) -> std::result::Result<PathBuf, Flaw> {
     if !fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink()) {
         return Ok(path.to_path_buf());
@@ -368,7 +387,7 @@ pub(super) fn led_to(path: &Path, endings: &[&str]) -> std::result::Result<PathB
     }
 }
 
-/// Nothing is there, or no regular file.
+/// Returns whether the path is missing or is not a regular file.
 fn is_absent(cause: &io::Error) -> bool {
     matches!(
         cause.kind(),
@@ -376,16 +395,16 @@ fn is_absent(cause: &io::Error) -> bool {
     )
 }
 
-/// What a store holds.
+/// The contents of a store.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// As [`Store::list`] has them.
+    /// Sorted as in [`Store::list`].
     pub backups: Vec<Backup>,
     pub unlisted: Vec<Unlisted>,
 }
 
 impl Listing {
-    /// The backups; fails if something could not be read.
+    /// Returns the backups, or an error if an entry could not be read.
     pub fn whole(self) -> Result<Vec<Backup>> {
         self.unread()
             .next()
@@ -393,18 +412,18 @@ impl Listing {
         Ok(self.backups)
     }
 
-    /// Of what could not be looked at, of which cannot be told whether it is a backup: why.
+    /// Returns the errors of entries that could not be read and therefore may be backups.
     pub fn unread(&self) -> impl Iterator<Item = &Error> {
         self.unlisted.iter().filter_map(Unlisted::unread)
     }
 
-    /// The first of these, and how many more there are.
+    /// Returns the first of these errors and the number of others.
     pub fn unread_message(&self) -> Option<String> {
         first_and_more(self.unread().map(|error| &error.message))
     }
 }
 
-/// Fails if something that could not be read may be newer than `chosen`, which would then be taken in its place.
+/// Fails if an entry that could not be read may be newer than `chosen`.
 pub(super) fn assert_none_unread_after(
     unlisted: &[Unlisted],
     chosen: Option<&Backup>,
@@ -416,7 +435,7 @@ pub(super) fn assert_none_unread_after(
         return Ok(());
     };
     let message = format!(
-        "{}: whether {} is the newest backup cannot be told",
+        "{}: whether {} is the newest backup cannot be determined",
         error.message, left.id
     );
     Err(Error {
@@ -425,41 +444,44 @@ pub(super) fn assert_none_unread_after(
     })
 }
 
-/// An archive or a sidecar that makes no backup.
+/// An archive or a sidecar that is not listed as a backup.
 #[derive(Debug, Clone)]
 pub struct Unlisted {
-    /// Of the backup, by its name.
+    /// The id of the backup, taken from the file name.
     pub id: String,
-    /// Of the archive, which may be missing.
+    /// The path of the archive, which may be missing.
     pub path: PathBuf,
     pub flaw: Flaw,
 }
 
-/// Why something is not listed.
+/// Why an entry is not listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Flaw {
     NoManifest,
-    /// The manifest is none, or is of an archive of another size; or one of the two is a link to something else.
+    /// The manifest is invalid or describes an archive of another size, or one of the files is a
+    /// link to an unrelated file.
     Misfit,
     NoArchive,
-    /// The archive or the manifest could not be looked at: it may be a backup.
+    /// The archive or the manifest could not be read, so the entry may be a backup.
     Unread(Error),
 }
 
 impl Unlisted {
-    /// Completes "It is not listed: …".
+    /// Completes the sentence "It is not listed: …".
     pub fn why(&self) -> String {
         match &self.flaw {
             Flaw::NoManifest => "it has no manifest next to it".into(),
             Flaw::Misfit => {
-                "its archive is not as long as its manifest says, or one of the two is something else".into()
+                "its archive does not have the size in its manifest, or one of the two is \
+                 something else"
+                    .into()
             }
             Flaw::NoArchive => "its archive is missing".into(),
             Flaw::Unread(error) => error.message.clone(),
         }
     }
 
-    /// Why it could not be looked at, if that is why it is not listed.
+    /// Returns the read error, if that is why the entry is not listed.
     pub fn unread(&self) -> Option<&Error> {
         match &self.flaw {
             Flaw::Unread(error) => Some(error),
@@ -473,7 +495,7 @@ impl Unlisted {
             .is_some_and(|name| encryption::is_named(&name.to_string_lossy()))
     }
 
-    /// Whether it was begun after `backup`, as their names say.
+    /// Returns whether the entry began after `backup`, judging by the names.
     pub(super) fn began_after(&self, backup: &Backup) -> bool {
         let order =
             |id: &str| names::time_of_id(id).map(|second| (second, id.len(), id.to_string()));
@@ -481,7 +503,7 @@ impl Unlisted {
     }
 }
 
-/// Whether nothing lies in a directory, or it does not exist.
+/// Returns whether a directory is missing, unreadable or empty.
 fn is_new_place(dir: &Path) -> bool {
     fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none())
 }
@@ -492,8 +514,11 @@ fn is_latest(reference: &str) -> bool {
         .is_some_and(|ending| ending.is_empty() || ENDINGS.contains(&ending))
 }
 
-/// The archive at `path`, which may be a link, as the store has it that it lies in: beside it are its manifest and what it rests on. What is
-/// not named like one is never opened: it could be a database that this process has open, whose locks would be lost.
+/// Returns the archive at `path`, which may be a link, at its location in the store, next to its
+/// sidecar and its base.
+///
+/// A file that is not named like an archive is never opened. It could be a database that this
+/// process has open, and closing it would drop the locks.
 fn archive_at(path: &Path) -> Result<PathBuf> {
     let end = fs::canonicalize(path).map_err(|cause| unreadable(path, cause))?;
     let name = end.to_string_lossy();
@@ -522,7 +547,7 @@ fn archive_at(path: &Path) -> Result<PathBuf> {
     ))
 }
 
-/// The same name in its directory, without links in the path of that.
+/// Returns the path with the links in its parent directory resolved.
 fn resolve_parent(path: &Path) -> Option<PathBuf> {
     let parent = path
         .parent()
@@ -531,8 +556,8 @@ fn resolve_parent(path: &Path) -> Option<PathBuf> {
     Some(fs::canonicalize(parent).ok()?.join(path.file_name()?))
 }
 
-/// Newest first; of the same time, the one that was made last. What is dated ahead comes after all others: a clock was wrong, and nobody
-/// knows when it was made.
+/// Sorts newest first; of equal times, the one made last comes first. Backups dated in the future
+/// come last, because the clock was wrong and their real time is unknown.
 pub(super) fn sort(backups: &mut [Backup], now: Timestamp) {
     backups.sort_by(|a, b| {
         let age = |a: &Backup, b: &Backup| {
@@ -544,20 +569,22 @@ pub(super) fn sort(backups: &mut [Backup], now: Timestamp) {
     });
 }
 
-/// Where the manifest of the archive at `archive` stands.
+/// Returns the path of the sidecar of `archive`.
 pub fn manifest_path(archive: &Path) -> PathBuf {
     let mut path = archive.as_os_str().to_os_string();
     path.push(MANIFEST_SUFFIX);
     path.into()
 }
 
-/// What the manifest beside an archive says, where there is one. `KG_PERMISSION_DENIED` or `KG_IO` if it cannot be read.
+/// Parses the sidecar of an archive, if there is one. `KG_PERMISSION_DENIED` or `KG_IO` if it
+/// cannot be read.
 pub fn described_beside(archive: &Path) -> Result<Option<Manifest>> {
     Ok(manifest_beside(archive)?.and_then(|json| Manifest::parse(&json, BESIDE).ok()))
 }
 
-/// The text of the manifest beside an archive, if there is one. What is no file, or too long for a manifest, has none.
-/// `KG_PERMISSION_DENIED` or `KG_IO` if it cannot be read.
+/// Returns the text of the sidecar, if there is one. The text is empty if the sidecar is not a
+/// regular file or is too long for a manifest. `KG_PERMISSION_DENIED` or `KG_IO` if it cannot be
+/// read.
 pub fn manifest_beside(archive: &Path) -> Result<Option<Vec<u8>>> {
     let path = match led_to(&manifest_path(archive), &[MANIFEST_SUFFIX]) {
         Ok(path) => path,

@@ -1,8 +1,9 @@
-//! Chains: a full backup and the incremental ones that rest on it.
+//! Chains: a full backup and the incremental backups that depend on it.
 //!
-//! An archive names the backup that it is based on, and that one is found beside it. [`links`] finds them all, [`plan`] also what
-//! each of them has of the newest state, and [`unpack`] puts that together. [`hash_pages`] does the same for the hashes of pages
-//! alone, without a copy of any database.
+//! An archive names its base, which is in the same directory. [`links`] finds all members. [`plan`]
+//! also determines which entries of each member the newest state needs, and [`unpack`] assembles
+//! that state. [`hash_pages`] computes only the page hashes of that state, without a copy of any
+//! database.
 
 mod unpack;
 
@@ -27,15 +28,17 @@ use crate::{
     util::operation::{OperationContext, Phase},
 };
 
-/// Longer ones are taken for forged: they would lead in a circle.
+/// A longer chain is treated as forged, because it would be a cycle.
 const MAX_LINKS: usize = 10_000;
 
-/// The archives that the one at `archive` rests on and that one itself, full backup first.
+/// Returns the members of the chain that ends at `archive`, full backup first. `KG_CHAIN_BROKEN` if
+/// a base is missing, is a different backup, or closes a cycle.
 pub fn links(archive: &Path, keys: &Keys, context: &OperationContext) -> Result<Vec<PathBuf>> {
     walk(archive, keys, context, |_| {})
 }
 
-/// As [`links`]. `visit` is given what the manifest of each says, newest first; nothing of that is checked yet.
+/// Works like [`links`]. Passes the manifest of each member to `visit`, newest first; the manifests
+/// are not verified yet.
 fn walk(
     archive: &Path,
     keys: &Keys,
@@ -57,20 +60,21 @@ fn walk(
         let missing = |why: &str| {
             Error::new(
                 Code::ChainBroken,
-                format!("{} rests on {id}, which {why}", archive.display()),
+                format!("{} depends on {id}, which {why}", archive.display()),
                 format!(
-                    "Put the archive of {id} back beside it, or use another backup: `kg diag backup --list`"
+                    "Put the archive of {id} back next to it, or use another backup: \
+                     `kg diag backup --list`"
                 ),
             )
         };
         let base = store.archive_of(&id, checksum.as_deref());
         let base = base.ok_or_else(|| missing(&format!("is not in {}", store.dir().display())))?;
         if links.contains(&base) || links.len() == MAX_LINKS {
-            return Err(missing("rests on it in turn"));
+            return Err(missing("depends on it in turn"));
         }
         let manifest = manifest_of(&base, keys, context)?.filter(|manifest| manifest.id == id);
         let manifest =
-            manifest.ok_or_else(|| missing("is not what the archive of that name holds"))?;
+            manifest.ok_or_else(|| missing("is not what the archive of that name contains"))?;
         next = base_of(&manifest);
         visit(Some(manifest));
         links.push(base);
@@ -79,7 +83,7 @@ fn walk(
     Ok(links)
 }
 
-/// The manifest beside an archive, or inside where there is none.
+/// Returns the sidecar of an archive, or the manifest inside the archive if there is no sidecar.
 fn manifest_of(
     archive: &Path,
     keys: &Keys,
@@ -97,15 +101,15 @@ fn broken(link: &Path, what: String) -> Error {
     Error::new(
         Code::ChecksumMismatch,
         format!(
-            "Checksum mismatch: {} does not fit what it rests on: {what}",
+            "Checksum mismatch: {} does not match the backups that it depends on: {what}",
             link.display()
         ),
         "Nothing was changed; use another backup (`kg diag backup --list`)",
     )
 }
 
-/// The hashes of the pages of all databases that the newest of `links` describes. All archives are checked on the way; with
-/// problems, the hashes are none.
+/// Returns the page hashes of all databases in the newest of `links`. All archives are verified on
+/// the way. The hashes are `None` if an archive has problems or does not fit the one before it.
 pub fn hash_pages(
     links: &[PathBuf],
     keys: &Keys,
@@ -154,7 +158,7 @@ pub fn hash_pages(
     Ok((reports, hashes))
 }
 
-/// What is known of the state at one link without putting it together.
+/// The known state at one member of a chain, without assembling it.
 #[derive(Default)]
 struct LinkState {
     /// Digest of each file.
@@ -162,7 +166,7 @@ struct LinkState {
     databases: BTreeMap<String, PageHashes>,
 }
 
-/// `None` where the link does not fit the one before it.
+/// Returns `None` if the member does not fit the one before it.
 fn next_known(
     mut before: LinkState,
     manifest: &Manifest,
@@ -208,7 +212,7 @@ fn next_known(
     Some(known)
 }
 
-/// Hashes the pages of everything that streams by.
+/// Hashes the pages of every entry while the archive is read.
 #[derive(Default)]
 struct Collecting {
     current: Option<(String, PageCollector)>,
@@ -256,13 +260,18 @@ impl Write for Collecting {
     }
 }
 
-/// Problems of the archives that a backup rests on, as problems of that, and whether it fits them.
+/// Reports problems of the bases as problems of the backup that depends on them, and reports if the
+/// backup does not fit its bases.
 pub fn problems(links: &[PathBuf], reports: &[Report], fits: bool) -> Vec<Problem> {
     let bases = links.len().saturating_sub(1);
     let mut problems = Vec::new();
     for (link, report) in links.iter().zip(reports).take(bases) {
         for problem in &report.problems {
-            let message = format!("{}, on which it rests: {}", link.display(), problem.message);
+            let message = format!(
+                "{}, which it depends on: {}",
+                link.display(),
+                problem.message
+            );
             problems.push(Problem {
                 code: ProblemCode::Chain,
                 message,
@@ -276,7 +285,8 @@ pub fn problems(links: &[PathBuf], reports: &[Report], fits: bool) -> Vec<Proble
             .last()
             .is_some_and(|report| report.problems.is_empty())
     {
-        let message = "The pages that it holds do not fit the backups that it rests on".to_string();
+        let message =
+            "The pages that it contains do not match the backups that it depends on".to_string();
         problems.push(Problem::of_archive(ProblemCode::Chain, message));
     }
     problems

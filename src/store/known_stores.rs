@@ -1,7 +1,9 @@
-//! How many backups of a project each store held when it was last changed: `.kg/cache/backup-pages/stores.json`.
+//! How many backups of a project each store had at its last change, in
+//! `.kg/cache/backup-pages/stores.json`.
 //!
-//! A directory that held some and holds none now looks like a new one, and often is the place where a disk is not mounted. What is
-//! remembered only leads to warnings: if it is missing, there are none, and if it cannot be read, they say so.
+//! A directory that had backups and is now empty looks like a new store. Often it is the mount
+//! point of a disk that is not mounted. The record is used for warnings and for finding another
+//! store. If the file is missing, there are no warnings; if it cannot be read, the warning says so.
 
 use std::{collections::BTreeMap, io, path::PathBuf};
 
@@ -15,17 +17,19 @@ use crate::{
 };
 
 const FILE: &str = "stores.json";
-/// Nobody has more; what was remembered of the others is given up.
+/// The maximum number of stores to remember. If it is reached, the counts of the other stores are
+/// discarded.
 const MOST_STORES: usize = 100;
 
-/// Of the file.
+/// The size limit of the file.
 const MAX_BYTES: u64 = 1024 * 1024;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct KnownStores {
-    /// The id of the project. One that was moved since finds none of its backups, wherever they are.
+    /// The id of the project. After a move, the project has a new id and the old counts are
+    /// ignored.
     project: String,
-    /// By the directory.
+    /// The number of backups by store directory.
     stores: BTreeMap<String, usize>,
 }
 
@@ -53,12 +57,13 @@ impl KnownStores {
     }
 }
 
-/// What is to be said if the store held backups of the project when it was last changed, and none of them is among `own` now:
-/// `KG_WARN_STORE_EMPTIED`, or `KG_WARN_STORE` if whether it did cannot be told.
+/// Returns a warning if the store had backups of the project at its last change and now has none.
+/// It has none if `own` is empty and there is no unlisted archive. The code is
+/// `KG_WARN_STORE_EMPTIED`, or `KG_WARN_STORE` if the earlier count cannot be read.
 pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warning> {
     let held =
         KnownStores::read(project).map(|held| held.stores.get(&key(store)).copied().unwrap_or(0));
-    // An archive that cannot be listed is there all the same.
+    // An archive that cannot be listed still exists.
     let is_archive = |left: &Unlisted| left.flaw != Flaw::NoArchive;
     let has_archives = || {
         store
@@ -72,15 +77,17 @@ pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warni
     Some(match held {
         Ok(held) => {
             let message = format!(
-                "{dir} held {held} backups of this project at the last run, and holds none now: mount the disk or share that belongs there, \
-                 or name the directory that has them"
+                "{dir} contained {held} backups of this project at the last run, but contains none \
+                 now: mount the disk or share that belongs there, or name the directory that \
+                 contains them"
             );
             Warning::new(WarningCode::StoreEmptied, message)
         }
         Err(cause) => {
             let (file, why) = (path(project), plain(&cause));
             let message = format!(
-                "{dir} holds no backup of this project, and whether it ever did cannot be told, for {} cannot be read: {why}",
+                "{dir} contains no backup of this project, and whether it ever did cannot be \
+                 determined because {} cannot be read: {why}",
                 file.display()
             );
             Warning::new(WarningCode::Store, message)
@@ -88,7 +95,8 @@ pub fn emptied(project: &Project, store: &Store, own: &[Backup]) -> Option<Warni
     })
 }
 
-/// Another store that held backups of the project when it was last changed. `KG_IO` or `KG_PERMISSION_DENIED` if that cannot be read.
+/// Returns another store that had backups of the project at its last change. `KG_IO` or
+/// `KG_PERMISSION_DENIED` if the record cannot be read.
 pub fn other(project: &Project, store: &Store) -> Result<Option<PathBuf>> {
     let held =
         KnownStores::read(project).map_err(|cause| Error::io("read", &path(project), cause))?;
@@ -99,11 +107,11 @@ pub fn other(project: &Project, store: &Store) -> Result<Option<PathBuf>> {
     Ok(others.next().map(|(dir, _)| PathBuf::from(dir)))
 }
 
-/// Remembers how many backups of the project there are now. That this fails is a warning.
+/// Records the current number of backups of the project. A failure is only a warning.
 pub fn remember(project: &Project, store: &Store, count: usize) -> Option<Warning> {
     let error = write(project, store, count).err()?;
     let message = format!(
-        "How many backups there are could not be written down: {}",
+        "The number of backups could not be recorded: {}",
         error.message
     );
     Some(Warning::new(WarningCode::Store, message))
@@ -112,11 +120,11 @@ pub fn remember(project: &Project, store: &Store, count: usize) -> Option<Warnin
 fn write(project: &Project, store: &Store, count: usize) -> Result<()> {
     let path = path(project);
     let mut held = match KnownStores::read(project) {
-        // There is nothing in it to lose.
+        // An invalid file contains nothing worth keeping.
         Err(cause) if cause.kind() == io::ErrorKind::InvalidData => KnownStores::none(project),
         held => held.map_err(|cause| Error::io("read", &path, cause))?,
     };
-    if held.stores.len() >= MOST_STORES {
+    if held.stores.len() >= MOST_STORES && !held.stores.contains_key(&key(store)) {
         held.stores.clear();
     }
     if held.stores.insert(key(store), count) == Some(count) {

@@ -1,7 +1,8 @@
-//! One writer a store.
+//! The lock that limits a store to one writer.
 //!
-//! The lock is an operating system's lock on a file in the directory (see [`crate::util::file_lock`]). Who holds it stands in the
-//! file, for the message of whoever waits in vain.
+//! The lock is an operating-system lock on a file in the directory (see
+//! [`crate::util::file_lock`]). The holder writes its name into the file, so that a process that
+//! waits in vain can report it.
 
 use std::{
     fs::{File, TryLockError},
@@ -29,10 +30,10 @@ use crate::{
     },
 };
 
-/// Of the name of a process.
+/// The size limit of the holder's name.
 const MAX_BYTES: u64 = 4096;
 
-/// Held until it is dropped.
+/// The lock on a store, held until it is dropped.
 #[derive(Debug)]
 pub struct StoreLock {
     _file: File,
@@ -49,7 +50,7 @@ impl StoreLock {
         let path = dir.join(LOCK_FILE);
         let failed = |cause| Error::io("lock", &path, cause);
         let mut file = atomic_file::open_lock(&path)?;
-        // It holds no secret, and the owner of the directory must be able to take it.
+        // The file contains no secret, and the owner of the directory must be able to lock it.
         ownership::inherit(&path);
         if !file_lock::wait(&file, timeout, context, failed)? {
             return Err(held(dir, &mut file, timeout));
@@ -71,7 +72,8 @@ impl StoreLock {
     }
 }
 
-/// Why this user could not lock the store at `dir`, as far as permissions tell. The lock is not taken.
+/// Returns why this user could not lock the store at `dir`, judging by permissions only. Does not
+/// take the lock.
 pub fn refusal(dir: &Path) -> Option<Error> {
     let path = dir.join(LOCK_FILE);
     let refused = access(&path, AccessFlags::R_OK | AccessFlags::W_OK)
@@ -80,14 +82,14 @@ pub fn refusal(dir: &Path) -> Option<Error> {
     Some(Error::io("lock", &path, refused.into()))
 }
 
-/// Whether somebody writes to the store at `dir`, as far as that can be told.
+/// Returns whether a process writes to the store at `dir`, as far as can be determined.
 pub fn is_held(dir: &Path) -> bool {
     let tried = regular_file::open(&dir.join(LOCK_FILE)).map(|file| file.try_lock_shared());
     matches!(tried, Ok(Err(TryLockError::WouldBlock)))
 }
 
 fn held(dir: &Path, file: &mut File, waited: Duration) -> Error {
-    // Who holds it is only for the message; the holder may be writing it this very moment.
+    // The name is only used in the message. The holder may be writing it at this moment.
     let text = file
         .rewind()
         .and_then(|()| regular_file::read(file, MAX_BYTES))

@@ -1,17 +1,18 @@
-//! Where archives are kept: a directory.
+//! The store: a directory that holds archives.
 //!
 //! ```text
-//! kg-backup-20240115-020000.tar.gz                  an archive; of an encrypted one .enc.tar.gz
-//! kg-backup-20240115-020000.tar.gz.manifest.json    its manifest, with the archive's size and digest
+//! kg-backup-20240115-020000.tar.gz                  an archive (.enc.tar.gz if encrypted)
+//! kg-backup-20240115-020000.tar.gz.manifest.json    its sidecar: manifest, archive size and digest
 //! latest.tar.gz                                     a link to the newest good archive
-//! kg-backup-20240115-020000.tar.gz.pin.json         it is pinned: nothing removes it
-//! .kg-store.lock                                    locked by the one process that writes
-//! .kg-partial-…, .kg-snapshot-…                     what a run is writing; the next run removes what a killed one left
+//! kg-backup-20240115-020000.tar.gz.pin.json         its pin: the backup is never removed
+//! .kg-store.lock                                    held by the one process that writes
+//! .kg-partial-…, .kg-snapshot-…                     temporary files of a run
 //! ```
 //!
-//! Everything is written under a temporary name, synced, renamed, and the directory synced; the manifest comes last. A
-//! backup is listed while both archive and manifest are there, so at every instant a listed backup is whole, and what a
-//! killed run leaves is not listed. Readers need no lock.
+//! Every file is written under a temporary name, synced and renamed; then the directory is synced.
+//! The sidecar is written last. A backup is listed only if both its archive and its sidecar exist,
+//! so a listed backup is always complete. Files that a killed run leaves are not listed, and the
+//! next run removes them. Processes that only read need no lock.
 
 mod archive_file;
 mod catalog;
@@ -34,8 +35,9 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
+#[cfg(not(without_internals))]
+pub use self::archive_file::ArchiveFile;
 pub use self::{
-    archive_file::ArchiveFile,
     catalog::{Flaw, Listing, Unlisted, described_beside, manifest_beside},
     lock::StoreLock,
     names::is_id,
@@ -55,69 +57,71 @@ use crate::{
     util::{atomic_file, operation::OperationContext, ownership, regular_file},
 };
 
-/// By so much the clocks of machines may differ that share a store.
+/// The tolerated difference between the clocks of machines that share a store.
 const CLOCK_TOLERANCE_MS: i64 = 10 * 60 * 1000;
 
 /// A directory of backups.
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
-    /// The id of the project that it is asked for.
+    /// The id of the project whose backups are requested.
     project: Option<String>,
     /// That project, if it exists.
     home: Option<Project>,
     keys: Keys,
     encrypts: EncryptionPolicy,
-    /// Permissions of new archives, and of what stands beside them.
+    /// Permissions of new archives and of the files next to them.
     mode: Option<u32>,
     doubt: Option<Doubt>,
 }
 
-/// That this may not be the store that is meant: nothing is written to it.
+/// A reason to suspect that this is not the intended store. Nothing is written to such a store.
 #[derive(Debug, Clone)]
 pub struct Doubt {
     pub why: Error,
-    /// Another one may well be: nothing is taken from this one either.
+    /// Another store is likely to be the intended one, so nothing is read from this one either.
     pub hides_another: bool,
 }
 
-/// Whether new archives are encrypted, as the call and the settings say together: `schedule::automatic::encrypts` decides it.
+/// Whether new archives are encrypted, as decided by the call and the settings together. See
+/// `commands::scheduled::encrypts`.
 ///
-/// Unless the call itself asks for a plain archive, none is made after an encrypted one.
+/// A plain archive never follows an encrypted one unless the call itself asks for a plain archive.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub enum EncryptionPolicy {
-    /// Nothing asks for it.
+    /// Neither the call nor the settings mention encryption.
     #[default]
     Unasked,
-    /// Nothing but a key of the settings: they name who could read it.
+    /// The settings contain a key, which names the readers, but do not ask for encryption.
     KeyAlone,
-    /// The settings turn it off. They may do so for one store while another one is encrypted.
+    /// The settings turn encryption off. They may do so for one store while another one is
+    /// encrypted.
     TurnedOff,
     /// The call asks for a plain archive.
     Never,
     Yes,
-    /// The settings cannot be read: refused with this.
+    /// The settings cannot be read, so the backup is refused with this error.
     Unread(Error),
-    /// The settings cannot be read, and a backup before a repair is made all the same.
+    /// The settings cannot be read, but the backup before a repair is still made.
     UnreadInRecovery(Error),
-    /// An encryption setting is present but invalid: refused with this.
+    /// An encryption setting is present but invalid, so the backup is refused with this error.
     Undecided(Error),
 }
 
-/// A backup of the store, as its manifest describes it.
+/// A backup in the store, as its manifest describes it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Backup {
     pub id: String,
     #[serde(rename = "type")]
     pub kind: crate::archive::manifest::BackupType,
-    /// Of the archive, absolute.
+    /// Absolute path of the archive.
     pub path: PathBuf,
-    /// Of the archive, in bytes.
+    /// Size of the archive in bytes.
     pub size: u64,
-    /// Of its sidecar.
+    /// Size of the sidecar in bytes.
     pub sidecar_size: u64,
-    /// Of the archive: `sha256:` and the hexadecimal digest.
+    /// Digest of the archive: `sha256:` and hexadecimal digits.
     pub checksum: String,
     /// When the backup began, in milliseconds since the epoch.
     pub timestamp: i64,
@@ -129,37 +133,40 @@ pub struct Backup {
     pub warnings: Vec<Warning>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub based_on: Option<String>,
-    /// The digest of that archive, with its prefix.
+    /// Digest of the base archive, with its prefix.
     #[serde(skip)]
     pub based_on_checksum: Option<String>,
-    /// The incremental backup that this full one was put together from.
+    /// The incremental backup that this full backup was consolidated from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consolidated_from: Option<String>,
-    /// It was made before a repair, of what was about to be repaired.
+    /// Whether the backup was made before a repair, from the state that was about to be repaired.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub safety_backup: bool,
-    /// It lacks something of the project, or may hold half of a change.
+    /// Whether the backup lacks a part of the project or may contain half of a change.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub incomplete: bool,
-    /// Its graph database has 0 bytes, or no table while an earlier good backup of the project has some.
+    /// Whether the graph database has 0 bytes, or has no table although an earlier good backup of
+    /// the project has some.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub emptied: bool,
-    /// Only a key opens it. What it holds is named inside alone: in lists it has no description and no warnings.
+    /// Whether a key is required to open the archive. The details are stored inside the archive
+    /// only, so lists show no description and no warnings.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub encrypted: bool,
-    /// Nothing removes it.
+    /// The pin, if the backup is pinned. A pinned backup is never removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pinned: Option<Pin>,
-    /// The archive itself, if what lies in the store is a link to it.
+    /// The archive itself, if the store contains only a link to it.
     #[serde(skip)]
     pub linked_to: Option<PathBuf>,
-    /// Tells projects apart that share a store.
+    /// The project id. It distinguishes projects that share a store.
     #[serde(skip)]
     pub project: Option<String>,
 }
 
 impl Store {
-    /// The store at `dir`, which need not exist yet.
+    /// Returns the store at `dir`, which need not exist yet. `KG_UNSUPPORTED` for a URL,
+    /// `KG_BACKUP_DIR_INVALID` for a file.
     pub fn at(dir: &Path) -> Result<Self> {
         if dir.to_str().is_some_and(|dir| dir.contains("://")) {
             return Err(Error::new(
@@ -190,8 +197,9 @@ impl Store {
         }
     }
 
-    /// The same store, asked for the project at `root`: others may keep their backups here too. The project need not exist: where its `.kg` was
-    /// lost, its backups are what is asked for.
+    /// Returns the same store with requests limited to the project at `root`, because other
+    /// projects may use the store too. The project need not exist: its backups are needed most when
+    /// its `.kg` is lost.
     pub fn for_project(self, root: &Path) -> Self {
         Store {
             project: paths::absolute(root).ok().map(|root| Project::id_at(&root)),
@@ -200,17 +208,17 @@ impl Store {
         }
     }
 
-    /// The project that it is asked for, if that exists.
+    /// Returns the project whose backups are requested, if it exists.
     pub fn home(&self) -> Option<&Project> {
         self.home.as_ref()
     }
 
-    /// The same store, whose encrypted archives `keys` open.
+    /// Returns the same store with the keys that open its encrypted archives.
     pub fn with_keys(self, keys: Keys) -> Self {
         Store { keys, ..self }
     }
 
-    /// The same store, whose new archives are encrypted, or are not, because the caller says so.
+    /// Returns the same store with the caller's decision whether new archives are encrypted.
     pub fn encrypting(self, encrypts: bool) -> Self {
         self.as_set(if encrypts {
             EncryptionPolicy::Yes
@@ -223,7 +231,8 @@ impl Store {
         Store { encrypts, ..self }
     }
 
-    /// The same store, whose new archives have these permissions; without any, those of [`atomic_file::TempFile::in_store`].
+    /// Returns the same store with these permissions for new archives. For `None`,
+    /// [`atomic_file::TempFile::in_store`] chooses them.
     pub fn with_mode(self, mode: Option<u32>) -> Self {
         Store { mode, ..self }
     }
@@ -232,21 +241,22 @@ impl Store {
         Store { doubt, ..self }
     }
 
-    /// Fails if another store may be meant: nothing is written here then.
+    /// Fails if another store may be the intended one; nothing may be written here then.
     pub fn assert_undoubted(&self) -> Result<()> {
         self.doubt
             .as_ref()
             .map_or(Ok(()), |doubt| Err(doubt.why.clone()))
     }
 
-    /// Fails if another store is likely to be meant: what is newest here, or what is here at all, says nothing then.
+    /// Fails if another store is likely to be the intended one. The contents of this store are not
+    /// meaningful then.
     pub fn assert_meant(&self) -> Result<()> {
         let doubt = self.doubt.as_ref().filter(|doubt| doubt.hides_another);
         doubt.map_or(Ok(()), |doubt| Err(doubt.why.clone()))
     }
 
-    /// The same store for the backup before a repair, which must be possible while the settings are broken. An encrypted
-    /// backup is still not followed by a plain one.
+    /// Returns the same store for the backup before a repair, which must be possible while the
+    /// settings are broken. A plain backup still never follows an encrypted one.
     pub fn for_recovery(self) -> Self {
         let encrypts = match self.encrypts {
             EncryptionPolicy::Unread(error) => EncryptionPolicy::UnreadInRecovery(error),
@@ -263,7 +273,8 @@ impl Store {
         &self.keys
     }
 
-    /// What is to be said of the files of keys that were used so far, for `archive`.
+    /// Returns warnings about exposed key files among those used so far, for the store or for
+    /// `archive`.
     pub fn key_warnings(&self, archive: &Path) -> Vec<Warning> {
         let dirs = [Some(self.dir.as_path()), archive.parent()].map(|dir| dir.map(resolve));
         let warnings = self.keys.files().into_iter().filter_map(|file| {
@@ -280,8 +291,8 @@ impl Store {
         warnings.collect()
     }
 
-    /// That an archive is not encrypted although keys were given or new ones are encrypted. It may have been put there in the place
-    /// of another one.
+    /// Warns that an archive is plain although keys were given or new archives are encrypted. An
+    /// attacker may have replaced the encrypted archive.
     pub fn plain_warning(&self, archive: &Path) -> Option<Warning> {
         let is_expected = self.keys.are_given() || self.encrypts();
         let is_plain = || {
@@ -301,7 +312,7 @@ impl Store {
         self.encrypts == EncryptionPolicy::Yes
     }
 
-    /// Whether a new archive is plain unless something forbids it.
+    /// Returns whether a new archive is plain unless another rule forbids it.
     pub fn may_be_plain(&self) -> bool {
         use EncryptionPolicy::{KeyAlone, Never, TurnedOff, Unasked, UnreadInRecovery};
         matches!(
@@ -310,8 +321,8 @@ impl Store {
         )
     }
 
-    /// Fails if a new archive could be read by others than those who are meant, or could not be encrypted. `was_encrypted`
-    /// says what the project remembers of its newest backup, which may lie in another store.
+    /// Fails if unintended readers could read a new archive, or if it could not be encrypted.
+    /// `was_encrypted` is the project's record of its newest backup, which may be in another store.
     pub fn check_encryption_policy(&self, was_encrypted: bool) -> Result<()> {
         let follows_encrypted = |remembered: bool| -> Result<bool> {
             Ok((remembered && was_encrypted)
@@ -338,17 +349,20 @@ impl Store {
         }
     }
 
-    /// That a plain backup is made although the settings name a key for it.
+    /// Warns that a plain backup is made although the settings name a key for it.
     pub fn key_without_encryption(&self) -> Option<Warning> {
-        let message = "It is not encrypted: the settings name who could read it (`backup.passphraseFile`, `backup.recipients`), and \
-                       nothing asks for encryption. `kg config set backup.encrypt true` does, `false` says that plain backups are meant";
+        let message = "It is not encrypted: the settings name who could read it \
+                       (`backup.passphraseFile`, `backup.recipients`), but they do not turn \
+                       encryption on. Run `kg config set backup.encrypt true` to encrypt backups, \
+                       or set `false` to confirm plain backups";
         (self.encrypts == EncryptionPolicy::KeyAlone)
             .then(|| Warning::new(WarningCode::NotEncrypted, message))
     }
 
-    /// The newest backup that the project made for itself. The backup before a repair counts only if there is no other.
+    /// Returns the newest backup that the project made for itself. The backup before a repair
+    /// counts only if there is no other.
     fn newest_own(&self) -> Result<Option<Backup>> {
-        // What cannot be made a directory is refused when it is to be made.
+        // A path that cannot become a directory is refused later, when the directory is created.
         if !self.dir.is_dir() {
             return Ok(None);
         }
@@ -361,7 +375,7 @@ impl Store {
             .filter(|backup| self.is_own(backup))
             .cloned()
             .collect();
-        // What lies in a project is of that project, also if it was moved.
+        // Backups inside a project belong to it, even if the project was moved.
         if own.is_empty() && self.dir.ends_with(Path::new(STATE_DIR).join(BACKUPS_DIR)) {
             own = listed;
         }
@@ -370,7 +384,7 @@ impl Store {
             .position(|backup| !backup.safety_backup)
             .unwrap_or(0);
         let newest = own.into_iter().nth(regular);
-        // The name alone tells that an archive is encrypted.
+        // An encrypted archive is recognized by its name alone.
         let encrypted = unlisted
             .into_iter()
             .filter(Unlisted::is_encrypted)
@@ -379,7 +393,7 @@ impl Store {
         Ok(newest)
     }
 
-    /// `.kg/backups` of the project.
+    /// Returns `.kg/backups` of the project.
     pub fn default_dir(project_root: &Path) -> PathBuf {
         project_root.join(STATE_DIR).join(BACKUPS_DIR)
     }
@@ -388,7 +402,8 @@ impl Store {
         &self.dir
     }
 
-    /// Refuses a directory below `.kg/` whose archives the next backup would save.
+    /// Refuses a directory below `.kg/` whose archives the next backup would save
+    /// (`KG_BACKUP_DIR_IN_PROJECT`).
     pub fn assert_outside(&self, project: &Project) -> Result<()> {
         let dir = resolve(&self.dir);
         let inside = dir.strip_prefix(resolve(&project.state_dir())).ok();
@@ -405,12 +420,7 @@ impl Store {
         ))
     }
 
-    /// Whether it lies in the state of the project.
-    pub fn is_inside(&self, project: &Project) -> bool {
-        resolve(&self.dir).starts_with(resolve(&project.state_dir()))
-    }
-
-    /// Makes the directory and waits, at most `timeout`, until this process is the only one that writes to it.
+    /// Creates the directory and waits, at most `timeout`, until this process is the only writer.
     pub fn lock(&self, timeout: Duration, context: &OperationContext) -> Result<StoreLock> {
         self.assert_undoubted()?;
         let shared = self
@@ -421,17 +431,17 @@ impl Store {
         StoreLock::acquire(&self.dir, shared, timeout, context)
     }
 
-    /// Why this user could not lock the store, as far as permissions tell.
+    /// Returns why this user could not lock the store, judging by permissions only.
     pub fn refusal_to_lock(&self) -> Option<Error> {
         lock::refusal(&self.dir)
     }
 
-    /// Whether somebody makes or removes backups now, as far as that can be told.
+    /// Returns whether a process is making or removing backups now, as far as can be determined.
     pub fn is_in_use(&self) -> bool {
         lock::is_held(&self.dir)
     }
 
-    /// Whether its directory is there; an error if that cannot be told.
+    /// Returns whether the directory exists, or an error if that cannot be determined.
     pub fn exists(&self) -> Result<bool> {
         match self.dir.try_exists() {
             Err(cause) if cause.kind() == io::ErrorKind::NotADirectory => Ok(false),
@@ -457,7 +467,8 @@ impl Store {
     }
 }
 
-/// What a backup with these warnings lacks; `None` if they do not name anything.
+/// Returns what a backup with these warnings lacks, or `None` if no warning means that it is
+/// incomplete.
 pub fn lacks(warnings: &[Warning]) -> Option<String> {
     let lacking = warnings
         .iter()
@@ -465,19 +476,21 @@ pub fn lacks(warnings: &[Warning]) -> Option<String> {
     first_and_more(lacking.map(|warning| &warning.message))
 }
 
-/// A plain archive would follow encrypted ones, and the caller did not ask for that. `cause` is why the settings do not count.
+/// Returns the error for a plain archive that would follow encrypted ones without the caller's
+/// request. `cause` is why the settings do not count.
 fn first_plain(cause: Option<&Error>) -> Error {
     let (why, remedy) = match cause {
         Some(cause) => (format!("{}. ", cause.message), cause.remedy.as_str()),
         None => (
             String::new(),
-            "Mend `backup.encrypt` and the keys of the settings (`kg config show`)",
+            "Correct `backup.encrypt` and the keys in the settings (`kg config show`)",
         ),
     };
     Error::new(
         Code::KeyInvalid,
         format!(
-            "{why}The newest backup of this project is encrypted, and nothing says how to encrypt the next one"
+            "{why}The newest backup of this project is encrypted, but no setting or option says \
+             how to encrypt the next one"
         ),
         format!(
             "{remedy}; or give `--recipient` or `--passphrase-file` (`encryption` in the API). `--no-encrypt` \
@@ -487,11 +500,12 @@ fn first_plain(cause: Option<&Error>) -> Error {
 }
 
 impl Backup {
-    /// `manifest` is one that stood beside the archive at `path`.
+    /// Builds the backup at `path` from its sidecar, or returns `None` if the manifest does not
+    /// describe the archive.
     fn new(path: PathBuf, manifest: Manifest) -> Option<Self> {
         let archive = manifest.archive?;
         let pinned = pins::pin_beside(&path);
-        // The name says it too, should the manifest not.
+        // The name also marks an encrypted archive, in case the manifest does not.
         let is_named = path
             .file_name()
             .is_some_and(|name| encryption::is_named(&name.to_string_lossy()));
@@ -526,12 +540,13 @@ impl Backup {
         })
     }
 
-    /// What it takes on the disk: its archive and its sidecar.
+    /// Returns the size of the archive and its sidecar in bytes.
     pub fn disk_size(&self) -> u64 {
         self.size.saturating_add(self.sidecar_size)
     }
 
-    /// What its removal frees: of an archive that is linked into the store, only the link is removed.
+    /// Returns the bytes that removing the backup frees. If the archive is linked into the store,
+    /// only the link and the sidecar are removed.
     pub fn removable_size(&self) -> u64 {
         if self.linked_to.is_some() {
             self.sidecar_size
@@ -540,29 +555,29 @@ impl Backup {
         }
     }
 
-    /// That its removal leaves the archive itself, where that is linked into the store.
+    /// Warns that removing a linked backup leaves the archive itself in place.
     pub fn left_behind(&self) -> Option<Warning> {
         let archive = self.linked_to.as_ref()?.display();
         let message = format!(
-            "Of {} the link in the store is removed; the archive itself stays: {archive}",
+            "Only the link to {} in the store is removed; the archive itself stays: {archive}",
             self.id
         );
         Some(Warning::new(WarningCode::Store, message))
     }
 
-    /// Whether it is dated later than can be.
+    /// Returns whether the backup is dated in the future by more than the clock tolerance.
     pub fn is_ahead(&self, now: Timestamp) -> bool {
         self.timestamp > now.as_millisecond() + CLOCK_TOLERANCE_MS
     }
 
-    /// What an incomplete backup lacks: the first of it, and how much more there is.
+    /// Describes what an incomplete backup lacks: the first item and the number of others.
     pub fn lacks(&self) -> String {
         let inside =
-            || "what it lacks is named inside the encrypted archive, and by a restore of it".into();
+            || "the encrypted archive lists what it lacks, and a restore reports it".into();
         lacks(&self.warnings).unwrap_or_else(inside)
     }
 
-    /// With what is to be said of the store that it is in.
+    /// Adds warnings about the store that contains the backup.
     pub fn with_warnings(mut self, warnings: Vec<Warning>) -> Self {
         self.warnings.extend(warnings);
         self

@@ -1,4 +1,4 @@
-//! Names of backups and of the files that hold them.
+//! Names of backups and of their files.
 
 use jiff::{Timestamp, tz::TimeZone};
 
@@ -6,12 +6,12 @@ use crate::archive::{block::Compression, encryption::NAME_MARK};
 
 pub const MANIFEST_SUFFIX: &str = ".manifest.json";
 pub const LOCK_FILE: &str = ".kg-store.lock";
-/// The link to the newest archive; its ending follows.
+/// The link to the newest archive, without its ending.
 pub const LATEST: &str = "latest";
 
 const ARCHIVE_PREFIX: &str = "kg-backup-";
 const ID_PREFIX: &str = "backup-";
-/// Of archives, most usual first; then of encrypted ones.
+/// Endings of archives, most common first, then those of encrypted archives.
 pub const ENDINGS: [&str; 6] = [
     ".tar.gz",
     ".tar.zst",
@@ -21,7 +21,8 @@ pub const ENDINGS: [&str; 6] = [
     ".enc.tar",
 ];
 
-/// `20240115-020000`, in UTC; the `number`th of that second gets a suffix from the second on.
+/// Returns `20240115-020000`, in UTC. If several backups begin in the same second, the second and
+/// later ones get a suffix.
 pub fn stamp(at: Timestamp, number: u32) -> String {
     let stamp = at
         .to_zoned(TimeZone::UTC)
@@ -48,7 +49,7 @@ pub fn archive(stamp: &str, compression: Compression, encrypted: bool) -> String
     format!("{ARCHIVE_PREFIX}{stamp}{encrypted}{ending}")
 }
 
-/// The id of the archive of that name; `None` where it is not named like one.
+/// Returns the id of the archive of that name, or `None` if the name is not that of an archive.
 pub fn id_of_archive(name: &str) -> Option<String> {
     let stamp = name
         .strip_prefix(ARCHIVE_PREFIX)?
@@ -56,13 +57,13 @@ pub fn id_of_archive(name: &str) -> Option<String> {
     is_stamp(stamp).then(|| id(stamp))
 }
 
-/// From its first dot on: how the name of an archive, or of a link to one, ends.
+/// Returns the ending of the name of an archive, or of a link to one, starting at its first dot.
 pub fn ending(name: &str) -> Option<&'static str> {
     let (_, found) = name.split_once('.')?;
     ENDINGS.into_iter().find(|ending| ending[1..] == *found)
 }
 
-/// The possible archives of a backup; empty where `id` is not one.
+/// Returns the possible archive names of a backup, or an empty list if `id` is not a backup id.
 pub fn archives_of_id(id: &str) -> Vec<String> {
     match id.strip_prefix(ID_PREFIX) {
         Some(stamp) if is_stamp(stamp) => ENDINGS
@@ -73,7 +74,7 @@ pub fn archives_of_id(id: &str) -> Vec<String> {
     }
 }
 
-/// When the backup of that id began, as the id says, in seconds since the epoch.
+/// Returns when the backup with that id began, according to the id, in seconds since the epoch.
 pub fn time_of_id(id: &str) -> Option<i64> {
     let stamp = id.strip_prefix(ID_PREFIX).filter(|stamp| is_stamp(stamp))?;
     let civil = jiff::civil::DateTime::strptime("%Y%m%d-%H%M%S", stamp.get(..15)?).ok()?;

@@ -1,9 +1,12 @@
-//! Pins: backups that nothing removes until they are unpinned.
+//! Pins: marks that keep backups from being removed.
 //!
-//! A pin is a small file beside the archive, `….pin.json`. It is part neither of the archive nor of its manifest, so both verify
-//! as they were written, and it goes wherever the files of a backup are copied. That the file is there is what pins: one that
-//! cannot be read has lost its reason, not its effect. One whose archive is gone stays, for the archive may come back, and its
-//! id is not given to another backup.
+//! A pin is a small file next to the archive, `….pin.json`. It is part of neither the archive nor
+//! the sidecar, so both still verify unchanged. It can be copied together with them. The existence
+//! of the file is the pin: if the file cannot be read, the reason is lost but the backup stays
+//! pinned.
+//!
+//! A pin whose archive is missing is kept because the archive may come back. Its id is not given to
+//! another backup.
 
 use std::{
     fs, io,
@@ -20,21 +23,21 @@ use crate::{
 };
 
 const PIN_SUFFIX: &str = ".pin.json";
-/// Of a reason.
+/// The maximum length of a reason.
 const MAX_REASON_BYTES: usize = 4096;
-/// No pin is longer, however its reason is escaped.
+/// The maximum length of a pin file, however its reason is escaped.
 const MAX_PIN_BYTES: u64 = 64 * 1024;
 
-/// Why a backup stays, and since when.
+/// Why a backup is kept, and since when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Pin {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// In milliseconds since the epoch.
+    /// When the backup was pinned, in milliseconds since the epoch.
     pub at: i64,
 }
 
-/// As it stands in the file.
+/// The content of a pin file.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Written {
@@ -45,7 +48,7 @@ struct Written {
 }
 
 impl Store {
-    /// Pins the backup of that id; one that is pinned gets the new reason.
+    /// Pins the backup with that id. Replaces the reason if it is already pinned.
     pub fn pin(&self, _lock: &StoreLock, id: &str, reason: Option<String>) -> Result<Backup> {
         let backup = self.get(id)?;
         if reason
@@ -67,14 +70,14 @@ impl Store {
         self.get(id)
     }
 
-    /// Takes the pin of a backup away, if it has one.
+    /// Removes the pin of a backup, if it has one.
     pub fn unpin(&self, _lock: &StoreLock, id: &str) -> Result<Backup> {
         atomic_file::remove(&pin_path(&self.get(id)?.path))?;
         atomic_file::sync_dir(&self.dir)?;
         self.get(id)
     }
 
-    /// Refuses what would remove a pinned backup.
+    /// Refuses to remove a pinned backup (`KG_BACKUP_PINNED`).
     pub(super) fn assert_unpinned(&self, id: &str) -> Result<()> {
         let Some(pin) = self.get(id)?.pinned else {
             return Ok(());
@@ -93,14 +96,14 @@ impl Store {
     }
 }
 
-/// Where the pin of the archive at `archive` stands.
+/// Returns the path of the pin of `archive`.
 pub(super) fn pin_path(archive: &Path) -> PathBuf {
     let mut path = archive.as_os_str().to_os_string();
     path.push(PIN_SUFFIX);
     path.into()
 }
 
-/// The pin beside an archive.
+/// Returns the pin of an archive, if it has one.
 pub(super) fn pin_beside(archive: &Path) -> Option<Pin> {
     let path = pin_path(archive);
     let since = match fs::symlink_metadata(&path) {

@@ -1,4 +1,5 @@
-//! Which backups a store keeps: a pure function of the backups, the policy and the time. `commands::prune` carries it out.
+//! Retention: decides which backups to keep. A pure function of the backups, the policy and the
+//! time; `commands::prune` carries out the decisions.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -10,16 +11,16 @@ use crate::{archive::manifest::BackupType, error::Error};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What to keep; without any limit, everything.
+/// The retention policy. Without limits and rules it keeps everything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// Remove what is older than this many days.
+    /// The age in days beyond which backups are removed.
     pub retention_days: Option<u32>,
-    /// Keep at most this many.
+    /// The maximum number of backups to keep.
     pub max_backups: Option<u32>,
-    /// Keep what these rules name, whatever the limits say.
+    /// Rules that keep backups regardless of the limits.
     pub keep: Keep,
-    /// Where the hours, days, weeks, months and years of the rules are those of the calendar.
+    /// The time zone of the calendar periods in the rules.
     pub zone: TimeZone,
 }
 
@@ -44,9 +45,13 @@ impl Policy {
     }
 }
 
-/// For the last so many hours, days, ISO weeks, months and years (of [`Policy::zone`]) that have a good backup, keep the newest of each,
-/// and the last so many at all: what restic's `forget` does
-/// (<https://restic.readthedocs.io/en/stable/060_forget.html>). Where a rule is not used up, it keeps the oldest too.
+/// Rules that keep the newest good backup of each of the last so many hours, days, ISO weeks,
+/// months and years. Only periods with a good backup count; their time zone is [`Policy::zone`].
+/// `last` keeps the newest good backups, whatever their period.
+///
+/// The rules work like restic's `forget`
+/// (<https://restic.readthedocs.io/en/stable/060_forget.html>). A rule that is not used up also
+/// keeps the oldest good backup.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Keep {
     pub last: Option<u32>,
@@ -61,16 +66,17 @@ pub struct Keep {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// Kept: the newest good backup stays, whatever the limits are; and if that is a snapshot, of a graph without nodes, or incomplete, the newest
-    /// good one that is none of it, as far as there is one, and the newest of a graph with nodes.
+    /// Kept: the newest good backup is never removed, whatever the limits are. It may be a
+    /// snapshot, incomplete, or of a graph without nodes. Then the newest good backup that is none
+    /// of these is kept too, and the newest of a graph with nodes.
     NewestGood,
-    /// Kept: it was made a moment ago.
+    /// Kept: this run just made it.
     JustMade,
-    /// Kept: somebody pinned it. It takes no place of a limit or rule.
+    /// Kept: it is pinned. It does not count towards any limit or rule.
     Pinned,
-    /// Kept: no limit speaks against it.
+    /// Kept: it is within all limits.
     WithinLimits,
-    /// Kept: a backup that is kept rests on it.
+    /// Kept: a kept backup depends on it.
     Needed,
     KeepLast,
     KeepHourly,
@@ -78,28 +84,29 @@ pub enum Reason {
     KeepWeekly,
     KeepMonthly,
     KeepYearly,
-    /// Removed: no rule of `keep` names it, and there are no limits.
+    /// Removed: no `keep` rule selects it, and there are no limits.
     NoRule,
     /// Removed: older than `retentionDays`.
     TooOld,
-    /// Removed: `maxBackups` newer ones exist.
+    /// Removed: at least `maxBackups` newer ones exist.
     TooMany,
 }
 
-/// What happens to one backup.
+/// The decision on one backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Decision {
     pub id: String,
     pub kept: bool,
     pub reason: Reason,
-    /// Why it should have been removed and could not be; `kept` is true then.
+    /// Why the backup could not be removed although it should have been; `kept` is true then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Error>,
 }
 
-/// Decides about `backups` of one project, which come newest first. Those that are pinned stay, and the others are decided on as if there were
-/// no pinned ones, except that a pinned one can be the newest good one. The one of the id `made` stays: whoever made it is told that it is
-/// there.
+/// Decides on `backups` of one project, which are sorted newest first. Pinned backups are kept. The
+/// others are decided on as if there were no pinned ones, except that a pinned backup can be the
+/// newest good one. The backup with the id `made` is kept because its creator is told that it
+/// exists.
 pub fn decide(
     backups: &[Backup],
     policy: &Policy,
@@ -110,11 +117,11 @@ pub fn decide(
     let is_pinned = |place: &usize| backups[*place].pinned.is_some();
     let good = good(backups);
     let last_good = last_good(backups, &good);
-    // When one was made that is dated ahead is not known, so it is of no period.
+    // The real time of a backup dated in the future is unknown, so it belongs to no period.
     let counts = |place: &usize| !is_pinned(place) && !backups[*place].is_ahead(now);
     let good: Vec<usize> = good.into_iter().filter(counts).collect();
     let by_rule = by_rule(backups, &good, policy);
-    // How many come before each that count towards `max_backups`.
+    // For each backup, the number of earlier entries that count towards `max_backups`.
     let ranks: Vec<u64> = (0..backups.len())
         .scan(0, |rank, place| {
             Some(std::mem::replace(
@@ -179,8 +186,13 @@ pub fn decide(
     decisions
 }
 
-/// What no limit may remove, of the places of `good`: the newest one; and because that may hold less than those before it, the newest of a graph
-/// that has nodes, the newest of these that is more than a snapshot, and the newest of these that lacks nothing.
+/// Returns the places of the backups among `good` that no limit may remove. Older backups may
+/// contain more than the newest one, so up to four are protected:
+///
+/// - the newest backup;
+/// - the newest of a graph with nodes;
+/// - the newest of these that is not a snapshot;
+/// - the newest of these that is also complete.
 fn last_good(backups: &[Backup], good: &[usize]) -> Vec<usize> {
     let newest = |is_wanted: &dyn Fn(&Backup) -> bool| {
         good.iter()
@@ -189,7 +201,7 @@ fn last_good(backups: &[Backup], good: &[usize]) -> Vec<usize> {
     };
     let is_whole = |backup: &Backup| backup.kind != BackupType::Snapshot;
     let is_filled = |backup: &Backup| backup.stats.node_count > 0;
-    // Where no graph had nodes, or only snapshots of it exist.
+    // Falls back to any backup that is not a snapshot, if none of them has a graph with nodes.
     let both =
         newest(&|backup| is_whole(backup) && is_filled(backup)).or_else(|| newest(&is_whole));
     let complete = newest(&|backup| is_whole(backup) && is_filled(backup) && !backup.incomplete);
@@ -199,11 +211,11 @@ fn last_good(backups: &[Backup], good: &[usize]) -> Vec<usize> {
         .collect()
 }
 
-/// The rule that keeps each backup, of those at the places of `good`: the first that does.
+/// Returns the first rule that keeps each backup in `good`.
 fn by_rule(backups: &[Backup], good: &[usize], policy: &Policy) -> HashMap<usize, Reason> {
     let keep = policy.keep;
     let day = |at: &Zoned| i64::from(at.year()) * 366 + i64::from(at.day_of_year());
-    // The hour that a change of clocks repeats is another one.
+    // The hour that a clock change repeats counts as another hour.
     let hour = |at: &Zoned| (day(at) * 24 + i64::from(at.hour()), at.offset().seconds());
     let week = |at: &Zoned| {
         (
@@ -211,7 +223,8 @@ fn by_rule(backups: &[Backup], good: &[usize], policy: &Policy) -> HashMap<usize
             at.date().iso_week_date().week().into(),
         )
     };
-    // Each rule with the period that a backup is of; for `last` each is one of its own.
+    // Each rule with a function that returns the period of a backup. For `last`, each backup is its
+    // own period.
     type PeriodOf<'a> = &'a dyn Fn(usize, &Zoned) -> (i64, i32);
     let rules: [(Option<u32>, Reason, PeriodOf<'_>); 6] = [
         (keep.last, Reason::KeepLast, &|place, _| (place as i64, 0)),
@@ -243,7 +256,7 @@ fn by_rule(backups: &[Backup], good: &[usize], policy: &Policy) -> HashMap<usize
     kept
 }
 
-/// Where in the list each backup is, by its id.
+/// Maps the id of each backup to its place in the list.
 pub fn places(backups: &[Backup]) -> HashMap<&str, usize> {
     backups
         .iter()
@@ -252,7 +265,8 @@ pub fn places(backups: &[Backup]) -> HashMap<&str, usize> {
         .collect()
 }
 
-/// The places of what a backup rests on, nearest first; `None` at the end where one is missing.
+/// Returns the places of the bases of a backup, nearest first. The last item is `None` if a base is
+/// missing.
 pub fn bases(
     backups: &[Backup],
     places: &HashMap<&str, usize>,
@@ -267,7 +281,7 @@ pub fn bases(
     let mut found = Vec::new();
     let mut next = base_of(place);
     while let Some(base) = next {
-        // A circle, which only forged manifests make, is no chain.
+        // Only forged manifests form a cycle, which is not a valid chain.
         let base = base.filter(|base| found.len() < backups.len() && *base != place);
         found.push(base);
         next = base.and_then(base_of);
@@ -318,7 +332,7 @@ mod tests {
             },
             warnings: Vec::new(),
             based_on: None,
-            // As the one that it rests on has it.
+            // The checksum of the base above.
             based_on_checksum: Some(String::new()),
             consolidated_from: None,
             safety_backup: false,
@@ -442,7 +456,8 @@ mod tests {
             reasons(&[snapshot(1), snapshot(2), full(900), full(901)]),
             [NewestGood, TooMany, NewestGood, TooMany]
         );
-        // The snapshot has nodes, and the empty one is no snapshot: each lacks what the full one has.
+        // The snapshot has nodes, and the empty backup is not a snapshot: each lacks something that
+        // the full backup has.
         assert_eq!(
             reasons(&[empty(1), empty(2), snapshot(800), full(900)]),
             [NewestGood, TooMany, NewestGood, NewestGood]
@@ -503,7 +518,7 @@ mod tests {
             },
             ..Policy::default()
         };
-        // It comes last, as the list has it.
+        // The backup dated in the future comes last, as in the list.
         let backups = [
             backup(1, true),
             backup(2, true),
@@ -540,8 +555,8 @@ mod tests {
         );
     }
 
-    /// A history of backups, newest first: how old each is, whether its source was sound, on which older one it rests, whether it is pinned, a
-    /// snapshot, of a graph without nodes, incomplete.
+    /// A history of backups, newest first. Each has an age, a sound or damaged source, and possibly
+    /// an older base. It may be pinned, a snapshot, incomplete, or of a graph without nodes.
     fn history() -> impl Strategy<Value = Vec<Backup>> {
         let base = prop::option::of(any::<prop::sample::Index>());
         let few = || prop::bool::weighted(0.15);
@@ -588,7 +603,8 @@ mod tests {
         )
     }
 
-    /// The hours of age that a rule keeps, of a backup every so many hours for so many of them.
+    /// Returns the ages in hours that a rule keeps, for `count` backups made every `every_hours`
+    /// hours.
     fn kept_of(keep: Keep, every_hours: i64, count: i64) -> Vec<i64> {
         let ages: Vec<(i64, bool)> = (0..count)
             .map(|number| (number * every_hours, true))
@@ -689,7 +705,7 @@ mod tests {
             ),
             [0, 4, 12]
         );
-        // Years to come are not there yet: the oldest stands for them.
+        // There are fewer than nine years, so the oldest backup is kept too.
         assert_eq!(
             kept_of(
                 Keep {
@@ -703,7 +719,7 @@ mod tests {
         );
     }
 
-    /// The places that a policy keeps by a rule, of backups that were made at these times, newest first.
+    /// Returns the places that the rules keep, for backups made at these times, newest first.
     fn kept_in(zone: &str, keep: Keep, times: &[&str]) -> Vec<usize> {
         let policy = Policy {
             keep,
@@ -733,7 +749,8 @@ mod tests {
     #[test]
     fn periods_are_those_of_the_calendar_in_the_time_zone() {
         let none = Keep::default;
-        // Two evenings in Berlin, one of which is the next day in UTC; and the last hours of a year, which is over in Tokyo.
+        // Two evenings in Berlin, one of which is the next day in UTC; and the last hours of a
+        // year, which is over in Tokyo.
         let evenings = [
             "2026-06-03T12:00:00Z",
             "2026-06-02T23:30:00Z",
@@ -949,7 +966,7 @@ mod tests {
         ) {
             let policy = Policy { retention_days, max_backups, keep, ..Policy::default() };
             let now = Timestamp::from_millisecond(NOW).unwrap();
-            // Without chains: what rests on another one could not be decided on alone.
+            // Chains are removed because a backup with a base could not be decided on alone.
             let alone = |backup: &Backup| Backup { based_on: None, ..backup.clone() };
             let backups: Vec<Backup> = backups.iter().map(alone).collect();
             let others: Vec<Backup> = backups.iter().filter(|backup| backup.pinned.is_none()).cloned().collect();
@@ -958,7 +975,7 @@ mod tests {
             let newest_good = |decision: &&Decision| decision.reason == Reason::NewestGood;
             for (with, without) in with_pins.zip(&decide(&others, &policy, now, None)) {
                 prop_assert_eq!(&with.id, &without.id);
-                // A newer pinned one may be the newest good one in its stead.
+                // A newer pinned backup may be the newest good one instead.
                 prop_assert!(with.reason == without.reason || newest_good(&without), "{with:?} {without:?}");
             }
         }

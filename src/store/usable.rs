@@ -1,7 +1,9 @@
-//! Which backups can be counted on. What `latest` means, what retention never removes, and what health tells, is decided here alone.
+//! Decides which backups are usable. This module alone defines the meaning of `latest`, the backups
+//! that retention never removes, and the backups that health reports.
 //!
-//! A backup is good when its source was not found damaged and all that it rests on is there. The safety backup of a repair holds what
-//! was about to be repaired, so it counts only where there is nothing else.
+//! A backup is good if its source was not found damaged and its chain is complete. The safety
+//! backup before a repair contains the unrepaired state, so it counts only if there is no other
+//! good backup.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,10 +15,10 @@ use crate::{
     sqlite::check::IntegrityStatus,
 };
 
-/// A warning names this many of the backups that were passed over.
+/// The maximum number of skipped backups that a warning names.
 const MOST_NAMED: usize = 5;
 
-/// The places of the good ones among `backups`, which come newest first.
+/// Returns the indices of the good backups in `backups`, which are sorted newest first.
 pub fn good(backups: &[Backup]) -> Vec<usize> {
     let broken = broken_chains(backups);
     let is_sound =
@@ -34,13 +36,15 @@ pub fn newest_good(backups: &[Backup]) -> Option<&Backup> {
     good(backups).first().map(|place| &backups[*place])
 }
 
-/// What `latest` means: the newest good one; where there is none, the newest, so that it can be looked at.
+/// Returns the backup that `latest` means: the newest good one, or else the newest, so that the
+/// user can inspect it.
 pub fn latest(backups: &[Backup]) -> Option<&Backup> {
     newest_good(backups).or(backups.first())
 }
 
-/// What of the backups that come before `chosen`, newest first, keeps `latest` from meaning them: id, and why. `unlisted` counts as far as it is of a
-/// later time. What a repair saved is never meant, and is not named.
+/// Returns the backups newer than `chosen` that `latest` skips: id and reason, newest first.
+/// Entries of `unlisted` count if they began later. The safety backup of a repair is never a
+/// candidate and is not named.
 pub fn passed_over(
     backups: &[Backup],
     unlisted: &[Unlisted],
@@ -52,7 +56,7 @@ pub fn passed_over(
         if backup.id == chosen.id || backup.safety_backup {
             return None;
         }
-        // One that is dated ahead may be newer, whatever its place in the list is.
+        // A backup dated in the future may be newer, regardless of its position in the list.
         if backup.is_ahead(now) && !chosen.is_ahead(now) {
             return Some("it is dated ahead of now".to_string());
         }
@@ -79,7 +83,7 @@ pub fn passed_over(
     found
 }
 
-/// The warning of whatever takes `chosen` for the latest backup although there are such newer ones.
+/// Returns the warning for treating `chosen` as the latest backup although newer ones were skipped.
 pub fn passed_over_warning(passed: &[(String, String)], chosen: &Backup) -> Option<Warning> {
     if passed.is_empty() {
         return None;
@@ -96,14 +100,15 @@ pub fn passed_over_warning(passed: &[(String, String)], chosen: &Backup) -> Opti
         String::new()
     };
     let message = format!(
-        "`latest` means {}, which is older than what was passed over: {}{more}",
+        "`latest` means {}, which is older than the backups that were passed over: {}{more}",
         chosen.id,
         named.join(", ")
     );
     Some(Warning::new(WarningCode::PassedOver, message))
 }
 
-/// Incremental backups that rest, directly or not, on one that is gone or is another one of that name: id, and why.
+/// Returns the incremental backups whose chain contains a missing or replaced member: id and
+/// reason.
 pub fn broken_chains(backups: &[Backup]) -> BTreeMap<String, String> {
     let by_id: HashMap<&str, &Backup> = backups
         .iter()
@@ -113,22 +118,22 @@ pub fn broken_chains(backups: &[Backup]) -> BTreeMap<String, String> {
     backups.iter().filter_map(broken).collect()
 }
 
-/// Where the chain of a backup ends too early.
+/// Returns why the chain of a backup is incomplete, if it is.
 fn broken_at(backup: &Backup, by_id: &HashMap<&str, &Backup>) -> Option<String> {
     let mut link = backup;
-    // No chain is longer than there are backups; a longer one leads in a circle.
+    // A chain cannot have more members than there are backups, so a longer one is a cycle.
     for _ in 0..by_id.len() {
         let base = link.based_on.as_ref()?;
         match by_id.get(base.as_str()) {
             None => {
                 return Some(format!(
-                    "{} rests on {base}, which is missing or cannot be read",
+                    "{} depends on {base}, which is missing or cannot be read",
                     backup.id
                 ));
             }
             Some(found) if link.based_on_checksum.as_ref() != Some(&found.checksum) => {
                 return Some(format!(
-                    "{} rests on another {base} than the one that is there",
+                    "{} depends on another {base} than the one that exists",
                     backup.id
                 ));
             }
@@ -137,16 +142,16 @@ fn broken_at(backup: &Backup, by_id: &HashMap<&str, &Backup>) -> Option<String> 
     }
     link.based_on
         .as_ref()
-        .map(|_| format!("{} rests on itself", backup.id))
+        .map(|_| format!("{} depends on itself", backup.id))
 }
 
 impl Backup {
-    /// Whether what it holds can be counted on: its source was neither found damaged nor emptied.
+    /// Returns whether the content is reliable: the source was neither found damaged nor emptied.
     pub fn is_sound(&self) -> bool {
         self.flaw_of_source().is_none()
     }
 
-    /// What was wrong with its source, if a backup of it is not a good one.
+    /// Returns the defect of the source that keeps the backup from being good.
     pub fn flaw_of_source(&self) -> Option<&'static str> {
         match self.integrity.status {
             IntegrityStatus::Failed => Some("damaged"),

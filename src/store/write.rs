@@ -1,4 +1,5 @@
-//! Everything that changes a store. Each function takes the lock as proof that this is the only writer.
+//! Everything that changes a store. Each function takes the lock as proof that this is the only
+//! writer.
 
 use std::{
     collections::HashSet,
@@ -36,7 +37,7 @@ use crate::{
     },
 };
 
-/// A backup being written. Dropping it leaves nothing.
+/// A backup that is being written. Dropping it removes its files.
 pub struct NewBackup<'a> {
     store: &'a Store,
     pub id: String,
@@ -46,11 +47,12 @@ pub struct NewBackup<'a> {
     scratch: ScratchDir,
 }
 
-/// Where copies of databases and lists of files lie meanwhile, for this user alone; gone with this.
+/// A private directory for copies of databases and lists of files, removed with this value.
 enum ScratchDir {
-    /// On the disk that holds the archives.
+    /// On the disk of the archives.
     InStore(PrivateDir),
-    /// Away from encrypted archives, and from others who could put something else in its place: in the system's directory for temporary files.
+    /// In the system's directory for temporary files. Used for encrypted archives, so that plain
+    /// data stays out of the store, and if other users could replace the directory in the store.
     SystemTemp(Scratch),
 }
 
@@ -63,10 +65,11 @@ impl ScratchDir {
     }
 }
 
-/// What the names of private rooms begin with.
+/// The prefix of the names of private directories.
 const PRIVATE_PREFIX: &str = ".kg-backup-";
 
-/// The ids of all backups that rest on `id`, directly or not, none before one that rests on it.
+/// Returns the ids of all backups that depend on `id`, directly or not. Each one comes before the
+/// backups that it depends on.
 pub fn dependants(backups: &[Backup], id: &str) -> Vec<String> {
     let mut found = vec![id.to_string()];
     let mut next = 0;
@@ -81,7 +84,7 @@ pub fn dependants(backups: &[Backup], id: &str) -> Vec<String> {
         found.extend(direct);
         next += 1;
     }
-    // The one that was found last is the farthest away.
+    // The backup found last is the farthest from `id`.
     found.drain(1..).rev().collect()
 }
 
@@ -94,7 +97,7 @@ impl Store {
         compression: Compression,
         encrypted: bool,
     ) -> Result<NewBackup<'a>> {
-        // A backup whose base is gone must not find another one under its name.
+        // A backup whose base is gone must not find another backup under the same name.
         let needed: HashSet<String> = self
             .read()?
             .backups
@@ -134,7 +137,8 @@ impl Store {
             return raw_copy::scratch_dir(&self.dir).map(ScratchDir::InStore);
         }
         match Scratch::new(&parent, PRIVATE_PREFIX) {
-            // A container may have no such directory. Root does not go on where another user could have it write anywhere.
+            // A container may lack the temporary directory. Root does not fall back, because
+            // another user could redirect its writes.
             Err(_) if !encrypted && !geteuid().is_root() => {
                 raw_copy::scratch_dir(&self.dir).map(ScratchDir::InStore)
             }
@@ -145,14 +149,16 @@ impl Store {
         }
     }
 
-    /// Removes a backup, and with `cascade` those that rest on it; without, such a backup is refused. Where one of them is
+    /// Removes a backup and, with `cascade`, the backups that depend on it. Without `cascade`,
+    /// refuses to remove a backup that others depend on (`KG_BACKUP_NEEDED`). If any of them is
     /// pinned, none is removed.
     pub fn delete(&self, lock: &StoreLock, id: &str, cascade: bool) -> Result<Vec<String>> {
         self.get(id)?;
         self.removal(lock, self.list()?).delete(id, cascade)
     }
 
-    /// To remove several; `listed` are all backups of the store, listed since it was locked.
+    /// Starts the removal of several backups. `listed` must contain all backups of the store,
+    /// listed after the lock was taken.
     pub fn removal<'a>(&'a self, lock: &'a StoreLock, listed: Vec<Backup>) -> Removal<'a> {
         Removal {
             store: self,
@@ -161,7 +167,8 @@ impl Store {
         }
     }
 
-    /// Finishes or removes what killed runs left, and writes the manifest of whole archives that have none.
+    /// Finishes or removes what killed runs left, and writes the sidecars of complete archives that
+    /// have none.
     pub fn clean_up(&self, _lock: &StoreLock, context: &OperationContext) -> Result<Vec<Warning>> {
         let entries =
             fs::read_dir(&self.dir).map_err(|cause| Error::io("read", &self.dir, cause))?;
@@ -176,7 +183,7 @@ impl Store {
                 name.starts_with(raw_copy::SCRATCH_PREFIX),
                 name.starts_with(PARTIAL_PREFIX),
             );
-            // What cannot be removed must not keep this run from its work.
+            // A file that cannot be removed must not make this run fail.
             if is_scratch && is_dir {
                 let removed = remove_tree(&path).map_err(|cause| Error::io("remove", &path, cause));
                 warnings.extend(removed.err().map(stays));
@@ -184,7 +191,7 @@ impl Store {
                 warnings.extend(atomic_file::remove(&path).err().map(stays));
             } else if is_scratch || is_partial {
                 let message = format!(
-                    "{} has a name of a temporary file, and no run made it: move it away",
+                    "{} has the name of a temporary file, but no run created it: move it away",
                     path.display()
                 );
                 warnings.push(Warning::new(WarningCode::Store, message));
@@ -198,7 +205,8 @@ impl Store {
                 }
             }
         }
-        // Where the copies of databases lie while an encrypted archive is written.
+        // While an encrypted archive is written, the copies of databases are in the temporary
+        // directory.
         temp_dir::sweep(&std::env::temp_dir(), PRIVATE_PREFIX);
         let adopt = |archive: &Path, manifest: Manifest| {
             atomic_file::write_in_store(&manifest_path(archive), &manifest.to_json(), self.mode)
@@ -207,7 +215,7 @@ impl Store {
         Ok(warnings)
     }
 
-    /// The backups as they will be listed after a sweep, newest first.
+    /// Returns the backups as they will be listed after a cleanup, newest first.
     pub fn preview_cleanup(
         &self,
         context: &OperationContext,
@@ -221,9 +229,10 @@ impl Store {
         Ok((backups, warnings))
     }
 
-    /// Gives `take` each archive that has no usable manifest beside it, with the one that belongs there: a run was killed just
-    /// before its end, or the archive was copied here alone. One that is not whole, or is called otherwise than it calls
-    /// itself, is only warned of.
+    /// Passes each archive without a usable sidecar to `take`, with the manifest that belongs next
+    /// to it. Such an archive is left by a run that was killed just before its end, or was copied
+    /// here alone. An archive that is incomplete, or whose manifest has another id than its name,
+    /// causes only a warning.
     fn register_unlisted(
         &self,
         context: &OperationContext,
@@ -234,9 +243,9 @@ impl Store {
             let path = self.dir.join(&name);
             let manifest = match self.judge(&name) {
                 Ok(_) => continue,
-                // What is there must not be written over.
+                // An existing file must not be overwritten.
                 Err(Flaw::Unread(error)) => Err(error.message),
-                Err(Flaw::NoArchive) => Err(not_needed("it leads to no regular file")),
+                Err(Flaw::NoArchive) => Err(not_needed("it does not lead to a regular file")),
                 Err(_) => self.manifest_for(&name, context)?,
             };
             match manifest {
@@ -250,7 +259,7 @@ impl Store {
         Ok(warnings)
     }
 
-    /// The manifest that belongs beside a whole archive, or why it has none and what to do.
+    /// Returns the sidecar for a complete archive, or why it gets none and what to do.
     fn manifest_for(
         &self,
         name: &str,
@@ -272,7 +281,7 @@ impl Store {
             Err(error) if error.code == Code::Aborted => return Err(error),
             Err(error) if error.code.is_key_error() => {
                 return Ok(Err(format!(
-                    "{}; a backup that is made with its key lists it",
+                    "{}; the next backup that is made with its key lists it",
                     error.message
                 )));
             }
@@ -282,7 +291,7 @@ impl Store {
             (report.size_bytes, report.sha256.clone(), report.encrypted);
         Ok(match report.into_manifest(&path) {
             Ok(manifest) if self.may_hold(&manifest.id) => Err(not_needed(&format!(
-                "there is another archive of {} beside it",
+                "there is another archive of {} next to it",
                 manifest.id
             ))),
             Ok(manifest) if names::id_of_archive(name).as_ref() == Some(&manifest.id) => {
@@ -299,12 +308,16 @@ impl Store {
                     manifest
                 })
             }
-            Ok(manifest) => Err(not_needed(&format!("it calls itself {}", manifest.id))),
+            Ok(manifest) => Err(not_needed(&format!(
+                "its manifest names it {}",
+                manifest.id
+            ))),
             Err(error) => Err(not_needed(&error.message)),
         })
     }
 
-    /// Points `latest.tar.gz` (or `latest` with another ending of archives) to the archive that `latest` means among `backups`, which are all.
+    /// Points `latest.tar.gz` (or `latest` with another archive ending) to the archive that
+    /// `latest` means among `backups`, which must be all of them.
     fn update_latest(&self, backups: &[Backup]) -> Result<()> {
         let newest = usable::latest(backups).and_then(|backup| backup.path.file_name()?.to_str());
         for ending in ENDINGS {
@@ -322,7 +335,7 @@ impl Store {
     }
 }
 
-/// Removes backups. It keeps the list of all up to date, so that a run reads the store once.
+/// Removes backups. Keeps the list up to date so that a run reads the store only once.
 pub struct Removal<'a> {
     store: &'a Store,
     _lock: &'a StoreLock,
@@ -330,14 +343,14 @@ pub struct Removal<'a> {
 }
 
 impl Removal<'_> {
-    /// As [`Store::delete`].
+    /// Works like [`Store::delete`].
     pub fn delete(&mut self, id: &str, cascade: bool) -> Result<Vec<String>> {
         let dependants = dependants(&self.listed, id);
         if let (false, Some(first)) = (cascade, dependants.first()) {
             let more = if dependants.len() > 1 {
-                format!(" and {} more rest", dependants.len() - 1)
+                format!(" and {} more depend", dependants.len() - 1)
             } else {
-                " rests".into()
+                " depends".into()
             };
             return Err(Error::new(
                 Code::BackupNeeded,
@@ -345,7 +358,7 @@ impl Removal<'_> {
                 "Delete those first, or all at once with `cascade` (`--cascade`)",
             ));
         }
-        // Dependants are removed first, so that a kill leaves no broken chain.
+        // Dependants are removed first, so that a killed run leaves no broken chain.
         let doomed: Vec<String> = dependants.into_iter().chain([id.to_string()]).collect();
         doomed
             .iter()
@@ -354,14 +367,15 @@ impl Removal<'_> {
         Ok(doomed)
     }
 
-    /// Removes one backup: its archive first gets a temporary name, so that it is never listed without being whole.
+    /// Removes one backup. The archive gets a temporary name first, so that an incomplete backup is
+    /// never listed.
     fn remove(&mut self, id: &str) -> Result<()> {
         let Store { dir, .. } = self.store;
         let backup = self.store.get(id)?;
         let doomed = format!("{PARTIAL_PREFIX}deleted-{id}");
         atomic_file::rename(&backup.path, doomed.as_ref())
             .map_err(|cause| Error::io("remove", &backup.path, cause))?;
-        // By its path: the store may hold a second archive of that id.
+        // Compares paths because the store may contain a second archive with that id.
         self.listed.retain(|listed| listed.path != backup.path);
         atomic_file::remove(&manifest_path(&backup.path))?;
         atomic_file::remove(&dir.join(doomed))?;
@@ -371,7 +385,7 @@ impl Removal<'_> {
 }
 
 impl NewBackup<'_> {
-    /// Where the archive's bytes go.
+    /// Opens the sink for the archive's bytes.
     pub fn sink(&self) -> Result<Box<dyn Sink>> {
         let file = self
             .file
@@ -386,7 +400,7 @@ impl NewBackup<'_> {
         })
     }
 
-    /// The public keys that it is encrypted to, for its manifest.
+    /// Returns the public keys that the archive is encrypted to, for its manifest.
     pub fn recipients(&self) -> Result<Vec<String>> {
         if self.encrypted {
             self.store.keys.recipients()
@@ -395,7 +409,7 @@ impl NewBackup<'_> {
         }
     }
 
-    /// A directory for copies of databases; removed with this.
+    /// Returns a directory for copies of databases; it is removed with this value.
     pub fn scratch(&self) -> &Path {
         match &self.scratch {
             ScratchDir::InStore(dir) => dir.path(),
@@ -403,8 +417,8 @@ impl NewBackup<'_> {
         }
     }
 
-    /// Publishes the archive, then its manifest. When this returns both are on the disk. With the backup comes all that there is to know of it,
-    /// be it encrypted or not.
+    /// Publishes the archive, then its sidecar. Both are on the disk when this returns. Returns the
+    /// full details of the backup, even if it is encrypted.
     pub fn publish(self, manifest: Manifest, written: Written) -> Result<(Backup, Manifest)> {
         let name = self
             .archive
@@ -423,8 +437,8 @@ impl NewBackup<'_> {
             .persist(&self.archive)
             .and_then(|()| atomic_file::write_in_store(&sidecar, &json, mode));
         if let Err(error) = published {
-            // A rename whose directory cannot be synced has happened all the same: what is left would be listed, now or by the next run, as a
-            // backup that was said to have failed.
+            // If the directory cannot be synced, the rename has still happened. The remaining files
+            // would later be listed as a backup although this run reports a failure.
             atomic_file::remove(&sidecar)?;
             atomic_file::remove(&self.archive)?;
             return Err(error);
@@ -449,7 +463,7 @@ impl NewBackup<'_> {
     }
 }
 
-/// That what a run left is still there.
+/// Warns that files of an earlier run could not be removed.
 fn stays(error: Error) -> Warning {
     let whose = if error.code == Code::PermissionDenied {
         "another user's run left it; "
@@ -466,7 +480,7 @@ fn not_needed(why: &str) -> String {
     format!("{why}; remove it if you do not need it")
 }
 
-/// The manifest as it stands beside the archive.
+/// Returns the manifest as the sidecar stores it.
 fn beside(mut manifest: Manifest, archive: ArchiveRecord) -> Manifest {
     manifest.stats.compressed_size = archive.size;
     manifest.archive = Some(archive);

@@ -1,7 +1,9 @@
-//! Lets the disk write an archive while the rest of it is still compressed, so that the sync at its end is a short one.
+//! Writes an archive to the disk while the rest of it is still being compressed, so that the final
+//! sync is short.
 //!
-//! A thread syncs the file each time another [`STEP_BYTES`] were written; while it does so nobody waits for it. The kernel tells a
-//! failed write to one sync only: an error that the thread met is kept, and is that of [`WriteBehind::finish`].
+//! A thread syncs the file after every [`STEP_BYTES`] bytes, and the writer does not wait for it.
+//! The kernel reports a failed write to one sync only. The thread therefore keeps its error, and
+//! [`WriteBehind::finish`] returns it.
 
 use std::{io, thread::JoinHandle};
 
@@ -12,7 +14,7 @@ use crate::util::threads;
 const STEP_BYTES: u64 = 16 * 1024 * 1024;
 
 pub struct WriteBehind<S> {
-    /// Until it is needed for the first time.
+    /// The sync function, until the thread takes it.
     sync: Option<S>,
     thread: Option<Syncing>,
     unsynced_bytes: u64,
@@ -24,7 +26,7 @@ struct Syncing {
 }
 
 impl<S: FnMut() -> io::Result<()> + Send + 'static> WriteBehind<S> {
-    /// `sync` makes the disk hold what was written.
+    /// Creates a value that calls `sync`, which must make the written bytes durable.
     pub fn new(sync: S) -> Self {
         WriteBehind {
             sync: Some(sync),
@@ -33,7 +35,7 @@ impl<S: FnMut() -> io::Result<()> + Send + 'static> WriteBehind<S> {
         }
     }
 
-    /// So many bytes more were written.
+    /// Records that so many more bytes were written.
     pub fn wrote(&mut self, bytes: u64) -> io::Result<()> {
         self.unsynced_bytes += bytes;
         if self.unsynced_bytes < STEP_BYTES {
@@ -44,13 +46,14 @@ impl<S: FnMut() -> io::Result<()> + Send + 'static> WriteBehind<S> {
             self.thread = Some(Syncing::start(sync)?);
         }
         if let Some(thread) = &self.thread {
-            // Full: it will come to that too. Closed: it failed, as `finish` will tell.
+            // If the channel is full, the thread will cover these bytes too. If it is closed, the
+            // thread failed and `finish` reports it.
             let _ = thread.ask.try_send(());
         }
         Ok(())
     }
 
-    /// Waits for what is under way. After a failure the file may lack anything.
+    /// Waits for the running sync. After a failure any part of the file may be missing.
     pub fn finish(&mut self) -> io::Result<()> {
         let Some(Syncing { ask, done }) = self.thread.take() else {
             return Ok(());

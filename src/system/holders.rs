@@ -1,7 +1,8 @@
-//! Which processes hold a lock on a database, for messages.
+//! Finds the processes that hold a lock on a database, for messages.
 //!
-//! `/proc/locks` says it without opening the database, which would end locks of this process. In a container the kernel lists
-//! only processes that the container can see.
+//! `/proc/locks` provides this without opening the database; opening and closing it would drop the
+//! locks of this process. In a container the kernel lists only the processes that the container can
+//! see.
 
 use std::{
     fs::{self, Metadata},
@@ -9,10 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// More are counted.
+/// The maximum number of processes that are named; the others are counted.
 const NAMED: usize = 3;
 
-/// Who keeps a lock on the database at `path` or on the index of its WAL, as a message names them.
+/// Names the processes that hold a lock on the database at `path` or on its WAL index.
 pub fn of(path: &Path) -> String {
     let mut found: Vec<i32> = Vec::new();
     for file in [path.to_path_buf(), shared_memory(path)] {
@@ -42,7 +43,8 @@ pub fn of(path: &Path) -> String {
     }
 }
 
-/// A process as a person knows it; 0 and less stand for one that the system does not name.
+/// Returns a readable name of a process. 0 or less stands for a process that the system does not
+/// name.
 pub fn name(process: i32) -> String {
     if process <= 0 {
         return "a process that cannot be seen from here (in another container, or on another machine)".into();
@@ -53,9 +55,9 @@ pub fn name(process: i32) -> String {
     }
 }
 
-/// A lock on a range of a file that another process holds.
+/// A lock that another process holds on a range of a file.
 pub struct Lock {
-    /// Not above 0 if the system does not name it.
+    /// 0 or less if the system does not name the process.
     pub process: i32,
     pub is_shared: bool,
     device: (u64, u64),
@@ -65,21 +67,23 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Whether it is a lock on that file and on no other of the same inode number. Some file systems show another device to
-    /// `stat` than to the table of locks: `false` does not prove that it is not.
+    /// Returns whether the lock is on this file and not on another with the same inode number.
+    /// `false` is not proof: some file systems report another device in `stat` than in the lock
+    /// table.
     pub fn is_on(&self, file: &Metadata) -> bool {
         self.device == device(file.dev()) && self.inode == file.ino()
     }
 
-    /// Whether it covers a byte of the range of that start and length.
+    /// Returns whether the lock covers a byte of the range with that start and length.
     pub fn meets(&self, start: u64, length: u64) -> bool {
         let (first, last) = self.bytes;
         first < start.saturating_add(length) && start <= last
     }
 }
 
-/// The locks of other processes on files of this inode number, one of them perhaps several times. Those of the processes
-/// `known` are all there. Of the others one may be missing while locks change: the kernel shows a long table in parts.
+/// Returns the locks of other processes on files with this inode number; a lock may appear several
+/// times. The list is complete for the processes in `known`. For others a lock may be missing while
+/// locks change, because the kernel returns a long table in parts.
 pub fn locks(file: &Metadata, known: &[i32]) -> Vec<Lock> {
     let own = std::process::id() as i32;
     let table = || fs::read_to_string("/proc/locks").unwrap_or_default();
@@ -102,7 +106,7 @@ pub fn locks(file: &Metadata, known: &[i32]) -> Vec<Lock> {
         .collect()
 }
 
-/// The process that took the `flock` on a file; `None` if none has it, or none that can be seen from here.
+/// Returns the process that holds the `flock` on a file, or `None` if no visible process holds it.
 pub fn of_flock(file: &Metadata) -> Option<i32> {
     let table = fs::read_to_string("/proc/locks").ok()?;
     let locks = table.lines().filter_map(|line| parse(line, &["FLOCK"]));
@@ -112,8 +116,8 @@ pub fn of_flock(file: &Metadata) -> Option<i32> {
         .map(|lock| lock.process)
 }
 
-/// How a message names the process that has the `flock` on a file, and that calls itself process `own`: `said` is all that it
-/// says of itself.
+/// Describes the holder of the `flock` on a file for a message. The holder calls itself process
+/// `own`, and `said` is its full description of itself.
 pub fn with_own_name(file: Option<&Metadata>, own: i32, said: &str) -> String {
     match file.and_then(of_flock) {
         Some(process) if process == own => said.to_string(),
@@ -124,7 +128,7 @@ pub fn with_own_name(file: Option<&Metadata>, own: i32, said: &str) -> String {
     }
 }
 
-/// Whether a process has that very file open, as far as this one may see.
+/// Returns whether a process has this file open, as far as this process may see.
 pub fn has_file_open(process: i32, file: &Metadata) -> bool {
     let Ok(open) = fs::read_dir(format!("/proc/{process}/fd")) else {
         return false;
@@ -135,8 +139,8 @@ pub fn has_file_open(process: i32, file: &Metadata) -> bool {
         .any(is_it)
 }
 
-/// A line of the table, of one of these kinds: `1: POSIX  ADVISORY  WRITE 3568 fd:00:2531452 1073741824 1073742335`. One that
-/// waits has `->` after its number.
+/// Parses a line of the table of one of these kinds: `1: POSIX  ADVISORY  WRITE 3568 fd:00:2531452
+/// 1073741824 1073742335`. A waiting lock has `->` after its number and is ignored.
 fn parse(line: &str, kinds: &[&str]) -> Option<Lock> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let [_, of, _, kind, process, file, first, last] = fields.as_slice() else {

@@ -1,10 +1,11 @@
-//! What the operating system says of paths, mounts and processes. Errors ask it for their messages, so it has none of its own.
+//! Information from the operating system about paths, mounts and processes. Error messages use it,
+//! so this module has no errors of its own.
 //!
-//! | module | what it tells |
+//! | module | content |
 //! | --- | --- |
-//! | [`holders`] | which process has a lock |
-//! | [`mounts`] | where something is mounted |
-//! | [`paths`] | paths as people write them; who can replace what is there |
+//! | [`holders`] | which process holds a lock |
+//! | [`mounts`] | where file systems are mounted |
+//! | [`paths`] | paths that users give; who can replace a file |
 
 pub mod holders;
 pub mod mounts;

@@ -1,4 +1,4 @@
-//! Mount points, for messages: a file that was mounted alone cannot be replaced by a rename.
+//! Mount points, for messages: a file that is itself a mount point cannot be replaced by a rename.
 
 use std::{
     fs,
@@ -8,11 +8,12 @@ use std::{
 
 use crate::system::paths;
 
-/// The mount that `path` lies on: where it is mounted, and the type of its file system. `None` if the system does not say.
+/// Returns the mount point and the file-system type for `path`, or `None` if the system does not
+/// report them.
 pub fn of(path: &Path) -> Option<(PathBuf, String)> {
     let path = paths::resolve(path);
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    // The last of the longest: a later mount covers an earlier one.
+    // The last of the longest mount points applies, because a later mount covers an earlier one.
     table
         .lines()
         .filter_map(parse)
@@ -20,12 +21,13 @@ pub fn of(path: &Path) -> Option<(PathBuf, String)> {
         .max_by_key(|(point, _)| point.as_os_str().len())
 }
 
-/// Whether something is mounted at exactly this path, as Docker and Kubernetes mount single files.
+/// Returns whether exactly this path is a mount point. Docker and Kubernetes mount single files in
+/// this way.
 pub fn is_point(path: &Path) -> bool {
     of(path).is_some_and(|(point, _)| point == paths::resolve(path))
 }
 
-/// The type of the file system that `path` lies on, for messages.
+/// Describes the file system of `path` for messages.
 pub fn file_system(path: &Path) -> String {
     of(path).map_or_else(
         || "this file system".into(),
@@ -33,7 +35,7 @@ pub fn file_system(path: &Path) -> String {
     )
 }
 
-/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`
+/// Parses a line such as `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`.
 fn parse(line: &str) -> Option<(PathBuf, String)> {
     let (mount, file_system) = line.split_once(" - ")?;
     let point = mount.split(' ').nth(4)?;
@@ -44,7 +46,7 @@ fn parse(line: &str) -> Option<(PathBuf, String)> {
     ))
 }
 
-/// The kernel writes blanks and line ends as three octal digits.
+/// Decodes the three octal digits that the kernel writes for blanks and line ends.
 fn unescape(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = text;

@@ -1,4 +1,4 @@
-//! Paths as people give them.
+//! Paths that users give.
 
 use std::{
     fs, io,
@@ -11,16 +11,17 @@ use nix::unistd::geteuid;
 /// The directory of a project's state, below its root.
 pub const STATE_DIR: &str = ".kg";
 
-/// Permission bits of group and others.
+/// The write permissions of group and others.
 pub const OTHERS_WRITE: u32 = 0o022;
 const GROUP_WRITE: u32 = 0o020;
 const STICKY: u32 = 0o1000;
 
-/// Where a restore unpacks before it touches anything, below the state directory; a random suffix follows.
+/// The prefix of the staging directory of a restore, below the state directory; a random suffix
+/// follows.
 pub const STAGING_PREFIX: &str = "restore-staging-";
 
-/// Absolute, and without `..`: a path that is compared with another must not have two names. What `..` means the file system decides, as
-/// for every other program.
+/// Returns an absolute path without `..`, so that two paths can be compared. The file system
+/// resolves `..`, as it does for every other program.
 pub fn absolute(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     if path.components().any(|part| part == Component::ParentDir) {
@@ -29,7 +30,7 @@ pub fn absolute(path: &Path) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// Without symbolic links, as far as the path exists.
+/// Resolves symbolic links for the part of the path that exists.
 pub fn resolve(path: &Path) -> PathBuf {
     for ancestor in path.ancestors() {
         if let Ok(resolved) = ancestor.canonicalize() {
@@ -43,7 +44,7 @@ pub fn resolve(path: &Path) -> PathBuf {
     path.to_path_buf()
 }
 
-/// Removes `.` and `..` by their names alone, as Node's `path.resolve` does for the host.
+/// Removes `.` and `..` lexically, like Node's `path.resolve` in the host.
 pub fn normalize(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();
     for component in path.components() {
@@ -58,26 +59,38 @@ pub fn normalize(path: &Path) -> PathBuf {
     normal
 }
 
-/// Why others can put something else in the place of this file or directory: a directory on the way to it, or to a link that leads to it, is theirs, or they
-/// may rename what is in it.
+/// Returns why other users can replace this file or directory, if they can. They can if they own a
+/// directory on the path to it, or may rename entries there. The path to a link to it counts too.
 pub fn replaceable(path: &Path) -> Option<String> {
     let me = geteuid().as_raw();
     let named = std::path::absolute(path).ok()?;
     let resolved = resolve(&named);
-    resolved.ancestors().skip(1).chain(named.ancestors().skip(1)).find_map(|dir| {
-        let found = fs::metadata(dir).ok()?;
-        let (owner, mode, name) = (found.uid(), found.mode(), dir.display());
-        if owner != me && owner != 0 {
-            let who = format!("user {owner} can replace it, because {name} belongs to that user");
-            return Some(format!("{who}: move it to a directory of your own"));
-        }
-        // By convention, the group with the number of a user has no other member.
-        let others = if found.gid() == owner { OTHERS_WRITE & !GROUP_WRITE } else { OTHERS_WRITE };
-        let is_open = mode & others != 0 && mode & STICKY == 0;
-        is_open.then(|| {
-            format!("others than its owner can replace it, because they may write to {name} (chmod go-w '{name}')")
+    resolved
+        .ancestors()
+        .skip(1)
+        .chain(named.ancestors().skip(1))
+        .find_map(|dir| {
+            let found = fs::metadata(dir).ok()?;
+            let (owner, mode, name) = (found.uid(), found.mode(), dir.display());
+            if owner != me && owner != 0 {
+                let who =
+                    format!("user {owner} can replace it, because {name} belongs to that user");
+                return Some(format!("{who}: move it to a directory of your own"));
+            }
+            // By convention, the group with the number of a user has no other member.
+            let others = if found.gid() == owner {
+                OTHERS_WRITE & !GROUP_WRITE
+            } else {
+                OTHERS_WRITE
+            };
+            let is_open = mode & others != 0 && mode & STICKY == 0;
+            is_open.then(|| {
+                format!(
+                    "users other than its owner can replace it, because they can write to {name} \
+                     (chmod go-w '{name}')"
+                )
+            })
         })
-    })
 }
 
 #[cfg(test)]

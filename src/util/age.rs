@@ -1,9 +1,9 @@
-//! Lengths of time as people say them.
+//! Durations in readable form.
 
 const UNITS: [(u64, &str); 3] = [(48 * 60 * 60, "d"), (60 * 60, "h"), (60, "min")];
 const DAY_SECONDS: u64 = 24 * 60 * 60;
 
-/// `12 s`, `5 min`, `47 h`, `3 d`: whole units of a size that fits.
+/// Returns `12 s`, `5 min`, `47 h` or `3 d`: whole units of a suitable size.
 pub fn age(milliseconds: u64) -> String {
     let seconds = milliseconds / 1000;
     match UNITS.into_iter().find(|(least, _)| seconds >= *least) {

@@ -1,4 +1,5 @@
-//! Files that are there whole or not at all: written under a temporary name, synced, renamed, the directory synced.
+//! Files that exist completely or not at all: they are written under a temporary name, synced and
+//! renamed; then the directory is synced.
 
 use std::{
     ffi::OsStr,
@@ -22,13 +23,14 @@ use crate::{
     },
 };
 
-/// What the names of unfinished files start with, so that the next run finds what a killed one left.
+/// The prefix of unfinished files, by which the next run finds those of a killed run.
 pub const PARTIAL_PREFIX: &str = ".kg-partial-";
 
-/// Nobody needs so long to write a small file: one that is older was left by a run that was killed.
+/// No run needs this long to write a small file, so an older one was left by a killed run.
 const LONGEST_WRITE: Duration = Duration::from_secs(60 * 60);
 
-/// A temporary file in a directory that is held open, for this user alone; removed when it is dropped, unless it was published.
+/// A temporary file in a directory that is held open, readable only by this user. It is removed
+/// when it is dropped, unless it was published.
 pub struct TempFile {
     file: File,
     place: EntryHandle,
@@ -36,13 +38,14 @@ pub struct TempFile {
 }
 
 impl TempFile {
-    /// In `dir`.
+    /// Creates a file in `dir`.
     pub fn new(dir: &Path) -> Result<Self> {
         TempFile::with_mode(dir, 0o600)
     }
 
-    /// As [`TempFile::new`], in a store, with these permissions. Without any, also for the group of the directory if that shares it, which its
-    /// set-group-ID bit and the right of the group to write say.
+    /// Works like [`TempFile::new`], for a file in a store, with these permissions. For `None`, the
+    /// group of the directory may also read the file if the directory is shared. A directory is
+    /// shared if it has the set-group-ID bit and the group may read, write and enter it.
     pub fn in_store(dir: &Path, mode: Option<u32>) -> Result<Self> {
         const SHARED: u32 = 0o2070;
         let file = TempFile::new(dir)?;
@@ -53,14 +56,14 @@ impl TempFile {
         Ok(file)
     }
 
-    /// The umask takes from the mode what it takes from that of every file.
+    /// The umask applies to the mode, as for every new file.
     fn with_mode(dir: &Path, mode: u32) -> Result<Self> {
         let made = TempFile::unsettled(dir, mode)?;
         ownership::settle(&made.place);
         Ok(made)
     }
 
-    /// It stays the file of the user who runs this.
+    /// Creates a file that keeps the user who runs this as its owner.
     fn unsettled(dir: &Path, mode: u32) -> Result<Self> {
         let made = DirHandle::open(dir).and_then(|dir| TempFile::make(&dir, mode));
         made.map_err(|cause| Error::io("create a file in", dir, cause))
@@ -80,14 +83,15 @@ impl TempFile {
         &self.file
     }
 
-    /// The umask does not count. A file system without permissions is a warning of the run.
+    /// Sets the permissions regardless of the umask. A file system without permissions causes a
+    /// warning of the run.
     pub fn set_mode(&self, mode: u32) -> Result<()> {
         let set = self.file.set_permissions(Permissions::from_mode(mode));
         unsupported::attributes(set, &self.place.path())
             .map_err(|cause| Error::io("write", &self.place.path(), cause))
     }
 
-    /// Gives it the name of `to`, in the same directory, and makes that durable.
+    /// Renames the file to `to`, in the same directory, and makes that durable.
     pub fn persist(mut self, to: &Path) -> Result<()> {
         let failed = |cause| Error::io("write", to, cause);
         unsupported::sync(&self.file, to).map_err(failed)?;
@@ -117,7 +121,7 @@ impl Drop for TempFile {
     }
 }
 
-/// Makes something in `dir` under a name that begins so, and is free.
+/// Calls `make` for a free name in `dir` that begins with `prefix`.
 pub fn with_free_name<T>(
     dir: &DirHandle,
     prefix: &str,
@@ -134,12 +138,12 @@ pub fn with_free_name<T>(
     }
 }
 
-/// Opens a file that processes lock, which is made if it does not exist.
+/// Opens a file for locking and creates it if it does not exist.
 pub fn open_lock(path: &Path) -> Result<File> {
     open_to_write(path, OFlag::O_RDWR)
 }
 
-/// Opens a file that is written on and on, which is made if it does not exist.
+/// Opens a file for appending and creates it if it does not exist.
 pub fn open_log(path: &Path) -> Result<File> {
     open_to_write(path, OFlag::O_WRONLY | OFlag::O_APPEND)
 }
@@ -155,8 +159,8 @@ fn around(path: &Path, action: &str) -> Result<EntryHandle> {
     DirHandle::around(path).map_err(|cause| Error::io(action, path, cause))
 }
 
-/// Moves a finished and synced file to a name that nothing has yet, and makes that durable. Where something has the name, it stays as
-/// it is, and so does the file.
+/// Moves a finished and synced file to an unused name and makes that durable. If the name is in
+/// use, neither file is changed.
 pub fn persist_noclobber(from: &Path, to: &Path) -> Result<()> {
     let (from, new) = (around(from, "write")?, around(to, "write")?);
     let moved = match move_new(&from, &new, EntryHandle::rename_new) {
@@ -168,7 +172,7 @@ pub fn persist_noclobber(from: &Path, to: &Path) -> Result<()> {
     new.dir().sync()
 }
 
-/// To another file system.
+/// Copies a file to another file system and removes the original.
 fn copy_new(from: &EntryHandle, to: &EntryHandle) -> io::Result<()> {
     let mut source = from.open(OFlag::O_RDONLY, 0)?;
     let found = source.metadata()?;
@@ -177,7 +181,7 @@ fn copy_new(from: &EntryHandle, to: &EntryHandle) -> io::Result<()> {
     unsupported::attributes(copy.file.set_permissions(found.permissions()), &to.path())?;
     let owned = copy.file.metadata()?;
     if (owned.uid(), owned.gid()) != (found.uid(), found.gid()) {
-        // Only root may; then it is a warning of the run.
+        // Only root can change the owner. A refusal causes a warning of the run.
         let _ = copy.place.give_to((found.uid(), found.gid()));
     }
     unsupported::sync(&copy.file, &to.path())?;
@@ -186,8 +190,9 @@ fn copy_new(from: &EntryHandle, to: &EntryHandle) -> io::Result<()> {
     from.unlink()
 }
 
-/// Where a file system knows neither a rename that replaces nothing nor hard links (FAT, some network mounts), the name is taken by an
-/// empty file first, which the rename replaces: so only a kill between the two leaves something, and that is empty.
+/// Moves a file to an unused name. Some file systems (FAT, some network mounts) support neither
+/// hard links nor a rename that replaces nothing. On those, an empty file reserves the name and the
+/// rename replaces it. Only a kill between the two steps leaves a file, and that file is empty.
 fn move_new(
     from: &EntryHandle,
     to: &EntryHandle,
@@ -201,7 +206,7 @@ fn move_new(
     from.rename(to).inspect_err(|_| drop(to.remove_file()))
 }
 
-/// What `link` and `renameat2` say where the file system cannot do it.
+/// Returns whether `link` or `renameat2` failed because the file system does not support it.
 fn is_for_lack_of_means(cause: &io::Error) -> bool {
     let kinds = [
         io::ErrorKind::Unsupported,
@@ -211,7 +216,8 @@ fn is_for_lack_of_means(cause: &io::Error) -> bool {
     kinds.contains(&cause.kind())
 }
 
-/// Renames a file to `name` in its own directory, over what has it. Not durable by itself.
+/// Renames a file to `name` in its own directory, replacing any file of that name. Does not sync
+/// the directory.
 pub fn rename(path: &Path, name: &OsStr) -> io::Result<()> {
     let place = DirHandle::around(path)?;
     let to = place.beside(name).map_err(io::Error::other)?;
@@ -229,27 +235,28 @@ fn write_as(mut file: TempFile, path: &Path, content: &[u8]) -> Result<()> {
     file.persist(path)
 }
 
-/// As [`write`], in a store: see [`TempFile::in_store`].
+/// Works like [`write`], for a file in a store: see [`TempFile::in_store`].
 pub fn write_in_store(path: &Path, content: &[u8], mode: Option<u32>) -> Result<()> {
     write_as(TempFile::in_store(parent(path), mode)?, path, content)
 }
 
-/// As [`write`], for what other users of the project may read.
+/// Works like [`write`], for a file that other users of the project may read.
 pub fn write_shared(path: &Path, content: &[u8]) -> Result<()> {
     write_as(TempFile::with_mode(parent(path), 0o644)?, path, content)
 }
 
-/// As [`write`], for what a later run does as it says: it stays the file of the user who wrote it, so that nobody else could have.
-/// Everybody may read it.
+/// Works like [`write`], for a file that a later run obeys. It keeps the user who wrote it as its
+/// owner, as proof that no other user wrote it. Every user may read it.
 pub fn write_orders(path: &Path, content: &[u8]) -> Result<()> {
     let file = TempFile::unsettled(parent(path), 0o600)?;
-    // The umask does not count: the owner of the project reads what root wrote.
+    // The mode must not depend on the umask, because the owner of the project reads files that root
+    // wrote.
     file.set_mode(0o644)?;
     write_as(file, path, content)
 }
 
-/// Points the symbolic link at `link` to `target`, replacing it in one step. A file system without links is a warning of
-/// the run.
+/// Points the symbolic link at `link` to `target`, replacing it in one step. A file system without
+/// links causes a warning of the run.
 pub fn replace_symlink(target: &Path, link: &Path) -> Result<()> {
     let failed = |cause| Error::io("write", link, cause);
     let dir = DirHandle::open(parent(link)).map_err(failed)?;
@@ -275,7 +282,7 @@ pub fn replace_symlink(target: &Path, link: &Path) -> Result<()> {
     new.dir().sync()
 }
 
-/// Removes a file; one that is not there is fine.
+/// Removes a file. A missing file is not an error.
 pub fn remove(path: &Path) -> Result<()> {
     match DirHandle::around(path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -285,7 +292,8 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes the temporary files that killed runs left in a directory of small files. What cannot be removed is left to the next run.
+/// Removes temporary files that killed runs left in a directory of small files. Files that cannot
+/// be removed are left to the next run.
 pub fn sweep_partials(dir: &Path) {
     let is_old = |found: &fs::Metadata| {
         let age = found.modified().ok().and_then(|at| at.elapsed().ok());
@@ -302,15 +310,15 @@ pub fn sweep_partials(dir: &Path) {
     }
 }
 
-/// Creates a directory and its parents durably. Where root makes them in a project, they belong to its owner; in `.kg` also those that it
-/// made before, and kept for itself.
+/// Creates a directory and its parents durably. Directories that root creates in a project are
+/// given to its owner. So are existing directories below `.kg` that still belong to root.
 pub fn create_dirs(dir: &Path) -> io::Result<()> {
     let dir = std::path::absolute(dir)?;
     let in_state = dir
         .ancestors()
         .position(|dir| dir.file_name().is_some_and(|name| name == STATE_DIR))
         .unwrap_or(0);
-    // From the top: what belongs to whom follows from the directory around it.
+    // The order is top-down because ownership follows from the parent directory.
     for there in parents(&dir, in_state)
         .into_iter()
         .filter(|dir| dir.exists())
@@ -335,7 +343,7 @@ pub fn create_dirs(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// `dir` and as many of its parents, of so many in all, from the top.
+/// Returns the last `count` directories of the path `dir`, topmost first.
 fn parents(dir: &Path, count: usize) -> Vec<&Path> {
     let mut dirs: Vec<&Path> = dir.ancestors().take(count).collect();
     dirs.reverse();
@@ -362,7 +370,7 @@ mod tests {
     use super::*;
 
     fn without_means(_: &EntryHandle, _: &EntryHandle) -> io::Result<()> {
-        // EPERM is what Linux says of a hard link on FAT.
+        // Linux returns EPERM for a hard link on FAT.
         Err(io::Error::from_raw_os_error(1))
     }
 

@@ -1,4 +1,5 @@
-//! The hash by which pages of databases and blocks of archives are known again: the first 16 bytes of their BLAKE3.
+//! The hash that identifies pages of databases and blocks of archives: the first 16 bytes of their
+//! BLAKE3 hash.
 
 pub const HASH_BYTES: usize = 16;
 pub type ContentHash = [u8; HASH_BYTES];

@@ -1,7 +1,8 @@
-//! Files below a directory, reached without following a symbolic link.
+//! Access to files below a directory without following symbolic links.
 //!
-//! A path is walked one name at a time, each opened below the one before it (openat(2)) and refused where it is a link.
-//! So a link that somebody put into a project, before or while a restore runs, never leads a restore out of it.
+//! A path is walked one name at a time. Each name is opened below the one before it (openat(2)) and
+//! refused if it is a link. Therefore no link in a project, added before or during a restore, can
+//! lead the restore out of the project.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -50,27 +51,30 @@ impl From<DirHandle> for File {
     }
 }
 
-/// The directories on the way need not be readable.
+/// Directories on the path need not be readable.
 #[cfg(target_os = "linux")]
 const ON_THE_WAY: OFlag = DIRECTORY.union(OFlag::O_PATH);
 #[cfg(not(target_os = "linux"))]
 const ON_THE_WAY: OFlag = DIRECTORY;
 
-/// Where a directory or a link had to be, and something else is.
+/// The error if an entry is not the expected directory or link.
 const NO_LINK: Errno = Errno::ENOTDIR;
 
-/// As many links as Linux follows on one path (path_resolution(7)).
+/// The number of links that Linux follows on one path (path_resolution(7)).
 const MOST_LINKS: usize = 40;
 
 impl DirHandle {
-    /// `path` itself may lead through links: whoever names it means what is behind them. But a link of another user, who is not root, counts only
-    /// where it leads to a directory of that user: it cannot have this user write where its owner may not. `KG_UNSAFE_FILE`, inside the error, if it
-    /// leads elsewhere.
+    /// Opens a directory. `path` may contain links, because the user who names it means their
+    /// target.
+    ///
+    /// A link of another user who is not root is followed only if its target belongs to that user.
+    /// Such a link therefore cannot redirect writes to a place where its owner may not write.
+    /// `KG_UNSAFE_FILE`, inside the I/O error, if the target belongs to anyone else.
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(DirHandle::reach(path)?.readable()?)
     }
 
-    /// The same directory, so that it can be read and synced.
+    /// Reopens the directory so that it can be read and synced.
     fn readable(&self) -> nix::Result<Self> {
         Ok(DirHandle {
             fd: openat(&self.fd, ".", DIRECTORY, Mode::empty())?,
@@ -78,7 +82,8 @@ impl DirHandle {
         })
     }
 
-    /// As [`DirHandle::open`], for what need not be readable: only names in it can be asked for.
+    /// Works like [`DirHandle::open`], for a directory that need not be readable. Only names in it
+    /// can be accessed.
     fn reach(path: &Path) -> io::Result<Self> {
         let mut waiting: Vec<OsString> = Vec::new();
         let mut way = DirHandle {
@@ -125,7 +130,8 @@ impl DirHandle {
         }
     }
 
-    /// The names of a path to `waiting`, the first one last. An absolute one begins at the root.
+    /// Adds the names of a path to `waiting`, the first name last. An absolute path restarts at the
+    /// root.
     fn queue(&mut self, path: &Path, waiting: &mut Vec<OsString>) -> io::Result<()> {
         if path.is_absolute() {
             *self = DirHandle {
@@ -140,7 +146,8 @@ impl DirHandle {
         Ok(())
     }
 
-    /// What the link of that name says, and who owns it: of one link, whatever has its name a moment later.
+    /// Returns the target and the owner of the link of that name. Both are of the same link, even
+    /// if the name is reused meanwhile.
     #[cfg(target_os = "linux")]
     fn link_at(&self, name: &OsStr) -> io::Result<(PathBuf, u32)> {
         let link = openat(
@@ -150,7 +157,7 @@ impl DirHandle {
             Mode::empty(),
         )?;
         match readlinkat(&link, "") {
-            // It is no link.
+            // The entry is not a link.
             Err(Errno::ENOENT | Errno::EINVAL) => Err(NO_LINK.into()),
             target => Ok((target?.into(), fstat(&link)?.st_uid)),
         }
@@ -167,7 +174,8 @@ impl DirHandle {
         }
     }
 
-    /// As [`DirHandle::open`], for the directory that holds `path`, and the name in it. The directory need not be readable, but then it cannot be synced.
+    /// Works like [`DirHandle::open`], for the directory that contains `path`, and returns the
+    /// entry in it. The directory need not be readable, but if it is not, it cannot be synced.
     pub fn around(path: &Path) -> io::Result<EntryHandle> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -184,7 +192,7 @@ impl DirHandle {
         }
     }
 
-    /// The place of one name in it.
+    /// Returns the entry of that name in the directory, which need not exist.
     pub fn name(&self, name: impl Into<OsString>) -> io::Result<EntryHandle> {
         Ok(EntryHandle {
             dir: self.again()?,
@@ -193,12 +201,13 @@ impl DirHandle {
         })
     }
 
-    /// Without symbolic links, when it was opened.
+    /// Returns the path, without symbolic links, at which the directory was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The place of `relative`, which is made of plain names; `None` where a directory on the way does not exist.
+    /// Returns the entry at `relative`, which consists of plain names, or `None` if a directory on
+    /// the path does not exist.
     pub fn place(&self, relative: &Path) -> Result<Option<EntryHandle>> {
         let mut names = relative.iter();
         let Some(name) = names.next_back() else {
@@ -223,12 +232,13 @@ impl DirHandle {
         }))
     }
 
-    /// A path that leads to this very directory, whatever has its name by now: for this process alone.
+    /// Returns a path to exactly this directory, even if its name was reused. Valid in this process
+    /// only.
     pub fn held_path(&self) -> PathBuf {
         held_path(&self.fd, &self.path)
     }
 
-    /// Makes what changed in the directory durable.
+    /// Makes changes in the directory durable.
     pub fn sync(&self) -> Result<()> {
         let synced = self
             .again()
@@ -236,7 +246,7 @@ impl DirHandle {
         synced.map_err(|cause| Error::io("sync", &self.path, cause))
     }
 
-    /// User and group that the directory belongs to.
+    /// Returns the user and group that own the directory.
     pub fn owner(&self) -> Result<(u32, u32)> {
         let found =
             fstat(&self.fd).map_err(|cause| Error::io("look at", &self.path, cause.into()))?;
@@ -251,7 +261,8 @@ impl DirHandle {
     }
 }
 
-/// The path of what is at `path`, without links; only those count that [`DirHandle::open`] follows.
+/// Returns `path` with links resolved. Only links that [`DirHandle::open`] would follow are
+/// allowed.
 pub fn resolve(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_path_buf();
     for _ in 0..MOST_LINKS {
@@ -268,7 +279,8 @@ pub fn resolve(path: &Path) -> io::Result<PathBuf> {
     Err(Errno::ELOOP.into())
 }
 
-/// As [`resolve`]; what is not there, or cannot be looked at, keeps its path. `KG_UNSAFE_FILE` of a link that does not count.
+/// Works like [`resolve`], but returns the path unchanged if it is missing or inaccessible.
+/// `KG_UNSAFE_FILE` for a link that is not followed.
 pub fn resolve_if_there(path: PathBuf) -> Result<PathBuf> {
     match resolve(&path) {
         Err(cause) if cause.get_ref().is_some_and(|own| own.is::<Error>()) => {
@@ -278,17 +290,18 @@ pub fn resolve_if_there(path: PathBuf) -> Result<PathBuf> {
     }
 }
 
-/// Opens the regular file at `path` to read it, which is no link itself.
+/// Opens the regular file at `path` for reading. Fails if the last name is a link.
 pub fn open_file(path: &Path) -> io::Result<File> {
     regular_file::only(DirHandle::around(path)?.open(OFlag::O_RDONLY, 0)?)
 }
 
-/// Whether a user's links lead this one where it wants to go.
+/// Returns whether links of this user are trusted.
 fn is_ours(user: u32) -> bool {
     [0, geteuid().as_raw()].contains(&user) || is_unmapped(user)
 }
 
-/// Whether it stands for all users that a container does not have. Root outside of it is one of them, and made the system's links.
+/// Returns whether this user id stands for all users that the container does not map. The root user
+/// of the host is one of them, and owns the links of the system.
 fn is_unmapped(user: u32) -> bool {
     static STANDS_FOR_OTHERS: OnceLock<Option<u32>> = OnceLock::new();
     let of_system = || {
@@ -316,7 +329,7 @@ fn foreign(link: &Path, of: u32, dir: &Path, owner: u32) -> Error {
         dir.display()
     );
     let remedy = format!(
-        "If that is meant, make the link yours (`chown -h {} {}`); nothing was changed there",
+        "If the link is intended, make it yours (`chown -h {} {}`); nothing was changed there",
         geteuid(),
         link.display()
     );
@@ -334,12 +347,12 @@ pub fn in_the_way(path: &Path) -> Error {
     )
 }
 
-/// A name in an open directory, whether something is there or not.
+/// A name in an open directory, whether it exists or not.
 #[derive(Debug)]
 pub struct EntryHandle {
     dir: DirHandle,
     name: OsString,
-    /// What warnings call it, if that is not its path.
+    /// The path for warnings, if it differs from the actual path.
     known_as: Option<PathBuf>,
 }
 
@@ -360,12 +373,13 @@ impl EntryHandle {
         self.dir.path.join(&self.name)
     }
 
-    /// As [`DirHandle::held_path`].
+    /// Works like [`DirHandle::held_path`].
     pub fn held_path(&self) -> PathBuf {
         self.dir.held_path().join(&self.name)
     }
 
-    /// The same place, which warnings call `path`: what is there now will be moved to that.
+    /// Returns the same entry with `path` as its name in warnings, because the entry will be moved
+    /// there.
     pub fn known_as(self, path: PathBuf) -> EntryHandle {
         EntryHandle {
             known_as: Some(path),
@@ -373,7 +387,8 @@ impl EntryHandle {
         }
     }
 
-    /// Remembers a change of permissions or times that the file system has no means for, as a warning of the run.
+    /// Turns a change of permissions or times that the file system does not support into a warning
+    /// of the run.
     pub fn tolerate(&self, set: io::Result<()>) -> io::Result<()> {
         unsupported::attributes(set, &self.known_path())
     }
@@ -382,7 +397,7 @@ impl EntryHandle {
         self.known_as.clone().unwrap_or_else(|| self.path())
     }
 
-    /// The place of another name in the same directory.
+    /// Returns the entry of another name in the same directory.
     pub fn beside(&self, name: impl Into<OsString>) -> Result<EntryHandle> {
         self.dir
             .name(name)
@@ -409,7 +424,8 @@ impl EntryHandle {
         }))
     }
 
-    /// What the link there says, if it counts: see [`DirHandle::open`]. `ENOTDIR` if something else is there.
+    /// Returns the target of the link, if it is trusted: see [`DirHandle::open`]. `ENOTDIR` if the
+    /// entry is not a link.
     pub fn read_link(&self) -> io::Result<PathBuf> {
         let (target, owner) = self.dir.link_at(&self.name)?;
         if !is_ours(owner) {
@@ -427,14 +443,15 @@ impl EntryHandle {
         Ok(target)
     }
 
-    /// Opens a file there, and no link.
+    /// Opens a file; fails for a link.
     pub fn open(&self, flags: OFlag, mode: u32) -> io::Result<File> {
         let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         Ok(openat(&self.dir.fd, self.name(), flags, mode_of(mode))?.into())
     }
 
-    /// Opens a file to write it, with these flags, and makes it where there is none. `KG_UNSAFE_FILE` if something else than a regular file with
-    /// one name is there: whoever may write to the directory could have any file written over through it.
+    /// Opens a file for writing with these flags and creates it if it does not exist.
+    /// `KG_UNSAFE_FILE` if the entry is not a regular file or has other names. Otherwise any user
+    /// who may write to the directory could have another file overwritten.
     pub fn open_to_write(&self, flags: OFlag) -> Result<File> {
         let path = self.path();
         let file = match self.open(flags | OFlag::O_CREAT, 0o666) {
@@ -454,7 +471,7 @@ impl EntryHandle {
         Ok(file)
     }
 
-    /// Opens the directory there, and no link.
+    /// Opens a directory; fails for a link.
     pub fn enter(&self) -> io::Result<DirHandle> {
         let fd = openat(
             &self.dir.fd,
@@ -468,7 +485,7 @@ impl EntryHandle {
         })
     }
 
-    /// A new file, which only this user may read.
+    /// Creates a new file that only this user may read.
     pub fn create(&self) -> Result<File> {
         let created = self.open(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o600);
         created.map_err(|cause| Error::io("write", &self.path(), cause))
@@ -482,12 +499,14 @@ impl EntryHandle {
             && start == magic
     }
 
-    /// Renames; over what is there. The caller deals with two file systems.
+    /// Renames the entry, replacing any existing file. The caller must handle a target on another
+    /// file system.
     pub fn rename(&self, to: &EntryHandle) -> io::Result<()> {
         Ok(renameat(&self.dir.fd, self.name(), &to.dir.fd, to.name())?)
     }
 
-    /// Renames to a name that nothing has yet: with a call that replaces nothing, or else by a second name and the removal of the first.
+    /// Renames the entry to an unused name. Uses a rename that replaces nothing, or else a hard
+    /// link and the removal of the old name.
     pub fn rename_new(&self, to: &EntryHandle) -> io::Result<()> {
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
         match renameat2(
@@ -514,7 +533,7 @@ impl EntryHandle {
         )?)
     }
 
-    /// One that is there is fine.
+    /// Creates a directory. An existing directory is not an error.
     pub fn make_dir(&self, mode: u32) -> io::Result<()> {
         match self.make_new_dir(mode) {
             Err(cause)
@@ -539,7 +558,7 @@ impl EntryHandle {
         self.occupant().is_ok_and(|found| found == Some(what))
     }
 
-    /// Something that is not there is fine.
+    /// Removes a file. A missing file is not an error.
     pub fn remove_file(&self) -> Result<()> {
         match self.unlink() {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
@@ -557,18 +576,19 @@ impl EntryHandle {
         )?)
     }
 
-    /// Whether it was empty and is gone.
+    /// Removes the directory if it is empty. Returns whether it was removed.
     pub fn remove_dir(&self) -> bool {
         unlinkat(&self.dir.fd, self.name(), UnlinkatFlags::RemoveDir).is_ok()
     }
 
-    /// Of a file or directory, which this user must be able to read; never of what a link leads to.
+    /// Sets the permissions of a file or directory that this user can read. Never follows a link.
     pub fn set_mode(&self, mode: u32) -> Result<()> {
         self.tolerate(self.chmod(mode & 0o777))
             .map_err(|cause| Error::io("set the permissions of", &self.path(), cause))
     }
 
-    /// As [`EntryHandle::set_mode`], with the bits for set-group-id and the like: for a mode that was found there.
+    /// Works like [`EntryHandle::set_mode`], but keeps the set-group-ID and similar bits, for a
+    /// mode that was read earlier. A file system without permissions is an error.
     pub fn change_mode(&self, mode: u32) -> Result<()> {
         self.chmod(mode & 0o7777)
             .map_err(|cause| Error::io("set the permissions of", &self.path(), cause))
@@ -592,7 +612,8 @@ impl EntryHandle {
             .map_err(|cause| Error::io("set the time of", &self.path(), cause))
     }
 
-    /// Gives it to a user and group, if root runs this. A refusal is a warning of the run.
+    /// Changes the user and group, if the process runs as root. A refusal causes a warning of the
+    /// run.
     pub fn give_to(&self, (user, group): (u32, u32)) -> Result<()> {
         if !geteuid().is_root()
             || self
@@ -624,10 +645,11 @@ impl EntryHandle {
     }
 }
 
-/// As [`DirHandle::held_path`], of an open directory. Where the system has no such path, its own.
+/// Works like [`DirHandle::held_path`], for any open directory. Returns `path` if the system has no
+/// such paths.
 pub fn held_path(fd: &impl AsRawFd, path: &Path) -> PathBuf {
     static HAS_PATHS: OnceLock<bool> = OnceLock::new();
-    // Not in a chroot without /proc.
+    // They are missing in a chroot without /proc.
     if *HAS_PATHS.get_or_init(|| cfg!(target_os = "linux") && Path::new("/proc/self/fd").is_dir()) {
         format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
     } else {
@@ -692,7 +714,7 @@ mod tests {
         fs::set_permissions(dir.path(), Permissions::from_mode(0o300)).unwrap();
         let place = DirHandle::around(&dir.path().join("file")).unwrap();
         assert!(place.open(OFlag::O_RDONLY, 0).is_ok() && resolve(&place.path()).is_ok());
-        // Root reads it all the same.
+        // Root can read it regardless of the mode.
         assert_eq!(DirHandle::open(dir.path()).is_ok(), geteuid().is_root());
         fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
     }
@@ -748,7 +770,8 @@ mod tests {
                 "{name}: {error}"
             );
         }
-        // Without a reader it cannot be opened for writing alone; with one it is still no file.
+        // A pipe without a reading process cannot be opened for writing alone. With one, it is
+        // still not a regular file.
         assert!(write("pipe").is_err());
         let error = DirHandle::around(&at("pipe"))
             .unwrap()

@@ -1,7 +1,7 @@
-//! Waiting for a lock that another process, or another manager of this one, holds.
+//! Waits for a lock that another process, or another manager in this process, holds.
 //!
-//! `flock` belongs to the open file: a holder that is killed leaves none, and two holders in one process exclude each
-//! other as two processes do.
+//! A `flock` belongs to the open file. A killed process therefore leaves no lock, and two holders
+//! in one process exclude each other just as two processes do.
 
 use std::{
     fs::{File, TryLockError},
@@ -20,8 +20,9 @@ use crate::{
     util::operation::{OperationContext, POLL_INTERVAL, Phase},
 };
 
-/// Locks `file` (or directory) until it is closed. `Ok(false)` where somebody else held it all the time; `failed`
-/// makes the error of a file system that cannot lock.
+/// Locks `file`, which may be a directory, until it is closed. Returns `Ok(false)` if another
+/// holder kept the lock for the whole timeout. `failed` creates the error if the file system cannot
+/// lock.
 pub fn wait(
     file: &File,
     timeout: Duration,
@@ -31,7 +32,7 @@ pub fn wait(
     wait_for(file, || file.try_lock(), timeout, context, failed)
 }
 
-/// As [`wait`], with others who only read.
+/// Works like [`wait`], but shares the lock with other readers.
 pub fn wait_shared(
     file: &File,
     timeout: Duration,
@@ -41,7 +42,7 @@ pub fn wait_shared(
     wait_for(file, || file.try_lock_shared(), timeout, context, failed)
 }
 
-/// This machine, as messages about locks and backups name it.
+/// Returns the name of this machine for messages about locks and backups.
 pub fn host_name() -> String {
     nix::unistd::gethostname()
         .ok()
@@ -49,7 +50,8 @@ pub fn host_name() -> String {
         .unwrap_or_else(|| "this host".into())
 }
 
-/// What NFS without its lock service, and some FUSE file systems, answer.
+/// Returns whether the error means that the file system has no locks, such as NFS without its lock
+/// service and some FUSE file systems.
 pub fn is_without_locks(cause: &io::Error) -> bool {
     matches!(
         cause.raw_os_error(),
@@ -57,13 +59,14 @@ pub fn is_without_locks(cause: &io::Error) -> bool {
     )
 }
 
-/// The error of a lock on `path` that the system refused.
+/// Returns the error for a lock on `path` that the system refused.
 pub fn refused(path: &Path, cause: io::Error) -> crate::Error {
     let is_without = is_without_locks(&cause);
     explained(crate::Error::io("lock", path, cause), is_without, path)
 }
 
-/// Two processes that cannot keep each other out must not both write, so there is no doing without.
+/// Adds a remedy for file systems without locks. There is no fallback, because two processes that
+/// cannot exclude each other must not both write.
 fn explained(error: crate::Error, is_without_locks: bool, path: &Path) -> crate::Error {
     if !is_without_locks {
         return error;

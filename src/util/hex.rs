@@ -1,6 +1,6 @@
-//! How digests are written.
+//! The text form of digests.
 
-/// Lower-case hexadecimal.
+/// Returns lower-case hexadecimal digits.
 pub fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

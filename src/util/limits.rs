@@ -1,4 +1,4 @@
-//! Limits on what is read from archives, which may be forged.
+//! Limits on the content of archives, which may be forged.
 
 use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
@@ -7,10 +7,11 @@ use serde::{
     de::{Error as _, MapAccess, SeqAccess, Visitor},
 };
 
-/// No list or object of a manifest is longer: small things in a text could become large ones in memory.
+/// The maximum length of a list or object in a manifest. Without it, a small text could become a
+/// large structure in memory.
 const MAX_ITEMS: usize = 1 << 20;
 
-/// A list of at most `MAX_ITEMS`.
+/// Deserializes a list of at most `MAX_ITEMS` items.
 pub fn bounded<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
@@ -36,7 +37,7 @@ pub fn bounded<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer.deserialize_seq(Items(PhantomData))
 }
 
-/// An object of at most `MAX_ITEMS` members.
+/// Deserializes an object of at most `MAX_ITEMS` members.
 pub fn bounded_map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<String, T>, D::Error> {

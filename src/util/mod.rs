@@ -1,19 +1,19 @@
-//! What the other layers need of the operating system, and small types that all of them share.
+//! Operating-system helpers for the other layers, and small types that all of them share.
 //!
-//! | module | what it is |
+//! | module | content |
 //! | --- | --- |
-//! | [`age`] | lengths of time as people write them |
-//! | [`dir_handle`] | files below an open directory, reached without following links of others |
-//! | [`atomic_file`] | files that are there whole or not at all |
+//! | [`age`] | durations in readable form |
+//! | [`dir_handle`] | files below an open directory, without following links of other users |
+//! | [`atomic_file`] | files that exist completely or not at all |
 //! | [`temp_dir`] | temporary directories for this user alone |
-//! | [`regular_file`] | opening files that another user may have put there |
-//! | [`ownership`] | whose the files are that root writes |
-//! | [`unsupported`] | what a file system may refuse |
+//! | [`regular_file`] | opening files that another user may have created |
+//! | [`ownership`] | the owners of files that root writes |
+//! | [`unsupported`] | operations that a file system may refuse |
 //! | [`file_lock`] | waiting for a lock |
 //! | [`content_hash`], [`hex`] | hashes of blocks and pages; digests as text |
-//! | [`ordered_pool`], [`threads`] | work on all cores, in order; threads that may not start |
+//! | [`ordered_pool`], [`threads`] | parallel work, results in order; threads that may not start |
 //! | [`operation`] | cancellation and progress |
-//! | [`limits`] | how much a forged archive may take |
+//! | [`limits`] | limits for forged archives |
 
 pub mod age;
 pub mod atomic_file;

@@ -1,4 +1,4 @@
-//! What every long operation carries: whether it was cancelled, and where its progress goes.
+//! The context of every long operation: cancellation and progress.
 
 use std::{
     cell::RefCell,
@@ -14,17 +14,17 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 
-/// No more reports than this within [`REPORT_WINDOW`].
+/// The maximum number of reports within [`REPORT_WINDOW`].
 const REPORTS_PER_WINDOW: usize = 10;
 const REPORT_WINDOW: Duration = Duration::from_secs(1);
 
-/// Between two reports of one phase; its end is reported at once.
+/// The minimum time between two reports of one phase. The end of a phase is reported at once.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How often something that waits looks whether it was cancelled.
+/// How often a waiting thread checks for cancellation.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A flag that several threads share; once set it stays set.
+/// A flag that several threads share. Once it is set, it stays set.
 #[derive(Clone, Default)]
 pub struct CancelToken {
     cancelled: Arc<AtomicBool>,
@@ -36,12 +36,12 @@ thread_local! {
 }
 
 impl CancelToken {
-    /// What cancels the operation that this thread was started for.
+    /// Returns the token of the operation that this thread works on.
     pub fn current() -> Self {
         CURRENT.with_borrow(CancelToken::clone)
     }
 
-    /// From now on this thread is at work on the operation that this cancels.
+    /// Marks this thread as working on the operation that this token cancels.
     pub fn enter(&self) {
         CURRENT.set(self.clone());
     }
@@ -54,7 +54,8 @@ impl CancelToken {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// From now on the process should not be ended: files are being put into place.
+    /// Declares that the process should not be ended from now on, because files are being put into
+    /// place.
     pub fn enter_critical_section(&self) {
         self.protected.store(true, Ordering::Relaxed);
     }
@@ -63,7 +64,7 @@ impl CancelToken {
         self.protected.load(Ordering::Relaxed)
     }
 
-    /// `KG_ABORTED` once the operation was cancelled.
+    /// Fails with `KG_ABORTED` if the operation was cancelled.
     pub fn check(&self) -> Result<()> {
         if self.is_cancelled() {
             Err(Error::aborted())
@@ -73,7 +74,7 @@ impl CancelToken {
     }
 }
 
-/// What an operation is doing.
+/// The current activity of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
@@ -83,9 +84,9 @@ pub enum Phase {
     Saving,
     /// Reading an archive and checking every byte of it.
     Verifying,
-    /// Unpacking an archive beside the target, checking every byte of it.
+    /// Unpacking an archive into staging and checking every byte of it.
     Unpacking,
-    /// Putting what was unpacked into its place.
+    /// Moving the unpacked files into place.
     Applying,
     /// Checking a project.
     Checking,
@@ -97,15 +98,16 @@ pub enum Phase {
 #[serde(rename_all = "camelCase")]
 pub struct Progress {
     pub phase: Phase,
-    /// Uncompressed bytes for a backup, bytes to read for a check, bytes of the archive otherwise.
+    /// The bytes done: uncompressed bytes for a backup, bytes to read for a check, and bytes of the
+    /// archive otherwise.
     pub bytes_done: u64,
-    /// 0 where it is not known yet.
+    /// The total in the same unit, or 0 if it is not known yet.
     pub bytes_total: u64,
 }
 
 type Listener = dyn Fn(Progress) + Send + Sync;
 
-/// Handed to every verb; cheap to clone.
+/// The context that every operation receives. It is cheap to clone.
 #[derive(Clone, Default)]
 pub struct OperationContext {
     pub cancel: CancelToken,
@@ -122,7 +124,8 @@ impl OperationContext {
         }
     }
 
-    /// Reports progress, at most ten times in any second, and fails once the task was cancelled.
+    /// Reports progress, at most ten times in any second. `KG_ABORTED` if the operation was
+    /// cancelled.
     pub fn report(&self, phase: Phase, bytes_done: u64, bytes_total: u64) -> Result<()> {
         self.cancel.check()?;
         if let Some(listener) = &self.listener {

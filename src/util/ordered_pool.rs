@@ -1,10 +1,12 @@
 //! Maps items on several threads and delivers the results in the order of submission.
 //!
 //! ```text
-//! Submit ──jobs──▶ workers ──▶ a slot a job
+//! Submit ──jobs──▶ threads ──▶ one slot for each job
 //!    └────────────slots, in order────────▶ Deliver
 //! ```
-//! At most so many items a worker are under way, so memory is bounded and a slow side holds up the other.
+//!
+//! The number of items in progress for each thread is limited. This bounds the memory, and a slow
+//! side holds up the other.
 
 use std::thread;
 
@@ -20,23 +22,24 @@ struct Job<I, O> {
     slot: Sender<O>,
 }
 
-/// Where items go in. Dropping it ends the work after the last item.
+/// The input of the pool. Dropping it ends the work after the last item.
 pub struct Submit<I, O> {
     jobs: Sender<Job<I, O>>,
     slots: Sender<Receiver<O>>,
 }
 
-/// Where results come out.
+/// The output of the pool.
 pub struct Deliver<O> {
     slots: Receiver<Receiver<O>>,
 }
 
-/// How many threads are worth starting on this machine.
+/// Returns how many threads are worth starting on this machine.
 pub fn cores() -> usize {
     thread::available_parallelism().map_or(1, |cores| cores.get())
 }
 
-/// Starts `workers` threads, and lets so many items be under way for each of them. `worker` is called once for each and makes its function, which may keep state.
+/// Starts `workers` threads and allows `items_each` items in progress for each of them. Calls
+/// `worker` once for each thread; the function that it returns may keep state.
 pub fn ordered<I, O, F>(
     workers: usize,
     items_each: usize,
@@ -53,7 +56,7 @@ where
         let (jobs, mut map) = (taken.clone(), worker());
         threads::start("kg-worker", move || {
             for Job { item, slot } in jobs {
-                // Nobody waits for it where the other side has given up.
+                // Sending fails if the receiving side has given up.
                 let _ = slot.send(map(item));
             }
         })?;
@@ -61,12 +64,12 @@ where
     Ok((Submit { jobs, slots }, Deliver { slots: ordered }))
 }
 
-/// The other side gave up; it knows why.
+/// The other side gave up and reports the reason itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closed;
 
 impl<I, O> Submit<I, O> {
-    /// Waits while too much is under way.
+    /// Submits an item; waits while too many are in progress.
     pub fn submit(&self, item: I) -> Result<(), Closed> {
         let (slot, result) = bounded(1);
         self.slots.send(result).map_err(|_| Closed)?;
@@ -77,7 +80,7 @@ impl<I, O> Submit<I, O> {
 impl<O> Iterator for Deliver<O> {
     type Item = Result<O>;
 
-    /// The next result in order; an error where its worker panicked.
+    /// Returns the next result in order, or an error if its thread panicked.
     fn next(&mut self) -> Option<Result<O>> {
         let slot = self.slots.recv().ok()?;
         Some(slot.recv().map_err(|_| {

@@ -1,12 +1,14 @@
-//! Owners of the files that root writes.
+//! The owners of files that root writes.
 //!
-//! A file in a project, also in a store next to `.kg`, belongs to the owner of `.kg`, also when root made it: the owner's
-//! next backup would fail at a lock, a directory or a journal of root's. In a store elsewhere it belongs to the owner of the
-//! project if the directory is that owner's too ([`share`]). In any other place it stays root's: it may be secret. Everything
-//! that creates files comes through here, by way of [`crate::util::atomic_file`].
+//! A file in a project, or in a store next to `.kg`, belongs to the owner of `.kg`, even if root
+//! created it. Otherwise the owner's next backup would fail at a lock, directory or journal of
+//! root. In a store elsewhere it belongs to the owner of the project if that user also owns the
+//! directory ([`share`]). Anywhere else it stays root's, because it may be secret. All code that
+//! creates files uses this module through [`crate::util::atomic_file`].
 //!
-//! A refusal (a container without `CAP_CHOWN`, a file system without owners) is a warning of the run ([`crate::util::unsupported`]). What is given
-//! away is named below an open directory, so that nobody puts something else in its place.
+//! A refusal (a container without `CAP_CHOWN`, a file system without owners) is a warning of the
+//! run ([`crate::util::unsupported`]). Files are given away by their name below an open directory,
+//! so that another user cannot replace them first.
 
 use std::{
     fs::{self, Metadata},
@@ -20,25 +22,27 @@ use crate::{
     util::dir_handle::{DirHandle, EntryHandle, EntryType},
 };
 
-/// The stores of the runs of this process.
+/// The stores of the runs in this process.
 static SHARES: Mutex<Vec<Share>> = Mutex::new(Vec::new());
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Share {
-    /// Without links.
+    /// The path of the store, without links.
     store: PathBuf,
-    /// The root of the project whose store it is, without links, and the owner of its `.kg`.
+    /// The root of the project that uses the store, without links, and the owner of its `.kg`.
     project: PathBuf,
     owner: u32,
 }
 
-/// While this lives, what root makes in the store of a project belongs to the owner of the project, wherever the directory is that owner's too or
-/// lies in a project that is.
+/// While this value exists, files that root creates in the store belong to the owner of the
+/// project. This requires that the owner also owns the directory, or the project root that contains
+/// it.
 #[derive(Debug)]
 #[must_use]
 pub struct Shared(Share);
 
-/// `store` need not exist yet; `state` is the directory `.kg` of the project.
+/// Registers a store, if the process runs as root. `store` need not exist yet; `state` is the
+/// directory `.kg` of the project.
 pub fn share(store: &Path, state: &Path) -> Option<Shared> {
     let owner = fs::metadata(state)
         .ok()
@@ -66,7 +70,8 @@ impl Drop for Shared {
     }
 }
 
-/// Gives what root just made at a place to the owner of the project that it lies in, or whose store it lies in.
+/// Gives an entry that root just created to the owner of the project that contains it or uses the
+/// store.
 pub fn settle(made: &EntryHandle) {
     if !nix::unistd::geteuid().is_root() {
         return;
@@ -84,8 +89,8 @@ pub fn settle(made: &EntryHandle) {
     }
 }
 
-/// Who owns what is made in `dir`, if that is a store or lies on the way to one. Whose `.kg` lies above it says nothing: anybody could have put it
-/// there.
+/// Returns the owner for files in `dir`, if it is a store or on the path to one. A `.kg` above it
+/// is not trusted, because any user could have created it.
 fn owner_in_store(dir: &Path) -> Option<Option<Metadata>> {
     let shares: Vec<Share> = shares()
         .iter()
@@ -106,7 +111,8 @@ fn owner_in_store(dir: &Path) -> Option<Option<Metadata>> {
     (!shares.is_empty()).then(|| shares.iter().find_map(owner_of))
 }
 
-/// Who owns what is made in `dir`, if that is a directory of the owner of the project that it lies in.
+/// Returns the owner for files in `dir`, if the directory belongs to the owner of the project that
+/// contains it.
 fn owner_beside_state(dir: &Path) -> Option<Metadata> {
     let state = dir
         .ancestors()
@@ -117,7 +123,7 @@ fn owner_beside_state(dir: &Path) -> Option<Metadata> {
         .then_some(state)
 }
 
-/// Gives what root just made at `path` to the owner of the directory that it lies in.
+/// Gives an entry that root just created at `path` to the owner of its directory.
 pub fn inherit(path: &Path) {
     if !nix::unistd::geteuid().is_root() {
         return;
@@ -130,14 +136,15 @@ pub fn inherit(path: &Path) {
     }
 }
 
-/// Only what is root's is given away, and nothing that has another name: that may be a file of somebody else.
+/// Gives away only entries of root that have no other name, because another name may belong to
+/// another user.
 fn give(made: &EntryHandle, owner: &Metadata) {
     let Ok(Some(found)) = made.stat() else { return };
     let is_dir = made
         .occupant()
         .is_ok_and(|found| found == Some(EntryType::Directory));
     if found.st_uid == 0 && (is_dir || found.st_nlink == 1) {
-        // A refusal is a warning of the run; what is not there any more is nobody's.
+        // A refusal is a warning of the run, and an entry that no longer exists needs no owner.
         let _ = made.give_to((owner.uid(), owner.gid()));
     }
 }

@@ -1,8 +1,10 @@
-//! Opening files that another user may have put into a project or a store.
+//! Opens files that another user may have put into a project or a store.
 //!
-//! A pipe is waited for, a device has no end, what a link leads to is another file, and one with several names is also
-//! somebody else's. So nothing below a project or a store is opened for a short reading but through here, or for writing but through
-//! [`crate::util::dir_handle`]: a regular file, without a wait, of a bounded length, and for writing without links and with one name.
+//! Opening a pipe blocks, a device has no end, and a link leads to another file. A file with
+//! several names may also belong to another user. All short reads below a project or a store
+//! therefore use this module, and all writes use [`crate::util::dir_handle`]. Both accept only a
+//! regular file, without blocking, up to a limit; for writing, it must have one name and not be a
+//! link.
 
 use std::{
     fs::{File, Metadata, OpenOptions},
@@ -18,12 +20,13 @@ use crate::{
     system::paths::OTHERS_WRITE,
 };
 
-/// Opens a regular file to read it; a link is an error.
+/// Opens a regular file for reading; a link is an error.
 pub fn open(path: &Path) -> io::Result<File> {
     open_with(path, OFlag::O_NOFOLLOW)
 }
 
-/// As [`open`], but follows links: a configuration that is mounted into a container is often one.
+/// Works like [`open`], but follows links, because a configuration that is mounted into a container
+/// is often a link.
 pub fn open_linked(path: &Path) -> io::Result<File> {
     open_with(path, OFlag::empty())
 }
@@ -36,7 +39,7 @@ fn open_with(path: &Path, flags: OFlag) -> io::Result<File> {
     only(file)
 }
 
-/// An open file, if it is a regular one.
+/// Returns the open file if it is a regular file.
 pub fn only(file: File) -> io::Result<File> {
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(
@@ -47,7 +50,7 @@ pub fn only(file: File) -> io::Result<File> {
     Ok(file)
 }
 
-/// All that a file holds; an error where that is more than `most_bytes`.
+/// Reads the whole file. Fails if it is larger than `most_bytes`.
 pub fn read(file: &File, most_bytes: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(most_bytes.saturating_add(1))
@@ -63,7 +66,7 @@ pub fn read(file: &File, most_bytes: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What the regular file at `path` holds, links followed; `None` where there is none.
+/// Reads the regular file at `path`, following links. Returns `None` if it does not exist.
 pub fn read_if_there(path: &Path, most_bytes: u64) -> io::Result<Option<Vec<u8>>> {
     match open_linked(path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -71,8 +74,8 @@ pub fn read_if_there(path: &Path, most_bytes: u64) -> io::Result<Option<Vec<u8>>
     }
 }
 
-/// What the file at `path` says that this process is to do; `None` where there is none. `KG_UNSAFE_FILE` if anybody but this user and root
-/// could have written it.
+/// Reads instructions for this process from the file at `path`. Returns `None` if it does not
+/// exist. `KG_UNSAFE_FILE` if any user other than this one and root could have written it.
 pub fn read_orders(path: &Path, most_bytes: u64) -> Result<Option<Vec<u8>>> {
     let failed = |cause| Error::io("read", path, cause);
     let file = match open(path) {
@@ -84,26 +87,27 @@ pub fn read_orders(path: &Path, most_bytes: u64) -> Result<Option<Vec<u8>>> {
     };
     assert_one_name(&file, path)?;
     if let Some(why) = why_foreign(&file.metadata().map_err(failed)?) {
-        let message = format!("{} was not followed: {why}", path.display());
-        let remedy = "Run this as that user; or look at what it says, and move it away";
+        let message = format!("{} was not used: {why}", path.display());
+        let remedy = "Run this as that user; or review the file, and move it away";
         return Err(Error::new(Code::UnsafeFile, message, remedy));
     }
     read(&file, most_bytes).map(Some).map_err(failed)
 }
 
-/// Why somebody else than this user and root could have written a file.
+/// Returns why a user other than this one and root could have written a file, if one could.
 pub fn why_foreign(found: &Metadata) -> Option<String> {
     let user = geteuid().as_raw();
     if found.uid() != user && found.uid() != 0 {
         return Some(format!(
-            "it belongs to user {}, and this is user {user}",
+            "it belongs to user {}, but this process runs as user {user}",
             found.uid()
         ));
     }
-    (found.mode() & OTHERS_WRITE != 0).then(|| "others may write it".into())
+    (found.mode() & OTHERS_WRITE != 0).then(|| "other users can write to it".into())
 }
 
-/// `KG_UNSAFE_FILE` if an open file has other names: it is also somebody else's.
+/// Fails with `KG_UNSAFE_FILE` if an open file has other names, because it then also belongs to
+/// another user.
 pub fn assert_one_name(file: &File, path: &Path) -> Result<()> {
     let links = file
         .metadata()

@@ -1,7 +1,9 @@
-//! PrivateDir directories for what is thrown away again: removed when they are dropped, and after a kill by the next run.
+//! Private directories for temporary files. They are removed when they are dropped, or by the next
+//! run after a kill.
 //!
-//! What lies in them may be secret: copies of databases, decrypted files. [`PrivateDir::end`] reports a directory that could not be
-//! removed. A run holds a lock on its [`Scratch`]; one that no run has locked was left behind.
+//! Their content may be secret: copies of databases, decrypted files. [`PrivateDir::end`] therefore
+//! reports a directory that could not be removed. A run holds a lock on its [`Scratch`] directory;
+//! one without a lock was left by a killed run.
 
 use std::{
     fs::{self, File, Permissions},
@@ -22,7 +24,7 @@ use crate::{
     },
 };
 
-/// A directory that only this user may enter, removed with everything in it.
+/// A directory that only this user may enter. It is removed with all its contents.
 #[derive(Debug)]
 pub struct PrivateDir {
     place: EntryHandle,
@@ -31,7 +33,7 @@ pub struct PrivateDir {
 }
 
 impl PrivateDir {
-    /// Makes one in `parent`, whose name starts with `prefix`.
+    /// Creates a directory in `parent` with a name that starts with `prefix`.
     pub fn new(parent: &Path, prefix: &str) -> Result<Self> {
         let made = DirHandle::open(parent).and_then(|dir| {
             atomic_file::with_free_name(&dir, prefix, |place| place.make_new_dir(0o700))
@@ -49,8 +51,9 @@ impl PrivateDir {
         &self.path
     }
 
-    /// Opens and locks it: one that nobody has locked may be taken for left behind. `None` if that happened already, or if something else has its
-    /// name by now; then another one is to be made.
+    /// Opens and locks the directory, because another run may remove one without a lock. Returns
+    /// `None` if that already happened, or if another entry has its name; the caller must then
+    /// create another directory.
     pub fn lock(&self) -> Result<Option<File>> {
         let dir = match self.place.open(OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0) {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -64,24 +67,25 @@ impl PrivateDir {
         Ok(Some(dir).filter(|_| is_own && self.path.exists()))
     }
 
-    /// Leaves it to the next run.
+    /// Leaves the directory to the next run.
     pub fn keep(mut self) {
         self.is_removed = true;
     }
 
-    /// What has its name in the directory that it was made in, wherever that is by now.
+    /// Removes the entry of that name in the directory where it was created, even if that directory
+    /// was moved.
     fn remove_all(&self) -> io::Result<()> {
         remove_at(&self.place)
     }
 
-    /// Removes it now.
+    /// Removes the directory now.
     pub fn remove(mut self) -> Result<()> {
         self.is_removed = true;
         self.remove_all().map_err(|cause| left(&self.path, cause))
     }
 
-    /// Removes it after the work that `done` came of, and returns that. A directory that stays makes an error of it, or adds to
-    /// the error that it is.
+    /// Removes the directory after the work that produced `done`, and returns `done`. If the
+    /// removal fails, returns an error, or adds to the error in `done`.
     pub fn end<T>(self, done: Result<T>) -> Result<T> {
         match (done, self.remove()) {
             (done, Ok(())) => done,
@@ -95,7 +99,7 @@ impl PrivateDir {
 }
 
 impl Drop for PrivateDir {
-    /// Where the result matters, [`PrivateDir::end`] was called before.
+    /// A caller that needs the result of the removal calls [`PrivateDir::end`] instead.
     fn drop(&mut self) {
         if !self.is_removed {
             let _ = self.remove_all();
@@ -106,14 +110,14 @@ impl Drop for PrivateDir {
 fn left(dir: &Path, cause: io::Error) -> Error {
     let error = Error::io("remove", dir, cause);
     Error {
-        remedy: "Remove that directory: it holds files of the project or of a backup, decrypted"
+        remedy: "Remove that directory: it contains decrypted files of the project or of a backup"
             .into(),
         ..error
     }
 }
 
-/// Removes a directory of this user with everything in it, also where directories in it may not be entered or written. One that is not there
-/// is fine.
+/// Removes a directory of this user with all its contents, even if directories in it may not be
+/// entered or written. A missing directory is not an error.
 pub fn remove_tree(dir: &Path) -> io::Result<()> {
     match DirHandle::around(dir) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -133,7 +137,7 @@ fn remove_at(place: &EntryHandle) -> io::Result<()> {
     }
 }
 
-/// Lets this user enter and change the directory and all below it. No link is followed.
+/// Lets this user enter and change the directory and all directories below it. Follows no links.
 fn make_writable(dir: &Path) -> io::Result<()> {
     let mut waiting = vec![dir.to_path_buf()];
     while let Some(dir) = waiting.pop() {
@@ -148,8 +152,8 @@ fn make_writable(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Where to make a private directory that belongs into `dir`: there, unless others could put something else in its place, or else in the system's
-/// directory for temporary files.
+/// Returns where to create a private directory that belongs in `dir`. The result is `dir`, or the
+/// system's directory for temporary files if other users could replace the directory in `dir`.
 pub fn safe_parent(dir: &Path) -> PathBuf {
     if paths::replaceable(&dir.join("private")).is_some() {
         std::env::temp_dir()
@@ -166,7 +170,8 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Makes one in `parent`, whose name starts with `prefix`, and removes what killed runs left of that prefix.
+    /// Creates a directory in `parent` with a name that starts with `prefix`. Removes directories
+    /// of that prefix that killed runs left.
     pub fn new(parent: &Path, prefix: &str) -> Result<Self> {
         sweep(parent, prefix);
         loop {
@@ -181,12 +186,7 @@ impl Scratch {
         self.dir.path()
     }
 
-    /// Leaves it to the next run.
-    pub fn keep(self) {
-        self.dir.keep();
-    }
-
-    /// As [`PrivateDir::end`].
+    /// Works like [`PrivateDir::end`].
     pub fn end<T>(self, done: Result<T>) -> Result<T> {
         let Scratch { dir, lock } = self;
         let done = dir.end(done);
@@ -195,7 +195,7 @@ impl Scratch {
     }
 }
 
-/// What is left on the disk of `path` for this user.
+/// Returns the free bytes on the disk of `path` that this user may use.
 #[allow(
     clippy::unnecessary_cast,
     reason = "these numbers are smaller on other systems"
@@ -205,7 +205,8 @@ pub fn free_bytes(path: &Path) -> Option<u64> {
     Some(found.blocks_available() as u64 * found.fragment_size() as u64)
 }
 
-/// Removes directories of that prefix that killed runs of this user left. What cannot be removed is left to the next run.
+/// Removes directories of that prefix that killed runs of this user left. Directories that cannot
+/// be removed are left to the next run.
 pub fn sweep(parent: &Path, prefix: &str) {
     let own = nix::unistd::geteuid().as_raw();
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
@@ -263,7 +264,8 @@ mod tests {
             for locked in [inner.as_path(), inner.parent().unwrap()] {
                 fs::set_permissions(locked, Permissions::from_mode(mode)).unwrap();
             }
-            // For root nothing is locked: what follows is what another user needs.
+            // Root is not affected by permissions, so this calls the function that other users
+            // need.
             make_writable(dir.path()).unwrap();
             dir.remove().unwrap();
         }
@@ -276,7 +278,7 @@ mod tests {
         let stays = || {
             let dir = PrivateDir::new(parent.path(), ".kg-test-").unwrap();
             fs::remove_dir(dir.path()).unwrap();
-            // A file in its place: no directory that could be removed.
+            // A file in its place, which cannot be removed as a directory.
             fs::write(dir.path(), "").unwrap();
             dir
         };

@@ -1,4 +1,5 @@
-//! Threads, which a system may refuse: where a user, a unit of systemd or a container has as many as it may have, that is an error and no panic.
+//! Starts threads. The system may refuse one if a user, a systemd unit or a container has reached
+//! its limit. That is an error, not a panic.
 
 use std::{
     io,
@@ -18,7 +19,7 @@ pub fn start<T: Send + 'static>(
         .map_err(refused)
 }
 
-/// As [`start`], for one that ends before `scope` does.
+/// Works like [`start`], for a thread that ends before `scope` does.
 pub fn start_in<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     name: &str,
@@ -30,9 +31,10 @@ pub fn start_in<'scope, T: Send + 'scope>(
         .map_err(refused)
 }
 
-/// `KG_LIMIT`.
+/// Returns `KG_LIMIT`.
 pub fn refused(cause: io::Error) -> Error {
-    let remedy = "End other processes, or let this one have more: `ulimit -u`, `TasksMax=` of a unit of systemd, `pids` of a container";
+    let remedy = "End other processes, or raise the limit: `ulimit -u`, `TasksMax=` in a systemd \
+                  unit, or `pids` of a container";
     Error::new(
         Code::Limit,
         "The system refused to start another thread or process",

@@ -1,7 +1,8 @@
-//! What a file system, or a container without the rights of root, refused and a run did without.
+//! Operations that a file system, or a container without root's privileges, refused and that a run
+//! could do without.
 //!
-//! Such a refusal is no error: some file systems cannot sync a directory, or have no owners. It is remembered here, and
-//! becomes a warning of the result of the run that met it.
+//! Such a refusal is not an error: some file systems cannot sync a directory or have no owners. It
+//! is recorded here and becomes a warning in the result of the run.
 
 use std::{
     fs::File,
@@ -17,12 +18,13 @@ use crate::{
     system::paths::{self, STAGING_PREFIX},
 };
 
-/// More of one kind are counted in vain: the warning names the first.
+/// The maximum number of recorded refusals of one kind. A warning names only the first directory and
+/// counts the others.
 const MOST: usize = 100;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unsupported {
-    /// `fsync`, of a file or directory.
+    /// `fsync` of a file or directory.
     Sync,
     /// A change of the owner, by root.
     Owner,
@@ -34,33 +36,30 @@ pub enum Unsupported {
 
 struct Note {
     refused: Unsupported,
-    /// The directory that holds it, without links.
+    /// The directory that contains the file, without links.
     dir: PathBuf,
     why: String,
 }
 
-/// Kinds that a result has told of.
+/// The kinds that a result has already reported.
 static TOLD: Mutex<Vec<Unsupported>> = Mutex::new(Vec::new());
 static NOTES: Mutex<Vec<Note>> = Mutex::new(Vec::new());
 
-/// Remembers that something was refused for `path`.
+/// Records that an operation was refused for `path`.
 pub fn note(refused: Unsupported, path: &Path, cause: &io::Error) {
     let dir = if path.is_dir() {
         path
     } else {
         path.parent().unwrap_or(path)
     };
-    // A warning names what is there after a restore.
+    // The warning must name a directory that still exists after the restore.
     let is_staging = dir
         .file_name()
         .is_some_and(|name| name.to_string_lossy().starts_with(STAGING_PREFIX));
     let dir = paths::resolve(dir.parent().filter(|_| is_staging).unwrap_or(dir));
     let mut notes = NOTES.lock().unwrap_or_else(PoisonError::into_inner);
-    if notes.len() < MOST
-        && !notes
-            .iter()
-            .any(|note| note.refused == refused && note.dir == dir)
-    {
+    let alike = || notes.iter().filter(|note| note.refused == refused);
+    if alike().count() < MOST && !alike().any(|note| note.dir == dir) {
         notes.push(Note {
             refused,
             dir,
@@ -69,7 +68,8 @@ pub fn note(refused: Unsupported, path: &Path, cause: &io::Error) {
     }
 }
 
-/// Remembers a change of permissions or times that the file system has no means for (FAT, CIFS, some FUSE); other failures stay.
+/// Records a change of permissions or times that the file system does not support (FAT, CIFS, some
+/// FUSE). Returns all other errors.
 pub fn attributes(set: io::Result<()>, path: &Path) -> io::Result<()> {
     match set {
         Err(cause)
@@ -85,8 +85,8 @@ pub fn attributes(set: io::Result<()>, path: &Path) -> io::Result<()> {
     }
 }
 
-/// Writes what the file or directory at `path` holds to the disk. A file system that has no such call is a warning of the
-/// run, not an error: the data is where it can be.
+/// Syncs the file or directory at `path` to the disk. If the file system has no such call, this is
+/// a warning of the run and not an error, because nothing more can be done.
 pub fn sync(file: &File, path: &Path) -> io::Result<()> {
     match file.sync_all() {
         Err(cause) if cannot_sync(&cause) => {
@@ -97,7 +97,8 @@ pub fn sync(file: &File, path: &Path) -> io::Result<()> {
     }
 }
 
-/// What FUSE, CIFS and NFS answer to `fsync` if they do not have it. Anything else is about the data.
+/// Returns whether the error means that the file system (FUSE, CIFS, NFS) has no `fsync`. Any other
+/// error concerns the data.
 pub fn cannot_sync(cause: &io::Error) -> bool {
     matches!(
         cause.raw_os_error(),
@@ -105,7 +106,8 @@ pub fn cannot_sync(cause: &io::Error) -> bool {
     )
 }
 
-/// Takes what was remembered of these directories and everything in them, as one warning for each kind of refusal.
+/// Takes the records for these directories and everything below them, as one warning for each kind
+/// of refusal.
 pub fn warnings(below: &[&Path]) -> Vec<Warning> {
     let below: Vec<PathBuf> = below.iter().map(|dir| paths::resolve(dir)).collect();
     let mut notes = NOTES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -140,7 +142,8 @@ pub fn warnings(below: &[&Path]) -> Vec<Warning> {
         .collect()
 }
 
-/// What no result of this process has told of, for the end of a command.
+/// Returns warnings of the kinds that no result of this process has reported, for the end of a
+/// command.
 pub fn untold() -> Vec<Warning> {
     let told = TOLD.lock().unwrap_or_else(PoisonError::into_inner).clone();
     NOTES
@@ -166,27 +169,29 @@ fn warning(kind: Unsupported, found: &[(Unsupported, PathBuf, String)]) -> Optio
         Unsupported::Link => Warning::new(
             WarningCode::Store,
             format!(
-                "There is no link to the latest backup in {place}, because the file system has none ({why}): name `latest` instead"
+                "There is no link to the latest backup in {place} because the file system does not \
+                 support links ({why}): use the name `latest` instead"
             ),
         ),
         Unsupported::Sync => Warning::new(
             WarningCode::Store,
             format!(
-                "The file system of {place} refuses to sync ({why}): after a power failure, the durability of files and names \
-                 written there is up to the file system"
+                "The file system of {place} refuses to sync ({why}): files and names written there \
+                 may not survive a power failure"
             ),
         ),
         Unsupported::Owner => Warning::new(
             WarningCode::Attributes,
             format!(
-                "Files in {place} belong to root because their owner could not be changed ({why}): run it as the owner of \
-                 the directory, or change the owner with `chown`"
+                "Files in {place} belong to root because their owner could not be changed ({why}): \
+                 run this as the owner of the directory, or change the owner with `chown`"
             ),
         ),
         Unsupported::Attributes => Warning::new(
             WarningCode::Attributes,
             format!(
-                "Permissions or times of files in {place} could not be set ({why}): they are those of the file system"
+                "Permissions or times of files in {place} could not be set ({why}): the file \
+                 system uses its own"
             ),
         ),
     })
@@ -218,5 +223,18 @@ mod tests {
             (warnings(&[&here]).len(), warnings(&[&there]).len()),
             (0, 1)
         );
+    }
+
+    #[test]
+    fn many_refusals_of_one_kind_do_not_hide_another_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let refusal = io::Error::from_raw_os_error(nix::libc::EINVAL);
+        for number in 0..=MOST {
+            let path = dir.path().join(number.to_string());
+            std::fs::create_dir(&path).unwrap();
+            note(Unsupported::Link, &path.join("latest"), &refusal);
+        }
+        note(Unsupported::Owner, dir.path(), &refusal);
+        assert_eq!(warnings(&[dir.path()]).len(), 2);
     }
 }

@@ -73,7 +73,7 @@ impl Baseline {
         let wrong = || {
             Error::new(
                 Code::Internal,
-                "What the backup rests on cannot be read",
+                "The data of the base backup cannot be read",
                 "Please report this",
             )
         };

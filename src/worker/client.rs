@@ -20,8 +20,8 @@ use nix::{
 use super::{
     protocol::{
         Applied, ApplyRequest, CheckRequest, Frame, Greeting, KeyRequest, Message, PROTOCOL,
-        READER_ARGUMENT, RELEASE, RecoverRequest, RepairRequest, Request, ResponseSink,
-        SaveRequest, SettingsRequest, UndoRequest, Undone, read_frame, write_json,
+        RELEASE, RecoverRequest, RepairRequest, Request, ResponseSink, SaveRequest,
+        SettingsRequest, UndoRequest, Undone, WORKER_ARGUMENT, read_frame, write_json,
     },
     restore::{is_untidy, lock_target},
     server::{self},
@@ -93,7 +93,7 @@ impl Worker {
         }
     }
 
-    /// Undoes a restore. Like [`HookRunner::apply`], it cannot be cancelled.
+    /// Undoes a restore. Like [`Worker::apply`], it cannot be cancelled.
     pub fn undo(worker_mode: &WorkerMode, request: UndoRequest) -> Result<Undone> {
         match Worker::change(worker_mode, Request::Undo(request))? {
             Message::Undone(undone) => Ok(undone),
@@ -173,7 +173,7 @@ impl Worker {
         }
     }
 
-    /// Runs repairs and waits for their end. Like [`HookRunner::apply`], it cannot be cancelled.
+    /// Runs repairs and waits for their end. Like [`Worker::apply`], it cannot be cancelled.
     pub fn repair(worker_mode: &WorkerMode, request: RepairRequest) -> Result<Vec<Done>> {
         match Worker::start(
             worker_mode,
@@ -199,8 +199,10 @@ impl Worker {
             Ok(Response::Message(message)) => Ok(message),
             Ok(_) => Err(protocol_violation()),
             Err(error) if error.code == Code::ReaderDied => Err(Error {
-                remedy: "Run it again: the next restore or backup of this project first takes back, or completes, what was begun"
-                    .into(),
+                remedy:
+                    "Run it again: the next restore or backup of this project first rolls back \
+                         or completes the interrupted restore"
+                        .into(),
                 ..error
             }),
             Err(error) => Err(error),
@@ -241,8 +243,9 @@ impl Worker {
 pub fn protocol_violation() -> Error {
     Error::new(
         Code::ReaderProtocol,
-        "The reader process answered out of turn",
-        "Install @weavelogic/knowledge-graph-agent again, so that all its parts are of one release",
+        "The worker process sent an unexpected response",
+        "Install @weavelogic/knowledge-graph-agent again, so that all its parts have the same \
+         release",
     )
 }
 
@@ -278,7 +281,7 @@ impl Thread {
                 Some(Err(RecvTimeoutError::Disconnected)) | None => {
                     return Err(Error::new(
                         Code::Internal,
-                        "The reader's thread ended early",
+                        "The worker thread ended early",
                         "Please report this",
                     ));
                 }
@@ -334,7 +337,7 @@ struct Process {
 impl Process {
     fn start(executable: &Path, request: &Request, cancel: &CancelToken) -> Result<Self> {
         let mut child = Command::new(executable)
-            .arg(READER_ARGUMENT)
+            .arg(WORKER_ARGUMENT)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -388,14 +391,18 @@ impl Process {
                 protocol: PROTOCOL,
                 release,
             }) if release == RELEASE => return Ok(()),
-            Some(greeting) => format!("is release {}, the addon is {RELEASE}", greeting.release),
-            None => "does not answer as a reader does".to_string(),
+            Some(greeting) => format!(
+                "is release {}, but the addon is release {RELEASE}",
+                greeting.release
+            ),
+            None => "does not answer like a worker".to_string(),
         };
         let said = self.end();
         Err(Error::new(
             Code::ReaderVersion,
-            format!("The reader {} {found}{said}", self.executable.display()),
-            "Install @weavelogic/knowledge-graph-agent again, so that all its parts are of one release",
+            format!("The worker {} {found}{said}", self.executable.display()),
+            "Install @weavelogic/knowledge-graph-agent again, so that all its parts have the same \
+             release",
         ))
     }
 
@@ -416,11 +423,16 @@ impl Process {
             _ => {
                 self.wait_for_exit();
                 let said = self.end();
-                let status = self.child.wait().map(|status| format!(" ({status})")).unwrap_or_default();
+                let status = self
+                    .child
+                    .wait()
+                    .map(|status| format!(" ({status})"))
+                    .unwrap_or_default();
                 Error::new(
                     Code::ReaderDied,
-                    format!("The reader process ended before its work did{status}{said}"),
-                    "Nothing was changed; run it again, and look at the memory limits of this machine if it happens again",
+                    format!("The worker process ended before it was done{status}{said}"),
+                    "Nothing was changed; run it again, and check the memory limits of this \
+                     machine if it happens again",
                 )
                 .with_cause(cause)
             }
@@ -504,7 +516,7 @@ fn first_lines(mut stderr: impl Read) -> String {
 fn cannot_start(executable: &Path, what: &str, said: &str) -> Error {
     Error::new(
         Code::ReaderStart,
-        format!("The reader {} {what}{said}", executable.display()),
+        format!("The worker {} {what}{said}", executable.display()),
         "Check that the file exists and may be executed, or install @weavelogic/knowledge-graph-agent again",
     )
 }

@@ -40,7 +40,7 @@ pub const PROTOCOL: u32 = 3;
 /// The release of this crate. The addon and the worker come from one build.
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");
 /// The argument that makes `kg` a worker.
-pub const READER_ARGUMENT: &str = "__reader";
+pub const WORKER_ARGUMENT: &str = "__reader";
 /// The maximum size of a data chunk of a file, which bounds the memory of both sides. Databases are
 /// sent in blocks instead.
 pub const DATA_CHUNK_BYTES: usize = 256 * 1024;

@@ -60,7 +60,7 @@ pub fn answer(
 /// Reads the text of a file or pipe that holds a key. Returns `KG_KEY_INVALID` if that fails.
 fn key_text(path: &Path) -> Result<String> {
     let failed = |cause: io::Error| {
-        let remedy = "Check the path, and that this user may read the file";
+        let remedy = "Check the path, and that this user can read the file";
         let what = format!(
             "The key in {} cannot be read: {}",
             path.display(),
@@ -81,8 +81,12 @@ fn key_text(path: &Path) -> Result<String> {
         )));
     }
     // The message must not reveal the bytes that are not valid UTF-8, because they are secret.
-    String::from_utf8(text)
-        .map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "it is no text")))
+    String::from_utf8(text).map_err(|_| {
+        failed(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is not UTF-8 text",
+        ))
+    })
 }
 
 /// Runs `kg __reader`. The exit status only says whether the conversation was completed.
@@ -105,7 +109,7 @@ pub fn main() -> ExitCode {
     let request = match request {
         Ok(request) => request,
         Err(cause) => {
-            eprintln!("kg {RELEASE}: not a request: {cause}");
+            eprintln!("kg {RELEASE}: invalid request: {cause}");
             return ExitCode::FAILURE;
         }
     };
@@ -159,7 +163,7 @@ impl ResponseSink for Pipe {
 fn client_gone(cause: io::Error) -> Error {
     Error::new(
         Code::ReaderDied,
-        "The other side of the reader's pipe is gone",
+        "The process that started the worker has closed its pipe",
         "Run it again",
     )
     .with_cause(cause)

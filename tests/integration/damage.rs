@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use age::x25519;
-use kg_backup::{
+use kg_backup::internals::{
     archive::{
         block::Compression,
         encryption::{Keyring, Keys},

@@ -3,7 +3,7 @@
 use std::{fs, io::Write, path::PathBuf};
 
 use age::{secrecy::SecretString, x25519};
-use kg_backup::{
+use kg_backup::internals::{
     archive::{
         block::Compression,
         block_writer::{Encoder, Sink},
@@ -118,10 +118,7 @@ fn a_passphrase_opens_what_it_made_and_no_other_does() {
     let error = read(&made.path, &passphrase("correct horse "), None).unwrap_err();
     assert_eq!(
         (error.code, error.message.as_str()),
-        (
-            Code::KeyWrong,
-            "The passphrase is not the one of this backup"
-        )
+        (Code::KeyWrong, "The passphrase does not open this backup")
     );
 }
 

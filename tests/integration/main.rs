@@ -1,6 +1,11 @@
 //! One program for all of these tests: each would be compiled and linked with the whole crate.
 
-#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by a panic")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by a panic"
+)]
 
 mod changing_files;
 mod damage;

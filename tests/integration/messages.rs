@@ -137,9 +137,12 @@ fn is_message(literal: &str) -> bool {
 }
 
 fn is_sql(text: &str) -> bool {
-    ["SELECT", "INSERT", "CREATE", "PRAGMA", "DELETE", "UPDATE", "WITH ", "ALTER", "DROP", "ATTACH", "BEGIN"]
-        .iter()
-        .any(|keyword| text.starts_with(keyword))
+    [
+        "SELECT", "INSERT", "CREATE", "PRAGMA", "DELETE", "UPDATE", "WITH ", "ALTER", "DROP",
+        "ATTACH", "BEGIN",
+    ]
+    .iter()
+    .any(|keyword| text.starts_with(keyword))
 }
 
 /// The text of a literal on one line.

@@ -4,7 +4,7 @@
 use std::{env, fmt::Write, fs, path::Path};
 
 use clap::{Arg, Command};
-use kg_backup::{cli, config::schema};
+use kg_backup::internals::{cli, config::schema};
 
 #[test]
 fn the_reference_of_the_commands_is_up_to_date() {

@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use kg_backup::{
+use kg_backup::internals::{
     archive::{block::Compression, manifest::BackupType},
     commands::{
         backup::{BackupOptions, create_backup},

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs};
 
-use kg_backup::{
+use kg_backup::internals::{
     salvage::{report::LogUse, salvage},
     util::operation::CancelToken,
 };

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use kg_backup::{
+use kg_backup::internals::{
     salvage::{
         report::{LostBy, Salvaged},
         salvage,

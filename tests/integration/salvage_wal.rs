@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kg_backup::salvage::report::{LogUse, Salvaged};
+use kg_backup::internals::salvage::report::{LogUse, Salvaged};
 use rusqlite::Connection;
 
 use crate::support::beside::salvage_beside;

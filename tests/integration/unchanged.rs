@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kg_backup::{
+use kg_backup::internals::{
     Result,
     archive::{block::Compression, manifest::Manifest},
     commands::{

@@ -98,16 +98,16 @@ impl Keyring {
         match recipients.len() {
             0 => Err(Error::new(
                 Code::KeyNeeded,
-                "The backup is to be encrypted, and no key was given",
+                "The backup cannot be encrypted because no key was given",
                 "Give a passphrase (`--passphrase-file`) or recipients (`--recipient`), or set `backup.passphraseFile` or \
                  `backup.recipients` (`encryption` in the API)",
             )),
             1..=MOST_RECIPIENTS => Ok(Readers::Recipients(recipients)),
             many => {
-                let message = format!("The backup is to be encrypted to {many} recipients");
+                let message = format!("The backup cannot be encrypted to {many} recipients");
                 Err(Error::invalid(
                     message,
-                    format!("Give {MOST_RECIPIENTS} at most"),
+                    format!("Give at most {MOST_RECIPIENTS} recipients"),
                 ))
             }
         }
@@ -128,7 +128,7 @@ impl Keyring {
         encryptor.map_err(|cause| {
             Error::invalid(
                 "The archive cannot be encrypted to these recipients",
-                "Check them",
+                "Check the recipients",
             )
             .with_cause(cause)
         })
@@ -171,11 +171,11 @@ impl Identity for Passphrases<'_> {
 pub fn parse_recipient(text: &str) -> Result<x25519::Recipient> {
     text.parse().map_err(|cause| {
         let remedy =
-            "Give a public key of age, which begins with `age1`: `age-keygen -y FILE` tells it";
+            "Give an age public key, which begins with `age1`: `age-keygen -y FILE` prints it";
         let what = if is_shown(text) {
-            format!("`{text}` is no recipient")
+            format!("`{text}` is not a recipient")
         } else {
-            "What was given is no recipient".into()
+            "The given value is not a recipient".into()
         };
         Error::new(Code::KeyInvalid, what, remedy).with_cause(cause)
     })
@@ -269,9 +269,10 @@ impl Keys {
         }
         Err(Error::new(
             Code::NotEncrypted,
-            "It is not encrypted, and only an encrypted backup was to be read",
-            "Whoever can write there may have put it in the place of another one: use a backup that is encrypted. If it is \
-             meant, leave out `--decrypt` and `--require-encryption` (`requireEncryption` in the API)",
+            "The backup is not encrypted, but an encrypted backup is required",
+            "Another user who can write there may have replaced an encrypted backup: use an \
+             encrypted backup. If a plain backup is intended, leave out `--decrypt` and \
+             `--require-encryption` (`requireEncryption` in the API)",
         ))
     }
 

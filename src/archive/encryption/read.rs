@@ -127,7 +127,7 @@ impl Decrypting {
         while self.read(&mut rest)? > 0 {}
         while self.file.read(&mut rest)? > 0 {
             if stop() {
-                return Err(io::Error::other("nobody waits for the rest of the file"));
+                return Err(io::Error::other("the rest of the file is no longer needed"));
             }
         }
         let sha256 = self.file.raw().hasher.clone().finalize().into();
@@ -165,19 +165,21 @@ fn closed(cause: DecryptError) -> Closed {
             Closed::Damaged("asks for more work than any backup does")
         }
         DecryptError::InvalidMac => Closed::Damaged("has a header that was changed"),
-        _ => Closed::Damaged("has a header that is none"),
+        _ => Closed::Damaged("has a header that is not valid"),
     }
 }
 
 fn key_needed(lock: Lock) -> Error {
     let (message, remedy) = match lock {
         Lock::Passphrase => (
-            "The backup is encrypted by a passphrase, and none is given",
-            "Give it: `--passphrase-file`, `backup.passphraseFile`, or `encryption.passphrase` of the manager",
+            "The backup is encrypted with a passphrase, but none was given",
+            "Give the passphrase with `--passphrase-file`, `backup.passphraseFile`, or \
+             `encryption.passphrase` of the manager",
         ),
         Lock::Identity => (
-            "The backup is encrypted to recipients, and no identity is given",
-            "Give the identity file of one of them: `--identity`, `backup.identityFile`, or `encryption.identityFile` of the manager",
+            "The backup is encrypted to recipients, but no identity was given",
+            "Give the identity file of one recipient with `--identity`, `backup.identityFile`, or \
+             `encryption.identityFile` of the manager",
         ),
     };
     Error::new(Code::KeyNeeded, message, remedy)
@@ -186,11 +188,11 @@ fn key_needed(lock: Lock) -> Error {
 fn wrong_key(lock: Lock) -> Error {
     let (message, remedy) = match lock {
         Lock::Passphrase => (
-            "The passphrase is not the one of this backup",
-            "Give the passphrase that it was made with",
+            "The passphrase does not open this backup",
+            "Give the passphrase that the backup was made with",
         ),
         Lock::Identity => (
-            "No identity that was given opens this backup",
+            "None of the given identities opens this backup",
             "Give the identity file of one of its recipients",
         ),
     };

@@ -94,7 +94,7 @@ pub fn load(project: &Project, home: ConfigFile) -> Result<Value> {
     };
     match parse(text.as_bytes()) {
         Ok(config) if config.is_object() => Ok(config),
-        Ok(_) => Err(invalid(home, &path, "it is no object")),
+        Ok(_) => Err(invalid(home, &path, "it is not an object")),
         Err(what) => Err(invalid(home, &path, &format!("it {what}"))),
     }
 }
@@ -114,7 +114,7 @@ fn read(project: &Project, home: ConfigFile) -> Result<Option<String>> {
         return Err(Error::new(
             Code::ConfigInvalid,
             message,
-            "Mount what it leads to, or remove it",
+            "Mount its target, or remove the link",
         ));
     }
     text.map(|text| String::from_utf8(text).map_err(|_| invalid(home, &path, "it is not UTF-8")))
@@ -135,14 +135,14 @@ fn replace(project: &Project, link: &Path, content: &[u8]) -> Result<()> {
         .map_err(|cause| Error::io("find", project.root(), cause))?;
     if !is_inside(&root, &path) {
         let message = format!(
-            "{} is a link to {}, which lies outside of the project",
+            "{} is a link to {}, which is outside of the project",
             link.display(),
             path.display()
         );
         return Err(Error::new(
             Code::UnsafeFile,
             message,
-            "Change that file itself; nothing was changed",
+            "Nothing was changed; edit that file directly",
         ));
     }
     let failed = |cause| Error::io("write", &path, cause);
@@ -170,7 +170,7 @@ fn invalid(home: ConfigFile, path: &Path, what: &str) -> Error {
     let (code, remedy) = match home {
         ConfigFile::Config => (
             Code::ConfigInvalid,
-            "bring it back with `kg diag restore --file latest --config-only`",
+            "restore it with `kg diag restore --file latest --config-only`",
         ),
         ConfigFile::Hooks => (Code::HooksInvalid, "remove it and set the hooks again"),
     };
@@ -178,7 +178,7 @@ fn invalid(home: ConfigFile, path: &Path, what: &str) -> Error {
     Error::new(
         code,
         message,
-        format!("Mend it, or {remedy}; nothing was changed"),
+        format!("Nothing was changed; fix it, or {remedy}"),
     )
 }
 
@@ -225,7 +225,7 @@ fn edited(text: &str, name: &str, value: Option<Value>) -> std::result::Result<S
     };
     let before = object.clone();
     let is_set = value.is_some();
-    place(&mut object, &path, value).map_err(|part| format!("`{outer}{part}` is no object"))?;
+    place(&mut object, &path, value).map_err(|part| format!("`{outer}{part}` is not an object"))?;
     if object == before && (is_set || member.is_some() || object == Value::Object(Map::new())) {
         return Ok(text.to_string());
     }

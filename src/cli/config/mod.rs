@@ -114,8 +114,8 @@ fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -
     let file = format!(".kg/{}", key.home().file_name());
     output.line(match (&value, changed) {
         (Some(value), true) => format!("{name} = {} in {file}", plain(value)),
-        (Some(value), false) => format!("{name} is {} already", plain(value)),
-        (None, true) => format!("{name} was taken out of {file}"),
+        (Some(value), false) => format!("{name} is already {}", plain(value)),
+        (None, true) => format!("{name} was removed from {file}"),
         (None, false) => format!("{name} is not set"),
     });
     if let Some(warning) = (key.home() == ConfigFile::Hooks)
@@ -126,7 +126,7 @@ fn set(project: &Project, name: &str, value: Option<&String>, output: &Output) -
     }
     if let Err(error) = forgotten {
         let message = format!(
-            "`--status` may still tell that it failed: {}",
+            "`--status` may still report that it failed: {}",
             error.message
         );
         output.late_warnings(&[Warning::new(WarningCode::Hook, message)]);
@@ -158,7 +158,7 @@ fn unset_unknown(
         &OperationContext::default(),
     )?;
     output.result(&json!({ "key": name, "value": null, "changed": changed }));
-    output.line(format!("{name} was taken out of .kg/config.json"));
+    output.line(format!("{name} was removed from .kg/config.json"));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -201,7 +201,7 @@ fn show(project: &Project, all: bool, output: &Output) -> Result<ExitCode> {
         }
     }
     if told.is_empty() && !all {
-        output.line("Nothing is set; see what can be with `kg config show --all`");
+        output.line("No key is set. To list all keys, run `kg config show --all`");
     }
     output.result(&told);
     for message in wrong {
@@ -231,13 +231,13 @@ fn test_hooks(project: &Project, output: &Output) -> ExitCode {
     });
     if let Err(error) = hooks::remember(project, &outcomes) {
         let message = format!(
-            "What hooks did could not be written down: {}",
+            "The results of the hooks could not be recorded: {}",
             error.message
         );
         warnings.push(Warning::new(WarningCode::Hook, message));
     }
     if told.is_empty() && warnings.is_empty() {
-        output.line("No hook is set; see those that can be with `kg config show --all`");
+        output.line("No hook is set. To list all hooks, run `kg config show --all`");
     }
     let is_good =
         !told.is_empty() && warnings.is_empty() && told.iter().all(|one| one["ok"] == true);

@@ -86,7 +86,7 @@ pub(super) fn note_empty(saved: &mut Saved, project: &str, store: &Store) -> Res
     let message = match earlier {
         Some(earlier) => {
             format!(
-                "The graph database has no table, and had some in {earlier}: this is not a good backup"
+                "The graph database has no table, but {earlier} has some: this is not a good backup"
             )
         }
         None if saved.has_no_page => {
@@ -117,7 +117,8 @@ pub(super) fn assert_complete(warnings: &[Warning], was_emptied: bool) -> Result
     };
     Err(Error::new(
         Code::Incomplete,
-        format!("The backup would not hold the project as it is: {lacking}"),
-        "No backup was made; mend that, leave it out with `excludePatterns`, or back up without `strict`",
+        format!("The backup would not contain the whole project: {lacking}"),
+        "No backup was made; fix that, leave it out with `excludePatterns`, or back up without \
+         `strict`",
     ))
 }

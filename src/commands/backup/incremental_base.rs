@@ -79,7 +79,7 @@ fn open(
     context: &OperationContext,
 ) -> Result<IncrementalBase> {
     let unusable = |what: &str| unusable(&backup, what);
-    let json = manifest_beside(&backup.path)?.ok_or_else(|| unusable("its manifest is gone"))?;
+    let json = manifest_beside(&backup.path)?.ok_or_else(|| unusable("its manifest is missing"))?;
     let mut manifest = Manifest::parse(&json, &backup.id)?;
     if manifest.project.as_ref() != Some(&project.id()) {
         return Err(unusable(

@@ -71,11 +71,11 @@ impl TreeScan<'_> {
                 continue;
             }
             let Some((_, page)) = self.read(number, by_rowid) else {
-                lose(self, "it is no page of a b-tree of its kind");
+                lose(self, "it is not a b-tree page of the expected kind");
                 continue;
             };
             if self.is_of_another_table(tree, number, &page) {
-                lose(self, "its rows are none of its table");
+                lose(self, "its rows do not belong to its table");
                 continue;
             }
             self.is_owned[number as usize] = true;

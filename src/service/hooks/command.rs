@@ -49,9 +49,9 @@ pub fn run(
     match ended {
         Some(status) if status.success() => Ok(said.to_string()),
         Some(status) => Err(format!("{}{colon}{said}", describe(status))),
-        None if cancel.is_cancelled() => {
-            Err(format!("was killed, as this process ends{colon}{said}"))
-        }
+        None if cancel.is_cancelled() => Err(format!(
+            "was killed because this process is ending{colon}{said}"
+        )),
         None => Err(format!(
             "was killed after {} s{colon}{said}",
             limit.as_secs()

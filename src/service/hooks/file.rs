@@ -34,8 +34,8 @@ pub fn read(project: &Project) -> Result<Option<String>> {
         Err(cause) if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) => {
             return Err(refuse(
                 &path,
-                "it is a link, or no file",
-                "Put the file itself there",
+                "it is a link or not a regular file",
+                "Replace it with the file itself",
             )
             .with_cause(cause));
         }
@@ -46,7 +46,8 @@ pub fn read(project: &Project) -> Result<Option<String>> {
         .map_err(|cause| Error::io("read", &path, cause))?;
     if let Some(why) = regular_file::why_foreign(&found) {
         let remedy = format!(
-            "Set the hooks as the user who makes the backups, or look at what it says, then `chmod 600 {}`",
+            "Set the hooks as the user who makes the backups; or review the file, then run \
+             `chmod 600 {}`",
             path.display()
         );
         return Err(refuse(&path, &why, remedy));
@@ -56,7 +57,7 @@ pub fn read(project: &Project) -> Result<Option<String>> {
     {
         return Err(refuse(
             &path,
-            "it is called otherwise, in other letters",
+            "its name differs in letter case",
             "Remove it, and set the hooks again",
         ));
     }
@@ -68,7 +69,7 @@ pub fn read(project: &Project) -> Result<Option<String>> {
     };
     String::from_utf8(text)
         .map(Some)
-        .map_err(|_| refuse(&path, "it is no text", "Set the hooks again"))
+        .map_err(|_| refuse(&path, "it is not UTF-8 text", "Set the hooks again"))
 }
 
 /// Returns a warning if backups of this user do not run the hooks, because root set them for the
@@ -131,6 +132,10 @@ mod tests {
             fs::set_permissions(state.join(HOOKS_FILE), fs::Permissions::from_mode(mode)).unwrap();
             assert_eq!(read(&project).is_ok(), is_good, "{mode:o}");
         }
-        assert!(refused(&project).message.contains("others may write it"));
+        assert!(
+            refused(&project)
+                .message
+                .contains("other users can write to it")
+        );
     }
 }

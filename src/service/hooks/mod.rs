@@ -149,13 +149,13 @@ impl Hooks {
         };
         let invalid = |what: String| {
             let message = format!(
-                "{} is not a configuration: {what}",
+                "{} is not a valid configuration: {what}",
                 file::path(project).display()
             );
             Error::new(
                 Code::HooksInvalid,
                 message,
-                "Mend it, or remove it and set the hooks again",
+                "Correct it, or remove it and set the hooks again",
             )
         };
         let config = parse(text.as_bytes()).map_err(|what| invalid(format!("it {what}")))?;
@@ -307,15 +307,17 @@ fn secret(path: &Path) -> std::result::Result<Vec<u8>, String> {
         )
     };
     let text = read_text(path).map_err(|cause| failed(cause.to_string()))?;
-    let mut secret = text.ok_or_else(|| failed("there is no such file".into()))?;
+    let mut secret = text.ok_or_else(|| failed("the file does not exist".into()))?;
     if fs::metadata(path).is_ok_and(|found| found.mode() & paths::OTHERS_WRITE != 0) {
-        return Err(failed("others may write it".into()));
+        return Err(failed("other users can write to it".into()));
     }
     while matches!(secret.last(), Some(b'\n' | b'\r')) {
         secret.pop();
     }
     if secret.is_empty() || secret.len() > MOST_SECRET_BYTES {
-        return Err(failed(format!("a key has 1 to {MOST_SECRET_BYTES} bytes")));
+        return Err(failed(format!(
+            "a secret must have 1 to {MOST_SECRET_BYTES} bytes"
+        )));
     }
     Ok(secret)
 }

@@ -128,7 +128,7 @@ fn attempt_once(
         }
     };
     match answered {
-        Err(_) => Answer::Refused("is no URL that can be called".into()),
+        Err(_) => Answer::Refused("is not a URL that can be called".into()),
         Ok(Ok(response)) => match response.status().as_u16() {
             status @ 200..=299 => Answer::Good(status),
             status @ 300..=399 => {
@@ -139,7 +139,9 @@ fn attempt_once(
         },
         Ok(Err(ureq::Error::Timeout(_))) => Answer::Later("did not answer in time".into()),
         // The message of this error would reveal the URL.
-        Ok(Err(ureq::Error::BadUri(_))) => Answer::Refused("is no URL that can be called".into()),
+        Ok(Err(ureq::Error::BadUri(_))) => {
+            Answer::Refused("is not a URL that can be called".into())
+        }
         Ok(Err(error)) => Answer::Later(format!("could not be called: {error}")),
     }
 }
@@ -183,7 +185,7 @@ fn certificates() -> Result<RootCerts, String> {
         }
     }
     if certificates.is_empty() {
-        return Err(failed("it holds no certificate".into()));
+        return Err(failed("it contains no certificate".into()));
     }
     Ok(RootCerts::new_with_certs(&certificates))
 }

@@ -61,7 +61,8 @@ impl HookRunner {
         }
         self.queue.try_send((hooks, event)).map_err(|refused| match refused {
             TrySendError::Full((_, event)) => format!(
-                "the hooks of {} do not run: those of {MOST_WAITING} earlier events are not done yet",
+                "the hooks of {} do not run: the hooks of {MOST_WAITING} earlier events have not \
+                 finished",
                 event.event.name()
             ),
             TrySendError::Disconnected((_, event)) => format!("the hooks of {} do not run", event.event.name()),
@@ -118,7 +119,7 @@ fn run_all(hooks: &Hooks, event: &Event, outcomes: &Sender<Outcome>, cancel: &Ca
             // The receiver may have gone, so a send error is ignored.
             let run = move || drop(told.send(run_one(hooks, hook, event, cancel)));
             if let Err(cause) = thread::Builder::new().spawn_scoped(scope, run) {
-                let failed = || Err(format!("there is no thread to run it on: {cause}"));
+                let failed = || Err(format!("could not start a thread for it: {cause}"));
                 let _ = outcomes.send(outcome_of(hook, failed));
             }
         }
@@ -178,7 +179,8 @@ mod tests {
         let refused = told.filter_map(Result::err).next().unwrap();
         assert_eq!(
             refused,
-            "the hooks of backup.failed do not run: those of 16 earlier events are not done yet"
+            "the hooks of backup.failed do not run: the hooks of 16 earlier events have not \
+             finished"
         );
         let (outcomes, is_cut_short) =
             worker.finish(Duration::from_millis(200), &CancelToken::default());
@@ -186,7 +188,7 @@ mod tests {
         assert_eq!(outcomes.len(), 1);
         assert_eq!(
             outcomes[0].result,
-            Err("was killed, as this process ends".to_string())
+            Err("was killed because this process is ending".to_string())
         );
         assert!(began.elapsed() < Duration::from_secs(10));
     }

@@ -61,18 +61,19 @@ impl Answerer {
         if self.is_private && !is_for_this_machine(request) {
             return refusal(
                 StatusCode::FORBIDDEN,
-                "ask for localhost or an IP address: this address is for this machine alone",
+                "the service listens for this machine only: use localhost or an IP address in the \
+                 URL",
             );
         }
         let path = request.uri().path();
         if !matches!(path, "/healthz" | "/readyz" | "/metrics") {
             return refusal(
                 StatusCode::NOT_FOUND,
-                "there are /healthz, /readyz and /metrics",
+                "not found; use /healthz, /readyz or /metrics",
             );
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return refusal(StatusCode::METHOD_NOT_ALLOWED, "ask with GET or HEAD");
+            return refusal(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD");
         }
         let seen = self.board.seen();
         match path {

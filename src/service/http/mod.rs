@@ -138,14 +138,21 @@ impl<'a> Http<'a> {
     fn say(&self, listening: &Option<Listening>) {
         if let Err(error) = self.record(listening) {
             self.log.line(&format!(
-                "warning: where the service listens could not be written down: {error}"
+                "warning: the address of the service could not be recorded: {error}"
             ));
         }
         self.log.line(&match listening {
-            None => "answers no HTTP: `backup.listen` is off".to_string(),
-            Some(Listening { address, error: None }) => format!("answers on http://{address}"),
-            Some(Listening { address, error: Some(error) }) => format!(
-                "warning: could not listen on {address}: {error}; tries again. Another port: `kg config set backup.listen PORT`"
+            None => "does not answer over HTTP: `backup.listen` is off".to_string(),
+            Some(Listening {
+                address,
+                error: None,
+            }) => format!("answers on http://{address}"),
+            Some(Listening {
+                address,
+                error: Some(error),
+            }) => format!(
+                "warning: could not listen on {address}: {error}; trying again. To use another \
+                 port, run `kg config set backup.listen PORT`"
             ),
         });
     }

@@ -208,7 +208,7 @@ impl<'a> Accounts<'a> {
             {
                 Some(root) if roots.insert(root) => {}
                 Some(root) => self.note(format!(
-                    "{name} has the root page {root}, which another has too"
+                    "{name} has the root page {root}, which another object also has"
                 ))?,
                 None => self.note(format!(
                     "{name} has the root page {root}, which does not exist"

@@ -1,11 +1,12 @@
-//! Puts together what a chain describes.
+//! Assembles the state that a chain describes.
 //!
 //! ```text
-//! manifests, newest first ─▶ what each archive has of the newest state ─▶ archives, full one first ─▶ files
+//! manifests, newest first ─▶ entries that the newest state needs ─▶ archives, full first ─▶ files
 //! ```
 //!
-//! A file is taken from the archive that has all of it, with the pages of the archives after that; nothing else is
-//! unpacked. But every archive is read to its end and checked, and each record against the archive before it.
+//! A file comes from the newest archive that stores all of it, with the pages that later archives
+//! changed. Nothing else is unpacked. However, every archive is read to its end and verified, and
+//! each record is checked against the archive before it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -36,26 +37,31 @@ use crate::{
 
 const PIECE_BYTES: usize = 1 << 20;
 
-/// The archives of a chain, full backup first, and what is to be unpacked of them.
+/// The members of a chain, full backup first, and the entries to unpack from each.
 pub struct Plan {
     links: Vec<Link>,
 }
 
 struct Link {
     archive: PathBuf,
-    /// Names of entries; absent for all, where the manifest of the newest cannot be read.
+    /// Names of entries. `None` means all of them, because a manifest that names them cannot be
+    /// read yet.
     wanted: Option<HashSet<String>>,
 }
 
-/// A state of a project, unpacked.
+/// The unpacked state of a project.
 pub struct Unpacked {
     pub manifest: Manifest,
-    /// Of each record of the manifest; none where everything was only checked.
+    /// The owner for each record of the manifest. Empty if a chain of several archives was only
+    /// verified.
     pub owners: Vec<Owner>,
 }
 
-/// What has to be unpacked for the part of the archive at `archive` that `pick` takes. It rests on manifests that are
-/// checked only when the archives are read. From the newest one on that is encrypted it is everything: only inside does it say what it holds.
+/// Plans what to unpack for the part of `archive` that `pick` selects.
+///
+/// The plan relies on manifests that are verified only when the archives are read. An encrypted
+/// archive lists its content only inside. From the newest encrypted member down to the full backup,
+/// everything is therefore unpacked.
 pub fn plan(
     archive: &Path,
     pick: &EntryFilter,
@@ -90,7 +96,8 @@ pub fn plan(
     })
 }
 
-/// The entries that an archive has of the paths in `needed`, which are left with what archives before it must have.
+/// Returns the entries that an archive stores for the paths in `needed`. Removes the paths that
+/// earlier archives need not provide.
 fn wanted_of(manifest: &Manifest, needed: &mut HashSet<String>) -> HashSet<String> {
     let files = manifest
         .files
@@ -107,7 +114,8 @@ fn wanted_of(manifest: &Manifest, needed: &mut HashSet<String>) -> HashSet<Strin
     wanted
 }
 
-/// Unpacks into `dir` what was planned: each file under the number of its record. Without `dir` everything is only checked.
+/// Unpacks the planned entries into `dir`, each file under the number of its record. Without `dir`,
+/// only verifies the archives.
 pub fn unpack(
     plan: &Plan,
     dir: Option<&Path>,
@@ -117,7 +125,7 @@ pub fn unpack(
     match (plan.links.as_slice(), dir) {
         ([], _) => Err(Error::new(
             Code::Internal,
-            "A chain without links",
+            "The chain has no members",
             "Please report this",
         )),
         ([only], dir) => {
@@ -130,7 +138,7 @@ pub fn unpack(
     }
 }
 
-/// Reads all archives, and whether the pages of the databases would be those that the manifests say.
+/// Verifies all archives, and that the resulting database pages match the manifests.
 fn check(links: &[Link], keys: &Keys, context: &OperationContext) -> Result<Unpacked> {
     let archives: Vec<PathBuf> = links.iter().map(|link| link.archive.clone()).collect();
     let (reports, hashes) = hash_pages(&archives, keys, context)?;
@@ -148,7 +156,7 @@ fn check(links: &[Link], keys: &Keys, context: &OperationContext) -> Result<Unpa
             let newest = newest.map_or(Path::new(""), |newest| newest);
             Err(broken(
                 newest,
-                "its files are not those of the backups before it".into(),
+                "its files do not match the backups before it".into(),
             ))
         }
     }
@@ -181,7 +189,7 @@ fn unpack_links(
     let (manifest, archive) = newest.ok_or_else(|| {
         Error::new(
             Code::Internal,
-            "A chain without links",
+            "The chain has no members",
             "Please report this",
         )
     })?;
@@ -210,7 +218,8 @@ fn unpack_links(
     Ok(Unpacked { manifest, owners })
 }
 
-/// What a whole archive holds, and its digest with the prefix. Owners are those of its entries.
+/// Unpacks one archive. Returns its manifest, the owners of its entries, and its digest with the
+/// prefix.
 fn read_link(
     link: &Link,
     dir: Option<&Path>,
@@ -238,18 +247,18 @@ fn read_link(
     ))
 }
 
-/// What a file, directory or link is at one link of a chain.
+/// A file, directory or link at one member of a chain.
 struct Content {
-    /// Absent where nothing of it is unpacked.
+    /// `None` if nothing of it is unpacked.
     file: Option<PathBuf>,
-    /// Of a file.
+    /// Digest of a file; `None` for anything else.
     sha256: Option<String>,
     owner: Owner,
-    /// Pages were put into it: whether what came of that is right is to be checked.
+    /// Whether pages were applied to the file, so that its digest must be checked.
     assembled: bool,
 }
 
-/// What the manifest of a link describes, made of what the link before it left and what it was unpacked into.
+/// Computes the state at one member from the state before it and from its unpacked entries.
 fn next_state(
     mut before: HashMap<String, Content>,
     Unpacked { manifest, owners }: &Unpacked,
@@ -291,7 +300,7 @@ fn next_state(
             Storage::Unchanged => {
                 let content = base()?;
                 if content.sha256 != sha256 {
-                    return Err(lost("is another one in the backup before it"));
+                    return Err(lost("is different in the backup before it"));
                 }
                 content
             }
@@ -311,7 +320,7 @@ fn next_state(
         };
         state.insert(record.path.clone(), content);
     }
-    // What is no more, or was saved anew, needs its room no longer.
+    // Deletes files that were removed or replaced, to free disk space.
     for file in before.into_values().filter_map(|content| content.file) {
         fs::remove_file(&file).map_err(|cause| Error::io("remove", &file, cause))?;
     }
@@ -322,18 +331,21 @@ fn put_pages(record: &FileRecord, database: &Path, pages: &Path, link: &Path) ->
     let failed = |cause| Error::io("write", database, cause);
     let file = File::options().write(true).open(database).map_err(failed)?;
     let delta = File::open(pages).map_err(failed)?;
-    // A forged size must not make a file that takes for ever to read.
+    // A forged size must not create a file that takes too long to read.
     let most = file.metadata().map_err(failed)?.len() + delta.metadata().map_err(failed)?.len();
     if record.size > most {
         return Err(broken(
             link,
-            format!("{} would have more bytes than its pages give", record.path),
+            format!(
+                "{} would have more bytes than its pages provide",
+                record.path
+            ),
         ));
     }
     delta::apply(delta, &file, record.size).map_err(|cause| match cause.kind() {
         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => broken(
             link,
-            format!("the pages of {} are none of a database", record.path),
+            format!("the pages of {} are not those of a database", record.path),
         ),
         _ => failed(cause),
     })
@@ -367,7 +379,7 @@ fn assert_digest(
     Err(broken(
         link,
         format!(
-            "{} has SHA-256 {found} once put together; the manifest says {digest}",
+            "{} has SHA-256 {found} after it is assembled; the manifest says {digest}",
             record.path
         ),
     ))
@@ -382,7 +394,8 @@ mod tests {
 
     const STORED: [&str; 3] = ["whole", "base", "pages"];
 
-    /// The manifest of a backup that stores each of its files in one of those ways; `None` for a file that it does not have.
+    /// Returns the manifest of a backup that stores each file in one of these ways; `None` stands
+    /// for a missing file.
     fn manifest(stored: &[Option<usize>]) -> Manifest {
         let record = |(number, how): (usize, &Option<usize>)| {
             how.map(|how| {

@@ -26,8 +26,8 @@ impl Saving<'_> {
     pub(super) fn found(&mut self, path: &str, found: Findings, depth: Depth) {
         if let Some(rows) = first_and_more(&found.rows) {
             let message = format!(
-                "Rows of {path} violate constraints of their table ({rows}). The backup holds them as \
-                 they are; `kg diag integrity` lists them"
+                "Rows of {path} violate constraints of their table ({rows}). The backup contains \
+                 them as they are; `kg diag integrity` lists them"
             );
             self.saved
                 .warnings
@@ -44,7 +44,7 @@ impl Saving<'_> {
         integrity.full_text &= full_text;
         if let Some(left) = first_and_more(&not_checked) {
             let message =
-                format!("{path} was checked only in part: {left}. The backup holds all of it");
+                format!("{path} was checked only in part: {left}. The backup contains all of it");
             self.saved
                 .warnings
                 .push(Warning::about(WarningCode::NotChecked, path, message));
@@ -64,7 +64,7 @@ impl Saving<'_> {
 
     fn damaged(&mut self, path: &str, messages: Vec<String>) {
         let first = messages.first().map_or("", String::as_str);
-        let message = format!("{path} is damaged ({first}). The backup holds it as it is");
+        let message = format!("{path} is damaged ({first}). The backup contains it as it is");
         self.saved
             .warnings
             .push(Warning::about(WarningCode::SourceDamaged, path, message));
@@ -101,7 +101,7 @@ impl Saving<'_> {
 
     pub(super) fn changed(&mut self, source: &Source) {
         let message = format!(
-            "{} changed while it was read. The backup may hold half of the change",
+            "{} changed while it was read. The backup may contain half of the change",
             source.path
         );
         self.saved.warnings.push(Warning::about(

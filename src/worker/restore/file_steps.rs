@@ -73,12 +73,13 @@ fn mounted(from: &EntryHandle, to: &EntryHandle, cause: io::Error) -> Error {
         return Error::io("move", &from.path(), cause);
     };
     let message = format!(
-        "{} is a mount point: it was mounted there alone, as containers mount single files, and cannot be replaced",
+        "{} is a mount point: a single file is mounted there, as containers do, and cannot be \
+         replaced",
         point.display()
     );
     let remedy = format!(
-        "Nothing was changed; unmount it, or mount the directory that holds it instead of {} alone, then restore again; or restore \
-         into another directory, and copy the content by hand",
+        "Nothing was changed; unmount it, or mount the directory that contains it instead of {} \
+         alone, then restore again; or restore into another directory and copy the content by hand",
         point.file_name().unwrap_or_default().to_string_lossy()
     );
     Error::new(Code::TargetInvalid, message, remedy).with_cause(cause)

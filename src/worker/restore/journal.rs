@@ -118,7 +118,7 @@ pub fn read(root: &Path) -> Result<Option<Intent>> {
         Error::new(
             Code::TargetInvalid,
             format!(
-                "{} cannot be read: it is not what an interrupted restore left",
+                "{} cannot be read: it is not the journal of an interrupted restore",
                 path.display()
             ),
             format!("Look for the old files in {STATE_DIR}/{UNDO_DIR}, then remove it"),

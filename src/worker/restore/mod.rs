@@ -190,7 +190,8 @@ fn changed_settings(target: &Target, placements: &Placements<'_>) -> Result<Opti
     };
     if before.are_unusable() {
         return warn(format!(
-            "What {config} said of backups before could not be read, so it may have said more: see what counts now with `kg config show`"
+            "The backup settings in the replaced {config} could not be read, so some may have been \
+             lost: check the current settings with `kg config show`"
         ));
     }
     let changes = before.changes(&after);
@@ -199,12 +200,12 @@ fn changed_settings(target: &Target, placements: &Placements<'_>) -> Result<Opti
     }
     let had_schedule = before.without_schedule().is_empty() && !after.without_schedule().is_empty();
     let ends = if had_schedule {
-        ". No more backups are made on a schedule"
+        ". Scheduled backups are now off"
     } else {
         ""
     };
     warn(format!(
-        "Settings of backups changed: {}{ends}. `kg config set` sets them again",
+        "The restore changed backup settings: {}{ends}. Set them again with `kg config set`",
         changes.join(", ")
     ))
 }
@@ -291,7 +292,10 @@ pub fn tidy(request: &RecoverRequest) -> Result<Vec<Warning>> {
             let error = Error::io("remove", &dir, cause);
             warnings.push(Warning::new(
                 WarningCode::Store,
-                format!("{}: it is older than is kept", error.message),
+                format!(
+                    "{}: it is older than the retention of replaced files",
+                    error.message
+                ),
             ));
         }
     }
@@ -318,7 +322,7 @@ pub fn lock_target(state: &Path, timeout: Duration, context: &OperationContext) 
     }
     Err(locked(
         state,
-        "A restore into it, or a backup of it, is running",
+        "a restore into it or a backup of it is running",
     ))
 }
 
@@ -339,7 +343,7 @@ pub fn lock_against_restores(
     )? {
         return Ok(dir);
     }
-    Err(locked(state, "A restore into it is running"))
+    Err(locked(state, "a restore into it is running"))
 }
 
 fn locked(state: &Path, who: &str) -> Error {
@@ -372,9 +376,13 @@ pub fn lock_and_recover(
             completed,
             warnings: seen,
         } = recovered;
-        let what = if completed { "completed" } else { "taken back" };
+        let what = if completed {
+            "completed"
+        } else {
+            "rolled back"
+        };
         let message =
-            format!("An earlier restore into this project had been interrupted and was {what}");
+            format!("An earlier restore into this project was interrupted and has been {what}");
         warnings.push(Warning::new(WarningCode::Recovered, message));
         warnings.extend(seen);
     }
@@ -447,7 +455,8 @@ fn target_exists(target: &Target, replaced: &[String]) -> Error {
     Error::new(
         Code::TargetExists,
         format!("The restore would replace {}{more}", named.join(", ")),
-        "Nothing was changed; allow it with `overwrite` (what is replaced is kept), or restore into another directory",
+        "Nothing was changed; allow it with `overwrite` (the replaced files are kept), or restore \
+         into another directory",
     )
 }
 
@@ -552,7 +561,7 @@ fn assert_kept(target: &Target, dir: &str, placements: &Placements<'_>) -> Resul
             return Err(Error::new(
                 Code::NothingToUndo,
                 format!(
-                    "{} is gone, which the newest restore had replaced",
+                    "{}, which the newest restore had replaced, no longer exists",
                     target.absolute(from).display()
                 ),
                 format!(

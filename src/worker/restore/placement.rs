@@ -175,7 +175,7 @@ fn assert_ours(record: &FileRecord) -> Result<()> {
         return refuse("does not stay inside the project");
     };
     if record.database && !record.kind.is_file() {
-        return refuse("is no file, and called a database");
+        return refuse("is not a file but is recorded as a database");
     }
     let target = record.target.as_deref().and_then(names::decode);
     if (record.kind == EntryKind::Link)
@@ -183,7 +183,7 @@ fn assert_ours(record: &FileRecord) -> Result<()> {
             .as_ref()
             .is_some_and(|to| names::link_stays_below(&path, to))
     {
-        return refuse("is no link that stays inside the project");
+        return refuse("is not a link that stays inside the project");
     }
     let below = path
         .strip_prefix(STATE_DIR)
@@ -199,28 +199,28 @@ fn assert_ours(record: &FileRecord) -> Result<()> {
     let is_dir = record.kind == EntryKind::Directory
         || below.is_some_and(|below| below.components().count() > 1);
     if exclude::is_reserved(top, is_dir) {
-        return refuse("is what no backup may bring");
+        return refuse("is reserved, and no backup may contain it");
     }
     if path == Path::new(STATE_DIR)
         || target.is_some_and(|to| record.kind != EntryKind::Link || to.as_os_str().is_empty())
     {
-        return refuse("is no place of a file");
+        return refuse("is not a valid path for a file");
     }
     let is_graph = record
         .entry
         .strip_prefix(DATABASE_ENTRY)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
     if is_graph != (record.component == Component::Database) {
-        return refuse("is not of the part that it is said to be of");
+        return refuse("is recorded as a part of the project that it does not belong to");
     }
     if record.component == Component::Database {
         if below.is_none() && is_hidden(&path) {
-            return refuse("is no place for a database");
+            return refuse("is not a valid path for a database");
         }
         return match record.entry.strip_prefix(DATABASE_ENTRY) {
             Some("") if record.database => Ok(()),
             Some(suffix) if COMPANIONS.contains(&suffix) && record.kind.is_file() => Ok(()),
-            _ => refuse("is no part of a graph database"),
+            _ => refuse("is not part of a graph database"),
         };
     }
     match below {
@@ -230,11 +230,11 @@ fn assert_ours(record: &FileRecord) -> Result<()> {
             let is_by_product = exclude::is_by_product(top, is_dir)
                 || exclude::is_by_product(top, record.kind == EntryKind::Link);
             if is_by_product {
-                refuse("is no part of a backup")
+                refuse("is not part of a backup")
             } else if component_of(&record.path, record.kind == EntryKind::Directory)
                 != record.component
             {
-                refuse("is not of the part that it is said to be of")
+                refuse("is recorded as a part of the project that it does not belong to")
             } else {
                 Ok(())
             }
@@ -276,7 +276,7 @@ fn assert_companion_belongs(
         if !said || suffix == COMPANIONS[1] {
             return Err(not_ours(
                 &record.path,
-                "belongs to a database that is sound",
+                "is a WAL or journal of a database that is sound",
             ));
         }
     }
@@ -303,7 +303,7 @@ fn assert_no_file_is_a_directory(placements: &Placements<'_>, folding: &Folding)
         let mut above = parent(location);
         while !above.is_empty() {
             if files.contains(&folding.key(above)) {
-                return Err(not_ours(above, "is a file and a directory"));
+                return Err(not_ours(above, "is both a file and a directory"));
             }
             above = parent(above);
         }
@@ -368,7 +368,7 @@ fn database_location(
             assert_own_database(target, root, &absolute, &recorded)?;
             let place = absolute.display();
             warnings.push(warn(format!(
-                "The database goes to {place}, where the target's configuration has it"
+                "The database is restored to {place}, the path in the configuration of the target"
             )));
             let location = names::encode(&absolute);
             target.allow(Some(absolute));
@@ -380,7 +380,8 @@ fn database_location(
         }) => {
             let (place, named) = (root.join(&recorded), absolute);
             let message = format!(
-                "The database goes to {}; the restored configuration names {}, outside the project: set `database.path`",
+                "The database is restored to {}, but the restored configuration names {}, which is \
+                 outside the project: set `database.path`",
                 place.display(),
                 named.display()
             );
@@ -402,7 +403,7 @@ fn assert_own_database(target: &Target, root: &Path, outside: &Path, recorded: &
             root,
             outside,
             &format!(
-                "outside the project, and another database lies at {}",
+                "outside the project, and another database exists at {}",
                 other.display()
             ),
         ));
@@ -426,12 +427,12 @@ fn not_own(root: &Path, outside: &Path, why: &str) -> Error {
     Error::new(
         Code::TargetInvalid,
         format!(
-            "{} would be written as the database of {}, and is {why}",
+            "{} would be written as the database of {}, but it is {why}",
             outside.display(),
             root.display()
         ),
-        "Nothing was changed; set `database.path` in .kg/config.json to the database that is meant, or restore into the project \
-         that it belongs to",
+        "Nothing was changed; set `database.path` in .kg/config.json to the intended database, or \
+         restore into the project that it belongs to",
     )
 }
 
@@ -460,7 +461,7 @@ fn assert_place_for_database(
             || top == BACKUPS_DIR
             || below == Path::new(CONFIG_FILE);
         if is_taken || top.is_empty() || !is_own && is_hidden(below) {
-            return refuse("is no place for a database");
+            return refuse("is not a valid path for a database");
         }
         return Ok(());
     }
@@ -468,7 +469,7 @@ fn assert_place_for_database(
         return Ok(());
     }
     if is_hidden(&path) {
-        return refuse("is no place for a database");
+        return refuse("is not a valid path for a database");
     }
     let number = manifest
         .files
@@ -482,7 +483,7 @@ fn assert_place_for_database(
     if read.is_none() || start.is_empty() || start == *MAGIC {
         return Ok(());
     }
-    refuse("lies outside .kg, and what it holds is no database")
+    refuse("is outside .kg, and its content is not a database")
 }
 
 /// Returns the directories on the way to these locations that do not exist yet, parents first, with

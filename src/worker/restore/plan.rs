@@ -66,7 +66,7 @@ pub fn plan(
         .cloned()
     {
         let remedy = format!(
-            "{}; `force` (`--force`) replaces the file, and leaves the old one to the others",
+            "{}; `force` (`--force`) replaces the file and leaves the old one to its other names",
             error.remedy
         );
         return Err(Error { remedy, ..error });
@@ -193,7 +193,8 @@ impl Planning<'_> {
             {
                 return Err(in_the_way(
                     &place,
-                    "is a database, and the backup has a file that would be taken for its WAL or journal",
+                    "is a database, and SQLite would use a file of the backup as its WAL or \
+                     journal",
                 ));
             }
         }
@@ -376,7 +377,8 @@ fn assert_replaceable(
         )),
         Some(EntryType::Link) if placement.is_database => Err(in_the_way(
             place,
-            "is a symbolic link, and nothing is restored through one: name the database itself in `database.path`, or",
+            "is a symbolic link, and a restore does not follow links; `database.path` can name the \
+             database itself",
         )),
         _ => Ok(()),
     }
@@ -456,11 +458,13 @@ fn other_name(path: &Path, other: &Path) -> Error {
     Error::new(
         Code::DatabaseInUse,
         format!(
-            "{} is another name of {}, and has a WAL or journal of its own, which would be taken for one of the new content",
+            "{} is another name of {} and has its own WAL or journal, which SQLite would apply to \
+             the new content",
             other.display(),
             path.display()
         ),
-        "Nothing was changed; open it once with that name and close it, while nothing else uses it, then run it again",
+        "Nothing was changed; open and close the database once by that name while nothing else \
+         uses it, then run it again",
     )
 }
 
@@ -531,11 +535,13 @@ pub fn claim(target: &Target, database: &str) -> Result<Option<Claim>> {
     Err(Error::new(
         Code::DatabaseInUse,
         format!(
-            "{} cannot be replaced through SQLite, and is open in {}; what that process writes would be lost",
+            "{} cannot be replaced through SQLite and is open in {}; the writes of that process \
+             would be lost",
             path.display(),
             holders::name(process)
         ),
-        "Close it there or stop that process, then run it again; `force` (`--force`) replaces it all the same",
+        "Close it there or stop that process, then run it again; `force` (`--force`) replaces it \
+         anyway",
     ))
 }
 
@@ -548,10 +554,12 @@ fn cannot_tell(path: &Path, cause: io::Error) -> Error {
     Error::new(
         Code::PermissionDenied,
         format!(
-            "{} may not be read by this user, so it cannot be told whether a process has it open; what that process writes would be lost",
+            "This user cannot read {}, so it is unknown whether a process has it open; the writes \
+             of that process would be lost",
             path.display()
         ),
-        "Run it as a user who may read the database. Where nothing has it open, `force` (`--force`) replaces it",
+        "Run it as a user who can read the database. If no process has it open, `force` \
+         (`--force`) replaces it",
     )
     .with_cause(cause)
 }

@@ -56,12 +56,17 @@ pub fn recover(
         // Only the user who ran that restore can read the files that it unpacked.
         let whose = fs::metadata(journal::path(root)).map(|found| found.uid()).ok();
         let as_them = match whose.filter(|user| *user != geteuid().as_raw()) {
-            Some(user) => format!("Run `kg diag backup` as user {user}, whose restore it was; or else: "),
+            Some(user) => {
+                format!("Run `kg diag backup` as user {user}, who ran that restore; otherwise: ")
+            }
             None => String::new(),
         };
         let (journal, undo) = (journal::path(root), intent.undo.as_ref().map_or("", |(dir, _)| dir));
         Error {
-            message: format!("An earlier restore was interrupted, and cannot be made whole: {}", error.message),
+            message: format!(
+                "An earlier restore was interrupted and could not be rolled back or completed: {}",
+                error.message
+            ),
             remedy: format!(
                 "{as_them}{}; or, to leave everything as it is, look for the old files in {}, then move {} away",
                 error.remedy,
@@ -136,12 +141,14 @@ fn assert_as_decided(target: &Target, intent: &Intent, swapped: &Swapped) -> Res
     Err(Error::new(
         Code::ChecksumMismatch,
         format!(
-            "{} is not the new content that was decided on, and was not put into {}, which holds what it held before",
+            "{} is not the content that the restore had prepared, so {} was left with its previous \
+             content",
             new.display(),
             target.absolute(&swapped.live).display()
         ),
         format!(
-            "What other databases held before is in {}; restore the backup again once that is put back",
+            "The previous content of other databases is in {}; put it back, then restore the \
+             backup again",
             target.absolute(kept).display()
         ),
     ))
@@ -197,8 +204,8 @@ fn complete(
             }
             if left != Left::New {
                 let message = format!(
-                    "{} was written by others after the restore had been interrupted, and was left as it is; what it held \
-                     before is {}",
+                    "Another process wrote to {} after the restore was interrupted, so it was left \
+                     as it is; its previous content is {}",
                     target.absolute(&swapped.live).display(),
                     target.absolute(&swapped.kept).display()
                 );

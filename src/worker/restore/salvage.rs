@@ -195,15 +195,15 @@ fn without_force(error: Error) -> Error {
 fn changed(database: &Path) -> Error {
     Error::new(
         Code::DatabaseBusy,
-        format!("{} was written while it was read", database.display()),
-        "Nothing was changed; stop what writes it, then run it again",
+        format!("{} changed while it was read", database.display()),
+        "Nothing was changed; stop the process that writes to it, then run it again",
     )
 }
 
 fn nothing(database: &Path) -> Error {
     Error::new(
         Code::DatabaseDamaged,
-        format!("{} holds no row that could be read", database.display()),
+        format!("{} contains no row that could be read", database.display()),
         "Nothing was changed; restore the newest good backup with `kg diag restore --file latest`",
     )
 }
@@ -213,11 +213,11 @@ fn fewer(database: &Path, lacks: &str) -> Error {
     Error::new(
         Code::DatabaseDamaged,
         format!(
-            "SQLite still reads more of {} than could be saved of it: {lacks}",
+            "SQLite can still read more of {} than could be salvaged: {lacks}",
             database.display()
         ),
-        "Nothing was changed; restore the newest good backup with `kg diag restore --file latest`, or copy these tables in the \
-         host, which has what SQLite needs for them",
+        "Nothing was changed; restore the newest good backup with `kg diag restore --file latest`, \
+         or copy these tables in the application, which has what SQLite needs for them",
     )
 }
 
@@ -225,7 +225,7 @@ fn without_project(database: &Path) -> Error {
     Error::new(
         Code::NoProject,
         format!(
-            "{} belongs to no project that could keep what is replaced",
+            "{} is not in a project, so the replaced content could not be kept",
             database.display()
         ),
         "Nothing was changed; copy it into a project and repair it there",

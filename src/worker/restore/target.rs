@@ -66,13 +66,13 @@ impl Target {
         let (owner, _) = dir.owner()?;
         if owner != geteuid().as_raw() {
             let message = format!(
-                "{} is not what was unpacked: it belongs to user {owner}",
+                "{} is not the directory that was unpacked: it belongs to user {owner}",
                 dir.path().display()
             );
             return Err(Error::new(
                 Code::UnsafeFile,
                 message,
-                "Nothing was changed; find out who changed the project meanwhile",
+                "Nothing was changed; find out who changed the project during the restore",
             ));
         }
         let path = dir.held_path();
@@ -92,7 +92,7 @@ impl Target {
     /// Returns the entry at a location; `None` if a directory on the way does not exist.
     pub fn place(&self, location: &str) -> Result<Option<EntryHandle>> {
         let path = names::decode(location)
-            .ok_or_else(|| not_ours(location, "is not written as a path is"))?;
+            .ok_or_else(|| not_ours(location, "is not written as a path"))?;
         if path.is_absolute() {
             return self.place_outside(&path);
         }
@@ -217,7 +217,8 @@ impl Target {
             return Ok(());
         }
         let message = format!(
-            "{} lies outside of the project and does not belong to its owner, user {owner}, as neither does its directory",
+            "{} is outside the project, and neither it nor its directory belongs to the owner of \
+             the project, user {owner}",
             place.path().display()
         );
         Err(Error::new(

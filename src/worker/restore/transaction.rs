@@ -44,11 +44,12 @@ pub fn carry_out(
                 Ok(()) => error,
                 Err(second) => Error {
                     message: format!(
-                        "{}; and then, taking it back: {}",
+                        "{}; rolling it back failed too: {}",
                         error.message, second.message
                     ),
                     remedy: format!(
-                        "{}; the next backup or restore of this project makes it whole",
+                        "{}; the next backup or restore of this project rolls it back or completes \
+                         it",
                         second.remedy
                     ),
                     ..error

@@ -69,17 +69,18 @@ pub fn newest(root: &Path, earlier: bool) -> Result<(String, Record)> {
             _ => Err(Error::new(
                 Code::TargetInvalid,
                 format!(
-                    "{} cannot be read: it is not a record of this release",
+                    "{} cannot be read: it is not a record that this release can use",
                     path.display()
                 ),
-                "Put the files beside it back by hand, or move the directory away to undo an earlier restore",
+                "Put back the files next to it by hand, or move the directory away to undo an \
+                 earlier restore",
             )),
         };
     }
     Err(Error::new(
         Code::NothingToUndo,
         format!(
-            "Nothing is kept in {} that could be put back",
+            "{} contains no replaced files that could be put back",
             root.join(STATE_DIR).join(UNDO_DIR).display()
         ),
         "Restore a backup with `kg diag restore --file latest`",

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kg_backup::{
+use kg_backup::internals::{
     salvage::{report::Salvaged, salvage},
     util::operation::CancelToken,
 };

@@ -5,7 +5,7 @@ use std::{
     fs,
 };
 
-use kg_backup::{
+use kg_backup::internals::{
     error::Code,
     salvage::{report::Salvaged, salvage},
     util::operation::CancelToken,
