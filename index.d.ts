@@ -120,7 +120,7 @@ export interface BackupConfig {
    * project.
    *
    * Patterns never exclude the graph database. A pattern that matches nothing causes the warning
-   * `KG_WARN_EXCLUDE`. See `docs/guide/recovery.md`. Default: none.
+   * `KG_WARN_EXCLUDE`. See `docs/guide/backup.md`. Default: none.
    */
   excludePatterns: string[];
   /**

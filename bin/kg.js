@@ -21,7 +21,9 @@ const kgPath = find();
 const child = spawn(kgPath, process.argv.slice(2), { stdio: 'inherit' });
 
 // A terminal sends Ctrl-C to both; this process waits for the native one to end cleanly.
-for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
+/** @type {NodeJS.Signals[]} */
+const forwarded = ['SIGINT', 'SIGTERM', 'SIGHUP'];
+for (const signal of forwarded) {
   process.on(signal, () => {
     if (signal !== 'SIGINT' || !process.stdin.isTTY) child.kill(signal);
   });

@@ -2,6 +2,7 @@
 
 /** An error of this package; see index.d.ts. */
 class KgError extends Error {
+  /** @param {{ code: string, message: string, remedy: string, cause?: string }} error */
   constructor({ code, message, remedy, cause }) {
     super(`${message}. ${remedy}.`, cause === undefined ? undefined : { cause: new Error(cause) });
     this.name = 'KgError';

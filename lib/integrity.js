@@ -19,21 +19,22 @@ function fileOf(db) {
 }
 
 function subjectOf(db) {
-  if (db === null || db === undefined) throw invalidOption(`${String(db)} is no database`, SUBJECTS);
+  if (db === null || db === undefined) throw invalidOption(`${String(db)} is not a database`, SUBJECTS);
   const isHandle = typeof db === 'object' && !(db instanceof URL);
   const file = isHandle ? fileOf(db) : db;
   // For a database in memory, node:sqlite returns null and better-sqlite3 an empty name.
   if (file === ':memory:' || file === null || file === '') {
-    throw invalidOption('A database in memory has no file that could be checked', 'Write it to a file first, with VACUUM INTO');
+    throw invalidOption('A database in memory has no file to check', 'Write it to a file first, with VACUUM INTO');
   }
   const absolute = toAbsolute(file);
-  if (typeof absolute !== 'string') throw invalidOption(`${String(file)} names no database`, SUBJECTS);
+  if (typeof absolute !== 'string') throw invalidOption(`${String(file)} does not name a database`, SUBJECTS);
   return absolute;
 }
 
 class IntegrityChecker {
   #config;
 
+  /** @param {import('../index').IntegrityCheckerOptions} options */
   constructor(db, options = {}) {
     const [{ projectRoot, backupDir, encryption, lockTimeout, kgPath: executable, ...unknown }] = split('IntegrityChecker', options);
     const [name] = Object.keys(unknown);
@@ -83,9 +84,10 @@ function milliseconds(name, time) {
   const [, number, unit] = /^(\d+)([smhd])$/.exec(time) ?? [];
   const value = typeof time === 'number' ? time : Number(number) * UNITS[unit];
   if (Number.isFinite(value) && value > 0) return value;
-  throw invalidOption(`\`${name}\` is ${String(time)}, which is no time`, 'Give milliseconds, or a text such as `24h`, `30m`, `7d`');
+  throw invalidOption(`\`${name}\` is ${String(time)}, which is not a time`, 'Give milliseconds, or a text such as `24h`, `30m`, `7d`');
 }
 
+/** @param {import('../index').FreshnessOptions} options */
 function backupFreshnessCheck(manager, options = {}) {
   const [{ maxAge = '24h', interval = '1h', name = 'backup-freshness', ...unknown }] = split('backupFreshnessCheck', options);
   const [extra] = Object.keys(unknown);

@@ -1,7 +1,5 @@
 'use strict';
 
-const path = require('node:path');
-
 const { invalidOption } = require('./errors.js');
 const { NEWEST_GOOD } = require('./integrity.js');
 const { assertFunction, backupDir, call, callBack, checkConfig } = require('./native.js');
@@ -20,6 +18,7 @@ class BackupManager {
   #onSuccess;
   #onFailure;
 
+  /** @param {import('../index').BackupManagerConfig} config */
   constructor(config = {}) {
     const [{ onSuccess, onFailure, ...rest }] = split('createBackupManager', config);
     assertFunction('onSuccess', onSuccess);
@@ -119,6 +118,7 @@ class BackupManager {
     return call({ call: 'checkBackup', config: this.#config, backup: reference }, control);
   }
 
+  /** @param {import('../index').RestoreOptions} options */
   async restore(options) {
     const [given, control] = split('restore', options);
     const resolved = {
@@ -129,12 +129,14 @@ class BackupManager {
     return call({ call: 'restore', config: this.#config, options: resolved }, control);
   }
 
+  /** @param {import('../index').UndoOptions} [options] */
   async undoRestore(options) {
     const [given, control] = split('undoRestore', options);
     const resolved = { ...given, targetDir: given.targetDir === undefined ? undefined : toAbsolute(given.targetDir) };
     return call({ call: 'undoRestore', config: this.#config, options: resolved }, control);
   }
 
+  /** @param {import('../index').RehearseOptions} [options] */
   async rehearse(options) {
     const [given, control] = split('rehearse', options);
     const resolved = {

@@ -17,7 +17,7 @@ function encode(value) {
     const isLost =
       ['bigint', 'function', 'symbol'].includes(typeof field) || (typeof field === 'number' && !Number.isFinite(field));
     if (isLost) {
-      throw invalidOption(`\`${key}\` is ${String(field)}, which is no option's value`, 'See index.d.ts for the options');
+      throw invalidOption(`\`${key}\` is ${String(field)}, which is not a valid option value`, 'See index.d.ts for the options');
     }
     return field;
   });
@@ -55,7 +55,12 @@ function assertSignal(signal) {
   }
 }
 
-/** Runs a call of the addon on another thread. */
+/**
+ * Runs a call of the addon on another thread.
+ *
+ * @param {object} request
+ * @param {import('../index').LongCallOptions} control
+ */
 async function call(request, { onProgress, signal } = {}) {
   assertFunction('onProgress', onProgress);
   assertSignal(signal);

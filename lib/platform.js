@@ -42,7 +42,7 @@ function unsupported(platform) {
 function missing(platform, cause) {
   const message = `The native parts of ${NAME} for ${platform} were not found: the package ${NAME}-${platform} is not installed`;
   const remedy = isInPackage()
-    ? 'Install again on this machine without `--omit=optional` (a node_modules of another system has other native parts), or run `npm run build` in a checkout'
+    ? 'Install again on this machine without `--omit=optional` (a node_modules directory from another system contains other native parts), or run `npm run build` in a checkout'
     : `It seems that ${BUNDLED}`;
   return new KgError({ code: 'KG_NATIVE_MISSING', message, remedy, cause });
 }

@@ -62,6 +62,7 @@ class BackupScheduler {
   #lastRun = null;
   #counts = { runs: 0, failures: 0, consecutiveFailures: 0 };
 
+  /** @param {Partial<import('../index').BackupSchedulerOptions>} options */
   constructor(options = {}) {
     if (options === null || typeof options !== 'object' || Array.isArray(options)) {
       throw invalidOption('BackupScheduler takes an object of options', 'See index.d.ts for the options');
@@ -204,6 +205,10 @@ class BackupScheduler {
     return this.#manager.createBackup({ type, description: DESCRIPTION, signal });
   }
 
+  /**
+   * @param {any} run
+   * @param {{ backup?: import('../index').CreatedBackup, error?: Error }} outcome
+   */
   #ended(run, { backup, error }) {
     this.#run = null;
     const durationMs = this.#clock.now() - run.startedAt;

@@ -1,4 +1,5 @@
-// Makes a fresh clone ready: JavaScript packages, the native build, tools of the system. Safe to run again.
+// `npm run setup`: makes a fresh clone ready for the tests: JavaScript packages, the native build,
+// programs of the system. Safe to run again.
 
 import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, statSync } from 'node:fs';
@@ -47,9 +48,29 @@ export async function prepare(...options) {
   await Promise.all([packages(), build(...options)]);
 }
 
-/** Programs that the tests compare with; installed where this is root on a Debian system, else named. */
-export async function tools(needed) {
-  const missing = Object.entries(needed).filter(([name]) => spawnSync('sh', ['-c', `command -v ${name}`]).status !== 0);
+/** The programs that the tests compare with, and their Debian packages. */
+const TOOLS = {
+  age: 'age',
+  chattr: 'e2fsprogs',
+  flock: 'util-linux',
+  losetup: 'mount',
+  'mkfs.ext4': 'e2fsprogs',
+  openssl: 'openssl',
+  pigz: 'pigz',
+  promtool: 'prometheus',
+  python3: 'python3',
+  script: 'bsdutils',
+  sha256sum: 'coreutils',
+  sqlite3: 'sqlite3',
+  strace: 'strace',
+  tar: 'tar',
+  unshare: 'util-linux',
+  zstd: 'zstd',
+};
+
+/** Installs missing tools if this is root on a Debian system. Otherwise names them and exits. */
+async function tools() {
+  const missing = Object.entries(TOOLS).filter(([name]) => spawnSync('sh', ['-c', `command -v ${name}`]).status !== 0);
   if (missing.length === 0) return;
   const wanted = [...new Set(missing.map(([, debianPackage]) => debianPackage))];
   if (process.getuid?.() === 0 && existsSync('/usr/bin/apt-get')) {
@@ -62,3 +83,11 @@ export async function tools(needed) {
 }
 
 export const require = createRequire(import.meta.url);
+
+/** Prepares everything that the tests need. */
+export async function setUp() {
+  await tools();
+  await prepare('--dev');
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) await setUp();

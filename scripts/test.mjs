@@ -1,36 +1,22 @@
 // `npm test`: sets everything up, runs every suite, and ends with one line over all of them.
+//
+// `npm run lint`, `test:rust` and `test:js` run one part: `node scripts/test.mjs lint rust js`.
 
 import { spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 
-import { prepare, root, tools } from './setup.mjs';
+import { root, setUp } from './setup.mjs';
 
 // `npm run test:long`: each point of what is otherwise sampled, then a minute of each fuzz target.
 const isLong = process.argv.includes('--long');
+const parts = process.argv.slice(2).filter((argument) => !argument.startsWith('--'));
+const runs = (part) => parts.length === 0 || parts.includes(part);
 const reports = mkdtempSync(path.join(os.tmpdir(), 'kg-reports-'));
 const figures = path.join(reports, 'figures');
 if (isLong) Object.assign(process.env, { KG_TEST_LONG: '1', KG_TEST_FIGURES: figures });
-await tools({
-  age: 'age',
-  chattr: 'e2fsprogs',
-  flock: 'util-linux',
-  losetup: 'mount',
-  'mkfs.ext4': 'e2fsprogs',
-  openssl: 'openssl',
-  pigz: 'pigz',
-  promtool: 'prometheus',
-  python3: 'python3',
-  script: 'bsdutils',
-  sha256sum: 'coreutils',
-  sqlite3: 'sqlite3',
-  strace: 'strace',
-  tar: 'tar',
-  unshare: 'util-linux',
-  zstd: 'zstd',
-});
-await prepare('--dev');
+await setUp();
 
 const total = { passed: 0, failed: 0, skipped: 0 };
 
@@ -72,11 +58,10 @@ async function cargoTest() {
   add(ok, counts);
 }
 
-/** vitest and jest write reports of one form. */
+/** Runs vitest or jest, whose reports have the same form. */
 async function javascript(command, ...args) {
-  const report = path.join(reports, `${command}.json`);
-  const toReport = command === 'vitest' ? ['run', '--reporter=default', '--reporter=json'] : ['--json'];
-  const { ok } = await show('npx', ['--no-install', command, ...toReport, `--outputFile=${report}`, ...args]);
+  const report = path.join(reports, `${path.basename(command)}.json`);
+  const { ok } = await show(process.execPath, [command, ...args, `--outputFile=${report}`]);
   let counts = { passed: 0, failed: 0, skipped: 0 };
   try {
     const { numPassedTests, numFailedTests, numPendingTests } = JSON.parse(readFileSync(report, 'utf8'));
@@ -97,13 +82,36 @@ function printFigures(sums) {
   console.log(`\n${Object.entries(sums).map(([name, number]) => `${number} ${name}`).join(', ')}`);
 }
 
-await check('cargo', 'fmt', '--check');
-await check('cargo', 'clippy', '--locked', '--all-targets', '--', '-D', 'warnings');
-// Without the fuzzer itself, which is C++ to compile.
-await check('cargo', 'clippy', '--locked', '-p', 'kg-fuzz', '--no-default-features', '--bins', '--', '-D', 'warnings');
-await cargoTest();
-await javascript('vitest');
-await javascript('jest', '--silent');
+/** jest has more packages than all else together, so only its test installs them. */
+async function jest() {
+  const home = path.join(root, 'target/jest');
+  mkdirSync(home, { recursive: true });
+  for (const file of ['package.json', 'package-lock.json']) {
+    copyFileSync(path.join(root, '__test__/jest', file), path.join(home, file));
+  }
+  await check('npm', 'ci', '--prefix', home, '--no-audit', '--no-fund');
+  const config = path.join(root, '__test__/jest/jest.config.cjs');
+  const script = path.join(home, 'node_modules/jest/bin/jest.js');
+  await javascript(script, '--config', config, '--json', '--silent');
+}
+
+if (runs('lint')) {
+  await check('cargo', 'fmt', '--check');
+  await check('cargo', 'clippy', '--locked', '--all-targets', '--', '-D', 'warnings');
+  // Reports dead code, which the tests would keep alive.
+  await check('cargo', 'rustc', '--locked', '--lib', '--profile', 'check', '--', '--cfg', 'without_internals', '-D', 'warnings');
+  // Without the fuzzer itself, which is C++ to compile.
+  await check('cargo', 'clippy', '--locked', '-p', 'kg-fuzz', '--no-default-features', '--bins', '--', '-D', 'warnings');
+  await check('npx', '--no-install', 'prettier', '--check', '--log-level', 'warn', '.');
+  await check('npx', '--no-install', 'eslint', '.');
+  await check('npx', '--no-install', 'tsc', '-p', 'tsconfig.json');
+}
+if (runs('rust')) await cargoTest();
+if (runs('js')) {
+  const vitest = path.join(root, 'node_modules/vitest/vitest.mjs');
+  await javascript(vitest, 'run', '--reporter=default', '--reporter=json');
+  await jest();
+}
 if (isLong) {
   const { fuzz } = await import('./fuzz.mjs');
   const { executions, failures } = fuzz();

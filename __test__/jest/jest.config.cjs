@@ -1,1 +1,8 @@
-module.exports = { testMatch: ['<rootDir>/__test__/jest/*.test.cjs'], transform: {} };
+const path = require('node:path');
+
+module.exports = {
+  rootDir: path.join(__dirname, '../..'),
+  roots: ['<rootDir>/__test__/jest'],
+  testMatch: ['**/*.test.cjs'],
+  transform: {},
+};
