@@ -13,9 +13,15 @@ export default [
       'object-shorthand': 'error',
       'prefer-const': 'error',
       // A leading underscore names what a signature needs and the function does not.
-      'no-unused-vars': ['error', { argsIgnorePattern: '^_', caughtErrors: 'none', ignoreRestSiblings: true }],
+      'no-unused-vars': [
+        'error',
+        { argsIgnorePattern: '^_', caughtErrors: 'none', ignoreRestSiblings: true },
+      ],
     },
   },
-  { files: ['**/*.cjs', 'index.js', 'lib/**/*.js', 'bin/**/*.js'], languageOptions: { sourceType: 'commonjs' } },
+  {
+    files: ['**/*.cjs', 'index.js', 'lib/**/*.js', 'bin/**/*.js'],
+    languageOptions: { sourceType: 'commonjs' },
+  },
   { files: ['__test__/jest/**'], languageOptions: { globals: globals.jest } },
 ];

@@ -677,11 +677,18 @@ export type BackupType = 'full' | 'snapshot' | 'incremental';
  * from the manager's configuration.
  */
 export interface CreateBackupOptions
-  extends LongCallOptions,
+  extends
+    LongCallOptions,
     Partial<
       Pick<
         BackupManagerConfig,
-        'compression' | 'compressionLevel' | 'includeVectors' | 'includePluginData' | 'excludePatterns' | 'checkSource' | 'strict'
+        | 'compression'
+        | 'compressionLevel'
+        | 'includeVectors'
+        | 'includePluginData'
+        | 'excludePatterns'
+        | 'checkSource'
+        | 'strict'
       >
     > {
   /** The type of the backup. Default: `backup.type` of `.kg/config.json`, else `'full'`. */
@@ -806,8 +813,7 @@ export interface DeleteOptions extends LongCallOptions {
  * value from the manager's configuration.
  */
 export interface ConsolidateOptions
-  extends LongCallOptions,
-    Partial<Pick<BackupManagerConfig, 'compression' | 'compressionLevel'>> {}
+  extends LongCallOptions, Partial<Pick<BackupManagerConfig, 'compression' | 'compressionLevel'>> {}
 
 /** The argument of {@link BackupManager.prune}. */
 export interface PruneOptions extends LongCallOptions {
@@ -1667,7 +1673,10 @@ export interface Rehearsal {
  *
  * @throws {KgError} `KG_INVALID_OPTION`
  */
-export declare function backupFreshnessCheck(manager: BackupManager, options?: FreshnessOptions): FreshnessCheck;
+export declare function backupFreshnessCheck(
+  manager: BackupManager,
+  options?: FreshnessOptions,
+): FreshnessCheck;
 
 /** The second argument of {@link backupFreshnessCheck}. */
 export interface FreshnessOptions {

@@ -7,4 +7,11 @@ const { BackupScheduler } = require('./lib/scheduler.js');
 const { KgError } = require('./lib/errors.js');
 const { IntegrityChecker, backupFreshnessCheck } = require('./lib/integrity.js');
 
-module.exports = { BackupManager, BackupScheduler, IntegrityChecker, KgError, backupFreshnessCheck, createBackupManager };
+module.exports = {
+  BackupManager,
+  BackupScheduler,
+  IntegrityChecker,
+  KgError,
+  backupFreshnessCheck,
+  createBackupManager,
+};

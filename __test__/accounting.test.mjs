@@ -14,34 +14,53 @@ const json = ({ stdout }) => JSON.parse(stdout);
 /** Makes a backup say that it is of another time. */
 function date(backup, at) {
   const file = `${backup.path}.manifest.json`;
-  writeFileSync(file, JSON.stringify({ ...JSON.parse(readFileSync(file, 'utf8')), timestamp: new Date(at).toISOString() }));
+  writeFileSync(
+    file,
+    JSON.stringify({
+      ...JSON.parse(readFileSync(file, 'utf8')),
+      timestamp: new Date(at).toISOString(),
+    }),
+  );
 }
 
 test('sizes include the sidecar in lists, status, metrics, the forecast, and what retention frees', async () => {
   const { root } = makeProject({ nodes: 10 });
   const diag = (...args) => kg(['diag', ...args], { cwd: root });
   // Many small files: the sidecar is larger than the archive.
-  for (let n = 0; n < 200; n += 1) writeFileSync(path.join(root, `.kg/plugins/glossary/file-${n}`), '');
+  for (let n = 0; n < 200; n += 1)
+    writeFileSync(path.join(root, `.kg/plugins/glossary/file-${n}`), '');
   const manager = createBackupManager({ projectRoot: root });
   const first = await manager.createBackup();
   const second = await manager.createBackup();
-  const onDisk = ({ path: archive }) => statSync(archive).size + statSync(`${archive}.manifest.json`).size;
+  const onDisk = ({ path: archive }) =>
+    statSync(archive).size + statSync(`${archive}.manifest.json`).size;
   expect(first.size + first.sidecarSize).toBe(onDisk(first));
   expect(first.sidecarSize).toBeGreaterThan(first.size);
   const listed = (await diag('backup', '--list')).stdout;
   expect(listed).toContain(` ${(onDisk(second) / 1000).toFixed(1)} kB `);
   const status = json(await diag('backup', '--status', '--json'));
-  expect([status.totalSize, status.sizes]).toEqual([onDisk(first) + onDisk(second), [onDisk(first), onDisk(second)]]);
+  expect([status.totalSize, status.sizes]).toEqual([
+    onDisk(first) + onDisk(second),
+    [onDisk(first), onDisk(second)],
+  ]);
   expect(json(await diag('health', '--json')).backups.nextBytes).toBe(onDisk(second));
   const freed = onDisk(first);
-  expect(json(await diag('prune', '--max-backups', '1', '--dry-run', '--json')).bytesFreed).toBe(freed);
+  expect(json(await diag('prune', '--max-backups', '1', '--dry-run', '--json')).bytesFreed).toBe(
+    freed,
+  );
   const before = readdirSync(path.join(root, '.kg/backups')).length;
-  expect((await createBackupManager({ projectRoot: root, maxBackups: 1 }).prune()).bytesFreed).toBe(freed);
+  expect((await createBackupManager({ projectRoot: root, maxBackups: 1 }).prune()).bytesFreed).toBe(
+    freed,
+  );
   expect(readdirSync(path.join(root, '.kg/backups'))).toHaveLength(before - 2);
   const metrics = path.join(root, 'kg.prom');
   const last = json(await diag('backup', '--json', '--metrics-file', metrics));
-  expect(readFileSync(metrics, 'utf8')).toMatch(new RegExp(`^kg_backup_last_size_bytes\\{.*\\} ${onDisk(last)}$`, 'm'));
-  expect(readFileSync(metrics, 'utf8')).toMatch(new RegExp(`^kg_backup_kept_size_bytes\\{.*\\} ${onDisk(last) + onDisk(second)}$`, 'm'));
+  expect(readFileSync(metrics, 'utf8')).toMatch(
+    new RegExp(`^kg_backup_last_size_bytes\\{.*\\} ${onDisk(last)}$`, 'm'),
+  );
+  expect(readFileSync(metrics, 'utf8')).toMatch(
+    new RegExp(`^kg_backup_kept_size_bytes\\{.*\\} ${onDisk(last) + onDisk(second)}$`, 'm'),
+  );
 });
 
 test('ages are said in a unit that fits', async () => {
@@ -51,7 +70,11 @@ test('ages are said in a unit that fits', async () => {
   const said = async () => [(await diag('drill')).stdout, (await diag('health')).stdout].join('\n');
   expect(await said()).toMatch(/written in the \d+ s since that backup[^]*, \d+ s old/);
   // The drill reads the archive itself.
-  for (const [ms, age] of [[5 * 60_000, '5 min'], [26 * 3_600_000, '26 h'], [75 * 3_600_000, '3 d']]) {
+  for (const [ms, age] of [
+    [5 * 60_000, '5 min'],
+    [26 * 3_600_000, '26 h'],
+    [75 * 3_600_000, '3 d'],
+  ]) {
     date(backup, Date.now() - ms - 1000);
     expect((await diag('health')).stdout).toContain(`${backup.id}, ${age} old`);
     expect((await diag('backup', '--status')).stdout).toContain(`${age} ago`);
@@ -62,19 +85,37 @@ test('retention counts the days of `backup.timezone`, on the command line and in
   const { root } = makeProject({ nodes: 10 });
   const manager = createBackupManager({ projectRoot: root, keep: { daily: 2 } });
   // Newest first: in Berlin the second and third are of one day, in UTC the third and fourth.
-  const times = ['2026-06-03T12:00:00Z', '2026-06-02T22:30:00Z', '2026-06-02T21:30:00Z', '2026-06-02T00:30:00Z'];
+  const times = [
+    '2026-06-03T12:00:00Z',
+    '2026-06-02T22:30:00Z',
+    '2026-06-02T21:30:00Z',
+    '2026-06-02T00:30:00Z',
+  ];
   const made = [];
   for (const time of times) {
-    const backup = await createBackupManager({ projectRoot: root }).createBackup({ type: 'snapshot' });
+    const backup = await createBackupManager({ projectRoot: root }).createBackup({
+      type: 'snapshot',
+    });
     made.push(backup);
     date(backup, time);
   }
-  const left = ({ decisions }) => decisions.filter(({ kept }) => kept).map(({ id }) => made.findIndex((backup) => backup.id === id));
+  const left = ({ decisions }) =>
+    decisions
+      .filter(({ kept }) => kept)
+      .map(({ id }) => made.findIndex((backup) => backup.id === id));
   const both = async () => {
-    const cli = await kg(['diag', 'prune', '--keep-daily', '2', '--dry-run', '--json'], { cwd: root });
+    const cli = await kg(['diag', 'prune', '--keep-daily', '2', '--dry-run', '--json'], {
+      cwd: root,
+    });
     return [left(json(cli)), left(await manager.prune({ dryRun: true }))];
   };
-  expect(await both()).toEqual([[0, 1], [0, 1]]);
+  expect(await both()).toEqual([
+    [0, 1],
+    [0, 1],
+  ]);
   await kg(['config', 'set', 'backup.timezone', 'Europe/Berlin'], { cwd: root });
-  expect(await both()).toEqual([[0, 2], [0, 2]]);
+  expect(await both()).toEqual([
+    [0, 2],
+    [0, 2],
+  ]);
 });

@@ -1,6 +1,14 @@
 // What createBackupManager and its calls promise in index.d.ts.
 
-import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { createRequire } from 'node:module';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -13,12 +21,26 @@ import { run } from './support/processes.mjs';
 import { fillDatabase, makeProject, temporaryDirectory } from './support/project.mjs';
 
 function setUp(config = {}, project = makeProject()) {
-  return { ...project, manager: createBackupManager({ projectRoot: project.root, backupDir: project.backups, ...config }) };
+  return {
+    ...project,
+    manager: createBackupManager({
+      projectRoot: project.root,
+      backupDir: project.backups,
+      ...config,
+    }),
+  };
 }
 
 test('import and require give every export by name', () => {
   const cjs = createRequire(import.meta.url)('@weavelogic/knowledge-graph-agent');
-  const names = ['BackupManager', 'BackupScheduler', 'IntegrityChecker', 'KgError', 'backupFreshnessCheck', 'createBackupManager'];
+  const names = [
+    'BackupManager',
+    'BackupScheduler',
+    'IntegrityChecker',
+    'KgError',
+    'backupFreshnessCheck',
+    'createBackupManager',
+  ];
   expect(Object.keys(cjs).sort()).toEqual(names);
   for (const name of names) expect(esm[name]).toBe(cjs[name]);
 });
@@ -54,32 +76,63 @@ describe('createBackup', () => {
 
   test('gives the backups of one second different ids', async () => {
     const { manager } = setUp();
-    const made = await Promise.all(Array.from({ length: 5 }, () => manager.createBackup({ type: 'snapshot' })));
+    const made = await Promise.all(
+      Array.from({ length: 5 }, () => manager.createBackup({ type: 'snapshot' })),
+    );
     expect(new Set(made.map((backup) => backup.id)).size).toBe(5);
-    expect((await manager.listBackups()).map((backup) => backup.id).sort()).toEqual(made.map((backup) => backup.id).sort());
+    expect((await manager.listBackups()).map((backup) => backup.id).sort()).toEqual(
+      made.map((backup) => backup.id).sort(),
+    );
   });
 
   test('saves the database alone as a snapshot', async () => {
     const { manager } = setUp();
     const backup = await manager.createBackup({ type: 'snapshot' });
     expect(backup.type).toBe('snapshot');
-    expect(backup.contents).toEqual({ database: true, config: false, vectors: false, plugins: false });
-    expect(run('tar', ['-tzf', backup.path])).toBe('database.sqlite\nmanifest.json\nchecksums.sha256\n');
+    expect(backup.contents).toEqual({
+      database: true,
+      config: false,
+      vectors: false,
+      plugins: false,
+    });
+    expect(run('tar', ['-tzf', backup.path])).toBe(
+      'database.sqlite\nmanifest.json\nchecksums.sha256\n',
+    );
   });
 
   test('leaves out vectors, plugins and patterns, by configuration or by call', async () => {
     const { manager } = setUp({ includeVectors: false, excludePatterns: ['config.json'] });
     const configured = await manager.createBackup();
-    expect(configured.contents).toEqual({ database: true, config: false, vectors: false, plugins: true });
-    const called = await manager.createBackup({ includeVectors: true, includePluginData: false, excludePatterns: [] });
-    expect(called.contents).toEqual({ database: true, config: true, vectors: true, plugins: false });
+    expect(configured.contents).toEqual({
+      database: true,
+      config: false,
+      vectors: false,
+      plugins: true,
+    });
+    const called = await manager.createBackup({
+      includeVectors: true,
+      includePluginData: false,
+      excludePatterns: [],
+    });
+    expect(called.contents).toEqual({
+      database: true,
+      config: true,
+      vectors: true,
+      plugins: false,
+    });
   });
 
   test('says so where a project has neither vectors nor plugins', async () => {
     const project = makeProject();
-    for (const name of ['vectors', 'plugins', 'config.json']) rmSync(path.join(project.root, '.kg', name), { recursive: true });
+    for (const name of ['vectors', 'plugins', 'config.json'])
+      rmSync(path.join(project.root, '.kg', name), { recursive: true });
     const { manager } = setUp({}, project);
-    expect((await manager.createBackup()).contents).toEqual({ database: true, config: false, vectors: false, plugins: false });
+    expect((await manager.createBackup()).contents).toEqual({
+      database: true,
+      config: false,
+      vectors: false,
+      plugins: false,
+    });
   });
 
   test('compresses harder at a higher level, and not at all without compression', async () => {
@@ -103,17 +156,29 @@ describe('createBackup', () => {
       const from = project.database + suffix;
       if (existsSync(from)) renameSync(from, path.join(project.root, `data/graph.db${suffix}`));
     }
-    writeFileSync(path.join(project.root, '.kg/config.json'), '{"database":{"path":"data/graph.db"}}');
-    fillDatabase(path.join(project.root, '.kg/plugins/own.db'), { nodes: 7, journalMode: 'delete' });
+    writeFileSync(
+      path.join(project.root, '.kg/config.json'),
+      '{"database":{"path":"data/graph.db"}}',
+    );
+    fillDatabase(path.join(project.root, '.kg/plugins/own.db'), {
+      nodes: 7,
+      journalMode: 'delete',
+    });
     const { manager, root } = setUp({}, project);
     const { manifest } = await manager.checkBackup((await manager.createBackup()).id);
-    const places = manifest.files.map(({ entry, path: place, database }) => [entry, place, database ?? false]);
+    const places = manifest.files.map(({ entry, path: place, database }) => [
+      entry,
+      place,
+      database ?? false,
+    ]);
     expect(places).toContainEqual(['database.sqlite', 'data/graph.db', true]);
     expect(places).toContainEqual(['plugins/own.db', '.kg/plugins/own.db', true]);
     rmSync(root, { recursive: true });
     await manager.restore({ backupId: 'latest' });
     expect(run('sqlite3', [`${root}/data/graph.db`, 'SELECT count(*) FROM nodes'])).toBe('200\n');
-    expect(run('sqlite3', [`${root}/.kg/plugins/own.db`, 'SELECT count(*) FROM nodes'])).toBe('7\n');
+    expect(run('sqlite3', [`${root}/.kg/plugins/own.db`, 'SELECT count(*) FROM nodes'])).toBe(
+      '7\n',
+    );
   });
 
   test('keeps the default directory of backups out of the backup', async () => {
@@ -127,7 +192,11 @@ describe('createBackup', () => {
 
   test('can leave the check of the source out', async () => {
     const { manager } = setUp({ checkSource: false });
-    expect((await manager.createBackup()).integrity).toEqual({ status: 'skipped', messages: [], fullText: false });
+    expect((await manager.createBackup()).integrity).toEqual({
+      status: 'skipped',
+      messages: [],
+      fullText: false,
+    });
   });
 });
 
@@ -146,7 +215,9 @@ describe('the other calls', () => {
     expect(await manager.listBackups()).toEqual([listed(first)]);
     await manager.deleteBackup(first.id);
     expect(readdirSync(backups)).toEqual(['.kg-store.lock']);
-    await expect(manager.deleteBackup(first.id)).rejects.toMatchObject({ code: 'KG_BACKUP_NOT_FOUND' });
+    await expect(manager.deleteBackup(first.id)).rejects.toMatchObject({
+      code: 'KG_BACKUP_NOT_FOUND',
+    });
   });
 
   test('verifyBackup takes a path, an id, a file URL and latest', async () => {
@@ -155,7 +226,9 @@ describe('the other calls', () => {
     for (const reference of [file, id, pathToFileURL(file), 'latest', path.basename(file)]) {
       expect(await manager.verifyBackup(reference)).toBe(true);
     }
-    await expect(manager.verifyBackup('/no/such/file.tar.gz')).rejects.toMatchObject({ code: 'KG_BACKUP_NOT_FOUND' });
+    await expect(manager.verifyBackup('/no/such/file.tar.gz')).rejects.toMatchObject({
+      code: 'KG_BACKUP_NOT_FOUND',
+    });
   });
 
   test('an archive that was copied into the directory alone is listed after the next backup', async () => {
@@ -166,7 +239,9 @@ describe('the other calls', () => {
     writeFileSync(path.join(backups, 'kg-backup-20200101-000000.tar.gz'), 'not whole');
     const next = await manager.createBackup();
     expect((await manager.listBackups()).map((backup) => backup.id)).toEqual([next.id, id]);
-    expect(next.warnings).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringContaining('kg-backup-20200101-000000') }]);
+    expect(next.warnings).toMatchObject([
+      { code: 'KG_WARN_STORE', message: expect.stringContaining('kg-backup-20200101-000000') },
+    ]);
     expect(await manager.verifyBackup(id)).toBe(true);
   });
 });
@@ -179,14 +254,20 @@ describe('callbacks', () => {
     const { path: file } = await manager.createBackup({ onProgress });
     await manager.verifyBackup(file, { onProgress });
     await manager.restore({ backupPath: file, targetDir: temporaryDirectory(), onProgress });
-    const phases = told.map((progress) => progress.phase).filter((phase, n, all) => phase !== all[n - 1]);
+    const phases = told
+      .map((progress) => progress.phase)
+      .filter((phase, n, all) => phase !== all[n - 1]);
     expect(phases).toEqual(['saving', 'verifying', 'unpacking', 'applying']);
     for (const [n, { at, bytesDone, bytesTotal }] of told.entries()) {
       expect(bytesDone).toBeLessThanOrEqual(bytesTotal);
-      const window = told.slice(n).filter((later) => later.at - at < 900 && later.phase === told[n].phase);
+      const window = told
+        .slice(n)
+        .filter((later) => later.at - at < 900 && later.phase === told[n].phase);
       expect(window.length).toBeLessThanOrEqual(10);
     }
-    expect(told.filter((progress) => progress.phase === 'saving').at(-1)).toMatchObject({ bytesDone: told.at(0).bytesTotal });
+    expect(told.filter((progress) => progress.phase === 'saving').at(-1)).toMatchObject({
+      bytesDone: told.at(0).bytesTotal,
+    });
   });
 
   test('onSuccess and onFailure are each called once, for their own', async () => {
@@ -213,8 +294,12 @@ describe('callbacks', () => {
     const { manager } = setUp({ onSuccess: async () => throws(), onFailure: throws });
     const backup = await manager.createBackup({ onProgress: throws });
     expect(await manager.verifyBackup(backup.id)).toBe(true);
-    await expect(manager.createBackup({ basedOn: 'backup-1' })).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
-    await vi.waitFor(() => expect(new Set(warned.map((warning) => warning.message.split(' ')[0])).size).toBe(3));
+    await expect(manager.createBackup({ basedOn: 'backup-1' })).rejects.toMatchObject({
+      code: 'KG_INVALID_OPTION',
+    });
+    await vi.waitFor(() =>
+      expect(new Set(warned.map((warning) => warning.message.split(' ')[0])).size).toBe(3),
+    );
     expect(warned.every((warning) => warning.code === 'KG_CALLBACK_THREW')).toBe(true);
   });
 });
@@ -222,10 +307,17 @@ describe('callbacks', () => {
 describe('signal', () => {
   const calls = {
     createBackup: (manager, signal, onProgress) => manager.createBackup({ signal, onProgress }),
-    verifyBackup: (manager, signal, onProgress) => manager.verifyBackup('latest', { signal, onProgress }),
-    checkBackup: (manager, signal, onProgress) => manager.checkBackup('latest', { signal, onProgress }),
+    verifyBackup: (manager, signal, onProgress) =>
+      manager.verifyBackup('latest', { signal, onProgress }),
+    checkBackup: (manager, signal, onProgress) =>
+      manager.checkBackup('latest', { signal, onProgress }),
     restore: (manager, signal, onProgress) =>
-      manager.restore({ backupId: 'latest', targetDir: path.join(manager.projectRoot, '../new'), signal, onProgress }),
+      manager.restore({
+        backupId: 'latest',
+        targetDir: path.join(manager.projectRoot, '../new'),
+        signal,
+        onProgress,
+      }),
   };
   for (const [name, start] of Object.entries(calls)) {
     test(`ends ${name} with an AbortError and leaves nothing of it`, async () => {
@@ -233,10 +325,18 @@ describe('signal', () => {
       const { id } = await manager.createBackup();
       const before = readdirSync(backups);
       const already = AbortSignal.abort('early');
-      await expect(start(manager, already)).rejects.toMatchObject({ name: 'AbortError', code: 'ABORT_ERR', cause: 'early' });
+      await expect(start(manager, already)).rejects.toMatchObject({
+        name: 'AbortError',
+        code: 'ABORT_ERR',
+        cause: 'early',
+      });
       const controller = new AbortController();
       const running = start(manager, controller.signal, () => controller.abort('later'));
-      await expect(running).rejects.toMatchObject({ name: 'AbortError', code: 'ABORT_ERR', cause: 'later' });
+      await expect(running).rejects.toMatchObject({
+        name: 'AbortError',
+        code: 'ABORT_ERR',
+        cause: 'later',
+      });
       expect(readdirSync(backups)).toEqual(before);
       expect(readdirSync(path.join(root, '..')).sort()).toEqual(['backups', 'project']);
       expect((await manager.listBackups()).map((backup) => backup.id)).toEqual([id]);
@@ -250,7 +350,7 @@ describe('bad input', () => {
     'a level of 12': { compressionLevel: 12 },
     'a level of 2.5': { compressionLevel: 2.5 },
     'a level that is text': { compressionLevel: '6' },
-    'NaN': { maxBackups: Number.NaN },
+    NaN: { maxBackups: Number.NaN },
     'zero backups': { maxBackups: 0 },
     'half a day': { retentionDays: 0.5 },
     'patterns that are no list': { excludePatterns: '*.tmp' },
@@ -269,7 +369,9 @@ describe('bad input', () => {
   test('what this release does not do is refused when the manager is made', () => {
     const unsupported = [{ backupDir: 's3://bucket/kg' }, { storageOptions: {} }];
     for (const config of unsupported) {
-      expect(() => createBackupManager(config)).toThrow(expect.objectContaining({ code: 'KG_UNSUPPORTED' }));
+      expect(() => createBackupManager(config)).toThrow(
+        expect.objectContaining({ code: 'KG_UNSUPPORTED' }),
+      );
     }
   });
 
@@ -311,7 +413,8 @@ describe('bad input', () => {
     const { root } = makeProject();
     const file = path.join(temporaryDirectory(), 'file');
     writeFileSync(file, '');
-    const create = (config) => async () => createBackupManager({ projectRoot: root, ...config }).createBackup();
+    const create = (config) => async () =>
+      createBackupManager({ projectRoot: root, ...config }).createBackup();
     const cases = [
       ['KG_NO_PROJECT', create({ projectRoot: temporaryDirectory() })],
       ['KG_NO_PROJECT', create({ projectRoot: '/no/such/directory' })],
@@ -324,7 +427,12 @@ describe('bad input', () => {
     for (const [code, call] of cases) {
       await expect(call(), call.toString()).rejects.toMatchObject({ code });
     }
-    expect(readdirSync(path.join(root, '.kg')).sort()).toEqual(['config.json', 'knowledge.db', 'plugins', 'vectors']);
+    expect(readdirSync(path.join(root, '.kg')).sort()).toEqual([
+      'config.json',
+      'knowledge.db',
+      'plugins',
+      'vectors',
+    ]);
   });
 
   test('an archive of a newer format is refused with what to do', async () => {
@@ -333,7 +441,12 @@ describe('bad input', () => {
     const { newerFormat } = await import('./support/forge.mjs');
     const forged = path.join(backups, '../forged.tar.gz');
     newerFormat(file, forged);
-    await expect(manager.verifyBackup(forged)).rejects.toMatchObject({ code: 'KG_FORMAT_NEWER', remedy: expect.stringContaining('Update') });
-    await expect(manager.restore({ backupPath: forged, overwrite: true })).rejects.toMatchObject({ code: 'KG_FORMAT_NEWER' });
+    await expect(manager.verifyBackup(forged)).rejects.toMatchObject({
+      code: 'KG_FORMAT_NEWER',
+      remedy: expect.stringContaining('Update'),
+    });
+    await expect(manager.restore({ backupPath: forged, overwrite: true })).rejects.toMatchObject({
+      code: 'KG_FORMAT_NEWER',
+    });
   });
 });

@@ -3,7 +3,19 @@
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
-import { cpSync, existsSync, lchownSync, mkdirSync, readFileSync, readdirSync, readlinkSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  lchownSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 import { gunzipSync } from 'node:zlib';
 
@@ -12,7 +24,13 @@ import { describe, expect, test } from 'vitest';
 
 import { digestOf, rewriteManifest, seal } from './support/forge.mjs';
 import { kg, kgPath, run, until } from './support/processes.mjs';
-import { contents, integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import {
+  contents,
+  integrityOf,
+  makeProject,
+  temporaryDirectory,
+  withDatabase,
+} from './support/project.mjs';
 
 const KILLS = 60;
 
@@ -25,7 +43,8 @@ const leftovers = (dir) => readdirSync(dir).filter((name) => /^\.kg-(partial|sna
 /** A project and a full backup with so many incremental ones after it, oldest first, each with another title of a node. */
 async function chain(length, { nodes = 1000, config } = {}) {
   const project = makeProject({ nodes });
-  const managerWith = (more) => createBackupManager({ projectRoot: project.root, backupDir: project.backups, ...more });
+  const managerWith = (more) =>
+    createBackupManager({ projectRoot: project.root, backupDir: project.backups, ...more });
   const manager = managerWith(config);
   const at = (...parts) => path.join(project.root, '.kg', ...parts);
   const incremental = (options) => manager.createBackup({ type: 'incremental', ...options });
@@ -50,7 +69,11 @@ describe('a pinned backup', () => {
     const pinned = await manager.pin(made[1].id, 'before the migration');
     const { reusedBytes, ...listed } = made[1];
     expect(reusedBytes).toBe(0);
-    expect(pinned).toEqual({ ...listed, warnings: [], pinned: { reason: 'before the migration', at: expect.any(Number) } });
+    expect(pinned).toEqual({
+      ...listed,
+      warnings: [],
+      pinned: { reason: 'before the migration', at: expect.any(Number) },
+    });
     expect(Math.abs(Date.now() - pinned.pinned.at)).toBeLessThan(60_000);
     const full = await manager.createBackup();
     const one = managerWith({ maxBackups: 1 });
@@ -66,24 +89,42 @@ describe('a pinned backup', () => {
     await manager.pin(full.id);
     const next = await one.createBackup({ type: 'snapshot' });
     const last = await one.createBackup({ type: 'snapshot' });
-    expect(idsOf(await manager.listBackups()), 'pins take no place of the one').toEqual([last.id, full.id, made[1].id, made[0].id]);
+    expect(idsOf(await manager.listBackups()), 'pins take no place of the one').toEqual([
+      last.id,
+      full.id,
+      made[1].id,
+      made[0].id,
+    ]);
     expect(next.id).not.toBe(last.id);
     expect((await manager.unpin(made[1].id)).pinned).toBeUndefined();
     expect((await manager.unpin(full.id)).pinned).toBeUndefined();
     await one.prune();
-    expect(idsOf(await manager.listBackups()), 'a snapshot is not all of a project').toEqual([last.id, full.id]);
+    expect(idsOf(await manager.listBackups()), 'a snapshot is not all of a project').toEqual([
+      last.id,
+      full.id,
+    ]);
   });
 
   test('is not deleted, nor with what it rests on', async () => {
     const { manager, backups, made } = await chain(3);
     await manager.pin(made[2].id, 'for the audit');
-    const refused = { code: 'KG_BACKUP_PINNED', message: expect.stringContaining('for the audit'), remedy: expect.stringContaining('--unpin') };
+    const refused = {
+      code: 'KG_BACKUP_PINNED',
+      message: expect.stringContaining('for the audit'),
+      remedy: expect.stringContaining('--unpin'),
+    };
     await expect(manager.deleteBackup(made[2].id)).rejects.toMatchObject(refused);
-    await expect(manager.deleteBackup(made[0].id, { cascade: true })).rejects.toMatchObject(refused);
-    await expect(manager.deleteBackup(made[0].id)).rejects.toMatchObject({ code: 'KG_BACKUP_NEEDED' });
+    await expect(manager.deleteBackup(made[0].id, { cascade: true })).rejects.toMatchObject(
+      refused,
+    );
+    await expect(manager.deleteBackup(made[0].id)).rejects.toMatchObject({
+      code: 'KG_BACKUP_NEEDED',
+    });
     expect(idsOf(await manager.listBackups())).toEqual(idsOf(made).reverse());
     await manager.unpin(made[2].id);
-    expect(await manager.deleteBackup(made[0].id, { cascade: true })).toEqual(idsOf(made).reverse());
+    expect(await manager.deleteBackup(made[0].id, { cascade: true })).toEqual(
+      idsOf(made).reverse(),
+    );
     expect(readdirSync(backups)).toEqual(['.kg-store.lock']);
   });
 
@@ -98,7 +139,9 @@ describe('a pinned backup', () => {
 
     const copy = path.join(temporaryDirectory(), 'copy');
     cpSync(backups, copy, { recursive: true, verbatimSymlinks: true });
-    expect((await managerWith({ backupDir: copy }).getBackup(first.id)).pinned).toMatchObject({ reason: 'why' });
+    expect((await managerWith({ backupDir: copy }).getBackup(first.id)).pinned).toMatchObject({
+      reason: 'why',
+    });
 
     const aside = path.join(temporaryDirectory(), 'aside');
     renameSync(first.path, aside);
@@ -109,15 +152,21 @@ describe('a pinned backup', () => {
     // What the file says is not what pins.
     writeFileSync(`${first.path}.pin.json`, '');
     expect((await manager.getBackup(first.id)).pinned).toEqual({ at: expect.any(Number) });
-    await expect(manager.deleteBackup(first.id, { cascade: true })).rejects.toMatchObject({ code: 'KG_BACKUP_PINNED' });
+    await expect(manager.deleteBackup(first.id, { cascade: true })).rejects.toMatchObject({
+      code: 'KG_BACKUP_PINNED',
+    });
   });
 
   test('has a reason that is a text of bearable length, and exists', async () => {
     const { manager, made, backups } = await chain(1);
-    await expect(manager.pin(made[0].id, 'x'.repeat(5000))).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
+    await expect(manager.pin(made[0].id, 'x'.repeat(5000))).rejects.toMatchObject({
+      code: 'KG_INVALID_OPTION',
+    });
     await expect(manager.pin(made[0].id, 7)).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
     await expect(manager.pin('latest')).rejects.toMatchObject({ code: 'KG_BACKUP_NOT_FOUND' });
-    await expect(manager.unpin('backup-20200101-000000')).rejects.toMatchObject({ code: 'KG_BACKUP_NOT_FOUND' });
+    await expect(manager.unpin('backup-20200101-000000')).rejects.toMatchObject({
+      code: 'KG_BACKUP_NOT_FOUND',
+    });
     rmSync(backups, { recursive: true });
     await expect(manager.pin(made[0].id)).rejects.toMatchObject({ code: 'KG_BACKUP_NOT_FOUND' });
     expect(existsSync(backups)).toBe(false);
@@ -129,12 +178,19 @@ test('whoever pins, unpins or consolidates is told of an archive that cannot be 
   const [full, incremental] = made;
   const cut = path.join(backups, 'kg-backup-20200101-000000.tar.gz');
   writeFileSync(cut, readFileSync(full.path).subarray(0, -1));
-  const warned = [expect.objectContaining({ code: 'KG_WARN_STORE', message: expect.stringContaining(`${cut} is not listed`) })];
+  const warned = [
+    expect.objectContaining({
+      code: 'KG_WARN_STORE',
+      message: expect.stringContaining(`${cut} is not listed`),
+    }),
+  ];
   expect((await manager.pin(full.id)).warnings).toEqual(warned);
   expect((await manager.unpin(full.id)).warnings).toEqual(warned);
   expect((await manager.consolidate(incremental.id)).warnings).toEqual(warned);
   expect((await manager.getBackup(full.id)).warnings).toEqual([]);
-  const { stderr } = await kg(['diag', 'backup', '--output', backups, '--pin', full.id], { cwd: root });
+  const { stderr } = await kg(['diag', 'backup', '--output', backups, '--pin', full.id], {
+    cwd: root,
+  });
   expect(stderr).toMatch(/^warning: .*is not listed.*\n$/);
 });
 
@@ -142,21 +198,45 @@ test('kg pins, lists, unpins and deletes, with the exit status of each error', a
   const { root, backups, made } = await chain(2);
   const diag = (...args) => kg(['diag', 'backup', '--output', backups, ...args], { cwd: root });
   const [full, incremental] = made;
-  expect(await diag('--pin', incremental.id, '--reason', 'for the audit')).toMatchObject({ status: 0, stdout: expect.stringContaining(`Pinned ${incremental.id}`) });
-  expect((await diag('--list')).stdout).toMatch(new RegExp(`${incremental.id} .* \\[pinned: for the audit\\] round 1\n`));
-  expect(JSON.parse((await diag('--list', '--json')).stdout)[0].pinned).toEqual({ reason: 'for the audit', at: expect.any(Number) });
-  expect(await diag('--delete', full.id, '--cascade')).toMatchObject({ status: 4, stderr: expect.stringContaining('KG_BACKUP_PINNED') });
+  expect(await diag('--pin', incremental.id, '--reason', 'for the audit')).toMatchObject({
+    status: 0,
+    stdout: expect.stringContaining(`Pinned ${incremental.id}`),
+  });
+  expect((await diag('--list')).stdout).toMatch(
+    new RegExp(`${incremental.id} .* \\[pinned: for the audit\\] round 1\n`),
+  );
+  expect(JSON.parse((await diag('--list', '--json')).stdout)[0].pinned).toEqual({
+    reason: 'for the audit',
+    at: expect.any(Number),
+  });
+  expect(await diag('--delete', full.id, '--cascade')).toMatchObject({
+    status: 4,
+    stderr: expect.stringContaining('KG_BACKUP_PINNED'),
+  });
   const unpinned = JSON.parse((await diag('--unpin', incremental.id, '--json')).stdout);
   expect([unpinned.id, unpinned.pinned]).toEqual([incremental.id, undefined]);
   const needed = await diag('--delete', full.id, '--json');
   expect([needed.status, JSON.parse(needed.stdout).error.code]).toEqual([4, 'KG_BACKUP_NEEDED']);
-  expect(await diag('--delete', 'backup-20200101-000000')).toMatchObject({ status: 4, stderr: expect.stringContaining('KG_BACKUP_NOT_FOUND') });
+  expect(await diag('--delete', 'backup-20200101-000000')).toMatchObject({
+    status: 4,
+    stderr: expect.stringContaining('KG_BACKUP_NOT_FOUND'),
+  });
   const deleted = await diag('--delete', full.id, '--cascade', '--json');
-  expect([deleted.status, JSON.parse(deleted.stdout)]).toEqual([0, { deleted: [incremental.id, full.id] }]);
-  for (const usage of [['--cascade'], ['--reason', 'x'], ['--delete', full.id, '--pin', full.id], ['--list', '--delete', full.id]]) {
+  expect([deleted.status, JSON.parse(deleted.stdout)]).toEqual([
+    0,
+    { deleted: [incremental.id, full.id] },
+  ]);
+  for (const usage of [
+    ['--cascade'],
+    ['--reason', 'x'],
+    ['--delete', full.id, '--pin', full.id],
+    ['--list', '--delete', full.id],
+  ]) {
     expect((await diag(...usage)).status, usage.join(' ')).toBe(2);
   }
-  expect((await kg(['diag', 'backup', '--help'])).stdout).toMatch(/--cascade\n[^]*Examples:[^]*kg diag backup --delete ID/);
+  expect((await kg(['diag', 'backup', '--help'])).stdout).toMatch(
+    /--cascade\n[^]*Examples:[^]*kg diag backup --delete ID/,
+  );
 });
 
 describe('a full backup that is consolidated from a chain', () => {
@@ -168,7 +248,8 @@ describe('a full backup that is consolidated from a chain', () => {
     symlinkSync('glossary/terms.json', at('plugins/link'));
     writeFileSync(at('plugins/own'), 'own');
     change(at('vectors.db'), 'CREATE TABLE embeddings (id); INSERT INTO embeddings VALUES (1)');
-    if (process.getuid() === 0) for (const name of ['empty', 'link', 'own']) lchownSync(at('plugins', name), 1234, 4321);
+    if (process.getuid() === 0)
+      for (const name of ['empty', 'link', 'own']) lchownSync(at('plugins', name), 1234, 4321);
     made.made.push(await incremental({ compression: false }));
     rmSync(at('vectors/a.f32'));
     change(database, 'DELETE FROM edges WHERE id < 300; VACUUM');
@@ -180,23 +261,38 @@ describe('a full backup that is consolidated from a chain', () => {
     const { manager, root, last, made } = await rich();
     const expected = await restored(manager, last);
     const full = await manager.consolidate(last.id);
-    expect(full).toMatchObject({ id: expect.stringContaining(`${last.id.slice(0, 22)}-`), type: 'full', consolidatedFrom: last.id, warnings: [] });
-    for (const field of ['timestamp', 'description', 'contents', 'integrity']) expect(full[field], field).toEqual(last[field]);
+    expect(full).toMatchObject({
+      id: expect.stringContaining(`${last.id.slice(0, 22)}-`),
+      type: 'full',
+      consolidatedFrom: last.id,
+      warnings: [],
+    });
+    for (const field of ['timestamp', 'description', 'contents', 'integrity'])
+      expect(full[field], field).toEqual(last[field]);
     expect(full.stats).toEqual({ ...last.stats, compressedSize: full.size });
     expect([full.basedOn, full.pinned]).toEqual([undefined, undefined]);
     expect((await manager.listBackups())[0]).toEqual(full);
-    expect(readlinkSync(path.join(path.dirname(full.path), 'latest.tar.gz'))).toBe(path.basename(full.path));
+    expect(readlinkSync(path.join(path.dirname(full.path), 'latest.tar.gz'))).toBe(
+      path.basename(full.path),
+    );
 
     for (const id of idsOf(made).reverse()) await manager.deleteBackup(id);
     const { problems, manifest } = await manager.checkBackup(full.path);
     expect(problems).toEqual([]);
-    expect(manifest).toMatchObject({ type: 'full', consolidatedFrom: last.id, project: expect.any(String) });
+    expect(manifest).toMatchObject({
+      type: 'full',
+      consolidatedFrom: last.id,
+      project: expect.any(String),
+    });
     const out = temporaryDirectory();
     run('tar', ['-xzf', full.path, '-C', out]);
     run('sha256sum', ['--quiet', '-c', 'checksums.sha256'], { cwd: out });
     const unpacked = path.join(out, 'database.sqlite');
     expect(run('sqlite3', [unpacked, 'PRAGMA integrity_check']).trim()).toBe('ok');
-    expect(readFileSync(unpacked).equals(readFileSync(path.join(expected, '.kg/knowledge.db'))), 'byte for byte').toBe(true);
+    expect(
+      readFileSync(unpacked).equals(readFileSync(path.join(expected, '.kg/knowledge.db'))),
+      'byte for byte',
+    ).toBe(true);
     const target = await restored(manager, full);
     expect(contents(target)).toEqual(contents(expected));
     expect(contents(target)).toEqual(contents(root));
@@ -208,19 +304,30 @@ describe('a full backup that is consolidated from a chain', () => {
     const consolidated = await manager.consolidate(last.id, { compression: false });
     expect(consolidated.path).toMatch(/\.tar$/);
     // The manifests differ in their length.
-    const entries = (archive) => run('tar', ['--numeric-owner', '--full-time', '-tvf', archive]).split('\n').filter((line) => !/manifest\.json$/.test(line));
+    const entries = (archive) =>
+      run('tar', ['--numeric-owner', '--full-time', '-tvf', archive])
+        .split('\n')
+        .filter((line) => !/manifest\.json$/.test(line));
     const checksums = (lines) => lines.filter((line) => !line.endsWith('checksums.sha256'));
     expect(checksums(entries(consolidated.path))).toEqual(checksums(entries(full.path)));
-    const filesOf = async ({ path: archive }) => (await manager.checkBackup(archive)).manifest.files;
+    const filesOf = async ({ path: archive }) =>
+      (await manager.checkBackup(archive)).manifest.files;
     expect(await filesOf(consolidated)).toEqual(await filesOf(full));
   });
 
   test('is what the next incremental backup rests on, while others go on resting on the old ones', async () => {
     const { manager, managerWith, root, made, database, incremental } = await chain(3);
     const full = await manager.consolidate(made[1].id);
-    expect(idsOf(await manager.listBackups())).toEqual([made[2].id, full.id, made[1].id, made[0].id]);
+    expect(idsOf(await manager.listBackups())).toEqual([
+      made[2].id,
+      full.id,
+      made[1].id,
+      made[0].id,
+    ]);
     expect(await manager.verifyBackup(made[2].path)).toBe(true);
-    await expect(manager.deleteBackup(made[1].id)).rejects.toMatchObject({ code: 'KG_BACKUP_NEEDED' });
+    await expect(manager.deleteBackup(made[1].id)).rejects.toMatchObject({
+      code: 'KG_BACKUP_NEEDED',
+    });
     const newest = await manager.consolidate(made[2].id);
     change(database, 'DELETE FROM edges');
     const next = await incremental();
@@ -235,19 +342,33 @@ describe('a full backup that is consolidated from a chain', () => {
   test('is refused of a full one, of a broken and of a damaged chain, and nothing is left of the attempt', async () => {
     const { manager, made, backups } = await chain(3);
     const listed = await manager.listBackups();
-    await expect(manager.consolidate(made[0].id)).rejects.toMatchObject({ code: 'KG_INVALID_OPTION', message: expect.stringContaining('depends on no other') });
-    await expect(manager.consolidate('backup-20200101-000000')).rejects.toMatchObject({ code: 'KG_BACKUP_NOT_FOUND' });
-    await expect(manager.consolidate(made[2].id, { type: 'full' })).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
+    await expect(manager.consolidate(made[0].id)).rejects.toMatchObject({
+      code: 'KG_INVALID_OPTION',
+      message: expect.stringContaining('depends on no other'),
+    });
+    await expect(manager.consolidate('backup-20200101-000000')).rejects.toMatchObject({
+      code: 'KG_BACKUP_NOT_FOUND',
+    });
+    await expect(manager.consolidate(made[2].id, { type: 'full' })).rejects.toMatchObject({
+      code: 'KG_INVALID_OPTION',
+    });
     const whole = readFileSync(made[0].path);
     const damaged = Buffer.from(whole);
     damaged[Math.floor(whole.length / 2)] ^= 1;
     writeFileSync(made[0].path, damaged);
-    await expect(manager.consolidate(made[2].id)).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH' });
+    await expect(manager.consolidate(made[2].id)).rejects.toMatchObject({
+      code: 'KG_CHECKSUM_MISMATCH',
+    });
     rmSync(made[0].path);
-    await expect(manager.consolidate(made[2].id)).rejects.toMatchObject({ code: 'KG_CHAIN_BROKEN' });
+    await expect(manager.consolidate(made[2].id)).rejects.toMatchObject({
+      code: 'KG_CHAIN_BROKEN',
+    });
     writeFileSync(made[0].path, whole);
     const aborting = new AbortController();
-    const aborted = manager.consolidate(made[2].id, { signal: aborting.signal, onProgress: () => aborting.abort() });
+    const aborted = manager.consolidate(made[2].id, {
+      signal: aborting.signal,
+      onProgress: () => aborting.abort(),
+    });
     await expect(aborted).rejects.toMatchObject({ name: 'AbortError' });
     expect(leftovers(backups)).toEqual([]);
     await manager.consolidate(made[2].id).then(({ id }) => manager.deleteBackup(id));
@@ -271,8 +392,17 @@ describe('a full backup that is consolidated from a chain', () => {
       test "$(df --output=used "$disk" | tail -1)" -le "$((before + 8))" && echo 'space given back'
       kg diag backup --consolidate "$id" --output "$disk" | grep -o 'without a base'
       kg diag backup --verify "$disk/latest.tar.gz" | grep -o 'as it was written'`;
-    const said = run('unshare', [process.getuid() === 0 ? '-m' : '-rm', 'sh', '-ec', script], { cwd: root }).trim().split('\n');
-    expect(said).toEqual(['KG_NO_SPACE', 'space given back', 'without a base', 'as it was written']);
+    const said = run('unshare', [process.getuid() === 0 ? '-m' : '-rm', 'sh', '-ec', script], {
+      cwd: root,
+    })
+      .trim()
+      .split('\n');
+    expect(said).toEqual([
+      'KG_NO_SPACE',
+      'space given back',
+      'without a base',
+      'as it was written',
+    ]);
   });
 
   test(`is there whole or not at all after a kill, ${KILLS} times`, async () => {
@@ -298,8 +428,12 @@ describe('a full backup that is consolidated from a chain', () => {
       if (signal === 'SIGKILL') seen.interrupted += 1;
       if (leftovers(backups).length > 0) seen.atWork += 1;
       const listed = await manager.listBackups();
-      expect(idsOf(listed.filter(({ consolidatedFrom }) => !consolidatedFrom))).toEqual(idsOf(made).reverse());
-      for (const { id, path: archive } of listed.filter(({ consolidatedFrom }) => consolidatedFrom)) {
+      expect(idsOf(listed.filter(({ consolidatedFrom }) => !consolidatedFrom))).toEqual(
+        idsOf(made).reverse(),
+      );
+      for (const { id, path: archive } of listed.filter(
+        ({ consolidatedFrom }) => consolidatedFrom,
+      )) {
         seen.done += 1;
         expect(await manager.verifyBackup(archive), id).toBe(true);
         await manager.deleteBackup(id);
@@ -318,8 +452,14 @@ describe('a full backup that is consolidated from a chain', () => {
     const { root, backups, made } = await chain(2);
     const args = ['diag', 'backup', '--output', backups, '--consolidate', made[1].id];
     const told = await kg([...args, '--json', '--level', '1'], { cwd: root });
-    expect([told.status, JSON.parse(told.stdout)]).toMatchObject([0, { type: 'full', consolidatedFrom: made[1].id }]);
-    expect(await kg([...args, '--compression', 'none'], { cwd: root })).toMatchObject({ status: 0, stdout: expect.stringMatching(/backup-[\d-]+\.tar\n/) });
+    expect([told.status, JSON.parse(told.stdout)]).toMatchObject([
+      0,
+      { type: 'full', consolidatedFrom: made[1].id },
+    ]);
+    expect(await kg([...args, '--compression', 'none'], { cwd: root })).toMatchObject({
+      status: 0,
+      stdout: expect.stringMatching(/backup-[\d-]+\.tar\n/),
+    });
     expect((await kg([...args.slice(0, -1), made[0].id], { cwd: root })).status).toBe(2);
   });
 });
@@ -329,21 +469,35 @@ describe('the length of a chain', () => {
     const { manager, made } = await chain(3, { config: { maxChainLength: 3, maxBackups: 2 } });
     expect(made.map(({ type }) => type)).toEqual(['full', 'incremental', 'incremental']);
     const fourth = await manager.createBackup({ type: 'incremental' });
-    expect(fourth).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL', message: expect.stringContaining('chain of 3') }] });
+    expect(fourth).toMatchObject({
+      type: 'full',
+      warnings: [{ code: 'KG_WARN_FULL', message: expect.stringContaining('chain of 3') }],
+    });
     const fifth = await manager.createBackup({ type: 'incremental' });
     expect(fifth).toMatchObject({ type: 'incremental', basedOn: fourth.id, warnings: [] });
     expect(idsOf(await manager.listBackups())).toEqual([fifth.id, fourth.id]);
   });
 
-  test('is the caller\'s business where the base is named', async () => {
-    const { incremental, made, root, backups, manager } = await chain(2, { config: { maxChainLength: 2 } });
-    expect(await incremental({ basedOn: made[1].id })).toMatchObject({ type: 'incremental', warnings: [] });
+  test("is the caller's business where the base is named", async () => {
+    const { incremental, made, root, backups, manager } = await chain(2, {
+      config: { maxChainLength: 2 },
+    });
+    expect(await incremental({ basedOn: made[1].id })).toMatchObject({
+      type: 'incremental',
+      warnings: [],
+    });
     const args = ['diag', 'backup', '--type', 'incremental', '--output', backups, '--json'];
-    expect(JSON.parse((await kg([...args, '--max-chain', '4'], { cwd: root })).stdout).type).toBe('incremental');
-    expect(JSON.parse((await kg([...args, '--max-chain', '4'], { cwd: root })).stdout)).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL' }] });
+    expect(JSON.parse((await kg([...args, '--max-chain', '4'], { cwd: root })).stdout).type).toBe(
+      'incremental',
+    );
+    expect(
+      JSON.parse((await kg([...args, '--max-chain', '4'], { cwd: root })).stdout),
+    ).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL' }] });
     expect((await manager.listBackups())[0].type).toBe('full');
     expect((await kg([...args, '--max-chain', '0'], { cwd: root })).status).toBe(2);
-    expect(() => createBackupManager({ projectRoot: root, maxChainLength: 0 })).toThrow(expect.objectContaining({ code: 'KG_INVALID_OPTION' }));
+    expect(() => createBackupManager({ projectRoot: root, maxChainLength: 0 })).toThrow(
+      expect.objectContaining({ code: 'KG_INVALID_OPTION' }),
+    );
   });
 });
 
@@ -369,7 +523,9 @@ describe('a restore from a chain', () => {
     restore(1_000_000, '--config-only');
     expect(() => restore(1_000_000)).toThrow();
     // What an archive between has, and the newest does not, is not unpacked even for the whole.
-    const { size } = (await manager.checkBackup(made.at(-1).path)).manifest.files.find((file) => file.path === '.kg/knowledge.db');
+    const { size } = (await manager.checkBackup(made.at(-1).path)).manifest.files.find(
+      (file) => file.path === '.kg/knowledge.db',
+    );
     expect(size).toBeLessThan(5_000_000);
     expect(contents(restore(size))).toEqual(contents(root));
     const only = await restored(manager, made.at(-1), { only: ['database'] });
@@ -379,11 +535,21 @@ describe('a restore from a chain', () => {
   test('checks in a dry run what a verification does', async () => {
     const { manager, made } = await chain(3);
     const forged = path.join(path.dirname(made[2].path), 'kg-backup-20200101-000000.tar.gz');
-    const forge = (change) => writeFileSync(forged, seal(rewriteManifest(gunzipSync(readFileSync(made[2].path)), change)));
+    const forge = (change) =>
+      writeFileSync(forged, seal(rewriteManifest(gunzipSync(readFileSync(made[2].path)), change)));
     forge(() => {});
-    const dry = { backupPath: forged, targetDir: path.join(temporaryDirectory(), 'target'), dryRun: true };
+    const dry = {
+      backupPath: forged,
+      targetDir: path.join(temporaryDirectory(), 'target'),
+      dryRun: true,
+    };
     expect(await manager.restore(dry)).toMatchObject({ dryRun: true, id: made[2].id });
-    forge((manifest) => (manifest.files.find((file) => file.path === '.kg/knowledge.db').pages.root = '0'.repeat(64)));
+    forge(
+      (manifest) =>
+        (manifest.files.find((file) => file.path === '.kg/knowledge.db').pages.root = '0'.repeat(
+          64,
+        )),
+    );
     expect(await manager.verifyBackup(forged)).toBe(false);
     await expect(manager.restore(dry)).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH' });
     expect(existsSync(dry.targetDir)).toBe(false);
@@ -393,7 +559,8 @@ describe('a restore from a chain', () => {
     const { manager, made, incremental, at } = await chain(2);
     writeFileSync(at('plugins/round'), 'only this');
     const last = await incremental();
-    const wrong = (manifest) => (manifest.files.find((file) => file.path === '.kg/knowledge.db').sha256 = '0'.repeat(64));
+    const wrong = (manifest) =>
+      (manifest.files.find((file) => file.path === '.kg/knowledge.db').sha256 = '0'.repeat(64));
     const forge = (backup, change) => {
       const archive = seal(rewriteManifest(gunzipSync(readFileSync(backup.path)), change));
       writeFileSync(backup.path, archive);
@@ -406,8 +573,13 @@ describe('a restore from a chain', () => {
       wrong(manifest);
       manifest.basedOnChecksum = checksum;
     });
-    await expect(restored(manager, last)).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH', message: expect.stringContaining('after it is assembled') });
-    await expect(manager.consolidate(last.id)).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH' });
+    await expect(restored(manager, last)).rejects.toMatchObject({
+      code: 'KG_CHECKSUM_MISMATCH',
+      message: expect.stringContaining('after it is assembled'),
+    });
+    await expect(manager.consolidate(last.id)).rejects.toMatchObject({
+      code: 'KG_CHECKSUM_MISMATCH',
+    });
   });
 });
 
@@ -415,13 +587,24 @@ describe('a backup that came here without its manifest', () => {
   test('protects what it rests on from deletion', async () => {
     const { manager, made, root, backups } = await chain(3);
     rmSync(sidecar(made[2]));
-    await expect(manager.deleteBackup(made[1].id)).rejects.toMatchObject({ code: 'KG_BACKUP_NEEDED', message: expect.stringContaining(made[2].id) });
+    await expect(manager.deleteBackup(made[1].id)).rejects.toMatchObject({
+      code: 'KG_BACKUP_NEEDED',
+      message: expect.stringContaining(made[2].id),
+    });
     expect(idsOf(await manager.listBackups())).toEqual(idsOf(made).reverse());
     rmSync(sidecar(made[2]));
-    const refused = await kg(['diag', 'backup', '--delete', made[0].id, '--output', backups], { cwd: root });
-    expect(refused).toMatchObject({ status: 4, stderr: expect.stringContaining('KG_BACKUP_NEEDED') });
+    const refused = await kg(['diag', 'backup', '--delete', made[0].id, '--output', backups], {
+      cwd: root,
+    });
+    expect(refused).toMatchObject({
+      status: 4,
+      stderr: expect.stringContaining('KG_BACKUP_NEEDED'),
+    });
     rmSync(sidecar(made[1]));
-    expect(await manager.deleteBackup(made[1].id, { cascade: true })).toEqual([made[2].id, made[1].id]);
+    expect(await manager.deleteBackup(made[1].id, { cascade: true })).toEqual([
+      made[2].id,
+      made[1].id,
+    ]);
   });
 
   test('protects it from retention, and a dry run says the same', async () => {
@@ -436,7 +619,12 @@ describe('a backup that came here without its manifest', () => {
     expect(existsSync(sidecar(last)), 'a dry run writes nothing').toBe(false);
     const { decisions, warnings } = await one.prune();
     expect(planned).toMatchObject({ decisions, warnings });
-    expect(warnings).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringContaining('kg-backup-20200101-000000.tar.gz') }]);
+    expect(warnings).toMatchObject([
+      {
+        code: 'KG_WARN_STORE',
+        message: expect.stringContaining('kg-backup-20200101-000000.tar.gz'),
+      },
+    ]);
     expect(decisions.map(({ id, reason }) => [id, reason])).toEqual([
       [last.id, 'newest-good'],
       [other.id, 'too-many'],

@@ -2,7 +2,15 @@
 
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, truncateSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  truncateSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import { describe, expect, onTestFinished, test } from 'vitest';
@@ -19,9 +27,18 @@ function setUp(options) {
 describe('kg diag backup', () => {
   test('makes a backup and tells where, what and how large', async () => {
     const { kg, root } = setUp();
-    const { status, stdout, stderr } = await kg('diag', 'backup', '--output', './backups', '--description', 'by hand');
+    const { status, stdout, stderr } = await kg(
+      'diag',
+      'backup',
+      '--output',
+      './backups',
+      '--description',
+      'by hand',
+    );
     expect([status, stderr]).toEqual([0, '']);
-    expect(stdout).toMatch(/^Backup created: .*\/backups\/kg-backup-\d{8}-\d{6}\.tar\.gz\n {2}id {8}backup-/);
+    expect(stdout).toMatch(
+      /^Backup created: .*\/backups\/kg-backup-\d{8}-\d{6}\.tar\.gz\n {2}id {8}backup-/,
+    );
     expect(stdout).toContain('database, config, vectors, plugins; 200 nodes, 199 edges');
     expect(existsSync(path.join(root, 'backups/latest.tar.gz'))).toBe(true);
   });
@@ -38,7 +55,11 @@ describe('kg diag backup', () => {
     const { kg } = setUp();
     const made = JSON.parse((await kg('diag', 'backup', '--json')).stdout);
     expect(made).toMatchObject({ type: 'full', contents: { database: true }, warnings: [] });
-    expect(await kg('diag', 'backup', '--quiet', '--type', 'snapshot')).toMatchObject({ status: 0, stdout: '', stderr: '' });
+    expect(await kg('diag', 'backup', '--quiet', '--type', 'snapshot')).toMatchObject({
+      status: 0,
+      stdout: '',
+      stderr: '',
+    });
     const listed = JSON.parse((await kg('diag', 'backup', '--list', '--json')).stdout);
     expect(listed.map((backup) => backup.type)).toEqual(['snapshot', 'full']);
     const status = JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout);
@@ -50,29 +71,51 @@ describe('kg diag backup', () => {
     expect((await kg('diag', 'backup', '--list')).stdout).toMatch(/contains no backup/);
     expect((await kg('diag', 'backup', '--status')).stdout).toMatch(/none yet/);
     await kg('diag', 'backup', '--description', 'before the change');
-    expect((await kg('diag', 'backup', '--list')).stdout).toMatch(/ID .*\nbackup-\d{8}-\d{6} +full .* before the change\n$/);
-    expect((await kg('diag', 'backup', '--status')).stdout).toMatch(/last .* s ago[^]*kept {6}1 backups/);
+    expect((await kg('diag', 'backup', '--list')).stdout).toMatch(
+      /ID .*\nbackup-\d{8}-\d{6} +full .* before the change\n$/,
+    );
+    expect((await kg('diag', 'backup', '--status')).stdout).toMatch(
+      /last .* s ago[^]*kept {6}1 backups/,
+    );
   });
 
   test('--include-vectors, --no-vectors, --no-plugins and --exclude choose what is saved', async () => {
     const { kg } = setUp();
-    const contents = async (...args) => JSON.parse((await kg('diag', 'backup', '--json', ...args)).stdout).contents;
-    expect(await contents('--type', 'full', '--include-vectors')).toMatchObject({ vectors: true, plugins: true });
-    expect(await contents('--no-vectors', '--no-plugins')).toMatchObject({ vectors: false, plugins: false });
-    expect(await contents('--exclude', 'config.json', '--exclude', '*.f32')).toMatchObject({ config: false, vectors: false });
+    const contents = async (...args) =>
+      JSON.parse((await kg('diag', 'backup', '--json', ...args)).stdout).contents;
+    expect(await contents('--type', 'full', '--include-vectors')).toMatchObject({
+      vectors: true,
+      plugins: true,
+    });
+    expect(await contents('--no-vectors', '--no-plugins')).toMatchObject({
+      vectors: false,
+      plugins: false,
+    });
+    expect(await contents('--exclude', 'config.json', '--exclude', '*.f32')).toMatchObject({
+      config: false,
+      vectors: false,
+    });
   });
 
   test('--verify exits with 0 for a whole backup and 5 for a damaged one', async () => {
     const { kg, root } = setUp();
     await kg('diag', 'backup', '--output', 'backups');
-    expect(await kg('diag', 'backup', '--verify', './backups/latest.tar.gz')).toMatchObject({ status: 0 });
+    expect(await kg('diag', 'backup', '--verify', './backups/latest.tar.gz')).toMatchObject({
+      status: 0,
+    });
     const damaged = path.join(root, 'damaged.tar.gz');
     copyFileSync(path.join(root, 'backups/latest.tar.gz'), damaged);
     truncateSync(damaged, 1000);
     const { status, stdout } = await kg('diag', 'backup', '--verify', damaged);
     expect(status).toBe(5);
     expect(stdout).toMatch(/checksum mismatch, this backup is DAMAGED[^]*to do: /);
-    const { stdout: json, status: again } = await kg('diag', 'backup', '--verify', damaged, '--json');
+    const { stdout: json, status: again } = await kg(
+      'diag',
+      'backup',
+      '--verify',
+      damaged,
+      '--json',
+    );
     expect(again).toBe(5);
     expect(JSON.parse(json)).toMatchObject({ valid: false });
   });
@@ -87,7 +130,9 @@ describe('kg diag restore', () => {
     expect(status).toBe(0);
     const kept = stdout.match(/kept in (.*restore-undo\/\d{8}-\d{6})\n/)[1];
     expect(run('sqlite3', [database, 'SELECT count(*) FROM nodes'])).toBe('200\n');
-    expect(run('sqlite3', [path.join(kept, '.kg/knowledge.db'), 'SELECT count(*) FROM nodes'])).toBe('0\n');
+    expect(
+      run('sqlite3', [path.join(kept, '.kg/knowledge.db'), 'SELECT count(*) FROM nodes']),
+    ).toBe('0\n');
   });
 
   test('takes a path, latest, the name of the link, an id, and restores into another directory', async () => {
@@ -95,8 +140,13 @@ describe('kg diag restore', () => {
     const { id, path: file } = JSON.parse((await kg('diag', 'backup', '--json')).stdout);
     for (const reference of [file, 'latest', 'latest.tar.gz', id]) {
       const target = temporaryDirectory();
-      expect(await kg('diag', 'restore', '--file', reference, '--target', target)).toMatchObject({ status: 0, stderr: '' });
-      expect(readFileSync(path.join(target, '.kg/config.json'))).toEqual(readFileSync(path.join(root, '.kg/config.json')));
+      expect(await kg('diag', 'restore', '--file', reference, '--target', target)).toMatchObject({
+        status: 0,
+        stderr: '',
+      });
+      expect(readFileSync(path.join(target, '.kg/config.json'))).toEqual(
+        readFileSync(path.join(root, '.kg/config.json')),
+      );
     }
   });
 
@@ -104,7 +154,10 @@ describe('kg diag restore', () => {
     const { kg, root, database } = setUp();
     await kg('diag', 'backup', '--output', 'backups');
     rmSync(path.join(root, '.kg'), { recursive: true });
-    const files = () => readdirSync(path.join(root, '.kg')).filter((name) => name !== 'restore-undo').sort();
+    const files = () =>
+      readdirSync(path.join(root, '.kg'))
+        .filter((name) => name !== 'restore-undo')
+        .sort();
     await kg('diag', 'restore', '--file', 'backups/latest.tar.gz', '--config-only');
     expect(files()).toEqual(['config.json']);
     await kg('diag', 'restore', '--file', 'backups/latest.tar.gz', '--db-only');
@@ -115,9 +168,17 @@ describe('kg diag restore', () => {
   test('--dry-run changes nothing and says what would happen', async () => {
     const { kg, root } = setUp();
     await kg('diag', 'backup', '--output', 'backups');
-    const { stdout, status } = await kg('diag', 'restore', '--file', 'backups/latest.tar.gz', '--dry-run');
+    const { stdout, status } = await kg(
+      'diag',
+      'restore',
+      '--file',
+      'backups/latest.tar.gz',
+      '--dry-run',
+    );
     expect(status).toBe(0);
-    expect(stdout).toMatch(/is intact\. A restore would write 4 files[^]*replace 4 of them\. Nothing was changed/);
+    expect(stdout).toMatch(
+      /is intact\. A restore would write 4 files[^]*replace 4 of them\. Nothing was changed/,
+    );
     expect(readdirSync(path.join(root, '.kg'))).not.toContain('restore-undo');
   });
 
@@ -125,9 +186,16 @@ describe('kg diag restore', () => {
     const { kg, root } = setUp();
     await kg('diag', 'backup', '--output', 'backups');
     const answer = (text, ...more) => {
-      const command = [kgPath, 'diag', 'restore', '--file', 'backups/latest.tar.gz', ...more].join(' ');
+      const command = [kgPath, 'diag', 'restore', '--file', 'backups/latest.tar.gz', ...more].join(
+        ' ',
+      );
       // script gives the command a terminal of its own.
-      return execFileSync('script', ['-qec', command, '/dev/null'], { cwd: root, input: text, encoding: 'utf8', stdio: ['pipe', 'pipe', 'pipe'] });
+      return execFileSync('script', ['-qec', command, '/dev/null'], {
+        cwd: root,
+        input: text,
+        encoding: 'utf8',
+        stdio: ['pipe', 'pipe', 'pipe'],
+      });
     };
     expect(() => answer('n\n')).toThrow(expect.objectContaining({ status: 130 }));
     expect(readdirSync(path.join(root, '.kg'))).not.toContain('restore-undo');
@@ -141,7 +209,11 @@ describe('exit status and errors', () => {
     [2, 'KG_NO_PROJECT', ['diag', 'backup', '--project', '/tmp/no-such-project']],
     [2, null, ['diag', 'backup', '--type', 'partial']],
     [2, null, ['diag', 'backup', '--level', '12']],
-    [4, 'KG_BACKUP_NOT_FOUND', ['diag', 'backup', '--type', 'incremental', '--base-backup', 'backup-20200101-000000']],
+    [
+      4,
+      'KG_BACKUP_NOT_FOUND',
+      ['diag', 'backup', '--type', 'incremental', '--base-backup', 'backup-20200101-000000'],
+    ],
     [2, null, ['diag', 'restore']],
     [2, null, ['no-such-command']],
     [3, 'KG_NO_DATABASE', ['diag', 'backup', '--project', () => withoutDatabase()]],
@@ -177,17 +249,40 @@ describe('exit status and errors', () => {
     const { kg } = setUp();
     const { stdout, status } = await kg('diag', 'restore', '--file', 'latest', '--json');
     expect(status).toBe(4);
-    expect(JSON.parse(stdout).error).toMatchObject({ code: 'KG_NO_BACKUPS', remedy: expect.any(String) });
+    expect(JSON.parse(stdout).error).toMatchObject({
+      code: 'KG_NO_BACKUPS',
+      remedy: expect.any(String),
+    });
   });
 
   test('help has examples and names every flag of the guide', async () => {
     const { kg } = setUp();
     const backup = await kg('diag', 'backup', '--help');
-    for (const flag of ['--output', '--type', '--include-vectors', '--description', '--status', '--verify', '--list', '--project', '--json', '--quiet']) {
+    for (const flag of [
+      '--output',
+      '--type',
+      '--include-vectors',
+      '--description',
+      '--status',
+      '--verify',
+      '--list',
+      '--project',
+      '--json',
+      '--quiet',
+    ]) {
       expect(backup.stdout).toContain(flag);
     }
     const restore = await kg('diag', 'restore', '--help');
-    for (const flag of ['--file', '--target', '--config-only', '--db-only', '--overwrite', '--dry-run', '--json', '--yes']) {
+    for (const flag of [
+      '--file',
+      '--target',
+      '--config-only',
+      '--db-only',
+      '--overwrite',
+      '--dry-run',
+      '--json',
+      '--yes',
+    ]) {
       expect(restore.stdout).toContain(flag);
     }
     for (const { stdout, status } of [backup, restore]) {
@@ -201,23 +296,39 @@ describe('exit status and errors', () => {
 test('a closed pipe neither panics nor harms the backup', async () => {
   const { root } = setUp();
   const { status } = await new Promise((resolve) => {
-    const child = spawn('sh', ['-c', `"${kgPath}" diag backup --output b 2>&1 | true; "${kgPath}" diag backup --help | head -1`], { cwd: root });
+    const child = spawn(
+      'sh',
+      [
+        '-c',
+        `"${kgPath}" diag backup --output b 2>&1 | true; "${kgPath}" diag backup --help | head -1`,
+      ],
+      { cwd: root },
+    );
     child.on('exit', (code) => resolve({ status: code }));
   });
   expect(status).toBe(0);
   const listed = await kg(['diag', 'backup', '--list', '--output', 'b', '--json'], { cwd: root });
   expect(JSON.parse(listed.stdout)).toHaveLength(1);
-  expect(await kg(['diag', 'backup', '--verify', 'b/latest.tar.gz'], { cwd: root })).toMatchObject({ status: 0 });
+  expect(await kg(['diag', 'backup', '--verify', 'b/latest.tar.gz'], { cwd: root })).toMatchObject({
+    status: 0,
+  });
 });
 
 test('Ctrl-C ends a backup cleanly with 130 and leaves nothing of it', async () => {
   const { root, backups } = setUp({ nodes: 60_000 });
-  const child = spawn(kgPath, ['diag', 'backup', '--output', backups, '--level', '9'], { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] });
+  const child = spawn(kgPath, ['diag', 'backup', '--output', backups, '--level', '9'], {
+    cwd: root,
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
   onTestFinished(() => child.kill('SIGKILL'));
   let stderr = '';
   child.stderr.on('data', (text) => (stderr += text));
   const { until } = await import('./support/processes.mjs');
-  await until(() => existsSync(backups) && readdirSync(backups).some((name) => name.startsWith('.kg-partial-')), 'a partial archive');
+  await until(
+    () =>
+      existsSync(backups) && readdirSync(backups).some((name) => name.startsWith('.kg-partial-')),
+    'a partial archive',
+  );
   child.kill('SIGINT');
   const [status] = await once(child, 'exit');
   expect(status).toBe(130);
@@ -230,7 +341,7 @@ test('the kg of package.json is the native one, with its exit status', async () 
   const { root } = setUp();
   const shim = path.join(repository, bin.kg);
   expect(run(process.execPath, [shim, '--version'])).toMatch(/^kg \d/);
-  expect(() => run(process.execPath, [shim, 'diag', 'restore', '--file', 'latest'], { cwd: root })).toThrow(
-    expect.objectContaining({ status: 4 }),
-  );
+  expect(() =>
+    run(process.execPath, [shim, 'diag', 'restore', '--file', 'latest'], { cwd: root }),
+  ).toThrow(expect.objectContaining({ status: 4 }));
 });

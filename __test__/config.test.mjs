@@ -1,6 +1,15 @@
 // `kg config`, and what its settings do to backups of the command line and of the API.
 
-import { chmodSync, existsSync, readFileSync, readlinkSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  existsSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
@@ -12,37 +21,57 @@ import { makeProject } from './support/project.mjs';
 function setUp() {
   const project = makeProject();
   const file = path.join(project.root, '.kg/config.json');
-  return { ...project, file, config: () => JSON.parse(readFileSync(file, 'utf8')), kg: (...args) => kg(args, { cwd: project.root }) };
+  return {
+    ...project,
+    file,
+    config: () => JSON.parse(readFileSync(file, 'utf8')),
+    kg: (...args) => kg(args, { cwd: project.root }),
+  };
 }
 
 describe('kg config', () => {
   test('the commands of the guide work as they are written', async () => {
     const { root, config, kg } = setUp();
-    run('sh', ['-ec', `PATH="${path.dirname(kgPath)}:$PATH"
+    run(
+      'sh',
+      [
+        '-ec',
+        `PATH="${path.dirname(kgPath)}:$PATH"
       kg config set backup.enabled true
       kg config set backup.schedule "0 2 * * *"
       kg config set backup.retention 30
       kg config set backup.maxBackups 5
-      kg diag backup --status`], { cwd: root });
+      kg diag backup --status`,
+      ],
+      { cwd: root },
+    );
     expect(config()).toEqual({
       database: { path: '.kg/knowledge.db' },
       theme: 'dark',
       backup: { enabled: true, schedule: '0 2 * * *', retention: 30, maxBackups: 5 },
     });
     await kg('config', 'set', 'backup.retentionDays', '7');
-    expect(config().backup).toEqual({ enabled: true, schedule: '0 2 * * *', maxBackups: 5, retentionDays: 7 });
+    expect(config().backup).toEqual({
+      enabled: true,
+      schedule: '0 2 * * *',
+      maxBackups: 5,
+      retentionDays: 7,
+    });
   });
 
   test('keeps what others wrote byte for byte, the mode of the file, and a link to it', async () => {
     const { root, file, kg } = setUp();
-    const written = '{\n\t"theme":   "dark",\n\t"limits": { "ratio": 1.50e3 },\n\t"backup": {\n\t\t"mine": "kept"\n\t}\n}';
+    const written =
+      '{\n\t"theme":   "dark",\n\t"limits": { "ratio": 1.50e3 },\n\t"backup": {\n\t\t"mine": "kept"\n\t}\n}';
     const elsewhere = path.join(root, 'shared.json');
     writeFileSync(elsewhere, written);
     chmodSync(elsewhere, 0o640);
     rmSync(file);
     symlinkSync('../shared.json', file);
     await kg('config', 'set', 'backup.enabled', 'true');
-    expect(readFileSync(elsewhere, 'utf8')).toBe(written.replace('"kept"', '"kept",\n\t\t"enabled": true'));
+    expect(readFileSync(elsewhere, 'utf8')).toBe(
+      written.replace('"kept"', '"kept",\n\t\t"enabled": true'),
+    );
     expect(statSync(elsewhere).mode & 0o777).toBe(0o640);
     await kg('config', 'unset', 'backup.enabled');
     expect(readFileSync(elsewhere, 'utf8')).toBe(written);
@@ -51,9 +80,15 @@ describe('kg config', () => {
   test('unset takes a misspelt name out too, and nothing that is not there', async () => {
     const { file, kg } = setUp();
     writeFileSync(file, '{"backup":{"dri":"x","dir":"y"}}');
-    expect(await kg('config', 'unset', 'backup.dri')).toMatchObject({ status: 0, stdout: 'backup.dri was removed from .kg/config.json\n' });
+    expect(await kg('config', 'unset', 'backup.dri')).toMatchObject({
+      status: 0,
+      stdout: 'backup.dri was removed from .kg/config.json\n',
+    });
     expect(JSON.parse(readFileSync(file, 'utf8'))).toEqual({ backup: { dir: 'y' } });
-    expect(await kg('config', 'unset', 'backup.dri')).toMatchObject({ status: 2, stderr: expect.stringContaining('backup.dir') });
+    expect(await kg('config', 'unset', 'backup.dri')).toMatchObject({
+      status: 2,
+      stderr: expect.stringContaining('backup.dir'),
+    });
   });
 
   test('writes nothing through a link out of the project, or over one that leads nowhere', async () => {
@@ -63,13 +98,21 @@ describe('kg config', () => {
     rmSync(file);
     symlinkSync(outside, file);
     const set = () => kg('config', 'set', 'backup.enabled', 'true');
-    expect(await set()).toMatchObject({ status: 4, stderr: expect.stringMatching(/is a link to .*outside\.json.*\[KG_UNSAFE_FILE\]/) });
+    expect(await set()).toMatchObject({
+      status: 4,
+      stderr: expect.stringMatching(/is a link to .*outside\.json.*\[KG_UNSAFE_FILE\]/),
+    });
     expect(readFileSync(outside, 'utf8')).toBe('{ "theme": "dark" }');
     // What is set there counts all the same.
     expect((await kg('diag', 'health')).stdout).not.toContain('KG_ISSUE_CONFIG');
     rmSync(outside);
-    expect((await kg('diag', 'health')).stdout).toMatch(/config\.json is a link that leads nowhere[^]*Mount what it leads to/);
-    expect(await set()).toMatchObject({ status: 2, stderr: expect.stringMatching(/leads nowhere.*\[KG_CONFIG_INVALID\]/) });
+    expect((await kg('diag', 'health')).stdout).toMatch(
+      /config\.json is a link that leads nowhere[^]*Mount what it leads to/,
+    );
+    expect(await set()).toMatchObject({
+      status: 2,
+      stderr: expect.stringMatching(/leads nowhere.*\[KG_CONFIG_INVALID\]/),
+    });
     expect(readlinkSync(file)).toBe(outside);
   });
 
@@ -78,13 +121,20 @@ describe('kg config', () => {
     expect(await kg('config', 'get', 'backup.schedule')).toMatchObject({ status: 1, stdout: '' });
     await kg('config', 'set', 'backup.schedule', '@daily');
     await kg('config', 'set', 'backup.excludePatterns', '*.tmp, cache/');
-    expect(await kg('config', 'get', 'backup.schedule')).toMatchObject({ status: 0, stdout: '@daily\n' });
-    expect((await kg('config', 'show')).stdout).toBe('backup.schedule = @daily\nbackup.excludePatterns = ["*.tmp","cache/"]\n');
+    expect(await kg('config', 'get', 'backup.schedule')).toMatchObject({
+      status: 0,
+      stdout: '@daily\n',
+    });
+    expect((await kg('config', 'show')).stdout).toBe(
+      'backup.schedule = @daily\nbackup.excludePatterns = ["*.tmp","cache/"]\n',
+    );
     expect(JSON.parse((await kg('config', 'show', '--json')).stdout)).toEqual({
       'backup.schedule': '@daily',
       'backup.excludePatterns': ['*.tmp', 'cache/'],
     });
-    expect((await kg('config', 'show', '--all')).stdout).toMatch(/backup\.compressionLevel +not set +compression level/);
+    expect((await kg('config', 'show', '--all')).stdout).toMatch(
+      /backup\.compressionLevel +not set +compression level/,
+    );
     expect((await kg('config', 'unset', 'backup.schedule')).status).toBe(0);
     expect((await kg('config', 'get', 'backup.schedule')).status).toBe(1);
   });
@@ -93,7 +143,9 @@ describe('kg config', () => {
     const { file, kg } = setUp();
     rmSync(file);
     await kg('config', 'set', 'backup.keep.daily', '7');
-    expect(readFileSync(file, 'utf8')).toBe('{\n  "backup": {\n    "keep": {\n      "daily": 7\n    }\n  }\n}\n');
+    expect(readFileSync(file, 'utf8')).toBe(
+      '{\n  "backup": {\n    "keep": {\n      "daily": 7\n    }\n  }\n}\n',
+    );
   });
 
   test('refuses what is no key or no value of it, and says what is allowed', async () => {
@@ -125,28 +177,48 @@ describe('kg config', () => {
   test('loses nothing when many set different keys at once', async () => {
     const { config, kg } = setUp();
     const periods = ['last', 'hourly', 'daily', 'weekly', 'monthly', 'yearly'];
-    await Promise.all(periods.map((period, at) => kg('config', 'set', `backup.keep.${period}`, String(at + 1))));
-    expect(config().backup.keep).toMatchObject({ last: 1, hourly: 2, daily: 3, weekly: 4, monthly: 5, yearly: 6 });
+    await Promise.all(
+      periods.map((period, at) => kg('config', 'set', `backup.keep.${period}`, String(at + 1))),
+    );
+    expect(config().backup.keep).toMatchObject({
+      last: 1,
+      hourly: 2,
+      daily: 3,
+      weekly: 4,
+      monthly: 5,
+      yearly: 6,
+    });
   });
 });
 
 describe('the settings', () => {
   const configure = async (kg, settings) => {
-    for (const [key, value] of Object.entries(settings)) expect((await kg('config', 'set', `backup.${key}`, value)).status).toBe(0);
+    for (const [key, value] of Object.entries(settings))
+      expect((await kg('config', 'set', `backup.${key}`, value)).status).toBe(0);
   };
 
   test('that cannot be used make no backups by themselves, which --status says', async () => {
     const { kg, file } = setUp();
     await kg('diag', 'backup');
-    const health = async () => JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout).health;
+    const health = async () =>
+      JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout).health;
     expect(await health()).toEqual({ ok: true, messages: [] });
     writeFileSync(file, '{"backup": {"enabled": true, "schedule": "0 2 * * *"');
-    expect(await health()).toMatchObject({ ok: false, messages: [expect.stringContaining('Its backup settings are ignored')] });
+    expect(await health()).toMatchObject({
+      ok: false,
+      messages: [expect.stringContaining('Its backup settings are ignored')],
+    });
   });
 
   test('count for kg and the API alike where nothing else is said', async () => {
     const { root, kg } = setUp();
-    await configure(kg, { dir: 'saved', type: 'incremental', compression: 'false', includeVectors: 'false', maxBackups: '3' });
+    await configure(kg, {
+      dir: 'saved',
+      type: 'incremental',
+      compression: 'false',
+      includeVectors: 'false',
+      maxBackups: '3',
+    });
     const first = JSON.parse((await kg('diag', 'backup', '--json')).stdout);
     expect(first).toMatchObject({ type: 'full', contents: { vectors: false, plugins: true } });
     expect(first.path).toMatch(/\/project\/saved\/kg-backup-.*\.tar$/);
@@ -163,8 +235,18 @@ describe('the settings', () => {
 
   test('come after the configuration of a manager and after arguments', async () => {
     const { root, kg, backups } = setUp();
-    await configure(kg, { dir: 'saved', type: 'snapshot', includeVectors: 'false', compression: 'false' });
-    const manager = createBackupManager({ projectRoot: root, backupDir: backups, compression: true, includeVectors: false });
+    await configure(kg, {
+      dir: 'saved',
+      type: 'snapshot',
+      includeVectors: 'false',
+      compression: 'false',
+    });
+    const manager = createBackupManager({
+      projectRoot: root,
+      backupDir: backups,
+      compression: true,
+      includeVectors: false,
+    });
     const backup = await manager.createBackup({ type: 'full', includeVectors: true });
     expect(backup).toMatchObject({ type: 'full', contents: { vectors: true } });
     expect(backup.path).toMatch(/\/backups\/kg-backup-.*\.tar\.gz$/);
@@ -176,11 +258,22 @@ describe('the settings', () => {
 
   test('that cannot be used are warnings of each backup and change nothing', async () => {
     const { root, file, kg } = setUp();
-    writeFileSync(file, '{"database":{"path":".kg/knowledge.db"},"backup":{"maxBackups":"one","type":"partial"}}');
-    for (const made of [JSON.parse((await kg('diag', 'backup', '--json')).stdout), await createBackupManager({ projectRoot: root }).createBackup()]) {
+    writeFileSync(
+      file,
+      '{"database":{"path":".kg/knowledge.db"},"backup":{"maxBackups":"one","type":"partial"}}',
+    );
+    for (const made of [
+      JSON.parse((await kg('diag', 'backup', '--json')).stdout),
+      await createBackupManager({ projectRoot: root }).createBackup(),
+    ]) {
       expect(made.type).toBe('full');
-      expect(made.warnings.map((warning) => warning.code)).toEqual(['KG_WARN_CONFIG', 'KG_WARN_CONFIG']);
-      expect(made.warnings[1].message).toMatch(/`backup\.maxBackups` is "one", not a whole number from 1; it was ignored/);
+      expect(made.warnings.map((warning) => warning.code)).toEqual([
+        'KG_WARN_CONFIG',
+        'KG_WARN_CONFIG',
+      ]);
+      expect(made.warnings[1].message).toMatch(
+        /`backup\.maxBackups` is "one", not a whole number from 1; it was ignored/,
+      );
     }
     expect(await createBackupManager({ projectRoot: root }).listBackups()).toHaveLength(2);
   });

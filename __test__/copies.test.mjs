@@ -1,6 +1,14 @@
 // A copy of a project whose configuration names the database of the original: it looks at that no more than it writes to it.
 
-import { cpSync, existsSync, mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager, IntegrityChecker } from '@weavelogic/knowledge-graph-agent';
@@ -9,7 +17,8 @@ import { describe, expect, test } from 'vitest';
 import { kg, run } from './support/processes.mjs';
 import { contents, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
-const configure = (root, config) => writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: config } }));
+const configure = (root, config) =>
+  writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: config } }));
 const archiveOf = ({ backups }) => path.join(backups, 'latest.tar.gz');
 
 /** A project with a backup, and something in its database since that a repair would remove. */
@@ -17,8 +26,14 @@ async function production(place) {
   const project = makeProject();
   const database = place(project);
   const restored = path.join(project.root, '../copy');
-  expect(await kg(['diag', 'backup', '--project', project.root, '--output', project.backups])).toMatchObject({ status: 0 });
-  withDatabase(database, (db) => db.exec("PRAGMA foreign_keys = off; INSERT INTO edges (source_id, target_id) VALUES ('nobody', 'n1')"));
+  expect(
+    await kg(['diag', 'backup', '--project', project.root, '--output', project.backups]),
+  ).toMatchObject({ status: 0 });
+  withDatabase(database, (db) =>
+    db.exec(
+      "PRAGMA foreign_keys = off; INSERT INTO edges (source_id, target_id) VALUES ('nobody', 'n1')",
+    ),
+  );
   return { ...project, database, copy: restored };
 }
 
@@ -26,12 +41,18 @@ async function production(place) {
 const COPIES = {
   'restored from a backup with an absolute path': async () => {
     const project = await production(({ root, database }) => (configure(root, database), database));
-    expect(await kg(['diag', 'restore', '--file', archiveOf(project), '--target', project.copy])).toMatchObject({ status: 0 });
+    expect(
+      await kg(['diag', 'restore', '--file', archiveOf(project), '--target', project.copy]),
+    ).toMatchObject({ status: 0 });
     return project;
   },
   'restored from a backup with a relative path that leads up': async () => {
-    const project = await production(({ root, database }) => (configure(root, '../project/.kg/knowledge.db'), database));
-    expect(await kg(['diag', 'restore', '--file', archiveOf(project), '--target', project.copy])).toMatchObject({ status: 0 });
+    const project = await production(
+      ({ root, database }) => (configure(root, '../project/.kg/knowledge.db'), database),
+    );
+    expect(
+      await kg(['diag', 'restore', '--file', archiveOf(project), '--target', project.copy]),
+    ).toMatchObject({ status: 0 });
     return project;
   },
   'copied with an absolute path': async () => {
@@ -42,7 +63,8 @@ const COPIES = {
   'with a symbolic link to the database': async () => {
     const project = await production(({ database }) => database);
     cpSync(project.root, project.copy, { recursive: true });
-    for (const suffix of ['', '-wal', '-shm']) rmSync(path.join(project.copy, `.kg/knowledge.db${suffix}`), { force: true });
+    for (const suffix of ['', '-wal', '-shm'])
+      rmSync(path.join(project.copy, `.kg/knowledge.db${suffix}`), { force: true });
     symlinkSync(project.database, path.join(project.copy, '.kg/knowledge.db'));
     return project;
   },
@@ -74,16 +96,36 @@ describe('a copy', () => {
         expect(checked.nodes).toBe(0);
       }
       const repair = await kg(['diag', 'repair', '--auto', '--project', copy]);
-      expect(repair).toMatchObject({ status: 2, stderr: expect.stringContaining('KG_INVALID_OPTION') });
-      await expect(new IntegrityChecker(copy).repair([{ code: 'KG_ISSUE_EDGE_SOURCE' }])).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
+      expect(repair).toMatchObject({
+        status: 2,
+        stderr: expect.stringContaining('KG_INVALID_OPTION'),
+      });
+      await expect(
+        new IntegrityChecker(copy).repair([{ code: 'KG_ISSUE_EDGE_SOURCE' }]),
+      ).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
       const restore = ['diag', 'restore', '--project', copy, '--file', archiveOf(project), '--yes'];
-      for (const args of [restore, [...restore, '--force'], [...restore, '--db-only'], [...restore, '--dry-run']]) {
+      for (const args of [
+        restore,
+        [...restore, '--force'],
+        [...restore, '--db-only'],
+        [...restore, '--dry-run'],
+      ]) {
         expect((await kg(args)).status).toBe(4);
       }
       const undo = await kg(['diag', 'restore', '--project', copy, '--undo', '--yes']);
       expect(undo.status).not.toBe(0);
-      const backup = await kg(['diag', 'backup', '--project', copy, '--output', path.join(root, '../of-copy'), '--json']);
-      const warnings = JSON.parse(backup.stdout).warnings.filter(({ code }) => code === 'KG_WARN_CONFIG');
+      const backup = await kg([
+        'diag',
+        'backup',
+        '--project',
+        copy,
+        '--output',
+        path.join(root, '../of-copy'),
+        '--json',
+      ]);
+      const warnings = JSON.parse(backup.stdout).warnings.filter(
+        ({ code }) => code === 'KG_WARN_CONFIG',
+      );
       expect(warnings.map(({ message }) => message).join()).toContain('another project');
       expect(contents(root)).toEqual(before);
     });
@@ -92,7 +134,9 @@ describe('a copy', () => {
   test('is healthy once it names a database of its own', async () => {
     const { copy } = await COPIES['restored from a backup with an absolute path']();
     configure(copy, '.kg/knowledge.db');
-    expect(await kg(['diag', 'health', '--check-db', '--project', copy])).toMatchObject({ status: 0 });
+    expect(await kg(['diag', 'health', '--check-db', '--project', copy])).toMatchObject({
+      status: 0,
+    });
     expect(await kg(['diag', 'repair', '--auto', '--project', copy])).toMatchObject({ status: 0 });
   });
 });
@@ -105,10 +149,14 @@ test('a copy of hard links is not repaired, and a restore into it leaves the ori
   const { stdout } = await kg(['diag', 'health', '--project', copy, '--json']);
   expect(stdout).toContain('KG_ISSUE_DATABASE_OUTSIDE');
   expect(await kg(['diag', 'repair', '--auto', '--project', copy])).toMatchObject({ status: 2 });
-  expect(await kg(['diag', 'restore', '--project', copy, '--file', archiveOf(project), '--yes'])).toMatchObject({ status: 0 });
+  expect(
+    await kg(['diag', 'restore', '--project', copy, '--file', archiveOf(project), '--yes']),
+  ).toMatchObject({ status: 0 });
   expect(contents(root)).toEqual(before);
   expect(await kg(['diag', 'repair', '--auto', '--project', copy])).toMatchObject({ status: 0 });
-  expect(await kg(['diag', 'restore', '--project', copy, '--undo', '--yes'])).toMatchObject({ status: 0 });
+  expect(await kg(['diag', 'restore', '--project', copy, '--undo', '--yes'])).toMatchObject({
+    status: 0,
+  });
   expect(contents(root)).toEqual(before);
 });
 
@@ -120,17 +168,35 @@ describe('a database outside of every project', () => {
       configure(root, graph);
       return graph;
     });
-  const orphans = (database) => withDatabase(database, (db) => db.prepare("SELECT count(*) FROM edges WHERE source_id = 'nobody'").pluck().get());
+  const orphans = (database) =>
+    withDatabase(database, (db) =>
+      db.prepare("SELECT count(*) FROM edges WHERE source_id = 'nobody'").pluck().get(),
+    );
 
   test('is checked with a warning, and repaired if it is named', async () => {
     const { root, database, backups } = await outside();
     const { stdout } = await kg(['diag', 'integrity', '--project', root, '--json']);
-    const [issue] = JSON.parse(stdout).issues.filter(({ code }) => code === 'KG_ISSUE_DATABASE_OUTSIDE');
+    const [issue] = JSON.parse(stdout).issues.filter(
+      ({ code }) => code === 'KG_ISSUE_DATABASE_OUTSIDE',
+    );
     expect(issue).toMatchObject({ severity: 'warning' });
     const unnamed = await kg(['diag', 'repair', '--auto', '--project', root]);
-    expect(unnamed).toMatchObject({ status: 2, stderr: expect.stringContaining(`kg diag repair '${database}' --project '${root}'`) });
+    expect(unnamed).toMatchObject({
+      status: 2,
+      stderr: expect.stringContaining(`kg diag repair '${database}' --project '${root}'`),
+    });
     expect(orphans(database)).toBe(1);
-    const named = await kg(['diag', 'repair', database, '--project', root, '--auto', '--backup-dir', backups, '--json']);
+    const named = await kg([
+      'diag',
+      'repair',
+      database,
+      '--project',
+      root,
+      '--auto',
+      '--backup-dir',
+      backups,
+      '--json',
+    ]);
     expect(named).toMatchObject({ status: 0 });
     expect(JSON.parse(named.stdout).repair).toMatchObject({ fixed: 1, safetyBackup: {} });
     expect(orphans(database)).toBe(0);
@@ -139,10 +205,23 @@ describe('a database outside of every project', () => {
   test('is written by a restore of the project, and not by a second one into a copy of it', async () => {
     const project = await outside();
     const { root, database, copy, backups } = project;
-    expect(await kg(['diag', 'restore', '--file', archiveOf(project), '--target', copy])).toMatchObject({ status: 0 });
+    expect(
+      await kg(['diag', 'restore', '--file', archiveOf(project), '--target', copy]),
+    ).toMatchObject({ status: 0 });
     expect(existsSync(path.join(copy, '.kg/knowledge.db'))).toBe(true);
-    const again = await kg(['diag', 'restore', '--project', copy, '--file', archiveOf(project), '--yes']);
-    expect(again).toMatchObject({ status: 4, stderr: expect.stringContaining('KG_TARGET_INVALID') });
+    const again = await kg([
+      'diag',
+      'restore',
+      '--project',
+      copy,
+      '--file',
+      archiveOf(project),
+      '--yes',
+    ]);
+    expect(again).toMatchObject({
+      status: 4,
+      stderr: expect.stringContaining('KG_TARGET_INVALID'),
+    });
     expect(orphans(database)).toBe(1);
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     await manager.restore({ backupId: 'latest', overwrite: true });

@@ -1,7 +1,14 @@
 // Any changed, missing or added byte is caught, with the neighbours of an archive and without them, and a restore of a
 // damaged archive leaves the target as it was. tests/integration/damage.rs changes every single byte of a small archive.
 
-import { appendFileSync, copyFileSync, existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  appendFileSync,
+  copyFileSync,
+  existsSync,
+  readFileSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
@@ -13,7 +20,11 @@ const PLACES = 60;
 
 async function damaged(compression, alone, change) {
   const project = makeProject({ nodes: 2000 });
-  const manager = createBackupManager({ projectRoot: project.root, backupDir: project.backups, compression });
+  const manager = createBackupManager({
+    projectRoot: project.root,
+    backupDir: project.backups,
+    compression,
+  });
   const made = await manager.createBackup();
   const archive = path.join(temporaryDirectory(), path.basename(made.path));
   copyFileSync(made.path, archive);
@@ -25,12 +36,17 @@ async function damaged(compression, alone, change) {
 async function expectCaught(manager, project, archive, what) {
   expect(await manager.verifyBackup(archive), what).toBe(false);
   const before = fingerprint(project.root);
-  await expect(manager.restore({ backupPath: archive, overwrite: true }), what).rejects.toMatchObject({
+  await expect(
+    manager.restore({ backupPath: archive, overwrite: true }),
+    what,
+  ).rejects.toMatchObject({
     code: 'KG_CHECKSUM_MISMATCH',
   });
   expect(fingerprint(project.root), what).toEqual(before);
   const target = path.join(temporaryDirectory(), 'new');
-  await expect(manager.restore({ backupPath: archive, targetDir: target }), what).rejects.toThrow(/Checksum mismatch/);
+  await expect(manager.restore({ backupPath: archive, targetDir: target }), what).rejects.toThrow(
+    /Checksum mismatch/,
+  );
   expect(existsSync(target), what).toBe(false);
 }
 
@@ -40,9 +56,14 @@ for (const compression of [true, false]) {
       test('shows a changed bit anywhere', async () => {
         await damaged(compression, alone, async (archive, whole, manager, project) => {
           for (let n = 0; n < PLACES; n += 1) {
-            const at = n < 20 ? n : n < 40 ? whole.length - 1 - (n - 20) * 7 : Math.floor((whole.length * (n - 40)) / 20);
+            const at =
+              n < 20
+                ? n
+                : n < 40
+                  ? whole.length - 1 - (n - 20) * 7
+                  : Math.floor((whole.length * (n - 40)) / 20);
             const changed = Buffer.from(whole);
-            changed[at] ^= 1 << n % 8;
+            changed[at] ^= 1 << (n % 8);
             writeFileSync(archive, changed);
             expect(await manager.verifyBackup(archive), `byte ${at}`).toBe(false);
             if (n % 10 === 0) await expectCaught(manager, project, archive, `byte ${at}`);
@@ -52,7 +73,17 @@ for (const compression of [true, false]) {
 
       test('shows that it was cut', async () => {
         await damaged(compression, alone, async (archive, whole, manager, project) => {
-          for (const length of [0, 1, 20, 511, 512, Math.floor(whole.length / 2), whole.length - 512, whole.length - 58, whole.length - 1]) {
+          for (const length of [
+            0,
+            1,
+            20,
+            511,
+            512,
+            Math.floor(whole.length / 2),
+            whole.length - 512,
+            whole.length - 58,
+            whole.length - 1,
+          ]) {
             writeFileSync(archive, whole);
             truncateSync(archive, length);
             await expectCaught(manager, project, archive, `cut to ${length}`);
@@ -92,10 +123,17 @@ test('the report says what is wrong, what it affects and what to do', async () =
 test('a manifest beside an archive that is not its own is a problem, without it the archive is whole', async () => {
   await damaged(true, false, async (archive, whole, manager) => {
     const beside = `${archive}.manifest.json`;
-    for (const text of [readFileSync(beside, 'utf8').replace(/"nodeCount": \d+/, '"nodeCount": 7'), '{"cut', '{}']) {
+    for (const text of [
+      readFileSync(beside, 'utf8').replace(/"nodeCount": \d+/, '"nodeCount": 7'),
+      '{"cut',
+      '{}',
+    ]) {
       writeFileSync(beside, text);
       const report = await manager.checkBackup(archive);
-      expect(report.problems.map((problem) => problem.code), text).toContain('KG_PROBLEM_SIDECAR');
+      expect(
+        report.problems.map((problem) => problem.code),
+        text,
+      ).toContain('KG_PROBLEM_SIDECAR');
     }
   });
 });
@@ -107,6 +145,8 @@ test('what is no archive at all is refused', async () => {
   for (const content of ['', 'not an archive', Buffer.from([0x1f, 0x8b]), Buffer.alloc(100_000)]) {
     writeFileSync(file, content);
     expect(await manager.verifyBackup(file)).toBe(false);
-    await expect(manager.restore({ backupPath: file, overwrite: true })).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH' });
+    await expect(manager.restore({ backupPath: file, overwrite: true })).rejects.toMatchObject({
+      code: 'KG_CHECKSUM_MISMATCH',
+    });
   }
 });

@@ -13,7 +13,11 @@ function onSmallDisk(root, script) {
     disk=$(mktemp -d); mount -t tmpfs -o size=3m tmpfs "$disk"; trap 'umount "$disk"; rmdir "$disk"' EXIT
     kg() { timeout 60 "${kgPath}" "$@"; }
     used() { df --output=used "$disk" | tail -1; }`;
-  return run('unshare', [isRoot ? '-m' : '-rm', 'sh', '-ec', `${prelude}\n${script}`], { cwd: root }).trim().split('\n');
+  return run('unshare', [isRoot ? '-m' : '-rm', 'sh', '-ec', `${prelude}\n${script}`], {
+    cwd: root,
+  })
+    .trim()
+    .split('\n');
 }
 
 test('a backup that does not fit leaves the earlier ones and gives its space back', () => {
@@ -28,7 +32,13 @@ test('a backup that does not fit leaves the earlier ones and gives its space bac
      kg diag backup --verify "$disk/b/latest.tar" | grep -o 'as it was written'
      ls -A "$disk/b" | grep -c -e partial -e snapshot || true`,
   );
-  expect(said).toEqual([expect.stringMatching(/^made [1-9]/), 'KG_NO_SPACE', 'space given back', 'as it was written', '0']);
+  expect(said).toEqual([
+    expect.stringMatching(/^made [1-9]/),
+    'KG_NO_SPACE',
+    'space given back',
+    'as it was written',
+    '0',
+  ]);
 });
 
 test('a restore that does not fit leaves the target as it was', () => {

@@ -9,9 +9,10 @@ import { kgPath, repository, run } from './support/processes.mjs';
 import { makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
 
 const read = (file) => readFileSync(path.join(repository, file), 'utf8');
-const own = ['README.md', ...readdirSync(path.join(repository, 'docs'), { recursive: true }).map((name) => `docs/${name}`)].filter(
-  (file) => file.endsWith('.md') && file !== 'docs/reference/specification.md',
-);
+const own = [
+  'README.md',
+  ...readdirSync(path.join(repository, 'docs'), { recursive: true }).map((name) => `docs/${name}`),
+].filter((file) => file.endsWith('.md') && file !== 'docs/reference/specification.md');
 
 for (const file of own) {
   const blocks = [...read(file).matchAll(/^```bash\n([^]*?)^```$/gm)].map(([, block]) => block);
@@ -31,7 +32,9 @@ for (const file of own) {
 
 describe('the commands between the blocks of docs/guide/recovery.md run', () => {
   const outside = read('docs/guide/recovery.md').replace(/^```bash\n[^]*?^```$/gm, '');
-  const commands = new Set([...outside.matchAll(/`((?:kg|sqlite3) [^`]+)`/g)].map(([, command]) => command));
+  const commands = new Set(
+    [...outside.matchAll(/`((?:kg|sqlite3) [^`]+)`/g)].map(([, command]) => command),
+  );
   test('there are some', () => expect(commands.size).toBeGreaterThan(8));
   test.each([...commands])('%s', async (command) => {
     // A project that has been backed up, restored and repaired.
@@ -44,7 +47,10 @@ describe('the commands between the blocks of docs/guide/recovery.md run', () => 
     const bin = temporaryDirectory();
     symlinkSync(kgPath, path.join(bin, 'kg'));
     const env = { ...process.env, PATH: `${bin}:${process.env.PATH}` };
-    const said = run('sh', ['-ec', command.replace(/\bID\b/, repair.safetyBackup.id)], { cwd: root, env });
+    const said = run('sh', ['-ec', command.replace(/\bID\b/, repair.safetyBackup.id)], {
+      cwd: root,
+      env,
+    });
     expect(said).not.toBe('');
     expect(said).not.toMatch(/DAMAGED|FAILED|malformed/);
   });
@@ -53,25 +59,43 @@ describe('the commands between the blocks of docs/guide/recovery.md run', () => 
 test('links between documents lead somewhere', () => {
   for (const file of own) {
     for (const [, target] of read(file).matchAll(/\]\((?!https?:)([^)#]+)/g)) {
-      expect(existsSync(path.join(repository, path.dirname(file), target)), `${file}: ${target}`).toBe(true);
+      expect(
+        existsSync(path.join(repository, path.dirname(file), target)),
+        `${file}: ${target}`,
+      ).toBe(true);
     }
   }
 });
 
 test('docs/reference/errors.md and index.d.ts list every code of the source, and only those', () => {
   const loader = read('lib/platform.js').replaceAll("'", '"');
-  const sources = read('src/error.rs') + read('src/archive/report.rs') + read('src/integrity/issue.rs') + loader;
+  const sources =
+    read('src/error.rs') + read('src/archive/report.rs') + read('src/integrity/issue.rs') + loader;
   const codes = (text) => [...new Set(text.match(/\bKG_[A-Z_]+[A-Z]\b/g))].sort();
-  const inSource = codes([...sources.matchAll(/"(KG_[A-Z_]+)"/g)].map(([, code]) => code).join(' '));
-  expect(codes([...read('docs/reference/errors.md').matchAll(/^\| `(KG_[A-Z_]+)`/gm)].map(([, code]) => code).join(' '))).toEqual(inSource);
-  const unions = [...read('index.d.ts').matchAll(/\| '(KG_[A-Z_]+)'/g)].map(([, code]) => code).join(' ');
+  const inSource = codes(
+    [...sources.matchAll(/"(KG_[A-Z_]+)"/g)].map(([, code]) => code).join(' '),
+  );
+  expect(
+    codes(
+      [...read('docs/reference/errors.md').matchAll(/^\| `(KG_[A-Z_]+)`/gm)]
+        .map(([, code]) => code)
+        .join(' '),
+    ),
+  ).toEqual(inSource);
+  const unions = [...read('index.d.ts').matchAll(/\| '(KG_[A-Z_]+)'/g)]
+    .map(([, code]) => code)
+    .join(' ');
   // An aborted call rejects with an AbortError instead.
   expect(codes(unions)).toEqual(inSource.filter((code) => code !== 'KG_ABORTED'));
 });
 
 test('docs/reference/errors.md gives the exit status of the source', () => {
-  const documented = [...read('docs/reference/errors.md').matchAll(/^\| `(KG_[A-Z_]+)` \| (\d+) /gm)].map(([, code, exit]) => [code, exit]);
-  const inSource = [...read('src/error.rs').matchAll(/= "(KG_[A-Z_]+)", exit (\d+);/g)].map(([, code, exit]) => [code, exit]);
+  const documented = [
+    ...read('docs/reference/errors.md').matchAll(/^\| `(KG_[A-Z_]+)` \| (\d+) /gm),
+  ].map(([, code, exit]) => [code, exit]);
+  const inSource = [...read('src/error.rs').matchAll(/= "(KG_[A-Z_]+)", exit (\d+);/g)].map(
+    ([, code, exit]) => [code, exit],
+  );
   expect(documented).toEqual(inSource);
 });
 

@@ -35,15 +35,22 @@ function makeBackup(modes) {
   giveTo(store, [USER.uid, USER.gid]);
   giveTo(root, [USER.uid, USER.gid]);
   const temporary = ownDirectory(path.join(base, 'tmp'), USER);
-  return { temporary, drill: [kg, 'diag', 'drill', '--project', root, '--backup-dir', store], env: { ...process.env, TMPDIR: temporary, HOME: temporary } };
+  return {
+    temporary,
+    drill: [kg, 'diag', 'drill', '--project', root, '--backup-dir', store],
+    env: { ...process.env, TMPDIR: temporary, HOME: temporary },
+  };
 }
 
-test.skipIf(!isRoot)('nothing is left if directories of the backup may not be written or entered', () => {
-  const { temporary, drill, env } = makeBackup([0o555, 0o500, 0o000, 0o111, 0o444]);
-  const done = runAs(USER, drill, { env });
-  expect(readdirSync(temporary)).toEqual([]);
-  expect(done.stdout + done.stderr).toContain('nodes     20 of 20');
-});
+test.skipIf(!isRoot)(
+  'nothing is left if directories of the backup may not be written or entered',
+  () => {
+    const { temporary, drill, env } = makeBackup([0o555, 0o500, 0o000, 0o111, 0o444]);
+    const done = runAs(USER, drill, { env });
+    expect(readdirSync(temporary)).toEqual([]);
+    expect(done.stdout + done.stderr).toContain('nodes     20 of 20');
+  },
+);
 
 test.skipIf(!isRoot)('what a killed drill left is removed by the next one', async () => {
   const { temporary, drill, env } = makeBackup([0o555]);

@@ -1,7 +1,15 @@
 // Encrypted backups: by a passphrase, to recipients, in chains, damaged, and without anything of ours but the `age` command.
 
 import { execFileSync } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 import { inspect } from 'node:util';
 
@@ -26,9 +34,17 @@ function setUp({ nodes = 50, ...options } = {}) {
   run('age-keygen', ['-o', identityFile]);
   const recipient = run('age-keygen', ['-y', identityFile]).trim();
   const manage = (encryption, more) =>
-    createBackupManager({ projectRoot: project.root, backupDir: project.backups, encryption, ...options, ...more });
+    createBackupManager({
+      projectRoot: project.root,
+      backupDir: project.backups,
+      encryption,
+      ...options,
+      ...more,
+    });
   const change = (seed) =>
-    withDatabase(project.database, (db) => db.prepare("UPDATE nodes SET title = 'changed ' || ? WHERE id = 'n1'").run(seed));
+    withDatabase(project.database, (db) =>
+      db.prepare("UPDATE nodes SET title = 'changed ' || ? WHERE id = 'n1'").run(seed),
+    );
   return { ...project, base, file, identityFile, recipient, manage, change };
 }
 
@@ -47,30 +63,52 @@ describe('by a passphrase', () => {
     const project = setUp();
     const manager = project.manage({ passphrase: PASSPHRASE });
     const backup = await manager.createBackup({ description: 'the quarterly figures' });
-    expect(backup).toMatchObject({ encrypted: true, description: 'the quarterly figures', warnings: [] });
+    expect(backup).toMatchObject({
+      encrypted: true,
+      description: 'the quarterly figures',
+      warnings: [],
+    });
     expect(backup.path).toMatch(/kg-backup-\d{8}-\d{6}\.enc\.tar\.gz$/);
     expect(readFileSync(backup.path).subarray(0, 22).toString()).toBe('age-encryption.org/v1\n');
     expect(run('sha256sum', [backup.path])).toContain(backup.checksum.slice('sha256:'.length));
     expect(await manager.verifyBackup('latest')).toBe(true);
     await expectRestores(manager, backup, project);
     expect((await manager.rehearse()).passed).toBe(true);
-    for (const [encryption, code] of [[{ passphrase: 'another' }, 'KG_KEY_WRONG'], [{ identityFile: project.identityFile }, 'KG_KEY_NEEDED'], [undefined, 'KG_KEY_NEEDED']]) {
+    for (const [encryption, code] of [
+      [{ passphrase: 'another' }, 'KG_KEY_WRONG'],
+      [{ identityFile: project.identityFile }, 'KG_KEY_NEEDED'],
+      [undefined, 'KG_KEY_NEEDED'],
+    ]) {
       const other = project.manage(encryption);
       await expect(other.verifyBackup(backup.id)).rejects.toMatchObject({ name: 'KgError', code });
-      await expect(other.restore({ backupId: backup.id, targetDir: path.join(project.base, 'none') })).rejects.toMatchObject({ code });
+      await expect(
+        other.restore({ backupId: backup.id, targetDir: path.join(project.base, 'none') }),
+      ).rejects.toMatchObject({ code });
     }
     expect(existsSync(path.join(project.base, 'none'))).toBe(false);
   });
 
   test('nothing beside the archive names what is in it, and lists tell the rest', async () => {
     const { manage, database, root } = setUp();
-    withDatabase(database, (db) => db.exec("CREATE TABLE secret_table (a TEXT NOT NULL); PRAGMA ignore_check_constraints = 1"));
+    withDatabase(database, (db) =>
+      db.exec('CREATE TABLE secret_table (a TEXT NOT NULL); PRAGMA ignore_check_constraints = 1'),
+    );
     writeFileSync(path.join(root, '.kg/plugins/glossary/layoffs.json'), '[]');
-    const backup = await manage({ passphrase: PASSPHRASE }).createBackup({ description: 'the quarterly figures' });
+    const backup = await manage({ passphrase: PASSPHRASE }).createBackup({
+      description: 'the quarterly figures',
+    });
     const text = beside(backup);
-    expect(text).not.toMatch(/quarterly|layoffs|glossary|secret_table|knowledge\.db|database\.sqlite|\.f32/);
+    expect(text).not.toMatch(
+      /quarterly|layoffs|glossary|secret_table|knowledge\.db|database\.sqlite|\.f32/,
+    );
     expect(text).not.toContain(root);
-    expect(JSON.parse(text)).toMatchObject({ encrypted: true, files: [], checksums: {}, id: backup.id, stats: { nodeCount: 50 } });
+    expect(JSON.parse(text)).toMatchObject({
+      encrypted: true,
+      files: [],
+      checksums: {},
+      id: backup.id,
+      stats: { nodeCount: 50 },
+    });
     const [listed] = await manage().listBackups();
     expect(listed).toMatchObject({ id: backup.id, encrypted: true, integrity: { status: 'ok' } });
     expect(listed.description).toBeUndefined();
@@ -89,7 +127,10 @@ describe('by a passphrase', () => {
     expect(await manager.verifyBackup(plain.id)).toBe(true);
     expect(await manager.listBackups()).toHaveLength(2);
     for (const work of [() => manager.verifyBackup(backup.id), () => manager.createBackup()]) {
-      await expect(work()).rejects.toMatchObject({ code: 'KG_KEY_INVALID', message: expect.stringContaining(path.join(base, 'key')) });
+      await expect(work()).rejects.toMatchObject({
+        code: 'KG_KEY_INVALID',
+        message: expect.stringContaining(path.join(base, 'key')),
+      });
     }
   });
 
@@ -98,7 +139,10 @@ describe('by a passphrase', () => {
     const backup = await manage({ passphrase: PASSPHRASE }).createBackup();
     writeFileSync(path.join(root, '.kg/key'), PASSPHRASE);
     const manager = manage({ passphraseFile: path.join(root, '.kg/key') });
-    await expect(manager.createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID', message: expect.stringContaining('so is the key') });
+    await expect(manager.createBackup()).rejects.toMatchObject({
+      code: 'KG_KEY_INVALID',
+      message: expect.stringContaining('so is the key'),
+    });
     expect(await manager.verifyBackup(backup.id)).toBe(true);
   });
 
@@ -126,9 +170,14 @@ describe('by a passphrase', () => {
       expect(thrown, inspect(encryption)).toMatchObject({ name: 'KgError', code });
       expect(inspect(thrown)).not.toMatch(/hunter2|1234567/);
     }
-    expect(inspect(manage({ passphrase: 'hunter2' }), { depth: 9, showHidden: true })).not.toContain('hunter2');
+    expect(
+      inspect(manage({ passphrase: 'hunter2' }), { depth: 9, showHidden: true }),
+    ).not.toContain('hunter2');
     const notText = file('binary', Buffer.from([0xff, 0xfe, 0x68, 0x75]));
-    await expect(manage({ passphraseFile: notText }).createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID', message: expect.stringContaining('it is not UTF-8 text') });
+    await expect(manage({ passphraseFile: notText }).createBackup()).rejects.toMatchObject({
+      code: 'KG_KEY_INVALID',
+      message: expect.stringContaining('it is not UTF-8 text'),
+    });
   });
 });
 
@@ -141,7 +190,11 @@ describe('to recipients', () => {
       project.change(seed);
       made.push(await maker.createBackup({ type: 'incremental' }));
     }
-    expect(made.map(({ type, basedOn }) => [type, basedOn])).toEqual([['full', undefined], ['incremental', made[0].id], ['incremental', made[1].id]]);
+    expect(made.map(({ type, basedOn }) => [type, basedOn])).toEqual([
+      ['full', undefined],
+      ['incremental', made[0].id],
+      ['incremental', made[1].id],
+    ]);
     expect(made[2].size).toBeLessThan(made[0].size / 2);
     await expect(maker.verifyBackup(made[2].id)).rejects.toMatchObject({ code: 'KG_KEY_NEEDED' });
     const owner = project.manage({ identityFile: project.identityFile });
@@ -163,14 +216,28 @@ describe('to recipients', () => {
     const file = path.join(kept, `${full.id}.manifest`);
     writeFileSync(file, readFileSync(file, 'utf8').replace('"mode"', '"mood"'));
     project.change(1);
-    expect(await maker.createBackup({ type: 'incremental' })).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL', message: expect.stringContaining('no identity was given') }] });
-    await expect(maker.createBackup({ type: 'incremental', basedOn: full.id })).rejects.toMatchObject({ code: 'KG_KEY_NEEDED' });
+    expect(await maker.createBackup({ type: 'incremental' })).toMatchObject({
+      type: 'full',
+      warnings: [
+        { code: 'KG_WARN_FULL', message: expect.stringContaining('no identity was given') },
+      ],
+    });
+    await expect(
+      maker.createBackup({ type: 'incremental', basedOn: full.id }),
+    ).rejects.toMatchObject({ code: 'KG_KEY_NEEDED' });
     rmSync(kept, { recursive: true });
     project.change(2);
-    const owner = project.manage({ identityFile: project.identityFile, recipients: [project.recipient] });
+    const owner = project.manage({
+      identityFile: project.identityFile,
+      recipients: [project.recipient],
+    });
     const incremental = await owner.createBackup({ type: 'incremental' });
     expect(incremental).toMatchObject({ type: 'incremental', warnings: [] });
-    expect(readdirSync(kept).sort()).toEqual([incremental.id, `${incremental.id}.manifest`, 'stores.json']);
+    expect(readdirSync(kept).sort()).toEqual([
+      incremental.id,
+      `${incremental.id}.manifest`,
+      'stores.json',
+    ]);
     await expectRestores(owner, incremental, project);
   });
 
@@ -181,21 +248,33 @@ describe('to recipients', () => {
     project.change(1);
     await owner.createBackup({ type: 'incremental' });
     const targetDir = path.join(project.base, 'part');
-    expect(await owner.restore({ backupId: 'latest', targetDir, only: ['config'] })).toMatchObject({ filesRestored: 1 });
+    expect(await owner.restore({ backupId: 'latest', targetDir, only: ['config'] })).toMatchObject({
+      filesRestored: 1,
+    });
     expect(readdirSync(path.join(targetDir, '.kg'))).not.toContain('knowledge.db');
   });
 });
 
 describe('a chain has one key', () => {
-  const warned = { type: 'full', warnings: [{ code: 'KG_WARN_FULL', message: expect.stringContaining('encrypted with another key') }] };
+  const warned = {
+    type: 'full',
+    warnings: [
+      { code: 'KG_WARN_FULL', message: expect.stringContaining('encrypted with another key') },
+    ],
+  };
 
   test('an archive that is no age file any more is damaged, and not of another key', async () => {
     const project = setUp();
     const manager = project.manage({ passphrase: 'one' });
     const full = await manager.createBackup();
     const bytes = readFileSync(full.path);
-    writeFileSync(full.path, Buffer.concat([bytes.subarray(0, 30), Buffer.alloc(bytes.length - 30)]));
-    await expect(manager.createBackup({ type: 'incremental', basedOn: full.id })).rejects.toMatchObject({
+    writeFileSync(
+      full.path,
+      Buffer.concat([bytes.subarray(0, 30), Buffer.alloc(bytes.length - 30)]),
+    );
+    await expect(
+      manager.createBackup({ type: 'incremental', basedOn: full.id }),
+    ).rejects.toMatchObject({
       code: 'KG_BASE_UNUSABLE',
       message: expect.stringContaining('header'),
     });
@@ -206,16 +285,31 @@ describe('a chain has one key', () => {
     const [one, two] = ['one', 'two'].map((passphrase) => project.manage({ passphrase }));
     const full = await one.createBackup();
     project.change(1);
-    expect(await one.createBackup({ type: 'incremental' })).toMatchObject({ type: 'incremental', basedOn: full.id, warnings: [] });
+    expect(await one.createBackup({ type: 'incremental' })).toMatchObject({
+      type: 'incremental',
+      basedOn: full.id,
+      warnings: [],
+    });
     project.change(2);
     const other = await two.createBackup({ type: 'incremental' });
     expect(other).toMatchObject(warned);
     await expectRestores(two, other, project);
-    await expect(two.createBackup({ type: 'incremental', basedOn: full.id })).rejects.toMatchObject({ code: 'KG_KEY_WRONG' });
+    await expect(two.createBackup({ type: 'incremental', basedOn: full.id })).rejects.toMatchObject(
+      { code: 'KG_KEY_WRONG' },
+    );
     // Each archive has its key; several can be given at once.
-    const files = ['one', 'two'].flatMap((passphrase) => ['--passphrase-file', project.file(passphrase, passphrase)]);
+    const files = ['one', 'two'].flatMap((passphrase) => [
+      '--passphrase-file',
+      project.file(passphrase, passphrase),
+    ]);
     for (const id of [full.id, other.id]) {
-      expect((await kg(['diag', 'backup', '--verify', id, '--output', project.backups, ...files], { cwd: project.root })).status).toBe(0);
+      expect(
+        (
+          await kg(['diag', 'backup', '--verify', id, '--output', project.backups, ...files], {
+            cwd: project.root,
+          })
+        ).status,
+      ).toBe(0);
     }
   });
 
@@ -231,20 +325,24 @@ describe('a chain has one key', () => {
     }
     expect(made.map(({ type }) => type)).toEqual(['full', 'full', 'incremental', 'full']);
     expect(made[1]).toMatchObject(warned);
-    for (const identityFile of [project.identityFile, second]) expect(await project.manage({ identityFile }).verifyBackup(made[2].id)).toBe(true);
+    for (const identityFile of [project.identityFile, second])
+      expect(await project.manage({ identityFile }).verifyBackup(made[2].id)).toBe(true);
   });
 
   test('and what is not encrypted has chains of its own', async () => {
     const project = setUp();
     const owner = project.manage({ identityFile: project.identityFile });
     const bases = {};
-    for (const encrypt of [true, false]) bases[encrypt] = (await owner.createBackup({ encrypt })).id;
+    for (const encrypt of [true, false])
+      bases[encrypt] = (await owner.createBackup({ encrypt })).id;
     for (const encrypt of [true, false]) {
       project.change(`${encrypt}`);
       const backup = await owner.createBackup({ type: 'incremental', encrypt });
       expect(backup).toMatchObject({ type: 'incremental', basedOn: bases[encrypt], warnings: [] });
       await expectRestores(owner, backup, project);
-      await expect(owner.createBackup({ type: 'incremental', encrypt, basedOn: bases[!encrypt] })).rejects.toMatchObject({ code: 'KG_BASE_UNUSABLE' });
+      await expect(
+        owner.createBackup({ type: 'incremental', encrypt, basedOn: bases[!encrypt] }),
+      ).rejects.toMatchObject({ code: 'KG_BASE_UNUSABLE' });
     }
   });
 
@@ -252,10 +350,17 @@ describe('a chain has one key', () => {
     const project = setUp();
     const owner = project.manage({ identityFile: project.identityFile });
     const full = await owner.createBackup();
-    run('sh', ['-ec', `age -d -i '${project.identityFile}' '${full.path}' > '${full.path.replace('.enc.tar.gz', '.tar.gz')}'`]);
+    run('sh', [
+      '-ec',
+      `age -d -i '${project.identityFile}' '${full.path}' > '${full.path.replace('.enc.tar.gz', '.tar.gz')}'`,
+    ]);
     project.change(1);
     const next = await owner.createBackup({ type: 'incremental' });
-    expect(next).toMatchObject({ type: 'incremental', basedOn: full.id, warnings: [{ message: expect.stringContaining(`another archive of ${full.id} next to it`) }] });
+    expect(next).toMatchObject({
+      type: 'incremental',
+      basedOn: full.id,
+      warnings: [{ message: expect.stringContaining(`another archive of ${full.id} next to it`) }],
+    });
     await expectRestores(owner, next, project);
   });
 });
@@ -273,7 +378,8 @@ describe('what is changed', () => {
       'the first piece': (bytes) => (bytes[1000] ^= 1),
       'the last piece': (bytes) => (bytes[bytes.length - 40] ^= 1),
       'the end': (bytes) => bytes.subarray(0, bytes.length - 1),
-      'a piece that is missing': (bytes) => Buffer.concat([bytes.subarray(0, 400), bytes.subarray(400 + 65_552)]),
+      'a piece that is missing': (bytes) =>
+        Buffer.concat([bytes.subarray(0, 400), bytes.subarray(400 + 65_552)]),
       'bytes after it': (bytes) => Buffer.concat([bytes, Buffer.from('x')]),
     };
     for (const [what, change] of Object.entries(changes)) {
@@ -286,14 +392,23 @@ describe('what is changed', () => {
         else rmSync(`${lone}.manifest.json`, { force: true });
         // Alone, an archive whose wrapped key was changed looks like one of another key.
         const verified = await manager.verifyBackup(lone).catch((error) => error.code);
-        expect([false, manifest ? false : 'KG_KEY_WRONG'], `${what}, ${manifest}`).toContain(verified);
-        await expect(manager.restore({ backupPath: lone, targetDir: path.join(project.base, 'none') })).rejects.toThrow();
+        expect([false, manifest ? false : 'KG_KEY_WRONG'], `${what}, ${manifest}`).toContain(
+          verified,
+        );
+        await expect(
+          manager.restore({ backupPath: lone, targetDir: path.join(project.base, 'none') }),
+        ).rejects.toThrow();
       }
     }
     expect(existsSync(path.join(project.base, 'none'))).toBe(false);
-    writeFileSync(path.join(project.base, 'lone.enc.tar.gz'), Buffer.concat([whole.subarray(0, 30_000), whole.subarray(30_001)]));
+    writeFileSync(
+      path.join(project.base, 'lone.enc.tar.gz'),
+      Buffer.concat([whole.subarray(0, 30_000), whole.subarray(30_001)]),
+    );
     const { problems } = await manager.checkBackup(path.join(project.base, 'lone.enc.tar.gz'));
-    expect(problems.map((problem) => problem.message).join('\n')).toMatch(/It cannot be decrypted from byte \d+ on/);
+    expect(problems.map((problem) => problem.message).join('\n')).toMatch(
+      /It cannot be decrypted from byte \d+ on/,
+    );
   });
 
   test('in an archive that others rest on keeps anything from resting on it', async () => {
@@ -315,7 +430,14 @@ describe('what is changed', () => {
     rmSync(`${backup.path}.manifest.json`);
     const maker = project.manage({ recipients: [project.recipient] });
     const { warnings } = await maker.createBackup();
-    expect(warnings).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringMatching(/is not listed: The backup is encrypted to recipients, but no identity was given; the next backup that is made with its key lists it$/) }]);
+    expect(warnings).toMatchObject([
+      {
+        code: 'KG_WARN_STORE',
+        message: expect.stringMatching(
+          /is not listed: The backup is encrypted to recipients, but no identity was given; the next backup that is made with its key lists it$/,
+        ),
+      },
+    ]);
     await owner.createBackup();
     expect((await owner.listBackups()).map(({ id }) => id)).toContain(backup.id);
     expect(beside(backup)).not.toContain('quarterly');
@@ -336,7 +458,10 @@ describe('a plain backup where an encrypted one is expected', () => {
   test('is a warning where keys are given, and an error where encryption is required', async () => {
     const project = await setUpBoth();
     const { manager, plain, encrypted } = project;
-    const warned = expect.objectContaining({ code: 'KG_WARN_NOT_ENCRYPTED', message: expect.stringContaining(plain.path) });
+    const warned = expect.objectContaining({
+      code: 'KG_WARN_NOT_ENCRYPTED',
+      message: expect.stringContaining(plain.path),
+    });
     expect((await manager.checkBackup(plain.id)).warnings).toContainEqual(warned);
     expect((await expectRestores(manager, plain, project)).warnings).toContainEqual(warned);
     expect((await manager.rehearse({ backup: plain.id })).warnings).toContainEqual(warned);
@@ -345,8 +470,15 @@ describe('a plain backup where an encrypted one is expected', () => {
 
     const strict = project.manage({ passphrase: PASSPHRASE, requireEncryption: true });
     const targetDir = path.join(project.base, 'refused');
-    for (const call of [() => strict.checkBackup(plain.id), () => strict.restore({ backupId: plain.id, targetDir }), () => strict.rehearse({ backup: plain.id })]) {
-      await expect(call()).rejects.toMatchObject({ code: 'KG_NOT_ENCRYPTED', message: expect.stringContaining(plain.path) });
+    for (const call of [
+      () => strict.checkBackup(plain.id),
+      () => strict.restore({ backupId: plain.id, targetDir }),
+      () => strict.rehearse({ backup: plain.id }),
+    ]) {
+      await expect(call()).rejects.toMatchObject({
+        code: 'KG_NOT_ENCRYPTED',
+        message: expect.stringContaining(plain.path),
+      });
     }
     expect(existsSync(path.join(targetDir, '.kg/knowledge.db'))).toBe(false);
     expect(await strict.verifyBackup(encrypted.id)).toBe(true);
@@ -359,9 +491,16 @@ describe('a plain backup where an encrypted one is expected', () => {
     const refused = { status: 5, stderr: expect.stringContaining('KG_NOT_ENCRYPTED') };
     expect(await at(...restore, '--decrypt')).toMatchObject(refused);
     expect(await at(...restore, '--require-encryption')).toMatchObject(refused);
-    expect(await at('backup', '--verify', plain.path, '--require-encryption')).toMatchObject(refused);
-    expect(await at('drill', '--file', plain.id, '--backup-dir', backups, '--require-encryption')).toMatchObject(refused);
-    expect(await at(...restore)).toMatchObject({ status: 0, stderr: expect.stringContaining('KG_WARN_NOT_ENCRYPTED') });
+    expect(await at('backup', '--verify', plain.path, '--require-encryption')).toMatchObject(
+      refused,
+    );
+    expect(
+      await at('drill', '--file', plain.id, '--backup-dir', backups, '--require-encryption'),
+    ).toMatchObject(refused);
+    expect(await at(...restore)).toMatchObject({
+      status: 0,
+      stderr: expect.stringContaining('KG_WARN_NOT_ENCRYPTED'),
+    });
   });
 
   test('under the name of an encrypted one is damage', async () => {
@@ -369,7 +508,9 @@ describe('a plain backup where an encrypted one is expected', () => {
     copyFileSync(plain.path, encrypted.path);
     const report = await manager.checkBackup(encrypted.path);
     expect(report.valid).toBe(false);
-    expect(report.problems.map(({ message }) => message)).toContain('Its name says that it is encrypted, but it is not');
+    expect(report.problems.map(({ message }) => message)).toContain(
+      'Its name says that it is encrypted, but it is not',
+    );
     // The archive alone is damage too.
     rmSync(`${encrypted.path}.manifest.json`);
     expect((await manager.checkBackup(encrypted.path)).valid).toBe(false);
@@ -379,11 +520,18 @@ describe('a plain backup where an encrypted one is expected', () => {
 describe('with the `age` command alone', () => {
   test('a backup opens by an identity, with tar and sqlite3', async () => {
     const { manage, recipient, identityFile, base } = setUp();
-    for (const [compression, flag] of [['gzip', '-xz'], ['zstd', '--zstd -x'], [false, '-x']]) {
+    for (const [compression, flag] of [
+      ['gzip', '-xz'],
+      ['zstd', '--zstd -x'],
+      [false, '-x'],
+    ]) {
       const backup = await manage({ recipients: [recipient] }).createBackup({ compression });
       const out = path.join(base, `out-${compression}`);
       mkdirSync(out);
-      run('sh', ['-ec', `age -d -i '${identityFile}' '${backup.path}' | tar ${flag} -C '${out}'; cd '${out}' && sha256sum -c --quiet checksums.sha256`]);
+      run('sh', [
+        '-ec',
+        `age -d -i '${identityFile}' '${backup.path}' | tar ${flag} -C '${out}'; cd '${out}' && sha256sum -c --quiet checksums.sha256`,
+      ]);
       const db = new Database(path.join(out, 'database.sqlite'), { readonly: true });
       expect(db.prepare('SELECT count(*) AS n FROM nodes').get().n).toBe(50);
       db.close();
@@ -405,7 +553,10 @@ while True:
     while asked + 2 < len(sys.argv) and said.lower().count(b': ') > asked:
         os.write(terminal, sys.argv[asked + 2].encode() + b'\\n'); asked += 1
 print(said.decode()); sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))`;
-    return execFileSync('python3', ['-c', script, command, ...lines], { cwd: repository, encoding: 'utf8' });
+    return execFileSync('python3', ['-c', script, command, ...lines], {
+      cwd: repository,
+      encoding: 'utf8',
+    });
   };
 
   test('a backup opens by its passphrase, and ours opens what `age` encrypted again', async () => {
@@ -426,13 +577,26 @@ print(said.decode()); sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
   test('`kg` asks at a terminal for what is not given, twice for a new one', () => {
     const { root, backups, base } = setUp();
     const at = (args) => `cd '${root}' && '${kgPath}' diag ${args}`;
-    expect(typed(at(`backup --encrypt --output '${backups}'`), PASSPHRASE, PASSPHRASE)).toContain('encrypted only its key opens it');
-    expect(typed(at(`backup --verify '${backups}/latest.enc.tar.gz'`), PASSPHRASE)).toContain('every byte is as it was written');
-    expect(typed(at(`restore --file '${backups}/latest.enc.tar.gz' --decrypt --target '${base}/typed'`), PASSPHRASE)).toContain('Restored');
+    expect(typed(at(`backup --encrypt --output '${backups}'`), PASSPHRASE, PASSPHRASE)).toContain(
+      'encrypted only its key opens it',
+    );
+    expect(typed(at(`backup --verify '${backups}/latest.enc.tar.gz'`), PASSPHRASE)).toContain(
+      'every byte is as it was written',
+    );
+    expect(
+      typed(
+        at(`restore --file '${backups}/latest.enc.tar.gz' --decrypt --target '${base}/typed'`),
+        PASSPHRASE,
+      ),
+    ).toContain('Restored');
     expect(contents(path.join(base, 'typed'))).toEqual(contents(root));
-    expect(() => typed(at(`backup --encrypt --output '${backups}'`), PASSPHRASE, 'another')).toThrow();
+    expect(() =>
+      typed(at(`backup --encrypt --output '${backups}'`), PASSPHRASE, 'another'),
+    ).toThrow();
     expect(() => typed(at(`backup --verify '${backups}/latest.enc.tar.gz'`), 'another')).toThrow();
-    expect(readdirSync(backups).filter((name) => name.endsWith('.tar.gz') && name.startsWith('kg-'))).toHaveLength(1);
+    expect(
+      readdirSync(backups).filter((name) => name.endsWith('.tar.gz') && name.startsWith('kg-')),
+    ).toHaveLength(1);
   });
 });
 
@@ -440,12 +604,18 @@ describe('on the command line', () => {
   test('the commands of the guide work as they are written', () => {
     const { root } = setUp();
     writeFileSync(path.join(root, 'key'), `${PASSPHRASE}\n`);
-    const env = { ...process.env, PATH: `${path.dirname(kgPath)}:${process.env.PATH}`, KG_PASSPHRASE_FILE: './key' };
+    const env = {
+      ...process.env,
+      PATH: `${path.dirname(kgPath)}:${process.env.PATH}`,
+      KG_PASSPHRASE_FILE: './key',
+    };
     const guide = readFileSync(path.join(repository, 'docs/reference/specification.md'), 'utf8');
     const [, block] = guide.match(/```bash\n(# Encrypt backup\n[^]*?)```/);
     const [encrypt, decrypt] = block.split('\n').filter((line) => line.startsWith('kg '));
     expect(run('sh', ['-ec', encrypt], { cwd: root, env })).toContain('.enc.tar.gz');
-    run('sh', ['-ec', 'cp .kg/backups/latest.enc.tar.gz backup.enc.tar.gz; rm .kg/knowledge.db*'], { cwd: root });
+    run('sh', ['-ec', 'cp .kg/backups/latest.enc.tar.gz backup.enc.tar.gz; rm .kg/knowledge.db*'], {
+      cwd: root,
+    });
     expect(run('sh', ['-ec', decrypt], { cwd: root, env })).toContain('Restored');
     expect(existsSync(path.join(root, '.kg/knowledge.db'))).toBe(true);
   });
@@ -454,26 +624,50 @@ describe('on the command line', () => {
     const { root, backups, file, recipient, identityFile } = setUp();
     const run = (...args) => kg(['diag', ...args], { cwd: root });
     const unkeyed = await run('backup', '--encrypt', '--output', backups);
-    expect(unkeyed).toMatchObject({ status: 2, stderr: expect.stringMatching(/\[KG_KEY_NEEDED\].*\n.*`--passphrase-file`.*`--recipient`/) });
+    expect(unkeyed).toMatchObject({
+      status: 2,
+      stderr: expect.stringMatching(/\[KG_KEY_NEEDED\].*\n.*`--passphrase-file`.*`--recipient`/),
+    });
     // An identity opens backups, and encrypts none.
     expect(unkeyed.stderr).not.toContain('--identity');
     expect(existsSync(backups)).toBe(false);
     const key = file('key', PASSPHRASE);
-    expect((await run('backup', '--passphrase-file', key, '--output', backups)).stdout).toContain('.enc.tar.gz');
-    expect((await run('backup', '-r', recipient, '--output', backups)).stdout).toContain('.enc.tar.gz');
-    expect((await run('backup', '--list', '--output', backups)).stdout.match(/\[encrypted\]/g)).toHaveLength(2);
+    expect((await run('backup', '--passphrase-file', key, '--output', backups)).stdout).toContain(
+      '.enc.tar.gz',
+    );
+    expect((await run('backup', '-r', recipient, '--output', backups)).stdout).toContain(
+      '.enc.tar.gz',
+    );
+    expect(
+      (await run('backup', '--list', '--output', backups)).stdout.match(/\[encrypted\]/g),
+    ).toHaveLength(2);
     const latest = path.join(backups, 'latest.enc.tar.gz');
-    expect(await run('restore', '--file', latest)).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_NEEDED]') });
-    expect(await run('backup', '--verify', latest, '--passphrase-file', key)).toMatchObject({ status: 2, stderr: expect.stringContaining('no identity was given [KG_KEY_NEEDED]') });
+    expect(await run('restore', '--file', latest)).toMatchObject({
+      status: 2,
+      stderr: expect.stringContaining('[KG_KEY_NEEDED]'),
+    });
+    expect(await run('backup', '--verify', latest, '--passphrase-file', key)).toMatchObject({
+      status: 2,
+      stderr: expect.stringContaining('no identity was given [KG_KEY_NEEDED]'),
+    });
     expect((await run('backup', '--verify', latest, '--identity', identityFile)).status).toBe(0);
-    expect((await run('drill', '--file', latest, '--identity', identityFile)).stdout).toContain('Passed');
+    expect((await run('drill', '--file', latest, '--identity', identityFile)).stdout).toContain(
+      'Passed',
+    );
   });
 
   test('the settings encrypt every backup of the project: by hand, by the API, before a repair', async () => {
     const { root, base, identityFile, recipient, database } = setUp();
     const set = (...args) => kg(['config', 'set', ...args], { cwd: root });
-    expect(await set('backup.recipients', 'age1nobody')).toMatchObject({ status: 2, stderr: expect.stringContaining('public keys of age') });
-    for (const [name, value] of [['backup.recipients', recipient], ['backup.identityFile', '../identity'], ['backup.encrypt', 'true']]) {
+    expect(await set('backup.recipients', 'age1nobody')).toMatchObject({
+      status: 2,
+      stderr: expect.stringContaining('public keys of age'),
+    });
+    for (const [name, value] of [
+      ['backup.recipients', recipient],
+      ['backup.identityFile', '../identity'],
+      ['backup.encrypt', 'true'],
+    ]) {
       expect((await set(name, value)).status, name).toBe(0);
     }
     expect((await kg(['diag', 'backup'], { cwd: root })).stdout).toContain('.enc.tar.gz');
@@ -482,10 +676,19 @@ describe('on the command line', () => {
     expect(await manager.verifyBackup('latest')).toBe(true);
     expect((await manager.createBackup({ encrypt: false })).encrypted).toBeUndefined();
     withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
-    const { safetyBackup } = JSON.parse((await kg(['diag', 'repair', '--auto', '--json'], { cwd: root })).stdout).repair;
+    const { safetyBackup } = JSON.parse(
+      (await kg(['diag', 'repair', '--auto', '--json'], { cwd: root })).stdout,
+    ).repair;
     expect(safetyBackup.path).toMatch(/\.enc\.tar\.gz$/);
-    expect(await createBackupManager({ projectRoot: root, backupDir: path.join(root, '.kg/backups') }).verifyBackup(safetyBackup.id)).toBe(true);
-    expect((await kg(['diag', 'backup', '--no-encrypt'], { cwd: root })).stdout).not.toContain('.enc.');
+    expect(
+      await createBackupManager({
+        projectRoot: root,
+        backupDir: path.join(root, '.kg/backups'),
+      }).verifyBackup(safetyBackup.id),
+    ).toBe(true);
+    expect((await kg(['diag', 'backup', '--no-encrypt'], { cwd: root })).stdout).not.toContain(
+      '.enc.',
+    );
     expect(identityFile).toBe(path.join(base, 'identity'));
   });
 
@@ -494,20 +697,42 @@ describe('on the command line', () => {
     const dir = '../elsewhere';
     const file = path.join(root, '.kg/config.json');
     const backup = (...args) => kg(['diag', 'backup', ...args], { cwd: root });
-    const set = (settings) => writeFileSync(file, typeof settings === 'string' ? settings : JSON.stringify({ backup: settings }));
+    const set = (settings) =>
+      writeFileSync(
+        file,
+        typeof settings === 'string' ? settings : JSON.stringify({ backup: settings }),
+      );
     // Nothing was ever encrypted, and still nobody knows where backups go: they must be told.
     set('{');
-    expect(await backup()).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_CONFIG_INVALID]') });
+    expect(await backup()).toMatchObject({
+      status: 2,
+      stderr: expect.stringContaining('[KG_CONFIG_INVALID]'),
+    });
     set({ dir, encrypt: true, recipients: [recipient] });
     expect((await backup()).stdout).toContain('.enc.tar.gz');
-    for (const settings of ['{', { dir, encrypt: 'true', recipients: [recipient] }, { encrypt: true, recipients: [recipient, 'age1nobody'] }]) {
+    for (const settings of [
+      '{',
+      { dir, encrypt: 'true', recipients: [recipient] },
+      { encrypt: true, recipients: [recipient, 'age1nobody'] },
+    ]) {
       set(settings);
-      expect(await backup()).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_INVALID]') });
-      await expect(createBackupManager({ projectRoot: root }).createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID' });
-      expect((await backup('--no-encrypt', '--json', '--output', path.join(root, dir))).status).toBe(0);
-      expect((await backup('--recipient', recipient, '--output', path.join(root, dir))).stdout).toContain('.enc.tar.gz');
+      expect(await backup()).toMatchObject({
+        status: 2,
+        stderr: expect.stringContaining('[KG_KEY_INVALID]'),
+      });
+      await expect(createBackupManager({ projectRoot: root }).createBackup()).rejects.toMatchObject(
+        { code: 'KG_KEY_INVALID' },
+      );
+      expect(
+        (await backup('--no-encrypt', '--json', '--output', path.join(root, dir))).status,
+      ).toBe(0);
+      expect(
+        (await backup('--recipient', recipient, '--output', path.join(root, dir))).stdout,
+      ).toContain('.enc.tar.gz');
     }
-    const { lastFailure } = JSON.parse((await kg(['diag', 'backup', '--status', '--json'], { cwd: root })).stdout);
+    const { lastFailure } = JSON.parse(
+      (await kg(['diag', 'backup', '--status', '--json'], { cwd: root })).stdout,
+    );
     expect(lastFailure.error.code).toBe('KG_KEY_INVALID');
   });
 
@@ -515,20 +740,46 @@ describe('on the command line', () => {
     const { root, base, recipient, identityFile, change } = setUp();
     const other = path.join(base, 'other');
     run('age-keygen', ['-o', other]);
-    writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ backup: { encrypt: true, recipients: [recipient, run('age-keygen', ['-y', other]).trim()] } }));
+    writeFileSync(
+      path.join(root, '.kg/config.json'),
+      JSON.stringify({
+        backup: { encrypt: true, recipients: [recipient, run('age-keygen', ['-y', other]).trim()] },
+      }),
+    );
     const at = (args, env) => kg(['diag', ...args], { cwd: root, env: { ...process.env, ...env } });
     const json = async (...args) => JSON.parse((await at(...args)).stdout);
-    const opens = async (id) => Promise.all([identityFile, other].map(async (file) => (await at(['backup', '--verify', id, '--identity', file])).status));
-    expect(await opens((await json(['backup', '--json'], { KG_IDENTITY_FILE: identityFile })).id)).toEqual([0, 0]);
+    const opens = async (id) =>
+      Promise.all(
+        [identityFile, other].map(
+          async (file) => (await at(['backup', '--verify', id, '--identity', file])).status,
+        ),
+      );
+    expect(
+      await opens((await json(['backup', '--json'], { KG_IDENTITY_FILE: identityFile })).id),
+    ).toEqual([0, 0]);
     change(1);
     const incremental = await json(['backup', '--type', 'incremental', '--json']);
     expect(incremental.type).toBe('incremental');
-    const whole = await json(['backup', '--consolidate', incremental.id, '--identity', identityFile, '--json']);
+    const whole = await json([
+      'backup',
+      '--consolidate',
+      incremental.id,
+      '--identity',
+      identityFile,
+      '--json',
+    ]);
     expect(whole.encrypted).toBe(true);
     expect(await opens(whole.id)).toEqual([0, 0]);
-    expect(await opens((await json(['backup', '--recipient', recipient, '--json'])).id)).toEqual([0, 2]);
-    const manager = createBackupManager({ projectRoot: root, backupDir: path.join(root, '.kg/backups') });
-    await expect(manager.consolidate(incremental.id)).rejects.toMatchObject({ code: 'KG_KEY_NEEDED' });
+    expect(await opens((await json(['backup', '--recipient', recipient, '--json'])).id)).toEqual([
+      0, 2,
+    ]);
+    const manager = createBackupManager({
+      projectRoot: root,
+      backupDir: path.join(root, '.kg/backups'),
+    });
+    await expect(manager.consolidate(incremental.id)).rejects.toMatchObject({
+      code: 'KG_KEY_NEEDED',
+    });
   });
 
   test('nothing lies beside the archives that could be read without the key', async () => {
@@ -539,11 +790,17 @@ describe('on the command line', () => {
     const key = path.join(base, 'key');
     writeFileSync(key, PASSPHRASE);
     const seen = new Set();
-    const child = kg(['diag', 'backup', '--output', backups, '--passphrase-file', key], { cwd: project.root, env: { ...process.env, TMPDIR: tmp } });
+    const child = kg(['diag', 'backup', '--output', backups, '--passphrase-file', key], {
+      cwd: project.root,
+      env: { ...process.env, TMPDIR: tmp },
+    });
     let done = false;
     child.then(() => (done = true));
     while (!done) {
-      if (existsSync(backups)) readdirSync(backups, { recursive: true }).forEach((name) => seen.add(name.replace(/-[^-]*$/, '')));
+      if (existsSync(backups))
+        readdirSync(backups, { recursive: true }).forEach((name) =>
+          seen.add(name.replace(/-[^-]*$/, '')),
+        );
       await new Promise((resolve) => setImmediate(resolve));
     }
     expect((await child).status).toBe(0);
@@ -554,7 +811,8 @@ describe('on the command line', () => {
 
   test('a repair encrypts the backup before it as it is told to', async () => {
     const { root, database, base } = setUp();
-    const broken = () => withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
+    const broken = () =>
+      withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
     broken();
     const checker = new IntegrityChecker(root, { encryption: { passphrase: PASSPHRASE } });
     const { repair } = await checker.runChecks({ repairMode: true });
@@ -562,7 +820,9 @@ describe('on the command line', () => {
     broken();
     const key = path.join(base, 'key');
     writeFileSync(key, PASSPHRASE);
-    const said = await kg(['diag', 'repair', '--auto', '--passphrase-file', key, '--json'], { cwd: root });
+    const said = await kg(['diag', 'repair', '--auto', '--passphrase-file', key, '--json'], {
+      cwd: root,
+    });
     expect(JSON.parse(said.stdout).repair.safetyBackup.path).toMatch(/\.enc\.tar\.gz$/);
   });
 });

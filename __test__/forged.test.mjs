@@ -2,7 +2,15 @@
 // wrong with them. Each is refused with its code; nothing is written, and a project that is there stays as it is.
 
 import { execFileSync } from 'node:child_process';
-import { existsSync, readFileSync, readdirSync, renameSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  readFileSync,
+  readdirSync,
+  renameSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 import { gunzipSync } from 'node:zlib';
 
@@ -27,7 +35,10 @@ let tar;
 async function genuine() {
   if (!tar) {
     const { root, backups } = makeProject({ nodes: NODES });
-    const { path: archive } = await createBackupManager({ projectRoot: root, backupDir: backups }).createBackup();
+    const { path: archive } = await createBackupManager({
+      projectRoot: root,
+      backupDir: backups,
+    }).createBackup();
     tar = gunzipSync(readFileSync(archive));
   }
   return tar;
@@ -36,7 +47,8 @@ async function genuine() {
 /** A forgery whose manifest and entries are changed together, so that they agree. */
 const changed = (change) => (tar) => forge.seal(forge.rewriteManifest(tar, change));
 /** A forgery whose manifest is another text. */
-const worded = (text, change) => (tar) => forge.seal(forge.tarOf(forge.changedEntries(tar, { change, text })));
+const worded = (text, change) => (tar) =>
+  forge.seal(forge.tarOf(forge.changedEntries(tar, { change, text })));
 /** A forgery whose tar has other entries than its manifest and checksums say. */
 const rearranged = (rearrange, change) => (tar) => {
   const entries = forge.changedEntries(tar, { change });
@@ -50,20 +62,29 @@ const vectors = 'vectors/a.f32';
 /** Forgeries in which a file, a directory, a link or the graph database goes to `path`. */
 const placed = {
   file: (to) => changed((manifest) => (recordOf(manifest, vectors).path = to)),
-  directory: (to) => changed((m, e) => forge.addEntry(m, e, { entry: 'files/forged', path: to, directory: true })),
-  link: (to) => changed((m, e) => forge.addEntry(m, e, { entry: 'files/forged', path: to, target: 'config.json' })),
+  directory: (to) =>
+    changed((m, e) => forge.addEntry(m, e, { entry: 'files/forged', path: to, directory: true })),
+  link: (to) =>
+    changed((m, e) =>
+      forge.addEntry(m, e, { entry: 'files/forged', path: to, target: 'config.json' }),
+    ),
   database: (to) => changed((manifest) => (recordOf(manifest, 'database.sqlite').path = to)),
 };
 /** A forgery with a link to `target`. */
 const linked = (target, more) =>
-  changed((m, e) => forge.addEntry(m, e, { entry: 'files/forged', path: '.kg/plugins/forged', target, ...more }));
+  changed((m, e) =>
+    forge.addEntry(m, e, { entry: 'files/forged', path: '.kg/plugins/forged', target, ...more }),
+  );
 /** A forgery with one more file. */
 const added = (...files) =>
   changed((m, e) => {
-    files.forEach((file, n) => forge.addEntry(m, e, { entry: `files/forged${n}`, content: Buffer.from('forged'), ...file }));
+    files.forEach((file, n) =>
+      forge.addEntry(m, e, { entry: `files/forged${n}`, content: Buffer.from('forged'), ...file }),
+    );
   });
 /** A forgery in which the record of a file is changed. */
-const recorded = (change, entry = vectors) => changed((manifest) => change(recordOf(manifest, entry), manifest));
+const recorded = (change, entry = vectors) =>
+  changed((manifest) => change(recordOf(manifest, entry), manifest));
 
 // ---- What is expected ----
 
@@ -83,7 +104,10 @@ async function expectRefused(archive, code) {
   const { root } = makeProject({ nodes: NODES });
   const manager = createBackupManager({ projectRoot: root });
   const base = temporaryDirectory();
-  const intoNothing = manager.restore({ backupPath: archive, targetDir: path.join(base, 'target') });
+  const intoNothing = manager.restore({
+    backupPath: archive,
+    targetDir: path.join(base, 'target'),
+  });
   await expect.soft(intoNothing, 'into nothing').rejects.toMatchObject({ code });
   expect.soft(readdirSync(base), 'beside what did not exist').toEqual([]);
   const before = [namesIn(path.dirname(root)), fingerprint(root)];
@@ -99,7 +123,9 @@ function refuses(code, { valid, ending }, forgeries) {
     test(`${what}: refused`, async () => {
       const forged = forgery(await genuine());
       const archive = store(Buffer.isBuffer(forged) ? { archive: forged } : forged, ending);
-      const report = await createBackupManager({ projectRoot: temporaryDirectory() }).checkBackup(archive);
+      const report = await createBackupManager({ projectRoot: temporaryDirectory() }).checkBackup(
+        archive,
+      );
       expect.soft(report.valid, JSON.stringify(report.problems)).toBe(valid);
       await expectRefused(archive, code);
     });
@@ -111,7 +137,8 @@ const NOT_OURS = ['KG_NOT_A_BACKUP', { valid: true }];
 /** Its parts disagree. */
 const MISMATCH = ['KG_CHECKSUM_MISMATCH', { valid: false }];
 
-const each = (texts, forgery) => Object.fromEntries(texts.map((text) => [JSON.stringify(text), forgery(text)]));
+const each = (texts, forgery) =>
+  Object.fromEntries(texts.map((text) => [JSON.stringify(text), forgery(text)]));
 
 // ---- Where things go ----
 
@@ -128,12 +155,45 @@ const LEADING_OUT = [
   '.kg/restore-journal.json',
 ];
 const ODD_PATHS = [
-  ...['', '.', '..', '/', '.kg', '.kg/', '.kg/.', '.kg/..', './.kg/x', '.kg/./x', '.kg//x', '.kg/x/', '//x', '.kg/x/../y'],
+  ...[
+    '',
+    '.',
+    '..',
+    '/',
+    '.kg',
+    '.kg/',
+    '.kg/.',
+    '.kg/..',
+    './.kg/x',
+    '.kg/./x',
+    '.kg//x',
+    '.kg/x/',
+    '//x',
+    '.kg/x/../y',
+  ],
   ...['C:x', 'c:/x', '\\x', '..\\..\\x', '.kg/plugins\\..\\..\\..\\x', '.kg/..\\x'],
-  ...['%2e%2e/x', '%2E%2E/x', '.kg%2Fx', '.kg/%2Fx', '.kg/caf%c3%a9', '.kg/caf%C3%A9', '.kg/%ff', '.kg/%61', '.kg/%25%', '.kg/%', '.kg/%4'],
+  ...[
+    '%2e%2e/x',
+    '%2E%2E/x',
+    '.kg%2Fx',
+    '.kg/%2Fx',
+    '.kg/caf%c3%a9',
+    '.kg/caf%C3%A9',
+    '.kg/%ff',
+    '.kg/%61',
+    '.kg/%25%',
+    '.kg/%',
+    '.kg/%4',
+  ],
   ...['.kg/%zz', '.kg/%+1', '.kg/% 1', '.kg/%00', '\0', '.kg/a\0/../../x'],
   ...['.git/hooks/post-commit', 'package.json', '.KG/x', '.kgx/y', '.kg '],
-  ...['.kg/restore-undo', '.kg/restore-staging-x', '.kg/restore-staging-x/0', '.kg/.kg-partial-x', '.kg/.kg-partial-x/y'],
+  ...[
+    '.kg/restore-undo',
+    '.kg/restore-staging-x',
+    '.kg/restore-staging-x/0',
+    '.kg/.kg-partial-x',
+    '.kg/.kg-partial-x/y',
+  ],
   ...['.kg/backups/kg-backup-20240101-000000.tar.gz', '.kg/cache/x', '.kg/logs/x', '.kg/tmp/x'],
   ...['.kg/x.lock', '.kg/x.pid', '.kg/x.log', '.kg/x.sock', '.kg/.kg-store.lock'],
 ];
@@ -144,9 +204,22 @@ describe('a file at', () => {
 
 describe('what would be called or run here after a backup, as', () => {
   /** A forgery with one more file, of the part that its path belongs to: nothing but its name is wrong. */
-  const named = (to) => added({ path: to, component: /^\.kg\/[^/]+\.json$/.test(to) ? 'config' : 'files' });
+  const named = (to) =>
+    added({ path: to, component: /^\.kg\/[^/]+\.json$/.test(to) ? 'config' : 'files' });
   // Also where the file system takes it for that name: `ſ` is a small S to those that ignore case.
-  refuses(...NOT_OURS, each(['.kg/hooks.json', '.kg/HOOKS.json', '.kg/Hooks.JSON', '.kg/hook\u017f.json', '.kg/hooks.json/x'], named));
+  refuses(
+    ...NOT_OURS,
+    each(
+      [
+        '.kg/hooks.json',
+        '.kg/HOOKS.json',
+        '.kg/Hooks.JSON',
+        '.kg/hook\u017f.json',
+        '.kg/hooks.json/x',
+      ],
+      named,
+    ),
+  );
 
   test('another file of that kind is restored, so it is the name that is refused', async () => {
     const target = path.join(temporaryDirectory(), 'target');
@@ -157,11 +230,20 @@ describe('what would be called or run here after a backup, as', () => {
 });
 
 describe('a directory at', () => {
-  refuses(...NOT_OURS, each([...LEADING_OUT, '.kg', '.git/hooks', '.kg/backups', '.kg/restore-staging-x'], placed.directory));
+  refuses(
+    ...NOT_OURS,
+    each(
+      [...LEADING_OUT, '.kg', '.git/hooks', '.kg/backups', '.kg/restore-staging-x'],
+      placed.directory,
+    ),
+  );
 });
 
 describe('a link at', () => {
-  refuses(...NOT_OURS, each([...LEADING_OUT, '.kg', '.git/hooks/post-commit', '.kg/x.lock'], placed.link));
+  refuses(
+    ...NOT_OURS,
+    each([...LEADING_OUT, '.kg', '.git/hooks/post-commit', '.kg/x.lock'], placed.link),
+  );
 });
 
 describe('the graph database', () => {
@@ -183,36 +265,78 @@ describe('the graph database', () => {
   /** As `change`, and the database is a script: a damaged database is saved byte for byte, so it may be anything. */
   const script = (change) =>
     changed((manifest, entries) => {
-      const [database, record] = [at(entries, 'database.sqlite'), recordOf(manifest, 'database.sqlite')];
+      const [database, record] = [
+        at(entries, 'database.sqlite'),
+        recordOf(manifest, 'database.sqlite'),
+      ];
       database.content = Buffer.from('#!/bin/sh\ntouch /tmp/kg-forged\n');
       Object.assign(record, { size: database.content.length, mode: 0o755 });
       manifest.checksums['database.sqlite'] = forge.digestOf(database.content);
       change(manifest, entries);
     });
-  const companion = (suffix, more) => added({ entry: `database.sqlite${suffix}`, component: 'database', ...more });
+  const companion = (suffix, more) =>
+    added({ entry: `database.sqlite${suffix}`, component: 'database', ...more });
 
-  describe('at', () => refuses(...NOT_OURS, each([...LEADING_OUT, '.kg/', '.kg/restore-staging-x/0'], placed.database)));
+  describe('at', () =>
+    refuses(
+      ...NOT_OURS,
+      each([...LEADING_OUT, '.kg/', '.kg/restore-staging-x/0'], placed.database),
+    ));
   describe('without a configuration, at', () => {
-    refuses(...NOT_OURS, each([...LEADING_OUT, '.', '.kg/config.json/', '.kg', '.kg/.kg-partial-x'], alone));
+    refuses(
+      ...NOT_OURS,
+      each([...LEADING_OUT, '.', '.kg/config.json/', '.kg', '.kg/.kg-partial-x'], alone),
+    );
   });
   refuses(...NOT_OURS, {
-    'without the mark of a database': recorded((record) => delete record.database, 'database.sqlite'),
-    'as a companion that SQLite does not have': companion('-forged', { path: '.kg/knowledge.db-forged' }),
+    'without the mark of a database': recorded(
+      (record) => delete record.database,
+      'database.sqlite',
+    ),
+    'as a companion that SQLite does not have': companion('-forged', {
+      path: '.kg/knowledge.db-forged',
+    }),
     'as a companion whose name climbs': companion('-d/../../../kg-forged', { path: '.kg/other' }),
     'as a companion whose path climbs': companion('-wal', { path: '../kg-forged-wal' }),
     'as a companion whose path is absolute': companion('-journal', { path: `${OUTSIDE}-journal` }),
-    'as a companion that is a link': companion('-wal', { path: '.kg/knowledge.db-wal', target: 'x', content: NOTHING }),
-    'as a companion that is a directory': companion('-journal', { path: '.kg/knowledge.db-journal', directory: true, content: NOTHING }),
+    'as a companion that is a link': companion('-wal', {
+      path: '.kg/knowledge.db-wal',
+      target: 'x',
+      content: NOTHING,
+    }),
+    'as a companion that is a directory': companion('-journal', {
+      path: '.kg/knowledge.db-journal',
+      directory: true,
+      content: NOTHING,
+    }),
     'as something that is called otherwise': added({ component: 'database', path: '.kg/x' }),
-    'where the configuration of the archive has it, if that is a file of a restore': changed(configured('.kg/restore-journal.json')),
-    'where the configuration of the archive has it, if that is what runs after backups': changed(configured('.kg/Hooks.json')),
-    'where the configuration of the archive has it, if that is what a restore keeps': changed(configured('.kg/restore-undo/x')),
-    'where the configuration of the archive has it, if that is the project': changed(configured('.')),
-    'where the configuration of the archive has it, if that is the state directory': changed(configured('.kg')),
-    'where the configuration of the archive has it, if that is its configuration': changed(configured('.kg/config.json')),
-    'where the configuration of the archive has it, if that is below a file': changed(configured('.kg/config.json/x')),
-    'where the configuration of the archive has it, if that has a zero byte': changed(configured('.kg/a\0b')),
-    'where the configuration of the archive has it, if that is a hook of git': script(configured('.git/hooks/post-commit')),
+    'where the configuration of the archive has it, if that is a file of a restore': changed(
+      configured('.kg/restore-journal.json'),
+    ),
+    'where the configuration of the archive has it, if that is what runs after backups': changed(
+      configured('.kg/Hooks.json'),
+    ),
+    'where the configuration of the archive has it, if that is what a restore keeps': changed(
+      configured('.kg/restore-undo/x'),
+    ),
+    'where the configuration of the archive has it, if that is the project': changed(
+      configured('.'),
+    ),
+    'where the configuration of the archive has it, if that is the state directory': changed(
+      configured('.kg'),
+    ),
+    'where the configuration of the archive has it, if that is its configuration': changed(
+      configured('.kg/config.json'),
+    ),
+    'where the configuration of the archive has it, if that is below a file': changed(
+      configured('.kg/config.json/x'),
+    ),
+    'where the configuration of the archive has it, if that has a zero byte': changed(
+      configured('.kg/a\0b'),
+    ),
+    'where the configuration of the archive has it, if that is a hook of git': script(
+      configured('.git/hooks/post-commit'),
+    ),
     'as a hook of git, without a configuration': script((manifest, entries) => {
       recordOf(manifest, 'database.sqlite').path = '.git/hooks/post-commit';
       withoutConfig(manifest, entries);
@@ -224,15 +348,23 @@ describe('the graph database', () => {
     'with a file that is its journal': added({ path: '.kg/knowledge.db-journal' }),
     'with a file that is its index': added({ path: '.kg/knowledge.db-shm' }),
     'with a WAL, though it is sound': companion('-wal', { path: '.kg/knowledge.db-wal' }),
-    'with a journal, though it is sound': companion('-journal', { path: '.kg/knowledge.db-journal' }),
+    'with a journal, though it is sound': companion('-journal', {
+      path: '.kg/knowledge.db-journal',
+    }),
     // SQLite removes the file that a journal names as its super-journal when somebody opens the database.
-    'with a journal that names a file outside': companion('-journal', { path: '.kg/knowledge.db-journal', content: journalOf(OUTSIDE) }),
+    'with a journal that names a file outside': companion('-journal', {
+      path: '.kg/knowledge.db-journal',
+      content: journalOf(OUTSIDE),
+    }),
   });
 
   test('outside the project where the configuration of the archive has it goes to its own place', async () => {
     const forged = changed(configured(path.join(OUTSIDE, 'graph.db')))(await genuine());
     const target = path.join(temporaryDirectory(), 'target');
-    const { warnings } = await createBackupManager().restore({ backupPath: store({ archive: forged }), targetDir: target });
+    const { warnings } = await createBackupManager().restore({
+      backupPath: store({ archive: forged }),
+      targetDir: target,
+    });
     expect(warnings).toMatchObject([{ code: 'KG_WARN_CONFIG' }]);
     expect(integrityOf(path.join(target, '.kg/knowledge.db'))).toBe('ok');
     expect(existsSync(OUTSIDE)).toBe(false);
@@ -241,8 +373,12 @@ describe('the graph database', () => {
 
 describe('one place for two things, because', () => {
   refuses(...NOT_OURS, {
-    'two files have it': changed((manifest) => (recordOf(manifest, vectors).path = '.kg/config.json')),
-    'a file has that of the database': changed((manifest) => (recordOf(manifest, vectors).path = '.kg/knowledge.db')),
+    'two files have it': changed(
+      (manifest) => (recordOf(manifest, vectors).path = '.kg/config.json'),
+    ),
+    'a file has that of the database': changed(
+      (manifest) => (recordOf(manifest, vectors).path = '.kg/knowledge.db'),
+    ),
     'a file and a directory have it': placed.directory('.kg/config.json'),
     'a link and a directory have it': placed.link('.kg/plugins'),
     'a file lies below a file': added({ path: '.kg/config.json/x' }),
@@ -271,23 +407,41 @@ describe('a link', () => {
     'that leads out through another link': changed((m, e) => {
       mkdirRecord(m, e, '.kg/plugins/a');
       forge.addEntry(m, e, { entry: 'files/up', path: '.kg/plugins/a/up', target: '../..' });
-      forge.addEntry(m, e, { entry: 'files/out', path: '.kg/out', target: 'plugins/a/up/../../kg-forged' });
+      forge.addEntry(m, e, {
+        entry: 'files/out',
+        path: '.kg/out',
+        target: 'plugins/a/up/../../kg-forged',
+      });
     }),
     'that is a file with a target': recorded((record) => (record.target = 'x')),
     'that is a directory with a target': recorded((record) => (record.target = 'x'), 'vectors'),
   });
   refuses(...MISMATCH, {
-    'that leads elsewhere in the tar than in the manifest': linked('terms.json', { tar: { link: '../../../etc/passwd' } }),
-    'that leads elsewhere in the manifest than in the tar': linked('../../../etc/passwd', { tar: { link: 'terms.json' } }),
-    'whose target is written in another way': linked('%74erms.json', { tar: { link: 'terms.json' } }),
-    'whose target climbs with percent signs': linked('%2e%2e/%2e%2e/%2e%2e/x', { tar: { link: '../../../x' } }),
+    'that leads elsewhere in the tar than in the manifest': linked('terms.json', {
+      tar: { link: '../../../etc/passwd' },
+    }),
+    'that leads elsewhere in the manifest than in the tar': linked('../../../etc/passwd', {
+      tar: { link: 'terms.json' },
+    }),
+    'whose target is written in another way': linked('%74erms.json', {
+      tar: { link: 'terms.json' },
+    }),
+    'whose target climbs with percent signs': linked('%2e%2e/%2e%2e/%2e%2e/x', {
+      tar: { link: '../../../x' },
+    }),
     'whose target has a zero byte': linked('a\0b'),
-    'without a target': linked('x', { target: undefined, type: 'link', tar: { type: '2', link: 'x' } }),
+    'without a target': linked('x', {
+      target: undefined,
+      type: 'link',
+      tar: { type: '2', link: 'x' },
+    }),
     'with content': linked('x', { tar: { content: Buffer.from('content') } }),
     'whose long target has no end': rearranged((entries) => {
       entries.splice(1, 0, { name: '././@LongLink', type: 'K', content: Buffer.from('no end') });
     }),
-    'whose long target has a zero byte': rearranged((entries) => void entries.splice(1, 0, forge.longName('a\0b', 'K'))),
+    'whose long target has a zero byte': rearranged(
+      (entries) => void entries.splice(1, 0, forge.longName('a\0b', 'K')),
+    ),
     'whose long target is there twice': rearranged((entries) => {
       entries.splice(1, 0, forge.longName('a', 'K'), forge.longName('a', 'K'));
     }),
@@ -297,13 +451,21 @@ describe('a link', () => {
 /** A journal of no pages that names a super-journal (<https://sqlite.org/fileformat2.html#the_rollback_journal>). */
 function journalOf(superJournal) {
   const magic = Buffer.from('d9d505f920a163d7', 'hex');
-  const numbers = (...values) => Buffer.concat(values.map((value) => Buffer.from(value.toString(16).padStart(8, '0'), 'hex')));
+  const numbers = (...values) =>
+    Buffer.concat(values.map((value) => Buffer.from(value.toString(16).padStart(8, '0'), 'hex')));
   const [page, sector] = [4096, 512];
   const header = Buffer.concat([magic, numbers(0, 1, 1, sector, page)]);
   const name = Buffer.from(superJournal);
   const sum = name.reduce((total, byte) => total + byte, 0);
   const lockPage = 2 ** 30 / page + 1;
-  return Buffer.concat([header, Buffer.alloc(sector - header.length), numbers(lockPage), name, numbers(name.length, sum), magic]);
+  return Buffer.concat([
+    header,
+    Buffer.alloc(sector - header.length),
+    numbers(lockPage),
+    name,
+    numbers(name.length, sum),
+    magic,
+  ]);
 }
 
 function mkdirRecord(manifest, entries, to) {
@@ -329,28 +491,49 @@ const TYPES = {
 };
 
 describe('an entry of a type that no backup has:', () => {
-  const typed = (type) => rearranged((entries) => void Object.assign(at(entries, vectors), { type, link: 'config.json' }));
+  const typed = (type) =>
+    rearranged(
+      (entries) => void Object.assign(at(entries, vectors), { type, link: 'config.json' }),
+    );
   const extra = (type) =>
-    rearranged((entries) => void entries.splice(3, 0, { name: 'config.json', type, link: 'database.sqlite', content: Buffer.alloc(0) }));
+    rearranged(
+      (entries) =>
+        void entries.splice(3, 0, {
+          name: 'config.json',
+          type,
+          link: 'database.sqlite',
+          content: Buffer.alloc(0),
+        }),
+    );
   const listed = (table, forgery, suffix) =>
-    Object.fromEntries(Object.entries(table).map(([what, type]) => [`${what}${suffix}`, forgery(type)]));
+    Object.fromEntries(
+      Object.entries(table).map(([what, type]) => [`${what}${suffix}`, forgery(type)]),
+    );
   refuses(...MISMATCH, listed(TYPES, typed, ' instead of a file'));
   refuses(...MISMATCH, listed(TYPES, extra, ' between the others'));
   refuses(...MISMATCH, {
     'a path in an extended header': rearranged((entries) => {
-      entries.splice(1, 0, { name: 'pax', type: 'x', content: Buffer.from('27 path=../../kg-forged.x\n') });
+      entries.splice(1, 0, {
+        name: 'pax',
+        type: 'x',
+        content: Buffer.from('27 path=../../kg-forged.x\n'),
+      });
     }),
     'a size in an extended header': rearranged((entries) => {
       entries.splice(1, 0, { name: 'pax', type: 'x', content: Buffer.from('13 size=1000\n') });
     }),
-    'a directory with content': rearranged((entries) => void (at(entries, 'vectors').content = Buffer.from('content'))),
+    'a directory with content': rearranged(
+      (entries) => void (at(entries, 'vectors').content = Buffer.from('content')),
+    ),
     'a directory where the manifest has a file': rearranged((entries) => {
       Object.assign(at(entries, vectors), { type: '5', content: Buffer.alloc(0) });
     }),
     'a link where the manifest has a file': rearranged((entries) => {
       Object.assign(at(entries, vectors), { type: '2', link: 'x', content: Buffer.alloc(0) });
     }),
-    'a file where the manifest has a directory': rearranged((entries) => void (at(entries, 'vectors').type = '0')),
+    'a file where the manifest has a directory': rearranged(
+      (entries) => void (at(entries, 'vectors').type = '0'),
+    ),
     'a file where the manifest has a link': linked('x', { tar: { type: '0' } }),
   });
 });
@@ -366,12 +549,25 @@ describe('a name', () => {
     'that is long and not UTF-8': before(forge.longName(Buffer.from([0x66, 0xff]))),
     'that is long and empty': before(forge.longName('')),
     'that is long and hides another': before(forge.longName(OUTSIDE)),
-    'that is long and does not end': before({ name: '././@LongLink', type: 'L', content: Buffer.from('config.json') }),
+    'that is long and does not end': before({
+      name: '././@LongLink',
+      type: 'L',
+      content: Buffer.from('config.json'),
+    }),
     'that is long and has a zero byte': before(forge.longName('config.json\0../../x')),
-    'that is long and of no bytes': before({ name: '././@LongLink', type: 'L', content: Buffer.alloc(0) }),
+    'that is long and of no bytes': before({
+      name: '././@LongLink',
+      type: 'L',
+      content: Buffer.alloc(0),
+    }),
     'that is longer than a path': before(forge.longName('a'.repeat(4097))),
-    'that is long and there twice': before(forge.longName('config.json'), forge.longName('config.json')),
-    'that is long and of nothing': rearranged((entries) => void entries.push(forge.longName('config.json'))),
+    'that is long and there twice': before(
+      forge.longName('config.json'),
+      forge.longName('config.json'),
+    ),
+    'that is long and of nothing': rearranged(
+      (entries) => void entries.push(forge.longName('config.json')),
+    ),
     'that is long and of a manifest that comes later': rearranged((entries) => {
       entries.splice(1, 0, forge.longName('manifest.json'));
     }),
@@ -383,9 +579,17 @@ describe('a name', () => {
     const files = names.map((entry, n) => ({ entry, path: `.kg/forged${n}`, content }));
     const base = temporaryDirectory();
     const archive = store({ archive: added(...files)(await genuine()) });
-    await createBackupManager().restore({ backupPath: archive, targetDir: path.join(base, 'target') });
-    for (const file of files) expect(readFileSync(path.join(base, 'target', file.path))).toEqual(content);
-    expect([readdirSync(base), readdirSync(path.join(base, 'target')), existsSync(OUTSIDE)]).toEqual([['target'], ['.kg'], false]);
+    await createBackupManager().restore({
+      backupPath: archive,
+      targetDir: path.join(base, 'target'),
+    });
+    for (const file of files)
+      expect(readFileSync(path.join(base, 'target', file.path))).toEqual(content);
+    expect([
+      readdirSync(base),
+      readdirSync(path.join(base, 'target')),
+      existsSync(OUTSIDE),
+    ]).toEqual([['target'], ['.kg'], false]);
   });
 });
 
@@ -401,43 +605,70 @@ describe('entries that', () => {
     'are there twice, with other content': rearranged((entries) => {
       entries.splice(3, 0, { ...at(entries, vectors), content: Buffer.from('forged') });
     }),
-    'are not in the manifest': rearranged((entries) => void entries.splice(3, 0, { name: 'x', content: Buffer.from('x') })),
-    'are not in the tar': rearranged((entries) => entries.filter((entry) => entry.name !== vectors)),
+    'are not in the manifest': rearranged(
+      (entries) => void entries.splice(3, 0, { name: 'x', content: Buffer.from('x') }),
+    ),
+    'are not in the tar': rearranged((entries) =>
+      entries.filter((entry) => entry.name !== vectors),
+    ),
     'are in another order': rearranged((entries) => void swap(entries, 0, 1)),
-    'are in another order in the manifest': rearranged(() => {}, (manifest) => swap(manifest.files, 0, 1)),
-    'are one for two records': changed((manifest) => manifest.files.push({ ...recordOf(manifest, vectors), path: '.kg/x' })),
-    'are the manifest itself': changed((manifest) => manifest.files.push({ ...recordOf(manifest, vectors), entry: 'manifest.json' })),
+    'are in another order in the manifest': rearranged(
+      () => {},
+      (manifest) => swap(manifest.files, 0, 1),
+    ),
+    'are one for two records': changed((manifest) =>
+      manifest.files.push({ ...recordOf(manifest, vectors), path: '.kg/x' }),
+    ),
+    'are the manifest itself': changed((manifest) =>
+      manifest.files.push({ ...recordOf(manifest, vectors), entry: 'manifest.json' }),
+    ),
     'are none': () => forge.seal(forge.tarOf([])),
     'are a manifest alone': rearranged((entries) => [at(entries, 'manifest.json')]),
-    'are no manifest': rearranged((entries) => entries.filter((entry) => entry.name !== 'manifest.json')),
+    'are no manifest': rearranged((entries) =>
+      entries.filter((entry) => entry.name !== 'manifest.json'),
+    ),
     'are no checksums': rearranged((entries) => entries.slice(0, -1)),
-    'are two manifests': rearranged((entries) => void entries.splice(-1, 0, at(entries, 'manifest.json'))),
+    'are two manifests': rearranged(
+      (entries) => void entries.splice(-1, 0, at(entries, 'manifest.json')),
+    ),
     'are two manifests that differ': rearranged((entries) => {
       const { content } = at(entries, 'manifest.json');
-      entries.unshift({ name: 'manifest.json', content: Buffer.from(String(content).replace('.kg/vectors', '.kg/forged')) });
+      entries.unshift({
+        name: 'manifest.json',
+        content: Buffer.from(String(content).replace('.kg/vectors', '.kg/forged')),
+      });
     }),
     'are two lists of checksums': rearranged((entries) => void entries.push(entries.at(-1))),
     'come after the manifest': move(vectors, -1),
-    'come after the checksums': rearranged((entries) => void entries.push({ name: 'x', content: Buffer.from('x') })),
+    'come after the checksums': rearranged(
+      (entries) => void entries.push({ name: 'x', content: Buffer.from('x') }),
+    ),
     'come after the checksums, as in the manifest': move(vectors, 99),
     'have the manifest first': move('manifest.json', 0),
     'have the checksums first': move('checksums.sha256', 0),
     'have the manifest as a link': rearranged((entries) => {
       entries.splice(-1, 0, { name: 'manifest.json', type: '2', link: '/etc/passwd' });
     }),
-    'have the manifest as a directory': rearranged((entries) => void entries.splice(-2, 1, { name: 'manifest.json', type: '5' })),
+    'have the manifest as a directory': rearranged(
+      (entries) => void entries.splice(-2, 1, { name: 'manifest.json', type: '5' }),
+    ),
   });
 });
 
 describe('checksums that', () => {
-  const summed = (checksums) => (tar) => forge.seal(forge.tarOf(forge.changedEntries(tar, { checksums })));
+  const summed = (checksums) => (tar) =>
+    forge.seal(forge.tarOf(forge.changedEntries(tar, { checksums })));
   refuses(...MISMATCH, {
     'are empty': summed(() => ''),
     'lack a line': summed((lines) => lines.slice(lines.indexOf('\n') + 1)),
     'have a line too many': summed((lines) => `${lines}${'0'.repeat(64)}  x\n`),
-    'have another digest': summed((lines) => lines.replace(/^./, (digit) => (digit === '0' ? '1' : '0'))),
+    'have another digest': summed((lines) =>
+      lines.replace(/^./, (digit) => (digit === '0' ? '1' : '0')),
+    ),
     'have capital letters': summed((lines) => lines.toUpperCase()),
-    'are in another order': summed((lines) => `${lines.trimEnd().split('\n').reverse().join('\n')}\n`),
+    'are in another order': summed(
+      (lines) => `${lines.trimEnd().split('\n').reverse().join('\n')}\n`,
+    ),
     'end lines as Windows does': summed((lines) => lines.replaceAll('\n', '\r\n')),
     'are not text': summed(() => Buffer.from([0xff, 0, 0xfe])),
   });
@@ -446,7 +677,8 @@ describe('checksums that', () => {
 describe('a tar that', () => {
   const genuineTar = (tar) => forge.tarOf(forge.changedEntries(tar, {}));
   const rewritten = (rewrite) => (tar) => forge.seal(rewrite(genuineTar(tar)));
-  const vectorsWith = (fields) => rearranged((entries) => void Object.assign(at(entries, vectors), fields));
+  const vectorsWith = (fields) =>
+    rearranged((entries) => void Object.assign(at(entries, vectors), fields));
   refuses(...MISMATCH, {
     'ends within an entry': rewritten((tar) => tar.subarray(0, 3 * forge.BLOCK + 100)),
     'ends within a header': rewritten((tar) => tar.subarray(0, tar.length - 5 * forge.BLOCK + 100)),
@@ -455,30 +687,53 @@ describe('a tar that', () => {
     'is a single byte': rewritten(() => Buffer.from([1])),
     'begins with its end': rewritten((tar) => Buffer.concat([Buffer.alloc(2 * forge.BLOCK), tar])),
     'goes on behind its end': rewritten((tar) => Buffer.concat([tar, tar])),
-    'goes on with zeros behind its end': rewritten((tar) => Buffer.concat([tar, Buffer.alloc(64 * forge.BLOCK)])),
+    'goes on with zeros behind its end': rewritten((tar) =>
+      Buffer.concat([tar, Buffer.alloc(64 * forge.BLOCK)]),
+    ),
     'has a header of a wrong checksum': vectorsWith({ damage: (header) => (header[0] ^= 1) }),
-    'has a header whose checksum is no number': vectorsWith({ damage: (header) => header.fill('x', 148, 156) }),
+    'has a header whose checksum is no number': vectorsWith({
+      damage: (header) => header.fill('x', 148, 156),
+    }),
     'has a size that is no number': vectorsWith({ size: Buffer.from('99999999999\0') }),
     'has a negative size': vectorsWith({ size: -512 }),
     'has the largest size of all': vectorsWith({ size: 2n ** 64n - 1n }),
     'has a size that ends at the largest number': vectorsWith({ size: 2n ** 64n - 4096n }),
     'says that an entry is smaller than it is': vectorsWith({ size: 1 }),
     'says that an entry is larger than it is': vectorsWith({ size: 2 * forge.BLOCK }),
-    'says that a directory is gigantic': rearranged((entries) => void (at(entries, 'vectors').size = 2n ** 62n)),
-    'says that the manifest is gigantic': rearranged((entries) => void (at(entries, 'manifest.json').size = 2n ** 40n)),
-    'says that the checksums are gigantic': rearranged((entries) => void (entries.at(-1).size = 2n ** 40n)),
+    'says that a directory is gigantic': rearranged(
+      (entries) => void (at(entries, 'vectors').size = 2n ** 62n),
+    ),
+    'says that the manifest is gigantic': rearranged(
+      (entries) => void (at(entries, 'manifest.json').size = 2n ** 40n),
+    ),
+    'says that the checksums are gigantic': rearranged(
+      (entries) => void (entries.at(-1).size = 2n ** 40n),
+    ),
     'says that a long name is gigantic': rearranged((entries) => {
       entries.splice(1, 0, { name: '././@LongLink', type: 'L', size: 2n ** 62n });
     }),
   });
-  refuses('KG_CHECKSUM_MISMATCH', { valid: false, ending: 'tar' }, {
-    'is plain and has a FIFO': (tar) => forge.sealPlain(forge.tarOf([...forge.changedEntries(tar, {}), { name: 'x', type: '6' }])),
-    'is plain and goes on behind its end': (tar) => forge.sealPlain(Buffer.concat([genuineTar(tar), tar])),
-    'is plain and has a seal alone': () => forge.sealPlain(Buffer.alloc(0)),
-  });
-  refuses('KG_NOT_A_BACKUP', { valid: true, ending: 'tar' }, {
-    'is plain and climbs': (tar) => forge.sealPlain(forge.rewriteManifest(tar, (manifest) => (manifest.files[3].path = '../x'))),
-  });
+  refuses(
+    'KG_CHECKSUM_MISMATCH',
+    { valid: false, ending: 'tar' },
+    {
+      'is plain and has a FIFO': (tar) =>
+        forge.sealPlain(forge.tarOf([...forge.changedEntries(tar, {}), { name: 'x', type: '6' }])),
+      'is plain and goes on behind its end': (tar) =>
+        forge.sealPlain(Buffer.concat([genuineTar(tar), tar])),
+      'is plain and has a seal alone': () => forge.sealPlain(Buffer.alloc(0)),
+    },
+  );
+  refuses(
+    'KG_NOT_A_BACKUP',
+    { valid: true, ending: 'tar' },
+    {
+      'is plain and climbs': (tar) =>
+        forge.sealPlain(
+          forge.rewriteManifest(tar, (manifest) => (manifest.files[3].path = '../x')),
+        ),
+    },
+  );
 });
 
 describe('a block that', () => {
@@ -514,20 +769,28 @@ describe('a manifest that', () => {
     'has a smaller size': recorded((record) => (record.size -= 1)),
     'has a larger size': recorded((record) => (record.size += 1)),
     'has a huge size': worded((json) => json.replace('"size":12,', '"size":18446744073709551615,')),
-    'has a size that no number holds': worded((json) => json.replace('"size":12,', '"size":18446744073709551616,')),
+    'has a size that no number holds': worded((json) =>
+      json.replace('"size":12,', '"size":18446744073709551616,'),
+    ),
     'has a negative size': recorded((record) => (record.size = -1)),
     'has half a byte': recorded((record) => (record.size = 11.5)),
     'has a size for a directory': recorded((record) => (record.size = 1), 'vectors'),
-    'has another digest': recorded((record, manifest) => (manifest.checksums[vectors] = `sha256:${'0'.repeat(64)}`)),
+    'has another digest': recorded(
+      (record, manifest) => (manifest.checksums[vectors] = `sha256:${'0'.repeat(64)}`),
+    ),
     'has no digest': recorded((record, manifest) => delete manifest.checksums[vectors]),
-    'has a digest of another kind': recorded((record, { checksums }) => (checksums[vectors] = checksums[vectors].replace('sha256', 'md5'))),
+    'has a digest of another kind': recorded(
+      (record, { checksums }) => (checksums[vectors] = checksums[vectors].replace('sha256', 'md5')),
+    ),
     'has a digest in capital letters': recorded((record, { checksums }) => {
       checksums[vectors] = `sha256:${checksums[vectors].slice(7).toUpperCase()}`;
     }),
     'has an unknown component': recorded((record) => (record.component = 'forged')),
     'has an unknown type of entry': recorded((record) => (record.type = 'device')),
     'has a file as a directory': recorded((record) => (record.type = 'directory')),
-    'has a file as a link': recorded((record) => Object.assign(record, { type: 'link', target: 'x' })),
+    'has a file as a link': recorded((record) =>
+      Object.assign(record, { type: 'link', target: 'x' }),
+    ),
     'has a directory as a file': recorded((record) => delete record.type, 'vectors'),
     'has no files': changed((manifest) => (manifest.files = [])),
     'has files of another shape': changed((manifest) => (manifest.files = { 0: 'x' })),
@@ -545,20 +808,36 @@ describe('a manifest that', () => {
     'is not UTF-8': worded((json) => Buffer.concat([Buffer.from([0xff]), Buffer.from(json)])),
     'is followed by another': worded((json) => json + json),
     'is cut': worded((json) => json.slice(0, -10)),
-    'has lists in lists in lists': worded((json) => json.replace('"files":[', `"files":[${'['.repeat(1_000_000)}`)),
-    'has lists in lists in its version': worded((json) => json.replace('"version":', `"version":${'['.repeat(1_000_000)}`)),
-    'has objects in objects': worded((json) => json.replace('"contents":{', `"contents":{${'"x":{'.repeat(1_000_000)}`)),
+    'has lists in lists in lists': worded((json) =>
+      json.replace('"files":[', `"files":[${'['.repeat(1_000_000)}`),
+    ),
+    'has lists in lists in its version': worded((json) =>
+      json.replace('"version":', `"version":${'['.repeat(1_000_000)}`),
+    ),
+    'has objects in objects': worded((json) =>
+      json.replace('"contents":{', `"contents":{${'"x":{'.repeat(1_000_000)}`),
+    ),
   });
   refuses(...NOT_OURS, {
     'calls a directory a database': recorded((record) => (record.database = true), 'vectors'),
-    'calls a file a part of the graph database': recorded((record) => (record.component = 'database')),
-    'calls a plugin configuration': recorded((record) => (record.component = 'config'), 'plugins/glossary/terms.json'),
-    'calls the graph database vectors': recorded((record) => (record.component = 'vectors'), 'database.sqlite'),
+    'calls a file a part of the graph database': recorded(
+      (record) => (record.component = 'database'),
+    ),
+    'calls a plugin configuration': recorded(
+      (record) => (record.component = 'config'),
+      'plugins/glossary/terms.json',
+    ),
+    'calls the graph database vectors': recorded(
+      (record) => (record.component = 'vectors'),
+      'database.sqlite',
+    ),
   });
 
   test('is of a later format is told apart', async () => {
     for (const version of ['2.0.0', '99999999999999999999.0.0', 'x', '']) {
-      const archive = store({ archive: changed((manifest) => (manifest.version = version))(await genuine()) });
+      const archive = store({
+        archive: changed((manifest) => (manifest.version = version))(await genuine()),
+      });
       const check = createBackupManager().checkBackup(archive);
       await expect(check).rejects.toMatchObject({ code: 'KG_FORMAT_NEWER' });
       await expectRefused(archive, 'KG_FORMAT_NEWER');
@@ -567,14 +846,20 @@ describe('a manifest that', () => {
 
   test('has fields of a later release, however deep, can be restored', async () => {
     const deep = `"later":${'['.repeat(100_000)}${']'.repeat(100_000)},`;
-    const archive = store({ archive: worded((json) => json.replace('{', `{${deep}`))(await genuine()) });
+    const archive = store({
+      archive: worded((json) => json.replace('{', `{${deep}`))(await genuine()),
+    });
     expect((await createBackupManager().checkBackup(archive)).problems).toEqual([]);
     const target = path.join(temporaryDirectory(), 'target');
-    expect(await createBackupManager().restore({ backupPath: archive, targetDir: target })).toMatchObject({ filesRestored: 4 });
+    expect(
+      await createBackupManager().restore({ backupPath: archive, targetDir: target }),
+    ).toMatchObject({ filesRestored: 4 });
   });
 
   test('asks for every permission gets those of the file alone', async () => {
-    const archive = store({ archive: recorded((record) => (record.mode = 0xffffffff))(await genuine()) });
+    const archive = store({
+      archive: recorded((record) => (record.mode = 0xffffffff))(await genuine()),
+    });
     const target = path.join(temporaryDirectory(), 'target');
     await createBackupManager().restore({ backupPath: archive, targetDir: target });
     expect(statSync(path.join(target, '.kg', vectors)).mode & 0o7000).toBe(0);
@@ -583,18 +868,33 @@ describe('a manifest that', () => {
 
 describe('a manifest beside the archive that', () => {
   /** A true archive and a manifest beside it that lies. */
-  const lies = (change, text = (json) => json) => (tar) => {
-    const entries = forge.changedEntries(tar, {});
-    const archive = forge.seal(forge.tarOf(entries));
-    return { archive, beside: text(forge.manifestBeside(archive, JSON.parse(at(entries, 'manifest.json').content), change)) };
-  };
+  const lies =
+    (change, text = (json) => json) =>
+    (tar) => {
+      const entries = forge.changedEntries(tar, {});
+      const archive = forge.seal(forge.tarOf(entries));
+      return {
+        archive,
+        beside: text(
+          forge.manifestBeside(archive, JSON.parse(at(entries, 'manifest.json').content), change),
+        ),
+      };
+    };
   refuses(...MISMATCH, {
     'has another size of a file': lies((manifest) => (recordOf(manifest, vectors).size = 10)),
-    'has another path of a file': lies((manifest) => (recordOf(manifest, vectors).path = '.kg/forged')),
-    'has a path that climbs': lies((manifest) => (recordOf(manifest, vectors).path = '../../kg-forged')),
+    'has another path of a file': lies(
+      (manifest) => (recordOf(manifest, vectors).path = '.kg/forged'),
+    ),
+    'has a path that climbs': lies(
+      (manifest) => (recordOf(manifest, vectors).path = '../../kg-forged'),
+    ),
     'lacks a file': lies((manifest) => void manifest.files.pop()),
-    'has a file too many': lies((manifest) => void manifest.files.push({ ...manifest.files[3], entry: 'x', path: '.kg/x' })),
-    'has another digest of the archive': lies((manifest) => (manifest.archive.sha256 = '0'.repeat(64))),
+    'has a file too many': lies(
+      (manifest) => void manifest.files.push({ ...manifest.files[3], entry: 'x', path: '.kg/x' }),
+    ),
+    'has another digest of the archive': lies(
+      (manifest) => (manifest.archive.sha256 = '0'.repeat(64)),
+    ),
     'has another size of the archive': lies((manifest) => (manifest.archive.size += 1)),
     'does not know the archive': lies((manifest) => delete manifest.archive),
     'knows the archive as a number': lies((manifest) => (manifest.archive = 7)),
@@ -608,26 +908,38 @@ describe('a manifest beside the archive that', () => {
     const archive = store(lies()(await genuine()));
     execFileSync('rm', [`${archive}.manifest.json`]);
     execFileSync('mkfifo', [`${archive}.manifest.json`]);
-    const { signal } = await kg(['diag', 'backup', '--verify', archive], { timeout: 3_000, killSignal: 'SIGKILL' });
+    const { signal } = await kg(['diag', 'backup', '--verify', archive], {
+      timeout: 3_000,
+      killSignal: 'SIGKILL',
+    });
     expect(signal).toBeFalsy();
   });
 
   test('has millions of checksums takes little memory and time, in a list too', async () => {
-    const many = (json) => json.replace('"checksums":{', () => `"checksums":{${Array.from({ length: 6_000_000 }, (_, number) => `"${number}":"",`).join('')}`);
+    const many = (json) =>
+      json.replace(
+        '"checksums":{',
+        () =>
+          `"checksums":{${Array.from({ length: 6_000_000 }, (_, number) => `"${number}":"",`).join('')}`,
+      );
     const named = store(lies(undefined, many)(await genuine()));
     // As it is called in a store.
     const archive = path.join(path.dirname(named), 'kg-backup-20240101-000000.tar.gz');
     for (const ending of ['', '.manifest.json']) renameSync(named + ending, archive + ending);
     expect(statSync(`${archive}.manifest.json`).size).toBeGreaterThan(60 * MB);
     const soon = { peakBytes: expect.toBeBelow(MEMORY), status: expect.toBeBelow(6) };
-    expect(measured(['diag', 'backup', '--list', '--output', path.dirname(archive)])).toMatchObject(soon);
+    expect(measured(['diag', 'backup', '--list', '--output', path.dirname(archive)])).toMatchObject(
+      soon,
+    );
     expect(measured(['diag', 'backup', '--verify', archive])).toMatchObject({ ...soon, status: 5 });
   });
 
   test('is gigantic takes no memory', async () => {
     const archive = store(lies()(await genuine()));
     truncateSync(`${archive}.manifest.json`, 1024 * MB);
-    expect(measured(['diag', 'backup', '--verify', archive])).toMatchObject({ peakBytes: expect.toBeBelow(MEMORY) });
+    expect(measured(['diag', 'backup', '--verify', archive])).toMatchObject({
+      peakBytes: expect.toBeBelow(MEMORY),
+    });
   });
 });
 
@@ -651,7 +963,9 @@ print(json.dumps({'status': os.waitstatus_to_exitcode(status), 'seconds': time.m
 /** Runs the native `kg`: its exit status, how long it took, its peak of memory and what it wrote to disks. */
 function measured(args, cwd = temporaryDirectory()) {
   const command = ['prlimit', `--cpu=${SECONDS}:${SECONDS}`, kgPath, ...args];
-  return JSON.parse(execFileSync('python3', ['-c', MEASURE, ...command], { encoding: 'utf8', cwd }));
+  return JSON.parse(
+    execFileSync('python3', ['-c', MEASURE, ...command], { encoding: 'utf8', cwd }),
+  );
 }
 
 /** The true archive with these members behind its first entry; for use once `genuine` was awaited. */
@@ -662,15 +976,24 @@ const between = (members) => {
 };
 
 /** The members of an entry of so many zeros. */
-const zeros = (bytes, fields) => [forge.member(forge.headerOf({ ...fields, size: bytes })), ...forge.zeros(bytes)];
+const zeros = (bytes, fields) => [
+  forge.member(forge.headerOf({ ...fields, size: bytes })),
+  ...forge.zeros(bytes),
+];
 
 /** The archive with a manifest or checksums (`name`) whose content are these members, of so many bytes. */
 const withText = (tar, name, members, size) => {
-  const blocks = forge.changedEntries(tar, {}).map((entry) =>
-    entry.name === name
-      ? [forge.member(forge.headerOf({ name, size })), ...members, ...forge.zeros((forge.BLOCK - (size % forge.BLOCK)) % forge.BLOCK)]
-      : forge.membersOf(forge.blocksOf(entry)),
-  );
+  const blocks = forge
+    .changedEntries(tar, {})
+    .map((entry) =>
+      entry.name === name
+        ? [
+            forge.member(forge.headerOf({ name, size })),
+            ...members,
+            ...forge.zeros((forge.BLOCK - (size % forge.BLOCK)) % forge.BLOCK),
+          ]
+        : forge.membersOf(forge.blocksOf(entry)),
+    );
   return forge.sealMembers([...blocks.flat(), ...forge.zeros(2 * forge.BLOCK)]);
 };
 
@@ -684,8 +1007,13 @@ function refusesSoon({ memory = MEMORY, code = 'KG_CHECKSUM_MISMATCH', valid = f
       const checked = measured(['diag', 'backup', '--verify', archive]);
       expect.soft(checked, 'check').toMatchObject({ ...limits, status: valid ? 0 : 5 });
       const base = temporaryDirectory();
-      const restored = measured(['diag', 'restore', '--file', archive, '--target', path.join(base, 'target')], base);
-      expect.soft(restored, 'restore').toMatchObject({ ...limits, status: code === 'KG_NO_SPACE' ? 4 : 5 });
+      const restored = measured(
+        ['diag', 'restore', '--file', archive, '--target', path.join(base, 'target')],
+        base,
+      );
+      expect
+        .soft(restored, 'restore')
+        .toMatchObject({ ...limits, status: code === 'KG_NO_SPACE' ? 4 : 5 });
       expect.soft(readdirSync(base)).toEqual([]);
       if (checked.seconds + restored.seconds < 1) await expectRefused(archive, code);
     });
@@ -693,7 +1021,10 @@ function refusesSoon({ memory = MEMORY, code = 'KG_CHECKSUM_MISMATCH', valid = f
 }
 
 expect.extend({
-  toBeBelow: (actual, limit) => ({ pass: actual < limit, message: () => `${actual} is not below ${limit}` }),
+  toBeBelow: (actual, limit) => ({
+    pass: actual < limit,
+    message: () => `${actual} is not below ${limit}`,
+  }),
 });
 
 describe('gigabytes in', () => {
@@ -704,89 +1035,156 @@ describe('gigabytes in', () => {
     at(entries, vectors).size = 2 ** 50;
     return { archive: forge.seal(forge.tarOf(entries)), entries };
   };
-  refusesSoon({}, {
-    'an extended header': () => between(zeros(400 * MB, { name, type: 'x' })),
-    'an extended header for all files': () => between(zeros(400 * MB, { name, type: 'g' })),
-    'a long name': () => between(zeros(400 * MB, { name, type: 'L' })),
-    'a long link': () => between(zeros(400 * MB, { name, type: 'K' })),
-    'an entry of an unknown type': () => between(zeros(400 * MB, { name, type: 'Z' })),
-    'a directory': () => between(zeros(400 * MB, { name, type: '5' })),
-    'a file of which the manifest beside says 10 bytes': (tar) => {
-      const archive = between(zeros(300 * MB, { name }));
-      const manifest = JSON.parse(at(forge.changedEntries(tar, {}), 'manifest.json').content);
-      const add = ({ files }) => files.splice(1, 0, { ...files[1], entry: name, path: '.kg/forged', size: 10 });
-      return { archive, beside: forge.manifestBeside(archive, manifest, add) };
+  refusesSoon(
+    {},
+    {
+      'an extended header': () => between(zeros(400 * MB, { name, type: 'x' })),
+      'an extended header for all files': () => between(zeros(400 * MB, { name, type: 'g' })),
+      'a long name': () => between(zeros(400 * MB, { name, type: 'L' })),
+      'a long link': () => between(zeros(400 * MB, { name, type: 'K' })),
+      'an entry of an unknown type': () => between(zeros(400 * MB, { name, type: 'Z' })),
+      'a directory': () => between(zeros(400 * MB, { name, type: '5' })),
+      'a file of which the manifest beside says 10 bytes': (tar) => {
+        const archive = between(zeros(300 * MB, { name }));
+        const manifest = JSON.parse(at(forge.changedEntries(tar, {}), 'manifest.json').content);
+        const add = ({ files }) =>
+          files.splice(1, 0, { ...files[1], entry: name, path: '.kg/forged', size: 10 });
+        return { archive, beside: forge.manifestBeside(archive, manifest, add) };
+      },
+      'a file that the manifest beside does not have': (tar) => {
+        const archive = between(zeros(300 * MB, { name }));
+        const manifest = JSON.parse(at(forge.changedEntries(tar, {}), 'manifest.json').content);
+        return { archive, beside: forge.manifestBeside(archive, manifest) };
+      },
+      'blocks that only claim to hold them': () => {
+        const claim = forge.member(Buffer.alloc(0), {
+          length: forge.MAX_MEMBER,
+          crc: 1,
+          deflated: Buffer.alloc(1),
+        });
+        return between([
+          forge.member(forge.headerOf({ name, size: 1024 * MB })),
+          ...new Array(64).fill(claim),
+        ]);
+      },
+      'a file that is larger than the disk, which the manifest beside knows better': (tar) => {
+        const { archive, entries } = terabyte(tar);
+        const manifest = JSON.parse(at(entries, 'manifest.json').content);
+        return {
+          archive,
+          beside: forge.manifestBeside(archive, manifest, ({ files }) => (files[3].size = 12)),
+        };
+      },
+      'a manifest that is longer than any': (tar) =>
+        withText(tar, 'manifest.json', forge.zeros(600 * MB), 600 * MB),
+      'checksums that are longer than any': (tar) =>
+        withText(tar, 'checksums.sha256', forge.zeros(600 * MB), 600 * MB),
     },
-    'a file that the manifest beside does not have': (tar) => {
-      const archive = between(zeros(300 * MB, { name }));
-      const manifest = JSON.parse(at(forge.changedEntries(tar, {}), 'manifest.json').content);
-      return { archive, beside: forge.manifestBeside(archive, manifest) };
+  );
+  refusesSoon(
+    { code: 'KG_NO_SPACE' },
+    {
+      'a file that is larger than the disk': terabyte,
+      'a file that is larger than the disk, as its manifest beside says': (tar) => {
+        const { archive, entries } = terabyte(tar);
+        return {
+          archive,
+          beside: forge.manifestBeside(archive, JSON.parse(at(entries, 'manifest.json').content)),
+        };
+      },
     },
-    'blocks that only claim to hold them': () => {
-      const claim = forge.member(Buffer.alloc(0), { length: forge.MAX_MEMBER, crc: 1, deflated: Buffer.alloc(1) });
-      return between([forge.member(forge.headerOf({ name, size: 1024 * MB })), ...new Array(64).fill(claim)]);
+  );
+  refusesSoon(
+    { memory: 640 * MB },
+    {
+      'a manifest of blanks': (tar) => {
+        return withText(
+          tar,
+          'manifest.json',
+          forge.repeated(Buffer.alloc(forge.BLOCK, ' '), 819_200),
+          400 * MB,
+        );
+      },
+      'checksums of zeros': (tar) =>
+        withText(tar, 'checksums.sha256', forge.zeros(400 * MB), 400 * MB),
     },
-    'a file that is larger than the disk, which the manifest beside knows better': (tar) => {
-      const { archive, entries } = terabyte(tar);
-      const manifest = JSON.parse(at(entries, 'manifest.json').content);
-      return { archive, beside: forge.manifestBeside(archive, manifest, ({ files }) => (files[3].size = 12)) };
-    },
-    'a manifest that is longer than any': (tar) => withText(tar, 'manifest.json', forge.zeros(600 * MB), 600 * MB),
-    'checksums that are longer than any': (tar) => withText(tar, 'checksums.sha256', forge.zeros(600 * MB), 600 * MB),
-  });
-  refusesSoon({ code: 'KG_NO_SPACE' }, {
-    'a file that is larger than the disk': terabyte,
-    'a file that is larger than the disk, as its manifest beside says': (tar) => {
-      const { archive, entries } = terabyte(tar);
-      return { archive, beside: forge.manifestBeside(archive, JSON.parse(at(entries, 'manifest.json').content)) };
-    },
-  });
-  refusesSoon({ memory: 640 * MB }, {
-    'a manifest of blanks': (tar) => {
-      return withText(tar, 'manifest.json', forge.repeated(Buffer.alloc(forge.BLOCK, ' '), 819_200), 400 * MB);
-    },
-    'checksums of zeros': (tar) => withText(tar, 'checksums.sha256', forge.zeros(400 * MB), 400 * MB),
-  });
+  );
 });
 
 describe('a million of', () => {
-  refusesSoon({}, {
-    'entries that the manifest does not have': () => between(forge.repeated(forge.headerOf({ name: 'x', type: '5' }), 1_000_000)),
-    'entries more than any backup has': () => between(forge.repeated(forge.headerOf({ name: 'x', type: '5' }), 1_200_000)),
-    'entries of another type': () => between(forge.repeated(forge.headerOf({ name: 'x', type: 'Z' }), 1_000_000)),
-    'bytes of names, hundreds of times': () => {
-      const link = [forge.longName('n'.repeat(4096)), forge.longName('l'.repeat(4095), 'K'), { name: 'x', type: '2' }];
-      return between(forge.repeated(Buffer.concat(link.map(forge.blocksOf)), 60_000));
+  refusesSoon(
+    {},
+    {
+      'entries that the manifest does not have': () =>
+        between(forge.repeated(forge.headerOf({ name: 'x', type: '5' }), 1_000_000)),
+      'entries more than any backup has': () =>
+        between(forge.repeated(forge.headerOf({ name: 'x', type: '5' }), 1_200_000)),
+      'entries of another type': () =>
+        between(forge.repeated(forge.headerOf({ name: 'x', type: 'Z' }), 1_000_000)),
+      'bytes of names, hundreds of times': () => {
+        const link = [
+          forge.longName('n'.repeat(4096)),
+          forge.longName('l'.repeat(4095), 'K'),
+          { name: 'x', type: '2' },
+        ];
+        return between(forge.repeated(Buffer.concat(link.map(forge.blocksOf)), 60_000));
+      },
+      'blocks that are damaged and entries that may be in them': () => {
+        const damaged = forge.member(Buffer.alloc(0), { crc: 1, deflated: Buffer.alloc(1) });
+        const entries = forge.repeated(forge.headerOf({ name: 'x', type: '5' }), 200_000);
+        return between([...entries, ...new Array(200_000).fill(damaged)]);
+      },
     },
-    'blocks that are damaged and entries that may be in them': () => {
-      const damaged = forge.member(Buffer.alloc(0), { crc: 1, deflated: Buffer.alloc(1) });
-      const entries = forge.repeated(forge.headerOf({ name: 'x', type: '5' }), 200_000);
-      return between([...entries, ...new Array(200_000).fill(damaged)]);
+  );
+  refusesSoon(
+    { memory: 1024 * MB },
+    {
+      'records of one entry': (tar) => {
+        const text = String(at(forge.changedEntries(tar, {}), 'manifest.json').content);
+        const files = text.indexOf('"files":[') + '"files":['.length;
+        const record =
+          '{"entry":"x","path":".kg/x","component":"files","size":0,"mode":420,"mtime":"2024-01-01T00:00:00Z"},';
+        const parts = [
+          Buffer.from(text.slice(0, files)),
+          Buffer.from(record.padEnd(128)),
+          Buffer.from(text.slice(files)),
+        ];
+        const members = [
+          forge.member(parts[0]),
+          ...forge.repeated(parts[1], 1_000_000),
+          forge.member(parts[2]),
+        ];
+        return withText(
+          tar,
+          'manifest.json',
+          members,
+          parts[0].length + 128 * 1_000_000 + parts[2].length,
+        );
+      },
     },
-  });
-  refusesSoon({ memory: 1024 * MB }, {
-    'records of one entry': (tar) => {
-      const text = String(at(forge.changedEntries(tar, {}), 'manifest.json').content);
-      const files = text.indexOf('"files":[') + '"files":['.length;
-      const record = '{"entry":"x","path":".kg/x","component":"files","size":0,"mode":420,"mtime":"2024-01-01T00:00:00Z"},';
-      const parts = [Buffer.from(text.slice(0, files)), Buffer.from(record.padEnd(128)), Buffer.from(text.slice(files))];
-      const members = [forge.member(parts[0]), ...forge.repeated(parts[1], 1_000_000), forge.member(parts[2])];
-      return withText(tar, 'manifest.json', members, parts[0].length + 128 * 1_000_000 + parts[2].length);
+  );
+  refusesSoon(
+    { code: 'KG_NOT_A_BACKUP', valid: true },
+    {
+      'directories in a path, or nearly': added({ path: `.kg/${'a/'.repeat(30_000)}x` }),
+      'letters in a name': added({ path: `.kg/${'a'.repeat(1_000_000)}` }),
+      'letters in the target of a link': changed((m, e) => {
+        e.push(forge.longName('l'.repeat(4096), 'K'));
+        forge.addEntry(m, e, {
+          entry: 'files/forged',
+          path: '.kg/forged',
+          target: 'l'.repeat(4096),
+        });
+      }),
     },
-  });
-  refusesSoon({ code: 'KG_NOT_A_BACKUP', valid: true }, {
-    'directories in a path, or nearly': added({ path: `.kg/${'a/'.repeat(30_000)}x` }),
-    'letters in a name': added({ path: `.kg/${'a'.repeat(1_000_000)}` }),
-    'letters in the target of a link': changed((m, e) => {
-      e.push(forge.longName('l'.repeat(4096), 'K'));
-      forge.addEntry(m, e, { entry: 'files/forged', path: '.kg/forged', target: 'l'.repeat(4096) });
-    }),
-  });
+  );
 });
 
 test('files beyond the manifest by the ten thousands are refused', async () => {
   await genuine();
-  const archive = store({ archive: between(forge.repeated(forge.headerOf({ name: 'x' }), 20_000)) });
+  const archive = store({
+    archive: between(forge.repeated(forge.headerOf({ name: 'x' }), 20_000)),
+  });
   expect((await createBackupManager().checkBackup(archive)).valid).toBe(false);
   await expectRefused(archive, 'KG_CHECKSUM_MISMATCH');
 });

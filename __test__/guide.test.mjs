@@ -37,7 +37,9 @@ function complaints(code) {
   const dir = mkdtempSync(path.join(repository, '__test__/.guide-'));
   onTestFinished(() => rmSync(dir, { recursive: true, force: true }));
   mkdirSync(dir, { recursive: true });
-  const [file, surroundings] = ['block.mts', 'surroundings.d.mts'].map((name) => path.join(dir, name));
+  const [file, surroundings] = ['block.mts', 'surroundings.d.mts'].map((name) =>
+    path.join(dir, name),
+  );
   writeFileSync(surroundings, SURROUNDINGS);
   writeFileSync(file, `${code}\nexport {};\n`);
   const options = {
@@ -50,7 +52,9 @@ function complaints(code) {
     noEmit: true,
   };
   const program = ts.createProgram([file, surroundings], options);
-  return ts.getPreEmitDiagnostics(program).map((found) => ts.flattenDiagnosticMessageText(found.messageText, '\n'));
+  return ts
+    .getPreEmitDiagnostics(program)
+    .map((found) => ts.flattenDiagnosticMessageText(found.messageText, '\n'));
 }
 
 test('the guide has TypeScript blocks', () => expect(blocks().length).toBeGreaterThanOrEqual(9));

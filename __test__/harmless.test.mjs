@@ -1,10 +1,23 @@
 // The rule that everything bends to (docs/internals/architecture.md): a host that has the database open keeps its locks, its WAL and
 // its commits through every call.
 
-import { closeSync, existsSync, openSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
-import { backupFreshnessCheck, createBackupManager, IntegrityChecker } from '@weavelogic/knowledge-graph-agent';
+import {
+  backupFreshnessCheck,
+  createBackupManager,
+  IntegrityChecker,
+} from '@weavelogic/knowledge-graph-agent';
 import Database from 'better-sqlite3';
 import { describe, expect, onTestFinished, test } from 'vitest';
 
@@ -13,11 +26,17 @@ import { makeProject, temporaryDirectory } from './support/project.mjs';
 
 /** The locks that this process holds on the database and what lies beside it, as the kernel lists them. */
 function locks(database) {
-  const inodes = ['', '-wal', '-shm'].map((suffix) => database + suffix).filter(existsSync).map((file) => statSync(file).ino);
+  const inodes = ['', '-wal', '-shm']
+    .map((suffix) => database + suffix)
+    .filter(existsSync)
+    .map((file) => statSync(file).ino);
   return readFileSync('/proc/locks', 'utf8')
     .split('\n')
     .map((line) => line.split(/\s+/).slice(1))
-    .filter(([, , , pid, where]) => pid === String(process.pid) && inodes.includes(Number(where?.split(':')[2])))
+    .filter(
+      ([, , , pid, where]) =>
+        pid === String(process.pid) && inodes.includes(Number(where?.split(':')[2])),
+    )
     .map((fields) => fields.join(' '))
     .sort();
 }
@@ -46,7 +65,11 @@ describe('while this process has the database open and holds its write lock', ()
       const { root, database, backups } = makeProject({ journalMode });
       // Something that a repair would change.
       run('sqlite3', [database, "INSERT INTO edges (source_id, target_id) VALUES ('n1', 'lost')"]);
-      const manager = createBackupManager({ projectRoot: root, backupDir: backups, lockTimeout: 300 });
+      const manager = createBackupManager({
+        projectRoot: root,
+        backupDir: backups,
+        lockTimeout: 300,
+      });
       const config = path.join(root, '.kg/config.json');
       const db = hold(database);
       const before = locks(database);
@@ -61,15 +84,24 @@ describe('while this process has the database open and holds its write lock', ()
         getBackup: async () => manager.getBackup((await manager.getLatestBackup()).id),
         verifyBackup: () => manager.verifyBackup('latest'),
         checkBackup: () => manager.checkBackup('latest'),
-        restoreElsewhere: () => manager.restore({ backupId: 'latest', targetDir: temporaryDirectory() }),
-        dryRun: () => manager.restore({ backupId: 'latest', overwrite: true, dryRun: true }).catch((error) => error.code),
-        restoreHere: () => manager.restore({ backupId: 'latest', overwrite: true }).catch((error) => error.code),
+        restoreElsewhere: () =>
+          manager.restore({ backupId: 'latest', targetDir: temporaryDirectory() }),
+        dryRun: () =>
+          manager
+            .restore({ backupId: 'latest', overwrite: true, dryRun: true })
+            .catch((error) => error.code),
+        restoreHere: () =>
+          manager.restore({ backupId: 'latest', overwrite: true }).catch((error) => error.code),
         verifyTheDatabase: () => manager.verifyBackup(database).catch((error) => error.code),
-        restoreTheDatabase: () => manager.restore({ backupPath: database, overwrite: true }).catch((error) => error.code),
+        restoreTheDatabase: () =>
+          manager.restore({ backupPath: database, overwrite: true }).catch((error) => error.code),
         refusedRestore: () => manager.restore({ backupId: 'latest' }).catch((error) => error.code),
         rehearse: () => manager.rehearse(),
         freshness: () => backupFreshnessCheck(manager).check(),
-        makeChecker: async () => [db, database, root, { location: () => database }].map((of) => new IntegrityChecker(of).path),
+        makeChecker: async () =>
+          [db, database, root, { location: () => database }].map(
+            (of) => new IntegrityChecker(of).path,
+          ),
         runChecks: () => checker.runChecks(),
         checkFilesAlone: () => checker.runChecks({ checkDatabase: false, checkVectors: false }),
         repairNothing: () => checker.repair([]),
@@ -87,12 +119,27 @@ describe('while this process has the database open and holds its write lock', ()
           rmSync(config);
           symlinkSync(database, config);
           const manager = createBackupManager({ projectRoot: root, lockTimeout: 300 });
-          const refused = await manager.createBackup({ type: 'snapshot' }).catch((error) => error.code);
+          const refused = await manager
+            .createBackup({ type: 'snapshot' })
+            .catch((error) => error.code);
           // What says where and whether encrypted needs no settings.
-          const explicit = createBackupManager({ projectRoot: root, backupDir: backups, encryption: false, lockTimeout: 300 });
-          return [manager.backupDir, await manager.listBackups().catch((error) => error.code), refused, await explicit.createBackup({ type: 'snapshot' })];
+          const explicit = createBackupManager({
+            projectRoot: root,
+            backupDir: backups,
+            encryption: false,
+            lockTimeout: 300,
+          });
+          return [
+            manager.backupDir,
+            await manager.listBackups().catch((error) => error.code),
+            refused,
+            await explicit.createBackup({ type: 'snapshot' }),
+          ];
         },
-        encrypt: () => createBackupManager({ projectRoot: root, encryption: { passphraseFile: database } }).createBackup().catch((error) => error.code),
+        encrypt: () =>
+          createBackupManager({ projectRoot: root, encryption: { passphraseFile: database } })
+            .createBackup()
+            .catch((error) => error.code),
         deleteBackup: async () => manager.deleteBackup((await manager.getLatestBackup()).id),
       };
       for (const [name, call] of Object.entries(calls)) {
@@ -100,14 +147,18 @@ describe('while this process has the database open and holds its write lock', ()
         expect(locks(database), name).toEqual(before);
         expect(othersCanWrite(database), name).toBe(false);
         if (name.endsWith('TheDatabase')) expect(result).toBe('KG_NOT_A_BACKUP');
-        if (['restoreHere', 'repairHere', 'repairMode'].includes(name)) expect(result).toBe('KG_DATABASE_BUSY');
+        if (['restoreHere', 'repairHere', 'repairMode'].includes(name))
+          expect(result).toBe('KG_DATABASE_BUSY');
         if (name === 'encrypt') expect(result).toBe('KG_KEY_INVALID');
-        if (name === 'runChecks') expect(result).toMatchObject({ healthy: true, checked: { nodes: 200 } });
+        if (name === 'runChecks')
+          expect(result).toMatchObject({ healthy: true, checked: { nodes: 200 } });
       }
 
       db.exec('COMMIT');
       if (journalMode === 'wal') expect(statSync(`${database}-wal`).size).toBeGreaterThan(0);
-      expect(run('sqlite3', [database, "SELECT value FROM metadata WHERE key = 'held'"]).trim()).toBe('yes');
+      expect(
+        run('sqlite3', [database, "SELECT value FROM metadata WHERE key = 'held'"]).trim(),
+      ).toBe('yes');
     });
   }
 
@@ -136,9 +187,15 @@ test('a repair that would replace a damaged database is refused while this proce
   const checker = new IntegrityChecker(db, { lockTimeout: 300 });
   const { issues } = await checker.runChecks();
   expect(issues[0]).toMatchObject({ code: 'KG_ISSUE_DATABASE_DAMAGED', repairable: true });
-  const refused = { code: 'KG_DATABASE_IN_USE', message: expect.stringContaining(String(process.pid)), remedy: expect.stringMatching(/close it.*backup-/) };
+  const refused = {
+    code: 'KG_DATABASE_IN_USE',
+    message: expect.stringContaining(String(process.pid)),
+    remedy: expect.stringMatching(/close it.*backup-/),
+  };
   await expect(checker.repair(issues)).rejects.toMatchObject(refused);
-  await expect(new IntegrityChecker(root).runChecks({ repairMode: true })).rejects.toMatchObject(refused);
+  await expect(new IntegrityChecker(root).runChecks({ repairMode: true })).rejects.toMatchObject(
+    refused,
+  );
   expect(locks(database)).toEqual(held);
   expect(statSync(files[1]).size).toBe(wal);
   expect(db.prepare('SELECT value FROM metadata').pluck().get()).toBe('yes');
@@ -164,5 +221,7 @@ test('a WAL that nobody has checkpointed is still there after a backup', async (
 
   const target = temporaryDirectory();
   await manager.restore({ backupId: 'latest', targetDir: target });
-  expect(run('sqlite3', [`${target}/.kg/knowledge.db`, 'SELECT value FROM metadata']).trim()).toBe('the WAL');
+  expect(run('sqlite3', [`${target}/.kg/knowledge.db`, 'SELECT value FROM metadata']).trim()).toBe(
+    'the WAL',
+  );
 });

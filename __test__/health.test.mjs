@@ -12,7 +12,10 @@ import { isRoot, projectOf } from './support/users.mjs';
 
 function setUp(backup) {
   const { root, database } = makeProject();
-  writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: '.kg/knowledge.db' }, backup }));
+  writeFileSync(
+    path.join(root, '.kg/config.json'),
+    JSON.stringify({ database: { path: '.kg/knowledge.db' }, backup }),
+  );
   const health = async (...args) => {
     const { status, stdout } = await kg(['diag', 'health', '--json', ...args], { cwd: root });
     const health = JSON.parse(stdout);
@@ -25,21 +28,38 @@ test('health, drill and the backup before a repair use the directory of the sett
   const { root, health, kg, database } = setUp({ dir: '../elsewhere' });
   const dir = path.join(root, '../elsewhere');
   const { id } = JSON.parse((await kg('diag', 'backup', '--json')).stdout);
-  expect(await health()).toMatchObject({ status: 0, backups: { backupDir: dir, count: 1, newestGood: id } });
-  expect(JSON.parse((await kg('diag', 'drill', '--json')).stdout)).toMatchObject({ id, passed: true });
+  expect(await health()).toMatchObject({
+    status: 0,
+    backups: { backupDir: dir, count: 1, newestGood: id },
+  });
+  expect(JSON.parse((await kg('diag', 'drill', '--json')).stdout)).toMatchObject({
+    id,
+    passed: true,
+  });
   withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
   const { repair } = JSON.parse((await kg('diag', 'repair', '--auto', '--json')).stdout);
   expect(path.dirname(repair.safetyBackup.path)).toBe(dir);
   // What is named goes first.
-  expect(await health('--backup-dir', 'none')).toMatchObject({ backups: { backupDir: path.join(root, 'none'), count: 0 } });
+  expect(await health('--backup-dir', 'none')).toMatchObject({
+    backups: { backupDir: path.join(root, 'none'), count: 0 },
+  });
 });
 
 test('a name with a dot is told as one, with the objects that are meant', async () => {
   const { root, health } = setUp();
   const cases = [
-    [{ 'backup.encrypt': true }, '`backup.encrypt` is not a setting: a name with a dot must be nested, as in `{"backup": {"encrypt": …}}`'],
-    [{ 'backup.encrpyt': true }, '`backup.encrpyt` is not a setting: a name with a dot must be nested, as in `{"backup": {"encrypt": …}}`'],
-    [{ backup: { 'keep.daily': 7 } }, '`backup.keep.daily` is not a setting: a name with a dot must be nested, as in `{"backup": {"keep": {"daily": …}}}`'],
+    [
+      { 'backup.encrypt': true },
+      '`backup.encrypt` is not a setting: a name with a dot must be nested, as in `{"backup": {"encrypt": …}}`',
+    ],
+    [
+      { 'backup.encrpyt': true },
+      '`backup.encrpyt` is not a setting: a name with a dot must be nested, as in `{"backup": {"encrypt": …}}`',
+    ],
+    [
+      { backup: { 'keep.daily': 7 } },
+      '`backup.keep.daily` is not a setting: a name with a dot must be nested, as in `{"backup": {"keep": {"daily": …}}}`',
+    ],
   ];
   for (const [config, said] of cases) {
     writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify(config));
@@ -48,19 +68,22 @@ test('a name with a dot is told as one, with the objects that are meant', async 
   }
 });
 
-test.skipIf(!isRoot)('a configuration that cannot be read is not called one that is not JSON (needs root)', () => {
-  const { root, asOwner } = projectOf(1001);
-  for (const name of ['config.json', 'agents.json']) {
-    const file = path.join(root, '.kg', name);
-    rmSync(file, { force: true });
-    // It is root's.
-    writeFileSync(file, '{}', { mode: 0o600 });
-    const { stdout } = asOwner('diag', 'health');
-    expect(stdout).toContain(`.kg/${name} cannot be read: Permission denied`);
-    expect(stdout).not.toContain('not JSON');
-    rmSync(file);
-  }
-});
+test.skipIf(!isRoot)(
+  'a configuration that cannot be read is not called one that is not JSON (needs root)',
+  () => {
+    const { root, asOwner } = projectOf(1001);
+    for (const name of ['config.json', 'agents.json']) {
+      const file = path.join(root, '.kg', name);
+      rmSync(file, { force: true });
+      // It is root's.
+      writeFileSync(file, '{}', { mode: 0o600 });
+      const { stdout } = asOwner('diag', 'health');
+      expect(stdout).toContain(`.kg/${name} cannot be read: Permission denied`);
+      expect(stdout).not.toContain('not JSON');
+      rmSync(file);
+    }
+  },
+);
 
 test('a failed run is told until there is a good backup', async () => {
   const { root, health, kg } = setUp({ dir: './backups' });
@@ -74,7 +97,11 @@ test('a failed run is told until there is a good backup', async () => {
   const failed = await health();
   expect(failed.codes).toContain('KG_ISSUE_BACKUP_FAILED');
   const issue = failed.issues.find(({ code }) => code === 'KG_ISSUE_BACKUP_FAILED');
-  expect(issue).toMatchObject({ severity: 'warning', component: 'backups', message: expect.stringMatching(/The last backup failed, \d+ s ago: .*\[KG_/) });
+  expect(issue).toMatchObject({
+    severity: 'warning',
+    component: 'backups',
+    message: expect.stringMatching(/The last backup failed, \d+ s ago: .*\[KG_/),
+  });
   expect(failed.service.lastRun.error.code).toMatch(/^KG_/);
   await createBackupManager({ projectRoot: root }).createBackup();
   expect((await health()).codes).not.toContain('KG_ISSUE_BACKUP_FAILED');
@@ -84,13 +111,22 @@ test('a schedule that no service keeps is a warning, and none where it is not en
   const { root, health, kg: run } = setUp({ enabled: true, schedule: '0 2 * * *' });
   onTestFinished(() => kg(['serve', '--stop'], { cwd: root }));
   await run('diag', 'backup');
-  expect(await health()).toMatchObject({ status: 0, service: { isEnabled: true }, codes: expect.arrayContaining(['KG_ISSUE_SERVICE_STOPPED']) });
+  expect(await health()).toMatchObject({
+    status: 0,
+    service: { isEnabled: true },
+    codes: expect.arrayContaining(['KG_ISSUE_SERVICE_STOPPED']),
+  });
   expect((await run('diag', 'health')).stdout).toMatch(/^Service {3}does not run$/m);
   const { service } = JSON.parse((await run('serve', '--all', '--json')).stdout);
   const served = await health();
-  expect(served).toMatchObject({ status: 0, service: { isEnabled: true, process: { pid: service.pid } } });
+  expect(served).toMatchObject({
+    status: 0,
+    service: { isEnabled: true, process: { pid: service.pid } },
+  });
   expect(served.codes).not.toContain('KG_ISSUE_SERVICE_STOPPED');
-  expect((await run('diag', 'health')).stdout).toMatch(new RegExp(`^Service {3}runs as process ${service.pid} on `, 'm'));
+  expect((await run('diag', 'health')).stdout).toMatch(
+    new RegExp(`^Service {3}runs as process ${service.pid} on `, 'm'),
+  );
   await run('serve', '--stop');
   await run('config', 'set', 'backup.enabled', 'false');
   const disabled = await health();
@@ -102,10 +138,19 @@ test('a directory of backups that everyone may write to is a warning, unless onl
   const { root, health, kg } = setUp({ dir: './backups' });
   await kg('diag', 'backup');
   const dir = path.join(root, 'backups');
-  for (const [mode, warns] of [[0o700, false], [0o777, true], [0o1777, false]]) {
+  for (const [mode, warns] of [
+    [0o700, false],
+    [0o777, true],
+    [0o1777, false],
+  ]) {
     chmodSync(dir, mode);
     const { issues, status } = await health();
     expect(status).toBe(0);
-    expect(issues.some(({ code, component }) => code === 'KG_ISSUE_PERMISSIONS' && component === 'backups'), mode.toString(8)).toBe(warns);
+    expect(
+      issues.some(
+        ({ code, component }) => code === 'KG_ISSUE_PERMISSIONS' && component === 'backups',
+      ),
+      mode.toString(8),
+    ).toBe(warns);
   }
 });

@@ -27,9 +27,17 @@ async function setUp(backup = NIGHTLY, options = {}) {
   const run = (...args) => kg(args, { cwd: project.root });
   const file = path.join(project.root, '.kg/config.json');
   const configure = (settings) =>
-    writeFileSync(file, JSON.stringify({ database: { path: '.kg/knowledge.db' }, backup: { dir: '../backups', listen: 0, ...settings } }));
-  const listening = async () => JSON.parse((await run('serve', '--status', '--json')).stdout).listen;
-  const ask = async (where, options) => fetch(`http://${(await listening()).address}${where}`, options);
+    writeFileSync(
+      file,
+      JSON.stringify({
+        database: { path: '.kg/knowledge.db' },
+        backup: { dir: '../backups', listen: 0, ...settings },
+      }),
+    );
+  const listening = async () =>
+    JSON.parse((await run('serve', '--status', '--json')).stdout).listen;
+  const ask = async (where, options) =>
+    fetch(`http://${(await listening()).address}${where}`, options);
   const isReady = async () => (await ask('/readyz')).status === 200;
   const log = () => readFileSync(path.join(project.root, '.kg/logs/backup-service.log'), 'utf8');
   configure(backup);
@@ -42,7 +50,10 @@ async function setUp(backup = NIGHTLY, options = {}) {
 async function occupy(port = 0) {
   const server = net.createServer().listen(port, '127.0.0.1');
   await once(server, 'listening');
-  return { port: server.address().port, free: () => new Promise((resolve) => server.close(resolve)) };
+  return {
+    port: server.address().port,
+    free: () => new Promise((resolve) => server.close(resolve)),
+  };
 }
 
 /** A port that was free a moment ago. */
@@ -73,7 +84,11 @@ test('a service that makes backups lives, is ready, and has metrics that promtoo
   const { ask, begin, isReady, root } = await setUp(EACH_SECOND);
   expect((await begin()).stdout).toMatch(/^ {2}answers {3}on http:\/\/127\.0\.0\.1:\d+$/m);
   await until(isReady, 'readiness');
-  expect(await (await ask('/healthz')).json()).toEqual({ ok: true, messages: [], pid: expect.any(Number) });
+  expect(await (await ask('/healthz')).json()).toEqual({
+    ok: true,
+    messages: [],
+    pid: expect.any(Number),
+  });
   const ready = await (await ask('/readyz')).json();
   expect(ready).toMatchObject({ ok: true, messages: [], project: root, lastFailure: null });
   expect(ready.lastSuccess).toBeGreaterThan(Date.now() - 60_000);
@@ -86,22 +101,36 @@ test('a service that makes backups lives, is ready, and has metrics that promtoo
   expect(text).toMatch(/^kg_backup_info\{project=".+",version="\d+\.\d+\.\d+"\} 1$/m);
   expect(text).toMatch(/^kg_backup_healthy\{project=".+"\} 1$/m);
   expect(text).toMatch(/^kg_backup_running\{project=".+"\} [01]$/m);
-  expect(Number(text.match(/^kg_backup_runs_total\{project=".+",result="success"\} (\d+)$/m)[1])).toBeGreaterThan(0);
-  expect(Number(text.match(/^kg_backup_kept\{project=".+",type="full"\} (\d+)$/m)[1])).toBeGreaterThan(0);
+  expect(
+    Number(text.match(/^kg_backup_runs_total\{project=".+",result="success"\} (\d+)$/m)[1]),
+  ).toBeGreaterThan(0);
+  expect(
+    Number(text.match(/^kg_backup_kept\{project=".+",type="full"\} (\d+)$/m)[1]),
+  ).toBeGreaterThan(0);
 });
 
 test("who asks for OpenMetrics gets it, and Prometheus' own parser reads it", async () => {
   const { ask, begin, isReady } = await setUp(EACH_SECOND);
   await begin();
   await until(isReady, 'readiness');
-  const scraped = await ask('/metrics', { headers: { accept: 'application/openmetrics-text;version=1.0.0,text/plain;q=0.5' } });
-  expect(scraped.headers.get('content-type')).toBe('application/openmetrics-text; version=1.0.0; charset=utf-8');
+  const scraped = await ask('/metrics', {
+    headers: { accept: 'application/openmetrics-text;version=1.0.0,text/plain;q=0.5' },
+  });
+  expect(scraped.headers.get('content-type')).toBe(
+    'application/openmetrics-text; version=1.0.0; charset=utf-8',
+  );
   const text = await scraped.text();
   expect(text).toContain('# UNIT kg_backup_last_duration_seconds seconds\n');
   // Its importer wants to know when each sample was taken; else it is the parser that reads scrapes.
   const dir = temporaryDirectory();
   writeFileSync(path.join(dir, 'scrape'), text.replace(/^(kg_backup.*)$/gm, '$1 1700000000'));
-  const { status, said } = promtool(['tsdb', 'create-blocks-from', 'openmetrics', path.join(dir, 'scrape'), path.join(dir, 'blocks')]);
+  const { status, said } = promtool([
+    'tsdb',
+    'create-blocks-from',
+    'openmetrics',
+    path.join(dir, 'scrape'),
+    path.join(dir, 'blocks'),
+  ]);
   expect(status, said).toBe(0);
 });
 
@@ -114,14 +143,23 @@ test('readiness says what is wrong: no schedule, no backup, a run that failed; a
   };
   expect(await told()).toMatch(/^503 there is no backup: make one/);
   configure({ enabled: false });
-  await until(async () => /^503 .*no backups are made: `kg config set.*there is no schedule: `kg config set/.test(await told()), 'no schedule');
+  await until(
+    async () =>
+      /^503 .*no backups are made: `kg config set.*there is no schedule: `kg config set/.test(
+        await told(),
+      ),
+    'no schedule',
+  );
   expect((await ask('/healthz')).status).toBe(200);
   configure(NIGHTLY);
   expect((await kg('diag', 'backup', '--quiet')).status).toBe(0);
   await until(isReady, 'readiness after a backup');
   renameSync(database, `${database}.away`);
   expect((await kg('diag', 'backup', '--quiet')).status).toBe(3);
-  await until(async () => /^503 the last run failed: .*\[KG_NO_DATABASE\]$/.test(await told()), 'the failure');
+  await until(
+    async () => /^503 the last run failed: .*\[KG_NO_DATABASE\]$/.test(await told()),
+    'the failure',
+  );
   expect(await (await ask('/metrics')).text()).toMatch(/^kg_backup_healthy\{.*\} 0$/m);
   renameSync(`${database}.away`, database);
   expect((await kg('diag', 'backup', '--quiet')).status).toBe(0);
@@ -129,13 +167,21 @@ test('readiness says what is wrong: no schedule, no backup, a run that failed; a
 });
 
 test('it answers while a backup is made, and says that one is', async () => {
-  const { ask, begin, listening } = await setUp({ ...EACH_SECOND, compressionLevel: 9 }, { nodes: 60_000 });
+  const { ask, begin, listening } = await setUp(
+    { ...EACH_SECOND, compressionLevel: 9 },
+    { nodes: 60_000 },
+  );
   await begin();
   const { address } = await listening();
-  const seen = async () => ({ ready: await (await ask('/readyz')).json(), text: await (await fetch(`http://${address}/metrics`)).text() });
+  const seen = async () => ({
+    ready: await (await ask('/readyz')).json(),
+    text: await (await fetch(`http://${address}/metrics`)).text(),
+  });
   const during = await until(async () => {
     const now = await seen();
-    return now.ready.runningSince && /^kg_backup_running\{.*\} 1$/m.test(now.text) ? now : undefined;
+    return now.ready.runningSince && /^kg_backup_running\{.*\} 1$/m.test(now.text)
+      ? now
+      : undefined;
   }, 'an answer beside a backup');
   expect(during.ready.messages.join()).not.toContain('a run is overdue');
   expect((await fetch(`http://${address}/healthz`)).status).toBe(200);
@@ -144,10 +190,17 @@ test('it answers while a backup is made, and says that one is', async () => {
 test('an address that is taken keeps no backup from being made, is said once, and is tried again until it is free', async () => {
   const { port, free } = await occupy();
   const { ask, begin, kg, listening, log } = await setUp({ ...EACH_SECOND, listen: port });
-  expect((await begin()).stdout).toContain(`answers   not on 127.0.0.1:${port} yet: Address already in use`);
+  expect((await begin()).stdout).toContain(
+    `answers   not on 127.0.0.1:${port} yet: Address already in use`,
+  );
   await until(() => (log().match(/made /g) ?? []).length >= 4, 'backups');
-  expect(await listening()).toEqual({ address: `127.0.0.1:${port}`, error: 'Address already in use' });
-  expect((await kg('serve', '--status')).stdout).toContain(`not on 127.0.0.1:${port} yet: Address already in use`);
+  expect(await listening()).toEqual({
+    address: `127.0.0.1:${port}`,
+    error: 'Address already in use',
+  });
+  expect((await kg('serve', '--status')).stdout).toContain(
+    `not on 127.0.0.1:${port} yet: Address already in use`,
+  );
   expect(log().match(/could not listen/g)).toHaveLength(1);
   await free();
   await until(async () => (await listening()).error === undefined, 'the address');
@@ -160,11 +213,17 @@ test('another address is taken up without a restart, and off ends it; the flag c
   const first = await listening();
   const port = await freePort();
   configure({ ...NIGHTLY, listen: port });
-  await until(async () => (await listening()).address === `127.0.0.1:${port}`, 'the second address');
+  await until(
+    async () => (await listening()).address === `127.0.0.1:${port}`,
+    'the second address',
+  );
   expect((await fetch(`http://127.0.0.1:${port}/healthz`)).status).toBe(200);
   await expect(fetch(`http://${first.address}/healthz`)).rejects.toThrow();
   configure({ ...NIGHTLY, listen: `0.0.0.0:${port}` });
-  await until(async () => (await listening()).address === `0.0.0.0:${port}`, 'the same port for every address');
+  await until(
+    async () => (await listening()).address === `0.0.0.0:${port}`,
+    'the same port for every address',
+  );
   configure({ ...NIGHTLY, listen: 'off' });
   await until(async () => (await listening()) === null, 'its end');
   await expect(fetch(`http://127.0.0.1:${port}/healthz`)).rejects.toThrow();
@@ -172,7 +231,10 @@ test('another address is taken up without a restart, and off ends it; the flag c
   await kg('serve', '--stop');
   await begin('--listen', String(port));
   expect(await listening()).toEqual({ address: `127.0.0.1:${port}` });
-  expect(await kg('serve', '--listen', 'everywhere')).toMatchObject({ status: 2, stderr: expect.stringContaining('not an address to listen on') });
+  expect(await kg('serve', '--listen', 'everywhere')).toMatchObject({
+    status: 2,
+    stderr: expect.stringContaining('not an address to listen on'),
+  });
 });
 
 test('nothing but GET and HEAD of its three paths is answered, and no name but one of this machine', async () => {
@@ -195,7 +257,10 @@ test('127.0.0.1 as IPv6 writes it is of this machine too', async () => {
   const { begin } = await setUp({ ...NIGHTLY, listen: `[::ffff:127.0.0.1]:${port}` });
   await begin();
   const asked = async (host) => {
-    const [response] = await once(http.get(`http://127.0.0.1:${port}/healthz`, { headers: { host } }), 'response');
+    const [response] = await once(
+      http.get(`http://127.0.0.1:${port}/healthz`, { headers: { host } }),
+      'response',
+    );
     response.resume();
     return response.statusCode;
   };
@@ -206,7 +271,9 @@ test('where that is not known, nobody is told that it answers nowhere', async ()
   const { begin, kg, root } = await setUp();
   await begin();
   rmSync(path.join(root, '.kg/cache'), { recursive: true });
-  expect((await kg('serve', '--status')).stdout).toMatch(/^ {2}answers {3}at an unknown address: see its log$/m);
+  expect((await kg('serve', '--status')).stdout).toMatch(
+    /^ {2}answers {3}at an unknown address: see its log$/m,
+  );
 });
 
 test('clients that never finish what they ask lose their connection, and delay neither backups nor others nor the stop', async () => {
@@ -214,8 +281,16 @@ test('clients that never finish what they ask lose their connection, and delay n
   await begin();
   const [host, port] = (await listening()).address.split(':');
   const slow = Array.from({ length: 400 }, () => net.connect(Number(port), host));
-  for (const socket of slow) socket.on('error', () => {}).write('GET /metrics HTTP/1.1\r\nhost: local');
-  await Promise.all(slow.map((socket) => new Promise((resolve) => (socket.connecting ? socket.once('connect', resolve).once('close', resolve) : resolve()))));
+  for (const socket of slow)
+    socket.on('error', () => {}).write('GET /metrics HTTP/1.1\r\nhost: local');
+  await Promise.all(
+    slow.map(
+      (socket) =>
+        new Promise((resolve) =>
+          socket.connecting ? socket.once('connect', resolve).once('close', resolve) : resolve(),
+        ),
+    ),
+  );
   const asked = Date.now();
   expect((await ask('/healthz')).status).toBe(200);
   // Less than any of them is waited for.
@@ -240,21 +315,46 @@ test('a restore of older settings names what it changed, and a service that make
   await begin();
   await until(async () => (await ask('/readyz')).status === 200, 'readiness');
 
-  const restored = JSON.parse((await kg('diag', 'restore', '--file', id, '--config-only', '--yes', '--json')).stdout);
+  const restored = JSON.parse(
+    (await kg('diag', 'restore', '--file', id, '--config-only', '--yes', '--json')).stdout,
+  );
   const changed = restored.warnings.filter(({ code }) => code === 'KG_WARN_SETTINGS_CHANGED');
-  expect(changed).toEqual([{ code: 'KG_WARN_SETTINGS_CHANGED', path: '.kg/config.json', message: expect.stringContaining('Scheduled backups are now off') }]);
-  for (const change of ['backup.enabled from true to not set', 'backup.schedule from "0 2 * * *" to not set', 'backup.maxBackups from 3 to not set']) {
+  expect(changed).toEqual([
+    {
+      code: 'KG_WARN_SETTINGS_CHANGED',
+      path: '.kg/config.json',
+      message: expect.stringContaining('Scheduled backups are now off'),
+    },
+  ]);
+  for (const change of [
+    'backup.enabled from true to not set',
+    'backup.schedule from "0 2 * * *" to not set',
+    'backup.maxBackups from 3 to not set',
+  ]) {
     expect(changed[0].message).toContain(change);
   }
 
   await until(async () => (await ask('/readyz')).status === 503, 'a service that is not ready');
   expect(await (await ask('/metrics')).text()).toMatch(/^kg_backup_healthy\{.*\} 0$/m);
-  expect((await kg('serve', '--status')).stdout).toMatch(/^ {2}warning {3}no backups are made: `kg config set backup.enabled true`$/m);
+  expect((await kg('serve', '--status')).stdout).toMatch(
+    /^ {2}warning {3}no backups are made: `kg config set backup.enabled true`$/m,
+  );
   const { issues } = JSON.parse((await kg('diag', 'health', '--json')).stdout);
-  expect(issues).toContainEqual(expect.objectContaining({ code: 'KG_ISSUE_SERVICE_IDLE', severity: 'warning', remedy: expect.stringContaining('backup.schedule') }));
+  expect(issues).toContainEqual(
+    expect.objectContaining({
+      code: 'KG_ISSUE_SERVICE_IDLE',
+      severity: 'warning',
+      remedy: expect.stringContaining('backup.schedule'),
+    }),
+  );
 
   const undone = JSON.parse((await kg('diag', 'restore', '--undo', '--yes', '--json')).stdout);
-  expect(undone.warnings).toContainEqual(expect.objectContaining({ code: 'KG_WARN_SETTINGS_CHANGED', message: expect.stringContaining('backup.enabled from not set to true') }));
+  expect(undone.warnings).toContainEqual(
+    expect.objectContaining({
+      code: 'KG_WARN_SETTINGS_CHANGED',
+      message: expect.stringContaining('backup.enabled from not set to true'),
+    }),
+  );
   await until(async () => (await ask('/readyz')).status === 200, 'readiness');
   expect((await kg('serve', '--status')).stdout).not.toContain('no backups are made');
   expect((await kg('diag', 'health', '--json')).stdout).not.toContain('KG_ISSUE_SERVICE_IDLE');

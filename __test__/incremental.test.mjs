@@ -1,6 +1,17 @@
 // Incremental backups: what changed since another backup, and the state of the project put together again from a chain.
 
-import { copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 import { gunzipSync } from 'node:zlib';
 
@@ -10,13 +21,29 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { rewriteManifest, seal } from './support/forge.mjs';
 import { kg, repository, run, startWriter } from './support/processes.mjs';
-import { contents, fillDatabase, integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import {
+  contents,
+  fillDatabase,
+  integrityOf,
+  makeProject,
+  temporaryDirectory,
+  withDatabase,
+} from './support/project.mjs';
 
 function setUp(options, config) {
   const project = makeProject({ nodes: 3000, ...options });
-  const manager = createBackupManager({ projectRoot: project.root, backupDir: project.backups, ...config });
+  const manager = createBackupManager({
+    projectRoot: project.root,
+    backupDir: project.backups,
+    ...config,
+  });
   const incremental = (given) => manager.createBackup({ type: 'incremental', ...given });
-  return { ...project, manager, incremental, at: (...parts) => path.join(project.root, '.kg', ...parts) };
+  return {
+    ...project,
+    manager,
+    incremental,
+    at: (...parts) => path.join(project.root, '.kg', ...parts),
+  };
 }
 
 async function restored(manager, backup) {
@@ -58,11 +85,17 @@ for (const journalMode of ['wal', 'delete']) {
     mkdirSync(at('plugins/new'));
     writeFileSync(at('plugins/new/file'), 'x'.repeat(9_000_000));
     await save(await incremental());
-    change(database, "INSERT INTO nodes (id, title) VALUES ('new', 'node'); DELETE FROM edges WHERE id < 50");
+    change(
+      database,
+      "INSERT INTO nodes (id, title) VALUES ('new', 'node'); DELETE FROM edges WHERE id < 50",
+    );
     await save(await incremental());
     await save(await incremental());
 
-    expect(states.map(({ backup }) => backup.basedOn)).toEqual([undefined, ...states.slice(0, -1).map(({ backup }) => backup.id)]);
+    expect(states.map(({ backup }) => backup.basedOn)).toEqual([
+      undefined,
+      ...states.slice(0, -1).map(({ backup }) => backup.id),
+    ]);
     for (const { backup, is } of states) {
       const { target, database: back } = await restored(manager, backup);
       expect(contents(target), backup.id).toEqual(is);
@@ -74,7 +107,9 @@ for (const journalMode of ['wal', 'delete']) {
     expect(sizes[4]).toBeLessThan(8 * 1024);
     const { manifest } = await manager.checkBackup(states[2].backup.path);
     expect(manifest.deleted.sort()).toEqual(['.kg/vectors', '.kg/vectors/a.f32']);
-    expect(manifest.files.find((file) => file.path === '.kg/knowledge.db')).toMatchObject({ stored: 'base' });
+    expect(manifest.files.find((file) => file.path === '.kg/knowledge.db')).toMatchObject({
+      stored: 'base',
+    });
   });
 }
 
@@ -82,7 +117,11 @@ describe('the database as pages', () => {
   const fates = {
     'that shrank': (database) => change(database, 'DELETE FROM nodes WHERE rowid > 100; VACUUM'),
     'that was vacuumed': (database) => change(database, 'VACUUM'),
-    'of another page size': (database) => change(database, 'PRAGMA journal_mode = delete; PRAGMA page_size = 8192; VACUUM; PRAGMA journal_mode = wal'),
+    'of another page size': (database) =>
+      change(
+        database,
+        'PRAGMA journal_mode = delete; PRAGMA page_size = 8192; VACUUM; PRAGMA journal_mode = wal',
+      ),
     'that was replaced by another one': (database) => {
       for (const suffix of ['', '-wal', '-shm']) rmSync(database + suffix, { force: true });
       fillDatabase(database, { nodes: 77 });
@@ -92,7 +131,8 @@ describe('the database as pages', () => {
       writeFileSync(database, '');
     },
     'in another journal mode': (database) => change(database, 'PRAGMA journal_mode = delete'),
-    'that grew to twice its size': (database) => change(database, "INSERT INTO nodes (id, content) SELECT id || 'x', content FROM nodes"),
+    'that grew to twice its size': (database) =>
+      change(database, "INSERT INTO nodes (id, content) SELECT id || 'x', content FROM nodes"),
   };
   for (const [what, fate] of Object.entries(fates)) {
     test(`of one ${what} come back`, async () => {
@@ -133,10 +173,13 @@ describe('the database as pages', () => {
     expect(second.integrity.status).toBe('failed');
     const third = await incremental();
     expect(third.basedOn, 'no damaged source is rested on').not.toBe(second.id);
-    for (const backup of [second, third]) expect((await manager.checkBackup(backup.path)).problems).toEqual([]);
+    for (const backup of [second, third])
+      expect((await manager.checkBackup(backup.path)).problems).toEqual([]);
     const target = path.join(temporaryDirectory(), 'target');
     await manager.restore({ backupPath: third.path, targetDir: target });
-    expect(readFileSync(path.join(target, '.kg/plugins/broken.db'))).toEqual(readFileSync(path.join(root, '.kg/plugins/broken.db')));
+    expect(readFileSync(path.join(target, '.kg/plugins/broken.db'))).toEqual(
+      readFileSync(path.join(root, '.kg/plugins/broken.db')),
+    );
   });
 });
 
@@ -157,7 +200,10 @@ describe('the check of the source', () => {
   test('finds damage on any page beside an incremental backup', async () => {
     const { manager, incremental, database } = setUp();
     await manager.createBackup();
-    unsafely(database, "PRAGMA writable_schema = on; UPDATE sqlite_schema SET rootpage = 5 WHERE name = 'edges'");
+    unsafely(
+      database,
+      "PRAGMA writable_schema = on; UPDATE sqlite_schema SET rootpage = 5 WHERE name = 'edges'",
+    );
     const second = await incremental();
     expect(second.integrity).toMatchObject({ status: 'failed', fullText: false });
     expect(second.warnings).toMatchObject([{ code: 'KG_WARN_SOURCE_DAMAGED' }]);
@@ -165,7 +211,11 @@ describe('the check of the source', () => {
 
   test('reads everything where the base was not checked', async () => {
     const { manager, incremental, database, root, backups } = setUp();
-    await createBackupManager({ projectRoot: root, backupDir: backups, checkSource: false }).createBackup();
+    await createBackupManager({
+      projectRoot: root,
+      backupDir: backups,
+      checkSource: false,
+    }).createBackup();
     tearIndex(database);
     expect(found(await incremental())).toEqual(['failed', true]);
     expect(found(await manager.createBackup())).toEqual(['failed', true]);
@@ -185,7 +235,11 @@ test('a file of the same size and time is compared by its content', async () => 
 
 test('a base that was taken with other options leaves nothing out', async () => {
   const { root, manager, incremental } = setUp();
-  for (const options of [{ type: 'snapshot' }, { includeVectors: false, includePluginData: false }, { compression: false }]) {
+  for (const options of [
+    { type: 'snapshot' },
+    { includeVectors: false, includePluginData: false },
+    { compression: false },
+  ]) {
     await manager.createBackup(options);
     await expectState(manager, await incremental(), root);
   }
@@ -203,17 +257,39 @@ describe('a base', () => {
     const third = await incremental({ basedOn: first.id });
     expect(third.basedOn).toBe(first.id);
     await expectState(manager, third, root);
-    const made = await kg(['diag', 'backup', '--type', 'incremental', '--base-backup', first.id, '--output', path.dirname(first.path), '--json'], { cwd: root });
+    const made = await kg(
+      [
+        'diag',
+        'backup',
+        '--type',
+        'incremental',
+        '--base-backup',
+        first.id,
+        '--output',
+        path.dirname(first.path),
+        '--json',
+      ],
+      { cwd: root },
+    );
     expect(JSON.parse(made.stdout)).toMatchObject({ type: 'incremental', basedOn: first.id });
   });
 
   test('that does not exist, is of another project, or goes with another type is an error', async () => {
     const { root, backups, manager, incremental } = setUp();
-    await expect(incremental({ basedOn: 'backup-20200101-000000' })).rejects.toMatchObject({ code: 'KG_BACKUP_NOT_FOUND' });
+    await expect(incremental({ basedOn: 'backup-20200101-000000' })).rejects.toMatchObject({
+      code: 'KG_BACKUP_NOT_FOUND',
+    });
     const other = makeProject();
-    const foreign = await createBackupManager({ projectRoot: other.root, backupDir: backups }).createBackup();
-    await expect(incremental({ basedOn: foreign.id })).rejects.toMatchObject({ code: 'KG_BASE_UNUSABLE' });
-    await expect(manager.createBackup({ basedOn: foreign.id })).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
+    const foreign = await createBackupManager({
+      projectRoot: other.root,
+      backupDir: backups,
+    }).createBackup();
+    await expect(incremental({ basedOn: foreign.id })).rejects.toMatchObject({
+      code: 'KG_BASE_UNUSABLE',
+    });
+    await expect(manager.createBackup({ basedOn: foreign.id })).rejects.toMatchObject({
+      code: 'KG_INVALID_OPTION',
+    });
     expect((await manager.listBackups()).map(({ id }) => id)).toEqual([foreign.id]);
     const own = await incremental();
     expect(own.type, 'another project is never rested on').toBe('full');
@@ -228,8 +304,14 @@ describe('a base', () => {
     const damaged = Buffer.from(whole);
     damaged[Math.floor(whole.length / 2)] ^= 1;
     writeFileSync(full.path, damaged);
-    await expect(incremental({ basedOn: full.id })).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH' });
-    expect(readdirSync(backups).filter((name) => name.startsWith('.kg-partial') || name.startsWith('.kg-snapshot'))).toEqual([]);
+    await expect(incremental({ basedOn: full.id })).rejects.toMatchObject({
+      code: 'KG_CHECKSUM_MISMATCH',
+    });
+    expect(
+      readdirSync(backups).filter(
+        (name) => name.startsWith('.kg-partial') || name.startsWith('.kg-snapshot'),
+      ),
+    ).toEqual([]);
     // Nobody chose it: then a full backup is what helps.
     const instead = await incremental();
     expect(instead).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL' }] });
@@ -241,7 +323,8 @@ describe('a base', () => {
 
   test('whose page hashes are gone, damaged or of another archive is read instead', async () => {
     const { root, manager, incremental, database, at } = setUp();
-    const cache = () => path.join(at('cache/backup-pages'), readdirSync(at('cache/backup-pages'))[0]);
+    const cache = () =>
+      path.join(at('cache/backup-pages'), readdirSync(at('cache/backup-pages'))[0]);
     const spoil = [
       () => rmSync(at('cache'), { recursive: true }),
       () => truncateSync(cache(), 100),
@@ -293,14 +376,20 @@ describe('a chain', () => {
     const aside = path.join(temporaryDirectory(), 'aside');
     renameSync(made[1].path, aside);
     const report = await manager.checkBackup(made[3].path);
-    expect(report).toMatchObject({ valid: false, problems: [{ code: 'KG_PROBLEM_CHAIN', message: expect.stringContaining(made[1].id) }] });
+    expect(report).toMatchObject({
+      valid: false,
+      problems: [{ code: 'KG_PROBLEM_CHAIN', message: expect.stringContaining(made[1].id) }],
+    });
     const before = contents(root);
     await expect(manager.restore({ backupId: made[3].id, overwrite: true })).rejects.toMatchObject({
       code: 'KG_CHAIN_BROKEN',
       message: expect.stringContaining(made[1].id),
     });
     expect(contents(root)).toEqual(before);
-    expect((await manager.createBackup({ type: 'incremental' })).basedOn, 'the newest whole one').toBe(made[0].id);
+    expect(
+      (await manager.createBackup({ type: 'incremental' })).basedOn,
+      'the newest whole one',
+    ).toBe(made[0].id);
     renameSync(aside, made[1].path);
     expect(await manager.verifyBackup(made[3].path)).toBe(true);
   });
@@ -312,8 +401,14 @@ describe('a chain', () => {
     writeFileSync(made[0].path, bytes);
     const { valid, problems } = await manager.checkBackup(made[3].path);
     expect(valid).toBe(false);
-    expect(problems.some(({ code, message }) => code === 'KG_PROBLEM_CHAIN' && message.includes(made[0].path))).toBe(true);
-    await expect(manager.restore({ backupId: made[2].id, targetDir: path.join(temporaryDirectory(), 't') })).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH' });
+    expect(
+      problems.some(
+        ({ code, message }) => code === 'KG_PROBLEM_CHAIN' && message.includes(made[0].path),
+      ),
+    ).toBe(true);
+    await expect(
+      manager.restore({ backupId: made[2].id, targetDir: path.join(temporaryDirectory(), 't') }),
+    ).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH' });
   });
 
   test('whose link was put in the place of another one is noticed', async () => {
@@ -321,22 +416,31 @@ describe('a chain', () => {
     change(database, 'DELETE FROM edges');
     const other = await incremental({ basedOn: made[0].id });
     // A whole archive under a name that is not its own.
-    for (const suffix of ['', '.manifest.json']) copyFileSync(other.path + suffix, made[2].path + suffix);
+    for (const suffix of ['', '.manifest.json'])
+      copyFileSync(other.path + suffix, made[2].path + suffix);
     const { valid } = await manager.checkBackup(made[3].path);
     expect(valid).toBe(false);
     const next = await incremental();
     expect(await manager.verifyBackup(next.path), 'nothing rests on it from now on').toBe(true);
-    await expect(manager.restore({ backupId: made[3].id, targetDir: path.join(temporaryDirectory(), 't') })).rejects.toMatchObject({
+    await expect(
+      manager.restore({ backupId: made[3].id, targetDir: path.join(temporaryDirectory(), 't') }),
+    ).rejects.toMatchObject({
       code: expect.stringMatching(/KG_CHAIN_BROKEN|KG_CHECKSUM_MISMATCH/),
     });
   });
 
   test('is not deleted from under what rests on it, but as a whole', async () => {
     const { manager, made } = await chain();
-    await expect(manager.deleteBackup(made[1].id)).rejects.toMatchObject({ code: 'KG_BACKUP_NEEDED', message: expect.stringContaining(made[3].id) });
+    await expect(manager.deleteBackup(made[1].id)).rejects.toMatchObject({
+      code: 'KG_BACKUP_NEEDED',
+      message: expect.stringContaining(made[3].id),
+    });
     expect(await manager.listBackups()).toHaveLength(4);
     expect(await manager.deleteBackup(made[3].id)).toEqual([made[3].id]);
-    expect(await manager.deleteBackup(made[1].id, { cascade: true })).toEqual([made[2].id, made[1].id]);
+    expect(await manager.deleteBackup(made[1].id, { cascade: true })).toEqual([
+      made[2].id,
+      made[1].id,
+    ]);
     expect((await manager.listBackups()).map(({ id }) => id)).toEqual([made[0].id]);
   });
 
@@ -353,7 +457,9 @@ describe('a chain', () => {
     const full = await two.createBackup();
     expect(full.retention.decisions.filter(({ kept }) => !kept)).toEqual([]);
     const next = await two.createBackup();
-    expect(next.retention.decisions.filter(({ kept }) => !kept).map(({ id }) => id)).toEqual(made.map(({ id }) => id).reverse());
+    expect(next.retention.decisions.filter(({ kept }) => !kept).map(({ id }) => id)).toEqual(
+      made.map(({ id }) => id).reverse(),
+    );
     expect((await manager.listBackups()).map(({ id }) => id)).toEqual([next.id, full.id]);
   });
 });
@@ -367,7 +473,8 @@ test('an archive that says it rests on another one, and does not, is no backup',
   const graph = (manifest) => manifest.files.find((file) => file.path === '.kg/knowledge.db');
   const forgeries = {
     'pages of nothing': (manifest) => delete manifest.basedOn,
-    'pages of another archive': (manifest) => (manifest.basedOnChecksum = `sha256:${'0'.repeat(64)}`),
+    'pages of another archive': (manifest) =>
+      (manifest.basedOnChecksum = `sha256:${'0'.repeat(64)}`),
     'pages without a digest': (manifest) => delete graph(manifest).sha256,
     'pages with another digest': (manifest) => (graph(manifest).sha256 = '0'.repeat(64)),
     'pages of another root': (manifest) => (graph(manifest).pages.root = '0'.repeat(64)),
@@ -375,16 +482,28 @@ test('an archive that says it rests on another one, and does not, is no backup',
     'half a page': (manifest) => (graph(manifest).size += 1),
     'pages of size zero': (manifest) => (graph(manifest).pages.pageSize = 0),
     'a file that its base does not have': (manifest) =>
-      manifest.files.unshift({ ...graph(manifest), pages: undefined, stored: 'base', entry: 'plugins/x', path: '.kg/plugins/x', component: 'plugins', database: false }),
+      manifest.files.unshift({
+        ...graph(manifest),
+        pages: undefined,
+        stored: 'base',
+        entry: 'plugins/x',
+        path: '.kg/plugins/x',
+        component: 'plugins',
+        database: false,
+      }),
   };
   for (const [what, forge] of Object.entries(forgeries)) {
     const forged = path.join(path.dirname(archive), 'kg-backup-20200101-000000.tar.gz');
     writeFileSync(forged, seal(rewriteManifest(tar, forge)));
     // That digest is of the database put together, which only a restore does; the root is of its pages.
-    if (what !== 'pages with another digest') expect(await manager.verifyBackup(forged), what).toBe(false);
+    if (what !== 'pages with another digest')
+      expect(await manager.verifyBackup(forged), what).toBe(false);
     if (what === 'pages of another root') continue;
     const target = path.join(temporaryDirectory(), 'target');
-    await expect(manager.restore({ backupPath: forged, targetDir: target }), what).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH' });
+    await expect(
+      manager.restore({ backupPath: forged, targetDir: target }),
+      what,
+    ).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH' });
     expect(existsSync(target), what).toBe(false);
   }
 });
@@ -396,9 +515,13 @@ test('random changes over a long chain come back, each of them', async () => {
   const db = new Database(database);
   onTestFinished(() => db.close());
   const changes = [
-    () => db.exec(`UPDATE nodes SET content = content || 'more' WHERE rowid % ${1 + random(50)} = 0`),
+    () =>
+      db.exec(`UPDATE nodes SET content = content || 'more' WHERE rowid % ${1 + random(50)} = 0`),
     () => db.exec(`DELETE FROM nodes WHERE rowid % ${2 + random(5)} = 1`),
-    () => db.exec(`INSERT INTO nodes (id, title, content) SELECT 'r${random(1e9)}' || id, title, content FROM nodes LIMIT ${random(300)}`),
+    () =>
+      db.exec(
+        `INSERT INTO nodes (id, title, content) SELECT 'r${random(1e9)}' || id, title, content FROM nodes LIMIT ${random(300)}`,
+      ),
     () => db.exec('VACUUM'),
     () => writeFileSync(at(`plugins/f${random(4)}`), String(random(1e9)).repeat(random(1000))),
     () => rmSync(at(`plugins/f${random(4)}`), { force: true }),
@@ -426,7 +549,9 @@ test('the restorer in docs/reference/format.md restores a chain with Python alon
   change(database, 'DELETE FROM edges; VACUUM');
   writeFileSync(at('plugins/glossary/terms.json'), '[]');
   const last = await incremental();
-  const [, script] = readFileSync(path.join(repository, 'docs/reference/format.md'), 'utf8').match(/```python\n([^]*?)```/);
+  const [, script] = readFileSync(path.join(repository, 'docs/reference/format.md'), 'utf8').match(
+    /```python\n([^]*?)```/,
+  );
   const out = path.join(temporaryDirectory(), 'out');
   run('python3', ['-c', script, last.path, out]);
   const { target } = await restored(manager, last);

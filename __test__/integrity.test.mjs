@@ -2,17 +2,37 @@
 
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 
-import { backupFreshnessCheck, createBackupManager, IntegrityChecker } from '@weavelogic/knowledge-graph-agent';
+import {
+  backupFreshnessCheck,
+  createBackupManager,
+  IntegrityChecker,
+} from '@weavelogic/knowledge-graph-agent';
 import Database from 'better-sqlite3';
 import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { kg, kgPath, run, startWriter, until } from './support/processes.mjs';
-import { contents, fillDatabase, fingerprint, integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import {
+  contents,
+  fillDatabase,
+  fingerprint,
+  integrityOf,
+  makeProject,
+  temporaryDirectory,
+  withDatabase,
+} from './support/project.mjs';
 
 const codes = ({ issues }) => issues.map((issue) => issue.code);
 
@@ -30,11 +50,19 @@ function breakRows(database) {
   });
 }
 
-const BROKEN = ['KG_ISSUE_EDGE_SOURCE', 'KG_ISSUE_EDGE_TARGET', 'KG_ISSUE_FTS_DAMAGED', 'KG_ISSUE_TAG_ORPHAN'];
-const broken = (result) => codes(result).filter((code) => BROKEN.includes(code)).sort();
+const BROKEN = [
+  'KG_ISSUE_EDGE_SOURCE',
+  'KG_ISSUE_EDGE_TARGET',
+  'KG_ISSUE_FTS_DAMAGED',
+  'KG_ISSUE_TAG_ORPHAN',
+];
+const broken = (result) =>
+  codes(result)
+    .filter((code) => BROKEN.includes(code))
+    .sort();
 
 describe('what is checked', () => {
-  test('a path, a URL, a project, every kind of handle and the host\'s own class lead to the same project', async () => {
+  test("a path, a URL, a project, every kind of handle and the host's own class lead to the same project", async () => {
     const { root, database } = makeProject();
     const handle = new Database(database);
     onTestFinished(() => handle.close());
@@ -52,9 +80,17 @@ describe('what is checked', () => {
     ];
     for (const subject of subjects) {
       const result = await new IntegrityChecker(subject).runChecks();
-      expect(result).toMatchObject({ healthy: true, checked: { project: root, database, nodes: 200, edges: 199, documents: 200, vectors: 0 } });
+      expect(result).toMatchObject({
+        healthy: true,
+        checked: { project: root, database, nodes: 200, edges: 199, documents: 200, vectors: 0 },
+      });
       expect(codes(result)).toEqual(['KG_ISSUE_DOCUMENT_MISSING']);
-      expect(result.issues[0]).toMatchObject({ severity: 'info', component: 'files', count: 200, repairable: false });
+      expect(result.issues[0]).toMatchObject({
+        severity: 'info',
+        component: 'files',
+        count: 200,
+        repairable: false,
+      });
       expect(result.issues[0].examples).toHaveLength(10);
     }
   });
@@ -71,24 +107,42 @@ describe('what is checked', () => {
   test('what has no file is refused with a sentence', () => {
     const memory = new Database(':memory:');
     onTestFinished(() => memory.close());
-    for (const db of [':memory:', memory, { location: () => null }, { getDatabase: () => memory }]) {
-      expect(() => new IntegrityChecker(db)).toThrow(expect.objectContaining({ code: 'KG_INVALID_OPTION', message: expect.stringMatching(/in memory/) }));
+    for (const db of [
+      ':memory:',
+      memory,
+      { location: () => null },
+      { getDatabase: () => memory },
+    ]) {
+      expect(() => new IntegrityChecker(db)).toThrow(
+        expect.objectContaining({
+          code: 'KG_INVALID_OPTION',
+          message: expect.stringMatching(/in memory/),
+        }),
+      );
     }
     for (const db of [undefined, null, {}, 7]) {
-      expect(() => new IntegrityChecker(db)).toThrow(expect.objectContaining({ code: 'KG_INVALID_OPTION' }));
+      expect(() => new IntegrityChecker(db)).toThrow(
+        expect.objectContaining({ code: 'KG_INVALID_OPTION' }),
+      );
     }
   });
 
   test('options that do not exist are refused', async () => {
     const { database } = makeProject();
     const refused = { code: 'KG_INVALID_OPTION' };
-    expect(() => new IntegrityChecker(database, { projectroot: '.' })).toThrow(expect.objectContaining(refused));
+    expect(() => new IntegrityChecker(database, { projectroot: '.' })).toThrow(
+      expect.objectContaining(refused),
+    );
     const checker = new IntegrityChecker(database);
     await expect(checker.runChecks({ checkDb: true })).rejects.toMatchObject(refused);
-    await expect(checker.runChecks({ checkFiles: false, repairMode: true })).rejects.toMatchObject(refused);
+    await expect(checker.runChecks({ checkFiles: false, repairMode: true })).rejects.toMatchObject(
+      refused,
+    );
     await expect(checker.repair('all')).rejects.toMatchObject(refused);
     await expect(checker.repair([{ message: 'no code' }])).rejects.toMatchObject(refused);
-    await expect(new IntegrityChecker(path.join(path.dirname(database), '..', '..')).runChecks()).rejects.toMatchObject({ code: 'KG_NO_PROJECT' });
+    await expect(
+      new IntegrityChecker(path.join(path.dirname(database), '..', '..')).runChecks(),
+    ).rejects.toMatchObject({ code: 'KG_NO_PROJECT' });
   });
 
   test('only what is asked for is checked', async () => {
@@ -96,7 +150,14 @@ describe('what is checked', () => {
     breakRows(database);
     writeFileSync(path.join(root, '.kg/config.json'), 'not JSON');
     const checker = new IntegrityChecker(root);
-    const of = async (database, files) => codes(await checker.runChecks({ checkDatabase: database, checkFiles: files, checkVectors: false }));
+    const of = async (database, files) =>
+      codes(
+        await checker.runChecks({
+          checkDatabase: database,
+          checkFiles: files,
+          checkVectors: false,
+        }),
+      );
     expect(await of(false, true)).toEqual(['KG_ISSUE_CONFIG_INVALID', 'KG_ISSUE_DOCUMENT_MISSING']);
     expect(broken({ issues: (await of(true, false)).map((code) => ({ code })) })).toEqual(BROKEN);
     expect(await of(false, false)).toEqual([]);
@@ -124,7 +185,9 @@ describe('beside writers', () => {
     const other = await writer.stop();
     expect(written).toBeGreaterThan(0);
     expect(other.written).toBeGreaterThan(0);
-    expect(db.prepare("SELECT count(*) FROM metadata WHERE key LIKE 'own %'").pluck().get()).toBe(written);
+    expect(db.prepare("SELECT count(*) FROM metadata WHERE key LIKE 'own %'").pluck().get()).toBe(
+      written,
+    );
     expect(integrityOf(database)).toBe('ok');
   });
 
@@ -153,10 +216,15 @@ describe('beside writers', () => {
     const controller = new AbortController();
     const checking = new IntegrityChecker(database).runChecks({
       signal: controller.signal,
-      onProgress: ({ phase, bytesTotal }) => phase === 'checking' && bytesTotal > 0 && controller.abort('enough'),
+      onProgress: ({ phase, bytesTotal }) =>
+        phase === 'checking' && bytesTotal > 0 && controller.abort('enough'),
     });
     await expect(checking).rejects.toMatchObject({ name: 'AbortError', code: 'ABORT_ERR' });
-    expect(left(os.tmpdir()).filter((name) => name.startsWith('.kg-snapshot-') && !before.includes(name))).toEqual([]);
+    expect(
+      left(os.tmpdir()).filter(
+        (name) => name.startsWith('.kg-snapshot-') && !before.includes(name),
+      ),
+    ).toEqual([]);
   });
 });
 
@@ -176,7 +244,11 @@ describe('damage', () => {
       const before = fingerprint(root);
       const result = await new IntegrityChecker(database).runChecks();
       expect(result.healthy).toBe(false);
-      expect(result.issues[0]).toMatchObject({ severity: 'error', component: 'database', path: '.kg/knowledge.db' });
+      expect(result.issues[0]).toMatchObject({
+        severity: 'error',
+        component: 'database',
+        path: '.kg/knowledge.db',
+      });
       expect(fingerprint(root)).toEqual(before);
       const health = await kg(['diag', 'health'], { cwd: root });
       expect(health.status).toBe(3);
@@ -196,11 +268,23 @@ describe('repair', () => {
     expect(found.healthy).toBe(false);
     expect(broken(found)).toEqual(BROKEN);
     // What is handed in is not trusted: the rows are searched for again.
-    const forged = found.issues.map((issue) => ({ ...issue, rowid: 1, table: 'nodes', examples: ['n1'] }));
+    const forged = found.issues.map((issue) => ({
+      ...issue,
+      rowid: 1,
+      table: 'nodes',
+      examples: ['n1'],
+    }));
     const repaired = await checker.repair(forged);
-    expect(repaired).toMatchObject({ fixed: 4, failed: 0, healthy: true, safetyBackup: { id: expect.stringMatching(/^backup-/) } });
+    expect(repaired).toMatchObject({
+      fixed: 4,
+      failed: 0,
+      healthy: true,
+      safetyBackup: { id: expect.stringMatching(/^backup-/) },
+    });
     expect(broken(repaired)).toEqual([]);
-    expect(repaired.actions.map((action) => [action.code, action.done, action.rowsRemoved]).sort()).toEqual([
+    expect(
+      repaired.actions.map((action) => [action.code, action.done, action.rowsRemoved]).sort(),
+    ).toEqual([
       ['KG_ISSUE_EDGE_SOURCE', true, 1],
       ['KG_ISSUE_EDGE_TARGET', true, 1],
       ['KG_ISSUE_FTS_DAMAGED', true, 0],
@@ -208,11 +292,21 @@ describe('repair', () => {
     ]);
     // The host's connection sees it, and what was removed.
     expect(db.prepare('SELECT count(*) FROM edges').pluck().get()).toBe(199);
-    expect(db.prepare("SELECT rowid FROM nodes_fts WHERE nodes_fts MATCH 'Other'").all()).toHaveLength(1);
+    expect(
+      db.prepare("SELECT rowid FROM nodes_fts WHERE nodes_fts MATCH 'Other'").all(),
+    ).toHaveLength(1);
     const removed = db.prepare('SELECT * FROM kg_repair_removed ORDER BY id').all();
     expect(removed.map((row) => [row.table, row.reason, JSON.parse(row.row)])).toEqual([
-      ['edges', 'KG_ISSUE_EDGE_SOURCE', expect.objectContaining({ source_id: 'gone', target_id: 'n1' })],
-      ['edges', 'KG_ISSUE_EDGE_TARGET', expect.objectContaining({ source_id: 'n1', target_id: 'lost' })],
+      [
+        'edges',
+        'KG_ISSUE_EDGE_SOURCE',
+        expect.objectContaining({ source_id: 'gone', target_id: 'n1' }),
+      ],
+      [
+        'edges',
+        'KG_ISSUE_EDGE_TARGET',
+        expect.objectContaining({ source_id: 'n1', target_id: 'lost' }),
+      ],
       ['node_tags', 'KG_ISSUE_TAG_ORPHAN', { node_id: 'gone', tag_id: 5 }],
     ]);
     expect(new Date(removed[0].removed_at).getTime()).toBeGreaterThan(Date.now() - 60_000);
@@ -221,14 +315,20 @@ describe('repair', () => {
     const manager = createBackupManager({ projectRoot: root });
     expect(await manager.verifyBackup(repaired.safetyBackup.path)).toBe(true);
     await manager.restore({ backupId: repaired.safetyBackup.id, overwrite: true });
-    expect(contents(root).filter((line) => line.includes('knowledge.db'))).toEqual(before.filter((line) => line.includes('knowledge.db')));
+    expect(contents(root).filter((line) => line.includes('knowledge.db'))).toEqual(
+      before.filter((line) => line.includes('knowledge.db')),
+    );
   });
 
   test('repairs only the codes that are handed in, and counts what is not there as skipped', async () => {
     const { database, backups } = makeProject();
     breakRows(database);
     const checker = new IntegrityChecker(database, { backupDir: backups });
-    const repaired = await checker.repair([{ code: 'KG_ISSUE_TAG_ORPHAN' }, { code: 'KG_ISSUE_INDEX_DAMAGED' }, { code: 'KG_ISSUE_NO_SUCH' }]);
+    const repaired = await checker.repair([
+      { code: 'KG_ISSUE_TAG_ORPHAN' },
+      { code: 'KG_ISSUE_INDEX_DAMAGED' },
+      { code: 'KG_ISSUE_NO_SUCH' },
+    ]);
     expect(repaired).toMatchObject({ fixed: 1, failed: 0, skipped: 2 });
     expect(broken(repaired)).toEqual(BROKEN.slice(0, 3));
     expect(readdirSync(backups)).toContain(path.basename(repaired.safetyBackup.path));
@@ -240,14 +340,21 @@ describe('repair', () => {
     fillDatabase(file);
     breakRows(file);
     chmodSync(file, 0o640);
-    const rows = (database) => withDatabase(database, (db) => ['nodes', 'edges', 'node_tags'].map((table) => db.prepare(`SELECT * FROM ${table}`).all()));
+    const rows = (database) =>
+      withDatabase(database, (db) =>
+        ['nodes', 'edges', 'node_tags'].map((table) => db.prepare(`SELECT * FROM ${table}`).all()),
+      );
     const before = rows(file);
     const db = new Database(file);
     onTestFinished(() => db.close());
     const checker = new IntegrityChecker(db);
     const { repair, healthy } = await checker.runChecks({ repairMode: true });
     expect(healthy).toBe(true);
-    expect(repair).toMatchObject({ fixed: 4, failed: 0, safetyCopy: expect.stringMatching(/\/alone\.db-before-repair-\d{8}-\d{6}\.sqlite$/) });
+    expect(repair).toMatchObject({
+      fixed: 4,
+      failed: 0,
+      safetyCopy: expect.stringMatching(/\/alone\.db-before-repair-\d{8}-\d{6}\.sqlite$/),
+    });
     expect(repair.safetyBackup).toBe(undefined);
     expect(statSync(repair.safetyCopy).mode & 0o777).toBe(0o640);
     expect(rows(repair.safetyCopy)).toEqual(before);
@@ -256,7 +363,9 @@ describe('repair', () => {
     db.exec("INSERT INTO node_tags VALUES ('gone', 6)");
     const said = (await kg(['diag', 'repair', '--auto', file], { cwd: '/' })).stdout;
     expect(said).toMatch(/^Saved before the repair: .*before-repair-.*\.sqlite\n/);
-    expect(readdirSync(dir).filter((name) => !/^alone\.db(-wal|-shm)?$/.test(name))).toHaveLength(2);
+    expect(readdirSync(dir).filter((name) => !/^alone\.db(-wal|-shm)?$/.test(name))).toHaveLength(
+      2,
+    );
   });
 
   test('a damaged database of no project is left as it is, for nothing could keep it', async () => {
@@ -265,7 +374,10 @@ describe('repair', () => {
     fillDatabase(file, { nodes: 2000, journalMode: 'delete' });
     const bytes = readFileSync(file);
     writeFileSync(file, bytes.fill(0xa5, bytes.length / 2, bytes.length / 2 + 9000));
-    await expect(new IntegrityChecker(file).runChecks({ repairMode: true })).rejects.toMatchObject({ code: 'KG_NO_PROJECT', remedy: expect.stringContaining('copy it into a project') });
+    await expect(new IntegrityChecker(file).runChecks({ repairMode: true })).rejects.toMatchObject({
+      code: 'KG_NO_PROJECT',
+      remedy: expect.stringContaining('copy it into a project'),
+    });
     expect(readdirSync(dir)).toEqual(['alone.db']);
     expect(readFileSync(file).equals(bytes)).toBe(true);
   });
@@ -277,7 +389,12 @@ describe('repair', () => {
     const first = await checker.runChecks({ repairMode: true });
     expect(first).toMatchObject({ healthy: true, repair: { fixed: 4, failed: 0 } });
     const second = await checker.runChecks({ repairMode: true });
-    expect(second.repair).toEqual({ fixed: 0, failed: 0, skipped: second.issues.length, actions: [] });
+    expect(second.repair).toEqual({
+      fixed: 0,
+      failed: 0,
+      skipped: second.issues.length,
+      actions: [],
+    });
   });
 
   test('a lock that somebody keeps is an error that changes nothing', async () => {
@@ -287,7 +404,10 @@ describe('repair', () => {
     onTestFinished(() => db.close());
     db.exec("BEGIN IMMEDIATE; INSERT INTO metadata VALUES ('held', 'yes')");
     const checker = new IntegrityChecker(root, { lockTimeout: 300 });
-    await expect(checker.runChecks({ repairMode: true })).rejects.toMatchObject({ code: 'KG_DATABASE_BUSY', remedy: expect.stringMatching(/backup-/) });
+    await expect(checker.runChecks({ repairMode: true })).rejects.toMatchObject({
+      code: 'KG_DATABASE_BUSY',
+      remedy: expect.stringMatching(/backup-/),
+    });
     db.exec('COMMIT');
     expect(broken(await checker.runChecks())).toEqual(BROKEN);
   });
@@ -303,7 +423,12 @@ describe('drills', () => {
     const directory = temporaryDirectory();
     const before = fingerprint(root);
     const rehearsal = await manager.rehearse({ directory });
-    expect(rehearsal).toMatchObject({ passed: true, nodes: { expected: 201, found: 201 }, edges: { expected: 199, found: 199 }, filesRestored: 4 });
+    expect(rehearsal).toMatchObject({
+      passed: true,
+      nodes: { expected: 201, found: 201 },
+      edges: { expected: 199, found: 199 },
+      filesRestored: 4,
+    });
     expect(rehearsal.restoreMs).toBeGreaterThan(0);
     expect(rehearsal.durationMs).toBeGreaterThanOrEqual(rehearsal.restoreMs);
     expect(readdirSync(directory)).toEqual([]);
@@ -323,7 +448,9 @@ describe('drills', () => {
     const archive = readFileSync(backup.path);
     archive[archive.length >> 1] ^= 1;
     writeFileSync(backup.path, archive);
-    await expect(manager.rehearse({ directory })).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH' });
+    await expect(manager.rehearse({ directory })).rejects.toMatchObject({
+      code: 'KG_CHECKSUM_MISMATCH',
+    });
     expect(readdirSync(directory)).toEqual([]);
   });
 
@@ -332,11 +459,17 @@ describe('drills', () => {
     const outside = path.join(temporaryDirectory(), 'graph.db');
     fillDatabase(outside, { nodes: 7 });
     rmSync(database);
-    writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: outside } }));
+    writeFileSync(
+      path.join(root, '.kg/config.json'),
+      JSON.stringify({ database: { path: outside } }),
+    );
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     await manager.createBackup();
     withDatabase(outside, (db) => db.exec('DELETE FROM edges; DELETE FROM nodes'));
-    expect(await manager.rehearse()).toMatchObject({ passed: true, nodes: { expected: 7, found: 7 } });
+    expect(await manager.rehearse()).toMatchObject({
+      passed: true,
+      nodes: { expected: 7, found: 7 },
+    });
   });
 
   for (const signal of ['SIGTERM', 'SIGKILL']) {
@@ -345,12 +478,19 @@ describe('drills', () => {
       await createBackupManager({ projectRoot: root }).createBackup();
       const directory = temporaryDirectory();
       const env = { ...process.env, TMPDIR: temporaryDirectory() };
-      const child = spawn(kgPath, ['diag', 'drill', '--directory', directory], { cwd: root, env, stdio: 'ignore' });
+      const child = spawn(kgPath, ['diag', 'drill', '--directory', directory], {
+        cwd: root,
+        env,
+        stdio: 'ignore',
+      });
       onTestFinished(() => child.kill('SIGKILL'));
       await until(() => readdirSync(directory).length > 0, 'a directory of the drill');
       child.kill(signal);
       await once(child, 'exit');
-      if (signal === 'SIGKILL') expect((await kg(['diag', 'drill', '--directory', directory], { cwd: root, env })).status).toBe(0);
+      if (signal === 'SIGKILL')
+        expect(
+          (await kg(['diag', 'drill', '--directory', directory], { cwd: root, env })).status,
+        ).toBe(0);
       expect(readdirSync(directory)).toEqual([]);
       expect(left(env.TMPDIR)).toEqual([]);
     });
@@ -358,7 +498,7 @@ describe('drills', () => {
 });
 
 describe('freshness', () => {
-  test('is what the guide\'s monitor takes, and tells a young good backup from an old one and from none', async () => {
+  test("is what the guide's monitor takes, and tells a young good backup from an old one and from none", async () => {
     const { root, backups } = makeProject();
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     const day = backupFreshnessCheck(manager, { maxAge: '24h' });
@@ -367,9 +507,16 @@ describe('freshness', () => {
     const { timestamp } = await manager.createBackup();
     expect(await day.check()).toBe(true);
     await until(() => Date.now() > timestamp + 1);
-    expect(await backupFreshnessCheck(manager, { maxAge: 1, interval: '5m', name: 'x' }).check()).toBe(false);
-    for (const maxAge of ['soon', 0, -1, NaN, '1.5h']) expect(() => backupFreshnessCheck(manager, { maxAge })).toThrow(expect.objectContaining({ code: 'KG_INVALID_OPTION' }));
-    expect(() => backupFreshnessCheck({})).toThrow(expect.objectContaining({ code: 'KG_INVALID_OPTION' }));
+    expect(
+      await backupFreshnessCheck(manager, { maxAge: 1, interval: '5m', name: 'x' }).check(),
+    ).toBe(false);
+    for (const maxAge of ['soon', 0, -1, NaN, '1.5h'])
+      expect(() => backupFreshnessCheck(manager, { maxAge })).toThrow(
+        expect.objectContaining({ code: 'KG_INVALID_OPTION' }),
+      );
+    expect(() => backupFreshnessCheck({})).toThrow(
+      expect.objectContaining({ code: 'KG_INVALID_OPTION' }),
+    );
   });
 
   test('does not count an incremental backup whose base is gone', async () => {
@@ -382,7 +529,9 @@ describe('freshness', () => {
     expect(await check()).toBe(true);
     rmSync(full.path);
     expect(await check()).toBe(false);
-    const health = JSON.parse((await kg(['diag', 'health', '--json', '--backup-dir', backups], { cwd: root })).stdout);
+    const health = JSON.parse(
+      (await kg(['diag', 'health', '--json', '--backup-dir', backups], { cwd: root })).stdout,
+    );
     expect(health.issues.find((issue) => issue.code === 'KG_ISSUE_BACKUP_CHAIN').count).toBe(2);
     expect(codes(health)).toContain('KG_ISSUE_BACKUP_NONE');
   });
@@ -410,21 +559,37 @@ describe('kg', () => {
     const full = await manager.createBackup();
     withDatabase(database, (db) => db.exec("INSERT INTO nodes (id) VALUES ('later')"));
     const incremental = await manager.createBackup({ type: 'incremental' });
-    expect(await health('--check-db')).toMatchObject({ status: 0, backups: { count: 2, newestGood: incremental.id, freeBytes: expect.any(Number) } });
+    expect(await health('--check-db')).toMatchObject({
+      status: 0,
+      backups: { count: 2, newestGood: incremental.id, freeBytes: expect.any(Number) },
+    });
     expect(codes(await health('--max-age', '0s'))).toContain('KG_ISSUE_BACKUP_OLD');
-    expect((await kg(['diag', 'health'], { cwd: root })).stdout).toMatch(/^Database .*\nBackups .*\nDisk .*\n[^]*Healthy\n$/);
+    expect((await kg(['diag', 'health'], { cwd: root })).stdout).toMatch(
+      /^Database .*\nBackups .*\nDisk .*\n[^]*Healthy\n$/,
+    );
 
     rmSync(`${full.path}.manifest.json`);
     expect(await health()).toMatchObject({ status: 5 });
     rmSync(full.path);
     const chain = await health();
-    expect([chain.status, codes(chain)]).toEqual([5, expect.arrayContaining(['KG_ISSUE_BACKUP_CHAIN'])]);
+    expect([chain.status, codes(chain)]).toEqual([
+      5,
+      expect.arrayContaining(['KG_ISSUE_BACKUP_CHAIN']),
+    ]);
     writeFileSync(incremental.path, readFileSync(incremental.path).subarray(0, -1));
     const cut = await health();
-    expect([cut.status, codes(cut)]).toEqual([5, expect.arrayContaining(['KG_ISSUE_BACKUP_UNLISTED'])]);
+    expect([cut.status, codes(cut)]).toEqual([
+      5,
+      expect.arrayContaining(['KG_ISSUE_BACKUP_UNLISTED']),
+    ]);
     writeFileSync(path.join(root, 'file'), '');
-    const unusable = await kg(['diag', 'health', '--json', '--backup-dir', 'file/below'], { cwd: root });
-    expect([unusable.status, codes(JSON.parse(unusable.stdout))]).toEqual([4, expect.arrayContaining(['KG_ISSUE_BACKUP_DIR'])]);
+    const unusable = await kg(['diag', 'health', '--json', '--backup-dir', 'file/below'], {
+      cwd: root,
+    });
+    expect([unusable.status, codes(JSON.parse(unusable.stdout))]).toEqual([
+      4,
+      expect.arrayContaining(['KG_ISSUE_BACKUP_DIR']),
+    ]);
 
     breakRows(database);
     expect((await health()).status).toBe(5);
@@ -433,31 +598,53 @@ describe('kg', () => {
 
   test('diag health --watch tells it again and again until it is interrupted', async () => {
     const { root } = makeProject();
-    const child = spawn(kgPath, ['diag', 'health', '--watch', '--interval', '1', '--json'], { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] });
+    const child = spawn(kgPath, ['diag', 'health', '--watch', '--interval', '1', '--json'], {
+      cwd: root,
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
     onTestFinished(() => child.kill('SIGKILL'));
     let told = '';
     child.stdout.on('data', (text) => (told += text));
     await until(() => told.split('\n').length > 2, 'a second report');
     child.kill('SIGINT');
     expect((await once(child, 'exit'))[0]).toBe(130);
-    for (const line of told.trim().split('\n').slice(0, 2)) expect(JSON.parse(line)).toMatchObject({ healthy: true });
+    for (const line of told.trim().split('\n').slice(0, 2))
+      expect(JSON.parse(line)).toMatchObject({ healthy: true });
   });
 
   test('diag integrity lists, diag repair says what it would do, and --auto does it', async () => {
     const { root, database } = makeProject();
-    expect(await kg(['diag', 'integrity'], { cwd: root })).toMatchObject({ status: 0, stdout: expect.stringMatching(/knowledge\.db is healthy/) });
+    expect(await kg(['diag', 'integrity'], { cwd: root })).toMatchObject({
+      status: 0,
+      stdout: expect.stringMatching(/knowledge\.db is healthy/),
+    });
     breakRows(database);
     // SQLite makes an empty WAL and its index when it opens a database in WAL mode.
     const data = () => fingerprint(root).filter((line) => !/-(shm|wal) /.test(line));
     const before = data();
     const listed = await kg(['diag', 'integrity', database], { cwd: '/' });
-    expect(listed).toMatchObject({ status: 3, stdout: expect.stringMatching(/error +1 edges .*\[KG_ISSUE_EDGE_SOURCE\]\n.*\n +repair would: /) });
+    expect(listed).toMatchObject({
+      status: 3,
+      stdout: expect.stringMatching(
+        /error +1 edges .*\[KG_ISSUE_EDGE_SOURCE\]\n.*\n +repair would: /,
+      ),
+    });
     const asked = await kg(['diag', 'repair'], { cwd: root });
-    expect(asked).toMatchObject({ status: 3, stdout: expect.stringMatching(/Nothing was changed\. To repair, run `kg diag repair --auto`\n$/) });
+    expect(asked).toMatchObject({
+      status: 3,
+      stdout: expect.stringMatching(
+        /Nothing was changed\. To repair, run `kg diag repair --auto`\n$/,
+      ),
+    });
     expect(data()).toEqual(before);
     const done = await kg(['diag', 'repair', '--auto'], { cwd: root });
-    expect(done).toMatchObject({ status: 0, stdout: expect.stringMatching(/^Saved before the repair: .*\n[^]*4 fixed, 0 failed/) });
-    const again = JSON.parse((await kg(['diag', 'integrity', '--repair', '--json'], { cwd: root })).stdout);
+    expect(done).toMatchObject({
+      status: 0,
+      stdout: expect.stringMatching(/^Saved before the repair: .*\n[^]*4 fixed, 0 failed/),
+    });
+    const again = JSON.parse(
+      (await kg(['diag', 'integrity', '--repair', '--json'], { cwd: root })).stdout,
+    );
     expect(again.repair).toMatchObject({ fixed: 0, actions: [] });
   });
 
@@ -465,15 +652,28 @@ describe('kg', () => {
     const { root, database } = makeProject();
     breakRows(database);
     const answer = (text) =>
-      execFileSync('script', ['-qec', `${kgPath} diag repair`, '/dev/null'], { cwd: root, input: text, encoding: 'utf8', stdio: ['pipe', 'pipe', 'pipe'] });
-    expect(() => answer('n\n')).toThrow(expect.objectContaining({ status: 3, stdout: expect.stringMatching(/Repair 4 of these, after a backup\? \[y\/N\]/) }));
+      execFileSync('script', ['-qec', `${kgPath} diag repair`, '/dev/null'], {
+        cwd: root,
+        input: text,
+        encoding: 'utf8',
+        stdio: ['pipe', 'pipe', 'pipe'],
+      });
+    expect(() => answer('n\n')).toThrow(
+      expect.objectContaining({
+        status: 3,
+        stdout: expect.stringMatching(/Repair 4 of these, after a backup\? \[y\/N\]/),
+      }),
+    );
     expect(answer('y\n')).toMatch(/4 fixed/);
   });
 
   test('diag drill passes with 0 and fails with 5', async () => {
     const { root, database } = makeProject({ nodes: 2000, journalMode: 'delete' });
     await kg(['diag', 'backup'], { cwd: root });
-    expect(await kg(['diag', 'drill'], { cwd: root })).toMatchObject({ status: 0, stdout: expect.stringMatching(/nodes {5}2000 of 2000\n[^]*Passed\n$/) });
+    expect(await kg(['diag', 'drill'], { cwd: root })).toMatchObject({
+      status: 0,
+      stdout: expect.stringMatching(/nodes {5}2000 of 2000\n[^]*Passed\n$/),
+    });
     const bytes = readFileSync(database);
     writeFileSync(database, bytes.fill(0xa5, bytes.length / 2, bytes.length / 2 + 9000));
     const { id } = JSON.parse((await kg(['diag', 'backup', '--json'], { cwd: root })).stdout);
@@ -481,12 +681,18 @@ describe('kg', () => {
     expect([failed.status, JSON.parse(failed.stdout).passed]).toEqual([5, false]);
   });
 
-  test('a restored copy is healthy as the guide\'s monthly test has it, and Level 1 ends healthy', async () => {
+  test("a restored copy is healthy as the guide's monthly test has it, and Level 1 ends healthy", async () => {
     const { root, database } = makeProject();
     await kg(['diag', 'backup', '--output', './backups'], { cwd: root });
     mkdirSync(path.join(root, 'test-restore'));
-    run(kgPath, ['diag', 'restore', '--file', './backups/latest.tar.gz', '--target', './test-restore'], { cwd: root });
-    expect(await kg(['diag', 'health', '--project', './test-restore'], { cwd: root })).toMatchObject({ status: 0 });
+    run(
+      kgPath,
+      ['diag', 'restore', '--file', './backups/latest.tar.gz', '--target', './test-restore'],
+      { cwd: root },
+    );
+    expect(
+      await kg(['diag', 'health', '--project', './test-restore'], { cwd: root }),
+    ).toMatchObject({ status: 0 });
     for (const suffix of ['-wal', '-shm']) rmSync(database + suffix, { force: true });
     writeFileSync(database, 'damaged');
     expect(await kg(['diag', 'health', '--check-db'], { cwd: root })).toMatchObject({ status: 3 });

@@ -26,12 +26,19 @@ function setUp() {
   return { ...project, base, identity, recipient, kg, file };
 }
 
-const exposed = (result) => result.warnings?.filter(({ code }) => code === 'KG_WARN_KEY_EXPOSED').map(({ message }) => message) ?? [];
+const exposed = (result) =>
+  result.warnings
+    ?.filter(({ code }) => code === 'KG_WARN_KEY_EXPOSED')
+    .map(({ message }) => message) ?? [];
 
 describe('a key that others have', () => {
   /** What each use of the identity says of it. */
   async function told({ root, backups, base, recipient, kg }, identityFile) {
-    const manager = createBackupManager({ projectRoot: root, backupDir: backups, encryption: { identityFile, recipients: [recipient] } });
+    const manager = createBackupManager({
+      projectRoot: root,
+      backupDir: backups,
+      encryption: { identityFile, recipients: [recipient] },
+    });
     const backup = await manager.createBackup();
     const key = ['--identity', identityFile];
     const json = async (...args) => JSON.parse((await kg(...args, ...key, '--json')).stdout);
@@ -42,7 +49,9 @@ describe('a key that others have', () => {
       restore: exposed(await manager.restore({ backupId: backup.id, targetDir: target })),
       drill: exposed(await manager.rehearse({ backup: backup.id })),
       'kg verify': exposed(await json('backup', '--verify', backup.path)),
-      'kg restore': exposed(await json('restore', '--file', backup.path, '--target', `${target}-kg`)),
+      'kg restore': exposed(
+        await json('restore', '--file', backup.path, '--target', `${target}-kg`),
+      ),
       'kg drill': exposed(await json('drill', '--file', backup.path)),
     };
   }
@@ -54,12 +63,24 @@ describe('a key that others have', () => {
     for (const mode of [0o640, 0o604]) {
       chmodSync(project.identity, mode);
       for (const [use, messages] of Object.entries(await told(project, project.identity))) {
-        expect(messages, `${use} ${mode.toString(8)}`).toEqual([expect.stringContaining('users other than its owner can read it')]);
+        expect(messages, `${use} ${mode.toString(8)}`).toEqual([
+          expect.stringContaining('users other than its owner can read it'),
+        ]);
       }
     }
     chmodSync(project.identity, 0o620);
-    expect((await told(project, project.identity)).backup).toEqual([expect.stringContaining('users other than its owner can replace it')]);
-    const { stderr } = await project.kg('backup', '--verify', 'latest', '--output', project.backups, '--identity', project.identity);
+    expect((await told(project, project.identity)).backup).toEqual([
+      expect.stringContaining('users other than its owner can replace it'),
+    ]);
+    const { stderr } = await project.kg(
+      'backup',
+      '--verify',
+      'latest',
+      '--output',
+      project.backups,
+      '--identity',
+      project.identity,
+    );
     expect(stderr).toContain('[KG_WARN_KEY_EXPOSED]');
   });
 
@@ -71,7 +92,9 @@ describe('a key that others have', () => {
     symlinkSync(here, path.join(project.base, 'link'));
     for (const name of [here, path.join(project.base, 'link')]) {
       for (const [use, messages] of Object.entries(await told(project, name))) {
-        expect(messages, use).toEqual([expect.stringContaining('lies in the directory of the backups')]);
+        expect(messages, use).toEqual([
+          expect.stringContaining('lies in the directory of the backups'),
+        ]);
       }
     }
   });
@@ -79,19 +102,32 @@ describe('a key that others have', () => {
   test.skipIf(process.getuid() !== 0)('belongs to another user (needs root)', async () => {
     const project = setUp();
     chownSync(project.identity, 65534, 65534);
-    expect((await told(project, project.identity)).backup).toEqual([expect.stringContaining('belongs to another user, 65534')]);
+    expect((await told(project, project.identity)).backup).toEqual([
+      expect.stringContaining('belongs to another user, 65534'),
+    ]);
   });
 
   test('can be replaced in a directory that others write, also one further up', async () => {
     const project = setUp();
     mkdirSync(path.join(project.base, 'outer/inner'), { recursive: true });
-    const [outer, inner] = [path.join(project.base, 'outer'), path.join(project.base, 'outer/inner')];
+    const [outer, inner] = [
+      path.join(project.base, 'outer'),
+      path.join(project.base, 'outer/inner'),
+    ];
     const identity = path.join(inner, 'identity');
     execFileSync('cp', ['-p', project.identity, identity]);
-    for (const [dir, mode] of [[inner, 0o777], [outer, 0o777], [outer, 0o757]]) {
+    for (const [dir, mode] of [
+      [inner, 0o777],
+      [outer, 0o777],
+      [outer, 0o757],
+    ]) {
       chmodSync(dir, mode);
       for (const [use, messages] of Object.entries(await told(project, identity))) {
-        expect(messages, `${use} ${mode.toString(8)}`).toEqual([expect.stringContaining(`users other than its owner can replace it, because they can write to ${dir} (chmod go-w '${dir}')`)]);
+        expect(messages, `${use} ${mode.toString(8)}`).toEqual([
+          expect.stringContaining(
+            `users other than its owner can replace it, because they can write to ${dir} (chmod go-w '${dir}')`,
+          ),
+        ]);
       }
       chmodSync(dir, 0o755);
     }
@@ -103,31 +139,45 @@ describe('a key that others have', () => {
     mkdirSync(open);
     chmodSync(open, 0o777);
     symlinkSync(identity, path.join(open, 'link'));
-    expect((await told(project, path.join(open, 'link'))).backup).toEqual([expect.stringContaining(`write to ${open} `)]);
+    expect((await told(project, path.join(open, 'link'))).backup).toEqual([
+      expect.stringContaining(`write to ${open} `),
+    ]);
   });
 
-  test.skipIf(process.getuid() !== 0)('can be replaced by the owner of a directory (needs root)', async () => {
-    const project = setUp();
-    const dir = path.join(project.base, 'theirs');
-    mkdirSync(dir);
-    execFileSync('cp', ['-p', project.identity, path.join(dir, 'identity')]);
-    chownSync(dir, 65534, 65534);
-    for (const mode of [0o755, 0o1777]) {
-      chmodSync(dir, mode);
-      expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([expect.stringContaining(`user 65534 can replace it, because ${dir} belongs to that user: move it to a directory of your own`)]);
-    }
-    chmodSync(dir, 0o775);
-    chownSync(dir, 0, 65534);
-    expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([expect.stringContaining(`they can write to ${dir} `)]);
-    // The group that bears the number of the owner has no other member.
-    chownSync(dir, 0, 0);
-    expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([]);
-  });
+  test.skipIf(process.getuid() !== 0)(
+    'can be replaced by the owner of a directory (needs root)',
+    async () => {
+      const project = setUp();
+      const dir = path.join(project.base, 'theirs');
+      mkdirSync(dir);
+      execFileSync('cp', ['-p', project.identity, path.join(dir, 'identity')]);
+      chownSync(dir, 65534, 65534);
+      for (const mode of [0o755, 0o1777]) {
+        chmodSync(dir, mode);
+        expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([
+          expect.stringContaining(
+            `user 65534 can replace it, because ${dir} belongs to that user: move it to a directory of your own`,
+          ),
+        ]);
+      }
+      chmodSync(dir, 0o775);
+      chownSync(dir, 0, 65534);
+      expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([
+        expect.stringContaining(`they can write to ${dir} `),
+      ]);
+      // The group that bears the number of the owner has no other member.
+      chownSync(dir, 0, 0);
+      expect((await told(project, path.join(dir, 'identity'))).backup).toEqual([]);
+    },
+  );
 
   test('is told of a passphrase too, and of what the settings and a service use', async () => {
     const { root, kg, file } = setUp();
     file('key', 'correct horse\n', 0o644);
-    writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ backup: { encrypt: true, passphraseFile: '../key' } }));
+    writeFileSync(
+      path.join(root, '.kg/config.json'),
+      JSON.stringify({ backup: { encrypt: true, passphraseFile: '../key' } }),
+    );
     expect(exposed(JSON.parse((await kg('backup', '--json')).stdout))).toHaveLength(1);
   });
 });
@@ -135,7 +185,8 @@ describe('a key that others have', () => {
 describe('what a passphrase file holds', () => {
   test('is the same with and without a byte order mark, and old backups still open', async () => {
     const { root, backups, file } = setUp();
-    const manage = (encryption) => createBackupManager({ projectRoot: root, backupDir: backups, encryption });
+    const manage = (encryption) =>
+      createBackupManager({ projectRoot: root, backupDir: backups, encryption });
     const marked = manage({ passphraseFile: file('marked', '\ufeffcorrect horse\r\n') });
     const backup = await marked.createBackup();
     expect(await manage({ passphrase: 'correct horse' }).verifyBackup(backup.id)).toBe(true);
@@ -146,29 +197,67 @@ describe('what a passphrase file holds', () => {
 
   test('is refused if it is blank or more than a key can be', async () => {
     const { root, backups, file } = setUp();
-    const texts = { spaces: '   \n', tabs: '\t\t', 'no-break': '\u00a0\n', mark: '\ufeff \n', unseen: '\u200b', long: `${'x'.repeat(65_536)}y` };
+    const texts = {
+      spaces: '   \n',
+      tabs: '\t\t',
+      'no-break': '\u00a0\n',
+      mark: '\ufeff \n',
+      unseen: '\u200b',
+      long: `${'x'.repeat(65_536)}y`,
+    };
     for (const [what, text] of Object.entries(texts)) {
-      const manager = createBackupManager({ projectRoot: root, backupDir: backups, encryption: { passphraseFile: file(what, text) } });
-      await expect(manager.createBackup(), what).rejects.toMatchObject({ code: 'KG_KEY_INVALID', message: expect.stringMatching(/blanks|larger than 64 KiB/) });
+      const manager = createBackupManager({
+        projectRoot: root,
+        backupDir: backups,
+        encryption: { passphraseFile: file(what, text) },
+      });
+      await expect(manager.createBackup(), what).rejects.toMatchObject({
+        code: 'KG_KEY_INVALID',
+        message: expect.stringMatching(/blanks|larger than 64 KiB/),
+      });
     }
     for (const passphrase of ['  ', '\t', '\u00a0\u00a0']) {
-      expect(() => createBackupManager({ projectRoot: root, encryption: { passphrase } })).toThrow(/`passphrase` consists of blanks/);
+      expect(() => createBackupManager({ projectRoot: root, encryption: { passphrase } })).toThrow(
+        /`passphrase` consists of blanks/,
+      );
     }
   });
 
   test('is named by a path or a file URL, and by nothing else', async () => {
     const { root, backups, identity } = setUp();
-    const manage = (encryption) => createBackupManager({ projectRoot: root, backupDir: backups, encryption });
+    const manage = (encryption) =>
+      createBackupManager({ projectRoot: root, backupDir: backups, encryption });
     const url = pathToFileURL(identity);
     expect((await manage({ identityFile: url }).createBackup()).encrypted).toBe(true);
     for (const name of ['passphraseFile', 'identityFile']) {
-      const wrong = [new URL('https://host/key'), new URL('file://host/key'), { href: url.href }, 'https://host/key', url.href, '', 7, null, [identity], Buffer.from(identity)];
+      const wrong = [
+        new URL('https://host/key'),
+        new URL('file://host/key'),
+        { href: url.href },
+        'https://host/key',
+        url.href,
+        '',
+        7,
+        null,
+        [identity],
+        Buffer.from(identity),
+      ];
       for (const value of wrong) {
-        expect(() => manage({ [name]: value }), String(value)).toThrow(expect.objectContaining({ code: 'KG_INVALID_OPTION', message: expect.stringContaining(`encryption.${name}`) }));
+        expect(() => manage({ [name]: value }), String(value)).toThrow(
+          expect.objectContaining({
+            code: 'KG_INVALID_OPTION',
+            message: expect.stringContaining(`encryption.${name}`),
+          }),
+        );
       }
     }
     for (const passphrase of [url, new URL('https://host/'), new String('x'), null]) {
-      expect(() => manage({ passphrase })).toThrow(expect.objectContaining({ code: 'KG_INVALID_OPTION', message: expect.stringContaining('encryption.passphrase') }));
+      expect(() => manage({ passphrase })).toThrow(
+        expect.objectContaining({
+          code: 'KG_INVALID_OPTION',
+          message: expect.stringContaining('encryption.passphrase'),
+        }),
+      );
     }
   });
 });
@@ -188,7 +277,11 @@ while True:
     said += piece
     if b'assphrase' in said: os.kill(pid, 9)
 print(said.decode()); sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))`;
-    return execFileSync('python3', ['-c', script, command], { cwd, env: { ...process.env, ...env }, encoding: 'utf8' });
+    return execFileSync('python3', ['-c', script, command], {
+      cwd,
+      env: { ...process.env, ...env },
+      encoding: 'utf8',
+    });
   };
 
   test('nobody is asked for a passphrase that the environment names, or that what is restored does not need', async () => {
@@ -196,9 +289,15 @@ print(said.decode()); sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     const key = file('secret', 'correct horse\n');
     expect((await kg('backup', '--output', backups)).status).toBe(0);
     // It holds no configuration, so that is not what `latest` means for one.
-    expect((await kg('backup', '--output', backups, '--type', 'snapshot', '--passphrase-file', key)).status).toBe(0);
-    const restore = (args) => `'${kgPath}' diag restore --backup-dir '${backups}' --file latest --target '${base}/restored' --yes ${args}`;
+    expect(
+      (await kg('backup', '--output', backups, '--type', 'snapshot', '--passphrase-file', key))
+        .status,
+    ).toBe(0);
+    const restore = (args) =>
+      `'${kgPath}' diag restore --backup-dir '${backups}' --file latest --target '${base}/restored' --yes ${args}`;
     expect(unasked(restore('--config-only'), root, {})).toContain('Restored 1 files');
-    expect(unasked(restore('--db-only --decrypt'), root, { KG_PASSPHRASE_FILE: key })).toContain('Restored');
+    expect(unasked(restore('--db-only --decrypt'), root, { KG_PASSPHRASE_FILE: key })).toContain(
+      'Restored',
+    );
   });
 });

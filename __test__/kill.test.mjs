@@ -37,7 +37,10 @@ async function killed(args, { cwd, afterMs, sign }) {
 }
 
 const digest = (file) => createHash('sha256').update(readFileSync(file)).digest('hex');
-const leftovers = (dir) => readdirSync(dir).filter((name) => /^(restore-(staging|journal)|\.kg-(partial|snapshot))/.test(name));
+const leftovers = (dir) =>
+  readdirSync(dir).filter((name) =>
+    /^(restore-(staging|journal)|\.kg-(partial|snapshot))/.test(name),
+  );
 
 test(`a backup, killed ${KILLS} times`, async () => {
   const { root, backups } = makeProject({ nodes: 3000 });
@@ -46,7 +49,14 @@ test(`a backup, killed ${KILLS} times`, async () => {
   const before = digest(first.path);
   let interrupted = 0;
   for (let n = 0; n < KILLS; n += 1) {
-    const args = ['diag', 'backup', '--output', backups, '--quiet', ...(n % 3 ? [] : ['--compression', 'none'])];
+    const args = [
+      'diag',
+      'backup',
+      '--output',
+      backups,
+      '--quiet',
+      ...(n % 3 ? [] : ['--compression', 'none']),
+    ];
     if (await killed(args, { cwd: root, afterMs: (n / KILLS) * 60 })) interrupted += 1;
     const listed = await manager.listBackups();
     expect(listed.map(({ id }) => id)).toContain(first.id);
@@ -68,8 +78,12 @@ test(`a backup, killed ${KILLS} times`, async () => {
 async function setUp(spoilDatabase) {
   const { root, database, backups } = makeProject({ nodes: 500 });
   const at = (...parts) => path.join(root, '.kg', ...parts);
-  const makeVectors = () => withDatabase(at('vectors.db'), (db) =>
-    db.exec('CREATE TABLE IF NOT EXISTS embeddings (id); DELETE FROM embeddings; INSERT INTO embeddings VALUES (1)'));
+  const makeVectors = () =>
+    withDatabase(at('vectors.db'), (db) =>
+      db.exec(
+        'CREATE TABLE IF NOT EXISTS embeddings (id); DELETE FROM embeddings; INSERT INTO embeddings VALUES (1)',
+      ),
+    );
   makeVectors();
   mkdirSync(at('plugins/glossary/empty'));
   const manager = createBackupManager({ projectRoot: root, backupDir: backups });
@@ -84,9 +98,11 @@ async function setUp(spoilDatabase) {
   return { root, database, manager, archive, restored, spoil, at };
 }
 
-const remove = (database) => ['', '-wal', '-shm'].forEach((suffix) => rmSync(database + suffix, { force: true }));
+const remove = (database) =>
+  ['', '-wal', '-shm'].forEach((suffix) => rmSync(database + suffix, { force: true }));
 const damages = {
-  'sound databases': (database) => withDatabase(database, (db) => db.exec("DELETE FROM nodes WHERE id <> 'n1'")),
+  'sound databases': (database) =>
+    withDatabase(database, (db) => db.exec("DELETE FROM nodes WHERE id <> 'n1'")),
   'a damaged database': (database) => {
     remove(database);
     writeFileSync(database, 'noise');
@@ -108,14 +124,19 @@ for (const [what, spoilDatabase] of Object.entries(damages)) {
       // What is there decides which of the two is run: each leads to the other state.
       const args = is === old ? ['--file', archive] : ['--undo'];
       const journal = at('restore-journal.json');
-      const timing = n % 2 ? { sign: journal, afterMs: ((n * 7) % 50) / 10 } : { afterMs: (n / (2 * kills)) * 25 };
+      const timing =
+        n % 2
+          ? { sign: journal, afterMs: ((n * 7) % 50) / 10 }
+          : { afterMs: (n / (2 * kills)) * 25 };
       await killed(['diag', 'restore', '--quiet', ...args], { cwd: root, ...timing });
       if (existsSync(journal)) {
         seen.interrupted += 1;
         if (JSON.parse(readFileSync(journal, 'utf8')).decided) seen.decided += 1;
       }
       // Any next run makes the project whole; a backup of one without a database then says so.
-      const next = manager.createBackup({ type: 'snapshot' }).then(({ id }) => manager.deleteBackup(id));
+      const next = manager
+        .createBackup({ type: 'snapshot' })
+        .then(({ id }) => manager.deleteBackup(id));
       await next.catch((error) => expect(error.code, error.message).toBe('KG_NO_DATABASE'));
       const found = contents(root);
       is = JSON.stringify(found) === JSON.stringify(old) ? old : restored;

@@ -9,16 +9,36 @@ import { createBackupManager, IntegrityChecker } from '@weavelogic/knowledge-gra
 import { expect, onTestFinished, test } from 'vitest';
 
 import { kg } from './support/processes.mjs';
-import { fingerprint, integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import {
+  fingerprint,
+  integrityOf,
+  makeProject,
+  temporaryDirectory,
+  withDatabase,
+} from './support/project.mjs';
 
 const TABLES = ['nodes', 'edges', 'metadata'];
-const HALF = "UPDATE nodes SET content = 'half', title = 'half'; DELETE FROM nodes WHERE rowid > 1500; INSERT INTO metadata VALUES ('half', 'done')";
+const HALF =
+  "UPDATE nodes SET content = 'half', title = 'half'; DELETE FROM nodes WHERE rowid > 1500; INSERT INTO metadata VALUES ('half', 'done')";
 
 const rowsOf = (file) =>
-  withDatabase(file, (db) => Object.fromEntries(TABLES.map((table) => [table, db.prepare(`SELECT rowid, * FROM ${table} ORDER BY rowid`).all()])));
+  withDatabase(file, (db) =>
+    Object.fromEntries(
+      TABLES.map((table) => [
+        table,
+        db.prepare(`SELECT rowid, * FROM ${table} ORDER BY rowid`).all(),
+      ]),
+    ),
+  );
 
 const pagesOf = (file, table) =>
-  withDatabase(file, (db) => db.prepare("SELECT pageno AS page, ncell AS rows FROM dbstat WHERE name = ? AND pagetype = 'leaf' ORDER BY path").all(table));
+  withDatabase(file, (db) =>
+    db
+      .prepare(
+        "SELECT pageno AS page, ncell AS rows FROM dbstat WHERE name = ? AND pagetype = 'leaf' ORDER BY path",
+      )
+      .all(table),
+  );
 
 /** Begins a transaction in a process of its own, which is killed when pages of it have been spilled into the file. */
 async function killWriter(database) {
@@ -31,7 +51,9 @@ async function killWriter(database) {
     db.exec(${JSON.stringify(`BEGIN; ${HALF}`)});
     console.log('written');
     setInterval(() => {}, 1000);`;
-  const writer = spawn(process.execPath, ['-e', script, database], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const writer = spawn(process.execPath, ['-e', script, database], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
   onTestFinished(() => writer.kill('SIGKILL'));
   await once(writer.stdout, 'data');
   writer.kill('SIGKILL');
@@ -45,7 +67,10 @@ async function killed({ change = '' } = {}) {
   const project = makeProject({ nodes: 2000, journalMode: 'delete' });
   withDatabase(project.database, (db) => db.exec(change));
   const before = rowsOf(project.database);
-  const pages = { nodes: pagesOf(project.database, 'nodes'), edges: pagesOf(project.database, 'edges') };
+  const pages = {
+    nodes: pagesOf(project.database, 'nodes'),
+    edges: pagesOf(project.database, 'edges'),
+  };
   await killWriter(project.database);
   return { ...project, before, pages };
 }
@@ -58,12 +83,17 @@ function damagePage(file, page) {
 
 test('a backup holds the commit before, a check finds nothing wrong, and neither touches the file or its journal', async () => {
   const { root, before } = await killed();
-  const manager = createBackupManager({ projectRoot: root, backupDir: path.join(temporaryDirectory(), 'backups') });
+  const manager = createBackupManager({
+    projectRoot: root,
+    backupDir: path.join(temporaryDirectory(), 'backups'),
+  });
   const files = fingerprint(root);
   const result = await new IntegrityChecker(root).runChecks();
   expect(result).toMatchObject({ healthy: true, checked: { nodes: 2000, edges: 1999 } });
   expect(result.issues.filter(({ component }) => component === 'database')).toEqual([]);
-  expect(await kg(['diag', 'health', '--check-db', '--backup-dir', temporaryDirectory()], { cwd: root })).toMatchObject({ stdout: expect.stringMatching(/2000 nodes, 1999 edges/) });
+  expect(
+    await kg(['diag', 'health', '--check-db', '--backup-dir', temporaryDirectory()], { cwd: root }),
+  ).toMatchObject({ stdout: expect.stringMatching(/2000 nodes, 1999 edges/) });
   expect(fingerprint(root)).toEqual(files);
 
   const backup = await manager.createBackup();
@@ -84,21 +114,32 @@ test('a restore over it gives the content of the backup, and an undo the commit 
   const { root, database } = makeProject({ nodes: 300, journalMode: 'delete' });
   const first = rowsOf(database);
   expect((await kg(['diag', 'backup'], { cwd: root })).status).toBe(0);
-  withDatabase(database, (db) => db.exec("INSERT INTO metadata VALUES ('after', 'the backup'); UPDATE nodes SET status = 'new'"));
+  withDatabase(database, (db) =>
+    db.exec("INSERT INTO metadata VALUES ('after', 'the backup'); UPDATE nodes SET status = 'new'"),
+  );
   const before = rowsOf(database);
   await killWriter(database);
-  expect(await kg(['diag', 'restore', '--file', 'latest', '--yes'], { cwd: root })).toMatchObject({ status: 0 });
+  expect(await kg(['diag', 'restore', '--file', 'latest', '--yes'], { cwd: root })).toMatchObject({
+    status: 0,
+  });
   expect(rowsOf(database)).toEqual(first);
-  expect(await kg(['diag', 'restore', '--undo', '--yes'], { cwd: root })).toMatchObject({ status: 0 });
+  expect(await kg(['diag', 'restore', '--undo', '--yes'], { cwd: root })).toMatchObject({
+    status: 0,
+  });
   expect(rowsOf(database)).toEqual(before);
   expect(integrityOf(database)).toBe('ok');
 });
 
 test('a repair of rows takes the transaction back first', async () => {
-  const { root, database, before } = await killed({ change: "INSERT INTO edges VALUES (9000, 'n1', 'nobody', 'links', 1.0, '')" });
+  const { root, database, before } = await killed({
+    change: "INSERT INTO edges VALUES (9000, 'n1', 'nobody', 'links', 1.0, '')",
+  });
   const done = await kg(['diag', 'repair', '--auto'], { cwd: root });
   expect(done).toMatchObject({ status: 0, stdout: expect.stringMatching(/1 fixed, 0 failed/) });
-  expect(rowsOf(database)).toEqual({ ...before, edges: before.edges.filter(({ id }) => id !== 9000) });
+  expect(rowsOf(database)).toEqual({
+    ...before,
+    edges: before.edges.filter(({ id }) => id !== 9000),
+  });
   expect(integrityOf(database)).toBe('ok');
 });
 
@@ -122,7 +163,10 @@ test('where a page is damaged that it did not change, the rows on that are lost,
   const done = await kg(['diag', 'repair', '--auto'], { cwd: root });
   // Rows are lost, and the exit status says so.
   expect(done.status).toBe(6);
-  expect(rowsOf(database)).toEqual({ ...before, edges: before.edges.filter((_, index) => index < first || index >= first + rows) });
+  expect(rowsOf(database)).toEqual({
+    ...before,
+    edges: before.edges.filter((_, index) => index < first || index >= first + rows),
+  });
   expect(integrityOf(database)).toBe('ok');
   const [, kept] = done.stdout.match(/The damaged database is (.*)\n/);
   expect(readFileSync(kept).equals(damaged)).toBe(true);

@@ -1,22 +1,42 @@
 // What people do that could cost them the last good backup, or put it into the wrong place.
 
-import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
-import { IntegrityChecker, backupFreshnessCheck, createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import {
+  IntegrityChecker,
+  backupFreshnessCheck,
+  createBackupManager,
+} from '@weavelogic/knowledge-graph-agent';
 import { describe, expect, test } from 'vitest';
 
 import { kg } from './support/processes.mjs';
 import { makeProject, withDatabase } from './support/project.mjs';
 
 const DAY = 24 * 60 * 60 * 1000;
-const nodes = (file) => withDatabase(file, (db) => db.prepare('SELECT count(*) AS n FROM nodes').get().n);
-const reasons = (created) => created.retention.decisions.map(({ id, kept, reason }) => [id, kept, reason]);
+const nodes = (file) =>
+  withDatabase(file, (db) => db.prepare('SELECT count(*) AS n FROM nodes').get().n);
+const reasons = (created) =>
+  created.retention.decisions.map(({ id, kept, reason }) => [id, kept, reason]);
 
 /** Makes a backup say that it is of another time, as a clock that was wrong would have. */
 function date(backup, at) {
   const file = `${backup.path}.manifest.json`;
-  writeFileSync(file, JSON.stringify({ ...JSON.parse(readFileSync(file, 'utf8')), timestamp: new Date(at).toISOString() }));
+  writeFileSync(
+    file,
+    JSON.stringify({
+      ...JSON.parse(readFileSync(file, 'utf8')),
+      timestamp: new Date(at).toISOString(),
+    }),
+  );
 }
 
 describe('a backup that is dated ahead', () => {
@@ -35,7 +55,12 @@ describe('a backup that is dated ahead', () => {
     const made = await limited.createBackup();
     expect(existsSync(made.path)).toBe(true);
     expect(made.retention.decisions[0]).toMatchObject({ id: made.id, kept: true });
-    expect(made.warnings).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringContaining(`${future.id} is dated ahead of now`) }]);
+    expect(made.warnings).toMatchObject([
+      {
+        code: 'KG_WARN_STORE',
+        message: expect.stringContaining(`${future.id} is dated ahead of now`),
+      },
+    ]);
     expect((await manager.getLatestBackup()).id).toBe(made.id);
     expect(await backupFreshnessCheck(manager, { maxAge: '1d' }).check()).toBe(true);
     expect((await manager.createBackup({ type: 'incremental' })).basedOn).toBe(made.id);
@@ -43,8 +68,15 @@ describe('a backup that is dated ahead', () => {
 
   test('is an issue of health while there is no other', async () => {
     const { root, backups } = await ahead();
-    const { stdout } = await kg(['diag', 'health', '--backup-dir', backups, '--json'], { cwd: root });
-    expect(JSON.parse(stdout).issues).toContainEqual(expect.objectContaining({ code: 'KG_ISSUE_BACKUP_OLD', message: expect.stringContaining('dated in the future') }));
+    const { stdout } = await kg(['diag', 'health', '--backup-dir', backups, '--json'], {
+      cwd: root,
+    });
+    expect(JSON.parse(stdout).issues).toContainEqual(
+      expect.objectContaining({
+        code: 'KG_ISSUE_BACKUP_OLD',
+        message: expect.stringContaining('dated in the future'),
+      }),
+    );
   });
 });
 
@@ -59,11 +91,20 @@ describe('retention keeps what the newest backup does not hold', () => {
       [full.id, true, 'newest-good'],
     ]);
     writeFileSync(path.join(root, '.kg/config.json'), '{}');
-    const restored = await kg(['diag', 'restore', '--file', 'latest', '--backup-dir', backups, '--config-only', '--json'], { cwd: root });
+    const restored = await kg(
+      ['diag', 'restore', '--file', 'latest', '--backup-dir', backups, '--config-only', '--json'],
+      { cwd: root },
+    );
     expect(JSON.parse(restored.stdout)).toMatchObject({ id: full.id });
     expect(readFileSync(path.join(root, '.kg/config.json'), 'utf8')).toContain('dark');
-    const lacking = await kg(['diag', 'restore', '--file', snapshot.id, '--backup-dir', backups, '--config-only'], { cwd: root });
-    expect(lacking).toMatchObject({ status: 2, stderr: expect.stringContaining(`Restore ${full.id}, which contains some`) });
+    const lacking = await kg(
+      ['diag', 'restore', '--file', snapshot.id, '--backup-dir', backups, '--config-only'],
+      { cwd: root },
+    );
+    expect(lacking).toMatchObject({
+      status: 2,
+      stderr: expect.stringContaining(`Restore ${full.id}, which contains some`),
+    });
   });
 
   test('beside an emptied graph the newest one with nodes', async () => {
@@ -82,7 +123,9 @@ describe('retention keeps what the newest backup does not hold', () => {
 describe('projects that share a directory of backups', () => {
   async function two() {
     const [a, b] = [makeProject({ nodes: 10 }), makeProject({ nodes: 20 })];
-    const managers = [a, b].map(({ root }) => createBackupManager({ projectRoot: root, backupDir: a.backups, maxBackups: 1 }));
+    const managers = [a, b].map(({ root }) =>
+      createBackupManager({ projectRoot: root, backupDir: a.backups, maxBackups: 1 }),
+    );
     const first = await managers[0].createBackup();
     const second = await managers[1].createBackup();
     return { a, b, backups: a.backups, managers, first, second };
@@ -96,8 +139,15 @@ describe('projects that share a directory of backups', () => {
     expect((await managers[1].getLatestBackup()).id).toBe(second.id);
     const pruned = await managers[0].prune();
     expect(pruned.decisions).toMatchObject([{ id: first.id, kept: true }]);
-    expect(pruned.warnings).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringMatching(/^1 backups in .* belong to other projects/) }]);
-    const restored = await kg(['diag', 'restore', '--file', 'latest', '--backup-dir', backups], { cwd: a.root });
+    expect(pruned.warnings).toMatchObject([
+      {
+        code: 'KG_WARN_STORE',
+        message: expect.stringMatching(/^1 backups in .* belong to other projects/),
+      },
+    ]);
+    const restored = await kg(['diag', 'restore', '--file', 'latest', '--backup-dir', backups], {
+      cwd: a.root,
+    });
     expect(restored).toMatchObject({ status: 0, stdout: expect.stringContaining(first.id) });
     expect(nodes(a.database)).toBe(10);
   });
@@ -105,7 +155,12 @@ describe('projects that share a directory of backups', () => {
   test('are told where the one is restored over the other, which can be undone', async () => {
     const { a, second } = await two();
     const restored = await kg(['diag', 'restore', '--file', second.path], { cwd: a.root });
-    expect(restored).toMatchObject({ status: 0, stderr: expect.stringMatching(/belongs to another project than .*--undo.* \[KG_WARN_OTHER_PROJECT\]/) });
+    expect(restored).toMatchObject({
+      status: 0,
+      stderr: expect.stringMatching(
+        /belongs to another project than .*--undo.* \[KG_WARN_OTHER_PROJECT\]/,
+      ),
+    });
     expect(nodes(a.database)).toBe(20);
     expect((await kg(['diag', 'restore', '--undo'], { cwd: a.root })).status).toBe(0);
     expect(nodes(a.database)).toBe(10);
@@ -113,7 +168,10 @@ describe('projects that share a directory of backups', () => {
 
   test('are pruned from outside of any project each by itself, so that none loses its last good one to another', async () => {
     const { backups, first, second } = await two();
-    const { stdout } = await kg(['diag', 'prune', '--output', backups, '--max-backups', '1', '--json'], { cwd: path.dirname(backups) });
+    const { stdout } = await kg(
+      ['diag', 'prune', '--output', backups, '--max-backups', '1', '--json'],
+      { cwd: path.dirname(backups) },
+    );
     expect(JSON.parse(stdout).decisions.map(({ id, kept }) => [id, kept])).toEqual([
       [second.id, true],
       [first.id, true],
@@ -122,7 +180,9 @@ describe('projects that share a directory of backups', () => {
     await managers[0].pin(oldest.id);
     const newest = await managers[0].createBackup();
     await managers[0].unpin(oldest.id);
-    const pruned = await kg(['diag', 'prune', '--output', mixed, '--max-backups', '1', '--json'], { cwd: path.dirname(mixed) });
+    const pruned = await kg(['diag', 'prune', '--output', mixed, '--max-backups', '1', '--json'], {
+      cwd: path.dirname(mixed),
+    });
     expect(JSON.parse(pruned.stdout).decisions.map(({ id, kept }) => [id, kept])).toEqual([
       [newest.id, true],
       [other.id, true],
@@ -133,16 +193,38 @@ describe('projects that share a directory of backups', () => {
   test('have their own even where their `.kg` is lost, and another one is restored with a warning', async () => {
     const { a, b, backups, managers, first } = await two();
     rmSync(path.join(a.root, '.kg'), { recursive: true });
-    const own = await kg(['diag', 'restore', '--file', 'latest', '--backup-dir', backups, '--json'], { cwd: a.root });
+    const own = await kg(
+      ['diag', 'restore', '--file', 'latest', '--backup-dir', backups, '--json'],
+      { cwd: a.root },
+    );
     expect(JSON.parse(own.stdout)).toMatchObject({ id: first.id, warnings: [] });
     const elsewhere = path.join(a.root, '../elsewhere');
     mkdirSync(elsewhere);
-    const other = await kg(['diag', 'restore', '--file', 'latest', '--backup-dir', backups, '--json'], { cwd: elsewhere });
-    expect(JSON.parse(other.stdout)).toMatchObject({ filesReplaced: 0, warnings: [{ code: 'KG_WARN_OTHER_PROJECT' }] });
+    const other = await kg(
+      ['diag', 'restore', '--file', 'latest', '--backup-dir', backups, '--json'],
+      { cwd: elsewhere },
+    );
+    expect(JSON.parse(other.stdout)).toMatchObject({
+      filesReplaced: 0,
+      warnings: [{ code: 'KG_WARN_OTHER_PROJECT' }],
+    });
     // The target is asked for, from outside of any project.
     rmSync(path.join(a.root, '.kg'), { recursive: true });
     const outside = path.dirname(backups);
-    const targeted = await kg(['diag', 'restore', '--file', 'latest', '--backup-dir', backups, '--target', a.root, '--json'], { cwd: outside });
+    const targeted = await kg(
+      [
+        'diag',
+        'restore',
+        '--file',
+        'latest',
+        '--backup-dir',
+        backups,
+        '--target',
+        a.root,
+        '--json',
+      ],
+      { cwd: outside },
+    );
     expect(JSON.parse(targeted.stdout)).toMatchObject({ id: first.id, warnings: [] });
     expect((await managers[1].checkBackup('latest')).warnings).toEqual([]);
     expect(existsSync(path.join(b.root, '.kg'))).toBe(true);
@@ -154,7 +236,9 @@ describe('projects that share a directory of backups', () => {
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     expect(await backupFreshnessCheck(managers[0]).check()).toBe(true);
     expect(await backupFreshnessCheck(manager).check()).toBe(false);
-    const health = JSON.parse((await kg(['diag', 'health', '--backup-dir', backups, '--json'], { cwd: root })).stdout);
+    const health = JSON.parse(
+      (await kg(['diag', 'health', '--backup-dir', backups, '--json'], { cwd: root })).stdout,
+    );
     expect(health.backups).toMatchObject({ count: 0 });
     expect(health.issues).toContainEqual(expect.objectContaining({ code: 'KG_ISSUE_BACKUP_NONE' }));
   });
@@ -167,8 +251,12 @@ describe('projects that share a directory of backups', () => {
     expect((await diag('backup', '--list')).stdout.match(/\[other project\]/g)).toHaveLength(2);
     const status = JSON.parse((await diag('backup', '--status', '--json')).stdout);
     expect(status).toMatchObject({ count: 2, others: 2, storeEmptied: false });
-    expect((await diag('backup', '--status')).stdout).toContain('to this project before it was moved');
-    expect((await diag('prune', '--max-backups', '1')).stderr).toContain('to this project before it was moved');
+    expect((await diag('backup', '--status')).stdout).toContain(
+      'to this project before it was moved',
+    );
+    expect((await diag('prune', '--max-backups', '1')).stderr).toContain(
+      'to this project before it was moved',
+    );
     expect((await diag('backup', '--verify', second.id)).status).toBe(0);
   });
 });
@@ -181,25 +269,51 @@ describe('a restore goes where it is meant to', () => {
     const backups = path.join(project, 'backups');
     await createBackupManager({ projectRoot: project, backupDir: backups }).createBackup();
     rmSync(path.join(project, '.kg'), { recursive: true });
-    const refused = await kg(['diag', 'restore', '--file', './backups/latest.tar.gz'], { cwd: project });
-    expect(refused).toMatchObject({ status: 2, stderr: expect.stringContaining('`--target .` restores into this directory') });
+    const refused = await kg(['diag', 'restore', '--file', './backups/latest.tar.gz'], {
+      cwd: project,
+    });
+    expect(refused).toMatchObject({
+      status: 2,
+      stderr: expect.stringContaining('`--target .` restores into this directory'),
+    });
     expect(nodes(database)).toBe(10);
-    expect((await kg(['diag', 'restore', '--file', './backups/latest.tar.gz', '--target', '.'], { cwd: project })).status).toBe(0);
+    expect(
+      (
+        await kg(['diag', 'restore', '--file', './backups/latest.tar.gz', '--target', '.'], {
+          cwd: project,
+        })
+      ).status,
+    ).toBe(0);
     expect(nodes(path.join(project, '.kg/knowledge.db'))).toBe(20);
     // From a directory of the project that the backup is of, it is that project.
     mkdirSync(path.join(project, 'docs'));
-    expect((await kg(['diag', 'restore', '--file', '../backups/latest.tar.gz'], { cwd: path.join(project, 'docs') })).status).toBe(0);
+    expect(
+      (
+        await kg(['diag', 'restore', '--file', '../backups/latest.tar.gz'], {
+          cwd: path.join(project, 'docs'),
+        })
+      ).status,
+    ).toBe(0);
   });
 
   test('by a path with .. as by one without: its database is inside, and an undo stays in the project', async () => {
     const { root, backups } = makeProject({ nodes: 10 });
     const base = path.dirname(root);
     mkdirSync(path.join(base, 'elsewhere'));
-    const backup = await createBackupManager({ projectRoot: root, backupDir: backups }).createBackup();
+    const backup = await createBackupManager({
+      projectRoot: root,
+      backupDir: backups,
+    }).createBackup();
     const cwd = path.join(base, 'elsewhere');
     const restore = (...args) => kg(['diag', 'restore', ...args], { cwd });
-    expect(await restore('--file', backup.path, '--project', '../project')).toMatchObject({ status: 0, stderr: '' });
-    expect(await restore('--file', backup.path, '--target', '../new')).toMatchObject({ status: 0, stderr: '' });
+    expect(await restore('--file', backup.path, '--project', '../project')).toMatchObject({
+      status: 0,
+      stderr: '',
+    });
+    expect(await restore('--file', backup.path, '--target', '../new')).toMatchObject({
+      status: 0,
+      stderr: '',
+    });
     expect(nodes(path.join(base, 'new/.kg/knowledge.db'))).toBe(10);
     const undo = readdirSync(path.join(root, '.kg/restore-undo'));
     const journal = readFileSync(path.join(root, '.kg/restore-undo', undo[0], 'undo.json'), 'utf8');
@@ -208,23 +322,44 @@ describe('a restore goes where it is meant to', () => {
 
   test('never into the state of a project', async () => {
     const { root, backups } = makeProject({ nodes: 10 });
-    const backup = await createBackupManager({ projectRoot: root, backupDir: backups }).createBackup();
+    const backup = await createBackupManager({
+      projectRoot: root,
+      backupDir: backups,
+    }).createBackup();
     for (const target of ['.kg', '.kg/backups']) {
-      const refused = await kg(['diag', 'restore', '--file', backup.path, '--target', target], { cwd: root });
-      expect(refused).toMatchObject({ status: 4, stderr: expect.stringContaining('[KG_TARGET_INVALID]') });
+      const refused = await kg(['diag', 'restore', '--file', backup.path, '--target', target], {
+        cwd: root,
+      });
+      expect(refused).toMatchObject({
+        status: 4,
+        stderr: expect.stringContaining('[KG_TARGET_INVALID]'),
+      });
     }
-    await expect(createBackupManager({ projectRoot: root }).restore({ backupPath: backup.path, targetDir: '' })).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
+    await expect(
+      createBackupManager({ projectRoot: root }).restore({
+        backupPath: backup.path,
+        targetDir: '',
+      }),
+    ).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
   });
 });
 
 test('a database that is named by a relative path belongs to its project', async () => {
   const { root } = makeProject({ nodes: 10 });
-  for (const [cwd, name] of [[root, '.kg/knowledge.db'], [path.join(root, '.kg'), 'knowledge.db'], [root, 'x/../.kg/knowledge.db']]) {
+  for (const [cwd, name] of [
+    [root, '.kg/knowledge.db'],
+    [path.join(root, '.kg'), 'knowledge.db'],
+    [root, 'x/../.kg/knowledge.db'],
+  ]) {
     mkdirSync(path.join(root, 'x'), { recursive: true });
     const { stdout } = await kg(['diag', 'integrity', name, '--json'], { cwd });
-    expect(JSON.parse(stdout).checked).toMatchObject({ project: expect.stringContaining('/project') });
+    expect(JSON.parse(stdout).checked).toMatchObject({
+      project: expect.stringContaining('/project'),
+    });
   }
-  expect((await new IntegrityChecker(path.join(root, '.kg/knowledge.db')).runChecks()).checked.project).toContain('/project');
+  expect(
+    (await new IntegrityChecker(path.join(root, '.kg/knowledge.db')).runChecks()).checked.project,
+  ).toContain('/project');
 });
 
 test('archives that lost their manifests are not said to be absent', async () => {
@@ -232,14 +367,27 @@ test('archives that lost their manifests are not said to be absent', async () =>
   const manager = createBackupManager({ projectRoot: root, backupDir: backups });
   const backup = await manager.createBackup();
   rmSync(`${backup.path}.manifest.json`);
-  await expect(manager.getLatestBackup()).rejects.toMatchObject({ code: 'KG_NO_BACKUPS', message: expect.stringContaining('contains 1 archives, but none has a matching, readable manifest') });
-  const listed = await kg(['diag', 'backup', '--list', '--output', backups, '--json'], { cwd: root });
-  expect(listed).toMatchObject({ status: 0, stdout: '[]\n', stderr: expect.stringContaining(`cannot be used as backups; the first: ${backup.path}`) });
+  await expect(manager.getLatestBackup()).rejects.toMatchObject({
+    code: 'KG_NO_BACKUPS',
+    message: expect.stringContaining(
+      'contains 1 archives, but none has a matching, readable manifest',
+    ),
+  });
+  const listed = await kg(['diag', 'backup', '--list', '--output', backups, '--json'], {
+    cwd: root,
+  });
+  expect(listed).toMatchObject({
+    status: 0,
+    stdout: '[]\n',
+    stderr: expect.stringContaining(`cannot be used as backups; the first: ${backup.path}`),
+  });
 });
 
 test('a line in a description looks like no backup in a list', async () => {
   const { root, backups } = makeProject({ nodes: 10 });
-  await createBackupManager({ projectRoot: root, backupDir: backups }).createBackup({ description: 'one\nbackup-20200101-000000 full' });
+  await createBackupManager({ projectRoot: root, backupDir: backups }).createBackup({
+    description: 'one\nbackup-20200101-000000 full',
+  });
   const { stdout } = await kg(['diag', 'backup', '--list', '--output', backups], { cwd: root });
   expect(stdout.match(/^backup-/gm)).toHaveLength(1);
 });

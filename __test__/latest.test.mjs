@@ -3,7 +3,11 @@
 import { readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
-import { backupFreshnessCheck, createBackupManager, IntegrityChecker } from '@weavelogic/knowledge-graph-agent';
+import {
+  backupFreshnessCheck,
+  createBackupManager,
+  IntegrityChecker,
+} from '@weavelogic/knowledge-graph-agent';
 import { describe, expect, test } from 'vitest';
 
 import { kg, run } from './support/processes.mjs';
@@ -20,7 +24,9 @@ const rows = (root) => contents(root).filter((line) => line.startsWith('.kg/know
 async function expectLatest(manager, id) {
   const backup = await manager.getLatestBackup();
   expect(backup.id).toBe(id);
-  expect(realpathSync(path.join(path.dirname(backup.path), 'latest.tar.gz'))).toBe(realpathSync(backup.path));
+  expect(realpathSync(path.join(path.dirname(backup.path), 'latest.tar.gz'))).toBe(
+    realpathSync(backup.path),
+  );
   expect((await manager.checkBackup('latest')).path).toBe(backup.path);
   expect((await manager.rehearse()).id).toBe(id);
 }
@@ -32,17 +38,25 @@ describe('after a repair of damaged pages', () => {
     const good = await manager.createBackup();
     const before = rows(root);
     damagePages(database);
-    const repaired = JSON.parse((await kg(['diag', 'repair', '--auto', '--json'], { cwd: root })).stdout);
+    const repaired = JSON.parse(
+      (await kg(['diag', 'repair', '--auto', '--json'], { cwd: root })).stdout,
+    );
     const { id } = repaired.repair.safetyBackup;
     expect(id).not.toBe(good.id);
     await expectLatest(manager, good.id);
     const listed = await manager.listBackups();
-    expect(listed.map((backup) => [backup.id, backup.safetyBackup, backup.integrity.status])).toEqual([
+    expect(
+      listed.map((backup) => [backup.id, backup.safetyBackup, backup.integrity.status]),
+    ).toEqual([
       [id, true, 'failed'],
       [good.id, undefined, 'ok'],
     ]);
-    expect(run('tar', ['-xzOf', listed[0].path, 'manifest.json'])).toContain('"safetyBackup": true');
-    expect((await kg(['diag', 'backup', '--list'], { cwd: root })).stdout).toMatch(new RegExp(`${id}.*\\[safety backup\\] \\[source damaged\\] Before a repair`));
+    expect(run('tar', ['-xzOf', listed[0].path, 'manifest.json'])).toContain(
+      '"safetyBackup": true',
+    );
+    expect((await kg(['diag', 'backup', '--list'], { cwd: root })).stdout).toMatch(
+      new RegExp(`${id}.*\\[safety backup\\] \\[source damaged\\] Before a repair`),
+    );
     expect(await manager.verifyBackup(id)).toBe(true);
 
     expect((await kg(['diag', 'restore', '--file', 'latest'], { cwd: root })).status).toBe(0);
@@ -72,7 +86,9 @@ describe('after a repair of rows, whose safety backup is of sound pages', () => 
     const full = await manager.createBackup();
     const safety = await repair();
     await expectLatest(manager, full.id);
-    const { status, stdout } = await kg(['diag', 'prune', '--max-backups', '1', '--json'], { cwd: root });
+    const { status, stdout } = await kg(['diag', 'prune', '--max-backups', '1', '--json'], {
+      cwd: root,
+    });
     expect(status).toBe(0);
     expect(JSON.parse(stdout).decisions.map(({ id, kept, reason }) => [id, kept, reason])).toEqual([
       [safety, true, 'within-limits'],
@@ -120,13 +136,26 @@ test('where no backup is good, the latest is the newest', async () => {
 test("the guide's monitor is told that there is no backup, and that one is young", async () => {
   const { root, backups } = makeProject();
   const manager = createBackupManager({ projectRoot: root, backupDir: backups });
-  const guide = readFileSync(new URL('../docs/reference/specification.md', import.meta.url), 'utf8');
-  const [, block] = guide.slice(guide.indexOf('### 3. Monitor Backup Health')).match(/^```typescript\n([^]*?)^```$/m);
+  const guide = readFileSync(
+    new URL('../docs/reference/specification.md', import.meta.url),
+    'utf8',
+  );
+  const [, block] = guide
+    .slice(guide.indexOf('### 3. Monitor Backup Health'))
+    .match(/^```typescript\n([^]*?)^```$/m);
   const checks = [];
   // The block as it stands: it is JavaScript too.
-  new Function('healthMonitor', 'backupManager', block)({ addCheck: (check) => checks.push(check) }, manager);
-  expect(checks).toEqual([{ name: 'backup-freshness', interval: '1h', check: expect.any(Function) }]);
-  await expect(checks[0].check()).rejects.toMatchObject({ code: 'KG_NO_BACKUPS', message: expect.stringContaining(backups) });
+  new Function('healthMonitor', 'backupManager', block)(
+    { addCheck: (check) => checks.push(check) },
+    manager,
+  );
+  expect(checks).toEqual([
+    { name: 'backup-freshness', interval: '1h', check: expect.any(Function) },
+  ]);
+  await expect(checks[0].check()).rejects.toMatchObject({
+    code: 'KG_NO_BACKUPS',
+    message: expect.stringContaining(backups),
+  });
   await manager.createBackup();
   expect(await checks[0].check()).toBe(true);
 });

@@ -16,10 +16,14 @@ function setUp() {
   const project = projectOf(user, { nodes: 500 });
   const { backups, root, run, executable } = project;
   mkdirSync(backups, { recursive: true });
-  writeFileSync(path.join(root, '.kg/plugins/noise.bin'), execFileSync('head', ['-c', '300000', '/dev/urandom']));
+  writeFileSync(
+    path.join(root, '.kg/plugins/noise.bin'),
+    execFileSync('head', ['-c', '300000', '/dev/urandom']),
+  );
   run(['chown', '-R', `${user}:${user}`, root, backups]);
   const as = ['setpriv', `--reuid=${user}`, `--regid=${user}`, '--clear-groups'];
-  const limited = (limit, ...args) => run([...as, 'prlimit', limit, executable, 'diag', ...args], { TMPDIR: undefined });
+  const limited = (limit, ...args) =>
+    run([...as, 'prlimit', limit, executable, 'diag', ...args], { TMPDIR: undefined });
   const made = () => readdirSync(backups).filter((name) => name !== '.kg-store.lock');
   return { ...project, limited, made };
 }
@@ -34,7 +38,10 @@ describe.runIf(isRoot)('where the system allows no more', () => {
     const attempt = (threads, ...args) => {
       const { status, stderr } = limited(`--nproc=${threads}`, ...args);
       expect(stderr, `${threads} threads, ${args}`).not.toMatch(/panicked/);
-      expect(status === 0 || isLimited.test(stderr), `${threads} threads, ${args}: ${status} ${stderr}`).toBe(true);
+      expect(
+        status === 0 || isLimited.test(stderr),
+        `${threads} threads, ${args}: ${status} ${stderr}`,
+      ).toBe(true);
       statuses.add(status);
       return status;
     };
@@ -47,29 +54,49 @@ describe.runIf(isRoot)('where the system allows no more', () => {
       attempt(threads, 'backup', '--output', backups, '--type', 'incremental');
       attempt(threads, 'backup', '--verify', 'latest', '--output', backups);
       attempt(threads, 'restore', '--file', 'latest', '--backup-dir', backups, '--yes');
-      attempt(threads, 'restore', '--file', 'latest', '--backup-dir', backups, '--target', restored, '--yes');
+      attempt(
+        threads,
+        'restore',
+        '--file',
+        'latest',
+        '--backup-dir',
+        backups,
+        '--target',
+        restored,
+        '--yes',
+      );
       attempt(threads, 'integrity');
       attempt(threads, 'drill', '--backup-dir', backups);
     }
     expect([...statuses].sort()).toEqual([0, 4]);
-    expect(readdirSync(path.join(root, '.kg')).filter((name) => /^(restore-(staging|journal)|\.kg-)/.test(name))).toEqual([]);
+    expect(
+      readdirSync(path.join(root, '.kg')).filter((name) =>
+        /^(restore-(staging|journal)|\.kg-)/.test(name),
+      ),
+    ).toEqual([]);
   });
 
   test('bytes in a file, a backup leaves nothing, and a restore takes everything back', () => {
     const { backups, root, limited, made } = setUp();
     const { status, stderr } = limited('--fsize=100000', 'backup', '--output', backups);
-    expect({ status, stderr }).toMatchObject({ status: 4, stderr: expect.stringMatching(/File too large.*\[KG_LIMIT\][^]*ulimit -f/) });
+    expect({ status, stderr }).toMatchObject({
+      status: 4,
+      stderr: expect.stringMatching(/File too large.*\[KG_LIMIT\][^]*ulimit -f/),
+    });
     expect(made()).toEqual([]);
     expect(limited('--fsize=100000000', 'backup', '--output', backups).status).toBe(0);
     const noise = path.join(root, '.kg/plugins/noise.bin');
     writeFileSync(noise, 'newer');
-    expect(limited('--fsize=100000', 'restore', '--file', 'latest', '--backup-dir', backups, '--yes')).toMatchObject({ status: 4, stderr: expect.stringMatching(isLimited) });
+    expect(
+      limited('--fsize=100000', 'restore', '--file', 'latest', '--backup-dir', backups, '--yes'),
+    ).toMatchObject({ status: 4, stderr: expect.stringMatching(isLimited) });
     expect(readFileSync(noise, 'utf8')).toBe('newer');
   });
 
   test('than 24 open files, everything works', () => {
     const { backups, limited } = setUp();
-    const works = (...args) => expect(limited('--nofile=24:24', ...args), args.join(' ')).toMatchObject({ status: 0 });
+    const works = (...args) =>
+      expect(limited('--nofile=24:24', ...args), args.join(' ')).toMatchObject({ status: 0 });
     works('backup', '--output', backups);
     works('backup', '--output', backups, '--type', 'incremental');
     works('backup', '--verify', 'latest', '--output', backups);

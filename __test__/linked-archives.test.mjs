@@ -2,7 +2,16 @@
 // not taken for gone, and a link to something else is not followed.
 
 import { execFileSync, spawnSync } from 'node:child_process';
-import { existsSync, lstatSync, mkdirSync, readFileSync, readdirSync, renameSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  renameSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import { expect, test } from 'vitest';
@@ -16,7 +25,8 @@ const MANIFEST = '.manifest.json';
 async function setUp() {
   const { root, database, backups } = makeProject({ nodes: 5 });
   const kg = (...args) => runKg(['diag', ...args], { cwd: root });
-  const make = async (...args) => JSON.parse((await kg('backup', '--output', backups, '--json', ...args)).stdout);
+  const make = async (...args) =>
+    JSON.parse((await kg('backup', '--output', backups, '--json', ...args)).stdout);
   const base = await make();
   withDatabase(database, (db) => db.exec("UPDATE nodes SET title = 'changed' WHERE id = 'n1'"));
   const newest = await make('--type', 'incremental');
@@ -33,11 +43,20 @@ test('they are listed, checked and restored from, and what is based on them stay
   const listed = JSON.parse((await kg('backup', '--list', '--output', backups, '--json')).stdout);
   expect(listed.map(({ id }) => id)).toEqual([newest.id, base.id]);
   for (const backup of ['latest', newest.id, base.id, base.path, newest.path]) {
-    expect(await kg('backup', '--verify', backup, '--output', backups), backup).toMatchObject({ status: 0, stderr: '' });
+    expect(await kg('backup', '--verify', backup, '--output', backups), backup).toMatchObject({
+      status: 0,
+      stderr: '',
+    });
   }
   const target = path.join(root, '../restored');
-  expect(await kg('restore', '--file', newest.path, '--target', target)).toMatchObject({ status: 0 });
-  expect(withDatabase(path.join(target, '.kg/knowledge.db'), (db) => db.prepare("SELECT title FROM nodes WHERE id = 'n1'").get())).toEqual({ title: 'changed' });
+  expect(await kg('restore', '--file', newest.path, '--target', target)).toMatchObject({
+    status: 0,
+  });
+  expect(
+    withDatabase(path.join(target, '.kg/knowledge.db'), (db) =>
+      db.prepare("SELECT title FROM nodes WHERE id = 'n1'").get(),
+    ),
+  ).toEqual({ title: 'changed' });
   const { warnings } = await make('--type', 'incremental', '--max-backups', '1');
   expect(warnings).toEqual([]);
   expect(existsSync(newest.path) && existsSync(base.path)).toBe(true);
@@ -47,11 +66,27 @@ test('on a disk that is not mounted they are not gone: nothing is removed, and n
   const { backups, base, newest, disk, kg, make } = await setUp();
   renameSync(disk, `${disk}-away`);
   const manifest = readFileSync(base.path + MANIFEST);
-  expect(await kg('backup', '--list', '--output', backups)).toMatchObject({ status: 6, stderr: expect.stringContaining('is a link that leads nowhere'), stdout: expect.stringContaining('[cannot be read]') });
-  expect(await kg('prune', '--max-backups', '1', '--output', backups)).toMatchObject({ status: 4, stderr: expect.stringContaining('Mount the disk that it leads to') });
-  expect((await make('--max-backups', '1')).warnings).toContainEqual({ code: 'KG_WARN_STORE', message: expect.stringContaining('none was removed') });
-  for (const args of [['backup', '--verify', base.path], ['restore', '--file', base.path, '--target', `${disk}-target`]]) {
-    expect(await kg(...args)).toMatchObject({ status: 4, stderr: expect.stringMatching(/is a link that leads nowhere[^]*Mount the disk/) });
+  expect(await kg('backup', '--list', '--output', backups)).toMatchObject({
+    status: 6,
+    stderr: expect.stringContaining('is a link that leads nowhere'),
+    stdout: expect.stringContaining('[cannot be read]'),
+  });
+  expect(await kg('prune', '--max-backups', '1', '--output', backups)).toMatchObject({
+    status: 4,
+    stderr: expect.stringContaining('Mount the disk that it leads to'),
+  });
+  expect((await make('--max-backups', '1')).warnings).toContainEqual({
+    code: 'KG_WARN_STORE',
+    message: expect.stringContaining('none was removed'),
+  });
+  for (const args of [
+    ['backup', '--verify', base.path],
+    ['restore', '--file', base.path, '--target', `${disk}-target`],
+  ]) {
+    expect(await kg(...args)).toMatchObject({
+      status: 4,
+      stderr: expect.stringMatching(/is a link that leads nowhere[^]*Mount the disk/),
+    });
   }
   expect(readFileSync(base.path + MANIFEST)).toEqual(manifest);
   expect(lstatSync(base.path).isSymbolicLink()).toBe(true);
@@ -62,10 +97,20 @@ test('on a disk that is not mounted they are not gone: nothing is removed, and n
 test('their removal removes the link alone, and says where the archive is', async () => {
   const { backups, moved, kg, make } = await setUp();
   const full = await make();
-  const pruned = JSON.parse((await kg('prune', '--max-backups', '1', '--output', backups, '--json')).stdout);
-  expect(pruned.warnings).toEqual([{ code: 'KG_WARN_STORE', message: expect.stringContaining(`the archive itself stays: ${moved}`) }]);
+  const pruned = JSON.parse(
+    (await kg('prune', '--max-backups', '1', '--output', backups, '--json')).stdout,
+  );
+  expect(pruned.warnings).toEqual([
+    {
+      code: 'KG_WARN_STORE',
+      message: expect.stringContaining(`the archive itself stays: ${moved}`),
+    },
+  ]);
   expect(pruned.bytesFreed).toBeGreaterThan(0);
-  expect(readdirSync(backups).filter((name) => name.endsWith('.tar.gz'))).toEqual([path.basename(full.path), 'latest.tar.gz']);
+  expect(readdirSync(backups).filter((name) => name.endsWith('.tar.gz'))).toEqual([
+    path.basename(full.path),
+    'latest.tar.gz',
+  ]);
   expect(existsSync(moved)).toBe(true);
   renameSync(full.path, moved);
   symlinkSync(moved, full.path);
@@ -80,7 +125,12 @@ test('a link to a pipe is not waited for', async () => {
   const at = (stamp) => path.join(backups, `kg-backup-${stamp}.tar.gz`);
   execFileSync('mkfifo', [at('20200101-000000')]);
   symlinkSync(at('20200101-000000'), at('20200101-000001'));
-  for (const args of [['backup'], ['backup', '--list'], ['prune', '--max-backups', '9'], ['backup', '--verify', 'latest']]) {
+  for (const args of [
+    ['backup'],
+    ['backup', '--list'],
+    ['prune', '--max-backups', '9'],
+    ['backup', '--verify', 'latest'],
+  ]) {
     const { status, stderr } = await kg(...args, '--output', backups);
     expect({ status, stderr }, args.join(' ')).toMatchObject({ status: 0 });
   }
@@ -99,12 +149,27 @@ test('a link to something that is not named like an archive or a manifest is not
     }
   }
   const trace = path.join(root, '../trace');
-  const commands = [['backup', '--list'], ['backup', '--status'], ['backup'], ['prune', '--max-backups', '9'], ['backup', '--verify', 'backup-20240101-000000'], ['backup', '--verify', 'kg-backup-20240101-000000.tar.gz']];
+  const commands = [
+    ['backup', '--list'],
+    ['backup', '--status'],
+    ['backup'],
+    ['prune', '--max-backups', '9'],
+    ['backup', '--verify', 'backup-20240101-000000'],
+    ['backup', '--verify', 'kg-backup-20240101-000000.tar.gz'],
+  ];
   for (const args of commands) {
     writeFileSync(trace, '');
-    spawnSync('strace', ['-f', '-e', 'trace=open,openat', '-o', trace, kgPath, 'diag', ...args, '--output', backups], { cwd: root });
+    spawnSync(
+      'strace',
+      ['-f', '-e', 'trace=open,openat', '-o', trace, kgPath, 'diag', ...args, '--output', backups],
+      { cwd: root },
+    );
     expect(readFileSync(trace, 'utf8')).toContain('openat');
-    expect(readFileSync(trace, 'utf8'), args.join(' ')).not.toMatch(/host\.db|(20240101-000000\.tar\.gz|20240101-000001\.tar\.gz\.manifest\.json)"/);
+    expect(readFileSync(trace, 'utf8'), args.join(' ')).not.toMatch(
+      /host\.db|(20240101-000000\.tar\.gz|20240101-000001\.tar\.gz\.manifest\.json)"/,
+    );
   }
-  expect((await kg('backup', '--list', '--output', backups)).stdout).toContain('[archive does not match its manifest]');
+  expect((await kg('backup', '--list', '--output', backups)).stdout).toContain(
+    '[archive does not match its manifest]',
+  );
 });

@@ -15,7 +15,11 @@ const shell = (database, sql) => run('sqlite3', ['-cmd', '.timeout 10000', datab
 
 async function setUp(journalMode, config) {
   const project = makeProject({ journalMode, nodes: 2000 });
-  const manager = createBackupManager({ projectRoot: project.root, backupDir: project.backups, ...config });
+  const manager = createBackupManager({
+    projectRoot: project.root,
+    backupDir: project.backups,
+    ...config,
+  });
   await manager.createBackup();
   return { ...project, manager };
 }
@@ -29,7 +33,10 @@ for (const journalMode of ['wal', 'delete']) {
       db.exec("DELETE FROM nodes; INSERT INTO metadata VALUES ('last', 'before the restore')");
       const inode = statSync(database).ino;
 
-      const { safetyCopy, filesReplaced } = await manager.restore({ backupId: 'latest', overwrite: true });
+      const { safetyCopy, filesReplaced } = await manager.restore({
+        backupId: 'latest',
+        overwrite: true,
+      });
       expect(filesReplaced).toBe(4);
       expect(statSync(database).ino).toBe(inode);
       expect(count(db)).toBe(2000);
@@ -37,23 +44,31 @@ for (const journalMode of ['wal', 'delete']) {
       expect(shell(database, 'SELECT value FROM metadata')).toBe('after the restore');
       expect(db.pragma('journal_mode', { simple: true })).toBe(journalMode);
       expect(db.pragma('integrity_check', { simple: true })).toBe('ok');
-      expect(shell(database, "INSERT INTO nodes_fts(nodes_fts, rank) VALUES ('integrity-check', 1)")).toBe('');
+      expect(
+        shell(database, "INSERT INTO nodes_fts(nodes_fts, rank) VALUES ('integrity-check', 1)"),
+      ).toBe('');
 
       const kept = path.join(safetyCopy, '.kg/knowledge.db');
-      expect(shell(kept, 'SELECT count(*) FROM nodes; SELECT value FROM metadata')).toBe('0\nbefore the restore');
+      expect(shell(kept, 'SELECT count(*) FROM nodes; SELECT value FROM metadata')).toBe(
+        '0\nbefore the restore',
+      );
     });
 
     test('a process that keeps writing goes on with the restored content', async () => {
       const { manager, database } = await setUp(journalMode);
       const writer = await startWriter(database);
-      await manager.restore({ backupId: 'latest', overwrite: true, only: ['database'] }).finally(async () => {
-        const { written } = await writer.stop();
-        expect(written).toBeGreaterThan(0);
-      });
+      await manager
+        .restore({ backupId: 'latest', overwrite: true, only: ['database'] })
+        .finally(async () => {
+          const { written } = await writer.stop();
+          expect(written).toBeGreaterThan(0);
+        });
       // The backup holds nothing of the writer: what is there now was written after the restore, each whole.
       const { nodes, counter } = withDatabase(database, (db) => ({
         nodes: db.prepare("SELECT count(*) FROM nodes WHERE id LIKE 'w%'").pluck().get(),
-        counter: Number(db.prepare("SELECT value FROM metadata WHERE key = 'written'").pluck().get() ?? 0),
+        counter: Number(
+          db.prepare("SELECT value FROM metadata WHERE key = 'written'").pluck().get() ?? 0,
+        ),
       }));
       expect(nodes).toBe(counter);
       expect(integrityOf(database)).toBe('ok');
@@ -65,7 +80,9 @@ for (const journalMode of ['wal', 'delete']) {
       onTestFinished(() => db.close());
       db.exec("BEGIN IMMEDIATE; INSERT INTO metadata VALUES ('half', 'done')");
       const config = readFileSync(path.join(root, '.kg/config.json'));
-      await expect(manager.restore({ backupId: 'latest', overwrite: true })).rejects.toMatchObject({ code: 'KG_DATABASE_BUSY' });
+      await expect(manager.restore({ backupId: 'latest', overwrite: true })).rejects.toMatchObject({
+        code: 'KG_DATABASE_BUSY',
+      });
       expect(readFileSync(path.join(root, '.kg/config.json'))).toEqual(config);
       db.exec('COMMIT');
       expect(shell(database, 'SELECT value FROM metadata')).toBe('done');
@@ -78,7 +95,9 @@ test('a database of another page size is renamed into place, but not while someb
   const { manager, database } = await setUp('wal');
   for (const suffix of ['', '-wal', '-shm']) run('rm', ['-f', database + suffix]);
   const db = new Database(database);
-  db.exec('PRAGMA page_size = 8192; PRAGMA journal_mode = wal; CREATE TABLE nodes (id); INSERT INTO nodes VALUES (1)');
+  db.exec(
+    'PRAGMA page_size = 8192; PRAGMA journal_mode = wal; CREATE TABLE nodes (id); INSERT INTO nodes VALUES (1)',
+  );
   await expect(manager.restore({ backupId: 'latest', overwrite: true })).rejects.toMatchObject({
     code: 'KG_DATABASE_IN_USE',
     message: expect.stringContaining(`process ${process.pid}`),

@@ -23,7 +23,11 @@ async function digestOf(file) {
 
 test('a database that grows past 1 GiB comes back from a chain as from a full backup', async () => {
   const { root, database, backups } = makeProject();
-  const manager = createBackupManager({ projectRoot: root, backupDir: backups, compressionLevel: 1 });
+  const manager = createBackupManager({
+    projectRoot: root,
+    backupDir: backups,
+    compressionLevel: 1,
+  });
   const fill = (from, to) =>
     withDatabase(database, (db) => {
       db.pragma('synchronous = off');
@@ -32,7 +36,8 @@ test('a database that grows past 1 GiB comes back from a chain as from a full ba
         for (let row = from; row < to; row += 1) add.run(row);
       })();
     });
-  const bytesOf = (file) => withDatabase(file, (db) => db.pragma('page_count', { simple: true }) * PAGE_BYTES);
+  const bytesOf = (file) =>
+    withDatabase(file, (db) => db.pragma('page_count', { simple: true }) * PAGE_BYTES);
   withDatabase(database, (db) => {
     db.exec(`PRAGMA journal_mode = delete; PRAGMA page_size = ${PAGE_BYTES}; VACUUM`);
     db.exec('CREATE TABLE large (id INTEGER PRIMARY KEY, data BLOB)');
@@ -53,8 +58,12 @@ test('a database that grows past 1 GiB comes back from a chain as from a full ba
   await manager.restore({ backupId: incremental.id, targetDir: target });
   const restored = path.join(target, '.kg/knowledge.db');
   const { manifest } = await manager.checkBackup(full.id);
-  expect(`sha256:${await digestOf(restored)}`, 'the very bytes of the full backup').toBe(manifest.checksums['database.sqlite']);
+  expect(`sha256:${await digestOf(restored)}`, 'the very bytes of the full backup').toBe(
+    manifest.checksums['database.sqlite'],
+  );
   expect(integrityOf(restored)).toBe('ok');
-  const rows = withDatabase(restored, (db) => db.prepare('SELECT count(*), sum(id), min(length(data)) FROM large').raw().get());
+  const rows = withDatabase(restored, (db) =>
+    db.prepare('SELECT count(*), sum(id), min(length(data)) FROM large').raw().get(),
+  );
   expect(rows).toEqual([below + 400, ((below + 399) * (below + 400)) / 2, ROW_BYTES]);
 });

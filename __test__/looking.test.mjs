@@ -3,7 +3,17 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import Database from 'better-sqlite3';
@@ -11,7 +21,16 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { repository } from './support/processes.mjs';
 import { fillDatabase, temporaryDirectory, withDatabase } from './support/project.mjs';
-import { asHost, changes, giveTo, hostCommand, ownDirectory, reachableKg, runAs, treeOf } from './support/tree.mjs';
+import {
+  asHost,
+  changes,
+  giveTo,
+  hostCommand,
+  ownDirectory,
+  reachableKg,
+  runAs,
+  treeOf,
+} from './support/tree.mjs';
 
 const isRoot = process.getuid() === 0;
 const OWNER = { uid: 1001, gid: 2000 };
@@ -36,13 +55,21 @@ function makeProject() {
   fillDatabase(path.join(root, '.kg/knowledge.db'), { nodes: 60 });
   for (const name of ['.kg/plugins/jobs/jobs.sqlite', '.kg/vectors.db']) {
     const db = new Database(path.join(root, name));
-    db.exec('PRAGMA journal_mode = wal; CREATE TABLE embeddings (id TEXT, embedding BLOB); INSERT INTO embeddings VALUES (1, zeroblob(2000))');
+    db.exec(
+      'PRAGMA journal_mode = wal; CREATE TABLE embeddings (id TEXT, embedding BLOB); INSERT INTO embeddings VALUES (1, zeroblob(2000))',
+    );
     db.close();
   }
   writeFileSync(path.join(root, '.kg/config.json'), '{"theme":"dark"}\n');
   writeFileSync(path.join(root, '.kg/plugins/jobs/settings.json'), '{}\n');
   const kg = reachableKg(base);
-  const project = { base, place: path.join(base, 'place'), root, database: path.join(root, '.kg/knowledge.db'), kg };
+  const project = {
+    base,
+    place: path.join(base, 'place'),
+    root,
+    database: path.join(root, '.kg/knowledge.db'),
+    kg,
+  };
   chmodSync(project.place, 0o755);
   return project;
 }
@@ -76,13 +103,27 @@ const cutOff = (size, { keepShm = false } = {}) => ({
 });
 
 function hotJournal({ database }) {
-  as(OWNER, database, ['PRAGMA journal_mode = delete', 'PRAGMA cache_size = 2', 'PRAGMA cache_spill = 2', 'BEGIN', "UPDATE nodes SET content = 'half'"], KILLED);
+  as(
+    OWNER,
+    database,
+    [
+      'PRAGMA journal_mode = delete',
+      'PRAGMA cache_size = 2',
+      'PRAGMA cache_spill = 2',
+      'BEGIN',
+      "UPDATE nodes SET content = 'half'",
+    ],
+    KILLED,
+  );
   expect(statSync(`${database}-journal`).size).toBeGreaterThan(0);
 }
 
 const SITUATIONS = {
   'a database that no process has open': { isSound: true },
-  'a database in rollback mode': { isSound: true, prepare: ({ database }) => as(OWNER, database, ['PRAGMA journal_mode = delete']) },
+  'a database in rollback mode': {
+    isSound: true,
+    prepare: ({ database }) => as(OWNER, database, ['PRAGMA journal_mode = delete']),
+  },
   'a host that was killed': { isSound: true, keeps: 'yes', prepare: killHost },
   'a host that was killed, and no -shm': {
     isSound: true,
@@ -120,7 +161,11 @@ const SITUATIONS = {
       truncateSync(project.database, 0);
     },
   },
-  'sidecars of another user': { isSound: true, keeps: 'yes', prepare: ({ database }) => as(MEMBER, database, COMMITTED, KILLED) },
+  'sidecars of another user': {
+    isSound: true,
+    keeps: 'yes',
+    prepare: ({ database }) => as(MEMBER, database, COMMITTED, KILLED),
+  },
   'empty sidecars of another user': {
     isSound: true,
     prepare({ database }) {
@@ -131,19 +176,42 @@ const SITUATIONS = {
       }
     },
   },
-  'a database in use': { isSound: true, keeps: 'yes', prepare: ({ database }) => hold(OWNER, database) },
-  'a database that another user has in use': { isSound: true, keeps: 'yes', prepare: ({ database }) => hold(MEMBER, database) },
-  'a directory that may not be read': { prepare: ({ root }) => chmodSync(path.join(root, '.kg/plugins/jobs'), 0o000) },
-  'a damaged database': { prepare: ({ database }) => writeFileSync(database, readFileSync(database).fill(0xa5, 2 * 4096, 4 * 4096)) },
-  'a file that is no database': { prepare: ({ database }) => writeFileSync(database, 'not a database\n'.repeat(600)) },
-  'no configuration': { isSound: true, prepare: ({ root }) => rmSync(path.join(root, '.kg/config.json')) },
-  'a configuration that cannot be read': { prepare: ({ root }) => writeFileSync(path.join(root, '.kg/config.json'), '{') },
+  'a database in use': {
+    isSound: true,
+    keeps: 'yes',
+    prepare: ({ database }) => hold(OWNER, database),
+  },
+  'a database that another user has in use': {
+    isSound: true,
+    keeps: 'yes',
+    prepare: ({ database }) => hold(MEMBER, database),
+  },
+  'a directory that may not be read': {
+    prepare: ({ root }) => chmodSync(path.join(root, '.kg/plugins/jobs'), 0o000),
+  },
+  'a damaged database': {
+    prepare: ({ database }) =>
+      writeFileSync(database, readFileSync(database).fill(0xa5, 2 * 4096, 4 * 4096)),
+  },
+  'a file that is no database': {
+    prepare: ({ database }) => writeFileSync(database, 'not a database\n'.repeat(600)),
+  },
+  'no configuration': {
+    isSound: true,
+    prepare: ({ root }) => rmSync(path.join(root, '.kg/config.json')),
+  },
+  'a configuration that cannot be read': {
+    prepare: ({ root }) => writeFileSync(path.join(root, '.kg/config.json'), '{'),
+  },
   'a database outside the project': {
     prepare({ place, root, database }) {
       const outside = path.join(place, 'elsewhere/graph.db');
       mkdirSync(path.dirname(outside));
       renameSync(database, outside);
-      writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: outside } }));
+      writeFileSync(
+        path.join(root, '.kg/config.json'),
+        JSON.stringify({ database: { path: outside } }),
+      );
       handOver({ place });
     },
   },
@@ -199,7 +267,10 @@ function look({ base, place, root, kg }, name, { isInUse = false, isChanging = f
   const found = [];
   const said = {};
   let before = treeOf(place, { contentOf, ignore: isOwn });
-  for (const arguments_ of [...looks(store), ...(THOROUGH.includes(name) ? moreLooks(store) : [])]) {
+  for (const arguments_ of [
+    ...looks(store),
+    ...(THOROUGH.includes(name) ? moreLooks(store) : []),
+  ]) {
     const done = runAs(user, [kg, ...arguments_, '--project', root, '--json'], { env });
     const after = treeOf(place, { contentOf, ignore: isOwn });
     const command = `${name}: kg ${arguments_.filter((argument) => argument !== store).join(' ')}`;
@@ -216,64 +287,95 @@ function look({ base, place, root, kg }, name, { isInUse = false, isChanging = f
 function restored({ base, kg }, store, warnings = []) {
   const target = path.join(base, 'restored');
   rmSync(target, { recursive: true, force: true });
-  const done = runAs(USERS.root, [kg, 'diag', 'restore', '--backup-dir', store, '--file', 'latest', '--target', target, '--project', base]);
-  expect(done.stderr.trimEnd().split('\n').filter(Boolean).map((line) => line.match(/\[(KG_WARN_\w+)\]$/)?.[1])).toEqual(warnings);
+  const done = runAs(USERS.root, [
+    kg,
+    'diag',
+    'restore',
+    '--backup-dir',
+    store,
+    '--file',
+    'latest',
+    '--target',
+    target,
+    '--project',
+    base,
+  ]);
+  expect(
+    done.stderr
+      .trimEnd()
+      .split('\n')
+      .filter(Boolean)
+      .map((line) => line.match(/\[(KG_WARN_\w+)\]$/)?.[1]),
+  ).toEqual(warnings);
   return path.join(target, '.kg');
 }
 
 describe.skipIf(!isRoot)('looking changes nothing', () => {
-  test.for(Object.entries(SITUATIONS))('of %s', async ([, { prepare = () => {}, keeps, isSound, isCutOff }]) => {
-    const project = makeProject();
-    handOver(project);
-    const state = await prepare(project);
-    for (const name of Object.keys(USERS)) {
-      const { found, said, store } = look(project, name, state);
-      expect(found, name).toEqual([]);
-      if (isSound) {
-        expect(said.health.status, said.health.stdout).toBe(0);
-        expect(said.backup.status, said.backup.stderr).toBe(0);
-        expect(JSON.parse(said.backup.stdout).integrity.status).toBe('ok');
-        const row = withDatabase(path.join(restored(project, store), 'knowledge.db'), (db) => db.prepare("SELECT value FROM metadata WHERE key = 'late'").get());
-        expect(row?.value, name).toBe(keeps);
+  test.for(Object.entries(SITUATIONS))(
+    'of %s',
+    async ([, { prepare = () => {}, keeps, isSound, isCutOff }]) => {
+      const project = makeProject();
+      handOver(project);
+      const state = await prepare(project);
+      for (const name of Object.keys(USERS)) {
+        const { found, said, store } = look(project, name, state);
+        expect(found, name).toEqual([]);
+        if (isSound) {
+          expect(said.health.status, said.health.stdout).toBe(0);
+          expect(said.backup.status, said.backup.stderr).toBe(0);
+          expect(JSON.parse(said.backup.stdout).integrity.status).toBe('ok');
+          const row = withDatabase(path.join(restored(project, store), 'knowledge.db'), (db) =>
+            db.prepare("SELECT value FROM metadata WHERE key = 'late'").get(),
+          );
+          expect(row?.value, name).toBe(keeps);
+        }
+        if (isCutOff) {
+          expect(said.integrity.stdout).toContain('KG_ISSUE_DATABASE_DAMAGED');
+          expect(said.integrity.status).not.toBe(0);
+          // To move the WAL away would lose what is left.
+          expect(said.integrity.stdout).not.toContain('KG_ISSUE_WAL_FOREIGN');
+          expect(said.backup.stdout).toContain('KG_WARN_SOURCE_DAMAGED');
+        }
       }
-      if (isCutOff) {
-        expect(said.integrity.stdout).toContain('KG_ISSUE_DATABASE_DAMAGED');
-        expect(said.integrity.status).not.toBe(0);
-        // To move the WAL away would lose what is left.
-        expect(said.integrity.stdout).not.toContain('KG_ISSUE_WAL_FOREIGN');
-        expect(said.backup.stdout).toContain('KG_WARN_SOURCE_DAMAGED');
-      }
-    }
-    if (isSound) as(OWNER, project.database, ["UPDATE nodes SET title = 'written'"]);
-  });
+      if (isSound) as(OWNER, project.database, ["UPDATE nodes SET title = 'written'"]);
+    },
+  );
 });
 
 describe.skipIf(!isRoot)('beside a process that writes all the time', () => {
-  test.for([OWNER, MEMBER])('each user gets one commit, and the writer goes on: writer %o', async (writer) => {
-    const project = makeProject();
-    handOver(project);
-    const sql = ['PRAGMA busy_timeout = 10000', "INSERT INTO metadata VALUES ('a', '0'), ('b', '0')"];
-    // Each transaction keeps two rows equal.
-    const step = `
+  test.for([OWNER, MEMBER])(
+    'each user gets one commit, and the writer goes on: writer %o',
+    async (writer) => {
+      const project = makeProject();
+      handOver(project);
+      const sql = [
+        'PRAGMA busy_timeout = 10000',
+        "INSERT INTO metadata VALUES ('a', '0'), ('b', '0')",
+      ];
+      // Each transaction keeps two rows equal.
+      const step = `
       const step = () => {
         db.exec("BEGIN IMMEDIATE; UPDATE metadata SET value = value + 1 WHERE key IN ('a', 'b'); INSERT INTO nodes (id, content) SELECT max(rowid) + 1, 'more' FROM nodes; COMMIT");
         setImmediate(step);
       };
       step();
       console.log('open')`;
-    const host = await startHost(writer, project.database, sql, step);
-    const names = () => treeOf(project.place, { contentOf: () => false, ignore: isOwn });
-    const before = names();
-    for (const name of Object.keys(USERS)) {
-      const { said, store } = look(project, name, { isChanging: true });
-      expect(said.health.stdout).not.toContain('KG_ISSUE_WAL_FOREIGN');
-      expect(said.backup.status, `${name}: ${said.backup.stderr}`).toBe(0);
-      const rows = withDatabase(path.join(restored(project, store), 'knowledge.db'), (db) => db.prepare("SELECT value FROM metadata WHERE key IN ('a', 'b')").all());
-      expect(rows[0]).toEqual(rows[1]);
-    }
-    expect(changes(before, names())).toEqual([]);
-    expect(host.exitCode).toBe(null);
-  });
+      const host = await startHost(writer, project.database, sql, step);
+      const names = () => treeOf(project.place, { contentOf: () => false, ignore: isOwn });
+      const before = names();
+      for (const name of Object.keys(USERS)) {
+        const { said, store } = look(project, name, { isChanging: true });
+        expect(said.health.stdout).not.toContain('KG_ISSUE_WAL_FOREIGN');
+        expect(said.backup.status, `${name}: ${said.backup.stderr}`).toBe(0);
+        const rows = withDatabase(path.join(restored(project, store), 'knowledge.db'), (db) =>
+          db.prepare("SELECT value FROM metadata WHERE key IN ('a', 'b')").all(),
+        );
+        expect(rows[0]).toEqual(rows[1]);
+      }
+      expect(changes(before, names())).toEqual([]);
+      expect(host.exitCode).toBe(null);
+    },
+  );
 });
 
 test.skipIf(!isRoot)('a project on a read-only mount is read, with what is in its WAL', () => {
@@ -284,23 +386,46 @@ test.skipIf(!isRoot)('a project on a read-only mount is read, with what is in it
     prepare(project);
     const before = treeOf(place);
     const store = ownDirectory(path.join(base, 'store'), USERS.root);
-    const script = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && "$2" diag health --project "$3" --backup-dir "$4" && "$2" diag backup --project "$3" --output "$4"';
-    const done = runAs(USERS.root, ['unshare', '-m', 'sh', '-c', script, 'sh', place, kg, root, store]);
+    const script =
+      'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && "$2" diag health --project "$3" --backup-dir "$4" && "$2" diag backup --project "$3" --output "$4"';
+    const done = runAs(USERS.root, [
+      'unshare',
+      '-m',
+      'sh',
+      '-c',
+      script,
+      'sh',
+      place,
+      kg,
+      root,
+      store,
+    ]);
     expect(done.status, done.stderr).toBe(0);
     expect(changes(before, treeOf(place, { ignore: isOwn }))).toEqual([]);
-    const row = withDatabase(path.join(restored(project, store), 'knowledge.db'), (db) => db.prepare("SELECT value FROM metadata WHERE key = 'late'").get());
+    const row = withDatabase(path.join(restored(project, store), 'knowledge.db'), (db) =>
+      db.prepare("SELECT value FROM metadata WHERE key = 'late'").get(),
+    );
     expect(row).toEqual({ value: 'yes' });
   }
 });
 
-test.skipIf(!isRoot)('a database that was truncated is saved with its WAL, byte for byte, and comes back', () => {
-  const project = makeProject();
-  handOver(project);
-  cutOff(50).prepare(project);
-  SITUATIONS['an empty database of a plugin next to its WAL'].prepare(project);
-  const names = ['knowledge.db', 'knowledge.db-wal', 'plugins/jobs/jobs.sqlite', 'plugins/jobs/jobs.sqlite-wal'];
-  const files = names.map((name) => [name, readFileSync(path.join(project.root, '.kg', name))]);
-  const { store } = look(project, 'root');
-  const state = restored(project, store, ['KG_WARN_SOURCE_DAMAGED']);
-  for (const [name, bytes] of files) expect(readFileSync(path.join(state, name)).equals(bytes), name).toBe(true);
-});
+test.skipIf(!isRoot)(
+  'a database that was truncated is saved with its WAL, byte for byte, and comes back',
+  () => {
+    const project = makeProject();
+    handOver(project);
+    cutOff(50).prepare(project);
+    SITUATIONS['an empty database of a plugin next to its WAL'].prepare(project);
+    const names = [
+      'knowledge.db',
+      'knowledge.db-wal',
+      'plugins/jobs/jobs.sqlite',
+      'plugins/jobs/jobs.sqlite-wal',
+    ];
+    const files = names.map((name) => [name, readFileSync(path.join(project.root, '.kg', name))]);
+    const { store } = look(project, 'root');
+    const state = restored(project, store, ['KG_WARN_SOURCE_DAMAGED']);
+    for (const [name, bytes] of files)
+      expect(readFileSync(path.join(state, name)).equals(bytes), name).toBe(true);
+  },
+);

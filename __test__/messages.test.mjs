@@ -11,10 +11,22 @@ import { makeProject, temporaryDirectory } from './support/project.mjs';
 
 describe('arguments that kg does not take', () => {
   const wrong = [
-    [['diag', 'backup', '--jsn'], /Unexpected argument '--jsn' found/, /A similar argument exists: '--json'.*`kg diag backup --help`/],
-    [['diag', 'restore'], /required arguments were not provided: --file <FILE>/, /`kg diag restore --help`/],
+    [
+      ['diag', 'backup', '--jsn'],
+      /Unexpected argument '--jsn' found/,
+      /A similar argument exists: '--json'.*`kg diag backup --help`/,
+    ],
+    [
+      ['diag', 'restore'],
+      /required arguments were not provided: --file <FILE>/,
+      /`kg diag restore --help`/,
+    ],
     [['diag', 'prune', '--max-backups', '0'], /Invalid value '0'/, /`kg diag prune --help`/],
-    [['diag', 'backup', '--lock-timeout', 'soon'], /Invalid value 'soon'/, /`kg diag backup --help`/],
+    [
+      ['diag', 'backup', '--lock-timeout', 'soon'],
+      /Invalid value 'soon'/,
+      /`kg diag backup --help`/,
+    ],
     [['nothing'], /Unrecognized subcommand 'nothing'/, /`kg --help`/],
     [['diag', 'verify'], /Unrecognized subcommand 'verify'/, /`kg diag --help`/],
     [['diag', 'health', '--quiet'], /cannot be used with/, /--help`/],
@@ -23,40 +35,79 @@ describe('arguments that kg does not take', () => {
     const { status, stdout, stderr } = await kg([...args, '--json']);
     const { error } = JSON.parse(stdout);
     expect(status).toBe(2);
-    expect(error).toEqual({ code: 'KG_INVALID_OPTION', message: expect.stringMatching(message), remedy: expect.stringMatching(remedy) });
+    expect(error).toEqual({
+      code: 'KG_INVALID_OPTION',
+      message: expect.stringMatching(message),
+      remedy: expect.stringMatching(remedy),
+    });
     expect(stderr).toMatch(/^error: /);
   });
 
   test('without --json they are text alone, and help is no error', async () => {
     expect(await kg(['diag', 'backup', '--jsn'])).toMatchObject({ status: 2, stdout: '' });
-    expect(await kg(['diag', 'backup', '--description', '--json', '--jsn', '--'])).toMatchObject({ status: 2 });
-    expect(await kg(['diag', 'backup', '--json', '--help'])).toMatchObject({ status: 0, stdout: expect.stringContaining('Usage:'), stderr: '' });
+    expect(await kg(['diag', 'backup', '--description', '--json', '--jsn', '--'])).toMatchObject({
+      status: 2,
+    });
+    expect(await kg(['diag', 'backup', '--json', '--help'])).toMatchObject({
+      status: 0,
+      stdout: expect.stringContaining('Usage:'),
+      stderr: '',
+    });
   });
 });
 
 describe('a result that cannot be written', () => {
   const root = () => makeProject({ nodes: 20 }).root;
   const into = (file, args, cwd) => {
-    const { status, stderr } = spawnSync(kgPath, args, { cwd, encoding: 'utf8', stdio: ['ignore', openSync(file, 'w'), 'pipe'] });
+    const { status, stderr } = spawnSync(kgPath, args, {
+      cwd,
+      encoding: 'utf8',
+      stdio: ['ignore', openSync(file, 'w'), 'pipe'],
+    });
     return { status, stderr };
   };
 
   test('to a full device is an error, whatever the command', () => {
     const project = root();
-    const commands = [['diag', 'backup', '--json'], ['diag', 'backup'], ['diag', 'backup', '--list', '--json'], ['diag', 'health'], ['diag', 'restore', '--file', 'latest', '--dry-run'], ['config', 'show', '--all'], ['serve', '--stop'], ['completions', 'bash'], ['--version'], ['diag', '--help']];
+    const commands = [
+      ['diag', 'backup', '--json'],
+      ['diag', 'backup'],
+      ['diag', 'backup', '--list', '--json'],
+      ['diag', 'health'],
+      ['diag', 'restore', '--file', 'latest', '--dry-run'],
+      ['config', 'show', '--all'],
+      ['serve', '--stop'],
+      ['completions', 'bash'],
+      ['--version'],
+      ['diag', '--help'],
+    ];
     for (const args of commands) {
       const { status, stderr } = into('/dev/full', args, project);
       expect({ args, status }).toEqual({ args, status: 4 });
-      expect(stderr).toMatch(/Could not write the result to standard output: No space left on device \[KG_NO_SPACE\]/);
+      expect(stderr).toMatch(
+        /Could not write the result to standard output: No space left on device \[KG_NO_SPACE\]/,
+      );
     }
     // An error of the command itself keeps its exit status.
-    expect(into('/dev/full', ['diag', 'restore', '--file', 'none', '--json'], project)).toMatchObject({ status: 4 });
-    expect(into('/dev/full', ['diag', 'backup', '--jsn', '--json'], project)).toMatchObject({ status: 2 });
-    expect(readdirSync(path.join(project, '.kg/backups')).filter((name) => /^kg-backup-.*\.gz$/.test(name))).toHaveLength(2);
+    expect(
+      into('/dev/full', ['diag', 'restore', '--file', 'none', '--json'], project),
+    ).toMatchObject({ status: 4 });
+    expect(into('/dev/full', ['diag', 'backup', '--jsn', '--json'], project)).toMatchObject({
+      status: 2,
+    });
+    expect(
+      readdirSync(path.join(project, '.kg/backups')).filter((name) =>
+        /^kg-backup-.*\.gz$/.test(name),
+      ),
+    ).toHaveLength(2);
   });
 
   test('to a reader that is gone is none', () => {
-    const said = run('bash', ['-c', `set -o pipefail; "${kgPath}" config show --all | head -1 > /dev/null; echo $?`], { cwd: root() });
+    const said = run(
+      'bash',
+      ['-c', `set -o pipefail; "${kgPath}" config show --all | head -1 > /dev/null; echo $?`],
+      { cwd: root() },
+    );
     expect(said).toBe('0\n');
   });
 });
@@ -65,38 +116,84 @@ describe('who is in the way', () => {
   /** Python holds a lock on a database until the test ends. */
   async function holding(database, statement) {
     const script = `import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute(sys.argv[2]); print('held', flush=True); sys.stdin.read()`;
-    const child = spawn('python3', ['-c', script, database, statement], { stdio: ['pipe', 'pipe', 'inherit'] });
+    const child = spawn('python3', ['-c', script, database, statement], {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    });
     onTestFinished(() => child.kill('SIGKILL'));
     await once(child.stdout, 'data');
     return child.pid;
   }
 
-  test.each([['delete', 'BEGIN EXCLUSIVE', 'backup'], ['wal', 'BEGIN IMMEDIATE', 'restore']])('a database in %s mode that is locked: the process is named', async (journalMode, statement, command) => {
-    const { root, database, backups } = makeProject({ nodes: 20, journalMode });
-    run(kgPath, ['diag', 'backup', '--output', backups], { cwd: root });
-    const pid = await holding(database, statement);
-    const args = command === 'backup' ? ['backup'] : ['restore', '--file', path.join(backups, 'latest.tar.gz'), '--yes'];
-    const { status, stderr } = await kg(['diag', ...args, '--lock-timeout', '0'], { cwd: root });
-    expect({ status, stderr }).toEqual({ status: 3, stderr: expect.stringMatching(new RegExp(`is locked by process ${pid} \\(python3\\).*\\[KG_DATABASE_BUSY\\]`)) });
-  });
+  test.each([
+    ['delete', 'BEGIN EXCLUSIVE', 'backup'],
+    ['wal', 'BEGIN IMMEDIATE', 'restore'],
+  ])(
+    'a database in %s mode that is locked: the process is named',
+    async (journalMode, statement, command) => {
+      const { root, database, backups } = makeProject({ nodes: 20, journalMode });
+      run(kgPath, ['diag', 'backup', '--output', backups], { cwd: root });
+      const pid = await holding(database, statement);
+      const args =
+        command === 'backup'
+          ? ['backup']
+          : ['restore', '--file', path.join(backups, 'latest.tar.gz'), '--yes'];
+      const { status, stderr } = await kg(['diag', ...args, '--lock-timeout', '0'], { cwd: root });
+      expect({ status, stderr }).toEqual({
+        status: 3,
+        stderr: expect.stringMatching(
+          new RegExp(`is locked by process ${pid} \\(python3\\).*\\[KG_DATABASE_BUSY\\]`),
+        ),
+      });
+    },
+  );
 
-  test.skipIf(process.getuid() !== 0)('a process in another container is told of as such', async () => {
-    const { root, database } = makeProject({ nodes: 20, journalMode: 'delete' });
-    await holding(database, 'BEGIN EXCLUSIVE');
-    const { status, stderr } = spawnSync('unshare', ['--pid', '--fork', '--mount-proc', kgPath, 'diag', 'backup', '--lock-timeout', '0'], { cwd: root, encoding: 'utf8' });
-    expect({ status, stderr }).toEqual({ status: 3, stderr: expect.stringMatching(/locked by a process that cannot be seen from here \(in another container/) });
-  });
+  test.skipIf(process.getuid() !== 0)(
+    'a process in another container is told of as such',
+    async () => {
+      const { root, database } = makeProject({ nodes: 20, journalMode: 'delete' });
+      await holding(database, 'BEGIN EXCLUSIVE');
+      const { status, stderr } = spawnSync(
+        'unshare',
+        ['--pid', '--fork', '--mount-proc', kgPath, 'diag', 'backup', '--lock-timeout', '0'],
+        { cwd: root, encoding: 'utf8' },
+      );
+      expect({ status, stderr }).toEqual({
+        status: 3,
+        stderr: expect.stringMatching(
+          /locked by a process that cannot be seen from here \(in another container/,
+        ),
+      });
+    },
+  );
 
   test('a store that is in use: the flag in the remedy makes kg wait for less', async () => {
     const { root, backups } = makeProject({ nodes: 20 });
     run(kgPath, ['diag', 'backup', '--output', backups], { cwd: root });
-    const holder = spawn('flock', [path.join(backups, '.kg-store.lock'), '-c', 'echo held; cat'], { stdio: ['pipe', 'pipe', 'inherit'] });
+    const holder = spawn('flock', [path.join(backups, '.kg-store.lock'), '-c', 'echo held; cat'], {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    });
     onTestFinished(() => holder.kill('SIGKILL'));
     await once(holder.stdout, 'data');
     const began = Date.now();
-    for (const args of [['backup'], ['prune', '--max-backups', '1'], ['backup', '--pin', readdirSync(backups).find((name) => /\.gz$/.test(name)).replace(/^kg-(.*)\.tar\.gz$/, '$1')]]) {
-      const { status, stderr } = await kg(['diag', ...args, '--output', backups, '--lock-timeout', '0s'], { cwd: root });
-      expect({ status, stderr }).toEqual({ status: 4, stderr: expect.stringMatching(/KG_STORE_LOCKED\][^]*`--lock-timeout`/) });
+    for (const args of [
+      ['backup'],
+      ['prune', '--max-backups', '1'],
+      [
+        'backup',
+        '--pin',
+        readdirSync(backups)
+          .find((name) => /\.gz$/.test(name))
+          .replace(/^kg-(.*)\.tar\.gz$/, '$1'),
+      ],
+    ]) {
+      const { status, stderr } = await kg(
+        ['diag', ...args, '--output', backups, '--lock-timeout', '0s'],
+        { cwd: root },
+      );
+      expect({ status, stderr }).toEqual({
+        status: 4,
+        stderr: expect.stringMatching(/KG_STORE_LOCKED\][^]*`--lock-timeout`/),
+      });
     }
     expect(Date.now() - began).toBeLessThan(10_000);
     holder.stdin.end();
@@ -108,7 +205,11 @@ test.skipIf(process.getuid() !== 0)('a drill without room recommends what a dril
   run(kgPath, ['diag', 'backup'], { cwd: root });
   for (const size of ['200k', '900k']) {
     const script = `mkdir ../small; mount -t tmpfs -o size=${size} none ../small; TMPDIR=$PWD/../small "${kgPath}" diag drill --json; mkdir ../large; mount -t tmpfs none ../large; TMPDIR=$PWD/../small "${kgPath}" diag drill --directory ../large`;
-    const { stdout, stderr } = spawnSync('unshare', ['-m', 'sh', '-c', `mount --make-rprivate /; ${script}`], { cwd: root, encoding: 'utf8' });
+    const { stdout, stderr } = spawnSync(
+      'unshare',
+      ['-m', 'sh', '-c', `mount --make-rprivate /; ${script}`],
+      { cwd: root, encoding: 'utf8' },
+    );
     expect(stderr).toMatch(/\[KG_NO_SPACE\]\n.*`directory` \(`--directory`\)/);
     expect(stderr).not.toMatch(/--target|TMPDIR/);
     expect(stdout).toMatch(/Passed\n$/);
@@ -119,12 +220,21 @@ describe('flags and commands that messages name', () => {
   const help = new Map();
   const read = (command) => {
     if (help.has(command)) return help.get(command);
-    const { status, stdout } = spawnSync(kgPath, [...command.split(' ').filter(Boolean), '--help'], { encoding: 'utf8' });
+    const { status, stdout } = spawnSync(
+      kgPath,
+      [...command.split(' ').filter(Boolean), '--help'],
+      { encoding: 'utf8' },
+    );
     help.set(command, status === 0 ? stdout : null);
     return help.get(command);
   };
   const flagsOf = (text) => new Set(text.match(/--[a-z][a-z-]+/g) ?? []);
-  const commandsOf = (text) => (text.split(/^Commands:\n/m)[1] ?? '').split(/\n\n/)[0].split('\n').map((line) => line.match(/^ {2}([a-z-]+)/)?.[1]).filter((name) => name && name !== 'help');
+  const commandsOf = (text) =>
+    (text.split(/^Commands:\n/m)[1] ?? '')
+      .split(/\n\n/)[0]
+      .split('\n')
+      .map((line) => line.match(/^ {2}([a-z-]+)/)?.[1])
+      .filter((name) => name && name !== 'help');
   function everyFlag(command = '') {
     const text = read(command);
     const below = commandsOf(text).map((name) => [...everyFlag(`${command} ${name}`.trim())]);
@@ -135,7 +245,9 @@ describe('flags and commands that messages name', () => {
   const literals = readdirSync(path.join(repository, 'src'), { recursive: true })
     .filter((name) => name.endsWith('.rs') && !/tests?(\.rs|\/)|_tests\.rs/.test(name))
     .flatMap((name) => {
-      const source = readFileSync(path.join(repository, 'src', name), 'utf8').split('#[cfg(test)]\nmod tests')[0];
+      const source = readFileSync(path.join(repository, 'src', name), 'utf8').split(
+        '#[cfg(test)]\nmod tests',
+      )[0];
       const code = source.replace(/^\s*\/\/.*$/gm, '').replace(/\\\n\s*/g, '');
       return [...code.matchAll(/"((?:[^"\\]|\\.)*)"/g)].map(([, text]) => ({ name, text }));
     });
@@ -148,10 +260,12 @@ describe('flags and commands that messages name', () => {
         const words = quoted.split(/\s+/);
         if (words[0] === 'kg') {
           let command = '';
-          while (words.length > 1 && read(`${command} ${words[1]}`.trim())) command = `${command} ${words.splice(1, 1)}`.trim();
+          while (words.length > 1 && read(`${command} ${words[1]}`.trim()))
+            command = `${command} ${words.splice(1, 1)}`.trim();
           const flags = flagsOf(read(command));
           expect(command, `${name}: ${quoted}`).not.toBe('');
-          for (const flag of quoted.match(/(?<=\s)--[a-z-]+/g) ?? []) expect([...flags], `${name}: ${quoted}`).toContain(flag);
+          for (const flag of quoted.match(/(?<=\s)--[a-z-]+/g) ?? [])
+            expect([...flags], `${name}: ${quoted}`).toContain(flag);
           seen += 1;
         } else if (/^--[a-z]/.test(quoted)) {
           expect([...known], `${name}: ${quoted}`).toContain(words[0].split('=')[0]);
@@ -166,34 +280,59 @@ describe('flags and commands that messages name', () => {
 describe('loading the package', () => {
   /** Runs JavaScript in a process of its own; what it prints, and its exit status. */
   const node = (script, options) => {
-    const { status, stdout, stderr } = spawnSync(process.execPath, ['-e', script], { encoding: 'utf8', cwd: repository, ...options });
+    const { status, stdout, stderr } = spawnSync(process.execPath, ['-e', script], {
+      encoding: 'utf8',
+      cwd: repository,
+      ...options,
+    });
     return { status, said: stdout + stderr };
   };
-  const tryIt = (before) => `${before}; try { require('./index.js') } catch (e) { console.log(e.name, e.code, e.message) }`;
+  const tryIt = (before) =>
+    `${before}; try { require('./index.js') } catch (e) { console.log(e.name, e.code, e.message) }`;
 
   test('asks for no report of the process, which can block the event loop', () => {
-    const script = "process.report.getReport = () => { throw new Error('blocked') }; require('./index.js'); console.log('loaded')";
+    const script =
+      "process.report.getReport = () => { throw new Error('blocked') }; require('./index.js'); console.log('loaded')";
     expect(node(script)).toEqual({ status: 0, said: 'loaded\n' });
   });
 
   test('on musl, on a platform without native parts, and without their package says what is missing and what to do', () => {
     const dir = temporaryDirectory();
     writeFileSync(path.join(dir, 'node'), '\x7fELF..../lib/ld-musl-x86_64.so.1\0');
-    const set = (object, name, value) => `Object.defineProperty(${object}, '${name}', { value: ${JSON.stringify(value)} })`;
-    expect(node(tryIt(set('process', 'execPath', path.join(dir, 'node')))).said).toMatch(/^KgError KG_PLATFORM_UNSUPPORTED .*linux-\w+-musl.*Alpine.*glibc/);
-    expect(node(tryIt(set('process', 'platform', 'win32'))).said).toMatch(/KG_PLATFORM_UNSUPPORTED .*win32-\w+.*WSL 2/);
-    expect(node(tryIt(set('process', 'arch', 'riscv64'))).said).toMatch(/KG_PLATFORM_UNSUPPORTED .*linux-riscv64-gnu.*linux-x64-gnu/);
-    expect(node(tryIt(set('process', 'arch', 'arm64'))).said).toMatch(/KG_NATIVE_MISSING .*@weavelogic\/knowledge-graph-agent-linux-arm64-gnu is not installed.*--omit=optional/);
+    const set = (object, name, value) =>
+      `Object.defineProperty(${object}, '${name}', { value: ${JSON.stringify(value)} })`;
+    expect(node(tryIt(set('process', 'execPath', path.join(dir, 'node')))).said).toMatch(
+      /^KgError KG_PLATFORM_UNSUPPORTED .*linux-\w+-musl.*Alpine.*glibc/,
+    );
+    expect(node(tryIt(set('process', 'platform', 'win32'))).said).toMatch(
+      /KG_PLATFORM_UNSUPPORTED .*win32-\w+.*WSL 2/,
+    );
+    expect(node(tryIt(set('process', 'arch', 'riscv64'))).said).toMatch(
+      /KG_PLATFORM_UNSUPPORTED .*linux-riscv64-gnu.*linux-x64-gnu/,
+    );
+    expect(node(tryIt(set('process', 'arch', 'arm64'))).said).toMatch(
+      /KG_NATIVE_MISSING .*@weavelogic\/knowledge-graph-agent-linux-arm64-gnu is not installed.*--omit=optional/,
+    );
   });
 
   test('in a bundle, or with native parts that cannot be loaded, says so; and so does the command', () => {
     const dir = temporaryDirectory();
     cpSync(path.join(repository, 'lib'), path.join(dir, 'bundle'), { recursive: true });
-    expect(node("try { require('./bundle/native.js') } catch (e) { console.log(e.code, e.message) }", { cwd: dir }).said).toMatch(/KG_NATIVE_MISSING .*bundler.*--external:@weavelogic\/knowledge-graph-agent/);
+    expect(
+      node("try { require('./bundle/native.js') } catch (e) { console.log(e.code, e.message) }", {
+        cwd: dir,
+      }).said,
+    ).toMatch(/KG_NATIVE_MISSING .*bundler.*--external:@weavelogic\/knowledge-graph-agent/);
     const copy = path.join(dir, 'package');
-    for (const part of ['lib', 'bin', 'package.json', 'index.js']) cpSync(path.join(repository, part), path.join(copy, part), { recursive: true });
-    const command = spawnSync(process.execPath, [path.join(copy, 'bin/kg.js'), '--version'], { encoding: 'utf8' });
-    expect(command).toMatchObject({ status: 1, stderr: expect.stringMatching(/^kg: .*is not installed.*\[KG_NATIVE_MISSING\]\n$/) });
+    for (const part of ['lib', 'bin', 'package.json', 'index.js'])
+      cpSync(path.join(repository, part), path.join(copy, part), { recursive: true });
+    const command = spawnSync(process.execPath, [path.join(copy, 'bin/kg.js'), '--version'], {
+      encoding: 'utf8',
+    });
+    expect(command).toMatchObject({
+      status: 1,
+      stderr: expect.stringMatching(/^kg: .*is not installed.*\[KG_NATIVE_MISSING\]\n$/),
+    });
     const native = path.join(copy, 'npm', path.basename(path.dirname(kgPath)));
     mkdirSync(native, { recursive: true });
     writeFileSync(path.join(native, 'knowledge-graph-agent.node'), 'of another system');

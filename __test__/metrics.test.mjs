@@ -19,7 +19,9 @@ function parse(file) {
       expect(line).toMatch(/^# (HELP kg_backup_\w+ \S.*\.|TYPE kg_backup_\w+ gauge)$/);
       continue;
     }
-    const [, name, labels, value] = line.match(/^kg_backup_(\w+)\{project="[^"\n]+"(?:,(\w+="[\w.]+"))?\} (\d+(?:\.\d+)?)$/);
+    const [, name, labels, value] = line.match(
+      /^kg_backup_(\w+)\{project="[^"\n]+"(?:,(\w+="[\w.]+"))?\} (\d+(?:\.\d+)?)$/,
+    );
     values[labels ? `${name} ${labels}` : name] = Number(value);
   }
   return values;
@@ -34,7 +36,9 @@ function setUp() {
 test('a backup leaves metrics that everybody may read, whole or not at all', async () => {
   const { root, file, kg } = setUp();
   const before = Date.now() / 1000;
-  const made = JSON.parse((await kg('diag', 'backup', '--metrics-file', 'kg.prom', '--json')).stdout);
+  const made = JSON.parse(
+    (await kg('diag', 'backup', '--metrics-file', 'kg.prom', '--json')).stdout,
+  );
   const values = parse(file);
   expect(values).toMatchObject({
     last_size_bytes: made.size + made.sidecarSize,
@@ -60,7 +64,11 @@ test('a backup that fails leaves metrics too', async () => {
   await kg('diag', 'backup', '--metrics-file', file);
   renameSync(database, `${database}.away`);
   expect((await kg('diag', 'backup', '--metrics-file', file)).status).toBe(3);
-  const { healthy, last_failure_timestamp_seconds: failed, last_success_timestamp_seconds: succeeded } = parse(file);
+  const {
+    healthy,
+    last_failure_timestamp_seconds: failed,
+    last_success_timestamp_seconds: succeeded,
+  } = parse(file);
   expect(healthy).toBe(0);
   expect(failed).toBeGreaterThan(succeeded);
 });
@@ -77,11 +85,19 @@ test('backups of another project in the same directory are no backups of this on
   expect((await theirs.kg('diag', 'backup', '--output', store, '--quiet')).status).toBe(0);
   expect((await ours.kg('diag', 'backup', '--quiet', '--metrics-file', ours.file)).status).toBe(3);
   const values = parse(ours.file);
-  expect(values).toMatchObject({ last_success_timestamp_seconds: succeeded, last_size_bytes: first.size + first.sidecarSize, 'kept type="full"': 2, chain_length: 1 });
+  expect(values).toMatchObject({
+    last_success_timestamp_seconds: succeeded,
+    last_size_bytes: first.size + first.sidecarSize,
+    'kept type="full"': 2,
+    chain_length: 1,
+  });
   const third = setUp();
   await third.kg('config', 'set', 'backup.dir', store);
   const { health } = JSON.parse((await third.kg('diag', 'backup', '--status', '--json')).stdout);
-  expect(health).toEqual({ ok: false, messages: [expect.stringContaining('there is no backup of this project')] });
+  expect(health).toEqual({
+    ok: false,
+    messages: [expect.stringContaining('there is no backup of this project')],
+  });
 });
 
 test('what a repair saved is no backup that succeeded', async () => {
@@ -102,7 +118,8 @@ test('what a repair saved is no backup that succeeded', async () => {
 
 test('a run that failed is told until there is a good backup, whoever makes it', async () => {
   const { root, database, kg } = setUp();
-  const health = async () => JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout).health;
+  const health = async () =>
+    JSON.parse((await kg('diag', 'backup', '--status', '--json')).stdout).health;
   renameSync(database, `${database}.away`);
   await kg('diag', 'backup', '--quiet');
   renameSync(`${database}.away`, database);
@@ -113,7 +130,12 @@ test('a run that failed is told until there is a good backup, whoever makes it',
 
 test('metrics that cannot be written are a warning, and the backup is made', async () => {
   const { kg } = setUp();
-  const { status, stdout, stderr } = await kg('diag', 'backup', '--metrics-file', '/no/such/directory/kg.prom');
+  const { status, stdout, stderr } = await kg(
+    'diag',
+    'backup',
+    '--metrics-file',
+    '/no/such/directory/kg.prom',
+  );
   expect([status, stdout]).toEqual([0, expect.stringContaining('Backup created')]);
   expect(stderr).toContain('The metrics could not be written');
 });
@@ -132,8 +154,13 @@ test('the service writes them after each run, with the time of the next', async 
         throw error;
       }
     };
-    const values = await until(() => (has()['kept type="full"'] >= 1 ? has() : undefined), 'metrics of a run');
-    expect(values.next_run_timestamp_seconds).toBeGreaterThan(values.last_success_timestamp_seconds - 2);
+    const values = await until(
+      () => (has()['kept type="full"'] >= 1 ? has() : undefined),
+      'metrics of a run',
+    );
+    expect(values.next_run_timestamp_seconds).toBeGreaterThan(
+      values.last_success_timestamp_seconds - 2,
+    );
   } finally {
     await kg('serve', '--stop');
   }

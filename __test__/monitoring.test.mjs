@@ -24,13 +24,21 @@ test('every metric in the document, the alerts and the dashboard is one that a s
   await ofProject('config', 'set', 'backup.enabled', 'true');
   await ofProject('config', 'set', 'backup.schedule', '* * * * * *');
   try {
-    const { listen } = JSON.parse((await ofProject('serve', '--all', '--listen', '0', '--json')).stdout);
+    const { listen } = JSON.parse(
+      (await ofProject('serve', '--all', '--listen', '0', '--json')).stdout,
+    );
     const scrape = async () => (await fetch(`http://${listen.address}/metrics`)).text();
-    const text = await until(async () => ((await scrape()).includes('kg_backup_last_duration_seconds{') ? scrape() : undefined), 'a backup');
+    const text = await until(
+      async () =>
+        (await scrape()).includes('kg_backup_last_duration_seconds{') ? scrape() : undefined,
+      'a backup',
+    );
     const exported = names(text);
     expect(names(read('monitor.md'))).toEqual(exported);
     expect(exported).toEqual(expect.arrayContaining(names(read('monitoring/alerts.yml'))));
-    expect(exported).toEqual(expect.arrayContaining(names(JSON.stringify({ targets, templating }))));
+    expect(exported).toEqual(
+      expect.arrayContaining(names(JSON.stringify({ targets, templating }))),
+    );
   } finally {
     await ofProject('serve', '--stop');
   }
@@ -39,9 +47,14 @@ test('every metric in the document, the alerts and the dashboard is one that a s
 test('the rules of alerts are sound, and each alert is shown to fire and not to fire', () => {
   run('promtool', ['check', 'rules', '--lint=all', '--lint-fatal', at('monitoring/alerts.yml')]);
   run('promtool', ['test', 'rules', at('monitoring/alerts.test.yml')]);
-  const alerts = [...read('monitoring/alerts.yml').matchAll(/- alert: (\w+)/g)].map(([, name]) => name);
-  const shown = [...read('monitoring/alerts.test.yml').matchAll(/alertname: (\w+)\n\s+exp_alerts:( \[\])?/g)];
-  const withResult = (isQuiet) => new Set(shown.filter(([, , quiet]) => Boolean(quiet) === isQuiet).map(([, name]) => name));
+  const alerts = [...read('monitoring/alerts.yml').matchAll(/- alert: (\w+)/g)].map(
+    ([, name]) => name,
+  );
+  const shown = [
+    ...read('monitoring/alerts.test.yml').matchAll(/alertname: (\w+)\n\s+exp_alerts:( \[\])?/g),
+  ];
+  const withResult = (isQuiet) =>
+    new Set(shown.filter(([, , quiet]) => Boolean(quiet) === isQuiet).map(([, name]) => name));
   expect([...withResult(false)].sort()).toEqual([...alerts].sort());
   expect([...withResult(true)].sort()).toEqual([...alerts].sort());
   const documented = [...read('monitor.md').matchAll(/^\| `(Kg\w+)`/gm)].map(([, name]) => name);
@@ -49,15 +62,23 @@ test('the rules of alerts are sound, and each alert is shown to fire and not to 
 });
 
 test('the dashboard asks what Prometheus understands, of the data source that was chosen, in panels that do not overlap', () => {
-  const rules = targets.map(({ expr }, number) => ({ record: `panel:${number}`, expr: expr.replaceAll('$project', '.*') }));
+  const rules = targets.map(({ expr }, number) => ({
+    record: `panel:${number}`,
+    expr: expr.replaceAll('$project', '.*'),
+  }));
   const file = path.join(temporaryDirectory(), 'panels.yml');
   writeFileSync(file, JSON.stringify({ groups: [{ name: 'panels', rules }] }));
   run('promtool', ['check', 'rules', file]);
   const chosen = { type: 'prometheus', uid: '${datasource}' };
   for (const { datasource } of [...panels, ...targets]) expect(datasource).toEqual(chosen);
-  expect(templating.list.map(({ name, type }) => [name, type])).toEqual([['datasource', 'datasource'], ['project', 'query']]);
+  expect(templating.list.map(({ name, type }) => [name, type])).toEqual([
+    ['datasource', 'datasource'],
+    ['project', 'query'],
+  ]);
   expect(new Set(panels.map(({ id }) => id)).size).toBe(panels.length);
-  const cells = panels.flatMap(({ gridPos: { x, y, w, h } }) => Array.from({ length: w * h }, (_, n) => `${x + (n % w)} ${y + Math.floor(n / w)}`));
+  const cells = panels.flatMap(({ gridPos: { x, y, w, h } }) =>
+    Array.from({ length: w * h }, (_, n) => `${x + (n % w)} ${y + Math.floor(n / w)}`),
+  );
   expect(new Set(cells).size).toBe(cells.length);
   expect(Math.max(...panels.map(({ gridPos: { x, w } }) => x + w))).toBeLessThanOrEqual(24);
 });

@@ -1,6 +1,17 @@
 // Directories, links and names come back as they were; what changes or cannot be read is said, or refused with `strict`.
 
-import { chmodSync, lstatSync, mkdirSync, readFileSync, readdirSync, readlinkSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
@@ -11,7 +22,11 @@ import { contents, makeProject, temporaryDirectory } from './support/project.mjs
 
 function setUp(config) {
   const project = makeProject();
-  const manager = createBackupManager({ projectRoot: project.root, backupDir: project.backups, ...config });
+  const manager = createBackupManager({
+    projectRoot: project.root,
+    backupDir: project.backups,
+    ...config,
+  });
   return { ...project, manager, at: (...parts) => path.join(project.root, '.kg', ...parts) };
 }
 
@@ -31,7 +46,8 @@ test('empty directories, their modes and times, and links that stay inside come 
   symlinkSync('../docs', at('docs'));
   symlinkSync('missing', at(`dangling-${'x'.repeat(90)}`));
   symlinkSync(`${'y/'.repeat(80)}z`, at('far'));
-  for (const dir of ['empty', 'plugins/cache-of-mine']) run('touch', ['-d', '2001-02-03 04:05:06.5', at(dir)]);
+  for (const dir of ['empty', 'plugins/cache-of-mine'])
+    run('touch', ['-d', '2001-02-03 04:05:06.5', at(dir)]);
   run('touch', ['-h', '-d', '2002-03-04 05:06:07', at('docs')]);
   chmodSync(at('read-only'), 0o555);
   onTestFinished(() => chmodSync(at('read-only'), 0o755));
@@ -43,10 +59,13 @@ test('empty directories, their modes and times, and links that stay inside come 
   onTestFinished(() => chmodSync(back('read-only'), 0o755));
   expect(contents(target)).toEqual(contents(root));
   expect(result.filesRestored).toBe(9);
-  const attributes = (place) => ['empty', 'read-only', 'read-only/file', 'plugins/cache-of-mine', 'docs', 'vectors'].map((name) => {
-    const { mode, mtimeMs } = lstatSync(place(name));
-    return [name, mode, mtimeMs];
-  });
+  const attributes = (place) =>
+    ['empty', 'read-only', 'read-only/file', 'plugins/cache-of-mine', 'docs', 'vectors'].map(
+      (name) => {
+        const { mode, mtimeMs } = lstatSync(place(name));
+        return [name, mode, mtimeMs];
+      },
+    );
   expect(attributes(back)).toEqual(attributes(at));
   expect(await manager.verifyBackup(backup.path)).toBe(true);
 });
@@ -65,7 +84,13 @@ test('a backup is restored by tar with its directories and links', async () => {
 
 test('names of any bytes come back, and are text in lists', async () => {
   const { manager, root, at } = setUp();
-  const odd = [Buffer.from('caf\xe9', 'latin1'), Buffer.from([0xff, 0xfe, 0x25]), Buffer.from('50%'), Buffer.from('a\\b\nc "d"'), Buffer.from('ü')];
+  const odd = [
+    Buffer.from('caf\xe9', 'latin1'),
+    Buffer.from([0xff, 0xfe, 0x25]),
+    Buffer.from('50%'),
+    Buffer.from('a\\b\nc "d"'),
+    Buffer.from('ü'),
+  ];
   const write = (name) => writeFileSync(Buffer.concat([Buffer.from(`${at()}/`), name]), name);
   odd.forEach(write);
   const inside = Buffer.concat([Buffer.from(`${at('plugins')}/`), odd[0]]);
@@ -75,21 +100,51 @@ test('names of any bytes come back, and are text in lists', async () => {
   const backup = await manager.createBackup();
   expect(backup.warnings).toEqual([]);
   const { target } = await restored(manager, backup);
-  const list = (dir) => run('sh', ['-c', 'find . -not -path "./.kg/cache*" -not -name "*-wal" -not -name "*-shm" -print0 | LC_ALL=C sort -z | od -c'], { cwd: dir });
+  const list = (dir) =>
+    run(
+      'sh',
+      [
+        '-c',
+        'find . -not -path "./.kg/cache*" -not -name "*-wal" -not -name "*-shm" -print0 | LC_ALL=C sort -z | od -c',
+      ],
+      { cwd: dir },
+    );
   expect(list(target)).toBe(list(root));
   expect(readlinkSync(path.join(target, '.kg/link'), 'buffer')).toEqual(odd[0]);
   const { manifest } = await manager.checkBackup(backup.path);
-  expect(manifest.files.map((file) => file.path)).toEqual(expect.arrayContaining(['.kg/caf%E9', '.kg/50%25', '.kg/ü']));
-  const { filesRestored } = await manager.restore({ backupPath: backup.path, targetDir: path.join(temporaryDirectory(), 't'), paths: ['50%'] });
+  expect(manifest.files.map((file) => file.path)).toEqual(
+    expect.arrayContaining(['.kg/caf%E9', '.kg/50%25', '.kg/ü']),
+  );
+  const { filesRestored } = await manager.restore({
+    backupPath: backup.path,
+    targetDir: path.join(temporaryDirectory(), 't'),
+    paths: ['50%'],
+  });
   expect(filesRestored).toBe(1);
 });
 
 describe('what is not saved is said, and refused with strict', () => {
   const oddities = {
-    'a link that leads out of the project': { make: (at) => symlinkSync('../../elsewhere', at('out')), code: 'KG_WARN_LINK_OUTSIDE', path: '.kg/out' },
-    'an absolute link': { make: (at) => symlinkSync(at('config.json'), at('absolute')), code: 'KG_WARN_LINK_OUTSIDE', path: '.kg/absolute' },
-    'a name that climbs on Windows': { make: (at) => writeFileSync(at('..\\x'), ''), code: 'KG_WARN_FILE_UNREADABLE', path: '.kg/..\\x' },
-    'a damaged database': { make: (at) => writeFileSync(at('plugins/broken.db'), `SQLite format 3\0${'x'.repeat(5000)}`), code: 'KG_WARN_SOURCE_DAMAGED', path: '.kg/plugins/broken.db' },
+    'a link that leads out of the project': {
+      make: (at) => symlinkSync('../../elsewhere', at('out')),
+      code: 'KG_WARN_LINK_OUTSIDE',
+      path: '.kg/out',
+    },
+    'an absolute link': {
+      make: (at) => symlinkSync(at('config.json'), at('absolute')),
+      code: 'KG_WARN_LINK_OUTSIDE',
+      path: '.kg/absolute',
+    },
+    'a name that climbs on Windows': {
+      make: (at) => writeFileSync(at('..\\x'), ''),
+      code: 'KG_WARN_FILE_UNREADABLE',
+      path: '.kg/..\\x',
+    },
+    'a damaged database': {
+      make: (at) => writeFileSync(at('plugins/broken.db'), `SQLite format 3\0${'x'.repeat(5000)}`),
+      code: 'KG_WARN_SOURCE_DAMAGED',
+      path: '.kg/plugins/broken.db',
+    },
   };
   for (const [what, { make, code, path: about }] of Object.entries(oddities)) {
     test(what, async () => {
@@ -98,9 +153,15 @@ describe('what is not saved is said, and refused with strict', () => {
       const { warnings } = await manager.createBackup();
       expect(warnings.map((warning) => [warning.code, warning.path])).toEqual([[code, about]]);
       const before = await manager.listBackups();
-      await expect(manager.createBackup({ strict: true })).rejects.toMatchObject({ code: 'KG_INCOMPLETE', message: expect.stringContaining(about) });
+      await expect(manager.createBackup({ strict: true })).rejects.toMatchObject({
+        code: 'KG_INCOMPLETE',
+        message: expect.stringContaining(about),
+      });
       const refused = await kg(['diag', 'backup', '--strict', '--output', backups], { cwd: root });
-      expect([refused.status, refused.stderr]).toEqual([4, expect.stringContaining('KG_INCOMPLETE')]);
+      expect([refused.status, refused.stderr]).toEqual([
+        4,
+        expect.stringContaining('KG_INCOMPLETE'),
+      ]);
       expect(await manager.listBackups()).toEqual(before);
       expect(run('ls', ['-A', backups])).not.toContain('.kg-partial');
     });
@@ -122,31 +183,67 @@ describe('what is not saved is said, and refused with strict', () => {
     run('chown', ['-R', 'nobody', path.dirname(root)]);
     run('chmod', ['755', path.dirname(root)]);
     run('chown', ['root', at('secret'), at('closed')]);
-    const asNobody = (...args) => kg(['diag', 'backup', '--json', '--output', backups, ...args], { cwd: root, uid: 65534, gid: 65534 });
+    const asNobody = (...args) =>
+      kg(['diag', 'backup', '--json', '--output', backups, ...args], {
+        cwd: root,
+        uid: 65534,
+        gid: 65534,
+      });
     const { stdout } = await asNobody();
-    expect(JSON.parse(stdout).warnings.map(({ code, path: about }) => [code, about]).sort()).toEqual([
+    expect(
+      JSON.parse(stdout)
+        .warnings.map(({ code, path: about }) => [code, about])
+        .sort(),
+    ).toEqual([
       ['KG_WARN_FILE_UNREADABLE', '.kg/closed'],
       ['KG_WARN_FILE_UNREADABLE', '.kg/secret'],
     ]);
     expect((await asNobody('--strict')).status).toBe(4);
   });
 
-  test.runIf(process.getuid() === 0)('a file that an incremental backup cannot read is kept as it was in the one before', async () => {
-    const { root, backups, at } = setUp();
-    writeFileSync(at('secret'), 'then');
-    run('chown', ['-R', 'nobody', path.dirname(root)]);
-    run('chmod', ['755', path.dirname(root)]);
-    const asNobody = async (...args) => JSON.parse((await kg(['diag', 'backup', '--json', '--output', backups, ...args], { cwd: root, uid: 65534, gid: 65534 })).stdout);
-    await asNobody();
-    writeFileSync(at('secret'), 'now');
-    chmodSync(at('secret'), 0o000);
-    run('chown', ['root', at('secret')]);
-    const { id, type, warnings } = await asNobody('--type', 'incremental');
-    expect([type, warnings]).toEqual(['incremental', [{ code: 'KG_WARN_FILE_UNREADABLE', path: '.kg/secret', message: expect.stringContaining('kept as it is in the base') }]]);
-    const target = path.join(temporaryDirectory(), 'target');
-    expect((await kg(['diag', 'restore', '--file', id, '--backup-dir', backups, '--target', target], { cwd: root })).status).toBe(0);
-    expect(readFileSync(path.join(target, '.kg/secret'), 'utf8')).toBe('then');
-  });
+  test.runIf(process.getuid() === 0)(
+    'a file that an incremental backup cannot read is kept as it was in the one before',
+    async () => {
+      const { root, backups, at } = setUp();
+      writeFileSync(at('secret'), 'then');
+      run('chown', ['-R', 'nobody', path.dirname(root)]);
+      run('chmod', ['755', path.dirname(root)]);
+      const asNobody = async (...args) =>
+        JSON.parse(
+          (
+            await kg(['diag', 'backup', '--json', '--output', backups, ...args], {
+              cwd: root,
+              uid: 65534,
+              gid: 65534,
+            })
+          ).stdout,
+        );
+      await asNobody();
+      writeFileSync(at('secret'), 'now');
+      chmodSync(at('secret'), 0o000);
+      run('chown', ['root', at('secret')]);
+      const { id, type, warnings } = await asNobody('--type', 'incremental');
+      expect([type, warnings]).toEqual([
+        'incremental',
+        [
+          {
+            code: 'KG_WARN_FILE_UNREADABLE',
+            path: '.kg/secret',
+            message: expect.stringContaining('kept as it is in the base'),
+          },
+        ],
+      ]);
+      const target = path.join(temporaryDirectory(), 'target');
+      expect(
+        (
+          await kg(['diag', 'restore', '--file', id, '--backup-dir', backups, '--target', target], {
+            cwd: root,
+          })
+        ).status,
+      ).toBe(0);
+      expect(readFileSync(path.join(target, '.kg/secret'), 'utf8')).toBe('then');
+    },
+  );
 });
 
 describe('paths', () => {
@@ -156,15 +253,27 @@ describe('paths', () => {
     writeFileSync(at('plugins/other/state'), 'then');
     writeFileSync(at('plugins/glossary/more'), 'then');
     const backup = await manager.createBackup();
-    for (const file of ['plugins/other/state', 'plugins/glossary/more', 'config.json']) writeFileSync(at(file), 'now');
-    const result = await manager.restore({ backupId: backup.id, overwrite: true, paths: ['plugins/glossary/**'] });
+    for (const file of ['plugins/other/state', 'plugins/glossary/more', 'config.json'])
+      writeFileSync(at(file), 'now');
+    const result = await manager.restore({
+      backupId: backup.id,
+      overwrite: true,
+      paths: ['plugins/glossary/**'],
+    });
     expect(result).toMatchObject({ filesRestored: 2, filesReplaced: 2 });
     const read = (file) => readFileSync(at(file), 'utf8');
-    expect([read('plugins/glossary/more'), read('plugins/other/state'), read('config.json')]).toEqual(['then', 'now', 'now']);
+    expect([
+      read('plugins/glossary/more'),
+      read('plugins/other/state'),
+      read('config.json'),
+    ]).toEqual(['then', 'now', 'now']);
 
     // The archive alone, from the command line, together with a part.
     rmSync(`${backup.path}.manifest.json`);
-    const done = await kg(['diag', 'restore', '--file', backup.path, '--path', '**/*.json', '--config-only', '--json'], { cwd: root });
+    const done = await kg(
+      ['diag', 'restore', '--file', backup.path, '--path', '**/*.json', '--config-only', '--json'],
+      { cwd: root },
+    );
     expect(JSON.parse(done.stdout).filesRestored).toBe(1);
     expect(read('config.json')).toContain('dark');
   });
@@ -175,9 +284,21 @@ describe('paths', () => {
     writeFileSync(at('plugins/broken.db-wal'), 'its WAL');
     await manager.createBackup();
     const target = path.join(temporaryDirectory(), 'target');
-    expect((await manager.restore({ backupId: 'latest', targetDir: target, paths: ['plugins/broken.db'] })).filesRestored).toBe(2);
+    expect(
+      (
+        await manager.restore({
+          backupId: 'latest',
+          targetDir: target,
+          paths: ['plugins/broken.db'],
+        })
+      ).filesRestored,
+    ).toBe(2);
     for (const paths of [['plugins/nothing'], [''], ['a['], []]) {
-      const refused = manager.restore({ backupId: 'latest', targetDir: path.join(temporaryDirectory(), 't'), paths });
+      const refused = manager.restore({
+        backupId: 'latest',
+        targetDir: path.join(temporaryDirectory(), 't'),
+        paths,
+      });
       await expect(refused, String(paths)).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
     }
   });
@@ -189,29 +310,56 @@ test('restored files have the mode that was saved, whatever the umask is', async
   chmodSync(at('open'), 0o666);
   const backup = await manager.createBackup();
   const target = path.join(temporaryDirectory(), 'target');
-  run('sh', ['-c', 'umask 077; exec "$0" diag restore --file "$1" --target "$2" --quiet', kgPath, backup.path, target]);
+  run('sh', [
+    '-c',
+    'umask 077; exec "$0" diag restore --file "$1" --target "$2" --quiet',
+    kgPath,
+    backup.path,
+    target,
+  ]);
   expect(statSync(path.join(target, '.kg/open')).mode & 0o777).toBe(0o666);
 });
 
 // Only root can give files away.
-test.runIf(process.getuid() === 0)('what root backs up into a project belongs to its owner, who goes on with it', async () => {
-  const { root } = makeProject();
-  run('chown', ['-R', '65534:65534', path.dirname(root)]);
-  expect((await kg(['diag', 'backup'], { cwd: root })).status).toBe(0);
-  const owned = readdirSync(path.join(root, '.kg/backups')).map((name) => lstatSync(path.join(root, '.kg/backups', name)).uid);
-  expect(new Set(owned)).toEqual(new Set([65534]));
-  const next = await kg(['diag', 'backup', '--max-backups', '1', '--json'], { cwd: root, uid: 65534, gid: 65534 });
-  expect(JSON.parse(next.stdout)).toMatchObject({ warnings: [], retention: { decisions: [{ kept: true }, { kept: false }] } });
-});
+test.runIf(process.getuid() === 0)(
+  'what root backs up into a project belongs to its owner, who goes on with it',
+  async () => {
+    const { root } = makeProject();
+    run('chown', ['-R', '65534:65534', path.dirname(root)]);
+    expect((await kg(['diag', 'backup'], { cwd: root })).status).toBe(0);
+    const owned = readdirSync(path.join(root, '.kg/backups')).map(
+      (name) => lstatSync(path.join(root, '.kg/backups', name)).uid,
+    );
+    expect(new Set(owned)).toEqual(new Set([65534]));
+    const next = await kg(['diag', 'backup', '--max-backups', '1', '--json'], {
+      cwd: root,
+      uid: 65534,
+      gid: 65534,
+    });
+    expect(JSON.parse(next.stdout)).toMatchObject({
+      warnings: [],
+      retention: { decisions: [{ kept: true }, { kept: false }] },
+    });
+  },
+);
 
-test.runIf(process.getuid() === 0)('what root restores belongs to whoever owns what it replaces, or else the project', async () => {
-  const { manager, at } = setUp();
-  await manager.createBackup();
-  run('chown', ['-R', '1234:1234', at()]);
-  run('chown', ['4321:4321', at('config.json')]);
-  rmSync(at('plugins'), { recursive: true });
-  await manager.restore({ backupId: 'latest', overwrite: true });
-  const owner = (file) => statSync(at(file)).uid;
-  const back = ['config.json', 'knowledge.db', 'plugins', 'plugins/glossary/terms.json', 'restore-undo'];
-  expect(back.map(owner)).toEqual([4321, 1234, 1234, 1234, 1234]);
-});
+test.runIf(process.getuid() === 0)(
+  'what root restores belongs to whoever owns what it replaces, or else the project',
+  async () => {
+    const { manager, at } = setUp();
+    await manager.createBackup();
+    run('chown', ['-R', '1234:1234', at()]);
+    run('chown', ['4321:4321', at('config.json')]);
+    rmSync(at('plugins'), { recursive: true });
+    await manager.restore({ backupId: 'latest', overwrite: true });
+    const owner = (file) => statSync(at(file)).uid;
+    const back = [
+      'config.json',
+      'knowledge.db',
+      'plugins',
+      'plugins/glossary/terms.json',
+      'restore-undo',
+    ];
+    expect(back.map(owner)).toEqual([4321, 1234, 1234, 1234, 1234]);
+  },
+);

@@ -30,16 +30,20 @@ test(`${PROCESSES} processes and a writer share one store and one project`, asyn
   const manager = createBackupManager({ projectRoot: root, backupDir: backups });
   const first = await manager.createBackup();
   const writer = await startWriter(database);
-  const runs = Array.from({ length: PROCESSES }, (_, n) => start([root, backups, String(RUN_MS), String(n)]));
+  const runs = Array.from({ length: PROCESSES }, (_, n) =>
+    start([root, backups, String(RUN_MS), String(n)]),
+  );
   const results = await Promise.all(runs);
   await writer.stop();
   const totals = {};
   for (const { status, said } of results) {
     expect(status, said).toBe(0);
-    for (const [key, count] of Object.entries(JSON.parse(said))) totals[key] = (totals[key] ?? 0) + count;
+    for (const [key, count] of Object.entries(JSON.parse(said)))
+      totals[key] = (totals[key] ?? 0) + count;
   }
   console.log(`${PROCESSES} processes in ${RUN_MS / 1000} s:`, totals);
-  for (const what of ['made', 'deleted', 'pruned', 'verified', 'restored', 'listed']) expect(totals[what], what).toBeGreaterThan(0);
+  for (const what of ['made', 'deleted', 'pruned', 'verified', 'restored', 'listed'])
+    expect(totals[what], what).toBeGreaterThan(0);
 
   const left = await manager.listBackups();
   expect(left.length).toBe(1 + totals.made - totals.deleted - totals.pruned);
@@ -47,17 +51,31 @@ test(`${PROCESSES} processes and a writer share one store and one project`, asyn
   expect(left.some(({ id }) => id === first.id) || totals.deleted + totals.pruned > 0).toBe(true);
   const last = await manager.createBackup();
   expect(last.integrity.status).toBe('ok');
-  expect(readdirSync(backups).filter((name) => name.startsWith('.kg-') && name !== '.kg-store.lock')).toEqual([]);
+  expect(
+    readdirSync(backups).filter((name) => name.startsWith('.kg-') && name !== '.kg-store.lock'),
+  ).toEqual([]);
   expect(existsSync(path.join(root, '.kg/restore-journal.json'))).toBe(false);
   expect(integrityOf(database)).toBe('ok');
 });
 
 test('two managers of one process wait for each other as two processes do', async () => {
   const { root, backups } = makeProject();
-  const managers = [1, 2, 3, 4].map(() => createBackupManager({ projectRoot: root, backupDir: backups }));
-  const made = await Promise.all(managers.flatMap((manager) => [manager.createBackup(), manager.createBackup({ type: 'snapshot' })]));
+  const managers = [1, 2, 3, 4].map(() =>
+    createBackupManager({ projectRoot: root, backupDir: backups }),
+  );
+  const made = await Promise.all(
+    managers.flatMap((manager) => [
+      manager.createBackup(),
+      manager.createBackup({ type: 'snapshot' }),
+    ]),
+  );
   expect(new Set(made.map(({ id }) => id)).size).toBe(8);
   for (const { path: archive } of made) expect(await managers[0].verifyBackup(archive)).toBe(true);
   await Promise.all(made.slice(0, 4).map(({ id }, n) => managers[n].deleteBackup(id)));
-  expect((await managers[0].listBackups()).map(({ id }) => id).sort()).toEqual(made.slice(4).map(({ id }) => id).sort());
+  expect((await managers[0].listBackups()).map(({ id }) => id).sort()).toEqual(
+    made
+      .slice(4)
+      .map(({ id }) => id)
+      .sort(),
+  );
 });

@@ -2,7 +2,17 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  chownSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import { describe, expect, onTestFinished, test } from 'vitest';
@@ -21,7 +31,16 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     mkdirSync(volume);
     chownSync(volume, USER, USER + 1);
     for (const target of [volume, path.join(volume, 'made/on the way')]) {
-      expect(asRoot('diag', 'restore', '--file', path.join(backups, 'latest.tar.gz'), '--target', target)).toMatchObject({ status: 0 });
+      expect(
+        asRoot(
+          'diag',
+          'restore',
+          '--file',
+          path.join(backups, 'latest.tar.gz'),
+          '--target',
+          target,
+        ),
+      ).toMatchObject({ status: 0 });
     }
     expect(notOwnedBy(volume, USER)).toEqual([]);
     expect(statSync(path.join(volume, 'made/on the way/.kg/knowledge.db')).gid).toBe(USER + 1);
@@ -38,9 +57,21 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     rmSync(at('plugins/glossary'), { recursive: true });
     expect(asRoot('diag', 'restore', '--file', 'latest', '--yes')).toMatchObject(done);
     const owners = (...names) => names.map((name) => lstatSync(at(name)).uid);
-    expect(owners('config.json', 'vectors/a.f32', 'plugins/glossary', 'plugins/glossary/terms.json', 'restore-undo', 'knowledge.db')).toEqual([1005, 1006, USER, USER, USER, USER]);
+    expect(
+      owners(
+        'config.json',
+        'vectors/a.f32',
+        'plugins/glossary',
+        'plugins/glossary/terms.json',
+        'restore-undo',
+        'knowledge.db',
+      ),
+    ).toEqual([1005, 1006, USER, USER, USER, USER]);
     // The record stays of root: as the owner could have written it, root would not follow it.
-    expect(notOwnedBy(at('restore-undo'), USER).sort()).toEqual([expect.stringMatching(/config\.json 1005$/), expect.stringMatching(/undo\.json 0$/)]);
+    expect(notOwnedBy(at('restore-undo'), USER).sort()).toEqual([
+      expect.stringMatching(/config\.json 1005$/),
+      expect.stringMatching(/undo\.json 0$/),
+    ]);
     expect(asRoot('diag', 'restore', '--undo', '--yes')).toMatchObject(done);
     expect(owners('config.json', 'knowledge.db')).toEqual([1005, USER]);
     expect(readFileSync(at('config.json'), 'utf8')).toBe('{"theme":"light"}');
@@ -60,15 +91,26 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     json(asRoot('diag', 'backup', '--consolidate', id, '--json', ...store));
     json(asRoot('diag', 'prune', '--max-backups', '2', '--json', ...store));
     expect(asRoot('config', 'set', 'backup.maxBackups', '5')).toMatchObject(done);
-    expect(asRoot('config', 'set', 'backup.hooks.onSuccess.command', '["true"]').stderr).toMatch(/run for backups that user 1001 makes/);
-    expect(asRoot('diag', 'restore', '--file', id, '--backup-dir', '.kg/backups/nightly', '--yes')).toMatchObject({ status: 0 });
+    expect(asRoot('config', 'set', 'backup.hooks.onSuccess.command', '["true"]').stderr).toMatch(
+      /run for backups that user 1001 makes/,
+    );
+    expect(
+      asRoot('diag', 'restore', '--file', id, '--backup-dir', '.kg/backups/nightly', '--yes'),
+    ).toMatchObject({ status: 0 });
     expect(asRoot('diag', 'backup', '--status')).toMatchObject(done);
-    expect(notOwnedBy(path.join(root, '.kg'), USER)).toEqual([expect.stringMatching(/undo\.json 0$/)]);
+    expect(notOwnedBy(path.join(root, '.kg'), USER)).toEqual([
+      expect.stringMatching(/undo\.json 0$/),
+    ]);
     json(asOwner('diag', 'backup', '--json', ...store));
     json(asOwner('diag', 'backup', '--unpin', id, '--json', ...store));
     json(asOwner('diag', 'backup', '--delete', id, '--json', ...store));
-    expect(asOwner('diag', 'restore', '--undo', '--yes')).toMatchObject({ status: 0, stderr: expect.stringContaining('backup.maxBackups from not set to 5') });
-    expect(asOwner('config', 'set', 'backup.hooks.onSuccess.command', '["false"]')).toMatchObject(done);
+    expect(asOwner('diag', 'restore', '--undo', '--yes')).toMatchObject({
+      status: 0,
+      stderr: expect.stringContaining('backup.maxBackups from not set to 5'),
+    });
+    expect(asOwner('config', 'set', 'backup.hooks.onSuccess.command', '["false"]')).toMatchObject(
+      done,
+    );
   });
 
   test('a store next to .kg belongs to the owner of the project too, and what is there already stays as it is', () => {
@@ -94,10 +136,18 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
       const { id } = JSON.parse(made.stdout);
       expect(asRoot(...command('backup', '--pin', id, '--output', store))).toMatchObject(done);
       expect(notOwnedBy(store, USER)).toEqual([]);
-      expect(JSON.parse(asOwner(...command('backup', '--list', '--output', store)).stdout)).toHaveLength(1);
-      expect(asOwner(...command('backup', '--type', 'incremental', '--output', store))).toMatchObject(done);
-      expect(asRoot(...command('prune', '--max-backups', '1', '--backup-dir', store))).toMatchObject(done);
-      expect(asOwner(...command('backup', '--delete', id, '--cascade', '--output', store))).toMatchObject({ status: 4 });
+      expect(
+        JSON.parse(asOwner(...command('backup', '--list', '--output', store)).stdout),
+      ).toHaveLength(1);
+      expect(
+        asOwner(...command('backup', '--type', 'incremental', '--output', store)),
+      ).toMatchObject(done);
+      expect(
+        asRoot(...command('prune', '--max-backups', '1', '--backup-dir', store)),
+      ).toMatchObject(done);
+      expect(
+        asOwner(...command('backup', '--delete', id, '--cascade', '--output', store)),
+      ).toMatchObject({ status: 4 });
       expect(asOwner(...command('backup', '--unpin', id, '--output', store))).toMatchObject(done);
     }
     expect(existsSync(backups)).toBe(false);
@@ -112,7 +162,9 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     expect(kept.filter((line) => line.startsWith('kg-backup-'))).toHaveLength(2);
     expect(kept.every((line) => line.endsWith(' 0'))).toBe(true);
     // Not the lock is in the way, but the archive, which that user may not read.
-    expect(asUser(USER + 1, 'diag', 'prune', '--max-backups', '1', '--output', backups).stderr).toMatch(/Could not read .*kg-backup-/);
+    expect(
+      asUser(USER + 1, 'diag', 'prune', '--max-backups', '1', '--output', backups).stderr,
+    ).toMatch(/Could not read .*kg-backup-/);
     expect(lstatSync(path.join(backups, '.kg-store.lock')).uid).toBe(USER + 1);
   });
 
@@ -126,10 +178,17 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
       await once(holder.stdout, 'data');
       chmodSync(database, mode);
       const inode = lstatSync(database).ino;
-      const restore = (...more) => asOwner('diag', 'restore', '--file', 'latest', '--db-only', '--yes', ...more);
+      const restore = (...more) =>
+        asOwner('diag', 'restore', '--file', 'latest', '--db-only', '--yes', ...more);
       const code = mode === 0 ? 'KG_PERMISSION_DENIED' : 'KG_DATABASE_IN_USE';
-      expect(restore()).toMatchObject({ status: mode === 0 ? 4 : 3, stderr: expect.stringContaining(code) });
-      expect([lstatSync(database).ino, lstatSync(path.join(root, '.kg')).uid]).toEqual([inode, USER]);
+      expect(restore()).toMatchObject({
+        status: mode === 0 ? 4 : 3,
+        stderr: expect.stringContaining(code),
+      });
+      expect([lstatSync(database).ino, lstatSync(path.join(root, '.kg')).uid]).toEqual([
+        inode,
+        USER,
+      ]);
       holder.stdin.end();
       await once(holder, 'exit');
       expect(restore('--force')).toMatchObject({ status: 0 });
@@ -148,13 +207,25 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     expect(stderr).toMatch(/kg-snapshot-left.*another user's run left it.*KG_WARN_STORE/);
   });
 
-  test('without CAP_CHOWN the files stay root\'s, with a warning', () => {
+  test("without CAP_CHOWN the files stay root's, with a warning", () => {
     const { base, backups, executable, asRoot, run } = projectOf(0);
     expect(asRoot('diag', 'backup', '--output', backups)).toMatchObject(done);
     const volume = path.join(base, 'volume');
     mkdirSync(volume);
     chownSync(volume, USER, USER);
-    const restored = run(['setpriv', '--bounding-set=-chown', '--inh-caps=-chown', executable, 'diag', 'restore', '--file', path.join(backups, 'latest.tar.gz'), '--target', volume, '--json']);
+    const restored = run([
+      'setpriv',
+      '--bounding-set=-chown',
+      '--inh-caps=-chown',
+      executable,
+      'diag',
+      'restore',
+      '--file',
+      path.join(backups, 'latest.tar.gz'),
+      '--target',
+      volume,
+      '--json',
+    ]);
     expect(restored).toMatchObject({ status: 0 });
     const { warnings } = JSON.parse(restored.stdout);
     expect(warnings.map(({ code }) => code)).toEqual(['KG_WARN_ATTRIBUTES']);
@@ -167,23 +238,46 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     expect(asRoot('diag', 'backup')).toMatchObject(done);
     rmSync(path.join(root, '.kg/vectors/a.f32'));
     const without = ['setpriv', '--bounding-set=-chown', '--inh-caps=-chown', executable];
-    const { stdout } = run([...without, 'diag', 'restore', '--file', 'latest', '--path', '.kg/vectors/a.f32', '--yes', '--json']);
+    const { stdout } = run([
+      ...without,
+      'diag',
+      'restore',
+      '--file',
+      'latest',
+      '--path',
+      '.kg/vectors/a.f32',
+      '--yes',
+      '--json',
+    ]);
     const [warning] = JSON.parse(stdout).warnings;
-    expect(warning).toMatchObject({ code: 'KG_WARN_ATTRIBUTES', message: expect.stringContaining(`Files in ${root}/.kg/vectors`) });
+    expect(warning).toMatchObject({
+      code: 'KG_WARN_ATTRIBUTES',
+      message: expect.stringContaining(`Files in ${root}/.kg/vectors`),
+    });
   });
 
   test('status says that hooks of another user, or that others may write, do not run', () => {
     const { asRoot, asOwner, root } = projectOf(USER);
     const hooks = path.join(root, '.kg/hooks.json');
-    expect(asOwner('config', 'set', 'backup.hooks.onSuccess.command', '["true"]')).toMatchObject(done);
+    expect(asOwner('config', 'set', 'backup.hooks.onSuccess.command', '["true"]')).toMatchObject(
+      done,
+    );
     expect(asOwner('diag', 'backup', '--status').stdout).not.toMatch(/No hook runs/);
-    expect(asRoot('diag', 'backup', '--status').stdout).toMatch(/hooks +No hook runs: .*belongs to user 1001/);
+    expect(asRoot('diag', 'backup', '--status').stdout).toMatch(
+      /hooks +No hook runs: .*belongs to user 1001/,
+    );
     chmodSync(hooks, 0o666);
-    expect(asOwner('diag', 'backup', '--status').stdout).toMatch(/No hook runs: .*other users can write to it/);
-    expect(JSON.parse(asOwner('diag', 'backup', '--status', '--json').stdout).hookWarnings).toHaveLength(1);
+    expect(asOwner('diag', 'backup', '--status').stdout).toMatch(
+      /No hook runs: .*other users can write to it/,
+    );
+    expect(
+      JSON.parse(asOwner('diag', 'backup', '--status', '--json').stdout).hookWarnings,
+    ).toHaveLength(1);
     chownSync(hooks, 0, 0);
     chmodSync(hooks, 0o600);
-    expect(asOwner('diag', 'backup', '--status').stdout).toMatch(/No hook runs: .*Permission denied/);
+    expect(asOwner('diag', 'backup', '--status').stdout).toMatch(
+      /No hook runs: .*Permission denied/,
+    );
   });
 });
 
@@ -194,7 +288,7 @@ describe.skipIf(!isRoot)('read-only directories', () => {
   function readOnly() {
     const project = projectOf(USER);
     const plugins = path.join(project.root, '.kg/plugins');
-    const dirs = { m: 0o555, 'nested/inner': 0o555, nested: 0o555, own: 0o500, 'group': 0o2555 };
+    const dirs = { m: 0o555, 'nested/inner': 0o555, nested: 0o555, own: 0o500, group: 0o2555 };
     for (const dir of Object.keys(dirs)) {
       mkdirSync(path.join(plugins, dir), { recursive: true });
       writeFileSync(path.join(plugins, dir, 'f'), 'saved');
@@ -202,7 +296,12 @@ describe.skipIf(!isRoot)('read-only directories', () => {
     project.run(['chown', '-R', `${USER}:${USER}`, plugins]);
     for (const [dir, mode] of Object.entries(dirs)) chmodSync(path.join(plugins, dir), mode);
     const modes = () => Object.keys(dirs).map((dir) => modeOf(path.join(plugins, dir)));
-    return { ...project, plugins, modes, files: Object.keys(dirs).map((dir) => path.join(plugins, dir, 'f')) };
+    return {
+      ...project,
+      plugins,
+      modes,
+      files: Object.keys(dirs).map((dir) => path.join(plugins, dir, 'f')),
+    };
   }
 
   test('a restore that made them can be undone and made again', () => {
@@ -228,7 +327,9 @@ describe.skipIf(!isRoot)('read-only directories', () => {
     expect(files.map((file) => readFileSync(file, 'utf8'))).toEqual(files.map(() => 'saved'));
     expect(modes()).toEqual(before);
     expect(asOwner('diag', 'restore', '--undo', '--yes')).toMatchObject(done);
-    expect(files.slice(1).map((file) => readFileSync(file, 'utf8'))).toEqual(files.slice(1).map(() => 'newer'));
+    expect(files.slice(1).map((file) => readFileSync(file, 'utf8'))).toEqual(
+      files.slice(1).map(() => 'newer'),
+    );
     expect(modes()).toEqual(before);
   });
 
@@ -237,12 +338,21 @@ describe.skipIf(!isRoot)('read-only directories', () => {
     const database = path.join(plugins, 'data/own.db');
     mkdirSync(path.dirname(database));
     const rows = (work) => withDatabase(database, work);
-    rows((db) => db.exec("PRAGMA journal_mode = wal; CREATE TABLE t (x); INSERT INTO t VALUES ('saved')"));
+    rows((db) =>
+      db.exec("PRAGMA journal_mode = wal; CREATE TABLE t (x); INSERT INTO t VALUES ('saved')"),
+    );
     run(['chown', '-R', `${USER}:${USER}`, path.dirname(database)]);
     expect(asOwner('diag', 'backup')).toMatchObject(done);
     rows((db) => db.exec("UPDATE t SET x = 'newer'"));
-    run(['sh', '-c', `chown -R ${USER}:${USER} ${path.dirname(database)}; chmod 555 ${path.dirname(database)}`]);
-    for (const [args, expected] of [[['--file', 'latest'], 'saved'], [['--undo'], 'newer']]) {
+    run([
+      'sh',
+      '-c',
+      `chown -R ${USER}:${USER} ${path.dirname(database)}; chmod 555 ${path.dirname(database)}`,
+    ]);
+    for (const [args, expected] of [
+      [['--file', 'latest'], 'saved'],
+      [['--undo'], 'newer'],
+    ]) {
       expect(asOwner('diag', 'restore', ...args, '--yes')).toMatchObject(done);
       expect(rows((db) => db.prepare('SELECT x FROM t').pluck().get())).toBe(expected);
       expect(modeOf(path.dirname(database))).toBe('555');
@@ -256,7 +366,23 @@ describe.skipIf(!isRoot)('read-only directories', () => {
     files.forEach((file) => writeFileSync(file, 'newer'));
     // The fourth rename of the restore itself is never made: the directories are writable by then.
     const user = ['setpriv', `--reuid=${USER}`, `--regid=${USER}`, '--clear-groups'];
-    const killed = run(['strace', '-f', '-o', '/dev/null', '-e', 'trace=renameat', '-e', 'inject=renameat:signal=KILL:when=4', ...user, executable, 'diag', 'restore', '--file', 'latest', '--yes']);
+    const killed = run([
+      'strace',
+      '-f',
+      '-o',
+      '/dev/null',
+      '-e',
+      'trace=renameat',
+      '-e',
+      'inject=renameat:signal=KILL:when=4',
+      ...user,
+      executable,
+      'diag',
+      'restore',
+      '--file',
+      'latest',
+      '--yes',
+    ]);
     expect(killed.status).not.toBe(0);
     expect(existsSync(path.join(root, '.kg/restore-journal.json'))).toBe(true);
     expect(modes()).not.toEqual(before);
@@ -271,32 +397,89 @@ describe.skipIf(!isRoot)('a store of a group', () => {
     const { run, executable, root, backups } = projectOf(USER);
     const GROUP = 2000;
     mkdirSync(backups, { recursive: true });
-    run(['sh', '-c', `chown -R ${USER}:${GROUP} '${root}' '${backups}'; chmod -R g+w '${root}'; find '${root}' '${backups}' -type d -exec chmod 2775 {} +`]);
+    run([
+      'sh',
+      '-c',
+      `chown -R ${USER}:${GROUP} '${root}' '${backups}'; chmod -R g+w '${root}'; find '${root}' '${backups}' -type d -exec chmod 2775 {} +`,
+    ]);
     const as = (user, ...args) =>
-      run(['setpriv', `--reuid=${user}`, `--regid=${GROUP}`, '--clear-groups', 'sh', '-c', 'umask 002; exec "$0" "$@"', executable, 'diag', ...args], { TMPDIR: undefined });
+      run(
+        [
+          'setpriv',
+          `--reuid=${user}`,
+          `--regid=${GROUP}`,
+          '--clear-groups',
+          'sh',
+          '-c',
+          'umask 002; exec "$0" "$@"',
+          executable,
+          'diag',
+          ...args,
+        ],
+        { TMPDIR: undefined },
+      );
     const made = [];
     for (const user of [USER, USER + 1, USER, USER + 1]) {
-      const { status, stdout, stderr } = as(user, 'backup', '--type', 'incremental', '--output', backups, '--json');
+      const { status, stdout, stderr } = as(
+        user,
+        'backup',
+        '--type',
+        'incremental',
+        '--output',
+        backups,
+        '--json',
+      );
       expect({ status, stderr }).toEqual(done);
       const { id, warnings } = JSON.parse(stdout);
       expect(warnings.filter(({ code }) => code !== 'KG_WARN_FULL')).toEqual([]);
       made.unshift(id);
     }
     for (const user of [USER, USER + 1]) {
-      expect(JSON.parse(as(user, 'backup', '--list', '--output', backups, '--json').stdout).map(({ id }) => id)).toEqual(made);
-      for (const id of made) expect(as(user, 'backup', '--verify', id, '--output', backups), id).toMatchObject(done);
+      expect(
+        JSON.parse(as(user, 'backup', '--list', '--output', backups, '--json').stdout).map(
+          ({ id }) => id,
+        ),
+      ).toEqual(made);
+      for (const id of made)
+        expect(as(user, 'backup', '--verify', id, '--output', backups), id).toMatchObject(done);
       expect(as(user, 'health', '--backup-dir', backups).status).toBe(0);
     }
-    expect(as(USER + 1, 'backup', '--delete', made.at(-1), '--cascade', '--output', backups)).toMatchObject(done);
+    expect(
+      as(USER + 1, 'backup', '--delete', made.at(-1), '--cascade', '--output', backups),
+    ).toMatchObject(done);
     // Where others may write, copies go to TMPDIR; a container may have none.
-    expect(run(['setpriv', `--reuid=${USER}`, `--regid=${GROUP}`, '--clear-groups', executable, 'diag', 'backup', '--output', backups], { TMPDIR: '/nowhere' }).status).toBe(0);
-    expect(run([executable, 'diag', 'backup', '--output', backups], { TMPDIR: '/nowhere' })).toMatchObject({ status: 4, stderr: expect.stringContaining('set TMPDIR to another directory') });
+    expect(
+      run(
+        [
+          'setpriv',
+          `--reuid=${USER}`,
+          `--regid=${GROUP}`,
+          '--clear-groups',
+          executable,
+          'diag',
+          'backup',
+          '--output',
+          backups,
+        ],
+        { TMPDIR: '/nowhere' },
+      ).status,
+    ).toBe(0);
+    expect(
+      run([executable, 'diag', 'backup', '--output', backups], { TMPDIR: '/nowhere' }),
+    ).toMatchObject({
+      status: 4,
+      stderr: expect.stringContaining('set TMPDIR to another directory'),
+    });
     // Unless the settings say otherwise.
     const readers = (mode) => {
       expect(run([executable, 'config', 'set', 'backup.mode', mode]).status).toBe(0);
-      const { id, path: archive } = JSON.parse(as(USER, 'backup', '--output', backups, '--json').stdout);
+      const { id, path: archive } = JSON.parse(
+        as(USER, 'backup', '--output', backups, '--json').stdout,
+      );
       expect(as(USER, 'backup', '--pin', id, '--output', backups)).toMatchObject(done);
-      const modes = [archive, `${archive}.manifest.json`, `${archive}.pin.json`].map((file) => (statSync(file).mode & 0o777).toString(8));
+      const modes = [archive, `${archive}.manifest.json`, `${archive}.pin.json`].map((file) =>
+        (statSync(file).mode & 0o777).toString(8),
+      );
       return [modes, as(USER + 1, 'backup', '--verify', 'latest', '--output', backups).status];
     };
     expect(readers('0600')).toEqual([['600', '600', '600'], 4]);
@@ -305,8 +488,14 @@ describe.skipIf(!isRoot)('a store of a group', () => {
     expect(as(USER, 'backup', '--output', backups)).toMatchObject(done);
     expect(run([executable, 'config', 'unset', 'backup.mode']).status).toBe(0);
     expect(as(USER, 'backup', '--output', backups)).toMatchObject(done);
-    expect(as(USER + 1, 'backup', '--verify', 'latest', '--output', backups)).toMatchObject({ status: 4, stderr: expect.stringContaining('KG_PERMISSION_DENIED') });
+    expect(as(USER + 1, 'backup', '--verify', 'latest', '--output', backups)).toMatchObject({
+      status: 4,
+      stderr: expect.stringContaining('KG_PERMISSION_DENIED'),
+    });
     expect(readers('0640')).toEqual([['640', '640', '640'], 0]);
-    expect(run([executable, 'config', 'set', 'backup.mode', '0666'])).toMatchObject({ status: 2, stderr: expect.stringContaining('0600') });
+    expect(run([executable, 'config', 'set', 'backup.mode', '0666'])).toMatchObject({
+      status: 2,
+      stderr: expect.stringContaining('0600'),
+    });
   });
 });

@@ -17,14 +17,20 @@ const EVERY = process.env.KG_TEST_LONG ? 1 : 9;
 const DATABASES = ['knowledge.db', 'plugins/a.db', 'plugins/b.db'];
 const kg = (root, ...args) => JSON.parse(run(kgPath, [...args, '--json'], { cwd: root }));
 const write = (root, value) =>
-  DATABASES.forEach((name) => withDatabase(path.join(root, '.kg', name), (db) => db.exec(`UPDATE nodes SET title = '${value}'`)));
+  DATABASES.forEach((name) =>
+    withDatabase(path.join(root, '.kg', name), (db) =>
+      db.exec(`UPDATE nodes SET title = '${value}'`),
+    ),
+  );
 
 /** What each database holds, and that it is sound. */
 function titles(root) {
   return DATABASES.map((name) => {
     const file = path.join(root, '.kg', name);
     expect([name, integrityOf(file)]).toEqual([name, 'ok']);
-    return withDatabase(file, (db) => db.prepare('SELECT group_concat(DISTINCT title) FROM nodes').pluck().get());
+    return withDatabase(file, (db) =>
+      db.prepare('SELECT group_concat(DISTINCT title) FROM nodes').pluck().get(),
+    );
   });
 }
 
@@ -60,7 +66,11 @@ describe.skipIf(!canMount)('a loss of power', () => {
     const lost = atEachCall(disk, root, ['diag', 'restore', '--file', id, '--yes'], (at) => {
       kg(root, 'diag', 'backup', '--type', 'snapshot');
       const [first, ...others] = titles(root);
-      expect([at, first, others]).toEqual([at, expect.stringMatching(/^(saved|newer)$/), [first, first]]);
+      expect([at, first, others]).toEqual([
+        at,
+        expect.stringMatching(/^(saved|newer)$/),
+        [first, first],
+      ]);
       seen[first] += 1;
     });
     console.log(`the power was lost ${lost} times in a restore`, seen);
@@ -73,7 +83,11 @@ describe.skipIf(!canMount)('a loss of power', () => {
     const lost = atEachCall(disk, root, ['diag', 'restore', '--undo', '--yes'], (at) => {
       kg(root, 'diag', 'backup', '--type', 'snapshot');
       const [first, ...others] = titles(root);
-      expect([at, first, others]).toEqual([at, expect.stringMatching(/^(saved|newer)$/), [first, first]]);
+      expect([at, first, others]).toEqual([
+        at,
+        expect.stringMatching(/^(saved|newer)$/),
+        [first, first],
+      ]);
     });
     console.log(`the power was lost ${lost} times in an undo`);
     expect(lost).toBeGreaterThan(3);
@@ -83,7 +97,9 @@ describe.skipIf(!canMount)('a loss of power', () => {
     const { disk, root } = saved();
     withDatabase(path.join(root, '.kg/knowledge.db'), (db) => {
       db.pragma('foreign_keys = off');
-      db.exec("INSERT INTO edges (source_id, target_id, type, weight) VALUES ('gone', 'n1', 'links', 1.0)");
+      db.exec(
+        "INSERT INTO edges (source_id, target_id, type, weight) VALUES ('gone', 'n1', 'links', 1.0)",
+      );
     });
     const lost = atEachCall(disk, root, ['diag', 'repair', '--auto'], (at) => {
       const { healthy } = kg(root, 'diag', 'repair', '--auto');
@@ -102,14 +118,28 @@ describe.skipIf(!canMount)('a loss of power', () => {
   ])('in %s leaves every backup that is listed whole', (_, args) => {
     const { disk, root, id } = saved();
     const incremental = kg(root, 'diag', 'backup', '--type', 'incremental');
-    const lost = atEachCall(disk, root, args.map((arg) => (arg === 'INCREMENTAL' ? incremental.id : arg)), (at) => {
-      const listed = kg(root, 'diag', 'backup', '--list');
-      expect([at, listed.some((backup) => backup.id === id || backup.id > incremental.id)]).toEqual([at, true]);
-      for (const backup of listed) expect([at, kg(root, 'diag', 'backup', '--verify', backup.id).valid]).toEqual([at, true]);
-      // What the killed run left is cleared up.
-      kg(root, 'diag', 'backup');
-      expect([at, readdirSync(path.join(root, '.kg/backups')).filter((name) => name.startsWith('.kg-partial'))]).toEqual([at, []]);
-    });
+    const lost = atEachCall(
+      disk,
+      root,
+      args.map((arg) => (arg === 'INCREMENTAL' ? incremental.id : arg)),
+      (at) => {
+        const listed = kg(root, 'diag', 'backup', '--list');
+        expect([
+          at,
+          listed.some((backup) => backup.id === id || backup.id > incremental.id),
+        ]).toEqual([at, true]);
+        for (const backup of listed)
+          expect([at, kg(root, 'diag', 'backup', '--verify', backup.id).valid]).toEqual([at, true]);
+        // What the killed run left is cleared up.
+        kg(root, 'diag', 'backup');
+        expect([
+          at,
+          readdirSync(path.join(root, '.kg/backups')).filter((name) =>
+            name.startsWith('.kg-partial'),
+          ),
+        ]).toEqual([at, []]);
+      },
+    );
     expect(lost).toBeGreaterThan(0);
   });
 

@@ -5,7 +5,21 @@
 import { createHash } from 'node:crypto';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, readdirSync, realpathSync, rmSync, symlinkSync, writeFileSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  readdirSync,
+  realpathSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { createServer } from 'node:http';
 import os from 'node:os';
 import path from 'node:path';
@@ -29,19 +43,37 @@ const LEVEL_2 = procedure('#### Level 2: Full System Recovery');
 
 /** Serves the packages of this checkout as a registry does. */
 async function startRegistry(dir) {
-  const { platformName } = await import('../lib/platform-name.js').then((module) => module.default ?? module);
+  const { platformName } = await import('../lib/platform-name.js').then(
+    (module) => module.default ?? module,
+  );
   const platform = `${PACKAGE}-${platformName()}`;
   const packed = {};
   for (const from of ['.', `npm/${platformName()}`]) {
-    const [{ filename, name, version }] = JSON.parse(run('npm', ['pack', '--json', '--ignore-scripts', '--pack-destination', dir], { cwd: path.join(repository, from) }));
+    const [{ filename, name, version }] = JSON.parse(
+      run('npm', ['pack', '--json', '--ignore-scripts', '--pack-destination', dir], {
+        cwd: path.join(repository, from),
+      }),
+    );
     packed[name] = { version, tarball: readFileSync(path.join(dir, filename)) };
   }
   const document = (name) => {
     const { version, tarball } = packed[name];
-    const { bin, os, cpu, libc } = JSON.parse(readFileSync(path.join(repository, name === PACKAGE ? '.' : `npm/${platformName()}`, 'package.json'), 'utf8'));
-    const dist = { tarball: `${url}/tarballs/${encodeURIComponent(name)}`, integrity: `sha512-${createHash('sha512').update(tarball).digest('base64')}` };
+    const { bin, os, cpu, libc } = JSON.parse(
+      readFileSync(
+        path.join(repository, name === PACKAGE ? '.' : `npm/${platformName()}`, 'package.json'),
+        'utf8',
+      ),
+    );
+    const dist = {
+      tarball: `${url}/tarballs/${encodeURIComponent(name)}`,
+      integrity: `sha512-${createHash('sha512').update(tarball).digest('base64')}`,
+    };
     const optionalDependencies = name === PACKAGE ? { [platform]: version } : undefined;
-    return JSON.stringify({ name, 'dist-tags': { latest: version }, versions: { [version]: { name, version, bin, os, cpu, libc, optionalDependencies, dist } } });
+    return JSON.stringify({
+      name,
+      'dist-tags': { latest: version },
+      versions: { [version]: { name, version, bin, os, cpu, libc, optionalDependencies, dist } },
+    });
   };
   const server = createServer(({ url: asked }, response) => {
     const name = decodeURIComponent(asked.replace(/^\/(tarballs\/)?/, ''));
@@ -78,7 +110,11 @@ async function shell(script, { cwd, searched, strict = false }) {
     npm_config_update_notifier: 'false',
   };
   // A service that the script starts has none of these.
-  const child = spawn('sh', [strict ? '-ec' : '-c', script], { cwd, env, stdio: ['ignore', 'pipe', 'pipe'] });
+  const child = spawn('sh', [strict ? '-ec' : '-c', script], {
+    cwd,
+    env,
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
   const said = { stdout: '', stderr: '' };
   for (const name of ['stdout', 'stderr']) child[name].on('data', (text) => (said[name] += text));
   const [status] = await once(child, 'close');
@@ -103,13 +139,21 @@ function processesOf(root) {
 const sqlite = (database, sql) => run('sqlite3', ['-readonly', database, sql]).trim();
 
 const rowsOf = (database) =>
-  Object.fromEntries(['nodes', 'edges', 'tags', 'node_tags', 'metadata'].map((table) => [table, withDatabase(database, (db) => db.prepare(`SELECT * FROM ${table} ORDER BY rowid`).all())]));
+  Object.fromEntries(
+    ['nodes', 'edges', 'tags', 'node_tags', 'metadata'].map((table) => [
+      table,
+      withDatabase(database, (db) => db.prepare(`SELECT * FROM ${table} ORDER BY rowid`).all()),
+    ]),
+  );
 
 /** A project that keeps backups in ./backups, with commits that its WAL alone has, and a backup of all that. */
 function makeBackedUpProject() {
   const { root, database } = makeProject({ nodes: 300 });
   const settings = { dir: './backups', enabled: true, schedule: '0 2 * * *' };
-  writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: '.kg/knowledge.db' }, backup: settings }));
+  writeFileSync(
+    path.join(root, '.kg/config.json'),
+    JSON.stringify({ database: { path: '.kg/knowledge.db' }, backup: settings }),
+  );
   const aside = path.join(temporaryDirectory(), 'aside.db');
   copyFileSync(database, aside);
   const db = new Database(aside);
@@ -151,7 +195,9 @@ const DAMAGES = {
     const aside = path.join(temporaryDirectory(), 'aside.db');
     for (const suffix of ['', '-wal']) copyFileSync(database + suffix, aside + suffix);
     const db = new Database(aside);
-    db.exec("UPDATE nodes SET content = content || ' later' WHERE rowid % 20 = 0; DELETE FROM nodes WHERE rowid % 7 = 1");
+    db.exec(
+      "UPDATE nodes SET content = content || ' later' WHERE rowid % 20 = 0; DELETE FROM nodes WHERE rowid % 7 = 1",
+    );
     db.pragma('wal_checkpoint(TRUNCATE)');
     db.close();
     // As when the file alone was copied from another machine.
@@ -176,14 +222,18 @@ async function damage({ root, database, rows }, name) {
   DAMAGES[name]({ root, database });
   rmSync(`${database}-shm`, { force: true });
   const { status, stdout, stderr } = await kg(['diag', 'health', '--check-db'], { cwd: root });
-  expect([status, stdout + stderr]).toEqual([TOLD[name][0], expect.stringContaining(TOLD[name][1])]);
+  expect([status, stdout + stderr]).toEqual([
+    TOLD[name][0],
+    expect.stringContaining(TOLD[name][1]),
+  ]);
   expect(readRows(database)).not.toEqual(rows);
 }
 
 /** The rows of a copy, for to open a database changes it; what SQLite says where it cannot read them. */
 function readRows(database) {
   const copy = path.join(temporaryDirectory(), 'copy.db');
-  for (const suffix of ['', '-wal']) if (existsSync(database + suffix)) copyFileSync(database + suffix, copy + suffix);
+  for (const suffix of ['', '-wal'])
+    if (existsSync(database + suffix)) copyFileSync(database + suffix, copy + suffix);
   try {
     return rowsOf(copy);
   } catch (error) {
@@ -194,10 +244,19 @@ function readRows(database) {
 /** The project is what was backed up, the service runs, and nothing is left once it is stopped. */
 async function expectRecovered({ root, database, rows }, searched) {
   expect(sqlite(database, 'PRAGMA integrity_check')).toBe('ok');
-  expect(sqlite(database, 'SELECT (SELECT count(*) FROM nodes), (SELECT count(*) FROM edges)')).toBe('301|299');
-  expect(sqlite(database, "SELECT id FROM nodes JOIN nodes_fts ON nodes_fts.rowid = nodes.rowid WHERE nodes_fts MATCH 'nightjar'")).toBe('late');
+  expect(
+    sqlite(database, 'SELECT (SELECT count(*) FROM nodes), (SELECT count(*) FROM edges)'),
+  ).toBe('301|299');
+  expect(
+    sqlite(
+      database,
+      "SELECT id FROM nodes JOIN nodes_fts ON nodes_fts.rowid = nodes.rowid WHERE nodes_fts MATCH 'nightjar'",
+    ),
+  ).toBe('late');
   expect(rowsOf(database)).toEqual(rows);
-  const { service } = JSON.parse((await shell('kg serve --status --json', { cwd: root, searched, strict: true })).stdout);
+  const { service } = JSON.parse(
+    (await shell('kg serve --status --json', { cwd: root, searched, strict: true })).stdout,
+  );
   expect(processesOf(root)).toHaveLength(1);
   expect(existsSync(`/proc/${service.pid}`)).toBe(true);
   expect((await shell('kg serve --stop', { cwd: root, searched })).status).toBe(0);
@@ -205,12 +264,17 @@ async function expectRecovered({ root, database, rows }, searched) {
 }
 
 test('the guide has both procedures', () => {
-  expect(LEVEL_1).toMatch(/^kg serve --stop$[^]*^kg diag restore --file \.\/backups\/latest\.tar\.gz$[^]*^kg serve --all$/m);
-  expect(LEVEL_2).toMatch(/^npm install @weavelogic\/knowledge-graph-agent$[^]*^kg diag restore --file backup\.tar\.gz --config-only$[^]*^kg serve --all$/m);
+  expect(LEVEL_1).toMatch(
+    /^kg serve --stop$[^]*^kg diag restore --file \.\/backups\/latest\.tar\.gz$[^]*^kg serve --all$/m,
+  );
+  expect(LEVEL_2).toMatch(
+    /^npm install @weavelogic\/knowledge-graph-agent$[^]*^kg diag restore --file backup\.tar\.gz --config-only$[^]*^kg serve --all$/m,
+  );
 });
 
 describe.each(Object.keys(DAMAGES))('%s', (name) => {
-  const stopLater = (root) => onTestFinished(() => shell('kg serve --stop', { cwd: root, searched: shared.bin }));
+  const stopLater = (root) =>
+    onTestFinished(() => shell('kg serve --stop', { cwd: root, searched: shared.bin }));
 
   test('is recovered by Level 1', async () => {
     const project = makeBackedUpProject();
@@ -222,7 +286,11 @@ describe.each(Object.keys(DAMAGES))('%s', (name) => {
     if (name === 'no .kg') {
       // The first command finds no project to stop a service of, and says so; the service ends with its project. Then Level 1 goes on all the same.
       const stopped = await shell(LEVEL_1, { cwd: root, searched, strict: true });
-      expect(stopped).toMatchObject({ status: 2, stdout: '', stderr: expect.stringContaining('KG_NO_PROJECT') });
+      expect(stopped).toMatchObject({
+        status: 2,
+        stdout: '',
+        stderr: expect.stringContaining('KG_NO_PROJECT'),
+      });
     }
     const done = await shell(LEVEL_1, { cwd: root, searched, strict: name !== 'no .kg' });
     expect(done.status, done.stderr).toBe(0);
@@ -240,8 +308,14 @@ describe.each(Object.keys(DAMAGES))('%s', (name) => {
     await damage(project, name);
     const done = await shell(LEVEL_2, { cwd: root, searched });
     expect(done.status, done.stderr).toBe(0);
-    expect(realpathSync(path.join(searched, 'kg')).startsWith(realpathSync(path.join(root, 'node_modules')))).toBe(true);
-    expect(done.stdout).toMatch(/added 2 packages[^]*Restored 1 files[^]*Restored 1 files[^]*^Healthy$[^]*The service runs: process/m);
+    expect(
+      realpathSync(path.join(searched, 'kg')).startsWith(
+        realpathSync(path.join(root, 'node_modules')),
+      ),
+    ).toBe(true);
+    expect(done.stdout).toMatch(
+      /added 2 packages[^]*Restored 1 files[^]*Restored 1 files[^]*^Healthy$[^]*The service runs: process/m,
+    );
     await expectRecovered(project, searched);
   });
 });

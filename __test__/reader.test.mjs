@@ -28,19 +28,50 @@ const { version } = JSON.parse(readFileSync(path.join(repository, 'package.json'
 
 const broken = {
   'does not exist': ['KG_READER_START', () => '/no/such/kg', /could not be started/],
-  'is not executable': ['KG_READER_START', () => path.join(repository, 'README.md'), /could not be started/],
-  'ends at once': ['KG_READER_START', () => script('echo out of memory >&2; exit 3'), /out of memory/],
-  'is an older kg': ['KG_READER_VERSION', () => script('echo "error: unrecognized subcommand"'), /does not answer/],
-  'is another release': ['KG_READER_VERSION', () => script(`${GREETING(3, '0.0.1')}; cat > /dev/null`), /release 0\.0\.1/],
-  'speaks another protocol': ['KG_READER_VERSION', () => script(`${GREETING(9, version)}; cat > /dev/null`), /release/],
-  'dies at work': ['KG_READER_DIED', () => script(`${GREETING(3, version)}; head -c 5 > /dev/null; echo killed >&2; exit 9`), /killed/],
-  'talks nonsense': ['KG_READER_PROTOCOL', () => script(`${GREETING(3, version)}; head -c 5 > /dev/null; echo hello world`), /unexpected response/],
+  'is not executable': [
+    'KG_READER_START',
+    () => path.join(repository, 'README.md'),
+    /could not be started/,
+  ],
+  'ends at once': [
+    'KG_READER_START',
+    () => script('echo out of memory >&2; exit 3'),
+    /out of memory/,
+  ],
+  'is an older kg': [
+    'KG_READER_VERSION',
+    () => script('echo "error: unrecognized subcommand"'),
+    /does not answer/,
+  ],
+  'is another release': [
+    'KG_READER_VERSION',
+    () => script(`${GREETING(3, '0.0.1')}; cat > /dev/null`),
+    /release 0\.0\.1/,
+  ],
+  'speaks another protocol': [
+    'KG_READER_VERSION',
+    () => script(`${GREETING(9, version)}; cat > /dev/null`),
+    /release/,
+  ],
+  'dies at work': [
+    'KG_READER_DIED',
+    () => script(`${GREETING(3, version)}; head -c 5 > /dev/null; echo killed >&2; exit 9`),
+    /killed/,
+  ],
+  'talks nonsense': [
+    'KG_READER_PROTOCOL',
+    () => script(`${GREETING(3, version)}; head -c 5 > /dev/null; echo hello world`),
+    /unexpected response/,
+  ],
 };
 for (const [what, [code, kg, message]] of Object.entries(broken)) {
   test(`a reader that ${what} is ${code}, and nothing is left of the backup`, async () => {
     const { root, backups } = makeProject();
     const manager = createBackupManager({ projectRoot: root, backupDir: backups, kgPath: kg() });
-    await expect(manager.createBackup()).rejects.toMatchObject({ code, message: expect.stringMatching(message) });
+    await expect(manager.createBackup()).rejects.toMatchObject({
+      code,
+      message: expect.stringMatching(message),
+    });
     // What the configuration says is asked first: not even the directory was made.
     expect(existsSync(backups)).toBe(false);
   });
@@ -53,7 +84,10 @@ function readersOf(parent) {
     .filter((id) => {
       try {
         const [, ppid] = readFileSync(`/proc/${id}/stat`, 'utf8').split(') ')[1].split(' ');
-        return Number(ppid) === parent && readFileSync(`/proc/${id}/cmdline`, 'utf8').includes('__reader');
+        return (
+          Number(ppid) === parent &&
+          readFileSync(`/proc/${id}/cmdline`, 'utf8').includes('__reader')
+        );
       } catch {
         return false;
       }
@@ -65,7 +99,9 @@ function startHost(project, config = {}, signal = '') {
     const { createBackupManager } = require(process.argv[1]);
     const manager = createBackupManager({ projectRoot: process.argv[2], backupDir: process.argv[3], compressionLevel: 9, ...${JSON.stringify(config)} });
     manager.createBackup({ ${signal} onProgress: () => console.log('working') }).then(() => console.log('done'), (error) => console.log(error.code));`;
-  const child = spawn(process.execPath, ['-e', host, repository, project.root, project.backups], { stdio: ['pipe', 'pipe', 'inherit'] });
+  const child = spawn(process.execPath, ['-e', host, repository, project.root, project.backups], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  });
   onTestFinished(() => child.kill('SIGKILL'));
   return child;
 }
@@ -86,7 +122,12 @@ test('a reader ends with its host, and the next run removes what both left', asy
   expect(await manager.listBackups()).toEqual([]);
   const { path: file } = await manager.createBackup({ type: 'snapshot' });
   const name = path.basename(file);
-  expect(readdirSync(project.backups).sort()).toEqual(['.kg-store.lock', name, `${name}.manifest.json`, 'latest.tar.gz']);
+  expect(readdirSync(project.backups).sort()).toEqual([
+    '.kg-store.lock',
+    name,
+    `${name}.manifest.json`,
+    'latest.tar.gz',
+  ]);
 });
 
 describe('a key in a pipe that no process writes to', () => {
@@ -100,7 +141,10 @@ describe('a key in a pipe that no process writes to', () => {
   const waits = (host) =>
     readersOf(host.pid).find((reader) => {
       try {
-        return readdirSync(`/proc/${reader}/task`).some((thread) => readFileSync(`/proc/${reader}/task/${thread}/wchan`, 'utf8') === 'wait_for_partner');
+        return readdirSync(`/proc/${reader}/task`).some(
+          (thread) =>
+            readFileSync(`/proc/${reader}/task/${thread}/wchan`, 'utf8') === 'wait_for_partner',
+        );
       } catch {
         return false;
       }
@@ -108,7 +152,11 @@ describe('a key in a pipe that no process writes to', () => {
 
   test('is waited for until the call is aborted', async () => {
     const { project, config } = waiting();
-    const host = startHost(project, config, 'signal: (() => { const c = new AbortController(); process.stdin.once("data", () => c.abort()); return c.signal; })(),');
+    const host = startHost(
+      project,
+      config,
+      'signal: (() => { const c = new AbortController(); process.stdin.once("data", () => c.abort()); return c.signal; })(),',
+    );
     let said = '';
     host.stdout.on('data', (text) => (said += text));
     const reader = await until(() => waits(host), 'a reader that waits');
@@ -160,7 +208,10 @@ test('the reader has no argument but its name and gets nothing through the envir
   await manager.createBackup({
     onProgress: () => {
       const [reader] = readersOf(process.pid);
-      if (reader) seen ??= ['cmdline', 'environ'].map((name) => readFileSync(`/proc/${reader}/${name}`, 'utf8'));
+      if (reader)
+        seen ??= ['cmdline', 'environ'].map((name) =>
+          readFileSync(`/proc/${reader}/${name}`, 'utf8'),
+        );
     },
   });
   expect(seen[0].split('\0').filter(Boolean)).toEqual([kgPath, '__reader']);

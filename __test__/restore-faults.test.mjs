@@ -3,7 +3,19 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
@@ -11,7 +23,13 @@ import Database from 'better-sqlite3';
 import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { kg, kgPath, run } from './support/processes.mjs';
-import { contents, integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import {
+  contents,
+  integrityOf,
+  makeProject,
+  temporaryDirectory,
+  withDatabase,
+} from './support/project.mjs';
 
 async function setUp(prepare = () => {}) {
   const project = makeProject();
@@ -30,37 +48,59 @@ function asUser(root, args) {
   return kg(args, { cwd: root, uid: 65534, gid: 65534 });
 }
 
-test.runIf(isRoot)('a file and a database that their owner may not write are restored by that owner', async () => {
-  const { root, backup, database } = await setUp((at) => {
-    writeFileSync(at('fixed'), 'x', { mode: 0o444 });
-    mkdirSync(at('closed'));
-    writeFileSync(at('closed/file'), 'x');
-    chmodSync(at('closed'), 0o555);
-  });
-  chmodSync(database, 0o444);
-  const target = path.join(path.dirname(root), 'target');
-  const done = await asUser(root, ['diag', 'restore', '--file', backup.path, '--target', target, '--json']);
-  expect([done.status, done.stderr]).toEqual([0, '']);
-  expect(statSync(path.join(target, '.kg/fixed')).mode & 0o777).toBe(0o444);
-  expect(statSync(path.join(target, '.kg/closed')).mode & 0o777).toBe(0o555);
+test.runIf(isRoot)(
+  'a file and a database that their owner may not write are restored by that owner',
+  async () => {
+    const { root, backup, database } = await setUp((at) => {
+      writeFileSync(at('fixed'), 'x', { mode: 0o444 });
+      mkdirSync(at('closed'));
+      writeFileSync(at('closed/file'), 'x');
+      chmodSync(at('closed'), 0o555);
+    });
+    chmodSync(database, 0o444);
+    const target = path.join(path.dirname(root), 'target');
+    const done = await asUser(root, [
+      'diag',
+      'restore',
+      '--file',
+      backup.path,
+      '--target',
+      target,
+      '--json',
+    ]);
+    expect([done.status, done.stderr]).toEqual([0, '']);
+    expect(statSync(path.join(target, '.kg/fixed')).mode & 0o777).toBe(0o444);
+    expect(statSync(path.join(target, '.kg/closed')).mode & 0o777).toBe(0o555);
 
-  // The same into the project, where the database may be written by now, and where it may not.
-  for (const mode of [0o644, 0o444]) {
-    chmodSync(database, mode);
-    const back = await asUser(root, ['diag', 'restore', '--file', backup.path, '--db-only', '--json']);
-    expect([back.status, back.stderr]).toEqual([0, '']);
-    const undone = await asUser(root, ['diag', 'restore', '--undo', '--json']);
-    expect([undone.status, undone.stderr]).toEqual([0, '']);
-    expect(integrityOf(database)).toBe('ok');
-  }
-});
+    // The same into the project, where the database may be written by now, and where it may not.
+    for (const mode of [0o644, 0o444]) {
+      chmodSync(database, mode);
+      const back = await asUser(root, [
+        'diag',
+        'restore',
+        '--file',
+        backup.path,
+        '--db-only',
+        '--json',
+      ]);
+      expect([back.status, back.stderr]).toEqual([0, '']);
+      const undone = await asUser(root, ['diag', 'restore', '--undo', '--json']);
+      expect([undone.status, undone.stderr]).toEqual([0, '']);
+      expect(integrityOf(database)).toBe('ok');
+    }
+  },
+);
 
 test.runIf(isRoot)('what root restored can be undone by the owner of the project', async () => {
   const { root, manager, at } = await setUp();
   run('chown', ['-R', '65534:65534', path.dirname(root)]);
   writeFileSync(at('config.json'), '{"theme":"light"}');
   await manager.restore({ backupId: 'latest', overwrite: true });
-  const done = await kg(['diag', 'restore', '--undo', '--json'], { cwd: root, uid: 65534, gid: 65534 });
+  const done = await kg(['diag', 'restore', '--undo', '--json'], {
+    cwd: root,
+    uid: 65534,
+    gid: 65534,
+  });
   expect([done.status, done.stderr]).toEqual([0, '']);
   expect(readFileSync(at('config.json'), 'utf8')).toContain('light');
 });
@@ -69,7 +109,8 @@ test('times before 1970 come back', async () => {
   const { manager, backup } = await setUp((at) => {
     mkdirSync(at('old'));
     writeFileSync(at('old/file'), 'x');
-    for (const place of ['old/file', 'old']) run('touch', ['-d', '1969-12-31 23:59:58.5 UTC', at(place)]);
+    for (const place of ['old/file', 'old'])
+      run('touch', ['-d', '1969-12-31 23:59:58.5 UTC', at(place)]);
   });
   const target = path.join(temporaryDirectory(), 'target');
   await manager.restore({ backupPath: backup.path, targetDir: target });
@@ -78,12 +119,24 @@ test('times before 1970 come back', async () => {
 });
 
 test('a file of the user that is called as one of the tool might be survives a restore and its undo', async () => {
-  const names = ['knowledge.db-before', 'knowledge.db-interrupted', 'config.json.kg-partial', 'restore-staging-plan.md'];
-  const { root, manager, at } = await setUp((place) => names.forEach((name) => writeFileSync(place(name), 'then')));
+  const names = [
+    'knowledge.db-before',
+    'knowledge.db-interrupted',
+    'config.json.kg-partial',
+    'restore-staging-plan.md',
+  ];
+  const { root, manager, at } = await setUp((place) =>
+    names.forEach((name) => writeFileSync(place(name), 'then')),
+  );
   names.forEach((name) => writeFileSync(at(name), 'now'));
   const before = contents(root);
   await manager.restore({ backupId: 'latest', overwrite: true });
-  expect(names.map((name) => readFileSync(at(name), 'utf8'))).toEqual(['then', 'then', 'then', 'then']);
+  expect(names.map((name) => readFileSync(at(name), 'utf8'))).toEqual([
+    'then',
+    'then',
+    'then',
+    'then',
+  ]);
   await manager.undoRestore();
   expect(contents(root)).toEqual(before);
 });
@@ -91,21 +144,27 @@ test('a file of the user that is called as one of the tool might be survives a r
 test('the WAL of a database that is gone is left out, and never lands beside another one', async () => {
   const { manager, root, backup, at } = await setUp((place) => {
     const db = new Database(place('plugins/data.db'));
-    db.exec("PRAGMA journal_mode = wal; CREATE TABLE old (a); INSERT INTO old VALUES (1)");
+    db.exec('PRAGMA journal_mode = wal; CREATE TABLE old (a); INSERT INTO old VALUES (1)');
     run('cp', [place('plugins/data.db-wal'), place('plugins/kept-wal')]);
     db.close();
     rmSync(place('plugins/data.db'));
     renameSync(place('plugins/kept-wal'), place('plugins/data.db-wal'));
   });
-  expect(backup.warnings.map(({ code, path: about }) => [code, about])).toEqual([['KG_WARN_FILE_UNREADABLE', '.kg/plugins/data.db-wal']]);
+  expect(backup.warnings.map(({ code, path: about }) => [code, about])).toEqual([
+    ['KG_WARN_FILE_UNREADABLE', '.kg/plugins/data.db-wal'],
+  ]);
   rmSync(at('plugins/data.db-wal'));
   writeFileSync(at('plugins/notes-wal'), 'no WAL at all');
   const second = await manager.createBackup();
   expect(second.warnings).toEqual([]);
-  withDatabase(at('plugins/notes'), (db) => db.exec('CREATE TABLE notes (a); INSERT INTO notes VALUES (7)'));
+  withDatabase(at('plugins/notes'), (db) =>
+    db.exec('CREATE TABLE notes (a); INSERT INTO notes VALUES (7)'),
+  );
   rmSync(at('plugins/notes-wal'), { force: true });
   const before = contents(root);
-  await expect(manager.restore({ backupId: second.id, overwrite: true })).rejects.toMatchObject({ code: 'KG_TARGET_INVALID' });
+  await expect(manager.restore({ backupId: second.id, overwrite: true })).rejects.toMatchObject({
+    code: 'KG_TARGET_INVALID',
+  });
   expect(contents(root)).toEqual(before);
 });
 
@@ -119,7 +178,9 @@ test('a refused restore leaves the WAL of a damaged database where it is', async
   writeFileSync(at('plugins/data.db-wal'), 'y'.repeat(41_000));
   rmSync(at('config.json'));
   mkdirSync(at('config.json'));
-  await expect(manager.restore({ backupId: 'latest', overwrite: true })).rejects.toMatchObject({ code: 'KG_TARGET_INVALID' });
+  await expect(manager.restore({ backupId: 'latest', overwrite: true })).rejects.toMatchObject({
+    code: 'KG_TARGET_INVALID',
+  });
   expect(readFileSync(at('plugins/data.db-wal'), 'utf8')).toBe('y'.repeat(41_000));
   rmSync(at('config.json'), { recursive: true });
   await manager.restore({ backupId: 'latest', overwrite: true });
@@ -129,7 +190,11 @@ test('a refused restore leaves the WAL of a damaged database where it is', async
 });
 
 test('an undo does not take away a database that a process has open', async () => {
-  const { manager, at } = await setUp((place) => withDatabase(place('plugins/data.db'), (db) => db.exec('PRAGMA journal_mode = wal; CREATE TABLE t (a)')));
+  const { manager, at } = await setUp((place) =>
+    withDatabase(place('plugins/data.db'), (db) =>
+      db.exec('PRAGMA journal_mode = wal; CREATE TABLE t (a)'),
+    ),
+  );
   rmSync(at('plugins/data.db'));
   await manager.restore({ backupId: 'latest', overwrite: true });
   const db = new Database(at('plugins/data.db'));
@@ -152,7 +217,10 @@ test('empty directories and their modes come back when an undo is undone', async
   expect(existsSync(at('plugins'))).toBe(false);
   await manager.undoRestore();
   expect(contents(root)).toEqual(restored);
-  expect([statSync(at('plugins/empty')).mode & 0o777, statSync(at('plugins/empty')).mtimeMs]).toEqual([0o700, 1000]);
+  expect([
+    statSync(at('plugins/empty')).mode & 0o777,
+    statSync(at('plugins/empty')).mtimeMs,
+  ]).toEqual([0o700, 1000]);
 });
 
 test('an undo whose kept file is gone says what to do, and changes nothing', async () => {
@@ -161,7 +229,10 @@ test('an undo whose kept file is gone says what to do, and changes nothing', asy
   const { safetyCopy } = await manager.restore({ backupId: 'latest', overwrite: true });
   rmSync(path.join(safetyCopy, '.kg/plugins/glossary/terms.json'));
   const before = contents(root);
-  await expect(manager.undoRestore()).rejects.toMatchObject({ code: 'KG_NOTHING_TO_UNDO', remedy: expect.stringContaining('restore-undo') });
+  await expect(manager.undoRestore()).rejects.toMatchObject({
+    code: 'KG_NOTHING_TO_UNDO',
+    remedy: expect.stringContaining('restore-undo'),
+  });
   expect(contents(root)).toEqual(before);
 });
 
@@ -190,13 +261,28 @@ describe('a restore that was killed', () => {
   async function interrupted({ root, backup, at }, spoil) {
     for (let n = 0; n < 500; n += 1) {
       spoil();
-      const child = spawn(kgPath, ['diag', 'restore', '--quiet', '--file', backup.path], { cwd: root, stdio: 'ignore' });
+      const child = spawn(kgPath, ['diag', 'restore', '--quiet', '--file', backup.path], {
+        cwd: root,
+        stdio: 'ignore',
+      });
       const exited = once(child, 'exit');
-      while (child.exitCode === null && !existsSync(journal(at))) await new Promise((resolve) => setImmediate(resolve));
+      while (child.exitCode === null && !existsSync(journal(at)))
+        await new Promise((resolve) => setImmediate(resolve));
       child.kill('SIGKILL');
       await exited;
       if (existsSync(journal(at))) return JSON.parse(readFileSync(journal(at), 'utf8'));
-      await kg(['diag', 'backup', '--type', 'snapshot', '--quiet', '--output', path.join(root, '../other')], { cwd: root });
+      await kg(
+        [
+          'diag',
+          'backup',
+          '--type',
+          'snapshot',
+          '--quiet',
+          '--output',
+          path.join(root, '../other'),
+        ],
+        { cwd: root },
+      );
     }
     throw new Error('no restore was interrupted');
   }
@@ -209,10 +295,13 @@ describe('a restore that was killed', () => {
       writeFileSync(at('plugins/glossary/terms.json'), 'mine');
     };
     await interrupted(project, spoil);
-    for (const name of readdirSync(at()).filter((name) => name.startsWith('restore-staging-'))) rmSync(at(name), { recursive: true });
+    for (const name of readdirSync(at()).filter((name) => name.startsWith('restore-staging-')))
+      rmSync(at(name), { recursive: true });
     const { warnings } = await manager.createBackup({ type: 'snapshot' });
     expect(warnings.map(({ code }) => code)).toContain('KG_WARN_RECOVERED');
-    const found = ['config.json', 'plugins/glossary/terms.json'].map((name) => readFileSync(at(name), 'utf8'));
+    const found = ['config.json', 'plugins/glossary/terms.json'].map((name) =>
+      readFileSync(at(name), 'utf8'),
+    );
     const old = ['{"theme":"light"}', 'mine'];
     expect(found[0] === old[0] || found[0].includes('dark')).toBe(true);
     expect(found[1] === old[1] || found[1].includes('graph')).toBe(true);

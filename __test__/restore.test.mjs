@@ -2,7 +2,17 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 import { gunzipSync } from 'node:zlib';
 
@@ -12,7 +22,13 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { rewriteManifest, seal } from './support/forge.mjs';
 import { run } from './support/processes.mjs';
-import { fingerprint, integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import {
+  fingerprint,
+  integrityOf,
+  makeProject,
+  temporaryDirectory,
+  withDatabase,
+} from './support/project.mjs';
 
 async function setUp(options) {
   const project = makeProject(options);
@@ -30,9 +46,14 @@ describe('without overwrite', () => {
     withDatabase(database, (db) => db.exec('DELETE FROM nodes'));
     const before = fingerprint(root);
     const refused = manager.restore({ backupId: 'latest' });
-    await expect(refused).rejects.toMatchObject({ code: 'KG_TARGET_EXISTS', message: expect.stringContaining('knowledge.db') });
+    await expect(refused).rejects.toMatchObject({
+      code: 'KG_TARGET_EXISTS',
+      message: expect.stringContaining('knowledge.db'),
+    });
     expect(fingerprint(root)).toEqual(before);
-    expect(readdirSync(path.join(root, '.kg')).some((name) => name.startsWith('restore-'))).toBe(false);
+    expect(readdirSync(path.join(root, '.kg')).some((name) => name.startsWith('restore-'))).toBe(
+      false,
+    );
   });
 
   test('a WAL that lies where the database would go is in the way too', async () => {
@@ -40,7 +61,9 @@ describe('without overwrite', () => {
     const target = temporaryDirectory();
     mkdirSync(path.join(target, '.kg'));
     writeFileSync(path.join(target, '.kg/knowledge.db-wal'), readFileSync(database));
-    await expect(manager.restore({ backupId: 'latest', targetDir: target })).rejects.toMatchObject({ code: 'KG_TARGET_EXISTS' });
+    await expect(manager.restore({ backupId: 'latest', targetDir: target })).rejects.toMatchObject({
+      code: 'KG_TARGET_EXISTS',
+    });
   });
 
   test('what is not in the way stays', async () => {
@@ -61,14 +84,20 @@ describe('with overwrite', () => {
     withDatabase(database, (db) => db.exec('DELETE FROM nodes'));
     writeFileSync(path.join(root, '.kg/config.json'), '{"theme":"light"}');
     writeFileSync(path.join(root, '.kg/notes.txt'), 'newer than the backup');
-    const result = await manager.restore({ backupId: backup.id, overwrite: true, only: ['database', 'config'] });
+    const result = await manager.restore({
+      backupId: backup.id,
+      overwrite: true,
+      only: ['database', 'config'],
+    });
     expect(result).toMatchObject({ filesRestored: 2, filesReplaced: 2 });
     expect(path.dirname(result.safetyCopy)).toBe(path.join(root, '.kg/restore-undo'));
     expect(nodes(database)).toBe(200);
     expect(readFileSync(path.join(root, '.kg/config.json'), 'utf8')).toContain('dark');
     expect(readFileSync(path.join(root, '.kg/notes.txt'), 'utf8')).toBe('newer than the backup');
     expect(nodes(path.join(result.safetyCopy, '.kg/knowledge.db'))).toBe(0);
-    expect(readFileSync(path.join(result.safetyCopy, '.kg/config.json'), 'utf8')).toContain('light');
+    expect(readFileSync(path.join(result.safetyCopy, '.kg/config.json'), 'utf8')).toContain(
+      'light',
+    );
     expect(existsSync(path.join(result.safetyCopy, '.kg/plugins'))).toBe(false);
   });
 
@@ -123,15 +152,24 @@ describe('parts', () => {
       expect(readdirSync(path.join(target, '.kg')).sort(), part).toEqual(files);
     }
     const snapshot = await manager.createBackup({ type: 'snapshot' });
-    const refused = manager.restore({ backupId: snapshot.id, targetDir: temporaryDirectory(), only: ['config'] });
-    await expect(refused).rejects.toMatchObject({ code: 'KG_INVALID_OPTION', message: expect.stringContaining('config') });
+    const refused = manager.restore({
+      backupId: snapshot.id,
+      targetDir: temporaryDirectory(),
+      only: ['config'],
+    });
+    await expect(refused).rejects.toMatchObject({
+      code: 'KG_INVALID_OPTION',
+      message: expect.stringContaining('config'),
+    });
   });
 
   test('the database goes where the configuration has it that is restored with it', async () => {
     const { manager, root, database } = await setUp();
     writeFileSync(path.join(root, '.kg/config.json'), '{"database":{"path":".kg/moved.db"}}');
     run('cp', [database, path.join(root, '.kg/moved.db')]);
-    withDatabase(path.join(root, '.kg/moved.db'), (db) => db.exec("DELETE FROM nodes WHERE id <> 'n1'"));
+    withDatabase(path.join(root, '.kg/moved.db'), (db) =>
+      db.exec("DELETE FROM nodes WHERE id <> 'n1'"),
+    );
     await manager.restore({ backupId: 'latest', overwrite: true });
     expect(nodes(database)).toBe(200);
     expect(nodes(path.join(root, '.kg/moved.db'))).toBe(1);
@@ -154,7 +192,8 @@ describe('a target that cannot take it', () => {
       mkdirSync(target);
       writeFileSync(path.join(target, '.kg'), '');
     },
-    'has a directory where a file goes': (target) => mkdirSync(path.join(target, '.kg/config.json'), { recursive: true }),
+    'has a directory where a file goes': (target) =>
+      mkdirSync(path.join(target, '.kg/config.json'), { recursive: true }),
     'has a link where a directory goes': (target) => {
       mkdirSync(path.join(target, '.kg'), { recursive: true });
       symlinkSync('/tmp', path.join(target, '.kg/plugins'));
@@ -176,7 +215,9 @@ describe('a target that cannot take it', () => {
       obstruct(target);
       const list = () => run('find', [target, '-printf', '%p %y %s\n']);
       const before = list();
-      await expect(manager.restore({ backupId: 'latest', targetDir: target, overwrite: true })).rejects.toMatchObject({
+      await expect(
+        manager.restore({ backupId: 'latest', targetDir: target, overwrite: true }),
+      ).rejects.toMatchObject({
         code: 'KG_TARGET_INVALID',
       });
       expect(list()).toBe(before);
@@ -184,24 +225,32 @@ describe('a target that cannot take it', () => {
   }
 
   // Only root can make a directory that refuses root too.
-  test.runIf(process.getuid() === 0)('because a file cannot be put there has everything taken back', async () => {
-    const { manager, root } = await setUp();
-    writeFileSync(path.join(root, '.kg/config.json'), '{"theme":"light"}');
-    // Nobody, not even root, writes into an immutable directory.
-    const plugins = path.join(root, '.kg/plugins/glossary');
-    run('chattr', ['+i', plugins]);
-    onTestFinished(() => run('chattr', ['-i', plugins]));
-    const before = fingerprint(root);
-    await expect(manager.restore({ backupId: 'latest', overwrite: true })).rejects.toMatchObject({ code: 'KG_PERMISSION_DENIED' });
-    expect(fingerprint(root)).toEqual(before);
-    expect(existsSync(path.join(root, '.kg/restore-undo'))).toBe(false);
-  });
+  test.runIf(process.getuid() === 0)(
+    'because a file cannot be put there has everything taken back',
+    async () => {
+      const { manager, root } = await setUp();
+      writeFileSync(path.join(root, '.kg/config.json'), '{"theme":"light"}');
+      // Nobody, not even root, writes into an immutable directory.
+      const plugins = path.join(root, '.kg/plugins/glossary');
+      run('chattr', ['+i', plugins]);
+      onTestFinished(() => run('chattr', ['-i', plugins]));
+      const before = fingerprint(root);
+      await expect(manager.restore({ backupId: 'latest', overwrite: true })).rejects.toMatchObject({
+        code: 'KG_PERMISSION_DENIED',
+      });
+      expect(fingerprint(root)).toEqual(before);
+      expect(existsSync(path.join(root, '.kg/restore-undo'))).toBe(false);
+    },
+  );
 });
 
 test('a manifest of another shape is a problem, not a panic', async () => {
   const { manager, backup } = await setUp();
   const forged = path.join(temporaryDirectory(), 'forged.tar.gz');
-  for (const change of [(manifest) => (manifest.stats = 'none'), (manifest) => delete manifest.files]) {
+  for (const change of [
+    (manifest) => (manifest.stats = 'none'),
+    (manifest) => delete manifest.files,
+  ]) {
     writeFileSync(forged, seal(rewriteManifest(gunzipSync(readFileSync(backup.path)), change)));
     copyFileSync(`${backup.path}.manifest.json`, `${forged}.manifest.json`);
     expect(await manager.verifyBackup(forged)).toBe(false);
@@ -210,15 +259,29 @@ test('a manifest of another shape is a problem, not a panic', async () => {
 
 test('restores into one target wait for each other', async () => {
   const { manager, root, database, backups } = await setUp();
-  const results = await Promise.all([1, 2, 3].map(() => manager.restore({ backupId: 'latest', overwrite: true })));
+  const results = await Promise.all(
+    [1, 2, 3].map(() => manager.restore({ backupId: 'latest', overwrite: true })),
+  );
   expect(new Set(results.map((result) => result.safetyCopy)).size).toBe(3);
   expect(integrityOf(database)).toBe('ok');
 
-  const holder = spawn('flock', ['--no-fork', path.join(root, '.kg'), 'sh', '-c', 'echo held; exec sleep 60']);
+  const holder = spawn('flock', [
+    '--no-fork',
+    path.join(root, '.kg'),
+    'sh',
+    '-c',
+    'echo held; exec sleep 60',
+  ]);
   onTestFinished(() => holder.kill('SIGKILL'));
   await once(holder.stdout, 'data');
-  const impatient = createBackupManager({ projectRoot: root, backupDir: backups, lockTimeout: 100 });
-  await expect(impatient.restore({ backupId: 'latest', overwrite: true })).rejects.toMatchObject({ code: 'KG_TARGET_LOCKED' });
+  const impatient = createBackupManager({
+    projectRoot: root,
+    backupDir: backups,
+    lockTimeout: 100,
+  });
+  await expect(impatient.restore({ backupId: 'latest', overwrite: true })).rejects.toMatchObject({
+    code: 'KG_TARGET_LOCKED',
+  });
 });
 
 test('a staging directory that a killed restore left is removed by the next one', async () => {

@@ -1,6 +1,14 @@
 // What retention removes, keeps and says. Which backups are decided on is tested in src/store/retention.rs, over random histories.
 
-import { copyFileSync, existsSync, readFileSync, readdirSync, realpathSync, renameSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  readFileSync,
+  readdirSync,
+  realpathSync,
+  renameSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
@@ -27,7 +35,13 @@ async function aged(manager, days) {
 function setUp(config = {}) {
   const { root, backups, database } = makeProject();
   const plain = createBackupManager({ projectRoot: root, backupDir: backups });
-  return { root, backups, database, plain, manager: createBackupManager({ projectRoot: root, backupDir: backups, ...config }) };
+  return {
+    root,
+    backups,
+    database,
+    plain,
+    manager: createBackupManager({ projectRoot: root, backupDir: backups, ...config }),
+  };
 }
 
 test('each backup removes what is older than retentionDays or beyond maxBackups, and says so', async () => {
@@ -57,7 +71,11 @@ test('prune says in a dry run exactly what it then does', async () => {
   expect(await plain.listBackups()).toEqual(before);
   const { decisions, bytesFreed } = await manager.prune();
   expect([decisions, bytesFreed]).toEqual([planned, dry.bytesFreed]);
-  expect(decisions.map((decision) => decision.reason)).toEqual(['newest-good', 'too-old', 'too-old']);
+  expect(decisions.map((decision) => decision.reason)).toEqual([
+    'newest-good',
+    'too-old',
+    'too-old',
+  ]);
   expect(await plain.listBackups()).toHaveLength(1);
   expect((await manager.prune()).decisions.every((decision) => decision.kept)).toBe(true);
 });
@@ -73,17 +91,26 @@ test('the newest backup of a sound database survives newer ones of a damaged dat
 });
 
 // Only root can make a file that refuses root too.
-test.runIf(process.getuid() === 0)('what cannot be removed is said, and does not fail the backup', async () => {
-  const { plain, manager, backups } = setUp({ retentionDays: 1 });
-  const old = await aged(plain, 2);
-  const archive = path.join(backups, `kg-${old}.tar.gz`);
-  run('chattr', ['+i', archive]);
-  onTestFinished(() => run('chattr', ['-i', archive]));
-  const made = await manager.createBackup();
-  expect(made.warnings).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringContaining(old) }]);
-  expect(made.retention.decisions.at(-1)).toMatchObject({ id: old, kept: true, error: { code: 'KG_PERMISSION_DENIED' } });
-  expect(existsSync(archive)).toBe(true);
-});
+test.runIf(process.getuid() === 0)(
+  'what cannot be removed is said, and does not fail the backup',
+  async () => {
+    const { plain, manager, backups } = setUp({ retentionDays: 1 });
+    const old = await aged(plain, 2);
+    const archive = path.join(backups, `kg-${old}.tar.gz`);
+    run('chattr', ['+i', archive]);
+    onTestFinished(() => run('chattr', ['-i', archive]));
+    const made = await manager.createBackup();
+    expect(made.warnings).toMatchObject([
+      { code: 'KG_WARN_STORE', message: expect.stringContaining(old) },
+    ]);
+    expect(made.retention.decisions.at(-1)).toMatchObject({
+      id: old,
+      kept: true,
+      error: { code: 'KG_PERMISSION_DENIED' },
+    });
+    expect(existsSync(archive)).toBe(true);
+  },
+);
 
 test('without a limit nothing is ever removed, and prune is refused', async () => {
   const { plain } = setUp();
@@ -97,10 +124,20 @@ test('kg takes the limits with a backup, and kg diag prune shows and does it', a
   const { plain, root, backups } = setUp();
   for (const days of [40, 35, 3]) await aged(plain, days);
   const at = ['--output', backups];
-  const dry = await kg(['diag', 'prune', ...at, '--retention-days', '36', '--dry-run'], { cwd: root });
-  expect(dry).toMatchObject({ status: 0, stdout: expect.stringMatching(/would be removed: too-old\n[\d.]+ kB freed\n$/) });
-  const pruned = await kg(['diag', 'prune', ...at, '--retention-days', '36', '--json'], { cwd: root });
-  expect(JSON.parse(pruned.stdout)).toMatchObject({ dryRun: false, decisions: [{ kept: true }, { kept: true }, { kept: false }] });
+  const dry = await kg(['diag', 'prune', ...at, '--retention-days', '36', '--dry-run'], {
+    cwd: root,
+  });
+  expect(dry).toMatchObject({
+    status: 0,
+    stdout: expect.stringMatching(/would be removed: too-old\n[\d.]+ kB freed\n$/),
+  });
+  const pruned = await kg(['diag', 'prune', ...at, '--retention-days', '36', '--json'], {
+    cwd: root,
+  });
+  expect(JSON.parse(pruned.stdout)).toMatchObject({
+    dryRun: false,
+    decisions: [{ kept: true }, { kept: true }, { kept: false }],
+  });
   const made = await kg(['diag', 'backup', ...at, '--max-backups', '1'], { cwd: root });
   expect(made.stdout).toMatch(/kept {6}1 backups; 2 removed/);
   expect(await kg(['diag', 'prune', ...at], { cwd: root })).toMatchObject({ status: 2 });
@@ -115,10 +152,26 @@ test('rules keep the newest of each period, by the API and by the command alike'
   expect(decisions[0]).toMatchObject({ kept: true, reason: 'newest-good' });
   expect(decisions.filter(({ reason }) => reason === 'keep-daily')).toHaveLength(1);
   expect(decisions.filter(({ reason }) => reason === 'no-rule').length).toBeGreaterThan(2);
-  const dry = await kg(['diag', 'prune', '--output', backups, '--keep-daily', '2', '--keep-weekly', '2', '--dry-run', '--json'], { cwd: root });
+  const dry = await kg(
+    [
+      'diag',
+      'prune',
+      '--output',
+      backups,
+      '--keep-daily',
+      '2',
+      '--keep-weekly',
+      '2',
+      '--dry-run',
+      '--json',
+    ],
+    { cwd: root },
+  );
   expect(JSON.parse(dry.stdout).decisions).toEqual(decisions);
   await manager.prune();
-  expect((await plain.listBackups()).map(({ id }) => id)).toEqual(decisions.filter(({ kept }) => kept).map(({ id }) => id));
+  expect((await plain.listBackups()).map(({ id }) => id)).toEqual(
+    decisions.filter(({ kept }) => kept).map(({ id }) => id),
+  );
   expect((await manager.prune()).decisions.every(({ kept }) => kept)).toBe(true);
 });
 
@@ -127,20 +180,51 @@ test('prune reads each sidecar a few times, however many backups it removes', as
   const count = 24;
   for (let days = 1; days <= count; days++) await aged(plain, days);
   const trace = path.join(root, '../trace');
-  run('strace', ['-f', '-e', 'trace=openat', '-o', trace, kgPath, 'diag', 'prune', '--max-backups', '2', '--backup-dir', backups], { cwd: root });
+  run(
+    'strace',
+    [
+      '-f',
+      '-e',
+      'trace=openat',
+      '-o',
+      trace,
+      kgPath,
+      'diag',
+      'prune',
+      '--max-backups',
+      '2',
+      '--backup-dir',
+      backups,
+    ],
+    { cwd: root },
+  );
   expect(await plain.listBackups()).toHaveLength(2);
   const opened = readFileSync(trace, 'utf8').match(/\.manifest\.json", O_RDONLY/g);
   expect(opened.length).toBeLessThan(count * 6);
-  expect(realpathSync(path.join(backups, 'latest.tar.gz'))).toBe((await plain.listBackups())[0].path);
+  expect(realpathSync(path.join(backups, 'latest.tar.gz'))).toBe(
+    (await plain.listBackups())[0].path,
+  );
 });
 
 test('prune makes no directory, and says that there is none', async () => {
   const { root, backups, manager } = setUp({ maxBackups: 2 });
   for (const more of [[], ['--dry-run']]) {
-    const pruned = await kg(['diag', 'prune', '--max-backups', '2', '--backup-dir', backups, ...more], { cwd: root });
-    expect(pruned).toMatchObject({ status: 0, stderr: expect.stringMatching(/does not exist: there was nothing to remove \[KG_WARN_STORE\]/) });
+    const pruned = await kg(
+      ['diag', 'prune', '--max-backups', '2', '--backup-dir', backups, ...more],
+      { cwd: root },
+    );
+    expect(pruned).toMatchObject({
+      status: 0,
+      stderr: expect.stringMatching(
+        /does not exist: there was nothing to remove \[KG_WARN_STORE\]/,
+      ),
+    });
   }
-  expect(await manager.prune()).toMatchObject({ decisions: [], bytesFreed: 0, warnings: [{ code: 'KG_WARN_STORE' }] });
+  expect(await manager.prune()).toMatchObject({
+    decisions: [],
+    bytesFreed: 0,
+    warnings: [{ code: 'KG_WARN_STORE' }],
+  });
   expect(existsSync(backups)).toBe(false);
 });
 
@@ -150,7 +234,10 @@ test('the link to the latest backup leads to what is left of two archives of one
   const second = archive.replace(/\.tar\.gz$/, '.tar.zst');
   const manifest = JSON.parse(readFileSync(`${archive}.manifest.json`, 'utf8'));
   copyFileSync(archive, second);
-  writeFileSync(`${second}.manifest.json`, JSON.stringify({ ...manifest, archive: { ...manifest.archive, name: path.basename(second) } }));
+  writeFileSync(
+    `${second}.manifest.json`,
+    JSON.stringify({ ...manifest, archive: { ...manifest.archive, name: path.basename(second) } }),
+  );
   expect(await plain.listBackups()).toHaveLength(2);
   await plain.deleteBackup(id);
   const [left, ...more] = await plain.listBackups();

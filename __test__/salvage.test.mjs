@@ -2,7 +2,16 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, copyFileSync, existsSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager, IntegrityChecker } from '@weavelogic/knowledge-graph-agent';
@@ -10,9 +19,16 @@ import Database from 'better-sqlite3';
 import { expect, onTestFinished, test } from 'vitest';
 
 import { kg, kgPath, until } from './support/processes.mjs';
-import { fillDatabase, integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import {
+  fillDatabase,
+  integrityOf,
+  makeProject,
+  temporaryDirectory,
+  withDatabase,
+} from './support/project.mjs';
 
-const rowsOf = (file, table = 'nodes') => withDatabase(file, (db) => db.prepare(`SELECT rowid, * FROM ${table} ORDER BY rowid`).all());
+const rowsOf = (file, table = 'nodes') =>
+  withDatabase(file, (db) => db.prepare(`SELECT rowid, * FROM ${table} ORDER BY rowid`).all());
 
 /** Whether there are the same rows, whatever their order. */
 const byText = (rows) => rows.map((row) => JSON.stringify(row)).sort();
@@ -28,9 +44,15 @@ function damagePages(file, pages) {
 /** Two pages of the middle of `nodes`, and the rows that lie on other pages. */
 function middleOfNodes(file) {
   return withDatabase(file, (db) => {
-    const leaves = db.prepare("SELECT pageno, ncell FROM dbstat WHERE name = 'nodes' AND pagetype = 'leaf' ORDER BY path").all();
+    const leaves = db
+      .prepare(
+        "SELECT pageno, ncell FROM dbstat WHERE name = 'nodes' AND pagetype = 'leaf' ORDER BY path",
+      )
+      .all();
     const rows = db.prepare('SELECT rowid, * FROM nodes ORDER BY rowid').all();
-    const pages = [leaves.length >> 1, (leaves.length >> 1) + 1].map((number) => leaves[number].pageno);
+    const pages = [leaves.length >> 1, (leaves.length >> 1) + 1].map(
+      (number) => leaves[number].pageno,
+    );
     const whole = leaves.flatMap(({ pageno, ncell }) => {
       const onPage = rows.splice(0, ncell);
       return pages.includes(pageno) ? [] : onPage;
@@ -44,12 +66,21 @@ function middleOfNodes(file) {
 const isBack = (file, damaged) => readFileSync(file).subarray(100).equals(damaged.subarray(100));
 
 /** What a killed salvage might leave. */
-const left = (root) => readdirSync(path.join(root, '.kg')).filter((name) => /^(restore-(staging|journal)|\.kg-)/.test(name));
+const left = (root) =>
+  readdirSync(path.join(root, '.kg')).filter((name) =>
+    /^(restore-(staging|journal)|\.kg-)/.test(name),
+  );
 
 test('a full-text index of FTS4 on sound pages is built again beside a damaged table', async () => {
   const { root, database } = makeProject({ nodes: 200, journalMode: 'delete' });
-  withDatabase(database, (db) => db.exec("CREATE VIRTUAL TABLE notes USING fts4(a); INSERT INTO notes VALUES ('hello'), ('world')"));
-  const page = withDatabase(database, (db) => db.prepare("SELECT rootpage FROM sqlite_schema WHERE name = 'tags'").pluck().get());
+  withDatabase(database, (db) =>
+    db.exec(
+      "CREATE VIRTUAL TABLE notes USING fts4(a); INSERT INTO notes VALUES ('hello'), ('world')",
+    ),
+  );
+  const page = withDatabase(database, (db) =>
+    db.prepare("SELECT rootpage FROM sqlite_schema WHERE name = 'tags'").pluck().get(),
+  );
   damagePages(database, [page]);
   const { status, stderr } = await kg(['diag', 'repair', '--auto', '--project', root]);
   expect([status, stderr.includes('KG_INTERNAL')]).toEqual([6, false]);
@@ -69,24 +100,47 @@ for (const journalMode of ['wal', 'delete']) {
     const found = await checker.runChecks();
     expect(found.healthy).toBe(false);
     const issue = found.issues[0];
-    expect(issue).toMatchObject({ code: 'KG_ISSUE_DATABASE_DAMAGED', repairable: true, repair: expect.stringMatching(/new database/) });
+    expect(issue).toMatchObject({
+      code: 'KG_ISSUE_DATABASE_DAMAGED',
+      repairable: true,
+      repair: expect.stringMatching(/new database/),
+    });
     expect(issue.remedy).toMatch(/kg diag restore.*kg diag repair/);
     const repaired = await checker.repair(found.issues);
 
     expect(byText(rowsOf(database))).toEqual(byText(whole));
     expect(repaired).toMatchObject({ healthy: true, failed: 0, checked: { nodes: whole.length } });
     expect(integrityOf(database)).toBe('ok');
-    expect(withDatabase(database, (db) => db.pragma('journal_mode', { simple: true }))).toBe(journalMode);
+    expect(withDatabase(database, (db) => db.pragma('journal_mode', { simple: true }))).toBe(
+      journalMode,
+    );
     expect(statSync(database).mode & 0o777).toBe(0o640);
     const [{ salvage, ...action }] = repaired.actions;
-    expect(action).toMatchObject({ code: 'KG_ISSUE_DATABASE_DAMAGED', component: 'database', done: true, rowsRemoved: 0 });
+    expect(action).toMatchObject({
+      code: 'KG_ISSUE_DATABASE_DAMAGED',
+      component: 'database',
+      done: true,
+      rowsRemoved: 0,
+    });
     const nodes = salvage.tables.find((table) => table.name === 'nodes');
-    expect(nodes).toMatchObject({ rowsRecovered: whole.length, rowsLost: 2000 - whole.length, rowsLostBy: 'index', pagesLost: 2 });
-    expect(salvage).toMatchObject({ headerReadable: true, schemaReadable: true, lostAndFound: null, unreadablePages: { count: 2 } });
+    expect(nodes).toMatchObject({
+      rowsRecovered: whole.length,
+      rowsLost: 2000 - whole.length,
+      rowsLostBy: 'index',
+      pagesLost: 2,
+    });
+    expect(salvage).toMatchObject({
+      headerReadable: true,
+      schemaReadable: true,
+      lostAndFound: null,
+      unreadablePages: { count: 2 },
+    });
     // Edges from nodes that were lost are moved aside; all others are there.
     const ids = new Set(whole.map((row) => row.id));
     expect(rowsOf(database, 'edges')).toEqual(edges.filter((edge) => ids.has(edge.source_id)));
-    const removed = withDatabase(database, (db) => db.prepare('SELECT count(*) FROM kg_repair_removed').pluck().get());
+    const removed = withDatabase(database, (db) =>
+      db.prepare('SELECT count(*) FROM kg_repair_removed').pluck().get(),
+    );
     expect(removed).toBe(edges.filter((edge) => !ids.has(edge.source_id)).length);
 
     // Nothing is lost: the damaged file is kept, and in the backup.
@@ -108,7 +162,10 @@ test('a header of zeros costs no row, and repairMode saves them', async () => {
   const bytes = readFileSync(database);
   writeFileSync(database, bytes.fill(0, 0, 100));
   const result = await new IntegrityChecker(root).runChecks({ repairMode: true });
-  expect(result).toMatchObject({ healthy: true, repair: { failed: 0, actions: [{ done: true, salvage: { headerReadable: false } }] } });
+  expect(result).toMatchObject({
+    healthy: true,
+    repair: { failed: 0, actions: [{ done: true, salvage: { headerReadable: false } }] },
+  });
   expect({ nodes: rowsOf(database), edges: rowsOf(database, 'edges') }).toEqual(before);
   expect(readFileSync(result.repair.actions[0].salvage.kept).equals(bytes)).toBe(true);
 });
@@ -121,7 +178,9 @@ test('where the schema is lost, the documented tables are made and filled', asyn
   expect(result.issues.filter(({ severity }) => severity === 'error')).toEqual([]);
   const [{ salvage }] = result.repair.actions;
   expect(salvage).toMatchObject({ headerReadable: false, schemaReadable: false });
-  expect(rowsOf(database).length + (salvage.lostAndFound?.rows ?? 0)).toBeGreaterThanOrEqual(before.length);
+  expect(rowsOf(database).length + (salvage.lostAndFound?.rows ?? 0)).toBeGreaterThanOrEqual(
+    before.length,
+  );
   expect(byText(before)).toEqual(expect.arrayContaining(byText(rowsOf(database))));
   expect(integrityOf(database)).toBe('ok');
 });
@@ -157,11 +216,18 @@ test('a database outside the project is replaced where it lies', async () => {
   fillDatabase(outside, { nodes: 2000 });
   const { pages, whole } = middleOfNodes(outside);
   rmSync(database);
-  writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: outside } }));
+  writeFileSync(
+    path.join(root, '.kg/config.json'),
+    JSON.stringify({ database: { path: outside } }),
+  );
   const damaged = damagePages(outside, pages);
   // Others may use it too, so it has to be named.
-  await expect(new IntegrityChecker(root).runChecks({ repairMode: true })).rejects.toMatchObject({ code: 'KG_INVALID_OPTION' });
-  const result = await new IntegrityChecker(outside, { projectRoot: root }).runChecks({ repairMode: true });
+  await expect(new IntegrityChecker(root).runChecks({ repairMode: true })).rejects.toMatchObject({
+    code: 'KG_INVALID_OPTION',
+  });
+  const result = await new IntegrityChecker(outside, { projectRoot: root }).runChecks({
+    repairMode: true,
+  });
   const [{ salvage }] = result.repair.actions;
   expect(salvage.kept.startsWith(path.join(root, '.kg/restore-undo/'))).toBe(true);
   expect(readFileSync(salvage.kept).equals(damaged)).toBe(true);
@@ -172,11 +238,21 @@ test('a database outside the project is replaced where it lies', async () => {
 test('a file of noise is refused with a sentence, and stays as it is byte for byte', async () => {
   const { root, database } = makeProject({ nodes: 500, journalMode: 'delete' });
   let state = 1;
-  const noise = Buffer.from(readFileSync(database).map(() => (state = (state * 1103515245 + 12345) % 2147483648) >> 16));
+  const noise = Buffer.from(
+    readFileSync(database).map(() => (state = (state * 1103515245 + 12345) % 2147483648) >> 16),
+  );
   writeFileSync(database, noise);
   const result = await new IntegrityChecker(root).runChecks({ repairMode: true });
   expect(result).toMatchObject({ healthy: false, repair: { fixed: 0, failed: 1 } });
-  expect(result.repair.actions).toMatchObject([{ done: false, error: { code: 'KG_DATABASE_DAMAGED', remedy: expect.stringMatching(/[Rr]estore the newest/) } }]);
+  expect(result.repair.actions).toMatchObject([
+    {
+      done: false,
+      error: {
+        code: 'KG_DATABASE_DAMAGED',
+        remedy: expect.stringMatching(/[Rr]estore the newest/),
+      },
+    },
+  ]);
   expect(readFileSync(database).equals(noise)).toBe(true);
   expect(existsSync(path.join(root, '.kg/restore-undo'))).toBe(false);
   expect(left(root)).toEqual([]);
@@ -188,7 +264,9 @@ test('on the command line: without --auto nothing is changed, with it one reads 
   const damaged = damagePages(database, pages);
   const asked = await kg(['diag', 'repair'], { cwd: root });
   expect(asked.status).toBe(3);
-  expect(asked.stdout).toMatch(/repair would: Salvage what can be read.*\n +to do: Restore the newest good backup/);
+  expect(asked.stdout).toMatch(
+    /repair would: Salvage what can be read.*\n +to do: Restore the newest good backup/,
+  );
   expect(readFileSync(database).equals(damaged)).toBe(true);
   const done = await kg(['diag', 'repair', '--auto'], { cwd: root });
   // Rows are lost with their pages, so this is not a success.
@@ -200,12 +278,20 @@ test('on the command line: without --auto nothing is changed, with it one reads 
   expect(readFileSync(kept).equals(damaged)).toBe(true);
   expect(await kg(['diag', 'health', '--check-db'], { cwd: root })).toMatchObject({ status: 0 });
   const undone = await kg(['diag', 'restore', '--undo', '--yes'], { cwd: root });
-  expect(undone).toMatchObject({ status: 0, stdout: expect.stringMatching(/^Undid the repair at /) });
+  expect(undone).toMatchObject({
+    status: 0,
+    stdout: expect.stringMatching(/^Undid the repair at /),
+  });
   expect(isBack(database, damaged)).toBe(true);
 
   writeFileSync(database, Buffer.alloc(damaged.length, 0xa5));
   const hopeless = await kg(['diag', 'repair', '--auto'], { cwd: root });
-  expect(hopeless).toMatchObject({ status: 3, stdout: expect.stringMatching(/FAILED Salvage what can be read.*\n +.*nothing that could be salvaged/) });
+  expect(hopeless).toMatchObject({
+    status: 3,
+    stdout: expect.stringMatching(
+      /FAILED Salvage what can be read.*\n +.*nothing that could be salvaged/,
+    ),
+  });
 });
 
 for (const moment of ['restore-staging-', 'restore-journal', 'restore-undo']) {
@@ -215,7 +301,10 @@ for (const moment of ['restore-staging-', 'restore-journal', 'restore-undo']) {
     onTestFinished(() => child.kill('SIGKILL'));
     const exited = once(child, 'exit');
     const isOver = () => child.exitCode !== null;
-    await until(() => isOver() || readdirSync(path.join(root, '.kg')).some((name) => name.startsWith(moment)), moment);
+    await until(
+      () => isOver() || readdirSync(path.join(root, '.kg')).some((name) => name.startsWith(moment)),
+      moment,
+    );
     child.kill('SIGKILL');
     await exited;
     expect((await kg(['diag', 'backup'], { cwd: root })).status).toBe(0);

@@ -1,6 +1,20 @@
 // One database with several names: it is read through the name whose WAL is in use, and saved once.
 
-import { copyFileSync, cpSync, existsSync, linkSync, lstatSync, mkdirSync, readFileSync, readlinkSync, renameSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  cpSync,
+  existsSync,
+  linkSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  readlinkSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import Database from 'better-sqlite3';
@@ -11,16 +25,37 @@ import { fillDatabase, makeProject, temporaryDirectory, withDatabase } from './s
 
 const isRoot = process.getuid() === 0;
 const ADD = (name) => `INSERT INTO metadata VALUES ('${name}', 'committed')`;
-const names = (database) => withDatabase(database, (db) => db.prepare('SELECT key FROM metadata ORDER BY key').pluck().all());
+const names = (database) =>
+  withDatabase(database, (db) => db.prepare('SELECT key FROM metadata ORDER BY key').pluck().all());
 
 /** Backs up and restores elsewhere; `at` are paths in the restored project. */
 async function roundTrip(root, { args = [], status = 0, through = [] } = {}) {
   const base = path.join(root, '..');
-  const command = ['diag', 'backup', '--project', root, '--output', path.join(base, 'backups'), '--json', ...args];
-  const ran = through.length > 0 ? { status: 0, stdout: run(through[0], [...through.slice(1), kgPath, ...command]) } : await kg(command);
+  const command = [
+    'diag',
+    'backup',
+    '--project',
+    root,
+    '--output',
+    path.join(base, 'backups'),
+    '--json',
+    ...args,
+  ];
+  const ran =
+    through.length > 0
+      ? { status: 0, stdout: run(through[0], [...through.slice(1), kgPath, ...command]) }
+      : await kg(command);
   expect(ran).toMatchObject({ status });
   const target = path.join(temporaryDirectory(), 'restored');
-  const restored = await kg(['diag', 'restore', '--file', path.join(base, 'backups/latest.tar.gz'), '--target', target, '--json']);
+  const restored = await kg([
+    'diag',
+    'restore',
+    '--file',
+    path.join(base, 'backups/latest.tar.gz'),
+    '--target',
+    target,
+    '--json',
+  ]);
   expect(restored).toMatchObject({ status: 0 });
   const { warnings } = JSON.parse(ran.stdout);
   const about = (code) => warnings.filter((warning) => warning.code === code);
@@ -100,9 +135,20 @@ describe('the graph database with a hard link', () => {
     const { at, about } = await roundTrip(project.root, { status: expect.any(Number) });
     expect(names(at('knowledge.db'))).toEqual(['one']);
     const [warning] = about('KG_WARN_SAME_FILE');
-    for (const name of ['.kg/knowledge.db', '.kg/plugins/glossary/alias.sqlite']) expect(warning.message).toContain(name);
-    expect(about('KG_WARN_WAL_NOT_IN_USE')).toMatchObject([{ path: '.kg/plugins/glossary/alias.sqlite' }]);
-    const strict = await kg(['diag', 'backup', '--strict', '--project', project.root, '--output', path.join(project.root, '../strict')]);
+    for (const name of ['.kg/knowledge.db', '.kg/plugins/glossary/alias.sqlite'])
+      expect(warning.message).toContain(name);
+    expect(about('KG_WARN_WAL_NOT_IN_USE')).toMatchObject([
+      { path: '.kg/plugins/glossary/alias.sqlite' },
+    ]);
+    const strict = await kg([
+      'diag',
+      'backup',
+      '--strict',
+      '--project',
+      project.root,
+      '--output',
+      path.join(project.root, '../strict'),
+    ]);
     expect(strict.status).not.toBe(0);
     expect(strict.stderr).toContain('KG_INCOMPLETE');
   });
@@ -111,7 +157,9 @@ describe('the graph database with a hard link', () => {
     const project = makeProject();
     linkSync(project.database, path.join(temporaryDirectory(), 'other.db'));
     const { about } = await roundTrip(project.root, { args: ['--strict'] });
-    expect(about('KG_WARN_SAME_FILE')).toMatchObject([{ path: '.kg/knowledge.db', message: expect.stringContaining('1 more names') }]);
+    expect(about('KG_WARN_SAME_FILE')).toMatchObject([
+      { path: '.kg/knowledge.db', message: expect.stringContaining('1 more names') },
+    ]);
   });
 
   test('is not called healthy if its other name has a WAL', async () => {
@@ -128,31 +176,67 @@ describe('the graph database with a hard link', () => {
     const backup = ['diag', 'backup', '--project', project.root, '--output', project.backups];
     expect(await kg(backup)).toMatchObject({ status: 0 });
     const host = await commit(project.database, 'live');
-    const restore = ['diag', 'restore', '--project', project.root, '--file', path.join(project.backups, 'latest.tar.gz'), '--yes'];
+    const restore = [
+      'diag',
+      'restore',
+      '--project',
+      project.root,
+      '--file',
+      path.join(project.backups, 'latest.tar.gz'),
+      '--yes',
+    ];
     expect(await kg(restore)).toMatchObject({ status: 0 });
     expect(await host.tell('SELECT key FROM metadata')).toEqual([]);
     await host.tell(ADD('afterwards'));
     expect(names(project.alias)).toEqual(['afterwards']);
     expect(lstatSync(project.alias).isSymbolicLink()).toBe(true);
-    expect(await kg(['diag', 'restore', '--project', project.root, '--undo', '--yes'])).toMatchObject({ status: 0 });
+    expect(
+      await kg(['diag', 'restore', '--project', project.root, '--undo', '--yes']),
+    ).toMatchObject({ status: 0 });
     expect(await host.tell('SELECT key FROM metadata')).toEqual([{ key: 'in the WAL' }]);
   });
 
   test('is not restored over while a process has its other name open', async () => {
     const project = linked();
-    expect(await kg(['diag', 'backup', '--project', project.root, '--output', project.backups])).toMatchObject({ status: 0 });
+    expect(
+      await kg(['diag', 'backup', '--project', project.root, '--output', project.backups]),
+    ).toMatchObject({ status: 0 });
     const host = await commit(project.alias, 'live');
-    const restore = ['diag', 'restore', '--project', project.root, '--file', path.join(project.backups, 'latest.tar.gz'), '--yes'];
-    expect(await kg(restore)).toMatchObject({ status: 3, stderr: expect.stringContaining('KG_DATABASE_IN_USE') });
+    const restore = [
+      'diag',
+      'restore',
+      '--project',
+      project.root,
+      '--file',
+      path.join(project.backups, 'latest.tar.gz'),
+      '--yes',
+    ];
+    expect(await kg(restore)).toMatchObject({
+      status: 3,
+      stderr: expect.stringContaining('KG_DATABASE_IN_USE'),
+    });
     expect(await host.tell('SELECT key FROM metadata')).toEqual([{ key: 'in the WAL' }]);
   });
 
   test('is not restored over while a name that the backup does not hold has a WAL', async () => {
     const project = linked('cache/alias.sqlite');
-    expect(await kg(['diag', 'backup', '--project', project.root, '--output', project.backups])).toMatchObject({ status: 0 });
+    expect(
+      await kg(['diag', 'backup', '--project', project.root, '--output', project.backups]),
+    ).toMatchObject({ status: 0 });
     await commit(project.alias, 'killed');
-    const restore = ['diag', 'restore', '--project', project.root, '--file', path.join(project.backups, 'latest.tar.gz'), '--yes'];
-    expect(await kg(restore)).toMatchObject({ status: 3, stderr: expect.stringContaining('cache/alias.sqlite') });
+    const restore = [
+      'diag',
+      'restore',
+      '--project',
+      project.root,
+      '--file',
+      path.join(project.backups, 'latest.tar.gz'),
+      '--yes',
+    ];
+    expect(await kg(restore)).toMatchObject({
+      status: 3,
+      stderr: expect.stringContaining('cache/alias.sqlite'),
+    });
     // As a file of its own, it leaves the other name what that had.
     expect(await kg([...restore, '--force'])).toMatchObject({ status: 0 });
     expect(names(project.database)).toEqual([]);
@@ -163,12 +247,23 @@ describe('the graph database with a hard link', () => {
     const project = makeProject();
     const alias = path.join(project.root, '.kg/plugins/alias.sqlite');
     copyFileSync(project.database, alias);
-    expect(await kg(['diag', 'backup', '--project', project.root, '--output', project.backups])).toMatchObject({ status: 0 });
+    expect(
+      await kg(['diag', 'backup', '--project', project.root, '--output', project.backups]),
+    ).toMatchObject({ status: 0 });
     rmSync(alias);
     linkSync(project.database, alias);
-    const restore = ['diag', 'restore', '--project', project.root, '--file', path.join(project.backups, 'latest.tar.gz'), '--yes'];
+    const restore = [
+      'diag',
+      'restore',
+      '--project',
+      project.root,
+      '--file',
+      path.join(project.backups, 'latest.tar.gz'),
+      '--yes',
+    ];
     expect(await kg(restore)).toMatchObject({ status: 0 });
-    for (const database of [project.database, alias]) expect(run('sqlite3', [database, 'PRAGMA integrity_check'])).toBe('ok\n');
+    for (const database of [project.database, alias])
+      expect(run('sqlite3', [database, 'PRAGMA integrity_check'])).toBe('ok\n');
   });
 
   test('is saved by incremental backups too, before and after it got the link', async () => {
@@ -198,10 +293,20 @@ describe('the graph database with a hard link', () => {
     const project = makeProject();
     const mounted = path.join(project.root, '.kg/plugins/x.db');
     writeFileSync(mounted, '');
-    const mount = ['unshare', '-m', 'sh', '-c', 'mount --bind "$0" "$1" && shift && exec "$@"', project.database, mounted];
+    const mount = [
+      'unshare',
+      '-m',
+      'sh',
+      '-c',
+      'mount --bind "$0" "$1" && shift && exec "$@"',
+      project.database,
+      mounted,
+    ];
     const host = await startHost(mounted, { through: mount });
     await host.tell(ADD('in the WAL'));
-    const { at, about } = await roundTrip(project.root, { through: ['nsenter', '-m', '-t', String(host.pid)] });
+    const { at, about } = await roundTrip(project.root, {
+      through: ['nsenter', '-m', '-t', String(host.pid)],
+    });
     expect(names(at('knowledge.db'))).toEqual(['in the WAL']);
     expect(readlinkSync(at('plugins/x.db'))).toBe('../knowledge.db');
     expect(about('KG_WARN_SAME_FILE')).toHaveLength(1);
@@ -214,7 +319,10 @@ test('the graph database outside the project is opened once, if a name of it lie
   const outside = path.join(temporaryDirectory(), 'graph.db');
   renameSync(database, outside);
   linkSync(outside, path.join(root, '.kg/plugins/alias.db'));
-  writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: outside } }));
+  writeFileSync(
+    path.join(root, '.kg/config.json'),
+    JSON.stringify({ database: { path: outside } }),
+  );
   await commit(path.join(root, '.kg/plugins/alias.db'), 'live');
   const { at, about } = await roundTrip(root);
   expect(names(at('knowledge.db'))).toEqual(['in the WAL']);
@@ -234,7 +342,10 @@ test('a project in a linked .kg names its files as they are in .kg', async () =>
   const { at, about } = await roundTrip(root, { args: ['--strict'] });
   expect(names(at('knowledge.db'))).toEqual(['in the WAL']);
   expect(about('KG_WARN_SAME_FILE')).toMatchObject([
-    { path: '.kg/plugins/glossary/alias.sqlite', message: expect.stringContaining('read as .kg/plugins/glossary/alias.sqlite') },
+    {
+      path: '.kg/plugins/glossary/alias.sqlite',
+      message: expect.stringContaining('read as .kg/plugins/glossary/alias.sqlite'),
+    },
   ]);
 });
 
@@ -264,7 +375,8 @@ describe('symbolic links', () => {
     symlinkSync('store/real.db', database);
     await commit(database, 'live');
     const { at, about } = await roundTrip(root, { args: ['--strict'] });
-    for (const name of ['knowledge.db', 'store/real.db']) expect(names(at(name))).toEqual(['in the WAL']);
+    for (const name of ['knowledge.db', 'store/real.db'])
+      expect(names(at(name))).toEqual(['in the WAL']);
     expect(about('KG_WARN_SAME_FILE')).toMatchObject([{ path: '.kg/store/real.db' }]);
   });
 });
@@ -284,7 +396,8 @@ describe('another database with two names', () => {
         await commit(at(used), 'live');
         const restored = await roundTrip(root, { args: ['--strict'] });
         expect(lstatSync(restored.at(used)).isFile()).toBe(true);
-        for (const name of [first, second]) expect(names(restored.at(name))).toEqual(['in the WAL']);
+        for (const name of [first, second])
+          expect(names(restored.at(name))).toEqual(['in the WAL']);
         expect(restored.about('KG_WARN_SAME_FILE')).toHaveLength(1);
       });
     }
@@ -293,12 +406,20 @@ describe('another database with two names', () => {
 
 test('a file that is no database is saved under each of its names', async () => {
   const { root } = makeProject();
-  linkSync(path.join(root, '.kg/plugins/glossary/terms.json'), path.join(root, '.kg/plugins/again.json'));
+  linkSync(
+    path.join(root, '.kg/plugins/glossary/terms.json'),
+    path.join(root, '.kg/plugins/again.json'),
+  );
   const { at, warnings } = await roundTrip(root, { args: ['--strict'] });
   expect(warnings).toEqual([]);
   for (const name of ['plugins/again.json', 'plugins/glossary/terms.json']) {
     expect(lstatSync(at(name)).isFile()).toBe(true);
     expect(readFileSync(at(name), 'utf8')).toBe('["graph","node"]\n');
   }
-  expect(new Database(at('knowledge.db'), { readonly: true }).prepare('SELECT count(*) FROM nodes').pluck().get()).toBe(200);
+  expect(
+    new Database(at('knowledge.db'), { readonly: true })
+      .prepare('SELECT count(*) FROM nodes')
+      .pluck()
+      .get(),
+  ).toBe(200);
 });

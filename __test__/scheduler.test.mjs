@@ -18,7 +18,12 @@ const DAY = 24 * HOUR;
 /** A project, its manager, and a scheduler with a clock of its own, which begins at half past an hour; its callbacks are recorded. */
 function setUp({ config = {}, start = nextHour(Date.now()) - 30 * MINUTE, ...options } = {}) {
   const project = makeProject();
-  const manager = createBackupManager({ projectRoot: project.root, backupDir: project.backups, checkSource: false, ...config });
+  const manager = createBackupManager({
+    projectRoot: project.root,
+    backupDir: project.backups,
+    checkSource: false,
+    ...config,
+  });
   const clock = new FakeClock(start);
   const told = { successes: [], failures: [] };
   const scheduler = new BackupScheduler({
@@ -31,14 +36,26 @@ function setUp({ config = {}, start = nextHour(Date.now()) - 30 * MINUTE, ...opt
     ...options,
   });
   onTestFinished(() => scheduler.stop({ abort: true }));
-  const settled = (runs) => until(() => scheduler.status().runs === runs && !scheduler.status().running, `run ${runs}`);
-  return { ...project, manager, clock, told, scheduler, settled, begin: () => begin(scheduler, clock) };
+  const settled = (runs) =>
+    until(() => scheduler.status().runs === runs && !scheduler.status().running, `run ${runs}`);
+  return {
+    ...project,
+    manager,
+    clock,
+    told,
+    scheduler,
+    settled,
+    begin: () => begin(scheduler, clock),
+  };
 }
 
 /** Starts it and waits until it has looked at what exists. */
 async function begin(scheduler, clock) {
   scheduler.start();
-  await until(() => clock.timers.size > 0 || scheduler.status().running || scheduler.status().runs > 0, 'a timer or a run');
+  await until(
+    () => clock.timers.size > 0 || scheduler.status().running || scheduler.status().runs > 0,
+    'a timer or a run',
+  );
 }
 
 const nextHour = (time) => Math.floor(time / HOUR + 1) * HOUR;
@@ -61,7 +78,11 @@ describe('a started scheduler', () => {
     const ids = (await manager.listBackups()).map((backup) => backup.id);
     expect(told.successes.map((backup) => backup.id).reverse()).toEqual(ids);
     expect(told.successes[0]).toMatchObject({ type: 'full', description: 'Scheduled backup' });
-    expect(scheduler.status().lastRun).toMatchObject({ trigger: 'schedule', startedAt: first + HOUR, backup: { id: ids[0] } });
+    expect(scheduler.status().lastRun).toMatchObject({
+      trigger: 'schedule',
+      startedAt: first + HOUR,
+      backup: { id: ids[0] },
+    });
   });
 
   test('never waits longer than a minute, so that long waits, sleeps and clocks that are set do no harm', async () => {
@@ -78,7 +99,10 @@ describe('a started scheduler', () => {
   });
 
   test('makes up once for all that was missed while the machine slept, or not at all where that is not wanted', async () => {
-    for (const [catchUp, runs] of [[true, 1], [false, 0]]) {
+    for (const [catchUp, runs] of [
+      [true, 1],
+      [false, 0],
+    ]) {
       const { scheduler, clock, settled, begin } = setUp({ catchUp });
       await begin();
       clock.jump(5 * HOUR);
@@ -107,14 +131,23 @@ describe('a started scheduler', () => {
   });
 
   test('makes incremental backups, and a full one every so many days', async () => {
-    const { clock, settled, told, begin } = setUp({ schedule: '0 0 * * *', type: 'incremental', fullBackupInterval: 3 });
+    const { clock, settled, told, begin } = setUp({
+      schedule: '0 0 * * *',
+      type: 'incremental',
+      fullBackupInterval: 3,
+    });
     await begin();
     for (let run = 1; run <= 4; run += 1) {
       clock.advance(DAY);
       await settled(run);
     }
     // Archives bear the real time: by the clock of the scheduler the first one is from today, then a day older each day.
-    expect(told.successes.map((backup) => backup.type)).toEqual(['full', 'incremental', 'full', 'full']);
+    expect(told.successes.map((backup) => backup.type)).toEqual([
+      'full',
+      'incremental',
+      'full',
+      'full',
+    ]);
   });
 
   test('makes a full backup where the chain is not whole', async () => {
@@ -183,7 +216,11 @@ describe('failures', () => {
     }
     expect(delays.map((delay) => Math.round(delay / MINUTE))).toEqual([1, 2]);
     expect(told.failures).toMatchObject([{ code: 'KG_NO_PROJECT' }]);
-    expect(scheduler.status()).toMatchObject({ failures: 3, consecutiveFailures: 3, lastRun: { trigger: 'retry' } });
+    expect(scheduler.status()).toMatchObject({
+      failures: 3,
+      consecutiveFailures: 3,
+      lastRun: { trigger: 'retry' },
+    });
     expect(scheduler.nextRun().getTime() % HOUR).toBe(0);
   });
 
@@ -228,7 +265,11 @@ describe('failures', () => {
       await settled(run);
     }
     await until(() => warnings.length === 2, 'two warnings');
-    expect(warnings[0]).toMatchObject({ name: 'KgWarning', code: 'KG_CALLBACK_THREW', message: expect.stringContaining('a defect of the host') });
+    expect(warnings[0]).toMatchObject({
+      name: 'KgWarning',
+      code: 'KG_CALLBACK_THREW',
+      message: expect.stringContaining('a defect of the host'),
+    });
   });
 });
 
@@ -238,7 +279,11 @@ describe('runNow', () => {
     const backup = await scheduler.runNow();
     expect(told.successes).toEqual([backup]);
     expect(clock.timers.size).toBe(0);
-    expect(scheduler.status()).toMatchObject({ started: false, runs: 1, lastRun: { trigger: 'manual' } });
+    expect(scheduler.status()).toMatchObject({
+      started: false,
+      runs: 1,
+      lastRun: { trigger: 'manual' },
+    });
   });
 
   test('never overlaps: a call during a run waits for it, and calls that wait share one', async () => {
@@ -267,7 +312,12 @@ describe('stop', () => {
     expect(told.successes).toHaveLength(1);
     expect(clock.timers.size).toBe(0);
     clock.advance(DAY);
-    expect(scheduler.status()).toMatchObject({ started: false, running: null, runs: 1, nextRun: null });
+    expect(scheduler.status()).toMatchObject({
+      started: false,
+      running: null,
+      runs: 1,
+      nextRun: null,
+    });
     expect(scheduler.nextRun()).toBeNull();
   });
 
@@ -321,7 +371,11 @@ describe('a wrong option is refused at once', () => {
       } catch (error) {
         thrown = error;
       }
-      expect(thrown).toMatchObject({ name: 'KgError', code: 'KG_INVALID_OPTION', message: expect.stringMatching(message) });
+      expect(thrown).toMatchObject({
+        name: 'KgError',
+        code: 'KG_INVALID_OPTION',
+        message: expect.stringMatching(message),
+      });
     });
   }
 });
@@ -330,8 +384,17 @@ describe('manager.scheduler()', () => {
   test('takes schedule from the configuration, whose callbacks are called once for each backup', async () => {
     const [onSuccess, onFailure] = [vi.fn(), vi.fn()];
     const { root, backups } = makeProject();
-    const manager = createBackupManager({ projectRoot: root, backupDir: backups, schedule: '0 2 * * *', onSuccess, onFailure });
-    const scheduler = manager.scheduler({ timezone: 'UTC', clock: new FakeClock(Date.UTC(2026, 0, 1)) });
+    const manager = createBackupManager({
+      projectRoot: root,
+      backupDir: backups,
+      schedule: '0 2 * * *',
+      onSuccess,
+      onFailure,
+    });
+    const scheduler = manager.scheduler({
+      timezone: 'UTC',
+      clock: new FakeClock(Date.UTC(2026, 0, 1)),
+    });
     onTestFinished(() => scheduler.stop());
     scheduler.start();
     expect(scheduler.nextRun()).toEqual(new Date(Date.UTC(2026, 0, 1, 2)));
@@ -342,8 +405,12 @@ describe('manager.scheduler()', () => {
 
   test('needs a schedule, and the configuration refuses a wrong one', () => {
     const { root } = makeProject();
-    expect(() => createBackupManager({ projectRoot: root }).scheduler()).toThrow(/needs a `schedule`/);
-    expect(() => createBackupManager({ projectRoot: root, schedule: '0 2 * *' })).toThrow(/4 fields/);
+    expect(() => createBackupManager({ projectRoot: root }).scheduler()).toThrow(
+      /needs a `schedule`/,
+    );
+    expect(() => createBackupManager({ projectRoot: root, schedule: '0 2 * *' })).toThrow(
+      /4 fields/,
+    );
   });
 });
 
@@ -355,13 +422,19 @@ describe('the process', () => {
     scheduler.start();
     console.log(scheduler.nextRun().toISOString());`;
   const start = (keepAlive, options) =>
-    execFileSync(process.execPath, ['-e', script(keepAlive), makeProject().root], { cwd: repository, encoding: 'utf8', ...options });
+    execFileSync(process.execPath, ['-e', script(keepAlive), makeProject().root], {
+      cwd: repository,
+      encoding: 'utf8',
+      ...options,
+    });
 
   test('ends though a scheduler is started, as the guide starts one', () => {
     expect(start(false, { timeout: 30_000 })).toMatch(/^\d{4}-.*Z\n$/);
   });
 
   test('goes on with keepAlive', () => {
-    expect(() => start(true, { timeout: 2000 })).toThrow(expect.objectContaining({ code: 'ETIMEDOUT' }));
+    expect(() => start(true, { timeout: 2000 })).toThrow(
+      expect.objectContaining({ code: 'ETIMEDOUT' }),
+    );
   });
 });

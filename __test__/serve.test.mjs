@@ -2,7 +2,16 @@
 
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
 
@@ -22,20 +31,33 @@ afterEach(async () => {
 function setUp(settings = { enabled: true, schedule: '* * * * * *' }, options) {
   const project = makeProject(options);
   const configure = (backup) =>
-    writeFileSync(path.join(project.root, '.kg/config.json'), JSON.stringify({ database: { path: '.kg/knowledge.db' }, backup: { listen: 'off', ...backup } }));
+    writeFileSync(
+      path.join(project.root, '.kg/config.json'),
+      JSON.stringify({
+        database: { path: '.kg/knowledge.db' },
+        backup: { listen: 'off', ...backup },
+      }),
+    );
   configure({ dir: '../backups', ...settings });
   started.add(project.root);
-  const archives = () => (existsSync(project.backups) ? readdirSync(project.backups).filter((name) => /^kg-backup.*\.gz$/.test(name)) : []);
+  const archives = () =>
+    existsSync(project.backups)
+      ? readdirSync(project.backups).filter((name) => /^kg-backup.*\.gz$/.test(name))
+      : [];
   const log = () => readFileSync(path.join(project.root, '.kg/logs/backup-service.log'), 'utf8');
   return { ...project, archives, configure, log, kg: (...args) => kg(args, { cwd: project.root }) };
 }
 
 const json = async (promise) => JSON.parse((await promise).stdout);
-const isAlive = (pid) => existsSync(`/proc/${pid}`) && !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+const isAlive = (pid) =>
+  existsSync(`/proc/${pid}`) && !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
 
 /** The service in the foreground, as a service manager runs it. */
 function foreground(root, stderr = 'inherit') {
-  const child = spawn(kgPath, ['serve', '--foreground'], { cwd: root, stdio: ['ignore', 'pipe', stderr] });
+  const child = spawn(kgPath, ['serve', '--foreground'], {
+    cwd: root,
+    stdio: ['ignore', 'pipe', stderr],
+  });
   onTestFinished(() => child.kill('SIGKILL'));
   const service = { child, said: '', complained: '' };
   child.stderr?.on('data', (text) => (service.complained += text));
@@ -45,7 +67,10 @@ function foreground(root, stderr = 'inherit') {
 
 describe('kg serve', () => {
   test('--status tells the next run as `kg diag backup --status` does, in the time zone of the settings', async () => {
-    for (const [timezone, next] of [['Asia/Tokyo', /next +\d{4}-\d\d-\d\d 02:30:00 Asia\/Tokyo$/m], ['UTC', /next +\d{4}-\d\d-\d\d 02:30:00 UTC$/m]]) {
+    for (const [timezone, next] of [
+      ['Asia/Tokyo', /next +\d{4}-\d\d-\d\d 02:30:00 Asia\/Tokyo$/m],
+      ['UTC', /next +\d{4}-\d\d-\d\d 02:30:00 UTC$/m],
+    ]) {
       const { kg } = setUp({ enabled: true, schedule: '30 2 * * *', timezone });
       const [line] = (await kg('diag', 'backup', '--status')).stdout.match(next);
       expect((await kg('serve', '--status')).stdout).toMatch(next);
@@ -57,57 +82,100 @@ describe('kg serve', () => {
     const { kg, archives, root, log } = setUp();
     const begun = await kg('serve', '--all');
     expect([begun.status, begun.stderr]).toEqual([0, '']);
-    expect(begun.stdout).toMatch(/^The service runs: process \d+ on .*\n {2}answers {3}not over HTTP\n {2}log .*backup-service\.log\n$/);
+    expect(begun.stdout).toMatch(
+      /^The service runs: process \d+ on .*\n {2}answers {3}not over HTTP\n {2}log .*backup-service\.log\n$/,
+    );
     const pid = Number(begun.stdout.match(/process (\d+)/)[1]);
     await until(() => archives().length >= 3, 'three backups');
-    expect(await json(kg('serve', '--status', '--json'))).toMatchObject({ running: true, service: { pid }, lastRun: { trigger: 'schedule' } });
-    expect((await kg('diag', 'backup', '--status')).stdout).toMatch(new RegExp(`the service runs as process ${pid}`));
+    expect(await json(kg('serve', '--status', '--json'))).toMatchObject({
+      running: true,
+      service: { pid },
+      lastRun: { trigger: 'schedule' },
+    });
+    expect((await kg('diag', 'backup', '--status')).stdout).toMatch(
+      new RegExp(`the service runs as process ${pid}`),
+    );
     const stopped = await kg('serve', '--stop');
-    expect(stopped).toMatchObject({ status: 0, stdout: expect.stringContaining('The service was stopped') });
+    expect(stopped).toMatchObject({
+      status: 0,
+      stdout: expect.stringContaining('The service was stopped'),
+    });
     expect(isAlive(pid)).toBe(false);
     const kept = archives();
     for (const archive of kept) {
-      expect(await kg('diag', 'backup', '--verify', path.join(root, '../backups', archive))).toMatchObject({ status: 0 });
+      expect(
+        await kg('diag', 'backup', '--verify', path.join(root, '../backups', archive)),
+      ).toMatchObject({ status: 0 });
     }
     expect(archives()).toEqual(kept);
     expect(log()).toMatch(/started as process[^]*made .*kg-backup-[^]*stopped\n$/);
-    expect(await kg('serve', '--status')).toMatchObject({ status: 1, stdout: expect.stringContaining('No service') });
+    expect(await kg('serve', '--status')).toMatchObject({
+      status: 1,
+      stdout: expect.stringContaining('No service'),
+    });
   });
 
   test('is none of its terminal or of the process that started it', async () => {
     const { kg } = setUp();
     const { service } = await json(kg('serve', '--all', '--json'));
-    const [, , , , session] = readFileSync(`/proc/${service.pid}/stat`, 'utf8').replace(/\(.*\)/, 'kg').split(' ').slice(1);
+    const [, , , , session] = readFileSync(`/proc/${service.pid}/stat`, 'utf8')
+      .replace(/\(.*\)/, 'kg')
+      .split(' ')
+      .slice(1);
     expect(Number(session)).toBe(service.pid);
   });
 
   test('--stop is no error where nothing runs, and --all says what to type where nothing is enabled', async () => {
     const { kg } = setUp({});
-    expect(await kg('serve', '--stop')).toMatchObject({ status: 0, stdout: 'No service of this project runs\n', stderr: '' });
+    expect(await kg('serve', '--stop')).toMatchObject({
+      status: 0,
+      stdout: 'No service of this project runs\n',
+      stderr: '',
+    });
     const { status, stdout } = await kg('serve', '--all');
     expect(status).toBe(0);
-    expect(stdout).toMatch(/^Nothing to serve[^]*kg config set backup\.schedule "0 2 \* \* \*"[^]*kg config set backup\.enabled true[^]*kg serve --all\n$/);
-    expect(await json(kg('serve', '--status', '--json'))).toMatchObject({ running: false, service: null });
+    expect(stdout).toMatch(
+      /^Nothing to serve[^]*kg config set backup\.schedule "0 2 \* \* \*"[^]*kg config set backup\.enabled true[^]*kg serve --all\n$/,
+    );
+    expect(await json(kg('serve', '--status', '--json'))).toMatchObject({
+      running: false,
+      service: null,
+    });
   });
 
   test('runs once a project: the second one says which is the first', async () => {
     const { kg, root } = setUp({ enabled: true, schedule: '0 2 * * *' });
-    const all = await Promise.all([kg('serve', '--all'), kg('serve', '--all'), kg('serve', '--all')]);
+    const all = await Promise.all([
+      kg('serve', '--all'),
+      kg('serve', '--all'),
+      kg('serve', '--all'),
+    ]);
     const pids = all.map(({ stdout }) => stdout.match(/process (\d+)/)[1]);
     expect(new Set(pids).size).toBe(1);
     expect(all.map(({ status }) => status)).toEqual([0, 0, 0]);
     const { child, said } = foreground(root);
     const [status] = await once(child, 'exit');
     expect(status).toBe(0);
-    expect(said + (await kg('serve', '--all')).stdout).toContain(`The service is already running: process ${pids[0]}`);
+    expect(said + (await kg('serve', '--all')).stdout).toContain(
+      `The service is already running: process ${pids[0]}`,
+    );
   });
 
   test('takes up changed settings, and waits where they enable nothing', async () => {
     const { archives, configure, root } = setUp({ enabled: false, schedule: '0 2 * * *' });
     const service = foreground(root);
     await until(() => service.said.includes('no backups are made'), 'the first settings');
-    configure({ dir: '../backups', enabled: true, schedule: '* * * * * *', type: 'snapshot', maxBackups: 2 });
-    await until(() => archives().length === 2 && (service.said.match(/made /g) ?? []).length >= 3, 'backups by the new settings');
+    configure({
+      dir: '../backups',
+      enabled: true,
+      schedule: '* * * * * *',
+      type: 'snapshot',
+      maxBackups: 2,
+    });
+    await until(
+      () => archives().length === 2 && (service.said.match(/made /g) ?? []).length >= 3,
+      'backups by the new settings',
+    );
     configure({ dir: '../backups', enabled: false });
     await until(() => service.said.match(/no backups are made/g).length === 2, 'the last settings');
     service.child.kill('SIGTERM');
@@ -115,41 +183,93 @@ describe('kg serve', () => {
   });
 
   test('tries a failed backup again, tells of it, and goes on when it can', async () => {
-    const { archives, root, kg, database } = setUp({ enabled: true, schedule: '*/2 * * * * *', retryDelay: 100 });
+    const { archives, root, kg, database } = setUp({
+      enabled: true,
+      schedule: '*/2 * * * * *',
+      retryDelay: 100,
+    });
     rmSync(database);
     const service = foreground(root);
-    await until(() => /a backup failed, next attempt at .*KG_NO_DATABASE/.test(service.said), 'a failure');
+    await until(
+      () => /a backup failed, next attempt at .*KG_NO_DATABASE/.test(service.said),
+      'a failure',
+    );
     // The log is first, the history after it.
-    await until(async () => /health .*the last run failed: .*\[KG_NO_DATABASE\]/.test((await kg('diag', 'backup', '--status')).stdout), 'the failure in --status');
+    await until(
+      async () =>
+        /health .*the last run failed: .*\[KG_NO_DATABASE\]/.test(
+          (await kg('diag', 'backup', '--status')).stdout,
+        ),
+      'the failure in --status',
+    );
     fillDatabase(database);
     await until(() => archives().length > 0, 'a backup');
-    await until(async () => (await json(kg('diag', 'backup', '--status', '--json'))).health.ok, 'health');
+    await until(
+      async () => (await json(kg('diag', 'backup', '--status', '--json'))).health.ok,
+      'health',
+    );
   });
 
   test('ends soon after SIGTERM in the midst of a backup, and nothing of that is left', async () => {
-    const { archives, backups, root } = setUp({ enabled: true, schedule: '* * * * * *', compressionLevel: 9 }, { nodes: 60_000 });
+    const { archives, backups, root } = setUp(
+      { enabled: true, schedule: '* * * * * *', compressionLevel: 9 },
+      { nodes: 60_000 },
+    );
     const service = foreground(root);
-    await until(() => existsSync(backups) && readdirSync(backups).some((name) => name.startsWith('.kg-partial-')), 'a partial archive');
+    await until(
+      () =>
+        existsSync(backups) && readdirSync(backups).some((name) => name.startsWith('.kg-partial-')),
+      'a partial archive',
+    );
     const at = Date.now();
     service.child.kill('SIGTERM');
     expect(await once(service.child, 'exit')).toEqual([0, null]);
     expect(Date.now() - at).toBeLessThan(10_000);
-    expect(readdirSync(backups).filter((name) => name.startsWith('.kg-partial-') || name.startsWith('.kg-snapshot-'))).toEqual([]);
-    for (const archive of archives()) run(kgPath, ['diag', 'backup', '--verify', path.join(backups, archive)]);
+    expect(
+      readdirSync(backups).filter(
+        (name) => name.startsWith('.kg-partial-') || name.startsWith('.kg-snapshot-'),
+      ),
+    ).toEqual([]);
+    for (const archive of archives())
+      run(kgPath, ['diag', 'backup', '--verify', path.join(backups, archive)]);
   });
 
   test('ends within ten seconds whoever hangs: hooks, what they left behind, a client, who writes down what ran', async () => {
     const { archives, configure, root } = setUp({ enabled: true, schedule: '* * * * * *' });
     const silent = net.createServer().listen(0, '127.0.0.1');
     await once(silent, 'listening');
-    const hooks = { onSuccess: { command: ['sh', '-c', 'setsid sleep 30 & echo $! > left; exec sleep 600'], url: `http://127.0.0.1:${silent.address().port}/` }, timeout: 300 };
-    writeFileSync(path.join(root, '.kg/hooks.json'), JSON.stringify({ backup: { hooks } }), { mode: 0o600 });
+    const hooks = {
+      onSuccess: {
+        command: ['sh', '-c', 'setsid sleep 30 & echo $! > left; exec sleep 600'],
+        url: `http://127.0.0.1:${silent.address().port}/`,
+      },
+      timeout: 300,
+    };
+    writeFileSync(path.join(root, '.kg/hooks.json'), JSON.stringify({ backup: { hooks } }), {
+      mode: 0o600,
+    });
     configure({ dir: '../backups', enabled: true, schedule: '* * * * * *', listen: 0 });
     const service = foreground(root);
-    await until(() => existsSync(path.join(root, 'left')) && archives().length > 1, 'hooks that hang');
-    const client = net.connect(Number(service.said.match(/answers on http:\/\/127\.0\.0\.1:(\d+)/)[1]), '127.0.0.1');
+    await until(
+      () => existsSync(path.join(root, 'left')) && archives().length > 1,
+      'hooks that hang',
+    );
+    const client = net.connect(
+      Number(service.said.match(/answers on http:\/\/127\.0\.0\.1:(\d+)/)[1]),
+      '127.0.0.1',
+    );
     client.on('error', () => {}).write('GET /');
-    const holder = spawn('flock', ['--no-fork', path.join(root, '.kg/cache/backup-runs.lock'), 'sh', '-c', 'echo held; exec sleep 60'], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const holder = spawn(
+      'flock',
+      [
+        '--no-fork',
+        path.join(root, '.kg/cache/backup-runs.lock'),
+        'sh',
+        '-c',
+        'echo held; exec sleep 60',
+      ],
+      { stdio: ['ignore', 'pipe', 'inherit'] },
+    );
     onTestFinished(() => {
       holder.kill('SIGKILL');
       client.destroy();
@@ -160,7 +280,9 @@ describe('kg serve', () => {
     service.child.kill('SIGTERM');
     expect(await once(service.child, 'exit')).toEqual([0, null]);
     expect(Date.now() - at).toBeLessThan(10_000);
-    expect(service.said).toMatch(/hooks that had not finished were ended because the service stopped[^]*stopped\n$/);
+    expect(service.said).toMatch(
+      /hooks that had not finished were ended because the service stopped[^]*stopped\n$/,
+    );
     process.kill(Number(readFileSync(path.join(root, 'left'), 'utf8')));
   });
 
@@ -180,20 +302,37 @@ describe('kg serve', () => {
     writeFileSync(history, JSON.stringify(known));
     expect((await status()).health.messages).toEqual([expect.stringContaining('a run is overdue')]);
     // As a run of hours: another process has the store, and the run waits for it.
-    const holder = spawn('flock', ['--no-fork', path.join(backups, '.kg-store.lock'), 'sh', '-c', 'echo held; exec sleep 60'], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const holder = spawn(
+      'flock',
+      ['--no-fork', path.join(backups, '.kg-store.lock'), 'sh', '-c', 'echo held; exec sleep 60'],
+      { stdio: ['ignore', 'pipe', 'inherit'] },
+    );
     onTestFinished(() => holder.kill('SIGKILL'));
     await once(holder.stdout, 'data');
     expect((await status()).health.messages).toEqual([expect.stringContaining('a run is overdue')]);
     const service = foreground(root);
     await until(() => service.said.includes('does not answer over HTTP'), 'its start');
-    expect(await status()).toMatchObject({ health: { ok: true, messages: [] }, inProgress: true, service: { pid: service.child.pid } });
-    expect((await kg('diag', 'backup', '--status')).stdout).toMatch(/^ {2}now {7}a backup is being made, or waits for another writer$/m);
+    expect(await status()).toMatchObject({
+      health: { ok: true, messages: [] },
+      inProgress: true,
+      service: { pid: service.child.pid },
+    });
+    expect((await kg('diag', 'backup', '--status')).stdout).toMatch(
+      /^ {2}now {7}a backup is being made, or waits for another writer$/m,
+    );
   });
 
   test('that is killed in the midst of a backup is made up for by the next one, which clears up first', async () => {
-    const { archives, backups, root, kg, configure } = setUp({ enabled: true, schedule: '* * * * * *', compressionLevel: 9 }, { nodes: 60_000 });
+    const { archives, backups, root, kg, configure } = setUp(
+      { enabled: true, schedule: '* * * * * *', compressionLevel: 9 },
+      { nodes: 60_000 },
+    );
     const service = foreground(root);
-    await until(() => existsSync(backups) && readdirSync(backups).some((name) => name.startsWith('.kg-partial-')), 'a partial archive');
+    await until(
+      () =>
+        existsSync(backups) && readdirSync(backups).some((name) => name.startsWith('.kg-partial-')),
+      'a partial archive',
+    );
     service.child.kill('SIGKILL');
     await once(service.child, 'exit');
     expect(await json(kg('serve', '--status', '--json'))).toMatchObject({ running: false });
@@ -205,10 +344,18 @@ describe('kg serve', () => {
     writeFileSync(history, JSON.stringify(known));
     configure({ dir: '../backups', enabled: true, schedule: '0 0 * * *', compressionLevel: 1 });
     const next = foreground(root);
-    await until(() => archives().length === 1 && next.said.includes('made '), 'the backup that was missed');
+    await until(
+      () => archives().length === 1 && next.said.includes('made '),
+      'the backup that was missed',
+    );
     expect(readdirSync(backups).filter((name) => name.startsWith('.kg-partial-'))).toEqual([]);
-    await until(() => JSON.parse(readFileSync(history, 'utf8')).runs.at(-1)?.trigger === 'catch-up', 'what is remembered of it');
-    expect(await kg('diag', 'backup', '--verify', path.join(backups, archives()[0]))).toMatchObject({ status: 0 });
+    await until(
+      () => JSON.parse(readFileSync(history, 'utf8')).runs.at(-1)?.trigger === 'catch-up',
+      'what is remembered of it',
+    );
+    expect(await kg('diag', 'backup', '--verify', path.join(backups, archives()[0]))).toMatchObject(
+      { status: 0 },
+    );
   });
 
   test('ends with a failure and the reason if its project is removed, moved or replaced, and writes nothing there', async () => {
@@ -223,34 +370,64 @@ describe('kg serve', () => {
     for (const lose of Object.values(losses)) {
       const { root } = setUp({ enabled: true, schedule: '0 2 * * *' });
       const service = foreground(root, 'pipe');
-      await until(() => service.said.includes('does not answer over HTTP'), 'all that its start writes');
+      await until(
+        () => service.said.includes('does not answer over HTTP'),
+        'all that its start writes',
+      );
       lose(root);
       const left = () => existsSync(path.join(root, '.kg')) && readdirSync(path.join(root, '.kg'));
       const before = left();
       expect(await once(service.child, 'close')).toEqual([1, null]);
-      expect(service.said).toMatch(/error: stopped: .* is no longer the project that this service was started for.*\[KG_SERVICE\]\n$/);
+      expect(service.said).toMatch(
+        /error: stopped: .* is no longer the project that this service was started for.*\[KG_SERVICE\]\n$/,
+      );
       expect(service.complained).toMatch(/is no longer the project[^]*start the service again/);
       expect(left()).toEqual(before);
     }
   });
 
-  test.skipIf(process.getuid() !== 0)('as the first process of a container waits for processes that lost their parent', async () => {
-    const { root, archives, kg } = setUp({ enabled: true, schedule: '* * * * * *' });
-    // Each run leaves a process that nobody waits for.
-    await kg('config', 'set', 'backup.hooks.onSuccess.command', '["sh", "-c", "sleep 0.05 & exec true"]');
-    const container = spawn('unshare', ['--pid', '--fork', '--mount-proc', kgPath, 'serve', '--foreground'], { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] });
-    onTestFinished(() => container.kill('SIGKILL'));
-    let said = '';
-    container.stdout.on('data', (text) => (said += text));
-    const children = (pid) => run('sh', ['-c', `cat /proc/${pid}/task/*/children`]).trim().split(/\s+/).filter(Boolean);
-    await until(() => archives().length >= 2 && /the hook .* ran[^]*the hook .* ran/.test(said), 'two runs and their hooks');
-    const [first] = children(container.pid);
-    const states = () => children(first).map((pid) => readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/.*\) (.).*/s, '$1'));
-    await until(() => states().length === 1 && states()[0] !== 'Z', 'the service as the only child');
-    process.kill(Number(first), 'SIGTERM');
-    expect(await once(container, 'close')).toEqual([0, null]);
-    expect(said).toMatch(/stopped\n$/);
-  });
+  test.skipIf(process.getuid() !== 0)(
+    'as the first process of a container waits for processes that lost their parent',
+    async () => {
+      const { root, archives, kg } = setUp({ enabled: true, schedule: '* * * * * *' });
+      // Each run leaves a process that nobody waits for.
+      await kg(
+        'config',
+        'set',
+        'backup.hooks.onSuccess.command',
+        '["sh", "-c", "sleep 0.05 & exec true"]',
+      );
+      const container = spawn(
+        'unshare',
+        ['--pid', '--fork', '--mount-proc', kgPath, 'serve', '--foreground'],
+        { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] },
+      );
+      onTestFinished(() => container.kill('SIGKILL'));
+      let said = '';
+      container.stdout.on('data', (text) => (said += text));
+      const children = (pid) =>
+        run('sh', ['-c', `cat /proc/${pid}/task/*/children`])
+          .trim()
+          .split(/\s+/)
+          .filter(Boolean);
+      await until(
+        () => archives().length >= 2 && /the hook .* ran[^]*the hook .* ran/.test(said),
+        'two runs and their hooks',
+      );
+      const [first] = children(container.pid);
+      const states = () =>
+        children(first).map((pid) =>
+          readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/.*\) (.).*/s, '$1'),
+        );
+      await until(
+        () => states().length === 1 && states()[0] !== 'Z',
+        'the service as the only child',
+      );
+      process.kill(Number(first), 'SIGTERM');
+      expect(await once(container, 'close')).toEqual([0, null]);
+      expect(said).toMatch(/stopped\n$/);
+    },
+  );
 
   test('leaves nothing of itself in a backup', async () => {
     const { kg, root, archives } = setUp();
@@ -267,14 +444,21 @@ describe('the procedures of the guide', () => {
   test('Level 1 works as it is written, with and without a schedule', () => {
     for (const settings of [{ enabled: true, schedule: '0 2 * * *' }, {}]) {
       const { root } = setUp(settings);
-      const said = run('sh', ['-ec', `PATH="${path.dirname(kgPath)}:$PATH"
+      const said = run(
+        'sh',
+        [
+          '-ec',
+          `PATH="${path.dirname(kgPath)}:$PATH"
         kg diag backup --output ./backups
         kg serve --all
         kg serve --stop
         kg diag restore --file ./backups/latest.tar.gz --yes
         kg serve --all
         kg serve --stop
-        kg diag backup`], { cwd: root });
+        kg diag backup`,
+        ],
+        { cwd: root },
+      );
       expect(said).toContain(settings.enabled ? 'The service was stopped' : 'Nothing to serve');
     }
   });
@@ -288,7 +472,11 @@ import fcntl, json, socket, sys
 f = open(sys.argv[1], "a+"); fcntl.flock(f, fcntl.LOCK_EX)
 f.truncate(0); f.write(json.dumps({"pid": int(sys.argv[2]), "host": socket.gethostname(), "since": 0})); f.flush()
 print("ready", flush=True); sys.stdin.read()`;
-    const child = spawn(program, ['-c', script, path.join(root, '.kg/backup-service.lock'), String(pid)], { stdio: ['pipe', 'pipe', 'inherit'] });
+    const child = spawn(
+      program,
+      ['-c', script, path.join(root, '.kg/backup-service.lock'), String(pid)],
+      { stdio: ['pipe', 'pipe', 'inherit'] },
+    );
     onTestFinished(() => child.kill('SIGKILL'));
     await once(child.stdout, 'data');
     return child;
@@ -300,11 +488,16 @@ print("ready", flush=True); sys.stdin.read()`;
     onTestFinished(() => victim.kill('SIGKILL'));
     const holder = await pretender(root, victim.pid, 'python3');
     const stopped = await kg('serve', '--stop');
-    const told = expect.stringMatching(new RegExp(`is locked by process ${holder.pid} \\(python3\\), which is not a service .*KG_SERVICE`));
+    const told = expect.stringMatching(
+      new RegExp(
+        `is locked by process ${holder.pid} \\(python3\\), which is not a service .*KG_SERVICE`,
+      ),
+    );
     expect(stopped).toMatchObject({ status: 1, stderr: told });
     expect([isAlive(victim.pid), isAlive(holder.pid)]).toEqual([true, true]);
     // Nor is it taken for the service.
-    for (const how of ['--status', '--all']) expect(await kg('serve', how)).toMatchObject({ status: 1, stderr: told });
+    for (const how of ['--status', '--all'])
+      expect(await kg('serve', how)).toMatchObject({ status: 1, stderr: told });
     const health = await kg('diag', 'health');
     expect(health.stdout).toContain('KG_ISSUE_SERVICE_UNKNOWN');
     expect(health.stdout).toContain(`process ${holder.pid} (python3)`);
@@ -317,7 +510,10 @@ print("ready", flush=True); sys.stdin.read()`;
     const copy = path.join(root, '../copy');
     run('cp', ['-al', root, copy]);
     for (const args of [['--stop'], ['--status'], ['--all']]) {
-      const { status, stderr } = spawnSync(kgPath, ['serve', ...args], { cwd: copy, encoding: 'utf8' });
+      const { status, stderr } = spawnSync(kgPath, ['serve', ...args], {
+        cwd: copy,
+        encoding: 'utf8',
+      });
       expect([args, status, stderr]).toEqual([args, 4, expect.stringContaining('KG_UNSAFE_FILE')]);
     }
     const health = spawnSync(kgPath, ['diag', 'health'], { cwd: copy, encoding: 'utf8' });
@@ -327,27 +523,49 @@ print("ready", flush=True); sys.stdin.read()`;
     expect(await kg('serve', '--stop')).toMatchObject({ status: 0 });
   });
 
-  test.skipIf(!isRoot)('a service in another namespace of processes is ended by the number that it has here', async () => {
-    const { root, kg, archives } = setUp();
-    const inside = spawn('unshare', ['-p', '-f', '--mount-proc', kgPath, 'serve', '--foreground'], { cwd: root, stdio: 'ignore' });
-    onTestFinished(() => inside.kill('SIGKILL'));
-    const ended = once(inside, 'exit');
-    await until(() => archives().length >= 1, 'a backup');
-    const { service } = await json(kg('serve', '--status', '--json'));
-    expect((await kg('serve', '--status')).stdout).toMatch(new RegExp(`process \\d+, which calls itself process ${service.pid} on `));
-    expect(await kg('serve', '--stop')).toMatchObject({ status: 0, stdout: expect.stringContaining('The service was stopped') });
-    await ended;
-    expect(await kg('serve', '--status')).toMatchObject({ status: 1 });
-  });
+  test.skipIf(!isRoot)(
+    'a service in another namespace of processes is ended by the number that it has here',
+    async () => {
+      const { root, kg, archives } = setUp();
+      const inside = spawn(
+        'unshare',
+        ['-p', '-f', '--mount-proc', kgPath, 'serve', '--foreground'],
+        { cwd: root, stdio: 'ignore' },
+      );
+      onTestFinished(() => inside.kill('SIGKILL'));
+      const ended = once(inside, 'exit');
+      await until(() => archives().length >= 1, 'a backup');
+      const { service } = await json(kg('serve', '--status', '--json'));
+      expect((await kg('serve', '--status')).stdout).toMatch(
+        new RegExp(`process \\d+, which calls itself process ${service.pid} on `),
+      );
+      expect(await kg('serve', '--stop')).toMatchObject({
+        status: 0,
+        stdout: expect.stringContaining('The service was stopped'),
+      });
+      await ended;
+      expect(await kg('serve', '--status')).toMatchObject({ status: 1 });
+    },
+  );
 
-  test.skipIf(!isRoot)('one that cannot be seen from a container goes on, and that is said', async () => {
-    const { root, kg } = setUp();
-    await kg('serve', '--all');
-    const { service } = await json(kg('serve', '--status', '--json'));
-    const within = (...args) => spawnSync('unshare', ['-p', '-f', '--mount-proc', kgPath, ...args], { cwd: root, encoding: 'utf8' });
-    expect(within('serve', '--stop')).toMatchObject({ status: 1, stderr: expect.stringContaining('in another container or on another machine') });
-    expect(within('serve', '--status').stdout).toContain('cannot be seen from here');
-    expect(within('diag', 'health').stdout).toContain('cannot be seen from here');
-    expect(isAlive(service.pid)).toBe(true);
-  });
+  test.skipIf(!isRoot)(
+    'one that cannot be seen from a container goes on, and that is said',
+    async () => {
+      const { root, kg } = setUp();
+      await kg('serve', '--all');
+      const { service } = await json(kg('serve', '--status', '--json'));
+      const within = (...args) =>
+        spawnSync('unshare', ['-p', '-f', '--mount-proc', kgPath, ...args], {
+          cwd: root,
+          encoding: 'utf8',
+        });
+      expect(within('serve', '--stop')).toMatchObject({
+        status: 1,
+        stderr: expect.stringContaining('in another container or on another machine'),
+      });
+      expect(within('serve', '--status').stdout).toContain('cannot be seen from here');
+      expect(within('diag', 'health').stdout).toContain('cannot be seen from here');
+      expect(isAlive(service.pid)).toBe(true);
+    },
+  );
 });

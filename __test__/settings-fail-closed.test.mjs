@@ -1,11 +1,26 @@
 // Settings that are spoilt, lost or misspelt: nothing that was closed is opened by a default.
 
 import { spawn } from 'node:child_process';
-import { chownSync, chmodSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  chownSync,
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
 
-import { BackupScheduler, IntegrityChecker, createBackupManager } from '@weavelogic/knowledge-graph-agent';
+import {
+  BackupScheduler,
+  IntegrityChecker,
+  createBackupManager,
+} from '@weavelogic/knowledge-graph-agent';
 import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { kg as runKg, kgPath, run, until } from './support/processes.mjs';
@@ -21,10 +36,18 @@ async function encrypted(more = {}) {
   const identity = path.join(base, 'identity');
   run('age-keygen', ['-o', identity]);
   const recipient = run('age-keygen', ['-y', identity]).trim();
-  const settings = { dir: backups, encrypt: true, recipients: [recipient], identityFile: '../identity', ...more };
-  const set = (value) => writeFileSync(config, typeof value === 'string' ? value : JSON.stringify(value));
+  const settings = {
+    dir: backups,
+    encrypt: true,
+    recipients: [recipient],
+    identityFile: '../identity',
+    ...more,
+  };
+  const set = (value) =>
+    writeFileSync(config, typeof value === 'string' ? value : JSON.stringify(value));
   const kg = (...args) => runKg(['diag', ...args], { cwd: root });
-  const archives = (dir = backups) => (existsSync(dir) ? readdirSync(dir) : []).filter((name) => /^kg-.*tar\.gz$/.test(name));
+  const archives = (dir = backups) =>
+    (existsSync(dir) ? readdirSync(dir) : []).filter((name) => /^kg-.*tar\.gz$/.test(name));
   const plain = (dir) => archives(dir).filter((name) => !name.includes('.enc.'));
   set({ backup: settings });
   expect((await kg('backup')).status).toBe(0);
@@ -38,10 +61,10 @@ const refused = { status: 2, stderr: expect.stringMatching(/\[KG_(KEY|CONFIG)_IN
 describe('after an encrypted backup no plain one is made', () => {
   const spoilt = {
     'a list': '[]',
-    'null': 'null',
+    null: 'null',
     'a text': '"text"',
     'a number': '7',
-    'nothing': '',
+    nothing: '',
     'half of it': '{"backup":{"encrypt":tr',
     'a list as backup': '{"backup":[]}',
     'null as backup': '{"backup":null}',
@@ -49,7 +72,7 @@ describe('after an encrypted backup no plain one is made', () => {
     'an empty backup': '{"backup":{}}',
     'an unknown key': '{"backup":{"mine":true}}',
     'a misspelt key': '{"backup":{"encrpyt":true}}',
-    'capitals': '{"backup":{"Encrypt":true}}',
+    capitals: '{"backup":{"Encrypt":true}}',
     'another name of backup': '{"backups":{"encrypt":true}}',
     'a key with a dot': '{"backup.encrypt":true}',
     'a wrong type': '{"backup":{"encrypt":"true"}}',
@@ -72,7 +95,9 @@ describe('after an encrypted backup no plain one is made', () => {
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     const expectRefused = async (what) => {
       expect(await kg('backup', '--output', backups), what).toMatchObject(refused);
-      await expect(manager.createBackup(), what).rejects.toMatchObject({ code: expect.stringMatching(/^KG_(KEY|CONFIG)_INVALID$/) });
+      await expect(manager.createBackup(), what).rejects.toMatchObject({
+        code: expect.stringMatching(/^KG_(KEY|CONFIG)_INVALID$/),
+      });
     };
     for (const [what, text] of Object.entries(spoilt)) {
       set(text);
@@ -89,15 +114,32 @@ describe('after an encrypted backup no plain one is made', () => {
     const { root, backups, set, kg, archives, config, database } = await encrypted();
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     const expectRefused = async (why) => {
-      expect(await kg('backup')).toMatchObject({ status: 2, stderr: expect.stringMatching(new RegExp(`config\\.json cannot be used: ${why}.*The newest backup of this project is encrypted.*\\[KG_KEY_INVALID\\]`)) });
-      await expect(manager.createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID', message: expect.stringMatching(why) });
+      expect(await kg('backup')).toMatchObject({
+        status: 2,
+        stderr: expect.stringMatching(
+          new RegExp(
+            `config\\.json cannot be used: ${why}.*The newest backup of this project is encrypted.*\\[KG_KEY_INVALID\\]`,
+          ),
+        ),
+      });
+      await expect(manager.createBackup()).rejects.toMatchObject({
+        code: 'KG_KEY_INVALID',
+        message: expect.stringMatching(why),
+      });
     };
-    for (const [text, why] of [['{', 'it is not valid JSON'], ['', 'it is not valid JSON'], ['[]', 'it is a list, not an object'], ['null', 'it is null, not an object']]) {
+    for (const [text, why] of [
+      ['{', 'it is not valid JSON'],
+      ['', 'it is not valid JSON'],
+      ['[]', 'it is a list, not an object'],
+      ['null', 'it is null, not an object'],
+    ]) {
       set(text);
       await expectRefused(why);
     }
     withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
-    expect((await kg('repair', '--auto')).stderr).toMatch(/it is null, not an object\. The newest backup of this project is encrypted.*\[KG_KEY_INVALID\]/);
+    expect((await kg('repair', '--auto')).stderr).toMatch(
+      /it is null, not an object\. The newest backup of this project is encrypted.*\[KG_KEY_INVALID\]/,
+    );
     rmSync(config);
     run('mkfifo', [config]);
     await expectRefused('it could not be read \\(it is not a regular file\\)');
@@ -107,14 +149,21 @@ describe('after an encrypted backup no plain one is made', () => {
   test('and a misspelt name of a key is told with the one that it may be meant as', async () => {
     const { root, backups, set, kg, archives } = await encrypted();
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
-    const suggestion = '`backup.pasphraseFile` is not a setting: did you mean `backup.passphraseFile`?';
+    const suggestion =
+      '`backup.pasphraseFile` is not a setting: did you mean `backup.passphraseFile`?';
     for (const more of [{}, { encrypt: true }]) {
       set({ backup: { dir: backups, pasphraseFile: '../key', ...more } });
       for (const args of [['backup'], ['backup', '--encrypt']]) {
-        expect(await kg(...args)).toMatchObject({ status: 2, stderr: expect.stringMatching(/misspelt setting.*\[KG_KEY_INVALID\]/) });
+        expect(await kg(...args)).toMatchObject({
+          status: 2,
+          stderr: expect.stringMatching(/misspelt setting.*\[KG_KEY_INVALID\]/),
+        });
         expect((await kg(...args)).stderr).toContain(suggestion);
       }
-      await expect(manager.createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID', message: expect.stringContaining(suggestion) });
+      await expect(manager.createBackup()).rejects.toMatchObject({
+        code: 'KG_KEY_INVALID',
+        message: expect.stringContaining(suggestion),
+      });
     }
     expect(archives()).toHaveLength(1);
   });
@@ -124,11 +173,18 @@ describe('after an encrypted backup no plain one is made', () => {
     set('{"backup":{}}');
     const failures = [];
     const backupManager = createBackupManager({ projectRoot: root, backupDir: backups });
-    const scheduler = new BackupScheduler({ backupManager, schedule: '0 2 1 1 *', onFailure: (error) => failures.push(error.code) });
+    const scheduler = new BackupScheduler({
+      backupManager,
+      schedule: '0 2 1 1 *',
+      onFailure: (error) => failures.push(error.code),
+    });
     onTestFinished(() => scheduler.stop({ abort: true }));
     await expect(scheduler.runNow()).rejects.toMatchObject({ code: 'KG_KEY_INVALID' });
     expect(failures).toEqual(['KG_KEY_INVALID']);
-    expect(scheduler.status()).toMatchObject({ failures: 1, lastRun: { error: { code: 'KG_KEY_INVALID' } } });
+    expect(scheduler.status()).toMatchObject({
+      failures: 1,
+      lastRun: { error: { code: 'KG_KEY_INVALID' } },
+    });
     expect(archives()).toHaveLength(1);
   });
 
@@ -136,11 +192,21 @@ describe('after an encrypted backup no plain one is made', () => {
     const { root, backups, set, archives, base } = await encrypted();
     const told = path.join(base, 'told');
     const command = JSON.stringify(['/bin/sh', '-c', `echo $KG_ERROR_CODE >> '${told}'`]);
-    expect((await runKg(['config', 'set', 'backup.hooks.onFailure.command', command], { cwd: root })).status).toBe(0);
-    set(JSON.stringify({ backup: { dir: backups, enabled: true, schedule: '* * * * * *', listen: 'off' } }));
+    expect(
+      (await runKg(['config', 'set', 'backup.hooks.onFailure.command', command], { cwd: root }))
+        .status,
+    ).toBe(0);
+    set(
+      JSON.stringify({
+        backup: { dir: backups, enabled: true, schedule: '* * * * * *', listen: 'off' },
+      }),
+    );
     const child = spawn(kgPath, ['serve', '--foreground'], { cwd: root, stdio: 'ignore' });
     onTestFinished(() => child.kill('SIGKILL'));
-    await until(() => existsSync(told) && readFileSync(told, 'utf8').includes('KG_KEY_INVALID'), 'the failure');
+    await until(
+      () => existsSync(told) && readFileSync(told, 'utf8').includes('KG_KEY_INVALID'),
+      'the failure',
+    );
     child.kill('SIGTERM');
     await new Promise((resolve) => child.once('exit', resolve));
     const { stdout } = await runKg(['diag', 'backup', '--status'], { cwd: root });
@@ -151,10 +217,15 @@ describe('after an encrypted backup no plain one is made', () => {
   test('nor in another directory, nor where the settings that are left lead to, nor where the project was moved to', async () => {
     const { root, base, set, kg, plain, settings } = await encrypted();
     set({ backup: {} });
-    for (const args of [[], ['--output', path.join(base, 'elsewhere')]]) expect(await kg('backup', ...args)).toMatchObject(refused);
-    expect([...plain(path.join(base, 'elsewhere')), ...plain(path.join(root, '.kg/backups'))]).toEqual([]);
+    for (const args of [[], ['--output', path.join(base, 'elsewhere')]])
+      expect(await kg('backup', ...args)).toMatchObject(refused);
+    expect([
+      ...plain(path.join(base, 'elsewhere')),
+      ...plain(path.join(root, '.kg/backups')),
+    ]).toEqual([]);
     renameSync(root, path.join(base, 'moved'));
-    const moved = (...args) => runKg(['diag', 'backup', ...args], { cwd: path.join(base, 'moved') });
+    const moved = (...args) =>
+      runKg(['diag', 'backup', ...args], { cwd: path.join(base, 'moved') });
     expect(await moved('--output', settings.dir)).toMatchObject(refused);
     expect((await moved('--output', settings.dir, '--no-encrypt')).status).toBe(0);
   });
@@ -165,7 +236,10 @@ describe('after an encrypted backup no plain one is made', () => {
     expect((await kg('backup', '--no-encrypt', '--output', backups)).status).toBe(0);
     expect((await kg('backup', '--output', backups)).status).toBe(0);
     expect(plain()).toHaveLength(2);
-    const { manager, again } = { manager: createBackupManager({ projectRoot: root, backupDir: backups, encryption: false }), again: await encrypted() };
+    const { manager, again } = {
+      manager: createBackupManager({ projectRoot: root, backupDir: backups, encryption: false }),
+      again: await encrypted(),
+    };
     expect((await manager.createBackup()).encrypted).toBeUndefined();
     again.set({});
     const other = createBackupManager({ projectRoot: again.root, backupDir: again.backups });
@@ -176,10 +250,14 @@ describe('after an encrypted backup no plain one is made', () => {
   test('and what other projects keep in the store says nothing', async () => {
     const { backups, kg, set, plain } = await encrypted();
     const other = makeProject({ nodes: 5 });
-    expect((await runKg(['diag', 'backup', '--output', backups], { cwd: other.root })).status).toBe(0);
+    expect((await runKg(['diag', 'backup', '--output', backups], { cwd: other.root })).status).toBe(
+      0,
+    );
     set({});
     expect(await kg('backup', '--output', backups)).toMatchObject(refused);
-    expect((await runKg(['diag', 'backup', '--output', backups], { cwd: other.root })).status).toBe(0);
+    expect((await runKg(['diag', 'backup', '--output', backups], { cwd: other.root })).status).toBe(
+      0,
+    );
     expect(plain()).toHaveLength(2);
   });
 
@@ -188,25 +266,35 @@ describe('after an encrypted backup no plain one is made', () => {
     withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
     for (const text of ['{', '[]', '{}']) {
       set(text);
-      expect(await kg('repair', '--auto', '--backup-dir', backups), text).toMatchObject({ status: 2, stderr: expect.stringContaining('--no-encrypt') });
-      await expect(new IntegrityChecker(root, { backupDir: backups }).runChecks({ repairMode: true })).rejects.toMatchObject({ code: 'KG_KEY_INVALID' });
+      expect(await kg('repair', '--auto', '--backup-dir', backups), text).toMatchObject({
+        status: 2,
+        stderr: expect.stringContaining('--no-encrypt'),
+      });
+      await expect(
+        new IntegrityChecker(root, { backupDir: backups }).runChecks({ repairMode: true }),
+      ).rejects.toMatchObject({ code: 'KG_KEY_INVALID' });
     }
     expect((await kg('repair', '--auto', '--no-encrypt', '--backup-dir', backups)).status).toBe(0);
     expect(plain()).toHaveLength(1);
     expect(await kg('backup', '--output', backups)).toMatchObject(refused);
     withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 6)"));
     const checker = new IntegrityChecker(root, { backupDir: backups, encryption: false });
-    expect((await checker.runChecks({ repairMode: true })).repair.safetyBackup.path).not.toContain('.enc.');
+    expect((await checker.runChecks({ repairMode: true })).repair.safetyBackup.path).not.toContain(
+      '.enc.',
+    );
   });
 
   test('a chain is consolidated for those whom the settings name, or not at all', async () => {
-    const { backups, database, set, kg, archives, plain, settings, identity, recipient } = await encrypted();
+    const { backups, database, set, kg, archives, plain, settings, identity, recipient } =
+      await encrypted();
     withDatabase(database, (db) => db.exec("UPDATE nodes SET title = 'x'"));
     const { id } = JSON.parse((await kg('backup', '--type', 'incremental', '--json')).stdout);
     const key = ['--identity', identity, '--recipient', recipient];
     for (const text of ['{', '{"backup":{"encrypt":true,"recipients":["age1nobody"]}}']) {
       set(text);
-      expect(await kg('backup', '--consolidate', id, '--output', backups), text).toMatchObject(refused);
+      expect(await kg('backup', '--consolidate', id, '--output', backups), text).toMatchObject(
+        refused,
+      );
     }
     expect(archives()).toHaveLength(2);
     expect((await kg('backup', '--consolidate', id, '--output', backups, ...key)).status).toBe(0);
@@ -225,18 +313,30 @@ describe('who can read new backups', () => {
     set({ backup: byPassphrase });
     const opens = async (id, ...key) => (await kg('backup', '--verify', id, ...key)).status;
     const byIdentity = JSON.parse((await kg('backup', '--json', ...identity)).stdout).id;
-    const { stdout } = await runKg(['diag', 'backup', '--json'], { cwd: root, env: { ...process.env, KG_IDENTITY_FILE: identity[1] } });
-    for (const id of [byIdentity, JSON.parse(stdout).id]) expect([await opens(id), await opens(id, ...identity)]).toEqual([0, 2]);
+    const { stdout } = await runKg(['diag', 'backup', '--json'], {
+      cwd: root,
+      env: { ...process.env, KG_IDENTITY_FILE: identity[1] },
+    });
+    for (const id of [byIdentity, JSON.parse(stdout).id])
+      expect([await opens(id), await opens(id, ...identity)]).toEqual([0, 2]);
     const before = archives().length;
     const env = { ...process.env, KG_PASSPHRASE_FILE: path.join(base, 'key') };
-    for (const text of ['{', JSON.stringify({ backup: { ...settings, recipients: ['age1nobody'] } })]) {
+    for (const text of [
+      '{',
+      JSON.stringify({ backup: { ...settings, recipients: ['age1nobody'] } }),
+    ]) {
       set(text);
-      expect(await runKg(['diag', 'backup', '--encrypt', '--output', backups], { cwd: root, env })).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_INVALID]') });
+      expect(
+        await runKg(['diag', 'backup', '--encrypt', '--output', backups], { cwd: root, env }),
+      ).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_INVALID]') });
     }
     expect(archives()).toHaveLength(before);
     // An identity alone names no reader.
     set({});
-    expect(await kg('backup', '--output', path.join(base, 'new'), ...identity)).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_NEEDED]') });
+    expect(await kg('backup', '--output', path.join(base, 'new'), ...identity)).toMatchObject({
+      status: 2,
+      stderr: expect.stringContaining('[KG_KEY_NEEDED]'),
+    });
   });
 });
 
@@ -251,21 +351,49 @@ describe('settings that cannot be read', () => {
     const before = readFileSync(config);
     for (const text of ['[]', '{"backup":"daily"}', '{']) {
       writeFileSync(config, text);
-      const writes = [['backup'], ['backup', '--no-encrypt'], ['prune', '--max-backups', '1'], ['backup', '--delete', first.id], ['backup', '--output', backups]];
-      for (const args of writes) expect(await kg(...args), `${args} ${text}`).toMatchObject(invalid);
+      const writes = [
+        ['backup'],
+        ['backup', '--no-encrypt'],
+        ['prune', '--max-backups', '1'],
+        ['backup', '--delete', first.id],
+        ['backup', '--output', backups],
+      ];
+      for (const args of writes)
+        expect(await kg(...args), `${args} ${text}`).toMatchObject(invalid);
       expect(await runKg(['serve', '--all'], { cwd: root })).toMatchObject(invalid);
       expect(await runKg(['serve', '--foreground'], { cwd: root })).toMatchObject(invalid);
       const manager = createBackupManager({ projectRoot: root });
-      for (const work of [() => manager.createBackup(), () => manager.prune(), () => manager.deleteBackup(first.id)]) {
+      for (const work of [
+        () => manager.createBackup(),
+        () => manager.prune(),
+        () => manager.deleteBackup(first.id),
+      ]) {
         await expect(work(), text).rejects.toMatchObject({ code: 'KG_CONFIG_INVALID' });
       }
-      const looks = [['backup', '--list'], ['backup', '--status'], ['backup', '--verify', 'latest'], ['drill']];
-      for (const args of looks) expect(await kg(...args), `${args} ${text}`).toMatchObject({ status: 0, stderr: expect.stringContaining('KG_WARN_CONFIG') });
+      const looks = [
+        ['backup', '--list'],
+        ['backup', '--status'],
+        ['backup', '--verify', 'latest'],
+        ['drill'],
+      ];
+      for (const args of looks)
+        expect(await kg(...args), `${args} ${text}`).toMatchObject({
+          status: 0,
+          stderr: expect.stringContaining('KG_WARN_CONFIG'),
+        });
       expect(JSON.parse((await kg('backup', '--status', '--json')).stdout).health.ok).toBe(false);
-      expect(await kg('health')).toMatchObject({ status: 4, stdout: expect.stringContaining('NOT HEALTHY') });
-      expect((await manager.checkBackup('latest')).warnings).toMatchObject([{ code: 'KG_WARN_CONFIG' }]);
+      expect(await kg('health')).toMatchObject({
+        status: 4,
+        stdout: expect.stringContaining('NOT HEALTHY'),
+      });
+      expect((await manager.checkBackup('latest')).warnings).toMatchObject([
+        { code: 'KG_WARN_CONFIG' },
+      ]);
     }
-    expect(await kg('restore', '--file', 'latest', '--config-only', '--yes')).toMatchObject({ status: 0, stderr: expect.stringContaining('KG_WARN_CONFIG') });
+    expect(await kg('restore', '--file', 'latest', '--config-only', '--yes')).toMatchObject({
+      status: 0,
+      stderr: expect.stringContaining('KG_WARN_CONFIG'),
+    });
     expect(readFileSync(config)).toEqual(before);
     expect((await kg('backup')).status).toBe(0);
   });
@@ -273,34 +401,83 @@ describe('settings that cannot be read', () => {
   test('a call that says where and whether encrypted goes ahead, and says so', async () => {
     const { root, backups } = makeProject({ nodes: 5 });
     writeFileSync(path.join(root, '.kg/config.json'), 'null');
-    const made = JSON.parse((await runKg(['diag', 'backup', '--json', '--output', backups, '--no-encrypt'], { cwd: root })).stdout);
-    expect(made.warnings).toMatchObject([{ code: 'KG_WARN_CONFIG', message: expect.stringContaining('it is null, not an object') }]);
-    const manager = createBackupManager({ projectRoot: root, backupDir: backups, encryption: false });
+    const made = JSON.parse(
+      (
+        await runKg(['diag', 'backup', '--json', '--output', backups, '--no-encrypt'], {
+          cwd: root,
+        })
+      ).stdout,
+    );
+    expect(made.warnings).toMatchObject([
+      { code: 'KG_WARN_CONFIG', message: expect.stringContaining('it is null, not an object') },
+    ]);
+    const manager = createBackupManager({
+      projectRoot: root,
+      backupDir: backups,
+      encryption: false,
+    });
     expect((await manager.createBackup()).warnings).toMatchObject([{ code: 'KG_WARN_CONFIG' }]);
   });
 });
 
 describe('settings that may name another directory', () => {
-  test.runIf(isRoot)('and that only somebody else can read: nothing is taken from the default one', () => {
-    const { root, backups, asUser, asRoot } = projectOf(1234, { nodes: 5 });
-    const config = path.join(root, '.kg/config.json');
-    expect(asUser(1234, 'diag', 'backup').status).toBe(0);
-    writeFileSync(config, JSON.stringify({ backup: { dir: backups } }));
-    expect(asRoot('diag', 'backup').status).toBe(0);
-    run('chown', ['-R', '1234:1234', backups]);
-    chownSync(config, 0, 0);
-    chmodSync(config, 0o600);
-    const hidden = { status: 2, stderr: expect.stringMatching(/Permission denied.*\[KG_CONFIG_INVALID\][^]*the right to read it/) };
-    const target = path.join(root, '../restored');
-    const looks = [['restore', '--file', 'latest', '--target', target], ['restore', '--file', 'latest', '--config-only', '--yes'], ['drill'], ['backup', '--verify', 'latest'], ['backup', '--list'], ['backup']];
-    for (const args of looks) expect(asUser(1234, 'diag', ...args), args.join(' ')).toMatchObject(hidden);
-    expect(asUser(1234, 'diag', ...looks[0]).stderr).toContain('name the directory of the backups');
-    expect(existsSync(target)).toBe(false);
-    expect(asUser(1234, 'diag', 'health', '--json').stdout).toContain('Give this user the right to read it');
-    expect(asUser(1234, 'diag', 'backup', '--verify', 'latest', '--output', backups).status).toBe(0);
-    const restored = asUser(1234, 'diag', 'restore', '--file', 'latest', '--config-only', '--backup-dir', backups, '--json');
-    expect(JSON.parse(restored.stdout).warnings).toContainEqual(expect.objectContaining({ code: 'KG_WARN_SETTINGS_CHANGED', message: expect.stringContaining('could not be read') }));
-  });
+  test.runIf(isRoot)(
+    'and that only somebody else can read: nothing is taken from the default one',
+    () => {
+      const { root, backups, asUser, asRoot } = projectOf(1234, { nodes: 5 });
+      const config = path.join(root, '.kg/config.json');
+      expect(asUser(1234, 'diag', 'backup').status).toBe(0);
+      writeFileSync(config, JSON.stringify({ backup: { dir: backups } }));
+      expect(asRoot('diag', 'backup').status).toBe(0);
+      run('chown', ['-R', '1234:1234', backups]);
+      chownSync(config, 0, 0);
+      chmodSync(config, 0o600);
+      const hidden = {
+        status: 2,
+        stderr: expect.stringMatching(
+          /Permission denied.*\[KG_CONFIG_INVALID\][^]*the right to read it/,
+        ),
+      };
+      const target = path.join(root, '../restored');
+      const looks = [
+        ['restore', '--file', 'latest', '--target', target],
+        ['restore', '--file', 'latest', '--config-only', '--yes'],
+        ['drill'],
+        ['backup', '--verify', 'latest'],
+        ['backup', '--list'],
+        ['backup'],
+      ];
+      for (const args of looks)
+        expect(asUser(1234, 'diag', ...args), args.join(' ')).toMatchObject(hidden);
+      expect(asUser(1234, 'diag', ...looks[0]).stderr).toContain(
+        'name the directory of the backups',
+      );
+      expect(existsSync(target)).toBe(false);
+      expect(asUser(1234, 'diag', 'health', '--json').stdout).toContain(
+        'Give this user the right to read it',
+      );
+      expect(asUser(1234, 'diag', 'backup', '--verify', 'latest', '--output', backups).status).toBe(
+        0,
+      );
+      const restored = asUser(
+        1234,
+        'diag',
+        'restore',
+        '--file',
+        'latest',
+        '--config-only',
+        '--backup-dir',
+        backups,
+        '--json',
+      );
+      expect(JSON.parse(restored.stdout).warnings).toContainEqual(
+        expect.objectContaining({
+          code: 'KG_WARN_SETTINGS_CHANGED',
+          message: expect.stringContaining('could not be read'),
+        }),
+      );
+    },
+  );
 
   test('and that are spoilt: where backups were made is named, and nothing is taken from the default one', async () => {
     const { root, backups } = makeProject({ nodes: 5 });
@@ -310,33 +487,60 @@ describe('settings that may name another directory', () => {
     writeFileSync(config, JSON.stringify({ backup: { dir: backups } }));
     expect((await kg('backup')).status).toBe(0);
     writeFileSync(config, '{"backup": {"dir": ');
-    const named = { status: 2, stderr: expect.stringContaining(`backups of this project were last made in ${backups}`) };
-    for (const args of [['restore', '--file', 'latest', '--yes'], ['drill'], ['backup', '--list']]) expect(await kg(...args)).toMatchObject(named);
-    await expect(createBackupManager({ projectRoot: root }).listBackups()).rejects.toMatchObject({ code: 'KG_CONFIG_INVALID' });
+    const named = {
+      status: 2,
+      stderr: expect.stringContaining(`backups of this project were last made in ${backups}`),
+    };
+    for (const args of [['restore', '--file', 'latest', '--yes'], ['drill'], ['backup', '--list']])
+      expect(await kg(...args)).toMatchObject(named);
+    await expect(createBackupManager({ projectRoot: root }).listBackups()).rejects.toMatchObject({
+      code: 'KG_CONFIG_INVALID',
+    });
     // Where what is remembered of it cannot be read, that is said in its place.
     const stores = path.join(root, '.kg/cache/backup-pages/stores.json');
     const remembered = readFileSync(stores);
     writeFileSync(stores, 'garbage');
-    expect(await kg('restore', '--file', 'latest', '--dry-run')).toMatchObject({ status: 2, stderr: expect.stringContaining('whether backups of this project were made elsewhere cannot be determined') });
+    expect(await kg('restore', '--file', 'latest', '--dry-run')).toMatchObject({
+      status: 2,
+      stderr: expect.stringContaining(
+        'whether backups of this project were made elsewhere cannot be determined',
+      ),
+    });
     writeFileSync(stores, remembered);
     // The advice works as it is typed.
-    const advice = (await kg('drill')).stderr.match(/`kg (diag restore --file latest --config-only --backup-dir \S+)`/)[1];
+    const advice = (await kg('drill')).stderr.match(
+      /`kg (diag restore --file latest --config-only --backup-dir \S+)`/,
+    )[1];
     expect((await runKg([...advice.split(' '), '--yes'], { cwd: root })).status).toBe(0);
     expect(readFileSync(config, 'utf8')).toContain(backups);
     writeFileSync(config, '{"backup": {"dir": ');
-    expect((await kg('backup', '--output', backups)).stderr).toContain('or name who can read this backup with `--recipient` or `--passphrase-file`, or use `--no-encrypt`');
+    expect((await kg('backup', '--output', backups)).stderr).toContain(
+      'or name who can read this backup with `--recipient` or `--passphrase-file`, or use `--no-encrypt`',
+    );
     expect((await kg('backup', '--output', backups, '--no-encrypt')).status).toBe(0);
   });
 
   test('and that are misspelt, or stand twice: no backup is made', async () => {
     const { root } = makeProject({ nodes: 5 });
     const elsewhere = path.join(root, '../elsewhere');
-    for (const text of [`{"backup":{"dri":"${elsewhere}"}}`, `{"backup":{"backupDir":"${elsewhere}"}}`, `{"backup":{"dir":"${elsewhere}"},"backup":{"type":"full"}}`]) {
+    for (const text of [
+      `{"backup":{"dri":"${elsewhere}"}}`,
+      `{"backup":{"backupDir":"${elsewhere}"}}`,
+      `{"backup":{"dir":"${elsewhere}"},"backup":{"type":"full"}}`,
+    ]) {
       writeFileSync(path.join(root, '.kg/config.json'), text);
       const { status, stderr } = await runKg(['diag', 'backup'], { cwd: root });
-      expect({ status, stderr }, text).toMatchObject({ status: 2, stderr: expect.stringMatching(/(did you mean `backup.dir`\?|has `backup` twice).*\[KG_CONFIG_INVALID\]/) });
+      expect({ status, stderr }, text).toMatchObject({
+        status: 2,
+        stderr: expect.stringMatching(
+          /(did you mean `backup.dir`\?|has `backup` twice).*\[KG_CONFIG_INVALID\]/,
+        ),
+      });
       expect((await runKg(['diag', 'health'], { cwd: root })).status, text).not.toBe(0);
-      expect((await runKg(['diag', 'prune', '--max-backups', '1'], { cwd: root })).status, text).toBe(2);
+      expect(
+        (await runKg(['diag', 'prune', '--max-backups', '1'], { cwd: root })).status,
+        text,
+      ).toBe(2);
     }
     expect(existsSync(path.join(root, '.kg/backups'))).toBe(false);
   });
@@ -345,49 +549,100 @@ describe('settings that may name another directory', () => {
 describe('a setting that does not count', () => {
   test('is told with the nearest one that does, by backup, health and `kg config show`', async () => {
     const { root } = makeProject({ nodes: 5 });
-    const backup = { encrypt: false, encrpyt: true, passphrasefile: 'k', shedule: '0 2 * * *', mine: {} };
-    writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ theme: 'dark', backup, backups: {} }));
-    const said = ['backup.encrypt', 'backup.passphraseFile', 'backup.schedule', 'kg config show --all', 'backup'];
-    const { warnings } = JSON.parse((await runKg(['diag', 'backup', '--json'], { cwd: root })).stdout);
+    const backup = {
+      encrypt: false,
+      encrpyt: true,
+      passphrasefile: 'k',
+      shedule: '0 2 * * *',
+      mine: {},
+    };
+    writeFileSync(
+      path.join(root, '.kg/config.json'),
+      JSON.stringify({ theme: 'dark', backup, backups: {} }),
+    );
+    const said = [
+      'backup.encrypt',
+      'backup.passphraseFile',
+      'backup.schedule',
+      'kg config show --all',
+      'backup',
+    ];
+    const { warnings } = JSON.parse(
+      (await runKg(['diag', 'backup', '--json'], { cwd: root })).stdout,
+    );
     expect(warnings.map(({ code }) => code)).toEqual(said.map(() => 'KG_WARN_CONFIG'));
     said.forEach((name, at) => expect(warnings[at].message).toContain(`\`${name}\``));
-    const { issues } = JSON.parse((await runKg(['diag', 'health', '--json'], { cwd: root })).stdout);
+    const { issues } = JSON.parse(
+      (await runKg(['diag', 'health', '--json'], { cwd: root })).stdout,
+    );
     expect(issues.find(({ code }) => code === 'KG_ISSUE_CONFIG_VALUE')).toMatchObject({ count: 5 });
-    expect((await runKg(['config', 'show'], { cwd: root })).stdout).toContain('did you mean `backup.encrypt`?');
-    expect((await runKg(['config', 'set', 'backup.encrpyt', 'true'], { cwd: root })).stderr).toContain('Did you mean `backup.encrypt`');
+    expect((await runKg(['config', 'show'], { cwd: root })).stdout).toContain(
+      'did you mean `backup.encrypt`?',
+    );
+    expect(
+      (await runKg(['config', 'set', 'backup.encrpyt', 'true'], { cwd: root })).stderr,
+    ).toContain('Did you mean `backup.encrypt`');
     expect(warnings.some(({ message }) => message.includes('theme'))).toBe(false);
   });
 
   test('and may ask for encryption makes no backup, not even the first, unless a plain one is asked for', async () => {
     const { root } = makeProject({ nodes: 5 });
-    const misspelt = [{ encrpyt: true }, { encryption: true }, { recpients: ['age1'] }, { passphrasefile: 'k' }];
+    const misspelt = [
+      { encrpyt: true },
+      { encryption: true },
+      { recpients: ['age1'] },
+      { passphrasefile: 'k' },
+    ];
     for (const backup of misspelt) {
       writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ backup }));
       const { status, stderr } = await runKg(['diag', 'backup'], { cwd: root });
-      expect({ status, stderr }, JSON.stringify(backup)).toMatchObject({ status: 2, stderr: expect.stringMatching(/misspelt setting.*\[KG_KEY_INVALID\]/) });
-      await expect(createBackupManager({ projectRoot: root }).createBackup()).rejects.toMatchObject({ code: 'KG_KEY_INVALID' });
+      expect({ status, stderr }, JSON.stringify(backup)).toMatchObject({
+        status: 2,
+        stderr: expect.stringMatching(/misspelt setting.*\[KG_KEY_INVALID\]/),
+      });
+      await expect(createBackupManager({ projectRoot: root }).createBackup()).rejects.toMatchObject(
+        { code: 'KG_KEY_INVALID' },
+      );
     }
-    expect(existsSync(path.join(root, '.kg/backups')) && readdirSync(path.join(root, '.kg/backups')).some((name) => name.endsWith('.gz'))).toBe(false);
+    expect(
+      existsSync(path.join(root, '.kg/backups')) &&
+        readdirSync(path.join(root, '.kg/backups')).some((name) => name.endsWith('.gz')),
+    ).toBe(false);
     expect((await runKg(['diag', 'backup', '--no-encrypt'], { cwd: root })).status).toBe(0);
   });
 
   test('and refuses every backup is told as that, and is no health', async () => {
     const { root } = makeProject({ nodes: 5 });
     const kg = (...args) => runKg(args, { cwd: root });
-    const set = (config) => writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify(config));
+    const set = (config) =>
+      writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify(config));
     expect((await kg('diag', 'backup')).status).toBe(0);
     expect((await kg('diag', 'health')).stdout).toMatch(/^Healthy$/m);
     const cases = [
-      [{ encrypt: 1 }, /`backup\.encrypt` is 1, not true or false; no backup is made until it is corrected, unless the call says who can read it/],
-      [{ encrpyt: true }, /did you mean `backup\.encrypt`\?; no backup is made until it is corrected, unless the call says/],
-      [{ dir: 5 }, /`backup\.dir` is 5, not a text; no backup is made until it is corrected, unless the call names a directory/],
+      [
+        { encrypt: 1 },
+        /`backup\.encrypt` is 1, not true or false; no backup is made until it is corrected, unless the call says who can read it/,
+      ],
+      [
+        { encrpyt: true },
+        /did you mean `backup\.encrypt`\?; no backup is made until it is corrected, unless the call says/,
+      ],
+      [
+        { dir: 5 },
+        /`backup\.dir` is 5, not a text; no backup is made until it is corrected, unless the call names a directory/,
+      ],
     ];
     for (const [backup, said] of cases) {
       set({ backup });
       const { healthy, issues } = JSON.parse((await kg('diag', 'health', '--json')).stdout);
       const message = expect.stringContaining('cannot be used, so backups are refused');
       expect(healthy).toBe(false);
-      expect(issues[0]).toMatchObject({ code: 'KG_ISSUE_CONFIG_VALUE', severity: 'error', message, examples: [expect.stringMatching(said)] });
+      expect(issues[0]).toMatchObject({
+        code: 'KG_ISSUE_CONFIG_VALUE',
+        severity: 'error',
+        message,
+        examples: [expect.stringMatching(said)],
+      });
       const { stdout } = await kg('config', 'show');
       expect(stdout).toMatch(said);
       expect(stdout).not.toContain('was ignored');
@@ -395,13 +650,20 @@ describe('a setting that does not count', () => {
     }
     // Where the settings say that backups are plain, a misspelt name only is a warning.
     set({ backup: { encrypt: false, encrpyt: true } });
-    expect(await kg('diag', 'health')).toMatchObject({ status: 0, stdout: expect.stringMatching(/did you mean `backup\.encrypt`\?\n/) });
+    expect(await kg('diag', 'health')).toMatchObject({
+      status: 0,
+      stdout: expect.stringMatching(/did you mean `backup\.encrypt`\?\n/),
+    });
   });
 
   test('but names a key, beside nothing that asks for encryption, is a warning of each plain backup', async () => {
     const { root } = makeProject({ nodes: 5 });
-    const set = (backup) => writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ backup }));
-    const codes = async () => JSON.parse((await runKg(['diag', 'backup', '--json'], { cwd: root })).stdout).warnings.map(({ code }) => code);
+    const set = (backup) =>
+      writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ backup }));
+    const codes = async () =>
+      JSON.parse((await runKg(['diag', 'backup', '--json'], { cwd: root })).stdout).warnings.map(
+        ({ code }) => code,
+      );
     const recipients = ['age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p'];
     for (const keys of [{ passphraseFile: 'key' }, { recipients }]) {
       set(keys);
@@ -413,29 +675,46 @@ describe('a setting that does not count', () => {
 
   test('removes no backup and chooses no directory by its default', async () => {
     const { root } = makeProject({ nodes: 5 });
-    const set = (backup) => writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ backup }));
+    const set = (backup) =>
+      writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ backup }));
     const kg = (...args) => runKg(['diag', ...args], { cwd: root });
-    const count = () => readdirSync(path.join(root, '.kg/backups')).filter((name) => /^kg-.*gz$/.test(name)).length;
+    const count = () =>
+      readdirSync(path.join(root, '.kg/backups')).filter((name) => /^kg-.*gz$/.test(name)).length;
     for (let made = 0; made < 2; made += 1) expect((await kg('backup')).status).toBe(0);
-    const doubtful = [{ keep: 7 }, { keep: { dayly: 7 } }, { retention: '30' }, { kepe: { daily: 7 } }];
+    const doubtful = [
+      { keep: 7 },
+      { keep: { dayly: 7 } },
+      { retention: '30' },
+      { kepe: { daily: 7 } },
+    ];
     for (const more of doubtful) {
       set({ maxBackups: 1, ...more });
-      expect(await kg('backup'), JSON.stringify(more)).toMatchObject({ status: 0, stderr: expect.stringContaining('no backup is removed until it is corrected') });
-      expect(await kg('prune', '--max-backups', '1')).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_CONFIG_INVALID]') });
+      expect(await kg('backup'), JSON.stringify(more)).toMatchObject({
+        status: 0,
+        stderr: expect.stringContaining('no backup is removed until it is corrected'),
+      });
+      expect(await kg('prune', '--max-backups', '1')).toMatchObject({
+        status: 2,
+        stderr: expect.stringContaining('[KG_CONFIG_INVALID]'),
+      });
     }
     expect(count()).toBe(2 + doubtful.length);
     set({ dir: 5 });
-    expect(await kg('backup')).toMatchObject({ status: 2, stderr: expect.stringContaining('`backup.dir`') });
+    expect(await kg('backup')).toMatchObject({
+      status: 2,
+      stderr: expect.stringContaining('`backup.dir`'),
+    });
     expect((await kg('backup', '--output', path.join(root, '../named'))).status).toBe(0);
     expect(count()).toBe(2 + doubtful.length);
   });
 });
 
 describe('a service whose settings become unreadable', () => {
-  const isFree = (port) => new Promise((resolve) => {
-    const socket = net.connect(port, '127.0.0.1', () => resolve(!socket.destroy()));
-    socket.on('error', () => resolve(true));
-  });
+  const isFree = (port) =>
+    new Promise((resolve) => {
+      const socket = net.connect(port, '127.0.0.1', () => resolve(!socket.destroy()));
+      socket.on('error', () => resolve(true));
+    });
 
   test('keeps the last valid ones, tells it once, and opens no port', async () => {
     const { root, backups } = makeProject({ nodes: 5 });
@@ -445,9 +724,15 @@ describe('a service whose settings become unreadable', () => {
     const set = (text) => writeFileSync(config, text);
     set(JSON.stringify({ backup: settings }));
     const command = JSON.stringify(['/bin/sh', '-c', `echo $KG_ERROR_CODE >> '${told}'`]);
-    expect((await runKg(['config', 'set', 'backup.hooks.onFailure.command', command], { cwd: root })).status).toBe(0);
+    expect(
+      (await runKg(['config', 'set', 'backup.hooks.onFailure.command', command], { cwd: root }))
+        .status,
+    ).toBe(0);
     const metrics = path.join(root, '../kg.prom');
-    const child = spawn(kgPath, ['serve', '--foreground', '--metrics-file', metrics], { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] });
+    const child = spawn(kgPath, ['serve', '--foreground', '--metrics-file', metrics], {
+      cwd: root,
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
     onTestFinished(() => child.kill('SIGKILL'));
     let said = '';
     child.stdout.on('data', (data) => (said += data));
@@ -460,7 +745,10 @@ describe('a service whose settings become unreadable', () => {
       await until(() => /_healthy(\{[^}]*\})? 0/.test(readFileSync(metrics, 'utf8')), 'the metric');
       expect(await isFree(9821)).toBe(true);
       set(JSON.stringify({ backup: settings }));
-      await until(() => said.split('can be read again').length === at + 2, 'settings that are mended');
+      await until(
+        () => said.split('can be read again').length === at + 2,
+        'settings that are mended',
+      );
     }
     expect(lines()).toEqual(spoil.map(() => 'KG_CONFIG_INVALID'));
     expect(said).not.toMatch(/no backups are made|answers on/);
@@ -469,7 +757,10 @@ describe('a service whose settings become unreadable', () => {
     await until(() => said.includes('made '), 'a backup');
     set('"spoilt"');
     const made = said.split('made ').length;
-    await until(() => lines().length === spoil.length + 1 && said.split('made ').length > made + 1, 'backups by the last valid settings');
+    await until(
+      () => lines().length === spoil.length + 1 && said.split('made ').length > made + 1,
+      'backups by the last valid settings',
+    );
     child.kill('SIGTERM');
     await new Promise((resolve) => child.once('exit', resolve));
     mkdirSync(path.join(root, '../done'));
@@ -477,7 +768,11 @@ describe('a service whose settings become unreadable', () => {
 });
 
 describe('a configuration that is not a file', () => {
-  const kinds = { 'a pipe': (file) => run('mkfifo', [file]), 'a device': (file) => symlinkSync('/dev/zero', file), 'a directory': (file) => mkdirSync(file) };
+  const kinds = {
+    'a pipe': (file) => run('mkfifo', [file]),
+    'a device': (file) => symlinkSync('/dev/zero', file),
+    'a directory': (file) => mkdirSync(file),
+  };
   for (const [kind, make] of Object.entries(kinds)) {
     test(`but ${kind} fails health, and nothing waits for it or reads it`, async () => {
       const { root } = makeProject();
@@ -485,8 +780,13 @@ describe('a configuration that is not a file', () => {
       rmSync(config);
       make(config);
       const health = await runKg(['diag', 'health', '--project', root], { timeout: 10_000 });
-      expect([health.status, health.stdout]).toEqual([4, expect.stringContaining('KG_ISSUE_CONFIG_INVALID')]);
-      const repair = await runKg(['diag', 'repair', '--auto', '--project', root], { timeout: 10_000 });
+      expect([health.status, health.stdout]).toEqual([
+        4,
+        expect.stringContaining('KG_ISSUE_CONFIG_INVALID'),
+      ]);
+      const repair = await runKg(['diag', 'repair', '--auto', '--project', root], {
+        timeout: 10_000,
+      });
       expect(repair.signal ?? null).toBe(null);
     });
   }

@@ -2,7 +2,21 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, copyFileSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, statSync, symlinkSync, truncateSync, writeFileSync, writeSync, closeSync } from 'node:fs';
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+  closeSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
@@ -39,7 +53,9 @@ describe('a damaged database', () => {
     const { backup, restored } = await roundTrip(project);
     expect(backup.integrity.status).toBe('failed');
     expect(backup.integrity.messages.length).toBeGreaterThan(0);
-    expect(backup.warnings).toMatchObject([{ code: 'KG_WARN_SOURCE_DAMAGED', path: '.kg/knowledge.db' }]);
+    expect(backup.warnings).toMatchObject([
+      { code: 'KG_WARN_SOURCE_DAMAGED', path: '.kg/knowledge.db' },
+    ]);
     const [before, after] = [project.database, restored].map((file) => readFileSync(file));
     // What pages do not use is zero in backups.
     expect(after.equals(before.map((byte, at) => (after[at] === 0 ? 0 : byte)))).toBe(true);
@@ -53,7 +69,8 @@ describe('a damaged database', () => {
     'whose header is zeroed': (file) => overwrite(file, 0, Buffer.alloc(100)),
     'whose schema is noise': (file) => overwrite(file, 100, Buffer.alloc(3000, 0xa5)),
     'that was cut in the middle': (file) => truncateSync(file, Math.floor(statSync(file).size / 2)),
-    'that is text': (file) => writeFileSync(file, 'not a database at all, but quite long all the same'.repeat(100)),
+    'that is text': (file) =>
+      writeFileSync(file, 'not a database at all, but quite long all the same'.repeat(100)),
   };
   for (const [what, damage] of Object.entries(unreadable)) {
     test(`${what} is saved byte for byte`, async () => {
@@ -73,7 +90,8 @@ describe('a damaged database', () => {
     const db = new Database(project.database);
     db.exec("INSERT INTO metadata VALUES ('in', 'the WAL')");
     const crashed = makeProject();
-    for (const suffix of ['', '-wal']) copyFileSync(project.database + suffix, crashed.database + suffix);
+    for (const suffix of ['', '-wal'])
+      copyFileSync(project.database + suffix, crashed.database + suffix);
     db.close();
     overwrite(crashed.database, 0, Buffer.alloc(100));
     const wal = readFileSync(`${crashed.database}-wal`);
@@ -90,7 +108,9 @@ test('a hot journal that a killed writer left is rolled back in the backup and s
     db.exec("BEGIN; UPDATE nodes SET content = 'half', title = 'half'");
     console.log('written');
     setInterval(() => {}, 1000);`;
-  const writer = spawn(process.execPath, ['-e', script, project.database], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const writer = spawn(process.execPath, ['-e', script, project.database], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
   onTestFinished(() => writer.kill('SIGKILL'));
   await once(writer.stdout, 'data');
   writer.kill('SIGKILL');
@@ -100,7 +120,9 @@ test('a hot journal that a killed writer left is rolled back in the backup and s
   const { backup, restored } = await roundTrip(project);
   expect(backup.warnings).toEqual([]);
   expect(integrityOf(restored)).toBe('ok');
-  expect(run('sqlite3', [restored, "SELECT count(*) FROM nodes WHERE content = 'half'"])).toBe('0\n');
+  expect(run('sqlite3', [restored, "SELECT count(*) FROM nodes WHERE content = 'half'"])).toBe(
+    '0\n',
+  );
   expect(fingerprint(project.root)).toEqual(before);
 });
 
@@ -132,7 +154,10 @@ test('a database outside the project is saved, and restored elsewhere into .kg',
   const outside = path.join(temporaryDirectory(), 'graph.db');
   copyFileSync(project.database, outside);
   rmSync(project.database);
-  writeFileSync(path.join(project.root, '.kg/config.json'), JSON.stringify({ database: { path: outside } }));
+  writeFileSync(
+    path.join(project.root, '.kg/config.json'),
+    JSON.stringify({ database: { path: outside } }),
+  );
   const { backup, restored } = await roundTrip(project);
   expect(backup.warnings).toMatchObject([{ code: 'KG_WARN_CONFIG' }]);
   expect(existsSync(restored)).toBe(true);
@@ -155,7 +180,10 @@ test('neither a linked .kg nor an old database beside one outside makes a backup
   const outside = path.join(temporaryDirectory(), 'graph.db');
   run('cp', [project.database, outside]);
   run('sqlite3', [outside, "DELETE FROM nodes WHERE id <> 'n1'"]);
-  writeFileSync(path.join(project.root, '.kg/config.json'), JSON.stringify({ database: { path: outside } }));
+  writeFileSync(
+    path.join(project.root, '.kg/config.json'),
+    JSON.stringify({ database: { path: outside } }),
+  );
   const { restored } = await roundTrip(project);
   const count = (file) => run('sqlite3', [file, 'SELECT count(*) FROM nodes']);
   expect(count(restored)).toBe('200\n');
@@ -222,11 +250,20 @@ test('a database that another process keeps locked is waited for, then named', a
 test('a store that another writer keeps is waited for, then its holder is named', async () => {
   const project = makeProject();
   const first = await managerOf(project).createBackup();
-  const lock = spawn('flock', ['--no-fork', path.join(project.backups, '.kg-store.lock'), 'sh', '-c', 'echo held; exec sleep 60']);
+  const lock = spawn('flock', [
+    '--no-fork',
+    path.join(project.backups, '.kg-store.lock'),
+    'sh',
+    '-c',
+    'echo held; exec sleep 60',
+  ]);
   onTestFinished(() => lock.kill('SIGKILL'));
   await once(lock.stdout, 'data');
   const refused = managerOf(project, { lockTimeout: 200 }).createBackup();
-  await expect(refused).rejects.toMatchObject({ code: 'KG_STORE_LOCKED', message: expect.stringContaining(`process ${process.pid}`) });
+  await expect(refused).rejects.toMatchObject({
+    code: 'KG_STORE_LOCKED',
+    message: expect.stringContaining(`process ${process.pid}`),
+  });
   expect(await managerOf(project).verifyBackup(first.id)).toBe(true);
   const waiting = managerOf(project).createBackup();
   lock.kill('SIGKILL');

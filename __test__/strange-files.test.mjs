@@ -1,7 +1,15 @@
 // Pipes, devices, links and files with several names where a project or a store has a file of its own: no command waits for
 // one, reads one without end, or writes through one.
 
-import { linkSync, mkdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  linkSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import { describe, expect, test } from 'vitest';
@@ -14,11 +22,19 @@ async function used() {
   const project = makeProject({ nodes: 20 });
   const { root } = project;
   mkdirSync(path.join(root, '.kg/logs'), { recursive: true });
-  for (const args of [['config', 'set', 'backup.maxBackups', '9'], ['config', 'set', 'backup.hooks.timeout', '5'], ['diag', 'backup'], ['diag', 'restore', '--file', 'latest', '--yes'], ['diag', 'backup']]) {
+  for (const args of [
+    ['config', 'set', 'backup.maxBackups', '9'],
+    ['config', 'set', 'backup.hooks.timeout', '5'],
+    ['diag', 'backup'],
+    ['diag', 'restore', '--file', 'latest', '--yes'],
+    ['diag', 'backup'],
+  ]) {
     const done = await kg(args, { cwd: root });
     expect([args, done.status, done.stderr]).toEqual([args, 0, '']);
   }
-  const [archive] = run('ls', ['-t', path.join(root, '.kg/backups')]).split('\n').filter((name) => /^kg-backup-.*gz$/.test(name));
+  const [archive] = run('ls', ['-t', path.join(root, '.kg/backups')])
+    .split('\n')
+    .filter((name) => /^kg-backup-.*gz$/.test(name));
   const [undo] = run('ls', [path.join(root, '.kg/restore-undo')]).split('\n');
   return { ...project, archive, undo };
 }
@@ -68,7 +84,11 @@ const COMMANDS = [
 async function runAll({ root }) {
   const hung = [];
   for (const args of COMMANDS) {
-    const { status, stderr } = await kg(args, { cwd: root, timeout: 20_000, killSignal: 'SIGKILL' });
+    const { status, stderr } = await kg(args, {
+      cwd: root,
+      timeout: 20_000,
+      killSignal: 'SIGKILL',
+    });
     if (status === null) hung.push(args.join(' '));
     expect([args, stderr]).toEqual([args, expect.not.stringContaining('KG_INTERNAL')]);
   }
@@ -92,15 +112,20 @@ describe.each(['a pipe', '/dev/zero'])('%s in the place of a file', (what) => {
   });
 });
 
-test.each(['-wal', '-shm', '-journal'])('a %s that has another name is not written by a restore, which moves it away', async (suffix) => {
-  const { root, database } = await used();
-  const victim = path.join(temporaryDirectory(), 'victim');
-  writeFileSync(victim, 'of somebody else');
-  linkSync(victim, database + suffix);
-  expect(await kg(['diag', 'restore', '--file', 'latest', '--yes'], { cwd: root })).toMatchObject({ status: 0 });
-  expect(readFileSync(victim, 'utf8')).toBe('of somebody else');
-  expect(run('sqlite3', [database, 'PRAGMA integrity_check'])).toBe('ok\n');
-});
+test.each(['-wal', '-shm', '-journal'])(
+  'a %s that has another name is not written by a restore, which moves it away',
+  async (suffix) => {
+    const { root, database } = await used();
+    const victim = path.join(temporaryDirectory(), 'victim');
+    writeFileSync(victim, 'of somebody else');
+    linkSync(victim, database + suffix);
+    expect(await kg(['diag', 'restore', '--file', 'latest', '--yes'], { cwd: root })).toMatchObject(
+      { status: 0 },
+    );
+    expect(readFileSync(victim, 'utf8')).toBe('of somebody else');
+    expect(run('sqlite3', [database, 'PRAGMA integrity_check'])).toBe('ok\n');
+  },
+);
 
 /** What is written in place, by which command: all else is written under another name, which then takes the place of what is there. */
 const WRITTEN = {
@@ -111,27 +136,39 @@ const WRITTEN = {
   'backups/.kg-store.lock': ['diag', 'backup'],
 };
 
-describe.each(Object.entries(WRITTEN))('%s that is another name of something else', (name, args) => {
-  test.each([
-    ['a symbolic link', symlinkSync],
-    ['a hard link', linkSync],
-  ])('as %s is not written through, and that is said', async (_, link) => {
-    const project = await used();
-    for (const setting of [['schedule', '0 2 * * *'], ['enabled', 'true'], ['listen', 'off']]) {
-      await kg(['config', 'set', `backup.${setting[0]}`, setting[1]], { cwd: project.root });
-    }
-    const at = path.join(project.root, '.kg', name);
-    rmSync(at, { force: true });
-    const victim = path.join(temporaryDirectory(), 'victim.db');
-    withDatabase(victim, (db) => db.exec('CREATE TABLE t (a)'));
-    const state = () => [readFileSync(victim), statSync(victim).mtimeMs, statSync(victim).uid, statSync(victim).mode];
-    const before = state();
-    link(victim, at);
-    const { status, stderr } = await kg(args, { cwd: project.root, timeout: 20_000 });
-    expect(stderr).toContain(`${at} was not used: it `);
-    // A backup is as good without its line in the history. A service that is started says why it ended.
-    const statuses = name === 'cache/backup-runs.lock' ? [0] : args[0] === 'serve' ? [1, 4] : [4];
-    expect(statuses).toContain(status);
-    expect(state()).toEqual(before);
-  });
-});
+describe.each(Object.entries(WRITTEN))(
+  '%s that is another name of something else',
+  (name, args) => {
+    test.each([
+      ['a symbolic link', symlinkSync],
+      ['a hard link', linkSync],
+    ])('as %s is not written through, and that is said', async (_, link) => {
+      const project = await used();
+      for (const setting of [
+        ['schedule', '0 2 * * *'],
+        ['enabled', 'true'],
+        ['listen', 'off'],
+      ]) {
+        await kg(['config', 'set', `backup.${setting[0]}`, setting[1]], { cwd: project.root });
+      }
+      const at = path.join(project.root, '.kg', name);
+      rmSync(at, { force: true });
+      const victim = path.join(temporaryDirectory(), 'victim.db');
+      withDatabase(victim, (db) => db.exec('CREATE TABLE t (a)'));
+      const state = () => [
+        readFileSync(victim),
+        statSync(victim).mtimeMs,
+        statSync(victim).uid,
+        statSync(victim).mode,
+      ];
+      const before = state();
+      link(victim, at);
+      const { status, stderr } = await kg(args, { cwd: project.root, timeout: 20_000 });
+      expect(stderr).toContain(`${at} was not used: it `);
+      // A backup is as good without its line in the history. A service that is started says why it ended.
+      const statuses = name === 'cache/backup-runs.lock' ? [0] : args[0] === 'serve' ? [1, 4] : [4];
+      expect(statuses).toContain(status);
+      expect(state()).toEqual(before);
+    });
+  },
+);

@@ -31,7 +31,11 @@ for (const compression of [true, false]) {
     const out = temporaryDirectory();
     run('tar', [compression ? '-xzf' : '-xf', made.path], { cwd: out });
     expect(run('sha256sum', ['-c', 'checksums.sha256'], { cwd: out })).not.toContain('FAILED');
-    expect(run('sqlite3', ['database.sqlite', 'PRAGMA integrity_check; SELECT count(*) FROM nodes'], { cwd: out })).toBe('ok\n5000\n');
+    expect(
+      run('sqlite3', ['database.sqlite', 'PRAGMA integrity_check; SELECT count(*) FROM nodes'], {
+        cwd: out,
+      }),
+    ).toBe('ok\n5000\n');
     expect(run('tar', ['-tf', made.path]).trim().split('\n')).toEqual([
       'database.sqlite',
       'config.json',
@@ -43,7 +47,7 @@ for (const compression of [true, false]) {
       'manifest.json',
       'checksums.sha256',
     ]);
-    const python = "import sys, tarfile; print(len(tarfile.open(sys.argv[1]).getmembers()))";
+    const python = 'import sys, tarfile; print(len(tarfile.open(sys.argv[1]).getmembers()))';
     expect(run('python3', ['-c', python, made.path]).trim()).toBe('9');
   });
 }
@@ -71,21 +75,42 @@ test('the manifest is the one of the guide, inside the archive and beside it', a
     integrity: { status: 'ok', messages: [] },
   });
   expect(Date.parse(inside.timestamp)).toBe(made.timestamp);
-  expect(Object.keys(inside.checksums)).toEqual(['config.json', 'database.sqlite', 'plugins/glossary/terms.json', 'vectors/a.f32']);
+  expect(Object.keys(inside.checksums)).toEqual([
+    'config.json',
+    'database.sqlite',
+    'plugins/glossary/terms.json',
+    'vectors/a.f32',
+  ]);
   const out = temporaryDirectory();
   run('tar', ['-xzf', made.path], { cwd: out });
   for (const [entry, checksum] of Object.entries(inside.checksums)) {
     expect(checksum).toBe(`sha256:${sha256(path.join(out, entry))}`);
   }
   const beside = JSON.parse(readFileSync(`${made.path}.manifest.json`, 'utf8'));
-  expect(beside.archive).toEqual({ name: path.basename(made.path), size: made.size, sha256: sha256(made.path), root: expect.stringMatching(/^[0-9a-f]{64}$/) });
+  expect(beside.archive).toEqual({
+    name: path.basename(made.path),
+    size: made.size,
+    sha256: sha256(made.path),
+    root: expect.stringMatching(/^[0-9a-f]{64}$/),
+  });
   expect(made.checksum).toBe(`sha256:${sha256(made.path)}`);
-  expect({ ...beside, archive: undefined, stats: inside.stats }).toEqual({ ...inside, archive: undefined });
+  expect({ ...beside, archive: undefined, stats: inside.stats }).toEqual({
+    ...inside,
+    archive: undefined,
+  });
 });
 
 test('names that tar and sha256sum must escape or store apart come through', async () => {
   const { root, backups } = makeProject();
-  const names = ['with space', 'back\\slash', 'line\nend', 'ünïcödé', '-dash', `${'long/'.repeat(40)}name`, 'quote"\'s'];
+  const names = [
+    'with space',
+    'back\\slash',
+    'line\nend',
+    'ünïcödé',
+    '-dash',
+    `${'long/'.repeat(40)}name`,
+    'quote"\'s',
+  ];
   for (const name of names) {
     const file = path.join(root, '.kg/plugins', name);
     mkdirSync(path.dirname(file), { recursive: true });
@@ -97,6 +122,7 @@ test('names that tar and sha256sum must escape or store apart come through', asy
   const out = temporaryDirectory();
   run('tar', ['-xzf', made.path], { cwd: out });
   run('sha256sum', ['--strict', '-c', 'checksums.sha256'], { cwd: out });
-  for (const name of names) expect(readFileSync(path.join(out, 'plugins', name), 'utf8')).toBe(text(name.length));
+  for (const name of names)
+    expect(readFileSync(path.join(out, 'plugins', name), 'utf8')).toBe(text(name.length));
   expect(await manager.verifyBackup(made.id)).toBe(true);
 });

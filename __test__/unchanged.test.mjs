@@ -17,10 +17,17 @@ function large() {
   db.exec('CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)');
   const add = db.prepare('INSERT INTO notes (text) VALUES (?)');
   db.transaction(() => {
-    for (let n = 0; n < 4000; n += 1) add.run(Array.from({ length: 60 }, (_, k) => `word-${(n * 7919 + k * 104729) % 9973}`).join(' '));
+    for (let n = 0; n < 4000; n += 1)
+      add.run(
+        Array.from({ length: 60 }, (_, k) => `word-${(n * 7919 + k * 104729) % 9973}`).join(' '),
+      );
   })();
   db.close();
-  return { projectRoot, backupDir, manager: (config) => createBackupManager({ projectRoot, backupDir, ...config }) };
+  return {
+    projectRoot,
+    backupDir,
+    manager: (config) => createBackupManager({ projectRoot, backupDir, ...config }),
+  };
 }
 
 function change(projectRoot, sql) {
@@ -39,14 +46,19 @@ for (const compression of ['gzip', 'zstd']) {
     const backups = manager({ compression });
     const first = await backups.createBackup();
     expect(first.reusedBytes).toBe(0);
-    change(projectRoot, `UPDATE notes SET text = 'changed' WHERE id = 2000; INSERT INTO notes (text) VALUES ('one more')`);
+    change(
+      projectRoot,
+      `UPDATE notes SET text = 'changed' WHERE id = 2000; INSERT INTO notes (text) VALUES ('one more')`,
+    );
     const second = await backups.createBackup();
     expect(second.reusedBytes).toBeGreaterThan(second.size / 3);
     await backups.deleteBackup(first.id);
     expect(await backups.verifyBackup(second.id)).toBe(true);
     const targetDir = path.join(temporaryDirectory(), 'restored');
     await backups.restore({ backupId: second.id, targetDir });
-    expect(dump(path.join(targetDir, '.kg/knowledge.db'))).toBe(dump(path.join(projectRoot, '.kg/knowledge.db')));
+    expect(dump(path.join(targetDir, '.kg/knowledge.db'))).toBe(
+      dump(path.join(projectRoot, '.kg/knowledge.db')),
+    );
   });
 }
 
@@ -111,7 +123,12 @@ test('an archive damaged behind its manifest gives nothing to the next backup', 
   writeFileSync(first.path, archive);
   const next = await manager().createBackup();
   expect(next.reusedBytes).toBe(0);
-  expect(next.warnings).toEqual([expect.objectContaining({ code: 'KG_WARN_STORE', message: expect.stringContaining('not what was written') })]);
+  expect(next.warnings).toEqual([
+    expect.objectContaining({
+      code: 'KG_WARN_STORE',
+      message: expect.stringContaining('not what was written'),
+    }),
+  ]);
   expect(await manager().verifyBackup(next.id)).toBe(true);
   expect(await manager().verifyBackup(first.id)).toBe(false);
 });
@@ -121,8 +138,14 @@ test('an archive of zstd opens with zstd and tar, and its checksums agree', asyn
   const { path: archive } = await manager({ compression: 'zstd' }).createBackup();
   expect(archive).toMatch(/kg-backup-[0-9-]+\.tar\.zst$/);
   const dir = temporaryDirectory();
-  execFileSync('sh', ['-c', `zstd -dc "$1" | tar -xf - && sha256sum -c --quiet checksums.sha256`, 'sh', archive], { cwd: dir });
-  expect(dump(path.join(dir, 'database.sqlite'))).toBe(dump(path.join(projectRoot, '.kg/knowledge.db')));
+  execFileSync(
+    'sh',
+    ['-c', `zstd -dc "$1" | tar -xf - && sha256sum -c --quiet checksums.sha256`, 'sh', archive],
+    { cwd: dir },
+  );
+  expect(dump(path.join(dir, 'database.sqlite'))).toBe(
+    dump(path.join(projectRoot, '.kg/knowledge.db')),
+  );
 });
 
 test('an incremental backup may rest on one of another compression', async () => {
@@ -133,12 +156,17 @@ test('an incremental backup may rest on one of another compression', async () =>
   expect([next.type, await manager().verifyBackup(next.id)]).toEqual(['incremental', true]);
   const targetDir = path.join(temporaryDirectory(), 'restored');
   await manager().restore({ backupId: 'latest', targetDir });
-  expect(dump(path.join(targetDir, '.kg/knowledge.db'))).toBe(dump(path.join(projectRoot, '.kg/knowledge.db')));
+  expect(dump(path.join(targetDir, '.kg/knowledge.db'))).toBe(
+    dump(path.join(projectRoot, '.kg/knowledge.db')),
+  );
 });
 
 test('every changed byte of an archive of zstd is found', async () => {
   const { backupDir, manager } = large();
-  const { path: archive } = await manager({ compression: 'zstd', compressionLevel: 1 }).createBackup({ type: 'snapshot' });
+  const { path: archive } = await manager({
+    compression: 'zstd',
+    compressionLevel: 1,
+  }).createBackup({ type: 'snapshot' });
   const whole = readFileSync(archive);
   const copy = path.join(backupDir, 'copy.tar.zst');
   for (let at = 0; at < whole.length; at += Math.floor(whole.length / 60)) {

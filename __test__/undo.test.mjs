@@ -2,7 +2,19 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, renameSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 
@@ -11,16 +23,32 @@ import Database from 'better-sqlite3';
 import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { kg, run, startWriter } from './support/processes.mjs';
-import { contents, integrityOf, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import {
+  contents,
+  integrityOf,
+  makeProject,
+  temporaryDirectory,
+  withDatabase,
+} from './support/project.mjs';
 
 async function setUp(options, config) {
   const project = makeProject(options);
-  const manager = createBackupManager({ projectRoot: project.root, backupDir: project.backups, ...config });
+  const manager = createBackupManager({
+    projectRoot: project.root,
+    backupDir: project.backups,
+    ...config,
+  });
   const backup = await manager.createBackup();
-  return { ...project, manager, backup, at: (...parts) => path.join(project.root, '.kg', ...parts) };
+  return {
+    ...project,
+    manager,
+    backup,
+    at: (...parts) => path.join(project.root, '.kg', ...parts),
+  };
 }
 
-const titles = (file) => withDatabase(file, (db) => db.prepare('SELECT count(*), max(title) FROM nodes').raw().get());
+const titles = (file) =>
+  withDatabase(file, (db) => db.prepare('SELECT count(*), max(title) FROM nodes').raw().get());
 
 for (const journalMode of ['wal', 'delete']) {
   describe(`in ${journalMode} mode`, () => {
@@ -37,7 +65,13 @@ for (const journalMode of ['wal', 'delete']) {
       const restored = await manager.restore({ backupId: backup.id, overwrite: true });
       expect(count()).toBe(500);
       const undone = await manager.undoRestore();
-      expect(undone).toMatchObject({ id: backup.id, dryRun: false, filesRestored: 3, filesRemoved: 1, warnings: [] });
+      expect(undone).toMatchObject({
+        id: backup.id,
+        dryRun: false,
+        filesRestored: 3,
+        filesRemoved: 1,
+        warnings: [],
+      });
       expect(Date.now() - undone.restoredAt).toBeLessThan(60_000);
       expect(count()).toBe(1);
       expect(readFileSync(at('config.json'), 'utf8')).toBe('{"theme":"light"}');
@@ -57,7 +91,9 @@ for (const journalMode of ['wal', 'delete']) {
       await writer.stop();
       const { nodes, counter } = withDatabase(database, (db) => ({
         nodes: db.prepare("SELECT count(*) FROM nodes WHERE id LIKE 'w%'").pluck().get(),
-        counter: Number(db.prepare("SELECT value FROM metadata WHERE key = 'written'").pluck().get() ?? 0),
+        counter: Number(
+          db.prepare("SELECT value FROM metadata WHERE key = 'written'").pluck().get() ?? 0,
+        ),
       }));
       expect(nodes).toBe(counter);
       expect(integrityOf(database)).toBe('ok');
@@ -79,9 +115,14 @@ test('after several restores each can be undone in turn, back to what was before
   // The one before was taken for the undo of the undo.
   expect((await manager.undoRestore({ earlier: true, dryRun: true })).id).toBe(backup.id);
   const further = await kg(['diag', 'restore', '--undo', '--earlier'], { cwd: root });
-  expect(further).toMatchObject({ status: 0, stdout: expect.stringContaining(`restore of ${backup.id}`) });
+  expect(further).toMatchObject({
+    status: 0,
+    stdout: expect.stringContaining(`restore of ${backup.id}`),
+  });
   expect(contents(root)).toEqual(live);
-  await expect(manager.undoRestore({ earlier: true })).rejects.toMatchObject({ code: 'KG_NOTHING_TO_UNDO' });
+  await expect(manager.undoRestore({ earlier: true })).rejects.toMatchObject({
+    code: 'KG_NOTHING_TO_UNDO',
+  });
   // Taken back, an undo is a restore again.
   for (const expected of ['dark', 'live']) {
     await manager.undoRestore();
@@ -160,12 +201,16 @@ test('a database outside the project is put back where it was', async () => {
   const { root, backups, database } = makeProject();
   const outside = path.join(temporaryDirectory(), 'graph.db');
   renameSync(database, outside);
-  writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: outside } }));
+  writeFileSync(
+    path.join(root, '.kg/config.json'),
+    JSON.stringify({ database: { path: outside } }),
+  );
   const manager = createBackupManager({ projectRoot: root, backupDir: backups });
   await manager.createBackup();
   withDatabase(outside, (db) => db.exec('DELETE FROM edges'));
   await manager.restore({ backupId: 'latest', overwrite: true });
-  const edges = () => withDatabase(outside, (db) => db.prepare('SELECT count(*) FROM edges').pluck().get());
+  const edges = () =>
+    withDatabase(outside, (db) => db.prepare('SELECT count(*) FROM edges').pluck().get());
   expect(edges()).toBe(199);
   await manager.undoRestore();
   expect(edges()).toBe(0);
@@ -177,30 +222,37 @@ test('a database outside the project is put back where it was', async () => {
 });
 
 // What lies on another file system cannot be renamed into the project.
-test.runIf(statSync('/dev/shm', { throwIfNoEntry: false }) && statSync('/dev/shm').dev !== statSync(os.tmpdir()).dev)(
-  'a database on another file system is replaced, kept and put back',
-  async () => {
-    const { root, backups, database } = makeProject();
-    const elsewhere = mkdtempSync('/dev/shm/kg-test-');
-    onTestFinished(() => rmSync(elsewhere, { recursive: true }));
-    const outside = path.join(elsewhere, 'graph.db');
-    copyFileSync(database, outside);
-    for (const suffix of ['', '-wal', '-shm']) rmSync(database + suffix, { force: true });
-    writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ database: { path: outside } }));
-    const manager = createBackupManager({ projectRoot: root, backupDir: backups });
-    await manager.createBackup();
-    for (const [state, expected] of [['noise', 'noise'], [null, null]]) {
-      for (const suffix of ['', '-wal', '-shm']) rmSync(outside + suffix, { force: true });
-      if (state) writeFileSync(outside, state);
-      const { safetyCopy } = await manager.restore({ backupId: 'latest', overwrite: true });
-      expect(titles(outside)[0]).toBe(200);
-      if (state) expect(readFileSync(path.join(safetyCopy, 'outside/graph.db'), 'utf8')).toBe(expected);
-      await manager.undoRestore();
-      expect(existsSync(outside) ? readFileSync(outside, 'utf8') : null).toBe(expected);
-      expect(readdirSync(elsewhere)).toEqual(state ? ['graph.db'] : []);
-    }
-  },
-);
+test.runIf(
+  statSync('/dev/shm', { throwIfNoEntry: false }) &&
+    statSync('/dev/shm').dev !== statSync(os.tmpdir()).dev,
+)('a database on another file system is replaced, kept and put back', async () => {
+  const { root, backups, database } = makeProject();
+  const elsewhere = mkdtempSync('/dev/shm/kg-test-');
+  onTestFinished(() => rmSync(elsewhere, { recursive: true }));
+  const outside = path.join(elsewhere, 'graph.db');
+  copyFileSync(database, outside);
+  for (const suffix of ['', '-wal', '-shm']) rmSync(database + suffix, { force: true });
+  writeFileSync(
+    path.join(root, '.kg/config.json'),
+    JSON.stringify({ database: { path: outside } }),
+  );
+  const manager = createBackupManager({ projectRoot: root, backupDir: backups });
+  await manager.createBackup();
+  for (const [state, expected] of [
+    ['noise', 'noise'],
+    [null, null],
+  ]) {
+    for (const suffix of ['', '-wal', '-shm']) rmSync(outside + suffix, { force: true });
+    if (state) writeFileSync(outside, state);
+    const { safetyCopy } = await manager.restore({ backupId: 'latest', overwrite: true });
+    expect(titles(outside)[0]).toBe(200);
+    if (state)
+      expect(readFileSync(path.join(safetyCopy, 'outside/graph.db'), 'utf8')).toBe(expected);
+    await manager.undoRestore();
+    expect(existsSync(outside) ? readFileSync(outside, 'utf8') : null).toBe(expected);
+    expect(readdirSync(elsewhere)).toEqual(state ? ['graph.db'] : []);
+  }
+});
 
 test('a dry run says what would happen and changes nothing', async () => {
   const { manager, root } = await setUp();
@@ -227,7 +279,9 @@ test('kg undoes a restore, says what it did, and has an exit status for nothing 
   const refused = await kg(['diag', 'restore', '--undo', '--json'], { cwd: empty.root });
   expect(refused.status).toBe(4);
   expect(refused.stderr + refused.stdout).toContain('KG_NOTHING_TO_UNDO');
-  expect((await kg(['diag', 'restore', '--undo', '--file', 'latest'], { cwd: root })).status).toBe(2);
+  expect((await kg(['diag', 'restore', '--undo', '--file', 'latest'], { cwd: root })).status).toBe(
+    2,
+  );
 });
 
 test('what was replaced too long ago is removed by the next backup, and nothing else is', async () => {
@@ -237,7 +291,11 @@ test('what was replaced too long ago is removed by the next backup, and nothing 
   renameSync(safetyCopy, old);
   const other = at('restore-undo/mine');
   mkdirSync(other);
-  const patient = createBackupManager({ projectRoot: root, backupDir: backups, undoRetentionDays: 100_000 });
+  const patient = createBackupManager({
+    projectRoot: root,
+    backupDir: backups,
+    undoRetentionDays: 100_000,
+  });
   await patient.createBackup({ type: 'snapshot' });
   expect(existsSync(old)).toBe(true);
   const { safetyCopy: newer } = await patient.restore({ backupId: 'latest', overwrite: true });
@@ -253,7 +311,10 @@ describe('through links', () => {
     writeFileSync(path.join(outside, 'terms.json'), 'not of the project');
     rmSync(at('plugins/glossary'), { recursive: true });
     symlinkSync(outside, at('plugins/glossary'));
-    for (const attempt of [() => manager.undoRestore(), () => manager.restore({ backupId: 'latest', overwrite: true })]) {
+    for (const attempt of [
+      () => manager.undoRestore(),
+      () => manager.restore({ backupId: 'latest', overwrite: true }),
+    ]) {
       await expect(attempt()).rejects.toMatchObject({ code: 'KG_TARGET_INVALID' });
     }
     expect(readFileSync(path.join(outside, 'terms.json'), 'utf8')).toBe('not of the project');
@@ -296,7 +357,10 @@ test('force replaces a damaged database that another process has open', async ()
   await once(child.stdout, 'data');
   // Its pages are noise, the locks that say it is in use are there all the same.
   const handle = statSync(database).size;
-  run('sh', ['-c', `head -c ${handle - 4096} /dev/urandom | dd of='${database}' bs=4096 seek=1 conv=notrunc status=none`]);
+  run('sh', [
+    '-c',
+    `head -c ${handle - 4096} /dev/urandom | dd of='${database}' bs=4096 seek=1 conv=notrunc status=none`,
+  ]);
   for (const attempt of [{ overwrite: true }, { overwrite: true, dryRun: true }]) {
     await expect(manager.restore({ backupId: 'latest', ...attempt })).rejects.toMatchObject({
       code: 'KG_DATABASE_IN_USE',
@@ -312,15 +376,21 @@ test('force replaces a damaged database that another process has open', async ()
 test('a database that waits for its lock in one of several leaves all of them as they were', async () => {
   const { manager, at, database } = await setUp({}, { lockTimeout: 300 });
   const vectors = at('vectors.db');
-  withDatabase(vectors, (db) => db.exec('CREATE TABLE embeddings (id); INSERT INTO embeddings VALUES (1)'));
+  withDatabase(vectors, (db) =>
+    db.exec('CREATE TABLE embeddings (id); INSERT INTO embeddings VALUES (1)'),
+  );
   await manager.createBackup();
   withDatabase(database, (db) => db.exec('DELETE FROM edges'));
   const db = new Database(vectors);
   onTestFinished(() => db.close());
   db.exec('DELETE FROM embeddings; BEGIN IMMEDIATE; INSERT INTO embeddings VALUES (7)');
-  await expect(manager.restore({ backupId: 'latest', overwrite: true })).rejects.toMatchObject({ code: 'KG_DATABASE_BUSY' });
+  await expect(manager.restore({ backupId: 'latest', overwrite: true })).rejects.toMatchObject({
+    code: 'KG_DATABASE_BUSY',
+  });
   db.exec('COMMIT');
-  const edges = withDatabase(database, (graph) => graph.prepare('SELECT count(*) FROM edges').pluck().get());
+  const edges = withDatabase(database, (graph) =>
+    graph.prepare('SELECT count(*) FROM edges').pluck().get(),
+  );
   expect([edges, db.prepare('SELECT id FROM embeddings').pluck().all()]).toEqual([0, [7]]);
   expect(readdirSync(at()).filter((name) => name.startsWith('restore-'))).toEqual([]);
 });

@@ -21,9 +21,16 @@ const LISTED_FIRST = {
 /** Puts a page that is in use on the freelist. */
 function freeLivePage(file) {
   const live = withDatabase(file, (db) => {
-    db.exec('CREATE TABLE gone (x); WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500) INSERT INTO gone SELECT hex(zeroblob(400)) FROM n; DROP TABLE gone');
+    db.exec(
+      'CREATE TABLE gone (x); WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500) INSERT INTO gone SELECT hex(zeroblob(400)) FROM n; DROP TABLE gone',
+    );
     db.pragma('wal_checkpoint(TRUNCATE)');
-    return db.prepare("SELECT pageno FROM dbstat WHERE name = 'edges' AND pagetype = 'leaf' LIMIT 1 OFFSET 1").pluck().get();
+    return db
+      .prepare(
+        "SELECT pageno FROM dbstat WHERE name = 'edges' AND pagetype = 'leaf' LIMIT 1 OFFSET 1",
+      )
+      .pluck()
+      .get();
   });
   const bytes = readFileSync(file);
   bytes.writeUInt32BE(live, (bytes.readUInt32BE(32) - 1) * 4096 + 8);
@@ -39,15 +46,28 @@ for (const [name, sql] of Object.entries(LISTED_FIRST)) {
         db.exec('VACUUM');
         db.exec(sql);
       });
-      const sound = await createBackupManager({ projectRoot: root, backupDir: temporaryDirectory() }).createBackup();
+      const sound = await createBackupManager({
+        projectRoot: root,
+        backupDir: temporaryDirectory(),
+      }).createBackup();
       expect(sound.integrity).toMatchObject({ status: 'ok', messages: [] });
       freeLivePage(database);
-      const backup = await createBackupManager({ projectRoot: root, backupDir: backups }).createBackup();
+      const backup = await createBackupManager({
+        projectRoot: root,
+        backupDir: backups,
+      }).createBackup();
       expect(backup.integrity.status).toBe('failed');
       expect(backup.integrity.messages.join()).toContain('2nd reference');
-      for (const how of [['integrity'], ['health', '--backup-dir', backups], ['health', '--check-db', '--backup-dir', backups]]) {
+      for (const how of [
+        ['integrity'],
+        ['health', '--backup-dir', backups],
+        ['health', '--check-db', '--backup-dir', backups],
+      ]) {
         const checked = await kg(['diag', ...how, '--project', root]);
-        expect(checked).toMatchObject({ status: 3, stdout: expect.stringContaining('KG_ISSUE_DATABASE_DAMAGED') });
+        expect(checked).toMatchObject({
+          status: 3,
+          stdout: expect.stringContaining('KG_ISSUE_DATABASE_DAMAGED'),
+        });
       }
     });
   }
@@ -59,7 +79,12 @@ const EMPTIED = {
   'a schema without tables': (file) =>
     withDatabase(file, (db) => {
       db.pragma('foreign_keys = OFF');
-      const tables = db.prepare("SELECT name FROM pragma_table_list WHERE schema = 'main' AND type IN ('table', 'virtual') AND name NOT LIKE 'sqlite%'").pluck().all();
+      const tables = db
+        .prepare(
+          "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type IN ('table', 'virtual') AND name NOT LIKE 'sqlite%'",
+        )
+        .pluck()
+        .all();
       for (const table of tables) db.exec(`DROP TABLE IF EXISTS "${table}"`);
     }),
 };
@@ -73,18 +98,38 @@ for (const [name, empty] of Object.entries(EMPTIED)) {
     empty(database);
 
     const strict = createBackupManager({ projectRoot: root, backupDir: backups, strict: true });
-    await expect(strict.createBackup()).rejects.toMatchObject({ code: 'KG_INCOMPLETE', message: expect.stringContaining('no table') });
+    await expect(strict.createBackup()).rejects.toMatchObject({
+      code: 'KG_INCOMPLETE',
+      message: expect.stringContaining('no table'),
+    });
     const emptied = await manager.createBackup();
-    expect(emptied).toMatchObject({ integrity: { status: 'ok' }, emptied: true, incomplete: true, stats: { tableCount: 0 } });
-    expect(emptied.warnings).toContainEqual(expect.objectContaining({ code: 'KG_WARN_DATABASE_EMPTY', message: expect.stringContaining(good.id) }));
+    expect(emptied).toMatchObject({
+      integrity: { status: 'ok' },
+      emptied: true,
+      incomplete: true,
+      stats: { tableCount: 0 },
+    });
+    expect(emptied.warnings).toContainEqual(
+      expect.objectContaining({
+        code: 'KG_WARN_DATABASE_EMPTY',
+        message: expect.stringContaining(good.id),
+      }),
+    );
     // What `latest` means is still the good one.
-    expect(readFileSync(path.join(backups, 'latest.tar.gz')).equals(readFileSync(good.path))).toBe(true);
+    expect(readFileSync(path.join(backups, 'latest.tar.gz')).equals(readFileSync(good.path))).toBe(
+      true,
+    );
     const again = await manager.createBackup();
-    expect(again.warnings).toContainEqual(expect.objectContaining({ message: expect.stringContaining(good.id) }));
+    expect(again.warnings).toContainEqual(
+      expect.objectContaining({ message: expect.stringContaining(good.id) }),
+    );
 
     for (const how of ['integrity', 'health']) {
       const checked = await kg(['diag', how, '--project', root]);
-      expect(checked).toMatchObject({ status: 3, stdout: expect.stringContaining('KG_ISSUE_DATABASE_EMPTY') });
+      expect(checked).toMatchObject({
+        status: 3,
+        stdout: expect.stringContaining('KG_ISSUE_DATABASE_EMPTY'),
+      });
     }
   });
 }
@@ -95,8 +140,15 @@ test('a new project whose database never had tables is backed up with a warning'
   const db = new Database(database);
   db.pragma('user_version = 1');
   db.close();
-  const backup = await createBackupManager({ projectRoot: root, backupDir: backups, strict: true }).createBackup();
-  expect(backup).toMatchObject({ integrity: { status: 'ok' }, warnings: [{ code: 'KG_WARN_DATABASE_EMPTY' }] });
+  const backup = await createBackupManager({
+    projectRoot: root,
+    backupDir: backups,
+    strict: true,
+  }).createBackup();
+  expect(backup).toMatchObject({
+    integrity: { status: 'ok' },
+    warnings: [{ code: 'KG_WARN_DATABASE_EMPTY' }],
+  });
   expect(backup.incomplete).toBe(undefined);
 });
 
@@ -105,8 +157,14 @@ test('a database of 0 bytes is no good backup, also if it is the first', async (
   for (const suffix of ['', '-wal', '-shm']) rmSync(`${database}${suffix}`, { force: true });
   writeFileSync(database, '');
   const manager = createBackupManager({ projectRoot: root, backupDir: backups });
-  expect(await manager.createBackup()).toMatchObject({ emptied: true, incomplete: true, warnings: [{ code: 'KG_WARN_DATABASE_EMPTY' }] });
-  await expect(manager.createBackup({ strict: true })).rejects.toMatchObject({ code: 'KG_INCOMPLETE' });
+  expect(await manager.createBackup()).toMatchObject({
+    emptied: true,
+    incomplete: true,
+    warnings: [{ code: 'KG_WARN_DATABASE_EMPTY' }],
+  });
+  await expect(manager.createBackup({ strict: true })).rejects.toMatchObject({
+    code: 'KG_INCOMPLETE',
+  });
 });
 
 test('rows that break what their table declares are told, and the others are checked', async () => {
@@ -129,22 +187,49 @@ test('a backup with rows that break what their table declares is good, warns eac
     db.exec('CREATE TABLE later (x); INSERT INTO later VALUES (NULL)');
     db.unsafeMode(true);
     db.pragma('writable_schema = on');
-    db.exec("UPDATE sqlite_schema SET sql = 'CREATE TABLE later (x NOT NULL)' WHERE name = 'later'");
+    db.exec(
+      "UPDATE sqlite_schema SET sql = 'CREATE TABLE later (x NOT NULL)' WHERE name = 'later'",
+    );
   });
   const manager = createBackupManager({ projectRoot: root, backupDir: backups });
   for (const options of [{}, {}, { type: 'incremental' }, { strict: true }]) {
     const backup = await manager.createBackup(options);
     expect(backup.integrity).toMatchObject({ status: 'ok', messages: [] });
-    expect(backup.warnings).toMatchObject([{ code: 'KG_WARN_CONSTRAINT', path: '.kg/knowledge.db', message: expect.stringContaining('NULL value in later.x') }]);
+    expect(backup.warnings).toMatchObject([
+      {
+        code: 'KG_WARN_CONSTRAINT',
+        path: '.kg/knowledge.db',
+        message: expect.stringContaining('NULL value in later.x'),
+      },
+    ]);
     expect(backup.incomplete).toBe(undefined);
   }
-  const health = await kg(['diag', 'health', '--check-db', '--backup-dir', backups, '--project', root]);
-  expect(health).toMatchObject({ status: 3, stdout: expect.stringContaining('KG_ISSUE_CONSTRAINT') });
+  const health = await kg([
+    'diag',
+    'health',
+    '--check-db',
+    '--backup-dir',
+    backups,
+    '--project',
+    root,
+  ]);
+  expect(health).toMatchObject({
+    status: 3,
+    stdout: expect.stringContaining('KG_ISSUE_CONSTRAINT'),
+  });
   expect(health.stdout).not.toContain('DAMAGED');
-  const before = withDatabase(database, (db) => db.prepare('SELECT group_concat(sql) FROM sqlite_schema').pluck().get());
-  const { repair } = await new IntegrityChecker(root, { backupDir: backups }).runChecks({ repairMode: true });
+  const before = withDatabase(database, (db) =>
+    db.prepare('SELECT group_concat(sql) FROM sqlite_schema').pluck().get(),
+  );
+  const { repair } = await new IntegrityChecker(root, { backupDir: backups }).runChecks({
+    repairMode: true,
+  });
   expect(repair.actions.filter(({ salvage }) => salvage)).toEqual([]);
-  expect(withDatabase(database, (db) => db.prepare('SELECT group_concat(sql) FROM sqlite_schema').pluck().get())).toBe(before);
+  expect(
+    withDatabase(database, (db) =>
+      db.prepare('SELECT group_concat(sql) FROM sqlite_schema').pluck().get(),
+    ),
+  ).toBe(before);
 });
 
 test('one repair ends with nothing that another one would mend', async () => {
@@ -152,7 +237,12 @@ test('one repair ends with nothing that another one would mend', async () => {
   // Lost nodes leave edges and rows of the full-text index behind.
   const leaf = withDatabase(database, (db) => {
     db.pragma('wal_checkpoint(TRUNCATE)');
-    return db.prepare("SELECT pageno FROM dbstat WHERE name = 'nodes' AND pagetype = 'leaf' LIMIT 1 OFFSET 3").pluck().get();
+    return db
+      .prepare(
+        "SELECT pageno FROM dbstat WHERE name = 'nodes' AND pagetype = 'leaf' LIMIT 1 OFFSET 3",
+      )
+      .pluck()
+      .get();
   });
   const bytes = readFileSync(database);
   bytes.fill(0x55, (leaf - 1) * 4096, leaf * 4096);

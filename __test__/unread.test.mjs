@@ -1,7 +1,15 @@
 // What cannot be read is not gone: where an archive or its manifest cannot be looked at, nothing is removed and nothing
 // takes its place, and that is said.
 
-import { chmodSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  renameSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
@@ -13,12 +21,18 @@ import { makeProject, temporaryDirectory, withDatabase } from './support/project
 import { isRoot, projectOf } from './support/users.mjs';
 
 const MANIFEST = '.manifest.json';
-const files = (backups) => readdirSync(backups).filter((name) => name.startsWith('kg-backup-')).sort();
+const files = (backups) =>
+  readdirSync(backups)
+    .filter((name) => name.startsWith('kg-backup-'))
+    .sort();
 
 /** A store with a full backup, a pinned incremental one that is based on it, and a newer full one. */
 function chained() {
   const { root, database, backups } = makeProject({ nodes: 50 });
-  const make = (...args) => JSON.parse(run(kgPath, ['diag', 'backup', '--output', backups, '--json', ...args], { cwd: root }));
+  const make = (...args) =>
+    JSON.parse(
+      run(kgPath, ['diag', 'backup', '--output', backups, '--json', ...args], { cwd: root }),
+    );
   const base = make();
   withDatabase(database, (db) => db.exec("UPDATE nodes SET title = 'changed' WHERE id = 'n1'"));
   const pinned = make('--type', 'incremental');
@@ -32,14 +46,20 @@ describe.each([
   ['openat', 'EMFILE'],
   ['statx', 'EACCES'],
 ])('while %s of a manifest fails with %s', (call, error) => {
-  const without = (backup, args, cwd) => failing(call, error, ['diag', ...args], { only: backup.path + MANIFEST, cwd });
+  const without = (backup, args, cwd) =>
+    failing(call, error, ['diag', ...args], { only: backup.path + MANIFEST, cwd });
 
   test('no backup is removed, by a person or by retention, and the manifest stays', () => {
     const { root, backups, base, pinned } = chained();
     const [before, manifest] = [files(backups), readFileSync(pinned.path + MANIFEST)];
     const refused = (...args) => {
       const { status, stdout, stderr } = without(pinned, [...args, '--output', backups], root);
-      expect([args, status, stdout, stderr]).toEqual([args, 4, expect.anything(), expect.stringContaining(pinned.path + MANIFEST)]);
+      expect([args, status, stdout, stderr]).toEqual([
+        args,
+        4,
+        expect.anything(),
+        expect.stringContaining(pinned.path + MANIFEST),
+      ]);
     };
     refused('prune', '--max-backups', '1');
     refused('prune', '--max-backups', '1', '--dry-run');
@@ -47,13 +67,25 @@ describe.each([
     refused('backup', '--delete', pinned.id);
     expect(files(backups)).toEqual(before);
 
-    const made = without(pinned, ['backup', '--max-backups', '1', '--output', backups, '--json'], root);
+    const made = without(
+      pinned,
+      ['backup', '--max-backups', '1', '--output', backups, '--json'],
+      root,
+    );
     expect(made).toMatchObject({ status: 6, stderr: '' });
     const { id, retention, retentionError, incomplete, warnings } = JSON.parse(made.stdout);
     expect({ retention, incomplete }).toEqual({});
-    expect(warnings).toContainEqual({ code: 'KG_WARN_STORE', message: expect.stringContaining('none was removed') });
-    expect(retentionError).toMatchObject({ code: expect.stringMatching(/^KG_/), message: expect.stringContaining(pinned.id) });
-    expect(files(backups)).toEqual([...before, `kg-${id}.tar.gz`, `kg-${id}.tar.gz${MANIFEST}`].sort());
+    expect(warnings).toContainEqual({
+      code: 'KG_WARN_STORE',
+      message: expect.stringContaining('none was removed'),
+    });
+    expect(retentionError).toMatchObject({
+      code: expect.stringMatching(/^KG_/),
+      message: expect.stringContaining(pinned.id),
+    });
+    expect(files(backups)).toEqual(
+      [...before, `kg-${id}.tar.gz`, `kg-${id}.tar.gz${MANIFEST}`].sort(),
+    );
     expect(readFileSync(pinned.path + MANIFEST)).toEqual(manifest);
   });
 
@@ -66,40 +98,68 @@ describe.each([
       ['drill', '--backup-dir', backups],
     ]) {
       const { status, stderr } = without(newest, args, root);
-      expect([args, status, stderr]).toEqual([args, 4, expect.stringContaining(`${newest.id} is the newest backup cannot be determined`)]);
+      expect([args, status, stderr]).toEqual([
+        args,
+        4,
+        expect.stringContaining(`${newest.id} is the newest backup cannot be determined`),
+      ]);
     }
     expect(readdirSync(target)).toEqual([]);
     // One that is older than the newest changes nothing of that.
-    expect(without(pinned, ['backup', '--verify', 'latest', '--output', backups], root)).toMatchObject({ status: 0 });
+    expect(
+      without(pinned, ['backup', '--verify', 'latest', '--output', backups], root),
+    ).toMatchObject({ status: 0 });
   });
 
   test('list, status and health name it, and say that they cannot tell', () => {
     const { root, backups, newest } = chained();
     const list = without(newest, ['backup', '--list', '--output', backups], root);
-    expect(list).toMatchObject({ status: 6, stdout: expect.stringMatching(new RegExp(`${newest.id} .*\\[cannot be read\\]`)) });
+    expect(list).toMatchObject({
+      status: 6,
+      stdout: expect.stringMatching(new RegExp(`${newest.id} .*\\[cannot be read\\]`)),
+    });
     expect(list.stderr).toContain(newest.path + MANIFEST);
-    expect(without(newest, ['backup', '--status', '--output', backups], root).stdout).toContain(newest.path + MANIFEST);
+    expect(without(newest, ['backup', '--status', '--output', backups], root).stdout).toContain(
+      newest.path + MANIFEST,
+    );
     const { status, stdout } = without(newest, ['health', '--backup-dir', backups, '--json'], root);
     expect(status).toBe(5);
     expect(JSON.parse(stdout).issues).toContainEqual(
-      expect.objectContaining({ code: 'KG_ISSUE_BACKUP_UNLISTED', severity: 'error', message: expect.stringContaining('Could not read') }),
+      expect.objectContaining({
+        code: 'KG_ISSUE_BACKUP_UNLISTED',
+        severity: 'error',
+        message: expect.stringContaining('Could not read'),
+      }),
     );
   });
 });
 
 test('an archive that cannot be opened is no backup to count on, and nothing is removed because of it', () => {
   const { root, backups, newest, pinned } = chained();
-  const without = (...args) => failing('openat', 'EIO', ['diag', ...args], { only: newest.path, cwd: root });
+  const without = (...args) =>
+    failing('openat', 'EIO', ['diag', ...args], { only: newest.path, cwd: root });
   const before = files(backups);
-  expect(without('prune', '--max-backups', '1', '--output', backups)).toMatchObject({ status: 4, stderr: expect.stringContaining(newest.path) });
+  expect(without('prune', '--max-backups', '1', '--output', backups)).toMatchObject({
+    status: 4,
+    stderr: expect.stringContaining(newest.path),
+  });
   expect(without('backup', '--max-backups', '1', '--output', backups).status).toBe(6);
   expect(files(backups)).toEqual(expect.arrayContaining(before));
-  expect(without('backup', '--list', '--output', backups)).toMatchObject({ status: 6, stdout: expect.stringMatching(new RegExp(`${newest.id} .*\\[cannot be read\\]`)) });
+  expect(without('backup', '--list', '--output', backups)).toMatchObject({
+    status: 6,
+    stdout: expect.stringMatching(new RegExp(`${newest.id} .*\\[cannot be read\\]`)),
+  });
   expect(without('backup', '--status', '--output', backups).stdout).toContain(newest.path);
-  expect(without('health', '--backup-dir', backups)).toMatchObject({ status: 5, stdout: expect.stringContaining(newest.path) });
+  expect(without('health', '--backup-dir', backups)).toMatchObject({
+    status: 5,
+    stdout: expect.stringContaining(newest.path),
+  });
   // What rests on one that cannot be read is not said to be lost.
   const base = pinned.path.replace('-2.tar.gz', '.tar.gz');
-  const { stdout } = failing('openat', 'EIO', ['diag', 'health', '--backup-dir', backups], { only: base, cwd: root });
+  const { stdout } = failing('openat', 'EIO', ['diag', 'health', '--backup-dir', backups], {
+    only: base,
+    cwd: root,
+  });
   expect(stdout).toContain('cannot be read');
   expect(stdout).not.toContain('delete these');
 });
@@ -107,7 +167,12 @@ test('an archive that cannot be opened is no backup to count on, and nothing is 
 test('a store that cannot be looked at is not said to be missing', () => {
   const { root, backups } = chained();
   for (const error of ['EACCES', 'EIO']) {
-    const { status, stderr } = failing('statx', error, ['diag', 'prune', '--max-backups', '1', '--output', backups], { only: backups, cwd: root });
+    const { status, stderr } = failing(
+      'statx',
+      error,
+      ['diag', 'prune', '--max-backups', '1', '--output', backups],
+      { only: backups, cwd: root },
+    );
     expect([status, stderr]).toEqual([4, expect.stringContaining(`Could not look at ${backups}`)]);
   }
 });
@@ -122,7 +187,11 @@ describe.skipIf(!isRoot)('a database in a directory that this user may not enter
     chmodSync(path.join(root, 'data'), 0o700);
     for (const command of ['health', 'integrity']) {
       const { status, stdout } = asOwner('diag', command);
-      expect([command, status, stdout]).toEqual([command, 3, expect.stringContaining('cannot be determined: Permission denied')]);
+      expect([command, status, stdout]).toEqual([
+        command,
+        3,
+        expect.stringContaining('cannot be determined: Permission denied'),
+      ]);
       expect(stdout).not.toContain('There is no database');
     }
     expect(asRoot('diag', 'integrity').stdout).not.toContain('cannot be determined');
@@ -131,7 +200,12 @@ describe.skipIf(!isRoot)('a database in a directory that this user may not enter
 
 test('a manifest whose archive cannot be looked at is not swept away', () => {
   const { root, backups, pinned } = chained();
-  const { status, stderr } = failing('statx', 'EACCES', ['diag', 'prune', '--max-backups', '1', '--output', backups], { only: pinned.path, cwd: root });
+  const { status, stderr } = failing(
+    'statx',
+    'EACCES',
+    ['diag', 'prune', '--max-backups', '1', '--output', backups],
+    { only: pinned.path, cwd: root },
+  );
   expect([status, stderr]).toEqual([4, expect.stringContaining(pinned.path)]);
   expect(existsSync(pinned.path + MANIFEST)).toBe(true);
 });
@@ -148,9 +222,15 @@ describe.skipIf(!isRoot)('where every manifest is of another user', () => {
     expect(status).toContain('could not determine whether there is a backup');
     expect(status).not.toContain('make one');
     const health = asOwner('diag', 'health', '--max-age', '1d');
-    expect(health).toMatchObject({ status: 4, stdout: expect.stringContaining('Could not determine whether') });
+    expect(health).toMatchObject({
+      status: 4,
+      stdout: expect.stringContaining('Could not determine whether'),
+    });
     expect(health.stdout).not.toContain('Make one');
-    expect(asOwner('diag', 'restore', '--file', 'latest', '--yes')).toMatchObject({ status: 4, stderr: expect.stringContaining('KG_PERMISSION_DENIED') });
+    expect(asOwner('diag', 'restore', '--file', 'latest', '--yes')).toMatchObject({
+      status: 4,
+      stderr: expect.stringContaining('KG_PERMISSION_DENIED'),
+    });
   });
 });
 
@@ -163,7 +243,10 @@ describe.skipIf(!isRoot)('a store whose lock this user may not take', () => {
     run('chown', ['0:0', lock]);
     chmodSync(lock, 0o600);
     expect(asOwner('diag', 'backup').status).toBe(4);
-    expect(asOwner('diag', 'health')).toMatchObject({ status: 4, stdout: expect.stringContaining(`lock ${lock}: Permission denied`) });
+    expect(asOwner('diag', 'health')).toMatchObject({
+      status: 4,
+      stdout: expect.stringContaining(`lock ${lock}: Permission denied`),
+    });
   });
 });
 
@@ -175,24 +258,39 @@ test('the API rejects a list that would lack what cannot be read', async () => {
   run('mv', [newest.path + MANIFEST, path.join(backups, 'aside')]);
   run('ln', ['-s', path.basename(newest.path + MANIFEST), newest.path + MANIFEST]);
   for (const call of ['listBackups', 'getLatestBackup']) {
-    await expect(manager[call]()).rejects.toMatchObject({ code: 'KG_IO', message: expect.stringContaining(newest.path + MANIFEST) });
+    await expect(manager[call]()).rejects.toMatchObject({
+      code: 'KG_IO',
+      message: expect.stringContaining(newest.path + MANIFEST),
+    });
   }
 });
 
 test('what has a name of a temporary file and is none stays, is warned of, and stops no backup', () => {
   const { root, backups } = makeProject({ nodes: 5 });
-  const make = () => JSON.parse(run(kgPath, ['diag', 'backup', '--output', backups, '--json'], { cwd: root })).warnings;
+  const make = () =>
+    JSON.parse(run(kgPath, ['diag', 'backup', '--output', backups, '--json'], { cwd: root }))
+      .warnings;
   expect(make()).toEqual([]);
-  const strays = ['.kg-partial-mine', '.kg-snapshot-mine', `kg-backup-20240101-000000.tar.gz${MANIFEST}`];
+  const strays = [
+    '.kg-partial-mine',
+    '.kg-snapshot-mine',
+    `kg-backup-20240101-000000.tar.gz${MANIFEST}`,
+  ];
   const at = (name) => path.join(backups, name);
   mkdirSync(at(strays[0]));
   writeFileSync(at(strays[1]), 'mine');
   mkdirSync(at(strays[2]));
-  expect(make().map(({ code, message }) => [code, strays.filter((name) => message.includes(name))]).sort()).toEqual(
-    strays.map((name) => ['KG_WARN_STORE', [name]]),
-  );
+  expect(
+    make()
+      .map(({ code, message }) => [code, strays.filter((name) => message.includes(name))])
+      .sort(),
+  ).toEqual(strays.map((name) => ['KG_WARN_STORE', [name]]));
   expect(strays.filter((name) => existsSync(at(name)))).toEqual(strays);
-  expect(JSON.parse(run(kgPath, ['diag', 'backup', '--list', '--output', backups, '--json'], { cwd: root }))).toHaveLength(2);
+  expect(
+    JSON.parse(
+      run(kgPath, ['diag', 'backup', '--list', '--output', backups, '--json'], { cwd: root }),
+    ),
+  ).toHaveLength(2);
 });
 
 describe('what was remembered and cannot be read', () => {
@@ -204,13 +302,22 @@ describe('what was remembered and cannot be read', () => {
     kg('backup');
     const only = remembered(root, 'backup-runs.json');
     const before = readFileSync(only);
-    const without = (...args) => failing('openat', 'EIO', ['diag', ...args, '--json'], { only, cwd: root });
-    const unwritten = { code: 'KG_WARN_STORE', message: expect.stringMatching(/This run could not be recorded: .*backup-runs\.json/) };
+    const without = (...args) =>
+      failing('openat', 'EIO', ['diag', ...args, '--json'], { only, cwd: root });
+    const unwritten = {
+      code: 'KG_WARN_STORE',
+      message: expect.stringMatching(/This run could not be recorded: .*backup-runs\.json/),
+    };
     expect(JSON.parse(without('backup').stdout).warnings).toContainEqual(unwritten);
     expect(readFileSync(only)).toEqual(before);
     const status = JSON.parse(without('backup', '--status').stdout);
-    expect(status.health).toMatchObject({ ok: false, messages: [expect.stringContaining('the results of the last runs are unknown')] });
-    expect(JSON.parse(without('health').stdout).issues).toMatchObject([{ code: 'KG_ISSUE_FILE_UNREADABLE', severity: 'warning' }]);
+    expect(status.health).toMatchObject({
+      ok: false,
+      messages: [expect.stringContaining('the results of the last runs are unknown')],
+    });
+    expect(JSON.parse(without('health').stdout).issues).toMatchObject([
+      { code: 'KG_ISSUE_FILE_UNREADABLE', severity: 'warning' },
+    ]);
   });
 
   test('of a store is not forgotten, and whether one that is empty held backups is said to be unknown', () => {
@@ -220,9 +327,18 @@ describe('what was remembered and cannot be read', () => {
     kg('backup');
     const only = remembered(root, 'backup-pages/stores.json');
     const before = readFileSync(only);
-    const warningsOf = (dir) => JSON.parse(failing('openat', 'EIO', ['diag', 'backup', '--output', dir, '--json'], { only, cwd: root }).stdout).warnings;
-    expect(warningsOf(backups)).toMatchObject([{ code: 'KG_WARN_STORE', message: expect.stringContaining('could not be recorded') }]);
+    const warningsOf = (dir) =>
+      JSON.parse(
+        failing('openat', 'EIO', ['diag', 'backup', '--output', dir, '--json'], { only, cwd: root })
+          .stdout,
+      ).warnings;
+    expect(warningsOf(backups)).toMatchObject([
+      { code: 'KG_WARN_STORE', message: expect.stringContaining('could not be recorded') },
+    ]);
     expect(readFileSync(only)).toEqual(before);
-    expect(warningsOf(path.join(root, '../empty'))[0]).toMatchObject({ code: 'KG_WARN_STORE', message: expect.stringMatching(/whether it ever did cannot be determined.*stores\.json/) });
+    expect(warningsOf(path.join(root, '../empty'))[0]).toMatchObject({
+      code: 'KG_WARN_STORE',
+      message: expect.stringMatching(/whether it ever did cannot be determined.*stores\.json/),
+    });
   });
 });

@@ -2,7 +2,18 @@
 
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, copyFileSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  copyFileSync,
+  linkSync,
+  mkdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import { createBackupManager, IntegrityChecker } from '@weavelogic/knowledge-graph-agent';
@@ -10,16 +21,25 @@ import Database from 'better-sqlite3';
 import { describe, expect, onTestFinished, test } from 'vitest';
 
 import { kg, kgPath, run, startHost } from './support/processes.mjs';
-import { fillDatabase, fingerprint, makeProject, temporaryDirectory, withDatabase } from './support/project.mjs';
+import {
+  fillDatabase,
+  fingerprint,
+  makeProject,
+  temporaryDirectory,
+  withDatabase,
+} from './support/project.mjs';
 
 const isRoot = process.getuid() === 0;
 const ADD = (name) => `INSERT INTO metadata VALUES ('${name}', 'committed')`;
-const names = (database) => withDatabase(database, (db) => db.prepare('SELECT key FROM metadata ORDER BY key').pluck().all());
+const names = (database) =>
+  withDatabase(database, (db) => db.prepare('SELECT key FROM metadata ORDER BY key').pluck().all());
 
 /** A project with a backup in a store of its own. */
 async function saved() {
   const project = makeProject({ nodes: 300 });
-  expect(await kg(['diag', 'backup', '--project', project.root, '--output', project.backups])).toMatchObject({ status: 0 });
+  expect(
+    await kg(['diag', 'backup', '--project', project.root, '--output', project.backups]),
+  ).toMatchObject({ status: 0 });
   return project;
 }
 
@@ -93,7 +113,10 @@ const WAYS = {
     renameSync(`${database}-new`, database);
     return host;
   },
-  'whose database was moved away, and another process has the one in its place open': async ({ root, database }) => {
+  'whose database was moved away, and another process has the one in its place open': async ({
+    root,
+    database,
+  }) => {
     const host = await startHost(database);
     await host.tell(ADD('before'));
     mkdirSync(path.join(root, 'old'));
@@ -115,11 +138,19 @@ const WAYS = {
 
 /** Everything that looks or writes, of a project whose host commits to elsewhere. */
 async function expectTold({ root, database, backups }, holder) {
-  const looks = [['health'], ['integrity'], ['backup', '--strict', '--output', path.join(root, '../strict')]];
-  const [health, integrity, backup] = await Promise.all(looks.map((args) => kg(['diag', ...args, '--project', root, '--json'])));
+  const looks = [
+    ['health'],
+    ['integrity'],
+    ['backup', '--strict', '--output', path.join(root, '../strict')],
+  ];
+  const [health, integrity, backup] = await Promise.all(
+    looks.map((args) => kg(['diag', ...args, '--project', root, '--json'])),
+  );
   for (const { status, stdout } of [health, integrity]) {
     expect(status).toBe(3);
-    const [issue] = JSON.parse(stdout).issues.filter(({ code }) => code === 'KG_ISSUE_WAL_NOT_IN_USE');
+    const [issue] = JSON.parse(stdout).issues.filter(
+      ({ code }) => code === 'KG_ISSUE_WAL_NOT_IN_USE',
+    );
     expect(issue).toMatchObject({ severity: 'error', message: expect.stringContaining(holder) });
     expect(issue.message).toContain('WAL');
   }
@@ -128,10 +159,26 @@ async function expectTold({ root, database, backups }, holder) {
   expect(backup.stdout + backup.stderr).toContain(holder);
 
   const before = fingerprint(root);
-  const restore = ['diag', 'restore', '--project', root, '--file', path.join(backups, 'latest.tar.gz'), '--yes'];
-  for (const args of [restore, [...restore, '--dry-run'], ['diag', 'repair', '--auto', '--project', root]]) {
+  const restore = [
+    'diag',
+    'restore',
+    '--project',
+    root,
+    '--file',
+    path.join(backups, 'latest.tar.gz'),
+    '--yes',
+  ];
+  for (const args of [
+    restore,
+    [...restore, '--dry-run'],
+    ['diag', 'repair', '--auto', '--project', root],
+  ]) {
     const { status, stderr } = await kg(args);
-    expect([args, status, stderr]).toEqual([args, 3, expect.stringContaining('KG_DATABASE_IN_USE')]);
+    expect([args, status, stderr]).toEqual([
+      args,
+      3,
+      expect.stringContaining('KG_DATABASE_IN_USE'),
+    ]);
     expect(stderr).toContain(holder);
   }
   expect(fingerprint(root)).toEqual(before);
@@ -146,9 +193,21 @@ describe('a process', () => {
       await host.tell(ADD('after'));
       await expectTold(project, `process ${host.pid} (node)`);
       // It goes on with what it has.
-      expect(await host.tell("SELECT value FROM metadata WHERE key = 'after'")).toEqual([{ value: 'committed' }]);
+      expect(await host.tell("SELECT value FROM metadata WHERE key = 'after'")).toEqual([
+        { value: 'committed' },
+      ]);
       await host.kill();
-      expect(await kg(['diag', 'restore', '--project', project.root, '--file', path.join(project.backups, 'latest.tar.gz'), '--yes'])).toMatchObject({
+      expect(
+        await kg([
+          'diag',
+          'restore',
+          '--project',
+          project.root,
+          '--file',
+          path.join(project.backups, 'latest.tar.gz'),
+          '--yes',
+        ]),
+      ).toMatchObject({
         status: 0,
       });
       expect(names(project.database)).toEqual([]);
@@ -175,8 +234,19 @@ describe('a process', () => {
     expect(status).toBe(3);
     expect(stdout).toContain(`process ${host.pid} (node)`);
     expect(stdout).toContain('VACUUM INTO');
-    const restore = ['diag', 'restore', '--project', project.root, '--file', path.join(project.backups, 'latest.tar.gz'), '--yes'];
-    expect(await kg(restore)).toMatchObject({ status: 3, stderr: expect.stringContaining('KG_DATABASE_IN_USE') });
+    const restore = [
+      'diag',
+      'restore',
+      '--project',
+      project.root,
+      '--file',
+      path.join(project.backups, 'latest.tar.gz'),
+      '--yes',
+    ];
+    expect(await kg(restore)).toMatchObject({
+      status: 3,
+      stderr: expect.stringContaining('KG_DATABASE_IN_USE'),
+    });
     const copy = path.join(temporaryDirectory(), 'copy.db');
     await host.tell(`VACUUM INTO '${copy}'`);
     await host.kill();
@@ -189,39 +259,60 @@ describe('a process', () => {
     const elsewhere = temporaryDirectory();
     const mounted = path.join(elsewhere, 'app.db');
     writeFileSync(mounted, '');
-    const mount = ['unshare', '-m', 'sh', '-c', 'mount --bind "$0" "$1" && shift && exec "$@"', project.database, mounted];
+    const mount = [
+      'unshare',
+      '-m',
+      'sh',
+      '-c',
+      'mount --bind "$0" "$1" && shift && exec "$@"',
+      project.database,
+      mounted,
+    ];
     const host = await startHost(mounted, { through: mount });
     await host.tell(ADD('in the container'));
     await expectTold(project, `process ${host.pid} (node)`);
     await host.stop();
   });
 
-  test.skipIf(!isRoot)('that cannot be seen from here is one in another container, perhaps', async () => {
-    const project = await saved();
-    const host = await startHost(project.database);
-    await host.tell(ADD('before'));
-    remove(project.database, '-wal', '-shm');
-    // A namespace of processes of its own, in which the host does not exist.
-    const kgArgs = ['diag', 'health', '--project', project.root, '--json'];
-    const inside = spawn('unshare', ['-m', '-p', '-f', '--mount-proc', kgPath, ...kgArgs]);
-    let said = '';
-    inside.stdout.on('data', (text) => (said += text));
-    await once(inside, 'close');
-    expect(said).toContain('KG_ISSUE_WAL_NOT_IN_USE');
-    expect(said).toContain('another container');
-  });
+  test.skipIf(!isRoot)(
+    'that cannot be seen from here is one in another container, perhaps',
+    async () => {
+      const project = await saved();
+      const host = await startHost(project.database);
+      await host.tell(ADD('before'));
+      remove(project.database, '-wal', '-shm');
+      // A namespace of processes of its own, in which the host does not exist.
+      const kgArgs = ['diag', 'health', '--project', project.root, '--json'];
+      const inside = spawn('unshare', ['-m', '-p', '-f', '--mount-proc', kgPath, ...kgArgs]);
+      let said = '';
+      inside.stdout.on('data', (text) => (said += text));
+      await once(inside, 'close');
+      expect(said).toContain('KG_ISSUE_WAL_NOT_IN_USE');
+      expect(said).toContain('another container');
+    },
+  );
 });
 
 test('a WAL that SQLite ignores makes a backup incomplete, and is looked at without a wait', async () => {
   const { root, database, backups } = await saved();
   writeFileSync(`${database}-wal`, Buffer.alloc(41_000, 'y'));
   writeFileSync(`${database}-shm`, Buffer.alloc(32_768));
-  const { status, stdout } = await kg(['diag', 'backup', '--project', root, '--output', backups, '--json'], { timeout: 8000 });
+  const { status, stdout } = await kg(
+    ['diag', 'backup', '--project', root, '--output', backups, '--json'],
+    { timeout: 8000 },
+  );
   expect(status).toBe(6);
   const { warnings, incomplete } = JSON.parse(stdout);
   expect(incomplete).toBe(true);
-  expect(warnings).toEqual([expect.objectContaining({ code: 'KG_WARN_WAL_NOT_IN_USE', message: expect.stringContaining('SQLite ignores') })]);
-  const strict = await kg(['diag', 'backup', '--project', root, '--output', backups, '--strict'], { timeout: 8000 });
+  expect(warnings).toEqual([
+    expect.objectContaining({
+      code: 'KG_WARN_WAL_NOT_IN_USE',
+      message: expect.stringContaining('SQLite ignores'),
+    }),
+  ]);
+  const strict = await kg(['diag', 'backup', '--project', root, '--output', backups, '--strict'], {
+    timeout: 8000,
+  });
   expect(strict.stderr).toContain('KG_INCOMPLETE');
 });
 
@@ -230,7 +321,16 @@ test('what a killed writer left of the header of a WAL is no loss', async () => 
   writeFileSync(`${database}-shm`, Buffer.alloc(32_768));
   for (const length of [1, 16, 32, 567]) {
     writeFileSync(`${database}-wal`, Buffer.alloc(length, 'y'));
-    const { status, stdout } = await kg(['diag', 'backup', '--project', root, '--output', backups, '--strict', '--json']);
+    const { status, stdout } = await kg([
+      'diag',
+      'backup',
+      '--project',
+      root,
+      '--output',
+      backups,
+      '--strict',
+      '--json',
+    ]);
     expect([length, status, JSON.parse(stdout).warnings]).toEqual([length, 0, []]);
   }
 });
@@ -243,10 +343,19 @@ test('the API says so too', async () => {
   const manager = createBackupManager({ projectRoot: project.root, backupDir: project.backups });
   const { warnings } = await manager.createBackup();
   const [warning] = warnings.filter(({ code }) => code === 'KG_WARN_WAL_NOT_IN_USE');
-  expect(warning).toMatchObject({ path: '.kg/knowledge.db', message: expect.stringContaining(`process ${host.pid} (node)`) });
-  await expect(manager.createBackup({ strict: true })).rejects.toMatchObject({ code: 'KG_INCOMPLETE' });
-  await expect(manager.restore({ backupId: 'latest', overwrite: true })).rejects.toMatchObject({ code: 'KG_DATABASE_IN_USE' });
-  await expect(new IntegrityChecker(project.root).runChecks({ repairMode: true })).rejects.toMatchObject({ code: 'KG_DATABASE_IN_USE' });
+  expect(warning).toMatchObject({
+    path: '.kg/knowledge.db',
+    message: expect.stringContaining(`process ${host.pid} (node)`),
+  });
+  await expect(manager.createBackup({ strict: true })).rejects.toMatchObject({
+    code: 'KG_INCOMPLETE',
+  });
+  await expect(manager.restore({ backupId: 'latest', overwrite: true })).rejects.toMatchObject({
+    code: 'KG_DATABASE_IN_USE',
+  });
+  await expect(
+    new IntegrityChecker(project.root).runChecks({ repairMode: true }),
+  ).rejects.toMatchObject({ code: 'KG_DATABASE_IN_USE' });
 });
 
 test('a restore that is forced replaces the file, and leaves the process what it has', async () => {
@@ -254,19 +363,47 @@ test('a restore that is forced replaces the file, and leaves the process what it
   const host = await startHost(project.database);
   await host.tell(ADD('before'));
   remove(project.database, '-wal', '-shm');
-  const restore = ['diag', 'restore', '--project', project.root, '--file', path.join(project.backups, 'latest.tar.gz'), '--yes', '--force'];
+  const restore = [
+    'diag',
+    'restore',
+    '--project',
+    project.root,
+    '--file',
+    path.join(project.backups, 'latest.tar.gz'),
+    '--yes',
+    '--force',
+  ];
   expect(await kg(restore)).toMatchObject({ status: 0 });
   await host.tell(ADD('after'));
   await host.tell('PRAGMA wal_checkpoint(TRUNCATE)');
-  expect(await host.tell('SELECT key FROM metadata ORDER BY key')).toEqual([{ key: 'after' }, { key: 'before' }]);
+  expect(await host.tell('SELECT key FROM metadata ORDER BY key')).toEqual([
+    { key: 'after' },
+    { key: 'before' },
+  ]);
   expect(names(project.database)).toEqual([]);
   expect(run('sqlite3', [project.database, 'PRAGMA integrity_check'])).toBe('ok\n');
 });
 
 describe('there is no alarm', () => {
   const said = async (root) => {
-    const backup = kg(['diag', 'backup', '--strict', '--project', root, '--output', path.join(root, '../other')]);
-    const second = kg(['diag', 'backup', '--strict', '--project', root, '--output', path.join(root, '../second')]);
+    const backup = kg([
+      'diag',
+      'backup',
+      '--strict',
+      '--project',
+      root,
+      '--output',
+      path.join(root, '../other'),
+    ]);
+    const second = kg([
+      'diag',
+      'backup',
+      '--strict',
+      '--project',
+      root,
+      '--output',
+      path.join(root, '../second'),
+    ]);
     const health = kg(['diag', 'health', '--project', root]);
     const all = await Promise.all([backup, second, health]);
     expect(all.map(({ status }) => status)).toEqual([0, 0, 0]);
@@ -281,15 +418,26 @@ describe('there is no alarm', () => {
     none(await said(root));
   });
 
-  test.skipIf(!isRoot)('of a host in another mount namespace that has the whole directory', async () => {
-    const { root, database } = makeProject();
-    const elsewhere = temporaryDirectory();
-    const mount = ['unshare', '-m', 'sh', '-c', 'mount --bind "$0" "$1" && shift && exec "$@"', path.dirname(database), elsewhere];
-    const host = await startHost(path.join(elsewhere, 'knowledge.db'), { through: mount });
-    await host.tell(ADD('before'));
-    none(await said(root));
-    await host.stop();
-  });
+  test.skipIf(!isRoot)(
+    'of a host in another mount namespace that has the whole directory',
+    async () => {
+      const { root, database } = makeProject();
+      const elsewhere = temporaryDirectory();
+      const mount = [
+        'unshare',
+        '-m',
+        'sh',
+        '-c',
+        'mount --bind "$0" "$1" && shift && exec "$@"',
+        path.dirname(database),
+        elsewhere,
+      ];
+      const host = await startHost(path.join(elsewhere, 'knowledge.db'), { through: mount });
+      await host.tell(ADD('before'));
+      none(await said(root));
+      await host.stop();
+    },
+  );
 
   test('of a host that checkpoints and begins its WAL again', async () => {
     const { root, database } = makeProject();
@@ -303,37 +451,43 @@ describe('there is no alarm', () => {
     }
   });
 
-  test.skipIf(!isRoot)('of a host of another user, whose files this user may only read, or not even that', async () => {
-    const { root, database } = makeProject();
-    const base = path.join(root, '..');
-    chmodSync(base, 0o755);
-    const program = path.join(base, 'kg');
-    copyFileSync(kgPath, program);
-    chmodSync(program, 0o755);
-    run('chown', ['-R', '65534:65534', root]);
-    const script = `
+  test.skipIf(!isRoot)(
+    'of a host of another user, whose files this user may only read, or not even that',
+    async () => {
+      const { root, database } = makeProject();
+      const base = path.join(root, '..');
+      chmodSync(base, 0o755);
+      const program = path.join(base, 'kg');
+      copyFileSync(kgPath, program);
+      chmodSync(program, 0o755);
+      run('chown', ['-R', '65534:65534', root]);
+      const script = `
 import os, sqlite3, sys
 os.umask(int(sys.argv[2], 8))
 c = sqlite3.connect(sys.argv[1]); c.execute("insert or replace into metadata values ('n', 1)"); c.commit()
 print("ready", flush=True); sys.stdin.read()`;
-    const as = (user) => ['setpriv', `--reuid=${user}`, `--regid=${user}`, '--clear-groups'];
-    for (const mask of ['022', '077']) {
-      if (mask === '077') chmodSync(database, 0o644);
-      const [command, ...args] = [...as(65534), '/usr/bin/python3', '-c', script, database, mask];
-      const child = spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'] });
-      onTestFinished(() => child.kill('SIGKILL'));
-      await once(child.stdout, 'data');
-      if (mask === '077') ['-wal', '-shm'].forEach((suffix) => chmodSync(database + suffix, 0o600));
-      for (const user of ['0', '65534', '65533']) {
-        const [setpriv, ...rest] = [...as(user), program, 'diag', 'health', '--project', root];
-        const told = await new Promise((resolve) => execFile(setpriv, rest, { cwd: '/' }, (_, stdout, stderr) => resolve(stdout + stderr)));
-        none(told);
-        expect(told).toContain('knowledge.db');
+      const as = (user) => ['setpriv', `--reuid=${user}`, `--regid=${user}`, '--clear-groups'];
+      for (const mask of ['022', '077']) {
+        if (mask === '077') chmodSync(database, 0o644);
+        const [command, ...args] = [...as(65534), '/usr/bin/python3', '-c', script, database, mask];
+        const child = spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'] });
+        onTestFinished(() => child.kill('SIGKILL'));
+        await once(child.stdout, 'data');
+        if (mask === '077')
+          ['-wal', '-shm'].forEach((suffix) => chmodSync(database + suffix, 0o600));
+        for (const user of ['0', '65534', '65533']) {
+          const [setpriv, ...rest] = [...as(user), program, 'diag', 'health', '--project', root];
+          const told = await new Promise((resolve) =>
+            execFile(setpriv, rest, { cwd: '/' }, (_, stdout, stderr) => resolve(stdout + stderr)),
+          );
+          none(told);
+          expect(told).toContain('knowledge.db');
+        }
+        child.stdin.end();
+        await once(child, 'exit');
       }
-      child.stdin.end();
-      await once(child, 'exit');
-    }
-  });
+    },
+  );
 
   test('of a host in rollback mode, in the middle of reading', async () => {
     const { root, database } = makeProject({ journalMode: 'delete' });
@@ -361,7 +515,9 @@ import sqlite3, sys
 print("ready", flush=True)
 while True:
     c = sqlite3.connect(sys.argv[1], timeout=30); c.execute("insert or replace into metadata values ('n', 1)"); c.commit(); c.close()`;
-    const child = spawn('python3', ['-c', script, database], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const child = spawn('python3', ['-c', script, database], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
     onTestFinished(() => child.kill('SIGKILL'));
     await once(child.stdout, 'data');
     for (let n = 0; n < 3; n += 1) none(await said(root));
@@ -376,7 +532,9 @@ if os.fork() == 0:
     sys.stdin.read(); os._exit(0)
 c.close()
 print("ready", flush=True); os.wait()`;
-    const child = spawn('python3', ['-c', script, database], { stdio: ['pipe', 'pipe', 'inherit'] });
+    const child = spawn('python3', ['-c', script, database], {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    });
     onTestFinished(() => child.stdin.end());
     await once(child.stdout, 'data');
     none(await said(root));

@@ -16,9 +16,12 @@ for (const journalMode of ['wal', 'delete']) {
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     const writer = await startWriter(database);
     const made = [];
-    for (let n = 0; n < BACKUPS; n += 1) made.push(await manager.createBackup({ type: n % 2 ? 'full' : 'snapshot' }));
+    for (let n = 0; n < BACKUPS; n += 1)
+      made.push(await manager.createBackup({ type: n % 2 ? 'full' : 'snapshot' }));
     const { written, longestMs } = await writer.stop();
-    console.log(`${journalMode}: ${written} commits beside ${BACKUPS} backups, the longest took ${longestMs.toFixed(0)} ms`);
+    console.log(
+      `${journalMode}: ${written} commits beside ${BACKUPS} backups, the longest took ${longestMs.toFixed(0)} ms`,
+    );
     expect(written).toBeGreaterThan(BACKUPS);
 
     let previous = 0;
@@ -30,7 +33,9 @@ for (const journalMode of ['wal', 'delete']) {
       const restored = path.join(target, '.kg/knowledge.db');
       const { nodes, counter } = withDatabase(restored, (db) => ({
         nodes: db.prepare("SELECT count(*) FROM nodes WHERE id LIKE 'w%'").pluck().get(),
-        counter: Number(db.prepare("SELECT value FROM metadata WHERE key = 'written'").pluck().get()),
+        counter: Number(
+          db.prepare("SELECT value FROM metadata WHERE key = 'written'").pluck().get(),
+        ),
       }));
       // Both halves of each transaction, or neither; and later backups are never older.
       expect(nodes).toBe(counter);

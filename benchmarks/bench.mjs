@@ -60,7 +60,12 @@ const plotsDir = values.data ? path.join(data, 'plots') : path.join(root, 'docs/
 const resultFile = path.join(data, 'result.json');
 const runs = wholeNumbers('runs', values.runs ?? (values.sweep ? '3' : '5'))[0];
 const sizes = wholeNumbers('sizes', values.sizes ?? (values.sweep ? '10,50,200,500' : '50,500'));
-const changes = numbers('changes', values.changes, (number) => number >= 0 && number <= 100, 'numbers from 0 to 100');
+const changes = numbers(
+  'changes',
+  values.changes,
+  (number) => number >= 0 && number <= 100,
+  'numbers from 0 to 100',
+);
 const work = path.join(data, 'work');
 
 function numbers(name, list, isPossible, what) {
@@ -71,7 +76,12 @@ function numbers(name, list, isPossible, what) {
 }
 
 function wholeNumbers(name, list) {
-  return numbers(name, list, (number) => Number.isInteger(number) && number > 0, 'whole numbers from 1');
+  return numbers(
+    name,
+    list,
+    (number) => Number.isInteger(number) && number > 0,
+    'whole numbers from 1',
+  );
 }
 
 /** What was measured before stays: tables and curves are measured by different runs. */
@@ -94,7 +104,13 @@ async function measureTables(contenders) {
     const dir = project(data, megabytes);
     const results = await rounds(contenders, STEPS, dir, work, runs);
     const writerAloneMs = await writers(contenders, results, dir, work, runs);
-    measured.push({ megabytes, databaseBytes: databaseBytes(dir), runs, writerAloneMs, contenders: results });
+    measured.push({
+      megabytes,
+      databaseBytes: databaseBytes(dir),
+      runs,
+      writerAloneMs,
+      contenders: results,
+    });
     texts.push(tablesOf(measured.at(-1)), checks(dir, runs));
     console.log(`${texts.slice(-2).join('\n\n')}\n`);
   }
@@ -111,16 +127,30 @@ async function measureCurves(contenders) {
   const bySize = [];
   for (const megabytes of sizes) {
     const dir = project(data, megabytes);
-    bySize.push({ megabytes, databaseBytes: databaseBytes(dir), contenders: await rounds(contenders, BACKUP_ALONE, dir, work, runs) });
+    bySize.push({
+      megabytes,
+      databaseBytes: databaseBytes(dir),
+      contenders: await rounds(contenders, BACKUP_ALONE, dir, work, runs),
+    });
   }
   const curveMegabytes = Math.min(200, Math.max(...sizes));
   const pages = project(data, curveMegabytes, 'pages');
   const incremental = contenders.filter(({ incremental }) => incremental);
   const byChange = [];
   for (const changedPercent of changes) {
-    byChange.push({ changedPercent, contenders: await rounds(incremental, changeSteps(changedPercent), pages, work, runs) });
+    byChange.push({
+      changedPercent,
+      contenders: await rounds(incremental, changeSteps(changedPercent), pages, work, runs),
+    });
   }
-  keep({ sweep: { machine: machine(), runs, bySize, byChange: { megabytes: curveMegabytes, points: byChange } } });
+  keep({
+    sweep: {
+      machine: machine(),
+      runs,
+      bySize,
+      byChange: { megabytes: curveMegabytes, points: byChange },
+    },
+  });
 }
 
 async function drawPlots() {
@@ -136,10 +166,19 @@ async function drawPlots() {
 
 function machine() {
   const memory = (os.totalmem() / 2 ** 30).toFixed(0);
-  const tools = [['restic', 'version'], ['borg', '--version'], ['pigz', '--version'], ['zstd', '--version'], ['sqlite3', '--version']];
+  const tools = [
+    ['restic', 'version'],
+    ['borg', '--version'],
+    ['pigz', '--version'],
+    ['zstd', '--version'],
+    ['sqlite3', '--version'],
+  ];
   const versions = tools.map(([tool, flag]) => {
     try {
-      const said = execFileSync(tool, [flag], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
+      const said = execFileSync(tool, [flag], {
+        encoding: 'utf8',
+        stdio: ['ignore', 'pipe', 'pipe'],
+      });
       return `, ${tool} ${said.match(/\d+(\.\d+)+/)?.[0] ?? ''}`;
     } catch {
       return '';

@@ -30,7 +30,9 @@ function timed(works, runs) {
 export function commandLine(project, store) {
   const backUp = () => {
     rmSync(store, { recursive: true, force: true });
-    execFileSync(platform.kgPath, ['diag', 'backup', '--quiet', '--output', store], { cwd: project });
+    execFileSync(platform.kgPath, ['diag', 'backup', '--quiet', '--output', store], {
+      cwd: project,
+    });
   };
   const [times] = timed([backUp], SMALL_RUNS);
   rmSync(store, { recursive: true });
@@ -40,10 +42,17 @@ export function commandLine(project, store) {
 /** A check of the whole database, beside the same checks by the sqlite3 shell. */
 export function checks(project, runs) {
   const quiet = { stdio: ['ignore', 'ignore', 'inherit'] };
-  const ours = () => execFileSync(platform.kgPath, ['diag', 'integrity', '--no-files', '--no-vectors', '--project', project], quiet);
+  const ours = () =>
+    execFileSync(
+      platform.kgPath,
+      ['diag', 'integrity', '--no-files', '--no-vectors', '--project', project],
+      quiet,
+    );
   const label = '`kg diag integrity --no-files --no-vectors`';
-  if (spawnSync('sqlite3', ['--version']).error) return `${label}: ${spread(timed([ours], runs)[0])} s (no sqlite3 here to compare with)`;
-  const shell = () => execFileSync('sqlite3', [path.join(project, '.kg/knowledge.db'), SHELL_CHECKS], quiet);
+  if (spawnSync('sqlite3', ['--version']).error)
+    return `${label}: ${spread(timed([ours], runs)[0])} s (no sqlite3 here to compare with)`;
+  const shell = () =>
+    execFileSync('sqlite3', [path.join(project, '.kg/knowledge.db'), SHELL_CHECKS], quiet);
   const [own, others] = timed([ours, shell], runs);
   const ratio = (median(own) / median(others)).toFixed(2);
   return `${label}: ${spread(own)} s; integrity_check, foreign_key_check and FTS5's integrity-check in the sqlite3 shell: ${spread(others)} s; ${ratio} times that`;

@@ -25,7 +25,8 @@ const NEWEST = '$(ls -t $STORE/* | head -n 1)';
 
 /** This project, with options of `createBackupManager`. */
 function own(key, name, options) {
-  const call = (what) => `${node}/host.mjs $PROJECT $STORE $RESTORED ${what} '${JSON.stringify(options)}'`;
+  const call = (what) =>
+    `${node}/host.mjs $PROJECT $STORE $RESTORED ${what} '${JSON.stringify(options)}'`;
   return {
     key,
     name,
@@ -57,7 +58,8 @@ function pipeline(key, tool, compress, ending) {
 
 const nodeTar = (what) => `${node}/node-tar.mjs $PROJECT $STORE $COPY $RESTORED ${what}`;
 const RESTIC = 'RESTIC_PASSWORD=bench restic -q --cache-dir $COPY.cache -r $STORE';
-const BORG = 'BORG_BASE_DIR=$COPY.borg BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes BORG_RELOCATED_REPO_ACCESS_IS_OK=yes borg';
+const BORG =
+  'BORG_BASE_DIR=$COPY.borg BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes BORG_RELOCATED_REPO_ACCESS_IS_OK=yes borg';
 
 /** A repository that finds by itself what it has already: its every backup is a full one, and costs what an incremental one does. */
 const restic = {
@@ -115,19 +117,29 @@ export const CONTENDERS = [
 /** What `$NAME` in commands stands for, below a directory that is the contender's own. */
 export function places(dir, project) {
   const place = (name) => path.join(dir, name);
-  return { PROJECT: project, STORE: place('store'), COPY: place('copy'), RESTORED: place('restored') };
+  return {
+    PROJECT: project,
+    STORE: place('store'),
+    COPY: place('copy'),
+    RESTORED: place('restored'),
+  };
 }
 
 /** Those of `only` (all, where it is undefined) that can run here. The others are named, with the reason. */
 export function available(only) {
   const unknown = only?.find((key) => !CONTENDERS.some((contender) => contender.key === key));
-  if (unknown !== undefined) throw new Error(`${unknown} is none of ${CONTENDERS.map(({ key }) => key).join(', ')}`);
-  return CONTENDERS.filter((contender) => only?.includes(contender.key) ?? true).filter(({ name, needs = [], refuses }) => {
-    const missing = needs.filter((tool) => spawnSync('sh', ['-c', `command -v ${tool}`]).status !== 0);
-    const reason = missing.length > 0 ? `${missing.join(' and ')} not installed` : refuses?.();
-    if (reason) console.log(`Left out, not available (${reason}): ${name}`);
-    return !reason;
-  });
+  if (unknown !== undefined)
+    throw new Error(`${unknown} is none of ${CONTENDERS.map(({ key }) => key).join(', ')}`);
+  return CONTENDERS.filter((contender) => only?.includes(contender.key) ?? true).filter(
+    ({ name, needs = [], refuses }) => {
+      const missing = needs.filter(
+        (tool) => spawnSync('sh', ['-c', `command -v ${tool}`]).status !== 0,
+      );
+      const reason = missing.length > 0 ? `${missing.join(' and ')} not installed` : refuses?.();
+      if (reason) console.log(`Left out, not available (${reason}): ${name}`);
+      return !reason;
+    },
+  );
 }
 
 /** Why the installed build does not take the options; `undefined` where it does. */

@@ -8,7 +8,9 @@ export function memoryBytes(pids) {
   let kilobytes = 0;
   for (const pid of pids) {
     try {
-      kilobytes += Number(readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8').match(/^Pss:\s+(\d+)/m)[1]);
+      kilobytes += Number(
+        readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8').match(/^Pss:\s+(\d+)/m)[1],
+      );
     } catch {
       // It has just ended.
     }
@@ -26,5 +28,12 @@ export async function measureCall(work) {
   await work();
   const seconds = (performance.now() - began) / 1000;
   delays.disable();
-  console.log(JSON.stringify({ seconds, baseBytes, stallP99Ms: delays.percentile(99) / 1e6, stallMaxMs: delays.max / 1e6 }));
+  console.log(
+    JSON.stringify({
+      seconds,
+      baseBytes,
+      stallP99Ms: delays.percentile(99) / 1e6,
+      stallMaxMs: delays.max / 1e6,
+    }),
+  );
 }

@@ -37,15 +37,21 @@ async function prepare(contender, project, dir) {
 
 /** Bytes of the files below a directory, each once however many names it has. */
 function storedBytes(dir) {
-  const files = readdirSync(dir, { recursive: true }).map((name) => lstatSync(path.join(dir, name)));
-  return [...new Map(files.filter((file) => file.isFile()).map(({ ino, size }) => [ino, size])).values()].reduce((a, b) => a + b, 0);
+  const files = readdirSync(dir, { recursive: true }).map((name) =>
+    lstatSync(path.join(dir, name)),
+  );
+  return [
+    ...new Map(files.filter((file) => file.isFile()).map(({ ino, size }) => [ino, size])).values(),
+  ].reduce((a, b) => a + b, 0);
 }
 
 /** Changes the text of so many rows, spread over the table. The length stays. `turn` chooses another set each time. */
 function change(project, percent, turn) {
   const db = new Database(path.join(project, '.kg/knowledge.db'));
   const perMille = percent * 10;
-  db.prepare("UPDATE nodes SET content = substr(content, 9) || ' changed' WHERE (rowid * 7919 + ?) % 1000 < ?").run(turn * perMille, perMille);
+  db.prepare(
+    "UPDATE nodes SET content = substr(content, 9) || ' changed' WHERE (rowid * 7919 + ?) % 1000 < ?",
+  ).run(turn * perMille, perMille);
   db.close();
 }
 
@@ -90,9 +96,13 @@ export async function rounds(contenders, steps, project, dir, runs) {
 
 /** Lets a writer work with a copy of the project during `work`. Returns what `work` returned and the writer's longest commit. */
 async function besideWriter(env, work) {
-  const child = spawn(process.execPath, [path.join(root, 'benchmarks/writer.mjs'), path.join(env.PROJECT, '.kg/knowledge.db')], {
-    stdio: ['pipe', 'pipe', 'inherit'],
-  });
+  const child = spawn(
+    process.execPath,
+    [path.join(root, 'benchmarks/writer.mjs'), path.join(env.PROJECT, '.kg/knowledge.db')],
+    {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    },
+  );
   let printed = '';
   child.stdout.on('data', (text) => (printed += text));
   const closed = once(child, 'close');
@@ -122,7 +132,9 @@ export async function writers(contenders, results, project, dir, runs) {
     for (const [index, contender] of contenders.entries()) {
       const env = await prepare(contender, project, dir);
       const limitSeconds = Math.max(LEAST_LIMIT_SECONDS, LIMIT_FACTOR * quiet[index]);
-      const { seconds, longestMs, isUnfinished } = await besideWriter(env, () => run(contender.backup, env, { limitSeconds }));
+      const { seconds, longestMs, isUnfinished } = await besideWriter(env, () =>
+        run(contender.backup, env, { limitSeconds }),
+      );
       collect((results[index].writer ??= {}), { seconds, longestMs, isUnfinished });
     }
   }

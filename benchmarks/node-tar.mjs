@@ -13,7 +13,10 @@ import * as tar from 'tar';
 import { measureCall } from './in-host.mjs';
 
 const [, , project, store, copy, restored, call] = process.argv;
-const below = (dir) => [dir, ...readdirSync(dir, { recursive: true }).map((name) => path.join(dir, name))];
+const below = (dir) => [
+  dir,
+  ...readdirSync(dir, { recursive: true }).map((name) => path.join(dir, name)),
+];
 
 async function sync(files) {
   for (const file of files) {
@@ -33,7 +36,9 @@ const calls = {
     const db = new Database(path.join(project, '.kg/knowledge.db'), { readonly: true });
     await db.backup(path.join(copy, 'knowledge.db'));
     db.close();
-    for (const name of readdirSync(path.join(project, '.kg')).filter((name) => !name.startsWith('knowledge.db'))) {
+    for (const name of readdirSync(path.join(project, '.kg')).filter(
+      (name) => !name.startsWith('knowledge.db'),
+    )) {
       cpSync(path.join(project, '.kg', name), path.join(copy, name), { recursive: true });
     }
     const file = path.join(store, `${Date.now()}.tar.gz`);

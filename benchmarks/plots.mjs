@@ -48,27 +48,40 @@ function text(x, y, content, { anchor = 'start', kind = '' } = {}) {
 
 /** A scale maps a value to 0…1 and has ticks, each a value and its text. */
 function linear(most, unit = '') {
-  const step = [1, 2, 2.5, 5, 10].map((n) => n * 10 ** Math.floor(Math.log10(most / 4))).find((n) => most / n <= 5);
+  const step = [1, 2, 2.5, 5, 10]
+    .map((n) => n * 10 ** Math.floor(Math.log10(most / 4)))
+    .find((n) => most / n <= 5);
   const count = Math.ceil(most / step);
-  const ticks = Array.from({ length: count + 1 }, (_, n) => [n * step, `${Math.round(n * step * 100) / 100}${unit}`]);
+  const ticks = Array.from({ length: count + 1 }, (_, n) => [
+    n * step,
+    `${Math.round(n * step * 100) / 100}${unit}`,
+  ]);
   return { at: (value) => value / (count * step), ticks };
 }
 
 /** Logarithmic; smaller values than the first tick lie on it. */
 function logarithmic(ticks) {
   const [from, to] = [ticks[0][0], ticks.at(-1)[0]].map(Math.log);
-  return { at: (value) => (to === from ? 0.5 : (Math.log(Math.max(value, ticks[0][0])) - from) / (to - from)), ticks };
+  return {
+    at: (value) =>
+      to === from ? 0.5 : (Math.log(Math.max(value, ticks[0][0])) - from) / (to - from),
+    ticks,
+  };
 }
 
 /** The values at equal distances, whatever they are. */
 function even(ticks) {
-  return { at: (value) => ticks.findIndex(([tick]) => tick === value) / Math.max(1, ticks.length - 1), ticks };
+  return {
+    at: (value) => ticks.findIndex(([tick]) => tick === value) / Math.max(1, ticks.length - 1),
+    ticks,
+  };
 }
 
 /** Moves what is nearer than `distance` apart, and keeps the order. */
 function apart(ys, distance, lowest) {
   const order = ys.map((y, index) => [y, index]).sort(([a], [b]) => a - b);
-  for (let n = 1; n < order.length; n += 1) order[n][0] = Math.max(order[n][0], order[n - 1][0] + distance);
+  for (let n = 1; n < order.length; n += 1)
+    order[n][0] = Math.max(order[n][0], order[n - 1][0] + distance);
   for (let n = order.length - 1; n >= 0; n -= 1) {
     const limit = n === order.length - 1 ? lowest : order[n + 1][0] - distance;
     order[n][0] = Math.min(order[n][0], limit);
@@ -83,7 +96,10 @@ function panel({ left, top, width, height, title, xTitle, yTitle, x, y, series }
   const toX = (value) => round(left + x.at(value) * width);
   const toY = (value) => round(top + height - y.at(value) * height);
   const bottom = top + height;
-  const parts = [text(left, top - 34, title, { kind: 'title' }), text(left, top - 14, yTitle, { kind: 'minor' })];
+  const parts = [
+    text(left, top - 34, title, { kind: 'title' }),
+    text(left, top - 14, yTitle, { kind: 'minor' }),
+  ];
   for (const [value, name] of y.ticks) {
     parts.push(`<path class="grid" d="M${left} ${toY(value)}h${width}"/>`);
     parts.push(text(left - 8, toY(value) + 4, name, { anchor: 'end', kind: 'minor' }));
@@ -93,17 +109,25 @@ function panel({ left, top, width, height, title, xTitle, yTitle, x, y, series }
     parts.push(text(toX(value), bottom + 20, name, { anchor: 'middle', kind: 'minor' }));
   }
   parts.push(text(left + width / 2, bottom + 42, xTitle, { anchor: 'middle', kind: 'minor' }));
-  const ends = apart(series.map(({ points }) => toY(points.at(-1)[1])), LABEL_PX, bottom);
+  const ends = apart(
+    series.map(({ points }) => toY(points.at(-1)[1])),
+    LABEL_PX,
+    bottom,
+  );
   // The first series is drawn last, above the others.
   for (const [index, { key, label, isDashed, points }] of [...series.entries()].reverse()) {
     const [colour, mark] = LOOKS[key] ?? ['#868e96', 'circle'];
     const places = points.map(([px, py]) => [toX(px), toY(py)]);
     const kind = `line${key === 'ours' && !isDashed ? ' own' : ''}${isDashed ? ' dashed' : ''}`;
-    parts.push(`<path class="${kind}" stroke="${colour}" d="M${places.map((place) => place.join(' ')).join('L')}"/>`);
+    parts.push(
+      `<path class="${kind}" stroke="${colour}" d="M${places.map((place) => place.join(' ')).join('L')}"/>`,
+    );
     parts.push(`<g fill="${colour}">${places.map((place) => MARKS[mark](...place)).join('')}</g>`);
     const [endX, endY] = places.at(-1);
     const labelY = round(ends[index]);
-    parts.push(`<path class="leader" stroke="${colour}" d="M${endX + 6} ${endY}L${endX + 20} ${labelY}"/>`);
+    parts.push(
+      `<path class="leader" stroke="${colour}" d="M${endX + 6} ${endY}L${endX + 20} ${labelY}"/>`,
+    );
     parts.push(`<path class="${kind}" stroke="${colour}" d="M${endX + 20} ${labelY}h28"/>`);
     parts.push(`<g fill="${colour}">${MARKS[mark](endX + 34, labelY)}</g>`);
     parts.push(text(endX + 55, labelY + 4, label));
@@ -137,7 +161,9 @@ function overSize({ bySize }, title, yTitle, figure) {
     title,
     xTitle: 'size of the database, MB (logarithmic)',
     yTitle,
-    x: logarithmic(bySize.map(({ databaseBytes, megabytes }) => [databaseBytes / 1e6, String(megabytes)])),
+    x: logarithmic(
+      bySize.map(({ databaseBytes, megabytes }) => [databaseBytes / 1e6, String(megabytes)]),
+    ),
     y: linear(Math.max(...series.flatMap(({ points }) => points.map(([, value]) => value)))),
     series,
   });
@@ -145,10 +171,20 @@ function overSize({ bySize }, title, yTitle, figure) {
 }
 
 const throughput = (sweep) =>
-  overSize(sweep, 'Backup into an empty store', 'MB of the database per second; more is faster', ({ seconds }, bytes) => bytes / 1e6 / median(seconds));
+  overSize(
+    sweep,
+    'Backup into an empty store',
+    'MB of the database per second; more is faster',
+    ({ seconds }, bytes) => bytes / 1e6 / median(seconds),
+  );
 
 const memory = (sweep) =>
-  overSize(sweep, 'Peak memory of a backup', 'MiB of all processes together; less is better', ({ memory: { peakBytes } }) => peakBytes / 2 ** 20);
+  overSize(
+    sweep,
+    'Peak memory of a backup',
+    'MiB of all processes together; less is better',
+    ({ memory: { peakBytes } }) => peakBytes / 2 ** 20,
+  );
 
 /** Time and bytes of the next backup, as shares of the contender's own first one, over the share of changed pages. */
 function nextBackup({ byChange: { points } }) {
@@ -166,16 +202,31 @@ function nextBackup({ byChange: { points } }) {
     const measured = points[0].contenders;
     const isOwn = ({ key }) => key.startsWith('ours');
     return [
-      ...measured.filter(isOwn).map((own) => line(own, 'incrementalChanged', `${own.name}, incremental`)),
+      ...measured
+        .filter(isOwn)
+        .map((own) => line(own, 'incrementalChanged', `${own.name}, incremental`)),
       ...measured.filter(isOwn).map((own) => line(own, 'fullChanged', `${own.name}, full again`)),
       ...measured.filter((one) => !isOwn(one)).map((other) => line(other, 'incrementalChanged')),
     ];
   };
   const [times, bytes] = [seriesOf('seconds'), seriesOf('keptBytes')];
   const most = Math.max(...times.flatMap(({ points: line }) => line.map(([, value]) => value)));
-  const common = { left: 74, width: 430, height: 280, xTitle: 'changed pages of the database', x: even(shares) };
+  const common = {
+    left: 74,
+    width: 430,
+    height: 280,
+    xTitle: 'changed pages of the database',
+    x: even(shares),
+  };
   const panels = [
-    { ...common, top: 66, title: 'Time of the next backup', yTitle: 'of the time of the first one; less is faster', y: linear(most, ' %'), series: times },
+    {
+      ...common,
+      top: 66,
+      title: 'Time of the next backup',
+      yTitle: 'of the time of the first one; less is faster',
+      y: linear(most, ' %'),
+      series: times,
+    },
     {
       ...common,
       top: 466,

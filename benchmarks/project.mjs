@@ -1,6 +1,14 @@
 // Makes a project of real text: the documentation and sources that a build of this repository has on its disk.
 
-import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 
@@ -27,11 +35,16 @@ function numbers(seed) {
 }
 
 function corpus(wantedBytes) {
-  const places = [root, path.join(process.env.CARGO_HOME ?? path.join(os.homedir(), '.cargo'), 'registry/src')];
+  const places = [
+    root,
+    path.join(process.env.CARGO_HOME ?? path.join(os.homedir(), '.cargo'), 'registry/src'),
+  ];
   const texts = [];
   let bytes = 0;
   const visit = (dir) => {
-    for (const entry of readdirSync(dir, { withFileTypes: true }).sort((a, b) => (a.name < b.name ? -1 : 1))) {
+    for (const entry of readdirSync(dir, { withFileTypes: true }).sort((a, b) =>
+      a.name < b.name ? -1 : 1,
+    )) {
       if (bytes >= wantedBytes || ['target', '.git', 'data'].includes(entry.name)) continue;
       const full = path.join(dir, entry.name);
       if (entry.isDirectory()) visit(full);
@@ -64,7 +77,9 @@ const GRAPH = `
 
 function graphFiller(db, text, next) {
   const node = db.prepare('INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)');
-  const edge = db.prepare('INSERT INTO edges (source_id, target_id, type, weight) VALUES (?, ?, ?, ?)');
+  const edge = db.prepare(
+    'INSERT INTO edges (source_id, target_id, type, weight) VALUES (?, ?, ?, ?)',
+  );
   return (n) => {
     const start = Math.floor(next() * (text.length - 10_000));
     const content = text.slice(start, start + 1000 + Math.floor(next() ** 2 * 9000));
@@ -72,8 +87,21 @@ function graphFiller(db, text, next) {
     const [title] = content.split('\n', 1);
     const time = `2026-01-01T00:00:${String(n % 60).padStart(2, '0')}Z`;
     const frontmatter = JSON.stringify({ title, order: n });
-    node.run(`node-${n}`, `docs/${name}`, name, title, 'document', 'active', content, frontmatter, content.length, time, time);
-    for (let e = 0; e < 3 && n > 0; e += 1) edge.run(`node-${n}`, `node-${Math.floor(next() * n)}`, 'links', next());
+    node.run(
+      `node-${n}`,
+      `docs/${name}`,
+      name,
+      title,
+      'document',
+      'active',
+      content,
+      frontmatter,
+      content.length,
+      time,
+      time,
+    );
+    for (let e = 0; e < 3 && n > 0; e += 1)
+      edge.run(`node-${n}`, `node-${Math.floor(next() * n)}`, 'links', next());
   };
 }
 
@@ -103,7 +131,9 @@ export function project(data, megabytes, shape = 'graph') {
   rmSync(dir, { recursive: true, force: true });
   mkdirSync(path.join(dir, '.kg/plugins/notes'), { recursive: true });
   writeFileSync(path.join(dir, '.kg/config.json'), '{"database":{"path":".kg/knowledge.db"}}\n');
-  const text = corpus(Math.min(CORPUS_BYTES, Math.max(LEAST_CORPUS_BYTES, CORPUS_PER_PROJECT * megabytes * MEGABYTE)));
+  const text = corpus(
+    Math.min(CORPUS_BYTES, Math.max(LEAST_CORPUS_BYTES, CORPUS_PER_PROJECT * megabytes * MEGABYTE)),
+  );
   const [schema, filler] = SHAPES[shape];
   const db = new Database(database);
   db.pragma('page_size = 4096');

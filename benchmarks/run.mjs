@@ -12,7 +12,9 @@ const SAMPLE_INTERVAL_MS = 5;
 function tree(pid) {
   try {
     const tasks = readdirSync(`/proc/${pid}/task`);
-    const children = tasks.flatMap((task) => readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8').split(' ').filter(Boolean));
+    const children = tasks.flatMap((task) =>
+      readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8').split(' ').filter(Boolean),
+    );
     return [pid, ...children.flatMap((child) => tree(Number(child)))];
   } catch {
     return [];
@@ -26,7 +28,10 @@ function tree(pid) {
 export function run(script, env, { sampled = false, limitSeconds } = {}) {
   return new Promise((resolve, reject) => {
     const began = performance.now();
-    const child = spawn('bash', ['-eo', 'pipefail', '-c', script], { env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
+    const child = spawn('bash', ['-eo', 'pipefail', '-c', script], {
+      env: { ...process.env, ...env },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
     let printed = '';
     let complaints = '';
     let peakBytes = 0;
@@ -45,8 +50,15 @@ export function run(script, env, { sampled = false, limitSeconds } = {}) {
       clearInterval(sampler);
       clearTimeout(limit);
       const seconds = (performance.now() - began) / 1000;
-      if (status !== 0 && !isUnfinished) reject(new Error(`${script}\nfailed (${status}): ${complaints || printed}`));
-      else resolve({ seconds, ...(sampled && { peakBytes }), isUnfinished, ...(printed.startsWith('{') && JSON.parse(printed)) });
+      if (status !== 0 && !isUnfinished)
+        reject(new Error(`${script}\nfailed (${status}): ${complaints || printed}`));
+      else
+        resolve({
+          seconds,
+          ...(sampled && { peakBytes }),
+          isUnfinished,
+          ...(printed.startsWith('{') && JSON.parse(printed)),
+        });
     });
   });
 }

@@ -11,7 +11,12 @@ export const STEPS = [
   { key: 'fullUnchanged', label: 'full again, nothing changed', call: 'backup' },
   { key: 'fullChanged', label: 'full again, 1 % changed', call: 'backup', changePercent: 1 },
   { key: 'incrementalUnchanged', label: 'incremental, nothing changed', call: 'incremental' },
-  { key: 'incrementalChanged', label: 'incremental, 1 % changed', call: 'incremental', changePercent: 1 },
+  {
+    key: 'incrementalChanged',
+    label: 'incremental, 1 % changed',
+    call: 'incremental',
+    changePercent: 1,
+  },
 ];
 
 /** For a curve over sizes. */

@@ -7,12 +7,16 @@ const NONE = '–';
 
 /** Median, then least and most. */
 export function spread(numbers, digits = 2) {
-  const [least, most] = [Math.min(...numbers), Math.max(...numbers)].map((number) => number.toFixed(digits));
+  const [least, most] = [Math.min(...numbers), Math.max(...numbers)].map((number) =>
+    number.toFixed(digits),
+  );
   return `${median(numbers).toFixed(digits)} (${least}–${most})`;
 }
 
 function table(head, rows) {
-  return [head, head.map(() => '---'), ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n');
+  return [head, head.map(() => '---'), ...rows]
+    .map((cells) => `| ${cells.join(' | ')} |`)
+    .join('\n');
 }
 
 const seconds = (step) => (step ? spread(step.seconds) : NONE);
@@ -21,7 +25,8 @@ const megabytes = (bytes) => {
   return value.toFixed(value < 0.1 ? 4 : value < 10 ? 2 : 1);
 };
 const kept = (step) => (step ? megabytes(median(step.keptBytes)) : NONE);
-const ratio = (own, other) => (own === undefined || other === undefined ? NONE : (other / own).toFixed(2));
+const ratio = (own, other) =>
+  own === undefined || other === undefined ? NONE : (other / own).toFixed(2);
 
 /** The times and sizes of single steps, with what they are of the first contender's. */
 function calls(contenders) {
@@ -32,28 +37,43 @@ function calls(contenders) {
       ratio(median(own.steps[key].seconds), median(steps[key].seconds)),
     ]);
     const bytes = median(steps.backup.keptBytes);
-    return [name, ...times, megabytes(bytes), (bytes / median(own.steps.backup.keptBytes)).toFixed(3)];
+    return [
+      name,
+      ...times,
+      megabytes(bytes),
+      (bytes / median(own.steps.backup.keptBytes)).toFixed(3),
+    ];
   });
-  return table(['', 'backup s', 'ratio', 'verify s', 'ratio', 'restore s', 'ratio', 'MB kept', 'ratio'], rows);
+  return table(
+    ['', 'backup s', 'ratio', 'verify s', 'ratio', 'restore s', 'ratio', 'MB kept', 'ratio'],
+    rows,
+  );
 }
 
 /** What the next backup costs. */
 function next(contenders) {
   const later = STEPS.filter(({ key }) => /^(full|incremental)/.test(key));
-  const rows = contenders.map(({ name, steps }) => [name, ...later.flatMap(({ key }) => [seconds(steps[key]), kept(steps[key])])]);
+  const rows = contenders.map(({ name, steps }) => [
+    name,
+    ...later.flatMap(({ key }) => [seconds(steps[key]), kept(steps[key])]),
+  ]);
   return table(['', ...later.flatMap(({ label }) => [`${label}: s`, 'MB'])], rows);
 }
 
 function memory({ memory: { peakBytes, baseBytes } }) {
   const peak = (peakBytes / 2 ** 20).toFixed(0);
-  return baseBytes ? `${peak} (${Math.max(0, (peakBytes - baseBytes) / 2 ** 20).toFixed(0)})` : peak;
+  return baseBytes
+    ? `${peak} (${Math.max(0, (peakBytes - baseBytes) / 2 ** 20).toFixed(0)})`
+    : peak;
 }
 
 /** How long the backup took while the writer worked; some restart at each commit and never end. */
 function besideWriter({ seconds, isUnfinished }) {
   const ended = seconds.filter((_, run) => !isUnfinished[run]);
   const limits = seconds.filter((_, run) => isUnfinished[run]);
-  const unfinished = limits.length > 0 && `not ended in ${median(limits).toFixed(0)} s (${limits.length} of ${seconds.length})`;
+  const unfinished =
+    limits.length > 0 &&
+    `not ended in ${median(limits).toFixed(0)} s (${limits.length} of ${seconds.length})`;
   return [ended.length > 0 && spread(ended), unfinished].filter(Boolean).join(', ');
 }
 
@@ -64,11 +84,22 @@ function costs({ contenders, writerAloneMs }) {
     ...[backup, verify, restore].map(memory),
     besideWriter(writer),
     spread(writer.longestMs, 1),
-    ...(backup.stallMaxMs ? [spread(backup.stallP99Ms, 1), spread(backup.stallMaxMs, 1)] : [NONE, NONE]),
+    ...(backup.stallMaxMs
+      ? [spread(backup.stallP99Ms, 1), spread(backup.stallMaxMs, 1)]
+      : [NONE, NONE]),
   ]);
   const nobody = ['*no backup*', NONE, NONE, NONE, NONE, spread(writerAloneMs, 1), NONE, NONE];
   return table(
-    ['', 'peak memory MiB, backup', 'verify', 'restore', 'backup beside a writer s', 'longest commit of the writer ms', 'JS thread, p99 ms', 'longest stall ms'],
+    [
+      '',
+      'peak memory MiB, backup',
+      'verify',
+      'restore',
+      'backup beside a writer s',
+      'longest commit of the writer ms',
+      'JS thread, p99 ms',
+      'longest stall ms',
+    ],
     [...rows, nobody],
   );
 }

@@ -10,7 +10,9 @@ import Database from 'better-sqlite3';
 const PAUSE_MS = 5;
 
 const db = new Database(process.argv[2], { timeout: 120_000 });
-const insert = db.prepare("INSERT INTO nodes (id, title, content) VALUES (?, 'Written meanwhile', ?)");
+const insert = db.prepare(
+  "INSERT INTO nodes (id, title, content) VALUES (?, 'Written meanwhile', ?)",
+);
 let ended = false;
 process.stdin.on('end', () => {
   ended = true;

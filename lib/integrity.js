@@ -6,7 +6,7 @@ const { split, toAbsolute, toEncryption } = require('./options.js');
 const { kgPath } = require('./platform.js');
 
 const SUBJECTS =
-  'Give the path of a database or project, a better-sqlite3 or node:sqlite handle, or the host\'s KnowledgeGraphDatabase';
+  "Give the path of a database or project, a better-sqlite3 or node:sqlite handle, or the host's KnowledgeGraphDatabase";
 
 /**
  * Returns the path of the database of a handle. It only reads the path and leaves the handle alone.
@@ -19,15 +19,20 @@ function fileOf(db) {
 }
 
 function subjectOf(db) {
-  if (db === null || db === undefined) throw invalidOption(`${String(db)} is not a database`, SUBJECTS);
+  if (db === null || db === undefined)
+    throw invalidOption(`${String(db)} is not a database`, SUBJECTS);
   const isHandle = typeof db === 'object' && !(db instanceof URL);
   const file = isHandle ? fileOf(db) : db;
   // For a database in memory, node:sqlite returns null and better-sqlite3 an empty name.
   if (file === ':memory:' || file === null || file === '') {
-    throw invalidOption('A database in memory has no file to check', 'Write it to a file first, with VACUUM INTO');
+    throw invalidOption(
+      'A database in memory has no file to check',
+      'Write it to a file first, with VACUUM INTO',
+    );
   }
   const absolute = toAbsolute(file);
-  if (typeof absolute !== 'string') throw invalidOption(`${String(file)} does not name a database`, SUBJECTS);
+  if (typeof absolute !== 'string')
+    throw invalidOption(`${String(file)} does not name a database`, SUBJECTS);
   return absolute;
 }
 
@@ -36,9 +41,14 @@ class IntegrityChecker {
 
   /** @param {import('../index').IntegrityCheckerOptions} options */
   constructor(db, options = {}) {
-    const [{ projectRoot, backupDir, encryption, lockTimeout, kgPath: executable, ...unknown }] = split('IntegrityChecker', options);
+    const [{ projectRoot, backupDir, encryption, lockTimeout, kgPath: executable, ...unknown }] =
+      split('IntegrityChecker', options);
     const [name] = Object.keys(unknown);
-    if (name !== undefined) throw invalidOption(`IntegrityChecker has no option \`${name}\``, 'See index.d.ts for the options');
+    if (name !== undefined)
+      throw invalidOption(
+        `IntegrityChecker has no option \`${name}\``,
+        'See index.d.ts for the options',
+      );
     this.#config = {
       path: subjectOf(db),
       projectRoot: projectRoot === undefined ? undefined : toAbsolute(projectRoot),
@@ -61,13 +71,20 @@ class IntegrityChecker {
 
   async repair(issues, options) {
     if (!Array.isArray(issues) || !issues.every((issue) => typeof issue?.code === 'string')) {
-      throw invalidOption('repair takes a list of issues', 'Give `issues` of the result of runChecks()');
+      throw invalidOption(
+        'repair takes a list of issues',
+        'Give `issues` of the result of runChecks()',
+      );
     }
     const [given, control] = split('repair', options);
     const [name] = Object.keys(given);
-    if (name !== undefined) throw invalidOption(`repair has no option \`${name}\``, 'See index.d.ts for the options');
+    if (name !== undefined)
+      throw invalidOption(`repair has no option \`${name}\``, 'See index.d.ts for the options');
     const codes = [...new Set(issues.map((issue) => issue.code))];
-    const { repair, ...after } = await call({ call: 'repair', config: this.#config, codes }, control);
+    const { repair, ...after } = await call(
+      { call: 'repair', config: this.#config, codes },
+      control,
+    );
     return { ...repair, ...after };
   }
 }
@@ -84,16 +101,29 @@ function milliseconds(name, time) {
   const [, number, unit] = /^(\d+)([smhd])$/.exec(time) ?? [];
   const value = typeof time === 'number' ? time : Number(number) * UNITS[unit];
   if (Number.isFinite(value) && value > 0) return value;
-  throw invalidOption(`\`${name}\` is ${String(time)}, which is not a time`, 'Give milliseconds, or a text such as `24h`, `30m`, `7d`');
+  throw invalidOption(
+    `\`${name}\` is ${String(time)}, which is not a time`,
+    'Give milliseconds, or a text such as `24h`, `30m`, `7d`',
+  );
 }
 
 /** @param {import('../index').FreshnessOptions} options */
 function backupFreshnessCheck(manager, options = {}) {
-  const [{ maxAge = '24h', interval = '1h', name = 'backup-freshness', ...unknown }] = split('backupFreshnessCheck', options);
+  const [{ maxAge = '24h', interval = '1h', name = 'backup-freshness', ...unknown }] = split(
+    'backupFreshnessCheck',
+    options,
+  );
   const [extra] = Object.keys(unknown);
-  if (extra !== undefined) throw invalidOption(`backupFreshnessCheck has no option \`${extra}\``, 'See index.d.ts for the options');
+  if (extra !== undefined)
+    throw invalidOption(
+      `backupFreshnessCheck has no option \`${extra}\``,
+      'See index.d.ts for the options',
+    );
   if (typeof manager?.[NEWEST_GOOD] !== 'function') {
-    throw invalidOption('backupFreshnessCheck takes a BackupManager', 'Make one with createBackupManager()');
+    throw invalidOption(
+      'backupFreshnessCheck takes a BackupManager',
+      'Make one with createBackupManager()',
+    );
   }
   const limit = milliseconds('maxAge', maxAge);
   milliseconds('interval', interval);

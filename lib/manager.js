@@ -9,7 +9,10 @@ const { BackupScheduler, NEXT_RUN } = require('./scheduler.js');
 
 function assertReference(name, value) {
   if (typeof value !== 'string' || value === '') {
-    throw invalidOption(`${name} takes the path or id of a backup, not ${String(value)}`, 'See listBackups() for the ids');
+    throw invalidOption(
+      `${name} takes the path or id of a backup, not ${String(value)}`,
+      'See listBackups() for the ids',
+    );
   }
 }
 
@@ -46,7 +49,10 @@ class BackupManager {
   async createBackup(options) {
     try {
       const [given, control] = split('createBackup', options);
-      const backup = await call({ call: 'createBackup', config: this.#config, options: given }, control);
+      const backup = await call(
+        { call: 'createBackup', config: this.#config, options: given },
+        control,
+      );
       if (this.#onSuccess) callBack('onSuccess', this.#onSuccess, backup);
       return backup;
     } catch (error) {
@@ -114,7 +120,8 @@ class BackupManager {
     assertReference(name, reference);
     const [rest, control] = split(name, options);
     const [unknown] = Object.keys(rest);
-    if (unknown !== undefined) throw invalidOption(`${name} has no option \`${unknown}\``, 'See index.d.ts for the options');
+    if (unknown !== undefined)
+      throw invalidOption(`${name} has no option \`${unknown}\``, 'See index.d.ts for the options');
     return call({ call: 'checkBackup', config: this.#config, backup: reference }, control);
   }
 
@@ -132,7 +139,10 @@ class BackupManager {
   /** @param {import('../index').UndoOptions} [options] */
   async undoRestore(options) {
     const [given, control] = split('undoRestore', options);
-    const resolved = { ...given, targetDir: given.targetDir === undefined ? undefined : toAbsolute(given.targetDir) };
+    const resolved = {
+      ...given,
+      targetDir: given.targetDir === undefined ? undefined : toAbsolute(given.targetDir),
+    };
     return call({ call: 'undoRestore', config: this.#config, options: resolved }, control);
   }
 

@@ -15,9 +15,13 @@ const addon = loadAddon();
 function encode(value) {
   return JSON.stringify(value, (key, field) => {
     const isLost =
-      ['bigint', 'function', 'symbol'].includes(typeof field) || (typeof field === 'number' && !Number.isFinite(field));
+      ['bigint', 'function', 'symbol'].includes(typeof field) ||
+      (typeof field === 'number' && !Number.isFinite(field));
     if (isLost) {
-      throw invalidOption(`\`${key}\` is ${String(field)}, which is not a valid option value`, 'See index.d.ts for the options');
+      throw invalidOption(
+        `\`${key}\` is ${String(field)}, which is not a valid option value`,
+        'See index.d.ts for the options',
+      );
     }
     return field;
   });
@@ -51,7 +55,10 @@ function assertFunction(name, value) {
 
 function assertSignal(signal) {
   if (signal !== undefined && signal !== null && typeof signal.addEventListener !== 'function') {
-    throw invalidOption('`signal` is not an AbortSignal', 'Give the `signal` of an AbortController, or leave it out');
+    throw invalidOption(
+      '`signal` is not an AbortSignal',
+      'Give the `signal` of an AbortController, or leave it out',
+    );
   }
 }
 
@@ -69,7 +76,8 @@ async function call(request, { onProgress, signal } = {}) {
   const cancellation = new addon.Cancellation();
   const onAbort = () => cancellation.cancel();
   signal?.addEventListener('abort', onAbort, { once: true });
-  const report = onProgress && ((progress) => callBack('onProgress', onProgress, JSON.parse(progress)));
+  const report =
+    onProgress && ((progress) => callBack('onProgress', onProgress, JSON.parse(progress)));
   try {
     return decode(await addon.run(text, cancellation, report));
   } catch (error) {

@@ -38,21 +38,33 @@ function toAbsolute(value) {
  */
 function toEncryption(value) {
   if (value === undefined || value === false) return value;
-  const refuse = (what) => invalidOption(what, 'Give { passphrase }, { passphraseFile }, { recipients } or { identityFile }');
-  if (value === null || typeof value !== 'object' || Array.isArray(value)) throw refuse('`encryption` is not an object');
+  const refuse = (what) =>
+    invalidOption(
+      what,
+      'Give { passphrase }, { passphraseFile }, { recipients } or { identityFile }',
+    );
+  if (value === null || typeof value !== 'object' || Array.isArray(value))
+    throw refuse('`encryption` is not an object');
   // A URL names a file, never a passphrase.
-  if (!['string', 'undefined'].includes(typeof value.passphrase)) throw refuse('`encryption.passphrase` is not a string');
+  if (!['string', 'undefined'].includes(typeof value.passphrase))
+    throw refuse('`encryption.passphrase` is not a string');
   for (const name of ['passphraseFile', 'identityFile']) {
     if (value[name] === undefined) continue;
-    const isUrl = value[name] instanceof URL && value[name].protocol === 'file:' && value[name].host === '';
-    const isPath = typeof value[name] === 'string' && value[name] !== '' && !value[name].includes('://');
+    const isUrl =
+      value[name] instanceof URL && value[name].protocol === 'file:' && value[name].host === '';
+    const isPath =
+      typeof value[name] === 'string' && value[name] !== '' && !value[name].includes('://');
     if (!isUrl && !isPath) throw refuse(`\`encryption.${name}\` is not the path of a file`);
   }
   const { recipients = [] } = value;
   const isList = Array.isArray(recipients) && recipients.every((one) => typeof one === 'string');
   if (!isList) throw refuse('`encryption.recipients` is not a list of strings');
   const absolute = (file) => (file === undefined ? undefined : toAbsolute(file));
-  return { ...value, passphraseFile: absolute(value.passphraseFile), identityFile: absolute(value.identityFile) };
+  return {
+    ...value,
+    passphraseFile: absolute(value.passphraseFile),
+    identityFile: absolute(value.identityFile),
+  };
 }
 
 module.exports = { split, toAbsolute, toEncryption, toPath };

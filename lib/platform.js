@@ -22,7 +22,9 @@ const BUNDLED =
 /** Returns whether this file is still inside its package. A bundler moves it out. */
 function isInPackage() {
   try {
-    return JSON.parse(fs.readFileSync(path.join(__dirname, '..', 'package.json'), 'utf8')).name === NAME;
+    return (
+      JSON.parse(fs.readFileSync(path.join(__dirname, '..', 'package.json'), 'utf8')).name === NAME
+    );
   } catch {
     // A bundle of ES modules gets here too, because it has no `__dirname`.
     return false;

@@ -28,14 +28,20 @@ const SYSTEM_CLOCK = {
 function assertClock(clock) {
   for (const name of ['now', 'setTimeout', 'clearTimeout']) {
     if (typeof clock?.[name] !== 'function') {
-      throw invalidOption(`\`clock\` has no function \`${name}\``, 'Give `now`, `setTimeout` and `clearTimeout`, or leave it out');
+      throw invalidOption(
+        `\`clock\` has no function \`${name}\``,
+        'Give `now`, `setTimeout` and `clearTimeout`, or leave it out',
+      );
     }
   }
 }
 
 function assertManager(manager) {
   if (typeof manager?.createBackup !== 'function' || typeof manager[NEXT_RUN] !== 'function') {
-    throw invalidOption('`backupManager` is not a BackupManager', 'Give what createBackupManager() returns');
+    throw invalidOption(
+      '`backupManager` is not a BackupManager',
+      'Give what createBackupManager() returns',
+    );
   }
 }
 
@@ -65,16 +71,30 @@ class BackupScheduler {
   /** @param {Partial<import('../index').BackupSchedulerOptions>} options */
   constructor(options = {}) {
     if (options === null || typeof options !== 'object' || Array.isArray(options)) {
-      throw invalidOption('BackupScheduler takes an object of options', 'See index.d.ts for the options');
+      throw invalidOption(
+        'BackupScheduler takes an object of options',
+        'See index.d.ts for the options',
+      );
     }
-    const { backupManager, clock = SYSTEM_CLOCK, keepAlive = false, onSuccess, onFailure, ...rest } = options;
+    const {
+      backupManager,
+      clock = SYSTEM_CLOCK,
+      keepAlive = false,
+      onSuccess,
+      onFailure,
+      ...rest
+    } = options;
     assertManager(backupManager);
     assertClock(clock);
     assertFunction('onSuccess', onSuccess);
     assertFunction('onFailure', onFailure);
-    if (typeof keepAlive !== 'boolean') throw invalidOption('`keepAlive` is neither true nor false', 'Give one of them');
+    if (typeof keepAlive !== 'boolean')
+      throw invalidOption('`keepAlive` is neither true nor false', 'Give one of them');
     if (typeof rest.schedule !== 'string') {
-      throw invalidOption('A scheduler needs a `schedule`', 'Give a cron expression, for example `0 2 * * *` for daily at 2:00');
+      throw invalidOption(
+        'A scheduler needs a `schedule`',
+        'Give a cron expression, for example `0 2 * * *` for daily at 2:00',
+      );
     }
     this.#manager = backupManager;
     this.#clock = clock;
@@ -146,7 +166,13 @@ class BackupScheduler {
 
   /** Returns the plan after `event`. */
   #plan(event, last) {
-    return planSchedule({ options: this.#options, event, state: this.#state ?? undefined, last, now: this.#clock.now() });
+    return planSchedule({
+      options: this.#options,
+      event,
+      state: this.#state ?? undefined,
+      last,
+      now: this.#clock.now(),
+    });
   }
 
   #tick() {

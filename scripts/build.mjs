@@ -10,16 +10,33 @@ import { fileURLToPath } from 'node:url';
 const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '..');
 
 const isDev = process.argv.includes('--dev');
-const cargo = spawnSync('cargo', ['build', '--locked', ...(isDev ? [] : ['--release'])], { cwd: root, stdio: 'inherit' });
-if (cargo.error) console.error(`cargo could not be started (${cargo.error.message}). Install Rust: https://rustup.rs`);
+const cargo = spawnSync('cargo', ['build', '--locked', ...(isDev ? [] : ['--release'])], {
+  cwd: root,
+  stdio: 'inherit',
+});
+if (cargo.error)
+  console.error(
+    `cargo could not be started (${cargo.error.message}). Install Rust: https://rustup.rs`,
+  );
 if (cargo.status !== 0) process.exit(1);
 
 const { platformName } = createRequire(import.meta.url)('../lib/platform-name.js');
-const library = { darwin: 'libkg_backup.dylib', win32: 'kg_backup.dll' }[process.platform] ?? 'libkg_backup.so';
+const library =
+  { darwin: 'libkg_backup.dylib', win32: 'kg_backup.dll' }[process.platform] ?? 'libkg_backup.so';
 const target = path.join(root, 'npm', platformName());
-for (const [built, name] of [[library, 'knowledge-graph-agent.node'], ['kg', 'kg']]) {
+for (const [built, name] of [
+  [library, 'knowledge-graph-agent.node'],
+  ['kg', 'kg'],
+]) {
   const to = path.join(target, name);
   // Removed first: a running process keeps the old file, and a copy into it would change its code.
   rmSync(to, { force: true });
-  copyFileSync(path.join(process.env.CARGO_TARGET_DIR ?? path.join(root, 'target'), isDev ? 'debug' : 'release', built), to);
+  copyFileSync(
+    path.join(
+      process.env.CARGO_TARGET_DIR ?? path.join(root, 'target'),
+      isDev ? 'debug' : 'release',
+      built,
+    ),
+    to,
+  );
 }

@@ -5,7 +5,18 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
@@ -40,7 +51,10 @@ function markdownBelow(dir) {
 
 function makeProject() {
   mkdirSync(path.dirname(database), { recursive: true });
-  writeFileSync(path.join(project, '.kg/config.json'), '{"database":{"path":".kg/knowledge.db"}}\n');
+  writeFileSync(
+    path.join(project, '.kg/config.json'),
+    '{"database":{"path":".kg/knowledge.db"}}\n',
+  );
   const db = new Database(database);
   db.exec(`PRAGMA journal_mode = wal;
     CREATE TABLE nodes (id TEXT PRIMARY KEY, path TEXT, title TEXT, content TEXT);
@@ -81,7 +95,10 @@ const WRITER = `
   })();`;
 
 async function startWriter() {
-  const child = spawn(process.execPath, ['-e', WRITER, database], { cwd: root, stdio: ['pipe', 'pipe', 'inherit'] });
+  const child = spawn(process.execPath, ['-e', WRITER, database], {
+    cwd: root,
+    stdio: ['pipe', 'pipe', 'inherit'],
+  });
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   await lines.next();
   return async () => {
@@ -118,10 +135,15 @@ try {
   const stop = await startWriter();
   say('Another process now writes to its database, as fast as it can.');
 
-  const manager = createBackupManager({ projectRoot: project, backupDir: path.join(base, 'backups') });
+  const manager = createBackupManager({
+    projectRoot: project,
+    backupDir: path.join(base, 'backups'),
+  });
   const [backup, saving] = await timed(() => manager.createBackup({ description: 'The demo' }));
   say(`Backed up beside it in ${saving}: ${backup.path}`);
-  say(`  ${backup.size} bytes, ${backup.stats.nodeCount} nodes, source database: ${backup.integrity.status}`);
+  say(
+    `  ${backup.size} bytes, ${backup.stats.nodeCount} nodes, source database: ${backup.integrity.status}`,
+  );
   const [whole, verifying] = await timed(() => manager.verifyBackup(backup.id));
   say(`Verified in ${verifying}: ${whole ? 'every byte is as it was written' : 'DAMAGED'}`);
   say(`The writer made ${await stop()} commits meanwhile and never failed.`);
@@ -129,15 +151,24 @@ try {
   say(`\nNow ${damage()} bytes in the middle of the database are overwritten with noise.`);
   say(`SQLite says: ${integrity()}`);
 
-  const [result, restoring] = await timed(() => manager.restore({ backupId: 'latest', overwrite: true }));
-  say(`\nRestored ${result.filesRestored} files in ${restoring}; what they replaced is kept in ${result.safetyCopy}`);
+  const [result, restoring] = await timed(() =>
+    manager.restore({ backupId: 'latest', overwrite: true }),
+  );
+  say(
+    `\nRestored ${result.filesRestored} files in ${restoring}; what they replaced is kept in ${result.safetyCopy}`,
+  );
   const db = new Database(database, { readonly: true });
   const nodes = db.prepare('SELECT count(*) FROM nodes').pluck().get();
-  const written = db.prepare("SELECT count(*) = (SELECT value FROM metadata) FROM nodes WHERE path = 'w'").pluck().get();
+  const written = db
+    .prepare("SELECT count(*) = (SELECT value FROM metadata) FROM nodes WHERE path = 'w'")
+    .pluck()
+    .get();
   db.close();
   say(`SQLite says: ${integrity()}`);
   const good = nodes === backup.stats.nodeCount && written === 1 && integrity() === 'ok';
-  say(`${nodes} nodes, as in the backup; each of the writer's transactions is there whole or not at all: ${written === 1}`);
+  say(
+    `${nodes} nodes, as in the backup; each of the writer's transactions is there whole or not at all: ${written === 1}`,
+  );
   say(good ? '\nAll is well.' : '\nSomething is WRONG.');
   process.exitCode = good ? 0 : 1;
 } finally {

@@ -6,7 +6,15 @@
 // of the C libraries too.
 
 import { execFileSync, spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -19,21 +27,44 @@ const work = path.join(root, 'target/fuzz');
 const { kgPath: kg } = require('../lib/platform.js');
 
 export const targets = readdirSync(path.join(fuzzDir, 'fuzz_targets'))
-  .filter((file) => readFileSync(path.join(fuzzDir, 'fuzz_targets', file), 'utf8').includes('fuzz_target!'))
+  .filter((file) =>
+    readFileSync(path.join(fuzzDir, 'fuzz_targets', file), 'utf8').includes('fuzz_target!'),
+  )
   .map((file) => path.basename(file, '.rs'));
 
 /** Calls cargo-fuzz, as it is on this machine. */
 function cargoFuzz() {
   const tools = path.join(root, 'target/tools');
-  const env = { ...process.env, CARGO_PROFILE_RELEASE_LTO: 'off', CARGO_PROFILE_RELEASE_STRIP: 'none', PATH: `${tools}/bin:${process.env.PATH}` };
-  const has = (...args) => spawnSync('cargo', [...args, '--version'], { env, stdio: 'ignore' }).status === 0;
+  const env = {
+    ...process.env,
+    CARGO_PROFILE_RELEASE_LTO: 'off',
+    CARGO_PROFILE_RELEASE_STRIP: 'none',
+    PATH: `${tools}/bin:${process.env.PATH}`,
+  };
+  const has = (...args) =>
+    spawnSync('cargo', [...args, '--version'], { env, stdio: 'ignore' }).status === 0;
   if (!has('fuzz')) {
-    execFileSync('cargo', ['install', 'cargo-fuzz', '--version', CARGO_FUZZ, '--locked', '--root', tools], { stdio: 'inherit' });
+    execFileSync(
+      'cargo',
+      ['install', 'cargo-fuzz', '--version', CARGO_FUZZ, '--locked', '--root', tools],
+      { stdio: 'inherit' },
+    );
   }
   const hasNightly = has('+nightly');
-  const options = ['--fuzz-dir', fuzzDir, '--target-dir', work, '--sanitizer', hasNightly ? 'address' : 'none'];
+  const options = [
+    '--fuzz-dir',
+    fuzzDir,
+    '--target-dir',
+    work,
+    '--sanitizer',
+    hasNightly ? 'address' : 'none',
+  ];
   return (command, args, { tmp = os.tmpdir(), ...more } = {}) =>
-    spawnSync('cargo', [...(hasNightly ? ['+nightly'] : []), 'fuzz', command, ...options, ...args], { cwd: root, env: { ...env, TMPDIR: tmp }, encoding: 'utf8', maxBuffer: 1 << 30, ...more });
+    spawnSync(
+      'cargo',
+      [...(hasNightly ? ['+nightly'] : []), 'fuzz', command, ...options, ...args],
+      { cwd: root, env: { ...env, TMPDIR: tmp }, encoding: 'utf8', maxBuffer: 1 << 30, ...more },
+    );
 }
 
 /** What `kg` writes of a small project, by target: name and bytes. */
@@ -42,24 +73,36 @@ function seeds() {
   const project = path.join(dir, 'project');
   const state = path.join(project, '.kg');
   mkdirSync(path.join(state, 'plugins'), { recursive: true });
-  const sqlite = (sql) => execFileSync('sqlite3', [path.join(state, 'knowledge.db'), sql], { stdio: ['ignore', 'ignore', 'inherit'] });
+  const sqlite = (sql) =>
+    execFileSync('sqlite3', [path.join(state, 'knowledge.db'), sql], {
+      stdio: ['ignore', 'ignore', 'inherit'],
+    });
   sqlite(`PRAGMA page_size = 512; PRAGMA journal_mode = WAL; CREATE TABLE nodes (id TEXT PRIMARY KEY, title TEXT);
     CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT); CREATE INDEX by_title ON nodes (title);
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30) INSERT INTO nodes SELECT 'n' || i, 'title ' || i FROM n;
     INSERT INTO notes VALUES (1, hex(zeroblob(900)));`);
   writeFileSync(path.join(state, 'config.json'), '{"theme": 1}');
   writeFileSync(path.join(state, 'plugins/data'), 'data');
-  const backup = (...args) => JSON.parse(execFileSync(kg, ['diag', 'backup', '--json', ...args], { cwd: project, encoding: 'utf8' }));
+  const backup = (...args) =>
+    JSON.parse(
+      execFileSync(kg, ['diag', 'backup', '--json', ...args], { cwd: project, encoding: 'utf8' }),
+    );
   const full = ['none', 'gzip', 'zstd'].map((format) => backup('--compression', format).path);
   sqlite("UPDATE nodes SET title = 'other' WHERE id = 'n3'");
   const incremental = backup('--type', 'incremental', '--compression', 'none').path;
   const archives = [...full, incremental];
-  const entry = (archive, name) => execFileSync('tar', ['-xOf', archive, name], { maxBuffer: 1 << 30 });
+  const entry = (archive, name) =>
+    execFileSync('tar', ['-xOf', archive, name], { maxBuffer: 1 << 30 });
   const manifests = archives.map((archive) => entry(archive, 'manifest.json'));
-  const pages = JSON.parse(manifests[3]).files.filter(({ stored }) => stored === 'pages').map((file) => entry(incremental, file.entry));
+  const pages = JSON.parse(manifests[3])
+    .files.filter(({ stored }) => stored === 'pages')
+    .map((file) => entry(incremental, file.entry));
   execFileSync(kg, ['diag', 'restore', '--file', full[0], '--yes'], { cwd: project });
   const [undo] = readdirSync(path.join(state, 'restore-undo'));
-  const record = readFileSync(path.join(state, 'restore-undo', undo, 'undo.json'), 'utf8').replaceAll(dir, '@');
+  const record = readFileSync(
+    path.join(state, 'restore-undo', undo, 'undo.json'),
+    'utf8',
+  ).replaceAll(dir, '@');
   const database = readFileSync(path.join(state, 'knowledge.db'));
   const contents = archives.map((archive) => readFileSync(archive));
   rmSync(dir, { recursive: true });
@@ -77,18 +120,60 @@ function seeds() {
   };
 }
 
-const CRON = ['0 2 * * *', '*/15 9-17 * * MON-FRI', '@daily', '0 0 29 2 *', '30 2 L * *\nEurope/Berlin', '0 0 2 * * 1#2\nAmerica/St_Johns'];
+const CRON = [
+  '0 2 * * *',
+  '*/15 9-17 * * MON-FRI',
+  '@daily',
+  '0 0 29 2 *',
+  '30 2 L * *\nEurope/Berlin',
+  '0 0 2 * * 1#2\nAmerica/St_Johns',
+];
 
-const frame = (kind, payload) => Buffer.concat([Buffer.from(kind), Buffer.from(new Uint32Array([payload.length]).buffer), Buffer.from(payload)]);
+const frame = (kind, payload) =>
+  Buffer.concat([
+    Buffer.from(kind),
+    Buffer.from(new Uint32Array([payload.length]).buffer),
+    Buffer.from(payload),
+  ]);
 const FRAMES = [
   frame('J', JSON.stringify({ message: 'planned', bytes_total: 1 })),
-  Buffer.concat([frame('D', 'data'), frame('B', 'h'.repeat(32) + 'block'), frame('J', '{"message":"databaseEnd","sha256":"00","blocks":[]}')]),
-  frame('J', JSON.stringify({ message: 'failed', error: { code: 'KG_INTERNAL', message: 'm', remedy: 'r' } })),
+  Buffer.concat([
+    frame('D', 'data'),
+    frame('B', 'h'.repeat(32) + 'block'),
+    frame('J', '{"message":"databaseEnd","sha256":"00","blocks":[]}'),
+  ]),
+  frame(
+    'J',
+    JSON.stringify({
+      message: 'failed',
+      error: { code: 'KG_INTERNAL', message: 'm', remedy: 'r' },
+    }),
+  ),
 ];
 
 const SETTINGS = [
-  { theme: 1, database: { path: 'data/graph.db' }, backup: { dir: '/backups', encrypt: true, recipients: ['age1'], passphraseFile: 'key', listen: '127.0.0.1:9', keep: { daily: 7, weekly: 4 } } },
-  { backup: { retention: 30, maxBackups: 10, schedule: '0 2 * * *', timezone: 'Europe/Berlin', type: 'incremental', compression: 'zstd' } },
+  {
+    theme: 1,
+    database: { path: 'data/graph.db' },
+    backup: {
+      dir: '/backups',
+      encrypt: true,
+      recipients: ['age1'],
+      passphraseFile: 'key',
+      listen: '127.0.0.1:9',
+      keep: { daily: 7, weekly: 4 },
+    },
+  },
+  {
+    backup: {
+      retention: 30,
+      maxBackups: 10,
+      schedule: '0 2 * * *',
+      timezone: 'Europe/Berlin',
+      type: 'incremental',
+      compression: 'zstd',
+    },
+  },
 ];
 
 /** A journal of an interrupted restore; `@` is the directory beside the project. */
@@ -99,7 +184,14 @@ const journal = (decided, record) => ({
   opened: [{ at: '.kg', mode: 493, mtime: [1, 2] }],
   made: [{ at: '.kg/made', mode: null, mtime: null }],
   moves: [{ from: '.kg/restore-staging-1/0', to: '.kg/config.json', identity: [1, 2] }],
-  swaps: [{ new: '.kg/restore-staging-1/0', live: '.kg/knowledge.db', kept: '.kg/restore-undo/20240115-020000/a', pending: '.kg/restore-undo/20240115-020000/.kg-pending/a' }],
+  swaps: [
+    {
+      new: '.kg/restore-staging-1/0',
+      live: '.kg/knowledge.db',
+      kept: '.kg/restore-undo/20240115-020000/a',
+      pending: '.kg/restore-undo/20240115-020000/.kg-pending/a',
+    },
+  ],
   undo: ['.kg/restore-undo/20240115-020000', record],
   retired: '.kg/restore-undo/20240115-020000',
   emptied: ['.kg/plugins', '../outside'],
@@ -119,7 +211,14 @@ export function fuzz(names = targets, seconds = 60) {
     all[name].forEach((bytes, number) => writeFileSync(path.join(given, String(number)), bytes));
     const tmp = existsSync('/dev/shm') ? '/dev/shm' : os.tmpdir();
     // A thread that is about to end is taken for a leak.
-    const limits = [`-max_total_time=${seconds}`, '-timeout=20', '-rss_limit_mb=2048', '-detect_leaks=0', '-max_len=65536', '-print_final_stats=1'];
+    const limits = [
+      `-max_total_time=${seconds}`,
+      '-timeout=20',
+      '-rss_limit_mb=2048',
+      '-detect_leaks=0',
+      '-max_len=65536',
+      '-print_final_stats=1',
+    ];
     const { status, stderr } = cargo('run', [name, corpus, given, '--', ...limits], { tmp });
     const executions = Number(stderr.match(/number_of_executed_units: (\d+)/)?.[1] ?? 0);
     const coverage = stderr.match(/cov: (\d+)/g)?.pop() ?? '';

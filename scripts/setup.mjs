@@ -33,8 +33,12 @@ function changedAt(file) {
 
 /** JavaScript packages as the lock file has them. better-sqlite3 is compiled where there is no binary of it. */
 async function packages() {
-  if (changedAt('node_modules/.package-lock.json') < changedAt('package-lock.json')) await must('npm', 'ci', '--no-audit', '--no-fund');
-  const works = spawnSync(process.execPath, ['-e', "new (require('better-sqlite3'))(':memory:')"], { cwd: root }).status === 0;
+  if (changedAt('node_modules/.package-lock.json') < changedAt('package-lock.json'))
+    await must('npm', 'ci', '--no-audit', '--no-fund');
+  const works =
+    spawnSync(process.execPath, ['-e', "new (require('better-sqlite3'))(':memory:')"], {
+      cwd: root,
+    }).status === 0;
   if (!works) await must('npm', 'rebuild', 'better-sqlite3', '--foreground-scripts');
 }
 
@@ -70,14 +74,18 @@ const TOOLS = {
 
 /** Installs missing tools if this is root on a Debian system. Otherwise names them and exits. */
 async function tools() {
-  const missing = Object.entries(TOOLS).filter(([name]) => spawnSync('sh', ['-c', `command -v ${name}`]).status !== 0);
+  const missing = Object.entries(TOOLS).filter(
+    ([name]) => spawnSync('sh', ['-c', `command -v ${name}`]).status !== 0,
+  );
   if (missing.length === 0) return;
   const wanted = [...new Set(missing.map(([, debianPackage]) => debianPackage))];
   if (process.getuid?.() === 0 && existsSync('/usr/bin/apt-get')) {
     await must('apt-get', 'update', '-q');
     await must('apt-get', 'install', '-y', '-q', '--no-install-recommends', ...wanted);
   } else {
-    console.error(`Please install: ${missing.map(([name]) => name).join(', ')} (Debian packages: ${wanted.join(' ')})`);
+    console.error(
+      `Please install: ${missing.map(([name]) => name).join(', ')} (Debian packages: ${wanted.join(' ')})`,
+    );
     process.exit(1);
   }
 }

@@ -50,7 +50,9 @@ async function check(command, ...args) {
 async function cargoTest() {
   const { ok, printed } = await show('cargo', ['test', '--locked', '--no-fail-fast']);
   const counts = { passed: 0, failed: 0, skipped: 0 };
-  for (const [, passed, failed, ignored] of printed.matchAll(/^test result: .*? (\d+) passed; (\d+) failed; (\d+) ignored/gm)) {
+  for (const [, passed, failed, ignored] of printed.matchAll(
+    /^test result: .*? (\d+) passed; (\d+) failed; (\d+) ignored/gm,
+  )) {
     counts.passed += Number(passed);
     counts.failed += Number(failed);
     counts.skipped += Number(ignored);
@@ -64,7 +66,9 @@ async function javascript(command, ...args) {
   const { ok } = await show(process.execPath, [command, ...args, `--outputFile=${report}`]);
   let counts = { passed: 0, failed: 0, skipped: 0 };
   try {
-    const { numPassedTests, numFailedTests, numPendingTests } = JSON.parse(readFileSync(report, 'utf8'));
+    const { numPassedTests, numFailedTests, numPendingTests } = JSON.parse(
+      readFileSync(report, 'utf8'),
+    );
     counts = { passed: numPassedTests, failed: numFailedTests, skipped: numPendingTests };
   } catch {
     add(false, counts);
@@ -77,9 +81,14 @@ async function javascript(command, ...args) {
 function printFigures(sums) {
   const lines = existsSync(figures) ? readFileSync(figures, 'utf8').trim().split('\n') : [];
   for (const line of lines) {
-    for (const [name, number] of Object.entries(JSON.parse(line))) sums[name] = (sums[name] ?? 0) + number;
+    for (const [name, number] of Object.entries(JSON.parse(line)))
+      sums[name] = (sums[name] ?? 0) + number;
   }
-  console.log(`\n${Object.entries(sums).map(([name, number]) => `${number} ${name}`).join(', ')}`);
+  console.log(
+    `\n${Object.entries(sums)
+      .map(([name, number]) => `${number} ${name}`)
+      .join(', ')}`,
+  );
 }
 
 /** jest has more packages than all else together, so only its test installs them. */
@@ -99,9 +108,32 @@ if (runs('lint')) {
   await check('cargo', 'fmt', '--check');
   await check('cargo', 'clippy', '--locked', '--all-targets', '--', '-D', 'warnings');
   // Reports dead code, which the tests would keep alive.
-  await check('cargo', 'rustc', '--locked', '--lib', '--profile', 'check', '--', '--cfg', 'without_internals', '-D', 'warnings');
+  await check(
+    'cargo',
+    'rustc',
+    '--locked',
+    '--lib',
+    '--profile',
+    'check',
+    '--',
+    '--cfg',
+    'without_internals',
+    '-D',
+    'warnings',
+  );
   // Without the fuzzer itself, which is C++ to compile.
-  await check('cargo', 'clippy', '--locked', '-p', 'kg-fuzz', '--no-default-features', '--bins', '--', '-D', 'warnings');
+  await check(
+    'cargo',
+    'clippy',
+    '--locked',
+    '-p',
+    'kg-fuzz',
+    '--no-default-features',
+    '--bins',
+    '--',
+    '-D',
+    'warnings',
+  );
   await check('npx', '--no-install', 'prettier', '--check', '--log-level', 'warn', '.');
   await check('npx', '--no-install', 'eslint', '.');
   await check('npx', '--no-install', 'tsc', '-p', 'tsconfig.json');

@@ -19,13 +19,19 @@ beforeEach(() => {
 afterEach(() => fs.rmSync(base, { recursive: true }));
 
 test('a backup is made, verified and restored', async () => {
-  const manager = createBackupManager({ projectRoot: path.join(base, 'project'), backupDir: path.join(base, 'backups') });
+  const manager = createBackupManager({
+    projectRoot: path.join(base, 'project'),
+    backupDir: path.join(base, 'backups'),
+  });
   const phases = new Set();
   const backup = await manager.createBackup({ onProgress: ({ phase }) => phases.add(phase) });
   expect(backup.stats.nodeCount).toBe(2);
   expect(phases).toContain('saving');
   await expect(manager.verifyBackup(backup.path)).resolves.toBe(true);
-  const result = await manager.restore({ backupPath: backup.path, targetDir: path.join(base, 'restored') });
+  const result = await manager.restore({
+    backupPath: backup.path,
+    targetDir: path.join(base, 'restored'),
+  });
   expect(result.filesRestored).toBe(1);
 });
 
@@ -36,5 +42,7 @@ test('errors are errors of this realm', async () => {
   expect(error).toBeInstanceOf(Error);
   expect(error.code).toBe('KG_NO_PROJECT');
   expect(() => createBackupManager({ compressionLevel: 12 })).toThrow(Error);
-  await expect(manager.createBackup({ signal: AbortSignal.abort() })).rejects.toMatchObject({ name: 'AbortError' });
+  await expect(manager.createBackup({ signal: AbortSignal.abort() })).rejects.toMatchObject({
+    name: 'AbortError',
+  });
 });

@@ -21,11 +21,23 @@ function logged(command, read, options) {
 /** What became of a run, and how often the fault was met. A run that was killed has no status. */
 function outcomeOf({ status, signal, stdout, stderr }, injected) {
   const isKilled = signal === 'SIGKILL' || status === 137;
-  return { status: isKilled ? null : status, stdout, stderr, injected: isKilled ? 1 : injected, isKilled };
+  return {
+    status: isKilled ? null : status,
+    stdout,
+    stderr,
+    injected: isKilled ? 1 : injected,
+    isKilled,
+  };
 }
 
 function traced(call, what, args, { only, cwd, when, env } = {}) {
-  const options = ['-e', `trace=${call}`, '-e', `inject=${call}:${what}${when ? `:when=${when}` : ''}`, ...(only ? ['-P', only] : [])];
+  const options = [
+    '-e',
+    `trace=${call}`,
+    '-e',
+    `inject=${call}:${what}${when ? `:when=${when}` : ''}`,
+    ...(only ? ['-P', only] : []),
+  ];
   return logged(
     (log) => ['strace', ['-f', '-o', log, ...options, kgPath, ...args]],
     (log, ran) => outcomeOf(ran, log.split('(INJECTED)').length - 1),
@@ -34,7 +46,8 @@ function traced(call, what, args, { only, cwd, when, env } = {}) {
 }
 
 /** Runs `kg` while a system call fails, for `only` a path or for all, and each time or the `when`th of each thread: `injected` times. */
-export const failing = (call, error, args, options) => traced(call, `error=${error}`, args, options);
+export const failing = (call, error, args, options) =>
+  traced(call, `error=${error}`, args, options);
 
 /** Runs `kg` until the `when`th of a thread's calls, which is not made any more. */
 export const killed = (call, args, options) => traced(call, 'error=EIO:signal=KILL', args, options);
@@ -45,7 +58,21 @@ export const killed = (call, args, options) => traced(call, 'error=EIO:signal=KI
  */
 export function torn(then, args, { cwd, when, env }) {
   return logged(
-    (log) => [kgPath, args, { cwd, encoding: 'utf8', env: { ...env, LD_PRELOAD: library(), TORN_AT: String(when), TORN_THEN: then, TORN_LOG: log } }],
+    (log) => [
+      kgPath,
+      args,
+      {
+        cwd,
+        encoding: 'utf8',
+        env: {
+          ...env,
+          LD_PRELOAD: library(),
+          TORN_AT: String(when),
+          TORN_THEN: then,
+          TORN_LOG: log,
+        },
+      },
+    ],
     (log, ran) => outcomeOf(ran, log.length),
   );
 }
@@ -72,8 +99,14 @@ export function callsOf(args, cwd) {
         const [, thread, call] = line.match(/^(\d+) +(\w+)\(/) ?? [];
         if (call) counts[call] = { ...counts[call], [thread]: (counts[call]?.[thread] ?? 0) + 1 };
       }
-      const each = (of) => Object.fromEntries(Object.entries(counts).map(([call, threads]) => [call, of(Object.values(threads))]));
-      return { most: each((calls) => Math.max(...calls)), total: each((calls) => calls.reduce((sum, made) => sum + made, 0)) };
+      const each = (of) =>
+        Object.fromEntries(
+          Object.entries(counts).map(([call, threads]) => [call, of(Object.values(threads))]),
+        );
+      return {
+        most: each((calls) => Math.max(...calls)),
+        total: each((calls) => calls.reduce((sum, made) => sum + made, 0)),
+      };
     },
     { cwd },
   );

@@ -4,5 +4,6 @@ import { appendFileSync } from 'node:fs';
 
 /** Adds to the sums, by name. */
 export function count(figures) {
-  if (process.env.KG_TEST_FIGURES) appendFileSync(process.env.KG_TEST_FIGURES, `${JSON.stringify(figures)}\n`);
+  if (process.env.KG_TEST_FIGURES)
+    appendFileSync(process.env.KG_TEST_FIGURES, `${JSON.stringify(figures)}\n`);
 }

@@ -19,7 +19,10 @@ const sha256 = (content) => createHash('sha256').update(content).digest();
 // ---- The gzip stream ----
 
 /** A gzip member. `length` and `crc` are what it says that it holds, and `deflated` what it holds instead. */
-export function member(content, { length = content.length, crc = crc32(content), deflated = deflateRawSync(content) } = {}) {
+export function member(
+  content,
+  { length = content.length, crc = crc32(content), deflated = deflateRawSync(content) } = {},
+) {
   const size = Buffer.alloc(4);
   size.writeUInt32LE(MEMBER_START.length + 4 + deflated.length + 8);
   const trailer = Buffer.alloc(8);
@@ -31,7 +34,8 @@ export function member(content, { length = content.length, crc = crc32(content),
 /** The members of a tar, as large as this tool makes them. */
 export function membersOf(tar) {
   const members = [];
-  for (let at = 0; at < tar.length; at += BLOCK * 1024) members.push(member(tar.subarray(at, at + BLOCK * 1024)));
+  for (let at = 0; at < tar.length; at += BLOCK * 1024)
+    members.push(member(tar.subarray(at, at + BLOCK * 1024)));
   return members;
 }
 
@@ -46,7 +50,10 @@ export function repeated(piece, times) {
 
 /** The members of so many zeros. */
 export function zeros(bytes) {
-  return [...repeated(Buffer.alloc(BLOCK), Math.floor(bytes / BLOCK)), ...membersOf(Buffer.alloc(bytes % BLOCK))];
+  return [
+    ...repeated(Buffer.alloc(BLOCK), Math.floor(bytes / BLOCK)),
+    ...membersOf(Buffer.alloc(bytes % BLOCK)),
+  ];
 }
 
 /** A sealed archive of these members. */
@@ -79,7 +86,7 @@ export function newerFormat(from, to) {
 /** The entries of a tar with short names, as { name, type, link, content }. */
 export function entriesOf(tar) {
   const entries = [];
-  for (let at = 0; tar[at] !== 0; ) {
+  for (let at = 0; tar[at] !== 0;) {
     const name = tar.toString('utf8', at, tar.indexOf(0, at));
     const size = parseInt(tar.toString('latin1', at + 124, at + 135), 8);
     const link = tar.toString('utf8', at + 157, tar.indexOf(0, at + 157));
@@ -104,7 +111,14 @@ function sizeField(size) {
  * The header of an entry. Any field can be given: `name` and `link` as text or bytes, `size` as a number, a bigint or the
  * bytes of the field. `damage` changes the header after its checksum was made.
  */
-export function headerOf({ name, content = Buffer.alloc(0), type = '0', link = '', size = content.length, damage = () => {} }) {
+export function headerOf({
+  name,
+  content = Buffer.alloc(0),
+  type = '0',
+  link = '',
+  size = content.length,
+  damage = () => {},
+}) {
   const header = Buffer.alloc(BLOCK);
   Buffer.from(name).copy(header, 0, 0, 100);
   header.write('0000644\0', 100);
@@ -125,12 +139,23 @@ export function headerOf({ name, content = Buffer.alloc(0), type = '0', link = '
 /** The blocks of an entry; `raw` stands for them. */
 export function blocksOf(entry) {
   const { raw, content = Buffer.alloc(0) } = entry;
-  return raw ?? Buffer.concat([headerOf(entry), content, Buffer.alloc((BLOCK - (content.length % BLOCK)) % BLOCK)]);
+  return (
+    raw ??
+    Buffer.concat([
+      headerOf(entry),
+      content,
+      Buffer.alloc((BLOCK - (content.length % BLOCK)) % BLOCK),
+    ])
+  );
 }
 
 /** The entry that GNU tar puts before one whose name (`L`) or link (`K`) is too long for a header. */
 export function longName(name, type = 'L') {
-  return { name: '././@LongLink', type, content: Buffer.concat([Buffer.from(name), Buffer.alloc(1)]) };
+  return {
+    name: '././@LongLink',
+    type,
+    content: Buffer.concat([Buffer.from(name), Buffer.alloc(1)]),
+  };
 }
 
 /** A tar of entries; any field of a header can be given. */
@@ -153,7 +178,10 @@ function checksumLine({ name, content }) {
  * `text` makes another text of the manifest, `checksums` one of the checksums, which go with all that. What is wrong
  * afterwards is what was changed, and nothing else.
  */
-export function changedEntries(tar, { change = () => {}, text = (json) => json, checksums = (lines) => lines }) {
+export function changedEntries(
+  tar,
+  { change = () => {}, text = (json) => json, checksums = (lines) => lines },
+) {
   const entries = entriesOf(tar).slice(0, -1);
   const { content } = entries.pop();
   const manifest = JSON.parse(content);
@@ -172,11 +200,30 @@ export function rewriteManifest(tar, change) {
  * Adds an entry and its record, for use in a `change`: a file of `content`, or with `target` a link, or a directory. What
  * the record says can differ from what the tar has: see `tar`.
  */
-export function addEntry(manifest, entries, { entry, content = Buffer.alloc(0), target, directory = false, tar = {}, ...record }) {
+export function addEntry(
+  manifest,
+  entries,
+  { entry, content = Buffer.alloc(0), target, directory = false, tar = {}, ...record },
+) {
   const type = target !== undefined ? 'link' : directory ? 'directory' : undefined;
   const [mode, mtime] = [0o644, '2024-01-01T00:00:00Z'];
-  manifest.files.push({ entry, component: 'files', type, target, size: content.length, mode, mtime, ...record });
-  entries.push({ name: entry, type: { link: '2', directory: '5' }[type] ?? '0', link: target ?? '', content, ...tar });
+  manifest.files.push({
+    entry,
+    component: 'files',
+    type,
+    target,
+    size: content.length,
+    mode,
+    mtime,
+    ...record,
+  });
+  entries.push({
+    name: entry,
+    type: { link: '2', directory: '5' }[type] ?? '0',
+    link: target ?? '',
+    content,
+    ...tar,
+  });
   if (type === undefined) manifest.checksums[entry] = digestOf(content);
 }
 
@@ -189,7 +236,11 @@ export function digestOf(content) {
 export function manifestBeside(archive, manifest, change = () => {}) {
   const beside = structuredClone(manifest);
   beside.stats.compressedSize = archive.length;
-  beside.archive = { name: 'forged.tar.gz', size: archive.length, sha256: sha256(archive).toString('hex') };
+  beside.archive = {
+    name: 'forged.tar.gz',
+    size: archive.length,
+    sha256: sha256(archive).toString('hex'),
+  };
   change(beside);
   return JSON.stringify(beside);
 }

@@ -16,12 +16,16 @@ const CALLS = 'fsync,fdatasync,rename,renameat,renameat2,linkat,unlink,unlinkat'
 const OPTIONS = 'loop,commit=300,noauto_da_alloc';
 
 /** Whether this process may mount a file system from a file. */
-export const canMount = isRoot && spawnSync('sh', ['-c', 'losetup -f && command -v mkfs.ext4'], { stdio: 'ignore' }).status === 0;
+export const canMount =
+  isRoot &&
+  spawnSync('sh', ['-c', 'losetup -f && command -v mkfs.ext4'], { stdio: 'ignore' }).status === 0;
 
 /** A file system of its own. `root` is where it is mounted. */
 export function makeDisk(megabytes = 48) {
   const dir = temporaryDirectory();
-  const [image, frozen, lost, root] = ['image', 'frozen', 'lost', 'mounted'].map((name) => path.join(dir, name));
+  const [image, frozen, lost, root] = ['image', 'frozen', 'lost', 'mounted'].map((name) =>
+    path.join(dir, name),
+  );
   run('truncate', ['-s', `${megabytes}M`, image]);
   run('mkfs.ext4', ['-q', '-E', 'lazy_itable_init=0,lazy_journal_init=0', image]);
   mkdirSync(root);
@@ -47,7 +51,11 @@ export function makeDisk(megabytes = 48) {
       copyTo(frozen, image);
       mount(image);
       const inject = `inject=${CALLS}:error=EIO:signal=KILL:when=${k}`;
-      const { signal, status } = spawnSync('strace', ['-f', '-o', '/dev/null', '-e', `trace=${CALLS}`, '-e', inject, kgPath, ...args], { cwd, encoding: 'utf8' });
+      const { signal, status } = spawnSync(
+        'strace',
+        ['-f', '-o', '/dev/null', '-e', `trace=${CALLS}`, '-e', inject, kgPath, ...args],
+        { cwd, encoding: 'utf8' },
+      );
       copyTo(image, lost);
       unmount();
       mount(lost);

@@ -15,7 +15,9 @@ export const { kgPath } = createRequire(import.meta.url)('../../lib/platform.js'
 
 /** Starts support/writer.mjs and waits until it writes. `stop()` resolves to what it did. */
 export async function startWriter(database) {
-  const child = spawn(process.execPath, [path.join(here, 'writer.mjs'), database], { stdio: ['pipe', 'pipe', 'inherit'] });
+  const child = spawn(process.execPath, [path.join(here, 'writer.mjs'), database], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  });
   onTestFinished(() => child.kill('SIGKILL'));
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   await lines.next();
@@ -58,7 +60,11 @@ export async function startHost(database, { through = [] } = {}) {
 
 /** Runs a command and returns what it printed. */
 export function run(command, args, options = {}) {
-  return execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], ...options });
+  return execFileSync(command, args, {
+    encoding: 'utf8',
+    stdio: ['ignore', 'pipe', 'pipe'],
+    ...options,
+  });
 }
 
 /** Runs the native `kg`; resolves to its exit status and output, whatever the status is. */

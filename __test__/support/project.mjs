@@ -1,7 +1,15 @@
 // Makes projects as the host makes them: its schema, its triggers, its directories.
 
 import { createHash } from 'node:crypto';
-import { mkdirSync, mkdtempSync, readFileSync, readdirSync, readlinkSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 
@@ -39,7 +47,10 @@ export function temporaryDirectory() {
   return dir;
 }
 
-const WORDS = 'graph node edge vector memory agent page commit reader writer snapshot archive restore verify'.split(' ');
+const WORDS =
+  'graph node edge vector memory agent page commit reader writer snapshot archive restore verify'.split(
+    ' ',
+  );
 
 /** Text that differs from one `seed` to the next. */
 export function text(seed, words = 60) {
@@ -55,10 +66,15 @@ export function fillDatabase(file, { nodes = 200, journalMode = 'wal' } = {}) {
   const db = new Database(file);
   db.pragma(`journal_mode = ${journalMode}`);
   db.exec(SCHEMA);
-  const insert = db.prepare('INSERT INTO nodes (id, path, title, type, content) VALUES (?, ?, ?, ?, ?)');
-  const link = db.prepare('INSERT INTO edges (source_id, target_id, type, weight) VALUES (?, ?, ?, 1.0)');
+  const insert = db.prepare(
+    'INSERT INTO nodes (id, path, title, type, content) VALUES (?, ?, ?, ?, ?)',
+  );
+  const link = db.prepare(
+    'INSERT INTO edges (source_id, target_id, type, weight) VALUES (?, ?, ?, 1.0)',
+  );
   db.transaction(() => {
-    for (let n = 0; n < nodes; n += 1) insert.run(`n${n}`, `docs/${n}.md`, `Node ${n}`, 'document', text(n));
+    for (let n = 0; n < nodes; n += 1)
+      insert.run(`n${n}`, `docs/${n}.md`, `Node ${n}`, 'document', text(n));
     for (let n = 1; n < nodes; n += 1) link.run(`n${n}`, `n${n - 1}`, 'links');
   })();
   db.close();
@@ -68,12 +84,23 @@ export function fillDatabase(file, { nodes = 200, journalMode = 'wal' } = {}) {
 export function makeProject({ nodes, journalMode } = {}) {
   const base = temporaryDirectory();
   const root = path.join(base, 'project');
-  for (const dir of ['.kg/vectors', '.kg/plugins/glossary']) mkdirSync(path.join(root, dir), { recursive: true });
+  for (const dir of ['.kg/vectors', '.kg/plugins/glossary'])
+    mkdirSync(path.join(root, dir), { recursive: true });
   fillDatabase(path.join(root, '.kg/knowledge.db'), { nodes, journalMode });
-  writeFileSync(path.join(root, '.kg/config.json'), '{"database":{"path":".kg/knowledge.db"},"theme":"dark"}\n');
-  writeFileSync(path.join(root, '.kg/vectors/a.f32'), Buffer.from(new Float32Array([0.25, 0.5, 1]).buffer));
+  writeFileSync(
+    path.join(root, '.kg/config.json'),
+    '{"database":{"path":".kg/knowledge.db"},"theme":"dark"}\n',
+  );
+  writeFileSync(
+    path.join(root, '.kg/vectors/a.f32'),
+    Buffer.from(new Float32Array([0.25, 0.5, 1]).buffer),
+  );
   writeFileSync(path.join(root, '.kg/plugins/glossary/terms.json'), '["graph","node"]\n');
-  return { root, database: path.join(root, '.kg/knowledge.db'), backups: path.join(base, 'backups') };
+  return {
+    root,
+    database: path.join(root, '.kg/knowledge.db'),
+    backups: path.join(base, 'backups'),
+  };
 }
 
 /** What SQLite and FTS5 say of a database: 'ok', or what is wrong. */
@@ -106,7 +133,10 @@ export function fingerprint(root) {
   const files = readdirSync(root, { recursive: true, withFileTypes: true }).filter(isKept);
   return files
     .map((entry) => path.join(entry.parentPath, entry.name))
-    .map((file) => `${path.relative(root, file)} ${createHash('sha256').update(readFileSync(file)).digest('hex')}`)
+    .map(
+      (file) =>
+        `${path.relative(root, file)} ${createHash('sha256').update(readFileSync(file)).digest('hex')}`,
+    )
     .sort();
 }
 
@@ -132,8 +162,13 @@ function describeEntry(entry, file) {
   const digest = (value) => createHash('sha256').update(value).digest('hex');
   if (!bytes.subarray(0, 16).equals(Buffer.from('SQLite format 3\0'))) return digest(bytes);
   return withDatabase(file, (db) => {
-    const tables = db.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE '%fts%' ORDER BY name");
-    const rows = tables.pluck().all().map((table) => [table, db.prepare(`SELECT * FROM "${table}" ORDER BY rowid`).raw().all()]);
+    const tables = db.prepare(
+      "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE '%fts%' ORDER BY name",
+    );
+    const rows = tables
+      .pluck()
+      .all()
+      .map((table) => [table, db.prepare(`SELECT * FROM "${table}" ORDER BY rowid`).raw().all()]);
     return digest(JSON.stringify(rows));
   });
 }

@@ -16,7 +16,13 @@ export async function startReceiver(answers = [200], { headers = {}, tls } = {})
     let body = '';
     for await (const part of request) body += part;
     const status = answers[Math.min(got.length, answers.length - 1)];
-    got.push({ at: Date.now(), method: request.method, path: request.url, headers: request.headers, body });
+    got.push({
+      at: Date.now(),
+      method: request.method,
+      path: request.url,
+      headers: request.headers,
+      body,
+    });
     if (status !== 'hang') response.writeHead(status, headers).end('said');
   };
   const server = tls ? createSecureServer(tls, answer) : createServer(answer);

@@ -72,7 +72,9 @@ const actions = [
   async () => {
     const target = mkdtempSync(path.join(os.tmpdir(), 'kg-race-'));
     try {
-      const restored = await unlessGone(() => keeper.restore({ backupId: 'latest', targetDir: target }));
+      const restored = await unlessGone(() =>
+        keeper.restore({ backupId: 'latest', targetDir: target }),
+      );
       if (restored) done.restored += 1;
     } finally {
       rmSync(target, { recursive: true });

@@ -2,7 +2,16 @@
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { chmodSync, chownSync, copyFileSync, lstatSync, mkdirSync, readFileSync, readdirSync, readlinkSync } from 'node:fs';
+import {
+  chmodSync,
+  chownSync,
+  copyFileSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+} from 'node:fs';
 import path from 'node:path';
 
 import { kgPath, repository } from './processes.mjs';
@@ -16,11 +25,21 @@ export function treeOf(dir, { ignore = () => false, contentOf = () => true } = {
   const visit = (file, name) => {
     if (ignore(name)) return;
     const found = lstatSync(file);
-    const facts = [`inode ${found.ino}`, `owner ${found.uid}:${found.gid}`, `mode ${found.mode.toString(8)}`];
-    if (found.isFile() && contentOf(name)) facts.push(`size ${found.size}`, createHash('sha256').update(readFileSync(file)).digest('hex'));
+    const facts = [
+      `inode ${found.ino}`,
+      `owner ${found.uid}:${found.gid}`,
+      `mode ${found.mode.toString(8)}`,
+    ];
+    if (found.isFile() && contentOf(name))
+      facts.push(
+        `size ${found.size}`,
+        createHash('sha256').update(readFileSync(file)).digest('hex'),
+      );
     if (found.isSymbolicLink()) facts.push(`to ${readlinkSync(file)}`);
     tree[name] = facts.join(' ');
-    if (found.isDirectory()) for (const entry of readdirSync(file).sort()) visit(path.join(file, entry), path.join(name, entry));
+    if (found.isDirectory())
+      for (const entry of readdirSync(file).sort())
+        visit(path.join(file, entry), path.join(name, entry));
   };
   visit(dir, '.');
   return tree;
@@ -29,7 +48,9 @@ export function treeOf(dir, { ignore = () => false, contentOf = () => true } = {
 /** What differs between two records, a line for each path. */
 export function changes(before, after) {
   const paths = [...new Set([...Object.keys(before), ...Object.keys(after)])].sort();
-  return paths.filter((name) => before[name] !== after[name]).map((name) => `${name}: ${before[name] ?? 'absent'} -> ${after[name] ?? 'absent'}`);
+  return paths
+    .filter((name) => before[name] !== after[name])
+    .map((name) => `${name}: ${before[name] ?? 'absent'} -> ${after[name] ?? 'absent'}`);
 }
 
 /** Gives everything in `dir` to a user. */
@@ -39,7 +60,8 @@ export function giveTo(dir, [uid, gid]) {
 
 /** The arguments of a command that a user runs; `without` names a capability that root lacks. */
 export function commandAs({ uid, gid, without }, command) {
-  if (without) return ['setpriv', `--bounding-set=-${without}`, `--inh-caps=-${without}`, '--', ...command];
+  if (without)
+    return ['setpriv', `--bounding-set=-${without}`, `--inh-caps=-${without}`, '--', ...command];
   if (uid === process.getuid()) return command;
   return ['setpriv', `--reuid=${uid}`, `--regid=${gid}`, '--clear-groups', '--', ...command];
 }
@@ -80,11 +102,20 @@ export function hostCommand({ uid, gid }, file, sql, then = 'db.close()') {
 /** Runs such a command to its end. */
 export function asHost(user, file, sql, then) {
   const [command, ...args] = hostCommand(user, file, sql, then);
-  return spawnSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], cwd: repository });
+  return spawnSync(command, args, {
+    encoding: 'utf8',
+    stdio: ['ignore', 'pipe', 'pipe'],
+    cwd: repository,
+  });
 }
 
 /** Runs a command as a user, to its end. */
 export function runAs(user, command, options = {}) {
   const [file, ...args] = commandAs(user, command);
-  return spawnSync(file, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], cwd: '/', ...options });
+  return spawnSync(file, args, {
+    encoding: 'utf8',
+    stdio: ['ignore', 'pipe', 'pipe'],
+    cwd: '/',
+    ...options,
+  });
 }

@@ -18,11 +18,18 @@ export function projectOf(uid, options) {
   copyFileSync(kgPath, executable);
   execFileSync('chown', ['-R', `${uid}:${uid}`, project.root]);
   const run = (command, env = {}) => {
-    const { status, stdout, stderr } = spawnSync(command[0], command.slice(1), { cwd: project.root, encoding: 'utf8', env: { ...process.env, ...env } });
+    const { status, stdout, stderr } = spawnSync(command[0], command.slice(1), {
+      cwd: project.root,
+      encoding: 'utf8',
+      env: { ...process.env, ...env },
+    });
     return { status, stdout, stderr };
   };
   const as = (user, args, env) =>
-    run(['setpriv', `--reuid=${user}`, `--regid=${user}`, '--clear-groups', executable, ...args], env);
+    run(
+      ['setpriv', `--reuid=${user}`, `--regid=${user}`, '--clear-groups', executable, ...args],
+      env,
+    );
   return {
     ...project,
     base,

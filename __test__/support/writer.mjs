@@ -6,8 +6,10 @@
 import Database from 'better-sqlite3';
 
 const db = new Database(process.argv[2], { timeout: 30_000 });
-const add = db.prepare("INSERT INTO nodes (id, title, content) VALUES (?, ?, ?)");
-const count = db.prepare("INSERT INTO metadata VALUES ('written', '1') ON CONFLICT DO UPDATE SET value = value + 1");
+const add = db.prepare('INSERT INTO nodes (id, title, content) VALUES (?, ?, ?)');
+const count = db.prepare(
+  "INSERT INTO metadata VALUES ('written', '1') ON CONFLICT DO UPDATE SET value = value + 1",
+);
 const touch = db.prepare("UPDATE nodes SET content = content || ' more' WHERE id = ?");
 
 let written = 0;
