@@ -1,5 +1,7 @@
 //! The command `health`: reports the state of a project and its backups without reading archives.
 
+mod of_store;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -10,20 +12,20 @@ use jiff::Timestamp;
 use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
 
+use self::of_store::of_store;
 use crate::{
     archive::manifest::BackupType,
     commands::{
-        backup::page_cache,
         check::{inspect, is_healthy},
         scheduled,
         verify::duration_ms,
     },
     config::Settings,
-    error::{Code, Result, WarningCode},
+    error::Result,
     integrity::{
         Checked, Scope,
         files::everyone_may_write,
-        issue::{Examples, Issue, IssueCode, Part, Severity},
+        issue::{Issue, IssueCode, Part, Severity},
         target::CheckTarget,
     },
     project::Project,
@@ -31,10 +33,7 @@ use crate::{
         Holder,
         history::{History, Run},
     },
-    store::{
-        Backup, Flaw, Listing, Store, broken_chains, known_stores, newest_good, passed_over,
-        passed_over_warning,
-    },
+    store::{Backup, Store},
     util::{age::age, operation::OperationContext, temp_dir::free_bytes},
     worker::client::WorkerMode,
 };
@@ -137,187 +136,6 @@ pub fn health(
         service,
         duration_ms: duration_ms(began.elapsed()),
     })
-}
-
-fn of_store(
-    store: &Store,
-    checked: &Checked,
-    max_age: Option<Duration>,
-    issues: &mut Vec<Issue>,
-) -> Backups {
-    let dir = store.dir();
-    let issue = |code, message: String, remedy: &str| {
-        Issue::new(code, Part::Backups, message, remedy).path(dir.to_string_lossy())
-    };
-    let read = store.read();
-    let is_read = read.is_ok();
-    let listing = read.unwrap_or_else(|error| {
-        let remedy = "Give this user access to it, or name another directory";
-        issues.push(issue(IssueCode::BackupDir, error.message, remedy));
-        Listing::default()
-    });
-    let unread = if is_read { listing.unread().count() } else { 1 };
-    let Listing { backups, unlisted } = listing;
-    let backups = own_of(store, backups);
-    let emptied = store
-        .home()
-        .filter(|_| is_read)
-        .and_then(|home| known_stores::emptied(home, store, &backups));
-    if let Some(warning) = emptied {
-        let remedy = "Mount it, then run this again; if the backups were removed on purpose, make one with `kg diag backup`";
-        issues.push(match warning.code {
-            WarningCode::StoreEmptied => issue(IssueCode::StoreEmptied, warning.message, remedy),
-            _ => issue(
-                IssueCode::FileUnreadable,
-                warning.message,
-                "Give this user the right to read that file",
-            )
-            .severity(Severity::Warning),
-        });
-    }
-    let broken = broken_chains(&backups);
-    let newest = newest_good(&backups);
-    let age_ms = newest.map(|newest| age_ms(newest.timestamp));
-    let severity = if max_age.is_some() {
-        Severity::Error
-    } else {
-        Severity::Warning
-    };
-    let max_age_ms = max_age.unwrap_or(DEFAULT_MAX_AGE).as_millis() as u64;
-    match age_ms {
-        None if unread > 0 => {
-            let message = format!(
-                "Could not determine whether {} contains a good backup",
-                dir.display()
-            );
-            let remedy = "Give this user access to the files that the other issues name, then run \
-                          this again";
-            issues.push(issue(IssueCode::BackupNone, message, remedy).severity(severity));
-        }
-        None => {
-            let message = format!("There is no good backup in {}", dir.display());
-            issues.push(
-                issue(
-                    IssueCode::BackupNone,
-                    message,
-                    "Make one with `kg diag backup`",
-                )
-                .severity(severity),
-            );
-        }
-        Some(past) if past > max_age_ms => {
-            let message = format!(
-                "The newest good backup is {} old; the limit is {}",
-                age(past),
-                age(max_age_ms)
-            );
-            issues.push(
-                issue(
-                    IssueCode::BackupOld,
-                    message,
-                    "Make one with `kg diag backup`",
-                )
-                .severity(severity),
-            );
-        }
-        Some(_) if newest.is_some_and(|newest| newest.is_ahead(Timestamp::now())) => {
-            let message = format!(
-                "Every good backup in {} is dated in the future: the clock was wrong then, or it \
-                 is wrong now",
-                dir.display()
-            );
-            let remedy = "Set the clock, and make one with `kg diag backup`";
-            issues.push(issue(IssueCode::BackupOld, message, remedy).severity(severity));
-        }
-        Some(_) => {}
-    }
-    if let Some(newest) = newest.filter(|newest| newest.incomplete) {
-        let message = format!(
-            "The newest good backup, {}, is incomplete: {}",
-            newest.id,
-            newest.lacks()
-        );
-        let remedy = "Give this user access to the files that the message names, or exclude them \
-                      with `--exclude` (`backup.excludePatterns`)";
-        issues.push(issue(IssueCode::BackupIncomplete, message, remedy));
-    }
-    if !broken.is_empty() {
-        let mut found = Examples::default();
-        broken.values().for_each(|why| found.add(why));
-        let message = format!(
-            "{} incremental backups in {} cannot be restored",
-            found.count,
-            dir.display()
-        );
-        let remedy = match unread {
-            0 => {
-                "Put back the archives that they depend on, or make a full backup and delete \
-                  these backups"
-            }
-            _ => {
-                "Give this user access to the files that the other issues name, then run this \
-                  again"
-            }
-        };
-        issues.push(issue(IssueCode::BackupChain, message, remedy).found(found));
-    }
-    let passed = newest
-        .map(|newest| passed_over(&backups, &unlisted, newest))
-        .unwrap_or_default();
-    if let Some(warning) = newest.and_then(|newest| passed_over_warning(&passed, newest)) {
-        let remedy = "Put back the missing files, or make a backup now with `kg diag backup`";
-        issues.push(issue(IssueCode::BackupPassedOver, warning.message, remedy));
-    }
-    for left in unlisted {
-        let message = format!("{} is not listed: {}", left.path.display(), left.why());
-        let remedy = match &left.flaw {
-            Flaw::NoArchive => "Put the archive back; the next backup removes the manifest",
-            Flaw::Unread(error) => &error.remedy,
-            _ => {
-                "Verify it with `kg diag backup --verify FILE`; the next backup lists it if it is \
-                 intact"
-            }
-        };
-        let is_error = matches!(left.flaw, Flaw::Misfit | Flaw::Unread(_));
-        let severity = if is_error {
-            Severity::Error
-        } else {
-            Severity::Warning
-        };
-        let found = issue(IssueCode::BackupUnlisted, message, remedy).severity(severity);
-        issues.push(found.path(left.path.to_string_lossy()));
-    }
-    issues.extend(
-        store
-            .refusal_to_lock()
-            .map(|error| issue(IssueCode::BackupDir, error.message, &error.remedy)),
-    );
-    issues.extend(refused(store, &issue));
-    let next_bytes = next_size(&backups, checked.database_size);
-    let free_bytes = room(dir, next_bytes, issues);
-    Backups {
-        backup_dir: dir.to_path_buf(),
-        count: backups.len(),
-        unread,
-        newest_good: newest.map(|newest| newest.id.clone()),
-        age_ms,
-        free_bytes,
-        next_bytes,
-    }
-}
-
-/// Returns an issue if the store refuses a backup that does not specify encryption, so that the
-/// user learns it before the first refusal. Each call may still specify encryption.
-fn refused(store: &Store, issue: &dyn Fn(IssueCode, String, &str) -> Issue) -> Option<Issue> {
-    let error = store
-        .check_encryption_policy(page_cache::is_of_encrypted(store.home()?))
-        .err()
-        .filter(|error| error.code == Code::KeyInvalid)?;
-    let message = format!(
-        "A backup without an encryption option is refused: {}",
-        error.message
-    );
-    Some(issue(IssueCode::BackupRefused, message, &error.remedy))
 }
 
 /// Keeps only the backups of this project. Other projects that use the same directory save nothing

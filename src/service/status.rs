@@ -10,7 +10,7 @@ use crate::{
     archive::manifest::BackupType,
     commands::{own_backups::own_among, scheduled},
     config::Settings,
-    error::{Result, WarningCode},
+    error::{Result, Warning, WarningCode},
     project::Project,
     schedule::{
         backup_type,
@@ -191,34 +191,8 @@ pub fn status(
         ),
     };
     let enabled = scheduled::is_enabled(settings);
-    let plan = project
-        .map(|project| scheduled::plan(settings, project.root()))
-        .transpose()?
-        .flatten();
     let kind = scheduled::wanted_kind(settings);
-    let next = plan.as_ref().filter(|_| enabled).map(|plan| {
-        let known = history.state.as_ref().map(State::covered);
-        let mut state = State::new(plan, known.max(backup_type::last_run(&own, kind)), now);
-        plan.decide(&mut state, now)
-    });
-    let next_run = match next {
-        Some(Action::Run { .. }) => Some(now),
-        Some(Action::Wait { until }) => Some(until),
-        Some(Action::Never) | None => None,
-    };
-    // A run that is on time is about to begin or has just begun.
-    let is_late = matches!(
-        next,
-        Some(Action::Run {
-            trigger: Trigger::CatchUp
-        })
-    );
-    let mut sizes: Vec<u64> = backups
-        .iter()
-        .take(MOST_SIZES)
-        .map(Backup::disk_size)
-        .collect();
-    sizes.reverse();
+    let (next_run, is_late) = next_run(project, settings, &history, &own, now)?;
     let count = |kind| backups.iter().filter(|backup| backup.kind == kind).count();
     let chains = chains(&backups);
     let regular = own.iter().find(|backup| !backup.safety_backup);
@@ -229,12 +203,7 @@ pub fn status(
         chain_length: chain_length(backup, &backups),
         incomplete: backup.incomplete,
     });
-    let emptied = project.and_then(|project| known_stores::emptied(project, store, &own));
-    let in_last_run = history.last().into_iter().flat_map(|run| &run.warnings);
-    let emptied = emptied.or(in_last_run
-        .into_iter()
-        .find(|warning| warning.code == WarningCode::StoreEmptied)
-        .cloned());
+    let emptied = emptied(project, store, &own, &history);
     let mut problems = problems(regular, backups.is_empty(), unread == 0, &chains, &history);
     problems.extend(unread_message);
     problems.extend(unknown);
@@ -261,27 +230,72 @@ pub fn status(
         },
         chains,
         last_run: history.last().cloned(),
-        last_success: history
-            .runs
-            .iter()
-            .rev()
-            .find(|run| run.backup.is_some())
-            .cloned(),
-        last_failure: history
-            .runs
-            .iter()
-            .rev()
-            .find(|run| run.error.is_some())
-            .cloned(),
+        last_success: last_run(&history, |run| run.backup.is_some()),
+        last_failure: last_run(&history, |run| run.error.is_some()),
         hook_failures: history.hook_failures,
         hook_warnings: project.map(hook_warnings).unwrap_or_default(),
-        sizes,
+        sizes: newest_sizes(&backups),
         health: Health::of(&problems, is_late),
         store_emptied: emptied.is_some_and(|warning| warning.code == WarningCode::StoreEmptied),
         newest,
         without_schedule: settings.without_schedule(),
         problems,
         latest: backups.into_iter().next(),
+    })
+}
+
+/// Returns the time of the next run, and whether it is late. A run that is on time is about to begin
+/// or has just begun.
+fn next_run(
+    project: Option<&Project>,
+    settings: &Settings,
+    history: &History,
+    own: &[Backup],
+    now: i64,
+) -> Result<(Option<i64>, bool)> {
+    let plan = project
+        .map(|project| scheduled::plan(settings, project.root()))
+        .transpose()?
+        .flatten();
+    let Some(plan) = plan.filter(|_| scheduled::is_enabled(settings)) else {
+        return Ok((None, false));
+    };
+    let kind = scheduled::wanted_kind(settings);
+    let covered = history.state.as_ref().map(State::covered);
+    let mut state = State::new(&plan, covered.max(backup_type::last_run(own, kind)), now);
+    Ok(match plan.decide(&mut state, now) {
+        Action::Run { trigger } => (Some(now), matches!(trigger, Trigger::CatchUp)),
+        Action::Wait { until } => (Some(until), false),
+        Action::Never => (None, false),
+    })
+}
+
+/// Returns the sizes of the newest backups, oldest first.
+fn newest_sizes(backups: &[Backup]) -> Vec<u64> {
+    let newest = backups.iter().take(MOST_SIZES).map(Backup::disk_size);
+    let mut sizes: Vec<u64> = newest.collect();
+    sizes.reverse();
+    sizes
+}
+
+fn last_run(history: &History, is_meant: impl Fn(&Run) -> bool) -> Option<Run> {
+    history.runs.iter().rev().find(|run| is_meant(run)).cloned()
+}
+
+/// Returns the warning that backups are gone from the store: now, or in the last run.
+fn emptied(
+    project: Option<&Project>,
+    store: &Store,
+    own: &[Backup],
+    history: &History,
+) -> Option<Warning> {
+    let now = project.and_then(|project| known_stores::emptied(project, store, own));
+    let in_last_run = history.last().into_iter().flat_map(|run| &run.warnings);
+    now.or_else(|| {
+        in_last_run
+            .into_iter()
+            .find(|warning| warning.code == WarningCode::StoreEmptied)
+            .cloned()
     })
 }
 
