@@ -378,7 +378,7 @@ describe('`health --max-age`', () => {
     const old = await diag('health', '--max-age', '24h', '--json');
     expect([old.status, backupIssues(old)]).toEqual([4, [['KG_ISSUE_BACKUP_OLD', 'error']]]);
     expect((await diag('health', '--max-age', '24h')).stdout).toContain(
-      'is 30 h old; 24 h is allowed',
+      'is 30 h old; the limit is 24 h',
     );
     expect((await diag('health', '--max-age', '31h')).status).toBe(0);
     date(9 * 24);
@@ -489,7 +489,7 @@ describe('a store that held backups at the last run and holds none now', () => {
       emptyings[how](made);
       const at = ['--output', backups];
       expect((await diag('backup', '--list', ...at)).stderr).toMatch(
-        /held 2 backups .* \[KG_WARN_STORE_EMPTIED\]/,
+        /contained 2 backups .* \[KG_WARN_STORE_EMPTIED\]/,
       );
       const before = json(await diag('backup', '--status', '--json', ...at));
       expect([before.storeEmptied, before.health.ok]).toEqual([true, false]);

@@ -23,7 +23,7 @@ use super::{
         RELEASE, RecoverRequest, RepairRequest, Request, ResponseSink, SaveRequest,
         SettingsRequest, UndoRequest, Undone, WORKER_ARGUMENT, read_frame, write_json,
     },
-    restore::{is_untidy, lock_target},
+    restore::{lock_target, needs_recovery},
     server::{self},
 };
 use crate::{
@@ -111,7 +111,7 @@ impl Worker {
         context: &OperationContext,
     ) -> Result<Vec<Warning>> {
         let state = root.join(STATE_DIR);
-        if !is_untidy(&state, undo_retention_days)? {
+        if !needs_recovery(&state, undo_retention_days)? {
             return Ok(Vec::new());
         }
         // The worker waits for the lock too, but the caller cannot cancel that wait.

@@ -16,7 +16,7 @@ use super::{
         Frame, Greeting, KeyText, Message, PROTOCOL, RELEASE, Request, ResponseSink, read_frame,
         write_block, write_data, write_json,
     },
-    restore::{apply, tidy, undo},
+    restore::{apply, recover_interrupted, undo},
 };
 use crate::{
     config::Settings,
@@ -40,7 +40,9 @@ pub fn answer(
             Request::Save(request) => save(&request, answers, cancel).map(Message::Saved),
             Request::Apply(request) => apply(&request).map(Message::Applied),
             Request::Undo(request) => undo(&request).map(Message::Undone),
-            Request::Tidy(request) => tidy(&request).map(|warnings| Message::Tidied { warnings }),
+            Request::Tidy(request) => {
+                recover_interrupted(&request).map(|warnings| Message::Tidied { warnings })
+            }
             Request::Check(request) => inspect(&request, answers, cancel).map(Message::Checked),
             Request::Repair(request) => repair(&request).map(|done| Message::Repaired { done }),
             Request::Settings(request) => {

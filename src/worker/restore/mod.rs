@@ -21,24 +21,26 @@
 //!
 //! A repair that salvages a damaged database replaces the database in the same way ([`salvage`]).
 
+mod attributes;
 mod case_folding;
 mod file_steps;
 pub mod journal;
+mod leftovers;
+mod lock;
 mod placement;
 mod plan;
 pub mod record;
 mod recovery;
 mod roll_back;
 pub mod salvage;
+mod settings;
 mod target;
 mod transaction;
 pub mod undo;
 
 use std::{
-    collections::HashSet,
-    fs::{self, File, Permissions},
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    fs::{self},
+    path::Path,
     time::Duration,
 };
 
@@ -46,33 +48,29 @@ use jiff::Timestamp;
 use nix::fcntl::OFlag;
 
 use self::{
+    attributes::set_attributes,
     file_steps::read_only_dirs,
     placement::Placements,
     plan::{Conditions, Plan, plan},
     record::Record,
-    recovery::{Recovered, recover},
+    settings::changed_settings,
     target::Target,
     transaction::carry_out,
 };
-use super::protocol::{Applied, ApplyRequest, RecoverRequest, UndoRequest, Undone};
+pub use self::{
+    leftovers::{needs_recovery, recover_interrupted},
+    lock::{lock_against_restores, lock_and_recover, lock_target},
+};
+use super::protocol::{Applied, ApplyRequest, UndoRequest, Undone};
 use crate::{
     archive::{
         filter::EntryFilter,
-        manifest::{EntryKind, MANIFEST_ENTRY, Manifest},
+        manifest::{MANIFEST_ENTRY, Manifest},
     },
-    config::Settings,
-    error::{Code, Error, Result, Warning, WarningCode},
-    project::{CONFIG_FILE, STAGING_PREFIX, STATE_DIR, UNDO_DIR, exclude, names},
+    error::{Code, Error, Result, Warning},
+    project::{STATE_DIR, exclude},
     sqlite::files::names_super_journal,
-    system::holders,
-    util::{
-        atomic_file::{self, PARTIAL_PREFIX},
-        dir_handle::DirHandle,
-        file_lock,
-        operation::{CancelToken, OperationContext},
-        temp_dir::remove_tree,
-        unsupported,
-    },
+    util::unsupported,
 };
 
 /// The number of paths that a message names.
@@ -141,73 +139,21 @@ pub fn apply(request: &ApplyRequest) -> Result<Applied> {
         .warnings
         .extend(changed_settings(&target, &placements)?);
     assert_no_super_journal(&target, &placements)?;
-    dress(&target, &placements, &plan)?;
+    set_attributes(&target, &placements, &plan)?;
     // After a restore into an empty project, there is nothing to put back.
     let can_undo = holds_something(&root.join(STATE_DIR)) || plan.keeps_in(&undo_dir);
     if can_undo && applied.files_replaced > 0 {
         applied.safety_copy = Some(root.join(&undo_dir));
     }
     let undo = can_undo.then_some((undo_dir, manifest.id));
-    applied.warnings.extend(change(
-        &target,
-        root,
-        plan,
-        undo,
-        None,
-        Some(&request.staging),
-        lock_timeout,
-    )?);
+    let change = Change {
+        keeps: undo,
+        undoes: None,
+        staging: Some(&request.staging),
+    };
+    let warnings = change.carry_out(&target, root, plan, lock_timeout)?;
+    applied.warnings.extend(warnings);
     Ok(applied)
-}
-
-/// Returns a warning that names the backup settings that the restored configuration changes, or
-/// that says that the previous settings could not be read.
-fn changed_settings(target: &Target, placements: &Placements<'_>) -> Result<Option<Warning>> {
-    let config = format!("{STATE_DIR}/{CONFIG_FILE}");
-    let Some(placement) = placements
-        .files
-        .iter()
-        .find(|placement| placement.to == config)
-    else {
-        return Ok(None);
-    };
-    let read = |location: &str| {
-        Ok::<_, Error>(Settings::read_at(
-            &target.existing(location)?.path(),
-            &mut |_| {},
-        ))
-    };
-    let (true, Some(from)) = (target.is_taken(&config)?, &placement.from) else {
-        return Ok(None);
-    };
-    let (before, after) = (read(&config)?, read(from)?);
-    let warn = |message| {
-        Ok(Some(Warning::about(
-            WarningCode::SettingsChanged,
-            &config,
-            message,
-        )))
-    };
-    if before.are_unusable() {
-        return warn(format!(
-            "The backup settings in the replaced {config} could not be read, so some may have been \
-             lost: check the current settings with `kg config show`"
-        ));
-    }
-    let changes = before.changes(&after);
-    if changes.is_empty() {
-        return Ok(None);
-    }
-    let had_schedule = before.without_schedule().is_empty() && !after.without_schedule().is_empty();
-    let ends = if had_schedule {
-        ". Scheduled backups are now off"
-    } else {
-        ""
-    };
-    warn(format!(
-        "The restore changed backup settings: {}{ends}. Set them again with `kg config set`",
-        changes.join(", ")
-    ))
 }
 
 /// Puts back the files that the newest restore replaced and removes the files that it added. Keeps
@@ -261,162 +207,15 @@ pub fn undo(request: &UndoRequest) -> Result<Undone> {
             .applied
             .warnings
             .extend(changed_settings(&target, &placements)?);
-        let undo = Some((undo_dir, record.of.clone()));
-        undone.applied.warnings.extend(change(
-            &target,
-            root,
-            plan,
-            undo,
-            Some((dir, record)),
-            None,
-            lock_timeout,
-        )?);
+        let change = Change {
+            keeps: Some((undo_dir, record.of.clone())),
+            undoes: Some((dir, record)),
+            staging: None,
+        };
+        let warnings = change.carry_out(&target, root, plan, lock_timeout)?;
+        undone.applied.warnings.extend(warnings);
     }
     Ok(undone)
-}
-
-/// Recovers killed restores and removes what they unpacked. Also removes replaced files that are
-/// older than the retention of undos.
-pub fn tidy(request: &RecoverRequest) -> Result<Vec<Warning>> {
-    let mut warnings = Vec::new();
-    let root = &request.target;
-    let _lock = lock_and_recover(
-        root,
-        Duration::from_millis(request.lock_timeout_ms),
-        &mut warnings,
-    )?;
-    let state = root.join(STATE_DIR);
-    for name in undo::expired(&state, request.undo_retention_days)? {
-        let dir = state.join(UNDO_DIR).join(name);
-        if let Err(cause) = remove_tree(&dir) {
-            let error = Error::io("remove", &dir, cause);
-            warnings.push(Warning::new(
-                WarningCode::Store,
-                format!(
-                    "{}: it is older than the retention of replaced files",
-                    error.message
-                ),
-            ));
-        }
-    }
-    // A directory that is not empty stays.
-    let _ = DirHandle::around(&state.join(UNDO_DIR)).map(|place| place.remove_dir());
-    Ok(warnings)
-}
-
-/// Returns whether [`tidy`] has anything to do. A host may call this function because it opens no
-/// file of the project, only directories.
-pub fn is_untidy(state: &Path, undo_retention_days: u32) -> Result<bool> {
-    Ok(journal::is_pending(state)
-        || !left_behind(state)?.is_empty()
-        || !undo::expired(state, undo_retention_days)?.is_empty())
-}
-
-/// Locks the directory itself, which leaves no lock file. Only one process at a time changes a
-/// target. `KG_TARGET_LOCKED` if the lock is not available in time.
-pub fn lock_target(state: &Path, timeout: Duration, context: &OperationContext) -> Result<File> {
-    let failed = |cause| Error::io("lock", state, cause);
-    let dir = File::from(DirHandle::open(state).map_err(failed)?);
-    if file_lock::wait(&dir, timeout, context, failed)? {
-        return Ok(dir);
-    }
-    Err(locked(
-        state,
-        "a restore into it or a backup of it is running",
-    ))
-}
-
-/// Keeps restores out while a project is read, because a mix of old and new files is not a
-/// consistent state. `KG_TARGET_LOCKED` if the lock is not available in time.
-pub fn lock_against_restores(
-    state: &Path,
-    timeout: Duration,
-    cancel: &CancelToken,
-) -> Result<File> {
-    let failed = |cause| Error::io("lock", state, cause);
-    let dir = File::from(DirHandle::open(state).map_err(failed)?);
-    if file_lock::wait_shared(
-        &dir,
-        timeout,
-        &OperationContext::new(cancel.clone(), None),
-        failed,
-    )? {
-        return Ok(dir);
-    }
-    Err(locked(state, "a restore into it is running"))
-}
-
-fn locked(state: &Path, who: &str) -> Error {
-    let holder = fs::metadata(state)
-        .ok()
-        .and_then(|found| holders::of_flock(&found));
-    let holder = holder.map_or(String::new(), |process| {
-        format!(" ({})", holders::name(process))
-    });
-    let message = format!("{} is in use: {who}{holder}", state.display());
-    Error::new(
-        Code::TargetLocked,
-        message,
-        "Wait until it ends, or raise `lockTimeout` (`--lock-timeout`)",
-    )
-}
-
-/// Locks the target and recovers killed restores.
-pub fn lock_and_recover(
-    root: &Path,
-    lock_timeout: Duration,
-    warnings: &mut Vec<Warning>,
-) -> Result<File> {
-    let state = root.join(STATE_DIR);
-    let lock = lock_target(&state, lock_timeout, &OperationContext::default())?;
-    if journal::is_pending(&state)
-        && let Some(recovered) = recover(&mut Target::open(root)?, root, lock_timeout)?
-    {
-        let Recovered {
-            completed,
-            warnings: seen,
-        } = recovered;
-        let what = if completed {
-            "completed"
-        } else {
-            "rolled back"
-        };
-        let message =
-            format!("An earlier restore into this project was interrupted and has been {what}");
-        warnings.push(Warning::new(WarningCode::Recovered, message));
-        warnings.extend(seen);
-    }
-    left_behind(&state)?
-        .iter()
-        .try_for_each(remove_left_behind)?;
-    Ok(lock)
-}
-
-/// Returns what killed restores left: temporary files, and directories that they unpacked into. A
-/// running restore holds the lock of its directory. The returned handles lock the other
-/// directories.
-fn left_behind(state: &Path) -> Result<Vec<(PathBuf, Option<File>)>> {
-    let entries = fs::read_dir(state).map_err(|cause| Error::io("read", state, cause))?;
-    let left = entries.flatten().filter_map(|entry| {
-        let (name, kind) = (entry.file_name(), entry.file_type().ok()?);
-        let name = name.to_str()?;
-        if kind.is_file() && name.starts_with(PARTIAL_PREFIX) {
-            return Some((entry.path(), None));
-        }
-        let dir = (kind.is_dir() && name.starts_with(STAGING_PREFIX))
-            .then(|| DirHandle::open(&entry.path()).ok())??;
-        let dir = File::from(dir);
-        dir.try_lock().ok()?;
-        Some((entry.path(), Some(dir)))
-    });
-    Ok(left.collect())
-}
-
-fn remove_left_behind((path, lock): &(PathBuf, Option<File>)) -> Result<()> {
-    match lock {
-        Some(_) => remove_tree(path).map_err(|cause| Error::io("remove", path, cause)),
-        None => atomic_file::remove(path),
-    }
 }
 
 /// Returns whether the project contains anything that an undo could bring back.
@@ -487,68 +286,6 @@ fn assert_no_super_journal(target: &Target, placements: &Placements<'_>) -> Resu
     Ok(())
 }
 
-/// Gives unpacked files the permissions and time of the originals, creates links, and syncs the
-/// files to disk.
-///
-/// Owners are not restored. If the restore runs as root, a file gets the owner of the file that it
-/// replaces, or else the owner of its destination directory.
-///
-/// This does not touch a database whose content goes into a live database, because SQLite writes to
-/// that file too.
-fn dress(target: &Target, placements: &Placements<'_>, plan: &Plan) -> Result<()> {
-    let swapped: HashSet<&str> = plan
-        .intent
-        .swaps
-        .iter()
-        .map(|swapped| swapped.new.as_str())
-        .collect();
-    for placement in &placements.files {
-        let (Some(from), Some(record)) = (&placement.from, placement.record) else {
-            continue;
-        };
-        if swapped.contains(from.as_str()) {
-            continue;
-        }
-        let staged = target
-            .existing(from)?
-            .known_as(target.absolute(&placement.to));
-        // Opened before its mode is set, because the mode may deny access to this user.
-        let file = if record.kind == EntryKind::Link {
-            let made = staged.make_link(
-                &record
-                    .target
-                    .as_deref()
-                    .and_then(names::decode)
-                    .unwrap_or_default(),
-            );
-            made.map_err(|cause| Error::io("create", &staged.path(), cause))?;
-            None
-        } else {
-            let opened = staged.open(OFlag::O_WRONLY, 0);
-            Some(opened.map_err(|cause| Error::io("open", &staged.path(), cause))?)
-        };
-        target
-            .owner_of(&placement.to)?
-            .map_or(Ok(()), |owner| staged.give_to(owner))?;
-        let (seconds, nanoseconds) = placement::seconds_and_nanoseconds(record.mtime);
-        staged.set_modified(seconds, nanoseconds)?;
-        if let Some(file) = file {
-            // A database is data, so it never gets execute permission, whatever its record says.
-            let mode = if record.database {
-                record.mode & 0o666
-            } else {
-                record.mode & 0o777
-            };
-            let permitted = staged.tolerate(file.set_permissions(Permissions::from_mode(mode)));
-            permitted
-                .map_err(|cause| Error::io("set the permissions of", &staged.path(), cause))?;
-            unsupported::sync(&file, &staged.known_path())
-                .map_err(|cause| Error::io("sync", &staged.path(), cause))?;
-        }
-    }
-    Ok(())
-}
-
 /// Fails with `KG_NOTHING_TO_UNDO` if a kept file is missing. Then nothing of that restore is
 /// undone.
 fn assert_kept(target: &Target, dir: &str, placements: &Placements<'_>) -> Result<()> {
@@ -574,51 +311,60 @@ fn assert_kept(target: &Target, dir: &str, placements: &Placements<'_>) -> Resul
     Ok(())
 }
 
-/// Carries out the plan. `undo` is the directory that keeps the replaced files, and the id for its
-/// record. `undone` is the restore that an undo consumes.
-fn change(
-    target: &Target,
-    root: &Path,
-    plan: Plan,
-    undo: Option<(String, String)>,
-    undone: Option<(String, Record)>,
-    staging: Option<&Path>,
-    lock_timeout: Duration,
-) -> Result<Vec<Warning>> {
-    let made = plan.made_in_project();
-    let mut intent = plan.intent;
-    intent.outside = target.outside().map(Path::to_path_buf);
-    intent.token = format!(
-        "{}-{}",
-        std::process::id(),
-        Timestamp::now().as_nanosecond()
-    );
-    let staging = staging
-        .and_then(Path::file_name)
-        .and_then(|name| name.to_str());
-    intent.staging = staging.map(|name| format!("{STATE_DIR}/{name}/"));
-    match undo {
-        Some((dir, of)) => {
-            let mut record = Record::new(of, plan.touched);
-            record.made = made;
-            record.undo = undone.as_ref().is_some_and(|(_, undone)| !undone.undo);
-            record.taken = undone
-                .as_ref()
-                .map_or(Vec::new(), |(_, undone)| undone.made.clone());
-            record.outside.clone_from(&intent.outside);
-            intent.undo = Some((dir, record));
+/// What a plan belongs to.
+struct Change<'a> {
+    /// The directory that keeps the replaced files, and the id of the backup for its record.
+    keeps: Option<(String, String)>,
+    /// The kept files that an undo puts back, and their record.
+    undoes: Option<(String, Record)>,
+    /// Where the new files were unpacked.
+    staging: Option<&'a Path>,
+}
+
+impl Change<'_> {
+    /// Carries out the plan.
+    fn carry_out(
+        self,
+        target: &Target,
+        root: &Path,
+        plan: Plan,
+        lock_timeout: Duration,
+    ) -> Result<Vec<Warning>> {
+        let made = plan.made_in_project();
+        let mut intent = plan.intent;
+        intent.outside = target.outside().map(Path::to_path_buf);
+        intent.token = format!(
+            "{}-{}",
+            std::process::id(),
+            Timestamp::now().as_nanosecond()
+        );
+        let staging = self.staging.and_then(Path::file_name);
+        intent.staging = staging
+            .and_then(|name| name.to_str())
+            .map(|name| format!("{STATE_DIR}/{name}/"));
+        match self.keeps {
+            Some((dir, of)) => {
+                let mut record = Record::new(of, plan.touched);
+                record.made = made;
+                if let Some((_, undone)) = &self.undoes {
+                    record.undo = !undone.undo;
+                    record.taken.clone_from(&undone.made);
+                }
+                record.outside.clone_from(&intent.outside);
+                intent.undo = Some((dir, record));
+            }
+            None => intent.made = made,
         }
-        None => intent.made = made,
+        if let Some((dir, record)) = self.undoes {
+            intent.retired = Some(dir);
+            intent.emptied = record.made.into_iter().map(|dir| dir.at).collect();
+        }
+        intent.opened = read_only_dirs(target, &intent)?;
+        // The claims on databases that are replaced as files are held until here.
+        let mut warnings =
+            carry_out(target, root, intent, lock_timeout).inspect(|_| drop(plan.claims))?;
+        let outside = target.outside().and_then(Path::parent).unwrap_or(root);
+        warnings.extend(unsupported::warnings(&[root, outside]));
+        Ok(warnings)
     }
-    if let Some((dir, record)) = undone {
-        intent.retired = Some(dir);
-        intent.emptied = record.made.into_iter().map(|dir| dir.at).collect();
-    }
-    intent.opened = read_only_dirs(target, &intent)?;
-    // The claims on databases that are replaced as files are held until here.
-    let mut warnings =
-        carry_out(target, root, intent, lock_timeout).inspect(|_| drop(plan.claims))?;
-    let outside = target.outside().and_then(Path::parent).unwrap_or(root);
-    warnings.extend(unsupported::warnings(&[root, outside]));
-    Ok(warnings)
 }

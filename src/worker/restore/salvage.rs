@@ -17,7 +17,7 @@ use std::{
 };
 
 use super::{
-    change, placement,
+    Change, placement,
     plan::{Conditions, claim, plan},
     target::Target,
     undo,
@@ -110,16 +110,12 @@ pub fn salvage(
     if content_of(database) != before {
         return Err(changed(database));
     }
-    let undo = Some((undo_dir, UNDO_OF.to_string()));
-    let warnings = change(
-        &target,
-        root,
-        plan,
-        undo,
-        None,
-        Some(staging.path()),
-        lock_timeout,
-    )?;
+    let change = Change {
+        keeps: Some((undo_dir, UNDO_OF.to_string())),
+        undoes: None,
+        staging: Some(staging.path()),
+    };
+    let warnings = change.carry_out(&target, root, plan, lock_timeout)?;
     report
         .warnings
         .extend(warnings.into_iter().map(|warning| warning.message));
