@@ -17,22 +17,57 @@ use crate::{
 /// SQLite does not read trees with more levels above their leaves.
 const MAX_DEPTH: u32 = 19;
 
-/// The value in [`Trees::pages`] of a page that nothing has claimed yet and that has not been read.
-/// Such a page can only belong to an overflow chain. After it is read, its value is the number of
-/// the next page of the chain, or 0.
-const UNCLAIMED: u32 = 0;
-/// The value of a page that needs no further check.
-const DONE: u32 = u32::MAX;
-/// The value of a leaf, to which its number among all leaves is added. Leaves count from 1.
-const LEAF: u32 = 1 << 31;
 /// When this many chains wait for pages that have not been read, the chains are followed and
 /// finished ones are removed.
 const LEAST_CHAINS: usize = if cfg!(test) { 4 } else { 4096 };
 
+/// What is known about one page. It takes 4 bytes, because a large database has many pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct PageRole(u32);
+
+impl PageRole {
+    /// Nothing has claimed the page and it has not been read, so it can only belong to an overflow
+    /// chain.
+    const UNCLAIMED: PageRole = PageRole(0);
+    /// The page needs no further check.
+    const DONE: PageRole = PageRole(u32::MAX);
+    const FIRST_LEAF: u32 = 1 << 31;
+    /// The number of the last leaf that a role can have.
+    const MOST_LEAVES: u32 = u32::MAX - PageRole::FIRST_LEAF;
+
+    /// The page with this number among all leaves, which count from 1.
+    fn of_leaf(leaf: u32) -> PageRole {
+        PageRole(PageRole::FIRST_LEAF + leaf)
+    }
+
+    /// A page that was read and may belong to an overflow chain; 0 if it is the last of one.
+    fn of_chain(next: u32) -> PageRole {
+        PageRole(next)
+    }
+
+    fn leaf(self) -> Option<u32> {
+        self.0
+            .checked_sub(PageRole::FIRST_LEAF)
+            .filter(|_| self != PageRole::DONE)
+    }
+
+    /// Returns the next page of the chain if this page can belong to one.
+    fn next_in_chain(self) -> Option<u32> {
+        Some(self.0).filter(|next| *next < PageRole::FIRST_LEAF)
+    }
+}
+
+/// An overflow chain with pages that are still to be read.
+#[derive(Debug, Clone, Copy)]
+struct Chain {
+    next: u32,
+    pages_left: u32,
+}
+
 pub struct Trees {
     geometry: Geometry,
     /// Indexed by page number, from 1.
-    pages: Vec<u32>,
+    pages: Vec<PageRole>,
     /// The number of pages that were read.
     seen: u32,
     /// In the order of their leaves.
@@ -40,9 +75,7 @@ pub struct Trees {
     leaves: u32,
     /// The largest key that each leaf of a table may have.
     limits: Vec<i64>,
-    /// Each overflow chain with pages that are still to be read: the next page, and how many of its
-    /// pages are left.
-    chains: Vec<(u32, u32)>,
+    chains: Vec<Chain>,
     most_chains: usize,
 }
 
@@ -93,7 +126,7 @@ impl Trees {
         let places = geometry.page_count as usize + 1;
         let mut trees = Trees {
             geometry,
-            pages: vec![UNCLAIMED; places],
+            pages: vec![PageRole::UNCLAIMED; places],
             seen: 0,
             trees: Vec::new(),
             leaves: 0,
@@ -101,13 +134,13 @@ impl Trees {
             chains: Vec::new(),
             most_chains: LEAST_CHAINS,
         };
-        must(geometry.page_count < DONE - LEAF)?;
+        must(geometry.page_count < PageRole::MOST_LEAVES)?;
         let lock_page = lock_page(snapshot.page_size_bytes()) as usize;
         trees
             .pages
             .get_mut(lock_page)
             .into_iter()
-            .for_each(|page| *page = DONE);
+            .for_each(|page| *page = PageRole::DONE);
         let mut walk = TreeReader {
             snapshot,
             cancel,
@@ -142,15 +175,15 @@ impl Trees {
         let number = self.seen.checked_add(1)?;
         let page = self.pages.get_mut(number as usize)?;
         self.seen = number;
-        let leaf = match *page {
-            DONE => return Some(Seen::Other),
-            UNCLAIMED => {
-                *page = u32_at(bytes, 0).filter(|next| *next <= self.geometry.page_count)?;
-                return Some(Seen::Other);
-            }
-            leaf => leaf - LEAF,
+        if *page == PageRole::DONE {
+            return Some(Seen::Other);
+        }
+        let Some(leaf) = page.leaf() else {
+            let next = u32_at(bytes, 0).filter(|next| *next <= self.geometry.page_count)?;
+            *page = PageRole::of_chain(next);
+            return Some(Seen::Other);
         };
-        *page = DONE;
+        *page = PageRole::DONE;
         let page = read.or_else(|| exact(bytes, number, self.geometry, |_| {}))?;
         let of = self
             .trees
@@ -184,8 +217,10 @@ impl Trees {
             holds(*cell.local(bytes).first()? > 1)?;
             if cell.overflow != 0 {
                 let rest = cell.payload_bytes - cell.local_bytes as u64;
-                self.chains
-                    .push((cell.overflow, rest.div_ceil(page_bytes) as u32));
+                self.chains.push(Chain {
+                    next: cell.overflow,
+                    pages_left: rest.div_ceil(page_bytes) as u32,
+                });
             }
         }
         if self.chains.len() < self.most_chains {
@@ -206,17 +241,20 @@ impl Trees {
             ..
         } = self;
         let mut are_right = true;
-        chains.retain_mut(|(at, left)| {
-            while are_right && *left > 0 && *at <= *seen {
-                let page = pages
-                    .get_mut(*at as usize)
-                    .filter(|page| *at > 0 && **page < LEAF);
-                are_right = page.is_some();
-                *at = page.map_or(0, |page| std::mem::replace(page, DONE));
-                *left -= 1;
+        chains.retain_mut(|chain| {
+            while are_right && chain.pages_left > 0 && chain.next <= *seen {
+                let number = chain.next as usize;
+                let page = pages.get_mut(number).filter(|_| number > 0);
+                let next = page.as_ref().and_then(|page| page.next_in_chain());
+                are_right = next.is_some();
+                if let (Some(page), Some(_)) = (page, next) {
+                    *page = PageRole::DONE;
+                }
+                chain.next = next.unwrap_or(0);
+                chain.pages_left -= 1;
             }
-            are_right &= *left > 0 || *at == 0;
-            *left > 0
+            are_right &= chain.pages_left > 0 || chain.next == 0;
+            chain.pages_left > 0
         });
         holds(are_right)
     }
@@ -226,7 +264,14 @@ impl Trees {
     pub fn end(mut self, schema: &Schema) -> Option<()> {
         holds(self.seen == self.geometry.page_count)?;
         self.follow_chains()?;
-        holds(self.chains.is_empty() && self.pages.iter().skip(1).all(|page| *page == DONE))?;
+        holds(
+            self.chains.is_empty()
+                && self
+                    .pages
+                    .iter()
+                    .skip(1)
+                    .all(|page| *page == PageRole::DONE),
+        )?;
         let (tables, indexes) = self.trees.split_at(schema.tables.len());
         let is_as_long = |index: &Tree| {
             index.kind == TreeKind::PartialIndex
@@ -238,11 +283,11 @@ impl Trees {
     }
 
     /// Claims a page for a role. Only valid before the first call of [`Trees::page`].
-    fn claim(&mut self, number: u32, role: u32) -> CheckResult {
+    fn claim(&mut self, number: u32, role: PageRole) -> CheckResult {
         let page = self
             .pages
             .get_mut(number as usize)
-            .filter(|page| number > 0 && **page == UNCLAIMED);
+            .filter(|page| number > 0 && **page == PageRole::UNCLAIMED);
         *page.ok_or(Inconclusive::Unproven)? = role;
         Ok(())
     }
@@ -260,14 +305,14 @@ impl TreeReader<'_> {
     fn free_pages(&mut self, header: Header) -> CheckResult {
         let (mut trunk, mut found) = (header.freelist_head, 0);
         while trunk != 0 {
-            self.trees.claim(trunk, DONE)?;
+            self.trees.claim(trunk, PageRole::DONE)?;
             let page = page_of(self.snapshot, trunk, self.cancel)?;
             let count = u32_at(&page, 4).ok_or(Inconclusive::Unproven)? as usize;
             must(count <= self.trees.geometry.usable_bytes / 4 - 2)?;
             for place in 0..count {
                 self.trees.claim(
                     u32_at(&page, 8 + 4 * place).ok_or(Inconclusive::Unproven)?,
-                    DONE,
+                    PageRole::DONE,
                 )?;
             }
             found += 1 + count as u64;
@@ -313,7 +358,7 @@ impl TreeReader<'_> {
         if depth == 0 {
             return self.leaf(number, kind, limit);
         }
-        self.trees.claim(number, DONE)?;
+        self.trees.claim(number, PageRole::DONE)?;
         let (page, bytes) = self.page(number)?;
         must(page.kind == kind.of_pages(false))?;
         // Page 1 has less room than other pages, and may have no cell after the tree has grown.
@@ -334,7 +379,7 @@ impl TreeReader<'_> {
     fn leaf(&mut self, number: u32, kind: TreeKind, limit: i64) -> CheckResult {
         self.trees.leaves += 1;
         let leaf = self.trees.leaves;
-        self.trees.claim(number, LEAF + leaf)?;
+        self.trees.claim(number, PageRole::of_leaf(leaf))?;
         if kind == TreeKind::Table {
             self.trees.limits.push(limit);
         }
