@@ -5,7 +5,7 @@ import { defineConfig } from 'vitest/config';
 export default defineConfig({
   test: {
     include: ['__test__/*.test.mjs'],
-    // Locks belong to a process: each file gets its own.
+    // Locks belong to a process, so each test file gets its own process.
     pool: 'forks',
     maxWorkers: os.availableParallelism(),
     testTimeout: 120_000,

@@ -1,6 +1,8 @@
-//! `cargo bench`: the parts that a backup spends its time in, each by itself, over the text of this repository.
+//! `cargo bench`: measures the parts in which a backup spends its time, each alone, on the text of
+//! this repository.
 //!
-//! These show what a change of one part does. What the whole costs beside other tools is measured by `npm run bench`.
+//! The results show the effect of a change to one part. `npm run bench` compares the whole with
+//! other tools.
 
 #![allow(
     clippy::expect_used,
@@ -43,14 +45,14 @@ use kg_backup::internals::{
 };
 
 const MEBIBYTE: usize = 1024 * 1024;
-/// Of a database as the tar path sees it.
+/// The size of the data that stands for a database.
 const DATABASE_BYTES: usize = 16 * MEBIBYTE;
 const PAGE_BYTES: usize = 4096;
-/// What a project of many small files has.
+/// The number of files in a project of many small files.
 const SMALL_FILES: usize = 2000;
 const SMALL_FILE_BYTES: usize = 2048;
 
-/// Takes everything and keeps nothing.
+/// A sink that accepts all data and keeps none.
 struct Memory;
 
 impl Sink for Memory {}
@@ -65,7 +67,8 @@ impl Write for Memory {
     }
 }
 
-/// Sources and documents of this repository, again and again: the distance is larger than deflate's window.
+/// Returns sources and documents of this repository, repeated until there are `bytes` bytes. The
+/// distance between repetitions is larger than the window of deflate.
 fn text(bytes: usize) -> Vec<u8> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut text = Vec::new();
@@ -94,7 +97,7 @@ fn add_files(dir: &Path, text: &mut Vec<u8>) {
     }
 }
 
-/// One block, which is what one core does.
+/// Measures one block, which is the work of one core.
 fn blocks(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("one block");
     for (name, compression, kind) in [
@@ -113,7 +116,7 @@ fn blocks(criterion: &mut Criterion) {
     }
 }
 
-/// Blocks, workers, output in order, its digest and the seal; all cores.
+/// Measures blocks, compression threads, ordered output, its digest and the seal, on all cores.
 fn encoder(criterion: &mut Criterion) {
     let database = text(DATABASE_BYTES);
     let mut group = criterion.benchmark_group("encoder, 16 MiB");
@@ -135,7 +138,7 @@ fn encoder(criterion: &mut Criterion) {
     }
 }
 
-/// What an incremental backup does with each page, and then with all of them.
+/// Measures what an incremental backup does with each page, and then with all of them.
 fn pages(criterion: &mut Criterion) {
     let database = text(DATABASE_BYTES);
     let hash_all = || {
@@ -218,7 +221,7 @@ fn manifest(totals: Totals) -> Manifest {
     }
 }
 
-/// A file's name in the archive, and its content.
+/// The name of a file in the archive, and its content.
 type Named<'a> = (String, &'a [u8]);
 
 fn write_archive(sink: Box<dyn Sink>, files: &[Named<'_>], compression: Compression) {
@@ -231,7 +234,7 @@ fn write_archive(sink: Box<dyn Sink>, files: &[Named<'_>], compression: Compress
     writer.finish(manifest).unwrap();
 }
 
-/// One large file, and many small ones.
+/// Returns a project of one large file and a project of many small files.
 fn projects(text: &[u8]) -> [(&'static str, Vec<Named<'_>>); 2] {
     let small = text.chunks(SMALL_FILE_BYTES).take(SMALL_FILES).enumerate();
     [
@@ -248,7 +251,8 @@ fn projects(text: &[u8]) -> [(&'static str, Vec<Named<'_>>); 2] {
     ]
 }
 
-/// Without compression, so that the tar, its digests and the manifest show.
+/// Measures writing without compression, so that the costs of the tar, its digests and the manifest
+/// are visible.
 fn write(criterion: &mut Criterion) {
     let text = text(DATABASE_BYTES);
     let mut group = criterion.benchmark_group("write an archive, plain");
@@ -263,7 +267,7 @@ fn write(criterion: &mut Criterion) {
     }
 }
 
-/// What a verification does: every byte of a file is read, decompressed and compared.
+/// Measures what a verification does: it reads, decompresses and compares every byte of every file.
 fn read(criterion: &mut Criterion) {
     let text = text(DATABASE_BYTES);
     let dir = tempfile::tempdir().unwrap();

@@ -1,16 +1,22 @@
-// `npm run bench`: this project beside the usual ways, interleaved in one run. `--help` tells the options.
+// `npm run bench`: compares this project with the usual ways to make a backup, interleaved in one
+// run. `--help` lists the options.
 //
-// steps.mjs       what is asked for
-// contenders.mjs  who is asked, and what each does
-// measure.mjs     the rounds; run.mjs one command; writer.mjs somebody who writes meanwhile
-// commands.mjs    what single commands of ours take
-// tables.mjs, plots.mjs   what is shown
+// steps.mjs              the operations to measure
+// contenders.mjs         the contenders and their commands
+// measure.mjs            the rounds; run.mjs runs one command; writer.mjs is a concurrent writer
+// commands.mjs           the times of single `kg` commands
+// tables.mjs, plots.mjs  the output
 //
-// Every number is the median of the runs with its spread; only ratios of one run mean anything. Everyone reads from the page cache,
-// and what is kept or restored is synced to the disk inside the measured time. Times of this project and of npm's tar are those of
-// the call in a Node process that is there already; the others' are those of their commands. Memory is the sum over all processes
-// of a contender (host and reader; shell, tar, compressor), sampled from /proc every 5 ms in a round of its own, pages that several share
-// counted once.
+// Each number is the median of the runs, with its spread. Only ratios within one run are
+// meaningful. All contenders read from the page cache. The data that they keep or restore is synced
+// to disk within the measured time.
+//
+// The times of this project and of npm's tar are those of the call in a Node process that already
+// runs. The times of the others are those of their commands.
+//
+// Memory is the sum over all processes of a contender (host and worker; shell, tar and compressor).
+// It is sampled from /proc every 5 ms in a separate round. A page that several processes share
+// counts once.
 
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
@@ -84,7 +90,10 @@ function wholeNumbers(name, list) {
   );
 }
 
-/** What was measured before stays: tables and curves are measured by different runs. */
+/**
+ * Merges `part` into the result file. The rest stays because tables and curves are measured by
+ * different runs.
+ */
 function keep(part) {
   const before = existsSync(resultFile) ? JSON.parse(readFileSync(resultFile, 'utf8')) : {};
   writeFileSync(resultFile, `${JSON.stringify({ ...before, ...part }, null, 2)}\n`);

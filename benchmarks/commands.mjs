@@ -1,4 +1,4 @@
-// Figures of single commands of ours, each a line of the result.
+// Measures single `kg` commands. Each one gives a line of the result.
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import { rmSync } from 'node:fs';
@@ -9,11 +9,14 @@ import { median } from './measure.mjs';
 import { spread } from './tables.mjs';
 
 const SMALL_RUNS = 10;
-/** What SQLite's own shell has to be asked for the same answers. */
+/** The SQL with which SQLite's own shell makes the same checks. */
 const SHELL_CHECKS = `PRAGMA integrity_check; PRAGMA foreign_key_check;
   INSERT INTO nodes_fts(nodes_fts, rank) VALUES ('integrity-check', 1);`;
 
-/** How long each of `works` took in each of `runs` rounds, in seconds, in turn; one more round before them is not counted. */
+/**
+ * Runs `works` in turn in each of `runs` rounds. Returns the times of each in seconds. One more
+ * round before them is not counted.
+ */
 function timed(works, runs) {
   const times = works.map(() => []);
   for (let round = 0; round <= runs; round += 1) {
@@ -26,7 +29,7 @@ function timed(works, runs) {
   return times;
 }
 
-/** A small project, as cron backs it up. */
+/** Measures the backup of a small project, run as a command as cron does. */
 export function commandLine(project, store) {
   const backUp = () => {
     rmSync(store, { recursive: true, force: true });
@@ -39,7 +42,7 @@ export function commandLine(project, store) {
   return `\`kg diag backup\` of a project of 2 MB: ${spread(times, 3)} s, ${SMALL_RUNS} runs`;
 }
 
-/** A check of the whole database, beside the same checks by the sqlite3 shell. */
+/** Compares a check of the whole database with the same checks by the sqlite3 shell. */
 export function checks(project, runs) {
   const quiet = { stdio: ['ignore', 'ignore', 'inherit'] };
   const ours = () =>

@@ -1,10 +1,16 @@
-// Who is measured: what each does, as shell commands. To add one, add an object to `CONTENDERS`.
+// The contenders, each described by shell commands. To add one, add an object to `CONTENDERS`.
 //
-// Each command gets these as `$NAME`: PROJECT (the project's root), STORE (where backups are kept, empty at first and then growing),
-// COPY (a directory for what is needed meanwhile), RESTORED (an empty directory to restore into). A command ends when what it kept
-// is on the disk. One that prints JSON says itself how many `seconds` it took, without the start of its process.
+// Each command gets these variables:
+//   PROJECT   the root of the project
+//   STORE     where backups are kept: empty at first, then growing
+//   COPY      a directory for temporary data
+//   RESTORED  an empty directory to restore into
 //
-// Peers are given the benefit: the copy by `sqlite3` is made with `--async`, as it need not survive a crash.
+// A command ends when the data that it keeps is on disk. A command that prints JSON reports its own
+// time in `seconds`, without the start of its process.
+//
+// Choices favour the peers: `sqlite3` makes its copy with `--async` because the copy need not
+// survive a crash.
 
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -15,15 +21,17 @@ import { root } from '../scripts/setup.mjs';
 
 const node = `exec ${process.execPath} --expose-gc ${path.join(root, 'benchmarks')}`;
 
-/** The database as it is at one moment, and what else the project has, in `$COPY`. */
+/** Copies the database as it is at one moment, and the rest of `.kg`, to `$COPY`. */
 const TAKE_COPY = `sqlite3 $PROJECT/.kg/knowledge.db ".backup --async $COPY/knowledge.db"
   find $PROJECT/.kg -mindepth 1 -maxdepth 1 ! -name 'knowledge.db*' -exec cp -r {} $COPY/ ';'`;
-/** The copy goes first, so that it is never written out. Then each file and directory is synced. */
+/**
+ * Deletes the copy first, so that it is never written to disk. Then syncs each file and directory.
+ */
 const SYNC_STORE = 'rm -r $COPY/*; find $STORE -exec sync {} +';
 const SYNC_RESTORED = 'find $RESTORED -exec sync {} +';
 const NEWEST = '$(ls -t $STORE/* | head -n 1)';
 
-/** This project, with options of `createBackupManager`. */
+/** Returns the contender that is this project with these options of `createBackupManager`. */
 function own(key, name, options) {
   const call = (what) =>
     `${node}/host.mjs $PROJECT $STORE $RESTORED ${what} '${JSON.stringify(options)}'`;
@@ -42,7 +50,7 @@ function own(key, name, options) {
 const AGE_IDENTITY = path.join(root, 'benchmarks/age-identity');
 const AGE_RECIPIENT = 'age1rwr2hu4mw7evx8yy5986uxf3ectsaltyuhlplavf0gxukqxpndrq4p0anf';
 
-/** A tar of the copy through a compressor. */
+/** Returns a contender that sends a tar of the copy through a compressor. */
 function pipeline(key, tool, compress, ending) {
   return {
     key,
@@ -61,7 +69,10 @@ const RESTIC = 'RESTIC_PASSWORD=bench restic -q --cache-dir $COPY.cache -r $STOR
 const BORG =
   'BORG_BASE_DIR=$COPY.borg BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes BORG_RELOCATED_REPO_ACCESS_IS_OK=yes borg';
 
-/** A repository that finds by itself what it has already: its every backup is a full one, and costs what an incremental one does. */
+/**
+ * restic and borg find by themselves the data that they already have. Each backup is a full one and
+ * costs as much as an incremental one.
+ */
 const restic = {
   key: 'restic',
   name: 'sqlite3 .backup, restic',
@@ -114,7 +125,10 @@ export const CONTENDERS = [
   { ...borg, incremental: borg.backup },
 ];
 
-/** What `$NAME` in commands stands for, below a directory that is the contender's own. */
+/**
+ * Returns the variables of the commands. Their paths are below `dir`, which only this contender
+ * uses.
+ */
 export function places(dir, project) {
   const place = (name) => path.join(dir, name);
   return {
@@ -125,7 +139,10 @@ export function places(dir, project) {
   };
 }
 
-/** Those of `only` (all, where it is undefined) that can run here. The others are named, with the reason. */
+/**
+ * Returns the contenders of `only` (default: all) that can run here. Prints the others with the
+ * reason. Throws if `only` has an unknown key.
+ */
 export function available(only) {
   const unknown = only?.find((key) => !CONTENDERS.some((contender) => contender.key === key));
   if (unknown !== undefined)
@@ -142,7 +159,7 @@ export function available(only) {
   );
 }
 
-/** Why the installed build does not take the options; `undefined` where it does. */
+/** Returns why the installed build rejects the options, or `undefined` if it accepts them. */
 function refuses(command) {
   const dir = mkdtempSync(path.join(os.tmpdir(), 'kg-bench-'));
   try {

@@ -1,4 +1,6 @@
-// One call of the API in a process of its own: node --expose-gc host.mjs PROJECT BACKUPS RESTORED CALL OPTIONS
+// Makes one call of the API in its own process:
+//
+//   node --expose-gc host.mjs PROJECT BACKUPS RESTORED CALL OPTIONS
 
 import { createBackupManager } from '@weavelogic/knowledge-graph-agent';
 
@@ -14,7 +16,7 @@ const calls = {
     if (!(await manager.verifyBackup('latest'))) throw new Error('The backup is damaged');
   },
   restore: () => manager.restore({ backupId: 'latest', targetDir }),
-  // The options were accepted.
+  // Does nothing: getting here means that the options were accepted.
   nothing: () => {},
 };
 await measureCall(calls[call]);

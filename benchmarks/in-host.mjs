@@ -1,9 +1,13 @@
-// Measures one call inside a Node process that is there anyway, as a host is: its time, and how the JavaScript thread stalled.
+// Measures one call inside a Node process that already runs, as a host does: its time and the
+// stalls of the JavaScript thread.
 
 import { readFileSync } from 'node:fs';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 
-/** What the processes `pids` hold in memory, in bytes, a page that several of them share counted once. Those that ended hold nothing. */
+/**
+ * Returns the memory of the processes `pids` in bytes. A page that several of them share counts
+ * once. A process that has ended counts as 0.
+ */
 export function memoryBytes(pids) {
   let kilobytes = 0;
   for (const pid of pids) {
@@ -12,13 +16,13 @@ export function memoryBytes(pids) {
         readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8').match(/^Pss:\s+(\d+)/m)[1],
       );
     } catch {
-      // It has just ended.
+      // The process has just ended.
     }
   }
   return kilobytes * 1024;
 }
 
-/** Prints the figures of `work` as JSON. Needs `node --expose-gc`. */
+/** Prints the measurements of `work` as JSON. Needs `node --expose-gc`. */
 export async function measureCall(work) {
   global.gc();
   const baseBytes = memoryBytes([process.pid]);

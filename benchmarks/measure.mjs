@@ -1,7 +1,9 @@
-// Takes all contenders through the steps, in turn, so that a drift of the machine hits all of them alike.
+// Runs all contenders through the steps in turn, so that drift of the machine affects all of them
+// alike.
 //
-// Round 0 is not counted: it warms caches, and the memory is looked at in it. Everyone finds the project in the page cache and a disk
-// with nothing left to write, and ends when what it kept is synced. In each round each contender has a fresh copy of the project.
+// Round 0 is not counted: it warms the caches, and the memory is sampled in it. Each contender
+// finds the project in the page cache and a disk without pending writes. It ends when the data that
+// it kept is synced. In each round each contender has a fresh copy of the project.
 
 import { execFileSync, spawn } from 'node:child_process';
 import { cpSync, lstatSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
@@ -14,7 +16,10 @@ import { root } from '../scripts/setup.mjs';
 import { places } from './contenders.mjs';
 import { run } from './run.mjs';
 
-/** Beside a writer some never end: they are given this much longer than without one, and at least so long. */
+/**
+ * The time limit next to a writer, because some contenders never end there. It is this multiple of
+ * the time without a writer, and at least this many seconds.
+ */
 const LIMIT_FACTOR = 2;
 const LEAST_LIMIT_SECONDS = 10;
 
@@ -24,7 +29,7 @@ export function median(numbers) {
   return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
-/** A copy of the project and empty places for one contender. */
+/** Makes a copy of the project and empty directories for one contender. Returns its variables. */
 async function prepare(contender, project, dir) {
   const env = places(dir, path.join(dir, 'project'));
   rmSync(dir, { recursive: true, force: true });
@@ -35,7 +40,10 @@ async function prepare(contender, project, dir) {
   return env;
 }
 
-/** Bytes of the files below a directory, each once however many names it has. */
+/**
+ * Returns the total size in bytes of the files below a directory. A file with several names counts
+ * once.
+ */
 function storedBytes(dir) {
   const files = readdirSync(dir, { recursive: true }).map((name) =>
     lstatSync(path.join(dir, name)),
@@ -45,7 +53,10 @@ function storedBytes(dir) {
   ].reduce((a, b) => a + b, 0);
 }
 
-/** Changes the text of so many rows, spread over the table. The length stays. `turn` chooses another set each time. */
+/**
+ * Changes the text of `percent` of the rows, spread over the table. The lengths stay the same.
+ * `turn` selects a different set of rows each time.
+ */
 function change(project, percent, turn) {
   const db = new Database(path.join(project, '.kg/knowledge.db'));
   const perMille = percent * 10;
@@ -55,7 +66,9 @@ function change(project, percent, turn) {
   db.close();
 }
 
-/** One contender through all steps it has. Returns what each took, by the keys of the steps. */
+/**
+ * Runs one contender through all of its steps. Returns the measurements by the keys of the steps.
+ */
 async function pass(contender, steps, project, dir, options) {
   const env = await prepare(contender, project, dir);
   const taken = {};
@@ -71,13 +84,15 @@ async function pass(contender, steps, project, dir, options) {
   return taken;
 }
 
-/** Adds the fields of one run to lists over all runs. */
+/** Appends the fields of one run to the lists over all runs. */
 function collect(lists, taken) {
   for (const [field, value] of Object.entries(taken)) (lists[field] ??= []).push(value);
 }
 
-/** Everyone through all steps, `runs` times. Returns a list of `{ key, name, steps }`; a step has the
- * memory of round 0, and each other field is a list over the runs. */
+/**
+ * Runs all contenders through all steps, `runs` times. Returns a list of `{ key, name, steps }`. A
+ * step has the memory of round 0. Each of its other fields is a list over the runs.
+ */
 export async function rounds(contenders, steps, project, dir, runs) {
   const results = contenders.map(({ key, name }) => ({ key, name, steps: {} }));
   for (let round = 0; round <= runs; round += 1) {
@@ -94,7 +109,10 @@ export async function rounds(contenders, steps, project, dir, runs) {
   return results;
 }
 
-/** Lets a writer work with a copy of the project during `work`. Returns what `work` returned and the writer's longest commit. */
+/**
+ * Runs a writer on a copy of the project during `work`. Returns the result of `work` and the
+ * longest commit of the writer.
+ */
 async function besideWriter(env, work) {
   const child = spawn(
     process.execPath,
@@ -118,8 +136,8 @@ async function besideWriter(env, work) {
 }
 
 /**
- * The longest commit of a writer while each contender makes a backup, and with nobody there. Adds `writer` to each of `results`, and
- * returns the times with nobody there.
+ * Measures the longest commit of a writer while each contender makes a backup, and while no backup
+ * runs. Adds `writer` to each of `results`. Returns the times without a backup, in milliseconds.
  */
 export async function writers(contenders, results, project, dir, runs) {
   const quiet = results.map(({ steps }) => median(steps.backup.seconds));

@@ -1,5 +1,7 @@
-// The usual way inside Node: node --expose-gc node-tar.mjs PROJECT STORE COPY RESTORED CALL
-// better-sqlite3's backup() into a copy, then npm's tar with gzip; all with their own defaults.
+// The usual way inside Node: better-sqlite3's backup() into a copy, then npm's tar with gzip. All
+// of them have their default settings.
+//
+//   node --expose-gc node-tar.mjs PROJECT STORE COPY RESTORED CALL
 
 import { createHash } from 'node:crypto';
 import { cpSync, createReadStream, readdirSync, rmSync, statSync } from 'node:fs';

@@ -1,4 +1,5 @@
-// Draws the curves as SVG. Text and lines follow the reader's light or dark mode; a contender has one colour and one mark in all plots.
+// Draws the curves as SVG. Text and lines follow the light or dark mode of the viewer. A contender
+// has the same colour and the same mark in all plots.
 
 import { median } from './measure.mjs';
 
@@ -10,7 +11,10 @@ const MARKS = {
   triangle: (x, y) => `<path d="M${x} ${y - 5}l5 8.5h-10z"/>`,
   diamond: (x, y) => `<path d="M${x} ${y - 5.5}l5 5.5l-5 5.5l-5-5.5z"/>`,
 };
-/** Colours of a middle lightness, which show on white and on black. Who is not listed is grey. */
+/**
+ * Colours of medium lightness, which are visible on white and on black. Contenders that are not
+ * listed are grey.
+ */
 const LOOKS = {
   ours: ['#e8590c', 'circle'],
   'ours-zstd': ['#d6950b', 'circle'],
@@ -46,7 +50,10 @@ function text(x, y, content, { anchor = 'start', kind = '' } = {}) {
   return `<text x="${round(x)}" y="${round(y)}" text-anchor="${anchor}" class="${kind}">${escape(content)}</text>`;
 }
 
-/** A scale maps a value to 0…1 and has ticks, each a value and its text. */
+/**
+ * Returns a linear scale from 0. A scale maps a value to 0…1 and has ticks, each a value and its
+ * text.
+ */
 function linear(most, unit = '') {
   const step = [1, 2, 2.5, 5, 10]
     .map((n) => n * 10 ** Math.floor(Math.log10(most / 4)))
@@ -59,7 +66,7 @@ function linear(most, unit = '') {
   return { at: (value) => value / (count * step), ticks };
 }
 
-/** Logarithmic; smaller values than the first tick lie on it. */
+/** Returns a logarithmic scale. Values below the first tick are drawn at that tick. */
 function logarithmic(ticks) {
   const [from, to] = [ticks[0][0], ticks.at(-1)[0]].map(Math.log);
   return {
@@ -69,7 +76,7 @@ function logarithmic(ticks) {
   };
 }
 
-/** The values at equal distances, whatever they are. */
+/** Returns a scale with all ticks at equal distances, whatever their values. */
 function even(ticks) {
   return {
     at: (value) => ticks.findIndex(([tick]) => tick === value) / Math.max(1, ticks.length - 1),
@@ -77,7 +84,7 @@ function even(ticks) {
   };
 }
 
-/** Moves what is nearer than `distance` apart, and keeps the order. */
+/** Moves positions that are closer together than `distance` apart, and keeps their order. */
 function apart(ys, distance, lowest) {
   const order = ys.map((y, index) => [y, index]).sort(([a], [b]) => a - b);
   for (let n = 1; n < order.length; n += 1)
@@ -91,7 +98,10 @@ function apart(ys, distance, lowest) {
   return moved;
 }
 
-/** One panel. A series is `{ key, label, isDashed, points: [[x, y]] }`; its name stands at its end. */
+/**
+ * Draws one panel. A series is `{ key, label, isDashed, points: [[x, y]] }`. Its label is at its
+ * end.
+ */
 function panel({ left, top, width, height, title, xTitle, yTitle, x, y, series }) {
   const toX = (value) => round(left + x.at(value) * width);
   const toY = (value) => round(top + height - y.at(value) * height);
@@ -144,7 +154,7 @@ ${content}
 `;
 }
 
-/** A figure of a backup into an empty store, over the size of the project. */
+/** Plots a figure of a backup into an empty store over the size of the database. */
 function overSize({ bySize }, title, yTitle, figure) {
   const series = bySize[0].contenders.map(({ key, name }) => {
     const points = bySize.map(({ databaseBytes, contenders }) => {
@@ -186,7 +196,10 @@ const memory = (sweep) =>
     ({ memory: { peakBytes } }) => peakBytes / 2 ** 20,
   );
 
-/** Time and bytes of the next backup, as shares of the contender's own first one, over the share of changed pages. */
+/**
+ * Plots the time and bytes of the next backup over the share of changed pages. Both are percentages
+ * of the contender's own first backup.
+ */
 function nextBackup({ byChange: { points } }) {
   const shares = points.map(({ changedPercent }) => [changedPercent, `${changedPercent} %`]);
   const seriesOf = (field) => {
@@ -239,7 +252,7 @@ function nextBackup({ byChange: { points } }) {
   return document(800, 810, 'Time and bytes of the next backup', panels.map(panel).join('\n'));
 }
 
-/** File names and what is in them. */
+/** Returns the content of each plot by its file name. */
 export function plotsOf(sweep) {
   return {
     'backup-throughput.svg': throughput(sweep),

@@ -1,4 +1,5 @@
-// Makes a project of real text: the documentation and sources that a build of this repository has on its disk.
+// Makes a project of real text: the documentation and sources that a build of this repository has
+// on disk.
 
 import {
   existsSync,
@@ -17,15 +18,18 @@ import Database from 'better-sqlite3';
 import { root } from '../scripts/setup.mjs';
 
 const MEGABYTE = 1e6;
-/** Enough that no part comes again within the window of any compressor measured here; for a small project, a few times its size. */
+/**
+ * Enough text that no part repeats within the window of any compressor measured here. A small
+ * project gets text of a few times its size.
+ */
 const CORPUS_BYTES = 120 * MEGABYTE;
 const LEAST_CORPUS_BYTES = 4 * MEGABYTE;
 const CORPUS_PER_PROJECT = 4;
-/** Nodes between two looks at the size. */
+/** The number of nodes added between two checks of the size. */
 const BATCH = 200;
 const TEXT = /\.(md|markdown|txt|rs|ts|js|c|h)$/;
 
-/** Numbers from 0 to 1, the same in every run. */
+/** Returns a generator of numbers from 0 to 1, the same in every run. */
 function numbers(seed) {
   let state = seed;
   return () => {
@@ -59,7 +63,9 @@ function corpus(wantedBytes) {
   return texts.join('\n');
 }
 
-/** As the host makes its database: a graph with a full-text index that follows the text. */
+/**
+ * The schema of the host's database: a graph with a full-text index that triggers keep up to date.
+ */
 const GRAPH = `
   CREATE TABLE nodes (id TEXT PRIMARY KEY, path TEXT, filename TEXT, title TEXT, type TEXT, status TEXT, content TEXT,
     frontmatter TEXT, word_count INTEGER, created_at TEXT, updated_at TEXT);
@@ -105,11 +111,17 @@ function graphFiller(db, text, next) {
   };
 }
 
-/** Nodes that fill a page each, so that a share of the rows is that share of the pages. */
+/**
+ * A schema whose nodes fill a page each, so that a share of the rows is the same share of the
+ * pages.
+ */
 const PAGES = `
   CREATE TABLE nodes (id INTEGER PRIMARY KEY, content TEXT);
   CREATE TABLE edges (id INTEGER PRIMARY KEY, source_id TEXT, target_id TEXT);`;
-/** More than half of a page of 4,096 bytes, and no more than goes into one without an overflow page. */
+/**
+ * More than half of a page of 4,096 bytes, so that no two nodes share a page. It is short enough to
+ * need no overflow page.
+ */
 const PAGE_TEXT_BYTES = 4000;
 
 function pageFiller(db, text, next) {
@@ -122,7 +134,10 @@ function pageFiller(db, text, next) {
 
 const SHAPES = { graph: [GRAPH, graphFiller], pages: [PAGES, pageFiller] };
 
-/** A project whose database has about `megabytes`, below the directory `data`; made once and kept there. */
+/**
+ * Returns a project below the directory `data` whose database has about `megabytes` MB. Makes it on
+ * first use and keeps it.
+ */
 export function project(data, megabytes, shape = 'graph') {
   const dir = path.join(data, `${shape}-${megabytes}`);
   const database = path.join(dir, '.kg/knowledge.db');

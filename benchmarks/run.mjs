@@ -1,14 +1,16 @@
-// Runs one command and says what it took: time, and the memory of all its processes together.
+// Runs one command and measures its time and the memory of all of its processes together.
 
 import { spawn } from 'node:child_process';
 import { readFileSync, readdirSync } from 'node:fs';
 
 import { memoryBytes } from './in-host.mjs';
 
-/** Between two looks at the memory. */
 const SAMPLE_INTERVAL_MS = 5;
 
-/** The process and everything it started, by /proc: a reader of ours is in a process group of its own. */
+/**
+ * Returns the process and its descendants. Reads them from /proc because our worker has its own
+ * process group.
+ */
 function tree(pid) {
   try {
     const tasks = readdirSync(`/proc/${pid}/task`);
@@ -22,8 +24,9 @@ function tree(pid) {
 }
 
 /**
- * Runs `script` in bash with `env`. `sampled` looks at the memory meanwhile, which slows it down a little. After `limitSeconds` it
- * is ended, which `isUnfinished` of the result tells. What the script printed as JSON is part of the result.
+ * Runs `script` in bash with `env`. With `sampled`, samples the memory, which slows the script down
+ * a little. Kills the script after `limitSeconds` and sets `isUnfinished` in the result. The result
+ * includes what the script printed as JSON.
  */
 export function run(script, env, { sampled = false, limitSeconds } = {}) {
   return new Promise((resolve, reject) => {

@@ -1,8 +1,9 @@
-// What every contender is asked to do, in this order, on a copy of the project of its own. Each step builds on the ones before it.
+// The operations that every contender runs, in this order, on its own copy of the project. Each
+// step builds on the steps before it.
 
 /**
- * `call` is what a contender is asked for; `changePercent` of the rows are changed before it, spread out, another set each time.
- * A contender without that call has no figure for the step.
+ * `call` names the operation. `changePercent` of the rows are changed before it, spread over the
+ * table, a different set each time. A contender without that operation has no figure for the step.
  */
 export const STEPS = [
   { key: 'backup', label: 'backup', call: 'backup' },
@@ -19,10 +20,13 @@ export const STEPS = [
   },
 ];
 
-/** For a curve over sizes. */
+/** The steps for a curve over sizes. */
 export const BACKUP_ALONE = STEPS.slice(0, 1);
 
-/** For a curve over the share of changed pages: a full backup to compare with, then one of each kind after that much changed. */
+/**
+ * Returns the steps for a curve over the share of changed pages. They are a full backup to compare
+ * with, then one of each kind after such a change.
+ */
 export function changeSteps(changePercent) {
   return [
     { key: 'backup', call: 'backup' },

@@ -1,11 +1,11 @@
-// The figures of one size as Markdown: three tables, a row for each contender.
+// Formats the results of one size as Markdown: three tables, with a row for each contender.
 
 import { median } from './measure.mjs';
 import { STEPS } from './steps.mjs';
 
 const NONE = '–';
 
-/** Median, then least and most. */
+/** Returns the median, followed by the minimum and the maximum in parentheses. */
 export function spread(numbers, digits = 2) {
   const [least, most] = [Math.min(...numbers), Math.max(...numbers)].map((number) =>
     number.toFixed(digits),
@@ -28,7 +28,10 @@ const kept = (step) => (step ? megabytes(median(step.keptBytes)) : NONE);
 const ratio = (own, other) =>
   own === undefined || other === undefined ? NONE : (other / own).toFixed(2);
 
-/** The times and sizes of single steps, with what they are of the first contender's. */
+/**
+ * Returns a table of the times and sizes of single steps, with their ratios to those of the first
+ * contender.
+ */
 function calls(contenders) {
   const [own] = contenders;
   const rows = contenders.map(({ name, steps }) => {
@@ -50,7 +53,7 @@ function calls(contenders) {
   );
 }
 
-/** What the next backup costs. */
+/** Returns a table of the costs of the next backup. */
 function next(contenders) {
   const later = STEPS.filter(({ key }) => /^(full|incremental)/.test(key));
   const rows = contenders.map(({ name, steps }) => [
@@ -67,7 +70,10 @@ function memory({ memory: { peakBytes, baseBytes } }) {
     : peak;
 }
 
-/** How long the backup took while the writer worked; some restart at each commit and never end. */
+/**
+ * Returns how long the backup took next to a writer. Some contenders restart at each commit and
+ * never end.
+ */
 function besideWriter({ seconds, isUnfinished }) {
   const ended = seconds.filter((_, run) => !isUnfinished[run]);
   const limits = seconds.filter((_, run) => isUnfinished[run]);
@@ -77,7 +83,10 @@ function besideWriter({ seconds, isUnfinished }) {
   return [ended.length > 0 && spread(ended), unfinished].filter(Boolean).join(', ');
 }
 
-/** What a backup costs those beside it. */
+/**
+ * Returns a table of what a backup costs other processes: memory, the longest commit of a writer,
+ * and stalls of the JavaScript thread.
+ */
 function costs({ contenders, writerAloneMs }) {
   const rows = contenders.map(({ name, steps: { backup, verify, restore }, writer }) => [
     name,
@@ -104,7 +113,7 @@ function costs({ contenders, writerAloneMs }) {
   );
 }
 
-/** All of one size. */
+/** Returns all tables of one size, with their headings. */
 export function tablesOf(measured) {
   const { databaseBytes, runs, contenders } = measured;
   const head = `### ${(databaseBytes / 1e6).toFixed(0)} MB\n\n${runs} runs. Ratios are to ${contenders[0].name}; larger is slower, or larger in size.`;

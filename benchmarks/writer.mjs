@@ -1,7 +1,8 @@
-// Somebody who works with the database meanwhile: node writer.mjs DATABASE
+// A process that writes to the database during a backup: node writer.mjs DATABASE
 //
-// Commits a small transaction every few milliseconds. Says `ready` after the first, and at the end of standard input how many
-// there were after that and how long the longest of them took, as JSON.
+// Commits a small transaction every few milliseconds. Prints `ready` after the first. When standard
+// input ends, prints the number of later commits and the time of the longest in milliseconds, as
+// JSON.
 
 import { setTimeout } from 'node:timers/promises';
 
@@ -19,7 +20,7 @@ process.stdin.on('end', () => {
 });
 process.stdin.resume();
 
-/** Returns how long it took, in milliseconds. */
+/** Commits one row. Returns the time that this took, in milliseconds. */
 function commit(number) {
   const began = performance.now();
   insert.run(`meanwhile-${number}`, 'A few words about what was found. '.repeat(10));

@@ -1,5 +1,6 @@
-// Builds the addon and `kg` and puts both into npm/<platform>/, where index.js and bin/kg.js find them. With `--dev` as the tests need them:
-// compiled sooner, and with the checks of debug builds.
+// Builds the addon and `kg` and copies both into npm/<platform>/, where index.js and bin/kg.js look
+// for them. `--dev` makes the build that the tests need: it compiles faster and keeps the checks of
+// debug builds.
 
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, rmSync } from 'node:fs';
@@ -29,7 +30,8 @@ for (const [built, name] of [
   ['kg', 'kg'],
 ]) {
   const to = path.join(target, name);
-  // Removed first: a running process keeps the old file, and a copy into it would change its code.
+  // Remove the old file first. A running process keeps it; a copy into it would change the code of
+  // that process.
   rmSync(to, { force: true });
   copyFileSync(
     path.join(

@@ -1,7 +1,7 @@
-// `npm run demo`: the main job, on real input, told as it happens.
+// `npm run demo`: demonstrates the main job on real input and prints each step.
 //
-// A project made of this repository's own Markdown is backed up while a process writes to it, verified, destroyed,
-// restored and checked.
+// Makes a project from the Markdown of this repository and backs it up while another process writes
+// to it. Then verifies the backup, damages the database, restores it and checks the result.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';

@@ -1,9 +1,10 @@
-// Fuzzes what reads bytes that others wrote: each target of fuzz/ for a minute, from seeds made here.
+// Fuzzes the code that reads untrusted bytes: each target of fuzz/ for a minute, from seeds made
+// here.
 //
 //   node scripts/fuzz.mjs [--seconds 60] [TARGET ...]
 //
-// cargo-fuzz is installed below target/ where it is missing. With a nightly toolchain AddressSanitizer looks on, which finds wrong accesses
-// of the C libraries too.
+// Installs cargo-fuzz below target/ if it is missing. With a nightly toolchain AddressSanitizer is
+// on, which also finds invalid memory accesses in the C libraries.
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import {
@@ -32,7 +33,7 @@ export const targets = readdirSync(path.join(fuzzDir, 'fuzz_targets'))
   )
   .map((file) => path.basename(file, '.rs'));
 
-/** Calls cargo-fuzz, as it is on this machine. */
+/** Returns a function that calls cargo-fuzz with the options that suit this machine. */
 function cargoFuzz() {
   const tools = path.join(root, 'target/tools');
   const env = {
@@ -67,7 +68,10 @@ function cargoFuzz() {
     );
 }
 
-/** What `kg` writes of a small project, by target: name and bytes. */
+/**
+ * Returns the seeds of each target: data that `kg` writes for a small project, and the samples
+ * below.
+ */
 function seeds() {
   const dir = mkdtempSync(path.join(os.tmpdir(), 'kg-seeds-'));
   const project = path.join(dir, 'project');
@@ -109,7 +113,7 @@ function seeds() {
   return {
     archive: contents,
     cron: CRON,
-    // The first byte says how the rest comes.
+    // The first byte sets the size of the chunks in which the target receives the rest.
     delta: [...pages, database].map((bytes) => Buffer.concat([Buffer.from([200]), bytes])),
     journal: [true, false].map((decided) => JSON.stringify(journal(decided, JSON.parse(record)))),
     manifest: manifests,
@@ -176,7 +180,7 @@ const SETTINGS = [
   },
 ];
 
-/** A journal of an interrupted restore; `@` is the directory beside the project. */
+/** A journal of an interrupted restore. `@` stands for the directory that contains the project. */
 const journal = (decided, record) => ({
   decided,
   token: 't',
@@ -198,7 +202,10 @@ const journal = (decided, record) => ({
   outside: '@/outside/secret',
 });
 
-/** Fuzzes each target for so many seconds. Returns the executions and the failures; a failure is shown, and how to see it again. */
+/**
+ * Fuzzes each target for `seconds` seconds. Returns the number of executions and of failures. For
+ * each failure, prints the end of the output of the fuzzer, which says how to reproduce it.
+ */
 export function fuzz(names = targets, seconds = 60) {
   const cargo = cargoFuzz();
   const made = cargo('build', [], { stdio: 'inherit' });
@@ -210,7 +217,7 @@ export function fuzz(names = targets, seconds = 60) {
     for (const dir of [corpus, given]) mkdirSync(dir, { recursive: true });
     all[name].forEach((bytes, number) => writeFileSync(path.join(given, String(number)), bytes));
     const tmp = existsSync('/dev/shm') ? '/dev/shm' : os.tmpdir();
-    // A thread that is about to end is taken for a leak.
+    // The leak check is off because it reports a thread that is about to end as a leak.
     const limits = [
       `-max_total_time=${seconds}`,
       '-timeout=20',

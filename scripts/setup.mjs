@@ -1,5 +1,5 @@
-// `npm run setup`: makes a fresh clone ready for the tests: JavaScript packages, the native build,
-// programs of the system. Safe to run again.
+// `npm run setup`: prepares a fresh clone for the tests. Installs the JavaScript packages and the
+// system programs, and builds the native code. It is safe to run again.
 
 import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, statSync } from 'node:fs';
@@ -11,7 +11,10 @@ export const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '..'
 
 const running = new Set();
 
-/** Runs a command in the repository, showing its output; ends this process, and what else runs, where it fails. */
+/**
+ * Runs a command in the repository and shows its output. If it fails, ends the other running
+ * commands and this process.
+ */
 async function must(command, ...args) {
   const child = spawn(command, args, { cwd: root, stdio: 'inherit' });
   running.add(child);
@@ -31,7 +34,10 @@ function changedAt(file) {
   return existsSync(full) ? statSync(full).mtimeMs : 0;
 }
 
-/** JavaScript packages as the lock file has them. better-sqlite3 is compiled where there is no binary of it. */
+/**
+ * Installs the JavaScript packages of the lock file. Compiles better-sqlite3 if it has no prebuilt
+ * binary for this system.
+ */
 async function packages() {
   if (changedAt('node_modules/.package-lock.json') < changedAt('package-lock.json'))
     await must('npm', 'ci', '--no-audit', '--no-fund');
@@ -42,17 +48,20 @@ async function packages() {
   if (!works) await must('npm', 'rebuild', 'better-sqlite3', '--foreground-scripts');
 }
 
-/** The addon and `kg`. */
+/** Builds the addon and `kg`. */
 async function build(...options) {
   await must(process.execPath, path.join(root, 'scripts/build.mjs'), ...options);
 }
 
-/** Both at once: the one mostly waits for the network and for a single compiler. `options` are those of scripts/build.mjs. */
+/**
+ * Installs the packages and builds at the same time, because the installation mostly waits for the
+ * network and for a single compiler. `options` are those of scripts/build.mjs.
+ */
 export async function prepare(...options) {
   await Promise.all([packages(), build(...options)]);
 }
 
-/** The programs that the tests compare with, and their Debian packages. */
+/** The programs that the tests compare results with, each with its Debian package. */
 const TOOLS = {
   age: 'age',
   chattr: 'e2fsprogs',
@@ -72,7 +81,10 @@ const TOOLS = {
   zstd: 'zstd',
 };
 
-/** Installs missing tools if this is root on a Debian system. Otherwise names them and exits. */
+/**
+ * Installs missing tools if this process runs as root on a Debian system. Otherwise prints their
+ * names and exits with status 1.
+ */
 async function tools() {
   const missing = Object.entries(TOOLS).filter(
     ([name]) => spawnSync('sh', ['-c', `command -v ${name}`]).status !== 0,

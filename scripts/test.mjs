@@ -1,6 +1,7 @@
-// `npm test`: sets everything up, runs every suite, and ends with one line over all of them.
+// `npm test`: prepares the clone, runs every suite, and prints one line of totals at the end.
 //
-// `npm run lint`, `test:rust` and `test:js` run one part: `node scripts/test.mjs lint rust js`.
+// `npm run lint`, `test:rust` and `test:js` run one part each. The parts can also be named:
+// `node scripts/test.mjs lint rust js`.
 
 import { spawn } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
@@ -9,7 +10,8 @@ import path from 'node:path';
 
 import { root, setUp } from './setup.mjs';
 
-// `npm run test:long`: each point of what is otherwise sampled, then a minute of each fuzz target.
+// `npm run test:long`: tests every point that is otherwise sampled, then runs each fuzz target for
+// a minute.
 const isLong = process.argv.includes('--long');
 const parts = process.argv.slice(2).filter((argument) => !argument.startsWith('--'));
 const runs = (part) => parts.length === 0 || parts.includes(part);
@@ -20,7 +22,7 @@ await setUp();
 
 const total = { passed: 0, failed: 0, skipped: 0 };
 
-/** Runs a command, showing its output; resolves to its status and what it printed. */
+/** Runs a command and shows its output. Resolves to whether it succeeded and what it printed. */
 function show(command, args) {
   console.log(`\n── ${[command, ...args].join(' ')}`);
   return new Promise((resolve) => {
@@ -35,7 +37,10 @@ function show(command, args) {
   });
 }
 
-/** Adds a suite's counts. One that failed without a failed test (it did not compile, say) counts as one failure. */
+/**
+ * Adds the counts of a suite. A suite that failed without a failed test, for example because it did
+ * not compile, counts as one failure.
+ */
 function add(ok, { passed, failed, skipped }) {
   total.passed += passed;
   total.failed += ok ? failed : Math.max(failed, 1);
@@ -60,7 +65,7 @@ async function cargoTest() {
   add(ok, counts);
 }
 
-/** Runs vitest or jest, whose reports have the same form. */
+/** Runs vitest or jest. Their reports have the same form. */
 async function javascript(command, ...args) {
   const report = path.join(reports, `${path.basename(command)}.json`);
   const { ok } = await show(process.execPath, [command, ...args, `--outputFile=${report}`]);
@@ -77,7 +82,7 @@ async function javascript(command, ...args) {
   add(ok, counts);
 }
 
-/** What the suites of the long run counted, and what comes with it. */
+/** Prints `sums` together with the counts that the suites of the long run recorded. */
 function printFigures(sums) {
   const lines = existsSync(figures) ? readFileSync(figures, 'utf8').trim().split('\n') : [];
   for (const line of lines) {
@@ -91,7 +96,10 @@ function printFigures(sums) {
   );
 }
 
-/** jest has more packages than all else together, so only its test installs them. */
+/**
+ * Runs the jest test. jest has more packages than everything else together, so only this test
+ * installs them.
+ */
 async function jest() {
   const home = path.join(root, 'target/jest');
   mkdirSync(home, { recursive: true });
@@ -107,7 +115,7 @@ async function jest() {
 if (runs('lint')) {
   await check('cargo', 'fmt', '--check');
   await check('cargo', 'clippy', '--locked', '--all-targets', '--', '-D', 'warnings');
-  // Reports dead code, which the tests would keep alive.
+  // Reports dead code. Without this configuration, the items exported for the tests would hide it.
   await check(
     'cargo',
     'rustc',
@@ -121,7 +129,7 @@ if (runs('lint')) {
     '-D',
     'warnings',
   );
-  // Without the fuzzer itself, which is C++ to compile.
+  // Leaves out the fuzzer itself, which is C++ that would have to be compiled.
   await check(
     'cargo',
     'clippy',

@@ -1,4 +1,5 @@
-//! Any content of an archive, under a seal that fits: it is checked and unpacked alike, and only into the directory that it goes to.
+//! Fuzzes the content of an archive under a valid seal. Checking and unpacking must agree, and
+//! unpacking must write only into its target directory.
 #![no_main]
 
 use std::fs;

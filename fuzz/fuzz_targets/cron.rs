@@ -1,4 +1,4 @@
-//! Any cron expression in any zone: the times that it names go forward.
+//! Fuzzes cron expressions and time zones. Each time must be later than the one before it.
 #![no_main]
 
 use jiff::Timestamp;

@@ -1,5 +1,5 @@
-//! Any pages of an incremental backup: the database gets the size that the manifest says, and the hashes of the pages are those of what is in
-//! it, however the bytes come.
+//! Fuzzes the pages of an incremental backup. The database must get the size that the manifest
+//! states. The page hashes must match its content, whatever the chunks in which the bytes arrive.
 #![no_main]
 
 use std::{fs::File, os::unix::fs::FileExt};
@@ -37,7 +37,7 @@ fuzz_target!(|input: (u8, &[u8])| {
     let Some(Collected::Delta { pages, .. }) = collected else {
         panic!("what can be applied can be hashed")
     };
-    // The last of one number counts.
+    // If a page number occurs more than once, the last page counts.
     for (at, (number, hash)) in pages
         .iter()
         .enumerate()

@@ -1,4 +1,5 @@
-//! Any journal of an interrupted restore in a project: nothing outside of the project is made, changed or removed.
+//! Fuzzes the journal of an interrupted restore. Nothing outside the project may be created,
+//! changed or removed.
 #![no_main]
 
 mod project;
@@ -14,7 +15,7 @@ fuzz_target!(|text: &str| {
     project.write_orders(&project.root.join(".kg/restore-journal.json"), text);
     let _ = lock_and_recover(&project.root, Duration::ZERO, &mut Vec::new());
     project.assert_outside_as_it_was();
-    // Whatever it was, it can be put out of the way.
+    // Whatever the journal contained, its removal must unblock the project.
     let _ = fs::remove_file(project.root.join(".kg/restore-journal.json"));
     lock_and_recover(&project.root, Duration::ZERO, &mut Vec::new())
         .expect("nothing is in the way");

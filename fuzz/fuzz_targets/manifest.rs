@@ -1,4 +1,5 @@
-//! Any manifest: what is read is written so that it reads the same, and what stands beside an encrypted archive names no file.
+//! Fuzzes manifests. A parsed manifest must read the same after it is written again. The sidecar of
+//! an encrypted archive must name no file.
 #![no_main]
 
 use kg_backup::internals::archive::{

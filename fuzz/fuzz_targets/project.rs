@@ -1,4 +1,4 @@
-//! A small project, with files beside it that nothing in it may reach.
+//! A small project, and files outside it that nothing in the project may reach.
 
 use std::{
     collections::BTreeMap,
@@ -42,7 +42,7 @@ impl Project {
         Project { dir, root, outside }
     }
 
-    /// `@` in a text stands for the directory that holds the project.
+    /// Writes `text` to `path`. `@` in `text` stands for the directory that contains the project.
     pub fn write_orders(&self, path: &Path, text: &str) {
         let text = text.replace('@', &self.dir.path().to_string_lossy());
         fs::write(path, text).expect("a file");
@@ -53,7 +53,7 @@ impl Project {
     }
 }
 
-/// The directories and files below `dir`, but for the project's own.
+/// Returns the directories and files below `dir`, except those of the project.
 fn beside(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(dir).expect("a directory") {

@@ -1,4 +1,5 @@
-//! Anything that the reader process could send, or be sent: frames are read as they were written, and no length is believed.
+//! Fuzzes the frames to and from the worker process. A frame must read as it was written, and no
+//! length may be trusted.
 #![no_main]
 
 use kg_backup::internals::worker::protocol::{
@@ -23,7 +24,7 @@ fuzz_target!(|bytes: &[u8]| {
                     ));
                 }
                 let _ = serde_json::from_slice::<Request>(&json);
-                // As it came: JSON has many ways to write the same.
+                // Copied unchanged, because the same value can be written as JSON in many ways.
                 written.push(b'J');
                 written.extend((json.len() as u32).to_le_bytes());
                 written.extend(json);

@@ -1,4 +1,5 @@
-//! Any bytes as a damaged database: what is salvaged is a sound database, and the source stays as it is.
+//! Fuzzes salvage with any bytes as a damaged database. The result must be a sound database, and
+//! the source must stay unchanged.
 #![no_main]
 
 use std::fs;

@@ -1,4 +1,5 @@
-//! Any configuration: what is refused does not count, and a value that counts is one that can be set.
+//! Fuzzes configurations. A refused setting must have no effect, and each value in effect must be
+//! one that can be set.
 #![no_main]
 
 use std::path::Path;

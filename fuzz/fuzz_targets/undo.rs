@@ -1,4 +1,5 @@
-//! Any record of a restore that is undone: nothing outside of the project is made, changed or removed.
+//! Fuzzes the record of a restore that is undone. Nothing outside the project may be created,
+//! changed or removed.
 #![no_main]
 
 mod project;
@@ -30,7 +31,7 @@ fuzz_target!(|text: &str| {
     let _ = undo(&request(true));
     let _ = undo(&request(false));
     project.assert_outside_as_it_was();
-    // A failure leaves nothing that the next run could not take up.
+    // A failure must leave nothing that the next run cannot recover.
     assert!(fs::metadata(project.root.join(".kg/knowledge.db")).is_ok());
     lock_and_recover(&project.root, Duration::ZERO, &mut Vec::new())
         .expect("nothing is left in the midst");

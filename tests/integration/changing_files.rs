@@ -1,5 +1,5 @@
-//! Files that are not what they were when the backup began: each change is made at the very moment that matters, between two
-//! pieces of the file's own content.
+//! Files that change during a backup. Each change happens at the moment that matters, between two
+//! pieces of the content of the file.
 
 use std::{
     fs::{self, File},
@@ -20,11 +20,11 @@ use kg_backup::internals::{
 };
 use rusqlite::Connection;
 
-/// Above the size up to which a file is read whole, and read again when it changed.
+/// Larger than the limit up to which a file is read whole, and read again if it changed.
 const LARGE: usize = 9 * 1024 * 1024;
 const PATH: &str = ".kg/plugins/p/data";
 
-/// Takes what is sent, and changes the file at `when`.
+/// Receives what is sent, and changes the file at `when`.
 struct Receiver<F> {
     change: Option<F>,
     when: When,
@@ -35,7 +35,7 @@ struct Receiver<F> {
 enum When {
     /// After everything was found, before anything is read.
     Planned,
-    /// After the first piece of its content was sent.
+    /// After the first piece of the content of the file was sent.
     Reading,
 }
 
@@ -73,8 +73,8 @@ impl<F: FnOnce()> Receiver<F> {
     }
 }
 
-/// Saves a project whose file of `size` bytes is changed; the announced and the sent size of the file, if it was saved, and
-/// the codes of the warnings.
+/// Saves a project whose file of `size` bytes changes. Returns the announced and the sent size of
+/// the file, if it was saved, and the codes of the warnings.
 fn saved(
     size: usize,
     when: When,

@@ -1,4 +1,5 @@
-//! Every single byte of an archive matters: each one changed, and every length it can be cut to, is caught.
+//! Every byte of an archive matters. Each changed byte, and each length to which the archive can be
+//! cut, is detected.
 
 use std::{fs, path::Path};
 
@@ -17,7 +18,8 @@ use kg_backup::internals::{
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-/// A small archive, alone in a directory; encrypted where there are keys.
+/// Makes a small archive in a temporary directory, encrypted if there are `keys`. Returns the
+/// directory and the bytes of the archive.
 fn small_archive(compression: Compression, keys: Option<&Keys>) -> (TempDir, Vec<u8>) {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("project");

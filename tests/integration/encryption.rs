@@ -1,4 +1,5 @@
-//! What opens an encrypted archive, what is said where nothing does, and what a forged one can take.
+//! What opens an encrypted archive, which error is returned if nothing does, and what a forged
+//! archive can consume.
 
 use std::{fs, io::Write, path::PathBuf};
 
@@ -98,7 +99,7 @@ fn another_key_is_told_from_a_changed_file_where_the_manifest_is_beside_it() {
             Code::KeyNeeded
         );
     }
-    // Each byte of the header: what wraps the key looks like another key then.
+    // Change each byte of the header. What wraps the key then looks like another key.
     let whole = fs::read(&made.path).unwrap();
     let end = whole.windows(4).position(|bytes| bytes == b"--- ").unwrap();
     for at in 0..end + 40 {
@@ -205,7 +206,7 @@ proptest! {
 
     #[test]
     fn an_archive_of_any_length_is_what_age_decrypts_and_its_digest_is_of_the_file(
-        // Around the pieces that age encrypts, and the blocks of an archive.
+        // Sizes around the pieces that age encrypts and the blocks of an archive.
         pieces in 0..5_usize, more in -70..70_i64, compression in prop_oneof![Just(Compression::None), Just(Compression::GZIP)],
     ) {
         let size = (pieces as i64 * 65_536 + more).max(0) as usize;

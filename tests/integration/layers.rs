@@ -1,4 +1,5 @@
-//! The folders of `src` are layers: each imports itself and what stands before it in this list. Tests may use anything.
+//! The folders of `src` are layers. Each may import itself and the folders before it in this list.
+//! Tests may use anything.
 
 use std::{
     fs,
@@ -21,7 +22,7 @@ const LAYERS: [&str; 14] = [
     "commands",
     "service",
 ];
-/// Above all of them; neither knows the other.
+/// The faces are above all layers. They do not import each other.
 const FACES: [&str; 2] = ["node", "cli"];
 
 fn files(dir: &Path, found: &mut Vec<PathBuf>) {
@@ -36,7 +37,7 @@ fn files(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The first name of each path in a use tree: `a::b, c::{d, e}` has `a` and `c`.
+/// Returns the first name of each path in a use tree: `a` and `c` for `a::b, c::{d, e}`.
 fn first_names(tree: &str) -> Vec<String> {
     let (mut names, mut name, mut depth, mut is_done) = (Vec::new(), String::new(), 0, false);
     for letter in tree.chars().chain([',']) {
@@ -58,7 +59,7 @@ fn first_names(tree: &str) -> Vec<String> {
     names
 }
 
-/// What a file names after `crate::`, comments and its tests left out.
+/// Returns the names after `crate::` in a file, without its comments and its tests.
 fn imports(text: &str) -> Vec<String> {
     let code = text.split("#[cfg(test)]").next().unwrap_or_default();
     let lines = code
@@ -118,7 +119,7 @@ fn no_layer_imports_one_above_it() {
             continue;
         };
         for import in imports(&fs::read_to_string(&path).unwrap()) {
-            // What lib.rs gives the names `Code`, `Error` and `Result`.
+            // `Code`, `Error` and `Result` are re-exported by lib.rs from `error`.
             let of = if import.starts_with(char::is_uppercase) {
                 "error"
             } else {

@@ -1,4 +1,5 @@
-//! One program for all of these tests: each would be compiled and linked with the whole crate.
+//! One program for all integration tests. Separate programs would each be compiled and linked with
+//! the whole crate.
 
 #![allow(
     clippy::expect_used,

@@ -1,6 +1,6 @@
-//! `messages.txt` next to this file has every message of the source with its code, so that messages
-//! can be proofread together. To write it anew:
-//! `KG_WRITE_REFERENCE=1 cargo test --test integration messages`.
+//! `messages.txt` next to this file lists every message of the source with its code, so that all
+//! messages can be proofread together. To regenerate it: `KG_WRITE_REFERENCE=1 cargo test --test
+//! integration messages`.
 
 use std::{
     env,
@@ -51,12 +51,12 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
 
 #[derive(Default)]
 struct Messages {
-    /// A message a line, with the code that belongs to it.
+    /// One message per line, with its code.
     lines: String,
 }
 
 impl Messages {
-    /// Reads the tokens of a block. `code` is the code that the blocks around it name.
+    /// Reads the tokens of a block. `code` is the code that the enclosing blocks name.
     fn read(&mut self, tokens: TokenStream, code: Option<&str>) {
         let tokens: Vec<TokenTree> = tokens.into_iter().collect();
         for (at, token) in tokens.iter().enumerate() {
@@ -86,7 +86,7 @@ impl Messages {
     }
 }
 
-/// Whether the block that follows is a module of tests.
+/// Returns whether the block that follows is a module of tests.
 fn is_of_test(before: &[TokenTree]) -> bool {
     let mut last = before.iter().rev();
     let name = last.next();
@@ -95,7 +95,7 @@ fn is_of_test(before: &[TokenTree]) -> bool {
         if keyword == "mod" && name.to_string().ends_with("tests"))
 }
 
-/// The code that stands nearest before or after a token of the same block.
+/// Returns the code that is nearest to a token of the same block, before or after it.
 fn nearest_code(tokens: &[TokenTree], at: usize) -> Option<String> {
     let codes = codes(tokens);
     let is_near = |place: usize| place.abs_diff(at);
@@ -124,7 +124,7 @@ fn codes(tokens: &[TokenTree]) -> Vec<(usize, String)> {
     found
 }
 
-/// Whether a literal is a text for people: several words.
+/// Returns whether a literal is text for people: more than two words, and not SQL.
 fn is_message(literal: &str) -> bool {
     let text = literal.trim_start_matches(['b', 'r', '#']);
     let words = text
@@ -145,7 +145,7 @@ fn is_sql(text: &str) -> bool {
     .any(|keyword| text.starts_with(keyword))
 }
 
-/// The text of a literal on one line.
+/// Returns the text of a literal on one line.
 fn unfolded(literal: &str) -> String {
     let text = literal.trim_start_matches(['r', '#']).trim_end_matches('#');
     let text = text.trim_matches('"');

@@ -1,5 +1,6 @@
-//! `docs/reference/cli.md` and `settings.md` are made from clap's definitions and the schema of the
-//! settings. To write them anew: `KG_WRITE_REFERENCE=1 cargo test --test integration reference`.
+//! `docs/reference/cli.md` and `settings.md` are generated from clap's definitions and the schema
+//! of the settings. To regenerate them: `KG_WRITE_REFERENCE=1 cargo test --test integration
+//! reference`.
 
 use std::{env, fmt::Write, fs, path::Path};
 

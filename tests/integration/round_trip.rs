@@ -1,4 +1,4 @@
-//! What goes into an archive comes out of it, whatever the files are called and however long they are.
+//! Files come out of an archive as they went in, whatever their names and lengths.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,8 @@ use kg_backup::internals::{
 use proptest::prelude::*;
 use rusqlite::Connection;
 
-/// Any bytes that a file system takes, text more often than not; but nothing that leads out of a directory somewhere.
+/// Returns names of any bytes that a file system accepts, more often text than not. Excludes names
+/// that lead out of a directory on some system.
 fn name() -> impl Strategy<Value = OsString> {
     let text = "[a-zA-Z0-9 äß漢._\\\\'\"\n%~-]{1,40}".prop_map(OsString::from);
     let bytes = prop::collection::vec(
@@ -42,7 +43,7 @@ fn name() -> impl Strategy<Value = OsString> {
     )
 }
 
-/// Contents around the sizes where something changes: empty, a tar block, a compressed block.
+/// Returns contents of sizes at which something changes: empty, a tar block, a compressed block.
 fn content() -> impl Strategy<Value = Vec<u8>> {
     let block = Compression::GZIP.block_bytes();
     let size = prop_oneof![Just(0), 1..2000_usize, Just(512), block - 2..block + 2];
@@ -126,7 +127,7 @@ proptest! {
         };
         prop_assert_eq!(without_database(&target), without_database(&root));
 
-        // Some files go, some become others, and what changed is saved on top of that.
+        // Remove some files, change others, and save the changes in an incremental backup.
         for (number, name) in plugins.keys().enumerate() {
             let file = root.join(".kg/plugins/p").join(name);
             match number % 3 {
@@ -147,7 +148,7 @@ proptest! {
             .query_row("SELECT count(*) FROM nodes", [], |row| row.get(0)).unwrap();
         prop_assert_eq!(count, 2);
 
-        // A full backup takes over what the first one has, and stands alone.
+        // A full backup reuses data of the first one, but does not depend on it.
         let options = BackupOptions { kind: BackupType::Full, ..options };
         let third = create_backup(&root, &store, &WorkerMode::InProcess, &options, &context).unwrap().backup;
         let lock = store.lock(options.lock_timeout, &context).unwrap();

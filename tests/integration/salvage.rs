@@ -1,4 +1,5 @@
-//! Databases that are damaged in every way that the format has: what is whole comes back, and nothing else.
+//! Databases with every kind of damage that the format allows. Salvage returns the intact rows and
+//! nothing else.
 
 use std::{collections::BTreeMap, fs};
 
@@ -204,7 +205,7 @@ fn a_misplaced_page_of_many_children_does_not_speak_against_the_wal() {
             let content = &intact.bytes[start..start + page_size];
             for over in of("table leaf") {
                 let (tally, salvaged) = judge(&intact, &with_page(&intact, over, content));
-                // Without the WAL, rows that were deleted in it would be back.
+                // Without the WAL, rows that it deletes would come back.
                 let wal = salvaged.unwrap().wal;
                 assert_eq!(
                     (tally.invented, wal),
@@ -255,7 +256,7 @@ fn a_damaged_header_costs_no_row() {
                 let content = [&intact.bytes[..from], &vec![value; to - from]].concat();
                 let (tally, _) = judge(&intact, &with_page(&intact, 1, &content));
                 assert_eq!(tally.invented, 0, "{variant:?}: {from}..{to} = {value}");
-                // Page 1 itself is touched, but holds no row of a table.
+                // Page 1 itself is damaged, but holds no row of a table.
                 assert_eq!(
                     tally.saved, tally.whole,
                     "{variant:?}: {from}..{to} = {value}"
@@ -269,7 +270,7 @@ fn a_damaged_header_costs_no_row() {
 fn a_file_that_is_too_short_or_too_long_keeps_what_is_before_its_end_and_invents_nothing() {
     for variant in [VARIANTS[0], VARIANTS[2], VARIANTS[3]] {
         let intact = intact(variant);
-        // Something was written behind the end, or half a page.
+        // Something was written after the end: a few bytes, half a page, or more than a page.
         for more in [1, 100, variant.page_size / 2, variant.page_size + 7] {
             let (tally, _) = judge(&intact, &[&intact.bytes[..], &noise(3, more)].concat());
             assert_eq!(
@@ -313,7 +314,7 @@ fn where_the_first_page_is_lost_each_row_is_in_its_table_or_in_lost_and_found() 
         ] {
             let (tally, salvaged) = judge(&intact, &with_page(&intact, 1, &content));
             let salvaged = salvaged.unwrap();
-            // Deleted rows do not come back, although nothing says any more which pages are free.
+            // Deleted rows do not come back, although the record of the free pages is lost.
             assert_eq!(tally.invented, 0, "{variant:?}");
             assert_eq!(
                 tally.saved + tally.aside,
@@ -353,7 +354,8 @@ fn a_flipped_bit_changes_at_most_one_row() {
             let mut bytes = intact.bytes.clone();
             bytes[at] ^= 1 << (index % 8);
             let (tally, _) = judge(&intact, &bytes);
-            // What changed inside a value cannot be told: at most the one row that it is a part of.
+            // A change inside a value cannot be detected. It affects at most the one row that the
+            // value is a part of.
             assert!(
                 tally.invented + tally.changed <= 1,
                 "{variant:?}: bit at {at}, {tally:?}"

@@ -1,4 +1,5 @@
-//! A killed writer leaves a rollback journal: what is salvaged is the database as it was before that transaction.
+//! A killed writer leaves a rollback journal. Salvage returns the database as it was before that
+//! transaction.
 
 use std::{
     fs,
@@ -12,7 +13,7 @@ use crate::support::beside::salvage_beside;
 
 const PAGE: usize = 1024;
 
-/// Rows of `t` in a database, with its sum of `b`.
+/// The number of rows of `t` in a database, and its sum of `b`.
 type Content = (i64, i64);
 
 fn content(path: &Path) -> Content {
@@ -24,7 +25,8 @@ fn content(path: &Path) -> Content {
         .unwrap()
 }
 
-/// A database in the middle of a transaction that has spilled pages into the file, as a kill leaves it.
+/// A database in the middle of a transaction that has spilled pages into the file, as a killed
+/// writer leaves it.
 struct Killed {
     dir: tempfile::TempDir,
     before: Content,
@@ -43,7 +45,7 @@ impl Killed {
             )
             .unwrap();
         let before = content(&live);
-        // A cache of a few pages spills, and with each spill the journal gets one more header.
+        // With a cache of a few pages SQLite spills, and each spill adds a header to the journal.
         connection
             .execute_batch(&format!(
                 "PRAGMA journal_mode = {mode}; PRAGMA cache_size = 10"
@@ -104,7 +106,7 @@ fn a_transaction_that_was_never_committed_is_taken_back() {
             (LogUse::Applied, 0),
             "{salvaged:?}"
         );
-        // SQLite agrees.
+        // SQLite rolls back to the same content.
         assert_eq!(self::content(&killed.path("killed.db")), killed.before);
     }
 }
@@ -112,7 +114,7 @@ fn a_transaction_that_was_never_committed_is_taken_back() {
 #[test]
 fn pages_that_are_damaged_in_the_file_come_back_from_the_journal() {
     let killed = Killed::new("DELETE", UPDATE);
-    // Page 1 and all others: the transaction changed each of them.
+    // Page 1 and two others. The transaction changed each of them.
     for page in [0, 5, 20] {
         killed.change("killed.db", |bytes| {
             bytes[page * 1024..(page + 1) * 1024].fill(0xa5)
@@ -167,7 +169,8 @@ fn the_journal_of_another_database_is_ignored_with_a_warning() {
     let (live, journal) = (killed.path("live.db"), killed.path("other.db-journal"));
     fs::copy(live, killed.path("killed.db")).unwrap();
     fs::copy(journal, killed.path("killed.db-journal")).unwrap();
-    // As many changes as the other has seen say nothing: this one has seen more.
+    // An equal change counter would prove nothing, so this database gets a higher one than the
+    // other.
     killed.change("killed.db", |bytes| {
         bytes[24..28].copy_from_slice(&40_u32.to_be_bytes())
     });
@@ -186,7 +189,8 @@ fn the_journal_of_another_database_is_ignored_with_a_warning() {
     );
 }
 
-/// Where in the image of a page a byte of a journal lies, if it does.
+/// Returns the offset in the image of a page of a byte of the journal. Returns `None` if the byte
+/// is in no such image.
 fn place_in_page(journal: &[u8], at: usize) -> Option<usize> {
     let word = |at: usize| u32::from_be_bytes(journal[at..at + 4].try_into().unwrap()) as usize;
     let mut header = 0;
@@ -204,7 +208,8 @@ fn place_in_page(journal: &[u8], at: usize) -> Option<usize> {
     None
 }
 
-/// The checksum of a record takes one byte in 200, counted from the end of the page.
+/// Returns whether the checksum of a record covers this byte. It covers one byte in 200, counted
+/// from the end of the page.
 fn is_in_checksum(place: usize) -> bool {
     (PAGE - place).is_multiple_of(200)
 }
@@ -215,7 +220,8 @@ fn a_damaged_journal_counts_up_to_the_damage_and_never_stops_a_salvage() {
     let intact = fs::read(killed.path("killed.db-journal")).unwrap();
     let mut seen = [0, 0];
     let places = (0..16).map(|part| (intact.len() * part / 16 + 3, part));
-    // The last byte that the checksum of each of some records takes: the first record begins behind the first sector.
+    // The last byte that the checksum covers, for each of some records. The first record begins
+    // after the first sector.
     let checked = (0..8).map(|record| (512 + 4 + record * (PAGE + 8) + PAGE - 200, 0));
     for (at, cut) in places.chain(checked) {
         killed.change("killed.db-journal", |bytes| {
@@ -224,7 +230,8 @@ fn a_damaged_journal_counts_up_to_the_damage_and_never_stops_a_salvage() {
             bytes.truncate(intact.len() - cut);
         });
         let ((rows, _), report) = killed.salvage();
-        // The pages after the damage stay as the transaction left them: rows that it moved may be lost.
+        // The pages after the damage stay as the transaction left them, so rows that it moved may
+        // be lost.
         let salvaged = Connection::open(killed.path("salvaged.db")).unwrap();
         let sql = "SELECT a, c FROM t WHERE NOT (c = 'text of row ' || a AND b % 1000 = a % 10)";
         let mut statement = salvaged.prepare(sql).unwrap();
@@ -251,7 +258,8 @@ fn a_damaged_journal_counts_up_to_the_damage_and_never_stops_a_salvage() {
             is_warned || !place.is_some_and(is_in_checksum),
             "byte {at}: {report:?}"
         );
-        // One thing is not noticed, by SQLite neither: a byte inside a value, on a page's image, that no checksum takes.
+        // One change is not detected, by SQLite neither: a byte inside a value, on the image of a
+        // page, that no checksum covers.
         if let Some((key, text)) = wrong.first() {
             let mut right = format!("text of row {key}").into_bytes();
             let changed = right

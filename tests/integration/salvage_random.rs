@@ -1,6 +1,8 @@
-//! Random databases with random damage: what lies on untouched pages comes back, and nothing that was not there.
+//! Random databases with random damage. Salvage returns every row on untouched pages and invents
+//! none.
 //!
-//! `SALVAGE_CASES=2000 cargo test --test integration salvage_random -- --nocapture` looks further.
+//! `SALVAGE_CASES=2000 cargo test --test integration salvage_random -- --nocapture` tests more
+//! cases.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +11,7 @@ use crate::support::{
     damage::{Tally, judge, noise},
 };
 
-/// A sequence of numbers that is the same in each run.
+/// A sequence of pseudo-random numbers that is the same in each run.
 struct Random(u64);
 
 impl Random {
@@ -35,7 +37,7 @@ impl Random {
         (variant, intact)
     }
 
-    /// Changes one page, and says how.
+    /// Changes one page. Returns the kind of damage and the number of the page.
     fn damage(&mut self, intact: &Intact, bytes: &mut [u8]) -> (&'static str, u32) {
         let size = intact.page_size;
         let pages = bytes.len() / size;
@@ -61,7 +63,8 @@ impl Random {
             }
             _ => {
                 let header = range.start + if page == 0 { 100 } else { 0 };
-                // Behind the pointers rows may begin, and a bit inside a value is nothing that can be noticed.
+                // Rows may begin after the pointers, and a changed bit inside a value cannot be
+                // detected.
                 let cells = usize::from(u16::from_be_bytes([bytes[header + 3], bytes[header + 4]]))
                     .clamp(1, 16);
                 let pointers = match bytes[header] {

@@ -1,4 +1,5 @@
-//! What the format can hold besides plain tables, and lists of pages that lead in a circle: rows come back as they were.
+//! Shapes of the file format other than plain tables, and lists of pages that form a cycle. Salvage
+//! returns the rows unchanged.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -26,7 +27,8 @@ fn rows(connection: &Connection, sql: &str) -> Vec<Vec<Value>> {
     rows.map(Result::unwrap).collect()
 }
 
-/// Makes a database, changes its bytes, and returns what `query` finds in it before and after a salvage.
+/// Makes a database and changes its bytes. Returns what `query` finds in it before and after a
+/// salvage.
 fn before_and_after(
     sql: &str,
     query: &str,
@@ -110,7 +112,7 @@ fn a_table_without_rowids_loses_the_rows_of_a_lost_page_and_no_other() {
             "SELECT * FROM t ORDER BY b, a",
             |path, bytes| {
                 let connection = Connection::open(path).unwrap();
-                // Not the root, where there is another one.
+                // A page other than the root, if there is one.
                 let query = "SELECT pageno, ncell FROM dbstat WHERE name = 't' AND pagetype = ?1 AND path <> '/'
                          ORDER BY path LIMIT 1 OFFSET 1";
                 let found =
@@ -141,7 +143,8 @@ fn a_table_without_rowids_loses_the_rows_of_a_lost_page_and_no_other() {
 
 #[test]
 fn rows_that_a_table_without_rowids_lost_are_counted_by_an_index_of_it() {
-    // The fields of an index that are the key: at its end, among its own columns, compared in another way there.
+    // The key fields of an index are at its end, among its own columns, or have another collation
+    // there.
     for (key, index) in [
         ("b DESC, a", "d"),
         ("a, b", "d, b"),
@@ -187,7 +190,7 @@ fn rows_that_a_table_without_rowids_lost_are_counted_by_an_index_of_it() {
     }
 }
 
-/// As many pages as they are long, of tables of the same columns.
+/// Returns SQL that makes two tables of the same columns with `lengths` rows.
 fn twins(lengths: [usize; 2]) -> String {
     let fill = |table: &str, length: usize| {
         format!(
@@ -221,7 +224,7 @@ fn a_table_and_its_copy_come_back_both_however_short_they_are() {
 
 #[test]
 fn a_page_over_one_of_a_table_of_the_same_columns_is_not_taken_for_a_copy() {
-    // Other rows of the same keys, so that the page fits there too.
+    // Other rows with the same keys, so that the page fits there too.
     let sql = twins([400, 400])
         + "UPDATE other SET b = 'the wish of row ' || a; DELETE FROM other WHERE a > 60";
     for (from, over) in [(1, 1), (0, 1), (2, 0), (3, 1)] {
@@ -254,7 +257,7 @@ fn intact() -> Intact {
     )
 }
 
-/// What comes out of these bytes.
+/// Salvages these bytes. Returns the rows and the report.
 fn salvaged(bytes: &[u8]) -> (BTreeMap<&'static str, Vec<crate::support::Row>>, Salvaged) {
     let dir = tempfile::tempdir().unwrap();
     let (source, target) = (
@@ -279,7 +282,7 @@ fn overflow_pages_that_lead_in_a_circle_cost_the_row_that_they_are_of() {
     for page in overflow.iter().step_by(overflow.len() / 3) {
         let mut bytes = intact.bytes.clone();
         let start = (*page as usize - 1) * PAGE;
-        // It was the last of its chain if it led nowhere: then this number is not looked at.
+        // The last page of a chain has the number 0 here, which is not used to find another page.
         let was_last = bytes[start..start + 4] == [0; 4];
         bytes[start..start + 4].copy_from_slice(&page.to_be_bytes());
         let (rows, report) = salvaged(&bytes);
@@ -347,7 +350,8 @@ fn a_list_of_free_pages_that_names_a_page_of_a_sound_tree_does_not_take_its_rows
             let mut bytes = intact.bytes.clone();
             bytes[start + 8..start + 12].copy_from_slice(&page.to_be_bytes());
             let (tally, report) = judge(&intact, &bytes);
-            // Whether records are in order is not known without their collations: those may go to lost_and_found.
+            // Without their collations salvage cannot know whether records are in order, so those
+            // records may go to lost_and_found.
             let in_place = tally.saved + if kind == "index" { tally.aside } else { 0 };
             assert_eq!(
                 (in_place, tally.invented),

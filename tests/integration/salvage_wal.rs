@@ -1,6 +1,6 @@
-//! A WAL that is not of the state that its database is in: left behind when a database of the same schema was put in the place of
-//! its own, or copied from another project. SQLite replays it wherever salts and checksums are right. Salvage takes it only
-//! where it may be the right one.
+//! A WAL that belongs to another state than its database. It is left behind when a database of the
+//! same schema replaces its own database, or it is copied from another project. SQLite replays it
+//! if salts and checksums are right. Salvage applies it only if it may be the right one.
 
 use std::{
     collections::BTreeMap,
@@ -58,7 +58,7 @@ fn checkpoint(connection: &Connection) {
         .unwrap();
 }
 
-/// A database in one state and a WAL of another, with what was in either.
+/// A database in one state and the WAL of another state, with the rows of both.
 struct Mixed {
     dir: tempfile::TempDir,
     of_database: Rows,
@@ -75,8 +75,9 @@ impl Mixed {
         (rows(&target), salvaged)
     }
 
-    /// Each row is of one of the two states. One thing cannot be noticed, and SQLite shows it too: the overflow pages of a row are of the
-    /// other state than its beginning.
+    /// Asserts that each row is of one of the two states. One mixture is accepted because it cannot
+    /// be detected: the overflow pages of a row are of the other state than its beginning. SQLite
+    /// shows this mixture too.
     fn expect_none_invented(&self, name: &str) -> (Rows, Salvaged) {
         let (rows, report) = self.salvage();
         for (key, row) in &rows {
@@ -108,7 +109,8 @@ impl Mixed {
             .unwrap()
     }
 
-    /// Moreover, what both states have is there.
+    /// Also asserts that each row that both states have is present, or is reported as lost or set
+    /// aside.
     fn expect_rows_of_either(&self, name: &str) -> Salvaged {
         let (rows, report) = self.expect_none_invented(name);
         let of_both = self
@@ -131,7 +133,7 @@ impl Mixed {
     }
 }
 
-/// Whether a row that goes on on overflow pages is that of two states in turn.
+/// Returns whether a row with overflow pages is a mixture of the two states.
 fn is_mixed_of((b, c): &(String, String), known: [Option<&(String, String)>; 2]) -> bool {
     let [Some(one), Some(other)] = known else {
         return false;
@@ -154,14 +156,15 @@ fn is_mixed_of((b, c): &(String, String), known: [Option<&(String, String)>; 2])
         && c.as_bytes().iter().enumerate().all(is_of_either)
 }
 
-/// Which of two states the database is in. The WAL is of the other.
+/// The state of the database. The WAL is of the other state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Database {
     Older,
     Newer,
 }
 
-/// Changes a database twice, keeps what is in its WAL and in its file each time, and puts the file of one state beside the WAL of the other.
+/// Changes a database twice, and keeps its WAL and its file each time. Then puts the file of one
+/// state next to the WAL of the other.
 fn mix(changes: [&str; 2], database: Database, is_reopened: bool) -> Mixed {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
@@ -328,7 +331,7 @@ fn the_wal_of_the_state_that_the_database_is_in_is_always_taken() {
             1 => drop(
                 writers[writer].execute("DELETE FROM nodes WHERE a % 97 = ?1", [random(97) as i64]),
             ),
-            // A reader keeps the end of the WAL from being checkpointed.
+            // An open read transaction keeps the end of the WAL from being checkpointed.
             2 => {
                 let reader = open(&live);
                 reader

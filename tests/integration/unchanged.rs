@@ -1,5 +1,5 @@
-//! Full backups of databases of which some, all or none changed since the last one: what is taken over from the earlier archive
-//! is what the project holds.
+//! Full backups of databases of which some, all or none changed since the previous backup. The data
+//! reused from the earlier archive must be that of the project.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,10 +32,11 @@ use kg_backup::internals::{
 use proptest::prelude::*;
 use rusqlite::Connection;
 
-/// Of an archive of gzip.
+/// The block size of a gzip archive.
 const BLOCK_BYTES: usize = 65_536;
 
-/// From ones too small for blocks of their own to one of several blocks, and names that take a header more.
+/// Returns databases and their sizes in bytes. They range from one too small for its own blocks to
+/// one of several blocks. One has a name that needs an extra header.
 fn databases() -> Vec<(PathBuf, usize)> {
     let long = format!(".kg/plugins/{}/{}.db", "p".repeat(120), "n".repeat(120));
     let named = [
@@ -57,7 +58,7 @@ fn change(root: &Path, path: &Path, sql: &str) {
         .unwrap();
 }
 
-/// A project with all of them, no two of the same content.
+/// Makes a project with all of these databases. No two have the same content.
 fn project(root: &Path) {
     for (number, (path, bytes)) in databases().into_iter().enumerate() {
         fs::create_dir_all(root.join(&path).parent().unwrap()).unwrap();
@@ -72,7 +73,7 @@ fn project(root: &Path) {
     fs::write(root.join(".kg/plugins/p/notes.txt"), "notes").unwrap();
 }
 
-/// All rows of all databases.
+/// Returns all rows of all databases.
 fn content(root: &Path) -> BTreeMap<PathBuf, Vec<(u64, String)>> {
     let rows = |path: &Path| {
         let connection = Connection::open(root.join(path)).unwrap();
@@ -139,11 +140,12 @@ proptest! {
     }
 }
 
-/// What a reader says of databases, by their paths.
+/// What the worker sends about databases, by their paths.
 #[derive(Default)]
 struct Said {
     path: String,
-    /// How many bytes were sent of each, and how many blocks were told of.
+    /// For each database, the number of bytes sent and the number of blocks named by their hashes
+    /// alone.
     content: BTreeMap<String, (usize, usize)>,
     digests: BTreeMap<String, String>,
     told: BTreeSet<ContentHash>,
@@ -179,7 +181,7 @@ impl ResponseSink for Said {
     }
 }
 
-/// A project, and what its backup left.
+/// A project, and the results of its backup.
 struct Before {
     _dir: tempfile::TempDir,
     root: PathBuf,
@@ -215,7 +217,7 @@ impl Before {
         before
     }
 
-    /// Whether what is saved next is incremental.
+    /// Sets whether the next save is incremental.
     fn leave_out(&self, leave_out: bool) {
         BaselineFile::new(&self.manifest, "hashes".into(), leave_out)
             .write(&self.known)
@@ -298,7 +300,7 @@ fn of_large_databases_only_the_blocks_that_changed_are_sent_and_the_digest_is_th
             .all(|path| said.digests[path] == before.digest(path))
     );
 
-    // As it was by size and time, and nothing but the content says otherwise.
+    // Size and time stay the same. Only the content differs.
     let file = fs::File::options()
         .write(true)
         .open(before.root.join(vectors))
@@ -363,7 +365,7 @@ fn hashes_of_other_content_make_no_wrong_backup() {
         databases()[1].0.display().to_string(),
         databases()[3].0.display().to_string(),
     );
-    // Right in itself, but each of the two is said to be what the other is.
+    // The hashes are valid in themselves, but those of the two databases are swapped.
     let mut wrong = before.hashes();
     let [of_vectors, of_long] = [&vectors, &long].map(|path| wrong.databases.remove(path).unwrap());
     wrong
@@ -411,7 +413,7 @@ fn an_incremental_backup_leaves_out_no_database_of_which_only_the_hashes_are_the
         "pages are sent: {:?}",
         said.content
     );
-    // As if they had been those of the base.
+    // Use these hashes as those of the base.
     fs::copy(
         before.scratch.join(PAGE_HASHES_FILE),
         before.scratch.join("hashes"),

@@ -1,4 +1,4 @@
-//! Salvage of a database that has a log beside it.
+//! Salvage of a database that has a log (a WAL or a rollback journal) next to it.
 
 use std::{
     fs,
@@ -10,7 +10,8 @@ use kg_backup::internals::{
     util::operation::CancelToken,
 };
 
-/// What is salvaged of the database `name` in `dir`, and the report. Neither it nor the log, whose name ends like `suffix`, is written.
+/// Salvages the database `name` in `dir`. Returns the path of the result, and the report. Asserts
+/// that neither the database nor the log, whose name ends in `suffix`, changes.
 pub fn salvage_beside(dir: &Path, name: &str, suffix: &str) -> (PathBuf, Salvaged) {
     let (database, target) = (dir.join(name), dir.join("salvaged.db"));
     let read = || ["", suffix].map(|suffix| fs::read(dir.join(format!("{name}{suffix}"))).unwrap());

@@ -1,4 +1,4 @@
-//! Salvages a damaged database, and compares what comes out with what was there.
+//! Salvages a damaged database and compares the result with the original.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -14,16 +14,18 @@ use rusqlite::{Connection, types::Value};
 
 use super::{Intact, Row, SCHEMA, TABLES, all_rows};
 
-/// Rows wholly on untouched pages, those of them that came back into their table, and rows that were never there.
+/// The number of rows wholly on untouched pages, of those that came back into their table, and of
+/// rows that never existed.
 #[derive(Default, Clone, Copy, Debug)]
 pub struct Tally {
     pub cases: usize,
     pub whole: usize,
     pub saved: usize,
-    /// Those that are in `lost_and_found` instead.
+    /// Rows wholly on untouched pages that are in `lost_and_found` instead.
     pub aside: usize,
     pub invented: usize,
-    /// Rows that differ from what was there, and have an overflow page that was damaged: nothing tells that.
+    /// Rows that differ from the original and have a damaged overflow page. Such damage cannot be
+    /// detected.
     pub changed: usize,
 }
 
@@ -39,7 +41,8 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Salvages the bytes and compares what comes out with what was there. `None` where there was nothing to recover.
+/// Salvages `damaged` and compares the result with the original. Returns no report if nothing could
+/// be recovered.
 pub fn judge(intact: &Intact, damaged: &[u8]) -> (Tally, Option<Salvaged>) {
     let dir = tempfile::tempdir().unwrap();
     let (source, target) = (
@@ -114,7 +117,8 @@ pub fn judge(intact: &Intact, damaged: &[u8]) -> (Tally, Option<Salvaged>) {
     (tally, salvaged)
 }
 
-/// A row as its record holds it: without what stands for the rowid, and small whole numbers for reals.
+/// Returns a row in the form of its record. The column that stands for the rowid is NULL. All
+/// integers become reals, because a record stores small whole reals as integers.
 fn as_record(table: &str, (rowid, values): &Row) -> String {
     let hides_rowid = ["edges", "tags"].contains(&table);
     let value = |(index, value): (usize, &Value)| match value {

@@ -1,4 +1,4 @@
-//! Databases to damage, and which pages each of their rows lies on.
+//! Databases to damage, and the pages that hold each of their rows.
 
 pub mod beside;
 pub mod damage;
@@ -55,9 +55,9 @@ pub struct Variant {
     pub page_size: usize,
     pub encoding: &'static str,
     pub auto_vacuum: bool,
-    /// Bytes at the end of each page that are not SQLite's.
+    /// The number of reserved bytes at the end of each page, which SQLite does not use.
     pub reserved: u8,
-    /// Whether the last commits are in a WAL alone.
+    /// Whether the last commits are only in a WAL.
     pub in_wal: bool,
 }
 
@@ -74,7 +74,7 @@ impl Variant {
     }
 }
 
-/// Rowid (0 where there is none) and values.
+/// The rowid (0 if there is none) and the values.
 pub type Row = (i64, Vec<Value>);
 
 #[allow(dead_code, reason = "each test needs some of it")]
@@ -83,13 +83,14 @@ pub struct Intact {
     pub wal: Option<Vec<u8>>,
     pub page_size: usize,
     pub rows: BTreeMap<&'static str, Vec<Row>>,
-    /// By table, for each of its rows in order: the pages it lies on.
+    /// The pages that hold each row, by table, in the order of `rows`.
     pub places: BTreeMap<&'static str, Vec<BTreeSet<u32>>>,
-    /// Kind (`schema`, `table leaf`, `table interior`, `index`, `overflow`, `full text`, `free`) of each page.
+    /// The kind of each page: `schema`, `table leaf`, `table interior`, `index`, `overflow`, `full
+    /// text` or `free`.
     pub kinds: BTreeMap<u32, &'static str>,
 }
 
-/// A database of the host's schema with long texts, deleted rows and free pages.
+/// Builds a database of the host's schema with long texts, deleted rows and free pages.
 pub fn build(path: &Path, variant: Variant, rows: usize) -> Intact {
     let connection = Connection::open(path).unwrap();
     let (size, vacuum) = (variant.page_size, if variant.auto_vacuum { 1 } else { 0 });
@@ -211,7 +212,7 @@ pub fn build(path: &Path, variant: Variant, rows: usize) -> Intact {
     }
     drop(statement);
     let bytes = std::fs::read(path).unwrap();
-    // Before it is closed, which empties it.
+    // Read the WAL before the connection is closed, because closing empties it.
     let wal = variant
         .in_wal
         .then(|| std::fs::read(path.with_extension("db-wal")).unwrap());
@@ -244,18 +245,18 @@ fn reserve(connection: &Connection, bytes: u8) {
     assert_eq!(status, rusqlite::ffi::SQLITE_OK);
 }
 
-/// Name, path, page, kind and number of cells.
+/// A row of dbstat: name, path, page, kind and number of cells.
 type Stat = (String, String, u32, String, usize);
 
-/// What dbstat says of a tree.
+/// The rows of dbstat for one tree.
 struct Tree<'s> {
     stat: Vec<&'s Stat>,
-    /// Whether interior pages hold rows too, as in a table without rowid.
+    /// Whether interior pages hold rows too, as in a table without rowids.
     holds_all: bool,
 }
 
 impl Tree<'_> {
-    /// Adds the pages of each row below a page, in the order of their keys.
+    /// Adds the pages of each row below a page, in the order of the keys.
     fn places(&self, path: &str, places: &mut Vec<BTreeSet<u32>>) {
         let (_, _, page, kind, cells) = self.stat.iter().find(|entry| entry.1 == path).unwrap();
         let is_interior = kind == "internal";
