@@ -96,9 +96,7 @@ pub fn copy(path: &Path, scratch: &Path) -> Result<RawCopy> {
         copy_file(path, &database)?;
         let mut companions = Vec::new();
         for suffix in TRAVELLING {
-            let source = companion(path, suffix);
-            if source.exists() {
-                copy_file(&source, &companion(&database, suffix))?;
+            if copy_companion(&companion(path, suffix), &companion(&database, suffix))? {
                 companions.push(suffix);
             }
         }
@@ -143,10 +141,27 @@ fn super_journal(journal: &File) -> io::Result<Option<(PathBuf, u64)>> {
     )))
 }
 
+/// Copies a WAL or journal, if there is one. The last process that has the database open deletes the
+/// file when it closes, which can happen at any moment. Returns whether there was one.
+fn copy_companion(from: &Path, to: &Path) -> Result<bool> {
+    if !from.exists() {
+        return Ok(false);
+    }
+    match dir_handle::open_file(from) {
+        Ok(source) => copy_opened(source, from, to).map(|_| true),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(cause) => Err(Error::io("copy", from, cause)),
+    }
+}
+
 /// Copies a file, which must not be a link, to a new file that only this user can read. Returns the
 /// number of bytes.
 pub fn copy_file(from: &Path, to: &Path) -> Result<u64> {
-    let mut source = dir_handle::open_file(from).map_err(|cause| Error::io("copy", from, cause))?;
+    let source = dir_handle::open_file(from).map_err(|cause| Error::io("copy", from, cause))?;
+    copy_opened(source, from, to)
+}
+
+fn copy_opened(mut source: File, from: &Path, to: &Path) -> Result<u64> {
     let made = File::options()
         .write(true)
         .create_new(true)
