@@ -50,7 +50,7 @@ pub fn check_backup(
     let began = Instant::now();
     let path = store.locate(reference)?;
     let mut warnings = store.doubts(reference, &path, None);
-    let (report, of_chain) = match chain::links(&path, store.keys(), context) {
+    let (report, of_chain) = match chain::members(&path, store.keys(), context) {
         Ok(links) if links.len() > 1 => {
             let (mut reports, hashes) = chain::hash_pages(&links, store.keys(), context)?;
             let of_chain = chain::problems(&links, &reports, hashes.is_some());

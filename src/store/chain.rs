@@ -1,6 +1,6 @@
 //! Chains: a full backup and the incremental backups that depend on it.
 //!
-//! An archive names its base, which is in the same directory. [`links`] finds all members. [`plan`]
+//! An archive names its base, which is in the same directory. [`members`] finds all members. [`plan`]
 //! also determines which entries of each member the newest state needs, and [`unpack`] assembles
 //! that state. [`hash_pages`] computes only the page hashes of that state, without a copy of any
 //! database.
@@ -29,15 +29,15 @@ use crate::{
 };
 
 /// A longer chain is treated as forged, because it would be a cycle.
-const MAX_LINKS: usize = 10_000;
+const MAX_MEMBERS: usize = 10_000;
 
 /// Returns the members of the chain that ends at `archive`, full backup first. `KG_CHAIN_BROKEN` if
 /// a base is missing, is a different backup, or closes a cycle.
-pub fn links(archive: &Path, keys: &Keys, context: &OperationContext) -> Result<Vec<PathBuf>> {
+pub fn members(archive: &Path, keys: &Keys, context: &OperationContext) -> Result<Vec<PathBuf>> {
     walk(archive, keys, context, |_| {})
 }
 
-/// Works like [`links`]. Passes the manifest of each member to `visit`, newest first; the manifests
+/// Works like [`members`]. Passes the manifest of each member to `visit`, newest first; the manifests
 /// are not verified yet.
 fn walk(
     archive: &Path,
@@ -45,7 +45,7 @@ fn walk(
     context: &OperationContext,
     mut visit: impl FnMut(Option<Manifest>),
 ) -> Result<Vec<PathBuf>> {
-    let mut links = vec![archive.to_path_buf()];
+    let mut members = vec![archive.to_path_buf()];
     let newest = manifest_of(archive, keys, context)?;
     let base_of = |manifest: &Manifest| {
         Some((
@@ -69,7 +69,7 @@ fn walk(
         };
         let base = store.archive_of(&id, checksum.as_deref());
         let base = base.ok_or_else(|| missing(&format!("is not in {}", store.dir().display())))?;
-        if links.contains(&base) || links.len() == MAX_LINKS {
+        if members.contains(&base) || members.len() == MAX_MEMBERS {
             return Err(missing("depends on it in turn"));
         }
         let manifest = manifest_of(&base, keys, context)?.filter(|manifest| manifest.id == id);
@@ -77,10 +77,10 @@ fn walk(
             manifest.ok_or_else(|| missing("is not what the archive of that name contains"))?;
         next = base_of(&manifest);
         visit(Some(manifest));
-        links.push(base);
+        members.push(base);
     }
-    links.reverse();
-    Ok(links)
+    members.reverse();
+    Ok(members)
 }
 
 /// Returns the sidecar of an archive, or the manifest inside the archive if there is no sidecar.
@@ -97,32 +97,32 @@ fn manifest_of(
     }
 }
 
-fn broken(link: &Path, what: String) -> Error {
+fn broken(member: &Path, what: String) -> Error {
     Error::new(
         Code::ChecksumMismatch,
         format!(
             "Checksum mismatch: {} does not match the backups that it depends on: {what}",
-            link.display()
+            member.display()
         ),
         "Nothing was changed; use another backup (`kg diag backup --list`)",
     )
 }
 
-/// Returns the page hashes of all databases in the newest of `links`. All archives are verified on
+/// Returns the page hashes of all databases in the newest of `members`. All archives are verified on
 /// the way. The hashes are `None` if an archive has problems or does not fit the one before it.
 pub fn hash_pages(
-    links: &[PathBuf],
+    members: &[PathBuf],
     keys: &Keys,
     context: &OperationContext,
 ) -> Result<(Vec<Report>, Option<PageFile>)> {
     let mut reports = Vec::new();
     let mut state = Some(LinkState::default());
     let mut before: Option<String> = None;
-    for link in links {
-        let beside = manifest_beside(link)?;
+    for member in members {
+        let beside = manifest_beside(member)?;
         let mut collecting = Collecting::default();
         let report = read_archive(
-            link,
+            member,
             keys,
             beside.as_deref(),
             &mut collecting,
@@ -262,14 +262,14 @@ impl Write for Collecting {
 
 /// Reports problems of the bases as problems of the backup that depends on them, and reports if the
 /// backup does not fit its bases.
-pub fn problems(links: &[PathBuf], reports: &[Report], fits: bool) -> Vec<Problem> {
-    let bases = links.len().saturating_sub(1);
+pub fn problems(members: &[PathBuf], reports: &[Report], fits: bool) -> Vec<Problem> {
+    let bases = members.len().saturating_sub(1);
     let mut problems = Vec::new();
-    for (link, report) in links.iter().zip(reports).take(bases) {
+    for (member, report) in members.iter().zip(reports).take(bases) {
         for problem in &report.problems {
             let message = format!(
                 "{}, which it depends on: {}",
-                link.display(),
+                member.display(),
                 problem.message
             );
             problems.push(Problem {

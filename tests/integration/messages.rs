@@ -1,6 +1,6 @@
 //! `messages.txt` next to this file lists every message of the source with its code, so that all
-//! messages can be proofread together. To regenerate it: `KG_WRITE_REFERENCE=1 cargo test --test
-//! integration messages`.
+//! messages can be proofread together. To regenerate it:
+//! `KG_WRITE_REFERENCE=1 cargo test --test integration messages`.
 
 use std::{
     env,

@@ -1,6 +1,6 @@
 //! `docs/reference/cli.md` and `settings.md` are generated from clap's definitions and the schema
-//! of the settings. To regenerate them: `KG_WRITE_REFERENCE=1 cargo test --test integration
-//! reference`.
+//! of the settings. To regenerate them:
+//! `KG_WRITE_REFERENCE=1 cargo test --test integration reference`.
 
 use std::{env, fmt::Write, fs, path::Path};
 

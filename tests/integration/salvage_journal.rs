@@ -258,7 +258,7 @@ fn a_damaged_journal_counts_up_to_the_damage_and_never_stops_a_salvage() {
             is_warned || !place.is_some_and(is_in_checksum),
             "byte {at}: {report:?}"
         );
-        // One change is not detected, by SQLite neither: a byte inside a value, on the image of a
+        // Neither salvage nor SQLite detects one change: a byte inside a value, on the image of a
         // page, that no checksum covers.
         if let Some((key, text)) = wrong.first() {
             let mut right = format!("text of row {key}").into_bytes();

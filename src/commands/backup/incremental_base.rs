@@ -111,7 +111,7 @@ fn open(
         };
         assert_same_readers(store.keys(), &backup, &manifest)?;
     }
-    let members = chain::links(&backup.path, store.keys(), context)?;
+    let members = chain::members(&backup.path, store.keys(), context)?;
     Ok(IncrementalBase {
         backup,
         manifest,

@@ -39,10 +39,10 @@ const PIECE_BYTES: usize = 1 << 20;
 
 /// The members of a chain, full backup first, and the entries to unpack from each.
 pub struct Plan {
-    links: Vec<Link>,
+    members: Vec<Member>,
 }
 
-struct Link {
+struct Member {
     archive: PathBuf,
     /// Names of entries. `None` means all of them, because a manifest that names them cannot be
     /// read yet.
@@ -70,7 +70,7 @@ pub fn plan(
 ) -> Result<Plan> {
     let mut needed: Option<HashSet<String>> = None;
     let (mut wanted, mut is_told) = (Vec::new(), true);
-    let links = walk(archive, keys, context, |manifest| {
+    let members = walk(archive, keys, context, |manifest| {
         is_told &= manifest
             .as_ref()
             .is_some_and(|manifest| !manifest.encrypted);
@@ -87,12 +87,12 @@ pub fn plan(
         wanted.push(Some(wanted_of(&manifest, needed)));
     })?;
     wanted.reverse();
-    let links = links
+    let members = members
         .into_iter()
         .zip(wanted)
-        .map(|(archive, wanted)| Link { archive, wanted });
+        .map(|(archive, wanted)| Member { archive, wanted });
     Ok(Plan {
-        links: links.collect(),
+        members: members.collect(),
     })
 }
 
@@ -122,25 +122,28 @@ pub fn unpack(
     keys: &Keys,
     context: &OperationContext,
 ) -> Result<Unpacked> {
-    match (plan.links.as_slice(), dir) {
+    match (plan.members.as_slice(), dir) {
         ([], _) => Err(Error::new(
             Code::Internal,
             "The chain has no members",
             "Please report this",
         )),
         ([only], dir) => {
-            let (mut unpacked, _) = read_link(only, dir, keys, context)?;
+            let (mut unpacked, _) = read_member(only, dir, keys, context)?;
             unpacked.owners.truncate(unpacked.manifest.files.len());
             Ok(unpacked)
         }
-        (links, Some(dir)) => unpack_links(links, dir, keys, context),
-        (links, None) => check(links, keys, context),
+        (members, Some(dir)) => unpack_members(members, dir, keys, context),
+        (members, None) => check(members, keys, context),
     }
 }
 
 /// Verifies all archives, and that the resulting database pages match the manifests.
-fn check(links: &[Link], keys: &Keys, context: &OperationContext) -> Result<Unpacked> {
-    let archives: Vec<PathBuf> = links.iter().map(|link| link.archive.clone()).collect();
+fn check(members: &[Member], keys: &Keys, context: &OperationContext) -> Result<Unpacked> {
+    let archives: Vec<PathBuf> = members
+        .iter()
+        .map(|member| member.archive.clone())
+        .collect();
     let (reports, hashes) = hash_pages(&archives, keys, context)?;
     let manifests: Result<Vec<Manifest>> = reports
         .into_iter()
@@ -162,29 +165,29 @@ fn check(links: &[Link], keys: &Keys, context: &OperationContext) -> Result<Unpa
     }
 }
 
-fn unpack_links(
-    links: &[Link],
+fn unpack_members(
+    members: &[Member],
     dir: &Path,
     keys: &Keys,
     context: &OperationContext,
 ) -> Result<Unpacked> {
-    let own_dir = |number: usize| dir.join(format!("link-{number}"));
+    let own_dir = |number: usize| dir.join(format!("member-{number}"));
     let mut state = HashMap::new();
     let mut before: Option<String> = None;
     let mut newest = None;
-    for (number, link) in links.iter().enumerate() {
+    for (number, member) in members.iter().enumerate() {
         let own = own_dir(number);
         fs::create_dir(&own).map_err(|cause| Error::io("create", &own, cause))?;
-        let (unpacked, checksum) = read_link(link, Some(&own), keys, context)?;
+        let (unpacked, checksum) = read_member(member, Some(&own), keys, context)?;
         if unpacked.manifest.based_on_checksum != before {
             return Err(broken(
-                &link.archive,
+                &member.archive,
                 "it was made from another archive of that name".into(),
             ));
         }
         before = Some(checksum);
-        state = next_state(state, &unpacked, &own, link)?;
-        newest = Some((unpacked.manifest, &link.archive));
+        state = next_state(state, &unpacked, &own, member)?;
+        newest = Some((unpacked.manifest, &member.archive));
     }
     let (manifest, archive) = newest.ok_or_else(|| {
         Error::new(
@@ -212,7 +215,7 @@ fn unpack_links(
         fs::rename(&file, dir.join(number.to_string()))
             .map_err(|cause| Error::io("move", &file, cause))?;
     }
-    for own in (0..links.len()).map(own_dir) {
+    for own in (0..members.len()).map(own_dir) {
         fs::remove_dir_all(&own).map_err(|cause| Error::io("remove", &own, cause))?;
     }
     Ok(Unpacked { manifest, owners })
@@ -220,16 +223,16 @@ fn unpack_links(
 
 /// Unpacks one archive. Returns its manifest, the owners of its entries, and its digest with the
 /// prefix.
-fn read_link(
-    link: &Link,
+fn read_member(
+    member: &Member,
     dir: Option<&Path>,
     keys: &Keys,
     context: &OperationContext,
 ) -> Result<(Unpacked, String)> {
-    let beside = manifest_beside(&link.archive)?;
-    let mut unpacking = Unpacking::new(dir, link.wanted.as_ref(), beside.as_deref());
+    let beside = manifest_beside(&member.archive)?;
+    let mut unpacking = Unpacking::new(dir, member.wanted.as_ref(), beside.as_deref());
     let report = read_archive(
-        &link.archive,
+        &member.archive,
         keys,
         beside.as_deref(),
         &mut unpacking,
@@ -237,7 +240,7 @@ fn read_link(
         Phase::Unpacking,
     )?;
     let checksum = format!("{DIGEST_PREFIX}{}", report.sha256);
-    let manifest = report.into_manifest(&link.archive)?;
+    let manifest = report.into_manifest(&member.archive)?;
     Ok((
         Unpacked {
             manifest,
@@ -263,7 +266,7 @@ fn next_state(
     mut before: HashMap<String, Content>,
     Unpacked { manifest, owners }: &Unpacked,
     dir: &Path,
-    Link { archive, wanted }: &Link,
+    Member { archive, wanted }: &Member,
 ) -> Result<HashMap<String, Content>> {
     let mut state = HashMap::new();
     let mut entry = 0;
@@ -327,7 +330,7 @@ fn next_state(
     Ok(state)
 }
 
-fn put_pages(record: &FileRecord, database: &Path, pages: &Path, link: &Path) -> Result<()> {
+fn put_pages(record: &FileRecord, database: &Path, pages: &Path, member: &Path) -> Result<()> {
     let failed = |cause| Error::io("write", database, cause);
     let file = File::options().write(true).open(database).map_err(failed)?;
     let delta = File::open(pages).map_err(failed)?;
@@ -335,7 +338,7 @@ fn put_pages(record: &FileRecord, database: &Path, pages: &Path, link: &Path) ->
     let most = file.metadata().map_err(failed)?.len() + delta.metadata().map_err(failed)?.len();
     if record.size > most {
         return Err(broken(
-            link,
+            member,
             format!(
                 "{} would have more bytes than its pages provide",
                 record.path
@@ -344,7 +347,7 @@ fn put_pages(record: &FileRecord, database: &Path, pages: &Path, link: &Path) ->
     }
     delta::apply(delta, &file, record.size).map_err(|cause| match cause.kind() {
         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => broken(
-            link,
+            member,
             format!("the pages of {} are not those of a database", record.path),
         ),
         _ => failed(cause),
@@ -355,7 +358,7 @@ fn assert_digest(
     record: &FileRecord,
     database: &Path,
     digest: &str,
-    link: &Path,
+    member: &Path,
     context: &OperationContext,
 ) -> Result<()> {
     let failed = |cause| Error::io("read", database, cause);
@@ -377,7 +380,7 @@ fn assert_digest(
         return Ok(());
     }
     Err(broken(
-        link,
+        member,
         format!(
             "{} has SHA-256 {found} after it is assembled; the manifest says {digest}",
             record.path
@@ -427,10 +430,10 @@ mod tests {
                 chain.iter().map(|stored| wanted_of(&manifest(stored), &mut needed)).collect();
             for number in 0..4 {
                 let whole = chain.iter().position(|stored| stored[number] == Some(0)).unwrap_or(chain.len());
-                for (link, stored) in chain.iter().enumerate() {
+                for (member, stored) in chain.iter().enumerate() {
                     let has_some = matches!(stored[number], Some(0 | 2));
-                    let expected = picked.contains(&number) && link <= whole && has_some;
-                    prop_assert_eq!(wanted[link].contains(&format!("e{number}")), expected, "file {}, link {}", number, link);
+                    let expected = picked.contains(&number) && member <= whole && has_some;
+                    prop_assert_eq!(wanted[member].contains(&format!("e{number}")), expected, "file {}, member {}", number, member);
                 }
             }
         }
