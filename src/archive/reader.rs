@@ -313,7 +313,8 @@ impl EntryReader<'_, '_> {
         if self.names_bytes > MAX_NAMES_BYTES {
             return Ok(Some(Stop::NamesTooLong));
         }
-        let stops_early = self.stops_early();
+        let (stops_at_damage, progress) = (self.stops_at_damage, self.progress);
+        let must_stop = || stops_at_damage && progress.is_damaged();
         let mut text = match head.name.as_str() {
             MANIFEST_ENTRY => Some(self.contents.manifest.insert(Vec::new())),
             CHECKSUMS_ENTRY => Some(self.contents.checksums.insert(Vec::new())),
@@ -323,7 +324,7 @@ impl EntryReader<'_, '_> {
             return Ok(Some(Stop::TextTooLong));
         }
         self.unpack.owner(head.owner);
-        if stops_early {
+        if must_stop() {
             return Ok(Some(Stop::Damaged));
         }
         let mut out = None;
@@ -338,24 +339,20 @@ impl EntryReader<'_, '_> {
             if let Some(text) = &mut text {
                 text.extend_from_slice(read);
             }
-            if self.stops_at_damage && self.progress.is_damaged() {
+            if must_stop() {
                 break;
             }
             if let Some(out) = &mut out {
                 out.write_all(read)
                     .map_err(|cause| Error::io("write", "the unpacked files".as_ref(), cause))?;
             }
-            self.progress.report()?;
+            progress.report()?;
         }
         self.contents.entries.push(ReadEntry {
             head,
             digest: hasher.finalize().into(),
         });
         Ok(None)
-    }
-
-    fn stops_early(&self) -> bool {
-        self.stops_at_damage && self.progress.is_damaged()
     }
 
     /// Notes an entry of a type or name that no backup contains.

@@ -19,7 +19,8 @@ use crate::{error::Result, sqlite::format::btree::parse, util::operation::Cancel
 /// Maximum number of common pages that counts as an accident. If trees have more pages in common,
 /// one table is a copy of the other.
 const MOST_ACCIDENTS: usize = 3;
-const PAGES_PER_CANCEL_CHECK: u32 = 256;
+/// How many pages are looked at between two checks for a cancellation.
+pub(super) const PAGES_PER_CANCEL_CHECK: u32 = 256;
 
 #[derive(Default)]
 pub struct DuplicatePages {

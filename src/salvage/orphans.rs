@@ -19,9 +19,10 @@
 //! and are skipped.
 
 use super::{
+    duplicate_pages::PAGES_PER_CANCEL_CHECK,
     freelist::{Freelist, trunk},
     overflow::{Chains, Owner},
-    walk::{Leaf, Tree, TreeScan},
+    walk::{Leaf, MAX_DEPTH, Tree, TreeScan},
 };
 use crate::{
     error::Result,
@@ -31,10 +32,6 @@ use crate::{
     },
     util::operation::CancelToken,
 };
-
-const MAX_DEPTH: usize = 40;
-/// How many pages are looked at between two checks for a cancellation.
-const PAGES_PER_CANCEL_CHECK: u32 = 256;
 
 /// What is known about one page.
 #[derive(Debug, Clone, Copy, Default)]

@@ -29,7 +29,7 @@ use crate::{
 /// Number of additional claims to one page at which no claim wins.
 const MAX_CLAIMS: usize = 4;
 /// Maximum depth of a tree; no b-tree of SQLite is deeper.
-const MAX_DEPTH: usize = 40;
+pub(super) const MAX_DEPTH: usize = 40;
 const PAGES_PER_CANCEL_CHECK: u32 = 256;
 
 /// A b-tree that the schema names.
