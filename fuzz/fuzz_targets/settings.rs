@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use kg_backup::internals::{
-    config::{Settings, schema},
+    config::{Settings, backup_config::BackupConfig, schema},
     project::json,
 };
 use libfuzzer_sys::fuzz_target;
@@ -31,7 +31,7 @@ fuzz_target!(|text: &[u8]| {
         );
     }
     let _ = (
-        settings.policy(),
+        BackupConfig::of(&settings).resolve(),
         settings.listen(),
         settings.zone(),
         settings.kind(),

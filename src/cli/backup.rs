@@ -19,11 +19,14 @@ use super::{
 use crate::{
     archive::{block::Compression, manifest::BackupType, report::ProblemCode},
     commands::{
-        backup::{BackupOptions, Created, create_backup},
+        backup::{Created, create_backup},
         scheduled,
         verify::check_backup,
     },
-    config::Settings,
+    config::{
+        Settings,
+        backup_config::{BackupConfig, BackupOptions},
+    },
     error::{Code, Error, Result, Warning, WarningCode},
     project::Project,
     schedule::plan::Trigger,
@@ -213,7 +216,9 @@ pub fn run(args: &BackupArgs, output: &Output) -> Result<u8> {
     }
     if let Some(done) = args.manage.run(
         &store,
-        args.compression(Compression::GZIP),
+        args.set(&settings)
+            .over(BackupConfig::of(&settings))
+            .compression(),
         args.waiting.timeout(),
         output,
     ) {
@@ -358,40 +363,34 @@ impl BackupArgs {
         self.verify.as_deref().or(self.manage.opens())
     }
 
-    fn compression(&self, otherwise: Compression) -> Compression {
-        // A level asks for compression, even if the settings turn it off.
-        let is_off = self.level.is_some() && otherwise == Compression::None;
-        let otherwise = if is_off { Compression::GZIP } else { otherwise };
-        let compression = self.compression.map_or(otherwise, Format::compression);
-        self.level
-            .map_or(compression, |level| compression.at(level))
-    }
-
-    /// Returns the options of the backup. What the arguments do not set comes from the settings.
-    fn options(&self, settings: &Settings, root: &Path, store: &Store) -> Result<BackupOptions> {
-        let set = scheduled::options(settings, root, store, Timestamp::now())?;
+    /// Returns what the arguments set.
+    fn set(&self, settings: &Settings) -> BackupConfig {
         let include_vectors = self
             .include_vectors
             .then_some(true)
             .or(self.no_vectors.then_some(false));
+        BackupConfig {
+            backup_type: self.kind.map(TypeArgument::backup_type),
+            max_chain_length: self.max_chain,
+            include_vectors,
+            include_plugin_data: self.no_plugins.then_some(false),
+            exclude_patterns: Some(self.exclude.clone()).filter(|patterns| !patterns.is_empty()),
+            compression: self.compression.map(Format::compression),
+            compression_level: self.level,
+            check_source: self.no_check.then_some(false),
+            strict: self.strict.then_some(true),
+            lock_timeout: Some(self.waiting.timeout()),
+            ..self.keep.set(settings)
+        }
+    }
+
+    /// Returns the options of the backup. The settings complete what the arguments do not set.
+    fn options(&self, settings: &Settings, root: &Path, store: &Store) -> Result<BackupOptions> {
+        let set = self.set(settings);
         Ok(BackupOptions {
-            kind: self.kind.map_or(set.kind, TypeArgument::backup_type),
             based_on: self.base_backup.clone(),
-            max_chain_length: self.max_chain.unwrap_or(set.max_chain_length),
             description: self.description.clone(),
-            include_vectors: include_vectors.unwrap_or(set.include_vectors),
-            include_plugin_data: !self.no_plugins && set.include_plugin_data,
-            exclude_patterns: if self.exclude.is_empty() {
-                set.exclude_patterns
-            } else {
-                self.exclude.clone()
-            },
-            compression: self.compression(set.compression),
-            check_source: !self.no_check && set.check_source,
-            strict: self.strict || set.strict,
-            retention: self.keep.policy(settings),
-            lock_timeout: self.waiting.timeout(),
-            ..set
+            ..scheduled::options(set, settings, root, store, Timestamp::now())?
         })
     }
 }

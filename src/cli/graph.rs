@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::{Common, finish, output::Output};
 use crate::{
-    commands::backup::DEFAULT_LOCK_TIMEOUT,
+    config::backup_config::DEFAULT_LOCK_TIMEOUT,
     error::{Code, Error, Result, Warning, WarningCode},
     integrity::{SCRATCH_PREFIX, vectors},
     project::{Project, database_path},

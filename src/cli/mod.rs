@@ -31,17 +31,14 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use self::output::Output;
 use crate::{
-    commands::{
-        backup::DEFAULT_LOCK_TIMEOUT,
-        scheduled::{self, CallerEncryption},
+    commands::scheduled::{self, CallerEncryption},
+    config::{
+        Settings,
+        backup_config::{BackupConfig, DEFAULT_LOCK_TIMEOUT},
     },
-    config::Settings,
     error::{Code, Error, Result},
     project::Project,
-    store::{
-        Store,
-        retention::{self, Policy},
-    },
+    store::{Store, retention},
     util::unsupported,
     worker::client::WorkerMode,
 };
@@ -192,28 +189,21 @@ struct Keep {
 }
 
 impl Keep {
-    /// Returns the retention policy. What the arguments do not set comes from the settings.
-    fn policy(&self, settings: &Settings) -> Policy {
-        // An unusable setting could keep more backups than the arguments do. Then nothing is
-        // removed.
-        if settings.doubt_of_retention().is_some() {
-            return Policy::default();
-        }
-        let set = settings.policy();
-        let keep = retention::Keep {
-            last: self.keep_last.or(set.keep.last),
-            hourly: self.keep_hourly.or(set.keep.hourly),
-            daily: self.keep_daily.or(set.keep.daily),
-            weekly: self.keep_weekly.or(set.keep.weekly),
-            monthly: self.keep_monthly.or(set.keep.monthly),
-            yearly: self.keep_yearly.or(set.keep.yearly),
+    /// Returns what the arguments set. A rule of `keep` replaces that of the settings alone.
+    fn set(&self, settings: &Settings) -> BackupConfig {
+        let rules = retention::Keep {
+            last: self.keep_last,
+            hourly: self.keep_hourly,
+            daily: self.keep_daily,
+            weekly: self.keep_weekly,
+            monthly: self.keep_monthly,
+            yearly: self.keep_yearly,
         };
-        let retention_days = self.retention_days.or(set.retention_days);
-        Policy {
-            retention_days,
-            max_backups: self.max_backups.or(set.max_backups),
-            keep,
-            zone: set.zone,
+        BackupConfig {
+            retention_days: self.retention_days,
+            max_backups: self.max_backups,
+            keep: Some(rules.over(BackupConfig::of(settings).keep.unwrap_or_default())),
+            ..BackupConfig::default()
         }
     }
 }

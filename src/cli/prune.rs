@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     commands::prune::{PruneResult, prune},
-    config::Settings,
+    config::{Settings, backup_config::BackupConfig},
     error::{Error, Result},
 };
 
@@ -41,13 +41,14 @@ pub fn run(args: &PruneArgs, output: &Output) -> Result<bool> {
     let mut warnings = Vec::new();
     let settings = Settings::read(&root, &mut warnings);
     output.warnings(&warnings);
+    let config = args.keep.set(&settings).over(BackupConfig::of(&settings));
     // An unusable setting may be one that keeps a backup.
-    settings.doubt_of_retention().map_or(Ok(()), Err)?;
+    config.assert_retention_known()?;
     let store = store(args.output.as_ref(), &root, &settings)?;
     let watched = Watched::new(output);
     let result = prune(
         &store,
-        &args.keep.policy(&settings),
+        &config.retention(),
         args.dry_run,
         args.waiting.timeout(),
         &watched.context,

@@ -20,14 +20,11 @@ use crate::{
         restore::{RestoreOptions, RestoreResult, restore},
         undo::{UndoOptions, UndoResult, undo_restore},
     },
-    config::Settings,
+    config::{Settings, backup_config::DEFAULT_UNDO_RETENTION_DAYS},
     error::{Error, Result},
     project::{Component, Project, STATE_DIR},
     store::described_beside,
-    worker::{
-        client::WorkerMode,
-        restore::{salvage::UNDO_OF, undo::DEFAULT_RETENTION_DAYS},
-    },
+    worker::{client::WorkerMode, restore::salvage::UNDO_OF},
 };
 
 #[derive(Debug, Args)]
@@ -204,7 +201,7 @@ fn undo(args: &RestoreArgs, root: PathBuf, output: &Output) -> Result<bool> {
         force: args.force,
         dry_run: args.dry_run,
         lock_timeout: args.waiting.timeout(),
-        undo_retention_days: DEFAULT_RETENTION_DAYS,
+        undo_retention_days: DEFAULT_UNDO_RETENTION_DAYS,
     };
     let watched = Watched::new(output);
     let result = undo_restore(&target, &WorkerMode::InProcess, &options, &watched.context)?;

@@ -18,10 +18,11 @@ use serde::Serialize;
 use crate::{
     archive::manifest::BackupType,
     commands::{
-        backup::{BackupOptions, create_backup},
+        backup::create_backup,
         scheduled::{self, CallerEncryption},
         verify::duration_ms,
     },
+    config::backup_config::BackupOptions,
     error::{Code, Error, Result},
     integrity::{
         Checked, Report, SCRATCH_PREFIX, Scope,

@@ -6,19 +6,18 @@ use std::path::Path;
 use jiff::Timestamp;
 
 use crate::{
-    archive::{block::Compression, manifest::BackupType},
-    commands::{
-        backup::{BackupOptions, DEFAULT_MAX_CHAIN_LENGTH},
-        credentials::KeySource,
-        own_backups::own_backups,
+    archive::manifest::BackupType,
+    commands::{credentials::KeySource, own_backups::own_backups},
+    config::{
+        Settings,
+        backup_config::{BackupConfig, BackupOptions},
     },
-    config::{self, Settings},
     error::{Code, Error, Result},
     project::Project,
     schedule::{
         backup_type,
-        cron::{Cadence, time_zone},
-        plan::{DEFAULT_RETRIES, DEFAULT_RETRY_DELAY_MS, Plan},
+        cron::time_zone,
+        plan::{Plan, PlanOptions},
     },
     store::{Doubt, EncryptionPolicy, Store, known_stores},
     worker::client::WorkerMode,
@@ -27,18 +26,19 @@ use crate::{
 /// Returns the plan of a project, or `None` if no schedule is set. It may not be enabled; see
 /// [`is_enabled`].
 pub fn plan(settings: &Settings, root: &Path) -> Result<Option<Plan>> {
-    let Some(schedule) = settings.text("backup.schedule") else {
+    let Some(schedule) = settings.schedule() else {
         return Ok(None);
     };
-    let number = |name: &str| settings.whole(name);
-    Ok(Some(Plan {
-        cadence: Cadence::parse(schedule, settings.text("backup.timezone"))?,
-        catch_up: settings.bool("backup.catchUp").unwrap_or(true),
-        jitter_ms: number("backup.jitter").unwrap_or(0).into(),
+    let options = PlanOptions {
+        schedule: schedule.to_string(),
+        timezone: settings.timezone().map(str::to_string),
+        catch_up: settings.bool("backup.catchUp"),
+        jitter_ms: settings.whole("backup.jitter").map(i64::from),
+        retries: settings.whole("backup.retries"),
+        retry_delay_ms: settings.whole("backup.retryDelay").map(i64::from),
         seed: root.display().to_string(),
-        retries: number("backup.retries").unwrap_or(DEFAULT_RETRIES),
-        retry_delay_ms: number("backup.retryDelay").map_or(DEFAULT_RETRY_DELAY_MS, i64::from),
-    }))
+    };
+    options.resolve().map(Some)
 }
 
 /// Returns whether scheduled backups are enabled.
@@ -48,7 +48,7 @@ pub fn is_enabled(settings: &Settings) -> bool {
 
 /// Returns the type of backup that a scheduled run makes.
 pub fn wanted_kind(settings: &Settings) -> BackupType {
-    settings.kind().unwrap_or(BackupType::Full)
+    BackupConfig::of(settings).resolve().kind
 }
 
 /// Returns the time of the newest backup that counts as a scheduled run, in milliseconds since the
@@ -191,40 +191,26 @@ pub fn encrypts(settings: &Settings, said: CallerEncryption) -> EncryptionPolicy
     }
 }
 
-/// Returns the options of a backup at `now`, as the settings define them.
+/// Returns the options of a backup at `now`: those of `caller`, completed by the settings.
+///
+/// If the settings choose the type, an incremental backup becomes a full one after
+/// `backup.fullBackupInterval` days.
 pub fn options(
+    caller: BackupConfig,
     settings: &Settings,
     root: &Path,
     store: &Store,
     now: Timestamp,
 ) -> Result<BackupOptions> {
-    let level = settings
-        .whole("backup.compressionLevel")
-        .and_then(|level| u8::try_from(level).ok());
-    let compression = settings
-        .get("backup.compression")
-        .and_then(config::compression)
-        .unwrap_or(Compression::GZIP);
-    let on = |name: &str| settings.bool(name).unwrap_or(true);
-    let mut kind = wanted_kind(settings);
-    if kind == BackupType::Incremental {
+    let has_type = caller.backup_type.is_some();
+    let config = caller.over(BackupConfig::of(settings));
+    let full_every = config.full_backup_interval_days;
+    let mut options = config.resolve();
+    if !has_type && options.kind == BackupType::Incremental {
         let backups = own_backups(store, &Project::open(root)?)?;
-        let zone = time_zone(settings.text("backup.timezone"))?;
-        let full_every = settings.whole("backup.fullBackupInterval");
-        kind = backup_type::choose(&backups, kind, full_every, &zone, now.as_millisecond());
+        let zone = time_zone(settings.timezone())?;
+        let now = now.as_millisecond();
+        options.kind = backup_type::choose(&backups, options.kind, full_every, &zone, now);
     }
-    Ok(BackupOptions {
-        kind,
-        include_vectors: on("backup.includeVectors"),
-        include_plugin_data: on("backup.includePluginData"),
-        exclude_patterns: settings.list("backup.excludePatterns").unwrap_or_default(),
-        compression: level.map_or(compression, |level| compression.at(level)),
-        max_chain_length: settings
-            .whole("backup.maxChainLength")
-            .unwrap_or(DEFAULT_MAX_CHAIN_LENGTH),
-        check_source: on("backup.checkSource"),
-        strict: settings.bool("backup.strict").unwrap_or(false),
-        retention: settings.policy(),
-        ..BackupOptions::default()
-    })
+    Ok(options)
 }

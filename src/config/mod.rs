@@ -13,6 +13,7 @@
 //! [`Settings::read`] opens a file of the live project, so only the worker (`src/worker`) and `kg`
 //! itself may call it.
 
+pub mod backup_config;
 pub mod listen;
 pub mod schema;
 mod unknown_keys;
@@ -37,7 +38,6 @@ use crate::{
     error::{Code, Error, Result, Warning, WarningCode, plain},
     project::{CONFIG_FILE, STATE_DIR},
     schedule::cron::time_zone,
-    store::retention::{Keep, Policy},
 };
 
 /// The usable values by key.
@@ -377,7 +377,7 @@ impl Settings {
     /// are made.
     pub fn without_schedule(&self) -> Vec<&'static str> {
         let is_off = self.bool("backup.enabled") != Some(true);
-        let is_unset = self.text("backup.schedule").is_none();
+        let is_unset = self.schedule().is_none();
         let off = is_off.then_some("no backups are made: `kg config set backup.enabled true`");
         let unset = is_unset
             .then_some("there is no schedule: `kg config set backup.schedule \"0 2 * * *\"`");
@@ -406,30 +406,19 @@ impl Settings {
             .collect()
     }
 
-    /// Returns `backup.timezone`, if it is set.
-    pub fn zone(&self) -> Option<TimeZone> {
-        time_zone(Some(self.text("backup.timezone")?)).ok()
+    /// Returns `backup.schedule`, a cron expression.
+    pub fn schedule(&self) -> Option<&str> {
+        self.text("backup.schedule")
     }
 
-    /// Returns the retention policy, which keeps everything while a retention setting is in doubt.
-    pub fn policy(&self) -> Policy {
-        if self.doubt_of_retention().is_some() {
-            return Policy::default();
-        }
-        let keep = |period: &str| self.whole(&format!("backup.keep.{period}"));
-        Policy {
-            retention_days: self.retention_days(),
-            max_backups: self.whole("backup.maxBackups"),
-            keep: Keep {
-                last: keep("last"),
-                hourly: keep("hourly"),
-                daily: keep("daily"),
-                weekly: keep("weekly"),
-                monthly: keep("monthly"),
-                yearly: keep("yearly"),
-            },
-            zone: self.zone().unwrap_or(TimeZone::UTC),
-        }
+    /// Returns the name in `backup.timezone`.
+    pub fn timezone(&self) -> Option<&str> {
+        self.text("backup.timezone")
+    }
+
+    /// Returns `backup.timezone`, if it is set.
+    pub fn zone(&self) -> Option<TimeZone> {
+        time_zone(Some(self.timezone()?)).ok()
     }
 }
 
@@ -480,7 +469,7 @@ pub fn compression(value: &Value) -> Option<Compression> {
 mod tests {
     use serde_json::json;
 
-    use super::*;
+    use super::{backup_config::BackupConfig, *};
 
     #[test]
     fn values_that_cannot_be_used_are_warnings_and_the_others_count() {
@@ -489,7 +478,10 @@ mod tests {
         let settings = Settings::of(&config, &mut |message| said.push(message));
         assert_eq!(settings.bool("backup.enabled"), Some(true));
         // The limit on removal that the user wrote is unusable, so nothing is removed.
-        assert!(settings.policy().keeps_everything() && settings.doubt_of_retention().is_some());
+        assert!(
+            BackupConfig::of(&settings).retention().keeps_everything()
+                && settings.doubt_of_retention().is_some()
+        );
         assert_eq!(said.len(), 2);
         assert_eq!(
             said[0],
@@ -504,11 +496,7 @@ mod tests {
 
     #[test]
     fn retention_and_retention_days_are_one_thing_and_the_one_that_removes_less_counts() {
-        let of = |config| {
-            Settings::of(&config, &mut |_| panic!("no warning"))
-                .policy()
-                .retention_days
-        };
+        let of = |config| Settings::of(&config, &mut |_| panic!("no warning")).retention_days();
         assert_eq!(of(json!({ "backup": { "retention": 30 } })), Some(30));
         assert_eq!(of(json!({ "backup": { "retentionDays": 7 } })), Some(7));
         assert_eq!(
@@ -583,7 +571,10 @@ mod tests {
                 .as_object_mut()
                 .unwrap()
                 .extend(backup.as_object().unwrap().clone());
-            assert!(of(whole).policy().keeps_everything(), "{backup}");
+            assert!(
+                BackupConfig::of(&of(whole)).retention().keeps_everything(),
+                "{backup}"
+            );
         }
         for backup in [
             json!({ "dir": 5 }),

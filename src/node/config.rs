@@ -7,7 +7,6 @@ use std::{
 };
 
 use age::secrecy::{ExposeSecret, SecretString};
-use jiff::tz::TimeZone;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -15,21 +14,19 @@ use crate::{
     archive::{
         block::Compression,
         encryption::{Keys, parse_recipient},
-        manifest::BackupType,
     },
     commands::{
-        backup::DEFAULT_LOCK_TIMEOUT,
         credentials::{KeySource, assert_passphrase},
         scheduled::{self, CallerEncryption},
     },
-    config::{self, Settings},
+    config::{
+        self, Settings,
+        backup_config::{BackupConfig, BackupOptions},
+    },
     error::{Code, Error, Result},
     schedule::cron::Cadence,
-    store::{
-        Store,
-        retention::{Keep, Policy},
-    },
-    worker::{client::WorkerMode, restore::undo::DEFAULT_RETENTION_DAYS},
+    store::{Store, retention::Keep},
+    worker::client::WorkerMode,
 };
 
 /// The configuration of a `BackupManager`.
@@ -38,32 +35,26 @@ use crate::{
 pub struct Config {
     pub project_root: PathBuf,
     backup_dir: Option<PathBuf>,
-    pub(super) compression: Option<Value>,
-    pub(super) compression_level: Option<f64>,
-    pub(super) include_vectors: Option<bool>,
-    pub(super) include_plugin_data: Option<bool>,
-    pub(super) exclude_patterns: Option<Vec<String>>,
-    pub(super) check_source: Option<bool>,
+    compression: Option<Value>,
+    compression_level: Option<f64>,
+    include_vectors: Option<bool>,
+    include_plugin_data: Option<bool>,
+    exclude_patterns: Option<Vec<String>>,
+    check_source: Option<bool>,
     /// The time to wait for locks, in milliseconds.
     lock_timeout: Option<f64>,
     retention_days: Option<f64>,
     max_backups: Option<f64>,
     keep: Option<KeepOptions>,
-    pub(super) max_chain_length: Option<f64>,
+    max_chain_length: Option<f64>,
     undo_retention_days: Option<f64>,
-    pub(super) strict: Option<bool>,
-    /// The backup type of the project's settings. A manager has no such option.
-    #[serde(skip)]
-    pub(super) kind: Option<BackupType>,
+    strict: Option<bool>,
     schedule: Option<String>,
     storage_options: Option<Value>,
     encryption: Option<Encryption>,
-    /// The time zone of the project's settings.
-    #[serde(skip)]
-    zone: Option<TimeZone>,
     /// The settings of the project; empty until [`Config::complete`] was called.
     #[serde(skip)]
-    settings: Settings,
+    pub(super) settings: Settings,
     /// The `kg` executable that runs as the worker.
     kg_path: PathBuf,
 }
@@ -81,32 +72,43 @@ impl Config {
             return Err(Error::new(Code::Unsupported, message, "Leave it out"));
         }
         self.encryption.as_ref().map_or(Ok(()), Encryption::check)?;
-        compression(self.compression.as_ref(), self.compression_level)?;
-        whole(
-            "lockTimeout",
-            self.lock_timeout,
-            0,
-            "a number of milliseconds",
-        )?;
-        whole("retentionDays", self.retention_days, 1, "a number of days")?;
-        whole("maxBackups", self.max_backups, 1, "a number of backups")?;
-        self.keep.as_ref().map_or(Ok(()), KeepOptions::check)?;
-        whole(
-            "maxChainLength",
-            self.max_chain_length,
-            1,
-            "a number of backups",
-        )?;
+        self.set()?;
         self.schedule.as_ref().map_or(Ok(()), |schedule| {
             Cadence::parse(schedule, None).map(|_| ())
         })?;
-        whole(
-            "undoRetentionDays",
-            self.undo_retention_days,
-            1,
-            "a number of days",
-        )?;
         self.store().map(|_| ())
+    }
+
+    /// Returns what the manager sets. Fails with `KG_INVALID_OPTION`.
+    pub(super) fn set(&self) -> Result<BackupConfig> {
+        let days = "a number of days";
+        let backups = "a number of backups";
+        Ok(BackupConfig {
+            compression: compression(self.compression.as_ref())?,
+            compression_level: compression_level(self.compression_level)?,
+            lock_timeout: lock_timeout(self.lock_timeout)?,
+            retention_days: whole("retentionDays", self.retention_days, 1, days)?,
+            max_backups: whole("maxBackups", self.max_backups, 1, backups)?,
+            keep: self.keep.as_ref().map(KeepOptions::rules).transpose()?,
+            max_chain_length: whole("maxChainLength", self.max_chain_length, 1, backups)?,
+            undo_retention_days: whole("undoRetentionDays", self.undo_retention_days, 1, days)?,
+            include_vectors: self.include_vectors,
+            include_plugin_data: self.include_plugin_data,
+            exclude_patterns: self.exclude_patterns.clone(),
+            check_source: self.check_source,
+            strict: self.strict,
+            ..BackupConfig::default()
+        })
+    }
+
+    /// Returns what the manager and the settings of the project set.
+    pub(super) fn merged(&self) -> Result<BackupConfig> {
+        Ok(self.set()?.over(BackupConfig::of(&self.settings)))
+    }
+
+    /// Returns the value of every option.
+    pub(super) fn resolved(&self) -> Result<BackupOptions> {
+        Ok(self.merged()?.resolve())
     }
 
     pub fn store(&self) -> Result<Store> {
@@ -141,86 +143,18 @@ impl Config {
         Ok(store.with_keys(keys))
     }
 
-    /// Fails if the settings about retention are unusable. Nothing may be removed then.
-    pub fn assert_retention_known(&self) -> Result<()> {
-        self.settings.doubt_of_retention().map_or(Ok(()), Err)
-    }
-
     /// Completes options that are not set from the project's settings. Relative paths in the
     /// settings are resolved against the project's root.
-    pub fn complete(&mut self, settings: &Settings) {
-        let set = settings.policy();
-        let number = |value: Option<u32>| value.map(f64::from);
-        self.settings = settings.clone();
-        self.kind = settings.kind();
-        self.zone = settings.zone();
-        self.compression = self
-            .compression
-            .take()
-            .or_else(|| settings.get("backup.compression").cloned());
-        self.compression_level = self
-            .compression_level
-            .or(number(settings.whole("backup.compressionLevel")));
-        self.max_chain_length = self
-            .max_chain_length
-            .or(number(settings.whole("backup.maxChainLength")));
-        self.include_vectors = self
-            .include_vectors
-            .or(settings.bool("backup.includeVectors"));
-        self.include_plugin_data = self
-            .include_plugin_data
-            .or(settings.bool("backup.includePluginData"));
-        self.exclude_patterns = self
-            .exclude_patterns
-            .take()
-            .or_else(|| settings.list("backup.excludePatterns"));
-        self.check_source = self.check_source.or(settings.bool("backup.checkSource"));
-        self.strict = self.strict.or(settings.bool("backup.strict"));
-        self.retention_days = self.retention_days.or(number(set.retention_days));
-        self.max_backups = self.max_backups.or(number(set.max_backups));
-        if self.keep.is_none() && set.keep != Keep::default() {
-            self.keep = Some(KeepOptions::from(set.keep));
-        }
+    pub fn complete(&mut self, settings: Settings) {
+        self.settings = settings;
     }
 
     pub fn names_a_store(&self) -> bool {
         self.backup_dir.is_some()
     }
 
-    /// Returns the retention policy. The casts are safe because [`Config::parse`] has checked that
-    /// all numbers are whole.
-    pub fn retention(&self) -> Policy {
-        if self.assert_retention_known().is_err() {
-            return Policy::default();
-        }
-        let whole = |value: Option<f64>| value.map(|value| value as u32);
-        let keep = self
-            .keep
-            .as_ref()
-            .map_or(Keep::default(), KeepOptions::resolve);
-        let zone = self.zone.clone().unwrap_or(TimeZone::UTC);
-        Policy {
-            retention_days: whole(self.retention_days),
-            max_backups: whole(self.max_backups),
-            keep,
-            zone,
-        }
-    }
-
-    pub fn undo_retention_days(&self) -> u32 {
-        self.undo_retention_days
-            .map_or(DEFAULT_RETENTION_DAYS, |days| days as u32)
-    }
-
     pub fn launch(&self) -> WorkerMode {
         WorkerMode::Subprocess(self.kg_path.clone())
-    }
-
-    pub fn lock_timeout(&self) -> Duration {
-        self.lock_timeout
-            .map_or(DEFAULT_LOCK_TIMEOUT, |milliseconds| {
-                Duration::from_millis(milliseconds as u64)
-            })
     }
 }
 
@@ -344,66 +278,17 @@ pub struct KeepOptions {
     yearly: Option<f64>,
 }
 
-impl From<Keep> for KeepOptions {
-    fn from(keep: Keep) -> Self {
-        let [last, hourly, daily, weekly, monthly, yearly] = [
-            keep.last,
-            keep.hourly,
-            keep.daily,
-            keep.weekly,
-            keep.monthly,
-            keep.yearly,
-        ]
-        .map(|value| value.map(f64::from));
-        KeepOptions {
-            last,
-            hourly,
-            daily,
-            weekly,
-            monthly,
-            yearly,
-        }
-    }
-}
-
 impl KeepOptions {
-    fn named(&self) -> [(&'static str, Option<f64>); 6] {
-        let KeepOptions {
-            last,
-            hourly,
-            daily,
-            weekly,
-            monthly,
-            yearly,
-        } = *self;
-        [
-            ("keep.last", last),
-            ("keep.hourly", hourly),
-            ("keep.daily", daily),
-            ("keep.weekly", weekly),
-            ("keep.monthly", monthly),
-            ("keep.yearly", yearly),
-        ]
-    }
-
-    fn check(&self) -> Result<()> {
-        self.named()
-            .into_iter()
-            .try_for_each(|(name, value)| whole(name, value, 1, "a number of backups"))
-    }
-
-    fn resolve(&self) -> Keep {
-        let [last, hourly, daily, weekly, monthly, yearly] = self
-            .named()
-            .map(|(_, value)| value.map(|value| value as u32));
-        Keep {
-            last,
-            hourly,
-            daily,
-            weekly,
-            monthly,
-            yearly,
-        }
+    fn rules(&self) -> Result<Keep> {
+        let rule = |name, value| whole(name, value, 1, "a number of backups");
+        Ok(Keep {
+            last: rule("keep.last", self.last)?,
+            hourly: rule("keep.hourly", self.hourly)?,
+            daily: rule("keep.daily", self.daily)?,
+            weekly: rule("keep.weekly", self.weekly)?,
+            monthly: rule("keep.monthly", self.monthly)?,
+            yearly: rule("keep.yearly", self.yearly)?,
+        })
     }
 }
 
@@ -420,29 +305,39 @@ pub(super) fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
     })
 }
 
-/// Combines `compression` and `compressionLevel`. Fails with `KG_INVALID_OPTION`.
-pub(super) fn compression(kind: Option<&Value>, level: Option<f64>) -> Result<Compression> {
-    let kind = match kind {
-        None => Compression::GZIP,
-        Some(given) => config::compression(given).ok_or_else(|| {
+/// Returns the format that `compression` names.
+pub(super) fn compression(given: Option<&Value>) -> Result<Option<Compression>> {
+    let parse = |given: &Value| {
+        config::compression(given).ok_or_else(|| {
             let message =
                 format!("`compression` is {given}, not true, false, \"gzip\" or \"zstd\"");
             Error::invalid(message, "Leave it out for gzip")
-        })?,
+        })
     };
+    given.map(parse).transpose()
+}
+
+pub(super) fn compression_level(level: Option<f64>) -> Result<Option<u8>> {
     match level {
-        None => Ok(kind),
-        Some(level) if level.fract() == 0.0 && (1.0..=9.0).contains(&level) => {
-            Ok(kind.at(level as u8))
+        Some(level) if level.fract() != 0.0 || !(1.0..=9.0).contains(&level) => {
+            Err(Error::invalid(
+                format!("`compressionLevel` is {level}, not a whole number from 1 to 9"),
+                "Use 1 for speed, 9 for size, or leave it out",
+            ))
         }
-        Some(level) => Err(Error::invalid(
-            format!("`compressionLevel` is {level}, not a whole number from 1 to 9"),
-            "Use 1 for speed, 9 for size, or leave it out",
-        )),
+        level => Ok(level.map(|level| level as u8)),
     }
 }
 
-pub(super) fn whole(name: &str, value: Option<f64>, least: u32, what: &str) -> Result<()> {
+/// Returns the time to wait for locks, which JavaScript gives in milliseconds.
+pub(super) fn lock_timeout(given: Option<f64>) -> Result<Option<Duration>> {
+    let milliseconds = whole("lockTimeout", given, 0, "a number of milliseconds")?;
+    Ok(milliseconds.map(|milliseconds| Duration::from_millis(milliseconds.into())))
+}
+
+/// Returns the number, which is not negative. Fails with `KG_INVALID_OPTION` if it is not whole, or
+/// smaller than `least`.
+pub(super) fn whole(name: &str, value: Option<f64>, least: u32, what: &str) -> Result<Option<u32>> {
     match value {
         Some(value)
             if value.fract() != 0.0 || value < f64::from(least) || value > f64::from(u32::MAX) =>
@@ -453,6 +348,6 @@ pub(super) fn whole(name: &str, value: Option<f64>, least: u32, what: &str) -> R
             );
             Err(Error::invalid(message, "Give a whole number"))
         }
-        _ => Ok(()),
+        value => Ok(value.map(|value| value as u32)),
     }
 }

@@ -150,7 +150,7 @@ pub fn backup_dir(config: String) -> String {
 /// that cannot be used.
 fn settled(mut config: Config) -> Result<(Config, Vec<Warning>)> {
     let (settings, warnings) = Worker::settings(&config.launch(), &config.project_root)?;
-    config.complete(&settings);
+    config.complete(settings);
     Ok((config, warnings))
 }
 
@@ -191,7 +191,7 @@ fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
         Call::CreateBackup { config, options } => {
             let (config, warnings) = settled(config)?;
             let store = options.store(&config)?;
-            let options = options.resolve(&config)?;
+            let options = options.resolve(&config, &store)?;
             let mut created = create_backup(
                 &config.project_root,
                 &store,
@@ -221,17 +221,28 @@ fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
                 &store,
                 &id,
                 options.cascade(),
-                config.lock_timeout(),
+                config.resolved()?.lock_timeout,
                 context,
             )?)
         }
         Call::Pin { config, id, reason } => {
             let (config, store) = store(config)?;
-            value(pin(&store, &id, reason, config.lock_timeout(), context)?)
+            value(pin(
+                &store,
+                &id,
+                reason,
+                config.resolved()?.lock_timeout,
+                context,
+            )?)
         }
         Call::Unpin { config, id } => {
             let (config, store) = store(config)?;
-            value(unpin(&store, &id, config.lock_timeout(), context)?)
+            value(unpin(
+                &store,
+                &id,
+                config.resolved()?.lock_timeout,
+                context,
+            )?)
         }
         Call::Consolidate {
             config,
@@ -246,7 +257,7 @@ fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
                 &store,
                 &id,
                 compression,
-                config.lock_timeout(),
+                config.resolved()?.lock_timeout,
                 context,
             )?)
         }
@@ -264,24 +275,29 @@ fn dispatch(call: &str, context: &OperationContext) -> Result<Value> {
             value(restored)
         }
         Call::UndoRestore { config, options } => {
-            let (root, options) = options.resolve(&config);
+            let (root, options) = options.resolve(&config)?;
             value(undo_restore(&root, &config.launch(), &options, context)?)
         }
         Call::Prune { config, options } => {
             let (config, _) = settled(config)?;
-            config.assert_retention_known()?;
+            let set = config.merged()?;
+            set.assert_retention_known()?;
             value(prune(
                 &config.store()?,
-                &config.retention(),
+                &set.retention(),
                 options.dry_run(),
-                config.lock_timeout(),
+                config.resolved()?.lock_timeout,
                 context,
             )?)
         }
         Call::Rehearse { config, options } => {
             let (config, store, warnings) = store_and_warnings(config)?;
-            let mut rehearsal =
-                drill(&store, &options.resolve(&config), &config.launch(), context)?;
+            let mut rehearsal = drill(
+                &store,
+                &options.resolve(&config)?,
+                &config.launch(),
+                context,
+            )?;
             rehearsal.warnings.extend(warnings);
             value(rehearsal)
         }

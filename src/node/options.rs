@@ -5,22 +5,18 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    config::{Config, Encryption, compression, parse, whole},
+    config::{Config, Encryption, compression, compression_level, lock_timeout, parse},
     schedule::NextRun,
 };
 use crate::{
     archive::{block::Compression, manifest::BackupType},
-    commands::{
-        backup::{BackupOptions, DEFAULT_LOCK_TIMEOUT, DEFAULT_MAX_CHAIN_LENGTH},
-        drill::DrillOptions,
-        restore::RestoreOptions,
-        scheduled,
-        undo::UndoOptions,
-    },
+    commands::{drill::DrillOptions, restore::RestoreOptions, scheduled, undo::UndoOptions},
+    config::backup_config::{BackupConfig, BackupOptions, DEFAULT_LOCK_TIMEOUT},
     error::{Error, Result},
     integrity::{Scope, target::CheckTarget},
     project::{Component, Project},
@@ -132,37 +128,31 @@ impl CreateOptions {
         config.store_for(self.encrypt)
     }
 
-    pub fn resolve(self, config: &Config) -> Result<BackupOptions> {
-        let level = self.compression_level.or(config.compression_level);
+    /// Returns the options of the backup: those of the call, completed by the configuration of the
+    /// manager and the settings.
+    pub fn resolve(self, config: &Config, store: &Store) -> Result<BackupOptions> {
+        let call = BackupConfig {
+            backup_type: self.kind,
+            include_vectors: self.include_vectors,
+            include_plugin_data: self.include_plugin_data,
+            exclude_patterns: self.exclude_patterns,
+            compression: compression(self.compression.as_ref())?,
+            compression_level: compression_level(self.compression_level)?,
+            check_source: self.check_source,
+            strict: self.strict,
+            ..BackupConfig::default()
+        };
+        let options = scheduled::options(
+            call.over(config.set()?),
+            &config.settings,
+            &config.project_root,
+            store,
+            Timestamp::now(),
+        )?;
         Ok(BackupOptions {
-            is_safety_backup: false,
-            kind: self.kind.or(config.kind).unwrap_or(BackupType::Full),
             based_on: self.based_on,
-            max_chain_length: config
-                .max_chain_length
-                .map_or(DEFAULT_MAX_CHAIN_LENGTH, |length| length as u32),
             description: self.description,
-            include_vectors: self
-                .include_vectors
-                .or(config.include_vectors)
-                .unwrap_or(true),
-            include_plugin_data: self
-                .include_plugin_data
-                .or(config.include_plugin_data)
-                .unwrap_or(true),
-            exclude_patterns: self
-                .exclude_patterns
-                .or_else(|| config.exclude_patterns.clone())
-                .unwrap_or_default(),
-            compression: compression(
-                self.compression.as_ref().or(config.compression.as_ref()),
-                level,
-            )?,
-            check_source: self.check_source.or(config.check_source).unwrap_or(true),
-            lock_timeout: config.lock_timeout(),
-            retention: config.retention(),
-            strict: self.strict.or(config.strict).unwrap_or(false),
-            undo_retention_days: config.undo_retention_days(),
+            ..options
         })
     }
 }
@@ -191,11 +181,12 @@ pub struct ConsolidateOptions {
 
 impl ConsolidateOptions {
     pub fn compression(&self, config: &Config) -> Result<Compression> {
-        let level = self.compression_level.or(config.compression_level);
-        compression(
-            self.compression.as_ref().or(config.compression.as_ref()),
-            level,
-        )
+        let call = BackupConfig {
+            compression: compression(self.compression.as_ref())?,
+            compression_level: compression_level(self.compression_level)?,
+            ..BackupConfig::default()
+        };
+        Ok(call.over(config.merged()?).compression())
     }
 }
 
@@ -230,6 +221,7 @@ impl Restoration {
     /// Returns the reference of the backup, and the options of the restore. Fails with
     /// `KG_INVALID_OPTION`.
     pub fn resolve(self, config: &Config) -> Result<(String, RestoreOptions)> {
+        let set = config.resolved()?;
         let reference = match (self.backup_path, self.backup_id) {
             (Some(reference), None) | (None, Some(reference)) => reference,
             _ => {
@@ -270,8 +262,8 @@ impl Restoration {
             force: self.force.unwrap_or(false),
             overwrite: self.overwrite.unwrap_or(false),
             dry_run: self.dry_run.unwrap_or(false),
-            lock_timeout: config.lock_timeout(),
-            undo_retention_days: config.undo_retention_days(),
+            lock_timeout: set.lock_timeout,
+            undo_retention_days: set.undo_retention_days,
         };
         Ok((reference, options))
     }
@@ -289,19 +281,17 @@ pub struct UndoRestoration {
 
 impl UndoRestoration {
     /// Returns the root of the project, and the options of the undo.
-    pub fn resolve(self, config: &Config) -> (PathBuf, UndoOptions) {
+    pub fn resolve(self, config: &Config) -> Result<(PathBuf, UndoOptions)> {
+        let set = config.resolved()?;
         let options = UndoOptions {
             earlier: self.earlier.unwrap_or(false),
             force: self.force.unwrap_or(false),
             dry_run: self.dry_run.unwrap_or(false),
-            lock_timeout: config.lock_timeout(),
-            undo_retention_days: config.undo_retention_days(),
+            lock_timeout: set.lock_timeout,
+            undo_retention_days: set.undo_retention_days,
         };
-        (
-            self.target_dir
-                .unwrap_or_else(|| config.project_root.clone()),
-            options,
-        )
+        let root = self.target_dir;
+        Ok((root.unwrap_or_else(|| config.project_root.clone()), options))
     }
 }
 
@@ -314,12 +304,12 @@ pub struct Rehearsal {
 }
 
 impl Rehearsal {
-    pub fn resolve(self, config: &Config) -> DrillOptions {
-        DrillOptions {
+    pub fn resolve(self, config: &Config) -> Result<DrillOptions> {
+        Ok(DrillOptions {
             backup: self.backup.unwrap_or_else(|| "latest".into()),
             directory: self.directory,
-            lock_timeout: config.lock_timeout(),
-        }
+            lock_timeout: config.resolved()?.lock_timeout,
+        })
     }
 }
 
@@ -376,17 +366,7 @@ impl Checker {
     }
 
     pub fn lock_timeout(&self) -> Result<Duration> {
-        whole(
-            "lockTimeout",
-            self.lock_timeout,
-            0,
-            "a number of milliseconds",
-        )?;
-        Ok(self
-            .lock_timeout
-            .map_or(DEFAULT_LOCK_TIMEOUT, |milliseconds| {
-                Duration::from_millis(milliseconds as u64)
-            }))
+        Ok(lock_timeout(self.lock_timeout)?.unwrap_or(DEFAULT_LOCK_TIMEOUT))
     }
 
     pub fn launch(&self) -> WorkerMode {

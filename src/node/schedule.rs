@@ -11,8 +11,8 @@ use crate::{
     project::Project,
     schedule::{
         backup_type,
-        cron::{Cadence, time_zone},
-        plan::{DEFAULT_RETRIES, DEFAULT_RETRY_DELAY_MS, Plan, State},
+        cron::time_zone,
+        plan::{Plan, PlanOptions, State},
     },
     store::Store,
 };
@@ -39,9 +39,9 @@ pub struct ScheduleOptions {
 
 impl ScheduleOptions {
     pub fn plan(self) -> Result<Plan> {
-        whole("jitter", self.jitter, 0, "a number of milliseconds")?;
-        whole("retries", self.retries, 0, "a number of retries")?;
-        whole(
+        let jitter = whole("jitter", self.jitter, 0, "a number of milliseconds")?;
+        let retries = whole("retries", self.retries, 0, "a number of retries")?;
+        let retry_delay = whole(
             "retryDelay",
             self.retry_delay,
             1,
@@ -59,20 +59,16 @@ impl ScheduleOptions {
                 "Set `type` to `incremental`, or leave it out",
             ));
         }
-        let plan = Plan {
-            cadence: Cadence::parse(&self.schedule, self.timezone.as_deref())?,
-            catch_up: self.catch_up.unwrap_or(true),
-            jitter_ms: self.jitter.map_or(0, |jitter| jitter as i64),
+        PlanOptions {
+            schedule: self.schedule,
+            timezone: self.timezone,
+            catch_up: self.catch_up,
+            jitter_ms: jitter.map(i64::from),
+            retries,
+            retry_delay_ms: retry_delay.map(i64::from),
             seed: self.seed,
-            retries: self
-                .retries
-                .map_or(DEFAULT_RETRIES, |retries| retries as u32),
-            retry_delay_ms: self
-                .retry_delay
-                .map_or(DEFAULT_RETRY_DELAY_MS, |delay| delay as i64),
-        };
-        plan.check()?;
-        Ok(plan)
+        }
+        .resolve()
     }
 }
 

@@ -44,6 +44,40 @@ pub struct Plan {
     pub retry_delay_ms: i64,
 }
 
+/// The options of a schedule. `None` means the default.
+#[derive(Debug, Clone, Default)]
+pub struct PlanOptions {
+    /// A cron expression.
+    pub schedule: String,
+    pub timezone: Option<String>,
+    /// Default: true.
+    pub catch_up: Option<bool>,
+    /// Default: 0.
+    pub jitter_ms: Option<i64>,
+    /// Default: [`DEFAULT_RETRIES`].
+    pub retries: Option<u32>,
+    /// Default: [`DEFAULT_RETRY_DELAY_MS`].
+    pub retry_delay_ms: Option<i64>,
+    /// Spreads the jitter of different projects.
+    pub seed: String,
+}
+
+impl PlanOptions {
+    /// Returns the plan. Fails with `KG_INVALID_OPTION` if an option is out of range.
+    pub fn resolve(self) -> Result<Plan> {
+        let plan = Plan {
+            cadence: Cadence::parse(&self.schedule, self.timezone.as_deref())?,
+            catch_up: self.catch_up.unwrap_or(true),
+            jitter_ms: self.jitter_ms.unwrap_or(0),
+            seed: self.seed,
+            retries: self.retries.unwrap_or(DEFAULT_RETRIES),
+            retry_delay_ms: self.retry_delay_ms.unwrap_or(DEFAULT_RETRY_DELAY_MS),
+        };
+        plan.check()?;
+        Ok(plan)
+    }
+}
+
 /// The progress of the schedule. All times are milliseconds since the epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -105,7 +139,7 @@ impl State {
 }
 
 impl Plan {
-    pub fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         for (name, value, least) in [
             ("jitter", self.jitter_ms, 0),
             ("retryDelay", self.retry_delay_ms, 1),

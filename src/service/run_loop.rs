@@ -20,7 +20,7 @@ use crate::{
         backup::{Created, create_backup},
         scheduled::{self, CallerEncryption},
     },
-    config::Settings,
+    config::{Settings, backup_config::BackupConfig},
     error::{Code, Error, Result},
     project::{CONFIG_FILE, Project},
     schedule::plan::{Action, Plan, State, Trigger},
@@ -148,7 +148,7 @@ impl<'a> Service<'a> {
             .next(Timestamp::now())
             .map(|next| next.to_string())
             .unwrap_or_default();
-        let schedule = self.settings.text("backup.schedule").unwrap_or_default();
+        let schedule = self.settings.schedule().unwrap_or_default();
         self.log.line(&format!(
             "the schedule is `{schedule}`; the next run is at {next}"
         ));
@@ -291,7 +291,13 @@ impl<'a> Service<'a> {
             CallerEncryption::Nothing,
             &WorkerMode::InProcess,
         )?;
-        let mut options = scheduled::options(&self.settings, root, &store, Timestamp::now())?;
+        let mut options = scheduled::options(
+            BackupConfig::default(),
+            &self.settings,
+            root,
+            &store,
+            Timestamp::now(),
+        )?;
         options.description = Some(DESCRIPTION.into());
         create_backup(
             root,

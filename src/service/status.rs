@@ -215,8 +215,8 @@ pub fn status(
     Ok(Status {
         backup_dir: store.dir().to_path_buf(),
         enabled,
-        schedule: settings.text("backup.schedule").map(str::to_string),
-        timezone: settings.text("backup.timezone").map(str::to_string),
+        schedule: settings.schedule().map(str::to_string),
+        timezone: settings.timezone().map(str::to_string),
         kind,
         next_run,
         count: backups.len(),

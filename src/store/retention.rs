@@ -62,6 +62,20 @@ pub struct Keep {
     pub yearly: Option<u32>,
 }
 
+impl Keep {
+    /// Completes the rules that are not set with those of `other`.
+    pub fn over(self, other: Keep) -> Keep {
+        Keep {
+            last: self.last.or(other.last),
+            hourly: self.hourly.or(other.hourly),
+            daily: self.daily.or(other.daily),
+            weekly: self.weekly.or(other.weekly),
+            monthly: self.monthly.or(other.monthly),
+            yearly: self.yearly.or(other.yearly),
+        }
+    }
+}
+
 /// Why a backup is kept or removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

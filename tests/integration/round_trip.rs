@@ -11,10 +11,11 @@ use std::{
 use kg_backup::internals::{
     archive::{block::Compression, manifest::BackupType},
     commands::{
-        backup::{BackupOptions, create_backup},
+        backup::create_backup,
         restore::{RestoreOptions, restore},
         verify::check_backup,
     },
+    config::backup_config::BackupOptions,
     project::names,
     store::Store,
     util::operation::OperationContext,

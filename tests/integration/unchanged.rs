@@ -11,10 +11,11 @@ use kg_backup::internals::{
     Result,
     archive::{block::Compression, manifest::Manifest},
     commands::{
-        backup::{BackupOptions, Created, create_backup},
+        backup::{Created, create_backup},
         restore::{RestoreOptions, restore},
         verify::check_backup,
     },
+    config::backup_config::BackupOptions,
     project::discover::Selection,
     sqlite::{check::IntegrityStatus, page_hashes::PageFile},
     store::Store,

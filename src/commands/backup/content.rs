@@ -2,12 +2,12 @@
 
 use jiff::Timestamp;
 
-use super::BackupOptions;
 use crate::{
     archive::{
         manifest::{BackupType, Contents, FORMAT_VERSION, Manifest, Stats, Tool},
         writer::{Totals, checksums},
     },
+    config::backup_config::BackupOptions,
     error::{Code, Error, Result, Warning, WarningCode, first_and_more},
     project::Component,
     store::{Store, good},

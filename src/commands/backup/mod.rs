@@ -17,80 +17,21 @@ mod plan;
 mod receive;
 mod save;
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use serde::Serialize;
 
 pub use self::incremental_base::reuse_source;
 use self::{old_backups::look_after, plan::BackupPlan, save::Run};
 use crate::{
-    archive::{block::Compression, manifest::BackupType},
     commands::{own_backups::own_backups, prune::PruneResult},
+    config::backup_config::BackupOptions,
     error::{Error, Result},
     project::{Project, exclude::Exclusion},
-    store::{Backup, Store, known_stores, retention::Policy},
+    store::{Backup, Store, known_stores},
     util::{operation::OperationContext, unsupported},
-    worker::{
-        client::{Worker, WorkerMode},
-        restore::undo::DEFAULT_RETENTION_DAYS,
-    },
+    worker::client::{Worker, WorkerMode},
 };
-
-/// The default of `lockTimeout`.
-pub const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
-/// The default of `maxChainLength`. A restore and each further backup read all members of a chain,
-/// and none can be removed before the last one.
-pub const DEFAULT_MAX_CHAIN_LENGTH: u32 = 64;
-
-/// What to save, and how.
-#[derive(Debug, Clone)]
-pub struct BackupOptions {
-    pub kind: BackupType,
-    /// The id of the base of an incremental backup. Default: the newest good backup.
-    pub based_on: Option<String>,
-    /// The most members that a chain may have. A longer one begins anew with a full backup, unless
-    /// `based_on` names the base.
-    pub max_chain_length: u32,
-    pub description: Option<String>,
-    /// Marks the backup that a repair makes first. It may hold damage, so it is never the latest.
-    pub is_safety_backup: bool,
-    pub include_vectors: bool,
-    pub include_plugin_data: bool,
-    /// Patterns as in `.gitignore`, relative to the root of the project.
-    pub exclude_patterns: Vec<String>,
-    pub compression: Compression,
-    /// Checks each snapshot as `PRAGMA quick_check` does. The manifest holds the result.
-    pub check_source: bool,
-    /// How long to wait for another writer of the store and for the lock of a database.
-    pub lock_timeout: Duration,
-    /// Which backups to keep after this one.
-    pub retention: Policy,
-    /// Fails with `KG_INCOMPLETE` if the backup would lack a part of the project.
-    pub strict: bool,
-    /// How many days the files that a restore replaced are kept for an undo.
-    pub undo_retention_days: u32,
-}
-
-impl Default for BackupOptions {
-    fn default() -> Self {
-        BackupOptions {
-            kind: BackupType::Full,
-            based_on: None,
-            max_chain_length: DEFAULT_MAX_CHAIN_LENGTH,
-            description: None,
-            is_safety_backup: false,
-            include_vectors: true,
-            include_plugin_data: true,
-            exclude_patterns: Vec::new(),
-            compression: Compression::GZIP,
-            check_source: true,
-            lock_timeout: DEFAULT_LOCK_TIMEOUT,
-            retention: Policy::default(),
-            strict: false,
-            undo_retention_days: DEFAULT_RETENTION_DAYS,
-        }
-    }
-}
 
 /// A new backup, and what became of the older ones.
 #[derive(Debug, Clone, Serialize)]

@@ -2,12 +2,12 @@
 
 use jiff::Timestamp;
 
-use super::BackupOptions;
 use crate::{
     commands::{
         own_backups::own_among,
         prune::{self, PruneResult},
     },
+    config::backup_config::BackupOptions,
     error::{Error, Warning, WarningCode},
     project::Project,
     store::{Backup, Store, StoreLock, known_stores},

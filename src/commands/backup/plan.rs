@@ -1,11 +1,9 @@
 //! Decides how a backup is made: its type, and what it reuses of earlier backups.
 
-use super::{
-    BackupOptions,
-    incremental_base::{self, IncrementalBase},
-};
+use super::incremental_base::{self, IncrementalBase};
 use crate::{
     archive::manifest::BackupType,
+    config::backup_config::BackupOptions,
     error::{Code, Error, Result, Warning, WarningCode},
     project::Project,
     store::Store,

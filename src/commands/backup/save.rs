@@ -10,7 +10,6 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    BackupOptions,
     content::{assert_complete, describe, note_empty},
     incremental_base::IncrementalBase,
     page_cache,
@@ -20,6 +19,7 @@ use super::{
 };
 use crate::{
     archive::{manifest::BackupType, reuse::ReuseSource, writer::ArchiveWriter},
+    config::backup_config::BackupOptions,
     error::{Code, Error, Result, Warning},
     project::{
         Project,

@@ -20,7 +20,8 @@ use crate::{
         filter::EntryFilter,
         manifest::{MANIFEST_ENTRY, Manifest},
     },
-    commands::{backup::DEFAULT_LOCK_TIMEOUT, verify::duration_ms},
+    commands::verify::duration_ms,
+    config::backup_config::{DEFAULT_LOCK_TIMEOUT, DEFAULT_UNDO_RETENTION_DAYS},
     error::{Error, Result, Warning, WarningCode},
     project::{Component, Project, STATE_DIR, pattern},
     sqlite::check::IntegrityStatus,
@@ -33,7 +34,7 @@ use crate::{
     worker::{
         client::{Worker, WorkerMode},
         protocol::{Applied, ApplyRequest},
-        restore::{lock_target, undo::DEFAULT_RETENTION_DAYS},
+        restore::lock_target,
     },
 };
 
@@ -69,7 +70,7 @@ impl RestoreOptions {
             overwrite: false,
             dry_run: false,
             lock_timeout: DEFAULT_LOCK_TIMEOUT,
-            undo_retention_days: DEFAULT_RETENTION_DAYS,
+            undo_retention_days: DEFAULT_UNDO_RETENTION_DAYS,
         }
     }
 }

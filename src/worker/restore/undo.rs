@@ -15,9 +15,6 @@ use crate::{
     util::{dir_handle::in_the_way, regular_file},
 };
 
-/// The default of `undoRetentionDays`.
-pub const DEFAULT_RETENTION_DAYS: u32 = 7;
-
 const STAMP: &str = "%Y%m%d-%H%M%S";
 const STAMP_BYTES: usize = 15;
 
