@@ -1,4 +1,4 @@
-// What createBackupManager and its calls promise in index.d.ts.
+// The promises of createBackupManager and its methods in index.d.ts.
 
 import {
   existsSync,
@@ -31,7 +31,7 @@ function setUp(config = {}, project = makeProject()) {
   };
 }
 
-test('import and require give every export by name', () => {
+test('import and require provide every export by name', () => {
   const cjs = createRequire(import.meta.url)('@weavelogic/knowledge-graph-agent');
   const names = [
     'BackupManager',
@@ -45,7 +45,7 @@ test('import and require give every export by name', () => {
   for (const name of names) expect(esm[name]).toBe(cjs[name]);
 });
 
-/** A created backup as it is listed afterwards. */
+/** The form in which a new backup is listed later. */
 const listed = ({ reusedBytes, ...backup }) => backup;
 
 describe('createBackup', () => {
@@ -74,7 +74,7 @@ describe('createBackup', () => {
     expect(readdirSync(root)).toEqual(['.kg']);
   });
 
-  test('gives the backups of one second different ids', async () => {
+  test('gives backups of the same second different ids', async () => {
     const { manager } = setUp();
     const made = await Promise.all(
       Array.from({ length: 5 }, () => manager.createBackup({ type: 'snapshot' })),
@@ -85,7 +85,7 @@ describe('createBackup', () => {
     );
   });
 
-  test('saves the database alone as a snapshot', async () => {
+  test('saves only the database as a snapshot', async () => {
     const { manager } = setUp();
     const backup = await manager.createBackup({ type: 'snapshot' });
     expect(backup.type).toBe('snapshot');
@@ -100,7 +100,7 @@ describe('createBackup', () => {
     );
   });
 
-  test('leaves out vectors, plugins and patterns, by configuration or by call', async () => {
+  test('omits vectors, plugins and patterns, by configuration or by call', async () => {
     const { manager } = setUp({ includeVectors: false, excludePatterns: ['config.json'] });
     const configured = await manager.createBackup();
     expect(configured.contents).toEqual({
@@ -122,7 +122,7 @@ describe('createBackup', () => {
     });
   });
 
-  test('says so where a project has neither vectors nor plugins', async () => {
+  test('reports a project without vectors or plugins', async () => {
     const project = makeProject();
     for (const name of ['vectors', 'plugins', 'config.json'])
       rmSync(path.join(project.root, '.kg', name), { recursive: true });
@@ -135,7 +135,7 @@ describe('createBackup', () => {
     });
   });
 
-  test('compresses harder at a higher level, and not at all without compression', async () => {
+  test('compresses more at a higher level, and not at all without compression', async () => {
     const { manager } = setUp({}, makeProject({ nodes: 3000 }));
     const size = async (options) => (await manager.createBackup(options)).size;
     const [fast, usual, small, plain] = [
@@ -149,7 +149,7 @@ describe('createBackup', () => {
     expect(plain).toBeGreaterThan(fast);
   });
 
-  test('saves other SQLite files as snapshots too, and the database where the configuration has it', async () => {
+  test('saves other SQLite files as snapshots too, and the database at its configured path', async () => {
     const project = makeProject();
     mkdirSync(path.join(project.root, 'data'));
     for (const suffix of ['', '-wal', '-shm']) {
@@ -181,7 +181,7 @@ describe('createBackup', () => {
     );
   });
 
-  test('keeps the default directory of backups out of the backup', async () => {
+  test('keeps the default backup directory out of the backup', async () => {
     const { root } = makeProject();
     const manager = createBackupManager({ projectRoot: root });
     expect(manager.backupDir).toBe(path.join(root, '.kg/backups'));
@@ -190,7 +190,7 @@ describe('createBackup', () => {
     expect(run('tar', ['-tzf', backup.path])).not.toContain('backups');
   });
 
-  test('can leave the check of the source out', async () => {
+  test('can skip the check of the source', async () => {
     const { manager } = setUp({ checkSource: false });
     expect((await manager.createBackup()).integrity).toEqual({
       status: 'skipped',
@@ -201,13 +201,13 @@ describe('createBackup', () => {
 });
 
 describe('the other calls', () => {
-  test('there is no latest backup and no list where there is no directory', async () => {
+  test('find no latest backup and an empty list if the directory does not exist', async () => {
     const { manager } = setUp();
     expect(await manager.listBackups()).toEqual([]);
     await expect(manager.getLatestBackup()).rejects.toMatchObject({ code: 'KG_NO_BACKUPS' });
   });
 
-  test('deleteBackup removes archive and manifest and moves the link', async () => {
+  test('deleteBackup removes archive and sidecar and updates the link', async () => {
     const { manager, backups } = setUp();
     const first = await manager.createBackup();
     const second = await manager.createBackup();
@@ -220,7 +220,7 @@ describe('the other calls', () => {
     });
   });
 
-  test('verifyBackup takes a path, an id, a file URL and latest', async () => {
+  test('verifyBackup accepts a path, an id, a file URL and latest', async () => {
     const { manager } = setUp();
     const { id, path: file } = await manager.createBackup();
     for (const reference of [file, id, pathToFileURL(file), 'latest', path.basename(file)]) {
@@ -231,7 +231,7 @@ describe('the other calls', () => {
     });
   });
 
-  test('an archive that was copied into the directory alone is listed after the next backup', async () => {
+  test('an archive that was copied alone into the directory is listed after the next backup', async () => {
     const { manager, backups } = setUp();
     const { id, path: file } = await manager.createBackup();
     rmSync(`${file}.manifest.json`);
@@ -247,7 +247,7 @@ describe('the other calls', () => {
 });
 
 describe('callbacks', () => {
-  test('onProgress is told phases and bytes, at most ten times a second', async () => {
+  test('onProgress receives phases and bytes, at most ten times a second', async () => {
     const { manager } = setUp({}, makeProject({ nodes: 30_000 }));
     const told = [];
     const onProgress = (progress) => told.push({ ...progress, at: performance.now() });
@@ -270,7 +270,7 @@ describe('callbacks', () => {
     });
   });
 
-  test('onSuccess and onFailure are each called once, for their own', async () => {
+  test('onSuccess and onFailure are each called once, for their own result', async () => {
     const onSuccess = vi.fn();
     const onFailure = vi.fn();
     const { manager, root } = setUp({ onSuccess, onFailure });
@@ -283,7 +283,7 @@ describe('callbacks', () => {
     expect(onSuccess).toHaveBeenCalledTimes(1);
   });
 
-  test('one that throws becomes a warning of the process and harms nothing', async () => {
+  test('an exception in one becomes a process warning and does not affect the backup', async () => {
     const warned = [];
     const listen = (warning) => warned.push(warning);
     process.on('warning', listen);
@@ -320,7 +320,7 @@ describe('signal', () => {
       }),
   };
   for (const [name, start] of Object.entries(calls)) {
-    test(`ends ${name} with an AbortError and leaves nothing of it`, async () => {
+    test(`ends ${name} with an AbortError and leaves none of its files`, async () => {
       const { manager, backups, root } = setUp({}, makeProject({ nodes: 30_000 }));
       const { id } = await manager.createBackup();
       const before = readdirSync(backups);
@@ -366,7 +366,7 @@ describe('bad input', () => {
     });
   }
 
-  test('what this release does not do is refused when the manager is made', () => {
+  test('unsupported options of this release are refused when the manager is made', () => {
     const unsupported = [{ backupDir: 's3://bucket/kg' }, { storageOptions: {} }];
     for (const config of unsupported) {
       expect(() => createBackupManager(config)).toThrow(
@@ -375,7 +375,7 @@ describe('bad input', () => {
     }
   });
 
-  test('options of calls are refused with a rejection, never a throw', async () => {
+  test('options of calls are refused with a rejection, never an exception', async () => {
     const { manager } = setUp();
     const rejected = [
       ['KG_INVALID_OPTION', () => manager.createBackup({ type: 'partial' })],
@@ -409,7 +409,7 @@ describe('bad input', () => {
     }
   });
 
-  test('places that cannot be used are refused and nothing is made', async () => {
+  test('unusable paths are refused, and no file is made', async () => {
     const { root } = makeProject();
     const file = path.join(temporaryDirectory(), 'file');
     writeFileSync(file, '');
@@ -435,7 +435,7 @@ describe('bad input', () => {
     ]);
   });
 
-  test('an archive of a newer format is refused with what to do', async () => {
+  test('an archive of a newer format is refused with advice', async () => {
     const { manager, backups } = setUp();
     const { path: file } = await manager.createBackup();
     const { newerFormat } = await import('./support/forge.mjs');

@@ -1,4 +1,4 @@
-// What an operator does with chains: pin a backup, make a full one of a chain, delete, and restore a part of one.
+// How an operator manages chains: pinning, consolidation, deletion and partial restores.
 
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -40,7 +40,10 @@ const idsOf = (backups) => backups.map(({ id }) => id);
 const sha256 = (file) => createHash('sha256').update(readFileSync(file)).digest('hex');
 const leftovers = (dir) => readdirSync(dir).filter((name) => /^\.kg-(partial|snapshot)/.test(name));
 
-/** A project and a full backup with so many incremental ones after it, oldest first, each with another title of a node. */
+/**
+ * Makes a full backup and incrementals on it, oldest first. Each one changes the title of another
+ * node.
+ */
 async function chain(length, { nodes = 1000, config } = {}) {
   const project = makeProject({ nodes });
   const managerWith = (more) =>
@@ -64,7 +67,7 @@ async function restored(manager, backup, options) {
 }
 
 describe('a pinned backup', () => {
-  test('stays beside what the limits keep, with what it rests on, until it is unpinned', async () => {
+  test('stays with its chain, and does not count against the limits, until it is unpinned', async () => {
     const { manager, managerWith, made } = await chain(3);
     const pinned = await manager.pin(made[1].id, 'before the migration');
     const { reusedBytes, ...listed } = made[1];
@@ -105,7 +108,7 @@ describe('a pinned backup', () => {
     ]);
   });
 
-  test('is not deleted, nor with what it rests on', async () => {
+  test('is not deleted, nor are the members of its chain', async () => {
     const { manager, backups, made } = await chain(3);
     await manager.pin(made[2].id, 'for the audit');
     const refused = {
@@ -128,7 +131,7 @@ describe('a pinned backup', () => {
     expect(readdirSync(backups)).toEqual(['.kg-store.lock']);
   });
 
-  test('verifies as before, and stays pinned without its manifest, in a copy of the store, and while its archive is away', async () => {
+  test('verifies as before, and stays pinned without its sidecar, in a copied store, and while its archive is missing', async () => {
     const { manager, managerWith, made, backups } = await chain(2);
     const [first] = made;
     await manager.pin(first.id, 'why');
@@ -149,7 +152,7 @@ describe('a pinned backup', () => {
     renameSync(aside, first.path);
     await manager.createBackup({ type: 'snapshot' });
     expect((await manager.getBackup(first.id)).pinned).toMatchObject({ reason: 'why' });
-    // What the file says is not what pins.
+    // The existence of the file pins the backup, whatever its content is.
     writeFileSync(`${first.path}.pin.json`, '');
     expect((await manager.getBackup(first.id)).pinned).toEqual({ at: expect.any(Number) });
     await expect(manager.deleteBackup(first.id, { cascade: true })).rejects.toMatchObject({
@@ -157,7 +160,7 @@ describe('a pinned backup', () => {
     });
   });
 
-  test('has a reason that is a text of bearable length, and exists', async () => {
+  test('exists, and its reason is a text of limited length', async () => {
     const { manager, made, backups } = await chain(1);
     await expect(manager.pin(made[0].id, 'x'.repeat(5000))).rejects.toMatchObject({
       code: 'KG_INVALID_OPTION',
@@ -173,7 +176,7 @@ describe('a pinned backup', () => {
   });
 });
 
-test('whoever pins, unpins or consolidates is told of an archive that cannot be listed, as whoever makes a backup is', async () => {
+test('pin, unpin and consolidate warn of an archive that cannot be listed, like backup', async () => {
   const { manager, made, root, backups } = await chain(2);
   const [full, incremental] = made;
   const cut = path.join(backups, 'kg-backup-20200101-000000.tar.gz');
@@ -239,8 +242,11 @@ test('kg pins, lists, unpins and deletes, with the exit status of each error', a
   );
 });
 
-describe('a full backup that is consolidated from a chain', () => {
-  /** A chain over which files of all kinds and their owners come, change, stay and go. */
+describe('a backup that is consolidated from a chain', () => {
+  /**
+   * Makes a chain in which files of every kind, and their owners, appear, change, stay and
+   * disappear.
+   */
   async function rich() {
     const made = await chain(3, { nodes: 2000 });
     const { at, database, incremental } = made;
@@ -257,7 +263,7 @@ describe('a full backup that is consolidated from a chain', () => {
     return { ...made, last: made.made.at(-1) };
   }
 
-  test('is a full backup of the same moment that opens with tar and needs no other', async () => {
+  test('is a full backup of the same moment that opens with tar and needs no base', async () => {
     const { manager, root, last, made } = await rich();
     const expected = await restored(manager, last);
     const full = await manager.consolidate(last.id);
@@ -303,7 +309,7 @@ describe('a full backup that is consolidated from a chain', () => {
     const full = await manager.createBackup();
     const consolidated = await manager.consolidate(last.id, { compression: false });
     expect(consolidated.path).toMatch(/\.tar$/);
-    // The manifests differ in their length.
+    // The length of the manifest differs, so it is not compared.
     const entries = (archive) =>
       run('tar', ['--numeric-owner', '--full-time', '-tvf', archive])
         .split('\n')
@@ -315,7 +321,7 @@ describe('a full backup that is consolidated from a chain', () => {
     expect(await filesOf(consolidated)).toEqual(await filesOf(full));
   });
 
-  test('is what the next incremental backup rests on, while others go on resting on the old ones', async () => {
+  test('is the base of the next incremental backup, and earlier ones keep their old base', async () => {
     const { manager, managerWith, root, made, database, incremental } = await chain(3);
     const full = await manager.consolidate(made[1].id);
     expect(idsOf(await manager.listBackups())).toEqual([
@@ -339,7 +345,7 @@ describe('a full backup that is consolidated from a chain', () => {
     expect(integrityOf(path.join(target, '.kg/knowledge.db'))).toBe('ok');
   });
 
-  test('is refused of a full one, of a broken and of a damaged chain, and nothing is left of the attempt', async () => {
+  test('cannot be made from a full backup or a broken or damaged chain, and the failure leaves no files', async () => {
     const { manager, made, backups } = await chain(3);
     const listed = await manager.listBackups();
     await expect(manager.consolidate(made[0].id)).rejects.toMatchObject({
@@ -372,12 +378,13 @@ describe('a full backup that is consolidated from a chain', () => {
     await expect(aborted).rejects.toMatchObject({ name: 'AbortError' });
     expect(leftovers(backups)).toEqual([]);
     await manager.consolidate(made[2].id).then(({ id }) => manager.deleteBackup(id));
-    // The sidecar whose archive was missing was removed, and is written again without what only the writer of an archive knows.
+    // Listing removed the sidecar of the missing archive and rebuilt it. Only the writer of an
+    // archive knows `sidecarSize`.
     const withoutSidecars = (backups) => backups.map(({ sidecarSize, ...backup }) => backup);
     expect(withoutSidecars(await manager.listBackups())).toEqual(withoutSidecars(listed));
   });
 
-  test('that does not fit on the disk leaves the chain and gives its space back', () => {
+  test('that does not fit on the disk leaves the chain unchanged and frees its space', () => {
     const { root } = makeProject({ nodes: 1500 });
     const script = `
       disk=$(mktemp -d); mount -t tmpfs -o size=3m tmpfs "$disk"; trap 'umount "$disk"; rmdir "$disk"' EXIT
@@ -405,14 +412,14 @@ describe('a full backup that is consolidated from a chain', () => {
     ]);
   });
 
-  test(`is there whole or not at all after a kill, ${KILLS} times`, async () => {
+  test(`is complete or absent after a kill, ${KILLS} times`, async () => {
     const { root, manager, made, backups } = await chain(3, { nodes: 3000 });
     const last = made[2];
     const before = made.map(({ path: archive }) => sha256(archive));
     const args = ['diag', 'backup', '--consolidate', last.id, '--output', backups];
     const began = performance.now();
     const { stdout } = await kg([...args, '--json'], { cwd: root });
-    // Less, where the first one had a busy machine.
+    // Later runs shorten this if the first one was slowed by other processes.
     let takesMs = performance.now() - began;
     await manager.deleteBackup(JSON.parse(stdout).id);
     const seen = { interrupted: 0, atWork: 0, done: 0 };
@@ -465,7 +472,7 @@ describe('a full backup that is consolidated from a chain', () => {
 });
 
 describe('the length of a chain', () => {
-  test('has an end, after which a full backup is made and retention can free the old ones', async () => {
+  test('is limited: then a full backup is made, and retention can remove the old ones', async () => {
     const { manager, made } = await chain(3, { config: { maxChainLength: 3, maxBackups: 2 } });
     expect(made.map(({ type }) => type)).toEqual(['full', 'incremental', 'incremental']);
     const fourth = await manager.createBackup({ type: 'incremental' });
@@ -478,7 +485,7 @@ describe('the length of a chain', () => {
     expect(idsOf(await manager.listBackups())).toEqual([fifth.id, fourth.id]);
   });
 
-  test("is the caller's business where the base is named", async () => {
+  test('is not limited for a base that the caller names', async () => {
     const { incremental, made, root, backups, manager } = await chain(2, {
       config: { maxChainLength: 2 },
     });
@@ -502,14 +509,14 @@ describe('the length of a chain', () => {
 });
 
 describe('a restore from a chain', () => {
-  test('unpacks nothing but what is wanted of it', async () => {
+  test('unpacks only the selected parts', async () => {
     const { root, manager, made, at, incremental, database } = await chain(3, { nodes: 4000 });
     writeFileSync(at('plugins/large'), Buffer.alloc(6_000_000, 'x'));
     made.push(await incremental());
     rmSync(at('plugins/large'));
     change(database, "UPDATE nodes SET title = 'again' WHERE rowid % 9 = 0");
     made.push(await incremental());
-    // A process that writes a larger file than this is killed.
+    // The limit kills the process if it writes a larger file.
     const restore = (bytes, ...args) => {
       const target = path.join(temporaryDirectory(), 'target');
       const command = `ulimit -f ${Math.ceil(bytes / 512)} || exit; exec "${kgPath}" diag restore --quiet --file "${made.at(-1).path}" --target "${target}" ${args.join(' ')}`;
@@ -522,7 +529,7 @@ describe('a restore from a chain', () => {
     expect(existsSync(path.join(target, '.kg/knowledge.db'))).toBe(false);
     restore(1_000_000, '--config-only');
     expect(() => restore(1_000_000)).toThrow();
-    // What an archive between has, and the newest does not, is not unpacked even for the whole.
+    // Even a complete restore skips a file that exists only in an earlier member.
     const { size } = (await manager.checkBackup(made.at(-1).path)).manifest.files.find(
       (file) => file.path === '.kg/knowledge.db',
     );
@@ -532,7 +539,7 @@ describe('a restore from a chain', () => {
     expect(contents(only).map((line) => line.split(' ')[0])).toEqual(['.kg', '.kg/knowledge.db']);
   });
 
-  test('checks in a dry run what a verification does', async () => {
+  test('runs the checks of a verification in a dry run', async () => {
     const { manager, made } = await chain(3);
     const forged = path.join(path.dirname(made[2].path), 'kg-backup-20200101-000000.tar.gz');
     const forge = (change) =>
@@ -555,7 +562,7 @@ describe('a restore from a chain', () => {
     expect(existsSync(dry.targetDir)).toBe(false);
   });
 
-  test('compares the digest of a database that an archive between changed and the newest does not', async () => {
+  test('compares the digest of a database that only an earlier member changed', async () => {
     const { manager, made, incremental, at } = await chain(2);
     writeFileSync(at('plugins/round'), 'only this');
     const last = await incremental();
@@ -583,8 +590,8 @@ describe('a restore from a chain', () => {
   });
 });
 
-describe('a backup that came here without its manifest', () => {
-  test('protects what it rests on from deletion', async () => {
+describe('a backup that arrived without its sidecar', () => {
+  test('protects its chain from deletion', async () => {
     const { manager, made, root, backups } = await chain(3);
     rmSync(sidecar(made[2]));
     await expect(manager.deleteBackup(made[1].id)).rejects.toMatchObject({
@@ -607,7 +614,7 @@ describe('a backup that came here without its manifest', () => {
     ]);
   });
 
-  test('protects it from retention, and a dry run says the same', async () => {
+  test('protects its chain from retention, and a dry run gives the same result', async () => {
     const { manager, managerWith, made, database } = await chain(2);
     const other = await manager.createBackup({ type: 'snapshot' });
     change(database, 'DELETE FROM edges');

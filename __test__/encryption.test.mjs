@@ -1,4 +1,5 @@
-// Encrypted backups: by a passphrase, to recipients, in chains, damaged, and without anything of ours but the `age` command.
+// Encrypted backups: with a passphrase, to recipients, in chains, damaged, and opened with only the
+// `age` command.
 
 import { execFileSync } from 'node:child_process';
 import {
@@ -22,7 +23,7 @@ import { contents, makeProject, withDatabase } from './support/project.mjs';
 
 const PASSPHRASE = 'correct horse battery staple';
 
-/** A project with a pair of keys beside it, and a manager that has the public one. */
+/** Makes a project, a key pair next to it, and a manager with the public key. */
 function setUp({ nodes = 50, ...options } = {}) {
   const project = makeProject({ nodes });
   const base = path.dirname(project.root);
@@ -48,7 +49,7 @@ function setUp({ nodes = 50, ...options } = {}) {
   return { ...project, base, file, identityFile, recipient, manage, change };
 }
 
-/** Restores into a directory of its own and compares with the project. */
+/** Restores into a new directory and compares the result with the project. */
 async function expectRestores(manager, backup, { root, base }) {
   const targetDir = path.join(base, `restored-${backup.id}`);
   const result = await manager.restore({ backupId: backup.id, targetDir });
@@ -58,8 +59,8 @@ async function expectRestores(manager, backup, { root, base }) {
 
 const beside = (backup) => readFileSync(`${backup.path}.manifest.json`, 'utf8');
 
-describe('by a passphrase', () => {
-  test('a backup is made, verified and restored with it, and by nobody else', async () => {
+describe('with a passphrase', () => {
+  test('a backup is made, verified and restored only with that passphrase', async () => {
     const project = setUp();
     const manager = project.manage({ passphrase: PASSPHRASE });
     const backup = await manager.createBackup({ description: 'the quarterly figures' });
@@ -88,7 +89,7 @@ describe('by a passphrase', () => {
     expect(existsSync(path.join(project.base, 'none'))).toBe(false);
   });
 
-  test('nothing beside the archive names what is in it, and lists tell the rest', async () => {
+  test('the sidecar names no content of the archive, and lists show the other facts', async () => {
     const { manage, database, root } = setUp();
     withDatabase(database, (db) =>
       db.exec('CREATE TABLE secret_table (a TEXT NOT NULL); PRAGMA ignore_check_constraints = 1'),
@@ -114,7 +115,7 @@ describe('by a passphrase', () => {
     expect(listed.description).toBeUndefined();
   });
 
-  test('by a file, which is read when it is needed', async () => {
+  test('from a file, which is read when it is needed', async () => {
     const { manage, file, base } = setUp();
     const passphraseFile = file('key', `${PASSPHRASE}\n`);
     const manager = manage({ passphraseFile });
@@ -123,7 +124,7 @@ describe('by a passphrase', () => {
     const plain = await manager.createBackup({ encrypt: false });
     expect(plain.path).toMatch(/\d\.tar\.gz$/);
     rmSync(passphraseFile);
-    // What is not encrypted needs no key.
+    // A plain backup needs no key.
     expect(await manager.verifyBackup(plain.id)).toBe(true);
     expect(await manager.listBackups()).toHaveLength(2);
     for (const work of [() => manager.verifyBackup(backup.id), () => manager.createBackup()]) {
@@ -134,7 +135,7 @@ describe('by a passphrase', () => {
     }
   });
 
-  test('a key in what is backed up encrypts nothing, and opens all the same', async () => {
+  test('a key inside the project cannot encrypt backups but can open them', async () => {
     const { manage, root } = setUp();
     const backup = await manage({ passphrase: PASSPHRASE }).createBackup();
     writeFileSync(path.join(root, '.kg/key'), PASSPHRASE);
@@ -146,7 +147,7 @@ describe('by a passphrase', () => {
     expect(await manager.verifyBackup(backup.id)).toBe(true);
   });
 
-  test('wrong options are refused at once, and no message has a secret in it', async () => {
+  test('invalid options are refused at once, and no message contains a secret', async () => {
     const { manage, file } = setUp();
     const cases = [
       [{}, 'KG_KEY_NEEDED'],
@@ -182,7 +183,7 @@ describe('by a passphrase', () => {
 });
 
 describe('to recipients', () => {
-  test('a machine with the public key alone makes backups, incremental ones too, and cannot open them', async () => {
+  test('a machine with only the public key makes full and incremental backups but cannot open them', async () => {
     const project = setUp();
     const maker = project.manage({ recipients: [project.recipient] });
     const made = [await maker.createBackup()];
@@ -205,14 +206,14 @@ describe('to recipients', () => {
     await expectRestores(owner, whole, project);
   });
 
-  test('without what is kept of the newest backup a key tells it; where there is none, a full one is made', async () => {
+  test('an incremental backup without the cached manifest of its base needs a key, or becomes full', async () => {
     const project = setUp();
     const maker = project.manage({ recipients: [project.recipient] });
     const full = await maker.createBackup();
     const kept = path.join(project.root, '.kg/cache/backup-pages');
-    // Next to what is remembered of stores.
+    // `stores.json` is the record of the stores.
     expect(readdirSync(kept).sort()).toEqual([full.id, `${full.id}.manifest`, 'stores.json']);
-    // A byte of it that is wrong is as good as none.
+    // One wrong byte makes the cached manifest unusable.
     const file = path.join(kept, `${full.id}.manifest`);
     writeFileSync(file, readFileSync(file, 'utf8').replace('"mode"', '"mood"'));
     project.change(1);
@@ -263,7 +264,7 @@ describe('a chain has one key', () => {
     ],
   };
 
-  test('an archive that is no age file any more is damaged, and not of another key', async () => {
+  test('an archive that is no longer an age file is damaged, not encrypted with another key', async () => {
     const project = setUp();
     const manager = project.manage({ passphrase: 'one' });
     const full = await manager.createBackup();
@@ -280,7 +281,7 @@ describe('a chain has one key', () => {
     });
   });
 
-  test('with another passphrase a full backup is made, with the same an incremental one', async () => {
+  test('another passphrase leads to a full backup, and the same one to an incremental backup', async () => {
     const project = setUp();
     const [one, two] = ['one', 'two'].map((passphrase) => project.manage({ passphrase }));
     const full = await one.createBackup();
@@ -297,7 +298,7 @@ describe('a chain has one key', () => {
     await expect(two.createBackup({ type: 'incremental', basedOn: full.id })).rejects.toMatchObject(
       { code: 'KG_KEY_WRONG' },
     );
-    // Each archive has its key; several can be given at once.
+    // Each archive has its own key, and a call can give several keys.
     const files = ['one', 'two'].flatMap((passphrase) => [
       '--passphrase-file',
       project.file(passphrase, passphrase),
@@ -313,7 +314,7 @@ describe('a chain has one key', () => {
     }
   });
 
-  test('to other recipients a full backup is made', async () => {
+  test('a change of recipients leads to a full backup', async () => {
     const project = setUp();
     const second = path.join(project.base, 'second');
     run('age-keygen', ['-o', second]);
@@ -329,7 +330,7 @@ describe('a chain has one key', () => {
       expect(await project.manage({ identityFile }).verifyBackup(made[2].id)).toBe(true);
   });
 
-  test('and what is not encrypted has chains of its own', async () => {
+  test('plain backups have chains of their own', async () => {
     const project = setUp();
     const owner = project.manage({ identityFile: project.identityFile });
     const bases = {};
@@ -346,7 +347,7 @@ describe('a chain has one key', () => {
     }
   });
 
-  test('what one holds, put beside it by hand, breaks nothing', async () => {
+  test('a decrypted copy next to an encrypted backup does no harm', async () => {
     const project = setUp();
     const owner = project.manage({ identityFile: project.identityFile });
     const full = await owner.createBackup();
@@ -365,8 +366,8 @@ describe('a chain has one key', () => {
   });
 });
 
-describe('what is changed', () => {
-  test('anywhere in the archive is found, said, and never restored', async () => {
+describe('a change', () => {
+  test('anywhere in the archive is found and reported, and that archive is never restored', async () => {
     const project = setUp({ nodes: 800 });
     const manager = project.manage({ identityFile: project.identityFile });
     const backup = await manager.createBackup();
@@ -390,7 +391,7 @@ describe('what is changed', () => {
         writeFileSync(lone, Buffer.isBuffer(changed) ? changed : bytes);
         if (manifest) writeFileSync(`${lone}.manifest.json`, beside(backup));
         else rmSync(`${lone}.manifest.json`, { force: true });
-        // Alone, an archive whose wrapped key was changed looks like one of another key.
+        // Without its sidecar, an archive with a changed wrapped key looks like one of another key.
         const verified = await manager.verifyBackup(lone).catch((error) => error.code);
         expect([false, manifest ? false : 'KG_KEY_WRONG'], `${what}, ${manifest}`).toContain(
           verified,
@@ -411,7 +412,7 @@ describe('what is changed', () => {
     );
   });
 
-  test('in an archive that others rest on keeps anything from resting on it', async () => {
+  test('in a base makes the next backup a full one', async () => {
     const project = setUp();
     const maker = project.manage({ recipients: [project.recipient] });
     const full = await maker.createBackup();
@@ -423,7 +424,7 @@ describe('what is changed', () => {
     expect(next).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL' }] });
   });
 
-  test('a manifest that is lost is written again, by whoever has the key', async () => {
+  test('that deletes a sidecar is repaired by the next backup with the key', async () => {
     const project = setUp();
     const owner = project.manage({ identityFile: project.identityFile });
     const backup = await owner.createBackup({ description: 'the quarterly figures' });
@@ -446,7 +447,7 @@ describe('what is changed', () => {
 });
 
 describe('a plain backup where an encrypted one is expected', () => {
-  /** A store with an encrypted backup, and a plain one that somebody with the right to write there has added. */
+  /** Makes a store with an encrypted backup and a plain one that another writer added. */
   async function setUpBoth() {
     const project = setUp();
     const manager = project.manage({ passphrase: PASSPHRASE });
@@ -455,7 +456,7 @@ describe('a plain backup where an encrypted one is expected', () => {
     return { ...project, manager, encrypted, plain, key: project.file('key', `${PASSPHRASE}\n`) };
   }
 
-  test('is a warning where keys are given, and an error where encryption is required', async () => {
+  test('is a warning if keys are given, and an error if encryption is required', async () => {
     const project = await setUpBoth();
     const { manager, plain, encrypted } = project;
     const warned = expect.objectContaining({
@@ -484,7 +485,7 @@ describe('a plain backup where an encrypted one is expected', () => {
     expect(await strict.verifyBackup(encrypted.id)).toBe(true);
   });
 
-  test('is refused by --decrypt and --require-encryption, and warned of with a key', async () => {
+  test('is refused by --decrypt and --require-encryption, and a warning with a key', async () => {
     const { root, base, backups, plain, key } = await setUpBoth();
     const at = (...args) => kg(['diag', ...args, '--passphrase-file', key], { cwd: root });
     const restore = ['restore', '--file', plain.path, '--target', path.join(base, 'other')];
@@ -503,7 +504,7 @@ describe('a plain backup where an encrypted one is expected', () => {
     });
   });
 
-  test('under the name of an encrypted one is damage', async () => {
+  test('is damage if it has the name of an encrypted one', async () => {
     const { manager, plain, encrypted } = await setUpBoth();
     copyFileSync(plain.path, encrypted.path);
     const report = await manager.checkBackup(encrypted.path);
@@ -511,14 +512,14 @@ describe('a plain backup where an encrypted one is expected', () => {
     expect(report.problems.map(({ message }) => message)).toContain(
       'Its name says that it is encrypted, but it is not',
     );
-    // The archive alone is damage too.
+    // Without its sidecar, the archive is also damaged.
     rmSync(`${encrypted.path}.manifest.json`);
     expect((await manager.checkBackup(encrypted.path)).valid).toBe(false);
   });
 });
 
-describe('with the `age` command alone', () => {
-  test('a backup opens by an identity, with tar and sqlite3', async () => {
+describe('with only the `age` command', () => {
+  test('a backup is opened by an identity, with tar and sqlite3', async () => {
     const { manage, recipient, identityFile, base } = setUp();
     for (const [compression, flag] of [
       ['gzip', '-xz'],
@@ -538,7 +539,7 @@ describe('with the `age` command alone', () => {
     }
   });
 
-  // age reads a passphrase from a terminal alone.
+  // age reads a passphrase only from a terminal.
   const typed = (command, ...lines) => {
     const script = `
 import os, pty, sys, time
@@ -559,7 +560,7 @@ print(said.decode()); sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     });
   };
 
-  test('a backup opens by its passphrase, and ours opens what `age` encrypted again', async () => {
+  test('a backup is opened by its passphrase, and `kg` opens an archive that `age` encrypted again', async () => {
     const { manage, base, root } = setUp();
     const manager = manage({ passphrase: PASSPHRASE });
     const backup = await manager.createBackup();
@@ -574,7 +575,7 @@ print(said.decode()); sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     expect(contents(targetDir)).toEqual(contents(root));
   });
 
-  test('`kg` asks at a terminal for what is not given, twice for a new one', () => {
+  test('`kg` asks at a terminal for a missing passphrase, twice for a new one', () => {
     const { root, backups, base } = setUp();
     const at = (args) => `cd '${root}' && '${kgPath}' diag ${args}`;
     expect(typed(at(`backup --encrypt --output '${backups}'`), PASSPHRASE, PASSPHRASE)).toContain(
@@ -601,7 +602,7 @@ print(said.decode()); sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 });
 
 describe('on the command line', () => {
-  test('the commands of the guide work as they are written', () => {
+  test('the commands of the guide work as written', () => {
     const { root } = setUp();
     writeFileSync(path.join(root, 'key'), `${PASSPHRASE}\n`);
     const env = {
@@ -620,7 +621,7 @@ describe('on the command line', () => {
     expect(existsSync(path.join(root, '.kg/knowledge.db'))).toBe(true);
   });
 
-  test('where no key is given and nobody can be asked, it says so, and a key that is given means encryption', async () => {
+  test('without a key or a terminal, kg reports the missing key; a given key turns encryption on', async () => {
     const { root, backups, file, recipient, identityFile } = setUp();
     const run = (...args) => kg(['diag', ...args], { cwd: root });
     const unkeyed = await run('backup', '--encrypt', '--output', backups);
@@ -628,7 +629,7 @@ describe('on the command line', () => {
       status: 2,
       stderr: expect.stringMatching(/\[KG_KEY_NEEDED\].*\n.*`--passphrase-file`.*`--recipient`/),
     });
-    // An identity opens backups, and encrypts none.
+    // An identity opens backups but encrypts none, so the message must not suggest it.
     expect(unkeyed.stderr).not.toContain('--identity');
     expect(existsSync(backups)).toBe(false);
     const key = file('key', PASSPHRASE);
@@ -656,7 +657,7 @@ describe('on the command line', () => {
     );
   });
 
-  test('the settings encrypt every backup of the project: by hand, by the API, before a repair', async () => {
+  test('the settings encrypt every backup of the project: by command, by API and before a repair', async () => {
     const { root, base, identityFile, recipient, database } = setUp();
     const set = (...args) => kg(['config', 'set', ...args], { cwd: root });
     expect(await set('backup.recipients', 'age1nobody')).toMatchObject({
@@ -692,7 +693,7 @@ describe('on the command line', () => {
     expect(identityFile).toBe(path.join(base, 'identity'));
   });
 
-  test('settings that cannot be used turn no encryption off', async () => {
+  test('invalid settings do not turn encryption off', async () => {
     const { root, recipient } = setUp();
     const dir = '../elsewhere';
     const file = path.join(root, '.kg/config.json');
@@ -702,7 +703,7 @@ describe('on the command line', () => {
         file,
         typeof settings === 'string' ? settings : JSON.stringify({ backup: settings }),
       );
-    // Nothing was ever encrypted, and still nobody knows where backups go: they must be told.
+    // No backup was encrypted yet, but the store is unknown, so the call must name it.
     set('{');
     expect(await backup()).toMatchObject({
       status: 2,
@@ -736,7 +737,7 @@ describe('on the command line', () => {
     expect(lastFailure.error.code).toBe('KG_KEY_INVALID');
   });
 
-  test('a key that opens does not decide for whom new ones are', async () => {
+  test('a key for reading does not change the recipients of new backups', async () => {
     const { root, base, recipient, identityFile, change } = setUp();
     const other = path.join(base, 'other');
     run('age-keygen', ['-o', other]);
@@ -782,7 +783,7 @@ describe('on the command line', () => {
     });
   });
 
-  test('nothing lies beside the archives that could be read without the key', async () => {
+  test('no file next to the archives reveals content without the key', async () => {
     const { manage, backups, base } = setUp({ nodes: 3000 });
     const tmp = path.join(base, 'tmp');
     mkdirSync(tmp);
@@ -809,7 +810,7 @@ describe('on the command line', () => {
     expect(await manage({ passphraseFile: key }).verifyBackup('latest')).toBe(true);
   });
 
-  test('a repair encrypts the backup before it as it is told to', async () => {
+  test('the safety backup of a repair follows the encryption options', async () => {
     const { root, database, base } = setUp();
     const broken = () =>
       withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));

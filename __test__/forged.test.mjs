@@ -1,5 +1,5 @@
-// Archives that somebody forged: sealed and summed up as this tool would, so that nothing but the one hostile thing is
-// wrong with them. Each is refused with its code; nothing is written, and a project that is there stays as it is.
+// Forged archives. Each is sealed like an archive of this tool and has one hostile change. The
+// restore refuses it with its code, writes nothing and leaves an existing project as it is.
 
 import { execFileSync } from 'node:child_process';
 import {
@@ -24,14 +24,14 @@ import { fingerprint, integrityOf, makeProject, temporaryDirectory } from './sup
 const MB = 1024 * 1024;
 const NOTHING = Buffer.alloc(0);
 const NODES = 20;
-/** Where forged absolute paths lead; nothing may ever be there. */
+/** The place that forged absolute paths name. No test may create anything there. */
 const OUTSIDE = '/tmp/kg-forged';
 
-// ---- What is forged ----
+// ---- Forgeries ----
 
 let tar;
 
-/** The tar of a true backup, from which every forgery is made. */
+/** Returns the tar of a real backup, from which every forgery is made. */
 async function genuine() {
   if (!tar) {
     const { root, backups } = makeProject({ nodes: NODES });
@@ -44,12 +44,12 @@ async function genuine() {
   return tar;
 }
 
-/** A forgery whose manifest and entries are changed together, so that they agree. */
+/** A forgery with matching changes in its manifest and its entries. */
 const changed = (change) => (tar) => forge.seal(forge.rewriteManifest(tar, change));
-/** A forgery whose manifest is another text. */
+/** A forgery with a replaced manifest. */
 const worded = (text, change) => (tar) =>
   forge.seal(forge.tarOf(forge.changedEntries(tar, { change, text })));
-/** A forgery whose tar has other entries than its manifest and checksums say. */
+/** A forgery whose tar does not have the entries that its manifest and checksums list. */
 const rearranged = (rearrange, change) => (tar) => {
   const entries = forge.changedEntries(tar, { change });
   return forge.seal(forge.tarOf(rearrange(entries) ?? entries));
@@ -59,7 +59,7 @@ const at = (entries, name) => entries.find((entry) => entry.name === name);
 const recordOf = (manifest, entry) => manifest.files.find((record) => record.entry === entry);
 const vectors = 'vectors/a.f32';
 
-/** Forgeries in which a file, a directory, a link or the graph database goes to `path`. */
+/** Forgeries that place a file, a directory, a link or the graph database at `path`. */
 const placed = {
   file: (to) => changed((manifest) => (recordOf(manifest, vectors).path = to)),
   directory: (to) =>
@@ -70,28 +70,28 @@ const placed = {
     ),
   database: (to) => changed((manifest) => (recordOf(manifest, 'database.sqlite').path = to)),
 };
-/** A forgery with a link to `target`. */
+/** A forgery that adds a link to `target`. */
 const linked = (target, more) =>
   changed((m, e) =>
     forge.addEntry(m, e, { entry: 'files/forged', path: '.kg/plugins/forged', target, ...more }),
   );
-/** A forgery with one more file. */
+/** A forgery that adds files. */
 const added = (...files) =>
   changed((m, e) => {
     files.forEach((file, n) =>
       forge.addEntry(m, e, { entry: `files/forged${n}`, content: Buffer.from('forged'), ...file }),
     );
   });
-/** A forgery in which the record of a file is changed. */
+/** A forgery that changes the record of a file. */
 const recorded = (change, entry = vectors) =>
   changed((manifest) => change(recordOf(manifest, entry), manifest));
 
-// ---- What is expected ----
+// ---- Expectations ----
 
-/** Every name below a directory. */
+/** Returns every name below a directory. */
 const namesIn = (dir) => readdirSync(dir, { recursive: true }).sort();
 
-/** The archive `forged` under the name of one; `beside` is the text of the manifest beside it. */
+/** Writes `archive` under a valid name; `beside` is the text of its sidecar. */
 function store({ archive, beside }, ending = 'tar.gz') {
   const file = path.join(temporaryDirectory(), `forged.${ending}`);
   writeFileSync(file, archive);
@@ -99,7 +99,10 @@ function store({ archive, beside }, ending = 'tar.gz') {
   return file;
 }
 
-/** Restores `archive` into nothing, and over a project: both are refused with `code` and leave no trace. */
+/**
+ * Restores `archive` into a new directory and over a project. Both must fail with `code` and leave
+ * no trace.
+ */
 async function expectRefused(archive, code) {
   const { root } = makeProject({ nodes: NODES });
   const manager = createBackupManager({ projectRoot: root });
@@ -117,7 +120,10 @@ async function expectRefused(archive, code) {
   expect(existsSync(OUTSIDE)).toBe(false);
 }
 
-/** Each of `forgeries` is refused by a restore with `code`; a check of it says whether it is `valid` in itself. */
+/**
+ * Expects a restore to refuse each of `forgeries` with `code`. `valid` is the expected result of a
+ * check, which does not restore.
+ */
 function refuses(code, { valid, ending }, forgeries) {
   for (const [what, forgery] of Object.entries(forgeries)) {
     test(`${what}: refused`, async () => {
@@ -132,15 +138,15 @@ function refuses(code, { valid, ending }, forgeries) {
   }
 }
 
-/** Hostile in what it asks for, and true to itself: for a restore to see. */
+/** Only a restore can refuse these, because the archive itself is consistent. */
 const NOT_OURS = ['KG_NOT_A_BACKUP', { valid: true }];
-/** Its parts disagree. */
+/** The parts of the archive contradict each other. */
 const MISMATCH = ['KG_CHECKSUM_MISMATCH', { valid: false }];
 
 const each = (texts, forgery) =>
   Object.fromEntries(texts.map((text) => [JSON.stringify(text), forgery(text)]));
 
-// ---- Where things go ----
+// ---- Destinations ----
 
 const LEADING_OUT = [
   OUTSIDE,
@@ -202,11 +208,11 @@ describe('a file at', () => {
   refuses(...NOT_OURS, each([...LEADING_OUT, ...ODD_PATHS], placed.file));
 });
 
-describe('what would be called or run here after a backup, as', () => {
-  /** A forgery with one more file, of the part that its path belongs to: nothing but its name is wrong. */
+describe('a file that would run or be called here after a backup, as', () => {
+  /** A forgery with one more file, in the right component: only its name is wrong. */
   const named = (to) =>
     added({ path: to, component: /^\.kg\/[^/]+\.json$/.test(to) ? 'config' : 'files' });
-  // Also where the file system takes it for that name: `ſ` is a small S to those that ignore case.
+  // File systems that ignore case treat `ſ` as a lowercase `s`, so that name counts too.
   refuses(
     ...NOT_OURS,
     each(
@@ -221,7 +227,7 @@ describe('what would be called or run here after a backup, as', () => {
     ),
   );
 
-  test('another file of that kind is restored, so it is the name that is refused', async () => {
+  test('another file of that kind is restored, so only the name is refused', async () => {
     const target = path.join(temporaryDirectory(), 'target');
     const archive = store({ archive: named('.kg/hook.json')(await genuine()) });
     await createBackupManager().restore({ backupPath: archive, targetDir: target });
@@ -262,7 +268,10 @@ describe('the graph database', () => {
       recordOf(manifest, 'database.sqlite').path = to;
       withoutConfig(manifest, entries);
     });
-  /** As `change`, and the database is a script: a damaged database is saved byte for byte, so it may be anything. */
+  /**
+   * Applies `change` and makes the database a script. Any content is possible because a damaged
+   * database is saved byte for byte.
+   */
   const script = (change) =>
     changed((manifest, entries) => {
       const [database, record] = [
@@ -342,7 +351,7 @@ describe('the graph database', () => {
       withoutConfig(manifest, entries);
     }),
   });
-  // SQLite makes of them, and of the database that lies there, what whoever forged them wants.
+  // SQLite would apply these companions to the database, so a forger could control its content.
   refuses(...NOT_OURS, {
     'with a file that is its WAL': added({ path: '.kg/knowledge.db-wal' }),
     'with a file that is its journal': added({ path: '.kg/knowledge.db-journal' }),
@@ -351,14 +360,14 @@ describe('the graph database', () => {
     'with a journal, though it is sound': companion('-journal', {
       path: '.kg/knowledge.db-journal',
     }),
-    // SQLite removes the file that a journal names as its super-journal when somebody opens the database.
+    // When a process opens the database, SQLite deletes the super-journal that the journal names.
     'with a journal that names a file outside': companion('-journal', {
       path: '.kg/knowledge.db-journal',
       content: journalOf(OUTSIDE),
     }),
   });
 
-  test('outside the project where the configuration of the archive has it goes to its own place', async () => {
+  test('that the archive configures outside the project is restored to its default path', async () => {
     const forged = changed(configured(path.join(OUTSIDE, 'graph.db')))(await genuine());
     const target = path.join(temporaryDirectory(), 'target');
     const { warnings } = await createBackupManager().restore({
@@ -371,7 +380,7 @@ describe('the graph database', () => {
   });
 });
 
-describe('one place for two things, because', () => {
+describe('two entries in one place, because', () => {
   refuses(...NOT_OURS, {
     'two files have it': changed(
       (manifest) => (recordOf(manifest, vectors).path = '.kg/config.json'),
@@ -448,7 +457,10 @@ describe('a link', () => {
   });
 });
 
-/** A journal of no pages that names a super-journal (<https://sqlite.org/fileformat2.html#the_rollback_journal>). */
+/**
+ * Returns a journal without pages that names a super-journal
+ * (<https://sqlite.org/fileformat2.html#the_rollback_journal>).
+ */
 function journalOf(superJournal) {
   const magic = Buffer.from('d9d505f920a163d7', 'hex');
   const numbers = (...values) =>
@@ -472,7 +484,7 @@ function mkdirRecord(manifest, entries, to) {
   forge.addEntry(manifest, entries, { entry: `files/${to}`, path: to, directory: true });
 }
 
-// ---- What the tar is made of ----
+// ---- The structure of the tar ----
 
 const TYPES = {
   'a hard link': '1',
@@ -490,7 +502,7 @@ const TYPES = {
   'an unknown type': 'Z',
 };
 
-describe('an entry of a type that no backup has:', () => {
+describe('an entry of a type that no backup contains:', () => {
   const typed = (type) =>
     rearranged(
       (entries) => void Object.assign(at(entries, vectors), { type, link: 'config.json' }),
@@ -762,7 +774,7 @@ describe('a block that', () => {
   });
 });
 
-// ---- What the manifest says ----
+// ---- The manifest ----
 
 describe('a manifest that', () => {
   refuses(...MISMATCH, {
@@ -833,7 +845,7 @@ describe('a manifest that', () => {
     ),
   });
 
-  test('is of a later format is told apart', async () => {
+  test('has a later format is refused with a code of its own', async () => {
     for (const version of ['2.0.0', '99999999999999999999.0.0', 'x', '']) {
       const archive = store({
         archive: changed((manifest) => (manifest.version = version))(await genuine()),
@@ -844,7 +856,7 @@ describe('a manifest that', () => {
     }
   });
 
-  test('has fields of a later release, however deep, can be restored', async () => {
+  test('has fields of a later release, at any depth, can be restored', async () => {
     const deep = `"later":${'['.repeat(100_000)}${']'.repeat(100_000)},`;
     const archive = store({
       archive: worded((json) => json.replace('{', `{${deep}`))(await genuine()),
@@ -856,7 +868,7 @@ describe('a manifest that', () => {
     ).toMatchObject({ filesRestored: 4 });
   });
 
-  test('asks for every permission gets those of the file alone', async () => {
+  test('asks for every permission gets only those of a regular file', async () => {
     const archive = store({
       archive: recorded((record) => (record.mode = 0xffffffff))(await genuine()),
     });
@@ -866,8 +878,8 @@ describe('a manifest that', () => {
   });
 });
 
-describe('a manifest beside the archive that', () => {
-  /** A true archive and a manifest beside it that lies. */
+describe('a sidecar that', () => {
+  /** A forgery with a real archive and a false sidecar. */
   const lies =
     (change, text = (json) => json) =>
     (tar) => {
@@ -904,7 +916,7 @@ describe('a manifest beside the archive that', () => {
     'is lists in lists in lists': lies(undefined, () => '['.repeat(1_000_000)),
   });
 
-  test('is a pipe keeps nobody waiting', async () => {
+  test('is a pipe blocks no command', async () => {
     const archive = store(lies()(await genuine()));
     execFileSync('rm', [`${archive}.manifest.json`]);
     execFileSync('mkfifo', [`${archive}.manifest.json`]);
@@ -915,7 +927,7 @@ describe('a manifest beside the archive that', () => {
     expect(signal).toBeFalsy();
   });
 
-  test('has millions of checksums takes little memory and time, in a list too', async () => {
+  test('has millions of checksums takes little memory and time, also in a list', async () => {
     const many = (json) =>
       json.replace(
         '"checksums":{',
@@ -923,7 +935,7 @@ describe('a manifest beside the archive that', () => {
           `"checksums":{${Array.from({ length: 6_000_000 }, (_, number) => `"${number}":"",`).join('')}`,
       );
     const named = store(lies(undefined, many)(await genuine()));
-    // As it is called in a store.
+    // A list finds only archives with a name of this form.
     const archive = path.join(path.dirname(named), 'kg-backup-20240101-000000.tar.gz');
     for (const ending of ['', '.manifest.json']) renameSync(named + ending, archive + ending);
     expect(statSync(`${archive}.manifest.json`).size).toBeGreaterThan(60 * MB);
@@ -934,7 +946,7 @@ describe('a manifest beside the archive that', () => {
     expect(measured(['diag', 'backup', '--verify', archive])).toMatchObject({ ...soon, status: 5 });
   });
 
-  test('is gigantic takes no memory', async () => {
+  test('is gigantic takes little memory', async () => {
     const archive = store(lies()(await genuine()));
     truncateSync(`${archive}.manifest.json`, 1024 * MB);
     expect(measured(['diag', 'backup', '--verify', archive])).toMatchObject({
@@ -943,9 +955,9 @@ describe('a manifest beside the archive that', () => {
   });
 });
 
-// ---- What is large ----
+// ---- Large input ----
 
-/** What a forged archive may take, unless a text in it is itself as large. */
+/** The memory limit for a forged archive that contains no text of that size. */
 const MEMORY = 384 * MB;
 const DISK = 64 * MB;
 const SECONDS = 8;
@@ -960,7 +972,10 @@ _, status, usage = os.wait4(pid, 0)
 print(json.dumps({'status': os.waitstatus_to_exitcode(status), 'seconds': time.monotonic() - began,
                   'peakBytes': usage.ru_maxrss * 1024, 'writtenBytes': usage.ru_oublock * 512}))`;
 
-/** Runs the native `kg`: its exit status, how long it took, its peak of memory and what it wrote to disks. */
+/**
+ * Runs the native `kg` and returns its exit status, duration, peak memory and bytes written to
+ * disk.
+ */
 function measured(args, cwd = temporaryDirectory()) {
   const command = ['prlimit', `--cpu=${SECONDS}:${SECONDS}`, kgPath, ...args];
   return JSON.parse(
@@ -968,20 +983,23 @@ function measured(args, cwd = temporaryDirectory()) {
   );
 }
 
-/** The true archive with these members behind its first entry; for use once `genuine` was awaited. */
+/** Inserts these members after the first entry of the real archive. Call it after `genuine`. */
 const between = (members) => {
   const [first, ...rest] = forge.changedEntries(tar, {}).map(forge.blocksOf);
   const last = Buffer.concat([...rest, Buffer.alloc(2 * forge.BLOCK)]);
   return forge.sealMembers([...forge.membersOf(first), ...members, ...forge.membersOf(last)]);
 };
 
-/** The members of an entry of so many zeros. */
+/** Returns the members of an entry that contains `bytes` zeros. */
 const zeros = (bytes, fields) => [
   forge.member(forge.headerOf({ ...fields, size: bytes })),
   ...forge.zeros(bytes),
 ];
 
-/** The archive with a manifest or checksums (`name`) whose content are these members, of so many bytes. */
+/**
+ * Replaces the content of `name`, the manifest or the checksums, with these members of `size`
+ * bytes.
+ */
 const withText = (tar, name, members, size) => {
   const blocks = forge
     .changedEntries(tar, {})
@@ -997,10 +1015,13 @@ const withText = (tar, name, members, size) => {
   return forge.sealMembers([...blocks.flat(), ...forge.zeros(2 * forge.BLOCK)]);
 };
 
-/** Each of `forgeries` is refused with little memory, in little time, and without filling the disk. */
+/**
+ * Expects each of `forgeries` to be refused with little memory and time, and without filling the
+ * disk.
+ */
 function refusesSoon({ memory = MEMORY, code = 'KG_CHECKSUM_MISMATCH', valid = false }, forgeries) {
   for (const [what, forgery] of Object.entries(forgeries)) {
-    test(`${what}: refused soon`, async () => {
+    test(`${what}: refused quickly`, async () => {
       const forged = forgery(await genuine());
       const archive = store(Buffer.isBuffer(forged) ? { archive: forged } : forged);
       const limits = { peakBytes: expect.toBeBelow(memory), writtenBytes: expect.toBeBelow(DISK) };
@@ -1180,7 +1201,7 @@ describe('a million of', () => {
   );
 });
 
-test('files beyond the manifest by the ten thousands are refused', async () => {
+test('tens of thousands of files that the manifest does not list are refused', async () => {
   await genuine();
   const archive = store({
     archive: between(forge.repeated(forge.headerOf({ name: 'x' }), 20_000)),

@@ -1,4 +1,5 @@
-// Hooks: what tells somebody how a backup went. Real servers, real commands, and backups that do not wait for them.
+// Hooks that report the result of a backup, with real servers and commands. A backup does not wait
+// for them.
 
 import { execFileSync, spawn } from 'node:child_process';
 import { createHmac } from 'node:crypto';
@@ -24,7 +25,7 @@ import { kg, kgPath, repository, run, until } from './support/processes.mjs';
 import { fingerprint, makeProject, temporaryDirectory } from './support/project.mjs';
 import { deadUrl, startReceiver } from './support/receiver.mjs';
 
-/** A project with these hooks, as a person would write them. */
+/** Makes a project with these hooks in its hooks file. */
 function setUp(hooks, { nodes = 20, ...backup } = {}) {
   const project = makeProject({ nodes });
   const file = path.join(project.root, '.kg/hooks.json');
@@ -56,7 +57,7 @@ function setUp(hooks, { nodes = 20, ...backup } = {}) {
   };
 }
 
-/** A command that writes what it is told into `name`. */
+/** Returns a command that writes its input and environment to files called `name`. */
 const noting = (name) => ['sh', '-c', `cat > ${name}.json; env | grep ^KG_ | sort > ${name}.env`];
 const isAlive = (pid) =>
   existsSync(`/proc/${pid}`) && !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
@@ -74,7 +75,7 @@ function foreground({ root, env }) {
 }
 
 describe('after a backup', () => {
-  test('commands, webhooks and heartbeats of success are told, and none of failure', async () => {
+  test('that succeeded, its commands, webhooks and heartbeats run, and none for a failure', async () => {
     const receiver = await startReceiver();
     const { url } = receiver;
     const { backup, root, at } = setUp({
@@ -123,7 +124,7 @@ describe('after a backup', () => {
     expect(existsSync(at('failure.json'))).toBe(false);
   });
 
-  test('that failed, those of failure are told why, also where the backup directory cannot be used', async () => {
+  test('that failed, its hooks receive the reason, even if the backup directory cannot be used', async () => {
     const receiver = await startReceiver();
     const { backup, database, backups, at } = setUp({
       onFailure: { command: noting('failure'), url: `${receiver.url}/failure` },
@@ -164,7 +165,7 @@ describe('after a backup', () => {
 });
 
 describe('a webhook', () => {
-  test('is signed with the secret of a file, as the example in the documents verifies it', async () => {
+  test('is signed with the secret of a file, as the example in the docs verifies it', async () => {
     const receiver = await startReceiver();
     const { backup, at } = setUp({ onSuccess: { url: receiver.url }, secretFile: '../secret' });
     writeFileSync(at('../secret'), 'correct horse\n', { mode: 0o600 });
@@ -186,7 +187,7 @@ describe('a webhook', () => {
     expect(verdicts('correct horse', undefined, body)).toBe(false);
   });
 
-  test('is not called unsigned where the secret cannot be read', async () => {
+  test('is not sent unsigned if the secret cannot be read', async () => {
     const receiver = await startReceiver();
     const { backup } = setUp({
       onSuccess: { url: receiver.url },
@@ -202,19 +203,19 @@ describe('a webhook', () => {
     expect(receiver.got.map(({ path }) => path)).toEqual(['/beat']);
   });
 
-  test('is tried again after 500 and 429, later each time, as one delivery', async () => {
+  test('is retried after 500 and 429 with growing pauses, as one delivery', async () => {
     const receiver = await startReceiver([500, 429, 200]);
     const { backup } = setUp({ onSuccess: { url: receiver.url } });
     expect(await backup()).toMatchObject({ status: 0, stderr: '' });
     expect(new Set(receiver.got.map(({ headers }) => headers['kg-delivery'])).size).toBe(1);
     const [first, second, third] = receiver.got.map(({ at }) => at);
-    // What passes beyond the pauses, half a second and one, is the machine's.
+    // The pauses are half a second and one second; the machine may add time.
     expect(second - first).toBeGreaterThan(450);
     expect(third - second).toBeGreaterThan(950);
     expect(receiver.got).toHaveLength(3);
   });
 
-  test('is not tried again after 404, and no redirect is followed', async () => {
+  test('is not retried after 404, and no redirect is followed', async () => {
     const elsewhere = await startReceiver();
     for (const [status, headers] of [
       [404, {}],
@@ -234,7 +235,7 @@ describe('a webhook', () => {
     expect(elsewhere.got).toEqual([]);
   });
 
-  test('that nobody answers costs the backup nothing but a warning, without what its URL holds', async () => {
+  test('that no server answers causes only a warning, which hides the secrets of its URL', async () => {
     const { backup } = setUp({
       onSuccess: { url: (await deadUrl()).replace('http://', 'http://me:hidden@') },
       retries: 1,
@@ -245,7 +246,7 @@ describe('a webhook', () => {
     expect(stderr).not.toMatch(/hidden|nobody/);
   });
 
-  test('names its user by the credentials of the URL', async () => {
+  test('authenticates with the credentials of the URL', async () => {
     const receiver = await startReceiver();
     const { backup } = setUp({
       onSuccess: { url: receiver.url.replace('http://', 'http://me:p%40ss@') },
@@ -306,7 +307,7 @@ describe('a webhook', () => {
   });
 });
 
-test('a URL is called through the proxy of the environment, but for hosts that NO_PROXY names', async () => {
+test('goes through the proxy of the environment, except for hosts in NO_PROXY', async () => {
   const receiver = await startReceiver();
   const asked = [];
   const proxy = createServer();
@@ -345,7 +346,7 @@ test('a URL is called through the proxy of the environment, but for hosts that N
 });
 
 describe('a hook that hangs', () => {
-  test('is killed with its children at its time, when the backup is made and told already', async () => {
+  test('is killed with its children at its timeout, after the backup was made and reported', async () => {
     const receiver = await startReceiver(['hang']);
     const { root, env, at, kg } = setUp({
       onSuccess: {
@@ -384,7 +385,7 @@ describe('a hook that hangs', () => {
     );
   });
 
-  test('does not keep the service from its schedule, and ends with it', async () => {
+  test('does not delay the schedule of the service, and ends with it', async () => {
     const receiver = await startReceiver();
     const project = setUp(
       {
@@ -401,10 +402,10 @@ describe('a hook that hangs', () => {
       () => (service.said.match(/made /g) ?? []).length >= 4,
       'four backups beside a hook that hangs',
     );
-    // It hangs still, for far longer than the four took.
+    // The hook still hangs, far longer than the four backups took.
     const [pid] = readFileSync(project.at('parents'), 'utf8').split('\n').map(Number);
     expect(isAlive(pid)).toBe(true);
-    // The service holds a lock there.
+    // The service holds a lock in this directory.
     const descriptors = readFileSync(project.at('descriptors'), 'utf8');
     expect(descriptors).toContain('pipe:');
     expect(descriptors).not.toContain('.kg/');
@@ -424,7 +425,7 @@ describe('a hook that hangs', () => {
   });
 });
 
-test('the service tells of failures with the time of the retry, logs and remembers a hook that fails', async () => {
+test('the service reports failures with the time of the retry, and logs and records a failed hook', async () => {
   const receiver = await startReceiver([200]);
   const project = setUp(
     {
@@ -460,7 +461,7 @@ test('the service tells of failures with the time of the retry, logs and remembe
 });
 
 describe('kg config', () => {
-  test('keeps hooks in a file of their own, for its owner alone, and shows no secret of a URL', async () => {
+  test('keeps hooks in a separate file for its owner, and shows no secret of a URL', async () => {
     const { kg, file, root } = setUp();
     const config = readFileSync(path.join(root, '.kg/config.json'), 'utf8');
     const set = await kg(
@@ -506,7 +507,7 @@ describe('kg config', () => {
     });
   });
 
-  test('test-hooks runs every hook now, says what each answered, and fails where one does', async () => {
+  test('test-hooks runs every hook now, shows each response, and fails if a hook fails', async () => {
     const receiver = await startReceiver();
     const { kg, file } = setUp({
       heartbeat: `${receiver.url}/beat`,
@@ -546,7 +547,7 @@ describe('kg config', () => {
     });
   });
 
-  test('a hook that is set anew or taken out has not failed', async () => {
+  test('forgets the failure of a hook that is set again or removed', async () => {
     const { kg, file } = setUp({
       onFailure: { command: ['false'] },
       onSuccess: { command: ['false'] },
@@ -566,7 +567,7 @@ describe('kg config', () => {
     await kg('config', 'set', 'backup.hooks.onFailure.command', '/usr/bin/true');
     await kg('config', 'unset', 'backup.hooks.onSuccess.command');
     expect(await failures()).toEqual(['backup.hooks.heartbeat']);
-    // Whoever removed the file by hand has this to say so.
+    // A user who removed the file by hand can clear the failure this way.
     rmSync(file);
     await kg('config', 'unset', 'backup.hooks.heartbeat');
     expect(await failures()).toEqual([]);
@@ -574,7 +575,7 @@ describe('kg config', () => {
 });
 
 describe('a hooks file', () => {
-  test('that others may write is not used, and says so', async () => {
+  test('that other users may write is not used, and a message says so', async () => {
     const { backup, kg, file, at } = setUp({ onSuccess: { command: noting('success') } });
     chmodSync(file, 0o666);
     const { status, stderr } = await backup();
@@ -605,7 +606,7 @@ describe('a hooks file', () => {
     expect(existsSync(at('success.json'))).toBe(true);
   });
 
-  test('says what is wrong in it, and the rest of it counts', async () => {
+  test('reports invalid parts and still uses the others', async () => {
     const { backup, at, file } = setUp({
       onSuccess: { command: noting('success'), url: 'ftp://hidden:x@host/' },
       onFail: {},
@@ -651,7 +652,7 @@ describe('a hooks file', () => {
     expect(existsSync(at('.kg/restore-undo'))).toBe(true);
   });
 
-  test('is not the configuration: hooks that a restore may have brought back there do not count', async () => {
+  test('is separate from the configuration: hooks that a restore brings back there are ignored', async () => {
     const { root, backup, at } = setUp();
     const hooks = { onSuccess: { command: ['touch', 'harmed'] } };
     writeFileSync(

@@ -1,5 +1,5 @@
-// Root works in a project whose owner forges records, puts links into the way, and swaps directories meanwhile: nothing outside of the
-// project changes. Only root can run these.
+// Root works in a project whose owner forges records, plants links and swaps directories. Nothing
+// outside the project may change. These tests need root.
 
 import { spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -24,10 +24,10 @@ import { makeProject, withDatabase } from './support/project.mjs';
 import { isRoot, notOwnedBy, projectOf } from './support/users.mjs';
 
 const OWNER = 1001;
-/** How often root runs each command while the owner swaps. */
+/** The number of times that root runs each command while the owner swaps. */
 const TURNS = process.env.KG_TEST_LONG ? 20 : 1;
 
-/** A project of `OWNER`, and a directory of root's that nobody else may enter. */
+/** Makes a project of `OWNER`, and a directory that only root can enter. */
 function setUp(options = { nodes: 5 }) {
   const project = projectOf(OWNER, options);
   const { base, root, run } = project;
@@ -35,10 +35,10 @@ function setUp(options = { nodes: 5 }) {
   mkdirSync(secrets, { mode: 0o700 });
   writeFileSync(path.join(secrets, 'mine'), 'secret');
   const at = (name) => path.join(root, '.kg', name);
-  /** Everything in root's directory, with its content. */
+  /** Returns every file in the directory of root, with its content. */
   const secret = () =>
     readdirSync(secrets).map((name) => [name, readFileSync(path.join(secrets, name), 'utf8')]);
-  /** Writes a file of the owner's. */
+  /** Writes a file that belongs to the owner. */
   const forge = (name, content) => {
     mkdirSync(path.dirname(at(name)), { recursive: true });
     writeFileSync(at(name), JSON.stringify(content));
@@ -55,73 +55,70 @@ const unsafe = {
 };
 const UNTOUCHED = [['mine', 'secret']];
 
-describe.runIf(isRoot)(
-  'a record that the owner of the project wrote is not followed by root',
-  () => {
-    test('of an interrupted restore', () => {
-      const { asRoot, asOwner, at, forge, secrets, secret, backups } = setUp();
-      const outside = path.join(secrets, 'mine');
-      const moves = [{ from: '.kg/stolen', to: outside, identity: [0, 0] }];
-      const intent = {
-        decided: false,
-        token: '1',
-        opened: [],
-        made: [],
-        moves,
-        swaps: [],
-        emptied: [`${secrets}/made`],
-        outside,
-      };
-      forge('restore-journal.json', intent);
-      for (const args of [
-        ['backup', '--output', backups],
-        ['restore', '--undo', '--yes'],
-      ])
-        expect(asRoot('diag', ...args)).toMatchObject(unsafe);
-      expect([secret(), existsSync(at('stolen'))]).toEqual([UNTOUCHED, false]);
-      // Its owner can read nothing of root's, with the record or without.
-      expect(asOwner('diag', 'backup').status).not.toBe(0);
-      rmSync(at('restore-journal.json'));
-      expect(asRoot('diag', 'backup').status).toBe(0);
-    });
+describe.runIf(isRoot)('root does not follow a record that the owner of the project wrote', () => {
+  test('of an interrupted restore', () => {
+    const { asRoot, asOwner, at, forge, secrets, secret, backups } = setUp();
+    const outside = path.join(secrets, 'mine');
+    const moves = [{ from: '.kg/stolen', to: outside, identity: [0, 0] }];
+    const intent = {
+      decided: false,
+      token: '1',
+      opened: [],
+      made: [],
+      moves,
+      swaps: [],
+      emptied: [`${secrets}/made`],
+      outside,
+    };
+    forge('restore-journal.json', intent);
+    for (const args of [
+      ['backup', '--output', backups],
+      ['restore', '--undo', '--yes'],
+    ])
+      expect(asRoot('diag', ...args)).toMatchObject(unsafe);
+    expect([secret(), existsSync(at('stolen'))]).toEqual([UNTOUCHED, false]);
+    // The owner cannot read files of root, with or without the record.
+    expect(asOwner('diag', 'backup').status).not.toBe(0);
+    rmSync(at('restore-journal.json'));
+    expect(asRoot('diag', 'backup').status).toBe(0);
+  });
 
-    test('of what an undo would put back', () => {
-      const { asRoot, forge, secrets, secret } = setUp();
-      const outside = path.join(secrets, 'mine');
-      const files = [{ path: outside, kept: 'theirs', database: true }];
-      const record = {
-        version: 1,
-        of: 'backup-20240101-000000',
-        at: '2024-01-01T00:00:00Z',
-        files,
-        made: [],
-        outside,
-      };
-      forge('restore-undo/20990101-000000/theirs', {});
-      forge('restore-undo/20990101-000000/undo.json', record);
-      expect(asRoot('diag', 'restore', '--undo', '--yes')).toMatchObject(unsafe);
-      expect(secret()).toEqual(UNTOUCHED);
-    });
+  test('of a restore that can be undone', () => {
+    const { asRoot, forge, secrets, secret } = setUp();
+    const outside = path.join(secrets, 'mine');
+    const files = [{ path: outside, kept: 'theirs', database: true }];
+    const record = {
+      version: 1,
+      of: 'backup-20240101-000000',
+      at: '2024-01-01T00:00:00Z',
+      files,
+      made: [],
+      outside,
+    };
+    forge('restore-undo/20990101-000000/theirs', {});
+    forge('restore-undo/20990101-000000/undo.json', record);
+    expect(asRoot('diag', 'restore', '--undo', '--yes')).toMatchObject(unsafe);
+    expect(secret()).toEqual(UNTOUCHED);
+  });
 
-    test('while root and the owner take up what root began', () => {
-      const { asRoot, asOwner, at } = setUp();
-      expect(asRoot('diag', 'backup').status).toBe(0);
-      for (const asOther of [asRoot, asOwner]) {
-        writeFileSync(at('config.json'), '{"theme":"light"}');
-        expect(asRoot('diag', 'restore', '--file', 'latest', '--yes').status).toBe(0);
-        expect(readFileSync(at('config.json'), 'utf8')).not.toContain('light');
-        expect(asOther('diag', 'restore', '--undo', '--yes')).toMatchObject({
-          status: 0,
-          stderr: '',
-        });
-        expect(readFileSync(at('config.json'), 'utf8')).toContain('light');
-      }
-    });
-  },
-);
+  test('while root and the owner resume operations that root began', () => {
+    const { asRoot, asOwner, at } = setUp();
+    expect(asRoot('diag', 'backup').status).toBe(0);
+    for (const asOther of [asRoot, asOwner]) {
+      writeFileSync(at('config.json'), '{"theme":"light"}');
+      expect(asRoot('diag', 'restore', '--file', 'latest', '--yes').status).toBe(0);
+      expect(readFileSync(at('config.json'), 'utf8')).not.toContain('light');
+      expect(asOther('diag', 'restore', '--undo', '--yes')).toMatchObject({
+        status: 0,
+        stderr: '',
+      });
+      expect(readFileSync(at('config.json'), 'utf8')).toContain('light');
+    }
+  });
+});
 
 test.runIf(isRoot)(
-  'a restore that was killed is made whole by whoever began it, and others are told who that is',
+  'a killed restore is completed by the user who began it, and others see the name of that user',
   () => {
     const { asOwner, asRoot, at, executable, run } = setUp();
     const kill = (...as) =>
@@ -173,7 +170,7 @@ test.runIf(isRoot)(
 );
 
 test.runIf(isRoot)(
-  "a database that the settings put into a directory of root's is not written",
+  'a database that the settings put into a directory of root is not written',
   () => {
     const { asRoot, at, base, forge, run, root, secrets, secret, backups } = setUp();
     const theirs = path.join(base, 'theirs');
@@ -209,7 +206,7 @@ test.runIf(isRoot)(
 );
 
 describe.runIf(isRoot)('a link of the owner does not lead root out of the project', () => {
-  test('in the place of a directory that backups and restores keep', () => {
+  test('in the place of a directory that backups and restores use', () => {
     const { asRoot, at, secrets, secret, run, backups } = setUp();
     const link = (name) => {
       rmSync(at(name), { recursive: true, force: true });
@@ -233,7 +230,7 @@ describe.runIf(isRoot)('a link of the owner does not lead root out of the projec
     expect(secret()).toEqual(UNTOUCHED);
   });
 
-  test("in the place of the whole state of the project, unless it leads to what is the owner's", () => {
+  test('in the place of the whole state of the project, unless it leads to files of the owner', () => {
     const { asRoot, asOwner, at, root, secrets, secret, base, run } = setUp();
     const theirs = path.join(base, 'theirs');
     renameSync(at(''), theirs);
@@ -265,7 +262,7 @@ describe.runIf(isRoot)('a link of the owner does not lead root out of the projec
     expect(readFileSync(path.join(secrets, 'config.json'), 'utf8')).toContain('maxBackups');
   });
 
-  test('put in the place of the directory that a restore unpacks into, while it does', async () => {
+  test('put in the place of the staging directory during a restore', async () => {
     const { asRoot, root, secrets, secret, run, backups, at } = setUp({ nodes: 50 });
     const many = at('plugins/many');
     mkdirSync(many, { recursive: true });
@@ -273,7 +270,7 @@ describe.runIf(isRoot)('a link of the owner does not lead root out of the projec
       writeFileSync(path.join(many, `${number}`), `${number}`);
     run(['chown', '-R', `${OWNER}:${OWNER}`, root]);
     expect(asRoot('diag', 'backup', '--output', backups).status).toBe(0);
-    // Whoever may write to a directory may rename what is in it.
+    // A user who may write to a directory may rename its entries.
     const swaps = `
       const fs = require('node:fs');
       let swapped = 0;
@@ -335,7 +332,7 @@ test.runIf(isRoot)('a process of another user that keeps the project locked is n
   ]);
 });
 
-/** Everything below a directory, with owners, modes, times and content. */
+/** Returns every entry below a directory, with owner, mode, time and content. */
 function everything(dir) {
   const found = {};
   const look = (file) => {
@@ -356,7 +353,7 @@ function everything(dir) {
   return found;
 }
 
-/** What root does, and how often. `ID` is a backup of the project in its own store. */
+/** The commands of root. `ID` is a backup of the project in its default store. */
 const COMMANDS = [
   ['backup'],
   ['backup', '--type', 'incremental'],
@@ -382,7 +379,10 @@ const COMMANDS = [
   ['config', 'show'],
 ];
 
-/** What the owner puts links in the place of, in a loop: each leads to what has that name in root's project. */
+/**
+ * The entries that the owner replaces with links, in a loop. Each link leads to the same name in
+ * the project of root.
+ */
 const SWAPPED = [
   '.kg',
   '.kg/backups',
@@ -394,7 +394,7 @@ const SWAPPED = [
   '.kg/config.json',
   '.kg/backups/kg-backup-',
 ];
-/** Of a name that only a run has, a swap meets it or not. */
+/** Only some runs create these names, so a swap may never find one. */
 const PASSING = [
   '.kg/restore-staging-',
   '.kg/.kg-partial-',
@@ -404,7 +404,7 @@ const PASSING = [
 ];
 
 test.runIf(isRoot)(
-  'root changes nothing in the project by a path that the owner could make lead elsewhere',
+  'root changes nothing in the project by a path that the owner could redirect',
   () => {
     const { asRoot, root, run, at, executable, base } = setUp({ nodes: 300 });
     const store = path.join(base, 'store');
@@ -413,7 +413,10 @@ test.runIf(isRoot)(
     const log = path.join(base, 'strace');
     const calls =
       'openat,open,creat,chmod,chown,lchown,fchmodat,fchownat,rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,mkdir,mkdirat,rmdir,truncate,utimensat';
-    /** The calls of a command that change something below the project, and name it by its whole path. */
+    /**
+     * Returns the system calls of a command that change something in the project by its absolute
+     * path.
+     */
     const byPath = (args) => {
       const command = args.map((arg) => ({ ID: id, STORE: store })[arg] ?? arg);
       run([
@@ -442,7 +445,7 @@ test.runIf(isRoot)(
 );
 
 test.runIf(isRoot)(
-  'what root keeps in a directory of its own stays with root, also where another user made a `.kg` above it',
+  'files that root keeps in its own directory stay with root, even below a `.kg` of another user',
   () => {
     const { asRoot, base, run, executable } = setUp();
     const shared = path.join(base, 'shared');
@@ -454,7 +457,7 @@ test.runIf(isRoot)(
     const store = path.join(shared, 'store');
     expect(asRoot('diag', 'backup', '--output', store).status).toBe(0);
     expect(notOwnedBy(store, 0)).toEqual([]);
-    // A project of root's, even in a directory that is not.
+    // A store of root can also lie in a directory of another user.
     const { root: mine } = makeProject({ nodes: 3 });
     const theirs = path.join(base, 'theirs');
     run(['sh', '-c', `mkdir -p '${theirs}/.kg' && chown -R ${OWNER}:${OWNER} '${theirs}'`]);
@@ -470,7 +473,7 @@ test.runIf(isRoot)(
   },
 );
 
-/** What killed runs leave, and what is kept no longer: the next run removes it. */
+/** Leftovers of killed runs and expired files, which the next run removes. */
 const LEFTOVERS = [
   'restore-undo/20200101-000000',
   'restore-staging-left',
@@ -478,10 +481,10 @@ const LEFTOVERS = [
 ];
 
 describe.runIf(isRoot)(
-  'while the owner swaps directories and files of the project for links to those of a project of root',
+  'while the owner swaps directories and files of the project for links to a project of root',
   () => {
     test.each([...SWAPPED, ...PASSING])(
-      '(%s) no command of root changes anything there',
+      '(%s) no command of root changes that project',
       async (swapped) => {
         const { asRoot, root, run, base, secrets, executable } = setUp({ nodes: 30 });
         const mine = path.join(secrets, 'project');
@@ -492,7 +495,7 @@ describe.runIf(isRoot)(
           mkdirSync(path.join(root, '.kg', path.dirname(name)), { recursive: true });
           writeFileSync(path.join(root, '.kg', name), content);
         }
-        // Root's own project has all that a project can have.
+        // The project of root has every kind of file that a project can have.
         cpSync(root, mine, { recursive: true });
         const asRootThere = (...args) =>
           expect(spawnSync(executable, args, { cwd: mine, encoding: 'utf8' })).toMatchObject({
@@ -521,13 +524,13 @@ describe.runIf(isRoot)(
       const swap = () => {
         back();
         back = () => {};
-        // What is to be cleared up here has the name of something there.
+        // The leftovers here have the names of directories in the project of root.
         for (const name of leftovers) try { fs.mkdirSync('.kg/' + name, { recursive: true }); } catch {}
         let names = [];
         try { names = fs.readdirSync(dir).filter((name) => name === start || (/-$/.test(start) && name.startsWith(start))); } catch {}
         for (const name of names.slice(0, 1)) {
           const [at, away] = [path.join(dir, name), path.join(dir, 'away')];
-          // Root's project has no file of a name that only this run uses: then the link leads to the directory.
+          // The other project has no entry with the name of a temporary file, so link to its directory.
           const to = fs.existsSync(path.join(mine, at)) ? path.join(mine, at) : path.join(mine, dir);
           try {
             fs.renameSync(at, away);
@@ -536,7 +539,7 @@ describe.runIf(isRoot)(
             back = () => { try { fs.unlinkSync(at); } catch {} try { fs.renameSync(away, at); } catch {} };
           } catch { try { fs.renameSync(away, at); } catch {} }
         }
-        // Long enough for a command to be in the midst of something, and the other way round.
+        // The random pause lets a swap meet a command at any point.
         setTimeout(swap, Math.random() * 12);
       };
       console.log('ready');
@@ -552,7 +555,7 @@ describe.runIf(isRoot)(
           mine,
           ...LEFTOVERS,
         ];
-        // The owner cannot list root's directory, but knows the names in it.
+        // The owner cannot list the directory of root but knows the names in it.
         run(['chmod', '711', secrets]);
         const node = spawn('setpriv', as, { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] });
         onTestFinished(() => node.kill('SIGKILL'));

@@ -1,4 +1,5 @@
-// Incremental backups: what changed since another backup, and the state of the project put together again from a chain.
+// Incremental backups hold the changes since a base. A restore assembles the project from the
+// chain.
 
 import {
   copyFileSync,
@@ -52,7 +53,7 @@ async function restored(manager, backup) {
   return { target, result, database: path.join(target, '.kg/knowledge.db') };
 }
 
-/** The backup verifies and gives back what the project is now. */
+/** Expects the backup to verify and to restore the current state of the project. */
 async function expectState(manager, backup, root) {
   expect((await manager.checkBackup(backup.path)).problems).toEqual([]);
   const { target, database } = await restored(manager, backup);
@@ -62,7 +63,7 @@ async function expectState(manager, backup, root) {
 
 const change = (database, sql) => withDatabase(database, (db) => db.exec(sql));
 
-test('the first of a store becomes a full one, and says so', async () => {
+test('the first backup of a store becomes a full one, with a warning', async () => {
   const { root, manager, incremental } = setUp();
   const first = await incremental();
   expect(first.type).toBe('full');
@@ -72,7 +73,7 @@ test('the first of a store becomes a full one, and says so', async () => {
 });
 
 for (const journalMode of ['wal', 'delete']) {
-  test(`a chain gives back each state that it saved, in ${journalMode} mode`, async () => {
+  test(`a chain restores each state that it saved, in ${journalMode} mode`, async () => {
     const { root, manager, incremental, database, at } = setUp({ journalMode });
     const states = [];
     const save = async (backup) => states.push({ backup, is: contents(root) });
@@ -135,7 +136,7 @@ describe('the database as pages', () => {
       change(database, "INSERT INTO nodes (id, content) SELECT id || 'x', content FROM nodes"),
   };
   for (const [what, fate] of Object.entries(fates)) {
-    test(`of one ${what} come back`, async () => {
+    test(`of one ${what} are restored`, async () => {
       const { root, manager, incremental, database } = setUp();
       await manager.createBackup();
       fate(database);
@@ -146,7 +147,7 @@ describe('the database as pages', () => {
     });
   }
 
-  test('are of one commit beside a writer', async () => {
+  test('are of one commit while a process writes', async () => {
     const { manager, incremental, database } = setUp();
     await manager.createBackup();
     const writer = await startWriter(database);
@@ -164,7 +165,7 @@ describe('the database as pages', () => {
     }
   });
 
-  test('and a damaged database, which has none that are known', async () => {
+  test('are not stored for a damaged database, which is saved whole', async () => {
     const { root, manager, incremental, database, at } = setUp();
     await manager.createBackup();
     for (const suffix of ['-wal', '-shm']) rmSync(database + suffix, { force: true });
@@ -188,7 +189,7 @@ describe('the check of the source', () => {
   const tearIndex = (database) => unsafely(database, 'DELETE FROM nodes_fts_data WHERE id > 10');
   const found = ({ integrity: { status, fullText } }) => [status, fullText];
 
-  test('leaves the full-text indexes of a database that was sound to the next full backup', async () => {
+  test('postpones the full-text indexes of a sound database to the next full backup', async () => {
     const { manager, incremental, database } = setUp();
     expect(found(await manager.createBackup())).toEqual(['ok', true]);
     tearIndex(database);
@@ -197,7 +198,7 @@ describe('the check of the source', () => {
     expect(found(await manager.createBackup()), 'of the very same pages').toEqual(['failed', true]);
   });
 
-  test('finds damage on any page beside an incremental backup', async () => {
+  test('finds damage on any page during an incremental backup', async () => {
     const { manager, incremental, database } = setUp();
     await manager.createBackup();
     unsafely(
@@ -209,7 +210,7 @@ describe('the check of the source', () => {
     expect(second.warnings).toMatchObject([{ code: 'KG_WARN_SOURCE_DAMAGED' }]);
   });
 
-  test('reads everything where the base was not checked', async () => {
+  test('reads every page if the base was not checked', async () => {
     const { manager, incremental, database, root, backups } = setUp();
     await createBackupManager({
       projectRoot: root,
@@ -233,7 +234,7 @@ test('a file of the same size and time is compared by its content', async () => 
   await expectState(manager, second, root);
 });
 
-test('a base that was taken with other options leaves nothing out', async () => {
+test('a base that was made with other options omits no files from the next backup', async () => {
   const { root, manager, incremental } = setUp();
   for (const options of [
     { type: 'snapshot' },
@@ -249,7 +250,7 @@ test('a base that was taken with other options leaves nothing out', async () => 
 });
 
 describe('a base', () => {
-  test('can be named, and need not be the newest', async () => {
+  test('can be named, and need not be the newest backup', async () => {
     const { root, manager, incremental, database } = setUp();
     const first = await manager.createBackup();
     change(database, 'DELETE FROM edges');
@@ -274,7 +275,7 @@ describe('a base', () => {
     expect(JSON.parse(made.stdout)).toMatchObject({ type: 'incremental', basedOn: first.id });
   });
 
-  test('that does not exist, is of another project, or goes with another type is an error', async () => {
+  test('that does not exist, is of another project, or does not fit the type is an error', async () => {
     const { root, backups, manager, incremental } = setUp();
     await expect(incremental({ basedOn: 'backup-20200101-000000' })).rejects.toMatchObject({
       code: 'KG_BACKUP_NOT_FOUND',
@@ -296,7 +297,7 @@ describe('a base', () => {
     await expectState(manager, own, root);
   });
 
-  test('that is damaged is an error, and nothing is left of the attempt', async () => {
+  test('that is damaged is an error, and the attempt leaves no files', async () => {
     const { manager, incremental, backups, database } = setUp();
     const full = await manager.createBackup();
     change(database, 'DELETE FROM edges');
@@ -312,7 +313,7 @@ describe('a base', () => {
         (name) => name.startsWith('.kg-partial') || name.startsWith('.kg-snapshot'),
       ),
     ).toEqual([]);
-    // Nobody chose it: then a full backup is what helps.
+    // The caller does not name a base here, so a full backup is made instead.
     const instead = await incremental();
     expect(instead).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL' }] });
     expect(await manager.verifyBackup(instead.path)).toBe(true);
@@ -321,7 +322,7 @@ describe('a base', () => {
     expect((await incremental()).basedOn).toBe(full.id);
   });
 
-  test('whose page hashes are gone, damaged or of another archive is read instead', async () => {
+  test('whose page hashes are missing, damaged or of another archive is read instead', async () => {
     const { root, manager, incremental, database, at } = setUp();
     const cache = () =>
       path.join(at('cache/backup-pages'), readdirSync(at('cache/backup-pages'))[0]);
@@ -351,7 +352,7 @@ describe('a base', () => {
     }
   });
 
-  test('is found where the project cannot keep page hashes', async () => {
+  test('is found if the project cannot store page hashes', async () => {
     const { root, manager, incremental, at } = setUp();
     writeFileSync(at('cache'), 'a file');
     await manager.createBackup();
@@ -371,7 +372,7 @@ describe('a chain', () => {
     return { ...project, made: backups };
   }
 
-  test('with a missing link names it', async () => {
+  test('with a missing member names it', async () => {
     const { manager, made, root } = await chain();
     const aside = path.join(temporaryDirectory(), 'aside');
     renameSync(made[1].path, aside);
@@ -394,7 +395,7 @@ describe('a chain', () => {
     expect(await manager.verifyBackup(made[3].path)).toBe(true);
   });
 
-  test('with a damaged link says so', async () => {
+  test('with a damaged member reports it', async () => {
     const { manager, made } = await chain();
     const bytes = readFileSync(made[0].path);
     bytes[Math.floor(bytes.length / 2)] ^= 1;
@@ -411,11 +412,11 @@ describe('a chain', () => {
     ).rejects.toMatchObject({ code: 'KG_CHECKSUM_MISMATCH' });
   });
 
-  test('whose link was put in the place of another one is noticed', async () => {
+  test('whose member was replaced by another one is invalid', async () => {
     const { manager, made, incremental, database } = await chain();
     change(database, 'DELETE FROM edges');
     const other = await incremental({ basedOn: made[0].id });
-    // A whole archive under a name that is not its own.
+    // A sound archive under the name of another one.
     for (const suffix of ['', '.manifest.json'])
       copyFileSync(other.path + suffix, made[2].path + suffix);
     const { valid } = await manager.checkBackup(made[3].path);
@@ -429,7 +430,7 @@ describe('a chain', () => {
     });
   });
 
-  test('is not deleted from under what rests on it, but as a whole', async () => {
+  test('keeps the members that a later one needs, but can be deleted as a whole', async () => {
     const { manager, made } = await chain();
     await expect(manager.deleteBackup(made[1].id)).rejects.toMatchObject({
       code: 'KG_BACKUP_NEEDED',
@@ -444,7 +445,7 @@ describe('a chain', () => {
     expect((await manager.listBackups()).map(({ id }) => id)).toEqual([made[0].id]);
   });
 
-  test('is kept by retention as long as anything that is kept rests on it', async () => {
+  test('is kept by retention while a kept backup depends on it', async () => {
     const { root, backups, made, manager } = await chain();
     const two = createBackupManager({ projectRoot: root, backupDir: backups, maxBackups: 2 });
     const dry = await two.prune({ dryRun: true });
@@ -464,7 +465,7 @@ describe('a chain', () => {
   });
 });
 
-test('an archive that says it rests on another one, and does not, is no backup', async () => {
+test('an archive that does not match the base it names is not a backup', async () => {
   const { manager, incremental, database } = setUp();
   await manager.createBackup();
   change(database, "UPDATE nodes SET title = 'changed' WHERE rowid % 100 = 0");
@@ -495,7 +496,8 @@ test('an archive that says it rests on another one, and does not, is no backup',
   for (const [what, forge] of Object.entries(forgeries)) {
     const forged = path.join(path.dirname(archive), 'kg-backup-20200101-000000.tar.gz');
     writeFileSync(forged, seal(rewriteManifest(tar, forge)));
-    // That digest is of the database put together, which only a restore does; the root is of its pages.
+    // That digest is of the assembled database, so only a restore can compare it. The root covers
+    // the stored pages.
     if (what !== 'pages with another digest')
       expect(await manager.verifyBackup(forged), what).toBe(false);
     if (what === 'pages of another root') continue;
@@ -508,7 +510,7 @@ test('an archive that says it rests on another one, and does not, is no backup',
   }
 });
 
-test('random changes over a long chain come back, each of them', async () => {
+test('random changes over a long chain are all restored', async () => {
   const { root, manager, incremental, database, at } = setUp({ nodes: 400 });
   let state = 7;
   const random = (below) => (state = (Math.imul(state, 1103515245) + 12345) >>> 0) % below;
@@ -540,7 +542,7 @@ test('random changes over a long chain come back, each of them', async () => {
   expect(await manager.verifyBackup(saved.at(-1).backup.path)).toBe(true);
 });
 
-test('the restorer in docs/reference/format.md restores a chain with Python alone', async () => {
+test('the restorer in docs/reference/format.md restores a chain with only Python', async () => {
   const { manager, incremental, database, at } = setUp();
   await manager.createBackup();
   change(database, "UPDATE nodes SET title = 'changed' WHERE rowid % 100 = 0");

@@ -1,4 +1,5 @@
-// IntegrityChecker as a host uses it: beside its own connection, with the guide's words, repairing what was broken.
+// IntegrityChecker as a host uses it: while the host has a connection, with the code of the guide,
+// and with repairs.
 
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -36,10 +37,10 @@ import {
 
 const codes = ({ issues }) => issues.map((issue) => issue.code);
 
-/** What is left in the directory for temporary files of this kind of work. */
+/** Returns the names that a check, drill or snapshot left in a directory for temporary files. */
 const left = (dir) => readdirSync(dir).filter((name) => /^\.kg-(check|drill|snapshot)-/.test(name));
 
-/** Edges from and to nowhere, a tag of no node, and a full-text index that lies. */
+/** Adds edges without nodes, a tag without a node, and a wrong full-text index. */
 function breakRows(database) {
   withDatabase(database, (db) => {
     db.pragma('foreign_keys = off');
@@ -61,8 +62,8 @@ const broken = (result) =>
     .filter((code) => BROKEN.includes(code))
     .sort();
 
-describe('what is checked', () => {
-  test("a path, a URL, a project, every kind of handle and the host's own class lead to the same project", async () => {
+describe('the target of a check', () => {
+  test('can be a path, a URL, a project, any kind of handle or the class of the host', async () => {
     const { root, database } = makeProject();
     const handle = new Database(database);
     onTestFinished(() => handle.close());
@@ -95,7 +96,7 @@ describe('what is checked', () => {
     }
   });
 
-  test('a database of no project is checked alone', async () => {
+  test('can be a database outside every project, which is checked alone', async () => {
     const file = path.join(temporaryDirectory(), 'alone.db');
     fillDatabase(file);
     const { healthy, issues, checked } = await new IntegrityChecker(file).runChecks();
@@ -104,7 +105,7 @@ describe('what is checked', () => {
     expect((await new IntegrityChecker(file).runChecks()).healthy).toBe(false);
   });
 
-  test('what has no file is refused with a sentence', () => {
+  test('without a file is refused with a message', () => {
     const memory = new Database(':memory:');
     onTestFinished(() => memory.close());
     for (const db of [
@@ -127,7 +128,7 @@ describe('what is checked', () => {
     }
   });
 
-  test('options that do not exist are refused', async () => {
+  test('unknown options are refused', async () => {
     const { database } = makeProject();
     const refused = { code: 'KG_INVALID_OPTION' };
     expect(() => new IntegrityChecker(database, { projectroot: '.' })).toThrow(
@@ -145,7 +146,7 @@ describe('what is checked', () => {
     ).rejects.toMatchObject({ code: 'KG_NO_PROJECT' });
   });
 
-  test('only what is asked for is checked', async () => {
+  test('only the requested checks run', async () => {
     const { root, database } = makeProject();
     breakRows(database);
     writeFileSync(path.join(root, '.kg/config.json'), 'not JSON');
@@ -164,8 +165,8 @@ describe('what is checked', () => {
   });
 });
 
-describe('beside writers', () => {
-  test('writers of this and of another process go on, and a check finds one sound commit of theirs', async () => {
+describe('during writes', () => {
+  test('writers of this and another process continue, and a check finds one sound commit', async () => {
     const { database } = makeProject({ nodes: 3000 });
     const writer = await startWriter(database);
     const db = new Database(database);
@@ -191,7 +192,7 @@ describe('beside writers', () => {
     expect(integrityOf(database)).toBe('ok');
   });
 
-  test('a writer that holds the write lock is waited for by nobody, in both journal modes', async () => {
+  test('a check does not wait for a writer that holds the write lock, in both journal modes', async () => {
     for (const journalMode of ['wal', 'delete']) {
       const { database } = makeProject({ journalMode });
       const db = new Database(database);
@@ -203,15 +204,15 @@ describe('beside writers', () => {
     }
   });
 
-  test('an abort ends a check at once and leaves nothing', async () => {
+  test('an abort ends a check at once and leaves no files', async () => {
     const { database } = makeProject();
-    // Seconds of work for SQLite, so that the check cannot end before the abort reaches it.
+    // SQLite needs seconds for this work, so the check cannot end before the abort reaches it.
     withDatabase(database, (db) => {
       db.pragma('ignore_check_constraints = on');
       db.exec(`CREATE TABLE slow (x CHECK (length(hex(zeroblob(50000))) > 0));
         WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 200000) INSERT INTO slow SELECT x FROM n`);
     });
-    // What others left in the common directory is not of this check.
+    // Other processes may have left files in the common directory.
     const before = left(os.tmpdir());
     const controller = new AbortController();
     const checking = new IntegrityChecker(database).runChecks({
@@ -237,7 +238,7 @@ describe('damage', () => {
     'nothing at all': () => Buffer.alloc(0),
   };
   for (const [name, damage] of Object.entries(damages)) {
-    test(`${name} is reported, and the file stays as it is`, async () => {
+    test(`${name} is reported, and the file does not change`, async () => {
       const { root, database } = makeProject({ nodes: 2000, journalMode: 'delete' });
       const bytes = readFileSync(database);
       writeFileSync(database, damage(bytes) ?? bytes);
@@ -257,7 +258,7 @@ describe('damage', () => {
 });
 
 describe('repair', () => {
-  test('fixes what it can while the host has the database open, after a backup that brings the old state back', async () => {
+  test('fixes what it can while the host has the database open, after a backup of the old state', async () => {
     const { root, database } = makeProject();
     breakRows(database);
     const before = contents(root);
@@ -267,7 +268,7 @@ describe('repair', () => {
     const found = await checker.runChecks();
     expect(found.healthy).toBe(false);
     expect(broken(found)).toEqual(BROKEN);
-    // What is handed in is not trusted: the rows are searched for again.
+    // The checker searches for the rows again, because it does not trust the given issues.
     const forged = found.issues.map((issue) => ({
       ...issue,
       rowid: 1,
@@ -290,7 +291,7 @@ describe('repair', () => {
       ['KG_ISSUE_FTS_DAMAGED', true, 0],
       ['KG_ISSUE_TAG_ORPHAN', true, 1],
     ]);
-    // The host's connection sees it, and what was removed.
+    // The connection of the host sees the repair.
     expect(db.prepare('SELECT count(*) FROM edges').pluck().get()).toBe(199);
     expect(
       db.prepare("SELECT rowid FROM nodes_fts WHERE nodes_fts MATCH 'Other'").all(),
@@ -320,7 +321,7 @@ describe('repair', () => {
     );
   });
 
-  test('repairs only the codes that are handed in, and counts what is not there as skipped', async () => {
+  test('repairs only the given codes, and counts missing ones as skipped', async () => {
     const { database, backups } = makeProject();
     breakRows(database);
     const checker = new IntegrityChecker(database, { backupDir: backups });
@@ -334,7 +335,7 @@ describe('repair', () => {
     expect(readdirSync(backups)).toContain(path.basename(repaired.safetyBackup.path));
   });
 
-  test('a database of no project is repaired, after a copy beside it that holds what it was', async () => {
+  test('keeps a copy next to a repaired database outside every project', async () => {
     const dir = temporaryDirectory();
     const file = path.join(dir, 'alone.db');
     fillDatabase(file);
@@ -359,7 +360,7 @@ describe('repair', () => {
     expect(statSync(repair.safetyCopy).mode & 0o777).toBe(0o640);
     expect(rows(repair.safetyCopy)).toEqual(before);
     expect(db.prepare('SELECT count(*) FROM edges').pluck().get()).toBe(199);
-    // Nothing else is left, and what is there is not replaced.
+    // The repair must not add other files or replace existing ones.
     db.exec("INSERT INTO node_tags VALUES ('gone', 6)");
     const said = (await kg(['diag', 'repair', '--auto', file], { cwd: '/' })).stdout;
     expect(said).toMatch(/^Saved before the repair: .*before-repair-.*\.sqlite\n/);
@@ -368,7 +369,7 @@ describe('repair', () => {
     );
   });
 
-  test('a damaged database of no project is left as it is, for nothing could keep it', async () => {
+  test('leaves a damaged database outside every project as it is, because no copy could keep it', async () => {
     const dir = temporaryDirectory();
     const file = path.join(dir, 'alone.db');
     fillDatabase(file, { nodes: 2000, journalMode: 'delete' });
@@ -382,7 +383,7 @@ describe('repair', () => {
     expect(readFileSync(file).equals(bytes)).toBe(true);
   });
 
-  test('repairMode repairs everything that it can, and a second time there is nothing to do', async () => {
+  test('repairMode repairs everything that it can, and a second run finds no work', async () => {
     const { root } = makeProject();
     breakRows(path.join(root, '.kg/knowledge.db'));
     const checker = new IntegrityChecker(root);
@@ -397,7 +398,7 @@ describe('repair', () => {
     });
   });
 
-  test('a lock that somebody keeps is an error that changes nothing', async () => {
+  test('a lock that another process holds is an error that changes nothing', async () => {
     const { root, database } = makeProject();
     breakRows(database);
     const db = new Database(database);
@@ -414,7 +415,7 @@ describe('repair', () => {
 });
 
 describe('drills', () => {
-  test('a backup is restored aside, checked and counted, and nothing is left', async () => {
+  test('a backup is restored to a temporary directory, checked, counted and removed', async () => {
     const { root, backups, database } = makeProject();
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     await manager.createBackup();
@@ -454,7 +455,7 @@ describe('drills', () => {
     expect(readdirSync(directory)).toEqual([]);
   });
 
-  test('a database that lies outside is checked where the drill restored it, not where it lives', async () => {
+  test('a database outside the project is checked in the drill, not in its live place', async () => {
     const { root, backups, database } = makeProject();
     const outside = path.join(temporaryDirectory(), 'graph.db');
     fillDatabase(outside, { nodes: 7 });
@@ -473,7 +474,7 @@ describe('drills', () => {
   });
 
   for (const signal of ['SIGTERM', 'SIGKILL']) {
-    test(`${signal} during a drill leaves nothing${signal === 'SIGKILL' ? ' after the next one' : ''}`, async () => {
+    test(`${signal} during a drill leaves no files${signal === 'SIGKILL' ? ' after the next one' : ''}`, async () => {
       const { root } = makeProject({ nodes: 30_000 });
       await createBackupManager({ projectRoot: root }).createBackup();
       const directory = temporaryDirectory();
@@ -498,7 +499,7 @@ describe('drills', () => {
 });
 
 describe('freshness', () => {
-  test("is what the guide's monitor takes, and tells a young good backup from an old one and from none", async () => {
+  test('suits the monitor of the guide, and tells a recent good backup from an old or missing one', async () => {
     const { root, backups } = makeProject();
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     const day = backupFreshnessCheck(manager, { maxAge: '24h' });
@@ -547,7 +548,7 @@ describe('freshness', () => {
 });
 
 describe('kg', () => {
-  test('diag health says how things stand, and its exit status what is wrong', async () => {
+  test('diag health reports the state, and its exit status names the problem', async () => {
     const { root, database } = makeProject();
     const health = async (...args) => {
       const { status, stdout } = await kg(['diag', 'health', '--json', ...args], { cwd: root });
@@ -596,7 +597,7 @@ describe('kg', () => {
     expect(await health('--check-db')).toMatchObject({ status: 3, healthy: false });
   });
 
-  test('diag health --watch tells it again and again until it is interrupted', async () => {
+  test('diag health --watch repeats the report until it is interrupted', async () => {
     const { root } = makeProject();
     const child = spawn(kgPath, ['diag', 'health', '--watch', '--interval', '1', '--json'], {
       cwd: root,
@@ -612,14 +613,14 @@ describe('kg', () => {
       expect(JSON.parse(line)).toMatchObject({ healthy: true });
   });
 
-  test('diag integrity lists, diag repair says what it would do, and --auto does it', async () => {
+  test('diag integrity lists problems, diag repair shows its plan, and --auto carries it out', async () => {
     const { root, database } = makeProject();
     expect(await kg(['diag', 'integrity'], { cwd: root })).toMatchObject({
       status: 0,
       stdout: expect.stringMatching(/knowledge\.db is healthy/),
     });
     breakRows(database);
-    // SQLite makes an empty WAL and its index when it opens a database in WAL mode.
+    // SQLite creates an empty WAL and its index when it opens a database in WAL mode.
     const data = () => fingerprint(root).filter((line) => !/-(shm|wal) /.test(line));
     const before = data();
     const listed = await kg(['diag', 'integrity', database], { cwd: '/' });
@@ -648,7 +649,7 @@ describe('kg', () => {
     expect(again.repair).toMatchObject({ fixed: 0, actions: [] });
   });
 
-  test('diag repair asks on a terminal', () => {
+  test('diag repair asks for confirmation on a terminal', () => {
     const { root, database } = makeProject();
     breakRows(database);
     const answer = (text) =>
@@ -667,7 +668,7 @@ describe('kg', () => {
     expect(answer('y\n')).toMatch(/4 fixed/);
   });
 
-  test('diag drill passes with 0 and fails with 5', async () => {
+  test('diag drill exits with 0 if it passes and with 5 if it fails', async () => {
     const { root, database } = makeProject({ nodes: 2000, journalMode: 'delete' });
     await kg(['diag', 'backup'], { cwd: root });
     expect(await kg(['diag', 'drill'], { cwd: root })).toMatchObject({
@@ -681,7 +682,7 @@ describe('kg', () => {
     expect([failed.status, JSON.parse(failed.stdout).passed]).toEqual([5, false]);
   });
 
-  test("a restored copy is healthy as the guide's monthly test has it, and Level 1 ends healthy", async () => {
+  test('a restored copy passes the monthly test of the guide, and Level 1 ends healthy', async () => {
     const { root, database } = makeProject();
     await kg(['diag', 'backup', '--output', './backups'], { cwd: root });
     mkdirSync(path.join(root, 'test-restore'));

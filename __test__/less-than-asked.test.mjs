@@ -1,4 +1,5 @@
-// Less than was asked for is said: in the result, in the exit status, and by everything that watches.
+// Results with less than the user asked for: the result, the exit status and every monitor report
+// them.
 
 import {
   chmodSync,
@@ -24,14 +25,14 @@ const isRoot = process.getuid() === 0;
 const json = ({ stdout }) => JSON.parse(stdout);
 const codes = (result) => result.warnings.map(({ code }) => code);
 
-/** `kg diag`, of a small project with its backups in `.kg/backups`. */
+/** Returns `kg diag` for a small project with its backups in `.kg/backups`. */
 function small({ nodes = 10 } = {}) {
   const { root, database } = makeProject({ nodes });
   const diag = (...args) => kg(['diag', ...args], { cwd: root });
   return { root, database, diag, manager: createBackupManager({ projectRoot: root }) };
 }
 
-/** `kg` as a user without rights, of a project that belongs to that user. */
+/** Returns `kg` run by a user without privileges, who owns the project. */
 function unprivileged({ root }) {
   const base = path.dirname(root);
   chmodSync(base, 0o755);
@@ -94,7 +95,7 @@ describe('an incomplete backup', () => {
     });
   }
 
-  test('of the service is a success with a warning, which is not tried again at once', async () => {
+  test('of the service counts as a success with a warning and is not retried at once', async () => {
     const { root, diag } = small();
     symlinkSync(temporaryDirectory(), path.join(root, '.kg/elsewhere'));
     const inProject = (...args) => kg(args, { cwd: root });
@@ -117,7 +118,7 @@ describe('an incomplete backup', () => {
     }
   });
 
-  test('is none if what it lacks is excluded, and a complete one is not marked', async () => {
+  test('is complete if the missing part is excluded, and a complete backup is not marked', async () => {
     const { root, diag } = small();
     symlinkSync(temporaryDirectory(), path.join(root, '.kg/elsewhere'));
     const made = await diag('backup', '--exclude', '.kg/elsewhere', '--json');
@@ -126,7 +127,7 @@ describe('an incomplete backup', () => {
     expect((await diag('backup', '--list')).stdout).not.toContain('incomplete');
   });
 
-  test('says so next to an encrypted archive without naming anything, and to the API and hooks', async () => {
+  test('is reported to the API, to hooks and in an encrypted store, which names no missing file', async () => {
     const { root, diag } = small();
     const told = path.join(root, 'told.json');
     writeFileSync(
@@ -169,7 +170,7 @@ describe('`latest` that passes over newer backups', () => {
   }
   const target = (root) => path.join(root, '..', 'restored');
 
-  /** Every face warns of `latest` meaning `chosen`, and names those ids. */
+  /** Expects every interface to warn that `latest` means `chosen`, and to name the skipped ids. */
   async function expectPassedOver({ root, diag, manager }, chosen, ids) {
     const warning = expect.objectContaining({
       code: 'KG_WARN_PASSED_OVER',
@@ -201,7 +202,7 @@ describe('`latest` that passes over newer backups', () => {
     return link;
   }
 
-  test('because an archive of their chain is missing', async () => {
+  test('because their chain lacks an archive', async () => {
     const made = await chain();
     const [full, second, third] = made.backups;
     rmSync(second.path);
@@ -215,7 +216,7 @@ describe('`latest` that passes over newer backups', () => {
     expect(stdout).toMatch(new RegExp(`${second.id} .*\\[archive missing\\]`));
   });
 
-  test('because a sidecar is missing, or is of another archive', async () => {
+  test('because a sidecar is missing or describes another archive', async () => {
     const made = await chain();
     const [, second, third] = made.backups;
     rmSync(`${third.path}.manifest.json`);
@@ -266,7 +267,7 @@ describe('`latest` that passes over newer backups', () => {
     expect(codes(asked)).toContain('KG_WARN_SOURCE_DAMAGED');
   });
 
-  test('is silent about older ones that are broken', async () => {
+  test('does not warn about older broken backups', async () => {
     const { root, diag, manager, backups } = await chain();
     rmSync(backups[1].path);
     const full = await manager.createBackup();
@@ -276,11 +277,14 @@ describe('`latest` that passes over newer backups', () => {
 });
 
 describe.skipIf(!isRoot)(
-  'an incremental backup keeps what it cannot read as it was in the base',
+  'an incremental backup keeps the base state of a source that it cannot read',
   () => {
     const held = (root) => contents(root).filter((line) => /^\.kg\/(plugins|vectors)/.test(line));
 
-    /** A project that a user without rights backs up, with all kinds of things in `.kg/plugins/a`, and what a restore brings back. */
+    /**
+     * Makes a project with many kinds of files in `.kg/plugins/a`, which a user without privileges
+     * backs up and restores.
+     */
     async function closable() {
       const made = small();
       const inner = path.join(made.root, '.kg/plugins/a');
@@ -316,7 +320,7 @@ describe.skipIf(!isRoot)(
         expect(made).toMatchObject({ status: 6 });
         expect(json(made)).toMatchObject({ type: 'incremental', incomplete: true });
         expect(codes(json(made))).toEqual(['KG_WARN_FILE_UNREADABLE']);
-        // Nor does the one after that call anything deleted.
+        // The next backup must not record anything as deleted either.
         expect(backup()).toMatchObject({ status: 6 });
         expect(await restored()).toEqual(before);
         expect(asUser('diag', 'backup', '--verify', 'latest')).toMatchObject({ status: 0 });
@@ -329,7 +333,7 @@ describe.skipIf(!isRoot)(
       },
     );
 
-    test('of a directory whose files are listed and cannot be looked at, its files and links too', async () => {
+    test('also of the files and links in a directory that lists names but forbids access', async () => {
       const { inner, backup, restored, before } = await closable();
       chmodSync(inner, 0o444);
       expect(backup()).toMatchObject({ status: 6 });
@@ -337,7 +341,7 @@ describe.skipIf(!isRoot)(
       expect(await restored()).toEqual(before);
     });
 
-    test('but not what is excluded now', async () => {
+    test('but drops newly excluded files', async () => {
       const { inner, backup, restored, before } = await closable();
       chmodSync(path.join(inner, 'deep'), 0);
       expect(backup('--exclude', '*.tmp')).toMatchObject({ status: 6 });
@@ -352,7 +356,7 @@ describe('`health --max-age`', () => {
       .issues.filter(({ component }) => component === 'backups')
       .map(({ code, severity }) => [code, severity]);
 
-  test('fails if there is no backup or if it is older, and only if it is given', async () => {
+  test('fails only if it is given and the last backup is missing or older', async () => {
     const { diag, manager } = small();
     const without = await diag('health', '--json');
     expect([without.status, backupIssues(without)]).toEqual([
@@ -389,7 +393,10 @@ describe('`health --max-age`', () => {
 });
 
 describe('a backup that was killed', () => {
-  /** A backup that waits for another writer of the store, until that ends. */
+  /**
+   * Starts a backup that waits for another writer of the store. The test decides when that writer
+   * ends.
+   */
   async function waiting({ root }) {
     const backups = path.join(root, '.kg/backups');
     mkdirSync(backups, { recursive: true });
@@ -413,7 +420,7 @@ describe('a backup that was killed', () => {
   }
   const lastRun = async (diag) => json(await diag('backup', '--status', '--json'));
 
-  test('is the last failure, in status, health and the metrics, until there is another backup', async () => {
+  test('is the last failure in status, health and metrics, until there is another backup', async () => {
     const made = small();
     const { diag, root } = made;
     const { backup, ended, records, release } = await waiting(made);
@@ -446,7 +453,7 @@ describe('a backup that was killed', () => {
     ]);
   });
 
-  test('is none if the user interrupted it, once or twice', async () => {
+  test('is not a failure if the user interrupted it, once or twice', async () => {
     const made = small();
     const { backup, ended, records, release } = await waiting(made);
     backup.kill('SIGINT');
@@ -520,7 +527,7 @@ describe('a store that held backups at the last run and holds none now', () => {
     },
   );
 
-  test('is a warning of the API too, and none if the backups were deleted or the directory is a new one', async () => {
+  test('is a warning of the API too, but not for deleted backups or a new directory', async () => {
     const { backups, root, manager } = await filled();
     renameSync(backups, `${backups}-unmounted`);
     expect(codes(await manager.createBackup())).toEqual(['KG_WARN_STORE_EMPTIED']);
@@ -534,8 +541,8 @@ describe('a store that held backups at the last run and holds none now', () => {
   });
 });
 
-describe('a full backup that is made because nothing is left to rest on', () => {
-  test('says so in the result, on the terminal, to hooks, in the status and to a scheduler', async () => {
+describe('a full backup that is made because no base is left', () => {
+  test('is reported in the result, on the terminal, to hooks, in the status and to a scheduler', async () => {
     const { root, diag, manager } = small();
     await diag('backup');
     await kg(['config', 'set', 'backup.type', 'incremental'], { cwd: root });
@@ -553,7 +560,7 @@ describe('a full backup that is made because nothing is left to rest on', () => 
         if (archive !== last) rmSync(archive);
     };
     await lose();
-    // As the settings have it: nobody asked for a full one.
+    // The settings ask for an incremental backup, and no flag asks for a full one.
     const made = await diag('backup', '--json');
     expect(json(made)).toMatchObject({ type: 'full', warnings: [{ code: 'KG_WARN_FULL' }] });
     expect(JSON.parse(readFileSync(told)).backup.warnings).toMatchObject([
@@ -576,7 +583,7 @@ describe('patterns of `--exclude` and `--path`', () => {
     JSON.parse(readFileSync(`${backup.path}.manifest.json`)).files.map((file) => file.path);
   const isGlossary = (file) => file.includes('glossary');
 
-  test('mean the same, however the place in the project is written', async () => {
+  test('match the same files for every way to write a path of the project', async () => {
     const { root, diag } = small();
     await diag('backup');
     const terms = '.kg/plugins/glossary/terms.json';
@@ -601,7 +608,7 @@ describe('patterns of `--exclude` and `--path`', () => {
     }
   });
 
-  test('an absolute path of the project is the same part of another directory', async () => {
+  test('that are absolute paths of the project match the same part of another directory', async () => {
     const { root, diag } = small();
     await diag('backup');
     const target = path.join(temporaryDirectory(), 'elsewhere');
@@ -623,7 +630,7 @@ describe('patterns of `--exclude` and `--path`', () => {
     expect(existsSync(path.join(target, '.kg/plugins/glossary/terms.json'))).toBe(true);
   });
 
-  test('that are invalid or lead out of the project are refused by both, and nothing is made', async () => {
+  test('that are invalid or lead out of the project are refused by both, and no backup is made', async () => {
     const { root, diag, manager } = small();
     await diag('backup');
     for (const pattern of [
@@ -650,7 +657,7 @@ describe('patterns of `--exclude` and `--path`', () => {
     expect(await manager.listBackups()).toHaveLength(1);
   });
 
-  test('that match nothing are a warning, unless they are about what is left out anyway', async () => {
+  test('that match nothing are a warning, except for parts that are left out anyway', async () => {
     const { diag } = small();
     const patterns = ['plugins/glosary', '*.json', 'logs', '/knowledge.db'];
     const made = await diag(
@@ -693,7 +700,7 @@ const hasStrace = (() => {
 })();
 
 test.skipIf(!hasStrace)(
-  'a disk that fails once lets a backup fail as a whole, or is a warning of one that is there',
+  'a single disk error fails the whole backup, or is a warning of a backup that exists',
   async () => {
     const { root, manager } = small();
     const backups = path.join(root, '.kg/backups');
@@ -701,7 +708,7 @@ test.skipIf(!hasStrace)(
     const archives = () =>
       readdirSync(backups).filter((name) => /^kg-.*\.tar\.gz$/.test(name)).length;
     const outcomes = new Set();
-    // Until the fault is not met any more.
+    // Repeats until the command no longer reaches the fault.
     for (let time = 5; !outcomes.has(''); time += 1) {
       const before = (await manager.listBackups()).length;
       const fault = [

@@ -1,4 +1,5 @@
-// Files that root writes in somebody's project, and directories that a restore made read-only.
+// Files that root writes in the project of another user, and directories that a restore made
+// read-only.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -24,7 +25,7 @@ const USER = 1001;
 const done = { status: 0, stderr: '' };
 
 describe.skipIf(!isRoot)('root in a project of another user', () => {
-  test('a restore into a volume gives everything to the owner of the volume', () => {
+  test('a restore into a volume gives every file to the owner of the volume', () => {
     const { asRoot, base, backups } = projectOf(0);
     expect(asRoot('diag', 'backup', '--output', backups)).toMatchObject(done);
     const volume = path.join(base, 'volume');
@@ -67,7 +68,8 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
         'knowledge.db',
       ),
     ).toEqual([1005, 1006, USER, USER, USER, USER]);
-    // The record stays of root: as the owner could have written it, root would not follow it.
+    // The record stays with root, because root does not follow a record that the owner could have
+    // written.
     expect(notOwnedBy(at('restore-undo'), USER).sort()).toEqual([
       expect.stringMatching(/config\.json 1005$/),
       expect.stringMatching(/undo\.json 0$/),
@@ -77,7 +79,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     expect(readFileSync(at('config.json'), 'utf8')).toBe('{"theme":"light"}');
   });
 
-  test('whatever root does in the project, its owner can go on', () => {
+  test('whatever root does in the project, its owner can continue', () => {
     const { asOwner, asRoot, root, database } = projectOf(USER);
     const store = ['--output', '.kg/backups/nightly'];
     const json = ({ stdout, stderr, status }) => {
@@ -113,7 +115,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     );
   });
 
-  test('a store next to .kg belongs to the owner of the project too, and what is there already stays as it is', () => {
+  test('a store next to .kg belongs to the owner of the project, and existing files keep their owner', () => {
     const { asOwner, asRoot, root } = projectOf(USER);
     mkdirSync(path.join(root, 'shared'));
     for (const store of ['backups', 'shared/backups']) {
@@ -124,7 +126,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     expect(lstatSync(path.join(root, 'shared')).uid).toBe(0);
   });
 
-  test('a store outside the project belongs to the owner of the project where the directory does', () => {
+  test('a store outside the project belongs to the owner of the project if its directory does', () => {
     const { asOwner, asRoot, backups, base } = projectOf(USER);
     const mine = path.join(base, 'mine');
     mkdirSync(mine);
@@ -153,7 +155,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     expect(existsSync(backups)).toBe(false);
   });
 
-  test('in a directory of a third user an archive stays with root, and the lock keeps that user from nothing', () => {
+  test('in a directory of a third user, an archive stays with root, and the lock blocks no command of that user', () => {
     const { asRoot, asUser, backups } = projectOf(USER);
     mkdirSync(backups);
     chownSync(backups, USER + 1, USER + 1);
@@ -161,14 +163,14 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     const kept = notOwnedBy(backups, USER + 1);
     expect(kept.filter((line) => line.startsWith('kg-backup-'))).toHaveLength(2);
     expect(kept.every((line) => line.endsWith(' 0'))).toBe(true);
-    // Not the lock is in the way, but the archive, which that user may not read.
+    // The archive stops the command, because that user cannot read it. The lock does not.
     expect(
       asUser(USER + 1, 'diag', 'prune', '--max-backups', '1', '--output', backups).stderr,
     ).toMatch(/Could not read .*kg-backup-/);
     expect(lstatSync(path.join(backups, '.kg-store.lock')).uid).toBe(USER + 1);
   });
 
-  test('a restore does not replace a database that this user may not write while a process has it open', async () => {
+  test('a restore refuses a database that this user may not write while a process has it open', async () => {
     for (const mode of [0o400, 0o000]) {
       const { asOwner, root, database } = projectOf(USER);
       expect(asOwner('diag', 'backup')).toMatchObject(done);
@@ -195,7 +197,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     }
   });
 
-  test('what a killed run of root left keeps nobody from a backup', () => {
+  test('leftovers of a killed run of root do not stop a backup', () => {
     const { asOwner, root } = projectOf(USER);
     const left = path.join(root, '.kg/backups/.kg-snapshot-left');
     mkdirSync(path.join(left, 'unpacked'), { recursive: true });
@@ -207,7 +209,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     expect(stderr).toMatch(/kg-snapshot-left.*another user's run left it.*KG_WARN_STORE/);
   });
 
-  test("without CAP_CHOWN the files stay root's, with a warning", () => {
+  test('without CAP_CHOWN the files stay with root, with a warning', () => {
     const { base, backups, executable, asRoot, run } = projectOf(0);
     expect(asRoot('diag', 'backup', '--output', backups)).toMatchObject(done);
     const volume = path.join(base, 'volume');
@@ -233,7 +235,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     expect(existsSync(path.join(volume, '.kg/knowledge.db'))).toBe(true);
   });
 
-  test('without CAP_CHOWN the warning names the directory that the file is restored to', () => {
+  test('without CAP_CHOWN the warning names the target directory of the file', () => {
     const { asRoot, executable, root, run } = projectOf(USER);
     expect(asRoot('diag', 'backup')).toMatchObject(done);
     rmSync(path.join(root, '.kg/vectors/a.f32'));
@@ -256,7 +258,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
     });
   });
 
-  test('status says that hooks of another user, or that others may write, do not run', () => {
+  test('status reports that hooks of another user, or that others may write, do not run', () => {
     const { asRoot, asOwner, root } = projectOf(USER);
     const hooks = path.join(root, '.kg/hooks.json');
     expect(asOwner('config', 'set', 'backup.hooks.onSuccess.command', '["true"]')).toMatchObject(
@@ -284,7 +286,7 @@ describe.skipIf(!isRoot)('root in a project of another user', () => {
 describe.skipIf(!isRoot)('read-only directories', () => {
   const modeOf = (file) => (statSync(file).mode & 0o7777).toString(8);
 
-  /** A project with directories that their owner may not write. */
+  /** Makes a project with directories that their owner may not write. */
   function readOnly() {
     const project = projectOf(USER);
     const plugins = path.join(project.root, '.kg/plugins');
@@ -304,7 +306,7 @@ describe.skipIf(!isRoot)('read-only directories', () => {
     };
   }
 
-  test('a restore that made them can be undone and made again', () => {
+  test('a restore that creates them can be undone and repeated', () => {
     const { asOwner, files, plugins, modes } = readOnly();
     expect(asOwner('diag', 'backup')).toMatchObject(done);
     rmSync(plugins, { recursive: true });
@@ -333,7 +335,7 @@ describe.skipIf(!isRoot)('read-only directories', () => {
     expect(modes()).toEqual(before);
   });
 
-  test('a database in one is replaced, and put back', () => {
+  test('a database in one is replaced and restored by an undo', () => {
     const { asOwner, plugins, run } = readOnly();
     const database = path.join(plugins, 'data/own.db');
     mkdirSync(path.dirname(database));
@@ -364,7 +366,8 @@ describe.skipIf(!isRoot)('read-only directories', () => {
     expect(asOwner('diag', 'backup')).toMatchObject(done);
     const before = modes();
     files.forEach((file) => writeFileSync(file, 'newer'));
-    // The fourth rename of the restore itself is never made: the directories are writable by then.
+    // The process is killed before the fourth rename, after the restore made the directories
+    // writable.
     const user = ['setpriv', `--reuid=${USER}`, `--regid=${USER}`, '--clear-groups'];
     const killed = run([
       'strace',
@@ -393,7 +396,7 @@ describe.skipIf(!isRoot)('read-only directories', () => {
 });
 
 describe.skipIf(!isRoot)('a store of a group', () => {
-  test('is one to all of its users', () => {
+  test('serves all of its users', () => {
     const { run, executable, root, backups } = projectOf(USER);
     const GROUP = 2000;
     mkdirSync(backups, { recursive: true });
@@ -447,7 +450,8 @@ describe.skipIf(!isRoot)('a store of a group', () => {
     expect(
       as(USER + 1, 'backup', '--delete', made.at(-1), '--cascade', '--output', backups),
     ).toMatchObject(done);
-    // Where others may write, copies go to TMPDIR; a container may have none.
+    // If other users may write to the store, temporary copies go to TMPDIR. A container may have
+    // none.
     expect(
       run(
         [
@@ -470,7 +474,7 @@ describe.skipIf(!isRoot)('a store of a group', () => {
       status: 4,
       stderr: expect.stringContaining('set TMPDIR to another directory'),
     });
-    // Unless the settings say otherwise.
+    // The settings can change the default modes.
     const readers = (mode) => {
       expect(run([executable, 'config', 'set', 'backup.mode', mode]).status).toBe(0);
       const { id, path: archive } = JSON.parse(
@@ -483,7 +487,7 @@ describe.skipIf(!isRoot)('a store of a group', () => {
       return [modes, as(USER + 1, 'backup', '--verify', 'latest', '--output', backups).status];
     };
     expect(readers('0600')).toEqual([['600', '600', '600'], 4]);
-    // What is not shared stays with whoever made it.
+    // Without sharing, a file stays with its creator.
     chmodSync(backups, 0o755);
     expect(as(USER, 'backup', '--output', backups)).toMatchObject(done);
     expect(run([executable, 'config', 'unset', 'backup.mode']).status).toBe(0);

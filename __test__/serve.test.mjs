@@ -1,4 +1,4 @@
-// The service of `kg serve`: real processes, real backups, a schedule of seconds.
+// The service of `kg serve`: real processes, real backups and a schedule of seconds.
 
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
@@ -27,7 +27,7 @@ afterEach(async () => {
   started.clear();
 });
 
-/** A project with these settings of backups; whatever service a test starts is ended with it. */
+/** Makes a project with these backup settings. The end of a test stops every service of it. */
 function setUp(settings = { enabled: true, schedule: '* * * * * *' }, options) {
   const project = makeProject(options);
   const configure = (backup) =>
@@ -52,7 +52,7 @@ const json = async (promise) => JSON.parse((await promise).stdout);
 const isAlive = (pid) =>
   existsSync(`/proc/${pid}`) && !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
 
-/** The service in the foreground, as a service manager runs it. */
+/** Starts the service in the foreground, as a service manager does. */
 function foreground(root, stderr = 'inherit') {
   const child = spawn(kgPath, ['serve', '--foreground'], {
     cwd: root,
@@ -66,7 +66,7 @@ function foreground(root, stderr = 'inherit') {
 }
 
 describe('kg serve', () => {
-  test('--status tells the next run as `kg diag backup --status` does, in the time zone of the settings', async () => {
+  test('--status shows the next run like `kg diag backup --status`, in the configured time zone', async () => {
     for (const [timezone, next] of [
       ['Asia/Tokyo', /next +\d{4}-\d\d-\d\d 02:30:00 Asia\/Tokyo$/m],
       ['UTC', /next +\d{4}-\d\d-\d\d 02:30:00 UTC$/m],
@@ -78,7 +78,7 @@ describe('kg serve', () => {
     }
   });
 
-  test('--all makes backups on the schedule until --stop, which waits for its end', async () => {
+  test('--all makes backups on the schedule until --stop, which waits for the service to end', async () => {
     const { kg, archives, root, log } = setUp();
     const begun = await kg('serve', '--all');
     expect([begun.status, begun.stderr]).toEqual([0, '']);
@@ -115,7 +115,7 @@ describe('kg serve', () => {
     });
   });
 
-  test('is none of its terminal or of the process that started it', async () => {
+  test('detaches from its terminal and from the process that started it', async () => {
     const { kg } = setUp();
     const { service } = await json(kg('serve', '--all', '--json'));
     const [, , , , session] = readFileSync(`/proc/${service.pid}/stat`, 'utf8')
@@ -125,7 +125,7 @@ describe('kg serve', () => {
     expect(Number(session)).toBe(service.pid);
   });
 
-  test('--stop is no error where nothing runs, and --all says what to type where nothing is enabled', async () => {
+  test('--stop succeeds if no service runs, and --all shows the needed settings if none enables backups', async () => {
     const { kg } = setUp({});
     expect(await kg('serve', '--stop')).toMatchObject({
       status: 0,
@@ -143,7 +143,7 @@ describe('kg serve', () => {
     });
   });
 
-  test('runs once a project: the second one says which is the first', async () => {
+  test('runs once per project: a second start names the first service', async () => {
     const { kg, root } = setUp({ enabled: true, schedule: '0 2 * * *' });
     const all = await Promise.all([
       kg('serve', '--all'),
@@ -161,7 +161,7 @@ describe('kg serve', () => {
     );
   });
 
-  test('takes up changed settings, and waits where they enable nothing', async () => {
+  test('applies changed settings, and waits if they enable no backups', async () => {
     const { archives, configure, root } = setUp({ enabled: false, schedule: '0 2 * * *' });
     const service = foreground(root);
     await until(() => service.said.includes('no backups are made'), 'the first settings');
@@ -182,7 +182,7 @@ describe('kg serve', () => {
     expect(await once(service.child, 'exit')).toEqual([0, null]);
   });
 
-  test('tries a failed backup again, tells of it, and goes on when it can', async () => {
+  test('retries a failed backup, reports it, and continues when it can', async () => {
     const { archives, root, kg, database } = setUp({
       enabled: true,
       schedule: '*/2 * * * * *',
@@ -194,7 +194,7 @@ describe('kg serve', () => {
       () => /a backup failed, next attempt at .*KG_NO_DATABASE/.test(service.said),
       'a failure',
     );
-    // The log is first, the history after it.
+    // The service writes the log before the history.
     await until(
       async () =>
         /health .*the last run failed: .*\[KG_NO_DATABASE\]/.test(
@@ -210,7 +210,7 @@ describe('kg serve', () => {
     );
   });
 
-  test('ends soon after SIGTERM in the midst of a backup, and nothing of that is left', async () => {
+  test('ends soon after SIGTERM during a backup, and leaves no files of that backup', async () => {
     const { archives, backups, root } = setUp(
       { enabled: true, schedule: '* * * * * *', compressionLevel: 9 },
       { nodes: 60_000 },
@@ -234,7 +234,7 @@ describe('kg serve', () => {
       run(kgPath, ['diag', 'backup', '--verify', path.join(backups, archive)]);
   });
 
-  test('ends within ten seconds whoever hangs: hooks, what they left behind, a client, who writes down what ran', async () => {
+  test('ends within ten seconds even if hooks, their children, a client or a lock holder hang', async () => {
     const { archives, configure, root } = setUp({ enabled: true, schedule: '* * * * * *' });
     const silent = net.createServer().listen(0, '127.0.0.1');
     await once(silent, 'listening');
@@ -286,13 +286,13 @@ describe('kg serve', () => {
     process.kill(Number(readFileSync(path.join(root, 'left'), 'utf8')));
   });
 
-  test('that makes the run which is due is not said to be missing, and one that makes none is', async () => {
+  test('is not overdue while it makes the scheduled run, and is overdue if no service makes it', async () => {
     const { backups, kg, root } = setUp({ enabled: true, schedule: '0 0 * * *' });
     await kg('diag', 'backup', '--quiet');
     const history = path.join(root, '.kg/cache/backup-runs.json');
     const status = async () => json(kg('diag', 'backup', '--status', '--json'));
     expect(await status()).toMatchObject({ health: { ok: true }, inProgress: false });
-    // Days have passed: the newest backup is that old too.
+    // Makes the newest backup three days old.
     const [name] = readdirSync(backups).filter((file) => file.endsWith('.manifest.json'));
     const manifest = JSON.parse(readFileSync(path.join(backups, name), 'utf8'));
     manifest.timestamp = new Date(Date.parse(manifest.timestamp) - 3 * 86_400_000).toISOString();
@@ -301,7 +301,7 @@ describe('kg serve', () => {
     known.runs = [];
     writeFileSync(history, JSON.stringify(known));
     expect((await status()).health.messages).toEqual([expect.stringContaining('a run is overdue')]);
-    // As a run of hours: another process has the store, and the run waits for it.
+    // Simulates a run of hours: another process locks the store, and the run waits for it.
     const holder = spawn(
       'flock',
       ['--no-fork', path.join(backups, '.kg-store.lock'), 'sh', '-c', 'echo held; exec sleep 60'],
@@ -322,7 +322,7 @@ describe('kg serve', () => {
     );
   });
 
-  test('that is killed in the midst of a backup is made up for by the next one, which clears up first', async () => {
+  test('that is killed during a backup is followed by one that cleans up and makes the backup', async () => {
     const { archives, backups, root, kg, configure } = setUp(
       { enabled: true, schedule: '* * * * * *', compressionLevel: 9 },
       { nodes: 60_000 },
@@ -337,7 +337,8 @@ describe('kg serve', () => {
     await once(service.child, 'exit');
     expect(await json(kg('serve', '--status', '--json'))).toMatchObject({ running: false });
     for (const name of archives()) rmSync(path.join(backups, name));
-    // The time of the killed run is longer ago than the next one of this schedule: only what was missed leads to a backup now.
+    // The killed run is older than one period of this schedule, so only a missed run can cause a
+    // backup now.
     const history = path.join(root, '.kg/cache/backup-runs.json');
     const known = JSON.parse(readFileSync(history, 'utf8'));
     known.state.covered -= 3 * 86_400_000;
@@ -358,7 +359,7 @@ describe('kg serve', () => {
     );
   });
 
-  test('ends with a failure and the reason if its project is removed, moved or replaced, and writes nothing there', async () => {
+  test('fails with the reason if its project is removed, moved or replaced, and writes nothing there', async () => {
     const losses = {
       removed: (root) => rmSync(path.join(root, '.kg'), { recursive: true }),
       moved: (root) => renameSync(root, `${root}-moved`),
@@ -387,10 +388,10 @@ describe('kg serve', () => {
   });
 
   test.skipIf(process.getuid() !== 0)(
-    'as the first process of a container waits for processes that lost their parent',
+    'as the first process of a container reaps orphaned processes',
     async () => {
       const { root, archives, kg } = setUp({ enabled: true, schedule: '* * * * * *' });
-      // Each run leaves a process that nobody waits for.
+      // Each run leaves a process whose parent has ended.
       await kg(
         'config',
         'set',
@@ -429,7 +430,7 @@ describe('kg serve', () => {
     },
   );
 
-  test('leaves nothing of itself in a backup', async () => {
+  test('leaves none of its files in a backup', async () => {
     const { kg, root, archives } = setUp();
     await kg('serve', '--all');
     await until(() => archives().length >= 2, 'two backups');
@@ -441,7 +442,7 @@ describe('kg serve', () => {
 });
 
 describe('the procedures of the guide', () => {
-  test('Level 1 works as it is written, with and without a schedule', () => {
+  test('Level 1 works as written, with and without a schedule', () => {
     for (const settings of [{ enabled: true, schedule: '0 2 * * *' }, {}]) {
       const { root } = setUp(settings);
       const said = run(
@@ -465,7 +466,7 @@ describe('the procedures of the guide', () => {
 });
 
 describe('--stop ends the process that holds the lock, and no other', () => {
-  /** A process of this program that holds the lock of the service, and says that it is another one. */
+  /** Starts a process that locks the file of the service and records the id of another process. */
   async function pretender(root, pid, program) {
     const script = `
 import fcntl, json, socket, sys
@@ -482,7 +483,7 @@ print("ready", flush=True); sys.stdin.read()`;
     return child;
   }
 
-  test('a lock that names another process leaves both alone, and says what has it', async () => {
+  test('a lock file that names another process: both survive, and the message names the lock holder', async () => {
     const { root, kg } = setUp();
     const victim = spawn('sleep', ['1000']);
     onTestFinished(() => victim.kill('SIGKILL'));
@@ -495,7 +496,7 @@ print("ready", flush=True); sys.stdin.read()`;
     );
     expect(stopped).toMatchObject({ status: 1, stderr: told });
     expect([isAlive(victim.pid), isAlive(holder.pid)]).toEqual([true, true]);
-    // Nor is it taken for the service.
+    // The other commands must not mistake it for the service either.
     for (const how of ['--status', '--all'])
       expect(await kg('serve', how)).toMatchObject({ status: 1, stderr: told });
     const health = await kg('diag', 'health');
@@ -503,7 +504,7 @@ print("ready", flush=True); sys.stdin.read()`;
     expect(health.stdout).toContain(`process ${holder.pid} (python3)`);
   });
 
-  test('a copy by hard links has the lock of the service of the original, and does not end that', async () => {
+  test('a hard-linked copy shares the lock of the original service, and --stop does not end that', async () => {
     const { root, kg } = setUp();
     await kg('serve', '--all');
     const { service } = await json(kg('serve', '--status', '--json'));
@@ -524,7 +525,7 @@ print("ready", flush=True); sys.stdin.read()`;
   });
 
   test.skipIf(!isRoot)(
-    'a service in another namespace of processes is ended by the number that it has here',
+    'a service in another PID namespace is ended by its id in this namespace',
     async () => {
       const { root, kg, archives } = setUp();
       const inside = spawn(
@@ -549,7 +550,7 @@ print("ready", flush=True); sys.stdin.read()`;
   );
 
   test.skipIf(!isRoot)(
-    'one that cannot be seen from a container goes on, and that is said',
+    'a service that a container cannot see continues, and a message says so',
     async () => {
       const { root, kg } = setUp();
       await kg('serve', '--all');

@@ -1,4 +1,4 @@
-// Settings that are spoilt, lost or misspelt: nothing that was closed is opened by a default.
+// Damaged, lost or misspelt settings. No default may replace a stricter setting.
 
 import { spawn } from 'node:child_process';
 import {
@@ -27,7 +27,7 @@ import { kg as runKg, kgPath, run, until } from './support/processes.mjs';
 import { makeProject, withDatabase } from './support/project.mjs';
 import { isRoot, projectOf } from './support/users.mjs';
 
-/** A project whose newest backup is encrypted by its settings. */
+/** Makes a project whose settings encrypted its newest backup. */
 async function encrypted(more = {}) {
   const project = makeProject({ nodes: 5 });
   const { root, backups } = project;
@@ -81,7 +81,7 @@ describe('after an encrypted backup no plain one is made', () => {
     'two of them, the last of which counts': '{"backup":{"encrypt":true},"backup":{}}',
   };
 
-  test('health says so before a backup is refused', async () => {
+  test('health reports the refusal before a backup fails', async () => {
     const { set, settings, kg, backups } = await encrypted();
     const health = async () => (await kg('health', '--backup-dir', backups)).stdout;
     expect(await health()).not.toContain('KG_ISSUE_BACKUP_REFUSED');
@@ -90,7 +90,7 @@ describe('after an encrypted backup no plain one is made', () => {
     expect(await kg('backup')).toMatchObject(refused);
   });
 
-  test('whatever became of the settings, by kg and by the API', async () => {
+  test('whatever damaged the settings, by kg and by the API', async () => {
     const { root, backups, set, kg, archives, config } = await encrypted();
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     const expectRefused = async (what) => {
@@ -110,7 +110,7 @@ describe('after an encrypted backup no plain one is made', () => {
     expect(archives()).toHaveLength(1);
   });
 
-  test('and the refusal says what is wrong with the file, which is not waited for if it is a pipe', async () => {
+  test('and the refusal says why the file is unusable, without waiting for a pipe', async () => {
     const { root, backups, set, kg, archives, config, database } = await encrypted();
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     const expectRefused = async (why) => {
@@ -146,7 +146,7 @@ describe('after an encrypted backup no plain one is made', () => {
     expect(archives()).toHaveLength(1);
   });
 
-  test('and a misspelt name of a key is told with the one that it may be meant as', async () => {
+  test('and the refusal suggests the name for a misspelt key setting', async () => {
     const { root, backups, set, kg, archives } = await encrypted();
     const manager = createBackupManager({ projectRoot: root, backupDir: backups });
     const suggestion =
@@ -168,7 +168,7 @@ describe('after an encrypted backup no plain one is made', () => {
     expect(archives()).toHaveLength(1);
   });
 
-  test('by a scheduler of the API, whose failure it is', async () => {
+  test('by a scheduler of the API, which reports the failure', async () => {
     const { root, backups, set, archives } = await encrypted();
     set('{"backup":{}}');
     const failures = [];
@@ -188,7 +188,7 @@ describe('after an encrypted backup no plain one is made', () => {
     expect(archives()).toHaveLength(1);
   });
 
-  test('by the service, whose hooks and history say so', async () => {
+  test('by the service, which reports the failure to hooks and in its history', async () => {
     const { root, backups, set, archives, base } = await encrypted();
     const told = path.join(base, 'told');
     const command = JSON.stringify(['/bin/sh', '-c', `echo $KG_ERROR_CODE >> '${told}'`]);
@@ -214,7 +214,7 @@ describe('after an encrypted backup no plain one is made', () => {
     expect(archives()).toHaveLength(1);
   });
 
-  test('nor in another directory, nor where the settings that are left lead to, nor where the project was moved to', async () => {
+  test('nor in another directory, in the directory of the remaining settings, or after a move', async () => {
     const { root, base, set, kg, plain, settings } = await encrypted();
     set({ backup: {} });
     for (const args of [[], ['--output', path.join(base, 'elsewhere')]])
@@ -230,7 +230,7 @@ describe('after an encrypted backup no plain one is made', () => {
     expect((await moved('--output', settings.dir, '--no-encrypt')).status).toBe(0);
   });
 
-  test('unless that is asked for, and then the next needs no asking', async () => {
+  test('unless the call asks for one, and then the next call need not ask again', async () => {
     const { root, backups, set, kg, plain } = await encrypted();
     set({});
     expect((await kg('backup', '--no-encrypt', '--output', backups)).status).toBe(0);
@@ -247,7 +247,7 @@ describe('after an encrypted backup no plain one is made', () => {
     expect((await other.createBackup({ encrypt: false })).encrypted).toBeUndefined();
   });
 
-  test('and what other projects keep in the store says nothing', async () => {
+  test('and backups of other projects in the store do not count', async () => {
     const { backups, kg, set, plain } = await encrypted();
     const other = makeProject({ nodes: 5 });
     expect((await runKg(['diag', 'backup', '--output', backups], { cwd: other.root })).status).toBe(
@@ -261,7 +261,7 @@ describe('after an encrypted backup no plain one is made', () => {
     expect(plain()).toHaveLength(2);
   });
 
-  test('a plain backup before a repair is not the newest of the project, and is only made when asked for', async () => {
+  test('a plain safety backup of a repair needs --no-encrypt and does not permit other plain backups', async () => {
     const { root, database, backups, set, kg, plain } = await encrypted();
     withDatabase(database, (db) => db.exec("INSERT INTO node_tags VALUES ('gone', 5)"));
     for (const text of ['{', '[]', '{}']) {
@@ -284,7 +284,7 @@ describe('after an encrypted backup no plain one is made', () => {
     );
   });
 
-  test('a chain is consolidated for those whom the settings name, or not at all', async () => {
+  test('a chain is consolidated for the configured recipients, or not at all', async () => {
     const { backups, database, set, kg, archives, plain, settings, identity, recipient } =
       await encrypted();
     withDatabase(database, (db) => db.exec("UPDATE nodes SET title = 'x'"));
@@ -305,7 +305,7 @@ describe('after an encrypted backup no plain one is made', () => {
 });
 
 describe('who can read new backups', () => {
-  test('is not decided by a key that opens old ones, nor by `--encrypt` where settings are broken', async () => {
+  test('is not changed by a key for reading, nor by `--encrypt` with invalid settings', async () => {
     const { kg, base, root, backups, set, settings, archives, identity: file } = await encrypted();
     const identity = ['--identity', file];
     writeFileSync(path.join(base, 'key'), 'correct horse\n', { mode: 0o600 });
@@ -331,7 +331,7 @@ describe('who can read new backups', () => {
       ).toMatchObject({ status: 2, stderr: expect.stringContaining('[KG_KEY_INVALID]') });
     }
     expect(archives()).toHaveLength(before);
-    // An identity alone names no reader.
+    // An identity alone names no recipient.
     set({});
     expect(await kg('backup', '--output', path.join(base, 'new'), ...identity)).toMatchObject({
       status: 2,
@@ -341,7 +341,7 @@ describe('who can read new backups', () => {
 });
 
 describe('settings that cannot be read', () => {
-  test('fail what writes or decides, and nothing that only looks or recovers', async () => {
+  test('fail commands that write or decide, but not commands that only look or recover', async () => {
     const { root, backups } = makeProject({ nodes: 5 });
     const config = path.join(root, '.kg/config.json');
     const kg = (...args) => runKg(['diag', ...args], { cwd: root });
@@ -398,7 +398,7 @@ describe('settings that cannot be read', () => {
     expect((await kg('backup')).status).toBe(0);
   });
 
-  test('a call that says where and whether encrypted goes ahead, and says so', async () => {
+  test('a call that names a directory and an encryption policy succeeds with a warning', async () => {
     const { root, backups } = makeProject({ nodes: 5 });
     writeFileSync(path.join(root, '.kg/config.json'), 'null');
     const made = JSON.parse(
@@ -422,7 +422,7 @@ describe('settings that cannot be read', () => {
 
 describe('settings that may name another directory', () => {
   test.runIf(isRoot)(
-    'and that only somebody else can read: nothing is taken from the default one',
+    'and that only another user can read: the default directory is not used',
     () => {
       const { root, backups, asUser, asRoot } = projectOf(1234, { nodes: 5 });
       const config = path.join(root, '.kg/config.json');
@@ -479,7 +479,7 @@ describe('settings that may name another directory', () => {
     },
   );
 
-  test('and that are spoilt: where backups were made is named, and nothing is taken from the default one', async () => {
+  test('and that are invalid: the message names the last directory, and the default one is not used', async () => {
     const { root, backups } = makeProject({ nodes: 5 });
     const config = path.join(root, '.kg/config.json');
     const kg = (...args) => runKg(['diag', ...args], { cwd: root });
@@ -496,7 +496,7 @@ describe('settings that may name another directory', () => {
     await expect(createBackupManager({ projectRoot: root }).listBackups()).rejects.toMatchObject({
       code: 'KG_CONFIG_INVALID',
     });
-    // Where what is remembered of it cannot be read, that is said in its place.
+    // If the record of the stores cannot be read, the message says so.
     const stores = path.join(root, '.kg/cache/backup-pages/stores.json');
     const remembered = readFileSync(stores);
     writeFileSync(stores, 'garbage');
@@ -507,7 +507,7 @@ describe('settings that may name another directory', () => {
       ),
     });
     writeFileSync(stores, remembered);
-    // The advice works as it is typed.
+    // The suggested command works as printed.
     const advice = (await kg('drill')).stderr.match(
       /`kg (diag restore --file latest --config-only --backup-dir \S+)`/,
     )[1];
@@ -520,7 +520,7 @@ describe('settings that may name another directory', () => {
     expect((await kg('backup', '--output', backups, '--no-encrypt')).status).toBe(0);
   });
 
-  test('and that are misspelt, or stand twice: no backup is made', async () => {
+  test('and that are misspelt or given twice: no backup is made', async () => {
     const { root } = makeProject({ nodes: 5 });
     const elsewhere = path.join(root, '../elsewhere');
     for (const text of [
@@ -546,8 +546,8 @@ describe('settings that may name another directory', () => {
   });
 });
 
-describe('a setting that does not count', () => {
-  test('is told with the nearest one that does, by backup, health and `kg config show`', async () => {
+describe('an unknown or invalid setting', () => {
+  test('is reported with the nearest valid name by backup, health and `kg config show`', async () => {
     const { root } = makeProject({ nodes: 5 });
     const backup = {
       encrypt: false,
@@ -585,7 +585,7 @@ describe('a setting that does not count', () => {
     expect(warnings.some(({ message }) => message.includes('theme'))).toBe(false);
   });
 
-  test('and may ask for encryption makes no backup, not even the first, unless a plain one is asked for', async () => {
+  test('that may ask for encryption stops every backup except an explicit plain one', async () => {
     const { root } = makeProject({ nodes: 5 });
     const misspelt = [
       { encrpyt: true },
@@ -611,7 +611,7 @@ describe('a setting that does not count', () => {
     expect((await runKg(['diag', 'backup', '--no-encrypt'], { cwd: root })).status).toBe(0);
   });
 
-  test('and refuses every backup is told as that, and is no health', async () => {
+  test('that stops every backup is reported as the reason, and health fails', async () => {
     const { root } = makeProject({ nodes: 5 });
     const kg = (...args) => runKg(args, { cwd: root });
     const set = (config) =>
@@ -648,7 +648,7 @@ describe('a setting that does not count', () => {
       expect(stdout).not.toContain('was ignored');
       expect((await kg('diag', 'backup')).status).toBe(2);
     }
-    // Where the settings say that backups are plain, a misspelt name only is a warning.
+    // If the settings say that backups are plain, a misspelt name is only a warning.
     set({ backup: { encrypt: false, encrpyt: true } });
     expect(await kg('diag', 'health')).toMatchObject({
       status: 0,
@@ -656,7 +656,7 @@ describe('a setting that does not count', () => {
     });
   });
 
-  test('but names a key, beside nothing that asks for encryption, is a warning of each plain backup', async () => {
+  test('that names a key, when no setting asks for encryption, is a warning of each plain backup', async () => {
     const { root } = makeProject({ nodes: 5 });
     const set = (backup) =>
       writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ backup }));
@@ -673,7 +673,7 @@ describe('a setting that does not count', () => {
     }
   });
 
-  test('removes no backup and chooses no directory by its default', async () => {
+  test('removes no backup and selects no default directory', async () => {
     const { root } = makeProject({ nodes: 5 });
     const set = (backup) =>
       writeFileSync(path.join(root, '.kg/config.json'), JSON.stringify({ backup }));
@@ -716,7 +716,7 @@ describe('a service whose settings become unreadable', () => {
       socket.on('error', () => resolve(true));
     });
 
-  test('keeps the last valid ones, tells it once, and opens no port', async () => {
+  test('keeps the last valid ones, reports it once, and opens no port', async () => {
     const { root, backups } = makeProject({ nodes: 5 });
     const config = path.join(root, '.kg/config.json');
     const told = path.join(root, '../told');
@@ -752,7 +752,7 @@ describe('a service whose settings become unreadable', () => {
     }
     expect(lines()).toEqual(spoil.map(() => 'KG_CONFIG_INVALID'));
     expect(said).not.toMatch(/no backups are made|answers on/);
-    // The schedule that was valid last still counts.
+    // The last valid schedule stays in force.
     set(JSON.stringify({ backup: { ...settings, schedule: '* * * * * *' } }));
     await until(() => said.includes('made '), 'a backup');
     set('"spoilt"');
@@ -774,7 +774,7 @@ describe('a configuration that is not a file', () => {
     'a directory': (file) => mkdirSync(file),
   };
   for (const [kind, make] of Object.entries(kinds)) {
-    test(`but ${kind} fails health, and nothing waits for it or reads it`, async () => {
+    test(`but ${kind} fails health, and no command waits for it or reads it`, async () => {
       const { root } = makeProject();
       const config = path.join(root, '.kg/config.json');
       rmSync(config);

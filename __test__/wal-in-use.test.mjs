@@ -1,4 +1,5 @@
-// A process that commits to another WAL than the one next to the database: that is told, and nothing is written over it.
+// A process commits to another WAL than the one next to the database. Every command reports this
+// and overwrites nothing.
 
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -34,7 +35,7 @@ const ADD = (name) => `INSERT INTO metadata VALUES ('${name}', 'committed')`;
 const names = (database) =>
   withDatabase(database, (db) => db.prepare('SELECT key FROM metadata ORDER BY key').pluck().all());
 
-/** A project with a backup in a store of its own. */
+/** Makes a project with a backup in a separate store. */
 async function saved() {
   const project = makeProject({ nodes: 300 });
   expect(
@@ -45,7 +46,9 @@ async function saved() {
 
 const remove = (database, ...suffixes) => suffixes.forEach((suffix) => rmSync(database + suffix));
 
-/** What makes a live host commit to elsewhere. Each returns the host, which has the database open. */
+/**
+ * Ways to make a live host commit elsewhere. Each returns the host, which has the database open.
+ */
 const WAYS = {
   'whose WAL and its index were deleted': async ({ database }) => {
     const host = await startHost(database);
@@ -136,7 +139,7 @@ const WAYS = {
   },
 };
 
-/** Everything that looks or writes, of a project whose host commits to elsewhere. */
+/** Expects every command to report that the host of this project commits elsewhere. */
 async function expectTold({ root, database, backups }, holder) {
   const looks = [
     ['health'],
@@ -187,12 +190,12 @@ async function expectTold({ root, database, backups }, holder) {
 
 describe('a process', () => {
   for (const [way, arrange] of Object.entries(WAYS)) {
-    test(`${way} is named, and neither a restore nor a repair writes over it`, async () => {
+    test(`${way} is named, and neither a restore nor a repair overwrites the database`, async () => {
       const project = await saved();
       const host = await arrange(project);
       await host.tell(ADD('after'));
       await expectTold(project, `process ${host.pid} (node)`);
-      // It goes on with what it has.
+      // The host continues with its own content.
       expect(await host.tell("SELECT value FROM metadata WHERE key = 'after'")).toEqual([
         { value: 'committed' },
       ]);
@@ -225,7 +228,7 @@ describe('a process', () => {
     await expectTold(project, `process ${host.pid} (node)`);
   });
 
-  test('whose database is gone is named, with what to do before it ends', async () => {
+  test('whose database is deleted is named, with what to do before it ends', async () => {
     const project = await saved();
     const host = await startHost(project.database);
     await host.tell(ADD('before'));
@@ -254,46 +257,46 @@ describe('a process', () => {
     expect(await kg(restore)).toMatchObject({ status: 0 });
   });
 
-  test.skipIf(!isRoot)('in another mount namespace that has the file alone is named', async () => {
-    const project = await saved();
-    const elsewhere = temporaryDirectory();
-    const mounted = path.join(elsewhere, 'app.db');
-    writeFileSync(mounted, '');
-    const mount = [
-      'unshare',
-      '-m',
-      'sh',
-      '-c',
-      'mount --bind "$0" "$1" && shift && exec "$@"',
-      project.database,
-      mounted,
-    ];
-    const host = await startHost(mounted, { through: mount });
-    await host.tell(ADD('in the container'));
-    await expectTold(project, `process ${host.pid} (node)`);
-    await host.stop();
-  });
-
   test.skipIf(!isRoot)(
-    'that cannot be seen from here is one in another container, perhaps',
+    'in another mount namespace that holds only the database file is named',
     async () => {
       const project = await saved();
-      const host = await startHost(project.database);
-      await host.tell(ADD('before'));
-      remove(project.database, '-wal', '-shm');
-      // A namespace of processes of its own, in which the host does not exist.
-      const kgArgs = ['diag', 'health', '--project', project.root, '--json'];
-      const inside = spawn('unshare', ['-m', '-p', '-f', '--mount-proc', kgPath, ...kgArgs]);
-      let said = '';
-      inside.stdout.on('data', (text) => (said += text));
-      await once(inside, 'close');
-      expect(said).toContain('KG_ISSUE_WAL_NOT_IN_USE');
-      expect(said).toContain('another container');
+      const elsewhere = temporaryDirectory();
+      const mounted = path.join(elsewhere, 'app.db');
+      writeFileSync(mounted, '');
+      const mount = [
+        'unshare',
+        '-m',
+        'sh',
+        '-c',
+        'mount --bind "$0" "$1" && shift && exec "$@"',
+        project.database,
+        mounted,
+      ];
+      const host = await startHost(mounted, { through: mount });
+      await host.tell(ADD('in the container'));
+      await expectTold(project, `process ${host.pid} (node)`);
+      await host.stop();
     },
   );
+
+  test.skipIf(!isRoot)('that is invisible here may be one in another container', async () => {
+    const project = await saved();
+    const host = await startHost(project.database);
+    await host.tell(ADD('before'));
+    remove(project.database, '-wal', '-shm');
+    // A separate PID namespace, in which the process of the host is invisible.
+    const kgArgs = ['diag', 'health', '--project', project.root, '--json'];
+    const inside = spawn('unshare', ['-m', '-p', '-f', '--mount-proc', kgPath, ...kgArgs]);
+    let said = '';
+    inside.stdout.on('data', (text) => (said += text));
+    await once(inside, 'close');
+    expect(said).toContain('KG_ISSUE_WAL_NOT_IN_USE');
+    expect(said).toContain('another container');
+  });
 });
 
-test('a WAL that SQLite ignores makes a backup incomplete, and is looked at without a wait', async () => {
+test('a WAL that SQLite ignores makes a backup incomplete, and is reported without a wait', async () => {
   const { root, database, backups } = await saved();
   writeFileSync(`${database}-wal`, Buffer.alloc(41_000, 'y'));
   writeFileSync(`${database}-shm`, Buffer.alloc(32_768));
@@ -316,7 +319,7 @@ test('a WAL that SQLite ignores makes a backup incomplete, and is looked at with
   expect(strict.stderr).toContain('KG_INCOMPLETE');
 });
 
-test('what a killed writer left of the header of a WAL is no loss', async () => {
+test('an incomplete WAL header of a killed writer is no loss', async () => {
   const { root, database, backups } = await saved();
   writeFileSync(`${database}-shm`, Buffer.alloc(32_768));
   for (const length of [1, 16, 32, 567]) {
@@ -335,7 +338,7 @@ test('what a killed writer left of the header of a WAL is no loss', async () => 
   }
 });
 
-test('the API says so too', async () => {
+test('the API reports it too', async () => {
   const project = await saved();
   const host = await startHost(project.database);
   await host.tell(ADD('before'));
@@ -358,7 +361,7 @@ test('the API says so too', async () => {
   ).rejects.toMatchObject({ code: 'KG_DATABASE_IN_USE' });
 });
 
-test('a restore that is forced replaces the file, and leaves the process what it has', async () => {
+test('a forced restore replaces the file, and the process keeps its own content', async () => {
   const project = await saved();
   const host = await startHost(project.database);
   await host.tell(ADD('before'));
@@ -411,7 +414,7 @@ describe('there is no alarm', () => {
   };
   const none = (text) => expect(text).not.toMatch(/WAL_NOT_IN_USE|SAME_FILE/);
 
-  test('of a live host, beside two backups and a check', async () => {
+  test('of a live host, during two backups and a check', async () => {
     const { root, database } = makeProject();
     const host = await startHost(database);
     await host.tell(ADD('before'));
@@ -419,7 +422,7 @@ describe('there is no alarm', () => {
   });
 
   test.skipIf(!isRoot)(
-    'of a host in another mount namespace that has the whole directory',
+    'of a host in another mount namespace with the whole directory',
     async () => {
       const { root, database } = makeProject();
       const elsewhere = temporaryDirectory();
@@ -439,7 +442,7 @@ describe('there is no alarm', () => {
     },
   );
 
-  test('of a host that checkpoints and begins its WAL again', async () => {
+  test('of a host that checkpoints and restarts its WAL', async () => {
     const { root, database } = makeProject();
     const host = await startHost(database);
     for (const mode of ['PASSIVE', 'RESTART', 'TRUNCATE']) {
@@ -452,7 +455,7 @@ describe('there is no alarm', () => {
   });
 
   test.skipIf(!isRoot)(
-    'of a host of another user, whose files this user may only read, or not even that',
+    'of a host of another user, whose files this user can read, or cannot',
     async () => {
       const { root, database } = makeProject();
       const base = path.join(root, '..');
@@ -489,7 +492,7 @@ print("ready", flush=True); sys.stdin.read()`;
     },
   );
 
-  test('of a host in rollback mode, in the middle of reading', async () => {
+  test('of a host in rollback mode during a read', async () => {
     const { root, database } = makeProject({ journalMode: 'delete' });
     const host = await startHost(database);
     await host.tell('BEGIN');
@@ -508,7 +511,7 @@ print("ready", flush=True); sys.stdin.read()`;
     }
   });
 
-  test('of a host that opens and closes its database all the time', async () => {
+  test('of a host that opens and closes its database repeatedly', async () => {
     const { root, database } = makeProject();
     const script = `
 import sqlite3, sys
@@ -523,7 +526,7 @@ while True:
     for (let n = 0; n < 3; n += 1) none(await said(root));
   });
 
-  test('of a child that inherited descriptors of a database whose WAL is gone', async () => {
+  test('of a child that inherited descriptors of a database whose WAL is deleted', async () => {
     const { root, database } = makeProject();
     const script = `
 import os, sqlite3, sys
@@ -540,14 +543,14 @@ print("ready", flush=True); os.wait()`;
     none(await said(root));
   });
 
-  test('of a host that is gone and has left its WAL', async () => {
+  test('of a host that ended and left its WAL', async () => {
     const { root, database } = makeProject();
     const host = await startHost(database);
     await host.tell(ADD('before'));
     await host.kill();
     expect(statSync(`${database}-wal`).size).toBeGreaterThan(0);
     none(await said(root));
-    // Cut, as nobody uses it any more: that is damage, and another issue.
+    // No process uses this truncated WAL, so it is damage and has a different issue.
     truncateSync(`${database}-wal`, 100);
     const { stdout } = await kg(['diag', 'health', '--project', root]);
     expect(stdout).not.toContain('WAL_NOT_IN_USE');
